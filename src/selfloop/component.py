@@ -172,7 +172,13 @@ class Sufficient(Protocol):
     def fit_statistics(self, statistics: Statistics) -> Outcome: ...
 
     def draw_statistics(
-        self, params: Params, n: int, law: Params, initial: Statistics | None, rng: np.random.Generator
+        self,
+        params: Params,
+        n: int,
+        sampler: Sampler,  # the family's default one when the rows are real
+        law: Params,
+        initial: Statistics | None,
+        rng: np.random.Generator,
     ) -> Statistics: ...
 
 
