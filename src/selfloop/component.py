@@ -194,19 +194,11 @@ class Policy(Component):
         raise NotImplementedError
 
 
-@dataclass(frozen=True, slots=True)
-class Curated:
-    """Rows a curator let through, possibly edited, with an optional weight per row."""
-
-    rows: Columns
-    weights: Floats | None = None
-
-
 class Curator(Component):
-    """Looks at rows: keeps, edits or weights them (verifiers, filters, detectors)."""
+    """Looks at rows: keeps or edits them (verifiers, filters, correctors). Laws do not apply to curated runs."""
 
-    def curate(self, rows: Columns, real: Columns, ctx: Context) -> Curated:
-        """What is kept of `rows`; `real` are the initial real rows."""
+    def curate(self, rows: Columns, real: Columns, ctx: Context) -> Columns:
+        """What is kept of `rows`, possibly edited; `real` are the initial real rows."""
         raise NotImplementedError
 
 

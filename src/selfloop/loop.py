@@ -85,8 +85,8 @@ def _resolve(name: str, t: int, plan: Plan, rows: Mapping[Batch, int]) -> Plan:
 class World(Protocol[B, M]):
     """What a batch and a model are, for one policy and one seed or many."""
 
-    label: str  # the policy's label in rows
-    seeds: Sequence[int]
+    @property
+    def seeds(self) -> Sequence[int]: ...
 
     def real(self, t: int, n: int) -> B: ...
     def fit(self, t: int, parts: Sequence[Part[B]], budget: int | None, previous: M | None) -> M: ...

@@ -5,14 +5,18 @@ The exact world of expectations, `Moments`, is in `theory/moments.py`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 
+from selfloop import stages
 from selfloop.component import (
     Context,
+    Curator,
     Ensemble,
     EnsemblePart,
     EnsembleSnapshot,
@@ -21,6 +25,7 @@ from selfloop.component import (
     Metric,
     Outcome,
     Policy,
+    Prepares,
     Relabels,
     Sampler,
     Source,
@@ -28,8 +33,10 @@ from selfloop.component import (
     Sufficient,
 )
 from selfloop.errors import ChainEndedError
+from selfloop.identity import Ref
 from selfloop.loop import schedule
 from selfloop.rng import Stream
+from selfloop.store import Store
 from selfloop.types import Array, Columns, Params, Part, Row
 
 BLOCK = 256  # seeds that share one stream when statistics are drawn instead of rows
@@ -68,6 +75,10 @@ class Block:
         drawn = [draw(Context(stream), s) for s, stream in enumerate(self.streams("source"))]
         return {name: np.stack([np.asarray(columns[name]) for columns in drawn]) for name in drawn[0]}
 
+    def draw(self, first: int, n: int, ctx: Context) -> Columns:
+        """Real rows of one seed, checked."""
+        return stages.checked_rows(self.source, self.source.draw(first, n, ctx))
+
     def truth(self) -> Params:
         """The sources' true parameters, with a leading seeds axis; empty when unknown."""
         return cast(Params, self.once("truth", lambda: self.stack(lambda ctx, s: self.source.truth(ctx))))
@@ -76,7 +87,7 @@ class Block:
         """Real rows no fit sees; none when statistics are enough."""
         if not self.on_rows or not self.holdout:
             return {}
-        return cast(Columns, self.once("holdout", lambda: self.stack(lambda ctx, s: self.source.draw(0, self.holdout, ctx))))
+        return cast(Columns, self.once("holdout", lambda: self.stack(lambda ctx, s: self.draw(0, self.holdout, ctx))))
 
 
 def needs_rows(source: Source, family: Family, metrics: Sequence[Metric], policy: Policy, n: int, generations: int) -> bool:
@@ -145,7 +156,7 @@ class EnsembleWorld:
                 lambda ctx, s: source.relabel({name: np.asarray(column)[s] for name, column in given.items()}, first, ctx)
             )
             return Held(rows={**answers, **given})
-        return Held(rows=block.stack(lambda ctx, s: source.draw(first, n, ctx)))
+        return Held(rows=block.stack(lambda ctx, s: block.draw(first, n, ctx)))
 
     def _given(self, t: int, n: int) -> Columns:
         initial, source = self.initial.rows, self.block.source
@@ -247,6 +258,111 @@ class EnsembleWorld:
 
     def ended(self, t: int, status: str) -> Iterable[Row]:
         return ()  # every chain has had its last row
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chain:
+    """Settings of one chain whose every stage is stored; the policy is not among them, so policies share stages."""
+
+    source: Source
+    family: Family
+    sampler: Sampler
+    metrics: tuple[Metric, ...]
+    curators: tuple[Curator, ...] = ()
+    start: str | Path = "scratch"  # "scratch", "previous", or the safetensors file of a model
+    seed: int
+    holdout: int
+    threads: int = 1
+
+    def context(self, *names: str | int) -> Context:
+        """The stage's own stream of this seed; the policy is no part of it: policies meet on common random numbers."""
+        return Context(Stream(("seed", self.seed)).child(*names), None, self.threads)
+
+
+@dataclass(slots=True)
+class StoredWorld:
+    """One chain at a time; batches and models are references to stored arrays."""
+
+    label: str
+    chain: Chain
+    store: Store
+    drawn: int = 0  # real rows drawn so far, after the holdout
+    initial: Ref | None = None
+    refs: dict[object, Ref] = field(default_factory=dict)  # what is the same for all generations
+
+    @property
+    def seeds(self) -> Sequence[int]:
+        return (self.chain.seed,)
+
+    def real(self, t: int, n: int) -> Ref:
+        chain, source = self.chain, self.chain.source
+        first, self.drawn = chain.holdout + self.drawn, self.drawn + n
+        if t > 1 and source.has_fixed_design():
+            return self._step(stages.draw_real_again, source, first, self._given(t, n), chain.context("source"))
+        batch = self._step(stages.draw_real, source, first, n, chain.context("source"))
+        if t == 1:
+            self.initial = batch
+        return batch
+
+    def _step(self, function: Callable[..., Any], *arguments: Any) -> Ref:
+        return cast(Ref, self.store.step(function, *arguments))
+
+    def _given(self, t: int, n: int) -> Ref | None:
+        source = self.chain.source
+        if type(source).given is Source.given:
+            return None
+        fixed = source.has_fixed_design()
+        key = ("given", n, 0 if fixed else t)
+        if key not in self.refs:
+            ctx = self.chain.context("source", *(() if fixed else ("given", t)))
+            self.refs[key] = self._step(stages.give_inputs, source, n, self.initial, ctx)
+        return self.refs[key]
+
+    def fit(self, t: int, parts: Sequence[Part[Ref | None]], budget: int | None, previous: Ref | None) -> Ref:
+        takes = tuple((part.batch, part.rows, part.weight) for part in parts)
+        start = self._start(previous)
+        return self._step(stages.fit, self.chain.family, takes, budget, start, self.chain.context("fit", t))
+
+    def _start(self, previous: Ref | None) -> Ref | None:
+        if isinstance(self.chain.start, Path):
+            return self._step(stages.load_params, self.chain.start)
+        return previous if self.chain.start == "previous" else None
+
+    def sample(self, t: int, model: Ref, n: int) -> Ref | None:
+        chain, ctx = self.chain, self.chain.context("sample", t)
+        if n == 0:
+            return None
+        given = self._given(t, n)
+        if chain.curators:
+            parts = (chain.family, model, chain.sampler)
+            return self._step(stages.sample_curated, parts, n, given, chain.curators, self.initial, ctx)
+        return self._step(stages.sample, chain.family, model, n, chain.sampler, given, ctx)
+
+    def measure(self, t: int, model: Ref, new: Ref | None) -> Iterator[Row]:
+        chain = self.chain
+        truth = chain.source.truth(chain.context("source"))
+        for metric in chain.metrics:
+            known = (truth, self._prepared(metric) if isinstance(metric, Prepares) else None)
+            fitted, rows = (chain.family, model, chain.sampler), (new, self._held_out(), self.initial)
+            ctx = chain.context("measure", metric.name)  # the same draws every generation, so curves are comparable
+            values = self.store.step(stages.measure, metric, fitted, t, rows, known, ctx)
+            for name, value in values.items():
+                yield measured(self.label, chain.seed, t, name, math.nan if value is None else value)
+
+    def _prepared(self, metric: Metric) -> Ref:
+        if metric not in self.refs:
+            ctx = self.chain.context("prepare", metric.name)
+            self.refs[metric] = self._step(stages.prepare, metric, self.initial, ctx)
+        return self.refs[metric]
+
+    def _held_out(self) -> Ref | None:
+        chain = self.chain
+        if chain.holdout and "holdout" not in self.refs:
+            self.refs["holdout"] = self._step(stages.draw_real, chain.source, 0, chain.holdout, chain.context("source"))
+        return self.refs.get("holdout")
+
+    def ended(self, t: int, status: str) -> Iterable[Row]:
+        return [Row(self.label, self.chain.seed, t, metric.name, None, status) for metric in self.chain.metrics]
 
 
 def measured(label: str, seed: int, t: int, name: str, value: float) -> Row:

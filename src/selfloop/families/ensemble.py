@@ -1,0 +1,54 @@
+"""What families written for many seeds at once share: one chain is an ensemble of one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from selfloop.component import Context, EnsemblePart, Family, Outcome, Sampler
+from selfloop.errors import ChainEndedError
+from selfloop.rng import Stream
+from selfloop.types import Columns, Floats, Params, Samples
+
+
+class EnsembleFamily(Family):
+    """A family of which `fit_rows` and `sample_rows` are all there is to write."""
+
+    def fit_rows(self, parts: Sequence[EnsemblePart], previous: Params | None) -> Outcome:
+        raise NotImplementedError
+
+    def sample_rows(self, params: Params, n: int, sampler: Sampler, given: Columns, streams: Sequence[Stream]) -> Columns:
+        raise NotImplementedError
+
+    def fit(self, data: Samples, ctx: Context, start: Params | None) -> Params:
+        parts = [
+            EnsemblePart(_lead(rows), None if chosen is None else chosen[None], weight) for rows, chosen, weight in data.parts
+        ]
+        outcome = self.fit_rows(parts, None if start is None else {name: array[None] for name, array in start.items()})
+        if outcome.status is not None and outcome.status[0] is not None:
+            raise ChainEndedError(outcome.status[0])
+        return {name: array[0] for name, array in outcome.params.items()}
+
+    def sample(self, params: Params, n: int, sampler: Sampler, given: Columns, ctx: Context) -> Columns:
+        stacked = {name: array[None] for name, array in params.items()}
+        rows = self.sample_rows(stacked, n, sampler, _lead(given), [ctx.stream])
+        return {name: np.asarray(column)[0] for name, column in rows.items()}
+
+
+def _lead(columns: Columns) -> Columns:
+    return {name: np.asarray(column)[None] for name, column in columns.items()}
+
+
+def multiplicity(part: EnsemblePart) -> Floats | None:
+    """How often each row of a batch is taken, per seed; None when every row is taken once."""
+    chosen = part.chosen
+    if chosen is None:
+        return None
+    seeds, n = np.asarray(next(iter(part.rows.values()))).shape[:2]
+    if isinstance(chosen, slice):
+        return np.broadcast_to(np.bincount(np.arange(n)[chosen], minlength=n).astype(np.float64), (seeds, n))
+    if chosen.dtype == np.bool_:
+        return chosen.astype(np.float64)
+    places = (chosen + n * np.arange(seeds)[:, None]).ravel()
+    return np.bincount(places, minlength=seeds * n).reshape(seeds, n).astype(np.float64)

@@ -1,0 +1,122 @@
+"""Normal distributions of any dimension, fitted by mean and covariance."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar, cast
+
+import numpy as np
+
+from selfloop.component import EnsemblePart, Outcome, Sampler, Statistics
+from selfloop.errors import SpecError
+from selfloop.families.ensemble import EnsembleFamily, multiplicity
+from selfloop.families.wishart import bartlett, root
+from selfloop.rng import Stream
+from selfloop.types import Columns, Floats, Params
+
+
+@dataclass(frozen=True, kw_only=True)
+class GaussianSampler(Sampler):
+    """Sampling from a fitted normal distribution."""
+
+    name: ClassVar[str] = "gaussian"
+    variance_factor: float = 1.0  # below 1 trades diversity for quality: lambda of Alemohammad et al. (2307.01850)
+
+    def __post_init__(self) -> None:
+        if not self.variance_factor >= 0:
+            raise SpecError(f"family.sampler.variance_factor: got {self.variance_factor}; expected a number of 0 or more.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gaussian(EnsembleFamily):
+    """A normal distribution: the mean, and the scatter over n - ddof, of all training rows.
+
+    Statistics are (count, mean, scatter), merged around the joint mean: raw second moments would lose a variance that
+    has shrunk to 1e-30. Rows themselves cannot carry a variance below about 1e-32 of their squared mean.
+    """
+
+    name: ClassVar[str] = "gaussian"
+    metrics: ClassVar[tuple[str, ...]] = ("mean_error", "variance_ratio")
+    sampler: ClassVar[type[Sampler]] = GaussianSampler
+    ddof: int = 0  # the divisor is n - ddof: 0 maximum likelihood, 1 unbiased
+    pooled: bool = True  # False: mass-weighted mean of the batches' own variances (He, Xu, Cheng 2025, 2502.18049)
+
+    def __post_init__(self) -> None:
+        if self.ddof not in (0, 1):
+            raise SpecError(f"family.ddof: got {self.ddof}; expected 0 (maximum likelihood) or 1 (unbiased).")
+
+    def fit_rows(self, parts: Sequence[EnsemblePart], previous: Params | None) -> Outcome:
+        return self.fit_statistics(self.merge([(_statistics(part), part.weight) for part in parts]))
+
+    def sample_rows(self, params: Params, n: int, sampler: Sampler, given: Columns, streams: Sequence[Stream]) -> Columns:
+        mean, scale = self._scaled(params, sampler)
+        noise = np.stack([stream.generator().standard_normal((n, mean.shape[1])) for stream in streams])
+        return {"x": mean[:, None] + noise @ scale.mT}
+
+    def merge(self, parts: Sequence[tuple[Statistics, float]]) -> Statistics:
+        if len(parts) == 1:
+            return parts[0][0]
+        counts, means, scatters = (
+            np.stack([cast(Floats, stats[key]) for stats, _ in parts]) for key in ("count", "mean", "scatter")
+        )
+        total = counts.sum(0)
+        mass = np.array([weight for _, weight in parts])[:, None] * counts
+        share = mass / mass.sum(0)
+        mean = (share[..., None] * means).sum(0)
+        if self.pooled:
+            # shares of the *rows'* variance; times the total count, so that the divisor n - ddof is that of pooled rows
+            factor = total * share / np.maximum(counts, 1)
+            off = means - mean
+            between = ((total * share)[..., None] * off)[..., :, None] * off[..., None, :]
+            return {"count": total, "mean": mean, "scatter": (factor[..., None, None] * scatters + between).sum(0)}
+        own = counts - self.ddof
+        factor = np.where(own > 0, (total - self.ddof) * share / np.maximum(own, 1), np.where(counts > 0, np.nan, 0))
+        return {"count": total, "mean": mean, "scatter": (factor[..., None, None] * scatters).sum(0)}
+
+    def fit_statistics(self, statistics: Statistics) -> Outcome:
+        count, scatter = cast(Floats, statistics["count"]), cast(Floats, statistics["scatter"])
+        enough = (count > self.ddof) & np.isfinite(scatter[:, 0, 0])  # a variance over n - 1 needs two rows
+        covariance = np.where(enough[:, None, None], scatter, 0) / np.maximum(count - self.ddof, 1)[:, None, None]
+        status = None if enough.all() else [None if fine else "too_few_rows" for fine in enough]
+        return Outcome({"mean": statistics["mean"], "covariance": covariance}, status)
+
+    def draw_statistics(
+        self, params: Params, n: int, sampler: Sampler, law: Params, initial: Statistics | None, rng: np.random.Generator
+    ) -> Statistics:
+        mean, scale = self._scaled(params, sampler)
+        seeds, d = mean.shape
+        shift = scale @ rng.standard_normal((seeds, d, 1)) / np.sqrt(n)
+        factor = scale @ bartlett(n - 1, d, seeds, rng)
+        return {"count": np.full(seeds, float(n)), "mean": mean + shift[..., 0], "scatter": factor @ factor.mT}
+
+    def log_prob(self, params: Params, rows: Columns) -> Floats:
+        """Log density of each row, in nats; -inf everywhere for a singular covariance."""
+        x, covariance = np.asarray(rows["x"]), cast(Floats, params["covariance"])
+        sign, log_det = np.linalg.slogdet(covariance)
+        if sign <= 0:
+            return np.full(len(x), -np.inf)
+        white = np.linalg.solve(np.linalg.cholesky(covariance), (x - params["mean"]).T)
+        return np.asarray(-0.5 * ((white**2).sum(0) + log_det + len(white) * np.log(2 * np.pi)), np.float64)
+
+    def _scaled(self, params: Params, sampler: Sampler) -> tuple[Floats, Floats]:
+        factor = cast(GaussianSampler, sampler).variance_factor
+        return cast(Floats, params["mean"]), np.sqrt(factor) * root(cast(Floats, params["covariance"]))
+
+
+def _statistics(part: EnsemblePart) -> Statistics:
+    """Count, mean and scatter of the rows taken of a batch; those of a whole batch are computed once."""
+    times = multiplicity(part)
+    if times is not None:
+        return _moments(cast(Floats, part.rows["x"]), times)
+    if "moments" not in part.kept:
+        x = cast(Floats, part.rows["x"])
+        part.kept["moments"] = _moments(x, np.ones(x.shape[:2]))
+    return cast(Statistics, part.kept["moments"])
+
+
+def _moments(x: Floats, times: Floats) -> Statistics:
+    count = times.sum(1)
+    mean = (times[:, None] @ x)[:, 0] / np.maximum(count, 1)[:, None]
+    off = (x - mean[:, None]) * np.sqrt(times)[..., None]
+    return {"count": count, "mean": mean, "scatter": off.mT @ off}

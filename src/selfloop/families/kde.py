@@ -1,0 +1,164 @@
+"""Gaussian kernel density estimates: a model is its training rows and a bandwidth."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from selfloop.component import Context, EnsemblePart, Family, Outcome, Sampler
+from selfloop.errors import DataError, SpecError
+from selfloop.families.pooling import is_masked, lift, masked_positions, part_weights, pick, taken
+from selfloop.rng import Stream
+from selfloop.types import Array, Columns, Floats, Ints, Params, Samples, count_rows
+
+RULES = ("scott", "silverman")
+LEAST = -700.0  # exp of less is a denormal number: thirty times slower, and nothing beside a kernel of 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kde(Family):
+    """Mean of Gaussian kernels at the training rows, weighted by row; a sample is a training row plus kernel noise.
+
+    A model keeps its rows as `x.0`, `x.1`, ... (for whole batches the batches themselves, never a copy), in groups of equal
+    weight: `length` rows each of `weight`, one group after another.
+    """
+
+    name: ClassVar[str] = "kde"
+    metrics: ClassVar[tuple[str, ...]] = ("nll",)
+    bandwidth: float | str = "scott"  # of the data's unit; or scikit-learn's rules for n rows in d dimensions, unscaled
+
+    def __post_init__(self) -> None:
+        known = self.bandwidth in RULES if isinstance(self.bandwidth, str) else 0 < self.bandwidth < np.inf
+        if not known:
+            raise SpecError(f"family.bandwidth: got {self.bandwidth!r}; expected a number above 0, 'scott' or 'silverman'.")
+
+    def width(self, n: int, d: int) -> float:
+        """The bandwidth for n rows in d dimensions (weights do not count), as in scikit-learn's KernelDensity."""
+        if self.bandwidth == "scott":
+            return float(n ** (-1 / (d + 4)))
+        if self.bandwidth == "silverman":
+            return float((n * (d + 2) / 4) ** (-1 / (d + 4)))
+        return float(self.bandwidth)
+
+    def fit(self, data: Samples, ctx: Context, start: Params | None) -> Params:
+        for rows, _, _ in data.parts:
+            if set(rows) != {"x"} or np.asarray(rows["x"]).ndim != 2:
+                raise DataError(f"kde: got columns {', '.join(rows)}; expected one column 'x' of vectors and no target.")
+        return {name: array[0] for name, array in self.fit_rows(lift(data), None).params.items()}
+
+    def fit_rows(self, parts: Sequence[EnsemblePart], previous: Params | None) -> Outcome:
+        if is_masked(parts):
+            positions = masked_positions(parts)
+            blocks = [pick([np.asarray(part.rows["x"]) for part in parts], positions)]
+            weight, length = part_weights(parts, positions), np.ones(positions.shape[1], np.int64)
+        else:
+            blocks = [taken(part, "x") for part in parts]
+            weight = np.tile([part.weight for part in parts], (len(blocks[0]), 1)).astype(np.float64)
+            length = np.array([block.shape[1] for block in blocks])
+        n, seeds = int(length.sum()), len(blocks[0])
+        if (weight == weight[:, :1]).all():
+            weight, length = np.ones((seeds, 1)), np.array([n])
+        bandwidth = np.full(seeds, self.width(n, blocks[0].shape[2]))
+        named: dict[str, Array] = {f"x.{i}": block for i, block in enumerate(blocks)}
+        return Outcome({"bandwidth": bandwidth, "weight": weight, "length": np.tile(length, (seeds, 1)), **named})
+
+    def sample(self, params: Params, n: int, sampler: Sampler, given: Columns, ctx: Context) -> Columns:
+        one = {name: array[None] for name, array in params.items()}
+        return {"x": np.asarray(self.sample_rows(one, n, sampler, given, [ctx.stream])["x"])[0]}
+
+    def sample_rows(self, params: Params, n: int, sampler: Sampler, given: Columns, streams: Sequence[Stream]) -> Columns:
+        blocks = _blocks(params)
+        positions = np.empty((len(streams), n), np.int64)
+        noise = np.empty((len(streams), n, blocks[0].shape[2]))
+        for s, stream in enumerate(streams):
+            rng = stream.generator()
+            positions[s] = _positions(rng.random(n), np.asarray(params["weight"][s]), np.asarray(params["length"][s]))
+            rng.standard_normal(out=noise[s])
+        noise *= np.asarray(params["bandwidth"])[:, None, None]
+        return {"x": pick(blocks, positions) + noise}
+
+    def log_prob(self, params: Params, rows: Columns) -> Floats:
+        """Log density of one model at each row, in nats."""
+        one = {name: array[None] for name, array in params.items()}
+        return _log_density(one, np.asarray(rows["x"])[None])[0]
+
+    def log_prob_rows(self, params: Params, parts: Sequence[EnsemblePart], rows: Columns) -> Floats:
+        """Log density of every seed's model, fitted on `parts`, at that seed's rows, in nats: (seeds, rows).
+
+        A whole batch contributes the log of a sum of kernels, which is computed once per batch and bandwidth.
+        """
+        if is_masked(parts) or any(isinstance(part.chosen, np.ndarray) for part in parts):
+            return _log_density(params, np.asarray(rows["x"]))
+        points, width = np.asarray(rows["x"]), np.asarray(params["bandwidth"])
+        sums = np.stack([_kept_log_sum(part, points, width) for part in parts])
+        sums += np.log([part.weight for part in parts])[:, None, None]
+        top = sums.max(axis=0)
+        total = top + np.log(np.exp(sums - top).sum(axis=0))
+        mass = sum(part.weight * taken(part, "x").shape[1] for part in parts)
+        return np.asarray(total - np.log(mass) - _log_normaliser(width, points.shape[2])[:, None])
+
+
+def _blocks(params: Params) -> list[Array]:
+    return [params[f"x.{i}"] for i in range(sum(name.startswith("x.") for name in params))]
+
+
+def _positions(u: Floats, weight: Floats, length: Ints) -> Ints:
+    """The rows that uniform numbers fall on when row i is as wide as its weight."""
+    edges = np.cumsum(weight * length)
+    at = u * edges[-1]
+    group = np.minimum(np.searchsorted(edges, at, side="right"), len(edges) - 1)
+    within = ((at - (edges - weight * length)[group]) / weight[group]).astype(np.int64)
+    return np.asarray((np.cumsum(length) - length)[group] + np.clip(within, 0, length[group] - 1))
+
+
+def _log_normaliser(width: Floats, d: int) -> Floats:
+    return np.asarray(d * (np.log(width) + 0.5 * np.log(2 * np.pi)))
+
+
+def _kept_log_sum(part: EnsemblePart, points: Floats, width: Floats) -> Floats:
+    stop = part.chosen.stop if isinstance(part.chosen, slice) else None
+    kept = part.kept.get("log kernel sum")
+    match kept:
+        case (of_points, of_width, of_stop, sums) if of_points is points and of_stop == stop and np.array_equal(of_width, width):
+            return np.asarray(sums)
+    sums = _log_kernel_sum(taken(part, "x"), points, width)
+    part.kept["log kernel sum"] = (points, width, stop, sums)
+    return sums
+
+
+def _log_density(params: Params, points: Floats) -> Floats:
+    blocks, width = _blocks(params), np.asarray(params["bandwidth"])
+    x = blocks[0] if len(blocks) == 1 else np.concatenate(blocks, axis=1)
+    weights = np.stack([np.repeat(w, k) for w, k in zip(params["weight"], params["length"], strict=True)])
+    sums = _log_kernel_sum(x, points, width, np.log(weights))
+    return np.asarray(sums - np.log(weights.sum(axis=1, keepdims=True)) - _log_normaliser(width, points.shape[2])[:, None])
+
+
+def _log_kernel_sum(x: Array, points: Floats, width: Floats, log_weight: Floats | None = None) -> Floats:
+    """Log of the sum over rows of weight times exp(-|point - row|^2 / 2 h^2), (seeds, points); never minus infinity.
+
+    One small matrix product gives all exponents; the largest of a point is taken out before the exponential.
+    """
+    seeds, n, d = x.shape
+    m = points.shape[1]
+    step = max(1, (1 << 16) // m)  # rows at a time, so that the exponents stay in the cache
+    exponents = np.empty((min(step, n), m))
+    sums = np.full((seeds, m), -np.inf)
+    for s in range(seeds):
+        centre = points[s].mean(axis=0)
+        rows, at = (x[s] - centre) / width[s], (points[s] - centre).T / width[s]
+        bias = -0.5 * (rows * rows).sum(axis=1, keepdims=True)
+        left = np.concatenate([rows, bias if log_weight is None else bias + log_weight[s, :, None]], axis=1)
+        right = np.concatenate([at, np.ones((1, m))])
+        for first in range(0, n, step):
+            e = np.matmul(left[first : first + step], right, out=exponents[: min(step, n - first)])
+            top = e.max(axis=0)
+            e -= top
+            np.exp(np.maximum(e, LEAST, out=e), out=e)
+            part = top + np.log(e.sum(axis=0))
+            sums[s] = part if first == 0 else np.logaddexp(sums[s], part)
+        sums[s] -= 0.5 * (at * at).sum(axis=0)
+    return sums

@@ -1,0 +1,246 @@
+"""The one trainer of every neural family: a fit is a function of (rows, stream, start, settings), bit for bit."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.optim.adamw import adamw
+
+from selfloop.component import Context
+from selfloop.errors import ChainEndedError, SpecError
+from selfloop.families.nn import checkpoint
+from selfloop.families.nn.training import Training
+from selfloop.rng import Stream
+from selfloop.types import Floats, Params
+
+CHECKPOINT_SECONDS = 20.0  # no setting: it changes no result, so it must not be part of a fit's key
+CHECK_EVERY = 50  # steps; a loss that is not finite stays so, and looking at it each step would stall a GPU
+CURVE_POINTS = 100
+FACTS = "training/"  # prefix of what a model's arrays say about its fit
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is trained: a network, the loss of the rows at given indices, and a weight per row (mean 1).
+
+    All randomness of the loss comes from torch's default generator, which the trainer seeds at every step: so library
+    models with dropout obey the same rule as our own noise.
+    """
+
+    model: nn.Module
+    loss: Callable[[Tensor], Tensor]  # indices of rows -> loss of each, in nats
+    weights: Floats
+
+
+def device() -> torch.device:
+    """Where networks live: the GPU if there is one."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+@contextmanager
+def seeded(stream: Stream) -> Iterator[None]:
+    """torch's default generators start at the stream's number inside, and are as before outside."""
+    with torch.random.fork_rng(range(torch.cuda.device_count())):
+        _seed(stream)
+        yield
+
+
+def _seed(stream: Stream) -> None:
+    for generator in (torch.default_generator, *torch.cuda.default_generators):  # torch.manual_seed takes 0.7 ms
+        generator.manual_seed(stream.integer())
+
+
+def fit(
+    task: Task, training: Training, ctx: Context, start: Params | None = None, interval: float = CHECKPOINT_SECONDS
+) -> dict[str, np.ndarray]:
+    """The trained network's arrays, and under `training/` its steps, rows seen and curve of training loss.
+
+    With a scratch folder the state is kept every `interval` seconds (less often when saving is slow), and a fit that was
+    killed continues to the same bits. Raises ChainEndedError("diverged") when loss or parameters are not finite.
+    """
+    torch.set_num_threads(ctx.threads)
+    rows = len(task.weights)
+    steps, size = training.steps_for(rows), training.batch_for(rows)
+    task.model.to(device()).train()
+    if start is not None:
+        load(task.model, start)
+    state = _State(task, training, steps)
+    saver = _Saver(state, ctx, repr((ctx.stream, training, rows, steps)), interval)
+    batch_of = _batches(ctx.stream.child("order"), rows, size)
+    with seeded(ctx.stream), torch.backends.cudnn.flags(deterministic=True, benchmark=False):
+        for step in range(saver.restore(), steps):
+            _seed(ctx.stream.child("noise", step))
+            state.advance(step, batch_of(step).to(device()), training.rate(step, steps))
+            if step % CHECK_EVERY == 0:
+                state.check(step)
+            saver.after(step + 1)
+    state.check(steps - 1)
+    facts = {"steps": np.int64(steps), "rows": np.int64(steps * size), "loss": state.curve()}
+    return state.arrays() | {FACTS + name: np.asarray(fact) for name, fact in facts.items()}
+
+
+def load(model: nn.Module, params: Params) -> None:
+    """Put a fit's arrays into a network of the same form; SpecError when the forms differ."""
+    found = {name: array for name, array in params.items() if not name.startswith(FACTS)}
+    with torch.no_grad():
+        for name, tensor in model.state_dict().items():
+            if name not in found or found[name].shape != tuple(tensor.shape):
+                shape = found[name].shape if name in found else "missing"
+                raise SpecError(
+                    f"start: array {name!r} is {shape}; this network needs {tuple(tensor.shape)}. Start from a model of "
+                    "the same family and settings."
+                )
+            tensor.copy_(torch.tensor(found[name]))
+
+
+def _batches(stream: Stream, rows: int, size: int) -> Callable[[int], Tensor]:
+    """Row indices of any step: an endless chain of permutations cut into batches of equal size (at most `rows`)."""
+
+    @lru_cache(maxsize=2)
+    def permutation(epoch: int) -> Tensor:
+        return torch.from_numpy(stream.child(epoch).generator().permutation(rows))
+
+    def batch(step: int) -> Tensor:
+        epoch, offset = divmod(step * size, rows)
+        indices = permutation(epoch)[offset : offset + size]
+        if len(indices) < size:
+            indices = torch.cat([indices, permutation(epoch + 1)[: size - len(indices)]])
+        return indices
+
+    return batch
+
+
+class _State:
+    """A network in training. Its parameters are views of at most two long vectors (decayed or not), so clipping,
+    optimiser, average and checkpoint each are one operation, however many layers there are."""
+
+    def __init__(self, task: Task, training: Training, steps: int) -> None:
+        self.task, self.training = task, training
+        self.weights = torch.from_numpy(task.weights).float().to(device())
+        trainable = [p for p in task.model.parameters() if p.requires_grad]
+        decayed = [p for p in trainable if p.ndim >= 2 and training.weight_decay]
+        names = {id(p) for p in decayed}
+        groups = ((training.weight_decay, decayed), (0.0, [p for p in trainable if id(p) not in names]))
+        self.groups = [_Group(parameters, decay, training) for decay, parameters in groups if parameters]
+        self.losses = torch.zeros(steps, device=device())
+        self.bfloat16 = _uses_bfloat16(training, sum(p.numel() for p in trainable))
+
+    def advance(self, step: int, indices: Tensor, rate: float) -> None:
+        gradients = [group.gradient for group in self.groups]
+        torch._foreach_zero_(gradients)
+        with torch.autocast(device().type, torch.bfloat16, enabled=self.bfloat16):
+            losses = self.task.loss(indices)
+        loss = torch.dot(losses.float(), self.weights[indices]) / len(indices)
+        loss.backward()  # type: ignore[no-untyped-call]
+        if self.training.clip is not None:
+            norm = torch.stack([gradient.norm() for gradient in gradients]).norm()
+            torch._foreach_mul_(gradients, (self.training.clip / norm).clamp(max=1.0))
+        for group in self.groups:
+            group.advance(rate)
+        self.losses[step] = loss.detach()
+
+    def check(self, step: int) -> None:
+        if not all(torch.isfinite(tensor).all() for tensor in (self.losses[step], *(group.vector for group in self.groups))):
+            raise ChainEndedError("diverged")
+
+    def curve(self) -> Floats:
+        """Mean training loss of up to 100 equal stretches of the fit."""
+        stretches = np.array_split(self.losses.double().cpu().numpy(), min(CURVE_POINTS, len(self.losses)))
+        return np.array([stretch.mean() for stretch in stretches])
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        for group in self.groups:
+            if group.average is not None:
+                group.vector.copy_(group.average)  # the network's parameters are views of the vector
+        return {name: tensor.cpu().numpy().copy() for name, tensor in self.task.model.state_dict().items()}
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Everything that a step changes."""
+        kept = {f"{name}/{i}": tensor for i, group in enumerate(self.groups) for name, tensor in group.tensors().items()}
+        return kept | {f"buffer/{name}": buffer for name, buffer in self.task.model.named_buffers()} | {"losses": self.losses}
+
+    def restore(self, tensors: dict[str, Tensor]) -> None:
+        for name, tensor in self.tensors().items():
+            tensor.copy_(tensors[name])  # copied, not adopted: a product's last bits may depend on how arrays are aligned
+
+
+class _Group:
+    """Parameters with the same weight decay: views of one vector, as their gradients are of another."""
+
+    def __init__(self, parameters: list[nn.Parameter], decay: float, training: Training) -> None:
+        self.decay = decay
+        self.vector = torch.cat([p.detach().reshape(-1) for p in parameters])
+        self.gradient, self.first, self.second = (torch.zeros_like(self.vector) for _ in range(3))
+        self.step = torch.zeros((), device=self.vector.device)
+        self.ema = training.ema
+        self.average = None if training.ema is None else self.vector.clone()
+        ends = np.cumsum([p.numel() for p in parameters]).tolist()
+        for p, end in zip(parameters, ends, strict=True):
+            p.data = self.vector[end - p.numel() : end].view(p.shape)
+            p.grad = self.gradient[end - p.numel() : end].view(p.shape)
+
+    def advance(self, rate: float) -> None:
+        adamw(
+            [self.vector],
+            [self.gradient],
+            [self.first],
+            [self.second],
+            [],
+            [self.step],
+            fused=True,
+            amsgrad=False,
+            beta1=0.9,
+            beta2=0.999,
+            lr=rate,
+            weight_decay=self.decay,
+            eps=1e-8,
+            maximize=False,
+        )
+        if self.average is not None and self.ema is not None:
+            self.average.lerp_(self.vector, 1 - self.ema)
+
+    def tensors(self) -> dict[str, Tensor]:
+        average = {} if self.average is None else {"average": self.average}
+        return {"vector": self.vector, "first": self.first, "second": self.second, "step": self.step} | average
+
+
+def _uses_bfloat16(training: Training, parameters: int) -> bool:
+    if training.precision != "auto":
+        return training.precision == "bfloat16"
+    if device().type == "cuda":
+        return torch.cuda.get_device_capability() >= (8, 0)
+    return parameters >= 1_000_000 and torch.cpu._is_amx_tile_supported()
+
+
+class _Saver:
+    """Keeps the state of a fit in its scratch folder."""
+
+    def __init__(self, state: _State, ctx: Context, identity: str, interval: float) -> None:
+        self.state, self.identity = state, identity
+        self.path: Path | None = ctx.scratch / "fit.safetensors" if ctx.scratch else None
+        self.interval = interval
+        self.due = time.monotonic() + interval
+
+    def restore(self) -> int:
+        """Steps that are already done."""
+        found = checkpoint.load(self.path, self.identity) if self.path else None
+        if found is None:
+            return 0
+        step, tensors = found
+        self.state.restore(tensors)
+        return step
+
+    def after(self, step: int) -> None:
+        now = time.monotonic()
+        if self.path is not None and now >= self.due:
+            checkpoint.save(self.path, self.state.tensors(), self.identity, step)
+            spent = time.monotonic() - now
+            self.due = now + spent + max(self.interval, 50 * spent if self.interval else 0.0)  # at most 2 % of the time

@@ -1,0 +1,69 @@
+"""Settings of gradient training, the same for every neural family. Light: reading a spec does not load torch."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from selfloop.errors import SpecError
+
+Schedule = Literal["constant", "linear", "cosine"]
+Precision = Literal["float32", "bfloat16", "auto"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """How a network is trained: AdamW on shuffled batches, every one of the full size.
+
+    `precision = "auto"` is bfloat16 on a GPU of compute capability 8 or more and, for networks of a million parameters
+    or more, on a processor with AMX tiles; float32 everywhere else. The rule looks at the machine, never at a clock, yet
+    the numbers then depend on the machine: "float32" is the choice for results to compare.
+    """
+
+    epochs: int = 30  # passes through the training rows, unless `steps` is given
+    steps: int | None = None  # optimiser steps, the same however many rows there are
+    batch: int = 64  # rows per step (all rows when there are fewer)
+    learning_rate: float = 1e-3  # the highest one
+    weight_decay: float = 0.0  # of matrices and kernels; biases and norms are not decayed
+    schedule: Schedule = "constant"  # towards 0 at the last step: linear, cosine
+    warmup: int = 0  # steps of linear rise before the schedule
+    clip: float | None = 1.0  # highest norm of the whole gradient
+    ema: float | None = None  # decay of the parameter average that becomes the model; None = the last parameters
+    precision: Precision = "float32"
+
+    def __post_init__(self) -> None:
+        whole = {"epochs": self.epochs, "batch": self.batch, "steps": 1 if self.steps is None else self.steps}
+        for name, value in whole.items():
+            if value < 1:
+                raise SpecError(f"family.training.{name}: got {value}; expected 1 or more.")
+        for name, value in {"learning_rate": self.learning_rate, "clip": 1.0 if self.clip is None else self.clip}.items():
+            if not 0 < value < math.inf:
+                raise SpecError(f"family.training.{name}: got {value}; expected a number above 0.")
+        for name, value in {"weight_decay": self.weight_decay, "warmup": self.warmup}.items():
+            if not 0 <= value < math.inf:
+                raise SpecError(f"family.training.{name}: got {value}; expected 0 or more.")
+        if self.ema is not None and not 0 < self.ema < 1:
+            raise SpecError(f"family.training.ema: got {self.ema}; expected a decay between 0 and 1.")
+        for name, word, allowed in (
+            ("schedule", self.schedule, get_args(Schedule)),
+            ("precision", self.precision, get_args(Precision)),
+        ):
+            if word not in allowed:
+                raise SpecError(f"family.training.{name}: got {word!r}; expected one of {', '.join(allowed)}.")
+
+    def batch_for(self, rows: int) -> int:
+        """Rows per step when there are `rows` rows."""
+        return min(self.batch, rows)
+
+    def steps_for(self, rows: int) -> int:
+        """Optimiser steps of a fit to `rows` rows."""
+        return self.steps or math.ceil(self.epochs * rows / self.batch_for(rows))
+
+    def rate(self, step: int, steps: int) -> float:
+        """Learning rate at step 0 .. steps - 1 of a fit of `steps` steps."""
+        if step < self.warmup:
+            return self.learning_rate * (step + 1) / self.warmup
+        left = 1 - (step - self.warmup) / max(steps - self.warmup, 1)
+        factor = {"constant": 1.0, "linear": left, "cosine": 0.5 - 0.5 * math.cos(math.pi * left)}[self.schedule]
+        return self.learning_rate * factor

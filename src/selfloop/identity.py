@@ -1,0 +1,84 @@
+"""Stable identities: what makes two arguments of a stage the same, as a JSON value and as a digest."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, is_dataclass
+from functools import cache
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from selfloop.component import Component, Context
+from selfloop.errors import DataError, SelfloopError
+from selfloop.rng import Stream
+
+
+@dataclass(frozen=True, slots=True)
+class Ref:
+    """Stored arrays, by content; as an argument of a stage it arrives opened."""
+
+    digest: str
+
+
+def identity(value: Any) -> Any:
+    """A JSON value that is the same exactly when the argument is; SelfloopError when it has no stable one."""
+    if value is None or isinstance(value, bool | int | str):
+        return value
+    if isinstance(value, float):
+        return {"float": value.hex()}
+    if isinstance(value, Ref):
+        return {"object": value.digest}
+    if isinstance(value, Stream | Context):
+        return {"stream": list((value.stream if isinstance(value, Context) else value).path)}
+    if isinstance(value, Path):
+        return {"file": file_digest(value)}
+    return _of_many(value)
+
+
+def _of_many(value: Any) -> Any:
+    if isinstance(value, tuple | list):
+        return [identity(part) for part in value]
+    if isinstance(value, Mapping):
+        return {"map": {str(name): identity(part) for name, part in value.items()}}
+    if isinstance(value, np.ndarray):
+        return {"array": [value.dtype.str, list(value.shape), digest_of(np.ascontiguousarray(value).tobytes())]}
+    if is_dataclass(value) and not isinstance(value, type):
+        version = type(value).version if isinstance(value, Component) else 1
+        settings = {f.name: identity(getattr(value, f.name)) for f in fields(value) if f.metadata.get("identity", True)}
+        return {"component": [f"{type(value).__module__}.{type(value).__qualname__}", version, settings]}
+    raise SelfloopError(f"store: an argument of type {type(value).__name__} has no stable identity; pass its settings instead.")
+
+
+def file_digest(path: Path) -> str:
+    """Content digest of a file, or of all files below a folder with their relative names."""
+    if path.is_dir():
+        parts = [[str(p.relative_to(path)), file_digest(p)] for p in sorted(path.rglob("*")) if p.is_file()]
+        return digest_of(json.dumps(parts).encode())
+    try:
+        status = path.stat()
+    except OSError as problem:
+        raise DataError(f"{path}: cannot be read ({reason_of(problem)}). Check the path.") from problem
+    return _file_digest(path, status.st_ino, status.st_size, status.st_mtime_ns)
+
+
+@cache
+def _file_digest(path: Path, inode: int, size: int, time_ns: int) -> str:
+    digest = blake2b(digest_size=20)
+    with path.open("rb") as file:
+        while block := file.read(1 << 22):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def digest_of(data: bytes) -> str:
+    """Digest of bytes, 160 bits in hexadecimal."""
+    return blake2b(data, digest_size=20).hexdigest()
+
+
+def reason_of(problem: OSError) -> str:
+    """What the operating system says, in a few words."""
+    return (problem.strerror or type(problem).__name__).lower()

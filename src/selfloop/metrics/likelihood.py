@@ -1,0 +1,46 @@
+"""How probable held-out real rows are."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Protocol, cast, runtime_checkable
+
+import numpy as np
+
+from selfloop.component import Context, EnsemblePart, EnsembleSnapshot, HasLogProb, Metric, Snapshot
+from selfloop.types import Columns, Floats, Params
+
+
+@runtime_checkable
+class HasPooledLogProb(Protocol):
+    """An ensemble family that can reuse, part by part, what an earlier generation computed: log p, (seeds, rows)."""
+
+    def log_prob_rows(self, params: Params, parts: Sequence[EnsemblePart], rows: Columns) -> Floats: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Nll(Metric):
+    """Mean negative log density (or probability) of the held-out real rows."""
+
+    name: ClassVar[str] = "nll"
+    title: ClassVar[str] = "negative log-likelihood of held-out real rows"
+    unit: ClassVar[str] = "nats per row"
+    needs: ClassVar[tuple[type, ...]] = (HasLogProb,)
+    on_rows: ClassVar[bool] = True
+
+    def measure(self, snap: Snapshot, ctx: Context) -> Mapping[str, float]:
+        return {"nll": -float(np.mean(cast(HasLogProb, snap.family).log_prob(snap.params, snap.holdout)))}
+
+    def measure_ensemble(self, snap: EnsembleSnapshot) -> Mapping[str, Floats]:
+        if isinstance(snap.family, HasPooledLogProb):
+            return {"nll": -snap.family.log_prob_rows(snap.params, snap.parts, snap.holdout).mean(axis=1)}
+        family, seeds = cast(HasLogProb, snap.family), len(next(iter(snap.params.values())))
+        log_prob = [
+            family.log_prob(
+                {name: array[s] for name, array in snap.params.items()},
+                {name: np.asarray(column)[s] for name, column in snap.holdout.items()},
+            ).mean()
+            for s in range(seeds)
+        ]
+        return {"nll": -np.array(log_prob)}

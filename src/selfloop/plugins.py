@@ -1,0 +1,109 @@
+"""Components by kind and name: one line per built-in, entry points for the rest; nothing is imported before it is asked for."""
+
+from __future__ import annotations
+
+from functools import cache
+from importlib import import_module
+from importlib.metadata import entry_points
+from importlib.resources import files
+from typing import Any, cast
+
+from selfloop.component import Component
+from selfloop.errors import MissingExtraError, SpecError, unknown_name
+
+BUILT_IN: dict[str, dict[str, str]] = {
+    "policy": {
+        "replace": "selfloop.policies.plans:Replace",
+        "accumulate": "selfloop.policies.plans:Accumulate",
+        "accumulate_subsample": "selfloop.policies.plans:AccumulateSubsample",
+        "replace_multiple": "selfloop.policies.plans:ReplaceMultiple",
+        "window": "selfloop.policies.plans:Window",
+        "augment": "selfloop.policies.plans:Augment",
+        "mix": "selfloop.policies.plans:Mix",
+        "fresh": "selfloop.policies.plans:Fresh",
+        "accumulate_real": "selfloop.policies.plans:AccumulateReal",
+        "balanced": "selfloop.policies.plans:Balanced",
+        "incremental": "selfloop.policies.plans:Incremental",
+        "expanding": "selfloop.policies.plans:Expanding",
+        "growing": "selfloop.policies.plans:Growing",
+        "custom": "selfloop.policies.plans:Custom",
+    },
+    "family": {
+        "gaussian": "selfloop.families.gaussian:Gaussian",
+        "discrete": "selfloop.families.discrete:Discrete",
+        "linear": "selfloop.families.linear:Linear",
+        "glm": "selfloop.families.glm:Glm",
+        "kde": "selfloop.families.kde:Kde",
+        "vae": "selfloop.families.vae:Vae",
+    },
+    "source": {
+        "gaussian": "selfloop.sources.toy:Gaussian",
+        "zipf": "selfloop.sources.toy:Zipf",
+        "linear": "selfloop.sources.toy:Linear",
+        "logistic": "selfloop.sources.logistic:Logistic",
+        "blobs": "selfloop.sources.shapes:Blobs",
+        "circles": "selfloop.sources.shapes:Circles",
+        "moons": "selfloop.sources.shapes:Moons",
+        "swiss_roll": "selfloop.sources.shapes:SwissRoll",
+        "table": "selfloop.sources.tables:Table",
+        "digits": "selfloop.sources.images:Digits",
+        "idx": "selfloop.sources.images:Idx",
+        "images": "selfloop.sources.images:Images",
+    },
+    "metric": {
+        "mean_error": "selfloop.metrics.moments:MeanError",
+        "variance_ratio": "selfloop.metrics.moments:VarianceRatio",
+        "heterozygosity": "selfloop.metrics.moments:Heterozygosity",
+        "support": "selfloop.metrics.moments:Support",
+        "excess_risk": "selfloop.metrics.moments:ExcessRisk",
+        "parameter_error": "selfloop.metrics.classification:ParameterError",
+        "log_loss": "selfloop.metrics.classification:LogLoss",
+        "accuracy": "selfloop.metrics.classification:Accuracy",
+        "nll": "selfloop.metrics.likelihood:Nll",
+        "negative_elbo": "selfloop.metrics.images:NegativeElbo",
+        "pixel_spread": "selfloop.metrics.images:PixelSpread",
+        "frechet": "selfloop.metrics.images:Frechet",
+    },
+    "curator": {},
+    "criterion": {
+        "catastrophic_increase": "selfloop.stats.criteria:CatastrophicIncrease",
+        "any_increase": "selfloop.stats.criteria:AnyIncrease",
+        "divergence": "selfloop.stats.criteria:Divergence",
+        "scaling_law_change": "selfloop.stats.criteria:ScalingLawChange",
+        "collapsing_variance": "selfloop.stats.criteria:CollapsingVariance",
+        "mode_entanglement": "selfloop.stats.criteria:ModeEntanglement",
+        "tail_loss": "selfloop.stats.criteria:TailLoss",
+        "hallucination": "selfloop.stats.criteria:Hallucination",
+    },
+}
+EXTRAS = {"diffusers": "images", "rdkit": "molecules", "torch_geometric": "molecules", "datasets": "hub", "ray": "ray"}
+
+
+@cache
+def names(kind: str) -> dict[str, str]:
+    """What there is of a kind: name -> "module:Class", built-ins and installed entry points (group selfloop.<kind>)."""
+    found = {entry.name: entry.value for entry in entry_points(group=f"selfloop.{kind}")}
+    return {**found, **BUILT_IN[kind]}
+
+
+def component_class(kind: str, name: str, where: str) -> type[Component]:
+    """The class of that name; SpecError with the nearest name when there is none, MissingExtraError when it needs an extra."""
+    known = names(kind)
+    if name not in known:
+        raise SpecError(unknown_name(where, name, known))
+    module, _, attribute = known[name].partition(":")
+    try:
+        return cast(type[Component], getattr(import_module(module), attribute))
+    except ModuleNotFoundError as problem:
+        extra = EXTRAS.get((problem.name or "").split(".")[0])
+        if extra is None:
+            raise
+        raise MissingExtraError(
+            f"{where}: {name!r} needs {problem.name}. Install it with: pip install 'selfloop[{extra}]'."
+        ) from None
+
+
+def presets() -> dict[str, Any]:
+    """Shipped specs by name, as readable resources."""
+    folder = files("selfloop") / "presets"
+    return {entry.name.removesuffix(".toml"): entry for entry in folder.iterdir() if entry.name.endswith(".toml")}

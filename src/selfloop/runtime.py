@@ -1,0 +1,265 @@
+"""From a spec to rows: checks, tasks, worlds, and what a run gives back."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import groupby
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+
+from selfloop import sweep
+from selfloop.component import Ensemble, MeasuresEnsemble, Policy, Sufficient
+from selfloop.errors import SpecError
+from selfloop.loop import loop, schedule
+from selfloop.spec import Axes, Spec
+from selfloop.store import Store, Usage, stage
+from selfloop.types import Array, Params, Row
+from selfloop.worlds import BLOCK, Block, Chain, EnsembleWorld, StoredWorld, needs_rows
+
+LIVE_BYTES = 1 << 30  # rows an ensemble may hold at once; more seeds are run one group after another
+LEDGER = ("real_mass", "data_age")  # rows of every generation that follow from the policy alone
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """One unit of work: a chain of one policy and seed, or an ensemble block of all policies."""
+
+    axes: Axes
+    spec: Spec  # a point: no sweep, n and holdout resolved
+    policies: tuple[int, ...]  # positions in the spec
+    seeds: tuple[int, ...]
+    generations: int
+    store: Path
+    threads: int
+    looking: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """Rows of one policy's generation, or (rows empty) what the task used of the store."""
+
+    axes: Axes
+    policy: int
+    rows: tuple[Row, ...]
+    usage: Usage | None = None
+
+
+def store_path(given: str | Path | None) -> Path:
+    """The store's folder: as given, else $SELFLOOP_STORE, else .selfloop in the working folder."""
+    return Path(given or os.environ.get("SELFLOOP_STORE") or ".selfloop")
+
+
+def resolved_points(spec: Spec) -> list[tuple[Axes, Spec]]:
+    """The sweep's points with n and holdout filled in, every one checked; SpecError before any work."""
+    return [(axes, _sized(point)) for axes, point in spec.points()]
+
+
+def _sized(spec: Spec) -> Spec:
+    size, own = spec.source.size(), spec.source.holdout()
+    if own is not None and spec.holdout not in (None, own):
+        raise SpecError(f"holdout: got {spec.holdout}; source {spec.source.name} sets aside {own} rows itself. Omit the key.")
+    holdout = own if own is not None else spec.holdout
+    if holdout is None:
+        holdout = 500 if size is None else round(0.3 * size)
+    if spec.n is None and size is None:
+        raise SpecError(f"n: missing; source {spec.source.name} is unlimited, so say how many real rows to start with.")
+    n = spec.n if spec.n is not None else cast(int, size) - holdout
+    for policy in spec.policies:
+        real_rows = holdout + _real_rows(spec, policy, n)
+        if size is not None and real_rows > size:
+            raise SpecError(
+                f"n: policy {policy.name} with n = {n} and holdout = {holdout} needs {real_rows} real rows; "
+                f"source {spec.source.name} has {size}. Lower n, holdout or generations."
+            )
+    _check_abilities(spec)
+    return replace(spec, n=n, holdout=holdout)
+
+
+def _real_rows(spec: Spec, policy: Policy, n: int) -> int:
+    stages = list(schedule(policy, n, spec.generations))
+    return n if spec.source.has_fixed_design() else sum(s.emission.real for s in stages)
+
+
+def _check_abilities(spec: Spec) -> None:
+    for metric in spec.metrics:
+        for ability in metric.needs:
+            if not isinstance(spec.family, ability):
+                raise SpecError(
+                    f"metrics: {metric.name!r} needs a family with {ability.__name__}; {spec.family.name} has none. "
+                    "Drop the metric or choose another family."
+                )
+
+
+def is_ensemble(spec: Spec) -> bool:
+    """Can all seeds run at once in memory?"""
+    plain = not spec.curators and spec.start == "scratch"
+    return (
+        plain
+        and isinstance(spec.family, Ensemble | Sufficient)
+        and all(isinstance(metric, MeasuresEnsemble) for metric in spec.metrics)
+    )
+
+
+def tasks_of(spec: Spec, store: Path, threads: int | None = None) -> list[list[Task]]:
+    """Phases of tasks; what the chains of a seed share (generation 1) is the first phase, so it runs once."""
+    shared, chains = [], []
+    points = resolved_points(spec)
+    count = sum(len(point.seeds) * len(point.policies) for _, point in points if not is_ensemble(point))
+    each = threads or max(1, sweep.cores() // max(count, 1))
+    for axes, point in points:
+        everyone = tuple(range(len(point.policies)))
+        if is_ensemble(point):
+            for seeds in _groups(point):
+                chains.append(Task(axes, point, everyone, seeds, point.generations, store, threads or sweep.cores()))
+            continue
+        for seed in point.seeds:
+            shared.append(Task(axes, point, (0,), (seed,), 1, store, each))
+            chains += [Task(axes, point, (p,), (seed,), point.generations, store, each) for p in everyone]
+    return [shared, chains] if shared else [chains]
+
+
+def _groups(spec: Spec) -> list[tuple[int, ...]]:
+    """Seeds that run together: within blocks of 256, and few enough for their rows to fit in memory."""
+    n = cast(int, spec.n)
+    row = sum(np.dtype(f.dtype).itemsize * math.prod(f.shape) for f in spec.source.schema().values())
+    most = max(max(sum(s.available.values()) for s in schedule(p, n, spec.generations)) for p in spec.policies)
+    on_rows = any(_on_rows(spec, policy) for policy in spec.policies)
+    together = min(BLOCK, max(1, LIVE_BYTES // (row * most))) if on_rows else BLOCK
+    groups = []
+    for _, block in groupby(sorted(spec.seeds), key=lambda seed: seed // BLOCK):
+        members = tuple(block)
+        groups += [members[i : i + together] for i in range(0, len(members), together)]
+    return groups
+
+
+def _on_rows(spec: Spec, policy: Policy) -> bool:
+    return needs_rows(spec.source, spec.family, spec.metrics, policy, cast(int, spec.n), spec.generations)
+
+
+def work(task: Task) -> Iterator[Done]:
+    """Run a task; yields its rows generation by generation, then what it used of the store."""
+    store = Store(task.store, looking=task.looking)
+    runs = _run_block(task, store) if is_ensemble(task.spec) else _run_chain(task, store)
+    for policy, rows in runs:
+        yield Done(task.axes, policy, tuple(rows))
+        used, store.usage = store.usage, Usage()
+        yield Done(task.axes, policy, (), used)
+
+
+def _run_chain(task: Task, store: Store) -> Iterator[tuple[int, list[Row]]]:
+    spec, (position,), (seed,) = task.spec, task.policies, task.seeds
+    chain = Chain(
+        source=spec.source, family=spec.family, sampler=spec.sampler, metrics=spec.metrics, curators=spec.curators,
+        start=spec.start, seed=seed, holdout=cast(int, spec.holdout), threads=task.threads,
+    )  # fmt: skip
+    world = StoredWorld(spec.labels()[position], chain, store)
+    rows = loop(world, spec.policies[position], cast(int, spec.n), task.generations)
+    for _, generation in groupby(rows, key=lambda row: row.generation):
+        yield position, [row._replace(axes=task.axes) for row in generation]
+
+
+def _run_block(task: Task, store: Store) -> Iterator[tuple[int, list[Row]]]:
+    spec, blocks = task.spec, dict[bool, Block]()
+    for position in task.policies:
+        on_rows = _on_rows(spec, spec.policies[position])
+        if on_rows not in blocks:
+            first = task.seeds[0] // BLOCK * BLOCK
+            seeds = task.seeds if on_rows else tuple(range(first, first + BLOCK))
+            blocks[on_rows] = Block(
+                source=spec.source, family=spec.family, sampler=spec.sampler, metrics=spec.metrics, seeds=seeds,
+                n=cast(int, spec.n), holdout=cast(int, spec.holdout), on_rows=on_rows,
+            )  # fmt: skip
+        block = blocks[on_rows]
+        curves = store.open(store.step(ensemble_curves, block, spec.policies[position], spec.generations))
+        rows = _rows_of(cast(Params, curves), spec.labels()[position], task.axes, block.seeds, frozenset(task.seeds))
+        yield position, list(rows)
+
+
+@stage(version=1)
+def ensemble_curves(block: Block, policy: Policy, generations: int) -> dict[str, Array]:
+    """Every metric of all seeds as a (seeds, generations) array, and where a value is missing the code of its status."""
+    where = {seed: s for s, seed in enumerate(block.seeds)}
+    values: dict[str, Array] = {}
+    codes: dict[str, Array] = {}
+    statuses = ["", "no row"]
+    for row in loop(EnsembleWorld(policy.name, block), policy, block.n, generations):
+        if row.metric not in values:
+            values[row.metric] = np.full((len(where), generations), np.nan)
+            codes[row.metric] = np.ones((len(where), generations), np.uint8)
+        if (row.status or "") not in statuses:
+            statuses.append(row.status or "")
+        place = where[row.seed], row.generation - 1
+        values[row.metric][place] = np.nan if row.value is None else row.value
+        codes[row.metric][place] = statuses.index(row.status or "")
+    named = np.frombuffer("\n".join(statuses).encode(), np.uint8)
+    return {**values, **{f"status/{name}": array for name, array in codes.items()}, "statuses": named}
+
+
+def _rows_of(curves: Params, label: str, axes: Axes, seeds: Sequence[int], wanted: frozenset[int]) -> Iterator[Row]:
+    statuses: list[str | None] = [text or None for text in bytes(curves["statuses"]).decode().split("\n")]
+    for name in curves:
+        if f"status/{name}" not in curves:
+            continue
+        values, codes = cast(Any, curves[name]).tolist(), cast(Any, curves[f"status/{name}"]).tolist()
+        for s, seed in enumerate(seeds):
+            if seed in wanted:
+                for t, (value, code) in enumerate(zip(values[s], codes[s], strict=True), 1):
+                    if code != 1:
+                        yield Row(label, seed, t, name, None if code else value, statuses[code], axes)
+
+
+def stream(
+    spec: Spec,
+    store: str | Path | None = None,
+    *,
+    workers: int | None = 1,
+    threads: int | None = None,
+    progress: Progress | None = None,
+    usage: dict[str, Usage] | None = None,
+) -> Iterator[Row]:
+    """Rows as they come, from that many worker processes (None: as many as the cores allow).
+
+    `usage` is filled with what each policy used of the store.
+    """
+    path = store_path(store)
+    phases = tasks_of(spec, path, threads)
+    Store(path)  # an unwritable store is found before any work
+    total = sum(_steps(task) for phase in phases for task in phase)
+    finished = 0
+    for number, phase in enumerate(phases):
+        share = phase[0].threads if phase else 1
+        pool = max(1, sweep.cores() // share) if workers is None else workers
+        for done in sweep.in_processes(pool)(work, phase, share):
+            if done.usage is None:
+                finished += _generations(done)
+                if progress:
+                    progress(finished, total)
+                if number == len(phases) - 1:
+                    yield from done.rows
+            elif usage is not None:
+                label = spec.labels()[done.policy]
+                usage[label] = _sum_usage(usage.get(label, Usage()), done.usage)
+
+
+def _steps(task: Task) -> int:
+    return task.generations * (len(task.policies) if is_ensemble(task.spec) else 1)
+
+
+def _generations(done: Done) -> int:
+    return len({row.generation for row in done.rows})
+
+
+def _sum_usage(a: Usage, b: Usage) -> Usage:
+    stages = dict(a.by_stage)
+    for name, (count, seconds) in b.by_stage.items():
+        before = stages.get(name, (0, 0.0))
+        stages[name] = (before[0] + count, before[1] + seconds)
+    return Usage(
+        a.computed + b.computed, a.reused + b.reused, a.seconds + b.seconds, a.saved + b.saved, a.bytes + b.bytes, stages
+    )

@@ -1,0 +1,139 @@
+"""The stored steps of one chain. Each is a function of its arguments alone; they are its identity in the store."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+
+from selfloop.arrays import read_arrays
+from selfloop.component import Context, Curator, Family, Metric, Prepares, Relabels, Sampler, Snapshot, Source
+from selfloop.errors import ChainEndedError, DataError
+from selfloop.store import stage
+from selfloop.types import Columns, Ints, Params, Ragged, Samples, count_rows, join_rows, select_rows
+
+CURATION_ROUNDS = 16  # sampling goes on until at most this many times the asked rows were made
+
+
+@stage(version=1)
+def draw_real(source: Source, first: int, n: int, ctx: Context) -> Columns:
+    """Rows first .. first + n - 1 of a source, checked against its schema."""
+    return checked_rows(source, source.draw(first, n, ctx))
+
+
+def checked_rows(source: Source, rows: Columns) -> Columns:
+    """The rows, when they are what the source's schema says and finite; else a DataError."""
+    for name, field in source.schema().items():
+        if name not in rows:
+            raise DataError(f"source.{source.name}: column {name!r} is missing; it has {', '.join(rows) or 'none'}.")
+        column = rows[name]
+        values = column.values if isinstance(column, Ragged) else column
+        if not isinstance(column, Ragged) and (str(column.dtype), column.shape[1:]) != (field.dtype, field.shape):
+            found = f"{column.dtype}{list(column.shape[1:])}"
+            raise DataError(
+                f"source.{source.name}: column {name!r} has rows {found}; expected {field.dtype}{list(field.shape)}."
+            )
+        if np.issubdtype(values.dtype, np.floating) and not np.isfinite(values).all():
+            raise DataError(f"source.{source.name}: column {name!r} contains NaN or infinity. Remove or impute those rows.")
+    return rows
+
+
+@stage(version=1)
+def draw_real_again(source: Source, first: int, given: Columns, ctx: Context) -> Columns:
+    """Fresh real outcomes for the inputs of a fixed design."""
+    if not isinstance(source, Relabels):
+        raise DataError(f"source.{source.name}: has no fresh real outcomes for a fixed design. Choose another policy.")
+    return {**source.relabel(given, first, ctx), **given}
+
+
+@stage(version=1)
+def give_inputs(source: Source, n: int, initial: Columns, ctx: Context) -> Columns:
+    """Inputs of n rows for a conditional model."""
+    return source.given(n, initial, ctx)
+
+
+@stage(version=1)
+def prepare(component: Prepares, rows: Columns, ctx: Context) -> Params:
+    """What a source or metric learns once from real rows."""
+    return component.prepare(rows, ctx)
+
+
+@stage(version=1)
+def load_params(path: Path) -> Params:
+    """A model's arrays from a safetensors file, to start from."""
+    return cast(Params, read_arrays(path))
+
+
+@stage(version=1)
+def fit(
+    family: Family,
+    parts: tuple[tuple[Columns, int | None, float], ...],
+    budget: int | None,
+    start: Params | None,
+    ctx: Context,
+) -> Params:
+    """A model of the parts (rows, how many of the first, weight), or of `budget` of their rows drawn without replacement."""
+    sizes = [count_rows(rows) if k is None else k for rows, k, _ in parts]
+    chosen: list[Ints | None] = [None if k is None else np.arange(k) for _, k, _ in parts]
+    if budget is not None:
+        rng = ctx.stream.child("subsample").generator()
+        picks = np.sort(rng.choice(sum(sizes), budget, replace=False, shuffle=False))
+        ends = np.cumsum(sizes)
+        chosen = [picks[(picks >= end - size) & (picks < end)] - (end - size) for size, end in zip(sizes, ends, strict=True)]
+    taken = tuple(
+        (rows, indices, weight)
+        for (rows, _, weight), indices in zip(parts, chosen, strict=True)
+        if indices is None or len(indices)
+    )
+    params = family.fit(Samples(taken), ctx, start)
+    if any(np.issubdtype(np.asarray(array).dtype, np.floating) and not np.isfinite(array).all() for array in params.values()):
+        raise ChainEndedError("diverged")
+    return params
+
+
+@stage(version=1)
+def sample(family: Family, params: Params, n: int, sampler: Sampler, given: Columns | None, ctx: Context) -> Columns:
+    """n rows of a model."""
+    return family.sample(params, n, sampler, given or {}, ctx)
+
+
+@stage(version=1)
+def sample_curated(
+    model: tuple[Family, Params, Sampler],
+    n: int,
+    given: Columns | None,
+    curators: tuple[Curator, ...],
+    real: Columns,
+    ctx: Context,
+) -> Columns:
+    """n rows of a model that every curator let through; ChainEndedError("curator_starved") when they are too rare."""
+    (family, params, sampler), kept = model, list[Columns]()
+    for turn in range(CURATION_ROUNDS):
+        rows = family.sample(params, n, sampler, given or {}, ctx.child("sample", turn))
+        for curator in curators:
+            rows = curator.curate(rows, real, ctx.child(curator.name, turn))
+        if count_rows(rows):
+            kept.append(rows)
+        if sum(map(count_rows, kept)) >= n:
+            return select_rows(join_rows(kept), np.arange(n))
+    raise ChainEndedError("curator_starved")
+
+
+@stage(version=1)
+def measure(
+    metric: Metric,
+    model: tuple[Family, Params, Sampler],
+    generation: int,
+    rows: tuple[Columns | None, Columns | None, Columns],
+    known: tuple[Params, Params | None],
+    ctx: Context,
+) -> dict[str, float | None]:
+    """Numbers of one metric by name, None for one that is not finite.
+
+    `rows` are (new, holdout, initial), `known` the source's truth and what the metric prepared from real rows.
+    """
+    (family, params, sampler), (new, holdout, initial), (truth, prepared) = model, rows, known
+    snap = Snapshot(generation, family, sampler, params, new or {}, holdout or {}, initial, truth, prepared or {})
+    return {name: float(v) if math.isfinite(v) else None for name, v in metric.measure(snap, ctx).items()}

@@ -1,0 +1,309 @@
+"""The store: results of stages by the digest of what they were made from. No locks, no pickle, nothing overwritten.
+
+`objects/ab/....safetensors` are immutable arrays named by their content; `records/cd/....json` map a key (a digest of the
+stage's function and its arguments) to an object, a value, or the reason a chain ended, with provenance. Files appear whole
+(temp file, then an atomic link; the first writer wins); a damaged one counts as absent and is computed again.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shutil
+import time
+import warnings
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from functools import cache
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+import numpy as np
+
+from selfloop.arrays import pack_arrays, read_arrays
+from selfloop.component import Context
+from selfloop.errors import ChainEndedError, StoreError
+from selfloop.identity import Ref, digest_of, file_digest, identity, reason_of
+from selfloop.types import Column, Ragged
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def stage(version: int) -> Callable[[F], F]:
+    """Declare the version of a stage function; raise it when the same arguments start to give other results."""
+
+    def declare(function: F) -> F:
+        function.__dict__["stage_version"] = version
+        return function
+
+    return declare
+
+
+class NotStoredError(Exception):
+    """A store that only looks was asked for a stage it does not have."""
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One use of the store: enough to recompute it."""
+
+    key: str
+    function: Callable[..., Any]
+    arguments: tuple[Any, ...]
+
+
+@dataclass(slots=True)
+class Usage:
+    """What a run cost and what it found already stored."""
+
+    computed: int = 0
+    reused: int = 0
+    seconds: float = 0.0  # spent on computed stages
+    saved: float = 0.0  # seconds the reused stages took when they were computed
+    bytes: int = 0  # of arrays written
+    by_stage: dict[str, tuple[int, float]] = field(default_factory=dict)  # stage -> (computed, seconds)
+
+
+@dataclass
+class Store:
+    """A folder of stage results. `looking` = never compute; `remembering` = keep the calls for a later audit."""
+
+    path: Path
+    looking: bool = False
+    remembering: bool = False
+    usage: Usage = field(default_factory=Usage)
+    calls: list[Call] = field(default_factory=list)
+    _makers: dict[str, Call] = field(default_factory=dict)  # object -> the call that gives it
+    _checked: set[str] = field(default_factory=set)  # objects whose digest this process has seen to be right
+
+    def __post_init__(self) -> None:
+        if self.looking:
+            return
+        try:
+            for part in ("objects", "records", "scratch"):
+                (self.path / part).mkdir(parents=True, exist_ok=True)
+            _write_new(self.path / ".selfloop", b"A selfloop store. Delete it as a whole, or with `selfloop gc`.\n")
+        except OSError as problem:
+            raise StoreError(
+                f"store {self.path}: cannot write ({reason_of(problem)}). Choose another folder with --store."
+            ) from problem
+
+    def step(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """The result of function(*arguments): from its record, or computed and recorded.
+
+        Arrays come back as a `Ref`, everything else as JSON reads it. Raises ChainEndedError, replayed or fresh, when the
+        stage ended its chain; SelfloopError when an argument has no stable identity.
+        """
+        key = self.key(function, *arguments)
+        call = Call(key, function, arguments)
+        if self.remembering:
+            self.calls.append(call)
+        result = self._recall(call)
+        if result is None:
+            if self.looking:
+                raise NotStoredError(key)
+            result = self._compute(call)
+        else:
+            self.usage.reused += 1
+        return self._deliver(call, result)
+
+    def key(self, function: Callable[..., Any], *arguments: Any) -> str:
+        """Digest of the function's qualified name and declared version and of every argument."""
+        name = f"{function.__module__}.{function.__qualname__}"
+        version = function.__dict__.get("stage_version", 1)
+        text = json.dumps([name, version, [identity(a) for a in arguments]], sort_keys=True, separators=(",", ":"))
+        return digest_of(text.encode())
+
+    def open(self, ref: Ref) -> dict[str, Column]:
+        """The arrays of an object, memory-mapped; its digest is checked on first sight and a damaged one is remade."""
+        path = self._object(ref.digest)
+        if ref.digest not in self._checked:
+            if not _intact(path, ref.digest):
+                self._remake(ref, path)
+            self._checked.add(ref.digest)
+        return read_arrays(path)
+
+    def _deliver(self, call: Call, result: Mapping[str, Any]) -> Any:
+        if "ended" in result:
+            raise ChainEndedError(result["ended"])
+        if "object" not in result:
+            return result["value"]
+        self._makers[result["object"]] = call
+        return Ref(result["object"])
+
+    def _recall(self, call: Call) -> Mapping[str, Any] | None:
+        """What the record says; None when there is none, or it or its object is damaged."""
+        path = self._record(call.key)
+        try:
+            text = path.read_bytes()
+        except FileNotFoundError:
+            return None
+        try:
+            record = json.loads(text)
+            body = record["body"]
+            if record["check"] != _check(body):
+                raise ValueError
+        except (ValueError, KeyError, TypeError):
+            self._discard(path)
+            return None
+        result = cast(Mapping[str, Any], body["result"])
+        if "object" in result:
+            target = self._object(result["object"])
+            if _stamp(target) != body["stamp"] and result["object"] not in self._checked:
+                if not _intact(target, result["object"]):
+                    self._discard(target)
+                    return None
+                self._checked.add(result["object"])
+        self.usage.saved += body["provenance"]["seconds"]
+        return result
+
+    def _compute(self, call: Call) -> Mapping[str, Any]:
+        scratch = self.path / "scratch" / call.key
+        started = time.perf_counter()
+        try:
+            value = call.function(*(self._ready(argument, scratch) for argument in call.arguments))
+            seconds = time.perf_counter() - started
+            result = self._keep(value)
+        except ChainEndedError as end:
+            seconds, result = time.perf_counter() - started, {"ended": end.status}
+        except OSError as problem:
+            raise StoreError(
+                f"store {self.path}: cannot write ({reason_of(problem)}). Free some space, then run again."
+            ) from problem
+        self._note(call, seconds)
+        threads = next((a.threads for a in call.arguments if isinstance(a, Context)), 1)
+        stamp = _stamp(self._object(result["object"])) if "object" in result else None
+        body = {"key": call.key, "result": result, "stamp": stamp, "provenance": provenance(call, seconds, threads)}
+        self._write(self._record(call.key), json.dumps({"body": body, "check": _check(body)}, sort_keys=True).encode())
+        shutil.rmtree(scratch, ignore_errors=True)
+        return result
+
+    def _note(self, call: Call, seconds: float) -> None:
+        name = call.function.__name__
+        count, total = self.usage.by_stage.get(name, (0, 0.0))
+        self.usage.by_stage[name] = (count + 1, total + seconds)
+        self.usage.computed += 1
+        self.usage.seconds += seconds
+
+    def _keep(self, value: Any) -> dict[str, Any]:
+        if not _is_columns(value):
+            return {"value": json.loads(json.dumps(value, allow_nan=False))}
+        data = pack_arrays(value)
+        digest = digest_of(data)
+        path = self._object(digest)
+        if path.exists() and not _intact(path, digest):
+            self._discard(path)
+        self._write(path, data)
+        self._checked.add(digest)
+        self.usage.bytes += len(data)
+        return {"object": digest}
+
+    def _ready(self, argument: Any, scratch: Path) -> Any:
+        """The argument as the function gets it: references opened, contexts with a scratch folder."""
+        if isinstance(argument, Ref):
+            return self.open(argument)
+        if isinstance(argument, Context):
+            return replace(argument, scratch=scratch)
+        if isinstance(argument, tuple) and type(argument) is tuple:
+            return tuple(self._ready(part, scratch) for part in argument)
+        return argument
+
+    def recompute(self, call: Call) -> Mapping[str, Any]:
+        """The result of a call computed afresh, to be compared with its record; nothing is recorded."""
+        scratch = self.path / "scratch" / f"audit-{call.key}"
+        try:
+            value = call.function(*(self._ready(argument, scratch) for argument in call.arguments))
+        except ChainEndedError as end:
+            return {"ended": end.status}
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+        if _is_columns(value):
+            return {"object": digest_of(pack_arrays(value))}
+        return {"value": json.loads(json.dumps(value, allow_nan=False))}
+
+    def recorded(self, call: Call) -> Mapping[str, Any] | None:
+        """What the store says of a call; None when it says nothing."""
+        return self._recall(call)
+
+    def _remake(self, ref: Ref, path: Path) -> None:
+        if path.exists():
+            self._discard(path)
+        maker = self._makers.get(ref.digest)
+        if maker is None or self.looking:
+            raise StoreError(f"store {self.path}: object {ref.digest} is missing. Run the spec again to recompute it.")
+        if self._compute(maker).get("object") != ref.digest:
+            raise StoreError(f"store {self.path}: recomputing object {ref.digest} gave other bytes. Use another store.")
+
+    def _discard(self, path: Path) -> None:
+        warnings.warn(f"damaged file {path}: computed again", stacklevel=2)
+        if not self.looking:
+            path.unlink(missing_ok=True)
+
+    def _write(self, path: Path, data: bytes) -> None:
+        try:
+            _write_new(path, data)
+        except OSError as problem:
+            raise StoreError(
+                f"store {self.path}: cannot write ({reason_of(problem)}). Free some space, then run again."
+            ) from problem
+
+    def _object(self, digest: str) -> Path:
+        return self.path / "objects" / digest[:2] / f"{digest}.safetensors"
+
+    def _record(self, key: str) -> Path:
+        return self.path / "records" / key[:2] / f"{key}.json"
+
+
+def provenance(call: Call, seconds: float, threads: int) -> dict[str, Any]:
+    """Where and how a record was made. Not part of its identity."""
+    name = f"{call.function.__module__}.{call.function.__qualname__}"
+    return {"stage": name, "seconds": round(seconds, 6), "threads": threads, **_machine()}
+
+
+@cache
+def _machine() -> dict[str, Any]:
+    from importlib.metadata import version
+
+    libraries = {library: version(library) for library in ("selfloop", "numpy", "scipy", "torch")}
+    return {"host": platform.node(), "machine": platform.machine(), "python": platform.python_version(), "libraries": libraries}
+
+
+def _is_columns(value: Any) -> bool:
+    return isinstance(value, Mapping) and bool(value) and all(isinstance(v, np.ndarray | Ragged) for v in value.values())
+
+
+def _check(body: Mapping[str, Any]) -> str:
+    return digest_of(json.dumps(body, sort_keys=True).encode())
+
+
+def _stamp(path: Path) -> list[int] | None:
+    """Size and time of change of a file: cheap signs that it is the one that was written."""
+    try:
+        status = os.stat(path)
+    except OSError:
+        return None
+    return [status.st_size, status.st_mtime_ns]
+
+
+def _intact(path: Path, digest: str) -> bool:
+    return path.exists() and file_digest(path) == digest
+
+
+def _write_new(path: Path, data: bytes) -> None:
+    """Create the file whole or not at all; one that exists is left alone (another process was first, with the same)."""
+    folder = os.path.dirname(path)
+    temporary = f"{folder}/.{os.getpid()}-{time.monotonic_ns()}.tmp"
+    try:
+        handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+    except FileNotFoundError:
+        os.makedirs(folder, exist_ok=True)
+        handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+    try:
+        with open(handle, "wb") as file:
+            file.write(data)
+        with suppress(FileExistsError):
+            os.link(temporary, path)
+    finally:
+        os.unlink(temporary)

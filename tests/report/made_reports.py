@@ -1,0 +1,223 @@
+"""Reports filled with made-up but plausible results, as the tests and the timing of the page need them."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+import numpy as np
+from selfloop.policies.plans import Accumulate, AccumulateSubsample, Replace
+from selfloop.report import Cost, Gallery, LawCurve, Panel, PublishedPoints, Report, curve_of, ledger_of
+from selfloop.types import Field, Verdict
+
+HOSTILE = "</script><script>alert(1)</script><!-- \" ' & \x00\x1b"
+WHEN = datetime(2026, 3, 2, 14, 5, tzinfo=UTC)
+POLICIES = ("replace", "accumulate", "accumulate_subsample")
+PLANS = {"replace": Replace(), "accumulate": Accumulate(), "accumulate_subsample": AccumulateSubsample()}
+DEFINITIONS = {
+    "catastrophic_increase": "The population risk at the last generation is at least twice that of the first.",
+    "diverging_error": "The error grows without bound: the growth law selected over the generations is not saturating.",
+    "any_increase": "The error of the last generation is above that of the first.",
+    "variance_collapse": "The variance of the model has fallen below a tenth of the true variance.",
+}
+VERSIONS = {"selfloop": "0.1.0", "python": "3.11.2", "numpy": "2.4.0", "torch": "2.13.0"}
+
+
+def digits_report(seeds: int = 5, generations: int = 5) -> Report:
+    """A VAE on 8 x 8 digits that degrades under replace."""
+    rng = np.random.default_rng(1)
+    t = np.arange(1, generations + 1)
+    slope = {"replace": 0.7, "accumulate": 0.06, "accumulate_subsample": 0.28}
+    panels = []
+    for metric, title, unit, base in (("negative_elbo", "negative ELBO", "nats", 24.4), ("frechet", "Fréchet distance", "", 3.1)):
+        noise = rng.normal(0, 0.15, (seeds, 1))
+        curves = [
+            curve_of(p, t.tolist(), base + slope[p] * (t - 1) * base / 24 + noise + rng.normal(0, 0.1, (seeds, generations)))
+            for p in POLICIES
+        ]
+        panels.append(Panel(metric=metric, title=title, unit=unit, curves=curves))
+    return Report(
+        title="A VAE on handwritten digits",
+        summary=f"vae on digits, n = 1,257, {generations} generations, {seeds} seeds",
+        spec_text='generations = 5\nseeds = 5\npolicies = ["replace", "accumulate", "accumulate_subsample"]\n\n[source]\nname = "digits"\n\n[family]\nname = "vae"\nlatent = 16\n',
+        versions=VERSIONS,
+        generated=WHEN,
+        panels=panels,
+        verdicts=_verdicts(),
+        definitions=DEFINITIONS,
+        findings=["replace: negative ELBO grows linearly (weight 0.93), 0.71 [0.64, 0.78] nats per generation."],
+        ledgers=[ledger_of(p, PLANS[p], 1257, generations) for p in POLICIES],
+        galleries=[_digits_gallery(generations)],
+        costs=[
+            Cost(policy=p, seconds=41.0 + i, steps=9000 * (i + 1), rows=31_425, bytes=48_400_000, stored_share=0.2 * i)
+            for i, p in enumerate(POLICIES)
+        ],
+        notes=["All policies share generation 1 and are compared on the same random numbers."],
+    )
+
+
+def linear_report(seeds: int = 2000, generations: int = 10) -> Report:
+    """Linear regression on its exact laws, with published values and a bound."""
+    rng = np.random.default_rng(2)
+    t = np.arange(1, generations + 1)
+    n, d = 1000, 30
+    first = d / (n - d - 1)
+    laws = {"replace": first * t, "accumulate": first * np.cumsum(1 / t**2), "accumulate_subsample": first * (1 + 0.55 * np.log(t))}
+    curves = [curve_of(p, t.tolist(), laws[p] * rng.gamma(15, 1 / 15, (seeds, generations))) for p in POLICIES]
+    exact = [
+        LawCurve(name=f"{form} · d / (n - d - 1)", kind="exact", policy=p, generations=t.tolist(), values=laws[p], source="Gerstgrasser et al. 2024, Theorem 1")
+        for p, form in (("replace", "t"), ("accumulate", "sum 1/i²"))
+    ]  # fmt: skip
+    bound = LawCurve(
+        name="π²/6 · first error", kind="bound", policy="accumulate", generations=t.tolist(), values=[first * np.pi**2 / 6] * generations
+    )
+    paper = PublishedPoints(
+        label="Gerstgrasser et al. 2024, Fig. 2", policy="replace", generations=[1, 5, 10], values=[first, 5.1 * first, 9.8 * first]
+    )
+    return Report(
+        title="Linear regression, 2,000 chains",
+        summary=f"linear on linear(dim=30, noise=1), n = 1,000, {generations} generations, 2,000 seeds",
+        spec_text='n = 1000\nseeds = 2000\n[source]\nname = "linear"\ndim = 30\n',
+        versions=VERSIONS,
+        generated=WHEN,
+        panels=[Panel(metric="excess_risk", title="excess risk", unit="y²", curves=curves, laws=[*exact, bound], published=[paper])],
+        ledgers=[ledger_of(p, PLANS[p], n, generations) for p in POLICIES],
+        verdicts=_verdicts("excess_risk")[:4],
+        definitions=DEFINITIONS,
+        costs=[Cost(policy=p, seconds=0.31, steps=0, rows=0, bytes=320_000, stored_share=0.0) for p in POLICIES],
+        notes=["accumulate_subsample needs rows, the others statistics: their comparison is not paired."],
+    )
+
+
+def ending_report(seeds: int = 10, generations: int = 50) -> Report:
+    """Logistic regression whose chains end one after another, over two sweep points, on a log scale."""
+    rng = np.random.default_rng(3)
+    t = np.arange(1, generations + 1)
+    panels = []
+    for n in (200, 400):
+        growing = np.exp(np.cumsum(rng.normal(0.12, 0.1, (seeds, generations)), axis=1))
+        ends = rng.integers(generations // 4, generations * 2, seeds)
+        growing[t[None, :] > ends[:, None]] = np.nan
+        flat = 1 + 0.1 * np.log(t) + rng.normal(0, 0.05, (seeds, generations))
+        curves = [curve_of("replace", t.tolist(), growing), curve_of("accumulate", t.tolist(), flat)]
+        panels.append(Panel(metric="log_loss", title="log loss", unit="nats", axes=(("n", n),), curves=curves))
+    return Report(
+        title="Logistic regression on diabetes",
+        spec_text="[sweep]\nn = [200, 400]\n",
+        versions=VERSIONS,
+        generated=WHEN,
+        panels=panels,
+        notes=["4 of 10 chains of replace end with status separated."],
+    )
+
+
+def gallery_report() -> Report:
+    """Points, numbers, texts and tables, one gallery each."""
+    rng = np.random.default_rng(4)
+    galleries = [_moons_gallery(rng), _numbers_gallery(rng), _text_gallery(), _table_gallery(rng)]
+    t = [1, 2, 3]
+    curves = [curve_of("replace", t, rng.normal([1.0, 1.2, 1.5], 0.1, (3, 3)))]
+    return Report(
+        title="What samples look like",
+        spec_text="# no spec",
+        versions=VERSIONS,
+        generated=WHEN,
+        panels=[Panel(metric="nll", title="negative log-likelihood", unit="nats", curves=curves)],
+        galleries=galleries,
+    )
+
+
+def hostile_report() -> Report:
+    """Every text that a user, a model or a data file can influence tries to break out of the page."""
+    curves = [curve_of(HOSTILE, [1, 2], np.array([[1.0, 2.0], [1.1, 2.2]]))]
+    law = LawCurve(name=HOSTILE, kind="exact", policy=HOSTILE, generations=[1, 2], values=[1, 2], source=HOSTILE)
+    paper = PublishedPoints(label=HOSTILE, policy=HOSTILE, generations=[1], values=[1.0])
+    text = {"text": np.array([HOSTILE, "plain"])}
+    return Report(
+        title=HOSTILE,
+        summary=HOSTILE,
+        spec_text=HOSTILE,
+        versions={HOSTILE: HOSTILE},
+        generated=WHEN,
+        panels=[Panel(metric=HOSTILE, title=HOSTILE, unit=HOSTILE, axes=((HOSTILE, HOSTILE),), curves=curves, laws=[law], published=[paper])],
+        verdicts=[Verdict(HOSTILE, HOSTILE, "yes", HOSTILE, 1.0, 2.0, 1.0, 3.0, HOSTILE)],
+        definitions={HOSTILE: HOSTILE},
+        findings=[HOSTILE],
+        ledgers=[ledger_of(HOSTILE, Replace(), 10, 2)],
+        galleries=[
+            Gallery(schema={"text": Field("str")}, real=text, samples={HOSTILE: {1: text}}),
+            Gallery(
+                schema={HOSTILE: Field("float64", (), HOSTILE)},
+                real={HOSTILE: np.arange(5.0)},
+                samples={HOSTILE: {1: {HOSTILE: np.arange(5.0)}}},
+            ),
+        ],
+        costs=[Cost(policy=HOSTILE, seconds=1, steps=1, rows=1, bytes=1, stored_share=0.5)],
+        notes=[HOSTILE],
+    )
+
+
+def _verdicts(metric: str = "negative_elbo") -> list[Verdict]:
+    return [
+        Verdict("catastrophic_increase", "replace", "no", metric, 2.0, 1.11, 1.08, 1.15),
+        Verdict("catastrophic_increase", "accumulate", "no", metric, 2.0, 1.01, 0.99, 1.03),
+        Verdict("catastrophic_increase", "accumulate_subsample", "no", metric, 2.0, 1.05, 1.02, 1.07),
+        Verdict("any_increase", "replace", "yes", metric, 1.0, 1.11, 1.08, 1.15),
+        Verdict("any_increase", "accumulate", "undecided", metric, 1.0, 1.01, 0.99, 1.03, "the interval contains the threshold"),
+        Verdict("any_increase", "accumulate_subsample", "yes", metric, 1.0, 1.05, 1.02, 1.07),
+        *[Verdict("variance_collapse", p, "not measured", reason="needs the metric variance_ratio") for p in POLICIES],
+    ]
+
+
+def _digits_gallery(generations: int) -> Gallery:
+    from sklearn.datasets import load_digits
+
+    rng = np.random.default_rng(5)
+    images = load_digits().images.astype(np.float32) / 16
+    samples = {
+        policy: {
+            t: {
+                "image": np.clip(
+                    images[rng.integers(0, 1797, 16)] * (1 - blur * t) + blur * t * images.mean(0) + rng.normal(0, blur * t, (16, 8, 8)), 0, 1
+                )
+            }
+            for t in range(1, generations + 1)
+        }
+        for policy, blur in (("replace", 0.15), ("accumulate", 0.02), ("accumulate_subsample", 0.06))
+    }
+    return Gallery(schema={"image": Field("float32", (8, 8))}, real={"image": images[:16]}, samples=samples)
+
+
+def _moons_gallery(rng: np.random.Generator) -> Gallery:
+    from sklearn.datasets import make_moons
+
+    points, _ = make_moons(400, noise=0.05, random_state=0)
+    samples = {
+        policy: {t: {"x": points + rng.normal(0, spread * t, points.shape)} for t in range(1, 6)}
+        for policy, spread in (("replace", 0.1), ("accumulate", 0.03))
+    }
+    return Gallery(schema={"x": Field("float64", (2,), "m")}, real={"x": points}, samples=samples)
+
+
+def _numbers_gallery(rng: np.random.Generator) -> Gallery:
+    samples = {
+        policy: {t: {"x": rng.normal(0, shrink**t, (500, 1))} for t in (1, 5, 10, 20)}
+        for policy, shrink in (("replace", 0.93), ("accumulate", 0.995))
+    }
+    return Gallery(schema={"x": Field("float64", (1,), "mm")}, real={"x": rng.normal(0, 1, (500, 1))}, samples=samples)
+
+
+def _text_gallery() -> Gallery:
+    real = np.array(["Once upon a time there was a little fox who liked the rain.", "Tom had a red ball. " * 12, "Anna said: <b>no</b>."])
+    samples = {
+        policy: {t: {"text": np.array([f"The fox {word * t}.", f"Tom {word * t} ball.", HOSTILE])} for t in (1, 2, 3)}
+        for policy, word in (("replace", "the the "), ("accumulate", "likes rain "))
+    }
+    return Gallery(schema={"text": Field("str")}, real={"text": real}, samples=samples)
+
+
+def _table_gallery(rng: np.random.Generator) -> Gallery:
+    def rows() -> dict[str, np.ndarray]:
+        return {"inputs": rng.normal(0, 1, (8, 10)), "target": rng.integers(0, 2, 8)}
+
+    schema = {"inputs": Field("float64", (10,)), "target": Field("int64", (), "mg/dl")}
+    return Gallery(schema=schema, real=rows(), samples={"replace": {1: rows(), 2: rows()}, "accumulate": {1: rows(), 2: rows()}})
