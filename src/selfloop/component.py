@@ -99,6 +99,10 @@ class Sampler(Component):
 
     name: ClassVar[str] = "sampler"
 
+    def at(self, t: int, truth: Params) -> Sampler:
+        """The settings for rows of model t, where they change with t or may be taken from the source's truth."""
+        return self
+
 
 class Family(Component):
     """How rows are modelled. `fit` may raise `ChainEndedError(status)`: a result without a number."""

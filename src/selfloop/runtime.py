@@ -37,7 +37,6 @@ class Task:
     generations: int
     store: Path
     threads: int
-    looking: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +128,7 @@ def _groups(spec: Spec) -> list[tuple[int, ...]]:
     n = cast(int, spec.n)
     row = sum(np.dtype(f.dtype).itemsize * math.prod(f.shape) for f in spec.source.schema().values())
     most = max(max(sum(s.available.values()) for s in schedule(p, n, spec.generations)) for p in spec.policies)
-    on_rows = any(_on_rows(spec, policy) for policy in spec.policies)
+    on_rows = any(runs_on_rows(spec, policy) for policy in spec.policies)
     together = min(BLOCK, max(1, LIVE_BYTES // (row * most))) if on_rows else BLOCK
     groups = []
     for _, block in groupby(sorted(spec.seeds), key=lambda seed: seed // BLOCK):
@@ -138,18 +137,23 @@ def _groups(spec: Spec) -> list[tuple[int, ...]]:
     return groups
 
 
-def _on_rows(spec: Spec, policy: Policy) -> bool:
+def runs_on_rows(spec: Spec, policy: Policy) -> bool:
+    """Do the ensembles of a point draw this policy's rows, or only their statistics?"""
     return needs_rows(spec.source, spec.family, spec.metrics, policy, cast(int, spec.n), spec.generations)
 
 
 def work(task: Task) -> Iterator[Done]:
     """Run a task; yields its rows generation by generation, then what it used of the store."""
-    store = Store(task.store, looking=task.looking)
-    runs = _run_block(task, store) if is_ensemble(task.spec) else _run_chain(task, store)
-    for policy, rows in runs:
+    store = Store(task.store)
+    for policy, rows in run_task(task, store):
         yield Done(task.axes, policy, tuple(rows))
         used, store.usage = store.usage, Usage()
         yield Done(task.axes, policy, (), used)
+
+
+def run_task(task: Task, store: Store) -> Iterator[tuple[int, list[Row]]]:
+    """The rows of a task with the position of their policy: one generation of a chain, or a policy of a block, at a time."""
+    return _run_block(task, store) if is_ensemble(task.spec) else _run_chain(task, store)
 
 
 def _run_chain(task: Task, store: Store) -> Iterator[tuple[int, list[Row]]]:
@@ -167,18 +171,23 @@ def _run_chain(task: Task, store: Store) -> Iterator[tuple[int, list[Row]]]:
 def _run_block(task: Task, store: Store) -> Iterator[tuple[int, list[Row]]]:
     spec, blocks = task.spec, dict[bool, Block]()
     for position in task.policies:
-        on_rows = _on_rows(spec, spec.policies[position])
+        on_rows = runs_on_rows(spec, spec.policies[position])
         if on_rows not in blocks:
             first = task.seeds[0] // BLOCK * BLOCK
             seeds = task.seeds if on_rows else tuple(range(first, first + BLOCK))
-            blocks[on_rows] = Block(
-                source=spec.source, family=spec.family, sampler=spec.sampler, metrics=spec.metrics, seeds=seeds,
-                n=cast(int, spec.n), holdout=cast(int, spec.holdout), on_rows=on_rows,
-            )  # fmt: skip
+            blocks[on_rows] = block_of(spec, seeds, on_rows=on_rows)
         block = blocks[on_rows]
         curves = store.open(store.step(ensemble_curves, block, spec.policies[position], spec.generations))
         rows = _rows_of(cast(Params, curves), spec.labels()[position], task.axes, block.seeds, frozenset(task.seeds))
         yield position, list(rows)
+
+
+def block_of(spec: Spec, seeds: Sequence[int], *, on_rows: bool) -> Block:
+    """The chains of a point that run together."""
+    return Block(
+        source=spec.source, family=spec.family, sampler=spec.sampler, metrics=spec.metrics, seeds=tuple(seeds),
+        n=cast(int, spec.n), holdout=cast(int, spec.holdout), on_rows=on_rows,
+    )  # fmt: skip
 
 
 @stage(version=1)

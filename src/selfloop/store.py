@@ -227,6 +227,13 @@ class Store:
         """What the store says of a call; None when it says nothing."""
         return self._recall(call)
 
+    def object_of(self, record: Path) -> str | None:
+        """Digest of the object a record file speaks of; None when it is damaged or holds a value."""
+        try:
+            return cast("str | None", json.loads(record.read_bytes())["body"]["result"].get("object"))
+        except (ValueError, KeyError, TypeError):
+            return None
+
     def _remake(self, ref: Ref, path: Path) -> None:
         if path.exists():
             self._discard(path)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 
 import numpy as np
+
 from selfloop.policies.plans import Accumulate, AccumulateSubsample, Replace
 from selfloop.report import Cost, Gallery, LawCurve, Panel, PublishedPoints, Report, curve_of, ledger_of
 from selfloop.types import Field, Verdict
@@ -28,7 +29,10 @@ def digits_report(seeds: int = 5, generations: int = 5) -> Report:
     t = np.arange(1, generations + 1)
     slope = {"replace": 0.7, "accumulate": 0.06, "accumulate_subsample": 0.28}
     panels = []
-    for metric, title, unit, base in (("negative_elbo", "negative ELBO", "nats", 24.4), ("frechet", "Fréchet distance", "", 3.1)):
+    for metric, title, unit, base in (
+        ("negative_elbo", "negative ELBO", "nats", 24.4),
+        ("frechet", "Fréchet distance", "", 3.1),
+    ):
         noise = rng.normal(0, 0.15, (seeds, 1))
         curves = [
             curve_of(p, t.tolist(), base + slope[p] * (t - 1) * base / 24 + noise + rng.normal(0, 0.1, (seeds, generations)))
@@ -38,7 +42,7 @@ def digits_report(seeds: int = 5, generations: int = 5) -> Report:
     return Report(
         title="A VAE on handwritten digits",
         summary=f"vae on digits, n = 1,257, {generations} generations, {seeds} seeds",
-        spec_text='generations = 5\nseeds = 5\npolicies = ["replace", "accumulate", "accumulate_subsample"]\n\n[source]\nname = "digits"\n\n[family]\nname = "vae"\nlatent = 16\n',
+        spec_text='generations = 5\nseeds = 5\npolicies = ["replace", "accumulate"]\n\n[source]\nname = "digits"\n\n[family]\nname = "vae"\nlatent = 16\n',
         versions=VERSIONS,
         generated=WHEN,
         panels=panels,
@@ -61,17 +65,28 @@ def linear_report(seeds: int = 2000, generations: int = 10) -> Report:
     t = np.arange(1, generations + 1)
     n, d = 1000, 30
     first = d / (n - d - 1)
-    laws = {"replace": first * t, "accumulate": first * np.cumsum(1 / t**2), "accumulate_subsample": first * (1 + 0.55 * np.log(t))}
+    laws = {
+        "replace": first * t,
+        "accumulate": first * np.cumsum(1 / t**2),
+        "accumulate_subsample": first * (1 + 0.55 * np.log(t)),
+    }
     curves = [curve_of(p, t.tolist(), laws[p] * rng.gamma(15, 1 / 15, (seeds, generations))) for p in POLICIES]
     exact = [
-        LawCurve(name=f"{form} · d / (n - d - 1)", kind="exact", policy=p, generations=t.tolist(), values=laws[p], source="Gerstgrasser et al. 2024, Theorem 1")
+        LawCurve(name=f"{form} · d / (n - d - 1)", kind="exact", policy=p, generations=t.tolist(), values=laws[p], source="Gerstgrasser et al. 2024")
         for p, form in (("replace", "t"), ("accumulate", "sum 1/i²"))
     ]  # fmt: skip
     bound = LawCurve(
-        name="π²/6 · first error", kind="bound", policy="accumulate", generations=t.tolist(), values=[first * np.pi**2 / 6] * generations
+        name="π²/6 · first error",
+        kind="bound",
+        policy="accumulate",
+        generations=t.tolist(),
+        values=[first * np.pi**2 / 6] * generations,
     )
     paper = PublishedPoints(
-        label="Gerstgrasser et al. 2024, Fig. 2", policy="replace", generations=[1, 5, 10], values=[first, 5.1 * first, 9.8 * first]
+        label="Gerstgrasser et al. 2024, Fig. 2",
+        policy="replace",
+        generations=[1, 5, 10],
+        values=[first, 5.1 * first, 9.8 * first],
     )
     return Report(
         title="Linear regression, 2,000 chains",
@@ -79,7 +94,9 @@ def linear_report(seeds: int = 2000, generations: int = 10) -> Report:
         spec_text='n = 1000\nseeds = 2000\n[source]\nname = "linear"\ndim = 30\n',
         versions=VERSIONS,
         generated=WHEN,
-        panels=[Panel(metric="excess_risk", title="excess risk", unit="y²", curves=curves, laws=[*exact, bound], published=[paper])],
+        panels=[
+            Panel(metric="excess_risk", title="excess risk", unit="y²", curves=curves, laws=[*exact, bound], published=[paper])
+        ],
         ledgers=[ledger_of(p, PLANS[p], n, generations) for p in POLICIES],
         verdicts=_verdicts("excess_risk")[:4],
         definitions=DEFINITIONS,
@@ -138,7 +155,17 @@ def hostile_report() -> Report:
         spec_text=HOSTILE,
         versions={HOSTILE: HOSTILE},
         generated=WHEN,
-        panels=[Panel(metric=HOSTILE, title=HOSTILE, unit=HOSTILE, axes=((HOSTILE, HOSTILE),), curves=curves, laws=[law], published=[paper])],
+        panels=[
+            Panel(
+                metric=HOSTILE,
+                title=HOSTILE,
+                unit=HOSTILE,
+                axes=((HOSTILE, HOSTILE),),
+                curves=curves,
+                laws=[law],
+                published=[paper],
+            )
+        ],
         verdicts=[Verdict(HOSTILE, HOSTILE, "yes", HOSTILE, 1.0, 2.0, 1.0, 3.0, HOSTILE)],
         definitions={HOSTILE: HOSTILE},
         findings=[HOSTILE],
@@ -162,7 +189,9 @@ def _verdicts(metric: str = "negative_elbo") -> list[Verdict]:
         Verdict("catastrophic_increase", "accumulate", "no", metric, 2.0, 1.01, 0.99, 1.03),
         Verdict("catastrophic_increase", "accumulate_subsample", "no", metric, 2.0, 1.05, 1.02, 1.07),
         Verdict("any_increase", "replace", "yes", metric, 1.0, 1.11, 1.08, 1.15),
-        Verdict("any_increase", "accumulate", "undecided", metric, 1.0, 1.01, 0.99, 1.03, "the interval contains the threshold"),
+        Verdict(
+            "any_increase", "accumulate", "undecided", metric, 1.0, 1.01, 0.99, 1.03, "the interval contains the threshold"
+        ),
         Verdict("any_increase", "accumulate_subsample", "yes", metric, 1.0, 1.05, 1.02, 1.07),
         *[Verdict("variance_collapse", p, "not measured", reason="needs the metric variance_ratio") for p in POLICIES],
     ]
@@ -177,7 +206,11 @@ def _digits_gallery(generations: int) -> Gallery:
         policy: {
             t: {
                 "image": np.clip(
-                    images[rng.integers(0, 1797, 16)] * (1 - blur * t) + blur * t * images.mean(0) + rng.normal(0, blur * t, (16, 8, 8)), 0, 1
+                    images[rng.integers(0, 1797, 16)] * (1 - blur * t)
+                    + blur * t * images.mean(0)
+                    + rng.normal(0, blur * t, (16, 8, 8)),
+                    0,
+                    1,
                 )
             }
             for t in range(1, generations + 1)
@@ -207,7 +240,9 @@ def _numbers_gallery(rng: np.random.Generator) -> Gallery:
 
 
 def _text_gallery() -> Gallery:
-    real = np.array(["Once upon a time there was a little fox who liked the rain.", "Tom had a red ball. " * 12, "Anna said: <b>no</b>."])
+    real = np.array(
+        ["Once upon a time there was a little fox who liked the rain.", "Tom had a red ball. " * 12, "Anna said: <b>no</b>."]
+    )
     samples = {
         policy: {t: {"text": np.array([f"The fox {word * t}.", f"Tom {word * t} ball.", HOSTILE])} for t in (1, 2, 3)}
         for policy, word in (("replace", "the the "), ("accumulate", "likes rain "))
@@ -220,4 +255,6 @@ def _table_gallery(rng: np.random.Generator) -> Gallery:
         return {"inputs": rng.normal(0, 1, (8, 10)), "target": rng.integers(0, 2, 8)}
 
     schema = {"inputs": Field("float64", (10,)), "target": Field("int64", (), "mg/dl")}
-    return Gallery(schema=schema, real=rows(), samples={"replace": {1: rows(), 2: rows()}, "accumulate": {1: rows(), 2: rows()}})
+    return Gallery(
+        schema=schema, real=rows(), samples={"replace": {1: rows(), 2: rows()}, "accumulate": {1: rows(), 2: rows()}}
+    )

@@ -8,6 +8,7 @@ import numpy as np
 
 from selfloop.component import Context, EnsemblePart, Family, Outcome, Sampler
 from selfloop.errors import ChainEndedError
+from selfloop.families.pooling import lift
 from selfloop.rng import Stream
 from selfloop.types import Columns, Floats, Params, Samples
 
@@ -22,22 +23,17 @@ class EnsembleFamily(Family):
         raise NotImplementedError
 
     def fit(self, data: Samples, ctx: Context, start: Params | None) -> Params:
-        parts = [
-            EnsemblePart(_lead(rows), None if chosen is None else chosen[None], weight) for rows, chosen, weight in data.parts
-        ]
-        outcome = self.fit_rows(parts, None if start is None else {name: array[None] for name, array in start.items()})
+        previous = None if start is None else {name: array[None] for name, array in start.items()}
+        outcome = self.fit_rows(lift(data), previous)
         if outcome.status is not None and outcome.status[0] is not None:
             raise ChainEndedError(outcome.status[0])
         return {name: array[0] for name, array in outcome.params.items()}
 
     def sample(self, params: Params, n: int, sampler: Sampler, given: Columns, ctx: Context) -> Columns:
         stacked = {name: array[None] for name, array in params.items()}
-        rows = self.sample_rows(stacked, n, sampler, _lead(given), [ctx.stream])
+        inputs = {name: np.asarray(column)[None] for name, column in given.items()}
+        rows = self.sample_rows(stacked, n, sampler, inputs, [ctx.stream])
         return {name: np.asarray(column)[0] for name, column in rows.items()}
-
-
-def _lead(columns: Columns) -> Columns:
-    return {name: np.asarray(column)[None] for name, column in columns.items()}
 
 
 def multiplicity(part: EnsemblePart) -> Floats | None:

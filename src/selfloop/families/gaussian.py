@@ -57,22 +57,22 @@ class Gaussian(EnsembleFamily):
     def merge(self, parts: Sequence[tuple[Statistics, float]]) -> Statistics:
         if len(parts) == 1:
             return parts[0][0]
-        counts, means, scatters = (
-            np.stack([cast(Floats, stats[key]) for stats, _ in parts]) for key in ("count", "mean", "scatter")
-        )
+        counts, means = (np.stack([cast(Floats, stats[key]) for stats, _ in parts]) for key in ("count", "mean"))
         total = counts.sum(0)
         mass = np.array([weight for _, weight in parts])[:, None] * counts
         share = mass / mass.sum(0)
         mean = (share[..., None] * means).sum(0)
         if self.pooled:
-            # shares of the *rows'* variance; times the total count, so that the divisor n - ddof is that of pooled rows
             factor = total * share / np.maximum(counts, 1)
-            off = means - mean
-            between = ((total * share)[..., None] * off)[..., :, None] * off[..., None, :]
-            return {"count": total, "mean": mean, "scatter": (factor[..., None, None] * scatters + between).sum(0)}
-        own = counts - self.ddof
-        factor = np.where(own > 0, (total - self.ddof) * share / np.maximum(own, 1), np.where(counts > 0, np.nan, 0))
-        return {"count": total, "mean": mean, "scatter": (factor[..., None, None] * scatters).sum(0)}
+            off = np.sqrt(total * share)[..., None] * (means - mean)
+            scatter = np.einsum("ksi,ksj->sij", off, off)
+        else:
+            own = counts - self.ddof  # NaN: a batch that is taken but has no variance of its own
+            factor = np.where(own > 0, (total - self.ddof) * share / np.maximum(own, 1), np.where(counts > 0, np.nan, 0))
+            scatter = np.zeros_like(cast(Floats, parts[0][0]["scatter"]))
+        for times, (stats, _) in zip(factor, parts, strict=True):
+            scatter += times[:, None, None] * cast(Floats, stats["scatter"])
+        return {"count": total, "mean": mean, "scatter": scatter}
 
     def fit_statistics(self, statistics: Statistics) -> Outcome:
         count, scatter = cast(Floats, statistics["count"]), cast(Floats, statistics["scatter"])

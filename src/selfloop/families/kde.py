@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, cast
 
 import numpy as np
 
@@ -12,7 +12,7 @@ from selfloop.component import Context, EnsemblePart, Family, Outcome, Sampler
 from selfloop.errors import DataError, SpecError
 from selfloop.families.pooling import is_masked, lift, masked_positions, part_weights, pick, taken
 from selfloop.rng import Stream
-from selfloop.types import Array, Columns, Floats, Ints, Params, Samples, count_rows
+from selfloop.types import Array, Columns, Floats, Ints, Params, Samples
 
 RULES = ("scott", "silverman")
 LEAST = -700.0  # exp of less is a denormal number: thirty times slower, and nothing beside a kernel of 1
@@ -70,20 +70,25 @@ class Kde(Family):
         return {"x": np.asarray(self.sample_rows(one, n, sampler, given, [ctx.stream])["x"])[0]}
 
     def sample_rows(self, params: Params, n: int, sampler: Sampler, given: Columns, streams: Sequence[Stream]) -> Columns:
-        blocks = _blocks(params)
+        blocks, weight, length = (
+            _blocks(params),
+            np.asarray(params["weight"], np.float64),
+            np.asarray(params["length"], np.int64),
+        )
         positions = np.empty((len(streams), n), np.int64)
         noise = np.empty((len(streams), n, blocks[0].shape[2]))
         for s, stream in enumerate(streams):
             rng = stream.generator()
-            positions[s] = _positions(rng.random(n), np.asarray(params["weight"][s]), np.asarray(params["length"][s]))
+            positions[s] = _positions(rng.random(n), weight[s], length[s])
             rng.standard_normal(out=noise[s])
-        noise *= np.asarray(params["bandwidth"])[:, None, None]
-        return {"x": pick(blocks, positions) + noise}
+        noise *= np.asarray(params["bandwidth"], np.float64)[:, None, None]
+        noise += np.asarray(pick(blocks, positions), np.float64)
+        return {"x": noise}
 
     def log_prob(self, params: Params, rows: Columns) -> Floats:
         """Log density of one model at each row, in nats."""
         one = {name: array[None] for name, array in params.items()}
-        return _log_density(one, np.asarray(rows["x"])[None])[0]
+        return np.asarray(_log_density(one, np.asarray(rows["x"], np.float64)[None])[0])
 
     def log_prob_rows(self, params: Params, parts: Sequence[EnsemblePart], rows: Columns) -> Floats:
         """Log density of every seed's model, fitted on `parts`, at that seed's rows, in nats: (seeds, rows).
@@ -91,18 +96,22 @@ class Kde(Family):
         A whole batch contributes the log of a sum of kernels, which is computed once per batch and bandwidth.
         """
         if is_masked(parts) or any(isinstance(part.chosen, np.ndarray) for part in parts):
-            return _log_density(params, np.asarray(rows["x"]))
-        points, width = np.asarray(rows["x"]), np.asarray(params["bandwidth"])
-        sums = np.stack([_kept_log_sum(part, points, width) for part in parts])
-        sums += np.log([part.weight for part in parts])[:, None, None]
-        top = sums.max(axis=0)
-        total = top + np.log(np.exp(sums - top).sum(axis=0))
+            return _log_density(params, np.asarray(rows["x"], np.float64))
+        points, width = np.asarray(rows["x"], np.float64), np.asarray(params["bandwidth"], np.float64)
+        sums = [_kept_log_sum(part, points, width) for part in parts]
+        top = sums[0].copy()
+        for each in sums[1:]:
+            np.maximum(top, each, out=top)
+        total, share = np.zeros_like(top), np.empty_like(top)
+        for part, each in zip(parts, sums, strict=True):
+            np.maximum(np.subtract(each, top, out=share), LEAST, out=share)
+            total += part.weight * np.exp(share, out=share)
         mass = sum(part.weight * taken(part, "x").shape[1] for part in parts)
-        return np.asarray(total - np.log(mass) - _log_normaliser(width, points.shape[2])[:, None])
+        return np.asarray(top + np.log(total / mass) - _log_normaliser(width, points.shape[2])[:, None])
 
 
-def _blocks(params: Params) -> list[Array]:
-    return [params[f"x.{i}"] for i in range(sum(name.startswith("x.") for name in params))]
+def _blocks(params: Params) -> list[Floats]:
+    return [np.asarray(params[f"x.{i}"], np.float64) for i in range(sum(name.startswith("x.") for name in params))]
 
 
 def _positions(u: Floats, weight: Floats, length: Ints) -> Ints:
@@ -120,29 +129,28 @@ def _log_normaliser(width: Floats, d: int) -> Floats:
 
 def _kept_log_sum(part: EnsemblePart, points: Floats, width: Floats) -> Floats:
     stop = part.chosen.stop if isinstance(part.chosen, slice) else None
-    kept = part.kept.get("log kernel sum")
-    match kept:
-        case (of_points, of_width, of_stop, sums) if of_points is points and of_stop == stop and np.array_equal(of_width, width):
-            return np.asarray(sums)
-    sums = _log_kernel_sum(taken(part, "x"), points, width)
-    part.kept["log kernel sum"] = (points, width, stop, sums)
-    return sums
+    key = (id(points), float(width[0]), stop)
+    kept = cast(tuple[object, Floats, Floats] | None, part.kept.get("log kernel sum"))
+    if kept is None or kept[0] != key:
+        sums = _log_kernel_sum(np.asarray(taken(part, "x"), np.float64), points, width)
+        kept = part.kept["log kernel sum"] = (key, points, sums)  # with the points, so that their id stays theirs
+    return kept[2]
 
 
 def _log_density(params: Params, points: Floats) -> Floats:
-    blocks, width = _blocks(params), np.asarray(params["bandwidth"])
+    blocks, width = _blocks(params), np.asarray(params["bandwidth"], np.float64)
     x = blocks[0] if len(blocks) == 1 else np.concatenate(blocks, axis=1)
     weights = np.stack([np.repeat(w, k) for w, k in zip(params["weight"], params["length"], strict=True)])
     sums = _log_kernel_sum(x, points, width, np.log(weights))
     return np.asarray(sums - np.log(weights.sum(axis=1, keepdims=True)) - _log_normaliser(width, points.shape[2])[:, None])
 
 
-def _log_kernel_sum(x: Array, points: Floats, width: Floats, log_weight: Floats | None = None) -> Floats:
+def _log_kernel_sum(x: Floats, points: Floats, width: Floats, log_weight: Floats | None = None) -> Floats:
     """Log of the sum over rows of weight times exp(-|point - row|^2 / 2 h^2), (seeds, points); never minus infinity.
 
     One small matrix product gives all exponents; the largest of a point is taken out before the exponential.
     """
-    seeds, n, d = x.shape
+    seeds, n = x.shape[:2]
     m = points.shape[1]
     step = max(1, (1 << 16) // m)  # rows at a time, so that the exponents stay in the cache
     exponents = np.empty((min(step, n), m))

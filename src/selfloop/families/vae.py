@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 import numpy as np
@@ -48,9 +48,9 @@ class Vae(Family):
     hidden: int = 256  # units of the layer between pixels (or convolutions) and latents; 0 = none
     channels: tuple[int, ...] | None = None  # of the convolutions; None: () to 16 x 16, (32, 64) to 32 x 32, then five
     beta: float = 1.0  # weight of the KL term in training (1 = the evidence bound)
-    likelihood: Literal["bernoulli", "gaussian"] = "bernoulli"  # of a pixel's grey value in [0, 1]
-    sigma: float = 0.1  # standard deviation of the gaussian likelihood
-    training: Training = Training(epochs=60, learning_rate=2e-3, schedule="cosine")
+    likelihood: Literal["gaussian", "bernoulli"] = "gaussian"  # of a pixel's grey value in [0, 1]
+    sigma: float = 0.2  # standard deviation of the gaussian likelihood
+    training: Training = field(default_factory=Training)
 
     def __post_init__(self) -> None:
         for name, value, lowest in (("latent", self.latent, 1), ("hidden", self.hidden, 0)):
@@ -62,8 +62,8 @@ class Vae(Family):
             raise SpecError(f"family.beta: got {self.beta}; expected 0 or more.")
         if not 0 < self.sigma < math.inf:
             raise SpecError(f"family.sigma: got {self.sigma}; expected a number above 0.")
-        if self.likelihood not in ("bernoulli", "gaussian"):
-            raise SpecError(f"family.likelihood: got {self.likelihood!r}; expected 'bernoulli' or 'gaussian'.")
+        if self.likelihood not in ("gaussian", "bernoulli"):
+            raise SpecError(f"family.likelihood: got {self.likelihood!r}; expected 'gaussian' or 'bernoulli'.")
 
     def fit(self, data: Samples, ctx: Context, start: Params | None) -> Params:
         import torch
@@ -127,7 +127,9 @@ class Vae(Family):
                         self._sigma(),
                     )
                 )
-        reconstruction, kl = (np.concatenate([part.double().cpu().numpy() for part in side]) for side in zip(*parts, strict=True))
+        reconstruction, kl = (
+            np.concatenate([part.double().cpu().numpy() for part in side]) for side in zip(*parts, strict=True)
+        )
         return reconstruction, kl
 
     def _sigma(self) -> float | None:

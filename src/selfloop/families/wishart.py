@@ -24,14 +24,14 @@ def bartlett(rows: int, d: int, seeds: int, rng: np.random.Generator) -> Floats:
 def root(covariance: Floats) -> Floats:
     """R with R R' = covariance: Cholesky's, or the symmetric eigenvectors' where a matrix is singular."""
     try:
-        return np.linalg.cholesky(covariance)
+        return np.asarray(np.linalg.cholesky(covariance), np.float64)
     except np.linalg.LinAlgError:  # of one seed, perhaps: each is looked at alone, so that none depends on the others
         return np.stack([_root_of_one(matrix) for matrix in covariance])
 
 
 def _root_of_one(matrix: Floats) -> Floats:
     try:
-        return np.linalg.cholesky(matrix)
+        return np.asarray(np.linalg.cholesky(matrix), np.float64)
     except np.linalg.LinAlgError:
         values, vectors = np.linalg.eigh(matrix)
         return np.asarray(vectors * np.sqrt(np.maximum(values, 0)), np.float64)

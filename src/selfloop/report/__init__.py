@@ -127,7 +127,7 @@ class Report:
         """Labels of all policies, in order of appearance."""
         named = [curve.policy for panel in self.panels for curve in panel.curves]
         sampled = [policy for gallery in self.galleries for policy in gallery.samples]
-        listed = [each.policy for each in (*self.ledgers, *self.costs, *self.verdicts)]
+        listed = [*(each.policy for each in self.ledgers), *(each.policy for each in self.verdicts)]
         return list(dict.fromkeys([*named, *sampled, *listed]))
 
 

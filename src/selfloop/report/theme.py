@@ -38,6 +38,8 @@ _PALETTE = {  # colour, its shade, and both on a dark ground
 _MARKERS = ("circle", "square", "triangle-up", "diamond", "triangle-down", "cross", "triangle-right")
 _FIXED = {"accumulate": "blue", "replace": "vermillion", "accumulate_subsample": "green"}  # the same in every report
 
+_UNPRINTABLE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
+
 DARK = {
     INK: "#e6e9ec",
     MUTED: "#98a2ad",
@@ -80,6 +82,11 @@ def themed(svg: str, ids: str, label: str) -> str:
     svg = re.sub(r"url\(#", f"url(#{ids}-", svg)
     svg = re.sub(r'href="#', f'href="#{ids}-', svg)
     return svg.replace("<svg ", f'<svg role="img" aria-label="{escape(label)}" ', 1)
+
+
+def readable(text: str) -> str:
+    """The text with what neither HTML nor SVG has a place for made visible; a picture with it would not be drawn at all."""
+    return _UNPRINTABLE.sub(lambda found: chr(0x2400 + ord(found[0])) if found[0] < " " else "\ufffd", text)
 
 
 def show(value: float | None, digits: int | None = None) -> str:

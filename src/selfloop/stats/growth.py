@@ -42,13 +42,12 @@ class _Form:
         return 1 + (self.shape is not None) + (self.rates is not None)
 
 
-# t + 1/2 makes sums of 1/i follow the log law, and those of i^-(1 + c) the power law, up to O(t^-2): the accumulate
-# laws are such sums.
+# Sums, not log t and t^-c: the laws of accumulate and of replace_multiple are such sums, exactly.
 _FORMS = (
     _Form("constant", "a"),
-    _Form("saturating", "a + b (t + 1/2)^-c", lambda t, c: (t + 0.5) ** -c, lambda span: (0.5, 4.0)),
-    _Form("saturating", "a + b exp(-c t)", lambda t, c: np.exp(-c * (t - 1)) * np.exp(-c), lambda span: (2 / span, 3.0)),
-    _Form("log", "a + b log(t + 1/2)", lambda t, c: np.log(t + 0.5)),
+    _Form("saturating", "a + b sum_{i<=t} i^-(1 + c)", lambda t, c: np.cumsum(t ** -(1 + c)), lambda span: (0.5, 4.0)),
+    _Form("saturating", "a + b exp(-c t)", lambda t, c: np.exp(-c * t), lambda span: (2 / span, 3.0)),
+    _Form("log", "a + b sum_{i<=t} 1/i", lambda t, c: np.cumsum(1 / t)),
     _Form("linear", "a + b t", lambda t, c: t),
     _Form("exponential", "a + b exp(c t)", lambda t, c: np.exp(np.minimum(c * t, 600.0)), lambda span: (1 / span, 3.0)),
 )
@@ -120,12 +119,12 @@ def inflection(curves: Floats, level: float = LEVEL) -> Interval | None:
 
 
 def _fit(form: _Form, mean: Floats, whiten: Floats) -> _Fit:
-    """Least squares; the rate is searched on a grid that closes in on the best one four times."""
+    """Least squares; the rate is searched on a grid that closes in on the best one."""
     t = np.arange(1.0, len(mean) + 1)
     if form.rates is None:
         return _fit_at(form, 0.0, mean, whiten)
     low, high = form.rates(t[-1] - 1)
-    for _ in range(4):
+    for _ in range(8):
         grid = np.geomspace(low, high, 12)
         fits = [_fit_at(form, float(c), mean, whiten) for c in grid]
         best = int(np.argmin([fit.misfit for fit in fits]))

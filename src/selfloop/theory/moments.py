@@ -30,7 +30,7 @@ class Learner:
     pooled: bool = True  # around the mean of all rows; False: around each batch's own (He, Xu, Cheng 2025)
     variance_factor: float = 1.0  # variance of a sampled row over its model's
     kernel: float = 0.0  # variance a sampled row has in addition (squared bandwidth), over the true variance
-    known: bool = False  # rows have variance 1, which nobody estimates: labels of a regression with known noise
+    known: tuple[float, ...] = ()  # rows' variance if nobody estimates it: entry k - 1 for model k, the last one stays
 
 
 class MomentBatch(NamedTuple):
@@ -105,8 +105,9 @@ class Moments:
         return self._batch(real(t), np.zeros(self._noises), 1.0)
 
     def sample(self, t: int, model: MomentModel, n: int) -> MomentBatch:
+        known = self.learner.known
         spread = self.learner.variance_factor * model.variance + self.learner.kernel
-        return self._batch(synthetic(t), model.center, 1.0 if self.learner.known else spread)
+        return self._batch(synthetic(t), model.center, known[min(t, len(known)) - 1] if known else spread)
 
     def _batch(self, batch: Batch, center: Floats, spread: float) -> MomentBatch:
         first, ends = self._pieces[batch]
@@ -123,7 +124,7 @@ class Moments:
         if not learner.pooled:
             within = np.array([part.batch.spread for part in parts]) * (rows - 1) / (rows - learner.ddof)
             variance = float(rows * weights @ within / (rows @ weights))
-        return MomentModel(pool.center, squared_error, 1.0 if learner.known else variance)
+        return MomentModel(pool.center, squared_error, variance)
 
     def measure(self, t: int, model: MomentModel, new: MomentBatch) -> Iterator[Row]:
         yield Row(self.label, 0, t, "mean_error", model.squared_error)
@@ -219,3 +220,12 @@ def moment_curves(policy: Policy, n: int, generations: int, learner: Learner | N
     for row in loop(Moments(policy, n, generations, learner), policy, n, generations):
         curves.setdefault(row.metric, []).append(float(row.value or 0.0))
     return {metric: np.array(values) for metric, values in curves.items()}
+
+
+def has_law(policy: Policy, n: int, generations: int, learner: Learner | None = None) -> bool:
+    """Is `moment_curves` exact here?"""
+    try:
+        Moments(policy, n, generations, learner)
+    except SpecError:
+        return False
+    return True

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from itertools import pairwise
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from selfloop.types import Samples
+from selfloop.types import Column, Samples
 
 IN_MEMORY_BYTES = 2 << 30  # more rows than this are gathered batch by batch from their files
 
@@ -25,7 +26,7 @@ class Autoencoder(nn.Module):
         planes = [depth, *channels]
         heights, widths = [height], [width]
         down: list[nn.Module] = []
-        for a, b in zip(planes, planes[1:], strict=False):
+        for a, b in pairwise(planes):
             down += [nn.Conv2d(a, b, 3, stride=2, padding=1), nn.ReLU()]
             heights.append((heights[-1] + 1) // 2)
             widths.append((widths[-1] + 1) // 2)
@@ -53,21 +54,22 @@ class Autoencoder(nn.Module):
 def elbo_parts(model: Autoencoder, images: Tensor, noise: Tensor, sigma: float | None) -> tuple[Tensor, Tensor]:
     """Reconstruction loss -log p(x | z) at z = mean + noise x sd, and KL(q(z | x) || N(0, I)), nats per image.
 
-    `sigma` None is a Bernoulli likelihood of grey values (a cross-entropy), else a Gaussian one with that deviation.
+    `sigma` None is a Bernoulli likelihood of grey values (a cross-entropy), else a Gaussian one with that deviation,
+    without its constant log(sigma sqrt(2 pi)) per pixel: a perfect copy has loss 0, so ratios of losses mean something.
     """
     mean, log_variance = model.encode(images)
     logits = model.decode(mean + noise * (0.5 * log_variance).exp())
     if sigma is None:
         pixels = functional.binary_cross_entropy_with_logits(logits, images, reduction="none")
     else:
-        pixels = (torch.sigmoid(logits) - images).square() / (2 * sigma**2) + math.log(sigma * math.sqrt(2 * math.pi))
+        pixels = (torch.sigmoid(logits) - images).square() / (2 * sigma**2)
     kl = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).sum(1)  # Kingma and Welling, appendix B
     return pixels.flatten(1).sum(1), kl
 
 
-def as_tensor(images: np.ndarray) -> Tensor:
+def as_tensor(images: Column) -> Tensor:
     """uint8 images (rows, height, width[, depth]) as they are, with the depth first."""
-    tensor = torch.from_numpy(np.ascontiguousarray(images))
+    tensor = torch.from_numpy(np.require(images, requirements=["C", "W"]))  # stored rows are read-only maps: copied
     return tensor.unsqueeze(1) if tensor.ndim == 3 else tensor.permute(0, 3, 1, 2)
 
 
@@ -78,8 +80,8 @@ def scale(images: Tensor) -> Tensor:
 
 def gatherer(data: Samples, column: str, device: torch.device) -> Callable[[Tensor], Tensor]:
     """The images at given indices, in [0, 1]: from one tensor where they fit into memory, else from their batches."""
-    first = data.gather(np.zeros(1, np.int64))[column]
-    if len(data) * np.asarray(first).nbytes <= IN_MEMORY_BYTES:
-        everything = as_tensor(np.asarray(data.all()[column])).to(device)
+    first = np.asarray(data.gather(np.zeros(1, np.int64))[column])
+    if len(data) * first.nbytes <= IN_MEMORY_BYTES:
+        everything = as_tensor(data.all()[column]).to(device)
         return lambda indices: scale(everything[indices])
-    return lambda indices: scale(as_tensor(np.asarray(data.gather(indices.cpu().numpy())[column])).to(device))
+    return lambda indices: scale(as_tensor(data.gather(indices.cpu().numpy())[column]).to(device))

@@ -19,6 +19,10 @@ def save(path: Path, tensors: Mapping[str, Tensor], identity: str, step: int) ->
     try:
         save_file(contiguous, part, metadata={"identity": identity, "step": str(step)})
         os.replace(part, path)
+    except (SafetensorError, FileNotFoundError) as problem:
+        if path.parent.is_dir():
+            raise OSError(f"{path}: {problem}") from problem
+        # else another process finished this fit and removed the folder: nothing is left to be safe from
     finally:
         part.unlink(missing_ok=True)
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -19,9 +18,8 @@ from selfloop.errors import ChainEndedError, SpecError
 from selfloop.families.nn import checkpoint
 from selfloop.families.nn.training import Training
 from selfloop.rng import Stream
-from selfloop.types import Floats, Params
+from selfloop.types import Array, Floats, Params
 
-CHECKPOINT_SECONDS = 20.0  # no setting: it changes no result, so it must not be part of a fit's key
 CHECK_EVERY = 50  # steps; a loss that is not finite stays so, and looking at it each step would stall a GPU
 CURVE_POINTS = 100
 FACTS = "training/"  # prefix of what a model's arrays say about its fit
@@ -58,13 +56,11 @@ def _seed(stream: Stream) -> None:
         generator.manual_seed(stream.integer())
 
 
-def fit(
-    task: Task, training: Training, ctx: Context, start: Params | None = None, interval: float = CHECKPOINT_SECONDS
-) -> dict[str, np.ndarray]:
+def fit(task: Task, training: Training, ctx: Context, start: Params | None) -> dict[str, Array]:
     """The trained network's arrays, and under `training/` its steps, rows seen and curve of training loss.
 
-    With a scratch folder the state is kept every `interval` seconds (less often when saving is slow), and a fit that was
-    killed continues to the same bits. Raises ChainEndedError("diverged") when loss or parameters are not finite.
+    With a scratch folder the state is kept from time to time, and a fit that was killed continues to the same bits.
+    Raises ChainEndedError("diverged") when loss or parameters are not finite.
     """
     torch.set_num_threads(ctx.threads)
     rows = len(task.weights)
@@ -73,7 +69,7 @@ def fit(
     if start is not None:
         load(task.model, start)
     state = _State(task, training, steps)
-    saver = _Saver(state, ctx, repr((ctx.stream, training, rows, steps)), interval)
+    saver = _Saver(state, ctx, rows)
     batch_of = _batches(ctx.stream.child("order"), rows, size)
     with seeded(ctx.stream), torch.backends.cudnn.flags(deterministic=True, benchmark=False):
         for step in range(saver.restore(), steps):
@@ -156,7 +152,7 @@ class _State:
         stretches = np.array_split(self.losses.double().cpu().numpy(), min(CURVE_POINTS, len(self.losses)))
         return np.array([stretch.mean() for stretch in stretches])
 
-    def arrays(self) -> dict[str, np.ndarray]:
+    def arrays(self) -> dict[str, Array]:
         for group in self.groups:
             if group.average is not None:
                 group.vector.copy_(group.average)  # the network's parameters are views of the vector
@@ -223,11 +219,12 @@ def _uses_bfloat16(training: Training, parameters: int) -> bool:
 class _Saver:
     """Keeps the state of a fit in its scratch folder."""
 
-    def __init__(self, state: _State, ctx: Context, identity: str, interval: float) -> None:
-        self.state, self.identity = state, identity
-        self.path: Path | None = ctx.scratch / "fit.safetensors" if ctx.scratch else None
-        self.interval = interval
-        self.due = time.monotonic() + interval
+    def __init__(self, state: _State, ctx: Context, rows: int) -> None:
+        self.state = state
+        self.pause = state.training.checkpoint
+        self.identity = repr((ctx.stream, replace(state.training, checkpoint=0.0), rows))
+        self.path = ctx.scratch / "fit.safetensors" if ctx.scratch else None
+        self.due = time.monotonic() + self.pause
 
     def restore(self) -> int:
         """Steps that are already done."""
@@ -243,4 +240,4 @@ class _Saver:
         if self.path is not None and now >= self.due:
             checkpoint.save(self.path, self.state.tensors(), self.identity, step)
             spent = time.monotonic() - now
-            self.due = now + spent + max(self.interval, 50 * spent if self.interval else 0.0)  # at most 2 % of the time
+            self.due = now + spent + (max(self.pause, 50 * spent) if self.pause else 0.0)  # at most 2 % of the time

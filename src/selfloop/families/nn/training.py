@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 from selfloop.errors import SpecError
@@ -23,26 +23,30 @@ class Training:
 
     epochs: int = 30  # passes through the training rows, unless `steps` is given
     steps: int | None = None  # optimiser steps, the same however many rows there are
-    batch: int = 64  # rows per step (all rows when there are fewer)
+    batch: int = 128  # rows per step (all rows when there are fewer)
     learning_rate: float = 1e-3  # the highest one
-    weight_decay: float = 0.0  # of matrices and kernels; biases and norms are not decayed
-    schedule: Schedule = "constant"  # towards 0 at the last step: linear, cosine
+    weight_decay: float = 0.0  # AdamW's, of matrices and kernels; biases and norms are not decayed
+    schedule: Schedule = "cosine"  # towards 0 at the last step: cosine, linear; or constant
     warmup: int = 0  # steps of linear rise before the schedule
-    clip: float | None = 1.0  # highest norm of the whole gradient
+    clip: float | None = 1.0  # highest norm of the whole gradient; losses are sums over a row, so this often binds
     ema: float | None = None  # decay of the parameter average that becomes the model; None = the last parameters
     precision: Precision = "float32"
+    checkpoint: float = field(default=20.0, metadata={"identity": False})  # seconds between saved states; 0 = every step
 
     def __post_init__(self) -> None:
-        whole = {"epochs": self.epochs, "batch": self.batch, "steps": 1 if self.steps is None else self.steps}
-        for name, value in whole.items():
-            if value < 1:
-                raise SpecError(f"family.training.{name}: got {value}; expected 1 or more.")
+        for name, count in {
+            "epochs": self.epochs,
+            "batch": self.batch,
+            "steps": 1 if self.steps is None else self.steps,
+        }.items():
+            if count < 1:
+                raise SpecError(f"family.training.{name}: got {count}; expected 1 or more.")
         for name, value in {"learning_rate": self.learning_rate, "clip": 1.0 if self.clip is None else self.clip}.items():
             if not 0 < value < math.inf:
                 raise SpecError(f"family.training.{name}: got {value}; expected a number above 0.")
-        for name, value in {"weight_decay": self.weight_decay, "warmup": self.warmup}.items():
-            if not 0 <= value < math.inf:
-                raise SpecError(f"family.training.{name}: got {value}; expected 0 or more.")
+        for name in ("weight_decay", "warmup", "checkpoint"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise SpecError(f"family.training.{name}: got {getattr(self, name)}; expected 0 or more.")
         if self.ema is not None and not 0 < self.ema < 1:
             raise SpecError(f"family.training.ema: got {self.ema}; expected a decay between 0 and 1.")
         for name, word, allowed in (

@@ -1,0 +1,89 @@
+"""Chains of kernel density estimates against the plain scikit-learn loop, side by side in one run.
+
+    python benchmarks/kde.py [--seeds 10] [--generations 100]
+
+The plain loop is what a researcher writes: per seed, policy and generation one `KernelDensity` fit, its log-likelihood at the
+500 held-out points, and n new rows from it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import cProfile
+import pstats
+import time
+
+import numpy as np
+from sklearn.neighbors import KernelDensity
+
+from selfloop.component import Context, Sampler
+from selfloop.families.kde import Kde
+from selfloop.loop import loop
+from selfloop.metrics.likelihood import Nll
+from selfloop.policies.plans import Accumulate, AccumulateSubsample, Replace
+from selfloop.rng import Stream
+from selfloop.sources.shapes import Moons
+from selfloop.worlds import Block, EnsembleWorld
+
+POLICIES = (Replace(), Accumulate(), AccumulateSubsample())
+N, HOLDOUT, BANDWIDTH = 100, 500, 0.1
+
+
+def plain_loop(policy: str, seed: int, generations: int) -> list[float]:
+    """NLL at every generation of one chain, with scikit-learn."""
+    stream, rng = Context(Stream(("seed", seed, "source"))), np.random.default_rng(seed)
+    holdout = np.asarray(Moons().draw(0, HOLDOUT, stream)["x"])
+    pool = np.asarray(Moons().draw(HOLDOUT, N, stream)["x"])
+    curve = []
+    for _ in range(generations):
+        rows = pool[rng.choice(len(pool), N, replace=False)] if policy == "accumulate_subsample" else pool
+        model = KernelDensity(bandwidth=BANDWIDTH).fit(rows)
+        curve.append(-model.score(holdout) / HOLDOUT)
+        new = model.sample(N, random_state=int(rng.integers(1 << 31)))
+        pool = new if policy == "replace" else np.concatenate([pool, new])
+    return curve
+
+
+def ours(seeds: int, generations: int) -> dict[str, np.ndarray]:
+    """NLL (seeds, generations) per policy, all seeds at once."""
+    block = Block(
+        source=Moons(), family=Kde(bandwidth=BANDWIDTH), sampler=Sampler(), metrics=(Nll(),),
+        seeds=tuple(range(seeds)), n=N, holdout=HOLDOUT, on_rows=True,
+    )  # fmt: skip
+    curves = {}
+    for policy in POLICIES:
+        rows = list(loop(EnsembleWorld(policy.name, block), policy, N, generations))
+        curves[policy.name] = np.array([row.value for row in rows]).reshape(generations, seeds).T
+    return curves
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--seeds", type=int, default=10)
+    parser.add_argument("--generations", type=int, default=100)
+    options = parser.parse_args()
+    ours(2, 3)  # both sides warm
+    plain_loop("replace", 0, 3)
+    profile = cProfile.Profile()
+    profile.enable()
+    ours(options.seeds, options.generations)
+    profile.disable()
+    started = time.perf_counter()
+    curves = ours(options.seeds, options.generations)
+    fast = time.perf_counter() - started
+    slow, plain = 0.0, {}
+    for policy in POLICIES:
+        started = time.perf_counter()
+        plain[policy.name] = np.array([plain_loop(policy.name, seed, options.generations) for seed in range(options.seeds)])
+        took = time.perf_counter() - started
+        slow += took
+        last = curves[policy.name][:, -1].mean(), plain[policy.name][:, -1].mean()
+        print(f"{policy.name:22} plain {took:7.2f} s   last NLL: selfloop {last[0]:.2f}, plain {last[1]:.2f}")
+    print(f"plain {slow:.2f} s, selfloop {fast:.2f} s: {slow / fast:.1f} times (at least 30 wanted)")
+    evaluations = options.seeds * options.generations * len(POLICIES) * N * HOLDOUT
+    print(f"{fast / evaluations * 1e9:.2f} ns per kernel evaluation; where the time goes (profiled, so slower):")
+    pstats.Stats(profile).sort_stats("tottime").print_stats(12)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,314 @@
+"""The command line. Results go to standard output, progress and errors to standard error; a mistake exits with 2."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from selfloop.errors import SelfloopError, SpecError
+
+if TYPE_CHECKING:
+    from selfloop.result import Result
+    from selfloop.spec import Spec
+
+app = typer.Typer(
+    name="selfloop",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="A laboratory for generative models that train on their own output.\n\nStart with: selfloop quickstart",
+)
+SpecArgument = Annotated[str, typer.Argument(metavar="SPEC", help="A TOML file or a preset (see `selfloop list`).")]
+SetOption = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a key; repeatable.")]
+StoreOption = Annotated[Path | None, typer.Option(help="The store's folder. [default: $SELFLOOP_STORE, else .selfloop]")]
+WorkersOption = Annotated[int | None, typer.Option(min=1, help="Worker processes. [default: as many as the cores allow]")]
+ThreadsOption = Annotated[int | None, typer.Option(min=1, help="Threads per chain. [default: cores / chains, at least 1]")]
+QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")]
+
+
+def main() -> None:
+    """Entry point of the `selfloop` command."""
+    try:
+        app()
+    except SelfloopError as problem:
+        sentence = " ".join(str(problem).split())
+        sys.stderr.write(f"selfloop: {sentence if len(sentence) < 690 else sentence[:680] + ' ...'}\n")
+        sys.exit(2)
+    except BrokenPipeError:  # the reader of standard output has seen enough
+        sys.stderr.close()
+        sys.exit(0)
+
+
+def _spec(name: str, overrides: list[str] | None) -> Spec:
+    from selfloop.spec import read_spec
+
+    return read_spec(name, overrides or ())
+
+
+def _run(spec: Spec, store: Path | None, workers: int | None, threads: int | None, quiet: bool) -> Result:
+    from selfloop.console import progress_line
+    from selfloop.result import run as run_spec
+
+    try:
+        with progress_line(quiet) as progress:
+            return run_spec(spec, store, workers=workers, threads=threads, progress=progress)
+    except KeyboardInterrupt:
+        sys.stderr.write("selfloop: interrupted. What is finished is kept: the same command continues.\n")
+        raise typer.Exit(130) from None
+
+
+@app.command()
+def quickstart(
+    report: Annotated[Path, typer.Option(help="Where to write the report.")] = Path("report.html"),
+    store: StoreOption = None,
+    workers: WorkersOption = None,
+    quiet: QuietOption = False,
+) -> None:
+    """Real digits and 2,000 linear chains: see replace collapse and accumulate hold, in about three minutes.
+
+    Example: selfloop quickstart
+    """
+    from selfloop.console import print_summary
+    from selfloop.report.build import write_report
+
+    results = []
+    for preset in ("quickstart_linear", "quickstart_digits"):
+        results.append(_run(_spec(preset, None), store, workers, None, quiet))
+        print_summary(results[-1])
+    path = write_report(results, report, title="selfloop quickstart")
+    typer.echo(f"report: {path.resolve()}")
+
+
+@app.command()
+def run(
+    spec: SpecArgument,
+    set_: SetOption = None,
+    json: Annotated[str | None, typer.Option(metavar="FILE", help="Write rows as JSON lines; - is stdout.")] = None,
+    report: Annotated[Path | None, typer.Option(help="Also write the report there.")] = None,
+    store: StoreOption = None,
+    workers: WorkersOption = None,
+    threads: ThreadsOption = None,
+    quiet: QuietOption = False,
+) -> None:
+    """Run a spec; what is stored already is not computed again.
+
+    Example: selfloop run digits.toml --set generations=3 --json rows.jsonl
+    """
+    from selfloop.console import print_summary
+
+    target = _writable(json)
+    result = _run(_spec(spec, set_), store, workers, threads, quiet)
+    if target:
+        _write_json(result, target)
+    if json != "-":
+        print_summary(result)
+    if report:
+        typer.echo(f"report: {result.report(report).resolve()}")
+
+
+def _writable(json: str | None) -> str | None:
+    if json not in (None, "-") and not Path(json).absolute().parent.is_dir():
+        raise SpecError(f"--json {json}: the folder does not exist. Create it, or choose another file.")
+    return json
+
+
+def _write_json(result: Result, target: str) -> None:
+    from selfloop.result import write_rows
+
+    if target == "-":
+        write_rows(result.rows, sys.stdout.write)
+        return
+    with Path(target).open("w", encoding="utf-8") as file:
+        write_rows(result.rows, file.write)
+
+
+@app.command()
+def plan(spec: SpecArgument, set_: SetOption = None, store: StoreOption = None) -> None:
+    """What a run would do: rows per generation, what is stored already, what the rest will cost. Computes nothing.
+
+    Example: selfloop plan digits.toml
+    """
+    from selfloop.console import print_plan
+    from selfloop.runtime import store_path
+    from selfloop.upkeep import plan as plan_spec
+
+    read = _spec(spec, set_)
+    print_plan(read, plan_spec(read, store_path(store)))
+
+
+@app.command()
+def predict(
+    policy: Annotated[list[str], typer.Argument(metavar="POLICY...|SPEC", help="Names of policies, or one spec or preset.")],
+    n: Annotated[int, typer.Option(min=1, help="Rows of real(1).")] = 1000,
+    generations: Annotated[int, typer.Option(min=1, help="Generations.")] = 10,
+    set_: SetOption = None,
+    figure: Annotated[Path | None, typer.Option(help="Also draw the curves there (SVG, PNG or PDF by the ending).")] = None,
+) -> None:
+    """Exact theory in milliseconds: expected error and variance of any count-based policy, and every law that applies.
+
+    Example: selfloop predict replace accumulate accumulate_subsample --n 100 --generations 20
+    """
+    from selfloop.console import print_laws, print_predictions
+
+    if len(policy) == 1 and (policy[0].endswith(".toml") or policy[0] in _presets()):
+        print_laws(_spec(policy[0], set_), figure)
+    else:
+        print_predictions(policy, n, generations, set_ or [], figure)
+
+
+def _presets() -> list[str]:
+    from selfloop.plugins import presets
+
+    return list(presets())
+
+
+@app.command()
+def report(
+    spec: SpecArgument,
+    output: Annotated[Path, typer.Option("--output", "-o", help="Where to write the report.")] = Path("report.html"),
+    figures: Annotated[Path | None, typer.Option(help="Also save every figure there as SVG and PNG.")] = None,
+    set_: SetOption = None,
+    store: StoreOption = None,
+    workers: WorkersOption = None,
+    quiet: QuietOption = False,
+) -> None:
+    """Write the report of a spec: one HTML file that works offline. Runs what is not stored yet.
+
+    Example: selfloop report digits.toml --output digits.html --figures figures/
+    """
+    from selfloop.report.build import write_report
+
+    result = _run(_spec(spec, set_), store, workers, None, quiet)
+    typer.echo(f"report: {write_report([result], output, figures=figures).resolve()}")
+
+
+@app.command()
+def compare(
+    specs: Annotated[list[str], typer.Argument(metavar="SPEC...", help="One spec (its policies), or several.")],
+    metric: Annotated[str | None, typer.Option(help="Which metric. [default: the main one]")] = None,
+    set_: SetOption = None,
+    store: StoreOption = None,
+    workers: WorkersOption = None,
+    quiet: QuietOption = False,
+) -> None:
+    """Differences between policies or specs, paired by seed, with intervals.
+
+    Example: selfloop compare digits.toml --metric pixel_spread
+    """
+    from selfloop.console import print_comparison
+
+    print_comparison({name: _run(_spec(name, set_), store, workers, None, quiet) for name in specs}, metric)
+
+
+@app.command()
+def reproduce(
+    work: Annotated[str, typer.Argument(help="A published work, such as kazdan2025.")],
+    only: Annotated[str | None, typer.Option(help="Groups of numbers, comma-separated, such as gaussian,linear,kde.")] = None,
+    scale: Annotated[str, typer.Option(help="small (fewer seeds) or paper.")] = "paper",
+    store: StoreOption = None,
+    quiet: QuietOption = False,
+) -> None:
+    """Measure a paper's numbers again: one line per published number with value, interval and z.
+
+    Example: selfloop reproduce kazdan2025 --only gaussian,linear,kde
+    """
+    from selfloop.console import print_reproduction, progress_line
+    from selfloop.reproduce import reproduce as reproduce_work
+    from selfloop.runtime import store_path
+
+    with progress_line(quiet) as progress:
+        lines = reproduce_work(work, only.split(",") if only else None, scale=scale, store=store_path(store), progress=progress)
+    print_reproduction(lines)
+
+
+@app.command("list")
+def list_(
+    kind: Annotated[str | None, typer.Argument(help="policy, family, source, metric, criterion, curator or preset.")] = None,
+    name: Annotated[str | None, typer.Argument(help="One component: shows its settings.")] = None,
+) -> None:
+    """Components and presets; with a kind and a name, its settings.
+
+    Example: selfloop list family vae
+    """
+    from selfloop.console import print_component, print_list
+
+    if kind and name:
+        print_component(kind, name)
+    else:
+        print_list(kind)
+
+
+@app.command()
+def new(
+    path: Annotated[Path, typer.Argument(help="The file to create.")],
+    family: Annotated[str, typer.Option(help="Its family.")] = "vae",
+    source: Annotated[str, typer.Option(help="Its source.")] = "digits",
+) -> None:
+    """Write a commented spec to start from.
+
+    Example: selfloop new mine.toml --family gaussian --source gaussian
+    """
+    from selfloop.template import template
+
+    if path.exists():
+        raise SpecError(f"{path}: exists already. Choose another name; nothing was written.")
+    text = template(family, source)
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as problem:
+        raise SpecError(f"{path}: cannot be written ({problem.strerror}). Choose another place.") from problem
+    typer.echo(f"written: {path}. Next: selfloop plan {path}")
+
+
+@app.command()
+def verify(
+    spec: SpecArgument,
+    sample: Annotated[int, typer.Option(min=1, help="How many records to recompute.")] = 20,
+    set_: SetOption = None,
+    store: StoreOption = None,
+) -> None:
+    """Recompute a random sample of a spec's stored records and compare. Exit code 1 when one is wrong.
+
+    Example: selfloop verify digits.toml --sample 50
+    """
+    from selfloop.runtime import store_path
+    from selfloop.upkeep import verify as verify_spec
+
+    audit = verify_spec(_spec(spec, set_), store_path(store), sample)
+    for sentence in audit.wrong:
+        typer.echo(f"wrong: {sentence}")
+    typer.echo(f"{audit.checked - len(audit.wrong)} of {audit.checked} recomputed records agree ({audit.records} stored).")
+    if audit.wrong:
+        raise typer.Exit(1)
+
+
+@app.command()
+def gc(
+    keep: Annotated[list[str] | None, typer.Argument(metavar="[SPEC]...", help="Keep only what these specs use.")] = None,
+    store: StoreOption = None,
+) -> None:
+    """Delete unfinished files and orphans from the store; given specs, everything that they do not use.
+
+    Example: selfloop gc digits.toml faces.toml
+    """
+    from selfloop.runtime import store_path
+    from selfloop.upkeep import collect_garbage
+
+    path = store_path(store)
+    if not (path / ".selfloop").is_file():
+        raise SelfloopError(f"store {path}: there is none. Name the folder with --store.")
+    files, size = collect_garbage(path, [_spec(name, None) for name in keep or ()])
+    typer.echo(f"deleted {files} files, {size / 1e6:.1f} MB.")
+
+
+@app.callback(invoke_without_command=True)
+def _version(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+    if version:
+        from selfloop import __version__
+
+        typer.echo(__version__)
+        raise typer.Exit

@@ -1,0 +1,207 @@
+"""Linear regression with normal noise: least squares, ridge, minimum norm."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import ClassVar, cast
+
+import numpy as np
+
+from selfloop.component import EnsemblePart, Outcome, Sampler, Statistics
+from selfloop.errors import SpecError
+from selfloop.families.ensemble import EnsembleFamily, multiplicity
+from selfloop.families.wishart import bartlett
+from selfloop.rng import Stream
+from selfloop.types import Columns, Floats, Params
+
+SINGULAR = 1e-12  # smallest share of a column's square that the columns before it must leave unexplained
+
+
+@dataclass(frozen=True, kw_only=True)
+class LinearSampler(Sampler):
+    """Labels drawn from a fitted regression."""
+
+    name: ClassVar[str] = "linear"
+    noise: float | tuple[float, ...] | None = None  # standard deviation; entry t - 1 for rows of model t, the last one stays
+
+    def __post_init__(self) -> None:
+        levels = self.noise if isinstance(self.noise, tuple) else (0.0 if self.noise is None else self.noise,)
+        if not levels or not all(level >= 0 for level in levels):
+            raise SpecError(f"family.sampler.noise: got {self.noise}; expected standard deviations of 0 or more.")
+
+    def at(self, t: int, truth: Params) -> LinearSampler:
+        """Noise left open is the source's, if known: what the laws assume. Otherwise it is the fit's own."""
+        if isinstance(self.noise, tuple):
+            return replace(self, noise=self.noise[min(t, len(self.noise)) - 1])
+        if self.noise is None and "noise" in truth:
+            return replace(self, noise=float(np.ravel(truth["noise"])[0]))  # a setting of the source: the same for all seeds
+        return self
+
+    def level(self, fitted: Floats) -> Floats:
+        """Standard deviation of the noise of each seed."""
+        if isinstance(self.noise, tuple):
+            raise SpecError("family.sampler.noise: one number per generation; choose a generation's with `at(t, truth)`.")
+        return fitted if self.noise is None else np.full_like(fitted, self.noise)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Linear(EnsembleFamily):
+    """Coefficients that minimise the weighted mean squared residual + ridge ||w||^2; of many, those of least norm.
+
+    `ridge` scales with the pooled size: (X'X/N + ridge I) w = X'y/N. `noise` is the standard deviation of the residuals
+    (divisor N - d); runs on statistics do not estimate it, their labels have the noise of the source's law.
+
+    Statistics of a batch of n rows are the triangular `root` R with R'R = X'X/n and the `response` u with R'u = X'y/n:
+    u = R w + noise z/sqrt(n), z standard normal. Batches on one fixed design share one `root` *object*, so they merge by
+    averaging responses and a fit is one triangular solve: O(d^2), whatever n. Different roots merge into gram and moment.
+    """
+
+    name: ClassVar[str] = "linear"
+    metrics: ClassVar[tuple[str, ...]] = ("excess_risk",)
+    sampler: ClassVar[type[Sampler]] = LinearSampler
+    ridge: float = 0.0  # penalty per row, in squared units of x
+
+    def __post_init__(self) -> None:
+        if not self.ridge >= 0:
+            raise SpecError(f"family.ridge: got {self.ridge}; expected a number of 0 or more.")
+
+    def fit_rows(self, parts: Sequence[EnsemblePart], previous: Params | None) -> Outcome:
+        sums = _sums(parts)
+        gram, moment, count = sums["gram"], sums["moment"], sums["count"]
+        coefficients = self._solve(gram / count[:, None, None], moment / count[:, None])
+        explained = 2 * np.vecdot(coefficients, moment) - np.vecdot(coefficients, (gram @ coefficients[..., None])[..., 0])
+        left = np.maximum(sums["square"] - explained, 0) / np.maximum(sums["rows"] - moment.shape[1], 1)
+        return Outcome({"coefficients": coefficients, "noise": np.sqrt(left * sums["rows"] / count)})
+
+    def sample_rows(self, params: Params, n: int, sampler: Sampler, given: Columns, streams: Sequence[Stream]) -> Columns:
+        x, w = cast(Floats, given["x"]), cast(Floats, params["coefficients"])
+        level = cast(LinearSampler, sampler).level(cast(Floats, params["noise"]))
+        y = (x @ w[..., None])[..., 0]
+        for s, stream in enumerate(streams):
+            y[s] += level[s] * stream.generator().standard_normal(n)
+        return {**given, "y": y}
+
+    def merge(self, parts: Sequence[tuple[Statistics, float]]) -> Statistics:
+        counts = np.stack([cast(Floats, stats["count"]) for stats, _ in parts])
+        mass = np.array([weight for _, weight in parts])[:, None] * counts
+        share = mass / mass.sum(0)
+        root = parts[0][0]["root"]
+        if all(stats["root"] is root for stats, _ in parts):
+            mean = np.sum([a[:, None] * stats["response"] for a, (stats, _) in zip(share, parts, strict=True)], axis=0)
+            return {"root": root, "response": mean, "count": counts.sum(0)}
+        gram, moment = 0.0, 0.0
+        for a, (stats, _) in zip(share, parts, strict=True):
+            each, response = cast(Floats, stats["root"]), cast(Floats, stats["response"])
+            gram = gram + a[:, None, None] * (each.mT @ each)
+            moment = moment + a[:, None] * (response[:, None] @ each)[:, 0]
+        return {"gram": np.asarray(gram), "moment": np.asarray(moment), "count": counts.sum(0)}
+
+    def fit_statistics(self, statistics: Statistics) -> Outcome:
+        if "gram" in statistics:
+            return Outcome({"coefficients": self._solve(cast(Floats, statistics["gram"]), cast(Floats, statistics["moment"]))})
+        root, response = cast(Floats, statistics["root"]), cast(Floats, statistics["response"])
+        if self.ridge:
+            return Outcome({"coefficients": self._solve(root.mT @ root, (response[:, None] @ root)[:, 0])})
+        if root.shape[1] < root.shape[2]:  # fewer rows than coefficients: the least-norm solution R'(R R')^-1 u
+            dual = np.linalg.solve(root @ root.mT, response[..., None])
+            return Outcome({"coefficients": (root.mT @ dual)[..., 0]})
+        return Outcome({"coefficients": _solve_triangular(root, response)})
+
+    def draw_statistics(
+        self, params: Params, n: int, sampler: Sampler, law: Params, initial: Statistics | None, rng: np.random.Generator
+    ) -> Statistics:
+        w, noise = cast(Floats, params["coefficients"]), cast(LinearSampler, sampler).level(cast(Floats, law["noise"]))
+        seeds, d = w.shape
+        if initial is None:
+            root = bartlett(n, d, seeds, rng).mT * np.sqrt(cast(Floats, law["variances"]) / n)[:, None]
+            root = np.ascontiguousarray(root)
+        elif np.any(n % initial["count"]):
+            raise SpecError("linear: on a fixed design, statistics are of whole copies of it; this policy needs rows.")
+        else:
+            root = cast(Floats, initial["root"])
+        response = (root @ w[..., None])[..., 0]
+        response += noise[:, None] / np.sqrt(n) * rng.standard_normal(response.shape)
+        return {"root": root, "response": response, "count": np.full(seeds, float(n))}
+
+    def log_prob(self, params: Params, rows: Columns) -> Floats:
+        """Log density of each row's y given its x, in nats."""
+        x, y, noise = np.asarray(rows["x"]), np.asarray(rows["y"]), float(params["noise"])
+        return np.asarray(-0.5 * ((y - x @ params["coefficients"]) / noise) ** 2 - np.log(noise * np.sqrt(2 * np.pi)))
+
+    def _solve(self, gram: Floats, moment: Floats) -> Floats:
+        """Solution of (gram + ridge I) w = moment; the one of least norm where that is singular."""
+        penalised = gram + self.ridge * np.eye(gram.shape[1]) if self.ridge else gram
+        scale = np.sqrt(np.einsum("sii->si", penalised))
+        scale = np.where(scale > 0, scale, 1)  # a unit diagonal makes pivots comparable: 1 - R^2 given the columns before
+        try:
+            root = np.asarray(np.linalg.cholesky(penalised / scale[:, :, None] / scale[:, None], upper=True), np.float64)
+        except np.linalg.LinAlgError:
+            if len(gram) == 1:
+                return _least_norm(penalised[0], moment[0])[None]
+            return np.concatenate([self._solve(gram[s : s + 1], moment[s : s + 1]) for s in range(len(gram))])
+        half = _solve_triangular(root.mT[:, ::-1, ::-1], (moment / scale)[:, ::-1])[:, ::-1]
+        solution = _solve_triangular(root, half) / scale
+        for s in np.flatnonzero(np.einsum("sii->si", root).min(1) ** 2 < SINGULAR):
+            solution[s] = _least_norm(penalised[s], moment[s])
+        return solution
+
+
+def _solve_triangular(root: Floats, response: Floats) -> Floats:
+    """w with root w = response for upper-triangular roots, all seeds at once: faster than a solver call per seed."""
+    w = np.empty_like(response)
+    for j in range(w.shape[1] - 1, -1, -1):
+        w[:, j] = (response[:, j] - np.vecdot(root[:, j, j + 1 :], w[:, j + 1 :])) / root[:, j, j]
+    return w
+
+
+def _least_norm(gram: Floats, moment: Floats) -> Floats:
+    return np.asarray(np.linalg.pinv(gram, rtol=SINGULAR, hermitian=True) @ moment, np.float64)
+
+
+def _sums(parts: Sequence[EnsemblePart]) -> dict[str, Floats]:
+    """Weighted sums over the training rows of x x', x y, y^2, 1, and the number of rows, per seed."""
+    designs: dict[int, list[EnsemblePart]] = {}
+    for part in parts:  # batches of a fixed design hold the same array of inputs
+        designs.setdefault(id(part.rows["x"]), []).append(part)
+    sums = [_sums_of_design(shared) for shared in designs.values()]
+    return {key: np.sum([each[key] for each in sums], axis=0) if len(sums) > 1 else sums[0][key] for key in sums[0]}
+
+
+def _sums_of_design(parts: Sequence[EnsemblePart]) -> dict[str, Floats]:
+    x = cast(Floats, parts[0].rows["x"])
+    times, labels, square, rows = np.zeros((4, *x.shape[:2]))
+    for part in parts:
+        y, taken = cast(Floats, part.rows["y"]), multiplicity(part)
+        mass = np.full(y.shape, part.weight) if taken is None else part.weight * taken
+        times += mass
+        labels += mass * y
+        square += mass * y * y
+        rows += 1.0 if taken is None else taken
+    if all(part.chosen is None for part in parts):
+        gram = times[:, :1, None] * _whole_gram(parts[0])
+        moment = (labels[:, None] @ x)[:, 0]
+    else:
+        gram, moment = _weighted_sums(x, times, labels)
+    return {"gram": gram, "moment": moment, "square": square.sum(1), "count": times.sum(1), "rows": rows.sum(1)}
+
+
+def _whole_gram(part: EnsemblePart) -> Floats:
+    if "gram" not in part.kept:
+        x = cast(Floats, part.rows["x"])
+        part.kept["gram"] = x.mT @ x
+    return cast(Floats, part.kept["gram"])
+
+
+def _weighted_sums(x: Floats, times: Floats, labels: Floats) -> tuple[Floats, Floats]:
+    """X' diag(times) X and X' labels of each seed; rows that were not taken (a third of a subsample) cost nothing."""
+    seeds, _, d = x.shape
+    gram, moment = np.empty((seeds, d, d)), np.empty((seeds, d))
+    for s in range(seeds):
+        taken = np.flatnonzero(times[s])
+        weight = np.sqrt(times[s, taken])
+        rows = x[s].take(taken, axis=0)
+        rows *= weight[:, None]
+        gram[s] = rows.T @ rows
+        moment[s] = (labels[s, taken] / weight) @ rows
+    return gram, moment

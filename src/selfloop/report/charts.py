@@ -1,0 +1,325 @@
+"""Vega-Lite descriptions of curves, in the looks that all figures share. Data are named sets, added at the end."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import altair as alt
+import numpy as np
+
+from selfloop.report import CurveData, Ledger, Panel
+from selfloop.report.theme import FONT, GRID, INK, MUTED, PAPER, Style, readable
+
+WIDTH, HEIGHT = 430, 250
+DRAWN_CHAINS = 12  # above, the mean and its band stand for the chains
+LOG_FROM = 30.0  # largest over smallest value from which an axis is logarithmic
+_MARKED = 21  # markers on one curve at most
+_KINDS = {"exact": ("exact law", [6, 3]), "bound": ("bound", [2, 2]), "asymptotic": ("asymptotic law", [8, 3, 2, 3])}
+_FONTS = {"labelFont": FONT, "titleFont": FONT, "labelFontSize": 11, "titleFontSize": 11.5, "titleFontWeight": "normal"}
+_LINES = {"gridColor": GRID, "domainColor": MUTED, "tickColor": MUTED, "tickSize": 4}
+_TOP = {"direction": "vertical", "anchor": "start", "margin": 2}
+_LOOKS = {
+    "background": "transparent",
+    "font": FONT,
+    "padding": 4,
+    "view": {"stroke": None},
+    "axis": {**_FONTS, **_LINES, "labelColor": MUTED, "titleColor": INK, "labelPadding": 4, "labelFlush": False},
+    "legend": {**_FONTS, "labelColor": INK, "labelLimit": WIDTH, "orient": "top", "offset": 8, "layout": {"top": _TOP}},
+}
+
+Records = list[dict[str, object]]
+
+
+@dataclass(frozen=True, slots=True)
+class Scale:
+    """What a value axis shows."""
+
+    low: float
+    high: float
+    log: bool
+    cut: bool  # do intervals run past its ends?
+
+
+def panel_chart(panel: Panel, styles: Mapping[str, Style], scale: Scale, title: str) -> dict[str, Any]:
+    """The curves of one metric, with laws and published values, and below them the chains left where chains end."""
+    sets = _panel_sets(panel)
+    chart = _curves(panel, styles, scale, sets)
+    if sets["survivors"]:
+        chart = alt.vconcat(chart, _survivors(panel, styles), spacing=12).resolve_scale(color="shared", shape="shared")
+    return _finish(chart, title, sets)
+
+
+def ledger_chart(ledgers: Sequence[Ledger], styles: Mapping[str, Style], title: str) -> dict[str, Any]:
+    """Rows trained on, real mass and mean data age; later policies are thinner, so that none hides another."""
+    rows: Records = [
+        {"policy": each.policy, "generation": t, "rows": n, "real_mass": mass, "data_age": age}
+        for each in ledgers
+        for t, n, mass, age in zip(each.generations, each.rows, each.real_mass, each.data_age, strict=True)
+    ]
+    counts = [n for each in ledgers for n in each.rows]
+    log = min(counts) > 0 and max(counts) / min(counts) >= LOG_FROM
+    columns = (
+        ("rows", f"rows trained on{', log scale' if log else ''}", alt.Scale(type="log") if log else alt.Scale(zero=True)),
+        ("real_mass", "real share of training mass", alt.Scale(domain=[0, 1])),
+        ("data_age", "mean data age (generations)", alt.Scale(zero=True)),
+    )
+    policies = [each.policy for each in ledgers]
+    widths = _per_policy(policies, np.linspace(4, 1.4, len(policies)).tolist())
+    sizes = _per_policy(policies, np.linspace(80, 24, len(policies)).tolist())
+    color, shape = _policy_color(policies, styles), _policy_shape(policies, styles)
+    charts = []
+    for name, axis_title, scale in columns:
+        base = alt.Chart(alt.NamedData(name="ledger")).encode(
+            x=_generation_axis([t for each in ledgers for t in each.generations], ticks=5),
+            y=alt.Y(f"{name}:Q", title=axis_title, scale=scale, axis=alt.Axis(tickCount=5)),
+            color=color,
+        )
+        line = base.mark_line().encode(strokeWidth=alt.StrokeWidth("policy:N", scale=widths, legend=None))
+        size = alt.Size("policy:N", scale=sizes, legend=None)
+        points = base.mark_point(filled=True, opacity=1).encode(shape=shape, size=size, tooltip=_tooltip(name))
+        charts.append(alt.layer(line, points).properties(width=230, height=170))
+    chart = alt.hconcat(*charts, spacing=26).resolve_scale(color="shared", shape="shared", size="shared", strokeWidth="shared")
+    return _finish(chart, title, {"ledger": rows})
+
+
+def value_scale(panel: Panel) -> Scale:
+    """The axis fits means, drawn chains, laws and published values; intervals may run past it by half its length."""
+    shown: list[Iterable[float]] = [values for curve in panel.curves for values in (curve.mean, curve.median)]
+    shown += [np.ravel(np.asarray(curve.individual)).tolist() for curve in panel.curves if draws_chains(curve)]
+    shown += [law.values for law in panel.laws] + [each.values for each in panel.published]
+    values = _finite(shown)
+    if not len(values):
+        return Scale(0.0, 1.0, log=False, cut=False)
+    limits = _finite([side for curve in panel.curves for side in (curve.low, curve.high)])
+    log = bool(values.min() > 0 and values.max() / values.min() >= LOG_FROM)
+    to, back = _transforms(log)
+    low, high = float(to(values.min())), float(to(values.max()))
+    reach = to(limits[limits > 0] if log else limits)
+    if len(reach):
+        room = (high - low) / 2 or math.inf
+        low, high = max(min(low, float(reach.min())), low - room), min(max(high, float(reach.max())), high + room)
+    margin = 0.04 * (high - low) or 0.1 * abs(high) or 1.0
+    near_zero = not log and 0 <= low < 0.35 * high
+    low, high = 0.0 if near_zero else float(back(low - margin)), float(back(high + margin))
+    return Scale(low, high, log, cut=bool(len(limits) and (limits.min() < low or limits.max() > high)))
+
+
+def draws_chains(curve: CurveData) -> bool:
+    """Are there few enough chains to draw each?"""
+    return curve.individual is not None and 1 < len(curve.individual) <= DRAWN_CHAINS
+
+
+def _curves(panel: Panel, styles: Mapping[str, Style], scale: Scale, sets: Mapping[str, Records]) -> Any:
+    policies = [curve.policy for curve in panel.curves]
+    picked = alt.selection_point(fields=["policy"], bind="legend")
+    axis = alt.Axis(tickCount=6, values=_decades(scale), format="~g") if scale.log else alt.Axis(tickCount=6)
+    stated = alt.Scale(domain=[scale.low, scale.high], type="log" if scale.log else "linear", nice=False, zero=False)
+    title = f"{panel.title} ({panel.unit})" if panel.unit else panel.title
+    y = {"title": f"{title}, log scale" if scale.log else title, "scale": stated, "axis": axis, "stack": None}
+    generations = [t for curve in panel.curves for t in curve.generations]
+    x = _generation_axis(generations, title="" if sets["survivors"] else "generation t")
+
+    def drawn(name: str, column: str = "value") -> Any:
+        return alt.Chart(alt.NamedData(name=name)).encode(x=x, y=alt.Y(f"{column}:Q", **y))
+
+    color = _policy_color(policies, styles)
+    points = drawn("means", "mean").transform_filter("datum.marked").mark_point(filled=True, size=42)
+    shape, tooltip = _policy_shape(policies, styles), _tooltip("mean", "low", "high", "chains")
+    layers = [
+        drawn("means", "low").mark_area(clip=True).encode(y2="high:Q", color=color, opacity=_fade(picked, 0.17)),
+        *_chain_layers(drawn, color, picked, sets),
+        drawn("means", "mean").mark_line(strokeWidth=2.2, clip=True).encode(color=color, opacity=_fade(picked, 1)),
+        *_law_layer(drawn, panel, styles),
+        points.encode(color=color, shape=shape, tooltip=tooltip, opacity=_fade(picked, 1)).add_params(picked),
+        *_published_layer(drawn, panel, styles),
+    ]
+    return alt.layer(*layers).properties(width=WIDTH, height=HEIGHT)
+
+
+def _chain_layers(drawn: Callable[[str], Any], color: Any, picked: Any, sets: Mapping[str, Records]) -> list[Any]:
+    """Single chains where there are few, and medians where chains end."""
+    layers = []
+    if sets["chains"]:
+        thin = drawn("chains").mark_line(strokeWidth=0.8, clip=True)
+        layers.append(thin.encode(color=color, detail="seed:N", opacity=_fade(picked, 0.4)))
+    if sets["medians"]:
+        dotted = drawn("medians").mark_line(strokeWidth=1.6, strokeDash=[1.5, 2.5], clip=True)
+        layers.append(dotted.encode(color=color, opacity=_fade(picked, 1)))
+    return layers
+
+
+def _law_layer(drawn: Callable[[str], Any], panel: Panel, styles: Mapping[str, Style]) -> list[Any]:
+    """Laws as dashed lines in the shade of their policy."""
+    if not panel.laws:
+        return []
+    labels = _law_labels(panel)
+    legend = alt.Legend(title=None, symbolType="stroke", symbolSize=260, symbolStrokeWidth=1.6, columns=1, rowPadding=0)
+    shades = alt.Scale(domain=labels, range=[styles[law.policy].shade for law in panel.laws])
+    dashes = alt.Scale(domain=labels, range=[_KINDS.get(law.kind, _KINDS["exact"])[1] for law in panel.laws])
+    line = drawn("laws").mark_line(strokeWidth=1.5, clip=True)
+    return [
+        line.encode(
+            stroke=alt.Stroke("label:N", scale=shades, legend=legend),
+            strokeDash=alt.StrokeDash("label:N", scale=dashes, legend=legend),
+            tooltip=["label:N", "generation:Q", _number("value"), "source:N"],
+        )
+    ]
+
+
+def _published_layer(drawn: Callable[[str], Any], panel: Panel, styles: Mapping[str, Style]) -> list[Any]:
+    """Published values as diamonds in the shade of their policy."""
+    if not panel.published:
+        return []
+    shades = alt.Scale(domain=_paper_labels(panel), range=[styles[each.policy].shade for each in panel.published])
+    legend = alt.Legend(title=None, symbolType="diamond", symbolSize=90, columns=1)
+    diamonds = drawn("published").mark_point(shape="diamond", size=90, stroke=PAPER, strokeWidth=1.2, opacity=1)
+    tooltip = ["label:N", "generation:Q", _number("value")]
+    return [diamonds.encode(fill=alt.Fill("label:N", scale=shades, legend=legend), tooltip=tooltip)]
+
+
+def _survivors(panel: Panel, styles: Mapping[str, Style]) -> Any:
+    most = max(curve.seeds for curve in panel.curves)
+    axis = alt.Axis(tickCount=3, format="d", tickMinStep=1)
+    return (
+        alt.Chart(alt.NamedData(name="survivors"))
+        .mark_line(interpolate="step-after", strokeWidth=1.8)
+        .encode(
+            x=_generation_axis([t for curve in panel.curves for t in curve.generations]),
+            y=alt.Y("value:Q", title="chains left", scale=alt.Scale(domain=[0, most], nice=False), axis=axis),
+            color=_policy_color([curve.policy for curve in panel.curves], styles),
+            tooltip=["policy:N", "generation:Q", alt.Tooltip("value:Q", title="chains left")],
+        )
+        .properties(width=WIDTH, height=60)
+    )
+
+
+def _panel_sets(panel: Panel) -> dict[str, Records]:
+    curves = panel.curves
+    end = any(n < curve.seeds for curve in curves for n in curve.survivors)
+    chains = [(c, s, row) for c in curves if draws_chains(c) for s, row in enumerate(np.asarray(c.individual))]
+    laws, papers = zip(_law_labels(panel), panel.laws, strict=True), zip(_paper_labels(panel), panel.published, strict=True)
+    return {
+        "means": _mean_records(curves),
+        "chains": _join(_points(c.generations, row, policy=c.policy, seed=s) for c, s, row in chains),
+        "medians": _join(_points(c.generations, c.median, policy=c.policy) for c in curves),
+        "survivors": _join(_points(c.generations, c.survivors, policy=c.policy) for c in curves) if end else [],
+        "laws": _join(_points(law.generations, law.values, label=label, source=law.source) for label, law in laws),
+        "published": _join(_points(each.generations, each.values, label=label) for label, each in papers),
+    }
+
+
+def _mean_records(curves: Sequence[CurveData]) -> Records:
+    """One record per policy and generation with a mean."""
+    records: Records = []
+    for curve in curves:
+        marked = set(np.linspace(0, len(curve.generations) - 1, _MARKED).astype(int).tolist())
+        for i, point in enumerate(_points(curve.generations, curve.mean, policy=curve.policy)):  # means only stop at the end
+            limits = {"low": _json_number(curve.low[i]), "high": _json_number(curve.high[i])}
+            chains = f"{curve.survivors[i]} of {curve.seeds}"
+            records.append({**point, "mean": point.pop("value"), **limits, "chains": chains, "marked": i in marked})
+    return records
+
+
+def _points(generations: Sequence[int], values: Iterable[float], **constant: object) -> Records:
+    pairs = zip(generations, values, strict=False)  # a curve without a median has none at any generation
+    return [{**constant, "generation": int(t), "value": _json_number(x)} for t, x in pairs if math.isfinite(x)]
+
+
+def _join(parts: Iterable[Records]) -> Records:
+    return [record for part in parts for record in part]
+
+
+def _json_number(value: float) -> float | None:
+    return float(f"{value:.6g}") if math.isfinite(value) else None
+
+
+def _law_labels(panel: Panel) -> list[str]:
+    return [f"{law.policy}: {law.name} ({_KINDS.get(law.kind, (law.kind,))[0]})" for law in panel.laws]
+
+
+def _paper_labels(panel: Panel) -> list[str]:
+    return [f"{each.policy}: {each.label} (published)" for each in panel.published]
+
+
+def _transforms(log: bool) -> tuple[Callable[[Any], Any], Callable[[Any], Any]]:
+    return (np.log10, lambda x: 10.0**x) if log else (np.asarray, lambda x: x)
+
+
+def _decades(scale: Scale) -> list[float]:
+    """Ticks of a logarithmic axis: powers of ten, with 2 and 5 between them when there are few."""
+    first, last = math.floor(math.log10(scale.low)), math.ceil(math.log10(scale.high))
+    step = 1 + (last - first) // 8
+    between = (1, 2, 5) if last - first <= 3 else (1,)
+    ticks = [m * 10.0**k for k in range(first, last + 1, step) for m in between]
+    return [tick for tick in ticks if scale.low <= tick <= scale.high]
+
+
+def _finite(parts: Iterable[Iterable[float]]) -> Any:
+    values = np.array([float(x) for part in parts for x in part])
+    return values[np.isfinite(values)]
+
+
+def _generation_axis(generations: Sequence[int], ticks: int = 10, title: str = "generation t") -> Any:
+    first, last = min(generations, default=1), max(generations, default=1)
+    scale = alt.Scale(domain=[first, last] if first < last else [first - 1, last + 1], nice=False, padding=8)
+    axis = alt.Axis(format="d", tickMinStep=1, tickCount=min(max(last - first, 1), ticks), grid=False)
+    return alt.X("generation:Q", title=title, scale=scale, axis=axis)
+
+
+def _per_policy(policies: Sequence[str], values: Sequence[object]) -> Any:
+    return alt.Scale(domain=list(policies), range=list(values))
+
+
+def _policy_color(policies: Sequence[str], styles: Mapping[str, Style]) -> Any:
+    scale = _per_policy(policies, [styles[policy].color for policy in policies])
+    return alt.Color("policy:N", scale=scale, legend=_policy_legend(policies))
+
+
+def _policy_shape(policies: Sequence[str], styles: Mapping[str, Style]) -> Any:
+    scale = _per_policy(policies, [styles[policy].marker for policy in policies])
+    return alt.Shape("policy:N", scale=scale, legend=_policy_legend(policies))
+
+
+def _policy_legend(policies: Sequence[str]) -> Any:
+    """One row when the labels fit, else as many columns as the longest label allows."""
+    lengths = [6.5 * len(policy) + 32 for policy in policies]
+    fits = sum(lengths) <= WIDTH
+    columns = len(policies) if fits else int(max(1, WIDTH // max(lengths)))
+    return alt.Legend(title=None, symbolSize=70, symbolOpacity=1, columns=columns)
+
+
+def _fade(picked: Any, opacity: float) -> Any:
+    return alt.condition(picked, alt.value(opacity), alt.value(opacity * 0.12))
+
+
+def _number(name: str) -> Any:
+    return alt.Tooltip(f"{name}:Q", format=".4~g")
+
+
+def _tooltip(*names: str) -> list[Any]:
+    return [
+        alt.Tooltip("policy:N"),
+        alt.Tooltip("generation:Q"),
+        *(alt.Tooltip("chains:N") if name == "chains" else _number(name) for name in names),
+    ]
+
+
+def _finish(chart: Any, title: str, sets: Mapping[str, Records]) -> dict[str, Any]:
+    heading = alt.Title(title, anchor="start", font=FONT, fontSize=13, fontWeight="bold", color=INK, offset=8)
+    described = {
+        **chart.properties(title=heading).to_dict(),
+        "config": _LOOKS,
+        "datasets": {k: v for k, v in sets.items() if v},
+    }
+    return dict(_printable(described))
+
+
+def _printable(part: Any) -> Any:
+    if isinstance(part, dict):
+        return {key: _printable(value) for key, value in part.items()}
+    if isinstance(part, list):
+        return [_printable(value) for value in part]
+    return readable(part) if isinstance(part, str) else part

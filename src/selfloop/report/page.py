@@ -1,0 +1,94 @@
+"""The page: one HTML file with everything in it, still pictures at once and live ones on demand."""
+
+from __future__ import annotations
+
+import base64
+import gzip
+from collections.abc import Sequence
+from importlib import resources
+from pathlib import Path
+
+import vl_convert
+from jinja2 import Environment, StrictUndefined
+from markupsafe import Markup
+
+from selfloop.report import Report
+from selfloop.report.figures import Figure, describe_axes, report_figures, save_svg, slug
+from selfloop.report.gallery import show_gallery
+from selfloop.report.tables import cost_rows, headlines, ledger_rows, verdict_tables
+from selfloop.report.theme import DARK, policy_styles, readable, show, show_interval, themed, variable
+
+_GLYPHS = {"yes": "●", "no": "○", "undecided": "◐", "not measured": "–"}
+
+
+def write_page(reports: Sequence[Report], path: Path, title: str = "") -> Path:
+    """Write the page of one or more experiments; returns its path."""
+    path.write_text(render_page(reports, title), encoding="utf-8")
+    return path
+
+
+def write_figures(reports: Sequence[Report], folder: Path) -> list[Path]:
+    """Save every picture (curves, training data, galleries) as SVG, PNG and PDF; returns the files."""
+    folder.mkdir(parents=True, exist_ok=True)
+    written: list[Path] = []
+    for report in reports:
+        prefix = f"{slug(report.title)}-" if len(reports) > 1 else ""
+        shown = [show_gallery(gallery, policy_styles(report.policies())) for gallery in report.galleries]
+        pictures = [(figure.name, figure.svg()) for figure in report_figures(report)]
+        pictures += [(f"samples-{i}", each.svg) for i, each in enumerate(shown, 1) if each.svg]
+        for name, svg in pictures:
+            written += save_svg(svg, folder / f"{prefix}{name}")
+    return written
+
+
+def render_page(reports: Sequence[Report], title: str = "") -> str:
+    """The page as text. Everything that comes from specs, models or data is escaped by the template."""
+    bundle = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;")  # Vega, Vega-Lite and Vega-Embed
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters |= {"show": show, "interval": show_interval, "where": describe_axes}
+    page = environment.from_string(_part("page.html")).render(
+        title=title or " · ".join(report.title for report in reports),
+        generated=f"{max(report.generated for report in reports):%-d %B %Y, %H:%M %Z}",
+        experiments=[_experiment(report, f"e{i}") for i, report in enumerate(reports)],
+        glyphs=_GLYPHS,
+        style=Markup(_color_rules() + _part("page.css")),
+        script=Markup(_part("page.js")),
+        bundle=base64.b64encode(gzip.compress(bundle.encode(), mtime=0)).decode(),
+    )
+    return readable(page)
+
+
+def _experiment(report: Report, key: str) -> dict[str, object]:
+    """What the template needs of one experiment; `key` tells its ids from those of the others."""
+    styles = policy_styles(report.policies())
+    figures = [_placed(figure, f"{key}f{i}") for i, figure in enumerate(report_figures(report))]
+    shown = [show_gallery(gallery, styles) for gallery in report.galleries]
+    by_metric: dict[str, list[dict[str, object]]] = {}
+    for panel, figure in zip(report.panels, figures, strict=False):  # the ledger's figure comes after the panels'
+        by_metric.setdefault(panel.metric, []).append(figure)
+    return {
+        "key": key,
+        "report": report,
+        "styles": styles,
+        "headlines": headlines(report),
+        "metrics": [(next(p for p in report.panels if p.metric == metric), found) for metric, found in by_metric.items()],
+        "verdicts": verdict_tables(report),
+        "ledger": figures[-1] if report.ledgers else None,
+        "ledger_rows": ledger_rows(report),
+        "galleries": [(each, Markup(themed(each.svg, f"{key}g{i}", each.alt))) for i, each in enumerate(shown)],
+        "costs": cost_rows(report.costs),
+    }
+
+
+def _placed(figure: Figure, ids: str) -> dict[str, object]:
+    return {"figure": figure, "id": ids, "svg": Markup(themed(figure.svg(), ids, figure.alt))}
+
+
+def _part(name: str) -> str:
+    return resources.files("selfloop.report").joinpath(name).read_text(encoding="utf-8")
+
+
+def _color_rules() -> str:
+    light = "".join(f"{variable(color)}:{color};" for color in DARK)
+    dark = "".join(f"{variable(color)}:{other};" for color, other in DARK.items())
+    return f":root{{{light}}}@media(prefers-color-scheme:dark){{:root{{{dark}}}}}\n"

@@ -1,0 +1,164 @@
+"""Specs as text: a commented one to start from, and the whole of an existing one."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import MISSING, fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+from selfloop.component import Component, Family, Source
+from selfloop.plugins import component_class, names
+from selfloop.spec import Spec
+
+HEAD = """\
+# A selfloop experiment: real data, a model family, and policies for mixing real and synthetic rows.
+# Look at it with `selfloop plan`, run it with `selfloop run`, draw it with `selfloop report`. Lines with # show defaults.
+
+{n}# holdout = 300               # real rows no fit sees; default 30 % of a finite source, 500 rows otherwise
+generations = 5               # generation 1 is fitted on real rows only
+seeds = 3                     # seeds 0, 1, 2; or a list such as [3, 5, 8]
+policies = [
+    "replace",                # train on the newest model's rows only
+    "accumulate",             # train on the real rows and every synthetic row so far
+    "accumulate_subsample",   # the same pool, but a fixed number of rows per generation
+    # {{ name = "fresh", ratio = 1.0 }},
+]
+# criteria = ["any_increase"] # default: all eight published definitions of collapse
+# start = "scratch"           # or "previous", or a model's safetensors file
+"""
+
+
+def template(family: str, source: str) -> str:
+    """A commented spec of a family and a source, every setting with its default; SpecError for unknown names."""
+    family_class = component_class("family", family, "family")
+    source_class = component_class("source", source, "source")
+    assert issubclass(family_class, Family)
+    assert issubclass(source_class, Source)
+    if source_class.size is Source.size:  # it never runs out, so there is no "all rows left"
+        n = f"n = 1000{'':22}# rows of real(1)\n"
+    else:
+        n = f"# n = 1000{'':20}# rows of real(1); default: all rows left after the holdout\n"
+    parts = [HEAD.format(n=n), _table("source", source_class), _table("family", family_class)]
+    if fields(family_class.sampler):
+        parts.append(_table("family.sampler", family_class.sampler, named=False))
+    metrics = ", ".join(f'"{name}"' for name in family_class.metrics)
+    parts.append(f"# metrics = [{metrics}]   # put this above [source] to change it\n")
+    parts.append('# [sweep]                      # axes, every combination is run\n# "n" = [100, 1000]\n')
+    return "\n".join(parts)
+
+
+def _table(where: str, cls: type[Any], named: bool = True) -> str:
+    comments = _comments(cls)
+    lines = [f"[{where}]"] + ([f'name = "{cls.name}"'] if named else [])
+    for f in fields(cls):
+        default = f.default if f.default is not MISSING else None if f.default_factory is MISSING else f.default_factory()
+        if is_dataclass(default) and not isinstance(default, type):
+            continue
+        needed = f.default is MISSING and f.default_factory is MISSING
+        text = f"{f.name} = {'...' if needed else _value(default)}" if default is not None or needed else f"{f.name} = ..."
+        note = comments.get(f.name, "")
+        lines.append(f"{text if needed else '# ' + text:30}{'# ' + note if note else ''}".rstrip())
+    for f in fields(cls):
+        if is_dataclass(f.default) and not isinstance(f.default, type):
+            lines.append("\n" + _table(f"{where}.{f.name}", type(f.default), named=False).rstrip())
+    return "\n".join(lines) + "\n"
+
+
+def _comments(cls: type[Any]) -> dict[str, str]:
+    """The comment behind each field in the class's source: what the setting means."""
+    found = {}
+    for line in inspect.getsource(cls).splitlines():
+        code, sign, comment = line.partition("  # ")
+        name = code.strip().partition(":")[0]
+        if sign and name.isidentifier():
+            found[name] = comment.strip()
+    return found
+
+
+def describe_settings(kind: str, name: str) -> tuple[str, list[tuple[str, str, str, str]]]:
+    """Documentation of a component, and (setting, type, default, meaning) of each of its fields."""
+    cls = component_class(kind, name, kind)
+    rows = list(_settings(cls, ""))
+    if issubclass(cls, Family):
+        rows += list(_settings(cls.sampler, "sampler."))
+    return inspect.getdoc(cls) or "", rows
+
+
+def _settings(cls: type[Any], prefix: str) -> Iterator[tuple[str, str, str, str]]:
+    comments = _comments(cls)
+    for f in fields(cls):
+        if is_dataclass(f.default) and not isinstance(f.default, type):
+            yield from _settings(type(f.default), f"{prefix}{f.name}.")
+            continue
+        default = "required" if f.default is MISSING and f.default_factory is MISSING else _value(f.default)
+        yield prefix + f.name, str(f.type).replace("ClassVar", ""), default, comments.get(f.name, "")
+
+
+def summaries(kind: str) -> dict[str, str]:
+    """Name and first line of documentation of every component of a kind, read without importing what is heavy."""
+    import ast
+    from importlib.util import find_spec
+
+    found = {}
+    trees: dict[str, ast.Module] = {}
+    for name, target in names(kind).items():
+        module, _, attribute = target.partition(":")
+        spec = find_spec(module)
+        if spec is None or spec.origin is None:
+            found[name] = "(not installed)"
+            continue
+        if module not in trees:
+            trees[module] = ast.parse(Path(spec.origin).read_text(encoding="utf-8"))
+        classes = {node.name: node for node in trees[module].body if isinstance(node, ast.ClassDef)}
+        found[name] = (ast.get_docstring(classes[attribute]) or "").split("\n")[0] if attribute in classes else ""
+    return found
+
+
+def spec_text(spec: Spec) -> str:
+    """The spec as TOML, every setting written out (components of a user's own included, by name)."""
+    lines = []
+    for key in ("n", "holdout", "generations"):
+        if getattr(spec, key) is not None:
+            lines.append(f"{key} = {getattr(spec, key)}")
+    seeds = len(spec.seeds) if spec.seeds == tuple(range(len(spec.seeds))) else list(spec.seeds)
+    lines.append(f"seeds = {seeds}")
+    lines.append(f'start = "{spec.start}"')
+    for key in ("policies", "metrics", "criteria", "curators"):
+        if many := getattr(spec, key):
+            lines += [f"{key} = [", *(f"    {_inline(each)}," for each in many), "]"]
+    lines += ["", "[source]", *_entries(spec.source, "source"), "", "[family]", *_entries(spec.family, "family")]
+    if fields(spec.sampler):
+        lines += ["", "[family.sampler]", *_entries(spec.sampler, "family.sampler")[1:]]
+    if spec.sweep:
+        lines += ["", "[sweep]", *(f'"{key}" = {_value(values)}' for key, values in spec.sweep.items())]
+    return "\n".join(lines) + "\n"
+
+
+def _entries(component: Component, where: str) -> list[str]:
+    plain, nested = [f'name = "{component.name}"'], []
+    for key, value in component.settings().items():
+        if is_dataclass(value) and not isinstance(value, type):
+            inner = [
+                f"{f.name} = {_value(getattr(value, f.name))}" for f in fields(value) if getattr(value, f.name) is not None
+            ]
+            nested += ["", f"[{where}.{key}]", *inner]
+        elif value is not None:
+            plain.append(f"{key} = {_value(value)}")
+    return plain + nested
+
+
+def _inline(component: Component) -> str:
+    settings = [f"{key} = {_value(value)}" for key, value in component.settings().items() if value is not None and value != ()]
+    named = ", ".join([f'name = "{component.name}"', *settings])
+    return f"{{ {named} }}" if settings else f'"{component.name}"'
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return "{ " + ", ".join(f"{key} = {_value(each)}" for key, each in value.items()) + " }"
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return "[" + ", ".join(_value(each) for each in value) + "]"
+    return json.dumps(str(value) if isinstance(value, Path) else value)

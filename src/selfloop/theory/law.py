@@ -1,0 +1,64 @@
+"""What a law is: a curve with its conditions and its source."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+from selfloop.component import Setting
+from selfloop.loop import Stage, schedule
+from selfloop.types import Floats, Ints, real, synthetic
+
+Kind = Literal["exact", "bound", "asymptotic"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Law:
+    """The expectation over seeds of one metric, for the settings that meet every condition."""
+
+    name: str
+    metric: str
+    kind: Kind
+    source: str  # authors, year, theorem or equation, arXiv id
+    conditions: str  # one sentence
+    holds: Callable[[Setting], bool]
+    values: Callable[[Setting], Floats]  # at generations 1 .. setting.generations, in the metric's unit
+
+    def applies(self, setting: Setting) -> bool:
+        """Do all conditions hold? Never for curated rows or models that start from another model."""
+        return not setting.curated and setting.start == "scratch" and self.holds(setting)
+
+    def curve(self, setting: Setting, t: Ints) -> Floats:
+        """The law at generations t, each from 1 to setting.generations."""
+        return self.values(setting)[t - 1]
+
+
+def stages(setting: Setting) -> Iterator[Stage]:
+    """What every generation trains on."""
+    return schedule(setting.policy, setting.n, setting.generations)
+
+
+def newest_rows(setting: Setting) -> list[int] | None:
+    """Training rows of every generation, if each uses all rows of the newest batch and nothing else; None otherwise."""
+    rows = []
+    for stage in stages(setting):
+        newest = real(1) if stage.t == 1 else synthetic(stage.t - 1)
+        alone = len(stage.plan.takes) == 1 and stage.plan.budget is None
+        if not alone or (stage.plan.takes[0].batch, stage.trained_rows) != (newest, stage.available[newest]):
+            return None
+        rows.append(stage.trained_rows)
+    return rows
+
+
+def all_rows(setting: Setting) -> list[int] | None:
+    """Training rows of every generation, if each uses all rows so far alike and no later real ones; None otherwise."""
+    rows = []
+    for stage in stages(setting):
+        expected = {real(1), *(synthetic(k) for k in range(1, stage.t))}
+        whole = {take.batch: take.rows for take in stage.plan.takes} == dict(stage.available)
+        alike = len({take.weight for take in stage.plan.takes}) == 1 and len(stage.plan.takes) == stage.t
+        if not whole or not alike or stage.plan.budget is not None or set(stage.available) != expected:
+            return None
+        rows.append(stage.trained_rows)
+    return rows

@@ -1,0 +1,302 @@
+"""Every law against ensembles of chains, and a wrong law against the same chains."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import numpy as np
+import pytest
+
+from selfloop.component import Metric, Setting
+from selfloop.families.discrete import Discrete
+from selfloop.families.gaussian import Gaussian, GaussianSampler
+from selfloop.families.kde import Kde
+from selfloop.families.linear import Linear, LinearSampler
+from selfloop.loop import loop
+from selfloop.metrics.moments import ExcessRisk, Heterozygosity, LogVariance, MeanError, Support, VarianceRatio
+from selfloop.policies.plans import (
+    Accumulate,
+    AccumulateReal,
+    AccumulateSubsample,
+    Augment,
+    Balanced,
+    Custom,
+    Expanding,
+    Fresh,
+    Growing,
+    Incremental,
+    Mix,
+    Replace,
+    ReplaceMultiple,
+    Window,
+)
+from selfloop.sources import toy
+from selfloop.theory.laws import LAWS, predictions
+from selfloop.theory.moments import Learner, moment_curves
+from selfloop.worlds import BLOCK, Block, EnsembleWorld, needs_rows
+
+NORMAL = Setting(
+    policy=Replace(),
+    source=toy.Gaussian(dim=2, variance=3.0),
+    family=Gaussian(),
+    sampler=GaussianSampler(),
+    n=12,
+    generations=5,
+)
+SYMBOLS = Setting(
+    policy=Replace(), source=toy.Zipf(symbols=12), family=Discrete(), sampler=Discrete.sampler(), n=15, generations=5
+)
+DESIGN = Setting(
+    policy=Replace(),
+    source=toy.Linear(dim=4, noise=0.7, covariance="decay"),
+    family=Linear(),
+    sampler=LinearSampler(noise=0.7),
+    n=20,
+    generations=5,
+)
+INPUTS = replace(DESIGN, source=toy.Linear(dim=4, noise=0.7, design="fresh"))
+METRICS = {m.name: m for m in (MeanError(), VarianceRatio(), LogVariance(), Heterozygosity(), Support(), ExcessRisk())}
+
+
+def chains(setting: Setting, metric: str, blocks: int = 4) -> np.ndarray:
+    """Measured values, (seeds, generations)."""
+    measured = (METRICS[metric],)
+    on_rows = needs_rows(setting.source, setting.family, measured, setting.policy, setting.n, setting.generations)
+    values = []
+    for b in range(blocks):
+        seeds = tuple(range(b * BLOCK, (b + 1) * BLOCK))
+        block = Block(
+            source=setting.source, family=setting.family, sampler=setting.sampler, metrics=measured,
+            seeds=seeds, n=setting.n, holdout=0, on_rows=on_rows,
+        )  # fmt: skip
+        rows = list(loop(EnsembleWorld("chains", block), setting.policy, setting.n, setting.generations))
+        values.append(np.array([row.value for row in rows]).reshape(setting.generations, BLOCK))
+    return np.concatenate(values, axis=1).T
+
+
+def scores(values: np.ndarray, law: np.ndarray) -> np.ndarray:
+    return (values.mean(axis=0) - law) / (values.std(axis=0, ddof=1) / np.sqrt(len(values)))
+
+
+def law_of(setting: Setting, metric: str, kind: str = "exact") -> np.ndarray:
+    (found,) = [p for p in predictions(setting) if p.metric == metric and p.kind == kind]
+    return found.values
+
+
+WEIGHTED = Custom(
+    takes=({"batch": "real(1)", "weight": 2.0}, {"batch": "real(t)"}, {"batch": "synthetic(1..t-1)", "weight": 0.5}),
+    real="n", synthetic="2*n",
+)  # fmt: skip
+DRAWN = Custom(takes=({"batch": "real(1)"}, {"batch": "synthetic(t-1)", "weight": 4.0}), budget="n")
+WHOLE = [
+    Replace(),
+    Accumulate(),
+    ReplaceMultiple(),
+    Window(length=2),
+    Augment(),
+    Fresh(),
+    Fresh(real_mass=0.3),
+    Growing(),
+    WEIGHTED,
+]
+POLICIES = [
+    *WHOLE,
+    AccumulateSubsample(),
+    Mix(real=0.3),
+    AccumulateReal(share=0.3),
+    Balanced(),
+    Incremental(share=0.3),
+    Expanding(share=0.5),
+    DRAWN,
+]
+
+
+def named(policies):
+    return [pytest.param(policy, id=f"{policy.name}-{i}") for i, policy in enumerate(policies)]
+
+
+@pytest.mark.parametrize("policy", named(POLICIES))
+def test_normal_chains_follow_the_moments(policy):
+    for metric in ("mean_error", "variance_ratio"):
+        setting = replace(NORMAL, policy=policy)
+        assert np.abs(scores(chains(setting, metric), law_of(setting, metric))).max() < 4
+
+
+@pytest.mark.parametrize(
+    ("family", "factor"), [(Gaussian(ddof=1), 0.8), (Gaussian(ddof=1, pooled=False), 1.1), (Gaussian(pooled=False), 1.0)]
+)
+def test_normal_chains_follow_the_moments_of_every_estimator(family, factor):
+    for policy in (Accumulate(), WEIGHTED, Mix(real=0.3)):
+        setting = replace(NORMAL, policy=policy, family=family, sampler=GaussianSampler(variance_factor=factor))
+        for metric in ("mean_error", "variance_ratio"):
+            assert np.abs(scores(chains(setting, metric), law_of(setting, metric))).max() < 4
+
+
+def test_normal_chains_notice_a_wrong_divisor_generation_weight_and_dimension():
+    values = chains(NORMAL, "variance_ratio")
+    assert np.abs(scores(values, law_of(replace(NORMAL, family=Gaussian(ddof=1)), "variance_ratio"))).max() > 4
+    assert np.abs(scores(values[:, 1:], law_of(NORMAL, "variance_ratio")[:-1])).max() > 4
+    values = chains(replace(NORMAL, policy=WEIGHTED), "mean_error")
+    plain = Custom(takes=tuple({"batch": take["batch"]} for take in WEIGHTED.takes), real="n", synthetic="2*n")
+    assert np.abs(scores(values, law_of(replace(NORMAL, policy=plain), "mean_error"))).max() > 4
+    wide = replace(NORMAL, policy=WEIGHTED, source=toy.Gaussian(dim=3, variance=3.0))
+    assert np.abs(scores(values, law_of(wide, "mean_error"))).max() > 4
+
+
+@pytest.mark.parametrize("policy", named([Replace(), ReplaceMultiple(), Growing(exponent=0.5)]))
+def test_log_variance_follows_the_digamma_law_when_only_the_newest_rows_are_used(policy):
+    setting = replace(NORMAL, policy=policy, sampler=GaussianSampler(variance_factor=0.9))
+    values = chains(setting, "log_variance")
+    assert np.abs(scores(values, law_of(setting, "log_variance"))).max() < 4
+    assert np.abs(scores(values, law_of(replace(setting, family=Gaussian(ddof=1)), "log_variance"))).max() > 4
+    assert np.abs(scores(values, law_of(replace(setting, sampler=GaussianSampler()), "log_variance"))).max() > 4
+
+
+@pytest.mark.parametrize("policy", named(POLICIES))
+def test_symbols_follow_the_moments(policy):
+    setting = replace(SYMBOLS, policy=policy)
+    assert np.abs(scores(chains(setting, "heterozygosity"), law_of(setting, "heterozygosity"))).max() < 4
+
+
+def test_symbols_follow_the_published_recursion_and_notice_one_generation_too_many():
+    t = np.arange(1, 6)
+    true = 1 - (SYMBOLS.source.truth(None)["probabilities"] ** 2).sum()
+    np.testing.assert_allclose(law_of(SYMBOLS, "heterozygosity"), true * (1 - 1 / 15) ** t, rtol=1e-12)
+    values = chains(SYMBOLS, "heterozygosity")
+    assert np.abs(scores(values, true * (1 - 1 / 15) ** (t + 1))).max() > 4
+    assert np.abs(scores(values, law_of(replace(SYMBOLS, policy=Accumulate()), "heterozygosity"))).max() > 4
+
+
+def test_smoothed_symbols_follow_their_recursion_to_its_fixed_point():
+    setting = replace(SYMBOLS, family=Discrete(smoothing=0.5))
+    values = chains(setting, "heterozygosity")
+    assert np.abs(scores(values, law_of(setting, "heterozygosity"))).max() < 4
+    assert np.abs(scores(values, law_of(replace(setting, family=Discrete(smoothing=1.0)), "heterozygosity"))).max() > 4
+    u = 0.5 * 12 / (15 + 0.5 * 12)
+    fixed = ((1 - u) ** 2 / 15 + (1 - (1 - u) ** 2) / 12) / (1 - (1 - u) ** 2 * (1 - 1 / 15))
+    assert abs(1 - law_of(replace(setting, generations=200), "heterozygosity")[-1] - fixed) < 1e-12
+
+
+def test_symbols_are_not_lost_faster_than_the_forgetting_law_and_not_much_slower():
+    setting = replace(SYMBOLS, n=40, generations=8)
+    values, law = chains(setting, "support"), law_of(setting, "support", "bound")
+    assert scores(values, law).min() > -4
+    assert scores(values[:, 1:], law[:-1]).min() < -4  # one generation late it is no bound
+    assert (values.mean(axis=0) / law).max() < 1.1
+
+
+@dataclass(frozen=True, kw_only=True)
+class RowMoments(Metric):
+    """Mean of a kernel estimate's training rows (squared), and of their squares, over the source's trace (2-d)."""
+
+    name: ClassVar[str] = "rows"
+    on_rows: ClassVar[bool] = True
+
+    def measure_ensemble(self, snap):
+        weight, length = (np.asarray(snap.params[name])[0] for name in ("weight", "length"))
+        mass = np.repeat(weight, length) / (weight @ length)
+        x = np.concatenate([np.asarray(snap.params[name]) for name in snap.params if name.startswith("x.")], axis=1)
+        mean, square = mass @ x, (x**2).sum(axis=2) @ mass
+        return {"mean_error": (mean**2).sum(axis=1) / 6, "second": square / 6}
+
+
+@pytest.mark.parametrize("policy", named([Replace(), Accumulate(), AccumulateSubsample(), Mix(real=0.3), WEIGHTED]))
+def test_kernel_estimates_follow_the_moments_with_kernel_noise(policy):
+    block = Block(
+        source=NORMAL.source, family=Kde(bandwidth=0.9), sampler=Kde.sampler(), metrics=(RowMoments(),),
+        seeds=tuple(range(BLOCK)), n=12, holdout=0, on_rows=True,
+    )  # fmt: skip
+    rows = list(loop(EnsembleWorld("chains", block), policy, 12, 5))
+
+    def largest_score(kernel, late=0):
+        law = moment_curves(policy, 12, 5 + late, Learner(kernel=kernel))
+        expected = {"mean_error": law["mean_error"], "second": law["mean_error"] + law["variance_ratio"]}
+        values = {m: np.array([row.value for row in rows if row.metric == m]).reshape(5, BLOCK).T for m in expected}
+        return max(np.abs(scores(values[m], expected[m][late:])).max() for m in expected)
+
+    per_trace = 0.81 / NORMAL.source.variance  # squared bandwidth over the variance of a coordinate
+    assert largest_score(per_trace) < 4
+    if policy is not WEIGHTED:  # which settles at once
+        assert largest_score(per_trace, late=1) > 4
+        assert largest_score(2 * per_trace) > 4
+
+
+@pytest.mark.parametrize("policy", named(WHOLE))
+def test_regressions_on_one_design_follow_the_multipliers(policy):
+    setting = replace(DESIGN, policy=policy)
+    values = chains(setting, "excess_risk")
+    assert np.abs(scores(values, law_of(setting, "excess_risk"))).max() < 4
+    late = law_of(replace(setting, generations=6), "excess_risk")[1:]
+    assert np.abs(scores(values, late)).max() > 4 or policy.name == "fresh"
+
+
+@pytest.mark.parametrize("policy", named([Replace(), Accumulate(), ReplaceMultiple(), Expanding(share=0.5)]))
+def test_regressions_on_fresh_designs_follow_their_own_law(policy):
+    setting = replace(INPUTS, policy=policy, n=12)
+    values = chains(setting, "excess_risk", blocks=16)
+    assert np.abs(scores(values, law_of(setting, "excess_risk"))).max() < 4
+    if policy.name in ("accumulate", "replace_multiple"):
+        same = replace(DESIGN, policy=policy, n=12)
+        assert np.abs(scores(values, law_of(same, "excess_risk"))).max() > 4
+
+
+def regressions(setting, levels, chains=4000):
+    """Excess risks of plain least squares under `replace` or `accumulate`, (chains, generations)."""
+    rng, source = np.random.default_rng(5), setting.source
+    d, fixed, everything = source.dim, source.has_fixed_design(), setting.policy.name == "accumulate"
+    gram, moment, w, risks = np.zeros((chains, d, d)), np.zeros((chains, d)), np.zeros((chains, d)), []
+    for t in range(1, setting.generations + 1):
+        if t == 1 or not fixed:
+            x = rng.standard_normal((chains, setting.n, d))
+        noise = source.noise if t == 1 else levels[min(t - 1, len(levels)) - 1]
+        y = np.einsum("snd,sd->sn", x, w) + noise * rng.standard_normal((chains, setting.n))
+        kept = everything and t > 1
+        gram = kept * gram + x.mT @ x
+        moment = kept * moment + np.einsum("snd,sn->sd", x, y)
+        w = np.linalg.solve(gram, moment[..., None])[..., 0]
+        risks.append((w**2).sum(axis=1))
+    return np.array(risks).T
+
+
+@pytest.mark.parametrize("design", ["fixed", "fresh"])
+@pytest.mark.parametrize("policy", named([Replace(), Accumulate()]))
+def test_label_noise_may_change_from_generation_to_generation(policy, design):
+    levels = (0.7, 2.0, 0.1)
+    source = toy.Linear(dim=4, noise=0.7, design=design)
+    setting = replace(DESIGN, policy=policy, source=source, sampler=LinearSampler(noise=levels))
+    values = regressions(setting, levels)
+    assert np.abs(scores(values, law_of(setting, "excess_risk"))).max() < 4
+    early = replace(setting, sampler=LinearSampler(noise=(2.0, 0.1)))
+    assert np.abs(scores(values, law_of(early, "excess_risk"))).max() > 4
+
+
+def test_many_rows_give_the_asymptotic_multiplier_within_a_tenth():
+    setting = replace(DESIGN, policy=AccumulateSubsample(), n=200, generations=8)
+    (asymptotic,) = predictions(setting)
+    assert asymptotic.kind == "asymptotic"
+    ratio = chains(setting, "excess_risk", blocks=2).mean(axis=0) / asymptotic.values
+    assert np.abs(ratio - 1).max() < 0.1
+    assert chains(replace(setting, policy=Replace()), "excess_risk", blocks=1).mean(axis=0)[-1] > 1.5 * asymptotic.values[-1]
+
+
+def test_the_bound_lies_above_accumulation_on_either_design():
+    for setting in (replace(DESIGN, policy=Accumulate()), replace(INPUTS, policy=Accumulate())):
+        assert (law_of(setting, "excess_risk") < law_of(setting, "excess_risk", "bound")).all()
+        assert not [p for p in predictions(replace(setting, policy=Replace())) if p.kind == "bound"]
+
+
+@pytest.mark.parametrize("change", [
+    {"curated": True}, {"start": "previous"}, {"n": 5}, {"family": Linear(ridge=0.1)}, {"source": toy.Gaussian()},
+])  # fmt: skip
+def test_no_law_speaks_when_a_condition_fails(change):
+    assert predictions(DESIGN)
+    assert predictions(replace(DESIGN, **change)) == []
+
+
+def test_every_law_names_its_source_and_conditions_and_gives_a_value_per_generation():
+    for law in LAWS:
+        assert law.source
+        assert law.conditions.endswith(".")
+    law = LAWS[0]
+    np.testing.assert_array_equal(law.curve(NORMAL, np.array([1, 3])), law.values(NORMAL)[[0, 2]])
