@@ -176,7 +176,7 @@ class Store:
         threads = next((a.threads for a in call.arguments if isinstance(a, Context)), 1)
         stamp = _stamp(self._object(result["object"])) if "object" in result else None
         body = {"key": call.key, "result": result, "stamp": stamp, "provenance": provenance(call, seconds, threads)}
-        self._write(self._record(call.key), json.dumps({"body": body, "check": _check(body)}, sort_keys=True).encode())
+        self._write(self._record(call.key), json.dumps({"body": body, "check": _check(body)}).encode())
         shutil.rmtree(scratch, ignore_errors=True)
         return result
 

@@ -133,12 +133,12 @@ def draw_outcomes(link: str, linear: Floats, stream: Stream) -> Floats:
 def _pooled(parts: Sequence[EnsemblePart]) -> _Rows:
     if is_masked(parts):
         at = masked_positions(parts)
-        x, y = (pick([np.asarray(part.rows[name]) for part in parts], at) for name in ("x", "y"))
+        x, y = (np.asarray(pick([np.asarray(part.rows[name]) for part in parts], at), np.float64) for name in ("x", "y"))
         mass = part_weights(parts, at)
     else:
-        x, y = (np.concatenate([taken(part, name) for part in parts], axis=1) for name in ("x", "y"))
+        x, y = (np.asarray(np.concatenate([taken(part, name) for part in parts], axis=1), np.float64) for name in ("x", "y"))
         mass = np.concatenate([np.full(taken(part, "y").shape, part.weight) for part in parts], axis=1)
-    return _Rows(np.asarray(x, np.float64), mass, np.asarray(mass * y, np.float64))
+    return _Rows(x, mass, mass * y)
 
 
 def _on_one_design(parts: Sequence[EnsemblePart]) -> _Rows | None:
@@ -180,7 +180,7 @@ def _row_weights(part: EnsemblePart, shape: tuple[int, ...]) -> Floats:
     elif part.chosen.dtype == bool:
         weights[part.chosen] = part.weight
     else:
-        np.add.at(weights, (np.arange(shape[0])[:, None], part.chosen), part.weight)
+        np.add.at(weights, (np.arange(shape[0])[:, None], np.asarray(part.chosen, np.int64)), part.weight)
     return weights
 
 
@@ -204,10 +204,10 @@ def _maximise(link: str, q: Floats, rows: _Rows) -> tuple[Floats, Array, Floats]
         better = loss <= best[live] + 1e-12 * (1 + np.abs(loss))
         worse = live[~better]
         scale[worse] /= 2
-        taken_ = live[better]
-        at[taken_], best[taken_], scale[taken_] = trial[taken_], loss[better], 1.0
-        step[taken_], small = _newton_step(gradient[better], information[better])
-        done = taken_[small]
+        moved = live[better]
+        at[moved], best[moved], scale[moved] = trial[moved], loss[better], 1.0
+        step[moved], small = _newton_step(gradient[better], information[better])
+        done = moved[small]
         converged[done] = True
         curvature[done] = np.linalg.eigvalsh(information[better][small])[:, 0]
         trial = at - scale[:, None] * step

@@ -68,11 +68,13 @@ class Linear(EnsembleFamily):
 
     def fit_rows(self, parts: Sequence[EnsemblePart], previous: Params | None) -> Outcome:
         sums = _sums(parts)
-        gram, moment, count = sums["gram"], sums["moment"], sums["count"]
-        coefficients = self._solve(gram / count[:, None, None], moment / count[:, None])
-        explained = 2 * np.vecdot(coefficients, moment) - np.vecdot(coefficients, (gram @ coefficients[..., None])[..., 0])
-        left = np.maximum(sums["square"] - explained, 0) / np.maximum(sums["rows"] - moment.shape[1], 1)
-        return Outcome({"coefficients": coefficients, "noise": np.sqrt(left * sums["rows"] / count)})
+        moment, mass = sums["moment"], sums["mass"]
+        penalty = self.ridge * mass
+        w = self._solve(sums["gram"], moment, penalty)
+        # at the solution w' gram w = w' moment - penalty |w|^2
+        residual = np.maximum(sums["square"] - np.vecdot(w, moment) - penalty * np.vecdot(w, w), 0) / mass
+        spread = sums["rows"] / np.maximum(sums["rows"] - w.shape[1], 1)
+        return Outcome({"coefficients": w, "noise": np.sqrt(residual * spread)})
 
     def sample_rows(self, params: Params, n: int, sampler: Sampler, given: Columns, streams: Sequence[Stream]) -> Columns:
         x, w = cast(Floats, given["x"]), cast(Floats, params["coefficients"])
@@ -98,11 +100,13 @@ class Linear(EnsembleFamily):
         return {"gram": np.asarray(gram), "moment": np.asarray(moment), "count": counts.sum(0)}
 
     def fit_statistics(self, statistics: Statistics) -> Outcome:
+        penalty = np.full(len(statistics["count"]), self.ridge)  # statistics are per row
         if "gram" in statistics:
-            return Outcome({"coefficients": self._solve(cast(Floats, statistics["gram"]), cast(Floats, statistics["moment"]))})
+            gram, moment = cast(Floats, statistics["gram"]), cast(Floats, statistics["moment"])
+            return Outcome({"coefficients": self._solve(gram, moment, penalty)})
         root, response = cast(Floats, statistics["root"]), cast(Floats, statistics["response"])
         if self.ridge:
-            return Outcome({"coefficients": self._solve(root.mT @ root, (response[:, None] @ root)[:, 0])})
+            return Outcome({"coefficients": self._solve(root.mT @ root, (response[:, None] @ root)[:, 0], penalty)})
         if root.shape[1] < root.shape[2]:  # fewer rows than coefficients: the least-norm solution R'(R R')^-1 u
             dual = np.linalg.solve(root @ root.mT, response[..., None])
             return Outcome({"coefficients": (root.mT @ dual)[..., 0]})
@@ -129,22 +133,23 @@ class Linear(EnsembleFamily):
         x, y, noise = np.asarray(rows["x"]), np.asarray(rows["y"]), float(params["noise"])
         return np.asarray(-0.5 * ((y - x @ params["coefficients"]) / noise) ** 2 - np.log(noise * np.sqrt(2 * np.pi)))
 
-    def _solve(self, gram: Floats, moment: Floats) -> Floats:
-        """Solution of (gram + ridge I) w = moment; the one of least norm where that is singular."""
-        penalised = gram + self.ridge * np.eye(gram.shape[1]) if self.ridge else gram
-        scale = np.sqrt(np.einsum("sii->si", penalised))
-        scale = np.where(scale > 0, scale, 1)  # a unit diagonal makes pivots comparable: 1 - R^2 given the columns before
+    def _solve(self, gram: Floats, moment: Floats, penalty: Floats) -> Floats:
+        """Solution of (gram + penalty I) w = moment of each seed; the one of least norm where that is singular."""
+        if self.ridge:
+            gram = gram + penalty[:, None, None] * np.eye(gram.shape[1])
         try:
-            root = np.asarray(np.linalg.cholesky(penalised / scale[:, :, None] / scale[:, None], upper=True), np.float64)
-        except np.linalg.LinAlgError:
+            root = np.asarray(np.linalg.cholesky(gram, upper=True), np.float64)
+        except np.linalg.LinAlgError:  # each seed alone then, so that none depends on the others
             if len(gram) == 1:
-                return _least_norm(penalised[0], moment[0])[None]
-            return np.concatenate([self._solve(gram[s : s + 1], moment[s : s + 1]) for s in range(len(gram))])
-        half = _solve_triangular(root.mT[:, ::-1, ::-1], (moment / scale)[:, ::-1])[:, ::-1]
-        solution = _solve_triangular(root, half) / scale
-        for s in np.flatnonzero(np.einsum("sii->si", root).min(1) ** 2 < SINGULAR):
-            solution[s] = _least_norm(penalised[s], moment[s])
-        return solution
+                return _least_norm(gram[0], moment[0])[None]
+            seeds = [slice(s, s + 1) for s in range(len(gram))]
+            return np.concatenate([self._solve(gram[s], moment[s], penalty[s]) for s in seeds])
+        half = _solve_triangular(root.mT[:, ::-1, ::-1], moment[:, ::-1])[:, ::-1]
+        w = _solve_triangular(root, half)
+        unexplained = np.einsum("sii->si", root) ** 2 / np.einsum("sii->si", gram)
+        for s in np.flatnonzero(unexplained.min(1) < SINGULAR):
+            w[s] = _least_norm(gram[s], moment[s])
+        return w
 
 
 def _solve_triangular(root: Floats, response: Floats) -> Floats:
@@ -170,20 +175,20 @@ def _sums(parts: Sequence[EnsemblePart]) -> dict[str, Floats]:
 
 def _sums_of_design(parts: Sequence[EnsemblePart]) -> dict[str, Floats]:
     x = cast(Floats, parts[0].rows["x"])
-    times, labels, square, rows = np.zeros((4, *x.shape[:2]))
+    mass, labels = np.zeros((2, *x.shape[:2]))  # of each row of the design, over all batches
+    square, rows = np.zeros((2, len(x)))
     for part in parts:
         y, taken = cast(Floats, part.rows["y"]), multiplicity(part)
-        mass = np.full(y.shape, part.weight) if taken is None else part.weight * taken
-        times += mass
-        labels += mass * y
-        square += mass * y * y
-        rows += 1.0 if taken is None else taken
+        weighted = part.weight * y if taken is None else part.weight * taken * y
+        mass += part.weight if taken is None else part.weight * taken
+        labels += weighted
+        square += np.vecdot(weighted, y)
+        rows += y.shape[1] if taken is None else taken.sum(1)
     if all(part.chosen is None for part in parts):
-        gram = times[:, :1, None] * _whole_gram(parts[0])
-        moment = (labels[:, None] @ x)[:, 0]
+        gram, moment = mass[:, :1, None] * _whole_gram(parts[0]), (labels[:, None] @ x)[:, 0]
     else:
-        gram, moment = _weighted_sums(x, times, labels)
-    return {"gram": gram, "moment": moment, "square": square.sum(1), "count": times.sum(1), "rows": rows.sum(1)}
+        gram, moment = _weighted_sums(x, mass, labels)
+    return {"gram": gram, "moment": moment, "square": square, "mass": mass.sum(1), "rows": rows}
 
 
 def _whole_gram(part: EnsemblePart) -> Floats:
@@ -193,15 +198,16 @@ def _whole_gram(part: EnsemblePart) -> Floats:
     return cast(Floats, part.kept["gram"])
 
 
-def _weighted_sums(x: Floats, times: Floats, labels: Floats) -> tuple[Floats, Floats]:
-    """X' diag(times) X and X' labels of each seed; rows that were not taken (a third of a subsample) cost nothing."""
+def _weighted_sums(x: Floats, mass: Floats, labels: Floats) -> tuple[Floats, Floats]:
+    """X' diag(mass) X and X' labels of each seed; rows that were not taken (a third of a subsample) cost nothing."""
     seeds, _, d = x.shape
     gram, moment = np.empty((seeds, d, d)), np.empty((seeds, d))
     for s in range(seeds):
-        taken = np.flatnonzero(times[s])
-        weight = np.sqrt(times[s, taken])
+        once = np.flatnonzero(mass[s] == 1)  # first, as these need no scaling
+        taken = np.concatenate([once, np.flatnonzero((mass[s] != 0) & (mass[s] != 1))])
+        scale = np.sqrt(mass[s, taken])
         rows = x[s].take(taken, axis=0)
-        rows *= weight[:, None]
-        gram[s] = rows.T @ rows
-        moment[s] = (labels[s, taken] / weight) @ rows
+        rows[len(once) :] *= scale[len(once) :, None]
+        np.matmul(rows.T, rows, out=gram[s])
+        np.matmul(labels[s, taken] / scale, rows, out=moment[s])
     return gram, moment

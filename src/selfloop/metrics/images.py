@@ -124,4 +124,4 @@ def _blocks(n: int) -> list[slice]:
 
 def _pixels(images: Array) -> Floats:
     """Images as rows of pixels in [0, 1]."""
-    return np.asarray(images.reshape(len(images), -1) / 255, np.float64)
+    return images.reshape(len(images), -1).astype(np.float64) / 255

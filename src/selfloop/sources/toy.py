@@ -4,25 +4,36 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import ClassVar, TypeVar
+from typing import ClassVar
 
 import numpy as np
 
 from selfloop.component import Context, Source
 from selfloop.errors import SpecError
 from selfloop.rng import Stream
-from selfloop.types import Array, Columns, Field, Floats, Params
+from selfloop.types import Columns, Field, Floats, Params
 
-A = TypeVar("A", bound=Array)
 BLOCK = 256  # rows that share one stream
 
 
-def rows_of(stream: Stream, first: int, n: int, draw: Callable[[np.random.Generator, int], A]) -> A:
-    """Rows first .. first + n - 1 of an endless sequence that does not depend on how it is cut into calls."""
-    blocks = range(first // BLOCK, max(-(-(first + n) // BLOCK), first // BLOCK + 1))
-    rows = [draw(stream.child(block).generator(), BLOCK) for block in blocks]
-    start = first - blocks[0] * BLOCK
-    return np.concatenate(rows)[start : start + n]  # type: ignore[return-value]  # of the same type as its pieces
+def normal_rows(stream: Stream, first: int, n: int, *shape: int) -> Floats:
+    """Standard normal rows first .. first + n - 1 of an endless sequence, however it is cut into calls."""
+    return _rows(stream, first, n, shape, lambda rng, out: rng.standard_normal(out=out))
+
+
+def uniform_rows(stream: Stream, first: int, n: int) -> Floats:
+    """The same for numbers from 0 to 1."""
+    return _rows(stream, first, n, (), lambda rng, out: rng.random(out=out))
+
+
+def _rows(
+    stream: Stream, first: int, n: int, shape: tuple[int, ...], fill: Callable[[np.random.Generator, Floats], object]
+) -> Floats:
+    start, end = first // BLOCK, -(-(first + n) // BLOCK)
+    rows = np.empty((max(end - start, 0), BLOCK, *shape))
+    for block, out in enumerate(rows, start):
+        fill(stream.child(block).generator(), out)
+    return rows.reshape(-1, *shape)[first - start * BLOCK :][:n]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,8 +53,7 @@ class Gaussian(Source):
         return {"x": Field("float64", (self.dim,))}
 
     def draw(self, first: int, n: int, ctx: Context) -> Columns:
-        z = rows_of(ctx.stream.child("rows"), first, n, lambda rng, k: rng.standard_normal((k, self.dim)))
-        return {"x": np.sqrt(self.variance) * z}
+        return {"x": np.sqrt(self.variance) * normal_rows(ctx.stream.child("rows"), first, n, self.dim)}
 
     def truth(self, ctx: Context) -> Params:
         return {"mean": np.zeros(self.dim), "covariance": self.variance * np.eye(self.dim)}
@@ -69,7 +79,7 @@ class Zipf(Source):
     def draw(self, first: int, n: int, ctx: Context) -> Columns:
         cumulative = np.cumsum(self._probabilities())
         cumulative /= cumulative[-1]
-        u = rows_of(ctx.stream.child("rows"), first, n, lambda rng, k: rng.random(k))
+        u = uniform_rows(ctx.stream.child("rows"), first, n)
         return {"symbol": np.searchsorted(cumulative, u, side="right")}
 
     def truth(self, ctx: Context) -> Params:
@@ -127,8 +137,8 @@ class Linear(Source):
     def relabel(self, given: Columns, first: int, ctx: Context) -> Columns:
         """Real outcomes of rows first, first + 1, ... for these inputs."""
         x = np.asarray(given["x"])
-        z = rows_of(ctx.stream.child("noise"), first, len(x), lambda rng, k: rng.standard_normal(k))
-        return {"y": x @ self._coefficients(ctx) + self.noise * z}
+        noise = self.noise * normal_rows(ctx.stream.child("noise"), first, len(x))
+        return {"y": x @ self._coefficients(ctx) + noise}
 
     def truth(self, ctx: Context) -> Params:
         """Coefficients, standard deviation of the noise, variances of the inputs."""
@@ -139,7 +149,7 @@ class Linear(Source):
         }
 
     def _inputs(self, first: int, n: int, ctx: Context) -> Floats:
-        z = rows_of(ctx.stream.child("inputs"), first, n, lambda rng, k: rng.standard_normal((k, self.dim)))
+        z = normal_rows(ctx.stream.child("inputs"), first, n, self.dim)
         return z if self.covariance == "identity" else np.asarray(z * np.sqrt(self._variances()), np.float64)
 
     def _coefficients(self, ctx: Context) -> Floats:

@@ -1,0 +1,63 @@
+"""Law of logistic and Poisson regression on Gaussian inputs, for many rows.
+
+A maximum-likelihood fit is asymptotically linear: each generation's error is a weighted mean of label noises as in a
+mean, and one noise contributes the trace of the inverse information at the true coefficients.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from selfloop.component import Setting
+from selfloop.theory.law import Law, stages
+from selfloop.theory.moments import Learner, has_law, moment_curves
+from selfloop.types import Floats
+
+KNOWN = Learner(known=(1.0,))
+FEWEST_ROWS_PER_COEFFICIENT = 50  # below, the curvature of the likelihood adds more than about a tenth
+LARGEST_ERROR = 0.1  # squared; beyond, models are no longer near the truth, where the information was taken
+
+
+def _information(link: str, norm: float) -> tuple[float, float]:
+    """Fisher information per row along the true coefficients and across them, for x ~ N(0, I) and canonical link."""
+    z = np.linspace(-12, 12, 24001)
+    density = np.exp(-z * z / 2) / np.sqrt(2 * np.pi)
+    variance = 0.25 / np.cosh(norm * z / 2) ** 2 if link == "logit" else np.exp(norm * z)  # of an outcome given x
+    return tuple(float((variance * density * power).sum() * (z[1] - z[0])) for power in (z * z, 1.0))  # type: ignore[return-value]
+
+
+def _parameter_error(setting: Setting) -> Floats:
+    source = setting.source
+    along, across = _information(getattr(source, "link", ""), float(getattr(source, "norm", 0.0)))
+    trace = 1 / along + (int(getattr(source, "dim", 1)) - 1) / across
+    return trace * moment_curves(setting.policy, setting.n, setting.generations, KNOWN)["mean_error"]
+
+
+def _holds(setting: Setting) -> bool:
+    source, family = setting.source, setting.family
+    links = {getattr(source, "link", None), getattr(family, "link", None)}
+    if (family.name, source.name) != ("glm", "logistic") or len(links) > 1:
+        return False
+    fewest = min(stage.trained_rows for stage in stages(setting))
+    enough = fewest >= FEWEST_ROWS_PER_COEFFICIENT * int(getattr(source, "dim", 1))
+    known = has_law(setting.policy, setting.n, setting.generations, KNOWN)
+    return enough and known and bool(_parameter_error(setting).max() <= LARGEST_ERROR)
+
+
+LAWS = (
+    Law(
+        name="many rows",
+        metric="parameter_error",
+        kind="asymptotic",
+        source=(
+            "Dey, Donoho 2024 (2410.22812): the multiplier of a mean holds for every asymptotically linear estimator; "
+            "first error tr(information^-1)/n"
+        ),
+        conditions=(
+            f"Gaussian inputs, the family's link is the source's, {FEWEST_ROWS_PER_COEFFICIENT} rows per coefficient or more in "
+            f"every fit, squared error up to {LARGEST_ERROR:g}, fitted from scratch, budgets with one or two weights."
+        ),
+        holds=_holds,
+        values=_parameter_error,
+    ),
+)
