@@ -27,7 +27,7 @@ BARS = "▁▂▃▄▅▆▇█"
 
 
 def _console() -> Console:
-    return Console(highlight=False, soft_wrap=not sys.stdout.isatty())
+    return Console(highlight=False, width=None if sys.stdout.isatty() else 160)  # a file or pipe is no terminal: no wrapping
 
 
 @contextmanager

@@ -11,9 +11,11 @@ import pytest
 from selfloop.component import Metric, Setting
 from selfloop.families.discrete import Discrete
 from selfloop.families.gaussian import Gaussian, GaussianSampler
+from selfloop.families.glm import Glm
 from selfloop.families.kde import Kde
 from selfloop.families.linear import Linear, LinearSampler
 from selfloop.loop import loop
+from selfloop.metrics.classification import ParameterError
 from selfloop.metrics.moments import ExcessRisk, Heterozygosity, LogVariance, MeanError, Support, VarianceRatio
 from selfloop.policies.plans import (
     Accumulate,
@@ -32,6 +34,8 @@ from selfloop.policies.plans import (
     Window,
 )
 from selfloop.sources import toy
+from selfloop.sources.logistic import Logistic
+from selfloop.theory.glm import _information
 from selfloop.theory.laws import LAWS, predictions
 from selfloop.theory.moments import Learner, moment_curves
 from selfloop.worlds import BLOCK, Block, EnsembleWorld, needs_rows
@@ -56,7 +60,10 @@ DESIGN = Setting(
     generations=5,
 )
 INPUTS = replace(DESIGN, source=toy.Linear(dim=4, noise=0.7, design="fresh"))
-METRICS = {m.name: m for m in (MeanError(), VarianceRatio(), LogVariance(), Heterozygosity(), Support(), ExcessRisk())}
+METRICS = {
+    m.name: m
+    for m in (MeanError(), VarianceRatio(), LogVariance(), Heterozygosity(), Support(), ExcessRisk(), ParameterError())
+}
 
 
 def chains(setting: Setting, metric: str, blocks: int = 4) -> np.ndarray:
@@ -278,6 +285,26 @@ def test_many_rows_give_the_asymptotic_multiplier_within_a_tenth():
     ratio = chains(setting, "excess_risk", blocks=2).mean(axis=0) / asymptotic.values
     assert np.abs(ratio - 1).max() < 0.1
     assert chains(replace(setting, policy=Replace()), "excess_risk", blocks=1).mean(axis=0)[-1] > 1.5 * asymptotic.values[-1]
+
+
+LOGIT = Setting(policy=Replace(), source=Logistic(dim=3), family=Glm(), sampler=Glm.sampler(), n=600, generations=5)
+
+
+@pytest.mark.parametrize("link", ["logit", "log"])
+@pytest.mark.parametrize("policy", named([Replace(), Accumulate(), AccumulateSubsample()]))
+def test_regressions_with_a_link_follow_the_multiplier_within_a_sixth(policy, link):
+    setting = replace(LOGIT, policy=policy, source=Logistic(dim=3, link=link), family=Glm(link=link))
+    mean = chains(setting, "parameter_error", blocks=2).mean(axis=0)
+    assert np.abs(mean / law_of(setting, "parameter_error", "asymptotic") - 1).max() < 1 / 6
+    for wrong in ({"policy": Window(length=3)}, {"n": 900}, {"source": Logistic(dim=3, link=link, norm=2.0)}):
+        off = replace(setting, **wrong)
+        assert np.abs(mean / law_of(off, "parameter_error", "asymptotic") - 1).max() > 1 / 6
+
+
+def test_the_information_of_poisson_regression_has_its_closed_form():
+    along, across = _information("log", 0.8)
+    np.testing.assert_allclose([along, across], [(1 + 0.64) * np.exp(0.32), np.exp(0.32)], rtol=1e-9)
+    np.testing.assert_allclose(_information("logit", 0.0), [0.25, 0.25], rtol=1e-9)
 
 
 def test_the_bound_lies_above_accumulation_on_either_design():

@@ -13,12 +13,12 @@ import numpy as np
 from selfloop.report import CurveData, Ledger, Panel
 from selfloop.report.theme import FONT, GRID, INK, MUTED, PAPER, Style, readable
 
-WIDTH, HEIGHT = 430, 250
+WIDTH, HEIGHT = 400, 240
 DRAWN_CHAINS = 12  # above, the mean and its band stand for the chains
 LOG_FROM = 30.0  # largest over smallest value from which an axis is logarithmic
 _MARKED = 21  # markers on one curve at most
 _KINDS = {"exact": ("exact law", [6, 3]), "bound": ("bound", [2, 2]), "asymptotic": ("asymptotic law", [8, 3, 2, 3])}
-_FONTS = {"labelFont": FONT, "titleFont": FONT, "labelFontSize": 11, "titleFontSize": 11.5, "titleFontWeight": "normal"}
+_FONTS = {"labelFont": FONT, "titleFont": FONT, "labelFontSize": 12, "titleFontSize": 12, "titleFontWeight": "normal"}
 _LINES = {"gridColor": GRID, "domainColor": MUTED, "tickColor": MUTED, "tickSize": 4}
 _TOP = {"direction": "vertical", "anchor": "start", "margin": 2}
 _LOOKS = {
@@ -27,6 +27,7 @@ _LOOKS = {
     "padding": 4,
     "view": {"stroke": None},
     "axis": {**_FONTS, **_LINES, "labelColor": MUTED, "titleColor": INK, "labelPadding": 4, "labelFlush": False},
+    "axisY": {"minExtent": 36},  # figures side by side get the same width
     "legend": {**_FONTS, "labelColor": INK, "labelLimit": WIDTH, "orient": "top", "offset": 8, "layout": {"top": _TOP}},
 }
 
@@ -80,7 +81,7 @@ def ledger_chart(ledgers: Sequence[Ledger], styles: Mapping[str, Style], title: 
         line = base.mark_line().encode(strokeWidth=alt.StrokeWidth("policy:N", scale=widths, legend=None))
         size = alt.Size("policy:N", scale=sizes, legend=None)
         points = base.mark_point(filled=True, opacity=1).encode(shape=shape, size=size, tooltip=_tooltip(name))
-        charts.append(alt.layer(line, points).properties(width=230, height=170))
+        charts.append(alt.layer(line, points).properties(width=216, height=160))
     chart = alt.hconcat(*charts, spacing=26).resolve_scale(color="shared", shape="shared", size="shared", strokeWidth="shared")
     return _finish(chart, title, {"ledger": rows})
 
@@ -285,7 +286,7 @@ def _policy_shape(policies: Sequence[str], styles: Mapping[str, Style]) -> Any:
 
 def _policy_legend(policies: Sequence[str]) -> Any:
     """One row when the labels fit, else as many columns as the longest label allows."""
-    lengths = [6.5 * len(policy) + 32 for policy in policies]
+    lengths = [7 * len(policy) + 32 for policy in policies]
     fits = sum(lengths) <= WIDTH
     columns = len(policies) if fits else int(max(1, WIDTH // max(lengths)))
     return alt.Legend(title=None, symbolSize=70, symbolOpacity=1, columns=columns)
@@ -308,7 +309,7 @@ def _tooltip(*names: str) -> list[Any]:
 
 
 def _finish(chart: Any, title: str, sets: Mapping[str, Records]) -> dict[str, Any]:
-    heading = alt.Title(title, anchor="start", font=FONT, fontSize=13, fontWeight="bold", color=INK, offset=8)
+    heading = alt.Title(title, anchor="start", font=FONT, fontSize=14, fontWeight="bold", color=INK, offset=8)
     described = {
         **chart.properties(title=heading).to_dict(),
         "config": _LOOKS,

@@ -17,7 +17,7 @@ class Headline:
 
     policy: str
     axes: Axes
-    large: str  # the multiplier, or the last value where it has none
+    large: str  # the multiplier, or both values where it has none
     interval: str  # 95 % interval of the multiplier; empty where undefined
     sentence: str
 
@@ -43,7 +43,7 @@ def _headline(panel: Panel, curve: CurveData) -> Headline:
         return Headline(curve.policy, panel.axes, "–", "", f"no {panel.title}: no chain has a value")
     (first, a), (last, b) = means[0], means[-1]
     estimate, low, high = curve.multiplier or (math.nan, math.nan, math.nan)
-    large = f"×{show_interval(estimate, low, high).split(' [')[0]}" if math.isfinite(estimate) else show(b)
+    large = f"×{show_interval(estimate, low, high).split(' [')[0]}" if math.isfinite(estimate) else f"{show(a)} → {show(b)}"
     known = math.isfinite(low) and math.isfinite(high)
     interval = show_interval(estimate, low, high).partition(" ")[2] if known else ""
     unit = f" {panel.unit}" if panel.unit else ""
