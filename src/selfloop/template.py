@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import MISSING, fields, is_dataclass
+from dataclasses import MISSING, Field, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -51,20 +51,26 @@ def template(family: str, source: str) -> str:
 
 
 def _table(where: str, cls: type[Any], named: bool = True) -> str:
-    comments = _comments(cls)
+    comments, inner = _comments(cls), ""
     lines = [f"[{where}]"] + ([f'name = "{cls.name}"'] if named else [])
     for f in fields(cls):
-        default = f.default if f.default is not MISSING else None if f.default_factory is MISSING else f.default_factory()
-        if is_dataclass(default) and not isinstance(default, type):
+        default = _default(f)
+        if _is_settings(default):
+            inner += f"\n# {_table(f'{where}.{f.name}', type(default), named=False)}"
             continue
-        needed = f.default is MISSING and f.default_factory is MISSING
-        text = f"{f.name} = {'...' if needed else _value(default)}" if default is not None or needed else f"{f.name} = ..."
+        text = f"{f.name} = {'...' if default in (None, MISSING) else _value(default)}"
         note = comments.get(f.name, "")
-        lines.append(f"{text if needed else '# ' + text:30}{'# ' + note if note else ''}".rstrip())
-    for f in fields(cls):
-        if is_dataclass(f.default) and not isinstance(f.default, type):
-            lines.append("\n" + _table(f"{where}.{f.name}", type(f.default), named=False).rstrip())
-    return "\n".join(lines) + "\n"
+        lines.append(f"{text if default is MISSING else '# ' + text:30}{'# ' + note if note else ''}".rstrip())
+    return "\n".join(lines) + "\n" + inner
+
+
+def _default(f: Field[Any]) -> Any:
+    """A field's default value; MISSING when it has none."""
+    return f.default if f.default_factory is MISSING else f.default_factory()
+
+
+def _is_settings(value: Any) -> bool:
+    return is_dataclass(value) and not isinstance(value, type)
 
 
 def _comments(cls: type[Any]) -> dict[str, str]:
@@ -90,11 +96,12 @@ def describe_settings(kind: str, name: str) -> tuple[str, list[tuple[str, str, s
 def _settings(cls: type[Any], prefix: str) -> Iterator[tuple[str, str, str, str]]:
     comments = _comments(cls)
     for f in fields(cls):
-        if is_dataclass(f.default) and not isinstance(f.default, type):
-            yield from _settings(type(f.default), f"{prefix}{f.name}.")
+        default = _default(f)
+        if _is_settings(default):
+            yield from _settings(type(default), f"{prefix}{f.name}.")
             continue
-        default = "required" if f.default is MISSING and f.default_factory is MISSING else _value(f.default)
-        yield prefix + f.name, str(f.type).replace("ClassVar", ""), default, comments.get(f.name, "")
+        shown = "required" if default is MISSING else _value(default)
+        yield prefix + f.name, str(f.type), shown, comments.get(f.name, "")
 
 
 def summaries(kind: str) -> dict[str, str]:
@@ -140,7 +147,7 @@ def spec_text(spec: Spec) -> str:
 def _entries(component: Component, where: str) -> list[str]:
     plain, nested = [f'name = "{component.name}"'], []
     for key, value in component.settings().items():
-        if is_dataclass(value) and not isinstance(value, type):
+        if _is_settings(value):
             inner = [
                 f"{f.name} = {_value(getattr(value, f.name))}" for f in fields(value) if getattr(value, f.name) is not None
             ]

@@ -42,7 +42,7 @@ def digits_report(seeds: int = 5, generations: int = 5) -> Report:
     return Report(
         title="A VAE on handwritten digits",
         summary=f"vae on digits, n = 1,257, {generations} generations, {seeds} seeds",
-        spec_text='generations = 5\nseeds = 5\npolicies = ["replace", "accumulate"]\n\n[source]\nname = "digits"\n\n[family]\nname = "vae"\nlatent = 16\n',
+        spec_text='generations = 5\nseeds = 5\npolicies = ["replace", "accumulate"]\n\n[source]\nname = "digits"\n\n[family]\nname = "vae"\n',
         versions=VERSIONS,
         generated=WHEN,
         panels=panels,

@@ -8,11 +8,12 @@ from typing import ClassVar, NamedTuple, cast
 
 import numpy as np
 
-from selfloop.component import Context, EnsemblePart, Family, Outcome, Sampler
-from selfloop.errors import ChainEndedError, DataError, SpecError
-from selfloop.families.pooling import is_masked, lift, masked_positions, part_weights, pick, taken
+from selfloop.component import EnsemblePart, Outcome, Sampler
+from selfloop.errors import DataError, SpecError
+from selfloop.families.ensemble import EnsembleFamily, multiplicity
+from selfloop.families.pooling import is_masked, masked_positions, part_weights, pick, taken
 from selfloop.rng import Stream
-from selfloop.types import Array, Columns, Floats, Params, Samples
+from selfloop.types import Array, Columns, Floats, Params
 
 STEPS = 100  # evaluations of a likelihood before its fit counts as not converged; five to ten are usual
 CONVERGED = 1e-14  # squared Newton step in standard errors after which one more step leaves nothing to gain
@@ -30,7 +31,7 @@ class _Rows(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Glm(Family):
+class Glm(EnsembleFamily):
     """Generalised linear model with canonical link for outcomes `y` given inputs `x`.
 
     Ends a chain with status `separated` when the likelihood has no maximum because a direction separates the outcomes
@@ -46,13 +47,6 @@ class Glm(Family):
         if self.link not in ("logit", "log"):
             raise SpecError(f"family.link: got {self.link!r}; expected 'logit' (outcomes 0 or 1) or 'log' (counts).")
 
-    def fit(self, data: Samples, ctx: Context, start: Params | None) -> Params:
-        outcome = self.fit_rows(lift(data), None)
-        status = outcome.status[0] if outcome.status else None
-        if status:
-            raise ChainEndedError(status)
-        return {"coefficients": outcome.params["coefficients"][0]}
-
     def fit_rows(self, parts: Sequence[EnsemblePart], previous: Params | None) -> Outcome:
         for part in parts:
             self._check(part)
@@ -65,7 +59,7 @@ class Glm(Family):
         independent = (np.abs(np.diagonal(r, axis1=1, axis2=2)) > 1e-11 * np.linalg.norm(r, axis=1)).all(axis=1)
         found, converged, curvature = _maximise(self.link, q, rows)
         status = [
-            self._status(q[s], rows.mass[s], rows.total[s], bool(converged[s]), float(curvature[s]))
+            self._status(_Rows(q[s], rows.mass[s], rows.total[s]), found[s], bool(converged[s]), float(curvature[s]))
             if independent[s]
             else "not_identified"
             for s in range(seeds)
@@ -73,9 +67,6 @@ class Glm(Family):
         good = np.array([s for s in range(seeds) if status[s] is None], np.int64)
         coefficients[good] = np.linalg.solve(r[good], found[good, :, None])[:, :, 0]
         return Outcome({"coefficients": coefficients}, status)
-
-    def sample(self, params: Params, n: int, sampler: Sampler, given: Columns, ctx: Context) -> Columns:
-        return {"x": given["x"], "y": draw_outcomes(self.link, _linear(params, given), ctx.stream)}
 
     def sample_rows(self, params: Params, n: int, sampler: Sampler, given: Columns, streams: Sequence[Stream]) -> Columns:
         linear = _linear(params, given)
@@ -107,14 +98,14 @@ class Glm(Family):
             raise DataError(f"glm: outcome {y[~allowed][0]:g} with link {self.link!r}; expected {wanted}.")
         part.kept["outcomes checked"] = True
 
-    def _status(self, q: Floats, mass: Floats, total: Floats, converged: bool, curvature: float) -> str | None:
-        if converged and curvature > SUSPECT * mass.max():
+    def _status(self, rows: _Rows, found: Floats, converged: bool, curvature: float) -> str | None:
+        if converged and curvature > SUSPECT * rows.mass.max():
             return None
-        if _is_separated(self.link, q[mass > 0], mass[mass > 0], total[mass > 0]):
+        if _is_separated(self.link, rows, found):
             return "separated"
         if not converged:
             return "not_converged"
-        return None if curvature > FLAT * mass.max() else "not_identified"
+        return None if curvature > FLAT * rows.mass.max() else "not_identified"
 
 
 def _linear(params: Params, rows: Columns) -> Floats:
@@ -144,18 +135,19 @@ def _pooled(parts: Sequence[EnsemblePart]) -> _Rows:
 def _on_one_design(parts: Sequence[EnsemblePart]) -> _Rows | None:
     """All parts summed by design row when they share their inputs (row i has input i mod n), so that t batches cost as one."""
     design = np.asarray(parts[0].rows["x"])
-    seeds, n = design.shape[:2]
+    seeds, n = len(design), _period(design)
     mass, total = np.zeros((seeds, n)), np.zeros((seeds, n))
     for part in parts:
         if not _repeats(part, design):
             return None
         y = np.asarray(part.rows["y"], np.float64)
-        weight = _row_weights(part, y.shape)
+        times = multiplicity(part)
+        weight = np.broadcast_to(part.weight, y.shape) if times is None else part.weight * times
         for first in range(0, y.shape[1], n):
             piece = weight[:, first : first + n]
             mass[:, : piece.shape[1]] += piece
             total[:, : piece.shape[1]] += piece * y[:, first : first + n]
-    return _Rows(np.asarray(design, np.float64), mass, total)
+    return _Rows(np.asarray(design[:, :n], np.float64), mass, total)
 
 
 def _repeats(part: EnsemblePart, design: Array) -> bool:
@@ -171,17 +163,12 @@ def _repeats(part: EnsemblePart, design: Array) -> bool:
     return known[1]
 
 
-def _row_weights(part: EnsemblePart, shape: tuple[int, ...]) -> Floats:
-    if part.chosen is None:
-        return np.broadcast_to(np.float64(part.weight), shape)
-    weights = np.zeros(shape)
-    if isinstance(part.chosen, slice):
-        weights[:, part.chosen] = part.weight
-    elif part.chosen.dtype == bool:
-        weights[part.chosen] = part.weight
-    else:
-        np.add.at(weights, (np.arange(shape[0])[:, None], np.asarray(part.chosen, np.int64)), part.weight)
-    return weights
+def _period(x: Array) -> int:
+    """After how many rows the inputs start again, in every seed; their number when they do not."""
+    for p in np.flatnonzero((x[0, 1:] == x[0, 0]).all(axis=1)) + 1:
+        if np.array_equal(x[0, p:], x[0, :-p]) and np.array_equal(x[:, p:], x[:, :-p]):
+            return int(p)
+    return x.shape[1]
 
 
 def _maximise(link: str, q: Floats, rows: _Rows) -> tuple[Floats, Array, Floats]:
@@ -252,18 +239,22 @@ def _newton_step(gradient: Floats, information: Floats) -> tuple[Floats, Array]:
     return step, (step * gradient).sum(axis=1) < CONVERGED
 
 
-def _is_separated(link: str, q: Floats, mass: Floats, total: Floats) -> bool:
-    """Is there a direction along which the likelihood never falls and somewhere rises? (Konis 2007, sect. 4; Poisson alike.)
+def _is_separated(link: str, rows: _Rows, found: Floats) -> bool:
+    """Is there, in one seed, a direction along which the likelihood never falls and somewhere rises? (Konis 2007, sect. 4.)
 
-    Maximise the sum of signed margins, none of which may be negative; rows with outcomes on both sides must not move.
+    Often the fit has found one: all outcomes on their sides. Otherwise maximise the sum of signed margins, none of which may
+    be negative; rows whose outcomes pull both ways must not move. For counts only rows without any count pull one way.
     """
     from scipy.optimize import linprog
 
+    x, mass, total = (each[rows.mass > 0] for each in rows)
     side = np.where(total == 0, -1.0, np.where((total == mass) & (link == "logit"), 1.0, 0.0))
-    margins = side[side != 0, None] * q[side != 0]
+    margins = side[side != 0, None] * x[side != 0]
+    if link == "logit" and (side != 0).all() and (margins @ found > 1e-6).all():
+        return True
     if not len(margins):
         return False
-    fixed = q[side == 0] if (side == 0).any() else None
+    fixed = x[side == 0] if (side == 0).any() else None
     answer = linprog(
         -margins.sum(axis=0), A_ub=-margins, b_ub=np.zeros(len(margins)),
         A_eq=fixed, b_eq=None if fixed is None else np.zeros(len(fixed)), bounds=(-1, 1), method="highs",

@@ -8,18 +8,19 @@ from typing import ClassVar, cast
 
 import numpy as np
 
-from selfloop.component import Context, EnsemblePart, Family, Outcome, Sampler
+from selfloop.component import EnsemblePart, Outcome, Sampler
 from selfloop.errors import DataError, SpecError
-from selfloop.families.pooling import is_masked, lift, masked_positions, part_weights, pick, taken
+from selfloop.families.ensemble import EnsembleFamily
+from selfloop.families.pooling import is_masked, masked_positions, part_weights, pick, taken
 from selfloop.rng import Stream
-from selfloop.types import Array, Columns, Floats, Ints, Params, Samples
+from selfloop.types import Array, Columns, Floats, Ints, Params
 
 RULES = ("scott", "silverman")
 LEAST = -700.0  # exp of less is a denormal number: thirty times slower, and nothing beside a kernel of 1
 
 
 @dataclass(frozen=True, kw_only=True)
-class Kde(Family):
+class Kde(EnsembleFamily):
     """Mean of Gaussian kernels at the training rows, weighted by row; a sample is a training row plus kernel noise.
 
     A model keeps its rows as `x.0`, `x.1`, ... (for whole batches the batches themselves, never a copy), in groups of equal
@@ -43,13 +44,10 @@ class Kde(Family):
             return float((n * (d + 2) / 4) ** (-1 / (d + 4)))
         return float(self.bandwidth)
 
-    def fit(self, data: Samples, ctx: Context, start: Params | None) -> Params:
-        for rows, _, _ in data.parts:
-            if set(rows) != {"x"} or np.asarray(rows["x"]).ndim != 2:
-                raise DataError(f"kde: got columns {', '.join(rows)}; expected one column 'x' of vectors and no target.")
-        return {name: array[0] for name, array in self.fit_rows(lift(data), None).params.items()}
-
     def fit_rows(self, parts: Sequence[EnsemblePart], previous: Params | None) -> Outcome:
+        for part in parts:
+            if set(part.rows) != {"x"} or np.asarray(part.rows["x"]).ndim != 3:
+                raise DataError(f"kde: got columns {', '.join(part.rows)}; expected one column 'x' of vectors and no target.")
         if is_masked(parts):
             positions = masked_positions(parts)
             blocks = [pick([np.asarray(part.rows["x"]) for part in parts], positions)]
@@ -64,10 +62,6 @@ class Kde(Family):
         bandwidth = np.full(seeds, self.width(n, blocks[0].shape[2]))
         named: dict[str, Array] = {f"x.{i}": block for i, block in enumerate(blocks)}
         return Outcome({"bandwidth": bandwidth, "weight": weight, "length": np.tile(length, (seeds, 1)), **named})
-
-    def sample(self, params: Params, n: int, sampler: Sampler, given: Columns, ctx: Context) -> Columns:
-        one = {name: array[None] for name, array in params.items()}
-        return {"x": np.asarray(self.sample_rows(one, n, sampler, given, [ctx.stream])["x"])[0]}
 
     def sample_rows(self, params: Params, n: int, sampler: Sampler, given: Columns, streams: Sequence[Stream]) -> Columns:
         blocks, weight, length = (

@@ -71,18 +71,19 @@ def _versions() -> dict[str, str]:
 
 
 def _panels(result: Result) -> Iterator[Panel]:
+    owner: Metric | None = None
     for metric in (name for name in result.metrics() if name not in LEDGER):
         for axes, point in result.points.items():
-            described = next((m for m in point.metrics if m.name == metric), None)
+            owner = next((m for m in point.metrics if m.name == metric), owner)  # a metric's parts come right after it
             curves = {label: c[metric] for label, c in result.curves(axes).items() if metric in c}
             if curves:
                 laws, published = _overlays(point, metric, list(curves))
                 yield Panel(
                     metric=metric,
-                    title=(described.title if described else "") or metric.replace("_", " "),
-                    unit=described.unit if described else "",
+                    title=(owner.title if owner and owner.name == metric else "") or metric.replace("_", " "),
+                    unit=owner.unit if owner else "",
                     axes=axes,
-                    curves=[_curve(label, values, described) for label, values in curves.items()],
+                    curves=[_curve(label, values, owner) for label, values in curves.items()],
                     laws=laws,
                     published=published,
                 )

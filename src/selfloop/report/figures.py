@@ -97,4 +97,6 @@ def _caption(panel: Panel, scale: Scale) -> str:
     parts = [f"Lines and markers: mean over {counts} {'seed' if counts == '1' else 'seeds'}; bands: its 95 % interval"]
     parts += ["thin lines: single chains"] * any(map(draws_chains, panel.curves))
     parts += ["dotted: median, ended chains counted as worst"] * any(len(curve.median) > 0 for curve in panel.curves)
-    return "; ".join(parts) + "." + " Intervals are cut at the edge of the figure." * scale.cut
+    sources = dict.fromkeys(f"{law.name} ({law.source})" for law in panel.laws if law.source)
+    laws = f" Laws: {'; '.join(sources)}." if sources else ""
+    return "; ".join(parts) + "." + laws + " Intervals are cut at the edge of the figure." * scale.cut
