@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
+import mmap
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 
+from selfloop.errors import DataError
 from selfloop.types import Array, Column, Columns, Ragged
 
 
 def pack_arrays(columns: Columns) -> bytes:
-    """The columns as a safetensors file; the same columns give the same bytes."""
+    """The columns as a safetensors file; the same columns give the same bytes. DataError for what is no number."""
     from safetensors.numpy import save
 
     flat: dict[str, Array] = {}
@@ -21,16 +23,21 @@ def pack_arrays(columns: Columns) -> bytes:
             flat[f"{name}::values"], flat[f"{name}::offsets"] = column.values, column.offsets
         else:
             flat[name] = column
-    return cast(bytes, save({name: np.ascontiguousarray(array) for name, array in flat.items()}))
+    for name, array in flat.items():
+        if array.dtype.newbyteorder("<").str not in _DTYPES.values():
+            raise DataError(f"store: array {name!r} is of type {array.dtype}; only numbers and booleans are kept. Encode it.")
+    little = {name: array.astype(array.dtype.newbyteorder("<"), order="C", copy=False) for name, array in flat.items()}
+    return cast(bytes, save(little))
 
 
 _DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "I64": "<i8", "I32": "<i4", "I16": "<i2", "I8": "|i1", "U64": "<u8",
            "U32": "<u4", "U16": "<u2", "U8": "|u1", "BOOL": "|b1"}  # fmt: skip
 
 
-def read_arrays(path: Path) -> dict[str, Column]:
+def read_arrays(path: str | Path) -> dict[str, Column]:
     """The arrays of a safetensors file as views of one memory map (the library would copy them)."""
-    data = np.asarray(np.memmap(path, np.uint8, "r"))
+    with open(path, "rb") as file:
+        data = np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), np.uint8)
     start = 8 + int(data[:8].view("<u8")[0])
     header = json.loads(bytes(data[8:start]))
     flat: dict[str, Array] = {}

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import sys
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, is_dataclass
 from functools import cache
 from hashlib import blake2b
@@ -40,17 +41,29 @@ def identity(value: Any) -> Any:
 
 
 def _of_many(value: Any) -> Any:
-    if isinstance(value, tuple | list):
+    if isinstance(value, tuple):
         return [identity(part) for part in value]
-    if isinstance(value, Mapping):
-        return {"map": {str(name): identity(part) for name, part in value.items()}}
-    if isinstance(value, np.ndarray):
+    if isinstance(value, list):
+        return {"list": [identity(part) for part in value]}
+    if isinstance(value, Mapping) and all(isinstance(name, str) for name in value):
+        return {"map": {name: identity(part) for name, part in value.items()}}
+    if isinstance(value, np.ndarray) and value.dtype.kind in "biufcSU":  # objects are addresses, records lose their names
         return {"array": [value.dtype.str, list(value.shape), digest_of(np.ascontiguousarray(value).tobytes())]}
     if is_dataclass(value) and not isinstance(value, type):
         version = type(value).version if isinstance(value, Component) else 1
         settings = {f.name: identity(getattr(value, f.name)) for f in fields(value) if f.metadata.get("identity", True)}
-        return {"component": [f"{type(value).__module__}.{type(value).__qualname__}", version, settings]}
+        return {"component": [qualified_name(type(value)), version, settings]}
     raise SelfloopError(f"store: an argument of type {type(value).__name__} has no stable identity; pass its settings instead.")
+
+
+def qualified_name(named: type | Callable[..., Any]) -> str:
+    """Module and name of a class or function; the same in a script, in its worker processes, and where it is imported."""
+    module = named.__module__
+    if module in ("__main__", "__mp_main__"):
+        main = sys.modules["__main__"]
+        spec, file = getattr(main, "__spec__", None), getattr(main, "__file__", None)
+        module = spec.name if spec else Path(file).stem if file else "__main__"
+    return f"{module}.{named.__qualname__}"
 
 
 def file_digest(path: Path) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
@@ -10,6 +11,7 @@ from selfloop.component import Policy
 from selfloop.errors import ChainEndedError, SpecError
 from selfloop.types import Batch, Emission, Part, Plan, Row, Take, real, synthetic
 
+MOST_ROWS = 10**15  # of one batch; more is a slip of the pen, and overflows what counts in 64 bits
 B = TypeVar("B")
 M = TypeVar("M")
 
@@ -28,19 +30,23 @@ class Stage:
         """Rows one epoch of this generation's fit goes through."""
         return self.plan.budget or sum(take.rows or 0 for take in self.plan.takes)
 
-    def mass(self, take: Take) -> float:
-        """Share of the training mass (rows x weight) that this take has."""
-        return (take.rows or 0) * take.weight / sum((each.rows or 0) * each.weight for each in self.plan.takes)
+    def masses(self) -> list[float]:
+        """Share of the training mass (rows x weight) of each take."""
+        raw = [(take.rows or 0) * take.weight for take in self.plan.takes]
+        total = sum(raw)
+        return [mass / total for mass in raw]
 
     @property
     def real_mass(self) -> float:
         """Share of the training mass that is real."""
-        return sum(self.mass(take) for take in self.plan.takes if take.batch.kind == "real")
+        takes = zip(self.plan.takes, self.masses(), strict=True)
+        return sum(mass for take, mass in takes if take.batch.kind == "real")
 
     @property
     def data_age(self) -> float:
         """Mean age of the training mass, in generations: t - b + 1 for real(b), t - k for synthetic(k)."""
-        return sum(self.mass(take) * (self.t - take.batch.born + (take.batch.kind == "real")) for take in self.plan.takes)
+        takes = zip(self.plan.takes, self.masses(), strict=True)
+        return sum(mass * (self.t - take.batch.born + (take.batch.kind == "real")) for take, mass in takes)
 
 
 def schedule(policy: Policy, n: int, generations: int) -> Iterator[Stage]:
@@ -52,11 +58,23 @@ def schedule(policy: Policy, n: int, generations: int) -> Iterator[Stage]:
     rows: dict[Batch, int] = {}
     for t in range(1, generations + 1):
         emission = policy.emits(t, n)
+        _check_emission(policy.name, t, n, emission)
         if emission.real:
             rows[real(t)] = emission.real
         plan = Plan((Take(real(1)),)) if t == 1 else policy.plan(t, n)
         yield Stage(t, emission, _resolve(policy.name, t, plan, rows), dict(rows))
         rows[synthetic(t)] = emission.synthetic
+
+
+def _check_emission(name: str, t: int, n: int, emission: Emission) -> None:
+    counts = emission.real, emission.synthetic
+    if not all(isinstance(rows, int) and 0 <= rows <= MOST_ROWS for rows in counts):
+        raise SpecError(
+            f"policy {name}, generation {t}: emits {counts[0]:.4g} real and {counts[1]:.4g} synthetic rows; expected whole "
+            f"numbers from 0 to {MOST_ROWS:.0e}."
+        )
+    if t == 1 and emission.real != n:
+        raise SpecError(f"policy {name}, generation 1: emits {emission.real} real rows; expected n = {n}, all that there are.")
 
 
 def _resolve(name: str, t: int, plan: Plan, rows: Mapping[Batch, int]) -> Plan:
@@ -66,7 +84,7 @@ def _resolve(name: str, t: int, plan: Plan, rows: Mapping[Batch, int]) -> Plan:
         if take.batch not in rows:
             raise SpecError(f"{where}: asks for {take.batch}, which does not exist. There are: {', '.join(map(str, rows))}.")
         count = rows[take.batch] if take.rows is None else take.rows
-        if not 0 <= count <= rows[take.batch] or not take.weight >= 0:
+        if not isinstance(count, int) or not 0 <= count <= rows[take.batch] or not 0 <= take.weight < math.inf:
             raise SpecError(
                 f"{where}: takes {count} rows of {take.batch} with weight {take.weight:g}; it has {rows[take.batch]} rows "
                 "and weights are 0 or more."

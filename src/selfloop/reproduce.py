@@ -15,7 +15,7 @@ from selfloop.stats.intervals import mean_interval
 from selfloop.types import Floats
 
 SEEDS = {"paper": 100, "small": 20}  # chains, where the paper does not say how many it ran
-HEAVY = 0.3  # share of the spread that one chain may carry before z stops meaning much
+HEAVY = 0.5  # share of the spread that one chain may carry before z stops meaning much
 Progress = Callable[[int, int], None]
 Measure = Callable[[Table, int, Progress], Mapping[str, Floats]]  # -> policy -> (seeds, generations)
 

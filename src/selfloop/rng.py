@@ -27,5 +27,5 @@ class Stream:
         return self._digest(8) >> 1
 
     def _digest(self, size: int) -> int:
-        text = "/".join(f"{type(part).__name__}:{part}" for part in self.path)
+        text = "/".join(f"str:{part.replace('/', '//')}" if isinstance(part, str) else f"int:{int(part)}" for part in self.path)
         return int.from_bytes(blake2b(text.encode(), digest_size=size).digest(), "little")

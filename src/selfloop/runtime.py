@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
@@ -69,6 +69,8 @@ def _sized(spec: Spec) -> Spec:
     if spec.n is None and size is None:
         raise SpecError(f"n: missing; source {spec.source.name} is unlimited, so say how many real rows to start with.")
     n = spec.n if spec.n is not None else cast(int, size) - holdout
+    if n < 1:
+        raise SpecError(f"holdout: got {holdout}; source {spec.source.name} has {size} rows, so none is left to train on.")
     for policy in spec.policies:
         real_rows = holdout + _real_rows(spec, policy, n)
         if size is not None and real_rows > size:
@@ -144,7 +146,7 @@ def runs_on_rows(spec: Spec, policy: Policy) -> bool:
 
 def work(task: Task) -> Iterator[Done]:
     """Run a task; yields its rows generation by generation, then what it used of the store."""
-    store = Store(task.store)
+    store = Store(task.store, threads=task.threads)
     for policy, rows in run_task(task, store):
         yield Done(task.axes, policy, tuple(rows))
         used, store.usage = store.usage, Usage()
@@ -206,15 +208,21 @@ def ensemble_curves(block: Block, policy: Policy, generations: int) -> dict[str,
         place = where[row.seed], row.generation - 1
         values[row.metric][place] = np.nan if row.value is None else row.value
         codes[row.metric][place] = statuses.index(row.status or "")
-    named = np.frombuffer("\n".join(statuses).encode(), np.uint8)
-    return {**values, **{f"status/{name}": array for name, array in codes.items()}, "statuses": named}
+    lists = {"metrics": _as_bytes(values), "statuses": _as_bytes(statuses)}
+    return {**values, **{f"status/{name}": array for name, array in codes.items()}, **lists}
+
+
+def _as_bytes(words: Iterable[str]) -> Array:
+    return np.frombuffer("\n".join(words).encode(), np.uint8)
+
+
+def _as_words(array: Array) -> list[str]:
+    return bytes(array).decode().split("\n")
 
 
 def _rows_of(curves: Params, label: str, axes: Axes, seeds: Sequence[int], wanted: frozenset[int]) -> Iterator[Row]:
-    statuses: list[str | None] = [text or None for text in bytes(curves["statuses"]).decode().split("\n")]
-    for name in curves:
-        if f"status/{name}" not in curves:
-            continue
+    statuses = [word or None for word in _as_words(curves["statuses"])]
+    for name in _as_words(curves["metrics"]):
         values, codes = cast(Any, curves[name]).tolist(), cast(Any, curves[f"status/{name}"]).tolist()
         for s, seed in enumerate(seeds):
             if seed in wanted:

@@ -12,8 +12,11 @@ from typing import Any, TypeVar, cast, get_type_hints
 
 from selfloop.component import Component, Criterion, Curator, Family, Metric, Policy, Sampler, Setting, Source
 from selfloop.errors import SpecError, unknown_name
+from selfloop.identity import reason_of
+from selfloop.loop import MOST_ROWS
 from selfloop.plugins import component_class, names, presets
 
+MOST_SEEDS, MOST_GENERATIONS = 1_000_000, 10_000  # beyond is a slip of the pen that would only fill the memory
 C = TypeVar("C", bound=Component)
 Axes = tuple[tuple[str, object], ...]
 
@@ -49,23 +52,29 @@ class Spec:
         set_("criteria", _components("criterion", self.criteria or list(names("criterion")), "criteria"))
         set_("curators", _components("curator", self.curators, "curators"))
         set_("seeds", _seeds(self.seeds))
-        set_("start", self.start if self.start in ("scratch", "previous") else Path(self.start))
+        set_("start", _start(self.start))
+        if not isinstance(self.sweep, Mapping):
+            raise SpecError(f'sweep: got {self.sweep!r}; expected a table of lists, such as "family.latent" = [8, 16].')
         set_("sweep", {key: _axis(key, values) for key, values in self.sweep.items()})
         self._check()
 
     def _check(self) -> None:
-        for name, least in (("n", 1), ("holdout", 0), ("generations", 1)):
+        for name, least, most in (("n", 1, MOST_ROWS), ("holdout", 0, MOST_ROWS), ("generations", 1, MOST_GENERATIONS)):
             value = getattr(self, name)
             if value is None and name != "generations":
                 continue
-            if not isinstance(value, int) or isinstance(value, bool) or value < least:
-                raise SpecError(f"{name}: got {value!r}; expected a whole number of at least {least}.")
+            if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
+                raise SpecError(f"{name}: got {value!r}; expected a whole number from {least} to {most}.")
         if not self.policies:
             raise SpecError(f"policies: got none; expected at least one of {', '.join(names('policy'))}.")
-        if isinstance(self.start, Path) and not self.start.is_file():
-            raise SpecError(
-                f"start: {self.start} is no file. Allowed: 'scratch', 'previous', or the safetensors file of a model."
-            )
+        for key, given in (
+            ("policies", self.labels()),
+            ("metrics", [metric.name for metric in self.metrics]),
+            ("criteria", [criterion.name for criterion in self.criteria]),
+        ):
+            twice = [name for i, name in enumerate(given) if name in given[:i]]
+            if twice:
+                raise SpecError(f"{key}: {twice[0]} is named twice. Name it once.")
 
     def points(self) -> list[tuple[Axes, Spec]]:
         """The experiments of the sweep, axis values first: the Cartesian product of the axes, in the spec's order."""
@@ -101,10 +110,14 @@ def read_spec(path: str | Path, overrides: Iterable[str] = ()) -> Spec:
         text = shipped[str(path)].read_text(encoding="utf-8")
     else:
         file = Path(path)
-        if not file.is_file():
-            near = unknown_name("preset", str(path), shipped).partition(".")[2] if file.suffix != ".toml" else ""
-            raise SpecError(f"{path}: no such file or preset.{near} Give the path of a TOML file, or see `selfloop list`.")
-        text = file.read_text(encoding="utf-8", errors="replace")
+        try:
+            if not file.is_file():
+                near = unknown_name("preset", str(path), shipped).partition(".")[2] if file.suffix != ".toml" else ""
+                raise SpecError(f"{path}: no such file or preset.{near} Give the path of a TOML file, or see `selfloop list`.")
+            text = file.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as problem:
+            reason = reason_of(problem) if isinstance(problem, OSError) else f"byte {problem.start} is not UTF-8"
+            raise SpecError(f"{path}: cannot be read ({reason}). Give a TOML file, which is UTF-8 text.") from problem
     return parse_spec(text, str(path), overrides)
 
 
@@ -112,7 +125,7 @@ def parse_spec(text: str, where: str, overrides: Iterable[str] = ()) -> Spec:
     """The spec of a TOML text, with `key=value` overrides."""
     try:
         table = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as problem:
+    except (ValueError, RecursionError) as problem:  # TOMLDecodeError, and what it lets through
         raise SpecError(f"{where}: not valid TOML ({problem}). Mend that line.") from problem
     for override in overrides:
         _override(table, override)
@@ -146,7 +159,7 @@ def _override(table: dict[str, Any], override: str) -> None:
         raise SpecError(f"--set {override!r}: expected key=value, such as --set generations=3.")
     try:
         value = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):
         value = text  # a bare word is a string
     *folders, last = key.strip().split(".")
     for folder in folders:
@@ -205,6 +218,8 @@ def _checked(hint: Any, value: Any, where: str) -> Any:
 
 
 def _components(kind: str, values: Any, where: str) -> tuple[Any, ...]:
+    if not isinstance(values, str | Mapping | Component | Iterable):
+        raise SpecError(f"{where}: got {values!r}; expected a list of names or tables. Allowed: {', '.join(names(kind))}.")
     many = [values] if isinstance(values, str | Mapping | Component) else list(values)
     return tuple(component(kind, value, f"{where}[{i}]" if len(many) > 1 else where) for i, value in enumerate(many))
 
@@ -217,11 +232,23 @@ def _family_and_sampler(family: Any, sampler: Any) -> tuple[Family, Sampler]:
         if not isinstance(sampler, made.sampler):
             raise SpecError(f"sampler: got {type(sampler).__name__}; family {made.name} takes {made.sampler.__name__}.")
         return made, sampler
+    if not isinstance(sampler, Mapping):
+        raise SpecError(f"family.sampler: got {sampler!r}; expected a table of settings.")
     return made, build(made.sampler, sampler, "family.sampler")
+
+
+def _start(start: Any) -> str | Path:
+    if start in ("scratch", "previous"):
+        return cast(str, start)
+    if not isinstance(start, str | Path) or not Path(start).is_file():
+        raise SpecError(f"start: {start!r} is no file. Allowed: 'scratch', 'previous', or the safetensors file of a model.")
+    return Path(start)
 
 
 def _seeds(seeds: Any) -> tuple[int, ...]:
     many = range(seeds) if isinstance(seeds, int) and not isinstance(seeds, bool) else seeds
+    if isinstance(seeds, int) and seeds > MOST_SEEDS:
+        raise SpecError(f"seeds: got {seeds}; expected at most {MOST_SEEDS}.")
     if not isinstance(many, Sequence) or isinstance(many, str) or not all(type(s) is int and s >= 0 for s in many) or not many:
         raise SpecError(f"seeds: got {seeds!r}; expected a number of seeds of at least 1, or a list of whole numbers.")
     if len(set(many)) < len(many):
@@ -232,7 +259,14 @@ def _seeds(seeds: Any) -> tuple[int, ...]:
 def _axis(key: str, values: Any) -> tuple[Any, ...]:
     if not isinstance(values, list | tuple) or not values:
         raise SpecError(f"sweep.{key}: got {values!r}; expected a list of values.")
-    return tuple(values)
+    axis = tuple(tuple(value) if isinstance(value, list) else value for value in values)
+    for i, value in enumerate(axis):
+        parts = value if isinstance(value, tuple) else (value,)
+        if not all(isinstance(part, str | int | float) for part in parts):
+            raise SpecError(f"sweep.{key}: got {value!r}; expected numbers, names or lists of them. Use a spec per table.")
+        if value in axis[:i]:
+            raise SpecError(f"sweep.{key}: {value!r} is named twice. Name every value once.")
+    return axis
 
 
 def with_values(spec: Spec, values: Mapping[str, Any]) -> Spec:

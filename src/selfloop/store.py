@@ -7,6 +7,7 @@ stage's function and its arguments) to an object, a value, or the reason a chain
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import platform
@@ -24,11 +25,12 @@ import numpy as np
 
 from selfloop.arrays import pack_arrays, read_arrays
 from selfloop.component import Context
-from selfloop.errors import ChainEndedError, StoreError
-from selfloop.identity import Ref, digest_of, file_digest, identity, reason_of
+from selfloop.errors import ChainEndedError, DataError, SelfloopError, StoreError
+from selfloop.identity import Ref, digest_of, file_digest, identity, qualified_name, reason_of
 from selfloop.types import Column, Ragged
 
 F = TypeVar("F", bound=Callable[..., Any])
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)  # what only writing meets
 
 
 def stage(version: int) -> Callable[[F], F]:
@@ -73,6 +75,7 @@ class Store:
     path: Path
     looking: bool = False
     remembering: bool = False
+    threads: int = 1  # that stages without a Context may use; for the provenance
     usage: Usage = field(default_factory=Usage)
     calls: list[Call] = field(default_factory=list)
     _makers: dict[str, Call] = field(default_factory=dict)  # object -> the call that gives it
@@ -84,11 +87,9 @@ class Store:
         try:
             for part in ("objects", "records", "scratch"):
                 (self.path / part).mkdir(parents=True, exist_ok=True)
-            _write_new(self.path / ".selfloop", b"A selfloop store. Delete it as a whole, or with `selfloop gc`.\n")
+            _write_new(f"{self.path}/.selfloop", b"A selfloop store. Delete it as a whole, or with `selfloop gc`.\n")
         except OSError as problem:
-            raise StoreError(
-                f"store {self.path}: cannot write ({reason_of(problem)}). Choose another folder with --store."
-            ) from problem
+            raise self._unusable("write", problem) from problem
 
     def step(self, function: Callable[..., Any], *arguments: Any) -> Any:
         """The result of function(*arguments): from its record, or computed and recorded.
@@ -111,7 +112,9 @@ class Store:
 
     def key(self, function: Callable[..., Any], *arguments: Any) -> str:
         """Digest of the function's qualified name and declared version and of every argument."""
-        name = f"{function.__module__}.{function.__qualname__}"
+        name = qualified_name(function)
+        if "<" in name:
+            raise SelfloopError(f"store: {name} has no stable identity; a stored step is a function of a module.")
         version = function.__dict__.get("stage_version", 1)
         text = json.dumps([name, version, [identity(a) for a in arguments]], sort_keys=True, separators=(",", ":"))
         return digest_of(text.encode())
@@ -123,7 +126,11 @@ class Store:
             if not _intact(path, ref.digest):
                 self._remake(ref, path)
             self._checked.add(ref.digest)
-        return read_arrays(path)
+        try:
+            return read_arrays(path)
+        except FileNotFoundError:  # deleted since: by hand, or by another process that found it damaged
+            self._remake(ref, path)
+            return read_arrays(path)
 
     def _deliver(self, call: Call, result: Mapping[str, Any]) -> Any:
         if "ended" in result:
@@ -137,15 +144,13 @@ class Store:
         """What the record says; None when there is none, or it or its object is damaged."""
         path = self._record(call.key)
         try:
-            text = path.read_bytes()
+            with open(path, "rb") as file:
+                body = _unsealed(file.read())
         except FileNotFoundError:
             return None
-        try:
-            record = json.loads(text)
-            body = record["body"]
-            if record["check"] != _check(body):
-                raise ValueError
-        except (ValueError, KeyError, TypeError):
+        except OSError as problem:
+            raise self._unusable("read", problem) from problem
+        if body is None or body["key"] != call.key:
             self._discard(path)
             return None
         result = cast(Mapping[str, Any], body["result"])
@@ -154,6 +159,8 @@ class Store:
             if _stamp(target) != body["stamp"] and result["object"] not in self._checked:
                 if not _intact(target, result["object"]):
                     self._discard(target)
+                    if not self.looking:
+                        Path(path).unlink(missing_ok=True)  # replaced too: what is computed now may be kept under another name
                     return None
                 self._checked.add(result["object"])
         self.usage.saved += body["provenance"]["seconds"]
@@ -169,15 +176,18 @@ class Store:
         except ChainEndedError as end:
             seconds, result = time.perf_counter() - started, {"ended": end.status}
         except OSError as problem:
-            raise StoreError(
-                f"store {self.path}: cannot write ({reason_of(problem)}). Free some space, then run again."
+            raise self._failure(call, problem) from problem
+        except MemoryError as problem:
+            raise SelfloopError(
+                f"{call.function.__name__}: not enough memory ({problem}). Lower n or the number of seeds."
             ) from problem
         self._note(call, seconds)
-        threads = next((a.threads for a in call.arguments if isinstance(a, Context)), 1)
+        threads = next((a.threads for a in call.arguments if isinstance(a, Context)), self.threads)
         stamp = _stamp(self._object(result["object"])) if "object" in result else None
         body = {"key": call.key, "result": result, "stamp": stamp, "provenance": provenance(call, seconds, threads)}
-        self._write(self._record(call.key), json.dumps({"body": body, "check": _check(body)}).encode())
-        shutil.rmtree(scratch, ignore_errors=True)
+        self._write(self._record(call.key), _sealed(json.dumps(body).encode()))
+        if os.path.exists(scratch):
+            shutil.rmtree(scratch, ignore_errors=True)
         return result
 
     def _note(self, call: Call, seconds: float) -> None:
@@ -193,7 +203,7 @@ class Store:
         data = pack_arrays(value)
         digest = digest_of(data)
         path = self._object(digest)
-        if path.exists() and not _intact(path, digest):
+        if os.path.exists(path) and not _intact(path, digest):
             self._discard(path)
         self._write(path, data)
         self._checked.add(digest)
@@ -211,10 +221,16 @@ class Store:
         return argument
 
     def recompute(self, call: Call) -> Mapping[str, Any]:
-        """The result of a call computed afresh, to be compared with its record; nothing is recorded."""
+        """The result of a call computed afresh with the record's number of threads, to be compared; nothing is recorded."""
+        from threadpoolctl import threadpool_limits
+
         scratch = self.path / "scratch" / f"audit-{call.key}"
+        body = _unsealed(Path(self._record(call.key)).read_bytes())
+        threads = body["provenance"]["threads"] if body else self.threads
+        ready = (self._ready(argument, scratch) for argument in call.arguments)
         try:
-            value = call.function(*(self._ready(argument, scratch) for argument in call.arguments))
+            with threadpool_limits(threads):
+                value = call.function(*(replace(a, threads=threads) if isinstance(a, Context) else a for a in ready))
         except ChainEndedError as end:
             return {"ended": end.status}
         finally:
@@ -229,13 +245,11 @@ class Store:
 
     def object_of(self, record: Path) -> str | None:
         """Digest of the object a record file speaks of; None when it is damaged or holds a value."""
-        try:
-            return cast("str | None", json.loads(record.read_bytes())["body"]["result"].get("object"))
-        except (ValueError, KeyError, TypeError):
-            return None
+        body = _unsealed(record.read_bytes())
+        return None if body is None else cast("str | None", body["result"].get("object"))
 
-    def _remake(self, ref: Ref, path: Path) -> None:
-        if path.exists():
+    def _remake(self, ref: Ref, path: str) -> None:
+        if os.path.exists(path):
             self._discard(path)
         maker = self._makers.get(ref.digest)
         if maker is None or self.looking:
@@ -243,30 +257,38 @@ class Store:
         if self._compute(maker).get("object") != ref.digest:
             raise StoreError(f"store {self.path}: recomputing object {ref.digest} gave other bytes. Use another store.")
 
-    def _discard(self, path: Path) -> None:
-        warnings.warn(f"damaged file {path}: computed again", stacklevel=2)
+    def _discard(self, path: str) -> None:
+        warnings.warn(f"{'damaged' if os.path.exists(path) else 'missing'} file {path}: computed again", stacklevel=2)
         if not self.looking:
-            path.unlink(missing_ok=True)
+            Path(path).unlink(missing_ok=True)
 
-    def _write(self, path: Path, data: bytes) -> None:
+    def _write(self, path: str, data: bytes) -> None:
         try:
             _write_new(path, data)
         except OSError as problem:
-            raise StoreError(
-                f"store {self.path}: cannot write ({reason_of(problem)}). Free some space, then run again."
-            ) from problem
+            raise self._unusable("write", problem) from problem
 
-    def _object(self, digest: str) -> Path:
-        return self.path / "objects" / digest[:2] / f"{digest}.safetensors"
+    def _unusable(self, deed: str, problem: OSError) -> StoreError:
+        advice = "Free some space, then run again." if problem.errno in FULL else "Choose another folder with --store."
+        return StoreError(f"store {self.path}: cannot {deed} ({reason_of(problem)}). {advice}")
 
-    def _record(self, key: str) -> Path:
-        return self.path / "records" / key[:2] / f"{key}.json"
+    def _failure(self, call: Call, problem: OSError) -> SelfloopError:
+        """What a stage could not read or write: something of the store, or a user's file."""
+        where = str(problem.filename or problem)
+        if problem.errno in FULL or str(self.path) in where:
+            return self._unusable("write", problem)
+        return DataError(f"{call.function.__name__}: {where}: {reason_of(problem)}. Check that file.")
+
+    def _object(self, digest: str) -> str:  # strings: paths would be a third of the cost of a replay
+        return f"{self.path}/objects/{digest[:2]}/{digest}.safetensors"
+
+    def _record(self, key: str) -> str:
+        return f"{self.path}/records/{key[:2]}/{key}.json"
 
 
 def provenance(call: Call, seconds: float, threads: int) -> dict[str, Any]:
     """Where and how a record was made. Not part of its identity."""
-    name = f"{call.function.__module__}.{call.function.__qualname__}"
-    return {"stage": name, "seconds": round(seconds, 6), "threads": threads, **_machine()}
+    return {"stage": qualified_name(call.function), "seconds": round(seconds, 6), "threads": threads, **_machine()}
 
 
 @cache
@@ -281,11 +303,18 @@ def _is_columns(value: Any) -> bool:
     return isinstance(value, Mapping) and bool(value) and all(isinstance(v, np.ndarray | Ragged) for v in value.values())
 
 
-def _check(body: Mapping[str, Any]) -> str:
-    return digest_of(json.dumps(body, sort_keys=True).encode())
+def _sealed(body: bytes) -> bytes:
+    """A record file: its body and the digest of the body's bytes."""
+    return b'{"body": %b, "check": "%b"}' % (body, digest_of(body).encode())
 
 
-def _stamp(path: Path) -> list[int] | None:
+def _unsealed(data: bytes) -> dict[str, Any] | None:
+    """The body of a record file; None when any byte of it is not as written."""
+    body = data.removeprefix(b'{"body": ').rpartition(b', "check": "')[0]
+    return cast("dict[str, Any]", json.loads(body)) if body and _sealed(body) == data else None
+
+
+def _stamp(path: str) -> list[int] | None:
     """Size and time of change of a file: cheap signs that it is the one that was written."""
     try:
         status = os.stat(path)
@@ -294,11 +323,11 @@ def _stamp(path: Path) -> list[int] | None:
     return [status.st_size, status.st_mtime_ns]
 
 
-def _intact(path: Path, digest: str) -> bool:
-    return path.exists() and file_digest(path) == digest
+def _intact(path: str, digest: str) -> bool:
+    return os.path.exists(path) and file_digest(Path(path)) == digest
 
 
-def _write_new(path: Path, data: bytes) -> None:
+def _write_new(path: str, data: bytes) -> None:
     """Create the file whole or not at all; one that exists is left alone (another process was first, with the same)."""
     folder = os.path.dirname(path)
     temporary = f"{folder}/.{os.getpid()}-{time.monotonic_ns()}.tmp"

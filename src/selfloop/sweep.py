@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from multiprocessing import get_context
 from multiprocessing.connection import Connection, wait
+from multiprocessing.resource_tracker import ensure_running
 from typing import Any, Protocol
 
 from selfloop.errors import SelfloopError
@@ -54,7 +57,7 @@ def _pool(work: Work, workers: int, threads: int) -> Iterator[list[Connection]]:
     spawn = get_context("spawn")
     processes, connections = [], []
     try:
-        with _thread_variables(threads):
+        with _thread_variables(threads), _deaf_children():
             for _ in range(workers):
                 ours, theirs = spawn.Pipe()
                 process = spawn.Process(target=_serve, args=(work, theirs, threads), daemon=True)
@@ -69,6 +72,20 @@ def _pool(work: Work, workers: int, threads: int) -> Iterator[list[Connection]]:
         for process in processes:
             process.terminate()
             process.join()
+
+
+@contextmanager
+def _deaf_children() -> Iterator[None]:
+    """Ctrl-C goes to every process of a terminal: the parent ends its workers, which must not die of it on their own."""
+    if sys.platform == "win32":
+        yield
+        return
+    ensure_running()  # it starts a process of its own, and unblocks the signal
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # inherited by what is started now
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _distribute(connections: list[Connection], tasks: list[Any]) -> Iterator[Any]:
@@ -94,7 +111,6 @@ def _distribute(connections: list[Connection], tasks: list[Any]) -> Iterator[Any
 
 
 def _serve(work: Work, connection: Connection, threads: int) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends its workers; an interrupted stage leaves nothing
     while True:
         try:
             task = connection.recv()
@@ -104,6 +120,8 @@ def _serve(work: Work, connection: Connection, threads: int) -> None:
         except (EOFError, ConnectionError):
             return
         except Exception as problem:  # whatever it is, the parent raises it
+            if not isinstance(problem, SelfloopError):
+                problem.add_note("In a worker process:\n" + "".join(traceback.format_exception(problem)))
             connection.send(("error", problem))
             return
 

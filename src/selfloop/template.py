@@ -145,7 +145,8 @@ def spec_text(spec: Spec) -> str:
 
 
 def _entries(component: Component, where: str) -> list[str]:
-    plain, nested = [f'name = "{component.name}"'], []
+    plain, nested = [f'name = "{component.name}"'], list[str]()
+    value: Any
     for key, value in component.settings().items():
         if _is_settings(value):
             inner = [

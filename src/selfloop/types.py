@@ -17,8 +17,7 @@ Params = Mapping[str, Array]
 Answer = Literal["yes", "no", "undecided", "not measured"]
 
 
-@dataclass(frozen=True, slots=True, order=True)
-class Batch:
+class Batch(NamedTuple):
     """Rows of one origin: `real(t)` first drawn for generation t, `synthetic(k)` sampled from model k."""
 
     kind: Literal["real", "synthetic"]

@@ -233,14 +233,15 @@ class EnsembleWorld:
         block = self.block
         if n == 0:
             return Held()
+        sampler = block.sampler.at(t, block.truth())
         if not block.on_rows:
             design = self.initial.statistics if block.source.has_fixed_design() else None
             family = cast(Sufficient, block.family)
             rng = block.generator("synthetic", t)
-            return Held(statistics=family.draw_statistics(model.params, n, block.sampler, block.truth(), design, rng))
+            return Held(statistics=family.draw_statistics(model.params, n, sampler, block.truth(), design, rng))
         given = self._given(t, n)
         family_rows = cast(Ensemble, block.family)
-        return Held(rows=family_rows.sample_rows(model.params, n, block.sampler, given, block.streams("sample", t)))
+        return Held(rows=family_rows.sample_rows(model.params, n, sampler, given, block.streams("sample", t)))
 
     def measure(self, t: int, model: Chains, new: Held) -> Iterator[Row]:
         snap = EnsembleSnapshot(
@@ -277,6 +278,10 @@ class Chain:
     def context(self, *names: str | int) -> Context:
         """The stage's own stream of this seed; the policy is no part of it: policies meet on common random numbers."""
         return Context(Stream(("seed", self.seed)).child(*names), None, self.threads)
+
+    def truth(self) -> Params:
+        """The source's true parameters for this seed; empty when unknown."""
+        return self.source.truth(self.context("source"))
 
 
 @dataclass(slots=True)
@@ -332,17 +337,16 @@ class StoredWorld:
         chain, ctx = self.chain, self.chain.context("sample", t)
         if n == 0:
             return None
-        given = self._given(t, n)
+        given, sampler = self._given(t, n), chain.sampler.at(t, chain.truth())
         if chain.curators:
-            parts = (chain.family, model, chain.sampler)
+            parts = (chain.family, model, sampler)
             return self._step(stages.sample_curated, parts, n, given, chain.curators, self.initial, ctx)
-        return self._step(stages.sample, chain.family, model, n, chain.sampler, given, ctx)
+        return self._step(stages.sample, chain.family, model, n, sampler, given, ctx)
 
     def measure(self, t: int, model: Ref, new: Ref | None) -> Iterator[Row]:
         chain = self.chain
-        truth = chain.source.truth(chain.context("source"))
         for metric in chain.metrics:
-            known = (truth, self._prepared(metric) if isinstance(metric, Prepares) else None)
+            known = (chain.truth(), self._prepared(metric) if isinstance(metric, Prepares) else None)
             fitted, rows = (chain.family, model, chain.sampler), (new, self._held_out(), self.initial)
             ctx = chain.context("measure", metric.name)  # the same draws every generation, so curves are comparable
             values = self.store.step(stages.measure, metric, fitted, t, rows, known, ctx)

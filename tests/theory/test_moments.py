@@ -232,7 +232,7 @@ def propagate(policy, n, generations, learner):
                     D[batch, other] = D[other, batch] = sum(x * D[k, other] for k, x in W[p].items())
                 parent[batch] = p
                 D[batch, batch] = M[p] + spread(p) / rows
-        W[t] = {take.batch: stage.mass(take) for take in stage.plan.takes}
+        W[t] = {take.batch: mass for take, mass in zip(stage.plan.takes, stage.masses(), strict=True)}
         M[t] = sum(x * y * D[i, j] for i, x in W[t].items() for j, y in W[t].items())
         v[t] = sum(x * (M[parent[i]] + spread(parent[i])) for i, x in W[t].items()) - M[t]
     return [M[t] for t in range(1, generations + 1)], [v[t] for t in range(1, generations + 1)]
@@ -303,7 +303,7 @@ def simulate(policy, n, generations, chains, learner=MLE, wrong=""):
         variance = (w * (x - mean[:, None]) ** 2).sum(axis=1) * x.shape[1] / (x.shape[1] - ddof)
         if not learner.pooled:
             variance = sum(
-                stage.mass(take) * batch.var(axis=1, ddof=ddof) for take, batch in zip(stage.plan.takes, taken, strict=True)
+                mass * batch.var(axis=1, ddof=ddof) for mass, batch in zip(stage.masses(), taken, strict=True)
             )
         scale = np.sqrt(learner.variance_factor * variance + learner.kernel)
         rows[synthetic(stage.t)] = mean[:, None] + scale[:, None] * rng.standard_normal((chains, stage.emission.synthetic))

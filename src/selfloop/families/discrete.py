@@ -10,7 +10,7 @@ import numpy as np
 
 from selfloop.component import EnsemblePart, Outcome, Sampler, Statistics
 from selfloop.errors import DataError, SpecError
-from selfloop.families.ensemble import EnsembleFamily, multiplicity
+from selfloop.families.ensemble import EnsembleFamily, added, multiplicity
 from selfloop.rng import Stream
 from selfloop.types import Columns, Floats, Ints, Params
 
@@ -48,8 +48,8 @@ class Discrete(EnsembleFamily):
         if len(parts) == 1:
             return parts[0][0]
         counts = [cast(Floats, stats["counts"]) for stats, _ in parts]
-        merged = np.sum([weight * each for each, (_, weight) in zip(counts, parts, strict=True)], axis=0)
-        rows = np.sum([each.sum(1) for each in counts], axis=0)
+        merged = added([weight * each for each, (_, weight) in zip(counts, parts, strict=True)])
+        rows = added([each.sum(1) for each in counts])
         return {"counts": merged * (rows / merged.sum(1))[:, None]}
 
     def fit_statistics(self, statistics: Statistics) -> Outcome:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import reduce
 
 import numpy as np
 
@@ -34,6 +35,18 @@ class EnsembleFamily(Family):
         inputs = {name: np.asarray(column)[None] for name, column in given.items()}
         rows = self.sample_rows(stacked, n, sampler, inputs, [ctx.stream])
         return {name: np.asarray(column)[0] for name, column in rows.items()}
+
+
+def added(arrays: Sequence[Floats]) -> Floats:
+    """Their sum, one after another: `np.sum` over a leading axis rounds differently when there is one seed only."""
+    return reduce(np.add, arrays)
+
+
+def shares(counts: Sequence[Floats], weights: Sequence[float]) -> list[Floats]:
+    """Share of the training mass, rows x weight, that each part has, per seed."""
+    mass = [weight * count for weight, count in zip(weights, counts, strict=True)]
+    total = added(mass)
+    return [each / total for each in mass]
 
 
 def multiplicity(part: EnsemblePart) -> Floats | None:

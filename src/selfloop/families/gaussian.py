@@ -10,8 +10,8 @@ import numpy as np
 
 from selfloop.component import EnsemblePart, Outcome, Sampler, Statistics
 from selfloop.errors import SpecError
-from selfloop.families.ensemble import EnsembleFamily, multiplicity
-from selfloop.families.wishart import bartlett, root
+from selfloop.families.ensemble import EnsembleFamily, added, multiplicity, shares
+from selfloop.families.wishart import bartlett, root, split
 from selfloop.rng import Stream
 from selfloop.types import Columns, Floats, Params
 
@@ -57,20 +57,20 @@ class Gaussian(EnsembleFamily):
     def merge(self, parts: Sequence[tuple[Statistics, float]]) -> Statistics:
         if len(parts) == 1:
             return parts[0][0]
-        counts, means = (np.stack([cast(Floats, stats[key]) for stats, _ in parts]) for key in ("count", "mean"))
-        total = counts.sum(0)
-        mass = np.array([weight for _, weight in parts])[:, None] * counts
-        share = mass / mass.sum(0)
-        mean = (share[..., None] * means).sum(0)
-        if self.pooled:
-            factor = total * share / np.maximum(counts, 1)
-            off = np.sqrt(total * share)[..., None] * (means - mean)
-            scatter = np.einsum("ksi,ksj->sij", off, off)
-        else:
-            own = counts - self.ddof  # NaN: a batch that is taken but has no variance of its own
-            factor = np.where(own > 0, (total - self.ddof) * share / np.maximum(own, 1), np.where(counts > 0, np.nan, 0))
-            scatter = np.zeros_like(cast(Floats, parts[0][0]["scatter"]))
-        for times, (stats, _) in zip(factor, parts, strict=True):
+        counts = [cast(Floats, stats["count"]) for stats, _ in parts]
+        means = [cast(Floats, stats["mean"]) for stats, _ in parts]
+        share = shares(counts, [weight for _, weight in parts])
+        total = added(counts)
+        mean = added([a[:, None] * each for a, each in zip(share, means, strict=True)])
+        scatter = np.zeros_like(cast(Floats, parts[0][0]["scatter"]))
+        for a, count, center, (stats, _) in zip(share, counts, means, parts, strict=True):
+            if self.pooled:
+                off = np.sqrt(total * a)[:, None] * (center - mean)
+                scatter += off[:, :, None] * off[:, None, :]
+                times = total * a / np.maximum(count, 1)
+            else:  # NaN: rows were taken of this batch, but too few for a variance of its own
+                own = count - self.ddof
+                times = np.where(own > 0, (total - self.ddof) * a / np.maximum(own, 1), np.where(count > 0, np.nan, 0))
             scatter += times[:, None, None] * cast(Floats, stats["scatter"])
         return {"count": total, "mean": mean, "scatter": scatter}
 
@@ -86,8 +86,9 @@ class Gaussian(EnsembleFamily):
     ) -> Statistics:
         mean, scale = self._scaled(params, sampler)
         seeds, d = mean.shape
-        shift = scale @ rng.standard_normal((seeds, d, 1)) / np.sqrt(n)
-        factor = scale @ bartlett(n - 1, d, seeds, rng)
+        for_mean, for_scatter = split(rng)
+        shift = scale @ for_mean.standard_normal((seeds, d, 1)) / np.sqrt(n)
+        factor = scale @ bartlett(n - 1, d, seeds, for_scatter)
         return {"count": np.full(seeds, float(n)), "mean": mean + shift[..., 0], "scatter": factor @ factor.mT}
 
     def log_prob(self, params: Params, rows: Columns) -> Floats:

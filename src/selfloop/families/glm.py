@@ -19,6 +19,7 @@ STEPS = 100  # evaluations of a likelihood before its fit counts as not converge
 CONVERGED = 1e-14  # squared Newton step in standard errors after which one more step leaves nothing to gain
 SUSPECT = 1e-9  # least curvature over the mass of a row below which only a linear program can tell; see `_maximise`
 FLAT = 1e-13  # least curvature that is not rounding
+CACHED = 1 << 18  # numbers of a design that are worked on at once, so that they stay in the cache
 LOG_RATE_LIMIT = 40.0  # numpy draws no larger Poisson counts than about exp(43)
 
 
@@ -57,7 +58,10 @@ class Glm(EnsembleFamily):
             return Outcome({"coefficients": coefficients}, ["not_identified"] * seeds)
         q, r = np.linalg.qr(rows.x)  # in the coordinates of q, columns of any unit are alike
         independent = (np.abs(np.diagonal(r, axis1=1, axis2=2)) > 1e-11 * np.linalg.norm(r, axis=1)).all(axis=1)
-        found, converged, curvature = _maximise(self.link, q, rows)
+        size = max(1, CACHED // (n * d))
+        pieces = [slice(first, first + size) for first in range(0, seeds, size)]
+        fits = [_maximise(self.link, q[at], _Rows(*(each[at] for each in rows))) for at in pieces]
+        found, converged, curvature = (np.concatenate(each) for each in zip(*fits, strict=True))
         status = [
             self._status(_Rows(q[s], rows.mass[s], rows.total[s]), found[s], bool(converged[s]), float(curvature[s]))
             if independent[s]
@@ -165,10 +169,10 @@ def _repeats(part: EnsemblePart, design: Array) -> bool:
 
 def _period(x: Array) -> int:
     """After how many rows the inputs start again, in every seed; their number when they do not."""
-    for p in np.flatnonzero((x[0, 1:] == x[0, 0]).all(axis=1)) + 1:
+    for p in (np.flatnonzero((x[0, 1:] == x[0, 0]).all(axis=1)) + 1).tolist():
         if np.array_equal(x[0, p:], x[0, :-p]) and np.array_equal(x[:, p:], x[:, :-p]):
             return int(p)
-    return x.shape[1]
+    return int(x.shape[1])
 
 
 def _maximise(link: str, q: Floats, rows: _Rows) -> tuple[Floats, Array, Floats]:

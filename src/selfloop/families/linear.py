@@ -10,8 +10,8 @@ import numpy as np
 
 from selfloop.component import EnsemblePart, Outcome, Sampler, Statistics
 from selfloop.errors import SpecError
-from selfloop.families.ensemble import EnsembleFamily, multiplicity
-from selfloop.families.wishart import bartlett
+from selfloop.families.ensemble import EnsembleFamily, added, multiplicity, shares
+from selfloop.families.wishart import bartlett, split
 from selfloop.rng import Stream
 from selfloop.types import Columns, Floats, Params
 
@@ -79,25 +79,24 @@ class Linear(EnsembleFamily):
     def sample_rows(self, params: Params, n: int, sampler: Sampler, given: Columns, streams: Sequence[Stream]) -> Columns:
         x, w = cast(Floats, given["x"]), cast(Floats, params["coefficients"])
         level = cast(LinearSampler, sampler).level(cast(Floats, params["noise"]))
-        y = (x @ w[..., None])[..., 0]
-        for s, stream in enumerate(streams):
-            y[s] += level[s] * stream.generator().standard_normal(n)
-        return {**given, "y": y}
+        noise = np.empty((len(w), n))
+        for out, stream in zip(noise, streams, strict=True):
+            stream.generator().standard_normal(out=out)
+        return {**given, "y": (x @ w[..., None])[..., 0] + level[:, None] * noise}
 
     def merge(self, parts: Sequence[tuple[Statistics, float]]) -> Statistics:
-        counts = np.stack([cast(Floats, stats["count"]) for stats, _ in parts])
-        mass = np.array([weight for _, weight in parts])[:, None] * counts
-        share = mass / mass.sum(0)
-        root = parts[0][0]["root"]
-        if all(stats["root"] is root for stats, _ in parts):
-            mean = np.sum([a[:, None] * stats["response"] for a, (stats, _) in zip(share, parts, strict=True)], axis=0)
-            return {"root": root, "response": mean, "count": counts.sum(0)}
-        gram, moment = 0.0, 0.0
-        for a, (stats, _) in zip(share, parts, strict=True):
-            each, response = cast(Floats, stats["root"]), cast(Floats, stats["response"])
-            gram = gram + a[:, None, None] * (each.mT @ each)
-            moment = moment + a[:, None] * (response[:, None] @ each)[:, 0]
-        return {"gram": np.asarray(gram), "moment": np.asarray(moment), "count": counts.sum(0)}
+        counts = [cast(Floats, stats["count"]) for stats, _ in parts]
+        responses = [cast(Floats, stats["response"]) for stats, _ in parts]
+        roots = [cast(Floats, stats["root"]) for stats, _ in parts]
+        share = shares(counts, [weight for _, weight in parts])
+        if all(root is roots[0] for root in roots):
+            response = added([a[:, None] * each for a, each in zip(share, responses, strict=True)])
+            return {"root": roots[0], "response": response, "count": added(counts)}
+        gram = np.zeros((len(counts[0]), *[roots[0].shape[2]] * 2))
+        for a, root in zip(share, roots, strict=True):
+            gram += a[:, None, None] * (root.mT @ root)
+        moments = [a[:, None] * (u[:, None] @ root)[:, 0] for a, u, root in zip(share, responses, roots, strict=True)]
+        return {"gram": gram, "moment": added(moments), "count": added(counts)}
 
     def fit_statistics(self, statistics: Statistics) -> Outcome:
         penalty = np.full(len(statistics["count"]), self.ridge)  # statistics are per row
@@ -118,7 +117,8 @@ class Linear(EnsembleFamily):
         w, noise = cast(Floats, params["coefficients"]), cast(LinearSampler, sampler).level(cast(Floats, law["noise"]))
         seeds, d = w.shape
         if initial is None:
-            root = bartlett(n, d, seeds, rng).mT * np.sqrt(cast(Floats, law["variances"]) / n)[:, None]
+            for_design, rng = split(rng)
+            root = bartlett(n, d, seeds, for_design).mT * np.sqrt(cast(Floats, law["variances"]) / n)[:, None]
             root = np.ascontiguousarray(root)
         elif np.any(n % initial["count"]):
             raise SpecError("linear: on a fixed design, statistics are of whole copies of it; this policy needs rows.")
@@ -137,19 +137,16 @@ class Linear(EnsembleFamily):
         """Solution of (gram + penalty I) w = moment of each seed; the one of least norm where that is singular."""
         if self.ridge:
             gram = gram + penalty[:, None, None] * np.eye(gram.shape[1])
-        try:
-            root = np.asarray(np.linalg.cholesky(gram, upper=True), np.float64)
-        except np.linalg.LinAlgError:  # each seed alone then, so that none depends on the others
-            if len(gram) == 1:
-                return _least_norm(gram[0], moment[0])[None]
-            seeds = [slice(s, s + 1) for s in range(len(gram))]
-            return np.concatenate([self._solve(gram[s], moment[s], penalty[s]) for s in seeds])
-        half = _solve_triangular(root.mT[:, ::-1, ::-1], moment[:, ::-1])[:, ::-1]
-        w = _solve_triangular(root, half)
-        unexplained = np.einsum("sii->si", root) ** 2 / np.einsum("sii->si", gram)
-        for s in np.flatnonzero(unexplained.min(1) < SINGULAR):
-            w[s] = _least_norm(gram[s], moment[s])
-        return w
+        return np.stack([_solve_one(*each) for each in zip(gram, moment, strict=True)])
+
+
+def _solve_one(gram: Floats, moment: Floats) -> Floats:
+    from scipy.linalg.lapack import dposv  # 0.1 s to import, and runs on statistics of a fixed design do without
+
+    root, w, failed = dposv(gram.T, moment)  # in the memory order that needs no transposing
+    if failed or np.any(root.diagonal() ** 2 < SINGULAR * gram.diagonal()):
+        return np.asarray(np.linalg.pinv(gram, rtol=SINGULAR, hermitian=True) @ moment, np.float64)
+    return np.asarray(w, np.float64)
 
 
 def _solve_triangular(root: Floats, response: Floats) -> Floats:
@@ -160,17 +157,13 @@ def _solve_triangular(root: Floats, response: Floats) -> Floats:
     return w
 
 
-def _least_norm(gram: Floats, moment: Floats) -> Floats:
-    return np.asarray(np.linalg.pinv(gram, rtol=SINGULAR, hermitian=True) @ moment, np.float64)
-
-
 def _sums(parts: Sequence[EnsemblePart]) -> dict[str, Floats]:
     """Weighted sums over the training rows of x x', x y, y^2, 1, and the number of rows, per seed."""
     designs: dict[int, list[EnsemblePart]] = {}
     for part in parts:  # batches of a fixed design hold the same array of inputs
         designs.setdefault(id(part.rows["x"]), []).append(part)
     sums = [_sums_of_design(shared) for shared in designs.values()]
-    return {key: np.sum([each[key] for each in sums], axis=0) if len(sums) > 1 else sums[0][key] for key in sums[0]}
+    return {key: added([each[key] for each in sums]) for key in sums[0]}
 
 
 def _sums_of_design(parts: Sequence[EnsemblePart]) -> dict[str, Floats]:

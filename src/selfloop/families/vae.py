@@ -70,8 +70,8 @@ class Vae(Family):
 
         from selfloop.families.nn import autoencoder, trainer
 
+        shape = _image_shape(data.gather(np.zeros(1, np.int64)))
         images = Samples(tuple(({"image": rows["image"]}, chosen, weight) for rows, chosen, weight in data.parts))
-        shape = _image_shape(images.gather(np.zeros(1, np.int64)))
         with trainer.seeded(ctx.stream.child("init")):
             model = self._network(shape)
         gather = autoencoder.gatherer(images, "image", trainer.device())

@@ -7,6 +7,15 @@ import numpy as np
 from selfloop.types import Floats
 
 
+def split(rng: np.random.Generator) -> tuple[np.random.Generator, np.random.Generator]:
+    """Two generators in place of one, one for each array to be drawn.
+
+    A generator that draws one array, seeds first, gives a seed the same numbers however many seeds follow it.
+    """
+    one, other = (np.random.Generator(np.random.SFC64(seed)) for seed in rng.integers(1 << 63, size=2))
+    return one, other
+
+
 def bartlett(rows: int, d: int, seeds: int, rng: np.random.Generator) -> Floats:
     """Lower-trapezoidal A, (d, min(rows, d)), with A A' distributed as X'X for `rows` standard normal rows X.
 
@@ -15,9 +24,10 @@ def bartlett(rows: int, d: int, seeds: int, rng: np.random.Generator) -> Floats:
     """
     k = min(rows, d)
     factor = np.zeros((seeds, d, k))
-    factor[:, np.arange(k), np.arange(k)] = np.sqrt(rng.chisquare(rows - np.arange(k), (seeds, k)))
+    on, off = split(rng)
+    factor[:, np.arange(k), np.arange(k)] = np.sqrt(on.chisquare(rows - np.arange(k), (seeds, k)))
     below = np.tril_indices(d, -1, k)
-    factor[:, *below] = rng.standard_normal((seeds, len(below[0])))
+    factor[:, *below] = off.standard_normal((seeds, len(below[0])))
     return factor
 
 

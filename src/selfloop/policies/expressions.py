@@ -26,10 +26,10 @@ _BATCHES = re.compile(r"\s*(real|synthetic)\s*\((.+)\)\s*")
 
 def evaluate(where: str, expression: object, **names: int) -> float:
     """Value of an expression of the given names; numbers stand for themselves."""
-    if isinstance(expression, int | float):
-        return expression
     try:
-        value = _value(ast.parse(str(expression), mode="eval").body, names)
+        value = (
+            expression if isinstance(expression, int | float) else _value(ast.parse(str(expression), mode="eval").body, names)
+        )
         if not math.isfinite(value):
             raise OverflowError
         return value
@@ -67,6 +67,7 @@ def expand_batches(text: str, **names: int) -> list[Batch]:
     if not match:
         raise SpecError(f"policy.takes.batch: got {text!r}; expected 'real(1)', 'synthetic(t-1)' or 'synthetic(1..t-1)'.")
     kind, inside = match.groups()
-    ends = [round(evaluate("policy.takes.batch", part, **names)) for part in inside.split("..")]
+    ends = [round(evaluate("policy.takes.batch", part, **names)) for part in inside.split("..", 1)]
     make = real if kind == "real" else synthetic
-    return [make(born) for born in range(ends[0], ends[-1] + 1)]
+    last = min(ends[-1], ends[0] + names["t"])  # so many never exist: the schedule refuses them, however far the range goes
+    return [make(born) for born in range(ends[0], last + 1)]

@@ -232,8 +232,8 @@ class Growing(Policy):
     exponent: float = 0.0  # bounded error for any exponent above 0
 
     def __post_init__(self) -> None:
-        if not self.exponent >= -1:
-            raise SpecError(f"policy.exponent: got {self.exponent}; expected -1 (constant size) or more.")
+        if not -1 <= self.exponent <= 9:
+            raise SpecError(f"policy.exponent: got {self.exponent}; expected a number from -1 (constant size) to 9.")
 
     def emits(self, t: int, n: int) -> Emission:
         return Emission(real=n if t == 1 else 0, synthetic=round(n * (t + 1) ** (1 + self.exponent)))
@@ -288,5 +288,5 @@ class Custom(Policy):
 
 
 def _require_positive(where: str, value: float) -> None:
-    if not value > 0:
+    if not 0 < value < math.inf:
         raise SpecError(f"policy.{where}: got {value}; expected a number above 0.")

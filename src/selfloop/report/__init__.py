@@ -125,10 +125,14 @@ class Report:
 
     def policies(self) -> list[str]:
         """Labels of all policies, in order of appearance."""
-        named = [curve.policy for panel in self.panels for curve in panel.curves]
-        sampled = [policy for gallery in self.galleries for policy in gallery.samples]
-        listed = [*(each.policy for each in self.ledgers), *(each.policy for each in self.verdicts)]
-        return list(dict.fromkeys([*named, *sampled, *listed]))
+        labels = [curve.policy for panel in self.panels for curve in panel.curves]
+        labels += [law.policy for panel in self.panels for law in panel.laws]
+        labels += [each.policy for panel in self.panels for each in panel.published]
+        labels += [policy for gallery in self.galleries for policy in gallery.samples]
+        labels += [verdict.policy for verdict in self.verdicts]
+        labels += [ledger.policy for ledger in self.ledgers]
+        labels += [cost.policy for cost in self.costs]
+        return list(dict.fromkeys(labels))
 
 
 def ledger_of(label: str, policy: Policy, n: int, generations: int) -> Ledger:

@@ -27,9 +27,10 @@ _LOOKS = {
     "padding": 4,
     "view": {"stroke": None},
     "axis": {**_FONTS, **_LINES, "labelColor": MUTED, "titleColor": INK, "labelPadding": 4, "labelFlush": False},
-    "axisY": {"minExtent": 36},  # figures side by side get the same width
+    "axisY": {"minExtent": 36, "titleLimit": HEIGHT + 30},  # figures side by side get the same width
     "legend": {**_FONTS, "labelColor": INK, "labelLimit": WIDTH, "orient": "top", "offset": 8, "layout": {"top": _TOP}},
 }
+_TITLES = {"low": "95 % interval from", "high": "to", "real_mass": "real mass", "data_age": "mean data age"}
 
 Records = list[dict[str, object]]
 
@@ -128,9 +129,12 @@ def _curves(panel: Panel, styles: Mapping[str, Style], scale: Scale, sets: Mappi
 
     color = _policy_color(policies, styles)
     points = drawn("means", "mean").transform_filter("datum.marked").mark_point(filled=True, size=42)
-    shape, tooltip = _policy_shape(policies, styles), _tooltip("mean", "low", "high", "chains")
+    shape, tooltip = _policy_shape(policies, styles), [*_tooltip("mean", "low", "high"), alt.Tooltip("chains:N")]
+    band = drawn("means", "low")
     layers = [
-        drawn("means", "low").mark_area(clip=True).encode(y2="high:Q", color=color, opacity=_fade(picked, 0.17)),
+        (band.mark_area if len(set(generations)) > 1 else band.mark_rule)(clip=True).encode(
+            y2="high:Q", color=color, opacity=_fade(picked, 0.17)
+        ),
         *_chain_layers(drawn, color, picked, sets),
         drawn("means", "mean").mark_line(strokeWidth=2.2, clip=True).encode(color=color, opacity=_fade(picked, 1)),
         *_law_layer(drawn, panel, styles),
@@ -297,19 +301,15 @@ def _fade(picked: Any, opacity: float) -> Any:
 
 
 def _number(name: str) -> Any:
-    return alt.Tooltip(f"{name}:Q", format=".4~g")
+    return alt.Tooltip(f"{name}:Q", format=".4~g", title=_TITLES.get(name, name))
 
 
 def _tooltip(*names: str) -> list[Any]:
-    return [
-        alt.Tooltip("policy:N"),
-        alt.Tooltip("generation:Q"),
-        *(alt.Tooltip("chains:N") if name == "chains" else _number(name) for name in names),
-    ]
+    return [alt.Tooltip("policy:N"), alt.Tooltip("generation:Q"), *map(_number, names)]
 
 
 def _finish(chart: Any, title: str, sets: Mapping[str, Records]) -> dict[str, Any]:
-    heading = alt.Title(title, anchor="start", font=FONT, fontSize=14, fontWeight="bold", color=INK, offset=8)
+    heading = alt.Title(title, anchor="start", font=FONT, fontSize=14, fontWeight="bold", color=INK, offset=8, limit=WIDTH + 60)
     described = {
         **chart.properties(title=heading).to_dict(),
         "config": _LOOKS,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import gzip
+from collections import Counter
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
@@ -31,13 +32,16 @@ def write_figures(reports: Sequence[Report], folder: Path) -> list[Path]:
     """Save every picture (curves, training data, galleries) as SVG, PNG and PDF; returns the files."""
     folder.mkdir(parents=True, exist_ok=True)
     written: list[Path] = []
+    names: Counter[str] = Counter()
     for report in reports:
         prefix = f"{slug(report.title)}-" if len(reports) > 1 else ""
         shown = [show_gallery(gallery, policy_styles(report.policies())) for gallery in report.galleries]
         pictures = [(figure.name, figure.svg()) for figure in report_figures(report)]
         pictures += [(f"samples-{i}", each.svg) for i, each in enumerate(shown, 1) if each.svg]
         for name, svg in pictures:
-            written += save_svg(svg, folder / f"{prefix}{name}")
+            names[f"{prefix}{name}"] += 1
+            again = f"-{names[f'{prefix}{name}']}" if names[f"{prefix}{name}"] > 1 else ""
+            written += save_svg(svg, folder / f"{prefix}{name}{again}")
     return written
 
 
@@ -46,9 +50,10 @@ def render_page(reports: Sequence[Report], title: str = "") -> str:
     bundle = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;")  # Vega, Vega-Lite and Vega-Embed
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters |= {"show": show, "interval": show_interval, "where": describe_axes}
+    newest = max(report.generated for report in reports)
     page = environment.from_string(_part("page.html")).render(
         title=title or " · ".join(report.title for report in reports),
-        generated=f"{max(report.generated for report in reports):%-d %B %Y, %H:%M %Z}",
+        generated=f"{newest.day} {newest:%B %Y, %H:%M %Z}",
         experiments=[_experiment(report, f"e{i}") for i, report in enumerate(reports)],
         glyphs=_GLYPHS,
         style=Markup(_color_rules() + _part("page.css")),

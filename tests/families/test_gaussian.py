@@ -1,0 +1,205 @@
+import numpy as np
+import pytest
+from chains import curves, worst, z_of_difference, z_scores
+from scipy import stats
+from scipy.special import gammaln, polygamma, psi
+
+from selfloop.component import Context, EnsemblePart
+from selfloop.errors import ChainEndedError, SpecError
+from selfloop.families.gaussian import Gaussian, GaussianSampler
+from selfloop.metrics.moments import LogVariance, MeanError, VarianceRatio
+from selfloop.policies.plans import Accumulate, AccumulateSubsample, Augment, Fresh, Mix, Replace, Window
+from selfloop.rng import Stream
+from selfloop.sources import toy
+from selfloop.types import Samples
+
+METRICS = (MeanError(), VarianceRatio(), LogVariance())
+N, T, SEEDS = 12, 8, 4096
+t = np.arange(1, T + 1)
+
+
+def run(policy, family=None, dim=1, n=N, generations=T, seeds=SEEDS, **others):
+    return curves(
+        toy.Gaussian(dim=dim), family or Gaussian(), policy, METRICS, n=n, generations=generations, seeds=seeds, **others
+    )
+
+
+@pytest.mark.parametrize("on_rows", [False, True])
+def test_replace_follows_the_law_of_maximum_likelihood(on_rows):  # systems.md d-1
+    found = run(Replace(), on_rows=on_rows)
+    assert worst(found["variance_ratio"], (1 - 1 / N) ** t) < 4
+    assert worst(found["mean_error"], 1 - (1 - 1 / N) ** t) < 4
+    log_v = t * (psi((N - 1) / 2) + np.log(2 / N))
+    assert worst(found["log_variance"], log_v) < 4
+    assert worst((found["log_variance"] - log_v) ** 2, t * polygamma(1, (N - 1) / 2)) < 4
+    c = np.exp(gammaln(N / 2) - gammaln((N - 1) / 2)) * np.sqrt(2 / N)
+    assert worst(np.sqrt(found["variance_ratio"]), c**t) < 4
+
+
+@pytest.mark.parametrize("on_rows", [False, True])
+def test_replace_follows_the_law_of_the_unbiased_divisor(on_rows):
+    found = run(Replace(), Gaussian(ddof=1), on_rows=on_rows)
+    assert worst(found["variance_ratio"], 1.0) < 4
+    assert worst(found["mean_error"], t / N) < 4
+
+
+def test_the_oracle_would_notice_a_wrong_divisor_or_generation():
+    found = run(Replace())
+    assert worst(found["variance_ratio"], 1.0) > 4
+    assert worst(found["variance_ratio"], (1 - 1 / N) ** (t - 1)) > 4
+    assert worst(found["log_variance"], (t + 1) * (psi((N - 1) / 2) + np.log(2 / N))) > 4
+    assert worst(run(Replace(), Gaussian(ddof=1))["variance_ratio"], (1 - 1 / N) ** t) > 4
+
+
+@pytest.mark.parametrize("on_rows", [False, True])
+def test_accumulate_follows_its_law_for_both_divisors(on_rows):  # d-2
+    product = np.cumprod(1 - 1 / (N * t**2))
+    found = run(Accumulate(), on_rows=on_rows)
+    assert worst(found["variance_ratio"], product) < 4
+    assert worst(found["mean_error"], 1 - product) < 4
+    unbiased = np.cumprod(np.where(t == 1, 1, 1 - 1 / (t * np.maximum(t * N - 1, 1))))
+    assert worst(run(Accumulate(), Gaussian(ddof=1), on_rows=on_rows)["variance_ratio"], unbiased) < 4
+    assert worst(found["mean_error"], 1 - (1 - 1 / N) ** t) > 4
+
+
+def test_accumulate_subsample_follows_its_recursion():  # d-3
+    pool, model = [1 / N], [1 / N]
+    for k in range(1, T):
+        p = (k**2 * pool[-1] + 2 * k * pool[-1] + model[-1] + (1 - model[-1]) / N) / (k + 1) ** 2
+        rows = (k + 1) * N
+        pool.append(p)
+        model.append(p + rows / (rows - 1) * (1 - p) / N * (1 - 1 / (k + 1)))
+    found = run(AccumulateSubsample(), seeds=2048)
+    assert worst(found["mean_error"], np.array(model)) < 4
+    assert worst(found["variance_ratio"], 1 - np.array(model)) < 4
+    assert worst(found["mean_error"], 1 - np.cumprod(1 - 1 / (N * t**2))) > 4
+
+
+CONSERVING = [Replace(), Accumulate(), AccumulateSubsample(), Window(length=3), Fresh(ratio=2, real_mass=0.7), Augment(), Mix()]
+
+
+@pytest.mark.parametrize("policy", CONSERVING, ids=lambda p: p.name)
+def test_the_expected_second_moment_never_moves(policy):  # d-0
+    found = run(policy, seeds=2048)
+    assert worst(found["variance_ratio"] + found["mean_error"], 1.0) < 4
+
+
+def test_the_conservation_law_would_notice_a_wrong_divisor():
+    found = run(Replace(), Gaussian(ddof=1))
+    assert worst(found["variance_ratio"] + found["mean_error"], 1.0) > 4
+
+
+@pytest.mark.parametrize("on_rows", [False, True])
+def test_weighted_fresh_rows_reach_the_pooled_stationary_error(on_rows):  # d-6, pooled maximum likelihood
+    w, m, generations = 0.8, 2 * N, 10
+    found = run(Fresh(ratio=2, real_mass=w), generations=generations, on_rows=on_rows)["mean_error"][:, -1:]
+    law = (w**2 / N + (1 - w) ** 2 / m) / (1 - (1 - w) ** 2 * (1 - 1 / m))
+    ignored = (1 / 9 / N + 4 / 9 / m) / (1 - 4 / 9 * (1 - 1 / m))
+    assert worst(found, law) < 4
+    assert worst(found, ignored) > 4
+
+
+@pytest.mark.parametrize("on_rows", [False, True])
+def test_variances_within_batches_reach_the_stationary_error_of_he_et_al(on_rows):  # d-6, golden ratio
+    w = (np.sqrt(5) - 1) / 2
+    found = run(Fresh(real_mass="golden"), Gaussian(ddof=1, pooled=False), generations=10, on_rows=on_rows)
+    assert worst(found["mean_error"][:, -1:], (w**2 + (1 - w) ** 2) / N / (w * (2 - w))) < 4
+    assert worst(found["variance_ratio"], 1.0) < 4
+    assert worst(run(Fresh(real_mass="golden"), Gaussian(ddof=1), generations=10)["variance_ratio"], 1.0) > 4
+
+
+@pytest.mark.parametrize("on_rows", [False, True])
+def test_the_variance_factor_shrinks_each_generation(on_rows):  # d-6: E v_t = lambda^(t - 1), unbiased
+    found = run(Replace(), Gaussian(ddof=1), sampler=GaussianSampler(variance_factor=0.8), on_rows=on_rows)
+    assert worst(found["variance_ratio"], 0.8 ** (t - 1)) < 4
+    assert worst(found["variance_ratio"], 0.8**t) > 4
+
+
+def test_covariance_matrices_follow_the_wishart_law():  # d-1, matrix form
+    d, n = 3, 15
+    law = t * (psi((n - np.arange(1, d + 1)) / 2).sum() + d * np.log(2 / n))
+    found = run(Replace(), dim=d, n=n, seeds=2048)
+    assert worst(found["log_variance"], law) < 4
+    assert worst(found["log_variance"], t * (psi((n - np.arange(d)) / 2).sum() + d * np.log(2 / n))) > 4
+    assert worst(found["mean_error"], d * (1 - (1 - 1 / n) ** t)) < 4
+
+
+@pytest.mark.parametrize("on_rows", [False, True])
+def test_fewer_rows_than_dimensions_still_follow_the_law(on_rows):
+    found = run(Replace(), dim=5, n=3, generations=4, seeds=2048, on_rows=on_rows)
+    assert worst(found["variance_ratio"], (1 - 1 / 3) ** np.arange(1, 5)) < 4
+
+
+def test_a_variance_of_1e_minus_30_is_still_right():
+    generations = 250
+    found = run(Replace(), n=5, generations=generations, seeds=512)["log_variance"]
+    steps = np.arange(1, generations + 1)
+    assert found[:, -1].max() < np.log(1e-30)
+    assert worst(found, steps * (psi(2) + np.log(2 / 5))) < 4
+
+
+@pytest.mark.parametrize("policy", [Replace(), Accumulate(), Fresh(ratio=2, real_mass=0.7)], ids=lambda p: p.name)
+def test_statistics_and_rows_agree_in_distribution(policy):
+    on_statistics, on_rows = (run(policy, dim=2, on_rows=choice) for choice in (False, True))
+    for name in on_statistics:
+        assert np.abs(z_of_difference(on_statistics[name], on_rows[name])).max() < 4
+        assert stats.ks_2samp(on_statistics[name][:, -1], on_rows[name][:, -1]).pvalue > 1e-4
+
+
+@pytest.mark.parametrize("policy", [Accumulate(), AccumulateSubsample(), Mix()], ids=lambda p: p.name)
+@pytest.mark.parametrize("dim", [1, 3])
+def test_a_seed_does_not_depend_on_the_others(policy, dim):
+    many = run(policy, dim=dim, seeds=range(9), on_rows=True)
+    for others in ((4,), (2, 4, 7)):
+        few = run(policy, dim=dim, seeds=others, on_rows=True)
+        for name in many:
+            np.testing.assert_array_equal(few[name][others.index(4)], many[name][4])
+
+
+def test_a_block_of_statistics_cut_short_gives_the_same_numbers():
+    whole, short = run(Accumulate(), dim=3, seeds=256), run(Accumulate(), dim=3, seeds=7)
+    for name in whole:
+        np.testing.assert_array_equal(short[name], whole[name][:7])
+
+
+def test_one_chain_is_fitted_as_numpy_does():
+    rng = np.random.default_rng(1)
+    one, other = rng.standard_normal((2, 20, 3)) + 5
+    picks = np.array([3, 3, 8])
+    rows = np.concatenate([one, other[picks]])
+    weights = np.concatenate([np.full(20, 2.0), np.full(3, 0.5)])
+    context = Context(Stream(("test",)))
+    data = Samples((({"x": one}, None, 2.0), ({"x": other}, picks, 0.5)))
+    fitted = Gaussian().fit(data, context, None)
+    np.testing.assert_allclose(fitted["mean"], np.average(rows, axis=0, weights=weights))
+    np.testing.assert_allclose(fitted["covariance"], np.cov(rows.T, aweights=weights, ddof=0))
+    unbiased = Gaussian(ddof=1).fit(Samples((({"x": one}, None, 1.0), ({"x": other}, None, 1.0))), context, None)
+    np.testing.assert_allclose(unbiased["covariance"], np.cov(np.concatenate([one, other]).T))
+    new = Gaussian().sample(fitted, 200_000, GaussianSampler(), {}, context)["x"]
+    assert np.abs(z_scores(new, fitted["mean"])).max() < 4
+    np.testing.assert_allclose(np.cov(new.T), fitted["covariance"], atol=0.02)
+    law = stats.multivariate_normal(fitted["mean"], fitted["covariance"])
+    np.testing.assert_allclose(Gaussian().log_prob(fitted, {"x": rows}), law.logpdf(rows))
+
+
+def test_prefixes_masks_and_indices_name_the_same_rows():
+    x = np.random.default_rng(2).standard_normal((2, 10, 2))
+    mask = np.zeros((2, 10), bool)
+    mask[:, :4] = True
+    choices = [slice(0, 4), mask, np.tile(np.arange(4), (2, 1))]
+    fits = [Gaussian().fit_rows([EnsemblePart({"x": x}, choice)], None).params["covariance"] for choice in choices]
+    np.testing.assert_array_equal(fits[0], fits[1])
+    np.testing.assert_array_equal(fits[0], fits[2])
+    np.testing.assert_allclose(fits[0][1], np.cov(x[1, :4].T, ddof=0))
+
+
+def test_one_row_has_no_unbiased_variance():
+    with pytest.raises(ChainEndedError, match="too_few_rows"):
+        Gaussian(ddof=1).fit(Samples((({"x": np.ones((1, 2))}, None, 1.0),)), Context(Stream()), None)
+    assert np.isnan(run(Replace(), Gaussian(ddof=1), n=1, seeds=3)["variance_ratio"]).all()
+
+
+@pytest.mark.parametrize("wrong", [lambda: Gaussian(ddof=2), lambda: GaussianSampler(variance_factor=-1)])
+def test_impossible_settings_are_refused(wrong):
+    with pytest.raises(SpecError, match="expected"):
+        wrong()

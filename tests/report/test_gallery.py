@@ -1,0 +1,133 @@
+"""Samples: each kind of row in its own form, on the axes of the real rows."""
+
+from __future__ import annotations
+
+import base64
+import io
+import re
+
+import numpy as np
+import pytest
+from made_reports import HOSTILE, gallery_report
+
+from selfloop.report import Gallery
+from selfloop.report.gallery import CELL, show_gallery, shown_generations
+from selfloop.report.theme import policy_styles
+from selfloop.types import Column, Field, Ragged
+
+STYLES = policy_styles(["replace"])
+
+
+def gallery_of(column: Column, sampled: Column | None = None, name: str = "x", field: Field | None = None) -> Gallery:
+    later = column if sampled is None else sampled
+    return Gallery(schema={name: field} if field else {}, real={name: column}, samples={"replace": {1: {name: later}}})
+
+
+def pictures(svg: str) -> list[np.ndarray]:
+    from PIL import Image
+
+    found = re.findall(r"data:image/png;base64,([^\"]+)", svg)
+    return [np.asarray(Image.open(io.BytesIO(base64.b64decode(data))).convert("RGBA")) for data in found]
+
+
+def test_each_kind_of_rows_takes_its_own_form() -> None:
+    report = gallery_report()
+    shown = [show_gallery(gallery, policy_styles(report.policies())) for gallery in report.galleries]
+    points, numbers, texts, table = shown
+    assert "stroke-linecap" in points.svg
+    assert "share of rows" in numbers.svg
+    assert not texts.svg
+    assert not texts.header
+    assert table.header[-1] == "target (mg/dl)"
+    assert len(table.header) == 8
+
+
+@pytest.mark.parametrize(
+    ("shape", "order"), [((6, 5), None), ((6, 5, 1), None), ((1, 6, 5), None), ((6, 5, 3), None), ((3, 6, 5), (1, 2, 0))]
+)
+def test_images_keep_their_pixels(shape: tuple[int, ...], order: tuple[int, ...] | None) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (20, *shape), dtype=np.uint8)
+    real, _ = pictures(show_gallery(gallery_of(images), STYLES).svg)
+    assert real.shape == (4 * 7 - 1, 4 * 6 - 1, 4)
+    sixth = images[5].transpose(order) if order else images[5]
+    expected = np.broadcast_to(sixth.reshape(6, 5, -1), (6, 5, 3))
+    np.testing.assert_allclose(real[7:13, 6:11, :3], expected, atol=12)  # greys are stored as one of 64
+    assert (real[6, :, 3] == 0).all()  # a transparent pixel between images
+
+
+def test_float_images_are_black_and_white_at_the_ends_of_the_real_ones() -> None:
+    real = np.zeros((4, 8, 8), np.float32)
+    real[1] = 2.0
+    first, later = pictures(show_gallery(gallery_of(real, np.full((4, 8, 8), 7.0, np.float32)), STYLES).svg)
+    assert first[0, 0, 0] == 0
+    assert first[0, 9, 0] == 255
+    assert later[0, 0, 0] == 255
+
+
+def test_not_a_number_in_an_image_is_black() -> None:
+    real = np.linspace(0, 1, 4 * 64).reshape(4, 8, 8)
+    assert pictures(show_gallery(gallery_of(real, np.full((1, 8, 8), np.nan)), STYLES).svg)[1][0, 0, 0] == 0
+
+
+def test_points_stay_inside_their_frame_and_the_others_are_counted() -> None:
+    rng = np.random.default_rng(1)
+    svg = show_gallery(
+        gallery_of(rng.normal(size=(100, 2)), rng.normal(0, 10, (100, 2)), field=Field("float64", (2,), "m")), STYLES
+    ).svg
+    places = np.array(re.findall(r"M([\d.-]+) ([\d.-]+)h0", svg), float)
+    assert places.min() >= 0
+    assert places.max() <= CELL
+    outside = int(re.search(r">(\d+) outside<", svg)[1])  # type: ignore[index]
+    assert len(places) == 200 - outside
+    assert "x[0] (m)" in svg
+    assert "x[1] (m)" in svg
+
+
+def test_histograms_have_the_area_of_their_rows() -> None:
+    rows = np.random.default_rng(2).uniform(size=1000)
+    svg = show_gallery(gallery_of(rows, rows[:500]), STYLES).svg
+    bars = re.findall(r'd="M0 128([^"]+)V128Z" fill="#d55e00"', svg)
+    heights = np.array([128 - float(y) for y in re.findall(r"V([\d.]+)H", bars[0])])
+    real = re.findall(r'd="M0 128([^"]+)V128Z" fill="none"', svg)[0]
+    outline = np.array([128 - float(y) for y in re.findall(r"V([\d.]+)H", real)])
+    assert heights.sum() == pytest.approx(outline.sum(), rel=0.01)
+
+
+def test_whole_numbers_have_a_bar_each() -> None:
+    svg = show_gallery(gallery_of(np.arange(10) % 5), STYLES).svg
+    assert ">−0.500<" in svg
+    assert ">4.50<" in svg
+    assert len(re.findall(r"V[\d.]+H", re.findall(r'd="M0 128([^"]+)V128Z" fill="#d55e00"', svg)[0])) == 5
+
+
+def test_texts_are_read_from_strings_bytes_and_tokens() -> None:
+    data = [text.encode() for text in ("a fox", "", "né")]
+    ragged = Ragged(np.frombuffer(b"".join(data), np.uint8), np.cumsum([0, *map(len, data)]))
+    tokens = Ragged(np.array([5, 6, 7], np.int32), np.array([0, 2, 3]))
+    for column, expected in ((ragged, ["a fox", "", "né"]), (tokens, ["5 6", "7"]), (np.array(["x", "y"]), ["x", "y"])):
+        real = show_gallery(gallery_of(column, field=Field("uint8")), STYLES).rows[0][0]
+        assert [row[0] for row in real.cells] == expected
+
+
+def test_long_texts_are_cut() -> None:
+    cell = show_gallery(gallery_of(np.array(["word " * 1000])), STYLES).rows[0][0].cells[0][0]
+    assert len(cell) < 430
+
+
+def test_names_of_columns_and_units_are_escaped_in_pictures() -> None:
+    svg = show_gallery(gallery_of(np.arange(9.0), name=HOSTILE, field=Field("float64", (), HOSTILE)), STYLES).svg
+    assert "<script" not in svg
+    assert "&lt;script&gt;" in svg
+
+
+def test_a_generation_without_samples_says_so() -> None:
+    rows = {"x": np.arange(9.0)}
+    gallery = Gallery(schema={}, real=rows, samples={"replace": {1: rows}, "accumulate": {1: rows, 2: rows}})
+    assert show_gallery(gallery, policy_styles(["replace", "accumulate"])).svg.count("no samples") == 1
+
+
+def test_at_most_seven_generations_are_shown_with_the_first_and_the_last() -> None:
+    assert shown_generations([3, 1, 2]) == [1, 2, 3]
+    many = shown_generations(range(1, 101))
+    assert len(many) == 7
+    assert (many[0], many[-1]) == (1, 100)

@@ -1,0 +1,200 @@
+"""The page: what it says, that nothing in it can break out, and that it needs nothing but itself."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+from made_reports import HOSTILE, WHEN, digits_report, ending_report, gallery_report, hostile_report, linear_report
+
+from selfloop.report import Panel, Report, curve_of
+from selfloop.report.page import render_page, write_figures, write_page
+from selfloop.report.tables import headlines
+from selfloop.report.theme import readable
+
+
+class Page(HTMLParser):
+    """What a browser would see: tags, ids, scripts and text."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.ids: list[str] = []
+        self.handlers: list[str] = []
+        self.addresses: list[str] = []
+        self.scripts: list[tuple[str, str]] = []
+        self.text = ""
+        self._script: str | None = None
+        self.feed(html)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.text += " "
+        found = {name: value or "" for name, value in attrs}
+        self.ids += [found["id"]] if "id" in found else []
+        self.handlers += [name for name in found if name.startswith("on")]
+        self.addresses += [found[name] for name in ("src", "href", "xlink:href") if name in found]
+        self._script = found.get("type", "") if tag == "script" else None
+
+    def handle_endtag(self, tag: str) -> None:
+        self._script = None
+
+    def handle_data(self, data: str) -> None:
+        if self._script is None:
+            self.text += data
+        else:
+            self.scripts.append((self._script, data))
+
+
+@pytest.fixture(scope="module")
+def quickstart() -> str:
+    return render_page([digits_report(), linear_report()], "selfloop quickstart")
+
+
+@pytest.fixture(scope="module")
+def hostile() -> str:
+    return render_page([hostile_report()])
+
+
+def running_scripts(html: str) -> int:
+    return sum(kind == "" for kind, _ in Page(html).scripts)
+
+
+def test_text_from_specs_models_and_data_stays_text(hostile: str) -> None:
+    page = Page(hostile)
+    assert running_scripts(hostile) == 1  # the page's own
+    assert not page.handlers
+    assert page.text.count(readable(HOSTILE)) > 10
+
+
+def test_the_check_would_notice_text_that_is_not_escaped(hostile: str) -> None:
+    broken = hostile.replace("&lt;script&gt;alert(1)&lt;/script&gt;", "<script>alert(1)</script>", 1)
+    assert running_scripts(broken) == 2
+
+
+def test_descriptions_inside_scripts_cannot_close_them(hostile: str) -> None:
+    described = [json.loads(text) for kind, text in Page(hostile).scripts if kind == "application/json"]
+    assert len(described) == 2
+    assert described[0]["datasets"]["means"][0]["policy"] == readable(HOSTILE)
+    assert "\\u003cscript" in hostile
+
+
+def test_every_picture_is_well_formed_and_has_a_name(quickstart: str, hostile: str) -> None:
+    for html in (quickstart, hostile):
+        pictures = re.findall(r"<svg role=.*?</svg>", html, flags=re.S)
+        assert pictures
+        for svg in pictures:
+            assert ElementTree.fromstring(svg).get("aria-label")
+
+
+def test_ids_are_unique_and_references_meet_them(quickstart: str) -> None:
+    page = Page(quickstart)
+    assert len(page.ids) == len(set(page.ids))
+    inside = {address[1:] for address in page.addresses if address.startswith("#")}
+    assert inside <= set(page.ids)
+    assert set(re.findall(r"url\(#([^)]+)\)", quickstart)) <= set(page.ids)
+
+
+def test_the_page_needs_nothing_but_itself(quickstart: str) -> None:
+    page = Page(quickstart)
+    assert "link" not in page.tags
+    assert all(address.startswith(("#", "data:")) for address in page.addresses)
+    assert len(quickstart.encode()) < 1_000_000
+
+
+def test_the_headline_says_first_and_last_value_with_the_multiplier() -> None:
+    replace, accumulate, _ = headlines(linear_report())
+    assert replace.large == "×10.02"
+    assert replace.interval == "[9.86, 10.18]"
+    assert replace.sentence == "excess risk 0.0308 → 0.309 y², generation 1 to 10"
+    assert accumulate.policy == "accumulate"
+
+
+def test_the_headline_of_ended_chains_has_no_multiplier() -> None:
+    replace = headlines(ending_report())[0]
+    assert replace.interval == ""
+    assert "→" in replace.large
+    assert re.search(r"\d+ of 10 chains left at generation 50", replace.sentence)
+
+
+def test_verdicts_show_the_numbers_they_rest_on(quickstart: str) -> None:
+    text = " ".join(Page(quickstart).text.split())
+    assert "catastrophic_increase The population risk at the last generation is at least twice that of the first." in text
+    assert "● yes negative_elbo 1.110 [1.080, 1.150] threshold 1" in text
+    assert "◐ undecided negative_elbo 1.010 [0.990, 1.030] threshold 1 the interval contains the threshold" in text
+    assert "– not measured needs the metric variance_ratio" in text
+
+
+def test_cost_spec_versions_and_training_data_are_in_the_page(quickstart: str) -> None:
+    text = " ".join(Page(quickstart).text.split())
+    assert "all 2 min 6 s 54,000 94,275 145.2 MB" in text
+    assert 'name = "digits"' in text
+    assert "selfloop 0.1.0" in text
+    assert "5 1,257 0.000 1.00 6,285 0.200 3.00 1,257 0.200 3.00" in text
+
+
+def test_a_report_with_next_to_nothing_is_still_a_page() -> None:
+    curve = curve_of("replace", [1], np.array([[np.nan]]))
+    bare = Report(
+        title="bare", spec_text="", versions={}, generated=WHEN, panels=[Panel(metric="m", title="m", curves=[curve])]
+    )
+    empty = Report(title="empty", spec_text="", versions={}, generated=WHEN, panels=[])
+    assert "no chain has a value" in render_page([bare, empty])
+
+
+def test_figures_are_saved_in_three_formats_under_names_of_their_own(tmp_path: Path) -> None:
+    twice = digits_report()
+    written = write_figures([twice, twice], tmp_path / "figures")
+    assert len(written) == len(set(written)) == 2 * 4 * 3
+    assert {path.suffix for path in written} == {".svg", ".png", ".pdf"}
+    for path in written:
+        start = {".svg": b"<svg", ".png": b"\x89PNG", ".pdf": b"%PDF"}[path.suffix]
+        assert path.read_bytes().startswith(start)
+
+
+def test_a_saved_figure_is_a_picture_of_something(tmp_path: Path) -> None:
+    from PIL import Image
+
+    write_figures([gallery_report()], tmp_path)
+    for path in tmp_path.glob("*.png"):
+        pixels = np.asarray(Image.open(path).convert("L"))
+        assert pixels.max() > 240  # a light ground
+        assert (pixels < 150).mean() > 0.002  # and ink
+
+
+def test_report_values_do_not_bring_the_plotting_library() -> None:
+    code = (
+        "import sys, selfloop.report as r; sys.exit(any(m in sys.modules for m in ('altair', 'pandas', 'torch', 'vl_convert')))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="no chromium to open the page with")
+def test_a_browser_draws_live_figures_offline_and_runs_nothing_else(tmp_path: Path) -> None:
+    page = write_page([hostile_report(), digits_report()], tmp_path / "report.html")
+    watch = "<script>window.alert = () => document.documentElement.setAttribute('data-alarm', 'yes');</script>"
+    click = "<script>for (const b of document.querySelectorAll('button.live')) b.click();</script>"
+    html = page.read_text().replace("<title>", watch + "<title>", 1).replace("</body>", click + "</body>")
+    page.write_text(html)
+    flags = [
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--no-first-run",
+        "--disable-background-networking",
+        "--disable-sync",
+    ]
+    profile = [f"--user-data-dir={tmp_path / 'profile'}", "--virtual-time-budget=15000", "--dump-dom"]
+    seen = subprocess.run(
+        ["chromium", *flags, *profile, page.as_uri()], capture_output=True, text=True, timeout=100, check=True
+    )
+    assert len(re.findall(r'class="picture has-actions vega-embed"|class="picture vega-embed', seen.stdout)) == 2 + 3
+    assert "data-alarm" not in re.sub(r"<script>.*?</script>", "", seen.stdout, flags=re.S)

@@ -1,0 +1,128 @@
+"""Embedded tables and files: the split, the columns, and what is wrong with bad ones."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from sklearn.datasets import load_breast_cancer, load_diabetes
+from sklearn.model_selection import train_test_split
+
+from selfloop.component import Context
+from selfloop.errors import SelfloopError, SpecError
+from selfloop.identity import identity
+from selfloop.rng import Stream
+from selfloop.sources.tables import Table
+
+CTX = Context(Stream(("seed", 0, "source")))
+
+
+@pytest.mark.parametrize("name", ["breast_cancer", "diabetes"])
+def test_the_holdout_is_scikit_learns_test_split_and_the_rest_its_training_split(name: str) -> None:
+    if name == "breast_cancer":
+        x, y = load_breast_cancer(return_X_y=True)
+    else:
+        x, y = load_diabetes(return_X_y=True, scaled=False)
+        y = y > 100
+    train_x, test_x, train_y, test_y = train_test_split(x, y, test_size=0.3, random_state=123456)
+    source = Table(table=name, split_seed=123456)
+    size, holdout = source.size(), source.holdout()
+    assert (size, holdout) == (len(x), len(test_x))
+    assert size is not None
+    assert holdout is not None
+    for rows, expected_x, expected_y in (
+        (source.draw(0, holdout, CTX), test_x, test_y),
+        (source.draw(holdout, size - holdout, Context(Stream(("another seed",)))), train_x, train_y),
+    ):
+        found = np.asarray(rows["x"])
+        assert np.array_equal(found[:, 1:], expected_x)
+        assert (found[:, 0] == 1).all()
+        assert np.array_equal(np.asarray(rows["y"]), expected_y.astype(float))
+    assert source.schema()["x"].shape == (x.shape[1] + 1,)
+    assert (
+        not np.array_equal(np.asarray(Table(table=name, split_seed=1).draw(0, 9, CTX)["y"]), test_y[:9]) or name != "diabetes"
+    )
+
+
+def test_later_rows_reuse_the_training_inputs() -> None:
+    source = Table(table="diabetes")
+    initial = source.draw(133, 309, CTX)
+    assert source.has_fixed_design()
+    assert np.array_equal(np.asarray(source.given(310, initial, CTX)["x"])[[0, 309]], np.asarray(initial["x"])[[0, 0]])
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "table.csv"
+    path.write_text("a,b,c\n" + "".join(f"{i},{i * i},{i % 2}\n" for i in range(10)))
+    return path
+
+
+def test_a_file_is_a_table_of_vectors_or_of_inputs_and_outcomes(file: Path) -> None:
+    plain = Table(table=str(file))
+    assert (plain.size(), plain.holdout(), plain.has_fixed_design()) == (10, 3, False)
+    assert set(plain.draw(0, 2, CTX)) == {"x"}
+    assert plain.given(4, plain.draw(3, 7, CTX), CTX) == {}
+    aimed = Table(table=str(file), target="c", columns=("b",))
+    rows = aimed.draw(0, 10, CTX)
+    assert np.asarray(rows["x"]).shape == (10, 2)
+    assert np.array_equal(np.sqrt(np.asarray(rows["x"])[:, 1]) % 2, np.asarray(rows["y"]))
+    assert aimed.has_fixed_design()
+
+
+def test_a_changed_file_is_another_source(file: Path) -> None:
+    before = identity(Table(table=str(file)))
+    file.write_text(file.read_text() + "10,100,0\n")
+    assert identity(Table(table=str(file))) != before
+
+
+def test_a_compressed_file_with_words_in_it_works_on_its_numbers(data: Path) -> None:
+    diamonds = Table(table=str(data / "tabular" / "diamonds.csv.gz"), columns=("carat", "price"))
+    assert diamonds.size() == 53_940
+    with pytest.raises(SelfloopError, match=r"column 'cut' holds .*no numbers. Name the features in 'columns'"):
+        Table(table=str(data / "tabular" / "diamonds.csv.gz")).size()
+
+
+@pytest.fixture
+def data() -> Path:
+    folder = Path(__file__).parents[2].parent / "shared" / "data"
+    if not folder.is_dir():
+        pytest.skip("the folder of real data is not here")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("text", "settings", "message"),
+    [
+        ("a,b\n1,2\n3,\n5,6\n", {}, "column 'b' has 1 values that are missing or infinite, the first in row 2"),
+        ("a,b\n1,2\n3,inf\n", {}, "column 'b' has 1 values that are missing or infinite"),
+        ("a,b\n1,x\n3,y\n", {}, "column 'b' holds .*, no numbers"),
+        ("a,b\n1,2\n3,4\n", {"target": "bb"}, "unknown name 'bb'. Did you mean 'b'.* Allowed: a, b"),
+        ("price,b\n1,2\n3,4\n", {"columns": ("prise",)}, "Did you mean 'price'"),
+        ("a\n1\n", {}, "1 rows and 1 features; expected at least 2 and 1"),
+        ("a\n1\n2\n", {"target": "a"}, "2 rows and 0 features"),
+        ("", {}, "cannot be read as a table"),
+        ('a,b\n"1,2\n', {}, "cannot be read as a table"),
+        (None, {}, "no file"),
+    ],
+)
+def test_a_bad_file_is_refused_in_one_sentence(
+    tmp_path: Path, text: str | None, settings: dict[str, object], message: str
+) -> None:
+    path = tmp_path / "bad.csv"
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(SelfloopError, match=message) as found:
+        Table(table=str(path), **settings).size()  # type: ignore[arg-type]
+    assert str(found.value).startswith("source.table")
+    assert len(str(found.value)) < 700
+
+
+def test_impossible_settings_are_refused() -> None:
+    with pytest.raises(SpecError, match=r"source\.target: 'diabetes' brings its own target"):
+        Table(target="y")
+    with pytest.raises(SpecError, match=r"source\.split_seed: got -1"):
+        Table(split_seed=-1)
+    with pytest.raises(SelfloopError, match="442 rows, of which 443 were asked for"):
+        Table().draw(433, 10, CTX)
