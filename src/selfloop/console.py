@@ -75,8 +75,6 @@ def print_summary(result: Result) -> None:
             table.add_column(column, justify="left" if column in ("policy", "metric", "curve") else "right")
         for policy, measured in result.curves(axes).items():
             for metric, curves in measured.items():
-                if metric in ("real_mass", "data_age"):
-                    continue
                 first, last = mean_interval(curves[:, 0]), mean_interval(curves[:, -1])
                 ratio = ratio_interval(curves[:, -1], curves[:, 0])
                 left = int((curves[:, -1] == curves[:, -1]).sum())

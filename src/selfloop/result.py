@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -12,24 +12,25 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 
 from selfloop.loop import Stage, schedule
-from selfloop.runtime import Progress, resolved_points, store_path, stream
+from selfloop.runtime import LEDGER, Progress, parts, resolved_points, store_path
 from selfloop.spec import Axes, Spec
 from selfloop.stats.intervals import Interval, mean_interval
 from selfloop.store import Usage
+from selfloop.table import Curves
 from selfloop.types import Floats, Row, Verdict
 
 if TYPE_CHECKING:
     import pandas as pd
 
-Curves = dict[str, dict[str, Floats]]  # policy -> metric -> (seeds, generations), NaN where there is no value
+Measured = dict[str, dict[str, Floats]]  # policy -> metric -> (seeds, generations), NaN where there is no value
 
 
 @dataclass(frozen=True)
 class Result:
-    """Rows of a finished run, with the spec they come from and what the store was used for."""
+    """Everything a finished run measured, with the spec it comes from and what the store was used for."""
 
     spec: Spec
-    rows: tuple[Row, ...]
+    table: Mapping[tuple[Axes, str], Curves]  # by point and policy
     store: Path
     usage: Mapping[str, Usage] = field(default_factory=dict)
 
@@ -47,26 +48,26 @@ class Result:
             for label, policy in zip(point.labels(), point.policies, strict=True)
         }
 
-    @cached_property
-    def all_curves(self) -> dict[Axes, Curves]:
-        """Every point's curves."""
-        curves: dict[Axes, Curves] = {axes: {label: {} for label in point.labels()} for axes, point in self.points.items()}
-        where = {seed: s for s, seed in enumerate(self.spec.seeds)}
-        for row in self.rows:
-            of_policy = curves[row.axes][row.policy]
-            if row.metric not in of_policy:
-                of_policy[row.metric] = np.full((len(where), self.points[row.axes].generations), np.nan)
-            if row.value is not None:
-                of_policy[row.metric][where[row.seed], row.generation - 1] = row.value
-        return curves
+    @property
+    def rows(self) -> Iterator[Row]:
+        """Every row in the spec's order: points, policies, seeds, generations, metrics; real mass and data age last."""
+        for (axes, label), curves in self.table.items():
+            stages = self.ledger(axes)[label]
+            ages = {name: [getattr(stage, name) for stage in stages] for name in LEDGER}
+            yield from curves.rows(label, axes, ages)
 
-    def curves(self, axes: Axes = ()) -> Curves:
+    def curves(self, axes: Axes = ()) -> Measured:
         """Policy -> metric -> (seeds, generations), NaN where a chain has no value."""
-        return self.all_curves[axes]
+        return {label: curves.values for (where, label), curves in self.table.items() if where == axes}
+
+    def statuses(self, label: str, axes: Axes = ()) -> set[str]:
+        """Why chains of a policy ended or numbers are missing."""
+        curves = self.table[axes, label]
+        return {curves.statuses[code] for codes in curves.codes.values() for code in np.unique(codes) if code > 1}
 
     def metrics(self) -> list[str]:
         """Names of what was measured, main metric first."""
-        return list(dict.fromkeys(row.metric for row in self.rows))
+        return list(dict.fromkeys(metric for curves in self.table.values() for metric in curves.values))
 
     def frame(self) -> pd.DataFrame:
         """One line per row: policy, seed, generation, metric, value, status and the sweep's axes."""
@@ -117,36 +118,17 @@ def run(
     `if __name__ == "__main__":`). The numbers do not depend on it.
     """
     usage: dict[str, Usage] = {}
-    rows = list(stream(spec, store, workers=workers, threads=threads, progress=progress, usage=usage))
-    return Result(spec, tuple(_ordered(spec, rows)), store_path(store), usage)
-
-
-def _ordered(spec: Spec, rows: list[Row]) -> list[Row]:
-    """Rows in the spec's order, however many processes they came from, with the ledger's numbers added."""
-    points = resolved_points(spec)
-    metrics = {name: i for i, name in enumerate(dict.fromkeys(row.metric for row in rows))}
-    order = {axes: (i, {label: p for p, label in enumerate(point.labels())}) for i, (axes, point) in enumerate(points)}
-    seeds = {seed: s for s, seed in enumerate(spec.seeds)}
-    rows = rows + list(_ledger_rows(points, rows))
-    last = len(metrics)
-
-    def place(row: Row) -> tuple[int, ...]:
-        point, labels = order[row.axes]
-        return point, labels[row.policy], seeds[row.seed], row.generation, metrics.get(row.metric, last)
-
-    return sorted(rows, key=place)
-
-
-def _ledger_rows(points: list[tuple[Axes, Spec]], rows: list[Row]) -> Iterable[Row]:
-    reached = {(row.axes, row.policy, row.seed, row.generation) for row in rows}
-    stages: dict[tuple[Axes, str], list[Stage]] = {}
-    for axes, point in points:
-        for label, policy in zip(point.labels(), point.policies, strict=True):
-            stages[axes, label] = list(schedule(policy, cast(int, point.n), point.generations))
-    for axes, label, seed, generation in reached:
-        at = stages[axes, label][generation - 1]
-        yield Row(label, seed, generation, "real_mass", at.real_mass, None, axes)
-        yield Row(label, seed, generation, "data_age", at.data_age, None, axes)
+    labels = spec.labels()
+    table = {(axes, label): Curves(spec.seeds, point.generations) for axes, point in spec.points() for label in labels}
+    where = {seed: s for s, seed in enumerate(spec.seeds)}
+    for part in parts(spec, store, workers=workers, threads=threads, progress=progress):
+        label = labels[part.policy]
+        usage.setdefault(label, Usage()).add(part.usage)
+        if part.curves:
+            table[part.axes, label].merge(part.curves)
+        for row in part.rows:
+            table[row.axes, row.policy].put(row, where[row.seed])
+    return Result(spec, table, store_path(store), usage)
 
 
 def as_json(row: Row) -> dict[str, Any]:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
 
@@ -18,6 +18,7 @@ from selfloop.errors import SpecError
 from selfloop.loop import loop, schedule
 from selfloop.spec import Axes, Spec
 from selfloop.store import Store, Usage, stage
+from selfloop.table import Curves
 from selfloop.types import Array, Params, Row
 from selfloop.worlds import BLOCK, Block, Chain, EnsembleWorld, StoredWorld, needs_rows
 
@@ -41,12 +42,14 @@ class Task:
 
 @dataclass(frozen=True, slots=True)
 class Done:
-    """Rows of one policy's generation, or (rows empty) what the task used of the store."""
+    """Part of a task: rows of one generation of a chain, or all curves of one policy of a block; and what it used."""
 
     axes: Axes
     policy: int
     rows: tuple[Row, ...]
-    usage: Usage | None = None
+    curves: Curves | None
+    generations: int
+    usage: Usage
 
 
 def store_path(given: str | Path | None) -> Path:
@@ -145,20 +148,19 @@ def runs_on_rows(spec: Spec, policy: Policy) -> bool:
 
 
 def work(task: Task) -> Iterator[Done]:
-    """Run a task; yields its rows generation by generation, then what it used of the store."""
+    """Run a task, part by part."""
     store = Store(task.store, threads=task.threads)
-    for policy, rows in run_task(task, store):
-        yield Done(task.axes, policy, tuple(rows))
+    yield from run_task(task, store)
+
+
+def run_task(task: Task, store: Store) -> Iterator[Done]:
+    """The parts of a task: one generation of a chain, or one policy of a block, at a time."""
+    for position, rows, curves in _run_block(task, store) if is_ensemble(task.spec) else _run_chain(task, store):
         used, store.usage = store.usage, Usage()
-        yield Done(task.axes, policy, (), used)
+        yield Done(task.axes, position, rows, curves, curves.generations if curves else 1, used)
 
 
-def run_task(task: Task, store: Store) -> Iterator[tuple[int, list[Row]]]:
-    """The rows of a task with the position of their policy: one generation of a chain, or a policy of a block, at a time."""
-    return _run_block(task, store) if is_ensemble(task.spec) else _run_chain(task, store)
-
-
-def _run_chain(task: Task, store: Store) -> Iterator[tuple[int, list[Row]]]:
+def _run_chain(task: Task, store: Store) -> Iterator[tuple[int, tuple[Row, ...], None]]:
     spec, (position,), (seed,) = task.spec, task.policies, task.seeds
     chain = Chain(
         source=spec.source, family=spec.family, sampler=spec.sampler, metrics=spec.metrics, curators=spec.curators,
@@ -167,10 +169,10 @@ def _run_chain(task: Task, store: Store) -> Iterator[tuple[int, list[Row]]]:
     world = StoredWorld(spec.labels()[position], chain, store)
     rows = loop(world, spec.policies[position], cast(int, spec.n), task.generations)
     for _, generation in groupby(rows, key=lambda row: row.generation):
-        yield position, [row._replace(axes=task.axes) for row in generation]
+        yield position, tuple(row._replace(axes=task.axes) for row in generation), None
 
 
-def _run_block(task: Task, store: Store) -> Iterator[tuple[int, list[Row]]]:
+def _run_block(task: Task, store: Store) -> Iterator[tuple[int, tuple[()], Curves]]:
     spec, blocks = task.spec, dict[bool, Block]()
     for position in task.policies:
         on_rows = runs_on_rows(spec, spec.policies[position])
@@ -179,9 +181,10 @@ def _run_block(task: Task, store: Store) -> Iterator[tuple[int, list[Row]]]:
             seeds = task.seeds if on_rows else tuple(range(first, first + BLOCK))
             blocks[on_rows] = block_of(spec, seeds, on_rows=on_rows)
         block = blocks[on_rows]
-        curves = store.open(store.step(ensemble_curves, block, spec.policies[position], spec.generations))
-        rows = _rows_of(cast(Params, curves), spec.labels()[position], task.axes, block.seeds, frozenset(task.seeds))
-        yield position, list(rows)
+        stored = store.open(store.step(ensemble_curves, block, spec.policies[position], spec.generations))
+        curves = Curves(task.seeds, spec.generations)
+        curves.merge(Curves.unpack(cast(Params, stored), block.seeds))
+        yield position, (), curves
 
 
 def block_of(spec: Spec, seeds: Sequence[int], *, on_rows: bool) -> Block:
@@ -194,41 +197,12 @@ def block_of(spec: Spec, seeds: Sequence[int], *, on_rows: bool) -> Block:
 
 @stage(version=1)
 def ensemble_curves(block: Block, policy: Policy, generations: int) -> dict[str, Array]:
-    """Every metric of all seeds as a (seeds, generations) array, and where a value is missing the code of its status."""
+    """Every metric of all seeds of a block under one policy."""
+    curves = Curves(block.seeds, generations)
     where = {seed: s for s, seed in enumerate(block.seeds)}
-    values: dict[str, Array] = {}
-    codes: dict[str, Array] = {}
-    statuses = ["", "no row"]
     for row in loop(EnsembleWorld(policy.name, block), policy, block.n, generations):
-        if row.metric not in values:
-            values[row.metric] = np.full((len(where), generations), np.nan)
-            codes[row.metric] = np.ones((len(where), generations), np.uint8)
-        if (row.status or "") not in statuses:
-            statuses.append(row.status or "")
-        place = where[row.seed], row.generation - 1
-        values[row.metric][place] = np.nan if row.value is None else row.value
-        codes[row.metric][place] = statuses.index(row.status or "")
-    lists = {"metrics": _as_bytes(values), "statuses": _as_bytes(statuses)}
-    return {**values, **{f"status/{name}": array for name, array in codes.items()}, **lists}
-
-
-def _as_bytes(words: Iterable[str]) -> Array:
-    return np.frombuffer("\n".join(words).encode(), np.uint8)
-
-
-def _as_words(array: Array) -> list[str]:
-    return bytes(array).decode().split("\n")
-
-
-def _rows_of(curves: Params, label: str, axes: Axes, seeds: Sequence[int], wanted: frozenset[int]) -> Iterator[Row]:
-    statuses = [word or None for word in _as_words(curves["statuses"])]
-    for name in _as_words(curves["metrics"]):
-        values, codes = cast(Any, curves[name]).tolist(), cast(Any, curves[f"status/{name}"]).tolist()
-        for s, seed in enumerate(seeds):
-            if seed in wanted:
-                for t, (value, code) in enumerate(zip(values[s], codes[s], strict=True), 1):
-                    if code != 1:
-                        yield Row(label, seed, t, name, None if code else value, statuses[code], axes)
+        curves.put(row, where[row.seed])
+    return curves.pack()
 
 
 def stream(
@@ -238,45 +212,32 @@ def stream(
     workers: int | None = 1,
     threads: int | None = None,
     progress: Progress | None = None,
-    usage: dict[str, Usage] | None = None,
 ) -> Iterator[Row]:
-    """Rows as they come, from that many worker processes (None: as many as the cores allow).
+    """Rows as they come, from that many worker processes (None: as many as the cores allow)."""
+    labels = spec.labels()
+    for part in parts(spec, store, workers=workers, threads=threads, progress=progress):
+        yield from part.curves.rows(labels[part.policy], part.axes, {}) if part.curves else part.rows
 
-    `usage` is filled with what each policy used of the store.
-    """
+
+def parts(
+    spec: Spec,
+    store: str | Path | None,
+    *,
+    workers: int | None,
+    threads: int | None,
+    progress: Progress | None,
+) -> Iterator[Done]:
+    """Run a spec; yields what is done, part by part, in any order."""
     path = store_path(store)
     phases = tasks_of(spec, path, threads)
     Store(path)  # an unwritable store is found before any work
-    total = sum(_steps(task) for phase in phases for task in phase)
+    total = sum(task.generations * (len(task.policies) if is_ensemble(task.spec) else 1) for phase in phases for task in phase)
     finished = 0
-    for number, phase in enumerate(phases):
+    for phase in phases:
         share = phase[0].threads if phase else 1
         pool = max(1, sweep.cores() // share) if workers is None else workers
         for done in sweep.in_processes(pool)(work, phase, share):
-            if done.usage is None:
-                finished += _generations(done)
-                if progress:
-                    progress(finished, total)
-                if number == len(phases) - 1:
-                    yield from done.rows
-            elif usage is not None:
-                label = spec.labels()[done.policy]
-                usage[label] = _sum_usage(usage.get(label, Usage()), done.usage)
-
-
-def _steps(task: Task) -> int:
-    return task.generations * (len(task.policies) if is_ensemble(task.spec) else 1)
-
-
-def _generations(done: Done) -> int:
-    return len({row.generation for row in done.rows})
-
-
-def _sum_usage(a: Usage, b: Usage) -> Usage:
-    stages = dict(a.by_stage)
-    for name, (count, seconds) in b.by_stage.items():
-        before = stages.get(name, (0, 0.0))
-        stages[name] = (before[0] + count, before[1] + seconds)
-    return Usage(
-        a.computed + b.computed, a.reused + b.reused, a.seconds + b.seconds, a.saved + b.saved, a.bytes + b.bytes, stages
-    )
+            finished += done.generations
+            if progress:
+                progress(finished, total)
+            yield done

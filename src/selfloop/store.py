@@ -67,6 +67,14 @@ class Usage:
     bytes: int = 0  # of arrays written
     by_stage: dict[str, tuple[int, float]] = field(default_factory=dict)  # stage -> (computed, seconds)
 
+    def add(self, other: Usage) -> None:
+        """Count another run's use in."""
+        for name in ("computed", "reused", "seconds", "saved", "bytes"):
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+        for name, (count, seconds) in other.by_stage.items():
+            before = self.by_stage.get(name, (0, 0.0))
+            self.by_stage[name] = (before[0] + count, before[1] + seconds)
+
 
 @dataclass
 class Store:

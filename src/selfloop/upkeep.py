@@ -49,13 +49,14 @@ def plan(spec: Spec, path: Path) -> list[Planned]:
 
 def _look(task: Task, store: Store) -> tuple[int, bool]:
     """Generations of a task that are in the store, and whether that is all there is to it."""
-    seen: set[int] = set()
+    done = 0
     try:
-        for _, rows in run_task(task, store):
-            seen |= {row.generation for row in rows}
+        for part in run_task(task, store):
+            done += part.generations
+            store.usage.add(part.usage)
     except NotStoredError:
-        return len(seen), False
-    return (task.generations if seen else 0), True
+        return done, False
+    return task.generations, True  # all of it, or up to where the chain ended
 
 
 @dataclass(frozen=True, slots=True)

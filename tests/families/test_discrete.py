@@ -19,8 +19,9 @@ t = np.arange(1, T + 1)
 CONTEXT = Context(Stream(("test",)))
 
 
-def run(policy, family=None, generations=T, seeds=SEEDS, **others):
-    return curves(SOURCE, family or Discrete(), policy, METRICS, n=N, generations=generations, seeds=seeds, **others)
+def run(policy, family=None, generations=T, seeds=None, on_rows=None):
+    settings = {"n": N, "generations": generations, "on_rows": on_rows, "seeds": seeds or (512 if on_rows else SEEDS)}
+    return curves(SOURCE, family or Discrete(), policy, METRICS, **settings)
 
 
 @pytest.mark.parametrize("on_rows", [False, True])

@@ -16,7 +16,7 @@ from selfloop.loop import loop
 from selfloop.published import overlays
 from selfloop.report import Cost, CurveData, Gallery, LawCurve, Ledger, Panel, PublishedPoints, Report, curve_of, ledger_of
 from selfloop.report.page import write_figures, write_page
-from selfloop.runtime import LEDGER, block_of, is_ensemble, run_task, runs_on_rows, tasks_of
+from selfloop.runtime import block_of, is_ensemble, run_task, runs_on_rows, tasks_of
 from selfloop.spec import Axes, Spec
 from selfloop.stages import draw_real, sample, sample_curated
 from selfloop.stats.growth import growth_law, inflection
@@ -72,7 +72,7 @@ def _versions() -> dict[str, str]:
 
 def _panels(result: Result) -> Iterator[Panel]:
     owner: Metric | None = None
-    for metric in (name for name in result.metrics() if name not in LEDGER):
+    for metric in result.metrics():
         for axes, point in result.points.items():
             owner = next((m for m in point.metrics if m.name == metric), owner)  # a metric's parts come right after it
             curves = {label: c[metric] for label, c in result.curves(axes).items() if metric in c}
@@ -188,8 +188,8 @@ def _notes(result: Result) -> Iterator[str]:
             main = measured.get(point.metrics[0].name)
             left = 0 if main is None else int((~np.isnan(main[:, -1])).sum())
             if left < len(point.seeds):
-                ends = sorted({row.status for row in result.rows if row.policy == label and row.axes == axes and row.status})
-                yield f"{label}{where}: {left} of {len(point.seeds)} chains are left at the end ({', '.join(map(str, ends))})."
+                why = ", ".join(sorted(result.statuses(label, axes)))
+                yield f"{label}{where}: {left} of {len(point.seeds)} chains are left at the end ({why})."
 
 
 def _galleries(result: Result) -> Iterator[Gallery]:

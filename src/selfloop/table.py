@@ -1,0 +1,99 @@
+"""Measured numbers by the array: what rows are when there are many of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+import numpy as np
+
+from selfloop.types import Array, Floats, Params, Row
+
+Axes = tuple[tuple[str, object], ...]
+VALUE, ABSENT = 0, 1  # codes: there is a value; there is no row (the chain had ended). Others are places in `statuses`
+STATUSES = ("", "no row")
+
+
+@dataclass(slots=True)
+class Curves:
+    """Every metric of the chains of one policy: (seeds, generations) values, and a code for each of what it is."""
+
+    seeds: Sequence[int]
+    generations: int
+    values: dict[str, Floats] = field(default_factory=dict)  # NaN where there is no value
+    codes: dict[str, Array] = field(default_factory=dict)
+    statuses: list[str] = field(default_factory=lambda: list(STATUSES))
+
+    def of(self, metric: str) -> tuple[Floats, Array]:
+        """Values and codes of a metric, made on first sight."""
+        if metric not in self.values:
+            shape = len(self.seeds), self.generations
+            self.values[metric] = np.full(shape, np.nan)
+            self.codes[metric] = np.full(shape, ABSENT, np.uint8)
+        return self.values[metric], self.codes[metric]
+
+    def code(self, status: str | None) -> int:
+        """The code of a status; None is the code of a value."""
+        if status is None:
+            return VALUE
+        if status not in self.statuses:
+            self.statuses.append(status)
+        return self.statuses.index(status)
+
+    def put(self, row: Row, place: int) -> None:
+        """Enter one row; `place` is its seed's position."""
+        values, codes = self.of(row.metric)
+        values[place, row.generation - 1] = np.nan if row.value is None else row.value
+        cast(Any, codes)[place, row.generation - 1] = self.code(row.status)
+
+    def merge(self, other: Curves) -> None:
+        """Enter the chains of another block that are among these seeds."""
+        theirs = {seed: s for s, seed in enumerate(other.seeds)}
+        ours = [s for s, seed in enumerate(self.seeds) if seed in theirs]
+        rows = [theirs[self.seeds[s]] for s in ours]
+        recode = np.array([VALUE, ABSENT, *(self.code(status) for status in other.statuses[2:])], np.uint8)
+        for metric in other.values:
+            values, codes = self.of(metric)
+            values[ours] = other.values[metric][rows]
+            codes[ours] = recode[other.codes[metric][rows]]
+
+    def reached(self) -> Array:
+        """Where there is a row of any metric: (seeds, generations)."""
+        return cast(Array, np.any([codes != ABSENT for codes in self.codes.values()], axis=0))
+
+    def pack(self) -> dict[str, Array]:
+        """As plain arrays, for the store."""
+        words = {"metrics": _as_bytes(self.values), "statuses": _as_bytes(self.statuses)}
+        return {**self.values, **{f"status/{name}": codes for name, codes in self.codes.items()}, **words}
+
+    @staticmethod
+    def unpack(arrays: Params, seeds: Sequence[int]) -> Curves:
+        """From plain arrays."""
+        metrics = _as_words(arrays["metrics"])
+        values = {name: np.asarray(arrays[name], np.float64) for name in metrics}
+        generations = next(iter(values.values())).shape[1]
+        codes = {name: arrays[f"status/{name}"] for name in metrics}
+        return Curves(seeds, generations, values, codes, _as_words(arrays["statuses"]))
+
+    def rows(self, label: str, axes: Axes, derived: Mapping[str, Sequence[float]]) -> Iterator[Row]:
+        """Every row, seed by seed and generation by generation; `derived` metrics have one value per generation."""
+        columns = [(name, self.values[name].tolist(), cast(Any, self.codes[name]).tolist()) for name in self.values]
+        for s, seed in enumerate(self.seeds):
+            for t in range(self.generations):
+                any_row = False
+                for name, values, codes in columns:
+                    if (code := codes[s][t]) != ABSENT:
+                        any_row, value = True, values[s][t]
+                        yield Row(label, seed, t + 1, name, None if code else value, self.statuses[code] or None, axes)
+                if any_row:
+                    for name, numbers in derived.items():
+                        yield Row(label, seed, t + 1, name, numbers[t], None, axes)
+
+
+def _as_bytes(words: Iterable[str]) -> Array:
+    return np.frombuffer("\n".join(words).encode(), np.uint8)
+
+
+def _as_words(array: Array) -> list[str]:
+    return bytes(np.asarray(array)).decode().split("\n")

@@ -1,0 +1,237 @@
+import numpy as np
+import pytest
+from chains import curves, worst, z_of_difference, z_scores
+from scipy.special import gammaln
+
+from selfloop.component import Context, EnsemblePart
+from selfloop.errors import SpecError
+from selfloop.families.linear import Linear, LinearSampler
+from selfloop.loop import schedule
+from selfloop.metrics.moments import ExcessRisk
+from selfloop.policies.plans import Accumulate, AccumulateSubsample, Fresh, Mix, Replace, ReplaceMultiple
+from selfloop.rng import Stream
+from selfloop.sources import toy
+from selfloop.types import Samples, real, synthetic
+
+D, N, T, SEEDS = 4, 24, 8, 2048
+BASE = D / (N - D - 1)  # sigma^2 d / (n - d - 1), sigma = 1
+KNOWN = LinearSampler(noise=1.0)
+METRICS = (ExcessRisk(),)
+t = np.arange(1, T + 1)
+FIXED = [(Replace(), t * 1.0), (Accumulate(), np.cumsum(1 / t**2)), (ReplaceMultiple(), np.cumsum(1 / t))]
+FRESH = [
+    (Replace(), t * BASE),
+    (Accumulate(), np.cumsum(D / (t * (t * N - D - 1)))),
+    (ReplaceMultiple(), np.cumsum(D / (t * N - D - 1))),
+]
+CONTEXT = Context(Stream(("test",)))
+
+
+def run(policy, family=None, generations=T, seeds=SEEDS, n=N, on_rows=None, sampler=KNOWN, **source):
+    settings = {"n": n, "generations": generations, "seeds": seeds, "sampler": sampler, "on_rows": on_rows}
+    return curves(toy.Linear(**{"dim": D, **source}), family or Linear(), policy, METRICS, **settings)["excess_risk"]
+
+
+@pytest.mark.parametrize("on_rows", [False, True])
+@pytest.mark.parametrize(("policy", "multiplier"), FIXED, ids=lambda p: getattr(p, "name", ""))
+def test_a_fixed_design_follows_its_laws(policy, multiplier, on_rows):  # papers.md 2.2, systems.md d-9
+    found = run(policy, on_rows=on_rows, seeds=512 if on_rows else SEEDS)
+    assert worst(found, BASE * multiplier) < 4
+    assert worst(found, BASE * np.append(0, multiplier[:-1])) > 4  # a generation late
+
+
+@pytest.mark.parametrize("on_rows", [False, True])
+@pytest.mark.parametrize(("policy", "law"), FRESH, ids=lambda p: getattr(p, "name", ""))
+def test_fresh_designs_follow_their_laws(policy, law, on_rows):  # papers.md 2.4
+    found = run(policy, design="fresh", on_rows=on_rows, seeds=512 if on_rows else SEEDS)
+    assert worst(found, law) < 4
+
+
+def test_the_oracle_tells_fresh_designs_from_a_fixed_one():
+    found = run(Accumulate(), design="fresh")
+    assert worst(found, BASE * np.cumsum(1 / t**2)) > 4
+    assert worst(run(Accumulate()), np.cumsum(D / (t * (t * N - D - 1)))) > 4
+
+
+def test_the_oracle_tells_policies_and_noise_apart():
+    assert worst(run(Accumulate()), BASE * t) > 4
+    assert worst(run(Replace(), noise=2.0, sampler=None), BASE * t) > 4
+
+
+@pytest.mark.parametrize("covariance", ["decay", 3.0, (0.1, 1.0, 2.0, 30.0)])
+def test_the_covariance_of_the_inputs_does_not_matter(covariance):
+    for on_rows, seeds in ((False, SEEDS), (True, 512)):
+        assert worst(run(Accumulate(), covariance=covariance, on_rows=on_rows, seeds=seeds), BASE * np.cumsum(1 / t**2)) < 4
+
+
+def test_weights_count_like_rows():
+    # fresh labels on one design: w_t - w* = m X^+ E_t + (1 - m)(w_{t-1} - w* + X^+ E'_t); risk m^2 + (1 - m)^2 (r + 1)
+    def law(m):
+        risks = [1.0]
+        for _ in t[1:]:
+            risks.append(m**2 + (1 - m) ** 2 * (risks[-1] + 1))
+        return BASE * np.array(risks)
+
+    for on_rows in (False, True):
+        found = run(Fresh(real_mass=0.9), on_rows=on_rows, seeds=512)
+        assert worst(found, law(0.9)) < 4
+        assert worst(found, law(0.5)) > 4
+
+
+def test_accumulate_subsample_levels_off():  # papers.md 2.4, for n >> d
+    v, law = 1.0, []
+    for k in range(1, 11):
+        law.append(v + 1 - 1 / k)
+        v += (2 - 1 / k) / (k + 1) ** 2
+    found = run(AccumulateSubsample(), generations=10, n=300, dim=2, seeds=512) / (2 / (300 - 3))
+    assert worst(found, np.array(law)) < 4
+    assert worst(found, np.cumsum(1 / np.arange(1, 11) ** 2)) > 4
+
+
+@pytest.mark.parametrize("design", ["fixed", "fresh"])
+@pytest.mark.parametrize("policy", [Accumulate(), Fresh(real_mass=0.7)], ids=lambda p: p.name)
+def test_statistics_and_rows_agree_in_distribution(policy, design):
+    on_statistics, on_rows = (run(policy, design=design, covariance="decay", on_rows=c, seeds=512) for c in (False, True))
+    assert np.abs(z_of_difference(on_statistics, on_rows)).max() < 4
+    assert np.abs(z_of_difference(np.log(on_statistics), np.log(on_rows))).max() < 4
+
+
+def test_statistics_cost_the_same_for_a_million_rows():
+    found = run(Accumulate(), n=1_000_000, seeds=512)
+    assert worst(found, D / 1e6 * np.cumsum(1 / t**2)) < 4
+
+
+@pytest.mark.parametrize("on_rows", [False, True])
+def test_noiseless_chains_with_too_few_rows_lose_the_signal(on_rows):  # systems.md d-12
+    d, n = 12, 7
+    found = run(Replace(), dim=d, n=n, noise=0.0, design="fresh", sampler=LinearSampler(noise=0.0), on_rows=on_rows)
+    assert worst(found / d, 1 - (n / d) ** t) < 4  # E |w*|^2 = d
+    assert worst(found / d, 1 - (n / d) ** (t + 1)) > 4
+
+
+@pytest.mark.parametrize("on_rows", [False, True])
+def test_ridge_shrinks_the_signal_as_predicted(on_rows):  # papers.md 2.4: exact for each chain without noise
+    n, ridge, seeds = 10, 0.5, 6
+    streams = [Context(Stream(("seed", seed, "source"))) for seed in range(seeds)]
+    settings = {"dim": 1, "n": n, "noise": 0.0, "sampler": LinearSampler(noise=0.0), "seeds": seeds, "on_rows": on_rows}
+    replaced, accumulated = (run(policy, Linear(ridge=ridge), **settings) for policy in (Replace(), Accumulate()))
+    w = np.array([toy.Linear(dim=1).truth(ctx)["coefficients"][0] for ctx in streams])[:, None]
+    rho = 1 - np.sqrt(replaced[:, :1]) / np.abs(w)  # the first fit shrinks by rho
+    if on_rows:
+        s = np.array([(np.asarray(toy.Linear(dim=1).draw(0, n, ctx)["x"]) ** 2).sum() for ctx in streams])[:, None]
+        np.testing.assert_allclose(rho, s / (s + n * ridge))
+    np.testing.assert_allclose(replaced, (1 - rho**t) ** 2 * w**2)
+    kept = np.exp(gammaln(t + rho) - gammaln(rho) - gammaln(t + 1))
+    np.testing.assert_allclose(accumulated, (1 - kept) ** 2 * w**2)
+    assert not np.allclose(accumulated, (1 - rho**t) ** 2 * w**2)
+
+
+def risks_with(sampler, policy, seeds):
+    """Excess risks of a loop that asks the sampler for each generation's settings."""
+    family, source, rng = Linear(), toy.Linear(dim=D), np.random.default_rng(3)
+    truths = [source.truth(Context(Stream((seed,)))) for seed in range(seeds)]
+    law = {name: np.stack([truth[name] for truth in truths]) for name in truths[0]}
+    batches = {real(1): family.draw_statistics(law, N, LinearSampler(), law, None, rng)}
+    risks = []
+    for stage in schedule(policy, N, T):
+        merged = family.merge([(batches[take.batch], take.weight) for take in stage.plan.takes])
+        params = family.fit_statistics(merged).params
+        off = params["coefficients"] - law["coefficients"]
+        risks.append((off**2).sum(1))
+        now = sampler.at(stage.t, law)
+        batches[synthetic(stage.t)] = family.draw_statistics(params, N, now, law, batches[real(1)], rng)
+    return np.array(risks).T
+
+
+def test_noise_can_differ_between_generations():  # papers.md 2.4: sum of sigma_i^2, or of sigma_i^2 / i^2
+    sigma = np.array([1.0, 0.5, 2.0, *[1.5] * (T - 3)])
+    sampler = LinearSampler(noise=(0.5, 2.0, 1.5))
+    assert worst(risks_with(sampler, Replace(), SEEDS), BASE * np.cumsum(sigma**2)) < 4
+    assert worst(risks_with(sampler, Accumulate(), SEEDS), BASE * np.cumsum(sigma**2 / t**2)) < 4
+    assert worst(risks_with(sampler, Accumulate(), SEEDS), BASE * np.cumsum(1 / t**2)) > 4
+    late = BASE * np.cumsum(np.array([1.0, 1.0, 0.5, 2.0, *[1.5] * (T - 4)]) ** 2)
+    assert worst(risks_with(sampler, Replace(), SEEDS), late) > 4
+
+
+def test_noise_left_open_is_the_source_s_and_otherwise_the_fit_s():
+    assert LinearSampler().at(3, {"noise": np.array([0.7, 0.7])}).noise == 0.7
+    assert LinearSampler().at(3, {}).noise is None
+    assert LinearSampler(noise=2.0).at(3, {"noise": np.array([0.7])}).noise == 2.0
+    with pytest.raises(SpecError, match="per generation"):
+        LinearSampler(noise=(1.0, 2.0)).level(np.ones(1))
+    rows = toy.Linear(dim=2, noise=3.0).draw(0, 20_000, CONTEXT)
+    fitted = Linear().fit(Samples(((rows, None, 1.0),)), CONTEXT, None)
+    assert abs(fitted["noise"] / 3 - 1) < 0.02
+    new = Linear().sample(fitted, 20_000, LinearSampler(), {"x": rows["x"]}, CONTEXT)
+    residuals = new["y"] - rows["x"] @ fitted["coefficients"]
+    assert abs(residuals.std() / fitted["noise"] - 1) < 0.02
+    assert np.abs(z_scores(residuals[:, None], 0.0)).max() < 4
+
+
+@pytest.mark.parametrize("policy", [Accumulate(), AccumulateSubsample(), Mix()], ids=lambda p: p.name)
+@pytest.mark.parametrize("design", ["fixed", "fresh"])
+def test_a_seed_does_not_depend_on_the_others(policy, design):
+    many = run(policy, design=design, seeds=range(9), on_rows=True, generations=10)
+    for others in ((4,), (2, 4, 7)):
+        few = run(policy, design=design, seeds=others, on_rows=True, generations=10)
+        np.testing.assert_array_equal(few[others.index(4)], many[4])
+
+
+@pytest.mark.parametrize("design", ["fixed", "fresh"])
+@pytest.mark.parametrize("dim", [1, 4, 30])
+def test_a_block_of_statistics_cut_short_gives_the_same_numbers(design, dim):
+    whole, short, one = (run(Accumulate(), design=design, dim=dim, seeds=s, generations=10) for s in (256, 7, 1))
+    np.testing.assert_array_equal(short, whole[:7])
+    np.testing.assert_array_equal(one, whole[:1])
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_a_fit_is_weighted_least_squares_on_the_rows_taken(shared):
+    rng = np.random.default_rng(4)
+    x = rng.standard_normal((2, 30, 3))
+    inputs, labels = [x, x if shared else x.copy(), x], rng.standard_normal((3, 2, 30))
+    mask = rng.random((2, 30)) < 0.5
+    picks = rng.integers(0, 30, (2, 12))
+    choices, weights = [slice(0, 10), mask, picks], [1.0, 2.0, 0.5]
+    parts = [
+        EnsemblePart({"x": each, "y": y}, choice, weight)
+        for each, y, choice, weight in zip(inputs, labels, choices, weights, strict=True)
+    ]
+    fitted = Linear().fit_rows(parts, None).params["coefficients"]
+    for s in range(2):
+        rows = [np.arange(10), np.flatnonzero(mask[s]), picks[s]]
+        scale = np.sqrt(np.repeat(weights, [len(each) for each in rows]))
+        stacked = np.concatenate([x[s][each] for each in rows]) * scale[:, None]
+        y = np.concatenate([label[s][each] for label, each in zip(labels, rows, strict=True)]) * scale
+        np.testing.assert_allclose(fitted[s], np.linalg.lstsq(stacked, y)[0])
+
+
+@pytest.mark.parametrize("n", [5, 40])
+def test_singular_inputs_give_the_solution_of_least_norm(n):
+    rng = np.random.default_rng(5)
+    x = rng.standard_normal((n, 8)) * 10.0 ** np.arange(-4, 4)
+    x[:, 3] = x[:, 4] - x[:, 2]
+    y = rng.standard_normal(n)
+    fitted = Linear().fit(Samples((({"x": x, "y": y}, None, 1.0),)), CONTEXT, None)
+    best = x @ np.linalg.lstsq(x, y)[0]
+    np.testing.assert_allclose(x @ fitted["coefficients"], best, atol=1e-4)
+
+
+def test_densities_are_those_of_the_residuals():
+    params = {"coefficients": np.array([1.0, 2.0]), "noise": np.asarray(0.5)}
+    rows = {"x": np.array([[1.0, 1.0]]), "y": np.array([3.5])}
+    np.testing.assert_allclose(Linear().log_prob(params, rows), -0.5 - np.log(0.5 * np.sqrt(2 * np.pi)))
+
+
+@pytest.mark.parametrize("wrong", [lambda: Linear(ridge=-1), lambda: LinearSampler(noise=-1), lambda: LinearSampler(noise=())])
+def test_impossible_settings_are_refused(wrong):
+    with pytest.raises(SpecError, match="expected"):
+        wrong()
+
+
+def test_statistics_of_part_of_a_fixed_design_are_refused():
+    family, law = Linear(), {"coefficients": np.zeros((1, 2)), "noise": np.ones(1), "variances": np.ones((1, 2))}
+    rng = np.random.default_rng(6)
+    initial = family.draw_statistics(law, 10, LinearSampler(), law, None, rng)
+    with pytest.raises(SpecError, match="whole copies"):
+        family.draw_statistics(law, 15, LinearSampler(), law, initial, rng)

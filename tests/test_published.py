@@ -1,0 +1,178 @@
+"""Published numbers: read as printed, laid only over runs they belong to, and measured again with an honest z."""
+
+import tomllib
+from importlib.resources import files
+
+import numpy as np
+import pytest
+
+from selfloop.component import Setting
+from selfloop.errors import SpecError
+from selfloop.families.gaussian import Gaussian as GaussianFamily
+from selfloop.families.kde import Kde
+from selfloop.families.linear import Linear as LinearFamily
+from selfloop.policies.plans import Accumulate, AccumulateSubsample, Replace, ReplaceMultiple, Window
+from selfloop.published import load, overlays, works
+from selfloop.reproduce import reproduce, simulate
+from selfloop.sources.shapes import Moons
+from selfloop.sources.toy import Gaussian, Linear
+
+
+def setting(policy=None, source=None, family=None, n=100, generations=100, **rest):
+    family = family or GaussianFamily()
+    return Setting(policy or Replace(), source or Gaussian(dim=10), family, family.sampler(), n, generations, **rest)
+
+
+def test_every_published_number_has_a_source_and_its_generations_rise():
+    for work in map(load, works()):
+        assert work.title
+        assert work.tables
+        for table in work.tables:
+            assert table.cite
+            assert bool(table.scale) != bool(table.source)
+            for points in table.curves.values():
+                generations = [point.generation for point in points]
+                assert generations == sorted(set(generations))
+                assert all(np.isfinite(point.value) for point in points)
+
+
+def test_printed_digits_say_how_far_a_number_is_rounded():
+    replace = next(t for t in load("kazdan2025").tables if t.metric == "mean_error" and t.n == 1000).curves["replace"]
+    assert (replace[0].value, replace[0].digit) == (0.0101, 1e-4)
+    assert (replace[-1].generation, replace[-1].value, replace[-1].digit) == (100, 0.966, 1e-3)
+
+
+def test_the_published_order_of_policies_holds_in_every_table():
+    for work in map(load, works()):
+        for table in work.tables:
+            at = {name: {p.generation: p.value for p in points} for name, points in table.curves.items()}
+            risk = table.metric != "variance_ratio"
+            for t in set(at["replace"]) & set(at["accumulate"]) - {1, 2}:
+                assert (at["accumulate"][t] < at["replace"][t]) == risk
+
+
+def test_the_grid_of_real_and_synthetic_counts_is_whole():
+    (grid,) = tomllib.loads((files("selfloop.published") / "kazdan2025.toml").read_text(encoding="utf-8"))["grid"]
+    assert all(len(line.split()) == len(grid["real"]) for line in grid["synthetic"].values())
+
+
+def test_an_unknown_work_is_named_with_the_nearest():
+    with pytest.raises(SpecError, match="Did you mean 'kazdan2025'"):
+        load("kazdan2024")
+
+
+@pytest.mark.parametrize(
+    ("chosen", "values"),
+    [
+        (setting(), (0.101, 0.191, 0.457, 0.969, 1.86, 3.99, 6.85)),
+        (setting(Accumulate(), generations=10), (0.101, 0.123, 0.145, 0.154)),
+        (setting(source=Moons(group=100), family=Kde(bandwidth=0.1), generations=5), (0.73, 1.11, 2.04)),
+    ],
+)
+def test_a_published_curve_lies_over_the_run_it_belongs_to(chosen, values):
+    (overlay,) = overlays(chosen)
+    assert overlay.values == values
+    assert overlay.generations == (1, 2, 5, 10, 20, 50, 100)[: len(values)]
+    assert overlay.note == ""
+
+
+def test_multipliers_are_overlaid_in_the_units_of_the_metric():
+    linear = setting(ReplaceMultiple(), Linear(dim=10), LinearFamily(), generations=2)
+    (overlay,) = overlays(linear)
+    assert overlay.values == pytest.approx((10 / 89, 15 / 89))
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        setting(n=101),
+        setting(Window(length=2)),
+        setting(AccumulateSubsample(budget=50)),
+        setting(source=Gaussian(dim=10, variance=2.0)),
+        setting(family=GaussianFamily(ddof=1)),
+        setting(source=Linear(dim=10, design="fresh"), family=LinearFamily()),
+        setting(curated=True),
+        setting(start="previous"),
+    ],
+)
+def test_a_published_curve_stays_away_from_other_runs(other):
+    assert overlays(other) == []
+
+
+class Transformer(Kde):
+    name = "transformer"
+
+
+def test_curves_of_another_scale_come_only_when_asked_for_and_say_so():
+    tiny = setting(Accumulate(), family=Transformer(), generations=10)
+    assert overlays(tiny) == []
+    found = overlays(tiny, another_scale=True)
+    assert {"kazdan2025", "gerstgrasser2024"} == {overlay.work for overlay in found}
+    assert all(overlay.note.startswith("another scale: ") for overlay in found)
+
+
+def published_means(table, seeds, progress, *, wrong=1.0):
+    """Chains that scatter around the published numbers, as a correct program's would."""
+    rng = np.random.default_rng(table.n)
+    curves = {}
+    for policy, points in table.curves.items():
+        mean = np.interp(np.arange(1, table.generations + 1), [p.generation for p in points], [p.value for p in points])
+        noise = 1 + 0.3 * rng.normal(size=(seeds, table.generations))
+        curves[policy] = wrong * table.unit * mean * noise
+    progress(1, 1)
+    return curves
+
+
+def test_every_number_of_the_chosen_groups_gets_a_line():
+    told = []
+    lines = reproduce("kazdan2025", ["gaussian", "linear"], measure=published_means, progress=lambda *done: told.append(done))
+    tables = [t for t in load("kazdan2025").tables if t.group in ("gaussian", "linear")]
+    assert len(lines) == sum(len(points) for t in tables for points in t.curves.values()) == 9 * 18 - 27 + 3 * 9
+    assert told[-1] == (sum(t.generations * len(t.curves) for t in tables),) * 2
+    assert lines[0].setting == "gaussian, dim 100, ddof 0, n 10"
+
+
+def test_right_numbers_pass_and_wrong_ones_do_not():
+    right = [line.z for line in reproduce("kazdan2025", measure=published_means)]
+    assert np.max(np.abs(right)) < 4
+    assert np.std(right) < 1.2
+
+    def wrong(table, seeds, progress):
+        return published_means(table, seeds, progress, wrong=1.3)
+
+    assert np.mean(np.abs([line.z for line in reproduce("kazdan2025", measure=wrong)]) > 4) > 0.8
+
+
+def test_a_mean_that_one_chain_carries_is_marked():
+    def heavy(table, seeds, progress):
+        curves = published_means(table, seeds, progress)
+        curves["replace"][0] *= 1000
+        return curves
+
+    lines = reproduce("gerstgrasser2024", measure=heavy)
+    assert all(("heavy tail" in line.note) == (line.policy == "replace") for line in lines)
+
+
+def test_an_ended_chain_leaves_a_line_without_a_number():
+    def ended(table, seeds, progress):
+        return {policy: np.full((seeds, table.generations), np.nan) for policy in table.curves}
+
+    line = reproduce("gerstgrasser2024", measure=ended)[0]
+    assert (line.measured, line.low, line.z) == (None, None, None)
+    assert line.published == 1
+
+
+@pytest.mark.parametrize(("only", "scale", "message"), [(["kdee"], "paper", "Did you mean 'kde'"), (None, "tiny", "scale")])
+def test_unknown_groups_and_scales_are_refused_before_any_work(only, scale, message):
+    with pytest.raises(SpecError, match=message):
+        reproduce("kazdan2025", only, scale=scale, measure=lambda *_: pytest.fail("work was done"))
+
+
+def test_the_laboratory_reproduces_the_linear_multipliers(tmp_path):
+    lines = reproduce("gerstgrasser2024", scale="paper", store=tmp_path)
+    assert max(abs(line.z) for line in lines) < 4
+    (table,) = (table for table in load("gerstgrasser2024").tables if table.source)
+    curves = simulate(table, 100, lambda *_: None, store=tmp_path)
+    shifted = {policy: np.roll(each, -1, axis=1) for policy, each in curves.items()}  # off by one generation
+    wrong = reproduce("gerstgrasser2024", measure=lambda *_: shifted)
+    assert max(abs(line.z) for line in wrong if line.generation < 100) > 4

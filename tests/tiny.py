@@ -1,0 +1,149 @@
+"""Tiny real components, whose chains are stored, and what tests ask of a store and of the command line.
+
+Run as a script it runs their experiment: `tiny.py STORE [WORKERS]`, rows to standard output.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import sys
+from collections.abc import Mapping
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple
+
+import numpy as np
+
+from selfloop.component import Context, Family, Metric, Sampler, Snapshot, Source
+from selfloop.errors import ChainEndedError
+from selfloop.runtime import stream
+from selfloop.spec import Spec
+from selfloop.types import Columns, Field, Params, Samples
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ticks(Source):
+    """Standard normal numbers."""
+
+    name: ClassVar[str] = "ticks"
+    rows: int | None = None  # how many there are
+
+    def schema(self) -> Mapping[str, Field]:
+        return {"x": Field("float64")}
+
+    def size(self) -> int | None:
+        return self.rows
+
+    def draw(self, first: int, n: int, ctx: Context) -> Columns:
+        return {"x": ctx.stream.child("rows").generator().standard_normal(first + n)[first:]}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mean(Family):
+    """Normal numbers of unit variance around the rows' mean; no model when that is above `limit`."""
+
+    name: ClassVar[str] = "mean"
+    limit: float = np.inf
+    metrics: ClassVar[tuple[str, ...]] = ()
+
+    def fit(self, data: Samples, ctx: Context, start: Params | None) -> Params:
+        mean = np.average(np.asarray(data.all()["x"]), weights=data.weights())
+        if mean > self.limit:
+            raise ChainEndedError("too_high")
+        return {"mean": np.asarray(mean)}
+
+    def sample(self, params: Params, n: int, sampler: Sampler, given: Columns, ctx: Context) -> Columns:
+        return {"x": params["mean"] + ctx.stream.generator().standard_normal(n)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Level(Metric):
+    """The model's mean and its newest row."""
+
+    name: ClassVar[str] = "level"
+
+    def measure(self, snap: Snapshot, ctx: Context) -> Mapping[str, float]:
+        return {"level": float(snap.params["mean"]), "last": float(np.asarray(snap.new["x"])[-1])}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Energy(Metric):
+    """The model's squared mean."""
+
+    name: ClassVar[str] = "energy"
+
+    def measure(self, snap: Snapshot, ctx: Context) -> Mapping[str, float]:
+        return {"energy": float(snap.params["mean"]) ** 2}
+
+
+def tiny_spec(**changes: Any) -> Spec:
+    """Three policies of the tiny components, two seeds, four generations."""
+    settings = {
+        "source": Ticks(), "family": Mean(), "metrics": (Level(),), "n": 20, "holdout": 5, "generations": 4, "seeds": 2,
+        "policies": ("replace", "accumulate", "accumulate_subsample"), "criteria": ("any_increase",),
+    }  # fmt: skip
+    return Spec(**{**settings, **changes})
+
+
+def files_of(store: Path) -> list[Path]:
+    """Every stored object and record."""
+    return sorted(path for part in ("objects", "records") for path in (store / part).rglob("*") if path.is_file())
+
+
+def objects_of(store: Path) -> dict[str, bytes]:
+    """Every object's name and bytes."""
+    return {path.name: path.read_bytes() for path in (store / "objects").rglob("*") if path.is_file()}
+
+
+def results_of(store: Path) -> dict[str, Any]:
+    """What every record says, by key, without its provenance."""
+    bodies = [json.loads(path.read_bytes())["body"] for path in (store / "records").rglob("*.json")]
+    return {body["key"]: body["result"] for body in bodies}
+
+
+class Outcome(NamedTuple):
+    """What a command printed and how it exited."""
+
+    code: int
+    out: str
+    err: str
+
+
+def selfloop(*arguments: str | Path) -> Outcome:
+    """The command line, in this process."""
+    from selfloop.cli import main
+
+    out, err, before = io.StringIO(), io.StringIO(), sys.argv
+    sys.argv = ["selfloop", *map(str, arguments)]
+    code = 0
+    try:
+        with redirect_stdout(out), redirect_stderr(err):
+            main()
+    except SystemExit as end:
+        code = end.code if isinstance(end.code, int) else 0 if end.code is None else 1
+    finally:
+        sys.argv = before
+    return Outcome(code, out.getvalue(), err.getvalue())
+
+
+def environment(**changes: str) -> dict[str, str]:
+    """For subprocesses: one thread each, no store of the user's."""
+    kept = {name: value for name, value in os.environ.items() if name != "SELFLOOP_STORE"}
+    return {**kept, "OMP_NUM_THREADS": "1", **changes}
+
+
+def main() -> None:
+    """Run the crash experiment."""
+    store, workers = sys.argv[1], int(sys.argv[2]) if len(sys.argv) > 2 else 1
+    spec = tiny_spec(generations=25, seeds=4)
+    sys.stdout.write("ready\n")
+    sys.stdout.flush()
+    rows = sorted(stream(spec, store, workers=workers, threads=1), key=lambda row: row[:4])
+    sys.stdout.write("".join(f"{json.dumps(row)}\n" for row in rows))
+
+
+if __name__ == "__main__":
+    main()
