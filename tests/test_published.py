@@ -127,7 +127,7 @@ def test_every_number_of_the_chosen_groups_gets_a_line():
     told = []
     lines = reproduce("kazdan2025", ["gaussian", "linear"], measure=published_means, progress=lambda *done: told.append(done))
     tables = [t for t in load("kazdan2025").tables if t.group in ("gaussian", "linear")]
-    assert len(lines) == sum(len(points) for t in tables for points in t.curves.values()) == 9 * 18 - 27 + 3 * 9
+    assert len(lines) == sum(len(points) for t in tables for points in t.curves.values()) == 3 * 18 + 6 * 21
     assert told[-1] == (sum(t.generations * len(t.curves) for t in tables),) * 2
     assert lines[0].setting == "gaussian, dim 100, ddof 0, n 10"
 

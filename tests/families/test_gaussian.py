@@ -91,7 +91,7 @@ def test_the_conservation_law_would_notice_a_wrong_divisor():
 
 @pytest.mark.parametrize("on_rows", [False, True])
 def test_weighted_fresh_rows_reach_the_pooled_stationary_error(on_rows):  # d-6, pooled maximum likelihood
-    w, m, generations = 0.8, 2 * N, 10
+    w, m, generations = 0.95, 2 * N, 10
     found = run(Fresh(ratio=2, real_mass=w), generations=generations, on_rows=on_rows)["mean_error"][:, -1:]
     law = (w**2 / N + (1 - w) ** 2 / m) / (1 - (1 - w) ** 2 * (1 - 1 / m))
     ignored = (1 / 9 / N + 4 / 9 / m) / (1 - 4 / 9 * (1 - 1 / m))

@@ -6,16 +6,14 @@ from scipy.special import gammaln
 from selfloop.component import Context, EnsemblePart
 from selfloop.errors import SpecError
 from selfloop.families.linear import Linear, LinearSampler
-from selfloop.loop import schedule
 from selfloop.metrics.moments import ExcessRisk
 from selfloop.policies.plans import Accumulate, AccumulateSubsample, Fresh, Mix, Replace, ReplaceMultiple
 from selfloop.rng import Stream
 from selfloop.sources import toy
-from selfloop.types import Samples, real, synthetic
+from selfloop.types import Samples
 
 D, N, T, SEEDS = 4, 24, 8, 2048
 BASE = D / (N - D - 1)  # sigma^2 d / (n - d - 1), sigma = 1
-KNOWN = LinearSampler(noise=1.0)
 METRICS = (ExcessRisk(),)
 t = np.arange(1, T + 1)
 FIXED = [(Replace(), t * 1.0), (Accumulate(), np.cumsum(1 / t**2)), (ReplaceMultiple(), np.cumsum(1 / t))]
@@ -27,7 +25,7 @@ FRESH = [
 CONTEXT = Context(Stream(("test",)))
 
 
-def run(policy, family=None, generations=T, seeds=SEEDS, n=N, on_rows=None, sampler=KNOWN, **source):
+def run(policy, family=None, generations=T, seeds=SEEDS, n=N, on_rows=None, sampler=None, **source):
     settings = {"n": n, "generations": generations, "seeds": seeds, "sampler": sampler, "on_rows": on_rows}
     return curves(toy.Linear(**{"dim": D, **source}), family or Linear(), policy, METRICS, **settings)["excess_risk"]
 
@@ -48,14 +46,16 @@ def test_fresh_designs_follow_their_laws(policy, law, on_rows):  # papers.md 2.4
 
 
 def test_the_oracle_tells_fresh_designs_from_a_fixed_one():
-    found = run(Accumulate(), design="fresh")
-    assert worst(found, BASE * np.cumsum(1 / t**2)) > 4
-    assert worst(run(Accumulate()), np.cumsum(D / (t * (t * N - D - 1)))) > 4
+    d, n = 8, 20
+    on_one, on_many = d / (n - d - 1) * np.cumsum(1 / t**2), np.cumsum(d / (t * (t * n - d - 1)))
+    for design, right, wrong in (("fixed", on_one, on_many), ("fresh", on_many, on_one)):
+        found = run(Accumulate(), design=design, dim=d, n=n, seeds=4096)
+        assert worst(found, right) < 4 < worst(found, wrong)
 
 
 def test_the_oracle_tells_policies_and_noise_apart():
     assert worst(run(Accumulate()), BASE * t) > 4
-    assert worst(run(Replace(), noise=2.0, sampler=None), BASE * t) > 4
+    assert worst(run(Replace(), noise=2.0), BASE * t) > 4
 
 
 @pytest.mark.parametrize("covariance", ["decay", 3.0, (0.1, 1.0, 2.0, 30.0)])
@@ -104,7 +104,8 @@ def test_statistics_cost_the_same_for_a_million_rows():
 @pytest.mark.parametrize("on_rows", [False, True])
 def test_noiseless_chains_with_too_few_rows_lose_the_signal(on_rows):  # systems.md d-12
     d, n = 12, 7
-    found = run(Replace(), dim=d, n=n, noise=0.0, design="fresh", sampler=LinearSampler(noise=0.0), on_rows=on_rows)
+    settings = {"noise": 0.0, "sampler": LinearSampler(noise=0.0), "on_rows": on_rows, "seeds": 512 if on_rows else SEEDS}
+    found = run(Replace(), dim=d, n=n, design="fresh", **settings)
     assert worst(found / d, 1 - (n / d) ** t) < 4  # E |w*|^2 = d
     assert worst(found / d, 1 - (n / d) ** (t + 1)) > 4
 
@@ -126,31 +127,14 @@ def test_ridge_shrinks_the_signal_as_predicted(on_rows):  # papers.md 2.4: exact
     assert not np.allclose(accumulated, (1 - rho**t) ** 2 * w**2)
 
 
-def risks_with(sampler, policy, seeds):
-    """Excess risks of a loop that asks the sampler for each generation's settings."""
-    family, source, rng = Linear(), toy.Linear(dim=D), np.random.default_rng(3)
-    truths = [source.truth(Context(Stream((seed,)))) for seed in range(seeds)]
-    law = {name: np.stack([truth[name] for truth in truths]) for name in truths[0]}
-    batches = {real(1): family.draw_statistics(law, N, LinearSampler(), law, None, rng)}
-    risks = []
-    for stage in schedule(policy, N, T):
-        merged = family.merge([(batches[take.batch], take.weight) for take in stage.plan.takes])
-        params = family.fit_statistics(merged).params
-        off = params["coefficients"] - law["coefficients"]
-        risks.append((off**2).sum(1))
-        now = sampler.at(stage.t, law)
-        batches[synthetic(stage.t)] = family.draw_statistics(params, N, now, law, batches[real(1)], rng)
-    return np.array(risks).T
-
-
-def test_noise_can_differ_between_generations():  # papers.md 2.4: sum of sigma_i^2, or of sigma_i^2 / i^2
-    sigma = np.array([1.0, 0.5, 2.0, *[1.5] * (T - 3)])
-    sampler = LinearSampler(noise=(0.5, 2.0, 1.5))
-    assert worst(risks_with(sampler, Replace(), SEEDS), BASE * np.cumsum(sigma**2)) < 4
-    assert worst(risks_with(sampler, Accumulate(), SEEDS), BASE * np.cumsum(sigma**2 / t**2)) < 4
-    assert worst(risks_with(sampler, Accumulate(), SEEDS), BASE * np.cumsum(1 / t**2)) > 4
-    late = BASE * np.cumsum(np.array([1.0, 1.0, 0.5, 2.0, *[1.5] * (T - 4)]) ** 2)
-    assert worst(risks_with(sampler, Replace(), SEEDS), late) > 4
+@pytest.mark.parametrize("on_rows", [False, True])
+def test_noise_can_differ_between_generations(on_rows):  # papers.md 2.4: sum of sigma_i^2, or of sigma_i^2 / i^2
+    sigma = np.array([1.0, 0.5, 2.0, *[1.5] * (T - 3)])  # of the labels that generation i is fitted on
+    settings = {"sampler": LinearSampler(noise=(0.5, 2.0, 1.5)), "on_rows": on_rows, "seeds": 512 if on_rows else SEEDS}
+    replaced, accumulated = run(Replace(), **settings), run(Accumulate(), **settings)
+    assert worst(replaced, BASE * np.cumsum(sigma**2)) < 4
+    assert worst(accumulated, BASE * np.cumsum(sigma**2 / t**2)) < 4
+    assert worst(replaced, BASE * np.cumsum(np.append(1.0, sigma[:-1]) ** 2)) > 4  # a generation late
 
 
 def test_noise_left_open_is_the_source_s_and_otherwise_the_fit_s():
@@ -213,8 +197,20 @@ def test_singular_inputs_give_the_solution_of_least_norm(n):
     x[:, 3] = x[:, 4] - x[:, 2]
     y = rng.standard_normal(n)
     fitted = Linear().fit(Samples((({"x": x, "y": y}, None, 1.0),)), CONTEXT, None)
-    best = x @ np.linalg.lstsq(x, y)[0]
-    np.testing.assert_allclose(x @ fitted["coefficients"], best, atol=1e-4)
+    scale = np.abs(x).max(0)
+    any_best = np.linalg.lstsq(x / scale, y)[0] / scale
+    np.testing.assert_allclose(x @ fitted["coefficients"], x @ any_best, atol=1e-6)
+    null = np.zeros(8)
+    null[[2, 3, 4]] = 1, 1, -1
+    assert abs(null @ fitted["coefficients"]) < 1e-6 * np.abs(fitted["coefficients"]).max()  # nothing along what X cannot see
+
+
+def test_with_fewer_rows_than_inputs_the_fit_is_the_pseudo_inverse():
+    rng = np.random.default_rng(7)
+    x, y = rng.standard_normal((6, 9)), rng.standard_normal(6)
+    fitted = Linear().fit(Samples((({"x": x, "y": y}, None, 1.0),)), CONTEXT, None)
+    np.testing.assert_allclose(fitted["coefficients"], np.linalg.pinv(x) @ y)
+    assert fitted["noise"] < 1e-6
 
 
 def test_densities_are_those_of_the_residuals():

@@ -40,6 +40,7 @@ def test_each_kind_of_rows_takes_its_own_form() -> None:
     assert not texts.header
     assert table.header[-1] == "target (mg/dl)"
     assert len(table.header) == 8
+    assert "3 columns before the last are left out" in table.caption
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ import pytest
 from made_reports import HOSTILE, WHEN, digits_report, ending_report, gallery_report, hostile_report, linear_report
 
 from selfloop.report import Panel, Report, curve_of
-from selfloop.report.page import render_page, write_figures, write_page
+from selfloop.report.page import _coded, render_page, write_figures, write_page
 from selfloop.report.tables import headlines
 from selfloop.report.theme import readable
 
@@ -130,7 +130,12 @@ def test_verdicts_show_the_numbers_they_rest_on(quickstart: str) -> None:
     assert "catastrophic_increase The population risk at the last generation is at least twice that of the first." in text
     assert "● yes negative_elbo 1.110 [1.080, 1.150] threshold 1" in text
     assert "◐ undecided negative_elbo 1.010 [0.990, 1.030] threshold 1 the interval contains the threshold" in text
-    assert "– not measured needs the metric variance_ratio" in text
+    assert "Not measured here: variance_collapse" in text
+    assert "needs the metric variance_ratio" in text
+
+
+def test_words_between_backticks_are_set_as_code_and_still_escaped() -> None:
+    assert _coded("more than `factor` <b>") == "more than <code>factor</code> &lt;b&gt;"
 
 
 def test_cost_spec_versions_and_training_data_are_in_the_page(quickstart: str) -> None:

@@ -145,8 +145,19 @@ def _solve_one(gram: Floats, moment: Floats) -> Floats:
 
     root, w, failed = dposv(gram.T, moment)  # in the memory order that needs no transposing
     if failed or np.any(root.diagonal() ** 2 < SINGULAR * gram.diagonal()):
-        return np.asarray(np.linalg.pinv(gram, rtol=SINGULAR, hermitian=True) @ moment, np.float64)
+        return _least_norm(gram, moment)
     return np.asarray(w, np.float64)
+
+
+def _least_norm(gram: Floats, moment: Floats) -> Floats:
+    """Of all solutions of gram w = moment the shortest; columns may have any units."""
+    scale = np.sqrt(gram.diagonal())
+    scale = np.where(scale > 0, scale, 1)
+    values, vectors = np.linalg.eigh(gram / scale / scale[:, None])  # rank is judged on columns of one length
+    seen = values > SINGULAR * values[-1]
+    w = vectors[:, seen] @ (vectors[:, seen].T @ (moment / scale) / values[seen]) / scale
+    unseen = np.linalg.qr(vectors[:, ~seen] / scale[:, None]).Q
+    return np.asarray(w - unseen @ (unseen.T @ w), np.float64)
 
 
 def _solve_triangular(root: Floats, response: Floats) -> Floats:

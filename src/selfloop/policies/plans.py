@@ -169,7 +169,8 @@ class AccumulateReal(Policy):
         return Emission(real=n if t == 1 else fresh, synthetic=n - fresh)
 
     def plan(self, t: int, n: int) -> Plan:
-        return _whole(*(real(b) for b in range(1, t + 1)), *_synthetic_so_far(t))
+        fresh = range(2, t + 1) if round(self.share * n) else ()
+        return _whole(real(1), *(real(b) for b in fresh), *_synthetic_so_far(t))
 
 
 @dataclass(frozen=True, kw_only=True)

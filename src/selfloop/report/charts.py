@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from textwrap import wrap
 from typing import Any
 
 import altair as alt
@@ -16,7 +17,6 @@ from selfloop.report.theme import FONT, GRID, INK, MUTED, PAPER, Style, readable
 WIDTH, HEIGHT = 400, 240
 DRAWN_CHAINS = 12  # above, the mean and its band stand for the chains
 LOG_FROM = 30.0  # largest over smallest value from which an axis is logarithmic
-_MARKED = 21  # markers on one curve at most
 _KINDS = {"exact": ("exact law", [6, 3]), "bound": ("bound", [2, 2]), "asymptotic": ("asymptotic law", [8, 3, 2, 3])}
 _FONTS = {"labelFont": FONT, "titleFont": FONT, "labelFontSize": 12, "titleFontSize": 12, "titleFontWeight": "normal"}
 _LINES = {"gridColor": GRID, "domainColor": MUTED, "tickColor": MUTED, "tickSize": 4}
@@ -27,7 +27,7 @@ _LOOKS = {
     "padding": 4,
     "view": {"stroke": None},
     "axis": {**_FONTS, **_LINES, "labelColor": MUTED, "titleColor": INK, "labelPadding": 4, "labelFlush": False},
-    "axisY": {"minExtent": 36, "titleLimit": HEIGHT + 30},  # figures side by side get the same width
+    "axisY": {"minExtent": 36},  # figures side by side get the same width
     "legend": {**_FONTS, "labelColor": INK, "labelLimit": WIDTH, "orient": "top", "offset": 8, "layout": {"top": _TOP}},
 }
 _TITLES = {"low": "95 % interval from", "high": "to", "real_mass": "real mass", "data_age": "mean data age"}
@@ -57,9 +57,11 @@ def panel_chart(panel: Panel, styles: Mapping[str, Style], scale: Scale, title: 
 def ledger_chart(ledgers: Sequence[Ledger], styles: Mapping[str, Style], title: str) -> dict[str, Any]:
     """Rows trained on, real mass and mean data age; later policies are thinner, so that none hides another."""
     rows: Records = [
-        {"policy": each.policy, "generation": t, "rows": n, "real_mass": mass, "data_age": age}
+        {"policy": each.policy, "generation": t, "rows": n, "real_mass": mass, "data_age": age, "marked": marked}
         for each in ledgers
-        for t, n, mass, age in zip(each.generations, each.rows, each.real_mass, each.data_age, strict=True)
+        for t, n, mass, age, marked in zip(
+            each.generations, each.rows, each.real_mass, each.data_age, _marked(len(each.generations), 9), strict=True
+        )
     ]
     counts = [n for each in ledgers for n in each.rows]
     log = min(counts) > 0 and max(counts) / min(counts) >= LOG_FROM
@@ -81,7 +83,11 @@ def ledger_chart(ledgers: Sequence[Ledger], styles: Mapping[str, Style], title: 
         )
         line = base.mark_line().encode(strokeWidth=alt.StrokeWidth("policy:N", scale=widths, legend=None))
         size = alt.Size("policy:N", scale=sizes, legend=None)
-        points = base.mark_point(filled=True, opacity=1).encode(shape=shape, size=size, tooltip=_tooltip(name))
+        points = (
+            base.transform_filter("datum.marked")
+            .mark_point(filled=True, opacity=1)
+            .encode(shape=shape, size=size, tooltip=_tooltip(name))
+        )
         charts.append(alt.layer(line, points).properties(width=216, height=160))
     chart = alt.hconcat(*charts, spacing=26).resolve_scale(color="shared", shape="shared", size="shared", strokeWidth="shared")
     return _finish(chart, title, {"ledger": rows})
@@ -120,7 +126,7 @@ def _curves(panel: Panel, styles: Mapping[str, Style], scale: Scale, sets: Mappi
     axis = alt.Axis(tickCount=6, values=_decades(scale), format="~g") if scale.log else alt.Axis(tickCount=6)
     stated = alt.Scale(domain=[scale.low, scale.high], type="log" if scale.log else "linear", nice=False, zero=False)
     title = f"{panel.title} ({panel.unit})" if panel.unit else panel.title
-    y = {"title": f"{title}, log scale" if scale.log else title, "scale": stated, "axis": axis, "stack": None}
+    y = {"title": wrap(f"{title}, log scale" if scale.log else title, 42), "scale": stated, "axis": axis, "stack": None}
     generations = [t for curve in panel.curves for t in curve.generations]
     x = _generation_axis(generations, title="" if sets["survivors"] else "generation t")
 
@@ -220,12 +226,18 @@ def _mean_records(curves: Sequence[CurveData]) -> Records:
     """One record per policy and generation with a mean."""
     records: Records = []
     for curve in curves:
-        marked = set(np.linspace(0, len(curve.generations) - 1, _MARKED).astype(int).tolist())
+        marked = _marked(len(curve.generations), 21)
         for i, point in enumerate(_points(curve.generations, curve.mean, policy=curve.policy)):  # means only stop at the end
             limits = {"low": _json_number(curve.low[i]), "high": _json_number(curve.high[i])}
             chains = f"{curve.survivors[i]} of {curve.seeds}"
-            records.append({**point, "mean": point.pop("value"), **limits, "chains": chains, "marked": i in marked})
+            records.append({**point, "mean": point.pop("value"), **limits, "chains": chains, "marked": marked[i]})
     return records
+
+
+def _marked(generations: int, most: int) -> list[bool]:
+    """Which generations of a curve carry a marker: evenly spread ones, the first and the last included."""
+    chosen = set(np.linspace(0, generations - 1, most).astype(int).tolist())
+    return [i in chosen for i in range(generations)]
 
 
 def _points(generations: Sequence[int], values: Iterable[float], **constant: object) -> Records:

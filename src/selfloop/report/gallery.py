@@ -56,8 +56,11 @@ def show_gallery(gallery: Gallery, styles: Mapping[str, Style]) -> Show:
     if kind == "texts":
         blocks = _blocks(gallery, lambda rows: [[_cut(text)] for text in _texts(rows[name])])
         return Show(alt=alt, caption=f"The first texts of each; long ones are cut after {_LETTERS} characters.", rows=blocks)
-    header = [label for label, _ in _flatten(gallery.real, gallery.schema)]
-    return Show(alt=alt, caption="The first rows of each.", header=header, rows=_blocks(gallery, _table))
+    flat = _flatten(gallery.real, gallery.schema)
+    header = [label for label, _ in _fitting(flat)]
+    hidden = len(flat) - len(header)
+    caption = f"The first rows of each{f'; {hidden} columns before the last are left out' if hidden else ''}."
+    return Show(alt=alt, caption=caption, header=header, rows=_blocks(gallery, _table))
 
 
 def shown_generations(generations: Iterable[int]) -> list[int]:
@@ -272,11 +275,16 @@ def _flatten(rows: Columns, schema: Mapping[str, Field]) -> list[tuple[str, Arra
         parts = column.reshape(len(column), -1)
         single = parts.shape[1] == 1
         flat += [(f"{name}{'' if single else f'[{i}]'}{unit}", parts[:, i]) for i in range(parts.shape[1])]
-    return flat[:_TABLE_COLUMNS] if len(flat) <= _TABLE_COLUMNS else [*flat[: _TABLE_COLUMNS - 1], flat[-1]]
+    return flat
+
+
+def _fitting(columns: list[tuple[str, Array]]) -> list[tuple[str, Array]]:
+    """As many columns as a table has room for; the last one, often the target, always."""
+    return columns if len(columns) <= _TABLE_COLUMNS else [*columns[: _TABLE_COLUMNS - 1], columns[-1]]
 
 
 def _table(rows: Columns) -> list[list[str]]:
-    columns = [values for _, values in _flatten(rows, {})]
+    columns = [values for _, values in _fitting(_flatten(rows, {}))]
     return [[_cell(values[i]) for values in columns] for i in range(min(_TABLE_ROWS, count_rows(rows)))]
 
 

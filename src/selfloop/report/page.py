@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import gzip
+import re
 from collections import Counter
 from collections.abc import Sequence
 from importlib import resources
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import vl_convert
 from jinja2 import Environment, StrictUndefined
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from selfloop.report import Report
 from selfloop.report.figures import Figure, describe_axes, report_figures, save_svg, slug
@@ -49,7 +50,7 @@ def render_page(reports: Sequence[Report], title: str = "") -> str:
     """The page as text. Everything that comes from specs, models or data is escaped by the template."""
     bundle = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;")  # Vega, Vega-Lite and Vega-Embed
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"show": show, "interval": show_interval, "where": describe_axes}
+    environment.filters |= {"show": show, "interval": show_interval, "where": describe_axes, "coded": _coded}
     newest = max(report.generated for report in reports)
     page = environment.from_string(_part("page.html")).render(
         title=title or " · ".join(report.title for report in reports),
@@ -87,6 +88,11 @@ def _experiment(report: Report, key: str) -> dict[str, object]:
 
 def _placed(figure: Figure, ids: str) -> dict[str, object]:
     return {"figure": figure, "id": ids, "svg": Markup(themed(figure.svg(), ids, figure.alt))}
+
+
+def _coded(text: str) -> Markup:
+    """The text, escaped, with what stands between backticks set as code."""
+    return Markup(re.sub("`([^`]+)`", r"<code>\1</code>", str(escape(text))))
 
 
 def _part(name: str) -> str:

@@ -24,11 +24,15 @@ class Headline:
 
 @dataclass(frozen=True, slots=True)
 class VerdictTable:
-    """Verdicts at one point of the sweep: a row per criterion, a cell per policy (None: not judged)."""
+    """Verdicts at one point of the sweep: a row per criterion, a cell per policy (None: not judged).
+
+    Criteria that nothing was measured for come apart, with their definition and what they need.
+    """
 
     axes: Axes
     policies: Sequence[str]
     rows: Sequence[tuple[str, str, Sequence[Verdict | None]]]  # criterion, its definition, verdicts
+    unmeasured: Sequence[tuple[str, str, str]]
 
 
 def headlines(report: Report) -> list[Headline]:
@@ -63,7 +67,10 @@ def verdict_tables(report: Report) -> list[VerdictTable]:
         rows = [
             (name, report.definitions.get(name, ""), [here.get((name, policy)) for policy in policies]) for name in criteria
         ]
-        tables.append(VerdictTable(axes, policies, rows))
+        blind = {name for name, _, verdicts in rows if all(v is None or v.answer == "not measured" for v in verdicts)}
+        reasons = {verdict.criterion: verdict.reason for verdict in here.values()}
+        unmeasured = [(name, definition, reasons[name]) for name, definition, _ in rows if name in blind]
+        tables.append(VerdictTable(axes, policies, [row for row in rows if row[0] not in blind], unmeasured))
     return tables
 
 

@@ -150,7 +150,7 @@ class CollapsingVariance(Criterion):
     """
 
     name: ClassVar[str] = "collapsing_variance"
-    needs: ClassVar[tuple[str, ...]] = ("variance_ratio", "pixel_spread", "heterozygosity", "spread")
+    needs: ClassVar[tuple[str, ...]] = ("variance_ratio", "pixel_spread", "heterozygosity")
     metric: str | None = None
     threshold: float = 0.5
     over_seeds: Literal["pathwise", "mean"] = "pathwise"

@@ -1,0 +1,241 @@
+"""Policies are arithmetic: every built-in one keeps to its definition for any n and any generation."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from selfloop.component import Policy
+from selfloop.errors import SpecError
+from selfloop.loop import Stage, schedule
+from selfloop.plugins import BUILT_IN
+from selfloop.policies.plans import (
+    Accumulate,
+    AccumulateReal,
+    AccumulateSubsample,
+    Augment,
+    Balanced,
+    Custom,
+    Expanding,
+    Fresh,
+    Growing,
+    Incremental,
+    Mix,
+    Replace,
+    ReplaceMultiple,
+    Window,
+)
+from selfloop.types import Batch, Emission, Plan, real, synthetic
+
+shares = st.floats(0.01, 1)
+ratios = st.floats(0.2, 3)
+masses = st.one_of(st.none(), st.just("golden"), st.floats(0.01, 0.99))
+custom = st.sampled_from(
+    [
+        Custom(takes=({"batch": "real(1)"}, {"batch": "synthetic(1..t-1)"})),
+        Custom(takes=({"batch": "real(1)", "rows": "n // t", "weight": 2}, {"batch": "synthetic(t-1)"}), budget="n"),
+        Custom(takes=({"batch": "real(2..t)"}, {"batch": "synthetic(max(1, t - 3)..t-1)"}), real="n", synthetic="2 * n"),
+        Custom(generations=(({"batch": "real(1)"},), ({"batch": "synthetic(2)", "rows": 1},)), synthetic="n if t > 1 else 1"),
+    ]
+)
+STRATEGIES: dict[str, st.SearchStrategy[Any]] = {
+    "replace": st.just(Replace()),
+    "accumulate": st.just(Accumulate()),
+    "accumulate_subsample": st.builds(AccumulateSubsample, budget=st.one_of(st.none(), st.integers(1, 60))),
+    "replace_multiple": st.just(ReplaceMultiple()),
+    "window": st.builds(Window, length=st.integers(1, 5)),
+    "augment": st.builds(Augment, ratio=ratios),
+    "mix": st.builds(Mix, real=st.floats(0, 1)),
+    "fresh": st.builds(Fresh, ratio=ratios, real_mass=masses),
+    "accumulate_real": st.builds(AccumulateReal, share=st.floats(0, 1)),
+    "balanced": st.just(Balanced()),
+    "incremental": st.builds(Incremental, share=st.floats(0, 1)),
+    "expanding": st.builds(Expanding, share=shares),
+    "growing": st.builds(Growing, exponent=st.floats(-1, 1)),
+    "custom": custom,
+}
+TRAINED: dict[str, Callable[[Any, int, int], int]] = {  # rows generation t >= 2 trains on, as the table of policies says
+    "replace": lambda p, t, n: n,
+    "accumulate": lambda p, t, n: t * n,
+    "accumulate_subsample": lambda p, t, n: min(p.budget or n, t * n),
+    "replace_multiple": lambda p, t, n: t * n,
+    "window": lambda p, t, n: min(p.length, t) * n,
+    "augment": lambda p, t, n: n + round(p.ratio * n),
+    "mix": lambda p, t, n: n,
+    "fresh": lambda p, t, n: n + round(p.ratio * n),
+    "accumulate_real": lambda p, t, n: t * n,
+    "balanced": lambda p, t, n: n,
+    "incremental": lambda p, t, n: n,
+    "expanding": lambda p, t, n: n + (t - 1) * round(p.share * n),
+    "growing": lambda p, t, n: round(n * t ** (1 + p.exponent)),
+}
+policies = st.one_of(*STRATEGIES.values())
+sizes = st.integers(5, 60)  # from 5 rows on no share or ratio drawn here rounds to a generation without rows
+
+
+def stages_of(policy: Policy, n: int, generations: int) -> list[Stage]:
+    return list(schedule(policy, n, generations))
+
+
+def test_every_built_in_policy_is_tested_here() -> None:
+    assert set(STRATEGIES) == set(BUILT_IN["policy"]) == {*TRAINED, "custom"}
+
+
+@given(policies, sizes, st.integers(1, 12))
+def test_a_policy_takes_only_what_exists(policy: Policy, n: int, t: int) -> None:
+    offered = {real(k): policy.emits(k, n).real for k in range(1, t + 1)} | {
+        synthetic(k): policy.emits(k, n).synthetic for k in range(1, t)
+    }
+    for take in policy.plan(t, n).takes if t > 1 else ():
+        assert take.batch in offered
+        assert take.rows is None or 0 <= take.rows <= offered[take.batch]
+        assert take.weight >= 0
+
+
+@given(policies, sizes)
+def test_generation_one_is_fitted_on_the_n_real_rows_alone(policy: Policy, n: int) -> None:
+    first = stages_of(policy, n, 1)[0]
+    assert first.emission.real == policy.emits(1, n).real == n
+    assert first.plan == Plan((first.plan.takes[0],))
+    assert (first.plan.takes[0].batch, first.plan.takes[0].rows) == (real(1), n)
+    assert (first.real_mass, first.data_age, first.trained_rows) == (1, 1, n)
+
+
+@given(policies, sizes, st.integers(2, 12))
+def test_masses_and_ages_are_what_the_takes_add_up_to(policy: Policy, n: int, generations: int) -> None:
+    for stage in stages_of(policy, n, generations):
+        masses = [(take.rows or 0) * take.weight for take in stage.plan.takes]
+        from_real = sum(mass for mass, take in zip(masses, stage.plan.takes, strict=True) if take.batch.kind == "real")
+        assert stage.real_mass == pytest.approx(from_real / sum(masses))
+        assert 0 <= stage.real_mass <= 1 + 1e-12
+        assert 1 - 1e-12 <= stage.data_age <= stage.t
+        assert all(take.rows for take in stage.plan.takes)
+
+
+@pytest.mark.parametrize("name", TRAINED)
+@given(data=st.data(), n=sizes, t=st.integers(2, 12))
+def test_a_policy_trains_on_as_many_rows_as_the_table_says(name: str, data: st.DataObject, n: int, t: int) -> None:
+    policy = data.draw(STRATEGIES[name])
+    assert stages_of(policy, n, t)[-1].trained_rows == TRAINED[name](policy, t, n)
+
+
+def test_the_batches_of_generation_three_are_those_of_the_table() -> None:
+    def batches(policy: Policy) -> dict[str, int]:
+        return {str(take.batch): take.rows or 0 for take in stages_of(policy, 60, 3)[-1].plan.takes}
+
+    assert batches(Replace()) == {"synthetic(2)": 60}
+    assert batches(Accumulate()) == {"real(1)": 60, "synthetic(1)": 60, "synthetic(2)": 60}
+    assert batches(AccumulateSubsample()) == batches(Accumulate())
+    assert batches(ReplaceMultiple()) == {"synthetic(2)": 180}
+    assert batches(Window(length=2)) == {"synthetic(1)": 60, "synthetic(2)": 60}
+    assert batches(Augment(ratio=2)) == {"real(1)": 60, "synthetic(2)": 120}
+    assert batches(Mix(real=0.25)) == {"real(1)": 15, "synthetic(2)": 45}
+    assert batches(Fresh(ratio=0.5)) == {"real(3)": 60, "synthetic(2)": 30}
+    assert batches(AccumulateReal(share=0.25)) == {
+        "real(1)": 60, "real(2)": 15, "real(3)": 15, "synthetic(1)": 45, "synthetic(2)": 45,
+    }  # fmt: skip
+    assert batches(Balanced()) == {"real(1)": 20, "synthetic(1)": 20, "synthetic(2)": 20}
+    assert batches(Incremental(share=0.5)) == {"real(1)": 15, "synthetic(1)": 15, "synthetic(2)": 30}
+    assert batches(Expanding(share=0.5)) == {"real(1)": 60, "synthetic(1)": 30, "synthetic(2)": 30}
+    assert batches(Growing(exponent=1)) == {"synthetic(2)": 540}
+
+
+def test_golden_mass_is_the_golden_ratio_at_ratio_one() -> None:
+    assert stages_of(Fresh(real_mass="golden"), 50, 2)[-1].real_mass == pytest.approx((math.sqrt(5) - 1) / 2)
+
+
+@given(sizes, ratios, st.floats(0.01, 0.99))
+def test_a_given_real_mass_is_the_mass_of_the_real_rows(n: int, ratio: float, mass: float) -> None:
+    stage = stages_of(Fresh(ratio=ratio, real_mass=mass), n, 2)[-1]
+    assert stage.real_mass == pytest.approx(mass)
+    mean_weight = sum((take.rows or 0) * take.weight for take in stage.plan.takes) / stage.trained_rows
+    assert mean_weight == pytest.approx(1)
+
+
+WRONG = {
+    "unknown name": {"takes": ({"batch": "real(1)", "rows": "rows"},)},
+    "no batch": {"takes": ({"rows": 3},)},
+    "unknown batch": {"takes": ({"batch": "made(1)"},)},
+    "no number": {"takes": ({"batch": "real(one)"},)},
+    "call of what is not offered": {"takes": ({"batch": "real(1)", "weight": "__import__('os')"},)},
+    "attribute": {"takes": ({"batch": "real(1)", "weight": "t.real"},)},
+    "division by zero": {"takes": ({"batch": "real(1)", "weight": "1 / (t - 2)"},)},
+    "not finite": {"takes": ({"batch": "real(1)", "weight": math.inf},)},
+    "not a number": {"takes": ({"batch": "real(1)", "rows": math.nan},)},
+    "huge power": {"takes": ({"batch": "real(1)"},), "synthetic": "9 ** 9 ** 9"},
+    "complex": {"takes": ({"batch": "real(1)"},), "synthetic": "(0 - 2) ** 0.5"},
+    "negative emission": {"takes": ({"batch": "real(1)"},), "real": "0 - n"},
+    "text": {"takes": ({"batch": "real(1)"},), "budget": "'all'"},
+    "extra key": {"takes": ({"batch": "real(1)", "row": 3},)},
+    "nothing": {},
+    "both tables": {"takes": ({"batch": "real(1)"},), "generations": (({"batch": "real(1)"},),)},
+}
+
+
+@pytest.mark.parametrize("wrong", WRONG.values(), ids=WRONG.keys())
+def test_a_wrong_custom_table_is_refused_when_it_is_read(wrong: dict[str, Any]) -> None:
+    with pytest.raises(SpecError, match=r"^policy\."):
+        Custom(**wrong)
+
+
+class Given(Policy):
+    """Emissions and plan as given: what a policy of a user's own may get wrong."""
+
+    name = "given"
+
+    def __init__(self, emission: Emission, plan: Plan) -> None:
+        self.emission, self.planned = emission, plan
+
+    def emits(self, t: int, n: int) -> Emission:
+        return self.emission
+
+    def plan(self, t: int, n: int) -> Plan:
+        return self.planned
+
+
+@pytest.mark.parametrize(
+    ("policy", "says"),
+    [
+        (Custom(takes=({"batch": "synthetic(t)"},)), "asks for synthetic(2), which does not exist"),
+        (Custom(takes=({"batch": "real(t)"},)), "asks for real(2), which does not exist"),
+        (Custom(takes=({"batch": "real(1..10**9)"},)), "asks for real(2), which does not exist"),
+        (Custom(takes=({"batch": "real(1)", "rows": "n + 1"},)), "takes 11 rows of real(1)"),
+        (Custom(takes=({"batch": "real(1)", "weight": "0 - 1"},)), "weight -1"),
+        (Custom(takes=({"batch": "real(1)", "rows": 0},)), "trains on no rows"),
+        (Custom(takes=({"batch": "real(1)"},), budget="0"), "budget 0"),
+        (Custom(takes=({"batch": "real(1)"},), synthetic="10 ** 16"), "emits 10 real and 1e+16 synthetic rows"),
+        (Given(Emission(9, 10), Replace().plan(2, 10)), "emits 9 real rows; expected n = 10"),
+        (Given(Emission(10, -1), Replace().plan(2, 10)), "emits 10 real and -1 synthetic rows"),
+        (Given(Emission(10, 2.5), Replace().plan(2, 10)), "emits 10 real and 2.5 synthetic rows"),  # type: ignore[arg-type]
+    ],
+)
+def test_a_schedule_refuses_what_cannot_be_taken_or_made(policy: Policy, says: str) -> None:
+    with pytest.raises(SpecError) as refused:
+        stages_of(policy, 10, 2)
+    assert says in str(refused.value)
+    assert "generation" in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: Window(length=0), lambda: Mix(real=1.5), lambda: Mix(real=math.nan), lambda: Fresh(ratio=0),
+        lambda: Fresh(ratio=math.inf), lambda: Fresh(real_mass="silver"), lambda: Fresh(real_mass=-0.1),
+        lambda: AccumulateSubsample(budget=0), lambda: Incremental(share=-0.1), lambda: Expanding(share=0),
+        lambda: Growing(exponent=-2), lambda: Growing(exponent=math.inf), lambda: Augment(ratio=-1),
+        lambda: AccumulateReal(share=2),
+    ],
+)  # fmt: skip
+def test_settings_that_cannot_be_are_refused(make: Callable[[], Policy]) -> None:
+    with pytest.raises(SpecError, match=r"^policy\.\w+: got .*; expected"):
+        make()
+
+
+def test_a_range_of_batches_that_ends_before_it_begins_is_empty() -> None:
+    policy = Custom(takes=({"batch": "real(1)"}, {"batch": "synthetic(2..t-1)"}))
+    assert [take.batch for take in policy.plan(2, 10).takes] == [Batch("real", 1)]

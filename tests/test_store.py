@@ -1,0 +1,450 @@
+"""The store gives back what was computed, never something else, whatever happens to its files."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import threading
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import pytest
+import tiny
+
+from selfloop.arrays import pack_arrays, read_arrays
+from selfloop.component import Component, Context
+from selfloop.errors import ChainEndedError, DataError, SelfloopError, StoreError
+from selfloop.identity import Ref, digest_of
+from selfloop.rng import Stream
+from selfloop.runtime import stream
+from selfloop.store import Store, stage
+from selfloop.types import Columns, Ragged, Row
+from selfloop.upkeep import collect_garbage, plan, verify
+
+CTX = Context(Stream(("test",)))
+
+
+@stage(version=1)
+def count_up(n: int, ctx: Context) -> Columns:
+    """The numbers below n."""
+    return {"x": np.arange(n), "words": Ragged(np.arange(n), np.array([0, n]))}
+
+
+@stage(version=1)
+def total(rows: Columns, ctx: Context) -> dict[str, int]:
+    """Their sum."""
+    return {"total": int(np.asarray(rows["x"]).sum())}
+
+
+@stage(version=1)
+def read_text(path: Path) -> str:
+    """A file's text."""
+    return path.read_text(encoding="utf-8")
+
+
+@stage(version=1)
+def give_up(ctx: Context) -> Columns:
+    """Nothing: the chain ends."""
+    raise ChainEndedError("given_up")
+
+
+@stage(version=1)
+def echo(*arguments: Any) -> int:
+    """The number of arguments."""
+    return len(arguments)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Knob(Component):
+    """A setting."""
+
+    name: ClassVar[str] = "knob"
+    turn: float | tuple[int, ...] = 1
+
+
+def rows_of(store: Path, **changes: Any) -> list[Row]:
+    return list(stream(tiny.tiny_spec(**changes), store))
+
+
+# keys
+
+
+def test_arguments_that_differ_have_keys_that_differ(tmp_path: Path) -> None:
+    arrays = [np.zeros(2), np.zeros(2, np.float32), np.zeros(2, np.int64), np.zeros((2, 1)), np.array(["0", "0"]), np.asarray(0.0)]
+    values: list[Any] = [
+        1, 1.0, True, "1", None, "None", 0.0, -0.0, 0, float("nan"), float("inf"), (), [], {}, "", (1,), [1], ((1,),), {"1": 1},
+        ("1",), (1, 1), Ref("1"), {"object": "1"}, ("object", "1"), Stream(("1",)), Stream((1,)), Knob(), Knob(turn=1.0),
+        Knob(turn=(1,)), *arrays,
+    ]  # fmt: skip
+    store = Store(tmp_path)
+    keys = [store.key(echo, value) for value in values]
+    assert len(set(keys)) == len(values)
+    assert keys == [Store(tmp_path).key(echo, value) for value in values]
+    assert store.key(echo, 1, 2) != store.key(echo, (1, 2)) != store.key(echo, 12)
+
+
+def test_a_key_changes_with_function_version_and_file_but_not_with_threads_or_scratch(tmp_path: Path) -> None:
+    store, file = Store(tmp_path / "store"), tmp_path / "a.txt"
+    assert store.key(count_up, 3, CTX) != store.key(total, 3, CTX)
+    assert store.key(count_up, 3, CTX) == store.key(count_up, 3, Context(CTX.stream, tmp_path, 7))
+    assert store.key(count_up, 3, CTX) != store.key(count_up, 3, CTX.child("again"))
+    before = store.key(echo, 1)
+    stage(version=2)(echo)
+    assert store.key(echo, 1) != before
+    stage(version=1)(echo)
+    file.write_text("one")
+    first = store.step(read_text, file)
+    copy = shutil.copy(file, tmp_path / "b.txt")
+    assert store.key(read_text, file) == store.key(read_text, Path(copy))
+    file.write_text("two")
+    assert (first, store.step(read_text, file)) == ("one", "two")
+
+
+def test_a_version_of_a_component_is_part_of_a_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = Store(tmp_path).key(echo, Knob())
+    monkeypatch.setattr(Knob, "version", 2)
+    assert Store(tmp_path).key(echo, Knob()) != before
+
+
+@pytest.mark.parametrize(
+    "value",
+    [object(), {1, 2}, b"bytes", 1j, np.array([None]), np.zeros(1, [("a", int)]), {1: 2}, np.int64(3), lambda: 1, Knob],
+    ids=lambda value: type(value).__name__,
+)
+def test_an_argument_without_a_stable_identity_is_refused(tmp_path: Path, value: Any) -> None:
+    with pytest.raises(SelfloopError, match="no stable identity"):
+        Store(tmp_path).step(echo, (value,))
+
+
+def test_a_function_that_is_not_a_module_s_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(SelfloopError, match="function of a module"):
+        Store(tmp_path).step(lambda: 1)
+
+
+def test_another_process_computes_the_same_keys(tmp_path: Path) -> None:
+    spec = tmp_path / "kde.toml"
+    spec.write_text(
+        'n = 10\ngenerations = 2\nseeds = 2\npolicies = ["mix", "fresh"]\nsource.name = "moons"\nfamily.name = "kde"\n'
+    )
+    results = []
+    for i, hash_seed in enumerate("12"):
+        command = [sys.executable, "-m", "selfloop.cli", "run", spec, "--store", tmp_path / str(i), "-q"]
+        code = "import sys; from selfloop.cli import main; sys.argv = ['selfloop', *sys.argv[1:]]; main()"
+        command[1:3] = ["-c", code]
+        subprocess.run(command, check=True, capture_output=True, env=tiny.environment(PYTHONHASHSEED=hash_seed))
+        results.append(tiny.results_of(tmp_path / str(i)))
+    assert results[0] == results[1] != {}
+
+
+# values and arrays
+
+
+def test_a_step_gives_the_same_when_it_is_replayed(tmp_path: Path) -> None:
+    first, second = Store(tmp_path), Store(tmp_path)
+    for store in (first, second):
+        ref = store.step(count_up, 5, CTX)
+        assert store.step(total, ref, CTX) == {"total": 10}
+        rows = store.open(ref)
+        assert np.asarray(rows["x"]).tolist() == [0, 1, 2, 3, 4]
+        assert isinstance(rows["words"], Ragged)
+        with pytest.raises(ChainEndedError, match="given_up"):
+            store.step(give_up, CTX)
+    assert (first.usage.computed, first.usage.reused) == (3, 0)
+    assert (second.usage.computed, second.usage.reused) == (0, 3)
+
+
+@pytest.mark.parametrize(
+    "array",
+    [
+        np.asarray(3.0), np.zeros((0, 3)), np.asfortranarray(np.arange(6.0).reshape(2, 3)), np.arange(7, dtype=np.int16)[::-2],
+        np.arange(3, dtype=">u4"), np.array([True, False]), np.array([np.nan, -0.0, np.inf], np.float16),
+    ],
+)  # fmt: skip
+def test_arrays_come_back_as_they_were_put_in(tmp_path: Path, array: Any) -> None:
+    path = tmp_path / "a.safetensors"
+    path.write_bytes(pack_arrays({"a": array, "b": np.arange(3.0)}))
+    back = read_arrays(path)["a"]
+    assert isinstance(back, np.ndarray)
+    assert (back.shape, back.dtype) == (array.shape, array.dtype.newbyteorder("="))
+    assert np.array_equal(back, array, equal_nan=array.dtype.kind == "f")
+    assert not back.flags.writeable
+
+
+@pytest.mark.parametrize("array", [np.array(["a"]), np.array([1j]), np.array([None]), np.zeros(2, [("a", int)])])
+def test_arrays_that_are_no_numbers_are_refused(array: Any) -> None:
+    with pytest.raises(DataError, match="only numbers and booleans"):
+        pack_arrays({"a": array})
+
+
+# damage
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Row]]:
+    """A finished store of the tiny experiment (one chain of which ends early), and its rows."""
+    path = tmp_path_factory.mktemp("finished") / "store"
+    return path, rows_of(path, family=tiny.Mean(limit=0.4))
+
+
+def flip(path: Path) -> None:
+    data, at = bytearray(path.read_bytes()), Stream(("flip", path.name)).integer()
+    data[at % len(data)] ^= 1 << at % 8
+    path.write_bytes(data)
+
+
+def empty(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+@pytest.mark.parametrize("damage", [flip, truncate, empty, Path.unlink], ids=lambda f: f.__name__)
+def test_damage_to_any_file_is_repaired_with_the_same_rows(finished: tuple[Path, list[Row]], tmp_path: Path, damage: Any) -> None:
+    original, rows = finished
+    assert any(row.status == "too_high" for row in rows)
+    assert any(row.value is not None for row in rows)
+    store = shutil.copytree(original, tmp_path / "store")
+    files, results = tiny.files_of(store), tiny.results_of(store)
+    assert len(files) > 40
+    for file in files:
+        before = file.read_bytes()
+        damage(file)
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            assert rows_of(store, family=tiny.Mean(limit=0.4)) == rows
+        named = [str(warning.message) for warning in said]
+        if damage is not Path.unlink or file.suffix == ".safetensors":
+            assert any(str(file) in sentence for sentence in named), file
+        assert file.suffix == ".json" or file.read_bytes() == before
+    assert tiny.results_of(store) == results
+    assert tiny.files_of(store) == files
+
+
+def test_a_byte_that_rots_without_a_trace_is_found_when_the_object_is_opened(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    ref = store.step(count_up, 5, CTX)
+    (file,) = (tmp_path / "objects").rglob("*.safetensors")
+    before, status = file.read_bytes(), file.stat()
+    flip(file)
+    os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns))
+    again = Store(tmp_path)
+    again.step(count_up, 5, CTX)
+    with pytest.warns(UserWarning, match=file.name):
+        assert np.asarray(again.open(ref)["x"]).tolist() == [0, 1, 2, 3, 4]
+    assert file.read_bytes() == before
+
+
+def test_an_object_that_goes_while_a_run_holds_it_is_made_again(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    ref = store.step(count_up, 5, CTX)
+    shutil.rmtree(tmp_path / "objects")
+    assert store.step(total, ref, CTX) == {"total": 10}
+
+
+def test_a_record_under_another_s_name_is_damage(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    store.step(echo, 1)
+    path = Path(store._record(store.key(echo, 1, 2)))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copy(store._record(store.key(echo, 1)), path)
+    with pytest.warns(UserWarning, match=path.name):
+        assert store.step(echo, 1, 2) == 2
+
+
+def test_a_stage_that_gives_other_bytes_each_time_is_kept_under_its_new_name(tmp_path: Path) -> None:
+    ref = Store(tmp_path).step(unsteady, CTX)
+    shutil.rmtree(tmp_path / "objects")
+    with pytest.warns(UserWarning, match="missing"):
+        again = Store(tmp_path).step(unsteady, CTX)
+    assert again != ref
+    assert Store(tmp_path).step(unsteady, CTX) == again
+
+
+@stage(version=1)
+def unsteady(ctx: Context) -> Columns:
+    """Another number every time: what a stage must not be."""
+    return {"x": np.frombuffer(os.urandom(8), np.int64)}
+
+
+# places that cannot be written
+
+
+@contextmanager
+def tiny_disk(folder: Path, size: int) -> Iterator[Path]:
+    """A file system of that many bytes; skips where none may be mounted."""
+    folder.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", folder], capture_output=True, check=False)
+    if mounted.returncode:
+        pytest.skip("a file system can be mounted by root alone")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", folder], check=True)
+
+
+def test_a_full_disk_is_one_sentence_and_the_next_run_continues(tmp_path: Path) -> None:
+    expected = rows_of(tmp_path / "elsewhere", generations=20)
+    with tiny_disk(tmp_path / "disk", 400 << 10) as disk:
+        ballast = disk / "ballast"
+        with ballast.open("wb") as file:
+            file.write(bytes(100 << 10))
+        with pytest.raises(StoreError, match="no space left on device.*Free some space"):
+            rows_of(disk / "store", generations=20)
+        assert not [path for path in disk.rglob("*.tmp")]
+        known = tiny.results_of(tmp_path / "elsewhere")
+        for key, result in tiny.results_of(disk / "store").items():
+            assert known[key] == result
+        subprocess.run(["mount", "-o", "remount,size=20m", disk], check=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            assert rows_of(disk / "store", generations=20) == expected
+        assert tiny.objects_of(disk / "store") == tiny.objects_of(tmp_path / "elsewhere")
+
+
+SPEC = 'n = 10\ngenerations = 2\nseeds = 2\nsource.name = "gaussian"\nfamily.name = "gaussian"\n'
+
+
+def test_a_file_size_limit_is_one_sentence_with_exit_code_2(tmp_path: Path) -> None:
+    spec = tmp_path / "spec.toml"
+    spec.write_text(SPEC)
+    code = (
+        "import resource, sys; from selfloop.cli import main; import selfloop.runtime\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (900, 900)); sys.argv = ['selfloop', *sys.argv[1:]]; main()"
+    )
+    command = [sys.executable, "-c", code, "run", str(spec), "--store", str(tmp_path / "store"), "-q"]
+    done = subprocess.run(command, capture_output=True, text=True, env=tiny.environment(), check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "file too large" in done.stderr
+    assert len(done.stderr) < 700
+    assert not [path for path in (tmp_path / "store").rglob("*") if path.is_file() and path.name != ".selfloop"]
+    assert tiny.selfloop("run", spec, "--store", tmp_path / "store", "-q").code == 0
+
+
+@pytest.mark.parametrize("command", ["run", "plan"])
+def test_a_store_that_is_a_file_is_one_sentence(tmp_path: Path, command: str) -> None:
+    (tmp_path / "spec.toml").write_text(SPEC)
+    (tmp_path / "file").write_text("mine")
+    for place in (tmp_path / "file", tmp_path / "file" / "below"):
+        done = tiny.selfloop(command, tmp_path / "spec.toml", "--store", place)
+        assert done.code == 2
+        assert done.err.startswith(f"selfloop: store {place}: cannot ")
+        assert done.err.count("\n") == 1
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs a folder that not even root can write to")
+def test_an_unwritable_store_is_one_sentence_before_any_work(tmp_path: Path) -> None:
+    (tmp_path / "spec.toml").write_text(SPEC)
+    done = tiny.selfloop("run", tmp_path / "spec.toml", "--store", "/proc/self/store")
+    assert done.code == 2
+    assert done.err.startswith("selfloop: store /proc/self/store: cannot write (")
+    assert done.err.count("\n") == 1
+
+
+def test_a_user_s_file_that_cannot_be_read_is_not_blamed_on_the_store(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "a").write_text("a")
+    with pytest.raises(DataError, match=r"read_text: .*folder: is a directory"):
+        Store(tmp_path / "store").step(read_text, tmp_path / "folder")
+    with pytest.raises(DataError, match="cannot be read"):
+        Store(tmp_path / "store").step(read_text, tmp_path / "none")
+
+
+# many at once
+
+
+def test_two_processes_on_one_store_give_the_same_and_leave_nothing_behind(tmp_path: Path) -> None:
+    command = [sys.executable, tiny.__file__, str(tmp_path / "both")]
+    pair = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=tiny.environment()) for _ in "ab"]
+    said = [process.communicate(timeout=60) for process in pair]
+    alone = subprocess.run([*command[:2], str(tmp_path / "alone")], capture_output=True, check=True, env=tiny.environment())
+    assert said == [(alone.stdout, b"")] * 2
+    assert tiny.objects_of(tmp_path / "both") == tiny.objects_of(tmp_path / "alone")
+    assert tiny.results_of(tmp_path / "both") == tiny.results_of(tmp_path / "alone")
+    assert not list((tmp_path / "both" / "scratch").iterdir())
+
+
+def test_many_threads_that_write_the_same_file_leave_one(tmp_path: Path) -> None:
+    refs: list[Any] = []
+    threads = [threading.Thread(target=lambda: refs.append(Store(tmp_path).step(count_up, 1000, CTX))) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(refs) == 8
+    assert len(set(refs)) == 1
+    assert len(tiny.files_of(tmp_path)) == 2
+
+
+# upkeep
+
+
+def test_gc_deletes_exactly_what_no_record_speaks_of(tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    rows_of(store)
+    files = tiny.files_of(store)
+    for orphan in ("objects/00/left.safetensors", "objects/00/.1-2.tmp", "records/zz/.3-4.tmp", "scratch/key/fit.safetensors"):
+        (store / orphan).parent.mkdir(exist_ok=True)
+        (store / orphan).write_bytes(b"12345")
+    assert collect_garbage(store, ()) == (4, 20)
+    assert tiny.files_of(store) == files
+    assert collect_garbage(store, ()) == (0, 0)
+
+
+def test_gc_keeps_what_the_given_specs_use_and_deletes_the_rest(tmp_path: Path) -> None:
+    rows_of(tmp_path / "short", generations=3)
+    rows_of(tmp_path / "both", generations=3)
+    rows_of(tmp_path / "both", generations=5, n=30)
+    collect_garbage(tmp_path / "both", [tiny.tiny_spec(generations=3)])
+    assert tiny.results_of(tmp_path / "both") == tiny.results_of(tmp_path / "short")
+    assert tiny.objects_of(tmp_path / "both") == tiny.objects_of(tmp_path / "short")
+
+
+@pytest.mark.parametrize("kind", ["value", "object", "ended"])
+def test_verify_finds_a_planted_wrong_record(tmp_path: Path, kind: str) -> None:
+    spec = tiny.tiny_spec(family=tiny.Mean(limit=0.4))
+    list(stream(spec, tmp_path))
+    assert verify(spec, tmp_path, 1000).wrong == ()
+    planted = None
+    for path in sorted((tmp_path / "records").rglob("*.json")):
+        body = json.loads(path.read_bytes())["body"]
+        if kind not in body["result"]:
+            continue
+        if kind == "value":
+            body["result"]["value"] = {name: value + 1e-9 for name, value in body["result"]["value"].items()}
+        elif kind == "ended":
+            body["result"]["ended"] = "diverged"
+        else:
+            others = [o.stem for o in sorted((tmp_path / "objects").rglob("*.safetensors")) if o.stem != body["result"]["object"]]
+            body["result"]["object"], body["stamp"] = others[0], None
+        text = json.dumps(body).encode()
+        path.write_bytes(b'{"body": %b, "check": "%b"}' % (text, digest_of(text).encode()))
+        planted = path.stem
+        break
+    assert planted
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = verify(spec, tmp_path, 1000)
+    assert len(found.wrong) == 1
+    assert planted in found.wrong[0]
+
+
+def test_plan_counts_what_is_stored_and_writes_nothing(tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    assert [p.stored for p in plan(tiny.tiny_spec(generations=5), store)] == [0, 0, 0]
+    assert not store.exists()
+    rows_of(store, generations=3)
+    files = {path: path.stat().st_mtime_ns for path in store.rglob("*")}
+    planned = plan(tiny.tiny_spec(generations=5, policies=("replace", "mix")), store)
+    assert [(p.policy, p.chains, p.generations, p.stored) for p in planned] == [("replace", 2, 10, 6), ("mix", 2, 10, 2)]
+    assert {path: path.stat().st_mtime_ns for path in store.rglob("*")} == files
