@@ -50,4 +50,3 @@ def test_siblings_are_uncorrelated() -> None:
     assert np.abs(z).max() < 4.5  # the largest of 435
     same = np.array([Stream(("seed", 0)).generator().standard_normal(1000) for _ in range(2)])
     assert abs(same[0] @ same[1] / np.sqrt(1000)) > 4.5  # the test would notice equal streams
-

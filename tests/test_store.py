@@ -78,7 +78,14 @@ def rows_of(store: Path, **changes: Any) -> list[Row]:
 
 
 def test_arguments_that_differ_have_keys_that_differ(tmp_path: Path) -> None:
-    arrays = [np.zeros(2), np.zeros(2, np.float32), np.zeros(2, np.int64), np.zeros((2, 1)), np.array(["0", "0"]), np.asarray(0.0)]
+    arrays = [
+        np.zeros(2),
+        np.zeros(2, np.float32),
+        np.zeros(2, np.int64),
+        np.zeros((2, 1)),
+        np.array(["0", "0"]),
+        np.asarray(0.0),
+    ]
     values: list[Any] = [
         1, 1.0, True, "1", None, "None", 0.0, -0.0, 0, float("nan"), float("inf"), (), [], {}, "", (1,), [1], ((1,),), {"1": 1},
         ("1",), (1, 1), Ref("1"), {"object": "1"}, ("object", "1"), Stream(("1",)), Stream((1,)), Knob(), Knob(turn=1.0),
@@ -209,7 +216,9 @@ def truncate(path: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", [flip, truncate, empty, Path.unlink], ids=lambda f: f.__name__)
-def test_damage_to_any_file_is_repaired_with_the_same_rows(finished: tuple[Path, list[Row]], tmp_path: Path, damage: Any) -> None:
+def test_damage_to_any_file_is_repaired_with_the_same_rows(
+    finished: tuple[Path, list[Row]], tmp_path: Path, damage: Any
+) -> None:
     original, rows = finished
     assert any(row.status == "too_high" for row in rows)
     assert any(row.value is not None for row in rows)
@@ -425,7 +434,9 @@ def test_verify_finds_a_planted_wrong_record(tmp_path: Path, kind: str) -> None:
         elif kind == "ended":
             body["result"]["ended"] = "diverged"
         else:
-            others = [o.stem for o in sorted((tmp_path / "objects").rglob("*.safetensors")) if o.stem != body["result"]["object"]]
+            others = [
+                o.stem for o in sorted((tmp_path / "objects").rglob("*.safetensors")) if o.stem != body["result"]["object"]
+            ]
             body["result"]["object"], body["stamp"] = others[0], None
         text = json.dumps(body).encode()
         path.write_bytes(b'{"body": %b, "check": "%b"}' % (text, digest_of(text).encode()))
@@ -445,6 +456,7 @@ def test_plan_counts_what_is_stored_and_writes_nothing(tmp_path: Path) -> None:
     assert not store.exists()
     rows_of(store, generations=3)
     files = {path: path.stat().st_mtime_ns for path in store.rglob("*")}
-    planned = plan(tiny.tiny_spec(generations=5, policies=("replace", "mix")), store)
-    assert [(p.policy, p.chains, p.generations, p.stored) for p in planned] == [("replace", 2, 10, 6), ("mix", 2, 10, 2)]
+    planned = plan(tiny.tiny_spec(generations=5, policies=("replace", "augment")), store)
+    assert [(p.policy, p.chains, p.generations) for p in planned] == [("replace", 2, 10), ("augment", 2, 10)]
+    assert [p.stored for p in planned] == [6, 4]  # two generations of augment are those of accumulate
     assert {path: path.stat().st_mtime_ns for path in store.rglob("*")} == files

@@ -37,7 +37,9 @@ def test_selected_rows_are_the_rows_at_the_indices(sizes: list[int], data: st.Da
 
 
 @given(st.lists(st.tuples(lengths, st.booleans(), st.sampled_from([0.5, 1.0, 3.0])), min_size=1, max_size=4), st.data())
-def test_gathered_rows_are_what_a_loop_over_parts_picks(parts: list[tuple[list[int], bool, float]], data: st.DataObject) -> None:
+def test_gathered_rows_are_what_a_loop_over_parts_picks(
+    parts: list[tuple[list[int], bool, float]], data: st.DataObject
+) -> None:
     held, expected, weights = [], [], []
     for p, (sizes, partial, weight) in enumerate(parts):
         rows = make_rows(sizes, 100 * p)

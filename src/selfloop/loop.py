@@ -114,7 +114,13 @@ class World(Protocol[B, M]):
 
 
 def loop(world: World[B, M], policy: Policy, n: int, generations: int) -> Iterator[Row]:
-    """Run a policy in a world; yields the rows of every generation as they are measured. The only loop."""
+    """Run a policy in a world; yields the rows of every generation as they are measured."""
+    for rows in by_generation(world, policy, n, generations):
+        yield from rows
+
+
+def by_generation(world: World[B, M], policy: Policy, n: int, generations: int) -> Iterator[list[Row]]:
+    """The same, all rows of a generation together and before the next one begins. The only loop."""
     stages = list(schedule(policy, n, generations))
     last_use = {take.batch: stage.t for stage in stages for take in stage.plan.takes}
     batches: dict[Batch, B] = {}
@@ -131,8 +137,8 @@ def loop(world: World[B, M], policy: Policy, n: int, generations: int) -> Iterat
             model = world.fit(t, parts, stage.plan.budget, model)
             new = batches[synthetic(t)] = world.sample(t, model, stage.emission.synthetic)
         except ChainEndedError as end:
-            yield from world.ended(t, end.status)
+            yield list(world.ended(t, end.status))
             return
-        yield from world.measure(t, model, new)
+        yield list(world.measure(t, model, new))
         for batch in [b for b in batches if last_use.get(b, 0) <= t]:
             del batches[batch]  # never trained on again: thousands of chains of `replace` need two batches, not all

@@ -15,7 +15,7 @@ import numpy as np
 from selfloop import sweep
 from selfloop.component import Ensemble, MeasuresEnsemble, Policy, Sufficient
 from selfloop.errors import SpecError
-from selfloop.loop import loop, schedule
+from selfloop.loop import by_generation, loop, schedule
 from selfloop.spec import Axes, Spec
 from selfloop.store import Store, Usage, stage
 from selfloop.table import Curves
@@ -167,9 +167,8 @@ def _run_chain(task: Task, store: Store) -> Iterator[tuple[int, tuple[Row, ...],
         start=spec.start, seed=seed, holdout=cast(int, spec.holdout), threads=task.threads,
     )  # fmt: skip
     world = StoredWorld(spec.labels()[position], chain, store)
-    rows = loop(world, spec.policies[position], cast(int, spec.n), task.generations)
-    for _, generation in groupby(rows, key=lambda row: row.generation):
-        yield position, tuple(row._replace(axes=task.axes) for row in generation), None
+    for rows in by_generation(world, spec.policies[position], cast(int, spec.n), task.generations):
+        yield position, tuple(row._replace(axes=task.axes) for row in rows), None
 
 
 def _run_block(task: Task, store: Store) -> Iterator[tuple[int, tuple[()], Curves]]:
@@ -240,4 +239,4 @@ def parts(
             finished += done.generations
             if progress:
                 progress(finished, total)
-            yield done
+            yield done if phase is phases[-1] else replace(done, rows=())  # the chains replay what they share

@@ -29,8 +29,8 @@ def plan(spec: Spec, path: Path) -> list[Planned]:
     """What would run, and what of it is stored already. Nothing is computed or written."""
     found: dict[tuple[Axes, str], list[tuple[int, int, float]]] = {}
     for task in tasks_of(spec, path)[-1]:
-        store = Store(path, looking=True)
         for position in task.policies:
+            store = Store(path, looking=True)
             one = Task(task.axes, task.spec, (position,), task.seeds, task.generations, path, task.threads)
             count = len(task.seeds) if is_ensemble(task.spec) else 1
             complete, _ = _look(one, store)
@@ -71,6 +71,8 @@ class Audit:
 def verify(spec: Spec, path: Path, sample: int) -> Audit:
     """Recompute a random sample of a spec's records and compare."""
     calls = stored_calls([spec], path)
+    if not calls:  # nor is a store made where there is none
+        return Audit(0, 0, ())
     rng = Stream(("verify", len(calls))).generator()
     keys = sorted(calls)
     picks = [keys[i] for i in sorted(rng.choice(len(keys), min(sample, len(keys)), replace=False))]

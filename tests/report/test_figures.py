@@ -95,6 +95,14 @@ def test_everything_but_wide_intervals_fits_the_axis() -> None:
     assert "cut at the edge" in panel_figure(panel_of(few), policy_styles(["replace"])).caption
 
 
+def test_an_interval_that_reaches_zero_runs_off_a_logarithmic_axis_instead_of_vanishing() -> None:
+    values = np.array([[1.0, 0.5, 90.0], [1.1, 9.0, 110.0]])  # the second interval reaches below 0
+    figure = panel_figure(panel_of(values), policy_styles(["replace"]))
+    second = figure.spec["datasets"]["means"][1]
+    assert second["low"] < 0 < second["bottom"]
+    assert "NaN" not in figure.svg()
+
+
 def test_every_axis_has_a_name_and_the_unit() -> None:
     svg = panel_figure(panel_of(spread([1.0, 2.0])), policy_styles(["replace"])).svg()
     assert ">error (nats)<" in svg

@@ -76,10 +76,13 @@ class Gaussian(EnsembleFamily):
 
     def fit_statistics(self, statistics: Statistics) -> Outcome:
         count, scatter = cast(Floats, statistics["count"]), cast(Floats, statistics["scatter"])
-        enough = (count > self.ddof) & np.isfinite(scatter[:, 0, 0])  # a variance over n - 1 needs two rows
-        covariance = np.where(enough[:, None, None], scatter, 0) / np.maximum(count - self.ddof, 1)[:, None, None]
-        status = None if enough.all() else [None if fine else "too_few_rows" for fine in enough]
-        return Outcome({"mean": statistics["mean"], "covariance": covariance}, status)
+        covariance = scatter / np.maximum(count - self.ddof, 1)[:, None, None]
+        params = {"mean": statistics["mean"], "covariance": covariance}
+        enough = (count > self.ddof) & np.isfinite(covariance[:, 0, 0])  # a variance over n - 1 needs two rows
+        if enough.all():
+            return Outcome(params)
+        covariance[~enough] = 0
+        return Outcome(params, [None if fine else "too_few_rows" for fine in enough])
 
     def draw_statistics(
         self, params: Params, n: int, sampler: Sampler, law: Params, initial: Statistics | None, rng: np.random.Generator

@@ -29,7 +29,7 @@ from selfloop.worlds import Block, EnsembleWorld, Held
 if TYPE_CHECKING:
     from selfloop.result import Result
 
-SHOWN = 64  # rows of each batch in the gallery
+SHOWN = 300  # rows of each batch in the gallery, at most: scatter panels want many, image grids take the first few
 Samples = dict[str, dict[int, Columns]]  # policy -> generation -> rows
 
 
@@ -48,19 +48,23 @@ def build_report(result: Result) -> Report:
     chains = f"{len(spec.seeds)} seed{'s' if len(spec.seeds) > 1 else ''}"
     return Report(
         title=f"{spec.family.name} on {spec.source.name}",
-        summary=f"{spec.family.name} on {spec.source.name}: {point.n:,} real rows, {point.generations} generations, {chains}.",
+        summary=f"{spec.family.name} on {spec.source.name}: {_sizes(result)} real rows, {point.generations} generations, {chains}.",
         spec_text=spec_text(spec),
         versions=_versions(),
         generated=datetime.now(UTC),
         panels=list(_panels(result)),
         verdicts=result.verdicts(),
         definitions={c.name: (type(c).__doc__ or "").split("\n")[0] for c in spec.criteria},
-        findings=list(_findings(result)),
+        findings=list(dict.fromkeys(_findings(result))),
         ledgers=list(_ledgers(result)),
         galleries=list(_galleries(result)),
         costs=[_cost(result, label, used) for label, used in result.usage.items()],
-        notes=list(_notes(result)),
+        notes=list(dict.fromkeys(_notes(result))),
     )
+
+
+def _sizes(result: Result) -> str:
+    return ", ".join(f"{n:,}" for n in dict.fromkeys(point.n or 0 for point in result.points.values()))
 
 
 def _versions() -> dict[str, str]:
@@ -147,10 +151,11 @@ def _findings(result: Result) -> Iterator[str]:
 
 
 def _ledgers(result: Result) -> Iterator[Ledger]:
-    for axes, point in list(result.points.items())[:1]:
-        del axes
+    many = len({point.n for point in result.points.values()}) > 1
+    shown: dict[int, Spec] = {point.n or 0: point for point in result.points.values()}
+    for n, point in shown.items():
         for label, policy in zip(point.labels(), point.policies, strict=True):
-            yield ledger_of(label, policy, cast(int, point.n), point.generations)
+            yield ledger_of(f"{label}, n = {n:,}" if many else label, policy, n, point.generations)
 
 
 def _cost(result: Result, label: str, used: Usage) -> Cost:
@@ -177,13 +182,13 @@ def _notes(result: Result) -> Iterator[str]:
             rows, sums = [name for name, on in modes.items() if on], [name for name, on in modes.items() if not on]
             if rows and sums:
                 yield (
-                    f"Drawn row by row: {', '.join(rows)}; from sufficient statistics: {', '.join(sums)}{where}. Only policies "
+                    f"Drawn row by row: {', '.join(rows)}; from sufficient statistics: {', '.join(sums)}. Only policies "
                     "of the same kind share random numbers and are compared paired by seed."
                 )
             else:
-                yield f"All policies share random numbers{where}: comparisons between them are paired by seed."
+                yield f"All policies share random numbers: comparisons between them are paired by seed."
         else:
-            yield f"All policies of a seed share generation 1 and random numbers{where}: comparisons are paired by seed."
+            yield f"All policies of a seed share generation 1 and random numbers: comparisons are paired by seed."
         for label, measured in result.curves(axes).items():
             main = measured.get(point.metrics[0].name)
             left = 0 if main is None else int((~np.isnan(main[:, -1])).sum())

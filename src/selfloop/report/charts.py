@@ -47,7 +47,7 @@ class Scale:
 
 def panel_chart(panel: Panel, styles: Mapping[str, Style], scale: Scale, title: str) -> dict[str, Any]:
     """The curves of one metric, with laws and published values, and below them the chains left where chains end."""
-    sets = _panel_sets(panel)
+    sets = _panel_sets(panel, scale.low)
     chart = _curves(panel, styles, scale, sets)
     if sets["survivors"]:
         chart = alt.vconcat(chart, _survivors(panel, styles), spacing=12).resolve_scale(color="shared", shape="shared")
@@ -136,7 +136,7 @@ def _curves(panel: Panel, styles: Mapping[str, Style], scale: Scale, sets: Mappi
     color = _policy_color(policies, styles)
     points = drawn("means", "mean").transform_filter("datum.marked").mark_point(filled=True, size=42)
     shape, tooltip = _policy_shape(policies, styles), [*_tooltip("mean", "low", "high"), alt.Tooltip("chains:N")]
-    band = drawn("means", "low")
+    band = drawn("means", "bottom")
     layers = [
         (band.mark_area if len(set(generations)) > 1 else band.mark_rule)(clip=True).encode(
             y2="high:Q", color=color, opacity=_fade(picked, 0.17)
@@ -207,13 +207,13 @@ def _survivors(panel: Panel, styles: Mapping[str, Style]) -> Any:
     )
 
 
-def _panel_sets(panel: Panel) -> dict[str, Records]:
+def _panel_sets(panel: Panel, floor: float) -> dict[str, Records]:
     curves = panel.curves
     end = any(n < curve.seeds for curve in curves for n in curve.survivors)
     chains = [(c, s, row) for c in curves if draws_chains(c) for s, row in enumerate(np.asarray(c.individual))]
     laws, papers = zip(_law_labels(panel), panel.laws, strict=True), zip(_paper_labels(panel), panel.published, strict=True)
     return {
-        "means": _mean_records(curves),
+        "means": _mean_records(curves, floor),
         "chains": _join(_points(c.generations, row, policy=c.policy, seed=s) for c, s, row in chains),
         "medians": _join(_points(c.generations, c.median, policy=c.policy) for c in curves),
         "survivors": _join(_points(c.generations, c.survivors, policy=c.policy) for c in curves) if end else [],
@@ -222,13 +222,14 @@ def _panel_sets(panel: Panel) -> dict[str, Records]:
     }
 
 
-def _mean_records(curves: Sequence[CurveData]) -> Records:
-    """One record per policy and generation with a mean."""
+def _mean_records(curves: Sequence[CurveData], floor: float) -> Records:
+    """One record per policy and generation with a mean; its band begins at `floor` at the lowest, as logarithms need."""
     records: Records = []
     for curve in curves:
         marked = _marked(len(curve.generations), 21)
         for i, point in enumerate(_points(curve.generations, curve.mean, policy=curve.policy)):  # means only stop at the end
             limits = {"low": _json_number(curve.low[i]), "high": _json_number(curve.high[i])}
+            limits["bottom"] = _json_number(max(curve.low[i], floor))
             chains = f"{curve.survivors[i]} of {curve.seeds}"
             records.append({**point, "mean": point.pop("value"), **limits, "chains": chains, "marked": marked[i]})
     return records
