@@ -151,11 +151,9 @@ def _findings(result: Result) -> Iterator[str]:
 
 
 def _ledgers(result: Result) -> Iterator[Ledger]:
-    many = len({point.n for point in result.points.values()}) > 1
-    shown: dict[int, Spec] = {point.n or 0: point for point in result.points.values()}
-    for n, point in shown.items():
-        for label, policy in zip(point.labels(), point.policies, strict=True):
-            yield ledger_of(f"{label}, n = {n:,}" if many else label, policy, n, point.generations)
+    point = next(iter(result.points.values()))
+    for label, policy in zip(point.labels(), point.policies, strict=True):
+        yield ledger_of(label, policy, cast(int, point.n), point.generations)
 
 
 def _cost(result: Result, label: str, used: Usage) -> Cost:
@@ -175,6 +173,9 @@ def _cost(result: Result, label: str, used: Usage) -> Cost:
 
 
 def _notes(result: Result) -> Iterator[str]:
+    sizes = [point.n for point in result.points.values()]
+    if len(set(sizes)) > 1:
+        yield f"The training data are shown for n = {sizes[0]:,}; rows grow with n, real mass and data age do not."
     for axes, point in result.points.items():
         where = "".join(f" at {key} = {value}" for key, value in axes)
         if is_ensemble(point):
