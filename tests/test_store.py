@@ -17,8 +17,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 import pytest
-import tiny
 
+import tiny
 from selfloop.arrays import pack_arrays, read_arrays
 from selfloop.component import Component, Context
 from selfloop.errors import ChainEndedError, DataError, SelfloopError, StoreError
@@ -307,9 +307,9 @@ def test_a_full_disk_is_one_sentence_and_the_next_run_continues(tmp_path: Path) 
         ballast = disk / "ballast"
         with ballast.open("wb") as file:
             file.write(bytes(100 << 10))
-        with pytest.raises(StoreError, match="no space left on device.*Free some space"):
+        with pytest.raises(StoreError, match=r"no space left on device.*Free some space"):
             rows_of(disk / "store", generations=20)
-        assert not [path for path in disk.rglob("*.tmp")]
+        assert not list(disk.rglob("*.tmp"))
         known = tiny.results_of(tmp_path / "elsewhere")
         for key, result in tiny.results_of(disk / "store").items():
             assert known[key] == result
