@@ -53,7 +53,7 @@ def ours(seeds: int, generations: int) -> dict[str, np.ndarray]:
     curves = {}
     for policy in POLICIES:
         rows = list(loop(EnsembleWorld(policy.name, block), policy, N, generations))
-        curves[policy.name] = np.array([row.value for row in rows]).reshape(generations, seeds).T
+        curves[policy.name] = np.stack([measured.values for measured in rows], axis=1)
     return curves
 
 

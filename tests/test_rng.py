@@ -41,7 +41,7 @@ def test_a_child_is_the_longer_path_and_leaves_its_parent_alone(path: tuple[str 
 def test_a_stream_gives_the_same_numbers_for_ever() -> None:  # golden: another digest means other numbers in every store
     stream = Stream(("seed", 0)).child("fit", 2)
     assert stream.integer() == 4252083898747390268
-    assert stream.generator().integers(2**32) == 1411966587
+    assert stream.generator().integers(2**32) == 1283107555
 
 
 def test_siblings_are_uncorrelated() -> None:

@@ -34,7 +34,7 @@ class Ticks(Source):
     def schema(self) -> Mapping[str, Field]:
         return {"x": Field("float64")}
 
-    def size(self) -> int | None:
+    def capacity(self) -> int | None:
         return self.rows
 
     def draw(self, first: int, n: int, ctx: Context) -> Columns:

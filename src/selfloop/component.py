@@ -51,7 +51,7 @@ class Source(Component):
         """Type of each column."""
         raise NotImplementedError
 
-    def size(self) -> int | None:
+    def capacity(self) -> int | None:
         """Rows it can ever give; None = unlimited."""
         return None
 
@@ -168,7 +168,8 @@ class EnsemblePart:
 class Sufficient(Protocol):
     """A family whose fit needs only additive statistics of rows, which can be drawn without drawing the rows.
 
-    `initial` are the statistics of real(1), None where inputs are drawn afresh; `law` is the source's truth.
+    `initial` are the statistics of real(1), None where inputs are drawn afresh; `law` is the source's truth. All seeds
+    of a block draw from one generator, seed after seed: more seeds behind them do not change what the first ones get.
     """
 
     def merge(self, parts: Sequence[tuple[Statistics, float]]) -> Statistics: ...

@@ -9,11 +9,13 @@ from typing import Protocol, TypeVar
 
 from selfloop.component import Policy
 from selfloop.errors import ChainEndedError, SpecError
-from selfloop.types import Batch, Emission, Part, Plan, Row, Take, real, synthetic
+from selfloop.types import Batch, Emission, Part, Plan, Take, real, synthetic
 
 MOST_ROWS = 10**15  # of one batch; more is a slip of the pen, and overflows what counts in 64 bits
 B = TypeVar("B")
 M = TypeVar("M")
+R = TypeVar("R")
+R_co = TypeVar("R_co", covariant=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +102,7 @@ def _resolve(name: str, t: int, plan: Plan, rows: Mapping[Batch, int]) -> Plan:
     return Plan(tuple(takes), budget)
 
 
-class World(Protocol[B, M]):
+class World(Protocol[B, M, R_co]):
     """What a batch and a model are, for one policy and one seed or many."""
 
     @property
@@ -109,18 +111,18 @@ class World(Protocol[B, M]):
     def real(self, t: int, n: int) -> B: ...
     def fit(self, t: int, parts: Sequence[Part[B]], budget: int | None, previous: M | None) -> M: ...
     def sample(self, t: int, model: M, n: int) -> B: ...
-    def measure(self, t: int, model: M, new: B) -> Iterable[Row]: ...
-    def ended(self, t: int, status: str) -> Iterable[Row]: ...
+    def measure(self, t: int, model: M, new: B) -> Iterable[R_co]: ...
+    def ended(self, t: int, status: str) -> Iterable[R_co]: ...
 
 
-def loop(world: World[B, M], policy: Policy, n: int, generations: int) -> Iterator[Row]:
-    """Run a policy in a world; yields the rows of every generation as they are measured."""
+def loop(world: World[B, M, R], policy: Policy, n: int, generations: int) -> Iterator[R]:
+    """Run a policy in a world; yields what it measures, rows or columns of them, generation by generation."""
     for rows in by_generation(world, policy, n, generations):
         yield from rows
 
 
-def by_generation(world: World[B, M], policy: Policy, n: int, generations: int) -> Iterator[list[Row]]:
-    """The same, all rows of a generation together and before the next one begins. The only loop."""
+def by_generation(world: World[B, M, R], policy: Policy, n: int, generations: int) -> Iterator[list[R]]:
+    """The same, everything of a generation together and before the next one begins. The only loop."""
     stages = list(schedule(policy, n, generations))
     last_use = {take.batch: stage.t for stage in stages for take in stage.plan.takes}
     batches: dict[Batch, B] = {}

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from hashlib import blake2b
+from typing import cast
 
 import numpy as np
+import numpy.typing as npt
+from numpy.random.bit_generator import ISeedSequence
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,13 +22,23 @@ class Stream:
         return Stream(self.path + names)
 
     def generator(self) -> np.random.Generator:
-        """A fresh numpy generator at the start of this stream (SFC64, keyed by 128 bits of the path's digest)."""
-        return np.random.Generator(np.random.SFC64(np.random.SeedSequence(self._digest(16))))
+        """A fresh numpy generator at the start of this stream (SFC64, its 192-bit key a digest of the path)."""
+        return np.random.Generator(np.random.SFC64(_Key(self._bytes(24))))  # type: ignore[arg-type]  # numpy's stubs forget its own interface
 
     def integer(self) -> int:
         """A number in [0, 2^63) for libraries that want a seed (torch generators, scikit-learn)."""
-        return self._digest(8) >> 1
+        return int.from_bytes(self._bytes(8), "little") >> 1
 
-    def _digest(self, size: int) -> int:
+    def _bytes(self, size: int) -> bytes:
         text = "/".join(f"str:{part.replace('/', '//')}" if isinstance(part, str) else f"int:{int(part)}" for part in self.path)
-        return int.from_bytes(blake2b(text.encode(), digest_size=size).digest(), "little")
+        return blake2b(text.encode(), digest_size=size).digest()
+
+
+class _Key(ISeedSequence):
+    """A digest as numpy takes a seed: it is well mixed already, and numpy's own mixing costs more than the digest."""
+
+    def __init__(self, digest: bytes) -> None:
+        self.digest = digest
+
+    def generate_state(self, n_words: int, dtype: npt.DTypeLike = np.uint32) -> npt.NDArray[np.uint32 | np.uint64]:
+        return cast(npt.NDArray[np.uint32 | np.uint64], np.frombuffer(self.digest, dtype)[:n_words])

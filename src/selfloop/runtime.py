@@ -63,7 +63,7 @@ def resolved_points(spec: Spec) -> list[tuple[Axes, Spec]]:
 
 
 def _sized(spec: Spec) -> Spec:
-    size, own = spec.source.size(), spec.source.holdout()
+    size, own = spec.source.capacity(), spec.source.holdout()
     if own is not None and spec.holdout not in (None, own):
         raise SpecError(f"holdout: got {spec.holdout}; source {spec.source.name} sets aside {own} rows itself. Omit the key.")
     holdout = own if own is not None else spec.holdout
@@ -177,7 +177,7 @@ def _run_block(task: Task, store: Store) -> Iterator[tuple[int, tuple[()], Curve
         on_rows = runs_on_rows(spec, spec.policies[position])
         if on_rows not in blocks:
             first = task.seeds[0] // BLOCK * BLOCK
-            seeds = task.seeds if on_rows else tuple(range(first, first + BLOCK))
+            seeds = task.seeds if on_rows else tuple(range(first, task.seeds[-1] + 1))
             blocks[on_rows] = block_of(spec, seeds, on_rows=on_rows)
         block = blocks[on_rows]
         stored = store.open(store.step(ensemble_curves, block, spec.policies[position], spec.generations))
@@ -198,9 +198,8 @@ def block_of(spec: Spec, seeds: Sequence[int], *, on_rows: bool) -> Block:
 def ensemble_curves(block: Block, policy: Policy, generations: int) -> dict[str, Array]:
     """Every metric of all seeds of a block under one policy."""
     curves = Curves(block.seeds, generations)
-    where = {seed: s for s, seed in enumerate(block.seeds)}
-    for row in loop(EnsembleWorld(policy.name, block), policy, block.n, generations):
-        curves.put(row, where[row.seed])
+    for measured in loop(EnsembleWorld(policy.name, block), policy, block.n, generations):
+        curves.enter(measured)
     return curves.pack()
 
 

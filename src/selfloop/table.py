@@ -2,17 +2,40 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, cast
 
 import numpy as np
+import numpy.typing as npt
 
 from selfloop.types import Array, Floats, Params, Row
 
 Axes = tuple[tuple[str, object], ...]
 VALUE, ABSENT = 0, 1  # codes: there is a value; there is no row (the chain had ended). Others are places in `statuses`
 STATUSES = ("", "no row")
+NOT_FINITE = "not_finite"
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """One metric of many chains at one generation; as an iterable, its rows."""
+
+    policy: str
+    seeds: Sequence[int]
+    generation: int
+    metric: str
+    values: Floats  # one per seed
+    ended: Mapping[int, str | None]  # chains without a value, by position: why they end here, None if they had before
+
+    def __iter__(self) -> Iterator[Row]:
+        for s, (seed, value) in enumerate(zip(self.seeds, self.values.tolist(), strict=True)):
+            if s not in self.ended:
+                finite = math.isfinite(value)
+                status = None if finite else NOT_FINITE
+                yield Row(self.policy, seed, self.generation, self.metric, value if finite else None, status)
+            elif self.ended[s] is not None:
+                yield Row(self.policy, seed, self.generation, self.metric, None, self.ended[s])
 
 
 @dataclass(slots=True)
@@ -22,10 +45,10 @@ class Curves:
     seeds: Sequence[int]
     generations: int
     values: dict[str, Floats] = field(default_factory=dict)  # NaN where there is no value
-    codes: dict[str, Array] = field(default_factory=dict)
+    codes: dict[str, npt.NDArray[np.uint8]] = field(default_factory=dict)
     statuses: list[str] = field(default_factory=lambda: list(STATUSES))
 
-    def of(self, metric: str) -> tuple[Floats, Array]:
+    def of(self, metric: str) -> tuple[Floats, npt.NDArray[np.uint8]]:
         """Values and codes of a metric, made on first sight."""
         if metric not in self.values:
             shape = len(self.seeds), self.generations
@@ -45,7 +68,20 @@ class Curves:
         """Enter one row; `place` is its seed's position."""
         values, codes = self.of(row.metric)
         values[place, row.generation - 1] = np.nan if row.value is None else row.value
-        cast(Any, codes)[place, row.generation - 1] = self.code(row.status)
+        codes[place, row.generation - 1] = self.code(row.status)
+
+    def enter(self, measured: Measured) -> None:
+        """Enter one generation of one metric of all chains."""
+        values, codes = self.of(measured.metric)
+        finite = np.isfinite(measured.values)
+        values[:, measured.generation - 1] = np.where(finite, measured.values, np.nan)
+        column = codes[:, measured.generation - 1]
+        column[:] = VALUE
+        if not finite.all():
+            column[~finite] = self.code(NOT_FINITE)
+        for s, status in measured.ended.items():
+            values[s, measured.generation - 1] = np.nan
+            column[s] = ABSENT if status is None else self.code(status)
 
     def merge(self, other: Curves) -> None:
         """Enter the chains of another block that are among these seeds."""
@@ -58,10 +94,6 @@ class Curves:
             values[ours] = other.values[metric][rows]
             codes[ours] = recode[other.codes[metric][rows]]
 
-    def reached(self) -> Array:
-        """Where there is a row of any metric: (seeds, generations)."""
-        return cast(Array, np.any([codes != ABSENT for codes in self.codes.values()], axis=0))
-
     def pack(self) -> dict[str, Array]:
         """As plain arrays, for the store."""
         words = {"metrics": _as_bytes(self.values), "statuses": _as_bytes(self.statuses)}
@@ -73,12 +105,12 @@ class Curves:
         metrics = _as_words(arrays["metrics"])
         values = {name: np.asarray(arrays[name], np.float64) for name in metrics}
         generations = next(iter(values.values())).shape[1]
-        codes = {name: arrays[f"status/{name}"] for name in metrics}
+        codes = {name: np.asarray(arrays[f"status/{name}"], np.uint8) for name in metrics}
         return Curves(seeds, generations, values, codes, _as_words(arrays["statuses"]))
 
     def rows(self, label: str, axes: Axes, derived: Mapping[str, Sequence[float]]) -> Iterator[Row]:
         """Every row, seed by seed and generation by generation; `derived` metrics have one value per generation."""
-        columns = [(name, self.values[name].tolist(), cast(Any, self.codes[name]).tolist()) for name in self.values]
+        columns = [(name, self.values[name].tolist(), self.codes[name].tolist()) for name in self.values]
         for s, seed in enumerate(self.seeds):
             for t in range(self.generations):
                 any_row = False

@@ -37,7 +37,7 @@ def template(family: str, source: str) -> str:
     source_class = component_class("source", source, "source")
     assert issubclass(family_class, Family)
     assert issubclass(source_class, Source)
-    if source_class.size is Source.size:  # it never runs out, so there is no "all rows left"
+    if source_class.capacity is Source.capacity:  # it never runs out, so there is no "all rows left"
         n = f"n = 1000{'':22}# rows of real(1)\n"
     else:
         n = f"# n = 1000{'':20}# rows of real(1); default: all rows left after the holdout\n"

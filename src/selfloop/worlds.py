@@ -5,8 +5,7 @@ The exact world of expectations, `Moments`, is in `theory/moments.py`.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -37,6 +36,7 @@ from selfloop.identity import Ref
 from selfloop.loop import schedule
 from selfloop.rng import Stream
 from selfloop.store import Store
+from selfloop.table import NOT_FINITE, Measured
 from selfloop.types import Array, Columns, Params, Part, Row
 
 BLOCK = 256  # seeds that share one stream when statistics are drawn instead of rows
@@ -70,10 +70,16 @@ class Block:
         """The block's own stream, for statistics."""
         return Stream(("block", self.seeds[0] // BLOCK)).child(*names).generator()
 
-    def stack(self, draw: Any) -> Columns:
+    def stack(self, draw: Callable[[Context, int], Columns]) -> Columns:
         """Columns of `draw(context of the seed's source, position)` for every seed, stacked along a leading axis."""
-        drawn = [draw(Context(stream), s) for s, stream in enumerate(self.streams("source"))]
-        return {name: np.stack([np.asarray(columns[name]) for columns in drawn]) for name in drawn[0]}
+        stacked: dict[str, Array] = {}
+        for s, stream in enumerate(self.streams("source")):
+            for name, column in draw(Context(stream), s).items():
+                values = np.asarray(column)
+                if s == 0:
+                    stacked[name] = np.empty((len(self.seeds), *values.shape), values.dtype)
+                stacked[name][s] = values
+        return stacked
 
     def draw(self, first: int, n: int, ctx: Context) -> Columns:
         """Real rows of one seed, checked."""
@@ -243,21 +249,21 @@ class EnsembleWorld:
         family_rows = cast(Ensemble, block.family)
         return Held(rows=family_rows.sample_rows(model.params, n, sampler, given, block.streams("sample", t)))
 
-    def measure(self, t: int, model: Chains, new: Held) -> Iterator[Row]:
-        snap = EnsembleSnapshot(
-            t, self.block.family, model.params, new.rows, self.block.held_out(), self.block.truth(), self.parts
-        )
-        running = [s for s in range(len(self.seeds)) if s not in model.ended]
-        for metric in self.block.metrics:
-            values: Mapping[str, Array] = cast(MeasuresEnsemble, metric).measure_ensemble(snap) if running else {}
-            for name, array in values.items():
-                for s in running:
-                    yield measured(self.label, self.seeds[s], t, name, float(array[s]))
-            for s, (when, status) in model.ended.items():
-                if when == t:
-                    yield Row(self.label, self.seeds[s], t, metric.name, None, status)
+    def measure(self, t: int, model: Chains, new: Held) -> Iterator[Measured]:
+        block = self.block
+        snap = EnsembleSnapshot(t, block.family, model.params, new.rows, block.held_out(), block.truth(), self.parts)
+        gone = {s: status if when == t else None for s, (when, status) in model.ended.items()}
+        if len(gone) < len(self.seeds):
+            before = dict.fromkeys(gone)
+            for metric in block.metrics:
+                for name, values in cast(MeasuresEnsemble, metric).measure_ensemble(snap).items():
+                    ended = gone if name == metric.name else before  # an end is told once, under the metric's own name
+                    yield Measured(self.label, self.seeds, t, name, values, ended)
+        else:
+            for metric in block.metrics:
+                yield Measured(self.label, self.seeds, t, metric.name, np.full(len(self.seeds), np.nan), gone)
 
-    def ended(self, t: int, status: str) -> Iterable[Row]:
+    def ended(self, t: int, status: str) -> Iterable[Measured]:
         return ()  # every chain has had its last row
 
 
@@ -351,7 +357,7 @@ class StoredWorld:
             ctx = chain.context("measure", metric.name)  # the same draws every generation, so curves are comparable
             values = self.store.step(stages.measure, metric, fitted, t, rows, known, ctx)
             for name, value in values.items():
-                yield measured(self.label, chain.seed, t, name, math.nan if value is None else value)
+                yield Row(self.label, chain.seed, t, name, value, NOT_FINITE if value is None else None)
 
     def _prepared(self, metric: Metric) -> Ref:
         if metric not in self.refs:
@@ -367,9 +373,3 @@ class StoredWorld:
 
     def ended(self, t: int, status: str) -> Iterable[Row]:
         return [Row(self.label, self.chain.seed, t, metric.name, None, status) for metric in self.chain.metrics]
-
-
-def measured(label: str, seed: int, t: int, name: str, value: float) -> Row:
-    """A row with that value, or without one when it is not finite."""
-    finite = np.isfinite(value)
-    return Row(label, seed, t, name, value if finite else None, None if finite else "not_finite")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import chain
 
 import numpy as np
 
@@ -35,7 +36,7 @@ def curves(
             source=source, family=family, sampler=sampler or family.sampler(), metrics=tuple(metrics), n=n, holdout=0,
             seeds=tuple(seed for seed in chosen if seed // BLOCK == number), on_rows=on_rows,
         )  # fmt: skip
-        for row in loop(EnsembleWorld(policy.name, block), policy, n, generations):
+        for row in chain.from_iterable(loop(EnsembleWorld(policy.name, block), policy, n, generations)):
             found[row.metric][places[row.seed], row.generation - 1] = np.nan if row.value is None else row.value
     return found
 

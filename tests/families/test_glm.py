@@ -38,7 +38,7 @@ def chains(source: Source, policy: Policy, n: int, generations: int, seeds: tupl
     block = Block(
         source=source, family=Glm(link=link), sampler=SAMPLER, metrics=metrics, seeds=seeds, n=n, holdout=holdout, on_rows=True
     )
-    return list(loop(EnsembleWorld(policy.name, block), policy, n, generations))
+    return [row for part in loop(EnsembleWorld(policy.name, block), policy, n, generations) for row in part]
 
 
 def errors(source: Source, policy: Policy, generations: int, seeds: int, n: int = 2000) -> Floats:
@@ -228,7 +228,7 @@ def test_metrics_of_one_chain_are_those_of_the_ensemble() -> None:
 
 def ends(table: str, policy: Policy, generations: int, seeds: int) -> tuple[Counter[int], list[Row]]:
     source = Table(table=table, split_seed=123456)
-    n = (source.size() or 0) - (source.holdout() or 0)
+    n = (source.capacity() or 0) - (source.holdout() or 0)
     rows = chains(source, policy, n, generations, tuple(range(seeds)), LogLoss())
     assert {row.status for row in rows} <= {None, "separated"}
     assert all((row.value is None) == (row.status is not None) for row in rows)

@@ -53,7 +53,7 @@ def curves(policy: Policy, n: int, generations: int, seeds: int | tuple[int, ...
         holdout=holdout,
         on_rows=True,
     )
-    rows = list(loop(EnsembleWorld(policy.name, block), policy, n, generations))
+    rows = [row for part in loop(EnsembleWorld(policy.name, block), policy, n, generations) for row in part]
     return np.array([row.value for row in rows], np.float64).reshape(generations, len(many)).T
 
 

@@ -49,20 +49,20 @@ def sources(tmp_path, images):
 
 def test_every_source_gives_the_rows_its_schema_promises_and_each_once(tmp_path, images):
     for source in sources(tmp_path, images):
-        rows = source.draw(0, source.size(), CTX)["image"]
+        rows = source.draw(0, source.capacity(), CTX)["image"]
         field = source.schema()["image"]
-        assert (str(rows.dtype), rows.shape[1:], len(rows)) == (field.dtype, field.shape, source.size())
+        assert (str(rows.dtype), rows.shape[1:], len(rows)) == (field.dtype, field.shape, source.capacity())
         parts = [source.draw(first, n, CTX)["image"] for first, n in ((0, 10), (10, 15))]
         assert np.array_equal(np.concatenate(parts), rows[:25])
-        other = source.draw(0, source.size(), Context(Stream(("seed", 1))))["image"]
+        other = source.draw(0, source.capacity(), Context(Stream(("seed", 1))))["image"]
         assert not np.array_equal(other, rows)
         assert np.array_equal(np.sort(other.reshape(len(rows), -1), 0), np.sort(rows.reshape(len(rows), -1), 0))
 
 
 def test_more_rows_than_there_are_is_an_error(tmp_path, images):
     for source in sources(tmp_path, images):
-        with pytest.raises(DataError, match=f"there are {source.size()}"):
-            source.draw(source.size() - 1, 2, CTX)
+        with pytest.raises(DataError, match=f"there are {source.capacity()}"):
+            source.draw(source.capacity() - 1, 2, CTX)
 
 
 def test_digits_use_the_whole_grey_scale_and_keep_their_17_levels():
@@ -81,8 +81,8 @@ def test_idx_files_gzipped_or_not_with_labels(tmp_path, images, ending):
 
 def test_a_changed_idx_file_is_read_again(tmp_path, images):
     path = tmp_path / "i.idx"
-    assert Idx(images=write_idx(path, images)).size() == 30
-    assert Idx(images=write_idx(path, images[:11])).size() == 11
+    assert Idx(images=write_idx(path, images)).capacity() == 30
+    assert Idx(images=write_idx(path, images[:11])).capacity() == 11
 
 
 def broken_idx_files(folder, images):
@@ -102,14 +102,14 @@ def broken_idx_files(folder, images):
 def test_broken_idx_files_are_named_in_one_sentence(tmp_path, images):
     for path, sentence in broken_idx_files(tmp_path, images):
         with pytest.raises(DataError, match=sentence) as caught:
-            Idx(images=path).size()
+            Idx(images=path).capacity()
         assert str(caught.value).startswith(str(path))
 
 
 def test_labels_of_other_images_are_refused(tmp_path, images):
     labels = write_idx(tmp_path / "l", np.zeros(29, np.uint8))
     with pytest.raises(DataError, match=r"holds \[29\] labels for 30 images"):
-        Idx(images=write_idx(tmp_path / "i", images), labels=labels).size()
+        Idx(images=write_idx(tmp_path / "i", images), labels=labels).capacity()
 
 
 def test_a_folder_is_read_recursively_in_order_of_names(folder, images):
@@ -121,25 +121,25 @@ def test_a_folder_is_read_recursively_in_order_of_names(folder, images):
 
 def test_pictures_are_cropped_resized_and_converted(folder):
     write_picture(folder / "z.png", np.full((40, 20, 3), 200, np.uint8))
-    assert Images(path=folder, side=4, colour="grey").draw(0, 13, CTX)["image"].shape == (13, 4, 4)
-    rgb = Images(path=folder, side=4, colour="rgb").draw(0, 13, CTX)["image"]
+    assert Images(path=folder, size=4, colour="grey").draw(0, 13, CTX)["image"].shape == (13, 4, 4)
+    rgb = Images(path=folder, size=4, colour="rgb").draw(0, 13, CTX)["image"]
     assert rgb.shape == (13, 4, 4, 3)
     assert (rgb == 200).all(axis=(1, 2, 3)).sum() == 1
-    assert Images(path=folder, side=4, colour="rgb").schema()["image"].shape == (4, 4, 3)
+    assert Images(path=folder, size=4, colour="rgb").schema()["image"].shape == (4, 4, 3)
 
 
 def test_the_crop_is_the_central_square(tmp_path):
     wide = np.zeros((4, 12), np.uint8)
     wide[:, 4:8] = 255
     write_picture(tmp_path / "w.png", wide)
-    assert (Images(path=tmp_path, side=4).draw(0, 1, CTX)["image"] == 255).all()
+    assert (Images(path=tmp_path, size=4).draw(0, 1, CTX)["image"] == 255).all()
 
 
 @pytest.mark.parametrize(
     ("picture", "sentence"),
     [
-        (np.zeros((6, 7), np.uint8), "is 7 x 6 grey; 01.png is 7 x 5 grey. Set source.side"),
-        (np.zeros((5, 7, 3), np.uint8), "is 7 x 5 RGB; 01.png is 7 x 5 grey. Set source.side"),
+        (np.zeros((6, 7), np.uint8), "is 7 x 6 grey; 01.png is 7 x 5 grey. Set source.size"),
+        (np.zeros((5, 7, 3), np.uint8), "is 7 x 5 RGB; 01.png is 7 x 5 grey. Set source.size"),
         (np.zeros((5, 7), np.uint16), "has pixel mode I;16; expected an 8-bit"),
     ],
 )
@@ -168,14 +168,14 @@ def test_a_picture_that_unpacks_to_too_many_pixels_is_refused(folder, monkeypatc
 def test_folders_without_pictures_are_refused(tmp_path):
     (tmp_path / "note.txt").write_text("no picture")
     with pytest.raises(DataError, match="holds no pictures"):
-        Images(path=tmp_path).size()
+        Images(path=tmp_path).capacity()
     with pytest.raises(DataError, match="is no folder"):
-        Images(path=tmp_path / "nowhere").size()
+        Images(path=tmp_path / "nowhere").capacity()
 
 
 def test_impossible_settings_are_refused_by_name(tmp_path):
-    with pytest.raises(SpecError, match=r"source\.side: got 0"):
-        Images(path=tmp_path, side=0)
+    with pytest.raises(SpecError, match=r"source\.size: got 0"):
+        Images(path=tmp_path, size=0)
     with pytest.raises(SpecError, match=r"source\.colour: got 'sepia'"):
         Images(path=tmp_path, colour="sepia")
 
@@ -183,7 +183,7 @@ def test_impossible_settings_are_refused_by_name(tmp_path):
 @pytest.mark.skipif(not MNIST.is_dir(), reason="the MNIST files are not beside the repository")
 def test_real_mnist_files_are_read_whole():
     source = Idx(images=MNIST / "t10k-images-idx3-ubyte.gz", labels=MNIST / "t10k-labels-idx1-ubyte.gz")
-    assert (source.size(), source.schema()["image"].shape) == (10_000, (28, 28))
+    assert (source.capacity(), source.schema()["image"].shape) == (10_000, (28, 28))
     rows = source.draw(0, 10_000, CTX)
     assert np.bincount(rows["label"]).tolist() == [980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009]
     assert rows["image"].mean() == pytest.approx(33.79, abs=0.01)

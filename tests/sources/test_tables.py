@@ -27,7 +27,7 @@ def test_the_holdout_is_scikit_learns_test_split_and_the_rest_its_training_split
         y = y > 100
     train_x, test_x, train_y, test_y = train_test_split(x, y, test_size=0.3, random_state=123456)
     source = Table(table=name, split_seed=123456)
-    size, holdout = source.size(), source.holdout()
+    size, holdout = source.capacity(), source.holdout()
     assert (size, holdout) == (len(x), len(test_x))
     assert size is not None
     assert holdout is not None
@@ -61,7 +61,7 @@ def file(tmp_path: Path) -> Path:
 
 def test_a_file_is_a_table_of_vectors_or_of_inputs_and_outcomes(file: Path) -> None:
     plain = Table(table=str(file))
-    assert (plain.size(), plain.holdout(), plain.has_fixed_design()) == (10, 3, False)
+    assert (plain.capacity(), plain.holdout(), plain.has_fixed_design()) == (10, 3, False)
     assert set(plain.draw(0, 2, CTX)) == {"x"}
     assert plain.given(4, plain.draw(3, 7, CTX), CTX) == {}
     aimed = Table(table=str(file), target="c", columns=("b",))
@@ -79,9 +79,9 @@ def test_a_changed_file_is_another_source(file: Path) -> None:
 
 def test_a_compressed_file_with_words_in_it_works_on_its_numbers(data: Path) -> None:
     diamonds = Table(table=str(data / "tabular" / "diamonds.csv.gz"), columns=("carat", "price"))
-    assert diamonds.size() == 53_940
+    assert diamonds.capacity() == 53_940
     with pytest.raises(SelfloopError, match=r"column 'cut' holds .*no numbers. Name the features in 'columns'"):
-        Table(table=str(data / "tabular" / "diamonds.csv.gz")).size()
+        Table(table=str(data / "tabular" / "diamonds.csv.gz")).capacity()
 
 
 @pytest.fixture
@@ -114,7 +114,7 @@ def test_a_bad_file_is_refused_in_one_sentence(
     if text is not None:
         path.write_text(text)
     with pytest.raises(SelfloopError, match=message) as found:
-        Table(table=str(path), **settings).size()  # type: ignore[arg-type]
+        Table(table=str(path), **settings).capacity()  # type: ignore[arg-type]
     assert str(found.value).startswith("source.table")
     assert len(str(found.value)) < 700
 

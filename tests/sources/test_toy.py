@@ -36,7 +36,7 @@ def test_normal_rows_have_the_stated_moments():
 
 @pytest.mark.parametrize("exponent", [0.0, 1.0, 2.5])
 def test_symbols_have_zipf_s_frequencies(exponent):
-    source = Zipf(symbols=7, exponent=exponent)
+    source = Zipf(size=7, exponent=exponent)
     p = source.truth(CONTEXT)["probabilities"]
     np.testing.assert_allclose(p / p[0], np.arange(1, 8.0) ** -exponent)
     counts = np.bincount(source.draw(0, 100_000, CONTEXT)["symbol"], minlength=7)
@@ -76,7 +76,7 @@ def test_a_fresh_design_gives_new_inputs():
     [
         (lambda: Gaussian(dim=0), "dim"),
         (lambda: Gaussian(variance=0), "variance"),
-        (lambda: Zipf(symbols=0), "symbols"),
+        (lambda: Zipf(size=0), "size"),
         (lambda: Zipf(exponent=float("inf")), "exponent"),
         (lambda: Linear(dim=0), "dim"),
         (lambda: Linear(noise=-1), "noise"),

@@ -49,7 +49,7 @@ NORMAL = Setting(
     generations=5,
 )
 SYMBOLS = Setting(
-    policy=Replace(), source=toy.Zipf(symbols=12), family=Discrete(), sampler=Discrete.sampler(), n=15, generations=5
+    policy=Replace(), source=toy.Zipf(size=12), family=Discrete(), sampler=Discrete.sampler(), n=15, generations=5
 )
 DESIGN = Setting(
     policy=Replace(),
@@ -77,7 +77,9 @@ def chains(setting: Setting, metric: str, blocks: int = 4) -> np.ndarray:
             source=setting.source, family=setting.family, sampler=setting.sampler, metrics=measured,
             seeds=seeds, n=setting.n, holdout=0, on_rows=on_rows,
         )  # fmt: skip
-        rows = list(loop(EnsembleWorld("chains", block), setting.policy, setting.n, setting.generations))
+        rows = [
+            row for part in loop(EnsembleWorld("chains", block), setting.policy, setting.n, setting.generations) for row in part
+        ]
         values.append(np.array([row.value for row in rows]).reshape(setting.generations, BLOCK))
     return np.concatenate(values, axis=1).T
 
@@ -214,7 +216,7 @@ def test_kernel_estimates_follow_the_moments_with_kernel_noise(policy):
         source=NORMAL.source, family=Kde(bandwidth=0.9), sampler=Kde.sampler(), metrics=(RowMoments(),),
         seeds=tuple(range(BLOCK)), n=12, holdout=0, on_rows=True,
     )  # fmt: skip
-    rows = list(loop(EnsembleWorld("chains", block), policy, 12, 5))
+    rows = [row for part in loop(EnsembleWorld("chains", block), policy, 12, 5) for row in part]
 
     def largest_score(kernel, late=0):
         law = moment_curves(policy, 12, 5 + late, Learner(kernel=kernel))

@@ -302,9 +302,7 @@ def simulate(policy, n, generations, chains, learner=MLE, wrong=""):
         ddof = 1 if wrong == "divisor" else learner.ddof
         variance = (w * (x - mean[:, None]) ** 2).sum(axis=1) * x.shape[1] / (x.shape[1] - ddof)
         if not learner.pooled:
-            variance = sum(
-                mass * batch.var(axis=1, ddof=ddof) for mass, batch in zip(stage.masses(), taken, strict=True)
-            )
+            variance = sum(mass * batch.var(axis=1, ddof=ddof) for mass, batch in zip(stage.masses(), taken, strict=True))
         scale = np.sqrt(learner.variance_factor * variance + learner.kernel)
         rows[synthetic(stage.t)] = mean[:, None] + scale[:, None] * rng.standard_normal((chains, stage.emission.synthetic))
         errors.append(mean**2)

@@ -150,9 +150,10 @@ class Vae(Family):
         from selfloop.families.nn import trainer
 
         torch.set_num_threads(ctx.threads)
-        model = self._network(tuple(int(side) for side in params[SHAPE])).to(trainer.device()).eval()
+        with trainer.seeded(ctx.stream):  # its first parameters are replaced; torch's own random state must not notice
+            model = self._network(tuple(int(side) for side in params[SHAPE]))
         trainer.load(model, params)
-        return model
+        return model.to(trainer.device()).eval()
 
 
 def _device_of(model: Autoencoder) -> str:

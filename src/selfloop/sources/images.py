@@ -42,11 +42,11 @@ class Digits(Source):
     def schema(self) -> Mapping[str, Field]:
         return {"image": Field("uint8", (8, 8), "grey level")}
 
-    def size(self) -> int:
+    def capacity(self) -> int:
         return 1797
 
     def draw(self, first: int, n: int, ctx: Context) -> Columns:
-        return {"image": _digits()[_permuted(self.size(), first, n, ctx)]}
+        return {"image": _digits()[_permuted(self.capacity(), first, n, ctx)]}
 
 
 @lru_cache(maxsize=1)  # the embedded images: they cannot change
@@ -70,11 +70,11 @@ class Idx(Source):
         fields = {"image": Field("uint8", self._columns()["image"].shape[1:], "grey level")}
         return fields if self.labels is None else fields | {"label": Field("uint8")}
 
-    def size(self) -> int:
+    def capacity(self) -> int:
         return len(self._columns()["image"])
 
     def draw(self, first: int, n: int, ctx: Context) -> Columns:
-        chosen = _permuted(self.size(), first, n, ctx)
+        chosen = _permuted(self.capacity(), first, n, ctx)
         return {name: array[chosen] for name, array in self._columns().items()}
 
     def _columns(self) -> dict[str, Array]:
@@ -124,25 +124,25 @@ def _idx(path: Path, time_ns: int, size: int) -> Array:
 class Images(Source):
     """PNG and JPEG pictures of a folder and everything below it, in the order of their names.
 
-    With `side` each is cropped to its central square and resized to side x side; without, all must have one size. Kept
+    With `size` each is cropped to its central square and resized to size x size; without, all must have one size. Kept
     are 8-bit grey and colour pictures; transparency is dropped. A picture is opened only when its row is drawn.
     """
 
     name: ClassVar[str] = "images"
     path: Path
-    side: int | None = None  # pixels
+    size: int | None = None  # pixels
     colour: Literal["grey", "rgb"] | None = None  # convert all to it; None = as the first picture, and all the same
 
     def __post_init__(self) -> None:
-        if self.side is not None and self.side < 1:
-            raise SpecError(f"source.side: got {self.side}; expected 1 pixel or more.")
+        if self.size is not None and self.size < 1:
+            raise SpecError(f"source.size: got {self.size}; expected 1 pixel or more.")
         if self.colour not in (None, "grey", "rgb"):
             raise SpecError(f"source.colour: got {self.colour!r}; expected 'grey' or 'rgb', or omit it.")
 
     def schema(self) -> Mapping[str, Field]:
         return {"image": Field("uint8", self._picture(self._files()[0]).shape, "grey level")}
 
-    def size(self) -> int:
+    def capacity(self) -> int:
         return len(self._files())
 
     def draw(self, first: int, n: int, ctx: Context) -> Columns:
@@ -153,7 +153,7 @@ class Images(Source):
             if picture.shape != images.shape[1:]:
                 raise DataError(
                     f"{files[chosen]}: is {_form(picture.shape)}; {files[0].name} is {_form(images.shape[1:])}. Set "
-                    "source.side to resize all and source.colour to convert all."
+                    "source.size to resize all and source.colour to convert all."
                 )
             images[row] = picture
         return {"image": images}
@@ -181,8 +181,8 @@ class Images(Source):
             raise DataError(f"{file}: unpacks to more pixels than is safe ({Image.MAX_IMAGE_PIXELS}). Remove it.") from problem
         except (OSError, SyntaxError, ValueError, zlib.error) as problem:  # what Pillow raises for damaged files
             raise DataError(f"{file}: is no readable picture ({problem}). Remove or replace it.") from problem
-        if self.side is not None:
-            picture = ImageOps.fit(picture, (self.side, self.side), Image.Resampling.BICUBIC)
+        if self.size is not None:
+            picture = ImageOps.fit(picture, (self.size, self.size), Image.Resampling.BICUBIC)
         return np.asarray(picture)
 
 

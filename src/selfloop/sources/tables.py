@@ -51,7 +51,7 @@ class Table(Source):
         features = {"x": Field("float64", x.shape[1:])}
         return features if y is None else {**features, "y": Field("float64")}
 
-    def size(self) -> int | None:
+    def capacity(self) -> int | None:
         return len(self._rows[0])
 
     def holdout(self) -> int | None:
@@ -78,7 +78,7 @@ class Table(Source):
     def _split(self) -> tuple[Floats, Floats]:
         from sklearn.model_selection import train_test_split
 
-        training, holdout = train_test_split(np.arange(self.size() or 0), test_size=HOLDOUT_SHARE, random_state=self.split_seed)
+        training, holdout = train_test_split(np.arange(self.capacity() or 0), test_size=HOLDOUT_SHARE, random_state=self.split_seed)
         return training, holdout
 
     @cached_property

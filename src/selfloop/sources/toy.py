@@ -61,15 +61,15 @@ class Gaussian(Source):
 
 @dataclass(frozen=True, kw_only=True)
 class Zipf(Source):
-    """Symbols 0 .. symbols - 1 with probability proportional to (rank)^-exponent, rank = symbol + 1."""
+    """Symbols 0 .. size - 1 with probability proportional to (rank)^-exponent, rank = symbol + 1."""
 
     name: ClassVar[str] = "zipf"
-    symbols: int = 20
+    size: int = 20
     exponent: float = 1.0  # 0 is uniform
 
     def __post_init__(self) -> None:
-        if self.symbols < 1:
-            raise SpecError(f"source.symbols: got {self.symbols}; expected 1 or more.")
+        if self.size < 1:
+            raise SpecError(f"source.size: got {self.size}; expected 1 or more.")
         if not np.isfinite(self.exponent):
             raise SpecError(f"source.exponent: got {self.exponent}; expected a finite number.")
 
@@ -86,7 +86,7 @@ class Zipf(Source):
         return {"probabilities": self._probabilities()}
 
     def _probabilities(self) -> Floats:
-        log_mass = -self.exponent * np.log(np.arange(1, self.symbols + 1))
+        log_mass = -self.exponent * np.log(np.arange(1, self.size + 1))
         mass = np.exp(log_mass - log_mass.max())
         return np.asarray(mass / mass.sum(), np.float64)
 

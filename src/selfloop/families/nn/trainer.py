@@ -122,10 +122,11 @@ class _State:
         self.task, self.training = task, training
         self.weights = torch.from_numpy(task.weights).float().to(device())
         trainable = [p for p in task.model.parameters() if p.requires_grad]
-        decayed = [p for p in trainable if p.ndim >= 2 and training.weight_decay]
-        names = {id(p) for p in decayed}
-        groups = ((training.weight_decay, decayed), (0.0, [p for p in trainable if id(p) not in names]))
-        self.groups = [_Group(parameters, decay, training) for decay, parameters in groups if parameters]
+        decays = [training.weight_decay if p.ndim >= 2 else 0.0 for p in trainable]
+        self.groups = [
+            _Group([p for p, its in zip(trainable, decays, strict=True) if its == decay], decay, training)
+            for decay in sorted(set(decays), reverse=True)
+        ]
         self.losses = torch.zeros(steps, device=device())
         self.bfloat16 = _uses_bfloat16(training, sum(p.numel() for p in trainable))
 
