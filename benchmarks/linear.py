@@ -17,11 +17,12 @@ import numpy as np
 
 from selfloop.component import Policy
 from selfloop.families.linear import Linear
-from selfloop.loop import loop
 from selfloop.metrics.moments import ExcessRisk
 from selfloop.policies.plans import Accumulate, AccumulateSubsample, Replace
+from selfloop.runtime import ensemble_curves
 from selfloop.sources import toy
-from selfloop.worlds import Block, EnsembleWorld, needs_rows
+from selfloop.sweep import cores
+from selfloop.worlds import Block, needs_rows
 
 SEEDS, GENERATIONS, N = 100, 10, 1000
 POLICIES: tuple[Policy, ...] = (Replace(), Accumulate(), AccumulateSubsample())
@@ -67,12 +68,11 @@ def time_ours(policy: Policy, d: int, n: int = N) -> tuple[float, float]:
     source, family, metrics = toy.Linear(dim=d), Linear(), (ExcessRisk(),)
     on_rows = needs_rows(source, family, metrics, policy, n, GENERATIONS)
     seeds = tuple(range(SEEDS))
-    block = Block(
-        source=source, family=family, sampler=family.sampler(), metrics=metrics, seeds=seeds, n=n, holdout=0, on_rows=on_rows
-    )
-    measured = list(loop(EnsembleWorld(policy.name, block), policy, n, GENERATIONS))
+    shared = {"n": n, "holdout": 0, "on_rows": on_rows, "threads": cores()}
+    block = Block(source=source, family=family, sampler=family.sampler(), metrics=metrics, seeds=seeds, **shared)
+    curves = ensemble_curves(block, policy, GENERATIONS)
     seconds = time.perf_counter() - start
-    return seconds, float(np.mean(measured[-1].values))
+    return seconds, float(np.mean(curves["excess_risk"][:, -1]))
 
 
 def multiply_limit(d: int) -> float:

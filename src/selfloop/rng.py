@@ -41,4 +41,4 @@ class _Key(ISeedSequence):
         self.digest = digest
 
     def generate_state(self, n_words: int, dtype: npt.DTypeLike = np.uint32) -> npt.NDArray[np.uint32 | np.uint64]:
-        return cast(npt.NDArray[np.uint32 | np.uint64], np.frombuffer(self.digest, dtype)[:n_words])
+        return cast("npt.NDArray[np.uint32 | np.uint64]", np.frombuffer(self.digest, dtype)[:n_words])

@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
 from typing import cast
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 
 from selfloop import sweep
 from selfloop.component import Ensemble, MeasuresEnsemble, Policy, Sufficient
@@ -82,7 +84,9 @@ def _sized(spec: Spec) -> Spec:
                 f"source {spec.source.name} has {size}. Lower n, holdout or generations."
             )
     _check_abilities(spec)
-    return replace(spec, n=n, holdout=holdout)
+    sized = replace(spec, n=n, holdout=holdout)
+    _check_memory(sized)
+    return sized
 
 
 def _real_rows(spec: Spec, policy: Policy, n: int) -> int:
@@ -98,6 +102,23 @@ def _check_abilities(spec: Spec) -> None:
                     f"metrics: {metric.name!r} needs a family with {ability.__name__}; {spec.family.name} has none. "
                     "Drop the metric or choose another family."
                 )
+
+
+def _check_memory(spec: Spec) -> None:
+    """A batch that cannot fit fails now, not after minutes of filling the memory."""
+    if is_ensemble(spec) and not any(runs_on_rows(spec, policy) for policy in spec.policies):
+        return
+    stages = (stage for policy in spec.policies for stage in schedule(policy, cast(int, spec.n), spec.generations))
+    size = _row_bytes(spec) * max(max(stage.emission.real, stage.emission.synthetic) for stage in stages)
+    if size > sweep.memory():
+        raise SpecError(
+            f"n: got {spec.n}; a batch would be {size / 1e9:.3g} GB, this machine has {sweep.memory() / 1e9:.3g} GB of memory. "
+            "Lower n."
+        )
+
+
+def _row_bytes(spec: Spec) -> int:
+    return sum(np.dtype(f.dtype).itemsize * math.prod(f.shape) for f in spec.source.schema().values())
 
 
 def is_ensemble(spec: Spec) -> bool:
@@ -131,10 +152,9 @@ def tasks_of(spec: Spec, store: Path, threads: int | None = None) -> list[list[T
 def _groups(spec: Spec) -> list[tuple[int, ...]]:
     """Seeds that run together: within blocks of 256, and few enough for their rows to fit in memory."""
     n = cast(int, spec.n)
-    row = sum(np.dtype(f.dtype).itemsize * math.prod(f.shape) for f in spec.source.schema().values())
     most = max(max(sum(s.available.values()) for s in schedule(p, n, spec.generations)) for p in spec.policies)
     on_rows = any(runs_on_rows(spec, policy) for policy in spec.policies)
-    together = min(BLOCK, max(1, LIVE_BYTES // (row * most))) if on_rows else BLOCK
+    together = min(BLOCK, max(1, LIVE_BYTES // (_row_bytes(spec) * most))) if on_rows else BLOCK
     groups = []
     for _, block in groupby(sorted(spec.seeds), key=lambda seed: seed // BLOCK):
         members = tuple(block)
@@ -178,7 +198,7 @@ def _run_block(task: Task, store: Store) -> Iterator[tuple[int, tuple[()], Curve
         if on_rows not in blocks:
             first = task.seeds[0] // BLOCK * BLOCK
             seeds = task.seeds if on_rows else tuple(range(first, task.seeds[-1] + 1))
-            blocks[on_rows] = block_of(spec, seeds, on_rows=on_rows)
+            blocks[on_rows] = block_of(spec, seeds, on_rows=on_rows, threads=task.threads)
         block = blocks[on_rows]
         stored = store.open(store.step(ensemble_curves, block, spec.policies[position], spec.generations))
         curves = Curves(task.seeds, spec.generations)
@@ -186,20 +206,28 @@ def _run_block(task: Task, store: Store) -> Iterator[tuple[int, tuple[()], Curve
         yield position, (), curves
 
 
-def block_of(spec: Spec, seeds: Sequence[int], *, on_rows: bool) -> Block:
+def block_of(spec: Spec, seeds: Sequence[int], *, on_rows: bool, threads: int = 1) -> Block:
     """The chains of a point that run together."""
     return Block(
         source=spec.source, family=spec.family, sampler=spec.sampler, metrics=spec.metrics, seeds=tuple(seeds),
-        n=cast(int, spec.n), holdout=cast(int, spec.holdout), on_rows=on_rows,
+        n=cast(int, spec.n), holdout=cast(int, spec.holdout), on_rows=on_rows, threads=threads,
     )  # fmt: skip
 
 
 @stage(version=1)
 def ensemble_curves(block: Block, policy: Policy, generations: int) -> dict[str, Array]:
     """Every metric of all seeds of a block under one policy."""
+
+    def run_part(part: Block) -> Curves:
+        mine = Curves(part.seeds, generations)
+        for measured in loop(EnsembleWorld(policy.name, part), policy, part.n, generations):
+            mine.enter(measured)
+        return mine
+
     curves = Curves(block.seeds, generations)
-    for measured in loop(EnsembleWorld(policy.name, block), policy, block.n, generations):
-        curves.enter(measured)
+    with threadpool_limits(1), ThreadPoolExecutor(block.threads) as pool:  # threads over seeds beat threads in small matrices
+        for mine in pool.map(run_part, block.parts()):
+            curves.merge(mine)
     return curves.pack()
 
 

@@ -30,6 +30,11 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def memory() -> int:
+    """Bytes of memory of this machine."""
+    return 1 << 40 if sys.platform == "win32" else os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
 def in_process(work: Work, tasks: Sequence[Any], threads: int) -> Iterator[Any]:
     """One task after another, here."""
     from threadpoolctl import threadpool_limits

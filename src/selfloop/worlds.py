@@ -6,7 +6,7 @@ The exact world of expectations, `Moments`, is in `theory/moments.py`.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -54,6 +54,7 @@ class Block:
     n: int
     holdout: int
     on_rows: bool  # are rows drawn, or only their statistics?
+    threads: int = field(default=1, compare=False, metadata={"identity": False})
     shared: dict[object, Any] = field(default_factory=dict, compare=False, repr=False, metadata={"identity": False})
 
     def once(self, key: object, make: Any) -> Any:
@@ -61,6 +62,14 @@ class Block:
         if key not in self.shared:
             self.shared[key] = make()
         return self.shared[key]
+
+    def parts(self) -> list[Block]:
+        """The block cut into one for each thread, where seeds have streams of their own; always the same ones."""
+        count = min(self.threads, len(self.seeds)) if self.on_rows else 1
+        if count == 1:
+            return [self]
+        groups = [self.seeds[i * len(self.seeds) // count : (i + 1) * len(self.seeds) // count] for i in range(count)]
+        return cast("list[Block]", self.once("parts", lambda: [replace(self, seeds=g, threads=1, shared={}) for g in groups]))
 
     def streams(self, *names: str | int) -> list[Stream]:
         """The sub-stream of that name of every seed."""
