@@ -117,7 +117,7 @@ WRONG: dict[str, tuple[str, tuple[str, ...]]] = {
         changed(('["replace"]', '[{ name = "custom", takes = [{ batch = "real(1)", rows = "m" }] }]')),
         ("policy.takes.rows: cannot evaluate 'm'",),
     ),
-    "sweep over an unknown key": (GAUSSIAN + '[sweep]\n"family.dof" = [0, 1]', ("sweep.family.dof: unknown key", "'ddof'")),
+    "sweep over an unknown key": (GAUSSIAN + '[sweep]\n"family.dof" = [0, 1]', ("sweep.family.dof: unknown name", "'ddof'")),
     "sweep over an unknown top key": (GAUSSIAN + '[sweep]\n"generatoins" = [1]', ("sweep.generatoins", "'generations'")),
     "sweep over a wrong value": (GAUSSIAN + '[sweep]\n"n" = [10, "many"]', ("n: got 'many'",)),
     "sweep over nothing": (GAUSSIAN + '[sweep]\n"n" = []', ("sweep.n: got []",)),
@@ -194,7 +194,7 @@ def test_what_is_no_readable_file_is_one_sentence(folder: Path) -> None:
     for spec, fragment in {
         folder: "no such file or preset", folder / "latin.toml": "is not UTF-8", folder / "binary.toml": "is not UTF-8",
         folder / "none.toml": "no such file or preset", "quickstart_digit": "Did you mean 'quickstart_digits'?",
-        "x" * 5000: "cannot be read", "": "no such file or preset",
+        "x" * 5000: "selfloop: xxx", "": "no such file or preset",
     }.items():  # fmt: skip
         done = tiny.selfloop("run", spec, "--store", folder / "store")
         assert done.code == 2, done

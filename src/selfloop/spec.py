@@ -186,13 +186,7 @@ def component(kind: str, value: Any, where: str) -> Any:
 
 def build(cls: type[C], table: Mapping[str, Any], where: str) -> C:
     """A dataclass of settings from a table, its keys and types checked."""
-    hints = get_type_hints(cls)
-    allowed = [f.name for f in fields(cls)]  # type: ignore[arg-type]  # components are dataclasses
-    values = {}
-    for key, value in table.items():
-        if key not in allowed:
-            raise SpecError(unknown_key(where, key, allowed))
-        values[key] = _checked(hints[key], value, f"{where}.{key}")
+    values = _checked_settings(cls, table, where)
     required = [f.name for f in fields(cls) if f.default is MISSING and f.default_factory is MISSING]  # type: ignore[arg-type]
     for key in required:
         if key not in values:
@@ -200,9 +194,21 @@ def build(cls: type[C], table: Mapping[str, Any], where: str) -> C:
     return cls(**values)
 
 
+def _checked_settings(cls: type[Any], table: Mapping[str, Any], where: str) -> dict[str, Any]:
+    hints, settings, values = get_type_hints(cls), {f.name: f for f in fields(cls)}, {}
+    for key, value in table.items():
+        if key not in settings:
+            raise SpecError(unknown_key(where, key, settings))
+        f, inner = settings[key], f"{where}.{key}"
+        default = f.default if f.default_factory is MISSING else f.default_factory()
+        if is_dataclass(default) and not isinstance(default, type) and isinstance(value, Mapping):
+            values[key] = replace(default, **_checked_settings(type(default), value, inner))  # the owner's defaults stay
+        else:
+            values[key] = _checked(hints[key], value, inner)
+    return values
+
+
 def _checked(hint: Any, value: Any, where: str) -> Any:
-    if isinstance(hint, type) and is_dataclass(hint) and isinstance(value, Mapping):
-        return build(cast(type[Component], hint), value, where)
     from pydantic import TypeAdapter, ValidationError
 
     adapter: TypeAdapter[Any] = TypeAdapter(hint)
@@ -292,7 +298,7 @@ def _with_setting(owner: Any, key: str, value: Any, where: str) -> Any:
     name, _, rest = key.partition(".")
     allowed = [f.name for f in fields(owner)]
     if name not in allowed:
-        raise SpecError(unknown_key("sweep", where, allowed))
+        raise SpecError(unknown_name(f"sweep.{where}", name, allowed))
     inner = getattr(owner, name)
     new = (
         _with_setting(inner, rest, value, where)

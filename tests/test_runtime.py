@@ -1,0 +1,226 @@
+"""The same spec gives the same bits, whoever computes them and whatever was computed before."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import selfloop
+import tiny
+from selfloop import sweep
+from selfloop.result import Result, write_rows
+from selfloop.runtime import stream
+from selfloop.spec import Spec
+
+Key = tuple[object, ...]
+
+
+def text_of(result: Result) -> str:
+    lines: list[str] = []
+    write_rows(result.rows, lines.append)
+    return "".join(lines)
+
+
+def numbers(spec: Spec, store: Path) -> dict[Key, tuple[float | None, str | None]]:
+    """Value and status of every row; fails when a row comes twice."""
+    rows = list(stream(spec, store))
+    found = {(row.axes, row.policy, row.seed, row.generation, row.metric): (row.value, row.status) for row in rows}
+    assert len(found) == len(rows)
+    return found
+
+
+def ensemble(**changes: Any) -> Spec:
+    """Chains of a family that runs all seeds at once."""
+    settings = {"source": "gaussian", "family": "gaussian", "n": 10, "holdout": 5, "generations": 3, "seeds": 3,
+                "policies": ("replace", "accumulate"), "criteria": ("any_increase",)}  # fmt: skip
+    return Spec(**{**settings, **changes})
+
+
+SPECS = {
+    "stored": lambda **changes: tiny.tiny_spec(**changes),
+    "stored, some of which end": lambda **changes: tiny.tiny_spec(family=tiny.Mean(limit=0.4), **changes),
+    "statistics": lambda **changes: ensemble(source={"name": "gaussian", "dim": 3}, **changes),
+    "statistics of regressions": lambda **changes: ensemble(
+        source={"name": "linear", "dim": 3}, family="linear", **{"n": 20, **changes}
+    ),
+    "statistics of counts": lambda **changes: ensemble(source="zipf", family="discrete", **changes),
+    "rows": lambda **changes: ensemble(**{"policies": ("accumulate_subsample", "balanced"), **changes}),
+    "rows of densities": lambda **changes: ensemble(source="moons", family="kde", **changes),
+}
+every_world = pytest.mark.parametrize("make", SPECS.values(), ids=SPECS.keys())
+
+
+@every_world
+def test_two_worker_processes_give_the_rows_and_objects_of_one(make: Any, tmp_path: Path) -> None:
+    spec = make(seeds=(0, 300))  # two blocks
+    texts = [text_of(selfloop.run(spec, tmp_path / str(w), workers=w, threads=1)) for w in (1, 2)]
+    assert texts[0] == texts[1]
+    assert tiny.objects_of(tmp_path / "1") == tiny.objects_of(tmp_path / "2")
+    assert tiny.results_of(tmp_path / "1") == tiny.results_of(tmp_path / "2")
+
+
+@every_world
+def test_a_seed_s_numbers_do_not_depend_on_the_other_seeds(make: Any, tmp_path: Path) -> None:
+    many = numbers(make(seeds=(0, 3, 7, 255, 256, 301)), tmp_path / "many")
+    for seeds in ((3,), (7, 3), (256, 255), (301,), (0, 1, 2, 3)):
+        few = numbers(make(seeds=seeds), tmp_path / "few")
+        shared = {key: value for key, value in many.items() if key[2] in seeds}
+        assert shared
+        assert {key: few[key] for key in shared} == shared
+
+
+@every_world
+def test_a_policy_s_numbers_do_not_depend_on_the_other_policies(make: Any, tmp_path: Path) -> None:
+    both = numbers(make(policies=("accumulate", "mix", "balanced")), tmp_path / "both")
+    alone = numbers(make(policies=("mix",)), tmp_path / "alone")
+    assert alone == {key: value for key, value in both.items() if key[1] == "mix"}
+
+
+@every_world
+def test_the_first_generations_of_a_longer_run_are_the_shorter_run(make: Any, tmp_path: Path) -> None:
+    short = numbers(make(generations=2), tmp_path / "short")
+    long = numbers(make(generations=4), tmp_path / "long")
+    assert short == {key: value for key, value in long.items() if int(str(key[3])) <= 2}
+
+
+@every_world
+def test_a_second_run_computes_nothing_and_says_the_same(make: Any, tmp_path: Path) -> None:
+    first, second = (selfloop.run(make(), tmp_path) for _ in range(2))
+    assert text_of(first) == text_of(second)
+    assert sum(used.computed for used in second.usage.values()) == 0
+    assert sum(used.reused for used in second.usage.values()) > 0
+
+
+def stages_computed(result: Result) -> Counter[str]:
+    counts: Counter[str] = Counter()
+    for used in result.usage.values():
+        counts.update({name: count for name, (count, _) in used.by_stage.items()})
+    return counts
+
+
+def test_policies_of_a_seed_share_their_first_generation(tmp_path: Path) -> None:
+    done = stages_computed(selfloop.run(tiny.tiny_spec(seeds=1, generations=3), tmp_path))
+    # generation 1 once, generation 2 of accumulate and its subsample differ, so 1 + 3 policies x 2 generations
+    assert done == {"draw_real": 2, "fit": 7, "sample": 7, "measure": 7}
+
+
+def test_a_longer_run_computes_only_what_is_new(tmp_path: Path) -> None:
+    selfloop.run(tiny.tiny_spec(seeds=2, generations=3), tmp_path)
+    longer = selfloop.run(tiny.tiny_spec(seeds=2, generations=5), tmp_path)
+    assert stages_computed(longer) == {"fit": 12, "sample": 12, "measure": 12}  # 3 policies x 2 seeds x 2 generations
+    more = selfloop.run(tiny.tiny_spec(seeds=3, generations=5), tmp_path)
+    assert stages_computed(more) == {"draw_real": 2, "fit": 13, "sample": 13, "measure": 13}
+
+
+def test_another_metric_never_fits_or_samples_again(tmp_path: Path) -> None:
+    selfloop.run(tiny.tiny_spec(), tmp_path)
+    wider = selfloop.run(tiny.tiny_spec(metrics=(tiny.Level(), tiny.Energy())), tmp_path)
+    assert stages_computed(wider) == {"measure": 20}  # 2 seeds x (1 + 3 policies x 3 generations)
+
+
+def test_a_chain_that_ended_is_replayed_with_its_status(tmp_path: Path) -> None:
+    spec = tiny.tiny_spec(family=tiny.Mean(limit=0.2), seeds=6)
+    first, second = numbers(spec, tmp_path), numbers(spec, tmp_path)
+    assert first == second
+    ended = {key[1:4] for key, (_, status) in first.items() if status == "too_high"}
+    assert ended
+    for policy, seed, generation in ended:
+        rows = {int(str(key[3])): value for key, (value, _) in first.items() if key[1:3] == (policy, seed)}
+        assert max(rows) == generation
+        assert all((value is None) == (t == generation) for t, value in rows.items())
+
+
+def test_rows_of_a_generation_come_before_the_next_is_fitted(tmp_path: Path) -> None:
+    rows = stream(tiny.tiny_spec(seeds=1, policies=("replace",)), tmp_path)
+    fits = []
+    for row in rows:
+        done = [body for body in tiny.results_of(tmp_path).values() if "value" in body]
+        fits.append((row.generation, len(done)))
+    assert [generation for generation, _ in fits] == [1, 1, 2, 2, 3, 3, 4, 4]
+    assert all(measured == generation for generation, measured in fits)
+
+
+def test_a_sweep_gives_the_rows_of_its_points(tmp_path: Path) -> None:
+    swept = numbers(tiny.tiny_spec(sweep={"n": (10, 20), "family.limit": (0.4, 9.0)}), tmp_path)
+    for n in (10, 20):
+        for limit in (0.4, 9.0):
+            axes = (("n", n), ("family.limit", limit))
+            point = numbers(tiny.tiny_spec(n=n, family=tiny.Mean(limit=limit)), tmp_path)
+            assert {key[1:]: value for key, value in swept.items() if key[0] == axes} == {k[1:]: v for k, v in point.items()}
+
+
+def test_progress_counts_up_to_the_total(tmp_path: Path) -> None:
+    said: list[tuple[int, int]] = []
+    list(stream(tiny.tiny_spec(), tmp_path, progress=lambda done, total: said.append((done, total))))
+    assert said == [(i + 1, 2 * (1 + 3 * 4)) for i in range(26)]
+
+
+def measure_threads(task: int) -> Any:
+    """What a worker's environment allows it; task 13 fails."""
+    if task == 13:
+        raise ZeroDivisionError("thirteen")
+    yield task, os.getpid(), {name: os.environ.get(name) for name in sweep.THREAD_VARIABLES}
+
+
+def test_workers_have_their_threads_set_before_they_start() -> None:
+    before = dict(os.environ)
+    found = list(sweep.in_processes(2)(measure_threads, range(6), 3))
+    assert sorted(task for task, _, _ in found) == list(range(6))
+    assert os.getpid() not in {pid for _, pid, _ in found}
+    assert all(set(variables.values()) == {"3"} for _, _, variables in found)
+    assert dict(os.environ) == before
+
+
+def test_a_mistake_in_a_worker_is_raised_here_with_its_traceback() -> None:
+    with pytest.raises(ZeroDivisionError, match="thirteen") as raised:
+        list(sweep.in_processes(2)(measure_threads, [13, 13], 1))
+    assert "in measure_threads" in "".join(raised.value.__notes__)
+
+
+def test_threads_per_chain_are_decided_by_the_spec_and_the_option_alone(tmp_path: Path) -> None:
+    from selfloop.runtime import tasks_of
+
+    def threads(**changes: Any) -> set[int]:
+        spec = tiny.tiny_spec(**changes)
+        return {task.threads for phase in tasks_of(spec, tmp_path, changes.get("threads")) for task in phase}
+
+    cores = sweep.cores()
+    assert threads() == {1 if cores <= 6 else cores // 6}
+    assert threads(seeds=1, policies=("replace",)) == {cores}
+    selfloop.run(tiny.tiny_spec(seeds=1), tmp_path)
+    assert threads() == {1 if cores <= 6 else cores // 6}  # whatever is stored already
+    assert {t.threads for phase in tasks_of(tiny.tiny_spec(), tmp_path, 5) for t in phase} == {5}
+
+
+def test_real_rows_of_holdout_and_batches_never_overlap(tmp_path: Path) -> None:
+    seen: list[tuple[int, int]] = []
+
+    class Watched(tiny.Ticks):
+        def draw(self, first: int, n: int, ctx: Any) -> Any:
+            seen.append((first, n))
+            return super().draw(first, n, ctx)
+
+    list(stream(tiny.tiny_spec(source=Watched(), seeds=1, policies=("fresh",)), tmp_path))
+    rows = [row for first, n in seen for row in range(first, first + n)]
+    assert len(rows) == len(set(rows)) == 5 + 4 * 20
+    assert (0, 5) in seen  # the holdout comes first
+
+
+def test_values_are_what_a_plain_loop_gives(tmp_path: Path) -> None:
+    spec = tiny.tiny_spec(seeds=(7,), policies=("accumulate",), generations=3)
+    found = numbers(spec, tmp_path)
+    from selfloop.rng import Stream
+
+    seed = Stream(("seed", 7))
+    pool = [seed.child("source", "rows").generator().standard_normal(25)[5:]]
+    for t in (1, 2, 3):
+        mean = np.average(np.concatenate(pool), weights=np.ones(20 * t))
+        new = mean + seed.child("sample", t).generator().standard_normal(20)
+        pool.append(new)
+        assert found[((), "accumulate", 7, t, "level")] == (mean, None)
+        assert found[((), "accumulate", 7, t, "last")] == (new[-1], None)
