@@ -11,6 +11,7 @@ import numpy as np
 from selfloop.component import EnsemblePart, Outcome, Sampler, Statistics
 from selfloop.errors import SpecError
 from selfloop.families.ensemble import EnsembleFamily, added, multiplicity, shares
+from selfloop.families.pooling import is_masked, masked_positions, part_weights, pick
 from selfloop.families.wishart import bartlett, root, split
 from selfloop.rng import Stream
 from selfloop.types import Columns, Floats, Params
@@ -47,6 +48,8 @@ class Gaussian(EnsembleFamily):
             raise SpecError(f"family.ddof: got {self.ddof}; expected 0 (maximum likelihood) or 1 (unbiased).")
 
     def fit_rows(self, parts: Sequence[EnsemblePart], previous: Params | None) -> Outcome:
+        if self.pooled and is_masked(parts):  # a budget takes few rows of each of many batches: only those are touched
+            return self.fit_statistics(_of_chosen(parts))
         return self.fit_statistics(self.merge([(_statistics(part), part.weight) for part in parts]))
 
     def sample_rows(self, params: Params, n: int, sampler: Sampler, given: Columns, streams: Sequence[Stream]) -> Columns:
@@ -106,6 +109,13 @@ class Gaussian(EnsembleFamily):
     def _scaled(self, params: Params, sampler: Sampler) -> tuple[Floats, Floats]:
         factor = cast(GaussianSampler, sampler).variance_factor
         return cast(Floats, params["mean"]), np.sqrt(factor) * root(cast(Floats, params["covariance"]))
+
+
+def _of_chosen(parts: Sequence[EnsemblePart]) -> Statistics:
+    positions = masked_positions(parts)
+    weights = part_weights(parts, positions)
+    times = weights / weights.mean(axis=1, keepdims=True)
+    return _moments(cast(Floats, pick([np.asarray(part.rows["x"]) for part in parts], positions)), times)
 
 
 def _statistics(part: EnsemblePart) -> Statistics:
