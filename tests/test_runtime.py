@@ -43,13 +43,19 @@ def ensemble(**changes: Any) -> Spec:
 
 SPECS = {
     "stored": lambda **changes: tiny.tiny_spec(**changes),
-    "stored, some of which end": lambda **changes: tiny.tiny_spec(family=tiny.Mean(limit=0.4), **changes),
+    "stored, some of which end": lambda **changes: tiny.tiny_spec(family=tiny.Mean(limit=0.2), **changes),
     "statistics": lambda **changes: ensemble(source={"name": "gaussian", "dim": 3}, **changes),
     "statistics of regressions": lambda **changes: ensemble(
         source={"name": "linear", "dim": 3}, family="linear", **{"n": 20, **changes}
     ),
     "statistics of counts": lambda **changes: ensemble(source="zipf", family="discrete", **changes),
     "rows": lambda **changes: ensemble(**{"policies": ("accumulate_subsample", "balanced"), **changes}),
+    "rows of counts": lambda **changes: ensemble(
+        source="zipf", family="discrete", **{"policies": ("accumulate_subsample", "balanced"), **changes}
+    ),
+    "rows of regressions": lambda **changes: ensemble(
+        source={"name": "linear", "dim": 3}, family="linear", **{"n": 20, "policies": ("mix", "balanced"), **changes}
+    ),
     "rows of densities": lambda **changes: ensemble(source="moons", family="kde", **changes),
 }
 every_world = pytest.mark.parametrize("make", SPECS.values(), ids=SPECS.keys())

@@ -198,7 +198,7 @@ def test_arrays_that_are_no_numbers_are_refused(array: Any) -> None:
 def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Row]]:
     """A finished store of the tiny experiment (one chain of which ends early), and its rows."""
     path = tmp_path_factory.mktemp("finished") / "store"
-    return path, rows_of(path, family=tiny.Mean(limit=0.4))
+    return path, rows_of(path, family=tiny.Mean(limit=0.2))
 
 
 def flip(path: Path) -> None:
@@ -230,7 +230,7 @@ def test_damage_to_any_file_is_repaired_with_the_same_rows(
         damage(file)
         with warnings.catch_warnings(record=True) as said:
             warnings.simplefilter("always")
-            assert rows_of(store, family=tiny.Mean(limit=0.4)) == rows
+            assert rows_of(store, family=tiny.Mean(limit=0.2)) == rows
         named = [str(warning.message) for warning in said]
         if damage is not Path.unlink or file.suffix == ".safetensors":
             assert any(str(file) in sentence for sentence in named), file
@@ -328,7 +328,7 @@ def test_a_file_size_limit_is_one_sentence_with_exit_code_2(tmp_path: Path) -> N
     spec.write_text(SPEC)
     code = (
         "import resource, sys; from selfloop.cli import main; import selfloop.runtime\n"
-        "resource.setrlimit(resource.RLIMIT_FSIZE, (900, 900)); sys.argv = ['selfloop', *sys.argv[1:]]; main()"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (300, 300)); sys.argv = ['selfloop', *sys.argv[1:]]; main()"
     )
     command = [sys.executable, "-c", code, "run", str(spec), "--store", str(tmp_path / "store"), "-q"]
     done = subprocess.run(command, capture_output=True, text=True, env=tiny.environment(), check=False)
@@ -421,7 +421,7 @@ def test_gc_keeps_what_the_given_specs_use_and_deletes_the_rest(tmp_path: Path) 
 
 @pytest.mark.parametrize("kind", ["value", "object", "ended"])
 def test_verify_finds_a_planted_wrong_record(tmp_path: Path, kind: str) -> None:
-    spec = tiny.tiny_spec(family=tiny.Mean(limit=0.4))
+    spec = tiny.tiny_spec(family=tiny.Mean(limit=0.2))
     list(stream(spec, tmp_path))
     assert verify(spec, tmp_path, 1000).wrong == ()
     planted = None

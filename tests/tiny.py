@@ -95,7 +95,7 @@ def files_of(store: Path) -> list[Path]:
 
 def objects_of(store: Path) -> dict[str, bytes]:
     """Every object's name and bytes."""
-    return {path.name: path.read_bytes() for path in (store / "objects").rglob("*") if path.is_file()}
+    return {path.name: path.read_bytes() for path in (store / "objects").rglob("*.safetensors")}
 
 
 def results_of(store: Path) -> dict[str, Any]:

@@ -22,7 +22,7 @@ def pack_arrays(columns: Columns) -> bytes:
         if isinstance(column, Ragged):
             flat[f"{name}::values"], flat[f"{name}::offsets"] = column.values, column.offsets
         else:
-            flat[name] = column
+            flat[name] = np.asarray(column)  # a number of numpy's, too
     for name, array in flat.items():
         if array.dtype.newbyteorder("<").str not in _DTYPES.values():
             raise DataError(f"store: array {name!r} is of type {array.dtype}; only numbers and booleans are kept. Encode it.")

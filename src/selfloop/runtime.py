@@ -175,7 +175,11 @@ def work(task: Task) -> Iterator[Done]:
 
 def run_task(task: Task, store: Store) -> Iterator[Done]:
     """The parts of a task: one generation of a chain, or one policy of a block, at a time."""
-    for position, rows, curves in _run_block(task, store) if is_ensemble(task.spec) else _run_chain(task, store):
+    if is_ensemble(task.spec):
+        parts: Iterator[tuple[int, tuple[Row, ...], Curves | None]] = _run_block(task, store)
+    else:
+        parts = _run_chain(task, store)
+    for position, rows, curves in parts:
         used, store.usage = store.usage, Usage()
         yield Done(task.axes, position, rows, curves, curves.generations if curves else 1, used)
 
@@ -200,7 +204,8 @@ def _run_block(task: Task, store: Store) -> Iterator[tuple[int, tuple[()], Curve
             seeds = task.seeds if on_rows else tuple(range(first, task.seeds[-1] + 1))
             blocks[on_rows] = block_of(spec, seeds, on_rows=on_rows, threads=task.threads)
         block = blocks[on_rows]
-        stored = store.open(store.step(ensemble_curves, block, spec.policies[position], spec.generations))
+        with threadpool_limits(1):  # the matrices are small: threads over seeds do better than threads inside them
+            stored = store.open(store.step(ensemble_curves, block, spec.policies[position], spec.generations))
         curves = Curves(task.seeds, spec.generations)
         curves.merge(Curves.unpack(cast(Params, stored), block.seeds))
         yield position, (), curves
@@ -225,8 +230,9 @@ def ensemble_curves(block: Block, policy: Policy, generations: int) -> dict[str,
         return mine
 
     curves = Curves(block.seeds, generations)
-    with threadpool_limits(1), ThreadPoolExecutor(block.threads) as pool:  # threads over seeds beat threads in small matrices
-        for mine in pool.map(run_part, block.parts()):
+    parts = block.parts()
+    with ThreadPoolExecutor(len(parts)) as pool:
+        for mine in pool.map(run_part, parts) if len(parts) > 1 else map(run_part, parts):
             curves.merge(mine)
     return curves.pack()
 

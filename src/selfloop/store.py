@@ -308,7 +308,11 @@ def _machine() -> dict[str, Any]:
 
 
 def _is_columns(value: Any) -> bool:
-    return isinstance(value, Mapping) and bool(value) and all(isinstance(v, np.ndarray | Ragged) for v in value.values())
+    return (
+        isinstance(value, Mapping)
+        and bool(value)
+        and all(isinstance(v, np.ndarray | np.generic | Ragged) for v in value.values())
+    )
 
 
 def _sealed(body: bytes) -> bytes:

@@ -5,6 +5,7 @@ The exact world of expectations, `Moments`, is in `theory/moments.py`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -39,6 +40,7 @@ from selfloop.store import Store
 from selfloop.table import NOT_FINITE, Measured
 from selfloop.types import Array, Columns, Params, Part, Row
 
+LARGE_BATCH = 1 << 18  # bytes
 BLOCK = 256  # seeds that share one stream when statistics are drawn instead of rows
 
 
@@ -64,8 +66,12 @@ class Block:
         return self.shared[key]
 
     def parts(self) -> list[Block]:
-        """The block cut into one for each thread, where seeds have streams of their own; always the same ones."""
-        count = min(self.threads, len(self.seeds)) if self.on_rows else 1
+        """The block cut into one for each thread, where seeds have streams of their own; always the same ones.
+
+        Threads pay only where one seed's batch is large: with small arrays they wait for each other in the interpreter.
+        """
+        row = sum(np.dtype(f.dtype).itemsize * math.prod(f.shape) for f in self.source.schema().values())
+        count = min(self.threads, len(self.seeds)) if self.on_rows and self.n * row >= LARGE_BATCH else 1
         if count == 1:
             return [self]
         groups = [self.seeds[i * len(self.seeds) // count : (i + 1) * len(self.seeds) // count] for i in range(count)]

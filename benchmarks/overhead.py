@@ -1,0 +1,104 @@
+"""What selfloop itself costs: milliseconds per generation with the store and on replay, seconds to import and to show help.
+
+The family does next to nothing, so all that is measured is the loop, the store and its files. Run it with:
+    python benchmarks/overhead.py
+"""
+
+from __future__ import annotations
+
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from selfloop.component import Context, Family, Metric, Sampler, Snapshot, Source
+from selfloop.runtime import stream
+from selfloop.spec import Spec
+from selfloop.types import Columns, Field, Params, Samples
+
+GENERATIONS, SEEDS, TURNS = 200, 2, 5
+STARTS = {
+    "python -c pass": "pass",
+    "import selfloop": "import selfloop",
+    "selfloop --help": "import sys; sys.argv = ['selfloop', '--help']; from selfloop.cli import main; main()",
+    "selfloop run --help": "import sys; sys.argv = ['selfloop', 'run', '--help']; from selfloop.cli import main; main()",
+}
+TARGETS = {"stored": 2.0, "replayed": 0.3}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ticks(Source):
+    name: ClassVar[str] = "ticks"
+
+    def schema(self) -> Mapping[str, Field]:
+        return {"x": Field("float64")}
+
+    def draw(self, first: int, n: int, ctx: Context) -> Columns:
+        return {"x": np.arange(first, first + n) / 7}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mean(Family):
+    name: ClassVar[str] = "mean"
+
+    def fit(self, data: Samples, ctx: Context, start: Params | None) -> Params:
+        return {"mean": np.asarray(data.all()["x"]).mean(keepdims=True)}
+
+    def sample(self, params: Params, n: int, sampler: Sampler, given: Columns, ctx: Context) -> Columns:
+        return {"x": params["mean"] + ctx.stream.generator().standard_normal(n)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Level(Metric):
+    name: ClassVar[str] = "level"
+
+    def measure(self, snap: Snapshot, ctx: Context) -> Mapping[str, float]:
+        return {"level": float(snap.params["mean"][0])}
+
+
+def per_generation(store: str) -> tuple[float, float]:
+    """Milliseconds (wall, processor) per generation of a run over that store."""
+    spec = Spec(
+        source=Ticks(), family=Mean(), metrics=(Level(),), policies=("replace",), criteria=("any_increase",),
+        n=20, holdout=0, generations=GENERATIONS, seeds=SEEDS,
+    )  # fmt: skip
+    wall, processor = time.perf_counter(), time.process_time()
+    rows = sum(1 for _ in stream(spec, store, threads=1))
+    assert rows == SEEDS * GENERATIONS
+    per = 1000 / (SEEDS * GENERATIONS)
+    return (time.perf_counter() - wall) * per, (time.process_time() - processor) * per
+
+
+def start_up(code: str) -> float:
+    """Seconds of a whole Python process, the median of several."""
+    seconds = []
+    for _ in range(TURNS):
+        began = time.perf_counter()
+        subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+        seconds.append(time.perf_counter() - began)
+    return statistics.median(seconds)
+
+
+def main() -> None:
+    measured: dict[str, list[tuple[float, float]]] = {"stored": [], "replayed": []}
+    for _ in range(TURNS):
+        with tempfile.TemporaryDirectory() as store:
+            for turns in measured.values():
+                turns.append(per_generation(store))
+    print("per generation (fit, sample, measure)   wall ms   processor ms   target ms   (medians)")
+    for name, turns in measured.items():
+        wall, processor = (statistics.median(values) for values in zip(*turns, strict=True))
+        print(f"{name:38} {wall:9.3f} {processor:14.3f} {TARGETS[name]:11.1f}")
+    print("\nwhole process                            wall s                  target s")
+    for name, code in STARTS.items():
+        print(f"{name:38} {start_up(code):9.3f} {'' if code == 'pass' else '0.3':>25}")
+
+
+if __name__ == "__main__":
+    main()

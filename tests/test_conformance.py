@@ -1,0 +1,129 @@
+"""Every built-in component passes the checks that users have for their own, and the checks notice what is wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+
+import tiny
+from selfloop.component import Context, Policy, Sampler
+from selfloop.plugins import BUILT_IN, component_class
+from selfloop.spec import component
+from selfloop.testing import check_family, check_policy, check_source
+from selfloop.types import Columns, Params, Samples
+from test_policies import STRATEGIES, policies
+
+FAMILIES: dict[str, tuple[Any, Any]] = {  # family, and a source it can model
+    "gaussian": ("gaussian", {"name": "gaussian", "dim": 3}),
+    "discrete": ({"name": "discrete", "symbols": 20}, "zipf"),
+    "linear": ("linear", {"name": "linear", "dim": 3}),
+    "glm": ("glm", {"name": "logistic", "dim": 2}),
+    "kde": ("kde", "moons"),
+    "vae": ({"name": "vae", "latent": 2, "hidden": 8, "training": {"steps": 3, "batch": 8}}, "digits"),
+}
+FILES = {"idx", "images"}  # sources of files; with the tests of images
+
+
+@given(policies)
+def test_every_policy_keeps_its_contract(policy: Policy) -> None:
+    check_policy(policy, n=30, generations=6)
+
+
+@pytest.mark.parametrize("name", sorted(set(BUILT_IN["source"]) - FILES))
+def test_every_source_keeps_its_contract(name: str) -> None:
+    check_source(component("source", name, "source"))
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_every_family_keeps_its_contract(name: str) -> None:
+    family, source = FAMILIES[name]
+    check_family(component("family", family, "family"), component("source", source, "source"), n=60)
+
+
+def test_every_built_in_is_checked() -> None:
+    assert set(FAMILIES) == set(BUILT_IN["family"])
+    assert set(STRATEGIES) == set(BUILT_IN["policy"])
+    assert all(component_class("source", name, "test") for name in FILES)
+
+
+def test_components_of_a_user_s_own_pass() -> None:
+    check_source(tiny.Ticks())
+    check_family(tiny.Mean(), tiny.Ticks())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Drifting(tiny.Ticks):
+    def draw(self, first: int, n: int, ctx: Context) -> Columns:
+        return {"x": ctx.stream.child(first).generator().standard_normal(n)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Short(tiny.Ticks):
+    def draw(self, first: int, n: int, ctx: Context) -> Columns:
+        return {"x": np.zeros(max(n - 1, 0))}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Global(tiny.Mean):
+    def sample(self, params: Params, n: int, sampler: Sampler, given: Columns, ctx: Context) -> Columns:
+        np.random.rand()  # noqa: NPY002  # what a family must not do
+        return {"x": np.zeros(n)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fickle(tiny.Mean):
+    def sample(self, params: Params, n: int, sampler: Sampler, given: Columns, ctx: Context) -> Columns:
+        return {"x": np.random.default_rng().standard_normal(n)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Greedy(tiny.Mean):
+    def fit(self, data: Samples, ctx: Context, start: Params | None) -> Params:
+        rows = data.parts[0][0]["x"]
+        assert isinstance(rows, np.ndarray)
+        rows += 1
+        return {"mean": np.asarray(0.0)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Endless(tiny.Mean):
+    def fit(self, data: Samples, ctx: Context, start: Params | None) -> Params:
+        return {"mean": np.asarray(np.inf)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Remembering(tiny.Mean):
+    def fit(self, data: Samples, ctx: Context, start: Params | None) -> Params:
+        object.__setattr__(self, "limit", 7.0)
+        return {"mean": np.asarray(0.0)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Single(tiny.Mean):
+    def sample(self, params: Params, n: int, sampler: Sampler, given: Columns, ctx: Context) -> Columns:
+        return {"x": np.zeros(n, np.float32)}
+
+
+@pytest.mark.parametrize(
+    ("check", "says"),
+    [
+        (lambda: check_source(Drifting()), "how rows are cut"),
+        (lambda: check_source(Short()), "gave 29 rows"),
+        (lambda: check_source(tiny.Ticks(rows=5)), "it has 5 rows"),
+        (lambda: check_family(Global(), tiny.Ticks()), "global randomness"),
+        (lambda: check_family(Fickle(), tiny.Ticks()), "something else the second time"),
+        (lambda: check_family(Greedy(), tiny.Ticks()), "read-only"),
+        (lambda: check_family(Endless(), tiny.Ticks()), "not finite"),
+        (lambda: check_family(Remembering(), tiny.Ticks()), "changed the family's settings"),
+        (lambda: check_family(Single(), tiny.Ticks()), "float32"),
+    ],
+)
+def test_the_checks_notice(check: Callable[[], None], says: str, tmp_path: Path) -> None:
+    with pytest.raises(Exception, match=says):
+        check()
