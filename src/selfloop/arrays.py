@@ -34,6 +34,14 @@ _DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "I64": "<i8", "I32": "<i4",
            "U32": "<u4", "U16": "<u2", "U8": "|u1", "BOOL": "|b1"}  # fmt: skip
 
 
+class Named(dict[str, Any]):
+    """Columns or parameters that say what there is when they are asked for what is not: components that do not fit."""
+
+    def __missing__(self, name: str) -> Any:
+        there = ", ".join(self) or "none (is holdout 0, or does the policy ask for no rows?)"
+        raise DataError(f"array {name!r} is not there; there are: {there}. Choose a source, family and metrics that fit.")
+
+
 def read_arrays(path: str | Path) -> dict[str, Column]:
     """The arrays of a safetensors file as views of one memory map (the library would copy them)."""
     with open(path, "rb") as file:
@@ -46,7 +54,7 @@ def read_arrays(path: str | Path) -> dict[str, Column]:
             first, last = entry["data_offsets"]
             flat[name] = data[start + first : start + last].view(_DTYPES[entry["dtype"]]).reshape(entry["shape"])
     names = dict.fromkeys(name.removesuffix("::values").removesuffix("::offsets") for name in flat)
-    return {
-        name: flat[name] if name in flat else Ragged(flat[f"{name}::values"], cast(Any, flat[f"{name}::offsets"]))
+    return Named(
+        (name, flat[name] if name in flat else Ragged(flat[f"{name}::values"], cast(Any, flat[f"{name}::offsets"])))
         for name in names
-    }
+    )

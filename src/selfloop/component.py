@@ -107,6 +107,7 @@ class Sampler(Component):
 class Family(Component):
     """How rows are modelled. `fit` may raise `ChainEndedError(status)`: a result without a number."""
 
+    columns: ClassVar[tuple[str, ...]] = ()  # of the rows it models; a source must have them
     metrics: ClassVar[tuple[str, ...]] = ()  # measured when a spec names none; the first is the main one
     sampler: ClassVar[type[Sampler]] = Sampler  # what a [family.sampler] table configures
 
@@ -259,6 +260,7 @@ class Metric(Component):
     title: ClassVar[str] = ""
     better: ClassVar[str] = "lower"  # "lower", "higher" or "" when neither is better
     needs: ClassVar[tuple[type, ...]] = ()  # protocols the family must have
+    compares: ClassVar[tuple[str, ...]] = ()  # true parameters the source must know
 
     def measure(self, snap: Snapshot, ctx: Context) -> Mapping[str, float]:
         """Numbers by name; a non-finite one is recorded without a value, with status `not_finite`."""

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from selfloop.result import Result
     from selfloop.runtime import Progress
     from selfloop.spec import Spec
+    from selfloop.stats.intervals import Interval
     from selfloop.upkeep import Planned
 
 BARS = "▁▂▃▄▅▆▇█"
@@ -212,32 +213,41 @@ def _plot(console: Console, title: str, curves: Mapping[str, Floats], height: in
 
 
 def print_comparison(results: Mapping[str, Result], metric: str | None) -> None:
-    """Paired differences: between the policies of one spec, or between specs policy by policy."""
+    """Differences seed by seed: between the policies of one spec, or between specs policy by policy."""
+    from selfloop.runtime import is_ensemble, runs_on_rows
     from selfloop.stats.intervals import paired_difference
 
     curves: dict[str, Floats] = {}
+    draws: dict[str, object] = {}  # what two curves must have in common to share random numbers
     chosen = metric or next(iter(results.values())).spec.metrics[0].name
     for name, result in results.items():
-        for axes in result.points:
-            for policy, measured in result.curves(axes).items():
-                if chosen not in measured:
+        for axes, point in result.points.items():
+            for label, policy in zip(point.labels(), point.policies, strict=True):
+                if chosen not in (measured := result.curves(axes)[label]):
                     raise SpecError(unknown_name("--metric", chosen, measured))
                 where = "".join(f" {key}={value}" for key, value in axes)
-                curves[(f"{name}: " if len(results) > 1 else "") + policy + where] = measured[chosen]
+                full = (f"{name}: " if len(results) > 1 else "") + label + where
+                curves[full] = measured[chosen]
+                draws[full] = point.seeds, is_ensemble(point) and runs_on_rows(point, policy)
     labels = list(curves)
     pairs = [(a, b) for i, a in enumerate(labels) for b in labels[i + 1 :] if curves[a].shape == curves[b].shape]
     if not pairs:
         raise SpecError("compare: nothing to compare. Give two policies, or two specs with the same seeds and generations.")
-    table = Table(title=f"{chosen}: paired differences over seeds, 95 %", title_justify="left", box=None, pad_edge=False)
+    table = Table(title=f"{chosen}: differences seed by seed, 95 %", title_justify="left", box=None, pad_edge=False)
     for column in ("first minus second", "generation", "difference", "interval", "first is"):
         table.add_column(column)
     for a, b in pairs:
+        shared = "" if draws[a] == draws[b] else " (independent draws)"
         for t, each in enumerate(paired_difference(curves[a], curves[b]), 1):
-            sure = each.low is not None and each.high is not None and (each.low > 0 or each.high < 0)
-            word = ("higher" if (each.estimate or 0) > 0 else "lower") if sure else "undecided"
-            limits = "undefined" if each.low is None else f"[{_number(each.low)}, {_number(each.high)}]"
-            table.add_row(f"{a} - {b}" if t == 1 else "", str(t), _number(each.estimate), limits, word)
+            table.add_row(f"{a} - {b}{shared}" if t == 1 else "", str(t), *_difference(each))
     _console().print(table)
+
+
+def _difference(each: Interval) -> tuple[str, str, str]:
+    sure = each.low is not None and each.high is not None and (each.low > 0 or each.high < 0)
+    word = ("higher" if (each.estimate or 0) > 0 else "lower") if sure else "undecided"
+    limits = "undefined" if each.low is None else f"[{_number(each.low)}, {_number(each.high)}]"
+    return _number(each.estimate), limits, word
 
 
 def print_reproduction(lines: Sequence[Line]) -> None:
@@ -258,6 +268,7 @@ def print_reproduction(lines: Sequence[Line]) -> None:
     if scored:
         within = sum(z < 2 for z in scored)
         console.print(f"{within} of {len(scored)} published numbers within |z| < 2, {sum(z >= 4 for z in scored)} at |z| >= 4.")
+        console.print("Numbers of one table share seeds, so they are right or wrong together: z is for each alone.")
 
 
 def print_list(kind: str | None) -> None:

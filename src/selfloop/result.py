@@ -88,14 +88,27 @@ class Result:
         return pd.DataFrame(lines, columns=["policy", "generation", "mean", "low", "high", "seeds"])
 
     def verdicts(self) -> list[Verdict]:
-        """Every criterion on every policy of every point; "risk" is the first metric of the spec."""
+        """Every criterion on every policy of every point; "risk" is the first metric of the spec.
+
+        In a sweep over n a criterion also sees the risk at every n with the other axes equal, as "risk@n=100".
+        """
         found = []
         for axes, point in self.points.items():
             for policy, measured in self.curves(axes).items():
-                main = point.metrics[0].name
-                seen = {"risk": measured[main], **measured} if main in measured else measured
+                seen = {**self._risks(policy, axes), **measured}
                 found += [replace(c.judge(seen), policy=policy, axes=axes) for c in point.criteria]
         return found
+
+    def _risks(self, policy: str, axes: Axes) -> dict[str, Floats]:
+        risks = {}
+        others = [each for each in axes if each[0] != "n"]
+        for where, point in self.points.items():
+            risk = self.curves(where).get(policy, {}).get(point.metrics[0].name)
+            if risk is not None and [each for each in where if each[0] != "n"] == others:
+                risks[f"risk@n={point.n}"] = risk
+                if where == axes:
+                    risks["risk"] = risk
+        return risks if len(risks) > 2 else {name: risk for name, risk in risks.items() if name == "risk"}
 
     def report(self, path: str | Path) -> Path:
         """Write the report, one self-contained HTML file."""

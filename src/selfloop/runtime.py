@@ -15,9 +15,10 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from selfloop import sweep
-from selfloop.component import Ensemble, MeasuresEnsemble, Policy, Sufficient
+from selfloop.component import Context, Ensemble, MeasuresEnsemble, Policy, Sufficient
 from selfloop.errors import SpecError
 from selfloop.loop import by_generation, loop, schedule
+from selfloop.rng import Stream
 from selfloop.spec import Axes, Spec
 from selfloop.store import Store, Usage, stage
 from selfloop.table import Curves
@@ -95,13 +96,26 @@ def _real_rows(spec: Spec, policy: Policy, n: int) -> int:
 
 
 def _check_abilities(spec: Spec) -> None:
+    """Do source, family and metrics go together?"""
+    family, source = spec.family, spec.source
+    if missing := set(family.columns) - set(source.schema()):
+        raise SpecError(
+            f"source: family {family.name} models the columns {', '.join(family.columns)}; {source.name} has "
+            f"{', '.join(source.schema())} and lacks {', '.join(sorted(missing))}. Choose another source or family."
+        )
+    truth = source.truth(Context(Stream(("probe",))))
     for metric in spec.metrics:
         for ability in metric.needs:
-            if not isinstance(spec.family, ability):
+            if not isinstance(family, ability):
                 raise SpecError(
-                    f"metrics: {metric.name!r} needs a family with {ability.__name__}; {spec.family.name} has none. "
+                    f"metrics: {metric.name!r} needs a family with {ability.__name__}; {family.name} has none. "
                     "Drop the metric or choose another family."
                 )
+        if unknown := set(metric.compares) - set(truth):
+            raise SpecError(
+                f"metrics: {metric.name!r} compares with the true {', '.join(sorted(unknown))}, which {source.name} does not "
+                "know. Choose a metric that is measured on held-out rows, such as nll."
+            )
 
 
 def _check_memory(spec: Spec) -> None:

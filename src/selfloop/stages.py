@@ -8,7 +8,7 @@ from typing import cast
 
 import numpy as np
 
-from selfloop.arrays import read_arrays
+from selfloop.arrays import Named, read_arrays
 from selfloop.component import Context, Curator, Family, Metric, Prepares, Relabels, Sampler, Snapshot, Source
 from selfloop.errors import ChainEndedError, DataError
 from selfloop.store import stage
@@ -135,5 +135,6 @@ def measure(
     `rows` are (new, holdout, initial), `known` the source's truth and what the metric prepared from real rows.
     """
     (family, params, sampler), (new, holdout, initial), (truth, prepared) = model, rows, known
-    snap = Snapshot(generation, family, sampler, params, new or {}, holdout or {}, initial, truth, prepared or {})
+    none = Named()
+    snap = Snapshot(generation, family, sampler, params, new or none, holdout or none, initial, truth, prepared or {})
     return {name: float(v) if math.isfinite(v) else None for name, v in metric.measure(snap, ctx).items()}

@@ -7,7 +7,7 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from multiprocessing import get_context
 from multiprocessing.connection import Connection, wait
 from multiprocessing.resource_tracker import ensure_running
@@ -127,7 +127,8 @@ def _serve(work: Work, connection: Connection, threads: int) -> None:
         except Exception as problem:  # whatever it is, the parent raises it
             if not isinstance(problem, SelfloopError):
                 problem.add_note("In a worker process:\n" + "".join(traceback.format_exception(problem)))
-            connection.send(("error", problem))
+            with suppress(ConnectionError):  # it has heard of another one already
+                connection.send(("error", problem))
             return
 
 

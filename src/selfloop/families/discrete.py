@@ -23,6 +23,7 @@ class Discrete(EnsembleFamily):
     """
 
     name: ClassVar[str] = "discrete"
+    columns: ClassVar[tuple[str, ...]] = ("symbol",)
     metrics: ClassVar[tuple[str, ...]] = ("heterozygosity", "support")
     smoothing: float = 0.0  # rows added to the count of every symbol
     symbols: int | None = None  # how many there are; None = those of the source's law, or up to the largest one seen

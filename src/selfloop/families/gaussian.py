@@ -38,6 +38,7 @@ class Gaussian(EnsembleFamily):
     """
 
     name: ClassVar[str] = "gaussian"
+    columns: ClassVar[tuple[str, ...]] = ("x",)
     metrics: ClassVar[tuple[str, ...]] = ("mean_error", "variance_ratio")
     sampler: ClassVar[type[Sampler]] = GaussianSampler
     ddof: int = 0  # the divisor is n - ddof: 0 maximum likelihood, 1 unbiased

@@ -41,6 +41,7 @@ class Glm(EnsembleFamily):
     """
 
     name: ClassVar[str] = "glm"
+    columns: ClassVar[tuple[str, ...]] = ("x", "y")
     metrics: ClassVar[tuple[str, ...]] = ("parameter_error", "log_loss", "accuracy")
     link: str = "logit"  # "logit": logistic regression of 0/1 outcomes; "log": Poisson regression of counts
 

@@ -28,6 +28,7 @@ class Kde(EnsembleFamily):
     """
 
     name: ClassVar[str] = "kde"
+    columns: ClassVar[tuple[str, ...]] = ("x",)
     metrics: ClassVar[tuple[str, ...]] = ("nll",)
     bandwidth: float | str = "scott"  # of the data's unit; or scikit-learn's rules for n rows in d dimensions, unscaled
 

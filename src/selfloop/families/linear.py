@@ -58,6 +58,7 @@ class Linear(EnsembleFamily):
     """
 
     name: ClassVar[str] = "linear"
+    columns: ClassVar[tuple[str, ...]] = ("x", "y")
     metrics: ClassVar[tuple[str, ...]] = ("excess_risk",)
     sampler: ClassVar[type[Sampler]] = LinearSampler
     ridge: float = 0.0  # penalty per row, in squared units of x

@@ -41,6 +41,7 @@ class Vae(Family):
     """
 
     name: ClassVar[str] = "vae"
+    columns: ClassVar[tuple[str, ...]] = ("image",)
     metrics: ClassVar[tuple[str, ...]] = ("negative_elbo", "pixel_spread", "frechet")
     sampler: ClassVar[type[Sampler]] = VaeSampler
 
