@@ -77,7 +77,7 @@ def members(group: int) -> list[str]:
 
 def test_thirty_kills_at_random_moments_leave_no_trace_in_rows_or_objects(tmp_path: Path) -> None:
     rng = Stream(("kills",)).generator()
-    killed = 0
+    killed, counts = 0, set()
     for turn in range(30):
         workers = "2" if turn % 6 == 5 else "1"
         process = start(sys.executable, tiny.__file__, tmp_path / "killed", workers)
@@ -87,15 +87,15 @@ def test_thirty_kills_at_random_moments_leave_no_trace_in_rows_or_objects(tmp_pa
         os.killpg(process.pid, signal.SIGKILL)
         process.communicate()
         killed += process.returncode == -signal.SIGKILL
+        counts.add(len(list((tmp_path / "killed").glob("records/*/*.json"))))
     assert killed >= 25
-    once = len(tiny.results_of(tmp_path / "killed"))
     finished = start(sys.executable, tiny.__file__, tmp_path / "killed")
     rows, errors = finished.communicate(timeout=60)
     expected, _ = start(sys.executable, tiny.__file__, tmp_path / "alone").communicate(timeout=60)
     assert (rows, errors) == (expected, "")
     assert tiny.objects_of(tmp_path / "killed") == tiny.objects_of(tmp_path / "alone")
     assert tiny.results_of(tmp_path / "killed") == tiny.results_of(tmp_path / "alone")
-    assert 0 < once < len(tiny.results_of(tmp_path / "alone")), "the kills came before or after all of the work"
+    assert len(counts) >= 4, "the kills came before or after all of the work"
 
 
 @pytest.fixture(scope="module")
@@ -132,6 +132,13 @@ def test_a_command_killed_in_the_middle_of_fits_continues_to_the_same_bits(vae: 
         process.kill()
         process.communicate()
         assert process.returncode == -signal.SIGKILL
+    check_that_it_continues(vae, store)
+
+
+def test_two_commands_that_fit_the_same_networks_at_once_agree(vae: tuple[Path, str, Path], tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    pair = [start(*COMMAND, "run", vae[0], "--store", store, "-q", "--json", "-", *ONE) for _ in "ab"]
+    assert [process.communicate(timeout=100) for process in pair] == [(vae[1], "")] * 2
     check_that_it_continues(vae, store)
 
 

@@ -208,7 +208,7 @@ def compare(
 def reproduce(
     work: Annotated[str, typer.Argument(help="A published work, such as kazdan2025.")],
     only: Annotated[str | None, typer.Option(help="Groups of numbers, comma-separated, such as gaussian,linear,kde.")] = None,
-    scale: Annotated[str, typer.Option(help="small (fewer seeds) or paper.")] = "paper",
+    scale: Annotated[str, typer.Option(help="paper (its number of seeds), small (20), or a number of seeds.")] = "paper",
     store: StoreOption = None,
     quiet: QuietOption = False,
 ) -> None:

@@ -52,20 +52,22 @@ def reproduce(
 ) -> list[Line]:
     """Every number of a work that can be run here, group by group; `only` names groups.
 
-    At scale "paper" with the paper's number of seeds, at "small" with 20. SpecError for an unknown work, group or scale.
+    At scale "paper" with the paper's number of seeds, at "small" with 20, or as many as a number says. SpecError for an
+    unknown work, group or scale.
     """
     tables = [table for table in load(work).tables if table.source]
     groups = list(dict.fromkeys(table.group for table in tables))
     for name in only or ():
         if name not in groups:
             raise SpecError(unknown_name("only", name, groups))
-    if scale not in SEEDS:
+    fixed = int(scale) if scale.isdecimal() and int(scale) > 0 else SEEDS.get(scale)
+    if fixed is None:
         raise SpecError(unknown_name("scale", scale, SEEDS))
     chosen = [table for table in tables if table.group in (only or groups)]
     steps = [table.generations * len(table.curves) for table in chosen]
     lines = []
     for i, table in enumerate(chosen):
-        seeds = (table.seeds or SEEDS[scale]) if scale == "paper" else SEEDS[scale]
+        seeds = table.seeds if scale == "paper" and table.seeds else fixed
         report = partial(_report, progress, sum(steps[:i]), steps[i], sum(steps))
         curves = (measure or partial(simulate, store=store))(table, seeds, report)
         lines += [_line(table, policy, point, curves[policy]) for policy, points in table.curves.items() for point in points]
