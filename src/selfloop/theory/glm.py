@@ -47,7 +47,7 @@ def _holds(setting: Setting) -> bool:
 
 LAWS = (
     Law(
-        name="many rows",
+        name="large-n limit",
         metric="parameter_error",
         kind="asymptotic",
         source=(

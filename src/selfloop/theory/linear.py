@@ -109,7 +109,7 @@ _SAMPLED = "Gaussian inputs, least squares without ridge, n > d + 1, labels of k
 
 LAWS = (
     Law(
-        name="one design, every batch a copy",
+        name="fixed design",
         metric="excess_risk",
         kind="exact",
         source=(
@@ -142,7 +142,7 @@ LAWS = (
         values=_total_risk,
     ),
     Law(
-        name="many rows",
+        name="large-n limit",
         metric="excess_risk",
         kind="asymptotic",
         source=(
@@ -154,7 +154,7 @@ LAWS = (
         values=_multiplied,
     ),
     Law(
-        name="accumulate, at most",
+        name="pi^2/6 of the first error",
         metric="excess_risk",
         kind="bound",
         source="sigma^2 d/(n - d - 1) pi^2/6: Gerstgrasser et al. 2024 (2404.01413), theorem 2",
