@@ -195,10 +195,7 @@ class Store:
         body = {"key": call.key, "result": result, "stamp": stamp, "provenance": provenance(call, seconds, threads)}
         self._write(self._record(call.key), _sealed(json.dumps(body).encode()))
         if os.path.exists(scratch):
-            gone = f"{scratch}-{os.getpid()}.tmp"  # at once, so that a process in the middle of the same fit sees no half of it
-            with suppress(OSError):
-                os.rename(scratch, gone)
-            shutil.rmtree(gone, ignore_errors=True)
+            shutil.rmtree(scratch, ignore_errors=True)
         return result
 
     def _note(self, call: Call, seconds: float) -> None:
