@@ -135,7 +135,6 @@ def test_a_command_killed_in_the_middle_of_fits_continues_to_the_same_bits(vae: 
     check_that_it_continues(vae, store)
 
 
-@pytest.mark.xfail(reason="header and tensors of a checkpoint are read by two opens of a name that another process replaces")
 def test_two_commands_that_fit_the_same_networks_at_once_agree(vae: tuple[Path, str, Path], tmp_path: Path) -> None:
     store = tmp_path / "store"
     pair = [start(*COMMAND, "run", vae[0], "--store", store, "-q", "--json", "-", *ONE) for _ in "ab"]

@@ -168,16 +168,13 @@ def test_a_mistake_is_one_sentence_before_any_work(folder: Path, text: str, frag
     check_refused(tiny.selfloop(command, folder / "spec.toml", "--store", folder / "store"), folder, fragments)
 
 
-NOT_YET = pytest.mark.xfail(strict=True, reason="a KeyError until the ensemble world hands out `Named` arrays")
-
-
 @pytest.mark.parametrize(
     ("text", "missing"),
     [
         (changed(('[family]\nname = "gaussian"', '[family]\nname = "discrete"')), "discrete"),
         (changed(('[family]\nname = "kde"', '[family]\nname = "discrete"'), text=KDE), "discrete"),
-        pytest.param('metrics = ["support"]' + GAUSSIAN, "'probabilities'", marks=NOT_YET),
-        pytest.param(changed(("holdout = 5", "holdout = 0"), text=KDE), "holdout", marks=NOT_YET),
+        ('metrics = ["support"]' + GAUSSIAN, "'probabilities'"),
+        (changed(("holdout = 5", "holdout = 0"), text=KDE), "holdout"),
     ],
 )
 def test_components_that_do_not_fit_each_other_are_one_sentence(folder: Path, text: str, missing: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -75,6 +76,7 @@ def quickstart(
     from selfloop.console import print_summary
     from selfloop.report.build import write_report
 
+    _writable("--report", report)
     results = []
     for preset in ("quickstart_linear", "quickstart_digits"):
         results.append(_run(_spec(preset, None), store, workers, None, quiet))
@@ -100,20 +102,27 @@ def run(
     """
     from selfloop.console import print_summary
 
-    target = _writable(json)
+    _writable("--json", json)
+    _writable("--report", report)
     result = _run(_spec(spec, set_), store, workers, threads, quiet)
-    if target:
-        _write_json(result, target)
+    if json:
+        _write_json(result, json)
     if json != "-":
         print_summary(result)
     if report:
         typer.echo(f"report: {result.report(report).resolve()}")
 
 
-def _writable(json: str | None) -> str | None:
-    if json not in (None, "-") and not Path(json).absolute().parent.is_dir():
-        raise SpecError(f"--json {json}: the folder does not exist. Create it, or choose another file.")
-    return json
+def _writable(option: str, target: Path | str | None) -> None:
+    """Refuse a file that cannot be written now, not after the run."""
+    if target in (None, "-"):
+        return
+    path = Path(str(target)).absolute()
+    if path.is_dir() or not path.parent.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK):
+        why = (
+            "is a folder" if path.is_dir() else "cannot be written there" if path.parent.is_dir() else "has no folder to be in"
+        )
+        raise SpecError(f"{option} {target}: {why}. Choose another file.")
 
 
 def _write_json(result: Result, target: str) -> None:
@@ -182,6 +191,7 @@ def report(
     """
     from selfloop.report.build import write_report
 
+    _writable("--output", output)
     result = _run(_spec(spec, set_), store, workers, None, quiet)
     typer.echo(f"report: {write_report([result], output, figures=figures).resolve()}")
 

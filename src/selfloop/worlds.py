@@ -14,6 +14,7 @@ from typing import Any, cast
 import numpy as np
 
 from selfloop import stages
+from selfloop.arrays import Named
 from selfloop.component import (
     Context,
     Curator,
@@ -87,7 +88,7 @@ class Block:
 
     def stack(self, draw: Callable[[Context, int], Columns]) -> Columns:
         """Columns of `draw(context of the seed's source, position)` for every seed, stacked along a leading axis."""
-        stacked: dict[str, Array] = {}
+        stacked = Named()
         for s, stream in enumerate(self.streams("source")):
             for name, column in draw(Context(stream), s).items():
                 values = np.asarray(column)
@@ -107,7 +108,7 @@ class Block:
     def held_out(self) -> Columns:
         """Real rows no fit sees; none when statistics are enough."""
         if not self.on_rows or not self.holdout:
-            return {}
+            return Named()
         return cast(Columns, self.once("holdout", lambda: self.stack(lambda ctx, s: self.draw(0, self.holdout, ctx))))
 
 
@@ -137,7 +138,7 @@ class Chains:
 class Held:
     """One batch of many chains: its rows or its statistics, and what the family keeps about it."""
 
-    rows: Columns = field(default_factory=dict)
+    rows: Columns = field(default_factory=Named)
     statistics: Statistics = field(default_factory=dict)
     kept: dict[str, object] = field(default_factory=dict)
 
@@ -238,9 +239,9 @@ class EnsembleWorld:
             if status is not None and s not in ended:
                 ended[s] = (t, status)
         if not ended:
-            return Chains(outcome.params, ended)
+            return Chains(Named(outcome.params), ended)
         gone = np.array(sorted(ended))
-        params = {name: np.array(array) for name, array in outcome.params.items()}
+        params = Named((name, np.array(array)) for name, array in outcome.params.items())
         for name, array in params.items():  # an ended chain keeps finite parameters so that the others run undisturbed
             array[gone] = previous.params[name][gone] if previous else np.zeros_like(array[gone])
         return Chains(params, ended)

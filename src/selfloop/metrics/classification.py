@@ -46,7 +46,7 @@ class LogLoss(Metric):
     name: ClassVar[str] = "log_loss"
     title: ClassVar[str] = "log loss on held-out real rows"
     unit: ClassVar[str] = "nats per row"
-    needs: ClassVar[tuple[type, ...]] = (HasLogProb,)
+    needs: ClassVar[tuple[type, ...]] = (HasLogProb, Predicts)
     on_rows: ClassVar[bool] = True
 
     def measure(self, snap: Snapshot, ctx: Context) -> Mapping[str, float]:

@@ -46,9 +46,10 @@ def build_report(result: Result) -> Report:
     spec = result.spec
     point = next(iter(result.points.values()))
     chains = f"{len(spec.seeds)} seed{'s' if len(spec.seeds) > 1 else ''}"
+    title = f"{spec.family.name} on {spec.source.name}"
     return Report(
-        title=f"{spec.family.name} on {spec.source.name}",
-        summary=f"{spec.family.name} on {spec.source.name}: {_sizes(result)} real rows, {point.generations} generations, {chains}.",
+        title=title,
+        summary=f"{title}: {_sizes(result)} real rows, {point.generations} generations, {chains}.",
         spec_text=spec_text(spec),
         versions=_versions(),
         generated=datetime.now(UTC),
@@ -187,9 +188,9 @@ def _notes(result: Result) -> Iterator[str]:
                     "of the same kind share random numbers and are compared paired by seed."
                 )
             else:
-                yield f"All policies share random numbers: comparisons between them are paired by seed."
+                yield "All policies share random numbers: comparisons between them are paired by seed."
         else:
-            yield f"All policies of a seed share generation 1 and random numbers: comparisons are paired by seed."
+            yield "All policies of a seed share generation 1 and random numbers: comparisons are paired by seed."
         for label, measured in result.curves(axes).items():
             main = measured.get(point.metrics[0].name)
             left = 0 if main is None else int((~np.isnan(main[:, -1])).sum())

@@ -78,7 +78,9 @@ class Table(Source):
     def _split(self) -> tuple[Floats, Floats]:
         from sklearn.model_selection import train_test_split
 
-        training, holdout = train_test_split(np.arange(self.capacity() or 0), test_size=HOLDOUT_SHARE, random_state=self.split_seed)
+        training, holdout = train_test_split(
+            np.arange(self.capacity() or 0), test_size=HOLDOUT_SHARE, random_state=self.split_seed
+        )
         return training, holdout
 
     @cached_property

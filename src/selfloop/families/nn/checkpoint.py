@@ -2,29 +2,31 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
+from safetensors.torch import load as load_tensors
 from safetensors.torch import save_file
 from torch import Tensor
 
 
 def save(path: Path, tensors: Mapping[str, Tensor], identity: str, step: int) -> None:
     """Write the state after `step` steps; whoever reads finds the old file or the new one, never a part."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f"{path.name}.{os.getpid()}.part")
     contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    try:
-        save_file(contiguous, part, metadata={"identity": identity, "step": str(step)})
-        os.replace(part, path)
-    except (SafetensorError, FileNotFoundError) as problem:
-        if path.parent.is_dir():
-            raise OSError(f"{path}: {problem}") from problem
-        # else another process finished this fit and removed the folder: nothing is left to be safe from
-    finally:
-        part.unlink(missing_ok=True)
+    for last in (False, True):  # a process that finishes the same fit removes the folder, at whatever moment: then once more
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            save_file(contiguous, part, metadata={"identity": identity, "step": str(step)})
+            os.replace(part, path)
+            return
+        except (SafetensorError, OSError) as problem:
+            part.unlink(missing_ok=True)
+            if last:
+                raise OSError(f"{path}: {problem}") from problem
 
 
 def load(path: Path, identity: str) -> tuple[int, dict[str, Tensor]] | None:
@@ -32,10 +34,9 @@ def load(path: Path, identity: str) -> tuple[int, dict[str, Tensor]] | None:
     if not path.is_file():
         return None
     try:
-        with safe_open(path, framework="pt") as file:
-            facts = file.metadata() or {}
-            if facts.get("identity") != identity:
-                return None
-            return int(facts["step"]), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # no mapping
-    except (SafetensorError, OSError):
+        data = path.read_bytes()  # once: `safe_open` opens the name again for the tensors, and another process may replace it
+        tensors = load_tensors(data)
+        facts = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])["__metadata__"]
+    except (SafetensorError, OSError, KeyError):
         return None
+    return (int(facts["step"]), tensors) if facts["identity"] == identity else None
