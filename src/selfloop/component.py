@@ -44,8 +44,15 @@ class Component:
         return {f.name: getattr(self, f.name) for f in fields(self)}  # type: ignore[arg-type]  # subclasses are dataclasses
 
 
+def is_default(component: Component) -> bool:
+    """Has every setting its default value?"""
+    return all(getattr(component, f.name) == f.default for f in fields(component))  # type: ignore[arg-type]
+
+
 class Source(Component):
     """Where real rows come from."""
+
+    law: ClassVar[str] = ""  # the family whose `draw_statistics`, given `truth`, draws exactly what this source does
 
     def schema(self) -> Mapping[str, Field]:
         """Type of each column."""
@@ -261,6 +268,7 @@ class Metric(Component):
     better: ClassVar[str] = "lower"  # "lower", "higher" or "" when neither is better
     needs: ClassVar[tuple[type, ...]] = ()  # protocols the family must have
     compares: ClassVar[tuple[str, ...]] = ()  # true parameters the source must know
+    on_holdout: ClassVar[bool] = False  # is it measured on held-out real rows?
 
     def measure(self, snap: Snapshot, ctx: Context) -> Mapping[str, float]:
         """Numbers by name; a non-finite one is recorded without a value, with status `not_finite`."""

@@ -228,7 +228,7 @@ def print_comparison(results: Mapping[str, Result], metric: str | None) -> None:
                 where = "".join(f" {key}={value}" for key, value in axes)
                 full = (f"{name}: " if len(results) > 1 else "") + label + where
                 curves[full] = measured[chosen]
-                draws[full] = point.seeds, is_ensemble(point) and runs_on_rows(point, policy)
+                draws[full] = point.seeds, is_ensemble(point), is_ensemble(point) and runs_on_rows(point, policy)
     labels = list(curves)
     pairs = [(a, b) for i, a in enumerate(labels) for b in labels[i + 1 :] if curves[a].shape == curves[b].shape]
     if not pairs:

@@ -77,7 +77,6 @@ BUILT_IN: dict[str, dict[str, str]] = {
         "hallucination": "selfloop.stats.criteria:Hallucination",
     },
 }
-EXTRAS = {"diffusers": "images", "rdkit": "molecules", "torch_geometric": "molecules", "datasets": "hub", "ray": "ray"}
 
 
 @cache
@@ -96,12 +95,9 @@ def component_class(kind: str, name: str, where: str) -> type[Component]:
     try:
         return cast(type[Component], getattr(import_module(module), attribute))
     except ModuleNotFoundError as problem:
-        extra = EXTRAS.get((problem.name or "").split(".")[0])
-        if extra is None:
+        if (problem.name or "selfloop").startswith("selfloop"):
             raise
-        raise MissingExtraError(
-            f"{where}: {name!r} needs {problem.name}. Install it with: pip install 'selfloop[{extra}]'."
-        ) from None
+        raise MissingExtraError(f"{where}: {name!r} needs {problem.name}. Install it with pip.") from None
 
 
 def presets() -> dict[str, Any]:

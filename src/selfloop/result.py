@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 
 from selfloop.loop import Stage, schedule
-from selfloop.runtime import LEDGER, Progress, parts, resolved_points, store_path
+from selfloop.runtime import Progress, ledger_metrics, parts, resolved_points, store_path
 from selfloop.spec import Axes, Spec
 from selfloop.stats.intervals import Interval, mean_interval
 from selfloop.store import Usage
@@ -32,7 +32,8 @@ class Result:
     spec: Spec
     table: Mapping[tuple[Axes, str], Curves]  # by point and policy
     store: Path
-    usage: Mapping[str, Usage] = field(default_factory=dict)
+    usage: Mapping[str, Usage] = field(default_factory=dict)  # by policy
+    shared: Usage = field(default_factory=Usage)  # of the stages that all policies share, met again under each of them
 
     @cached_property
     def points(self) -> dict[Axes, Spec]:
@@ -52,9 +53,7 @@ class Result:
     def rows(self) -> Iterator[Row]:
         """Every row in the spec's order: points, policies, seeds, generations, metrics; real mass and data age last."""
         for (axes, label), curves in self.table.items():
-            stages = self.ledger(axes)[label]
-            ages = {name: [getattr(stage, name) for stage in stages] for name in LEDGER}
-            yield from curves.rows(label, axes, ages)
+            yield from curves.rows(label, axes, ledger_metrics(self.ledger(axes)[label]))
 
     def curves(self, axes: Axes = ()) -> Measured:
         """Policy -> metric -> (seeds, generations), NaN where a chain has no value."""
@@ -88,7 +87,7 @@ class Result:
         return pd.DataFrame(lines, columns=["policy", "generation", "mean", "low", "high", "seeds"])
 
     def verdicts(self) -> list[Verdict]:
-        """Every criterion on every policy of every point; "risk" is the first metric of the spec.
+        """Every criterion on every policy of every point; "risk" is the first metric of the spec of which less is better.
 
         In a sweep over n a criterion also sees the risk at every n with the other axes equal, as "risk@n=100".
         """
@@ -103,7 +102,7 @@ class Result:
         risks = {}
         others = [each for each in axes if each[0] != "n"]
         for where, point in self.points.items():
-            risk = self.curves(where).get(policy, {}).get(point.metrics[0].name)
+            risk = self.curves(where).get(policy, {}).get(risk_of(point) or "")
             if risk is not None and [each for each in where if each[0] != "n"] == others:
                 risks[f"risk@n={point.n}"] = risk
                 if where == axes:
@@ -115,6 +114,11 @@ class Result:
         from selfloop.report.build import write_report
 
         return write_report([self], Path(path))
+
+
+def risk_of(point: Spec) -> str | None:
+    """The metric that stands for risk: the first of which less is better."""
+    return next((metric.name for metric in point.metrics if metric.better == "lower"), None)
 
 
 def run(
@@ -131,17 +135,18 @@ def run(
     `if __name__ == "__main__":`). The numbers do not depend on it.
     """
     usage: dict[str, Usage] = {}
+    shared = Usage()
     labels = spec.labels()
     table = {(axes, label): Curves(spec.seeds, point.generations) for axes, point in spec.points() for label in labels}
     where = {seed: s for s, seed in enumerate(spec.seeds)}
     for part in parts(spec, store, workers=workers, threads=threads, progress=progress):
         label = labels[part.policy]
-        usage.setdefault(label, Usage()).add(part.usage)
+        (shared if part.shared else usage.setdefault(label, Usage())).add(part.usage)
         if part.curves:
             table[part.axes, label].merge(part.curves)
         for row in part.rows:
             table[row.axes, row.policy].put(row, where[row.seed])
-    return Result(spec, table, store_path(store), usage)
+    return Result(spec, table, store_path(store), usage, shared)
 
 
 def as_json(row: Row) -> dict[str, Any]:

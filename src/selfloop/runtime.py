@@ -15,9 +15,9 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from selfloop import sweep
-from selfloop.component import Context, Ensemble, MeasuresEnsemble, Policy, Sufficient
+from selfloop.component import Context, Ensemble, MeasuresEnsemble, Policy, Relabels, Sufficient
 from selfloop.errors import SpecError
-from selfloop.loop import by_generation, loop, schedule
+from selfloop.loop import Stage, by_generation, loop, schedule
 from selfloop.rng import Stream
 from selfloop.spec import Axes, Spec
 from selfloop.store import Store, Usage, stage
@@ -26,7 +26,6 @@ from selfloop.types import Array, Params, Row
 from selfloop.worlds import BLOCK, Block, Chain, EnsembleWorld, StoredWorld, needs_rows
 
 LIVE_BYTES = 1 << 30  # rows an ensemble may hold at once; more seeds are run one group after another
-LEDGER = ("real_mass", "data_age")  # rows of every generation that follow from the policy alone
 Progress = Callable[[int, int], None]
 
 
@@ -53,6 +52,7 @@ class Done:
     curves: Curves | None
     generations: int
     usage: Usage
+    shared: bool = False  # of the first phase: chains meet its stages again
 
 
 def store_path(given: str | Path | None) -> Path:
@@ -84,14 +84,21 @@ def _sized(spec: Spec) -> Spec:
                 f"n: policy {policy.name} with n = {n} and holdout = {holdout} needs {real_rows} real rows; "
                 f"source {spec.source.name} has {size}. Lower n, holdout or generations."
             )
-    _check_abilities(spec)
     sized = replace(spec, n=n, holdout=holdout)
+    _check_abilities(sized)
     _check_memory(sized)
     return sized
 
 
 def _real_rows(spec: Spec, policy: Policy, n: int) -> int:
+    """Real rows a policy uses up: on a fixed design later ones are new outcomes of the initial inputs."""
     stages = list(schedule(policy, n, spec.generations))
+    fresh = any(stage.emission.real for stage in stages[1:])
+    if fresh and spec.source.has_fixed_design() and not isinstance(spec.source, Relabels):
+        raise SpecError(
+            f"policies: {policy.name} asks for fresh real rows; source {spec.source.name} has none for its fixed inputs. "
+            "Choose another policy."
+        )
     return n if spec.source.has_fixed_design() else sum(s.emission.real for s in stages)
 
 
@@ -111,6 +118,8 @@ def _check_abilities(spec: Spec) -> None:
                     f"metrics: {metric.name!r} needs a family with {ability.__name__}; {family.name} has none. "
                     "Drop the metric or choose another family."
                 )
+        if metric.on_holdout and not spec.holdout:
+            raise SpecError(f"holdout: got 0; metric {metric.name!r} is measured on held-out real rows. Set some aside.")
         if unknown := set(metric.compares) - set(truth):
             raise SpecError(
                 f"metrics: {metric.name!r} compares with the true {', '.join(sorted(unknown))}, which {source.name} does not "
@@ -218,8 +227,7 @@ def _run_block(task: Task, store: Store) -> Iterator[tuple[int, tuple[()], Curve
             seeds = task.seeds if on_rows else tuple(range(first, task.seeds[-1] + 1))
             blocks[on_rows] = block_of(spec, seeds, on_rows=on_rows, threads=task.threads)
         block = blocks[on_rows]
-        with threadpool_limits(1):  # the matrices are small: threads over seeds do better than threads inside them
-            stored = store.open(store.step(ensemble_curves, block, spec.policies[position], spec.generations))
+        stored = store.open(store.step(ensemble_curves, block, spec.policies[position], spec.generations))
         curves = Curves(task.seeds, spec.generations)
         curves.merge(Curves.unpack(cast(Params, stored), block.seeds))
         yield position, (), curves
@@ -245,7 +253,8 @@ def ensemble_curves(block: Block, policy: Policy, generations: int) -> dict[str,
 
     curves = Curves(block.seeds, generations)
     parts = block.parts()
-    with ThreadPoolExecutor(len(parts)) as pool:
+    # the matrices are small: threads over seeds do better than threads inside them, and give the same bits for any number
+    with threadpool_limits(1), ThreadPoolExecutor(len(parts)) as pool:
         for mine in pool.map(run_part, parts) if len(parts) > 1 else map(run_part, parts):
             curves.merge(mine)
     return curves.pack()
@@ -261,8 +270,26 @@ def stream(
 ) -> Iterator[Row]:
     """Rows as they come, from that many worker processes (None: as many as the cores allow)."""
     labels = spec.labels()
+    ledgers = {
+        (axes, label): ledger_metrics(list(schedule(policy, cast(int, point.n), point.generations)))
+        for axes, point in resolved_points(spec)
+        for label, policy in zip(labels, point.policies, strict=True)
+    }
     for part in parts(spec, store, workers=workers, threads=threads, progress=progress):
-        yield from part.curves.rows(labels[part.policy], part.axes, {}) if part.curves else part.rows
+        label = labels[part.policy]
+        ledger = ledgers[part.axes, label]
+        if part.curves:
+            yield from part.curves.rows(label, part.axes, ledger)
+        elif part.rows:
+            yield from part.rows
+            first = part.rows[0]
+            for name, values in ledger.items():
+                yield first._replace(metric=name, value=values[first.generation - 1], status=None)
+
+
+def ledger_metrics(stages: Sequence[Stage]) -> dict[str, list[float]]:
+    """What is logged for every generation and follows from the policy alone."""
+    return {"real_mass": [stage.real_mass for stage in stages], "data_age": [stage.data_age for stage in stages]}
 
 
 def parts(
@@ -286,4 +313,4 @@ def parts(
             finished += done.generations
             if progress:
                 progress(finished, total)
-            yield done if phase is phases[-1] else replace(done, rows=())  # the chains replay what they share
+            yield done if phase is phases[-1] else replace(done, rows=(), shared=True)  # the chains replay what they share

@@ -10,11 +10,12 @@ from itertools import product
 from pathlib import Path
 from typing import Any, TypeVar, cast, get_type_hints
 
-from selfloop.component import Component, Criterion, Curator, Family, Metric, Policy, Sampler, Setting, Source
+from selfloop.component import Component, Context, Criterion, Curator, Family, Metric, Policy, Sampler, Setting, Source
 from selfloop.errors import SpecError, unknown_name
 from selfloop.identity import reason_of
 from selfloop.loop import MOST_ROWS
 from selfloop.plugins import component_class, names, presets
+from selfloop.rng import Stream
 
 MOST_SEEDS, MOST_GENERATIONS = 1_000_000, 10_000  # beyond is a slip of the pen that would only fill the memory
 C = TypeVar("C", bound=Component)
@@ -48,7 +49,7 @@ class Spec:
         set_("sampler", sampler)
         set_("source", component("source", self.source, "source"))
         set_("policies", _components("policy", self.policies, "policies"))
-        set_("metrics", _components("metric", self.metrics or family.metrics, "metrics"))
+        set_("metrics", self._chosen_metrics())
         set_("criteria", _components("criterion", self.criteria or list(names("criterion")), "criteria"))
         set_("curators", _components("curator", self.curators, "curators"))
         set_("seeds", _seeds(self.seeds))
@@ -57,6 +58,14 @@ class Spec:
             raise SpecError(f'sweep: got {self.sweep!r}; expected a table of lists, such as "family.latent" = [8, 16].')
         set_("sweep", {key: _axis(key, values) for key, values in self.sweep.items()})
         self._check()
+
+    def _chosen_metrics(self) -> tuple[Metric, ...]:
+        """The metrics named; when none is, those of the family's that this source can answer."""
+        if self.metrics:
+            return cast(tuple[Metric, ...], _components("metric", self.metrics, "metrics"))
+        known = set(self.source.truth(Context(Stream(("probe",)))))
+        usual = cast(tuple[Metric, ...], _components("metric", self.family.metrics, "metrics"))
+        return tuple(metric for metric in usual if set(metric.compares) <= known) or usual
 
     def _check(self) -> None:
         for name, least, most in (("n", 1, MOST_ROWS), ("holdout", 0, MOST_ROWS), ("generations", 1, MOST_GENERATIONS)):
@@ -288,8 +297,8 @@ def _with_value(spec: Spec, key: str, value: Any) -> Spec:
         head, rest = "sampler", rest.removeprefix("sampler.")
     if head in ("source", "family", "sampler") and rest:
         return replace(spec, **{head: _with_setting(getattr(spec, head), rest, value, key)})
-    if rest or head not in ("n", "holdout", "generations", "start", "policies", "metrics"):
-        allowed = ["n", "holdout", "generations", "start", "policies", "metrics", "source.*", "family.*", "family.sampler.*"]
+    if rest or head not in ("n", "holdout", "generations", "start"):
+        allowed = ["n", "holdout", "generations", "start", "source.*", "family.*", "family.sampler.*"]
         raise SpecError(unknown_key("sweep", key, allowed))
     return replace(spec, **{head: value})
 

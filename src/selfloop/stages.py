@@ -63,7 +63,10 @@ def prepare(component: Prepares, rows: Columns, ctx: Context) -> Params:
 @stage(version=1)
 def load_params(path: Path) -> Params:
     """A model's arrays from a safetensors file, to start from."""
-    return cast(Params, read_arrays(path))
+    try:
+        return cast(Params, read_arrays(path))
+    except (ValueError, KeyError, TypeError) as problem:
+        raise DataError(f"start: {path} is no safetensors file. Give a model's file, 'scratch' or 'previous'.") from problem
 
 
 @stage(version=1)

@@ -26,17 +26,18 @@ def _squared_distance(params: Params, truth: Params) -> Floats:
 
 @dataclass(frozen=True, kw_only=True)
 class ParameterError(Metric):
-    """Squared distance of the coefficients from the true ones; not measured where the truth is unknown."""
+    """Squared distance of the coefficients from the true ones."""
 
     name: ClassVar[str] = "parameter_error"
     title: ClassVar[str] = "squared distance of the coefficients from the truth"
+    compares: ClassVar[tuple[str, ...]] = ("coefficients",)
     on_rows: ClassVar[bool] = False
 
     def measure(self, snap: Snapshot, ctx: Context) -> Mapping[str, float]:
-        return {self.name: float(_squared_distance(snap.params, snap.truth))} if snap.truth else {}
+        return {self.name: float(_squared_distance(snap.params, snap.truth))}
 
     def measure_ensemble(self, snap: EnsembleSnapshot) -> Mapping[str, Floats]:
-        return {self.name: _squared_distance(snap.params, snap.truth)} if snap.truth else {}
+        return {self.name: _squared_distance(snap.params, snap.truth)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +45,7 @@ class LogLoss(Metric):
     """Mean negative log probability of the outcomes of held-out real rows given their inputs."""
 
     name: ClassVar[str] = "log_loss"
+    on_holdout: ClassVar[bool] = True
     title: ClassVar[str] = "log loss on held-out real rows"
     unit: ClassVar[str] = "nats per row"
     needs: ClassVar[tuple[type, ...]] = (HasLogProb, Predicts)
@@ -62,6 +64,7 @@ class Accuracy(Metric):
     """Share of held-out real rows whose outcome is the most probable one."""
 
     name: ClassVar[str] = "accuracy"
+    on_holdout: ClassVar[bool] = True
     title: ClassVar[str] = "accuracy on held-out real rows"
     better: ClassVar[str] = "higher"
     needs: ClassVar[tuple[type, ...]] = (Predicts,)

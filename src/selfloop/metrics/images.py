@@ -30,6 +30,7 @@ class NegativeElbo(Metric):
     """
 
     name: ClassVar[str] = "negative_elbo"
+    on_holdout: ClassVar[bool] = True
     title: ClassVar[str] = "negative evidence bound of held-out real images"
     unit: ClassVar[str] = "nats per image"
     needs: ClassVar[tuple[type, ...]] = (HasElbo,)
@@ -68,6 +69,7 @@ class Frechet(Metric):
     """
 
     name: ClassVar[str] = "frechet"
+    on_holdout: ClassVar[bool] = True
     title: ClassVar[str] = "Frechet distance of sampled images to real ones"
     unit: ClassVar[str] = "squared grey scales"
     features: int = 32  # principal components

@@ -24,6 +24,7 @@ class Nll(Metric):
     """Mean negative log density (or probability) of the held-out real rows."""
 
     name: ClassVar[str] = "nll"
+    on_holdout: ClassVar[bool] = True
     title: ClassVar[str] = "negative log-likelihood of held-out real rows"
     unit: ClassVar[str] = "nats per row"
     needs: ClassVar[tuple[type, ...]] = (HasLogProb,)

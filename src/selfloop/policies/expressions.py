@@ -33,7 +33,7 @@ def evaluate(where: str, expression: object, **names: int) -> float:
         if not math.isfinite(value):
             raise OverflowError
         return value
-    except (ArithmeticError, SyntaxError, ValueError, TypeError, KeyError) as problem:
+    except (ArithmeticError, SyntaxError, ValueError, TypeError, KeyError, MemoryError, RecursionError) as problem:
         raise SpecError(
             f"{where}: cannot evaluate {expression!r} at {names}. Allowed: numbers, {', '.join(names)}, + - * / // % **, "
             f"comparisons, 'a if b else c', and {', '.join(_FUNCTIONS)}."

@@ -146,7 +146,7 @@ class Fresh(Policy):
 
     def plan(self, t: int, n: int) -> Plan:
         m = round(self.ratio * n)
-        if self.real_mass is None:
+        if self.real_mass is None or m == 0:
             return _whole(real(t), synthetic(t - 1))
         k = n / m
         golden = (math.sqrt(k * k + 4 * k) - k) / 2  # He, Xu, Cheng 2025 (2502.18049): 0.618 at n = m
@@ -267,8 +267,6 @@ class Custom(Policy):
         for take in (*self.takes, *(take for generation in self.generations for take in generation)):
             if "batch" not in take or set(take) - {"batch", "rows", "weight"}:
                 raise SpecError(f"policy.takes: got {take}; a take has batch, and optionally rows, weight.")
-        self.emits(2, 10)
-        self.plan(2, 10)  # a wrong expression is found now, not at generation 2
 
     def emits(self, t: int, n: int) -> Emission:
         fresh = evaluate("policy.real", self.real, t=t, n=n)

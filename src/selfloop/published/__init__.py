@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields
 from importlib.resources import files
 from typing import Any
 
-from selfloop.component import Component, Setting
+from selfloop.component import Component, Setting, is_default
 from selfloop.errors import SpecError, unknown_name
 
 
@@ -88,14 +88,14 @@ def overlays(setting: Setting, *, another_scale: bool = False) -> list[Overlay]:
     With `another_scale` also those of the same kind of model and policy at a scale that cannot be run here, which says
     the note.
     """
-    if setting.curated or setting.start != "scratch" or setting.sampler != type(setting.sampler)():
+    if setting.curated or setting.start != "scratch" or not is_default(setting.sampler):
         return []
     found = []
     for work in map(load, works()):
         for table in work.tables:
             exact = _matches(table.source, setting.source) and _matches(table.family, setting.family) and table.n == setting.n
             elsewhere = another_scale and table.scale and table.family["name"] == setting.family.name
-            if (exact or elsewhere) and setting.policy == type(setting.policy)():
+            if (exact or elsewhere) and is_default(setting.policy):
                 points = [p for p in table.curves.get(setting.policy.name, ()) if p.generation <= setting.generations]
                 note = f"another scale: {table.scale}" if elsewhere else ""
                 generations = tuple(p.generation for p in points)

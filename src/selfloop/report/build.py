@@ -16,6 +16,7 @@ from selfloop.loop import loop
 from selfloop.published import overlays
 from selfloop.report import Cost, CurveData, Gallery, LawCurve, Ledger, Panel, PublishedPoints, Report, curve_of, ledger_of
 from selfloop.report.page import write_figures, write_page
+from selfloop.result import risk_of
 from selfloop.runtime import block_of, is_ensemble, run_task, runs_on_rows, tasks_of
 from selfloop.spec import Axes, Spec
 from selfloop.stages import draw_real, sample, sample_curated
@@ -136,7 +137,7 @@ def save_curves(path: Path, title: str, curves: Mapping[str, Floats]) -> None:
 
 def _findings(result: Result) -> Iterator[str]:
     for axes, point in result.points.items():
-        main = point.metrics[0].name
+        main = risk_of(point) or ""
         where = "".join(f", {key} = {value}" for key, value in axes)
         for label, measured in result.curves(axes).items():
             if main not in measured or point.generations < 3:
@@ -158,22 +159,29 @@ def _ledgers(result: Result) -> Iterator[Ledger]:
 
 
 def _cost(result: Result, label: str, used: Usage) -> Cost:
-    ledgers = [stages for axes in result.points for name, stages in result.ledger(axes).items() if name == label]
-    sampled = sum(stage.emission.synthetic for stages in ledgers for stage in stages) * len(result.spec.seeds)
-    steps = sum(
-        training.steps_for(stage.trained_rows) * len(result.spec.seeds)
-        for point, stages in zip(result.points.values(), ledgers, strict=True)
-        if (training := getattr(point.family, "training", None)) is not None
-        for stage in stages
-    )
+    """What a policy took; generation 1, which all policies share, is counted with the first one."""
+    first = label == next(iter(result.usage))
+    once = 0.0 if first else result.shared.seconds + result.shared.saved
+    steps = sampled = 0
+    for axes, point in result.points.items():
+        policy = point.policies[point.labels().index(label)]
+        rows = not is_ensemble(point) or runs_on_rows(point, policy)
+        training = getattr(point.family, "training", None)
+        alive = np.any([~np.isnan(curves) for curves in result.curves(axes)[label].values()], axis=0).sum(axis=0)
+        for stage, chains in list(zip(result.ledger(axes)[label], alive.tolist(), strict=True))[0 if first else 1 :]:
+            steps += chains * training.steps_for(stage.trained_rows) if training is not None else 0
+            sampled += chains * stage.emission.synthetic if rows else 0
     stages = used.computed + used.reused
     return Cost(
-        policy=label, seconds=used.seconds + used.saved, steps=steps, rows=sampled, bytes=used.bytes,
-        stored_share=used.reused / stages if stages else 0.0,
+        policy=label, seconds=max(used.seconds + used.saved - once, 0.0), steps=steps, rows=sampled,
+        bytes=used.bytes + (result.shared.bytes if first else 0),
+        stored_share=max(used.reused - result.shared.computed, 0) / stages if stages else 0.0,
     )  # fmt: skip
 
 
 def _notes(result: Result) -> Iterator[str]:
+    if result.shared.computed or result.shared.reused:
+        yield "Costs: generation 1, which all policies share, is counted with the first one."
     sizes = [point.n for point in result.points.values()]
     if len(set(sizes)) > 1:
         yield f"The training data are shown for n = {sizes[0]:,}; rows grow with n, real mass and data age do not."

@@ -73,8 +73,8 @@ class Blobs(Source):
 
     name: ClassVar[str] = "blobs"
     noise: float = 1.0  # standard deviation within a cloud: scikit-learn's cluster_std
-    head: int = 500
-    group: int = 100
+    head: int = 500  # with groups: rows of the first one, the holdout
+    group: int = 0  # rows placed evenly together, as by one scikit-learn call for so many; 0 = every row by itself
 
     def __post_init__(self) -> None:
         _check(self.noise, self.head, self.group)
@@ -97,8 +97,8 @@ class Circles(Source):
     name: ClassVar[str] = "circles"
     noise: float = 0.05
     factor: float = 0.8  # inner radius
-    head: int = 500
-    group: int = 100
+    head: int = 500  # with groups: rows of the first one, the holdout
+    group: int = 0  # rows placed evenly together, as by one scikit-learn call for so many; 0 = every row by itself
 
     def __post_init__(self) -> None:
         _check(self.noise, self.head, self.group)
@@ -124,8 +124,8 @@ class Moons(Source):
 
     name: ClassVar[str] = "moons"
     noise: float = 0.05
-    head: int = 500
-    group: int = 100
+    head: int = 500  # with groups: rows of the first one, the holdout
+    group: int = 0  # rows placed evenly together, as by one scikit-learn call for so many; 0 = every row by itself
 
     def __post_init__(self) -> None:
         _check(self.noise, self.head, self.group)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
@@ -47,24 +47,24 @@ class Table(Source):
             raise SpecError(f"source.split_seed: got {self.split_seed}; expected a whole number from 0 to 2^32 - 1.")
 
     def schema(self) -> Mapping[str, Field]:
-        x, y = self._rows
+        x, y = self._rows()
         features = {"x": Field("float64", x.shape[1:])}
         return features if y is None else {**features, "y": Field("float64")}
 
     def capacity(self) -> int | None:
-        return len(self._rows[0])
+        return len(self._rows()[0])
 
     def holdout(self) -> int | None:
-        return len(self._split[1])
+        return len(self._split()[1])
 
     def has_fixed_design(self) -> bool:
         return self.target is not None or self.table in EMBEDDED
 
     def draw(self, first: int, n: int, ctx: Context) -> Columns:
-        x, y = self._rows
+        x, y = self._rows()
         if first + n > len(x):
             raise DataError(f"source.table: {len(x)} rows, of which {first + n} were asked for. Lower n or the holdout.")
-        training, holdout = self._split
+        training, holdout = self._split()
         at = np.concatenate([holdout, training])[first : first + n]
         return {"x": x[at]} if y is None else {"x": x[at], "y": y[at]}
 
@@ -74,7 +74,6 @@ class Table(Source):
         x = np.asarray(initial["x"])
         return {"x": x[np.arange(n) % len(x)]}
 
-    @cached_property
     def _split(self) -> tuple[Floats, Floats]:
         from sklearn.model_selection import train_test_split
 
@@ -83,8 +82,16 @@ class Table(Source):
         )
         return training, holdout
 
-    @cached_property
     def _rows(self) -> tuple[Floats, Floats | None]:
+        if self.table in EMBEDDED:
+            return _parsed(self, 0)
+        try:
+            changed = Path(self.table).stat().st_mtime_ns
+        except OSError as problem:
+            raise DataError(f"source.table: {self.table}: {(problem.strerror or '').lower()}. Check the path.") from problem
+        return _parsed(self, changed)
+
+    def _parse(self) -> tuple[Floats, Floats | None]:
         frame = _embedded(self.table) if self.table in EMBEDDED else _read(Path(self.table))
         target = TARGET if self.table in EMBEDDED else self.target
         for name in (*(self.columns or ()), *((target,) if target else ())):
@@ -142,3 +149,9 @@ def _numbers(frame: pd.DataFrame) -> Floats:
     numbers = frame.to_numpy(np.float64)
     numbers.flags.writeable = False
     return np.asarray(numbers)
+
+
+@lru_cache(maxsize=4)
+def _parsed(source: Table, changed: int) -> tuple[Floats, Floats | None]:
+    """A table's numbers, read again when its file has changed."""
+    return source._parse()

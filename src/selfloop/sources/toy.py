@@ -41,6 +41,7 @@ class Gaussian(Source):
     """Independent normal coordinates with mean 0 and one variance (Kazdan et al. 2025, 2410.16713)."""
 
     name: ClassVar[str] = "gaussian"
+    law: ClassVar[str] = "gaussian"
     dim: int = 1
     variance: float = 1.0
 
@@ -64,6 +65,7 @@ class Zipf(Source):
     """Symbols 0 .. size - 1 with probability proportional to (rank)^-exponent, rank = symbol + 1."""
 
     name: ClassVar[str] = "zipf"
+    law: ClassVar[str] = "discrete"
     size: int = 20
     exponent: float = 1.0  # 0 is uniform
 
@@ -100,6 +102,7 @@ class Linear(Source):
     """
 
     name: ClassVar[str] = "linear"
+    law: ClassVar[str] = "linear"
     dim: int = 10
     noise: float = 1.0  # standard deviation
     design: str = "fixed"  # "fixed": all generations reuse the initial rows' inputs; "fresh": new inputs for every batch

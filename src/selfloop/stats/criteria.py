@@ -241,7 +241,8 @@ def _judge(
     found = next((name for name in names if name in curves), None)
     if found is None:
         return Verdict(criterion.name, "", "not measured", reason=f"needs {' or '.join(names)}")
-    shown = next((name for name in curves if name != found and curves[name] is curves[found]), found)
+    same = (name for name in curves if name != found and curves[name] is curves[found])
+    shown = next(same, found) if found == "risk" else found
     values = curves[found][~np.isnan(curves[found][:, 0])]
     if not len(values):
         return Verdict(criterion.name, "", "not measured", shown, reason="no chain has a value at generation 1")

@@ -71,6 +71,8 @@ def growth_law(curves: Floats, evidence: float = 0.9, flat: float = 0.02) -> Gro
     out. Undecided as well when no law fits (F test at 0.001).
     """
     alive = curves[:, : int(np.cumprod(~np.isnan(curves).any(axis=0)).sum())]
+    if len(alive) > 1 and alive.shape[1] and np.ptp(alive[:, 0]) == 0:
+        alive = alive[:, 1:]  # every chain began with the same fit, as on a table: that says nothing of their spread
     seeds, generations = alive.shape
     if seeds < 2 or generations < FEWEST_GENERATIONS:
         return Growth(None, f"{seeds} seeds x {generations} generations; a law needs 2 x {FEWEST_GENERATIONS}")

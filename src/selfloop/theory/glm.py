@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from selfloop.component import Setting
-from selfloop.theory.law import Law, stages
+from selfloop.theory.law import Law, stages, takes_whole_batches
 from selfloop.theory.moments import Learner, has_law, moment_curves
 from selfloop.types import Floats
 
@@ -42,7 +42,7 @@ def _holds(setting: Setting) -> bool:
     fewest = min(stage.trained_rows for stage in stages(setting))
     enough = fewest >= FEWEST_ROWS_PER_COEFFICIENT * int(getattr(source, "dim", 1))
     known = has_law(setting.policy, setting.n, setting.generations, KNOWN)
-    return enough and known and bool(_parameter_error(setting).max() <= LARGEST_ERROR)
+    return takes_whole_batches(setting) and enough and known and bool(_parameter_error(setting).max() <= LARGEST_ERROR)
 
 
 LAWS = (

@@ -10,6 +10,7 @@ from selfloop.component import Setting
 from selfloop.loop import Stage, schedule
 from selfloop.types import Floats, Ints, real, synthetic
 
+MOST_TAKES = 50_000  # of all generations together; `accumulate` reaches it at generation 315
 Kind = Literal["exact", "bound", "asymptotic"]
 
 
@@ -27,16 +28,26 @@ class Law:
 
     def applies(self, setting: Setting) -> bool:
         """Do all conditions hold? Never for curated rows or models that start from another model."""
-        return not setting.curated and setting.start == "scratch" and self.holds(setting)
+        return not setting.curated and setting.start == "scratch" and _is_small(setting) and self.holds(setting)
 
     def curve(self, setting: Setting, t: Ints) -> Floats:
         """The law at generations t, each from 1 to setting.generations."""
         return self.values(setting)[t - 1]
 
 
+def _is_small(setting: Setting) -> bool:
+    """Moments cost the square of the batches in use: a thousand generations of `accumulate` would take a minute."""
+    return sum(len(stage.plan.takes) for stage in stages(setting)) <= MOST_TAKES
+
+
 def stages(setting: Setting) -> Iterator[Stage]:
     """What every generation trains on."""
     return schedule(setting.policy, setting.n, setting.generations)
+
+
+def takes_whole_batches(setting: Setting) -> bool:
+    """Does every generation take all rows of whichever batches it takes? (A budget may be drawn from them.)"""
+    return all(take.rows == stage.available[take.batch] for stage in stages(setting) for take in stage.plan.takes)
 
 
 def newest_rows(setting: Setting) -> list[int] | None:
