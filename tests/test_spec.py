@@ -206,9 +206,9 @@ def test_what_is_no_readable_file_is_one_sentence(folder: Path) -> None:
     (folder / "latin.toml").write_bytes(GAUSSIAN.replace("n = 10", "n = 10 # Zürich").encode("latin-1"))
     (folder / "binary.toml").write_bytes(bytes(range(256)))
     for spec, fragment in {
-        folder: "no such file or preset", folder / "latin.toml": "is not UTF-8", folder / "binary.toml": "is not UTF-8",
+        folder: "is a folder", folder / "latin.toml": "is not UTF-8", folder / "binary.toml": "is not UTF-8",
         folder / "none.toml": "no such file or preset", "quickstart_digit": "Did you mean 'quickstart_digits'?",
-        "x" * 5000: "selfloop: xxx", "": "no such file or preset",
+        "x" * 5000: "selfloop: xxx", "": "is a folder",
     }.items():  # fmt: skip
         done = tiny.selfloop("run", spec, "--store", folder / "store")
         assert done.code == 2, done

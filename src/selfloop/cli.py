@@ -39,9 +39,15 @@ def main() -> None:
         sentence = " ".join(str(problem).split())
         sys.stderr.write(f"selfloop: {sentence if len(sentence) < 690 else sentence[:680] + ' ...'}\n")
         sys.exit(2)
+    except MemoryError:
+        sys.stderr.write("selfloop: out of memory. Lower n, the seeds or the model's size.\n")
+        sys.exit(2)
     except BrokenPipeError:  # the reader of standard output has seen enough
         sys.stderr.close()
         sys.exit(0)
+    except OSError as problem:  # a file that could be written at the start, and cannot any more
+        sys.stderr.write(f"selfloop: {problem.filename or 'output'}: {(problem.strerror or str(problem)).lower()}.\n")
+        sys.exit(2)
 
 
 def _spec(name: str, overrides: list[str] | None) -> Spec:
@@ -153,7 +159,7 @@ def plan(spec: SpecArgument, set_: SetOption = None, store: StoreOption = None) 
 def predict(
     policy: Annotated[list[str], typer.Argument(metavar="POLICY...|SPEC", help="Names of policies, or one spec or preset.")],
     n: Annotated[int, typer.Option(min=1, help="Rows of real(1).")] = 1000,
-    generations: Annotated[int, typer.Option(min=1, help="Generations.")] = 10,
+    generations: Annotated[int, typer.Option(min=1, max=1000, help="Generations.")] = 10,
     set_: SetOption = None,
     figure: Annotated[Path | None, typer.Option(help="Also draw the curves there (SVG, PNG or PDF by the ending).")] = None,
 ) -> None:
@@ -163,6 +169,7 @@ def predict(
     """
     from selfloop.console import print_laws, print_predictions
 
+    _writable("--figure", figure)
     if len(policy) == 1 and (policy[0].endswith(".toml") or policy[0] in _presets()):
         print_laws(_spec(policy[0], set_), figure)
     else:
@@ -179,7 +186,7 @@ def _presets() -> list[str]:
 def report(
     spec: SpecArgument,
     output: Annotated[Path, typer.Option("--output", "-o", help="Where to write the report.")] = Path("report.html"),
-    figures: Annotated[Path | None, typer.Option(help="Also save every figure there as SVG and PNG.")] = None,
+    figures: Annotated[Path | None, typer.Option(help="Also save every figure there as SVG, PNG and PDF.")] = None,
     set_: SetOption = None,
     store: StoreOption = None,
     workers: WorkersOption = None,
@@ -192,6 +199,8 @@ def report(
     from selfloop.report.build import write_report
 
     _writable("--output", output)
+    if figures is not None and figures.exists() and not figures.is_dir():
+        raise SpecError(f"--figures {figures}: is a file. Name a folder.")
     result = _run(_spec(spec, set_), store, workers, None, quiet)
     typer.echo(f"report: {write_report([result], output, figures=figures).resolve()}")
 
@@ -210,8 +219,16 @@ def compare(
     Example: selfloop compare digits.toml --metric pixel_spread
     """
     from selfloop.console import print_comparison
+    from selfloop.plugins import names
 
-    print_comparison({name: _run(_spec(name, set_), store, workers, None, quiet) for name in specs}, metric)
+    read = {name: _spec(name, set_) for name in specs}
+    shared = set.intersection(*({m.name for m in each.metrics} for each in read.values()))
+    chosen = metric or next((m.name for m in next(iter(read.values())).metrics if m.name in shared), None)
+    if chosen is None:
+        raise SpecError("compare: the specs share no metric. Give them one, for example metrics = ['nll'].")
+    if chosen in names("metric") and chosen not in shared:
+        raise SpecError(f"--metric {chosen}: not every spec measures it. They share: {', '.join(sorted(shared)) or 'none'}.")
+    print_comparison({name: _run(each, store, workers, None, quiet) for name, each in read.items()}, chosen)
 
 
 @app.command()

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from rich.console import Console
 from rich.table import Table
 
@@ -212,14 +213,13 @@ def _plot(console: Console, title: str, curves: Mapping[str, Floats], height: in
     console.print(f"{'':9} +{'-' * width}\n{'':10} t = 1{'':{width - 12}}t = {generations}")
 
 
-def print_comparison(results: Mapping[str, Result], metric: str | None) -> None:
+def print_comparison(results: Mapping[str, Result], chosen: str) -> None:
     """Differences seed by seed: between the policies of one spec, or between specs policy by policy."""
     from selfloop.runtime import is_ensemble, runs_on_rows
     from selfloop.stats.intervals import paired_difference
 
     curves: dict[str, Floats] = {}
     draws: dict[str, object] = {}  # what two curves must have in common to share random numbers
-    chosen = metric or next(iter(results.values())).spec.metrics[0].name
     for name, result in results.items():
         for axes, point in result.points.items():
             for label, policy in zip(point.labels(), point.policies, strict=True):
@@ -312,12 +312,13 @@ def print_component(kind: str, name: str) -> None:
         console.print(table, markup=False)
 
 
-def _sparkline(values: Floats) -> str:
-    finite = [float(v) for v in values if v == v]
+def _sparkline(values: Floats, width: int = 40) -> str:
+    shown = [float(values[round(i)]) for i in np.linspace(0, len(values) - 1, min(len(values), width))]
+    finite = [v for v in shown if v == v]
     if not finite:
         return ""
     low, high = min(finite), max(finite)
-    return "".join(BARS[round((v - low) / ((high - low) or 1) * 7)] if v == v else "×" for v in map(float, values))
+    return "".join(BARS[round((v - low) / ((high - low) or 1) * 7)] if v == v else "×" for v in shown)
 
 
 def _number(value: float | None) -> str:

@@ -62,7 +62,7 @@ def reproduce(
             raise SpecError(unknown_name("only", name, groups))
     fixed = int(scale) if scale.isdecimal() and int(scale) > 0 else SEEDS.get(scale)
     if fixed is None:
-        raise SpecError(unknown_name("scale", scale, SEEDS))
+        raise SpecError(f"scale: got {scale!r}; expected paper, small, or a number of seeds of at least 1.")
     chosen = [table for table in tables if table.group in (only or groups)]
     steps = [table.generations * len(table.curves) for table in chosen]
     lines = []

@@ -10,7 +10,19 @@ from itertools import product
 from pathlib import Path
 from typing import Any, TypeVar, cast, get_type_hints
 
-from selfloop.component import Component, Context, Criterion, Curator, Family, Metric, Policy, Sampler, Setting, Source
+from selfloop.component import (
+    Component,
+    Context,
+    Criterion,
+    Curator,
+    Family,
+    HasLogProb,
+    Metric,
+    Policy,
+    Sampler,
+    Setting,
+    Source,
+)
 from selfloop.errors import SpecError, unknown_name
 from selfloop.identity import reason_of
 from selfloop.loop import MOST_ROWS
@@ -65,7 +77,10 @@ class Spec:
             return cast(tuple[Metric, ...], _components("metric", self.metrics, "metrics"))
         known = set(self.source.truth(Context(Stream(("probe",)))))
         usual = cast(tuple[Metric, ...], _components("metric", self.family.metrics, "metrics"))
-        return tuple(metric for metric in usual if set(metric.compares) <= known) or usual
+        answered = tuple(metric for metric in usual if set(metric.compares) <= known)
+        if not answered and isinstance(self.family, HasLogProb):
+            return cast(tuple[Metric, ...], _components("metric", ["nll"], "metrics"))  # the truth is unknown: held-out rows
+        return answered or usual
 
     def _check(self) -> None:
         for name, least, most in (("n", 1, MOST_ROWS), ("holdout", 0, MOST_ROWS), ("generations", 1, MOST_GENERATIONS)):
@@ -120,6 +135,8 @@ def read_spec(path: str | Path, overrides: Iterable[str] = ()) -> Spec:
     else:
         file = Path(path)
         try:
+            if file.is_dir():
+                raise SpecError(f"{file}: is a folder. Give the path of a TOML file, or see `selfloop list`.")
             if not file.is_file():
                 near = unknown_name("preset", str(path), shipped).partition(".")[2] if file.suffix != ".toml" else ""
                 raise SpecError(f"{path}: no such file or preset.{near} Give the path of a TOML file, or see `selfloop list`.")

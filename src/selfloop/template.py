@@ -26,6 +26,7 @@ policies = [
     "accumulate_subsample",   # the same pool, but a fixed number of rows per generation
     # {{ name = "fresh", ratio = 1.0 }},
 ]
+# metrics = [{metrics}]
 # criteria = ["any_increase"] # default: all eight published definitions of collapse
 # start = "scratch"           # or "previous", or a model's safetensors file
 """
@@ -41,11 +42,10 @@ def template(family: str, source: str) -> str:
         n = f"n = 1000{'':22}# rows of real(1)\n"
     else:
         n = f"# n = 1000{'':20}# rows of real(1); default: all rows left after the holdout\n"
-    parts = [HEAD.format(n=n), _table("source", source_class), _table("family", family_class)]
+    metrics = ", ".join(f'"{name}"' for name in family_class.metrics)
+    parts = [HEAD.format(n=n, metrics=metrics), _table("source", source_class), _table("family", family_class)]
     if fields(family_class.sampler):
         parts.append(_table("family.sampler", family_class.sampler, named=False))
-    metrics = ", ".join(f'"{name}"' for name in family_class.metrics)
-    parts.append(f"# metrics = [{metrics}]   # put this above [source] to change it\n")
     parts.append('# [sweep]                      # axes, every combination is run\n# "n" = [100, 1000]\n')
     return "\n".join(parts)
 
@@ -58,7 +58,7 @@ def _table(where: str, cls: type[Any], named: bool = True) -> str:
         if _is_settings(default):
             inner += f"\n# {_table(f'{where}.{f.name}', type(default), named=False)}"
             continue
-        text = f"{f.name} = {'...' if default in (None, MISSING) else _value(default)}"
+        text = f.name if default is None else f"{f.name} = {'...' if default is MISSING else _value(default)}"
         note = comments.get(f.name, "")
         lines.append(f"{text if default is MISSING else '# ' + text:30}{'# ' + note if note else ''}".rstrip())
     return "\n".join(lines) + "\n" + inner

@@ -72,7 +72,7 @@ def test_the_swiss_roll_has_scikit_learns_moments() -> None:
 def test_seeds_differ_in_their_rows_and_share_the_centres() -> None:
     a, b = draw(Blobs(), 0, 3000, seed=0), draw(Blobs(), 0, 3000, seed=1)
     assert not np.array_equal(a, b)
-    assert a.mean(axis=0) == pytest.approx(b.mean(axis=0), abs=0.2)
+    assert a.mean(axis=0) == pytest.approx(b.mean(axis=0), abs=0.5)
 
 
 def test_outcomes_follow_the_true_coefficients_and_can_be_drawn_anew() -> None:

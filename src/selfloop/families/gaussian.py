@@ -17,6 +17,9 @@ from selfloop.rng import Stream
 from selfloop.types import Columns, Floats, Params
 
 
+SINGULAR = 1e-12  # share of a coordinate's variance that the others leave open: less is rounding
+
+
 @dataclass(frozen=True, kw_only=True)
 class GaussianSampler(Sampler):
     """Sampling from a fitted normal distribution."""
@@ -101,10 +104,15 @@ class Gaussian(EnsembleFamily):
     def log_prob(self, params: Params, rows: Columns) -> Floats:
         """Log density of each row, in nats; -inf everywhere for a singular covariance."""
         x, covariance = np.asarray(rows["x"]), cast(Floats, params["covariance"])
-        sign, log_det = np.linalg.slogdet(covariance)
-        if sign <= 0:
+        try:
+            factor = np.linalg.cholesky(covariance)
+            singular = bool((factor.diagonal() ** 2 < SINGULAR * covariance.diagonal()).any())
+        except np.linalg.LinAlgError:
+            singular = True
+        if singular:
             return np.full(len(x), -np.inf)
-        white = np.linalg.solve(np.linalg.cholesky(covariance), (x - params["mean"]).T)
+        log_det = 2 * np.log(factor.diagonal()).sum()
+        white = np.linalg.solve(factor, (x - params["mean"]).T)
         return np.asarray(-0.5 * ((white**2).sum(0) + log_det + len(white) * np.log(2 * np.pi)), np.float64)
 
     def _scaled(self, params: Params, sampler: Sampler) -> tuple[Floats, Floats]:

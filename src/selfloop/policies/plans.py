@@ -14,6 +14,8 @@ from selfloop.errors import SpecError
 from selfloop.policies.expressions import evaluate, expand_batches
 from selfloop.types import Batch, Emission, Plan, Take, real, synthetic
 
+PROBE = 1_000_000  # rows at which a custom policy's expressions are tried: most that make sense at some n do here
+
 
 def _require_share(where: str, value: float, low_open: bool = False) -> None:
     if not (0 < value <= 1 if low_open else 0 <= value <= 1):
@@ -262,11 +264,13 @@ class Custom(Policy):
     def __post_init__(self) -> None:
         if bool(self.takes) == bool(self.generations):
             raise SpecError(
-                "policy.custom: give either 'takes' (every generation) or 'generations' (a list of takes), not both."
+                "policy.custom: needs one of 'takes' (for every generation) and 'generations' (a list of takes), and not both."
             )
         for take in (*self.takes, *(take for generation in self.generations for take in generation)):
             if "batch" not in take or set(take) - {"batch", "rows", "weight"}:
                 raise SpecError(f"policy.takes: got {take}; a take has batch, and optionally rows, weight.")
+        self.emits(2, PROBE)
+        self.plan(2, PROBE)  # a wrong expression is found now, not at generation 2
 
     def emits(self, t: int, n: int) -> Emission:
         fresh = evaluate("policy.real", self.real, t=t, n=n)

@@ -46,7 +46,7 @@ def build_report(result: Result) -> Report:
     """Everything the page shows of a result."""
     spec = result.spec
     point = next(iter(result.points.values()))
-    chains = f"{len(spec.seeds)} seed{'s' if len(spec.seeds) > 1 else ''}"
+    chains = f"{len(spec.seeds):,} seed{'s' if len(spec.seeds) > 1 else ''}"
     title = f"{spec.family.name} on {spec.source.name}"
     return Report(
         title=title,
@@ -86,13 +86,17 @@ def _panels(result: Result) -> Iterator[Panel]:
                 laws, published = _overlays(point, metric, list(curves))
                 yield Panel(
                     metric=metric,
-                    title=(owner.title if owner and owner.name == metric else "") or metric.replace("_", " "),
+                    title=_capital((owner.title if owner and owner.name == metric else "") or metric.replace("_", " ")),
                     unit=owner.unit if owner else "",
                     axes=axes,
                     curves=[_curve(label, values, owner) for label, values in curves.items()],
                     laws=laws,
                     published=published,
                 )
+
+
+def _capital(title: str) -> str:
+    return title[:1].upper() + title[1:]
 
 
 def _curve(label: str, values: Floats, metric: Metric | None) -> CurveData:

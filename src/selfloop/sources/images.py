@@ -120,6 +120,9 @@ def _idx(path: Path, time_ns: int, size: int) -> Array:
     return data[start:].reshape(shape)
 
 
+LARGEST_SIDE = 4096  # pixels
+
+
 @dataclass(frozen=True, kw_only=True)
 class Images(Source):
     """PNG and JPEG pictures of a folder and everything below it, in the order of their names.
@@ -134,8 +137,8 @@ class Images(Source):
     colour: Literal["grey", "rgb"] | None = None  # convert all to it; None = as the first picture, and all the same
 
     def __post_init__(self) -> None:
-        if self.size is not None and self.size < 1:
-            raise SpecError(f"source.size: got {self.size}; expected 1 pixel or more.")
+        if self.size is not None and not 1 <= self.size <= LARGEST_SIDE:
+            raise SpecError(f"source.size: got {self.size}; expected 1 to {LARGEST_SIDE} pixels.")
         if self.colour not in (None, "grey", "rgb"):
             raise SpecError(f"source.colour: got {self.colour!r}; expected 'grey' or 'rgb', or omit it.")
 

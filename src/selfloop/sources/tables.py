@@ -88,7 +88,10 @@ class Table(Source):
         try:
             changed = Path(self.table).stat().st_mtime_ns
         except OSError as problem:
-            raise DataError(f"source.table: {self.table}: {(problem.strerror or '').lower()}. Check the path.") from problem
+            known = ", ".join(EMBEDDED)
+            raise DataError(
+                f"source.table: no file {self.table}, and no embedded table of that name ({known}). Check the path."
+            ) from problem
         return _parsed(self, changed)
 
     def _parse(self) -> tuple[Floats, Floats | None]:

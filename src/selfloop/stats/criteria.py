@@ -140,6 +140,9 @@ class ScalingLawChange(Criterion):
         return _Finding(answer, self.change, interval, "change of the exponent c in risk ~ n^-c")
 
 
+STANDARD_DEVIATIONS = ("pixel_spread", "spread")  # squared before they are judged as variances
+
+
 @dataclass(frozen=True, kw_only=True)
 class CollapsingVariance(Criterion):
     """Less than `threshold` of the first model's variance is left.
@@ -161,7 +164,8 @@ class CollapsingVariance(Criterion):
             raise SpecError(f"criteria.{self.name}.over_seeds: got {self.over_seeds!r}; expected 'pathwise' or 'mean'.")
 
     def judge(self, curves: Mapping[str, Floats]) -> Verdict:
-        return _judge(self, self.metric, curves, self._find)
+        variances = {name: curve**2 if name in STANDARD_DEVIATIONS else curve for name, curve in curves.items()}
+        return _judge(self, self.metric, variances, self._find)
 
     def _find(self, variance: Floats) -> _Finding:
         alive = _while_all_live(variance)

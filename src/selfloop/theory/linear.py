@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from selfloop.component import Setting
-from selfloop.theory.law import all_rows, Law, newest_rows, stages, takes_whole_batches
+from selfloop.theory.law import Law, all_rows, newest_rows, stages, takes_whole_batches
 from selfloop.theory.moments import Learner, has_law, moment_curves
 from selfloop.types import Floats
 
@@ -150,7 +150,10 @@ LAWS = (
             "First risk times the multiplier of a mean; for accumulate_subsample V' = V + (2 - 1/t)/(t+1)^2, V + 1 - 1/t, "
             "limit pi^2/2 - 2 (derived from Kazdan et al. 2025, 2410.16713)"
         ),
-        conditions=f"{_SAMPLED}; every fit on {FEWEST_ROWS_PER_COEFFICIENT} d rows or more of whole batches, budgets with one or two weights.",
+        conditions=(
+            f"{_SAMPLED}; every fit on {FEWEST_ROWS_PER_COEFFICIENT} d rows or more, of whole batches or under a budget with "
+            "one or two weights."
+        ),
         holds=_asymptotic,
         values=_multiplied,
     ),

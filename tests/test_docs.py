@@ -1,0 +1,44 @@
+"""The README's and guide's code runs as it stands."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from selfloop.runtime import resolved_points
+from selfloop.spec import parse_spec
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", ROOT / "docs" / "guide.md"]
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", page.read_text(encoding="utf-8"), re.S)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_the_python_of_a_page_runs(page: Path, tmp_path: Path) -> None:
+    code = blocks(page, "python")
+    assert code
+    for block in code:
+        done = subprocess.run([sys.executable, "-c", block], cwd=tmp_path, capture_output=True, text=True, check=False)
+        assert (done.returncode, done.stderr) == (0, "")
+        assert done.stdout
+
+
+def test_the_guide_s_spec_can_be_run_and_its_policy_table_too() -> None:
+    whole, policy = blocks(ROOT / "docs" / "guide.md", "toml")
+    assert len(resolved_points(parse_spec(whole, "guide"))) == 2
+    small = 'n = 100\ngenerations = 4\nsource = "gaussian"\nfamily = "gaussian"\n'
+    assert resolved_points(parse_spec(small + policy, "guide"))
+
+
+def test_every_policy_is_in_the_readme_s_table() -> None:
+    from selfloop.plugins import BUILT_IN
+
+    rows = re.findall(r"^\| `(\w+)", PAGES[0].read_text(encoding="utf-8"), re.M)
+    assert rows == list(BUILT_IN["policy"])

@@ -1,0 +1,104 @@
+"""What a result says: verdicts, costs, and whose numbers are whose."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+import pytest
+
+import selfloop
+from selfloop.component import Context, Source
+from selfloop.errors import SpecError
+from selfloop.report.build import build_report
+from selfloop.runtime import resolved_points
+from selfloop.types import Columns, Field, Params
+from selfloop.upkeep import verify
+
+
+@dataclass(frozen=True, kw_only=True)
+class TwoPoints(Source):
+    """-1 or 1: known mean and variance, and far from normal."""
+
+    name: ClassVar[str] = "two_points"
+
+    def schema(self) -> Mapping[str, Field]:
+        return {"x": Field("float64", (1,))}
+
+    def draw(self, first: int, n: int, ctx: Context) -> Columns:
+        return {"x": ctx.stream.child("rows").generator().choice([-1.0, 1.0], (first + n, 1))[first:]}
+
+    def truth(self, ctx: Context) -> Params:
+        return {"mean": np.zeros(1), "covariance": np.ones((1, 1))}
+
+
+def test_a_source_that_knows_its_moments_is_drawn_all_the_same(tmp_path: Path) -> None:
+    spec = selfloop.Spec(source=TwoPoints(), family="gaussian", n=4, generations=1, seeds=40, metrics=["variance_ratio"])
+    ratios = selfloop.run(spec, tmp_path).curves()["replace"]["variance_ratio"][:, 0]
+    assert set(np.round(ratios, 9)) <= {0.0, 0.75, 1.0}  # what four rows of -1 and 1 can give
+
+
+def test_risk_is_a_metric_of_which_less_is_better(tmp_path: Path) -> None:
+    spec = selfloop.Spec(source="zipf", family="discrete", n=20, generations=5, seeds=8, policies=["replace"])
+    answers = {verdict.criterion: verdict for verdict in selfloop.run(spec, tmp_path).verdicts()}
+    assert answers["any_increase"].answer == "not measured"  # heterozygosity falls, and falling is the harm
+    assert answers["collapsing_variance"].metric == "heterozygosity"
+
+
+def test_a_shared_generation_is_paid_for_once(tmp_path: Path) -> None:
+    spec = selfloop.read_spec(
+        "quickstart_digits", ["n=60", "holdout=40", "seeds=2", "generations=2", "family.training.steps=3"]
+    )
+    first, second = (build_report(selfloop.run(spec, tmp_path)).costs for _ in range(2))
+    assert [cost.steps for cost in first] == [12, 6, 6]
+    assert [cost.stored_share for cost in first] == [0, 0, 0]
+    assert [cost.stored_share for cost in second] == [1, 1, 1]
+
+
+def test_a_table_that_changed_is_read_again(tmp_path: Path) -> None:
+    file = tmp_path / "rows.csv"
+    file.write_text("a\n" + "\n".join(map(str, range(20))))
+    spec = selfloop.Spec(
+        source={"name": "table", "table": str(file)}, family={"name": "kde", "bandwidth": 1.0}, generations=1, seeds=2
+    )
+    before = selfloop.run(spec, tmp_path / "store").curves()["replace"]["nll"]
+    file.write_text("a\n" + "\n".join(str(100 * i) for i in range(20)))
+    after = selfloop.run(spec, tmp_path / "store").curves()["replace"]["nll"]
+    assert (after > before + 1).all()
+
+
+def test_a_model_of_no_width_has_no_likelihood_and_says_so(tmp_path: Path) -> None:
+    spec = selfloop.Spec(source={"name": "gaussian", "dim": 3}, family="gaussian", n=3, generations=2, seeds=2, metrics=["nll"])
+    rows = [row for row in selfloop.run(spec, tmp_path).rows if row.metric == "nll"]
+    assert {(row.value, row.status) for row in rows} == {(None, "not_finite")}
+
+
+def test_ensembles_verify_whatever_the_threads(tmp_path: Path) -> None:
+    settings = {"name": "linear", "dim": 60}
+    spec = selfloop.Spec(source=settings, family="linear", n=600, generations=3, seeds=4, policies=["accumulate_subsample"])
+    selfloop.run(spec, tmp_path, threads=2)
+    assert verify(spec, tmp_path, 9).wrong == ()
+
+
+def test_metrics_that_a_source_cannot_answer_are_not_the_default() -> None:
+    tables = selfloop.Spec(source="table", family="glm")
+    assert [metric.name for metric in tables.metrics] == ["log_loss", "accuracy"]
+    assert [metric.name for metric in selfloop.Spec(source="moons", family="gaussian").metrics] == ["nll"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"sweep": {"policies": [["replace"], ["accumulate"]]}}, "sweep.policies"),
+        ({"source": "table", "family": "glm", "policies": ["fresh"]}, "no.*fresh|has none for its fixed inputs"),
+        ({"holdout": 0, "source": "moons", "family": "kde"}, "measured on held-out real rows"),
+        ({"source": "digits"}, "models the columns x"),
+        ({"source": "moons", "metrics": ["mean_error"]}, "which moons does not know"),
+    ],
+)
+def test_what_cannot_be_run_is_said_before_any_work(changes: dict[str, object], sentence: str) -> None:
+    with pytest.raises(SpecError, match=sentence):
+        resolved_points(selfloop.Spec(**{"source": "gaussian", "family": "gaussian", "n": 50, "generations": 2, **changes}))
