@@ -54,6 +54,7 @@ BUILT_IN: dict[str, dict[str, str]] = {
         "mean_error": "selfloop.metrics.moments:MeanError",
         "variance_ratio": "selfloop.metrics.moments:VarianceRatio",
         "log_variance": "selfloop.metrics.moments:LogVariance",
+        "second_moment": "selfloop.metrics.moments:SecondMoment",
         "heterozygosity": "selfloop.metrics.moments:Heterozygosity",
         "support": "selfloop.metrics.moments:Support",
         "excess_risk": "selfloop.metrics.moments:ExcessRisk",

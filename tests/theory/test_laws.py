@@ -16,7 +16,7 @@ from selfloop.families.kde import Kde
 from selfloop.families.linear import Linear, LinearSampler
 from selfloop.loop import loop
 from selfloop.metrics.classification import ParameterError
-from selfloop.metrics.moments import ExcessRisk, Heterozygosity, LogVariance, MeanError, Support, VarianceRatio
+from selfloop.metrics.moments import ExcessRisk, Heterozygosity, LogVariance, MeanError, SecondMoment, Support, VarianceRatio
 from selfloop.policies.plans import (
     Accumulate,
     AccumulateReal,
@@ -62,7 +62,16 @@ DESIGN = Setting(
 INPUTS = replace(DESIGN, source=toy.Linear(dim=4, noise=0.7, design="fresh"))
 METRICS = {
     m.name: m
-    for m in (MeanError(), VarianceRatio(), LogVariance(), Heterozygosity(), Support(), ExcessRisk(), ParameterError())
+    for m in (
+        MeanError(),
+        VarianceRatio(),
+        LogVariance(),
+        Heterozygosity(),
+        Support(),
+        ExcessRisk(),
+        ParameterError(),
+        SecondMoment(),
+    )
 }
 
 
@@ -229,6 +238,24 @@ def test_kernel_estimates_follow_the_moments_with_kernel_noise(policy):
     if policy is not WEIGHTED:  # which settles at once
         assert largest_score(per_trace, late=1) > 4
         assert largest_score(2 * per_trace) > 4
+
+
+@pytest.mark.parametrize("policy", named([Replace(), Accumulate(), AccumulateSubsample()]))
+def test_a_density_s_second_moment_is_a_law(policy):  # systems.md d-10
+    kde = replace(NORMAL, family=Kde(bandwidth=0.9), sampler=Kde.sampler(), policy=policy, n=12, generations=5)
+    law = law_of(kde, "second_moment")
+    t, trace = np.arange(1, 6), 2 * NORMAL.source.variance
+    closed = {"replace": trace + 2 * (t - 1) * 0.81, "accumulate": trace + 2 * 0.81 * (np.cumsum(1 / t) - 1)}
+    if policy.name in closed:
+        assert law == pytest.approx(closed[policy.name])
+    values = chains(kde, "second_moment")
+    assert np.abs(scores(values, law)).max() < 4
+    assert np.abs(scores(values, law_of(replace(kde, generations=6), "second_moment")[1:])).max() > 4
+    assert not law_names(replace(kde, family=Kde(bandwidth="scott")))
+
+
+def law_names(setting):
+    return [prediction.law for prediction in predictions(setting)]
 
 
 @pytest.mark.parametrize("policy", named(WHOLE))

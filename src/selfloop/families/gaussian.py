@@ -16,7 +16,6 @@ from selfloop.families.wishart import bartlett, root, split
 from selfloop.rng import Stream
 from selfloop.types import Columns, Floats, Params
 
-
 SINGULAR = 1e-12  # share of a coordinate's variance that the others leave open: less is rounding
 
 

@@ -80,6 +80,12 @@ class Kde(EnsembleFamily):
         noise += np.asarray(pick(blocks, positions), np.float64)
         return {"x": noise}
 
+    def second_moment(self, params: Params) -> Floats:
+        """Mean of |x|^2 over the training rows of each seed, by weight; the density's own has d h^2 more."""
+        mass = _row_weights(params)
+        squares = np.concatenate([np.vecdot(block, block) for block in _blocks(params)], axis=1)
+        return np.asarray((mass * squares).sum(axis=1) / mass.sum(axis=1))
+
     def log_prob(self, params: Params, rows: Columns) -> Floats:
         """Log density of one model at each row, in nats."""
         one = {name: array[None] for name, array in params.items()}
@@ -109,6 +115,11 @@ def _blocks(params: Params) -> list[Floats]:
     return [np.asarray(params[f"x.{i}"], np.float64) for i in range(sum(name.startswith("x.") for name in params))]
 
 
+def _row_weights(params: Params) -> Floats:
+    """Weight of every training row: (seeds, rows)."""
+    return np.stack([np.repeat(w, k) for w, k in zip(params["weight"], params["length"], strict=True)])
+
+
 def _positions(u: Floats, weight: Floats, length: Ints) -> Ints:
     """The rows that uniform numbers fall on when row i is as wide as its weight."""
     edges = np.cumsum(weight * length)
@@ -135,7 +146,7 @@ def _kept_log_sum(part: EnsemblePart, points: Floats, width: Floats) -> Floats:
 def _log_density(params: Params, points: Floats) -> Floats:
     blocks, width = _blocks(params), np.asarray(params["bandwidth"], np.float64)
     x = blocks[0] if len(blocks) == 1 else np.concatenate(blocks, axis=1)
-    weights = np.stack([np.repeat(w, k) for w, k in zip(params["weight"], params["length"], strict=True)])
+    weights = _row_weights(params)
     sums = _log_kernel_sum(x, points, width, np.log(weights))
     return np.asarray(sums - np.log(weights.sum(axis=1, keepdims=True)) - _log_normaliser(width, points.shape[2])[:, None])
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, cast
+from typing import ClassVar, Protocol, cast, runtime_checkable
 
 import numpy as np
 
 from selfloop.component import Context, EnsembleSnapshot, Metric, Snapshot
 from selfloop.errors import SpecError
-from selfloop.types import Floats
+from selfloop.types import Floats, Params
 
 
 class ParameterMetric(Metric):
@@ -125,3 +125,29 @@ class ExcessRisk(ParameterMetric):
 
 def _trace(matrices: Floats) -> Floats:
     return np.asarray(np.einsum("sii->s", matrices), np.float64)
+
+
+@runtime_checkable
+class HasSecondMoment(Protocol):
+    """A family whose models keep rows: mean of |x|^2 over them, with a leading seeds axis."""
+
+    def second_moment(self, params: Params) -> Floats: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class SecondMoment(Metric):
+    """Mean square of the rows a kernel density was fitted on: it grows when kernels smear rows generation by generation."""
+
+    name: ClassVar[str] = "second_moment"
+    title: ClassVar[str] = "Mean square of the training rows"
+    unit: ClassVar[str] = "squared units of x"
+    better: ClassVar[str] = ""
+    needs: ClassVar[tuple[type, ...]] = (HasSecondMoment,)
+    on_rows: ClassVar[bool] = True
+
+    def measure_ensemble(self, snap: EnsembleSnapshot) -> Mapping[str, Floats]:
+        return {self.name: cast(HasSecondMoment, snap.family).second_moment(snap.params)}
+
+    def measure(self, snap: Snapshot, ctx: Context) -> Mapping[str, float]:
+        stacked = {name: array[None] for name, array in snap.params.items()}
+        return {self.name: float(cast(HasSecondMoment, snap.family).second_moment(stacked)[0])}

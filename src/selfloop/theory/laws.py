@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from selfloop.component import Setting
-from selfloop.theory import discrete, gaussian, glm, linear
+from selfloop.theory import discrete, gaussian, glm, kde, linear
 from selfloop.theory.law import Kind, Law
 from selfloop.types import Floats
 
-LAWS: tuple[Law, ...] = (*gaussian.LAWS, *discrete.LAWS, *linear.LAWS, *glm.LAWS)
+LAWS: tuple[Law, ...] = (*gaussian.LAWS, *discrete.LAWS, *linear.LAWS, *kde.LAWS, *glm.LAWS)
 
 
 @dataclass(frozen=True)
