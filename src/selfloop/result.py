@@ -102,7 +102,7 @@ class Result:
         risks = {}
         others = [each for each in axes if each[0] != "n"]
         for where, point in self.points.items():
-            risk = self.curves(where).get(policy, {}).get(risk_of(point) or "")
+            risk = self.curves(where).get(policy, {}).get(point.risk() or "")
             if risk is not None and [each for each in where if each[0] != "n"] == others:
                 risks[f"risk@n={point.n}"] = risk
                 if where == axes:
@@ -114,11 +114,6 @@ class Result:
         from selfloop.report.build import write_report
 
         return write_report([self], Path(path))
-
-
-def risk_of(point: Spec) -> str | None:
-    """The metric that stands for risk: the first of which less is better."""
-    return next((metric.name for metric in point.metrics if metric.better == "lower"), None)
 
 
 def run(

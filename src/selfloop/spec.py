@@ -111,6 +111,10 @@ class Spec:
         """The policies' names, with the changed fields where two share a name."""
         return tuple(label_of(policy, [p.name for p in self.policies].count(policy.name) > 1) for policy in self.policies)
 
+    def risk(self) -> str | None:
+        """The metric that stands for risk: the first of which less is better."""
+        return next((metric.name for metric in self.metrics if metric.better == "lower"), None)
+
     def setting(self, policy: Policy, n: int) -> Setting:
         """What laws and published curves are matched against."""
         curated, start = bool(self.curators), str(self.start)

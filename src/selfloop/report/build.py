@@ -16,7 +16,6 @@ from selfloop.loop import loop
 from selfloop.published import overlays
 from selfloop.report import Cost, CurveData, Gallery, LawCurve, Ledger, Panel, PublishedPoints, Report, curve_of, ledger_of
 from selfloop.report.page import write_figures, write_page
-from selfloop.result import risk_of
 from selfloop.runtime import block_of, is_ensemble, run_task, runs_on_rows, tasks_of
 from selfloop.spec import Axes, Spec
 from selfloop.stages import draw_real, sample, sample_curated
@@ -141,7 +140,7 @@ def save_curves(path: Path, title: str, curves: Mapping[str, Floats]) -> None:
 
 def _findings(result: Result) -> Iterator[str]:
     for axes, point in result.points.items():
-        main = risk_of(point) or ""
+        main = point.risk() or ""
         where = "".join(f", {key} = {value}" for key, value in axes)
         for label, measured in result.curves(axes).items():
             if main not in measured or point.generations < 3:
