@@ -43,8 +43,13 @@ def start(*command: str | Path) -> subprocess.Popen[str]:
     """A process in a group of its own, as a terminal would start it."""
     return subprocess.Popen(
         [str(part) for part in command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=tiny.environment(),
-        start_new_session=True,
+        start_new_session=True, preexec_fn=_listen,
     )  # fmt: skip
+
+
+def _listen() -> None:
+    """Whoever runs the tests in the background has its children ignore Ctrl-C; a terminal's children do not."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def wait_for(claim: Callable[[], Any], seconds: float = 30) -> None:
