@@ -75,7 +75,7 @@ def quickstart(
     workers: WorkersOption = None,
     quiet: QuietOption = False,
 ) -> None:
-    """Real digits and 2,000 linear chains: see replace collapse and accumulate hold, in about three minutes.
+    """Real digits and 2,000 linear chains: see replace collapse and accumulate hold, in a minute or two.
 
     Example: selfloop quickstart
     """
