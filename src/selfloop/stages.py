@@ -12,7 +12,7 @@ from selfloop.arrays import Named, read_arrays
 from selfloop.component import Context, Curator, Family, Metric, Prepares, Relabels, Sampler, Snapshot, Source
 from selfloop.errors import ChainEndedError, DataError
 from selfloop.store import stage
-from selfloop.types import Columns, Ints, Params, Ragged, Samples, count_rows, join_rows, select_rows
+from selfloop.types import Array, Columns, Ints, Params, Ragged, Samples, count_rows, join_rows, select_rows
 
 CURATION_ROUNDS = 16  # sampling goes on until at most this many times the asked rows were made
 
@@ -21,6 +21,12 @@ CURATION_ROUNDS = 16  # sampling goes on until at most this many times the asked
 def draw_real(source: Source, first: int, n: int, ctx: Context) -> Columns:
     """Rows first .. first + n - 1 of a source, checked against its schema."""
     return checked_rows(source, source.draw(first, n, ctx))
+
+
+def _all_finite(values: Array) -> bool:
+    """A finite sum says so in one pass; one that is not may just have overflowed."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        return bool(np.isfinite(np.sum(values)) or np.isfinite(values).all())
 
 
 def checked_rows(source: Source, rows: Columns) -> Columns:
@@ -35,7 +41,7 @@ def checked_rows(source: Source, rows: Columns) -> Columns:
             raise DataError(
                 f"source.{source.name}: column {name!r} has rows {found}; expected {field.dtype}{list(field.shape)}."
             )
-        if np.issubdtype(values.dtype, np.floating) and not np.isfinite(values).all():
+        if np.issubdtype(values.dtype, np.floating) and not _all_finite(values):
             raise DataError(f"source.{source.name}: column {name!r} contains NaN or infinity. Remove or impute those rows.")
     return rows
 

@@ -207,11 +207,12 @@ def _weighted_sums(x: Floats, mass: Floats, labels: Floats) -> tuple[Floats, Flo
     """X' diag(mass) X and X' labels of each seed; rows that were not taken (a third of a subsample) cost nothing."""
     seeds, _, d = x.shape
     gram, moment = np.empty((seeds, d, d)), np.empty((seeds, d))
+    buffer = np.empty(x.shape[1:])  # one for all seeds: fresh memory for each costs as much as filling it
     for s in range(seeds):
         once = np.flatnonzero(mass[s] == 1)  # first, as these need no scaling
         taken = np.concatenate([once, np.flatnonzero((mass[s] != 0) & (mass[s] != 1))])
         scale = np.sqrt(mass[s, taken])
-        rows = x[s].take(taken, axis=0)
+        rows = x[s].take(taken, axis=0, out=buffer[: len(taken)], mode="clip")
         rows[len(once) :] *= scale[len(once) :, None]
         np.matmul(rows.T, rows, out=gram[s])
         np.matmul(labels[s, taken] / scale, rows, out=moment[s])
