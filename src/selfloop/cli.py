@@ -39,7 +39,9 @@ def main() -> None:
         sentence = " ".join(str(problem).split())
         sys.stderr.write(f"selfloop: {sentence if len(sentence) < 690 else sentence[:680] + ' ...'}\n")
         sys.exit(2)
-    except MemoryError:
+    except (MemoryError, RuntimeError) as problem:
+        if isinstance(problem, RuntimeError) and "allocate" not in str(problem):  # torch's way of saying it
+            raise
         sys.stderr.write("selfloop: out of memory. Lower n, the seeds or the model's size.\n")
         sys.exit(2)
     except BrokenPipeError:  # the reader of standard output has seen enough
@@ -316,6 +318,7 @@ def verify(
 @app.command()
 def gc(
     keep: Annotated[list[str] | None, typer.Argument(metavar="[SPEC]...", help="Keep only what these specs use.")] = None,
+    set_: SetOption = None,
     store: StoreOption = None,
 ) -> None:
     """Delete unfinished files and orphans from the store; given specs, everything that they do not use.
@@ -328,7 +331,7 @@ def gc(
     path = store_path(store)
     if not (path / ".selfloop").is_file():
         raise SelfloopError(f"store {path}: there is none. Name the folder with --store.")
-    files, size = collect_garbage(path, [_spec(name, None) for name in keep or ()])
+    files, size = collect_garbage(path, [_spec(name, set_) for name in keep or ()])
     typer.echo(f"deleted {files} files, {size / 1e6:.1f} MB.")
 
 
