@@ -46,7 +46,7 @@ class Component:
 
 def is_default(component: Component) -> bool:
     """Has every setting its default value?"""
-    return all(getattr(component, f.name) == f.default for f in fields(component))  # type: ignore[arg-type]
+    return all(getattr(component, f.name) == f.default for f in fields(component))  # type: ignore[arg-type]  # dataclasses
 
 
 class Source(Component):

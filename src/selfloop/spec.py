@@ -217,7 +217,7 @@ def component(kind: str, value: Any, where: str) -> Any:
 def build(cls: type[C], table: Mapping[str, Any], where: str) -> C:
     """A dataclass of settings from a table, its keys and types checked."""
     values = _checked_settings(cls, table, where)
-    required = [f.name for f in fields(cls) if f.default is MISSING and f.default_factory is MISSING]  # type: ignore[arg-type]
+    required = [f.name for f in fields(cls) if f.default is MISSING and f.default_factory is MISSING]  # type: ignore[arg-type]  # a dataclass
     for key in required:
         if key not in values:
             raise SpecError(f"{where}.{key}: missing. {cls.__name__} needs {', '.join(required)}.")

@@ -66,7 +66,7 @@ def check_family(family: Family, source: Source, n: int = 30) -> None:
         finite = not np.issubdtype(np.asarray(array).dtype, np.floating) or bool(np.isfinite(np.asarray(array)).all())
         _require(finite, f"fitted array {name!r} is not finite")
     given = source.given(n, rows, HERE)
-    drawn = _quietly("sample", lambda: family.sample(params, n, sampler, given, HERE.child("sample")))  # type: ignore[arg-type]
+    drawn = _quietly("sample", lambda: family.sample(params, n, sampler, given, HERE.child("sample")))  # type: ignore[arg-type]  # params hold no ragged columns
     checked_rows(source, drawn)
     _require(count_rows(drawn) == n, f"sample gave {count_rows(drawn)} rows; {n} were asked for")
     if isinstance(family, Ensemble):
@@ -86,7 +86,7 @@ def _check_ensemble(family: Ensemble, source: Source, n: int) -> None:
         params = family.fit_rows([part], None).params
         mine = {name: array[chosen] for name, array in inputs.items()}
         streams = [ctx.stream.child("sample") for ctx in contexts[chosen]]
-        return params, family.sample_rows(params, n, family.sampler(), mine, streams)  # type: ignore[attr-defined]
+        return params, family.sample_rows(params, n, family.sampler(), mine, streams)  # type: ignore[attr-defined]  # it is a Family too
 
     together, alone = run(slice(0, 3)), run(slice(1, 2))
     for all_seeds, one_seed in zip(together, alone, strict=True):
@@ -97,9 +97,9 @@ def _check_ensemble(family: Ensemble, source: Source, n: int) -> None:
 
 def _check_settings(component: Component) -> None:
     _require(bool(type(component).name), "it has no name")
-    frozen = type(component).__dataclass_params__.frozen  # type: ignore[attr-defined]
+    frozen = type(component).__dataclass_params__.frozen  # type: ignore[attr-defined]  # not in the stubs
     _require(frozen, "it is no frozen dataclass")
-    _require(all(f.kw_only for f in fields(component)), "its fields are not keyword-only")  # type: ignore[arg-type]
+    _require(all(f.kw_only for f in fields(component)), "its fields are not keyword-only")  # type: ignore[arg-type]  # a dataclass
     try:
         identity(component)
     except SelfloopError as problem:
@@ -118,7 +118,7 @@ def _quietly(what: str, make: Callable[[], Columns]) -> Columns:
     make()
     before = repr((random.getstate(), np.random.get_state()))  # noqa: NPY002  # to see that nobody uses them
     columns: Columns = _same_twice(what, make)
-    untouched = repr((random.getstate(), np.random.get_state())) == before  # noqa: NPY002
+    untouched = repr((random.getstate(), np.random.get_state())) == before  # noqa: NPY002 - to show that it is not used
     _require(untouched, f"{what} uses global randomness; take it from ctx.stream")
     return columns
 

@@ -264,7 +264,9 @@ def test_regressions_on_one_design_follow_the_multipliers(policy):
     values = chains(setting, "excess_risk")
     assert np.abs(scores(values, law_of(setting, "excess_risk"))).max() < 4
     late = law_of(replace(setting, generations=6), "excess_risk")[1:]
-    assert np.abs(scores(values, late)).max() > 4 or policy.name == "fresh"
+    # with fresh rows the curve settles at once, so one generation too many shows nothing: there, real rows kept for ever do
+    wrong = law_of(replace(setting, policy=Augment()), "excess_risk") if policy.name == "fresh" else late
+    assert np.abs(scores(values, wrong)).max() > 4
 
 
 @pytest.mark.parametrize("policy", named([Replace(), Accumulate(), ReplaceMultiple(), Expanding(share=0.5)]))
@@ -338,7 +340,10 @@ def test_the_information_of_poisson_regression_has_its_closed_form():
 
 def test_the_bound_lies_above_accumulation_on_either_design():
     for setting in (replace(DESIGN, policy=Accumulate()), replace(INPUTS, policy=Accumulate())):
-        assert (law_of(setting, "excess_risk") < law_of(setting, "excess_risk", "bound")).all()
+        bound = law_of(setting, "excess_risk", "bound")
+        assert (law_of(setting, "excess_risk") < bound).all()
+        assert scores(chains(setting, "excess_risk"), bound).max() < 4
+        assert scores(chains(replace(setting, policy=Replace()), "excess_risk"), bound).max() > 4  # which it does not bind
         assert not [p for p in predictions(replace(setting, policy=Replace())) if p.kind == "bound"]
 
 

@@ -136,7 +136,7 @@ class _State:
         with torch.autocast(device().type, torch.bfloat16, enabled=self.bfloat16):
             losses = self.task.loss(indices)
         loss = torch.dot(losses.float(), self.weights[indices]) / len(indices)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
         if self.training.clip is not None:
             norm = torch.stack([gradient.norm() for gradient in gradients]).norm()
             torch._foreach_mul_(gradients, (self.training.clip / norm).clamp(max=1.0))
