@@ -23,7 +23,7 @@ from selfloop.metrics.likelihood import Nll
 from selfloop.policies.plans import Accumulate, AccumulateSubsample, Replace
 from selfloop.rng import Stream
 from selfloop.sources.shapes import Moons
-from selfloop.worlds import Block, EnsembleWorld
+from selfloop.ensembles import Block, EnsembleWorld
 
 POLICIES = (Replace(), Accumulate(), AccumulateSubsample())
 N, HOLDOUT, BANDWIDTH = 100, 500, 0.1

@@ -22,7 +22,7 @@ from selfloop.policies.plans import Accumulate, AccumulateSubsample, Replace
 from selfloop.runtime import ensemble_curves
 from selfloop.sources import toy
 from selfloop.sweep import cores
-from selfloop.worlds import Block, needs_rows
+from selfloop.ensembles import Block, needs_rows
 
 SEEDS, GENERATIONS, N = 100, 10, 1000
 POLICIES: tuple[Policy, ...] = (Replace(), Accumulate(), AccumulateSubsample())

@@ -20,6 +20,7 @@ from selfloop.policies.plans import (
     AccumulateSubsample,
     Augment,
     Balanced,
+    Counts,
     Custom,
     Expanding,
     Fresh,
@@ -57,6 +58,12 @@ STRATEGIES: dict[str, st.SearchStrategy[Any]] = {
     "incremental": st.builds(Incremental, share=st.floats(0, 1)),
     "expanding": st.builds(Expanding, share=shares),
     "growing": st.builds(Growing, exponent=st.floats(-1, 1)),
+    "counts": st.builds(
+        lambda real, synthetic, more: Counts(real=real, synthetic=synthetic, pool=None if more is None else synthetic + more),
+        st.integers(0, 5),
+        st.integers(1, 40),
+        st.one_of(st.none(), st.integers(0, 9)),
+    ),
     "custom": custom,
 }
 TRAINED: dict[str, Callable[[Any, int, int], int]] = {  # rows generation t >= 2 trains on, as the table of policies says
@@ -73,6 +80,7 @@ TRAINED: dict[str, Callable[[Any, int, int], int]] = {  # rows generation t >= 2
     "incremental": lambda p, t, n: n,
     "expanding": lambda p, t, n: n + (t - 1) * round(p.share * n),
     "growing": lambda p, t, n: round(n * t ** (1 + p.exponent)),
+    "counts": lambda p, t, n: p.real + p.synthetic,
 }
 policies = st.one_of(*STRATEGIES.values())
 sizes = st.integers(5, 60)  # from 5 rows on no share or ratio drawn here rounds to a generation without rows

@@ -31,6 +31,7 @@ MAY_IMPORT = {
     "identity": ADDITIONS, "arrays": ADDITIONS, "plugins": ADDITIONS,
     "loop": ADDITIONS, "store": SPINE, "stages": SPINE | {"store"}, "spec": SPINE | {"loop"},
     "table": ADDITIONS, "worlds": SPINE | {"store", "stages", "loop", "table"},
+    "ensembles": SPINE | {"store", "stages", "loop", "table"},
 }  # fmt: skip
 ABOVE = {"runtime", "upkeep", "result", "sweep", "theory", "stats", "report", "cli", "console", "template", "testing",
          "reproduce", "published", "presets"}  # fmt: skip

@@ -6,7 +6,7 @@ stored on it. Arrays of an *ensemble* carry a leading seeds axis; everything els
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import ClassVar, Protocol, runtime_checkable
@@ -14,7 +14,7 @@ from typing import ClassVar, Protocol, runtime_checkable
 import numpy as np
 
 from selfloop.rng import Stream
-from selfloop.types import Array, Columns, Emission, Field, Floats, Params, Plan, Samples, Verdict
+from selfloop.types import Array, Columns, Emission, Field, Floats, Ints, Params, Plan, Ragged, Samples, Verdict
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,8 +94,21 @@ class Relabels(Protocol):
 
 
 @runtime_checkable
+class Corpus(Protocol):
+    """A source whose rows lie in files and are read once for all seeds, in pieces, so that they never have to fit in memory."""
+
+    def chunks(self) -> Iterator[Columns]:
+        """Every row once, in the order of the files."""
+        ...
+
+    def order(self, ctx: Context) -> Ints:
+        """Which row of the files this seed's row 0, 1, ... is: a permutation, the holdout first."""
+        ...
+
+
+@runtime_checkable
 class Prepares(Protocol):
-    """A source or metric that learns something once from real rows (a tokenizer, a feature classifier)."""
+    """A metric that learns something once from real rows (a feature classifier)."""
 
     def prepare(self, real: Columns, ctx: Context) -> Params: ...
 
@@ -110,6 +123,26 @@ class Sampler(Component):
         """The settings for rows of model t, where they change with t or may be taken from the source's truth."""
         return self
 
+    def prompts(self, n: int, initial: Columns, ctx: Context) -> Columns:
+        """What n rows to be sampled begin with, taken from the initial real rows; empty when they begin with nothing."""
+        return {}
+
+
+class Encoder(Component):
+    """Rows of a source as a family models them, and back: a tokenizer. What it learns, it learns once for all seeds."""
+
+    def learn(self, chunks: Iterable[Columns], ctx: Context) -> Params:
+        """What `encode` needs, from all rows of a source."""
+        raise NotImplementedError
+
+    def encode(self, rows: Columns, learned: Params) -> Columns:
+        """The rows as the family models them."""
+        raise NotImplementedError
+
+    def decode(self, rows: Columns, learned: Params) -> Columns:
+        """Encoded rows as the source gives them."""
+        raise NotImplementedError
+
 
 class Family(Component):
     """How rows are modelled. `fit` may raise `ChainEndedError(status)`: a result without a number."""
@@ -118,6 +151,10 @@ class Family(Component):
     metrics: ClassVar[tuple[str, ...]] = ()  # measured when a spec names none; the first is the main one
     sampler: ClassVar[type[Sampler]] = Sampler  # what a [family.sampler] table configures
 
+    def at(self, t: int) -> Family:
+        """The family as generation t is fitted, where its settings change with t."""
+        return self
+
     def fit(self, data: Samples, ctx: Context, start: Params | None) -> Params:
         """A model of the rows; `start` is the model to begin from, None for scratch."""
         raise NotImplementedError
@@ -125,6 +162,27 @@ class Family(Component):
     def sample(self, params: Params, n: int, sampler: Sampler, given: Columns, ctx: Context) -> Columns:
         """n rows of the model, with the columns of the source."""
         raise NotImplementedError
+
+
+@runtime_checkable
+class Encodes(Protocol):
+    """A family that models encoded rows of a corpus: its batches, synthetic ones too, hold those.
+
+    What the encoder learned comes with the rows of a fit (`Samples.learned`) and goes into the model's arrays under the
+    same names, so that a model alone can decode what it samples.
+    """
+
+    def encoder(self) -> Encoder: ...
+
+
+@runtime_checkable
+class HasTokenLogProb(Protocol):
+    """A family of sequences: log p of every token of each row given the ones before it, in nats.
+
+    A row's tokens count from its first to its end token; tokens the model is given, such as a prompt's, count too.
+    """
+
+    def token_log_prob(self, params: Params, rows: Columns, ctx: Context) -> Ragged: ...
 
 
 @runtime_checkable

@@ -26,6 +26,7 @@ BUILT_IN: dict[str, dict[str, str]] = {
         "incremental": "selfloop.policies.plans:Incremental",
         "expanding": "selfloop.policies.plans:Expanding",
         "growing": "selfloop.policies.plans:Growing",
+        "counts": "selfloop.policies.plans:Counts",
         "custom": "selfloop.policies.plans:Custom",
     },
     "family": {
@@ -35,6 +36,8 @@ BUILT_IN: dict[str, dict[str, str]] = {
         "glm": "selfloop.families.glm:Glm",
         "kde": "selfloop.families.kde:Kde",
         "vae": "selfloop.families.vae:Vae",
+        "transformer": "selfloop.families.transformer.family:Transformer",
+        "finetune": "selfloop.families.transformer.finetune:Finetune",
     },
     "source": {
         "gaussian": "selfloop.sources.toy:Gaussian",
@@ -49,6 +52,11 @@ BUILT_IN: dict[str, dict[str, str]] = {
         "digits": "selfloop.sources.images:Digits",
         "idx": "selfloop.sources.images:Idx",
         "images": "selfloop.sources.images:Images",
+        "text": "selfloop.sources.text:Text",
+        "tinystories": "selfloop.sources.text:TinyStories",
+        "jsonl": "selfloop.sources.text:Jsonl",
+        "hub": "selfloop.sources.text:HubText",
+        "python_docs": "selfloop.sources.text:PythonDocs",
     },
     "metric": {
         "mean_error": "selfloop.metrics.moments:MeanError",

@@ -15,7 +15,8 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from selfloop import sweep
-from selfloop.component import Context, Ensemble, MeasuresEnsemble, Policy, Relabels, Sufficient
+from selfloop.component import Context, Corpus, Encodes, Ensemble, MeasuresEnsemble, Policy, Relabels, Sufficient
+from selfloop.ensembles import BLOCK, Block, EnsembleWorld, needs_rows
 from selfloop.errors import SpecError
 from selfloop.loop import Stage, by_generation, loop, schedule
 from selfloop.rng import Stream
@@ -23,7 +24,7 @@ from selfloop.spec import Axes, Spec
 from selfloop.store import Store, Usage, stage
 from selfloop.table import Curves
 from selfloop.types import Array, Params, Row
-from selfloop.worlds import BLOCK, Block, Chain, EnsembleWorld, StoredWorld, needs_rows
+from selfloop.worlds import Chain, StoredWorld
 
 LIVE_BYTES = 1 << 30  # rows an ensemble may hold at once; more seeds are run one group after another
 Progress = Callable[[int, int], None]
@@ -110,6 +111,10 @@ def _check_abilities(spec: Spec) -> None:
             f"source: family {family.name} models the columns {', '.join(family.columns)}; {source.name} has "
             f"{', '.join(source.schema())} and lacks {', '.join(sorted(missing))}. Choose another source or family."
         )
+    if isinstance(family, Encodes) and not isinstance(source, Corpus):
+        raise SpecError(
+            f"source: family {family.name} reads a corpus from files; {source.name} draws its rows. Choose a text source."
+        )
     truth = source.truth(Context(Stream(("probe",))))
     for metric in spec.metrics:
         for ability in metric.needs:
@@ -141,6 +146,8 @@ def _check_memory(spec: Spec) -> None:
 
 
 def _row_bytes(spec: Spec) -> int:
+    if isinstance(spec.source, Corpus):
+        return 0  # its rows stay in files
     return sum(np.dtype(f.dtype).itemsize * math.prod(f.shape) for f in spec.source.schema().values())
 
 
@@ -155,8 +162,8 @@ def is_ensemble(spec: Spec) -> bool:
 
 
 def tasks_of(spec: Spec, store: Path, threads: int | None = None) -> list[list[Task]]:
-    """Phases of tasks; what the chains of a seed share (generation 1) is the first phase, so it runs once."""
-    shared, chains = [], []
+    """Phases of tasks: what all seeds share (an encoded corpus), what a seed's chains share (generation 1), the chains."""
+    corpora, shared, chains = dict[object, Task](), list[Task](), list[Task]()
     points = resolved_points(spec)
     count = sum(len(point.seeds) * len(point.policies) for _, point in points if not is_ensemble(point))
     each = threads or max(1, sweep.cores() // max(count, 1))
@@ -166,10 +173,13 @@ def tasks_of(spec: Spec, store: Path, threads: int | None = None) -> list[list[T
             for seeds in _groups(point):
                 chains.append(Task(axes, point, everyone, seeds, point.generations, store, threads or sweep.cores()))
             continue
+        if isinstance(point.family, Encodes):
+            reader = Task(axes, point, (0,), point.seeds[:1], 0, store, sweep.cores())
+            corpora.setdefault((point.source, point.family.encoder()), reader)
         for seed in point.seeds:
             shared.append(Task(axes, point, (0,), (seed,), 1, store, each))
             chains += [Task(axes, point, (p,), (seed,), point.generations, store, each) for p in everyone]
-    return [shared, chains] if shared else [chains]
+    return [phase for phase in (list(corpora.values()), shared) if phase] + [chains]
 
 
 def _groups(spec: Spec) -> list[tuple[int, ...]]:
@@ -204,7 +214,7 @@ def run_task(task: Task, store: Store) -> Iterator[Done]:
         parts = _run_chain(task, store)
     for position, rows, curves in parts:
         used, store.usage = store.usage, Usage()
-        yield Done(task.axes, position, rows, curves, curves.generations if curves else 1, used)
+        yield Done(task.axes, position, rows, curves, curves.generations if curves else min(1, task.generations), used)
 
 
 def _run_chain(task: Task, store: Store) -> Iterator[tuple[int, tuple[Row, ...], None]]:
@@ -214,6 +224,9 @@ def _run_chain(task: Task, store: Store) -> Iterator[tuple[int, tuple[Row, ...],
         start=spec.start, seed=seed, holdout=cast(int, spec.holdout), threads=task.threads,
     )  # fmt: skip
     world = StoredWorld(spec.labels()[position], chain, store)
+    if task.generations == 0:
+        world.read()
+        yield position, (), None
     for rows in by_generation(world, spec.policies[position], cast(int, spec.n), task.generations):
         yield position, tuple(row._replace(axes=task.axes) for row in rows), None
 

@@ -8,8 +8,21 @@ from typing import cast
 
 import numpy as np
 
-from selfloop.arrays import Named, read_arrays
-from selfloop.component import Context, Curator, Family, Metric, Prepares, Relabels, Sampler, Snapshot, Source
+from selfloop.arrays import ColumnWriter, Named, gathered, read_arrays
+from selfloop.component import (
+    Context,
+    Corpus,
+    Curator,
+    Encoder,
+    Encodes,
+    Family,
+    Metric,
+    Prepares,
+    Relabels,
+    Sampler,
+    Snapshot,
+    Source,
+)
 from selfloop.errors import ChainEndedError, DataError
 from selfloop.store import stage
 from selfloop.types import Array, Columns, Ints, Params, Ragged, Samples, count_rows, join_rows, select_rows
@@ -47,6 +60,38 @@ def checked_rows(source: Source, rows: Columns) -> Columns:
 
 
 @stage(version=1)
+def learn(encoder: Encoder, source: Corpus, ctx: Context) -> Params:
+    """What an encoder learns from all rows of a corpus, once for all seeds."""
+    return encoder.learn(source.chunks(), ctx)
+
+
+@stage(version=1)
+def read(encoder: Encoder, source: Corpus, learned: Params, ctx: Context) -> Columns:
+    """Every row of a corpus encoded, in the order of its files; piece by piece, so memory does not grow with it."""
+    assert ctx.scratch is not None
+    writer = ColumnWriter(ctx.scratch)
+    for rows in source.chunks():
+        writer.append(encoder.encode(rows, learned))
+    return writer.columns()
+
+
+@stage(version=1)
+def choose(source: Corpus, corpus: Columns, first: int, n: int, ctx: Context) -> Columns:
+    """Rows first .. first + n - 1 of a seed's permutation of an encoded corpus."""
+    assert ctx.scratch is not None
+    order = source.order(ctx)[first : first + n]
+    if len(order) < n:
+        raise DataError(f"source: rows {first} to {first + n - 1} were asked for; there are {first + len(order)}. Lower n.")
+    return gathered(corpus, order, ctx.scratch)
+
+
+@stage(version=1)
+def give_prompts(sampler: Sampler, n: int, initial: Columns, ctx: Context) -> Columns:
+    """What n rows to be sampled begin with."""
+    return sampler.prompts(n, initial, ctx)
+
+
+@stage(version=1)
 def draw_real_again(source: Source, first: int, given: Columns, ctx: Context) -> Columns:
     """Fresh real outcomes for the inputs of a fixed design."""
     if not isinstance(source, Relabels):
@@ -80,10 +125,13 @@ def fit(
     family: Family,
     parts: tuple[tuple[Columns, int | None, float], ...],
     budget: int | None,
-    start: Params | None,
+    begin: tuple[Params | None, Params | None],
     ctx: Context,
 ) -> Params:
-    """A model of the parts (rows, how many of the first, weight), or of `budget` of their rows drawn without replacement."""
+    """A model of the parts (rows, how many of the first, weight), or of `budget` of their rows drawn without replacement.
+
+    `begin` is the model to start from and what the family's encoder learned.
+    """
     sizes = [count_rows(rows) if k is None else k for rows, k, _ in parts]
     chosen: list[Ints | None] = [None if k is None else np.arange(k) for _, k, _ in parts]
     if budget is not None:
@@ -96,7 +144,8 @@ def fit(
         for (rows, _, weight), indices in zip(parts, chosen, strict=True)
         if indices is None or len(indices)
     )
-    params = family.fit(Samples(taken), ctx, start)
+    start, learned = begin
+    params = family.fit(Samples(taken, learned or {}), ctx, start)
     if any(np.issubdtype(np.asarray(array).dtype, np.floating) and not np.isfinite(array).all() for array in params.values()):
         raise ChainEndedError("diverged")
     return params
@@ -117,16 +166,23 @@ def sample_curated(
     real: Columns,
     ctx: Context,
 ) -> Columns:
-    """n rows of a model that every curator let through; ChainEndedError("curator_starved") when they are too rare."""
+    """n rows of a model that every curator let through; ChainEndedError("curator_starved") when they are too rare.
+
+    Curators see rows as the source gives them: encoded ones are decoded, and what is kept is encoded again.
+    """
     (family, params, sampler), kept = model, list[Columns]()
+    encoder = family.encoder() if isinstance(family, Encodes) else None
+    real = encoder.decode(real, params) if encoder else real
     for turn in range(CURATION_ROUNDS):
         rows = family.sample(params, n, sampler, given or {}, ctx.child("sample", turn))
+        rows = encoder.decode(rows, params) if encoder else rows
         for curator in curators:
             rows = curator.curate(rows, real, ctx.child(curator.name, turn))
         if count_rows(rows):
             kept.append(rows)
         if sum(map(count_rows, kept)) >= n:
-            return select_rows(join_rows(kept), np.arange(n))
+            rows = select_rows(join_rows(kept), np.arange(n))
+            return encoder.encode(rows, params) if encoder else rows
     raise ChainEndedError("curator_starved")
 
 

@@ -146,6 +146,7 @@ class Samples:
     """
 
     parts: tuple[tuple[Columns, Ints | None, float], ...]  # (rows of a batch, chosen rows or None = all, weight)
+    learned: Params = field(default_factory=dict)  # what the family's encoder learned
 
     def lengths(self) -> list[int]:
         """Number of training rows of each part."""

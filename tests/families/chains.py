@@ -10,7 +10,7 @@ import numpy as np
 from selfloop.component import Family, Metric, Policy, Sampler, Source
 from selfloop.loop import loop
 from selfloop.types import Floats
-from selfloop.worlds import BLOCK, Block, EnsembleWorld, needs_rows
+from selfloop.ensembles import BLOCK, Block, EnsembleWorld, needs_rows
 
 
 def curves(

@@ -27,7 +27,7 @@ from selfloop.rng import Stream
 from selfloop.sources.logistic import Logistic
 from selfloop.sources.tables import Table
 from selfloop.types import Floats, Row, Samples
-from selfloop.worlds import Block, EnsembleWorld
+from selfloop.ensembles import Block, EnsembleWorld
 
 SAMPLER = Sampler()
 

@@ -19,7 +19,7 @@ from selfloop.policies.plans import Accumulate, AccumulateSubsample, Augment, Ba
 from selfloop.rng import Stream
 from selfloop.sources.shapes import Moons, SwissRoll
 from selfloop.types import Columns, Floats, Samples
-from selfloop.worlds import Block, EnsembleWorld
+from selfloop.ensembles import Block, EnsembleWorld
 
 SAMPLER = Sampler()
 

@@ -38,7 +38,7 @@ from selfloop.sources.logistic import Logistic
 from selfloop.theory.glm import _information
 from selfloop.theory.laws import LAWS, predictions
 from selfloop.theory.moments import Learner, moment_curves
-from selfloop.worlds import BLOCK, Block, EnsembleWorld, needs_rows
+from selfloop.ensembles import BLOCK, Block, EnsembleWorld, needs_rows
 
 NORMAL = Setting(
     policy=Replace(),

@@ -246,6 +246,32 @@ class Growing(Policy):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Counts(Policy):
+    """Fixed numbers of the initial real rows and of the newest model's: a cell of real x synthetic (Kazdan et al. 2025, 4.5).
+
+    Cells with the same `pool` share the rows that generation 1 sampled; the first `synthetic` of them are trained on.
+    """
+
+    name: ClassVar[str] = "counts"
+    real: int  # at most n
+    synthetic: int
+    pool: int | None = None  # rows sampled from each model; None = `synthetic`
+
+    def __post_init__(self) -> None:
+        if self.real < 0 or self.synthetic < 0 or self.real + self.synthetic == 0:
+            raise SpecError(f"policy.counts: got {self.real} real and {self.synthetic} synthetic rows; expected 1 row or more.")
+        if self.pool is not None and self.pool < self.synthetic:
+            raise SpecError(f"policy.pool: got {self.pool}; expected {self.synthetic} rows (policy.synthetic) or more.")
+
+    def emits(self, t: int, n: int) -> Emission:
+        return Emission(real=n if t == 1 else 0, synthetic=self.synthetic if self.pool is None else self.pool)
+
+    def plan(self, t: int, n: int) -> Plan:
+        takes = (Take(real(1), self.real), Take(synthetic(t - 1), self.synthetic))
+        return Plan(tuple(take for take in takes if take.rows))
+
+
+@dataclass(frozen=True, kw_only=True)
 class Custom(Policy):
     """A table: takes and emissions as expressions of t and n, for all generations or one by one.
 

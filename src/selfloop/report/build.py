@@ -24,7 +24,7 @@ from selfloop.store import NotStoredError, Store, Usage
 from selfloop.template import spec_text
 from selfloop.theory.laws import predictions
 from selfloop.types import Columns, Floats, Row, count_rows, select_rows
-from selfloop.worlds import Block, EnsembleWorld, Held
+from selfloop.ensembles import Block, EnsembleWorld, Held
 
 if TYPE_CHECKING:
     from selfloop.result import Result

@@ -1,0 +1,163 @@
+"""Encoded corpora in the stored world: read once for all seeds, given to fits, decoded for curators."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+import pytest
+
+import selfloop
+import tiny
+from selfloop.component import Context, Curator, Encoder, Family, Metric, Sampler, Snapshot, Source
+from selfloop.errors import SpecError
+from selfloop.result import Result
+from selfloop.rng import Stream
+from selfloop.spec import Spec
+from selfloop.types import Columns, Field, Params, Ragged, Samples, count_rows, select_rows
+
+
+@dataclass(frozen=True, kw_only=True)
+class Words(Source):
+    """Numbers 0, 1, ... in words of that many letters, two to a chunk."""
+
+    name: ClassVar[str] = "words"
+    rows: int = 30
+
+    def schema(self) -> Mapping[str, Field]:
+        return {"text": Field("utf8")}
+
+    def capacity(self) -> int:
+        return self.rows
+
+    def chunks(self) -> Iterator[Columns]:
+        for first in range(0, self.rows, 2):
+            lengths = np.arange(first, min(first + 2, self.rows)) % 7 + 1
+            yield {"text": Ragged(np.full(lengths.sum(), ord("a"), np.uint8), np.concatenate([[0], np.cumsum(lengths)]))}
+
+    def order(self, ctx: Context) -> np.ndarray:
+        return ctx.stream.child("order").generator().permutation(self.rows)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shift(Encoder):
+    """Letters moved by the number of rows it learned from."""
+
+    name: ClassVar[str] = "shift"
+
+    def learn(self, chunks: Iterable[Columns], ctx: Context) -> Params:
+        return {"shift": np.array(sum(map(count_rows, chunks)), np.uint8)}
+
+    def encode(self, rows: Columns, learned: Params) -> Columns:
+        return {"tokens": Ragged(rows["text"].values + learned["shift"], rows["text"].offsets)}
+
+    def decode(self, rows: Columns, learned: Params) -> Columns:
+        return {"text": Ragged(rows["tokens"].values - learned["shift"], rows["tokens"].offsets)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prompted(Sampler):
+    """Rows begin with the first tokens of real ones."""
+
+    name: ClassVar[str] = "prompted"
+
+    def prompts(self, n: int, initial: Columns, ctx: Context) -> Columns:
+        return {"prompt": initial["tokens"].values[initial["tokens"].offsets[np.arange(n) % count_rows(initial)]]}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lengths(Family):
+    """Rows of one token, as long as training rows."""
+
+    name: ClassVar[str] = "lengths"
+    columns: ClassVar[tuple[str, ...]] = ("text",)
+    sampler: ClassVar[type[Sampler]] = Prompted
+    first: int = 0  # added to the lengths that generation 1 learns
+
+    def at(self, t: int) -> Family:
+        return self if t == 1 else Lengths()
+
+    def encoder(self) -> Encoder:
+        return Shift()
+
+    def fit(self, data: Samples, ctx: Context, start: Params | None) -> Params:
+        return {"lengths": np.diff(data.all()["tokens"].offsets) + self.first, **data.learned}
+
+    def sample(self, params: Params, n: int, sampler: Sampler, given: Columns, ctx: Context) -> Columns:
+        lengths = ctx.stream.generator().choice(params["lengths"], n)
+        return {"tokens": Ragged(np.repeat(given["prompt"], lengths), np.concatenate([[0], np.cumsum(lengths)]))}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Longest(Metric):
+    """The longest row sampled, and the letter it is made of."""
+
+    name: ClassVar[str] = "longest"
+
+    def measure(self, snap: Snapshot, ctx: Context) -> Mapping[str, float]:
+        rows = snap.new["tokens"]
+        return {"longest": float(np.diff(rows.offsets).max()), "letter": float(rows.values.max())}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Short(Curator):
+    """Texts of at most `letters`, which must be decoded ones."""
+
+    name: ClassVar[str] = "short"
+    letters: int = 3
+
+    def curate(self, rows: Columns, real: Columns, ctx: Context) -> Columns:
+        for columns in (rows, real):
+            assert set(columns["text"].values.tolist()) == {ord("a")}
+        return select_rows(rows, np.flatnonzero(np.diff(rows["text"].offsets) <= self.letters))
+
+
+def spec(**changes: object) -> Spec:
+    settings = {"source": Words(), "family": Lengths(), "metrics": (Longest(),), "criteria": ("any_increase",)}
+    return tiny.tiny_spec(**{**settings, "n": 20, "holdout": 5, "seeds": 3, "generations": 3, **changes})
+
+
+def stages_of(result: Result) -> Counter[str]:
+    return Counter({name: count for name, (count, _) in result.shared.by_stage.items()})
+
+
+def test_a_corpus_is_learned_and_encoded_once_for_all_seeds(tmp_path: Path) -> None:
+    result = selfloop.run(spec(), tmp_path)
+    assert stages_of(result)["learn"] == stages_of(result)["read"] == 1
+    assert stages_of(result)["choose"] == 6  # real(1) and the holdout of three seeds
+    assert {row.value for row in result.rows if row.metric == "letter"} == {ord("a") + 30.0}
+    assert not stages_of(result)["draw_real"]
+
+
+def test_real_rows_and_the_holdout_never_overlap() -> None:
+    source, ctx = Words(), Context(Stream(("seed", 1)))
+    assert sorted(source.order(ctx)) == list(range(30))
+
+
+def test_only_the_first_generation_is_fitted_as_it_says(tmp_path: Path) -> None:
+    result = selfloop.run(spec(family=Lengths(first=100), policies=("replace",)), tmp_path)
+    assert (result.curves()["replace"]["longest"][:, 0] > 100).all()
+    plain = selfloop.run(spec(policies=("replace",)), tmp_path)
+    assert (plain.curves()["replace"]["longest"] <= 7).all()
+
+
+def test_curators_see_texts_and_what_they_keep_is_encoded_again(tmp_path: Path) -> None:
+    result = selfloop.run(spec(curators=(Short(),)), tmp_path)
+    assert all(row.value <= 3 for row in result.rows if row.metric == "longest")
+    assert {row.value for row in result.rows if row.metric == "letter"} == {ord("a") + 30.0}
+
+
+def test_a_family_that_reads_a_corpus_wants_a_source_of_files(tmp_path: Path) -> None:
+    @dataclass(frozen=True, kw_only=True)
+    class Drawn(Source):
+        name: ClassVar[str] = "drawn"
+
+        def schema(self) -> Mapping[str, Field]:
+            return {"text": Field("utf8")}
+
+    with pytest.raises(SpecError, match="reads a corpus from files; drawn draws its rows"):
+        selfloop.run(spec(source=Drawn()), tmp_path)
