@@ -26,8 +26,13 @@ FAMILIES: dict[str, tuple[Any, Any]] = {  # family, and a source it can model
     "glm": ("glm", {"name": "logistic", "dim": 2}),
     "kde": ("kde", "moons"),
     "vae": ({"name": "vae", "latent": 2, "hidden": 8, "training": {"steps": 3, "batch": 8}}, "digits"),
+    "transformer": (
+        {"name": "transformer", "layers": 1, "hidden": 8, "heads": 2, "context": 16, "vocab": 300, "training": {"steps": 3}},
+        "python_docs",
+    ),
 }
-FILES = {"idx", "images"}  # sources of files; with the tests of images
+FILES = {"idx", "images", "text", "tinystories", "jsonl", "hub"}  # sources of files; with the tests of images and of text
+BASES = {"finetune"}  # families of given models; with their own tests
 
 
 @given(policies)
@@ -47,7 +52,7 @@ def test_every_family_keeps_its_contract(name: str) -> None:
 
 
 def test_every_built_in_is_checked() -> None:
-    assert set(FAMILIES) == set(BUILT_IN["family"])
+    assert set(FAMILIES) | BASES == set(BUILT_IN["family"])
     assert set(STRATEGIES) == set(BUILT_IN["policy"])
     assert all(component_class("source", name, "test") for name in FILES)
 

@@ -1,12 +1,12 @@
 """Published numbers: read as printed, laid only over runs they belong to, and measured again with an honest z."""
 
-import tomllib
-from importlib.resources import files
+from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import numpy as np
 import pytest
 
-from selfloop.component import Setting
+from selfloop.component import Family, Sampler, Setting
 from selfloop.errors import SpecError
 from selfloop.families.gaussian import Gaussian as GaussianFamily
 from selfloop.families.kde import Kde
@@ -51,9 +51,12 @@ def test_the_published_order_of_policies_holds_in_every_table():
                 assert (at["accumulate"][t] < at["replace"][t]) == risk
 
 
-def test_the_grid_of_real_and_synthetic_counts_is_whole():
-    (grid,) = tomllib.loads((files("selfloop.published") / "kazdan2025.toml").read_text(encoding="utf-8"))["grid"]
-    assert all(len(line.split()) == len(grid["real"]) for line in grid["synthetic"].values())
+def test_the_grid_of_real_and_synthetic_counts_is_read_cell_by_cell():
+    (grid,) = load("kazdan2025").grids
+    cells = {(cell.real, cell.synthetic): cell.values.tolist() for cell in grid.cells}
+    assert len(grid.cells) == len(cells) == 35
+    assert (cells[256, 0], cells[1024, 1024], cells[12000, 40000]) == ([1.395], [1.187], [1.123])
+    assert (128, 0) not in cells
 
 
 def test_an_unknown_work_is_named_with_the_nearest():
@@ -73,7 +76,7 @@ def test_a_published_curve_lies_over_the_run_it_belongs_to(chosen, values):
     (overlay,) = overlays(chosen)
     assert overlay.values == values
     assert overlay.generations == (1, 2, 5, 10, 20, 50, 100)[: len(values)]
-    assert overlay.note == ""
+    assert overlay.scale == ""
 
 
 def test_multipliers_are_overlaid_in_the_units_of_the_metric():
@@ -99,16 +102,65 @@ def test_a_published_curve_stays_away_from_other_runs(other):
     assert overlays(other) == []
 
 
-class Transformer(Kde):
-    name = "transformer"
+@dataclass(frozen=True, kw_only=True)
+class Drawn(Sampler):
+    """As the sampler of texts."""
+
+    name: ClassVar[str] = "drawn"
+    temperature: float = 1.0
+    top_k: int | None = None
+    prompt: str = "start"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Transformer(Family):
+    """As the family of that name."""
+
+    name: ClassVar[str] = "transformer"
+    sampler: ClassVar[type[Sampler]] = Drawn
+    arch: str = "gpt2"
+    layers: int = 4
+    hidden: int = 128
+
+
+def beside(policy=None, sampler=None, generations=10, **family):
+    """Curves of another scale for a small transformer."""
+    made = setting(policy or Replace(), family=Transformer(**family), generations=generations)
+    return overlays(replace(made, sampler=sampler or Drawn()), another_scale=True)
 
 
 def test_curves_of_another_scale_come_only_when_asked_for_and_say_so():
     tiny = setting(Accumulate(), family=Transformer(), generations=10)
     assert overlays(tiny) == []
     found = overlays(tiny, another_scale=True)
-    assert {"kazdan2025", "gerstgrasser2024"} == {overlay.work for overlay in found}
-    assert all(overlay.note.startswith("another scale: ") for overlay in found)
+    assert [overlay.work for overlay in found] == ["gerstgrasser2024", "kazdan2025"]
+    assert {overlay.scale for overlay in found} == {"GPT-2 9M, TinyStories"}
+    assert found[0].values == (1.82, 1.74)
+    assert found[1].values == (1.815, 1.781, 1.777, 1.779, 1.782, 1.796)
+
+
+def test_they_are_of_the_same_policy_temperature_and_kind_of_model():
+    assert [overlay.values for overlay in beside(ReplaceMultiple())] == [(1.82, 2.18)]
+    assert [overlay.values for overlay in beside(sampler=Drawn(temperature=0.3))] == [(1.82, 5.82, 9.85)]
+    assert [overlay.values[:2] for overlay in beside(sampler=Drawn(prompt="first_token"))] == [(1.82, 2.39), (1.815, 2.072)]
+    assert beside(sampler=Drawn(temperature=0.7)) == []
+    assert beside(sampler=Drawn(top_k=50)) == []
+    assert beside(Window(length=2)) == []
+    assert beside(arch="mamba") == []
+
+
+@pytest.mark.parametrize(
+    ("layers", "hidden", "nearest"), [(4, 128, "12M"), (8, 256, "12M"), (8, 480, "42M"), (12, 768, "126M"), (24, 2048, "126M")]
+)
+def test_of_each_work_the_model_nearest_in_size_is_shown(layers, hidden, nearest):
+    found = beside(arch="llama", layers=layers, hidden=hidden)
+    assert {overlay.scale for overlay in found} == {f"Llama-2 {nearest}, TinyStories"}
+    assert len(found) == 2
+
+
+def test_a_policy_that_the_nearest_model_was_not_run_with_is_taken_from_the_next():
+    (found,) = beside(AccumulateSubsample(), arch="llama", layers=8, hidden=512)
+    assert found.scale == "Llama-2 126M, TinyStories"
 
 
 def published_means(table, seeds, progress, *, wrong=1.0):

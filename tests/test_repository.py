@@ -34,7 +34,7 @@ MAY_IMPORT = {
     "ensembles": SPINE | {"store", "stages", "loop", "table"},
 }  # fmt: skip
 ABOVE = {"runtime", "upkeep", "result", "sweep", "theory", "stats", "report", "cli", "console", "template", "testing",
-         "reproduce", "published", "presets"}  # fmt: skip
+         "reproduce", "published", "presets", "export"}  # fmt: skip
 HEAVY = {"torch", "pandas", "altair", "pydantic", "sklearn", "transformers", "vl_convert", "matplotlib", "ray"}
 
 

@@ -102,3 +102,50 @@ def test_metrics_that_a_source_cannot_answer_are_not_the_default() -> None:
 def test_what_cannot_be_run_is_said_before_any_work(changes: dict[str, object], sentence: str) -> None:
     with pytest.raises(SpecError, match=sentence):
         resolved_points(selfloop.Spec(**{"source": "gaussian", "family": "gaussian", "n": 50, "generations": 2, **changes}))
+
+
+def test_policies_are_compared_on_the_risk_as_papers_ordered_them(tmp_path: Path) -> None:
+    spec = selfloop.Spec(
+        source="linear", family="linear", n=60, generations=5, seeds=50, policies=["accumulate", "replace"],
+        metrics=["excess_risk"],
+    )  # fmt: skip
+    result = selfloop.run(spec, tmp_path)
+    (pair,) = result.compare()
+    assert (pair.upper, pair.lower, pair.answer, pair.claimed) == ("replace", "accumulate", "holds", True)
+    curves = result.curves()
+    expected = (curves["replace"]["excess_risk"] - curves["accumulate"]["excess_risk"]).mean(axis=0)
+    assert [each.estimate for each in pair.differences] == pytest.approx(expected.tolist())
+    assert result.compare(since=5)[0].since == 5
+    assert result.compare(metric="nothing") == []
+
+
+GRID = [
+    {"name": "custom", "synthetic": 400, "takes": [{"batch": "real(1)", "rows": r}, {"batch": "synthetic(1)", "rows": s}]}
+    for r in (25, 50, 100)
+    for s in (0, 100, 400)
+]
+
+
+def test_cells_are_counted_as_trained_on_and_shared_ones_once(tmp_path: Path) -> None:
+    spec = selfloop.Spec(source="linear", family="linear", n=100, generations=2, seeds=3, policies=GRID)  # type: ignore[arg-type]
+    result = selfloop.run(spec, tmp_path)
+    (cells,) = result.cells().values()
+    assert [(cell.real, cell.synthetic) for cell in cells] == [(r, s) for r in (25, 50, 100) for s in (0, 100, 400)]
+    risks = [result.curves()[label]["excess_risk"] for label in spec.labels()]
+    assert cells[1].values == pytest.approx(risks[1][:, 1])
+    all_real = [risk[:, 0] for risk in risks] + [risks[6][:, 1]]  # generation 1 is such a cell, too
+    assert cells[6].values == pytest.approx(np.mean(all_real, axis=0))
+    (worth,) = build_report(result).worths
+    assert len(worth.cells) == 9
+    assert worth.published == []  # no paper printed such a grid of excess_risk
+
+
+def test_rows_of_a_budget_count_by_their_expected_share_and_later_models_make_no_cells(tmp_path: Path) -> None:
+    settings = {"source": "linear", "family": "linear", "seeds": 3, "policies": ["accumulate_subsample", "replace"]}
+    two = selfloop.Spec(**settings, n=100, generations=2)  # type: ignore[arg-type]
+    (cells,) = selfloop.run(two, tmp_path).cells().values()
+    assert [(cell.real, cell.synthetic) for cell in cells] == [(0, 100), (50, 50), (100, 0)]
+    swept = selfloop.Spec(**settings, sweep={"n": [50, 100]}, generations=3)  # type: ignore[arg-type]
+    (cells,) = selfloop.run(swept, tmp_path).cells().values()
+    assert [(cell.real, cell.synthetic) for cell in cells] == [(50, 0), (100, 0)]  # generation 1 alone
+    assert build_report(selfloop.run(swept, tmp_path)).worths == []

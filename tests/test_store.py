@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import threading
+import tracemalloc
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,7 +20,7 @@ import numpy as np
 import pytest
 
 import tiny
-from selfloop.arrays import pack_arrays, read_arrays
+from selfloop.arrays import ColumnWriter, pack_arrays, read_arrays
 from selfloop.component import Component, Context
 from selfloop.errors import ChainEndedError, DataError, SelfloopError, StoreError
 from selfloop.identity import Ref, digest_of
@@ -183,6 +184,29 @@ def test_arrays_come_back_as_they_were_put_in(tmp_path: Path, array: Any) -> Non
     assert (back.shape, back.dtype) == (array.shape, array.dtype.newbyteorder("="))
     assert np.array_equal(back, array, equal_nan=array.dtype.kind == "f")
     assert not back.flags.writeable
+
+
+@stage(version=1)
+def write_much(pieces: int, ctx: Context) -> Columns:
+    """That many megabytes."""
+    assert ctx.scratch is not None
+    writer = ColumnWriter(ctx.scratch)
+    for i in range(pieces):
+        writer.append({"x": np.full(1 << 17, i)})
+    return writer.columns()
+
+
+def test_arrays_larger_than_memory_are_kept_and_opened_without_being_held(tmp_path: Path) -> None:
+    peaks = []
+    for pieces in (1, 40):
+        store = Store(tmp_path)
+        tracemalloc.start()
+        x = np.asarray(store.open(store.step(write_much, pieces, CTX))["x"])
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+        assert (len(x), x[-1], store.usage.bytes > pieces << 20) == (pieces << 17, pieces - 1, True)
+    assert peaks[1] < peaks[0] + (1 << 20)
+    assert list((tmp_path / "scratch").iterdir()) == []
 
 
 @pytest.mark.parametrize("array", [np.array(["a"]), np.array([1j]), np.array([None]), np.zeros(2, [("a", int)])])

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from selfloop.errors import SelfloopError, SpecError
+from selfloop.errors import SelfloopError, SpecError, unknown_name
 
 if TYPE_CHECKING:
     from selfloop.result import Result
@@ -313,6 +313,38 @@ def verify(
     typer.echo(f"{audit.checked - len(audit.wrong)} of {audit.checked} recomputed records agree ({audit.records} stored).")
     if audit.wrong:
         raise typer.Exit(1)
+
+
+@app.command()
+def export(
+    spec: SpecArgument,
+    to: Annotated[Path, typer.Option(metavar="FOLDER", help="The folder to create.")],
+    policy: Annotated[str | None, typer.Option(help="Which policy. [default: the only one]")] = None,
+    seed: Annotated[int | None, typer.Option(help="Which seed. [default: the first]")] = None,
+    generation: Annotated[int | None, typer.Option(help="Which generation. [default: the last]")] = None,
+    what: Annotated[str, typer.Option(help="model, or samples: the rows sampled from it.")] = "model",
+    format_: Annotated[
+        str | None, typer.Option("--format", help="Of samples: jsonl, csv, parquet, png or safetensors. [default: what fits]")
+    ] = None,
+    dtype: Annotated[str, typer.Option(help="Of a transformer's weights: float32 or bfloat16.")] = "float32",
+    set_: SetOption = None,
+    store: StoreOption = None,
+) -> None:
+    """Write a stored model (a transformer as a Hugging Face folder) or the rows sampled from it. Computes nothing.
+
+    Example: selfloop export stories.toml --policy replace --generation 3 --to story-model
+    """
+    from selfloop.export import export_model, export_samples, find
+    from selfloop.runtime import store_path
+
+    if what not in ("model", "samples"):
+        raise SpecError(unknown_name("--what", what, ("model", "samples")))
+    found = find(_spec(spec, set_), store_path(store), policy, seed, generation)
+    if what == "model":
+        export_model(found, to, dtype)
+    else:
+        export_samples(found, to, format_)
+    typer.echo(f"written: {to} ({what} of {found.title()})")
 
 
 @app.command()

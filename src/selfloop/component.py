@@ -176,6 +176,15 @@ class Encodes(Protocol):
 
 
 @runtime_checkable
+class Exports(Protocol):
+    """A family whose models have a form of their own for other programs, such as a Hugging Face folder."""
+
+    def export(self, params: Params, folder: Path, dtype: str) -> None:
+        """Write a model into an empty folder, its weights as "float32" or "bfloat16"."""
+        ...
+
+
+@runtime_checkable
 class HasTokenLogProb(Protocol):
     """A family of sequences: log p of every token of each row given the ones before it, in nats.
 
@@ -322,6 +331,7 @@ class Metric(Component):
     """Numbers measured at each generation."""
 
     unit: ClassVar[str] = ""
+    units: ClassVar[Mapping[str, str]] = {}  # of its further numbers by name, where another one
     title: ClassVar[str] = ""
     better: ClassVar[str] = "lower"  # "lower", "higher" or "" when neither is better
     needs: ClassVar[tuple[type, ...]] = ()  # protocols the family must have

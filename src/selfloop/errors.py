@@ -34,6 +34,15 @@ class ChainEndedError(Exception):
         self.status = status
 
 
+EXTRAS = {"datasets": "hub", "pyarrow": "hub", "peft": "lora"}  # library -> the extra of ours that brings it
+
+
+def missing_extra(where: str, library: str) -> MissingExtraError:
+    """The error for a library that is not installed, with the command that brings it."""
+    brings = f"selfloop[{EXTRAS[library]}]" if library in EXTRAS else library
+    return MissingExtraError(f"{where}: needs {library}, which is not installed. Run: pip install '{brings}'")
+
+
 def unknown_name(where: str, found: str, allowed: Iterable[str]) -> str:
     """The sentence for a name that is not among `allowed`, with the nearest one suggested."""
     names = sorted(allowed)

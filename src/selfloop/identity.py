@@ -87,9 +87,12 @@ def _file_digest(path: Path, inode: int, size: int, time_ns: int) -> str:
     return digest.hexdigest()
 
 
-def digest_of(data: bytes) -> str:
-    """Digest of bytes, 160 bits in hexadecimal."""
-    return blake2b(data, digest_size=20).hexdigest()
+def digest_of(*pieces: bytes | memoryview) -> str:
+    """Digest of bytes, which may come in pieces: 160 bits in hexadecimal."""
+    digest = blake2b(digest_size=20)
+    for piece in pieces:
+        digest.update(piece)
+    return digest.hexdigest()
 
 
 def reason_of(problem: OSError) -> str:

@@ -9,7 +9,7 @@ from importlib.resources import files
 from typing import Any, cast
 
 from selfloop.component import Component
-from selfloop.errors import MissingExtraError, SpecError, unknown_name
+from selfloop.errors import SpecError, missing_extra, unknown_name
 
 BUILT_IN: dict[str, dict[str, str]] = {
     "policy": {
@@ -55,8 +55,8 @@ BUILT_IN: dict[str, dict[str, str]] = {
         "text": "selfloop.sources.text:Text",
         "tinystories": "selfloop.sources.text:TinyStories",
         "jsonl": "selfloop.sources.text:Jsonl",
-        "hub": "selfloop.sources.text:HubText",
-        "python_docs": "selfloop.sources.text:PythonDocs",
+        "hub": "selfloop.sources.hub:HubText",
+        "python_docs": "selfloop.sources.python_docs:PythonDocs",
     },
     "metric": {
         "mean_error": "selfloop.metrics.moments:MeanError",
@@ -73,6 +73,20 @@ BUILT_IN: dict[str, dict[str, str]] = {
         "negative_elbo": "selfloop.metrics.images:NegativeElbo",
         "pixel_spread": "selfloop.metrics.images:PixelSpread",
         "frechet": "selfloop.metrics.images:Frechet",
+        "long_documents": "selfloop.metrics.finetune:LongDocuments",
+        "cross_entropy": "selfloop.metrics.text:CrossEntropy",
+        "self_cross_entropy": "selfloop.metrics.text:SelfCrossEntropy",
+        "text_length": "selfloop.metrics.text:TextLength",
+        "vocabulary": "selfloop.metrics.text:Vocabulary",
+        "tail_mass": "selfloop.metrics.text:TailMass",
+        "zipf": "selfloop.metrics.text:Zipf",
+        "distinct": "selfloop.metrics.text_diversity:Distinct",
+        "self_bleu": "selfloop.metrics.text_diversity:SelfBleu",
+        "repetition": "selfloop.metrics.text_diversity:Repetition",
+        "duplicate_rate": "selfloop.metrics.text_diversity:DuplicateRate",
+        "memorisation": "selfloop.metrics.text_diversity:Memorisation",
+        "mauve": "selfloop.metrics.text_features:Mauve",
+        "text_frechet": "selfloop.metrics.text_features:TextFrechet",
     },
     "curator": {},
     "criterion": {
@@ -106,7 +120,7 @@ def component_class(kind: str, name: str, where: str) -> type[Component]:
     except ModuleNotFoundError as problem:
         if (problem.name or "selfloop").startswith("selfloop"):
             raise
-        raise MissingExtraError(f"{where}: {name!r} needs {problem.name}. Install it with pip.") from None
+        raise missing_extra(f"{where}: {name!r}", (problem.name or "").partition(".")[0]) from None
 
 
 def presets() -> dict[str, Any]:

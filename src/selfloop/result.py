@@ -11,13 +11,16 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
+from selfloop.component import is_default
 from selfloop.loop import Stage, schedule
 from selfloop.runtime import Progress, ledger_metrics, parts, resolved_points, store_path
 from selfloop.spec import Axes, Spec
 from selfloop.stats.intervals import Interval, mean_interval
+from selfloop.stats.ordering import SINCE, Comparison, compare_all
+from selfloop.stats.value import Cell
 from selfloop.store import Usage
 from selfloop.table import Curves
-from selfloop.types import Floats, Row, Verdict
+from selfloop.types import Floats, Row, Verdict, real, synthetic
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -109,11 +112,42 @@ class Result:
                     risks["risk"] = risk
         return risks if len(risks) > 2 else {name: risk for name, risk in risks.items() if name == "risk"}
 
+    def compare(self, axes: Axes = (), metric: str | None = None, since: int = SINCE) -> list[Comparison]:
+        """Policies against each other, paired by seed: of the risk, or of another metric, at one point of the sweep."""
+        point = self.points[axes]
+        chosen = metric or point.risk() or ""
+        curves = {label: measured[chosen] for label, measured in self.curves(axes).items() if chosen in measured}
+        usual = [label for label, policy in zip(point.labels(), point.policies, strict=True) if is_default(policy)]
+        return compare_all(curves, usual if metric in (None, point.risk()) else (), since)
+
+    def cells(self) -> dict[Axes, list[Cell]]:
+        """The risk over numbers of real and synthetic training rows, by the sweep's axes other than n.
+
+        Of last generations whose synthetic rows all come from first models, so that cells differ in numbers of rows and
+        not in how far the models had gone; and of generation 1. Training sets of equal size are one cell.
+        """
+        found: dict[Axes, dict[tuple[float, float], list[Floats]]] = {}
+        for (axes, label), curves in self.table.items():
+            cells = found.setdefault(tuple(axis for axis in axes if axis[0] != "n"), {})
+            risk = curves.values.get(self.points[axes].risk() or "")
+            stages = self.ledger(axes)[label]
+            for stage in {stage.t: stage for stage in (stages[0], stages[-1])}.values():
+                if risk is not None and all(take.batch in (real(stage.t), real(1), synthetic(1)) for take in stage.plan.takes):
+                    cells.setdefault(_counts(stage), []).append(risk[:, stage.t - 1])
+        return {axes: [Cell(*rows, np.mean(v, axis=0)) for rows, v in sorted(cells.items())] for axes, cells in found.items()}
+
     def report(self, path: str | Path) -> Path:
         """Write the report, one self-contained HTML file."""
         from selfloop.report.build import write_report
 
         return write_report([self], Path(path))
+
+
+def _counts(stage: Stage) -> tuple[float, float]:
+    """Real and synthetic rows a generation trains on; of a budget, those to be expected."""
+    rows = {kind: sum(take.rows or 0 for take in stage.plan.takes if take.batch.kind == kind) for kind in ("real", "synthetic")}
+    share = stage.trained_rows / sum(rows.values())
+    return rows["real"] * share, rows["synthetic"] * share
 
 
 def run(

@@ -23,7 +23,7 @@ from typing import Any, TypeVar, cast
 
 import numpy as np
 
-from selfloop.arrays import pack_arrays, read_arrays
+from selfloop.arrays import packed, read_arrays
 from selfloop.component import Context
 from selfloop.errors import ChainEndedError, DataError, SelfloopError, StoreError
 from selfloop.identity import Ref, digest_of, file_digest, identity, qualified_name, reason_of
@@ -208,14 +208,14 @@ class Store:
     def _keep(self, value: Any) -> dict[str, Any]:
         if not _is_columns(value):
             return {"value": json.loads(json.dumps(value, allow_nan=False))}
-        data = pack_arrays(value)
-        digest = digest_of(data)
+        pieces = packed(value)
+        digest = digest_of(*pieces)
         path = self._object(digest)
         if os.path.exists(path) and not _intact(path, digest):
             self._discard(path)
-        self._write(path, data)
+        self._write(path, *pieces)
         self._checked.add(digest)
-        self.usage.bytes += len(data)
+        self.usage.bytes += sum(map(len, pieces))
         return {"object": digest}
 
     def _ready(self, argument: Any, scratch: Path) -> Any:
@@ -244,7 +244,7 @@ class Store:
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
         if _is_columns(value):
-            return {"object": digest_of(pack_arrays(value))}
+            return {"object": digest_of(*packed(value))}
         return {"value": json.loads(json.dumps(value, allow_nan=False))}
 
     def recorded(self, call: Call) -> Mapping[str, Any] | None:
@@ -270,9 +270,9 @@ class Store:
         if not self.looking:
             Path(path).unlink(missing_ok=True)
 
-    def _write(self, path: str, data: bytes) -> None:
+    def _write(self, path: str, *pieces: bytes | memoryview) -> None:
         try:
-            _write_new(path, data)
+            _write_new(path, *pieces)
         except OSError as problem:
             raise self._unusable("write", problem) from problem
 
@@ -339,7 +339,7 @@ def _intact(path: str, digest: str) -> bool:
     return os.path.exists(path) and file_digest(Path(path)) == digest
 
 
-def _write_new(path: str, data: bytes) -> None:
+def _write_new(path: str, *pieces: bytes | memoryview) -> None:
     """Create the file whole or not at all; one that exists is left alone (another process was first, with the same)."""
     folder = os.path.dirname(path)
     temporary = f"{folder}/.{os.getpid()}-{time.monotonic_ns()}.tmp"
@@ -350,7 +350,7 @@ def _write_new(path: str, data: bytes) -> None:
         handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
     try:
         with open(handle, "wb") as file:
-            file.write(data)
+            file.writelines(pieces)
         with suppress(FileExistsError):
             os.link(temporary, path)
     finally:

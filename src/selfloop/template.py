@@ -50,13 +50,13 @@ def template(family: str, source: str) -> str:
     return "\n".join(parts)
 
 
-def _table(where: str, cls: type[Any], named: bool = True) -> str:
+def _table(where: str, cls: type[Any], named: bool = True, chosen: Any = None) -> str:
     comments, inner = _comments(cls), ""
     lines = [f"[{where}]"] + ([f'name = "{cls.name}"'] if named else [])
     for f in fields(cls):
-        default = _default(f)
+        default = _default(f) if chosen is None else getattr(chosen, f.name)
         if _is_settings(default):
-            inner += f"\n# {_table(f'{where}.{f.name}', type(default), named=False)}"
+            inner += f"\n# {_table(f'{where}.{f.name}', type(default), named=False, chosen=default)}"
             continue
         text = f.name if default is None else f"{f.name} = {'...' if default is MISSING else _value(default)}"
         note = comments.get(f.name, "")
@@ -87,18 +87,19 @@ def _comments(cls: type[Any]) -> dict[str, str]:
 def describe_settings(kind: str, name: str) -> tuple[str, list[tuple[str, str, str, str]]]:
     """Documentation of a component, and (setting, type, default, meaning) of each of its fields."""
     cls = component_class(kind, name, kind)
-    rows = list(_settings(cls, ""))
+    rows = list(_settings(cls, "", None))
     if issubclass(cls, Family):
-        rows += list(_settings(cls.sampler, "sampler."))
+        rows += list(_settings(cls.sampler, "sampler.", None))
     return inspect.getdoc(cls) or "", rows
 
 
-def _settings(cls: type[Any], prefix: str) -> Iterator[tuple[str, str, str, str]]:
+def _settings(cls: type[Any], prefix: str, chosen: Any) -> Iterator[tuple[str, str, str, str]]:
+    """The fields of a class; their defaults are those of `chosen`, where a component sets others than the class."""
     comments = _comments(cls)
     for f in fields(cls):
-        default = _default(f)
+        default = _default(f) if chosen is None else getattr(chosen, f.name)
         if _is_settings(default):
-            yield from _settings(type(default), f"{prefix}{f.name}.")
+            yield from _settings(type(default), f"{prefix}{f.name}.", default)
             continue
         shown = "required" if default is MISSING else _value(default)
         yield prefix + f.name, str(f.type), shown, comments.get(f.name, "")

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from selfloop.arrays import pack_arrays
-from selfloop.component import Component, Context, Ensemble, EnsemblePart, Family, Policy, Source
+from selfloop.component import Component, Context, Encodes, Ensemble, EnsemblePart, Family, Policy, Source
 from selfloop.errors import SelfloopError
 from selfloop.identity import identity
 from selfloop.loop import schedule
@@ -58,8 +58,12 @@ def check_family(family: Family, source: Source, n: int = 30) -> None:
     """A family's fit and sample are functions of their arguments, write to none of them, and keep to the source's schema."""
     _check_settings(family)
     before, sampler = identity(family), family.sampler()
+    encoder, learned = family.encoder() if isinstance(family, Encodes) else None, dict[str, Any]()
     rows = _frozen(source.draw(0, n, HERE))
-    samples = Samples(((rows, None, 1.0), (rows, np.arange(n // 2), 1.0)))
+    if encoder is not None:
+        learned = dict(_same_twice("learn", lambda: encoder.learn([rows], HERE)))
+        rows = _frozen(_same_twice("encode", lambda: encoder.encode(rows, learned)))
+    samples = Samples(((rows, None, 1.0), (rows, np.arange(n // 2), 1.0)), learned)
     params = _frozen(_quietly("fit", lambda: family.fit(samples, HERE.child("fit"), None)))
     _require(identity(family) == before, "fit changed the family's settings")
     for name, array in params.items():
@@ -67,7 +71,7 @@ def check_family(family: Family, source: Source, n: int = 30) -> None:
         _require(finite, f"fitted array {name!r} is not finite")
     given = source.given(n, rows, HERE)
     drawn = _quietly("sample", lambda: family.sample(params, n, sampler, given, HERE.child("sample")))  # type: ignore[arg-type]  # params hold no ragged columns
-    checked_rows(source, drawn)
+    checked_rows(source, drawn if encoder is None else encoder.decode(drawn, params))  # type: ignore[arg-type]  # no ragged ones
     _require(count_rows(drawn) == n, f"sample gave {count_rows(drawn)} rows; {n} were asked for")
     if isinstance(family, Ensemble):
         _check_ensemble(family, source, n)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Generic, Literal, NamedTuple, TypeVar
 
 import numpy as np
@@ -103,10 +104,22 @@ class Ragged:
         return len(self.offsets) - 1
 
     def __getitem__(self, indices: Ints) -> Ragged:
-        lengths = self.offsets[indices + 1] - self.offsets[indices]
-        offsets = np.concatenate([[0], np.cumsum(lengths)])
-        within = np.arange(offsets[-1]) - np.repeat(offsets[:-1], lengths)
-        return Ragged(self.values[np.repeat(self.offsets[indices], lengths) + within], offsets)
+        starts, ends = self.offsets[indices], self.offsets[indices + 1]
+        offsets = np.concatenate([[0], np.cumsum(ends - starts)])
+        if offsets[-1] > 100 * len(indices):  # long rows: an index per value would take longer and several times the memory
+            spans = zip(starts.tolist(), ends.tolist(), strict=True)
+            return Ragged(np.concatenate([self.values[start:end] for start, end in spans]), offsets)
+        at = np.arange(offsets[-1]) + np.repeat(starts - offsets[:-1], ends - starts)
+        return Ragged(self.values[at], offsets)
+
+    @classmethod
+    def of_bytes(cls, rows: Sequence[bytes]) -> Ragged:
+        """A column of byte strings, such as texts in UTF-8."""
+        return cls(np.frombuffer(b"".join(rows), np.uint8), np.cumsum([0, *map(len, rows)], dtype=np.int64))
+
+    def to_bytes(self) -> list[bytes]:
+        """The bytes of each row."""
+        return [self.values[start:end].tobytes() for start, end in pairwise(self.offsets.tolist())]
 
 
 Column = Array | Ragged

@@ -2,13 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 
 import numpy as np
 
 from selfloop.policies.plans import Accumulate, AccumulateSubsample, Replace
-from selfloop.report import Cost, Gallery, LawCurve, Panel, PublishedPoints, Report, curve_of, ledger_of
-from selfloop.types import Field, Verdict
+from selfloop.report import (
+    Cost,
+    Differences,
+    Gallery,
+    LawCurve,
+    Panel,
+    PublishedPoints,
+    Report,
+    Worth,
+    curve_of,
+    ledger_of,
+)
+from selfloop.stats.ordering import compare_all
+from selfloop.stats.value import Cell, value_of_real
+from selfloop.types import Field, Ragged, Verdict
 
 HOSTILE = "</script><script>alert(1)</script><!-- \" ' & \x00\x1b"
 WHEN = datetime(2026, 3, 2, 14, 5, tzinfo=UTC)
@@ -143,12 +158,102 @@ def gallery_report() -> Report:
     )
 
 
+def language_report(seeds: int = 3, generations: int = 10, policies: int = 4) -> Report:
+    """A small transformer on stories, with published curves of another scale, comparisons and a gallery with prompts."""
+    from selfloop.published import load
+
+    rng = np.random.default_rng(6)
+    t = np.arange(1, generations + 1)
+    labels = [*POLICIES, "replace_multiple"][:policies]
+    rise = {
+        "replace": 0.22 * (t - 1),
+        "accumulate": 0.03 * (t - 3) ** 2 / 6 - 0.02,
+        "accumulate_subsample": 0.15 * np.log(t),
+        "replace_multiple": 0.17 * (t - 1),
+    }
+    level = rng.normal(3.1, 0.03, (seeds, 1))
+    noise = rng.normal(0, 0.012, (len(labels), seeds, generations))
+    values = {p: level + rise[p] - rise[p][0] + noise[i] * (t > 1) for i, p in enumerate(labels)}
+    published = [
+        PublishedPoints(
+            label=work.title, policy=p, scale=table.scale, source=table.cite,
+            generations=[q.generation for q in table.curves[p] if q.generation <= generations],
+            values=[q.value for q in table.curves[p] if q.generation <= generations],
+        )
+        for work in map(load, ("gerstgrasser2024", "kazdan2025"))
+        for table in work.tables
+        if table.scale == "GPT-2 9M, TinyStories" and table.sampler == {"temperature": 1.0}
+        for p in labels
+        if p in table.curves
+    ]  # fmt: skip
+    curves = [curve_of(p, t.tolist(), v) for p, v in values.items()]
+    main = Panel(metric="cross_entropy", title="Cross-entropy", unit="nats per token", curves=curves, published=published)
+    return Report(
+        title="transformer on tinystories",
+        spec_text="n = 4000\n",
+        versions=VERSIONS,
+        generated=WHEN,
+        panels=[main],
+        differences=[Differences(metric="cross_entropy", comparisons=compare_all(values, labels))],
+        worths=[worth_of(seeds)],
+        galleries=[story_gallery(generations, labels)],
+    )
+
+
+def worth_of(seeds: int) -> Worth:
+    """A grid in which the number of real rows decides, and a little synthetic data helps where they are few."""
+    rng = np.random.default_rng(7)
+    cells = [
+        Cell(r, s, 5 - 0.3 * np.log1p(r) + 0.01 * (np.log1p(s) - 5) ** 2 * (r < 1000) + rng.normal(0, 0.02, seeds))
+        for r in (64, 256, 1024, 4096)
+        for s in (0, 256, 1024, 4096)
+    ]
+    value = value_of_real(cells)
+    assert value
+    return Worth(
+        metric="cross_entropy", title="Cross-entropy", unit="nats per token", cells=cells, value=value,
+        published=[("Kazdan et al. 2025, as printed", 0.85, 0.16)],
+    )  # fmt: skip
+
+
+def story_gallery(generations: int, policies: Sequence[str]) -> Gallery:
+    """Four stories, each begun with the real one's first words, that fall apart under replace."""
+    real = [
+        "Once upon a time, there was a little girl named Lily. She loved to play in the park.\n\nOne day she saw a big dog. "
+        + 'The dog was sad because it had lost its ball. Lily said, "I will help you find it." ' * 8,
+        "Tom and his mom went to the shop. Tom wanted a red car, but mom said no.",
+        "The sun was hot & bright. <b>Ben</b> sat under a tree  and  ate an apple.\n" * 3,
+        "One night, Mia heard a noise. It was a little owl with one eye.",
+    ]
+    words = " ".join(real).split()
+    rng = np.random.default_rng(8)
+
+    def written(i: int, t: int, policy: str) -> str:
+        begin, *rest = real[i].split(" ")
+        lost = 0.09 * t if policy.startswith("replace") else 0.01 * t
+        return " ".join([begin, *(str(rng.choice(words)) if rng.random() < lost else word for word in rest)])
+
+    def columns(texts: list[str]) -> dict[str, Ragged]:
+        return {"text": ragged(texts), "prompt": ragged([text.split(" ")[0] for text in real])}
+
+    samples = {p: {t: columns([written(i, t, p) for i in range(4)]) for t in range(1, generations + 1)} for p in policies}
+    return Gallery(schema={"text": Field("utf8")}, real={"text": ragged(real)}, samples=samples)
+
+
+def ragged(texts: Sequence[str]) -> Ragged:
+    """Texts as a column of UTF-8 bytes."""
+    data = [text.encode() for text in texts]
+    return Ragged(np.frombuffer(b"".join(data), np.uint8), np.cumsum([0, *map(len, data)]))
+
+
 def hostile_report() -> Report:
     """Every text that a user, a model or a data file can influence tries to break out of the page."""
     curves = [curve_of(HOSTILE, [1, 2], np.array([[1.0, 2.0], [1.1, 2.2]]))]
     law = LawCurve(name=HOSTILE, kind="exact", policy=HOSTILE, generations=[1, 2], values=[1, 2], source=HOSTILE)
     paper = PublishedPoints(label=HOSTILE, policy=HOSTILE, generations=[1], values=[1.0])
-    text = {"text": np.array([HOSTILE, "plain"])}
+    beside = replace(paper, scale=HOSTILE, source=HOSTILE)
+    text = {"text": np.array([HOSTILE * 50, "plain"]), "prompt": np.array([HOSTILE, "pl"])}
+    values = np.array([[1.0, 2.0, 3.0], [1.1, 2.1, 3.2]])
     return Report(
         title=HOSTILE,
         summary=HOSTILE,
@@ -163,12 +268,14 @@ def hostile_report() -> Report:
                 axes=((HOSTILE, HOSTILE),),
                 curves=curves,
                 laws=[law],
-                published=[paper],
+                published=[paper, beside],
             )
         ],
         verdicts=[Verdict(HOSTILE, HOSTILE, "yes", HOSTILE, 1.0, 2.0, 1.0, 3.0, HOSTILE)],
         definitions={HOSTILE: HOSTILE},
         findings=[HOSTILE],
+        differences=[Differences(metric=HOSTILE, comparisons=compare_all({HOSTILE: values, HOSTILE + "2": 2 * values}))],
+        worths=[replace(worth_of(2), title=HOSTILE, published=[(HOSTILE, 0.5, 0.5)])],
         ledgers=[ledger_of(HOSTILE, Replace(), 10, 2)],
         galleries=[
             Gallery(schema={"text": Field("str")}, real=text, samples={HOSTILE: {1: text}}),

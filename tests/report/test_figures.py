@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 from made_reports import digits_report, ending_report, linear_report
 
-from selfloop.report import LawCurve, Panel, curve_of, ledger_of
+from selfloop.report import LawCurve, Panel, PublishedPoints, curve_of, ledger_of
 from selfloop.report.charts import value_scale
 from selfloop.report.figures import ledger_figure, panel_figure, report_figures
 from selfloop.report.theme import DARK, policy_styles, readable, show, show_interval, themed
+
+STYLES = policy_styles(["replace"])
 
 
 def panel_of(values: np.ndarray, **more: object) -> Panel:
@@ -81,6 +83,49 @@ def test_the_axis_is_logarithmic_where_positive_values_span_a_factor_of_thirty_a
     panel = panel_of(spread(means, 0.0))
     assert value_scale(panel).log is log
     assert ("log scale" in panel_figure(panel, policy_styles(["replace"])).svg()) is log
+
+
+def elsewhere_of(values: list[float], first: int = 1, policy: str = "replace") -> PublishedPoints:
+    generations = range(first, first + len(values))
+    return PublishedPoints(label="A 2024", policy=policy, generations=generations, values=values, scale="big", source="table 2")
+
+
+def test_curves_of_another_scale_begin_where_the_measured_one_does_and_keep_their_rise() -> None:
+    figure = panel_figure(panel_of(spread([5.0, 6.0, 7.0]), published=[elsewhere_of([1.5, 2.0, 2.25])]), STYLES)
+    rows = figure.spec["datasets"]["elsewhere"]
+    assert [row["value"] for row in rows] == pytest.approx([5.0, 5.5, 5.75])
+    assert [row["published"] for row in rows] == [1.5, 2.0, 2.25]
+    assert "A 2024, big (another scale)" in figure.svg()
+    assert "A 2024, table 2" in figure.caption
+    assert "moved up or down as a whole" in figure.caption
+    assert "published" not in figure.spec["datasets"]
+
+
+def test_a_curve_of_another_scale_without_a_measured_start_is_not_drawn() -> None:
+    other, late = elsewhere_of([1.0, 2.0], policy="accumulate"), elsewhere_of([1.0, 2.0], first=4)
+    figure = panel_figure(panel_of(spread([5.0, 6.0]), published=[other, late]), STYLES)
+    assert "elsewhere" not in figure.spec["datasets"]
+    assert "NaN" not in figure.svg()
+
+
+def test_curves_of_another_scale_lengthen_the_axis_by_half_at_most() -> None:
+    near = value_scale(panel_of(spread([5.0, 6.0]), published=[elsewhere_of([1.0, 2.3])]))
+    assert 6.3 < near.high < 6.5
+    panel = panel_of(spread([5.0, 6.0]), published=[elsewhere_of([1.8, 9.8])])
+    assert value_scale(panel).high < 6.7
+    assert "curves of another scale are cut at the edge" in panel_figure(panel, STYLES).caption
+
+
+def test_only_curves_of_the_same_setting_stretch_the_axis() -> None:
+    here = PublishedPoints(label="A", policy="replace", generations=[1, 2], values=[1.8, 9.8])
+    assert value_scale(panel_of(spread([5.0, 6.0]), published=[here])).high > 9.8
+
+
+def test_laws_and_curves_of_another_scale_keep_dashes_of_their_own() -> None:
+    law = LawCurve(name="law", kind="bound", policy="replace", generations=[1, 2], values=[5.0, 6.0])
+    svg = panel_figure(panel_of(spread([5.0, 6.0]), laws=[law], published=[elsewhere_of([1.0, 1.5])]), STYLES).svg()
+    assert "replace: law (bound)" in svg
+    assert "A 2024, big (another scale)" in svg
 
 
 def test_everything_but_wide_intervals_fits_the_axis() -> None:

@@ -8,13 +8,15 @@ import re
 
 import numpy as np
 import pytest
-from made_reports import HOSTILE, gallery_report
+from made_reports import HOSTILE, gallery_report, ragged, story_gallery
 
 from selfloop.report import Gallery
 from selfloop.report.gallery import CELL, show_gallery, shown_generations
+from selfloop.report.stories import LETTERS, MOST_LETTERS, Text
 from selfloop.report.theme import policy_styles
 from selfloop.types import Column, Field, Ragged
 
+FIRST_WORDS = ["Once", "Tom", "The", "One"]
 STYLES = policy_styles(["replace"])
 
 
@@ -36,8 +38,8 @@ def test_each_kind_of_rows_takes_its_own_form() -> None:
     points, numbers, texts, table = shown
     assert "stroke-linecap" in points.svg
     assert "share of rows" in numbers.svg
-    assert not texts.svg
-    assert not texts.header
+    assert texts.stories
+    assert (texts.svg, texts.header) == ("", ())
     assert table.header[-1] == "target (mg/dl)"
     assert len(table.header) == 8
     assert "3 columns before the last are left out" in table.caption
@@ -102,17 +104,64 @@ def test_whole_numbers_have_a_bar_each() -> None:
 
 
 def test_texts_are_read_from_strings_bytes_and_tokens() -> None:
-    data = [text.encode() for text in ("a fox", "", "né")]
-    ragged = Ragged(np.frombuffer(b"".join(data), np.uint8), np.cumsum([0, *map(len, data)]))
     tokens = Ragged(np.array([5, 6, 7], np.int32), np.array([0, 2, 3]))
-    for column, expected in ((ragged, ["a fox", "", "né"]), (tokens, ["5 6", "7"]), (np.array(["x", "y"]), ["x", "y"])):
-        real = show_gallery(gallery_of(column, field=Field("uint8")), STYLES).rows[0][0]
-        assert [row[0] for row in real.cells] == expected
+    for column, expected in (
+        (ragged(["a fox", "", "né"]), ["a fox", "", "né"]),
+        (tokens, ["5 6", "7"]),
+        (np.array(["x", "y"]), ["x", "y"]),
+    ):
+        stories = show_gallery(gallery_of(column, field=Field("uint8")), STYLES).stories
+        assert [story.real.head for story in stories if story.real] == expected
 
 
-def test_long_texts_are_cut() -> None:
-    cell = show_gallery(gallery_of(np.array(["word " * 1000])), STYLES).rows[0][0].cells[0][0]
-    assert len(cell) < 430
+def test_a_row_of_every_policy_and_generation_stands_with_the_real_one_it_was_prompted_from() -> None:
+    shown = show_gallery(story_gallery(10, ["replace", "accumulate"]), policy_styles(["replace", "accumulate"]))
+    assert shown.generations == shown_generations(range(1, 11))
+    assert [story.title for story in shown.stories] == [f"Row {i + 1}, given “{w}”" for i, w in enumerate(FIRST_WORDS)]
+    for story, word in zip(shown.stories, FIRST_WORDS, strict=True):
+        assert list(story.rows) == ["replace", "accumulate"]
+        texts = [story.real, *(text for row in story.rows.values() for text in row)]
+        assert len(texts) == 1 + 2 * 7
+        assert {text.given for text in texts if text} == {word}
+        assert not any(text.head.startswith(word) for text in texts if text)
+    assert "underlined" in shown.caption
+
+
+def test_without_prompts_nothing_is_set_apart() -> None:
+    shown = show_gallery(gallery_of(ragged(["Once upon a time"]), ragged(["Once more"])), STYLES)
+    (story,) = shown.stories
+    assert (story.title, story.real.given, story.rows["replace"][0].given) == ("Row 1", "", "")  # type: ignore[union-attr]
+    assert "underlined" not in shown.caption
+
+
+def test_a_text_that_does_not_begin_with_its_prompt_is_shown_whole_and_half_a_letter_is_not_marked() -> None:
+    sampled = {"text": ragged(["another begin", "né"]), "prompt": ragged(["Once", "n\ufffd"])}
+    real = {"text": ragged(["Once upon", "né!"])}
+    gallery = Gallery(schema={"text": Field("utf8")}, real=real, samples={"replace": {1: sampled}})
+    first, second = show_gallery(gallery, STYLES).stories
+    assert first.rows["replace"][0] == Text("", "another begin", "")
+    assert second.rows["replace"][0] == Text("n", "é", "")
+    assert second.real == Text("n", "é!", "")
+
+
+def test_a_story_is_whole_although_only_its_beginning_is_shown_at_once() -> None:
+    long = "word " * 1000
+    (story,) = show_gallery(gallery_of(np.array([long])), STYLES).stories
+    assert story.real
+    assert len(story.real.head) == LETTERS
+    assert story.real.head + story.real.rest == long
+    (book,) = show_gallery(gallery_of(np.array(["x" * 100_000])), STYLES).stories
+    assert book.real
+    assert len(book.real.rest) == MOST_LETTERS
+    assert LETTERS + MOST_LETTERS + book.real.left_out == 100_000
+
+
+def test_rows_that_were_not_sampled_are_gaps() -> None:
+    samples = {"replace": {1: {"text": ragged(["a", "b"])}}, "accumulate": {1: {"text": ragged(["a"])}, 2: {}}}
+    gallery = Gallery(schema={}, real={"text": ragged(["r"])}, samples=samples)
+    first, second = show_gallery(gallery, policy_styles(["replace", "accumulate"])).stories
+    assert (second.real, second.rows["accumulate"]) == (None, [None, None])
+    assert first.rows["replace"] == [Text("", "a", ""), None]
 
 
 def test_names_of_columns_and_units_are_escaped_in_pictures() -> None:

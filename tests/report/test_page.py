@@ -7,16 +7,27 @@ import re
 import shutil
 import subprocess
 import sys
+from html import unescape
 from html.parser import HTMLParser
 from pathlib import Path
 from xml.etree import ElementTree
 
 import numpy as np
 import pytest
-from made_reports import HOSTILE, WHEN, digits_report, ending_report, gallery_report, hostile_report, linear_report
+from made_reports import (
+    HOSTILE,
+    WHEN,
+    digits_report,
+    ending_report,
+    gallery_report,
+    hostile_report,
+    language_report,
+    linear_report,
+)
 
 from selfloop.report import Panel, Report, curve_of
 from selfloop.report.page import _coded, render_page, write_figures, write_page
+from selfloop.report.stories import texts_of
 from selfloop.report.tables import headlines
 from selfloop.report.theme import readable
 
@@ -57,6 +68,11 @@ class Page(HTMLParser):
 @pytest.fixture(scope="module")
 def quickstart() -> str:
     return render_page([digits_report(), linear_report()], "selfloop quickstart")
+
+
+@pytest.fixture(scope="module")
+def language() -> str:
+    return render_page([language_report()])
 
 
 @pytest.fixture(scope="module")
@@ -101,6 +117,54 @@ def test_ids_are_unique_and_references_meet_them(quickstart: str) -> None:
     inside = {address[1:] for address in page.addresses if address.startswith("#")}
     assert inside <= set(page.ids)
     assert set(re.findall(r"url\(#([^)]+)\)", quickstart)) <= set(page.ids)
+
+
+def test_stories_are_read_without_scripts_and_whole(language: str) -> None:
+    page = Page(language)
+    assert page.tags.count("details") >= 4  # one per story, the first open
+    assert len(re.findall(r'<details class="story" open>', language)) == 1
+    assert len(re.findall(r'<b class="given">Once</b>', language)) == 1 + 4 * 7
+    first = re.findall(r"<blockquote>.*?</blockquote>", language, flags=re.S)[0]
+    plain = unescape(re.sub(r"<summary>.*?</summary>|<[^>]+>", "", first))
+    assert plain == texts_of(language_report().galleries[0].real["text"])[0]
+    assert "&lt;b&gt;Ben&lt;/b&gt; sat under a tree  and  ate" in language  # markup is text, spaces stay
+
+
+def test_pairs_of_policies_are_told_with_their_verdict_and_intervals(language: str) -> None:
+    table = re.search(r'id="e0-differences".*?</section>', language, flags=re.S)
+    assert table
+    rows = re.findall(r'<tr><th scope="row".*?</tr>', table[0], flags=re.S)
+    assert len(rows) == 6
+    text = Page(rows[0]).text
+    assert re.search(r"replace >\s+accumulate \*", text)
+    assert "holds" in text
+    assert len(re.findall(r"\[[\d.−]+, [\d.−]+\]", text)) == 6  # all but generation 1, where they are the same
+
+
+def test_a_grid_is_a_table_of_counts_with_what_explains_it(language: str) -> None:
+    section = re.search(r'id="e0-worth".*?</section>', language, flags=re.S)
+    assert section
+    assert len(re.findall(r'<td class="number[^>]+--share', section[0])) == 16
+    assert len(re.findall(r"number best", section[0])) == 4
+    assert 'style="--share:1.000"' in section[0]
+    text = Page(section[0]).text
+    assert "this run, 16 cells" in text
+    assert "Kazdan et al. 2025, as printed" in text
+
+
+def test_what_is_told_of_each_policy_is_folded_away_when_they_are_many() -> None:
+    curves = [curve_of(f"counts(real={i})", [1, 2], np.array([[1.0, 2.0], [1.1, 2.0]])) for i in range(11)]
+    many, few = (
+        Report(
+            title="grid", spec_text="", versions={}, generated=WHEN,
+            panels=[Panel(metric="m", title="M", curves=curves[:k])],
+        )
+        for k in (11, 10)
+    )  # fmt: skip
+    page = render_page([many])
+    assert "Show all 11 policies" in page
+    assert 'class="cards"' not in page
+    assert "Show all" not in render_page([few])
 
 
 def test_the_page_needs_nothing_but_itself(quickstart: str) -> None:

@@ -2,8 +2,10 @@
 
 import numpy as np
 import pytest
+from scipy import stats
 
-from selfloop.stats.growth import LAWS, growth_law, inflection
+from selfloop.stats.growth import LAWS, creep, growth_law, inflection
+from selfloop.stats.intervals import mean_interval
 
 SHAPES = {
     "constant": lambda t: np.ones_like(t),
@@ -125,3 +127,24 @@ def test_a_curve_with_an_ended_chain_has_no_inflection():
     curves = dip(np.random.default_rng(21))
     curves[0, -1] = np.nan
     assert inflection(curves) is None
+
+
+def test_the_creep_is_the_rise_from_the_lowest_generation_to_the_last():
+    curves = np.array([[3.0, 1.0, 2.0], [3.0, 1.2, 2.6], [3.2, 1.1, 2.1]])
+    found, rises = creep(curves), np.array([1.0, 1.4, 1.0])
+    assert found.estimate == pytest.approx(rises.mean())
+    reach = stats.t.ppf(1 - 0.05 / 6, 2) * stats.sem(rises)
+    assert (found.low, found.high) == pytest.approx((rises.mean() - reach, rises.mean() + reach))
+    assert creep(curves[:1]).low is None
+
+
+def test_a_flat_curve_does_not_creep_although_its_lowest_generation_is_picked():
+    rng = np.random.default_rng(22)
+    flat = [rng.normal(size=(5, 10)) for _ in range(300)]
+    most = 300 * 0.05 + 3 * np.sqrt(300 * 0.05 * 0.95)
+
+    def uncorrected(curves):
+        return mean_interval(curves[:, -1] - curves[:, curves.mean(axis=0).argmin()])
+
+    assert sum((creep(curves).low or 0) > 0 for curves in flat) <= most
+    assert sum((uncorrected(curves).low or 0) > 0 for curves in flat) > most

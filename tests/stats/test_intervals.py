@@ -40,8 +40,9 @@ def test_an_ended_chain_stops_the_mean_and_counts_as_worst_in_quantiles():
 
 
 def test_pairing_removes_what_seeds_share():
-    level = RNG.normal(0, 100, (20, 1))
-    a, b = level + RNG.normal(1, 1, (20, 3)), level + RNG.normal(0, 1, (20, 3))
+    rng = np.random.default_rng(7)
+    level = rng.normal(0, 100, (20, 1))
+    a, b = level + rng.normal(1, 1, (20, 3)), level + rng.normal(0, 1, (20, 3))
     for interval in paired_difference(a, b):
         assert interval.low is not None
         assert 0 < interval.low < 1 < interval.high < 2.5

@@ -10,6 +10,7 @@ import numpy as np
 
 from selfloop.component import Context, Metric, Snapshot
 from selfloop.errors import SpecError
+from selfloop.metrics.distances import frechet_distance
 from selfloop.types import Array, Columns, Floats, Params
 
 BLOCK = 4096  # rows held as floating-point numbers at once; also the most rows that principal components are learned from
@@ -91,21 +92,6 @@ class Frechet(Metric):
         if not snap.new:
             return {}
         return {"frechet": frechet_distance(_features(snap.new, snap.prepared), _features(real, snap.prepared))}
-
-
-def frechet_distance(a: Floats, b: Floats) -> float:
-    """Squared Frechet (2-Wasserstein) distance between Gaussians with the means and covariances of the rows of a and b.
-
-    |m_a - m_b|^2 + tr(S_a + S_b - 2 (S_a^1/2 S_b S_a^1/2)^1/2) (Dowson and Landau 1982); the last trace is the sum of the
-    singular values of S_a^1/2 S_b^1/2, and those need no roots of nearly singular products.
-    """
-    apart = a.mean(axis=0) - b.mean(axis=0)
-    roots = []
-    for rows in (a, b):
-        values, vectors = np.linalg.eigh(np.atleast_2d(np.cov(rows, rowvar=False)))
-        roots.append(vectors * np.sqrt(np.clip(values, 0, None)) @ vectors.T)
-    shared = np.linalg.svd(roots[0] @ roots[1], compute_uv=False).sum()
-    return float(apart @ apart + sum(np.square(root).sum() for root in roots) - 2 * shared)
 
 
 def _held_out(metric: str, snap: Snapshot) -> Columns:

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import math
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
+from functools import partial
 from importlib.resources import files
 from typing import Any
 
+import numpy as np
+
 from selfloop.component import Component, Setting, is_default
 from selfloop.errors import SpecError, unknown_name
+from selfloop.stats.value import Cell
+
+_ANY_SAMPLER = {"prompt", "prefix", "max_tokens", "batch"}  # of a text sampler: what changes no token's law
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +32,8 @@ class Point:
 class Table:
     """Published curves of one setting: policy -> points. Policies have default settings.
 
-    With a `scale` (model and data, in words) the setting is one that cannot be run here, and `source` is empty.
+    With a `scale` (model and data, in words) the setting is one that cannot be run here: `source` is empty, `family` and
+    `sampler` say what models it may stand beside.
     """
 
     group: str
@@ -34,6 +42,7 @@ class Table:
     curves: Mapping[str, tuple[Point, ...]]
     source: Mapping[str, Any]
     family: Mapping[str, Any]
+    sampler: Mapping[str, Any] = field(default_factory=dict)
     n: int | None = None
     seeds: int | None = None  # chains the published mean is over; None = exact, or not known
     unit: float = 1.0  # published values are multiples of it
@@ -46,14 +55,29 @@ class Table:
         return max(point.generation for points in self.curves.values() for point in points)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Grid:
+    """Risk of models trained on so many real and so many synthetic rows, one run each, where a value was given.
+
+    `stated` are the R^2 that the paper gives for its own, larger set of runs: of the number of real rows and their share.
+    """
+
+    metric: str
+    cite: str
+    scale: str
+    cells: tuple[Cell, ...]
+    stated: Mapping[str, float]
+
+
 @dataclass(frozen=True, slots=True)
 class Work:
-    """A published work: its short title and its tables."""
+    """A published work: its short title, its tables, and its grids of real against synthetic rows."""
 
     name: str
     title: str
     arxiv: str
     tables: tuple[Table, ...]
+    grids: tuple[Grid, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +90,7 @@ class Overlay:
     generations: tuple[int, ...]
     values: tuple[float, ...]
     source: str  # figure or table
-    note: str = ""  # how the setting differs; empty when it is the same
+    scale: str = ""  # model and data in words where they are not those of the run; empty when they are
 
 
 def works() -> list[str]:
@@ -79,34 +103,70 @@ def load(work: str) -> Work:
     if work not in works():
         raise SpecError(unknown_name("work", work, works()))
     found = tomllib.loads((files(__package__) / f"{work}.toml").read_text(encoding="utf-8"))
-    return Work(work, found["title"], found["arxiv"], tuple(_table(table) for table in found["table"]))
+    tables, grids = map(_table, found["table"]), map(_grid, found.get("grid", ()))
+    return Work(work, found["title"], found["arxiv"], tuple(tables), tuple(grids))
 
 
 def overlays(setting: Setting, *, another_scale: bool = False) -> list[Overlay]:
     """The published curves of exactly this source, family, n and policy, up to the setting's last generation.
 
-    With `another_scale` also those of the same kind of model and policy at a scale that cannot be run here, which says
-    the note.
+    With `another_scale` also those of the same kind of model, sampler and policy at a scale that cannot be run here, which
+    `scale` says: of each work the one whose model is nearest in size.
     """
-    if setting.curated or setting.start != "scratch" or not is_default(setting.sampler):
+    if setting.curated or setting.start != "scratch" or not is_default(setting.policy):
         return []
     found = []
     for work in map(load, works()):
-        for table in work.tables:
-            exact = _matches(table.source, setting.source) and _matches(table.family, setting.family) and table.n == setting.n
-            elsewhere = another_scale and table.scale and table.family["name"] == setting.family.name
-            if (exact or elsewhere) and is_default(setting.policy):
-                points = [p for p in table.curves.get(setting.policy.name, ()) if p.generation <= setting.generations]
-                note = f"another scale: {table.scale}" if elsewhere else ""
-                generations = tuple(p.generation for p in points)
-                values = tuple(p.value * table.unit for p in points)
-                found.append(Overlay(work.name, work.title, table.metric, generations, values, table.cite, note))
+        tables = [table for table in work.tables if setting.policy.name in table.curves]
+        chosen = [table for table in tables if _is_exactly(table, setting)]
+        if another_scale:
+            beside = [table for table in tables if table.scale and _is_like(table, setting)]
+            chosen += sorted(beside, key=partial(_distance, setting))[:1]
+        found += [_overlay(work, table, setting) for table in chosen]
     return [overlay for overlay in found if overlay.generations]
+
+
+def _overlay(work: Work, table: Table, setting: Setting) -> Overlay:
+    points = [p for p in table.curves[setting.policy.name] if p.generation <= setting.generations]
+    generations, values = tuple(p.generation for p in points), tuple(p.value * table.unit for p in points)
+    return Overlay(work.name, work.title, table.metric, generations, values, table.cite, table.scale)
+
+
+def _is_exactly(table: Table, setting: Setting) -> bool:
+    same = _matches(table.source, setting.source) and _matches(table.family, setting.family)
+    return same and table.n == setting.n and is_default(setting.sampler)
+
+
+def _is_like(table: Table, setting: Setting) -> bool:
+    """Is it the same kind of model, sampled the same way? Sizes may differ, and so may what rows begin with."""
+    settings: dict[str, Any] = setting.family.settings()
+    named = setting.family.name == table.family["name"] and settings.get("arch") == table.family.get("arch")
+    usual = {f.name: f.default for f in fields(setting.sampler) if f.name not in _ANY_SAMPLER} | dict(table.sampler)
+    return named and all(setting.sampler.settings().get(name) == value for name, value in usual.items())
+
+
+def _distance(setting: Setting, table: Table) -> float:
+    """How far apart the sizes of two transformers are: weights grow with layers times the square of their width."""
+    ours: dict[str, Any] = setting.family.settings()
+    theirs = table.family
+    if not {"layers", "hidden"} <= ours.keys() & theirs.keys():
+        return 0.0
+    return abs(math.log(ours["layers"] * ours["hidden"] ** 2 / (theirs["layers"] * theirs["hidden"] ** 2)))
 
 
 def _matches(settings: Mapping[str, Any], component: Component) -> bool:
     rest = {key: value for key, value in settings.items() if key != "name"}
     return settings.get("name") == component.name and component == type(component)(**rest)
+
+
+def _grid(grid: Mapping[str, Any]) -> Grid:
+    cells = [
+        Cell(real, int(synthetic), np.array([float(text)]))
+        for synthetic, line in grid["synthetic"].items()
+        for real, text in zip(grid["real"], line.split(), strict=True)
+        if text != "-"
+    ]
+    return Grid(**{key: grid[key] for key in ("metric", "cite", "scale", "stated")}, cells=tuple(cells))
 
 
 def _table(table: Mapping[str, Any]) -> Table:

@@ -16,6 +16,8 @@ import numpy as np
 from selfloop.component import Policy
 from selfloop.loop import schedule
 from selfloop.stats.intervals import ratio_interval, summarise
+from selfloop.stats.ordering import Comparison
+from selfloop.stats.value import Cell, Value
 from selfloop.types import Columns, Field, Floats, Verdict
 
 Axes = tuple[tuple[str, object], ...]  # one point of a sweep, as in `Row.axes`; empty without a sweep
@@ -51,12 +53,14 @@ class LawCurve:
 
 @dataclass(frozen=True, kw_only=True)
 class PublishedPoints:
-    """Numbers a paper printed for one policy at this setting."""
+    """Numbers a paper printed for one policy, at this setting or, with a `scale`, for another model and other data."""
 
-    label: str  # where they come from: authors, year, table or figure
+    label: str  # where they come from: authors, year
     policy: str
     generations: Sequence[int]
     values: Sequence[float]
+    scale: str = ""  # model and data in words
+    source: str = ""  # table or figure
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,6 +74,28 @@ class Panel:
     curves: Sequence[CurveData]
     laws: Sequence[LawCurve] = ()
     published: Sequence[PublishedPoints] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Differences:
+    """The main metric of every policy minus another's, at one point of the sweep."""
+
+    metric: str
+    comparisons: Sequence[Comparison]
+    axes: Axes = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Worth:
+    """The main metric over numbers of real and synthetic rows, at one point of the sweep, and what explains it."""
+
+    metric: str
+    title: str
+    unit: str = ""
+    cells: Sequence[Cell]
+    value: Value
+    published: Sequence[tuple[str, float, float]] = ()  # label, R^2 of the log count, R^2 of the share
+    axes: Axes = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,7 +123,10 @@ class Cost:
 
 @dataclass(frozen=True, kw_only=True)
 class Gallery:
-    """Rows to look at: real ones and each policy's, by generation, all with the columns of `schema`."""
+    """Rows to look at: real ones and each policy's, by generation, all with the columns of `schema`.
+
+    Sampled texts may have a column `prompt`: what the model was given, the beginning of the row and of the real one.
+    """
 
     schema: Mapping[str, Field]
     real: Columns
@@ -118,6 +147,8 @@ class Report:
     verdicts: Sequence[Verdict] = ()
     definitions: Mapping[str, str] = field(default_factory=dict)  # criterion -> its definition in one line
     findings: Sequence[str] = ()  # growth laws, inflection points, forecasts: one sentence each
+    differences: Sequence[Differences] = ()
+    worths: Sequence[Worth] = ()
     ledgers: Sequence[Ledger] = ()
     galleries: Sequence[Gallery] = ()
     costs: Sequence[Cost] = ()
@@ -128,6 +159,7 @@ class Report:
         labels = [curve.policy for panel in self.panels for curve in panel.curves]
         labels += [law.policy for panel in self.panels for law in panel.laws]
         labels += [each.policy for panel in self.panels for each in panel.published]
+        labels += [policy for each in self.differences for pair in each.comparisons for policy in (pair.upper, pair.lower)]
         labels += [policy for gallery in self.galleries for policy in gallery.samples]
         labels += [verdict.policy for verdict in self.verdicts]
         labels += [ledger.policy for ledger in self.ledgers]

@@ -3,34 +3,40 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
 from selfloop.component import Metric
-from selfloop.identity import Ref
-from selfloop.loop import loop
-from selfloop.published import overlays
-from selfloop.report import Cost, CurveData, Gallery, LawCurve, Ledger, Panel, PublishedPoints, Report, curve_of, ledger_of
+from selfloop.published import load, overlays, works
+from selfloop.report import (
+    Cost,
+    CurveData,
+    Differences,
+    LawCurve,
+    Ledger,
+    Panel,
+    PublishedPoints,
+    Report,
+    Worth,
+    curve_of,
+    ledger_of,
+)
+from selfloop.report.findings import findings
 from selfloop.report.page import write_figures, write_page
-from selfloop.runtime import block_of, is_ensemble, run_task, runs_on_rows, tasks_of
-from selfloop.spec import Axes, Spec
-from selfloop.stages import draw_real, sample, sample_curated
-from selfloop.stats.growth import growth_law, inflection
-from selfloop.store import NotStoredError, Store, Usage
+from selfloop.report.samples import galleries
+from selfloop.runtime import is_ensemble, runs_on_rows
+from selfloop.spec import Spec
+from selfloop.stats.value import value_of_real
+from selfloop.store import Usage
 from selfloop.template import spec_text
 from selfloop.theory.laws import predictions
-from selfloop.types import Columns, Floats, Row, count_rows, select_rows
-from selfloop.ensembles import Block, EnsembleWorld, Held
+from selfloop.types import Floats
 
 if TYPE_CHECKING:
     from selfloop.result import Result
-
-SHOWN = 300  # rows of each batch in the gallery, at most: scatter panels want many, image grids take the first few
-Samples = dict[str, dict[int, Columns]]  # policy -> generation -> rows
 
 
 def write_report(results: Sequence[Result], path: Path, *, title: str = "", figures: Path | None = None) -> Path:
@@ -56,9 +62,11 @@ def build_report(result: Result) -> Report:
         panels=list(_panels(result)),
         verdicts=result.verdicts(),
         definitions={c.name: (type(c).__doc__ or "").split("\n")[0] for c in spec.criteria},
-        findings=list(dict.fromkeys(_findings(result))),
+        findings=list(dict.fromkeys(findings(result))),
+        differences=list(_differences(result)),
+        worths=list(_worths(result)),
         ledgers=list(_ledgers(result)),
-        galleries=list(_galleries(result)),
+        galleries=list(galleries(result)),
         costs=[_cost(result, label, used) for label, used in result.usage.items()],
         notes=list(dict.fromkeys(_notes(result))),
     )
@@ -86,12 +94,17 @@ def _panels(result: Result) -> Iterator[Panel]:
                 yield Panel(
                     metric=metric,
                     title=_capital((owner.title if owner and owner.name == metric else "") or metric.replace("_", " ")),
-                    unit=owner.unit if owner else "",
+                    unit=_unit(owner, metric),
                     axes=axes,
                     curves=[_curve(label, values, owner) for label, values in curves.items()],
                     laws=laws,
                     published=published,
                 )
+
+
+def _unit(owner: Metric | None, metric: str) -> str:
+    """The metric's unit; of a further number of another metric only when that says so."""
+    return owner.units.get(metric, owner.unit if owner.name == metric else "") if owner else ""
 
 
 def _capital(title: str) -> str:
@@ -114,12 +127,14 @@ def _overlays(point: Spec, metric: str, labels: Sequence[str]) -> tuple[list[Law
             for p in predictions(setting)
             if p.metric == metric
         ]
-        for overlay in overlays(setting):
-            if overlay.metric == metric:
-                shown = [(t, v) for t, v in zip(overlay.generations, overlay.values, strict=True) if t <= point.generations]
-                if shown:
-                    ts, values = zip(*shown, strict=True)
-                    published.append(PublishedPoints(label=overlay.label, policy=label, generations=ts, values=values))
+        published += [
+            PublishedPoints(
+                label=each.label, policy=label, generations=each.generations, values=each.values, scale=each.scale,
+                source=each.source,
+            )
+            for each in overlays(setting, another_scale=True)
+            if each.metric == metric
+        ]  # fmt: skip
     return laws, published
 
 
@@ -138,21 +153,34 @@ def save_curves(path: Path, title: str, curves: Mapping[str, Floats]) -> None:
             written.unlink()
 
 
-def _findings(result: Result) -> Iterator[str]:
+def _differences(result: Result) -> Iterator[Differences]:
     for axes, point in result.points.items():
-        main = point.risk() or ""
-        where = "".join(f", {key} = {value}" for key, value in axes)
-        for label, measured in result.curves(axes).items():
-            if main not in measured or point.generations < 3:
-                continue
-            growth = growth_law(measured[main])
-            law = f"follows a {growth.law} law" if growth.law else f"growth law undecided ({growth.reason})"
-            turn = inflection(measured[main])
-            dip = ""
-            if turn is not None and turn.estimate is not None:
-                limits = f" [{turn.low:.0f}, {turn.high:.0f}]" if turn.low is not None and turn.high is not None else ""
-                dip = f"; lowest at generation {turn.estimate:.0f}{limits}: more synthetic rows no longer help after it"
-            yield f"{label}{where}: {main} {law}{dip}."
+        found = result.compare(axes)
+        if found:
+            yield Differences(metric=point.risk() or "", comparisons=found, axes=axes)
+
+
+def _worths(result: Result) -> Iterator[Worth]:
+    for axes, cells in result.cells().items():
+        value = value_of_real(cells)
+        if value is not None:
+            metric = next(m for m in result.spec.metrics if m.name == result.spec.risk())
+            yield Worth(
+                metric=metric.name, title=_capital(metric.title), unit=metric.unit, cells=cells, value=value,
+                published=list(_published_worths(metric.name)), axes=axes,
+            )  # fmt: skip
+
+
+def _published_worths(metric: str) -> Iterator[tuple[str, float, float]]:
+    """R^2 of published grids of this metric: of the cells they print, and as they state it for their own runs."""
+    for work in map(load, works()):
+        for grid in work.grids:
+            value = value_of_real(grid.cells)
+            if grid.metric == metric and value is not None:
+                label = f"{work.title}, {grid.scale} (another scale)"
+                r_squared = [each.r_squared.estimate or 0.0 for each in (value.log_count, value.share)]
+                yield f"{label}, the {len(grid.cells)} cells it prints", r_squared[0], r_squared[1]
+                yield f"{label}, as stated for all its runs", grid.stated["log_count"], grid.stated["share"]
 
 
 def _ledgers(result: Result) -> Iterator[Ledger]:
@@ -208,71 +236,3 @@ def _notes(result: Result) -> Iterator[str]:
             if left < len(point.seeds):
                 why = ", ".join(sorted(result.statuses(label, axes)))
                 yield f"{label}{where}: {left} of {len(point.seeds)} chains are left at the end ({why})."
-
-
-def _galleries(result: Result) -> Iterator[Gallery]:
-    for axes, point in result.points.items():
-        found = _ensemble_samples(point) if is_ensemble(point) else _stored_samples(result, axes, point)
-        if found is None:
-            continue
-        real, samples = found
-        if samples:
-            yield Gallery(schema=point.source.schema(), real=real, samples=samples, axes=axes)
-
-
-def _first(rows: Columns) -> Columns:
-    return select_rows(rows, np.arange(min(SHOWN, count_rows(rows))))
-
-
-def _stored_samples(result: Result, axes: Axes, point: Spec) -> tuple[Columns, Samples] | None:
-    """The first seed's real and synthetic rows, from the store."""
-    real: Columns = {}
-    samples: Samples = {}
-    for task in tasks_of(replace(result.spec, seeds=result.spec.seeds[:1]), result.store)[-1]:
-        if task.axes != axes:
-            continue
-        store = Store(result.store, looking=True, remembering=True)
-        try:
-            list(run_task(task, store))
-        except NotStoredError:
-            continue
-        made = [call for call in store.calls if call.function in (sample, sample_curated)]
-        drawn = [call for call in store.calls if call.function is draw_real]
-        label = point.labels()[task.policies[0]]
-        samples[label] = {t: _first(_opened(store, call)) for t, call in enumerate(made, 1) if store.recorded(call)}
-        real = real or _first(_opened(store, drawn[0]))
-    return (real, samples) if real else None
-
-
-def _opened(store: Store, call: Any) -> Columns:
-    return store.open(cast(Ref, store.step(call.function, *call.arguments)))
-
-
-@dataclass
-class _Watched:
-    """An ensemble's world that keeps the sampled rows and measures nothing."""
-
-    world: EnsembleWorld
-    seen: dict[int, Columns] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        self.seeds, self.real, self.fit, self.sample = self.world.seeds, self.world.real, self.world.fit, self.world.sample
-        self.ended = self.world.ended
-
-    def measure(self, t: int, model: Any, new: Held) -> Iterator[Row]:
-        self.seen[t] = {name: np.asarray(column)[0, :SHOWN] for name, column in new.rows.items()}
-        return iter(())
-
-
-def _ensemble_samples(point: Spec) -> tuple[Columns, Samples] | None:
-    """The first seed's rows, drawn again: the chains whose curves are shown, where those ran on rows."""
-    samples: Samples = {}
-    real: Columns = {}
-    block: Block = block_of(point, point.seeds[:1], on_rows=True)
-    for label, policy in zip(point.labels(), point.policies, strict=True):
-        if runs_on_rows(point, policy):
-            watched = _Watched(EnsembleWorld(label, block))
-            list(loop(watched, policy, block.n, point.generations))
-            samples[label] = watched.seen
-            real = {name: np.asarray(column)[0, :SHOWN] for name, column in watched.world.initial.rows.items()}
-    return (real, samples) if real else None

@@ -11,13 +11,14 @@ from typing import Any
 import altair as alt
 import numpy as np
 
-from selfloop.report import CurveData, Ledger, Panel
+from selfloop.report import CurveData, Ledger, Panel, PublishedPoints
 from selfloop.report.theme import FONT, GRID, INK, MUTED, PAPER, Style, readable
 
 WIDTH, HEIGHT = 400, 240
 DRAWN_CHAINS = 12  # above, the mean and its band stand for the chains
 LOG_FROM = 30.0  # largest over smallest value from which an axis is logarithmic
 _KINDS = {"exact": ("exact law", [6, 3]), "bound": ("bound", [2, 2]), "asymptotic": ("asymptotic law", [8, 3, 2, 3])}
+_SCALE_DASHES = ([2, 2.5], [7, 2.5], [7, 2, 2, 2])
 _FONTS = {"labelFont": FONT, "titleFont": FONT, "labelFontSize": 12, "titleFontSize": 12, "titleFontWeight": "normal"}
 _LINES = {"gridColor": GRID, "domainColor": MUTED, "tickColor": MUTED, "tickSize": 4}
 _TOP = {"direction": "vertical", "anchor": "start", "margin": 2}
@@ -94,14 +95,17 @@ def ledger_chart(ledgers: Sequence[Ledger], styles: Mapping[str, Style], title: 
 
 
 def value_scale(panel: Panel) -> Scale:
-    """The axis fits means, drawn chains, laws and published values; intervals may run past it by half its length."""
+    """The axis fits means, drawn chains, laws and published values.
+
+    Intervals and published values of another scale may lengthen it by half at either end, and run past it then.
+    """
     shown: list[Iterable[float]] = [values for curve in panel.curves for values in (curve.mean, curve.median)]
     shown += [np.ravel(np.asarray(curve.individual)).tolist() for curve in panel.curves if draws_chains(curve)]
-    shown += [law.values for law in panel.laws] + [each.values for each in panel.published]
+    shown += [law.values for law in panel.laws] + [each.values for each in panel.published if not each.scale]
     values = _finite(shown)
     if not len(values):
         return Scale(0.0, 1.0, log=False, cut=False)
-    limits = _finite([side for curve in panel.curves for side in (curve.low, curve.high)])
+    limits = _finite([*(side for c in panel.curves for side in (c.low, c.high)), *(moved(panel, e) for e in elsewhere(panel))])
     log = bool(values.min() > 0 and values.max() / values.min() >= LOG_FROM)
     to, back = _transforms(log)
     low, high = float(to(values.min())), float(to(values.max()))
@@ -118,6 +122,21 @@ def value_scale(panel: Panel) -> Scale:
 def draws_chains(curve: CurveData) -> bool:
     """Are there few enough chains to draw each?"""
     return curve.individual is not None and 1 < len(curve.individual) <= DRAWN_CHAINS
+
+
+def elsewhere(panel: Panel) -> list[PublishedPoints]:
+    """The published curves of another scale."""
+    return [each for each in panel.published if each.scale]
+
+
+def moved(panel: Panel, each: PublishedPoints) -> list[float]:
+    """Its values, all moved by as much as makes the first the measured mean of that generation: levels do not compare.
+
+    NaN where there is no such mean.
+    """
+    first = each.generations[0]
+    means = {t: x for c in panel.curves if c.policy == each.policy for t, x in zip(c.generations, c.mean, strict=True)}
+    return [value + means.get(first, math.nan) - each.values[0] for value in each.values]
 
 
 def _curves(panel: Panel, styles: Mapping[str, Style], scale: Scale, sets: Mapping[str, Records]) -> Any:
@@ -146,8 +165,10 @@ def _curves(panel: Panel, styles: Mapping[str, Style], scale: Scale, sets: Mappi
         *_law_layer(drawn, panel, styles),
         points.encode(color=color, shape=shape, tooltip=tooltip, opacity=_fade(picked, 1)).add_params(picked),
         *_published_layer(drawn, panel, styles),
+        *_elsewhere_layers(drawn, panel, color),
     ]
-    return alt.layer(*layers).properties(width=WIDTH, height=HEIGHT)
+    chart = alt.layer(*layers).properties(width=WIDTH, height=HEIGHT)
+    return chart.resolve_scale(strokeDash="independent") if elsewhere(panel) else chart  # laws have dashes of their own
 
 
 def _chain_layers(drawn: Callable[[str], Any], color: Any, picked: Any, sets: Mapping[str, Records]) -> list[Any]:
@@ -182,13 +203,45 @@ def _law_layer(drawn: Callable[[str], Any], panel: Panel, styles: Mapping[str, S
 
 def _published_layer(drawn: Callable[[str], Any], panel: Panel, styles: Mapping[str, Style]) -> list[Any]:
     """Published values as diamonds in the shade of their policy."""
-    if not panel.published:
+    here = [each for each in panel.published if not each.scale]
+    if not here:
         return []
-    shades = alt.Scale(domain=_paper_labels(panel), range=[styles[each.policy].shade for each in panel.published])
+    shades = alt.Scale(domain=_paper_labels(here), range=[styles[each.policy].shade for each in here])
     legend = alt.Legend(title=None, symbolType="diamond", symbolSize=90, columns=1)
     diamonds = drawn("published").mark_point(shape="diamond", size=90, stroke=PAPER, strokeWidth=1.2, opacity=1)
     tooltip = ["label:N", "generation:Q", _number("value")]
     return [diamonds.encode(fill=alt.Fill("label:N", scale=shades, legend=legend), tooltip=tooltip)]
+
+
+def _elsewhere_layers(drawn: Callable[[str], Any], panel: Panel, color: Any) -> list[Any]:
+    """Published curves of another scale: pale and dashed in their policy's colour, one dash and legend entry per work."""
+    labels = list(dict.fromkeys(map(_scale_label, elsewhere(panel))))
+    if not labels:
+        return []
+    legend = alt.Legend(title=None, symbolType="stroke", symbolSize=260, symbolStrokeColor=MUTED, columns=1, rowPadding=0)
+    dashes = alt.Scale(domain=labels, range=[_SCALE_DASHES[i % len(_SCALE_DASHES)] for i in range(len(labels))])
+    dash = alt.StrokeDash("label:N", scale=dashes, legend=legend)
+    tooltip = ["label:N", alt.Tooltip("policy:N"), "generation:Q", _number("published")]
+    return [
+        drawn("elsewhere").mark_line(strokeWidth=1.2, opacity=0.55, clip=True).encode(color=color, strokeDash=dash),
+        drawn("elsewhere")
+        .mark_point(shape="diamond", filled=False, size=34, strokeWidth=1.2, opacity=0.7, clip=True)
+        .encode(color=color, tooltip=tooltip),
+    ]
+
+
+def _elsewhere_records(panel: Panel) -> Records:
+    return _join(
+        [
+            {**record, "published": _json_number(value)}
+            for record, value in zip(
+                _points(each.generations, moved(panel, each), policy=each.policy, label=_scale_label(each)),
+                each.values,
+                strict=False,  # without a measured start there is no record
+            )
+        ]
+        for each in elsewhere(panel)
+    )
 
 
 def _survivors(panel: Panel, styles: Mapping[str, Style]) -> Any:
@@ -211,7 +264,8 @@ def _panel_sets(panel: Panel, floor: float) -> dict[str, Records]:
     curves = panel.curves
     end = any(n < curve.seeds for curve in curves for n in curve.survivors)
     chains = [(c, s, row) for c in curves if draws_chains(c) for s, row in enumerate(np.asarray(c.individual))]
-    laws, papers = zip(_law_labels(panel), panel.laws, strict=True), zip(_paper_labels(panel), panel.published, strict=True)
+    here = [each for each in panel.published if not each.scale]
+    laws, papers = zip(_law_labels(panel), panel.laws, strict=True), zip(_paper_labels(here), here, strict=True)
     return {
         "means": _mean_records(curves, floor),
         "chains": _join(_points(c.generations, row, policy=c.policy, seed=s) for c, s, row in chains),
@@ -219,6 +273,7 @@ def _panel_sets(panel: Panel, floor: float) -> dict[str, Records]:
         "survivors": _join(_points(c.generations, c.survivors, policy=c.policy) for c in curves) if end else [],
         "laws": _join(_points(law.generations, law.values, label=label, source=law.source) for label, law in laws),
         "published": _join(_points(each.generations, each.values, label=label) for label, each in papers),
+        "elsewhere": _elsewhere_records(panel),
     }
 
 
@@ -258,8 +313,12 @@ def _law_labels(panel: Panel) -> list[str]:
     return [f"{law.policy}: {law.name} ({_KINDS.get(law.kind, (law.kind,))[0]})" for law in panel.laws]
 
 
-def _paper_labels(panel: Panel) -> list[str]:
-    return [f"{each.policy}: {each.label} (published)" for each in panel.published]
+def _paper_labels(published: Sequence[PublishedPoints]) -> list[str]:
+    return [f"{each.policy}: {each.label} (published)" for each in published]
+
+
+def _scale_label(each: PublishedPoints) -> str:
+    return f"{each.label}, {each.scale} (another scale)"
 
 
 def _transforms(log: bool) -> tuple[Callable[[Any], Any], Callable[[Any], Any]]:

@@ -12,7 +12,7 @@ import numpy as np
 import vl_convert
 
 from selfloop.report import Axes, Ledger, Panel, Report
-from selfloop.report.charts import Scale, draws_chains, ledger_chart, panel_chart, value_scale
+from selfloop.report.charts import Scale, draws_chains, elsewhere, ledger_chart, panel_chart, value_scale
 from selfloop.report.theme import PAPER, Style, policy_styles, show
 
 
@@ -99,4 +99,18 @@ def _caption(panel: Panel, scale: Scale) -> str:
     parts += ["dotted: median, ended chains counted as worst"] * any(len(curve.median) > 0 for curve in panel.curves)
     sources = dict.fromkeys(f"{law.name} ({law.source})" for law in panel.laws if law.source)
     laws = f" Laws: {'; '.join(sources)}." if sources else ""
-    return "; ".join(parts) + "." + laws + " Intervals are cut at the edge of the figure." * scale.cut
+    return "; ".join(parts) + "." + laws + _other_scales(panel) + _cut(panel) * scale.cut
+
+
+def _other_scales(panel: Panel) -> str:
+    cites = dict.fromkeys(f"{each.label}, {each.source}" for each in elsewhere(panel))
+    if not cites:
+        return ""
+    return (
+        f" Pale and dashed: published curves of another scale ({'; '.join(cites)}), each moved up or down as a whole to begin "
+        "where the measured one does. Compare how they rise and fall; levels depend on model, data and vocabulary."
+    )
+
+
+def _cut(panel: Panel) -> str:
+    return f" Intervals{' and curves of another scale' * bool(elsewhere(panel))} are cut at the edge of the figure."

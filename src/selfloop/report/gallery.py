@@ -11,34 +11,37 @@ from html import escape
 import numpy as np
 
 from selfloop.report import Gallery
+from selfloop.report.stories import Story, stories
 from selfloop.report.theme import FONT, GRID, INK, MUTED, Style, readable, show
 from selfloop.types import Array, Column, Columns, Field, Floats, Ragged, count_rows
 
 SHOWN_GENERATIONS = 7
 CELL, GAP = 128, 16  # pixels: one generation's block, between blocks
-_POINTS, _TEXTS, _LETTERS, _TABLE_ROWS, _TABLE_COLUMNS = 300, 4, 420, 5, 8
+_POINTS, _CELL_LETTERS, _TABLE_ROWS, _TABLE_COLUMNS = 300, 420, 5, 8
 
 Draw = Callable[[Array, str], str]  # rows, colour -> what is drawn in a block of CELL x CELL
 
 
 @dataclass(frozen=True, kw_only=True)
 class Block:
-    """Texts or table rows of one policy at one generation, or real ones."""
+    """Table rows of one policy at one generation, or real ones."""
 
     policy: str  # empty for real rows
     title: str
-    cells: Sequence[Sequence[str]]  # rows of a table; a text is a row with one cell
+    cells: Sequence[Sequence[str]]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Show:
-    """A gallery as the page takes it: a picture, or blocks of text."""
+    """A gallery as the page takes it: a picture, stories or tables."""
 
     alt: str
     caption: str
     svg: str = ""
-    header: Sequence[str] = ()  # columns of tables; empty for texts
-    rows: Sequence[Sequence[Block]] = ()  # a policy's blocks by generation, real ones first
+    stories: Sequence[Story] = ()
+    generations: Sequence[int] = ()  # columns of the stories
+    header: Sequence[str] = ()  # columns of tables
+    rows: Sequence[Sequence[Block]] = ()  # tables: a policy's blocks by generation, real ones first
 
 
 def show_gallery(gallery: Gallery, styles: Mapping[str, Style]) -> Show:
@@ -54,13 +57,22 @@ def show_gallery(gallery: Gallery, styles: Mapping[str, Style]) -> Show:
     if kind == "numbers":
         return _show_histograms(gallery, name, styles, alt)
     if kind == "texts":
-        blocks = _blocks(gallery, lambda rows: [[_cut(text)] for text in _texts(rows[name])])
-        return Show(alt=alt, caption=f"The first texts of each; long ones are cut after {_LETTERS} characters.", rows=blocks)
+        return _show_stories(gallery, name, alt)
     flat = _flatten(gallery.real, gallery.schema)
     header = [label for label, _ in _fitting(flat)]
     hidden = len(flat) - len(header)
     caption = f"The first rows of each{f'; {hidden} columns before the last are left out' if hidden else ''}."
     return Show(alt=alt, caption=caption, header=header, rows=_blocks(gallery, _table))
+
+
+def _show_stories(gallery: Gallery, name: str, alt: str) -> Show:
+    generations = shown_generations({t for samples in gallery.samples.values() for t in samples})
+    found = stories(gallery, name, generations)
+    given = any(story.real and story.real.given for story in found)
+    same = "Every text of a row begins with the same prompt, underlined; the model wrote what follows it." if given else (
+        "The first rows sampled from each generation's model, next to the first real ones."
+    )  # fmt: skip
+    return Show(alt=alt, caption=same, stories=found, generations=generations)
 
 
 def shown_generations(generations: Iterable[int]) -> list[int]:
@@ -251,18 +263,8 @@ def _blocks(gallery: Gallery, fill: Callable[[Columns], list[list[str]]]) -> lis
     ]
 
 
-def _texts(column: Column) -> list[str]:
-    """Rows as text: strings as they are, ragged bytes as UTF-8, other ragged rows as their numbers."""
-    if not isinstance(column, Ragged):
-        return [row.decode("utf-8", "replace") if isinstance(row, bytes) else str(row) for row in column[:_TEXTS].tolist()]
-    rows = [column.values[a:b] for a, b in zip(column.offsets[:_TEXTS], column.offsets[1:], strict=False)]
-    return [
-        row.tobytes().decode("utf-8", "replace") if row.dtype == np.uint8 else " ".join(map(str, row.tolist())) for row in rows
-    ]
-
-
 def _cut(text: str) -> str:
-    return text if len(text) <= _LETTERS else text[:_LETTERS] + " …"
+    return text if len(text) <= _CELL_LETTERS else text[:_CELL_LETTERS] + " …"
 
 
 def _flatten(rows: Columns, schema: Mapping[str, Field]) -> list[tuple[str, Array]]:

@@ -17,10 +17,11 @@ from markupsafe import Markup, escape
 from selfloop.report import Report
 from selfloop.report.figures import Figure, describe_axes, report_figures, save_svg, slug
 from selfloop.report.gallery import show_gallery
-from selfloop.report.tables import cost_rows, headlines, ledger_rows, verdict_tables
+from selfloop.report.tables import cost_rows, difference_tables, headlines, ledger_rows, verdict_tables, worth_table
 from selfloop.report.theme import DARK, policy_styles, readable, show, show_interval, themed, variable
 
-_GLYPHS = {"yes": "●", "no": "○", "undecided": "◐", "not measured": "–"}
+UNFOLDED = 10  # policies; with more, as in a grid, what is told of each of them is folded away
+_GLYPHS = {"yes": "●", "no": "○", "undecided": "◐", "not measured": "–", "holds": "●", "violated": "○"}
 
 
 def write_page(reports: Sequence[Report], path: Path, title: str = "") -> Path:
@@ -79,6 +80,9 @@ def _experiment(report: Report, key: str) -> dict[str, object]:
         "headlines": headlines(report),
         "metrics": [(next(p for p in report.panels if p.metric == metric), found) for metric, found in by_metric.items()],
         "verdicts": verdict_tables(report),
+        "differences": difference_tables(report),
+        "worths": [worth_table(each) for each in report.worths],
+        "many": len(styles) > UNFOLDED,
         "ledger": figures[-1] if report.ledgers else None,
         "ledger_rows": ledger_rows(report),
         "galleries": [(each, Markup(themed(each.svg, f"{key}g{i}", each.alt))) for i, each in enumerate(shown)],

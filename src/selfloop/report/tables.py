@@ -1,4 +1,4 @@
-"""The words and tables of a page: headline, verdicts, ledger and cost as text, ready to be set."""
+"""The words and tables of a page: headline, verdicts, differences, ledger and cost as text, ready to be set."""
 
 from __future__ import annotations
 
@@ -6,8 +6,12 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from selfloop.report import Axes, Cost, CurveData, Panel, Report
+from selfloop.report import Axes, Cost, CurveData, Panel, Report, Worth
+from selfloop.report.gallery import shown_generations
 from selfloop.report.theme import show, show_interval
+from selfloop.stats.intervals import mean_interval
+from selfloop.stats.ordering import Comparison
+from selfloop.stats.value import Regression
 from selfloop.types import Verdict
 
 
@@ -33,6 +37,38 @@ class VerdictTable:
     policies: Sequence[str]
     rows: Sequence[tuple[str, str, Sequence[Verdict | None]]]  # criterion, its definition, verdicts
     unmeasured: Sequence[tuple[str, str, str]]
+
+
+@dataclass(frozen=True, slots=True)
+class DifferenceTable:
+    """Policies compared at one point of the sweep: a row per pair, a cell per shown generation."""
+
+    metric: str
+    axes: Axes
+    since: int
+    generations: Sequence[int]
+    rows: Sequence[tuple[Comparison, Sequence[str]]]
+
+
+@dataclass(frozen=True, slots=True)
+class WorthTable:
+    """A heat map of means, a row per number of synthetic rows, and what explains them."""
+
+    axes: Axes
+    title: str
+    real: Sequence[str]  # numbers of real rows, the columns
+    rows: Sequence[tuple[str, Sequence[WorthCell | None]]]
+    regressions: Sequence[tuple[str, str, str]]  # whose cells, R^2 of log(1 + real rows), R^2 of the real share
+    gain: str
+
+
+@dataclass(frozen=True, slots=True)
+class WorthCell:
+    """The mean of one cell; `share` is its place between the lowest and the highest mean, 0 to 1."""
+
+    text: str
+    share: float
+    best: bool  # the lowest of its number of real rows
 
 
 def headlines(report: Report) -> list[Headline]:
@@ -72,6 +108,54 @@ def verdict_tables(report: Report) -> list[VerdictTable]:
         unmeasured = [(name, definition, reasons[name]) for name, definition, _ in rows if name in blind]
         tables.append(VerdictTable(axes, policies, [row for row in rows if row[0] not in blind], unmeasured))
     return tables
+
+
+def difference_tables(report: Report) -> list[DifferenceTable]:
+    """Paired differences of the main metric, at most seven generations of each."""
+    tables = []
+    for each in report.differences:
+        first = each.comparisons[0]
+        generations = shown_generations(range(1, len(first.differences) + 1))
+        rows = [
+            (pair, [show_interval(d.estimate, d.low, d.high) for d in (pair.differences[t - 1] for t in generations)])
+            for pair in each.comparisons
+        ]
+        tables.append(DifferenceTable(each.metric, each.axes, first.since, generations, rows))
+    return tables
+
+
+def worth_table(worth: Worth) -> WorthTable:
+    """The cells of a grid by numbers of rows, and the regressions on them with the published ones."""
+    means = {(cell.real, cell.synthetic): cell for cell in worth.cells}
+    real, synthetic = (sorted(set(counts)) for counts in zip(*means, strict=True))
+    levels = {key: float(cell.values.mean()) for key, cell in means.items()}
+    finite = [level for level in levels.values() if math.isfinite(level)]
+    low, high = min(finite, default=0.0), max(finite, default=0.0)
+
+    def cell(r: float, s: float) -> WorthCell | None:
+        if (r, s) not in means:
+            return None
+        each, level = mean_interval(means[r, s].values), levels[r, s]
+        column = [levels[r, other] for other in synthetic if (r, other) in levels]
+        share = (level - low) / ((high - low) or 1.0) if math.isfinite(level) else 0.0
+        return WorthCell(show_interval(each.estimate, each.low, each.high), share, len(column) > 1 and level == min(column))
+
+    value = worth.value
+    ours = f"this run, {len(worth.cells)} cells", _with_p(value.log_count), _with_p(value.share)
+    published = [(label, show(a, 2), show(b, 2)) for label, a, b in worth.published]
+    return WorthTable(
+        axes=worth.axes,
+        title=f"{worth.title or worth.metric}{f' ({worth.unit})' if worth.unit else ''}",
+        real=[show(r, 0) for r in real],
+        rows=[(show(s, 0), [cell(r, s) for r in real]) for s in synthetic],
+        regressions=[ours, *published],
+        gain=show_interval(value.gain.estimate, value.gain.low, value.gain.high),
+    )
+
+
+def _with_p(each: Regression) -> str:
+    found = each.r_squared
+    return f"{show_interval(found.estimate, found.low, found.high)}, p = {each.p:.2g}"
 
 
 def ledger_rows(report: Report) -> list[tuple[int, list[str]]]:

@@ -120,6 +120,16 @@ def inflection(curves: Floats, level: float = LEVEL) -> Interval | None:
     return Interval(float(lowest + 1), float(candidates[0]), float(candidates[-1]), seeds)
 
 
+def creep(curves: Floats, level: float = LEVEL) -> Interval:
+    """Rise of the mean from its lowest generation to the last, paired by seed.
+
+    The lowest generation was picked from the same curves, so the limits carry Bonferroni's correction over generations:
+    they hold whichever is picked.
+    """
+    generations, lowest = curves.shape[1], int(curves.mean(axis=0).argmin())
+    return mean_interval(curves[:, -1] - curves[:, lowest], 1 - (1 - level) / generations)
+
+
 def _fit(form: _Form, mean: Floats, whiten: Floats) -> _Fit:
     """Least squares; the rate is searched on a grid that closes in on the best one."""
     t = np.arange(1.0, len(mean) + 1)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from itertools import chain
 
 import numpy as np
 import torch
@@ -36,6 +38,8 @@ class Task:
     model: nn.Module
     loss: Callable[[Tensor], Tensor]  # indices of rows -> loss of each, in nats
     weights: Floats
+    at_once: int | None = None  # rows that go through the network together; None = the whole batch
+    threads: int = 1  # that compute parts of a batch side by side, where a loss is not random; 1 = torch's own way
 
 
 def device() -> torch.device:
@@ -62,22 +66,24 @@ def fit(task: Task, training: Training, ctx: Context, start: Params | None) -> d
     With a scratch folder the state is kept from time to time, and a fit that was killed continues to the same bits.
     Raises ChainEndedError("diverged") when loss or parameters are not finite.
     """
-    torch.set_num_threads(ctx.threads)
+    torch.set_num_threads(ctx.threads if task.threads == 1 else 1)
     rows = len(task.weights)
     steps, size = training.steps_for(rows), training.batch_for(rows)
     task.model.to(device()).train()
     if start is not None:
         load(task.model, start)
-    state = _State(task, training, steps)
-    saver = _Saver(state, ctx, rows)
     batch_of = _batches(ctx.stream.child("order"), rows, size)
-    with seeded(ctx.stream), torch.backends.cudnn.flags(deterministic=True, benchmark=False):
+    deterministic = torch.backends.cudnn.flags(deterministic=True, benchmark=False)
+    with seeded(ctx.stream), deterministic, ThreadPoolExecutor(task.threads) as pool:
+        state = _State(task, training, steps, pool)
+        saver = _Saver(state, ctx, rows)
         for step in range(saver.restore(), steps):
             _seed(ctx.stream.child("noise", step))
-            state.advance(step, batch_of(step).to(device()), training.rate(step, steps))
+            state.advance(step, batch_of(step), training.rate(step, steps))
             if step % CHECK_EVERY == 0:
                 state.check(step)
             saver.after(step + 1)
+    torch.set_num_threads(ctx.threads)
     state.check(steps - 1)
     facts = {"steps": np.int64(steps), "rows": np.int64(steps * size), "loss": state.curve()}
     return state.arrays() | {FACTS + name: np.asarray(fact) for name, fact in facts.items()}
@@ -118,31 +124,46 @@ class _State:
     """A network in training. Its parameters are views of at most two long vectors (decayed or not), so clipping,
     optimiser, average and checkpoint each are one operation, however many layers there are."""
 
-    def __init__(self, task: Task, training: Training, steps: int) -> None:
-        self.task, self.training = task, training
+    def __init__(self, task: Task, training: Training, steps: int, pool: ThreadPoolExecutor) -> None:
+        self.task, self.training, self.pool = task, training, pool
         self.weights = torch.from_numpy(task.weights).float().to(device())
-        trainable = [p for p in task.model.parameters() if p.requires_grad]
+        self.trainable = trainable = [p for p in task.model.parameters() if p.requires_grad]
         decays = [training.weight_decay if p.ndim >= 2 else 0.0 for p in trainable]
         self.groups = [
             _Group([p for p, its in zip(trainable, decays, strict=True) if its == decay], decay, training)
             for decay in sorted(set(decays), reverse=True)
         ]
         self.losses = torch.zeros(steps, device=device())
-        self.bfloat16 = _uses_bfloat16(training, sum(p.numel() for p in trainable))
+        self.others = [[torch.zeros_like(p) for p in trainable] for _ in range(task.threads - 1)]  # gradients of other threads
 
     def advance(self, step: int, indices: Tensor, rate: float) -> None:
         gradients = [group.gradient for group in self.groups]
-        torch._foreach_zero_(gradients)
-        with torch.autocast(device().type, torch.bfloat16, enabled=self.bfloat16):
-            losses = self.task.loss(indices)
-        loss = torch.dot(losses.float(), self.weights[indices]) / len(indices)
-        loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        torch._foreach_zero_([*gradients, *chain.from_iterable(self.others)])
+        own, *rest = indices.chunk(self.task.threads)
+        calls = [self.pool.submit(self._add, share, len(indices), into) for share, into in zip(rest, self.others, strict=False)]
+        losses = [self._add(own, len(indices), None), *(call.result() for call in calls)]
+        for others in self.others:  # in this order, whoever was first
+            torch._foreach_add_([p.grad for p in self.trainable], others)
         if self.training.clip is not None:
             norm = torch.stack([gradient.norm() for gradient in gradients]).norm()
             torch._foreach_mul_(gradients, (self.training.clip / norm).clamp(max=1.0))
         for group in self.groups:
             group.advance(rate)
-        self.losses[step] = loss.detach()
+        self.losses[step] = torch.stack(losses).sum()
+
+    def _add(self, share: Tensor, size: int, into: list[Tensor] | None) -> Tensor:
+        """Add the gradients of a share of a batch of `size` rows to the parameters' own, or `into`; the share's loss."""
+        total = torch.zeros((), device=device())
+        for part in share.split(self.task.at_once or len(share)):
+            with precision(self.training, self.task.model):
+                losses = self.task.loss(part)
+            loss = torch.dot(losses.float(), self.weights[part]) / size
+            if into is None:
+                loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+            else:
+                torch._foreach_add_(into, torch.autograd.grad(loss, self.trainable))
+            total += loss.detach()
+        return total
 
     def check(self, step: int) -> None:
         if not all(torch.isfinite(tensor).all() for tensor in (self.losses[step], *(group.vector for group in self.groups))):
@@ -177,7 +198,7 @@ class _Group:
         self.vector = torch.cat([p.detach().reshape(-1) for p in parameters])
         self.gradient, self.first, self.second = (torch.zeros_like(self.vector) for _ in range(3))
         self.step = torch.zeros((), device=self.vector.device)
-        self.ema = training.ema
+        self.ema, self.beta2 = training.ema, training.beta2
         self.average = None if training.ema is None else self.vector.clone()
         ends = np.cumsum([p.numel() for p in parameters]).tolist()
         for p, end in zip(parameters, ends, strict=True):
@@ -195,7 +216,7 @@ class _Group:
             fused=True,
             amsgrad=False,
             beta1=0.9,
-            beta2=0.999,
+            beta2=self.beta2,
             lr=rate,
             weight_decay=self.decay,
             eps=1e-8,
@@ -209,12 +230,19 @@ class _Group:
         return {"vector": self.vector, "first": self.first, "second": self.second, "step": self.step} | average
 
 
-def _uses_bfloat16(training: Training, parameters: int) -> bool:
+def precision(training: Training, model: nn.Module) -> torch.autocast:
+    """The context that a network runs in while it is trained: bfloat16 where the settings say so."""
+    return torch.autocast(device().type, torch.bfloat16, enabled=uses_bfloat16(training, model))
+
+
+def uses_bfloat16(training: Training, model: nn.Module) -> bool:
+    """Is it trained in bfloat16 on this machine?"""
     if training.precision != "auto":
         return training.precision == "bfloat16"
     if device().type == "cuda":
         return torch.cuda.get_device_capability() >= (8, 0)
-    return parameters >= 1_000_000 and torch.cpu._is_amx_tile_supported()
+    large = sum(p.numel() for p in model.parameters() if p.requires_grad) >= 1_000_000
+    return large and torch.cpu._is_amx_tile_supported()
 
 
 class _Saver:

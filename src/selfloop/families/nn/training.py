@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal, get_args
 
 from selfloop.errors import SpecError
 
 Schedule = Literal["constant", "linear", "cosine"]
 Precision = Literal["float32", "bfloat16", "auto"]
+Compile = Literal["auto"] | bool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,19 +19,24 @@ class Training:
 
     `precision = "auto"` is bfloat16 on a GPU of compute capability 8 or more and, for networks of a million parameters
     or more, on a processor with AMX tiles; float32 everywhere else. The rule looks at the machine, never at a clock, yet
-    the numbers then depend on the machine: "float32" is the choice for results to compare.
+    the numbers then depend on the machine: "float32" is the choice for results to compare. `compile = "auto"` compiles long
+    fits where the machine has a compiler: a rule of the fit's size, and last bits then depend on the machine, too.
     """
 
     epochs: int = 30  # passes through the training rows, unless `steps` is given
     steps: int | None = None  # optimiser steps, the same however many rows there are
+    first_steps: int | None = None  # of generation 1 only: the quality of the first model
+    grow: bool = False  # the batch grows with the rows, so that `steps` steps are `epochs` passes
     batch: int = 128  # rows per step (all rows when there are fewer)
     learning_rate: float = 1e-3  # the highest one
     weight_decay: float = 0.0  # AdamW's, of matrices and kernels; biases and norms are not decayed
     schedule: Schedule = "cosine"  # towards 0 at the last step: cosine, linear; or constant
-    warmup: int = 0  # steps of linear rise before the schedule
+    warmup: int | float = 0  # steps of linear rise before the schedule; below 1, their share of all steps
+    beta2: float = 0.999  # AdamW's decay of squared gradients
     clip: float | None = 1.0  # highest norm of the whole gradient; losses are sums over a row, so this often binds
     ema: float | None = None  # decay of the parameter average that becomes the model; None = the last parameters
     precision: Precision = "float32"
+    compile: Compile = "auto"  # of networks that support it (transformers)
     checkpoint: float = field(default=20.0, metadata={"identity": False})  # seconds between saved states; 0 = every step
 
     def __post_init__(self) -> None:
@@ -38,6 +44,7 @@ class Training:
             "epochs": self.epochs,
             "batch": self.batch,
             "steps": 1 if self.steps is None else self.steps,
+            "first_steps": 1 if self.first_steps is None else self.first_steps,
         }.items():
             if count < 1:
                 raise SpecError(f"family.training.{name}: got {count}; expected 1 or more.")
@@ -47,6 +54,10 @@ class Training:
         for name in ("weight_decay", "warmup", "checkpoint"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise SpecError(f"family.training.{name}: got {getattr(self, name)}; expected 0 or more.")
+        if self.grow and self.steps is None:
+            raise SpecError("family.training.grow: needs family.training.steps, the number of steps to keep.")
+        if not 0 < self.beta2 < 1:
+            raise SpecError(f"family.training.beta2: got {self.beta2}; expected a decay between 0 and 1.")
         if self.ema is not None and not 0 < self.ema < 1:
             raise SpecError(f"family.training.ema: got {self.ema}; expected a decay between 0 and 1.")
         for name, word, allowed in (
@@ -56,9 +67,16 @@ class Training:
             if word not in allowed:
                 raise SpecError(f"family.training.{name}: got {word!r}; expected one of {', '.join(allowed)}.")
 
+    def at(self, t: int) -> Training:
+        """The settings of generation t."""
+        if t == 1 and self.first_steps is not None:
+            return replace(self, steps=self.first_steps, first_steps=None, grow=False)
+        return replace(self, first_steps=None)
+
     def batch_for(self, rows: int) -> int:
         """Rows per step when there are `rows` rows."""
-        return min(self.batch, rows)
+        size = math.ceil(self.epochs * rows / self.steps) if self.grow and self.steps else self.batch
+        return min(size, rows)
 
     def steps_for(self, rows: int) -> int:
         """Optimiser steps of a fit to `rows` rows."""
@@ -66,8 +84,9 @@ class Training:
 
     def rate(self, step: int, steps: int) -> float:
         """Learning rate at step 0 .. steps - 1 of a fit of `steps` steps."""
-        if step < self.warmup:
-            return self.learning_rate * (step + 1) / self.warmup
-        left = 1 - (step - self.warmup) / max(steps - self.warmup, 1)
+        rise = math.ceil(self.warmup * steps) if self.warmup < 1 else self.warmup
+        if step < rise:
+            return self.learning_rate * (step + 1) / rise
+        left = 1 - (step - rise) / max(steps - rise, 1)
         factor = {"constant": 1.0, "linear": left, "cosine": 0.5 - 0.5 * math.cos(math.pi * left)}[self.schedule]
         return self.learning_rate * factor

@@ -1,0 +1,126 @@
+"""Our sampler beside transformers' `generate`: the same weights, lengths and law, in turns in one run.
+
+    python benchmarks/transformer_sampling.py [--threads 2] [--turns 3] [--batches 32 64 128 256 512] [--contexts 128 512]
+
+A GPT-2 of 4 layers, width 128 and 1,024 tokens draws full rows (no end token) at temperature 1 from the whole vocabulary.
+`generate` runs in float32 and bfloat16, each at the batch size that a first pass found best. On a machine that does other
+work too, compare the processor time: it is printed beside the wall time, per token of one core.
+"""
+
+import argparse
+import os
+import tempfile
+import time
+
+FORMS = ("float32", "bfloat16")
+
+
+def parse():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--turns", type=int, default=3)
+    parser.add_argument("--rows", type=int, default=1024, help="rows of our sampler per turn")
+    parser.add_argument("--batches", type=int, nargs="+", default=[32, 64, 128, 256, 512])
+    parser.add_argument("--contexts", type=int, nargs="+", default=[128, 512])
+    return parser.parse_args()
+
+
+def timed(work):
+    """Tokens per second of a callable that says how many tokens it made, and processor microseconds per token."""
+    wall, cpu = time.perf_counter(), time.process_time()
+    tokens = work()
+    return tokens / (time.perf_counter() - wall), (time.process_time() - cpu) / tokens * 1e6
+
+
+def limits():
+    """GFLOP/s of a large float32 product and GB/s of reading memory, both on all threads."""
+    import torch
+
+    a, long = torch.randn(1024, 1024), torch.ones(1 << 25)
+    work = {"product": (lambda: a @ a, 2 * 1024**3), "read": (long.sum, 4 * len(long))}
+    best = {}
+    for name, (call, amount) in work.items():
+        seconds = []
+        for _ in range(8):
+            started = time.perf_counter()
+            call()
+            seconds.append(time.perf_counter() - started)
+        best[name] = amount / min(seconds) / 1e9
+    return best
+
+
+def compare(context, options):
+    import numpy as np
+    import torch
+    from transformers import GenerationConfig
+
+    from selfloop.component import Context
+    from selfloop.families.transformer import compiled, decoding
+    from selfloop.families.transformer.export import config_of, model_of
+    from selfloop.families.transformer.network import Network
+    from selfloop.families.transformer.sampler import TextSampler
+    from selfloop.families.transformer.sampling import sample_tokens
+    from selfloop.families.transformer.shape import Shape
+    from selfloop.rng import Stream
+
+    shape = Shape(arch="gpt2", layers=4, hidden=128, heads=4, mlp=512, context=context, vocab=1024)
+    torch.manual_seed(0)
+    arrays = {name: tensor.numpy() for name, tensor in Network(shape).state_dict().items()}
+    params = arrays | {"tokenizer/start": np.array(0), "tokenizer/end": np.array(shape.vocab)}  # an end that never comes
+    config = config_of(shape, 0, None)
+    models = {form: model_of(config, arrays).eval().to(getattr(torch, form)) for form in FORMS}
+
+    def ours():
+        sampled = sample_tokens(
+            shape, params, options.rows, TextSampler(), None, Context(Stream(("b",)), threads=options.threads)
+        )
+        return len(sampled.values)
+
+    def generate(form, batch):
+        asked = GenerationConfig(do_sample=True, top_k=0, max_new_tokens=context, pad_token_id=0)
+        start = torch.zeros(batch, 1, dtype=torch.int64)
+        with torch.inference_mode():
+            made = models[form].generate(start, attention_mask=torch.ones_like(start), generation_config=asked)
+        return made[:, 1:].numel()
+
+    started = time.perf_counter()
+    assert compiled.compiled(shape, decoding.weights_of(shape, params)), "no compiler: this would compare torch's operations"
+    compiling = time.perf_counter() - started
+    found = {form: {batch: timed(lambda f=form, b=batch: generate(f, b)) for batch in options.batches} for form in FORMS}
+    best = {form: max(found[form], key=lambda batch, form=form: found[form][batch][0]) for form in FORMS}
+    print(f"\ncontext {context}: `generate` is best at batch " + ", ".join(f"{best[form]} ({form})" for form in FORMS))
+    sides = {"selfloop": ours, **{f: (lambda f=f: generate(f, best[f])) for f in FORMS}}
+    turns = [{name: timed(work) for name, work in sides.items()} for _ in range(options.turns)]
+    middle = {name: np.median([turn[name] for turn in turns], axis=0) for name in sides}
+    for name, (rate, cpu) in middle.items():
+        print(f"  {name:9} {rate:9,.0f} tokens/s {cpu:8.1f} processor microseconds per token")
+    for form in FORMS:
+        wall = np.median([turn["selfloop"][0] / turn[form][0] for turn in turns])
+        cpu = np.median([turn[form][1] / turn["selfloop"][1] for turn in turns])
+        print(f"  selfloop over {form:9} {wall:5.1f} times (processor time {cpu:.1f}; at least 4 wanted)")
+    rate, tokens = middle["selfloop"][0], 1e6
+    with_compiling = tokens / (tokens / rate + compiling) / max(middle[form][0] for form in FORMS)
+    print(
+        f"  compiling took {compiling:.2f} s, once per machine and shape; with it, a million tokens: {with_compiling:.1f} times"
+    )
+    flops = 2 * (12 * shape.layers * shape.hidden**2 + shape.hidden * shape.vocab + shape.layers * shape.hidden * (context + 1))
+    read = 4 * shape.layers * shape.hidden * (context + 1)  # keys and values of half the positions, 4 bytes each
+    top = limits()
+    print(f"  {flops / 1e6:.2f} MFLOP per token: {flops * rate / 1e9 / top['product']:.0%} of {top['product']:.0f} GFLOP/s")
+    print(f"  {read / 1e3:.0f} kB of cache per token: {read * rate / 1e9 / top['read']:.0%} of {top['read']:.0f} GB/s")
+
+
+def main():
+    options = parse()
+    os.environ["OMP_NUM_THREADS"] = str(options.threads)
+    with tempfile.TemporaryDirectory() as home:
+        os.environ["HOME"] = home  # nothing compiled is there yet
+        import torch
+
+        torch.set_num_threads(options.threads)
+        for context in options.contexts:
+            compare(context, options)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,192 @@
+"""Decoder-only transformers trained from scratch on encoded text: GPT-2 and Llama at any size."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar, Literal, cast, get_args
+
+import numpy as np
+
+from selfloop.component import Context, Family, Sampler
+from selfloop.errors import DataError, SpecError
+from selfloop.families.nn.training import Training
+from selfloop.families.transformer.sampler import TextSampler
+from selfloop.families.transformer.shape import Arch, Shape
+from selfloop.families.transformer.tokenizer import BytePair
+from selfloop.types import Columns, Params, Ragged, Samples
+
+if TYPE_CHECKING:
+    import torch
+
+    from selfloop.families.transformer.network import Network
+    from selfloop.families.transformer.packing import Stream
+
+Packing = Literal["stream", "documents"]
+AT_ONCE_TOKENS = 1024  # that go through the network together on a processor: activations stay in its caches
+GPU_AT_ONCE_TOKENS = 32_768
+
+
+def _for_text() -> Training:
+    """As small language models are trained: one pass, AdamW's decays as in GPT-3 (Brown et al. 2020, appendix B)."""
+    return Training(epochs=1, batch=32, learning_rate=2e-3, weight_decay=0.1, beta2=0.95, warmup=0.05)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Transformer(Family):
+    """A causal language model of rows of tokens, each a document with its end token.
+
+    Its arrays have the names and shapes of transformers' GPT2LMHeadModel or LlamaForCausalLM. `packing = "stream"` cuts
+    the row of all documents into windows, and attention sees whatever is in a window (Gerstgrasser et al. 2024);
+    "documents" keeps attention inside each document and counts positions from its start. `training.batch` counts windows.
+    """
+
+    name: ClassVar[str] = "transformer"
+    columns: ClassVar[tuple[str, ...]] = ("text",)
+    metrics: ClassVar[tuple[str, ...]] = (
+        "cross_entropy", "self_cross_entropy", "distinct", "repetition", "tail_mass", "vocabulary", "text_length",
+        "duplicate_rate", "memorisation",
+    )  # fmt: skip
+    sampler: ClassVar[type[Sampler]] = TextSampler
+
+    arch: Arch = "gpt2"
+    layers: int = 4
+    hidden: int = 128  # width of the residual stream
+    heads: int = 4
+    kv_heads: int | None = None  # llama: heads of keys and values; None = as many as `heads`
+    mlp: int | None = None  # width of the hidden layer between attentions; None = 4 x hidden
+    context: int = 128  # tokens of a window
+    vocab: int = 2000  # tokens the model has room for
+    tokenizer: Path | None = None  # a tokenizer.json; None = byte-pair encoding learned from the source
+    packing: Packing = "stream"
+    dropout: float = 0.0
+    tied: bool | None = None  # is the output matrix the embedding? None: gpt2 yes, llama no
+    training: Training = field(default_factory=_for_text)
+
+    def __post_init__(self) -> None:
+        for name, word, allowed in (("arch", self.arch, get_args(Arch)), ("packing", self.packing, get_args(Packing))):
+            if word not in allowed:
+                raise SpecError(f"family.{name}: got {word!r}; expected one of {', '.join(allowed)}.")
+        for name in ("layers", "hidden", "heads", "kv_heads", "mlp", "context", "vocab"):
+            if (count := getattr(self, name)) is not None and count < 1:
+                raise SpecError(f"family.{name}: got {count}; expected 1 or more.")
+        if self.hidden % self.heads or (self.arch == "llama" and self.hidden // self.heads % 2):
+            even = " of an even size" if self.arch == "llama" else ""
+            raise SpecError(f"family.heads: got {self.heads}; expected a number that divides hidden = {self.hidden} into heads{even}.")
+        if self.kv_heads is not None and (self.arch == "gpt2" or self.heads % self.kv_heads):
+            raise SpecError(f"family.kv_heads: got {self.kv_heads}; expected a divisor of heads = {self.heads}, with arch 'llama'.")
+        if not 0 <= self.dropout < 1:
+            raise SpecError(f"family.dropout: got {self.dropout}; expected 0 or more and below 1.")
+
+    def shape(self) -> Shape:
+        """What the network looks like."""
+        return Shape(
+            arch=self.arch,
+            layers=self.layers,
+            hidden=self.hidden,
+            heads=self.heads,
+            kv_heads=self.kv_heads,
+            mlp=self.mlp or 4 * self.hidden,
+            context=self.context,
+            vocab=self.vocab,
+            tied=self.arch == "gpt2" if self.tied is None else self.tied,
+        )
+
+    def encoder(self) -> BytePair:
+        """Text as tokens and back."""
+        return BytePair(vocab=self.vocab, file=self.tokenizer)
+
+    def at(self, t: int) -> Transformer:
+        return replace(self, training=self.training.at(t))
+
+    def fit(self, data: Samples, ctx: Context, start: Params | None) -> Params:
+        import torch
+
+        from selfloop.families.nn import trainer
+        from selfloop.families.transformer import compiling
+        from selfloop.families.transformer.network import Network, cross_entropy
+
+        stream = self._packed(data, data.learned, ctx)
+        with trainer.seeded(ctx.stream.child("init")):
+            model = Network(self.shape(), self.dropout)
+        scale = len(stream) / stream.mass()  # windows' losses then average to the mean loss of a token
+
+        def loss(indices: torch.Tensor) -> torch.Tensor:
+            windows = stream.windows(indices.numpy())
+            inputs, targets, rows = (
+                torch.from_numpy(each).to(trainer.device()) for each in (windows.inputs, windows.targets, windows.rows)
+            )
+            weights = torch.from_numpy(windows.weights).float().to(trainer.device())
+            hidden = model(inputs, rows if self.packing == "documents" else None)
+            total = cross_entropy(hidden, model.head(), targets, weights)
+            return (scale * total / len(indices)).expand(len(indices))  # the windows of a step are averaged in any case
+
+        at_once = self._at_once(trainer.device().type)
+        compiling.prepare(model, self.training, len(stream), at_once, ctx)
+        aside = trainer.device().type == "cpu" and not self.dropout  # dropout draws from one generator: one after another
+        task = trainer.Task(model, loss, np.ones(len(stream)), at_once, ctx.threads if aside else 1)
+        return {**trainer.fit(task, self.training, ctx, start), **data.learned}
+
+    def sample(self, params: Params, n: int, sampler: Sampler, given: Columns, ctx: Context) -> Columns:
+        from selfloop.families.transformer.sampling import sample_tokens
+
+        assert isinstance(sampler, TextSampler)
+        return {"tokens": sample_tokens(self.shape(), params, n, sampler, cast("Ragged | None", given.get("prompt")), ctx)}
+
+    def token_log_prob(self, params: Params, rows: Columns, ctx: Context) -> Ragged:
+        """log p of each token of each row, nats, packed as in training."""
+        import torch
+
+        from selfloop.families.transformer.network import log_prob
+
+        stream = self._packed(Samples((({"tokens": rows["tokens"]}, None, 1.0),)), params, ctx)
+        model = self._loaded(params, ctx)
+        values = np.empty((len(stream), self.context), np.float32)
+        where = next(model.parameters()).device
+        at_once = 4 * self._at_once(where.type)
+        for first in range(0, len(stream), at_once):
+            windows = stream.windows(np.arange(first, min(first + at_once, len(stream))))
+            inputs, targets, documents = (
+                torch.from_numpy(each).to(where) for each in (windows.inputs, windows.targets, windows.rows)
+            )
+            with torch.inference_mode():
+                hidden = model(inputs, documents if self.packing == "documents" else None)
+                values[first : first + at_once] = log_prob(hidden, model.head(), targets).cpu().numpy()
+        return stream.to_rows(values)
+
+    def export(self, params: Params, folder: Path, dtype: str) -> None:
+        """A Hugging Face folder of the model and its tokenizer."""
+        from selfloop.families.transformer.export import export_shape
+
+        export_shape(self.shape(), params, folder, dtype)
+
+    def _packed(self, data: Samples, learned: Params, ctx: Context) -> Stream:
+        """The rows as the network sees them; DataError when they hold other tokens than it knows."""
+        from selfloop.families.transformer import packing
+
+        start, end = int(learned["tokenizer/start"]), int(learned["tokenizer/end"])
+        stream = packing.pack(data, self.context, start, end, ctx)
+        if stream.highest >= self.vocab:
+            raise DataError(
+                f"transformer: the rows hold token {stream.highest}; this model has room for {self.vocab} tokens. "
+                "The tokenizer does not match the model: raise family.vocab or choose another tokenizer."
+            )
+        return stream
+
+    def _at_once(self, kind: str) -> int:
+        return max(1, (GPU_AT_ONCE_TOKENS if kind == "cuda" else AT_ONCE_TOKENS) // self.context)
+
+    def _loaded(self, params: Params, ctx: Context) -> Network:
+        import torch
+
+        from selfloop.families.nn import trainer
+        from selfloop.families.transformer import compiling
+        from selfloop.families.transformer.network import Network
+
+        torch.set_num_threads(ctx.threads)
+        with torch.device("meta"):  # nothing to draw: every array is replaced
+            model = Network(self.shape())
+        model.to_empty(device=trainer.device())
+        trainer.load(model, params)
+        compiling.use_kernels(model, self.training.compile)
+        return model.eval()

@@ -1,0 +1,81 @@
+"""What a report says in words: growth laws, turning points, and the published orders of policies, with their numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import pairwise
+from typing import TYPE_CHECKING
+
+from selfloop.component import is_default
+from selfloop.report.theme import show_interval
+from selfloop.spec import Spec
+from selfloop.stats.growth import FEWEST_GENERATIONS, creep, growth_law, inflection
+from selfloop.stats.intervals import Interval
+from selfloop.stats.ordering import SINCE, Comparison, claims_of, compare
+from selfloop.types import Floats
+
+if TYPE_CHECKING:
+    from selfloop.result import Result
+
+
+def findings(result: Result) -> Iterator[str]:
+    """One sentence each, on the risk at every point of the sweep."""
+    for axes, point in result.points.items():
+        main = point.risk() or ""
+        where = "".join(f", {key} = {value}" for key, value in axes)
+        curves = {label: measured[main] for label, measured in result.curves(axes).items() if main in measured}
+        if point.generations < 3:
+            continue
+        for order in claims_of(claimable(point)):
+            if set(order) <= set(curves):
+                yield _order_sentence(order, curves, f"{main}{where}")
+        for label, values in curves.items():
+            if point.generations >= FEWEST_GENERATIONS:
+                growth = growth_law(values)
+                law = f"follows a {growth.law} law" if growth.law else f"growth law undecided ({growth.reason})"
+                yield f"{label}{where}: {main} {law}."
+            if turn := turning_sentence(values, main):
+                yield f"{label}{where}: {turn}"
+
+
+def claimable(point: Spec) -> list[str]:
+    """The policies that are as the papers had them."""
+    return [label for label, policy in zip(point.labels(), point.policies, strict=True) if is_default(policy)]
+
+
+def turning_sentence(curves: Floats, metric: str) -> str | None:
+    """Where a curve that first falls is lowest, and what it does after; None for one that rises from the start."""
+    mean, generations = curves.mean(axis=0), curves.shape[1]
+    if not mean.min() < mean[0]:  # a chain without a value is no fall
+        return None
+    lowest = int(mean.argmin()) + 1
+    if lowest == generations:
+        return f"{metric} is lowest at the last generation, {lowest}: no inflection point so far."
+    rise = f"it rises by {_interval(creep(curves))} from there to generation {generations}"
+    turn = inflection(curves)
+    if turn is None:
+        return f"{metric} is lowest at generation {lowest}; {rise}, which is not enough to call it an inflection point."
+    limits = f" [{turn.low:.0f}, {turn.high:.0f}]" if turn.low is not None and turn.high is not None else ""
+    known = "" if limits else " One seed gives the inflection point no interval."
+    return f"{metric} has its inflection point at generation {lowest}{limits}, where it is lowest; {rise}.{known}"
+
+
+def _order_sentence(order: Sequence[str], curves: Mapping[str, Floats], what: str) -> str:
+    """Does a published order hold from generation 3 on? With the difference that decides each of its links."""
+    links = [compare(curves, upper, lower, claimed=True) for upper, lower in pairwise(order)]
+    answers = {link.answer for link in links}
+    answer = "violated" if "violated" in answers else "holds" if answers == {"holds"} else "undecided"
+    numbers = "; ".join(filter(None, map(_link, links)))
+    return f"{' > '.join(order)} at every t ≥ {SINCE}: {answer}. Smallest paired differences in {what}: {numbers or 'none'}."
+
+
+def _link(link: Comparison) -> str:
+    tightest = link.tightest()
+    if tightest is None:
+        return f"{link.upper} − {link.lower} has none"
+    t, difference = tightest
+    return f"{link.upper} − {link.lower} {_interval(difference)} at t = {t}"
+
+
+def _interval(each: Interval) -> str:
+    return show_interval(each.estimate, each.low, each.high)

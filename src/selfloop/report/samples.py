@@ -1,0 +1,124 @@
+"""The rows a report shows: the first seed's, from the store or drawn again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+
+from selfloop.component import Encoder, Encodes
+from selfloop.ensembles import Block, EnsembleWorld, Held
+from selfloop.identity import Ref
+from selfloop.loop import loop
+from selfloop.report import Gallery
+from selfloop.report.stories import SHOWN_STORIES
+from selfloop.runtime import block_of, is_ensemble, run_task, runs_on_rows, tasks_of
+from selfloop.spec import Axes, Spec
+from selfloop.stages import choose, draw_real, learn, sample, sample_curated
+from selfloop.store import Call, NotStoredError, Store
+from selfloop.types import Columns, Params, Ragged, Row, count_rows, select_rows
+
+if TYPE_CHECKING:
+    from selfloop.result import Result
+
+SHOWN = 300  # rows of each batch, at most: scatter panels want many, image grids take the first few
+Samples = dict[str, dict[int, Columns]]  # policy -> generation -> rows
+
+
+def galleries(result: Result) -> Iterator[Gallery]:
+    """Rows of every point of the sweep whose chains have any."""
+    for axes, point in result.points.items():
+        found = _ensemble_samples(point) if is_ensemble(point) else _stored_samples(result, axes, point)
+        if found is None:
+            continue
+        real, samples = found
+        if samples:
+            yield Gallery(schema=point.source.schema(), real=real, samples=samples, axes=axes)
+
+
+def _first(rows: Columns, most: int = SHOWN) -> dict[str, Any]:
+    return select_rows(rows, np.arange(min(most, count_rows(rows))))
+
+
+def _stored_samples(result: Result, axes: Axes, point: Spec) -> tuple[Columns, Samples] | None:
+    """The first seed's real and synthetic rows, from the store."""
+    real: Columns = {}
+    samples: Samples = {}
+    for task in tasks_of(replace(result.spec, seeds=result.spec.seeds[:1]), result.store)[-1]:
+        if task.axes != axes:
+            continue
+        store = Store(result.store, looking=True, remembering=True)
+        try:
+            list(run_task(task, store))
+        except NotStoredError:
+            continue
+        look = _Look(store, point)
+        made = [call for call in store.calls if call.function in (sample, sample_curated)]
+        drawn = [call for call in store.calls if call.function in (draw_real, choose)]
+        label = point.labels()[task.policies[0]]
+        samples[label] = {t: look.sampled(call) for t, call in enumerate(made, 1) if store.recorded(call)}
+        real = real or look.rows(drawn[0])
+    return (real, samples) if real else None
+
+
+class _Look:
+    """Opens what a finished chain has stored, as its source gives it: of a corpus, decoded."""
+
+    def __init__(self, store: Store, point: Spec) -> None:
+        self.store = store
+        self.encoder: Encoder | None = point.family.encoder() if isinstance(point.family, Encodes) else None
+        taught = next((call for call in store.calls if call.function is learn), None)
+        self.learned = cast(Params, self._opened(taught)) if taught else {}
+
+    def _opened(self, call: Call) -> Columns:
+        return self.store.open(cast(Ref, self.store.step(call.function, *call.arguments)))
+
+    def rows(self, call: Call) -> Columns:
+        """The first rows that a call gave."""
+        rows = self._opened(call)
+        if self.encoder is None:
+            return _first(rows)
+        return self.encoder.decode(_first(rows, SHOWN_STORIES), self.learned)
+
+    def sampled(self, call: Call) -> Columns:
+        """The first rows sampled, and as the column `prompt` what each was given to begin with, where it was."""
+        rows = self.rows(call)
+        if self.encoder is None or call.function is sample_curated or call.arguments[4] is None:
+            return rows  # curated rows are no longer in the order of their prompts
+        given = self.store.open(call.arguments[4])
+        tokens = _first(given, count_rows(rows)).get("prompt")
+        if not isinstance(tokens, Ragged):
+            return rows
+        return {**rows, "prompt": self.encoder.decode({"tokens": tokens}, self.learned)["text"]}
+
+
+@dataclass
+class _Watched:
+    """An ensemble's world that keeps the sampled rows and measures nothing."""
+
+    world: EnsembleWorld
+    seen: dict[int, Columns] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.seeds, self.real, self.fit, self.sample = self.world.seeds, self.world.real, self.world.fit, self.world.sample
+        self.ended = self.world.ended
+
+    def measure(self, t: int, model: Any, new: Held) -> Iterator[Row]:
+        self.seen[t] = {name: np.asarray(column)[0, :SHOWN] for name, column in new.rows.items()}
+        return iter(())
+
+
+def _ensemble_samples(point: Spec) -> tuple[Columns, Samples] | None:
+    """The first seed's rows, drawn again: the chains whose curves are shown, where those ran on rows."""
+    samples: Samples = {}
+    real: Columns = {}
+    block: Block = block_of(point, point.seeds[:1], on_rows=True)
+    for label, policy in zip(point.labels(), point.policies, strict=True):
+        if runs_on_rows(point, policy):
+            watched = _Watched(EnsembleWorld(label, block))
+            list(loop(watched, policy, block.n, point.generations))
+            samples[label] = watched.seen
+            real = {name: np.asarray(column)[0, :SHOWN] for name, column in watched.world.initial.rows.items()}
+    return (real, samples) if real else None

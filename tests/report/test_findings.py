@@ -1,0 +1,79 @@
+"""Findings in words: the published orders, growth laws and turning points, with the numbers they rest on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import selfloop
+from selfloop.report.findings import _order_sentence, findings, turning_sentence
+
+T = np.arange(1.0, 11.0)
+
+
+def around(mean: np.ndarray, seeds: int = 5, spread: float = 0.01) -> np.ndarray:
+    rng = np.random.default_rng(1)
+    return np.asarray(mean + rng.normal(0, 1, (seeds, 1)) + rng.normal(0, spread, (seeds, len(mean))))
+
+
+def test_a_minimum_is_told_with_its_interval_and_the_creep_after_it() -> None:
+    sentence = turning_sentence(around(0.05 * (T - 4) ** 2), "cross_entropy")
+    assert sentence
+    assert sentence.startswith(
+        "cross_entropy has its inflection point at generation 4 [4, 4], where it is lowest; it rises by 1.7"
+    )
+    assert sentence.endswith("] from there to generation 10.")
+
+
+def test_a_curve_that_only_rises_has_no_turning_point() -> None:
+    assert turning_sentence(around(0.2 * T), "m") is None
+
+
+def test_a_curve_that_only_falls_has_none_yet() -> None:
+    assert turning_sentence(around(-0.2 * T), "m") == "m is lowest at the last generation, 10: no inflection point so far."
+
+
+def test_a_dip_within_the_noise_is_no_inflection_point() -> None:
+    sentence = turning_sentence(around(0.001 * (T - 4) ** 2, spread=0.3), "m")
+    assert sentence is not None
+    assert "not enough to call it an inflection point" in sentence
+
+
+def test_one_seed_gives_no_interval() -> None:
+    sentence = turning_sentence(around(0.05 * (T - 4) ** 2, seeds=1), "m")
+    assert sentence is not None
+    assert "One seed gives the inflection point no interval." in sentence
+
+
+def test_an_ended_chain_has_no_turning_point() -> None:
+    curves = around(0.05 * (T - 4) ** 2)
+    curves[0, 5:] = np.nan
+    assert turning_sentence(curves, "m") is None
+
+
+@pytest.mark.parametrize(("middle", "answer"), [(0.2, "holds"), (0.5, "violated"), (0.0, "undecided")])
+def test_an_order_is_told_with_the_difference_that_decides_each_link(middle: float, answer: str) -> None:
+    order = ("replace", "accumulate_subsample", "accumulate")
+    curves = {policy: around(rise * T) for policy, rise in zip(order, (0.4, middle, 0.0), strict=True)}
+    curves = {
+        policy: values + 0.02 * np.random.default_rng(i).normal(size=values.shape)
+        for i, (policy, values) in enumerate(curves.items())
+    }
+    sentence = _order_sentence(order, curves, "cross_entropy")
+    assert sentence.startswith(
+        f"replace > accumulate_subsample > accumulate at every t ≥ 3: {answer}. Smallest paired differences"
+    )
+    assert sentence.count(" at t = ") == 2
+    assert sentence.count("[") == 2
+
+
+def test_the_findings_of_a_run_name_the_order_of_its_policies(tmp_path: Path) -> None:
+    policies = ["replace", "accumulate", "accumulate_subsample", {"name": "window", "length": 2}]
+    spec = selfloop.Spec(source="linear", family="linear", n=60, generations=6, seeds=40, policies=policies)  # type: ignore[arg-type]
+    found = list(findings(selfloop.run(spec, tmp_path)))
+    orders = [line for line in found if "at every t" in line]
+    assert len(orders) == 1
+    assert orders[0].startswith("replace > accumulate_subsample > accumulate at every t ≥ 3: ")
+    assert "excess_risk" in orders[0]

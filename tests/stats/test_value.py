@@ -1,0 +1,105 @@
+"""What explains a grid of real and synthetic counts: against scipy, a published table, and a planted law."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from selfloop.published import load
+from selfloop.stats.value import Cell, regress, value_of_real
+from selfloop.types import Floats
+
+COUNTS = [(r, s) for r in (64, 256, 1024, 4096) for s in (0, 256, 1024, 4096)]
+
+
+def grid(law: str, rng: np.random.Generator, seeds: int = 3, noise: float = 0.05, quirk: float = 0.0) -> list[Cell]:
+    """Cells whose risk falls in the log of the real count, or in the real share; `quirk` is shared by a cell's seeds."""
+    x = {"log": lambda r, s: np.log1p(r) / 4, "share": lambda r, s: r / (r + s), "none": lambda r, s: 0.0}[law]
+    return [Cell(r, s, 3 - x(r, s) + quirk * rng.normal() + noise * rng.normal(size=seeds)) for r, s in COUNTS]
+
+
+def test_a_regression_is_that_of_scipy() -> None:
+    x, values = np.log1p([64, 64, 256, 1024, 4096, 0]), np.random.default_rng(1).normal(size=(4, 6))
+    found, expected = regress(x, values), stats.linregress(x, values.mean(axis=0))
+    assert (found.slope, found.p) == pytest.approx((expected.slope, expected.pvalue))
+    each = [stats.linregress(x, row).rvalue ** 2 for row in values]
+    assert found.r_squared.estimate == pytest.approx(np.mean(each))
+    low, high = stats.t.interval(0.95, 3, np.mean(each), stats.sem(each))
+    assert (found.r_squared.low, found.r_squared.high) == pytest.approx((max(low, 0), high))
+
+
+def test_a_hand_worked_line() -> None:
+    found = regress(np.array([0.0, 1.0, 2.0]), np.array([[1.0, 2.0, 6.0]]))
+    assert found.slope == pytest.approx(2.5)
+    assert found.r_squared.estimate == pytest.approx(25 / 28)  # 5^2 / (2 * 14)
+    assert found.r_squared.low is None  # one seed
+
+
+def test_one_constant_explains_nothing() -> None:
+    for x, values in ((np.ones(5), np.eye(5)), (np.arange(5.0), np.ones((2, 5)))):
+        found = regress(x, values)
+        assert (found.r_squared.estimate, found.slope, found.p) == (pytest.approx(0, abs=0.3), pytest.approx(0, abs=0.3), 1)
+
+
+@pytest.mark.parametrize("law", ["log", "share"])
+def test_the_planted_law_explains_more(law: str) -> None:
+    value = value_of_real(grid(law, np.random.default_rng(2), seeds=5))
+    assert value
+    right, wrong = (value.log_count, value.share) if law == "log" else (value.share, value.log_count)
+    assert right.r_squared.low > 0.95 > 0.7 > wrong.r_squared.high  # type: ignore[operator]
+    assert right.p < 1e-6
+    sign = 1 if law == "log" else -1
+    assert value.gain.low is not None
+    assert value.gain.high is not None
+    assert min(sign * value.gain.low, sign * value.gain.high) > 0
+
+
+def test_seeds_of_a_cell_are_not_taken_for_cells() -> None:
+    rng = np.random.default_rng(3)
+    x = np.log1p([r for r, _ in COUNTS])
+
+    def stacked(cells: list[Cell]) -> Floats:
+        return np.stack([cell.values for cell in cells], axis=1)
+
+    grids = [stacked(grid("none", rng, quirk=0.2)) for _ in range(400)]
+    wrongly_found = sum(regress(x, values).p < 0.05 for values in grids)
+    assert wrongly_found <= 400 * 0.05 + 3 * np.sqrt(400 * 0.05 * 0.95)
+    pooled = sum(stats.linregress(np.tile(x, 3), values.ravel()).pvalue < 0.05 for values in grids)
+    assert pooled > 2 * 400 * 0.05
+
+
+def test_the_interval_covers_the_expected_r_squared_of_one_seed() -> None:
+    rng = np.random.default_rng(4)
+    x = np.log1p([r for r, _ in COUNTS])
+    every = [np.stack([c.values for c in grid("log", rng, seeds=6, noise=0.4)], axis=1) for _ in range(300)]
+    truth = np.mean([regress(x, values).r_squared.estimate for values in every])  # over 1,800 seeds
+    found = [regress(x, values).r_squared for values in every]
+    covered = np.mean([each.low <= truth <= each.high for each in found])  # type: ignore[operator]
+    assert covered > 0.95 - 3 * np.sqrt(0.95 * 0.05 / 300)
+    mean_of_means = regress(x, np.concatenate(every).mean(axis=0)[None, :]).r_squared.estimate
+    assert mean_of_means is not None
+    assert np.mean([each.low <= mean_of_means <= each.high for each in found]) < 0.8  # type: ignore[operator]
+
+
+def test_too_few_cells_or_counts_say_nothing() -> None:
+    cells = grid("log", np.random.default_rng(5))
+    assert value_of_real(cells[:5]) is None
+    assert value_of_real([cell for cell in cells if cell.real < 1000]) is None
+    ended = [Cell(cell.real, cell.synthetic, np.array([1.0, np.nan])) for cell in cells]
+    assert value_of_real(ended) is None
+
+
+def test_the_printed_grid_of_kazdan_says_the_same_as_the_paper_in_order_and_not_in_size() -> None:
+    (grid,) = load("kazdan2025").grids
+    value = value_of_real(grid.cells)
+    assert value
+    real, share, risk = (
+        np.array(column)
+        for column in zip(*[(c.real, c.real / (c.real + c.synthetic), c.values[0]) for c in grid.cells], strict=True)
+    )
+    assert value.log_count.r_squared.estimate == pytest.approx(stats.linregress(np.log1p(real), risk).rvalue ** 2)
+    assert value.share.r_squared.estimate == pytest.approx(stats.linregress(share, risk).rvalue ** 2)
+    assert (round(value.log_count.r_squared.estimate, 2), round(value.share.r_squared.estimate, 2)) == (0.85, 0.16)  # type: ignore[arg-type]
+    assert grid.stated == {"log_count": 0.59, "share": 0.34}  # for more runs than are printed
+    assert value.gain.estimate > 0  # type: ignore[operator]
