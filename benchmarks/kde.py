@@ -17,13 +17,13 @@ import numpy as np
 from sklearn.neighbors import KernelDensity
 
 from selfloop.component import Context, Sampler
+from selfloop.ensembles import Block, EnsembleWorld
 from selfloop.families.kde import Kde
 from selfloop.loop import loop
 from selfloop.metrics.likelihood import Nll
 from selfloop.policies.plans import Accumulate, AccumulateSubsample, Replace
 from selfloop.rng import Stream
 from selfloop.sources.shapes import Moons
-from selfloop.ensembles import Block, EnsembleWorld
 
 POLICIES = (Replace(), Accumulate(), AccumulateSubsample())
 N, HOLDOUT, BANDWIDTH = 100, 500, 0.1

@@ -54,10 +54,10 @@ def ours(data, stories, generations, store, cache):
     path.write_text(spec)
     environment = {**os.environ, "XDG_CACHE_HOME": str(cache), "TORCHINDUCTOR_CACHE_DIR": f"{cache}/inductor"}
     begun = time.perf_counter()
+    command = [sys.executable, "-c", "from selfloop.cli import main; main()", "run", path, "--store", Path(store) / "store"]
     done = subprocess.run(
-        [sys.executable, "-c", "from selfloop.cli import main; main()", "run", str(path), "--store", str(Path(store) / "store"), "-q", "--json", "-"],
-        capture_output=True, text=True, env=environment, check=False,
-    )  # fmt: skip
+        [*map(str, command), "-q", "--json", "-"], capture_output=True, text=True, env=environment, check=False
+    )
     seconds = time.perf_counter() - begun
     if done.returncode:
         sys.exit(done.stderr)

@@ -16,13 +16,13 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # small solves are slower on seve
 import numpy as np
 
 from selfloop.component import Policy
+from selfloop.ensembles import Block, needs_rows
 from selfloop.families.linear import Linear
 from selfloop.metrics.moments import ExcessRisk
 from selfloop.policies.plans import Accumulate, AccumulateSubsample, Replace
 from selfloop.runtime import ensemble_curves
 from selfloop.sources import toy
 from selfloop.sweep import cores
-from selfloop.ensembles import Block, needs_rows
 
 SEEDS, GENERATIONS, N = 100, 10, 1000
 POLICIES: tuple[Policy, ...] = (Replace(), Accumulate(), AccumulateSubsample())

@@ -30,11 +30,15 @@ def test_the_python_of_a_page_runs(page: Path, tmp_path: Path) -> None:
         assert done.stdout
 
 
-def test_the_guide_s_spec_can_be_run_and_its_policy_table_too() -> None:
-    whole, policy = blocks(ROOT / "docs" / "guide.md", "toml")
+def test_the_guide_s_specs_can_be_run_and_its_policy_table_too(tmp_path: Path) -> None:
+    whole, policy, language = blocks(ROOT / "docs" / "guide.md", "toml")
     assert len(resolved_points(parse_spec(whole, "guide"))) == 2
     small = 'n = 100\ngenerations = 4\nsource = "gaussian"\nfamily = "gaussian"\n'
     assert resolved_points(parse_spec(small + policy, "guide"))
+    stories = "".join(f"Story number {i}.\n<|endoftext|>\n" for i in range(1200))
+    (tmp_path / "tiny-train.txt").write_text(stories)
+    (tmp_path / "tiny-valid.txt").write_text(stories)
+    assert resolved_points(parse_spec(language.replace('"TinyStories"', f'"{tmp_path}"'), "guide"))
 
 
 def test_every_policy_is_in_the_readme_s_table() -> None:

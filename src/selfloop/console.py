@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 from rich.console import Console
@@ -15,7 +16,7 @@ from rich.table import Table
 
 from selfloop.errors import SpecError, unknown_name
 from selfloop.plugins import BUILT_IN, presets
-from selfloop.types import Floats
+from selfloop.types import Answer, Floats
 
 if TYPE_CHECKING:
     from selfloop.reproduce import Line
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from selfloop.upkeep import Planned
 
 BARS = "▁▂▃▄▅▆▇█"
+MOST_COLUMNS = 8  # policies beside each other; of more, verdicts are counted
 
 
 def _console() -> Console:
@@ -64,7 +66,8 @@ def _plain_progress() -> Progress:
 
 
 def print_summary(result: Result) -> None:
-    """First and last value of each metric per policy with intervals, and the verdicts."""
+    """First and last value of each metric per policy with intervals, what was found in words, and the verdicts."""
+    from selfloop.report.findings import findings
     from selfloop.stats.intervals import mean_interval, ratio_interval
 
     for axes, point in result.points.items():
@@ -76,7 +79,8 @@ def print_summary(result: Result) -> None:
         for column in ("policy", "metric", "t = 1", f"t = {point.generations}", "multiplier (95 %)", "curve"):
             table.add_column(column, justify="left" if column in ("policy", "metric", "curve") else "right")
         for policy, measured in result.curves(axes).items():
-            for metric, curves in measured.items():
+            for metric in [named.name for named in point.metrics if named.name in measured]:  # the report has their parts, too
+                curves = measured[metric]
                 first, last = mean_interval(curves[:, 0]), mean_interval(curves[:, -1])
                 ratio = ratio_interval(curves[:, -1], curves[:, 0])
                 left = int((curves[:, -1] == curves[:, -1]).sum())
@@ -84,6 +88,8 @@ def print_summary(result: Result) -> None:
                 shown = _interval(ratio.estimate, ratio.low, ratio.high)
                 table.add_row(policy, metric, _number(first.estimate), ended, shown, _sparkline(_means(curves)))
         _console().print(table)
+    for sentence in dict.fromkeys(findings(result)):
+        _console().print(f"- {sentence}", highlight=False, soft_wrap=True)
     _print_verdicts(result)
 
 
@@ -96,6 +102,14 @@ def _print_verdicts(result: Result) -> None:
     verdicts = result.verdicts()
     keys = list(dict.fromkeys((v.axes, v.policy) for v in verdicts))
     table.add_column("criterion")
+    if len(keys) > MOST_COLUMNS:
+        for answer in get_args(Answer):
+            table.add_column(answer)
+        for criterion in dict.fromkeys(v.criterion for v in verdicts):
+            counts = Counter(v.answer for v in verdicts if v.criterion == criterion)
+            table.add_row(criterion, *(str(counts[answer]) for answer in get_args(Answer)))
+        _console().print(table)
+        return
     for axes, policy in keys:
         table.add_column(policy + "".join(f" {key}={value}" for key, value in axes))
     for criterion in dict.fromkeys(v.criterion for v in verdicts):

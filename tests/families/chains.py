@@ -8,9 +8,9 @@ from itertools import chain
 import numpy as np
 
 from selfloop.component import Family, Metric, Policy, Sampler, Source
+from selfloop.ensembles import BLOCK, Block, EnsembleWorld, needs_rows
 from selfloop.loop import loop
 from selfloop.types import Floats
-from selfloop.ensembles import BLOCK, Block, EnsembleWorld, needs_rows
 
 
 def curves(

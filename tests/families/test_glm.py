@@ -11,6 +11,7 @@ from sklearn.datasets import load_breast_cancer
 from sklearn.linear_model import LogisticRegression
 
 from selfloop.component import Context, EnsemblePart, Metric, Policy, Sampler, Snapshot, Source
+from selfloop.ensembles import Block, EnsembleWorld
 from selfloop.errors import ChainEndedError, DataError, SpecError
 from selfloop.families.glm import Glm
 from selfloop.loop import loop
@@ -27,7 +28,6 @@ from selfloop.rng import Stream
 from selfloop.sources.logistic import Logistic
 from selfloop.sources.tables import Table
 from selfloop.types import Floats, Row, Samples
-from selfloop.ensembles import Block, EnsembleWorld
 
 SAMPLER = Sampler()
 

@@ -11,6 +11,7 @@ import pytest
 from sklearn.neighbors import KernelDensity
 
 from selfloop.component import Context, EnsemblePart, EnsembleSnapshot, Metric, Policy, Sampler, Source
+from selfloop.ensembles import Block, EnsembleWorld
 from selfloop.errors import DataError, SpecError
 from selfloop.families.kde import Kde
 from selfloop.loop import loop
@@ -19,7 +20,6 @@ from selfloop.policies.plans import Accumulate, AccumulateSubsample, Augment, Ba
 from selfloop.rng import Stream
 from selfloop.sources.shapes import Moons, SwissRoll
 from selfloop.types import Columns, Floats, Samples
-from selfloop.ensembles import Block, EnsembleWorld
 
 SAMPLER = Sampler()
 

@@ -252,7 +252,8 @@ def test_bfloat16_agrees_roughly_and_float32_parameters_stay():
 @pytest.mark.parametrize(
     ("setting", "value"),
     [("epochs", 0), ("steps", 0), ("batch", 0), ("learning_rate", 0.0), ("clip", -1.0), ("ema", 1.0), ("warmup", -1),
-     ("weight_decay", float("nan")), ("schedule", "sine"), ("precision", "float16"), ("checkpoint", -1.0)],
+     ("weight_decay", float("nan")), ("schedule", "sine"), ("precision", "float16"), ("checkpoint", -1.0),
+     ("first_steps", 0), ("beta2", 1.0), ("compile", "always")],
 )  # fmt: skip
 def test_impossible_settings_are_refused_by_name(setting, value):
     with pytest.raises(SpecError, match=rf"family\.training\.{setting}: got"):

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from selfloop.component import Metric, Setting
+from selfloop.ensembles import BLOCK, Block, EnsembleWorld, needs_rows
 from selfloop.families.discrete import Discrete
 from selfloop.families.gaussian import Gaussian, GaussianSampler
 from selfloop.families.glm import Glm
@@ -38,7 +39,6 @@ from selfloop.sources.logistic import Logistic
 from selfloop.theory.glm import _information
 from selfloop.theory.laws import LAWS, predictions
 from selfloop.theory.moments import Learner, moment_curves
-from selfloop.ensembles import BLOCK, Block, EnsembleWorld, needs_rows
 
 NORMAL = Setting(
     policy=Replace(),

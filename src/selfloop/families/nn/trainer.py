@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import chain
+from typing import cast
 
 import numpy as np
 import torch
@@ -143,7 +144,7 @@ class _State:
         calls = [self.pool.submit(self._add, share, len(indices), into) for share, into in zip(rest, self.others, strict=False)]
         losses = [self._add(own, len(indices), None), *(call.result() for call in calls)]
         for others in self.others:  # in this order, whoever was first
-            torch._foreach_add_([p.grad for p in self.trainable], others)
+            torch._foreach_add_([cast(Tensor, p.grad) for p in self.trainable], others)
         if self.training.clip is not None:
             norm = torch.stack([gradient.norm() for gradient in gradients]).norm()
             torch._foreach_mul_(gradients, (self.training.clip / norm).clamp(max=1.0))
@@ -154,7 +155,7 @@ class _State:
     def _add(self, share: Tensor, size: int, into: list[Tensor] | None) -> Tensor:
         """Add the gradients of a share of a batch of `size` rows to the parameters' own, or `into`; the share's loss."""
         total = torch.zeros((), device=device())
-        for part in share.split(self.task.at_once or len(share)):
+        for part in torch.split(share, self.task.at_once or len(share)):
             with precision(self.training, self.task.model):
                 losses = self.task.loss(part)
             loss = torch.dot(losses.float(), self.weights[part]) / size

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from selfloop.errors import SpecError
 
@@ -40,32 +41,21 @@ class Training:
     checkpoint: float = field(default=20.0, metadata={"identity": False})  # seconds between saved states; 0 = every step
 
     def __post_init__(self) -> None:
-        for name, count in {
-            "epochs": self.epochs,
-            "batch": self.batch,
-            "steps": 1 if self.steps is None else self.steps,
-            "first_steps": 1 if self.first_steps is None else self.first_steps,
-        }.items():
-            if count < 1:
-                raise SpecError(f"family.training.{name}: got {count}; expected 1 or more.")
-        for name, value in {"learning_rate": self.learning_rate, "clip": 1.0 if self.clip is None else self.clip}.items():
-            if not 0 < value < math.inf:
-                raise SpecError(f"family.training.{name}: got {value}; expected a number above 0.")
-        for name in ("weight_decay", "warmup", "checkpoint"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise SpecError(f"family.training.{name}: got {getattr(self, name)}; expected 0 or more.")
+        rules: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
+            ("epochs batch steps first_steps", lambda v: v >= 1, "1 or more"),
+            ("learning_rate clip", lambda v: 0 < v < math.inf, "a number above 0"),
+            ("weight_decay warmup checkpoint", lambda v: 0 <= v < math.inf, "0 or more"),
+            ("beta2 ema", lambda v: 0 < v < 1, "a decay between 0 and 1"),
+            ("schedule", lambda v: v in get_args(Schedule), f"one of {', '.join(get_args(Schedule))}"),
+            ("precision", lambda v: v in get_args(Precision), f"one of {', '.join(get_args(Precision))}"),
+            ("compile", lambda v: v in ("auto", True, False), "'auto', true or false"),
+        )
+        for names, holds, expected in rules:
+            for name in names.split():
+                if (value := getattr(self, name)) is not None and not holds(value):
+                    raise SpecError(f"family.training.{name}: got {value!r}; expected {expected}.")
         if self.grow and self.steps is None:
             raise SpecError("family.training.grow: needs family.training.steps, the number of steps to keep.")
-        if not 0 < self.beta2 < 1:
-            raise SpecError(f"family.training.beta2: got {self.beta2}; expected a decay between 0 and 1.")
-        if self.ema is not None and not 0 < self.ema < 1:
-            raise SpecError(f"family.training.ema: got {self.ema}; expected a decay between 0 and 1.")
-        for name, word, allowed in (
-            ("schedule", self.schedule, get_args(Schedule)),
-            ("precision", self.precision, get_args(Precision)),
-        ):
-            if word not in allowed:
-                raise SpecError(f"family.training.{name}: got {word!r}; expected one of {', '.join(allowed)}.")
 
     def at(self, t: int) -> Training:
         """The settings of generation t."""

@@ -27,7 +27,9 @@ def use_kernels(model: Network, choice: Compile) -> bool:
         return False
     library = kernels.library(model.shape.head_size)
     if library is None and choice is True:
-        raise SpecError("family.training.compile: found no compiler (cc, gcc or clang) that works. Install one, or set it to 'auto'.")
+        raise SpecError(
+            "family.training.compile: found no compiler (cc, gcc or clang) that works. Install one, or set it to 'auto'."
+        )
     if library is not None:
         model.place = partial(kernels.CompiledPlace, library)
     return library is not None

@@ -21,8 +21,10 @@ enum {
     LANES = 16, /* positions of a block of keys */
     HALF = HEAD / 2,
     GROUP = HEADS / KV_HEADS,
-    WIDE = (HEAD + W - 1) / W * W,
+    PAIRS = (HEAD + 1) / 2,
+    WIDE = (PAIRS + W - 1) / W * W,
     BLOCKS = (CONTEXT + LANES - 1) / LANES,
+    ROOM = BLOCKS * LANES,
     KV = KV_HEADS * HEAD,
     QKV = HIDDEN + 2 * KV,
     UP = MLP * (1 + LLAMA),
@@ -30,6 +32,8 @@ enum {
 };
 #define PAD(n) (((n) + PANEL - 1) / PANEL * PANEL)
 typedef float vec __attribute__((vector_size(4 * W)));
+typedef float loose __attribute__((vector_size(4 * W), aligned(4)));
+typedef int32_t ints __attribute__((vector_size(4 * W)));
 
 typedef struct {
     const float *embedding; /* [VOCAB][HIDDEN] */
@@ -52,28 +56,39 @@ typedef struct {
 
 typedef struct { uint32_t token; int32_t slot, position; } Entry;
 typedef struct { int64_t row; int32_t known, fed; } Slot; /* tokens of the row so far, positions already in the cache */
-typedef struct { float *x, *h, *qkv, *up, *logits, *keys, *values; } Work;
+typedef struct { float *x, *h, *qkv, *up, *logits, *units; int32_t *keys, *values; } Work;
 
 enum { DONE, DIVERGED, NO_MEMORY };
-enum { CACHED_KEYS = KV_HEADS * BLOCKS * HEAD * LANES, CACHED_VALUES = KV_HEADS * CONTEXT * WIDE };
+enum { CACHED_KEYS = BLOCKS * PAIRS * LANES, CACHED_VALUES = (CONTEXT + 3) * WIDE }; /* pairs of a head */
 
-static inline float exponential(float x) { /* relative error 2e-7 from -87 to 88; NaN stays NaN */
-    x = x < -87.0f ? -87.0f : x > 88.0f ? 88.0f : x;
-    float n = x * 1.44269504f + 12582912.0f; /* rounds to the nearest integer, in the low bits */
-    int32_t bits;
-    memcpy(&bits, &n, 4);
-    n -= 12582912.0f;
-    float r = x - n * 0.693359375f + n * 2.12194440e-4f;
-    float y = 1.9875691500e-4f;
-    y = y * r + 1.3981999507e-3f;
+static inline vec pick(ints where, vec a, vec b) { return (vec)((where & (ints)a) | (~where & (ints)b)); }
+static inline vec larger(vec a, vec b) { return pick(a > b, a, b); }
+
+static inline float sum_of(vec x) {
+    for (int half = W / 2; half; half /= 2)
+        for (int i = 0; i < half; i++) x[i] += x[i + half];
+    return x[0];
+}
+
+static inline float largest_of(vec x) {
+    for (int i = 1; i < W; i++) x[0] = x[i] > x[0] ? x[i] : x[0];
+    return x[0];
+}
+
+static inline vec exponential(vec x) { /* relative error 2e-7; 0 below -87, e^88 above 88, NaN stays NaN */
+    ints small = x < -87;
+    x = pick(small, x - x, pick(x > 88, 88 + (x - x), x));
+    vec n = x * 1.44269504f + 12582912; /* rounds to the nearest integer, in the low bits */
+    ints power = ((ints)n + 127) << 23;
+    n -= 12582912;
+    vec r = x - n * 0.693359375f + n * 2.12194440e-4f;
+    vec y = 1.9875691500e-4f * r + 1.3981999507e-3f;
     y = y * r + 8.3334519073e-3f;
     y = y * r + 4.1665795894e-2f;
     y = y * r + 1.6666665459e-1f;
     y = y * r + 5.0000001201e-1f;
-    y = y * r * r + r + 1.0f;
-    bits = (int32_t)((uint32_t)(bits + 127) << 23);
-    memcpy(&n, &bits, 4);
-    return y * n;
+    y = y * r * r + r + 1;
+    return pick(small, r - r, y * (vec)power);
 }
 
 /* out (+)= a w + bias for `rows` rows, computed in whole tiles: buffers have room for them. */
@@ -98,17 +113,19 @@ static inline __attribute__((always_inline)) const float *linear(
     return w;
 }
 
-static __attribute__((noinline)) void normalise(const float *x, float *h) { /* gains and biases are part of the weights that follow */
-    float mean = 0, square = 0;
-    if (!LLAMA) {
-#pragma omp simd reduction(+ : mean)
-        for (int i = 0; i < HIDDEN; i++) mean += x[i];
-        mean /= HIDDEN;
+static void normalise(const float *x, float *h) { /* gains and biases are part of the weights that follow */
+    enum { ALL = (HIDDEN + W - 1) / W * W }; /* behind the row there are zeros */
+    vec sum = {0}, squares = {0};
+    if (!LLAMA)
+        for (int i = 0; i < ALL; i += W) sum += *(const vec *)(x + i);
+    float mean = sum_of(sum) / HIDDEN;
+    for (int i = 0; i < ALL; i += W) {
+        vec off = *(const vec *)(x + i) - mean;
+        squares += off * off;
     }
-#pragma omp simd reduction(+ : square)
-    for (int i = 0; i < HIDDEN; i++) square += (x[i] - mean) * (x[i] - mean);
-    float scale = 1.0f / __builtin_sqrtf(square / HIDDEN + (float)EPSILON);
-    for (int i = 0; i < HIDDEN; i++) h[i] = (x[i] - mean) * scale;
+    float square = (sum_of(squares) - (ALL - HIDDEN) * mean * mean) / HIDDEN;
+    float scale = 1 / __builtin_sqrtf(square + (float)EPSILON);
+    for (int i = 0; i < ALL; i += W) *(vec *)(h + i) = (*(const vec *)(x + i) - mean) * scale;
 }
 
 static void rotate(float *q, const float *table) { /* Su et al. 2021, 2104.09864, eq. (34), halves instead of pairs */
@@ -119,47 +136,72 @@ static void rotate(float *q, const float *table) { /* Su et al. 2021, 2104.09864
     }
 }
 
-static void remember(const float *qkv, float *keys, float *values, int position) {
-    for (int g = 0; g < KV_HEADS; g++) {
-        const float *k = qkv + HIDDEN + g * HEAD;
-        float *to = keys + ((size_t)g * BLOCKS + position / LANES) * HEAD * LANES + position % LANES;
-        for (int i = 0; i < HEAD; i++) to[i * LANES] = k[i];
-        memcpy(values + ((size_t)g * CONTEXT + position) * WIDE, k + KV, HEAD * sizeof(float));
+/* HEAD numbers as 16-bit multiples of a unit, which comes back: an error of 2^-16 of the largest. Pairs go `step` apart. */
+static inline __attribute__((always_inline)) float shorten(const float *x, int32_t *pairs, int step) {
+    int32_t bits[HEAD], most = 0, whole[2 * PAIRS] = {0};
+    memcpy(bits, x, sizeof bits);
+    for (int i = 0; i < HEAD; i++) most = (bits[i] & INT32_MAX) > most ? bits[i] & INT32_MAX : most; /* NaN is the largest */
+    float unit;
+    memcpy(&unit, &most, sizeof unit);
+    unit /= 32767;
+    float inverse = most ? 1 / unit : 0;
+    for (int i = 0; i < HEAD; i++) whole[i] = (int32_t)__builtin_rintf(x[i] * inverse);
+    for (int i = 0; i < PAIRS; i++) pairs[i * step] = (whole[2 * i] & 0xffff) | (int32_t)((uint32_t)whole[2 * i + 1] << 16);
+    return unit / 65536;
+}
+
+static void remember(const float *qkv, int32_t *keys, int32_t *values, float *units, int position) {
+    for (int g = 0; g < KV_HEADS; g++, qkv += HEAD, units += 2 * ROOM) {
+        int32_t *key = keys + g * CACHED_KEYS + position / LANES * PAIRS * LANES + position % LANES;
+        units[position] = shorten(qkv + HIDDEN, key, LANES);
+        units[ROOM + position] = shorten(qkv + HIDDEN + KV, values + g * CACHED_VALUES + position * WIDE, 1);
     }
 }
 
+/* The first and the second numbers of W pairs, times 65536. */
+static inline vec first_of(const int32_t *pairs) { return __builtin_convertvector(*(const ints *)pairs << 16, vec); }
+static inline vec second_of(const int32_t *pairs) { return __builtin_convertvector(*(const ints *)pairs & -65536, vec); }
+
 /* softmax(q k) v of one query head over positions 0 .. position; q is already divided by sqrt(HEAD). */
-static __attribute__((noinline)) void attend(const float *q, const float *keys, const float *values, int position, float *out) {
-    float p[BLOCKS * LANES] __attribute__((aligned(64)));
-    int n = position + 1, blocks = (position + LANES) / LANES;
-    for (int b = 0; b < blocks; b++, keys += HEAD * LANES)
+static void attend(const float *q, const int32_t *keys, const int32_t *values, const float *units, int position, float *out) {
+    float p[ROOM] __attribute__((aligned(64)));
+    int n = position + 1, all = (n + LANES - 1) / LANES * LANES;
+    for (int t = 0; t < all; t += LANES, keys += PAIRS * LANES)
         for (int v = 0; v < LANES; v += W) {
             vec even = {0}, odd = {0};
-            for (int i = 0; i < HEAD; i += 2) {
-                even += q[i] * *(const vec *)(keys + i * LANES + v);
-                if (i + 1 < HEAD) odd += q[i + 1] * *(const vec *)(keys + (i + 1) * LANES + v);
+            for (int i = 0; i < PAIRS; i++) {
+                even += q[2 * i] * first_of(keys + i * LANES + v);
+                odd += q[2 * i + 1] * second_of(keys + i * LANES + v);
             }
-            *(vec *)(p + b * LANES + v) = even + odd;
+            *(vec *)(p + t + v) = (even + odd) * *(const vec *)(units + t + v);
         }
-    float top = p[0], total = 0;
-#pragma omp simd reduction(max : top)
-    for (int t = 0; t < n; t++) top = p[t] > top ? p[t] : top;
-#pragma omp simd reduction(+ : total)
-    for (int t = 0; t < n; t++) total += p[t] = exponential(p[t] - top);
-    for (int t = n; t % 4; t++) p[t] = 0;
-    vec sum[4][WIDE / W];
-    memset(sum, 0, sizeof sum);
+    for (int t = n; t < all; t++) p[t] = -1e30f;
+    vec top = *(const vec *)p, total = {0};
+    for (int t = 0; t < all; t += W) top = larger(*(const vec *)(p + t), top);
+    float most = largest_of(top);
+    for (int t = 0; t < all; t += W) {
+        vec e = exponential(*(const vec *)(p + t) - most);
+        total += e;
+        *(vec *)(p + t) = e * *(const vec *)(units + ROOM + t);
+    }
+    vec sum[4][2 * WIDE / W] = {0};
     for (int t = 0; t < n; t += 4)
-        for (int j = 0; j < 4; j++)
-            for (int v = 0; v < WIDE / W; v++) sum[j][v] += p[t + j] * *(const vec *)(values + (t + j) * WIDE + v * W);
-    for (int v = 0; v < WIDE / W; v++) sum[0][v] = ((sum[0][v] + sum[1][v]) + (sum[2][v] + sum[3][v])) / total;
-    memcpy(out, sum[0], HEAD * sizeof(float));
+        for (int j = 0; j < 4; j++, values += WIDE)
+            for (int v = 0; v < WIDE; v += W) {
+                sum[j][2 * v / W] += p[t + j] * first_of(values + v);
+                sum[j][2 * v / W + 1] += p[t + j] * second_of(values + v);
+            }
+    float mixed[2 * WIDE] __attribute__((aligned(64))); /* first numbers of W pairs, then the second ones, and so on */
+    float scale = 1 / sum_of(total);
+    for (int v = 0; v < 2 * WIDE / W; v++) *(vec *)(mixed + v * W) = ((sum[0][v] + sum[1][v]) + (sum[2][v] + sum[3][v])) * scale;
+    for (int i = 0; i < HEAD; i++) out[i] = mixed[i / (2 * W) * 2 * W + i % 2 * W + i % (2 * W) / 2];
 }
 
-static __attribute__((noinline)) void activate(float *up) {
-    for (int i = 0; i < MLP; i++) {
-        float x = up[i], u = LLAMA ? x : 1.5957691216f * (x + 0.044715f * x * x * x); /* silu, or gelu with tanh */
-        up[i] = (LLAMA ? up[i + UP - MLP] : 1.0f) * x / (1.0f + exponential(-u));
+static void activate(float *up) { /* whole vectors: what is written behind the row's end was read before */
+    for (int i = 0; i < MLP; i += W) {
+        vec x = *(const vec *)(up + i), u = LLAMA ? x : 1.5957691216f * (x + 0.044715f * x * x * x); /* silu, or gelu with tanh */
+        if (LLAMA) x *= *(const loose *)(up + i + MLP);
+        *(vec *)(up + i) = x / (1 + exponential(-u));
     }
 }
 
@@ -177,17 +219,17 @@ static void forward(const Network *net, Work *w, int n, const Entry *entries, in
         weights = linear(w->h, PAD(HIDDEN), n, weights, HIDDEN, QKV, w->qkv, 0);
         for (int i = 0; i < n; i++) {
             float *qkv = w->qkv + i * PAD(QKV);
-            size_t place = (size_t)entries[i].slot * LAYERS + l;
+            size_t place = ((size_t)entries[i].slot * LAYERS + l) * KV_HEADS;
             if (LLAMA)
                 for (int g = 0; g < HEADS + KV_HEADS; g++)
                     rotate(qkv + g * HEAD, net->positions + entries[i].position * HEAD);
-            remember(qkv, w->keys + place * CACHED_KEYS, w->values + place * CACHED_VALUES, entries[i].position);
+            remember(qkv, w->keys + place * CACHED_KEYS, w->values + place * CACHED_VALUES, w->units + place * 2 * ROOM, entries[i].position);
         }
         for (int i = 0; i < n; i++)
             for (int g = 0; g < HEADS; g++) {
                 size_t place = ((size_t)entries[i].slot * LAYERS + l) * KV_HEADS + g / GROUP;
-                attend(w->qkv + i * PAD(QKV) + g * HEAD, w->keys + place * BLOCKS * HEAD * LANES,
-                       w->values + place * CONTEXT * WIDE, entries[i].position, w->h + i * PAD(HIDDEN) + g * HEAD);
+                attend(w->qkv + i * PAD(QKV) + g * HEAD, w->keys + place * CACHED_KEYS,
+                       w->values + place * CACHED_VALUES, w->units + place * 2 * ROOM, entries[i].position, w->h + i * PAD(HIDDEN) + g * HEAD);
             }
         weights = linear(w->h, PAD(HIDDEN), n, weights, HIDDEN, HIDDEN, w->x, 1);
         for (int i = 0; i < n; i++) normalise(w->x + i * PAD(HIDDEN), w->h + i * PAD(HIDDEN));
@@ -232,15 +274,16 @@ static float threshold(const float *from, float *values, int by_mass, double tar
 }
 
 /* A token drawn from softmax(logits / temperature), first narrowed by top_k, then by top_p; -1 when they are not finite. */
-static __attribute__((noinline)) int64_t draw(float *p, float *spare, const Job *job, double u) {
-    float top = p[0], total = 0, scale = job->temperature > 0 ? (float)(1 / job->temperature) : 1;
-    float sums[(VOCAB + SPAN - 1) / SPAN];
-#pragma omp simd reduction(max : top)
-    for (int i = 0; i < VOCAB; i++) top = p[i] > top ? p[i] : top;
+static int64_t draw(float *p, float *spare, const Job *job, double u) {
+    float scale = job->temperature > 0 ? (float)(1 / job->temperature) : 1, sums[PAD(VOCAB) / SPAN + 1];
+    for (int i = VOCAB; i < PAD(VOCAB); i++) p[i] = -1e30f;
+    vec tops = *(const vec *)p, totals = {0};
+    for (int i = 0; i < PAD(VOCAB); i += W) tops = larger(*(const vec *)(p + i), tops);
+    float top = largest_of(tops);
     int best = 0;
     while (best < VOCAB - 1 && p[best] != top) best++;
-#pragma omp simd reduction(+ : total)
-    for (int i = 0; i < VOCAB; i++) total += p[i] = exponential((p[i] - top) * scale);
+    for (int i = 0; i < PAD(VOCAB); i += W) totals += *(vec *)(p + i) = exponential((*(const vec *)(p + i) - top) * scale);
+    float total = sum_of(totals);
     if (!(total >= 1 && total <= 2.0f * VOCAB)) return -1;
     if (job->temperature == 0) return best;
     if (job->top_k || job->top_p < 1) {
@@ -254,12 +297,10 @@ static __attribute__((noinline)) int64_t draw(float *p, float *spare, const Job 
         }
     }
     double all = 0, left;
-    for (int s = 0; s * SPAN < VOCAB; s++) {
-        float sum = 0;
-        int stop = (s + 1) * SPAN < VOCAB ? (s + 1) * SPAN : VOCAB;
-#pragma omp simd reduction(+ : sum)
-        for (int i = s * SPAN; i < stop; i++) sum += p[i];
-        all += sums[s] = sum;
+    for (int i = 0; i < PAD(VOCAB); i += SPAN) {
+        vec sum = {0};
+        for (int j = i; j < i + SPAN && j < PAD(VOCAB); j += W) sum += *(const vec *)(p + j);
+        all += sums[i / SPAN] = sum_of(sum);
     }
     left = u * all;
     int s = 0, chosen = best;
@@ -312,18 +353,19 @@ static int run(const Network *net, const Job *job, Work *w, Slot *slots, Entry *
 /* Memory for `slots` slots and as many rows at once, zeroed: what lies behind a row's end is multiplied by 0. */
 static float *allocate(int64_t slots, Work *w, size_t *bytes) {
     size_t rows = (slots + TILE - 1) / TILE * TILE;
+    size_t heads = (size_t)slots * LAYERS * KV_HEADS;
     size_t sizes[] = {rows * PAD(HIDDEN), rows * PAD(HIDDEN), rows * PAD(QKV), rows * PAD(UP) + PAD(VOCAB), rows * PAD(VOCAB),
-                      (size_t)slots * LAYERS * CACHED_KEYS, (size_t)slots * LAYERS * CACHED_VALUES};
-    float **parts[] = {&w->x, &w->h, &w->qkv, &w->up, &w->logits, &w->keys, &w->values};
+                      heads * 2 * ROOM, heads * CACHED_KEYS, heads * CACHED_VALUES};
+    float **parts[] = {&w->x, &w->h, &w->qkv, &w->up, &w->logits, &w->units, (float **)&w->keys, (float **)&w->values};
     *bytes = 0;
-    for (int i = 0; i < 7; i++) *bytes += sizes[i] * sizeof(float);
+    for (int i = 0; i < 8; i++) *bytes += sizes[i] * sizeof(float);
     float *memory = mmap(NULL, *bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (memory == MAP_FAILED) return NULL;
 #ifdef MADV_HUGEPAGE
     madvise(memory, *bytes, MADV_HUGEPAGE); /* a fifth more bandwidth */
 #endif
     float *next = memory;
-    for (int i = 0; i < 7; next += sizes[i++]) *parts[i] = next;
+    for (int i = 0; i < 8; next += sizes[i++]) *parts[i] = next;
     return memory;
 }
 

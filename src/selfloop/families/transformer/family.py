@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from selfloop.families.transformer.packing import Stream
 
 Packing = Literal["stream", "documents"]
-AT_ONCE_TOKENS = 1024  # that go through the network together on a processor: activations stay in its caches
+AT_ONCE_TOKENS = 2048  # that go through the network together on a processor: activations stay in its caches
 GPU_AT_ONCE_TOKENS = 32_768
 
 
@@ -72,9 +72,13 @@ class Transformer(Family):
                 raise SpecError(f"family.{name}: got {count}; expected 1 or more.")
         if self.hidden % self.heads or (self.arch == "llama" and self.hidden // self.heads % 2):
             even = " of an even size" if self.arch == "llama" else ""
-            raise SpecError(f"family.heads: got {self.heads}; expected a number that divides hidden = {self.hidden} into heads{even}.")
+            raise SpecError(
+                f"family.heads: got {self.heads}; expected a number that divides hidden = {self.hidden} into heads{even}."
+            )
         if self.kv_heads is not None and (self.arch == "gpt2" or self.heads % self.kv_heads):
-            raise SpecError(f"family.kv_heads: got {self.kv_heads}; expected a divisor of heads = {self.heads}, with arch 'llama'.")
+            raise SpecError(
+                f"family.kv_heads: got {self.kv_heads}; expected a divisor of heads = {self.heads}, with arch 'llama'."
+            )
         if not 0 <= self.dropout < 1:
             raise SpecError(f"family.dropout: got {self.dropout}; expected 0 or more and below 1.")
 

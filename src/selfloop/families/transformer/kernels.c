@@ -212,36 +212,44 @@ int attention_backward(const Attention *t, const float *by_out, float *gradient)
 /* "gelu_new" of x + bias: z / (1 + exp(-2 u)), u = sqrt(2 / pi) (z + 0.044715 z^3), which is z (1 + tanh u) / 2 */
 INLINE float gate_of(float z) { return 1.0f / (1.0f + exponential(-1.5957691216f * z * (1.0f + 0.044715f * z * z))); }
 
-int gelu(int64_t rows, int64_t width, const float *x, const float *bias, float *restrict out) {
-    for (int64_t i = 0; i < rows; i++, x += width, out += width)
+int gelu(int64_t rows, int64_t width, const float *x, const float *bias, float *restrict kept, float *restrict out) {
+    for (int64_t i = 0; i < rows; i++, x += width, kept += width, out += width)
         for (int64_t j = 0; j < width; j++) {
             float z = x[j] + bias[j];
+            kept[j] = z;
             out[j] = z * gate_of(z);
         }
     return 0;
 }
 
-int gelu_backward(int64_t rows, int64_t width, const float *x, const float *bias, const float *by_out, float *restrict by_x, float *restrict by_bias) {
-    for (int64_t i = 0; i < rows; i++, x += width, by_out += width, by_x += width)
+/* `by` is the gradient by `out` and becomes that by z; `out` is computed again; `by_bias` is added to */
+int gelu_backward(int64_t rows, int64_t width, const float *kept, float *restrict by, float *restrict out, float *restrict by_bias) {
+    for (int64_t i = 0; i < rows; i++, kept += width, out += width, by += width)
         for (int64_t j = 0; j < width; j++) {
-            float z = x[j] + bias[j], gate = gate_of(z);
-            float slope = gate + z * gate * (1.0f - gate) * 1.5957691216f * (1.0f + 0.134145f * z * z);
-            by_bias[j] += by_x[j] = by_out[j] * slope;
+            float z = kept[j], gate = gate_of(z);
+            out[j] = z * gate;
+            by[j] *= gate + z * gate * (1.0f - gate) * 1.5957691216f * (1.0f + 0.134145f * z * z);
+            by_bias[j] += by[j];
         }
     return 0;
 }
 
-/* silu(x) * up */
-int swiglu(int64_t size, const float *x, const float *up, float *restrict out) {
-    for (int64_t i = 0; i < size; i++) out[i] = x[i] / (1.0f + exponential(-x[i])) * up[i];
+/* silu(gate) * x */
+int swiglu(int64_t size, const float *x, const float *gate, float *restrict kept_x, float *restrict kept_gate, float *restrict out) {
+    for (int64_t i = 0; i < size; i++) {
+        kept_x[i] = x[i];
+        kept_gate[i] = gate[i];
+        out[i] = gate[i] / (1.0f + exponential(-gate[i])) * x[i];
+    }
     return 0;
 }
 
-int swiglu_backward(int64_t size, const float *x, const float *up, const float *by_out, float *restrict by_x, float *restrict by_up) {
+int swiglu_backward(int64_t size, const float *x, const float *gate, float *restrict by, float *restrict out, float *restrict by_gate) {
     for (int64_t i = 0; i < size; i++) {
-        float gate = 1.0f / (1.0f + exponential(-x[i]));
-        by_x[i] = by_out[i] * up[i] * gate * (1.0f + x[i] * (1.0f - gate));
-        by_up[i] = by_out[i] * x[i] * gate;
+        float open = 1.0f / (1.0f + exponential(-gate[i])), silu = gate[i] * open;
+        out[i] = silu * x[i];
+        by_gate[i] = by[i] * x[i] * open * (1.0f + gate[i] * (1.0f - open));
+        by[i] *= silu;
     }
     return 0;
 }

@@ -12,11 +12,13 @@ from selfloop.families.transformer import native
 from selfloop.families.transformer.network import Place, rotary_table
 from selfloop.families.transformer.shape import Shape
 
+TOKENS = 256  # that go through an MLP at a time
+
 
 class _Windows(ctypes.Structure):
     """`Attention` of kernels.c."""
 
-    _fields_ = [  # noqa: RUF012  # as ctypes wants it
+    _fields_ = [
         *((name, ctypes.c_int64) for name in ("windows", "length", "heads", "kv_heads")),
         *((name, ctypes.c_void_p) for name in ("qkv", "rotary", "first")),
     ]
@@ -33,13 +35,11 @@ class CompiledPlace(Place):
 
     def attend(self, qkv: Tensor, heads: int, kv_heads: int, dropout: float) -> Tensor:
         assert not dropout
-        return cast(Tensor, _Attend.apply(qkv, self, (heads, kv_heads)))
+        return cast(Tensor, _Attend.apply(qkv, self, (heads, kv_heads)))  # type: ignore[no-untyped-call]
 
-    def gelu(self, x: Tensor, bias: Tensor) -> Tensor:
-        return cast(Tensor, _Gelu.apply(x, bias, self.library))
-
-    def swiglu(self, gate: Tensor, up: Tensor) -> Tensor:
-        return cast(Tensor, _SwiGlu.apply(gate, up, self.library))
+    def mlp(self, x: Tensor, up: Tensor, down: Tensor, bias: Tensor | None = None, gate: Tensor | None = None) -> Tensor:
+        flat, extra = x.flatten(0, -2), gate if bias is None else bias
+        return cast(Tensor, _Mlp.apply(flat, up, down, extra, self.library)).view(x.shape)  # type: ignore[no-untyped-call]
 
     def windows(self, qkv: Tensor, heads: tuple[int, int]) -> _Windows:
         """What the C functions want to know; the tensors live longer than the call."""
@@ -66,7 +66,7 @@ def _call(function: Any, *arguments: Any) -> None:
 
 class _Attend(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, qkv: Tensor, place: CompiledPlace, heads: tuple[int, int]) -> Tensor:  # type: ignore[override]  # torch's signature is (*args)
+    def forward(ctx: Any, qkv: Tensor, place: CompiledPlace, heads: tuple[int, int]) -> Tensor:
         out = qkv.new_empty((*qkv.shape[:2], qkv.shape[2] // (heads[0] + 2 * heads[1]) * heads[0]))
         _call(place.library.attention, ctypes.byref(place.windows(qkv, heads)), out)
         ctx.save_for_backward(qkv)
@@ -74,7 +74,7 @@ class _Attend(torch.autograd.Function):
         return out
 
     @staticmethod
-    def backward(ctx: Any, by_out: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, by_out: Tensor) -> tuple[Tensor, None, None]:
         (qkv,) = ctx.saved_tensors
         gradient = torch.empty_like(qkv)
         windows = ctx.place.windows(qkv, ctx.heads)
@@ -82,37 +82,51 @@ class _Attend(torch.autograd.Function):
         return gradient, None, None
 
 
-class _Gelu(torch.autograd.Function):
+class _Mlp(torch.autograd.Function):
+    """Some tokens at a time, so that what is as wide as the hidden layer stays in the processor's cache. Of that only the
+    activations' inputs are kept for the way back. `extra` is a bias, or the matrix of a gate."""
+
     @staticmethod
-    def forward(ctx: Any, x: Tensor, bias: Tensor, library: ctypes.CDLL) -> Tensor:  # type: ignore[override]
-        out, ctx.sizes, ctx.library = torch.empty_like(x), _sizes(x), library
-        _call(library.gelu, *ctx.sizes, x, bias, out)
-        ctx.save_for_backward(x, bias)
+    def forward(ctx: Any, x: Tensor, up: Tensor, down: Tensor, extra: Tensor, library: ctypes.CDLL) -> Tensor:
+        kept, out = x.new_empty((extra.ndim, len(x), up.shape[1])), torch.empty_like(x)
+        hidden = x.new_empty((3, TOKENS, up.shape[1]))  # products go there first: they would wait for memory of their own
+        for i in range(0, len(x), TOKENS):
+            rows, (wide, act, gate) = slice(i, i + TOKENS), hidden[:, : len(x) - i]
+            torch.mm(x[rows], up, out=wide)
+            if extra.ndim == 1:
+                _call(library.gelu, *_sizes(act), wide, extra, kept[0, rows], act)
+            else:
+                torch.mm(x[rows], extra, out=gate)
+                _call(library.swiglu, _size(act), wide, gate, kept[0, rows], kept[1, rows], act)
+            torch.mm(act, down, out=out[rows])
+        ctx.library = library
+        ctx.save_for_backward(x, up, down, extra, kept)
         return out
 
     @staticmethod
-    def backward(ctx: Any, by_out: Tensor) -> tuple[Tensor, Tensor, None]:  # type: ignore[override]
-        x, bias = ctx.saved_tensors
-        by_x, by_bias = torch.empty_like(x), torch.zeros_like(bias)
-        _call(ctx.library.gelu_backward, *ctx.sizes, x, bias, by_out.contiguous(), by_x, by_bias)
-        return by_x, by_bias, None
-
-
-class _SwiGlu(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, gate: Tensor, up: Tensor, library: ctypes.CDLL) -> Tensor:  # type: ignore[override]
-        out, ctx.library = torch.empty_like(gate), library
-        _call(library.swiglu, ctypes.c_int64(gate.numel()), gate, up, out)
-        ctx.save_for_backward(gate, up)
-        return out
-
-    @staticmethod
-    def backward(ctx: Any, by_out: Tensor) -> tuple[Tensor, Tensor, None]:  # type: ignore[override]
-        gate, up = ctx.saved_tensors
-        by_gate, by_up = torch.empty_like(gate), torch.empty_like(up)
-        _call(ctx.library.swiglu_backward, ctypes.c_int64(gate.numel()), gate, up, by_out.contiguous(), by_gate, by_up)
-        return by_gate, by_up, None
+    def backward(ctx: Any, by_out: Tensor) -> tuple[Tensor | None, ...]:
+        x, up, down, extra, kept = ctx.saved_tensors
+        by_x, by_up, by_down, by_extra = torch.empty_like(x), *(torch.zeros_like(each) for each in (up, down, extra))
+        hidden = x.new_empty((3, TOKENS, up.shape[1]))
+        for i in range(0, len(x), TOKENS):
+            rows, (by, act, by_gate) = slice(i, i + TOKENS), hidden[:, : len(x) - i]
+            torch.mm(by_out[rows], down.t(), out=by)
+            if extra.ndim == 1:
+                _call(ctx.library.gelu_backward, *_sizes(act), kept[0, rows], by, act, by_extra)
+            else:
+                _call(ctx.library.swiglu_backward, _size(act), kept[0, rows], kept[1, rows], by, act, by_gate)
+            by_down.addmm_(act.t(), by_out[rows])
+            by_up.addmm_(x[rows].t(), by)
+            torch.mm(by, up.t(), out=by_x[rows])
+            if extra.ndim == 2:
+                by_extra.addmm_(x[rows].t(), by_gate)
+                by_x[rows].addmm_(by_gate, extra.t())
+        return by_x, by_up, by_down, by_extra, None
 
 
 def _sizes(x: Tensor) -> tuple[ctypes.c_int64, ctypes.c_int64]:
-    return ctypes.c_int64(x.numel() // x.shape[-1]), ctypes.c_int64(x.shape[-1])
+    return ctypes.c_int64(x.shape[0]), ctypes.c_int64(x.shape[1])
+
+
+def _size(x: Tensor) -> ctypes.c_int64:
+    return ctypes.c_int64(x.numel())

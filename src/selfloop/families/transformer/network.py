@@ -25,12 +25,8 @@ class Conv1D(nn.Module):
         self.weight, self.bias = nn.Parameter(torch.empty(into, out)), nn.Parameter(torch.zeros(out))
 
     def forward(self, x: Tensor) -> Tensor:
-        out = self.product(x)
-        return out.add_(self.bias.to(out.dtype))  # torch's addmm copies the bias before, which takes longer
-
-    def product(self, x: Tensor) -> Tensor:
-        """Without the bias."""
-        return torch.mm(x.flatten(0, -2), self.weight).unflatten(0, x.shape[:-1])
+        out = torch.mm(x.flatten(0, -2), self.weight)
+        return out.add_(self.bias.to(out.dtype)).view(*x.shape[:-1], -1)  # addmm copies the bias first: slower
 
 
 class Gpt2Attention(nn.Module):
@@ -54,7 +50,8 @@ class Gpt2Mlp(nn.Module):
         self.c_fc, self.c_proj = Conv1D(shape.hidden, shape.mlp), Conv1D(shape.mlp, shape.hidden)
 
     def forward(self, x: Tensor, place: Place) -> Tensor:
-        return cast(Tensor, self.c_proj(place.gelu(self.c_fc.product(x), self.c_fc.bias)))
+        out = place.mlp(x, self.c_fc.weight, self.c_proj.weight, bias=self.c_fc.bias)
+        return out + self.c_proj.bias.to(out.dtype)
 
 
 class Gpt2Layer(nn.Module):
@@ -96,7 +93,7 @@ class LlamaMlp(nn.Module):
         self.down_proj = nn.Linear(shape.mlp, shape.hidden, bias=False)
 
     def forward(self, x: Tensor, place: Place) -> Tensor:
-        return cast(Tensor, self.down_proj(place.swiglu(self.gate_proj(x), self.up_proj(x))))
+        return place.mlp(x, self.up_proj.weight.t(), self.down_proj.weight.t(), gate=self.gate_proj.weight.t())
 
 
 class LlamaLayer(nn.Module):
@@ -196,8 +193,8 @@ class Place:
 
     def attend(self, qkv: Tensor, heads: int, kv_heads: int, dropout: float) -> Tensor:
         """Causal attention of [B, T, (heads + 2 kv_heads) x size]; each head of keys and values serves a group of queries."""
-        parts = qkv.unflatten(-1, (heads + 2 * kv_heads, -1)).transpose(1, 2)
-        q, k, v = parts.split([heads, kv_heads, kv_heads], dim=1)
+        parts = qkv.view(*qkv.shape[:2], heads + 2 * kv_heads, -1).transpose(1, 2)
+        q, k, v = torch.split(parts, [heads, kv_heads, kv_heads], dim=1)
         if self.rotary is not None:
             cosine, sine = (torch.cat([half, half], -1).unsqueeze(-3) for half in self.rotary.unbind(-2))
             q, k = ((part * cosine + _half_turned(part) * sine).to(v.dtype) for part in (q, k))
@@ -206,13 +203,14 @@ class Place:
         )
         return out.transpose(1, 2).flatten(2)
 
-    def gelu(self, x: Tensor, bias: Tensor) -> Tensor:
-        """transformers' "gelu_new" of x + bias."""
-        return functional.gelu(x + bias.to(x.dtype), approximate="tanh")
-
-    def swiglu(self, gate: Tensor, up: Tensor) -> Tensor:
-        """The gate's SiLU times the other."""
-        return functional.silu(gate) * up
+    def mlp(self, x: Tensor, up: Tensor, down: Tensor, bias: Tensor | None = None, gate: Tensor | None = None) -> Tensor:
+        """gelu(x up + bias) down, with transformers' "gelu_new"; or, gated, (silu(x gate) * x up) down."""
+        wide = x @ up
+        if bias is not None:
+            wide = functional.gelu(wide + bias.to(wide.dtype), approximate="tanh")
+        if gate is not None:
+            wide = functional.silu(x @ gate) * wide
+        return wide @ down
 
 
 def rotary_table(shape: Shape, positions: Tensor) -> Tensor:
@@ -231,11 +229,11 @@ class _CrossEntropy(torch.autograd.Function):
     """The weighted sum of -log p(target), its gradients taken on the way: logits exist a chunk at a time, once."""
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, head: Tensor, targets: Tensor, weights: Tensor) -> Tensor:  # type: ignore[override]  # torch's signature is (*args)
+    def forward(ctx: Any, hidden: Tensor, head: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
         to_hidden, to_head = torch.empty_like(hidden), torch.zeros_like(head, dtype=torch.float32)
         total = torch.zeros((), device=hidden.device)
         size = _chunk(head)
-        parts = [tensor.split(size) for tensor in (hidden, to_hidden, targets[:, None], weights[:, None])]
+        parts = [torch.split(tensor, size) for tensor in (hidden, to_hidden, targets[:, None], weights[:, None])]
         with torch.autocast(hidden.device.type, enabled=False):
             for inputs, outputs, target, weight in zip(*parts, strict=True):
                 scores = torch.log_softmax(torch.mm(inputs, head.t()).float(), -1)
@@ -250,7 +248,7 @@ class _CrossEntropy(torch.autograd.Function):
         return total
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None, None]:
         to_hidden, to_head = ctx.saved_tensors
         return to_hidden * gradient, to_head * gradient, None, None
 
@@ -261,12 +259,13 @@ def cross_entropy(hidden: Tensor, head: Tensor, targets: Tensor, weights: Tensor
     if torch.is_autocast_enabled(kind):
         short = torch.get_autocast_dtype(kind)
         hidden, head = hidden.to(short), head.to(short)
-    return cast(Tensor, _CrossEntropy.apply(hidden.flatten(0, -2), head, targets.flatten(), weights.flatten()))
+    flat = (hidden.flatten(0, -2), head, targets.flatten(), weights.flatten())
+    return cast(Tensor, _CrossEntropy.apply(*flat))  # type: ignore[no-untyped-call]
 
 
 def log_prob(hidden: Tensor, head: Tensor, targets: Tensor) -> Tensor:
     """log p of every target given the ones before it, nats; of a network in use, not in training."""
-    parts = zip(hidden.flatten(0, -2).split(_chunk(head)), targets.reshape(-1, 1).split(_chunk(head)), strict=True)
+    parts = zip(*(torch.split(each, _chunk(head)) for each in (hidden.flatten(0, -2), targets.reshape(-1, 1))), strict=True)
     scores = [torch.log_softmax(torch.mm(inputs, head.t()), -1).gather(1, target) for inputs, target in parts]
     return torch.cat(scores).view(targets.shape)
 

@@ -86,7 +86,9 @@ def pack(data: Samples, context: int, start: int, end: int, ctx: Context) -> Str
     for first, rows in _chunks(data):
         here = slice(first, first + len(rows))
         spread = np.full(int(lengths[here].sum() + inserted[here].sum()), start, tokens.dtype)
-        spread[np.arange(len(rows.values)) + np.repeat(places[here] - places[first] - rows.offsets[:-1], lengths[here])] = rows.values
+        spread[np.arange(len(rows.values)) + np.repeat(places[here] - places[first] - rows.offsets[:-1], lengths[here])] = (
+            rows.values
+        )
         end_of_rows = min(int(places[first]) + len(spread), total)
         tokens[places[first] : end_of_rows] = spread[: end_of_rows - places[first]]
     return Stream(tokens, places, lengths, data.weights(), context, highest)
@@ -108,4 +110,4 @@ def _room(size: int, dtype: np.dtype[np.generic], scratch: Path | None) -> Array
         return np.empty(size, dtype)
     scratch.mkdir(parents=True, exist_ok=True)
     file: IO[bytes] = tempfile.TemporaryFile(dir=scratch)  # noqa: SIM115  # it lives as long as the map
-    return np.memmap(file, dtype, mode="w+", shape=(size,))  # type: ignore[call-overload]  # a file is as good as its name
+    return np.memmap(file, dtype, mode="w+", shape=(size,))

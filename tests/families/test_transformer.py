@@ -1,0 +1,457 @@
+"""Transformers: their networks are transformers' own, their fits a function of rows, stream and settings."""
+
+import struct
+import subprocess
+import sys
+from functools import partial
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional
+
+from selfloop.component import Context
+from selfloop.errors import DataError, SpecError
+from selfloop.families.nn import trainer
+from selfloop.families.nn.training import Training
+from selfloop.families.transformer import compiling, kernels, network
+from selfloop.families.transformer.family import Transformer
+from selfloop.families.transformer.network import Network, cross_entropy
+from selfloop.families.transformer.shape import Shape
+from selfloop.rng import Stream
+from selfloop.types import Ragged, Samples
+
+STORIES = Path(__file__).parents[2].parent / "shared" / "data" / "tinystories"
+LEARNED = {"tokenizer/start": np.array(0), "tokenizer/end": np.array(0), "tokenizer/json": np.zeros(1, np.uint8)}
+SHAPES = [
+    Shape(arch="gpt2", layers=2, hidden=24, heads=3, mlp=40, context=20, vocab=50),
+    Shape(arch="gpt2", layers=1, hidden=16, heads=2, mlp=64, context=20, vocab=50, tied=False),
+    Shape(arch="llama", layers=2, hidden=24, heads=3, mlp=40, context=20, vocab=50, tied=False),
+    Shape(arch="llama", layers=2, hidden=32, heads=4, kv_heads=2, mlp=40, context=20, vocab=50, tied=True),
+    Shape(arch="llama", layers=1, hidden=32, heads=4, kv_heads=1, mlp=40, context=20, vocab=50, tied=False),
+]
+compiler = pytest.mark.skipif(kernels.library(8) is None, reason="no C compiler")
+
+
+def tiny(**changes):
+    training = Training(**{"epochs": 2, "batch": 8, "learning_rate": 3e-3, **changes.pop("training", {})})
+    return Transformer(**{"vocab": 40, "hidden": 16, "layers": 2, "heads": 2, "context": 16, "training": training, **changes})
+
+
+def chains(n=60, vocab=40):
+    """Documents in which each token is the one before it plus one or two: half a bit a token, once learned."""
+    rng = np.random.default_rng(1)
+    lengths = rng.integers(1, 30, n)
+    offsets = np.concatenate([[0], np.cumsum(lengths)])
+    values = np.concatenate([1 + (rng.integers(1, 3, k).cumsum() + rng.integers(vocab)) % (vocab - 1) for k in lengths])
+    values[offsets[1:] - 1] = 0
+    return Ragged(values.astype(np.uint16), offsets)
+
+
+def fitted(family=None, rows=None, name="fit", scratch=None, threads=1, start=None):
+    data = Samples((({"tokens": chains() if rows is None else rows}, None, 1.0),), LEARNED)
+    return (family or tiny()).fit(data, Context(Stream((name,)), scratch, threads), start)
+
+
+def same(a, b):
+    return a.keys() == b.keys() and all(np.array_equal(a[name], b[name]) for name in a)
+
+
+def shaken(shape, seed=0):
+    """A network whose every parameter, biases and gains too, is random."""
+    with trainer.seeded(Stream(("shaken", seed))):
+        model = Network(shape)
+        for p in model.parameters():
+            p.data.add_(0.1 * torch.randn_like(p))
+    return model.eval()
+
+
+def tokens_of(shape, rows=3, seed=0):
+    return torch.from_numpy(np.random.default_rng(seed).integers(shape.vocab, size=(rows, shape.context)))
+
+
+def library_network(shape):
+    """transformers' own class."""
+    from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+
+    if shape.arch == "gpt2":
+        return GPT2LMHeadModel(
+            GPT2Config(vocab_size=shape.vocab, n_positions=shape.context, n_embd=shape.hidden, n_layer=shape.layers,
+                       n_head=shape.heads, n_inner=shape.mlp, tie_word_embeddings=shape.tied, bos_token_id=0, eos_token_id=0)
+        )  # fmt: skip
+    return LlamaForCausalLM(
+        LlamaConfig(vocab_size=shape.vocab, max_position_embeddings=shape.context, hidden_size=shape.hidden,
+                    intermediate_size=shape.mlp, num_hidden_layers=shape.layers, num_attention_heads=shape.heads,
+                    rms_norm_eps=1e-5, num_key_value_heads=shape.kv_heads, tie_word_embeddings=shape.tied,
+                    bos_token_id=0, eos_token_id=0)
+    )  # fmt: skip
+
+
+def disagreement(shape, change=None):
+    """Largest difference of the logits of transformers' class and ours on the same arrays."""
+    ours, theirs = shaken(shape), library_network(shape).eval()
+    arrays = ours.state_dict()
+    missing, unexpected = theirs.load_state_dict(arrays, strict=False)
+    assert not unexpected
+    assert set(missing) <= {"lm_head.weight"} if shape.tied else not missing
+    theirs.tie_weights()
+    if change:
+        change(ours)
+    with torch.inference_mode():
+        tokens = tokens_of(shape)
+        return float((ours.logits(tokens) - theirs(input_ids=tokens).logits).abs().max())
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=lambda s: f"{s.arch}-{s.heads}-{s.kv_heads}-{s.tied}")
+def test_logits_are_those_of_transformers_own_class(shape):
+    assert disagreement(shape) < 1e-4
+
+
+@compiler
+@pytest.mark.parametrize("shape", SHAPES, ids=lambda s: f"{s.arch}-{s.heads}-{s.kv_heads}-{s.tied}")
+def test_logits_of_compiled_operations_are_those_of_transformers_own_class(shape):
+    assert disagreement(shape, lambda model: compiling.use_kernels(model, True)) < 1e-4
+
+
+def test_that_test_would_notice_the_exact_gelu(monkeypatch):
+    monkeypatch.setattr(network.functional, "gelu", lambda x, approximate: functional.silu(1.702 * x) / 1.702)
+    assert disagreement(SHAPES[0]) > 1e-4
+
+
+@pytest.mark.parametrize(
+    ("settings", "count"),
+    [({"arch": "gpt2", "hidden": 256, "layers": 8, "mlp": 1024, "context": 2048}, 8_890_880),
+     ({"arch": "llama", "hidden": 256, "layers": 8, "mlp": 1024, "context": 2048}, 12_488_960),
+     ({"arch": "llama", "hidden": 512, "layers": 8, "mlp": 2048, "context": 2048, "heads": 8}, 41_755_136),
+     ({"arch": "llama", "hidden": 768, "layers": 12, "mlp": 3072, "context": 2048, "heads": 12}, 125_553_408)],
+)  # fmt: skip
+def test_the_papers_models_have_the_papers_parameter_counts(settings, count):
+    with torch.device("meta"):
+        model = Network(Transformer(**{"heads": 8, "vocab": 8000, **settings}).shape())
+    assert sum(p.numel() for p in model.parameters()) == count
+
+
+def test_initial_weights_have_the_spread_that_transformers_gives_them():
+    shape = Shape(arch="gpt2", layers=4, hidden=64, heads=4, mlp=256, context=64, vocab=200)
+    with trainer.seeded(Stream(("init",))):
+        ours, theirs = Network(shape), library_network(shape)
+    for name, array in ours.state_dict().items():
+        other = theirs.state_dict()[name]
+        assert float(array.std()) == pytest.approx(float(other.std()), rel=0.1), name
+        assert float(array.mean()) == pytest.approx(float(other.mean()), abs=0.002), name
+
+
+@pytest.mark.parametrize("chunk", [1 << 20, 1])
+def test_the_chunked_cross_entropy_and_its_gradients_are_torchs(monkeypatch, chunk):
+    monkeypatch.setattr(network, "CHUNK_BYTES", chunk)
+    rng = torch.Generator().manual_seed(0)
+    hidden, head = (torch.randn(*size, generator=rng, requires_grad=True) for size in ((5, 20, 8), (30, 8)))
+    targets, weights = torch.randint(30, (5, 20), generator=rng), torch.rand(5, 20, generator=rng)
+    plain = (
+        functional.cross_entropy((hidden @ head.T).flatten(0, 1), targets.flatten(), reduction="none") * weights.flatten()
+    ).sum()
+    ours = cross_entropy(hidden, head, targets, weights)
+    assert float(ours.detach()) == pytest.approx(float(plain.detach()), rel=1e-5)
+    for mine, its in zip(
+        torch.autograd.grad(2 * ours, (hidden, head)), torch.autograd.grad(2 * plain, (hidden, head)), strict=True
+    ):
+        torch.testing.assert_close(mine, its, rtol=1e-4, atol=1e-5)
+
+
+def gradients(shape, tokens, documents, change=None):
+    model = shaken(shape)
+    if change:
+        change(model)
+    loss = cross_entropy(model(tokens, documents), model.head(), tokens.roll(-1, 1), torch.ones(tokens.shape))
+    return [loss.detach(), *torch.autograd.grad(loss, list(model.parameters()))]
+
+
+@compiler
+@pytest.mark.parametrize("context", [1, 8, 33, 140])
+@pytest.mark.parametrize("documents", [False, True])
+@pytest.mark.parametrize("kind", [0, 3, 4])
+def test_compiled_operations_have_torchs_values_and_gradients(kind, documents, context):
+    shape = Shape(**{**{name: getattr(SHAPES[kind], name) for name in SHAPES[kind].__dataclass_fields__}, "context": context})
+    tokens = tokens_of(shape)
+    ids = torch.from_numpy(np.random.default_rng(0).random(tokens.shape) < 0.2).cumsum(1) if documents else None
+    ours = gradients(shape, tokens, ids, lambda model: compiling.use_kernels(model, True))
+    for mine, its in zip(ours, gradients(shape, tokens, ids), strict=True):
+        torch.testing.assert_close(mine, its, rtol=2e-4, atol=2e-4)
+
+
+@compiler
+def test_that_test_would_notice_attention_across_documents():
+    tokens, ids = tokens_of(SHAPES[3]), torch.arange(SHAPES[3].context).expand(3, -1) // 7
+    ours = gradients(SHAPES[3], tokens, None, lambda model: compiling.use_kernels(model, True))
+    with pytest.raises(AssertionError):
+        torch.testing.assert_close(ours, gradients(SHAPES[3], tokens, ids), rtol=2e-4, atol=2e-4)
+
+
+@pytest.mark.parametrize("kernels_too", [False, pytest.param(True, marks=compiler)])
+@pytest.mark.parametrize("shape", [SHAPES[0], SHAPES[3]], ids=lambda s: s.arch)
+def test_documents_in_one_window_are_as_if_each_were_alone(shape, kernels_too):
+    model = shaken(shape)
+    if kernels_too:
+        compiling.use_kernels(model, True)
+    tokens = tokens_of(shape, 1)
+    documents = torch.tensor([[4] * 7 + [5] * 3 + [6] * 10])
+    with torch.inference_mode():
+        together = model.logits(tokens, documents)
+        alone = torch.cat([model.logits(part) for part in tokens.split([7, 3, 10], 1)], 1)
+    torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-5)
+
+
+def llama2c(path, permuted=True):
+    """karpathy's llama2.c checkpoint, version 0, under transformers' names: his heads turn neighbours, theirs halves."""
+    data = path.read_bytes()
+    hidden, mlp, layers, heads, kv_heads, vocab, context = struct.unpack("7i", data[:28])
+    values, at = np.frombuffer(data, np.float32, offset=28), 0
+    narrow, size = hidden * kv_heads // heads, hidden // heads
+
+    def take(*shape):
+        nonlocal at
+        at += int(np.prod(shape))
+        return values[at - int(np.prod(shape)) : at].reshape(shape)
+
+    def by_halves(matrix):
+        return matrix.reshape(layers, -1, size // 2, 2, hidden).swapaxes(2, 3).reshape(matrix.shape) if permuted else matrix
+
+    arrays = {"model.embed_tokens.weight": take(vocab, hidden)}
+    each = {"input_layernorm": take(layers, hidden)}
+    each |= {
+        "self_attn.q_proj": by_halves(take(layers, hidden, hidden)),
+        "self_attn.k_proj": by_halves(take(layers, narrow, hidden)),
+    }
+    each |= {"self_attn.v_proj": take(layers, narrow, hidden), "self_attn.o_proj": take(layers, hidden, hidden)}
+    each |= {"post_attention_layernorm": take(layers, hidden), "mlp.gate_proj": take(layers, mlp, hidden)}
+    each |= {"mlp.down_proj": take(layers, hidden, mlp), "mlp.up_proj": take(layers, mlp, hidden)}
+    arrays |= {f"model.layers.{i}.{name}.weight": array[i] for name, array in each.items() for i in range(layers)}
+    arrays["model.norm.weight"] = take(hidden)
+    family = Transformer(arch="llama", layers=layers, hidden=hidden, heads=heads, kv_heads=kv_heads, mlp=mlp, context=context,
+                         vocab=vocab, tied=True)  # fmt: skip
+    return family, {**arrays, "tokenizer/start": np.array(1), "tokenizer/end": np.array(1)}
+
+
+def vocabulary(path):
+    """Pieces and scores of llama2.c's tokenizer file."""
+    data, at, pieces = path.read_bytes(), 4, []
+    while at < len(data):
+        score, length = struct.unpack("fi", data[at : at + 8])
+        pieces.append((data[at + 8 : at + 8 + length].decode(errors="replace"), score))
+        at += 8 + length
+    return pieces
+
+
+def encoded(text, pieces):
+    """The best-scored neighbours merged until none is left."""
+    known = {piece: i for i, (piece, _) in enumerate(pieces)}
+    ids = [known[c] for c in " " + text if c in known]
+    while True:
+        merged = [
+            (pieces[known[pair]][1], -i)
+            for i, pair in enumerate(pieces[a][0] + pieces[b][0] for a, b in pairwise(ids))
+            if pair in known
+        ]
+        if not merged:
+            return ids
+        i = -max(merged)[1]
+        ids[i : i + 2] = [known[pieces[ids[i]][0] + pieces[ids[i + 1]][0]]]
+
+
+@pytest.fixture(scope="module")
+def real():
+    if not STORIES.exists():
+        pytest.skip("no TinyStories beside the project")
+    pieces = vocabulary(STORIES / "stories260K" / "tok512.bin")
+    stories = (STORIES / "TinyStories-slice-valid.txt").read_text("utf-8").split("<|endoftext|>")
+    rows = [[*encoded(story.strip()[:400], pieces)] for story in stories[:20]]
+    return pieces, {"tokens": Ragged(np.concatenate(rows).astype(np.uint16), np.cumsum([0, *map(len, rows)]))}
+
+
+@pytest.mark.parametrize("permuted", [True, False])
+def test_a_trained_llama_knows_real_stories_and_only_by_the_right_rotary_halves(real, permuted):
+    family, params = llama2c(STORIES / "stories260K" / "stories260K.bin", permuted)
+    family = Transformer(**{**family.settings(), "packing": "documents"})
+    loss = -family.token_log_prob(params, real[1], Context(Stream())).values.mean()
+    assert (loss < 1.6) == permuted
+    assert permuted or loss > 2.0
+
+
+@pytest.mark.parametrize("choice", [False, pytest.param(True, marks=compiler)])
+def test_a_trained_llama_tells_its_known_story(real, choice):
+    family, params = llama2c(STORIES / "stories260K" / "stories260K.bin")
+    model = Network(family.shape())
+    trainer.load(model, params)
+    compiling.use_kernels(model.eval(), choice)
+    tokens = [1]
+    with torch.inference_mode():
+        for _ in range(40):
+            tokens.append(int(model.logits(torch.tensor([tokens]))[0, -1].argmax()))
+    text = "".join(real[0][token][0] for token in tokens[1:])
+    assert text.startswith(" Once upon a time, there was a little girl named Lily. She loved to play outside in the park.")
+
+
+FAMILIES = {
+    "gpt2": tiny(),
+    "torch's operations": tiny(training={"compile": False}),
+    "llama, documents": tiny(arch="llama", heads=4, kv_heads=2, packing="documents"),
+    "dropout": tiny(dropout=0.1),
+}
+
+
+@pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)
+def test_a_fit_stopped_anywhere_continues_to_the_same_bits(tmp_path, monkeypatch, family):
+    family = Transformer(**{**family.settings(), "training": Training(**{**vars(family.training), "checkpoint": 0.0})})
+    whole = fitted(family)
+    advance = trainer._State.advance
+    for stop in (3, 9):
+
+        def until(state, step, *rest, stop=stop):
+            if step == stop:
+                raise KeyboardInterrupt
+            advance(state, step, *rest)
+
+        monkeypatch.setattr(trainer._State, "advance", until)
+        with pytest.raises(KeyboardInterrupt):
+            fitted(family, scratch=tmp_path)
+    monkeypatch.setattr(trainer._State, "advance", advance)
+    assert (tmp_path / "fit.safetensors").exists()
+    assert same(fitted(family, scratch=tmp_path), whole)
+    assert not same(fitted(family, name="another"), whole)
+
+
+@pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)
+def test_a_fit_learns_what_there_is_to_learn(family):
+    family = Transformer(**{**family.settings(), "training": Training(steps=150, batch=16, learning_rate=1e-2, warmup=0.05)})
+    curve = fitted(family, chains(300))["training/loss"]
+    assert curve[0] > 3.4
+    assert curve[-10:].mean() < 2.2
+
+
+def test_threads_change_no_more_than_last_bits():
+    one, two = (fitted(threads=threads) for threads in (1, 2))
+    assert same(two, fitted(threads=2))
+    for name in one:
+        np.testing.assert_allclose(one[name], two[name], rtol=1e-3, atol=1e-4)
+
+
+def test_a_model_carries_what_its_tokenizer_learned_and_transformers_names():
+    params = fitted()
+    assert {name for name in params if name.startswith("tokenizer/")} == set(LEARNED)
+    names = {name for name in params if not name.startswith(("tokenizer/", "training/"))}
+    assert names == set(library_network(tiny().shape()).state_dict()) - {"lm_head.weight"}
+    assert params["transformer.h.1.mlp.c_fc.weight"].shape == (16, 64)  # [in, out]
+
+
+def test_a_fit_can_begin_from_another_models_parameters():
+    model = fitted()
+    again = fitted(tiny(training={"steps": 1, "learning_rate": 1e-12}), start=model, name="later")
+    np.testing.assert_allclose(again["transformer.wte.weight"], model["transformer.wte.weight"], atol=1e-9)
+
+
+def test_weights_of_rows_decide_what_is_learned():
+    """Two documents contradict each other: a model of one token's place says which weighs how much."""
+    a, b = (Ragged(np.array([5, token, 0], np.uint16), np.array([0, 3])) for token in (7, 9))
+    parts = (({"tokens": a}, np.zeros(30, np.int64), 3.0), ({"tokens": b}, np.zeros(30, np.int64), 1.0))
+    family = tiny(packing="documents", training={"steps": 150, "batch": 16, "learning_rate": 1e-2})
+    model = family.fit(Samples(parts, LEARNED), Context(Stream(("fit",))), None)
+    for row, share in ((a, 0.75), (b, 0.25)):
+        assert np.exp(family.token_log_prob(model, {"tokens": row}, Context(Stream())).values[1]) == pytest.approx(
+            share, abs=0.06
+        )
+
+
+def test_log_probabilities_are_the_networks_and_stand_by_their_tokens():
+    family, model, rows = tiny(packing="documents", context=32), fitted(tiny(packing="documents", context=32)), chains(20)
+    found = family.token_log_prob(model, {"tokens": rows}, Context(Stream()))
+    assert np.array_equal(found.offsets, rows.offsets)
+    plain = Network(family.shape())
+    trainer.load(plain, model)
+    first = torch.tensor([[0, *rows.values[: rows.offsets[1]].tolist()]])  # the first row is alone at its window's start
+    with torch.inference_mode():
+        by_hand = plain.eval().logits(first[:, :-1]).log_softmax(-1).gather(2, first[:, 1:, None])[0, :, 0]
+    np.testing.assert_allclose(found.values[: rows.offsets[1]], by_hand, atol=1e-4)
+
+
+def test_only_packed_documents_do_not_see_each_other():
+    model, two = fitted(), Ragged(np.array([3, 4, 0, 8, 9, 0], np.uint16), np.array([0, 3, 6]))
+    alone = two[np.array([1])]
+    for packing, independent in (("documents", True), ("stream", False)):
+        family = tiny(packing=packing)
+        both, one = (family.token_log_prob(model, {"tokens": rows}, Context(Stream())).values for rows in (two, alone))
+        assert np.allclose(both[3:], one, atol=1e-5) == independent
+
+
+def test_without_a_compiler_a_fit_uses_torchs_operations_and_says_so_when_others_are_asked_for(monkeypatch):
+    expected = fitted(tiny(training={"compile": False}))
+    monkeypatch.setattr(kernels.native, "library", lambda *_: None)
+    found = fitted()
+    assert all(np.array_equal(found[name], expected[name]) for name in expected)
+    with pytest.raises(SpecError, match=r"family\.training\.compile: found no compiler"):
+        fitted(tiny(training={"compile": True}))
+
+
+def test_layers_that_torch_cannot_compile_stay_as_they_are(monkeypatch):
+    def broken(*_):
+        raise RuntimeError("no triton")
+
+    monkeypatch.setattr(compiling, "_compiled", broken)
+    model, context = Network(SHAPES[0]), Context(Stream())
+    compiling._compile_layers(model, Training(compile="auto"), 2, context)
+    assert model.apply_layer is network.apply_layer
+    with pytest.raises(SpecError, match=r"family\.training\.compile: torch cannot compile here \(no triton\)"):
+        compiling._compile_layers(model, Training(compile=True), 2, context)
+
+
+def test_layers_compiled_by_torch_give_the_same_numbers(monkeypatch):
+    monkeypatch.setattr(compiling, "_compiler", lambda: torch.compile(network.apply_layer, dynamic=False, backend="aot_eager"))
+    ours = gradients(SHAPES[3], tokens_of(SHAPES[3]), None, lambda model: setattr(model, "apply_layer", compiling._compiled))
+    torch.testing.assert_close(ours, gradients(SHAPES[3], tokens_of(SHAPES[3]), None), rtol=1e-4, atol=1e-5)
+
+
+def test_tokens_that_the_model_does_not_know_are_refused():
+    with pytest.raises(DataError, match=r"the rows hold token 39; this model has room for 30 tokens\. The tokenizer does not"):
+        fitted(tiny(vocab=30))
+
+
+def test_bfloat16_agrees_roughly():
+    plain, short = (fitted(tiny(training={"precision": p}))["training/loss"] for p in ("float32", "bfloat16"))
+    assert not np.array_equal(plain, short)
+    np.testing.assert_allclose(plain, short, atol=0.05)
+
+
+def test_the_first_generation_may_have_steps_of_its_own():
+    family = tiny(training={"first_steps": 3, "steps": 9})
+    assert [family.at(t).training.steps for t in (1, 2, 3)] == [3, 9, 9]
+    assert family.at(2) == tiny(training={"steps": 9})  # so later generations do not depend on it
+    assert family.at(1).training.first_steps is None
+
+
+def test_a_batch_that_grows_with_the_rows_keeps_the_steps():
+    training = Training(steps=10, epochs=2, batch=4, grow=True)
+    assert [(training.batch_for(rows), training.steps_for(rows)) for rows in (50, 500)] == [(10, 10), (100, 10)]
+    with pytest.raises(SpecError, match=r"family\.training\.grow: needs family\.training\.steps"):
+        Training(grow=True)
+
+
+def test_reading_a_specification_does_not_load_torch():
+    code = "import sys, selfloop.families.transformer.family as f; assert not {'torch', 'transformers'} & set(sys.modules), f"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [("layers", 0), ("hidden", 0), ("vocab", 0), ("context", 0), ("mlp", 0), ("heads", 3), ("kv_heads", 2), ("arch", "bert"),
+     ("packing", "tight"), ("dropout", 1.0)],
+)  # fmt: skip
+def test_impossible_settings_are_refused_by_name(setting, value):
+    with pytest.raises(SpecError, match=rf"family\.{setting}: got"):
+        Transformer(**{setting: value})
+
+
+def test_a_llamas_heads_have_halves():
+    with pytest.raises(SpecError, match=r"family\.heads: got 2"):
+        Transformer(arch="llama", hidden=6, heads=2)
+    assert partial(Transformer, arch="gpt2", hidden=6, heads=2)().shape().head_size == 3
