@@ -11,6 +11,7 @@ import argparse
 import os
 import tempfile
 import time
+from functools import partial
 
 FORMS = ("float32", "bfloat16")
 
@@ -49,7 +50,8 @@ def limits():
     return best
 
 
-def compare(context, options):
+def sides(shape, options):
+    """Seconds of compiling, our sampler, and `generate` per form as a function of the batch size; each says its tokens."""
     import numpy as np
     import torch
     from transformers import GenerationConfig
@@ -60,51 +62,54 @@ def compare(context, options):
     from selfloop.families.transformer.network import Network
     from selfloop.families.transformer.sampler import TextSampler
     from selfloop.families.transformer.sampling import sample_tokens
-    from selfloop.families.transformer.shape import Shape
     from selfloop.rng import Stream
 
-    shape = Shape(arch="gpt2", layers=4, hidden=128, heads=4, mlp=512, context=context, vocab=1024)
     torch.manual_seed(0)
     arrays = {name: tensor.numpy() for name, tensor in Network(shape).state_dict().items()}
     params = arrays | {"tokenizer/start": np.array(0), "tokenizer/end": np.array(shape.vocab)}  # an end that never comes
-    config = config_of(shape, 0, None)
-    models = {form: model_of(config, arrays).eval().to(getattr(torch, form)) for form in FORMS}
+    context = Context(Stream(("benchmark",)), threads=options.threads)
 
     def ours():
-        sampled = sample_tokens(
-            shape, params, options.rows, TextSampler(), None, Context(Stream(("b",)), threads=options.threads)
-        )
-        return len(sampled.values)
+        return len(sample_tokens(shape, params, options.rows, TextSampler(), None, context).values)
 
-    def generate(form, batch):
-        asked = GenerationConfig(do_sample=True, top_k=0, max_new_tokens=context, pad_token_id=0)
+    def generate(model, batch):
+        asked = GenerationConfig(do_sample=True, top_k=0, max_new_tokens=shape.context, pad_token_id=0)
         start = torch.zeros(batch, 1, dtype=torch.int64)
         with torch.inference_mode():
-            made = models[form].generate(start, attention_mask=torch.ones_like(start), generation_config=asked)
+            made = model.generate(start, attention_mask=torch.ones_like(start), generation_config=asked)
         return made[:, 1:].numel()
 
     started = time.perf_counter()
     assert compiled.compiled(shape, decoding.weights_of(shape, params)), "no compiler: this would compare torch's operations"
-    compiling = time.perf_counter() - started
-    found = {form: {batch: timed(lambda f=form, b=batch: generate(f, b)) for batch in options.batches} for form in FORMS}
-    best = {form: max(found[form], key=lambda batch, form=form: found[form][batch][0]) for form in FORMS}
+    seconds = time.perf_counter() - started
+    models = {form: model_of(config_of(shape, 0, None), arrays).eval().to(getattr(torch, form)) for form in FORMS}
+    return seconds, ours, {form: partial(generate, model) for form, model in models.items()}
+
+
+def compare(context, options):
+    import numpy as np
+
+    from selfloop.families.transformer.shape import Shape
+
+    shape = Shape(arch="gpt2", layers=4, hidden=128, heads=4, mlp=512, context=context, vocab=1024)
+    compiling, ours, theirs = sides(shape, options)
+    found = {form: {batch: timed(partial(theirs[form], batch))[0] for batch in options.batches} for form in FORMS}
+    best = {form: max(rates, key=rates.get) for form, rates in found.items()}
     print(f"\ncontext {context}: `generate` is best at batch " + ", ".join(f"{best[form]} ({form})" for form in FORMS))
-    sides = {"selfloop": ours, **{f: (lambda f=f: generate(f, best[f])) for f in FORMS}}
-    turns = [{name: timed(work) for name, work in sides.items()} for _ in range(options.turns)]
-    middle = {name: np.median([turn[name] for turn in turns], axis=0) for name in sides}
+    calls = {"selfloop": ours, **{form: partial(theirs[form], best[form]) for form in FORMS}}
+    turns = [{name: timed(call) for name, call in calls.items()} for _ in range(options.turns)]
+    middle = {name: np.median([turn[name] for turn in turns], axis=0) for name in calls}
     for name, (rate, cpu) in middle.items():
         print(f"  {name:9} {rate:9,.0f} tokens/s {cpu:8.1f} processor microseconds per token")
     for form in FORMS:
         wall = np.median([turn["selfloop"][0] / turn[form][0] for turn in turns])
         cpu = np.median([turn[form][1] / turn["selfloop"][1] for turn in turns])
         print(f"  selfloop over {form:9} {wall:5.1f} times (processor time {cpu:.1f}; at least 4 wanted)")
-    rate, tokens = middle["selfloop"][0], 1e6
-    with_compiling = tokens / (tokens / rate + compiling) / max(middle[form][0] for form in FORMS)
-    print(
-        f"  compiling took {compiling:.2f} s, once per machine and shape; with it, a million tokens: {with_compiling:.1f} times"
-    )
+    rate = middle["selfloop"][0]
+    whole = 1e6 / (1e6 / rate + compiling) / max(middle[form][0] for form in FORMS)
+    print(f"  compiling took {compiling:.2f} s, once per machine and shape; with it a million tokens: {whole:.1f} times")
     flops = 2 * (12 * shape.layers * shape.hidden**2 + shape.hidden * shape.vocab + shape.layers * shape.hidden * (context + 1))
-    read = 4 * shape.layers * shape.hidden * (context + 1)  # keys and values of half the positions, 4 bytes each
+    read = 2 * shape.layers * shape.hidden * (context + 1)  # keys and values of half the positions, 2 bytes each
     top = limits()
     print(f"  {flops / 1e6:.2f} MFLOP per token: {flops * rate / 1e9 / top['product']:.0%} of {top['product']:.0f} GFLOP/s")
     print(f"  {read / 1e3:.0f} kB of cache per token: {read * rate / 1e9 / top['read']:.0%} of {top['read']:.0f} GB/s")

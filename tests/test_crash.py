@@ -37,6 +37,32 @@ steps = 30
 batch = 8
 checkpoint = 0.0
 """
+LANGUAGE = """
+n = 30
+holdout = 10
+generations = 3
+seeds = 2
+policies = ["replace", "accumulate"]
+metrics = ["cross_entropy", "duplicate_rate"]
+criteria = ["any_increase"]
+[source]
+name = "python_docs"
+[family]
+name = "transformer"
+arch = "llama"
+layers = 1
+hidden = 8
+heads = 2
+context = 32
+vocab = 300
+dropout = 0.1
+[family.sampler]
+prompt = "first_token"
+[family.training]
+steps = 30
+batch = 8
+checkpoint = 0.0
+"""
 
 
 def start(*command: str | Path) -> subprocess.Popen[str]:
@@ -103,11 +129,11 @@ def test_thirty_kills_at_random_moments_leave_no_trace_in_rows_or_objects(tmp_pa
     assert len(counts) >= 4, "the kills came before or after all of the work"
 
 
-@pytest.fixture(scope="module")
-def vae(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str, Path]:
+@pytest.fixture(scope="module", params=[VAE, LANGUAGE], ids=["vae", "transformer"])
+def network(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str, Path]:
     """The spec of a small network, its rows, and the store of a run that nothing disturbed."""
-    folder = tmp_path_factory.mktemp("vae")
-    (folder / "spec.toml").write_text(VAE)
+    folder = tmp_path_factory.mktemp("network")
+    (folder / "spec.toml").write_text(request.param)
     store, rows = folder / "store", folder / "rows.jsonl"
     process = start(*COMMAND, "run", folder / "spec.toml", "--store", store, "-q", "--json", rows, *ONE)
     assert process.communicate(timeout=100)[1] == ""
@@ -117,9 +143,9 @@ def vae(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str, Path]:
 ONE = ("--threads", "1", "--workers", "1")
 
 
-def check_that_it_continues(vae: tuple[Path, str, Path], store: Path) -> None:
+def check_that_it_continues(network: tuple[Path, str, Path], store: Path) -> None:
     """The next run of a disturbed store ends where the undisturbed one did."""
-    spec, rows, undisturbed = vae
+    spec, rows, undisturbed = network
     done = tiny.selfloop("run", spec, "--store", store, "-q", "--json", "-", *ONE)
     assert (done.code, done.err) == (0, "")
     assert done.out == rows
@@ -128,43 +154,45 @@ def check_that_it_continues(vae: tuple[Path, str, Path], store: Path) -> None:
     assert not list((store / "scratch").iterdir())
 
 
-def test_a_command_killed_in_the_middle_of_fits_continues_to_the_same_bits(vae: tuple[Path, str, Path], tmp_path: Path) -> None:
+def test_a_command_killed_in_the_middle_of_fits_continues_to_the_same_bits(
+    network: tuple[Path, str, Path], tmp_path: Path
+) -> None:
     store = tmp_path / "store"
     for turn in range(3):
-        process = start(*COMMAND, "run", vae[0], "--store", store, "-q", *ONE)
+        process = start(*COMMAND, "run", network[0], "--store", store, "-q", *ONE)
         wait_for_a_fit(store, time.time())
         time.sleep(0.01 * turn)
         process.kill()
         process.communicate()
         assert process.returncode == -signal.SIGKILL
-    check_that_it_continues(vae, store)
+    check_that_it_continues(network, store)
 
 
-def test_two_commands_that_fit_the_same_networks_at_once_agree(vae: tuple[Path, str, Path], tmp_path: Path) -> None:
+def test_two_commands_that_fit_the_same_networks_at_once_agree(network: tuple[Path, str, Path], tmp_path: Path) -> None:
     store = tmp_path / "store"
-    pair = [start(*COMMAND, "run", vae[0], "--store", store, "-q", "--json", "-", *ONE) for _ in "ab"]
-    assert [process.communicate(timeout=100) for process in pair] == [(vae[1], "")] * 2
-    check_that_it_continues(vae, store)
+    pair = [start(*COMMAND, "run", network[0], "--store", store, "-q", "--json", "-", *ONE) for _ in "ab"]
+    assert [process.communicate(timeout=100) for process in pair] == [(network[1], "")] * 2
+    check_that_it_continues(network, store)
 
 
 @pytest.mark.parametrize("workers", ["1", "2"])
 def test_ctrl_c_exits_with_130_leaves_no_process_and_continues(
-    vae: tuple[Path, str, Path], tmp_path: Path, workers: str
+    network: tuple[Path, str, Path], tmp_path: Path, workers: str
 ) -> None:
     store = tmp_path / "store"
-    process = start(*COMMAND, "run", vae[0], "--store", store, "-q", "--workers", workers, "--threads", "1")
+    process = start(*COMMAND, "run", network[0], "--store", store, "-q", "--workers", workers, "--threads", "1")
     wait_for_a_fit(store, time.time())
     os.killpg(process.pid, signal.SIGINT)
     _, errors = process.communicate(timeout=30)
     assert process.returncode == 130
     assert errors == "selfloop: interrupted. What is finished is kept: the same command continues.\n"
     wait_for(lambda: not members(process.pid), 5)
-    check_that_it_continues(vae, store)
+    check_that_it_continues(network, store)
 
 
-def test_ctrl_c_while_workers_start_says_one_sentence(vae: tuple[Path, str, Path], tmp_path: Path) -> None:
+def test_ctrl_c_while_workers_start_says_one_sentence(network: tuple[Path, str, Path], tmp_path: Path) -> None:
     store = tmp_path / "store"
-    process = start(*COMMAND, "run", vae[0], "--store", store, "-q", "--workers", "2", "--threads", "1")
+    process = start(*COMMAND, "run", network[0], "--store", store, "-q", "--workers", "2", "--threads", "1")
     wait_for(lambda: len(members(process.pid)) > 2)
     os.killpg(process.pid, signal.SIGINT)
     _, errors = process.communicate(timeout=30)

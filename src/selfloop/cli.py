@@ -77,7 +77,7 @@ def quickstart(
     workers: WorkersOption = None,
     quiet: QuietOption = False,
 ) -> None:
-    """Real digits and 2,000 linear chains: see replace collapse and accumulate hold, in a minute or two.
+    """2,000 linear chains, real digits and real text: see replace collapse and accumulate hold, in two or three minutes.
 
     Example: selfloop quickstart
     """
@@ -86,7 +86,7 @@ def quickstart(
 
     _writable("--report", report)
     results = []
-    for preset in ("quickstart_linear", "quickstart_digits"):
+    for preset in ("quickstart_linear", "quickstart_digits", "quickstart_text"):
         results.append(_run(_spec(preset, None), store, workers, None, quiet))
         print_summary(results[-1])
     path = write_report(results, report, title="selfloop quickstart")

@@ -168,7 +168,8 @@ def sample_curated(
 ) -> Columns:
     """n rows of a model that every curator let through; ChainEndedError("curator_starved") when they are too rare.
 
-    Curators see rows as the source gives them: encoded ones are decoded, and what is kept is encoded again.
+    Curators see rows as the source gives them: encoded ones are decoded, and what is kept is encoded again, whole: a text
+    that was cut at the longest row's length then counts as one that ended there.
     """
     (family, params, sampler), kept = model, list[Columns]()
     encoder = family.encoder() if isinstance(family, Encodes) else None

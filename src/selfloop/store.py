@@ -12,6 +12,7 @@ import json
 import os
 import platform
 import shutil
+import sys
 import time
 import warnings
 from collections.abc import Callable, Mapping
@@ -296,7 +297,13 @@ class Store:
 
 def provenance(call: Call, seconds: float, threads: int) -> dict[str, Any]:
     """Where and how a record was made. Not part of its identity."""
-    return {"stage": qualified_name(call.function), "seconds": round(seconds, 6), "threads": threads, **_machine()}
+    return {
+        "stage": qualified_name(call.function),
+        "seconds": round(seconds, 6),
+        "threads": threads,
+        "device": _device(),
+        **_machine(),
+    }
 
 
 @cache
@@ -304,7 +311,15 @@ def _machine() -> dict[str, Any]:
     from importlib.metadata import version
 
     libraries = {library: version(library) for library in ("selfloop", "numpy", "scipy", "torch")}
-    return {"host": platform.node(), "machine": platform.machine(), "python": platform.python_version(), "libraries": libraries}
+    machine = {"host": platform.node(), "machine": platform.machine(), "python": platform.python_version()}
+    compiler = next(filter(None, map(shutil.which, ("cc", "gcc", "clang"))), None)  # decides how transformers are run
+    return {**machine, "compiler": compiler and os.path.realpath(compiler), "libraries": libraries}
+
+
+def _device() -> str:
+    """What networks run on; a run that has not loaded torch has none."""
+    torch = sys.modules.get("torch")
+    return "cuda" if torch is not None and torch.cuda.is_available() else "cpu"
 
 
 def _is_columns(value: Any) -> bool:

@@ -93,7 +93,7 @@ NARROW = [(name, f"compiled {flag}") for name in ("gpt2", "llama") for flag in (
 @pytest.mark.parametrize(("name", "vectors"), [*((n, v) for n in SHAPES for v in ("compiled", "torch")), *NARROW])
 def test_both_decoders_agree_with_transformers_along_a_sequence(name, vectors, monkeypatch, tmp_path):
     shape = SHAPES[name]
-    params, tokens = model(shape), np.random.default_rng(0).integers(0, shape.vocab, shape.context).astype(np.uint32)
+    params, tokens = model(shape, 0.05), np.random.default_rng(0).integers(0, shape.vocab, shape.context).astype(np.uint32)
     if vectors == "torch":
         network = Looped(shape, weights_of(shape, params), 3, torch.device("cpu"))
     else:
@@ -106,6 +106,62 @@ def test_both_decoders_agree_with_transformers_along_a_sequence(name, vectors, m
             pytest.skip("no C compiler, or none for this instruction set")
     off = log_softmax(network.logits(tokens)) - log_softmax(reference(shape, params, tokens))
     assert np.abs(off).max() < 1e-4
+
+
+REAL = Path(__file__).parents[3] / "shared" / "data" / "tinystories" / "stories260K"
+
+
+def real_model():
+    """A trained Llama of 260,000 parameters (llama2.c's form: rotary pairs lie beside each other), and its tokens' texts."""
+    if not REAL.is_dir():
+        pytest.skip("the folder of real data is not here")
+    raw, texts = (REAL / "stories260K.bin").read_bytes(), (REAL / "tok512.bin").read_bytes()
+    hidden, mlp, layers, heads, kv_heads, vocab, context = np.frombuffer(raw, np.int32, 7).tolist()
+    shape = Shape(
+        arch="llama", layers=layers, hidden=hidden, heads=heads, kv_heads=kv_heads, mlp=mlp, context=context, vocab=vocab
+    )
+    values, narrow = np.frombuffer(raw, np.float32, offset=28), kv_heads * shape.head_size
+    sizes = {
+        "embed_tokens": (vocab, hidden), "input_layernorm": (layers, hidden), "self_attn.q_proj": (layers, hidden, hidden),
+        "self_attn.k_proj": (layers, narrow, hidden), "self_attn.v_proj": (layers, narrow, hidden),
+        "self_attn.o_proj": (layers, hidden, hidden), "post_attention_layernorm": (layers, hidden),
+        "mlp.gate_proj": (layers, mlp, hidden), "mlp.down_proj": (layers, hidden, mlp), "mlp.up_proj": (layers, mlp, hidden),
+        "norm": (hidden,),
+    }  # fmt: skip
+    params, at = {"tokenizer/start": np.array(1), "tokenizer/end": np.array(1)}, 0
+    for name, size in sizes.items():
+        array, at = values[at : at + np.prod(size)].reshape(size).copy(), at + np.prod(size)
+        if name[-6:] in ("q_proj", "k_proj"):
+            pairs = array.reshape(layers, -1, shape.head_size // 2, 2, hidden)
+            array = np.ascontiguousarray(pairs.swapaxes(2, 3)).reshape(size)
+        by_layer = {f"model.layers.{i}.{name}.weight": part for i, part in enumerate(array)}
+        params |= {f"model.{name}.weight": array} if name in ("embed_tokens", "norm") else by_layer
+    pieces, at = [], 4
+    while at < len(texts):
+        length = int(np.frombuffer(texts, np.int32, 1, at + 4)[0])
+        pieces.append(texts[at + 8 : at + 8 + length])
+        at += 8 + length
+    return shape, params, pieces
+
+
+def test_a_trained_model_tells_its_story(decoder):
+    shape, params, pieces = real_model()
+    greedy = sample_tokens(shape, params, 1, TextSampler(temperature=0.0, max_tokens=40, batch=2), None, context("story"))
+    story = b"".join(pieces[token] for token in greedy.values)
+    assert story.startswith(b" Once upon a time, there was a little girl named Lily. She loved to play outside in the park.")
+
+
+def test_sixteen_bits_of_keys_and_values_hardly_move_a_trained_model(only_compiled):
+    shape, params, _ = real_model()
+    rows = rows_of(sample_tokens(shape, params, 10, TextSampler(max_tokens=200), None, context("bits")))
+    network, off, mass = compiled.compiled(shape, weights_of(shape, params)), [], []
+    for row in rows:
+        tokens = np.array([1, *row[:-1]], np.uint32)
+        ours, theirs = log_softmax(network.logits(tokens)), log_softmax(reference(shape, params, tokens))
+        off.append(np.abs(ours - theirs)[np.arange(len(row)), row])
+        mass.append(np.abs(np.exp(ours) - np.exp(theirs)).sum(-1) / 2)
+    assert np.concatenate(off).mean() < 1e-3  # nats; bfloat16: 2e-2
+    assert np.concatenate(mass).mean() < 5e-4  # of the probability goes to other tokens; bfloat16: 1e-2
 
 
 def law(logits, temperature=1.0, top_k=None, top_p=None):
@@ -215,10 +271,12 @@ def test_compiled_rows_are_the_same_bits_with_any_threads_and_slots(only_compile
 
 
 def test_both_decoders_draw_the_same_rows_up_to_rounding(only_compiled, monkeypatch):
-    fast = rows_of(sample_tokens(LLAMA, model(LLAMA), 300, TextSampler(top_p=0.9), None, context("same")))
+    def draw():
+        return rows_of(sample_tokens(LLAMA, model(LLAMA, 0.05), 300, TextSampler(top_p=0.9), None, context("same")))
+
+    fast = draw()
     monkeypatch.setattr(compiled, "compiled", lambda shape, weights: None)
-    slow = rows_of(sample_tokens(LLAMA, model(LLAMA), 300, TextSampler(top_p=0.9), None, context("same")))
-    assert sum(a == b for a, b in zip(fast, slow, strict=True)) >= 295
+    assert sum(a == b for a, b in zip(fast, draw(), strict=True)) >= 295
 
 
 def test_random_numbers_are_uniform_and_independent_between_rows_and_places():
@@ -296,21 +354,17 @@ def test_an_interruption_stops_the_threads_at_their_next_step(only_compiled, mon
     shape = replace(LLAMA, context=20_000)  # would take minutes
     network = compiled.compiled(shape, weights_of(shape, model(shape)))
     job = sampling.Job(0, Ragged(np.zeros(0, np.uint32), np.zeros(65, np.int64)), 1, START, 99, 20_000, TextSampler())
-    threading_timer(0.3)
-    started = time.monotonic()
-    with pytest.raises(KeyboardInterrupt):
-        network.decode(job, 2)
-    assert time.monotonic() - started < 5
-
-
-def threading_timer(seconds):
-    """Ctrl-C after some time."""
 
     def ring(number, frame):
         raise KeyboardInterrupt
 
-    signal.signal(signal.SIGALRM, ring)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
+    before = signal.signal(signal.SIGALRM, ring)
+    signal.setitimer(signal.ITIMER_REAL, 0.3)
+    started = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        network.decode(job, 2)
+    signal.signal(signal.SIGALRM, before)
+    assert time.monotonic() - started < 5
 
 
 @pytest.mark.parametrize("compiler", ["none", "broken", "makes nothing that loads"])
@@ -326,7 +380,7 @@ def test_without_a_working_compiler_torch_decodes(compiler, monkeypatch, tmp_pat
     assert compiled.compiled(GPT2, weights_of(GPT2, model(GPT2))) is None
     rows = sample_tokens(GPT2, model(GPT2), 40, TextSampler(batch=8), None, context("no compiler"))
     native.library.cache_clear()
-    assert sum(a == b for a, b in zip(rows_of(rows), rows_of(expected), strict=True)) >= 38
+    assert sum(a == b for a, b in zip(rows_of(rows), rows_of(expected), strict=True)) >= 35
 
 
 def test_compiled_code_is_kept_and_found_again(only_compiled, monkeypatch, tmp_path):

@@ -203,7 +203,7 @@ def test_a_file_that_is_no_tokenizer_is_refused_in_a_sentence(tmp_path: Path, co
 def test_a_tokenizer_without_an_end_and_a_vocabulary_without_room_for_bytes_are_refused(tmp_path: Path) -> None:
     with pytest.raises(SpecError, match="has no end token"):
         BytePair(vocab=300, file=saved(tmp_path, special=None)).learn([], CTX)
-    with pytest.raises(SelfloopError, match="family.vocab: got 256; expected 257 or more"):
+    with pytest.raises(SelfloopError, match=r"family\.vocab: got 256; expected 257 or more"):
         BytePair(vocab=256)
 
 

@@ -1,11 +1,8 @@
 """Transformers: their networks are transformers' own, their fits a function of rows, stream and settings."""
 
-import struct
 import subprocess
 import sys
 from functools import partial
-from itertools import pairwise
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -23,7 +20,6 @@ from selfloop.families.transformer.shape import Shape
 from selfloop.rng import Stream
 from selfloop.types import Ragged, Samples
 
-STORIES = Path(__file__).parents[2].parent / "shared" / "data" / "tinystories"
 LEARNED = {"tokenizer/start": np.array(0), "tokenizer/end": np.array(0), "tokenizer/json": np.zeros(1, np.uint8)}
 SHAPES = [
     Shape(arch="gpt2", layers=2, hidden=24, heads=3, mlp=40, context=20, vocab=50),
@@ -203,96 +199,6 @@ def test_documents_in_one_window_are_as_if_each_were_alone(shape, kernels_too):
     torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-5)
 
 
-def llama2c(path, permuted=True):
-    """karpathy's llama2.c checkpoint, version 0, under transformers' names: his heads turn neighbours, theirs halves."""
-    data = path.read_bytes()
-    hidden, mlp, layers, heads, kv_heads, vocab, context = struct.unpack("7i", data[:28])
-    values, at = np.frombuffer(data, np.float32, offset=28), 0
-    narrow, size = hidden * kv_heads // heads, hidden // heads
-
-    def take(*shape):
-        nonlocal at
-        at += int(np.prod(shape))
-        return values[at - int(np.prod(shape)) : at].reshape(shape)
-
-    def by_halves(matrix):
-        return matrix.reshape(layers, -1, size // 2, 2, hidden).swapaxes(2, 3).reshape(matrix.shape) if permuted else matrix
-
-    arrays = {"model.embed_tokens.weight": take(vocab, hidden)}
-    each = {"input_layernorm": take(layers, hidden)}
-    each |= {
-        "self_attn.q_proj": by_halves(take(layers, hidden, hidden)),
-        "self_attn.k_proj": by_halves(take(layers, narrow, hidden)),
-    }
-    each |= {"self_attn.v_proj": take(layers, narrow, hidden), "self_attn.o_proj": take(layers, hidden, hidden)}
-    each |= {"post_attention_layernorm": take(layers, hidden), "mlp.gate_proj": take(layers, mlp, hidden)}
-    each |= {"mlp.down_proj": take(layers, hidden, mlp), "mlp.up_proj": take(layers, mlp, hidden)}
-    arrays |= {f"model.layers.{i}.{name}.weight": array[i] for name, array in each.items() for i in range(layers)}
-    arrays["model.norm.weight"] = take(hidden)
-    family = Transformer(arch="llama", layers=layers, hidden=hidden, heads=heads, kv_heads=kv_heads, mlp=mlp, context=context,
-                         vocab=vocab, tied=True)  # fmt: skip
-    return family, {**arrays, "tokenizer/start": np.array(1), "tokenizer/end": np.array(1)}
-
-
-def vocabulary(path):
-    """Pieces and scores of llama2.c's tokenizer file."""
-    data, at, pieces = path.read_bytes(), 4, []
-    while at < len(data):
-        score, length = struct.unpack("fi", data[at : at + 8])
-        pieces.append((data[at + 8 : at + 8 + length].decode(errors="replace"), score))
-        at += 8 + length
-    return pieces
-
-
-def encoded(text, pieces):
-    """The best-scored neighbours merged until none is left."""
-    known = {piece: i for i, (piece, _) in enumerate(pieces)}
-    ids = [known[c] for c in " " + text if c in known]
-    while True:
-        merged = [
-            (pieces[known[pair]][1], -i)
-            for i, pair in enumerate(pieces[a][0] + pieces[b][0] for a, b in pairwise(ids))
-            if pair in known
-        ]
-        if not merged:
-            return ids
-        i = -max(merged)[1]
-        ids[i : i + 2] = [known[pieces[ids[i]][0] + pieces[ids[i + 1]][0]]]
-
-
-@pytest.fixture(scope="module")
-def real():
-    if not STORIES.exists():
-        pytest.skip("no TinyStories beside the project")
-    pieces = vocabulary(STORIES / "stories260K" / "tok512.bin")
-    stories = (STORIES / "TinyStories-slice-valid.txt").read_text("utf-8").split("<|endoftext|>")
-    rows = [[*encoded(story.strip()[:400], pieces)] for story in stories[:20]]
-    return pieces, {"tokens": Ragged(np.concatenate(rows).astype(np.uint16), np.cumsum([0, *map(len, rows)]))}
-
-
-@pytest.mark.parametrize("permuted", [True, False])
-def test_a_trained_llama_knows_real_stories_and_only_by_the_right_rotary_halves(real, permuted):
-    family, params = llama2c(STORIES / "stories260K" / "stories260K.bin", permuted)
-    family = Transformer(**{**family.settings(), "packing": "documents"})
-    loss = -family.token_log_prob(params, real[1], Context(Stream())).values.mean()
-    assert (loss < 1.6) == permuted
-    assert permuted or loss > 2.0
-
-
-@pytest.mark.parametrize("choice", [False, pytest.param(True, marks=compiler)])
-def test_a_trained_llama_tells_its_known_story(real, choice):
-    family, params = llama2c(STORIES / "stories260K" / "stories260K.bin")
-    model = Network(family.shape())
-    trainer.load(model, params)
-    compiling.use_kernels(model.eval(), choice)
-    tokens = [1]
-    with torch.inference_mode():
-        for _ in range(40):
-            tokens.append(int(model.logits(torch.tensor([tokens]))[0, -1].argmax()))
-    text = "".join(real[0][token][0] for token in tokens[1:])
-    assert text.startswith(" Once upon a time, there was a little girl named Lily. She loved to play outside in the park.")
-
-
 FAMILIES = {
     "gpt2": tiny(),
     "torch's operations": tiny(training={"compile": False}),
@@ -304,7 +210,7 @@ FAMILIES = {
 @pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)
 def test_a_fit_stopped_anywhere_continues_to_the_same_bits(tmp_path, monkeypatch, family):
     family = Transformer(**{**family.settings(), "training": Training(**{**vars(family.training), "checkpoint": 0.0})})
-    whole = fitted(family)
+    whole = fitted(family, threads=2)
     advance = trainer._State.advance
     for stop in (3, 9):
 
@@ -315,10 +221,10 @@ def test_a_fit_stopped_anywhere_continues_to_the_same_bits(tmp_path, monkeypatch
 
         monkeypatch.setattr(trainer._State, "advance", until)
         with pytest.raises(KeyboardInterrupt):
-            fitted(family, scratch=tmp_path)
+            fitted(family, scratch=tmp_path, threads=2)
     monkeypatch.setattr(trainer._State, "advance", advance)
     assert (tmp_path / "fit.safetensors").exists()
-    assert same(fitted(family, scratch=tmp_path), whole)
+    assert same(fitted(family, scratch=tmp_path, threads=2), whole)
     assert not same(fitted(family, name="another"), whole)
 
 

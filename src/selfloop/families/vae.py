@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 import numpy as np
@@ -65,6 +65,9 @@ class Vae(Family):
             raise SpecError(f"family.sigma: got {self.sigma}; expected a number above 0.")
         if self.likelihood not in ("gaussian", "bernoulli"):
             raise SpecError(f"family.likelihood: got {self.likelihood!r}; expected 'gaussian' or 'bernoulli'.")
+
+    def at(self, t: int) -> Vae:
+        return replace(self, training=self.training.at(t))
 
     def fit(self, data: Samples, ctx: Context, start: Params | None) -> Params:
         import torch

@@ -115,7 +115,7 @@ class Cost:
 
     policy: str
     seconds: float
-    steps: int  # optimiser steps; 0 for closed-form fits
+    steps: float  # optimiser steps; 0 for closed-form fits, NaN where they depend on the lengths of rows
     rows: int  # rows sampled
     bytes: int  # written to the store
     stored_share: float  # share of its stages that came from the store, 0 to 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -9,7 +10,9 @@ from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
-from selfloop.component import Metric
+from selfloop.component import Encodes, Metric
+from selfloop.families.nn.training import Training
+from selfloop.loop import Stage
 from selfloop.published import load, overlays, works
 from selfloop.report import (
     Cost,
@@ -193,14 +196,13 @@ def _cost(result: Result, label: str, used: Usage) -> Cost:
     """What a policy took; generation 1, which all policies share, is counted with the first one."""
     first = label == next(iter(result.usage))
     once = 0.0 if first else result.shared.seconds + result.shared.saved
-    steps = sampled = 0
+    steps, sampled = 0.0, 0
     for axes, point in result.points.items():
         policy = point.policies[point.labels().index(label)]
         rows = not is_ensemble(point) or runs_on_rows(point, policy)
-        training = getattr(point.family, "training", None)
         alive = np.any([~np.isnan(curves) for curves in result.curves(axes)[label].values()], axis=0).sum(axis=0)
         for stage, chains in list(zip(result.ledger(axes)[label], alive.tolist(), strict=True))[0 if first else 1 :]:
-            steps += chains * training.steps_for(stage.trained_rows) if training is not None else 0
+            steps += chains * _steps(point, stage)
             sampled += chains * stage.emission.synthetic if rows else 0
     stages = used.computed + used.reused
     return Cost(
@@ -208,6 +210,15 @@ def _cost(result: Result, label: str, used: Usage) -> Cost:
         bytes=used.bytes + (result.shared.bytes if first else 0),
         stored_share=max(used.reused - result.shared.computed, 0) / stages if stages else 0.0,
     )  # fmt: skip
+
+
+def _steps(point: Spec, stage: Stage) -> float:
+    """Optimiser steps of a generation; NaN where they follow from the lengths of its rows, which only the fit knows."""
+    training = getattr(point.family.at(stage.t), "training", None)
+    if not isinstance(training, Training):
+        return 0.0
+    packed = isinstance(point.family, Encodes) and training.steps is None
+    return math.nan if packed else training.steps_for(stage.trained_rows)
 
 
 def _notes(result: Result) -> Iterator[str]:

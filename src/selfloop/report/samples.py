@@ -58,9 +58,14 @@ def _stored_samples(result: Result, axes: Axes, point: Spec) -> tuple[Columns, S
         made = [call for call in store.calls if call.function in (sample, sample_curated)]
         drawn = [call for call in store.calls if call.function in (draw_real, choose)]
         label = point.labels()[task.policies[0]]
-        samples[label] = {t: look.sampled(call) for t, call in enumerate(made, 1) if store.recorded(call)}
+        samples[label] = {_generation(call): look.sampled(call) for call in made if "object" in (store.recorded(call) or {})}
         real = real or look.rows(drawn[0])
     return (real, samples) if real else None
+
+
+def _generation(call: Call) -> int:
+    """Which generation's rows a call samples: the end of its stream's path."""
+    return int(call.arguments[-1].stream.path[-1])
 
 
 class _Look:

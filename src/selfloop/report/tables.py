@@ -187,7 +187,13 @@ def cost_rows(costs: Sequence[Cost]) -> list[tuple[str, list[str]]]:
 
 def _cost_cells(cost: Cost) -> list[str]:
     share = f"{cost.stored_share:.0%}" if math.isfinite(cost.stored_share) else ""
-    return [_duration(cost.seconds), f"{cost.steps:,}", f"{cost.rows:,}", _size(cost.bytes), share]
+    return [
+        _duration(cost.seconds),
+        "by length" if math.isnan(cost.steps) else f"{cost.steps:,.0f}",
+        f"{cost.rows:,}",
+        _size(cost.bytes),
+        share,
+    ]
 
 
 def _duration(seconds: float) -> str:

@@ -20,8 +20,8 @@ class Training:
 
     `precision = "auto"` is bfloat16 on a GPU of compute capability 8 or more and, for networks of a million parameters
     or more, on a processor with AMX tiles; float32 everywhere else. The rule looks at the machine, never at a clock, yet
-    the numbers then depend on the machine: "float32" is the choice for results to compare. `compile = "auto"` compiles long
-    fits where the machine has a compiler: a rule of the fit's size, and last bits then depend on the machine, too.
+    the numbers then depend on the machine: "float32" is the choice for results to compare. `compile = "auto"` runs compiled
+    operations where the machine has a compiler, on a GPU in long fits: last bits depend on it.
     """
 
     epochs: int = 30  # passes through the training rows, unless `steps` is given

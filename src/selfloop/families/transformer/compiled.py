@@ -18,7 +18,7 @@ PANEL = 32  # columns of packed weights that lie together, as in decode.c
 ALIGNED = 64  # bytes
 DONE, DIVERGED, NO_MEMORY = range(3)
 STOP = -(1 << 62)
-SLOTS = 32  # of a thread, at most: with more the caches of keys and values crowd each other out of the processor's
+SLOTS = 32  # of a thread, at most: the keys and values of more of them crowd each other out of the processor's caches
 
 
 def _structure(name: str, **fields: type) -> type[ctypes.Structure]:

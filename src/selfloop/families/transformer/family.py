@@ -111,6 +111,7 @@ class Transformer(Family):
         from selfloop.families.transformer.network import Network, cross_entropy
 
         stream = self._packed(data, data.learned, ctx)
+        _check_start(start, data.learned)
         with trainer.seeded(ctx.stream.child("init")):
             model = Network(self.shape(), self.dropout)
         scale = len(stream) / stream.mass()  # windows' losses then average to the mean loss of a token
@@ -194,3 +195,13 @@ class Transformer(Family):
         trainer.load(model, params)
         compiling.use_kernels(model, self.training.compile)
         return model.eval()
+
+
+def _check_start(start: Params | None, learned: Params) -> None:
+    """A model to start from must have been trained on the same tokens."""
+    name = "tokenizer/json"
+    if start is not None and name in start and name in learned and not np.array_equal(start[name], learned[name]):
+        raise DataError(
+            "start: that model was trained with another tokenizer. Give its tokenizer.json as family.tokenizer (selfloop "
+            "export writes it), or start from scratch."
+        )

@@ -12,7 +12,7 @@ from selfloop.families.transformer import native
 from selfloop.families.transformer.network import Place, rotary_table
 from selfloop.families.transformer.shape import Shape
 
-TOKENS = 256  # that go through an MLP at a time
+TOKENS = 512  # that go through an MLP at a time
 
 
 class _Windows(ctypes.Structure):

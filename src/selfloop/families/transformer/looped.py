@@ -47,7 +47,7 @@ class Looped:
         seen = (self.range <= places[:, None])[:, None, None]
         for (qkv, out, up, down), cache in zip(self.layers, self.cache, strict=True):
             heads = _mapped(self._normal(x), qkv).view(self.slots, -1, shape.head_size)
-            q, k, v = heads.split([shape.heads, cache.shape[-2], cache.shape[-2]], 1)
+            q, k, v = heads.split_with_sizes([shape.heads, cache.shape[-2], cache.shape[-2]], 1)
             if shape.arch == "llama":
                 q, k = (_rotated(part, self.positions[places]) for part in (q, k))
             cache[0].index_put_((self.each, places), k)

@@ -9,7 +9,9 @@ import platform
 import shutil
 import subprocess
 import tempfile
+import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 
@@ -40,7 +42,7 @@ def library(source: str, constants: tuple[tuple[str, float], ...]) -> ctypes.CDL
 def _loaded(path: Path, command: list[str], text: str) -> ctypes.CDLL:
     if not path.exists():
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        part = path.with_suffix(f".{os.getpid()}.part")
+        part = path.with_suffix(f".{os.getpid()}-{threading.get_ident()}.part")
         subprocess.run([*command, "-o", str(part)], input=text.encode(), check=True, capture_output=True, timeout=300)
         os.replace(part, path)
     return ctypes.CDLL(str(path))
@@ -48,7 +50,8 @@ def _loaded(path: Path, command: list[str], text: str) -> ctypes.CDLL:
 
 def _folders() -> Iterator[Path]:
     """Where compiled code may lie: the user's cache, else a fresh folder that nobody else can write to."""
-    yield Path.home() / ("Library/Caches" if platform.system() == "Darwin" else ".cache") / "selfloop"
+    with suppress(RuntimeError):  # a user without a home
+        yield Path.home() / ("Library/Caches" if platform.system() == "Darwin" else ".cache") / "selfloop"
     with tempfile.TemporaryDirectory() as folder:  # a loaded library stays when its file is gone
         yield Path(folder)
 

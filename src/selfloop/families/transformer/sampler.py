@@ -12,6 +12,7 @@ from selfloop.component import Context, Sampler
 from selfloop.errors import SpecError
 from selfloop.types import Columns, Ragged
 
+LOWEST = 1e-6  # temperature above 0: logits divided by less leave float32
 Prompt = Literal["start", "first_token", "prefix", "empty"]
 
 
@@ -39,8 +40,8 @@ class TextSampler(Sampler):
     batch: int = 256  # rows under way at once
 
     def __post_init__(self) -> None:
-        if not 0 <= self.temperature < math.inf:
-            raise SpecError(f"family.sampler.temperature: got {self.temperature}; expected 0 or more.")
+        if self.temperature != 0 and not LOWEST <= self.temperature < math.inf:
+            raise SpecError(f"family.sampler.temperature: got {self.temperature}; expected 0, or {LOWEST} or more.")
         for name in ("top_k", "beams", "prefix", "max_tokens", "batch"):
             count = getattr(self, name)
             if count is not None and count < 1:
