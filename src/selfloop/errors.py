@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from difflib import get_close_matches
+from pathlib import Path
 
 
 class SelfloopError(Exception):
@@ -41,6 +43,23 @@ def missing_extra(where: str, library: str) -> MissingExtraError:
     """The error for a library that is not installed, with the command that brings it."""
     brings = f"selfloop[{EXTRAS[library]}]" if library in EXTRAS else library
     return MissingExtraError(f"{where}: needs {library}, which is not installed. Run: pip install '{brings}'")
+
+
+def here_or_pinned(where: str, name: str | Path, revision: str | None) -> str | Path:
+    """What is on this machine as a path, which is identified by its content; else a name on the hub, fixed by its commit.
+
+    SpecError when a name comes without a commit, as what it stands for may change, or a path with one.
+    """
+    if Path(name).exists():
+        if revision is not None:
+            raise SpecError(f"{where}: got {revision!r}; {name} is a folder, which has none. Leave it out.")
+        return Path(name)
+    if not re.fullmatch(r"[0-9a-f]{40}", revision or ""):
+        raise SpecError(
+            f"{where}: got {revision!r}; {str(name)!r} is no folder here, and a name on the hub needs the commit it stands for "
+            "(40 hexadecimal digits, on its page under Files)."
+        )
+    return str(name)
 
 
 def unknown_name(where: str, found: str, allowed: Iterable[str]) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -124,17 +124,23 @@ class Result:
         """The risk over numbers of real and synthetic training rows, by the sweep's axes other than n.
 
         Of last generations whose synthetic rows all come from first models, so that cells differ in numbers of rows and
-        not in how far the models had gone; and of generation 1. Training sets of equal size are one cell.
+        not in how far the models had gone; and of generation 1. Training sets of equal size are one cell, their mean; one
+        that several policies train on, as on generation 1's, counts once.
         """
-        found: dict[Axes, dict[tuple[float, float], list[Floats]]] = {}
+        found: dict[Axes, dict[tuple[float, float], dict[Hashable, Floats]]] = {}
         for (axes, label), curves in self.table.items():
             cells = found.setdefault(tuple(axis for axis in axes if axis[0] != "n"), {})
             risk = curves.values.get(self.points[axes].risk() or "")
             stages = self.ledger(axes)[label]
             for stage in {stage.t: stage for stage in (stages[0], stages[-1])}.values():
-                if risk is not None and all(take.batch in (real(stage.t), real(1), synthetic(1)) for take in stage.plan.takes):
-                    cells.setdefault(_counts(stage), []).append(risk[:, stage.t - 1])
-        return {axes: [Cell(*rows, np.mean(v, axis=0)) for rows, v in sorted(cells.items())] for axes, cells in found.items()}
+                batches = [take.batch for take in stage.plan.takes]
+                if risk is not None and {*batches} <= {real(stage.t), real(1), synthetic(1)}:
+                    trained_on = axes, stage.t, stage.plan, *(stage.available[batch] for batch in batches)
+                    cells.setdefault(_counts(stage), {})[trained_on] = risk[:, stage.t - 1]
+        return {
+            axes: [Cell(*rows, np.mean([*risks.values()], axis=0)) for rows, risks in sorted(cells.items())]
+            for axes, cells in found.items()
+        }
 
     def report(self, path: str | Path) -> Path:
         """Write the report, one self-contained HTML file."""

@@ -178,6 +178,17 @@ def test_compiled_operations_have_torchs_values_and_gradients(kind, documents, c
 
 
 @compiler
+@pytest.mark.parametrize("heads", [1, 2])
+def test_compiled_operations_agree_in_several_pieces_and_with_heads_as_wide_as_the_presets(monkeypatch, heads):
+    monkeypatch.setattr(kernels, "TOKENS", 64)  # of the perceptron at a time
+    shape = Shape(arch="llama", layers=1, hidden=64 * heads, heads=heads, mlp=96, context=140, vocab=50)
+    tokens = tokens_of(shape)
+    ours = gradients(shape, tokens, None, lambda model: compiling.use_kernels(model, True))
+    for mine, its in zip(ours, gradients(shape, tokens, None), strict=True):
+        torch.testing.assert_close(mine, its, rtol=2e-4, atol=2e-4)
+
+
+@compiler
 def test_that_test_would_notice_attention_across_documents():
     tokens, ids = tokens_of(SHAPES[3]), torch.arange(SHAPES[3].context).expand(3, -1) // 7
     ours = gradients(SHAPES[3], tokens, None, lambda model: compiling.use_kernels(model, True))
@@ -255,6 +266,13 @@ def test_a_fit_can_begin_from_another_models_parameters():
     model = fitted()
     again = fitted(tiny(training={"steps": 1, "learning_rate": 1e-12}), start=model, name="later")
     np.testing.assert_allclose(again["transformer.wte.weight"], model["transformer.wte.weight"], atol=1e-9)
+
+
+def test_a_model_with_another_tokenizer_is_no_place_to_begin():
+    model = fitted()
+    other = {**model, "tokenizer/json": np.frombuffer(b"another", np.uint8)}
+    with pytest.raises(DataError, match="start: that model was trained with another tokenizer"):
+        fitted(start=other)
 
 
 def test_weights_of_rows_decide_what_is_learned():

@@ -201,11 +201,30 @@ def test_nothing_is_said_without_new_rows_and_empty_stories_are_read(folder: Pat
 @pytest.mark.parametrize("kind", [Mauve, TextFrechet])
 def test_a_model_that_cannot_be_opened_and_bad_settings_are_told(tmp_path: Path, kind: Any) -> None:
     with pytest.raises(SpecError, match=rf"metrics.{kind.name}.rows: got 1"):
-        kind(model="x", rows=1)
+        kind(model=tmp_path, rows=1)
     with pytest.raises(SpecError, match=rf"metrics.{kind.name}.model: {tmp_path} cannot be opened .*Give a folder"):
         measure(kind(model=tmp_path), [[1, END]] * 4, [[1, END]] * 4)
     with pytest.raises(SpecError, match=r"metrics\.mauve\.scale: got 0"):
-        Mauve(model="x", scale=0.0)
+        Mauve(model=tmp_path, scale=0.0)
+
+
+@pytest.mark.parametrize("kind", [Mauve, TextFrechet])
+def test_a_model_of_the_hub_is_that_of_one_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: Any) -> None:
+    for revision in (None, "main"):
+        with pytest.raises(SpecError, match=rf"metrics\.{kind.name}\.revision: got {revision!r}; 'someone/model' is no folder"):
+            kind(model="someone/model", revision=revision)
+    with pytest.raises(SpecError, match=rf"metrics\.{kind.name}\.revision: got .* is a folder, which has none"):
+        kind(model=tmp_path, revision="c" * 40)
+    asked = []
+
+    def opened(model: str, revision: str) -> None:
+        asked.append((model, revision))
+        raise OSError("not here")
+
+    monkeypatch.setattr(AutoTokenizer, "from_pretrained", opened)
+    with pytest.raises(SpecError, match="cannot be opened"):
+        measure(kind(model="someone/model", revision="c" * 40), [[1, END]] * 4, [[1, END]] * 4)
+    assert asked == [("someone/model", "c" * 40)]
 
 
 def test_a_folder_is_identified_by_what_is_in_it(tmp_path: Path) -> None:

@@ -149,6 +149,8 @@ def test_a_grid_is_a_table_of_counts_with_what_explains_it(language: str) -> Non
     assert 'style="--share:1.000"' in section[0]
     text = Page(section[0]).text
     assert "this run, 16 cells" in text
+    assert len(re.findall(r"0\.\d+ \[[\d.]+, [\d.]+\], slope −[\d.]+ \[", text)) == 2
+    assert not re.search(r"\bp =|F test", text)  # cells share rows: such a p would be too small
     assert "Kazdan et al. 2025, as printed" in text
 
 

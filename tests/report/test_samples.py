@@ -13,6 +13,7 @@ from made_reports import ragged
 
 import selfloop
 from selfloop.component import Context, Curator, Encoder, Family, Metric, Sampler, Snapshot, Source
+from selfloop.errors import ChainEndedError
 from selfloop.report.build import build_report
 from selfloop.report.gallery import show_gallery
 from selfloop.report.page import render_page
@@ -122,6 +123,18 @@ class Everything(Curator):
         return rows
 
 
+@dataclass(frozen=True, kw_only=True)
+class Mute(Parrot):
+    """Has nothing to say from generation 2 on."""
+
+    name: ClassVar[str] = "mute"
+
+    def sample(self, params: Params, n: int, sampler: Sampler, given: Columns, ctx: Context) -> Columns:
+        if int(params["times"]) > 1:
+            raise ChainEndedError("diverged")
+        return Parrot().sample(params, n, sampler, given, ctx)
+
+
 def spec(**changes: object) -> selfloop.Spec:
     settings = {
         "source": Tales(),
@@ -133,6 +146,11 @@ def spec(**changes: object) -> selfloop.Spec:
         "seeds": 2,
     }
     return selfloop.Spec(**{**settings, "policies": ("replace", "accumulate"), "criteria": ("any_increase",), **changes})  # type: ignore[arg-type]
+
+
+def test_a_chain_that_ended_while_it_was_sampled_still_has_a_report(tmp_path: Path) -> None:
+    report = build_report(selfloop.run(spec(family=Mute()), tmp_path))
+    assert [sorted(rows) for rows in report.galleries[0].samples.values()] == [[1], [1, 2, 3]]
 
 
 def test_texts_of_a_corpus_are_decoded_and_stand_below_the_real_ones_that_begin_alike(tmp_path: Path) -> None:

@@ -317,6 +317,30 @@ def test_tinystories_come_from_the_hub_too(local_hub: Path) -> None:
     assert all(row.startswith("validation") == (i < 4) for i, row in enumerate(texts_of(source.draw(0, 34, CTX))))
 
 
+@pytest.mark.parametrize(
+    "of", [lambda **given: HubText(path=given.pop("of"), **given), lambda of, **given: TinyStories(hub=of, **given)]
+)
+def test_a_name_on_the_hub_needs_its_commit_and_a_folder_has_none(tmp_path: Path, of: Callable[..., Any]) -> None:
+    for revision in (None, "main", "A" * 40):
+        with pytest.raises(SpecError, match=rf"source\.revision: got {revision!r}; 'someone/stories' is no folder here"):
+            of(of="someone/stories", revision=revision)
+        with pytest.raises(SpecError, match=r"source\.revision: got .*missing' is no folder here|is a folder"):
+            of(of=tmp_path / "missing", revision=revision)
+    with pytest.raises(SpecError, match=r"source\.revision: got 'aaaaa.* is a folder, which has none"):
+        of(of=str(tmp_path), revision="a" * 40)
+    assert identity(of(of=str(tmp_path))) == identity(of(of=tmp_path))
+
+
+def test_stories_of_the_hub_are_all_of_one_commit(stories: Path) -> None:
+    source = TinyStories(hub="someone/stories", revision="b" * 40)
+    parts = [part for part in source._parts() if isinstance(part, HubText)]
+    assert [(part.path, part.split, part.revision) for part in parts] == [
+        ("someone/stories", split, "b" * 40) for split in ("train", "validation")
+    ]
+    with pytest.raises(SpecError, match=r"source\.revision: got .*'path' have none"):
+        TinyStories(path=stories, revision="b" * 40)
+
+
 def test_a_field_or_split_that_is_not_there_is_named(local_hub: Path) -> None:
     with pytest.raises(DataError, match=r"source\.format: .* has no field 'texts'; it has text, label"):
         HubText(path=local_hub, format="texts").capacity()
@@ -327,7 +351,7 @@ def test_a_field_or_split_that_is_not_there_is_named(local_hub: Path) -> None:
 def test_without_the_library_the_extra_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(MissingExtraError, match=r"source\.hub: needs datasets.*selfloop\[hub\]"):
-        HubText(path="roneneldan/TinyStories").capacity()
+        HubText(path="roneneldan/TinyStories", revision="0" * 40).capacity()
     assert hub.HubText(path=tmp_path).path == tmp_path
 
 

@@ -14,16 +14,22 @@ COUNTS = [(r, s) for r in (64, 256, 1024, 4096) for s in (0, 256, 1024, 4096)]
 
 
 def grid(law: str, rng: np.random.Generator, seeds: int = 3, noise: float = 0.05, quirk: float = 0.0) -> list[Cell]:
-    """Cells whose risk falls in the log of the real count, or in the real share; `quirk` is shared by a cell's seeds."""
+    """Cells whose risk falls in the log of the real count, or in the real share.
+
+    `quirk` is what a seed's real rows have by chance: all its cells with as many of them share it.
+    """
     x = {"log": lambda r, s: np.log1p(r) / 4, "share": lambda r, s: r / (r + s), "none": lambda r, s: 0.0}[law]
-    return [Cell(r, s, 3 - x(r, s) + quirk * rng.normal() + noise * rng.normal(size=seeds)) for r, s in COUNTS]
+    shared = {r: quirk * rng.normal(size=seeds) for r, _ in COUNTS}
+    return [Cell(r, s, 3 - x(r, s) + shared[r] + noise * rng.normal(size=seeds)) for r, s in COUNTS]
 
 
 def test_a_regression_is_that_of_scipy() -> None:
     x, values = np.log1p([64, 64, 256, 1024, 4096, 0]), np.random.default_rng(1).normal(size=(4, 6))
-    found, expected = regress(x, values), stats.linregress(x, values.mean(axis=0))
-    assert (found.slope, found.p) == pytest.approx((expected.slope, expected.pvalue))
-    each = [stats.linregress(x, row).rvalue ** 2 for row in values]
+    found, lines = regress(x, values), [stats.linregress(x, row) for row in values]
+    slopes = [line.slope for line in lines]
+    assert found.slope.estimate == pytest.approx(stats.linregress(x, values.mean(axis=0)).slope)
+    assert (found.slope.low, found.slope.high) == pytest.approx(stats.t.interval(0.95, 3, np.mean(slopes), stats.sem(slopes)))
+    each = [line.rvalue**2 for line in lines]
     assert found.r_squared.estimate == pytest.approx(np.mean(each))
     low, high = stats.t.interval(0.95, 3, np.mean(each), stats.sem(each))
     assert (found.r_squared.low, found.r_squared.high) == pytest.approx((max(low, 0), high))
@@ -31,7 +37,8 @@ def test_a_regression_is_that_of_scipy() -> None:
 
 def test_a_hand_worked_line() -> None:
     found = regress(np.array([0.0, 1.0, 2.0]), np.array([[1.0, 2.0, 6.0]]))
-    assert found.slope == pytest.approx(2.5)
+    assert found.slope.estimate == pytest.approx(2.5)
+    assert found.slope.low is None  # one seed
     assert found.r_squared.estimate == pytest.approx(25 / 28)  # 5^2 / (2 * 14)
     assert found.r_squared.low is None  # one seed
 
@@ -39,7 +46,7 @@ def test_a_hand_worked_line() -> None:
 def test_one_constant_explains_nothing() -> None:
     for x, values in ((np.ones(5), np.eye(5)), (np.arange(5.0), np.ones((2, 5)))):
         found = regress(x, values)
-        assert (found.r_squared.estimate, found.slope, found.p) == (pytest.approx(0, abs=0.3), pytest.approx(0, abs=0.3), 1)
+        assert (found.r_squared.estimate, found.slope.estimate) == (pytest.approx(0, abs=0.3), pytest.approx(0, abs=0.3))
 
 
 @pytest.mark.parametrize("law", ["log", "share"])
@@ -48,14 +55,15 @@ def test_the_planted_law_explains_more(law: str) -> None:
     assert value
     right, wrong = (value.log_count, value.share) if law == "log" else (value.share, value.log_count)
     assert right.r_squared.low > 0.95 > 0.7 > wrong.r_squared.high  # type: ignore[operator]
-    assert right.p < 1e-6
+    assert right.slope.high < -0.2  # type: ignore[operator]
     sign = 1 if law == "log" else -1
     assert value.gain.low is not None
     assert value.gain.high is not None
     assert min(sign * value.gain.low, sign * value.gain.high) > 0
 
 
-def test_seeds_of_a_cell_are_not_taken_for_cells() -> None:
+def test_rows_that_cells_share_are_not_taken_for_a_law() -> None:
+    """No law, and a seed's cells with as many real rows share those: an F test over cells finds one all the same."""
     rng = np.random.default_rng(3)
     x = np.log1p([r for r, _ in COUNTS])
 
@@ -63,10 +71,12 @@ def test_seeds_of_a_cell_are_not_taken_for_cells() -> None:
         return np.stack([cell.values for cell in cells], axis=1)
 
     grids = [stacked(grid("none", rng, quirk=0.2)) for _ in range(400)]
-    wrongly_found = sum(regress(x, values).p < 0.05 for values in grids)
+    limits = [(found.low, found.high) for found in (regress(x, values).slope for values in grids)]
+    wrongly_found = sum(not low < 0 < high for low, high in limits)  # type: ignore[operator]
     assert wrongly_found <= 400 * 0.05 + 3 * np.sqrt(400 * 0.05 * 0.95)
+    of_means = sum(stats.linregress(x, values.mean(axis=0)).pvalue < 0.05 for values in grids)
     pooled = sum(stats.linregress(np.tile(x, 3), values.ravel()).pvalue < 0.05 for values in grids)
-    assert pooled > 2 * 400 * 0.05
+    assert min(of_means, pooled) > 2 * 400 * 0.05
 
 
 def test_the_interval_covers_the_expected_r_squared_of_one_seed() -> None:

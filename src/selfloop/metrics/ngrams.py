@@ -57,16 +57,16 @@ def cut_of(rows: Columns, params: Params) -> int | None:
 
 
 def equal_texts(snap: Snapshot, most_tokens: int) -> tuple[Ragged, Ragged] | None:
-    """The same number of new and of initial real tokens, without end tokens; None when there is not so much new text.
+    """The same number of new and of initial real tokens, without end tokens; None when either has not so many.
 
     The number is the one asked for, or an eighth of what the initial rows have when that is less (new rows may be cut much
-    shorter): the same for every generation and policy of a seed.
+    shorter, and real ones are cut there too): the same for every generation and policy of a seed.
     """
     real = cast(Ragged, snap.initial["tokens"])
     count = min(most_tokens, (int(real.offsets[-1]) - len(real)) // 8)
     cut = cut_of(snap.new, snap.params)
     new, old = (texts(rows, snap.params, most_tokens=count, longest=cut) for rows in (snap.new, snap.initial))
-    return (new, old) if 0 < count == len(new.values) else None
+    return (new, old) if 0 < count == len(new.values) == len(old.values) else None
 
 
 def blocks(tokens: Ragged) -> Iterator[Ragged]:

@@ -82,7 +82,7 @@ class Vocabulary(Metric):
     """Different tokens among a fixed number of new ones; `vocabulary_kept`: of those among as many real ones, the share seen.
 
     Fresh real text would not show all of them either, as rare tokens come and go: look at how the share changes.
-    The number is `tokens`, or an eighth of the initial real tokens when that is less; no value when new rows have fewer.
+    The number is `tokens`, or an eighth of the initial real tokens when that is less; no value when either rows have fewer.
     """
 
     name: ClassVar[str] = "vocabulary"

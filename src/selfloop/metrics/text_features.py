@@ -11,7 +11,7 @@ from typing import Any, ClassVar, cast
 import numpy as np
 
 from selfloop.component import Context, Encodes, Metric, Snapshot
-from selfloop.errors import SpecError
+from selfloop.errors import SpecError, here_or_pinned
 from selfloop.metrics.distances import frechet_distance, frontier_area
 from selfloop.metrics.ngrams import cut_of, texts
 from selfloop.metrics.text import NO_NUMBER, require
@@ -39,6 +39,7 @@ class Mauve(Metric):
     better: ClassVar[str] = "higher"
     needs: ClassVar[tuple[type, ...]] = (Encodes,)
     model: str | Path  # a folder, or a name on the hub, that transformers.AutoModel and AutoTokenizer open
+    revision: str | None = None  # commit of the hub, for a name: what it stands for may change
     rows: int = 1000  # of each kind, at most
     scale: float = 5.0
 
@@ -65,6 +66,7 @@ class TextFrechet(Metric):
     unit: ClassVar[str] = "squared units of the features"
     needs: ClassVar[tuple[type, ...]] = (Encodes,)
     model: str | Path
+    revision: str | None = None
     rows: int = 1000
 
     def __post_init__(self) -> None:
@@ -93,8 +95,7 @@ def mauve_of(new: Floats, real: Floats, scale: float, ctx: Context) -> float:
 
 def _check(metric: Mauve | TextFrechet) -> None:
     require(metric.name, "rows", metric.rows, least=2)
-    if Path(metric.model).is_dir():
-        object.__setattr__(metric, "model", Path(metric.model))  # a path is identified by the content of its files
+    object.__setattr__(metric, "model", here_or_pinned(f"metrics.{metric.name}.revision", metric.model, metric.revision))
 
 
 def _measured(
@@ -108,7 +109,8 @@ def _measured(
         return {metric.name: NO_NUMBER}
     cut = cut_of(snap.new, snap.params)
     kinds = [_decoded(texts(rows, snap.params, most_rows=count, longest=cut), snap) for rows in (snap.new, snap.holdout)]
-    features = embedded([text for kind in kinds for text in kind], metric.model, f"metrics.{metric.name}.model", ctx)
+    where, rows = f"metrics.{metric.name}.model", [text for kind in kinds for text in kind]
+    features = embedded(rows, metric.model, where, ctx, metric.revision)
     return {metric.name: compare(features[:count], features[count:])}
 
 
@@ -117,13 +119,13 @@ def _decoded(tokens: Ragged, snap: Snapshot) -> list[str]:
     return [text.decode(errors="replace") for text in cast(Ragged, decoded).to_bytes()]
 
 
-def embedded(rows: Sequence[str], model: str | Path, where: str, ctx: Context) -> Floats:
+def embedded(rows: Sequence[str], model: str | Path, where: str, ctx: Context, revision: str | None = None) -> Floats:
     """The mean last hidden state of each text; zeros for one without tokens. SpecError when there is no such model."""
     import torch
     from torch.nn.utils.rnn import pad_sequence
 
     torch.set_num_threads(ctx.threads)
-    tokenizer, network = _opened(model, where)
+    tokenizer, network = _opened(model, revision, where)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     network.to(device).eval()
     limit = min(TOKENS, tokenizer.model_max_length, getattr(network.config, "max_position_embeddings", TOKENS))
@@ -140,13 +142,14 @@ def embedded(rows: Sequence[str], model: str | Path, where: str, ctx: Context) -
     return features
 
 
-def _opened(model: str | Path, where: str) -> tuple[Any, Any]:
+def _opened(model: str | Path, revision: str | None, where: str) -> tuple[Any, Any]:
     import torch
     from transformers import AutoModel, AutoTokenizer
 
     try:
         with _quiet():
-            return AutoTokenizer.from_pretrained(model), AutoModel.from_pretrained(model, dtype=torch.float32)
+            tokenizer = AutoTokenizer.from_pretrained(model, revision=revision)
+            return tokenizer, AutoModel.from_pretrained(model, revision=revision, dtype=torch.float32)
     except (OSError, ValueError, KeyError) as problem:
         reason = str(problem).strip().split("\n")[0].rstrip(".")[:200]
         raise SpecError(

@@ -58,7 +58,7 @@ class WorthTable:
     title: str
     real: Sequence[str]  # numbers of real rows, the columns
     rows: Sequence[tuple[str, Sequence[WorthCell | None]]]
-    regressions: Sequence[tuple[str, str, str]]  # whose cells, R^2 of log(1 + real rows), R^2 of the real share
+    regressions: Sequence[tuple[str, str, str]]  # whose cells, R^2 (and slope) in log(1 + real rows), in the real share
     gain: str
 
 
@@ -141,7 +141,7 @@ def worth_table(worth: Worth) -> WorthTable:
         return WorthCell(show_interval(each.estimate, each.low, each.high), share, len(column) > 1 and level == min(column))
 
     value = worth.value
-    ours = f"this run, {len(worth.cells)} cells", _with_p(value.log_count), _with_p(value.share)
+    ours = f"this run, {len(worth.cells)} cells", _with_slope(value.log_count), _with_slope(value.share)
     published = [(label, show(a, 2), show(b, 2)) for label, a, b in worth.published]
     return WorthTable(
         axes=worth.axes,
@@ -153,9 +153,9 @@ def worth_table(worth: Worth) -> WorthTable:
     )
 
 
-def _with_p(each: Regression) -> str:
-    found = each.r_squared
-    return f"{show_interval(found.estimate, found.low, found.high)}, p = {each.p:.2g}"
+def _with_slope(each: Regression) -> str:
+    r_squared, slope = (show_interval(found.estimate, found.low, found.high) for found in (each.r_squared, each.slope))
+    return f"{r_squared}, slope {slope}"
 
 
 def ledger_rows(report: Report) -> list[tuple[int, list[str]]]:

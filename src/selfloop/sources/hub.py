@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-from selfloop.errors import DataError, missing_extra
+from selfloop.errors import DataError, here_or_pinned, missing_extra
 from selfloop.sources.text import Documents, fields_of, files_of, formatted
 
 ROWS = 1000  # read at once
@@ -17,12 +17,12 @@ ROWS = 1000  # read at once
 class HubText(Documents):
     """Documents of a data set on the hub, or of a folder of Parquet, JSON lines or CSV files, through `datasets`.
 
-    What is on the hub can change; `revision` (a commit) pins it. MissingExtraError without the extra `hub`; DataError when
+    What is on the hub can change, so a name there needs `revision`, the commit; a folder has none. MissingExtraError without the extra `hub`; DataError when
     there is no such data set, split or field.
     """
 
     name: ClassVar[str] = "hub"
-    path: str | Path
+    path: str | Path  # a name on the hub, or a folder
     config: str | None = None  # of a data set that has several
     split: str = "train"
     revision: str | None = None
@@ -30,8 +30,7 @@ class HubText(Documents):
 
     def __post_init__(self) -> None:
         fields_of(self.format)
-        if Path(self.path).exists():
-            object.__setattr__(self, "path", Path(self.path))  # a path is identified by the content of its files
+        object.__setattr__(self, "path", here_or_pinned("source.revision", self.path, self.revision))
 
     def files(self) -> list[Path]:
         return files_of(self.path) if isinstance(self.path, Path) else []
@@ -62,6 +61,4 @@ class HubText(Documents):
             return datasets.load_dataset(str(self.path), self.config, split=self.split, revision=self.revision)
         except (OSError, ValueError, datasets.exceptions.DatasetsError) as problem:
             reason = str(problem).strip().splitlines()[0] if str(problem).strip() else type(problem).__name__
-            raise DataError(
-                f"source: cannot read {self.split!r} of {self.path}: {reason}. Check name and split."
-            ) from problem
+            raise DataError(f"source: cannot read {self.split!r} of {self.path}: {reason}. Check name and split.") from problem

@@ -7,7 +7,7 @@ import json
 import zlib
 from codecs import getincrementaldecoder
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from io import IncrementalNewlineDecoder
 from pathlib import Path
@@ -17,7 +17,7 @@ from typing import IO, Any, ClassVar, Literal, cast
 import numpy as np
 
 from selfloop.component import Context, Source
-from selfloop.errors import DataError, SpecError
+from selfloop.errors import DataError, SpecError, here_or_pinned
 from selfloop.types import Columns, Field, Ints, Ragged, select_rows
 
 BLOCK = 1 << 22  # bytes read at once
@@ -244,6 +244,7 @@ class TinyStories(Documents):
     path: Path | None = None
     validation: Path | None = None  # found beside the training stories when `path` is a folder
     hub: str | Path | None = None  # instead of a path: "roneneldan/TinyStories", or a folder of that form
+    revision: str | None = None  # commit of the hub, for a name: what it stands for may change
     validation_rows: int = 500  # at most
 
     def __post_init__(self) -> None:
@@ -251,6 +252,10 @@ class TinyStories(Documents):
             raise SpecError(
                 "source: tinystories needs either 'path', a file or folder of stories, or 'hub', a name on the hub."
             )
+        if self.hub is not None:
+            object.__setattr__(self, "hub", here_or_pinned("source.revision", self.hub, self.revision))
+        elif self.revision is not None:
+            raise SpecError(f"source.revision: got {self.revision!r}; stories from a 'path' have none. Leave it out.")
         if self.validation_rows < 1:
             raise SpecError(f"source.validation_rows: got {self.validation_rows}; expected 1 or more.")
 
@@ -259,7 +264,8 @@ class TinyStories(Documents):
         if self.hub is not None:
             from selfloop.sources.hub import HubText
 
-            return HubText(path=self.hub), HubText(path=self.hub, split="validation")
+            train = HubText(path=self.hub, revision=self.revision)
+            return train, replace(train, split="validation")
         path, validation = cast(Path, self.path), self.validation
         if path.is_dir():
             path, validation = _one(path, "*train.txt*"), validation or _one(path, "*valid.txt*")

@@ -2,6 +2,9 @@
 
 A cell is one training set, so many real and so many synthetic rows, with the risk of its model for every seed (Kazdan et
 al. 2025, 2410.16713, figure 5: the count of real rows explains more than their share).
+
+Cells of a seed hold nested parts of the same real rows and of one synthetic batch, so a seed's cells are not independent
+and an F test over them finds lines by chance. Only seeds are independent, and every limit here is over seeds.
 """
 
 from __future__ import annotations
@@ -31,13 +34,16 @@ class Regression:
     """Least squares of the risk on one number per cell."""
 
     r_squared: Interval  # of one seed's cells: mean over seeds
-    slope: float  # of the means over seeds
-    p: float  # F test of the means over seeds: are all cells alike? 1 and cells - 2 degrees of freedom
+    slope: Interval  # of one seed's cells: mean over seeds; 0 within its limits: a line that chance may have drawn
 
 
 @dataclass(frozen=True, slots=True)
 class Value:
-    """Risk on log(1 + real rows) and on the real share of the rows, and what the first explains more, paired by seed."""
+    """Risk on log(1 + real rows) and on the real share of the rows, and what the first explains more, paired by seed.
+
+    What a seed's real rows have by chance is shared by all cells of a count, and so raises R^2 of the count, too: only the
+    slopes tell a law from chance.
+    """
 
     log_count: Regression
     share: Regression
@@ -63,19 +69,13 @@ def value_of_real(cells: Sequence[Cell]) -> Value | None:
 def regress(x: Floats, values: Floats) -> Regression:
     """The regression of (seeds, cells) values on one number per cell.
 
-    The F test is of the cells' means: seeds of a cell are no cells of their own. All of x or of a seed's values equal:
-    R^2 is 0 and p is 1.
+    Limits of the slope are Student's over the seeds' slopes. All of x or of a seed's values equal: its R^2 and slope are 0.
     """
-    from scipy.special import fdtrc
-
     each = mean_interval(_r_squared(x, values))
     low, high = (None if limit is None else float(np.clip(limit, 0, 1)) for limit in (each.low, each.high))
-    mean = values.mean(axis=0)
-    (r_squared,), freedom = _r_squared(x, mean[None, :]), len(x) - 2
     centred = x - x.mean()
-    slope = float(centred @ mean / (centred @ centred)) if np.ptp(x) else 0.0
-    p = float(fdtrc(1, freedom, r_squared / (1 - r_squared) * freedom)) if r_squared < 1 else 0.0
-    return Regression(Interval(each.estimate, low, high, each.n), slope, p)
+    slopes = values @ centred / (centred @ centred) if np.ptp(x) else np.zeros(len(values))
+    return Regression(Interval(each.estimate, low, high, each.n), mean_interval(slopes))
 
 
 def _r_squared(x: Floats, values: Floats) -> Floats:

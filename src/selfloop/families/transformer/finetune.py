@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
@@ -13,7 +12,7 @@ from typing import ClassVar, Literal, cast
 import numpy as np
 
 from selfloop.component import Context, Encoder, Family, Sampler
-from selfloop.errors import DataError, SpecError, missing_extra
+from selfloop.errors import DataError, SpecError, here_or_pinned, missing_extra
 from selfloop.families.nn.training import Training
 from selfloop.families.transformer.family import Transformer
 from selfloop.families.transformer.sampler import TextSampler
@@ -50,11 +49,10 @@ class PretrainedTokenizer(Encoder):
             "tokenizer/json": np.frombuffer(text, np.uint8),
             "tokenizer/start": np.array(end if start is None else start, np.int64),
             "tokenizer/end": np.array(end, np.int64),
-            "tokenizer/vocab": np.array(rows, np.int64),
         }
 
     def encode(self, rows: Columns, learned: Params) -> Columns:
-        return BytePair(vocab=max(int(learned["tokenizer/vocab"]), 257)).encode(rows, learned)
+        return BytePair().encode(rows, learned)
 
     def decode(self, rows: Columns, learned: Params) -> Columns:
         return BytePair().decode(rows, learned)
@@ -103,15 +101,9 @@ class Finetune(Family):
     training: Training = field(default_factory=_as_published)
 
     def __post_init__(self) -> None:
-        if isinstance(self.base, str) and Path(self.base).is_dir():
-            object.__setattr__(self, "base", Path(self.base))  # a folder is identified by what is in it
+        object.__setattr__(self, "base", here_or_pinned("family.revision", self.base, self.revision))
         if isinstance(self.base, Path):
-            _check_folder(self.base, self.revision, self.context)
-        elif not re.fullmatch(r"[0-9a-f]{40}", self.revision or ""):
-            raise SpecError(
-                f"family.revision: got {self.revision!r}; {self.base!r} is no folder here, and a name on the hub needs the "
-                "commit it stands for (40 hexadecimal digits, on the model's page under Files)."
-            )
+            _check_folder(self.base, self.context)
         if self.context < 1:
             raise SpecError(f"family.context: got {self.context}; expected 1 or more.")
         if self.long not in ("drop", "cut"):
@@ -196,10 +188,8 @@ class Finetune(Family):
         return pretrained.token_log_prob(pretrained.merged(self, params), tokens, int(params["tokenizer/start"]), self.context)
 
 
-def _check_folder(base: Path, revision: str | None, context: int) -> None:
+def _check_folder(base: Path, context: int) -> None:
     """SpecError when a folder is no model or too small a one, before any work."""
-    if revision is not None:
-        raise SpecError(f"family.revision: got {revision!r}; {base} is a folder, which has none. Leave it out.")
     try:
         config = json.loads((base / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as problem:
