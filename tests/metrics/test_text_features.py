@@ -215,6 +215,8 @@ def test_a_model_of_the_hub_is_that_of_one_commit(tmp_path: Path, monkeypatch: p
             kind(model="someone/model", revision=revision)
     with pytest.raises(SpecError, match=rf"metrics\.{kind.name}\.revision: got .* is a folder, which has none"):
         kind(model=tmp_path, revision="c" * 40)
+    from transformers import AutoTokenizer
+
     asked = []
 
     def opened(model: str, revision: str) -> None:

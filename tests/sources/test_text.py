@@ -9,6 +9,7 @@ import inspect
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
@@ -324,7 +325,7 @@ def test_a_name_on_the_hub_needs_its_commit_and_a_folder_has_none(tmp_path: Path
     for revision in (None, "main", "A" * 40):
         with pytest.raises(SpecError, match=rf"source\.revision: got {revision!r}; 'someone/stories' is no folder here"):
             of(of="someone/stories", revision=revision)
-        with pytest.raises(SpecError, match=r"source\.revision: got .*missing' is no folder here|is a folder"):
+        with pytest.raises(SpecError, match=r"source\.revision: got .*missing' is no folder here"):
             of(of=tmp_path / "missing", revision=revision)
     with pytest.raises(SpecError, match=r"source\.revision: got 'aaaaa.* is a folder, which has none"):
         of(of=str(tmp_path), revision="a" * 40)

@@ -8,7 +8,6 @@ from scipy import stats
 
 from selfloop.published import load
 from selfloop.stats.value import Cell, regress, value_of_real
-from selfloop.types import Floats
 
 COUNTS = [(r, s) for r in (64, 256, 1024, 4096) for s in (0, 256, 1024, 4096)]
 
@@ -66,16 +65,15 @@ def test_rows_that_cells_share_are_not_taken_for_a_law() -> None:
     """No law, and a seed's cells with as many real rows share those: an F test over cells finds one all the same."""
     rng = np.random.default_rng(3)
     x = np.log1p([r for r, _ in COUNTS])
-
-    def stacked(cells: list[Cell]) -> Floats:
-        return np.stack([cell.values for cell in cells], axis=1)
-
-    grids = [stacked(grid("none", rng, quirk=0.2)) for _ in range(400)]
-    limits = [(found.low, found.high) for found in (regress(x, values).slope for values in grids)]
-    wrongly_found = sum(not low < 0 < high for low, high in limits)  # type: ignore[operator]
-    assert wrongly_found <= 400 * 0.05 + 3 * np.sqrt(400 * 0.05 * 0.95)
-    of_means = sum(stats.linregress(x, values.mean(axis=0)).pvalue < 0.05 for values in grids)
-    pooled = sum(stats.linregress(np.tile(x, 3), values.ravel()).pvalue < 0.05 for values in grids)
+    grids = [grid("none", rng, quirk=0.2) for _ in range(400)]
+    values = [value_of_real(cells) for cells in grids]
+    for slopes in ([value.log_count.slope for value in values if value], [value.share.slope for value in values if value]):
+        wrongly_found = sum(not slope.low < 0 < slope.high for slope in slopes)  # type: ignore[operator]
+        assert len(slopes) == 400
+        assert wrongly_found <= 400 * 0.05 + 3 * np.sqrt(400 * 0.05 * 0.95)
+    stacked = [np.stack([cell.values for cell in cells], axis=1) for cells in grids]
+    of_means = sum(stats.linregress(x, each.mean(axis=0)).pvalue < 0.05 for each in stacked)
+    pooled = sum(stats.linregress(np.tile(x, 3), each.ravel()).pvalue < 0.05 for each in stacked)
     assert min(of_means, pooled) > 2 * 400 * 0.05
 
 

@@ -17,8 +17,8 @@ ROWS = 1000  # read at once
 class HubText(Documents):
     """Documents of a data set on the hub, or of a folder of Parquet, JSON lines or CSV files, through `datasets`.
 
-    What is on the hub can change, so a name there needs `revision`, the commit; a folder has none. MissingExtraError without the extra `hub`; DataError when
-    there is no such data set, split or field.
+    What is on the hub can change, so a name there needs `revision`, the commit; a folder has none. MissingExtraError without
+    the extra `hub`; DataError when there is no such data set, split or field.
     """
 
     name: ClassVar[str] = "hub"

@@ -264,8 +264,8 @@ class TinyStories(Documents):
         if self.hub is not None:
             from selfloop.sources.hub import HubText
 
-            train = HubText(path=self.hub, revision=self.revision)
-            return train, replace(train, split="validation")
+            on_hub = HubText(path=self.hub, revision=self.revision)
+            return on_hub, replace(on_hub, split="validation")
         path, validation = cast(Path, self.path), self.validation
         if path.is_dir():
             path, validation = _one(path, "*train.txt*"), validation or _one(path, "*valid.txt*")
