@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import mmap
+import os
+from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import IO, Any, cast
@@ -94,7 +97,6 @@ class ColumnWriter:
     def append(self, columns: Columns) -> None:
         """Add rows; every call has the same columns, types and row shapes."""
         if not self._values:
-            self._folder.mkdir(parents=True, exist_ok=True)
             self._values = {name: _Growing(self._folder) for name in columns}
             self._offsets = {name: _Growing(self._folder) for name, c in columns.items() if isinstance(c, Ragged)}
         for name, column in columns.items():
@@ -113,11 +115,20 @@ class ColumnWriter:
         return Named((name, Ragged(v, offsets[name]) if name in offsets else v) for name, v in values.items())
 
 
+def _unnamed(folder: Path) -> IO[bytes]:
+    """A file without a name in a folder, which another process that ends the same stage may remove at any moment, once."""
+    for _ in range(3):
+        folder.mkdir(parents=True, exist_ok=True)
+        with suppress(FileNotFoundError):
+            return TemporaryFile(dir=folder)
+    raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(folder))
+
+
 class _Growing:
     """One array in an unnamed file."""
 
     def __init__(self, folder: Path) -> None:
-        self.file: IO[bytes] = TemporaryFile(dir=folder)  # noqa: SIM115  # closed when it is mapped
+        self.file: IO[bytes] = _unnamed(folder)  # closed when it is mapped
         self.dtype: np.dtype[np.generic] | None = None
         self.row: tuple[int, ...] = ()  # shape of one row
         self.rows = 0

@@ -77,7 +77,7 @@ def quickstart(
     workers: WorkersOption = None,
     quiet: QuietOption = False,
 ) -> None:
-    """2,000 linear chains, real digits and real text: see replace collapse and accumulate hold, in two or three minutes.
+    """2,000 linear chains, real digits and real text: see what replace and accumulate do, in about two minutes.
 
     Example: selfloop quickstart
     """
@@ -339,6 +339,8 @@ def export(
 
     if what not in ("model", "samples"):
         raise SpecError(unknown_name("--what", what, ("model", "samples")))
+    if what == "model" and format_ is not None:
+        raise SpecError(f"--format {format_}: is for samples. Add --what samples.")
     found = find(_spec(spec, set_), store_path(store), policy, seed, generation)
     if what == "model":
         export_model(found, to, dtype)

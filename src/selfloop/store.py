@@ -195,8 +195,7 @@ class Store:
         stamp = _stamp(self._object(result["object"])) if "object" in result else None
         body = {"key": call.key, "result": result, "stamp": stamp, "provenance": provenance(call, seconds, threads)}
         self._write(self._record(call.key), _sealed(json.dumps(body).encode()))
-        if os.path.exists(scratch):
-            shutil.rmtree(scratch, ignore_errors=True)
+        _remove(scratch)
         return result
 
     def _note(self, call: Call, seconds: float) -> None:
@@ -339,6 +338,14 @@ def _unsealed(data: bytes) -> dict[str, Any] | None:
     """The body of a record file; None when any byte of it is not as written."""
     body = data.removeprefix(b'{"body": ').rpartition(b', "check": "')[0]
     return cast("dict[str, Any]", json.loads(body)) if body and _sealed(body) == data else None
+
+
+def _remove(scratch: Path) -> None:
+    """Remove a stage's folder in one step: a process at the same stage finds it as it was, or gone and makes it again."""
+    away = scratch.with_name(f"{scratch.name}.{os.getpid()}.gone")
+    with suppress(OSError):
+        os.rename(scratch, away)
+        shutil.rmtree(away, ignore_errors=True)
 
 
 def _stamp(path: str) -> list[int] | None:

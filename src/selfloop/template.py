@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import MISSING, Field, fields, is_dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from selfloop.component import Component, Family, Source
 from selfloop.plugins import component_class, names
@@ -95,14 +95,20 @@ def describe_settings(kind: str, name: str) -> tuple[str, list[tuple[str, str, s
 
 def _settings(cls: type[Any], prefix: str, chosen: Any) -> Iterator[tuple[str, str, str, str]]:
     """The fields of a class; their defaults are those of `chosen`, where a component sets others than the class."""
-    comments = _comments(cls)
+    comments, hints = _comments(cls), get_type_hints(cls)
     for f in fields(cls):
         default = _default(f) if chosen is None else getattr(chosen, f.name)
         if _is_settings(default):
             yield from _settings(type(default), f"{prefix}{f.name}.", default)
             continue
         shown = "required" if default is MISSING else _value(default)
-        yield prefix + f.name, str(f.type), shown, comments.get(f.name, "")
+        yield prefix + f.name, _type(hints[f.name], str(f.type)), shown, comments.get(f.name, "")
+
+
+def _type(hint: Any, written: str) -> str:
+    """A setting's type as it is written, or its allowed words where that is an alias of them."""
+    words = get_args(hint) if get_origin(hint) is Literal else ()
+    return " | ".join(map(_value, words)) if words else written
 
 
 def summaries(kind: str) -> dict[str, str]:

@@ -78,7 +78,10 @@ def _count(source: Documents, stamps: tuple[object, ...]) -> int:
     """Number of documents, counted again when a file has changed."""
     count = sum(1 for _ in source.documents())
     if not count:
-        raise DataError(f"source: no documents were found by {source}. Check the path, and how documents are told apart.")
+        where = getattr(source, "path", None) or getattr(source, "hub", None) or "its files"
+        raise DataError(
+            f"source.{source.name}: no documents were found in {where}. Check the path, and how documents are told apart."
+        )
     return count
 
 
@@ -93,7 +96,9 @@ def files_of(path: Path) -> list[Path]:
         return [path]
     found = [file for file in sorted(path.rglob("*")) if file.is_file() and not file.name.startswith(".")]
     if not found:
-        raise DataError(f"source.path: {path} is no file, and no folder with files. Check the path.")
+        raise DataError(
+            f"source.path: {path} is no file, and no folder with files. Say where: --set source.path=FOLDER_OR_FILE."
+        )
     return found
 
 

@@ -17,7 +17,7 @@ def save(path: Path, tensors: Mapping[str, Tensor], identity: str, step: int) ->
     """Write the state after `step` steps; whoever reads finds the old file or the new one, never a part."""
     part = path.with_name(f"{path.name}.{os.getpid()}.part")
     contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    for last in (False, True):  # a process that finishes the same fit removes the folder, at whatever moment: then once more
+    for last in (False, False, True):  # who finishes the same stage removes the folder, at whatever moment: then once more
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             save_file(contiguous, part, metadata={"identity": identity, "step": str(step)})

@@ -70,6 +70,8 @@ class Transformer(Family):
         for name in ("layers", "hidden", "heads", "kv_heads", "mlp", "context", "vocab"):
             if (count := getattr(self, name)) is not None and count < 1:
                 raise SpecError(f"family.{name}: got {count}; expected 1 or more.")
+        if self.context < 2:
+            raise SpecError(f"family.context: got {self.context}; expected 2 tokens or more.")
         if self.hidden % self.heads or (self.arch == "llama" and self.hidden // self.heads % 2):
             even = " of an even size" if self.arch == "llama" else ""
             raise SpecError(
