@@ -345,7 +345,8 @@ def _remove(scratch: Path) -> None:
     away = scratch.with_name(f"{scratch.name}.{os.getpid()}.gone")
     with suppress(OSError):
         os.rename(scratch, away)
-        shutil.rmtree(away, ignore_errors=True)
+        for _ in range(3):  # what another process was writing there may come between
+            shutil.rmtree(away, ignore_errors=True)
 
 
 def _stamp(path: str) -> list[int] | None:
