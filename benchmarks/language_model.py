@@ -52,7 +52,7 @@ def ours(data, stories, generations, store, cache):
     )  # fmt: skip
     path = Path(store) / "spec.toml"
     path.write_text(spec)
-    environment = {**os.environ, "XDG_CACHE_HOME": str(cache), "TORCHINDUCTOR_CACHE_DIR": f"{cache}/inductor"}
+    environment = {**os.environ, "HOME": str(cache), "TORCHINDUCTOR_CACHE_DIR": f"{cache}/inductor"}
     begun = time.perf_counter()
     command = [sys.executable, "-c", "from selfloop.cli import main; main()", "run", path, "--store", Path(store) / "store"]
     done = subprocess.run(
