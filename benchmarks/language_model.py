@@ -4,8 +4,10 @@
 
 DATA is a folder with TinyStories in its official text form (`*-train.txt`, `*-valid.txt`). One seed, replace and
 accumulate, five generations, the same GPT-2 (0.9 M parameters), windows, epochs, batch, learning rate, first tokens and
-held-out stories on both sides; generation 1 is shared on both. Ours is timed as a command of its own, in an empty store,
-with empty caches of compiled code ("first") and again in another empty store ("again").
+held-out stories on both sides; generation 1 is shared on both. Ours does a little more: it learns the tokenizer from
+the whole file, samples the last model, too, and stores every stage. It runs as `selfloop run` does, one thread to each
+of the two chains. Ours is timed as a command of its own, in an empty store, with empty caches of compiled code
+("first") and again in another empty store ("again").
 """
 
 import argparse

@@ -79,4 +79,4 @@ def _compiler() -> object:
 def _compiled(layer: nn.Module, x: Tensor, place: Place) -> Tensor:
     # without a limit: at its end the same fit would give other last bits, depending on what ran before in this process
     with torch._dynamo.config.patch(recompile_limit=1 << 30, accumulated_recompile_limit=1 << 30):
-        return _compiler()(layer, x, place)  # type: ignore[operator,no-any-return]
+        return _compiler()(layer, x, place)  # type: ignore[operator,no-any-return]  # what torch compiles is untyped
