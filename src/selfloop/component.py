@@ -113,6 +113,30 @@ class Prepares(Protocol):
     def prepare(self, real: Columns, ctx: Context) -> Params: ...
 
 
+class Features(Component):
+    """What metrics look at instead of the rows themselves: numbers of a small classifier, principal components.
+
+    Metrics with equal features share them. They are learned once per seed, on the initial real rows, and each batch is
+    described once.
+    """
+
+    def learn(self, real: Columns, ctx: Context) -> Params:
+        """What `describe` needs, from the initial real rows."""
+        raise NotImplementedError
+
+    def describe(self, rows: Columns, learned: Params, ctx: Context) -> Columns:
+        """Features of each row."""
+        raise NotImplementedError
+
+
+@runtime_checkable
+class UsesFeatures(Protocol):
+    """A metric that is measured on features: it finds them in `Snapshot.features`, what was learned in `prepared`."""
+
+    @property
+    def features(self) -> Features: ...
+
+
 @dataclass(frozen=True, kw_only=True)
 class Sampler(Component):
     """Settings of sampling that are no part of a fit. This one has none."""
@@ -294,7 +318,8 @@ class Snapshot:
     holdout: Columns  # real rows no fit sees
     initial: Columns  # real(1)
     truth: Params
-    prepared: Params = field(default_factory=dict)
+    prepared: Params = field(default_factory=dict)  # what the metric, or its features, learned from real(1)
+    features: Mapping[str, Columns] = field(default_factory=dict)  # of "new", "holdout" and "initial", those there are
 
 
 @dataclass(frozen=True, slots=True)

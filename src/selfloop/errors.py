@@ -36,7 +36,8 @@ class ChainEndedError(Exception):
         self.status = status
 
 
-EXTRAS = {"datasets": "hub", "pyarrow": "hub", "peft": "lora"}  # library -> the extra of ours that brings it
+# library -> the extra of ours that brings it
+EXTRAS = {"datasets": "hub", "pyarrow": "hub", "peft": "lora", "diffusers": "images"}
 
 
 def missing_extra(where: str, library: str) -> MissingExtraError:

@@ -162,7 +162,7 @@ def is_ensemble(spec: Spec) -> bool:
 
 
 def tasks_of(spec: Spec, store: Path, threads: int | None = None) -> list[list[Task]]:
-    """Phases of tasks: what all seeds share (an encoded corpus), what a seed's chains share (generation 1), the chains."""
+    """Phases of tasks: what all seeds share (a corpus that is read), what a seed's chains share (generation 1), the chains."""
     corpora, shared, chains = dict[object, Task](), list[Task](), list[Task]()
     points = resolved_points(spec)
     count = sum(len(point.seeds) * len(point.policies) for _, point in points if not is_ensemble(point))
@@ -173,9 +173,10 @@ def tasks_of(spec: Spec, store: Path, threads: int | None = None) -> list[list[T
             for seeds in _groups(point):
                 chains.append(Task(axes, point, everyone, seeds, point.generations, store, threads or sweep.cores()))
             continue
-        if isinstance(point.family, Encodes):
+        if isinstance(point.source, Corpus):
             reader = Task(axes, point, (0,), point.seeds[:1], 0, store, sweep.cores())
-            corpora.setdefault((point.source, point.family.encoder()), reader)
+            encoder = point.family.encoder() if isinstance(point.family, Encodes) else None
+            corpora.setdefault((point.source, encoder), reader)
         for seed in point.seeds:
             shared.append(Task(axes, point, (0,), (seed,), 1, store, each))
             chains += [Task(axes, point, (p,), (seed,), point.generations, store, each) for p in everyone]

@@ -16,6 +16,7 @@ from selfloop.component import (
     Encoder,
     Encodes,
     Family,
+    Features,
     Metric,
     Prepares,
     Relabels,
@@ -76,13 +77,25 @@ def read(encoder: Encoder, source: Corpus, learned: Params, ctx: Context) -> Col
 
 
 @stage(version=1)
-def choose(source: Corpus, corpus: Columns, first: int, n: int, ctx: Context) -> Columns:
-    """Rows first .. first + n - 1 of a seed's permutation of an encoded corpus."""
+def read_rows(source: Source, ctx: Context) -> Columns:
+    """Every row of a corpus as it is, in the order of its files."""
     assert ctx.scratch is not None
-    order = source.order(ctx)[first : first + n]
-    if len(order) < n:
-        raise DataError(f"source: rows {first} to {first + n - 1} were asked for; there are {first + len(order)}. Lower n.")
-    return gathered(corpus, order, ctx.scratch)
+    assert isinstance(source, Corpus)
+    writer = ColumnWriter(ctx.scratch)
+    for rows in source.chunks():
+        writer.append(checked_rows(source, rows))
+    return writer.columns()
+
+
+@stage(version=1)
+def choose(source: Corpus, corpus: Columns, first: int, n: int, ctx: Context) -> Columns:
+    """Rows first .. first + n - 1 of a seed's permutation of a corpus that was read."""
+    assert ctx.scratch is not None
+    order = source.order(ctx)
+    order = order[order < count_rows(corpus)]  # rows that turned out damaged and were skipped are not there
+    if first + n > len(order):
+        raise DataError(f"source: rows {first} to {first + n - 1} were asked for; there are {len(order)}. Lower n or holdout.")
+    return gathered(corpus, order[first : first + n], ctx.scratch)
 
 
 @stage(version=1)
@@ -109,6 +122,18 @@ def give_inputs(source: Source, n: int, initial: Columns, ctx: Context) -> Colum
 def prepare(component: Prepares, rows: Columns, ctx: Context) -> Params:
     """What a source or metric learns once from real rows."""
     return component.prepare(rows, ctx)
+
+
+@stage(version=1)
+def learn_features(features: Features, real: Columns, ctx: Context) -> Params:
+    """What features learn once from the initial real rows."""
+    return features.learn(real, ctx)
+
+
+@stage(version=1)
+def describe(features: Features, rows: Columns, learned: Params, ctx: Context) -> Columns:
+    """Features of each row of a batch."""
+    return features.describe(rows, learned, ctx)
 
 
 @stage(version=1)
@@ -193,14 +218,17 @@ def measure(
     model: tuple[Family, Params, Sampler],
     generation: int,
     rows: tuple[Columns | None, Columns | None, Columns],
-    known: tuple[Params, Params | None],
+    known: tuple[Params, Params | None, tuple[Columns | None, ...]],
     ctx: Context,
 ) -> dict[str, float | None]:
     """Numbers of one metric by name, None for one that is not finite.
 
-    `rows` are (new, holdout, initial), `known` the source's truth and what the metric prepared from real rows.
+    `rows` are (new, holdout, initial); `known` are the source's truth, what the metric or its features learned from real
+    rows, and the features of `rows`, if it uses any.
     """
-    (family, params, sampler), (new, holdout, initial), (truth, prepared) = model, rows, known
-    none = Named()
-    snap = Snapshot(generation, family, sampler, params, new or none, holdout or none, initial, truth, prepared or {})
+    (family, params, sampler), (new, holdout, initial), (truth, prepared, features) = model, rows, known
+    none, kinds = Named(), ("new", "holdout", "initial")
+    described = {kind: columns for kind, columns in zip(kinds, features, strict=False) if columns is not None}
+    known_rows = (new or none, holdout or none, initial)
+    snap = Snapshot(generation, family, sampler, params, *known_rows, truth, prepared or {}, described)
     return {name: float(v) if math.isfinite(v) else None for name, v in metric.measure(snap, ctx).items()}

@@ -7,11 +7,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
 from selfloop import stages
-from selfloop.component import Context, Curator, Encodes, Family, Metric, Prepares, Sampler, Source
+from selfloop.component import (
+    Context,
+    Corpus,
+    Curator,
+    Encodes,
+    Family,
+    Metric,
+    Prepares,
+    Sampler,
+    Source,
+    UsesFeatures,
+)
 from selfloop.identity import Ref
 from selfloop.rng import Stream
 from selfloop.store import Store
@@ -70,20 +82,22 @@ class StoredWorld:
     def _draw(self, first: int, n: int) -> Ref:
         """Real rows as the family models them."""
         chain, ctx = self.chain, self.chain.context("source")
-        if (read := self.read()) is None:
+        if not isinstance(chain.source, Corpus):
             return self._step(stages.draw_real, chain.source, first, n, ctx)
-        return self._step(stages.choose, chain.source, read[1], first, n, ctx)
+        return self._step(stages.choose, chain.source, self.read(), first, n, ctx)
 
-    def read(self) -> tuple[Ref, Ref] | None:
-        """What the family's encoder learned and the whole corpus encoded, the same for all seeds; None without encoder."""
+    def read(self) -> Ref:
+        """The whole corpus, encoded where the family has an encoder; the same for all seeds."""
         family, source = self.chain.family, self.chain.source
-        if not isinstance(family, Encodes):
-            return None
-        if "learned" not in self.refs:
-            encoder, ctx = family.encoder(), Context(Stream(("corpus",)), None, self.chain.threads)
-            self.refs["learned"] = self._step(stages.learn, encoder, source, ctx.child("learn"))
-            self.refs["corpus"] = self._step(stages.read, encoder, source, self.refs["learned"], ctx.child("read"))
-        return self.refs["learned"], self.refs["corpus"]
+        if "corpus" not in self.refs:
+            ctx = Context(Stream(("corpus",)), None, self.chain.threads)
+            if isinstance(family, Encodes):
+                encoder = family.encoder()
+                self.refs["learned"] = self._step(stages.learn, encoder, source, ctx.child("learn"))
+                self.refs["corpus"] = self._step(stages.read, encoder, source, self.refs["learned"], ctx.child("read"))
+            else:
+                self.refs["corpus"] = self._step(stages.read_rows, source, ctx.child("read"))
+        return self.refs["corpus"]
 
     def _step(self, function: Callable[..., Any], *arguments: Any) -> Ref:
         return cast(Ref, self.store.step(function, *arguments))
@@ -129,18 +143,29 @@ class StoredWorld:
     def measure(self, t: int, model: Ref, new: Ref | None) -> Iterator[Row]:
         chain = self.chain
         for metric in chain.metrics:
-            known = (chain.truth(), self._prepared(metric) if isinstance(metric, Prepares) else None)
             fitted, rows = (chain.family, model, chain.sampler), (new, self._held_out(), self.initial)
+            known = (chain.truth(), *self._prepared(metric, rows))
             ctx = chain.context("measure", metric.name)  # the same draws every generation, so curves are comparable
             values = self.store.step(stages.measure, metric, fitted, t, rows, known, ctx)
             for name, value in values.items():
                 yield Row(self.label, chain.seed, t, name, value, NOT_FINITE if value is None else None)
 
-    def _prepared(self, metric: Metric) -> Ref:
-        if metric not in self.refs:
+    def _prepared(self, metric: Metric, rows: Sequence[Ref | None]) -> tuple[Ref | None, tuple[Ref | None, ...]]:
+        """What a metric or its features learned from real(1), and the features of the rows; each once for all who ask."""
+        if isinstance(metric, UsesFeatures):
+            features, ctx = metric.features, self.chain.context("features")
+            learned = self._once(features, stages.learn_features, features, self.initial, ctx.child("learn"))
+            step = partial(self._step, stages.describe, features)
+            return learned, tuple(batch and step(batch, learned, ctx.child("describe")) for batch in rows)
+        if isinstance(metric, Prepares):
             ctx = self.chain.context("prepare", metric.name)
-            self.refs[metric] = self._step(stages.prepare, metric, self.initial, ctx)
-        return self.refs[metric]
+            return self._once(metric, stages.prepare, metric, self.initial, ctx), ()
+        return None, ()
+
+    def _once(self, name: object, function: Callable[..., Any], *arguments: Any) -> Ref:
+        if name not in self.refs:
+            self.refs[name] = self._step(function, *arguments)
+        return self.refs[name]
 
     def _held_out(self) -> Ref | None:
         chain = self.chain

@@ -22,7 +22,7 @@ def snapshot(family=None, params=None, new=REAL, holdout=HELD, prepared=None):
 
 
 def frechet(new, holdout=HELD, features=16):
-    metric = Frechet(features=features)
+    metric = Frechet(components=features)
     return metric.measure(snapshot(new=new, holdout=holdout, prepared=metric.prepare(REAL, CTX)), CTX)["frechet"]
 
 
@@ -61,7 +61,7 @@ def test_frechet_is_near_zero_for_real_images_and_grows_with_damage():
 
 
 def test_principal_components_are_those_of_the_real_rows():
-    prepared = Frechet(features=3).prepare(REAL, CTX)
+    prepared = Frechet(components=3).prepare(REAL, CTX)
     pixels = REAL["image"].reshape(-1, 64) / 255
     values = np.linalg.eigvalsh(np.cov(pixels.T))[::-1][:3]
     assert np.allclose(np.cov(((pixels - prepared["mean"]) @ prepared["components"].T).T), np.diag(values), atol=1e-9)
@@ -108,6 +108,6 @@ def test_without_sampled_rows_there_is_no_number_and_without_held_out_ones_an_er
         NegativeElbo().measure(snapshot(holdout={}), CTX)
 
 
-def test_zero_features_are_refused():
-    with pytest.raises(SpecError, match=r"metrics\.frechet\.features: got 0"):
-        Frechet(features=0)
+def test_zero_components_are_refused():
+    with pytest.raises(SpecError, match=r"metrics\.frechet\.components: got 0"):
+        Frechet(components=0)

@@ -73,17 +73,17 @@ class Frechet(Metric):
     on_holdout: ClassVar[bool] = True
     title: ClassVar[str] = "Frechet distance of sampled images to real ones"
     unit: ClassVar[str] = "squared grey scales"
-    features: int = 32  # principal components
+    components: int = 32  # principal ones
 
     def __post_init__(self) -> None:
-        if self.features < 1:
-            raise SpecError(f"metrics.frechet.features: got {self.features}; expected 1 or more.")
+        if self.components < 1:
+            raise SpecError(f"metrics.frechet.components: got {self.components}; expected 1 or more.")
 
     def prepare(self, real: Columns, ctx: Context) -> Params:
         from sklearn.decomposition import PCA
 
         pixels = _pixels(np.asarray(real["image"])[:BLOCK])
-        count = min(self.features, *pixels.shape)
+        count = min(self.components, *pixels.shape)
         basis = PCA(count, random_state=ctx.stream.integer() % 2**32).fit(pixels)  # seeds its sketch of large images
         return {"mean": basis.mean_, "components": basis.components_}
 
