@@ -107,6 +107,15 @@ class Corpus(Protocol):
 
 
 @runtime_checkable
+class Arranges(Protocol):
+    """A corpus whose order depends on the rows as they were read: conformers that stay with their molecule."""
+
+    def arrange(self, corpus: Columns, ctx: Context) -> Ints:
+        """Which row of the corpus this seed's row 0, 1, ... is, the holdout first."""
+        ...
+
+
+@runtime_checkable
 class Prepares(Protocol):
     """A metric that learns something once from real rows (a feature classifier)."""
 

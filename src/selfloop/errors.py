@@ -37,7 +37,9 @@ class ChainEndedError(Exception):
 
 
 # library -> the extra of ours that brings it
-EXTRAS = {"datasets": "hub", "pyarrow": "hub", "peft": "lora", "diffusers": "images"}
+EXTRAS = {"datasets": "hub", "pyarrow": "hub", "peft": "lora", "diffusers": "images"} | dict.fromkeys(
+    ("rdkit", "torch_geometric"), "molecules"
+)
 
 
 def missing_extra(where: str, library: str) -> MissingExtraError:

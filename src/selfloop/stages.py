@@ -10,6 +10,7 @@ import numpy as np
 
 from selfloop.arrays import ColumnWriter, Named, gathered, read_arrays
 from selfloop.component import (
+    Arranges,
     Context,
     Corpus,
     Curator,
@@ -91,8 +92,11 @@ def read_rows(source: Source, ctx: Context) -> Columns:
 def choose(source: Corpus, corpus: Columns, first: int, n: int, ctx: Context) -> Columns:
     """Rows first .. first + n - 1 of a seed's permutation of a corpus that was read."""
     assert ctx.scratch is not None
-    order = source.order(ctx)
-    order = order[order < count_rows(corpus)]  # rows that turned out damaged and were skipped are not there
+    if isinstance(source, Arranges):
+        order = source.arrange(corpus, ctx)
+    else:
+        order = source.order(ctx)
+        order = order[order < count_rows(corpus)]  # rows that turned out damaged and were skipped are not there
     if first + n > len(order):
         raise DataError(f"source: rows {first} to {first + n - 1} were asked for; there are {len(order)}. Lower n or holdout.")
     return gathered(corpus, order[first : first + n], ctx.scratch)
