@@ -335,6 +335,7 @@ lora = {{ rank = 2 }}
     assert done.out == f"written: {tmp_path / 'model'} (model of generation 2 of accumulate, seed 0)\n"
     assert AutoConfig.from_pretrained(tmp_path / "model").model_type == "llama"
     assert "library_name: transformers" in (tmp_path / "model" / "README.md").read_text()
+    assert len({file.stat().st_mode for file in (tmp_path / "model").iterdir()}) == 1  # all can be read by whom the spec can
     chosen = ("--policy", "replace", "--generation", "1", "--what", "samples")
     done = tiny.selfloop("export", spec, *chosen, "--to", tmp_path / "texts", *store)
     assert (done.code, done.err) == (0, "")

@@ -12,6 +12,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 import tiny
+from selfloop.errors import SpecError
 from selfloop.plugins import presets
 from selfloop.runtime import resolved_points, stream
 from selfloop.spec import Spec, label_of, parse_spec, read_spec
@@ -277,6 +278,16 @@ def test_the_template_of_a_new_spec_can_be_read(family: str, source: str) -> Non
     spec = parse_spec(template(family, source), "new")
     assert (spec.family.name, spec.source.name) == (family, source)
     assert resolved_points(spec)
+
+
+def test_no_spec_is_written_for_a_family_that_cannot_model_the_source() -> None:
+    with pytest.raises(SpecError, match="transformer models the columns text; digits has image"):
+        template("transformer", "digits")
+
+
+def test_a_new_spec_does_not_offer_a_holdout_that_its_source_sets_aside_itself() -> None:
+    assert "# holdout = " not in template("transformer", "tinystories")
+    assert "# holdout = " in template("vae", "digits")
 
 
 # data that a source of one's own gets wrong

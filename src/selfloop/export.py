@@ -99,6 +99,8 @@ def export_model(found: Found, folder: Path, dtype: str = "float32") -> None:
         library = "transformers" if isinstance(family, Exports) else "selfloop"
         tags = f"---\nlibrary_name: {library}\ntags:\n- selfloop\n- synthetic-data\n---\n\n"
         _write_card(part, tags, f"Model of {found.title()}", found.spec)
+        for file in part.iterdir():  # some libraries write for the owner only; what is exported is to be shared
+            shutil.copymode(part / "README.md", file)
 
 
 def export_samples(found: Found, folder: Path, format_: str | None = None) -> None:

@@ -10,15 +10,16 @@ from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from selfloop.component import Component, Family, Source
+from selfloop.errors import SpecError
 from selfloop.plugins import component_class, names
+from selfloop.runtime import check_pair
 from selfloop.spec import Spec
 
 HEAD = """\
 # A selfloop experiment: real data, a model family, and policies for mixing real and synthetic rows.
 # Look at it with `selfloop plan`, run it with `selfloop run`, draw it with `selfloop report`. Lines with # show defaults.
 
-{n}# holdout = 300               # real rows no fit sees; default 30 % of a finite source, 500 rows otherwise
-generations = 5               # generation 1 is fitted on real rows only
+{n}{holdout}generations = 5               # generation 1 is fitted on real rows only
 seeds = 3                     # seeds 0, 1, 2; or a list such as [3, 5, 8]
 policies = [
     "replace",                # train on the newest model's rows only
@@ -33,21 +34,39 @@ policies = [
 
 
 def template(family: str, source: str) -> str:
-    """A commented spec of a family and a source, every setting with its default; SpecError for unknown names."""
+    """A commented spec of a family and a source, every setting with its default.
+
+    SpecError for unknown names, and for a family that cannot model what the source gives.
+    """
     family_class = component_class("family", family, "family")
     source_class = component_class("source", source, "source")
     assert issubclass(family_class, Family)
     assert issubclass(source_class, Source)
+    _check_pair(family_class, source_class)
     if source_class.capacity is Source.capacity:  # it never runs out, so there is no "all rows left"
         n = f"n = 1000{'':22}# rows of real(1)\n"
     else:
         n = f"# n = 1000{'':20}# rows of real(1); default: all rows left after the holdout\n"
+    holdout = f"# holdout = 300{'':15}# real rows no fit sees; default 30 % of a finite source, 500 rows otherwise\n"
+    if source_class.holdout is not Source.holdout:
+        holdout = "# Which real rows are held out is a setting of the source.\n"
     metrics = ", ".join(f'"{name}"' for name in family_class.metrics)
-    parts = [HEAD.format(n=n, metrics=metrics), _table("source", source_class), _table("family", family_class)]
+    parts = [HEAD.format(n=n, holdout=holdout, metrics=metrics), _table("source", source_class), _table("family", family_class)]
     if fields(family_class.sampler):
         parts.append(_table("family.sampler", family_class.sampler, named=False))
     parts.append('# [sweep]                      # axes, every combination is run\n# "n" = [100, 1000]\n')
     return "\n".join(parts)
+
+
+def _check_pair(family: type[Family], source: type[Source]) -> None:
+    """As before a run, for components that need no setting first."""
+    if any(_default(f) is MISSING for cls in (family, source) for f in fields(cls)):  # type: ignore[arg-type]  # dataclasses
+        return
+    try:
+        made = family(), source()
+    except SpecError:  # one of several settings is needed
+        return
+    check_pair(*made)
 
 
 def _table(where: str, cls: type[Any], named: bool = True, chosen: Any = None) -> str:
