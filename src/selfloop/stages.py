@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import cast
 
@@ -27,7 +28,7 @@ from selfloop.component import (
 )
 from selfloop.errors import ChainEndedError, DataError
 from selfloop.store import stage
-from selfloop.types import Array, Columns, Ints, Params, Ragged, Samples, count_rows, join_rows, select_rows
+from selfloop.types import Array, Columns, Field, Ints, Params, Ragged, Samples, count_rows, join_rows, select_rows
 
 CURATION_ROUNDS = 16  # sampling goes on until at most this many times the asked rows were made
 
@@ -44,9 +45,9 @@ def _all_finite(values: Array) -> bool:
         return bool(np.isfinite(np.sum(values)) or np.isfinite(values).all())
 
 
-def checked_rows(source: Source, rows: Columns) -> Columns:
+def checked_rows(source: Source, rows: Columns, schema: Mapping[str, Field] | None = None) -> Columns:
     """The rows, when they are what the source's schema says and finite; else a DataError."""
-    for name, field in source.schema().items():
+    for name, field in (schema or source.schema()).items():
         if name not in rows:
             raise DataError(f"source.{source.name}: column {name!r} is missing; it has {', '.join(rows) or 'none'}.")
         column = rows[name]
@@ -82,9 +83,9 @@ def read_rows(source: Source, ctx: Context) -> Columns:
     """Every row of a corpus as it is, in the order of its files."""
     assert ctx.scratch is not None
     assert isinstance(source, Corpus)
-    writer = ColumnWriter(ctx.scratch)
+    writer, schema = ColumnWriter(ctx.scratch), source.schema()  # which may have to look through all files' names
     for rows in source.chunks():
-        writer.append(checked_rows(source, rows))
+        writer.append(checked_rows(source, rows, schema))
     return writer.columns()
 
 

@@ -1,31 +1,50 @@
-"""Real images: embedded digits, idx files, folders of pictures."""
+"""Real images: embedded digits, idx files, CIFAR's binary files."""
 
 import gzip
+import tarfile
 from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
 
-from selfloop.component import Context
-from selfloop.errors import DataError, SpecError
+from selfloop.component import Context, Corpus
+from selfloop.errors import DataError
 from selfloop.rng import Stream
-from selfloop.sources.images import Digits, Idx, Images
+from selfloop.sources import images as module
+from selfloop.sources.images import Cifar, Digits, Idx
+from selfloop.testing import check_source
+from selfloop.types import count_rows, join_rows
 
 CTX = Context(Stream(("seed", 0, "source")))
 MNIST = Path(__file__).parents[2].parent / "shared" / "data" / "mnist"
 
 
-def write_idx(path, array, dtype_code=8, cut=0):
-    header = bytes([0, 0, dtype_code, array.ndim]) + np.array(array.shape, ">u4").tobytes()
+def write_idx(path, array, dtype_code=8, cut=0, rows=None):
+    shape = array.shape if rows is None else rows if isinstance(rows, tuple) else (rows, *array.shape[1:])
+    header = bytes([0, 0, dtype_code, array.ndim]) + np.array(shape, ">u4").tobytes()
     data = (header + array.tobytes())[: len(header) + array.nbytes - cut]
     path.write_bytes(gzip.compress(data) if path.suffix == ".gz" else data)
     return path
 
 
-def write_picture(path, array):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(array).save(path)
+def write_cifar(folder, rows, hundred=False):
+    """Files of the binary version, of that many rows each; the arrays that are in the training files."""
+    rng, labels = np.random.default_rng(1), 2 if hundred else 1
+    folder.mkdir()
+    names = ["train", "test"] if hundred else [*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"]
+    written = []
+    for name in names:
+        data = rng.integers(0, 256, (rows, labels + 3072), np.uint8)
+        data[:, :labels] %= 10
+        (folder / f"{name}.bin").write_bytes(data.tobytes())
+        written.append(data)
+    return np.concatenate(written[:-1])
+
+
+def write_tar(path, folder, inner):
+    with tarfile.open(path, "w:gz") as archive:
+        for file in sorted(folder.iterdir(), reverse=True):  # the official one is in no order either
+            archive.add(file, f"{inner}/{file.name}")
     return path
 
 
@@ -34,17 +53,11 @@ def images():
     return np.random.default_rng(0).integers(0, 256, (30, 5, 7), np.uint8)
 
 
-@pytest.fixture
-def folder(tmp_path, images):
-    for i, image in enumerate(images[:12]):
-        write_picture(tmp_path / ("a" if i % 2 else "b/c") / f"{i:02}.png", image)
-    return tmp_path
-
-
 def sources(tmp_path, images):
-    for i, image in enumerate(images):
-        write_picture(tmp_path / "pictures" / f"{i:02}.png", image)
-    return [Digits(), Idx(images=write_idx(tmp_path / "i.idx", images)), Images(path=tmp_path / "pictures")]
+    write_cifar(tmp_path / "bin", rows=6)
+    plain, packed = write_idx(tmp_path / "i.idx", images), write_idx(tmp_path / "i.gz", images)
+    labels = write_idx(tmp_path / "l.idx", np.arange(30, dtype=np.uint8))
+    return [Digits(), Digits(labels=True), Idx(images=plain), Idx(images=packed, labels=labels), Cifar(path=tmp_path / "bin")]
 
 
 def test_every_source_gives_the_rows_its_schema_promises_and_each_once(tmp_path, images):
@@ -52,6 +65,7 @@ def test_every_source_gives_the_rows_its_schema_promises_and_each_once(tmp_path,
         rows = source.draw(0, source.capacity(), CTX)["image"]
         field = source.schema()["image"]
         assert (str(rows.dtype), rows.shape[1:], len(rows)) == (field.dtype, field.shape, source.capacity())
+        check_source(source)
         parts = [source.draw(first, n, CTX)["image"] for first, n in ((0, 10), (10, 15))]
         assert np.array_equal(np.concatenate(parts), rows[:25])
         other = source.draw(0, source.capacity(), Context(Stream(("seed", 1))))["image"]
@@ -87,13 +101,18 @@ def test_a_changed_idx_file_is_read_again(tmp_path, images):
 
 def broken_idx_files(folder, images):
     yield folder / "missing", "no such idx file"
-    yield write_idx(folder / "short", images, cut=5), r"has 1061 bytes; a header of 16 and \[30, 5, 7\] were announced"
+    yield write_idx(folder / "short", images, cut=5), r"announces \[30, 5, 7\], which are 1050 bytes, and has 1045"
+    yield write_idx(folder / "none", images[:0]), r"announces \[0, 5, 7\]; expected images"
+    yield write_idx(folder / "short.gz", images, cut=5), r"announces \[30, 5, 7\], which are 1050 bytes, and ends after 1045"
+    yield write_idx(folder / "long.gz", np.concatenate([images, images])[:31], rows=30), "and has more"
+    yield write_idx(folder / "wide.gz", images, rows=(30, 1 << 14, 1 << 14)), "each of at most"
     yield write_idx(folder / "floats", images, dtype_code=13), "begins with 00 00 0d 03; expected an idx file of bytes"
     yield write_idx(folder / "labels", np.zeros(9, np.uint8)), "holds 1-dimensional data; expected images"
+    torn = write_idx(folder / "whole.gz", images)
     for name, data, sentence in (
         ("empty", b"", "begins with ; expected"),
-        ("stub", bytes([0, 0, 8, 3, 0]), "has 5 bytes"),
-        ("torn.gz", gzip.compress(images.tobytes())[:-20], "damaged or cut short"),
+        ("stub", bytes([0, 0, 8, 3, 0]), "announces"),
+        ("torn.gz", torn.read_bytes()[:-20], "damaged or cut short"),
     ):
         (folder / name).write_bytes(data)
         yield folder / name, sentence
@@ -102,7 +121,7 @@ def broken_idx_files(folder, images):
 def test_broken_idx_files_are_named_in_one_sentence(tmp_path, images):
     for path, sentence in broken_idx_files(tmp_path, images):
         with pytest.raises(DataError, match=sentence) as caught:
-            Idx(images=path).capacity()
+            list(Idx(images=path).chunks())
         assert str(caught.value).startswith(str(path))
 
 
@@ -112,74 +131,6 @@ def test_labels_of_other_images_are_refused(tmp_path, images):
         Idx(images=write_idx(tmp_path / "i", images), labels=labels).capacity()
 
 
-def test_a_folder_is_read_recursively_in_order_of_names(folder, images):
-    rows = Images(path=folder).draw(0, 12, CTX)["image"]
-    order = CTX.stream.child("order").generator().permutation(12)
-    by_name = images[[*range(1, 12, 2), *range(0, 12, 2)]]  # a/ before b/
-    assert np.array_equal(rows, by_name[order])
-
-
-def test_pictures_are_cropped_resized_and_converted(folder):
-    write_picture(folder / "z.png", np.full((40, 20, 3), 200, np.uint8))
-    assert Images(path=folder, size=4, colour="grey").draw(0, 13, CTX)["image"].shape == (13, 4, 4)
-    rgb = Images(path=folder, size=4, colour="rgb").draw(0, 13, CTX)["image"]
-    assert rgb.shape == (13, 4, 4, 3)
-    assert (rgb == 200).all(axis=(1, 2, 3)).sum() == 1
-    assert Images(path=folder, size=4, colour="rgb").schema()["image"].shape == (4, 4, 3)
-
-
-def test_the_crop_is_the_central_square(tmp_path):
-    wide = np.zeros((4, 12), np.uint8)
-    wide[:, 4:8] = 255
-    write_picture(tmp_path / "w.png", wide)
-    assert (Images(path=tmp_path, size=4).draw(0, 1, CTX)["image"] == 255).all()
-
-
-@pytest.mark.parametrize(
-    ("picture", "sentence"),
-    [
-        (np.zeros((6, 7), np.uint8), "is 7 x 6 grey; 01.png is 7 x 5 grey. Set source.size"),
-        (np.zeros((5, 7, 3), np.uint8), "is 7 x 5 RGB; 01.png is 7 x 5 grey. Set source.size"),
-        (np.zeros((5, 7), np.uint16), "has pixel mode I;16; expected an 8-bit"),
-    ],
-)
-def test_a_picture_unlike_the_others_is_named(folder, picture, sentence):
-    odd = write_picture(folder / "odd.png", picture)
-    with pytest.raises(DataError, match=sentence) as caught:
-        Images(path=folder).draw(0, 13, CTX)
-    assert str(caught.value).startswith(str(odd))
-
-
-def test_damaged_pictures_are_named(folder):
-    whole = (folder / "a" / "01.png").read_bytes()
-    for damaged in (b"", b"not a picture", whole[:-30], whole[:40] + b"\0" * 30 + whole[70:]):
-        (folder / "zz.png").write_bytes(damaged)
-        with pytest.raises(DataError, match=r"zz\.png: is no readable picture"):
-            Images(path=folder).draw(0, 13, CTX)
-
-
-def test_a_picture_that_unpacks_to_too_many_pixels_is_refused(folder, monkeypatch):
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
-    write_picture(folder / "bomb.png", np.zeros((12, 12), np.uint8))
-    with pytest.raises(DataError, match=r"bomb\.png: unpacks to more pixels than is safe"):
-        Images(path=folder).draw(0, 13, CTX)
-
-
-def test_folders_without_pictures_are_refused(tmp_path):
-    (tmp_path / "note.txt").write_text("no picture")
-    with pytest.raises(DataError, match="holds no pictures"):
-        Images(path=tmp_path).capacity()
-    with pytest.raises(DataError, match="is no folder"):
-        Images(path=tmp_path / "nowhere").capacity()
-
-
-def test_impossible_settings_are_refused_by_name(tmp_path):
-    with pytest.raises(SpecError, match=r"source\.size: got 0"):
-        Images(path=tmp_path, size=0)
-    with pytest.raises(SpecError, match=r"source\.colour: got 'sepia'"):
-        Images(path=tmp_path, colour="sepia")
-
-
 @pytest.mark.skipif(not MNIST.is_dir(), reason="the MNIST files are not beside the repository")
 def test_real_mnist_files_are_read_whole():
     source = Idx(images=MNIST / "t10k-images-idx3-ubyte.gz", labels=MNIST / "t10k-labels-idx1-ubyte.gz")
@@ -187,3 +138,70 @@ def test_real_mnist_files_are_read_whole():
     rows = source.draw(0, 10_000, CTX)
     assert np.bincount(rows["label"]).tolist() == [980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009]
     assert rows["image"].mean() == pytest.approx(33.79, abs=0.01)
+
+
+def test_images_are_read_in_pieces_of_bounded_size(tmp_path, images, monkeypatch):
+    monkeypatch.setattr(module, "PIECE", 35 * 7)
+    labels = write_idx(tmp_path / "l", np.arange(30, dtype=np.uint8))
+    for name in ("i.idx", "i.gz"):
+        pieces = list(Idx(images=write_idx(tmp_path / name, images), labels=labels).chunks())
+        assert [count_rows(piece) for piece in pieces] == [7, 7, 7, 7, 2]
+        assert np.array_equal(join_rows(pieces)["image"], images)
+        assert np.array_equal(join_rows(pieces)["label"], np.arange(30))
+
+
+def test_digits_carry_their_labels_when_asked():
+    rows = Digits(labels=True).draw(0, 1797, CTX)
+    assert np.bincount(rows["label"]).tolist() == [178, 182, 177, 183, 181, 182, 181, 179, 174, 180]
+    assert np.array_equal(rows["image"], Digits().draw(0, 1797, CTX)["image"])
+    assert not isinstance(Digits(), Corpus)
+
+
+@pytest.mark.parametrize("hundred", [False, True])
+def test_cifar_s_binary_version_is_read_from_a_folder_and_from_its_tar_file(tmp_path, hundred, monkeypatch):
+    monkeypatch.setattr(module, "PIECE", 20_000)  # several pieces a file
+    data = write_cifar(tmp_path / "bin", rows=9, hundred=hundred)
+    archive = write_tar(tmp_path / "cifar.tar.gz", tmp_path / "bin", "cifar-binary")
+    before = sorted(tmp_path.rglob("*"))
+    for path in (tmp_path / "bin", archive):
+        source = Cifar(path=path)
+        rows = join_rows(list(source.chunks()))
+        assert (source.capacity(), len(rows["image"]), rows["image"].shape[1:]) == (len(data), len(data), (32, 32, 3))
+        assert rows["label"].tolist() == data[:, 1 if hundred else 0].tolist()
+        assert [name for name in rows if name != "image"] == [name for name in source.schema() if name != "image"]
+        assert not hundred or rows["coarse_label"].tolist() == data[:, 0].tolist()
+        red, _, blue = rows["image"][5].transpose(2, 0, 1)
+        assert np.array_equal(red.ravel(), data[5, -3072:-2048])
+        assert np.array_equal(blue.ravel(), data[5, -1024:])
+        assert Cifar(path=path, split="test").capacity() == 9
+    assert sorted(tmp_path.rglob("*")) == before  # nothing was unpacked
+
+
+def test_the_pickled_version_of_cifar_is_refused(tmp_path):
+    (tmp_path / "py").mkdir()
+    for name in ("batches.meta", "data_batch_1", "test_batch"):
+        (tmp_path / "py" / name).write_bytes(b"cos\nsystem\n(S'false'\ntR.")
+    archive = write_tar(tmp_path / "cifar-10-python.tar.gz", tmp_path / "py", "cifar-10-batches-py")
+    for path in (tmp_path / "py", archive):
+        with pytest.raises(DataError, match=r"version for Python.*cifar-10-binary\.tar\.gz"):
+            Cifar(path=path).capacity()
+
+
+def test_damaged_and_missing_files_of_cifar_are_named(tmp_path):
+    write_cifar(tmp_path / "bin", rows=2)
+    archive = write_tar(tmp_path / "whole.tar.gz", tmp_path / "bin", "x")
+    (tmp_path / "torn.tar.gz").write_bytes(archive.read_bytes()[:-3000])
+    (tmp_path / "note.tar.gz").write_text("no archive")
+    (tmp_path / "empty").mkdir()
+    for name, sentence in (
+        ("torn.tar.gz", "damaged or cut short"), ("note.tar.gz", "is no tar file"), ("empty", "holds no train files"),
+        ("nowhere", "does not exist"),
+    ):  # fmt: skip
+        with pytest.raises(DataError, match=rf"source\.path: .*{name}.*{sentence}"):
+            list(Cifar(path=tmp_path / name).chunks())
+    (tmp_path / "bin" / "data_batch_2.bin").write_bytes(bytes(3000))
+    with pytest.raises(DataError, match=r"data_batch_2\.bin in .* has 3000 bytes; expected rows of 3073"):
+        Cifar(path=tmp_path / "bin").capacity()
+    (tmp_path / "bin" / "data_batch_4.bin").unlink()
+    with pytest.raises(DataError, match=r"lacks data_batch_4\.bin"):
+        Cifar(path=tmp_path / "bin").capacity()

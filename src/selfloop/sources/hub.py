@@ -36,7 +36,7 @@ class HubText(Documents):
         return files_of(self.path) if isinstance(self.path, Path) else []
 
     def documents(self) -> Iterator[str]:
-        rows = self._rows()
+        rows = loaded(self.name, self.path, self.config, self.split, self.revision)
         names = fields_of(self.format)
         for name in names:
             if name not in rows.column_names:
@@ -52,13 +52,15 @@ class HubText(Documents):
                     yield document
             first += ROWS
 
-    def _rows(self) -> Any:
-        try:
-            import datasets
-        except ImportError as problem:
-            raise missing_extra(f"source.{self.name}", "datasets") from problem
-        try:
-            return datasets.load_dataset(str(self.path), self.config, split=self.split, revision=self.revision)
-        except (OSError, ValueError, datasets.exceptions.DatasetsError) as problem:
-            reason = str(problem).strip().splitlines()[0] if str(problem).strip() else type(problem).__name__
-            raise DataError(f"source: cannot read {self.split!r} of {self.path}: {reason}. Check name and split.") from problem
+
+def loaded(source: str, path: str | Path, config: str | None, split: str, revision: str | None) -> Any:
+    """A split of a data set, for the source of that name; the library keeps it in files of its own."""
+    try:
+        import datasets
+    except ImportError as problem:
+        raise missing_extra(f"source.{source}", "datasets") from problem
+    try:
+        return datasets.load_dataset(str(path), config, split=split, revision=revision)
+    except (OSError, ValueError, datasets.exceptions.DatasetsError) as problem:
+        reason = str(problem).strip().splitlines()[0] if str(problem).strip() else type(problem).__name__
+        raise DataError(f"source: cannot read {split!r} of {path}: {reason}. Check name and split.") from problem

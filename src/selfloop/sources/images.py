@@ -1,33 +1,68 @@
-"""Real images: scikit-learn's embedded digits, MNIST-format idx files, folders of pictures. Always bytes, 0 to 255."""
+"""Real images: scikit-learn's embedded digits, MNIST-format idx files, CIFAR's binary files. Always bytes, 0 to 255."""
 
 from __future__ import annotations
 
 import gzip
 import math
-import warnings
+import tarfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import IO, ClassVar, Literal, cast
 
 import numpy as np
 
 from selfloop.component import Context, Source
-from selfloop.errors import DataError, SpecError
-from selfloop.types import Array, Columns, Field, Ints
+from selfloop.errors import DataError
+from selfloop.types import Array, Columns, Field, Ints, count_rows, join_rows, select_rows
 
-IDX_BYTES = 0x08  # the type code of unsigned bytes, the only one images and labels use
-ENDINGS = (".png", ".jpg", ".jpeg")
-MODES = {"1": "L", "L": "L", "LA": "L", "P": "RGB", "RGB": "RGB", "RGBA": "RGB"}  # Pillow's; the rest would be clipped
+PIECE = 1 << 23  # bytes of images in a piece
+UNREADABLE = (OSError, EOFError, zlib.error, tarfile.TarError)  # also of a damaged archive
 
 
-def _permuted(size: int, first: int, n: int, ctx: Context) -> Ints:
-    """Rows first .. first + n - 1 of this seed's permutation."""
+class ImageFiles(Source):
+    """A source of images in files: the same rows for all seeds, read once, in an order of each seed's own."""
+
+    def capacity(self) -> int:
+        raise NotImplementedError
+
+    def chunks(self) -> Iterator[Columns]:
+        """Every row once, in pieces of some MB."""
+        raise NotImplementedError
+
+    def available(self) -> int:
+        """Rows that `chunks` gives; fewer than `capacity` where damaged pictures are left out."""
+        return self.capacity()
+
+    def order(self, ctx: Context) -> Ints:
+        """This seed's permutation of the rows."""
+        return ctx.stream.child("order").generator().permutation(self.capacity())
+
+    def draw(self, first: int, n: int, ctx: Context) -> Columns:
+        """Rows first .. first + n - 1 of this seed's order, picked out of the files in one pass."""
+        order, size = self.order(ctx), self.available()
+        wanted = order[order < size][first : first + n]
+        _check_range(first, n, size)
+        at = np.argsort(wanted, kind="stable")
+        places, found, start = wanted[at], list[Columns](), 0
+        for rows in self.chunks():
+            end = start + count_rows(rows)
+            found.append(select_rows(rows, places[(places >= start) & (places < end)] - start))
+            start = end
+        return select_rows(join_rows(found), np.argsort(at, kind="stable"))
+
+
+def _check_range(first: int, n: int, size: int) -> None:
     if not 0 <= first <= first + n <= size:
         raise DataError(f"source: rows {first} to {first + n - 1} were asked for; there are {size}. Lower n or holdout.")
-    return ctx.stream.child("order").generator().permutation(size)[first : first + n]
+
+
+def label_type(classes: int) -> str:
+    """The type of a column of class numbers."""
+    return "uint8" if classes <= 256 else "uint16"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,28 +73,35 @@ class Digits(Source):
     """
 
     name: ClassVar[str] = "digits"
+    labels: bool = False  # also give which digit it is
 
     def schema(self) -> Mapping[str, Field]:
-        return {"image": Field("uint8", (8, 8), "grey level")}
+        fields = {"image": Field("uint8", (8, 8), "grey level")}
+        return fields | {"label": Field("uint8")} if self.labels else fields
 
     def capacity(self) -> int:
         return 1797
 
     def draw(self, first: int, n: int, ctx: Context) -> Columns:
-        return {"image": _digits()[_permuted(self.capacity(), first, n, ctx)]}
+        _check_range(first, n, self.capacity())
+        chosen = ctx.stream.child("order").generator().permutation(self.capacity())[first : first + n]
+        return {name: _digits()[name][chosen] for name in self.schema()}
 
 
 @lru_cache(maxsize=1)  # the embedded images: they cannot change
-def _digits() -> Array:
+def _digits() -> dict[str, Array]:
     from sklearn.datasets import load_digits
 
-    images: Array = np.rint(load_digits().images * (255 / 16)).astype(np.uint8)
-    images.setflags(write=False)
-    return images
+    loaded = load_digits()
+    return {"image": np.rint(loaded.images * (255 / 16)).astype(np.uint8), "label": loaded.target.astype(np.uint8)}
+
+
+LARGEST = 1 << 26  # bytes of an image: what a file announces may be anything
+IDX_BYTES = 0x08  # the type code of unsigned bytes, the only one images and labels use
 
 
 @dataclass(frozen=True, kw_only=True)
-class Idx(Source):
+class Idx(ImageFiles):
     """Images, and labels if named, of idx files in MNIST's format, gzipped or not."""
 
     name: ClassVar[str] = "idx"
@@ -67,127 +109,192 @@ class Idx(Source):
     labels: Path | None = None
 
     def schema(self) -> Mapping[str, Field]:
-        fields = {"image": Field("uint8", self._columns()["image"].shape[1:], "grey level")}
+        fields = {"image": Field("uint8", self._shapes()[0][1:], "grey level")}
         return fields if self.labels is None else fields | {"label": Field("uint8")}
 
     def capacity(self) -> int:
-        return len(self._columns()["image"])
+        return self._shapes()[0][0]
 
-    def draw(self, first: int, n: int, ctx: Context) -> Columns:
-        chosen = _permuted(self.capacity(), first, n, ctx)
-        return {name: array[chosen] for name, array in self._columns().items()}
-
-    def _columns(self) -> dict[str, Array]:
-        images = _read(self.images)
-        if images.ndim not in (3, 4):
-            raise DataError(f"{self.images}: holds {images.ndim}-dimensional data; expected images. Are these the labels?")
+    def chunks(self) -> Iterator[Columns]:
+        shape = self._shapes()[0]
+        step = max(1, PIECE // math.prod(shape[1:]))
+        images = _idx_rows(self.images, step)
         if self.labels is None:
-            return {"image": images}
-        labels = _read(self.labels)
-        if labels.shape != images.shape[:1]:
-            raise DataError(f"{self.labels}: holds {list(labels.shape)} labels for {len(images)} images. Use matching files.")
-        return {"image": images, "label": labels}
+            yield from ({"image": part} for part in images)
+        else:
+            yield from ({"image": i, "label": n} for i, n in zip(images, _idx_rows(self.labels, step), strict=True))
+
+    def _shapes(self) -> list[tuple[int, ...]]:
+        """Of the images, and of the labels; from the files' headers."""
+        images = _idx_shape(self.images)
+        if len(images) not in (3, 4):
+            raise DataError(f"{self.images}: holds {len(images)}-dimensional data; expected images. Are these the labels?")
+        if not 0 < math.prod(images) <= images[0] * LARGEST:
+            raise DataError(f"{self.images}: announces {list(images)}; expected images, each of at most {LARGEST} bytes.")
+        if self.labels is None:
+            return [images]
+        labels = _idx_shape(self.labels)
+        if labels != images[:1]:
+            raise DataError(f"{self.labels}: holds {list(labels)} labels for {images[0]} images. Use matching files.")
+        return [images, labels]
 
 
-def _read(path: Path) -> Array:
-    try:
-        status = path.stat()
-    except OSError as problem:
-        raise DataError(f"{path}: no such idx file. Check the path.") from problem
-    return _idx(path, status.st_mtime_ns, status.st_size)
-
-
-@lru_cache(maxsize=4)  # by name, time and size: a changed file is read again
-def _idx(path: Path, time_ns: int, size: int) -> Array:
-    """The array of an idx file: a memory map, or when gzipped an array."""
+@contextmanager
+def _unpacked(path: Path) -> Iterator[IO[bytes]]:
+    """A file, gzipped or not."""
     with path.open("rb") as file:
         gzipped = file.read(2) == b"\x1f\x8b"
-    if gzipped:
+        file.seek(0)
         try:
-            data: Array = np.frombuffer(gzip.decompress(path.read_bytes()), np.uint8)
-        except (OSError, EOFError, zlib.error) as problem:
-            raise DataError(f"{path}: the gzip file is damaged or cut short. Download it again.") from problem
-    else:
-        data = np.asarray(np.memmap(path, np.uint8, "r")) if size else np.empty(0, np.uint8)
-    if len(data) < 4 or data[0] or data[1] or data[2] != IDX_BYTES or not 1 <= data[3] <= 4:
-        raise DataError(
-            f"{path}: begins with {bytes(data[:4]).hex(' ')}; expected an idx file of bytes (00 00 08 and 01 to 04)."
-        )
-    start = 4 + 4 * int(data[3])
-    shape = tuple(data[4:start].view(">u4").tolist()) if len(data) >= start else (0,)
-    if len(data) - start != math.prod(shape):
-        raise DataError(f"{path}: has {len(data)} bytes; a header of {start} and {list(shape)} were announced. Get it whole.")
-    return data[start:].reshape(shape)
+            yield cast("IO[bytes]", gzip.GzipFile(fileobj=file)) if gzipped else file
+        except UNREADABLE as problem:
+            raise DataError(f"{path}: is damaged or cut short. Get it again.") from problem
 
 
-LARGEST_SIDE = 4096  # pixels
+def _idx_shape(path: Path) -> tuple[int, ...]:
+    """What an idx file announces: rows, and the shape of one."""
+    if not path.is_file():
+        raise DataError(f"{path}: no such idx file. Check the path.")
+    with _unpacked(path) as file:
+        begin = file.read(4)
+        if len(begin) < 4 or begin[:2] != b"\0\0" or begin[2] != IDX_BYTES or not 1 <= begin[3] <= 4:
+            raise DataError(f"{path}: begins with {begin.hex(' ')}; expected an idx file of bytes (00 00 08 and 01 to 04).")
+        sizes = file.read(4 * begin[3])
+        plain = not isinstance(file, gzip.GzipFile)
+    shape = tuple(np.frombuffer(sizes, ">u4").tolist()) if len(sizes) == 4 * begin[3] else (0,)
+    held = path.stat().st_size - 4 - 4 * begin[3]
+    if plain and held != math.prod(shape):
+        raise _other_size(path, shape, f"has {held}")
+    return shape
+
+
+def _other_size(path: Path, shape: tuple[int, ...], found: str) -> DataError:
+    return DataError(f"{path}: announces {list(shape)}, which are {math.prod(shape)} bytes, and {found}. Get the file whole.")
+
+
+def _idx_rows(path: Path, step: int) -> Iterator[Array]:
+    """The rows of an idx file, `step` at a time."""
+    shape = _idx_shape(path)
+    row = math.prod(shape[1:])
+    with _unpacked(path) as file:
+        file.read(4 + 4 * len(shape))
+        for first in range(0, shape[0], step):
+            count = min(step, shape[0] - first)
+            data = file.read(count * row)
+            if len(data) < count * row:
+                raise _other_size(path, shape, f"ends after {first * row + len(data)}")
+            yield np.frombuffer(data, np.uint8).reshape(count, *shape[1:])
+        if file.read(1):  # reads a gzip file's checksum, too
+            raise _other_size(path, shape, "has more")
+
+
+CIFAR_PIXELS = 3 * 32 * 32
+CIFAR = {  # files of the binary versions -> columns before the pixels of each row
+    "CIFAR-10": (["data_batch_1", "data_batch_2", "data_batch_3", "data_batch_4", "data_batch_5"], ["test_batch"], ["label"]),
+    "CIFAR-100": (["train"], ["test"], ["coarse_label", "label"]),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Images(Source):
-    """PNG and JPEG pictures of a folder and everything below it, in the order of their names.
+class Cifar(ImageFiles):
+    """CIFAR-10 or CIFAR-100 (Krizhevsky 2009), 32 x 32 RGB with class numbers, from the official *binary version*.
 
-    With `size` each is cropped to its central square and resized to size x size; without, all must have one size. Kept
-    are 8-bit grey and colour pictures; transparency is dropped. A picture is opened only when its row is drawn.
+    `path` is cifar-10-binary.tar.gz, cifar-100-binary.tar.gz, or the folder of .bin files that is in it. CIFAR-100 has a
+    `coarse_label`, too. The version for Python is refused: it is pickled, and unpickling a file can run any program.
     """
 
-    name: ClassVar[str] = "images"
+    name: ClassVar[str] = "cifar"
     path: Path
-    size: int | None = None  # pixels
-    colour: Literal["grey", "rgb"] | None = None  # convert all to it; None = as the first picture, and all the same
-
-    def __post_init__(self) -> None:
-        if self.size is not None and not 1 <= self.size <= LARGEST_SIDE:
-            raise SpecError(f"source.size: got {self.size}; expected 1 to {LARGEST_SIDE} pixels.")
-        if self.colour not in (None, "grey", "rgb"):
-            raise SpecError(f"source.colour: got {self.colour!r}; expected 'grey' or 'rgb', or omit it.")
+    split: Literal["train", "test"] = "train"
 
     def schema(self) -> Mapping[str, Field]:
-        return {"image": Field("uint8", self._picture(self._files()[0]).shape, "grey level")}
+        labels = self._files()[1]
+        return {"image": Field("uint8", (32, 32, 3), "grey level")} | {name: Field("uint8") for name in labels}
 
     def capacity(self) -> int:
-        return len(self._files())
+        return sum(self._files()[0].values())
 
-    def draw(self, first: int, n: int, ctx: Context) -> Columns:
-        files = self._files()
-        images = np.empty((n, *self._picture(files[0]).shape), np.uint8)
-        for row, chosen in enumerate(_permuted(len(files), first, n, ctx)):
-            picture = self._picture(files[chosen])
-            if picture.shape != images.shape[1:]:
-                raise DataError(
-                    f"{files[chosen]}: is {_form(picture.shape)}; {files[0].name} is {_form(images.shape[1:])}. Set "
-                    "source.size to resize all and source.colour to convert all."
-                )
-            images[row] = picture
-        return {"image": images}
+    def chunks(self) -> Iterator[Columns]:
+        files, labels = self._files()
+        size = len(labels) + CIFAR_PIXELS
+        for name, rows in files.items():
+            with _cifar_file(self.path, name) as file:
+                for first in range(0, rows, PIECE // size):
+                    count = min(PIECE // size, rows - first)
+                    data = np.frombuffer(file.read(count * size), np.uint8).reshape(count, size)
+                    pixels = data[:, len(labels) :].reshape(count, 3, 32, 32).transpose(0, 2, 3, 1)
+                    yield {"image": np.ascontiguousarray(pixels)} | {n: data[:, i].copy() for i, n in enumerate(labels)}
 
-    def _files(self) -> list[Path]:
-        if not self.path.is_dir():
-            raise DataError(f"{self.path}: is no folder. Give a folder of PNG or JPEG pictures.")
-        files = sorted(p for p in self.path.rglob("*") if p.suffix.lower() in ENDINGS and not p.name.startswith("."))
-        if not files:
-            raise DataError(f"{self.path}: holds no pictures. Expected files ending in {', '.join(ENDINGS)}.")
-        return files
+    def _files(self) -> tuple[dict[str, int], list[str]]:
+        """Rows of each file, and the columns before the pixels."""
+        sizes = _cifar_sizes(self.path)
+        known = {Path(name).name: name for name in sizes}
+        for train, test, labels in CIFAR.values():
+            wanted = [f"{name}.bin" for name in (train if self.split == "train" else test)]
+            here = {name: known[name] for name in wanted if name in known}
+            if here and len(here) < len(wanted):
+                raise DataError(f"source.path: {self.path} lacks {', '.join(sorted(set(wanted) - set(here)))}. Get it whole.")
+            if here:
+                return {known[name]: self._rows(known[name], sizes, len(labels)) for name in wanted}, labels
+        raise self._no_binary(set(known))
 
-    def _picture(self, file: Path) -> Array:
-        from PIL import Image, ImageOps
+    def _rows(self, name: str, sizes: Mapping[str, int], labels: int) -> int:
+        rows, rest = divmod(sizes[name], labels + CIFAR_PIXELS)
+        if rest or not rows:
+            raise DataError(
+                f"source.path: {name} in {self.path} has {sizes[name]} bytes; expected rows of {labels + CIFAR_PIXELS} each. "
+                "Get it whole."
+            )
+        return rows
 
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("error", Image.DecompressionBombWarning)
-                picture = Image.open(file)
-                if picture.mode not in MODES:
-                    raise DataError(f"{file}: has pixel mode {picture.mode}; expected an 8-bit grey or RGB picture.")
-                wanted = {None: MODES[picture.mode], "grey": "L", "rgb": "RGB"}[self.colour]
-                picture = picture.convert(wanted)
-        except (Image.DecompressionBombWarning, Image.DecompressionBombError) as problem:
-            raise DataError(f"{file}: unpacks to more pixels than is safe ({Image.MAX_IMAGE_PIXELS}). Remove it.") from problem
-        except (OSError, SyntaxError, ValueError, zlib.error) as problem:  # what Pillow raises for damaged files
-            raise DataError(f"{file}: is no readable picture ({problem}). Remove or replace it.") from problem
-        if self.size is not None:
-            picture = ImageOps.fit(picture, (self.size, self.size), Image.Resampling.BICUBIC)
-        return np.asarray(picture)
+    def _no_binary(self, names: set[str]) -> DataError:
+        binary = "the binary version (cifar-10-binary.tar.gz or cifar-100-binary.tar.gz)"
+        if names & {"data_batch_1", "test_batch", "train", "test"}:
+            return DataError(
+                f"source.path: {self.path} is CIFAR's version for Python, whose pickled files can run any program when they "
+                f"are opened. Give {binary}, from the same page."
+            )
+        return DataError(f"source.path: {self.path} holds no {self.split} files of CIFAR. Give {binary}, or its folder.")
 
 
-def _form(shape: tuple[int, ...]) -> str:
-    return f"{shape[1]} x {shape[0]} {'RGB' if len(shape) == 3 else 'grey'}"
+def _cifar_sizes(path: Path) -> Mapping[str, int]:
+    """Bytes of each file of a folder or a tar file."""
+    if path.is_dir():
+        return {file.name: file.stat().st_size for file in sorted(path.iterdir()) if file.is_file()}
+    return _tar_sizes(path, *stamp_of(path))
+
+
+def stamp_of(path: Path) -> tuple[int, int, int]:
+    """What changes when a file does; DataError when there is none."""
+    try:
+        status = path.stat()
+    except OSError as problem:
+        raise DataError(f"source.path: {path} does not exist. Check the path.") from problem
+    return status.st_ino, status.st_size, status.st_mtime_ns
+
+
+@lru_cache(maxsize=4)  # a tar file has no list of contents: it is read to its end
+def _tar_sizes(path: Path, *stamp: int) -> Mapping[str, int]:
+    try:
+        with tarfile.open(path) as archive:
+            return {member.name: member.size for member in archive if member.isfile()}
+    except UNREADABLE as problem:
+        raise _damaged_tar(path) from problem
+
+
+def _damaged_tar(path: Path) -> DataError:
+    return DataError(f"source.path: {path} is no tar file, damaged or cut short. Give CIFAR's .tar.gz or its folder.")
+
+
+@contextmanager
+def _cifar_file(path: Path, name: str) -> Iterator[IO[bytes]]:
+    """One file of a folder or a tar file, which is never unpacked to disk."""
+    if path.is_dir():
+        with (path / name).open("rb") as file:
+            yield file
+        return
+    try:
+        with tarfile.open(path) as archive:
+            yield cast("IO[bytes]", archive.extractfile(name))
+    except UNREADABLE as problem:
+        raise _damaged_tar(path) from problem
