@@ -200,3 +200,19 @@ def test_a_reader_that_stops_early_is_no_error(spec: Path) -> None:
     )  # fmt: skip
     assert pipe.stderr == ""
     assert json.loads(pipe.stdout)["policy"] == "replace"
+
+
+def test_a_picture_that_is_left_out_is_one_line_and_not_a_line_of_code(spec: Path, tmp_path: Path) -> None:
+    from PIL import Image
+
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for number in range(12):
+        Image.new("L", (8, 8), 20 * number).save(folder / f"{number:02}.png")
+    (folder / "05.png").write_bytes((folder / "05.png").read_bytes()[:60])
+    head = 'n = 6\nholdout = 3\ngenerations = 1\nseeds = 1\npolicies = ["replace"]\nmetrics = ["pixel_spread"]\n'
+    family = '[family]\nname = "vae"\nlatent = 2\nhidden = 4\ntraining = { steps = 2 }\n'
+    spec.write_text(f'{head}[source]\nname = "images"\npath = "{folder}"\ndamaged = "skip"\n{family}')
+    done = subprocess.run([*SELFLOOP, "run", spec, "-q"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert re.fullmatch(r"selfloop: source\.images: left out 1 of 12 pictures: .*05\.png: .*\n", done.stderr)

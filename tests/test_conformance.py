@@ -31,7 +31,8 @@ FAMILIES: dict[str, tuple[Any, Any]] = {  # family, and a source it can model
         "python_docs",
     ),
 }
-FILES = {"idx", "cifar", "images", "celeba", "hub_images", "sdf", "geom", "qm9", "text", "tinystories", "jsonl", "hub"}  # sources of files; with the tests of images and of text
+PICTURES, MOLECULES = {"idx", "cifar", "images", "celeba", "hub_images"}, {"sdf", "geom", "qm9"}
+FILES = PICTURES | MOLECULES | {"text", "tinystories", "jsonl", "hub"}  # sources of files; with the tests of sources
 BASES = {"finetune"}  # families of given models; with their own tests
 
 

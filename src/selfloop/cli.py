@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from selfloop.errors import SelfloopError, SpecError, unknown_name
+from selfloop.errors import SelfloopError, SpecError, show_warnings_plainly, unknown_name
 
 if TYPE_CHECKING:
     from selfloop.result import Result
@@ -33,6 +33,7 @@ QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")
 
 def main() -> None:
     """Entry point of the `selfloop` command."""
+    show_warnings_plainly()
     try:
         app()
     except SelfloopError as problem:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import re
+import sys
+import warnings
 from collections.abc import Iterable
 from difflib import get_close_matches
 from pathlib import Path
+from typing import Any
 
 
 class SelfloopError(Exception):
@@ -71,3 +74,16 @@ def unknown_name(where: str, found: str, allowed: Iterable[str]) -> str:
     near = get_close_matches(found, names, n=1, cutoff=0.6)
     hint = f" Did you mean {near[0]!r}?" if near else ""
     return f"{where}: unknown name {found!r}.{hint} Allowed: {', '.join(names) or 'none'}."
+
+
+def show_warnings_plainly() -> None:
+    """From here on this process shows our own warnings as a sentence, without the line of code they come from."""
+    usual = warnings.showwarning
+
+    def show(message: Warning | str, category: type[Warning], filename: str, lineno: int, *rest: Any) -> None:
+        if category is UserWarning and "selfloop" in Path(filename).parts:
+            sys.stderr.write(f"selfloop: {message}\n")
+        else:
+            usual(message, category, filename, lineno, *rest)
+
+    warnings.showwarning = show

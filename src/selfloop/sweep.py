@@ -14,7 +14,7 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.resource_tracker import ensure_running
 from typing import Any, Protocol
 
-from selfloop.errors import SelfloopError
+from selfloop.errors import SelfloopError, show_warnings_plainly
 
 Work = Callable[[Any], Iterator[Any]]
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
@@ -125,6 +125,7 @@ def _distribute(connections: list[Connection], tasks: list[Any]) -> Iterator[Any
 
 
 def _serve(work: Work, connection: Connection, threads: int) -> None:
+    show_warnings_plainly()
     while True:
         try:
             task = connection.recv()
