@@ -27,7 +27,7 @@ ADDITIONS = VALUES | {"component"}  # what a component of a user's own may build
 SPINE = ADDITIONS | {"identity", "arrays", "plugins"}
 MAY_IMPORT = {
     "types": set(), "rng": set(), "errors": set(), "component": VALUES,
-    "policies": ADDITIONS, "families": ADDITIONS, "sources": ADDITIONS, "metrics": ADDITIONS,
+    "policies": ADDITIONS, "families": ADDITIONS, "sources": ADDITIONS, "metrics": ADDITIONS | {"families"},
     "identity": ADDITIONS, "arrays": ADDITIONS, "plugins": ADDITIONS,
     "loop": ADDITIONS, "store": SPINE, "stages": SPINE | {"store"}, "spec": SPINE | {"loop"},
     "table": ADDITIONS, "worlds": SPINE | {"store", "stages", "loop", "table"},
@@ -35,7 +35,8 @@ MAY_IMPORT = {
 }  # fmt: skip
 ABOVE = {"runtime", "upkeep", "result", "sweep", "theory", "stats", "report", "cli", "console", "template", "testing",
          "reproduce", "published", "presets", "export"}  # fmt: skip
-HEAVY = {"torch", "pandas", "altair", "pydantic", "sklearn", "transformers", "vl_convert", "matplotlib", "ray"}
+HEAVY = {"torch", "pandas", "altair", "pydantic", "sklearn", "transformers", "vl_convert", "matplotlib", "ray",
+         "rdkit", "torch_geometric", "diffusers", "PIL"}  # fmt: skip
 
 
 def area(path: Path) -> str:

@@ -191,6 +191,8 @@ def _inline(component: Component) -> str:
 
 
 def _value(value: Any) -> str:
+    if _is_settings(value):
+        value = {f.name: getattr(value, f.name) for f in fields(value) if getattr(value, f.name) is not None}
     if isinstance(value, Mapping):
         return "{ " + ", ".join(f"{key} = {_value(each)}" for key, each in value.items()) + " }"
     if isinstance(value, Sequence) and not isinstance(value, str):

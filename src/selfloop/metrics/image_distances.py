@@ -1,0 +1,108 @@
+"""How far sampled images are from held-out real ones, and how varied they are, on features."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import numpy as np
+
+from selfloop.component import Context, Features, Metric, Snapshot
+from selfloop.errors import SpecError
+from selfloop.metrics.distances import frechet_distance, kernel_distance, mean_distance
+from selfloop.metrics.image_features import ImageFeatures
+from selfloop.metrics.images import _held_out
+from selfloop.types import Floats
+
+MOST_ROWS = 5000  # of a kind in what compares all pairs of rows: its time grows with their square
+
+
+@dataclass(frozen=True, kw_only=True)
+class FeatureFrechet(Metric):
+    """Squared Frechet distance between newly sampled and held-out real images on features: with Inception's, the FID.
+
+    Heusel et al. 2017 (1706.08500). `feature_frechet_real` is that of as many initial real images, which is what the
+    distance of a perfect model would be: finite numbers of rows bias both upwards (Chong and Forsyth 2020, 1911.07023).
+    """
+
+    name: ClassVar[str] = "feature_frechet"
+    on_holdout: ClassVar[bool] = True
+    title: ClassVar[str] = "Frechet distance of sampled images to real ones, on features"
+    unit: ClassVar[str] = "squared units of the features"
+    units: ClassVar[Mapping[str, str]] = {"feature_frechet_real": "squared units of the features"}
+    features: Features = field(default_factory=ImageFeatures)
+
+    def measure(self, snap: Snapshot, ctx: Context) -> Mapping[str, float]:
+        if (pair := new_and_real(self.name, snap)) is None:
+            return {}
+        new, real = pair
+        if min(len(new), len(real)) < 2:
+            return {"feature_frechet": math.nan}
+        initial = vectors(snap, "initial")[: len(new)]
+        reference = {"feature_frechet_real": frechet_distance(initial, real)} if len(initial) == len(new) else {}
+        return {"feature_frechet": frechet_distance(new, real), **reference}
+
+
+@dataclass(frozen=True, kw_only=True)
+class KernelDistance(Metric):
+    """Kernel distance between newly sampled and held-out real images on features: with Inception's, the KID.
+
+    Binkowski et al. 2018 (1801.01401). Without bias, whatever the number of rows; around 0 for a perfect model.
+    """
+
+    name: ClassVar[str] = "kernel_distance"
+    on_holdout: ClassVar[bool] = True
+    title: ClassVar[str] = "kernel distance of sampled images to real ones"
+    features: Features = field(default_factory=ImageFeatures)
+    rows: int = MOST_ROWS  # of each kind, at most
+
+    def __post_init__(self) -> None:
+        check_least(self.name, "rows", self.rows, 2)
+
+    def measure(self, snap: Snapshot, ctx: Context) -> Mapping[str, float]:
+        if (pair := new_and_real(self.name, snap, self.rows)) is None:
+            return {}
+        return {"kernel_distance": kernel_distance(*pair) if min(map(len, pair)) > 1 else math.nan}
+
+
+@dataclass(frozen=True, kw_only=True)
+class FeatureDiversity(Metric):
+    """Mean distance between two newly sampled images over that between two held-out real ones, on features.
+
+    1 is as varied as real images, 0 when all are the same.
+    """
+
+    name: ClassVar[str] = "feature_diversity"
+    on_holdout: ClassVar[bool] = True
+    title: ClassVar[str] = "diversity of sampled images"
+    unit: ClassVar[str] = "share of that of real images"
+    better: ClassVar[str] = "higher"
+    features: Features = field(default_factory=ImageFeatures)
+    rows: int = MOST_ROWS
+
+    def __post_init__(self) -> None:
+        check_least(self.name, "rows", self.rows, 2)
+
+    def measure(self, snap: Snapshot, ctx: Context) -> Mapping[str, float]:
+        if (pair := new_and_real(self.name, snap, self.rows)) is None:
+            return {}
+        spreads = [mean_distance(rows) if len(rows) > 1 else math.nan for rows in pair]
+        return {"feature_diversity": spreads[0] / spreads[1] if spreads[1] else math.nan}
+
+
+def new_and_real(metric: str, snap: Snapshot, most: int | None = None) -> tuple[Floats, Floats] | None:
+    """Features of the newly sampled and of the held-out rows, the first `most` of each; None where nothing was sampled."""
+    _held_out(metric, snap)
+    return (vectors(snap, "new", most), vectors(snap, "holdout", most)) if "new" in snap.features else None
+
+
+def vectors(snap: Snapshot, kind: str, most: int | None = None) -> Floats:
+    """Features of the first `most` rows of a kind."""
+    return np.asarray(np.asarray(snap.features[kind]["features"])[:most], np.float64)
+
+
+def check_least(metric: str, name: str, value: int, least: int) -> None:
+    if value < least:
+        raise SpecError(f"metrics.{metric}.{name}: got {value}; expected {least} or more.")
