@@ -17,6 +17,7 @@ from selfloop.report import (
     Panel,
     PublishedPoints,
     Report,
+    Shares,
     Worth,
     curve_of,
     ledger_of,
@@ -72,6 +73,104 @@ def digits_report(seeds: int = 5, generations: int = 5) -> Report:
         ],
         notes=["All policies share generation 1 and are compared on the same random numbers."],
     )
+
+
+def faces_report(seeds: int = 3, generations: int = 5) -> Report:
+    """A VAE on made 64 x 64 colour pictures that become one under replace, with its modes and attributes."""
+    blur = {"replace": 0.2, "accumulate": 0.02, "accumulate_subsample": 0.08}
+    images = made_faces(200)
+    rng = np.random.default_rng(9)
+    samples = {
+        policy: {
+            t: {
+                "image": np.rint(
+                    images[rng.integers(0, 200, 16)] * (1 - each * (t - 1)) + images.mean(0) * each * (t - 1)
+                ).astype(np.uint8)
+            }
+            for t in range(1, generations + 1)
+        }
+        for policy, each in blur.items()
+    }
+    gallery = Gallery(schema={"image": Field("uint8", (64, 64, 3))}, real={"image": images[:16]}, samples=samples)
+    return replace(
+        digits_report(seeds, generations),
+        title="A VAE on made faces",
+        galleries=[gallery],
+        shares=[mode_shares(seeds, generations), attribute_shares(seeds, generations)],
+    )
+
+
+def made_faces(n: int) -> np.ndarray:
+    """Ovals of any place, size and colour on grounds that shade off: as hard to compress as small portraits are."""
+    rng = np.random.default_rng(10)
+    y, x = np.mgrid[:64, :64] / 64
+    ground, skin = rng.uniform(0, 255, (2, n, 1, 1, 3))
+    high, wide = rng.uniform(0.2, 0.4, (2, n, 1, 1))
+    face = ((x - rng.uniform(0.4, 0.6, (n, 1, 1))) / wide) ** 2 + ((y - rng.uniform(0.4, 0.6, (n, 1, 1))) / high) ** 2 < 1
+    images = np.where(face[..., None], skin, ground * (0.5 + 0.5 * x[..., None])) + rng.normal(0, 6, (n, 64, 64, 1))
+    return np.clip(images, 0, 255).astype(np.uint8)
+
+
+def mode_shares(seeds: int = 3, generations: int = 5) -> Shares:
+    """Ten classes of which one is left under replace, another one in every seed."""
+    real = np.random.default_rng(11).dirichlet(np.full(10, 40), seeds)
+    left = (np.arange(generations) / max(generations - 1, 1))[None, :, None] * np.ones((seeds, 1, 1))
+    one = np.eye(10)[np.arange(seeds)][:, None]
+    samples = {p: real[:, None] * (1 - k * left) + one * k * left for p, k in (("replace", 1.0), ("accumulate", 0.1))}
+    return Shares(kind="class", names=[str(i) for i in range(10)], samples=samples, real=real)
+
+
+def attribute_shares(seeds: int = 3, generations: int = 5) -> Shares:
+    """Attributes of which the rare ones are lost under replace."""
+    real = np.array([0.48, 0.42, 0.06, 0.77, 0.02]) + np.random.default_rng(12).normal(0, 0.004, (seeds, 5))
+    t = np.arange(generations)[:, None]
+    samples = {
+        p: real[:, None] * np.exp(-k * t * np.array([0.1, 0.3, 1, 0.2, 1])) for p, k in (("replace", 0.6), ("accumulate", 0.05))
+    }
+    names = ["Smiling", "Male", "Eyeglasses", "Young", "Wearing_Hat"]
+    return Shares(kind="attribute", names=names, samples=samples, real=real)
+
+
+def molecule_gallery(generations: int = 3) -> Gallery:
+    """Ethanol and water, shaken more and more under replace, every sample turned another way."""
+    rng = np.random.default_rng(13)
+    ethanol = [
+        [-0.89, 0.17, 0.0], [0.46, -0.51, 0.0], [1.44, 0.31, 0.3], [-1.0, 0.8, -0.9], [-1.0, 0.8, 0.9], [-1.7, -0.57, 0.0],
+        [0.57, -1.14, -0.89], [0.6, -1.2, 0.85], [2.3, -0.1, 0.2],
+    ]  # fmt: skip
+    pairs = [[0, 1], [1, 2], [0, 3], [0, 4], [0, 5], [1, 6], [1, 7], [2, 8]]
+    water = [[0.0, 0.0, 0.12], [0.0, 0.76, -0.47], [0.0, -0.76, -0.47]]
+    real = [([6, 6, 8, 1, 1, 1, 1, 1, 1], ethanol, pairs), ([8, 1, 1], water, [[0, 1], [0, 2]])]
+
+    def shaken(width: float) -> dict[str, Ragged | np.ndarray]:
+        moved = []
+        for z, places, bonds in real:
+            turn, _ = np.linalg.qr(rng.normal(size=(3, 3)))
+            turn[:, 0] *= np.sign(np.linalg.det(turn))
+            moved.append((z, ((np.array(places) + rng.normal(0, width, (len(z), 3))) @ turn).tolist(), bonds))
+        return molecule_columns(moved)
+
+    samples = {p: {t: shaken(w * t) for t in range(1, generations + 1)} for p, w in (("replace", 0.2), ("accumulate", 0.0))}
+    return Gallery(schema={}, real=molecule_columns(real), samples=samples)
+
+
+def molecule_columns(rows: Sequence[tuple[list[int], list[list[float]], list[list[int]]]]) -> dict[str, Ragged | np.ndarray]:
+    """Molecules (atomic numbers, places, bonds) as columns, two conformers of each: the second lies elsewhere.
+
+    Edges also join atoms that are not bonded, by a type that says so.
+    """
+
+    def column(parts: Sequence[np.ndarray]) -> Ragged:
+        return Ragged(np.concatenate(parts), np.cumsum([0, *map(len, parts)]))
+
+    twice = [(z, np.reshape(places, (-1, 3)) + moved, bonds) for z, places, bonds in rows for moved in (0, 1000)]
+    return {
+        "molecule": np.repeat(7 + np.arange(len(rows)), 2),
+        "z": column([np.array(z, np.uint8) for z, _, _ in twice]),
+        "position": column([places.astype(np.float32) for _, places, _ in twice]),
+        "edges": column([np.array([*bonds, [0, len(z) - 1]], np.uint16).reshape(-1, 2) for z, _, bonds in twice]),
+        "edge_type": column([np.array([*[1] * len(bonds), 24], np.uint8) for _, _, bonds in twice]),
+    }
 
 
 def linear_report(seeds: int = 2000, generations: int = 10) -> Report:
@@ -275,6 +374,10 @@ def hostile_report() -> Report:
         definitions={HOSTILE: HOSTILE},
         findings=[HOSTILE],
         differences=[Differences(metric=HOSTILE, comparisons=compare_all({HOSTILE: values, HOSTILE + "2": 2 * values}))],
+        shares=[
+            Shares(kind=kind, names=[HOSTILE, "b"], samples={HOSTILE: np.full((2, 2, 2), 0.5)}, real=np.full((2, 2), 0.5))
+            for kind in ("class", "attribute")
+        ],
         worths=[replace(worth_of(2), title=HOSTILE, published=[(HOSTILE, 0.5, 0.5)])],
         ledgers=[ledger_of(HOSTILE, Replace(), 10, 2)],
         galleries=[

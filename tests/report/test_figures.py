@@ -218,6 +218,7 @@ def test_pictures_of_many_figures_do_not_share_ids() -> None:
         (24.412, "24.4"),
         (0.012345, "0.0123"),
         (-1234.6, "−1,235"),
+        (-0.0, "0"),
         (1e-7, "1.00e-07"),
         (float("nan"), "–"),
         (None, "–"),
@@ -232,6 +233,7 @@ def test_intervals_are_shown_with_digits_enough_to_tell_their_ends_apart() -> No
     assert show_interval(1.11342, 1.11311, 1.11373) == "1.11342 [1.11311, 1.11373]"
     assert show_interval(1234.5, 1100.0, 1400.0) == "1,234 [1,100, 1,400]"
     assert show_interval(2.0, None, None) == "2.00"
+    assert show_interval(-0.12, -5.2, 5.1) == "0 [−5, 5]"
 
 
 def test_what_no_picture_can_hold_is_made_visible() -> None:

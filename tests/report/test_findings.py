@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 import selfloop
-from selfloop.report.findings import _order_sentence, findings, turning_sentence
+from selfloop.report.findings import _order_sentence, findings, mode_sentence, turning_sentence
 
 T = np.arange(1.0, 11.0)
 
@@ -51,6 +52,31 @@ def test_an_ended_chain_has_no_turning_point() -> None:
     curves = around(0.05 * (T - 4) ** 2)
     curves[0, 5:] = np.nan
     assert turning_sentence(curves, "m") is None
+
+
+def test_lost_modes_are_told_with_the_change_of_their_entropy() -> None:
+    measured = {"mode_entropy": around(2.25 - 0.2 * T), "modes": np.tile(11 - T, (5, 1))}
+    sentence = mode_sentence(measured)
+    assert sentence
+    assert re.search(r"at generation 10: it fell, a change of −1\.8\d+ \[−1\.8\d+, −1\.7\d+\]", sentence)
+    assert sentence.endswith("; modes 10.0 → 1.00.")
+
+
+def test_a_change_of_entropy_within_the_noise_may_be_none() -> None:
+    sentence = mode_sentence({"mode_entropy": around(2.2 + 0 * T, spread=0.05)})
+    assert sentence is not None
+    assert "may be none" in sentence
+    assert "fell" not in sentence
+
+
+def test_modes_of_one_seed_have_no_interval_and_of_an_ended_chain_no_sentence() -> None:
+    alone = mode_sentence({"mode_entropy": around(2.25 - 0.2 * T, seeds=1)})
+    assert alone is not None
+    assert "no interval" in alone
+    ended = around(2.25 - 0.2 * T)
+    ended[0, 4:] = np.nan
+    assert mode_sentence({"mode_entropy": ended}) is None
+    assert mode_sentence({"negative_elbo": ended}) is None
 
 
 @pytest.mark.parametrize(("middle", "answer"), [(0.2, "holds"), (0.5, "violated"), (0.0, "undecided")])

@@ -8,12 +8,13 @@ import re
 
 import numpy as np
 import pytest
-from made_reports import HOSTILE, gallery_report, ragged, story_gallery
+from made_reports import HOSTILE, faces_report, gallery_report, made_faces, ragged, story_gallery
 
 from selfloop.report import Gallery
-from selfloop.report.gallery import CELL, show_gallery, shown_generations
+from selfloop.report.blocks import CELL, shown_generations
+from selfloop.report.gallery import show_gallery
 from selfloop.report.stories import LETTERS, MOST_LETTERS, Text
-from selfloop.report.theme import policy_styles
+from selfloop.report.theme import PAPER, policy_styles
 from selfloop.types import Column, Field, Ragged
 
 FIRST_WORDS = ["Once", "Tom", "The", "One"]
@@ -70,6 +71,60 @@ def test_float_images_are_black_and_white_at_the_ends_of_the_real_ones() -> None
 def test_not_a_number_in_an_image_is_black() -> None:
     real = np.linspace(0, 1, 4 * 64).reshape(4, 8, 8)
     assert pictures(show_gallery(gallery_of(real, np.full((1, 8, 8), np.nan)), STYLES).svg)[1][0, 0, 0] == 0
+
+
+def photographs(svg: str) -> list[np.ndarray]:
+    from PIL import Image
+
+    found = re.findall(r"data:image/jpeg;base64,([^\"]+)", svg)
+    return [np.asarray(Image.open(io.BytesIO(base64.b64decode(data)))) for data in found]
+
+
+@pytest.mark.parametrize("depth", [(), (3,)])
+def test_photographs_are_shown_large_and_smooth_and_stay_what_they_were(depth: tuple[int, ...]) -> None:
+    faces = made_faces(16)
+    images = faces if depth else faces[..., 1]
+    shown = show_gallery(gallery_of(images, images[::-1]), STYLES)
+    real, later = photographs(shown.svg)
+    assert real.shape == (4 * 64, 4 * 64, *depth)  # four by four where there is room
+    error = real[64:128, 64:128].astype(float) - images[5]
+    assert np.sqrt((error**2).mean()) < 10
+    assert np.abs(later[64:128, 64:128].astype(float) - images[5]).mean() > 15  # another picture stands there
+    assert "pixelated" not in shown.svg
+    assert 'width="256.0" height="256.0"' in shown.svg
+    assert shown.pictured
+    assert "first 16 images" in shown.caption
+
+
+def test_with_more_generations_there_are_fewer_photographs_in_a_block_but_as_large() -> None:
+    (gallery,) = faces_report().galleries
+    shown = show_gallery(gallery, policy_styles(list(gallery.samples)))
+    assert 'width="128.0" height="256.0"' in shown.svg
+    assert len(photographs(shown.svg)) == 1 + 3 * 5  # the real ones are there once
+    assert int(re.search(r'<svg [^>]*width="(\d+)"', shown.svg)[1]) <= 960  # type: ignore[index]
+    assert len(shown.svg) < 16 * 8 * 4000  # bytes, of 64 x 64 x 3 each
+
+
+def test_photographs_that_are_missing_leave_the_ground() -> None:
+    svg = show_gallery(gallery_of(made_faces(16), made_faces(5)), STYLES).svg
+    assert svg.count(f'fill="{PAPER}"') == 11
+
+
+def test_large_photographs_are_reduced_and_keep_their_form() -> None:
+    tall = np.zeros((2, 400, 300), np.uint8)
+    tall[:, :200] = 255
+    real, _ = photographs(show_gallery(gallery_of(tall), STYLES).svg)
+    assert real.shape == (4 * 128, 4 * 96)
+    assert real[:60, :96].min() > 250
+    assert real[68:128, :96].max() < 5
+
+
+def test_small_grey_images_keep_every_pixel_but_only_tiny_ones_sharp_edges() -> None:
+    tiny, digits = (show_gallery(gallery_of(np.zeros((9, side, side), np.uint8)), STYLES).svg for side in (8, 28))
+    assert "image/png" in tiny
+    assert "image/png" in digits
+    assert "pixelated" in tiny
+    assert "pixelated" not in digits
 
 
 def test_points_stay_inside_their_frame_and_the_others_are_counted() -> None:

@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from html import unescape
 from html.parser import HTMLParser
 from pathlib import Path
@@ -19,10 +20,12 @@ from made_reports import (
     WHEN,
     digits_report,
     ending_report,
+    faces_report,
     gallery_report,
     hostile_report,
     language_report,
     linear_report,
+    molecule_gallery,
 )
 
 from selfloop.report import Panel, Report, curve_of
@@ -76,6 +79,11 @@ def language() -> str:
 
 
 @pytest.fixture(scope="module")
+def faces() -> str:
+    return render_page([faces_report(generations=7)])
+
+
+@pytest.fixture(scope="module")
 def hostile() -> str:
     return render_page([hostile_report()])
 
@@ -98,8 +106,8 @@ def test_the_check_would_notice_text_that_is_not_escaped(hostile: str) -> None:
 
 def test_descriptions_inside_scripts_cannot_close_them(hostile: str) -> None:
     described = [json.loads(text) for kind, text in Page(hostile).scripts if kind == "application/json"]
-    assert len(described) == 2
-    assert described[0]["datasets"]["means"][0]["policy"] == readable(HOSTILE)
+    assert len(described) == 4
+    assert described[2]["datasets"]["means"][0]["policy"] == readable(HOSTILE)
     assert "\\u003cscript" in hostile
 
 
@@ -128,6 +136,18 @@ def test_stories_are_read_without_scripts_and_whole(language: str) -> None:
     plain = unescape(re.sub(r"<summary>.*?</summary>|<[^>]+>", "", first))
     assert plain == texts_of(language_report().galleries[0].real["text"])[0]
     assert "&lt;b&gt;Ben&lt;/b&gt; sat under a tree  and  ate" in language  # markup is text, spaces stay
+
+
+def test_pictures_come_first_and_modes_before_the_curves(faces: str, language: str) -> None:
+    places = [faces.index(f'id="e0-{part}"') for part in ("samples", "shares", "curves", "verdicts")]
+    assert places == sorted(places)
+    assert "<h3>Modes and attributes</h3>" in faces
+    assert language.index('id="e0-differences"') < language.index('id="e0-samples"')  # texts come after the numbers
+
+
+def test_a_page_of_photographs_stays_small(faces: str) -> None:
+    assert faces.count("data:image/jpeg") == 1 + 3 * 7
+    assert len(faces.encode()) < 1_500_000
 
 
 def test_pairs_of_policies_are_told_with_their_verdict_and_intervals(language: str) -> None:
@@ -248,6 +268,43 @@ def test_report_values_do_not_bring_the_plotting_library() -> None:
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
+CHROMIUM = [
+    "chromium",
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-sync",
+]
+
+
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="no chromium to open the page with")
+def test_an_arrow_key_turns_every_picture_of_a_molecule_and_no_other(tmp_path: Path) -> None:
+    page = write_page([replace(gallery_report(), galleries=[molecule_gallery()])], tmp_path / "report.html")
+    press = """<script>
+    const scenes = document.querySelectorAll(".turns");
+    for (const key of ["ArrowRight", "ArrowDown"]) scenes[0].dispatchEvent(new KeyboardEvent("keydown", { key }));
+    </script></body>"""
+    still = page.read_text()
+    page.write_text(still.replace("</body>", press))
+    profile = [f"--user-data-dir={tmp_path / 'profile'}", "--virtual-time-budget=5000", "--dump-dom"]
+    seen = subprocess.run([*CHROMIUM, *profile, page.as_uri()], capture_output=True, text=True, timeout=100, check=True).stdout
+    c, s = np.cos(0.2), np.sin(0.2)
+    turn = np.array([[1, 0, 0], [0, c, s], [0, -s, c]]) @ np.array([[c, 0, s], [0, 1, 0], [-s, 0, c]])
+    before, after = (re.findall(r'<g [^>]*data-at="([^"]*)".*?</g></g>', text, flags=re.S) for text in (still, seen))
+    assert before == after
+    assert len(before) == 2 * (1 + 2 * 3)
+    for i, at in enumerate(before):
+        places = np.array(at.split(), float).reshape(-1, 3) @ (turn.T if i < 7 else np.eye(3))
+        balls = np.array(re.findall(r'cx="([^"]*)" cy="([^"]*)"', groups_of(seen)[i]), float)
+        np.testing.assert_allclose(balls, places[np.argsort(places[:, 2], kind="stable"), :2], atol=0.06)
+
+
+def groups_of(html: str) -> list[str]:
+    return re.findall(r'<g [^>]*data-at="[^"]*"[^>]*>(.*?</g>)</g>', html, flags=re.S)
+
+
 @pytest.mark.skipif(shutil.which("chromium") is None, reason="no chromium to open the page with")
 def test_a_browser_draws_live_figures_offline_and_runs_nothing_else(tmp_path: Path) -> None:
     page = write_page([hostile_report(), digits_report()], tmp_path / "report.html")
@@ -255,17 +312,7 @@ def test_a_browser_draws_live_figures_offline_and_runs_nothing_else(tmp_path: Pa
     click = "<script>for (const b of document.querySelectorAll('button.live')) b.click();</script>"
     html = page.read_text().replace("<title>", watch + "<title>", 1).replace("</body>", click + "</body>")
     page.write_text(html)
-    flags = [
-        "--headless",
-        "--no-sandbox",
-        "--disable-gpu",
-        "--no-first-run",
-        "--disable-background-networking",
-        "--disable-sync",
-    ]
     profile = [f"--user-data-dir={tmp_path / 'profile'}", "--virtual-time-budget=15000", "--dump-dom"]
-    seen = subprocess.run(
-        ["chromium", *flags, *profile, page.as_uri()], capture_output=True, text=True, timeout=100, check=True
-    )
-    assert len(re.findall(r'class="picture has-actions vega-embed"|class="picture vega-embed', seen.stdout)) == 2 + 3
+    seen = subprocess.run([*CHROMIUM, *profile, page.as_uri()], capture_output=True, text=True, timeout=100, check=True)
+    assert len(re.findall(r'class="picture has-actions vega-embed"|class="picture vega-embed', seen.stdout)) == 4 + 3
     assert "data-alarm" not in re.sub(r"<script>.*?</script>", "", seen.stdout, flags=re.S)

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from typing import Literal
 
 import numpy as np
 
@@ -74,6 +75,22 @@ class Panel:
     curves: Sequence[CurveData]
     laws: Sequence[LawCurve] = ()
     published: Sequence[PublishedPoints] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shares:
+    """How sampled rows spread over classes, or how many of them have each attribute, at one point of the sweep."""
+
+    kind: Literal["class", "attribute"]  # the shares of classes add up to one
+    names: Sequence[str]
+    samples: Mapping[str, Floats]  # policy -> (seeds, generations, names), NaN where a chain has ended
+    real: Floats | None = None  # (seeds, names), of real rows, where measured
+    axes: Axes = ()
+
+    @property
+    def generations(self) -> int:
+        """The last one."""
+        return max(int(values.shape[1]) for values in self.samples.values())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,6 +166,7 @@ class Report:
     findings: Sequence[str] = ()  # growth laws, inflection points, forecasts: one sentence each
     differences: Sequence[Differences] = ()
     worths: Sequence[Worth] = ()
+    shares: Sequence[Shares] = ()
     ledgers: Sequence[Ledger] = ()
     galleries: Sequence[Gallery] = ()
     costs: Sequence[Cost] = ()
@@ -160,6 +178,7 @@ class Report:
         labels += [law.policy for panel in self.panels for law in panel.laws]
         labels += [each.policy for panel in self.panels for each in panel.published]
         labels += [policy for each in self.differences for pair in each.comparisons for policy in (pair.upper, pair.lower)]
+        labels += [policy for each in self.shares for policy in each.samples]
         labels += [policy for gallery in self.galleries for policy in gallery.samples]
         labels += [verdict.policy for verdict in self.verdicts]
         labels += [ledger.policy for ledger in self.ledgers]

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
+from itertools import filterfalse
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -23,6 +25,7 @@ from selfloop.report import (
     Panel,
     PublishedPoints,
     Report,
+    Shares,
     Worth,
     curve_of,
     ledger_of,
@@ -40,6 +43,8 @@ from selfloop.types import Floats
 
 if TYPE_CHECKING:
     from selfloop.result import Result
+
+_SHARE = re.compile("(?P<kind>class|attribute)_share_(?P<name>.+?)(?P<real>_real)?")
 
 
 def write_report(results: Sequence[Result], path: Path, *, title: str = "", figures: Path | None = None) -> Path:
@@ -68,6 +73,7 @@ def build_report(result: Result) -> Report:
         findings=list(dict.fromkeys(findings(result))),
         differences=list(_differences(result)),
         worths=list(_worths(result)),
+        shares=list(_shares(result)),
         ledgers=list(_ledgers(result)),
         galleries=list(galleries(result)),
         costs=[_cost(result, label, used) for label, used in result.usage.items()],
@@ -88,7 +94,7 @@ def _versions() -> dict[str, str]:
 
 def _panels(result: Result) -> Iterator[Panel]:
     owner: Metric | None = None
-    for metric in result.metrics():
+    for metric in filterfalse(_SHARE.fullmatch, result.metrics()):
         for axes, point in result.points.items():
             owner = next((m for m in point.metrics if m.name == metric), owner)  # a metric's parts come right after it
             curves = {label: c[metric] for label, c in result.curves(axes).items() if metric in c}
@@ -161,6 +167,24 @@ def _differences(result: Result) -> Iterator[Differences]:
         found = result.compare(axes)
         if found:
             yield Differences(metric=point.risk() or "", comparisons=found, axes=axes)
+
+
+def _shares(result: Result) -> Iterator[Shares]:
+    """Numbers named `class_share_3`, `attribute_share_Smiling` or, of real rows, `attribute_share_Smiling_real`, together."""
+    found = [match for match in map(_SHARE.fullmatch, result.metrics()) if match]
+    for kind in ("class", "attribute"):
+        names = [match["name"] for match in found if match["kind"] == kind and not match["real"]]
+        for axes in result.points:
+            measured = {p: c for p, c in result.curves(axes).items() if all(f"{kind}_share_{name}" in c for name in names)}
+            if not (names and measured):
+                continue
+            first = next(iter(measured.values()))
+            real = [f"{kind}_share_{name}_real" for name in names]
+            yield Shares(
+                kind=kind, names=names, axes=axes,
+                samples={p: np.stack([c[f"{kind}_share_{name}"] for name in names], axis=-1) for p, c in measured.items()},
+                real=np.stack([first[each][:, 0] for each in real], axis=-1) if all(each in first for each in real) else None,
+            )  # fmt: skip
 
 
 def _worths(result: Result) -> Iterator[Worth]:

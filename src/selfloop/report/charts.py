@@ -52,7 +52,7 @@ def panel_chart(panel: Panel, styles: Mapping[str, Style], scale: Scale, title: 
     chart = _curves(panel, styles, scale, sets)
     if sets["survivors"]:
         chart = alt.vconcat(chart, _survivors(panel, styles), spacing=12).resolve_scale(color="shared", shape="shared")
-    return _finish(chart, title, sets)
+    return finish(chart, title, sets)
 
 
 def ledger_chart(ledgers: Sequence[Ledger], styles: Mapping[str, Style], title: str) -> dict[str, Any]:
@@ -74,11 +74,11 @@ def ledger_chart(ledgers: Sequence[Ledger], styles: Mapping[str, Style], title: 
     policies = [each.policy for each in ledgers]
     widths = _per_policy(policies, np.linspace(4, 1.4, len(policies)).tolist())
     sizes = _per_policy(policies, np.linspace(80, 24, len(policies)).tolist())
-    color, shape = _policy_color(policies, styles), _policy_shape(policies, styles)
+    color, shape = policy_color(policies, styles), policy_shape(policies, styles)
     charts = []
     for name, axis_title, scale in columns:
         base = alt.Chart(alt.NamedData(name="ledger")).encode(
-            x=_generation_axis([t for each in ledgers for t in each.generations], ticks=5),
+            x=generation_axis([t for each in ledgers for t in each.generations], ticks=5),
             y=alt.Y(f"{name}:Q", title=axis_title, scale=scale, axis=alt.Axis(tickCount=5)),
             color=color,
         )
@@ -91,7 +91,7 @@ def ledger_chart(ledgers: Sequence[Ledger], styles: Mapping[str, Style], title: 
         )
         charts.append(alt.layer(line, points).properties(width=216, height=160))
     chart = alt.hconcat(*charts, spacing=26).resolve_scale(color="shared", shape="shared", size="shared", strokeWidth="shared")
-    return _finish(chart, title, {"ledger": rows})
+    return finish(chart, title, {"ledger": rows})
 
 
 def value_scale(panel: Panel) -> Scale:
@@ -147,14 +147,14 @@ def _curves(panel: Panel, styles: Mapping[str, Style], scale: Scale, sets: Mappi
     title = f"{panel.title} ({panel.unit})" if panel.unit else panel.title
     y = {"title": wrap(f"{title}, log scale" if scale.log else title, 42), "scale": stated, "axis": axis, "stack": None}
     generations = [t for curve in panel.curves for t in curve.generations]
-    x = _generation_axis(generations, title="" if sets["survivors"] else "generation t")
+    x = generation_axis(generations, title="" if sets["survivors"] else "generation t")
 
     def drawn(name: str, column: str = "value") -> Any:
         return alt.Chart(alt.NamedData(name=name)).encode(x=x, y=alt.Y(f"{column}:Q", **y))
 
-    color = _policy_color(policies, styles)
+    color = policy_color(policies, styles)
     points = drawn("means", "mean").transform_filter("datum.marked").mark_point(filled=True, size=42)
-    shape, tooltip = _policy_shape(policies, styles), [*_tooltip("mean", "low", "high"), alt.Tooltip("chains:N")]
+    shape, tooltip = policy_shape(policies, styles), [*_tooltip("mean", "low", "high"), alt.Tooltip("chains:N")]
     band = drawn("means", "bottom")
     layers = [
         (band.mark_area if len(set(generations)) > 1 else band.mark_rule)(clip=True).encode(
@@ -233,7 +233,7 @@ def _elsewhere_layers(drawn: Callable[[str], Any], panel: Panel, color: Any) -> 
 def _elsewhere_records(panel: Panel) -> Records:
     return _join(
         [
-            {**record, "published": _json_number(value)}
+            {**record, "published": json_number(value)}
             for record, value in zip(
                 _points(each.generations, moved(panel, each), policy=each.policy, label=_scale_label(each)),
                 each.values,
@@ -251,9 +251,9 @@ def _survivors(panel: Panel, styles: Mapping[str, Style]) -> Any:
         alt.Chart(alt.NamedData(name="survivors"))
         .mark_line(interpolate="step-after", strokeWidth=1.8)
         .encode(
-            x=_generation_axis([t for curve in panel.curves for t in curve.generations]),
+            x=generation_axis([t for curve in panel.curves for t in curve.generations]),
             y=alt.Y("value:Q", title="chains left", scale=alt.Scale(domain=[0, most], nice=False), axis=axis),
-            color=_policy_color([curve.policy for curve in panel.curves], styles),
+            color=policy_color([curve.policy for curve in panel.curves], styles),
             tooltip=["policy:N", "generation:Q", alt.Tooltip("value:Q", title="chains left")],
         )
         .properties(width=WIDTH, height=60)
@@ -283,8 +283,8 @@ def _mean_records(curves: Sequence[CurveData], floor: float) -> Records:
     for curve in curves:
         marked = _marked(len(curve.generations), 21)
         for i, point in enumerate(_points(curve.generations, curve.mean, policy=curve.policy)):  # means only stop at the end
-            limits = {"low": _json_number(curve.low[i]), "high": _json_number(curve.high[i])}
-            limits["bottom"] = _json_number(max(curve.low[i], floor))
+            limits = {"low": json_number(curve.low[i]), "high": json_number(curve.high[i])}
+            limits["bottom"] = json_number(max(curve.low[i], floor))
             chains = f"{curve.survivors[i]} of {curve.seeds}"
             records.append({**point, "mean": point.pop("value"), **limits, "chains": chains, "marked": marked[i]})
     return records
@@ -298,14 +298,14 @@ def _marked(generations: int, most: int) -> list[bool]:
 
 def _points(generations: Sequence[int], values: Iterable[float], **constant: object) -> Records:
     pairs = zip(generations, values, strict=False)  # a curve without a median has none at any generation
-    return [{**constant, "generation": int(t), "value": _json_number(x)} for t, x in pairs if math.isfinite(x)]
+    return [{**constant, "generation": int(t), "value": json_number(x)} for t, x in pairs if math.isfinite(x)]
 
 
 def _join(parts: Iterable[Records]) -> Records:
     return [record for part in parts for record in part]
 
 
-def _json_number(value: float) -> float | None:
+def json_number(value: float) -> float | None:
     return float(f"{value:.6g}") if math.isfinite(value) else None
 
 
@@ -339,7 +339,7 @@ def _finite(parts: Iterable[Iterable[float]]) -> Any:
     return values[np.isfinite(values)]
 
 
-def _generation_axis(generations: Sequence[int], ticks: int = 10, title: str = "generation t") -> Any:
+def generation_axis(generations: Sequence[int], ticks: int = 10, title: str = "generation t") -> Any:
     first, last = min(generations, default=1), max(generations, default=1)
     scale = alt.Scale(domain=[first, last] if first < last else [first - 1, last + 1], nice=False, padding=8)
     axis = alt.Axis(format="d", tickMinStep=1, tickCount=min(max(last - first, 1), ticks), grid=False)
@@ -350,12 +350,12 @@ def _per_policy(policies: Sequence[str], values: Sequence[object]) -> Any:
     return alt.Scale(domain=list(policies), range=list(values))
 
 
-def _policy_color(policies: Sequence[str], styles: Mapping[str, Style]) -> Any:
+def policy_color(policies: Sequence[str], styles: Mapping[str, Style]) -> Any:
     scale = _per_policy(policies, [styles[policy].color for policy in policies])
     return alt.Color("policy:N", scale=scale, legend=_policy_legend(policies))
 
 
-def _policy_shape(policies: Sequence[str], styles: Mapping[str, Style]) -> Any:
+def policy_shape(policies: Sequence[str], styles: Mapping[str, Style]) -> Any:
     scale = _per_policy(policies, [styles[policy].marker for policy in policies])
     return alt.Shape("policy:N", scale=scale, legend=_policy_legend(policies))
 
@@ -380,7 +380,7 @@ def _tooltip(*names: str) -> list[Any]:
     return [alt.Tooltip("policy:N"), alt.Tooltip("generation:Q"), *map(_number, names)]
 
 
-def _finish(chart: Any, title: str, sets: Mapping[str, Records]) -> dict[str, Any]:
+def finish(chart: Any, title: str, sets: Mapping[str, Records]) -> dict[str, Any]:
     heading = alt.Title(title, anchor="start", font=FONT, fontSize=14, fontWeight="bold", color=INK, offset=8, limit=WIDTH + 60)
     described = {
         **chart.properties(title=heading).to_dict(),

@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 import vl_convert
 
-from selfloop.report import Axes, Ledger, Panel, Report
+from selfloop.report import Axes, Ledger, Panel, Report, Shares
 from selfloop.report.charts import Scale, draws_chains, elsewhere, ledger_chart, panel_chart, value_scale
+from selfloop.report.shares import caption_of, describe_shares, shares_chart
 from selfloop.report.theme import PAPER, Style, policy_styles, show
 
 
@@ -58,10 +59,23 @@ def ledger_figure(ledgers: Sequence[Ledger], styles: Mapping[str, Style]) -> Fig
     )
 
 
+def shares_figure(shares: Shares, styles: Mapping[str, Style]) -> Figure:
+    """How samples spread over classes, or how many have each attribute."""
+    where = describe_axes(shares.axes)
+    title = {"class": "Samples by mode", "attribute": "Samples with each attribute"}[shares.kind]
+    return Figure(
+        name=slug(f"{shares.kind}-shares {where}"),
+        alt=f"{where}: {describe_shares(shares)}" if where else describe_shares(shares),
+        caption=caption_of(shares),
+        spec=shares_chart(shares, styles, where or title),
+    )
+
+
 def report_figures(report: Report) -> list[Figure]:
-    """Every figure that is a Vega-Lite description: the panels in their order, then the ledger."""
+    """Every figure that is a Vega-Lite description: the panels in their order, shares of samples, then the ledger."""
     styles = policy_styles(report.policies())
     figures = [panel_figure(panel, styles) for panel in report.panels]
+    figures += [shares_figure(shares, styles) for shares in report.shares]
     return [*figures, ledger_figure(report.ledgers, styles)] if report.ledgers else figures
 
 

@@ -7,10 +7,10 @@ from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from selfloop.component import is_default
-from selfloop.report.theme import show_interval
+from selfloop.report.theme import show, show_interval
 from selfloop.spec import Spec
 from selfloop.stats.growth import FEWEST_GENERATIONS, creep, growth_law, inflection
-from selfloop.stats.intervals import Interval
+from selfloop.stats.intervals import Interval, mean_interval
 from selfloop.stats.ordering import SINCE, Comparison, claims_of, compare
 from selfloop.types import Floats
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def findings(result: Result) -> Iterator[str]:
-    """One sentence each, on the risk at every point of the sweep."""
+    """One sentence each, on the risk at every point of the sweep, and on what became of the modes."""
     for axes, point in result.points.items():
         main = point.risk() or ""
         where = "".join(f", {key} = {value}" for key, value in axes)
@@ -36,6 +36,9 @@ def findings(result: Result) -> Iterator[str]:
                 yield f"{label}{where}: {main} {law}."
             if turn := turning_sentence(values, main):
                 yield f"{label}{where}: {turn}"
+        for label, measured in result.curves(axes).items():
+            if modes := mode_sentence(measured):
+                yield f"{label}{where}: {modes}"
 
 
 def claimable(point: Spec) -> list[str]:
@@ -58,6 +61,25 @@ def turning_sentence(curves: Floats, metric: str) -> str | None:
     limits = f" [{turn.low:.0f}, {turn.high:.0f}]" if turn.low is not None and turn.high is not None else ""
     known = "" if limits else " One seed gives the inflection point no interval."
     return f"{metric} has its inflection point at generation {lowest}{limits}, where it is lowest; {rise}.{known}"
+
+
+def mode_sentence(measured: Mapping[str, Floats]) -> str | None:
+    """How mode entropy, and with it the number of modes, changed from the first to the last generation; None if unknown."""
+    entropy, modes = measured.get("mode_entropy"), measured.get("modes")
+    change = None if entropy is None else mean_interval(entropy[:, -1] - entropy[:, 0])
+    if entropy is None or change is None or change.estimate is None:
+        return None
+    first, last = (show(float(side.mean())) for side in (entropy[:, 0], entropy[:, -1]))
+    told = f"mode entropy {first} at generation 1, {last} at generation {entropy.shape[1]}: "
+    if change.low is None or change.high is None:
+        told += f"a change of {show(change.estimate)}, to which these seeds give no interval"
+    elif change.low <= 0 <= change.high:
+        told += f"the change, {_interval(change)}, may be none"
+    else:
+        told += f"it {'fell' if change.high < 0 else 'rose'}, a change of {_interval(change)}"
+    if modes is not None:
+        told += f"; modes {show(float(modes[:, 0].mean()))} → {show(float(modes[:, -1].mean()))}"
+    return f"{told}."
 
 
 def _order_sentence(order: Sequence[str], curves: Mapping[str, Floats], what: str) -> str:

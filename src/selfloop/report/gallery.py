@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-import base64
-import io
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from html import escape
 
 import numpy as np
 
 from selfloop.report import Gallery
+from selfloop.report.blocks import CELL, generations_of, picture_of, text_at
+from selfloop.report.molecules import Scene, is_molecules, scenes
+from selfloop.report.mosaic import is_image, mosaic_of
 from selfloop.report.stories import Story, stories
-from selfloop.report.theme import FONT, GRID, INK, MUTED, Style, readable, show
+from selfloop.report.theme import GRID, INK, MUTED, Style, show
 from selfloop.types import Array, Column, Columns, Field, Floats, Ragged, count_rows
 
-SHOWN_GENERATIONS = 7
-CELL, GAP = 128, 16  # pixels: one generation's block, between blocks
+_TURNING = (
+    "All pictures of a molecule are drawn to one scale and turn together. Samples with the atoms and bonds of the real "
+    "molecule are laid on it; atoms outside a block are cut off. First seed."
+)
 _POINTS, _CELL_LETTERS, _TABLE_ROWS, _TABLE_COLUMNS = 300, 420, 5, 8
-
-Draw = Callable[[Array, str], str]  # rows, colour -> what is drawn in a block of CELL x CELL
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +38,8 @@ class Show:
     alt: str
     caption: str
     svg: str = ""
+    pictured: bool = False  # does the picture show images?
+    scenes: Sequence[Scene] = ()
     stories: Sequence[Story] = ()
     generations: Sequence[int] = ()  # columns of the stories
     header: Sequence[str] = ()  # columns of tables
@@ -49,9 +51,9 @@ def show_gallery(gallery: Gallery, styles: Mapping[str, Style]) -> Show:
     name, kind = _choose(gallery)
     alt = f"{name}: samples of {', '.join(gallery.samples)} by generation, next to real rows."
     if kind == "images":
-        low, high = _range(gallery.real[name])
-        caption = "The same number of samples from each generation's model, next to real images."
-        return Show(alt=alt, caption=caption, svg=_picture(gallery, name, styles, lambda rows, _: _mosaic(rows, low, high)))
+        return _show_images(gallery, name, styles, alt)
+    if kind == "molecules":
+        return Show(alt=alt, caption=_TURNING, scenes=scenes(gallery, styles))
     if kind == "points":
         return _show_points(gallery, name, styles, alt)
     if kind == "numbers":
@@ -65,8 +67,18 @@ def show_gallery(gallery: Gallery, styles: Mapping[str, Style]) -> Show:
     return Show(alt=alt, caption=caption, header=header, rows=_blocks(gallery, _table))
 
 
+def _show_images(gallery: Gallery, name: str, styles: Mapping[str, Style], alt: str) -> Show:
+    mosaic = mosaic_of(_values(gallery.real[name]), 1 + len(generations_of(gallery)))
+    caption = (
+        f"The first {mosaic.count} images sampled from each generation's model of the first seed, next to its first real ones. "
+        "Every generation draws afresh: the same place in another generation is another sample."
+    )
+    svg = picture_of(gallery, styles, lambda rows, _: mosaic.draw(_values(rows[name])), size=mosaic.size)
+    return Show(alt=alt, caption=caption, svg=svg, pictured=True)
+
+
 def _show_stories(gallery: Gallery, name: str, alt: str) -> Show:
-    generations = shown_generations({t for samples in gallery.samples.values() for t in samples})
+    generations = generations_of(gallery)
     found = stories(gallery, name, generations)
     given = any(story.real and story.real.given for story in found)
     same = "Every text of a row begins with the same prompt, underlined; the model wrote what follows it." if given else (
@@ -75,14 +87,10 @@ def _show_stories(gallery: Gallery, name: str, alt: str) -> Show:
     return Show(alt=alt, caption=same, stories=found, generations=generations)
 
 
-def shown_generations(generations: Iterable[int]) -> list[int]:
-    """At most seven of them, the first and the last included, evenly spread."""
-    every = sorted(generations)
-    return [every[i] for i in np.unique(np.linspace(0, len(every) - 1, min(len(every), SHOWN_GENERATIONS)).round().astype(int))]
-
-
 def _choose(gallery: Gallery) -> tuple[str, str]:
     """The column to show and how: images and texts wherever they are, points and numbers only when they are alone."""
+    if is_molecules(gallery.real):
+        return "position", "molecules"
     kinds = {name: _kind(gallery.real[name], gallery.schema.get(name)) for name in gallery.real}
     for wanted in ("images", "texts"):
         if wanted in kinds.values():
@@ -97,45 +105,9 @@ def _kind(column: Column, declared: Field | None) -> str:
     if column.dtype.kind in "USO":
         return "texts"
     shape = declared.shape if declared else column.shape[1:]
-    if _is_image(shape):
+    if is_image(shape):
         return "images"
     return {(): "numbers", (1,): "numbers", (2,): "points"}.get(tuple(shape), "table")
-
-
-def _is_image(shape: Sequence[int]) -> bool:
-    sides = [side for side in shape if side > 4]
-    return len(sides) == 2 and (len(shape) == 2 or (len(shape) == 3 and (shape[0] in (1, 3) or shape[-1] in (1, 3))))
-
-
-def _picture(gallery: Gallery, name: str, styles: Mapping[str, Style], draw: Draw, frame: str = "") -> str:
-    """A row of blocks per policy, real rows first, then generations to the right; `frame` lies under every block."""
-    generations = shown_generations({t for samples in gallery.samples.values() for t in samples})
-    real = _values(gallery.real[name])
-    left = GAP if frame else 0
-    parts, top = [f'<defs><g id="real">{frame}{draw(real, MUTED)}</g></defs>'], 0
-    for policy, samples in gallery.samples.items():
-        style = styles[policy]
-        mark = f'<circle cx="{left + 5}" cy="{top + 10}" r="4.5" fill="{style.color}"/>'
-        parts += [mark, _text(left + 16, top + 14, policy, INK, size=13)]
-        for i, t in enumerate([None, *generations]):
-            x = left + i * (CELL + GAP)
-            parts.append(_text(x, top + 36, "real" if t is None else f"t = {t}", MUTED))
-            if t is None:
-                parts.append(f'<use href="#real" x="{x}" y="{top + 42}"/>')
-            elif count_rows(samples.get(t, {})):
-                content = draw(_values(samples[t][name]), style.color)
-                parts.append(f'<g transform="translate({x},{top + 42})">{frame}{content}</g>')
-            else:
-                parts.append(_text(x, top + 42 + CELL / 2, "no samples", MUTED))
-        top += 42 + CELL + (34 if frame else 18)
-    width = left + (1 + len(generations)) * (CELL + GAP)
-    size = f'width="{width}" height="{top}" viewBox="0 0 {width} {top}"'
-    return f'<svg xmlns="http://www.w3.org/2000/svg" {size} font-family="{FONT}">{"".join(parts)}</svg>'
-
-
-def _text(x: float, y: float, text: str, color: str, size: int = 11, anchor: str = "start") -> str:
-    look = f'font-size="{size}" fill="{color}" text-anchor="{anchor}"'
-    return f'<text x="{x:.1f}" y="{y:.1f}" {look}>{escape(readable(text))}</text>'
 
 
 def _values(column: Column) -> Array:
@@ -144,61 +116,26 @@ def _values(column: Column) -> Array:
     return column
 
 
-def _range(column: Column) -> tuple[float, float]:
-    """Black and white: the values of the real images; a stored byte is its own grey."""
-    values = _values(column)
-    if values.dtype == np.uint8:
-        return 0.0, 255.0
-    return float(np.min(values)), float(np.max(values))
-
-
-def _mosaic(images: Array, low: float, high: float) -> str:
-    """Up to 16 images (4 of large ones) as one PNG in native pixels, a transparent pixel apart."""
-    from PIL import Image
-
-    pixels = np.asarray(images, np.float64)
-    if pixels.ndim == 4 and pixels.shape[1] in (1, 3) and pixels.shape[-1] not in (1, 3):
-        pixels = np.moveaxis(pixels, 1, -1)  # channels first, as torch has them
-    if pixels.ndim == 3:
-        pixels = pixels[..., None]
-    side = 4 if max(pixels.shape[1:3]) <= 40 else 2
-    pixels = pixels[: side * side]
-    grey = np.clip((pixels - low) / ((high - low) or 1.0) * 255, 0, 255)
-    grey = np.nan_to_num(grey, nan=0.0).astype(np.uint8)
-    n, height, width, channels = grey.shape
-    canvas = np.zeros((side * (height + 1) - 1, side * (width + 1) - 1, 4), np.uint8)
-    for i in range(n):
-        y, x = (i // side) * (height + 1), (i % side) * (width + 1)
-        canvas[y : y + height, x : x + width, :3] = grey[i] if channels == 3 else grey[i][..., :1]
-        canvas[y : y + height, x : x + width, 3] = 255
-    file = io.BytesIO()
-    Image.fromarray(canvas).quantize(64).save(file, "PNG") if channels != 3 else Image.fromarray(canvas).save(file, "PNG")
-    data = base64.b64encode(file.getvalue()).decode()
-    scale = CELL / max(canvas.shape[:2])
-    size = f'width="{canvas.shape[1] * scale:.1f}" height="{canvas.shape[0] * scale:.1f}"'
-    return f'<image {size} style="image-rendering:pixelated" href="data:image/png;base64,{data}"/>'
-
-
 def _show_points(gallery: Gallery, name: str, styles: Mapping[str, Style], alt: str) -> Show:
     real = np.asarray(_values(gallery.real[name]), np.float64)
     low, high = real.min(0), real.max(0)
     room = np.where(high > low, (high - low) * 0.2, 1.0)
     low, high = low - room, high + room
 
-    def draw(rows: Array, color: str) -> str:
-        points = np.asarray(rows, np.float64)[:_POINTS]
+    def draw(rows: Columns, color: str) -> str:
+        points = np.asarray(_values(rows[name]), np.float64)[:_POINTS]
         inside = np.all((points >= low) & (points <= high), axis=1)
         places = (points[inside] - low) / (high - low) * CELL
         path = "".join(f"M{x:.1f} {CELL - y:.1f}h0" for x, y in places)
         dots = f'<path d="{path}" fill="none" stroke="{color}" stroke-width="2.4" stroke-linecap="round" stroke-opacity="0.7"/>'
         outside = int((~inside).sum())
-        return dots + (_text(CELL, -6, f"{outside} outside", MUTED, 9, "end") if outside else "")
+        return dots + (text_at(CELL, -6, f"{outside} outside", MUTED, 9, "end") if outside else "")
 
     unit = _unit(gallery, name)
     frame = _frame((low[0], high[0]), f"{name}[0]{unit}", (low[1], high[1]), f"{name}[1]{unit}")
     count = min(_POINTS, len(real))
     caption = f"Up to {count} samples from each generation's model, on the axes of the real rows."
-    return Show(alt=alt, caption=caption, svg=_picture(gallery, name, styles, draw, frame))
+    return Show(alt=alt, caption=caption, svg=picture_of(gallery, styles, draw, frame))
 
 
 def _show_histograms(gallery: Gallery, name: str, styles: Mapping[str, Style], alt: str) -> Show:
@@ -207,15 +144,15 @@ def _show_histograms(gallery: Gallery, name: str, styles: Mapping[str, Style], a
     outline = np.histogram(real, edges)[0] / len(real)
     top = 1.6 * float(outline.max())
 
-    def draw(rows: Array, color: str) -> str:
-        values = np.asarray(rows, np.float64).ravel()
+    def draw(rows: Columns, color: str) -> str:
+        values = np.asarray(_values(rows[name]), np.float64).ravel()
         shares = np.histogram(values, edges)[0] / max(len(values), 1)
         bars = f'<path d="{_steps(shares, top)}" fill="{color}" fill-opacity="0.75"/>'
         return bars + f'<path d="{_steps(outline, top)}" fill="none" stroke="{INK}" stroke-width="1"/>'
 
     frame = _frame((edges[0], edges[-1]), f"{name}{_unit(gallery, name)}", (0.0, top), "share of rows")
     caption = "Bars: samples of each generation's model; outline: real rows. Bars above the frame are cut off."
-    return Show(alt=alt, caption=caption, svg=_picture(gallery, name, styles, draw, frame))
+    return Show(alt=alt, caption=caption, svg=picture_of(gallery, styles, draw, frame))
 
 
 def _edges(real: Floats, whole: bool) -> Floats:
@@ -245,8 +182,8 @@ def _frame(x: tuple[float, float], x_name: str, y: tuple[float, float], y_name: 
 
 
 def _ends(span: tuple[float, float], name: str, half: float) -> str:
-    first, last = _text(-half, 0, show(span[0]), MUTED, 9), _text(half, 0, show(span[1]), MUTED, 9, "end")
-    return f"{first}{_text(0, 0, name, MUTED, 9, 'middle')}{last}"
+    first, last = text_at(-half, 0, show(span[0]), MUTED, 9), text_at(half, 0, show(span[1]), MUTED, 9, "end")
+    return f"{first}{text_at(0, 0, name, MUTED, 9, 'middle')}{last}"
 
 
 def _unit(gallery: Gallery, name: str) -> str:
@@ -255,7 +192,7 @@ def _unit(gallery: Gallery, name: str) -> str:
 
 
 def _blocks(gallery: Gallery, fill: Callable[[Columns], list[list[str]]]) -> list[list[Block]]:
-    generations = shown_generations({t for samples in gallery.samples.values() for t in samples})
+    generations = generations_of(gallery)
     real = Block(policy="", title="real", cells=fill(gallery.real))
     return [
         [real, *(Block(policy=policy, title=f"t = {t}", cells=fill(samples[t])) for t in generations if t in samples)]

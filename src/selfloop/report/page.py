@@ -21,6 +21,7 @@ from selfloop.report.tables import cost_rows, difference_tables, headlines, ledg
 from selfloop.report.theme import DARK, policy_styles, readable, show, show_interval, themed, variable
 
 UNFOLDED = 10  # policies; with more, as in a grid, what is told of each of them is folded away
+_KINDS = {"class": "modes", "attribute": "attributes"}  # of shares, as a heading
 _GLYPHS = {"yes": "●", "no": "○", "undecided": "◐", "not measured": "–", "holds": "●", "violated": "○"}
 
 
@@ -40,6 +41,7 @@ def write_figures(reports: Sequence[Report], folder: Path) -> list[Path]:
         shown = [show_gallery(gallery, policy_styles(report.policies())) for gallery in report.galleries]
         pictures = [(figure.name, figure.svg()) for figure in report_figures(report)]
         pictures += [(f"samples-{i}", each.svg) for i, each in enumerate(shown, 1) if each.svg]
+        pictures += [(f"molecule-{i}", scene.svg) for each in shown for i, scene in enumerate(each.scenes, 1)]
         for name, svg in pictures:
             names[f"{prefix}{name}"] += 1
             again = f"-{names[f'{prefix}{name}']}" if names[f"{prefix}{name}"] > 1 else ""
@@ -71,7 +73,7 @@ def _experiment(report: Report, key: str) -> dict[str, object]:
     figures = [_placed(figure, f"{key}f{i}") for i, figure in enumerate(report_figures(report))]
     shown = [show_gallery(gallery, styles) for gallery in report.galleries]
     by_metric: dict[str, list[dict[str, object]]] = {}
-    for panel, figure in zip(report.panels, figures, strict=False):  # the ledger's figure comes after the panels'
+    for panel, figure in zip(report.panels, figures, strict=False):  # other figures come after the panels'
         by_metric.setdefault(panel.metric, []).append(figure)
     return {
         "key": key,
@@ -81,11 +83,23 @@ def _experiment(report: Report, key: str) -> dict[str, object]:
         "metrics": [(next(p for p in report.panels if p.metric == metric), found) for metric, found in by_metric.items()],
         "verdicts": verdict_tables(report),
         "differences": difference_tables(report),
+        "lost": " and ".join(
+            name for kind, name in _KINDS.items() if kind in {each.kind for each in report.shares}
+        ).capitalize(),
+        "shares": figures[len(report.panels) : len(report.panels) + len(report.shares)],
         "worths": [worth_table(each) for each in report.worths],
         "many": len(styles) > UNFOLDED,
         "ledger": figures[-1] if report.ledgers else None,
         "ledger_rows": ledger_rows(report),
-        "galleries": [(each, Markup(themed(each.svg, f"{key}g{i}", each.alt))) for i, each in enumerate(shown)],
+        "pictured": any(each.pictured or each.scenes for each in shown),
+        "galleries": [
+            (
+                each,
+                Markup(themed(each.svg, f"{key}g{i}", each.alt)),
+                [Markup(themed(scene.svg, f"{key}g{i}m{k}", scene.alt)) for k, scene in enumerate(each.scenes)],
+            )
+            for i, each in enumerate(shown)
+        ],
         "costs": cost_rows(report.costs),
     }
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from selfloop.report import Axes, Cost, CurveData, Panel, Report, Worth
-from selfloop.report.gallery import shown_generations
+from selfloop.report.blocks import shown_generations
 from selfloop.report.theme import show, show_interval
 from selfloop.stats.intervals import mean_interval
 from selfloop.stats.ordering import Comparison

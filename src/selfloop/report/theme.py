@@ -97,7 +97,8 @@ def show(value: float | None, digits: int | None = None) -> str:
     if size and not 1e-4 <= size < 1e7:
         return f"{value:.2e}"
     places = digits if digits is not None else (0 if not size else max(0, 2 - math.floor(math.log10(size))))
-    return f"{value:,.{places}f}".replace("-", "−")
+    text = f"{value:,.{places}f}"
+    return text.replace("-", "−" if text.strip("-0.") else "")  # a rounded zero has no sign
 
 
 def show_interval(estimate: float | None, low: float | None, high: float | None) -> str:

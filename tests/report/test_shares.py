@@ -1,0 +1,144 @@
+"""Mode and attribute loss: bars that add up, curves beside what is real, and no chart for every class."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+import pytest
+from made_reports import attribute_shares, mode_shares
+from test_samples import spec
+
+import selfloop
+from selfloop.component import Context, Metric, Snapshot
+from selfloop.report import Shares
+from selfloop.report.build import build_report
+from selfloop.report.figures import shares_figure
+from selfloop.report.shares import BARS, LABELLED, SHOWN_ATTRIBUTES, shown_attributes
+from selfloop.report.theme import policy_styles
+from selfloop.spec import read_spec
+from selfloop.template import spec_text
+
+STYLES = policy_styles(["replace", "accumulate"])
+
+
+def bars(shares: Shares) -> dict[tuple[str, str], list[dict[str, object]]]:
+    found: dict[tuple[str, str], list[dict[str, object]]] = {}
+    for row in shares_figure(shares, STYLES).spec["datasets"]["classes"]:
+        found.setdefault((row["policy"], row["place"]), []).append(row)
+    return found
+
+
+def test_the_shares_of_a_bar_add_up_and_are_those_of_the_first_seed() -> None:
+    shares = mode_shares()
+    found = bars(shares)
+    assert list(found) == [(p, place) for p in ("replace", "accumulate") for place in ("real", "1", "2", "3", "4", "5")]
+    for rows in found.values():
+        assert rows[0]["low"] == 0
+        assert rows[-1]["high"] == pytest.approx(1)
+        assert all(a["high"] == b["low"] for a, b in itertools.pairwise(rows))
+    assert [row["share"] for row in found["replace", "3"]] == pytest.approx(shares.samples["replace"][0, 2], rel=1e-4)
+    assert [row["share"] for row in found["accumulate", "real"]] == pytest.approx(shares.real[0], rel=1e-4)  # type: ignore[index]
+
+
+def test_the_last_mode_fills_the_bar_and_the_words_count_every_seed() -> None:
+    shares = mode_shares()  # each seed keeps another mode: their mean would show a third of each
+    (row,) = bars(shares)["replace", "5"]
+    assert (row["class"], row["share"]) == ("0", 1)
+    assert "replace 12 % at generation 1, 100 % at 5" in shares_figure(shares, STYLES).alt
+
+
+def test_neighbouring_modes_differ_in_tone_and_large_ones_carry_their_number() -> None:
+    shares = mode_shares()
+    rows = bars(shares)["replace", "1"]
+    assert all(a["tone"] != b["tone"] for a, b in itertools.pairwise(rows))
+    svg = shares_figure(shares, STYLES).svg()
+    first = shares.samples["replace"][0]
+    assert svg.count(">3</text>") >= int((first[:, 3] >= LABELLED).sum())
+
+
+def test_many_generations_become_twelve_bars() -> None:
+    figure = shares_figure(mode_shares(generations=40), STYLES)
+    places = {row["place"] for row in figure.spec["datasets"]["classes"]}
+    assert len(places) == BARS + 1
+    assert {"real", "1", "40"} <= places
+    assert "12 of 40 generations" in figure.caption
+
+
+def test_an_ended_chain_has_no_bars_and_no_curve_from_there_on() -> None:
+    modes, attributes = mode_shares(), attribute_shares()
+    for shares in (modes, attributes):
+        shares.samples["replace"][0, 3:] = np.nan
+    assert ("replace", "4") not in bars(modes)
+    assert "NaN" not in shares_figure(modes, STYLES).svg()
+    rows = shares_figure(attributes, STYLES).spec["datasets"]["attributes"]
+    assert {row["generation"] for row in rows if row["policy"] == "replace"} == {1, 2, 3}
+    assert "replace 48 % to none" in shares_figure(attributes, STYLES).alt
+
+
+def test_attributes_have_their_interval_and_the_real_share() -> None:
+    shares = attribute_shares()
+    figure = shares_figure(shares, STYLES)
+    rows = [row for row in figure.spec["datasets"]["attributes"] if row["name"] == "Wearing Hat"]
+    assert len(rows) == 2 * 5
+    assert all(0 <= row["low"] < row["mean"] < row["high"] for row in rows)
+    assert rows[0]["real"] == pytest.approx(shares.real[:, 4].mean(), rel=1e-5)  # type: ignore[index]
+    svg = figure.svg()
+    for name in ("Smiling", "Wearing Hat", "share of samples"):
+        assert f">{name}<" in svg
+    assert "dashed: real rows" in figure.caption
+
+
+def test_without_real_shares_nothing_is_said_of_them() -> None:
+    for made in (mode_shares(), attribute_shares()):
+        figure = shares_figure(replace(made, real=None), STYLES)
+        assert "real rows" not in figure.caption.replace("cluster of real rows", "")
+        assert ">real<" not in figure.svg()
+
+
+def test_of_many_attributes_those_that_moved_furthest_are_shown_in_their_order() -> None:
+    few = attribute_shares()
+    still = np.full((3, 5, 20), 0.3)
+    samples = {policy: np.concatenate([still, values], axis=-1) for policy, values in few.samples.items()}
+    real = np.concatenate([still[:, 0], few.real], axis=-1)  # type: ignore[list-item]
+    many = Shares(kind="attribute", names=[*(f"still_{i}" for i in range(20)), *few.names], samples=samples, real=real)
+    shown = shown_attributes(many)
+    assert len(shown) == SHOWN_ATTRIBUTES
+    assert shown[-5:] == list(few.names)
+    assert "13 attributes that moved less are left out" in shares_figure(many, STYLES).caption
+
+
+@dataclass(frozen=True, kw_only=True)
+class MadeModes(Metric):
+    """Shares of three modes, of which the first takes over; and of an attribute."""
+
+    name: ClassVar[str] = "modes"
+
+    def measure(self, snap: Snapshot, ctx: Context) -> Mapping[str, float]:
+        first = snap.generation / 10
+        shares = {"class_share_0": first, "class_share_1": 1 - first, "class_share_2": 0.0, "attribute_share_Hat": first}
+        return {"modes": 3.0, "mode_entropy": 1.0, **shares, **{f"class_share_{i}_real": (0.2, 0.3, 0.5)[i] for i in range(3)}}
+
+
+def test_measured_shares_are_one_figure_instead_of_a_curve_each(tmp_path: Path) -> None:
+    report = build_report(selfloop.run(spec(metrics=(MadeModes(),)), tmp_path))
+    assert [panel.metric for panel in report.panels] == ["modes", "mode_entropy"]
+    modes, attributes = report.shares
+    assert (modes.kind, list(modes.names)) == ("class", ["0", "1", "2"])
+    assert list(modes.samples) == ["replace", "accumulate"]
+    np.testing.assert_allclose(modes.samples["replace"][:, :, 0], [[0.1, 0.2, 0.3]] * 2)
+    np.testing.assert_allclose(modes.real, [[0.2, 0.3, 0.5]] * 2)
+    assert (list(attributes.names), attributes.real) == (["Hat"], None)
+
+
+def test_the_spec_of_a_report_can_be_read_back_where_a_metric_has_features(tmp_path: Path) -> None:
+    modes = {"name": "modes", "features": {"kind": "pixels", "dimensions": 8}}
+    made = selfloop.Spec(source="digits", family="vae", metrics=["negative_elbo", modes])  # type: ignore[arg-type]
+    path = tmp_path / "spec.toml"
+    path.write_text(spec_text(made))
+    assert "dimensions = 8" in path.read_text()
+    assert read_spec(path) == made
