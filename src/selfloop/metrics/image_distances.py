@@ -13,7 +13,7 @@ from selfloop.component import Context, Features, Metric, Snapshot
 from selfloop.errors import SpecError
 from selfloop.metrics.distances import frechet_distance, kernel_distance, mean_distance
 from selfloop.metrics.image_features import ImageFeatures
-from selfloop.metrics.images import _held_out
+from selfloop.metrics.images import held_out
 from selfloop.types import Floats
 
 MOST_ROWS = 5000  # of a kind in what compares all pairs of rows: its time grows with their square
@@ -94,7 +94,7 @@ class FeatureDiversity(Metric):
 
 def new_and_real(metric: str, snap: Snapshot, most: int | None = None) -> tuple[Floats, Floats] | None:
     """Features of the newly sampled and of the held-out rows, the first `most` of each; None where nothing was sampled."""
-    _held_out(metric, snap)
+    held_out(metric, snap)
     return (vectors(snap, "new", most), vectors(snap, "holdout", most)) if "new" in snap.features else None
 
 

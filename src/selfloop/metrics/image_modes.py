@@ -11,7 +11,7 @@ import numpy as np
 from selfloop.component import Context, Features, Metric, Snapshot
 from selfloop.errors import SpecError
 from selfloop.metrics.image_features import ImageFeatures
-from selfloop.metrics.images import _held_out
+from selfloop.metrics.images import held_out
 from selfloop.types import Floats
 
 SHOWN = 20  # modes at most that get a number each
@@ -25,7 +25,7 @@ class Modes(Metric):
     Modes are the classes of the features' classifier, or clusters of the real features where rows have no labels. One is
     left with at least a tenth of the rows of equally frequent ones. Further: entropy of the shares, how far they are from
     those of held-out real images (total variation), the share of images whose most probable mode is less probable than
-    `sure` (they lie between modes), and the share of each mode, for at most 20 modes.
+    `sure` (they lie between modes), and the share of each mode, for at most 20 modes, also (`_real`) among held-out images.
     """
 
     name: ClassVar[str] = "modes"
@@ -46,7 +46,7 @@ class Modes(Metric):
             raise SpecError(f"metrics.modes.sure: got {self.sure}; expected a probability above 0.")
 
     def measure(self, snap: Snapshot, ctx: Context) -> Mapping[str, float]:
-        _held_out(self.name, snap)
+        held_out(self.name, snap)
         if "new" not in snap.features:
             return {}
         new, real = (_column(snap, kind, "probabilities", "modes") for kind in ("new", "holdout"))
@@ -60,8 +60,9 @@ class Modes(Metric):
             "mode_confusion": float((new.max(axis=1) < self.sure).mean()),
         }
         names = snap.prepared.get("classes", np.arange(count)).tolist()
-        each = zip(names, shares, strict=True) if count <= SHOWN else ()
-        return numbers | {f"class_share_{name}": float(share) for name, share in each}
+        for name, share, of_real in zip(names, shares, expected, strict=True) if count <= SHOWN else ():
+            numbers |= {f"class_share_{name}": float(share), f"class_share_{name}_real": float(of_real)}
+        return numbers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,7 +84,7 @@ class Attributes(Metric):
     names: tuple[str, ...] = ()  # of the attributes, in the order of the column; none = their places 0, 1, ...
 
     def measure(self, snap: Snapshot, ctx: Context) -> Mapping[str, float]:
-        _held_out(self.name, snap)
+        held_out(self.name, snap)
         if "new" not in snap.features:
             return {}
         new, real = ((_column(snap, kind, "attributes", self.name) > 0.5).mean(axis=0) for kind in ("new", "holdout"))

@@ -37,7 +37,7 @@ class NegativeElbo(Metric):
     needs: ClassVar[tuple[type, ...]] = (HasElbo,)
 
     def measure(self, snap: Snapshot, ctx: Context) -> Mapping[str, float]:
-        rows = _held_out(self.name, snap)
+        rows = held_out(self.name, snap)
         reconstruction, kl = (float(part.mean()) for part in cast(HasElbo, snap.family).elbo(snap.params, rows, ctx))
         return {"negative_elbo": reconstruction + kl, "reconstruction": reconstruction, "kl": kl}
 
@@ -88,13 +88,13 @@ class Frechet(Metric):
         return {"mean": basis.mean_, "components": basis.components_}
 
     def measure(self, snap: Snapshot, ctx: Context) -> Mapping[str, float]:
-        real = _held_out(self.name, snap)
+        real = held_out(self.name, snap)
         if not snap.new:
             return {}
         return {"frechet": frechet_distance(_features(snap.new, snap.prepared), _features(real, snap.prepared))}
 
 
-def _held_out(metric: str, snap: Snapshot) -> Columns:
+def held_out(metric: str, snap: Snapshot) -> Columns:
     if not snap.holdout:
         raise SpecError(f"metrics: {metric!r} is measured on held-out real rows and there are none. Set holdout to 1 or more.")
     return snap.holdout
