@@ -1,158 +1,189 @@
 """The whole self-consuming experiment beside the script a researcher would write: transformers' Trainer and generate.
 
-    python benchmarks/language_model.py DATA [--stories 1200] [--generations 5]
+    python benchmarks/language_model.py DATA [--stories 1000] [--generations 5] [--turns 1]
 
-DATA is a folder with TinyStories in its official text form (`*-train.txt`, `*-valid.txt`). One seed, replace and
-accumulate, five generations, the same GPT-2 (0.9 M parameters), windows, epochs, batch, learning rate, first tokens and
-held-out stories on both sides; generation 1 is shared on both. Ours does a little more: it learns the tokenizer from
-the whole file, samples the last model, too, and stores every stage. It runs as `selfloop run` does, one thread to each
-of the two chains. Ours is timed as a command of its own, in an empty store, with empty caches of compiled code
-("first") and again in another empty store ("again").
+DATA is a folder with TinyStories in its official text form (`*-train.txt`, `*-valid.txt`). One seed of the preset
+gerstgrasser2024_tinystories under replace and accumulate; the script takes every setting from the same file: network,
+windows, epochs, batch, optimiser, first tokens, held-out stories. Generation 1 is shared on both sides. Ours does a little
+more: it learns the tokenizer from the whole file, samples the last model, too, and stores every stage. The script draws as
+many rows at a time as `generate` is fastest with here. Both are commands of their own with all cores, timed from outside,
+imports included. Ours runs as `selfloop run` does, in an empty store, with empty caches of compiled code ("first") and again
+in another empty store ("again"). Seconds by part are wall time of the process that ran it, those of two workers added up.
 """
 
 import argparse
 import json
+import math
 import os
+import resource
 import subprocess
 import sys
 import tempfile
 import time
+import tomllib
+from contextlib import contextmanager
 from pathlib import Path
 
-CONTEXT, VOCAB, BATCH, EPOCHS, RATE, WARMUP, HELD = 256, 1024, 16, 2, 3e-3, 20, 300
-SPEC = """
-n = {n}
-generations = {generations}
-seeds = 1
-policies = ["replace", "accumulate"]
-metrics = ["cross_entropy"]
-[source]
-name = "tinystories"
-path = "{path}"
-validation_rows = {held}
-[family]
-name = "transformer"
-layers = 4
-hidden = 128
-heads = 4
-context = {context}
-vocab = {vocab}
-[family.training]
-epochs = {epochs}
-batch = {batch}
-learning_rate = {rate}
-warmup = {warmup}
-[family.sampler]
-prompt = "first_token"
-"""
+PRESET = Path(__file__).parents[1] / "src/selfloop/presets/gerstgrasser2024_tinystories.toml"
+POLICIES = ("replace", "accumulate")
+AT_ONCE = 128  # rows of `generate`: 64 and 256 are slower
+STAGES = {"fit": "fit", "sample": "sample", "measure": "measure", "learn": "tokenizer", "read": "tokenizer"}
 
 
-def ours(data, stories, generations, store, cache):
-    spec = SPEC.format(
-        n=stories, generations=generations, path=data, held=HELD, context=CONTEXT, vocab=VOCAB, epochs=EPOCHS, batch=BATCH,
-        rate=RATE, warmup=WARMUP,
-    )  # fmt: skip
-    path = Path(store) / "spec.toml"
-    path.write_text(spec)
-    environment = {**os.environ, "HOME": str(cache), "TORCHINDUCTOR_CACHE_DIR": f"{cache}/inductor"}
-    begun = time.perf_counter()
-    command = [sys.executable, "-c", "from selfloop.cli import main; main()", "run", path, "--store", Path(store) / "store"]
-    done = subprocess.run(
-        [*map(str, command), "-q", "--json", "-"], capture_output=True, text=True, env=environment, check=False
-    )
-    seconds = time.perf_counter() - begun
+def command(arguments, environment):
+    """What a command prints, its seconds, and those of processors in it."""
+    before, begun = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
+    done = subprocess.run([sys.executable, *map(str, arguments)], capture_output=True, text=True, env=environment, check=False)
+    seconds, after = time.perf_counter() - begun, resource.getrusage(resource.RUSAGE_CHILDREN)
     if done.returncode:
         sys.exit(done.stderr)
-    rows = [json.loads(line) for line in done.stdout.splitlines()]
-    curves = {}
-    for row in sorted((r for r in rows if r["metric"] == "cross_entropy"), key=lambda r: r["generation"]):
-        curves.setdefault(row["policy"], []).append(round(row["value"], 3))
-    return seconds, curves
+    return done.stdout, seconds, sum(getattr(after, part) - getattr(before, part) for part in ("ru_utime", "ru_stime"))
 
 
-def script(data, stories, generations):
-    import numpy as np
-    import torch
-    from tokenizers import ByteLevelBPETokenizer
-    from transformers import GPT2Config, GPT2LMHeadModel, Trainer, TrainingArguments
+def ours(asked, home, extra):
+    """Curves, seconds by stage, seconds, and those of processors."""
+    with tempfile.TemporaryDirectory() as store:
+        settings = {
+            "n": asked.stories, "generations": asked.generations, "seeds": 1, "policies": json.dumps(POLICIES),
+            "metrics": '["cross_entropy"]', "source.path": Path(asked.data).resolve(),
+        }  # fmt: skip
+        changes = [word for key, value in settings.items() for word in ("--set", f"{key}={value}")]
+        run = ["-c", "from selfloop.cli import main; main()", "run", PRESET, *changes, "--store", store, *extra]
+        out, seconds, processor = command([*run, "-q", "--json", "-"], {**os.environ, "HOME": str(home)})
+        rows = [json.loads(line) for line in out.splitlines()]
+        curves, parts = {}, {}
+        for row in sorted((r for r in rows if r["metric"] == "cross_entropy"), key=lambda r: r["generation"]):
+            curves.setdefault(row["policy"], []).append(round(row["value"], 3))
+        for record in Path(store).glob("records/*/*.json"):
+            facts = json.loads(record.read_text())["body"]["provenance"]
+            name = STAGES.get(facts["stage"].rsplit(".", 1)[1], "other stages")
+            parts[name] = parts.get(name, 0.0) + facts["seconds"]
+    return curves, parts, seconds, processor
 
-    def read(name):
-        text = next(Path(data).glob(name)).read_text(encoding="utf-8")
-        return [story.strip() for story in text.split("<|endoftext|>") if story.strip()]
 
-    begun = time.perf_counter()
-    train = [s for _, s in zip(range(stories), read("*-train.txt"), strict=False)]
-    tokenizer = ByteLevelBPETokenizer()
-    tokenizer.train_from_iterator(train, vocab_size=VOCAB, special_tokens=["<|endoftext|>"])
+class Script:
+    """What a researcher would write."""
 
-    def windows(rows):
-        stream = np.concatenate([[0, *row] for row in rows])
-        count = (len(stream) - 1) // CONTEXT
-        return [{"input_ids": w, "labels": w} for w in torch.tensor(stream[: count * CONTEXT]).view(-1, CONTEXT)]
+    def __init__(self, data, stories):
+        self.seconds = {}  # by part
+        with self.timed("imports"):
+            import torch
+            import transformers
 
-    def encode(texts):
-        return [encoding.ids for encoding in tokenizer.encode_batch(texts)]
+        self.torch, self.transformers, self.stories = torch, transformers, stories
+        self.preset = tomllib.loads(PRESET.read_text())
+        self.family, self.training = self.preset["family"], self.preset["family"]["training"]
+        with self.timed("tokenizer"):
+            self.real, held_out = self.encoded(Path(data))
+            self.held_out = self.windows(held_out)
 
-    real, held = encode(train), windows(encode(read("*-valid.txt")[:HELD]))
+    @contextmanager
+    def timed(self, part):
+        begun = time.perf_counter()
+        yield
+        self.seconds[part] = self.seconds.get(part, 0.0) + time.perf_counter() - begun
 
-    def fit(rows):
-        torch.manual_seed(0)
-        shape = {"n_layer": 4, "n_embd": 128, "n_head": 4, "n_positions": CONTEXT, "vocab_size": VOCAB}
-        model = GPT2LMHeadModel(GPT2Config(**shape, bos_token_id=0, eos_token_id=0, resid_pdrop=0, embd_pdrop=0, attn_pdrop=0))
+    def encoded(self, data):
+        from tokenizers import ByteLevelBPETokenizer
+
+        texts = [
+            next(data.glob(name)).read_text(encoding="utf-8").split("<|endoftext|>") for name in ("*-train.txt", "*-valid.txt")
+        ]
+        train, held_out = ([story.strip() for story in part if story.strip()] for part in texts)
+        train, held_out = train[: self.stories], held_out[: self.preset["source"]["validation_rows"]]
+        tokenizer = ByteLevelBPETokenizer()
+        tokenizer.train_from_iterator(train, vocab_size=self.family["vocab"], special_tokens=["<|endoftext|>"])
+        return ([encoding.ids for encoding in tokenizer.encode_batch(part)] for part in (train, held_out))
+
+    def windows(self, rows):
+        stream, context = self.torch.tensor([token for row in rows for token in (0, *row)]), self.family["context"]
+        count = (len(stream) - 1) // context
+        return [{"input_ids": w, "labels": w} for w in stream[: count * context].view(-1, context)]
+
+    def fit(self, rows):
+        self.torch.manual_seed(0)
+        config = self.transformers.GPT2Config(
+            n_layer=self.family["layers"], n_embd=self.family["hidden"], n_head=self.family["heads"],
+            n_positions=self.family["context"], vocab_size=self.family["vocab"], bos_token_id=0, eos_token_id=0,
+            resid_pdrop=0, embd_pdrop=0, attn_pdrop=0,
+        )  # fmt: skip
+        model, data = self.transformers.GPT2LMHeadModel(config), self.windows(rows)
+        steps = self.training["epochs"] * math.ceil(len(data) / self.training["batch"])
         with tempfile.TemporaryDirectory() as folder:
-            arguments = TrainingArguments(
-                folder, per_device_train_batch_size=BATCH, num_train_epochs=EPOCHS, learning_rate=RATE, warmup_steps=WARMUP,
-                lr_scheduler_type="cosine", report_to=[], save_strategy="no", disable_tqdm=True, logging_strategy="no",
+            arguments = self.transformers.TrainingArguments(
+                folder, per_device_train_batch_size=self.training["batch"], num_train_epochs=self.training["epochs"],
+                learning_rate=self.training["learning_rate"], warmup_steps=math.ceil(self.training["warmup"] * steps),
+                weight_decay=0.1, adam_beta2=0.95, lr_scheduler_type="cosine", report_to=[], save_strategy="no",
+                logging_strategy="no", disable_tqdm=True, dataloader_pin_memory=False,
             )  # fmt: skip
-            Trainer(model=model, args=arguments, train_dataset=windows(rows)).train()
+            self.transformers.Trainer(model=model, args=arguments, train_dataset=data).train()
         return model.eval()
 
-    def sample(model):
+    def sample(self, model):
         made = []
-        with torch.inference_mode():
-            for first in range(0, stories, 64):
-                prompts = torch.tensor([[0, row[0]] for row in real[first : first + 64]])
+        for first in range(0, self.stories, AT_ONCE):
+            prompts = self.torch.tensor([[0, row[0]] for row in self.real[first : first + AT_ONCE]])
+            with self.torch.inference_mode():
                 out = model.generate(
-                    prompts, attention_mask=torch.ones_like(prompts), do_sample=True, temperature=1.0, top_k=0,
-                    max_length=CONTEXT, pad_token_id=0,
+                    prompts, attention_mask=self.torch.ones_like(prompts), do_sample=True, temperature=1.0, top_k=0,
+                    max_length=self.family["context"], pad_token_id=0,
                 )  # fmt: skip
-                made += [row[1 : (row.index(0, 1) if 0 in row[1:] else len(row))] for row in out.tolist()]
+            made += [row[1 : (row.index(0, 1) if 0 in row[1:] else len(row))] for row in out.tolist()]
         return made
 
-    def measure(model):
-        with torch.inference_mode():
-            batches = [torch.stack([w["input_ids"] for w in held[i : i + 32]]) for i in range(0, len(held), 32)]
-            losses = [(model(input_ids=b, labels=b).loss.item(), len(b)) for b in batches]
+    def measure(self, model):
+        with self.torch.inference_mode():
+            rows = self.torch.stack([window["input_ids"] for window in self.held_out]).split(32)
+            losses = [(model(input_ids=batch, labels=batch).loss.item(), len(batch)) for batch in rows]
         return round(sum(loss * n for loss, n in losses) / sum(n for _, n in losses), 3)
 
-    first = fit(real)
-    curves, first_sample = {}, sample(first)
-    for policy in ("replace", "accumulate"):
-        pool, new, curves[policy] = list(real), first_sample, [measure(first)]
-        for t in range(2, generations + 1):
-            pool = new if policy == "replace" else pool + new
-            model = fit(pool)
-            curves[policy].append(measure(model))
-            new = sample(model) if t < generations else []
-    return time.perf_counter() - begun, curves
+    def call(self, work, argument):
+        with self.timed(work.__name__):
+            return work(argument)
+
+    def run(self, generations):
+        first = self.call(self.fit, self.real)
+        begins, first_sample, curves = self.call(self.measure, first), self.call(self.sample, first), {}
+        for policy in POLICIES:
+            pool, new, curves[policy] = list(self.real), first_sample, [begins]
+            for t in range(2, generations + 1):
+                pool = new if policy == "replace" else pool + new
+                model = self.call(self.fit, pool)
+                curves[policy].append(self.call(self.measure, model))
+                new = self.call(self.sample, model) if t < generations else []
+        return curves, self.seconds
+
+
+def theirs(asked):
+    arguments = [__file__, asked.data, "--stories", asked.stories, "--generations", asked.generations, "--script"]
+    out, seconds, processor = command(arguments, os.environ)
+    return *json.loads(out.splitlines()[-1]), seconds, processor
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data")
-    parser.add_argument("--stories", type=int, default=1200)
+    parser.add_argument("--stories", type=int, default=1000)
     parser.add_argument("--generations", type=int, default=5)
+    parser.add_argument("--turns", type=int, default=1)
+    parser.add_argument("--run", default="", help="further options of our `run`, such as '--threads 1'")
+    parser.add_argument("--script", action="store_true", help=argparse.SUPPRESS)
     asked = parser.parse_args()
-    data = Path(asked.data).resolve()
-    results = {}
-    with tempfile.TemporaryDirectory() as cache:
-        for name in ("ours, first", "ours, again"):
-            with tempfile.TemporaryDirectory() as store:
-                results[name] = ours(data, asked.stories, asked.generations, store, cache)
-    results["Trainer and generate"] = script(data, asked.stories, asked.generations)
-    slow = results["Trainer and generate"][0]
-    for name, (seconds, curves) in results.items():
-        print(f"{name:22s} {seconds:7.1f} s  {slow / seconds:5.2f}x  {curves}")
+    if asked.script:
+        print(json.dumps(Script(asked.data, asked.stories).run(asked.generations)))
+        return
+    for _ in range(asked.turns):
+        with tempfile.TemporaryDirectory() as home:
+            results = {name: ours(asked, home, asked.run.split()) for name in ("ours, first", "ours, again")}
+        results["Trainer and generate"] = theirs(asked)
+        *_, wall, work = results["Trainer and generate"]
+        for name, (curves, parts, seconds, processor) in results.items():
+            print(
+                f"{name:20} {seconds:6.1f} s ({wall / seconds:.2f} x), {processor:6.1f} s of processors ({work / processor:.2f} x)"
+            )
+            known = {**parts, "rest": seconds - sum(parts.values())}
+            print("   ", ", ".join(f"{part} {spent:.1f}" for part, spent in known.items()))
+            print("   ", curves, flush=True)
 
 
 if __name__ == "__main__":

@@ -2,20 +2,27 @@
 
     python benchmarks/trainer.py
 
-Both loops train the same autoencoder on the same images for the same number of steps, one after the other in turns, one
-thread each. The second part runs each chain in a process of its own whose thread variables are set before torch loads.
+Both loops train the same autoencoder on the same images for the same number of steps, in turns, with equally many
+threads: the plain one with torch's own modules, AdamW and DataLoader. The last part runs each chain in a process of its
+own whose thread variables are set before torch loads.
 """
 
 import os
 import subprocess
 import sys
 import time
+from itertools import pairwise
 
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
-STEPS, TURNS = {"perceptron, 8 x 8 digits": 600, "convolutions, 28 x 28": 40}, 3
+NETWORKS = {  # side, depth, steps, settings of the family
+    "perceptron, 8 x 8 digits": (8, 1, 600, {}),
+    "convolutions, 28 x 28": (28, 1, 60, {}),
+    "CelebA's, 64 x 64 colour": (64, 3, 8, {"latent": 128, "hidden": 0}),
+}
+TURNS, BATCH = 5, 128
 
 
-def images(side):
+def images(side, depth):
     import numpy as np
 
     from selfloop.component import Context
@@ -23,41 +30,63 @@ def images(side):
     from selfloop.sources.images import Digits
 
     digits = Digits().draw(0, 1797, Context(Stream()))["image"]
-    return digits if side == 8 else np.pad(digits.repeat(3, 1).repeat(3, 2), ((0, 0), (2, 2), (2, 2)))
+    times = side // 8
+    rest = side - 8 * times
+    large = np.pad(digits.repeat(times, 1).repeat(times, 2), ((0, 0), (0, rest), (0, rest)))
+    return large if depth == 1 else np.ascontiguousarray(np.repeat(large[..., None], depth, 3))
 
 
-def ours(rows, steps, threads=1):
+def ours(name, steps, threads):
     from selfloop.component import Context
     from selfloop.families.nn.training import Training
     from selfloop.families.vae import Vae
     from selfloop.rng import Stream
     from selfloop.types import Samples
 
-    vae = Vae(training=Training(steps=steps, learning_rate=3e-3))
-    vae.fit(Samples((({"image": rows}, None, 1.0),)), Context(Stream(("fit",)), threads=threads), None)
+    side, depth, _, settings = NETWORKS[name]
+    vae = Vae(**settings, training=Training(steps=steps, batch=BATCH, learning_rate=3e-3))
+    vae.fit(Samples((({"image": images(side, depth)}, None, 1.0),)), Context(Stream(("fit",)), threads=threads), None)
 
 
-def plain(rows, steps):
+def plain(name, steps, threads):
     import torch
+    from torch import nn
     from torch.utils.data import DataLoader, TensorDataset
 
-    from selfloop.families.nn.autoencoder import elbo_parts
-    from selfloop.families.vae import Vae
+    side, depth, _, settings = NETWORKS[name]
+    latent, hidden = settings.get("latent", 8), settings.get("hidden", 256)
+    planes = [depth, *{8: (), 28: (32, 64), 64: (32, 64, 128, 256, 512)}[side]]
+    torch.set_num_threads(threads)
+    encoder, decoder, sides = [], [], [side]
+    for a, b in pairwise(planes):
+        encoder += [nn.Conv2d(a, b, 3, stride=2, padding=1), nn.ReLU()]
+        sides.append((sides[-1] + 1) // 2)
+    flat = planes[-1] * sides[-1] ** 2
+    encoder += [nn.Flatten(), *([nn.Linear(flat, hidden), nn.ReLU()] if hidden else []), nn.Linear(hidden or flat, 2 * latent)]
+    decoder += [nn.Linear(latent, hidden), nn.ReLU()] if hidden else []
+    decoder += [nn.Linear(hidden or latent, flat), nn.Unflatten(1, (planes[-1], sides[-1], sides[-1]))]
+    for i in reversed(range(len(planes) - 1)):
+        odd = 1 - sides[i] % 2
+        decoder += [nn.ReLU(), nn.ConvTranspose2d(planes[i + 1], planes[i], 3, 2, padding=1, output_padding=odd)]
+    encoder, decoder = nn.Sequential(*encoder), nn.Sequential(*decoder)
+    parameters = [*encoder.parameters(), *decoder.parameters()]
+    assert sum(p.numel() for p in parameters) == sum(p.numel() for p in network(name).parameters())
 
-    torch.set_num_threads(1)
-    data = TensorDataset(torch.from_numpy(rows).unsqueeze(1).float() / 255)
-    loader = DataLoader(data, batch_size=128, shuffle=True, drop_last=True)
-    model = Vae()._network(rows.shape[1:])
-    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, weight_decay=0)
+    rows = torch.from_numpy(images(side, depth)).reshape(-1, side, side, depth).permute(0, 3, 1, 2).contiguous()
+    loader = DataLoader(TensorDataset(rows.float() / 255), batch_size=BATCH, shuffle=True, drop_last=True)
+    optimizer = torch.optim.AdamW(parameters, lr=3e-3, weight_decay=0)
     scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     done, total = 0, 0.0
     while done < steps:
         for (batch,) in loader:
-            reconstruction, kl = elbo_parts(model, batch, torch.randn(len(batch), 8), 0.2)
+            mean, log_variance = encoder(batch).chunk(2, dim=1)
+            decoded = decoder(mean + torch.randn_like(mean) * (0.5 * log_variance).exp())
+            reconstruction = (torch.sigmoid(decoded) - batch).square().flatten(1).sum(1) / (2 * 0.2**2)
+            kl = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).sum(1)
             loss = (reconstruction + kl).mean()
             optimizer.zero_grad()
             loss.backward()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            torch.nn.utils.clip_grad_norm_(parameters, 1.0)
             optimizer.step()
             scheduler.step()
             total += loss.item()
@@ -66,37 +95,46 @@ def plain(rows, steps):
                 break
 
 
+def network(name):
+    from selfloop.families.vae import Vae
+
+    side, depth, _, settings = NETWORKS[name]
+    return Vae(**settings)._network((side, side, depth))
+
+
 def seconds(function, *arguments):
     started = time.perf_counter()
     function(*arguments)
     return time.perf_counter() - started
 
 
-def compare_loops():
-    for side, (name, steps) in zip((8, 28), STEPS.items(), strict=True):
-        rows = images(side)
+def compare_loops(threads):
+    for name, (_, _, steps, _) in NETWORKS.items():
         for function in (plain, ours):
-            function(rows, 5)  # what torch loads at first use
-        times = [[seconds(function, rows, steps) for function in (plain, ours)] for _ in range(TURNS)]
-        theirs, mine = (128 * steps / min(column) for column in zip(*times, strict=True))
-        print(f"{name:26} plain loop {theirs:7.0f} images/s, selfloop {mine:7.0f} images/s: {mine / theirs:.2f} times as fast")
+            function(name, 3, threads)  # what torch loads at first use
+        times = [[seconds(function, name, steps, threads) for function in (plain, ours)] for _ in range(TURNS)]
+        theirs, mine = (BATCH * steps / min(column) for column in zip(*times, strict=True))
+        print(
+            f"{name:26} on {threads}: plain loop {theirs:7.0f} images/s, selfloop {mine:7.0f} images/s: "
+            f"{mine / theirs:.2f} times as fast",
+            flush=True,
+        )
 
 
-def worker(threads, side, steps, fits):
+def worker(threads, name, steps, fits):
     """A chain: gets ready, waits for the word, trains."""
-    rows = images(side)
-    ours(rows, 5, threads)
+    ours(name, 3, threads)
     print("ready", flush=True)
     sys.stdin.readline()
     for _ in range(fits):
-        ours(rows, steps, threads)
+        ours(name, steps, threads)
     print("done", flush=True)
 
 
-def chains_seconds(processes, threads, side, steps, fits):
+def chains_seconds(processes, threads, name, steps, fits):
     """Seconds that so many processes at once take for `fits` fits each, start-up not counted."""
     environment = {**os.environ, **dict.fromkeys(THREAD_VARIABLES, str(threads))}
-    command = [sys.executable, __file__, "--worker", *map(str, (threads, side, steps, fits))]
+    command = [sys.executable, __file__, "--worker", str(threads), name, str(steps), str(fits)]
     chains = [
         subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         for _ in range(processes)
@@ -116,20 +154,20 @@ def chains_seconds(processes, threads, side, steps, fits):
 
 
 def compare_threads():
-    for side, (name, steps) in zip((8, 28), STEPS.items(), strict=True):
-        turns = [(chains_seconds(1, 2, side, steps, 2), chains_seconds(2, 1, side, steps, 1)) for _ in range(TURNS)]
+    for name, (_, _, steps, _) in NETWORKS.items():
+        turns = [(chains_seconds(1, 2, name, steps, 2), chains_seconds(2, 1, name, steps, 1)) for _ in range(TURNS)]
         sequence, beside = (min(column) for column in zip(*turns, strict=True))
         print(
             f"{name:26} two chains in sequence, two threads each {sequence:.2f} s; at once, one thread each {beside:.2f} s: "
-            f"{sequence / beside:.2f} times as fast"
+            f"{sequence / beside:.2f} times as fast",
+            flush=True,
         )
 
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--worker"]:
-        worker(*map(int, sys.argv[2:]))
+        worker(int(sys.argv[2]), sys.argv[3], *map(int, sys.argv[4:]))
     else:
-        for variable in THREAD_VARIABLES:
-            os.environ[variable] = "1"
-        compare_loops()
+        for cores in (1, 2):
+            compare_loops(cores)
         compare_threads()

@@ -26,6 +26,11 @@ FAMILIES: dict[str, tuple[Any, Any]] = {  # family, and a source it can model
     "glm": ("glm", {"name": "logistic", "dim": 2}),
     "kde": ("kde", "moons"),
     "vae": ({"name": "vae", "latent": 2, "hidden": 8, "training": {"steps": 3, "batch": 8}}, "digits"),
+    "image_diffusion": ({"name": "image_diffusion", "channels": [8, 8], "training": {"steps": 3, "batch": 8}}, "digits"),
+    "geodiff": (
+        {"name": "geodiff", "hidden": 8, "interactions": 1, "convolutions": 1, "levels": 20, "training": {"steps": 3}},
+        {"name": "smiles", "molecules": 35, "conformers": 2},
+    ),
     "transformer": (
         {"name": "transformer", "layers": 1, "hidden": 8, "heads": 2, "context": 16, "vocab": 300, "training": {"steps": 3}},
         "python_docs",

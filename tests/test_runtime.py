@@ -14,7 +14,7 @@ import selfloop
 import tiny
 from selfloop import sweep
 from selfloop.result import Result, write_rows
-from selfloop.runtime import stream
+from selfloop.runtime import parts, stream, tasks_of
 from selfloop.spec import Spec
 
 Key = tuple[object, ...]
@@ -191,19 +191,43 @@ def test_a_mistake_in_a_worker_is_raised_here_with_its_traceback() -> None:
     assert "in measure_threads" in "".join(raised.value.__notes__)
 
 
-def test_threads_per_chain_are_decided_by_the_spec_and_the_option_alone(tmp_path: Path) -> None:
-    from selfloop.runtime import tasks_of
+def threads_of(tmp_path: Path, **changes: Any) -> list[set[int]]:
+    """Threads of the tasks of each phase."""
+    return [{task.threads for task in phase} for phase in tasks_of(tiny.tiny_spec(**changes), tmp_path)]
 
-    def threads(**changes: Any) -> set[int]:
-        spec = tiny.tiny_spec(**changes)
-        return {task.threads for phase in tasks_of(spec, tmp_path, changes.get("threads")) for task in phase}
 
-    cores = sweep.cores()
-    assert threads() == {1 if cores <= 6 else cores // 6}
-    assert threads(seeds=1, policies=("replace",)) == {cores}
-    selfloop.run(tiny.tiny_spec(seeds=1), tmp_path)
-    assert threads() == {1 if cores <= 6 else cores // 6}  # whatever is stored already
-    assert {t.threads for phase in tasks_of(tiny.tiny_spec(), tmp_path, 5) for t in phase} == {5}
+def test_threads_per_chain_are_decided_by_the_spec_and_the_option_alone(tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setattr(sweep, "cores", lambda: 2)
+    before = threads_of(tmp_path, seeds=1, generations=5, policies=("replace", "accumulate"))
+    assert before == [{2}, {2}]
+    selfloop.run(tiny.tiny_spec(seeds=1, generations=5, policies=("accumulate",)), tmp_path)
+    assert threads_of(tmp_path, seeds=1, generations=5, policies=("replace", "accumulate")) == before  # whatever is stored
+    assert {task.threads for phase in tasks_of(tiny.tiny_spec(), tmp_path, 5) for task in phase} == {5}
+
+
+@pytest.mark.parametrize(
+    ("cores", "changes", "expected"),
+    [
+        (1, {"seeds": 1, "policies": ("replace",)}, [1, 1]),
+        (2, {"seeds": 1, "policies": ("replace",)}, [2, 2]),
+        (2, {"seeds": 1, "policies": ("replace", "accumulate_subsample")}, [2, 1]),  # two equal chains, one first generation
+        (2, {"seeds": 3}, [2, 1]),  # nine chains keep both cores busy; one of three first generations would be left over
+        (8, {"seeds": 2, "policies": ("replace", "accumulate_subsample")}, [4, 2]),
+        (8, {"seeds": 1, "policies": ("replace", "accumulate")}, [8, 8]),
+    ],
+)
+def test_threads_go_where_the_longest_chains_are(
+    cores: int, changes: dict[str, Any], expected: list[int], tmp_path: Path, monkeypatch: Any
+) -> None:
+    monkeypatch.setattr(sweep, "cores", lambda: cores)
+    assert threads_of(tmp_path, **changes) == [{threads} for threads in expected]
+
+
+def test_the_longest_chains_are_the_first_to_run(tmp_path: Path) -> None:
+    done = [
+        part.policy for part in parts(tiny.tiny_spec(seeds=1), tmp_path, workers=1, threads=1, progress=None) if not part.shared
+    ]
+    assert done == [1] * 4 + [0] * 4 + [2] * 4
 
 
 def test_real_rows_of_holdout_and_batches_never_overlap(tmp_path: Path) -> None:

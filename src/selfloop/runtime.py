@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from heapq import heapreplace
 from itertools import groupby
 from pathlib import Path
 from typing import cast
@@ -15,7 +16,18 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from selfloop import sweep
-from selfloop.component import Context, Corpus, Encodes, Ensemble, MeasuresEnsemble, Policy, Relabels, Sufficient
+from selfloop.component import (
+    Context,
+    Corpus,
+    Encodes,
+    Ensemble,
+    Family,
+    MeasuresEnsemble,
+    Policy,
+    Relabels,
+    Source,
+    Sufficient,
+)
 from selfloop.ensembles import BLOCK, Block, EnsembleWorld, needs_rows
 from selfloop.errors import SpecError
 from selfloop.loop import Stage, by_generation, loop, schedule
@@ -26,6 +38,7 @@ from selfloop.table import Curves
 from selfloop.types import Array, Params, Row
 from selfloop.worlds import Chain, StoredWorld
 
+DOUBLED = 1.6  # times as fast with twice the threads: small convolutions hardly gain, transformers 1.9
 LIVE_BYTES = 1 << 30  # rows an ensemble may hold at once; more seeds are run one group after another
 Progress = Callable[[int, int], None]
 
@@ -41,6 +54,7 @@ class Task:
     generations: int
     store: Path
     threads: int
+    rows: int = 0  # of a chain: what it costs
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,9 +117,8 @@ def _real_rows(spec: Spec, policy: Policy, n: int) -> int:
     return n if spec.source.has_fixed_design() else sum(s.emission.real for s in stages)
 
 
-def _check_abilities(spec: Spec) -> None:
-    """Do source, family and metrics go together?"""
-    family, source = spec.family, spec.source
+def check_pair(family: Family, source: Source) -> None:
+    """SpecError when the family cannot model what the source gives."""
     if missing := set(family.columns) - set(source.schema()):
         raise SpecError(
             f"source: family {family.name} models the columns {', '.join(family.columns)}; {source.name} has "
@@ -115,6 +128,12 @@ def _check_abilities(spec: Spec) -> None:
         raise SpecError(
             f"source: family {family.name} reads a corpus from files; {source.name} draws its rows. Choose a text source."
         )
+
+
+def _check_abilities(spec: Spec) -> None:
+    """Do source, family and metrics go together?"""
+    family, source = spec.family, spec.source
+    check_pair(family, source)
     truth = source.truth(Context(Stream(("probe",))))
     for metric in spec.metrics:
         for ability in metric.needs:
@@ -165,9 +184,11 @@ def tasks_of(spec: Spec, store: Path, threads: int | None = None) -> list[list[T
     """Phases of tasks: what all seeds share (a corpus that is read), what a seed's chains share (generation 1), the chains."""
     corpora, shared, chains = dict[object, Task](), list[Task](), list[Task]()
     points = resolved_points(spec)
-    count = sum(len(point.seeds) * len(point.policies) for _, point in points if not is_ensemble(point))
-    each = threads or max(1, sweep.cores() // max(count, 1))
-    for axes, point in points:
+    rows = [[] if is_ensemble(point) else [rows_of(point, policy) for policy in point.policies] for _, point in points]
+    counted = [(each, len(point.seeds)) for each, (_, point) in zip(rows, points, strict=True) if each]
+    first = threads or threads_for([1] * sum(count for _, count in counted))
+    later = threads or threads_for([chain for each, count in counted for chain in each * count])
+    for (axes, point), chain_rows in zip(points, rows, strict=True):
         everyone = tuple(range(len(point.policies)))
         if is_ensemble(point):
             for seeds in _groups(point):
@@ -178,9 +199,27 @@ def tasks_of(spec: Spec, store: Path, threads: int | None = None) -> list[list[T
             encoder = point.family.encoder() if isinstance(point.family, Encodes) else None
             corpora.setdefault((point.source, encoder), reader)
         for seed in point.seeds:
-            shared.append(Task(axes, point, (0,), (seed,), 1, store, each))
-            chains += [Task(axes, point, (p,), (seed,), point.generations, store, each) for p in everyone]
+            shared.append(Task(axes, point, (0,), (seed,), 1, store, first))
+            chains += [Task(axes, point, (p,), (seed,), point.generations, store, later, chain_rows[p]) for p in everyone]
     return [phase for phase in (list(corpora.values()), shared) if phase] + [chains]
+
+
+def rows_of(spec: Spec, policy: Policy) -> int:
+    """What the generations of a chain after the first cost, as rows that they train on or sample."""
+    later = list(schedule(policy, cast(int, spec.n), spec.generations))[1:]
+    return sum(stage.trained_rows + stage.emission.synthetic for stage in later)
+
+
+def threads_for(rows: Sequence[int]) -> int:
+    """Threads of each chain with which chains of so many rows, the longest first, are all done soonest on this machine."""
+
+    def last_end(threads: int) -> float:
+        loads = [0] * (sweep.cores() // threads)
+        for each in sorted(rows, reverse=True):
+            heapreplace(loads, loads[0] + each)
+        return max(loads) / float(threads) ** math.log2(DOUBLED)
+
+    return min(range(1, sweep.cores() + 1), key=last_end)
 
 
 def _groups(spec: Spec) -> list[tuple[int, ...]]:
@@ -323,7 +362,8 @@ def parts(
     for phase in phases:
         share = phase[0].threads if phase else 1
         pool = max(1, sweep.cores() // share) if workers is None else workers
-        for done in sweep.in_processes(pool)(work, phase, share):
+        longest_first = sorted(phase, key=lambda task: -task.rows)
+        for done in sweep.in_processes(pool)(work, longest_first, share):
             finished += done.generations
             if progress:
                 progress(finished, total)

@@ -1,6 +1,7 @@
 """A trained TinyStories model of somebody else's, put into our network, tells its stories."""
 
 import struct
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -10,14 +11,13 @@ import torch
 
 from selfloop.component import Context
 from selfloop.families.nn import trainer
-from selfloop.families.transformer import compiling, kernels
+from selfloop.families.nn.training import Training
 from selfloop.families.transformer.family import Transformer
 from selfloop.families.transformer.network import Network
 from selfloop.rng import Stream
 from selfloop.types import Ragged
 
 STORIES = Path(__file__).parents[2].parent / "shared" / "data" / "tinystories"
-compiler = pytest.mark.skipif(kernels.library(8) is None, reason="no C compiler")
 
 
 def llama2c(path, permuted=True):
@@ -87,21 +87,20 @@ def real():
     return pieces, {"tokens": Ragged(np.concatenate(rows).astype(np.uint16), np.cumsum([0, *map(len, rows)]))}
 
 
+@pytest.mark.parametrize("compiled", ["auto", False])
 @pytest.mark.parametrize("permuted", [True, False])
-def test_a_trained_llama_knows_real_stories_and_only_by_the_right_rotary_halves(real, permuted):
+def test_a_trained_llama_knows_real_stories_and_only_by_the_right_rotary_halves(real, permuted, compiled):
     family, params = llama2c(STORIES / "stories260K" / "stories260K.bin", permuted)
-    family = Transformer(**{**family.settings(), "packing": "documents"})
+    family = replace(family, packing="documents", training=Training(compile=compiled))
     loss = -family.token_log_prob(params, real[1], Context(Stream())).values.mean()
     assert (loss < 1.6) == permuted
     assert permuted or loss > 2.0
 
 
-@pytest.mark.parametrize("choice", [False, pytest.param(True, marks=compiler)])
-def test_a_trained_llama_tells_its_known_story(real, choice):
+def test_a_trained_llama_tells_its_known_story(real):
     family, params = llama2c(STORIES / "stories260K" / "stories260K.bin")
     model = Network(family.shape())
     trainer.load(model, params)
-    compiling.use_kernels(model.eval(), choice)
     tokens = [1]
     with torch.inference_mode():
         for _ in range(40):

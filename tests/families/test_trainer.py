@@ -131,6 +131,32 @@ def test_a_fit_leaves_torchs_random_state_as_it_was(whole):
     assert torch.equal(torch.get_rng_state(), before)
 
 
+def threaded(stop_at=None):
+    """A loss whose noise the trainer draws, and whose parts two threads compute."""
+    x = torch.from_numpy(np.random.default_rng(0).standard_normal((ROWS, D))).float()
+    with trainer.seeded(Stream(("init",))):
+        model = nn.Sequential(nn.Linear(D, 16), nn.Tanh(), nn.Linear(16, 1))
+    calls = iter(range(10**9))
+
+    def loss(indices, noise):
+        if next(calls) == stop_at:
+            raise Killed
+        return (model(x[indices] + noise)[:, 0] - x[indices].sum(1)).square()
+
+    return Task(model, loss, np.ones(ROWS), threads=2, noise=lambda rows: 0.1 * torch.randn(rows, D))
+
+
+def test_threads_that_share_a_batch_and_its_noise_continue_to_the_same_bits(tmp_path):
+    def run_threads(scratch=None, stop_at=None, name="fit"):
+        return trainer.fit(threaded(stop_at), EVERYTHING, Context(Stream((name,)), scratch), None)
+
+    whole = run_threads()
+    with pytest.raises(Killed):
+        run_threads(tmp_path, stop_at=61)
+    assert same(run_threads(tmp_path), whole)
+    assert not same(run_threads(name="another"), whole)
+
+
 def test_other_streams_give_other_models(whole):
     assert not same(run(name="another"), whole)
 

@@ -7,7 +7,7 @@ from selfloop.component import Context, Family, Sampler, Snapshot
 from selfloop.errors import SpecError
 from selfloop.families.nn.training import Training
 from selfloop.families.vae import Vae
-from selfloop.metrics.images import Frechet, HasElbo, NegativeElbo, PixelSpread, frechet_distance
+from selfloop.metrics.images import Frechet, HasElbo, LogLikelihood, NegativeElbo, PixelSpread, frechet_distance
 from selfloop.rng import Stream
 from selfloop.sources.images import Digits
 from selfloop.types import Samples
@@ -99,6 +99,17 @@ def test_negative_elbo_is_the_sum_of_its_parts_and_the_same_each_time():
     assert first == again
     assert first["negative_elbo"] == pytest.approx(first["reconstruction"] + first["kl"])
     assert first["kl"] > 0
+
+
+def test_the_likelihood_of_more_samples_is_a_tighter_bound_and_the_same_each_time():
+    """Burda et al. 2015, theorem 1; one sample is the evidence bound up to noise, with the likelihood's constant."""
+    vae = Vae(training=Training(steps=200))
+    params = vae.fit(Samples(((REAL, None, 1.0),)), Context(Stream(("fit",))), None)
+    one, some, many = (LogLikelihood(samples=k).measure(snapshot(vae, params), CTX)["log_likelihood"] for k in (1, 10, 200))
+    bound = -NegativeElbo().measure(snapshot(vae, params), CTX)["negative_elbo"] - 64 * np.log(vae.sigma * np.sqrt(2 * np.pi))
+    assert one == pytest.approx(bound, abs=0.5)
+    assert one < some < many < one + 20
+    assert LogLikelihood(samples=10).measure(snapshot(vae, params), CTX)["log_likelihood"] == some
 
 
 def test_without_sampled_rows_there_is_no_number_and_without_held_out_ones_an_error():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, ClassVar, Literal
 
@@ -11,10 +12,12 @@ import numpy as np
 from selfloop.component import Context, Family, Sampler
 from selfloop.errors import DataError, SpecError
 from selfloop.families.nn.training import Training
-from selfloop.types import Columns, Floats, Params, Ragged, Samples
+from selfloop.types import Array, Columns, Floats, Params, Ragged, Samples
 
 if TYPE_CHECKING:
-    from selfloop.families.nn.autoencoder import Autoencoder
+    import torch
+
+    from selfloop.families.nn.autoencoder import Autoencoder, Likelihood
 
 BLOCK = 256  # rows decoded together: a partial block is computed whole, so row i does not depend on n
 SHAPE = "image_shape"
@@ -41,6 +44,7 @@ class Vae(Family):
     """
 
     name: ClassVar[str] = "vae"
+    version: ClassVar[int] = 2
     columns: ClassVar[tuple[str, ...]] = ("image",)
     metrics: ClassVar[tuple[str, ...]] = ("negative_elbo", "pixel_spread", "frechet")
     sampler: ClassVar[type[Sampler]] = VaeSampler
@@ -49,8 +53,9 @@ class Vae(Family):
     hidden: int = 256  # units of the layer between pixels (or convolutions) and latents; 0 = none
     channels: tuple[int, ...] | None = None  # of the convolutions; None: () to 16 x 16, (32, 64) to 32 x 32, then five
     beta: float = 1.0  # weight of the KL term in training (1 = the evidence bound)
-    likelihood: Literal["gaussian", "bernoulli"] = "gaussian"  # of a pixel's grey value in [0, 1]
-    sigma: float = 0.2  # standard deviation of the gaussian likelihood
+    likelihood: Literal["gaussian", "bernoulli", "discretised"] = "gaussian"  # of a pixel's grey value in [0, 1]
+    sigma: float = 0.2  # standard deviation of the gaussian and of the discretised (logistic) likelihood
+    mean: Literal["sigmoid", "identity"] = "sigmoid"  # what makes the decoder's numbers mean grey values
     training: Training = field(default_factory=Training)
 
     def __post_init__(self) -> None:
@@ -63,8 +68,12 @@ class Vae(Family):
             raise SpecError(f"family.beta: got {self.beta}; expected 0 or more.")
         if not 0 < self.sigma < math.inf:
             raise SpecError(f"family.sigma: got {self.sigma}; expected a number above 0.")
-        if self.likelihood not in ("gaussian", "bernoulli"):
-            raise SpecError(f"family.likelihood: got {self.likelihood!r}; expected 'gaussian' or 'bernoulli'.")
+        if self.likelihood not in ("gaussian", "bernoulli", "discretised"):
+            raise SpecError(f"family.likelihood: got {self.likelihood!r}; expected 'gaussian', 'bernoulli' or 'discretised'.")
+        if self.mean not in ("sigmoid", "identity") or (self.mean, self.likelihood) == ("identity", "bernoulli"):
+            raise SpecError(
+                f"family.mean: got {self.mean!r}; expected 'sigmoid', or 'identity' without a bernoulli likelihood."
+            )
 
     def at(self, t: int) -> Vae:
         return replace(self, training=self.training.at(t))
@@ -78,34 +87,34 @@ class Vae(Family):
         images = Samples(tuple(({"image": rows["image"]}, chosen, weight) for rows, chosen, weight in data.parts))
         with trainer.seeded(ctx.stream.child("init")):
             model = self._network(shape)
-        gather = autoencoder.gatherer(images, "image", trainer.device())
+        gather, likelihood = autoencoder.gatherer(images, "image", trainer.device()), self._likelihood()
 
-        def loss(indices: torch.Tensor) -> torch.Tensor:
-            rows = gather(indices)
-            noise = torch.randn(len(rows), self.latent, device=rows.device)
-            reconstruction, kl = autoencoder.elbo_parts(model, rows, noise, self._sigma())
+        def noise(rows: int) -> torch.Tensor:
+            return torch.randn(rows, self.latent, device=trainer.device())
+
+        def loss(indices: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+            reconstruction, kl = autoencoder.elbo_parts(model, gather(indices), noise, likelihood)
             return reconstruction + self.beta * kl
 
-        arrays = trainer.fit(trainer.Task(model, loss, data.weights()), self.training, ctx, start)
-        return arrays | {SHAPE: np.array(shape)}
+        aside = trainer.device().type == "cpu" and bool(self._channels(shape))  # a perceptron's steps are too short to share
+        task = trainer.Task(model, loss, data.weights(), threads=ctx.threads if aside else 1, noise=noise)
+        return trainer.fit(task, self.training, ctx, start) | {SHAPE: np.array(shape)}
 
     def sample(self, params: Params, n: int, sampler: Sampler, given: Columns, ctx: Context) -> Columns:
         assert isinstance(sampler, VaeSampler)
         import torch
 
-        model = self._loaded(params, ctx)
+        model, likelihood = self._loaded(params, ctx), self._likelihood()
         shape = tuple(int(side) for side in params[SHAPE])
         images = np.empty((n, *shape), np.uint8)
         for block, first in enumerate(range(0, n, BLOCK)):
             rng = ctx.stream.child("rows", block).generator()
             latents = sampler.temperature * rng.standard_normal((BLOCK, self.latent), np.float32)
             with torch.inference_mode():
-                means = torch.sigmoid(model.decode(torch.from_numpy(latents).to(_device_of(model)))).cpu().numpy()
-            pixels = np.moveaxis(means, 1, -1).reshape(BLOCK, *shape)
-            if sampler.noise and self.likelihood == "bernoulli":
-                pixels = rng.random(pixels.shape, np.float32) < pixels
-            elif sampler.noise:
-                pixels = pixels + self.sigma * rng.standard_normal(pixels.shape, np.float32)
+                means = likelihood.mean(model.decode(torch.from_numpy(latents).to(_device_of(model))))
+            pixels = means.permute(0, 2, 3, 1).reshape(BLOCK, *shape).cpu().numpy()
+            if sampler.noise:
+                pixels = self._draw(pixels, rng)
             images[first : first + BLOCK] = np.rint(255 * np.clip(pixels, 0, 1))[: n - first]
         return {"image": images}
 
@@ -115,38 +124,63 @@ class Vae(Family):
 
         from selfloop.families.nn import autoencoder
 
-        _image_shape(rows)
-        model = self._loaded(params, ctx)
-        parts = []
-        for block, first in enumerate(range(0, len(rows["image"]), BLOCK)):
-            images = autoencoder.as_tensor(np.asarray(rows["image"])[first : first + BLOCK])
-            noise = ctx.stream.child("rows", block).generator().standard_normal((BLOCK, self.latent), np.float32)
+        model, parts = self._loaded(params, ctx), []
+        for images, rng in _blocks(rows, ctx):
+            noise = torch.from_numpy(rng.standard_normal((BLOCK, self.latent), np.float32)[: len(images)])
             with torch.inference_mode():
                 where = _device_of(model)
-                parts.append(
-                    autoencoder.elbo_parts(
-                        model,
-                        autoencoder.scale(images.to(where)),
-                        torch.from_numpy(noise[: len(images)]).to(where),
-                        self._sigma(),
-                    )
-                )
-        reconstruction, kl = (
-            np.concatenate([part.double().cpu().numpy() for part in side]) for side in zip(*parts, strict=True)
-        )
+                both = autoencoder.elbo_parts(model, images.to(where), noise.to(where), self._likelihood())
+                parts.append(torch.stack(both).double().cpu().numpy())
+        reconstruction, kl = np.concatenate(parts, axis=1)
         return reconstruction, kl
 
-    def _sigma(self) -> float | None:
-        return self.sigma if self.likelihood == "gaussian" else None
+    def log_likelihood(self, params: Params, rows: Columns, samples: int, ctx: Context) -> Floats:
+        """Importance-weighted estimate of log p of each row, nats (Burda et al. 2015, 1509.00519, eq. 8).
+
+        A lower bound on average, and the nearer the more samples. Densities are of grey values in [0, 1], masses of the
+        256 levels; for a bernoulli likelihood it is one only of images in black and white.
+        """
+        import torch
+
+        from selfloop.families.nn import autoencoder
+
+        model, parts = self._loaded(params, ctx), []
+        for images, rng in _blocks(rows, ctx):
+            images = images.to(_device_of(model))
+            total, together = np.full(len(images), -np.inf), max(1, BLOCK // len(images))
+            with torch.inference_mode():
+                posterior = model.encode(images)
+                for done in range(0, samples, together):
+                    draws = (min(together, samples - done), BLOCK, self.latent)
+                    noise = torch.from_numpy(rng.standard_normal(draws, np.float32)[:, : len(images)]).to(images.device)
+                    weights = autoencoder.log_weights(model, images, posterior, noise, self._likelihood())
+                    total = np.logaddexp(total, weights.double().logsumexp(0).cpu().numpy())
+            parts.append(total - math.log(samples))
+        return np.concatenate(parts)
+
+    def _draw(self, means: Array, rng: np.random.Generator) -> Array:
+        """Grey values drawn from the likelihood."""
+        if self.likelihood == "bernoulli":
+            return rng.random(means.shape, np.float32) < means
+        if self.likelihood == "gaussian":
+            return means + self.sigma * rng.standard_normal(means.shape, np.float32)
+        return means + rng.logistic(scale=self.sigma * math.sqrt(3) / math.pi, size=means.shape)
+
+    def _likelihood(self) -> Likelihood:
+        from selfloop.families.nn.autoencoder import Likelihood
+
+        return Likelihood(self.likelihood, self.sigma, self.mean == "sigmoid")
+
+    def _channels(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        side = max(shape[:2])
+        by_size = () if side <= 16 else (32, 64) if side <= 32 else (32, 64, 128, 256, 512)  # Gerstgrasser et al. 2024
+        return by_size if self.channels is None else self.channels
 
     def _network(self, shape: tuple[int, ...]) -> Autoencoder:
         from selfloop.families.nn.autoencoder import Autoencoder
 
         height, width, depth = shape if len(shape) == 3 else (*shape, 1)
-        side = max(height, width)
-        by_size = () if side <= 16 else (32, 64) if side <= 32 else (32, 64, 128, 256, 512)  # Gerstgrasser et al. 2024
-        channels = by_size if self.channels is None else self.channels
-        return Autoencoder((height, width, depth), self.latent, self.hidden, channels)
+        return Autoencoder((height, width, depth), self.latent, self.hidden, self._channels(shape))
 
     def _loaded(self, params: Params, ctx: Context) -> Autoencoder:
         import torch
@@ -162,6 +196,19 @@ class Vae(Family):
 
 def _device_of(model: Autoencoder) -> str:
     return str(next(model.parameters()).device)
+
+
+def _blocks(rows: Columns, ctx: Context) -> Iterator[tuple[torch.Tensor, np.random.Generator]]:
+    """Images in [0, 1], block by block, each with a generator of its own."""
+    from selfloop.families.nn import autoencoder
+
+    _image_shape(rows)
+    images = np.asarray(rows["image"])
+    for block, first in enumerate(range(0, len(images), BLOCK)):
+        yield (
+            autoencoder.scale(autoencoder.as_tensor(images[first : first + BLOCK])),
+            ctx.stream.child("rows", block).generator(),
+        )
 
 
 def _image_shape(rows: Columns) -> tuple[int, ...]:

@@ -23,6 +23,13 @@ class HasElbo(Protocol):
     def elbo(self, params: Params, rows: Columns, ctx: Context) -> tuple[Floats, Floats]: ...
 
 
+@runtime_checkable
+class EstimatesLikelihood(Protocol):
+    """A family that estimates log p of each row, in nats, from that many samples of its latents."""
+
+    def log_likelihood(self, params: Params, rows: Columns, samples: int, ctx: Context) -> Floats: ...
+
+
 @dataclass(frozen=True, kw_only=True)
 class NegativeElbo(Metric):
     """Negative evidence lower bound of the held-out real images, and its parts, with the same latent noise every generation.
@@ -40,6 +47,32 @@ class NegativeElbo(Metric):
         rows = held_out(self.name, snap)
         reconstruction, kl = (float(part.mean()) for part in cast(HasElbo, snap.family).elbo(snap.params, rows, ctx))
         return {"negative_elbo": reconstruction + kl, "reconstruction": reconstruction, "kl": kl}
+
+
+@dataclass(frozen=True, kw_only=True)
+class LogLikelihood(Metric):
+    """Importance-weighted estimate of log p of the held-out real images, with the same latent noise every generation.
+
+    Burda et al. 2015 (1509.00519), eq. (8): a lower bound on average that rises to log p with `samples`. All constants are in
+    it, so that it is a density of grey values in [0, 1] or a probability of grey levels.
+    """
+
+    name: ClassVar[str] = "log_likelihood"
+    on_holdout: ClassVar[bool] = True
+    title: ClassVar[str] = "log-likelihood of held-out real images"
+    unit: ClassVar[str] = "nats per image"
+    better: ClassVar[str] = "higher"
+    needs: ClassVar[tuple[type, ...]] = (EstimatesLikelihood,)
+    samples: int = 100  # of the latents of each image
+
+    def __post_init__(self) -> None:
+        if self.samples < 1:
+            raise SpecError(f"metrics.log_likelihood.samples: got {self.samples}; expected 1 or more.")
+
+    def measure(self, snap: Snapshot, ctx: Context) -> Mapping[str, float]:
+        rows = held_out(self.name, snap)
+        estimates = cast(EstimatesLikelihood, snap.family).log_likelihood(snap.params, rows, self.samples, ctx)
+        return {"log_likelihood": float(estimates.mean())}
 
 
 @dataclass(frozen=True, kw_only=True)

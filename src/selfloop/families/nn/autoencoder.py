@@ -4,41 +4,41 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from itertools import pairwise
+from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from selfloop.families.nn.strided import Double, Halve
 from selfloop.types import Column, Samples
 
 IN_MEMORY_BYTES = 2 << 30  # more rows than this are gathered batch by batch from their files
+BIN = 1 / 255  # width of a grey level
 
 
 class Autoencoder(nn.Module):
     """Strided convolutions (none = a plain perceptron), a hidden layer (0 = none), `latent` Gaussian dimensions; the
-    decoder is the mirror image. Images of any height and width; pixels leave the decoder as logits."""
+    decoder is the mirror image. Images of any height and width."""
 
     def __init__(self, shape: tuple[int, int, int], latent: int, hidden: int, channels: tuple[int, ...]) -> None:
         super().__init__()
         height, width, depth = shape
         planes = [depth, *channels]
-        heights, widths = [height], [width]
-        down: list[nn.Module] = []
-        for a, b in pairwise(planes):
-            down += [nn.Conv2d(a, b, 3, stride=2, padding=1), nn.ReLU()]
-            heights.append((heights[-1] + 1) // 2)
-            widths.append((widths[-1] + 1) // 2)
-        self.inner = (planes[-1], heights[-1], widths[-1])
-        flat = math.prod(self.inner)
+        sizes = [(height, width)]
+        for _ in channels:
+            sizes.append(((sizes[-1][0] + 1) // 2, (sizes[-1][1] + 1) // 2))
+        inner = (planes[-1], *sizes[-1])
+        flat = math.prod(inner)
+        down = [Halve(a, b) for a, b in pairwise(planes)]
         middle = [nn.Linear(flat, hidden), nn.ReLU()] if hidden else []
         self.encoder = nn.Sequential(*down, nn.Flatten(), *middle, nn.Linear(hidden or flat, 2 * latent))
         back: list[nn.Module] = [nn.Linear(latent, hidden), nn.ReLU()] if hidden else []
-        back += [nn.Linear(hidden or latent, flat), nn.Unflatten(1, self.inner)]
-        for i in range(len(channels), 0, -1):  # 2 h - 1 + odd is the height the encoder had there
-            odd = (1 - heights[i - 1] % 2, 1 - widths[i - 1] % 2)
-            back += [nn.ReLU(), nn.ConvTranspose2d(planes[i], planes[i - 1], 3, 2, padding=1, output_padding=odd)]
+        back += [nn.Linear(hidden or latent, flat), *([nn.ReLU()] if channels else []), nn.Unflatten(1, inner)]
+        back += [Double(planes[i + 1], planes[i], sizes[i], relu=i > 0) for i in reversed(range(len(channels)))]
         self.decoder = nn.Sequential(*back)
 
     def encode(self, images: Tensor) -> tuple[Tensor, Tensor]:
@@ -47,24 +47,63 @@ class Autoencoder(nn.Module):
         return mean, log_variance
 
     def decode(self, latents: Tensor) -> Tensor:
-        """Logits of the pixels (rows, depth, height, width)."""
+        """What the likelihood makes grey values of (rows, depth, height, width)."""
         return self.decoder(latents).float()  # type: ignore[no-any-return]  # torch modules are untyped calls
 
 
-def elbo_parts(model: Autoencoder, images: Tensor, noise: Tensor, sigma: float | None) -> tuple[Tensor, Tensor]:
-    """Reconstruction loss -log p(x | z) at z = mean + noise x sd, and KL(q(z | x) || N(0, I)), nats per image.
+@dataclass(frozen=True)
+class Likelihood:
+    """log p(x | z) of grey values in [0, 1], given what the decoder says of them.
 
-    `sigma` None is a Bernoulli likelihood of grey values (a cross-entropy), else a Gaussian one with that deviation,
-    without its constant log(sigma sqrt(2 pi)) per pixel: a perfect copy has loss 0, so ratios of losses mean something.
+    `discretised` is a logistic law of standard deviation `sigma`, rounded to the 256 grey levels, whose masses sum to 1
+    (Salimans et al. 2017, 1701.05517, section 2.1, with one component).
     """
+
+    kind: Literal["gaussian", "bernoulli", "discretised"]
+    sigma: float
+    sigmoid: bool  # between the decoder and the mean
+
+    def mean(self, decoded: Tensor) -> Tensor:
+        """Mean grey values."""
+        return torch.sigmoid(decoded) if self.sigmoid else decoded
+
+    def loss(self, decoded: Tensor, images: Tensor) -> Tensor:
+        """-log p(x | z) in nats per image, without `constant`: a gaussian's perfect copy has loss 0."""
+        if self.kind == "bernoulli":
+            return functional.binary_cross_entropy_with_logits(decoded, images, reduction="none").sum((1, 2, 3))
+        mean = self.mean(decoded)
+        if self.kind == "gaussian":
+            return functional.mse_loss(mean, images, reduction="none").sum((1, 2, 3)) / (2 * self.sigma**2)
+        scale = self.sigma * math.sqrt(3) / math.pi
+        above, below = (images + BIN / 2 - mean) / scale, (images - BIN / 2 - mean) / scale
+        # F(above) - F(below) = F(above) F(-below) (1 - exp(below - above)); black and white take in all beyond them
+        white, black = images >= 1, images <= 0
+        masses = functional.logsigmoid(above).masked_fill(white, 0) + functional.logsigmoid(-below).masked_fill(black, 0)
+        return -(masses + math.log(-math.expm1(-BIN / scale)) * ~(white | black)).sum((1, 2, 3))
+
+    def constant(self, pixels: int) -> float:
+        """What `loss` leaves out, nats per image of so many grey values."""
+        return pixels * math.log(self.sigma * math.sqrt(2 * math.pi)) if self.kind == "gaussian" else 0.0
+
+
+def elbo_parts(model: Autoencoder, images: Tensor, noise: Tensor, likelihood: Likelihood) -> tuple[Tensor, Tensor]:
+    """Reconstruction loss at z = mean + noise x sd, and KL(q(z | x) || N(0, I)), nats per image."""
     mean, log_variance = model.encode(images)
-    logits = model.decode(mean + noise * (0.5 * log_variance).exp())
-    if sigma is None:
-        pixels = functional.binary_cross_entropy_with_logits(logits, images, reduction="none")
-    else:
-        pixels = (torch.sigmoid(logits) - images).square() / (2 * sigma**2)
+    decoded = model.decode(mean + noise * (0.5 * log_variance).exp())
     kl = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).sum(1)  # Kingma and Welling, appendix B
-    return pixels.flatten(1).sum(1), kl
+    return likelihood.loss(decoded, images), kl
+
+
+def log_weights(
+    model: Autoencoder, images: Tensor, posterior: tuple[Tensor, Tensor], noise: Tensor, likelihood: Likelihood
+) -> Tensor:
+    """log p(x, z) / q(z | x) at z = mean + noise x sd, nats, for noise (samples, rows, latent): (samples, rows)."""
+    mean, log_variance = posterior
+    latents = mean + noise * (0.5 * log_variance).exp()
+    copies = images.expand(len(noise), *images.shape).flatten(0, 1)
+    reconstruction = likelihood.loss(model.decode(latents.flatten(0, 1)), copies).view(noise.shape[:2])
+    ratio = 0.5 * (noise.square() + log_variance - latents.square()).sum(2)  # log p(z) / q(z | x)
+    return ratio - reconstruction - likelihood.constant(images[0].numel())
 
 
 def as_tensor(images: Column) -> Tensor:

@@ -33,14 +33,16 @@ class Task:
     """What is trained: a network, the loss of the rows at given indices, and a weight per row (mean 1).
 
     All randomness of the loss comes from torch's default generator, which the trainer seeds at every step: so library
-    models with dropout obey the same rule as our own noise.
+    models with dropout obey the same rule as our own noise. With more than one thread it comes from `noise` alone, which
+    is drawn for the whole batch, before threads share it.
     """
 
     model: nn.Module
-    loss: Callable[[Tensor], Tensor]  # indices of rows -> loss of each, in nats
+    loss: Callable[..., Tensor]  # indices of rows, and their noise if there is any -> loss of each, in nats
     weights: Floats
     at_once: int | None = None  # rows that go through the network together; None = the whole batch
-    threads: int = 1  # that compute parts of a batch side by side, where a loss is not random; 1 = torch's own way
+    threads: int = 1  # that compute parts of a batch side by side; 1 = torch's own way
+    noise: Callable[[int], Tensor] | None = None  # random numbers for that many rows
 
 
 def device() -> torch.device:
@@ -140,7 +142,8 @@ class _State:
     def advance(self, step: int, indices: Tensor, rate: float) -> None:
         gradients = [group.gradient for group in self.groups]
         torch._foreach_zero_([*gradients, *chain.from_iterable(self.others)])
-        own, *rest = indices.chunk(self.task.threads)
+        noise = () if self.task.noise is None else (self.task.noise(len(indices)),)
+        own, *rest = zip(*(each.chunk(self.task.threads) for each in (indices, *noise)), strict=True)
         calls = [self.pool.submit(self._add, share, len(indices), into) for share, into in zip(rest, self.others, strict=False)]
         losses = [self._add(own, len(indices), None), *(call.result() for call in calls)]
         for others in self.others:  # in this order, whoever was first
@@ -152,13 +155,13 @@ class _State:
             group.advance(rate)
         self.losses[step] = torch.stack(losses).sum()
 
-    def _add(self, share: Tensor, size: int, into: list[Tensor] | None) -> Tensor:
+    def _add(self, share: tuple[Tensor, ...], size: int, into: list[Tensor] | None) -> Tensor:
         """Add the gradients of a share of a batch of `size` rows to the parameters' own, or `into`; the share's loss."""
         total = torch.zeros((), device=device())
-        for part in torch.split(share, self.task.at_once or len(share)):
+        for part in zip(*(each.split(self.task.at_once or len(each)) for each in share), strict=True):
             with precision(self.training, self.task.model):
-                losses = self.task.loss(part)
-            loss = torch.dot(losses.float(), self.weights[part]) / size
+                losses = self.task.loss(*part)
+            loss = torch.dot(losses.float(), self.weights[part[0]]) / size
             if into is None:
                 loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
             else:
@@ -199,7 +202,7 @@ class _Group:
         self.vector = torch.cat([p.detach().reshape(-1) for p in parameters])
         self.gradient, self.first, self.second = (torch.zeros_like(self.vector) for _ in range(3))
         self.step = torch.zeros((), device=self.vector.device)
-        self.ema, self.beta2 = training.ema, training.beta2
+        self.ema, self.beta1, self.beta2 = training.ema, training.beta1, training.beta2
         self.average = None if training.ema is None else self.vector.clone()
         ends = np.cumsum([p.numel() for p in parameters]).tolist()
         for p, end in zip(parameters, ends, strict=True):
@@ -216,7 +219,7 @@ class _Group:
             [self.step],
             fused=True,
             amsgrad=False,
-            beta1=0.9,
+            beta1=self.beta1,
             beta2=self.beta2,
             lr=rate,
             weight_decay=self.decay,

@@ -33,7 +33,8 @@ class Training:
     weight_decay: float = 0.0  # AdamW's, of matrices and kernels; biases and norms are not decayed
     schedule: Schedule = "cosine"  # towards 0 at the last step: cosine, linear; or constant
     warmup: int | float = 0  # steps of linear rise before the schedule; below 1, their share of all steps
-    beta2: float = 0.999  # AdamW's decay of squared gradients
+    beta1: float = 0.9  # AdamW's decay of gradients
+    beta2: float = 0.999  # and of squared gradients
     clip: float | None = 1.0  # highest norm of the whole gradient; losses are sums over a row, so this often binds
     ema: float | None = None  # decay of the parameter average that becomes the model; None = the last parameters
     precision: Precision = "float32"
@@ -45,7 +46,7 @@ class Training:
             ("epochs batch steps first_steps", lambda v: v >= 1, "1 or more"),
             ("learning_rate clip", lambda v: 0 < v < math.inf, "a number above 0"),
             ("weight_decay warmup checkpoint", lambda v: 0 <= v < math.inf, "0 or more"),
-            ("beta2 ema", lambda v: 0 < v < 1, "a decay between 0 and 1"),
+            ("beta1 beta2 ema", lambda v: 0 < v < 1, "a decay between 0 and 1"),
             ("schedule", lambda v: v in get_args(Schedule), f"one of {', '.join(get_args(Schedule))}"),
             ("precision", lambda v: v in get_args(Precision), f"one of {', '.join(get_args(Precision))}"),
             ("compile", lambda v: v in ("auto", True, False), "'auto', true or false"),

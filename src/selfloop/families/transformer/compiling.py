@@ -1,8 +1,8 @@
-"""Which networks run compiled: C kernels on a processor, torch.compile on a GPU; and that a fit goes on without either."""
+"""Which networks run compiled: C on a processor, torch.compile on a GPU; and that a fit goes on without either."""
 
 from __future__ import annotations
 
-from functools import cache, partial
+from functools import cache
 from typing import TYPE_CHECKING
 
 import torch
@@ -21,32 +21,29 @@ if TYPE_CHECKING:
 WORTH = 1e15  # floating-point operations of a fit from which "auto" lets torch compile: it takes half a minute
 
 
-def use_kernels(model: Network, choice: Compile) -> bool:
-    """Let a network on a processor run its operations in C, where they fit; SpecError when they are asked for and cannot be."""
+def in_c(model: Network, choice: Compile) -> kernels.Compiled | None:
+    """A network on a processor with its loss in C, where that is possible; SpecError when it is asked for and is not."""
     if choice is False or model.dropout or trainer.device().type != "cpu":
-        return False
+        return None
     library = kernels.library(model.shape.head_size)
     if library is None and choice is True:
         raise SpecError(
             "family.training.compile: found no compiler (cc, gcc or clang) that works. Install one, or set it to 'auto'."
         )
-    if library is not None:
-        model.place = partial(kernels.CompiledPlace, library)
-    return library is not None
+    return None if library is None else kernels.Compiled(library, model)
 
 
-def prepare(model: Network, training: Training, windows: int, at_once: int, ctx: Context) -> None:
-    """Make a network ready to be trained on pieces of `at_once` windows.
+def prepare(model: Network, training: Training, windows: int, at_once: int, ctx: Context) -> kernels.Compiled | None:
+    """Make a network ready to be trained on pieces of `at_once` windows; its loss in C on a processor.
 
     What is compiled is a function of settings, rows and machine, never of time. Where it cannot be, "auto" stays with
     torch's operations and `true` is a SpecError.
     """
     if trainer.device().type == "cpu":
-        if not trainer.uses_bfloat16(training, model):
-            use_kernels(model, training.compile)
-        return
+        return None if trainer.uses_bfloat16(training, model) else in_c(model, training.compile)
     if training.compile is True or (training.compile == "auto" and _operations(model, training, windows) >= WORTH):
         _compile_layers(model, training, min(at_once, training.batch_for(windows)), ctx)
+    return None
 
 
 def _operations(model: Network, training: Training, windows: int) -> float:

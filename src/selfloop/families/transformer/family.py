@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal, cast, get_args
@@ -14,7 +15,7 @@ from selfloop.families.nn.training import Training
 from selfloop.families.transformer.sampler import TextSampler
 from selfloop.families.transformer.shape import Arch, Shape
 from selfloop.families.transformer.tokenizer import BytePair
-from selfloop.types import Columns, Params, Ragged, Samples
+from selfloop.types import Columns, Ints, Params, Ragged, Samples
 
 if TYPE_CHECKING:
     import torch
@@ -42,6 +43,7 @@ class Transformer(Family):
     """
 
     name: ClassVar[str] = "transformer"
+    version: ClassVar[int] = 2
     columns: ClassVar[tuple[str, ...]] = ("text",)
     metrics: ClassVar[tuple[str, ...]] = (
         "cross_entropy", "self_cross_entropy", "distinct", "repetition", "tail_mass", "vocabulary", "text_length",
@@ -106,8 +108,6 @@ class Transformer(Family):
         return replace(self, training=self.training.at(t))
 
     def fit(self, data: Samples, ctx: Context, start: Params | None) -> Params:
-        import torch
-
         from selfloop.families.nn import trainer
         from selfloop.families.transformer import compiling
         from selfloop.families.transformer.network import Network, cross_entropy
@@ -119,19 +119,17 @@ class Transformer(Family):
         scale = len(stream) / stream.mass()  # windows' losses then average to the mean loss of a token
 
         def loss(indices: torch.Tensor) -> torch.Tensor:
-            windows = stream.windows(indices.numpy())
-            inputs, targets, rows = (
-                torch.from_numpy(each).to(trainer.device()) for each in (windows.inputs, windows.targets, windows.rows)
-            )
-            weights = torch.from_numpy(windows.weights).float().to(trainer.device())
-            hidden = model(inputs, rows if self.packing == "documents" else None)
-            total = cross_entropy(hidden, model.head(), targets, weights)
+            tokens, targets, weights, documents = self._inputs(stream, indices.numpy())
+            if network is not None:
+                total = network.loss(tokens, targets, weights, documents)
+            else:
+                total = cross_entropy(model(tokens, documents), model.head(), targets, weights)
             return (scale * total / len(indices)).expand(len(indices))  # the windows of a step are averaged in any case
 
-        at_once = self._at_once(trainer.device().type)
-        compiling.prepare(model, self.training, len(stream), at_once, ctx)
+        at_once = self._at_once()
+        network = compiling.prepare(model, self.training, len(stream), at_once, ctx)
         aside = trainer.device().type == "cpu" and not self.dropout  # dropout draws from one generator: one after another
-        task = trainer.Task(model, loss, np.ones(len(stream)), at_once, ctx.threads if aside else 1)
+        task = trainer.Task(model, loss, np.ones(len(stream)), None if network else at_once, ctx.threads if aside else 1)
         return {**trainer.fit(task, self.training, ctx, start), **data.learned}
 
     def sample(self, params: Params, n: int, sampler: Sampler, given: Columns, ctx: Context) -> Columns:
@@ -144,21 +142,30 @@ class Transformer(Family):
         """log p of each token of each row, nats, packed as in training."""
         import torch
 
+        from selfloop.families.nn import trainer
+        from selfloop.families.transformer import compiling
         from selfloop.families.transformer.network import log_prob
 
         stream = self._packed(Samples((({"tokens": rows["tokens"]}, None, 1.0),)), params, ctx)
-        model = self._loaded(params, ctx)
+        model = self._loaded(params)
+        network = compiling.in_c(model, self.training.compile)
         values = np.empty((len(stream), self.context), np.float32)
-        where = next(model.parameters()).device
-        at_once = 4 * self._at_once(where.type)
-        for first in range(0, len(stream), at_once):
-            windows = stream.windows(np.arange(first, min(first + at_once, len(stream))))
-            inputs, targets, documents = (
-                torch.from_numpy(each).to(where) for each in (windows.inputs, windows.targets, windows.rows)
-            )
+        at_once = self._at_once()
+
+        def fill(first: int) -> None:
+            windows = self._inputs(stream, np.arange(first, min(first + at_once, len(stream))))
+            tokens, targets, _, documents = windows
             with torch.inference_mode():
-                hidden = model(inputs, documents if self.packing == "documents" else None)
-                values[first : first + at_once] = log_prob(hidden, model.head(), targets).cpu().numpy()
+                if network is not None:
+                    found = network.log_prob(tokens, targets, documents)
+                else:
+                    found = log_prob(model(tokens, documents), model.head(), targets)
+            values[first : first + at_once] = found.cpu().numpy()
+
+        torch.set_num_threads(1)  # pieces side by side do better than threads inside each operation
+        with ThreadPoolExecutor(ctx.threads if trainer.device().type == "cpu" else 1) as pool:
+            list(pool.map(fill, range(0, len(stream), at_once)))
+        torch.set_num_threads(ctx.threads)
         return stream.to_rows(values)
 
     def export(self, params: Params, folder: Path, dtype: str) -> None:
@@ -180,22 +187,32 @@ class Transformer(Family):
             )
         return stream
 
-    def _at_once(self, kind: str) -> int:
-        return max(1, (GPU_AT_ONCE_TOKENS if kind == "cuda" else AT_ONCE_TOKENS) // self.context)
-
-    def _loaded(self, params: Params, ctx: Context) -> Network:
+    def _inputs(self, stream: Stream, indices: Ints) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None]:
+        """Tokens, targets and weights of some windows and, where attention stays inside them, documents."""
         import torch
 
         from selfloop.families.nn import trainer
-        from selfloop.families.transformer import compiling
+
+        found = stream.windows(indices)
+        arrays = (found.inputs, found.targets, found.weights.astype(np.float32), found.rows)
+        tokens, targets, weights, documents = (torch.from_numpy(each).to(trainer.device()) for each in arrays)
+        return tokens, targets, weights, documents if self.packing == "documents" else None
+
+    def _at_once(self) -> int:
+        from selfloop.families.nn import trainer
+
+        return max(1, (GPU_AT_ONCE_TOKENS if trainer.device().type == "cuda" else AT_ONCE_TOKENS) // self.context)
+
+    def _loaded(self, params: Params) -> Network:
+        import torch
+
+        from selfloop.families.nn import trainer
         from selfloop.families.transformer.network import Network
 
-        torch.set_num_threads(ctx.threads)
         with torch.device("meta"):  # nothing to draw: every array is replaced
             model = Network(self.shape())
         model.to_empty(device=trainer.device())
         trainer.load(model, params)
-        compiling.use_kernels(model, self.training.compile)
         return model.eval()
 
 

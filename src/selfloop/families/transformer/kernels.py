@@ -1,54 +1,121 @@
-"""Operations of a network in training, compiled from C: on a processor in float32 faster than torch's own, to the same sums."""
+"""The loss of a network and its gradient, compiled from C: on a processor in float32 faster than torch's operations."""
 
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Iterator
 from typing import Any, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from selfloop.families.transformer import native
-from selfloop.families.transformer.network import Place, rotary_table
-from selfloop.families.transformer.shape import Shape
+from selfloop.families.transformer.network import Network, positions_of, rotary_table
 
-TOKENS = 512  # that go through an MLP at a time
+TOKENS = 256  # about how many go through the network at a time
+GLOBAL = {"gpt2": ("wte", "wpe", "ln_f"), "llama": ("embed_tokens", "", "norm")}
+OF_LAYER = {
+    "gpt2": ("ln_1", "attn.c_attn", "", "", "attn.c_proj", "ln_2", "mlp.c_fc", "", "mlp.c_proj"),
+    "llama": (
+        "input_layernorm", "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj",
+        "post_attention_layernorm", "mlp.up_proj", "mlp.gate_proj", "mlp.down_proj",
+    ),
+}  # fmt: skip
 
 
-class _Windows(ctypes.Structure):
-    """`Attention` of kernels.c."""
+class _Map(ctypes.Structure):
+    """As in training.c."""
+
+    _fields_ = [(name, ctypes.c_void_p) for name in ("weight", "bias", "by_weight", "by_bias")]
+
+
+class _Job(ctypes.Structure):
+    """As in training.c."""
 
     _fields_ = [
-        *((name, ctypes.c_int64) for name in ("windows", "length", "heads", "kv_heads")),
-        *((name, ctypes.c_void_p) for name in ("qkv", "rotary", "first")),
+        *(
+            (name, ctypes.c_int64)
+            for name in ("layers", "hidden", "heads", "kv_heads", "mlp", "vocab", "out_first", "windows", "length")
+        ),
+        ("epsilon", ctypes.c_double),
+        *(
+            (name, ctypes.c_void_p)
+            for name in ("tokens", "targets", "first", "rotary", "weights", "maps", "log_prob", "memory")
+        ),
     ]
 
 
-class CompiledPlace(Place):
-    """The same with operations in C: float32, on a processor, without dropout in attention."""
+class Compiled:
+    """A network on a processor in float32, without dropout, its loss computed in C. Several threads may use it at once."""
 
-    def __init__(self, library: ctypes.CDLL, shape: Shape, positions: Tensor, first: Tensor | None) -> None:
-        self.library, self.positions = library, positions
-        self.first = None if first is None else first.to(torch.int32)
-        places = torch.arange(positions.shape[-1])
-        self.table = rotary_table(shape, places) if shape.arch == "llama" else None
+    def __init__(self, library: ctypes.CDLL, model: Network) -> None:
+        self.library, self.shape = library, model.shape
+        self.modules = list(_modules(model))
+        self.parameters = list(model.parameters())
+        self.rotary = rotary_table(self.shape, torch.arange(self.shape.context)) if self.shape.arch == "llama" else None
+        self.rooms = list[Tensor]()  # memory that no thread uses now
 
-    def attend(self, qkv: Tensor, heads: int, kv_heads: int, dropout: float) -> Tensor:
-        assert not dropout
-        return cast(Tensor, _Attend.apply(qkv, self, (heads, kv_heads)))  # type: ignore[no-untyped-call]
+    def loss(self, tokens: Tensor, targets: Tensor, weights: Tensor, documents: Tensor | None) -> Tensor:
+        """Sum over windows and places [B, T] of weight times -log p(target), nats."""
+        windows = (tokens, targets, weights, documents)
+        return cast(Tensor, _Loss.apply(self, windows, *self.parameters))  # type: ignore[no-untyped-call]
 
-    def mlp(self, x: Tensor, up: Tensor, down: Tensor, bias: Tensor | None = None, gate: Tensor | None = None) -> Tensor:
-        flat, extra = x.flatten(0, -2), gate if bias is None else bias
-        return cast(Tensor, _Mlp.apply(flat, up, down, extra, self.library)).view(x.shape)  # type: ignore[no-untyped-call]
+    def log_prob(self, tokens: Tensor, targets: Tensor, documents: Tensor | None) -> Tensor:
+        """log p of every target [B, T] given the ones before it, nats."""
+        return self.run((tokens, targets, None, documents), [])
 
-    def windows(self, qkv: Tensor, heads: tuple[int, int]) -> _Windows:
-        """What the C functions want to know; the tensors live longer than the call."""
-        return _Windows(*qkv.shape[:2], *heads, *map(_address, (qkv, self.table, self.first)))
+    def run(self, windows: tuple[Tensor, Tensor, Tensor | None, Tensor | None], gradients: list[Tensor]) -> Tensor:
+        """log p of every target [B, T]; the gradient of `loss` is added to `gradients` where there are weights."""
+        tokens, targets, weights, documents = windows
+        s, (count, length) = self.shape, tokens.shape
+        _, first = positions_of(tokens, documents)
+        first = None if first is None else first.to(torch.int32)
+        log_prob = torch.empty(tokens.shape)
+        maps = self._maps(gradients)
+        held = [tokens.contiguous(), targets.contiguous(), first, self.rotary, weights]
+        job = _Job(
+            s.layers, s.hidden, s.heads, s.kv_heads or s.heads, s.mlp, s.vocab, s.arch == "llama", count, length, s.epsilon,
+            *map(_address, held), ctypes.addressof(maps), _address(log_prob),
+        )  # fmt: skip
+        memory = self._room(int(self.library.room(ctypes.byref(job))))
+        job.memory = _address(memory)
+        self.library.run(ctypes.byref(job))
+        self.rooms.append(memory)
+        return log_prob
+
+    def _maps(self, gradients: list[Tensor]) -> ctypes.Array[_Map]:
+        by = dict(zip(map(id, self.parameters), gradients, strict=False))
+        rows = []
+        for module in self.modules:
+            own = [getattr(module, name, None) for name in ("weight", "bias")]
+            rows.append(_Map(*map(_address, own), *(_address(by.get(id(p))) for p in own)))
+        return (_Map * len(rows))(*rows)
+
+    def _room(self, floats: int) -> Tensor:
+        try:
+            found = self.rooms.pop()
+        except IndexError:
+            return torch.empty(floats)
+        return found if len(found) >= floats else torch.empty(floats)
 
 
 def library(head_size: int) -> ctypes.CDLL | None:
-    """The operations for heads of that size; None where they cannot be compiled."""
-    return native.library("kernels.c", (("HEAD", head_size),))
+    """The functions for heads of that size; None where they cannot be compiled."""
+    found = native.library("attention.c training.c", (("HEAD", head_size), ("TOKENS", TOKENS)))
+    if found is not None:
+        found.room.restype = ctypes.c_int64
+    return found
+
+
+def _modules(model: Network) -> Iterator[nn.Module | None]:
+    """The network's parts with parameters in the order of training.c; None where it has no such part."""
+    body = model.transformer if model.shape.arch == "gpt2" else model.model
+    for name in GLOBAL[model.shape.arch]:
+        yield body.get_submodule(name) if name else None
+    yield body.get_submodule(GLOBAL[model.shape.arch][0]) if model.shape.tied else model.lm_head
+    for layer in cast(nn.ModuleList, body["h" if model.shape.arch == "gpt2" else "layers"]):
+        for name in OF_LAYER[model.shape.arch]:
+            yield layer.get_submodule(name) if name else None
 
 
 def _address(tensor: Tensor | None) -> int | None:
@@ -58,75 +125,17 @@ def _address(tensor: Tensor | None) -> int | None:
     return tensor.data_ptr()
 
 
-def _call(function: Any, *arguments: Any) -> None:
-    """Call a C function on tensors, sizes and structures."""
-    if function(*(ctypes.c_void_p(_address(a)) if isinstance(a, Tensor) else a for a in arguments)):
-        raise MemoryError
-
-
-class _Attend(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, qkv: Tensor, place: CompiledPlace, heads: tuple[int, int]) -> Tensor:
-        out = qkv.new_empty((*qkv.shape[:2], qkv.shape[2] // (heads[0] + 2 * heads[1]) * heads[0]))
-        _call(place.library.attention, ctypes.byref(place.windows(qkv, heads)), out)
-        ctx.save_for_backward(qkv)
-        ctx.place, ctx.heads = place, heads
-        return out
+class _Loss(torch.autograd.Function):
+    """Gradients are taken on the way."""
 
     @staticmethod
-    def backward(ctx: Any, by_out: Tensor) -> tuple[Tensor, None, None]:
-        (qkv,) = ctx.saved_tensors
-        gradient = torch.empty_like(qkv)
-        windows = ctx.place.windows(qkv, ctx.heads)
-        _call(ctx.place.library.attention_backward, ctypes.byref(windows), by_out.contiguous(), gradient)
-        return gradient, None, None
-
-
-class _Mlp(torch.autograd.Function):
-    """Some tokens at a time, so that what is as wide as the hidden layer stays in the processor's cache. Of that only the
-    activations' inputs are kept for the way back. `extra` is a bias, or the matrix of a gate."""
+    def forward(
+        ctx: Any, network: Compiled, windows: tuple[Tensor, Tensor, Tensor, Tensor | None], *parameters: Tensor
+    ) -> Tensor:
+        ctx.gradients = [torch.zeros_like(p) for p in parameters]
+        return -torch.dot(network.run(windows, ctx.gradients).flatten(), windows[2].flatten())
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, up: Tensor, down: Tensor, extra: Tensor, library: ctypes.CDLL) -> Tensor:
-        kept, out = x.new_empty((extra.ndim, len(x), up.shape[1])), torch.empty_like(x)
-        hidden = x.new_empty((3, TOKENS, up.shape[1]))  # products go there first: they would wait for memory of their own
-        for i in range(0, len(x), TOKENS):
-            rows, (wide, act, gate) = slice(i, i + TOKENS), hidden[:, : len(x) - i]
-            torch.mm(x[rows], up, out=wide)
-            if extra.ndim == 1:
-                _call(library.gelu, *_sizes(act), wide, extra, kept[0, rows], act)
-            else:
-                torch.mm(x[rows], extra, out=gate)
-                _call(library.swiglu, _size(act), wide, gate, kept[0, rows], kept[1, rows], act)
-            torch.mm(act, down, out=out[rows])
-        ctx.library = library
-        ctx.save_for_backward(x, up, down, extra, kept)
-        return out
-
-    @staticmethod
-    def backward(ctx: Any, by_out: Tensor) -> tuple[Tensor | None, ...]:
-        x, up, down, extra, kept = ctx.saved_tensors
-        by_x, by_up, by_down, by_extra = torch.empty_like(x), *(torch.zeros_like(each) for each in (up, down, extra))
-        hidden = x.new_empty((3, TOKENS, up.shape[1]))
-        for i in range(0, len(x), TOKENS):
-            rows, (by, act, by_gate) = slice(i, i + TOKENS), hidden[:, : len(x) - i]
-            torch.mm(by_out[rows], down.t(), out=by)
-            if extra.ndim == 1:
-                _call(ctx.library.gelu_backward, *_sizes(act), kept[0, rows], by, act, by_extra)
-            else:
-                _call(ctx.library.swiglu_backward, _size(act), kept[0, rows], kept[1, rows], by, act, by_gate)
-            by_down.addmm_(act.t(), by_out[rows])
-            by_up.addmm_(x[rows].t(), by)
-            torch.mm(by, up.t(), out=by_x[rows])
-            if extra.ndim == 2:
-                by_extra.addmm_(x[rows].t(), by_gate)
-                by_x[rows].addmm_(by_gate, extra.t())
-        return by_x, by_up, by_down, by_extra, None
-
-
-def _sizes(x: Tensor) -> tuple[ctypes.c_int64, ctypes.c_int64]:
-    return ctypes.c_int64(x.shape[0]), ctypes.c_int64(x.shape[1])
-
-
-def _size(x: Tensor) -> ctypes.c_int64:
-    return ctypes.c_int64(x.numel())
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        torch._foreach_mul_(ctx.gradients, gradient)
+        return None, None, *ctx.gradients

@@ -16,21 +16,23 @@ from functools import lru_cache
 from pathlib import Path
 
 FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fopenmp-simd", "-shared", "-fPIC", "-std=gnu11")
+WIDE = ("-mprefer-vector-width=512",)  # compilers avoid it for old processors that lower their clock
 
 
 @lru_cache(maxsize=64)
-def library(source: str, constants: tuple[tuple[str, float], ...]) -> ctypes.CDLL | None:
-    """The C file of that name beside this one, its constants as macros, compiled in a second or found in the cache.
+def library(names: str, constants: tuple[tuple[str, float], ...]) -> ctypes.CDLL | None:
+    """The C files "a.c b.c" beside this one, as one, constants as macros: compiled in a second or found in the cache.
 
     None where there is no compiler (cc, gcc or clang), or what it makes cannot be loaded.
     """
     compiler = next(filter(None, map(shutil.which, ("cc", "gcc", "clang"))), None)
     if compiler is None or os.name != "posix":
         return None
-    text = Path(__file__).with_name(source).read_text(encoding="utf-8")
-    command = [compiler, *FLAGS, *(f"-D{name}={value}" for name, value in constants), "-x", "c", "-"]
+    text = "\n".join(Path(__file__).with_name(source).read_text(encoding="utf-8") for source in names.split())
+    wide = WIDE if platform.machine() in ("x86_64", "AMD64") else ()
+    command = [compiler, *FLAGS, *wide, *(f"-D{name}={value}" for name, value in constants), "-x", "c", "-"]
     identity = repr((text, command, os.path.realpath(compiler), _processor()))
-    name = f"{Path(source).stem}-{hashlib.blake2b(identity.encode(), digest_size=12).hexdigest()}.so"
+    name = f"{Path(names.split()[-1]).stem}-{hashlib.blake2b(identity.encode(), digest_size=12).hexdigest()}.so"
     for folder in _folders():
         try:
             return _loaded(folder / name, command, text)

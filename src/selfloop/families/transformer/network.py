@@ -119,7 +119,6 @@ class Network(nn.Module):
         super().__init__()
         self.shape, self.dropout = shape, dropout
         self.apply_layer: Callable[..., Tensor] = apply_layer  # or a compiled one
-        self.place: Callable[..., Place] = Place  # or one whose operations are compiled
         embedding = nn.Embedding(shape.vocab, shape.hidden)
         if shape.arch == "gpt2":
             layers: list[nn.Module] = [Gpt2Layer(shape, dropout) for _ in range(shape.layers)]
@@ -149,7 +148,7 @@ class Network(nn.Module):
 
     def forward(self, tokens: Tensor, documents: Tensor | None = None) -> Tensor:
         """`documents` [B, T] numbers each position's document: attention stays inside it, positions count from its start."""
-        place = self.place(self.shape, *_positions(tokens, documents))
+        place = Place(self.shape, *positions_of(tokens, documents))
         if self.shape.arch == "gpt2":
             body, layers, norm = self.transformer, self.transformer["h"], self.transformer["ln_f"]
             x = functional.dropout(body["wte"](tokens) + body["wpe"](place.positions), self.dropout, self.training)
@@ -170,7 +169,7 @@ def apply_layer(layer: nn.Module, x: Tensor, place: Place) -> Tensor:
     return cast(Tensor, layer(x, place))
 
 
-def _positions(tokens: Tensor, documents: Tensor | None) -> tuple[Tensor, Tensor | None]:
+def positions_of(tokens: Tensor, documents: Tensor | None) -> tuple[Tensor, Tensor | None]:
     """Each token's position in its document, and the earliest place of a window that it sees (None: all)."""
     places = torch.arange(tokens.shape[1], device=tokens.device)
     if documents is None:
@@ -181,7 +180,7 @@ def _positions(tokens: Tensor, documents: Tensor | None) -> tuple[Tensor, Tensor
 
 
 class Place:
-    """Where the tokens of some windows stand, and the operations that depend on it or have a faster form (see kernels.py)."""
+    """Where the tokens of some windows stand, and the operations that depend on it."""
 
     def __init__(self, shape: Shape, positions: Tensor, first: Tensor | None) -> None:
         self.positions, self.mask, self.rotary = positions, None, None

@@ -1,0 +1,51 @@
+"""How well a diffusion model removes noise from real rows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar, Protocol, cast, runtime_checkable
+
+from selfloop.component import Context, Metric, Snapshot
+from selfloop.errors import SpecError
+from selfloop.types import Columns, Floats, Params
+
+
+@runtime_checkable
+class HasDenoisingLoss(Protocol):
+    """A family that learns to remove noise: the loss of each row in each of `parts` equal parts of its noise scale.
+
+    Noise and times are functions of the stream alone, so that models are compared on the same draws.
+    """
+
+    def denoising_loss(self, params: Params, rows: Columns, parts: int, ctx: Context) -> Floats: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class DenoisingLoss(Metric):
+    """Training loss of the held-out real rows, at the same noise every generation; and its means at low, middle and high noise.
+
+    The mean over all noise is the simplified objective of Ho et al. 2020 (2006.11239), eq. (14), per pixel: 1 for a model
+    that finds no noise. Where a velocity is learned the scale is another one, so compare models of one objective only.
+    """
+
+    name: ClassVar[str] = "denoising_loss"
+    on_holdout: ClassVar[bool] = True
+    title: ClassVar[str] = "denoising loss of held-out real rows"
+    unit: ClassVar[str] = "squared error per value"
+    needs: ClassVar[tuple[type, ...]] = (HasDenoisingLoss,)
+    draws: int = 3  # noises of each row in each third of the noise scale
+
+    def __post_init__(self) -> None:
+        if self.draws < 1:
+            raise SpecError(f"metrics.denoising_loss.draws: got {self.draws}; expected 1 or more.")
+
+    def measure(self, snap: Snapshot, ctx: Context) -> Mapping[str, float]:
+        if not snap.holdout:
+            raise SpecError(
+                f"metrics: {self.name!r} is measured on held-out real rows; there are none. Set holdout to 1 or more."
+            )
+        family = cast(HasDenoisingLoss, snap.family)
+        thirds = family.denoising_loss(snap.params, snap.holdout, 3 * self.draws, ctx).mean(axis=0).reshape(3, -1).mean(axis=1)
+        named = zip(("low_noise", "middle_noise", "high_noise"), thirds, strict=True)
+        return {self.name: float(thirds.mean())} | {name: float(third) for name, third in named}
