@@ -8,11 +8,12 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 import numpy as np
+import numpy.typing as npt
 
 from selfloop.component import Context, Family, Sampler
 from selfloop.errors import DataError, SpecError
 from selfloop.families.nn.training import Training
-from selfloop.types import Array, Columns, Floats, Params, Ragged, Samples
+from selfloop.types import Columns, Floats, Params, Ragged, Samples
 
 if TYPE_CHECKING:
     import torch
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 BLOCK = 256  # rows decoded together: a partial block is computed whole, so row i does not depend on n
 SHAPE = "image_shape"
+Shades = npt.NDArray[np.float32]  # grey values in [0, 1]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,13 +160,13 @@ class Vae(Family):
             parts.append(total - math.log(samples))
         return np.concatenate(parts)
 
-    def _draw(self, means: Array, rng: np.random.Generator) -> Array:
+    def _draw(self, means: Shades, rng: np.random.Generator) -> Shades:
         """Grey values drawn from the likelihood."""
         if self.likelihood == "bernoulli":
-            return rng.random(means.shape, np.float32) < means
+            return (rng.random(means.shape, np.float32) < means).astype(np.float32)
         if self.likelihood == "gaussian":
             return means + self.sigma * rng.standard_normal(means.shape, np.float32)
-        return means + rng.logistic(scale=self.sigma * math.sqrt(3) / math.pi, size=means.shape)
+        return means + rng.logistic(scale=self.sigma * math.sqrt(3) / math.pi, size=means.shape).astype(np.float32)
 
     def _likelihood(self) -> Likelihood:
         from selfloop.families.nn.autoencoder import Likelihood

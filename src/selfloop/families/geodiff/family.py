@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from selfloop.families.geodiff.network import Network
 
 BLOCK = 64  # rows that are sampled, or measured, together
-AT_ONCE = 16  # rows that go through the network together in training: more leave a processor's cache
+AT_ONCE = 2048  # features of a pair times rows that a processor trains on together: more leave what memory it keeps at hand
 RETRY_CLIP = 20.0  # longest local vector of an atom at a second attempt, as in the published code
 FORMS = {"z": "uint8", "edges": "uint16[2]", "edge_type": "uint8", "position": "float32[3]"}
 GRAPH = ("z", "edges", "edge_type")
@@ -121,7 +121,7 @@ class GeoDiff(Family):
             noise = torch.randn_like(position)
             return diffusion.losses(model, graphs.place(batch, where), position, noise, sigmas[levels]) / atoms
 
-        at_once = AT_ONCE if where.type == "cpu" else None
+        at_once = max(AT_ONCE // self.hidden, 1) if where.type == "cpu" else None
         return trainer.fit(trainer.Task(model, loss, weights, at_once), self.training, ctx, start)
 
     def sample(self, params: Params, n: int, sampler: Sampler, given: Columns, ctx: Context) -> Columns:

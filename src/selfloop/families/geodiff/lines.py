@@ -89,8 +89,9 @@ class _Hear(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         messages, target, order, starts = ctx.saved_tensors
-        spread = gradients[0].index_select(0, target).mul_(messages > 0)
-        return embedding_bag(_reverse(order), spread, starts, mode="sum"), sum(spread.chunk(2)), *[None] * 4
+        spread = torch.ops.aten.threshold_backward(gradients[0].index_select(0, target), messages, 0)
+        there, back = spread.chunk(2)
+        return embedding_bag(_reverse(order), spread, starts, mode="sum"), there + back, *[None] * 4
 
 
 def _reverse(order: Tensor) -> Tensor:

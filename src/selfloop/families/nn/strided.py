@@ -7,7 +7,7 @@ computed as that of the convolution it mirrors. `outer` are the channels on the 
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -41,9 +41,9 @@ class Double(nn.Module):
         return _Double.apply(*_prepared(features, self.weight, self.bias), self.size, self.relu)  # type: ignore[no-any-return, no-untyped-call]  # torch's
 
 
-def _parameters(made: nn.Conv2d | nn.ConvTranspose2d) -> tuple[nn.Parameter, Tensor | None]:
+def _parameters(made: nn.Conv2d | nn.ConvTranspose2d) -> tuple[nn.Parameter, nn.Parameter]:
     """Kernels (inner, 3, 3, outer) and biases with torch's usual first values."""
-    return nn.Parameter(made.weight.detach().permute(0, 2, 3, 1).contiguous()), made.bias
+    return nn.Parameter(made.weight.detach().permute(0, 2, 3, 1).contiguous()), cast(nn.Parameter, made.bias)
 
 
 def _prepared(features: Tensor, weight: Tensor, bias: Tensor) -> list[Tensor]:
@@ -122,7 +122,8 @@ def _kernel_gradient(big: Tensor, small: Tensor, weight: Tensor) -> Tensor:
     """Gradient of the kernel that links both, where one is what it was applied to and the other the gradient of the result."""
     if small.shape[2] * small.shape[3] > SMALL:
         shape = weight.permute(0, 3, 1, 2).shape
-        return conv2d_weight(big, shape, small, stride=2, padding=1).permute(0, 2, 3, 1)
+        gradient = conv2d_weight(big, shape, small, stride=2, padding=1)  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        return cast(Tensor, gradient).permute(0, 2, 3, 1)
     return (_as_rows(small).t() @ _patches(big)).view(weight.shape)
 
 

@@ -158,7 +158,7 @@ class _State:
     def _add(self, share: tuple[Tensor, ...], size: int, into: list[Tensor] | None) -> Tensor:
         """Add the gradients of a share of a batch of `size` rows to the parameters' own, or `into`; the share's loss."""
         total = torch.zeros((), device=device())
-        for part in zip(*(each.split(self.task.at_once or len(each)) for each in share), strict=True):
+        for part in zip(*(torch.split(each, self.task.at_once or len(each)) for each in share), strict=True):
             with precision(self.training, self.task.model):
                 losses = self.task.loss(*part)
             loss = torch.dot(losses.float(), self.weights[part[0]]) / size
