@@ -178,9 +178,8 @@ def main():
         results["Trainer and generate"] = theirs(asked)
         *_, wall, work = results["Trainer and generate"]
         for name, (curves, parts, seconds, processor) in results.items():
-            print(
-                f"{name:20} {seconds:6.1f} s ({wall / seconds:.2f} x), {processor:6.1f} s of processors ({work / processor:.2f} x)"
-            )
+            ratios = f"{wall / seconds:.2f} x, of processor time {work / processor:.2f} x"
+            print(f"{name:20} {seconds:6.1f} s, {processor:6.1f} s of processors ({ratios})")
             known = {**parts, "rest": seconds - sum(parts.values())}
             print("   ", ", ".join(f"{part} {spent:.1f}" for part, spent in known.items()))
             print("   ", curves, flush=True)

@@ -31,7 +31,7 @@ def test_the_python_of_a_page_runs(page: Path, tmp_path: Path) -> None:
 
 
 def test_the_guide_s_specs_can_be_run_and_its_policy_table_too(tmp_path: Path) -> None:
-    whole, policy, language = blocks(ROOT / "docs" / "guide.md", "toml")
+    whole, policy, language, features = blocks(ROOT / "docs" / "guide.md", "toml")
     assert len(resolved_points(parse_spec(whole, "guide"))) == 2
     small = 'n = 100\ngenerations = 4\nsource = "gaussian"\nfamily = "gaussian"\n'
     assert resolved_points(parse_spec(small + policy, "guide"))
@@ -39,6 +39,9 @@ def test_the_guide_s_specs_can_be_run_and_its_policy_table_too(tmp_path: Path) -
     (tmp_path / "tiny-train.txt").write_text(stories)
     (tmp_path / "tiny-valid.txt").write_text(stories)
     assert resolved_points(parse_spec(language.replace('"TinyStories"', f'"{tmp_path}"'), "guide"))
+    (tmp_path / "network.pt2").write_bytes(b"not looked at before it is needed")
+    images = 'source = "digits"\nfamily = "vae"\n' + features.replace("network.pt2", f"{tmp_path}/network.pt2")
+    assert resolved_points(parse_spec(images, "guide"))
 
 
 def test_every_policy_is_in_the_readme_s_table() -> None:

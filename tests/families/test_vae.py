@@ -17,6 +17,7 @@ from selfloop.families.nn.training import Training
 from selfloop.families.vae import Vae, VaeSampler
 from selfloop.rng import Stream
 from selfloop.sources.images import Digits
+from selfloop.spec import read_spec
 from selfloop.types import Samples
 
 TINY = Training(steps=20, batch=32)
@@ -143,9 +144,10 @@ def test_rows_gathered_batch_by_batch_give_the_same_model(digits, monkeypatch):
     assert all(np.array_equal(in_memory[name], gathered[name]) for name in in_memory)
 
 
-def test_the_network_for_64_x_64_is_the_papers():
+@pytest.mark.parametrize("preset", ["gerstgrasser2024_celeba", "gerstgrasser2024_celeba_small"])
+def test_the_network_for_celeba_is_the_papers(preset):
     """Gerstgrasser et al. 2024, section 2.3: 32-64-128-256-512, mirrored, latent dimension 128."""
-    model = Vae(latent=128, hidden=0)._network((64, 64, 3))
+    model = read_spec(preset).family._network((64, 64, 3))
     sides, features = [], torch.zeros(2, 3, 64, 64)
     for layer in (*model.encoder, *model.decoder):
         features = features.chunk(2, dim=1)[0] if layer is model.decoder[0] else features

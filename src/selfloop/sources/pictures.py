@@ -187,6 +187,8 @@ class CelebA(Pictures):
         if self.partition not in (None, *PARTITIONS):
             raise SpecError(f"source.partition: got {self.partition!r}; expected one of {', '.join(PARTITIONS)}, or omit it.")
         object.__setattr__(self, "attributes", tuple(self.attributes))
+        if not self.path.exists():
+            return  # a spec can be read without the files it names; who uses them is told
         beside = _around(self.path)
         object.__setattr__(self, "path", _faces(self.path))
         # the lists are settings, so that a change of theirs is another source
@@ -200,6 +202,8 @@ class CelebA(Pictures):
 
     def names(self) -> tuple[str, ...]:
         """Names of the faces of the partition."""
+        if not self.path.exists():
+            raise DataError(f"source.path: {self.path} does not exist. Get img_align_celeba.zip from {PAGE}.")
         names = names_of(self.path)
         if self.partition is None:
             return names
@@ -245,8 +249,6 @@ def _around(path: Path) -> list[Path]:
 
 def _faces(path: Path) -> Path:
     """The ZIP file or folder of the faces."""
-    if not path.exists():
-        raise DataError(f"source.path: {path} does not exist. Get img_align_celeba.zip from {PAGE}.")
     places = [path / part / f"img_align_celeba{end}" for part in (".", "Img") for end in (".zip", "")]
     return next((place for place in places if place.exists()), path)
 
