@@ -217,7 +217,7 @@ def threads_for(rows: Sequence[int]) -> int:
         loads = [0] * (sweep.cores() // threads)
         for each in sorted(rows, reverse=True):
             heapreplace(loads, loads[0] + each)
-        return max(loads) / float(threads) ** math.log2(DOUBLED)
+        return max(loads) / math.pow(threads, math.log2(DOUBLED))
 
     return min(range(1, sweep.cores() + 1), key=last_end)
 

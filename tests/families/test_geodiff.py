@@ -94,7 +94,9 @@ def straight_network(p, z, kinds, d, hears, smooth, cutoff=10.0):
         return torch.log(0.5 * torch.exp(x) + 0.5)
 
     relu = torch.relu
-    edge = layer("encode_edges.second", relu(layer("encode_edges.first", d[..., None]))) * p["encode_edges.of_kind.weight"][kinds]
+    edge = (
+        layer("encode_edges.second", relu(layer("encode_edges.first", d[..., None]))) * p["encode_edges.of_kind.weight"][kinds]
+    )
     window = 0.5 * (torch.cos(d * torch.pi / cutoff) + 1) if smooth else torch.ones_like(d)
     window = window * (d <= cutoff) * hears
     table = p["global_atoms.weight"]
@@ -549,7 +551,15 @@ def test_rows_that_are_no_conformers_are_refused(column, values, sentence):
 
 @pytest.mark.parametrize(
     ("setting", "value"),
-    [("hidden", 1), ("filters", 0), ("interactions", 0), ("convolutions", 0), ("levels", 1), ("cutoff", 0.0), ("beta_end", 1.0)],
+    [
+        ("hidden", 1),
+        ("filters", 0),
+        ("interactions", 0),
+        ("convolutions", 0),
+        ("levels", 1),
+        ("cutoff", 0.0),
+        ("beta_end", 1.0),
+    ],
 )
 def test_impossible_settings_are_refused_by_name(setting, value):
     with pytest.raises(SpecError, match=rf"family\.{setting}: got"):
@@ -558,7 +568,15 @@ def test_impossible_settings_are_refused_by_name(setting, value):
 
 @pytest.mark.parametrize(
     ("setting", "value"),
-    [("method", "euler"), ("steps", 0), ("step", 0.0), ("clip", -1.0), ("global_weight", -0.1), ("global_below", -1.0), ("eta", 2)],
+    [
+        ("method", "euler"),
+        ("steps", 0),
+        ("step", 0.0),
+        ("clip", -1.0),
+        ("global_weight", -0.1),
+        ("global_below", -1.0),
+        ("eta", 2),
+    ],
 )
 def test_impossible_settings_of_sampling_are_refused_by_name(setting, value):
     with pytest.raises(SpecError, match=rf"family\.sampler\.{setting}: got"):

@@ -108,7 +108,9 @@ class GeoDiff(Family):
 
         rows = Samples(tuple((_checked(part, tuple(FORMS)), chosen, weight) for part, chosen, weight in data.parts))
         where, weights = trainer.device(), data.weights()
-        sizes = [np.diff(_ragged(part)["z"].offsets)[slice(None) if chosen is None else chosen] for part, chosen, _ in rows.parts]
+        sizes = [
+            np.diff(_ragged(part)["z"].offsets)[slice(None) if chosen is None else chosen] for part, chosen, _ in rows.parts
+        ]
         atoms = float(np.average(np.concatenate(sizes), weights=weights))
         sigmas = torch.from_numpy(diffusion.sigmas(self._alphas())).float().to(where)
         with trainer.seeded(ctx.stream.child("init")):

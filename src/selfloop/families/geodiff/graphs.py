@@ -40,7 +40,7 @@ class Graphs(NamedTuple):
     extended: Tensor  # which pairs are in the extended graph
     kind: Tensor  # (extended,) their edge types, as places in `kinds`
     kinds: Tensor  # edge types there are; the first one is 0, of pairs that are not in the extended graph
-    directions: Directions  # of the extended graph
+    directions: Directions = Directions(*[torch.empty(0)] * 4)  # of the extended graph
 
 
 class Edges(NamedTuple):
@@ -73,12 +73,10 @@ def place(rows: Mapping[str, Ragged], device: torch.device) -> Graphs:
     i, j = edges.values.astype(np.int64).T
     extended = np.repeat(starts, np.diff(edges.offsets)) + j * (j - 1) // 2 + i
     kinds, kind = np.unique(np.append(rows["edge_type"].values, np.uint8(0)), return_inverse=True)
-    arrays = (
-        *(z.values.astype(np.int64), np.repeat(np.arange(len(sizes)), sizes), sizes, pairs),
-        *(extended, kind[:-1], kinds.astype(np.int64)),
-    )
-    tensors = [torch.from_numpy(array).to(device) for array in arrays]
-    return Graphs(*tensors, directions=Directions.of(tensors[3][:, tensors[4]], len(z.values)))
+    atom_rows = np.repeat(np.arange(len(sizes)), sizes)
+    arrays = (z.values.astype(np.int64), atom_rows, sizes, pairs, extended, kind[:-1], kinds.astype(np.int64))
+    on_device = Graphs(*(torch.from_numpy(array).to(device) for array in arrays))
+    return on_device._replace(directions=Directions.of(on_device.pairs[:, on_device.extended], len(z.values)))
 
 
 def lengths(position: Tensor, pairs: Tensor) -> Tensor:

@@ -96,7 +96,7 @@ class Network(nn.Module):
         self.global_head, self.local_head = Head(hidden), Head(hidden)
 
     def forward(self, graphs: Graphs, local: Edges, around: Edges | None) -> tuple[Tensor, Tensor]:
-        """A number for each pair of the extended graph `local`, and for each pair `around` that is not in it (None: for none)."""
+        """A number for each pair of the extended graph `local`, and for each pair `around` that is not in it, if any."""
         edge, bends = self.encode_edges(graphs.kinds)
         near = self._local(graphs, local, edge, bends)
         return near, near.new_zeros(0) if around is None else self._global(graphs.z, around, edge, bends)

@@ -32,6 +32,7 @@ class Denoiser(nn.Module):
             layers_per_block=blocks,
             norm_num_groups=math.gcd(*channels, 128) // 4,  # 32 groups of 128 channels, as in the paper
             add_attention=attention,
+            attention_head_dim=None,  # one head, as in the paper
             num_class_embeds=classes + 1 if classes else None,
         )
         for last in self.unet.conv_out.parameters():
