@@ -86,4 +86,4 @@ def show_warnings_plainly() -> None:
         else:
             usual(message, category, filename, lineno, *rest)
 
-    warnings.showwarning = show
+    warnings.showwarning = show  # type: ignore[assignment]  # it passes on whatever it gets

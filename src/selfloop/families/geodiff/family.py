@@ -140,7 +140,7 @@ class GeoDiff(Family):
             self._conformers(model, rows, sampler, ctx.stream.child("rows", block)) for block, rows in enumerate(_blocks(graph))
         ]
         position, retried = (np.concatenate(parts) for parts in zip(*blocks, strict=True))
-        return {**given, "position": Ragged(position, graph["z"].offsets), "retried": retried.astype(np.uint8)}
+        return {**given, "position": Ragged(position, graph["z"].offsets), "retried": retried}
 
     def _conformers(self, model: Network, rows: Rows, sampler: GeoDiffSampler, stream: Stream) -> tuple[Array, Array]:
         """Coordinates of the rows' atoms, and which rows needed a second attempt."""
@@ -151,7 +151,7 @@ class GeoDiff(Family):
 
         where, sizes = trainer.device(), np.diff(rows["z"].offsets)
 
-        def attempt(name: str, chosen: Ints, atoms: Ints, clip: float | None) -> tuple[Array, Array]:
+        def attempt(name: str, chosen: Ints, atoms: Ints, clip: float | None) -> tuple[Array, Ints]:
             def draw(k: int) -> Tensor:  # an atom's noise is the same whichever rows are tried
                 noise = stream.child(name, k).generator().standard_normal((len(rows["z"].values), 3), np.float32)
                 return torch.from_numpy(noise[atoms]).to(where)
@@ -159,15 +159,16 @@ class GeoDiff(Family):
             placed = graphs.place(_take(rows, chosen), where)
             with torch.inference_mode():
                 x = sampling.conformers(model, placed, self._alphas(), sampler, draw, clip)
-                return x.cpu().numpy(), sampling.finite(placed, x).cpu().numpy()
+                return x.cpu().numpy(), chosen[sampling.failed(placed, x).cpu().numpy()]
 
-        position, fine = attempt("first", np.arange(len(sizes)), np.arange(sizes.sum()), None)
-        if not fine.all():
-            atoms = np.flatnonzero(np.repeat(~fine, sizes))
-            position[atoms], fine_now = attempt("second", np.flatnonzero(~fine), atoms, RETRY_CLIP)
-            if not fine_now.all():
-                raise ChainEndedError("diverged")
-        return position, ~fine
+        position, failed = attempt("first", np.arange(len(sizes)), np.arange(sizes.sum()), None)
+        retried = np.isin(np.arange(len(sizes)), failed)
+        if len(failed):
+            atoms = np.flatnonzero(np.repeat(retried, sizes))
+            position[atoms], failed = attempt("second", failed, atoms, RETRY_CLIP)
+        if len(failed):
+            raise ChainEndedError("diverged")
+        return position, retried.astype(np.uint8)
 
     def denoising_loss(self, params: Params, rows: Columns, parts: int, ctx: Context) -> Floats:
         """Training loss of each row at one noise level in each of `parts` equal parts of all levels: (rows, parts).
@@ -227,7 +228,7 @@ def _checked(rows: Columns, names: tuple[str, ...]) -> Rows:
             raise DataError(f"geodiff: column {name!r} is {found}; expected {FORMS[name]} per row. Use a source of molecules.")
     chosen = {name: column for name in names if isinstance(column := rows[name], Ragged)}
     for name in ("z", "edge_type"):
-        if (highest := chosen[name].values.max(initial=0)) >= KINDS:  # type: ignore[call-overload]  # of a generic array
+        if (highest := int(chosen[name].values.max(initial=0))) >= KINDS:
             raise DataError(f"geodiff: column {name!r} has a {highest}; expected numbers below {KINDS}.")
     return chosen
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import lru_cache
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from selfloop.types import Ints, Ragged
+from selfloop.types import Array, Ints, Ragged
 
 NEIGHBOURS = 32  # of the radius graph that an atom hears at most, the nearest ones; the published code's number
 
@@ -40,7 +40,7 @@ class Graphs(NamedTuple):
     extended: Tensor  # which pairs are in the extended graph
     kind: Tensor  # (extended,) their edge types, as places in `kinds`
     kinds: Tensor  # edge types there are; the first one is 0, of pairs that are not in the extended graph
-    directions: Directions = Directions(*[torch.empty(0)] * 4)  # of the extended graph
+    directions: Directions  # of the extended graph
 
 
 class Edges(NamedTuple):
@@ -73,15 +73,20 @@ def place(rows: Mapping[str, Ragged], device: torch.device) -> Graphs:
     i, j = edges.values.astype(np.int64).T
     extended = np.repeat(starts, np.diff(edges.offsets)) + j * (j - 1) // 2 + i
     kinds, kind = np.unique(np.append(rows["edge_type"].values, np.uint8(0)), return_inverse=True)
-    atom_rows = np.repeat(np.arange(len(sizes)), sizes)
-    arrays = (z.values.astype(np.int64), atom_rows, sizes, pairs, extended, kind[:-1], kinds.astype(np.int64))
-    on_device = Graphs(*(torch.from_numpy(array).to(device) for array in arrays))
-    return on_device._replace(directions=Directions.of(on_device.pairs[:, on_device.extended], len(z.values)))
+
+    def moved(array: Array) -> Tensor:
+        return torch.from_numpy(array).to(device)
+
+    of_atoms, row, of_pairs = moved(z.values.astype(np.int64)), moved(np.repeat(np.arange(len(sizes)), sizes)), moved(pairs)
+    directions = Directions.of(moved(pairs[:, extended]), len(z.values))
+    types = (moved(kind[:-1]), moved(kinds.astype(np.int64)))
+    return Graphs(of_atoms, row, moved(sizes), of_pairs, moved(extended), *types, directions)
 
 
 def lengths(position: Tensor, pairs: Tensor) -> Tensor:
     """Distance of each pair, ångström."""
-    return (position.index_select(0, pairs[0]) - position.index_select(0, pairs[1])).norm(dim=1)
+    apart = position.index_select(0, pairs[0]) - position.index_select(0, pairs[1])
+    return cast(Tensor, torch.linalg.vector_norm(apart, dim=1))
 
 
 def extended_edges(graphs: Graphs, position: Tensor) -> Edges:
@@ -105,7 +110,7 @@ def edges_within(graphs: Graphs, position: Tensor, cutoff: float) -> Edges:
 
 def _edges(position: Tensor, pairs: Tensor, kind: Tensor, hears: Tensor, radius: int) -> Edges:
     apart = position.index_select(0, pairs[0]) - position.index_select(0, pairs[1])
-    length = apart.norm(dim=1)
+    length = torch.linalg.vector_norm(apart, dim=1)
     return Edges(pairs, kind, length, apart / length[:, None], hears.to(length.dtype), radius)
 
 

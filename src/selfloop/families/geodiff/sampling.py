@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor
@@ -30,7 +30,7 @@ def conformers(
 
     Rows do not touch each other: where one is no longer finite, the others are as without it.
     """
-    x = draw(0) * sigmas(alphas)[-1]
+    x: Tensor = draw(0) * sigmas(alphas)[-1]
     for k, (sigma, move, spread) in enumerate(_steps(alphas, sampler)):
         with_global = sigma < sampler.global_below and sampler.global_weight > 0
         local, around = extended_edges(graphs, x), edges_within(graphs, x, network.cutoff) if with_global else None
@@ -61,7 +61,8 @@ def _steps(alphas: Floats, sampler: GeoDiffSampler) -> Iterator[tuple[float, flo
 def _clipped(vectors: Tensor, limit: float | None) -> Tensor:
     if limit is None:
         return vectors
-    return vectors * (limit / vectors.norm(dim=1, keepdim=True)).clamp(max=1)
+    lengths = cast(Tensor, torch.linalg.vector_norm(vectors, dim=1, keepdim=True))
+    return vectors * (limit / lengths).clamp(max=1)
 
 
 def centred(graphs: Graphs, x: Tensor) -> Tensor:
@@ -70,7 +71,6 @@ def centred(graphs: Graphs, x: Tensor) -> Tensor:
     return x - means[graphs.row]
 
 
-def finite(graphs: Graphs, x: Tensor) -> Tensor:
-    """Which rows are finite."""
-    wrong = (~torch.isfinite(x).all(1)).float()
-    return wrong.new_zeros(len(graphs.sizes)).index_add(0, graphs.row, wrong) == 0
+def failed(graphs: Graphs, x: Tensor) -> Tensor:
+    """Which rows are not finite."""
+    return cast(Tensor, torch.unique(graphs.row[~torch.isfinite(x).all(1)]))
