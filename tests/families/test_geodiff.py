@@ -16,6 +16,7 @@ from selfloop.families.geodiff.network import Network
 from selfloop.families.nn.training import Training
 from selfloop.metrics.denoising import DenoisingLoss, HasDenoisingLoss
 from selfloop.rng import Stream
+from selfloop.spec import read_spec
 from selfloop.types import Ragged, Samples, join_rows, select_rows
 
 HERE = torch.device("cpu")
@@ -605,3 +606,16 @@ def test_training_takes_the_published_momentum():
     rows = chains(6, 9)
     other = replace(SMALL, training=Training(steps=6, batch=4, learning_rate=1e-3, schedule="constant", clip=3e4))
     assert not np.array_equal(fitted(SMALL, rows)["local_head.first.weight"], fitted(other, rows)["local_head.first.weight"])
+
+
+@pytest.mark.parametrize(
+    "preset", ["gerstgrasser2024_geodiff", "gerstgrasser2024_geodiff_qm9", "gerstgrasser2024_geodiff_small"]
+)
+def test_presets_have_the_published_noise_and_the_paper_s_policies(preset):
+    spec = read_spec(preset, [])
+    assert isinstance(spec.family, GeoDiff)
+    assert diffusion.sigmas(spec.family._alphas())[-1] == pytest.approx(12.168, abs=5e-3)
+    assert {"replace", "accumulate", "accumulate_subsample"} <= {policy.name for policy in spec.policies}
+    small = preset.endswith("small")
+    assert (spec.family.hidden, spec.family.levels) == ((32, 100) if small else (128, 5000))
+    assert spec.family.smooth is not preset.endswith("qm9")

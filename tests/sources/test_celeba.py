@@ -142,7 +142,7 @@ def test_impossible_settings_of_celeba_are_refused(tmp_path, settings, sentence)
 
 def test_where_celeba_is_to_be_had_is_said(tmp_path):
     with pytest.raises(DataError, match=r"nowhere does not exist\. Get img_align_celeba\.zip from its authors' page"):
-        CelebA(path=tmp_path / "nowhere")
+        CelebA(path=tmp_path / "nowhere").capacity()
 
 
 @needs("celeba/img_align_celeba.zip")

@@ -24,7 +24,7 @@ AT_ONCE = 2048  # features of a pair times rows that a processor trains on toget
 RETRY_CLIP = 20.0  # longest local vector of an atom at a second attempt, as in the published code
 FORMS = {"z": "uint8", "edges": "uint16[2]", "edge_type": "uint8", "position": "float32[3]"}
 GRAPH = ("z", "edges", "edge_type")
-KINDS = 100  # of atoms and of edges that the network has a place for
+KINDS = 100  # rows of the network's tables of atomic numbers and of edge types
 Method = Literal["langevin", "ddim"]
 Rows = dict[str, Ragged]
 

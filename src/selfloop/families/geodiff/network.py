@@ -13,10 +13,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from selfloop.families.geodiff import lines
+from selfloop.families.geodiff.family import KINDS
 from selfloop.families.geodiff.graphs import Directions, Edges, Graphs
 from selfloop.families.geodiff.lines import Cells
-
-KINDS = 100  # atomic numbers and edge types there is a place for
 
 
 class EdgeEncoder(nn.Module):
