@@ -3,8 +3,8 @@
     python benchmarks/trainer.py
 
 Both loops train the same autoencoder on the same images for the same number of steps, in turns, with equally many
-threads: the plain one with torch's own modules, AdamW and DataLoader. The last part runs each chain in a process of its
-own whose thread variables are set before torch loads.
+threads, each in a process of its own whose thread variables are set before torch loads: the plain one with torch's own
+modules, AdamW and DataLoader.
 """
 
 import os
@@ -102,72 +102,74 @@ def network(name):
     return Vae(**settings)._network((side, side, depth))
 
 
-def seconds(function, *arguments):
-    started = time.perf_counter()
-    function(*arguments)
-    return time.perf_counter() - started
-
-
-def compare_loops(threads):
-    for name, (_, _, steps, _) in NETWORKS.items():
-        for function in (plain, ours):
-            function(name, 3, threads)  # what torch loads at first use
-        times = [[seconds(function, name, steps, threads) for function in (plain, ours)] for _ in range(TURNS)]
-        theirs, mine = (BATCH * steps / min(column) for column in zip(*times, strict=True))
-        print(
-            f"{name:26} on {threads}: plain loop {theirs:7.0f} images/s, selfloop {mine:7.0f} images/s: "
-            f"{mine / theirs:.2f} times as fast",
-            flush=True,
-        )
-
-
-def worker(threads, name, steps, fits):
-    """A chain: gets ready, waits for the word, trains."""
-    ours(name, 3, threads)
+def worker(loop, threads, name, steps, fits):
+    """Trains at every word, once it is ready; a process of its own, since loops that share one share its memory's state."""
+    train = {"plain": plain, "ours": ours}[loop]
+    train(name, 3, threads)  # what torch loads at first use
     print("ready", flush=True)
-    sys.stdin.readline()
-    for _ in range(fits):
-        ours(name, steps, threads)
-    print("done", flush=True)
+    for _ in sys.stdin:
+        for _ in range(fits):
+            train(name, steps, threads)
+        print("done", flush=True)
 
 
-def chains_seconds(processes, threads, name, steps, fits):
-    """Seconds that so many processes at once take for `fits` fits each, start-up not counted."""
+def started(processes, loop, threads, name, steps, fits):
+    """So many ready workers."""
     environment = {**os.environ, **dict.fromkeys(THREAD_VARIABLES, str(threads))}
-    command = [sys.executable, __file__, "--worker", str(threads), name, str(steps), str(fits)]
-    chains = [
+    command = [sys.executable, __file__, "--worker", loop, str(threads), name, str(steps), str(fits)]
+    workers = [
         subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         for _ in range(processes)
     ]
-    for chain in chains:
-        chain.stdout.readline()
-    started = time.perf_counter()
-    for chain in chains:
-        chain.stdin.write("go\n")
-        chain.stdin.flush()
-    for chain in chains:
-        chain.stdout.readline()
-    taken = time.perf_counter() - started
-    for chain in chains:
-        chain.communicate()
-    return taken
+    for each in workers:
+        each.stdout.readline()
+    return workers
 
 
-def compare_threads():
-    for name, (_, _, steps, _) in NETWORKS.items():
-        turns = [(chains_seconds(1, 2, name, steps, 2), chains_seconds(2, 1, name, steps, 1)) for _ in range(TURNS)]
-        sequence, beside = (min(column) for column in zip(*turns, strict=True))
-        print(
-            f"{name:26} two chains in sequence, two threads each {sequence:.2f} s; at once, one thread each {beside:.2f} s: "
-            f"{sequence / beside:.2f} times as fast",
-            flush=True,
-        )
+def seconds(workers):
+    """Seconds that all of them take for their fits, at once."""
+    began = time.perf_counter()
+    for each in workers:
+        each.stdin.write("go\n")
+        each.stdin.flush()
+    for each in workers:
+        each.stdout.readline()
+    return time.perf_counter() - began
+
+
+def best(*rivals):
+    """Each rival's fewest seconds, in turns."""
+    times = [[seconds(workers) for workers in rivals] for _ in range(TURNS)]
+    for each in (each for workers in rivals for each in workers):
+        each.communicate()
+    return [min(column) for column in zip(*times, strict=True)]
+
+
+def compare_loops(name, threads):
+    steps = NETWORKS[name][2]
+    theirs, mine = best(*(started(1, loop, threads, name, steps, 1) for loop in ("plain", "ours")))
+    print(
+        f"{name:26} threads {threads}: plain loop {BATCH * steps / theirs:7.0f} images/s, "
+        f"selfloop {BATCH * steps / mine:7.0f} images/s: {theirs / mine:.2f} times as fast",
+        flush=True,
+    )
+
+
+def compare_chains(name):
+    steps = NETWORKS[name][2]
+    sequence, beside = best(started(1, "ours", 2, name, steps, 2), started(2, "ours", 1, name, steps, 1))
+    print(
+        f"{name:26} two chains in sequence, two threads each {sequence:.2f} s; at once, one thread each {beside:.2f} s: "
+        f"{sequence / beside:.2f} times as fast",
+        flush=True,
+    )
 
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--worker"]:
-        worker(int(sys.argv[2]), sys.argv[3], *map(int, sys.argv[4:]))
+        worker(sys.argv[2], int(sys.argv[3]), sys.argv[4], *map(int, sys.argv[5:]))
     else:
-        for cores in (1, 2):
-            compare_loops(cores)
-        compare_threads()
+        for network_name in NETWORKS:
+            compare_loops(network_name, 1)
+            compare_loops(network_name, 2)
+            compare_chains(network_name)

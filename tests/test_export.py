@@ -30,8 +30,10 @@ from selfloop.families.transformer.finetune import Finetune, Lora
 from selfloop.families.transformer.network import Network
 from selfloop.families.transformer.shape import Shape
 from selfloop.rng import Stream
+from selfloop.sources.molecules import Sdf
 from selfloop.spec import Spec
-from selfloop.types import Columns, Field, Params, Ragged, Samples
+from selfloop.stages import sample
+from selfloop.types import Columns, Field, Params, Ragged, Samples, join_rows
 
 HERE = Context(Stream(("test",)))
 SHAPES = {
@@ -201,6 +203,39 @@ def test_samples_are_written_as_tables_and_lines(tmp_path):
     with pytest.raises(SpecError, match=r"--format: unknown name 'jsnl'. Did you mean 'jsonl'"):
         export_samples(found, tmp_path / "png", "jsnl")
     assert not (tmp_path / "png").exists()
+
+
+def test_molecules_are_written_as_an_sdf_file_that_is_a_source_again(tmp_path):
+    spec = run(
+        Spec(
+            source={"name": "smiles", "molecules": 20, "conformers": 2},
+            family={"name": "geodiff", "hidden": 8, "interactions": 1, "levels": 20, "training": {"steps": 3, "batch": 8}},
+            n=20, generations=1, seeds=1, policies=["replace"], metrics=["denoising_loss"],
+        ),
+        tmp_path / "store",
+    )  # fmt: skip
+    found = find(spec, tmp_path / "store")
+    export_samples(found, tmp_path / "out")
+    rows = found.open(sample)
+    again = join_rows(list(Sdf(path=tmp_path / "out" / "samples.sdf", conformers=2).chunks()))
+    for name in ("z", "charge", "edges", "edge_type"):
+        for part in ("values", "offsets"):
+            assert np.array_equal(getattr(again[name], part), getattr(rows[name], part)), name
+    atoms, first = np.diff(rows["z"].offsets), rows["z"].offsets[:-1]
+    means = np.add.reduceat(rows["position"].values, first) / atoms[:, None]  # a source moves molecules to their centres
+    assert np.allclose(again["position"].values, rows["position"].values - means.repeat(atoms, 0), atol=1e-3)
+    export_samples(found, tmp_path / "lines", "jsonl")
+    line = json.loads((tmp_path / "lines" / "samples.jsonl").read_text().splitlines()[0])
+    assert line["smiles"] == rows["smiles"][np.array([0])].values.tobytes().decode()
+    assert line["z"] == rows["z"].values[: rows["z"].offsets[1]].tolist()
+    with pytest.raises(SpecError, match="--format png: the rows are no images"):
+        export_samples(found, tmp_path / "png", "png")
+
+
+def test_what_is_no_molecule_has_no_sdf_file(tmp_path):
+    found = find(run(tiny.tiny_spec(), tmp_path / "store"), tmp_path / "store", "replace")
+    with pytest.raises(SpecError, match="--format sdf: the rows are no molecules"):
+        export_samples(found, tmp_path / "out", "sdf")
 
 
 def test_parquet_without_its_library_names_the_extra(tmp_path, monkeypatch):

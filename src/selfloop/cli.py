@@ -325,7 +325,7 @@ def export(
     generation: Annotated[int | None, typer.Option(help="Which generation. [default: the last]")] = None,
     what: Annotated[str, typer.Option(help="model, or samples: the rows sampled from it.")] = "model",
     format_: Annotated[
-        str | None, typer.Option("--format", help="Of samples: jsonl, csv, parquet, png or safetensors. [default: what fits]")
+        str | None, typer.Option("--format", help="Of samples: csv, jsonl, parquet, png, sdf, safetensors. [default: by rows]")
     ] = None,
     dtype: Annotated[str, typer.Option(help="Of a transformer's weights: float32 or bfloat16.")] = "float32",
     set_: SetOption = None,

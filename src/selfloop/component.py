@@ -183,6 +183,7 @@ class Family(Component):
     columns: ClassVar[tuple[str, ...]] = ()  # of the rows it models; a source must have them
     metrics: ClassVar[tuple[str, ...]] = ()  # measured when a spec names none; the first is the main one
     sampler: ClassVar[type[Sampler]] = Sampler  # what a [family.sampler] table configures
+    published: ClassVar[str] = ""  # the published model whose settings the defaults are: a report names what a run changed
 
     def at(self, t: int) -> Family:
         """The family as generation t is fitted, where its settings change with t."""

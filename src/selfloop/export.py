@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Set
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -104,14 +104,15 @@ def export_model(found: Found, folder: Path, dtype: str = "float32") -> None:
 
 
 def export_samples(found: Found, folder: Path, format_: str | None = None) -> None:
-    """Write the rows sampled from a model; by default images as PNG, texts as JSON lines and numbers as CSV."""
+    """Write the rows sampled from a model; by default images as PNG, molecules as SDF, texts as JSON lines, numbers as CSV."""
     if format_ is not None and format_ not in FORMATS:
         raise SpecError(unknown_name("--format", format_, FORMATS))
     with _new_folder(folder) as part:
         rows = found.open(sample, sample_curated)
         if isinstance(found.spec.family, Encodes):
             rows = found.spec.family.encoder().decode(rows, cast(Params, found.open(fit)))
-        FORMATS[format_ or _usual(rows)](rows, part)
+        texts = {name for name, kind in found.spec.source.schema().items() if kind.dtype == "utf8"}
+        FORMATS[format_ or _usual(rows)](rows, part, texts)
         _write_card(part, "", f"{count_rows(rows):,} rows sampled from the model of {found.title()}", found.spec)
 
 
@@ -140,6 +141,8 @@ def _new_folder(folder: Path) -> Iterator[Path]:
 def _usual(rows: Columns) -> str:
     if _images(rows) is not None:
         return "png"
+    if _are_molecules(rows):
+        return "sdf"
     return "jsonl" if any(isinstance(column, Ragged) for column in rows.values()) else "csv"
 
 
@@ -149,46 +152,49 @@ def _images(rows: Columns) -> Any:
     return next((c for c in dense if c.dtype == np.uint8 and (c.ndim == 3 or (c.ndim == 4 and c.shape[3] in (1, 3)))), None)
 
 
-def _values(rows: Columns) -> dict[str, list[Any]]:
-    """Columns as plain values; bytes of rows that differ in length are texts."""
+def _are_molecules(rows: Columns) -> bool:
+    return {"z", "charge", "edges", "edge_type", "smiles", "position"} <= rows.keys()
+
+
+def _values(rows: Columns, texts: Set[str]) -> dict[str, list[Any]]:
+    """Columns as plain values, those of `texts` as strings."""
     plain = dict[str, list[Any]]()
     for name, column in rows.items():
         if isinstance(column, Ragged):
             parts = [column.values[a:b] for a, b in zip(column.offsets, column.offsets[1:], strict=False)]
-            text = column.values.dtype == np.uint8
-            plain[name] = [part.tobytes().decode("utf-8", "replace") if text else part.tolist() for part in parts]
+            plain[name] = [part.tobytes().decode("utf-8", "replace") if name in texts else part.tolist() for part in parts]
         else:
             plain[name] = column.tolist()
     return plain
 
 
-def _write_jsonl(rows: Columns, folder: Path) -> None:
-    values = _values(rows)
+def _write_jsonl(rows: Columns, folder: Path, texts: Set[str]) -> None:
+    values = _values(rows, texts)
     with (folder / "samples.jsonl").open("w", encoding="utf-8") as file:
         for row in zip(*values.values(), strict=True):
             file.write(json.dumps(dict(zip(values, row, strict=True)), ensure_ascii=False) + "\n")
 
 
-def _write_table(rows: Columns, folder: Path, kind: str) -> None:
+def _write_table(rows: Columns, folder: Path, texts: Set[str], kind: str) -> None:
     import pandas as pd
 
     if kind == "parquet":
         try:
-            pd.DataFrame(_values(rows)).to_parquet(folder / "samples.parquet", index=False)
+            pd.DataFrame(_values(rows, texts)).to_parquet(folder / "samples.parquet", index=False)
         except ImportError:
             raise missing_extra("--format parquet", "pyarrow") from None
         return
     flat = dict[str, Any]()
     for name, column in rows.items():
         if isinstance(column, Ragged) or column.ndim == 1:
-            flat[name] = _values({name: column})[name]
+            flat[name] = _values({name: column}, texts)[name]
         else:
             parts = column.reshape(len(column), -1)
             flat |= {f"{name}[{i}]": parts[:, i] for i in range(parts.shape[1])}
     pd.DataFrame(flat).to_csv(folder / "samples.csv", index=False)
 
 
-def _write_png(rows: Columns, folder: Path) -> None:
+def _write_png(rows: Columns, folder: Path, texts: Set[str]) -> None:
     from PIL import Image
 
     images = _images(rows)
@@ -198,15 +204,30 @@ def _write_png(rows: Columns, folder: Path) -> None:
         Image.fromarray(image[..., 0] if image.shape[2:] == (1,) else image).save(folder / f"{i:06d}.png")
 
 
+def _write_sdf(rows: Columns, folder: Path, texts: Set[str]) -> None:
+    if not _are_molecules(rows):
+        raise SpecError(f"--format sdf: the rows are no molecules. Choose another of {', '.join(FORMATS)}.")
+    from selfloop.metrics.molecules import molecule_of, ragged_row, require_rdkit, with_conformers
+
+    chem = require_rdkit("--format sdf")
+    with chem.SDWriter(str(folder / "samples.sdf")) as writer:
+        for i in range(count_rows(rows)):
+            mol = with_conformers(molecule_of(rows, i), [ragged_row(rows, "position", i)])
+            for tag in ("_Name", "SMILES"):  # conformers of a molecule belong together, whatever their shape has become
+                mol.SetProp(tag, ragged_row(rows, "smiles", i).tobytes().decode())
+            writer.write(mol)
+
+
 def _write_arrays(columns: Columns, file: Path) -> None:
     with file.open("wb") as opened:
         opened.writelines(packed(columns))
 
 
-FORMATS: dict[str, Callable[[Columns, Path], None]] = {
+FORMATS: dict[str, Callable[[Columns, Path, Set[str]], None]] = {
     "jsonl": _write_jsonl,
     "csv": partial(_write_table, kind="csv"),
     "parquet": partial(_write_table, kind="parquet"),
     "png": _write_png,
-    "safetensors": lambda rows, folder: _write_arrays(rows, folder / "samples.safetensors"),
+    "sdf": _write_sdf,
+    "safetensors": lambda rows, folder, _: _write_arrays(rows, folder / "samples.safetensors"),
 }

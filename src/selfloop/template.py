@@ -112,6 +112,20 @@ def describe_settings(kind: str, name: str) -> tuple[str, list[tuple[str, str, s
     return inspect.getdoc(cls) or "", rows
 
 
+def changed_settings(chosen: Any, prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """(Name, value, default) of every setting of a component that is not its default, those of its tables too."""
+    for f in fields(chosen):
+        yield from _changes(f"{prefix}{f.name}", getattr(chosen, f.name), _default(f))
+
+
+def _changes(name: str, value: Any, default: Any) -> Iterator[tuple[str, Any, Any]]:
+    if _is_settings(default) and type(value) is type(default):
+        for f in fields(value):
+            yield from _changes(f"{name}.{f.name}", getattr(value, f.name), getattr(default, f.name))
+    elif value != default:
+        yield name, value, default
+
+
 def _settings(cls: type[Any], prefix: str, chosen: Any) -> Iterator[tuple[str, str, str, str]]:
     """The fields of a class; their defaults are those of `chosen`, where a component sets others than the class."""
     comments, hints = _comments(cls), get_type_hints(cls)

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -234,7 +235,14 @@ def test_the_parameter_average_becomes_the_model():
         return trainer.fit(task, settings, Context(Stream()), {"weight": np.zeros((1, 1))})["weight"].item()
 
     assert fitted(None) == pytest.approx(0.2, abs=1e-3)  # far from the optimum AdamW's steps have the learning rate's size
-    assert fitted(0.5) == pytest.approx(0.25 * 0 + 0.25 * 0.1 + 0.5 * 0.2, abs=1e-3)
+    assert fitted(0.5) == pytest.approx((0.25 * 0.1 + 0.5 * 0.2) / 0.75, abs=1e-3)  # nothing of where it began
+
+
+def test_cudnn_stays_on_in_a_fit():
+    seen, task = [], linear_regression(np.ones(40), np.full(40, 9.0))
+    loss = lambda *given: (seen.append(torch.backends.cudnn.enabled), task.loss(*given))[1]  # noqa: E731
+    trainer.fit(replace(task, loss=loss), Training(steps=1), Context(Stream()), None)
+    assert seen == [torch.backends.cudnn.enabled]
 
 
 def test_a_fit_can_begin_from_another_models_parameters(whole):

@@ -37,7 +37,7 @@ from selfloop.runtime import is_ensemble, runs_on_rows
 from selfloop.spec import Spec
 from selfloop.stats.value import value_of_real
 from selfloop.store import Usage
-from selfloop.template import spec_text
+from selfloop.template import changed_settings, spec_text
 from selfloop.theory.laws import predictions
 from selfloop.types import Floats
 
@@ -248,6 +248,7 @@ def _steps(point: Spec, stage: Stage) -> float:
 def _notes(result: Result) -> Iterator[str]:
     if result.shared.computed or result.shared.reused:
         yield "Costs: generation 1, which all policies share, is counted with the first one."
+    yield from _departures(result.spec)
     sizes = [point.n for point in result.points.values()]
     if len(set(sizes)) > 1:
         yield f"The training data are shown for n = {sizes[0]:,}; rows grow with n, real mass and data age do not."
@@ -271,3 +272,12 @@ def _notes(result: Result) -> Iterator[str]:
             if left < len(point.seeds):
                 why = ", ".join(sorted(result.statuses(label, axes)))
                 yield f"{label}{where}: {left} of {len(point.seeds)} chains are left at the end ({why})."
+
+
+def _departures(spec: Spec) -> Iterator[str]:
+    """Which settings of a published model a run changed."""
+    family = spec.family
+    changes = [*changed_settings(family), *changed_settings(spec.sampler, "sampler.")] if family.published else []
+    if changes:
+        said = ", ".join(f"{name} {value} ({'not set' if default is None else default})" for name, value, default in changes)
+        yield f"The defaults of {family.name} are {family.published}. This run has others (defaults in brackets): {said}."

@@ -4,8 +4,9 @@ All methods follow dx = x_0 d(signal) + e d(noise), with the image x_0 and the n
 To first order that is DDIM (Song et al. 2020, 2010.02502, eq. 12), and Euler's method on a straight path; `heun` averages
 x_0 and e over both ends of a step; `ancestral` swaps part of e for fresh noise, DDPM's posterior variance.
 
-Few first-order steps lose spread: with an exact denoiser of Gaussian pixels of deviation 0.25, 20 equal DDIM steps of the
-linear schedule keep 75 % of it, and 10 quadratic steps of `heun` (19 calls of the network) 103 %.
+Few steps change the spread: with an exact denoiser of Gaussian pixels of deviation 0.25, 20 equal DDIM steps of the linear
+schedule keep 75 % of it. 20 quadratic steps of `heun` (39 calls of the network) are within 2 % of it for deviations from
+0.05 to 0.5 on all three paths, 10 between 87 % and 106 %; 20 of DPM-Solver++ (2M) would be between 93 % and 108 %.
 """
 
 from __future__ import annotations

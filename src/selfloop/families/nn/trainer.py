@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from itertools import chain
 from typing import cast
 
 import numpy as np
@@ -76,7 +75,8 @@ def fit(task: Task, training: Training, ctx: Context, start: Params | None) -> d
     if start is not None:
         load(task.model, start)
     batch_of = _batches(ctx.stream.child("order"), rows, size)
-    deterministic = torch.backends.cudnn.flags(deterministic=True, benchmark=False)
+    cudnn = torch.backends.cudnn
+    deterministic = cudnn.flags(cudnn.enabled, deterministic=True, benchmark=False, allow_tf32=cudnn.allow_tf32)
     with seeded(ctx.stream), deterministic, ThreadPoolExecutor(task.threads) as pool:
         state = _State(task, training, steps, pool)
         saver = _Saver(state, ctx, rows)
@@ -137,17 +137,18 @@ class _State:
             for decay in sorted(set(decays), reverse=True)
         ]
         self.losses = torch.zeros(steps, device=device())
-        self.others = [[torch.zeros_like(p) for p in trainable] for _ in range(task.threads - 1)]  # gradients of other threads
 
     def advance(self, step: int, indices: Tensor, rate: float) -> None:
         gradients = [group.gradient for group in self.groups]
-        torch._foreach_zero_([*gradients, *chain.from_iterable(self.others)])
+        torch._foreach_zero_(gradients)
         noise = () if self.task.noise is None else (self.task.noise(len(indices)),)
         own, *rest = zip(*(each.chunk(self.task.threads) for each in (indices, *noise)), strict=True)
-        calls = [self.pool.submit(self._add, share, len(indices), into) for share, into in zip(rest, self.others, strict=False)]
-        losses = [self._add(own, len(indices), None), *(call.result() for call in calls)]
-        for others in self.others:  # in this order, whoever was first
+        calls = [self.pool.submit(self._gradients, share, len(indices)) for share in rest]
+        losses = [self._add(own, len(indices))]
+        for call in calls:  # in this order, whoever was first
+            loss, others = call.result()
             torch._foreach_add_([cast(Tensor, p.grad) for p in self.trainable], others)
+            losses.append(loss)
         if self.training.clip is not None:
             norm = torch.stack([gradient.norm() for gradient in gradients]).norm()
             torch._foreach_mul_(gradients, (self.training.clip / norm).clamp(max=1.0))
@@ -155,19 +156,30 @@ class _State:
             group.advance(rate)
         self.losses[step] = torch.stack(losses).sum()
 
-    def _add(self, share: tuple[Tensor, ...], size: int, into: list[Tensor] | None) -> Tensor:
-        """Add the gradients of a share of a batch of `size` rows to the parameters' own, or `into`; the share's loss."""
-        total = torch.zeros((), device=device())
+    def _losses(self, share: tuple[Tensor, ...], size: int) -> Iterator[Tensor]:
+        """Losses of the parts of a share of a batch of `size` rows, which add up to their mean over the batch."""
         for part in zip(*(torch.split(each, self.task.at_once or len(each)) for each in share), strict=True):
             with precision(self.training, self.task.model):
                 losses = self.task.loss(*part)
-            loss = torch.dot(losses.float(), self.weights[part[0]]) / size
-            if into is None:
-                loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
-            else:
-                torch._foreach_add_(into, torch.autograd.grad(loss, self.trainable))
+            yield torch.dot(losses.float(), self.weights[part[0]]) / size
+
+    def _add(self, share: tuple[Tensor, ...], size: int) -> Tensor:
+        """Add the gradients of a share of a batch to the parameters' own; the share's loss."""
+        total = torch.zeros((), device=device())
+        for loss in self._losses(share, size):
+            loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
             total += loss.detach()
         return total
+
+    def _gradients(self, share: tuple[Tensor, ...], size: int) -> tuple[Tensor, Sequence[Tensor]]:
+        """Loss and gradients of a share of a batch, apart from the parameters' own."""
+        total = torch.zeros((), device=device())
+        gradients: Sequence[Tensor] = ()
+        for loss in self._losses(share, size):
+            found = torch.autograd.grad(loss, self.trainable)
+            gradients = torch._foreach_add(gradients, found) if gradients else found
+            total += loss.detach()
+        return total, gradients
 
     def check(self, step: int) -> None:
         if not all(torch.isfinite(tensor).all() for tensor in (self.losses[step], *(group.vector for group in self.groups))):
@@ -180,8 +192,7 @@ class _State:
 
     def arrays(self) -> dict[str, Array]:
         for group in self.groups:
-            if group.average is not None:
-                group.vector.copy_(group.average)  # the network's parameters are views of the vector
+            group.take_average()
         return {name: tensor.cpu().numpy().copy() for name, tensor in self.task.model.state_dict().items()}
 
     def tensors(self) -> dict[str, Tensor]:
@@ -203,7 +214,7 @@ class _Group:
         self.gradient, self.first, self.second = (torch.zeros_like(self.vector) for _ in range(3))
         self.step = torch.zeros((), device=self.vector.device)
         self.ema, self.beta1, self.beta2 = training.ema, training.beta1, training.beta2
-        self.average = None if training.ema is None else self.vector.clone()
+        self.average = None if training.ema is None else torch.zeros_like(self.vector)
         ends = np.cumsum([p.numel() for p in parameters]).tolist()
         for p, end in zip(parameters, ends, strict=True):
             p.data = self.vector[end - p.numel() : end].view(p.shape)
@@ -228,6 +239,11 @@ class _Group:
         )
         if self.average is not None and self.ema is not None:
             self.average.lerp_(self.vector, 1 - self.ema)
+
+    def take_average(self) -> None:
+        """Put the average in place of the last parameters: of the steps taken, without the parameters there were before."""
+        if self.average is not None and self.ema is not None:
+            self.vector.copy_(self.average / (1 - self.ema**self.step))  # the network's parameters are views of the vector
 
     def tensors(self) -> dict[str, Tensor]:
         average = {} if self.average is None else {"average": self.average}
