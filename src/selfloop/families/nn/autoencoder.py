@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal
@@ -13,8 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from selfloop.errors import DataError
 from selfloop.families.nn.strided import Double, Halve
-from selfloop.types import Column, Samples
+from selfloop.types import Column, Columns, Ragged, Samples
 
 IN_MEMORY_BYTES = 2 << 30  # more rows than this are gathered batch by batch from their files
 BIN = 1 / 255  # width of a grey level
@@ -104,6 +105,23 @@ def log_weights(
     reconstruction = likelihood.loss(model.decode(latents.flatten(0, 1)), copies).view(noise.shape[:2])
     ratio = 0.5 * (noise.square() + log_variance - latents.square()).sum(2)  # log p(z) / q(z | x)
     return ratio - reconstruction - likelihood.constant(images[0].numel())
+
+
+def shape_of(family: str, rows: Columns) -> tuple[int, ...]:
+    """Shape of one image; DataError when the rows are no images."""
+    images = rows.get("image")
+    if images is None or isinstance(images, Ragged):
+        raise DataError(f"{family}: the rows have columns {', '.join(rows)}; expected a column 'image' of equal-sized images.")
+    if images.dtype != np.uint8 or images.ndim not in (3, 4):
+        found = f"{images.dtype}[{', '.join(map(str, images.shape[1:]))}]"
+        raise DataError(f"{family}: column 'image' is {found}; expected uint8[height, width] or uint8[height, width, depth].")
+    return tuple(images.shape[1:])
+
+
+def height_width_depth(shape: Sequence[int]) -> tuple[int, int, int]:
+    """The shape of an image, whose depth is 1 where it has none."""
+    height, width, depth = (*shape, 1)[:3]
+    return int(height), int(width), int(depth)
 
 
 def as_tensor(images: Column) -> Tensor:

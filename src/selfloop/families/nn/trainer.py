@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import cast
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -24,6 +24,7 @@ from selfloop.types import Array, Floats, Params
 
 CHECK_EVERY = 50  # steps; a loss that is not finite stays so, and looking at it each step would stall a GPU
 CURVE_POINTS = 100
+Network = TypeVar("Network", bound=nn.Module)
 FACTS = "training/"  # prefix of what a model's arrays say about its fit
 
 
@@ -106,6 +107,15 @@ def load(model: nn.Module, params: Params) -> None:
             tensor.copy_(torch.tensor(found[name]))
 
 
+def loaded(make: Callable[[], Network], params: Params, ctx: Context) -> Network:
+    """The network that `make` builds with a fit's arrays, for use."""
+    torch.set_num_threads(ctx.threads)
+    with seeded(ctx.stream):  # its first parameters are replaced; torch's own random state must not notice
+        model = make()
+    load(model, params)
+    return model.to(device()).eval()
+
+
 def _batches(stream: Stream, rows: int, size: int) -> Callable[[int], Tensor]:
     """Row indices of any step: an endless chain of permutations cut into batches of equal size (at most `rows`)."""
 
@@ -130,53 +140,40 @@ class _State:
     def __init__(self, task: Task, training: Training, steps: int, pool: ThreadPoolExecutor) -> None:
         self.task, self.training, self.pool = task, training, pool
         self.weights = torch.from_numpy(task.weights).float().to(device())
-        self.trainable = trainable = [p for p in task.model.parameters() if p.requires_grad]
-        decays = [training.weight_decay if p.ndim >= 2 else 0.0 for p in trainable]
+        self.trainable = [p for p in task.model.parameters() if p.requires_grad]
+        decays = [training.weight_decay if p.ndim >= 2 else 0.0 for p in self.trainable]
         self.groups = [
-            _Group([p for p, its in zip(trainable, decays, strict=True) if its == decay], decay, training)
+            _Group(self.trainable, [i for i, its in enumerate(decays) if its == decay], decay, training)
             for decay in sorted(set(decays), reverse=True)
         ]
         self.losses = torch.zeros(steps, device=device())
 
     def advance(self, step: int, indices: Tensor, rate: float) -> None:
-        gradients = [group.gradient for group in self.groups]
-        torch._foreach_zero_(gradients)
         noise = () if self.task.noise is None else (self.task.noise(len(indices)),)
         own, *rest = zip(*(each.chunk(self.task.threads) for each in (indices, *noise)), strict=True)
         calls = [self.pool.submit(self._gradients, share, len(indices)) for share in rest]
-        losses = [self._add(own, len(indices))]
-        for call in calls:  # in this order, whoever was first
-            loss, others = call.result()
-            torch._foreach_add_([cast(Tensor, p.grad) for p in self.trainable], others)
-            losses.append(loss)
-        if self.training.clip is not None:
-            norm = torch.stack([gradient.norm() for gradient in gradients]).norm()
-            torch._foreach_mul_(gradients, (self.training.clip / norm).clamp(max=1.0))
+        loss, gradients = self._gradients(own, len(indices))
+        for more, others in (call.result() for call in calls):  # in this order, whoever was first
+            loss, gradients = loss + more, torch._foreach_add(gradients, others)
         for group in self.groups:
-            group.advance(rate)
-        self.losses[step] = torch.stack(losses).sum()
+            group.take(gradients)
+        scale = None
+        if self.training.clip is not None:
+            norm = torch.stack([group.gradient.norm() for group in self.groups]).norm()
+            scale = (norm / self.training.clip).clamp(min=1.0)
+        for group in self.groups:
+            group.advance(rate, scale)
+        self.losses[step] = loss
 
-    def _losses(self, share: tuple[Tensor, ...], size: int) -> Iterator[Tensor]:
-        """Losses of the parts of a share of a batch of `size` rows, which add up to their mean over the batch."""
+    def _gradients(self, share: tuple[Tensor, ...], size: int) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Loss and gradients of a share of a batch of `size` rows, as it adds to their mean over the batch."""
+        total = torch.zeros((), device=device())
+        gradients: tuple[Tensor, ...] = ()
         for part in zip(*(torch.split(each, self.task.at_once or len(each)) for each in share), strict=True):
             with precision(self.training, self.task.model):
                 losses = self.task.loss(*part)
-            yield torch.dot(losses.float(), self.weights[part[0]]) / size
-
-    def _add(self, share: tuple[Tensor, ...], size: int) -> Tensor:
-        """Add the gradients of a share of a batch to the parameters' own; the share's loss."""
-        total = torch.zeros((), device=device())
-        for loss in self._losses(share, size):
-            loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
-            total += loss.detach()
-        return total
-
-    def _gradients(self, share: tuple[Tensor, ...], size: int) -> tuple[Tensor, Sequence[Tensor]]:
-        """Loss and gradients of a share of a batch, apart from the parameters' own."""
-        total = torch.zeros((), device=device())
-        gradients: Sequence[Tensor] = ()
-        for loss in self._losses(share, size):
-            found = torch.autograd.grad(loss, self.trainable)
+            loss = torch.dot(losses.float(), self.weights[part[0]]) / size
+            found = torch.autograd.grad(loss, self.trainable, materialize_grads=True)
             gradients = torch._foreach_add(gradients, found) if gradients else found
             total += loss.detach()
         return total, gradients
@@ -206,10 +203,11 @@ class _State:
 
 
 class _Group:
-    """Parameters with the same weight decay: views of one vector, as their gradients are of another."""
+    """Parameters with the same weight decay, those of the numbers `chosen`: views of one vector."""
 
-    def __init__(self, parameters: list[nn.Parameter], decay: float, training: Training) -> None:
-        self.decay = decay
+    def __init__(self, trainable: Sequence[nn.Parameter], chosen: Sequence[int], decay: float, training: Training) -> None:
+        self.chosen, self.decay = chosen, decay
+        parameters = [trainable[i] for i in chosen]
         self.vector = torch.cat([p.detach().reshape(-1) for p in parameters])
         self.gradient, self.first, self.second = (torch.zeros_like(self.vector) for _ in range(3))
         self.step = torch.zeros((), device=self.vector.device)
@@ -218,9 +216,13 @@ class _Group:
         ends = np.cumsum([p.numel() for p in parameters]).tolist()
         for p, end in zip(parameters, ends, strict=True):
             p.data = self.vector[end - p.numel() : end].view(p.shape)
-            p.grad = self.gradient[end - p.numel() : end].view(p.shape)
 
-    def advance(self, rate: float) -> None:
+    def take(self, gradients: Sequence[Tensor]) -> None:
+        """Put its parameters' gradients, out of all, into the one vector."""
+        torch.cat([gradients[i].reshape(-1) for i in self.chosen], out=self.gradient)
+
+    def advance(self, rate: float, scale: Tensor | None) -> None:
+        """A step of AdamW along the gradient divided by `scale`."""
         adamw(
             [self.vector],
             [self.gradient],
@@ -229,6 +231,7 @@ class _Group:
             [],
             [self.step],
             fused=True,
+            grad_scale=scale,
             amsgrad=False,
             beta1=self.beta1,
             beta2=self.beta2,
