@@ -40,9 +40,7 @@ class ChainEndedError(Exception):
 
 
 # library -> the extra of ours that brings it
-EXTRAS = {"datasets": "hub", "pyarrow": "hub", "peft": "lora", "diffusers": "images"} | dict.fromkeys(
-    ("rdkit", "torch_geometric"), "molecules"
-)
+EXTRAS = {"datasets": "hub", "pyarrow": "hub", "peft": "lora", "diffusers": "images", "rdkit": "molecules"}
 
 
 def missing_extra(where: str, library: str) -> MissingExtraError:
