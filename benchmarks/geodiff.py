@@ -30,6 +30,7 @@ from selfloop.component import Context
 from selfloop.families.geodiff import diffusion
 from selfloop.families.geodiff.family import GeoDiff, GeoDiffSampler
 from selfloop.rng import Stream
+from selfloop.sources.molecular_graph import graph_of
 from selfloop.types import Ragged, Samples
 
 CONTEXT = Context(Stream(("benchmark",)))
@@ -58,17 +59,9 @@ def molecules():
 
 def rows_of(molecules):
     """The rows that our sources give."""
-    columns = {"z": [], "edges": [], "edge_type": [], "position": []}
-    for molecule in molecules:
-        apart = Chem.GetDistanceMatrix(molecule)
-        i, j = np.nonzero(np.triu((apart > 0) & (apart <= 3)))
-        bonds = {(b.GetBeginAtomIdx(), b.GetEndAtomIdx()): int(b.GetBondType()) for b in molecule.GetBonds()}
-        bonds |= {(j, i): kind for (i, j), kind in bonds.items()}
-        kinds = [bonds.get((a, b), 21 + int(apart[a, b])) for a, b in zip(i.tolist(), j.tolist(), strict=True)]
-        columns["z"].append(np.array([atom.GetAtomicNum() for atom in molecule.GetAtoms()], np.uint8))
-        columns["edges"].append(np.stack([i, j], 1).astype(np.uint16))
-        columns["edge_type"].append(np.array(kinds, np.uint8))
-        columns["position"].append(molecule.GetConformer().GetPositions().astype(np.float32))
+    graphs = [graph_of(molecule) for molecule in molecules]
+    columns = {name: [getattr(graph, name) for graph in graphs] for name in ("z", "edges", "edge_type")}
+    columns["position"] = [molecule.GetConformer().GetPositions().astype(np.float32) for molecule in molecules]
     return {name: Ragged(np.concatenate(c), np.cumsum([0, *map(len, c)])) for name, c in columns.items()}
 
 

@@ -5,16 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
 from hypothesis import given
 
+import selfloop
 import tiny
-from selfloop.component import Context, Policy, Sampler
+from selfloop.component import Context, Family, Policy, Sampler
+from selfloop.errors import DataError
 from selfloop.plugins import BUILT_IN, component_class
-from selfloop.spec import component
+from selfloop.sources.images import Digits
+from selfloop.spec import Spec, component
 from selfloop.testing import check_family, check_policy, check_source
 from selfloop.types import Columns, Params, Samples
 from test_policies import STRATEGIES, policies
@@ -57,6 +60,11 @@ def test_every_family_keeps_its_contract(name: str) -> None:
     check_family(component("family", family, "family"), component("source", source, "source"), n=60)
 
 
+@pytest.mark.parametrize("name", ["vae", "image_diffusion"])
+def test_columns_that_a_family_does_not_model_may_be_missing_in_what_it_samples(name: str) -> None:
+    check_family(component("family", FAMILIES[name][0], "family"), Digits(labels=True), n=60)
+
+
 def test_every_built_in_is_checked() -> None:
     assert set(FAMILIES) | BASES == set(BUILT_IN["family"])
     assert set(STRATEGIES) == set(BUILT_IN["policy"])
@@ -66,6 +74,45 @@ def test_every_built_in_is_checked() -> None:
 def test_components_of_a_user_s_own_pass() -> None:
     check_source(tiny.Ticks())
     check_family(tiny.Mean(), tiny.Ticks())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Own(Family):
+    """The mean image, over and over; of labels it knows nothing."""
+
+    name: ClassVar[str] = "own"
+    columns: ClassVar[tuple[str, ...]] = ("image",)
+    less: int = 0  # rows that it forgets
+    column: str = "image"
+
+    def fit(self, data: Samples, ctx: Context, start: Params | None) -> Params:
+        return {"mean": np.asarray(data.all()["image"]).mean(axis=0)}
+
+    def sample(self, params: Params, n: int, sampler: Sampler, given: Columns, ctx: Context) -> Columns:
+        return {self.column: np.repeat(params["mean"].astype(np.uint8)[None], n - self.less, axis=0)}
+
+
+def own(family: Own) -> Spec:
+    return Spec(source=Digits(labels=True), family=family, n=20, holdout=5, generations=3, seeds=1,
+                policies=("replace", "accumulate", "fresh"), metrics=("pixel_spread",))  # fmt: skip
+
+
+def test_a_family_of_a_user_s_own_trains_on_real_and_sampled_rows_that_differ_in_other_columns(tmp_path: Path) -> None:
+    check_family(Own(), Digits(labels=True))
+    curves = selfloop.run(own(Own()), tmp_path).curves()
+    assert all(np.isfinite(curves[policy]["pixel_spread"]).all() for policy in ("replace", "accumulate", "fresh"))
+
+
+@pytest.mark.parametrize(
+    ("family", "says"),
+    [
+        (Own(less=1), r"family\.own: sample gave 19 rows; 20 were asked for"),
+        (Own(column="picture"), r"family\.own: sample gave columns picture; expected image"),
+    ],
+)
+def test_rows_that_a_family_should_not_have_sampled_are_a_sentence(family: Own, says: str, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=says):
+        selfloop.run(own(family), tmp_path)
 
 
 @dataclass(frozen=True, kw_only=True)

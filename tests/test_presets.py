@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import pytest
 import torch
 
+import selfloop
 from selfloop.families.transformer.family import Transformer
 from selfloop.families.transformer.network import Network
 from selfloop.sources.hub import HubText
 from selfloop.sources.text import TinyStories
 from selfloop.spec import read_spec
 
+PRESETS = Path(selfloop.__file__).parent / "presets"
+WORDS = {"MNIST"}  # in capitals that are meant so
 COUNTS = {
     "gerstgrasser2024_gpt2_9m": 8_890_880,
     "gerstgrasser2024_llama_12m": 12_488_960,
@@ -30,6 +36,12 @@ def parameters(preset: str, changes: list[str] | None = None) -> int:
 def test_a_preset_s_model_has_the_paper_s_parameter_count(preset: str, count: int) -> None:
     assert parameters(preset) == count
     assert parameters(preset, ["family.context=1024", "family.vocab=8001"]) != count
+
+
+def test_no_preset_says_what_is_still_to_be_filled_in() -> None:
+    found = {path.name: re.findall(r"\b[A-Z_]{5,}\b", path.read_text()) for path in PRESETS.glob("*.toml")}
+    assert len(found) > 30
+    assert {name: set(words) - WORDS for name, words in found.items() if set(words) - WORDS} == {}
 
 
 @pytest.mark.parametrize("preset", [*COUNTS, "kazdan2025_gemma"])

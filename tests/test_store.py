@@ -63,6 +63,14 @@ def echo(*arguments: Any) -> int:
     return len(arguments)
 
 
+@stage(version=1)
+def leave_out(ctx: Context) -> int:
+    """A number, with a warning of ours and one of a library's."""
+    warnings.warn_explicit("left out 1 row", UserWarning, "selfloop/sources/any.py", 1)
+    warnings.warn_explicit("deprecated", UserWarning, "torch/any.py", 1)
+    return 1
+
+
 @dataclass(frozen=True, kw_only=True)
 class Knob(Component):
     """A setting."""
@@ -73,6 +81,15 @@ class Knob(Component):
 
 def rows_of(store: Path, **changes: Any) -> list[Row]:
     return list(stream(tiny.tiny_spec(**changes), store))
+
+
+def test_what_a_stage_warned_of_is_said_again_when_it_is_reused(tmp_path):
+    first, again = Store(tmp_path), Store(tmp_path)
+    with pytest.warns(UserWarning, match="left out 1 row"):
+        first.step(leave_out, CTX)
+    again.step(leave_out, CTX)
+    assert again.usage.computed == 0
+    assert list(first.usage.said) == list(again.usage.said) == ["left out 1 row"]
 
 
 # keys

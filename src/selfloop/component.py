@@ -182,6 +182,7 @@ class Family(Component):
 
     columns: ClassVar[tuple[str, ...]] = ()  # of the rows it models; a source must have them
     metrics: ClassVar[tuple[str, ...]] = ()  # measured when a spec names none; the first is the main one
+    units: ClassVar[Mapping[str, str]] = {}  # of metrics that it measures in units of its own
     sampler: ClassVar[type[Sampler]] = Sampler  # what a [family.sampler] table configures
     published: ClassVar[str] = ""  # the published model whose settings the defaults are: a report names what a run changed
 
@@ -194,7 +195,7 @@ class Family(Component):
         raise NotImplementedError
 
     def sample(self, params: Params, n: int, sampler: Sampler, given: Columns, ctx: Context) -> Columns:
-        """n rows of the model, with the columns of the source."""
+        """n rows of the model, with at least `columns`, typed as the source's; a fit gets the columns that all batches have."""
         raise NotImplementedError
 
 

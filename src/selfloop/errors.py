@@ -74,12 +74,17 @@ def unknown_name(where: str, found: str, allowed: Iterable[str]) -> str:
     return f"{where}: unknown name {found!r}.{hint} Allowed: {', '.join(names) or 'none'}."
 
 
+def is_ours(category: type[Warning], filename: str) -> bool:
+    """Is a warning one of this package's own?"""
+    return category is UserWarning and "selfloop" in Path(filename).parts
+
+
 def show_warnings_plainly() -> None:
     """From here on this process shows our own warnings as a sentence, without the line of code they come from."""
     usual = warnings.showwarning
 
     def show(message: Warning | str, category: type[Warning], filename: str, lineno: int, *rest: Any) -> None:
-        if category is UserWarning and "selfloop" in Path(filename).parts:
+        if is_ours(category, filename):
             sys.stderr.write(f"selfloop: {message}\n")
         else:
             usual(message, category, filename, lineno, *rest)

@@ -83,7 +83,7 @@ BUILT_IN: dict[str, dict[str, str]] = {
         "log_likelihood": "selfloop.metrics.images:LogLikelihood",
         "denoising_loss": "selfloop.metrics.denoising:DenoisingLoss",
         "pixel_spread": "selfloop.metrics.images:PixelSpread",
-        "frechet": "selfloop.metrics.images:Frechet",
+        "frechet": "selfloop.metrics.image_distances:Frechet",
         "feature_frechet": "selfloop.metrics.image_distances:FeatureFrechet",
         "kernel_distance": "selfloop.metrics.image_distances:KernelDistance",
         "precision": "selfloop.metrics.neighbours:Precision",

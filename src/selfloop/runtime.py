@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from heapq import heapreplace
 from itertools import groupby
 from pathlib import Path
-from typing import cast
+from typing import Protocol, cast, runtime_checkable
 
 import numpy as np
 from threadpoolctl import threadpool_limits
@@ -25,6 +25,7 @@ from selfloop.component import (
     MeasuresEnsemble,
     Policy,
     Relabels,
+    Sampler,
     Source,
     Sufficient,
 )
@@ -41,6 +42,13 @@ from selfloop.worlds import Chain, StoredWorld
 DOUBLED = 1.6  # times as fast with twice the threads: small convolutions hardly gain, transformers 1.9
 LIVE_BYTES = 1 << 30  # rows an ensemble may hold at once; more seeds are run one group after another
 Progress = Callable[[int, int], None]
+
+
+@runtime_checkable
+class Checks(Protocol):
+    """A family or metric that not every source and sampler suits: `check` raises SpecError, before any work."""
+
+    def check(self, source: Source, sampler: Sampler) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,6 +142,9 @@ def _check_abilities(spec: Spec) -> None:
     """Do source, family and metrics go together?"""
     family, source = spec.family, spec.source
     check_pair(family, source)
+    for part in (family, *spec.metrics):
+        if isinstance(part, Checks):
+            part.check(source, spec.sampler)
     truth = source.truth(Context(Stream(("probe",))))
     for metric in spec.metrics:
         for ability in metric.needs:
@@ -143,7 +154,8 @@ def _check_abilities(spec: Spec) -> None:
                     "Drop the metric or choose another family."
                 )
         if metric.on_holdout and not spec.holdout:
-            raise SpecError(f"holdout: got 0; metric {metric.name!r} is measured on held-out real rows. Set some aside.")
+            how = "Set some aside." if source.holdout() is None else f"Change the split of source {source.name}."
+            raise SpecError(f"holdout: got 0; metric {metric.name!r} is measured on held-out real rows. {how}")
         if unknown := set(metric.compares) - set(truth):
             raise SpecError(
                 f"metrics: {metric.name!r} compares with the true {', '.join(sorted(unknown))}, which {source.name} does not "

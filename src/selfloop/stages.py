@@ -99,7 +99,9 @@ def choose(source: Corpus, corpus: Columns, first: int, n: int, ctx: Context) ->
         order = source.order(ctx)
         order = order[order < count_rows(corpus)]  # rows that turned out damaged and were skipped are not there
     if first + n > len(order):
-        raise DataError(f"source: rows {first} to {first + n - 1} were asked for; there are {len(order)}. Lower n or holdout.")
+        lost = (cast(Source, source).capacity() or 0) - len(order)
+        why = f", as {lost} of its rows cannot be used" if lost > 0 else ""
+        raise DataError(f"source: rows {first} to {first + n - 1} were asked for; there are {len(order)}{why}. Lower n.")
     return gathered(corpus, order[first : first + n], ctx.scratch)
 
 
@@ -150,6 +152,17 @@ def load_params(path: Path) -> Params:
         raise DataError(f"start: {path} is no safetensors file. Give a model's file, 'scratch' or 'previous'.") from problem
 
 
+Takes = tuple[tuple[Columns, Ints | None, float], ...]
+
+
+def _alike(family: Family, taken: Takes) -> Takes:
+    """The takes with the columns that all of them have: real rows may have labels, and sampled ones none."""
+    shared = [name for name in taken[0][0] if all(name in rows for rows, _, _ in taken)]
+    if not shared:
+        raise DataError(f"family.{family.name}: the rows it samples have no column of the source. Correct its `sample`.")
+    return tuple(({name: rows[name] for name in shared}, chosen, weight) for rows, chosen, weight in taken)
+
+
 @stage(version=1)
 def fit(
     family: Family,
@@ -175,7 +188,7 @@ def fit(
         if indices is None or len(indices)
     )
     start, learned = begin
-    params = family.fit(Samples(taken, learned or {}), ctx, start)
+    params = family.fit(Samples(_alike(family, taken), learned or {}), ctx, start)
     if any(np.issubdtype(np.asarray(array).dtype, np.floating) and not np.isfinite(array).all() for array in params.values()):
         raise ChainEndedError("diverged")
     return params
@@ -184,7 +197,20 @@ def fit(
 @stage(version=1)
 def sample(family: Family, params: Params, n: int, sampler: Sampler, given: Columns | None, ctx: Context) -> Columns:
     """n rows of a model."""
-    return family.sample(params, n, sampler, given or {}, ctx)
+    return _sampled((family, params, sampler), n, given, ctx)
+
+
+def _sampled(model: tuple[Family, Params, Sampler], n: int, given: Columns | None, ctx: Context) -> Columns:
+    """n rows of a model; DataError when its family gives another number of them, or lacks a column that it models."""
+    family, params, sampler = model
+    rows = family.sample(params, n, sampler, given or {}, ctx)
+    if wrong := {len(column) for column in rows.values()} - {n}:
+        raise DataError(f"family.{family.name}: sample gave {wrong.pop()} rows; {n} were asked for. Correct its `sample`.")
+    missing = () if isinstance(family, Encodes) else set(family.columns) - set(rows)
+    if missing or not rows:
+        expected = ", ".join(family.columns) or "those of the source"
+        raise DataError(f"family.{family.name}: sample gave columns {', '.join(rows) or 'none'}; expected {expected}.")
+    return rows
 
 
 @stage(version=1)
@@ -201,11 +227,11 @@ def sample_curated(
     Curators see rows as the source gives them: encoded ones are decoded, and what is kept is encoded again, whole: a text
     that was cut at the longest row's length then counts as one that ended there.
     """
-    (family, params, sampler), kept = model, list[Columns]()
+    (family, params, _), kept = model, list[Columns]()
     encoder = family.encoder() if isinstance(family, Encodes) else None
     real = encoder.decode(real, params) if encoder else real
     for turn in range(CURATION_ROUNDS):
-        rows = family.sample(params, n, sampler, given or {}, ctx.child("sample", turn))
+        rows = _sampled(model, n, given, ctx.child("sample", turn))
         rows = encoder.decode(rows, params) if encoder else rows
         for curator in curators:
             rows = curator.curate(rows, real, ctx.child(curator.name, turn))

@@ -26,7 +26,7 @@ import numpy as np
 
 from selfloop.arrays import packed, read_arrays
 from selfloop.component import Context
-from selfloop.errors import ChainEndedError, DataError, SelfloopError, StoreError
+from selfloop.errors import ChainEndedError, DataError, SelfloopError, StoreError, is_ours
 from selfloop.identity import Ref, digest_of, file_digest, identity, qualified_name, reason_of
 from selfloop.types import Column, Ragged
 
@@ -67,6 +67,7 @@ class Usage:
     saved: float = 0.0  # seconds the reused stages took when they were computed
     bytes: int = 0  # of arrays written
     by_stage: dict[str, tuple[int, float]] = field(default_factory=dict)  # stage -> (computed, seconds)
+    said: dict[str, None] = field(default_factory=dict)  # our warnings of stages computed or reused, each once
 
     def add(self, other: Usage) -> None:
         """Count another run's use in."""
@@ -75,6 +76,7 @@ class Usage:
         for name, (count, seconds) in other.by_stage.items():
             before = self.by_stage.get(name, (0, 0.0))
             self.by_stage[name] = (before[0] + count, before[1] + seconds)
+        self.said |= other.said
 
 
 @dataclass
@@ -173,13 +175,15 @@ class Store:
                     return None
                 self._checked.add(result["object"])
         self.usage.saved += body["provenance"]["seconds"]
+        self.usage.said |= dict.fromkeys(body["said"])
         return result
 
     def _compute(self, call: Call) -> Mapping[str, Any]:
         scratch = self.path / "scratch" / call.key
         started = time.perf_counter()
         try:
-            value = call.function(*(self._ready(argument, scratch) for argument in call.arguments))
+            with warnings.catch_warnings(record=True) as heard:
+                value = call.function(*(self._ready(argument, scratch) for argument in call.arguments))
             seconds = time.perf_counter() - started
             result = self._keep(value)
         except ChainEndedError as end:
@@ -191,9 +195,14 @@ class Store:
                 f"{call.function.__name__}: not enough memory ({problem}). Lower n or the number of seeds."
             ) from problem
         self._note(call, seconds)
+        said = [str(each.message) for each in heard if is_ours(each.category, each.filename)]
+        self.usage.said |= dict.fromkeys(said)
+        for each in heard:
+            warnings.warn_explicit(each.message, each.category, each.filename, each.lineno)
         threads = next((a.threads for a in call.arguments if isinstance(a, Context)), self.threads)
         stamp = _stamp(self._object(result["object"])) if "object" in result else None
-        body = {"key": call.key, "result": result, "stamp": stamp, "provenance": provenance(call, seconds, threads)}
+        made = provenance(call, seconds, threads)
+        body = {"key": call.key, "result": result, "stamp": stamp, "provenance": made, "said": said}
         self._write(self._record(call.key), _sealed(json.dumps(body).encode()))
         _remove(scratch)
         return result

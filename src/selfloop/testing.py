@@ -55,7 +55,10 @@ def check_source(source: Source, n: int = 30) -> None:
 
 
 def check_family(family: Family, source: Source, n: int = 30) -> None:
-    """A family's fit and sample are functions of their arguments, write to none of them, and keep to the source's schema."""
+    """A family's fit and sample are functions of their arguments, write to none of them, and keep to the source's schema.
+
+    Columns of the source that the family does not model may be missing in what it samples.
+    """
     _check_settings(family)
     before, sampler = identity(family), family.sampler()
     encoder, learned = family.encoder() if isinstance(family, Encodes) else None, dict[str, Any]()
@@ -71,7 +74,10 @@ def check_family(family: Family, source: Source, n: int = 30) -> None:
         _require(finite, f"fitted array {name!r} is not finite")
     given = source.given(n, rows, HERE)
     drawn = _quietly("sample", lambda: family.sample(params, n, sampler, given, HERE.child("sample")))  # type: ignore[arg-type]  # params hold no ragged columns
-    checked_rows(source, drawn if encoder is None else encoder.decode(drawn, params))  # type: ignore[arg-type]  # no ragged ones
+    decoded = drawn if encoder is None else encoder.decode(drawn, params)  # type: ignore[arg-type]  # no ragged ones
+    wanted = {name: field for name, field in source.schema().items() if name in {*family.columns, *decoded}}
+    _require(bool(wanted), f"sample gave columns {', '.join(decoded)}; the source has {', '.join(source.schema())}")
+    checked_rows(source, decoded, wanted)
     _require(count_rows(drawn) == n, f"sample gave {count_rows(drawn)} rows; {n} were asked for")
     if isinstance(family, Ensemble):
         _check_ensemble(family, source, n)

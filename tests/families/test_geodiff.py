@@ -1,5 +1,6 @@
 """GeoDiff: its network and loss against the formulas written out, its checks of symmetry, its samples."""
 
+import json
 from copy import deepcopy
 from dataclasses import replace
 from itertools import combinations, permutations
@@ -8,14 +9,18 @@ import numpy as np
 import pytest
 import torch
 
+from selfloop import Spec, run
 from selfloop.component import Context
 from selfloop.errors import ChainEndedError, DataError, SpecError
 from selfloop.families.geodiff import diffusion, graphs, lines, sampling
 from selfloop.families.geodiff.family import GeoDiff, GeoDiffSampler
 from selfloop.families.geodiff.network import Network
 from selfloop.families.nn.training import Training
+from selfloop.metrics.conformers import ConformerCoverage
 from selfloop.metrics.denoising import DenoisingLoss, HasDenoisingLoss
+from selfloop.plugins import presets
 from selfloop.rng import Stream
+from selfloop.runtime import resolved_points
 from selfloop.spec import read_spec
 from selfloop.types import Ragged, Samples, join_rows, select_rows
 
@@ -437,7 +442,8 @@ def test_the_denoising_loss_of_rows_is_the_training_loss_at_their_noise():
 @pytest.mark.parametrize(
     ("sampler", "moves"),
     [(GeoDiffSampler(global_below=2.0, global_weight=0.3, step=2e-5, clip=0.01), "langevin"),
-     (GeoDiffSampler(method="ddim", eta=0.7, step=1.0, steps=9, global_below=0.0), "ddim")],
+     (GeoDiffSampler(method="ddim", eta=0.7, step=1.0, steps=9, global_below=0.0), "ddim"),
+     (GeoDiffSampler(method="ddim", eta=0.7, step=5e-5, global_below=0.0), "capped")],
 )  # fmt: skip
 def test_sampling_takes_the_published_steps(sampler, moves):
     row, model = chain(12), network(dtype=torch.float64)
@@ -449,7 +455,7 @@ def test_sampling_takes_the_published_steps(sampler, moves):
         found = sampling.conformers(model, placed, alphas, sampler, lambda k: noises[k], None)
         p, kinds, levels = dict(model.named_parameters()), dense_kinds(row), range(19, 19 - (sampler.steps or 20), -1)
         sigma = np.sqrt((1 - alphas) / alphas)
-        x = noises[0] * sigma[-1]
+        x, capped = noises[0] * sigma[-1], []
         for k, i in enumerate(levels):
             d = distances(x)
             hears = dense_edges(kinds, d)
@@ -465,8 +471,12 @@ def test_sampling_takes_the_published_steps(sampler, moves):
                 a, b = alphas[i], alphas[i - 1] if i > levels[-1] else 1.0
                 c1 = sampler.eta * ((1 - a / b) * (1 - b) / (1 - a)) ** 0.5
                 c2 = (1 - b - c1**2) ** 0.5
-                x = x + 5 * (sigma[i] - c2 / b**0.5) * v + 3 * c1 / b**0.5 * noises[k + 1]
+                longest = (step / sigma[i], (2 * step) ** 0.5)  # those of Langevin dynamics
+                far, loud = 5 * (sigma[i] - c2 / b**0.5), 3 * c1 / b**0.5
+                capped.append((far > longest[0], loud > longest[1]))
+                x = x + min(far, longest[0]) * v + min(loud, longest[1]) * noises[k + 1]
             x = x - x.mean(0)
+    assert moves == "langevin" or np.any(capped, axis=0).tolist() == [moves == "capped"] * 2  # both caps, or none
     assert 0.1 < x.abs().max() < 1e3
     torch.testing.assert_close(found, x, rtol=1e-6, atol=1e-8)
 
@@ -500,11 +510,13 @@ def exploding():
     return rows, params
 
 
-def test_a_row_that_is_not_finite_is_tried_again_and_says_so(exploding):
+def test_a_row_that_is_not_finite_is_tried_again_and_says_so(exploding, monkeypatch):
     rows, params = exploding
-    given = without_position(rows)
+    given, clips, conformers = without_position(rows), [], sampling.conformers
+    monkeypatch.setattr(sampling, "conformers", lambda *arguments: clips.append(arguments[-1]) or conformers(*arguments))
     new = SMALL.sample(params, 3, GeoDiffSampler(), given, context("sample"))
     assert new["retried"].tolist() == [0, 1, 0]
+    assert clips == [None, 20.0]  # the longest local vector of an atom
     assert np.isfinite(new["position"].values).all()
     calm = chains(6, 9, 5)
     others = SMALL.sample(params, 3, GeoDiffSampler(), without_position(calm), context("sample"))
@@ -514,11 +526,14 @@ def test_a_row_that_is_not_finite_is_tried_again_and_says_so(exploding):
         )
 
 
-def test_a_row_that_is_never_finite_ends_the_chain(exploding):
+def test_rows_that_are_never_finite_end_the_chain_and_are_counted(exploding):
     rows, params = exploding
-    params = {**params, "local_head.rest.3.bias": np.array([np.nan], np.float32)}
-    with pytest.raises(ChainEndedError, match="diverged"):
-        SMALL.sample(params, 3, GeoDiffSampler(), without_position(rows), context("sample"))
+    table = params["local_atoms.weight"].copy()
+    table[35] = np.nan
+    many = select_rows(rows, np.arange(3 * 30) % 3)  # more than a block
+    with pytest.raises(ChainEndedError) as caught:
+        SMALL.sample({**params, "local_atoms.weight": table}, 90, GeoDiffSampler(), without_position(many), context("sample"))
+    assert caught.value.status == "diverged: 30 of 90 rows"
 
 
 def test_single_atoms_and_molecules_without_bonds_are_no_obstacle():
@@ -567,6 +582,12 @@ def test_impossible_settings_are_refused_by_name(setting, value):
         GeoDiff(**{setting: value})
 
 
+@pytest.mark.parametrize("precision", ["bfloat16", "auto"])
+def test_another_precision_is_refused(precision):
+    with pytest.raises(SpecError, match=rf"family\.training\.precision: got '{precision}'; expected 'float32'"):
+        GeoDiff(training=Training(precision=precision))
+
+
 @pytest.mark.parametrize(
     ("setting", "value"),
     [
@@ -608,14 +629,60 @@ def test_training_takes_the_published_momentum():
     assert not np.array_equal(fitted(SMALL, rows)["local_head.first.weight"], fitted(other, rows)["local_head.first.weight"])
 
 
-@pytest.mark.parametrize(
-    "preset", ["gerstgrasser2024_geodiff", "gerstgrasser2024_geodiff_qm9", "gerstgrasser2024_geodiff_small"]
-)
-def test_presets_have_the_published_noise_and_the_paper_s_policies(preset):
-    spec = read_spec(preset, [])
+PRESETS = {  # file of its source, real rows of it, highest noise in ångström, hidden, levels, COV's distance
+    "gerstgrasser2024_geodiff": ("geom", 45000, 12.168, 128, 5000, 1.25),
+    "gerstgrasser2024_geodiff_1000": ("geom", 45000, 9.52, 128, 1000, 1.25),
+    "gerstgrasser2024_geodiff_qm9": ("qm9.npz", 45000, 12.168, 128, 5000, 0.5),
+    "gerstgrasser2024_geodiff_small": ("some.sdf", 2670, 12.168, 32, 100, 1.25),
+    "gerstgrasser2024_geodiff_qm9_small": ("qm9.npz", 4300, 12.168, 32, 100, 0.5),
+}
+
+
+@pytest.fixture(scope="module")
+def promised(tmp_path_factory):
+    """Files of as many molecules as the presets say, without coordinates that would be looked at before a run."""
+    folder = tmp_path_factory.mktemp("promised")
+    (folder / "geom").mkdir()
+    summary = {f"C{i}": {"pickle_path": f"{i}.pickle", "uniqueconfs": 5 + i % 3} for i in range(9000)}
+    (folder / "geom" / "summary_drugs.json").write_text(json.dumps(summary))
+    smiles = np.full(45000, b"O")
+    np.savez(folder / "qm9.npz", n_atoms=np.full(45000, 3), Z=np.full(135000, 1), R=np.zeros((135000, 3)), smiles=smiles)
+    (folder / "some.sdf").write_text("".join(f">  <MOL_ID>\n{i // 5}\n$$$$\n" for i in range(2670)))
+    return folder
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_presets_have_the_published_settings_and_enough_rows(preset, promised):
+    pytest.importorskip("rdkit")
+    file, rows, noise, hidden, levels, threshold = PRESETS[preset]
+    spec = read_spec(preset, [f"source.path={promised / file}"])
     assert isinstance(spec.family, GeoDiff)
-    assert diffusion.sigmas(spec.family._alphas())[-1] == pytest.approx(12.168, abs=5e-3)
+    assert diffusion.sigmas(spec.family._alphas())[-1] == pytest.approx(noise, abs=5e-3)
+    assert (spec.family.hidden, spec.family.levels, spec.family.smooth) == (hidden, levels, "qm9" not in preset)
     assert {"replace", "accumulate", "accumulate_subsample"} <= {policy.name for policy in spec.policies}
-    small = preset.endswith("small")
-    assert (spec.family.hidden, spec.family.levels) == ((32, 100) if small else (128, 5000))
-    assert spec.family.smooth is not preset.endswith("qm9")
+    assert [metric.threshold for metric in spec.metrics if isinstance(metric, ConformerCoverage)] == [threshold]
+    ((_, point),) = resolved_points(spec)
+    assert point.source.capacity() == rows
+    assert point.n + point.holdout <= rows
+
+
+def test_every_preset_is_tested():
+    assert set(PRESETS) == {name for name in presets() if "geodiff" in name}
+
+
+def test_replace_loses_what_accumulate_keeps(tmp_path):
+    """Held-out loss of a small real set at generation 2 over generation 1, in every seed."""
+    pytest.importorskip("rdkit")
+    spec = Spec(
+        source={"name": "smiles", "molecules": 12, "conformers": 2, "validation": 0.34},
+        family={
+            "name": "geodiff", "hidden": 16, "filters": 16, "interactions": 1, "convolutions": 2, "levels": 50, "beta_end": 0.2,
+            "training": {"steps": 60, "batch": 8, "learning_rate": 3e-3, "schedule": "cosine"},
+        },
+        sampler={"method": "ddim", "eta": 0.0, "step": 4e-6, "global_weight": 0.3},
+        n=16, generations=2, seeds=3, policies=["replace", "accumulate"], metrics=["denoising_loss"],
+    )  # fmt: skip
+    curves = {label: found["denoising_loss"] for label, found in run(spec, tmp_path, threads=1).curves().items()}
+    rise = {label: curve[:, 1] / curve[:, 0] for label, curve in curves.items()}
+    assert rise["replace"].min() > 2
+    assert rise["accumulate"].max() < 1.7

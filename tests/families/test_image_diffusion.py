@@ -2,6 +2,7 @@
 
 import math
 import sys
+from contextlib import nullcontext
 from itertools import pairwise
 
 import numpy as np
@@ -12,6 +13,7 @@ from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
 from diffusers.schedulers.scheduling_flow_match_heun_discrete import FlowMatchHeunDiscreteScheduler
 
+import selfloop
 from selfloop.component import Context, Snapshot
 from selfloop.errors import ChainEndedError, DataError, MissingExtraError, SpecError
 from selfloop.families.image_diffusion import family as family_module
@@ -24,7 +26,9 @@ from selfloop.families.nn.autoencoder import as_tensor, scale
 from selfloop.families.nn.training import Training
 from selfloop.metrics.denoising import DenoisingLoss
 from selfloop.rng import Stream
+from selfloop.runtime import resolved_points
 from selfloop.sources.images import Digits
+from selfloop.spec import Spec
 from selfloop.testing import check_family
 from selfloop.types import Samples
 
@@ -170,7 +174,8 @@ def gain(path, sd, method, steps, power):
     """Spread of the samples of an exact network, as a share of that of its data: exact networks are linear."""
     start = torch.full((1, 1, 1, 1), 0.3, dtype=torch.float64)
     with_, without = (
-        images_from(exact(path, sd=sd), path, times_of(path, steps, power), lambda x=x: x, method).item() for x in (start, 0 * start)
+        images_from(exact(path, sd=sd), path, times_of(path, steps, power), lambda x=x: x, method).item()
+        for x in (start, 0 * start)
     )
     return (with_ - without) / 0.3 / sd
 
@@ -500,7 +505,7 @@ def test_rows_that_cannot_be_modelled_are_refused(rows, sentence):
 @pytest.mark.parametrize(
     ("labels", "sentence"),
     [
-        ({}, "the rows have columns image; expected a column 'label'"),
+        ({}, "the rows have columns image; family.classes needs whole numbers 'label'"),
         ({"label": np.arange(20, dtype=np.uint8)}, "labels are 0 to 19; family.classes = 10 allows 0 to 9"),
         ({"label": np.zeros(20)}, "family.classes needs whole numbers 'label'"),
     ],
@@ -536,10 +541,50 @@ def test_a_metric_without_draws_is_refused():
         DenoisingLoss(draws=0)
 
 
-def test_guidance_without_classes_is_refused(fitted):
-    family, params = fitted
-    with pytest.raises(SpecError, match=r"family\.sampler\.guidance: needs a model of labelled images"):
-        family.sample(params, 2, DiffusionSampler(guidance=1.0), {}, context())
+@pytest.mark.parametrize(
+    ("labels", "settings", "guidance", "says"),
+    [
+        (True, {}, 1.0, "family.sampler.guidance: needs a model of labelled images"),
+        (True, {"classes": 10, "label_dropout": 0.0}, 1.0, "family.sampler.guidance: .* Set family.label_dropout above 0"),
+        (False, {"classes": 10}, 0.0, "family.classes: got 10; source digits has no column 'label'"),
+        (True, {"classes": 10}, 1.0, ""),
+    ],
+)
+def test_classes_and_guidance_that_cannot_be_are_refused_before_any_work(labels, settings, guidance, says):
+    source, family = Digits(labels=labels), ImageDiffusion(**settings)
+    sampler = DiffusionSampler(guidance=guidance)
+    spec = Spec(source=source, family=family, sampler=sampler, n=10, holdout=5, generations=2, policies=["replace"])
+    with pytest.raises(SpecError, match=says) if says else nullcontext():
+        resolved_points(spec)
+
+
+# In the loop
+
+
+@pytest.mark.parametrize("start", ["scratch", "previous"])
+def test_every_policy_trains_on_classes_of_real_and_of_sampled_rows(start, tmp_path):
+    family = ImageDiffusion(channels=(8,), classes=10, training=Training(steps=3, batch=8))
+    spec = Spec(
+        source=Digits(labels=True), family=family, sampler=DiffusionSampler(steps=2, guidance=0.5), start=start, n=12,
+        holdout=6, generations=3, seeds=1, metrics=["denoising_loss", "pixel_spread"],
+        policies=["replace", "accumulate", "accumulate_subsample", "augment", "fresh"],
+    )  # fmt: skip
+    result = selfloop.run(spec, tmp_path, threads=1)
+    losses = {policy: curves["denoising_loss"][0] for policy, curves in result.curves().items()}
+    assert np.isfinite(list(losses.values())).all()
+    assert len({curve[0] for curve in losses.values()}) == 1  # generation 1 is shared
+    assert len({curve[1] for curve in losses.values()}) >= 3  # and later ones are not
+
+
+def test_a_chain_that_starts_from_the_last_model_goes_on_from_it(tmp_path):
+    family = ImageDiffusion(channels=(8,), training=Training(steps=40, batch=16, learning_rate=4e-3, schedule="constant"))
+    found = {}
+    for start in ("scratch", "previous"):
+        spec = Spec(source="digits", family=family, sampler=DiffusionSampler(steps=2), n=60, holdout=30, generations=2, seeds=1,
+                    policies=["fresh"], metrics=["denoising_loss"], start=start)  # fmt: skip
+        found[start] = selfloop.run(spec, tmp_path, threads=1).curves()["fresh"]["denoising_loss"][0]
+    assert found["previous"][0] == found["scratch"][0]
+    assert found["previous"][1] < 0.95 * found["scratch"][1]  # real rows for twice the steps
 
 
 def test_images_that_are_no_numbers_end_the_chain(fitted):

@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import importlib.util
+import io
+import sys
 from collections.abc import Mapping
 from pathlib import Path
+from types import ModuleType
 from typing import Any
+from zipfile import ZipFile
 
 import numpy as np
 import pytest
 import torch
 from sklearn.datasets import load_digits
+from threadpoolctl import threadpool_limits
 from torch import nn
 
 from selfloop.component import Context
 from selfloop.errors import DataError, MissingExtraError, SpecError
 from selfloop.identity import identity
+from selfloop.metrics import image_features
 from selfloop.metrics.image_features import ImageFeatures
 from selfloop.rng import Stream
 from selfloop.sources.images import Idx
@@ -107,6 +113,23 @@ def test_components_are_those_of_the_pixels() -> None:
     assert np.allclose(np.cov(found.T), np.diag(values), atol=1e-5)
 
 
+def test_blocks_of_rows_change_no_component(monkeypatch: pytest.MonkeyPatch) -> None:
+    features = ImageFeatures(kind="pixels", dimensions=5)
+    learned = features.learn({"image": IMAGES[REAL]}, CTX)
+    whole = features.describe({"image": IMAGES[HELD]}, learned, CTX)["features"]
+    monkeypatch.setattr(image_features, "MOST_ROWS", 97)
+    assert np.allclose(features.describe({"image": IMAGES[HELD]}, learned, CTX)["features"], whole, rtol=1e-6, atol=1e-6)
+
+
+def test_clusters_are_the_same_bits_however_many_threads_there_are() -> None:
+    rows = np.random.default_rng(0).standard_normal((4096, 64)).astype(np.float32)
+    found = set()
+    for threads in (1, 4, 4, 4, 4, 4, 4):
+        with threadpool_limits(threads):
+            found.add(np.asarray(image_features._clusters(rows, 10, CTX)["centres"]).tobytes())
+    assert len(found) == 1
+
+
 def test_equal_images_have_equal_features_wherever_they_stand(labelled: Params) -> None:
     copies = np.tile(IMAGES[:3], (100, 1, 1))
     found = describe(copies, labelled)["features"]
@@ -187,6 +210,28 @@ def test_what_is_no_program_is_refused(content: bytes, tmp_path: Path) -> None:
         ImageFeatures(kind="given", path=path).learn({"image": IMAGES[:9]}, CTX)
 
 
+class Harmful:
+    """What makes a file when it is unpickled."""
+
+    def __init__(self, made: Path) -> None:
+        self.made = made
+
+    def __reduce__(self) -> Any:
+        return Path.touch, (self.made,)
+
+
+def test_a_program_that_hides_another_is_not_run(tmp_path: Path) -> None:
+    path, hidden = program(tmp_path / "a.pt2", Halves(), None), io.BytesIO()
+    harmful, made = tmp_path / "b.pt2", tmp_path / "made"
+    torch.save({"x": Harmful(made)}, hidden)
+    with ZipFile(path) as good, ZipFile(harmful, "w") as bad:
+        for member in good.namelist():
+            bad.writestr(member, hidden.getvalue() if "sample_inputs" in member else good.read(member))
+    with pytest.raises(SpecError, match=r"metrics\.features\.path: .*b\.pt2 cannot be opened"):
+        ImageFeatures(kind="given", path=harmful).learn({"image": IMAGES[:9]}, CTX)
+    assert not made.exists()
+
+
 def test_a_program_that_returns_no_features_is_refused(tmp_path: Path) -> None:
     path = program(tmp_path / "wrong.pt2", nn.ReLU(), None)
     with pytest.raises(SpecError, match="does not return \\(256, features\\)"):
@@ -199,6 +244,51 @@ def test_inception_says_what_to_install(tmp_path: Path) -> None:
     weights.touch()
     with pytest.raises(MissingExtraError, match=r"kind 'inception': needs torch_fidelity.* pip install"):
         ImageFeatures(kind="inception", path=weights).learn({"image": IMAGES[:9]}, CTX)
+
+
+class Extractor(nn.Module):
+    """Opens a file of weights and takes images as torch-fidelity's Inception does."""
+
+    def __init__(self, name: str, features: list[str], feature_extractor_weights_path: str) -> None:
+        super().__init__()
+        assert (name, features) == ("inception-v3-compat", ["2048"])
+        self.last = nn.Linear(3, 2048)
+        self.load_state_dict(torch.load(feature_extractor_weights_path, weights_only=False))
+
+    def forward(self, images: torch.Tensor) -> tuple[torch.Tensor]:
+        assert (images.dtype, images.shape[1:]) == (torch.uint8, (3, 8, 8))
+        return (self.last(images.float().mean((2, 3))),)
+
+
+@pytest.fixture
+def fidelity(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = ModuleType("torch_fidelity.feature_extractor_inceptionv3")
+    module.FeatureExtractorInceptionV3 = Extractor  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "torch_fidelity", ModuleType("torch_fidelity"))
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+
+
+@pytest.mark.usefixtures("fidelity")
+def test_inception_is_asked_for_its_2048_numbers_of_bytes_in_three_colours(tmp_path: Path) -> None:
+    torch.save(nn.ModuleDict({"last": nn.Linear(3, 2048)}).state_dict(), path := tmp_path / "weights.pth")
+    features = ImageFeatures(kind="inception", path=path, modes=2)
+    learned = features.learn({"image": IMAGES[:9]}, CTX)
+    assert np.asarray(features.describe({"image": IMAGES[:9]}, learned, CTX)["features"]).shape == (9, 2048)
+    with pytest.raises(SpecError, match="looks at 1 or 3 channels; the images have 4"):
+        features.learn({"image": np.zeros((5, 8, 8, 4), np.uint8)}, CTX)
+
+
+@pytest.mark.usefixtures("fidelity")
+@pytest.mark.parametrize("content", [b"", b"no weights at all", b"PK\x03\x04 cut short", "harmful", "other"])
+def test_what_is_no_file_of_weights_is_refused_and_never_run(content: bytes | str, tmp_path: Path) -> None:
+    path, made = tmp_path / "weights.pth", tmp_path / "made"
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    else:
+        torch.save({"x": Harmful(made)} if content == "harmful" else nn.Linear(2, 2).state_dict(), path)
+    with pytest.raises(SpecError, match=r"metrics\.features\.path: .*weights\.pth does not hold the weights of Inception"):
+        ImageFeatures(kind="inception", path=path).learn({"image": IMAGES[:9]}, CTX)
+    assert not made.exists()
 
 
 @pytest.mark.parametrize(

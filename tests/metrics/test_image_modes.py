@@ -4,15 +4,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pytest
 
-from selfloop.component import Context, Family, Metric, Sampler, Snapshot
+from selfloop.component import Context, Family, Metric, Sampler, Snapshot, Source
 from selfloop.errors import SpecError
+from selfloop.metrics.image_features import ImageFeatures
 from selfloop.metrics.image_modes import Attributes, Modes
 from selfloop.rng import Stream
+from selfloop.runtime import resolved_points
+from selfloop.sources.images import Digits
+from selfloop.spec import Spec
+from selfloop.types import Field
 
 CTX = Context(Stream(("measure",)))
 
@@ -93,11 +100,34 @@ def test_features_without_attributes_are_refused() -> None:
         measure(Attributes(), "probabilities", [[1, 0]], [[1, 1]])
 
 
+@dataclass(frozen=True, kw_only=True)
+class Faces(Digits):
+    """Digits with attributes, if the settings name some."""
+
+    attributes: int = 2
+
+    def schema(self) -> Mapping[str, Field]:
+        return {**super().schema(), **({"attributes": Field("uint8", (self.attributes,))} if self.attributes else {})}
+
+
+@pytest.mark.parametrize(
+    ("source", "metric", "says"),
+    [
+        (Faces(), Attributes(names=("a", "b", "c")), r"metrics\.attributes\.names: got 3 names for 2 attributes"),
+        (Faces(attributes=0), Attributes(), r"metrics\.attributes: learns .* digits gives none as it is set"),
+        (Faces(), Attributes(features=ImageFeatures(kind="pixels")), r"metrics\.attributes: .* kind is 'pixels'"),
+        (Faces(), Attributes(names=("a", "b")), ""),
+    ],
+)
+def test_attributes_that_cannot_be_learned_are_refused_before_any_work(source: Source, metric: Metric, says: str) -> None:
+    spec = Spec(source=source, family="vae", n=10, holdout=5, generations=2, policies=["replace"], metrics=[metric])
+    with pytest.raises(SpecError, match=says) if says else nullcontext():
+        resolved_points(spec)
+
+
 @pytest.mark.parametrize(("metric", "column"), [(Modes(), "probabilities"), (Attributes(), "attributes")])
-def test_without_sampled_rows_there_is_no_number_and_without_held_out_ones_an_error(metric: Metric, column: str) -> None:
+def test_without_sampled_rows_there_is_no_number(metric: Metric, column: str) -> None:
     assert measure(metric, column, None, [[1, 0]]) == {}
-    with pytest.raises(SpecError, match=f"'{metric.name}' is measured on held-out real rows"):
-        measure(metric, column, [[1, 0]], None)
 
 
 @pytest.mark.parametrize("sure", [0, 1.5, math.nan])

@@ -189,6 +189,8 @@ class Remembering(Family):
         if self.fails:
             raise ChainEndedError("diverged")
         assert "position" not in given
+        asked, known = (np.unique(numbers, return_counts=True) for numbers in (given["molecule"], params["molecule"]))
+        assert (asked[1] == 2 * known[1][np.isin(known[0], asked[0])]).all(), "twice as many as references, as published"
         seen, rng, at = dict[int, int](), ctx.stream.generator(), []
         memory = {"position": Ragged(params["values"], params["offsets"])}
         for k, number in enumerate(given["molecule"].tolist()):
@@ -222,6 +224,10 @@ def test_a_model_that_knows_one_conformer_is_precise_and_covers_less(rows):
     assert numbers["conformer_coverage"] == (apart[:, 0] <= 0.05).mean() < 1
     assert numbers["mat_r"] == pytest.approx(apart[:, 0].mean(), abs=1e-3)
     assert numbers["mat_r"] > 0.1
+
+
+def test_coverage_is_within_the_published_distance():
+    assert ConformerCoverage().threshold == 1.25  # of drugs; QM9's is in its presets
 
 
 def test_noise_is_seen_by_all_four_numbers(rows):

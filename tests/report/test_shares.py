@@ -135,6 +135,24 @@ def test_measured_shares_are_one_figure_instead_of_a_curve_each(tmp_path: Path) 
     assert (list(attributes.names), attributes.real) == (["Hat"], None)
 
 
+@dataclass(frozen=True, kw_only=True)
+class SomeModes(Metric):
+    """Shares as a classifier finds them that knows only the classes among its seed's real rows: not 2 or not 10."""
+
+    name: ClassVar[str] = "modes"
+
+    def measure(self, snap: Snapshot, ctx: Context) -> Mapping[str, float]:
+        lacks = 10 if ctx.stream.path[:2] == ("seed", 0) else 2
+        return {"modes": 2.0, **{f"class_share_{name}": 0.5 for name in (2, 10, 1) if name != lacks}}
+
+
+def test_a_class_that_a_seed_does_not_know_has_no_share_and_leaves_the_others_theirs(tmp_path: Path) -> None:
+    (shares,) = build_report(selfloop.run(spec(metrics=(SomeModes(),)), tmp_path)).shares
+    assert list(shares.names) == ["1", "2", "10"]
+    np.testing.assert_allclose(shares.samples["replace"][:, 0], [[0.5, 0.5, 0], [0.5, 0, 0.5]])
+    assert [row["class"] for row in bars(shares)["replace", "1"]] == ["1", "2"]
+
+
 def test_the_spec_of_a_report_can_be_read_back_where_a_metric_has_features(tmp_path: Path) -> None:
     modes = {"name": "modes", "features": {"kind": "pixels", "dimensions": 8}}
     made = selfloop.Spec(source="digits", family="vae", metrics=["negative_elbo", modes])  # type: ignore[arg-type]

@@ -39,13 +39,14 @@ def write(folder, pictures, split="train"):
     features = datasets.Features(
         {
             "image": datasets.Image(), "label": datasets.ClassLabel(names=["no", "yes"]),
-            "number": datasets.Value("int64"), "words": datasets.Value("string"),
+            "number": datasets.Value("int64"), "words": datasets.Value("string"), "some": datasets.Value("int64"),
         }
     )  # fmt: skip
     count = len(pictures)
     rows = {
         "image": [{"bytes": picture, "path": f"{i}.png"} for i, picture in enumerate(pictures)],
         "label": [i % 2 for i in range(count)], "number": [-i for i in range(count)], "words": ["x"] * count,
+        "some": [None if i % 4 == 1 else i for i in range(count)],
     }  # fmt: skip
     (folder / "data").mkdir(parents=True, exist_ok=True)
     datasets.Dataset.from_dict(rows, features=features).to_parquet(folder / "data" / f"{split}-00000-of-00001.parquet")
@@ -100,11 +101,12 @@ def test_damaged_pictures_are_named_or_left_out(tmp_path, images):
 @pytest.mark.parametrize(
     ("settings", "sentence"),
     [
-        ({"image": "picture"}, r"source\.image: .* has no column 'picture'; it has image, label, number, words"),
+        ({"image": "picture"}, r"source\.image: .* has no column 'picture'; it has image, label, number, words, some"),
         ({"label": "class"}, r"source\.label: .* has no column 'class'"),
         ({"image": "number"}, r"source\.image: 'number' of .* expected pictures"),
         ({"label": "words"}, r"source\.label: 'words' holds string; expected class numbers"),
         ({"label": "number"}, r"source\.label: 'number' holds -39 to 0; expected 0 to 65535"),
+        ({"label": "some"}, r"source\.label: 10 of 40 rows have no 'some'"),
         ({"split": "valid"}, "cannot read 'valid' of"),
         ({"config": "large"}, "cannot read 'train' of .*large"),
     ],

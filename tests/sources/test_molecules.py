@@ -5,6 +5,8 @@ import itertools
 import json
 import os
 import pickle
+import subprocess
+import sys
 import tarfile
 import warnings
 from pathlib import Path
@@ -22,6 +24,7 @@ from selfloop.types import Ragged, count_rows, join_rows, select_rows
 Chem = pytest.importorskip("rdkit.Chem")
 from rdkit.Chem import rdDistGeom  # noqa: E402
 
+from selfloop.sources.geom import conformers_of as conformers_in  # noqa: E402
 from selfloop.sources.molecular_graph import graph_of  # noqa: E402
 from selfloop.sources.molecules import Geom, Qm9, Sdf, Smiles, embed, records_of  # noqa: E402
 
@@ -263,6 +266,40 @@ def test_a_limit_on_molecules_draws_them_from_all(geom):
     assert len(set(drawn)) > 2
 
 
+def test_a_limit_counts_the_molecules_that_can_be_used(tmp_path):
+    listed = [text for i in range(1, 13) for text in ("C" * i + "O", "N(" + "C" * i)]  # every second one cannot be read
+    (tmp_path / "list.smi").write_text("\n".join(listed))
+    source = Smiles(path=tmp_path / "list.smi", conformers=1, molecules=7, validation=0.3)
+    assert (source.capacity(), source.holdout()) == (7, 2)
+    with pytest.warns(
+        UserWarning, match=r"7 molecules, 7 rows; left out: \d+ molecules whose SMILES cannot be read \([^)]*\)$"
+    ):
+        rows = every_row(source)
+    drawn = [listed[i] for i in Stream(("molecules", 0, "chosen")).generator().permutation(24)]
+    assert set(texts(rows)) == {Chem.CanonSmiles(text) for text in [text for text in drawn if "N" not in text][:7]}
+    orders = [source.arrange(rows, Context(Stream(("seed", seed)))) for seed in range(3)]
+    assert len({tuple(order[:2]) for order in orders}) == 1
+    assert all(sorted(order) == list(range(7)) for order in orders)
+
+
+def test_a_limit_draws_others_for_pickles_that_cannot_be_used(tmp_path):
+    folder = write_geom(tmp_path / "rdkit_folder")
+    source = Geom(path=folder, conformers=1, molecules=5)
+    before = texts(every_row(source))
+    (folder / "drugs" / f"{next(text for text in DRUGS if Chem.CanonSmiles(text) == before[0])}.pickle").unlink()
+    for path in (folder, tar_of(folder, tmp_path / "geom.tar.gz")):
+        with pytest.warns(UserWarning, match="5 molecules, 5 rows; left out: 1 molecule whose pickle is not there"):
+            after = texts(every_row(Geom(path=path, conformers=1, molecules=5)))
+        assert len(set(after)) == 5
+        assert set(after) > set(before[1:])
+
+
+def test_one_molecule_at_least_is_set_aside(tmp_path):
+    (tmp_path / "list.smi").write_text("CCO\nCCN\n")
+    held = [Smiles(path=tmp_path / "list.smi", conformers=3, validation=share).holdout() for share in (0.0, 0.1, 0.5, 0.8)]
+    assert held == [0, 3, 3, 6]
+
+
 class Intruder:
     """What a pickle must not be able to do."""
 
@@ -296,6 +333,45 @@ def test_functions_of_admitted_libraries_are_refused_too(tmp_path, call):
         every_row(Geom(path=folder, conformers=2))
 
 
+class Pointing:
+    """Describes itself as that call, with that state."""
+
+    def __init__(self, call, arguments, *state):
+        self.description = (call, arguments, *state)
+
+    def __reduce__(self):
+        return self.description
+
+
+def pointers(kind):
+    """Arrays of numpy's whose elements are objects, at an address of the file's choice."""
+    address = b"A" * 8
+    if kind == "ndarray":
+        return Pointing(np.ndarray, ((1,), "O", address))
+    plain = Pointing(
+        np.dtype, ("O8", False, True), (3, "|", None, None, None, -1, -1, 0)
+    )  # an object type that says it is none
+    return Pointing(np.empty(0).__reduce__()[0], (np.ndarray, (0,), b"b"), (1, (1,), plain, False, address))
+
+
+@pytest.mark.parametrize("kind", ["ndarray", "flags"])
+def test_a_pickle_cannot_make_an_array_of_pointers(tmp_path, kind):
+    (tmp_path / "it.pickle").write_bytes(pickle.dumps({"conformers": pointers(kind)}, 4))
+    code = f"from selfloop.sources.geom import conformers_of as f; print(f(open('{tmp_path}/it.pickle', 'rb').read(), ''))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=tiny.environment())
+    assert done.returncode == 0, done.stderr  # it is read in a process of its own, as one that follows the pointer dies
+    assert done.stdout == "['that cannot be unpickled']\n"
+
+
+@pytest.mark.parametrize("protocol", [3, 4, 5])
+@pytest.mark.parametrize("kind", [np.float64, np.float32, np.dtype(">f8").type, float])
+def test_weights_of_a_pickle_are_numbers_of_python_or_numpy(kind, protocol):
+    mols = [conformers_of("CCO", 1), conformers_of("CCN", 1)]
+    entries = [{"boltzmannweight": kind(weight), "rd_mol": mol} for weight, mol in zip((0.25, 0.5), mols, strict=True)]
+    found = conformers_in(pickle.dumps({"conformers": entries}, protocol), "it")
+    assert [Chem.MolToSmiles(Chem.RemoveHs(mol)) for mol in found] == ["CCN", "CCO"]
+
+
 def test_damaged_and_missing_pickles_are_left_out(tmp_path):
     folder = write_geom(tmp_path / "rdkit_folder", DRUGS[:5])
     places = [folder / "drugs" / f"{text}.pickle" for text in DRUGS[:4]]
@@ -314,7 +390,14 @@ def test_damaged_and_missing_pickles_are_left_out(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("text", "says"), [("[]", "no summary"), ('{"CCO": {"pickle_path": "x"}}', "uniqueconfs"), ("{", "no summary")]
+    ("text", "says"),
+    [
+        ("[]", "no summary"),
+        ('{"CCO": {"pickle_path": "x"}}', "uniqueconfs"),
+        ("{", "no summary"),
+        ('{"CCO": {"pickle_path": "x", "uniqueconfs": 1e400}}', "no summary"),
+        ("[" * 100000, "no summary"),
+    ],
 )
 def test_a_wrong_summary_is_refused(tmp_path, text, says):
     (tmp_path / "summary_drugs.json").write_text(text)
@@ -368,6 +451,47 @@ def test_an_npz_file_of_other_arrays_is_refused(tmp_path):
     for name, says in (("a", "n_atoms"), ("b", "do not fit"), ("c", "allow_pickle"), ("d", "cannot be read")):
         with pytest.raises(DataError, match=says):
             Qm9(path=tmp_path / f"{name}.npz").capacity()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"n_atoms": np.array(6)},
+        {"n_atoms": np.array(["3", "3"])},
+        {"n_atoms": np.array([3.0, 3.0])},
+        {"n_atoms": np.array([-1, 7])},
+        {"n_atoms": np.array([0, 6])},
+        {"n_atoms": np.array([2**63, 2**63 + 6], np.uint64)},
+        {"Z": np.array(["C"] * 6)},
+        {"R": np.zeros((6, 3), complex)},
+        {"smiles": np.array([1, 2])},
+        {"smiles": np.array([["O"], ["O"]])},
+    ],
+)
+def test_an_npz_file_whose_arrays_do_not_fit_together_is_refused(tmp_path, change):
+    arrays = {"n_atoms": np.array([3, 3]), "Z": np.array([8, 1, 1] * 2), "R": np.zeros((6, 3)), "smiles": np.array(["O", "O"])}
+    np.savez(tmp_path / "a.npz", **arrays | change)
+    with pytest.raises(DataError, match=r"a\.npz: arrays n_atoms, Z, R and smiles do not fit together"):
+        Qm9(path=tmp_path / "a.npz").capacity()
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "reason"),
+    [
+        ("Z", 200, "with atoms above number 99"),
+        ("Z", 0, "with atoms of no element"),
+        ("Z", -1, "with atoms of no element"),
+        ("R", np.nan, "whose SMILES and coordinates disagree"),
+        ("smiles", b"\xff\xfe", "whose SMILES cannot be read"),
+    ],
+)
+def test_a_molecule_of_an_npz_file_that_cannot_be_is_left_out(tmp_path, name, value, reason):
+    write_qm9(tmp_path, ["CCO", "CCN"])
+    arrays = {key: array.astype(int) if key == "Z" else array for key, array in np.load(tmp_path / "qm9.npz").items()}
+    arrays[name][0] = value
+    np.savez(tmp_path / "qm9.npz", **arrays)
+    with pytest.warns(UserWarning, match=rf"1 molecules, 1 rows; left out: 1 molecule {reason} \(molecule 1\)"):
+        assert texts(every_row(Qm9(path=tmp_path / "qm9.npz"))) == ["CCN"]
 
 
 # --- SMILES
@@ -449,6 +573,9 @@ def placed(smiles):
         (lambda: block(Chem.RemoveHs(conformers_of("CCO", 1))), "with hydrogens that are no atoms"),
         (lambda: placed("FC(F)(F)(F)F"), "against the rules of valence"),
         (lambda: placed("C~F"), "with bonds of no type"),
+        (lambda: placed("C[Og]"), "with atoms above number 99"),
+        (lambda: placed("[NH3]->[Pt](Cl)Cl"), "with bonds that have a direction"),
+        (lambda: placed("Cl[Pt](Cl)([NH3])[NH3]"), "with bonds that have a direction"),
         (lambda: block(conformers_of("CCO", 1)).replace("  9  8", "  9 99"), "that cannot be read"),
         (lambda: "nonsense\n$$$$\n", "that cannot be read"),
         (lambda: block(conformers_of("C[C@H](N)C(=O)O", 1)), "with the SMILES of one before"),
@@ -486,6 +613,30 @@ def test_conformers_with_other_atoms_or_bonds_are_left_out(tmp_path, other):
     path.write_text(tagged("CCO") + tagged(other) + tagged("CCO"))
     with pytest.warns(UserWarning, match=r"1 conformer with other atoms or bonds than their molecule's first \(a\)"):
         assert texts(every_row(Sdf(path=path, conformers=2))) == ["CCO", "CCO"]
+
+
+def test_conformers_with_coordinates_that_are_no_numbers_are_left_out(tmp_path):
+    folder = write_geom(tmp_path / "rdkit_folder", ["CCO", "CCN"], 1)
+    mol = conformers_of("CCO", 2)
+    mol.GetConformer(0).SetAtomPosition(4, [0.0, np.nan, 0.0])
+    entries = [{"boltzmannweight": 1.0, "rd_mol": Chem.Mol(mol, confId=k)} for k in range(2)]
+    (folder / "drugs" / "CCO.pickle").write_bytes(pickle.dumps({"conformers": entries}))
+    with pytest.warns(UserWarning, match=r"2 rows; left out: 1 conformer with coordinates that are no numbers \(CCO\)"):
+        rows = every_row(Geom(path=folder, conformers=1))
+    assert np.isfinite(rows["position"].values).all()
+    entries = [{"boltzmannweight": 1.0, "rd_mol": Chem.Mol(mol, confId=0)}]
+    (folder / "drugs" / "CCO.pickle").write_bytes(pickle.dumps({"conformers": entries}))
+    with pytest.warns(UserWarning, match="1 rows; left out: 1 molecule with coordinates that are no numbers"):
+        every_row(Geom(path=folder, conformers=1))
+
+
+def test_what_rdkit_says_of_a_molecule_is_not_shown(tmp_path, capfd):
+    (tmp_path / "some.sdf").write_text(placed("FC(F)(F)(F)F") + placed("FC#CF") + placed("FN(F)(F)F"))
+    (tmp_path / "list.smi").write_text("C[Pt]\nCC(C)(C)(C)C\nCCO\n")
+    for source in (Sdf(path=tmp_path / "some.sdf", conformers=1), Smiles(path=tmp_path / "list.smi", conformers=1)):
+        with pytest.warns(UserWarning, match="left out"):
+            every_row(source)
+    assert capfd.readouterr() == ("", "")
 
 
 @pytest.mark.parametrize("share", [0.3, 0.9, 0.999])
@@ -528,21 +679,42 @@ def test_bad_files_are_refused_by_name(tmp_path, sdf, geom):
         assert (tmp_path / name).name in str(caught.value)
 
 
+BAD = {  # source, the code of `plan`, which looks at no coordinates, and what is said
+    "an SDF file cut short": ('{ name = "sdf", path = "cut.sdf" }', 2, "cut.sdf ends within record 24"),
+    "a pickle that runs a program": ('{ name = "geom", path = "evil" }', 0, "could run a program"),
+    "a summary of too large numbers": ('{ name = "geom", path = "odd" }', 2, "summary_drugs.json in odd is no summary"),
+    "arrays of texts": ('{ name = "qm9", path = "texts.npz" }', 2, "do not fit together"),
+    "a field of a table without end": ('{ name = "smiles", path = "long.csv" }', 2, "long.csv cannot be read (field larger"),
+    "nothing that can be used": ('{ name = "smiles", path = "bad.smi" }', 0, "no molecule can be used"),
+    "fewer molecules than lines": ('{ name = "smiles", path = "some.smi", conformers = 1 }', 0, "So n can be at most 3"),
+    "nothing set aside": ('{ name = "smiles", validation = 0.0 }', 2, "holdout"),
+}
+
+
+def write_bad(folder, sdf):
+    (folder / "cut.sdf").write_bytes(gzip.decompress(sdf.read_bytes())[:-30])
+    write_geom(folder / "evil", ["CCO", "CCN"], 5)
+    (folder / "evil" / "drugs" / "CCO.pickle").write_bytes(pickle.dumps(Intruder(eval, "1")))
+    (folder / "odd").mkdir()
+    (folder / "odd" / "summary_drugs.json").write_text('{"CCO": {"pickle_path": "x", "uniqueconfs": 1e400}}')
+    np.savez(folder / "texts.npz", n_atoms=[3], Z=["O", "H", "H"], R=np.zeros((3, 3)), smiles=["O"])
+    (folder / "long.csv").write_text("smiles\n" + "C" * 200000 + "\n")
+    (folder / "bad.smi").write_text("C(\n[Ar]\n")
+    (folder / "some.smi").write_text("SMILES\nCCO\nCCN\nCCC\nCCF\n")
+
+
 @pytest.mark.parametrize("command", ["run", "plan"])
-def test_bad_files_end_a_command_with_one_sentence_and_code_2(tmp_path, sdf, command):
-    data = gzip.decompress(sdf.read_bytes())
-    (tmp_path / "cut.sdf").write_bytes(data[:-30])
-    spec = tmp_path / "spec.toml"
-    spec.write_text('n = 6\ngenerations = 2\nsource = { name = "sdf", path = "cut.sdf" }\nfamily.name = "geodiff"\n')
-    arguments = ("--store", tmp_path / "store") if command == "run" else ()
-    before = Path.cwd()
-    os.chdir(tmp_path)
-    try:
-        done = tiny.selfloop(command, spec, *arguments)
-    finally:
-        os.chdir(before)
-    assert done.code == 2
-    assert "cut.sdf ends within record 24" in done.err
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_ends_a_command_with_one_sentence_and_code_2(tmp_path, sdf, monkeypatch, command, case):
+    source, code, says = BAD[case]
+    write_bad(tmp_path, sdf)
+    (tmp_path / "spec.toml").write_text(f'generations = 1\nsource = {source}\nfamily.name = "geodiff"\n')
+    monkeypatch.chdir(tmp_path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("default")  # shown, not raised
+        done = tiny.selfloop(command, "spec.toml", *(("--store", "store") if command == "run" else ()))
+    assert done.code == (2 if command == "run" else code)
+    assert done.code == 0 or says in done.err
     assert "Traceback" not in done.err
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, ClassVar, Literal
 
@@ -11,9 +11,9 @@ import numpy as np
 import numpy.typing as npt
 
 from selfloop.component import Context, Family, Sampler
-from selfloop.errors import DataError, SpecError
+from selfloop.errors import SpecError
 from selfloop.families.nn.training import Training
-from selfloop.types import Columns, Floats, Params, Ragged, Samples
+from selfloop.types import Columns, Floats, Params, Samples
 
 if TYPE_CHECKING:
     import torch
@@ -85,11 +85,10 @@ class Vae(Family):
 
         from selfloop.families.nn import autoencoder, trainer
 
-        shape = _image_shape(data.gather(np.zeros(1, np.int64)))
-        images = Samples(tuple(({"image": rows["image"]}, chosen, weight) for rows, chosen, weight in data.parts))
+        shape = autoencoder.shape_of(self.name, data.gather(np.zeros(1, np.int64)))
         with trainer.seeded(ctx.stream.child("init")):
             model = self._network(shape)
-        gather, likelihood = autoencoder.gatherer(images, "image", trainer.device()), self._likelihood()
+        gather, likelihood = autoencoder.gatherer(data, "image", trainer.device()), self._likelihood()
 
         def noise(rows: int) -> torch.Tensor:
             return torch.randn(rows, self.latent, device=trainer.device())
@@ -173,27 +172,20 @@ class Vae(Family):
 
         return Likelihood(self.likelihood, self.sigma, self.mean == "sigmoid")
 
-    def _channels(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+    def _channels(self, shape: Sequence[int]) -> tuple[int, ...]:
         side = max(shape[:2])
         by_size = () if side <= 16 else (32, 64) if side <= 32 else (32, 64, 128, 256, 512)  # Gerstgrasser et al. 2024
         return by_size if self.channels is None else self.channels
 
-    def _network(self, shape: tuple[int, ...]) -> Autoencoder:
-        from selfloop.families.nn.autoencoder import Autoencoder
+    def _network(self, shape: Sequence[int]) -> Autoencoder:
+        from selfloop.families.nn.autoencoder import Autoencoder, height_width_depth
 
-        height, width, depth = shape if len(shape) == 3 else (*shape, 1)
-        return Autoencoder((height, width, depth), self.latent, self.hidden, self._channels(shape))
+        return Autoencoder(height_width_depth(shape), self.latent, self.hidden, self._channels(shape))
 
     def _loaded(self, params: Params, ctx: Context) -> Autoencoder:
-        import torch
-
         from selfloop.families.nn import trainer
 
-        torch.set_num_threads(ctx.threads)
-        with trainer.seeded(ctx.stream):  # its first parameters are replaced; torch's own random state must not notice
-            model = self._network(tuple(int(side) for side in params[SHAPE]))
-        trainer.load(model, params)
-        return model.to(trainer.device()).eval()
+        return trainer.loaded(lambda: self._network(params[SHAPE].tolist()), params, ctx)
 
 
 def _device_of(model: Autoencoder) -> str:
@@ -204,21 +196,10 @@ def _blocks(rows: Columns, ctx: Context) -> Iterator[tuple[torch.Tensor, np.rand
     """Images in [0, 1], block by block, each with a generator of its own."""
     from selfloop.families.nn import autoencoder
 
-    _image_shape(rows)
+    autoencoder.shape_of(Vae.name, rows)
     images = np.asarray(rows["image"])
     for block, first in enumerate(range(0, len(images), BLOCK)):
         yield (
             autoencoder.scale(autoencoder.as_tensor(images[first : first + BLOCK])),
             ctx.stream.child("rows", block).generator(),
         )
-
-
-def _image_shape(rows: Columns) -> tuple[int, ...]:
-    """Shape of one image; DataError when the rows are no images."""
-    images = rows.get("image")
-    if images is None or isinstance(images, Ragged):
-        raise DataError(f"vae: the rows have columns {', '.join(rows)}; expected a column 'image' of equal-sized images.")
-    if images.dtype != np.uint8 or images.ndim not in (3, 4):
-        found = f"{images.dtype}[{', '.join(map(str, images.shape[1:]))}]"
-        raise DataError(f"vae: column 'image' is {found}; expected uint8[height, width] or uint8[height, width, depth].")
-    return tuple(images.shape[1:])

@@ -44,7 +44,7 @@ class ConformerCoverage(Metric):
             raise SpecError(f"metrics.{self.name}.threshold: got {self.threshold}; expected a distance in ångström above 0.")
 
     def measure(self, snap: Snapshot, ctx: Context) -> Mapping[str, float]:
-        require_rdkit(self.name)
+        require_rdkit(f"metrics.{self.name}")
         groups = molecules_in(snap.holdout, self.molecules)
         rows = np.concatenate([np.tile(group, FACTOR) for group in groups.values()])
         given = select_rows({name: column for name, column in snap.holdout.items() if name not in GENERATED}, rows)
@@ -101,7 +101,7 @@ class ConformerDiversity(Metric):
     def measure(self, snap: Snapshot, ctx: Context) -> Mapping[str, float]:
         if not snap.new:
             return {}
-        require_rdkit(self.name)
+        require_rdkit(f"metrics.{self.name}")
         sampled = molecules_in(snap.new, self.molecules)
         numbers = np.asarray(snap.initial["molecule"])
         real = {number: np.flatnonzero(numbers == number) for number in sampled}

@@ -25,8 +25,9 @@ class HasDenoisingLoss(Protocol):
 class DenoisingLoss(Metric):
     """Training loss of the held-out real rows, at the same noise every generation; and its means at low, middle and high noise.
 
-    The mean over all noise is the simplified objective of Ho et al. 2020 (2006.11239), eq. (14), per pixel: 1 for a model
-    that finds no noise. Where a velocity is learned the scale is another one, so compare models of one objective only.
+    Of `image_diffusion`, per pixel: the mean over all noise is the simplified objective of Ho et al. 2020 (2006.11239),
+    eq. (14), 1 for a model that finds no noise; of a velocity the scale is another one. Of `geodiff`, per atom: squared errors
+    of its vectors, the local ones times 5 and the global ones times 2. So compare models of one objective only.
     """
 
     name: ClassVar[str] = "denoising_loss"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 import numpy as np
@@ -15,8 +16,10 @@ def frechet_distance(a: Floats, b: Floats) -> float:
     """Squared Frechet (2-Wasserstein) distance between Gaussians with the means and covariances of the rows of a and b.
 
     |m_a - m_b|^2 + tr(S_a + S_b - 2 (S_a^1/2 S_b S_a^1/2)^1/2) (Dowson and Landau 1982); the last trace is the sum of the
-    singular values of S_a^1/2 S_b^1/2, and those need no roots of nearly singular products.
+    singular values of S_a^1/2 S_b^1/2, and those need no roots of nearly singular products. NaN for a single row.
     """
+    if min(len(a), len(b)) < 2:
+        return math.nan
     apart = a.mean(axis=0) - b.mean(axis=0)
     roots = []
     for rows in (a, b):

@@ -13,10 +13,28 @@ from selfloop.component import Context, Features, Metric, Snapshot
 from selfloop.errors import SpecError
 from selfloop.metrics.distances import frechet_distance, kernel_distance, mean_distance
 from selfloop.metrics.image_features import ImageFeatures
-from selfloop.metrics.images import held_out
 from selfloop.types import Floats
 
 MOST_ROWS = 5000  # of a kind in what compares all pairs of rows: its time grows with their square
+
+
+@dataclass(frozen=True, kw_only=True)
+class Frechet(Metric):
+    """Squared Frechet distance between newly sampled and held-out real images, on principal components of their pixels.
+
+    As `feature_frechet`, with linear features instead of a network's: it sees means and covariances of pixels only.
+    """
+
+    name: ClassVar[str] = "frechet"
+    version: ClassVar[int] = 2
+    on_holdout: ClassVar[bool] = True
+    title: ClassVar[str] = "Frechet distance of sampled images to real ones"
+    unit: ClassVar[str] = "squared grey scales"
+    units: ClassVar[Mapping[str, str]] = {"frechet_real": unit}
+    features: Features = field(default_factory=lambda: ImageFeatures(kind="pixels", dimensions=32))
+
+    def measure(self, snap: Snapshot, ctx: Context) -> Mapping[str, float]:
+        return _frechet(self.name, snap)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,24 +43,28 @@ class FeatureFrechet(Metric):
 
     Heusel et al. 2017 (1706.08500). `feature_frechet_real` is that of as many initial real images, which is what the
     distance of a perfect model would be: finite numbers of rows bias both upwards (Chong and Forsyth 2020, 1911.07023).
+    Of more sampled rows than there are initial ones, only so many are looked at.
     """
 
     name: ClassVar[str] = "feature_frechet"
+    version: ClassVar[int] = 2
     on_holdout: ClassVar[bool] = True
     title: ClassVar[str] = "Frechet distance of sampled images to real ones, on features"
     unit: ClassVar[str] = "squared units of the features"
-    units: ClassVar[Mapping[str, str]] = {"feature_frechet_real": "squared units of the features"}
+    units: ClassVar[Mapping[str, str]] = {"feature_frechet_real": unit}
     features: Features = field(default_factory=ImageFeatures)
 
     def measure(self, snap: Snapshot, ctx: Context) -> Mapping[str, float]:
-        if (pair := new_and_real(self.name, snap)) is None:
-            return {}
-        new, real = pair
-        if min(len(new), len(real)) < 2:
-            return {"feature_frechet": math.nan}
-        initial = vectors(snap, "initial")[: len(new)]
-        reference = {"feature_frechet_real": frechet_distance(initial, real)} if len(initial) == len(new) else {}
-        return {"feature_frechet": frechet_distance(new, real), **reference}
+        return _frechet(self.name, snap)
+
+
+def _frechet(name: str, snap: Snapshot) -> Mapping[str, float]:
+    """The distance of sampled and that of initial real rows, equally many, to the held-out ones."""
+    if "new" not in snap.features:
+        return {}
+    new, initial = new_and_initial(snap)
+    real = vectors(snap, "holdout")
+    return {name: frechet_distance(new, real), f"{name}_real": frechet_distance(initial, real)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +84,7 @@ class KernelDistance(Metric):
         check_least(self.name, "rows", self.rows, 2)
 
     def measure(self, snap: Snapshot, ctx: Context) -> Mapping[str, float]:
-        if (pair := new_and_real(self.name, snap, self.rows)) is None:
+        if (pair := new_and_real(snap, self.rows)) is None:
             return {}
         return {"kernel_distance": kernel_distance(*pair) if min(map(len, pair)) > 1 else math.nan}
 
@@ -86,16 +108,22 @@ class FeatureDiversity(Metric):
         check_least(self.name, "rows", self.rows, 2)
 
     def measure(self, snap: Snapshot, ctx: Context) -> Mapping[str, float]:
-        if (pair := new_and_real(self.name, snap, self.rows)) is None:
+        if (pair := new_and_real(snap, self.rows)) is None:
             return {}
         spreads = [mean_distance(rows) if len(rows) > 1 else math.nan for rows in pair]
         return {"feature_diversity": spreads[0] / spreads[1] if spreads[1] else math.nan}
 
 
-def new_and_real(metric: str, snap: Snapshot, most: int | None = None) -> tuple[Floats, Floats] | None:
+def new_and_real(snap: Snapshot, most: int | None = None) -> tuple[Floats, Floats] | None:
     """Features of the newly sampled and of the held-out rows, the first `most` of each; None where nothing was sampled."""
-    held_out(metric, snap)
     return (vectors(snap, "new", most), vectors(snap, "holdout", most)) if "new" in snap.features else None
+
+
+def new_and_initial(snap: Snapshot, most: int | None = None) -> tuple[Floats, Floats]:
+    """Features of equally many newly sampled and initial real rows, at most `most`: what depends on how many compares them."""
+    new, initial = vectors(snap, "new", most), vectors(snap, "initial", most)
+    count = min(len(new), len(initial))
+    return new[:count], initial[:count]
 
 
 def vectors(snap: Snapshot, kind: str, most: int | None = None) -> Floats:

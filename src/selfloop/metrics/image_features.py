@@ -5,19 +5,19 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Literal, get_args
+from typing import ClassVar, Literal, cast, get_args
 
 import numpy as np
 import numpy.typing as npt
+from threadpoolctl import threadpool_limits
 
 from selfloop.component import Context, Features
 from selfloop.errors import DataError, SpecError
-from selfloop.metrics.images import Frechet, _features
-from selfloop.types import Array, Columns, Params, Ragged
+from selfloop.types import Array, Columns, Floats, Params, Ragged
 
 Singles = npt.NDArray[np.float32]
 Kind = Literal["classifier", "pixels", "given", "inception"]
-MOST_ROWS = 4096  # that components, clusters and scale are learned from
+MOST_ROWS = 4096  # that components, clusters and scale are learned from, and that are projected at once
 NEEDS = {"given": "a program of torch.export (.pt2)", "inception": "torch-fidelity's weights of Inception (.pth)"}
 
 
@@ -65,7 +65,7 @@ class ImageFeatures(Features):
             deviation = math.sqrt(max(features.var(axis=0).mean(), np.finfo(np.float32).tiny))
             learned |= {"mean": features.mean(axis=0), "deviation": np.array(deviation, np.float32)}
         elif self.kind == "pixels":
-            learned = dict(Frechet(components=self.dimensions).prepare(real, ctx))
+            learned = _components(few, self.dimensions, ctx)
         if "classes" not in learned:
             learned |= _clusters(self._outputs(few, learned, ctx)[0], self.modes, ctx)
         return learned
@@ -95,7 +95,7 @@ class ImageFeatures(Features):
     def _outputs(self, images: Array, learned: Params, ctx: Context) -> tuple[Singles, Singles]:
         """Features of each image, and the outputs of the classifier where it is one."""
         if self.kind == "pixels":
-            features = _features({"image": images}, learned).astype(np.float32)
+            features = _projected(images, learned)
             return features, features[:, :0]
         from selfloop.metrics import image_networks
 
@@ -117,13 +117,35 @@ def _images(rows: Columns) -> Array:
     return images
 
 
+def _components(images: Array, count: int, ctx: Context) -> dict[str, Array]:
+    """Mean and first principal components of the pixels."""
+    from sklearn.decomposition import PCA
+
+    pixels = _pixels(images)
+    seed = ctx.stream.integer() % 2**32  # of its sketch of large images
+    basis = PCA(min(count, *pixels.shape), random_state=seed).fit(pixels)
+    return {"mean": basis.mean_, "components": basis.components_}
+
+
+def _projected(images: Array, learned: Params) -> Singles:
+    mean, components = (cast(Floats, learned[name]) for name in ("mean", "components"))
+    blocks = (images[first : first + MOST_ROWS] for first in range(0, len(images), MOST_ROWS))
+    return np.concatenate([(_pixels(block) - mean) @ components.T for block in blocks]).astype(np.float32)
+
+
+def _pixels(images: Array) -> Floats:
+    """Images as rows of pixels in [0, 1]."""
+    return images.reshape(len(images), -1).astype(np.float64) / 255
+
+
 def _clusters(features: Singles, count: int, ctx: Context) -> dict[str, Array]:
     """Centres of k-means clusters of the features, the largest cluster first, and their common variance per feature."""
     from sklearn.cluster import KMeans
 
     count = min(count, len(np.unique(features, axis=0)))
     seed = ctx.stream.child("clusters").integer() % 2**32
-    found = KMeans(count, n_init=3, random_state=seed).fit(features.astype(np.float64))
+    with threadpool_limits(1):  # several threads add up their parts in the order in which they are done
+        found = KMeans(count, n_init=3, random_state=seed).fit(features.astype(np.float64))
     order = np.argsort(-np.bincount(found.labels_, minlength=count), kind="stable")
     return {"centres": found.cluster_centers_[order], "variance": np.array(found.inertia_ / features.size)}
 

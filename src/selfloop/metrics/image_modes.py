@@ -8,10 +8,9 @@ from typing import ClassVar
 
 import numpy as np
 
-from selfloop.component import Context, Features, Metric, Snapshot
+from selfloop.component import Context, Features, Metric, Sampler, Snapshot, Source
 from selfloop.errors import SpecError
 from selfloop.metrics.image_features import ImageFeatures
-from selfloop.metrics.images import held_out
 from selfloop.types import Floats
 
 SHOWN = 20  # modes at most that get a number each
@@ -26,6 +25,7 @@ class Modes(Metric):
     left with at least a tenth of the rows of equally frequent ones. Further: entropy of the shares, how far they are from
     those of held-out real images (total variation), the share of images whose most probable mode is less probable than
     `sure` (they lie between modes), and the share of each mode, for at most 20 modes, also (`_real`) among held-out images.
+    Clusters are numbered anew for each seed, so that a mean of their shares over seeds means nothing.
     """
 
     name: ClassVar[str] = "modes"
@@ -46,7 +46,6 @@ class Modes(Metric):
             raise SpecError(f"metrics.modes.sure: got {self.sure}; expected a probability above 0.")
 
     def measure(self, snap: Snapshot, ctx: Context) -> Mapping[str, float]:
-        held_out(self.name, snap)
         if "new" not in snap.features:
             return {}
         new, real = (_column(snap, kind, "probabilities", "modes") for kind in ("new", "holdout"))
@@ -83,15 +82,29 @@ class Attributes(Metric):
     features: Features = field(default_factory=ImageFeatures)
     names: tuple[str, ...] = ()  # of the attributes, in the order of the column; none = their places 0, 1, ...
 
+    def check(self, source: Source, sampler: Sampler) -> None:
+        if not isinstance(self.features, ImageFeatures):
+            return  # which may find attributes that no source names
+        found = source.schema().get("attributes")
+        if found is None or self.features.kind != "classifier":
+            raise SpecError(
+                f"metrics.attributes: learns attributes from the rows; {source.name} gives "
+                f"{'none as it is set' if found is None else 'some'}, the features' kind is {self.features.kind!r}. Take "
+                "kind 'classifier' and a source whose rows have a column 'attributes', or drop the metric."
+            )
+        self._check_names(found.shape[0])
+
+    def _check_names(self, count: int) -> None:
+        if len(set(self.names)) not in (0, count):
+            raise SpecError(
+                f"metrics.attributes.names: got {len(self.names)} names for {count} attributes. Name each once, or none."
+            )
+
     def measure(self, snap: Snapshot, ctx: Context) -> Mapping[str, float]:
-        held_out(self.name, snap)
         if "new" not in snap.features:
             return {}
         new, real = ((_column(snap, kind, "attributes", self.name) > 0.5).mean(axis=0) for kind in ("new", "holdout"))
-        if len(set(self.names)) not in (0, len(new)):
-            raise SpecError(
-                f"metrics.attributes.names: got {len(self.names)} names for {len(new)} attributes. Name each once, or none."
-            )
+        self._check_names(len(new))
         names = self.names or range(len(new))
         numbers = {
             "attributes": float(np.count_nonzero((new >= LOST * real) & (real > 0))),

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import pickle  # for the name of its error
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
 from typing import cast
@@ -17,7 +20,7 @@ from torch.nn import functional
 from selfloop.component import Context
 from selfloop.errors import SpecError, missing_extra
 from selfloop.families.nn import trainer
-from selfloop.families.nn.autoencoder import as_tensor, scale
+from selfloop.families.nn.autoencoder import as_tensor, height_width_depth, scale
 from selfloop.families.nn.training import Training
 from selfloop.types import Array, Params
 
@@ -26,6 +29,8 @@ CHANNELS = (16, 32, 64, 64, 64, 64)  # of the convolutions: each halves the side
 BATCH = 64
 RATE = 5e-3
 LEAST_STEPS = 500  # few rows are seen more often
+
+UNREADABLE = (RuntimeError, ValueError, KeyError, OSError, EOFError, pickle.UnpicklingError)
 
 Singles = npt.NDArray[np.float32]
 Network = Callable[[Tensor], tuple[Tensor, Tensor]]  # features and outputs of uint8 images (rows, depth, height, width)
@@ -65,11 +70,9 @@ def train(images: Array, targets: Params, dimensions: int, epochs: int, ctx: Con
 
 def trained(shape: tuple[int, ...], dimensions: int, learned: Params, ctx: Context) -> Network:
     """The classifier that `train` gave, for images (height, width[, depth])."""
-    height, width, depth = shape if len(shape) == 3 else (*shape, 1)
-    with trainer.seeded(ctx.stream):  # its first parameters are replaced; torch's own random state must not notice
-        model = _classifier((depth, height, width), dimensions, int(learned["outputs"]))
-    trainer.load(model, learned)
-    model.to(trainer.device()).eval()
+    height, width, depth = height_width_depth(shape)
+    outputs = int(learned["outputs"])
+    model = trainer.loaded(lambda: _classifier((depth, height, width), dimensions, outputs), learned, ctx)
 
     def network(images: Tensor) -> tuple[Tensor, Tensor]:
         features = model[:-2](scale(images))
@@ -84,8 +87,9 @@ def given(path: Path) -> Network:
     if not zipfile.is_zipfile(path):
         raise SpecError(f"{where}: {path} is no program of torch.export. Write one with torch.export.save(program, 'x.pt2').")
     try:
-        program = torch.export.load(path).module().to(trainer.device())
-    except (RuntimeError, ValueError, KeyError, OSError) as problem:
+        with _only_tensors():
+            program = torch.export.load(path).module().to(trainer.device())
+    except UNREADABLE as problem:
         raise SpecError(f"{where}: {path} cannot be opened ({_first_line(problem)}). Save it with this torch.") from problem
 
     def network(images: Tensor) -> tuple[Tensor, Tensor]:
@@ -108,8 +112,9 @@ def inception(path: Path) -> Network:
     except ModuleNotFoundError as problem:
         raise missing_extra("metrics.features: kind 'inception'", problem.name or "torch_fidelity") from None
     try:
-        model = FeatureExtractorInceptionV3("inception-v3-compat", ["2048"], feature_extractor_weights_path=str(path))
-    except (RuntimeError, KeyError, ValueError, OSError) as problem:
+        with _only_tensors():
+            model = FeatureExtractorInceptionV3("inception-v3-compat", ["2048"], feature_extractor_weights_path=str(path))
+    except UNREADABLE as problem:
         raise SpecError(
             f"metrics.features.path: {path} does not hold the weights of Inception as torch-fidelity reads them "
             f"({_first_line(problem)}). They are its release file weights-inception-2015-12-05-6726825d.pth."
@@ -117,10 +122,25 @@ def inception(path: Path) -> Network:
     model.to(trainer.device()).eval()
 
     def network(images: Tensor) -> tuple[Tensor, Tensor]:
+        if images.shape[1] not in (1, 3):
+            raise SpecError(f"metrics.features.kind: 'inception' looks at 1 or 3 channels; the images have {images.shape[1]}.")
         features = cast(Tensor, model(images.expand(-1, 3, -1, -1))[0])
         return features, features[:, :0]
 
     return network
+
+
+@contextmanager
+def _only_tensors() -> Iterator[None]:
+    """torch reads nothing but numbers inside, whatever a library asks for: what else is pickled can run any program."""
+    name = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
+    before = os.environ.get(name)
+    os.environ[name] = "1"
+    try:
+        yield
+    finally:
+        os.environ.pop(name)
+        os.environ.update({} if before is None else {name: before})
 
 
 def run(network: Network, images: Array, threads: int) -> tuple[Singles, Singles]:

@@ -1,4 +1,4 @@
-"""How well a model describes real images, how varied its own are, and how far they are from real ones."""
+"""How well a model describes real images, and how varied its own are."""
 
 from __future__ import annotations
 
@@ -10,10 +10,9 @@ import numpy as np
 
 from selfloop.component import Context, Metric, Snapshot
 from selfloop.errors import SpecError
-from selfloop.metrics.distances import frechet_distance
-from selfloop.types import Array, Columns, Floats, Params
+from selfloop.types import Columns, Floats, Params
 
-BLOCK = 4096  # rows held as floating-point numbers at once; also the most rows that principal components are learned from
+BLOCK = 4096  # rows held as numbers of 8 bytes at once
 
 
 @runtime_checkable
@@ -44,8 +43,8 @@ class NegativeElbo(Metric):
     needs: ClassVar[tuple[type, ...]] = (HasElbo,)
 
     def measure(self, snap: Snapshot, ctx: Context) -> Mapping[str, float]:
-        rows = held_out(self.name, snap)
-        reconstruction, kl = (float(part.mean()) for part in cast(HasElbo, snap.family).elbo(snap.params, rows, ctx))
+        parts = cast(HasElbo, snap.family).elbo(snap.params, snap.holdout, ctx)
+        reconstruction, kl = (float(part.mean()) for part in parts)
         return {"negative_elbo": reconstruction + kl, "reconstruction": reconstruction, "kl": kl}
 
 
@@ -70,8 +69,7 @@ class LogLikelihood(Metric):
             raise SpecError(f"metrics.log_likelihood.samples: got {self.samples}; expected 1 or more.")
 
     def measure(self, snap: Snapshot, ctx: Context) -> Mapping[str, float]:
-        rows = held_out(self.name, snap)
-        estimates = cast(EstimatesLikelihood, snap.family).log_likelihood(snap.params, rows, self.samples, ctx)
+        estimates = cast(EstimatesLikelihood, snap.family).log_likelihood(snap.params, snap.holdout, self.samples, ctx)
         return {"log_likelihood": float(estimates.mean())}
 
 
@@ -94,55 +92,5 @@ class PixelSpread(Metric):
         return {"pixel_spread": float(np.sqrt(n * squares - np.square(total)).mean()) / n / 255}
 
 
-@dataclass(frozen=True, kw_only=True)
-class Frechet(Metric):
-    """Squared Frechet distance between newly sampled and held-out real images, on principal components of real(1).
-
-    The Frechet inception distance (Heusel et al. 2017, 1706.08500) with linear features instead of a network's: it
-    sees means and covariances only. Biased upwards by finite samples, so compare it at equal numbers of rows.
-    """
-
-    name: ClassVar[str] = "frechet"
-    on_holdout: ClassVar[bool] = True
-    title: ClassVar[str] = "Frechet distance of sampled images to real ones"
-    unit: ClassVar[str] = "squared grey scales"
-    components: int = 32  # principal ones
-
-    def __post_init__(self) -> None:
-        if self.components < 1:
-            raise SpecError(f"metrics.frechet.components: got {self.components}; expected 1 or more.")
-
-    def prepare(self, real: Columns, ctx: Context) -> Params:
-        from sklearn.decomposition import PCA
-
-        pixels = _pixels(np.asarray(real["image"])[:BLOCK])
-        count = min(self.components, *pixels.shape)
-        basis = PCA(count, random_state=ctx.stream.integer() % 2**32).fit(pixels)  # seeds its sketch of large images
-        return {"mean": basis.mean_, "components": basis.components_}
-
-    def measure(self, snap: Snapshot, ctx: Context) -> Mapping[str, float]:
-        real = held_out(self.name, snap)
-        if not snap.new:
-            return {}
-        return {"frechet": frechet_distance(_features(snap.new, snap.prepared), _features(real, snap.prepared))}
-
-
-def held_out(metric: str, snap: Snapshot) -> Columns:
-    if not snap.holdout:
-        raise SpecError(f"metrics: {metric!r} is measured on held-out real rows and there are none. Set holdout to 1 or more.")
-    return snap.holdout
-
-
-def _features(rows: Columns, prepared: Params) -> Floats:
-    images = np.asarray(rows["image"])
-    mean, components = (cast(Floats, prepared[name]) for name in ("mean", "components"))
-    return np.concatenate([(_pixels(images[part]) - mean) @ components.T for part in _blocks(len(images))])
-
-
 def _blocks(n: int) -> list[slice]:
     return [slice(first, first + BLOCK) for first in range(0, n, BLOCK)]
-
-
-def _pixels(images: Array) -> Floats:
-    """Images as rows of pixels in [0, 1]."""
-    return images.reshape(len(images), -1).astype(np.float64) / 255

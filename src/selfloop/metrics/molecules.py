@@ -17,12 +17,12 @@ KINDS = 1 << 5  # of edges, when they are coded together with elements
 ELEMENTS = 1 << 7
 
 
-def require_rdkit(metric: str) -> Any:
+def require_rdkit(key: str) -> Any:
     """RDKit's `Chem`; MissingExtraError where it is not installed."""
     try:
         from rdkit import Chem
     except ModuleNotFoundError:
-        raise missing_extra(f"metrics.{metric}", "rdkit") from None
+        raise missing_extra(key, "rdkit") from None
     return Chem
 
 
@@ -156,7 +156,7 @@ class Clashes(Metric):
     def measure(self, snap: Snapshot, ctx: Context) -> Mapping[str, float]:
         if not snap.new:
             return {}
-        table = require_rdkit(self.name).GetPeriodicTable()
+        table = require_rdkit(f"metrics.{self.name}").GetPeriodicTable()
         radii = self.closest * np.array([table.GetRvdw(number) for number in range(119)])
         return {"clashes": float(np.mean([_clashes(snap.new, i, radii) for i in range(count_rows(snap.new))]))}
 
@@ -191,7 +191,7 @@ class StrainEnergy(Metric):
     def measure(self, snap: Snapshot, ctx: Context) -> Mapping[str, float]:
         if not snap.new:
             return {}
-        require_rdkit(self.name)
+        require_rdkit(f"metrics.{self.name}")
         sampled, numbers = molecules_in(snap.new, self.molecules), np.asarray(snap.initial["molecule"])
         strains, without = list[Floats](), 0
         for number, rows in sampled.items():

@@ -16,7 +16,7 @@ import numpy as np
 
 from selfloop.component import Context, Features, Metric, Snapshot
 from selfloop.metrics.distances import distance_blocks
-from selfloop.metrics.image_distances import MOST_ROWS, check_least, new_and_real, vectors
+from selfloop.metrics.image_distances import MOST_ROWS, check_least, new_and_initial, new_and_real, vectors
 from selfloop.metrics.image_features import ImageFeatures
 from selfloop.types import Floats, Ints
 
@@ -81,7 +81,7 @@ class Precision(Metric):
         check_least(self.name, "rows", self.rows, 2)
 
     def measure(self, snap: Snapshot, ctx: Context) -> Mapping[str, float]:
-        if (pair := _as_many(self.name, snap, self.rows)) is None:
+        if (pair := _as_many(snap, self.rows)) is None:
             return {}
         new, real = pair
         if len(new) <= self.k:
@@ -114,7 +114,7 @@ class Coverage(Metric):
         check_least(self.name, "rows", self.rows, 2)
 
     def measure(self, snap: Snapshot, ctx: Context) -> Mapping[str, float]:
-        if (pair := _as_many(self.name, snap, self.rows)) is None:
+        if (pair := _as_many(snap, self.rows)) is None:
             return {}
         new, real = pair
         if len(real) <= self.k:
@@ -135,7 +135,7 @@ class TrainingDistance(Metric):
 
     name: ClassVar[str] = "training_distance"
     on_holdout: ClassVar[bool] = True
-    title: ClassVar[str] = "distance to the nearest training image"
+    title: ClassVar[str] = "distance to the nearest initial real image"
     unit: ClassVar[str] = "share of that of held-out real images"
     units: ClassVar[Mapping[str, str]] = {
         "near_copies": "share of sampled images",
@@ -149,7 +149,7 @@ class TrainingDistance(Metric):
         check_least(self.name, "rows", self.rows, 1)
 
     def measure(self, snap: Snapshot, ctx: Context) -> Mapping[str, float]:
-        if (pair := new_and_real(self.name, snap, self.rows)) is None:
+        if (pair := new_and_real(snap, self.rows)) is None:
             return {}
         initial = np.unique(vectors(snap, "initial"), axis=0)
         if len(initial) < 2:
@@ -163,7 +163,7 @@ class TrainingDistance(Metric):
 
 @dataclass(frozen=True, kw_only=True)
 class Entropy(Metric):
-    """Entropy of the newly sampled images' features by the distances to their k-th nearest, and of as many held-out ones.
+    """Entropy of the newly sampled images' features by the distances to their k-th nearest, and of as many initial real ones.
 
     psi(n) - psi(k) + log(volume of the unit ball) + d mean(log distance): Kozachenko and Leonenko 1987, in the form of
     Kraskov et al. 2004 (cond-mat/0305641), eq. (20). No number once a row has k copies: the entropy is then minus infinity.
@@ -171,6 +171,7 @@ class Entropy(Metric):
     """
 
     name: ClassVar[str] = "entropy"
+    version: ClassVar[int] = 2
     title: ClassVar[str] = "entropy of sampled images"
     unit: ClassVar[str] = "nats"
     units: ClassVar[Mapping[str, str]] = {"entropy_real": "nats"}
@@ -186,10 +187,8 @@ class Entropy(Metric):
     def measure(self, snap: Snapshot, ctx: Context) -> Mapping[str, float]:
         if "new" not in snap.features:
             return {}
-        new = vectors(snap, "new", self.rows)
-        real = vectors(snap, "holdout", len(new)) if "holdout" in snap.features else new[:0]
-        reference = {"entropy_real": entropy(real, self.k)} if len(real) == len(new) else {}
-        return {"entropy": entropy(new, self.k), **reference}
+        new, initial = new_and_initial(snap, self.rows)
+        return {"entropy": entropy(new, self.k), "entropy_real": entropy(initial, self.k)}
 
 
 def entropy(rows: Floats, k: int) -> float:
@@ -206,9 +205,9 @@ def entropy(rows: Floats, k: int) -> float:
     return float(digamma(n) - digamma(k) + ball + d * np.log(distances).mean())
 
 
-def _as_many(metric: str, snap: Snapshot, most: int) -> tuple[Floats, Floats] | None:
+def _as_many(snap: Snapshot, most: int) -> tuple[Floats, Floats] | None:
     """Features of equally many newly sampled and held-out rows."""
-    if (pair := new_and_real(metric, snap, most)) is None:
+    if (pair := new_and_real(snap, most)) is None:
         return None
     count = min(map(len, pair))
     return pair[0][:count], pair[1][:count]

@@ -103,7 +103,7 @@ def _panels(result: Result) -> Iterator[Panel]:
                 yield Panel(
                     metric=metric,
                     title=_capital((owner.title if owner and owner.name == metric else "") or metric.replace("_", " ")),
-                    unit=_unit(owner, metric),
+                    unit=point.family.units.get(metric) or _unit(owner, metric),
                     axes=axes,
                     curves=[_curve(label, values, owner) for label, values in curves.items()],
                     laws=laws,
@@ -174,17 +174,23 @@ def _shares(result: Result) -> Iterator[Shares]:
     found = [match for match in map(_SHARE.fullmatch, result.metrics()) if match]
     for kind in ("class", "attribute"):
         names = [match["name"] for match in found if match["kind"] == kind and not match["real"]]
+        if all(name.isdecimal() for name in names):
+            names.sort(key=int)  # a seed's classifier may not know every class
         for axes in result.points:
             measured = {p: c for p, c in result.curves(axes).items() if all(f"{kind}_share_{name}" in c for name in names)}
             if not (names and measured):
                 continue
             first = next(iter(measured.values()))
-            real = [f"{kind}_share_{name}_real" for name in names]
-            yield Shares(
-                kind=kind, names=names, axes=axes,
-                samples={p: np.stack([c[f"{kind}_share_{name}"] for name in names], axis=-1) for p, c in measured.items()},
-                real=np.stack([first[each][:, 0] for each in real], axis=-1) if all(each in first for each in real) else None,
-            )  # fmt: skip
+            sampled, real = ([f"{kind}_share_{name}{end}" for name in names] for end in ("", "_real"))
+            samples = {policy: _stacked(curves, sampled) for policy, curves in measured.items()}
+            known = _stacked(first, real)[:, 0] if all(each in first for each in real) else None
+            yield Shares(kind=kind, names=names, axes=axes, samples=samples, real=known)
+
+
+def _stacked(curves: Mapping[str, Floats], names: Sequence[str]) -> Floats:
+    """Shares of each seed, generation and name; none of what a seed does not know, where it has others."""
+    shares = np.stack([curves[name] for name in names], axis=-1)
+    return np.where(np.isfinite(shares).any(axis=-1, keepdims=True), np.nan_to_num(shares), shares)
 
 
 def _worths(result: Result) -> Iterator[Worth]:
@@ -192,8 +198,9 @@ def _worths(result: Result) -> Iterator[Worth]:
         value = value_of_real(cells)
         if value is not None:
             metric = next(m for m in result.spec.metrics if m.name == result.spec.risk())
+            unit = result.spec.family.units.get(metric.name, metric.unit)
             yield Worth(
-                metric=metric.name, title=_capital(metric.title), unit=metric.unit, cells=cells, value=value,
+                metric=metric.name, title=_capital(metric.title), unit=unit, cells=cells, value=value,
                 published=list(_published_worths(metric.name)), axes=axes,
             )  # fmt: skip
 
@@ -248,6 +255,7 @@ def _steps(point: Spec, stage: Stage) -> float:
 def _notes(result: Result) -> Iterator[str]:
     if result.shared.computed or result.shared.reused:
         yield "Costs: generation 1, which all policies share, is counted with the first one."
+    yield from result.shared.said
     yield from _departures(result.spec)
     sizes = [point.n for point in result.points.values()]
     if len(set(sizes)) > 1:

@@ -9,19 +9,18 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import cast
 
 import numpy as np
 
+from selfloop.metrics.molecules import BONDS, ragged_row
 from selfloop.report import Gallery
 from selfloop.report.blocks import GAP, generations_of, picture_of, text_at
 from selfloop.report.theme import MUTED, PAPER, Style
-from selfloop.types import Array, Column, Columns, Floats, Ints, Ragged
+from selfloop.types import Array, Columns, Floats, Ints, Ragged
 
 SHOWN_MOLECULES = 3
 WIDEST, SIDES = 960, (104, 180)  # pixels: a row of blocks, and the least and most of a block
 COLUMNS = ("z", "position", "edges", "edge_type")
-FARTHEST_BOND = 22  # of the types of edges: higher numbers join atoms two or three bonds apart
 BOND, BALL, HYDROGEN = 0.2, 0.45, 0.28  # width of a bond and radii of balls, in angstrom
 SMALLEST = 2.0  # radius in angstrom of what a block shows of a molecule at least
 ELEMENTS = {  # nearly the usual colours, such that both grounds set them off
@@ -105,14 +104,9 @@ def _molecule(columns: Columns, number: int) -> Molecule | None:
     rows = np.flatnonzero(np.asarray(columns["molecule"]) == number)
     if not len(rows):
         return None
-    z, places, edges, kinds = (_row(columns[name], int(rows[0])) for name in COLUMNS)
-    bonds = edges.astype(np.int64).reshape(-1, 2)[kinds.astype(np.int64) <= FARTHEST_BOND]
+    z, places, edges, kinds = (ragged_row(columns, name, int(rows[0])) for name in COLUMNS)
+    bonds = edges.astype(np.int64).reshape(-1, 2)[kinds.astype(np.int64) <= BONDS]
     return Molecule(z.astype(np.int64), places.astype(np.float64).reshape(-1, 3), bonds)
-
-
-def _row(column: Column, i: int) -> Array:
-    ragged = cast(Ragged, column)
-    return ragged.values[ragged.offsets[i] : ragged.offsets[i + 1]]
 
 
 def _centred(molecule: Molecule, like: Molecule | None = None) -> Molecule:

@@ -6,6 +6,7 @@ import io
 import json
 import pickle
 import tarfile
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from functools import lru_cache
 from pathlib import Path
@@ -18,15 +19,37 @@ from selfloop.errors import DataError
 from selfloop.sources.images import UNREADABLE, stamp_of
 from selfloop.types import Array, Floats, Ints
 
-# classes and functions that GEOM's pickles may name: molecules, arrays and plain containers; none of them runs anything
-MOLECULE = ("rdkit.Chem.rdchem", "Mol")
-ADMITTED = {
-    MOLECULE, ("builtins", "set"), ("builtins", "frozenset"), ("collections", "OrderedDict"),
-    ("numpy", "ndarray"), ("numpy", "dtype"), ("numpy._core.multiarray", "_reconstruct"), ("numpy._core.multiarray", "scalar"),
-    ("numpy._core.numeric", "_frombuffer"),
-}  # fmt: skip
 DAMAGED = (pickle.UnpicklingError, ArithmeticError, AttributeError, EOFError, LookupError, MemoryError, RuntimeError, TypeError,
-           ValueError)  # fmt: skip  # what a pickle that is not whole may raise
+           ValueError)  # fmt: skip  # what a file that is not what it should be may raise
+
+
+class _Named:
+    """An object of a pickle as it describes it: what it is made from and its state are kept, nothing is run or made."""
+
+    state: Any = None
+
+    def __init__(self, *arguments: Any) -> None:
+        self.arguments = arguments
+
+    def __setstate__(self, state: Any) -> None:
+        self.state = state
+
+
+class _Molecule(_Named):
+    """RDKit's molecule; its bytes are its only argument."""
+
+
+class _Number(_Named):
+    """A number of numpy's: its type and its bytes."""
+
+
+# what GEOM's pickles may name, and what is made of it: of plain containers themselves, of all else a description
+ADMITTED: dict[tuple[str, str], type] = {
+    ("builtins", "set"): set, ("builtins", "frozenset"): frozenset, ("collections", "OrderedDict"): OrderedDict,
+    ("rdkit.Chem.rdchem", "Mol"): _Molecule, ("numpy._core.multiarray", "scalar"): _Number, ("numpy", "dtype"): _Named,
+    ("numpy", "ndarray"): _Named, ("numpy._core.multiarray", "_reconstruct"): _Named,
+    ("numpy._core.numeric", "_frombuffer"): _Named,
+}  # fmt: skip
 
 
 class Summary(NamedTuple):
@@ -67,7 +90,7 @@ def summary_of(path: Path, subset: str, *stamp: int) -> Summary:
         listed = {smiles: entry for smiles, entry in json.loads(data).items() if "pickle_path" in entry}
         places = {smiles: name.removesuffix(file) + entry["pickle_path"] for smiles, entry in listed.items()}
         counts = {places[smiles]: int(entry["uniqueconfs"]) for smiles, entry in listed.items()}
-    except (ValueError, AttributeError, KeyError, TypeError) as problem:
+    except DAMAGED as problem:
         raise DataError(
             f"source.path: {name} in {path} is no summary of GEOM's ({problem!r}); expected a pickle_path and uniqueconfs of "
             "each SMILES. Get it again."
@@ -76,7 +99,7 @@ def summary_of(path: Path, subset: str, *stamp: int) -> Summary:
 
 
 class _Restricted(pickle.Unpickler):
-    """Makes nothing but what is admitted: any other class could run a program when it is unpickled."""
+    """Makes plain containers and descriptions only: any other class could run a program when it is unpickled."""
 
     def __init__(self, data: bytes, where: str) -> None:
         super().__init__(io.BytesIO(data))
@@ -89,29 +112,46 @@ class _Restricted(pickle.Unpickler):
                 f"source.path: {self.where} holds {module}.{name}; expected nothing but RDKit molecules, numpy arrays and "
                 "plain containers. Unpickling anything else could run a program: do not use this file."
             )
-        return super().find_class(module, name)
+        return ADMITTED[module, name]
 
 
 def conformers_of(data: bytes, where: str) -> list[Any]:
     """The molecules of one of GEOM's pickles, the most probable conformer first; in place of them, why there are none.
 
-    DataError for a pickle that holds anything else than molecules, arrays and plain containers.
+    DataError for a pickle that names anything else than molecules, arrays and plain containers. Molecules are read by RDKit,
+    from bytes that it trusts: damaged ones can end the process.
     """
-    from rdkit.Chem import Mol
-
     try:
         conformers = _Restricted(data, where).load()["conformers"]
-        kept = sorted(conformers, key=lambda conformer: -float(conformer["boltzmannweight"]))
-        mols = [conformer["rd_mol"] for conformer in kept]
+        kept = sorted(conformers, key=lambda conformer: -_number(conformer["boltzmannweight"]))
+        return [_molecule(conformer["rd_mol"]) for conformer in kept]
     except DAMAGED:
         return ["that cannot be unpickled"]
-    return [mol if isinstance(mol, Mol) else "that is no molecule" for mol in mols]
+
+
+def _number(value: Any) -> float:
+    """A number, Python's or numpy's."""
+    if not isinstance(value, _Number):
+        return float(value)
+    kind, data = value.arguments
+    code = kind.state[1] + kind.arguments[0]  # byte order and type, as <f8
+    if code not in ("<f8", ">f8", "<f4", ">f4"):
+        raise ValueError(code)
+    return float(np.frombuffer(data, code)[0])
+
+
+def _molecule(described: Any) -> Any:
+    """RDKit's molecule; in place of it, why there is none."""
+    from rdkit.Chem import Mol
+
+    if not isinstance(described, _Molecule) or not isinstance(described.arguments[0], bytes):
+        return "that is no molecule"
+    return cast(Any, Mol)(described.arguments[0])  # RDKit's stubs know text only
 
 
 class Structure(NamedTuple):
     """One of QM9's molecules: atomic numbers, coordinates in ångström, and the SMILES they were relaxed from."""
 
-    name: str
     z: Ints
     at: Floats
     smiles: str
@@ -129,25 +169,35 @@ def npz_of(path: Path) -> dict[str, Array]:
     try:
         with np.load(path) as arrays:
             n_atoms, z, at, smiles = (arrays[name] for name in ("n_atoms", "Z", "R", "smiles"))
-    except (*UNREADABLE, BadZipFile, KeyError, ValueError, TypeError) as problem:
+        smiles = np.char.encode(smiles, "utf-8", "replace") if smiles.dtype.kind == "U" else smiles
+    except (*UNREADABLE, *DAMAGED, BadZipFile) as problem:
         raise DataError(
             f"source.path: {path} cannot be read ({problem}); expected an npz file with arrays n_atoms, Z, R and smiles."
         ) from problem
-    ends = np.cumsum(n_atoms, dtype=np.int64)
-    if not len(n_atoms) or len(n_atoms) != len(smiles) or z.shape != (ends[-1],) or at.shape != (ends[-1], 3):
-        raise DataError(f"source.path: {path}: arrays n_atoms, smiles, Z and R do not fit together. Get it again.")
-    return {"ends": ends, "z": z, "at": at, "smiles": smiles}
+    if not _fit_together(n_atoms, z, at, smiles):
+        raise DataError(
+            f"source.path: {path}: arrays n_atoms, Z, R and smiles do not fit together; expected integers, integers (atoms,), "
+            "floats (atoms, 3) and texts. Get it again."
+        )
+    return {"ends": np.cumsum(n_atoms, dtype=np.int64), "z": z, "at": at, "smiles": smiles}
+
+
+def _fit_together(n_atoms: Array, z: Array, at: Array, smiles: Array) -> bool:
+    kinds = "".join(array.dtype.kind for array in (n_atoms, z, at, smiles)).replace("u", "i")
+    if kinds != "iifS" or n_atoms.ndim != 1 or n_atoms.shape != smiles.shape or not n_atoms.size:
+        return False
+    each_fits = n_atoms.min() > 0 and n_atoms.max() <= z.size  # so their sum does not overflow
+    return bool(each_fits and z.shape == (n_atoms.sum(dtype=np.int64),) and at.shape == (*z.shape, 3))
 
 
 def structure_of(arrays: dict[str, Array], i: int) -> Structure:
     """Molecule i of such a file."""
     atoms = slice(int(arrays["ends"][i - 1]) if i else 0, int(arrays["ends"][i]))
-    smiles = arrays["smiles"][i]
-    text = smiles.decode() if isinstance(smiles, bytes) else str(smiles)
-    return Structure(f"molecule {i + 1}", arrays["z"][atoms].astype(np.int64), arrays["at"][atoms].astype(np.float64), text)
+    text = arrays["smiles"][i].decode("utf-8", "replace")
+    return Structure(arrays["z"][atoms].astype(np.int64), arrays["at"][atoms].astype(np.float64), text)
 
 
-def xyz_of(data: bytes, name: str) -> Structure | None:
+def xyz_of(data: bytes) -> Structure | None:
     """The molecule of one of QM9's dsgdb9nsd files (Ramakrishnan et al. 2014, table 2); None when it is not whole.
 
     Their numbers may have Fortran's exponents, such as 1.2*^-6.
@@ -164,4 +214,4 @@ def xyz_of(data: bytes, name: str) -> Structure | None:
         smiles = lines[3 + count].split()[0]  # a line of frequencies, then SMILES before and after relaxation
     except (ValueError, IndexError, RuntimeError):
         return None
-    return Structure(name, z, at, smiles) if at.shape == (count, 3) else None
+    return Structure(z, at, smiles) if at.shape == (count, 3) else None

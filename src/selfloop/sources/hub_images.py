@@ -74,7 +74,10 @@ class HubImages(Pictures):
         if self.label is None:
             return {}
         dtype = self.label_fields()["label"].dtype
-        numbers = np.asarray(_rows(self, self.stamp()).with_format("numpy")[self.label])
+        rows = _rows(self, self.stamp())
+        if missing := rows.data.column(self.label).null_count:
+            raise DataError(f"source.label: {missing} of {len(rows)} rows have no {self.label!r}. Fill, drop or omit them.")
+        numbers = np.asarray(rows.with_format("numpy")[self.label])
         most = np.iinfo(dtype).max
         if numbers.min() < 0 or numbers.max() > most:
             raise DataError(f"source.label: {self.label!r} holds {numbers.min()} to {numbers.max()}; expected 0 to {most}.")

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -17,6 +18,8 @@ from selfloop.types import Array, Columns, Field, Ints, Ragged, join_rows, selec
 
 PIECE = 256  # molecules in a piece of a corpus
 MOST_ATOMS = 1 << 16  # of a molecule, so that its atoms can be numbered in 16 bits
+HEAVIEST = 99  # atomic number: models have numbers below 100
+DIRECTED = range(16, 20)  # RDKit's numbers of dative bonds
 REACH = 3  # bonds between the atoms of a pair of the extended graph
 SCHEMA = {
     "molecule": Field("int64"),
@@ -77,8 +80,9 @@ class Molecules(Source):
 
     A `validation` share of the molecules is set aside, the same for all seeds: conformers of one molecule never lie on both
     sides. Molecules are left out, which a warning counts, when they have fewer conformers, several fragments, a single atom,
-    atoms of no element, no coordinates in space, hydrogens that are not atoms of their own, bonds against the rules of
-    valence, or the SMILES of one before; conformers, when they have other atoms or bonds than their molecule's first.
+    atoms of no element or one above number 99, no coordinates in space, hydrogens that are not atoms of their own, bonds
+    against the rules of valence or with a direction, or the SMILES of one before; conformers, when they have other atoms or
+    bonds than their molecule's first. A source that draws `molecules` of its molecules draws others in their place.
     """
 
     validation: float
@@ -93,8 +97,8 @@ class Molecules(Source):
         """The most molecules there can be, found without reading their coordinates."""
         raise NotImplementedError
 
-    def candidates(self) -> Iterator[Candidate]:
-        """Every molecule, in the order of the files."""
+    def candidates(self, found: Sized) -> Iterator[Candidate]:
+        """Every molecule, in the order of the files, while `found`, those that can be used, are not as many as wanted."""
         raise NotImplementedError
 
     def stamp(self) -> tuple[object, ...]:
@@ -112,7 +116,7 @@ class Molecules(Source):
         return self.conformers * self._held_out()
 
     def _held_out(self) -> int:
-        return round(self.validation * self.size())
+        return max(round(self.validation * self.size()), math.ceil(self.validation))
 
     def chunks(self) -> Iterator[Columns]:
         """Every row once, molecule by molecule; a warning says what was left out. DataError when nothing is left."""
@@ -120,7 +124,7 @@ class Molecules(Source):
         from rdkit import rdBase
 
         left, seen, first, held = Tally(), set[bytes](), 0, list[Found]()
-        for candidate in self.candidates():
+        for candidate in self.candidates(seen):
             with rdBase.BlockLogs():  # what RDKit says of a molecule, the tally says
                 found = _found(candidate, self.conformers, left)
             if found is None:
@@ -139,7 +143,8 @@ class Molecules(Source):
             raise DataError(f"source.{self.name}: no molecule can be used; left out: {left or 'none'}. Check the file.")
         if str(left):
             rows = self.conformers * len(seen)
-            warnings.warn(f"source.{self.name}: {len(seen)} molecules, {rows} rows; left out: {left}", stacklevel=2)
+            lower = f". So n can be at most {rows - self.holdout()}" if rows < self.capacity() else ""
+            warnings.warn(f"source.{self.name}: {len(seen)} molecules, {rows} rows; left out: {left}{lower}", stacklevel=2)
 
     def arrange(self, corpus: Columns, ctx: Context) -> Ints:
         """Rows of the corpus in this seed's order: the molecules set aside, then the others shuffled, each in one piece."""
@@ -182,17 +187,30 @@ def check_settings(source: Molecules, molecules: int | None = None) -> None:
 
 def _require_rdkit(source: Molecules) -> None:
     try:
-        import rdkit.Chem  # noqa: F401  # all of it: an import while its logs are blocked would open them
+        # all that will be used: an import while its logs are blocked would open them
+        from rdkit.Chem import rdDetermineBonds, rdDistGeom, rdForceFieldHelpers  # noqa: F401
     except ModuleNotFoundError:
         raise missing_extra(f"source.{source.name}", "rdkit") from None
 
 
-def chosen(names: Sequence[str], most: int | None, split_seed: int) -> list[str]:
-    """At most that many of the names, drawn with the seed of the split, in their order."""
-    if most is None or most >= len(names):
-        return list(names)
-    picks = Stream(("molecules", split_seed, "chosen")).generator().permutation(len(names))[:most]
-    return [names[i] for i in np.sort(picks)]
+def limited(names: Sequence[str], most: int | None) -> int:
+    """How many of the names there are, at most `most`."""
+    return len(names) if most is None else min(most, len(names))
+
+
+def rounds(names: Sequence[str], most: int | None, split_seed: int, found: Sized) -> Iterator[list[str]]:
+    """The names, or as many as are missing until `most` of them were `found` usable: drawn with the seed of the split.
+
+    Each round in the order of the names; another follows when some of those before were left out.
+    """
+    if most is None:
+        yield list(names)
+        return
+    drawn, first = Stream(("molecules", split_seed, "chosen")).generator().permutation(len(names)), 0
+    while first < len(names) and len(found) < most:
+        part = np.sort(drawn[first : first + most - len(found)])
+        first += len(part)
+        yield [names[i] for i in part]
 
 
 def _found(candidate: Candidate, count: int, left: Tally) -> Found | None:
@@ -227,8 +245,8 @@ def fault_of(mol: Any, *, embedded: bool = True) -> str | None:
     count = mol.GetNumAtoms()
     if not 1 < count <= MOST_ATOMS:
         return "of a single atom" if count < 2 else f"of more than {MOST_ATOMS} atoms"
-    if any(atom.GetAtomicNum() == 0 for atom in mol.GetAtoms()):
-        return "with atoms of no element"
+    if fault := fault_of_elements([atom.GetAtomicNum() for atom in mol.GetAtoms()]):
+        return fault
     if any(bond.GetBondType() == Chem.BondType.UNSPECIFIED for bond in mol.GetBonds()):
         return "with bonds of no type"
     if len(Chem.GetMolFrags(mol)) > 1:
@@ -237,9 +255,18 @@ def fault_of(mol: Any, *, embedded: bool = True) -> str | None:
         return "without coordinates in space"
     try:
         Chem.SanitizeMol(mol)
-    except ValueError:
+    except (ValueError, RuntimeError):
         return "against the rules of valence"
+    if any(int(bond.GetBondType()) in DIRECTED for bond in mol.GetBonds()):  # sanitising makes some
+        return "with bonds that have a direction"
     return "with hydrogens that are no atoms" if any(atom.GetTotalNumHs() for atom in mol.GetAtoms()) else None
+
+
+def fault_of_elements(z: Sequence[int]) -> str | None:
+    """Why atoms of those numbers cannot be used."""
+    if min(z) < 1 or max(z) > HEAVIEST:
+        return "with atoms of no element" if min(z) < 1 else f"with atoms above number {HEAVIEST}"
+    return None
 
 
 def _difference(mol: Any, first: Any) -> str | None:

@@ -7,7 +7,7 @@ import gzip
 import io
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence, Sized
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -22,7 +22,16 @@ from selfloop.errors import DataError, SpecError
 from selfloop.rng import Stream
 from selfloop.sources import geom
 from selfloop.sources.images import UNREADABLE, stamp_of
-from selfloop.sources.molecular_graph import Candidate, Molecules, check_settings, chosen, fault_of, smiles_of
+from selfloop.sources.molecular_graph import (
+    Candidate,
+    Molecules,
+    check_settings,
+    fault_of,
+    fault_of_elements,
+    limited,
+    rounds,
+    smiles_of,
+)
 
 IDENTITY = re.compile(r"^>.*<(MOL_ID|SMILES)>.*\r?\n(.*)", re.MULTILINE)  # tags that say which molecule a record is of
 COVALENT = 1.15  # bonded is what is nearer than this times the sum of the covalent radii: QM9's longest bonds, no contacts
@@ -66,7 +75,7 @@ class Sdf(Molecules):
     def size(self) -> int:
         return _count_sdf(self.path, self.conformers, *stamp_of(self.path))
 
-    def candidates(self) -> Iterator[Candidate]:
+    def candidates(self, found: Sized) -> Iterator[Candidate]:
         for identity, records in groupby(records_of(self.path), key=lambda record: record.tag or record.smiles):
             yield Candidate(identity, (record.mol or "that cannot be read" for record in records))
 
@@ -95,8 +104,11 @@ class Record:
     @property
     def smiles(self) -> str:
         """The molecule's structure; the record's number for one that cannot be used."""
-        unusable = self.mol is None or fault_of(self.mol)
-        return f"record {self.number}" if unusable else smiles_of(self.mol).decode()
+        from rdkit import rdBase
+
+        with rdBase.BlockLogs():
+            unusable = self.mol is None or fault_of(self.mol)
+            return f"record {self.number}" if unusable else smiles_of(self.mol).decode()
 
 
 def records_of(path: Path) -> Iterator[Record]:
@@ -130,15 +142,15 @@ class Geom(Molecules):
     """Conformers of GEOM (Axelrod and Gomez-Bombarelli 2022, 2006.05531) as published: rdkit_folder, or a tar file of it.
 
     Of each molecule the most probable ones (boltzmannweight). Pickles are opened under restriction: DataError for one that
-    names a class other than RDKit's molecule, numpy's arrays and plain containers. A tar file is read three times from its
-    beginning; unpack a large one. What is left out: see `Molecules`.
+    names a class other than RDKit's molecule, numpy's arrays and plain containers; a damaged molecule may end the process. A
+    tar file is read three times from its beginning or more often; unpack a large one. What is left out: see `Molecules`.
     """
 
     name: ClassVar[str] = "geom"
     path: Path
     subset: Literal["drugs", "qm9"] = "drugs"
     conformers: int = 5
-    molecules: int | None = None  # at most so many, drawn from all with `split_seed`
+    molecules: int | None = None  # so many usable ones, drawn from all with `split_seed`; None = all
     validation: float = 0.2
     split_seed: int = 0
 
@@ -150,22 +162,22 @@ class Geom(Molecules):
     def stamp(self) -> tuple[object, ...]:
         return stamp_of(self.path)
 
-    def _chosen(self) -> list[str]:
+    def _names(self) -> list[str]:
         summary = geom.summary_of(self.path, self.subset, *stamp_of(self.path))
-        enough = [place for place, count in summary.conformers.items() if count >= self.conformers]
-        return chosen(enough, self.molecules, self.split_seed)
+        return [place for place, count in summary.conformers.items() if count >= self.conformers]
 
     def size(self) -> int:
-        return len(self._chosen())
+        return limited(self._names(), self.molecules)
 
-    def candidates(self) -> Iterator[Candidate]:
+    def candidates(self, found: Sized) -> Iterator[Candidate]:
         summary = geom.summary_of(self.path, self.subset, *stamp_of(self.path))
-        missing = dict.fromkeys(self._chosen())
-        for place, data in geom.contents(self.path, missing.__contains__):
-            del missing[place]
-            yield Candidate(summary.smiles[place], geom.conformers_of(data, f"{place} in {self.path}"))
-        for place in missing:
-            yield Candidate(summary.smiles[place], ["whose pickle is not there"])
+        for places in rounds(self._names(), self.molecules, self.split_seed, found):
+            missing = dict.fromkeys(places)
+            for place, data in geom.contents(self.path, missing.__contains__):
+                del missing[place]
+                yield Candidate(summary.smiles[place], geom.conformers_of(data, f"{place} in {self.path}"))
+            for place in missing:
+                yield Candidate(summary.smiles[place], ["whose pickle is not there"])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -178,7 +190,7 @@ class Qm9(Molecules):
 
     name: ClassVar[str] = "qm9"
     path: Path
-    molecules: int | None = None  # at most so many, drawn from all with `split_seed`
+    molecules: int | None = None  # so many usable ones, drawn from all with `split_seed`; None = all
     validation: float = 0.2
     split_seed: int = 0
 
@@ -188,26 +200,25 @@ class Qm9(Molecules):
     def stamp(self) -> tuple[object, ...]:
         return stamp_of(self.path)
 
-    def _names(self) -> list[str]:
+    def _names(self) -> Sequence[str]:
         if self.path.suffix == ".npz":
-            names = [str(i) for i in range(len(_npz(self.path, *stamp_of(self.path))["ends"]))]
-        else:
-            names = list(geom.names_in(self.path, ".xyz", *stamp_of(self.path)))
-        return chosen(names, self.molecules, self.split_seed)
+            return [str(i) for i in range(len(_npz(self.path, *stamp_of(self.path))["ends"]))]
+        return geom.names_in(self.path, ".xyz", *stamp_of(self.path))
 
     def size(self) -> int:
-        return len(self._names())
+        return limited(self._names(), self.molecules)
 
-    def candidates(self) -> Iterator[Candidate]:
+    def candidates(self, found: Sized) -> Iterator[Candidate]:
+        for names in rounds(self._names(), self.molecules, self.split_seed, found):
+            for name, structure in self._structures(names):
+                yield Candidate(name, [bonded(structure) if structure else "that cannot be read"])
+
+    def _structures(self, names: list[str]) -> Iterator[tuple[str, geom.Structure | None]]:
         if self.path.suffix == ".npz":
             arrays = _npz(self.path, *stamp_of(self.path))
-            for name in self._names():
-                structure = geom.structure_of(arrays, int(name))
-                yield Candidate(structure.name, [bonded(structure)])
-            return
-        for name, data in geom.contents(self.path, set(self._names()).__contains__):
-            whole = geom.xyz_of(data, name)
-            yield Candidate(name, [bonded(whole) if whole else "that cannot be read"])
+            yield from ((f"molecule {int(name) + 1}", geom.structure_of(arrays, int(name))) for name in names)
+        else:
+            yield from ((name, geom.xyz_of(data)) for name, data in geom.contents(self.path, set(names).__contains__))
 
 
 @lru_cache(maxsize=1)
@@ -220,6 +231,8 @@ def bonded(structure: geom.Structure) -> Any:
     from rdkit import Chem, rdBase
     from rdkit.Chem import rdDetermineBonds
 
+    if fault := fault_of_elements(structure.z.tolist()):
+        return fault
     with rdBase.BlockLogs():
         mol: Any = Chem.MolFromSmiles(structure.smiles)
     if mol is None:
@@ -271,7 +284,7 @@ class Smiles(Molecules):
     column: str | None = None  # of a CSV file; None: the one called smiles, in any case
     optimise: bool = False  # relax each conformer with MMFF94
     conformers: int = 5
-    molecules: int | None = None  # at most so many, drawn from all with `split_seed`
+    molecules: int | None = None  # so many usable ones, drawn from all with `split_seed`; None = all
     validation: float = 0.2
     split_seed: int = 0
 
@@ -284,22 +297,22 @@ class Smiles(Molecules):
         return () if self.path is None else stamp_of(self.path)
 
     def size(self) -> int:
-        return len(self._chosen())
+        return limited(self._names(), self.molecules)
 
-    def _chosen(self) -> list[str]:
-        return chosen(_listed(self.path, self.column, *self.stamp()), self.molecules, self.split_seed)
+    def _names(self) -> tuple[str, ...]:
+        return _listed(self.path, self.column, *self.stamp())
 
-    def candidates(self) -> Iterator[Candidate]:
+    def candidates(self, found: Sized) -> Iterator[Candidate]:
         from rdkit import rdBase
 
-        listed = self._chosen()
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         with ThreadPoolExecutor(cores) as pool:  # RDKit lets go of the interpreter; a molecule's seed is its own
-            for first in range(0, len(listed), AT_ONCE):
-                part = listed[first : first + AT_ONCE]
-                with rdBase.BlockLogs():
-                    mols = list(pool.map(lambda smiles: embed(smiles, self.conformers, self.optimise), part))
-                yield from (Candidate(smiles, [mol]) for smiles, mol in zip(part, mols, strict=True))
+            for listed in rounds(self._names(), self.molecules, self.split_seed, found):
+                for first in range(0, len(listed), AT_ONCE):
+                    part = listed[first : first + AT_ONCE]
+                    with rdBase.BlockLogs():
+                        mols = list(pool.map(lambda smiles: embed(smiles, self.conformers, self.optimise), part))
+                    yield from (Candidate(smiles, [mol]) for smiles, mol in zip(part, mols, strict=True))
 
 
 @lru_cache(maxsize=4)
@@ -313,7 +326,10 @@ def _listed(path: Path | None, column: str | None, *stamp: int) -> tuple[str, ..
     except UNREADABLE as problem:
         raise _unreadable(cast(Path, path), problem) from problem
     if path is None or column is not None or ".csv" in path.suffixes:
-        found = _column(text, column, path)
+        try:
+            found = _column(text, column, path)
+        except csv.Error as problem:
+            raise _unreadable(cast(Path, path), problem) from problem
     else:
         found = [line.split()[0] for line in text.splitlines() if line.strip()]
     if not found:

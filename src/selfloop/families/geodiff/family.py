@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, ClassVar, Literal, get_args
 
@@ -38,7 +39,9 @@ class GeoDiffSampler(Sampler):
 
     name: ClassVar[str] = "geodiff"
     method: Method = "langevin"
-    steps: int | None = None  # only so many noise levels, the highest ones, as in the published code; None = all
+    steps: int | None = (
+        None  # only so many noise levels, the highest ones, as in the published code: what is left is noisy; None = all
+    )
     step: float = 1e-6  # of Langevin dynamics where sigma is 0.01 ångström; it grows with sigma squared
     global_weight: float = 1.0  # of the global vectors; 0.3 is slightly better on QM9
     global_below: float = 0.5  # sigma in ångström: above it there are no global vectors
@@ -69,9 +72,12 @@ class GeoDiff(Family):
     """
 
     name: ClassVar[str] = "geodiff"
+    version: ClassVar[int] = 2
     columns: ClassVar[tuple[str, ...]] = tuple(FORMS)
     metrics: ClassVar[tuple[str, ...]] = ("denoising_loss", "geometry", "clashes", "retried_share")
     sampler: ClassVar[type[Sampler]] = GeoDiffSampler
+    units: ClassVar[Mapping[str, str]] = {"denoising_loss": "weighted squared error per atom"}
+    published: ClassVar[str] = "GeoDiff's Drugs model (Xu et al. 2022)"
 
     hidden: int = 128  # features of an atom and of a pair of atoms
     filters: int = 128  # of the global encoder's convolutions
@@ -90,6 +96,10 @@ class GeoDiff(Family):
         for name, lowest in (("hidden", 2), ("filters", 1), ("interactions", 1), ("convolutions", 1), ("levels", 2)):
             if (value := getattr(self, name)) < lowest:
                 raise SpecError(f"family.{name}: got {value}; expected {lowest} or more.")
+        if self.training.precision != "float32":
+            raise SpecError(
+                f"family.training.precision: got {self.training.precision!r}; expected 'float32', the only one it has."
+            )
         if not 0 < self.cutoff < math.inf:
             raise SpecError(f"family.cutoff: got {self.cutoff}; expected a number above 0.")
         if not 0 < self.beta_start <= self.beta_end < 1:
@@ -130,7 +140,7 @@ class GeoDiff(Family):
         """The given rows with new coordinates, ångström, and whether a row needed a second attempt.
 
         Up to rounding, a row does not depend on the rows after it: noise is drawn per block of rows, step and atom.
-        ChainEndedError("diverged") when a row is not finite at the second attempt either.
+        ChainEndedError when rows are not finite at the second attempt either; its status counts them.
         """
         assert isinstance(sampler, GeoDiffSampler)
         if sampler.steps is not None and sampler.steps > self.levels:
@@ -139,11 +149,13 @@ class GeoDiff(Family):
         blocks = [
             self._conformers(model, rows, sampler, ctx.stream.child("rows", block)) for block, rows in enumerate(_blocks(graph))
         ]
-        position, retried = (np.concatenate(parts) for parts in zip(*blocks, strict=True))
+        position, retried, failed = (np.concatenate(parts) for parts in zip(*blocks, strict=True))
+        if len(failed):
+            raise ChainEndedError(f"diverged: {len(failed)} of {n} rows")
         return {**given, "position": Ragged(position, graph["z"].offsets), "retried": retried}
 
-    def _conformers(self, model: Network, rows: Rows, sampler: GeoDiffSampler, stream: Stream) -> tuple[Array, Array]:
-        """Coordinates of the rows' atoms, and which rows needed a second attempt."""
+    def _conformers(self, model: Network, rows: Rows, sampler: GeoDiffSampler, stream: Stream) -> tuple[Array, Array, Ints]:
+        """Coordinates of the rows' atoms, which rows needed a second attempt, and which are not finite then either."""
         import torch
 
         from selfloop.families.geodiff import graphs, sampling
@@ -166,9 +178,7 @@ class GeoDiff(Family):
         if len(failed):
             atoms = np.flatnonzero(np.repeat(retried, sizes))
             position[atoms], failed = attempt("second", failed, atoms, RETRY_CLIP)
-        if len(failed):
-            raise ChainEndedError("diverged")
-        return position, retried.astype(np.uint8)
+        return position, retried.astype(np.uint8), failed
 
     def denoising_loss(self, params: Params, rows: Columns, parts: int, ctx: Context) -> Floats:
         """Training loss of each row at one noise level in each of `parts` equal parts of all levels: (rows, parts).

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal, cast, get_args
 
 import numpy as np
 
-from selfloop.component import Context, Family, Sampler
+from selfloop.component import Context, Family, Sampler, Source
 from selfloop.errors import ChainEndedError, DataError, SpecError, missing_extra
 from selfloop.families.nn.training import Training
 from selfloop.types import Array, Columns, Floats, Params, Ragged, Samples
@@ -92,6 +92,21 @@ class ImageDiffusion(Family):
         if not 0 <= self.label_dropout < 1:
             raise SpecError(f"family.label_dropout: got {self.label_dropout}; expected 0 or more and below 1.")
 
+    def check(self, source: Source, sampler: Sampler) -> None:
+        assert isinstance(sampler, DiffusionSampler)
+        if self.classes and "label" not in source.schema():
+            raise SpecError(
+                f"family.classes: got {self.classes}; source {source.name} has no column 'label' as it is set. Let it give "
+                "labels, or leave classes out."
+            )
+        if sampler.guidance and not self.classes:
+            raise SpecError("family.sampler.guidance: needs a model of labelled images. Set family.classes, or guidance to 0.")
+        if sampler.guidance and not self.label_dropout:
+            raise SpecError(
+                "family.sampler.guidance: goes away from what is said of no class, which is learned from rows without their "
+                "label. Set family.label_dropout above 0, or guidance to 0."
+            )
+
     def at(self, t: int) -> ImageDiffusion:
         return replace(self, training=self.training.at(t))
 
@@ -101,12 +116,12 @@ class ImageDiffusion(Family):
         from selfloop.families.image_diffusion.network import squared_errors
         from selfloop.families.nn import autoencoder, trainer
 
-        only_images, weights = _only("image", data), data.weights()
-        shape = _image_shape(only_images.gather(np.zeros(1, np.int64)))
-        labels = self._labels(_only("label", data).all()) if self.classes else None
+        first, weights = data.gather(np.zeros(1, np.int64)), data.weights()
+        shape = autoencoder.shape_of(self.name, first)
+        labels = self._labels(data.only("label").all() if "label" in first else first) if self.classes else None
         with trainer.seeded(ctx.stream.child("init")):
             model = self._network(shape)
-        gather, path = autoencoder.gatherer(only_images, "image", trainer.device()), self._path()
+        gather, path = autoencoder.gatherer(data, "image", trainer.device()), self._path()
         classes = _as_classes(labels, trainer.device())
 
         def loss(indices: torch.Tensor) -> torch.Tensor:
@@ -129,8 +144,6 @@ class ImageDiffusion(Family):
         from selfloop.families.image_diffusion.network import guided
         from selfloop.families.nn import autoencoder
 
-        if sampler.guidance and not self.classes:
-            raise SpecError("family.sampler.guidance: needs a model of labelled images. Set family.classes, or guidance to 0.")
         model, path = self._loaded(params, ctx), self._path()
         where, shape = next(model.parameters()).device, params[SHAPE].tolist()
         times = samplers.times_of(path, sampler.steps, sampler.power).to(where)
@@ -161,7 +174,7 @@ class ImageDiffusion(Family):
         from selfloop.families.image_diffusion.network import squared_errors
         from selfloop.families.nn import autoencoder
 
-        _image_shape(rows)
+        autoencoder.shape_of(self.name, rows)
         model, path = self._loaded(params, ctx), self._path()
         where, labels = next(model.parameters()).device, self._labels(rows) if self.classes else None
         losses = np.empty((len(rows["image"]), parts))
@@ -186,8 +199,9 @@ class ImageDiffusion(Family):
 
     def _network(self, shape: Sequence[int]) -> Denoiser:
         from selfloop.families.image_diffusion.network import Denoiser
+        from selfloop.families.nn.autoencoder import height_width_depth
 
-        height, width, depth = _height_width_depth(shape)
+        height, width, depth = height_width_depth(shape)
         sides, patch = (height, width), self.patch
         if patch is None:
             patch = 2 if max(sides) > 16 and height % 2 == width % 2 == 0 else 1
@@ -207,15 +221,9 @@ class ImageDiffusion(Family):
         return Denoiser(depth, patch, channels, self.blocks, self.attention, self.classes)
 
     def _loaded(self, params: Params, ctx: Context) -> Denoiser:
-        import torch
-
         from selfloop.families.nn import trainer
 
-        torch.set_num_threads(ctx.threads)
-        with trainer.seeded(ctx.stream):  # its first parameters are replaced; torch's own random state must not notice
-            model = self._network(params[SHAPE].tolist())
-        trainer.load(model, params)
-        return model.to(trainer.device()).eval()
+        return trainer.loaded(lambda: self._network(params[SHAPE].tolist()), params, ctx)
 
     def _labels(self, rows: Columns) -> Array:
         """Class of each row; DataError when there is none, or one that the settings do not know."""
@@ -230,30 +238,6 @@ class ImageDiffusion(Family):
                 f"{self.classes - 1}. Change family.classes."
             )
         return labels
-
-
-def _only(column: str, data: Samples) -> Samples:
-    """The rows with that column alone: batches may differ in what else they have."""
-    for rows, _, _ in data.parts:
-        if column not in rows:
-            raise DataError(f"image_diffusion: the rows have columns {', '.join(rows)}; expected a column {column!r}.")
-    return Samples(tuple(({column: rows[column]}, chosen, weight) for rows, chosen, weight in data.parts))
-
-
-def _image_shape(rows: Columns) -> tuple[int, ...]:
-    """Shape of one image; DataError when the rows are no images."""
-    images = rows["image"]
-    if isinstance(images, Ragged) or images.dtype != np.uint8 or images.ndim not in (3, 4):
-        found = "ragged" if isinstance(images, Ragged) else f"{images.dtype}[{', '.join(map(str, images.shape[1:]))}]"
-        raise DataError(
-            f"image_diffusion: column 'image' is {found}; expected uint8[height, width] or uint8[height, width, depth]."
-        )
-    return tuple(images.shape[1:])
-
-
-def _height_width_depth(shape: Sequence[int]) -> tuple[int, int, int]:
-    height, width, depth = (*(int(side) for side in shape), 1)[:3]
-    return height, width, depth
 
 
 def _class_frequencies(labels: Array, weights: Floats) -> dict[str, Array]:
