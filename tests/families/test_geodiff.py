@@ -606,9 +606,9 @@ def test_impossible_settings_of_sampling_are_refused_by_name(setting, value):
 
 
 def test_more_steps_of_sampling_than_noise_levels_are_refused():
-    rows = chain(5)
+    spec = Spec(source="smiles", family=SMALL, sampler=GeoDiffSampler(steps=21), n=10)
     with pytest.raises(SpecError, match=r"family\.sampler\.steps: got 21; the model has 20 noise levels"):
-        SMALL.sample(fitted(SMALL, rows), 1, GeoDiffSampler(steps=21), without_position(rows), context())
+        resolved_points(spec)
 
 
 def test_a_generation_begins_from_another_models_arrays():

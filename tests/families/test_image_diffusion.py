@@ -480,11 +480,6 @@ def test_the_denoising_loss_estimates_the_training_loss(digits, fitted):
     assert abs(measured - float(plain.mean())) < 4 * float(plain.std()) / math.sqrt(500)
 
 
-def test_without_held_out_rows_there_is_no_denoising_loss(fitted):
-    with pytest.raises(SpecError, match="'denoising_loss' is measured on held-out real rows"):
-        DenoisingLoss().measure(snapshot(*fitted, {}), context())
-
-
 # What cannot be
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal, get_args
 
 import numpy as np
 
-from selfloop.component import Context, Family, Sampler
+from selfloop.component import Context, Family, Sampler, Source
 from selfloop.errors import ChainEndedError, DataError, SpecError
 from selfloop.families.nn.training import Training
 from selfloop.rng import Stream
@@ -105,6 +105,11 @@ class GeoDiff(Family):
         if not 0 < self.beta_start <= self.beta_end < 1:
             raise SpecError(f"family.beta_end: got {self.beta_end}; expected family.beta_start ({self.beta_start}) to below 1.")
 
+    def check(self, source: Source, sampler: Sampler) -> None:
+        assert isinstance(sampler, GeoDiffSampler)
+        if sampler.steps is not None and sampler.steps > self.levels:
+            raise SpecError(f"family.sampler.steps: got {sampler.steps}; the model has {self.levels} noise levels.")
+
     def at(self, t: int) -> GeoDiff:
         return replace(self, training=self.training.at(t))
 
@@ -142,10 +147,10 @@ class GeoDiff(Family):
         Up to rounding, a row does not depend on the rows after it: noise is drawn per block of rows, step and atom.
         ChainEndedError when rows are not finite at the second attempt either; its status counts them.
         """
+        from selfloop.families.nn import trainer
+
         assert isinstance(sampler, GeoDiffSampler)
-        if sampler.steps is not None and sampler.steps > self.levels:
-            raise SpecError(f"family.sampler.steps: got {sampler.steps}; the model has {self.levels} noise levels.")
-        graph, model = _checked(given, GRAPH), self._loaded(params, ctx)
+        graph, model = _checked(given, GRAPH), trainer.loaded(self._network, params, ctx)
         blocks = [
             self._conformers(model, rows, sampler, ctx.stream.child("rows", block)) for block, rows in enumerate(_blocks(graph))
         ]
@@ -190,7 +195,7 @@ class GeoDiff(Family):
         from selfloop.families.geodiff import diffusion, graphs
         from selfloop.families.nn import trainer
 
-        chosen, model, where = _checked(rows, tuple(FORMS)), self._loaded(params, ctx), trainer.device()
+        chosen, model, where = _checked(rows, tuple(FORMS)), trainer.loaded(self._network, params, ctx), trainer.device()
         sigmas, losses = diffusion.sigmas(self._alphas()), []
         for block, batch in enumerate(_blocks(chosen)):
             placed, position = graphs.place(batch, where), torch.from_numpy(batch["position"].values).to(where)
@@ -213,17 +218,6 @@ class GeoDiff(Family):
         from selfloop.families.geodiff.network import Network
 
         return Network(self.hidden, self.filters, self.interactions, self.convolutions, self.cutoff, self.smooth)
-
-    def _loaded(self, params: Params, ctx: Context) -> Network:
-        import torch
-
-        from selfloop.families.nn import trainer
-
-        torch.set_num_threads(ctx.threads)
-        with trainer.seeded(ctx.stream):  # its first parameters are replaced; torch's own random state must not notice
-            model = self._network()
-        trainer.load(model, params)
-        return model.to(trainer.device()).eval()
 
 
 def _checked(rows: Columns, names: tuple[str, ...]) -> Rows:
