@@ -143,7 +143,9 @@ def test_new_writes_a_spec_that_runs_and_overwrites_nothing(spec: Path) -> None:
 
 
 def test_verify_exits_with_1_when_a_record_is_wrong(spec: Path) -> None:
-    assert tiny.selfloop("verify", spec).out.startswith("0 of 0")
+    nothing = tiny.selfloop("verify", spec)
+    assert nothing.code == 2
+    assert nothing.err.endswith("has nothing of this spec as it is set. Run it first.\n")
     assert not Path(".selfloop").exists()
     tiny.selfloop("run", spec, "-q")
     assert tiny.selfloop("verify", spec).code == 0

@@ -85,7 +85,7 @@ def rows_of(store: Path, **changes: Any) -> list[Row]:
 
 def test_what_a_stage_warned_of_is_said_again_when_it_is_reused(tmp_path):
     first, again = Store(tmp_path), Store(tmp_path)
-    with pytest.warns(UserWarning, match="left out 1 row"):
+    with pytest.warns(UserWarning, match="left out 1 row"), pytest.warns(UserWarning, match="deprecated"):
         first.step(leave_out, CTX)
     again.step(leave_out, CTX)
     assert again.usage.computed == 0

@@ -59,8 +59,8 @@ def _plain_progress() -> Progress:
         now = time.monotonic()
         if now - last >= 5 or done == total:
             last = now
-            left = (now - started) / max(done, 1) * (total - done)
-            sys.stderr.write(f"{done}/{total} generations, {now - started:.0f} s gone, {left:.0f} s left\n")
+            left = f", {(now - started) / done * (total - done):.0f} s left" if done else ""
+            sys.stderr.write(f"{done}/{total} generations, {now - started:.0f} s gone{left}\n")
 
     return say
 

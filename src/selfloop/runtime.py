@@ -369,14 +369,15 @@ def parts(
     path = store_path(store)
     phases = tasks_of(spec, path, threads)
     Store(path)  # an unwritable store is found before any work
-    total = sum(task.generations * (len(task.policies) if is_ensemble(task.spec) else 1) for phase in phases for task in phase)
+    chains = phases[-1]  # what they share counts with them: as many generations as `plan` says
+    total = sum(task.generations * (len(task.policies) if is_ensemble(task.spec) else 1) for task in chains)
     finished = 0
     for phase in phases:
         share = phase[0].threads if phase else 1
         pool = max(1, sweep.cores() // share) if workers is None else workers
         longest_first = sorted(phase, key=lambda task: -task.rows)
         for done in sweep.in_processes(pool)(work, longest_first, share):
-            finished += done.generations
+            finished += done.generations if phase is chains else 0
             if progress:
                 progress(finished, total)
-            yield done if phase is phases[-1] else replace(done, rows=(), shared=True)  # the chains replay what they share
+            yield done if phase is chains else replace(done, rows=(), shared=True)  # the chains replay what they share

@@ -101,7 +101,7 @@ def choose(source: Corpus, corpus: Columns, first: int, n: int, ctx: Context) ->
     if first + n > len(order):
         lost = (cast(Source, source).capacity() or 0) - len(order)
         why = f", as {lost} of its rows cannot be used" if lost > 0 else ""
-        raise DataError(f"source: rows {first} to {first + n - 1} were asked for; there are {len(order)}{why}. Lower n.")
+        raise DataError(f"source: rows {first} to {first + n - 1} were asked for; there are {len(order)}{why}. Set n lower.")
     return gathered(corpus, order[first : first + n], ctx.scratch)
 
 

@@ -77,7 +77,7 @@ def _table(where: str, cls: type[Any], named: bool = True, chosen: Any = None) -
         if _is_settings(default):
             inner += f"\n# {_table(f'{where}.{f.name}', type(default), named=False, chosen=default)}"
             continue
-        text = f.name if default is None else f"{f.name} = {'...' if default is MISSING else _value(default)}"
+        text = f.name if default is None else f"{f.name} = {_value('...' if default is MISSING else default)}"
         note = comments.get(f.name, "")
         lines.append(f"{text if default is MISSING else '# ' + text:30}{'# ' + note if note else ''}".rstrip())
     return "\n".join(lines) + "\n" + inner

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from selfloop.errors import SpecError
 from selfloop.rng import Stream
 from selfloop.runtime import Task, is_ensemble, run_task, tasks_of
 from selfloop.spec import Axes, Spec
@@ -70,10 +71,10 @@ class Audit:
 
 
 def verify(spec: Spec, path: Path, sample: int) -> Audit:
-    """Recompute a random sample of a spec's records and compare."""
+    """Recompute a random sample of a spec's records and compare; SpecError when there are none."""
     calls = stored_calls([spec], path)
     if not calls:  # nor is a store made where there is none
-        return Audit(0, 0, ())
+        raise SpecError(f"verify: store {path} has nothing of this spec as it is set. Run it first.")
     rng = Stream(("verify", time.time_ns())).generator()
     keys = sorted(calls)
     picks = [keys[i] for i in sorted(rng.choice(len(keys), min(sample, len(keys)), replace=False))]

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -155,8 +154,11 @@ class StoredWorld:
         if isinstance(metric, UsesFeatures):
             features, ctx = metric.features, self.chain.context("features")
             learned = self._once(features, stages.learn_features, features, self.initial, ctx.child("learn"))
-            step = partial(self._step, stages.describe, features)
-            return learned, tuple(batch and step(batch, learned, ctx.child("describe")) for batch in rows)
+
+            def described(batch: Ref) -> Ref:
+                return self._once((features, batch), stages.describe, features, batch, learned, ctx.child("describe"))
+
+            return learned, tuple(batch and described(batch) for batch in rows)
         if isinstance(metric, Prepares):
             ctx = self.chain.context("prepare", metric.name)
             return self._once(metric, stages.prepare, metric, self.initial, ctx), ()

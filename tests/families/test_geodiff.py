@@ -15,6 +15,7 @@ from selfloop.errors import ChainEndedError, DataError, SpecError
 from selfloop.families.geodiff import diffusion, graphs, lines, sampling
 from selfloop.families.geodiff.family import GeoDiff, GeoDiffSampler
 from selfloop.families.geodiff.network import Network
+from selfloop.families.nn import trainer
 from selfloop.families.nn.training import Training
 from selfloop.metrics.conformers import ConformerCoverage
 from selfloop.metrics.denoising import DenoisingLoss, HasDenoisingLoss
@@ -430,7 +431,7 @@ def test_the_denoising_loss_of_rows_is_the_training_loss_at_their_noise():
     rows = chains(6, 11, 8)
     params = fitted(SMALL, rows)
     found = SMALL.denoising_loss(params, rows, 2, context("loss"))
-    model, sigmas = SMALL._loaded(params, context()), diffusion.sigmas(SMALL._alphas())
+    model, sigmas = trainer.loaded(SMALL._network, params, context()), diffusion.sigmas(SMALL._alphas())
     rng = context("loss").stream.child("rows", 0, 1).generator()
     levels = (10 + 10 * rng.random(64)).astype(int)[:3]
     assert levels.min() >= 10

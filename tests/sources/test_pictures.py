@@ -175,7 +175,7 @@ def test_a_picture_that_cannot_be_used_is_named(tmp_path, images, files, kind):
         assert sentence in said, name
         assert "source.damaged = 'skip'" in said
         assert len(said) < 700
-        assert ("source.size" in said) == (name in ("wide", "coloured"))
+        assert ("source.size" in said, "source.colour" in said) == (name == "wide", name == "coloured")
 
 
 @BOTH

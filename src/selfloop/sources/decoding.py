@@ -186,7 +186,9 @@ class Pictures(ImageFiles):
         picture, form = opened(name, data), self.form()
         shape = form.shape(picture)
         if shape != first[1]:
-            advice = " Set source.size to resize all and source.colour to convert all." if self.damaged == "refuse" else ""
+            resize = ["source.size to resize all"] if shape[:2] != first[1][:2] else []
+            convert = ["source.colour to convert all"] if shape[2:] != first[1][2:] else []
+            advice = f" Set {' and '.join(resize + convert)}." if self.damaged == "refuse" else ""
             raise DataError(f"{name}: is {_words(shape)}; {first[0]} is {_words(first[1])}.{advice}")
         try:
             return form.pixels(picture)

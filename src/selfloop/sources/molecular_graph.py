@@ -194,8 +194,10 @@ def _require_rdkit(source: Molecules) -> None:
 
 
 def limited(names: Sequence[str], most: int | None) -> int:
-    """How many of the names there are, at most `most`."""
-    return len(names) if most is None else min(most, len(names))
+    """How many of the names are asked for: `most`, or all. SpecError when there are fewer."""
+    if most is not None and most > len(names):
+        raise SpecError(f"source.molecules: got {most}; there are {len(names)}. Lower it, or leave it out to take all.")
+    return len(names) if most is None else most
 
 
 def rounds(names: Sequence[str], most: int | None, split_seed: int, found: Sized) -> Iterator[list[str]]:

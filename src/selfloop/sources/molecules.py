@@ -305,13 +305,16 @@ class Smiles(Molecules):
     def candidates(self, found: Sized) -> Iterator[Candidate]:
         from rdkit import rdBase
 
+        def made(smiles: str) -> Any:
+            with rdBase.BlockLogs():  # of the thread that it is in
+                return embed(smiles, self.conformers, self.optimise)
+
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         with ThreadPoolExecutor(cores) as pool:  # RDKit lets go of the interpreter; a molecule's seed is its own
             for listed in rounds(self._names(), self.molecules, self.split_seed, found):
                 for first in range(0, len(listed), AT_ONCE):
                     part = listed[first : first + AT_ONCE]
-                    with rdBase.BlockLogs():
-                        mols = list(pool.map(lambda smiles: embed(smiles, self.conformers, self.optimise), part))
+                    mols = list(pool.map(made, part))
                     yield from (Candidate(smiles, [mol]) for smiles, mol in zip(part, mols, strict=True))
 
 

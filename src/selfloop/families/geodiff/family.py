@@ -102,7 +102,9 @@ class GeoDiff(Family):
             )
         if not 0 < self.cutoff < math.inf:
             raise SpecError(f"family.cutoff: got {self.cutoff}; expected a number above 0.")
-        if not 0 < self.beta_start <= self.beta_end < 1:
+        if not 0 < self.beta_start < 1:
+            raise SpecError(f"family.beta_start: got {self.beta_start}; expected a number between 0 and 1.")
+        if not self.beta_start <= self.beta_end < 1:
             raise SpecError(f"family.beta_end: got {self.beta_end}; expected family.beta_start ({self.beta_start}) to below 1.")
 
     def check(self, source: Source, sampler: Sampler) -> None:
