@@ -26,7 +26,7 @@ from selfloop.errors import ChainEndedError, DataError, SelfloopError, StoreErro
 from selfloop.identity import Ref, digest_of
 from selfloop.rng import Stream
 from selfloop.runtime import stream
-from selfloop.store import Store, stage
+from selfloop.store import Store, _sealed, stage
 from selfloop.types import Columns, Ragged, Row
 from selfloop.upkeep import collect_garbage, plan, verify
 
@@ -90,6 +90,13 @@ def test_what_a_stage_warned_of_is_said_again_when_it_is_reused(tmp_path):
     again.step(leave_out, CTX)
     assert again.usage.computed == 0
     assert list(first.usage.said) == list(again.usage.said) == ["left out 1 row"]
+    (record,) = (tmp_path / "records").rglob("*.json")
+    body = json.loads(record.read_bytes())["body"]
+    del body["said"]  # as records were before
+    record.write_bytes(_sealed(json.dumps(body).encode()))
+    old = Store(tmp_path)
+    old.step(leave_out, CTX)
+    assert (old.usage.computed, list(old.usage.said)) == (0, [])
 
 
 # keys

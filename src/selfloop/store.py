@@ -175,15 +175,16 @@ class Store:
                     return None
                 self._checked.add(result["object"])
         self.usage.saved += body["provenance"]["seconds"]
-        self.usage.said |= dict.fromkeys(body["said"])
+        self.usage.said |= dict.fromkeys(body.get("said", ()))  # records of before have none
         return result
 
     def _compute(self, call: Call) -> Mapping[str, Any]:
         scratch = self.path / "scratch" / call.key
         started = time.perf_counter()
         try:
+            arguments = [self._ready(argument, scratch) for argument in call.arguments]  # warns of damaged files
             with warnings.catch_warnings(record=True) as heard:
-                value = call.function(*(self._ready(argument, scratch) for argument in call.arguments))
+                value = call.function(*arguments)
             seconds = time.perf_counter() - started
             result = self._keep(value)
         except ChainEndedError as end:
