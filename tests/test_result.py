@@ -52,7 +52,10 @@ def test_a_shared_generation_is_paid_for_once(tmp_path: Path) -> None:
     spec = selfloop.read_spec(
         "quickstart_digits", ["n=60", "holdout=40", "seeds=2", "generations=2", "family.training.steps=3"]
     )
-    first, second = (build_report(selfloop.run(spec, tmp_path)).costs for _ in range(2))
+    reports = [build_report(selfloop.run(spec, tmp_path)) for _ in range(2)]
+    titles = {panel.metric: (panel.title, panel.unit) for panel in reports[0].panels}
+    assert titles["kl"] == ("KL term of held-out real images", "nats per image")  # a further number, in words of its own
+    first, second = (report.costs for report in reports)
     assert [cost.steps for cost in first] == [12, 6, 6]
     assert [cost.stored_share for cost in first] == [0, 0, 0]
     assert [cost.stored_share for cost in second] == [1, 1, 1]

@@ -369,6 +369,7 @@ class Metric(Component):
     unit: ClassVar[str] = ""
     units: ClassVar[Mapping[str, str]] = {}  # of its further numbers by name, where another one
     title: ClassVar[str] = ""
+    titles: ClassVar[Mapping[str, str]] = {}  # of its further numbers by name
     better: ClassVar[str] = "lower"  # "lower", "higher" or "" when neither is better
     needs: ClassVar[tuple[type, ...]] = ()  # protocols the family must have
     compares: ClassVar[tuple[str, ...]] = ()  # true parameters the source must know

@@ -32,6 +32,11 @@ class ConformerCoverage(Metric):
     name: ClassVar[str] = "conformer_coverage"
     on_holdout: ClassVar[bool] = True
     title: ClassVar[str] = "coverage of held-out real conformers"
+    titles: ClassVar[Mapping[str, str]] = {
+        "cov_p": "sampled conformers near a real one (COV-P)",
+        "mat_r": "distance of real conformers to the nearest sampled one (MAT-R)",
+        "mat_p": "distance of sampled conformers to the nearest real one (MAT-P)",
+    }
     unit: ClassVar[str] = "share of real conformers"
     units: ClassVar[Mapping[str, str]] = {"cov_p": "share of sampled conformers", "mat_r": "Å", "mat_p": "Å"}
     better: ClassVar[str] = ""  # coverage higher, matching distances lower
@@ -90,6 +95,7 @@ class ConformerDiversity(Metric):
 
     name: ClassVar[str] = "conformer_diversity"
     title: ClassVar[str] = "distance between sampled conformers of a molecule"
+    titles: ClassVar[Mapping[str, str]] = {"conformer_diversity_real": "distance between real conformers of a molecule"}
     unit: ClassVar[str] = "Å"
     units: ClassVar[Mapping[str, str]] = {"conformer_diversity_real": "Å"}
     better: ClassVar[str] = ""

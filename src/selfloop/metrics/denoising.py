@@ -33,6 +33,11 @@ class DenoisingLoss(Metric):
     name: ClassVar[str] = "denoising_loss"
     on_holdout: ClassVar[bool] = True
     title: ClassVar[str] = "denoising loss of held-out real rows"
+    titles: ClassVar[Mapping[str, str]] = {
+        "low_noise": "denoising loss at low noise",
+        "middle_noise": "denoising loss at middle noise",
+        "high_noise": "denoising loss at high noise",
+    }
     unit: ClassVar[str] = "squared error per value"
     needs: ClassVar[tuple[type, ...]] = (HasDenoisingLoss,)
     draws: int = 3  # noises of each row in each third of the noise scale

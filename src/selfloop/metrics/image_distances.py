@@ -29,6 +29,7 @@ class Frechet(Metric):
     version: ClassVar[int] = 2
     on_holdout: ClassVar[bool] = True
     title: ClassVar[str] = "Frechet distance of sampled images to real ones"
+    titles: ClassVar[Mapping[str, str]] = {"frechet_real": "Frechet distance of initial to held-out real images"}
     unit: ClassVar[str] = "squared grey scales"
     units: ClassVar[Mapping[str, str]] = {"frechet_real": unit}
     features: Features = field(default_factory=lambda: ImageFeatures(kind="pixels", dimensions=32))
@@ -50,6 +51,9 @@ class FeatureFrechet(Metric):
     version: ClassVar[int] = 2
     on_holdout: ClassVar[bool] = True
     title: ClassVar[str] = "Frechet distance of sampled images to real ones, on features"
+    titles: ClassVar[Mapping[str, str]] = {
+        "feature_frechet_real": "Frechet distance of initial to held-out real images, on features",
+    }
     unit: ClassVar[str] = "squared units of the features"
     units: ClassVar[Mapping[str, str]] = {"feature_frechet_real": unit}
     features: Features = field(default_factory=ImageFeatures)

@@ -31,6 +31,11 @@ class Modes(Metric):
     name: ClassVar[str] = "modes"
     on_holdout: ClassVar[bool] = True
     title: ClassVar[str] = "modes left among sampled images"
+    titles: ClassVar[Mapping[str, str]] = {
+        "mode_entropy": "entropy of the modes of sampled images",
+        "mode_distance": "distance of the shares of modes to real ones",
+        "mode_confusion": "sampled images between modes",
+    }
     unit: ClassVar[str] = "modes"
     units: ClassVar[Mapping[str, str]] = {
         "mode_entropy": "nats",
@@ -76,6 +81,7 @@ class Attributes(Metric):
     name: ClassVar[str] = "attributes"
     on_holdout: ClassVar[bool] = True
     title: ClassVar[str] = "attributes left among sampled images"
+    titles: ClassVar[Mapping[str, str]] = {"attribute_distance": "difference of the shares of attributes to real ones"}
     unit: ClassVar[str] = "attributes"
     units: ClassVar[Mapping[str, str]] = {"attribute_distance": "mean difference of shares"}
     better: ClassVar[str] = "higher"

@@ -39,7 +39,12 @@ class NegativeElbo(Metric):
     name: ClassVar[str] = "negative_elbo"
     on_holdout: ClassVar[bool] = True
     title: ClassVar[str] = "negative evidence bound of held-out real images"
+    titles: ClassVar[Mapping[str, str]] = {
+        "reconstruction": "reconstruction loss of held-out real images",
+        "kl": "KL term of held-out real images",
+    }
     unit: ClassVar[str] = "nats per image"
+    units: ClassVar[Mapping[str, str]] = {"reconstruction": "nats per image", "kl": "nats per image"}
     needs: ClassVar[tuple[type, ...]] = (HasElbo,)
 
     def measure(self, snap: Snapshot, ctx: Context) -> Mapping[str, float]:

@@ -80,6 +80,7 @@ class Geometry(Metric):
 
     name: ClassVar[str] = "geometry"
     title: ClassVar[str] = "distance of sampled bond lengths to real ones"
+    titles: ClassVar[Mapping[str, str]] = {"angle_distance": "distance of sampled bond angles to real ones"}
     unit: ClassVar[str] = "Å"
     units: ClassVar[Mapping[str, str]] = {"angle_distance": "degrees"}
 
@@ -181,6 +182,7 @@ class StrainEnergy(Metric):
 
     name: ClassVar[str] = "strain_energy"
     title: ClassVar[str] = "strain energy of sampled rows"
+    titles: ClassVar[Mapping[str, str]] = {"unparametrised_share": "molecules without force-field parameters"}
     unit: ClassVar[str] = "kcal/mol"
     units: ClassVar[Mapping[str, str]] = {"unparametrised_share": "share of molecules"}
     molecules: int = 200

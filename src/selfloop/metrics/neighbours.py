@@ -69,6 +69,7 @@ class Precision(Metric):
     name: ClassVar[str] = "precision"
     on_holdout: ClassVar[bool] = True
     title: ClassVar[str] = "sampled images among real ones (precision)"
+    titles: ClassVar[Mapping[str, str]] = {"recall": "real images among sampled ones (recall)"}
     unit: ClassVar[str] = "share of sampled images"
     units: ClassVar[Mapping[str, str]] = {"recall": "share of real images"}
     better: ClassVar[str] = "higher"
@@ -103,6 +104,7 @@ class Coverage(Metric):
     name: ClassVar[str] = "coverage"
     on_holdout: ClassVar[bool] = True
     title: ClassVar[str] = "real images near a sampled one (coverage)"
+    titles: ClassVar[Mapping[str, str]] = {"density": "real neighbourhoods around a sampled image (density)"}
     unit: ClassVar[str] = "share of real images"
     better: ClassVar[str] = "higher"
     features: Features = field(default_factory=ImageFeatures)
@@ -136,6 +138,10 @@ class TrainingDistance(Metric):
     name: ClassVar[str] = "training_distance"
     on_holdout: ClassVar[bool] = True
     title: ClassVar[str] = "distance to the nearest initial real image"
+    titles: ClassVar[Mapping[str, str]] = {
+        "near_copies": "sampled images that are near copies of an initial one",
+        "near_copies_real": "held-out real images that are near copies of an initial one",
+    }
     unit: ClassVar[str] = "share of that of held-out real images"
     units: ClassVar[Mapping[str, str]] = {
         "near_copies": "share of sampled images",
@@ -173,6 +179,7 @@ class Entropy(Metric):
     name: ClassVar[str] = "entropy"
     version: ClassVar[int] = 2
     title: ClassVar[str] = "entropy of sampled images"
+    titles: ClassVar[Mapping[str, str]] = {"entropy_real": "entropy of initial real images"}
     unit: ClassVar[str] = "nats"
     units: ClassVar[Mapping[str, str]] = {"entropy_real": "nats"}
     better: ClassVar[str] = "higher"

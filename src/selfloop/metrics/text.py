@@ -23,6 +23,7 @@ class CrossEntropy(Metric):
     name: ClassVar[str] = "cross_entropy"
     on_holdout: ClassVar[bool] = True
     title: ClassVar[str] = "cross-entropy of held-out real text"
+    titles: ClassVar[Mapping[str, str]] = {"perplexity": "perplexity of held-out real text"}
     unit: ClassVar[str] = "nats per token"
     units: ClassVar[Mapping[str, str]] = {"perplexity": "tokens"}
     needs: ClassVar[tuple[type, ...]] = (HasTokenLogProb,)
@@ -63,6 +64,7 @@ class TextLength(Metric):
 
     name: ClassVar[str] = "text_length"
     title: ClassVar[str] = "length of sampled rows"
+    titles: ClassVar[Mapping[str, str]] = {"ended": "sampled rows with an end token"}
     unit: ClassVar[str] = "tokens per row"
     units: ClassVar[Mapping[str, str]] = {"ended": "share of rows"}
     better: ClassVar[str] = ""
@@ -87,6 +89,7 @@ class Vocabulary(Metric):
 
     name: ClassVar[str] = "vocabulary"
     title: ClassVar[str] = "different tokens in use"
+    titles: ClassVar[Mapping[str, str]] = {"vocabulary_kept": "real tokens still in use"}
     unit: ClassVar[str] = "tokens"
     units: ClassVar[Mapping[str, str]] = {"vocabulary_kept": "share of tokens"}
     better: ClassVar[str] = "higher"

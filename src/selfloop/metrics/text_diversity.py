@@ -27,6 +27,7 @@ class Distinct(Metric):
 
     name: ClassVar[str] = "distinct"
     title: ClassVar[str] = "distinct n-grams, mean of n = 1 to 4"
+    titles: ClassVar[Mapping[str, str]] = {f"distinct_{n}": f"distinct n-grams, n = {n}" for n in range(1, LONGEST + 1)}
     unit: ClassVar[str] = "share of n-grams"
     better: ClassVar[str] = "higher"
     needs: ClassVar[tuple[type, ...]] = (Encodes,)
@@ -124,6 +125,7 @@ class Memorisation(Metric):
 
     name: ClassVar[str] = "memorisation"
     title: ClassVar[str] = "long n-grams copied from real rows"
+    titles: ClassVar[Mapping[str, str]] = {"copied_run": "longest run of tokens copied from a real row"}
     unit: ClassVar[str] = "share of n-grams"
     units: ClassVar[Mapping[str, str]] = {"copied_run": "tokens"}
     needs: ClassVar[tuple[type, ...]] = (Encodes,)

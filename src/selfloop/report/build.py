@@ -102,13 +102,19 @@ def _panels(result: Result) -> Iterator[Panel]:
                 laws, published = _overlays(point, metric, list(curves))
                 yield Panel(
                     metric=metric,
-                    title=_capital((owner.title if owner and owner.name == metric else "") or metric.replace("_", " ")),
+                    title=_capital(_title(owner, metric)),
                     unit=point.family.units.get(metric) or _unit(owner, metric),
                     axes=axes,
                     curves=[_curve(label, values, owner) for label, values in curves.items()],
                     laws=laws,
                     published=published,
                 )
+
+
+def _title(owner: Metric | None, metric: str) -> str:
+    """What the metric calls this number, else its name in words."""
+    found = owner.titles.get(metric, owner.title if owner.name == metric else "") if owner else ""
+    return found or metric.replace("_", " ")
 
 
 def _unit(owner: Metric | None, metric: str) -> str:
