@@ -220,6 +220,35 @@ def test_optimiser_matches_torchs_own_loop():
         torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-5)
 
 
+def test_a_gradient_that_lies_transposed_in_memory_moves_the_right_parameters():
+    task = linear_regression(np.ones(40), np.full(40, 9.0))
+    model = nn.ParameterList([nn.Parameter(torch.zeros(2, 3))])
+    target = torch.tensor([[1.0, -1.0, 1.0], [1.0, -1.0, -1.0]])
+
+    def loss(indices):
+        transposed = torch.cat([model[0].t() * 1.0])  # whose gradient's transpose is no contiguous tensor
+        (found,) = torch.autograd.grad((transposed - target.t()).square().sum(), model[0], retain_graph=True)
+        assert not found.is_contiguous()
+        return (transposed - target.t()).square().sum().expand(len(indices))
+
+    settings = Training(steps=1, learning_rate=0.1, schedule="constant")
+    fitted = trainer.fit(replace(task, model=model, loss=loss), settings, Context(Stream()), None)
+    assert fitted["0"] == pytest.approx(0.1 * target.numpy(), abs=1e-6)  # AdamW's first step has the gradient's sign
+
+
+def test_numbers_too_small_to_matter_are_zero_in_a_fit_and_as_before_after_it():
+    def tiny():
+        return bool(torch.tensor(1e-40) * 0.5)
+
+    seen, task = [], linear_regression(np.ones(40), np.full(40, 9.0))
+    loss = lambda *given: (seen.append(tiny()), task.loss(*given))[1]  # noqa: E731
+    for flushed in (True, False):
+        torch.set_flush_denormal(flushed)
+        trainer.fit(replace(task, loss=loss), Training(steps=1), Context(Stream()), None)
+        assert tiny() is not flushed
+    assert seen == [False, False]
+
+
 def test_learning_rate_follows_its_schedule():
     linear = Training(learning_rate=1.0, schedule="linear", warmup=2)
     assert [linear.rate(s, 6) for s in range(6)] == pytest.approx([0.5, 1.0, 1.0, 0.75, 0.5, 0.25])

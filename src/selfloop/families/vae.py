@@ -46,7 +46,7 @@ class Vae(Family):
     """
 
     name: ClassVar[str] = "vae"
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
     columns: ClassVar[tuple[str, ...]] = ("image",)
     metrics: ClassVar[tuple[str, ...]] = ("negative_elbo", "pixel_spread", "frechet")
     sampler: ClassVar[type[Sampler]] = VaeSampler

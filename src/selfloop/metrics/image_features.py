@@ -39,6 +39,7 @@ class ImageFeatures(Features):
     """
 
     name: ClassVar[str] = "image_features"
+    version: ClassVar[int] = 2
     kind: Kind = "classifier"
     path: Path | None = None  # of the program or the weights, for "given" and "inception"
     dimensions: int = 64  # features, for "classifier" and "pixels"

@@ -72,7 +72,7 @@ class GeoDiff(Family):
     """
 
     name: ClassVar[str] = "geodiff"
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
     columns: ClassVar[tuple[str, ...]] = tuple(FORMS)
     metrics: ClassVar[tuple[str, ...]] = ("denoising_loss", "geometry", "clashes", "retried_share")
     sampler: ClassVar[type[Sampler]] = GeoDiffSampler

@@ -64,6 +64,7 @@ class ImageDiffusion(Family):
     """
 
     name: ClassVar[str] = "image_diffusion"
+    version: ClassVar[int] = 2
     columns: ClassVar[tuple[str, ...]] = ("image",)
     metrics: ClassVar[tuple[str, ...]] = ("denoising_loss", "pixel_spread", "frechet")
     sampler: ClassVar[type[Sampler]] = DiffusionSampler

@@ -6,11 +6,12 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from selfloop.errors import DataError
@@ -35,10 +36,10 @@ class Autoencoder(nn.Module):
         inner = (planes[-1], *sizes[-1])
         flat = math.prod(inner)
         down = [Halve(a, b) for a, b in pairwise(planes)]
-        middle = [nn.Linear(flat, hidden), nn.ReLU()] if hidden else []
-        self.encoder = nn.Sequential(*down, nn.Flatten(), *middle, nn.Linear(hidden or flat, 2 * latent))
-        back: list[nn.Module] = [nn.Linear(latent, hidden), nn.ReLU()] if hidden else []
-        back += [nn.Linear(hidden or latent, flat), *([nn.ReLU()] if channels else []), nn.Unflatten(1, inner)]
+        middle = [nn.Linear(flat, hidden), nn.ReLU(inplace=True)] if hidden else []
+        self.encoder = nn.Sequential(*down, _Flatten(), *middle, nn.Linear(hidden or flat, 2 * latent))
+        back: list[nn.Module] = [nn.Linear(latent, hidden), nn.ReLU(inplace=True)] if hidden else []
+        back += [nn.Linear(hidden or latent, flat), *([nn.ReLU(inplace=True)] if channels else []), _Unflatten(inner)]
         back += [Double(planes[i + 1], planes[i], sizes[i], relu=i > 0) for i in reversed(range(len(channels)))]
         self.decoder = nn.Sequential(*back)
 
@@ -50,6 +51,24 @@ class Autoencoder(nn.Module):
     def decode(self, latents: Tensor) -> Tensor:
         """What the likelihood makes grey values of (rows, depth, height, width)."""
         return self.decoder(latents).float()  # type: ignore[no-any-return]  # torch modules are untyped calls
+
+
+class _Flatten(nn.Module):
+    """Features (rows, depth, height, width) as rows of numbers, in the order that convolutions keep them in: channels last."""
+
+    def forward(self, features: Tensor) -> Tensor:
+        return features.permute(0, 2, 3, 1).flatten(1)
+
+
+class _Unflatten(nn.Module):
+    """The inverse of `_Flatten`."""
+
+    def __init__(self, inner: tuple[int, int, int]) -> None:
+        super().__init__()
+        self.depth, self.height, self.width = inner
+
+    def forward(self, numbers: Tensor) -> Tensor:
+        return numbers.view(-1, self.height, self.width, self.depth).permute(0, 3, 1, 2)
 
 
 @dataclass(frozen=True)
@@ -89,10 +108,30 @@ class Likelihood:
 
 def elbo_parts(model: Autoencoder, images: Tensor, noise: Tensor, likelihood: Likelihood) -> tuple[Tensor, Tensor]:
     """Reconstruction loss at z = mean + noise x sd, and KL(q(z | x) || N(0, I)), nats per image."""
-    mean, log_variance = model.encode(images)
-    decoded = model.decode(mean + noise * (0.5 * log_variance).exp())
-    kl = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).sum(1)  # Kingma and Welling, appendix B
-    return likelihood.loss(decoded, images), kl
+    latents, kl = cast(tuple[Tensor, Tensor], Latents.apply(*model.encode(images), noise))  # type: ignore[no-untyped-call]  # torch's
+    return likelihood.loss(model.decode(latents), images), kl
+
+
+class Latents(torch.autograd.Function):
+    """z = mean + noise x sd, and the KL divergence of its law from N(0, I) (Kingma and Welling, appendix B).
+
+    With a backward of its own: of a small network's step, a sixteenth would be the many small operations of these two lines.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, mean: Tensor, log_variance: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+        sd = (0.5 * log_variance).exp_()
+        ctx.save_for_backward(mean, sd, noise)
+        kl = (torch.addcmul(mean.square(), sd, sd).sub_(log_variance).sum(1) - mean.shape[1]).mul_(0.5)
+        return torch.addcmul(mean, noise, sd), kl
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, of_latents: Tensor, of_kl: Tensor) -> tuple[Tensor, Tensor, None]:
+        mean, sd, noise = ctx.saved_tensors
+        of_kl = of_kl[:, None]
+        of_log_variance = of_latents.mul(noise).mul_(sd).addcmul_(of_kl, sd * sd).sub_(of_kl).mul_(0.5)
+        return torch.addcmul(of_latents, of_kl, mean), of_log_variance, None
 
 
 def log_weights(

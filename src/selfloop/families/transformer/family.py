@@ -43,7 +43,7 @@ class Transformer(Family):
     """
 
     name: ClassVar[str] = "transformer"
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
     columns: ClassVar[tuple[str, ...]] = ("text",)
     metrics: ClassVar[tuple[str, ...]] = (
         "cross_entropy", "self_cross_entropy", "distinct", "repetition", "tail_mass", "vocabulary", "text_length",

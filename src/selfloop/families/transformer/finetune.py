@@ -88,6 +88,7 @@ class Finetune(Family):
     """
 
     name: ClassVar[str] = "finetune"
+    version: ClassVar[int] = 2
     columns: ClassVar[tuple[str, ...]] = ("text",)
     metrics: ClassVar[tuple[str, ...]] = (*Transformer.metrics, "long_documents")
     sampler: ClassVar[type[Sampler]] = TextSampler
