@@ -72,7 +72,6 @@ def fit(task: Task, training: Training, ctx: Context, start: Params | None) -> d
     Raises ChainEndedError("diverged") when loss or parameters are not finite.
     """
     torch.set_num_threads(ctx.threads if task.threads == 1 else 1)
-    _keep_memory()
     rows = len(task.weights)
     steps, size = training.steps_for(rows), training.batch_for(rows)
     task.model.to(device()).train()
@@ -82,7 +81,7 @@ def fit(task: Task, training: Training, ctx: Context, start: Params | None) -> d
     cudnn = torch.backends.cudnn
     deterministic = cudnn.flags(cudnn.enabled, deterministic=True, benchmark=False, allow_tf32=cudnn.allow_tf32)
     pool = ThreadPoolExecutor(task.threads, initializer=torch.set_flush_denormal, initargs=(True,))
-    with seeded(ctx.stream), deterministic, _flushed(), pool:
+    with seeded(ctx.stream), deterministic, _kept_memory(), _flushed(), pool:
         state = _State(task, training, steps, pool)
         saver = _Saver(state, ctx, rows)
         for step in range(saver.restore(), steps):
@@ -97,12 +96,20 @@ def fit(task: Task, training: Training, ctx: Context, start: Params | None) -> d
     return state.arrays() | {FACTS + name: np.asarray(fact) for name, fact in facts.items()}
 
 
-def _keep_memory() -> None:
-    """Freed memory stays with the process: glibc hands large blocks back and gets them anew at every step of a fit, a tenth
-    of the time of one on images of 64 x 64."""
-    if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "mallopt"):
-        libc.mallopt(MMAP_THRESHOLD, 1 << 30)
-        libc.mallopt(TRIM_THRESHOLD, (1 << 31) - 1)
+@contextmanager
+def _kept_memory() -> Iterator[None]:
+    """Freed memory stays with the process until the end: glibc would hand large blocks back and get them anew at every step,
+    which takes a tenth of one on images of 64 x 64."""
+    libc = ctypes.CDLL(None) if sys.platform == "linux" else None
+    if libc is None or not hasattr(libc, "mallopt"):
+        yield
+        return
+    libc.mallopt(MMAP_THRESHOLD, 1 << 28)
+    libc.mallopt(TRIM_THRESHOLD, 1 << 30)
+    try:
+        yield
+    finally:
+        libc.malloc_trim(0)
 
 
 @contextmanager
