@@ -185,3 +185,21 @@ class Single(tiny.Mean):
 def test_the_checks_notice(check: Callable[[], None], says: str, tmp_path: Path) -> None:
     with pytest.raises(Exception, match=says):
         check()
+
+
+METRICS = {  # metrics with further numbers, by a family that all can be measured on
+    "vae": ("negative_elbo", "frechet", "feature_frechet", "precision", "coverage", "training_distance", "entropy", "modes"),
+    "image_diffusion": ("denoising_loss",),
+    "geodiff": ("denoising_loss", "conformer_coverage", "conformer_diversity", "geometry", "strain_energy"),
+    "transformer": ("cross_entropy", "distinct", "memorisation", "text_length", "vocabulary"),
+}
+
+
+@pytest.mark.parametrize("name", METRICS)
+def test_every_further_number_of_a_metric_has_a_title_and_every_title_a_number(name: str, tmp_path: Path) -> None:
+    family, source = FAMILIES[name]
+    metrics: list[Any] = list(METRICS[name])
+    own = component("source", source, "source").holdout()
+    spec = Spec(source=source, family=family, n=50, holdout=own or 20, generations=1, seeds=1, metrics=metrics)
+    measured = {each for each in selfloop.run(spec, tmp_path).metrics() if "_share_" not in each}  # shares are drawn together
+    assert measured == {*metrics, *(title for metric in spec.metrics for title in metric.titles)}

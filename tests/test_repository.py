@@ -145,11 +145,3 @@ def test_every_metric_of_a_family_is_a_metric() -> None:
         family = component_class("family", name, "test")
         assert issubclass(family, Family)
         assert set(family.metrics) <= set(BUILT_IN["metric"])
-
-
-@pytest.mark.parametrize("name", BUILT_IN["metric"])
-def test_a_metric_has_words_for_every_further_number_that_has_a_unit(name: str) -> None:
-    metric = component_class("metric", name, "test")
-    assert issubclass(metric, Metric)
-    assert {further for further in metric.units if "share_" not in further} <= set(metric.titles)  # shares are drawn together
-    assert name not in metric.titles

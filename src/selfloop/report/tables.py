@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from selfloop.report import Axes, Cost, CurveData, Panel, Report, Worth
 from selfloop.report.blocks import shown_generations
-from selfloop.report.theme import show, show_interval
+from selfloop.report.theme import interval_parts, show, show_interval
 from selfloop.stats.intervals import mean_interval
 from selfloop.stats.ordering import Comparison
 from selfloop.stats.value import Regression
@@ -47,7 +47,7 @@ class DifferenceTable:
     axes: Axes
     since: int
     generations: Sequence[int]
-    rows: Sequence[tuple[Comparison, Sequence[str]]]
+    rows: Sequence[tuple[Comparison, Sequence[tuple[str, str]]]]  # estimates and intervals
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,9 +83,8 @@ def _headline(panel: Panel, curve: CurveData) -> Headline:
         return Headline(curve.policy, panel.axes, "–", "", f"no {panel.title}: no chain has a value")
     (first, a), (last, b) = means[0], means[-1]
     estimate, low, high = curve.multiplier or (math.nan, math.nan, math.nan)
-    large = f"×{show_interval(estimate, low, high).split(' [')[0]}" if math.isfinite(estimate) else f"{show(a)} → {show(b)}"
-    known = math.isfinite(low) and math.isfinite(high)
-    interval = show_interval(estimate, low, high).partition(" ")[2] if known else ""
+    multiplier, interval = interval_parts(estimate, low, high)
+    large = f"×{multiplier}" if math.isfinite(estimate) else f"{show(a)} → {show(b)}"
     unit = f" {panel.unit}" if panel.unit else ""
     sentence = f"{panel.title} {show(a)} → {show(b)}{unit}, generation {first} to {last}"
     if curve.survivors and curve.survivors[-1] < curve.seeds:
@@ -117,7 +116,7 @@ def difference_tables(report: Report) -> list[DifferenceTable]:
         first = each.comparisons[0]
         generations = shown_generations(range(1, len(first.differences) + 1))
         rows = [
-            (pair, [show_interval(d.estimate, d.low, d.high) for d in (pair.differences[t - 1] for t in generations)])
+            (pair, [interval_parts(d.estimate, d.low, d.high) for d in (pair.differences[t - 1] for t in generations)])
             for pair in each.comparisons
         ]
         tables.append(DifferenceTable(each.metric, each.axes, first.since, generations, rows))

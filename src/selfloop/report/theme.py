@@ -103,9 +103,14 @@ def show(value: float | None, digits: int | None = None) -> str:
 
 def show_interval(estimate: float | None, low: float | None, high: float | None) -> str:
     """`1.11 [1.08, 1.15]`, with decimals enough to tell the limits apart; the estimate alone where they are undefined."""
+    return " ".join(filter(None, interval_parts(estimate, low, high)))
+
+
+def interval_parts(estimate: float | None, low: float | None, high: float | None) -> tuple[str, str]:
+    """The same in two, the second one empty where the limits are undefined."""
     if estimate is None or low is None or high is None or not all(map(math.isfinite, (estimate, low, high))):
-        return show(estimate)
+        return show(estimate), ""
     if not 1e-4 <= max(abs(low), abs(high)) < 1e7 or low == high:
-        return f"{show(estimate)} [{show(low)}, {show(high)}]"
+        return show(estimate), f"[{show(low)}, {show(high)}]"
     places = min(max(1 - math.floor(math.log10(high - low)), 0), 8)
-    return f"{show(estimate, places)} [{show(low, places)}, {show(high, places)}]"
+    return show(estimate, places), f"[{show(low, places)}, {show(high, places)}]"

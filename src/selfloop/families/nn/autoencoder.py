@@ -115,7 +115,7 @@ def elbo_parts(model: Autoencoder, images: Tensor, noise: Tensor, likelihood: Li
 class Latents(torch.autograd.Function):
     """z = mean + noise x sd, and the KL divergence of its law from N(0, I) (Kingma and Welling, appendix B).
 
-    With a backward of its own: of a small network's step, a sixteenth would be the many small operations of these two lines.
+    With a backward of its own: autograd's many small operations would take a sixteenth of a small network's step.
     """
 
     @staticmethod

@@ -70,7 +70,7 @@ class _Halve(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         big, weight, out = ctx.saved_tensors
-        gradient = _rectified(_channels_last(gradient), out)
+        gradient = torch.ops.aten.threshold_backward(_channels_last(gradient), out, 0)  # ReLU's
         below = _spread(gradient, weight, None, big.shape[2:]) if ctx.needs_input_grad[0] else None
         return below, _kernel_gradient(big, gradient, weight), gradient.sum((0, 2, 3))
 
@@ -88,14 +88,9 @@ class _Double(torch.autograd.Function):
         small, weight, out = ctx.saved_tensors
         gradient = _channels_last(gradient)
         if out is not None:
-            gradient = _rectified(gradient, out)
+            gradient = torch.ops.aten.threshold_backward(gradient, out, 0)
         below = _shrink(gradient, weight, None) if ctx.needs_input_grad[0] else None
         return below, _kernel_gradient(gradient, small, weight), gradient.sum((0, 2, 3)), None, None
-
-
-def _rectified(gradient: Tensor, out: Tensor) -> Tensor:
-    """The gradient below ReLU, in the same memory: what follows in an autoencoder makes it for this layer alone."""
-    return torch.ops.aten.threshold_backward.grad_input(gradient, out, 0, grad_input=gradient)  # type: ignore[no-any-return]
 
 
 def _shrink(big: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

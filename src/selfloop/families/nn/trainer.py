@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-import sys
+import platform
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -15,6 +15,7 @@ from typing import TypeVar
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from selfloop.component import Context
 from selfloop.errors import ChainEndedError, SpecError
@@ -25,6 +26,7 @@ from selfloop.types import Array, Floats, Params
 
 CHECK_EVERY = 50  # steps; a loss that is not finite stays so, and looking at it each step would stall a GPU
 CURVE_POINTS = 100
+TINY = 1e-35  # of AdamW's averages; in 50 steps they decay to no less than 1e-38
 MMAP_THRESHOLD, TRIM_THRESHOLD = -3, -1  # numbers of glibc's mallopt
 Network = TypeVar("Network", bound=nn.Module)
 FACTS = "training/"  # prefix of what a model's arrays say about its fit
@@ -80,8 +82,7 @@ def fit(task: Task, training: Training, ctx: Context, start: Params | None) -> d
     batch_of = _batches(ctx.stream.child("order"), rows, size)
     cudnn = torch.backends.cudnn
     deterministic = cudnn.flags(cudnn.enabled, deterministic=True, benchmark=False, allow_tf32=cudnn.allow_tf32)
-    pool = ThreadPoolExecutor(task.threads, initializer=torch.set_flush_denormal, initargs=(True,))
-    with seeded(ctx.stream), deterministic, _kept_memory(), _flushed(), pool:
+    with seeded(ctx.stream), deterministic, _kept_memory(), ThreadPoolExecutor(task.threads) as pool:
         state = _State(task, training, steps, pool)
         saver = _Saver(state, ctx, rows)
         for step in range(saver.restore(), steps):
@@ -89,6 +90,7 @@ def fit(task: Task, training: Training, ctx: Context, start: Params | None) -> d
             state.advance(step, batch_of(step), training.rate(step, steps))
             if step % CHECK_EVERY == 0:
                 state.check(step)
+                state.clear()
             saver.after(step + 1)
     torch.set_num_threads(ctx.threads)
     state.check(steps - 1)
@@ -98,30 +100,20 @@ def fit(task: Task, training: Training, ctx: Context, start: Params | None) -> d
 
 @contextmanager
 def _kept_memory() -> Iterator[None]:
-    """Freed memory stays with the process until the end: glibc would hand large blocks back and get them anew at every step,
-    which takes a tenth of one on images of 64 x 64."""
-    libc = ctypes.CDLL(None) if sys.platform == "linux" else None
-    if libc is None or not hasattr(libc, "mallopt"):
+    """Freed memory stays with the process inside: glibc would hand large blocks back and get them anew at every step, which
+    takes a tenth of one on images of 64 x 64."""
+    if platform.libc_ver()[0] != "glibc":
         yield
         return
-    libc.mallopt(MMAP_THRESHOLD, 1 << 28)
-    libc.mallopt(TRIM_THRESHOLD, 1 << 30)
+    libc = ctypes.CDLL(None)
+    if libc.mallopt(MMAP_THRESHOLD, 1 << 28) or libc.mallopt(MMAP_THRESHOLD, 1 << 25):  # old ones refuse more than 32 MiB
+        libc.mallopt(TRIM_THRESHOLD, 1 << 30)
     try:
         yield
-    finally:
+    finally:  # what glibc's own rule ends up with in a process that frees large blocks
+        libc.mallopt(MMAP_THRESHOLD, 1 << 25)
+        libc.mallopt(TRIM_THRESHOLD, 1 << 26)
         libc.malloc_trim(0)
-
-
-@contextmanager
-def _flushed() -> Iterator[None]:
-    """Numbers below 1e-38 are 0 inside: those that AdamW's averages of a gradient that stays 0 decay to, after some 800
-    steps, take many times as long as others and change no parameter."""
-    before = bool(torch.tensor(1e-40) * 0.5 == 0)
-    torch.set_flush_denormal(True)
-    try:
-        yield
-    finally:
-        torch.set_flush_denormal(before)
 
 
 def load(model: nn.Module, params: Params) -> None:
@@ -186,7 +178,9 @@ class _State:
         loss, gradients = self._gradients(own, len(indices))
         for more, others in (call.result() for call in calls):  # in this order, whoever was first
             loss, gradients = loss + more, torch._foreach_add(gradients, others)
-        gradients = tuple(gradient.contiguous() for gradient in gradients)  # as the parameters are
+        gradients = tuple(gradient.contiguous() for gradient in gradients)  # AdamW takes numbers in the parameters' order
+        if len({gradient.data_ptr() for gradient in gradients}) < len(gradients):  # of a + b; AdamW scales each in its place
+            gradients = tuple(gradient.clone() for gradient in gradients)
         scale = None
         if self.training.clip is not None:
             norm = torch.stack(torch._foreach_norm(gradients)).norm()
@@ -211,6 +205,13 @@ class _State:
     def check(self, step: int) -> None:
         if not all(torch.isfinite(tensor).all() for tensor in (self.losses[step], *(group.vector for group in self.groups))):
             raise ChainEndedError("diverged")
+
+    def clear(self) -> None:
+        """Set to 0 what AdamW's averages of a gradient that stays 0 decay to: it changes no parameter, and would become
+        numbers below 1e-38, with which processors take many times as long."""
+        for group in self.groups:
+            for average in (group.first, group.second):
+                average.copy_(functional.hardshrink(average, TINY))
 
     def curve(self) -> Floats:
         """Mean training loss of up to 100 equal stretches of the fit."""
