@@ -17,7 +17,7 @@ THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"
 NETWORKS = {  # side, depth, steps, settings of the family
     "perceptron, 8 x 8 digits": (8, 1, 600, {}),
     "convolutions, 28 x 28": (28, 1, 60, {}),
-    "CelebA's, 64 x 64 colour": (64, 3, 8, {"latent": 128, "hidden": 0}),
+    "CelebA's, 64 x 64 colour": (64, 3, 24, {"latent": 128, "hidden": 0}),
 }
 TURNS, BATCH = 5, 128
 
