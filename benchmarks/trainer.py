@@ -14,7 +14,7 @@ import time
 from itertools import pairwise
 
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
-NETWORKS = {  # side, depth, steps, settings of the family
+NETWORKS = {  # side, depth, steps, settings of the family; steps enough that the beginning of a fit counts for little
     "perceptron, 8 x 8 digits": (8, 1, 600, {}),
     "convolutions, 28 x 28": (28, 1, 60, {}),
     "CelebA's, 64 x 64 colour": (64, 3, 24, {"latent": 128, "hidden": 0}),

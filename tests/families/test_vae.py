@@ -249,20 +249,6 @@ def test_kl_is_that_of_a_gaussian():
     torch.testing.assert_close(kl, expected)
 
 
-def latents_and_kl(mean, log_variance, noise):
-    kl = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).sum(1)
-    return mean + noise * (0.5 * log_variance).exp(), kl
-
-
-def test_latents_and_their_gradients_are_those_of_the_formulas():
-    draw = torch.Generator().manual_seed(0)
-    mean, log_variance, noise = (torch.randn(5, 3, dtype=torch.float64, generator=draw) for _ in range(3))
-    both = autoencoder.Latents.apply(mean, log_variance, noise)
-    torch.testing.assert_close(both, latents_and_kl(mean, log_variance, noise))
-    inputs = (mean.requires_grad_(), log_variance.requires_grad_(), noise)
-    assert torch.autograd.gradcheck(autoencoder.Latents.apply, inputs)
-
-
 def test_reconstruction_is_the_log_likelihood_of_the_pixels():
     decoded, images = torch.randn(5, 1, 4, 4), torch.rand(5, 1, 4, 4)
     pixels = torch.sigmoid(decoded)

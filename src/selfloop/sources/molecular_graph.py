@@ -188,7 +188,7 @@ def check_settings(source: Molecules, molecules: int | None = None) -> None:
 def _require_rdkit(source: Molecules) -> None:
     try:
         # all that will be used: an import while its logs are blocked would open them
-        from rdkit.Chem import rdDetermineBonds, rdDistGeom, rdForceFieldHelpers  # noqa: F401
+        from rdkit.Chem import rdDetermineBonds, rdDistGeom, rdForceFieldHelpers  # noqa: F401  # tried, not used here
     except ModuleNotFoundError:
         raise missing_extra(f"source.{source.name}", "rdkit") from None
 

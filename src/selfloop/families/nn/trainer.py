@@ -26,7 +26,7 @@ from selfloop.types import Array, Floats, Params
 
 CHECK_EVERY = 50  # steps; a loss that is not finite stays so, and looking at it each step would stall a GPU
 CURVE_POINTS = 100
-TINY = 1e-35  # of AdamW's averages; in 50 steps they decay to no less than 1e-38
+TINY = 1e-35  # of AdamW's averages; in 50 steps they decay to no less than 1e-38, where betas are 0.9 or more
 MMAP_THRESHOLD, TRIM_THRESHOLD = -3, -1  # numbers of glibc's mallopt
 Network = TypeVar("Network", bound=nn.Module)
 FACTS = "training/"  # prefix of what a model's arrays say about its fit
@@ -169,7 +169,8 @@ class _State:
             for decay in sorted(set(decays), reverse=True)
         ]
         self.losses = torch.zeros(steps, device=device())
-        self.context = partial(precision, training, task.model) if uses_bfloat16(training, task.model) else nullcontext
+        lower = uses_bfloat16(training, task.model)
+        self.context = partial(torch.autocast, device().type, torch.bfloat16) if lower else nullcontext
 
     def advance(self, step: int, indices: Tensor, rate: float) -> None:
         noise = () if self.task.noise is None else (self.task.noise(len(indices)),)
@@ -257,7 +258,7 @@ class _Group:
         """A step of AdamW along its parameters' gradients divided by `scale`."""
         self.step += 1
         parameters, firsts, seconds = self.parts
-        torch._fused_adamw_(  # what torch.optim calls, without its 50 us of preparation
+        torch._fused_adamw_(  # what torch.optim calls; that would keep a step count for every parameter
             parameters,
             gradients,
             firsts,

@@ -58,7 +58,7 @@ class Compiled:
     def loss(self, tokens: Tensor, targets: Tensor, weights: Tensor, documents: Tensor | None) -> Tensor:
         """Sum over windows and places [B, T] of weight times -log p(target), nats."""
         windows = (tokens, targets, weights, documents)
-        return cast(Tensor, _Loss.apply(self, windows, *self.parameters))  # type: ignore[no-untyped-call]
+        return cast(Tensor, _Loss.apply(self, windows, *self.parameters))  # type: ignore[no-untyped-call]  # autograd is untyped
 
     def log_prob(self, tokens: Tensor, targets: Tensor, documents: Tensor | None) -> Tensor:
         """log p of every target [B, T] given the ones before it, nats."""
