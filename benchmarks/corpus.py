@@ -20,17 +20,17 @@ from typing import Any
 
 import numpy as np
 
-from selfloop import stages
 from selfloop.component import Context
+from selfloop.engine import steps
 from selfloop.families.transformer.tokenizer import END, BytePair, _batches, _parsed
-from selfloop.rng import Stream
+from selfloop.rng import RandomStream
 from selfloop.sources.python_docs import PythonDocs
 from selfloop.sources.text import Text
-from selfloop.store import Store
-from selfloop.types import Ragged, Samples, count_rows
+from selfloop.store.store import Store
+from selfloop.types import Ragged, TrainingRows, count_rows
 
 VOCAB, BYTES_PER_TOKEN, HOLDOUT, BATCH = 8000, 4.4, 500, 64
-CTX = Context(Stream(("corpus",)))
+CTX = Context(RandomStream(("corpus",)))
 
 
 def anonymous() -> float:
@@ -77,12 +77,12 @@ def measure(path: Path) -> dict[str, Any]:
         return value
 
     found["start"] = (0.0, anonymous())
-    count = timed("count", source.capacity)
-    timed("digest", lambda: store.key(stages.learn, encoder, source, CTX))
-    learned = timed("learn", lambda: store.step(stages.learn, encoder, source, CTX))
-    corpus = timed("read", lambda: store.step(stages.read, encoder, source, learned, CTX))
-    rows = timed("choose", lambda: store.step(stages.choose, source, corpus, HOLDOUT, (count - HOLDOUT) // 2, CTX))
-    samples = Samples(((store.open(rows), None, 1.0),))
+    count = timed("count", source.n_rows)
+    timed("digest", lambda: store.key(steps.learn, encoder, source, CTX))
+    learned = timed("learn", lambda: store.step(steps.learn, encoder, source, CTX))
+    corpus = timed("read", lambda: store.step(steps.read, encoder, source, learned, CTX))
+    rows = timed("choose", lambda: store.step(steps.choose, source, corpus, HOLDOUT, (count - HOLDOUT) // 2, CTX))
+    samples = TrainingRows(((store.open(rows), None, 1.0),))
     rng = np.random.default_rng(0)
     timed("batches", lambda: [samples.gather(rng.integers(0, len(samples), BATCH)) for _ in range(100)])
     tokens = store.open(corpus)["tokens"]
@@ -95,7 +95,7 @@ def compare_with_library(documents: list[str]) -> tuple[float, float]:
     """MB/s of encoding the embedded text: ours, and the library's own batches on all its threads."""
     rows = {"text": Ragged.of_bytes([document.encode() for document in documents])}
     encoder = BytePair(vocab=VOCAB)
-    learned = encoder.learn([rows], CTX)
+    learned = encoder.prepare([rows], CTX)
     tokenizer, _ = _parsed(learned["tokenizer/json"].tobytes())
     size, ours, theirs = len(rows["text"].values) / 1e6, [], []
     for _ in range(5):

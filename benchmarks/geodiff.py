@@ -29,11 +29,11 @@ from torch_geometric.utils import dense_to_sparse, scatter, to_dense_adj
 from selfloop.component import Context
 from selfloop.families.geodiff import diffusion
 from selfloop.families.geodiff.family import GeoDiff, GeoDiffSampler
-from selfloop.rng import Stream
+from selfloop.rng import RandomStream
 from selfloop.sources.molecular_graph import graph_of
-from selfloop.types import Ragged, Samples
+from selfloop.types import Ragged, TrainingRows
 
-CONTEXT = Context(Stream(("benchmark",)))
+CONTEXT = Context(RandomStream(("benchmark",)))
 BATCH, STEPS, TURNS = 32, 4, 4
 SMILES = (  # drugs of 40 to 51 atoms
     "CC(C)Cc1ccc(cc1)C(C)C(=O)NCCc1ccccc1",
@@ -180,7 +180,7 @@ def plain(data, steps):
 def ours(rows, steps):
     family = GeoDiff()
     family = replace(family, training=replace(family.training, steps=steps))
-    family.fit(Samples(((rows, None, 1.0),)), CONTEXT, None)
+    family.fit(TrainingRows(((rows, None, 1.0),)), CONTEXT, None)
 
 
 def sampled(rows, steps):

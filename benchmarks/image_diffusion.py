@@ -21,17 +21,17 @@ GEMM = 1024  # side of the matrices whose product is the machine's peak
 
 def family(steps=STEPS):
     from selfloop.families.image_diffusion.family import ImageDiffusion
-    from selfloop.families.nn.training import Training
+    from selfloop.families.nn.settings import Training
 
     return ImageDiffusion(schedule="linear", training=Training(steps=steps, batch=64))
 
 
 def ours(rows, steps=STEPS):
     from selfloop.component import Context
-    from selfloop.rng import Stream
-    from selfloop.types import Samples
+    from selfloop.rng import RandomStream
+    from selfloop.types import TrainingRows
 
-    return family(steps).fit(Samples((({"image": rows}, None, 1.0),)), Context(Stream(("fit",))), None)
+    return family(steps).fit(TrainingRows((({"image": rows}, None, 1.0),)), Context(RandomStream(("fit",))), None)
 
 
 def plain(rows, steps=STEPS):
@@ -67,9 +67,9 @@ def plain(rows, steps=STEPS):
 def sample(params, **settings):
     from selfloop.component import Context
     from selfloop.families.image_diffusion.family import DiffusionSampler
-    from selfloop.rng import Stream
+    from selfloop.rng import RandomStream
 
-    family().sample(params, SAMPLED, DiffusionSampler(**settings), {}, Context(Stream(("sample",))))
+    family().sample(params, SAMPLED, DiffusionSampler(**settings), {}, Context(RandomStream(("sample",))))
 
 
 def pipeline(side):

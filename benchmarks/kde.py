@@ -17,12 +17,12 @@ import numpy as np
 from sklearn.neighbors import KernelDensity
 
 from selfloop.component import Context, Sampler
-from selfloop.ensembles import Block, EnsembleWorld
+from selfloop.engine.ensemble import Block, EnsembleWorld
+from selfloop.engine.loop import loop
 from selfloop.families.kde import Kde
-from selfloop.loop import loop
 from selfloop.metrics.likelihood import Nll
-from selfloop.policies.plans import Accumulate, AccumulateSubsample, Replace
-from selfloop.rng import Stream
+from selfloop.policies.builtin import Accumulate, AccumulateSubsample, Replace
+from selfloop.rng import RandomStream
 from selfloop.sources.shapes import Moons
 
 POLICIES = (Replace(), Accumulate(), AccumulateSubsample())
@@ -31,7 +31,7 @@ N, HOLDOUT, BANDWIDTH = 100, 500, 0.1
 
 def plain_loop(policy: str, seed: int, generations: int) -> list[float]:
     """NLL at every generation of one chain, with scikit-learn."""
-    stream, rng = Context(Stream(("seed", seed, "source"))), np.random.default_rng(seed)
+    stream, rng = Context(RandomStream(("seed", seed, "source"))), np.random.default_rng(seed)
     holdout = np.asarray(Moons().draw(0, HOLDOUT, stream)["x"])
     pool = np.asarray(Moons().draw(HOLDOUT, N, stream)["x"])
     curve = []

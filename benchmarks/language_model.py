@@ -48,7 +48,7 @@ def ours(asked, home, extra):
             "metrics": '["cross_entropy"]', "source.path": Path(asked.data).resolve(),
         }  # fmt: skip
         changes = [word for key, value in settings.items() for word in ("--set", f"{key}={value}")]
-        run = ["-c", "from selfloop.cli import main; main()", "run", PRESET, *changes, "--store", store, *extra]
+        run = ["-c", "from selfloop.commands.cli import main; main()", "run", PRESET, *changes, "--store", store, *extra]
         out, seconds, processor = command([*run, "-q", "--json", "-"], {**os.environ, "HOME": str(home)})
         rows = [json.loads(line) for line in out.splitlines()]
         curves, parts = {}, {}

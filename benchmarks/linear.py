@@ -16,13 +16,13 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # small solves are slower on seve
 import numpy as np
 
 from selfloop.component import Policy
-from selfloop.ensembles import Block, needs_rows
+from selfloop.engine.ensemble import Block, needs_rows
+from selfloop.engine.executors import cores
+from selfloop.engine.run import ensemble_curves
 from selfloop.families.linear import Linear
-from selfloop.metrics.moments import ExcessRisk
-from selfloop.policies.plans import Accumulate, AccumulateSubsample, Replace
-from selfloop.runtime import ensemble_curves
+from selfloop.metrics.true_parameters import ExcessRisk
+from selfloop.policies.builtin import Accumulate, AccumulateSubsample, Replace
 from selfloop.sources import toy
-from selfloop.sweep import cores
 
 SEEDS, GENERATIONS, N = 100, 10, 1000
 POLICIES: tuple[Policy, ...] = (Replace(), Accumulate(), AccumulateSubsample())
@@ -69,7 +69,7 @@ def time_ours(policy: Policy, d: int, n: int = N) -> tuple[float, float]:
     on_rows = needs_rows(source, family, metrics, policy, n, GENERATIONS)
     seeds = tuple(range(SEEDS))
     shared = {"n": n, "holdout": 0, "on_rows": on_rows, "threads": cores()}
-    block = Block(source=source, family=family, sampler=family.sampler(), metrics=metrics, seeds=seeds, **shared)
+    block = Block(source=source, family=family, sampler=family.sampler_class(), metrics=metrics, seeds=seeds, **shared)
     curves = ensemble_curves(block, policy, GENERATIONS)
     seconds = time.perf_counter() - start
     return seconds, float(np.mean(curves["excess_risk"][:, -1]))

@@ -18,16 +18,16 @@ from typing import ClassVar
 import numpy as np
 
 from selfloop.component import Context, Family, Metric, Sampler, Snapshot, Source
-from selfloop.runtime import stream
-from selfloop.spec import Spec
-from selfloop.types import Columns, Field, Params, Samples
+from selfloop.engine.run import stream
+from selfloop.spec.spec import Spec
+from selfloop.types import Columns, ColumnType, Params, TrainingRows
 
 GENERATIONS, SEEDS, TURNS = 200, 2, 5
 STARTS = {
     "python -c pass": "pass",
     "import selfloop": "import selfloop",
-    "selfloop --help": "import sys; sys.argv = ['selfloop', '--help']; from selfloop.cli import main; main()",
-    "selfloop run --help": "import sys; sys.argv = ['selfloop', 'run', '--help']; from selfloop.cli import main; main()",
+    "selfloop --help": "import sys; sys.argv = ['selfloop', '--help']; from selfloop.commands.cli import main; main()",
+    "selfloop run --help": "import sys; sys.argv = ['selfloop', 'run', '--help']; from selfloop.commands.cli import main; main()",
 }
 TARGETS = {"stored": 2.0, "replayed": 0.3}
 
@@ -36,8 +36,8 @@ TARGETS = {"stored": 2.0, "replayed": 0.3}
 class Ticks(Source):
     name: ClassVar[str] = "ticks"
 
-    def schema(self) -> Mapping[str, Field]:
-        return {"x": Field("float64")}
+    def schema(self) -> Mapping[str, ColumnType]:
+        return {"x": ColumnType("float64")}
 
     def draw(self, first: int, n: int, ctx: Context) -> Columns:
         return {"x": np.arange(first, first + n) / 7}
@@ -47,7 +47,7 @@ class Ticks(Source):
 class Mean(Family):
     name: ClassVar[str] = "mean"
 
-    def fit(self, data: Samples, ctx: Context, start: Params | None) -> Params:
+    def fit(self, data: TrainingRows, ctx: Context, start: Params | None) -> Params:
         return {"mean": np.asarray(data.all()["x"]).mean(keepdims=True)}
 
     def sample(self, params: Params, n: int, sampler: Sampler, given: Columns, ctx: Context) -> Columns:

@@ -23,12 +23,12 @@ import numpy as np
 from PIL import Image
 
 from corpus import Peak, anonymous
-from selfloop import stages
 from selfloop.component import Context
-from selfloop.rng import Stream
+from selfloop.engine import steps
+from selfloop.rng import RandomStream
 from selfloop.sources.pictures import CelebA
-from selfloop.store import Store
-from selfloop.types import Samples, count_rows
+from selfloop.store.store import Store
+from selfloop.types import TrainingRows, count_rows
 
 BATCH, MADE, DECODED = 128, 2000, 2000  # rows of a batch; made-up pictures; pictures that the plain epoch is timed on
 
@@ -68,25 +68,25 @@ def as_array(data: bytes) -> np.ndarray:
 
 def measure(path: Path) -> dict[str, Any]:
     """Seconds and megabytes of reading a file of faces, and seconds of an epoch."""
-    source, store, ctx = CelebA(path=path), Store(path.parent / "store"), Context(Stream(("pictures",)))
+    source, store, ctx = CelebA(path=path), Store(path.parent / "store"), Context(RandomStream(("pictures",)))
     before, started = anonymous(), time.perf_counter()
-    count = source.capacity()
+    count = source.n_rows()
     looked = time.perf_counter() - started
     with Peak() as peak:
-        corpus = store.open(store.step(stages.read_rows, source, ctx))
-    data, order = Samples(((corpus, None, 1.0),)), np.random.default_rng(0).permutation(count_rows(corpus))
-    some, gathered, decoded = order[:DECODED], [], []
+        corpus = store.open(store.step(steps.read_rows, source, ctx))
+    data, order = TrainingRows(((corpus, None, 1.0),)), np.random.default_rng(0).permutation(count_rows(corpus))
+    some, gather_rows, decoded = order[:DECODED], [], []
     for _ in range(3):  # interleaved
         started = time.perf_counter()
         for first in range(0, len(some), BATCH):
             data.gather(some[first : first + BATCH])
-        gathered.append((time.perf_counter() - started) / len(some))
+        gather_rows.append((time.perf_counter() - started) / len(some))
         started = time.perf_counter()
         plain_epoch(path, some)
         decoded.append((time.perf_counter() - started) / len(some))
     return {
         "pictures": count, "look, s": looked, "read, s": peak.seconds, "peak, MB": peak.megabytes - before,
-        "gather, us": 1e6 * min(gathered), "decode, us": 1e6 * min(decoded),
+        "gather, us": 1e6 * min(gather_rows), "decode, us": 1e6 * min(decoded),
     }  # fmt: skip
 
 

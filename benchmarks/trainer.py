@@ -26,10 +26,10 @@ def images(side, depth):
     import numpy as np
 
     from selfloop.component import Context
-    from selfloop.rng import Stream
+    from selfloop.rng import RandomStream
     from selfloop.sources.images import Digits
 
-    digits = Digits().draw(0, 1797, Context(Stream()))["image"]
+    digits = Digits().draw(0, 1797, Context(RandomStream()))["image"]
     times = side // 8
     rest = side - 8 * times
     large = np.pad(digits.repeat(times, 1).repeat(times, 2), ((0, 0), (0, rest), (0, rest)))
@@ -38,14 +38,16 @@ def images(side, depth):
 
 def ours(name, steps, threads):
     from selfloop.component import Context
-    from selfloop.families.nn.training import Training
-    from selfloop.families.vae import Vae
-    from selfloop.rng import Stream
-    from selfloop.types import Samples
+    from selfloop.families.nn.settings import Training
+    from selfloop.families.vae.family import Vae
+    from selfloop.rng import RandomStream
+    from selfloop.types import TrainingRows
 
     side, depth, _, settings = NETWORKS[name]
     vae = Vae(**settings, training=Training(steps=steps, batch=BATCH, learning_rate=3e-3))
-    vae.fit(Samples((({"image": images(side, depth)}, None, 1.0),)), Context(Stream(("fit",)), threads=threads), None)
+    vae.fit(
+        TrainingRows((({"image": images(side, depth)}, None, 1.0),)), Context(RandomStream(("fit",)), threads=threads), None
+    )
 
 
 def plain(name, steps, threads):
@@ -96,7 +98,7 @@ def plain(name, steps, threads):
 
 
 def network(name):
-    from selfloop.families.vae import Vae
+    from selfloop.families.vae.family import Vae
 
     side, depth, _, settings = NETWORKS[name]
     return Vae(**settings)._network((side, side, depth))

@@ -57,17 +57,17 @@ def sides(shape, options):
     from transformers import GenerationConfig
 
     from selfloop.component import Context
-    from selfloop.families.transformer import compiled, decoding
-    from selfloop.families.transformer.export import config_of, model_of
+    from selfloop.families.transformer import decoder, decoder_c
+    from selfloop.families.transformer.hf_export import config_of, model_of
     from selfloop.families.transformer.network import Network
-    from selfloop.families.transformer.sampler import TextSampler
-    from selfloop.families.transformer.sampling import sample_tokens
-    from selfloop.rng import Stream
+    from selfloop.families.transformer.sample_tokens import sample_tokens
+    from selfloop.families.transformer.text_sampler import TextSampler
+    from selfloop.rng import RandomStream
 
     torch.manual_seed(0)
     arrays = {name: tensor.numpy() for name, tensor in Network(shape).state_dict().items()}
     params = arrays | {"tokenizer/start": np.array(0), "tokenizer/end": np.array(shape.vocab)}  # an end that never comes
-    context = Context(Stream(("benchmark",)), threads=options.threads)
+    context = Context(RandomStream(("benchmark",)), threads=options.threads)
 
     def ours():
         return len(sample_tokens(shape, params, options.rows, TextSampler(), None, context).values)
@@ -80,7 +80,7 @@ def sides(shape, options):
         return made[:, 1:].numel()
 
     started = time.perf_counter()
-    assert compiled.compiled(shape, decoding.weights_of(shape, params)), "no compiler: this would compare torch's operations"
+    assert decoder_c.compiled(shape, decoder.weights_of(shape, params)), "no compiler: this would compare torch's operations"
     seconds = time.perf_counter() - started
     models = {form: model_of(config_of(shape, 0, None), arrays).eval().to(getattr(torch, form)) for form in FORMS}
     return seconds, ours, {form: partial(generate, model) for form, model in models.items()}
@@ -89,7 +89,7 @@ def sides(shape, options):
 def compare(context, options):
     import numpy as np
 
-    from selfloop.families.transformer.shape import Shape
+    from selfloop.families.transformer.config import Shape
 
     shape = Shape(arch="gpt2", layers=4, hidden=128, heads=4, mlp=512, context=context, vocab=1024)
     compiling, ours, theirs = sides(shape, options)

@@ -32,7 +32,7 @@ def tokens(steps, context=CONTEXT, vocab=VOCAB, batch=BATCH):
 
 
 def family(arch, compile_="auto", **shape):
-    from selfloop.families.nn.training import Training
+    from selfloop.families.nn.settings import Training
     from selfloop.families.transformer.family import Transformer
 
     training = Training(epochs=1, batch=shape.pop("batch", BATCH), learning_rate=RATE, weight_decay=0.1, beta2=0.95,
@@ -52,13 +52,13 @@ def ours(model, rows, threads):
     import numpy as np
 
     from selfloop.component import Context
-    from selfloop.rng import Stream
-    from selfloop.types import Samples
+    from selfloop.rng import RandomStream
+    from selfloop.types import TrainingRows
 
     learned = {"tokenizer/start": np.array(0), "tokenizer/end": np.array(0)}
-    data = Samples((({"tokens": rows}, None, 1.0),), learned)
+    data = TrainingRows((({"tokens": rows}, None, 1.0),), learned)
     begun, processor = time.perf_counter(), time.process_time()
-    model.fit(data, Context(Stream(("fit",)), threads=threads), None)
+    model.fit(data, Context(RandomStream(("fit",)), threads=threads), None)
     return time.perf_counter() - begun, time.process_time() - processor
 
 

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 
 from selfloop.component import Context
-from selfloop.families.transformer.finetune import Finetune
-from selfloop.rng import Stream
-from selfloop.types import Columns, Params, Ragged, Samples
+from selfloop.families.finetune.family import Finetune
+from selfloop.rng import RandomStream
+from selfloop.types import Columns, Params, Ragged, TrainingRows
 
 POSITIONS, VOCAB = 64, 290
 WORDS = (
@@ -30,7 +30,7 @@ def save_base(folder: Path, arch: str = "gpt2", vocab: int = VOCAB, end: str | N
     from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
     from selfloop.families.nn.trainer import seeded
-    from selfloop.families.transformer.export import quiet
+    from selfloop.families.transformer.hf_export import quiet
 
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -43,7 +43,7 @@ def save_base(folder: Path, arch: str = "gpt2", vocab: int = VOCAB, end: str | N
         ),
     )
     start = {"bos_token": "<s>"} if arch == "llama" else {}
-    with quiet(), seeded(Stream(("base", arch))):
+    with quiet(), seeded(RandomStream(("base", arch))):
         PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=end, **start).save_pretrained(folder)
         model = AutoModelForCausalLM.from_config(_config(arch, vocab, settings))
         with torch.no_grad():
@@ -67,7 +67,7 @@ def _config(arch: str, vocab: int, settings: Mapping[str, Any]) -> Any:
 
 def learned_of(family: Finetune) -> Params:
     """What the family's encoder learns."""
-    return family.encoder().learn((), Context(Stream()))
+    return family.encoder().prepare((), Context(RandomStream()))
 
 
 def documents(family: Finetune, texts: tuple[str, ...] = TEXTS) -> tuple[Columns, Params]:
@@ -76,12 +76,12 @@ def documents(family: Finetune, texts: tuple[str, ...] = TEXTS) -> tuple[Columns
     return family.encoder().encode({"text": Ragged.of_bytes([text.encode() for text in texts])}, learned), learned
 
 
-def samples_of(family: Finetune, texts: tuple[str, ...] = TEXTS) -> Samples:
+def samples_of(family: Finetune, texts: tuple[str, ...] = TEXTS) -> TrainingRows:
     """Texts as a fit gets them."""
     rows, learned = documents(family, texts)
-    return Samples(((rows, None, 1.0),), learned)
+    return TrainingRows(((rows, None, 1.0),), learned)
 
 
 def mean_log_prob(family: Finetune, params: Params, texts: tuple[str, ...] = TEXTS) -> float:
     """Mean log p of the texts' tokens, nats."""
-    return float(np.mean(family.token_log_prob(params, documents(family, texts)[0], Context(Stream())).values))
+    return float(np.mean(family.token_log_prob(params, documents(family, texts)[0], Context(RandomStream())).values))

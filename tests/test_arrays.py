@@ -10,9 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.numpy import save
 
-from selfloop import arrays
-from selfloop.arrays import ColumnWriter, gathered, pack_arrays, packed, read_arrays
-from selfloop.types import Column, Columns, Ragged, join_rows, select_rows
+from selfloop.formats.safetensors import ColumnWriter, gather_rows, pack_arrays, read_safetensors, to_safetensors
+from selfloop.types import Column, Columns, Ragged, concat_rows, select_rows
 
 TYPES = ("f8", "f4", "f2", "i8", "i4", "i2", "i1", "u8", "u4", "u2", "u1", "?")
 NAMES = st.text(st.characters(codec="utf-8"), max_size=6).filter(lambda name: name != "__metadata__")
@@ -44,7 +43,7 @@ def test_a_file_has_the_very_bytes_that_safetensors_writes(wanted: dict[str, tup
 
 def test_a_large_array_is_packed_without_a_copy() -> None:
     array = np.arange(1000)
-    assert np.shares_memory(array, np.asarray(packed({"a": array})[-1]))
+    assert np.shares_memory(array, np.asarray(to_safetensors({"a": array})[-1]))
 
 
 PIECES: list[Columns] = [
@@ -58,13 +57,13 @@ def test_rows_appended_in_pieces_are_the_rows_joined(tmp_path: Path) -> None:
     writer = ColumnWriter(tmp_path / "made when needed")
     for piece in PIECES:
         writer.append(piece)
-    found, expected = writer.columns(), join_rows(PIECES)
+    found, expected = writer.columns(), concat_rows(PIECES)
     assert list(found) == list(expected)
     assert all(same(expected[name], found[name]) for name in expected)
     assert not np.asarray(found["x"]).flags.writeable
     assert list((tmp_path / "made when needed").iterdir()) == []  # files without a name: nothing is left by a kill
     (tmp_path / "a").write_bytes(pack_arrays(found))
-    assert all(same(expected[name], column) for name, column in read_arrays(tmp_path / "a").items())
+    assert all(same(expected[name], column) for name, column in read_safetensors(tmp_path / "a").items())
 
 
 def test_a_part_of_a_longer_column_is_appended_as_its_own_rows(tmp_path: Path) -> None:
@@ -90,7 +89,7 @@ def test_gathered_rows_are_the_selected_rows(tmp_path: Path, monkeypatch: pytest
     rng = np.random.default_rng(0)
     columns = {"text": words(*("x" * int(k) for k in rng.integers(0, 9, 50))), "x": rng.normal(size=(50, 2))}
     for indices in (rng.permutation(50), rng.integers(0, 50, 200), np.zeros(0, np.int64)):
-        found, expected = gathered(columns, indices, tmp_path), select_rows(columns, indices)
+        found, expected = gather_rows(columns, indices, tmp_path), select_rows(columns, indices)
         assert all(same(expected[name], found[name]) for name in columns)
 
 

@@ -12,11 +12,11 @@ import pytest
 from typer.main import get_command
 
 import tiny
-from selfloop.cli import app
+from selfloop.commands.cli import app
 from test_spec import GAUSSIAN, KDE
 
 COMMANDS = tuple(get_command(app).commands)  # type: ignore[attr-defined]
-SELFLOOP = [sys.executable, "-c", "import sys; from selfloop.cli import main; sys.argv[0] = 'selfloop'; main()"]
+SELFLOOP = [sys.executable, "-c", "import sys; from selfloop.commands.cli import main; sys.argv[0] = 'selfloop'; main()"]
 
 
 @pytest.fixture
@@ -151,11 +151,11 @@ def test_verify_exits_with_1_when_a_record_is_wrong(spec: Path) -> None:
     assert tiny.selfloop("verify", spec).code == 0
     records = sorted(Path(".selfloop/records").rglob("*.json"))
     bodies = [json.loads(path.read_bytes())["body"] for path in records]
-    from selfloop.identity import digest_of
+    from selfloop.store.identity import digest
 
     bodies[0]["result"], bodies[0]["stamp"] = bodies[1]["result"], bodies[1]["stamp"]
     text = json.dumps(bodies[0]).encode()
-    records[0].write_bytes(b'{"body": %b, "check": "%b"}' % (text, digest_of(text).encode()))
+    records[0].write_bytes(b'{"body": %b, "check": "%b"}' % (text, digest(text).encode()))
     done = tiny.selfloop("verify", spec)
     assert done.code == 1
     assert records[0].stem in done.out

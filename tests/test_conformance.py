@@ -17,9 +17,9 @@ from selfloop.component import Context, Family, Policy, Sampler
 from selfloop.errors import DataError
 from selfloop.plugins import BUILT_IN, component_class
 from selfloop.sources.images import Digits
-from selfloop.spec import Spec, component
+from selfloop.spec.spec import Spec, component
 from selfloop.testing import check_family, check_policy, check_source
-from selfloop.types import Columns, Params, Samples
+from selfloop.types import Columns, Params, TrainingRows
 from test_policies import STRATEGIES, policies
 
 FAMILIES: dict[str, tuple[Any, Any]] = {  # family, and a source it can model
@@ -81,11 +81,11 @@ class Own(Family):
     """The mean image, over and over; of labels it knows nothing."""
 
     name: ClassVar[str] = "own"
-    columns: ClassVar[tuple[str, ...]] = ("image",)
+    required_columns: ClassVar[tuple[str, ...]] = ("image",)
     less: int = 0  # rows that it forgets
     column: str = "image"
 
-    def fit(self, data: Samples, ctx: Context, start: Params | None) -> Params:
+    def fit(self, data: TrainingRows, ctx: Context, start: Params | None) -> Params:
         return {"mean": np.asarray(data.all()["image"]).mean(axis=0)}
 
     def sample(self, params: Params, n: int, sampler: Sampler, given: Columns, ctx: Context) -> Columns:
@@ -142,7 +142,7 @@ class Fickle(tiny.Mean):
 
 @dataclass(frozen=True, kw_only=True)
 class Greedy(tiny.Mean):
-    def fit(self, data: Samples, ctx: Context, start: Params | None) -> Params:
+    def fit(self, data: TrainingRows, ctx: Context, start: Params | None) -> Params:
         rows = data.parts[0][0]["x"]
         assert isinstance(rows, np.ndarray)
         rows += 1
@@ -151,13 +151,13 @@ class Greedy(tiny.Mean):
 
 @dataclass(frozen=True, kw_only=True)
 class Endless(tiny.Mean):
-    def fit(self, data: Samples, ctx: Context, start: Params | None) -> Params:
+    def fit(self, data: TrainingRows, ctx: Context, start: Params | None) -> Params:
         return {"mean": np.asarray(np.inf)}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Remembering(tiny.Mean):
-    def fit(self, data: Samples, ctx: Context, start: Params | None) -> Params:
+    def fit(self, data: TrainingRows, ctx: Context, start: Params | None) -> Params:
         object.__setattr__(self, "limit", 7.0)
         return {"mean": np.asarray(0.0)}
 
@@ -199,7 +199,7 @@ METRICS = {  # metrics with further numbers, by a family that all can be measure
 def test_every_further_number_of_a_metric_has_a_title_and_every_title_a_number(name: str, tmp_path: Path) -> None:
     family, source = FAMILIES[name]
     metrics: list[Any] = list(METRICS[name])
-    own = component("source", source, "source").holdout()
+    own = component("source", source, "source").n_holdout()
     spec = Spec(source=source, family=family, n=50, holdout=own or 20, generations=1, seeds=1, metrics=metrics)
     measured = {each for each in selfloop.run(spec, tmp_path).metrics() if "_share_" not in each}  # shares are drawn together
     assert measured == {*metrics, *(title for metric in spec.metrics for title in metric.titles)}

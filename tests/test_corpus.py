@@ -16,9 +16,9 @@ import tiny
 from selfloop.component import Context, Curator, Encoder, Family, Metric, Sampler, Snapshot, Source
 from selfloop.errors import SpecError
 from selfloop.result import Result
-from selfloop.rng import Stream
-from selfloop.spec import Spec
-from selfloop.types import Columns, Field, Params, Ragged, Samples, count_rows, select_rows
+from selfloop.rng import RandomStream
+from selfloop.spec.spec import Spec
+from selfloop.types import Columns, ColumnType, Params, Ragged, TrainingRows, count_rows, select_rows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,10 +28,10 @@ class Words(Source):
     name: ClassVar[str] = "words"
     rows: int = 30
 
-    def schema(self) -> Mapping[str, Field]:
-        return {"text": Field("utf8")}
+    def schema(self) -> Mapping[str, ColumnType]:
+        return {"text": ColumnType("utf8")}
 
-    def capacity(self) -> int:
+    def n_rows(self) -> int:
         return self.rows
 
     def chunks(self) -> Iterator[Columns]:
@@ -49,7 +49,7 @@ class Shift(Encoder):
 
     name: ClassVar[str] = "shift"
 
-    def learn(self, chunks: Iterable[Columns], ctx: Context) -> Params:
+    def prepare(self, chunks: Iterable[Columns], ctx: Context) -> Params:
         return {"shift": np.array(sum(map(count_rows, chunks)), np.uint8)}
 
     def encode(self, rows: Columns, learned: Params) -> Columns:
@@ -65,7 +65,7 @@ class Prompted(Sampler):
 
     name: ClassVar[str] = "prompted"
 
-    def prompts(self, n: int, initial: Columns, ctx: Context) -> Columns:
+    def draw_prompts(self, n: int, initial: Columns, ctx: Context) -> Columns:
         return {"prompt": initial["tokens"].values[initial["tokens"].offsets[np.arange(n) % count_rows(initial)]]}
 
 
@@ -74,17 +74,17 @@ class Lengths(Family):
     """Rows of one token, as long as training rows."""
 
     name: ClassVar[str] = "lengths"
-    columns: ClassVar[tuple[str, ...]] = ("text",)
-    sampler: ClassVar[type[Sampler]] = Prompted
+    required_columns: ClassVar[tuple[str, ...]] = ("text",)
+    sampler_class: ClassVar[type[Sampler]] = Prompted
     first: int = 0  # added to the lengths that generation 1 learns
 
-    def at(self, t: int) -> Family:
+    def for_generation(self, t: int) -> Family:
         return self if t == 1 else Lengths()
 
     def encoder(self) -> Encoder:
         return Shift()
 
-    def fit(self, data: Samples, ctx: Context, start: Params | None) -> Params:
+    def fit(self, data: TrainingRows, ctx: Context, start: Params | None) -> Params:
         return {"lengths": np.diff(data.all()["tokens"].offsets) + self.first, **data.learned}
 
     def sample(self, params: Params, n: int, sampler: Sampler, given: Columns, ctx: Context) -> Columns:
@@ -99,7 +99,7 @@ class Longest(Metric):
     name: ClassVar[str] = "longest"
 
     def measure(self, snap: Snapshot, ctx: Context) -> Mapping[str, float]:
-        rows = snap.new["tokens"]
+        rows = snap.samples["tokens"]
         return {"longest": float(np.diff(rows.offsets).max()), "letter": float(rows.values.max())}
 
 
@@ -134,7 +134,7 @@ def test_a_corpus_is_learned_and_encoded_once_for_all_seeds(tmp_path: Path) -> N
 
 
 def test_real_rows_and_the_holdout_never_overlap() -> None:
-    source, ctx = Words(), Context(Stream(("seed", 1)))
+    source, ctx = Words(), Context(RandomStream(("seed", 1)))
     assert sorted(source.order(ctx)) == list(range(30))
 
 
@@ -156,8 +156,8 @@ def test_a_family_that_reads_a_corpus_wants_a_source_of_files(tmp_path: Path) ->
     class Drawn(Source):
         name: ClassVar[str] = "drawn"
 
-        def schema(self) -> Mapping[str, Field]:
-            return {"text": Field("utf8")}
+        def schema(self) -> Mapping[str, ColumnType]:
+            return {"text": ColumnType("utf8")}
 
     with pytest.raises(SpecError, match="reads a corpus from files; drawn draws its rows"):
         selfloop.run(spec(source=Drawn()), tmp_path)

@@ -15,9 +15,9 @@ from typing import Any
 import pytest
 
 import tiny
-from selfloop.rng import Stream
+from selfloop.rng import RandomStream
 
-COMMAND = [sys.executable, "-c", "import sys; from selfloop.cli import main; sys.argv[0] = 'selfloop'; main()"]
+COMMAND = [sys.executable, "-c", "import sys; from selfloop.commands.cli import main; sys.argv[0] = 'selfloop'; main()"]
 VAE = """
 n = 30
 holdout = 10
@@ -107,7 +107,7 @@ def members(group: int) -> list[str]:
 
 
 def test_thirty_kills_at_random_moments_leave_no_trace_in_rows_or_objects(tmp_path: Path) -> None:
-    rng = Stream(("kills",)).generator()
+    rng = RandomStream(("kills",)).generator()
     killed, counts = 0, set()
     for turn in range(30):
         workers = "2" if turn % 6 == 5 else "1"

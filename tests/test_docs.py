@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from selfloop.runtime import resolved_points
-from selfloop.spec import parse_spec
+from selfloop.engine.run import resolved_points
+from selfloop.spec.spec import parse_spec
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "docs" / "guide.md"]

@@ -18,24 +18,25 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Genera
 import selfloop
 import tiny
 from bases import POSITIONS, TEXTS, documents, samples_of, save_base
-from selfloop.component import Context, Exports, Family, Sampler, Source
+from selfloop.commands.export import export_model, export_samples, find
+from selfloop.component import Context, Family, Sampler, Source
+from selfloop.engine.steps import sample
 from selfloop.errors import ChainEndedError, MissingExtraError, SpecError
-from selfloop.export import export_model, export_samples, find
+from selfloop.families.finetune import hf_model
+from selfloop.families.finetune.family import Finetune, Lora
 from selfloop.families.nn import trainer
-from selfloop.families.nn.training import Training
-from selfloop.families.transformer import pretrained
-from selfloop.families.transformer.export import config_of, export_shape, shape_of
+from selfloop.families.nn.settings import Training
+from selfloop.families.transformer.config import Shape
 from selfloop.families.transformer.family import Transformer
-from selfloop.families.transformer.finetune import Finetune, Lora
+from selfloop.families.transformer.hf_export import config_of, export_shape, shape_of
 from selfloop.families.transformer.network import Network
-from selfloop.families.transformer.shape import Shape
-from selfloop.rng import Stream
+from selfloop.protocols import SupportsExport
+from selfloop.rng import RandomStream
 from selfloop.sources.molecules import Sdf
-from selfloop.spec import Spec
-from selfloop.stages import sample
-from selfloop.types import Columns, Field, Params, Ragged, Samples, join_rows
+from selfloop.spec.spec import Spec
+from selfloop.types import Columns, ColumnType, Params, Ragged, TrainingRows, concat_rows
 
-HERE = Context(Stream(("test",)))
+HERE = Context(RandomStream(("test",)))
 SHAPES = {
     "gpt2": Shape(arch="gpt2", layers=2, hidden=16, heads=2, mlp=48, context=POSITIONS, vocab=290),
     "llama": Shape(arch="llama", layers=2, hidden=16, heads=4, kv_heads=2, mlp=40, context=POSITIONS, vocab=290, tied=False,
@@ -61,7 +62,7 @@ def learned(base):
 
 
 def network_of(shape):
-    with trainer.seeded(Stream(("network",))):
+    with trainer.seeded(RandomStream(("network",))):
         model = Network(shape)
         with torch.no_grad():
             for p in model.parameters():
@@ -118,10 +119,10 @@ def test_the_transformer_family_exports_the_model_that_it_measures(tmp_path, arc
                           training=Training(steps=4, batch=4, learning_rate=0.01))  # fmt: skip
     text = {"text": Ragged.of_bytes([each.encode() for each in TEXTS])}
     encoder = scratch.encoder()
-    learned = encoder.learn([text], HERE)
+    learned = encoder.prepare([text], HERE)
     rows = encoder.encode(text, learned)
-    params = scratch.fit(Samples(((rows, None, 1.0),), learned), HERE, None)
-    assert isinstance(scratch, Exports)
+    params = scratch.fit(TrainingRows(((rows, None, 1.0),), learned), HERE, None)
+    assert isinstance(scratch, SupportsExport)
     scratch.export(params, tmp_path, "float32")
     model, tokenizer = AutoModelForCausalLM.from_pretrained(tmp_path), AutoTokenizer.from_pretrained(tmp_path)
     ids = tokenizer(TEXTS[0], return_tensors="pt").input_ids
@@ -151,9 +152,7 @@ def test_an_exported_fine_tuned_model_is_the_merged_one_and_its_pipeline_samples
     ids = tokenizer(TEXTS[3], return_tensors="pt").input_ids
     assert ids[0].tolist() == [int(params["tokenizer/start"]), *documents(tuned, TEXTS[3:4])[0]["tokens"].values[:-1].tolist()]
     with torch.inference_mode():
-        torch.testing.assert_close(
-            theirs(ids).logits, pretrained.network(tuned, params).eval()(ids).logits, rtol=1e-4, atol=1e-4
-        )
+        torch.testing.assert_close(theirs(ids).logits, hf_model.network(tuned, params).eval()(ids).logits, rtol=1e-4, atol=1e-4)
         without = AutoModelForCausalLM.from_pretrained(base(arch))(ids).logits
         assert (theirs(ids).logits - without).abs().max() > 0.01
     torch.manual_seed(0)
@@ -217,7 +216,7 @@ def test_molecules_are_written_as_an_sdf_file_that_is_a_source_again(tmp_path):
     found = find(spec, tmp_path / "store")
     export_samples(found, tmp_path / "out")
     rows = found.open(sample)
-    again = join_rows(list(Sdf(path=tmp_path / "out" / "samples.sdf", conformers=2).chunks()))
+    again = concat_rows(list(Sdf(path=tmp_path / "out" / "samples.sdf", conformers=2).chunks()))
     for name in ("z", "charge", "edges", "edge_type"):
         for part in ("values", "offsets"):
             assert np.array_equal(getattr(again[name], part), getattr(rows[name], part)), name
@@ -251,8 +250,8 @@ class Squares(Source):
 
     name: ClassVar[str] = "squares"
 
-    def schema(self) -> Mapping[str, Field]:
-        return {"image": Field("uint8", (5, 7)), "y": Field("float64", (2,))}
+    def schema(self) -> Mapping[str, ColumnType]:
+        return {"image": ColumnType("uint8", (5, 7)), "y": ColumnType("float64", (2,))}
 
     def draw(self, first: int, n: int, ctx: Context) -> Columns:
         grey = np.arange(first, first + n, dtype=np.uint8)
@@ -266,7 +265,7 @@ class Echo(Family):
     name: ClassVar[str] = "echo"
     ends: float = np.inf
 
-    def fit(self, data: Samples, ctx: Context, start: Params | None) -> Params:
+    def fit(self, data: TrainingRows, ctx: Context, start: Params | None) -> Params:
         rows = {name: np.asarray(column) for name, column in data.all().items()}
         if rows["y"].max() > self.ends:
             raise ChainEndedError("too_bright")

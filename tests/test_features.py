@@ -13,24 +13,24 @@ import pytest
 
 import selfloop
 import tiny
-from selfloop.component import Context, Features, Metric, Snapshot, Source
+from selfloop.component import Context, FeatureExtractor, Metric, Snapshot, Source
 from selfloop.errors import DataError
 from selfloop.result import Result
-from selfloop.spec import Spec
-from selfloop.types import Columns, Field, Params
+from selfloop.spec.spec import Spec
+from selfloop.types import Columns, ColumnType, Params
 
 
 @dataclass(frozen=True, kw_only=True)
-class Centred(Features):
+class Centred(FeatureExtractor):
     """How far each row is from the initial real rows' mean."""
 
     name: ClassVar[str] = "centred"
     scale: float = 1.0
 
-    def learn(self, real: Columns, ctx: Context) -> Params:
+    def prepare(self, real: Columns, ctx: Context) -> Params:
         return {"mean": np.asarray(real["x"]).mean(keepdims=True)}
 
-    def describe(self, rows: Columns, learned: Params, ctx: Context) -> Columns:
+    def extract(self, rows: Columns, prepared: Params, ctx: Context) -> Columns:
         return {"features": self.scale * (np.asarray(rows["x"]) - learned["mean"])}
 
 
@@ -65,10 +65,10 @@ class Kept(Source):
     rows: int = 40
     skips: int = 10
 
-    def schema(self) -> Mapping[str, Field]:
-        return {"x": Field("float64")}
+    def schema(self) -> Mapping[str, ColumnType]:
+        return {"x": ColumnType("float64")}
 
-    def capacity(self) -> int:
+    def n_rows(self) -> int:
         return self.rows
 
     def chunks(self) -> Iterator[Columns]:

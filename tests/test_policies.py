@@ -11,10 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from selfloop.component import Policy
+from selfloop.engine.loop import ScheduleEntry, schedule
 from selfloop.errors import SpecError
-from selfloop.loop import Stage, schedule
 from selfloop.plugins import BUILT_IN
-from selfloop.policies.plans import (
+from selfloop.policies.builtin import (
     Accumulate,
     AccumulateReal,
     AccumulateSubsample,
@@ -31,7 +31,7 @@ from selfloop.policies.plans import (
     ReplaceMultiple,
     Window,
 )
-from selfloop.types import Batch, Emission, Plan, real, synthetic
+from selfloop.types import Batch, NewRows, Plan, real, synthetic
 
 shares = st.floats(0.01, 1)
 ratios = st.floats(0.2, 3)
@@ -86,7 +86,7 @@ policies = st.one_of(*STRATEGIES.values())
 sizes = st.integers(5, 60)  # from 5 rows on no share or ratio drawn here rounds to a generation without rows
 
 
-def stages_of(policy: Policy, n: int, generations: int) -> list[Stage]:
+def stages_of(policy: Policy, n: int, generations: int) -> list[ScheduleEntry]:
     return list(schedule(policy, n, generations))
 
 
@@ -96,8 +96,8 @@ def test_every_built_in_policy_is_tested_here() -> None:
 
 @given(policies, sizes, st.integers(1, 12))
 def test_a_policy_takes_only_what_exists(policy: Policy, n: int, t: int) -> None:
-    offered = {real(k): policy.emits(k, n).real for k in range(1, t + 1)} | {
-        synthetic(k): policy.emits(k, n).synthetic for k in range(1, t)
+    offered = {real(k): policy.new_rows(k, n).real for k in range(1, t + 1)} | {
+        synthetic(k): policy.new_rows(k, n).synthetic for k in range(1, t)
     }
     for take in policy.plan(t, n).takes if t > 1 else ():
         assert take.batch in offered
@@ -108,7 +108,7 @@ def test_a_policy_takes_only_what_exists(policy: Policy, n: int, t: int) -> None
 @given(policies, sizes)
 def test_generation_one_is_fitted_on_the_n_real_rows_alone(policy: Policy, n: int) -> None:
     first = stages_of(policy, n, 1)[0]
-    assert first.emission.real == policy.emits(1, n).real == n
+    assert first.new_rows.real == policy.new_rows(1, n).real == n
     assert first.plan == Plan((first.plan.takes[0],))
     assert (first.plan.takes[0].batch, first.plan.takes[0].rows) == (real(1), n)
     assert (first.real_mass, first.data_age, first.trained_rows) == (1, 1, n)
@@ -196,11 +196,11 @@ class Given(Policy):
 
     name = "given"
 
-    def __init__(self, emission: Emission, plan: Plan) -> None:
-        self.emission, self.planned = emission, plan
+    def __init__(self, new_rows: NewRows, plan: Plan) -> None:
+        self.new_rows, self.planned = emission, plan
 
-    def emits(self, t: int, n: int) -> Emission:
-        return self.emission
+    def new_rows(self, t: int, n: int) -> NewRows:
+        return self.new_rows
 
     def plan(self, t: int, n: int) -> Plan:
         return self.planned
@@ -217,9 +217,9 @@ class Given(Policy):
         (Custom(takes=({"batch": "real(1)", "rows": 0},)), "trains on no rows"),
         (Custom(takes=({"batch": "real(1)"},), budget="0"), "budget 0"),
         (Custom(takes=({"batch": "real(1)"},), synthetic="10 ** 16"), "emits 10 real and 1e+16 synthetic rows"),
-        (Given(Emission(9, 10), Replace().plan(2, 10)), "emits 9 real rows; expected n = 10"),
-        (Given(Emission(10, -1), Replace().plan(2, 10)), "emits 10 real and -1 synthetic rows"),
-        (Given(Emission(10, 2.5), Replace().plan(2, 10)), "emits 10 real and 2.5 synthetic rows"),  # type: ignore[arg-type]
+        (Given(NewRows(9, 10), Replace().plan(2, 10)), "emits 9 real rows; expected n = 10"),
+        (Given(NewRows(10, -1), Replace().plan(2, 10)), "emits 10 real and -1 synthetic rows"),
+        (Given(NewRows(10, 2.5), Replace().plan(2, 10)), "emits 10 real and 2.5 synthetic rows"),  # type: ignore[arg-type]
     ],
 )
 def test_a_schedule_refuses_what_cannot_be_taken_or_made(policy: Policy, says: str) -> None:

@@ -6,21 +6,21 @@ from typing import ClassVar
 import numpy as np
 import pytest
 
-from selfloop.component import Family, Sampler, Setting
+from selfloop.commands.reproduce import reproduce, simulate
+from selfloop.component import Family, Sampler, Scenario
 from selfloop.errors import SpecError
 from selfloop.families.gaussian import Gaussian as GaussianFamily
 from selfloop.families.kde import Kde
 from selfloop.families.linear import Linear as LinearFamily
-from selfloop.policies.plans import Accumulate, AccumulateSubsample, Replace, ReplaceMultiple, Window
-from selfloop.published import load, overlays, works
-from selfloop.reproduce import reproduce, simulate
+from selfloop.policies.builtin import Accumulate, AccumulateSubsample, Replace, ReplaceMultiple, Window
+from selfloop.published.papers import load, published_curves, works
+from selfloop.sources.distributions import Gaussian, Linear
 from selfloop.sources.shapes import Moons
-from selfloop.sources.toy import Gaussian, Linear
 
 
-def setting(policy=None, source=None, family=None, n=100, generations=100, **rest):
+def scenario(policy=None, source=None, family=None, n=100, generations=100, **rest):
     family = family or GaussianFamily()
-    return Setting(policy or Replace(), source or Gaussian(dim=10), family, family.sampler(), n, generations, **rest)
+    return Scenario(policy or Replace(), source or Gaussian(dim=10), family, family.sampler_class(), n, generations, **rest)
 
 
 def test_every_published_number_has_a_source_and_its_generations_rise():
@@ -67,39 +67,39 @@ def test_an_unknown_work_is_named_with_the_nearest():
 @pytest.mark.parametrize(
     ("chosen", "values"),
     [
-        (setting(), (0.101, 0.191, 0.457, 0.969, 1.86, 3.99, 6.85)),
-        (setting(Accumulate(), generations=10), (0.101, 0.123, 0.145, 0.154)),
-        (setting(source=Moons(group=100), family=Kde(bandwidth=0.1), generations=5), (0.73, 1.11, 2.04)),
+        (scenario(), (0.101, 0.191, 0.457, 0.969, 1.86, 3.99, 6.85)),
+        (scenario(Accumulate(), generations=10), (0.101, 0.123, 0.145, 0.154)),
+        (scenario(source=Moons(group=100), family=Kde(bandwidth=0.1), generations=5), (0.73, 1.11, 2.04)),
     ],
 )
 def test_a_published_curve_lies_over_the_run_it_belongs_to(chosen, values):
-    (overlay,) = overlays(chosen)
+    (overlay,) = published_curves(chosen)
     assert overlay.values == values
     assert overlay.generations == (1, 2, 5, 10, 20, 50, 100)[: len(values)]
     assert overlay.scale == ""
 
 
 def test_multipliers_are_overlaid_in_the_units_of_the_metric():
-    linear = setting(ReplaceMultiple(), Linear(dim=10), LinearFamily(), generations=2)
-    (overlay,) = overlays(linear)
+    linear = scenario(ReplaceMultiple(), Linear(dim=10), LinearFamily(), generations=2)
+    (overlay,) = published_curves(linear)
     assert overlay.values == pytest.approx((10 / 89, 15 / 89))
 
 
 @pytest.mark.parametrize(
     "other",
     [
-        setting(n=101),
-        setting(Window(length=2)),
-        setting(AccumulateSubsample(budget=50)),
-        setting(source=Gaussian(dim=10, variance=2.0)),
-        setting(family=GaussianFamily(ddof=1)),
-        setting(source=Linear(dim=10, design="fresh"), family=LinearFamily()),
-        setting(curated=True),
-        setting(start="previous"),
+        scenario(n=101),
+        scenario(Window(length=2)),
+        scenario(AccumulateSubsample(budget=50)),
+        scenario(source=Gaussian(dim=10, variance=2.0)),
+        scenario(family=GaussianFamily(ddof=1)),
+        scenario(source=Linear(dim=10, design="fresh"), family=LinearFamily()),
+        scenario(curated=True),
+        scenario(start="previous"),
     ],
 )
 def test_a_published_curve_stays_away_from_other_runs(other):
-    assert overlays(other) == []
+    assert published_curves(other) == []
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,7 +117,7 @@ class Transformer(Family):
     """As the family of that name."""
 
     name: ClassVar[str] = "transformer"
-    sampler: ClassVar[type[Sampler]] = Drawn
+    sampler_class: ClassVar[type[Sampler]] = Drawn
     arch: str = "gpt2"
     layers: int = 4
     hidden: int = 128
@@ -125,14 +125,14 @@ class Transformer(Family):
 
 def beside(policy=None, sampler=None, generations=10, **family):
     """Curves of another scale for a small transformer."""
-    made = setting(policy or Replace(), family=Transformer(**family), generations=generations)
-    return overlays(replace(made, sampler=sampler or Drawn()), another_scale=True)
+    made = scenario(policy or Replace(), family=Transformer(**family), generations=generations)
+    return published_curves(replace(made, sampler=sampler or Drawn()), another_scale=True)
 
 
 def test_curves_of_another_scale_come_only_when_asked_for_and_say_so():
-    tiny = setting(Accumulate(), family=Transformer(), generations=10)
-    assert overlays(tiny) == []
-    found = overlays(tiny, another_scale=True)
+    tiny = scenario(Accumulate(), family=Transformer(), generations=10)
+    assert published_curves(tiny) == []
+    found = published_curves(tiny, another_scale=True)
     assert [overlay.work for overlay in found] == ["gerstgrasser2024", "kazdan2025"]
     assert {overlay.scale for overlay in found} == {"GPT-2 9M, TinyStories"}
     assert found[0].values == (1.82, 1.74)
@@ -181,7 +181,7 @@ def test_every_number_of_the_chosen_groups_gets_a_line():
     tables = [t for t in load("kazdan2025").tables if t.group in ("gaussian", "linear")]
     assert len(lines) == sum(len(points) for t in tables for points in t.curves.values()) == 3 * 18 + 6 * 21
     assert told[-1] == (sum(t.generations * len(t.curves) for t in tables),) * 2
-    assert lines[0].setting == "gaussian, dim 100, ddof 0, n 10"
+    assert lines[0].scenario == "gaussian, dim 100, ddof 0, n 10"
 
 
 def test_right_numbers_pass_and_wrong_ones_do_not():

@@ -76,8 +76,8 @@ def test_imports_follow_the_arrows(path: Path) -> None:
 
 
 def test_the_arrows_would_notice_a_wrong_import(tmp_path: Path) -> None:
-    (tmp_path / "wrong.py").write_text("from selfloop.store import Store\nif True:\n    import selfloop.report.page\n")
-    assert imports_of(tmp_path / "wrong.py") == {"selfloop.store", "selfloop.report.page"}
+    (tmp_path / "wrong.py").write_text("from selfloop.store.store import Store\nif True:\n    import selfloop.report.page\n")
+    assert imports_of(tmp_path / "wrong.py") == {"selfloop.store.store", "selfloop.report.page"}
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
@@ -97,7 +97,9 @@ def modules_after(code: str) -> set[str]:
     return set(json.loads(done.stderr))
 
 
-COMMAND = "import sys\nfrom selfloop.cli import main\nsys.argv = ['selfloop', {}]\ntry: main()\nexcept SystemExit: pass"
+COMMAND = (
+    "import sys\nfrom selfloop.commands.cli import main\nsys.argv = ['selfloop', {}]\ntry: main()\nexcept SystemExit: pass"
+)
 
 
 @pytest.mark.parametrize("code", ["import selfloop", COMMAND.format("'--help'")])

@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 
 import selfloop
+from selfloop.commands.verify import verify
 from selfloop.component import Context, Source
+from selfloop.engine.run import resolved_points
 from selfloop.errors import SpecError
 from selfloop.report.build import build_report
-from selfloop.runtime import resolved_points
-from selfloop.types import Columns, Field, Params
-from selfloop.upkeep import verify
+from selfloop.types import Columns, ColumnType, Params
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,8 +25,8 @@ class TwoPoints(Source):
 
     name: ClassVar[str] = "two_points"
 
-    def schema(self) -> Mapping[str, Field]:
-        return {"x": Field("float64", (1,))}
+    def schema(self) -> Mapping[str, ColumnType]:
+        return {"x": ColumnType("float64", (1,))}
 
     def draw(self, first: int, n: int, ctx: Context) -> Columns:
         return {"x": ctx.stream.child("rows").generator().choice([-1.0, 1.0], (first + n, 1))[first:]}
@@ -134,7 +134,7 @@ def test_cells_are_counted_as_trained_on_and_shared_ones_once(tmp_path: Path) ->
     result = selfloop.run(spec, tmp_path)
     (cells,) = result.cells().values()
     assert [(cell.real, cell.synthetic) for cell in cells] == [(r, s) for r in (25, 50, 100) for s in (0, 100, 400)]
-    risks = [result.curves()[label]["excess_risk"] for label in spec.labels()]
+    risks = [result.curves()[label]["excess_risk"] for label in spec.policy_labels()]
     assert cells[1].values == pytest.approx(risks[1][:, 1])
     for risk in risks:
         risk[:, 0] = 5  # generation 1, which is such a cell, too, and the same one of all nine policies

@@ -12,24 +12,24 @@ import pytest
 
 import selfloop
 import tiny
-from selfloop import sweep
-from selfloop.result import Result, write_rows
-from selfloop.runtime import parts, stream, tasks_of
-from selfloop.spec import Spec
+from selfloop.engine import executors
+from selfloop.engine.run import parts, plan_tasks, stream
+from selfloop.result import Result, write_measurements
+from selfloop.spec.spec import Spec
 
 Key = tuple[object, ...]
 
 
 def text_of(result: Result) -> str:
     lines: list[str] = []
-    write_rows(result.rows, lines.append)
+    write_measurements(result.rows, lines.append)
     return "".join(lines)
 
 
 def numbers(spec: Spec, store: Path) -> dict[Key, tuple[float | None, str | None]]:
     """Value and status of every row; fails when a row comes twice."""
     rows = list(stream(spec, store))
-    found = {(row.axes, row.policy, row.seed, row.generation, row.metric): (row.value, row.status) for row in rows}
+    found = {(row.coordinates, row.policy, row.seed, row.generation, row.metric): (row.value, row.status) for row in rows}
     assert len(found) == len(rows)
     return found
 
@@ -158,9 +158,11 @@ def test_a_sweep_gives_the_rows_of_its_points(tmp_path: Path) -> None:
     swept = numbers(tiny.tiny_spec(sweep={"n": (10, 20), "family.limit": (0.4, 9.0)}), tmp_path)
     for n in (10, 20):
         for limit in (0.4, 9.0):
-            axes = (("n", n), ("family.limit", limit))
+            coordinates = (("n", n), ("family.limit", limit))
             point = numbers(tiny.tiny_spec(n=n, family=tiny.Mean(limit=limit)), tmp_path)
-            assert {key[1:]: value for key, value in swept.items() if key[0] == axes} == {k[1:]: v for k, v in point.items()}
+            assert {key[1:]: value for key, value in swept.items() if key[0] == coordinates} == {
+                k[1:]: v for k, v in point.items()
+            }
 
 
 def test_progress_counts_up_to_the_total(tmp_path: Path) -> None:
@@ -178,7 +180,7 @@ def measure_threads(task: int) -> Any:
 
 def test_workers_have_their_threads_set_before_they_start() -> None:
     before = dict(os.environ)
-    found = list(sweep.in_processes(2)(measure_threads, range(6), 3))
+    found = list(executors.in_processes(2)(measure_threads, range(6), 3))
     assert sorted(task for task, _, _ in found) == list(range(6))
     assert os.getpid() not in {pid for _, pid, _ in found}
     assert all(set(variables.values()) == {"3"} for _, _, variables in found)
@@ -187,13 +189,13 @@ def test_workers_have_their_threads_set_before_they_start() -> None:
 
 def test_a_mistake_in_a_worker_is_raised_here_with_its_traceback() -> None:
     with pytest.raises(ZeroDivisionError, match="thirteen") as raised:
-        list(sweep.in_processes(2)(measure_threads, [13, 13], 1))
+        list(executors.in_processes(2)(measure_threads, [13, 13], 1))
     assert "in measure_threads" in "".join(raised.value.__notes__)
 
 
 def threads_of(tmp_path: Path, **changes: Any) -> list[set[int]]:
     """Threads of the tasks of each phase."""
-    return [{task.threads for task in phase} for phase in tasks_of(tiny.tiny_spec(**changes), tmp_path)]
+    return [{task.threads for task in phase} for phase in plan_tasks(tiny.tiny_spec(**changes), tmp_path)]
 
 
 def test_threads_per_chain_are_decided_by_the_spec_and_the_option_alone(tmp_path: Path, monkeypatch: Any) -> None:
@@ -202,7 +204,7 @@ def test_threads_per_chain_are_decided_by_the_spec_and_the_option_alone(tmp_path
     assert before == [{2}, {2}]
     selfloop.run(tiny.tiny_spec(seeds=1, generations=5, policies=("accumulate",)), tmp_path)
     assert threads_of(tmp_path, seeds=1, generations=5, policies=("replace", "accumulate")) == before  # whatever is stored
-    assert {task.threads for phase in tasks_of(tiny.tiny_spec(), tmp_path, 5) for task in phase} == {5}
+    assert {task.threads for phase in plan_tasks(tiny.tiny_spec(), tmp_path, 5) for task in phase} == {5}
 
 
 @pytest.mark.parametrize(
@@ -247,9 +249,9 @@ def test_real_rows_of_holdout_and_batches_never_overlap(tmp_path: Path) -> None:
 def test_values_are_what_a_plain_loop_gives(tmp_path: Path) -> None:
     spec = tiny.tiny_spec(seeds=(7,), policies=("accumulate",), generations=3)
     found = numbers(spec, tmp_path)
-    from selfloop.rng import Stream
+    from selfloop.rng import RandomStream
 
-    seed = Stream(("seed", 7))
+    seed = RandomStream(("seed", 7))
     pool = [seed.child("source", "rows").generator().standard_normal(25)[5:]]
     for t in (1, 2, 3):
         mean = np.average(np.concatenate(pool), weights=np.ones(20 * t))

@@ -12,11 +12,11 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 import tiny
+from selfloop.engine.run import resolved_points, stream
 from selfloop.errors import SpecError
 from selfloop.plugins import presets
-from selfloop.runtime import resolved_points, stream
-from selfloop.spec import Spec, label_of, parse_spec, read_spec
-from selfloop.template import spec_text, template
+from selfloop.spec.spec import Spec, parse_spec, policy_label, read_spec
+from selfloop.spec.write import spec_text, template
 from test_policies import policies
 
 GAUSSIAN = """
@@ -149,7 +149,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def check_refused(done: tiny.Outcome, folder: Path, fragments: tuple[str, ...]) -> None:
+def check_refused(done: tiny.EnsembleFit, folder: Path, fragments: tuple[str, ...]) -> None:
     """One sentence or two on standard error, exit code 2, and nothing stored."""
     assert done.code == 2, done
     assert done.out == ""
@@ -238,7 +238,7 @@ def test_overrides_do_what_an_edit_of_the_file_would(folder: Path) -> None:
     st.floats(1e-3, 1e3),
 )
 def test_a_spec_written_out_reads_as_the_same_spec(many: list[Any], n: int, seeds: Any, bandwidth: float) -> None:
-    assume(len({label_of(policy, True) for policy in many}) == len(many))
+    assume(len({policy_label(policy, True) for policy in many}) == len(many))
     family = {"name": "kde", "bandwidth": bandwidth}
     spec = Spec(source="moons", family=family, n=n, seeds=seeds, policies=tuple(many))  # type: ignore[arg-type]
     assert parse_spec(spec_text(spec), "written") == spec
@@ -254,7 +254,7 @@ def test_a_sweep_and_nested_settings_survive_being_written_out() -> None:
     spec = parse_spec(DIGITS + "[family.training]\nsteps = 3\n[sweep]\n'family.latent' = [2, 4]\n'n' = [50, 60]\n", "here")
     assert parse_spec(spec_text(spec), "written") == spec
     points = resolved_points(spec)
-    assert [axes for axes, _ in points] == [
+    assert [coordinates for coordinates, _ in points] == [
         (("family.latent", latent), ("n", n)) for latent in (2, 4) for n in (50, 60)
     ]  # fmt: skip
     assert [(point.family.latent, point.n, point.family.training.steps) for _, point in points] == [  # type: ignore[attr-defined]

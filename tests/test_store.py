@@ -20,17 +20,17 @@ import numpy as np
 import pytest
 
 import tiny
-from selfloop.arrays import ColumnWriter, pack_arrays, read_arrays
+from selfloop.commands.verify import collect_garbage, plan, verify
 from selfloop.component import Component, Context
+from selfloop.engine.run import stream
 from selfloop.errors import ChainEndedError, DataError, SelfloopError, StoreError
-from selfloop.identity import Ref, digest_of
-from selfloop.rng import Stream
-from selfloop.runtime import stream
-from selfloop.store import Store, _sealed, stage
-from selfloop.types import Columns, Ragged, Row
-from selfloop.upkeep import collect_garbage, plan, verify
+from selfloop.formats.safetensors import ColumnWriter, pack_arrays, read_safetensors
+from selfloop.rng import RandomStream
+from selfloop.store.identity import ObjectRef, digest
+from selfloop.store.store import Store, _sealed, stage
+from selfloop.types import Columns, Measurement, Ragged
 
-CTX = Context(Stream(("test",)))
+CTX = Context(RandomStream(("test",)))
 
 
 @stage(version=1)
@@ -79,7 +79,7 @@ class Knob(Component):
     turn: float | tuple[int, ...] = 1
 
 
-def rows_of(store: Path, **changes: Any) -> list[Row]:
+def rows_of(store: Path, **changes: Any) -> list[Measurement]:
     return list(stream(tiny.tiny_spec(**changes), store))
 
 
@@ -113,7 +113,7 @@ def test_arguments_that_differ_have_keys_that_differ(tmp_path: Path) -> None:
     ]
     values: list[Any] = [
         1, 1.0, True, "1", None, "None", 0.0, -0.0, 0, float("nan"), float("inf"), (), [], {}, "", (1,), [1], ((1,),), {"1": 1},
-        ("1",), (1, 1), Ref("1"), {"object": "1"}, ("object", "1"), Stream(("1",)), Stream((1,)), Knob(), Knob(turn=1.0),
+        ("1",), (1, 1), ObjectRef("1"), {"object": "1"}, ("object", "1"), RandomStream(("1",)), RandomStream((1,)), Knob(), Knob(turn=1.0),
         Knob(turn=(1,)), *arrays,
     ]  # fmt: skip
     store = Store(tmp_path)
@@ -168,8 +168,8 @@ def test_another_process_computes_the_same_keys(tmp_path: Path) -> None:
     )
     results = []
     for i, hash_seed in enumerate("12"):
-        command = [sys.executable, "-m", "selfloop.cli", "run", spec, "--store", tmp_path / str(i), "-q"]
-        code = "import sys; from selfloop.cli import main; sys.argv = ['selfloop', *sys.argv[1:]]; main()"
+        command = [sys.executable, "-m", "selfloop.commands.cli", "run", spec, "--store", tmp_path / str(i), "-q"]
+        code = "import sys; from selfloop.commands.cli import main; sys.argv = ['selfloop', *sys.argv[1:]]; main()"
         command[1:3] = ["-c", code]
         subprocess.run(command, check=True, capture_output=True, env=tiny.environment(PYTHONHASHSEED=hash_seed))
         results.append(tiny.results_of(tmp_path / str(i)))
@@ -203,7 +203,7 @@ def test_a_step_gives_the_same_when_it_is_replayed(tmp_path: Path) -> None:
 def test_arrays_come_back_as_they_were_put_in(tmp_path: Path, array: Any) -> None:
     path = tmp_path / "a.safetensors"
     path.write_bytes(pack_arrays({"a": array, "b": np.arange(3.0)}))
-    back = read_arrays(path)["a"]
+    back = read_safetensors(path)["a"]
     assert isinstance(back, np.ndarray)
     assert (back.shape, back.dtype) == (array.shape, array.dtype.newbyteorder("="))
     assert np.array_equal(back, array, equal_nan=array.dtype.kind == "f")
@@ -243,14 +243,14 @@ def test_arrays_that_are_no_numbers_are_refused(array: Any) -> None:
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Row]]:
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Measurement]]:
     """A finished store of the tiny experiment (one chain of which ends early), and its rows."""
     path = tmp_path_factory.mktemp("finished") / "store"
     return path, rows_of(path, family=tiny.Mean(limit=0.2))
 
 
 def flip(path: Path) -> None:
-    data, at = bytearray(path.read_bytes()), Stream(("flip", path.name)).integer()
+    data, at = bytearray(path.read_bytes()), RandomStream(("flip", path.name)).integer()
     data[at % len(data)] ^= 1 << at % 8
     path.write_bytes(data)
 
@@ -265,7 +265,7 @@ def truncate(path: Path) -> None:
 
 @pytest.mark.parametrize("damage", [flip, truncate, empty, Path.unlink], ids=lambda f: f.__name__)
 def test_damage_to_any_file_is_repaired_with_the_same_rows(
-    finished: tuple[Path, list[Row]], tmp_path: Path, damage: Any
+    finished: tuple[Path, list[Measurement]], tmp_path: Path, damage: Any
 ) -> None:
     original, rows = finished
     assert any(row.status == "too_high" for row in rows)
@@ -375,7 +375,7 @@ def test_a_file_size_limit_is_one_sentence_with_exit_code_2(tmp_path: Path) -> N
     spec = tmp_path / "spec.toml"
     spec.write_text(SPEC)
     code = (
-        "import resource, sys; from selfloop.cli import main; import selfloop.runtime\n"
+        "import resource, sys; from selfloop.commands.cli import main; import selfloop.engine.run\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (300, 300)); sys.argv = ['selfloop', *sys.argv[1:]]; main()"
     )
     command = [sys.executable, "-c", code, "run", str(spec), "--store", str(tmp_path / "store"), "-q"]
@@ -487,7 +487,7 @@ def test_verify_finds_a_planted_wrong_record(tmp_path: Path, kind: str) -> None:
             ]
             body["result"]["object"], body["stamp"] = others[0], None
         text = json.dumps(body).encode()
-        path.write_bytes(b'{"body": %b, "check": "%b"}' % (text, digest_of(text).encode()))
+        path.write_bytes(b'{"body": %b, "check": "%b"}' % (text, digest(text).encode()))
         planted = path.stem
         break
     assert planted

@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from selfloop.types import Columns, Ragged, Samples, count_rows, join_rows, select_rows
+from selfloop.types import Columns, Ragged, TrainingRows, concat_rows, count_rows, select_rows
 
 lengths = st.lists(st.integers(0, 4), min_size=1, max_size=6)
 
@@ -47,7 +47,7 @@ def test_gathered_rows_are_what_a_loop_over_parts_picks(
         held.append((rows, np.array(chosen, np.int64) if partial else None, weight))
         expected += [as_lists(rows)[i] for i in chosen]
         weights += [weight] * len(chosen)
-    samples = Samples(tuple(held))
+    samples = TrainingRows(tuple(held))
     assert len(samples) == len(expected)
     assert as_lists(samples.all()) == expected
     indices = data.draw(st.lists(st.integers(0, len(expected) - 1), min_size=1, max_size=10))
@@ -59,4 +59,4 @@ def test_gathered_rows_are_what_a_loop_over_parts_picks(
 @given(st.lists(lengths, min_size=1, max_size=4))
 def test_joined_rows_come_one_part_after_another(parts: list[list[int]]) -> None:
     rows = [make_rows(sizes, 100 * p) for p, sizes in enumerate(parts)]
-    assert as_lists(join_rows(rows)) == [row for part in rows for row in as_lists(part)]
+    assert as_lists(concat_rows(rows)) == [row for part in rows for row in as_lists(part)]

@@ -18,10 +18,10 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 
 from selfloop.component import Context, Family, Metric, Sampler, Snapshot, Source
+from selfloop.engine.run import stream
 from selfloop.errors import ChainEndedError
-from selfloop.runtime import stream
-from selfloop.spec import Spec
-from selfloop.types import Columns, Field, Params, Samples
+from selfloop.spec.spec import Spec
+from selfloop.types import Columns, ColumnType, Params, TrainingRows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,10 +31,10 @@ class Ticks(Source):
     name: ClassVar[str] = "ticks"
     rows: int | None = None  # how many there are
 
-    def schema(self) -> Mapping[str, Field]:
-        return {"x": Field("float64")}
+    def schema(self) -> Mapping[str, ColumnType]:
+        return {"x": ColumnType("float64")}
 
-    def capacity(self) -> int | None:
+    def n_rows(self) -> int | None:
         return self.rows
 
     def draw(self, first: int, n: int, ctx: Context) -> Columns:
@@ -47,9 +47,9 @@ class Mean(Family):
 
     name: ClassVar[str] = "mean"
     limit: float = np.inf
-    metrics: ClassVar[tuple[str, ...]] = ()
+    default_metrics: ClassVar[tuple[str, ...]] = ()
 
-    def fit(self, data: Samples, ctx: Context, start: Params | None) -> Params:
+    def fit(self, data: TrainingRows, ctx: Context, start: Params | None) -> Params:
         mean = np.average(np.asarray(data.all()["x"]), weights=data.weights())
         if mean > self.limit:
             raise ChainEndedError("too_high")
@@ -66,7 +66,7 @@ class Level(Metric):
     name: ClassVar[str] = "level"
 
     def measure(self, snap: Snapshot, ctx: Context) -> Mapping[str, float]:
-        return {"level": float(snap.params["mean"]), "last": float(np.asarray(snap.new["x"])[-1])}
+        return {"level": float(snap.params["mean"]), "last": float(np.asarray(snap.samples["x"])[-1])}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,7 +104,7 @@ def results_of(store: Path) -> dict[str, Any]:
     return {body["key"]: body["result"] for body in bodies}
 
 
-class Outcome(NamedTuple):
+class EnsembleFit(NamedTuple):
     """What a command printed and how it exited."""
 
     code: int
@@ -112,9 +112,9 @@ class Outcome(NamedTuple):
     err: str
 
 
-def selfloop(*arguments: str | Path) -> Outcome:
+def selfloop(*arguments: str | Path) -> EnsembleFit:
     """The command line, in this process."""
-    from selfloop.cli import main
+    from selfloop.commands.cli import main
 
     out, err, before = io.StringIO(), io.StringIO(), sys.argv
     sys.argv = ["selfloop", *map(str, arguments)]
@@ -126,7 +126,7 @@ def selfloop(*arguments: str | Path) -> Outcome:
         code = end.code if isinstance(end.code, int) else 0 if end.code is None else 1
     finally:
         sys.argv = before
-    return Outcome(code, out.getvalue(), err.getvalue())
+    return EnsembleFit(code, out.getvalue(), err.getvalue())
 
 
 def environment(**changes: str) -> dict[str, str]:

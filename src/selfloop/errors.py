@@ -1,4 +1,4 @@
-"""What can go wrong by a user's doing (exit code 2), and how a chain ends. Imports nothing of ours."""
+"""Errors that a user can correct (exit code 2), and the end of a chain. Imports nothing of selfloop."""
 
 from __future__ import annotations
 
@@ -12,11 +12,26 @@ from typing import Any
 
 
 class SelfloopError(Exception):
-    """A user's mistake, in one or two sentences: where, what was found, what is allowed, what to do."""
+    """A mistake that a user can correct, in one or two sentences: key, value, allowed values, what to do."""
 
 
 class SpecError(SelfloopError):
     """A setting that cannot be run."""
+
+
+class SettingError(SpecError):
+    """A value that a setting does not allow. `under(key)` gives the error the key that the user typed."""
+
+    def __init__(self, setting: str, problem: str) -> None:
+        super().__init__(f"{setting}: {problem}")
+        self.setting, self.problem = setting, problem
+
+    def __reduce__(self) -> tuple[type[SettingError], tuple[str, str]]:
+        return SettingError, (self.setting, self.problem)  # by default the one message would be unpickled as two arguments
+
+    def under(self, key: str) -> SettingError:
+        """The same error for the setting of the component or table at `key`."""
+        return SettingError(f"{key}.{self.setting}", self.problem)
 
 
 class DataError(SelfloopError):
@@ -32,61 +47,67 @@ class MissingExtraError(SelfloopError):
 
 
 class ChainEndedError(Exception):
-    """A fit or a sample without an honest result; `status` says why. A result, not a mistake: the chain ends here."""
+    """A fit or a sample without an honest result; `status` is the reason. It is a result: the chain ends here."""
 
     def __init__(self, status: str) -> None:
         super().__init__(status)
         self.status = status
 
 
-# library -> the extra of ours that brings it
+# library -> the extra of selfloop that installs it
 EXTRAS = {"datasets": "hub", "pyarrow": "hub", "peft": "lora", "diffusers": "images", "rdkit": "molecules"}
 
 
-def missing_extra(where: str, library: str) -> MissingExtraError:
-    """The error for a library that is not installed, with the command that brings it."""
-    brings = f"selfloop[{EXTRAS[library]}]" if library in EXTRAS else library
-    return MissingExtraError(f"{where}: needs {library}, which is not installed. Run: pip install '{brings}'")
+def missing_extra(key: str, library: str) -> MissingExtraError:
+    """The error for a library that is not installed, with the command that installs it."""
+    package = f"selfloop[{EXTRAS[library]}]" if library in EXTRAS else library
+    return MissingExtraError(f"{key}: needs {library}, which is not installed. Run: pip install '{package}'")
 
 
-def here_or_pinned(where: str, name: str | Path, revision: str | None) -> str | Path:
-    """What is on this machine as a path, which is identified by its content; else a name on the hub, fixed by its commit.
+def resolve_local_or_hub(key: str, name: str | Path, revision: str | None) -> str | Path:
+    """A path if `name` exists on this machine (identified by its content), else a name on the hub, fixed by its commit.
 
-    SpecError when a name comes without a commit, as what it stands for may change, or a path with one.
+    Raises SettingError for the setting `key` if a hub name has no commit, as its content may change, or if a path has one.
     """
     if Path(name).exists():
         if revision is not None:
-            raise SpecError(f"{where}: got {revision!r}; {name} is a folder, which has none. Leave it out.")
+            raise SettingError(key, f"got {revision!r}; {name} is a local path, which has no revision. Remove the key.")
         return Path(name)
     if not re.fullmatch(r"[0-9a-f]{40}", revision or ""):
-        raise SpecError(
-            f"{where}: got {revision!r}; {str(name)!r} is no folder here, and a name on the hub needs the commit it stands for "
-            "(40 hexadecimal digits, on its page under Files)."
+        raise SettingError(
+            key,
+            f"got {revision!r}; {str(name)!r} does not exist on this machine, and a name on the hub needs its commit. "
+            "Give 40 hexadecimal digits (on its page under Files).",
         )
     return str(name)
 
 
-def unknown_name(where: str, found: str, allowed: Iterable[str]) -> str:
-    """The sentence for a name that is not among `allowed`, with the nearest one suggested."""
+def unknown_name(key: str, found: str, allowed: Iterable[str], what: str = "name") -> str:
+    """The sentence for a name that is not in `allowed`, with the nearest allowed name suggested."""
     names = sorted(allowed)
     near = get_close_matches(found, names, n=1, cutoff=0.6)
     hint = f" Did you mean {near[0]!r}?" if near else ""
-    return f"{where}: unknown name {found!r}.{hint} Allowed: {', '.join(names) or 'none'}."
+    return f"{key}: unknown {what} {found!r}.{hint} Allowed: {', '.join(names) or 'none'}."
 
 
-def is_ours(category: type[Warning], filename: str) -> bool:
-    """Is a warning one of this package's own?"""
+def os_error_reason(problem: OSError) -> str:
+    """The operating system's message in a few words."""
+    return (problem.strerror or type(problem).__name__).lower()
+
+
+def is_selfloop_warning(category: type[Warning], filename: str) -> bool:
+    """True for a warning that selfloop itself issued."""
     return category is UserWarning and "selfloop" in Path(filename).parts
 
 
 def show_warnings_plainly() -> None:
-    """From here on this process shows our own warnings as a sentence, without the line of code they come from."""
+    """From now on this process prints selfloop's warnings as one sentence, without the line of code that issued them."""
     usual = warnings.showwarning
 
     def show(message: Warning | str, category: type[Warning], filename: str, lineno: int, *rest: Any) -> None:
-        if is_ours(category, filename):
+        if is_selfloop_warning(category, filename):
             sys.stderr.write(f"selfloop: {message}\n")
         else:
             usual(message, category, filename, lineno, *rest)
 
-    warnings.showwarning = show  # type: ignore[assignment]  # it passes on whatever it gets
+    warnings.showwarning = show  # type: ignore[assignment]  # the signature is that of showwarning, with its tail in `rest`

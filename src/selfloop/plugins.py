@@ -13,21 +13,21 @@ from selfloop.errors import SpecError, missing_extra, unknown_name
 
 BUILT_IN: dict[str, dict[str, str]] = {
     "policy": {
-        "replace": "selfloop.policies.plans:Replace",
-        "accumulate": "selfloop.policies.plans:Accumulate",
-        "accumulate_subsample": "selfloop.policies.plans:AccumulateSubsample",
-        "replace_multiple": "selfloop.policies.plans:ReplaceMultiple",
-        "window": "selfloop.policies.plans:Window",
-        "augment": "selfloop.policies.plans:Augment",
-        "mix": "selfloop.policies.plans:Mix",
-        "fresh": "selfloop.policies.plans:Fresh",
-        "accumulate_real": "selfloop.policies.plans:AccumulateReal",
-        "balanced": "selfloop.policies.plans:Balanced",
-        "incremental": "selfloop.policies.plans:Incremental",
-        "expanding": "selfloop.policies.plans:Expanding",
-        "growing": "selfloop.policies.plans:Growing",
-        "counts": "selfloop.policies.plans:Counts",
-        "custom": "selfloop.policies.plans:Custom",
+        "replace": "selfloop.policies.builtin:Replace",
+        "accumulate": "selfloop.policies.builtin:Accumulate",
+        "accumulate_subsample": "selfloop.policies.builtin:AccumulateSubsample",
+        "replace_multiple": "selfloop.policies.builtin:ReplaceMultiple",
+        "window": "selfloop.policies.builtin:Window",
+        "augment": "selfloop.policies.builtin:Augment",
+        "mix": "selfloop.policies.builtin:Mix",
+        "fresh": "selfloop.policies.builtin:Fresh",
+        "accumulate_real": "selfloop.policies.builtin:AccumulateReal",
+        "balanced": "selfloop.policies.builtin:Balanced",
+        "incremental": "selfloop.policies.builtin:Incremental",
+        "expanding": "selfloop.policies.builtin:Expanding",
+        "growing": "selfloop.policies.builtin:Growing",
+        "counts": "selfloop.policies.builtin:Counts",
+        "custom": "selfloop.policies.builtin:Custom",
     },
     "family": {
         "gaussian": "selfloop.families.gaussian:Gaussian",
@@ -35,16 +35,16 @@ BUILT_IN: dict[str, dict[str, str]] = {
         "linear": "selfloop.families.linear:Linear",
         "glm": "selfloop.families.glm:Glm",
         "kde": "selfloop.families.kde:Kde",
-        "vae": "selfloop.families.vae:Vae",
+        "vae": "selfloop.families.vae.family:Vae",
         "image_diffusion": "selfloop.families.image_diffusion.family:ImageDiffusion",
         "geodiff": "selfloop.families.geodiff.family:GeoDiff",
         "transformer": "selfloop.families.transformer.family:Transformer",
-        "finetune": "selfloop.families.transformer.finetune:Finetune",
+        "finetune": "selfloop.families.finetune.family:Finetune",
     },
     "source": {
-        "gaussian": "selfloop.sources.toy:Gaussian",
-        "zipf": "selfloop.sources.toy:Zipf",
-        "linear": "selfloop.sources.toy:Linear",
+        "gaussian": "selfloop.sources.distributions:Gaussian",
+        "zipf": "selfloop.sources.distributions:Zipf",
+        "linear": "selfloop.sources.distributions:Linear",
         "logistic": "selfloop.sources.logistic:Logistic",
         "blobs": "selfloop.sources.shapes:Blobs",
         "circles": "selfloop.sources.shapes:Circles",
@@ -68,28 +68,28 @@ BUILT_IN: dict[str, dict[str, str]] = {
         "python_docs": "selfloop.sources.python_docs:PythonDocs",
     },
     "metric": {
-        "mean_error": "selfloop.metrics.moments:MeanError",
-        "variance_ratio": "selfloop.metrics.moments:VarianceRatio",
-        "log_variance": "selfloop.metrics.moments:LogVariance",
-        "second_moment": "selfloop.metrics.moments:SecondMoment",
-        "heterozygosity": "selfloop.metrics.moments:Heterozygosity",
-        "support": "selfloop.metrics.moments:Support",
-        "excess_risk": "selfloop.metrics.moments:ExcessRisk",
+        "mean_error": "selfloop.metrics.true_parameters:MeanError",
+        "variance_ratio": "selfloop.metrics.true_parameters:VarianceRatio",
+        "log_variance": "selfloop.metrics.true_parameters:LogVariance",
+        "second_moment": "selfloop.metrics.true_parameters:SecondMoment",
+        "heterozygosity": "selfloop.metrics.true_parameters:Heterozygosity",
+        "support": "selfloop.metrics.true_parameters:Support",
+        "excess_risk": "selfloop.metrics.true_parameters:ExcessRisk",
         "parameter_error": "selfloop.metrics.classification:ParameterError",
         "log_loss": "selfloop.metrics.classification:LogLoss",
         "accuracy": "selfloop.metrics.classification:Accuracy",
         "nll": "selfloop.metrics.likelihood:Nll",
-        "negative_elbo": "selfloop.metrics.images:NegativeElbo",
-        "log_likelihood": "selfloop.metrics.images:LogLikelihood",
+        "negative_elbo": "selfloop.metrics.image_likelihood:NegativeElbo",
+        "log_likelihood": "selfloop.metrics.image_likelihood:LogLikelihood",
         "denoising_loss": "selfloop.metrics.denoising:DenoisingLoss",
-        "pixel_spread": "selfloop.metrics.images:PixelSpread",
+        "pixel_spread": "selfloop.metrics.image_likelihood:PixelSpread",
         "frechet": "selfloop.metrics.image_distances:Frechet",
         "feature_frechet": "selfloop.metrics.image_distances:FeatureFrechet",
         "kernel_distance": "selfloop.metrics.image_distances:KernelDistance",
-        "precision": "selfloop.metrics.neighbours:Precision",
-        "coverage": "selfloop.metrics.neighbours:Coverage",
-        "training_distance": "selfloop.metrics.neighbours:TrainingDistance",
-        "entropy": "selfloop.metrics.neighbours:Entropy",
+        "precision": "selfloop.metrics.image_neighbors:Precision",
+        "coverage": "selfloop.metrics.image_neighbors:Coverage",
+        "training_distance": "selfloop.metrics.image_neighbors:TrainingDistance",
+        "entropy": "selfloop.metrics.image_neighbors:Entropy",
         "feature_diversity": "selfloop.metrics.image_distances:FeatureDiversity",
         "modes": "selfloop.metrics.image_modes:Modes",
         "attributes": "selfloop.metrics.image_modes:Attributes",
@@ -116,20 +116,20 @@ BUILT_IN: dict[str, dict[str, str]] = {
     },
     "curator": {},
     "criterion": {
-        "catastrophic_increase": "selfloop.stats.criteria:CatastrophicIncrease",
-        "any_increase": "selfloop.stats.criteria:AnyIncrease",
-        "divergence": "selfloop.stats.criteria:Divergence",
-        "scaling_law_change": "selfloop.stats.criteria:ScalingLawChange",
-        "collapsing_variance": "selfloop.stats.criteria:CollapsingVariance",
-        "mode_entanglement": "selfloop.stats.criteria:ModeEntanglement",
-        "tail_loss": "selfloop.stats.criteria:TailLoss",
-        "hallucination": "selfloop.stats.criteria:Hallucination",
+        "catastrophic_increase": "selfloop.criteria.judging:CatastrophicIncrease",
+        "any_increase": "selfloop.criteria.judging:AnyIncrease",
+        "divergence": "selfloop.criteria.judging:Divergence",
+        "scaling_law_change": "selfloop.criteria.judging:ScalingLawChange",
+        "collapsing_variance": "selfloop.criteria.judging:CollapsingVariance",
+        "mode_entanglement": "selfloop.criteria.judging:ModeEntanglement",
+        "tail_loss": "selfloop.criteria.judging:TailLoss",
+        "hallucination": "selfloop.criteria.judging:Hallucination",
     },
 }
 
 
 @cache
-def names(kind: str) -> dict[str, str]:
+def component_names(kind: str) -> dict[str, str]:
     """What there is of a kind: name -> "module:Class", built-ins and installed entry points (group selfloop.<kind>)."""
     found = {entry.name: entry.value for entry in entry_points(group=f"selfloop.{kind}")}
     return {**found, **BUILT_IN[kind]}
@@ -137,7 +137,7 @@ def names(kind: str) -> dict[str, str]:
 
 def component_class(kind: str, name: str, where: str) -> type[Component]:
     """The class of that name; SpecError with the nearest name when there is none, MissingExtraError when it needs an extra."""
-    known = names(kind)
+    known = component_names(kind)
     if name not in known:
         raise SpecError(unknown_name(where, name, known))
     module, _, attribute = known[name].partition(":")

@@ -12,14 +12,14 @@ from numpy.random.bit_generator import ISeedSequence
 
 
 @dataclass(frozen=True, slots=True)
-class Stream:
+class RandomStream:
     """A source of randomness with a stable identity: equal paths give equal numbers, on any machine and in any order."""
 
     path: tuple[str | int, ...] = ()
 
-    def child(self, *names: str | int) -> Stream:
+    def child(self, *names: str | int) -> RandomStream:
         """The sub-stream of that name; siblings are independent."""
-        return Stream(self.path + names)
+        return RandomStream(self.path + names)
 
     def generator(self) -> np.random.Generator:
         """A fresh numpy generator at the start of this stream (SFC64, its 192-bit key a digest of the path)."""

@@ -13,16 +13,17 @@ from typing import Any
 
 import numpy as np
 
-from selfloop.arrays import pack_arrays
-from selfloop.component import Component, Context, Encodes, Ensemble, EnsemblePart, Family, Policy, Source
+from selfloop.component import Component, Context, Family, Policy, Source
+from selfloop.engine.loop import schedule
+from selfloop.engine.steps import checked_rows
 from selfloop.errors import SelfloopError
-from selfloop.identity import identity
-from selfloop.loop import schedule
-from selfloop.rng import Stream
-from selfloop.stages import checked_rows
-from selfloop.types import Column, Columns, Params, Ragged, Samples, count_rows, join_rows, select_rows
+from selfloop.formats.safetensors import pack_arrays
+from selfloop.protocols import EnsembleTake, SupportsEnsemble, UsesEncoder
+from selfloop.rng import RandomStream
+from selfloop.store.identity import identity
+from selfloop.types import Column, Columns, Params, Ragged, TrainingRows, concat_rows, count_rows, select_rows
 
-HERE = Context(Stream(("selfloop.testing",)))
+HERE = Context(RandomStream(("selfloop.testing",)))
 
 
 def check_policy(policy: Policy, n: int = 40, generations: int = 8) -> None:
@@ -37,16 +38,16 @@ def check_policy(policy: Policy, n: int = 40, generations: int = 8) -> None:
 def check_source(source: Source, n: int = 30) -> None:
     """A source's rows are what its schema says, and the same however they are cut into calls."""
     _check_settings(source)
-    size = source.capacity()
+    size = source.n_rows()
     _require(size is None or size >= n, f"it has {size} rows; {n} are needed for this check")
     whole = _quietly("draw", lambda: source.draw(0, n, HERE))
     checked_rows(source, whole)
     _require(count_rows(whole) == n, f"draw(0, {n}) gave {count_rows(whole)} rows")
     cut = n // 3
     parts = [source.draw(0, cut, HERE), source.draw(cut, n - cut, HERE)]
-    for name, column in join_rows(parts).items():
+    for name, column in concat_rows(parts).items():
         _require(_close(column, whole[name]), f"column {name!r} depends on how rows are cut into calls")
-    given = _same_twice("given", lambda: source.given(2 * n, whole, HERE))
+    given = _same_twice("given", lambda: source.draw_inputs(2 * n, whole, HERE))
     _require(not given or count_rows(given) == 2 * n, f"given({2 * n}) gave {count_rows(given)} rows")
     for name in given if source.has_fixed_design() else ():
         again = select_rows(whole, np.arange(2 * n) % n)[name]
@@ -60,43 +61,43 @@ def check_family(family: Family, source: Source, n: int = 30) -> None:
     Columns of the source that the family does not model may be missing in what it samples.
     """
     _check_settings(family)
-    before, sampler = identity(family), family.sampler()
-    encoder, learned = family.encoder() if isinstance(family, Encodes) else None, dict[str, Any]()
+    before, sampler = identity(family), family.sampler_class()
+    encoder, prepared = family.encoder() if isinstance(family, UsesEncoder) else None, dict[str, Any]()
     rows = _frozen(source.draw(0, n, HERE))
     if encoder is not None:
-        learned = dict(_same_twice("learn", lambda: encoder.learn([rows], HERE)))
-        rows = _frozen(_same_twice("encode", lambda: encoder.encode(rows, learned)))
-    samples = Samples(((rows, None, 1.0), (rows, np.arange(n // 2), 1.0)), learned)
+        prepared = dict(_same_twice("learn", lambda: encoder.prepare([rows], HERE)))
+        rows = _frozen(_same_twice("encode", lambda: encoder.encode(rows, prepared)))
+    samples = TrainingRows(((rows, None, 1.0), (rows, np.arange(n // 2), 1.0)), prepared)
     params = _frozen(_quietly("fit", lambda: family.fit(samples, HERE.child("fit"), None)))
     _require(identity(family) == before, "fit changed the family's settings")
     for name, array in params.items():
         finite = not np.issubdtype(np.asarray(array).dtype, np.floating) or bool(np.isfinite(np.asarray(array)).all())
         _require(finite, f"fitted array {name!r} is not finite")
-    given = source.given(n, rows, HERE)
+    given = source.draw_inputs(n, rows, HERE)
     drawn = _quietly("sample", lambda: family.sample(params, n, sampler, given, HERE.child("sample")))  # type: ignore[arg-type]  # params hold no ragged columns
     decoded = drawn if encoder is None else encoder.decode(drawn, params)  # type: ignore[arg-type]  # no ragged ones
-    wanted = {name: field for name, field in source.schema().items() if name in {*family.columns, *decoded}}
+    wanted = {name: field for name, field in source.schema().items() if name in {*family.required_columns, *decoded}}
     _require(bool(wanted), f"sample gave columns {', '.join(decoded)}; the source has {', '.join(source.schema())}")
     checked_rows(source, decoded, wanted)
     _require(count_rows(drawn) == n, f"sample gave {count_rows(drawn)} rows; {n} were asked for")
-    if isinstance(family, Ensemble):
+    if isinstance(family, SupportsEnsemble):
         _check_ensemble(family, source, n)
 
 
-def _check_ensemble(family: Ensemble, source: Source, n: int) -> None:
+def _check_ensemble(family: SupportsEnsemble, source: Source, n: int) -> None:
     """Each seed's result is the same in company as alone."""
     contexts = [HERE.child("seed", s) for s in range(3)]
     drawn = [source.draw(0, n, ctx) for ctx in contexts]
     rows = {name: np.stack([np.asarray(columns[name]) for columns in drawn]) for name in drawn[0]}
-    given = [source.given(n, columns, ctx) for columns, ctx in zip(drawn, contexts, strict=True)]
+    given = [source.draw_inputs(n, columns, ctx) for columns, ctx in zip(drawn, contexts, strict=True)]
     inputs = {name: np.stack([np.asarray(columns[name]) for columns in given]) for name in given[0]}
 
     def run(chosen: slice) -> tuple[Params, Columns]:
-        part = EnsemblePart({name: array[chosen] for name, array in rows.items()})
+        part = EnsembleTake({name: array[chosen] for name, array in rows.items()})
         params = family.fit_rows([part], None).params
         mine = {name: array[chosen] for name, array in inputs.items()}
         streams = [ctx.stream.child("sample") for ctx in contexts[chosen]]
-        return params, family.sample_rows(params, n, family.sampler(), mine, streams)  # type: ignore[attr-defined]  # it is a Family too
+        return params, family.sample_rows(params, n, family.sampler_class(), mine, streams)  # type: ignore[attr-defined]  # it is a Family too
 
     together, alone = run(slice(0, 3)), run(slice(1, 2))
     for all_seeds, one_seed in zip(together, alone, strict=True):

@@ -1,4 +1,4 @@
-"""Values every part of selfloop speaks in: batches, takes, plans, rows, columns. Imports nothing of ours."""
+"""Values that every part of selfloop exchanges: batches, takes, plans, measurements, columns. Imports nothing of selfloop."""
 
 from __future__ import annotations
 
@@ -14,12 +14,13 @@ Array = npt.NDArray[np.generic]
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 B = TypeVar("B")
-Params = Mapping[str, Array]
+Params = Mapping[str, Array]  # the arrays of one model, by name
 Answer = Literal["yes", "no", "undecided", "not measured"]
+Coordinates = tuple[tuple[str, object], ...]  # (key, value) of a sweep's point, in the spec's order; empty without a sweep
 
 
 class Batch(NamedTuple):
-    """Rows of one origin: `real(t)` first drawn for generation t, `synthetic(k)` sampled from model k."""
+    """Stored rows of one origin: `real(t)` drawn for generation t, `synthetic(k)` sampled from the model of generation k."""
 
     kind: Literal["real", "synthetic"]
     born: int
@@ -39,41 +40,32 @@ def synthetic(k: int) -> Batch:
 
 
 @dataclass(frozen=True, slots=True)
-class Take:
-    """Part of a batch a generation trains on: the first `rows` rows (None = all), `weight` per row."""
-
-    batch: Batch
-    rows: int | None = None
-    weight: float = 1.0
-
-
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """All takes of a generation; with a budget, that many rows drawn from them uniformly without replacement."""
-
-    takes: tuple[Take, ...]
-    budget: int | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Emission:
-    """Rows that come into being at one generation: fresh real ones, and synthetic ones from its model."""
-
-    real: int = 0
-    synthetic: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Part(Generic[B]):
-    """A batch as a world holds it, with what a plan takes of it (`rows` None = all, else its first rows)."""
+class Take(Generic[B]):
+    """The first `rows` rows of a batch (None = all) with a `weight` per row. In a plan B is `Batch`, in a world its own."""
 
     batch: B
     rows: int | None = None
     weight: float = 1.0
 
 
-class Row(NamedTuple):
-    """One measured number; `value` is None exactly when `status` says why there is none."""
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """All takes of one generation. With a budget, that many of their rows are drawn uniformly without replacement."""
+
+    takes: tuple[Take[Batch], ...]
+    budget: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class NewRows:
+    """Row counts drawn at one generation: fresh real rows, and synthetic rows from its model."""
+
+    real: int = 0
+    synthetic: int = 0
+
+
+class Measurement(NamedTuple):
+    """One value of one metric. `value` is None exactly when `status` gives the reason."""
 
     policy: str
     seed: int
@@ -81,12 +73,12 @@ class Row(NamedTuple):
     metric: str
     value: float | None
     status: str | None = None
-    axes: tuple[tuple[str, object], ...] = ()  # values of the sweep's axes, in the spec's order
+    coordinates: Coordinates = ()
 
 
 @dataclass(frozen=True, slots=True)
-class Field:
-    """Type of one column: dtype name, shape of one row, unit (empty when it has none)."""
+class ColumnType:
+    """Type of one column: dtype name, shape of one row, unit (empty if none)."""
 
     dtype: str
     shape: tuple[int, ...] = ()
@@ -106,15 +98,15 @@ class Ragged:
     def __getitem__(self, indices: Ints) -> Ragged:
         starts, ends = self.offsets[indices], self.offsets[indices + 1]
         offsets = np.concatenate([[0], np.cumsum(ends - starts)])
-        if offsets[-1] > 100 * len(indices):  # long rows: an index per value would take longer and several times the memory
+        if offsets[-1] > 100 * len(indices):  # for long rows one index per value costs more time and several times the memory
             spans = zip(starts.tolist(), ends.tolist(), strict=True)
             return Ragged(np.concatenate([self.values[start:end] for start, end in spans]), offsets)
-        at = np.arange(offsets[-1]) + np.repeat(starts - offsets[:-1], ends - starts)
-        return Ragged(self.values[at], offsets)
+        positions = np.arange(offsets[-1]) + np.repeat(starts - offsets[:-1], ends - starts)
+        return Ragged(self.values[positions], offsets)
 
     @classmethod
     def of_bytes(cls, rows: Sequence[bytes]) -> Ragged:
-        """A column of byte strings, such as texts in UTF-8."""
+        """A uint8 column of byte strings, such as texts in UTF-8."""
         return cls(np.frombuffer(b"".join(rows), np.uint8), np.cumsum([0, *map(len, rows)], dtype=np.int64))
 
     def to_bytes(self) -> list[bytes]:
@@ -123,11 +115,11 @@ class Ragged:
 
 
 Column = Array | Ragged
-Columns = Mapping[str, Column]
+Columns = Mapping[str, Column]  # row i of every column belongs to the same row of the data
 
 
 def count_rows(columns: Columns) -> int:
-    """Number of rows of a mapping of columns (0 for none)."""
+    """Number of rows of a mapping of columns (0 without columns)."""
     return len(next(iter(columns.values()))) if columns else 0
 
 
@@ -136,68 +128,74 @@ def select_rows(columns: Columns, indices: Ints) -> dict[str, Column]:
     return {name: column[indices] for name, column in columns.items()}
 
 
-def join_rows(parts: Sequence[Columns]) -> dict[str, Column]:
-    """The rows of all parts, one after another; the parts have the same columns."""
+def concat_rows(tables: Sequence[Columns]) -> dict[str, Column]:
+    """The rows of all tables, one table after another; the tables have the same columns."""
     joined: dict[str, Column] = {}
-    for name, first in parts[0].items():
+    for name, first in tables[0].items():
         if isinstance(first, Ragged):
-            ragged = [part[name] for part in parts]
-            starts = np.cumsum([0] + [len(r.values) for r in ragged if isinstance(r, Ragged)])
-            offsets = [r.offsets[1:] + s for r, s in zip(ragged, starts, strict=False) if isinstance(r, Ragged)]
-            values = np.concatenate([r.values for r in ragged if isinstance(r, Ragged)])
+            ragged = [column for table in tables if isinstance(column := table[name], Ragged)]
+            starts = np.cumsum([0] + [len(column.values) for column in ragged])
+            offsets = [column.offsets[1:] + start for column, start in zip(ragged, starts, strict=False)]
+            values = np.concatenate([column.values for column in ragged])
             joined[name] = Ragged(values, np.concatenate([np.zeros(1, np.int64), *offsets]))
         else:
-            joined[name] = np.concatenate([np.asarray(part[name]) for part in parts])
+            joined[name] = np.concatenate([np.asarray(table[name]) for table in tables])
     return joined
 
 
+class RowTake(NamedTuple):
+    """The rows of one batch that a fit uses: all of `rows`, or those at `indices`, with a weight per row."""
+
+    rows: Columns
+    indices: Ints | None = None
+    weight: float = 1.0
+
+    @property
+    def n_rows(self) -> int:
+        """Number of training rows."""
+        return count_rows(self.rows) if self.indices is None else len(self.indices)
+
+
 @dataclass(frozen=True)
-class Samples:
-    """Training rows of one fit: parts of stored batches, each with the chosen row indices and a weight per row.
+class TrainingRows:
+    """Rows of one fit, take by take. `gather` loads rows on request, so that a corpus need not fit in memory."""
 
-    Nothing is loaded until `gather` asks for it, so a corpus or image set never has to fit in memory.
-    """
-
-    parts: tuple[tuple[Columns, Ints | None, float], ...]  # (rows of a batch, chosen rows or None = all, weight)
-    learned: Params = field(default_factory=dict)  # what the family's encoder learned
-
-    def lengths(self) -> list[int]:
-        """Number of training rows of each part."""
-        return [count_rows(rows) if chosen is None else len(chosen) for rows, chosen, _ in self.parts]
+    takes: tuple[RowTake, ...]
+    prepared: Params = field(default_factory=dict)  # of the family's encoder
 
     def __len__(self) -> int:
-        return sum(self.lengths())
+        return sum(take.n_rows for take in self.takes)
 
     def weights(self) -> Floats:
-        """Weight of every training row, with mean 1."""
-        raw = np.repeat([weight for _, _, weight in self.parts], self.lengths()).astype(np.float64)
+        """Weight of every training row, scaled to mean 1."""
+        raw = np.repeat([take.weight for take in self.takes], [take.n_rows for take in self.takes]).astype(np.float64)
         return np.asarray(raw / raw.mean(), np.float64)
 
     def gather(self, indices: Ints) -> dict[str, Column]:
         """The training rows at `indices` (0 .. len - 1), in that order."""
-        ends = np.cumsum(self.lengths())
-        part_of = np.searchsorted(ends, indices, side="right")
-        pieces, places = [], []
-        for p in np.unique(part_of):
-            where = np.flatnonzero(part_of == p)
-            rows, chosen, _ = self.parts[p]
-            local = indices[where] - (ends[p] - self.lengths()[p])
-            pieces.append(select_rows(rows, local if chosen is None else chosen[local]))
-            places.append(where)
-        return select_rows(join_rows(pieces), np.argsort(np.concatenate(places), kind="stable"))
+        ends = np.cumsum([take.n_rows for take in self.takes])
+        take_of = np.searchsorted(ends, indices, side="right")
+        pieces, positions = [], []
+        for i in np.unique(take_of):
+            mask = np.flatnonzero(take_of == i)
+            take = self.takes[i]
+            local = indices[mask] - (ends[i] - take.n_rows)
+            pieces.append(select_rows(take.rows, local if take.indices is None else take.indices[local]))
+            positions.append(mask)
+        return select_rows(concat_rows(pieces), np.argsort(np.concatenate(positions), kind="stable"))
 
-    def only(self, *names: str) -> Samples:
-        """The same rows with those columns alone."""
-        return Samples(tuple(({name: rows[name] for name in names}, chosen, weight) for rows, chosen, weight in self.parts))
+    def select_columns(self, *names: str) -> TrainingRows:
+        """The same rows with the named columns only."""
+        return TrainingRows(tuple(take._replace(rows={name: take.rows[name] for name in names}) for take in self.takes))
 
     def all(self) -> dict[str, Column]:
-        """Every training row, part after part."""
+        """Every training row, take after take."""
         return self.gather(np.arange(len(self)))
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What one published definition of collapse says of one policy, and the numbers it rests on."""
+    """Answer of one published definition of collapse for one policy, and the values that it rests on."""
 
     criterion: str
     policy: str
@@ -208,4 +206,4 @@ class Verdict:
     low: float | None = None
     high: float | None = None
     reason: str = ""
-    axes: tuple[tuple[str, object], ...] = field(default=())
+    coordinates: Coordinates = ()

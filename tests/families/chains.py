@@ -8,8 +8,8 @@ from itertools import chain
 import numpy as np
 
 from selfloop.component import Family, Metric, Policy, Sampler, Source
-from selfloop.ensembles import BLOCK, Block, EnsembleWorld, needs_rows
-from selfloop.loop import loop
+from selfloop.engine.ensemble import BLOCK, Block, EnsembleWorld, needs_rows
+from selfloop.engine.loop import loop
 from selfloop.types import Floats
 
 
@@ -33,7 +33,7 @@ def curves(
     found = {metric.name: np.full((len(places), generations), np.nan) for metric in metrics}
     for number in sorted({seed // BLOCK for seed in chosen}):
         block = Block(
-            source=source, family=family, sampler=sampler or family.sampler(), metrics=tuple(metrics), n=n, holdout=0,
+            source=source, family=family, sampler=sampler or family.sampler_class(), metrics=tuple(metrics), n=n, holdout=0,
             seeds=tuple(seed for seed in chosen if seed // BLOCK == number), on_rows=on_rows,
         )  # fmt: skip
         for row in chain.from_iterable(loop(EnsembleWorld(policy.name, block), policy, n, generations)):

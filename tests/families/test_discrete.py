@@ -5,18 +5,18 @@ from chains import curves, worst, z_of_difference
 from selfloop.component import Context
 from selfloop.errors import DataError, SpecError
 from selfloop.families.discrete import Discrete
-from selfloop.metrics.moments import Heterozygosity, Support
-from selfloop.policies.plans import Accumulate, AccumulateSubsample, Augment, Fresh, Replace
-from selfloop.rng import Stream
-from selfloop.sources.toy import Zipf
-from selfloop.types import Samples
+from selfloop.metrics.true_parameters import Heterozygosity, Support
+from selfloop.policies.builtin import Accumulate, AccumulateSubsample, Augment, Fresh, Replace
+from selfloop.rng import RandomStream
+from selfloop.sources.distributions import Zipf
+from selfloop.types import TrainingRows
 
 SOURCE, N, T, SEEDS = Zipf(size=12), 25, 8, 2048
-PROBABILITIES = SOURCE.truth(Context(Stream()))["probabilities"]
+PROBABILITIES = SOURCE.truth(Context(RandomStream()))["probabilities"]
 SUM_OF_SQUARES = float(PROBABILITIES @ PROBABILITIES)
 METRICS = (Heterozygosity(), Support())
 t = np.arange(1, T + 1)
-CONTEXT = Context(Stream(("test",)))
+CONTEXT = Context(RandomStream(("test",)))
 
 
 def run(policy, family=None, generations=T, seeds=None, on_rows=None):
@@ -83,7 +83,7 @@ def test_a_seed_does_not_depend_on_the_others():
 
 def test_weighted_counts_keep_the_number_of_rows():
     rows = {"symbol": np.array([0, 0, 1, 3])}
-    data = Samples(((rows, None, 3.0), (rows, np.array([2, 3]), 1.0)))
+    data = TrainingRows(((rows, None, 3.0), (rows, np.array([2, 3]), 1.0)))
     fitted = Discrete(smoothing=1.0, symbols=4).fit(data, CONTEXT, None)["probabilities"]
     counts = np.array([6, 3 + 1, 0, 3 + 1]) * 6 / 14
     np.testing.assert_allclose(fitted, (counts + 1) / 10)
@@ -107,6 +107,6 @@ def test_impossible_settings_and_symbols_are_refused():
     with pytest.raises(SpecError, match=r"family\.symbols"):
         Discrete(symbols=0)
     with pytest.raises(SpecError, match=r"family\.symbols"):
-        Discrete(smoothing=1).fit(Samples((({"symbol": np.array([0])}, None, 1.0),)), CONTEXT, None)
+        Discrete(smoothing=1).fit(TrainingRows((({"symbol": np.array([0])}, None, 1.0),)), CONTEXT, None)
     with pytest.raises(DataError, match="expected 0 to 1"):
-        Discrete(symbols=2).fit(Samples((({"symbol": np.array([0, 2])}, None, 1.0),)), CONTEXT, None)
+        Discrete(symbols=2).fit(TrainingRows((({"symbol": np.array([0, 2])}, None, 1.0),)), CONTEXT, None)

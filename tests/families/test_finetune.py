@@ -13,19 +13,20 @@ import torch
 from scipy.stats import chisquare
 
 from bases import POSITIONS, TEXTS, VOCAB, documents, learned_of, mean_log_prob, samples_of, save_base
-from selfloop.component import Context, Encodes, Exports, HasTokenLogProb
+from selfloop.component import Context
 from selfloop.errors import ChainEndedError, DataError, MissingExtraError, SpecError
-from selfloop.families.nn.training import Training
-from selfloop.families.transformer import pretrained
-from selfloop.families.transformer.finetune import Finetune, Lora
-from selfloop.identity import identity
+from selfloop.families.finetune import hf_model
+from selfloop.families.finetune.family import Finetune, Lora
+from selfloop.families.nn.settings import Training
 from selfloop.plugins import component_class, names
-from selfloop.rng import Stream
-from selfloop.spec import build
-from selfloop.types import Ragged, Samples
+from selfloop.protocols import SupportsExport, SupportsTokenLogProb, UsesEncoder
+from selfloop.rng import RandomStream
+from selfloop.spec.spec import build
+from selfloop.store.identity import identity
+from selfloop.types import Ragged, TrainingRows
 
 ARCHS = ("gpt2", "llama", "gpt_neox")
-HERE = Context(Stream(("test",)))
+HERE = Context(RandomStream(("test",)))
 SHORT = Training(epochs=12, batch=8, learning_rate=3e-3, schedule="constant", warmup=0.05)
 STILL = Training(steps=1, learning_rate=1e-12)  # a fit that leaves everything where it is
 
@@ -75,7 +76,7 @@ def test_fine_tuning_raises_the_likelihood_of_its_text(base, arch, lora):
 def test_a_fit_begins_from_the_base_or_from_the_model_it_is_given(base):
     still, rows = family(base(), training=STILL), samples_of(family(base()))
     first = family(base()).fit(rows, HERE, None)
-    own = pretrained.arrays_of(pretrained.open_part("model", base(), None))
+    own = hf_model.arrays_of(hf_model.open_part("model", base(), None))
     from_base, from_first = (weights_of(still.fit(rows, HERE, start)) for start in (None, first))
     assert all(np.allclose(from_base[name], own[name], atol=1e-9) for name in own)
     assert all(np.allclose(from_first[name], first[name], atol=1e-9) for name in own)
@@ -98,7 +99,7 @@ def test_the_same_fit_gives_the_same_bits_and_keeps_the_encoders_arrays(base):
     first, second = (tuned.fit(rows, HERE, None) for _ in range(2))
     assert same(first, second)
     assert all(np.array_equal(first[name], rows.learned[name]) for name in rows.learned)
-    assert not same(first, tuned.fit(rows, Context(Stream(("another",))), None))
+    assert not same(first, tuned.fit(rows, Context(RandomStream(("another",))), None))
 
 
 @pytest.mark.parametrize("arch", ARCHS)
@@ -109,18 +110,16 @@ def test_a_lora_model_is_small_and_merging_gives_what_its_adapters_give(base, ar
     assert sum(array.size for array in weights_of(params).values()) < whole / 10
     inputs = torch.arange(40)[None] + 3
     with torch.inference_mode():
-        beside, merged = (
-            m.eval()(inputs).logits for m in (pretrained.network(tuned, params), pretrained.merged(tuned, params))
-        )
-        without = pretrained.open_part("model", base(arch), None)(inputs).logits
+        beside, merged = (m.eval()(inputs).logits for m in (hf_model.network(tuned, params), hf_model.merged(tuned, params)))
+        without = hf_model.open_part("model", base(arch), None)(inputs).logits
     torch.testing.assert_close(beside, merged, rtol=1e-4, atol=1e-4)
     assert (without - merged).abs().max() > 0.01  # the adapters left out would be noticed
 
 
 def losses_of(tuned, rows, indices=(0, 1, 2, 5)):
     """The rows' training losses at the base, dropout off."""
-    model = pretrained.network(tuned, None)
-    task = pretrained.task_of(tuned, model, rows, np.arange(len(rows)))
+    model = hf_model.network(tuned, None)
+    task = hf_model.task_of(tuned, model, rows, np.arange(len(rows)))
     model.eval()
     with torch.no_grad():
         return task.loss(torch.tensor(indices)).numpy()
@@ -128,7 +127,7 @@ def losses_of(tuned, rows, indices=(0, 1, 2, 5)):
 
 def expected_losses(folder, rows, begin, indices=(0, 1, 2, 5)):
     """Summed loss of the tokens from `begin` on, over the mean number of such tokens of all rows."""
-    model, tokens = pretrained.open_part("model", folder, None), rows.parts[0][0]["tokens"]
+    model, tokens = hf_model.open_part("model", folder, None), rows.parts[0][0]["tokens"]
     each = [
         plain_log_prob(model, tokens[np.array([i])].values, int(rows.learned["tokenizer/start"])) for i in range(len(tokens))
     ]
@@ -177,7 +176,7 @@ def test_a_fit_without_any_token_to_count_ends_its_chain(base):
 
 def test_a_large_batch_goes_through_in_pieces_to_the_same_model(base, monkeypatch):
     models = []
-    for room in (pretrained.BYTES, 1):
+    for room in (hf_model.BYTES, 1):
         monkeypatch.setattr(pretrained, "BYTES", room)
         tuned = family(base("llama"), training=Training(steps=3, batch=9, learning_rate=1e-3))
         models.append(weights_of(tuned.fit(samples_of(tuned), HERE, None)))
@@ -189,8 +188,8 @@ def test_a_large_batch_goes_through_in_pieces_to_the_same_model(base, monkeypatc
 def test_log_probabilities_are_those_of_rows_alone_and_unpadded(base, arch):
     tuned = family(base(arch), training=STILL)
     rows, learned = documents(tuned)
-    found = tuned.token_log_prob(tuned.fit(Samples(((rows, None, 1.0),), learned), HERE, None), rows, HERE)
-    model, tokens = pretrained.open_part("model", base(arch), None), rows["tokens"]
+    found = tuned.token_log_prob(tuned.fit(TrainingRows(((rows, None, 1.0),), learned), HERE, None), rows, HERE)
+    model, tokens = hf_model.open_part("model", base(arch), None), rows["tokens"]
     assert np.array_equal(found.offsets, tokens.offsets)
     for i in range(len(tokens)):
         alone = plain_log_prob(model, tokens[np.array([i])].values, int(learned["tokenizer/start"]))
@@ -200,8 +199,8 @@ def test_log_probabilities_are_those_of_rows_alone_and_unpadded(base, arch):
 def test_rows_longer_than_the_window_are_read_in_windows_that_overlap_by_half(base):
     tuned = family(base("llama"), training=STILL, context=20)
     rows, learned = documents(tuned, (" ".join(TEXTS[:4]), "the cat"))
-    model = pretrained.open_part("model", base("llama"), None)
-    found = pretrained.token_log_prob(model, rows["tokens"], int(learned["tokenizer/start"]), 20)
+    model = hf_model.open_part("model", base("llama"), None)
+    found = hf_model.token_log_prob(model, rows["tokens"], int(learned["tokenizer/start"]), 20)
     tokens = rows["tokens"][np.array([0])].values
     assert len(tokens) > 60
     sequence = np.concatenate([[learned["tokenizer/start"]], tokens])
@@ -235,9 +234,9 @@ def test_weights_and_chosen_rows_are_kept_when_documents_are_left_out(base):
     rows, learned = documents(tuned)
     short = np.flatnonzero(np.diff(rows["tokens"].offsets) <= 20)
     chosen = np.arange(4, 16)
-    data = Samples(((rows, None, 3.0), (rows, chosen, 1.0)), learned)
+    data = TrainingRows(((rows, None, 3.0), (rows, chosen, 1.0)), learned)
     kept, _ = tuned._documents(data)
-    task = pretrained.task_of(tuned, pretrained.network(tuned, None), data, kept)
+    task = hf_model.task_of(tuned, hf_model.network(tuned, None), data, kept)
     expected = np.concatenate([np.full(len(short), 3.0), np.ones(np.isin(chosen, short).sum())])
     assert task.weights == pytest.approx(expected / expected.mean())
 
@@ -276,10 +275,10 @@ def fit_of(p, counts):
 def test_other_architectures_are_sampled_by_the_law_of_their_softmax(base, settings):
     tuned = family(base("gpt_neox"), training=STILL)
     learned, sampler = learned_of(tuned), Finetune.sampler(max_tokens=1, batch=1000, **settings)
-    model = pretrained.open_part("model", base("gpt_neox"), None)
+    model = hf_model.open_part("model", base("gpt_neox"), None)
     model.generation_config.update(top_k=1, temperature=0.1)  # what a base would rather have
     known = (int(learned["tokenizer/start"]), int(learned["tokenizer/end"]), 1)
-    first = pretrained.generate(model, 5000, sampler, None, known, HERE).values
+    first = hf_model.generate(model, 5000, sampler, None, known, HERE).values
     counts = np.bincount(first, minlength=VOCAB)
     assert fit_of(law(model, [known[0]], sampler), counts) > 1e-3
     assert fit_of(law(model, [known[0]], Finetune.sampler(temperature=0.4)), counts) < 1e-3  # another law is noticed
@@ -291,8 +290,8 @@ def test_rows_are_sampled_from_the_merged_model(base, arch):
     params = tuned.fit(samples_of(tuned), HERE, None)
     first = tuned.sample(params, 5000, Finetune.sampler(max_tokens=1), {}, HERE)["tokens"].values
     counts, start = np.bincount(first, minlength=VOCAB), int(params["tokenizer/start"])
-    assert fit_of(law(pretrained.merged(tuned, params), [start], Finetune.sampler()), counts) > 1e-3
-    assert fit_of(law(pretrained.open_part("model", base(arch), None), [start], Finetune.sampler()), counts) < 1e-3
+    assert fit_of(law(hf_model.merged(tuned, params), [start], Finetune.sampler()), counts) > 1e-3
+    assert fit_of(law(hf_model.open_part("model", base(arch), None), [start], Finetune.sampler()), counts) < 1e-3
 
 
 def test_rows_end_with_the_end_token_or_at_the_limit_and_begin_with_their_prompts(base):
@@ -313,22 +312,22 @@ def test_rows_end_with_the_end_token_or_at_the_limit_and_begin_with_their_prompt
 def test_every_batch_of_rows_has_randomness_of_its_own(base):
     tuned = family(base("gpt_neox"), training=STILL)
     learned = learned_of(tuned)
-    model, known = pretrained.open_part("model", base("gpt_neox"), None), (0, int(learned["tokenizer/end"]), 12)
-    rows = pretrained.generate(model, 120, Finetune.sampler(batch=30), None, known, HERE)
+    model, known = hf_model.open_part("model", base("gpt_neox"), None), (0, int(learned["tokenizer/end"]), 12)
+    rows = hf_model.generate(model, 120, Finetune.sampler(batch=30), None, known, HERE)
     assert len({rows[np.array([i])].values.tobytes() for i in range(120)}) > 110
-    again = pretrained.generate(model, 120, Finetune.sampler(batch=30), None, known, HERE)
+    again = hf_model.generate(model, 120, Finetune.sampler(batch=30), None, known, HERE)
     assert np.array_equal(rows.values, again.values)
     halves = [
-        pretrained.generate(model, 30, Finetune.sampler(batch=30), None, known, HERE) for _ in range(4)
+        hf_model.generate(model, 30, Finetune.sampler(batch=30), None, known, HERE) for _ in range(4)
     ]  # one seed: the artefact
     assert len({half[np.array([i])].values.tobytes() for half in halves for i in range(30)}) <= 30
 
 
 def test_greedy_rows_are_the_likeliest_tokens_one_after_another(base):
     tuned = family(base("gpt_neox"))
-    learned, model = learned_of(tuned), pretrained.open_part("model", base("gpt_neox"), None)
+    learned, model = learned_of(tuned), hf_model.open_part("model", base("gpt_neox"), None)
     known = (int(learned["tokenizer/start"]), int(learned["tokenizer/end"]), 8)
-    rows = pretrained.generate(model, 3, Finetune.sampler(temperature=0), None, known, HERE)
+    rows = hf_model.generate(model, 3, Finetune.sampler(temperature=0), None, known, HERE)
     row = [known[0]]
     while len(row) < 9 and known[1] not in row[1:]:
         row.append(int(law(model, row, Finetune.sampler()).argmax()))
@@ -338,7 +337,7 @@ def test_greedy_rows_are_the_likeliest_tokens_one_after_another(base):
 def test_a_family_is_what_its_settings_say_and_what_lies_in_its_folder(tmp_path):
     folder = save_base(tmp_path / "base", "gpt2")
     first = identity(family(folder))
-    assert isinstance(family(folder), Encodes | HasTokenLogProb | Exports)
+    assert isinstance(family(folder), UsesEncoder | SupportsTokenLogProb | SupportsExport)
     copied = save_base(tmp_path / "copy", "gpt2")
     assert identity(family(copied)) == first
     (copied / "generation_config.json").write_text("{}")

@@ -4,14 +4,15 @@ from chains import curves, worst, z_of_difference, z_scores
 from scipy import stats
 from scipy.special import gammaln, polygamma, psi
 
-from selfloop.component import Context, EnsemblePart
+from selfloop.component import Context
 from selfloop.errors import ChainEndedError, SpecError
 from selfloop.families.gaussian import Gaussian, GaussianSampler
-from selfloop.metrics.moments import LogVariance, MeanError, VarianceRatio
-from selfloop.policies.plans import Accumulate, AccumulateSubsample, Augment, Fresh, Mix, Replace, Window
-from selfloop.rng import Stream
+from selfloop.metrics.true_parameters import LogVariance, MeanError, VarianceRatio
+from selfloop.policies.builtin import Accumulate, AccumulateSubsample, Augment, Fresh, Mix, Replace, Window
+from selfloop.protocols import EnsembleTake
+from selfloop.rng import RandomStream
 from selfloop.sources import toy
-from selfloop.types import Samples
+from selfloop.types import TrainingRows
 
 METRICS = (MeanError(), VarianceRatio(), LogVariance())
 N, T, SEEDS = 12, 8, 4096
@@ -168,12 +169,12 @@ def test_one_chain_is_fitted_as_numpy_does():
     picks = np.array([3, 3, 8])
     rows = np.concatenate([one, other[picks]])
     weights = np.concatenate([np.full(20, 2.0), np.full(3, 0.5)])
-    context = Context(Stream(("test",)))
-    data = Samples((({"x": one}, None, 2.0), ({"x": other}, picks, 0.5)))
+    context = Context(RandomStream(("test",)))
+    data = TrainingRows((({"x": one}, None, 2.0), ({"x": other}, picks, 0.5)))
     fitted = Gaussian().fit(data, context, None)
     np.testing.assert_allclose(fitted["mean"], np.average(rows, axis=0, weights=weights))
     np.testing.assert_allclose(fitted["covariance"], np.cov(rows.T, aweights=weights, ddof=0))
-    unbiased = Gaussian(ddof=1).fit(Samples((({"x": one}, None, 1.0), ({"x": other}, None, 1.0))), context, None)
+    unbiased = Gaussian(ddof=1).fit(TrainingRows((({"x": one}, None, 1.0), ({"x": other}, None, 1.0))), context, None)
     np.testing.assert_allclose(unbiased["covariance"], np.cov(np.concatenate([one, other]).T))
     new = Gaussian().sample(fitted, 200_000, GaussianSampler(), {}, context)["x"]
     assert np.abs(z_scores(new, fitted["mean"])).max() < 4
@@ -187,7 +188,7 @@ def test_prefixes_masks_and_indices_name_the_same_rows():
     mask = np.zeros((2, 10), bool)
     mask[:, :4] = True
     choices = [slice(0, 4), mask, np.tile(np.arange(4), (2, 1))]
-    fits = [Gaussian().fit_rows([EnsemblePart({"x": x}, choice)], None).params["covariance"] for choice in choices]
+    fits = [Gaussian().fit_rows([EnsembleTake({"x": x}, choice)], None).params["covariance"] for choice in choices]
     np.testing.assert_array_equal(fits[0], fits[1])
     np.testing.assert_array_equal(fits[0], fits[2])
     np.testing.assert_allclose(fits[0][1], np.cov(x[1, :4].T, ddof=0))
@@ -195,7 +196,7 @@ def test_prefixes_masks_and_indices_name_the_same_rows():
 
 def test_one_row_has_no_unbiased_variance():
     with pytest.raises(ChainEndedError, match="too_few_rows"):
-        Gaussian(ddof=1).fit(Samples((({"x": np.ones((1, 2))}, None, 1.0),)), Context(Stream()), None)
+        Gaussian(ddof=1).fit(TrainingRows((({"x": np.ones((1, 2))}, None, 1.0),)), Context(RandomStream()), None)
     assert np.isnan(run(Replace(), Gaussian(ddof=1), n=1, seeds=3)["variance_ratio"]).all()
 
 

@@ -11,19 +11,20 @@ import torch
 
 from selfloop import Spec, run
 from selfloop.component import Context
+from selfloop.engine.run import resolved_points
 from selfloop.errors import ChainEndedError, DataError, SpecError
-from selfloop.families.geodiff import diffusion, graphs, lines, sampling
+from selfloop.families.geodiff import diffusion, graphs, piecewise_linear, sampling
 from selfloop.families.geodiff.family import GeoDiff, GeoDiffSampler
 from selfloop.families.geodiff.network import Network
 from selfloop.families.nn import trainer
-from selfloop.families.nn.training import Training
+from selfloop.families.nn.settings import Training
 from selfloop.metrics.conformers import ConformerCoverage
-from selfloop.metrics.denoising import DenoisingLoss, HasDenoisingLoss
+from selfloop.metrics.denoising import DenoisingLoss
 from selfloop.plugins import presets
-from selfloop.rng import Stream
-from selfloop.runtime import resolved_points
-from selfloop.spec import read_spec
-from selfloop.types import Ragged, Samples, join_rows, select_rows
+from selfloop.protocols import SupportsDenoisingLoss
+from selfloop.rng import RandomStream
+from selfloop.spec.spec import read_spec
+from selfloop.types import Ragged, TrainingRows, concat_rows, select_rows
 
 HERE = torch.device("cpu")
 SMALL = GeoDiff(hidden=8, filters=6, interactions=2, convolutions=3, levels=20, beta_end=0.5)
@@ -31,7 +32,7 @@ SMALL = replace(SMALL, training=replace(SMALL.training, steps=6, batch=4))
 
 
 def context(*path):
-    return Context(Stream(path))
+    return Context(RandomStream(path))
 
 
 def chain(atoms, seed=0, spread=0.4):
@@ -49,7 +50,7 @@ def chain(atoms, seed=0, spread=0.4):
 
 
 def chains(*sizes, **how):
-    return join_rows([chain(atoms, seed, **how) for seed, atoms in enumerate(sizes)])
+    return concat_rows([chain(atoms, seed, **how) for seed, atoms in enumerate(sizes)])
 
 
 def without_position(rows):
@@ -247,8 +248,8 @@ def test_a_perceptron_of_one_number_is_read_off_its_lines():
     with torch.no_grad():
         first.weight[3] = 0.0  # a unit without a bend
     length = torch.cat([torch.linspace(0, 20, 200), torch.tensor([0.0, 1e4])]).double()
-    table, bends = lines.perceptron(first, second)
-    found = lines.Cells.of(torch.bucketize(length, bends), length, table.shape[1]).read(table)
+    table, bends = piecewise_linear.perceptron(first, second)
+    found = piecewise_linear.Cells.of(torch.bucketize(length, bends), length, table.shape[1]).read(table)
     torch.testing.assert_close(found, second(first(length[:, None]).relu()))
 
 
@@ -347,7 +348,7 @@ def test_an_atom_hears_its_32_nearest_neighbours_and_its_extended_graph():
 
 
 def fitted(family, rows, scratch=None, name="fit"):
-    return family.fit(Samples(((rows, None, 1.0),)), Context(Stream((name,)), scratch), None)
+    return family.fit(TrainingRows(((rows, None, 1.0),)), Context(RandomStream((name,)), scratch), None)
 
 
 def test_the_same_stream_gives_the_same_model_and_another_does_not():
@@ -414,7 +415,7 @@ def test_a_model_of_one_conformer_reproduces_its_distances(memorised):
 def test_the_denoising_loss_falls_and_is_the_same_each_time(memorised):
     family, params = memorised
     rows = helix(7, 70)
-    assert isinstance(family, HasDenoisingLoss)
+    assert isinstance(family, SupportsDenoisingLoss)
     loss = family.denoising_loss(params, rows, 6, context("loss"))
     assert loss.shape == (70, 6)
     assert np.array_equal(loss, family.denoising_loss(params, rows, 6, context("loss")))
@@ -423,7 +424,7 @@ def test_the_denoising_loss_falls_and_is_the_same_each_time(memorised):
     barely = replace(family, training=replace(family.training, steps=1))
     untrained = barely.denoising_loss(fitted(barely, helix(7, 16)), rows, 6, context("loss"))
     assert loss.mean() < 0.1 * untrained.mean()
-    assert DenoisingLoss.needs == (HasDenoisingLoss,)
+    assert DenoisingLoss.needs == (SupportsDenoisingLoss,)
 
 
 def test_the_denoising_loss_of_rows_is_the_training_loss_at_their_noise():
@@ -615,7 +616,7 @@ def test_more_steps_of_sampling_than_noise_levels_are_refused():
 def test_a_generation_begins_from_another_models_arrays():
     rows = chains(6, 9)
     first = fitted(SMALL, rows)
-    data = Samples(((rows, None, 1.0),))
+    data = TrainingRows(((rows, None, 1.0),))
     slow = replace(SMALL, training=replace(SMALL.training, steps=1, learning_rate=1e-9))
     moved = slow.fit(data, context("fit"), first)
     np.testing.assert_allclose(moved["local_head.first.weight"], first["local_head.first.weight"], atol=1e-7)
@@ -663,7 +664,7 @@ def test_presets_have_the_published_settings_and_enough_rows(preset, promised):
     assert {"replace", "accumulate", "accumulate_subsample"} <= {policy.name for policy in spec.policies}
     assert [metric.threshold for metric in spec.metrics if isinstance(metric, ConformerCoverage)] == [threshold]
     ((_, point),) = resolved_points(spec)
-    assert point.source.capacity() == rows
+    assert point.source.n_rows() == rows
     assert point.n + point.holdout <= rows
 
 

@@ -10,13 +10,13 @@ from scipy.optimize import minimize
 from sklearn.datasets import load_breast_cancer
 from sklearn.linear_model import LogisticRegression
 
-from selfloop.component import Context, EnsemblePart, Metric, Policy, Sampler, Snapshot, Source
-from selfloop.ensembles import Block, EnsembleWorld
+from selfloop.component import Context, Metric, Policy, Sampler, Snapshot, Source
+from selfloop.engine.ensemble import Block, EnsembleWorld
+from selfloop.engine.loop import loop
 from selfloop.errors import ChainEndedError, DataError, SpecError
 from selfloop.families.glm import Glm
-from selfloop.loop import loop
 from selfloop.metrics.classification import Accuracy, LogLoss, ParameterError
-from selfloop.policies.plans import (
+from selfloop.policies.builtin import (
     Accumulate,
     AccumulateSubsample,
     Augment,
@@ -24,16 +24,19 @@ from selfloop.policies.plans import (
     Replace,
     ReplaceMultiple,
 )
-from selfloop.rng import Stream
+from selfloop.protocols import EnsembleTake
+from selfloop.rng import RandomStream
 from selfloop.sources.logistic import Logistic
 from selfloop.sources.tables import Table
-from selfloop.types import Floats, Row, Samples
+from selfloop.types import Floats, Measurement, TrainingRows
 
 SAMPLER = Sampler()
 
 
-def chains(source: Source, policy: Policy, n: int, generations: int, seeds: tuple[int, ...], *metrics: Metric) -> list[Row]:
-    holdout = source.holdout() or 50
+def chains(
+    source: Source, policy: Policy, n: int, generations: int, seeds: tuple[int, ...], *metrics: Metric
+) -> list[Measurement]:
+    holdout = source.n_holdout() or 50
     link = source.link if isinstance(source, Logistic) else "logit"
     block = Block(
         source=source, family=Glm(link=link), sampler=SAMPLER, metrics=metrics, seeds=seeds, n=n, holdout=holdout, on_rows=True
@@ -47,13 +50,13 @@ def errors(source: Source, policy: Policy, generations: int, seeds: int, n: int 
 
 
 def fitted(x: Floats, y: Floats, link: str = "logit") -> tuple[Floats, str | None]:
-    outcome = Glm(link=link).fit_rows([EnsemblePart({"x": x[None], "y": y[None]})], None)
+    outcome = Glm(link=link).fit_rows([EnsembleTake({"x": x[None], "y": y[None]})], None)
     assert outcome.status is not None
     return np.asarray(outcome.params["coefficients"][0], np.float64), outcome.status[0]
 
 
 def made(n: int, d: int, link: str = "logit", seed: int = 0) -> tuple[Floats, Floats]:
-    rows = Logistic(dim=d, link=link).draw(0, n, Context(Stream(("made", seed))))
+    rows = Logistic(dim=d, link=link).draw(0, n, Context(RandomStream(("made", seed))))
     return np.asarray(rows["x"], np.float64), np.asarray(rows["y"], np.float64)
 
 
@@ -81,8 +84,8 @@ def test_the_maximum_of_counts_is_where_the_slope_vanishes() -> None:
 def test_weights_act_like_repeated_rows() -> None:
     x, y = made(200, 3)
     parts = [
-        EnsemblePart({"x": x[None, :80], "y": y[None, :80]}, weight=3.0),
-        EnsemblePart({"x": x[None, 80:], "y": y[None, 80:]}),
+        EnsembleTake({"x": x[None, :80], "y": y[None, :80]}, weight=3.0),
+        EnsembleTake({"x": x[None, 80:], "y": y[None, 80:]}),
     ]
     repeated, _ = fitted(np.concatenate([x[:80]] * 3 + [x[80:]]), np.concatenate([y[:80]] * 3 + [y[80:]]))
     assert Glm().fit_rows(parts, None).params["coefficients"][0] == pytest.approx(repeated, rel=1e-9)
@@ -104,7 +107,7 @@ def test_shared_inputs_give_the_fit_of_all_rows_written_out(chosen: str, design:
         masks[0][s], masks[1][s] = both[:60], both[60:]
     picks = {"all": [None] * 2, "prefix": [slice(0, 40)] * 2, "rows": [rng.integers(60, size=(2, 50)) for _ in range(2)]}
     taken = picks.get(chosen, masks)
-    parts = [EnsemblePart({"x": a, "y": b}, c, w) for a, b, c, w in zip((x, xs), ys, taken, (1.0, 2.0), strict=True)]
+    parts = [EnsembleTake({"x": a, "y": b}, c, w) for a, b, c, w in zip((x, xs), ys, taken, (1.0, 2.0), strict=True)]
     outcome = Glm().fit_rows(parts, None)
     for s in range(2):
         index = [
@@ -162,11 +165,11 @@ def test_a_chain_without_a_maximum_ends_and_the_others_run_on() -> None:
     good = made(6, 1)[1]
     x = np.stack([LINE, LINE, LINE])
     y = np.stack([[0.0, 0, 1, 0, 1, 1], STEP, [0.0, 1, 0, 1, 0, 1]])
-    outcome = Glm().fit_rows([EnsemblePart({"x": x, "y": y})], None)
+    outcome = Glm().fit_rows([EnsembleTake({"x": x, "y": y})], None)
     assert outcome.status == [None, "separated", None]
     assert outcome.params["coefficients"][2] == pytest.approx(fitted(LINE, y[2])[0])
     with pytest.raises(ChainEndedError, match="separated"):
-        Glm().fit(Samples((({"x": LINE, "y": STEP}, None, 1.0),)), Context(Stream()), None)
+        Glm().fit(TrainingRows((({"x": LINE, "y": STEP}, None, 1.0),)), Context(RandomStream()), None)
     assert len(good) == 6
 
 
@@ -174,7 +177,7 @@ def test_a_chain_without_a_maximum_ends_and_the_others_run_on() -> None:
 def test_outcomes_are_drawn_with_the_models_mean(link: str) -> None:
     x = np.broadcast_to([1.0, 0.5], (1, 20_000, 2))
     params = {"coefficients": np.array([[0.3, 1.0]])}
-    rows = Glm(link=link).sample_rows(params, 20_000, SAMPLER, {"x": x}, [Stream(("draw",))])
+    rows = Glm(link=link).sample_rows(params, 20_000, SAMPLER, {"x": x}, [RandomStream(("draw",))])
     y = np.asarray(rows["y"])[0]
     assert rows["x"] is x  # the same array, so that the next fit sees that inputs are shared
     mean = 1 / (1 + np.exp(-0.8)) if link == "logit" else np.exp(0.8)
@@ -217,18 +220,18 @@ def test_a_seeds_numbers_do_not_depend_on_the_other_seeds(policy: Policy, design
 
 
 def test_metrics_of_one_chain_are_those_of_the_ensemble() -> None:
-    source, ctx = Logistic(dim=3), Context(Stream(("seed", 4)).child("source"))
+    source, ctx = Logistic(dim=3), Context(RandomStream(("seed", 4)).child("source"))
     rows = chains(source, Replace(), 100, 1, (4,), ParameterError(), LogLoss(), Accuracy())
     initial, holdout = source.draw(50, 100, ctx), source.draw(0, 50, ctx)
-    params = Glm().fit(Samples(((initial, None, 1.0),)), ctx, None)
+    params = Glm().fit(TrainingRows(((initial, None, 1.0),)), ctx, None)
     snap = Snapshot(1, Glm(), SAMPLER, params, {}, holdout, initial, source.truth(ctx))
     found = [value for metric in (ParameterError(), LogLoss(), Accuracy()) for value in metric.measure(snap, ctx).values()]
     assert found == pytest.approx([row.value for row in rows], rel=1e-9)
 
 
-def ends(table: str, policy: Policy, generations: int, seeds: int) -> tuple[Counter[int], list[Row]]:
+def ends(table: str, policy: Policy, generations: int, seeds: int) -> tuple[Counter[int], list[Measurement]]:
     source = Table(table=table, split_seed=123456)
-    n = (source.capacity() or 0) - (source.holdout() or 0)
+    n = (source.n_rows() or 0) - (source.n_holdout() or 0)
     rows = chains(source, policy, n, generations, tuple(range(seeds)), LogLoss())
     assert {row.status for row in rows} <= {None, "separated"}
     assert all((row.value is None) == (row.status is not None) for row in rows)
@@ -256,6 +259,6 @@ def test_wrong_outcomes_and_missing_targets_are_refused() -> None:
     with pytest.raises(DataError, match=r"glm: outcome -1 with link 'log'"):
         fitted(LINE, -STEP, "log")
     with pytest.raises(DataError, match=r"glm: got columns x; expected inputs 'x' and outcomes 'y'"):
-        Glm().fit_rows([EnsemblePart({"x": LINE[None]})], None)
+        Glm().fit_rows([EnsembleTake({"x": LINE[None]})], None)
     with pytest.raises(SpecError, match=r"family\.link: got 'probit'"):
         Glm(link="probit")

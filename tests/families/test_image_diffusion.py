@@ -15,33 +15,33 @@ from diffusers.schedulers.scheduling_flow_match_heun_discrete import FlowMatchHe
 
 import selfloop
 from selfloop.component import Context, Snapshot
+from selfloop.engine.run import resolved_points
 from selfloop.errors import ChainEndedError, DataError, MissingExtraError, SpecError
 from selfloop.families.image_diffusion import family as family_module
 from selfloop.families.image_diffusion import network
 from selfloop.families.image_diffusion.family import DiffusionSampler, ImageDiffusion
 from selfloop.families.image_diffusion.network import Denoiser, guided, squared_errors
 from selfloop.families.image_diffusion.noise import Path
-from selfloop.families.image_diffusion.samplers import images_from, times_of
-from selfloop.families.nn.autoencoder import as_tensor, scale
-from selfloop.families.nn.training import Training
+from selfloop.families.image_diffusion.sampling import images_from, times_of
+from selfloop.families.nn.settings import Training
+from selfloop.families.vae.network import as_tensor, scale
 from selfloop.metrics.denoising import DenoisingLoss
-from selfloop.rng import Stream
-from selfloop.runtime import resolved_points
+from selfloop.rng import RandomStream
 from selfloop.sources.images import Digits
-from selfloop.spec import Spec
+from selfloop.spec.spec import Spec
 from selfloop.testing import check_family
-from selfloop.types import Samples
+from selfloop.types import TrainingRows
 
 SMALL = {"channels": (8, 8), "training": Training(steps=20, batch=16, learning_rate=2e-3)}
 LINEAR, COSINE, FLOW = Path("linear"), Path("cosine"), Path(None)
 
 
 def context(*path):
-    return Context(Stream(path))
+    return Context(RandomStream(path))
 
 
 def samples_of(images, **others):
-    return Samples((({"image": images, **others}, None, 1.0),))
+    return TrainingRows((({"image": images, **others}, None, 1.0),))
 
 
 @pytest.fixture(scope="module")
@@ -378,7 +378,7 @@ def test_a_fit_stopped_at_any_step_continues_to_the_same_bits(digits, tmp_path, 
         return squared_errors(*arguments)
 
     monkeypatch.setattr(network, "squared_errors", stopping)
-    kept = Context(Stream(("fit",)), tmp_path)
+    kept = Context(RandomStream(("fit",)), tmp_path)
     with pytest.raises(KilledError):
         family.fit(samples_of(digits, label=labels), kept, None)
     monkeypatch.undo()
@@ -494,7 +494,7 @@ def test_the_denoising_loss_estimates_the_training_loss(digits, fitted):
 )
 def test_rows_that_cannot_be_modelled_are_refused(rows, sentence):
     with pytest.raises(DataError, match=sentence):
-        ImageDiffusion(channels=(8, 8, 8)).fit(Samples(((rows, None, 1.0),)), context(), None)
+        ImageDiffusion(channels=(8, 8, 8)).fit(TrainingRows(((rows, None, 1.0),)), context(), None)
 
 
 @pytest.mark.parametrize(

@@ -10,16 +10,17 @@ import numpy as np
 import pytest
 from sklearn.neighbors import KernelDensity
 
-from selfloop.component import Context, EnsemblePart, EnsembleSnapshot, Metric, Policy, Sampler, Source
-from selfloop.ensembles import Block, EnsembleWorld
+from selfloop.component import Context, Metric, Policy, Sampler, Source
+from selfloop.engine.ensemble import Block, EnsembleWorld
+from selfloop.engine.loop import loop
 from selfloop.errors import DataError, SpecError
 from selfloop.families.kde import Kde
-from selfloop.loop import loop
 from selfloop.metrics.likelihood import Nll
-from selfloop.policies.plans import Accumulate, AccumulateSubsample, Augment, Balanced, Replace
-from selfloop.rng import Stream
+from selfloop.policies.builtin import Accumulate, AccumulateSubsample, Augment, Balanced, Replace
+from selfloop.protocols import EnsembleSnapshot, EnsembleTake
+from selfloop.rng import RandomStream
 from selfloop.sources.shapes import Moons, SwissRoll
-from selfloop.types import Columns, Floats, Samples
+from selfloop.types import Columns, Floats, TrainingRows
 
 SAMPLER = Sampler()
 
@@ -29,7 +30,7 @@ class SecondMoment(Metric):
     """Mean squared length of the training rows."""
 
     name: ClassVar[str] = "second_moment"
-    on_rows: ClassVar[bool] = True
+    uses_rows: ClassVar[bool] = True
 
     def measure_ensemble(self, snap: EnsembleSnapshot) -> Mapping[str, Floats]:
         rows = np.concatenate([np.asarray(part.rows["x"]) for part in snap.parts], axis=1)
@@ -65,7 +66,7 @@ def normal(*shape: int, seed: int = 0) -> Floats:
 @pytest.mark.parametrize("bandwidth", [0.3, "scott", "silverman"])
 def test_weighted_densities_are_those_of_scikit_learn(d: int, bandwidth: float | str) -> None:
     a, b, points = normal(2, 30, d), normal(2, 50, d, seed=1), normal(2, 40, d, seed=2)
-    parts = [EnsemblePart({"x": a}, weight=2.5), EnsemblePart({"x": b})]
+    parts = [EnsembleTake({"x": a}, weight=2.5), EnsembleTake({"x": b})]
     family = Kde(bandwidth=bandwidth)
     params = family.fit_rows(parts, None).params
     found = family.log_prob_rows(params, parts, {"x": points})
@@ -81,7 +82,7 @@ def test_weighted_densities_are_those_of_scikit_learn(d: int, bandwidth: float |
 def test_a_budget_fits_the_chosen_rows_only_with_their_weights() -> None:
     a, b, points = normal(2, 6, 2), normal(2, 5, 2, seed=1), normal(2, 9, 2, seed=2)
     masks = np.array([[1, 0, 0, 1, 0, 0, 0, 1, 0, 0, 1], [0, 0, 0, 0, 0, 1, 1, 1, 0, 1, 0]], bool)
-    parts = [EnsemblePart({"x": a}, masks[:, :6], 3.0), EnsemblePart({"x": b}, masks[:, 6:])]
+    parts = [EnsembleTake({"x": a}, masks[:, :6], 3.0), EnsembleTake({"x": b}, masks[:, 6:])]
     family = Kde(bandwidth=0.5)
     params = family.fit_rows(parts, None).params
     found = family.log_prob_rows(params, parts, {"x": points})
@@ -97,14 +98,14 @@ def test_parts_given_as_prefix_or_as_row_numbers_are_those_rows() -> None:
     family = Kde(bandwidth=0.5)
     reference = KernelDensity(bandwidth=0.5).fit(x[0, :7]).score_samples(points[0])
     for chosen in (slice(0, 7), np.arange(7)[None]):
-        parts = [EnsemblePart({"x": x}, chosen)]
+        parts = [EnsembleTake({"x": x}, chosen)]
         params = family.fit_rows(parts, None).params
         assert family.log_prob_rows(params, parts, {"x": points})[0] == pytest.approx(reference, abs=1e-9)
 
 
 def test_a_far_away_point_has_a_finite_log_density() -> None:
     family = Kde(bandwidth=0.01)
-    parts = [EnsemblePart({"x": normal(1, 10, 2)}), EnsemblePart({"x": normal(1, 10, 2, seed=1)})]
+    parts = [EnsembleTake({"x": normal(1, 10, 2)}), EnsembleTake({"x": normal(1, 10, 2, seed=1)})]
     params = family.fit_rows(parts, None).params
     found = family.log_prob_rows(params, parts, {"x": np.full((1, 1, 2), 1e4)})
     nearest = min(((1e4 - np.asarray(part.rows["x"])[0]) ** 2).sum(axis=1).min() for part in parts)
@@ -113,22 +114,22 @@ def test_a_far_away_point_has_a_finite_log_density() -> None:
 
 def test_what_a_batch_contributes_is_kept_and_whole_batches_are_not_copied() -> None:
     family, points = Kde(bandwidth=0.5), normal(3, 9, 2)
-    parts = [EnsemblePart({"x": normal(3, 10, 2, seed=k)}) for k in range(4)]
+    parts = [EnsembleTake({"x": normal(3, 10, 2, seed=k)}) for k in range(4)]
     params = family.fit_rows(parts, None).params
     assert all(params[f"x.{k}"] is part.rows["x"] for k, part in enumerate(parts))
     first = family.log_prob_rows(params, parts, {"x": points})
-    kept = [part.kept["log kernel sum"] for part in parts]
+    kept = [part.cache["log kernel sum"] for part in parts]
     assert np.array_equal(family.log_prob_rows(params, parts, {"x": points}), first)
-    assert all(part.kept["log kernel sum"] is old for part, old in zip(parts, kept, strict=True))
+    assert all(part.cache["log kernel sum"] is old for part, old in zip(parts, kept, strict=True))
     other = normal(3, 9, 2, seed=9)  # other points: nothing stale
     assert not np.array_equal(family.log_prob_rows(params, parts, {"x": other}), first)
 
 
 def test_rows_are_drawn_by_weight_around_their_kernel() -> None:
     family = Kde(bandwidth=0.1)
-    parts = [EnsemblePart({"x": np.full((1, 4, 1), -5.0)}, weight=3.0), EnsemblePart({"x": np.full((1, 8, 1), 5.0)})]
+    parts = [EnsembleTake({"x": np.full((1, 4, 1), -5.0)}, weight=3.0), EnsembleTake({"x": np.full((1, 8, 1), 5.0)})]
     params = family.fit_rows(parts, None).params
-    x = np.asarray(family.sample_rows(params, 4000, SAMPLER, {}, [Stream(("a",))])["x"])[0, :, 0]
+    x = np.asarray(family.sample_rows(params, 4000, SAMPLER, {}, [RandomStream(("a",))])["x"])[0, :, 0]
     share, spread = (x < 0).mean(), np.where(x < 0, x + 5, x - 5).std()
     assert abs(share - 0.6) / np.sqrt(0.24 / 4000) < 4  # 3 x 4 rows against 8
     assert abs(share - 1 / 3) / np.sqrt(0.24 / 4000) > 4  # weights ignored
@@ -136,8 +137,8 @@ def test_rows_are_drawn_by_weight_around_their_kernel() -> None:
 
 
 def test_one_chain_is_an_ensemble_of_one() -> None:
-    family, ctx = Kde(bandwidth=0.5), Context(Stream(("chain",)))
-    data = Samples((({"x": normal(10, 2)}, None, 1.0), ({"x": normal(6, 2, seed=1)}, np.array([0, 3, 5]), 2.0)))
+    family, ctx = Kde(bandwidth=0.5), Context(RandomStream(("chain",)))
+    data = TrainingRows((({"x": normal(10, 2)}, None, 1.0), ({"x": normal(6, 2, seed=1)}, np.array([0, 3, 5]), 2.0)))
     params = family.fit(data, ctx, None)
     reference = KernelDensity(bandwidth=0.5).fit(np.asarray(data.all()["x"]), sample_weight=data.weights())
     points = normal(9, 2, seed=2)
@@ -215,4 +216,4 @@ def test_an_impossible_bandwidth_is_refused(bandwidth: float | str) -> None:
 def test_rows_with_a_target_are_refused() -> None:
     rows: Columns = {"x": normal(1, 5, 2), "y": normal(1, 5)}
     with pytest.raises(DataError, match=r"kde: got columns x, y; expected one column 'x'"):
-        Kde().fit_rows([EnsemblePart(rows)], None)
+        Kde().fit_rows([EnsembleTake(rows)], None)

@@ -3,14 +3,15 @@ import pytest
 from chains import curves, worst, z_of_difference, z_scores
 from scipy.special import gammaln
 
-from selfloop.component import Context, EnsemblePart
+from selfloop.component import Context
 from selfloop.errors import SpecError
 from selfloop.families.linear import Linear, LinearSampler
-from selfloop.metrics.moments import ExcessRisk
-from selfloop.policies.plans import Accumulate, AccumulateSubsample, Fresh, Mix, Replace, ReplaceMultiple
-from selfloop.rng import Stream
+from selfloop.metrics.true_parameters import ExcessRisk
+from selfloop.policies.builtin import Accumulate, AccumulateSubsample, Fresh, Mix, Replace, ReplaceMultiple
+from selfloop.protocols import EnsembleTake
+from selfloop.rng import RandomStream
 from selfloop.sources import toy
-from selfloop.types import Samples
+from selfloop.types import TrainingRows
 
 D, N, T, SEEDS = 4, 24, 8, 2048
 BASE = D / (N - D - 1)  # sigma^2 d / (n - d - 1), sigma = 1
@@ -22,7 +23,7 @@ FRESH = [
     (Accumulate(), np.cumsum(D / (t * (t * N - D - 1)))),
     (ReplaceMultiple(), np.cumsum(D / (t * N - D - 1))),
 ]
-CONTEXT = Context(Stream(("test",)))
+CONTEXT = Context(RandomStream(("test",)))
 
 
 def run(policy, family=None, generations=T, seeds=SEEDS, n=N, on_rows=None, sampler=None, **source):
@@ -113,7 +114,7 @@ def test_noiseless_chains_with_too_few_rows_lose_the_signal(on_rows):  # systems
 @pytest.mark.parametrize("on_rows", [False, True])
 def test_ridge_shrinks_the_signal_as_predicted(on_rows):  # papers.md 2.4: exact for each chain without noise
     n, ridge, seeds = 10, 0.5, 6
-    streams = [Context(Stream(("seed", seed, "source"))) for seed in range(seeds)]
+    streams = [Context(RandomStream(("seed", seed, "source"))) for seed in range(seeds)]
     settings = {"dim": 1, "n": n, "noise": 0.0, "sampler": LinearSampler(noise=0.0), "seeds": seeds, "on_rows": on_rows}
     replaced, accumulated = (run(policy, Linear(ridge=ridge), **settings) for policy in (Replace(), Accumulate()))
     w = np.array([toy.Linear(dim=1).truth(ctx)["coefficients"][0] for ctx in streams])[:, None]
@@ -144,7 +145,7 @@ def test_noise_left_open_is_the_source_s_and_otherwise_the_fit_s():
     with pytest.raises(SpecError, match="per generation"):
         LinearSampler(noise=(1.0, 2.0)).level(np.ones(1))
     rows = toy.Linear(dim=2, noise=3.0).draw(0, 20_000, CONTEXT)
-    fitted = Linear().fit(Samples(((rows, None, 1.0),)), CONTEXT, None)
+    fitted = Linear().fit(TrainingRows(((rows, None, 1.0),)), CONTEXT, None)
     assert abs(fitted["noise"] / 3 - 1) < 0.02
     new = Linear().sample(fitted, 20_000, LinearSampler(), {"x": rows["x"]}, CONTEXT)
     residuals = new["y"] - rows["x"] @ fitted["coefficients"]
@@ -178,7 +179,7 @@ def test_a_fit_is_weighted_least_squares_on_the_rows_taken(shared):
     picks = rng.integers(0, 30, (2, 12))
     choices, weights = [slice(0, 10), mask, picks], [1.0, 2.0, 0.5]
     parts = [
-        EnsemblePart({"x": each, "y": y}, choice, weight)
+        EnsembleTake({"x": each, "y": y}, choice, weight)
         for each, y, choice, weight in zip(inputs, labels, choices, weights, strict=True)
     ]
     fitted = Linear().fit_rows(parts, None).params["coefficients"]
@@ -196,7 +197,7 @@ def test_singular_inputs_give_the_solution_of_least_norm(n):
     x = rng.standard_normal((n, 8)) * 10.0 ** np.arange(-4, 4)
     x[:, 3] = x[:, 4] - x[:, 2]
     y = rng.standard_normal(n)
-    fitted = Linear().fit(Samples((({"x": x, "y": y}, None, 1.0),)), CONTEXT, None)
+    fitted = Linear().fit(TrainingRows((({"x": x, "y": y}, None, 1.0),)), CONTEXT, None)
     scale = np.abs(x).max(0)
     any_best = np.linalg.lstsq(x / scale, y)[0] / scale
     np.testing.assert_allclose(x @ fitted["coefficients"], x @ any_best, atol=1e-6)
@@ -208,7 +209,7 @@ def test_singular_inputs_give_the_solution_of_least_norm(n):
 def test_with_fewer_rows_than_inputs_the_fit_is_the_pseudo_inverse():
     rng = np.random.default_rng(7)
     x, y = rng.standard_normal((6, 9)), rng.standard_normal(6)
-    fitted = Linear().fit(Samples((({"x": x, "y": y}, None, 1.0),)), CONTEXT, None)
+    fitted = Linear().fit(TrainingRows((({"x": x, "y": y}, None, 1.0),)), CONTEXT, None)
     np.testing.assert_allclose(fitted["coefficients"], np.linalg.pinv(x) @ y)
     assert fitted["noise"] < 1e-6
 

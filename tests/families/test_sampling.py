@@ -14,15 +14,15 @@ import torch
 import tiny
 from selfloop.component import Context
 from selfloop.errors import ChainEndedError, SpecError
-from selfloop.families.transformer import compiled, native, sampling
-from selfloop.families.transformer.decoding import uniforms, weights_of
-from selfloop.families.transformer.export import config_of, model_of
-from selfloop.families.transformer.looped import Looped
+from selfloop.families.transformer import c_library, decoder_c, sample_tokens
+from selfloop.families.transformer.config import Shape
+from selfloop.families.transformer.decoder import uniforms, weights_of
+from selfloop.families.transformer.decoder_torch import Looped
+from selfloop.families.transformer.hf_export import config_of, model_of
 from selfloop.families.transformer.network import Network
-from selfloop.families.transformer.sampler import TextSampler
-from selfloop.families.transformer.sampling import sample_tokens
-from selfloop.families.transformer.shape import Shape
-from selfloop.rng import Stream
+from selfloop.families.transformer.sample_tokens import sample_tokens
+from selfloop.families.transformer.text_sampler import TextSampler
+from selfloop.rng import RandomStream
 from selfloop.types import Ragged
 
 START, END, DRAWS = 0, 1, 100_000
@@ -32,7 +32,7 @@ SHAPES = {
     "gpt2": GPT2, "llama": LLAMA, "gpt2 untied": replace(GPT2, tied=False, vocab=100, hidden=64),
     "llama tied": replace(LLAMA, tied=True, kv_heads=None, vocab=100),
 }  # fmt: skip
-HAS_COMPILER = native.library("decode.c", tuple(compiled.constants(GPT2).items())) is not None
+HAS_COMPILER = c_library.library("decode.c", tuple(decoder_c.constants(GPT2).items())) is not None
 
 
 @pytest.fixture(params=["compiled", "torch"])
@@ -76,7 +76,7 @@ def log_softmax(logits):
 
 
 def context(*path, **changes):
-    return replace(Context(Stream(("seed", 3, *path))), **changes)
+    return replace(Context(RandomStream(("seed", 3, *path))), **changes)
 
 
 def rows_of(rows):
@@ -97,11 +97,11 @@ def test_both_decoders_agree_with_transformers_along_a_sequence(name, vectors, m
     if vectors == "torch":
         network = Looped(shape, weights_of(shape, params), 3, torch.device("cpu"))
     else:
-        monkeypatch.setattr(native, "FLAGS", (*native.FLAGS, *vectors.split()[1:]))
+        monkeypatch.setattr(native, "FLAGS", (*c_library.FLAGS, *vectors.split()[1:]))
         monkeypatch.setattr(native, "_folders", lambda: [tmp_path])
-        native.library.cache_clear()
-        network = compiled.compiled(shape, weights_of(shape, params))
-        native.library.cache_clear()
+        c_library.library.cache_clear()
+        network = decoder_c.compiled(shape, weights_of(shape, params))
+        c_library.library.cache_clear()
         if network is None:
             pytest.skip("no C compiler, or none for this instruction set")
     off = log_softmax(network.logits(tokens)) - log_softmax(reference(shape, params, tokens))
@@ -154,7 +154,7 @@ def test_a_trained_model_tells_its_story(decoder):
 def test_sixteen_bits_of_keys_and_values_hardly_move_a_trained_model(only_compiled):
     shape, params, _ = real_model()
     rows = rows_of(sample_tokens(shape, params, 10, TextSampler(max_tokens=200), None, context("bits")))
-    network, off, mass = compiled.compiled(shape, weights_of(shape, params)), [], []
+    network, off, mass = decoder_c.compiled(shape, weights_of(shape, params)), [], []
     for row in rows:
         tokens = np.array([1, *row[:-1]], np.uint32)
         ours, theirs = log_softmax(network.logits(tokens)), log_softmax(reference(shape, params, tokens))
@@ -290,7 +290,7 @@ def test_random_numbers_are_uniform_and_independent_between_rows_and_places():
 
 def killed_after(blocks, monkeypatch):
     """Sampling that is interrupted when that many blocks were made."""
-    made, cut = [], sampling._cut
+    made, cut = [], sample_tokens._cut
 
     def counted(*result):
         if len(made) == blocks:
@@ -352,8 +352,8 @@ def test_logits_that_are_not_finite_end_the_chain(wrong, decoder):
 
 def test_an_interruption_stops_the_threads_at_their_next_step(only_compiled, monkeypatch):
     shape = replace(LLAMA, context=20_000)  # would take minutes
-    network = compiled.compiled(shape, weights_of(shape, model(shape)))
-    job = sampling.Job(0, Ragged(np.zeros(0, np.uint32), np.zeros(65, np.int64)), 1, START, 99, 20_000, TextSampler())
+    network = decoder_c.compiled(shape, weights_of(shape, model(shape)))
+    job = sample_tokens.Job(0, Ragged(np.zeros(0, np.uint32), np.zeros(65, np.int64)), 1, START, 99, 20_000, TextSampler())
 
     def ring(number, frame):
         raise KeyboardInterrupt
@@ -376,10 +376,10 @@ def test_without_a_working_compiler_torch_decodes(compiler, monkeypatch, tmp_pat
         (tmp_path / "cc").chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    native.library.cache_clear()
-    assert compiled.compiled(GPT2, weights_of(GPT2, model(GPT2))) is None
+    c_library.library.cache_clear()
+    assert decoder_c.compiled(GPT2, weights_of(GPT2, model(GPT2))) is None
     rows = sample_tokens(GPT2, model(GPT2), 40, TextSampler(batch=8), None, context("no compiler"))
-    native.library.cache_clear()
+    c_library.library.cache_clear()
     assert sum(a == b for a, b in zip(rows_of(rows), rows_of(expected), strict=True)) >= 35
 
 
@@ -387,13 +387,13 @@ def test_compiled_code_is_kept_and_found_again(only_compiled, monkeypatch, tmp_p
     monkeypatch.setenv("HOME", str(tmp_path))
     files = []
     for _ in range(2):
-        native.library.cache_clear()
-        assert compiled.compiled(GPT2, weights_of(GPT2, model(GPT2))) is not None
+        c_library.library.cache_clear()
+        assert decoder_c.compiled(GPT2, weights_of(GPT2, model(GPT2))) is not None
         files.append([(path.name, path.stat().st_mtime_ns) for path in tmp_path.rglob("decode-*")])
     monkeypatch.setenv("HOME", "/proc/nowhere")  # a home that cannot be written to
-    native.library.cache_clear()
-    assert compiled.compiled(GPT2, weights_of(GPT2, model(GPT2))) is not None
-    native.library.cache_clear()
+    c_library.library.cache_clear()
+    assert decoder_c.compiled(GPT2, weights_of(GPT2, model(GPT2))) is not None
+    c_library.library.cache_clear()
     assert files[0] == files[1]
     assert len(files[0]) == 1
 

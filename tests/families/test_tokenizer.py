@@ -20,10 +20,10 @@ from selfloop.component import Context
 from selfloop.errors import DataError, SelfloopError, SpecError
 from selfloop.families.transformer import tokenizer as module
 from selfloop.families.transformer.tokenizer import END, BytePair
-from selfloop.rng import Stream
+from selfloop.rng import RandomStream
 from selfloop.types import Columns, Params, Ragged
 
-CTX = Context(Stream(("test",)))
+CTX = Context(RandomStream(("test",)))
 STORIES = [
     f"Once upon a time, there was a {who} who didn't like the {what}.\n\"I'll go,\" it said — and 12 days on it went.  The end!"
     for who in ("cat", "dog", "bird", "fish")
@@ -46,7 +46,7 @@ def tokens_of(rows: Columns) -> list[list[int]]:
 
 @pytest.fixture(scope="module")
 def learned() -> Params:
-    return BytePair(vocab=400).learn([column(*STORIES)], CTX)
+    return BytePair(vocab=400).prepare([column(*STORIES)], CTX)
 
 
 def library(learned: Params) -> Tokenizer:
@@ -74,7 +74,7 @@ def test_any_text_comes_back_exactly_and_is_cut_as_the_library_cuts_it(texts: li
 
 def _learned_once(memory: list[Params] = []) -> Params:  # noqa: B006  # hypothesis wants no fixture of a narrower scope
     if not memory:
-        memory.append(BytePair(vocab=400).learn([column(*STORIES)], CTX))
+        memory.append(BytePair(vocab=400).prepare([column(*STORIES)], CTX))
     return memory[0]
 
 
@@ -108,7 +108,7 @@ def test_any_tokens_have_a_text(ids: list[list[int]]) -> None:
 def test_what_is_learned_depends_on_the_texts_alone(learned: Params, tmp_path: Path) -> None:
     """Not on how they come in pieces, on the number of threads, or on the process."""
     pieces = [column(*STORIES[:5]), column(*STORIES[5:])]
-    assert np.array_equal(BytePair(vocab=400).learn(pieces, CTX)["tokenizer/json"], learned["tokenizer/json"])
+    assert np.array_equal(BytePair(vocab=400).prepare(pieces, CTX)["tokenizer/json"], learned["tokenizer/json"])
     code = (
         "import sys; sys.path += sys.argv[1:]; import test_tokenizer as t\n"
         "print(t.BytePair(vocab=400).learn([t.column(*t.STORIES)], t.CTX)['tokenizer/json'].tobytes().decode())"
@@ -126,11 +126,11 @@ def test_only_the_beginning_of_a_corpus_is_learned_from(monkeypatch: pytest.Monk
         pytest.fail("read on")
 
     monkeypatch.setattr(module, "LEARN_BYTES", 100)
-    BytePair(vocab=300).learn(corpus(), CTX)
+    BytePair(vocab=300).prepare(corpus(), CTX)
 
 
 def test_a_corpus_too_small_for_the_vocabulary_gives_fewer_tokens() -> None:
-    params = BytePair(vocab=5000).learn([column("a b", "a b")], CTX)
+    params = BytePair(vocab=5000).prepare([column("a b", "a b")], CTX)
     assert 257 <= library(params).get_vocab_size() < 270
     assert texts_of(BytePair().decode(BytePair().encode(column("new words"), params), params)) == ["new words"]
 
@@ -141,7 +141,7 @@ def test_an_error_of_the_source_comes_through() -> None:
         raise DataError("source.path: bad byte.")
 
     with pytest.raises(DataError, match="bad byte"):
-        BytePair(vocab=300).learn(broken(), CTX)
+        BytePair(vocab=300).prepare(broken(), CTX)
 
 
 # given tokenizers
@@ -149,7 +149,7 @@ def test_an_error_of_the_source_comes_through() -> None:
 
 def saved(folder: Path, *, special: str | None = END, vocab: int = 300) -> Path:
     """A tokenizer of another's, with truncation, and its end token under a name of choice."""
-    tokenizer = Tokenizer.from_str(BytePair(vocab=vocab).learn([column(*STORIES)], CTX)["tokenizer/json"].tobytes().decode())
+    tokenizer = Tokenizer.from_str(BytePair(vocab=vocab).prepare([column(*STORIES)], CTX)["tokenizer/json"].tobytes().decode())
     tokenizer.enable_truncation(3)
     content = tokenizer.to_str()
     if special != END:
@@ -162,7 +162,7 @@ def saved(folder: Path, *, special: str | None = END, vocab: int = 300) -> Path:
 def test_a_tokenizer_of_another_s_is_taken_as_it_is(tmp_path: Path) -> None:
     folder = saved(tmp_path)
     for file in (folder, folder / "tokenizer.json"):
-        params = BytePair(vocab=300, file=file).learn([], CTX)
+        params = BytePair(vocab=300, file=file).prepare([], CTX)
         rows = BytePair(vocab=300, file=file).encode(column(*STORIES), params)
         assert texts_of(BytePair(vocab=300, file=file).decode(rows, params)) == STORIES
         assert (tokens_of(rows)[0][-1], max(map(len, tokens_of(rows))) > 4) == (0, True)
@@ -174,7 +174,7 @@ def test_a_tokenizer_larger_than_the_model_is_refused_before_the_corpus_is_read(
         yield {}
 
     with pytest.raises(SpecError, match="has 300 tokens; the model has room for 299"):
-        BytePair(vocab=299, file=saved(tmp_path)).learn(corpus(), CTX)
+        BytePair(vocab=299, file=saved(tmp_path)).prepare(corpus(), CTX)
 
 
 @pytest.mark.parametrize("end", ["<|endoftext|>", "</s>", "<eos>", "<|end_of_text|>"])
@@ -185,7 +185,7 @@ def test_start_and_end_tokens_of_usual_names_are_found(tmp_path: Path, end: str)
     tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
     tokenizer.save(str(tmp_path / "tokenizer.json"))  # the file does not say that they are special
     encoder = BytePair(vocab=259, file=tmp_path)
-    params = encoder.learn([], CTX)
+    params = encoder.prepare([], CTX)
     assert (int(params["tokenizer/start"]), int(params["tokenizer/end"])) == (entries[start] if start != end else 258, 258)
     rows = encoder.encode(column(f"a{end}"), params)
     assert tokens_of(rows)[0].count(258) == 1
@@ -197,12 +197,12 @@ def test_a_file_that_is_no_tokenizer_is_refused_in_a_sentence(tmp_path: Path, co
     if content is not None:
         (tmp_path / "tokenizer.json").write_text(content)
     with pytest.raises(DataError, match=r"^family.tokenizer: .* cannot be read .*Give a tokenizer\.json"):
-        BytePair(file=tmp_path).learn([], CTX)
+        BytePair(file=tmp_path).prepare([], CTX)
 
 
 def test_a_tokenizer_without_an_end_and_a_vocabulary_without_room_for_bytes_are_refused(tmp_path: Path) -> None:
     with pytest.raises(SpecError, match="has no end token"):
-        BytePair(vocab=300, file=saved(tmp_path, special=None)).learn([], CTX)
+        BytePair(vocab=300, file=saved(tmp_path, special=None)).prepare([], CTX)
     with pytest.raises(SelfloopError, match=r"family\.vocab: got 256; expected 257 or more"):
         BytePair(vocab=256)
 
@@ -220,7 +220,7 @@ def data() -> Path:
 
 def test_gpt2_s_own_files_give_its_tokens(data: Path) -> None:
     encoder = BytePair(vocab=50_257, file=data / "gpt2-bpe")
-    params = encoder.learn([], CTX)
+    params = encoder.prepare([], CTX)
     rows = encoder.encode(column("Hello world"), params)
     assert tokens_of(rows) == [[15496, 995, 50256]]
     assert texts_of(encoder.decode(rows, params)) == ["Hello world"]
@@ -229,7 +229,7 @@ def test_gpt2_s_own_files_give_its_tokens(data: Path) -> None:
 def test_a_published_tokenizer_gives_stories_back(data: Path) -> None:
     stories = (data / "tinystories" / "TinyStories-slice-valid.txt").read_text(encoding="utf-8").split(END)[:50]
     encoder = BytePair(vocab=4096, file=data / "tinystories" / "tokenizer-bpe-4096")
-    params = encoder.learn([], CTX)
+    params = encoder.prepare([], CTX)
     rows = encoder.encode(column(*stories), params)
     assert texts_of(encoder.decode(rows, params)) == stories
     assert 3 < sum(map(len, stories)) / len(cast(Ragged, rows["tokens"]).values) < 5

@@ -16,9 +16,9 @@ from torch import nn
 from selfloop.component import Context
 from selfloop.errors import ChainEndedError, SpecError
 from selfloop.families.nn import checkpoint, trainer
+from selfloop.families.nn.settings import Training
 from selfloop.families.nn.trainer import Task
-from selfloop.families.nn.training import Training
-from selfloop.rng import Stream
+from selfloop.rng import RandomStream
 
 ROWS, D = 50, 6
 EVERYTHING = Training(
@@ -35,7 +35,7 @@ def noisy_regression(weights=None, stop_at=None, seen=None):
     rng = np.random.default_rng(0)
     x = torch.from_numpy(rng.standard_normal((ROWS, D))).float()
     y = x.sum(1)
-    with trainer.seeded(Stream(("init",))):
+    with trainer.seeded(RandomStream(("init",))):
         model = nn.Sequential(nn.Linear(D, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Dropout(0.2), nn.Linear(16, 1))
     calls = iter(range(10**9))
 
@@ -58,7 +58,7 @@ def linear_regression(weights, target):
 
 
 def run(training=EVERYTHING, scratch=None, start=None, name="fit", **how):
-    return trainer.fit(noisy_regression(**how), training, Context(Stream((name,)), scratch), start)
+    return trainer.fit(noisy_regression(**how), training, Context(RandomStream((name,)), scratch), start)
 
 
 def same(a, b):
@@ -91,7 +91,7 @@ def test_the_resume_test_would_notice_a_state_that_is_not_kept(tmp_path, whole, 
     with pytest.raises(Killed):
         run(scratch=tmp_path, stop_at=30)
     file = tmp_path / "fit.safetensors"
-    identity = repr((Stream(("fit",)), EVERYTHING, ROWS))
+    identity = repr((RandomStream(("fit",)), EVERYTHING, ROWS))
     step, tensors = checkpoint.load(file, identity)
     checkpoint.save(file, tensors | {lost: torch.zeros_like(tensors[lost])}, identity, step)
     assert not same(run(scratch=tmp_path), whole)
@@ -101,7 +101,7 @@ def test_killed_processes_leave_a_state_that_continues_to_the_same_bits(tmp_path
     training, script = "Training(steps=400, batch=16, ema=0.9, checkpoint=0.0)", Path(__file__)
     code = (
         f"import sys; sys.path.insert(0, {str(script.parent)!r})\n"
-        "import test_trainer as t\nfrom selfloop.families.nn.training import Training\nfrom pathlib import Path\n"
+        "import test_trainer as t\nfrom selfloop.families.nn.settings import Training\nfrom pathlib import Path\n"
         f"t.run({training}, scratch=Path({str(tmp_path)!r}))"
     )
     state = tmp_path / "fit.safetensors"
@@ -135,7 +135,7 @@ def test_a_fit_leaves_torchs_random_state_as_it_was(whole):
 def threaded(stop_at=None):
     """A loss whose noise the trainer draws, and whose parts two threads compute."""
     x = torch.from_numpy(np.random.default_rng(0).standard_normal((ROWS, D))).float()
-    with trainer.seeded(Stream(("init",))):
+    with trainer.seeded(RandomStream(("init",))):
         model = nn.Sequential(nn.Linear(D, 16), nn.Tanh(), nn.Linear(16, 1))
     calls = iter(range(10**9))
 
@@ -149,7 +149,7 @@ def threaded(stop_at=None):
 
 def test_threads_that_share_a_batch_and_its_noise_continue_to_the_same_bits(tmp_path):
     def run_threads(scratch=None, stop_at=None, name="fit"):
-        return trainer.fit(threaded(stop_at), EVERYTHING, Context(Stream((name,)), scratch), None)
+        return trainer.fit(threaded(stop_at), EVERYTHING, Context(RandomStream((name,)), scratch), None)
 
     whole = run_threads()
     with pytest.raises(Killed):
@@ -188,7 +188,7 @@ def test_row_weights_multiply_the_loss():
     weights = np.repeat([0.5, 1.5], 20)
     settings = Training(steps=600, batch=40, learning_rate=0.02)
     weighted, plain = (
-        trainer.fit(linear_regression(each, target), settings, Context(Stream()), None)["weight"].item()
+        trainer.fit(linear_regression(each, target), settings, Context(RandomStream()), None)["weight"].item()
         for each in (weights, np.ones(40))
     )
     assert weighted == pytest.approx(0.75, abs=1e-3)
@@ -201,11 +201,11 @@ def test_optimiser_matches_torchs_own_loop():
     x = torch.randn(ROWS, D, generator=torch.Generator().manual_seed(1))
 
     def model():
-        with trainer.seeded(Stream(("init",))):
+        with trainer.seeded(RandomStream(("init",))):
             return nn.Linear(D, 2)
 
     ours, plain = model(), model()
-    trainer.fit(Task(ours, lambda i: (ours(x[i]) - 1).square().sum(1), np.ones(ROWS)), settings, Context(Stream()), None)
+    trainer.fit(Task(ours, lambda i: (ours(x[i]) - 1).square().sum(1), np.ones(ROWS)), settings, Context(RandomStream()), None)
     optimizer = torch.optim.AdamW(
         [{"params": [plain.weight], "weight_decay": 0.2}, {"params": [plain.bias], "weight_decay": 0}]
     )
@@ -232,7 +232,7 @@ def test_a_gradient_that_lies_transposed_in_memory_moves_the_right_parameters():
         return (transposed - target.t()).square().sum().expand(len(indices))
 
     settings = Training(steps=1, learning_rate=0.1, schedule="constant")
-    fitted = trainer.fit(replace(task, model=model, loss=loss), settings, Context(Stream()), None)
+    fitted = trainer.fit(replace(task, model=model, loss=loss), settings, Context(RandomStream()), None)
     assert fitted["0"] == pytest.approx(0.1 * target.numpy(), abs=1e-6)  # AdamW's first step has the gradient's sign
 
 
@@ -247,7 +247,7 @@ def test_parameters_that_share_one_gradient_are_clipped_alike():
 
     settings = Training(steps=20, learning_rate=0.1, schedule="constant", clip=1.0)
     task = replace(linear_regression(np.ones(40), np.full(40, 9.0)), model=model, loss=loss)
-    fitted = trainer.fit(task, settings, Context(Stream()), None)
+    fitted = trainer.fit(task, settings, Context(RandomStream()), None)
     assert np.array_equal(fitted["0"], fitted["1"])
 
 
@@ -267,7 +267,7 @@ def test_averages_of_a_gradient_that_stays_zero_become_zero_and_not_denormal():
     task = replace(linear_regression(np.ones(40), np.full(40, 9.0)), model=model, loss=loss)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(trainer, "_State", Watched)
-        trainer.fit(task, Training(steps=901, schedule="constant"), Context(Stream()), None)
+        trainer.fit(task, Training(steps=901, schedule="constant"), Context(RandomStream()), None)
     smallest = torch.finfo(torch.float32).tiny
     assert seen[1].min() > 0
     assert all(((each == 0) | (each.abs() >= smallest)).all() for each in seen)
@@ -286,7 +286,7 @@ def test_the_parameter_average_becomes_the_model():
     def fitted(ema):
         task = linear_regression(np.ones(40), np.full(40, 9.0))
         settings = Training(steps=2, learning_rate=0.1, schedule="constant", ema=ema)
-        return trainer.fit(task, settings, Context(Stream()), {"weight": np.zeros((1, 1))})["weight"].item()
+        return trainer.fit(task, settings, Context(RandomStream()), {"weight": np.zeros((1, 1))})["weight"].item()
 
     assert fitted(None) == pytest.approx(0.2, abs=1e-3)  # far from the optimum AdamW's steps have the learning rate's size
     assert fitted(0.5) == pytest.approx((0.25 * 0.1 + 0.5 * 0.2) / 0.75, abs=1e-3)  # nothing of where it began
@@ -295,7 +295,7 @@ def test_the_parameter_average_becomes_the_model():
 def test_cudnn_stays_on_in_a_fit():
     seen, task = [], linear_regression(np.ones(40), np.full(40, 9.0))
     loss = lambda *given: (seen.append(torch.backends.cudnn.enabled), task.loss(*given))[1]  # noqa: E731
-    trainer.fit(replace(task, loss=loss), Training(steps=1), Context(Stream()), None)
+    trainer.fit(replace(task, loss=loss), Training(steps=1), Context(RandomStream()), None)
     assert seen == [torch.backends.cudnn.enabled]
 
 
@@ -320,7 +320,7 @@ def test_a_loss_that_is_not_finite_ends_the_chain(when):
         return model(torch.ones(len(indices), 1))[:, 0] * (float("nan") if next(calls) == when else 1.0)
 
     with pytest.raises(ChainEndedError, match="diverged"):
-        trainer.fit(Task(model, loss, np.ones(8)), Training(steps=60, batch=4), Context(Stream()), None)
+        trainer.fit(Task(model, loss, np.ones(8)), Training(steps=60, batch=4), Context(RandomStream()), None)
 
 
 def test_facts_of_the_fit_come_with_the_parameters(whole):

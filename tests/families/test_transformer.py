@@ -13,13 +13,13 @@ from torch.nn import functional
 from selfloop.component import Context
 from selfloop.errors import DataError, SpecError
 from selfloop.families.nn import trainer
-from selfloop.families.nn.training import Training
-from selfloop.families.transformer import compiling, kernels, network
+from selfloop.families.nn.settings import Training
+from selfloop.families.transformer import kernels, network, torch_compile
+from selfloop.families.transformer.config import Shape
 from selfloop.families.transformer.family import Transformer
 from selfloop.families.transformer.network import Network, cross_entropy
-from selfloop.families.transformer.shape import Shape
-from selfloop.rng import Stream
-from selfloop.types import Ragged, Samples
+from selfloop.rng import RandomStream
+from selfloop.types import Ragged, TrainingRows
 
 LEARNED = {"tokenizer/start": np.array(0), "tokenizer/end": np.array(0), "tokenizer/json": np.zeros(1, np.uint8)}
 SHAPES = [
@@ -48,8 +48,8 @@ def chains(n=60, vocab=40):
 
 
 def fitted(family=None, rows=None, name="fit", scratch=None, threads=1, start=None):
-    data = Samples((({"tokens": chains() if rows is None else rows}, None, 1.0),), LEARNED)
-    return (family or tiny()).fit(data, Context(Stream((name,)), scratch, threads), start)
+    data = TrainingRows((({"tokens": chains() if rows is None else rows}, None, 1.0),), LEARNED)
+    return (family or tiny()).fit(data, Context(RandomStream((name,)), scratch, threads), start)
 
 
 def same(a, b):
@@ -58,7 +58,7 @@ def same(a, b):
 
 def shaken(shape, seed=0):
     """A network whose every parameter, biases and gains too, is random."""
-    with trainer.seeded(Stream(("shaken", seed))):
+    with trainer.seeded(RandomStream(("shaken", seed))):
         model = Network(shape)
         for p in model.parameters():
             p.data.add_(0.1 * torch.randn_like(p))
@@ -115,7 +115,7 @@ def test_compiled_log_probabilities_are_those_of_transformers_own_class(shape):
     targets = tokens.roll(-1, 1)
     with torch.inference_mode():
         expected = theirs(input_ids=tokens).logits.log_softmax(-1).gather(2, targets[..., None])[..., 0]
-        found = compiling.in_c(ours, True).log_prob(tokens, targets, None)
+        found = torch_compile.in_c(ours, True).log_prob(tokens, targets, None)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 
 
@@ -139,7 +139,7 @@ def test_the_papers_models_have_the_papers_parameter_counts(settings, count):
 
 def test_initial_weights_have_the_spread_that_transformers_gives_them():
     shape = Shape(arch="gpt2", layers=4, hidden=64, heads=4, mlp=256, context=64, vocab=200)
-    with trainer.seeded(Stream(("init",))):
+    with trainer.seeded(RandomStream(("init",))):
         ours, theirs = Network(shape), library_network(shape)
     for name, array in ours.state_dict().items():
         other = theirs.state_dict()[name]
@@ -174,7 +174,7 @@ def gradients(shape, tokens, documents, change=None):
 
 def gradients_in_c(shape, tokens, documents):
     model = shaken(shape)
-    loss = 2 * compiling.in_c(model, True).loss(tokens, tokens.roll(-1, 1), 0.5 * weights_of(tokens), documents)
+    loss = 2 * torch_compile.in_c(model, True).loss(tokens, tokens.roll(-1, 1), 0.5 * weights_of(tokens), documents)
     return [loss.detach(), *torch.autograd.grad(loss, list(model.parameters()))]
 
 
@@ -215,7 +215,7 @@ def test_those_tests_would_notice_attention_across_documents():
 
 @compiler
 def test_compiled_windows_are_the_same_bits_whatever_is_computed_with_them():
-    network, tokens = compiling.in_c(shaken(SHAPES[3]), True), tokens_of(SHAPES[3], 30)
+    network, tokens = torch_compile.in_c(shaken(SHAPES[3]), True), tokens_of(SHAPES[3], 30)
     together = network.log_prob(tokens, tokens, None)
     alone = [network.log_prob(window[None], window[None], None)[0] for window in tokens]
     assert torch.equal(together, torch.stack(alone))
@@ -226,7 +226,7 @@ def test_a_network_that_broke_has_no_log_probabilities():
     model = shaken(SHAPES[0])
     model.transformer["h"][0].mlp.c_fc.weight.data[3, 4] = float("nan")
     tokens = tokens_of(SHAPES[0])
-    assert not torch.isfinite(compiling.in_c(model, True).log_prob(tokens, tokens, None)).all()
+    assert not torch.isfinite(torch_compile.in_c(model, True).log_prob(tokens, tokens, None)).all()
 
 
 @pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=compiler)])
@@ -237,7 +237,7 @@ def test_documents_in_one_window_are_as_if_each_were_alone(shape, compiled):
 
     def look(tokens, documents):
         if compiled:
-            return compiling.in_c(model, True).log_prob(tokens, tokens, documents)
+            return torch_compile.in_c(model, True).log_prob(tokens, tokens, documents)
         return model.logits(tokens, documents)
 
     with torch.inference_mode():
@@ -315,16 +315,16 @@ def test_weights_of_rows_decide_what_is_learned():
     a, b = (Ragged(np.array([5, token, 0], np.uint16), np.array([0, 3])) for token in (7, 9))
     parts = (({"tokens": a}, np.zeros(30, np.int64), 3.0), ({"tokens": b}, np.zeros(30, np.int64), 1.0))
     family = tiny(packing="documents", training={"steps": 150, "batch": 16, "learning_rate": 1e-2})
-    model = family.fit(Samples(parts, LEARNED), Context(Stream(("fit",))), None)
+    model = family.fit(TrainingRows(parts, LEARNED), Context(RandomStream(("fit",))), None)
     for row, share in ((a, 0.75), (b, 0.25)):
-        assert np.exp(family.token_log_prob(model, {"tokens": row}, Context(Stream())).values[1]) == pytest.approx(
+        assert np.exp(family.token_log_prob(model, {"tokens": row}, Context(RandomStream())).values[1]) == pytest.approx(
             share, abs=0.06
         )
 
 
 def test_log_probabilities_are_the_networks_and_stand_by_their_tokens():
     family, model, rows = tiny(packing="documents", context=32), fitted(tiny(packing="documents", context=32)), chains(20)
-    found = family.token_log_prob(model, {"tokens": rows}, Context(Stream()))
+    found = family.token_log_prob(model, {"tokens": rows}, Context(RandomStream()))
     assert np.array_equal(found.offsets, rows.offsets)
     plain = Network(family.shape())
     trainer.load(plain, model)
@@ -339,7 +339,7 @@ def test_only_packed_documents_do_not_see_each_other():
     alone = two[np.array([1])]
     for packing, independent in (("documents", True), ("stream", False)):
         family = tiny(packing=packing)
-        both, one = (family.token_log_prob(model, {"tokens": rows}, Context(Stream())).values for rows in (two, alone))
+        both, one = (family.token_log_prob(model, {"tokens": rows}, Context(RandomStream())).values for rows in (two, alone))
         assert np.allclose(both[3:], one, atol=1e-5) == independent
 
 
@@ -357,16 +357,18 @@ def test_layers_that_torch_cannot_compile_stay_as_they_are(monkeypatch):
         raise RuntimeError("no triton")
 
     monkeypatch.setattr(compiling, "_compiled", broken)
-    model, context = Network(SHAPES[0]), Context(Stream())
-    compiling._compile_layers(model, Training(compile="auto"), 2, context)
+    model, context = Network(SHAPES[0]), Context(RandomStream())
+    torch_compile._compile_layers(model, Training(compile="auto"), 2, context)
     assert model.apply_layer is network.apply_layer
     with pytest.raises(SpecError, match=r"family\.training\.compile: torch cannot compile here \(no triton\)"):
-        compiling._compile_layers(model, Training(compile=True), 2, context)
+        torch_compile._compile_layers(model, Training(compile=True), 2, context)
 
 
 def test_layers_compiled_by_torch_give_the_same_numbers(monkeypatch):
     monkeypatch.setattr(compiling, "_compiler", lambda: torch.compile(network.apply_layer, dynamic=False, backend="aot_eager"))
-    ours = gradients(SHAPES[3], tokens_of(SHAPES[3]), None, lambda model: setattr(model, "apply_layer", compiling._compiled))
+    ours = gradients(
+        SHAPES[3], tokens_of(SHAPES[3]), None, lambda model: setattr(model, "apply_layer", torch_compile._compiled)
+    )
     torch.testing.assert_close(ours, gradients(SHAPES[3], tokens_of(SHAPES[3]), None), rtol=1e-4, atol=1e-5)
 
 
@@ -383,9 +385,9 @@ def test_bfloat16_agrees_roughly():
 
 def test_the_first_generation_may_have_steps_of_its_own():
     family = tiny(training={"first_steps": 3, "steps": 9})
-    assert [family.at(t).training.steps for t in (1, 2, 3)] == [3, 9, 9]
-    assert family.at(2) == tiny(training={"steps": 9})  # so later generations do not depend on it
-    assert family.at(1).training.first_steps is None
+    assert [family.for_generation(t).training.steps for t in (1, 2, 3)] == [3, 9, 9]
+    assert family.for_generation(2) == tiny(training={"steps": 9})  # so later generations do not depend on it
+    assert family.for_generation(1).training.first_steps is None
 
 
 def test_a_batch_that_grows_with_the_rows_keeps_the_steps():

@@ -10,25 +10,25 @@ from torch.nn import functional
 
 from selfloop.component import Context
 from selfloop.errors import DataError, SpecError
-from selfloop.families.nn import autoencoder
-from selfloop.families.nn.autoencoder import Likelihood
-from selfloop.families.nn.strided import Double, Halve
-from selfloop.families.nn.training import Training
-from selfloop.families.vae import Vae, VaeSampler
-from selfloop.rng import Stream
+from selfloop.families.nn.settings import Training
+from selfloop.families.vae import network as autoencoder
+from selfloop.families.vae.family import Vae, VaeSampler
+from selfloop.families.vae.network import Likelihood
+from selfloop.families.vae.strided_conv import Double, Halve
+from selfloop.rng import RandomStream
 from selfloop.sources.images import Digits
-from selfloop.spec import read_spec
-from selfloop.types import Samples
+from selfloop.spec.spec import read_spec
+from selfloop.types import TrainingRows
 
 TINY = Training(steps=20, batch=32)
 
 
 def context(*path):
-    return Context(Stream(path))
+    return Context(RandomStream(path))
 
 
 def samples_of(images):
-    return Samples((({"image": images}, None, 1.0),))
+    return TrainingRows((({"image": images}, None, 1.0),))
 
 
 @pytest.fixture(scope="module")
@@ -137,11 +137,11 @@ def test_pixels_and_channels_survive_the_way_through_the_network():
 
 def test_rows_gathered_batch_by_batch_give_the_same_model(digits, monkeypatch):
     vae = Vae(training=TINY)
-    data = Samples((({"image": digits}, np.arange(3, 300), 1.0), ({"image": digits}, None, 0.5)))
+    data = TrainingRows((({"image": digits}, np.arange(3, 300), 1.0), ({"image": digits}, None, 0.5)))
     in_memory = vae.fit(data, context("fit"), None)
     monkeypatch.setattr(autoencoder, "IN_MEMORY_BYTES", 1000)
-    gathered = vae.fit(data, context("fit"), None)
-    assert all(np.array_equal(in_memory[name], gathered[name]) for name in in_memory)
+    gather_rows = vae.fit(data, context("fit"), None)
+    assert all(np.array_equal(in_memory[name], gather_rows[name]) for name in in_memory)
 
 
 @pytest.mark.parametrize("preset", ["gerstgrasser2024_celeba", "gerstgrasser2024_celeba_small"])
@@ -228,10 +228,10 @@ def test_threads_share_a_batch_and_its_noise(digits):
     """The same numbers up to rounding whatever the number of threads, and the same bits for the same number."""
     images = digits[:100].repeat(2, 1).repeat(2, 2)
     vae = Vae(channels=(8, 8), training=Training(steps=5, batch=50))
-    one, two, again = (vae.fit(samples_of(images), Context(Stream(("fit",)), threads=k), None) for k in (1, 2, 2))
+    one, two, again = (vae.fit(samples_of(images), Context(RandomStream(("fit",)), threads=k), None) for k in (1, 2, 2))
     assert all(np.array_equal(two[name], again[name]) for name in two)
     assert all(np.allclose(one[name], two[name], atol=1e-5) for name in one if not name.startswith("training/"))
-    other = vae.fit(samples_of(images), Context(Stream(("other noise",)), threads=2), None)
+    other = vae.fit(samples_of(images), Context(RandomStream(("other noise",)), threads=2), None)
     assert not np.allclose(one["training/loss"], other["training/loss"], rtol=1e-4)
     assert np.allclose(one["training/loss"], two["training/loss"], rtol=1e-4)
 
@@ -381,7 +381,7 @@ def test_replace_loses_the_spread_that_accumulate_keeps(digits):
         batches = [digits[500:1200]]
         for t in range(1, 5):
             rows = batches[-1:] if policy == "replace" else batches
-            data = Samples(tuple(({"image": batch}, None, 1.0) for batch in rows))
+            data = TrainingRows(tuple(({"image": batch}, None, 1.0) for batch in rows))
             params = vae.fit(data, context("fit", t), None)
             batches.append(vae.sample(params, 700, sampler, {}, context("sample", t))["image"])
         bound = sum(part.mean() for part in vae.elbo(params, {"image": digits[:500]}, context("measure")))
@@ -400,7 +400,7 @@ def test_replace_loses_the_spread_that_accumulate_keeps(digits):
 )
 def test_rows_that_are_no_images_are_refused(rows, sentence):
     with pytest.raises(DataError, match=sentence):
-        Vae().fit(Samples(((rows, None, 1.0),)), context(), None)
+        Vae().fit(TrainingRows(((rows, None, 1.0),)), context(), None)
 
 
 @pytest.mark.parametrize(

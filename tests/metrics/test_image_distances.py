@@ -9,14 +9,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-import selfloop.metrics.distances as distances
+import selfloop.metrics.vector_distances as distances
 from selfloop.component import Context, Family, Metric, Sampler, Snapshot
 from selfloop.errors import SpecError
-from selfloop.metrics.distances import kernel_distance, mean_distance
 from selfloop.metrics.image_distances import FeatureDiversity, FeatureFrechet, Frechet, KernelDistance
-from selfloop.rng import Stream
+from selfloop.metrics.vector_distances import kernel_distance, mean_distance
+from selfloop.rng import RandomStream
 
-CTX = Context(Stream(("measure",)))
+CTX = Context(RandomStream(("measure",)))
 RNG = np.random.default_rng(1)
 D = 6
 REAL, HELD = (RNG.standard_normal((3000, D)) for _ in range(2))

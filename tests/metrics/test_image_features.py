@@ -20,14 +20,14 @@ from torch import nn
 
 from selfloop.component import Context
 from selfloop.errors import DataError, MissingExtraError, SpecError
-from selfloop.identity import identity
 from selfloop.metrics import image_features
-from selfloop.metrics.image_features import ImageFeatures
-from selfloop.rng import Stream
+from selfloop.metrics.image_features import ImageFeatureExtractor
+from selfloop.rng import RandomStream
 from selfloop.sources.images import Idx
+from selfloop.store.identity import identity
 from selfloop.types import Columns, Params
 
-CTX = Context(Stream(("features",)))
+CTX = Context(RandomStream(("features",)))
 MNIST = Path(__file__).parents[3] / "shared" / "data" / "mnist"
 DIGITS, ORDER = load_digits(), np.random.default_rng(0).permutation(1797)  # as they come, the last are other writers'
 IMAGES = np.rint(DIGITS.images[ORDER] * (255 / 16)).astype(np.uint8)
@@ -38,16 +38,16 @@ CLOSED = (np.isin(LABELS, [0, 6, 8, 9])[:, None] * [1, 0] + np.isin(LABELS, [1, 
 
 @pytest.fixture(scope="module")
 def labelled() -> Params:
-    return ImageFeatures().learn({"image": IMAGES[REAL], "label": LABELS[REAL] + 3, "attributes": CLOSED[REAL]}, CTX)
+    return ImageFeatureExtractor().prepare({"image": IMAGES[REAL], "label": LABELS[REAL] + 3, "attributes": CLOSED[REAL]}, CTX)
 
 
 @pytest.fixture(scope="module")
 def plain() -> Params:
-    return ImageFeatures().learn({"image": IMAGES[REAL]}, CTX)
+    return ImageFeatureExtractor().prepare({"image": IMAGES[REAL]}, CTX)
 
 
 def describe(images: Any, learned: Params, **settings: Any) -> Mapping[str, Any]:
-    return ImageFeatures(**settings).describe({"image": images}, learned, CTX)
+    return ImageFeatureExtractor(**settings).describe({"image": images}, learned, CTX)
 
 
 def purity(modes: Any, labels: Any) -> float:
@@ -74,9 +74,9 @@ def test_features_of_real_images_have_mean_0_and_a_variance_of_1_on_average(labe
 
 
 def test_attributes_alone_are_learned_and_modes_are_then_clusters() -> None:
-    features = ImageFeatures(modes=4)
-    learned = features.learn({"image": IMAGES[REAL], "attributes": CLOSED[REAL]}, CTX)
-    found = features.describe({"image": IMAGES[HELD]}, learned, CTX)
+    features = ImageFeatureExtractor(modes=4)
+    learned = features.prepare({"image": IMAGES[REAL], "attributes": CLOSED[REAL]}, CTX)
+    found = features.extract({"image": IMAGES[HELD]}, learned, CTX)
     assert ((np.asarray(found["attributes"]) > 0.5) == CLOSED[HELD]).mean() > 0.93
     assert np.asarray(found["probabilities"]).shape == (597, 4)
 
@@ -94,10 +94,10 @@ def test_without_labels_the_classifier_tells_rotations_apart_and_clusters_are_th
 def test_clusters_go_to_the_nearest_centre_and_rows_between_two_are_unsure() -> None:
     black, white = np.zeros((40, 8, 8), np.uint8), np.full((30, 8, 8), 200, np.uint8)
     noise = np.random.default_rng(0).integers(0, 20, (70, 8, 8), np.uint8)
-    features = ImageFeatures(kind="pixels", dimensions=3, modes=2)
-    learned = features.learn({"image": np.concatenate([black, white]) + noise}, CTX)
+    features = ImageFeatureExtractor(kind="pixels", dimensions=3, modes=2)
+    learned = features.prepare({"image": np.concatenate([black, white]) + noise}, CTX)
     seen = np.concatenate([black[:1] + 10, white[:1] + 10, np.full((1, 8, 8), 110, np.uint8)])
-    found = np.asarray(features.describe({"image": seen}, learned, CTX)["probabilities"])
+    found = np.asarray(features.extract({"image": seen}, learned, CTX)["probabilities"])
     assert found[:2].argmax(1).tolist() == [0, 1]  # 40 are more than 30
     assert found[:2].max(1).min() > 0.99
     middle = np.asarray(learned["centres"], float).mean(0)
@@ -106,19 +106,19 @@ def test_clusters_go_to_the_nearest_centre_and_rows_between_two_are_unsure() -> 
 
 
 def test_components_are_those_of_the_pixels() -> None:
-    features = ImageFeatures(kind="pixels", dimensions=5)
-    learned = features.learn({"image": IMAGES[REAL]}, CTX)
-    found = np.asarray(features.describe({"image": IMAGES[REAL]}, learned, CTX)["features"])
+    features = ImageFeatureExtractor(kind="pixels", dimensions=5)
+    learned = features.prepare({"image": IMAGES[REAL]}, CTX)
+    found = np.asarray(features.extract({"image": IMAGES[REAL]}, learned, CTX)["features"])
     values = np.linalg.eigvalsh(np.cov(IMAGES[REAL].reshape(-1, 64).T / 255))[::-1][:5]
     assert np.allclose(np.cov(found.T), np.diag(values), atol=1e-5)
 
 
 def test_blocks_of_rows_change_no_component(monkeypatch: pytest.MonkeyPatch) -> None:
-    features = ImageFeatures(kind="pixels", dimensions=5)
-    learned = features.learn({"image": IMAGES[REAL]}, CTX)
-    whole = features.describe({"image": IMAGES[HELD]}, learned, CTX)["features"]
+    features = ImageFeatureExtractor(kind="pixels", dimensions=5)
+    learned = features.prepare({"image": IMAGES[REAL]}, CTX)
+    whole = features.extract({"image": IMAGES[HELD]}, learned, CTX)["features"]
     monkeypatch.setattr(image_features, "MOST_ROWS", 97)
-    assert np.allclose(features.describe({"image": IMAGES[HELD]}, learned, CTX)["features"], whole, rtol=1e-6, atol=1e-6)
+    assert np.allclose(features.extract({"image": IMAGES[HELD]}, learned, CTX)["features"], whole, rtol=1e-6, atol=1e-6)
 
 
 def test_clusters_are_the_same_bits_however_many_threads_there_are() -> None:
@@ -140,8 +140,8 @@ def test_equal_images_have_equal_features_wherever_they_stand(labelled: Params) 
 def test_learning_is_a_function_of_rows_and_stream_and_leaves_torch_as_it_was() -> None:
     rows = {"image": IMAGES[:100], "label": LABELS[:100]}
     before = torch.random.get_rng_state()
-    first, again = (ImageFeatures().learn(rows, CTX) for _ in range(2))
-    other = ImageFeatures().learn(rows, CTX.child("other"))
+    first, again = (ImageFeatureExtractor().prepare(rows, CTX) for _ in range(2))
+    other = ImageFeatureExtractor().prepare(rows, CTX.child("other"))
     assert all(np.array_equal(first[name], again[name]) for name in first)
     assert not np.array_equal(first["0.weight"], other["0.weight"])
     assert torch.equal(before, torch.random.get_rng_state())
@@ -150,24 +150,24 @@ def test_learning_is_a_function_of_rows_and_stream_and_leaves_torch_as_it_was() 
 @pytest.mark.parametrize("shape", [(64, 64, 3), (12, 20), (1, 1), (33, 31, 3)])
 def test_images_of_any_size_and_depth_have_features(shape: tuple[int, ...]) -> None:
     images = np.random.default_rng(0).integers(0, 256, (20, *shape), np.uint8)
-    features = ImageFeatures(dimensions=4, modes=3)
+    features = ImageFeatureExtractor(dimensions=4, modes=3)
     for rows in ({"image": images}, {"image": images, "label": np.arange(20, dtype=np.uint8) % 3}):
-        found = features.describe({"image": images}, _shortly(features, rows), CTX)
+        found = features.extract({"image": images}, _shortly(features, rows), CTX)
         assert np.asarray(found["features"]).shape == (20, 4)
         assert np.isfinite(np.asarray(found["probabilities"])).all()
 
 
-def _shortly(features: ImageFeatures, rows: Columns) -> Params:
+def _shortly(features: ImageFeatureExtractor, rows: Columns) -> Params:
     import selfloop.metrics.image_networks as networks
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(networks, "LEAST_STEPS", 2)
-        return features.learn(rows, CTX)
+        return features.prepare(rows, CTX)
 
 
 def test_images_that_are_all_the_same_are_one_mode() -> None:
     rows = {"image": np.full((30, 8, 8), 9, np.uint8)}
-    found = ImageFeatures(kind="pixels").describe(rows, ImageFeatures(kind="pixels").learn(rows, CTX), CTX)
+    found = ImageFeatureExtractor(kind="pixels").describe(rows, ImageFeatureExtractor(kind="pixels").prepare(rows, CTX), CTX)
     assert np.array_equal(found["probabilities"], np.ones((30, 1)))
 
 
@@ -185,20 +185,20 @@ def program(path: Path, network: nn.Module, rows: Any) -> Path:
 
 def test_a_given_program_is_asked(tmp_path: Path) -> None:
     path = program(tmp_path / "halves.pt2", Halves(), None)
-    features = ImageFeatures(kind="given", path=path, modes=3)
-    learned = features.learn({"image": IMAGES[REAL]}, CTX)
-    found = features.describe({"image": IMAGES[:300]}, learned, CTX)
+    features = ImageFeatureExtractor(kind="given", path=path, modes=3)
+    learned = features.prepare({"image": IMAGES[REAL]}, CTX)
+    found = features.extract({"image": IMAGES[:300]}, learned, CTX)
     expected = IMAGES[:300].reshape(300, 2, -1).mean(2) / 255
     assert np.allclose(found["features"], expected, atol=1e-6)
     with pytest.raises(SpecError, match=r"halves\.pt2 does not take images float32\[256, 3, 8, 8\]"):
-        features.learn({"image": np.zeros((5, 8, 8, 3), np.uint8)}, CTX)
+        features.prepare({"image": np.zeros((5, 8, 8, 3), np.uint8)}, CTX)
 
 
 def test_a_given_program_is_known_by_its_content(tmp_path: Path) -> None:
     path, copy, other = (tmp_path / name for name in ("a.pt2", "b.pt2", "c.pt2"))
     copy.write_bytes(program(path, Halves(), None).read_bytes())
     other.write_bytes(b"something else")
-    first, same, another = (identity(ImageFeatures(kind="given", path=each)) for each in (path, copy, other))
+    first, same, another = (identity(ImageFeatureExtractor(kind="given", path=each)) for each in (path, copy, other))
     assert first == same != another
 
 
@@ -207,7 +207,7 @@ def test_what_is_no_program_is_refused(content: bytes, tmp_path: Path) -> None:
     path = tmp_path / "broken.pt2"
     path.write_bytes(content)
     with pytest.raises(SpecError, match=r"metrics\.features\.path: .*broken\.pt2"):
-        ImageFeatures(kind="given", path=path).learn({"image": IMAGES[:9]}, CTX)
+        ImageFeatureExtractor(kind="given", path=path).prepare({"image": IMAGES[:9]}, CTX)
 
 
 class Harmful:
@@ -228,14 +228,14 @@ def test_a_program_that_hides_another_is_not_run(tmp_path: Path) -> None:
         for member in good.namelist():
             bad.writestr(member, hidden.getvalue() if "sample_inputs" in member else good.read(member))
     with pytest.raises(SpecError, match=r"metrics\.features\.path: .*b\.pt2 cannot be opened"):
-        ImageFeatures(kind="given", path=harmful).learn({"image": IMAGES[:9]}, CTX)
+        ImageFeatureExtractor(kind="given", path=harmful).prepare({"image": IMAGES[:9]}, CTX)
     assert not made.exists()
 
 
 def test_a_program_that_returns_no_features_is_refused(tmp_path: Path) -> None:
     path = program(tmp_path / "wrong.pt2", nn.ReLU(), None)
     with pytest.raises(SpecError, match="does not return \\(256, features\\)"):
-        ImageFeatures(kind="given", path=path).learn({"image": IMAGES[:9]}, CTX)
+        ImageFeatureExtractor(kind="given", path=path).prepare({"image": IMAGES[:9]}, CTX)
 
 
 @pytest.mark.skipif(importlib.util.find_spec("torch_fidelity") is not None, reason="it is installed")
@@ -243,7 +243,7 @@ def test_inception_says_what_to_install(tmp_path: Path) -> None:
     weights = tmp_path / "weights.pth"
     weights.touch()
     with pytest.raises(MissingExtraError, match=r"kind 'inception': needs torch_fidelity.* pip install"):
-        ImageFeatures(kind="inception", path=weights).learn({"image": IMAGES[:9]}, CTX)
+        ImageFeatureExtractor(kind="inception", path=weights).prepare({"image": IMAGES[:9]}, CTX)
 
 
 class Extractor(nn.Module):
@@ -271,11 +271,11 @@ def fidelity(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("fidelity")
 def test_inception_is_asked_for_its_2048_numbers_of_bytes_in_three_colours(tmp_path: Path) -> None:
     torch.save(nn.ModuleDict({"last": nn.Linear(3, 2048)}).state_dict(), path := tmp_path / "weights.pth")
-    features = ImageFeatures(kind="inception", path=path, modes=2)
-    learned = features.learn({"image": IMAGES[:9]}, CTX)
-    assert np.asarray(features.describe({"image": IMAGES[:9]}, learned, CTX)["features"]).shape == (9, 2048)
+    features = ImageFeatureExtractor(kind="inception", path=path, modes=2)
+    learned = features.prepare({"image": IMAGES[:9]}, CTX)
+    assert np.asarray(features.extract({"image": IMAGES[:9]}, learned, CTX)["features"]).shape == (9, 2048)
     with pytest.raises(SpecError, match="looks at 1 or 3 channels; the images have 4"):
-        features.learn({"image": np.zeros((5, 8, 8, 4), np.uint8)}, CTX)
+        features.prepare({"image": np.zeros((5, 8, 8, 4), np.uint8)}, CTX)
 
 
 @pytest.mark.usefixtures("fidelity")
@@ -287,7 +287,7 @@ def test_what_is_no_file_of_weights_is_refused_and_never_run(content: bytes | st
     else:
         torch.save({"x": Harmful(made)} if content == "harmful" else nn.Linear(2, 2).state_dict(), path)
     with pytest.raises(SpecError, match=r"metrics\.features\.path: .*weights\.pth does not hold the weights of Inception"):
-        ImageFeatures(kind="inception", path=path).learn({"image": IMAGES[:9]}, CTX)
+        ImageFeatureExtractor(kind="inception", path=path).prepare({"image": IMAGES[:9]}, CTX)
     assert not made.exists()
 
 
@@ -305,19 +305,19 @@ def test_what_is_no_file_of_weights_is_refused_and_never_run(content: bytes | st
 )
 def test_settings_that_cannot_be_are_refused(settings: dict[str, Any], says: str) -> None:
     with pytest.raises(SpecError, match=rf"metrics\.features\.{says}"):
-        ImageFeatures(**settings)
+        ImageFeatureExtractor(**settings)
 
 
 def test_rows_without_images_are_refused() -> None:
     with pytest.raises(DataError, match="have columns x; expected a column 'image'"):
-        ImageFeatures().learn({"x": np.zeros(3)}, CTX)
+        ImageFeatureExtractor().prepare({"x": np.zeros(3)}, CTX)
 
 
 def test_a_spec_sets_the_features_of_a_metric() -> None:
-    from selfloop.spec import component
+    from selfloop.spec.spec import component
 
     made = component("metric", {"name": "precision", "features": {"kind": "pixels", "dimensions": 8}}, "metrics")
-    assert made.features == ImageFeatures(kind="pixels", dimensions=8)
+    assert made.features == ImageFeatureExtractor(kind="pixels", dimensions=8)
     with pytest.raises(SpecError, match=r"metrics\.features\.kind: got 'vgg'"):
         component("metric", {"name": "precision", "features": {"kind": "vgg"}}, "metrics")
 
@@ -328,7 +328,7 @@ def test_the_classifier_knows_the_digits_of_mnist() -> None:
         MNIST / f"{part}-{kind}" for part in ("train", "t10k") for kind in ("images-idx3-ubyte.gz", "labels-idx1-ubyte.gz")
     ]
     train, held = Idx(images=files[0], labels=files[1]), Idx(images=files[2], labels=files[3])
-    learned = ImageFeatures(epochs=2).learn(train.draw(0, 5000, CTX), CTX)
+    learned = ImageFeatureExtractor(epochs=2).prepare(train.draw(0, 5000, CTX), CTX)
     rows = held.draw(0, 2000, CTX)
-    found = np.asarray(ImageFeatures().describe(rows, learned, CTX)["probabilities"]).argmax(1)
+    found = np.asarray(ImageFeatureExtractor().describe(rows, learned, CTX)["probabilities"]).argmax(1)
     assert (found == rows["label"]).mean() > 0.94

@@ -5,19 +5,20 @@ import pytest
 
 import selfloop
 from selfloop.component import Context, Family, Sampler, Snapshot
-from selfloop.families.nn.training import Training
-from selfloop.families.vae import Vae
-from selfloop.metrics.distances import frechet_distance
+from selfloop.families.nn.settings import Training
+from selfloop.families.vae.family import Vae
 from selfloop.metrics.image_distances import Frechet
-from selfloop.metrics.image_features import ImageFeatures
-from selfloop.metrics.images import HasElbo, LogLikelihood, NegativeElbo, PixelSpread
-from selfloop.rng import Stream
+from selfloop.metrics.image_features import ImageFeatureExtractor
+from selfloop.metrics.image_likelihood import LogLikelihood, NegativeElbo, PixelSpread
+from selfloop.metrics.vector_distances import frechet_distance
+from selfloop.protocols import SupportsElbo
+from selfloop.rng import RandomStream
 from selfloop.sources.images import Digits
-from selfloop.spec import Spec
-from selfloop.types import Samples
+from selfloop.spec.spec import Spec
+from selfloop.types import TrainingRows
 
-CTX = Context(Stream(("measure",)))
-ROWS = Digits().draw(0, 1797, Context(Stream()))
+CTX = Context(RandomStream(("measure",)))
+ROWS = Digits().draw(0, 1797, Context(RandomStream()))
 HELD, REAL = ({"image": ROWS["image"][part]} for part in (slice(800), slice(800, 1600)))
 
 
@@ -26,9 +27,9 @@ def snapshot(family=None, params=None, new=REAL, features=None):
 
 
 def frechet(new):
-    metric = Frechet(features=ImageFeatures(kind="pixels", dimensions=16))
-    learned = metric.features.learn(REAL, CTX)
-    described = {kind: metric.features.describe(rows, learned, CTX) for kind, rows in kinds(new).items()}
+    metric = Frechet(features=ImageFeatureExtractor(kind="pixels", dimensions=16))
+    learned = metric.features.prepare(REAL, CTX)
+    described = {kind: metric.features.extract(rows, learned, CTX) for kind, rows in kinds(new).items()}
     return metric.measure(snapshot(features=described), CTX)["frechet"]
 
 
@@ -79,7 +80,7 @@ def test_pixel_spread_is_the_mean_standard_deviation():
 
 
 def test_blocks_of_rows_change_no_number(monkeypatch):
-    import selfloop.metrics.images as module
+    import selfloop.metrics.image_likelihood as module
 
     before = PixelSpread().measure(snapshot(), CTX)["pixel_spread"]
     monkeypatch.setattr(module, "BLOCK", 97)
@@ -88,8 +89,8 @@ def test_blocks_of_rows_change_no_number(monkeypatch):
 
 def test_negative_elbo_is_the_sum_of_its_parts_and_the_same_each_time():
     vae = Vae(training=Training(steps=30))
-    assert isinstance(vae, HasElbo)
-    params = vae.fit(Samples(((REAL, None, 1.0),)), Context(Stream(("fit",))), None)
+    assert isinstance(vae, SupportsElbo)
+    params = vae.fit(TrainingRows(((REAL, None, 1.0),)), Context(RandomStream(("fit",))), None)
     first, again = (NegativeElbo().measure(snapshot(vae, params), CTX) for _ in range(2))
     assert first == again
     assert first["negative_elbo"] == pytest.approx(first["reconstruction"] + first["kl"])
@@ -99,7 +100,7 @@ def test_negative_elbo_is_the_sum_of_its_parts_and_the_same_each_time():
 def test_the_likelihood_of_more_samples_is_a_tighter_bound_and_the_same_each_time():
     """Burda et al. 2015, theorem 1; one sample is the evidence bound up to noise, with the likelihood's constant."""
     vae = Vae(training=Training(steps=200))
-    params = vae.fit(Samples(((REAL, None, 1.0),)), Context(Stream(("fit",))), None)
+    params = vae.fit(TrainingRows(((REAL, None, 1.0),)), Context(RandomStream(("fit",))), None)
     one, some, many = (LogLikelihood(samples=k).measure(snapshot(vae, params), CTX)["log_likelihood"] for k in (1, 10, 200))
     bound = -NegativeElbo().measure(snapshot(vae, params), CTX)["negative_elbo"] - 64 * np.log(vae.sigma * np.sqrt(2 * np.pi))
     assert one == pytest.approx(bound, abs=0.5)

@@ -12,16 +12,16 @@ import numpy as np
 import pytest
 
 from selfloop.component import Context, Family, Metric, Sampler, Snapshot, Source
+from selfloop.engine.run import resolved_points
 from selfloop.errors import SpecError
-from selfloop.metrics.image_features import ImageFeatures
+from selfloop.metrics.image_features import ImageFeatureExtractor
 from selfloop.metrics.image_modes import Attributes, Modes
-from selfloop.rng import Stream
-from selfloop.runtime import resolved_points
+from selfloop.rng import RandomStream
 from selfloop.sources.images import Digits
-from selfloop.spec import Spec
-from selfloop.types import Field
+from selfloop.spec.spec import Spec
+from selfloop.types import ColumnType
 
-CTX = Context(Stream(("measure",)))
+CTX = Context(RandomStream(("measure",)))
 
 
 def measure(metric: Metric, column: str, new: Any, real: Any, classes: Any = None) -> Mapping[str, float]:
@@ -106,8 +106,8 @@ class Faces(Digits):
 
     attributes: int = 2
 
-    def schema(self) -> Mapping[str, Field]:
-        return {**super().schema(), **({"attributes": Field("uint8", (self.attributes,))} if self.attributes else {})}
+    def schema(self) -> Mapping[str, ColumnType]:
+        return {**super().schema(), **({"attributes": ColumnType("uint8", (self.attributes,))} if self.attributes else {})}
 
 
 @pytest.mark.parametrize(
@@ -115,7 +115,7 @@ class Faces(Digits):
     [
         (Faces(), Attributes(names=("a", "b", "c")), r"metrics\.attributes\.names: got 3 names for 2 attributes"),
         (Faces(attributes=0), Attributes(), r"metrics\.attributes: learns .* digits gives none as it is set"),
-        (Faces(), Attributes(features=ImageFeatures(kind="pixels")), r"metrics\.attributes: .* kind is 'pixels'"),
+        (Faces(), Attributes(features=ImageFeatureExtractor(kind="pixels")), r"metrics\.attributes: .* kind is 'pixels'"),
         (Faces(), Attributes(names=("a", "b")), ""),
     ],
 )

@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-import selfloop.metrics.distances as distances
+import selfloop.metrics.vector_distances as distances
 from selfloop.component import Context, Family, Metric, Sampler, Snapshot
 from selfloop.errors import SpecError
-from selfloop.metrics.neighbours import Coverage, Entropy, Precision, TrainingDistance, entropy, nearest, reach
-from selfloop.rng import Stream
+from selfloop.metrics.image_neighbors import Coverage, Entropy, Precision, TrainingDistance, entropy, nearest, reach
+from selfloop.rng import RandomStream
 
-CTX = Context(Stream(("measure",)))
+CTX = Context(RandomStream(("measure",)))
 RNG = np.random.default_rng(0)
 REAL = RNG.standard_normal((90, 5)).astype(np.float32)
 NEW = (RNG.standard_normal((80, 5)) * [1, 1, 1, 0.3, 0.3] + 0.2).astype(np.float32)

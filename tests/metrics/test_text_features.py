@@ -14,15 +14,15 @@ import pytest
 
 from selfloop.component import Context, Encoder, Family, Sampler, Snapshot
 from selfloop.errors import SpecError
-from selfloop.identity import identity
-from selfloop.metrics.distances import frechet_distance, frontier_area
 from selfloop.metrics.text_features import Mauve, TextFrechet, embedded, mauve_of
-from selfloop.rng import Stream
+from selfloop.metrics.vector_distances import frechet_distance, frontier_area
+from selfloop.rng import RandomStream
+from selfloop.store.identity import identity
 from selfloop.types import Columns, Floats, Params, Ragged
 
 END, WORDS, POSITIONS = 0, 40, 24
 LEARNED: Params = {"tokenizer/end": np.asarray(END)}
-CTX = Context(Stream(("measure",)))
+CTX = Context(RandomStream(("measure",)))
 HERE = "metrics.mauve.model"
 
 

@@ -13,18 +13,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from selfloop.component import Context, Encoder, Family, HasTokenLogProb, Metric, Sampler, Snapshot
+from selfloop.component import Context, Encoder, Family, Metric, Sampler, Snapshot
 from selfloop.errors import SpecError
 from selfloop.metrics import ngrams
 from selfloop.metrics.ngrams import contained, cut_of, longest_runs, texts
 from selfloop.metrics.text import CrossEntropy, SelfCrossEntropy, TailMass, TextLength, Vocabulary, Zipf, zipf_exponent
 from selfloop.metrics.text_diversity import Distinct, DuplicateRate, Memorisation, Repetition, SelfBleu, bleu_among
-from selfloop.rng import Stream
+from selfloop.protocols import SupportsTokenLogProb
+from selfloop.rng import RandomStream
 from selfloop.types import Columns, Floats, Params, Ragged
 
 END = 0
 LEARNED: Params = {"tokenizer/end": np.asarray(END)}
-CTX = Context(Stream(("measure",)))
+CTX = Context(RandomStream(("measure",)))
 Rows = Sequence[Sequence[int]]
 
 
@@ -125,7 +126,7 @@ def test_cross_entropy_is_the_mean_over_tokens_and_not_over_rows() -> None:
     }
     over_rows = ((4 * 2 + 1) / 5 + (3 + 1) / 2) / 2 * math.log(2)
     assert found["cross_entropy"] != pytest.approx(over_rows, rel=0.01)
-    assert isinstance(Unigram(), HasTokenLogProb)
+    assert isinstance(Unigram(), SupportsTokenLogProb)
 
 
 def test_cross_entropy_that_is_too_large_for_a_perplexity_says_so() -> None:

@@ -8,23 +8,23 @@ from datetime import UTC, datetime
 
 import numpy as np
 
-from selfloop.policies.plans import Accumulate, AccumulateSubsample, Replace
-from selfloop.report import (
+from selfloop.policies.builtin import Accumulate, AccumulateSubsample, Replace
+from selfloop.report.values import (
     Cost,
     Differences,
     Gallery,
-    LawCurve,
     Panel,
-    PublishedPoints,
+    PanelLaw,
+    PanelPublished,
     Report,
     Shares,
     Worth,
     curve_of,
     ledger_of,
 )
-from selfloop.stats.ordering import compare_all
-from selfloop.stats.value import Cell, value_of_real
-from selfloop.types import Field, Ragged, Verdict
+from selfloop.stats.comparison import compare_all
+from selfloop.stats.data_value import Cell, fit_data_value
+from selfloop.types import ColumnType, Ragged, Verdict
 
 HOSTILE = "</script><script>alert(1)</script><!-- \" ' & \x00\x1b"
 WHEN = datetime(2026, 3, 2, 14, 5, tzinfo=UTC)
@@ -91,7 +91,7 @@ def faces_report(seeds: int = 3, generations: int = 5) -> Report:
         }
         for policy, each in blur.items()
     }
-    gallery = Gallery(schema={"image": Field("uint8", (64, 64, 3))}, real={"image": images[:16]}, samples=samples)
+    gallery = Gallery(schema={"image": ColumnType("uint8", (64, 64, 3))}, real={"image": images[:16]}, samples=samples)
     return replace(
         digits_report(seeds, generations),
         title="A VAE on made faces",
@@ -186,17 +186,17 @@ def linear_report(seeds: int = 2000, generations: int = 10) -> Report:
     }
     curves = [curve_of(p, t.tolist(), laws[p] * rng.gamma(15, 1 / 15, (seeds, generations))) for p in POLICIES]
     exact = [
-        LawCurve(name=form, kind="exact", policy=p, generations=t.tolist(), values=laws[p], source="Gerstgrasser et al. 2024")
+        PanelLaw(name=form, kind="exact", policy=p, generations=t.tolist(), values=laws[p], source="Gerstgrasser et al. 2024")
         for p, form in (("replace", "t d / (n - d - 1)"), ("accumulate", "sum 1/i² d / (n - d - 1)"))
     ]
-    bound = LawCurve(
+    bound = PanelLaw(
         name="π²/6 · first error",
         kind="bound",
         policy="accumulate",
         generations=t.tolist(),
         values=[first * np.pi**2 / 6] * generations,
     )
-    paper = PublishedPoints(
+    paper = PanelPublished(
         label="Gerstgrasser et al. 2024, Fig. 2",
         policy="replace",
         generations=[1, 5, 10],
@@ -230,7 +230,7 @@ def ending_report(seeds: int = 10, generations: int = 50) -> Report:
         growing[t[None, :] > ends[:, None]] = np.nan
         flat = 1 + 0.1 * np.log(t) + rng.normal(0, 0.05, (seeds, generations))
         curves = [curve_of("replace", t.tolist(), growing), curve_of("accumulate", t.tolist(), flat)]
-        panels.append(Panel(metric="log_loss", title="log loss", unit="nats", axes=(("n", n),), curves=curves))
+        panels.append(Panel(metric="log_loss", title="log loss", unit="nats", coordinates=(("n", n),), curves=curves))
     return Report(
         title="Logistic regression on diabetes",
         spec_text="[sweep]\nn = [200, 400]\n",
@@ -259,7 +259,7 @@ def gallery_report() -> Report:
 
 def language_report(seeds: int = 3, generations: int = 10, policies: int = 4) -> Report:
     """A small transformer on stories, with published curves of another scale, comparisons and a gallery with prompts."""
-    from selfloop.published import load
+    from selfloop.published.papers import load
 
     rng = np.random.default_rng(6)
     t = np.arange(1, generations + 1)
@@ -274,7 +274,7 @@ def language_report(seeds: int = 3, generations: int = 10, policies: int = 4) ->
     noise = rng.normal(0, 0.012, (len(labels), seeds, generations))
     values = {p: level + rise[p] - rise[p][0] + noise[i] * (t > 1) for i, p in enumerate(labels)}
     published = [
-        PublishedPoints(
+        PanelPublished(
             label=work.title, policy=p, scale=table.scale, source=table.cite,
             generations=[q.generation for q in table.curves[p] if q.generation <= generations],
             values=[q.value for q in table.curves[p] if q.generation <= generations],
@@ -307,7 +307,7 @@ def worth_of(seeds: int) -> Worth:
         for r in (64, 256, 1024, 4096)
         for s in (0, 256, 1024, 4096)
     ]
-    value = value_of_real(cells)
+    value = fit_data_value(cells)
     assert value
     return Worth(
         metric="cross_entropy", title="Cross-entropy", unit="nats per token", cells=cells, value=value,
@@ -336,7 +336,7 @@ def story_gallery(generations: int, policies: Sequence[str]) -> Gallery:
         return {"text": ragged(texts), "prompt": ragged([text.split(" ")[0] for text in real])}
 
     samples = {p: {t: columns([written(i, t, p) for i in range(4)]) for t in range(1, generations + 1)} for p in policies}
-    return Gallery(schema={"text": Field("utf8")}, real={"text": ragged(real)}, samples=samples)
+    return Gallery(schema={"text": ColumnType("utf8")}, real={"text": ragged(real)}, samples=samples)
 
 
 def ragged(texts: Sequence[str]) -> Ragged:
@@ -348,8 +348,8 @@ def ragged(texts: Sequence[str]) -> Ragged:
 def hostile_report() -> Report:
     """Every text that a user, a model or a data file can influence tries to break out of the page."""
     curves = [curve_of(HOSTILE, [1, 2], np.array([[1.0, 2.0], [1.1, 2.2]]))]
-    law = LawCurve(name=HOSTILE, kind="exact", policy=HOSTILE, generations=[1, 2], values=[1, 2], source=HOSTILE)
-    paper = PublishedPoints(label=HOSTILE, policy=HOSTILE, generations=[1], values=[1.0])
+    law = PanelLaw(name=HOSTILE, kind="exact", policy=HOSTILE, generations=[1, 2], values=[1, 2], source=HOSTILE)
+    paper = PanelPublished(label=HOSTILE, policy=HOSTILE, generations=[1], values=[1.0])
     beside = replace(paper, scale=HOSTILE, source=HOSTILE)
     text = {"text": np.array([HOSTILE * 50, "plain"]), "prompt": np.array([HOSTILE, "pl"])}
     values = np.array([[1.0, 2.0, 3.0], [1.1, 2.1, 3.2]])
@@ -364,7 +364,7 @@ def hostile_report() -> Report:
                 metric=HOSTILE,
                 title=HOSTILE,
                 unit=HOSTILE,
-                axes=((HOSTILE, HOSTILE),),
+                coordinates=((HOSTILE, HOSTILE),),
                 curves=curves,
                 laws=[law],
                 published=[paper, beside],
@@ -381,9 +381,9 @@ def hostile_report() -> Report:
         worths=[replace(worth_of(2), title=HOSTILE, published=[(HOSTILE, 0.5, 0.5)])],
         ledgers=[ledger_of(HOSTILE, Replace(), 10, 2)],
         galleries=[
-            Gallery(schema={"text": Field("str")}, real=text, samples={HOSTILE: {1: text}}),
+            Gallery(schema={"text": ColumnType("str")}, real=text, samples={HOSTILE: {1: text}}),
             Gallery(
-                schema={HOSTILE: Field("float64", (), HOSTILE)},
+                schema={HOSTILE: ColumnType("float64", (), HOSTILE)},
                 real={HOSTILE: np.arange(5.0)},
                 samples={HOSTILE: {1: {HOSTILE: np.arange(5.0)}}},
             ),
@@ -427,7 +427,7 @@ def _digits_gallery(generations: int) -> Gallery:
         }
         for policy, blur in (("replace", 0.15), ("accumulate", 0.02), ("accumulate_subsample", 0.06))
     }
-    return Gallery(schema={"image": Field("float32", (8, 8))}, real={"image": images[:16]}, samples=samples)
+    return Gallery(schema={"image": ColumnType("float32", (8, 8))}, real={"image": images[:16]}, samples=samples)
 
 
 def _moons_gallery(rng: np.random.Generator) -> Gallery:
@@ -438,7 +438,7 @@ def _moons_gallery(rng: np.random.Generator) -> Gallery:
         policy: {t: {"x": points + rng.normal(0, spread * t, points.shape)} for t in range(1, 6)}
         for policy, spread in (("replace", 0.1), ("accumulate", 0.03))
     }
-    return Gallery(schema={"x": Field("float64", (2,), "m")}, real={"x": points}, samples=samples)
+    return Gallery(schema={"x": ColumnType("float64", (2,), "m")}, real={"x": points}, samples=samples)
 
 
 def _numbers_gallery(rng: np.random.Generator) -> Gallery:
@@ -446,7 +446,7 @@ def _numbers_gallery(rng: np.random.Generator) -> Gallery:
         policy: {t: {"x": rng.normal(0, shrink**t, (500, 1))} for t in (1, 5, 10, 20)}
         for policy, shrink in (("replace", 0.93), ("accumulate", 0.995))
     }
-    return Gallery(schema={"x": Field("float64", (1,), "mm")}, real={"x": rng.normal(0, 1, (500, 1))}, samples=samples)
+    return Gallery(schema={"x": ColumnType("float64", (1,), "mm")}, real={"x": rng.normal(0, 1, (500, 1))}, samples=samples)
 
 
 def _text_gallery() -> Gallery:
@@ -457,14 +457,14 @@ def _text_gallery() -> Gallery:
         policy: {t: {"text": np.array([f"The fox {word * t}.", f"Tom {word * t} ball.", HOSTILE])} for t in (1, 2, 3)}
         for policy, word in (("replace", "the the "), ("accumulate", "likes rain "))
     }
-    return Gallery(schema={"text": Field("str")}, real={"text": real}, samples=samples)
+    return Gallery(schema={"text": ColumnType("str")}, real={"text": real}, samples=samples)
 
 
 def _table_gallery(rng: np.random.Generator) -> Gallery:
     def rows() -> dict[str, np.ndarray]:
         return {"inputs": rng.normal(0, 1, (8, 10)), "target": rng.integers(0, 2, 8)}
 
-    schema = {"inputs": Field("float64", (10,)), "target": Field("int64", (), "mg/dl")}
+    schema = {"inputs": ColumnType("float64", (10,)), "target": ColumnType("int64", (), "mg/dl")}
     return Gallery(
         schema=schema, real=rows(), samples={"replace": {1: rows(), 2: rows()}, "accumulate": {1: rows(), 2: rows()}}
     )

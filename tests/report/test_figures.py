@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from made_reports import digits_report, ending_report, linear_report
 
-from selfloop.report import LawCurve, Panel, PublishedPoints, curve_of, ledger_of
 from selfloop.report.charts import value_scale
 from selfloop.report.figures import ledger_figure, panel_figure, report_figures
 from selfloop.report.theme import DARK, policy_styles, readable, show, show_interval, themed
+from selfloop.report.values import Panel, PanelLaw, PanelPublished, curve_of, ledger_of
 
 STYLES = policy_styles(["replace"])
 
@@ -85,9 +85,9 @@ def test_the_axis_is_logarithmic_where_positive_values_span_a_factor_of_thirty_a
     assert ("log scale" in panel_figure(panel, policy_styles(["replace"])).svg()) is log
 
 
-def elsewhere_of(values: list[float], first: int = 1, policy: str = "replace") -> PublishedPoints:
+def elsewhere_of(values: list[float], first: int = 1, policy: str = "replace") -> PanelPublished:
     generations = range(first, first + len(values))
-    return PublishedPoints(label="A 2024", policy=policy, generations=generations, values=values, scale="big", source="table 2")
+    return PanelPublished(label="A 2024", policy=policy, generations=generations, values=values, scale="big", source="table 2")
 
 
 def test_curves_of_another_scale_begin_where_the_measured_one_does_and_keep_their_rise() -> None:
@@ -117,19 +117,19 @@ def test_curves_of_another_scale_lengthen_the_axis_by_half_at_most() -> None:
 
 
 def test_only_curves_of_the_same_setting_stretch_the_axis() -> None:
-    here = PublishedPoints(label="A", policy="replace", generations=[1, 2], values=[1.8, 9.8])
+    here = PanelPublished(label="A", policy="replace", generations=[1, 2], values=[1.8, 9.8])
     assert value_scale(panel_of(spread([5.0, 6.0]), published=[here])).high > 9.8
 
 
 def test_laws_and_curves_of_another_scale_keep_dashes_of_their_own() -> None:
-    law = LawCurve(name="law", kind="bound", policy="replace", generations=[1, 2], values=[5.0, 6.0])
+    law = PanelLaw(name="law", kind="bound", policy="replace", generations=[1, 2], values=[5.0, 6.0])
     svg = panel_figure(panel_of(spread([5.0, 6.0]), laws=[law], published=[elsewhere_of([1.0, 1.5])]), STYLES).svg()
     assert "replace: law (bound)" in svg
     assert "A 2024, big (another scale)" in svg
 
 
 def test_everything_but_wide_intervals_fits_the_axis() -> None:
-    law = LawCurve(name="law", kind="exact", policy="replace", generations=[1, 2], values=[5.0, 9.0])
+    law = PanelLaw(name="law", kind="exact", policy="replace", generations=[1, 2], values=[5.0, 9.0])
     scale = value_scale(panel_of(spread([1.0, 2.0], 0.01), laws=[law]))
     assert scale.low < 1 < 9 < scale.high
     assert not scale.cut
@@ -158,7 +158,7 @@ def test_every_axis_has_a_name_and_the_unit() -> None:
 
 
 def test_the_ledger_is_read_from_the_schedule() -> None:
-    from selfloop.policies.plans import Accumulate
+    from selfloop.policies.builtin import Accumulate
 
     ledger = ledger_of("accumulate", Accumulate(), 10, 3)
     assert list(ledger.rows) == [10, 20, 30]

@@ -10,18 +10,18 @@ import numpy as np
 import pytest
 from made_reports import HOSTILE, faces_report, gallery_report, made_faces, ragged, story_gallery
 
-from selfloop.report import Gallery
-from selfloop.report.blocks import CELL, shown_generations
 from selfloop.report.gallery import show_gallery
-from selfloop.report.stories import LETTERS, MOST_LETTERS, Text
+from selfloop.report.picture_grid import CELL, shown_generations
+from selfloop.report.text_rows import LETTERS, MOST_LETTERS, Text
 from selfloop.report.theme import PAPER, policy_styles
-from selfloop.types import Column, Field, Ragged
+from selfloop.report.values import Gallery
+from selfloop.types import Column, ColumnType, Ragged
 
 FIRST_WORDS = ["Once", "Tom", "The", "One"]
 STYLES = policy_styles(["replace"])
 
 
-def gallery_of(column: Column, sampled: Column | None = None, name: str = "x", field: Field | None = None) -> Gallery:
+def gallery_of(column: Column, sampled: Column | None = None, name: str = "x", field: ColumnType | None = None) -> Gallery:
     later = column if sampled is None else sampled
     return Gallery(schema={name: field} if field else {}, real={name: column}, samples={"replace": {1: {name: later}}})
 
@@ -130,7 +130,7 @@ def test_small_grey_images_keep_every_pixel_but_only_tiny_ones_sharp_edges() -> 
 def test_points_stay_inside_their_frame_and_the_others_are_counted() -> None:
     rng = np.random.default_rng(1)
     svg = show_gallery(
-        gallery_of(rng.normal(size=(100, 2)), rng.normal(0, 10, (100, 2)), field=Field("float64", (2,), "m")), STYLES
+        gallery_of(rng.normal(size=(100, 2)), rng.normal(0, 10, (100, 2)), field=ColumnType("float64", (2,), "m")), STYLES
     ).svg
     places = np.array(re.findall(r"M([\d.-]+) ([\d.-]+)h0", svg), float)
     assert places.min() >= 0
@@ -165,7 +165,7 @@ def test_texts_are_read_from_strings_bytes_and_tokens() -> None:
         (tokens, ["5 6", "7"]),
         (np.array(["x", "y"]), ["x", "y"]),
     ):
-        stories = show_gallery(gallery_of(column, field=Field("uint8")), STYLES).stories
+        stories = show_gallery(gallery_of(column, field=ColumnType("uint8")), STYLES).stories
         assert [story.real.head for story in stories if story.real] == expected
 
 
@@ -192,7 +192,7 @@ def test_without_prompts_nothing_is_set_apart() -> None:
 def test_a_text_that_does_not_begin_with_its_prompt_is_shown_whole_and_half_a_letter_is_not_marked() -> None:
     sampled = {"text": ragged(["another begin", "né"]), "prompt": ragged(["Once", "n\ufffd"])}
     real = {"text": ragged(["Once upon", "né!"])}
-    gallery = Gallery(schema={"text": Field("utf8")}, real=real, samples={"replace": {1: sampled}})
+    gallery = Gallery(schema={"text": ColumnType("utf8")}, real=real, samples={"replace": {1: sampled}})
     first, second = show_gallery(gallery, STYLES).stories
     assert first.rows["replace"][0] == Text("", "another begin", "")
     assert second.rows["replace"][0] == Text("n", "é", "")
@@ -220,7 +220,7 @@ def test_rows_that_were_not_sampled_are_gaps() -> None:
 
 
 def test_names_of_columns_and_units_are_escaped_in_pictures() -> None:
-    svg = show_gallery(gallery_of(np.arange(9.0), name=HOSTILE, field=Field("float64", (), HOSTILE)), STYLES).svg
+    svg = show_gallery(gallery_of(np.arange(9.0), name=HOSTILE, field=ColumnType("float64", (), HOSTILE)), STYLES).svg
     assert "<script" not in svg
     assert "&lt;script&gt;" in svg
 

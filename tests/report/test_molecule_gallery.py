@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from made_reports import molecule_columns, molecule_gallery
 
-from selfloop.report import Gallery
 from selfloop.report.gallery import show_gallery
 from selfloop.report.molecules import Molecule, Scene
 from selfloop.report.theme import policy_styles
+from selfloop.report.values import Gallery
 
 STYLES = policy_styles(["replace", "accumulate"])
 

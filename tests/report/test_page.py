@@ -28,11 +28,11 @@ from made_reports import (
     molecule_gallery,
 )
 
-from selfloop.report import Panel, Report, curve_of
 from selfloop.report.page import _coded, render_page, write_figures, write_page
-from selfloop.report.stories import texts_of
 from selfloop.report.tables import headlines
+from selfloop.report.text_rows import texts_of
 from selfloop.report.theme import readable
+from selfloop.report.values import Panel, Report, curve_of
 
 
 class Page(HTMLParser):
@@ -262,9 +262,7 @@ def test_a_saved_figure_is_a_picture_of_something(tmp_path: Path) -> None:
 
 
 def test_report_values_do_not_bring_the_plotting_library() -> None:
-    code = (
-        "import sys, selfloop.report as r; sys.exit(any(m in sys.modules for m in ('altair', 'pandas', 'torch', 'vl_convert')))"
-    )
+    code = "import sys, selfloop.report.values as r; sys.exit(any(m in sys.modules for m in ('altair', 'pandas', 'torch', 'vl_convert')))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 

@@ -18,7 +18,7 @@ from selfloop.report.build import build_report
 from selfloop.report.gallery import show_gallery
 from selfloop.report.page import render_page
 from selfloop.report.theme import policy_styles
-from selfloop.types import Columns, Field, Ints, Params, Ragged, Samples, count_rows
+from selfloop.types import Columns, ColumnType, Ints, Params, Ragged, TrainingRows, count_rows
 
 END = 256
 
@@ -29,10 +29,10 @@ class Tales(Source):
 
     name: ClassVar[str] = "tales"
 
-    def schema(self) -> Mapping[str, Field]:
-        return {"text": Field("utf8")}
+    def schema(self) -> Mapping[str, ColumnType]:
+        return {"text": ColumnType("utf8")}
 
-    def capacity(self) -> int:
+    def n_rows(self) -> int:
         return 12
 
     def chunks(self) -> Iterator[Columns]:
@@ -48,7 +48,7 @@ class Letters(Encoder):
 
     name: ClassVar[str] = "letters"
 
-    def learn(self, chunks: Iterable[Columns], ctx: Context) -> Params:
+    def prepare(self, chunks: Iterable[Columns], ctx: Context) -> Params:
         return {"tokenizer/shift": np.array(sum(map(count_rows, chunks)), np.uint16)}
 
     def encode(self, rows: Columns, learned: Params) -> Columns:
@@ -72,7 +72,7 @@ class Begun(Sampler):
     name: ClassVar[str] = "begun"
     prompt: str = "first_token"
 
-    def prompts(self, n: int, initial: Columns, ctx: Context) -> Columns:
+    def draw_prompts(self, n: int, initial: Columns, ctx: Context) -> Columns:
         tokens = initial["tokens"]
         assert isinstance(tokens, Ragged)
         if self.prompt == "start":
@@ -85,13 +85,13 @@ class Parrot(Family):
     """Says `again` after its prompt, one time more every generation."""
 
     name: ClassVar[str] = "parrot"
-    columns: ClassVar[tuple[str, ...]] = ("text",)
-    sampler: ClassVar[type[Sampler]] = Begun
+    required_columns: ClassVar[tuple[str, ...]] = ("text",)
+    sampler_class: ClassVar[type[Sampler]] = Begun
 
     def encoder(self) -> Encoder:
         return Letters()
 
-    def fit(self, data: Samples, ctx: Context, start: Params | None) -> Params:
+    def fit(self, data: TrainingRows, ctx: Context, start: Params | None) -> Params:
         said = Letters().decode(data.all(), data.learned)["text"]
         assert isinstance(said, Ragged)
         return {"times": np.array(said.values.tobytes().count(b"again") // len(said) + 1), **data.learned}

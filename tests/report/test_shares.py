@@ -15,13 +15,13 @@ from test_samples import spec
 
 import selfloop
 from selfloop.component import Context, Metric, Snapshot
-from selfloop.report import Shares
 from selfloop.report.build import build_report
+from selfloop.report.category_shares import BARS, LABELLED, SHOWN_ATTRIBUTES, shown_attributes
 from selfloop.report.figures import shares_figure
-from selfloop.report.shares import BARS, LABELLED, SHOWN_ATTRIBUTES, shown_attributes
 from selfloop.report.theme import policy_styles
-from selfloop.spec import read_spec
-from selfloop.template import spec_text
+from selfloop.report.values import Shares
+from selfloop.spec.spec import read_spec
+from selfloop.spec.write import spec_text
 
 STYLES = policy_styles(["replace", "accumulate"])
 

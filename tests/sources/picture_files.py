@@ -8,10 +8,10 @@ import pytest
 from PIL import Image
 
 from selfloop.component import Context
-from selfloop.rng import Stream
-from selfloop.types import join_rows
+from selfloop.rng import RandomStream
+from selfloop.types import concat_rows
 
-CTX = Context(Stream(("seed", 0, "source")))
+CTX = Context(RandomStream(("seed", 0, "source")))
 DATA = Path(__file__).parents[2].parent / "shared" / "data"
 
 
@@ -36,7 +36,7 @@ def write(path, files):
 
 
 def all_of(source):
-    return join_rows(list(source.chunks()))
+    return concat_rows(list(source.chunks()))
 
 
 def needs(name):

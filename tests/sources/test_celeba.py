@@ -9,8 +9,8 @@ from picture_files import DATA, all_of, encoded, needs, write
 from PIL import Image
 
 from selfloop.errors import DataError, SpecError
-from selfloop.identity import identity
 from selfloop.sources.pictures import CelebA
+from selfloop.store.identity import identity
 from selfloop.testing import check_source
 
 
@@ -67,7 +67,7 @@ def test_celeba_is_read_however_people_have_it(tmp_path, faces):
         assert rows["image"].shape == (6, 32, 32, 3)
         assert rows["attributes"].tolist() == [[int(i > 2), i % 2] for i in range(1, 7)]
         assert np.array_equal(rows["image"], expected["image"])
-        assert [CelebA(path=path, partition=part).capacity() for part in ("train", "valid", "test")] == [2, 3, 1]
+        assert [CelebA(path=path, partition=part).n_rows() for part in ("train", "valid", "test")] == [2, 3, 1]
         valid = all_of(CelebA(path=path, size=32, partition="valid", attributes=("Bald",)))
         assert np.array_equal(valid["image"], expected["image"][2:5])
         assert valid["attributes"].tolist() == [[1], [0], [0]]
@@ -123,7 +123,7 @@ def test_what_is_not_in_celeba_s_lists_is_named(tmp_path, faces):
             all_of(CelebA(path=path, attributes=("Male",)))
     write(path, {"list_eval_partition.txt": PARTITION.replace(" 2", " 1").encode()})
     with pytest.raises(DataError, match=r"source\.partition: none of the 6 faces .* is in 'test'"):
-        CelebA(path=path, partition="test").capacity()
+        CelebA(path=path, partition="test").n_rows()
 
 
 @pytest.mark.parametrize(
@@ -142,13 +142,13 @@ def test_impossible_settings_of_celeba_are_refused(tmp_path, settings, sentence)
 
 def test_where_celeba_is_to_be_had_is_said(tmp_path):
     with pytest.raises(DataError, match=r"nowhere does not exist\. Get img_align_celeba\.zip from its authors' page"):
-        CelebA(path=tmp_path / "nowhere").capacity()
+        CelebA(path=tmp_path / "nowhere").n_rows()
 
 
 @needs("celeba/img_align_celeba.zip")
 def test_real_faces_are_read_from_their_zip_file():
     source = CelebA(path=DATA / "celeba")
-    assert (source.capacity(), source.schema()["image"].shape) == (9000, (64, 64, 3))
+    assert (source.n_rows(), source.schema()["image"].shape) == (9000, (64, 64, 3))
     first = next(source.chunks())["image"]
     with zipfile.ZipFile(DATA / "celeba" / "img_align_celeba.zip") as archive:
         face = Image.open(io.BytesIO(archive.read("img_align_celeba/000001.jpg")))

@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from selfloop.component import Corpus
 from selfloop.errors import DataError, MissingExtraError, SpecError
-from selfloop.identity import identity
+from selfloop.protocols import CorpusSource
 from selfloop.sources.hub_images import HubImages
+from selfloop.store.identity import identity
 from selfloop.testing import check_source
-from selfloop.types import join_rows
+from selfloop.types import concat_rows
 
 datasets = pytest.importorskip("datasets", reason="the extra 'hub' is not installed")
 
@@ -36,7 +36,7 @@ def own_cache(tmp_path, monkeypatch):
 
 def write(folder, pictures, split="train"):
     """A split in the hub's form: Parquet with pictures and class numbers."""
-    features = datasets.Features(
+    features = datasets.FeatureExtractor(
         {
             "image": datasets.Image(), "label": datasets.ClassLabel(names=["no", "yes"]),
             "number": datasets.Value("int64"), "words": datasets.Value("string"), "some": datasets.Value("int64"),
@@ -56,17 +56,17 @@ def write(folder, pictures, split="train"):
 def test_pictures_of_a_local_copy_are_read_in_order(tmp_path, images):
     path = write(write(tmp_path / "set", map_bytes(images)), map_bytes(images[:3]), split="test")
     source = HubImages(path=str(path), label="label")
-    rows = join_rows(list(source.chunks()))
+    rows = concat_rows(list(source.chunks()))
     assert np.array_equal(rows["image"], images)
     assert rows["label"].tolist() == [0, 1] * 20
     assert (source.schema()["image"].shape, source.schema()["label"].dtype) == ((6, 6, 3), "uint8")
-    assert isinstance(source, Corpus)
+    assert isinstance(source, CorpusSource)
     check_source(source)
     check_source(HubImages(path=path, size=4, colour="grey"))
-    assert HubImages(path=path, split="test").capacity() == 3
+    assert HubImages(path=path, split="test").n_rows() == 3
     before = identity(source)
     write(path, map_bytes(images[:7]))
-    assert (identity(source) != before, source.capacity()) == (True, 7)
+    assert (identity(source) != before, source.n_rows()) == (True, 7)
 
 
 def map_bytes(images):
@@ -79,7 +79,7 @@ def test_a_folder_of_pictures_is_read_through_the_library(tmp_path, images):
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_bytes(encoded(image))
     source = HubImages(path=tmp_path / "set", label="label")
-    rows = join_rows(list(source.chunks()))
+    rows = concat_rows(list(source.chunks()))
     assert np.array_equal(np.sort(rows["image"].ravel()), np.sort(images.ravel()))
     assert np.bincount(rows["label"]).tolist() == [20, 20]
 
@@ -92,7 +92,7 @@ def test_damaged_pictures_are_named_or_left_out(tmp_path, images):
         list(HubImages(path=path).chunks())
     source = HubImages(path=path, damaged="skip", label="label")
     with pytest.warns(UserWarning, match=r"source\.hub_images: left out 3 of 40 pictures: .*row 5.*row 8.*row 9"):
-        rows = join_rows(list(source.chunks()))
+        rows = concat_rows(list(source.chunks()))
     good = np.delete(np.arange(40), [5, 8, 9])
     assert np.array_equal(rows["image"], images[good])
     assert rows["label"].tolist() == (good % 2).tolist()
@@ -129,4 +129,4 @@ def test_a_name_on_the_hub_needs_its_commit_and_a_folder_has_none(tmp_path):
 def test_without_the_library_the_extra_is_named(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(MissingExtraError, match=r"source\.hub_images: needs datasets.*selfloop\[hub\]"):
-        HubImages(path="someone/faces", revision="0" * 40).capacity()
+        HubImages(path="someone/faces", revision="0" * 40).n_rows()

@@ -7,15 +7,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from selfloop.component import Context, Corpus
+from selfloop.component import Context
 from selfloop.errors import DataError
-from selfloop.rng import Stream
+from selfloop.protocols import CorpusSource
+from selfloop.rng import RandomStream
 from selfloop.sources import images as module
 from selfloop.sources.images import Cifar, Digits, Idx
 from selfloop.testing import check_source
-from selfloop.types import count_rows, join_rows
+from selfloop.types import concat_rows, count_rows
 
-CTX = Context(Stream(("seed", 0, "source")))
+CTX = Context(RandomStream(("seed", 0, "source")))
 MNIST = Path(__file__).parents[2].parent / "shared" / "data" / "mnist"
 
 
@@ -55,28 +56,34 @@ def images():
 
 def sources(tmp_path, images):
     write_cifar(tmp_path / "bin", rows=6)
-    plain, packed = write_idx(tmp_path / "i.idx", images), write_idx(tmp_path / "i.gz", images)
+    plain, to_safetensors = write_idx(tmp_path / "i.idx", images), write_idx(tmp_path / "i.gz", images)
     labels = write_idx(tmp_path / "l.idx", np.arange(30, dtype=np.uint8))
-    return [Digits(), Digits(labels=True), Idx(images=plain), Idx(images=packed, labels=labels), Cifar(path=tmp_path / "bin")]
+    return [
+        Digits(),
+        Digits(labels=True),
+        Idx(images=plain),
+        Idx(images=to_safetensors, labels=labels),
+        Cifar(path=tmp_path / "bin"),
+    ]
 
 
 def test_every_source_gives_the_rows_its_schema_promises_and_each_once(tmp_path, images):
     for source in sources(tmp_path, images):
-        rows = source.draw(0, source.capacity(), CTX)["image"]
+        rows = source.draw(0, source.n_rows(), CTX)["image"]
         field = source.schema()["image"]
-        assert (str(rows.dtype), rows.shape[1:], len(rows)) == (field.dtype, field.shape, source.capacity())
+        assert (str(rows.dtype), rows.shape[1:], len(rows)) == (field.dtype, field.shape, source.n_rows())
         check_source(source)
         parts = [source.draw(first, n, CTX)["image"] for first, n in ((0, 10), (10, 15))]
         assert np.array_equal(np.concatenate(parts), rows[:25])
-        other = source.draw(0, source.capacity(), Context(Stream(("seed", 1))))["image"]
+        other = source.draw(0, source.n_rows(), Context(RandomStream(("seed", 1))))["image"]
         assert not np.array_equal(other, rows)
         assert np.array_equal(np.sort(other.reshape(len(rows), -1), 0), np.sort(rows.reshape(len(rows), -1), 0))
 
 
 def test_more_rows_than_there_are_is_an_error(tmp_path, images):
     for source in sources(tmp_path, images):
-        with pytest.raises(DataError, match=f"there are {source.capacity()}"):
-            source.draw(source.capacity() - 1, 2, CTX)
+        with pytest.raises(DataError, match=f"there are {source.n_rows()}"):
+            source.draw(source.n_rows() - 1, 2, CTX)
 
 
 def test_digits_use_the_whole_grey_scale_and_keep_their_17_levels():
@@ -95,8 +102,8 @@ def test_idx_files_gzipped_or_not_with_labels(tmp_path, images, ending):
 
 def test_a_changed_idx_file_is_read_again(tmp_path, images):
     path = tmp_path / "i.idx"
-    assert Idx(images=write_idx(path, images)).capacity() == 30
-    assert Idx(images=write_idx(path, images[:11])).capacity() == 11
+    assert Idx(images=write_idx(path, images)).n_rows() == 30
+    assert Idx(images=write_idx(path, images[:11])).n_rows() == 11
 
 
 def broken_idx_files(folder, images):
@@ -128,13 +135,13 @@ def test_broken_idx_files_are_named_in_one_sentence(tmp_path, images):
 def test_labels_of_other_images_are_refused(tmp_path, images):
     labels = write_idx(tmp_path / "l", np.zeros(29, np.uint8))
     with pytest.raises(DataError, match=r"holds \[29\] labels for 30 images"):
-        Idx(images=write_idx(tmp_path / "i", images), labels=labels).capacity()
+        Idx(images=write_idx(tmp_path / "i", images), labels=labels).n_rows()
 
 
 @pytest.mark.skipif(not MNIST.is_dir(), reason="the MNIST files are not beside the repository")
 def test_real_mnist_files_are_read_whole():
     source = Idx(images=MNIST / "t10k-images-idx3-ubyte.gz", labels=MNIST / "t10k-labels-idx1-ubyte.gz")
-    assert (source.capacity(), source.schema()["image"].shape) == (10_000, (28, 28))
+    assert (source.n_rows(), source.schema()["image"].shape) == (10_000, (28, 28))
     rows = source.draw(0, 10_000, CTX)
     assert np.bincount(rows["label"]).tolist() == [980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009]
     assert rows["image"].mean() == pytest.approx(33.79, abs=0.01)
@@ -146,15 +153,15 @@ def test_images_are_read_in_pieces_of_bounded_size(tmp_path, images, monkeypatch
     for name in ("i.idx", "i.gz"):
         pieces = list(Idx(images=write_idx(tmp_path / name, images), labels=labels).chunks())
         assert [count_rows(piece) for piece in pieces] == [7, 7, 7, 7, 2]
-        assert np.array_equal(join_rows(pieces)["image"], images)
-        assert np.array_equal(join_rows(pieces)["label"], np.arange(30))
+        assert np.array_equal(concat_rows(pieces)["image"], images)
+        assert np.array_equal(concat_rows(pieces)["label"], np.arange(30))
 
 
 def test_digits_carry_their_labels_when_asked():
     rows = Digits(labels=True).draw(0, 1797, CTX)
     assert np.bincount(rows["label"]).tolist() == [178, 182, 177, 183, 181, 182, 181, 179, 174, 180]
     assert np.array_equal(rows["image"], Digits().draw(0, 1797, CTX)["image"])
-    assert not isinstance(Digits(), Corpus)
+    assert not isinstance(Digits(), CorpusSource)
 
 
 @pytest.mark.parametrize("hundred", [False, True])
@@ -165,15 +172,15 @@ def test_cifar_s_binary_version_is_read_from_a_folder_and_from_its_tar_file(tmp_
     before = sorted(tmp_path.rglob("*"))
     for path in (tmp_path / "bin", archive):
         source = Cifar(path=path)
-        rows = join_rows(list(source.chunks()))
-        assert (source.capacity(), len(rows["image"]), rows["image"].shape[1:]) == (len(data), len(data), (32, 32, 3))
+        rows = concat_rows(list(source.chunks()))
+        assert (source.n_rows(), len(rows["image"]), rows["image"].shape[1:]) == (len(data), len(data), (32, 32, 3))
         assert rows["label"].tolist() == data[:, 1 if hundred else 0].tolist()
         assert [name for name in rows if name != "image"] == [name for name in source.schema() if name != "image"]
         assert not hundred or rows["coarse_label"].tolist() == data[:, 0].tolist()
         red, _, blue = rows["image"][5].transpose(2, 0, 1)
         assert np.array_equal(red.ravel(), data[5, -3072:-2048])
         assert np.array_equal(blue.ravel(), data[5, -1024:])
-        assert Cifar(path=path, split="test").capacity() == 9
+        assert Cifar(path=path, split="test").n_rows() == 9
     assert sorted(tmp_path.rglob("*")) == before  # nothing was unpacked
 
 
@@ -184,7 +191,7 @@ def test_the_pickled_version_of_cifar_is_refused(tmp_path):
     archive = write_tar(tmp_path / "cifar-10-python.tar.gz", tmp_path / "py", "cifar-10-batches-py")
     for path in (tmp_path / "py", archive):
         with pytest.raises(DataError, match=r"version for Python.*cifar-10-binary\.tar\.gz"):
-            Cifar(path=path).capacity()
+            Cifar(path=path).n_rows()
 
 
 def test_damaged_and_missing_files_of_cifar_are_named(tmp_path):
@@ -201,7 +208,7 @@ def test_damaged_and_missing_files_of_cifar_are_named(tmp_path):
             list(Cifar(path=tmp_path / name).chunks())
     (tmp_path / "bin" / "data_batch_2.bin").write_bytes(bytes(3000))
     with pytest.raises(DataError, match=r"data_batch_2\.bin in .* has 3000 bytes; expected rows of 3073"):
-        Cifar(path=tmp_path / "bin").capacity()
+        Cifar(path=tmp_path / "bin").n_rows()
     (tmp_path / "bin" / "data_batch_4.bin").unlink()
     with pytest.raises(DataError, match=r"lacks data_batch_4\.bin"):
-        Cifar(path=tmp_path / "bin").capacity()
+        Cifar(path=tmp_path / "bin").n_rows()

@@ -15,11 +15,12 @@ import numpy as np
 import pytest
 
 import tiny
-from selfloop.component import Arranges, Context, Corpus
+from selfloop.component import Context
 from selfloop.errors import DataError, SpecError
-from selfloop.rng import Stream
+from selfloop.protocols import CorpusSource, GroupedCorpusSource
+from selfloop.rng import RandomStream
 from selfloop.testing import check_source
-from selfloop.types import Ragged, count_rows, join_rows, select_rows
+from selfloop.types import Ragged, concat_rows, count_rows, select_rows
 
 Chem = pytest.importorskip("rdkit.Chem")
 from rdkit.Chem import rdDistGeom  # noqa: E402
@@ -28,7 +29,7 @@ from selfloop.sources.geom import conformers_of as conformers_in  # noqa: E402
 from selfloop.sources.molecular_graph import graph_of  # noqa: E402
 from selfloop.sources.molecules import Geom, Qm9, Sdf, Smiles, embed, records_of  # noqa: E402
 
-CTX = Context(Stream(("seed", 0, "source")))
+CTX = Context(RandomStream(("seed", 0, "source")))
 DATA = Path(__file__).parents[2].parent / "shared" / "data"
 # charges, aromatic rings with and without a hydrogen on nitrogen, rings of three, a stereo centre, five elements
 DRUGS = ["CCO", "CC(=O)Nc1ccc(O)cc1", "C[N+](=O)[O-]", "c1cc[nH]c1", "OC1CC1", "C[C@H](N)C(=O)O", "Fc1cccnc1", "CSCC#N"]
@@ -81,7 +82,7 @@ def tar_of(folder, path):
 
 
 def every_row(source):
-    return join_rows(list(source.chunks()))
+    return concat_rows(list(source.chunks()))
 
 
 def without(rows, *names):
@@ -196,18 +197,18 @@ def test_each_source_keeps_its_contract(kind, sdf, geom, tmp_path):
         "xyz": lambda: Qm9(path=tmp_path / "xyz"),
         "smiles": lambda: Smiles(path=tmp_path / "list.smi", conformers=3),
     }[kind]()
-    assert isinstance(source, Corpus)
-    assert isinstance(source, Arranges)
-    assert source.capacity() == count_rows(every_row(source)) == len(DRUGS) * source.conformers
+    assert isinstance(source, CorpusSource)
+    assert isinstance(source, GroupedCorpusSource)
+    assert source.n_rows() == count_rows(every_row(source)) == len(DRUGS) * source.conformers
     assert list(every_row(source)) == list(source.schema())
     check_source(source, n=6)
 
 
 def test_conformers_of_a_molecule_are_never_on_both_sides_of_the_split(sdf):
     source = Sdf(path=sdf, conformers=3, validation=0.3)
-    assert source.holdout() == 6
+    assert source.n_holdout() == 6
     rows = every_row(source)
-    orders = [source.arrange(rows, Context(Stream(("seed", seed)))) for seed in range(4)]
+    orders = [source.order_rows(rows, Context(RandomStream(("seed", seed)))) for seed in range(4)]
     for order in orders:
         assert sorted(order) == list(range(24))
         molecules = rows["molecule"][order]
@@ -215,14 +216,14 @@ def test_conformers_of_a_molecule_are_never_on_both_sides_of_the_split(sdf):
         assert (molecules.reshape(-1, 3) == molecules[::3, None]).all()
     assert len({tuple(order[:6]) for order in orders}) == 1  # the split is the same for every seed
     assert len({tuple(order) for order in orders}) == 4
-    other = Sdf(path=sdf, conformers=3, validation=0.3, split_seed=1).arrange(rows, CTX)
+    other = Sdf(path=sdf, conformers=3, validation=0.3, split_seed=1).order_rows(rows, CTX)
     assert set(other[:6]) != set(orders[0][:6])
 
 
 def test_new_rows_are_given_the_initial_molecules_and_no_coordinates(sdf):
     source = Sdf(path=sdf, conformers=3)
-    initial = source.draw(source.holdout(), 9, CTX)
-    given = source.given(20, initial, CTX)
+    initial = source.draw(source.n_holdout(), 9, CTX)
+    given = source.draw_inputs(20, initial, CTX)
     assert list(given) == ["molecule", "z", "charge", "edges", "edge_type", "smiles"]
     assert same(given, without(select_rows(initial, np.arange(20) % 9), "position", "retried"))
 
@@ -239,7 +240,7 @@ def test_an_sdf_file_is_read_piece_by_piece(sdf, monkeypatch):
     monkeypatch.setattr("selfloop.sources.molecular_graph.PIECE", 3)
     pieces = list(Sdf(path=sdf, conformers=3).chunks())
     assert list(map(count_rows, pieces)) == [9, 9, 6]
-    assert same(join_rows(pieces), whole)
+    assert same(concat_rows(pieces), whole)
 
 
 # --- GEOM and QM9
@@ -260,7 +261,7 @@ def test_geom_gives_the_most_probable_conformers_from_a_folder_and_from_a_tar_fi
 
 def test_a_limit_on_molecules_draws_them_from_all(geom):
     some = [Geom(path=geom, conformers=1, molecules=3, split_seed=seed) for seed in range(5)]
-    assert {source.capacity() for source in some} == {3}
+    assert {source.n_rows() for source in some} == {3}
     drawn = [frozenset(texts(every_row(source))) for source in some]
     assert {len(each) for each in drawn} == {3}
     assert len(set(drawn)) > 2
@@ -270,14 +271,14 @@ def test_a_limit_counts_the_molecules_that_can_be_used(tmp_path):
     listed = [text for i in range(1, 13) for text in ("C" * i + "O", "N(" + "C" * i)]  # every second one cannot be read
     (tmp_path / "list.smi").write_text("\n".join(listed))
     source = Smiles(path=tmp_path / "list.smi", conformers=1, molecules=7, validation=0.3)
-    assert (source.capacity(), source.holdout()) == (7, 2)
+    assert (source.n_rows(), source.n_holdout()) == (7, 2)
     with pytest.warns(
         UserWarning, match=r"7 molecules, 7 rows; left out: \d+ molecules whose SMILES cannot be read \([^)]*\)$"
     ):
         rows = every_row(source)
-    drawn = [listed[i] for i in Stream(("molecules", 0, "chosen")).generator().permutation(24)]
+    drawn = [listed[i] for i in RandomStream(("molecules", 0, "chosen")).generator().permutation(24)]
     assert set(texts(rows)) == {Chem.CanonSmiles(text) for text in [text for text in drawn if "N" not in text][:7]}
-    orders = [source.arrange(rows, Context(Stream(("seed", seed)))) for seed in range(3)]
+    orders = [source.order_rows(rows, Context(RandomStream(("seed", seed)))) for seed in range(3)]
     assert len({tuple(order[:2]) for order in orders}) == 1
     assert all(sorted(order) == list(range(7)) for order in orders)
 
@@ -296,7 +297,7 @@ def test_a_limit_draws_others_for_pickles_that_cannot_be_used(tmp_path):
 
 def test_one_molecule_at_least_is_set_aside(tmp_path):
     (tmp_path / "list.smi").write_text("CCO\nCCN\n")
-    held = [Smiles(path=tmp_path / "list.smi", conformers=3, validation=share).holdout() for share in (0.0, 0.1, 0.5, 0.8)]
+    held = [Smiles(path=tmp_path / "list.smi", conformers=3, validation=share).n_holdout() for share in (0.0, 0.1, 0.5, 0.8)]
     assert held == [0, 3, 3, 6]
 
 
@@ -402,18 +403,18 @@ def test_damaged_and_missing_pickles_are_left_out(tmp_path):
 def test_a_wrong_summary_is_refused(tmp_path, text, says):
     (tmp_path / "summary_drugs.json").write_text(text)
     with pytest.raises(DataError, match=says):
-        Geom(path=tmp_path).capacity()
+        Geom(path=tmp_path).n_rows()
 
 
 def test_the_two_forms_of_qm9_give_the_same_rows(tmp_path):
     write_qm9(tmp_path)
-    one, other, packed = (
+    one, other, to_safetensors = (
         every_row(Qm9(path=path))
         for path in (tmp_path / "qm9.npz", tmp_path / "xyz", tar_of(tmp_path / "xyz", tmp_path / "xyz.tar.gz"))
     )
     for rows in (one, other):
-        assert texts(rows) == texts(packed)
-        np.testing.assert_allclose(rows["position"].values, packed["position"].values, atol=1e-4)
+        assert texts(rows) == texts(to_safetensors)
+        np.testing.assert_allclose(rows["position"].values, to_safetensors["position"].values, atol=1e-4)
     assert [Chem.CanonSmiles(text) for text in DRUGS] == texts(one)
     assert same(without(one, "position"), without(other, "position"))
 
@@ -450,7 +451,7 @@ def test_an_npz_file_of_other_arrays_is_refused(tmp_path):
     (tmp_path / "d.npz").write_bytes((tmp_path / "a.npz").read_bytes()[:50])
     for name, says in (("a", "n_atoms"), ("b", "do not fit"), ("c", "allow_pickle"), ("d", "cannot be read")):
         with pytest.raises(DataError, match=says):
-            Qm9(path=tmp_path / f"{name}.npz").capacity()
+            Qm9(path=tmp_path / f"{name}.npz").n_rows()
 
 
 @pytest.mark.parametrize(
@@ -472,7 +473,7 @@ def test_an_npz_file_whose_arrays_do_not_fit_together_is_refused(tmp_path, chang
     arrays = {"n_atoms": np.array([3, 3]), "Z": np.array([8, 1, 1] * 2), "R": np.zeros((6, 3)), "smiles": np.array(["O", "O"])}
     np.savez(tmp_path / "a.npz", **arrays | change)
     with pytest.raises(DataError, match=r"a\.npz: arrays n_atoms, Z, R and smiles do not fit together"):
-        Qm9(path=tmp_path / "a.npz").capacity()
+        Qm9(path=tmp_path / "a.npz").n_rows()
 
 
 @pytest.mark.parametrize(
@@ -510,7 +511,7 @@ def test_the_column_of_a_table_is_found_or_named(tmp_path):
     assert texts(every_row(Smiles(path=tmp_path / "a.csv", column="drug", conformers=1))) == ["CCO", "CCN"]
     for source in (Smiles(path=tmp_path / "a.csv"), Smiles(path=tmp_path / "a.csv", column="Drug")):
         with pytest.raises(DataError, match="it has name, drug"):
-            source.capacity()
+            source.n_rows()
 
 
 def test_relaxed_conformers_have_less_energy(tmp_path):
@@ -540,7 +541,7 @@ def test_the_built_in_molecules_all_embed_and_differ():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         rows = every_row(source)
-    assert count_rows(rows) == source.capacity() == 112
+    assert count_rows(rows) == source.n_rows() == 112
     sizes = np.diff(rows["z"].offsets)
     assert 16 <= sizes.min() < sizes.max() <= 50
 
@@ -599,7 +600,7 @@ def test_molecules_with_too_few_conformers_are_left_out(tmp_path):
         write_sdf(tmp_path / "a.sdf", DRUGS[:2], 2).read_text() + write_sdf(tmp_path / "b.sdf", DRUGS[2:5], 4).read_text()
     )
     source = Sdf(path=path, conformers=3)
-    assert source.capacity() == 9
+    assert source.n_rows() == 9
     with pytest.warns(UserWarning, match=r"3 molecules, 9 rows; left out: 2 molecules with fewer than 3 conformers \(CCO, "):
         assert texts(every_row(source))[::3] == [Chem.CanonSmiles(text) for text in DRUGS[2:5]]
 
@@ -645,7 +646,7 @@ def test_a_truncated_sdf_file_is_refused_with_its_last_record(sdf, tmp_path, sha
     last = data.rindex(b"$$$$", 0, -10) + 5
     path = tmp_path / "cut.sdf"
     path.write_bytes(data[: last + int(share * (len(data) - last - 5))])
-    for use in (Sdf(path=path, conformers=3).capacity, lambda: every_row(Sdf(path=path, conformers=3))):
+    for use in (Sdf(path=path, conformers=3).n_rows, lambda: every_row(Sdf(path=path, conformers=3))):
         with pytest.raises(DataError, match=r"cut.sdf ends within record 24, before its line \$\$\$\$"):
             use()
 
@@ -658,8 +659,8 @@ def bad_files(folder, sdf, geom):
     (folder / "blank.sdf").write_text("\n\n")
     (folder / "empty.smi").write_text("\n")
     (folder / "latin.smi").write_bytes(b"CCO caf\xe9\n")
-    packed = tar_of(geom, folder / "geom.tar.gz").read_bytes()
-    (folder / "cut.tar.gz").write_bytes(packed[: len(packed) // 2])
+    to_safetensors = tar_of(geom, folder / "geom.tar.gz").read_bytes()
+    (folder / "cut.tar.gz").write_bytes(to_safetensors[: len(to_safetensors) // 2])
     (folder / "no.tar.gz").write_bytes(b"text")
     return [
         ("sdf", "cut.sdf.gz", "cannot be read"), ("sdf", "damaged.sdf.gz", "cannot be read"),
@@ -675,7 +676,7 @@ def test_bad_files_are_refused_by_name(tmp_path, sdf, geom):
     kinds = {"sdf": Sdf, "geom": Geom, "qm9": Qm9, "smiles": Smiles}
     for kind, name, says in bad_files(tmp_path, sdf, geom):
         with pytest.raises(DataError, match=says) as caught:
-            kinds[kind](path=tmp_path / name).capacity()
+            kinds[kind](path=tmp_path / name).n_rows()
         assert (tmp_path / name).name in str(caught.value)
 
 
@@ -758,14 +759,14 @@ def test_the_real_conformers_are_all_found(conformers):
     path = real("conformers", "conformer_benchmark.sdf.gz")
     tags = [record.text.split("<SMILES>")[1].split("\n")[1] for record in records_of(path)]
     assert len(tags) == 5311
-    assert count_rows(conformers) == Sdf(path=path).capacity() == 5 * 534
+    assert count_rows(conformers) == Sdf(path=path).n_rows() == 5 * 534
     assert texts(conformers)[::5] == [tag for tag, _ in itertools.groupby(tags)]
-    assert Sdf(path=path, conformers=10).capacity() == 5250
+    assert Sdf(path=path, conformers=10).n_rows() == 5250
 
 
 def test_the_geom_layout_of_real_molecules_gives_what_the_sdf_file_gives(conformers):
     path = real("conformers", "geom_layout_rdkit_folder.tar.gz")
-    assert Geom(path=path).capacity() == 5 * 120
+    assert Geom(path=path).n_rows() == 5 * 120
     rows = every_row(Geom(path=path, conformers=10))
     assert count_rows(rows) == 1170
     first = {text: i for i, text in reversed(list(enumerate(texts(conformers))))}

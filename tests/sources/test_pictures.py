@@ -11,13 +11,13 @@ from picture_files import CTX, DATA, all_of, encoded, needs, write
 from PIL import Image, ImageOps
 
 import tiny
-from selfloop.component import Corpus
 from selfloop.errors import DataError, SpecError
-from selfloop.identity import identity
+from selfloop.protocols import CorpusSource
 from selfloop.sources import decoding
 from selfloop.sources.pictures import Images
+from selfloop.store.identity import identity
 from selfloop.testing import check_source
-from selfloop.types import count_rows, join_rows
+from selfloop.types import concat_rows, count_rows
 
 
 def huge_png(width, height):
@@ -53,10 +53,10 @@ def test_everything_below_is_read_in_the_order_of_names(tmp_path, images, files,
     by_name = images[[*range(1, 12, 2), *range(0, 12, 2)]]  # a/ before b/
     pieces = list(source.chunks())
     assert [count_rows(piece) for piece in pieces] == [5, 5, 2]
-    assert np.array_equal(join_rows(pieces)["image"], by_name)
+    assert np.array_equal(concat_rows(pieces)["image"], by_name)
     assert np.array_equal(source.draw(0, 12, CTX)["image"], by_name[source.order(CTX)])
     assert source.schema()["image"].shape == (5, 7)
-    assert isinstance(source, Corpus)
+    assert isinstance(source, CorpusSource)
     check_source(source, n=12)
 
 
@@ -87,7 +87,7 @@ def test_a_zip_file_is_not_unpacked_and_another_file_is_another_source(tmp_path,
     all_of(Images(path=path))
     assert list(tmp_path.iterdir()) == [path]
     write(path, {**files, "set/a/99.png": files["set/a/01.png"]})
-    assert Images(path=path).capacity() == 13
+    assert Images(path=path).n_rows() == 13
     assert identity(Images(path=path)) != before
 
 
@@ -182,7 +182,7 @@ def test_a_picture_that_cannot_be_used_is_named(tmp_path, images, files, kind):
 def test_pictures_that_cannot_be_used_are_left_out_when_asked(tmp_path, images, files, kind):
     bad = {f"set/a/{i:02}-bad.png": data for i, (data, _) in enumerate(bad_pictures(images).values())}
     source = Images(path=write(tmp_path / kind, {**files, **bad}), damaged="skip", labels=True)
-    assert (source.capacity(), source.schema()["image"].shape) == (12 + len(bad), (5, 7))
+    assert (source.n_rows(), source.schema()["image"].shape) == (12 + len(bad), (5, 7))
     with pytest.warns(UserWarning, match=rf"source\.images: left out {len(bad)} of {12 + len(bad)} pictures:") as caught:
         rows = all_of(source)
     said = str(caught[0].message)
@@ -210,16 +210,16 @@ def test_the_first_picture_is_looked_at_before_any_work(tmp_path, files):
 
 def test_a_changed_folder_is_another_source(tmp_path, files):
     source = Images(path=write(tmp_path / "p", files))
-    assert (source.capacity(), source.schema()["image"].shape) == (12, (5, 7))
+    assert (source.n_rows(), source.schema()["image"].shape) == (12, (5, 7))
     write(tmp_path / "p", {"a.png": encoded(np.zeros((3, 3), np.uint8))})
-    assert (source.capacity(), source.schema()["image"].shape) == (13, (3, 3))
+    assert (source.n_rows(), source.schema()["image"].shape) == (13, (3, 3))
 
 
 @pytest.mark.parametrize("name", ["../out.png", "/etc/out.png", "a/../../out.png", "..\\out.png", "C:\\out.png", "C:out.png"])
 def test_zip_files_with_names_that_lead_out_are_refused(tmp_path, files, name):
     path = write(tmp_path / "p.zip", {**files, name: files["set/a/01.png"]})
     with pytest.raises(DataError, match=r"has a file named .*out\.png', which would lie outside"):
-        Images(path=path, damaged="skip").capacity()
+        Images(path=path, damaged="skip").n_rows()
     assert list(tmp_path.parent.rglob("out.png")) == []
 
 
@@ -235,7 +235,7 @@ def test_damaged_and_encrypted_zip_files_are_refused(tmp_path, files):
         locked[at + flags] |= 1
     (tmp_path / "locked.zip").write_bytes(locked)
     with pytest.raises(DataError, match="is encrypted"):
-        Images(path=tmp_path / "locked.zip").capacity()
+        Images(path=tmp_path / "locked.zip").n_rows()
 
 
 def test_a_damaged_member_of_a_zip_file_is_named_even_where_its_picture_could_be_decoded(tmp_path):
@@ -264,11 +264,11 @@ def test_places_without_pictures_are_refused(tmp_path):
     empty = write(tmp_path / "p.zip", {"note.txt": b"no picture"})
     for path in (tmp_path, empty):
         with pytest.raises(DataError, match=r"holds no pictures\. Expected files ending in \.png"):
-            Images(path=path).capacity()
+            Images(path=path).n_rows()
     with pytest.raises(DataError, match="nowhere does not exist"):
-        Images(path=tmp_path / "nowhere").capacity()
+        Images(path=tmp_path / "nowhere").n_rows()
     with pytest.raises(DataError, match="is no whole ZIP file"):
-        Images(path=tmp_path / "note.txt").capacity()
+        Images(path=tmp_path / "note.txt").n_rows()
 
 
 @pytest.mark.parametrize(
@@ -342,7 +342,7 @@ def test_a_run_leaves_bad_pictures_out_when_asked(tmp_path, images, files):
 def test_real_pictures_of_ten_classes_are_read():
     source = Images(path=DATA / "cifar10" / "cifar10_test_jpg.zip", labels=True)
     piece = next(source.chunks())
-    assert (source.capacity(), piece["image"].shape[1:]) == (10_000, (32, 32, 3))
+    assert (source.n_rows(), piece["image"].shape[1:]) == (10_000, (32, 32, 3))
     assert np.bincount(source.labels_of()["label"]).tolist() == [1000] * 10
     assert source.classes()[:3] == ["airplane", "automobile", "bird"]
 
@@ -351,4 +351,4 @@ def test_real_pictures_of_ten_classes_are_read():
 def test_real_grey_pictures_are_read():
     source = Images(path=DATA / "fer2013" / "fer2013_train5000_48x48.zip", labels=True)
     piece = next(source.chunks())
-    assert (source.capacity(), piece["image"].shape[1:], len(source.classes())) == (5000, (48, 48), 7)
+    assert (source.n_rows(), piece["image"].shape[1:], len(source.classes())) == (5000, (48, 48), 7)

@@ -10,7 +10,7 @@ from sklearn.datasets import make_circles, make_moons, make_swiss_roll
 
 from selfloop.component import Context, Source
 from selfloop.errors import SpecError
-from selfloop.rng import Stream
+from selfloop.rng import RandomStream
 from selfloop.sources.logistic import Logistic
 from selfloop.sources.shapes import CENTRES, Blobs, Circles, Moons, SwissRoll
 from selfloop.types import Floats
@@ -19,7 +19,7 @@ SOURCES = [Blobs(), Circles(), Moons(), Moons(group=0), Moons(head=7, group=10),
 
 
 def context(seed: int) -> Context:
-    return Context(Stream(("seed", seed, "source")))
+    return Context(RandomStream(("seed", seed, "source")))
 
 
 def draw(source: Source, first: int, n: int, seed: int = 0) -> Floats:

@@ -11,11 +11,11 @@ from sklearn.model_selection import train_test_split
 
 from selfloop.component import Context
 from selfloop.errors import SelfloopError, SpecError
-from selfloop.identity import identity
-from selfloop.rng import Stream
+from selfloop.rng import RandomStream
 from selfloop.sources.tables import Table
+from selfloop.store.identity import identity
 
-CTX = Context(Stream(("seed", 0, "source")))
+CTX = Context(RandomStream(("seed", 0, "source")))
 
 
 @pytest.mark.parametrize("name", ["breast_cancer", "diabetes"])
@@ -27,13 +27,13 @@ def test_the_holdout_is_scikit_learns_test_split_and_the_rest_its_training_split
         y = y > 100
     train_x, test_x, train_y, test_y = train_test_split(x, y, test_size=0.3, random_state=123456)
     source = Table(table=name, split_seed=123456)
-    size, holdout = source.capacity(), source.holdout()
+    size, holdout = source.n_rows(), source.n_holdout()
     assert (size, holdout) == (len(x), len(test_x))
     assert size is not None
     assert holdout is not None
     for rows, expected_x, expected_y in (
         (source.draw(0, holdout, CTX), test_x, test_y),
-        (source.draw(holdout, size - holdout, Context(Stream(("another seed",)))), train_x, train_y),
+        (source.draw(holdout, size - holdout, Context(RandomStream(("another seed",)))), train_x, train_y),
     ):
         found = np.asarray(rows["x"])
         assert np.array_equal(found[:, 1:], expected_x)
@@ -49,7 +49,7 @@ def test_later_rows_reuse_the_training_inputs() -> None:
     source = Table(table="diabetes")
     initial = source.draw(133, 309, CTX)
     assert source.has_fixed_design()
-    assert np.array_equal(np.asarray(source.given(310, initial, CTX)["x"])[[0, 309]], np.asarray(initial["x"])[[0, 0]])
+    assert np.array_equal(np.asarray(source.draw_inputs(310, initial, CTX)["x"])[[0, 309]], np.asarray(initial["x"])[[0, 0]])
 
 
 @pytest.fixture
@@ -61,7 +61,7 @@ def file(tmp_path: Path) -> Path:
 
 def test_a_file_is_a_table_of_vectors_or_of_inputs_and_outcomes(file: Path) -> None:
     plain = Table(table=str(file))
-    assert (plain.capacity(), plain.holdout(), plain.has_fixed_design()) == (10, 3, False)
+    assert (plain.n_rows(), plain.n_holdout(), plain.has_fixed_design()) == (10, 3, False)
     assert set(plain.draw(0, 2, CTX)) == {"x"}
     assert plain.given(4, plain.draw(3, 7, CTX), CTX) == {}
     aimed = Table(table=str(file), target="c", columns=("b",))
@@ -79,9 +79,9 @@ def test_a_changed_file_is_another_source(file: Path) -> None:
 
 def test_a_compressed_file_with_words_in_it_works_on_its_numbers(data: Path) -> None:
     diamonds = Table(table=str(data / "tabular" / "diamonds.csv.gz"), columns=("carat", "price"))
-    assert diamonds.capacity() == 53_940
+    assert diamonds.n_rows() == 53_940
     with pytest.raises(SelfloopError, match=r"column 'cut' holds .*no numbers. Name the features in 'columns'"):
-        Table(table=str(data / "tabular" / "diamonds.csv.gz")).capacity()
+        Table(table=str(data / "tabular" / "diamonds.csv.gz")).n_rows()
 
 
 @pytest.fixture
@@ -114,7 +114,7 @@ def test_a_bad_file_is_refused_in_one_sentence(
     if text is not None:
         path.write_text(text)
     with pytest.raises(SelfloopError, match=message) as found:
-        Table(table=str(path), **settings).capacity()  # type: ignore[arg-type]
+        Table(table=str(path), **settings).n_rows()  # type: ignore[arg-type]
     assert str(found.value).startswith("source.table")
     assert len(str(found.value)) < 700
 

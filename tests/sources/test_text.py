@@ -19,18 +19,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import tiny
-from selfloop.component import Context, Corpus
+from selfloop.component import Context
 from selfloop.errors import DataError, MissingExtraError, SelfloopError, SpecError
-from selfloop.identity import identity
-from selfloop.rng import Stream
+from selfloop.protocols import CorpusSource
+from selfloop.rng import RandomStream
 from selfloop.sources import hub, python_docs, text
 from selfloop.sources.hub import HubText
 from selfloop.sources.python_docs import PythonDocs
 from selfloop.sources.text import Documents, Jsonl, Text, TinyStories
+from selfloop.store.identity import identity
 from selfloop.testing import check_source
 from selfloop.types import Columns, Ragged
 
-CTX = Context(Stream(("seed", 0, "source")))
+CTX = Context(RandomStream(("seed", 0, "source")))
 
 
 def texts_of(rows: Columns) -> list[str]:
@@ -78,7 +79,7 @@ def test_documents_are_what_stands_between_empty_lines(tmp_path: Path, content: 
     for name in ("a.txt", "a.txt.gz"):
         source = Text(path=tmp_path / name)
         assert corpus_of(source) == documents
-        assert source.capacity() == len(documents)
+        assert source.n_rows() == len(documents)
 
 
 @given(st.lists(st.text(st.characters(codec="utf-8", exclude_characters="\r"), max_size=9), max_size=6), st.integers(1, 20))
@@ -104,7 +105,7 @@ def test_bytes_that_are_no_text_are_named_or_replaced(tmp_path: Path) -> None:
     for content, place in ((b"one\xfftwo", 3), (b"\xef\xbb\xbfone\xff", 6), (b"ab\xed\xa0\x80", 2), (b"abcd\xe2\x82", 4)):
         path.write_bytes(content)
         with pytest.raises(DataError, match=rf"source\.path: .*a\.txt is not UTF-8 at byte {place}\. .*set errors"):
-            Text(path=path).capacity()
+            Text(path=path).n_rows()
     path.write_bytes(b"one\xfftwo")
     assert corpus_of(Text(path=path, errors="replace")) == ["one\ufffdtwo"]
 
@@ -112,8 +113,8 @@ def test_bytes_that_are_no_text_are_named_or_replaced(tmp_path: Path) -> None:
 def test_rows_are_the_corpus_in_this_seed_s_order(tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
     path.write_text("\n\n".join(f"document {i}" for i in range(40)))
-    source, other = Text(path=path), Context(Stream(("seed", 1, "source")))
-    assert isinstance(source, Corpus)
+    source, other = Text(path=path), Context(RandomStream(("seed", 1, "source")))
+    assert isinstance(source, CorpusSource)
     check_source(source)
     order, corpus = source.order(CTX), corpus_of(source)
     assert sorted(order) == list(range(40))
@@ -126,10 +127,10 @@ def test_rows_are_the_corpus_in_this_seed_s_order(tmp_path: Path) -> None:
 def test_a_changed_file_is_counted_again_and_is_another_source(tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
     path.write_text("one\n\ntwo")
-    before = (Text(path=path).capacity(), identity(Text(path=path)))
+    before = (Text(path=path).n_rows(), identity(Text(path=path)))
     path.write_text("one\n\ntwo\n\nthree")
     assert before[0] == 2
-    assert Text(path=path).capacity() == 3
+    assert Text(path=path).n_rows() == 3
     assert identity(Text(path=path)) != before[1]
 
 
@@ -139,7 +140,7 @@ def test_a_text_without_documents_is_refused(tmp_path: Path, content: str | None
     if content is not None:
         path.write_text(content)
     with pytest.raises(DataError, match=r"no documents were found|is no file"):
-        Text(path=path).capacity()
+        Text(path=path).n_rows()
     with pytest.raises(SpecError, match=r"source\.separator: is empty"):
         Text(path=path, separator="")
 
@@ -150,14 +151,14 @@ def test_a_damaged_archive_is_refused(tmp_path: Path) -> None:
         path.write_bytes(content)
         for source in (Text(path=path), Jsonl(path=path)):
             with pytest.raises(DataError, match=r"source\.path: .*gz cannot be read"):
-                source.capacity()
+                source.n_rows()
 
 
 @pytest.mark.skipif(not Path("/proc/self/mem").is_file(), reason="no file here that can be opened but not read")
 def test_a_file_that_cannot_be_read_is_refused() -> None:
     for source in (Text(path=Path("/proc/self/mem")), Jsonl(path=Path("/proc/self/mem"))):
         with pytest.raises(DataError, match=r"source\.path: /proc/self/mem cannot be read \(.*Input/output error"):
-            source.capacity()
+            source.n_rows()
 
 
 def test_reading_does_not_take_more_memory_for_a_larger_corpus(tmp_path: Path) -> None:
@@ -216,7 +217,7 @@ def test_empty_documents_are_no_rows(tmp_path: Path) -> None:
 def test_a_line_that_cannot_be_used_is_named(tmp_path: Path, bad: Any, message: str) -> None:
     path = write_lines(tmp_path / "a.jsonl", {"text": "good"}, bad)
     with pytest.raises(DataError, match=message):
-        Jsonl(path=path).capacity()
+        Jsonl(path=path).n_rows()
 
 
 @pytest.mark.parametrize("form", ["{a", "{}", "{a.b}", "{a[0]}", "{a:>3}", "{a!r}", "{0}", "{{}}"])
@@ -238,9 +239,9 @@ def stories(tmp_path: Path) -> Path:
 
 
 def test_the_holdout_are_validation_stories_and_real_rows_training_stories(stories: Path) -> None:
-    source, other = TinyStories(path=stories, validation_rows=5), Context(Stream(("seed", 1, "source")))
+    source, other = TinyStories(path=stories, validation_rows=5), Context(RandomStream(("seed", 1, "source")))
     check_source(source)
-    assert (source.holdout(), source.capacity()) == (5, 35)
+    assert (source.n_holdout(), source.n_rows()) == (5, 35)
     corpora = [texts_of(source.draw(0, 35, ctx)) for ctx in (CTX, other)]
     for rows in corpora:
         assert all(row.startswith("valid") for row in rows[:5])
@@ -248,19 +249,19 @@ def test_the_holdout_are_validation_stories_and_real_rows_training_stories(stori
     assert set(corpora[0][:5]) != set(corpora[1][:5])
     assert len(corpus_of(source)) == 37
     whole = TinyStories(path=stories / "TinyStoriesV2-GPT4-train.txt", validation=stories / "TinyStoriesV2-GPT4-valid.txt")
-    assert (whole.holdout(), whole.capacity()) == (7, 37)
+    assert (whole.n_holdout(), whole.n_rows()) == (7, 37)
 
 
 def test_without_validation_stories_the_spec_decides_on_the_holdout(stories: Path) -> None:
     source = TinyStories(path=stories / "TinyStoriesV2-GPT4-train.txt")
-    assert (source.holdout(), source.capacity()) == (None, 30)
+    assert (source.n_holdout(), source.n_rows()) == (None, 30)
     assert np.array_equal(source.order(CTX), Text(path=cast(Path, source.path), separator="<|endoftext|>").order(CTX))
 
 
 def test_a_folder_without_its_files_and_settings_that_do_not_go_together_are_refused(stories: Path) -> None:
     (stories / "TinyStories-train.txt").write_text("V1")
     with pytest.raises(DataError, match=r"has 2 files \*train\.txt\* .*Give the file itself"):
-        TinyStories(path=stories).capacity()
+        TinyStories(path=stories).n_rows()
     for wrong in ({}, {"path": stories, "hub": "roneneldan/TinyStories"}):
         with pytest.raises(SpecError, match="needs either 'path'"):
             TinyStories(**wrong)  # type: ignore[arg-type]
@@ -270,14 +271,14 @@ def test_a_folder_without_its_files_and_settings_that_do_not_go_together_are_ref
 
 def test_real_stories_are_all_there(data: Path) -> None:
     source = TinyStories(path=data / "tinystories")
-    assert (source.capacity(), source.holdout()) == (10_342 + 500, 500)
+    assert (source.n_rows(), source.n_holdout()) == (10_342 + 500, 500)
     official = (data / "tinystories" / "TinyStories-slice-train.txt").read_text(encoding="utf-8").split("<|endoftext|>")
     assert corpus_of(source)[:10_342] == [story.strip() for story in official if story.strip()]
 
 
 def test_real_questions_and_answers_are_all_there(data: Path) -> None:
     source = Jsonl(path=data / "gsm8k" / "train.jsonl.gz", format="user: {question}\nassistant: {answer}")
-    assert source.capacity() == 7_473
+    assert source.n_rows() == 7_473
     assert all(row.startswith("user: ") and "####" in row for row in texts_of(source.draw(0, 9, CTX)))
 
 
@@ -308,13 +309,13 @@ def test_a_hub_data_set_is_read_from_a_local_copy(local_hub: Path) -> None:
     assert identity(source) != before
     stories = TinyStories(hub=local_hub)
     with pytest.raises(DataError, match="source: cannot read 'validation' of"):
-        stories.holdout()
+        stories.n_holdout()
 
 
 def test_tinystories_come_from_the_hub_too(local_hub: Path) -> None:
     source = TinyStories(hub=local_hub, validation_rows=4)
     check_source(source)
-    assert (source.capacity(), source.holdout()) == (34, 4)
+    assert (source.n_rows(), source.n_holdout()) == (34, 4)
     assert all(row.startswith("validation") == (i < 4) for i, row in enumerate(texts_of(source.draw(0, 34, CTX))))
 
 
@@ -344,15 +345,15 @@ def test_stories_of_the_hub_are_all_of_one_commit(stories: Path) -> None:
 
 def test_a_field_or_split_that_is_not_there_is_named(local_hub: Path) -> None:
     with pytest.raises(DataError, match=r"source\.format: .* has no field 'texts'; it has text, label"):
-        HubText(path=local_hub, format="texts").capacity()
+        HubText(path=local_hub, format="texts").n_rows()
     with pytest.raises(DataError, match="cannot read 'test' of"):
-        HubText(path=local_hub, split="test").capacity()
+        HubText(path=local_hub, split="test").n_rows()
 
 
 def test_without_the_library_the_extra_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(MissingExtraError, match=r"source\.hub: needs datasets.*selfloop\[hub\]"):
-        HubText(path="roneneldan/TinyStories", revision="0" * 40).capacity()
+        HubText(path="roneneldan/TinyStories", revision="0" * 40).n_rows()
     assert hub.HubText(path=tmp_path).path == tmp_path
 
 

@@ -3,10 +3,10 @@ import pytest
 
 from selfloop.component import Context
 from selfloop.errors import SpecError
-from selfloop.rng import Stream
-from selfloop.sources.toy import Gaussian, Linear, Zipf
+from selfloop.rng import RandomStream
+from selfloop.sources.distributions import Gaussian, Linear, Zipf
 
-CONTEXT = Context(Stream(("seed", 3)))
+CONTEXT = Context(RandomStream(("seed", 3)))
 SOURCES = [Gaussian(dim=2, variance=4.0), Zipf(), Linear(dim=3, covariance="decay"), Linear(dim=3, design="fresh")]
 
 
@@ -21,7 +21,7 @@ def test_rows_do_not_depend_on_how_they_are_cut_into_calls(source, first, n):
 
 @pytest.mark.parametrize("source", SOURCES, ids=repr)
 def test_seeds_and_rows_differ(source):
-    rows, other = source.draw(0, 1000, CONTEXT), source.draw(0, 1000, Context(Stream(("seed", 4))))
+    rows, other = source.draw(0, 1000, CONTEXT), source.draw(0, 1000, Context(RandomStream(("seed", 4))))
     for name in rows:
         assert not np.array_equal(rows[name], other[name])
         assert not np.array_equal(rows[name][:256], rows[name][256:512])
@@ -55,8 +55,8 @@ def test_labels_have_the_stated_law():
 def test_a_fixed_design_repeats_the_initial_inputs_with_fresh_labels():
     source = Linear(dim=3)
     initial = source.draw(0, 10, CONTEXT)
-    assert source.given(10, initial, CONTEXT)["x"] is initial["x"]
-    given = source.given(25, initial, CONTEXT)
+    assert source.draw_inputs(10, initial, CONTEXT)["x"] is initial["x"]
+    given = source.draw_inputs(25, initial, CONTEXT)
     np.testing.assert_array_equal(given["x"], initial["x"][np.arange(25) % 10])
     np.testing.assert_array_equal(source.relabel({"x": initial["x"]}, 0, CONTEXT)["y"], initial["y"])
     again = source.relabel({"x": initial["x"]}, 10, CONTEXT)["y"]
@@ -66,7 +66,7 @@ def test_a_fixed_design_repeats_the_initial_inputs_with_fresh_labels():
 def test_a_fresh_design_gives_new_inputs():
     source = Linear(dim=3, design="fresh")
     initial = source.draw(0, 10, CONTEXT)
-    given = [source.given(10, initial, CONTEXT.child("given", t))["x"] for t in (1, 2)]
+    given = [source.draw_inputs(10, initial, CONTEXT.child("given", t))["x"] for t in (1, 2)]
     assert not np.array_equal(given[0], given[1])
     assert not np.array_equal(given[0], initial["x"])
 

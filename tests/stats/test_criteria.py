@@ -3,8 +3,7 @@
 import numpy as np
 import pytest
 
-from selfloop.errors import SpecError
-from selfloop.stats.criteria import (
+from selfloop.criteria.judging import (
     AnyIncrease,
     CatastrophicIncrease,
     CollapsingVariance,
@@ -14,6 +13,7 @@ from selfloop.stats.criteria import (
     ScalingLawChange,
     TailLoss,
 )
+from selfloop.errors import SpecError
 
 ALL = [
     CatastrophicIncrease(), AnyIncrease(), Divergence(), ScalingLawChange(), CollapsingVariance(), ModeEntanglement(),

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from selfloop.stats.growth import LAWS, creep, growth_law, inflection
 from selfloop.stats.intervals import mean_interval
+from selfloop.stats.trend import LAWS, fit_trend, inflection, rise_after_minimum
 
 SHAPES = {
     "constant": lambda t: np.ones_like(t),
@@ -25,25 +25,25 @@ def planted(law, rng, seeds=20, generations=20, scale=0.01):
 
 @pytest.mark.parametrize("law", LAWS)
 def test_a_planted_law_is_found(law):
-    growth = growth_law(planted(law, np.random.default_rng(11)))
+    growth = fit_trend(planted(law, np.random.default_rng(11)))
     assert growth.law == growth.best == law
     assert sum(growth.weights.values()) == pytest.approx(1)
 
 
 def test_parameters_are_those_planted():
     rng = np.random.default_rng(12)
-    growth = growth_law(0.5 + 2 * planted("saturating", rng, scale=0.001))
+    growth = fit_trend(0.5 + 2 * planted("saturating", rng, scale=0.001))
     assert growth.formula == "a + b sum_{i<=t} i^-(1 + c)"
     assert growth.parameters["c"] == pytest.approx(1, abs=0.05)
     assert growth.parameters["b"] == pytest.approx(2, rel=0.05)
-    assert growth_law(3 * planted("exponential", rng)).parameters["c"] == pytest.approx(0.15, rel=0.05)
+    assert fit_trend(3 * planted("exponential", rng)).parameters["c"] == pytest.approx(0.15, rel=0.05)
 
 
 @pytest.mark.parametrize("seeds", [5, 30])
 @pytest.mark.parametrize("law", LAWS)
 def test_a_wrong_law_is_hardly_ever_decided(law, seeds):
     rng = np.random.default_rng(13)
-    found = [growth_law(planted(law, rng, seeds=seeds, generations=12, scale=0.1)).law for _ in range(25)]
+    found = [fit_trend(planted(law, rng, seeds=seeds, generations=12, scale=0.1)).law for _ in range(25)]
     assert sum(name not in (law, None) for name in found) <= 2
 
 
@@ -55,8 +55,8 @@ def chains(accumulate, rng, seeds=50, generations=30, d=10):
 
 def test_correlated_chains_are_told_apart_where_independent_errors_would_mislead():
     rng = np.random.default_rng(14)
-    replaced = [growth_law(chains(False, rng)).law for _ in range(10)]
-    accumulated = [growth_law(chains(True, rng)).law for _ in range(10)]
+    replaced = [fit_trend(chains(False, rng)).law for _ in range(10)]
+    accumulated = [fit_trend(chains(True, rng)).law for _ in range(10)]
     assert replaced.count("linear") >= 8
     assert set(replaced) <= {"linear", None}
     assert accumulated.count("saturating") >= 8
@@ -66,18 +66,18 @@ def test_correlated_chains_are_told_apart_where_independent_errors_would_mislead
 def test_a_shape_that_is_no_law_is_not_given_one():
     t = np.arange(1.0, 21)
     curves = np.where(t < 8, 1.0, 3.0) + 0.01 * np.random.default_rng(15).normal(size=(20, 20))
-    growth = growth_law(curves)
+    growth = fit_trend(curves)
     assert growth.law is None
     assert growth.reason == "none of the laws fits the curve"
 
 
 def test_a_flat_curve_within_wide_errors_is_undecided():
-    assert growth_law(planted("constant", np.random.default_rng(16), seeds=4, scale=0.5)).law is None
+    assert fit_trend(planted("constant", np.random.default_rng(16), seeds=4, scale=0.5)).law is None
 
 
 @pytest.mark.parametrize("curves", [np.ones((1, 20)), np.ones((5, 5)), np.tile(np.arange(20.0), (5, 1))])
 def test_too_little_to_go_on_is_undecided(curves):
-    growth = growth_law(curves)
+    growth = fit_trend(curves)
     assert growth.law is None
     assert growth.weights == {}
 
@@ -86,7 +86,7 @@ def test_generations_after_the_first_ended_chain_are_left_out():
     curves = planted("linear", np.random.default_rng(17))
     cut = curves.copy()
     cut[3, 12:] = np.nan
-    assert growth_law(cut) == growth_law(curves[:, :12])
+    assert fit_trend(cut) == fit_trend(curves[:, :12])
 
 
 def dip(rng, lowest=5, seeds=30, generations=20, scale=0.05):
@@ -131,11 +131,11 @@ def test_a_curve_with_an_ended_chain_has_no_inflection():
 
 def test_the_creep_is_the_rise_from_the_lowest_generation_to_the_last():
     curves = np.array([[3.0, 1.0, 2.0], [3.0, 1.2, 2.6], [3.2, 1.1, 2.1]])
-    found, rises = creep(curves), np.array([1.0, 1.4, 1.0])
+    found, rises = rise_after_minimum(curves), np.array([1.0, 1.4, 1.0])
     assert found.estimate == pytest.approx(rises.mean())
     reach = stats.t.ppf(1 - 0.05 / 6, 2) * stats.sem(rises)
     assert (found.low, found.high) == pytest.approx((rises.mean() - reach, rises.mean() + reach))
-    assert creep(curves[:1]).low is None
+    assert rise_after_minimum(curves[:1]).low is None
 
 
 def test_a_flat_curve_does_not_creep_although_its_lowest_generation_is_picked():
@@ -146,5 +146,5 @@ def test_a_flat_curve_does_not_creep_although_its_lowest_generation_is_picked():
     def uncorrected(curves):
         return mean_interval(curves[:, -1] - curves[:, curves.mean(axis=0).argmin()])
 
-    assert sum((creep(curves).low or 0) > 0 for curves in flat) <= most
+    assert sum((rise_after_minimum(curves).low or 0) > 0 for curves in flat) <= most
     assert sum((uncorrected(curves).low or 0) > 0 for curves in flat) > most

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from selfloop.stats.ordering import claims_of, compare, compare_all
+from selfloop.stats.comparison import claims_of, compare, compare_all
 from selfloop.types import Floats
 
 T = np.arange(1.0, 7.0)

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from selfloop.published import load
-from selfloop.stats.value import Cell, regress, value_of_real
+from selfloop.published.papers import load
+from selfloop.stats.data_value import Cell, fit_data_value, regress
 
 COUNTS = [(r, s) for r in (64, 256, 1024, 4096) for s in (0, 256, 1024, 4096)]
 
@@ -50,7 +50,7 @@ def test_one_constant_explains_nothing() -> None:
 
 @pytest.mark.parametrize("law", ["log", "share"])
 def test_the_planted_law_explains_more(law: str) -> None:
-    value = value_of_real(grid(law, np.random.default_rng(2), seeds=5))
+    value = fit_data_value(grid(law, np.random.default_rng(2), seeds=5))
     assert value
     right, wrong = (value.log_count, value.share) if law == "log" else (value.share, value.log_count)
     assert right.r_squared.low > 0.95 > 0.7 > wrong.r_squared.high  # type: ignore[operator]
@@ -66,7 +66,7 @@ def test_rows_that_cells_share_are_not_taken_for_a_law() -> None:
     rng = np.random.default_rng(3)
     x = np.log1p([r for r, _ in COUNTS])
     grids = [grid("none", rng, quirk=0.2) for _ in range(400)]
-    values = [value_of_real(cells) for cells in grids]
+    values = [fit_data_value(cells) for cells in grids]
     for slopes in ([value.log_count.slope for value in values if value], [value.share.slope for value in values if value]):
         wrongly_found = sum(not slope.low < 0 < slope.high for slope in slopes)  # type: ignore[operator]
         assert len(slopes) == 400
@@ -92,15 +92,15 @@ def test_the_interval_covers_the_expected_r_squared_of_one_seed() -> None:
 
 def test_too_few_cells_or_counts_say_nothing() -> None:
     cells = grid("log", np.random.default_rng(5))
-    assert value_of_real(cells[:5]) is None
-    assert value_of_real([cell for cell in cells if cell.real < 1000]) is None
+    assert fit_data_value(cells[:5]) is None
+    assert fit_data_value([cell for cell in cells if cell.real < 1000]) is None
     ended = [Cell(cell.real, cell.synthetic, np.array([1.0, np.nan])) for cell in cells]
-    assert value_of_real(ended) is None
+    assert fit_data_value(ended) is None
 
 
 def test_the_printed_grid_of_kazdan_says_the_same_as_the_paper_in_order_and_not_in_size() -> None:
     (grid,) = load("kazdan2025").grids
-    value = value_of_real(grid.cells)
+    value = fit_data_value(grid.cells)
     assert value
     real, share, risk = (
         np.array(column)

@@ -8,17 +8,25 @@ from typing import ClassVar
 import numpy as np
 import pytest
 
-from selfloop.component import Metric, Setting
-from selfloop.ensembles import BLOCK, Block, EnsembleWorld, needs_rows
+from selfloop.component import Metric, Scenario
+from selfloop.engine.ensemble import BLOCK, Block, EnsembleWorld, needs_rows
+from selfloop.engine.loop import loop
 from selfloop.families.discrete import Discrete
 from selfloop.families.gaussian import Gaussian, GaussianSampler
 from selfloop.families.glm import Glm
 from selfloop.families.kde import Kde
 from selfloop.families.linear import Linear, LinearSampler
-from selfloop.loop import loop
 from selfloop.metrics.classification import ParameterError
-from selfloop.metrics.moments import ExcessRisk, Heterozygosity, LogVariance, MeanError, SecondMoment, Support, VarianceRatio
-from selfloop.policies.plans import (
+from selfloop.metrics.true_parameters import (
+    ExcessRisk,
+    Heterozygosity,
+    LogVariance,
+    MeanError,
+    SecondMoment,
+    Support,
+    VarianceRatio,
+)
+from selfloop.policies.builtin import (
     Accumulate,
     AccumulateReal,
     AccumulateSubsample,
@@ -36,11 +44,11 @@ from selfloop.policies.plans import (
 )
 from selfloop.sources import toy
 from selfloop.sources.logistic import Logistic
-from selfloop.theory.glm import _information
 from selfloop.theory.laws import LAWS, predictions
-from selfloop.theory.moments import Learner, moment_curves
+from selfloop.theory.laws.glm import _information
+from selfloop.theory.moments import MomentEstimator, moment_curves
 
-NORMAL = Setting(
+NORMAL = Scenario(
     policy=Replace(),
     source=toy.Gaussian(dim=2, variance=3.0),
     family=Gaussian(),
@@ -48,10 +56,10 @@ NORMAL = Setting(
     n=12,
     generations=5,
 )
-SYMBOLS = Setting(
+SYMBOLS = Scenario(
     policy=Replace(), source=toy.Zipf(size=12), family=Discrete(), sampler=Discrete.sampler(), n=15, generations=5
 )
-DESIGN = Setting(
+DESIGN = Scenario(
     policy=Replace(),
     source=toy.Linear(dim=4, noise=0.7, covariance="decay"),
     family=Linear(),
@@ -75,21 +83,23 @@ METRICS = {
 }
 
 
-def chains(setting: Setting, metric: str, blocks: int = 4) -> np.ndarray:
+def chains(scenario: Scenario, metric: str, blocks: int = 4) -> np.ndarray:
     """Measured values, (seeds, generations)."""
     measured = (METRICS[metric],)
-    on_rows = needs_rows(setting.source, setting.family, measured, setting.policy, setting.n, setting.generations)
+    on_rows = needs_rows(scenario.source, scenario.family, measured, scenario.policy, scenario.n, scenario.generations)
     values = []
     for b in range(blocks):
         seeds = tuple(range(b * BLOCK, (b + 1) * BLOCK))
         block = Block(
-            source=setting.source, family=setting.family, sampler=setting.sampler, metrics=measured,
-            seeds=seeds, n=setting.n, holdout=0, on_rows=on_rows,
+            source=scenario.source, family=scenario.family, sampler=scenario.sampler, metrics=measured,
+            seeds=seeds, n=scenario.n, holdout=0, on_rows=on_rows,
         )  # fmt: skip
         rows = [
-            row for part in loop(EnsembleWorld("chains", block), setting.policy, setting.n, setting.generations) for row in part
+            row
+            for part in loop(EnsembleWorld("chains", block), scenario.policy, scenario.n, scenario.generations)
+            for row in part
         ]
-        values.append(np.array([row.value for row in rows]).reshape(setting.generations, BLOCK))
+        values.append(np.array([row.value for row in rows]).reshape(scenario.generations, BLOCK))
     return np.concatenate(values, axis=1).T
 
 
@@ -97,8 +107,8 @@ def scores(values: np.ndarray, law: np.ndarray) -> np.ndarray:
     return (values.mean(axis=0) - law) / (values.std(axis=0, ddof=1) / np.sqrt(len(values)))
 
 
-def law_of(setting: Setting, metric: str, kind: str = "exact") -> np.ndarray:
-    (found,) = [p for p in predictions(setting) if p.metric == metric and p.kind == kind]
+def law_of(scenario: Scenario, metric: str, kind: str = "exact") -> np.ndarray:
+    (found,) = [p for p in predictions(scenario) if p.metric == metric and p.kind == kind]
     return found.values
 
 
@@ -137,8 +147,8 @@ def named(policies):
 @pytest.mark.parametrize("policy", named(POLICIES))
 def test_normal_chains_follow_the_moments(policy):
     for metric in ("mean_error", "variance_ratio"):
-        setting = replace(NORMAL, policy=policy)
-        assert np.abs(scores(chains(setting, metric), law_of(setting, metric))).max() < 4
+        scenario = replace(NORMAL, policy=policy)
+        assert np.abs(scores(chains(scenario, metric), law_of(scenario, metric))).max() < 4
 
 
 @pytest.mark.parametrize(
@@ -146,9 +156,9 @@ def test_normal_chains_follow_the_moments(policy):
 )
 def test_normal_chains_follow_the_moments_of_every_estimator(family, factor):
     for policy in (Accumulate(), WEIGHTED, Mix(real=0.3)):
-        setting = replace(NORMAL, policy=policy, family=family, sampler=GaussianSampler(variance_factor=factor))
+        scenario = replace(NORMAL, policy=policy, family=family, sampler=GaussianSampler(variance_factor=factor))
         for metric in ("mean_error", "variance_ratio"):
-            assert np.abs(scores(chains(setting, metric), law_of(setting, metric))).max() < 4
+            assert np.abs(scores(chains(scenario, metric), law_of(scenario, metric))).max() < 4
 
 
 def test_normal_chains_notice_a_wrong_divisor_generation_weight_and_dimension():
@@ -164,17 +174,17 @@ def test_normal_chains_notice_a_wrong_divisor_generation_weight_and_dimension():
 
 @pytest.mark.parametrize("policy", named([Replace(), ReplaceMultiple(), Growing(exponent=0.5)]))
 def test_log_variance_follows_the_digamma_law_when_only_the_newest_rows_are_used(policy):
-    setting = replace(NORMAL, policy=policy, sampler=GaussianSampler(variance_factor=0.9))
-    values = chains(setting, "log_variance")
-    assert np.abs(scores(values, law_of(setting, "log_variance"))).max() < 4
-    assert np.abs(scores(values, law_of(replace(setting, family=Gaussian(ddof=1)), "log_variance"))).max() > 4
-    assert np.abs(scores(values, law_of(replace(setting, sampler=GaussianSampler()), "log_variance"))).max() > 4
+    scenario = replace(NORMAL, policy=policy, sampler=GaussianSampler(variance_factor=0.9))
+    values = chains(scenario, "log_variance")
+    assert np.abs(scores(values, law_of(scenario, "log_variance"))).max() < 4
+    assert np.abs(scores(values, law_of(replace(scenario, family=Gaussian(ddof=1)), "log_variance"))).max() > 4
+    assert np.abs(scores(values, law_of(replace(scenario, sampler=GaussianSampler()), "log_variance"))).max() > 4
 
 
 @pytest.mark.parametrize("policy", named(POLICIES))
 def test_symbols_follow_the_moments(policy):
-    setting = replace(SYMBOLS, policy=policy)
-    assert np.abs(scores(chains(setting, "heterozygosity"), law_of(setting, "heterozygosity"))).max() < 4
+    scenario = replace(SYMBOLS, policy=policy)
+    assert np.abs(scores(chains(scenario, "heterozygosity"), law_of(scenario, "heterozygosity"))).max() < 4
 
 
 def test_symbols_follow_the_published_recursion_and_notice_one_generation_too_many():
@@ -187,18 +197,18 @@ def test_symbols_follow_the_published_recursion_and_notice_one_generation_too_ma
 
 
 def test_smoothed_symbols_follow_their_recursion_to_its_fixed_point():
-    setting = replace(SYMBOLS, family=Discrete(smoothing=0.5))
-    values = chains(setting, "heterozygosity")
-    assert np.abs(scores(values, law_of(setting, "heterozygosity"))).max() < 4
-    assert np.abs(scores(values, law_of(replace(setting, family=Discrete(smoothing=1.0)), "heterozygosity"))).max() > 4
+    scenario = replace(SYMBOLS, family=Discrete(smoothing=0.5))
+    values = chains(scenario, "heterozygosity")
+    assert np.abs(scores(values, law_of(scenario, "heterozygosity"))).max() < 4
+    assert np.abs(scores(values, law_of(replace(scenario, family=Discrete(smoothing=1.0)), "heterozygosity"))).max() > 4
     u = 0.5 * 12 / (15 + 0.5 * 12)
     fixed = ((1 - u) ** 2 / 15 + (1 - (1 - u) ** 2) / 12) / (1 - (1 - u) ** 2 * (1 - 1 / 15))
-    assert abs(1 - law_of(replace(setting, generations=200), "heterozygosity")[-1] - fixed) < 1e-12
+    assert abs(1 - law_of(replace(scenario, generations=200), "heterozygosity")[-1] - fixed) < 1e-12
 
 
 def test_symbols_are_not_lost_faster_than_the_forgetting_law_and_not_much_slower():
-    setting = replace(SYMBOLS, n=40, generations=8)
-    values, law = chains(setting, "support"), law_of(setting, "support", "bound")
+    scenario = replace(SYMBOLS, n=40, generations=8)
+    values, law = chains(scenario, "support"), law_of(scenario, "support", "bound")
     assert scores(values, law).min() > -4
     assert scores(values[:, 1:], law[:-1]).min() < -4  # one generation late it is no bound
     assert (values.mean(axis=0) / law).max() < 1.1
@@ -209,7 +219,7 @@ class RowMoments(Metric):
     """Mean of a kernel estimate's training rows (squared), and of their squares, over the source's trace (2-d)."""
 
     name: ClassVar[str] = "rows"
-    on_rows: ClassVar[bool] = True
+    uses_rows: ClassVar[bool] = True
 
     def measure_ensemble(self, snap):
         weight, length = (np.asarray(snap.params[name])[0] for name in ("weight", "length"))
@@ -228,7 +238,7 @@ def test_kernel_estimates_follow_the_moments_with_kernel_noise(policy):
     rows = [row for part in loop(EnsembleWorld("chains", block), policy, 12, 5) for row in part]
 
     def largest_score(kernel, late=0):
-        law = moment_curves(policy, 12, 5 + late, Learner(kernel=kernel))
+        law = moment_curves(policy, 12, 5 + late, MomentEstimator(kernel=kernel))
         expected = {"mean_error": law["mean_error"], "second": law["mean_error"] + law["variance_ratio"]}
         values = {m: np.array([row.value for row in rows if row.metric == m]).reshape(5, BLOCK).T for m in expected}
         return max(np.abs(scores(values[m], expected[m][late:])).max() for m in expected)
@@ -254,41 +264,41 @@ def test_a_density_s_second_moment_is_a_law(policy):  # systems.md d-10
     assert not law_names(replace(kde, family=Kde(bandwidth="scott")))
 
 
-def law_names(setting):
-    return [prediction.law for prediction in predictions(setting)]
+def law_names(scenario):
+    return [prediction.law for prediction in predictions(scenario)]
 
 
 @pytest.mark.parametrize("policy", named(WHOLE))
 def test_regressions_on_one_design_follow_the_multipliers(policy):
-    setting = replace(DESIGN, policy=policy)
-    values = chains(setting, "excess_risk")
-    assert np.abs(scores(values, law_of(setting, "excess_risk"))).max() < 4
-    late = law_of(replace(setting, generations=6), "excess_risk")[1:]
+    scenario = replace(DESIGN, policy=policy)
+    values = chains(scenario, "excess_risk")
+    assert np.abs(scores(values, law_of(scenario, "excess_risk"))).max() < 4
+    late = law_of(replace(scenario, generations=6), "excess_risk")[1:]
     # with fresh rows the curve settles at once, so one generation too many shows nothing: there, real rows kept for ever do
-    wrong = law_of(replace(setting, policy=Augment()), "excess_risk") if policy.name == "fresh" else late
+    wrong = law_of(replace(scenario, policy=Augment()), "excess_risk") if policy.name == "fresh" else late
     assert np.abs(scores(values, wrong)).max() > 4
 
 
 @pytest.mark.parametrize("policy", named([Replace(), Accumulate(), ReplaceMultiple(), Expanding(share=0.5)]))
 def test_regressions_on_fresh_designs_follow_their_own_law(policy):
-    setting = replace(INPUTS, policy=policy, n=12)
-    values = chains(setting, "excess_risk", blocks=16)
-    assert np.abs(scores(values, law_of(setting, "excess_risk"))).max() < 4
+    scenario = replace(INPUTS, policy=policy, n=12)
+    values = chains(scenario, "excess_risk", blocks=16)
+    assert np.abs(scores(values, law_of(scenario, "excess_risk"))).max() < 4
     if policy.name in ("accumulate", "replace_multiple"):
         same = replace(DESIGN, policy=policy, n=12)
         assert np.abs(scores(values, law_of(same, "excess_risk"))).max() > 4
 
 
-def regressions(setting, levels, chains=4000):
+def regressions(scenario, levels, chains=4000):
     """Excess risks of plain least squares under `replace` or `accumulate`, (chains, generations)."""
-    rng, source = np.random.default_rng(5), setting.source
-    d, fixed, everything = source.dim, source.has_fixed_design(), setting.policy.name == "accumulate"
+    rng, source = np.random.default_rng(5), scenario.source
+    d, fixed, everything = source.dim, source.has_fixed_design(), scenario.policy.name == "accumulate"
     gram, moment, w, risks = np.zeros((chains, d, d)), np.zeros((chains, d)), np.zeros((chains, d)), []
-    for t in range(1, setting.generations + 1):
+    for t in range(1, scenario.generations + 1):
         if t == 1 or not fixed:
-            x = rng.standard_normal((chains, setting.n, d))
+            x = rng.standard_normal((chains, scenario.n, d))
         noise = source.noise if t == 1 else levels[min(t - 1, len(levels)) - 1]
-        y = np.einsum("snd,sd->sn", x, w) + noise * rng.standard_normal((chains, setting.n))
+        y = np.einsum("snd,sd->sn", x, w) + noise * rng.standard_normal((chains, scenario.n))
         kept = everything and t > 1
         gram = kept * gram + x.mT @ x
         moment = kept * moment + np.einsum("snd,sn->sd", x, y)
@@ -302,33 +312,33 @@ def regressions(setting, levels, chains=4000):
 def test_label_noise_may_change_from_generation_to_generation(policy, design):
     levels = (0.7, 2.0, 0.1)
     source = toy.Linear(dim=4, noise=0.7, design=design)
-    setting = replace(DESIGN, policy=policy, source=source, sampler=LinearSampler(noise=levels))
-    values = regressions(setting, levels)
-    assert np.abs(scores(values, law_of(setting, "excess_risk"))).max() < 4
-    early = replace(setting, sampler=LinearSampler(noise=(2.0, 0.1)))
+    scenario = replace(DESIGN, policy=policy, source=source, sampler=LinearSampler(noise=levels))
+    values = regressions(scenario, levels)
+    assert np.abs(scores(values, law_of(scenario, "excess_risk"))).max() < 4
+    early = replace(scenario, sampler=LinearSampler(noise=(2.0, 0.1)))
     assert np.abs(scores(values, law_of(early, "excess_risk"))).max() > 4
 
 
 def test_many_rows_give_the_asymptotic_multiplier_within_a_tenth():
-    setting = replace(DESIGN, policy=AccumulateSubsample(), n=200, generations=8)
-    (asymptotic,) = predictions(setting)
+    scenario = replace(DESIGN, policy=AccumulateSubsample(), n=200, generations=8)
+    (asymptotic,) = predictions(scenario)
     assert asymptotic.kind == "asymptotic"
-    ratio = chains(setting, "excess_risk", blocks=2).mean(axis=0) / asymptotic.values
+    ratio = chains(scenario, "excess_risk", blocks=2).mean(axis=0) / asymptotic.values
     assert np.abs(ratio - 1).max() < 0.1
-    assert chains(replace(setting, policy=Replace()), "excess_risk", blocks=1).mean(axis=0)[-1] > 1.5 * asymptotic.values[-1]
+    assert chains(replace(scenario, policy=Replace()), "excess_risk", blocks=1).mean(axis=0)[-1] > 1.5 * asymptotic.values[-1]
 
 
-LOGIT = Setting(policy=Replace(), source=Logistic(dim=3), family=Glm(), sampler=Glm.sampler(), n=600, generations=5)
+LOGIT = Scenario(policy=Replace(), source=Logistic(dim=3), family=Glm(), sampler=Glm.sampler(), n=600, generations=5)
 
 
 @pytest.mark.parametrize("link", ["logit", "log"])
 @pytest.mark.parametrize("policy", named([Replace(), Accumulate(), AccumulateSubsample()]))
 def test_regressions_with_a_link_follow_the_multiplier_within_a_sixth(policy, link):
-    setting = replace(LOGIT, policy=policy, source=Logistic(dim=3, link=link), family=Glm(link=link))
-    mean = chains(setting, "parameter_error", blocks=1).mean(axis=0)
-    assert np.abs(mean / law_of(setting, "parameter_error", "asymptotic") - 1).max() < 1 / 6
+    scenario = replace(LOGIT, policy=policy, source=Logistic(dim=3, link=link), family=Glm(link=link))
+    mean = chains(scenario, "parameter_error", blocks=1).mean(axis=0)
+    assert np.abs(mean / law_of(scenario, "parameter_error", "asymptotic") - 1).max() < 1 / 6
     for wrong in ({"policy": Window(length=3)}, {"n": 900}, {"source": Logistic(dim=3, link=link, norm=0.2)}):
-        off = replace(setting, **wrong)
+        off = replace(scenario, **wrong)
         assert np.abs(mean / law_of(off, "parameter_error", "asymptotic") - 1).max() > 1 / 6
 
 
@@ -339,12 +349,12 @@ def test_the_information_of_poisson_regression_has_its_closed_form():
 
 
 def test_the_bound_lies_above_accumulation_on_either_design():
-    for setting in (replace(DESIGN, policy=Accumulate()), replace(INPUTS, policy=Accumulate())):
-        bound = law_of(setting, "excess_risk", "bound")
-        assert (law_of(setting, "excess_risk") < bound).all()
-        assert scores(chains(setting, "excess_risk"), bound).max() < 4
-        assert scores(chains(replace(setting, policy=Replace()), "excess_risk"), bound).max() > 4  # which it does not bind
-        assert not [p for p in predictions(replace(setting, policy=Replace())) if p.kind == "bound"]
+    for scenario in (replace(DESIGN, policy=Accumulate()), replace(INPUTS, policy=Accumulate())):
+        bound = law_of(scenario, "excess_risk", "bound")
+        assert (law_of(scenario, "excess_risk") < bound).all()
+        assert scores(chains(scenario, "excess_risk"), bound).max() < 4
+        assert scores(chains(replace(scenario, policy=Replace()), "excess_risk"), bound).max() > 4  # which it does not bind
+        assert not [p for p in predictions(replace(scenario, policy=Replace())) if p.kind == "bound"]
 
 
 @pytest.mark.parametrize("change", [

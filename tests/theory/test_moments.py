@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from scipy.special import polygamma, zeta
 
 from selfloop.component import Policy
+from selfloop.engine.loop import schedule
 from selfloop.errors import SpecError
-from selfloop.loop import schedule
-from selfloop.policies.plans import (
+from selfloop.policies.builtin import (
     Accumulate,
     AccumulateReal,
     AccumulateSubsample,
@@ -24,14 +24,19 @@ from selfloop.policies.plans import (
     ReplaceMultiple,
     Window,
 )
-from selfloop.theory.moments import Learner, has_law, moment_curves, predict
+from selfloop.theory.moments import MomentEstimator, has_law, moment_curves, predict
 from selfloop.types import real, synthetic
 
-MLE, UNBIASED, WITHIN, KNOWN = Learner(), Learner(ddof=1), Learner(ddof=1, pooled=False), Learner(known=(1.0,))
+MLE, UNBIASED, WITHIN, KNOWN = (
+    MomentEstimator(),
+    MomentEstimator(ddof=1),
+    MomentEstimator(ddof=1, pooled=False),
+    MomentEstimator(known=(1.0,)),
+)
 T = np.arange(1, 31)
 
 
-def curves(policy: Policy, n: int, generations: int = 30, learner: Learner = MLE) -> tuple[np.ndarray, np.ndarray]:
+def curves(policy: Policy, n: int, generations: int = 30, learner: MomentEstimator = MLE) -> tuple[np.ndarray, np.ndarray]:
     found = moment_curves(policy, n, generations, learner)
     return found["mean_error"], found["variance_ratio"]
 
@@ -140,18 +145,18 @@ def test_a_mode_seeking_sampler_has_its_variance_floor():
     n = m = 50
     w, factor = 0.3, 0.8
     policy = Fresh(real_mass=w)
-    floor = curves(policy, n, 300, Learner(ddof=1, pooled=False, variance_factor=factor))[1][-1]
+    floor = curves(policy, n, 300, MomentEstimator(ddof=1, pooled=False, variance_factor=factor))[1][-1]
     close(floor, w / (1 - (1 - w) * factor))  # .6818
-    error, variance = curves(policy, n, 300, Learner(variance_factor=factor))
+    error, variance = curves(policy, n, 300, MomentEstimator(variance_factor=factor))
     M, V = error[-1], variance[-1]
     close(M, w**2 / n + (1 - w) ** 2 * (M + factor * V / m))
     close(V, w + (1 - w) * (M + factor * V) - M)
-    close(curves(Replace(), n, learner=Learner(ddof=1, variance_factor=factor))[1], factor ** (T - 1))
+    close(curves(Replace(), n, learner=MomentEstimator(ddof=1, variance_factor=factor))[1], factor ** (T - 1))
 
 
 def test_kernel_noise_inflates_linearly_under_replace_and_like_log_under_accumulate():
     n, h2 = 40, 0.09
-    kernel = Learner(kernel=h2)
+    kernel = MomentEstimator(kernel=h2)
     error, variance = curves(Replace(), n, learner=kernel)
     close(error + variance, 1 + (T - 1) * h2)  # second moment of the training rows
     harmonic = np.cumsum(1 / T)
@@ -256,11 +261,15 @@ def tables(draw, generations=4, whole=False):
     return Custom(generations=tuple(table), real=fresh, synthetic=made, budget=budget), n
 
 
-learners = st.sampled_from([MLE, UNBIASED, WITHIN, Learner(variance_factor=0.8), Learner(kernel=0.2), Learner(pooled=False)])
+learners = st.sampled_from(
+    [MLE, UNBIASED, WITHIN, MomentEstimator(variance_factor=0.8), MomentEstimator(kernel=0.2), MomentEstimator(pooled=False)]
+)
 
 
 @settings(max_examples=100, derandomize=True, deadline=None)
-@given(tables(whole=True, generations=6), st.sampled_from([MLE, Learner(variance_factor=0.8), Learner(kernel=0.2)]))
+@given(
+    tables(whole=True, generations=6), st.sampled_from([MLE, MomentEstimator(variance_factor=0.8), MomentEstimator(kernel=0.2)])
+)
 def test_any_policy_over_whole_batches_agrees_with_the_propagator(table, learner):
     policy, n = table
     for found, expected in zip(curves(policy, n, 6, learner), propagate(policy, n, 6, learner), strict=True):
@@ -282,8 +291,8 @@ def simulate(policy, n, generations, chains, learner=MLE, wrong=""):
     rng = np.random.default_rng(7)
     rows, errors, variances = {}, [], []
     for stage in schedule(policy, n, generations):
-        if stage.emission.real:
-            rows[real(stage.t)] = rng.standard_normal((chains, stage.emission.real))
+        if stage.new_rows.real:
+            rows[real(stage.t)] = rng.standard_normal((chains, stage.new_rows.real))
         taken = []
         for take in stage.plan.takes:
             batch = rng.permuted(rows[take.batch], axis=1) if wrong == "independent prefixes" else rows[take.batch]
@@ -304,7 +313,7 @@ def simulate(policy, n, generations, chains, learner=MLE, wrong=""):
         if not learner.pooled:
             variance = sum(mass * batch.var(axis=1, ddof=ddof) for mass, batch in zip(stage.masses(), taken, strict=True))
         scale = np.sqrt(learner.variance_factor * variance + learner.kernel)
-        rows[synthetic(stage.t)] = mean[:, None] + scale[:, None] * rng.standard_normal((chains, stage.emission.synthetic))
+        rows[synthetic(stage.t)] = mean[:, None] + scale[:, None] * rng.standard_normal((chains, stage.new_rows.synthetic))
         errors.append(mean**2)
         variances.append(variance)
     return np.array(errors).T, np.array(variances).T

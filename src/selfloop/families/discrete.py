@@ -8,10 +8,11 @@ from typing import ClassVar, cast
 
 import numpy as np
 
-from selfloop.component import EnsemblePart, Outcome, Sampler, Statistics
+from selfloop.component import Sampler
 from selfloop.errors import DataError, SpecError
 from selfloop.families.ensemble import EnsembleFamily, added, multiplicity
-from selfloop.rng import Stream
+from selfloop.protocols import EnsembleFit, EnsembleTake, SufficientStatistics
+from selfloop.rng import RandomStream
 from selfloop.types import Columns, Floats, Ints, Params
 
 
@@ -23,8 +24,8 @@ class Discrete(EnsembleFamily):
     """
 
     name: ClassVar[str] = "discrete"
-    columns: ClassVar[tuple[str, ...]] = ("symbol",)
-    metrics: ClassVar[tuple[str, ...]] = ("heterozygosity", "support")
+    required_columns: ClassVar[tuple[str, ...]] = ("symbol",)
+    default_metrics: ClassVar[tuple[str, ...]] = ("heterozygosity", "support")
     smoothing: float = 0.0  # rows added to the count of every symbol
     symbols: int | None = None  # how many there are; None = those of the source's law, or up to the largest one seen
 
@@ -34,17 +35,19 @@ class Discrete(EnsembleFamily):
         if self.symbols is not None and self.symbols < 1:
             raise SpecError(f"family.symbols: got {self.symbols}; expected 1 or more.")
 
-    def fit_rows(self, parts: Sequence[EnsemblePart], previous: Params | None) -> Outcome:
+    def fit_rows(self, parts: Sequence[EnsembleTake], previous: Params | None) -> EnsembleFit:
         size = self._size([cast(Ints, part.rows["symbol"]) for part in parts], previous)
         return self.fit_statistics(self.merge([({"counts": _counts(part, size)}, part.weight) for part in parts]))
 
-    def sample_rows(self, params: Params, n: int, sampler: Sampler, given: Columns, streams: Sequence[Stream]) -> Columns:
+    def sample_rows(
+        self, params: Params, n: int, sampler: Sampler, inputs: Columns, streams: Sequence[RandomStream]
+    ) -> Columns:
         cumulative = np.cumsum(cast(Floats, params["probabilities"]), axis=1)
         cumulative /= cumulative[:, -1:]
         pairs = zip(cumulative, streams, strict=True)
         return {"symbol": np.stack([np.searchsorted(c, s.generator().random(n), side="right") for c, s in pairs])}
 
-    def merge(self, parts: Sequence[tuple[Statistics, float]]) -> Statistics:
+    def merge(self, parts: Sequence[tuple[SufficientStatistics, float]]) -> SufficientStatistics:
         """Weighted counts, scaled to add up to the number of rows so that smoothing keeps its meaning."""
         if len(parts) == 1:
             return parts[0][0]
@@ -53,13 +56,19 @@ class Discrete(EnsembleFamily):
         rows = added([each.sum(1) for each in counts])
         return {"counts": merged * (rows / merged.sum(1))[:, None]}
 
-    def fit_statistics(self, statistics: Statistics) -> Outcome:
+    def fit_statistics(self, statistics: SufficientStatistics) -> EnsembleFit:
         smoothed = cast(Floats, statistics["counts"]) + self.smoothing
-        return Outcome({"probabilities": smoothed / smoothed.sum(1, keepdims=True)})
+        return EnsembleFit({"probabilities": smoothed / smoothed.sum(1, keepdims=True)})
 
     def draw_statistics(
-        self, params: Params, n: int, sampler: Sampler, law: Params, initial: Statistics | None, rng: np.random.Generator
-    ) -> Statistics:
+        self,
+        params: Params,
+        n: int,
+        sampler: Sampler,
+        truth: Params,
+        initial: SufficientStatistics | None,
+        rng: np.random.Generator,
+    ) -> SufficientStatistics:
         return {"counts": rng.multinomial(n, cast(Floats, params["probabilities"])).astype(np.float64)}
 
     def log_prob(self, params: Params, rows: Columns) -> Floats:
@@ -79,7 +88,7 @@ class Discrete(EnsembleFamily):
         return size
 
 
-def _counts(part: EnsemblePart, size: int) -> Floats:
+def _counts(part: EnsembleTake, size: int) -> Floats:
     symbols = cast(Ints, part.rows["symbol"])
     seeds = len(symbols)
     places = (symbols + size * np.arange(seeds)[:, None]).ravel()

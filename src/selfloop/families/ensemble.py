@@ -7,32 +7,35 @@ from functools import reduce
 
 import numpy as np
 
-from selfloop.component import Context, EnsemblePart, Family, Outcome, Sampler
+from selfloop.component import Context, Family, Sampler
 from selfloop.errors import ChainEndedError
 from selfloop.families.pooling import lift
-from selfloop.rng import Stream
-from selfloop.types import Columns, Floats, Params, Samples
+from selfloop.protocols import EnsembleFit, EnsembleTake
+from selfloop.rng import RandomStream
+from selfloop.types import Columns, Floats, Params, TrainingRows
 
 
 class EnsembleFamily(Family):
     """A family of which `fit_rows` and `sample_rows` are all there is to write."""
 
-    def fit_rows(self, parts: Sequence[EnsemblePart], previous: Params | None) -> Outcome:
+    def fit_rows(self, parts: Sequence[EnsembleTake], previous: Params | None) -> EnsembleFit:
         raise NotImplementedError
 
-    def sample_rows(self, params: Params, n: int, sampler: Sampler, given: Columns, streams: Sequence[Stream]) -> Columns:
+    def sample_rows(
+        self, params: Params, n: int, sampler: Sampler, inputs: Columns, streams: Sequence[RandomStream]
+    ) -> Columns:
         raise NotImplementedError
 
-    def fit(self, data: Samples, ctx: Context, start: Params | None) -> Params:
+    def fit(self, data: TrainingRows, ctx: Context, start: Params | None) -> Params:
         previous = None if start is None else {name: array[None] for name, array in start.items()}
         outcome = self.fit_rows(lift(data), previous)
         if outcome.status is not None and outcome.status[0] is not None:
             raise ChainEndedError(outcome.status[0])
         return {name: array[0] for name, array in outcome.params.items()}
 
-    def sample(self, params: Params, n: int, sampler: Sampler, given: Columns, ctx: Context) -> Columns:
+    def sample(self, params: Params, n: int, sampler: Sampler, inputs: Columns, ctx: Context) -> Columns:
         stacked = {name: array[None] for name, array in params.items()}
-        inputs = {name: np.asarray(column)[None] for name, column in given.items()}
+        inputs = {name: np.asarray(column)[None] for name, column in inputs.items()}
         rows = self.sample_rows(stacked, n, sampler, inputs, [ctx.stream])
         return {name: np.asarray(column)[0] for name, column in rows.items()}
 
@@ -49,9 +52,9 @@ def shares(counts: Sequence[Floats], weights: Sequence[float]) -> list[Floats]:
     return [each / total for each in mass]
 
 
-def multiplicity(part: EnsemblePart) -> Floats | None:
+def multiplicity(part: EnsembleTake) -> Floats | None:
     """How often each row of a batch is taken, per seed; None when every row is taken once."""
-    chosen = part.chosen
+    chosen = part.indices
     if chosen is None:
         return None
     seeds, n = np.asarray(next(iter(part.rows.values()))).shape[:2]

@@ -8,12 +8,13 @@ from typing import ClassVar, cast
 
 import numpy as np
 
-from selfloop.component import EnsemblePart, Outcome, Sampler, Statistics
+from selfloop.component import Sampler
 from selfloop.errors import SpecError
 from selfloop.families.ensemble import EnsembleFamily, added, multiplicity, shares
 from selfloop.families.pooling import is_masked, masked_positions, part_weights, pick
 from selfloop.families.wishart import bartlett, root, split
-from selfloop.rng import Stream
+from selfloop.protocols import EnsembleFit, EnsembleTake, SufficientStatistics
+from selfloop.rng import RandomStream
 from selfloop.types import Columns, Floats, Params
 
 SINGULAR = 1e-12  # share of a coordinate's variance that the others leave open: less is rounding
@@ -40,9 +41,9 @@ class Gaussian(EnsembleFamily):
     """
 
     name: ClassVar[str] = "gaussian"
-    columns: ClassVar[tuple[str, ...]] = ("x",)
-    metrics: ClassVar[tuple[str, ...]] = ("mean_error", "variance_ratio")
-    sampler: ClassVar[type[Sampler]] = GaussianSampler
+    required_columns: ClassVar[tuple[str, ...]] = ("x",)
+    default_metrics: ClassVar[tuple[str, ...]] = ("mean_error", "variance_ratio")
+    sampler_class: ClassVar[type[Sampler]] = GaussianSampler
     ddof: int = 0  # the divisor is n - ddof: 0 maximum likelihood, 1 unbiased
     pooled: bool = True  # False: mass-weighted mean of the batches' own variances (He, Xu, Cheng 2025, 2502.18049)
 
@@ -50,17 +51,19 @@ class Gaussian(EnsembleFamily):
         if self.ddof not in (0, 1):
             raise SpecError(f"family.ddof: got {self.ddof}; expected 0 (maximum likelihood) or 1 (unbiased).")
 
-    def fit_rows(self, parts: Sequence[EnsemblePart], previous: Params | None) -> Outcome:
+    def fit_rows(self, parts: Sequence[EnsembleTake], previous: Params | None) -> EnsembleFit:
         if self.pooled and is_masked(parts):  # a budget takes few rows of each of many batches: only those are touched
             return self.fit_statistics(_of_chosen(parts))
         return self.fit_statistics(self.merge([(_statistics(part), part.weight) for part in parts]))
 
-    def sample_rows(self, params: Params, n: int, sampler: Sampler, given: Columns, streams: Sequence[Stream]) -> Columns:
+    def sample_rows(
+        self, params: Params, n: int, sampler: Sampler, inputs: Columns, streams: Sequence[RandomStream]
+    ) -> Columns:
         mean, scale = self._scaled(params, sampler)
         noise = np.stack([stream.generator().standard_normal((n, mean.shape[1])) for stream in streams])
         return {"x": mean[:, None] + noise @ scale.mT}
 
-    def merge(self, parts: Sequence[tuple[Statistics, float]]) -> Statistics:
+    def merge(self, parts: Sequence[tuple[SufficientStatistics, float]]) -> SufficientStatistics:
         if len(parts) == 1:
             return parts[0][0]
         counts = [cast(Floats, stats["count"]) for stats, _ in parts]
@@ -80,19 +83,25 @@ class Gaussian(EnsembleFamily):
             scatter += times[:, None, None] * cast(Floats, stats["scatter"])
         return {"count": total, "mean": mean, "scatter": scatter}
 
-    def fit_statistics(self, statistics: Statistics) -> Outcome:
+    def fit_statistics(self, statistics: SufficientStatistics) -> EnsembleFit:
         count, scatter = cast(Floats, statistics["count"]), cast(Floats, statistics["scatter"])
         covariance = scatter / np.maximum(count - self.ddof, 1)[:, None, None]
         params = {"mean": statistics["mean"], "covariance": covariance}
         enough = (count > self.ddof) & np.isfinite(covariance[:, 0, 0])  # a variance over n - 1 needs two rows
         if enough.all():
-            return Outcome(params)
+            return EnsembleFit(params)
         covariance[~enough] = 0
-        return Outcome(params, [None if fine else "too_few_rows" for fine in enough])
+        return EnsembleFit(params, [None if fine else "too_few_rows" for fine in enough])
 
     def draw_statistics(
-        self, params: Params, n: int, sampler: Sampler, law: Params, initial: Statistics | None, rng: np.random.Generator
-    ) -> Statistics:
+        self,
+        params: Params,
+        n: int,
+        sampler: Sampler,
+        truth: Params,
+        initial: SufficientStatistics | None,
+        rng: np.random.Generator,
+    ) -> SufficientStatistics:
         mean, scale = self._scaled(params, sampler)
         seeds, d = mean.shape
         for_mean, for_scatter = split(rng)
@@ -119,25 +128,25 @@ class Gaussian(EnsembleFamily):
         return cast(Floats, params["mean"]), np.sqrt(factor) * root(cast(Floats, params["covariance"]))
 
 
-def _of_chosen(parts: Sequence[EnsemblePart]) -> Statistics:
+def _of_chosen(parts: Sequence[EnsembleTake]) -> SufficientStatistics:
     positions = masked_positions(parts)
     weights = part_weights(parts, positions)
     times = weights / weights.mean(axis=1, keepdims=True)
     return _moments(cast(Floats, pick([np.asarray(part.rows["x"]) for part in parts], positions)), times)
 
 
-def _statistics(part: EnsemblePart) -> Statistics:
+def _statistics(part: EnsembleTake) -> SufficientStatistics:
     """Count, mean and scatter of the rows taken of a batch; those of a whole batch are computed once."""
     times = multiplicity(part)
     if times is not None:
         return _moments(cast(Floats, part.rows["x"]), times)
-    if "moments" not in part.kept:
+    if "moments" not in part.cache:
         x = cast(Floats, part.rows["x"])
-        part.kept["moments"] = _moments(x, np.ones(x.shape[:2]))
-    return cast(Statistics, part.kept["moments"])
+        part.cache["moments"] = _moments(x, np.ones(x.shape[:2]))
+    return cast(SufficientStatistics, part.cache["moments"])
 
 
-def _moments(x: Floats, times: Floats) -> Statistics:
+def _moments(x: Floats, times: Floats) -> SufficientStatistics:
     count = times.sum(1)
     mean = (times[:, None] @ x)[:, 0] / np.maximum(count, 1)[:, None]
     off = (x - mean[:, None]) * np.sqrt(times)[..., None]

@@ -8,11 +8,12 @@ from typing import ClassVar, NamedTuple, cast
 
 import numpy as np
 
-from selfloop.component import EnsemblePart, Outcome, Sampler
+from selfloop.component import Sampler
 from selfloop.errors import DataError, SpecError
 from selfloop.families.ensemble import EnsembleFamily, multiplicity
 from selfloop.families.pooling import is_masked, masked_positions, part_weights, pick, taken
-from selfloop.rng import Stream
+from selfloop.protocols import EnsembleFit, EnsembleTake
+from selfloop.rng import RandomStream
 from selfloop.types import Array, Columns, Floats, Params
 
 STEPS = 100  # evaluations of a likelihood before its fit counts as not converged; five to ten are usual
@@ -41,22 +42,22 @@ class Glm(EnsembleFamily):
     """
 
     name: ClassVar[str] = "glm"
-    columns: ClassVar[tuple[str, ...]] = ("x", "y")
-    metrics: ClassVar[tuple[str, ...]] = ("parameter_error", "log_loss", "accuracy")
+    required_columns: ClassVar[tuple[str, ...]] = ("x", "y")
+    default_metrics: ClassVar[tuple[str, ...]] = ("parameter_error", "log_loss", "accuracy")
     link: str = "logit"  # "logit": logistic regression of 0/1 outcomes; "log": Poisson regression of counts
 
     def __post_init__(self) -> None:
         if self.link not in ("logit", "log"):
             raise SpecError(f"family.link: got {self.link!r}; expected 'logit' (outcomes 0 or 1) or 'log' (counts).")
 
-    def fit_rows(self, parts: Sequence[EnsemblePart], previous: Params | None) -> Outcome:
+    def fit_rows(self, parts: Sequence[EnsembleTake], previous: Params | None) -> EnsembleFit:
         for part in parts:
             self._check(part)
         rows = _on_one_design(parts) or _pooled(parts)
         seeds, n, d = rows.x.shape
         coefficients = np.zeros((seeds, d))  # stays so where there is no model
         if n < d:
-            return Outcome({"coefficients": coefficients}, ["not_identified"] * seeds)
+            return EnsembleFit({"coefficients": coefficients}, ["not_identified"] * seeds)
         q, r = np.linalg.qr(rows.x)  # in the coordinates of q, columns of any unit are alike
         independent = (np.abs(np.diagonal(r, axis1=1, axis2=2)) > 1e-11 * np.linalg.norm(r, axis=1)).all(axis=1)
         size = max(1, CACHED // (n * d))
@@ -71,11 +72,16 @@ class Glm(EnsembleFamily):
         ]
         good = np.array([s for s in range(seeds) if status[s] is None], np.int64)
         coefficients[good] = np.linalg.solve(r[good], found[good, :, None])[:, :, 0]
-        return Outcome({"coefficients": coefficients}, status)
+        return EnsembleFit({"coefficients": coefficients}, status)
 
-    def sample_rows(self, params: Params, n: int, sampler: Sampler, given: Columns, streams: Sequence[Stream]) -> Columns:
-        linear = _linear(params, given)
-        return {"x": given["x"], "y": np.stack([draw_outcomes(self.link, *pair) for pair in zip(linear, streams, strict=True)])}
+    def sample_rows(
+        self, params: Params, n: int, sampler: Sampler, inputs: Columns, streams: Sequence[RandomStream]
+    ) -> Columns:
+        linear = _linear(params, inputs)
+        return {
+            "x": inputs["x"],
+            "y": np.stack([draw_outcomes(self.link, *pair) for pair in zip(linear, streams, strict=True)]),
+        }
 
     def log_prob(self, params: Params, rows: Columns) -> Floats:
         """Log probability of each row's outcome given its inputs, in nats; one chain or with a leading seeds axis."""
@@ -91,8 +97,8 @@ class Glm(EnsembleFamily):
         linear = _linear(params, rows)
         return np.asarray(linear > 0 if self.link == "logit" else np.floor(np.exp(np.minimum(linear, 700))), np.float64)
 
-    def _check(self, part: EnsemblePart) -> None:
-        if "outcomes checked" in part.kept:
+    def _check(self, part: EnsembleTake) -> None:
+        if "outcomes checked" in part.cache:
             return
         if set(part.rows) != {"x", "y"}:
             raise DataError(f"glm: got columns {', '.join(part.rows)}; expected inputs 'x' and outcomes 'y'. Name a target.")
@@ -101,7 +107,7 @@ class Glm(EnsembleFamily):
         if not allowed.all():
             wanted = "0 or 1" if self.link == "logit" else "whole numbers of 0 or more"
             raise DataError(f"glm: outcome {y[~allowed][0]:g} with link {self.link!r}; expected {wanted}.")
-        part.kept["outcomes checked"] = True
+        part.cache["outcomes checked"] = True
 
     def _status(self, rows: _Rows, found: Floats, converged: bool, curvature: float) -> str | None:
         if converged and curvature > SUSPECT * rows.mass.max():
@@ -118,7 +124,7 @@ def _linear(params: Params, rows: Columns) -> Floats:
     return np.asarray((np.asarray(rows["x"], np.float64) @ coefficients[..., None])[..., 0])
 
 
-def draw_outcomes(link: str, linear: Floats, stream: Stream) -> Floats:
+def draw_outcomes(link: str, linear: Floats, stream: RandomStream) -> Floats:
     """Outcomes of one chain with that linear predictor."""
     rng = stream.generator()
     if link == "logit":
@@ -126,7 +132,7 @@ def draw_outcomes(link: str, linear: Floats, stream: Stream) -> Floats:
     return np.asarray(rng.poisson(np.exp(np.minimum(linear, LOG_RATE_LIMIT))), np.float64)
 
 
-def _pooled(parts: Sequence[EnsemblePart]) -> _Rows:
+def _pooled(parts: Sequence[EnsembleTake]) -> _Rows:
     if is_masked(parts):
         at = masked_positions(parts)
         x, y = (np.asarray(pick([np.asarray(part.rows[name]) for part in parts], at), np.float64) for name in ("x", "y"))
@@ -137,7 +143,7 @@ def _pooled(parts: Sequence[EnsemblePart]) -> _Rows:
     return _Rows(x, mass, mass * y)
 
 
-def _on_one_design(parts: Sequence[EnsemblePart]) -> _Rows | None:
+def _on_one_design(parts: Sequence[EnsembleTake]) -> _Rows | None:
     """All parts summed by design row when they share their inputs (row i has input i mod n), so that t batches cost as one."""
     design = np.asarray(parts[0].rows["x"])
     seeds, n = len(design), _period(design)
@@ -155,16 +161,16 @@ def _on_one_design(parts: Sequence[EnsemblePart]) -> _Rows | None:
     return _Rows(np.asarray(design[:, :n], np.float64), mass, total)
 
 
-def _repeats(part: EnsemblePart, design: Array) -> bool:
+def _repeats(part: EnsembleTake, design: Array) -> bool:
     x = np.asarray(part.rows["x"])
     if x is design:
         return True
-    known = cast(tuple[Array, bool] | None, part.kept.get("repeats"))
+    known = cast(tuple[Array, bool] | None, part.cache.get("repeats"))
     if known is None or known[0] is not design:
         n = design.shape[1]
         pieces = (x[:, first : first + n] for first in range(0, x.shape[1], n))
         known = design, all(np.array_equal(piece, design[:, : piece.shape[1]]) for piece in pieces)
-        part.kept["repeats"] = known
+        part.cache["repeats"] = known
     return known[1]
 
 

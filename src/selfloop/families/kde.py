@@ -8,11 +8,12 @@ from typing import ClassVar, cast
 
 import numpy as np
 
-from selfloop.component import EnsemblePart, Outcome, Sampler
+from selfloop.component import Sampler
 from selfloop.errors import DataError, SpecError
 from selfloop.families.ensemble import EnsembleFamily
 from selfloop.families.pooling import is_masked, masked_positions, part_weights, pick, taken
-from selfloop.rng import Stream
+from selfloop.protocols import EnsembleFit, EnsembleTake
+from selfloop.rng import RandomStream
 from selfloop.types import Array, Columns, Floats, Ints, Params
 
 RULES = ("scott", "silverman")
@@ -28,8 +29,8 @@ class Kde(EnsembleFamily):
     """
 
     name: ClassVar[str] = "kde"
-    columns: ClassVar[tuple[str, ...]] = ("x",)
-    metrics: ClassVar[tuple[str, ...]] = ("nll",)
+    required_columns: ClassVar[tuple[str, ...]] = ("x",)
+    default_metrics: ClassVar[tuple[str, ...]] = ("nll",)
     bandwidth: float | str = "scott"  # of the data's unit; or scikit-learn's rules for n rows in d dimensions, unscaled
 
     def __post_init__(self) -> None:
@@ -45,7 +46,7 @@ class Kde(EnsembleFamily):
             return float((n * (d + 2) / 4) ** (-1 / (d + 4)))
         return float(self.bandwidth)
 
-    def fit_rows(self, parts: Sequence[EnsemblePart], previous: Params | None) -> Outcome:
+    def fit_rows(self, parts: Sequence[EnsembleTake], previous: Params | None) -> EnsembleFit:
         for part in parts:
             if set(part.rows) != {"x"} or np.asarray(part.rows["x"]).ndim != 3:
                 raise DataError(f"kde: got columns {', '.join(part.rows)}; expected one column 'x' of vectors and no target.")
@@ -62,9 +63,11 @@ class Kde(EnsembleFamily):
             weight, length = np.ones((seeds, 1)), np.array([n])
         bandwidth = np.full(seeds, self.width(n, blocks[0].shape[2]))
         named: dict[str, Array] = {f"x.{i}": block for i, block in enumerate(blocks)}
-        return Outcome({"bandwidth": bandwidth, "weight": weight, "length": np.tile(length, (seeds, 1)), **named})
+        return EnsembleFit({"bandwidth": bandwidth, "weight": weight, "length": np.tile(length, (seeds, 1)), **named})
 
-    def sample_rows(self, params: Params, n: int, sampler: Sampler, given: Columns, streams: Sequence[Stream]) -> Columns:
+    def sample_rows(
+        self, params: Params, n: int, sampler: Sampler, inputs: Columns, streams: Sequence[RandomStream]
+    ) -> Columns:
         blocks, weight, length = (
             _blocks(params),
             np.asarray(params["weight"], np.float64),
@@ -91,12 +94,12 @@ class Kde(EnsembleFamily):
         one = {name: array[None] for name, array in params.items()}
         return np.asarray(_log_density(one, np.asarray(rows["x"], np.float64)[None])[0])
 
-    def log_prob_rows(self, params: Params, parts: Sequence[EnsemblePart], rows: Columns) -> Floats:
+    def log_prob_rows(self, params: Params, parts: Sequence[EnsembleTake], rows: Columns) -> Floats:
         """Log density of every seed's model, fitted on `parts`, at that seed's rows, in nats: (seeds, rows).
 
         A whole batch contributes the log of a sum of kernels, which is computed once per batch and bandwidth.
         """
-        if is_masked(parts) or any(isinstance(part.chosen, np.ndarray) for part in parts):
+        if is_masked(parts) or any(isinstance(part.indices, np.ndarray) for part in parts):
             return _log_density(params, np.asarray(rows["x"], np.float64))
         points, width = np.asarray(rows["x"], np.float64), np.asarray(params["bandwidth"], np.float64)
         sums = [_kept_log_sum(part, points, width) for part in parts]
@@ -133,13 +136,13 @@ def _log_normaliser(width: Floats, d: int) -> Floats:
     return np.asarray(d * (np.log(width) + 0.5 * np.log(2 * np.pi)))
 
 
-def _kept_log_sum(part: EnsemblePart, points: Floats, width: Floats) -> Floats:
-    stop = part.chosen.stop if isinstance(part.chosen, slice) else None
+def _kept_log_sum(part: EnsembleTake, points: Floats, width: Floats) -> Floats:
+    stop = part.indices.stop if isinstance(part.indices, slice) else None
     key = (id(points), float(width[0]), stop)
-    kept = cast(tuple[object, Floats, Floats] | None, part.kept.get("log kernel sum"))
+    kept = cast(tuple[object, Floats, Floats] | None, part.cache.get("log kernel sum"))
     if kept is None or kept[0] != key:
         sums = _log_kernel_sum(np.asarray(taken(part, "x"), np.float64), points, width)
-        kept = part.kept["log kernel sum"] = (key, points, sums)  # with the points, so that their id stays theirs
+        kept = part.cache["log kernel sum"] = (key, points, sums)  # with the points, so that their id stays theirs
     return kept[2]
 
 

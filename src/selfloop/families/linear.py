@@ -8,11 +8,12 @@ from typing import ClassVar, cast
 
 import numpy as np
 
-from selfloop.component import EnsemblePart, Outcome, Sampler, Statistics
+from selfloop.component import Sampler
 from selfloop.errors import SpecError
 from selfloop.families.ensemble import EnsembleFamily, added, multiplicity, shares
 from selfloop.families.wishart import bartlett, split
-from selfloop.rng import Stream
+from selfloop.protocols import EnsembleFit, EnsembleTake, SufficientStatistics
+from selfloop.rng import RandomStream
 from selfloop.types import Columns, Floats, Params
 
 SINGULAR = 1e-12  # smallest share of a column's square that the columns before it must leave unexplained
@@ -30,7 +31,7 @@ class LinearSampler(Sampler):
         if not levels or not all(level >= 0 for level in levels):
             raise SpecError(f"family.sampler.noise: got {self.noise}; expected standard deviations of 0 or more.")
 
-    def at(self, t: int, truth: Params) -> LinearSampler:
+    def for_generation(self, t: int, truth: Params) -> LinearSampler:
         """Noise left open is the source's, if known: what the laws assume. Otherwise it is the fit's own."""
         if isinstance(self.noise, tuple):
             return replace(self, noise=self.noise[min(t, len(self.noise)) - 1])
@@ -58,16 +59,16 @@ class Linear(EnsembleFamily):
     """
 
     name: ClassVar[str] = "linear"
-    columns: ClassVar[tuple[str, ...]] = ("x", "y")
-    metrics: ClassVar[tuple[str, ...]] = ("excess_risk",)
-    sampler: ClassVar[type[Sampler]] = LinearSampler
+    required_columns: ClassVar[tuple[str, ...]] = ("x", "y")
+    default_metrics: ClassVar[tuple[str, ...]] = ("excess_risk",)
+    sampler_class: ClassVar[type[Sampler]] = LinearSampler
     ridge: float = 0.0  # penalty per row, in squared units of x
 
     def __post_init__(self) -> None:
         if not self.ridge >= 0:
             raise SpecError(f"family.ridge: got {self.ridge}; expected a number of 0 or more.")
 
-    def fit_rows(self, parts: Sequence[EnsemblePart], previous: Params | None) -> Outcome:
+    def fit_rows(self, parts: Sequence[EnsembleTake], previous: Params | None) -> EnsembleFit:
         sums = _sums(parts)
         moment, mass = sums["moment"], sums["mass"]
         penalty = self.ridge * mass
@@ -75,17 +76,19 @@ class Linear(EnsembleFamily):
         # at the solution w' gram w = w' moment - penalty |w|^2
         residual = np.maximum(sums["square"] - np.vecdot(w, moment) - penalty * np.vecdot(w, w), 0) / mass
         spread = sums["rows"] / np.maximum(sums["rows"] - w.shape[1], 1)
-        return Outcome({"coefficients": w, "noise": np.sqrt(residual * spread)})
+        return EnsembleFit({"coefficients": w, "noise": np.sqrt(residual * spread)})
 
-    def sample_rows(self, params: Params, n: int, sampler: Sampler, given: Columns, streams: Sequence[Stream]) -> Columns:
-        x, w = cast(Floats, given["x"]), cast(Floats, params["coefficients"])
+    def sample_rows(
+        self, params: Params, n: int, sampler: Sampler, inputs: Columns, streams: Sequence[RandomStream]
+    ) -> Columns:
+        x, w = cast(Floats, inputs["x"]), cast(Floats, params["coefficients"])
         level = cast(LinearSampler, sampler).level(cast(Floats, params["noise"]))
         noise = np.empty((len(w), n))
         for out, stream in zip(noise, streams, strict=True):
             stream.generator().standard_normal(out=out)
-        return {**given, "y": (x @ w[..., None])[..., 0] + level[:, None] * noise}
+        return {**inputs, "y": (x @ w[..., None])[..., 0] + level[:, None] * noise}
 
-    def merge(self, parts: Sequence[tuple[Statistics, float]]) -> Statistics:
+    def merge(self, parts: Sequence[tuple[SufficientStatistics, float]]) -> SufficientStatistics:
         counts = [cast(Floats, stats["count"]) for stats, _ in parts]
         responses = [cast(Floats, stats["response"]) for stats, _ in parts]
         roots = [cast(Floats, stats["root"]) for stats, _ in parts]
@@ -99,27 +102,33 @@ class Linear(EnsembleFamily):
         moments = [a[:, None] * (u[:, None] @ root)[:, 0] for a, u, root in zip(share, responses, roots, strict=True)]
         return {"gram": gram, "moment": added(moments), "count": added(counts)}
 
-    def fit_statistics(self, statistics: Statistics) -> Outcome:
+    def fit_statistics(self, statistics: SufficientStatistics) -> EnsembleFit:
         penalty = np.full(len(statistics["count"]), self.ridge)  # statistics are per row
         if "gram" in statistics:
             gram, moment = cast(Floats, statistics["gram"]), cast(Floats, statistics["moment"])
-            return Outcome({"coefficients": self._solve(gram, moment, penalty)})
+            return EnsembleFit({"coefficients": self._solve(gram, moment, penalty)})
         root, response = cast(Floats, statistics["root"]), cast(Floats, statistics["response"])
         if self.ridge:
-            return Outcome({"coefficients": self._solve(root.mT @ root, (response[:, None] @ root)[:, 0], penalty)})
+            return EnsembleFit({"coefficients": self._solve(root.mT @ root, (response[:, None] @ root)[:, 0], penalty)})
         if root.shape[1] < root.shape[2]:  # fewer rows than coefficients: the least-norm solution R'(R R')^-1 u
             dual = np.linalg.solve(root @ root.mT, response[..., None])
-            return Outcome({"coefficients": (root.mT @ dual)[..., 0]})
-        return Outcome({"coefficients": _solve_triangular(root, response)})
+            return EnsembleFit({"coefficients": (root.mT @ dual)[..., 0]})
+        return EnsembleFit({"coefficients": _solve_triangular(root, response)})
 
     def draw_statistics(
-        self, params: Params, n: int, sampler: Sampler, law: Params, initial: Statistics | None, rng: np.random.Generator
-    ) -> Statistics:
-        w, noise = cast(Floats, params["coefficients"]), cast(LinearSampler, sampler).level(cast(Floats, law["noise"]))
+        self,
+        params: Params,
+        n: int,
+        sampler: Sampler,
+        truth: Params,
+        initial: SufficientStatistics | None,
+        rng: np.random.Generator,
+    ) -> SufficientStatistics:
+        w, noise = cast(Floats, params["coefficients"]), cast(LinearSampler, sampler).level(cast(Floats, truth["noise"]))
         seeds, d = w.shape
         if initial is None:
             for_design, rng = split(rng)
-            root = bartlett(n, d, seeds, for_design).mT * np.sqrt(cast(Floats, law["variances"]) / n)[:, None]
+            root = bartlett(n, d, seeds, for_design).mT * np.sqrt(cast(Floats, truth["variances"]) / n)[:, None]
             root = np.ascontiguousarray(root)
         elif np.any(n % initial["count"]):
             raise SpecError("linear: on a fixed design, statistics are of whole copies of it; this policy needs rows.")
@@ -169,16 +178,16 @@ def _solve_triangular(root: Floats, response: Floats) -> Floats:
     return w
 
 
-def _sums(parts: Sequence[EnsemblePart]) -> dict[str, Floats]:
+def _sums(parts: Sequence[EnsembleTake]) -> dict[str, Floats]:
     """Weighted sums over the training rows of x x', x y, y^2, 1, and the number of rows, per seed."""
-    designs: dict[int, list[EnsemblePart]] = {}
+    designs: dict[int, list[EnsembleTake]] = {}
     for part in parts:  # batches of a fixed design hold the same array of inputs
         designs.setdefault(id(part.rows["x"]), []).append(part)
     sums = [_sums_of_design(shared) for shared in designs.values()]
     return {key: added([each[key] for each in sums]) for key in sums[0]}
 
 
-def _sums_of_design(parts: Sequence[EnsemblePart]) -> dict[str, Floats]:
+def _sums_of_design(parts: Sequence[EnsembleTake]) -> dict[str, Floats]:
     x = cast(Floats, parts[0].rows["x"])
     mass, labels = np.zeros((2, *x.shape[:2]))  # of each row of the design, over all batches
     square, rows = np.zeros((2, len(x)))
@@ -189,18 +198,18 @@ def _sums_of_design(parts: Sequence[EnsemblePart]) -> dict[str, Floats]:
         labels += weighted
         square += np.vecdot(weighted, y)
         rows += y.shape[1] if taken is None else taken.sum(1)
-    if all(part.chosen is None for part in parts):
+    if all(part.indices is None for part in parts):
         gram, moment = mass[:, :1, None] * _whole_gram(parts[0]), (labels[:, None] @ x)[:, 0]
     else:
         gram, moment = _weighted_sums(x, mass, labels)
     return {"gram": gram, "moment": moment, "square": square, "mass": mass.sum(1), "rows": rows}
 
 
-def _whole_gram(part: EnsemblePart) -> Floats:
-    if "gram" not in part.kept:
+def _whole_gram(part: EnsembleTake) -> Floats:
+    if "gram" not in part.cache:
         x = cast(Floats, part.rows["x"])
-        part.kept["gram"] = x.mT @ x
-    return cast(Floats, part.kept["gram"])
+        part.cache["gram"] = x.mT @ x
+    return cast(Floats, part.cache["gram"])
 
 
 def _weighted_sums(x: Floats, mass: Floats, labels: Floats) -> tuple[Floats, Floats]:

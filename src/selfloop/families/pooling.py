@@ -6,34 +6,34 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from selfloop.component import EnsemblePart
-from selfloop.types import Array, Floats, Ints, Samples
+from selfloop.protocols import EnsembleTake
+from selfloop.types import Array, Floats, Ints, TrainingRows
 
 
-def lift(data: Samples) -> list[EnsemblePart]:
+def lift(data: TrainingRows) -> list[EnsembleTake]:
     """The parts of one chain as those of an ensemble of one seed."""
     return [
-        EnsemblePart({name: np.asarray(column)[None] for name, column in rows.items()}, None if k is None else k[None], weight)
+        EnsembleTake({name: np.asarray(column)[None] for name, column in rows.items()}, None if k is None else k[None], weight)
         for rows, k, weight in data.parts
     ]
 
 
-def is_masked(parts: Sequence[EnsemblePart]) -> bool:
+def is_masked(parts: Sequence[EnsembleTake]) -> bool:
     """Were the training rows drawn from all parts under one budget?"""
-    return any(isinstance(part.chosen, np.ndarray) and part.chosen.dtype == bool for part in parts)
+    return any(isinstance(part.indices, np.ndarray) and part.indices.dtype == bool for part in parts)
 
 
-def taken(part: EnsemblePart, name: str) -> Array:
+def taken(part: EnsembleTake, name: str) -> Array:
     """The column of the rows a part takes, (seeds, rows, ...): a view, unless rows are named one by one."""
-    column, chosen = np.asarray(part.rows[name]), part.chosen
+    column, chosen = np.asarray(part.rows[name]), part.indices
     if chosen is None or isinstance(chosen, slice):
         return column if chosen is None else column[:, chosen]
     return np.asarray(column[np.arange(len(column))[:, None], chosen])
 
 
-def masked_positions(parts: Sequence[EnsemblePart]) -> Ints:
+def masked_positions(parts: Sequence[EnsembleTake]) -> Ints:
     """Positions, in all parts one after another, of the rows a budget chose: (seeds, budget)."""
-    masks = np.concatenate([np.asarray(part.chosen) for part in parts], axis=1)
+    masks = np.concatenate([np.asarray(part.indices) for part in parts], axis=1)
     return np.nonzero(masks)[1].reshape(len(masks), -1)
 
 
@@ -48,7 +48,7 @@ def pick(columns: Sequence[Array], positions: Ints) -> Array:
     return picked
 
 
-def part_weights(parts: Sequence[EnsemblePart], positions: Ints) -> Floats:
+def part_weights(parts: Sequence[EnsembleTake], positions: Ints) -> Floats:
     """Weight of the row at each of those positions."""
-    ends = np.cumsum([np.asarray(part.chosen).shape[1] for part in parts])
+    ends = np.cumsum([np.asarray(part.indices).shape[1] for part in parts])
     return np.array([part.weight for part in parts])[np.searchsorted(ends, positions, side="right")]

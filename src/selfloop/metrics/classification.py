@@ -4,19 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Protocol, cast, runtime_checkable
+from typing import ClassVar, cast
 
 import numpy as np
 
-from selfloop.component import Context, EnsembleSnapshot, HasLogProb, Metric, Snapshot
+from selfloop.component import Context, Metric, Snapshot
+from selfloop.protocols import EnsembleSnapshot, SupportsLogProb, SupportsPredict
 from selfloop.types import Columns, Floats, Params
-
-
-@runtime_checkable
-class Predicts(Protocol):
-    """A family whose models name the most probable outcome of a row, of one chain or with a leading seeds axis."""
-
-    def predict(self, params: Params, rows: Columns) -> Floats: ...
 
 
 def _squared_distance(params: Params, truth: Params) -> Floats:
@@ -30,8 +24,8 @@ class ParameterError(Metric):
 
     name: ClassVar[str] = "parameter_error"
     title: ClassVar[str] = "squared distance of the coefficients from the truth"
-    compares: ClassVar[tuple[str, ...]] = ("coefficients",)
-    on_rows: ClassVar[bool] = False
+    true_params: ClassVar[tuple[str, ...]] = ("coefficients",)
+    uses_rows: ClassVar[bool] = False
 
     def measure(self, snap: Snapshot, ctx: Context) -> Mapping[str, float]:
         return {self.name: float(_squared_distance(snap.params, snap.truth))}
@@ -45,17 +39,17 @@ class LogLoss(Metric):
     """Mean negative log probability of the outcomes of held-out real rows given their inputs."""
 
     name: ClassVar[str] = "log_loss"
-    on_holdout: ClassVar[bool] = True
+    uses_holdout: ClassVar[bool] = True
     title: ClassVar[str] = "log loss on held-out real rows"
     unit: ClassVar[str] = "nats per row"
-    needs: ClassVar[tuple[type, ...]] = (HasLogProb, Predicts)
-    on_rows: ClassVar[bool] = True
+    family_protocols: ClassVar[tuple[type, ...]] = (SupportsLogProb, SupportsPredict)
+    uses_rows: ClassVar[bool] = True
 
     def measure(self, snap: Snapshot, ctx: Context) -> Mapping[str, float]:
-        return {self.name: -float(cast(HasLogProb, snap.family).log_prob(snap.params, snap.holdout).mean())}
+        return {self.name: -float(cast(SupportsLogProb, snap.family).log_prob(snap.params, snap.holdout).mean())}
 
     def measure_ensemble(self, snap: EnsembleSnapshot) -> Mapping[str, Floats]:
-        log_prob = cast(HasLogProb, snap.family).log_prob(snap.params, snap.holdout)
+        log_prob = cast(SupportsLogProb, snap.family).log_prob(snap.params, snap.holdout)
         return {self.name: -np.asarray(log_prob.mean(axis=-1), np.float64)}
 
 
@@ -64,18 +58,18 @@ class Accuracy(Metric):
     """Share of held-out real rows whose outcome is the most probable one."""
 
     name: ClassVar[str] = "accuracy"
-    on_holdout: ClassVar[bool] = True
+    uses_holdout: ClassVar[bool] = True
     title: ClassVar[str] = "accuracy on held-out real rows"
     better: ClassVar[str] = "higher"
-    needs: ClassVar[tuple[type, ...]] = (Predicts,)
-    on_rows: ClassVar[bool] = True
+    family_protocols: ClassVar[tuple[type, ...]] = (SupportsPredict,)
+    uses_rows: ClassVar[bool] = True
 
     def measure(self, snap: Snapshot, ctx: Context) -> Mapping[str, float]:
-        return {self.name: float(_hits(cast(Predicts, snap.family), snap.params, snap.holdout))}
+        return {self.name: float(_hits(cast(SupportsPredict, snap.family), snap.params, snap.holdout))}
 
     def measure_ensemble(self, snap: EnsembleSnapshot) -> Mapping[str, Floats]:
-        return {self.name: _hits(cast(Predicts, snap.family), snap.params, snap.holdout)}
+        return {self.name: _hits(cast(SupportsPredict, snap.family), snap.params, snap.holdout)}
 
 
-def _hits(family: Predicts, params: Params, rows: Columns) -> Floats:
+def _hits(family: SupportsPredict, params: Params, rows: Columns) -> Floats:
     return np.asarray((family.predict(params, rows) == np.asarray(rows["y"])).mean(axis=-1), np.float64)

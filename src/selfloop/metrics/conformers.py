@@ -30,15 +30,15 @@ class ConformerCoverage(Metric):
     """
 
     name: ClassVar[str] = "conformer_coverage"
-    on_holdout: ClassVar[bool] = True
+    uses_holdout: ClassVar[bool] = True
     title: ClassVar[str] = "coverage of held-out real conformers"
-    titles: ClassVar[Mapping[str, str]] = {
+    secondary_titles: ClassVar[Mapping[str, str]] = {
         "cov_p": "sampled conformers near a real one (COV-P)",
         "mat_r": "distance of real conformers to the nearest sampled one (MAT-R)",
         "mat_p": "distance of sampled conformers to the nearest real one (MAT-P)",
     }
     unit: ClassVar[str] = "share of real conformers"
-    units: ClassVar[Mapping[str, str]] = {"cov_p": "share of sampled conformers", "mat_r": "Å", "mat_p": "Å"}
+    secondary_units: ClassVar[Mapping[str, str]] = {"cov_p": "share of sampled conformers", "mat_r": "Å", "mat_p": "Å"}
     better: ClassVar[str] = ""  # coverage higher, matching distances lower
     threshold: float = 1.25  # Å
     molecules: int = 50
@@ -53,11 +53,11 @@ class ConformerCoverage(Metric):
         groups = molecules_in(snap.holdout, self.molecules)
         rows = np.concatenate([np.tile(group, FACTOR) for group in groups.values()])
         given = select_rows({name: column for name, column in snap.holdout.items() if name not in GENERATED}, rows)
-        sampler = snap.sampler.at(snap.generation, snap.truth)
+        sampler = snap.sampler.for_generation(snap.generation, snap.truth)
         try:
             sampled = snap.family.sample(snap.params, len(rows), sampler, given, ctx.child("sample"))
         except ChainEndedError:
-            return dict.fromkeys((self.name, *self.units), float("nan"))
+            return dict.fromkeys((self.name, *self.secondary_units), float("nan"))
         numbers, start = list[list[float]](), 0
         for group in groups.values():
             references, end = [ragged_row(snap.holdout, "position", i) for i in group], start + FACTOR * len(group)
@@ -65,7 +65,7 @@ class ConformerCoverage(Metric):
             apart = rmsd_between(snap.holdout, int(group[0]), references + made, ctx.threads)
             numbers.append(covered(apart[: len(group), len(group) :], self.threshold))
             start = end
-        return dict(zip((self.name, *self.units), np.mean(numbers, axis=0).tolist(), strict=True))
+        return dict(zip((self.name, *self.secondary_units), np.mean(numbers, axis=0).tolist(), strict=True))
 
 
 def covered(apart: Floats, threshold: float) -> list[float]:
@@ -95,9 +95,11 @@ class ConformerDiversity(Metric):
 
     name: ClassVar[str] = "conformer_diversity"
     title: ClassVar[str] = "distance between sampled conformers of a molecule"
-    titles: ClassVar[Mapping[str, str]] = {"conformer_diversity_real": "distance between real conformers of a molecule"}
+    secondary_titles: ClassVar[Mapping[str, str]] = {
+        "conformer_diversity_real": "distance between real conformers of a molecule"
+    }
     unit: ClassVar[str] = "Å"
-    units: ClassVar[Mapping[str, str]] = {"conformer_diversity_real": "Å"}
+    secondary_units: ClassVar[Mapping[str, str]] = {"conformer_diversity_real": "Å"}
     better: ClassVar[str] = ""
     molecules: int = 100
 
@@ -105,14 +107,14 @@ class ConformerDiversity(Metric):
         check_count(self.name, "molecules", self.molecules)
 
     def measure(self, snap: Snapshot, ctx: Context) -> Mapping[str, float]:
-        if not snap.new:
+        if not snap.samples:
             return {}
         require_rdkit(f"metrics.{self.name}")
-        sampled = molecules_in(snap.new, self.molecules)
+        sampled = molecules_in(snap.samples, self.molecules)
         numbers = np.asarray(snap.initial["molecule"])
         real = {number: np.flatnonzero(numbers == number) for number in sampled}
-        spreads = [_spread(rows, groups, ctx.threads) for rows, groups in ((snap.new, sampled), (snap.initial, real))]
-        return dict(zip((self.name, *self.units), spreads, strict=True))
+        spreads = [_spread(rows, groups, ctx.threads) for rows, groups in ((snap.samples, sampled), (snap.initial, real))]
+        return dict(zip((self.name, *self.secondary_units), spreads, strict=True))
 
 
 def _spread(rows: Columns, groups: Mapping[int, Ints], threads: int) -> float:

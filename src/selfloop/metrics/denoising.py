@@ -4,21 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Protocol, cast, runtime_checkable
+from typing import ClassVar, cast
 
 from selfloop.component import Context, Metric, Snapshot
 from selfloop.errors import SpecError
-from selfloop.types import Columns, Floats, Params
-
-
-@runtime_checkable
-class HasDenoisingLoss(Protocol):
-    """A family that learns to remove noise: the loss of each row in each of `parts` equal parts of its noise scale.
-
-    Noise and times are functions of the stream alone, so that models are compared on the same draws.
-    """
-
-    def denoising_loss(self, params: Params, rows: Columns, parts: int, ctx: Context) -> Floats: ...
+from selfloop.protocols import SupportsDenoisingLoss
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,15 +21,15 @@ class DenoisingLoss(Metric):
     """
 
     name: ClassVar[str] = "denoising_loss"
-    on_holdout: ClassVar[bool] = True
+    uses_holdout: ClassVar[bool] = True
     title: ClassVar[str] = "denoising loss of held-out real rows"
-    titles: ClassVar[Mapping[str, str]] = {
+    secondary_titles: ClassVar[Mapping[str, str]] = {
         "low_noise": "denoising loss at low noise",
         "middle_noise": "denoising loss at middle noise",
         "high_noise": "denoising loss at high noise",
     }
     unit: ClassVar[str] = "squared error per value"
-    needs: ClassVar[tuple[type, ...]] = (HasDenoisingLoss,)
+    family_protocols: ClassVar[tuple[type, ...]] = (SupportsDenoisingLoss,)
     draws: int = 3  # noises of each row in each third of the noise scale
 
     def __post_init__(self) -> None:
@@ -47,7 +37,7 @@ class DenoisingLoss(Metric):
             raise SpecError(f"metrics.denoising_loss.draws: got {self.draws}; expected 1 or more.")
 
     def measure(self, snap: Snapshot, ctx: Context) -> Mapping[str, float]:
-        family = cast(HasDenoisingLoss, snap.family)
+        family = cast(SupportsDenoisingLoss, snap.family)
         thirds = family.denoising_loss(snap.params, snap.holdout, 3 * self.draws, ctx).mean(axis=0).reshape(3, -1).mean(axis=1)
         named = zip(("low_noise", "middle_noise", "high_noise"), thirds, strict=True)
         return {self.name: float(thirds.mean())} | {name: float(third) for name, third in named}

@@ -9,10 +9,10 @@ from typing import ClassVar
 
 import numpy as np
 
-from selfloop.component import Context, Features, Metric, Snapshot
+from selfloop.component import Context, FeatureExtractor, Metric, Snapshot
 from selfloop.errors import SpecError
-from selfloop.metrics.distances import frechet_distance, kernel_distance, mean_distance
-from selfloop.metrics.image_features import ImageFeatures
+from selfloop.metrics.image_features import ImageFeatureExtractor
+from selfloop.metrics.vector_distances import frechet_distance, kernel_distance, mean_distance
 from selfloop.types import Floats
 
 MOST_ROWS = 5000  # of a kind in what compares all pairs of rows: its time grows with their square
@@ -27,12 +27,12 @@ class Frechet(Metric):
 
     name: ClassVar[str] = "frechet"
     version: ClassVar[int] = 2
-    on_holdout: ClassVar[bool] = True
+    uses_holdout: ClassVar[bool] = True
     title: ClassVar[str] = "Frechet distance of sampled images to real ones"
-    titles: ClassVar[Mapping[str, str]] = {"frechet_real": "Frechet distance of initial to held-out real images"}
+    secondary_titles: ClassVar[Mapping[str, str]] = {"frechet_real": "Frechet distance of initial to held-out real images"}
     unit: ClassVar[str] = "squared grey scales"
-    units: ClassVar[Mapping[str, str]] = {"frechet_real": unit}
-    features: Features = field(default_factory=lambda: ImageFeatures(kind="pixels", dimensions=32))
+    secondary_units: ClassVar[Mapping[str, str]] = {"frechet_real": unit}
+    features: FeatureExtractor = field(default_factory=lambda: ImageFeatureExtractor(kind="pixels", dimensions=32))
 
     def measure(self, snap: Snapshot, ctx: Context) -> Mapping[str, float]:
         return _frechet(self.name, snap)
@@ -49,14 +49,14 @@ class FeatureFrechet(Metric):
 
     name: ClassVar[str] = "feature_frechet"
     version: ClassVar[int] = 2
-    on_holdout: ClassVar[bool] = True
+    uses_holdout: ClassVar[bool] = True
     title: ClassVar[str] = "Frechet distance of sampled images to real ones, on features"
-    titles: ClassVar[Mapping[str, str]] = {
+    secondary_titles: ClassVar[Mapping[str, str]] = {
         "feature_frechet_real": "Frechet distance of initial to held-out real images, on features",
     }
     unit: ClassVar[str] = "squared units of the features"
-    units: ClassVar[Mapping[str, str]] = {"feature_frechet_real": unit}
-    features: Features = field(default_factory=ImageFeatures)
+    secondary_units: ClassVar[Mapping[str, str]] = {"feature_frechet_real": unit}
+    features: FeatureExtractor = field(default_factory=ImageFeatureExtractor)
 
     def measure(self, snap: Snapshot, ctx: Context) -> Mapping[str, float]:
         return _frechet(self.name, snap)
@@ -79,9 +79,9 @@ class KernelDistance(Metric):
     """
 
     name: ClassVar[str] = "kernel_distance"
-    on_holdout: ClassVar[bool] = True
+    uses_holdout: ClassVar[bool] = True
     title: ClassVar[str] = "kernel distance of sampled images to real ones"
-    features: Features = field(default_factory=ImageFeatures)
+    features: FeatureExtractor = field(default_factory=ImageFeatureExtractor)
     rows: int = MOST_ROWS  # of each kind, at most
 
     def __post_init__(self) -> None:
@@ -101,11 +101,11 @@ class FeatureDiversity(Metric):
     """
 
     name: ClassVar[str] = "feature_diversity"
-    on_holdout: ClassVar[bool] = True
+    uses_holdout: ClassVar[bool] = True
     title: ClassVar[str] = "diversity of sampled images"
     unit: ClassVar[str] = "share of that of real images"
     better: ClassVar[str] = "higher"
-    features: Features = field(default_factory=ImageFeatures)
+    features: FeatureExtractor = field(default_factory=ImageFeatureExtractor)
     rows: int = MOST_ROWS
 
     def __post_init__(self) -> None:

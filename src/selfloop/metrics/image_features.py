@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from threadpoolctl import threadpool_limits
 
-from selfloop.component import Context, Features
+from selfloop.component import Context, FeatureExtractor
 from selfloop.errors import DataError, SpecError
 from selfloop.types import Array, Columns, Floats, Params, Ragged
 
@@ -22,7 +22,7 @@ NEEDS = {"given": "a program of torch.export (.pt2)", "inception": "torch-fideli
 
 
 @dataclass(frozen=True, kw_only=True)
-class ImageFeatures(Features):
+class ImageFeatureExtractor(FeatureExtractor):
     """Features of images, and how probable each mode of the real images is for each.
 
     "classifier" trains a small convolutional network on the initial real rows: on their `label` and `attributes`, or,
@@ -57,28 +57,28 @@ class ImageFeatures(Features):
         if self.kind not in NEEDS and self.path is not None:
             raise SpecError(f"metrics.features.path: got {self.path}; kind {self.kind!r} takes none. Leave it out.")
 
-    def learn(self, real: Columns, ctx: Context) -> Params:
-        images, learned = _images(real), dict[str, Array]()
+    def prepare(self, real: Columns, ctx: Context) -> Params:
+        images, prepared = _images(real), dict[str, Array]()
         few = images[:MOST_ROWS]
         if self.kind == "classifier":
-            learned = self._train(images, real, ctx)
-            features = self._outputs(few, learned, ctx)[0]
+            prepared = self._train(images, real, ctx)
+            features = self._outputs(few, prepared, ctx)[0]
             deviation = math.sqrt(max(features.var(axis=0).mean(), np.finfo(np.float32).tiny))
-            learned |= {"mean": features.mean(axis=0), "deviation": np.array(deviation, np.float32)}
+            prepared |= {"mean": features.mean(axis=0), "deviation": np.array(deviation, np.float32)}
         elif self.kind == "pixels":
-            learned = _components(few, self.dimensions, ctx)
-        if "classes" not in learned:
-            learned |= _clusters(self._outputs(few, learned, ctx)[0], self.modes, ctx)
-        return learned
+            prepared = _components(few, self.dimensions, ctx)
+        if "classes" not in prepared:
+            prepared |= _clusters(self._outputs(few, prepared, ctx)[0], self.modes, ctx)
+        return prepared
 
-    def describe(self, rows: Columns, learned: Params, ctx: Context) -> Columns:
-        features, logits = self._outputs(_images(rows), learned, ctx)
-        if "classes" not in learned:
-            modes = _cluster_logits(features, learned)
+    def extract(self, rows: Columns, prepared: Params, ctx: Context) -> Columns:
+        features, logits = self._outputs(_images(rows), prepared, ctx)
+        if "classes" not in prepared:
+            modes = _cluster_logits(features, prepared)
         else:
-            modes, logits = np.split(logits, [len(learned["classes"])], axis=1)
+            modes, logits = np.split(logits, [len(prepared["classes"])], axis=1)
         described: dict[str, Array] = {"features": features, "probabilities": _softmax(modes)}
-        if "attributes" in learned:
+        if "attributes" in prepared:
             described["attributes"] = np.exp(-np.logaddexp(0, -logits))
         return described
 
@@ -93,21 +93,21 @@ class ImageFeatures(Features):
             kept["attributes"] = np.array(targets["attributes"].shape[1])
         return image_networks.train(images, targets, self.dimensions, self.epochs, ctx) | kept
 
-    def _outputs(self, images: Array, learned: Params, ctx: Context) -> tuple[Singles, Singles]:
+    def _outputs(self, images: Array, prepared: Params, ctx: Context) -> tuple[Singles, Singles]:
         """Features of each image, and the outputs of the classifier where it is one."""
         if self.kind == "pixels":
-            features = _projected(images, learned)
+            features = _projected(images, prepared)
             return features, features[:, :0]
         from selfloop.metrics import image_networks
 
         if self.kind == "classifier":
-            network = image_networks.trained(images.shape[1:], self.dimensions, learned, ctx)
+            network = image_networks.trained(images.shape[1:], self.dimensions, prepared, ctx)
         else:
             assert self.path is not None
             network = (image_networks.given if self.kind == "given" else image_networks.inception)(self.path)
         features, logits = image_networks.run(network, images, ctx.threads)
-        if "deviation" in learned:
-            features = np.asarray((features - np.asarray(learned["mean"])) / float(learned["deviation"]), np.float32)
+        if "deviation" in prepared:
+            features = np.asarray((features - np.asarray(prepared["mean"])) / float(prepared["deviation"]), np.float32)
         return features, logits
 
 
@@ -128,8 +128,8 @@ def _components(images: Array, count: int, ctx: Context) -> dict[str, Array]:
     return {"mean": basis.mean_, "components": basis.components_}
 
 
-def _projected(images: Array, learned: Params) -> Singles:
-    mean, components = (cast(Floats, learned[name]) for name in ("mean", "components"))
+def _projected(images: Array, prepared: Params) -> Singles:
+    mean, components = (cast(Floats, prepared[name]) for name in ("mean", "components"))
     blocks = (images[first : first + MOST_ROWS] for first in range(0, len(images), MOST_ROWS))
     return np.concatenate([(_pixels(block) - mean) @ components.T for block in blocks]).astype(np.float32)
 
@@ -151,11 +151,11 @@ def _clusters(features: Singles, count: int, ctx: Context) -> dict[str, Array]:
     return {"centres": found.cluster_centers_[order], "variance": np.array(found.inertia_ / features.size)}
 
 
-def _cluster_logits(features: Singles, learned: Params) -> Array:
+def _cluster_logits(features: Singles, prepared: Params) -> Array:
     """Log density of each cluster's Gaussian at each row, but for a constant of the row."""
-    centres = np.asarray(learned["centres"], np.float64)
+    centres = np.asarray(prepared["centres"], np.float64)
     nearness = features @ centres.T - np.vecdot(centres, centres) / 2
-    return np.asarray(nearness / max(float(learned["variance"]), np.finfo(np.float32).tiny))
+    return np.asarray(nearness / max(float(prepared["variance"]), np.finfo(np.float32).tiny))
 
 
 def _softmax(logits: Array) -> Array:

@@ -8,9 +8,9 @@ from typing import ClassVar
 
 import numpy as np
 
-from selfloop.component import Context, Features, Metric, Sampler, Snapshot, Source
+from selfloop.component import Context, FeatureExtractor, Metric, Sampler, Snapshot, Source
 from selfloop.errors import SpecError
-from selfloop.metrics.image_features import ImageFeatures
+from selfloop.metrics.image_features import ImageFeatureExtractor
 from selfloop.types import Floats
 
 SHOWN = 20  # modes at most that get a number each
@@ -29,21 +29,21 @@ class Modes(Metric):
     """
 
     name: ClassVar[str] = "modes"
-    on_holdout: ClassVar[bool] = True
+    uses_holdout: ClassVar[bool] = True
     title: ClassVar[str] = "modes left among sampled images"
-    titles: ClassVar[Mapping[str, str]] = {
+    secondary_titles: ClassVar[Mapping[str, str]] = {
         "mode_entropy": "entropy of the modes of sampled images",
         "mode_distance": "distance of the shares of modes to real ones",
         "mode_confusion": "sampled images between modes",
     }
     unit: ClassVar[str] = "modes"
-    units: ClassVar[Mapping[str, str]] = {
+    secondary_units: ClassVar[Mapping[str, str]] = {
         "mode_entropy": "nats",
         "mode_distance": "total variation",
         "mode_confusion": "share of sampled images",
     } | {f"class_share_{mode}": "share of sampled images" for mode in range(SHOWN)}
     better: ClassVar[str] = "higher"
-    features: Features = field(default_factory=ImageFeatures)
+    features: FeatureExtractor = field(default_factory=ImageFeatureExtractor)
     sure: float = 0.9  # probability of a mode from which on an image does not lie between modes
 
     def __post_init__(self) -> None:
@@ -79,17 +79,19 @@ class Attributes(Metric):
     """
 
     name: ClassVar[str] = "attributes"
-    on_holdout: ClassVar[bool] = True
+    uses_holdout: ClassVar[bool] = True
     title: ClassVar[str] = "attributes left among sampled images"
-    titles: ClassVar[Mapping[str, str]] = {"attribute_distance": "difference of the shares of attributes to real ones"}
+    secondary_titles: ClassVar[Mapping[str, str]] = {
+        "attribute_distance": "difference of the shares of attributes to real ones"
+    }
     unit: ClassVar[str] = "attributes"
-    units: ClassVar[Mapping[str, str]] = {"attribute_distance": "mean difference of shares"}
+    secondary_units: ClassVar[Mapping[str, str]] = {"attribute_distance": "mean difference of shares"}
     better: ClassVar[str] = "higher"
-    features: Features = field(default_factory=ImageFeatures)
+    features: FeatureExtractor = field(default_factory=ImageFeatureExtractor)
     names: tuple[str, ...] = ()  # of the attributes, in the order of the column; none = their places 0, 1, ...
 
     def check(self, source: Source, sampler: Sampler) -> None:
-        if not isinstance(self.features, ImageFeatures):
+        if not isinstance(self.features, ImageFeatureExtractor):
             return  # which may find attributes that no source names
         found = source.schema().get("attributes")
         if found is None or self.features.kind != "classifier":

@@ -20,8 +20,8 @@ from torch.nn import functional
 from selfloop.component import Context
 from selfloop.errors import SpecError, missing_extra
 from selfloop.families.nn import trainer
-from selfloop.families.nn.autoencoder import as_tensor, height_width_depth, scale
-from selfloop.families.nn.training import Training
+from selfloop.families.nn.settings import Training
+from selfloop.families.vae.network import as_tensor, height_width_depth, scale
 from selfloop.types import Array, Params
 
 BLOCK = 256  # rows that go through a network at once: a partial block is filled up, so that equal rows get equal numbers
@@ -68,11 +68,11 @@ def train(images: Array, targets: Params, dimensions: int, epochs: int, ctx: Con
     return arrays | {"outputs": np.array(outputs or len(turns))}
 
 
-def trained(shape: tuple[int, ...], dimensions: int, learned: Params, ctx: Context) -> Network:
+def trained(shape: tuple[int, ...], dimensions: int, prepared: Params, ctx: Context) -> Network:
     """The classifier that `train` gave, for images (height, width[, depth])."""
     height, width, depth = height_width_depth(shape)
-    outputs = int(learned["outputs"])
-    model = trainer.loaded(lambda: _classifier((depth, height, width), dimensions, outputs), learned, ctx)
+    outputs = int(prepared["outputs"])
+    model = trainer.loaded(lambda: _classifier((depth, height, width), dimensions, outputs), prepared, ctx)
 
     def network(images: Tensor) -> tuple[Tensor, Tensor]:
         features = model[:-2](scale(images))

@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Protocol, cast, runtime_checkable
+from typing import ClassVar, cast
 
 import numpy as np
 
-from selfloop.component import Context, EnsemblePart, EnsembleSnapshot, HasLogProb, Metric, Snapshot
-from selfloop.types import Columns, Floats, Params
-
-
-@runtime_checkable
-class HasPooledLogProb(Protocol):
-    """An ensemble family that can reuse, part by part, what an earlier generation computed: log p, (seeds, rows)."""
-
-    def log_prob_rows(self, params: Params, parts: Sequence[EnsemblePart], rows: Columns) -> Floats: ...
+from selfloop.component import Context, Metric, Snapshot
+from selfloop.protocols import EnsembleSnapshot, SupportsEnsembleLogProb, SupportsLogProb
+from selfloop.types import Floats
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,19 +18,19 @@ class Nll(Metric):
     """Mean negative log density (or probability) of the held-out real rows."""
 
     name: ClassVar[str] = "nll"
-    on_holdout: ClassVar[bool] = True
+    uses_holdout: ClassVar[bool] = True
     title: ClassVar[str] = "negative log-likelihood of held-out real rows"
     unit: ClassVar[str] = "nats per row"
-    needs: ClassVar[tuple[type, ...]] = (HasLogProb,)
-    on_rows: ClassVar[bool] = True
+    family_protocols: ClassVar[tuple[type, ...]] = (SupportsLogProb,)
+    uses_rows: ClassVar[bool] = True
 
     def measure(self, snap: Snapshot, ctx: Context) -> Mapping[str, float]:
-        return {"nll": -float(np.mean(cast(HasLogProb, snap.family).log_prob(snap.params, snap.holdout)))}
+        return {"nll": -float(np.mean(cast(SupportsLogProb, snap.family).log_prob(snap.params, snap.holdout)))}
 
     def measure_ensemble(self, snap: EnsembleSnapshot) -> Mapping[str, Floats]:
-        if isinstance(snap.family, HasPooledLogProb):
+        if isinstance(snap.family, SupportsEnsembleLogProb):
             return {"nll": -snap.family.log_prob_rows(snap.params, snap.parts, snap.holdout).mean(axis=1)}
-        family, seeds = cast(HasLogProb, snap.family), len(next(iter(snap.params.values())))
+        family, seeds = cast(SupportsLogProb, snap.family), len(next(iter(snap.params.values())))
         log_prob = [
             family.log_prob(
                 {name: array[s] for name, array in snap.params.items()},

@@ -80,17 +80,17 @@ class Geometry(Metric):
 
     name: ClassVar[str] = "geometry"
     title: ClassVar[str] = "distance of sampled bond lengths to real ones"
-    titles: ClassVar[Mapping[str, str]] = {"angle_distance": "distance of sampled bond angles to real ones"}
+    secondary_titles: ClassVar[Mapping[str, str]] = {"angle_distance": "distance of sampled bond angles to real ones"}
     unit: ClassVar[str] = "Å"
-    units: ClassVar[Mapping[str, str]] = {"angle_distance": "degrees"}
+    secondary_units: ClassVar[Mapping[str, str]] = {"angle_distance": "degrees"}
 
     def measure(self, snap: Snapshot, ctx: Context) -> Mapping[str, float]:
-        if not snap.new:
+        if not snap.samples:
             return {}
-        same = np.flatnonzero(np.isin(np.asarray(snap.initial["molecule"]), np.asarray(snap.new["molecule"])))
-        new, real = (_bonds_and_angles(rows) for rows in (snap.new, select_rows(snap.initial, same)))
+        same = np.flatnonzero(np.isin(np.asarray(snap.initial["molecule"]), np.asarray(snap.samples["molecule"])))
+        new, real = (_bonds_and_angles(rows) for rows in (snap.samples, select_rows(snap.initial, same)))
         distances = [mean_distance(*mine, *theirs) for mine, theirs in zip(new, real, strict=True)]
-        return dict(zip((self.name, *self.units), distances, strict=True))
+        return dict(zip((self.name, *self.secondary_units), distances, strict=True))
 
 
 def _bonds_and_angles(rows: Columns) -> tuple[tuple[Ints, Floats], tuple[Ints, Floats]]:
@@ -155,11 +155,11 @@ class Clashes(Metric):
             raise SpecError(f"metrics.clashes.closest: got {self.closest}; expected a share of the radii above 0, at most 1.")
 
     def measure(self, snap: Snapshot, ctx: Context) -> Mapping[str, float]:
-        if not snap.new:
+        if not snap.samples:
             return {}
         table = require_rdkit(f"metrics.{self.name}").GetPeriodicTable()
         radii = self.closest * np.array([table.GetRvdw(number) for number in range(119)])
-        return {"clashes": float(np.mean([_clashes(snap.new, i, radii) for i in range(count_rows(snap.new))]))}
+        return {"clashes": float(np.mean([_clashes(snap.samples, i, radii) for i in range(count_rows(snap.samples))]))}
 
 
 def _clashes(rows: Columns, i: int, radii: Floats) -> bool:
@@ -182,23 +182,23 @@ class StrainEnergy(Metric):
 
     name: ClassVar[str] = "strain_energy"
     title: ClassVar[str] = "strain energy of sampled rows"
-    titles: ClassVar[Mapping[str, str]] = {"unparametrised_share": "molecules without force-field parameters"}
+    secondary_titles: ClassVar[Mapping[str, str]] = {"unparametrised_share": "molecules without force-field parameters"}
     unit: ClassVar[str] = "kcal/mol"
-    units: ClassVar[Mapping[str, str]] = {"unparametrised_share": "share of molecules"}
+    secondary_units: ClassVar[Mapping[str, str]] = {"unparametrised_share": "share of molecules"}
     molecules: int = 200
 
     def __post_init__(self) -> None:
         check_count(self.name, "molecules", self.molecules)
 
     def measure(self, snap: Snapshot, ctx: Context) -> Mapping[str, float]:
-        if not snap.new:
+        if not snap.samples:
             return {}
         require_rdkit(f"metrics.{self.name}")
-        sampled, numbers = molecules_in(snap.new, self.molecules), np.asarray(snap.initial["molecule"])
+        sampled, numbers = molecules_in(snap.samples, self.molecules), np.asarray(snap.initial["molecule"])
         strains, without = list[Floats](), 0
         for number, rows in sampled.items():
             real = np.flatnonzero(numbers == number)
-            energies = _energies([(snap.initial, i) for i in real] + [(snap.new, i) for i in rows])
+            energies = _energies([(snap.initial, i) for i in real] + [(snap.samples, i) for i in rows])
             if energies is None:
                 without += 1
             else:
@@ -240,4 +240,4 @@ class RetriedShare(Metric):
     unit: ClassVar[str] = "share of rows"
 
     def measure(self, snap: Snapshot, ctx: Context) -> Mapping[str, float]:
-        return {"retried_share": float(np.asarray(snap.new["retried"]).mean())} if snap.new else {}
+        return {"retried_share": float(np.asarray(snap.samples["retried"]).mean())} if snap.samples else {}

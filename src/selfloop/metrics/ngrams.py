@@ -64,8 +64,8 @@ def equal_texts(snap: Snapshot, most_tokens: int) -> tuple[Ragged, Ragged] | Non
     """
     real = cast(Ragged, snap.initial["tokens"])
     count = min(most_tokens, (int(real.offsets[-1]) - len(real)) // 8)
-    cut = cut_of(snap.new, snap.params)
-    new, old = (texts(rows, snap.params, most_tokens=count, longest=cut) for rows in (snap.new, snap.initial))
+    cut = cut_of(snap.samples, snap.params)
+    new, old = (texts(rows, snap.params, most_tokens=count, longest=cut) for rows in (snap.samples, snap.initial))
     return (new, old) if 0 < count == len(new.values) == len(old.values) else None
 
 

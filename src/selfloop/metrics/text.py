@@ -8,9 +8,10 @@ from typing import ClassVar, cast
 
 import numpy as np
 
-from selfloop.component import Context, Encodes, HasTokenLogProb, Metric, Snapshot
+from selfloop.component import Context, Metric, Snapshot
 from selfloop.errors import SpecError
 from selfloop.metrics.ngrams import blocks, cut_of, equal_texts, rows_of, texts
+from selfloop.protocols import SupportsTokenLogProb, UsesEncoder
 from selfloop.types import Columns, Ints, Params, Ragged
 
 NO_NUMBER = float("nan")  # recorded without a value
@@ -21,12 +22,12 @@ class CrossEntropy(Metric):
     """Mean negative log probability of a token of held-out real rows, end tokens included; `perplexity` is its exponential."""
 
     name: ClassVar[str] = "cross_entropy"
-    on_holdout: ClassVar[bool] = True
+    uses_holdout: ClassVar[bool] = True
     title: ClassVar[str] = "cross-entropy of held-out real text"
-    titles: ClassVar[Mapping[str, str]] = {"perplexity": "perplexity of held-out real text"}
+    secondary_titles: ClassVar[Mapping[str, str]] = {"perplexity": "perplexity of held-out real text"}
     unit: ClassVar[str] = "nats per token"
-    units: ClassVar[Mapping[str, str]] = {"perplexity": "tokens"}
-    needs: ClassVar[tuple[type, ...]] = (HasTokenLogProb,)
+    secondary_units: ClassVar[Mapping[str, str]] = {"perplexity": "tokens"}
+    family_protocols: ClassVar[tuple[type, ...]] = (SupportsTokenLogProb,)
 
     def measure(self, snap: Snapshot, ctx: Context) -> Mapping[str, float]:
         nats = _nats_per_token(snap, snap.holdout, ctx)
@@ -45,16 +46,16 @@ class SelfCrossEntropy(Metric):
     title: ClassVar[str] = "cross-entropy of the model's own text"
     unit: ClassVar[str] = "nats per token"
     better: ClassVar[str] = ""
-    needs: ClassVar[tuple[type, ...]] = (HasTokenLogProb,)
+    family_protocols: ClassVar[tuple[type, ...]] = (SupportsTokenLogProb,)
     rows: int = 500  # the first so many new rows
 
     def __post_init__(self) -> None:
         require(self.name, "rows", self.rows)
 
     def measure(self, snap: Snapshot, ctx: Context) -> Mapping[str, float]:
-        if not snap.new:
+        if not snap.samples:
             return {}
-        tokens = snap.new["tokens"]
+        tokens = snap.samples["tokens"]
         return {self.name: _nats_per_token(snap, {"tokens": tokens[np.arange(min(self.rows, len(tokens)))]}, ctx)}
 
 
@@ -64,16 +65,16 @@ class TextLength(Metric):
 
     name: ClassVar[str] = "text_length"
     title: ClassVar[str] = "length of sampled rows"
-    titles: ClassVar[Mapping[str, str]] = {"ended": "sampled rows with an end token"}
+    secondary_titles: ClassVar[Mapping[str, str]] = {"ended": "sampled rows with an end token"}
     unit: ClassVar[str] = "tokens per row"
-    units: ClassVar[Mapping[str, str]] = {"ended": "share of rows"}
+    secondary_units: ClassVar[Mapping[str, str]] = {"ended": "share of rows"}
     better: ClassVar[str] = ""
-    needs: ClassVar[tuple[type, ...]] = (Encodes,)
+    family_protocols: ClassVar[tuple[type, ...]] = (UsesEncoder,)
 
     def measure(self, snap: Snapshot, ctx: Context) -> Mapping[str, float]:
-        if not snap.new:
+        if not snap.samples:
             return {}
-        tokens = cast(Ragged, snap.new["tokens"])
+        tokens = cast(Ragged, snap.samples["tokens"])
         last = tokens.offsets[1:][np.diff(tokens.offsets) > 0] - 1
         ended = np.count_nonzero(tokens.values[last] == snap.params["tokenizer/end"])
         return {"text_length": (len(tokens.values) - int(ended)) / len(tokens), "ended": int(ended) / len(tokens)}
@@ -89,18 +90,18 @@ class Vocabulary(Metric):
 
     name: ClassVar[str] = "vocabulary"
     title: ClassVar[str] = "different tokens in use"
-    titles: ClassVar[Mapping[str, str]] = {"vocabulary_kept": "real tokens still in use"}
+    secondary_titles: ClassVar[Mapping[str, str]] = {"vocabulary_kept": "real tokens still in use"}
     unit: ClassVar[str] = "tokens"
-    units: ClassVar[Mapping[str, str]] = {"vocabulary_kept": "share of tokens"}
+    secondary_units: ClassVar[Mapping[str, str]] = {"vocabulary_kept": "share of tokens"}
     better: ClassVar[str] = "higher"
-    needs: ClassVar[tuple[type, ...]] = (Encodes,)
+    family_protocols: ClassVar[tuple[type, ...]] = (UsesEncoder,)
     tokens: int = 50_000
 
     def __post_init__(self) -> None:
         require(self.name, "tokens", self.tokens)
 
     def measure(self, snap: Snapshot, ctx: Context) -> Mapping[str, float]:
-        if not snap.new:
+        if not snap.samples:
             return {}
         if (found := equal_texts(snap, self.tokens)) is None:
             return {"vocabulary": NO_NUMBER, "vocabulary_kept": NO_NUMBER}
@@ -121,7 +122,7 @@ class TailMass(Metric):
     title: ClassVar[str] = "share of rare tokens kept"
     unit: ClassVar[str] = "sampled over real share"
     better: ClassVar[str] = "higher"
-    needs: ClassVar[tuple[type, ...]] = (Encodes,)
+    family_protocols: ClassVar[tuple[type, ...]] = (UsesEncoder,)
     tail: float = 0.1
 
     def __post_init__(self) -> None:
@@ -129,10 +130,10 @@ class TailMass(Metric):
             raise SpecError(f"metrics.tail_mass.tail: got {self.tail}; expected a number between 0 and 1.")
 
     def measure(self, snap: Snapshot, ctx: Context) -> Mapping[str, float]:
-        if not snap.new:
+        if not snap.samples:
             return {}
-        cut = cut_of(snap.new, snap.params)
-        new, (chosen, compared) = (_token_counts(rows, snap.params, cut) for rows in (snap.new, snap.initial))
+        cut = cut_of(snap.samples, snap.params)
+        new, (chosen, compared) = (_token_counts(rows, snap.params, cut) for rows in (snap.samples, snap.initial))
         order = np.argsort(-chosen, kind="stable")
         mass = np.cumsum(chosen[order])
         common = order[: np.searchsorted(mass, (1 - self.tail) * mass[-1]) + 1]
@@ -151,16 +152,16 @@ class Zipf(Metric):
     name: ClassVar[str] = "zipf"
     title: ClassVar[str] = "Zipf exponent of sampled tokens"
     better: ClassVar[str] = ""
-    needs: ClassVar[tuple[type, ...]] = (Encodes,)
+    family_protocols: ClassVar[tuple[type, ...]] = (UsesEncoder,)
     ranks: int = 100  # lower ones are so badly known from 100,000 tokens that they bias s
 
     def __post_init__(self) -> None:
         require(self.name, "ranks", self.ranks, least=2)
 
     def measure(self, snap: Snapshot, ctx: Context) -> Mapping[str, float]:
-        if not snap.new:
+        if not snap.samples:
             return {}
-        ranked, counted = _token_counts(snap.new, snap.params)
+        ranked, counted = _token_counts(snap.samples, snap.params)
         order = np.argsort(-ranked, kind="stable")[: min(self.ranks, np.count_nonzero(ranked))]
         return {self.name: zipf_exponent(counted[order])}
 
@@ -190,7 +191,7 @@ def require(metric: str, key: str, value: int, least: int = 1) -> None:
 
 
 def _nats_per_token(snap: Snapshot, rows: Columns, ctx: Context) -> float:
-    log_prob = cast(HasTokenLogProb, snap.family).token_log_prob(snap.params, rows, ctx)
+    log_prob = cast(SupportsTokenLogProb, snap.family).token_log_prob(snap.params, rows, ctx)
     values = np.asarray(log_prob.values, np.float64)
     return -float(values.mean()) if len(values) else NO_NUMBER
 

@@ -12,9 +12,10 @@ from typing import ClassVar, cast
 
 import numpy as np
 
-from selfloop.component import Context, Encodes, Metric, Snapshot
+from selfloop.component import Context, Metric, Snapshot
 from selfloop.metrics.ngrams import blocks, contained, equal_texts, longest_runs, mixed, ngrams, row_hashes, texts
 from selfloop.metrics.text import NO_NUMBER, require
+from selfloop.protocols import UsesEncoder
 from selfloop.types import Floats, Ints, Ragged, count_rows
 
 LONGEST = 4  # tokens of the longest n-grams of `distinct` and `self_bleu`
@@ -27,17 +28,19 @@ class Distinct(Metric):
 
     name: ClassVar[str] = "distinct"
     title: ClassVar[str] = "distinct n-grams, mean of n = 1 to 4"
-    titles: ClassVar[Mapping[str, str]] = {f"distinct_{n}": f"distinct n-grams, n = {n}" for n in range(1, LONGEST + 1)}
+    secondary_titles: ClassVar[Mapping[str, str]] = {
+        f"distinct_{n}": f"distinct n-grams, n = {n}" for n in range(1, LONGEST + 1)
+    }
     unit: ClassVar[str] = "share of n-grams"
     better: ClassVar[str] = "higher"
-    needs: ClassVar[tuple[type, ...]] = (Encodes,)
+    family_protocols: ClassVar[tuple[type, ...]] = (UsesEncoder,)
     tokens: int = 50_000
 
     def __post_init__(self) -> None:
         require(self.name, "tokens", self.tokens)
 
     def measure(self, snap: Snapshot, ctx: Context) -> Mapping[str, float]:
-        if not snap.new:
+        if not snap.samples:
             return {}
         found = equal_texts(snap, self.tokens)
         shares = {f"distinct_{n}": _distinct_share(found[0], n) if found else NO_NUMBER for n in range(1, LONGEST + 1)}
@@ -55,19 +58,19 @@ class SelfBleu(Metric):
 
     name: ClassVar[str] = "self_bleu"
     title: ClassVar[str] = "self-BLEU of sampled rows"
-    needs: ClassVar[tuple[type, ...]] = (Encodes,)
+    family_protocols: ClassVar[tuple[type, ...]] = (UsesEncoder,)
     rows: int = 500
 
     def __post_init__(self) -> None:
         require(self.name, "rows", self.rows, least=2)
 
     def measure(self, snap: Snapshot, ctx: Context) -> Mapping[str, float]:
-        if not snap.new:
+        if not snap.samples:
             return {}
         count = min(self.rows, count_rows(snap.initial) // 2)
-        if not 2 <= count <= count_rows(snap.new):
+        if not 2 <= count <= count_rows(snap.samples):
             return {self.name: NO_NUMBER}
-        return {self.name: float(bleu_among(texts(snap.new, snap.params, most_rows=count)).mean())}
+        return {self.name: float(bleu_among(texts(snap.samples, snap.params, most_rows=count)).mean())}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,7 +83,7 @@ class Repetition(Metric):
     name: ClassVar[str] = "repetition"
     title: ClassVar[str] = "n-grams repeated within a row"
     unit: ClassVar[str] = "share of n-grams"
-    needs: ClassVar[tuple[type, ...]] = (Encodes,)
+    family_protocols: ClassVar[tuple[type, ...]] = (UsesEncoder,)
     length: int = LONGEST  # n
     rows: int = 5000  # the first so many new rows
 
@@ -89,9 +92,9 @@ class Repetition(Metric):
         require(self.name, "rows", self.rows)
 
     def measure(self, snap: Snapshot, ctx: Context) -> Mapping[str, float]:
-        if not snap.new:
+        if not snap.samples:
             return {}
-        grams, rows = ngrams(texts(snap.new, snap.params, most_rows=self.rows), self.length)
+        grams, rows = ngrams(texts(snap.samples, snap.params, most_rows=self.rows), self.length)
         _, first = np.unique(mixed(rows) ^ grams, return_index=True)
         every, distinct = (np.bincount(each, minlength=self.rows) for each in (rows, rows[first]))
         repeated = 1 - distinct[every > 0] / every[every > 0]
@@ -105,12 +108,12 @@ class DuplicateRate(Metric):
     name: ClassVar[str] = "duplicate_rate"
     title: ClassVar[str] = "duplicates among sampled rows"
     unit: ClassVar[str] = "share of rows"
-    needs: ClassVar[tuple[type, ...]] = (Encodes,)
+    family_protocols: ClassVar[tuple[type, ...]] = (UsesEncoder,)
 
     def measure(self, snap: Snapshot, ctx: Context) -> Mapping[str, float]:
-        if not snap.new:
+        if not snap.samples:
             return {}
-        hashes = np.concatenate([row_hashes(rows) for rows in blocks(cast(Ragged, snap.new["tokens"]))])
+        hashes = np.concatenate([row_hashes(rows) for rows in blocks(cast(Ragged, snap.samples["tokens"]))])
         _, copies = np.unique(hashes, return_counts=True)
         return {self.name: 1 - float(np.count_nonzero(copies == 1)) / len(hashes)}
 
@@ -125,10 +128,10 @@ class Memorisation(Metric):
 
     name: ClassVar[str] = "memorisation"
     title: ClassVar[str] = "long n-grams copied from real rows"
-    titles: ClassVar[Mapping[str, str]] = {"copied_run": "longest run of tokens copied from a real row"}
+    secondary_titles: ClassVar[Mapping[str, str]] = {"copied_run": "longest run of tokens copied from a real row"}
     unit: ClassVar[str] = "share of n-grams"
-    units: ClassVar[Mapping[str, str]] = {"copied_run": "tokens"}
-    needs: ClassVar[tuple[type, ...]] = (Encodes,)
+    secondary_units: ClassVar[Mapping[str, str]] = {"copied_run": "tokens"}
+    family_protocols: ClassVar[tuple[type, ...]] = (UsesEncoder,)
     length: int = 16  # n
     tokens: int = 200_000  # of the first new rows, at most
 
@@ -137,9 +140,9 @@ class Memorisation(Metric):
         require(self.name, "tokens", self.tokens)
 
     def measure(self, snap: Snapshot, ctx: Context) -> Mapping[str, float]:
-        if not snap.new:
+        if not snap.samples:
             return {}
-        new = texts(snap.new, snap.params, most_tokens=self.tokens)
+        new = texts(snap.samples, snap.params, most_tokens=self.tokens)
         grams, rows = ngrams(new, self.length)
         if not len(grams):
             return {"memorisation": NO_NUMBER, "copied_run": NO_NUMBER}

@@ -10,11 +10,12 @@ from typing import Any, ClassVar, cast
 
 import numpy as np
 
-from selfloop.component import Context, Encodes, Metric, Snapshot
-from selfloop.errors import SpecError, here_or_pinned
-from selfloop.metrics.distances import frechet_distance, frontier_area
+from selfloop.component import Context, Metric, Snapshot
+from selfloop.errors import SpecError, resolve_local_or_hub
 from selfloop.metrics.ngrams import cut_of, texts
 from selfloop.metrics.text import NO_NUMBER, require
+from selfloop.metrics.vector_distances import frechet_distance, frontier_area
+from selfloop.protocols import UsesEncoder
 from selfloop.types import Floats, Ragged, count_rows
 
 TOKENS = 256  # of a row, as the feature model counts them
@@ -34,10 +35,10 @@ class Mauve(Metric):
     """
 
     name: ClassVar[str] = "mauve"
-    on_holdout: ClassVar[bool] = True
+    uses_holdout: ClassVar[bool] = True
     title: ClassVar[str] = "MAUVE of sampled text"
     better: ClassVar[str] = "higher"
-    needs: ClassVar[tuple[type, ...]] = (Encodes,)
+    family_protocols: ClassVar[tuple[type, ...]] = (UsesEncoder,)
     model: str | Path  # a folder, or a name on the hub, that transformers.AutoModel and AutoTokenizer open
     revision: str | None = None  # commit of the hub, for a name: what it stands for may change
     rows: int = 1000  # of each kind, at most
@@ -61,10 +62,10 @@ class TextFrechet(Metric):
     """
 
     name: ClassVar[str] = "text_frechet"
-    on_holdout: ClassVar[bool] = True
+    uses_holdout: ClassVar[bool] = True
     title: ClassVar[str] = "Frechet distance of sampled text to real text"
     unit: ClassVar[str] = "squared units of the features"
-    needs: ClassVar[tuple[type, ...]] = (Encodes,)
+    family_protocols: ClassVar[tuple[type, ...]] = (UsesEncoder,)
     model: str | Path
     revision: str | None = None
     rows: int = 1000
@@ -95,27 +96,27 @@ def mauve_of(new: Floats, real: Floats, scale: float, ctx: Context) -> float:
 
 def _check(metric: Mauve | TextFrechet) -> None:
     require(metric.name, "rows", metric.rows, least=2)
-    object.__setattr__(metric, "model", here_or_pinned(f"metrics.{metric.name}.revision", metric.model, metric.revision))
+    object.__setattr__(metric, "model", resolve_local_or_hub(f"metrics.{metric.name}.revision", metric.model, metric.revision))
 
 
 def _measured(
     metric: Mauve | TextFrechet, snap: Snapshot, ctx: Context, compare: Callable[[Floats, Floats], float]
 ) -> Mapping[str, float]:
     """A number of the features of equally many new and held-out real rows, these cut where sampling cut new ones."""
-    if not snap.new:
+    if not snap.samples:
         return {}
-    count = min(metric.rows, count_rows(snap.new), len(snap.holdout["tokens"]))
+    count = min(metric.rows, count_rows(snap.samples), len(snap.holdout["tokens"]))
     if count < 2:
         return {metric.name: NO_NUMBER}
-    cut = cut_of(snap.new, snap.params)
-    kinds = [_decoded(texts(rows, snap.params, most_rows=count, longest=cut), snap) for rows in (snap.new, snap.holdout)]
+    cut = cut_of(snap.samples, snap.params)
+    kinds = [_decoded(texts(rows, snap.params, most_rows=count, longest=cut), snap) for rows in (snap.samples, snap.holdout)]
     where, rows = f"metrics.{metric.name}.model", [text for kind in kinds for text in kind]
     features = embedded(rows, metric.model, where, ctx, metric.revision)
     return {metric.name: compare(features[:count], features[count:])}
 
 
 def _decoded(tokens: Ragged, snap: Snapshot) -> list[str]:
-    decoded = cast(Encodes, snap.family).encoder().decode({"tokens": tokens}, snap.params)["text"]
+    decoded = cast(UsesEncoder, snap.family).encoder().decode({"tokens": tokens}, snap.params)["text"]
     return [text.decode(errors="replace") for text in cast(Ragged, decoded).to_bytes()]
 
 

@@ -12,32 +12,33 @@ from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
-from selfloop.component import Encodes, Metric
-from selfloop.families.nn.training import Training
-from selfloop.loop import Stage
-from selfloop.published import load, overlays, works
-from selfloop.report import (
+from selfloop.component import Metric
+from selfloop.engine.loop import ScheduleEntry
+from selfloop.engine.run import runs_as_ensemble, runs_on_rows
+from selfloop.families.nn.settings import Training
+from selfloop.protocols import UsesEncoder
+from selfloop.published.papers import load, published_curves, works
+from selfloop.report.findings import findings
+from selfloop.report.gallery_rows import galleries
+from selfloop.report.page import write_figures, write_page
+from selfloop.report.values import (
     Cost,
     CurveData,
     Differences,
-    LawCurve,
     Ledger,
     Panel,
-    PublishedPoints,
+    PanelLaw,
+    PanelPublished,
     Report,
     Shares,
     Worth,
     curve_of,
     ledger_of,
 )
-from selfloop.report.findings import findings
-from selfloop.report.page import write_figures, write_page
-from selfloop.report.samples import galleries
-from selfloop.runtime import is_ensemble, runs_on_rows
-from selfloop.spec import Spec
-from selfloop.stats.value import value_of_real
-from selfloop.store import Usage
-from selfloop.template import changed_settings, spec_text
+from selfloop.spec.spec import Spec
+from selfloop.spec.write import changed_settings, spec_text
+from selfloop.stats.data_value import fit_data_value
+from selfloop.store.store import Usage
 from selfloop.theory.laws import predictions
 from selfloop.types import Floats
 
@@ -95,16 +96,16 @@ def _versions() -> dict[str, str]:
 def _panels(result: Result) -> Iterator[Panel]:
     owner: Metric | None = None
     for metric in filterfalse(_SHARE.fullmatch, result.metrics()):
-        for axes, point in result.points.items():
+        for coordinates, point in result.points.items():
             owner = next((m for m in point.metrics if m.name == metric), owner)  # a metric's parts come right after it
-            curves = {label: c[metric] for label, c in result.curves(axes).items() if metric in c}
+            curves = {label: c[metric] for label, c in result.curves(coordinates).items() if metric in c}
             if curves:
                 laws, published = _overlays(point, metric, list(curves))
                 yield Panel(
                     metric=metric,
                     title=_capital(_title(owner, metric)),
                     unit=point.family.units.get(metric) or _unit(owner, metric),
-                    axes=axes,
+                    coordinates=coordinates,
                     curves=[_curve(label, values, owner) for label, values in curves.items()],
                     laws=laws,
                     published=published,
@@ -113,7 +114,7 @@ def _panels(result: Result) -> Iterator[Panel]:
 
 def _title(owner: Metric | None, metric: str) -> str:
     """What the metric calls this number, else its name in words."""
-    found = owner.titles.get(metric, owner.title if owner.name == metric else "") if owner else ""
+    found = owner.secondary_titles.get(metric, owner.title if owner.name == metric else "") if owner else ""
     return found or metric.replace("_", " ")
 
 
@@ -130,24 +131,24 @@ def _curve(label: str, values: Floats, metric: Metric | None) -> CurveData:
     return curve_of(label, range(1, values.shape[1] + 1), values, metric.better if metric else "")
 
 
-def _overlays(point: Spec, metric: str, labels: Sequence[str]) -> tuple[list[LawCurve], list[PublishedPoints]]:
+def _overlays(point: Spec, metric: str, labels: Sequence[str]) -> tuple[list[PanelLaw], list[PanelPublished]]:
     laws, published = [], []
-    for label, policy in zip(point.labels(), point.policies, strict=True):
+    for label, policy in zip(point.policy_labels(), point.policies, strict=True):
         if label not in labels:
             continue
-        setting = point.setting(policy, cast(int, point.n))
+        setting = point.scenario(policy, cast(int, point.n))
         generations = range(1, point.generations + 1)
         laws += [
-            LawCurve(name=p.law, kind=p.kind, policy=label, generations=generations, values=p.values.tolist(), source=p.source)
+            PanelLaw(name=p.law, kind=p.kind, policy=label, generations=generations, values=p.values.tolist(), source=p.source)
             for p in predictions(setting)
             if p.metric == metric
         ]
         published += [
-            PublishedPoints(
+            PanelPublished(
                 label=each.label, policy=label, generations=each.generations, values=each.values, scale=each.scale,
                 source=each.source,
             )
-            for each in overlays(setting, another_scale=True)
+            for each in published_curves(setting, another_scale=True)
             if each.metric == metric
         ]  # fmt: skip
     return laws, published
@@ -169,10 +170,10 @@ def save_curves(path: Path, title: str, curves: Mapping[str, Floats]) -> None:
 
 
 def _differences(result: Result) -> Iterator[Differences]:
-    for axes, point in result.points.items():
-        found = result.compare(axes)
+    for coordinates, point in result.points.items():
+        found = result.compare(coordinates)
         if found:
-            yield Differences(metric=point.risk() or "", comparisons=found, axes=axes)
+            yield Differences(metric=point.risk_metric() or "", comparisons=found, coordinates=coordinates)
 
 
 def _shares(result: Result) -> Iterator[Shares]:
@@ -182,15 +183,17 @@ def _shares(result: Result) -> Iterator[Shares]:
         names = [match["name"] for match in found if match["kind"] == kind and not match["real"]]
         if all(name.isdecimal() for name in names):
             names.sort(key=int)  # a seed's classifier may not know every class
-        for axes in result.points:
-            measured = {p: c for p, c in result.curves(axes).items() if all(f"{kind}_share_{name}" in c for name in names)}
+        for coordinates in result.points:
+            measured = {
+                p: c for p, c in result.curves(coordinates).items() if all(f"{kind}_share_{name}" in c for name in names)
+            }
             if not (names and measured):
                 continue
             first = next(iter(measured.values()))
             sampled, real = ([f"{kind}_share_{name}{end}" for name in names] for end in ("", "_real"))
             samples = {policy: _stacked(curves, sampled) for policy, curves in measured.items()}
             known = _stacked(first, real)[:, 0] if all(each in first for each in real) else None
-            yield Shares(kind=kind, names=names, axes=axes, samples=samples, real=known)
+            yield Shares(kind=kind, names=names, coordinates=coordinates, samples=samples, real=known)
 
 
 def _stacked(curves: Mapping[str, Floats], names: Sequence[str]) -> Floats:
@@ -200,14 +203,14 @@ def _stacked(curves: Mapping[str, Floats], names: Sequence[str]) -> Floats:
 
 
 def _worths(result: Result) -> Iterator[Worth]:
-    for axes, cells in result.cells().items():
-        value = value_of_real(cells)
+    for coordinates, cells in result.cells().items():
+        value = fit_data_value(cells)
         if value is not None:
-            metric = next(m for m in result.spec.metrics if m.name == result.spec.risk())
+            metric = next(m for m in result.spec.metrics if m.name == result.spec.risk_metric())
             unit = result.spec.family.units.get(metric.name, metric.unit)
             yield Worth(
                 metric=metric.name, title=_capital(metric.title), unit=unit, cells=cells, value=value,
-                published=list(_published_worths(metric.name)), axes=axes,
+                published=list(_published_worths(metric.name)), coordinates=coordinates,
             )  # fmt: skip
 
 
@@ -215,7 +218,7 @@ def _published_worths(metric: str) -> Iterator[tuple[str, float, float]]:
     """R^2 of published grids of this metric: of the cells they print, and as they state it for their own runs."""
     for work in map(load, works()):
         for grid in work.grids:
-            value = value_of_real(grid.cells)
+            value = fit_data_value(grid.cells)
             if grid.metric == metric and value is not None:
                 label = f"{work.title}, {grid.scale} (another scale)"
                 r_squared = [each.r_squared.estimate or 0.0 for each in (value.log_count, value.share)]
@@ -225,7 +228,7 @@ def _published_worths(metric: str) -> Iterator[tuple[str, float, float]]:
 
 def _ledgers(result: Result) -> Iterator[Ledger]:
     point = next(iter(result.points.values()))
-    for label, policy in zip(point.labels(), point.policies, strict=True):
+    for label, policy in zip(point.policy_labels(), point.policies, strict=True):
         yield ledger_of(label, policy, cast(int, point.n), point.generations)
 
 
@@ -234,13 +237,13 @@ def _cost(result: Result, label: str, used: Usage) -> Cost:
     first = label == next(iter(result.usage))
     once = 0.0 if first else result.shared.seconds + result.shared.saved
     steps, sampled = 0.0, 0
-    for axes, point in result.points.items():
-        policy = point.policies[point.labels().index(label)]
-        rows = not is_ensemble(point) or runs_on_rows(point, policy)
-        alive = np.any([~np.isnan(curves) for curves in result.curves(axes)[label].values()], axis=0).sum(axis=0)
-        for stage, chains in list(zip(result.ledger(axes)[label], alive.tolist(), strict=True))[0 if first else 1 :]:
+    for coordinates, point in result.points.items():
+        policy = point.policies[point.policy_labels().index(label)]
+        rows = not runs_as_ensemble(point) or runs_on_rows(point, policy)
+        alive = np.any([~np.isnan(curves) for curves in result.curves(coordinates)[label].values()], axis=0).sum(axis=0)
+        for stage, chains in list(zip(result.schedules(coordinates)[label], alive.tolist(), strict=True))[0 if first else 1 :]:
             steps += chains * _steps(point, stage)
-            sampled += chains * stage.emission.synthetic if rows else 0
+            sampled += chains * stage.new_rows.synthetic if rows else 0
     stages = used.computed + used.reused
     return Cost(
         policy=label, seconds=max(used.seconds + used.saved - once, 0.0), steps=steps, rows=sampled,
@@ -249,13 +252,13 @@ def _cost(result: Result, label: str, used: Usage) -> Cost:
     )  # fmt: skip
 
 
-def _steps(point: Spec, stage: Stage) -> float:
+def _steps(point: Spec, stage: ScheduleEntry) -> float:
     """Optimiser steps of a generation; NaN where they follow from the lengths of its rows, which only the fit knows."""
-    training = getattr(point.family.at(stage.t), "training", None)
+    training = getattr(point.family.for_generation(stage.t), "training", None)
     if not isinstance(training, Training):
         return 0.0
-    packed = isinstance(point.family, Encodes) and training.steps is None
-    return math.nan if packed else training.steps_for(stage.trained_rows)
+    to_safetensors = isinstance(point.family, UsesEncoder) and training.steps is None
+    return math.nan if to_safetensors else training.steps_for(stage.trained_rows)
 
 
 def _notes(result: Result) -> Iterator[str]:
@@ -266,10 +269,10 @@ def _notes(result: Result) -> Iterator[str]:
     sizes = [point.n for point in result.points.values()]
     if len(set(sizes)) > 1:
         yield f"The training data are shown for n = {sizes[0]:,}; rows grow with n, real mass and data age do not."
-    for axes, point in result.points.items():
-        where = "".join(f" at {key} = {value}" for key, value in axes)
-        if is_ensemble(point):
-            modes = {label: runs_on_rows(point, p) for label, p in zip(point.labels(), point.policies, strict=True)}
+    for coordinates, point in result.points.items():
+        where = "".join(f" at {key} = {value}" for key, value in coordinates)
+        if runs_as_ensemble(point):
+            modes = {label: runs_on_rows(point, p) for label, p in zip(point.policy_labels(), point.policies, strict=True)}
             rows, sums = [name for name, on in modes.items() if on], [name for name, on in modes.items() if not on]
             if rows and sums:
                 yield (
@@ -280,18 +283,18 @@ def _notes(result: Result) -> Iterator[str]:
                 yield "All policies share random numbers: comparisons between them are paired by seed."
         else:
             yield "All policies of a seed share generation 1 and random numbers: comparisons are paired by seed."
-        for label, measured in result.curves(axes).items():
+        for label, measured in result.curves(coordinates).items():
             main = measured.get(point.metrics[0].name)
             left = 0 if main is None else int((~np.isnan(main[:, -1])).sum())
             if left < len(point.seeds):
-                why = ", ".join(sorted(result.statuses(label, axes)))
+                why = ", ".join(sorted(result.statuses(label, coordinates)))
                 yield f"{label}{where}: {left} of {len(point.seeds)} chains are left at the end ({why})."
 
 
 def _departures(spec: Spec) -> Iterator[str]:
     """Which settings of a published model a run changed."""
     family = spec.family
-    changes = [*changed_settings(family), *changed_settings(spec.sampler, "sampler.")] if family.published else []
+    changes = [*changed_settings(family), *changed_settings(spec.sampler, "sampler.")] if family.reference_model else []
     if changes:
         said = ", ".join(f"{name} {value} ({'not set' if default is None else default})" for name, value, default in changes)
-        yield f"The defaults of {family.name} are {family.published}. This run has others (defaults in brackets): {said}."
+        yield f"The defaults of {family.name} are {family.reference_model}. This run has others (defaults in brackets): {said}."

@@ -11,8 +11,8 @@ from typing import Any
 import altair as alt
 import numpy as np
 
-from selfloop.report import CurveData, Ledger, Panel, PublishedPoints
 from selfloop.report.theme import FONT, GRID, INK, MUTED, PAPER, Style, readable
+from selfloop.report.values import CurveData, Ledger, Panel, PanelPublished
 
 WIDTH, HEIGHT = 400, 240
 DRAWN_CHAINS = 12  # above, the mean and its band stand for the chains
@@ -124,12 +124,12 @@ def draws_chains(curve: CurveData) -> bool:
     return curve.individual is not None and 1 < len(curve.individual) <= DRAWN_CHAINS
 
 
-def elsewhere(panel: Panel) -> list[PublishedPoints]:
+def elsewhere(panel: Panel) -> list[PanelPublished]:
     """The published curves of another scale."""
     return [each for each in panel.published if each.scale]
 
 
-def moved(panel: Panel, each: PublishedPoints) -> list[float]:
+def moved(panel: Panel, each: PanelPublished) -> list[float]:
     """Its values, all moved by as much as makes the first the measured mean of that generation: levels do not compare.
 
     NaN where there is no such mean.
@@ -313,11 +313,11 @@ def _law_labels(panel: Panel) -> list[str]:
     return [f"{law.policy}: {law.name} ({_KINDS.get(law.kind, (law.kind,))[0]})" for law in panel.laws]
 
 
-def _paper_labels(published: Sequence[PublishedPoints]) -> list[str]:
+def _paper_labels(published: Sequence[PanelPublished]) -> list[str]:
     return [f"{each.policy}: {each.label} (published)" for each in published]
 
 
-def _scale_label(each: PublishedPoints) -> str:
+def _scale_label(each: PanelPublished) -> str:
     return f"{each.label}, {each.scale} (another scale)"
 
 

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 import vl_convert
 
-from selfloop.report import Axes, Ledger, Panel, Report, Shares
+from selfloop.report.category_shares import caption_of, describe_shares, shares_chart
 from selfloop.report.charts import Scale, draws_chains, elsewhere, ledger_chart, panel_chart, value_scale
-from selfloop.report.shares import caption_of, describe_shares, shares_chart
 from selfloop.report.theme import PAPER, Style, policy_styles, show
+from selfloop.report.values import Coordinates, Ledger, Panel, Report, Shares
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,14 +31,14 @@ class Figure:
         return vl_convert.vegalite_to_svg(dict(self.spec))
 
 
-def describe_axes(axes: Axes) -> str:
+def describe_coordinates(coordinates: Coordinates) -> str:
     """One point of a sweep in words; empty without a sweep."""
-    return ", ".join(f"{name} = {value}" for name, value in axes)
+    return ", ".join(f"{name} = {value}" for name, value in coordinates)
 
 
 def panel_figure(panel: Panel, styles: Mapping[str, Style]) -> Figure:
     """The curves of one metric at one point of the sweep."""
-    scale, where = value_scale(panel), describe_axes(panel.axes)
+    scale, where = value_scale(panel), describe_coordinates(panel.coordinates)
     return Figure(
         name=slug(f"{panel.metric} {where}"),
         alt=_describe(panel, where),
@@ -61,7 +61,7 @@ def ledger_figure(ledgers: Sequence[Ledger], styles: Mapping[str, Style]) -> Fig
 
 def shares_figure(shares: Shares, styles: Mapping[str, Style]) -> Figure:
     """How samples spread over classes, or how many have each attribute."""
-    where = describe_axes(shares.axes)
+    where = describe_coordinates(shares.coordinates)
     title = {"class": "Samples by mode", "attribute": "Samples with each attribute"}[shares.kind]
     return Figure(
         name=slug(f"{shares.kind}-shares {where}"),

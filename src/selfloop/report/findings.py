@@ -6,12 +6,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
-from selfloop.component import is_default
 from selfloop.report.theme import show, show_interval
-from selfloop.spec import Spec
-from selfloop.stats.growth import FEWEST_GENERATIONS, creep, growth_law, inflection
+from selfloop.settings import has_default_settings
+from selfloop.spec.spec import Spec
+from selfloop.stats.comparison import SINCE, Comparison, claims_of, compare
 from selfloop.stats.intervals import Interval, mean_interval
-from selfloop.stats.ordering import SINCE, Comparison, claims_of, compare
+from selfloop.stats.trend import FEWEST_GENERATIONS, fit_trend, inflection, rise_after_minimum
 from selfloop.types import Floats
 
 if TYPE_CHECKING:
@@ -20,10 +20,10 @@ if TYPE_CHECKING:
 
 def findings(result: Result) -> Iterator[str]:
     """One sentence each, on the risk at every point of the sweep, and on what became of the modes."""
-    for axes, point in result.points.items():
-        main = point.risk() or ""
-        where = "".join(f", {key} = {value}" for key, value in axes)
-        curves = {label: measured[main] for label, measured in result.curves(axes).items() if main in measured}
+    for coordinates, point in result.points.items():
+        main = point.risk_metric() or ""
+        where = "".join(f", {key} = {value}" for key, value in coordinates)
+        curves = {label: measured[main] for label, measured in result.curves(coordinates).items() if main in measured}
         if point.generations < 3:
             continue
         for order in claims_of(claimable(point)):
@@ -31,19 +31,19 @@ def findings(result: Result) -> Iterator[str]:
                 yield _order_sentence(order, curves, f"{main}{where}")
         for label, values in curves.items():
             if point.generations >= FEWEST_GENERATIONS:
-                growth = growth_law(values)
+                growth = fit_trend(values)
                 law = f"follows a {growth.law} law" if growth.law else f"growth law undecided ({growth.reason})"
                 yield f"{label}{where}: {main} {law}."
             if turn := turning_sentence(values, main):
                 yield f"{label}{where}: {turn}"
-        for label, measured in result.curves(axes).items():
+        for label, measured in result.curves(coordinates).items():
             if modes := mode_sentence(measured):
                 yield f"{label}{where}: {modes}"
 
 
 def claimable(point: Spec) -> list[str]:
     """The policies that are as the papers had them."""
-    return [label for label, policy in zip(point.labels(), point.policies, strict=True) if is_default(policy)]
+    return [label for label, policy in zip(point.policy_labels(), point.policies, strict=True) if has_default_settings(policy)]
 
 
 def turning_sentence(curves: Floats, metric: str) -> str | None:
@@ -54,7 +54,7 @@ def turning_sentence(curves: Floats, metric: str) -> str | None:
     lowest = int(mean.argmin()) + 1
     if lowest == generations:
         return f"{metric} is lowest at the last generation, {lowest}: no inflection point so far."
-    rise = f"it rises by {_interval(creep(curves))} from there to generation {generations}"
+    rise = f"it rises by {_interval(rise_after_minimum(curves))} from there to generation {generations}"
     turn = inflection(curves)
     if turn is None:
         return f"{metric} is lowest at generation {lowest}; {rise}, which is not enough to call it an inflection point."

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from selfloop.report import Gallery
-from selfloop.report.blocks import CELL, generations_of, picture_of, text_at
+from selfloop.report.image_grid import is_image, mosaic_of
 from selfloop.report.molecules import Scene, is_molecules, scenes
-from selfloop.report.mosaic import is_image, mosaic_of
-from selfloop.report.stories import Story, stories
+from selfloop.report.picture_grid import CELL, generations_of, picture_of, text_at
+from selfloop.report.text_rows import Story, stories
 from selfloop.report.theme import GRID, INK, MUTED, Style, show
-from selfloop.types import Array, Column, Columns, Field, Floats, Ragged, count_rows
+from selfloop.report.values import Gallery
+from selfloop.types import Array, Column, Columns, ColumnType, Floats, Ragged, count_rows
 
 _TURNING = (
     "All pictures of a molecule are drawn to one scale and turn together. Samples with the atoms and bonds of the real "
@@ -99,7 +99,7 @@ def _choose(gallery: Gallery) -> tuple[str, str]:
     return (name, kind) if len(kinds) == 1 else ("rows", "table")
 
 
-def _kind(column: Column, declared: Field | None) -> str:
+def _kind(column: Column, declared: ColumnType | None) -> str:
     if isinstance(column, Ragged):
         return "texts"
     if column.dtype.kind in "USO":
@@ -204,7 +204,7 @@ def _cut(text: str) -> str:
     return text if len(text) <= _CELL_LETTERS else text[:_CELL_LETTERS] + " …"
 
 
-def _flatten(rows: Columns, schema: Mapping[str, Field]) -> list[tuple[str, Array]]:
+def _flatten(rows: Columns, schema: Mapping[str, ColumnType]) -> list[tuple[str, Array]]:
     """Numbers column by column, the parts of an array side by side, with their names and units."""
     flat: list[tuple[str, Array]] = []
     for name, column in rows.items():

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from selfloop.metrics.molecules import BONDS, ragged_row
-from selfloop.report import Gallery
-from selfloop.report.blocks import GAP, generations_of, picture_of, text_at
+from selfloop.report.picture_grid import GAP, generations_of, picture_of, text_at
 from selfloop.report.theme import MUTED, PAPER, Style
+from selfloop.report.values import Gallery
 from selfloop.types import Array, Columns, Floats, Ints, Ragged
 
 SHOWN_MOLECULES = 3

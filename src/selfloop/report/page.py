@@ -14,11 +14,11 @@ import vl_convert
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup, escape
 
-from selfloop.report import Report
-from selfloop.report.figures import Figure, describe_axes, report_figures, save_svg, slug
+from selfloop.report.figures import Figure, describe_coordinates, report_figures, save_svg, slug
 from selfloop.report.gallery import show_gallery
 from selfloop.report.tables import cost_rows, difference_tables, headlines, ledger_rows, verdict_tables, worth_table
 from selfloop.report.theme import DARK, policy_styles, readable, show, show_interval, themed, variable
+from selfloop.report.values import Report
 
 UNFOLDED = 10  # policies; with more, as in a grid, what is told of each of them is folded away
 _KINDS = {"class": "modes", "attribute": "attributes"}  # of shares, as a heading
@@ -53,7 +53,7 @@ def render_page(reports: Sequence[Report], title: str = "") -> str:
     """The page as text. Everything that comes from specs, models or data is escaped by the template."""
     bundle = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;")  # Vega, Vega-Lite and Vega-Embed
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"show": show, "interval": show_interval, "where": describe_axes, "coded": _coded}
+    environment.filters |= {"show": show, "interval": show_interval, "where": describe_coordinates, "coded": _coded}
     newest = max(report.generated for report in reports)
     page = environment.from_string(_part("page.html")).render(
         title=title or " · ".join(report.title for report in reports),
@@ -114,7 +114,7 @@ def _coded(text: str) -> Markup:
 
 
 def _part(name: str) -> str:
-    return resources.files("selfloop.report").joinpath(name).read_text(encoding="utf-8")
+    return resources.files("selfloop.report.values").joinpath(name).read_text(encoding="utf-8")
 
 
 def _color_rules() -> str:

@@ -6,12 +6,12 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from selfloop.report import Axes, Cost, CurveData, Panel, Report, Worth
-from selfloop.report.blocks import shown_generations
+from selfloop.report.picture_grid import shown_generations
 from selfloop.report.theme import interval_parts, show, show_interval
+from selfloop.report.values import Coordinates, Cost, CurveData, Panel, Report, Worth
+from selfloop.stats.comparison import Comparison
+from selfloop.stats.data_value import Regression
 from selfloop.stats.intervals import mean_interval
-from selfloop.stats.ordering import Comparison
-from selfloop.stats.value import Regression
 from selfloop.types import Verdict
 
 
@@ -20,7 +20,7 @@ class Headline:
     """What the main metric did under one policy."""
 
     policy: str
-    axes: Axes
+    coordinates: Coordinates
     large: str  # the multiplier, or both values where it has none
     interval: str  # 95 % interval of the multiplier; empty where undefined
     sentence: str
@@ -33,7 +33,7 @@ class VerdictTable:
     Criteria that nothing was measured for come apart, with their definition and what they need.
     """
 
-    axes: Axes
+    coordinates: Coordinates
     policies: Sequence[str]
     rows: Sequence[tuple[str, str, Sequence[Verdict | None]]]  # criterion, its definition, verdicts
     unmeasured: Sequence[tuple[str, str, str]]
@@ -44,7 +44,7 @@ class DifferenceTable:
     """Policies compared at one point of the sweep: a row per pair, a cell per shown generation."""
 
     metric: str
-    axes: Axes
+    coordinates: Coordinates
     since: int
     generations: Sequence[int]
     rows: Sequence[tuple[Comparison, Sequence[tuple[str, str]]]]  # estimates and intervals
@@ -54,7 +54,7 @@ class DifferenceTable:
 class WorthTable:
     """A heat map of means, a row per number of synthetic rows, and what explains them."""
 
-    axes: Axes
+    coordinates: Coordinates
     title: str
     real: Sequence[str]  # numbers of real rows, the columns
     rows: Sequence[tuple[str, Sequence[WorthCell | None]]]
@@ -80,7 +80,7 @@ def headlines(report: Report) -> list[Headline]:
 def _headline(panel: Panel, curve: CurveData) -> Headline:
     means = [(t, x) for t, x in zip(curve.generations, curve.mean, strict=True) if math.isfinite(x)]
     if not means:
-        return Headline(curve.policy, panel.axes, "–", "", f"no {panel.title}: no chain has a value")
+        return Headline(curve.policy, panel.coordinates, "–", "", f"no {panel.title}: no chain has a value")
     (first, a), (last, b) = means[0], means[-1]
     estimate, low, high = curve.multiplier or (math.nan, math.nan, math.nan)
     multiplier, interval = interval_parts(estimate, low, high)
@@ -89,14 +89,14 @@ def _headline(panel: Panel, curve: CurveData) -> Headline:
     sentence = f"{panel.title} {show(a)} → {show(b)}{unit}, generation {first} to {last}"
     if curve.survivors and curve.survivors[-1] < curve.seeds:
         sentence += f"; {curve.survivors[-1]} of {curve.seeds} chains left at generation {curve.generations[-1]}"
-    return Headline(curve.policy, panel.axes, large, interval, sentence)
+    return Headline(curve.policy, panel.coordinates, large, interval, sentence)
 
 
 def verdict_tables(report: Report) -> list[VerdictTable]:
     """Verdicts by point of the sweep, criteria and policies in the order they come."""
     tables = []
-    for axes in dict.fromkeys(verdict.axes for verdict in report.verdicts):
-        here = {(each.criterion, each.policy): each for each in report.verdicts if each.axes == axes}
+    for coordinates in dict.fromkeys(verdict.coordinates for verdict in report.verdicts):
+        here = {(each.criterion, each.policy): each for each in report.verdicts if each.coordinates == coordinates}
         policies = list(dict.fromkeys(policy for _, policy in here))
         criteria = dict.fromkeys(criterion for criterion, _ in here)
         rows = [
@@ -105,7 +105,7 @@ def verdict_tables(report: Report) -> list[VerdictTable]:
         blind = {name for name, _, verdicts in rows if all(v is None or v.answer == "not measured" for v in verdicts)}
         reasons = {verdict.criterion: verdict.reason for verdict in here.values()}
         unmeasured = [(name, definition, reasons[name]) for name, definition, _ in rows if name in blind]
-        tables.append(VerdictTable(axes, policies, [row for row in rows if row[0] not in blind], unmeasured))
+        tables.append(VerdictTable(coordinates, policies, [row for row in rows if row[0] not in blind], unmeasured))
     return tables
 
 
@@ -119,7 +119,7 @@ def difference_tables(report: Report) -> list[DifferenceTable]:
             (pair, [interval_parts(d.estimate, d.low, d.high) for d in (pair.differences[t - 1] for t in generations)])
             for pair in each.comparisons
         ]
-        tables.append(DifferenceTable(each.metric, each.axes, first.since, generations, rows))
+        tables.append(DifferenceTable(each.metric, each.coordinates, first.since, generations, rows))
     return tables
 
 
@@ -143,7 +143,7 @@ def worth_table(worth: Worth) -> WorthTable:
     ours = f"this run, {len(worth.cells)} cells", _with_slope(value.log_count), _with_slope(value.share)
     published = [(label, show(a, 2), show(b, 2)) for label, a, b in worth.published]
     return WorthTable(
-        axes=worth.axes,
+        coordinates=worth.coordinates,
         title=f"{worth.title or worth.metric}{f' ({worth.unit})' if worth.unit else ''}",
         real=[show(r, 0) for r in real],
         rows=[(show(s, 0), [cell(r, s) for r in real]) for s in synthetic],

@@ -19,7 +19,7 @@ import numpy as np
 
 from selfloop.errors import DataError, SpecError
 from selfloop.sources.images import PIECE, ImageFiles
-from selfloop.types import Array, Columns, Field, count_rows, select_rows
+from selfloop.types import Array, Columns, ColumnType, count_rows, select_rows
 
 LARGEST_PIXELS = 1 << 26  # of a picture that is decoded: 8,192 x 8,192
 LARGEST_BYTES = 4 * LARGEST_PIXELS  # of a picture's file: what its pixels take without compression
@@ -141,15 +141,15 @@ class Pictures(ImageFiles):
         """Columns beside the pictures, with a row for each."""
         return {}
 
-    def label_fields(self) -> Mapping[str, Field]:
+    def label_fields(self) -> Mapping[str, ColumnType]:
         """Types of those columns."""
         return {}
 
-    def schema(self) -> Mapping[str, Field]:
-        return {"image": Field("uint8", _first(self, self.stamp())[1], "grey level"), **self.label_fields()}
+    def schema(self) -> Mapping[str, ColumnType]:
+        return {"image": ColumnType("uint8", _first(self, self.stamp())[1], "grey level"), **self.label_fields()}
 
-    def available(self) -> int:
-        return self.capacity() if self.damaged == "refuse" else sum(map(count_rows, self.chunks()))
+    def n_usable_rows(self) -> int:
+        return self.n_rows() if self.damaged == "refuse" else sum(map(count_rows, self.chunks()))
 
     def chunks(self) -> Iterator[Columns]:
         first = _first(self, self.stamp())

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-from selfloop.errors import DataError, here_or_pinned, missing_extra
+from selfloop.errors import DataError, missing_extra, resolve_local_or_hub
 from selfloop.sources.text import Documents, fields_of, files_of, formatted
 
 ROWS = 1000  # read at once
@@ -30,7 +30,7 @@ class HubText(Documents):
 
     def __post_init__(self) -> None:
         fields_of(self.format)
-        object.__setattr__(self, "path", here_or_pinned("source.revision", self.path, self.revision))
+        object.__setattr__(self, "path", resolve_local_or_hub("source.revision", self.path, self.revision))
 
     def files(self) -> list[Path]:
         return files_of(self.path) if isinstance(self.path, Path) else []

@@ -11,12 +11,12 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from selfloop.errors import DataError, here_or_pinned
+from selfloop.errors import DataError, resolve_local_or_hub
 from selfloop.sources.decoding import Colour, Damaged, Form, Pictures, Reading
 from selfloop.sources.hub import loaded
 from selfloop.sources.images import label_type, stamp_of
 from selfloop.sources.text import files_of
-from selfloop.types import Columns, Field
+from selfloop.types import Columns, ColumnType
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +40,7 @@ class HubImages(Pictures):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        object.__setattr__(self, "path", here_or_pinned("source.revision", self.path, self.revision))
+        object.__setattr__(self, "path", resolve_local_or_hub("source.revision", self.path, self.revision))
 
     def form(self) -> Form:
         return Form(self.size, self.colour)
@@ -48,7 +48,7 @@ class HubImages(Pictures):
     def stamp(self) -> tuple[object, ...]:
         return tuple((file, *stamp_of(file)) for file in files_of(self.path)) if isinstance(self.path, Path) else ()
 
-    def capacity(self) -> int:
+    def n_rows(self) -> int:
         return len(_rows(self, self.stamp()))
 
     @contextmanager
@@ -65,10 +65,12 @@ class HubImages(Pictures):
 
         yield len(rows), read
 
-    def label_fields(self) -> Mapping[str, Field]:
+    def label_fields(self) -> Mapping[str, ColumnType]:
         if self.label is None:
             return {}
-        return {"label": Field(label_type(getattr(_rows(self, self.stamp()).features[self.label], "num_classes", 1 << 16)))}
+        return {
+            "label": ColumnType(label_type(getattr(_rows(self, self.stamp()).features[self.label], "num_classes", 1 << 16)))
+        }
 
     def labels_of(self) -> Columns:
         if self.label is None:

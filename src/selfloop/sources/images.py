@@ -17,7 +17,7 @@ import numpy as np
 
 from selfloop.component import Context, Source
 from selfloop.errors import DataError
-from selfloop.types import Array, Columns, Field, Ints, count_rows, join_rows, select_rows
+from selfloop.types import Array, Columns, ColumnType, Ints, concat_rows, count_rows, select_rows
 
 PIECE = 1 << 23  # bytes of images in a piece
 UNREADABLE = (OSError, EOFError, zlib.error, tarfile.TarError)  # also of a damaged archive
@@ -26,24 +26,24 @@ UNREADABLE = (OSError, EOFError, zlib.error, tarfile.TarError)  # also of a dama
 class ImageFiles(Source):
     """A source of images in files: the same rows for all seeds, read once, in an order of each seed's own."""
 
-    def capacity(self) -> int:
+    def n_rows(self) -> int:
         raise NotImplementedError
 
     def chunks(self) -> Iterator[Columns]:
         """Every row once, in pieces of some MB."""
         raise NotImplementedError
 
-    def available(self) -> int:
+    def n_usable_rows(self) -> int:
         """Rows that `chunks` gives; fewer than `capacity` where damaged pictures are left out."""
-        return self.capacity()
+        return self.n_rows()
 
     def order(self, ctx: Context) -> Ints:
         """This seed's permutation of the rows."""
-        return ctx.stream.child("order").generator().permutation(self.capacity())
+        return ctx.stream.child("order").generator().permutation(self.n_rows())
 
     def draw(self, first: int, n: int, ctx: Context) -> Columns:
         """Rows first .. first + n - 1 of this seed's order, picked out of the files in one pass."""
-        order, size = self.order(ctx), self.available()
+        order, size = self.order(ctx), self.n_usable_rows()
         wanted = order[order < size][first : first + n]
         _check_range(first, n, size)
         at = np.argsort(wanted, kind="stable")
@@ -52,7 +52,7 @@ class ImageFiles(Source):
             end = start + count_rows(rows)
             found.append(select_rows(rows, places[(places >= start) & (places < end)] - start))
             start = end
-        return select_rows(join_rows(found), np.argsort(at, kind="stable"))
+        return select_rows(concat_rows(found), np.argsort(at, kind="stable"))
 
 
 def _check_range(first: int, n: int, size: int) -> None:
@@ -75,16 +75,16 @@ class Digits(Source):
     name: ClassVar[str] = "digits"
     labels: bool = False  # also give which digit it is
 
-    def schema(self) -> Mapping[str, Field]:
-        fields = {"image": Field("uint8", (8, 8), "grey level")}
-        return fields | {"label": Field("uint8")} if self.labels else fields
+    def schema(self) -> Mapping[str, ColumnType]:
+        fields = {"image": ColumnType("uint8", (8, 8), "grey level")}
+        return fields | {"label": ColumnType("uint8")} if self.labels else fields
 
-    def capacity(self) -> int:
+    def n_rows(self) -> int:
         return 1797
 
     def draw(self, first: int, n: int, ctx: Context) -> Columns:
-        _check_range(first, n, self.capacity())
-        chosen = ctx.stream.child("order").generator().permutation(self.capacity())[first : first + n]
+        _check_range(first, n, self.n_rows())
+        chosen = ctx.stream.child("order").generator().permutation(self.n_rows())[first : first + n]
         return {name: _digits()[name][chosen] for name in self.schema()}
 
 
@@ -108,11 +108,11 @@ class Idx(ImageFiles):
     images: Path
     labels: Path | None = None
 
-    def schema(self) -> Mapping[str, Field]:
-        fields = {"image": Field("uint8", self._shapes()[0][1:], "grey level")}
-        return fields if self.labels is None else fields | {"label": Field("uint8")}
+    def schema(self) -> Mapping[str, ColumnType]:
+        fields = {"image": ColumnType("uint8", self._shapes()[0][1:], "grey level")}
+        return fields if self.labels is None else fields | {"label": ColumnType("uint8")}
 
-    def capacity(self) -> int:
+    def n_rows(self) -> int:
         return self._shapes()[0][0]
 
     def chunks(self) -> Iterator[Columns]:
@@ -207,11 +207,11 @@ class Cifar(ImageFiles):
     path: Path
     split: Literal["train", "test"] = "train"
 
-    def schema(self) -> Mapping[str, Field]:
+    def schema(self) -> Mapping[str, ColumnType]:
         labels = self._files()[1]
-        return {"image": Field("uint8", (32, 32, 3), "grey level")} | {name: Field("uint8") for name in labels}
+        return {"image": ColumnType("uint8", (32, 32, 3), "grey level")} | {name: ColumnType("uint8") for name in labels}
 
-    def capacity(self) -> int:
+    def n_rows(self) -> int:
         return sum(self._files()[0].values())
 
     def chunks(self) -> Iterator[Columns]:

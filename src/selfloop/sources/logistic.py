@@ -11,7 +11,7 @@ import numpy as np
 from selfloop.component import Context, Source
 from selfloop.errors import SpecError
 from selfloop.sources.shapes import BLOCK, stream_rows
-from selfloop.types import Columns, Field, Floats, Params
+from selfloop.types import Columns, ColumnType, Floats, Params
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,8 +34,8 @@ class Logistic(Source):
         if not 0 <= self.norm < np.inf:
             raise SpecError(f"source.norm: got {self.norm}; expected a number of 0 or more.")
 
-    def schema(self) -> Mapping[str, Field]:
-        return {"x": Field("float64", (self.dim,)), "y": Field("float64")}
+    def schema(self) -> Mapping[str, ColumnType]:
+        return {"x": ColumnType("float64", (self.dim,)), "y": ColumnType("float64")}
 
     def has_fixed_design(self) -> bool:
         return self.design == "fixed"
@@ -50,12 +50,12 @@ class Logistic(Source):
         rows = stream_rows(first, n, BLOCK, ctx.stream, place)
         return {"x": rows[:, :-1], "y": rows[:, -1]}
 
-    def relabel(self, given: Columns, first: int, ctx: Context) -> Columns:
+    def relabel(self, inputs: Columns, first: int, ctx: Context) -> Columns:
         """Fresh real outcomes of those inputs, counted as rows first, first + 1, ... of this seed."""
         rng = ctx.stream.child("relabel", first).generator()
-        return {"y": self._outcomes(np.asarray(given["x"], np.float64) @ self._coefficients(ctx), rng)}
+        return {"y": self._outcomes(np.asarray(inputs["x"], np.float64) @ self._coefficients(ctx), rng)}
 
-    def given(self, n: int, initial: Columns, ctx: Context) -> Columns:
+    def draw_inputs(self, n: int, initial: Columns, ctx: Context) -> Columns:
         if self.design == "fresh":
             return {"x": ctx.stream.child("inputs").generator().standard_normal((n, self.dim))}
         x = np.asarray(initial["x"])

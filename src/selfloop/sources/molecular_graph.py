@@ -13,8 +13,8 @@ import numpy as np
 
 from selfloop.component import Context, Source
 from selfloop.errors import DataError, SpecError, missing_extra
-from selfloop.rng import Stream
-from selfloop.types import Array, Columns, Field, Ints, Ragged, join_rows, select_rows
+from selfloop.rng import RandomStream
+from selfloop.types import Array, Columns, ColumnType, Ints, Ragged, concat_rows, select_rows
 
 PIECE = 256  # molecules in a piece of a corpus
 MOST_ATOMS = 1 << 16  # of a molecule, so that its atoms can be numbered in 16 bits
@@ -22,14 +22,14 @@ HEAVIEST = 99  # atomic number: models have numbers below 100
 DIRECTED = range(16, 20)  # RDKit's numbers of dative bonds
 REACH = 3  # bonds between the atoms of a pair of the extended graph
 SCHEMA = {
-    "molecule": Field("int64"),
-    "z": Field("uint8"),
-    "charge": Field("int8", (), "elementary charges"),
-    "edges": Field("uint16", (2,)),
-    "edge_type": Field("uint8"),
-    "smiles": Field("utf8"),
-    "position": Field("float32", (3,), "Å"),
-    "retried": Field("uint8"),
+    "molecule": ColumnType("int64"),
+    "z": ColumnType("uint8"),
+    "charge": ColumnType("int8", (), "elementary charges"),
+    "edges": ColumnType("uint16", (2,)),
+    "edge_type": ColumnType("uint8"),
+    "smiles": ColumnType("utf8"),
+    "position": ColumnType("float32", (3,), "Å"),
+    "retried": ColumnType("uint8"),
 }
 GENERATED = ("position", "retried")  # the columns that a model makes; the others it is given
 
@@ -105,14 +105,14 @@ class Molecules(Source):
         """What changes when the files do."""
         return ()
 
-    def schema(self) -> Mapping[str, Field]:
+    def schema(self) -> Mapping[str, ColumnType]:
         return SCHEMA
 
-    def capacity(self) -> int:
+    def n_rows(self) -> int:
         _require_rdkit(self)
         return self.conformers * self.size()
 
-    def holdout(self) -> int:
+    def n_holdout(self) -> int:
         return self.conformers * self._held_out()
 
     def _held_out(self) -> int:
@@ -143,29 +143,29 @@ class Molecules(Source):
             raise DataError(f"source.{self.name}: no molecule can be used; left out: {left or 'none'}. Check the file.")
         if str(left):
             rows = self.conformers * len(seen)
-            lower = f". So n can be at most {rows - self.holdout()}" if rows < self.capacity() else ""
+            lower = f". So n can be at most {rows - self.n_holdout()}" if rows < self.n_rows() else ""
             warnings.warn(f"source.{self.name}: {len(seen)} molecules, {rows} rows; left out: {left}{lower}", stacklevel=2)
 
-    def arrange(self, corpus: Columns, ctx: Context) -> Ints:
+    def order_rows(self, corpus: Columns, ctx: Context) -> Ints:
         """Rows of the corpus in this seed's order: the molecules set aside, then the others shuffled, each in one piece."""
         firsts = np.flatnonzero(np.diff(np.asarray(corpus["molecule"]), prepend=-1))
-        split = Stream(("molecules", self.split_seed, "split")).generator().permutation(len(firsts))
+        split = RandomStream(("molecules", self.split_seed, "split")).generator().permutation(len(firsts))
         held, rest = split[: self._held_out()], split[self._held_out() :]
         shuffled = ctx.stream.child("order").generator().permutation(rest)
         rows: Ints = firsts[np.concatenate([held, shuffled])][:, None] + np.arange(self.conformers)
         return rows.ravel()
 
     def order(self, ctx: Context) -> Ints:
-        return self.arrange(_corpus(self, self.stamp()), ctx)
+        return self.order_rows(_corpus(self, self.stamp()), ctx)
 
     def draw(self, first: int, n: int, ctx: Context) -> Columns:
         corpus = _corpus(self, self.stamp())
-        order = self.arrange(corpus, ctx)
+        order = self.order_rows(corpus, ctx)
         if not 0 <= first <= first + n <= len(order):
             raise DataError(f"source: rows {first} to {first + n - 1} were asked for; there are {len(order)}. Lower n.")
         return select_rows(corpus, order[first : first + n])
 
-    def given(self, n: int, initial: Columns, ctx: Context) -> Columns:
+    def draw_inputs(self, n: int, initial: Columns, ctx: Context) -> Columns:
         """The molecule of row i: that of initial row i mod n_initial."""
         known = {name: column for name, column in initial.items() if name not in GENERATED}
         return select_rows(known, np.arange(n) % len(known["molecule"]))
@@ -173,7 +173,7 @@ class Molecules(Source):
 
 @lru_cache(maxsize=4)
 def _corpus(source: Molecules, stamp: tuple[object, ...]) -> Columns:
-    return join_rows(list(source.chunks()))
+    return concat_rows(list(source.chunks()))
 
 
 def check_settings(source: Molecules, molecules: int | None = None) -> None:
@@ -208,7 +208,7 @@ def rounds(names: Sequence[str], most: int | None, split_seed: int, found: Sized
     if most is None:
         yield list(names)
         return
-    drawn, first = Stream(("molecules", split_seed, "chosen")).generator().permutation(len(names)), 0
+    drawn, first = RandomStream(("molecules", split_seed, "chosen")).generator().permutation(len(names)), 0
     while first < len(names) and len(found) < most:
         part = np.sort(drawn[first : first + most - len(found)])
         first += len(part)

@@ -19,7 +19,7 @@ from typing import IO, Any, ClassVar, Literal, cast
 import numpy as np
 
 from selfloop.errors import DataError, SpecError
-from selfloop.rng import Stream
+from selfloop.rng import RandomStream
 from selfloop.sources import geom
 from selfloop.sources.images import UNREADABLE, stamp_of
 from selfloop.sources.molecular_graph import (
@@ -359,7 +359,7 @@ def embed(smiles: str, conformers: int, optimise: bool) -> Any:
     if mol is None:
         return "whose SMILES cannot be read"
     settings: Any = rdDistGeom.ETKDGv3()
-    settings.randomSeed = Stream(("embed", Chem.MolToSmiles(mol))).integer() % 2**31
+    settings.randomSeed = RandomStream(("embed", Chem.MolToSmiles(mol))).integer() % 2**31
     settings.maxIterations = TRIES
     mol = Chem.AddHs(mol)
     if fault := fault_of(mol, embedded=False):

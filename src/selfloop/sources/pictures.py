@@ -17,7 +17,7 @@ import numpy as np
 from selfloop.errors import DataError, SpecError, unknown_name
 from selfloop.sources.decoding import LARGEST_BYTES, Colour, Damaged, Form, Pictures, Reading
 from selfloop.sources.images import UNREADABLE, label_type, stamp_of
-from selfloop.types import Columns, Field
+from selfloop.types import Columns, ColumnType
 
 ENDINGS = (".png", ".jpg", ".jpeg")
 BAD_ZIP = (*UNREADABLE, BadZipFile, RuntimeError, ValueError, struct.error)  # RuntimeError: encrypted, or an unknown method
@@ -124,7 +124,7 @@ class Images(Pictures):
     def form(self) -> Form:
         return Form(self.size, self.colour)
 
-    def capacity(self) -> int:
+    def n_rows(self) -> int:
         return len(names_of(self.path))
 
     def stamp(self) -> object:
@@ -147,8 +147,8 @@ class Images(Pictures):
             )
         return folders
 
-    def label_fields(self) -> Mapping[str, Field]:
-        return {"label": Field(label_type(len(self.classes())))} if self.labels else {}
+    def label_fields(self) -> Mapping[str, ColumnType]:
+        return {"label": ColumnType(label_type(len(self.classes())))} if self.labels else {}
 
     def labels_of(self) -> Columns:
         if not self.labels:
@@ -215,7 +215,7 @@ class CelebA(Pictures):
             )
         return chosen
 
-    def capacity(self) -> int:
+    def n_rows(self) -> int:
         return len(self.names())
 
     def stamp(self) -> object:
@@ -224,12 +224,12 @@ class CelebA(Pictures):
     def reading(self) -> AbstractContextManager[Reading]:
         return reading(self.path, self.names())
 
-    def label_fields(self) -> Mapping[str, Field]:
+    def label_fields(self) -> Mapping[str, ColumnType]:
         if not self.attributes:
             return {}
         path = cast(Path, self.attribute_list)
         _table(path, self.attributes, *stamp_of(path))
-        return {"attributes": Field("uint8", (len(self.attributes),))}
+        return {"attributes": ColumnType("uint8", (len(self.attributes),))}
 
     def labels_of(self) -> Columns:
         if not self.attributes:

@@ -16,23 +16,23 @@ import numpy as np
 
 from selfloop.component import Context, Source
 from selfloop.errors import SpecError
-from selfloop.rng import Stream
-from selfloop.types import Columns, Field, Floats, Ints
+from selfloop.rng import RandomStream
+from selfloop.types import Columns, ColumnType, Floats, Ints
 
 BLOCK = 256  # independent rows per child stream
 CENTRES = np.array([[-7.2, 4.6], [5.8, 6.1], [1.4, -6.9]])  # of the blobs, in scikit-learn's box of -10 to 10; never redrawn
-PLANE = {"x": Field("float64", (2,))}
+PLANE = {"x": ColumnType("float64", (2,))}
 Place = Callable[[np.random.Generator, int], Floats]  # that many rows
 
 
-def stream_rows(first: int, n: int, size: int, stream: Stream, place: Place) -> Floats:
+def stream_rows(first: int, n: int, size: int, stream: RandomStream, place: Place) -> Floats:
     """Rows first .. first + n - 1 of an endless stream made in blocks of `size` rows, each from a child stream of its own."""
     start, stop = first // size, max(-(-(first + n) // size), first // size + 1)
     made = [place(stream.child("rows", block).generator(), size) for block in range(start, stop)]
     return np.concatenate(made)[first - start * size :][:n]
 
 
-def _grouped_rows(first: int, n: int, sizes: tuple[int, int], stream: Stream, place: Place) -> Columns:
+def _grouped_rows(first: int, n: int, sizes: tuple[int, int], stream: RandomStream, place: Place) -> Columns:
     head, group = sizes
     if not group:
         return {"x": stream_rows(first, n, BLOCK, stream, place)}
@@ -79,7 +79,7 @@ class Blobs(Source):
     def __post_init__(self) -> None:
         _check(self.noise, self.head, self.group)
 
-    def schema(self) -> Mapping[str, Field]:
+    def schema(self) -> Mapping[str, ColumnType]:
         return PLANE
 
     def draw(self, first: int, n: int, ctx: Context) -> Columns:
@@ -105,7 +105,7 @@ class Circles(Source):
         if not 0 <= self.factor < 1:
             raise SpecError(f"source.factor: got {self.factor}; expected a radius from 0 to below 1.")
 
-    def schema(self) -> Mapping[str, Field]:
+    def schema(self) -> Mapping[str, ColumnType]:
         return PLANE
 
     def draw(self, first: int, n: int, ctx: Context) -> Columns:
@@ -130,7 +130,7 @@ class Moons(Source):
     def __post_init__(self) -> None:
         _check(self.noise, self.head, self.group)
 
-    def schema(self) -> Mapping[str, Field]:
+    def schema(self) -> Mapping[str, ColumnType]:
         return PLANE
 
     def draw(self, first: int, n: int, ctx: Context) -> Columns:
@@ -153,8 +153,8 @@ class SwissRoll(Source):
     def __post_init__(self) -> None:
         _check(self.noise, 0, 0)
 
-    def schema(self) -> Mapping[str, Field]:
-        return {"x": Field("float64", (3,))}
+    def schema(self) -> Mapping[str, ColumnType]:
+        return {"x": ColumnType("float64", (3,))}
 
     def draw(self, first: int, n: int, ctx: Context) -> Columns:
         return _grouped_rows(first, n, (0, 0), ctx.stream, self._place)

@@ -12,7 +12,7 @@ import numpy as np
 
 from selfloop.component import Context, Source
 from selfloop.errors import DataError, MissingExtraError, SpecError, unknown_name
-from selfloop.types import Columns, Field, Floats
+from selfloop.types import Columns, ColumnType, Floats
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -46,15 +46,15 @@ class Table(Source):
         if not 0 <= self.split_seed < 2**32:
             raise SpecError(f"source.split_seed: got {self.split_seed}; expected a whole number from 0 to 2^32 - 1.")
 
-    def schema(self) -> Mapping[str, Field]:
+    def schema(self) -> Mapping[str, ColumnType]:
         x, y = self._rows()
-        features = {"x": Field("float64", x.shape[1:])}
-        return features if y is None else {**features, "y": Field("float64")}
+        features = {"x": ColumnType("float64", x.shape[1:])}
+        return features if y is None else {**features, "y": ColumnType("float64")}
 
-    def capacity(self) -> int | None:
+    def n_rows(self) -> int | None:
         return len(self._rows()[0])
 
-    def holdout(self) -> int | None:
+    def n_holdout(self) -> int | None:
         return len(self._split()[1])
 
     def has_fixed_design(self) -> bool:
@@ -68,7 +68,7 @@ class Table(Source):
         at = np.concatenate([holdout, training])[first : first + n]
         return {"x": x[at]} if y is None else {"x": x[at], "y": y[at]}
 
-    def given(self, n: int, initial: Columns, ctx: Context) -> Columns:
+    def draw_inputs(self, n: int, initial: Columns, ctx: Context) -> Columns:
         if not self.has_fixed_design():
             return {}
         x = np.asarray(initial["x"])
@@ -78,7 +78,7 @@ class Table(Source):
         from sklearn.model_selection import train_test_split
 
         training, holdout = train_test_split(
-            np.arange(self.capacity() or 0), test_size=HOLDOUT_SHARE, random_state=self.split_seed
+            np.arange(self.n_rows() or 0), test_size=HOLDOUT_SHARE, random_state=self.split_seed
         )
         return training, holdout
 

@@ -17,8 +17,8 @@ from typing import IO, Any, ClassVar, Literal, cast
 import numpy as np
 
 from selfloop.component import Context, Source
-from selfloop.errors import DataError, SpecError, here_or_pinned
-from selfloop.types import Columns, Field, Ints, Ragged, select_rows
+from selfloop.errors import DataError, SpecError, resolve_local_or_hub
+from selfloop.types import Columns, ColumnType, Ints, Ragged, select_rows
 
 BLOCK = 1 << 22  # bytes read at once
 PIECE = 1 << 23  # bytes of documents in a piece of a corpus
@@ -36,10 +36,10 @@ class Documents(Source):
         """What the documents are read from."""
         return []
 
-    def schema(self) -> Mapping[str, Field]:
-        return {"text": Field("utf8")}
+    def schema(self) -> Mapping[str, ColumnType]:
+        return {"text": ColumnType("utf8")}
 
-    def capacity(self) -> int:
+    def n_rows(self) -> int:
         return _count(self, tuple(map(_stamp, self.files())))
 
     def chunks(self) -> Iterator[Columns]:
@@ -56,13 +56,13 @@ class Documents(Source):
 
     def order(self, ctx: Context) -> Ints:
         """This seed's permutation of the documents."""
-        return ctx.stream.child("order").generator().permutation(self.capacity())
+        return ctx.stream.child("order").generator().permutation(self.n_rows())
 
     def draw(self, first: int, n: int, ctx: Context) -> Columns:
         """Documents first .. first + n - 1 of this seed's order, picked out of the files in one pass."""
         wanted = self.order(ctx)[first : first + n]
         if len(wanted) < n:
-            raise DataError(f"source.{self.name}: {first + n} documents were asked for; it has {self.capacity()}. Lower n.")
+            raise DataError(f"source.{self.name}: {first + n} documents were asked for; it has {self.n_rows()}. Lower n.")
         at = np.argsort(wanted, kind="stable")
         found, start, places = list[bytes](), 0, wanted[at]
         for chunk in self.chunks():
@@ -258,7 +258,7 @@ class TinyStories(Documents):
                 "source: tinystories needs either 'path', a file or folder of stories, or 'hub', a name on the hub."
             )
         if self.hub is not None:
-            object.__setattr__(self, "hub", here_or_pinned("source.revision", self.hub, self.revision))
+            object.__setattr__(self, "hub", resolve_local_or_hub("source.revision", self.hub, self.revision))
         elif self.revision is not None:
             raise SpecError(f"source.revision: got {self.revision!r}; stories from a 'path' have none. Leave it out.")
         if self.validation_rows < 1:
@@ -285,12 +285,12 @@ class TinyStories(Documents):
             if part:
                 yield from part.documents()
 
-    def holdout(self) -> int | None:
+    def n_holdout(self) -> int | None:
         validation = self._parts()[1]
-        return min(self.validation_rows, validation.capacity()) if validation else None
+        return min(self.validation_rows, validation.n_rows()) if validation else None
 
-    def capacity(self) -> int:
-        return self._parts()[0].capacity() + (self.holdout() or 0)
+    def n_rows(self) -> int:
+        return self._parts()[0].n_rows() + (self.n_holdout() or 0)
 
     def order(self, ctx: Context) -> Ints:
         train, validation = self._parts()

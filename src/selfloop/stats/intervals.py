@@ -36,7 +36,7 @@ class Summary:
     surviving: Ints
 
 
-def summarise(
+def summarize_seeds(
     curves: Floats, better: str = "lower", quantiles: Sequence[float] = (0.1, 0.5, 0.9), level: float = LEVEL
 ) -> Summary:
     """The summary of (seeds, generations) curves; `better` ("lower", "higher", "") says where ended chains rank.

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 def predict(policy: Policy | str | Mapping[str, Any], n: int = 1000, generations: int = 10) -> PolicyPrediction:
     """What a policy (a name, a table with a name, or an object) does to a mean and a variance, generation by generation."""
-    from selfloop.spec import component
+    from selfloop.spec.spec import component
     from selfloop.theory.moments import predict as exact
 
     return exact(component("policy", policy, "policy"), n, generations)

@@ -17,13 +17,13 @@ import numpy as np
 from scipy.special import gammaln
 
 from selfloop.component import Policy
+from selfloop.engine.loop import ScheduleEntry, loop, schedule
 from selfloop.errors import SpecError
-from selfloop.loop import Stage, loop, schedule
-from selfloop.types import Batch, Floats, Ints, Part, Row, real, synthetic
+from selfloop.types import Batch, Floats, Ints, Measurement, Part, real, synthetic
 
 
 @dataclass(frozen=True, kw_only=True)
-class Learner:
+class MomentEstimator:
     """How a model's variance comes from its training rows, and a sampled row's variance from its model."""
 
     ddof: int = 0  # the sum of squares is divided by rows - ddof
@@ -58,7 +58,7 @@ class Pool(NamedTuple):
     second: float
 
 
-class Moments:
+class MomentsWorld:
     """The world whose batches and models are expectations: `loop` in it yields exact predictions of a policy.
 
     Metrics: `mean_error` (over the trace of the true covariance), `mean_error_multiplier` (n times that) and
@@ -70,27 +70,27 @@ class Moments:
 
     seeds: Sequence[int] = (0,)
 
-    def __init__(self, policy: Policy, n: int, generations: int, learner: Learner | None = None) -> None:
+    def __init__(self, policy: Policy, n: int, generations: int, learner: MomentEstimator | None = None) -> None:
         self.label = policy.name
         self.n = n
-        self.learner = learner or Learner()
+        self.learner = learner or MomentEstimator()
         ends: dict[Batch, set[int]] = {}
         budgets = []
         for stage in schedule(policy, n, generations):
             self._require_law(stage)
-            if stage.emission.real:
-                ends[real(stage.t)] = {stage.emission.real}
+            if stage.new_rows.real:
+                ends[real(stage.t)] = {stage.new_rows.real}
             for take in stage.plan.takes:
                 ends[take.batch].add(take.rows or 0)
             if stage.plan.budget is not None:
                 budgets.append(stage.t)
-            ends[synthetic(stage.t)] = {stage.emission.synthetic}
+            ends[synthetic(stage.t)] = {stage.new_rows.synthetic}
         places = np.cumsum([0, *map(len, ends.values())])
         self._pieces = {batch: (int(i), np.array(sorted(ends[batch]))) for batch, i in zip(ends, places, strict=False)}
         self._drawn = {t: int(places[-1]) + i for i, t in enumerate(budgets)}  # noise of generation t's budget
         self._noises = int(places[-1]) + len(budgets)
 
-    def _require_law(self, stage: Stage) -> None:
+    def _require_law(self, stage: ScheduleEntry) -> None:
         where, plan, learner = f"{self.label}, generation {stage.t}", stage.plan, self.learner
         sizes = [take.rows or 0 for take in plan.takes] if not learner.pooled else [stage.trained_rows]
         if min(sizes) <= learner.ddof and not learner.known:
@@ -126,12 +126,12 @@ class Moments:
             variance = float(rows * weights @ within / (rows @ weights))
         return MomentModel(pool.center, squared_error, variance)
 
-    def measure(self, t: int, model: MomentModel, new: MomentBatch) -> Iterator[Row]:
-        yield Row(self.label, 0, t, "mean_error", model.squared_error)
-        yield Row(self.label, 0, t, "mean_error_multiplier", self.n * model.squared_error)
-        yield Row(self.label, 0, t, "variance_ratio", model.variance)
+    def measure(self, t: int, model: MomentModel, new: MomentBatch) -> Iterator[Measurement]:
+        yield Measurement(self.label, 0, t, "mean_error", model.squared_error)
+        yield Measurement(self.label, 0, t, "mean_error_multiplier", self.n * model.squared_error)
+        yield Measurement(self.label, 0, t, "variance_ratio", model.variance)
 
-    def ended(self, t: int, status: str) -> Iterator[Row]:
+    def ended(self, t: int, status: str) -> Iterator[Measurement]:
         yield from ()  # expectations never end
 
 
@@ -199,7 +199,7 @@ class PolicyPrediction:
         return np.arange(1, len(self.trained_rows) + 1)
 
 
-def predict(policy: Policy, n: int, generations: int, learner: Learner | None = None) -> PolicyPrediction:
+def predict(policy: Policy, n: int, generations: int, learner: MomentEstimator | None = None) -> PolicyPrediction:
     """The exact course of a policy for a mean and variance fitted to n real rows at first; maximum likelihood by default."""
     stages = list(schedule(policy, n, generations))
     curves = moment_curves(policy, n, generations, learner)
@@ -214,18 +214,18 @@ def predict(policy: Policy, n: int, generations: int, learner: Learner | None = 
     )
 
 
-def moment_curves(policy: Policy, n: int, generations: int, learner: Learner | None = None) -> dict[str, Floats]:
-    """Every metric of `Moments` by name: its values at generations 1 .. generations."""
+def moment_curves(policy: Policy, n: int, generations: int, learner: MomentEstimator | None = None) -> dict[str, Floats]:
+    """Every metric of `MomentsWorld` by name: its values at generations 1 .. generations."""
     curves: dict[str, list[float]] = {}
-    for row in loop(Moments(policy, n, generations, learner), policy, n, generations):
+    for row in loop(MomentsWorld(policy, n, generations, learner), policy, n, generations):
         curves.setdefault(row.metric, []).append(float(row.value or 0.0))
     return {metric: np.array(values) for metric, values in curves.items()}
 
 
-def has_law(policy: Policy, n: int, generations: int, learner: Learner | None = None) -> bool:
+def has_law(policy: Policy, n: int, generations: int, learner: MomentEstimator | None = None) -> bool:
     """Is `moment_curves` exact here?"""
     try:
-        Moments(policy, n, generations, learner)
+        MomentsWorld(policy, n, generations, learner)
     except SpecError:
         return False
     return True

@@ -11,9 +11,9 @@ import numpy as np
 
 from selfloop.component import Context, Family, Sampler, Source
 from selfloop.errors import ChainEndedError, DataError, SpecError
-from selfloop.families.nn.training import Training
-from selfloop.rng import Stream
-from selfloop.types import Array, Columns, Floats, Ints, Params, Ragged, Samples
+from selfloop.families.nn.settings import Training
+from selfloop.rng import RandomStream
+from selfloop.types import Array, Columns, Floats, Ints, Params, Ragged, TrainingRows
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -73,11 +73,11 @@ class GeoDiff(Family):
 
     name: ClassVar[str] = "geodiff"
     version: ClassVar[int] = 3
-    columns: ClassVar[tuple[str, ...]] = tuple(FORMS)
-    metrics: ClassVar[tuple[str, ...]] = ("denoising_loss", "geometry", "clashes", "retried_share")
-    sampler: ClassVar[type[Sampler]] = GeoDiffSampler
-    units: ClassVar[Mapping[str, str]] = {"denoising_loss": "weighted squared error per atom"}
-    published: ClassVar[str] = "GeoDiff's Drugs model (Xu et al. 2022)"
+    required_columns: ClassVar[tuple[str, ...]] = tuple(FORMS)
+    default_metrics: ClassVar[tuple[str, ...]] = ("denoising_loss", "geometry", "clashes", "retried_share")
+    sampler_class: ClassVar[type[Sampler]] = GeoDiffSampler
+    metric_units: ClassVar[Mapping[str, str]] = {"denoising_loss": "weighted squared error per atom"}
+    reference_model: ClassVar[str] = "GeoDiff's Drugs model (Xu et al. 2022)"
 
     hidden: int = 128  # features of an atom and of a pair of atoms
     filters: int = 128  # of the global encoder's convolutions
@@ -112,10 +112,10 @@ class GeoDiff(Family):
         if sampler.steps is not None and sampler.steps > self.levels:
             raise SpecError(f"family.sampler.steps: got {sampler.steps}; the model has {self.levels} noise levels.")
 
-    def at(self, t: int) -> GeoDiff:
-        return replace(self, training=self.training.at(t))
+    def for_generation(self, t: int) -> GeoDiff:
+        return replace(self, training=self.training.for_generation(t))
 
-    def fit(self, data: Samples, ctx: Context, start: Params | None) -> Params:
+    def fit(self, data: TrainingRows, ctx: Context, start: Params | None) -> Params:
         """The trained network. A row's loss is the sum over its atoms, divided by the mean number of atoms of all rows: so
         its mean over rows is the published loss, the mean over atoms."""
         import torch
@@ -123,7 +123,7 @@ class GeoDiff(Family):
         from selfloop.families.geodiff import diffusion, graphs
         from selfloop.families.nn import trainer
 
-        rows = Samples(tuple((_checked(part, tuple(FORMS)), chosen, weight) for part, chosen, weight in data.parts))
+        rows = TrainingRows(tuple((_checked(part, tuple(FORMS)), chosen, weight) for part, chosen, weight in data.parts))
         where, weights = trainer.device(), data.weights()
         sizes = [
             np.diff(_ragged(part)["z"].offsets)[slice(None) if chosen is None else chosen] for part, chosen, _ in rows.parts
@@ -143,7 +143,7 @@ class GeoDiff(Family):
         at_once = max(AT_ONCE // self.hidden, 1) if where.type == "cpu" else None
         return trainer.fit(trainer.Task(model, loss, weights, at_once), self.training, ctx, start)
 
-    def sample(self, params: Params, n: int, sampler: Sampler, given: Columns, ctx: Context) -> Columns:
+    def sample(self, params: Params, n: int, sampler: Sampler, inputs: Columns, ctx: Context) -> Columns:
         """The given rows with new coordinates, ångström, and whether a row needed a second attempt.
 
         Up to rounding, a row does not depend on the rows after it: noise is drawn per block of rows, step and atom.
@@ -152,16 +152,18 @@ class GeoDiff(Family):
         from selfloop.families.nn import trainer
 
         assert isinstance(sampler, GeoDiffSampler)
-        graph, model = _checked(given, GRAPH), trainer.loaded(self._network, params, ctx)
+        graph, model = _checked(inputs, GRAPH), trainer.loaded(self._network, params, ctx)
         blocks = [
             self._conformers(model, rows, sampler, ctx.stream.child("rows", block)) for block, rows in enumerate(_blocks(graph))
         ]
         position, retried, failed = (np.concatenate(parts) for parts in zip(*blocks, strict=True))
         if len(failed):
             raise ChainEndedError(f"diverged: {len(failed)} of {n} rows")
-        return {**given, "position": Ragged(position, graph["z"].offsets), "retried": retried}
+        return {**inputs, "position": Ragged(position, graph["z"].offsets), "retried": retried}
 
-    def _conformers(self, model: Network, rows: Rows, sampler: GeoDiffSampler, stream: Stream) -> tuple[Array, Array, Ints]:
+    def _conformers(
+        self, model: Network, rows: Rows, sampler: GeoDiffSampler, stream: RandomStream
+    ) -> tuple[Array, Array, Ints]:
         """Coordinates of the rows' atoms, which rows needed a second attempt, and which are not finite then either."""
         import torch
 

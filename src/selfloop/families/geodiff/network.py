@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from selfloop.families.geodiff import lines
+from selfloop.families.geodiff import piecewise_linear
 from selfloop.families.geodiff.family import KINDS
 from selfloop.families.geodiff.graphs import Directions, Edges, Graphs
-from selfloop.families.geodiff.lines import Cells
+from selfloop.families.geodiff.piecewise_linear import Cells
 
 
 class EdgeEncoder(nn.Module):
@@ -28,7 +28,7 @@ class EdgeEncoder(nn.Module):
 
     def forward(self, kinds: Tensor) -> tuple[Tensor, Tensor]:
         """Lines (2, cells, hidden), a cell for each type and stretch of lengths, and where stretches end."""
-        of_length, bends = lines.perceptron(self.first, self.second)
+        of_length, bends = piecewise_linear.perceptron(self.first, self.second)
         return (of_length[:, None] * self.of_kind(kinds)[:, None]).flatten(1, 2), bends
 
 
@@ -45,8 +45,8 @@ class Interaction(nn.Module):
         nn.init.zeros_(self.leave.bias)
 
     def forward(self, h: Tensor, edge: Tensor, cells: Cells, weights: Tensor, ways: Directions) -> Tensor:
-        filters = _after_softplus(self.second, cells.read(lines.linear(edge, self.first.weight, self.first.bias)))
-        heard = lines.convolve(self.enter(h), filters, weights, ways)
+        filters = _after_softplus(self.second, cells.read(piecewise_linear.linear(edge, self.first.weight, self.first.bias)))
+        heard = piecewise_linear.convolve(self.enter(h), filters, weights, ways)
         return _after_softplus(self.last, self.leave(heard))
 
 
@@ -63,7 +63,7 @@ class Convolution(nn.Module):
         self.perceptron = nn.Sequential(nn.Linear(hidden, hidden), nn.ReLU(), nn.Linear(hidden, hidden))
 
     def forward(self, h: Tensor, edge: Tensor, ways: Directions) -> Tensor:
-        return self.perceptron(h + lines.hear(h, edge, ways))  # type: ignore[no-any-return]  # torch modules are untyped calls
+        return self.perceptron(h + piecewise_linear.hear(h, edge, ways))  # type: ignore[no-any-return]  # torch modules are untyped calls
 
 
 class Head(nn.Module):
@@ -77,7 +77,7 @@ class Head(nn.Module):
     def forward(self, h: Tensor, edge: Tensor, cells: Cells, pairs: Tensor) -> Tensor:
         of_both, of_edge = self.first.weight.chunk(2, dim=1)
         both = h.index_select(0, pairs[0]) * h.index_select(0, pairs[1])
-        x = torch.addmm(cells.read(lines.linear(edge, of_edge, self.first.bias)), both, of_both.T)
+        x = torch.addmm(cells.read(piecewise_linear.linear(edge, of_edge, self.first.bias)), both, of_both.T)
         return self.rest(x).squeeze(1)  # type: ignore[no-any-return]  # torch modules are untyped calls
 
 

@@ -13,8 +13,8 @@ import numpy as np
 
 from selfloop.component import Context, Family, Sampler, Source
 from selfloop.errors import ChainEndedError, DataError, SpecError, missing_extra
-from selfloop.families.nn.training import Training
-from selfloop.types import Array, Columns, Floats, Params, Ragged, Samples
+from selfloop.families.nn.settings import Training
+from selfloop.types import Array, Columns, Floats, Params, Ragged, TrainingRows
 
 if TYPE_CHECKING:
     import torch
@@ -65,9 +65,9 @@ class ImageDiffusion(Family):
 
     name: ClassVar[str] = "image_diffusion"
     version: ClassVar[int] = 2
-    columns: ClassVar[tuple[str, ...]] = ("image",)
-    metrics: ClassVar[tuple[str, ...]] = ("denoising_loss", "pixel_spread", "frechet")
-    sampler: ClassVar[type[Sampler]] = DiffusionSampler
+    required_columns: ClassVar[tuple[str, ...]] = ("image",)
+    default_metrics: ClassVar[tuple[str, ...]] = ("denoising_loss", "pixel_spread", "frechet")
+    sampler_class: ClassVar[type[Sampler]] = DiffusionSampler
 
     objective: Objective = "ddpm"
     schedule: Schedule = "cosine"  # of DDPM's noise, in 1000 steps; the paper's is linear
@@ -108,14 +108,15 @@ class ImageDiffusion(Family):
                 "label. Set family.label_dropout above 0, or guidance to 0."
             )
 
-    def at(self, t: int) -> ImageDiffusion:
-        return replace(self, training=self.training.at(t))
+    def for_generation(self, t: int) -> ImageDiffusion:
+        return replace(self, training=self.training.for_generation(t))
 
-    def fit(self, data: Samples, ctx: Context, start: Params | None) -> Params:
+    def fit(self, data: TrainingRows, ctx: Context, start: Params | None) -> Params:
         import torch
 
         from selfloop.families.image_diffusion.network import squared_errors
-        from selfloop.families.nn import autoencoder, trainer
+        from selfloop.families.nn import trainer
+        from selfloop.families.vae import network as autoencoder
 
         first, weights = data.gather(np.zeros(1, np.int64)), data.weights()
         shape = autoencoder.shape_of(self.name, first)
@@ -137,17 +138,17 @@ class ImageDiffusion(Family):
         arrays = trainer.fit(trainer.Task(model, loss, weights, at_once=BLOCK), self.training, ctx, start)
         return arrays | {SHAPE: np.array(shape)} | ({} if labels is None else _class_frequencies(labels, weights))
 
-    def sample(self, params: Params, n: int, sampler: Sampler, given: Columns, ctx: Context) -> Columns:
+    def sample(self, params: Params, n: int, sampler: Sampler, inputs: Columns, ctx: Context) -> Columns:
         assert isinstance(sampler, DiffusionSampler)
         import torch
 
-        from selfloop.families.image_diffusion import samplers
+        from selfloop.families.image_diffusion import sampling
         from selfloop.families.image_diffusion.network import guided
-        from selfloop.families.nn import autoencoder
+        from selfloop.families.vae import network as autoencoder
 
         model, path = self._loaded(params, ctx), self._path()
         where, shape = next(model.parameters()).device, params[SHAPE].tolist()
-        times = samplers.times_of(path, sampler.steps, sampler.power).to(where)
+        times = sampling.times_of(path, sampler.steps, sampler.power).to(where)
         rows = {"image": np.empty((n, *shape), np.uint8)}
         if self.classes:
             rows["label"] = np.empty(n, params[CLASSES].dtype)
@@ -161,7 +162,7 @@ class ImageDiffusion(Family):
 
             network = partial(guided, model, path, _as_classes(labels, where), sampler.guidance)
             with torch.inference_mode():
-                images = samplers.images_from(network, path, times, draw, sampler.method)
+                images = sampling.images_from(network, path, times, draw, sampler.method)
             rows["image"][first : first + BLOCK] = _as_bytes(images).reshape(BLOCK, *shape)[: n - first]
             if labels is not None:
                 rows["label"][first : first + BLOCK] = labels[: n - first]
@@ -173,7 +174,7 @@ class ImageDiffusion(Family):
         import torch
 
         from selfloop.families.image_diffusion.network import squared_errors
-        from selfloop.families.nn import autoencoder
+        from selfloop.families.vae import network as autoencoder
 
         autoencoder.shape_of(self.name, rows)
         model, path = self._loaded(params, ctx), self._path()
@@ -200,7 +201,7 @@ class ImageDiffusion(Family):
 
     def _network(self, shape: Sequence[int]) -> Denoiser:
         from selfloop.families.image_diffusion.network import Denoiser
-        from selfloop.families.nn.autoencoder import height_width_depth
+        from selfloop.families.vae.network import height_width_depth
 
         height, width, depth = height_width_depth(shape)
         sides, patch = (height, width), self.patch

@@ -20,8 +20,8 @@ from torch.nn import functional
 from selfloop.component import Context
 from selfloop.errors import ChainEndedError, SpecError
 from selfloop.families.nn import checkpoint
-from selfloop.families.nn.training import Training
-from selfloop.rng import Stream
+from selfloop.families.nn.settings import Training
+from selfloop.rng import RandomStream
 from selfloop.types import Array, Floats, Params
 
 CHECK_EVERY = 50  # steps; a loss that is not finite stays so, and looking at it each step would stall a GPU
@@ -55,14 +55,14 @@ def device() -> torch.device:
 
 
 @contextmanager
-def seeded(stream: Stream) -> Iterator[None]:
+def seeded(stream: RandomStream) -> Iterator[None]:
     """torch's default generators start at the stream's number inside, and are as before outside."""
     with torch.random.fork_rng(range(torch.cuda.device_count())):
         _seed(stream)
         yield
 
 
-def _seed(stream: Stream) -> None:
+def _seed(stream: RandomStream) -> None:
     for generator in (torch.default_generator, *torch.cuda.default_generators):  # torch.manual_seed takes 0.7 ms
         generator.manual_seed(stream.integer())
 
@@ -139,7 +139,7 @@ def loaded(make: Callable[[], Network], params: Params, ctx: Context) -> Network
     return model.to(device()).eval()
 
 
-def _batches(stream: Stream, rows: int, size: int) -> Callable[[int], Tensor]:
+def _batches(stream: RandomStream, rows: int, size: int) -> Callable[[int], Tensor]:
     """Row indices of any step: an endless chain of permutations cut into batches of equal size (at most `rows`)."""
 
     @lru_cache(maxsize=2)
@@ -187,7 +187,7 @@ class _State:
             norm = torch.stack(torch._foreach_norm(gradients)).norm()
             scale = (norm / self.training.clip).clamp_(min=1.0)
         for group in self.groups:
-            group.advance([gradients[i] for i in group.chosen], rate, scale)
+            group.advance([gradients[i] for i in group.indices], rate, scale)
         self.losses[step] = loss
 
     def _gradients(self, share: tuple[Tensor, ...], size: int) -> tuple[Tensor, tuple[Tensor, ...]]:
@@ -239,7 +239,7 @@ class _Group:
     vectors, so that each is checked, averaged and kept by one operation, however many layers there are."""
 
     def __init__(self, trainable: Sequence[nn.Parameter], chosen: Sequence[int], decay: float, training: Training) -> None:
-        self.chosen, self.decay = chosen, decay
+        self.indices, self.decay = chosen, decay
         parameters = [trainable[i] for i in chosen]
         self.vector = torch.cat([p.detach().reshape(-1) for p in parameters])
         self.first, self.second = torch.zeros_like(self.vector), torch.zeros_like(self.vector)

@@ -11,17 +11,17 @@ import numpy as np
 
 from selfloop.component import Context, Family, Sampler
 from selfloop.errors import DataError, SpecError
-from selfloop.families.nn.training import Training
-from selfloop.families.transformer.sampler import TextSampler
-from selfloop.families.transformer.shape import Arch, Shape
+from selfloop.families.nn.settings import Training
+from selfloop.families.transformer.config import Arch, Shape
+from selfloop.families.transformer.text_sampler import TextSampler
 from selfloop.families.transformer.tokenizer import BytePair
-from selfloop.types import Columns, Ints, Params, Ragged, Samples
+from selfloop.types import Columns, Ints, Params, Ragged, TrainingRows
 
 if TYPE_CHECKING:
     import torch
 
     from selfloop.families.transformer.network import Network
-    from selfloop.families.transformer.packing import Stream
+    from selfloop.families.transformer.packing import RandomStream
 
 Packing = Literal["stream", "documents"]
 AT_ONCE_TOKENS = 2048  # that go through the network together on a processor: activations stay in its caches
@@ -44,12 +44,12 @@ class Transformer(Family):
 
     name: ClassVar[str] = "transformer"
     version: ClassVar[int] = 3
-    columns: ClassVar[tuple[str, ...]] = ("text",)
-    metrics: ClassVar[tuple[str, ...]] = (
+    required_columns: ClassVar[tuple[str, ...]] = ("text",)
+    default_metrics: ClassVar[tuple[str, ...]] = (
         "cross_entropy", "self_cross_entropy", "distinct", "repetition", "tail_mass", "vocabulary", "text_length",
         "duplicate_rate", "memorisation",
     )  # fmt: skip
-    sampler: ClassVar[type[Sampler]] = TextSampler
+    sampler_class: ClassVar[type[Sampler]] = TextSampler
 
     arch: Arch = "gpt2"
     layers: int = 4
@@ -104,16 +104,16 @@ class Transformer(Family):
         """Text as tokens and back."""
         return BytePair(vocab=self.vocab, file=self.tokenizer)
 
-    def at(self, t: int) -> Transformer:
-        return replace(self, training=self.training.at(t))
+    def for_generation(self, t: int) -> Transformer:
+        return replace(self, training=self.training.for_generation(t))
 
-    def fit(self, data: Samples, ctx: Context, start: Params | None) -> Params:
+    def fit(self, data: TrainingRows, ctx: Context, start: Params | None) -> Params:
         from selfloop.families.nn import trainer
-        from selfloop.families.transformer import compiling
+        from selfloop.families.transformer import torch_compile
         from selfloop.families.transformer.network import Network, cross_entropy
 
-        stream = self._packed(data, data.learned, ctx)
-        _check_start(start, data.learned)
+        stream = self._packed(data, data.prepared, ctx)
+        _check_start(start, data.prepared)
         with trainer.seeded(ctx.stream.child("init")):
             model = Network(self.shape(), self.dropout)
         scale = len(stream) / stream.mass()  # windows' losses then average to the mean loss of a token
@@ -127,28 +127,28 @@ class Transformer(Family):
             return (scale * total / len(indices)).expand(len(indices))  # the windows of a step are averaged in any case
 
         at_once = self._at_once()
-        network = compiling.prepare(model, self.training, len(stream), at_once, ctx)
+        network = torch_compile.prepare(model, self.training, len(stream), at_once, ctx)
         aside = trainer.device().type == "cpu" and not self.dropout  # dropout draws from one generator: one after another
         task = trainer.Task(model, loss, np.ones(len(stream)), None if network else at_once, ctx.threads if aside else 1)
-        return {**trainer.fit(task, self.training, ctx, start), **data.learned}
+        return {**trainer.fit(task, self.training, ctx, start), **data.prepared}
 
-    def sample(self, params: Params, n: int, sampler: Sampler, given: Columns, ctx: Context) -> Columns:
-        from selfloop.families.transformer.sampling import sample_tokens
+    def sample(self, params: Params, n: int, sampler: Sampler, inputs: Columns, ctx: Context) -> Columns:
+        from selfloop.families.transformer.sample_tokens import sample_tokens
 
         assert isinstance(sampler, TextSampler)
-        return {"tokens": sample_tokens(self.shape(), params, n, sampler, cast("Ragged | None", given.get("prompt")), ctx)}
+        return {"tokens": sample_tokens(self.shape(), params, n, sampler, cast("Ragged | None", inputs.get("prompt")), ctx)}
 
     def token_log_prob(self, params: Params, rows: Columns, ctx: Context) -> Ragged:
         """log p of each token of each row, nats, packed as in training."""
         import torch
 
         from selfloop.families.nn import trainer
-        from selfloop.families.transformer import compiling
+        from selfloop.families.transformer import torch_compile
         from selfloop.families.transformer.network import log_prob
 
-        stream = self._packed(Samples((({"tokens": rows["tokens"]}, None, 1.0),)), params, ctx)
+        stream = self._packed(TrainingRows((({"tokens": rows["tokens"]}, None, 1.0),)), params, ctx)
         model = self._loaded(params)
-        network = compiling.in_c(model, self.training.compile)
+        network = torch_compile.in_c(model, self.training.compile)
         values = np.empty((len(stream), self.context), np.float32)
         at_once = self._at_once()
 
@@ -170,15 +170,15 @@ class Transformer(Family):
 
     def export(self, params: Params, folder: Path, dtype: str) -> None:
         """A Hugging Face folder of the model and its tokenizer."""
-        from selfloop.families.transformer.export import export_shape
+        from selfloop.families.transformer.hf_export import export_shape
 
         export_shape(self.shape(), params, folder, dtype)
 
-    def _packed(self, data: Samples, learned: Params, ctx: Context) -> Stream:
+    def _packed(self, data: TrainingRows, prepared: Params, ctx: Context) -> RandomStream:
         """The rows as the network sees them; DataError when they hold other tokens than it knows."""
         from selfloop.families.transformer import packing
 
-        start, end = int(learned["tokenizer/start"]), int(learned["tokenizer/end"])
+        start, end = int(prepared["tokenizer/start"]), int(prepared["tokenizer/end"])
         stream = packing.pack(data, self.context, start, end, ctx)
         if stream.highest >= self.vocab:
             raise DataError(
@@ -187,7 +187,9 @@ class Transformer(Family):
             )
         return stream
 
-    def _inputs(self, stream: Stream, indices: Ints) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    def _inputs(
+        self, stream: RandomStream, indices: Ints
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None]:
         """Tokens, targets and weights of some windows and, where attention stays inside them, documents."""
         import torch
 
@@ -216,10 +218,10 @@ class Transformer(Family):
         return model.eval()
 
 
-def _check_start(start: Params | None, learned: Params) -> None:
+def _check_start(start: Params | None, prepared: Params) -> None:
     """A model to start from must have been trained on the same tokens."""
     name = "tokenizer/json"
-    if start is not None and name in start and name in learned and not np.array_equal(start[name], learned[name]):
+    if start is not None and name in start and name in prepared and not np.array_equal(start[name], prepared[name]):
         raise DataError(
             "start: that model was trained with another tokenizer. Give its tokenizer.json as family.tokenizer (selfloop "
             "export writes it), or start from scratch."

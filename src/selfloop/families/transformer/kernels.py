@@ -9,7 +9,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from selfloop.families.transformer import native
+from selfloop.families.transformer import c_library
 from selfloop.families.transformer.network import Network, positions_of, rotary_table
 
 TOKENS = 256  # about how many go through the network at a time
@@ -101,7 +101,7 @@ class Compiled:
 
 def library(head_size: int) -> ctypes.CDLL | None:
     """The functions for heads of that size; None where they cannot be compiled."""
-    found = native.library("attention.c training.c", (("HEAD", head_size), ("TOKENS", TOKENS)))
+    found = c_library.library("attention.c training.c", (("HEAD", head_size), ("TOKENS", TOKENS)))
     if found is not None:
         found.room.restype = ctypes.c_int64
     return found

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from selfloop.families.transformer.shape import Shape
+from selfloop.families.transformer.config import Shape
 
 DEVIATION = 0.02  # of initial weights, as transformers draws them for both
 CHUNK_BYTES = 1 << 20  # of logits at a time on a processor: they stay in its cache

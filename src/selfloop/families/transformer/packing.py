@@ -12,14 +12,14 @@ from typing import IO, cast
 import numpy as np
 
 from selfloop.component import Context
-from selfloop.types import Array, Floats, Ints, Ragged, Samples
+from selfloop.types import Array, Floats, Ints, Ragged, TrainingRows
 
 IN_MEMORY_BYTES = 1 << 30  # of tokens; a longer stream is written to a file in the fit's scratch folder
 CHUNK_TOKENS = 1 << 22  # about how many tokens are moved at a time
 
 
 @dataclass(frozen=True, slots=True)
-class Windows:
+class TokenWindows:
     """Some windows: each position's input, the token after it, what its loss counts and which row that token is of."""
 
     inputs: Ints  # (windows, context)
@@ -29,7 +29,7 @@ class Windows:
 
 
 @dataclass(frozen=True, slots=True)
-class Stream:
+class TokenStream:
     """start row0 [start] row1 ...: a row's end token, where it is the start token too, begins the next row."""
 
     tokens: Array
@@ -47,14 +47,14 @@ class Stream:
         """Sum of the weights of all tokens that are predicted."""
         return float(self.weights @ self.lengths)
 
-    def windows(self, indices: Ints) -> Windows:
+    def windows(self, indices: Ints) -> TokenWindows:
         """The windows at `indices`; behind the stream's end come tokens without weight."""
         positions = indices[:, None] * self.context + np.arange(self.context + 1)
         tokens = self.tokens[np.minimum(positions, len(self.tokens) - 1)].astype(np.int64)
         places = positions[:, 1:]
         rows = np.searchsorted(self.places, places, side="right") - 1
         weights = np.where(places < (self.places + self.lengths)[rows], self.weights[rows], 0.0)
-        return Windows(tokens[:, :-1], tokens[:, 1:], weights, rows)
+        return TokenWindows(tokens[:, :-1], tokens[:, 1:], weights, rows)
 
     def to_rows(self, values: Array) -> Ragged:
         """Values of each window's targets, window after window, as a value per token of each row."""
@@ -63,7 +63,7 @@ class Stream:
         return Ragged(values.reshape(-1)[behind - 1], offsets)
 
 
-def pack(data: Samples, context: int, start: int, end: int, ctx: Context) -> Stream:
+def pack(data: TrainingRows, context: int, start: int, end: int, ctx: Context) -> TokenStream:
     """The rows' column `tokens` as a stream, its tokens in memory or, when they are many, in a file that goes with it.
 
     A row that was cut off before its end token is followed by a start token, which no loss counts.
@@ -91,10 +91,10 @@ def pack(data: Samples, context: int, start: int, end: int, ctx: Context) -> Str
         )
         end_of_rows = min(int(places[first]) + len(spread), total)
         tokens[places[first] : end_of_rows] = spread[: end_of_rows - places[first]]
-    return Stream(tokens, places, lengths, data.weights(), context, highest)
+    return TokenStream(tokens, places, lengths, data.weights(), context, highest)
 
 
-def _chunks(data: Samples) -> Iterator[tuple[int, Ragged]]:
+def _chunks(data: TrainingRows) -> Iterator[tuple[int, Ragged]]:
     """The rows in order, some at a time, with the position of the first."""
     size = 1024
     first = 0

@@ -46,7 +46,7 @@ class BytePair(Encoder):
         if self.file is None and self.vocab < 257:
             raise SpecError(f"family.vocab: got {self.vocab}; expected 257 or more, for 256 bytes and the end token.")
 
-    def learn(self, chunks: Iterable[Columns], ctx: Context) -> Params:
+    def prepare(self, chunks: Iterable[Columns], ctx: Context) -> Params:
         """The tokenizer as a tokenizer.json and its start and end token."""
         tokenizer = _trained(chunks, self.vocab) if self.file is None else _loaded(self.file)
         known = tokenizer.get_vocab(with_added_tokens=True)
@@ -66,10 +66,10 @@ class BytePair(Encoder):
             "tokenizer/end": np.array(known[pair[1]], np.int64),
         }
 
-    def encode(self, rows: Columns, learned: Params) -> Columns:
+    def encode(self, rows: Columns, prepared: Params) -> Columns:
         """The tokens of each text, the end token last. Special tokens spelled out in a text are plain text."""
-        tokenizer, has_words = _parsed(learned["tokenizer/json"].tobytes())
-        end, known = [int(learned["tokenizer/end"])], dict[str, list[int]]()
+        tokenizer, has_words = _parsed(prepared["tokenizer/json"].tobytes())
+        end, known = [int(prepared["tokenizer/end"])], dict[str, list[int]]()
         values = [np.zeros(0, np.uint16 if tokenizer.get_vocab_size() <= 1 << 16 else np.uint32)]
         for texts in _batches(cast(Ragged, rows["text"])):
             parts = [WORDS.findall(text) if has_words and text.isascii() else [text] for text in texts]
@@ -82,9 +82,9 @@ class BytePair(Encoder):
                 known.pop(text, None)  # words come again, whole texts do not
         return {"tokens": Ragged(np.concatenate(values), np.cumsum([*map(len, values)], dtype=np.int64))}
 
-    def decode(self, rows: Columns, learned: Params) -> Columns:
+    def decode(self, rows: Columns, prepared: Params) -> Columns:
         """The text of any tokens: without special ones and ones it does not know; bytes that are no UTF-8 replaced."""
-        tokens, (tokenizer, _) = cast(Ragged, rows["tokens"]), _parsed(learned["tokenizer/json"].tobytes())
+        tokens, (tokenizer, _) = cast(Ragged, rows["tokens"]), _parsed(prepared["tokenizer/json"].tobytes())
         ids = [tokens.values[start:end].tolist() for start, end in pairwise(tokens.offsets.tolist())]
         return {"text": Ragged.of_bytes([text.encode() for text in tokenizer.decode_batch(ids, skip_special_tokens=True)])}
 

@@ -1,0 +1,57 @@
+"""The loop, written once for every world. A world defines what a batch and a model are."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Protocol, TypeVar
+
+from selfloop.component import Policy
+from selfloop.engine.schedule import schedule
+from selfloop.errors import ChainEndedError
+from selfloop.types import Batch, Take, real, synthetic
+
+B = TypeVar("B")
+M = TypeVar("M")
+R = TypeVar("R")
+R_co = TypeVar("R_co", covariant=True)
+
+
+class World(Protocol[B, M, R_co]):
+    """The loop's operations for one policy, on one chain or many. B is a batch, M a model, R a measurement."""
+
+    def draw_real(self, t: int, n: int) -> B: ...
+    def fit(self, t: int, takes: list[Take[B]], budget: int | None, previous: M | None) -> M: ...
+    def sample(self, t: int, model: M, n: int) -> B: ...
+    def measure(self, t: int, model: M, samples: B) -> Iterable[R_co]: ...
+    def end_chain(self, t: int, status: str) -> Iterable[R_co]: ...
+
+
+def loop(world: World[B, M, R], policy: Policy, n: int, generations: int) -> Iterator[R]:
+    """Run a policy in a world; yields its measurements, generation by generation."""
+    for measurements in iter_generations(world, policy, n, generations):
+        yield from measurements
+
+
+def iter_generations(world: World[B, M, R], policy: Policy, n: int, generations: int) -> Iterator[list[R]]:
+    """The measurements of each generation as a list, before the next generation begins."""
+    entries = list(schedule(policy, n, generations))
+    last_use = {take.batch: entry.t for entry in entries for take in entry.plan.takes}
+    batches: dict[Batch, B] = {}
+    model: M | None = None
+    for entry in entries:
+        t = entry.t
+        if entry.new_rows.real:
+            batches[real(t)] = world.draw_real(t, entry.new_rows.real)
+        takes = [
+            Take(batches[take.batch], None if take.rows == entry.available[take.batch] else take.rows, take.weight)
+            for take in entry.plan.takes
+        ]
+        try:
+            model = world.fit(t, takes, entry.plan.budget, model)
+            samples = batches[synthetic(t)] = world.sample(t, model, entry.new_rows.synthetic)
+        except ChainEndedError as end:
+            yield list(world.end_chain(t, end.status))
+            return
+        yield list(world.measure(t, model, samples))
+        for batch in [batch for batch in batches if last_use.get(batch, 0) <= t]:
+            del batches[batch]  # no later generation trains on it: an ensemble under `replace` holds two batches, not all

@@ -1,0 +1,246 @@
+"""Optional abilities of components, each a small protocol that is checked before any work, and the values they exchange.
+
+Arrays of an *ensemble* have a leading seeds axis: many chains computed together. Seed s of every result depends on seed s of
+the arguments only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import ClassVar, Protocol, runtime_checkable
+
+import numpy as np
+
+from selfloop.component import Context, Encoder, Family, FeatureExtractor, Sampler, Source
+from selfloop.rng import RandomStream
+from selfloop.types import Array, Columns, Floats, Ints, Params, Ragged
+
+SufficientStatistics = Mapping[str, Array]  # additive summary of rows, with a leading seeds axis
+
+
+# Sources
+
+
+@runtime_checkable
+class SupportsRelabel(Protocol):
+    """A source that can draw fresh real outcomes for given inputs: fresh real rows of a fixed design."""
+
+    def relabel(self, inputs: Columns, first: int, ctx: Context) -> Columns: ...
+
+
+@runtime_checkable
+class CorpusSource(Protocol):
+    """A source whose rows are in files and are read once for all seeds, in chunks, so that they need not fit in memory."""
+
+    def chunks(self) -> Iterator[Columns]:
+        """Every row once, in the order of the files."""
+        ...
+
+    def order(self, ctx: Context) -> Ints:
+        """Index in the files of this seed's row 0, 1, ...: a permutation, the holdout first."""
+        ...
+
+
+@runtime_checkable
+class GroupedCorpusSource(Protocol):
+    """A corpus whose order depends on the rows: conformers that stay with their molecule."""
+
+    def order_rows(self, corpus: Columns, ctx: Context) -> Ints:
+        """Index in the corpus of this seed's row 0, 1, ..., the holdout first."""
+        ...
+
+
+# Families
+
+
+@runtime_checkable
+class UsesEncoder(Protocol):
+    """A family that models encoded rows of a corpus; its batches, synthetic ones too, hold encoded rows.
+
+    The encoder's prepared arrays arrive with the training rows (`TrainingRows.prepared`) and go into the model's params
+    under the same names, so that the model alone can decode its samples.
+    """
+
+    def encoder(self) -> Encoder: ...
+
+
+@runtime_checkable
+class SupportsExport(Protocol):
+    """A family whose models have a format for other programs, such as a Hugging Face folder."""
+
+    def export(self, params: Params, folder: Path, dtype: str) -> None:
+        """Write a model into an empty folder, with weights as "float32" or "bfloat16"."""
+        ...
+
+
+@runtime_checkable
+class SupportsStepCount(Protocol):
+    """A family that can say how many training steps a fit of n rows takes."""
+
+    def count_steps(self, n: float) -> float: ...
+
+
+@runtime_checkable
+class SupportsCheck(Protocol):
+    """A family or metric that does not work with every source and sampler: `check` raises SpecError before any work."""
+
+    def check(self, source: Source, sampler: Sampler) -> None: ...
+
+
+@runtime_checkable
+class SupportsLogProb(Protocol):
+    """A family whose models have a density or probability: log p of each row, in nats."""
+
+    def log_prob(self, params: Params, rows: Columns) -> Floats: ...
+
+
+@runtime_checkable
+class SupportsTokenLogProb(Protocol):
+    """Log probability of every token given the preceding tokens of its row, in nats.
+
+    `rows["tokens"]` is ragged (rows, tokens); the result has the same offsets. Prompt tokens and end tokens are included.
+    """
+
+    def token_log_prob(self, params: Params, rows: Columns, ctx: Context) -> Ragged: ...
+
+
+@runtime_checkable
+class SupportsElbo(Protocol):
+    """A family with an evidence lower bound: reconstruction loss and KL term of each row, in nats."""
+
+    def elbo(self, params: Params, rows: Columns, ctx: Context) -> tuple[Floats, Floats]: ...
+
+
+@runtime_checkable
+class SupportsLogLikelihood(Protocol):
+    """A family that estimates log p of each row, in nats, from `samples` importance samples of its latent variables."""
+
+    def log_likelihood(self, params: Params, rows: Columns, samples: int, ctx: Context) -> Floats: ...
+
+
+@runtime_checkable
+class SupportsDenoisingLoss(Protocol):
+    """A family trained to remove noise: the loss of each row in each of `parts` equal parts of its noise scale.
+
+    Noise and times are functions of the stream only, so that models are compared on the same draws.
+    """
+
+    def denoising_loss(self, params: Params, rows: Columns, parts: int, ctx: Context) -> Floats: ...
+
+
+@runtime_checkable
+class SupportsPredict(Protocol):
+    """A family whose models predict the most probable outcome of a row, for one chain or with a leading seeds axis."""
+
+    def predict(self, params: Params, rows: Columns) -> Floats: ...
+
+
+@runtime_checkable
+class SupportsSecondMoment(Protocol):
+    """A family whose models keep rows: mean of |x|^2 over them, with a leading seeds axis."""
+
+    def second_moment(self, params: Params) -> Floats: ...
+
+
+# Ensembles
+
+
+@dataclass(frozen=True, slots=True)
+class EnsembleTake:
+    """Rows of one batch of all seeds, with the indices that a generation takes.
+
+    `cache` lives as long as the batch. A family stores there what depends on the batch only (its Gram matrix, its density
+    at the held-out points), so that it is computed once and not once per generation.
+    """
+
+    rows: Columns  # (seeds, n, ...)
+    indices: Array | slice | None = None  # (seeds, k) integers or (seeds, n) booleans, a slice, or None = all
+    weight: float = 1.0
+    cache: dict[str, object] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class EnsembleFit:
+    """Models of many seeds: params with a leading seeds axis, and the reason per seed that has no model."""
+
+    params: Params
+    status: Sequence[str | None] | None = None  # None: every seed has a model
+
+
+@runtime_checkable
+class SupportsEnsemble(Protocol):
+    """A family that fits and samples all seeds together, from rows with a leading seeds axis (seeds, rows, ...)."""
+
+    def fit_rows(self, takes: Sequence[EnsembleTake], previous: Params | None) -> EnsembleFit: ...
+
+    def sample_rows(
+        self, params: Params, n: int, sampler: Sampler, inputs: Columns, streams: Sequence[RandomStream]
+    ) -> Columns: ...
+
+
+@runtime_checkable
+class SupportsSufficientStatistics(Protocol):
+    """A family whose fit needs only additive statistics of rows, which can be drawn without drawing the rows.
+
+    `initial` are the statistics of real(1), None if inputs are drawn afresh; `truth` are the source's true parameters. All
+    seeds of a block draw from one generator in order, so that more seeds do not change the draws of the first ones.
+    """
+
+    def merge(self, takes: Sequence[tuple[SufficientStatistics, float]]) -> SufficientStatistics: ...
+
+    def fit_statistics(self, statistics: SufficientStatistics) -> EnsembleFit: ...
+
+    def draw_statistics(
+        self,
+        params: Params,
+        n: int,
+        sampler: Sampler,  # the family's default sampler for real rows
+        truth: Params,
+        initial: SufficientStatistics | None,
+        rng: np.random.Generator,
+    ) -> SufficientStatistics: ...
+
+
+@runtime_checkable
+class SupportsEnsembleLogProb(Protocol):
+    """An ensemble family that reuses, take by take, results of earlier generations: log p in nats, (seeds, rows)."""
+
+    def log_prob_rows(self, params: Params, takes: Sequence[EnsembleTake], rows: Columns) -> Floats: ...
+
+
+# Metrics
+
+
+@runtime_checkable
+class UsesFeatures(Protocol):
+    """A metric that measures features: they are in `Snapshot.features`, the extractor's arrays in `Snapshot.prepared`."""
+
+    @property
+    def features(self) -> FeatureExtractor: ...
+
+
+@dataclass(frozen=True, slots=True)
+class EnsembleSnapshot:
+    """One generation of many chains, as a metric sees it; every array has a leading seeds axis.
+
+    `samples` and `holdout` are empty in a run on statistics only. `takes` are the training rows (in a run on rows).
+    """
+
+    generation: int
+    family: Family
+    params: Params
+    samples: Columns
+    holdout: Columns
+    truth: Params
+    takes: Sequence[EnsembleTake] = ()
+
+
+@runtime_checkable
+class SupportsEnsembleMeasure(Protocol):
+    """A metric that measures all seeds together. `uses_rows`: True if statistics are not enough."""
+
+    uses_rows: ClassVar[bool]
+
+    def measure_ensemble(self, snap: EnsembleSnapshot) -> Mapping[str, Floats]: ...

@@ -1,0 +1,167 @@
+"""Settings that describe and check themselves: frozen dataclasses whose annotations hold bounds and one sentence each.
+
+A setting is declared as `ratio: Annotated[float, Gt(0), "synthetic rows per real row"] = 1.0`. The bounds are those of
+annotated-types, the plain string explains the setting in `selfloop list`, in `selfloop new` and in the documentation.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import MISSING, Field, fields, is_dataclass
+from functools import cache
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
+
+from annotated_types import Ge, Gt, Interval, Le, Lt, MinLen
+
+from selfloop.errors import SettingError
+
+Share = Annotated[float, Interval(ge=0, le=1)]
+PositiveFloat = Annotated[float, Gt(0)]
+MAX_SHOWN_VALUE = 80  # characters of a rejected value in an error
+KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text", Path: "a path", NoneType: "nothing"}
+
+
+class Settings:
+    """A bundle of settings. Subclasses are frozen, keyword-only dataclasses; creating one checks every setting.
+
+    Raises `SettingError`. A `__post_init__` of a subclass checks settings against each other, after `super().__post_init__()`.
+    """
+
+    def __post_init__(self) -> None:
+        for name, hint in setting_types(type(self)).items():
+            object.__setattr__(self, name, check_setting(hint, getattr(self, name), name))
+
+    def settings(self) -> dict[str, Any]:
+        """The fields by name."""
+        return {f.name: getattr(self, f.name) for f in fields(self)}  # type: ignore[arg-type]  # subclasses are dataclasses
+
+
+class SettingInfo(NamedTuple):
+    """What a setting is called, which values it takes, its default (MISSING without one) and its one-sentence description."""
+
+    name: str
+    type: str
+    default: Any
+    description: str
+
+
+def has_default_settings(settings: Any) -> bool:
+    """True if every setting has its default value; False if one has none."""
+    return all(getattr(settings, f.name) == default_of(f) for f in fields(settings))
+
+
+def default_of(f: Field[Any]) -> Any:
+    """Default value of a dataclass field; MISSING if it has none."""
+    return f.default if f.default_factory is MISSING else f.default_factory()
+
+
+def describe_fields(cls: type[Any], defaults: Any = None) -> Iterator[SettingInfo]:
+    """One entry per setting of a class. `defaults`: an instance whose values replace the defaults of the class."""
+    hints = setting_types(cls)
+    for f in fields(cls):
+        default = default_of(f) if defaults is None else getattr(defaults, f.name)
+        hint = hints.get(f.name, Any)
+        sentences = [note for note in _notes(hint) if isinstance(note, str)]
+        yield SettingInfo(f.name, describe_type(hint), default, sentences[0] if sentences else "")
+
+
+@cache
+def setting_types(cls: type[Any]) -> dict[str, Any]:
+    """Annotation of every setting of a class; empty if annotations name what only exists inside a function."""
+    try:
+        hints = get_type_hints(cls, include_extras=True)
+    except NameError:
+        return {}
+    return {f.name: hints[f.name] for f in fields(cls)}
+
+
+def check_setting(hint: Any, value: Any, name: str) -> Any:
+    """The value as its annotation types it (lists as tuples, text as paths); SettingError if it is not allowed."""
+    if is_dataclass(value) and not isinstance(value, type):
+        if any(isinstance(value, cls) for cls in _classes(hint)):
+            return value
+    elif (checked := _validated(hint, value)) is not MISSING:
+        return checked
+    shown = repr(value)
+    shown = shown if len(shown) <= MAX_SHOWN_VALUE else f"{shown[:MAX_SHOWN_VALUE]} ..."
+    raise SettingError(name, f"got {shown}; expected {describe_type(hint)}.")
+
+
+def _validated(hint: Any, value: Any) -> Any:
+    """The value as pydantic reads it without guessing; MISSING if it does not fit the annotation."""
+    from pydantic import ValidationError
+
+    adapter = _adapter(hint)
+    try:
+        return adapter.validate_python(value, strict=True)
+    except ValidationError:
+        pass
+    try:  # JSON knows no tuples and no paths: strict reading of it accepts lists and text for them, and nothing else
+        return adapter.validate_json(json.dumps(value, default=_plain), strict=True)
+    except (ValidationError, TypeError, ValueError, RecursionError):
+        return MISSING
+
+
+@cache
+def _adapter(hint: Any) -> Any:
+    from pydantic import ConfigDict, TypeAdapter
+
+    if tables := [cls for cls in _classes(hint) if is_dataclass(cls)]:  # settings tables check themselves
+        rest = [cls for cls in _classes(hint) if cls not in tables]
+        return TypeAdapter(Union[tuple(rest)] if rest else NoneType)  # noqa: UP007  # made from a list
+    return TypeAdapter(hint, config=ConfigDict(arbitrary_types_allowed=True, allow_inf_nan=False))
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Path):
+        return str(value)
+    if hasattr(value, "item") and getattr(value, "shape", None) == ():
+        return value.item()  # a number of numpy's
+    raise TypeError
+
+
+def _classes(hint: Any) -> list[type]:
+    if get_origin(hint) is Annotated:
+        return _classes(get_args(hint)[0])
+    if get_origin(hint) in (Union, UnionType):
+        return [cls for part in get_args(hint) for cls in _classes(part)]
+    return [hint] if isinstance(hint, type) else []
+
+
+def _notes(hint: Any) -> list[Any]:
+    """Metadata of an annotation, the outermost first."""
+    return list(get_args(hint)[1:][::-1]) if get_origin(hint) is Annotated else []
+
+
+def describe_type(hint: Any) -> str:
+    """Which values an annotation allows, in words: "a whole number from 1 to 9", "'adam' or 'sgd'", "a list of text"."""
+    if get_origin(hint) is Annotated:
+        return f"{describe_type(get_args(hint)[0])}{_bounds(_notes(hint))}"
+    if get_origin(hint) in (Union, UnionType):
+        parts = [describe_type(part) for part in get_args(hint) if part is not NoneType]
+        return " or ".join(dict.fromkeys(parts))
+    if get_origin(hint) is Literal:
+        return " or ".join(json.dumps(word) for word in get_args(hint))
+    if get_origin(hint) is tuple:
+        return f"a list of {describe_type(get_args(hint)[0]).removeprefix('a ')}"
+    if get_origin(hint) in (dict, Mapping):
+        return "a table"
+    return KINDS.get(hint, getattr(hint, "__name__", "a value"))
+
+
+def _bounds(notes: list[Any]) -> str:
+    low = next((note for note in notes if isinstance(note, Ge | Gt | Interval | MinLen)), None)
+    high = next((note for note in notes if isinstance(note, Le | Lt | Interval)), None)
+    at_least, above = getattr(low, "ge", None), getattr(low, "gt", None)
+    at_most, below = getattr(high, "le", None), getattr(high, "lt", None)
+    if isinstance(low, MinLen):
+        return f", at least {low.min_length}"
+    if at_least is not None and at_most is not None:
+        return f" from {at_least} to {at_most}"
+    if at_least is not None and below is None:
+        return f", {at_least} or more"
+    words = (("from", at_least), ("above", above), ("up to", at_most), ("below", below))
+    return "".join(f" {word} {bound}" for word, bound in words if bound is not None)

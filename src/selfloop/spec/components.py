@@ -1,0 +1,82 @@
+"""Components and settings from names and tables, with errors that name the key the user typed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import MISSING, fields, is_dataclass, replace
+from typing import Any, TypeVar
+
+from selfloop.component import Component
+from selfloop.errors import SettingError, SpecError, unknown_name
+from selfloop.plugins import component_class, component_names
+from selfloop.settings import check_setting, default_of, setting_types
+
+S = TypeVar("S")
+
+
+def make_component(kind: str, value: Any, key: str) -> Any:
+    """A component from a component, its name, or a table with its name and settings."""
+    if isinstance(value, Component):
+        return value
+    table = {"name": value} if isinstance(value, str) else value
+    if not isinstance(table, Mapping) or not isinstance(table.get("name"), str):
+        allowed = ", ".join(component_names(kind))
+        raise SpecError(f"{key}: got {value!r}; expected a name or a table with a name. Allowed: {allowed}.")
+    cls = component_class(kind, table["name"], f"{key}.name" if value is table else key)
+    return make_settings(cls, {name: setting for name, setting in table.items() if name != "name"}, key)
+
+
+def make_components(kind: str, values: Any, key: str) -> tuple[Any, ...]:
+    """Components of one kind, from one value or many."""
+    if not isinstance(values, str | Mapping | Component | Iterable):
+        allowed = ", ".join(component_names(kind))
+        raise SpecError(f"{key}: got {values!r}; expected a list of names or tables. Allowed: {allowed}.")
+    many = [values] if isinstance(values, str | Mapping | Component) else list(values)
+    return tuple(make_component(kind, value, f"{key}[{i}]" if len(many) > 1 else key) for i, value in enumerate(many))
+
+
+def make_settings(cls: type[S], table: Mapping[str, Any], key: str) -> S:
+    """A dataclass of settings from a table. Raises SpecError for unknown, missing and rejected settings."""
+    values = read_settings(cls, table, key)
+    required = [f.name for f in fields(cls) if default_of(f) is MISSING]  # type: ignore[arg-type]  # a dataclass
+    for name in required:
+        if name not in values:
+            raise SpecError(f"{key}.{name}: missing. {cls.__name__} needs {', '.join(required)}.")
+    with errors_under(key):
+        return cls(**values)
+
+
+def read_settings(cls: type[Any], table: Mapping[str, Any], key: str) -> dict[str, Any]:
+    """The settings in a table, checked; a table inside it changes single settings of the default."""
+    defaults, hints, values = {f.name: default_of(f) for f in fields(cls)}, setting_types(cls), {}
+    for name, value in table.items():
+        if name not in defaults:
+            raise SpecError(unknown_name(f"{key}.{name}", name, defaults, "key"))
+        default = defaults[name]
+        with errors_under(key):
+            if is_dataclass(default) and not isinstance(default, type) and isinstance(value, Mapping):
+                with errors_under(name):
+                    values[name] = replace(default, **read_settings(type(default), value, f"{key}.{name}"))
+            else:
+                values[name] = check_setting(hints.get(name, Any), value, name)
+    return values
+
+
+@contextmanager
+def errors_under(key: str) -> Iterator[None]:
+    """Errors of settings inside name the setting with `key` in front."""
+    try:
+        yield
+    except SettingError as problem:
+        raise problem.under(key) from None
+
+
+def policy_label(policy: Component, with_settings: bool) -> str:
+    """Name of a policy, with `with_settings` followed by the settings that are not default: `fresh(ratio=2)`."""
+    changed = [
+        f"{f.name}={value:g}" if isinstance(value := getattr(policy, f.name), float) else f"{f.name}={value}"
+        for f in fields(policy)  # type: ignore[arg-type]  # components are dataclasses
+        if getattr(policy, f.name) != (f.default if f.default is not MISSING else None)
+    ]
+    return f"{policy.name}({', '.join(changed)})" if changed and with_settings else policy.name

@@ -1,0 +1,79 @@
+"""Specs from TOML files, presets and `key=value` overrides."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Iterable, Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from selfloop.errors import SpecError, os_error_reason, unknown_name
+from selfloop.plugins import component_names, presets
+from selfloop.spec.spec import Spec
+
+
+def read_spec(path: str | Path, overrides: Iterable[str] = ()) -> Spec:
+    """The spec in a TOML file or a preset, with `key=value` overrides (values as in TOML)."""
+    shipped = presets()
+    if str(path) in shipped:
+        return parse_spec(shipped[str(path)].read_text(encoding="utf-8"), str(path), overrides)
+    file = Path(path)
+    try:
+        if file.is_dir():
+            raise SpecError(f"{file}: is a folder. Give the path of a TOML file, or see `selfloop list`.")
+        if not file.is_file():
+            near = unknown_name("preset", str(path), shipped).partition(".")[2] if file.suffix != ".toml" else ""
+            raise SpecError(f"{path}: no such file or preset.{near} Give the path of a TOML file, or see `selfloop list`.")
+        text = file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as problem:
+        reason = os_error_reason(problem) if isinstance(problem, OSError) else f"byte {problem.start} is not UTF-8"
+        raise SpecError(f"{path}: cannot be read ({reason}). Give a TOML file, which is UTF-8 text.") from problem
+    return parse_spec(text, str(path), overrides)
+
+
+def parse_spec(text: str, name: str, overrides: Iterable[str] = ()) -> Spec:
+    """The spec in a TOML text, with `key=value` overrides; errors of the text start with `name`."""
+    try:
+        table = tomllib.loads(text)
+    except (ValueError, RecursionError) as problem:  # TOMLDecodeError, and other errors that the parser lets through
+        raise SpecError(f"{name}: not valid TOML ({problem}). Fix that line.") from problem
+    for override in overrides:
+        _apply_override(table, override)
+    return spec_from_table(table)
+
+
+def spec_from_table(table: Mapping[str, Any]) -> Spec:
+    """The spec in a table as TOML gives it."""
+    allowed = [f.name for f in fields(Spec) if f.name != "sampler"]
+    for key in table:
+        if key not in allowed:
+            raise SpecError(unknown_name(f"spec.{key}", key, allowed, "key"))
+    for key in ("source", "family"):
+        if key not in table:
+            raise SpecError(f"{key}: missing. Add a table [{key}] with a name: {', '.join(component_names(key))}.")
+    values = dict(table)
+    if isinstance(values["family"], dict) and "sampler" in values["family"]:
+        values["sampler"] = values["family"]["sampler"]
+        values["family"] = {key: value for key, value in values["family"].items() if key != "sampler"}
+    return Spec(**values)
+
+
+def _apply_override(table: dict[str, Any], override: str) -> None:
+    key, sign, text = override.partition("=")
+    if not sign or not key.strip():
+        raise SpecError(f"--set {override!r}: expected key=value, such as --set generations=3.")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except (ValueError, RecursionError):
+        value = text  # a bare word is text
+    *parents, last = key.strip().split(".")
+    for parent in parents:
+        inner = table.setdefault(parent, {})
+        if isinstance(inner, str):
+            inner = {"name": inner}
+            table[parent] = inner
+        if not isinstance(inner, dict):
+            raise SpecError(f"--set {override!r}: {parent} is not a table, so it has no keys.")
+        table = inner
+    table[last] = value

@@ -1,0 +1,186 @@
+"""Points: one combination of a sweep's values each, with sizes filled in, checked before any work."""
+
+from __future__ import annotations
+
+import math
+import os
+import sys
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+from selfloop.component import Context, Family, Policy, Source
+from selfloop.errors import SpecError
+from selfloop.policies.schedule import ScheduleEntry, schedule
+from selfloop.protocols import (
+    CorpusSource,
+    SupportsCheck,
+    SupportsEnsemble,
+    SupportsEnsembleMeasure,
+    SupportsRelabel,
+    SupportsSufficientStatistics,
+    UsesEncoder,
+)
+from selfloop.rng import RandomStream
+from selfloop.types import Coordinates
+
+if TYPE_CHECKING:
+    from selfloop.spec.spec import Spec
+
+World = Literal["stored", "rows", "statistics"]  # where a policy runs; the last two are ensembles
+
+
+@dataclass(frozen=True)
+class Point:
+    """One combination of the sweep's values. Sizes are resolved and all checks have passed."""
+
+    coordinates: Coordinates
+    spec: Spec  # without sweep, with n and holdout filled in
+    n: int
+    holdout: int
+    worlds: tuple[World, ...]  # of each policy
+
+    @property
+    def runs_as_ensemble(self) -> bool:
+        """True if all seeds run together in memory; False if each chain's steps are stored."""
+        return self.worlds[0] != "stored"
+
+    def schedule(self, policy: Policy) -> list[ScheduleEntry]:
+        """The schedule of one policy."""
+        return list(schedule(policy, self.n, self.spec.generations))
+
+    def row_bytes(self) -> int:
+        """Bytes of one row in memory; 0 for a corpus, whose rows stay in files."""
+        if isinstance(self.spec.source, CorpusSource):
+            return 0
+        return row_bytes(self.spec.source)
+
+
+def row_bytes(source: Source) -> int:
+    """Bytes of one row of a source."""
+    return sum(np.dtype(column.dtype).itemsize * math.prod(column.shape) for column in source.schema().values())
+
+
+def memory_bytes() -> int:
+    """Bytes of memory of this machine."""
+    return 1 << 40 if sys.platform == "win32" else os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def resolve_point(spec: Spec, coordinates: Coordinates) -> Point:
+    """The point of a spec without sweep. Raises SpecError if it cannot run."""
+    n, holdout = _resolve_sizes(spec)
+    spec = replace(spec, n=n, holdout=holdout)
+    _check_abilities(spec)
+    worlds = tuple(_world(spec, policy, n) for policy in spec.policies)
+    point = Point(coordinates, spec, n, holdout, worlds)
+    _check_memory(point)
+    return point
+
+
+def _resolve_sizes(spec: Spec) -> tuple[int, int]:
+    """n and holdout; SpecError if the source has too few rows."""
+    name, size, split = spec.source.name, spec.source.n_rows(), spec.source.n_holdout()
+    if split is not None and spec.holdout not in (None, split):
+        raise SpecError(f"holdout: got {spec.holdout}; source {name} itself holds out {split} rows. Remove the key.")
+    holdout = split if split is not None else spec.holdout
+    if holdout is None:
+        holdout = 500 if size is None else round(0.3 * size)
+    if spec.n is not None:
+        n = spec.n
+    elif size is None:
+        raise SpecError(f"n: missing; source {name} is unlimited. Set n to the number of initial real rows.")
+    else:
+        n = size - holdout
+    if n < 1:
+        raise SpecError(f"holdout: got {holdout}; source {name} has {size} rows, so none is left to train on. Lower holdout.")
+    for policy in spec.policies:
+        real_rows = holdout + _count_real_rows(spec, policy, n)
+        if size is not None and real_rows > size:
+            raise SpecError(
+                f"n: policy {policy.name} with n = {n} and holdout = {holdout} needs {real_rows} real rows; "
+                f"source {name} has {size}. Lower n, holdout or generations."
+            )
+    return n, holdout
+
+
+def _count_real_rows(spec: Spec, policy: Policy, n: int) -> int:
+    """Real rows that a policy uses; on a fixed design later ones are new outcomes of the initial inputs."""
+    entries = list(schedule(policy, n, spec.generations))
+    fresh = any(entry.new_rows.real for entry in entries[1:])
+    if fresh and spec.source.has_fixed_design() and not isinstance(spec.source, SupportsRelabel):
+        raise SpecError(
+            f"policies: {policy.name} draws fresh real rows; source {spec.source.name} has none for its fixed inputs. "
+            "Choose another policy."
+        )
+    return n if spec.source.has_fixed_design() else sum(entry.new_rows.real for entry in entries)
+
+
+def check_pair(family: Family, source: Source) -> None:
+    """Raise SpecError if the family cannot model the rows of the source."""
+    if missing := set(family.required_columns) - set(source.schema()):
+        raise SpecError(
+            f"source: family {family.name} models the columns {', '.join(family.required_columns)}; {source.name} has "
+            f"{', '.join(source.schema())} and lacks {', '.join(sorted(missing))}. Choose another source or family."
+        )
+    if isinstance(family, UsesEncoder) and not isinstance(source, CorpusSource):
+        raise SpecError(
+            f"source: family {family.name} reads a corpus from files; {source.name} draws its rows. Choose a text source."
+        )
+
+
+def _check_abilities(spec: Spec) -> None:
+    """Raise SpecError if source, family and metrics do not fit together."""
+    family, source = spec.family, spec.source
+    check_pair(family, source)
+    for component in (family, *spec.metrics):
+        if isinstance(component, SupportsCheck):
+            component.check(source, spec.sampler)
+    truth = source.truth(Context(RandomStream(("probe",))))
+    for metric in spec.metrics:
+        for protocol in metric.family_protocols:
+            if not isinstance(family, protocol):
+                raise SpecError(
+                    f"metrics: {metric.name!r} needs a family with {protocol.__name__}; {family.name} has none. "
+                    "Drop the metric or choose another family."
+                )
+        if metric.uses_holdout and not spec.holdout:
+            advice = "Set it above 0." if source.n_holdout() is None else f"Change the split of source {source.name}."
+            raise SpecError(f"holdout: got 0; metric {metric.name!r} is measured on held-out real rows. {advice}")
+        if unknown := set(metric.true_params) - set(truth):
+            raise SpecError(
+                f"metrics: {metric.name!r} compares with the true {', '.join(sorted(unknown))}, which {source.name} does not "
+                "know. Choose a metric that is measured on held-out rows, such as nll."
+            )
+
+
+def _world(spec: Spec, policy: Policy, n: int) -> World:
+    """The world in which a policy runs."""
+    family, source = spec.family, spec.source
+    if spec.curators or spec.init_from != "scratch" or not isinstance(family, SupportsEnsemble | SupportsSufficientStatistics):
+        return "stored"
+    if not all(isinstance(metric, SupportsEnsembleMeasure) for metric in spec.metrics):
+        return "stored"
+    if not isinstance(family, SupportsSufficientStatistics) or source.exact_family != family.name:
+        return "rows"
+    if any(isinstance(metric, SupportsEnsembleMeasure) and metric.uses_rows for metric in spec.metrics):
+        return "rows"
+    for entry in schedule(policy, n, spec.generations):
+        partial = any(take.rows != entry.available[take.batch] for take in entry.plan.takes)
+        odd_design = source.has_fixed_design() and (entry.new_rows.synthetic % n or entry.new_rows.real % n)
+        if partial or entry.plan.budget is not None or odd_design:
+            return "rows"
+    return "statistics"
+
+
+def _check_memory(point: Point) -> None:
+    """Raise SpecError for a batch that cannot fit, before minutes of filling the memory."""
+    if all(world == "statistics" for world in point.worlds):
+        return
+    entries = (entry for policy in point.spec.policies for entry in point.schedule(policy))
+    size = point.row_bytes() * max(max(entry.new_rows.real, entry.new_rows.synthetic) for entry in entries)
+    if size > memory_bytes():
+        raise SpecError(
+            f"n: got {point.n}; a batch would be {size / 1e9:.3g} GB, this machine has {memory_bytes() / 1e9:.3g} GB of memory. "
+            "Lower n."
+        )

@@ -1,0 +1,197 @@
+"""The spec: the complete description of an experiment. A mistake in it is one sentence with its dotted key."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from functools import cached_property
+from itertools import product
+from pathlib import Path
+from typing import Any, cast
+
+from selfloop.component import Context, Criterion, Curator, Family, Metric, Policy, Sampler, Scenario, Source
+from selfloop.errors import SettingError, SpecError, unknown_name
+from selfloop.plugins import component_names
+from selfloop.policies.schedule import MAX_BATCH_ROWS
+from selfloop.protocols import SupportsLogProb
+from selfloop.rng import RandomStream
+from selfloop.settings import check_setting, setting_types
+from selfloop.spec.components import make_component, make_components, make_settings, policy_label
+from selfloop.spec.point import Point, resolve_point
+
+MAX_SEEDS, MAX_GENERATIONS = 1_000_000, 10_000  # larger values are typos that would only fill the memory
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spec:
+    """An experiment. Components may be given as objects, as names, or as tables `{"name": ..., setting: value}`."""
+
+    source: Source
+    family: Family
+    sampler: Sampler = None  # type: ignore[assignment]  # None: the family's default
+    n: int | None = None  # rows of real(1); None = all rows left after the holdout
+    holdout: int | None = None  # held-out real rows; None = 30 % of a finite source, 500 rows otherwise
+    generations: int = 10
+    seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
+    policies: tuple[Policy, ...] = ("replace", "accumulate")  # type: ignore[assignment]  # names become components
+    metrics: tuple[Metric, ...] = ()  # empty: the family's own
+    criteria: tuple[Criterion, ...] = ()  # empty: all eight
+    curators: tuple[Curator, ...] = ()
+    init_from: str | Path = "scratch"
+    sweep: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        def set_(name: str, value: object) -> None:
+            object.__setattr__(self, name, value)  # the spec is frozen after this: names and tables are resolved once
+
+        family, sampler = _family_and_sampler(self.family, self.sampler)
+        set_("family", family)
+        set_("sampler", sampler)
+        set_("source", make_component("source", self.source, "source"))
+        set_("policies", make_components("policy", self.policies, "policies"))
+        set_("metrics", self._chosen_metrics())
+        set_("criteria", make_components("criterion", self.criteria or list(component_names("criterion")), "criteria"))
+        set_("curators", make_components("curator", self.curators, "curators"))
+        set_("seeds", _parse_seeds(self.seeds))
+        set_("init_from", _parse_init_from(self.init_from))
+        if not isinstance(self.sweep, Mapping):
+            raise SpecError(f'sweep: got {self.sweep!r}; expected a table of lists, such as "family.latent" = [8, 16].')
+        set_("sweep", {key: _parse_sweep_values(key, values) for key, values in self.sweep.items()})
+        self._check()
+
+    def _chosen_metrics(self) -> tuple[Metric, ...]:
+        """The metrics of the spec; without any, those of the family that this source supports."""
+        if self.metrics:
+            return cast(tuple[Metric, ...], make_components("metric", self.metrics, "metrics"))
+        truth = set(self.source.truth(Context(RandomStream(("probe",)))))
+        usual = cast(tuple[Metric, ...], make_components("metric", self.family.default_metrics, "metrics"))
+        supported = tuple(metric for metric in usual if set(metric.true_params) <= truth)
+        if not supported and isinstance(self.family, SupportsLogProb):
+            return cast(tuple[Metric, ...], make_components("metric", ["nll"], "metrics"))  # the truth is unknown: held-out rows
+        return supported or usual
+
+    def _check(self) -> None:
+        for name, least, most in (("n", 1, MAX_BATCH_ROWS), ("holdout", 0, MAX_BATCH_ROWS), ("generations", 1, MAX_GENERATIONS)):
+            value = getattr(self, name)
+            if value is None and name != "generations":
+                continue
+            if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
+                raise SpecError(f"{name}: got {value!r}; expected a whole number from {least} to {most}.")
+        if not self.policies:
+            raise SpecError(f"policies: got none; expected at least one of {', '.join(component_names('policy'))}.")
+        for key, names in (
+            ("policies", self.policy_labels()),
+            ("metrics", [metric.name for metric in self.metrics]),
+            ("criteria", [criterion.name for criterion in self.criteria]),
+        ):
+            twice = [name for i, name in enumerate(names) if name in names[:i]]
+            if twice:
+                raise SpecError(f"{key}: {twice[0]} is named twice. Name it once.")
+
+    def points(self) -> tuple[Point, ...]:
+        """The points of the sweep (one without a sweep) in the spec's order, with sizes filled in and every check passed."""
+        return self._points
+
+    @cached_property
+    def _points(self) -> tuple[Point, ...]:
+        plain, points = replace(self, sweep={}), []
+        for values in product(*self.sweep.values()):
+            coordinates = tuple(zip(self.sweep, values, strict=True))
+            points.append(resolve_point(with_values(plain, dict(coordinates)), coordinates))
+        return tuple(points)
+
+    def policy_labels(self) -> tuple[str, ...]:
+        """The policies' names, with the changed settings if two share a name."""
+        names = [policy.name for policy in self.policies]
+        return tuple(policy_label(policy, names.count(policy.name) > 1) for policy in self.policies)
+
+    def risk_metric(self) -> str | None:
+        """The metric that stands for risk: the first of which lower is better."""
+        return next((metric.name for metric in self.metrics if metric.better == "lower"), None)
+
+    def scenario(self, policy: Policy, n: int) -> Scenario:
+        """The scenario that laws and published curves are matched to."""
+        curated, init_from = bool(self.curators), str(self.init_from)
+        return Scenario(policy, self.source, self.family, self.sampler, n, self.generations, curated, init_from)
+
+
+def _family_and_sampler(family: Any, sampler: Any) -> tuple[Family, Sampler]:
+    made = cast(Family, make_component("family", family, "family"))
+    if sampler is None:
+        return made, made.sampler_class()
+    if isinstance(sampler, Sampler):
+        if not isinstance(sampler, made.sampler_class):
+            raise SpecError(f"sampler: got {type(sampler).__name__}; family {made.name} takes {made.sampler_class.__name__}.")
+        return made, sampler
+    if not isinstance(sampler, Mapping):
+        raise SpecError(f"family.sampler: got {sampler!r}; expected a table of settings.")
+    return made, make_settings(made.sampler_class, sampler, "family.sampler")
+
+
+def _parse_init_from(init_from: Any) -> str | Path:
+    if init_from in ("scratch", "previous"):
+        return cast(str, init_from)
+    if not isinstance(init_from, str | Path) or not Path(init_from).is_file():
+        raise SpecError(f"init_from: got {init_from!r}; expected 'scratch', 'previous', or a model's safetensors file.")
+    return Path(init_from)
+
+
+def _parse_seeds(seeds: Any) -> tuple[int, ...]:
+    many = range(seeds) if isinstance(seeds, int) and not isinstance(seeds, bool) else seeds
+    if isinstance(seeds, int) and seeds > MAX_SEEDS:
+        raise SpecError(f"seeds: got {seeds}; expected at most {MAX_SEEDS}.")
+    if not isinstance(many, Sequence) or isinstance(many, str) or not all(type(s) is int and s >= 0 for s in many) or not many:
+        raise SpecError(f"seeds: got {seeds!r}; expected a number of seeds of at least 1, or a list of whole numbers.")
+    if len(set(many)) < len(many):
+        raise SpecError(f"seeds: got {list(many)}; a seed is named twice. Name every seed once.")
+    return tuple(many)
+
+
+def _parse_sweep_values(key: str, values: Any) -> tuple[Any, ...]:
+    if not isinstance(values, list | tuple) or not values:
+        raise SpecError(f"sweep.{key}: got {values!r}; expected a list of values.")
+    parsed = tuple(tuple(value) if isinstance(value, list) else value for value in values)
+    for i, value in enumerate(parsed):
+        items = value if isinstance(value, tuple) else (value,)
+        if not all(isinstance(item, str | int | float) for item in items):
+            raise SpecError(f"sweep.{key}: got {value!r}; expected numbers, names or lists of them. Use a spec per table.")
+        if value in parsed[:i]:
+            raise SpecError(f"sweep.{key}: {value!r} is named twice. Name every value once.")
+    return parsed
+
+
+def with_values(spec: Spec, values: Mapping[str, Any]) -> Spec:
+    """The spec with dotted keys set: "n", "family.latent", "family.sampler.temperature", "source.noise"."""
+    for key, value in values.items():
+        spec = _with_value(spec, key, value)
+    return spec
+
+
+def _with_value(spec: Spec, key: str, value: Any) -> Spec:
+    head, _, rest = key.partition(".")
+    if head == "family" and rest.startswith("sampler."):
+        head, rest = "sampler", rest.removeprefix("sampler.")
+    if head in ("source", "family", "sampler") and rest:
+        try:
+            return replace(spec, **{head: _with_setting(getattr(spec, head), rest, value)})
+        except SettingError as problem:
+            parent = "family.sampler" if head == "sampler" else head
+            raise problem.under(f"sweep.{parent}") from None
+    if rest or head not in ("n", "holdout", "generations", "init_from"):
+        allowed = ["n", "holdout", "generations", "init_from", "source.*", "family.*", "family.sampler.*"]
+        raise SpecError(unknown_name(f"sweep.{key}", key, allowed, "key"))
+    return replace(spec, **{head: value})
+
+
+def _with_setting(settings: Any, key: str, value: Any) -> Any:
+    name, _, rest = key.partition(".")
+    allowed = [f.name for f in fields(settings)]
+    if name not in allowed:
+        problem = unknown_name("", name, allowed).removeprefix(": ")
+        raise SettingError(name, problem)
+    if not rest:
+        return replace(settings, **{name: check_setting(setting_types(type(settings)).get(name, Any), value, name)})
+    try:
+        return replace(settings, **{name: _with_setting(getattr(settings, name), rest, value)})
+    except SettingError as inner:
+        raise inner if inner.setting == name else inner.under(name) from None
