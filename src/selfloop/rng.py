@@ -11,6 +11,19 @@ import numpy.typing as npt
 from numpy.random.bit_generator import ISeedSequence
 
 
+SPLITMIX_STEP = np.uint64(0x9E3779B97F4A7C15)  # 2^64 / golden ratio, odd: distance of successive SplitMix64 states
+
+
+def splitmix64(states: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
+    """Output function of SplitMix64 for every state, a bijection of 64-bit integers (Steele, Lea and Flood 2014).
+
+    The n-th number of the generator with seed s is `splitmix64(s + n * SPLITMIX_STEP)` modulo 2^64.
+    """
+    z = (states ^ (states >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return z ^ (z >> np.uint64(31))
+
+
 @dataclass(frozen=True, slots=True)
 class RandomStream:
     """A source of randomness with a stable identity: equal paths give equal numbers, on any machine and in any order."""
