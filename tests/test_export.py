@@ -25,7 +25,7 @@ from selfloop.errors import ChainEndedError, MissingExtraError, SpecError
 from selfloop.families.finetune import hf_model
 from selfloop.families.finetune.family import Finetune, Lora
 from selfloop.families.nn import trainer
-from selfloop.families.nn.settings import Training
+from selfloop.families.nn.settings import TrainingSettings
 from selfloop.families.transformer.config import Shape
 from selfloop.families.transformer.family import Transformer
 from selfloop.families.transformer.hf_export import config_of, export_shape, shape_of
@@ -62,7 +62,7 @@ def learned(base):
 
 
 def network_of(shape):
-    with trainer.seeded(RandomStream(("network",))):
+    with trainer.seed_torch(RandomStream(("network",))):
         model = Network(shape)
         with torch.no_grad():
             for p in model.parameters():
@@ -116,7 +116,7 @@ def test_an_exported_transformer_gives_our_logits_and_says_what_it_is(tmp_path, 
 @pytest.mark.parametrize("arch", ["gpt2", "llama"])
 def test_the_transformer_family_exports_the_model_that_it_measures(tmp_path, arch):
     scratch = Transformer(arch=arch, layers=1, hidden=16, heads=2, context=64, vocab=300, packing="documents",
-                          training=Training(steps=4, batch=4, learning_rate=0.01))  # fmt: skip
+                          training=TrainingSettings(steps=4, batch_size=4, learning_rate=0.01))  # fmt: skip
     text = {"text": Ragged.of_bytes([each.encode() for each in TEXTS])}
     encoder = scratch.encoder()
     learned = encoder.prepare([text], HERE)
@@ -145,7 +145,7 @@ def test_weights_can_be_written_as_bfloat16(tmp_path, learned):
 
 @pytest.mark.parametrize(("arch", "lora"), [("gpt2", None), ("llama", Lora(rank=2)), ("gpt_neox", Lora(rank=2))])
 def test_an_exported_fine_tuned_model_is_the_merged_one_and_its_pipeline_samples(tmp_path, base, arch, lora):
-    tuned = Finetune(base=base(arch), context=POSITIONS, lora=lora, training=Training(steps=8, batch=8, learning_rate=3e-3))
+    tuned = Finetune(base=base(arch), context=POSITIONS, lora=lora, training=TrainingSettings(steps=8, batch_size=8, learning_rate=3e-3))
     params = tuned.fit(samples_of(tuned), HERE, None)
     tuned.export(params, tmp_path, "float32")
     theirs, tokenizer = AutoModelForCausalLM.from_pretrained(tmp_path), AutoTokenizer.from_pretrained(tmp_path)
@@ -197,7 +197,7 @@ def test_samples_are_written_as_tables_and_lines(tmp_path):
     exact = load_file(tmp_path / "safetensors" / "samples.safetensors")["x"]
     assert len(exact) == 20
     assert all(np.array_equal(np.asarray(values), exact) for values in (csv, lines, parquet))
-    with pytest.raises(SpecError, match="--format png: the rows are no images"):
+    with pytest.raises(SpecError, match="--format png: the rows are not images"):
         export_samples(found, tmp_path / "png", "png")
     with pytest.raises(SpecError, match=r"--format: unknown name 'jsnl'. Did you mean 'jsonl'"):
         export_samples(found, tmp_path / "png", "jsnl")
@@ -208,7 +208,7 @@ def test_molecules_are_written_as_an_sdf_file_that_is_a_source_again(tmp_path):
     spec = run(
         Spec(
             source={"name": "smiles", "molecules": 20, "conformers": 2},
-            family={"name": "geodiff", "hidden": 8, "interactions": 1, "levels": 20, "training": {"steps": 3, "batch": 8}},
+            family={"name": "geodiff", "hidden": 8, "interactions": 1, "noise_levels": 20, "training": {"steps": 3, "batch_size": 8}},
             n=20, generations=1, seeds=1, policies=["replace"], metrics=["denoising_loss"],
         ),
         tmp_path / "store",
@@ -227,13 +227,13 @@ def test_molecules_are_written_as_an_sdf_file_that_is_a_source_again(tmp_path):
     line = json.loads((tmp_path / "lines" / "samples.jsonl").read_text().splitlines()[0])
     assert line["smiles"] == rows["smiles"][np.array([0])].values.tobytes().decode()
     assert line["z"] == rows["z"].values[: rows["z"].offsets[1]].tolist()
-    with pytest.raises(SpecError, match="--format png: the rows are no images"):
+    with pytest.raises(SpecError, match="--format png: the rows are not images"):
         export_samples(found, tmp_path / "png", "png")
 
 
 def test_what_is_no_molecule_has_no_sdf_file(tmp_path):
     found = find(run(tiny.tiny_spec(), tmp_path / "store"), tmp_path / "store", "replace")
-    with pytest.raises(SpecError, match="--format sdf: the rows are no molecules"):
+    with pytest.raises(SpecError, match="--format sdf: the rows are not molecules"):
         export_samples(found, tmp_path / "out", "sdf")
 
 

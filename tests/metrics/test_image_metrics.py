@@ -5,7 +5,7 @@ import pytest
 
 import selfloop
 from selfloop.component import Context, Family, Sampler, Snapshot
-from selfloop.families.nn.settings import Training
+from selfloop.families.nn.settings import TrainingSettings
 from selfloop.families.vae.family import Vae
 from selfloop.metrics.image_distances import Frechet
 from selfloop.metrics.image_features import ImageFeatureExtractor
@@ -88,7 +88,7 @@ def test_blocks_of_rows_change_no_number(monkeypatch):
 
 
 def test_negative_elbo_is_the_sum_of_its_parts_and_the_same_each_time():
-    vae = Vae(training=Training(steps=30))
+    vae = Vae(training=TrainingSettings(steps=30))
     assert isinstance(vae, SupportsElbo)
     params = vae.fit(TrainingRows(((REAL, None, 1.0),)), Context(RandomStream(("fit",))), None)
     first, again = (NegativeElbo().measure(snapshot(vae, params), CTX) for _ in range(2))
@@ -99,7 +99,7 @@ def test_negative_elbo_is_the_sum_of_its_parts_and_the_same_each_time():
 
 def test_the_likelihood_of_more_samples_is_a_tighter_bound_and_the_same_each_time():
     """Burda et al. 2015, theorem 1; one sample is the evidence bound up to noise, with the likelihood's constant."""
-    vae = Vae(training=Training(steps=200))
+    vae = Vae(training=TrainingSettings(steps=200))
     params = vae.fit(TrainingRows(((REAL, None, 1.0),)), Context(RandomStream(("fit",))), None)
     one, some, many = (LogLikelihood(samples=k).measure(snapshot(vae, params), CTX)["log_likelihood"] for k in (1, 10, 200))
     bound = -NegativeElbo().measure(snapshot(vae, params), CTX)["negative_elbo"] - 64 * np.log(vae.sigma * np.sqrt(2 * np.pi))
@@ -113,7 +113,7 @@ def test_without_sampled_rows_there_is_no_number():
 
 
 def test_one_held_out_row_is_too_few_for_a_distance_and_no_traceback(tmp_path):
-    family = {"name": "vae", "latent": 2, "hidden": 8, "training": {"steps": 2, "batch": 8}}
+    family = {"name": "vae", "latent": 2, "hidden": 8, "training": {"steps": 2, "batch_size": 8}}
     spec = Spec(source="digits", family=family, n=12, holdout=1, generations=1, policies=["replace"])
     rows = {row.metric: row for row in selfloop.run(spec, tmp_path).rows}
     assert (rows["frechet"].value, rows["frechet"].status) == (None, "not_finite")

@@ -9,6 +9,7 @@ import pytest
 
 from selfloop.component import Context, Family, Sampler, Snapshot
 from selfloop.errors import ChainEndedError, SpecError
+from selfloop.formats.molecules import add_conformers, build_molecule, ragged_row
 from selfloop.metrics.conformers import ConformerCoverage, ConformerDiversity, covered, rmsd_between
 from selfloop.metrics.molecules import (
     Clashes,
@@ -16,9 +17,6 @@ from selfloop.metrics.molecules import (
     RetriedShare,
     StrainEnergy,
     mean_distance,
-    molecule_of,
-    ragged_row,
-    with_conformers,
 )
 from selfloop.rng import RandomStream
 from selfloop.types import Ragged, count_rows, select_rows
@@ -71,7 +69,7 @@ def measured(metric, new, initial, **more):
 
 def test_molecules_are_rebuilt_with_charges_and_aromatic_rings(rows):
     for i in range(0, count_rows(rows), 4):
-        mol = molecule_of(rows, i)
+        mol = build_molecule(rows, i)
         assert Chem.MolToSmiles(Chem.RemoveHs(mol)) == ragged_row(rows, "smiles", i).tobytes().decode()
         assert sum(atom.GetTotalNumHs() for atom in mol.GetAtoms()) == 0
         assert not any(atom.GetNumRadicalElectrons() for atom in mol.GetAtoms())
@@ -97,7 +95,7 @@ def by_hand(rows):
     """Every bond's length and every angle's size by kind, one after another."""
     lengths, angles = {}, {}
     for i in range(count_rows(rows)):
-        mol = with_conformers(molecule_of(rows, i), [ragged_row(rows, "position", i)])
+        mol = add_conformers(build_molecule(rows, i), [ragged_row(rows, "position", i)])
         conformer = mol.GetConformer()
         for bond in mol.GetBonds():
             ends = bond.GetBeginAtom(), bond.GetEndAtom()
@@ -275,7 +273,7 @@ def symmetric(tmp_path_factory):
 
 def test_distances_are_over_symmetric_numberings_and_a_plain_one_is_not(symmetric):
     for i in (0, 2):
-        mol, at = molecule_of(symmetric, i), ragged_row(symmetric, "position", i)
+        mol, at = build_molecule(symmetric, i), ragged_row(symmetric, "position", i)
         numberings = mol.GetSubstructMatches(mol, uniquify=False, maxMatches=100000)
         heavy = ragged_row(symmetric, "z", i) > 1
         other = max((at[list(order)] for order in numberings), key=lambda other: plain_rmsd(at[heavy], other[heavy]))
@@ -287,7 +285,7 @@ def test_distances_are_the_least_over_all_numberings(symmetric):
     noise = np.random.default_rng(1)
     at = ragged_row(symmetric, "position", 2).astype(np.float64)
     other = at + 0.4 * noise.normal(size=at.shape)
-    mol = molecule_of(symmetric, 2)
+    mol = build_molecule(symmetric, 2)
     heavy = Chem.RemoveHs(mol)
     atoms = [atom.GetIdx() for atom in mol.GetAtoms() if atom.GetAtomicNum() > 1]
     numberings = heavy.GetSubstructMatches(heavy, uniquify=False)
@@ -315,7 +313,7 @@ def test_diversity_is_the_mean_distance_between_rows_of_a_molecule(rows):
 
 def test_strain_is_the_energy_above_the_mean_of_the_molecule_s_real_rows(rows):
     some = select_rows(rows, np.arange(8))
-    mols = [with_conformers(molecule_of(some, i), [ragged_row(some, "position", i)]) for i in range(8)]
+    mols = [add_conformers(build_molecule(some, i), [ragged_row(some, "position", i)]) for i in range(8)]
     energies = []
     for mol in mols:
         properties = rdForceFieldHelpers.MMFFGetMoleculeProperties(mol)

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable, Iterator, Set
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, cast
-
-import numpy as np
 
 from selfloop.engine.run import Task, resolved_points, run_task, runs_as_ensemble
 from selfloop.engine.steps import fit, sample, sample_curated
 from selfloop.errors import SpecError, missing_extra, unknown_name
+from selfloop.formats.images import find_images, write_pngs
+from selfloop.formats.jsonl import write_jsonl
+from selfloop.formats.molecules import MOLECULE_COLUMNS, require_rdkit, write_sdf
 from selfloop.formats.safetensors import to_safetensors
+from selfloop.formats.tables import write_csv, write_parquet
 from selfloop.protocols import SupportsExport, UsesEncoder
 from selfloop.spec.spec import Spec
 from selfloop.spec.write import spec_text
@@ -139,83 +139,32 @@ def _new_folder(folder: Path) -> Iterator[Path]:
 
 
 def _usual(rows: Columns) -> str:
-    if _images(rows) is not None:
+    if find_images(rows) is not None:
         return "png"
-    if _are_molecules(rows):
+    if rows.keys() >= MOLECULE_COLUMNS:
         return "sdf"
     return "jsonl" if any(isinstance(column, Ragged) for column in rows.values()) else "csv"
 
 
-def _images(rows: Columns) -> Any:
-    """The column of images: bytes (height, width) or (height, width, depth)."""
-    dense = [column for column in rows.values() if not isinstance(column, Ragged)]
-    return next((c for c in dense if c.dtype == np.uint8 and (c.ndim == 3 or (c.ndim == 4 and c.shape[3] in (1, 3)))), None)
+def _write_parquet_file(rows: Columns, folder: Path, text_columns: Set[str]) -> None:
+    try:
+        write_parquet(rows, folder / "samples.parquet", text_columns)
+    except ImportError:
+        raise missing_extra("--format parquet", "pyarrow") from None
 
 
-def _are_molecules(rows: Columns) -> bool:
-    return {"z", "charge", "edges", "edge_type", "smiles", "position"} <= rows.keys()
-
-
-def _values(rows: Columns, texts: Set[str]) -> dict[str, list[Any]]:
-    """Columns as plain values, those of `texts` as strings."""
-    plain = dict[str, list[Any]]()
-    for name, column in rows.items():
-        if isinstance(column, Ragged):
-            parts = [column.values[a:b] for a, b in zip(column.offsets, column.offsets[1:], strict=False)]
-            plain[name] = [part.tobytes().decode("utf-8", "replace") if name in texts else part.tolist() for part in parts]
-        else:
-            plain[name] = column.tolist()
-    return plain
-
-
-def _write_jsonl(rows: Columns, folder: Path, texts: Set[str]) -> None:
-    values = _values(rows, texts)
-    with (folder / "samples.jsonl").open("w", encoding="utf-8") as file:
-        for row in zip(*values.values(), strict=True):
-            file.write(json.dumps(dict(zip(values, row, strict=True)), ensure_ascii=False) + "\n")
-
-
-def _write_table(rows: Columns, folder: Path, texts: Set[str], kind: str) -> None:
-    import pandas as pd
-
-    if kind == "parquet":
-        try:
-            pd.DataFrame(_values(rows, texts)).to_parquet(folder / "samples.parquet", index=False)
-        except ImportError:
-            raise missing_extra("--format parquet", "pyarrow") from None
-        return
-    flat = dict[str, Any]()
-    for name, column in rows.items():
-        if isinstance(column, Ragged) or column.ndim == 1:
-            flat[name] = _values({name: column}, texts)[name]
-        else:
-            parts = column.reshape(len(column), -1)
-            flat |= {f"{name}[{i}]": parts[:, i] for i in range(parts.shape[1])}
-    pd.DataFrame(flat).to_csv(folder / "samples.csv", index=False)
-
-
-def _write_png(rows: Columns, folder: Path, texts: Set[str]) -> None:
-    from PIL import Image
-
-    images = _images(rows)
+def _write_png_files(rows: Columns, folder: Path, text_columns: Set[str]) -> None:
+    images = find_images(rows)
     if images is None:
-        raise SpecError(f"--format png: the rows are no images. Choose another of {', '.join(FORMATS)}.")
-    for i, image in enumerate(images):
-        Image.fromarray(image[..., 0] if image.shape[2:] == (1,) else image).save(folder / f"{i:06d}.png")
+        raise SpecError(f"--format png: the rows are not images. Choose another of {', '.join(FORMATS)}.")
+    write_pngs(images, folder)
 
 
-def _write_sdf(rows: Columns, folder: Path, texts: Set[str]) -> None:
-    if not _are_molecules(rows):
-        raise SpecError(f"--format sdf: the rows are no molecules. Choose another of {', '.join(FORMATS)}.")
-    from selfloop.metrics.molecules import molecule_of, ragged_row, require_rdkit, with_conformers
-
-    chem = require_rdkit("--format sdf")
-    with chem.SDWriter(str(folder / "samples.sdf")) as writer:
-        for i in range(count_rows(rows)):
-            mol = with_conformers(molecule_of(rows, i), [ragged_row(rows, "position", i)])
-            for tag in ("_Name", "SMILES"):  # conformers of a molecule belong together, whatever their shape has become
-                mol.SetProp(tag, ragged_row(rows, "smiles", i).tobytes().decode())
-            writer.write(mol)
+def _write_sdf_file(rows: Columns, folder: Path, text_columns: Set[str]) -> None:
+    if not rows.keys() >= MOLECULE_COLUMNS:
+        raise SpecError(f"--format sdf: the rows are not molecules. Choose another of {', '.join(FORMATS)}.")
+    require_rdkit("--format sdf")
+    write_sdf(rows, folder / "samples.sdf")
 
 
 def _write_arrays(columns: Columns, file: Path) -> None:
@@ -224,10 +173,10 @@ def _write_arrays(columns: Columns, file: Path) -> None:
 
 
 FORMATS: dict[str, Callable[[Columns, Path, Set[str]], None]] = {
-    "jsonl": _write_jsonl,
-    "csv": partial(_write_table, kind="csv"),
-    "parquet": partial(_write_table, kind="parquet"),
-    "png": _write_png,
-    "sdf": _write_sdf,
+    "jsonl": lambda rows, folder, text_columns: write_jsonl(rows, folder / "samples.jsonl", text_columns),
+    "csv": lambda rows, folder, text_columns: write_csv(rows, folder / "samples.csv", text_columns),
+    "parquet": _write_parquet_file,
+    "png": _write_png_files,
+    "sdf": _write_sdf_file,
     "safetensors": lambda rows, folder, _: _write_arrays(rows, folder / "samples.safetensors"),
 }

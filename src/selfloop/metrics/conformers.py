@@ -10,7 +10,8 @@ import numpy as np
 
 from selfloop.component import Context, Metric, Snapshot
 from selfloop.errors import ChainEndedError, SpecError
-from selfloop.metrics.molecules import check_count, molecule_of, molecules_in, ragged_row, require_rdkit, with_conformers
+from selfloop.formats.molecules import add_conformers, build_molecule, ragged_row, require_rdkit
+from selfloop.metrics.molecules import check_count, molecules_in
 from selfloop.types import Array, Columns, Floats, Ints, select_rows
 
 MATCHES = 2000  # symmetric numberings of a molecule that are tried; with more of them a distance may come out too large
@@ -79,7 +80,7 @@ def rmsd_between(rows: Columns, i: int, conformers: Sequence[Array], threads: in
     from rdkit import Chem
     from rdkit.Chem import rdMolAlign
 
-    mol = Chem.RemoveHs(with_conformers(molecule_of(rows, i), list(conformers)))
+    mol = Chem.RemoveHs(add_conformers(build_molecule(rows, i), list(conformers)))
     apart = np.zeros((len(conformers), len(conformers)))
     below = np.tril_indices(len(conformers), -1)
     apart[below] = rdMolAlign.GetAllConformerBestRMS(mol, numThreads=threads, maxMatches=MATCHES)

@@ -20,7 +20,7 @@ from torch.nn import functional
 from selfloop.component import Context
 from selfloop.errors import SpecError, missing_extra
 from selfloop.families.nn import trainer
-from selfloop.families.nn.settings import Training
+from selfloop.families.nn.settings import TrainingSettings
 from selfloop.families.vae.network import as_tensor, height_width_depth, scale
 from selfloop.types import Array, Params
 
@@ -47,7 +47,7 @@ def train(images: Array, targets: Params, dimensions: int, epochs: int, ctx: Con
     turns = (0, 1, 2, 3) if rows.shape[2] == rows.shape[3] else (0, 2)
     classes = int(known["class"].max()) + 1 if "class" in known else 0
     outputs = classes + (known["attributes"].shape[1] if "attributes" in known else 0)
-    with trainer.seeded(ctx.stream.child("init")):
+    with trainer.seed_torch(ctx.stream.child("init")):
         model = _classifier(tuple(rows.shape[1:]), dimensions, outputs or len(turns))
 
     def loss(indices: Tensor) -> Tensor:
@@ -62,9 +62,9 @@ def train(images: Array, targets: Params, dimensions: int, epochs: int, ctx: Con
             total = total + functional.binary_cross_entropy_with_logits(logits[:, classes:], wanted, reduction="none").sum(1)
         return total
 
-    steps = max(Training(epochs=epochs, batch=BATCH).steps_for(len(rows)), LEAST_STEPS)
-    settings = Training(steps=steps, batch=BATCH, learning_rate=RATE, weight_decay=0.01, warmup=0.05)
-    arrays = trainer.fit(trainer.Task(model, loss, np.ones(len(rows))), settings, ctx, None)
+    steps = max(TrainingSettings(epochs=epochs, batch_size=BATCH).count_steps(len(rows)), LEAST_STEPS)
+    settings = TrainingSettings(steps=steps, batch_size=BATCH, learning_rate=RATE, weight_decay=0.01, warmup=0.05)
+    arrays = trainer.fit(trainer.TrainingProblem(model, loss, np.ones(len(rows))), settings, ctx, None)
     return arrays | {"outputs": np.array(outputs or len(turns))}
 
 
@@ -72,7 +72,7 @@ def trained(shape: tuple[int, ...], dimensions: int, prepared: Params, ctx: Cont
     """The classifier that `train` gave, for images (height, width[, depth])."""
     height, width, depth = height_width_depth(shape)
     outputs = int(prepared["outputs"])
-    model = trainer.loaded(lambda: _classifier((depth, height, width), dimensions, outputs), prepared, ctx)
+    model = trainer.load_network(lambda: _classifier((depth, height, width), dimensions, outputs), prepared, ctx)
 
     def network(images: Tensor) -> tuple[Tensor, Tensor]:
         features = model[:-2](scale(images))

@@ -4,55 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, cast
+from typing import ClassVar, cast
 
 import numpy as np
 
 from selfloop.component import Context, Metric, Snapshot
-from selfloop.errors import SpecError, missing_extra
-from selfloop.types import Array, Columns, Floats, Ints, Ragged, count_rows, select_rows
+from selfloop.errors import SpecError
+from selfloop.formats.molecules import MAX_BOND_TYPE, add_conformers, build_molecule, ragged_row, require_rdkit
+from selfloop.types import Columns, Floats, Ints, Ragged, count_rows, select_rows
 
-BONDS = 22  # kinds of edges that are bonds; those above are pairs two and three bonds apart
 KINDS = 1 << 5  # of edges, when they are coded together with elements
 ELEMENTS = 1 << 7
-
-
-def require_rdkit(key: str) -> Any:
-    """RDKit's `Chem`; MissingExtraError where it is not installed."""
-    try:
-        from rdkit import Chem
-    except ModuleNotFoundError:
-        raise missing_extra(key, "rdkit") from None
-    return Chem
-
-
-def ragged_row(rows: Columns, name: str, i: int) -> Array:
-    """Row i of a ragged column."""
-    column = cast(Ragged, rows[name])
-    return column.values[column.offsets[i] : column.offsets[i + 1]]
-
-
-def molecule_of(rows: Columns, i: int) -> Any:
-    """The RDKit molecule of row i, sanitised and without coordinates: all its hydrogens are atoms, in the row's order."""
-    from rdkit import Chem
-
-    mol = Chem.RWMol()
-    for number, charge in zip(ragged_row(rows, "z", i).tolist(), ragged_row(rows, "charge", i).tolist(), strict=True):
-        atom = Chem.Atom(number)
-        atom.SetFormalCharge(charge)
-        atom.SetNoImplicit(True)
-        mol.AddAtom(atom)
-    for (begin, end), kind in zip(
-        ragged_row(rows, "edges", i).tolist(), ragged_row(rows, "edge_type", i).tolist(), strict=True
-    ):
-        if kind <= BONDS:
-            mol.AddBond(begin, end, Chem.BondType.values[kind])
-    for bond in mol.GetBonds():
-        if bond.GetBondType() == Chem.BondType.AROMATIC:
-            for part in (bond, bond.GetBeginAtom(), bond.GetEndAtom()):
-                part.SetIsAromatic(True)
-    Chem.SanitizeMol(mol)
-    return mol
 
 
 def molecules_in(rows: Columns, most: int) -> dict[int, Ints]:
@@ -97,7 +59,7 @@ def _bonds_and_angles(rows: Columns) -> tuple[tuple[Ints, Floats], tuple[Ints, F
     """Kind and length (ångström) of every bond, kind and size (degrees) of every angle between two bonds of an atom."""
     z, edges, edge_type, position = (cast(Ragged, rows[name]) for name in ("z", "edges", "edge_type", "position"))
     types = edge_type.values.astype(np.int64)
-    bonds = np.flatnonzero(types <= BONDS)
+    bonds = np.flatnonzero(types <= MAX_BOND_TYPE)
     start = np.repeat(z.offsets[:-1], np.diff(edges.offsets))[bonds]
     one, other = (edges.values[bonds].astype(np.int64) + start[:, None]).T
     kind, number, at = types[bonds], z.values.astype(np.int64), position.values.astype(np.float64)
@@ -211,24 +173,12 @@ def _energies(places: list[tuple[Columns, int]]) -> Floats | None:
     """MMFF94 energies of rows of one molecule; None without parameters. What is not finite ranks highest."""
     from rdkit.Chem import rdForceFieldHelpers
 
-    mol = with_conformers(molecule_of(*places[0]), [ragged_row(rows, "position", i) for rows, i in places])
+    mol = add_conformers(build_molecule(*places[0]), [ragged_row(rows, "position", i) for rows, i in places])
     properties = rdForceFieldHelpers.MMFFGetMoleculeProperties(mol)
     if properties is None:
         return None
     fields = (rdForceFieldHelpers.MMFFGetMoleculeForceField(mol, properties, confId=k) for k in range(len(places)))
     return np.nan_to_num(np.array([field.CalcEnergy() for field in fields], np.float64), nan=np.inf, posinf=np.inf)
-
-
-def with_conformers(mol: Any, positions: list[Array]) -> Any:
-    """The molecule with those conformers, numbered from 0."""
-    from rdkit import Chem
-
-    for number, at in enumerate(positions):
-        conformer = Chem.Conformer(len(at))
-        conformer.SetPositions(np.ascontiguousarray(at, np.float64))
-        conformer.SetId(number)
-        mol.AddConformer(conformer)
-    return mol
 
 
 @dataclass(frozen=True, kw_only=True)

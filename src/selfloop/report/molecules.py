@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from selfloop.metrics.molecules import BONDS, ragged_row
+from selfloop.formats.molecules import MAX_BOND_TYPE, ragged_row
 from selfloop.report.picture_grid import GAP, generations_of, picture_of, text_at
 from selfloop.report.theme import MUTED, PAPER, Style
 from selfloop.report.values import Gallery
@@ -105,7 +105,7 @@ def _molecule(columns: Columns, number: int) -> Molecule | None:
     if not len(rows):
         return None
     z, places, edges, kinds = (ragged_row(columns, name, int(rows[0])) for name in COLUMNS)
-    bonds = edges.astype(np.int64).reshape(-1, 2)[kinds.astype(np.int64) <= BONDS]
+    bonds = edges.astype(np.int64).reshape(-1, 2)[kinds.astype(np.int64) <= MAX_BOND_TYPE]
     return Molecule(z.astype(np.int64), places.astype(np.float64).reshape(-1, 3), bonds)
 
 

@@ -1,0 +1,44 @@
+"""Columns as CSV and Parquet files."""
+
+from __future__ import annotations
+
+from collections.abc import Set
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from selfloop.types import Columns, Ragged
+
+
+def to_python_values(rows: Columns, text_columns: Set[str]) -> dict[str, list[Any]]:
+    """Columns as lists of Python values; rows of `text_columns` (UTF-8 bytes) as strings."""
+    values = dict[str, list[Any]]()
+    for name, column in rows.items():
+        if not isinstance(column, Ragged):
+            values[name] = column.tolist()
+        elif name in text_columns:
+            values[name] = [row.decode("utf-8", "replace") for row in column.to_bytes()]
+        else:
+            values[name] = [column.values[start:end].tolist() for start, end in pairwise(column.offsets)]
+    return values
+
+
+def write_parquet(rows: Columns, path: Path, text_columns: Set[str]) -> None:
+    """Write a Parquet file. Raises ImportError without pyarrow."""
+    import pandas as pd
+
+    pd.DataFrame(to_python_values(rows, text_columns)).to_parquet(path, index=False)
+
+
+def write_csv(rows: Columns, path: Path, text_columns: Set[str]) -> None:
+    """Write a CSV file. An array with several values per row becomes the columns `name[0]`, `name[1]`, ..."""
+    import pandas as pd
+
+    flat = dict[str, Any]()
+    for name, column in rows.items():
+        if isinstance(column, Ragged) or column.ndim == 1:
+            flat |= to_python_values({name: column}, text_columns)
+        else:
+            values = column.reshape(len(column), -1)
+            flat |= {f"{name}[{i}]": values[:, i] for i in range(values.shape[1])}
+    pd.DataFrame(flat).to_csv(path, index=False)
