@@ -1,37 +1,36 @@
-"""Policies are arithmetic: every built-in one keeps to its definition for any n and any generation."""
+"""Every built-in policy agrees with its definition for any n and any generation."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from selfloop.component import Policy
-from selfloop.engine.loop import ScheduleEntry, schedule
-from selfloop.errors import SpecError
+from selfloop.errors import SettingError, SpecError
 from selfloop.plugins import BUILT_IN
 from selfloop.policies.builtin import (
     Accumulate,
     AccumulateReal,
     AccumulateSubsample,
     Augment,
-    Balanced,
-    Counts,
-    Custom,
-    Expanding,
+    FixedCounts,
     Fresh,
     Growing,
-    Incremental,
     Mix,
     Replace,
     ReplaceMultiple,
     Window,
 )
-from selfloop.types import Batch, NewRows, Plan, real, synthetic
+from selfloop.policies.custom import Custom
+from selfloop.policies.cycles import Balanced, Expanding, Incremental
+from selfloop.policies.schedule import ScheduleEntry, schedule
+from selfloop.types import Batch, NewRows, Plan, Take, real, synthetic
 
 shares = st.floats(0.01, 1)
 ratios = st.floats(0.2, 3)
@@ -40,8 +39,12 @@ custom = st.sampled_from(
     [
         Custom(takes=({"batch": "real(1)"}, {"batch": "synthetic(1..t-1)"})),
         Custom(takes=({"batch": "real(1)", "rows": "n // t", "weight": 2}, {"batch": "synthetic(t-1)"}), budget="n"),
-        Custom(takes=({"batch": "real(2..t)"}, {"batch": "synthetic(max(1, t - 3)..t-1)"}), real="n", synthetic="2 * n"),
-        Custom(generations=(({"batch": "real(1)"},), ({"batch": "synthetic(2)", "rows": 1},)), synthetic="n if t > 1 else 1"),
+        Custom(
+            takes=({"batch": "real(2..t)"}, {"batch": "synthetic(max(1, t - 3)..t-1)"}), real_rows="n", synthetic_rows="2 * n"
+        ),
+        Custom(
+            generations=(({"batch": "real(1)"},), ({"batch": "synthetic(2)", "rows": 1},)), synthetic_rows="n if t > 1 else 1"
+        ),
     ]
 )
 STRATEGIES: dict[str, st.SearchStrategy[Any]] = {
@@ -51,22 +54,24 @@ STRATEGIES: dict[str, st.SearchStrategy[Any]] = {
     "replace_multiple": st.just(ReplaceMultiple()),
     "window": st.builds(Window, length=st.integers(1, 5)),
     "augment": st.builds(Augment, ratio=ratios),
-    "mix": st.builds(Mix, real=st.floats(0, 1)),
+    "mix": st.builds(Mix, real_share=st.floats(0, 1)),
     "fresh": st.builds(Fresh, ratio=ratios, real_mass=masses),
-    "accumulate_real": st.builds(AccumulateReal, share=st.floats(0, 1)),
+    "accumulate_real": st.builds(AccumulateReal, real_share=st.floats(0, 1)),
     "balanced": st.just(Balanced()),
-    "incremental": st.builds(Incremental, share=st.floats(0, 1)),
-    "expanding": st.builds(Expanding, share=shares),
+    "incremental": st.builds(Incremental, replaced_share=st.floats(0, 1)),
+    "expanding": st.builds(Expanding, ratio=shares),
     "growing": st.builds(Growing, exponent=st.floats(-1, 1)),
-    "counts": st.builds(
-        lambda real, synthetic, more: Counts(real=real, synthetic=synthetic, pool=None if more is None else synthetic + more),
+    "fixed_counts": st.builds(
+        lambda real, synthetic, more: FixedCounts(
+            real_rows=real, synthetic_rows=synthetic, sampled_rows=None if more is None else synthetic + more
+        ),
         st.integers(0, 5),
         st.integers(1, 40),
         st.one_of(st.none(), st.integers(0, 9)),
     ),
     "custom": custom,
 }
-TRAINED: dict[str, Callable[[Any, int, int], int]] = {  # rows generation t >= 2 trains on, as the table of policies says
+TRAINED_ROWS: dict[str, Callable[[Any, int, int], int]] = {  # of generation t >= 2, from the README's table of policies
     "replace": lambda p, t, n: n,
     "accumulate": lambda p, t, n: t * n,
     "accumulate_subsample": lambda p, t, n: min(p.budget or n, t * n),
@@ -78,36 +83,36 @@ TRAINED: dict[str, Callable[[Any, int, int], int]] = {  # rows generation t >= 2
     "accumulate_real": lambda p, t, n: t * n,
     "balanced": lambda p, t, n: n,
     "incremental": lambda p, t, n: n,
-    "expanding": lambda p, t, n: n + (t - 1) * round(p.share * n),
+    "expanding": lambda p, t, n: n + (t - 1) * round(p.ratio * n),
     "growing": lambda p, t, n: round(n * t ** (1 + p.exponent)),
-    "counts": lambda p, t, n: p.real + p.synthetic,
+    "fixed_counts": lambda p, t, n: p.real_rows + p.synthetic_rows,
 }
 policies = st.one_of(*STRATEGIES.values())
-sizes = st.integers(5, 60)  # from 5 rows on no share or ratio drawn here rounds to a generation without rows
+sizes = st.integers(5, 60)  # below 5 rows a share or ratio could round to a generation without rows
 
 
-def stages_of(policy: Policy, n: int, generations: int) -> list[ScheduleEntry]:
+def entries(policy: Policy, n: int, generations: int) -> list[ScheduleEntry]:
     return list(schedule(policy, n, generations))
 
 
 def test_every_built_in_policy_is_tested_here() -> None:
-    assert set(STRATEGIES) == set(BUILT_IN["policy"]) == {*TRAINED, "custom"}
+    assert set(STRATEGIES) == set(BUILT_IN["policy"]) == {*TRAINED_ROWS, "custom"}
 
 
 @given(policies, sizes, st.integers(1, 12))
-def test_a_policy_takes_only_what_exists(policy: Policy, n: int, t: int) -> None:
-    offered = {real(k): policy.new_rows(k, n).real for k in range(1, t + 1)} | {
+def test_a_policy_takes_only_rows_that_exist(policy: Policy, n: int, t: int) -> None:
+    existing = {real(k): policy.new_rows(k, n).real for k in range(1, t + 1)} | {
         synthetic(k): policy.new_rows(k, n).synthetic for k in range(1, t)
     }
     for take in policy.plan(t, n).takes if t > 1 else ():
-        assert take.batch in offered
-        assert take.rows is None or 0 <= take.rows <= offered[take.batch]
+        assert take.batch in existing
+        assert take.rows is None or 0 <= take.rows <= existing[take.batch]
         assert take.weight >= 0
 
 
 @given(policies, sizes)
-def test_generation_one_is_fitted_on_the_n_real_rows_alone(policy: Policy, n: int) -> None:
-    first = stages_of(policy, n, 1)[0]
+def test_generation_one_is_fitted_on_the_n_initial_rows_only(policy: Policy, n: int) -> None:
+    first = entries(policy, n, 1)[0]
     assert first.new_rows.real == policy.new_rows(1, n).real == n
     assert first.plan == Plan((first.plan.takes[0],))
     assert (first.plan.takes[0].batch, first.plan.takes[0].rows) == (real(1), n)
@@ -115,26 +120,26 @@ def test_generation_one_is_fitted_on_the_n_real_rows_alone(policy: Policy, n: in
 
 
 @given(policies, sizes, st.integers(2, 12))
-def test_masses_and_ages_are_what_the_takes_add_up_to(policy: Policy, n: int, generations: int) -> None:
-    for stage in stages_of(policy, n, generations):
-        masses = [(take.rows or 0) * take.weight for take in stage.plan.takes]
-        from_real = sum(mass for mass, take in zip(masses, stage.plan.takes, strict=True) if take.batch.kind == "real")
-        assert stage.real_mass == pytest.approx(from_real / sum(masses))
-        assert 0 <= stage.real_mass <= 1 + 1e-12
-        assert 1 - 1e-12 <= stage.data_age <= stage.t
-        assert all(take.rows for take in stage.plan.takes)
+def test_real_mass_and_data_age_follow_from_the_takes(policy: Policy, n: int, generations: int) -> None:
+    for entry in entries(policy, n, generations):
+        masses = [(take.rows or 0) * take.weight for take in entry.plan.takes]
+        from_real = sum(mass for mass, take in zip(masses, entry.plan.takes, strict=True) if take.batch.kind == "real")
+        assert entry.real_mass == pytest.approx(from_real / sum(masses))
+        assert 0 <= entry.real_mass <= 1 + 1e-12
+        assert 1 - 1e-12 <= entry.data_age <= entry.t
+        assert all(take.rows for take in entry.plan.takes)
 
 
-@pytest.mark.parametrize("name", TRAINED)
+@pytest.mark.parametrize("name", TRAINED_ROWS)
 @given(data=st.data(), n=sizes, t=st.integers(2, 12))
-def test_a_policy_trains_on_as_many_rows_as_the_table_says(name: str, data: st.DataObject, n: int, t: int) -> None:
+def test_the_number_of_training_rows_is_that_of_the_table_of_policies(name: str, data: st.DataObject, n: int, t: int) -> None:
     policy = data.draw(STRATEGIES[name])
-    assert stages_of(policy, n, t)[-1].trained_rows == TRAINED[name](policy, t, n)
+    assert entries(policy, n, t)[-1].trained_rows == TRAINED_ROWS[name](policy, t, n)
 
 
-def test_the_batches_of_generation_three_are_those_of_the_table() -> None:
+def test_generation_three_takes_the_batches_of_the_table_of_policies() -> None:
     def batches(policy: Policy) -> dict[str, int]:
-        return {str(take.batch): take.rows or 0 for take in stages_of(policy, 60, 3)[-1].plan.takes}
+        return {str(take.batch): take.rows or 0 for take in entries(policy, 60, 3)[-1].plan.takes}
 
     assert batches(Replace()) == {"synthetic(2)": 60}
     assert batches(Accumulate()) == {"real(1)": 60, "synthetic(1)": 60, "synthetic(2)": 60}
@@ -142,105 +147,109 @@ def test_the_batches_of_generation_three_are_those_of_the_table() -> None:
     assert batches(ReplaceMultiple()) == {"synthetic(2)": 180}
     assert batches(Window(length=2)) == {"synthetic(1)": 60, "synthetic(2)": 60}
     assert batches(Augment(ratio=2)) == {"real(1)": 60, "synthetic(2)": 120}
-    assert batches(Mix(real=0.25)) == {"real(1)": 15, "synthetic(2)": 45}
+    assert batches(Mix(real_share=0.25)) == {"real(1)": 15, "synthetic(2)": 45}
     assert batches(Fresh(ratio=0.5)) == {"real(3)": 60, "synthetic(2)": 30}
-    assert batches(AccumulateReal(share=0.25)) == {
+    assert batches(AccumulateReal(real_share=0.25)) == {
         "real(1)": 60, "real(2)": 15, "real(3)": 15, "synthetic(1)": 45, "synthetic(2)": 45,
     }  # fmt: skip
     assert batches(Balanced()) == {"real(1)": 20, "synthetic(1)": 20, "synthetic(2)": 20}
-    assert batches(Incremental(share=0.5)) == {"real(1)": 15, "synthetic(1)": 15, "synthetic(2)": 30}
-    assert batches(Expanding(share=0.5)) == {"real(1)": 60, "synthetic(1)": 30, "synthetic(2)": 30}
+    assert batches(Incremental(replaced_share=0.5)) == {"real(1)": 15, "synthetic(1)": 15, "synthetic(2)": 30}
+    assert batches(Expanding(ratio=0.5)) == {"real(1)": 60, "synthetic(1)": 30, "synthetic(2)": 30}
     assert batches(Growing(exponent=1)) == {"synthetic(2)": 540}
 
 
 def test_golden_mass_is_the_golden_ratio_at_ratio_one() -> None:
-    assert stages_of(Fresh(real_mass="golden"), 50, 2)[-1].real_mass == pytest.approx((math.sqrt(5) - 1) / 2)
+    assert entries(Fresh(real_mass="golden"), 50, 2)[-1].real_mass == pytest.approx((math.sqrt(5) - 1) / 2)
 
 
 @given(sizes, ratios, st.floats(0.01, 0.99))
-def test_a_given_real_mass_is_the_mass_of_the_real_rows(n: int, ratio: float, mass: float) -> None:
-    stage = stages_of(Fresh(ratio=ratio, real_mass=mass), n, 2)[-1]
-    assert stage.real_mass == pytest.approx(mass)
-    mean_weight = sum((take.rows or 0) * take.weight for take in stage.plan.takes) / stage.trained_rows
+def test_the_setting_real_mass_is_the_mass_of_the_real_rows(n: int, ratio: float, mass: float) -> None:
+    entry = entries(Fresh(ratio=ratio, real_mass=mass), n, 2)[-1]
+    assert entry.real_mass == pytest.approx(mass)
+    mean_weight = sum((take.rows or 0) * take.weight for take in entry.plan.takes) / entry.trained_rows
     assert mean_weight == pytest.approx(1)
 
 
 WRONG = {
     "unknown name": {"takes": ({"batch": "real(1)", "rows": "rows"},)},
     "no batch": {"takes": ({"rows": 3},)},
-    "unknown batch": {"takes": ({"batch": "made(1)"},)},
+    "unknown batch": {"takes": ({"batch": "sampled(1)"},)},
     "no number": {"takes": ({"batch": "real(one)"},)},
-    "call of what is not offered": {"takes": ({"batch": "real(1)", "weight": "__import__('os')"},)},
+    "call of an unknown function": {"takes": ({"batch": "real(1)", "weight": "__import__('os')"},)},
     "attribute": {"takes": ({"batch": "real(1)", "weight": "t.real"},)},
     "division by zero": {"takes": ({"batch": "real(1)", "weight": "1 / (t - 2)"},)},
     "not finite": {"takes": ({"batch": "real(1)", "weight": math.inf},)},
     "not a number": {"takes": ({"batch": "real(1)", "rows": math.nan},)},
-    "huge power": {"takes": ({"batch": "real(1)"},), "synthetic": "9 ** 9 ** 9"},
-    "complex": {"takes": ({"batch": "real(1)"},), "synthetic": "(0 - 2) ** 0.5"},
-    "negative emission": {"takes": ({"batch": "real(1)"},), "real": "0 - n"},
+    "huge power": {"takes": ({"batch": "real(1)"},), "synthetic_rows": "9 ** 9 ** 9"},
+    "complex": {"takes": ({"batch": "real(1)"},), "synthetic_rows": "(0 - 2) ** 0.5"},
+    "negative row count": {"takes": ({"batch": "real(1)"},), "real_rows": "0 - n"},
     "text": {"takes": ({"batch": "real(1)"},), "budget": "'all'"},
     "extra key": {"takes": ({"batch": "real(1)", "row": 3},)},
-    "nothing": {},
+    "no takes": {},
     "both tables": {"takes": ({"batch": "real(1)"},), "generations": (({"batch": "real(1)"},),)},
 }
 
 
 @pytest.mark.parametrize("wrong", WRONG.values(), ids=WRONG.keys())
 def test_a_wrong_custom_table_is_refused_when_it_is_read(wrong: dict[str, Any]) -> None:
-    with pytest.raises(SpecError, match=r"^policy\."):
+    with pytest.raises(SettingError, match=r"^(takes|synthetic_rows|real_rows|budget)"):
         Custom(**wrong)
 
 
-class Given(Policy):
-    """Emissions and plan as given: what a policy of a user's own may get wrong."""
+@dataclass(frozen=True, kw_only=True)
+class Fixed(Policy):
+    """Row counts and a plan that do not depend on t and n: they may be wrong."""
 
-    name = "given"
-
-    def __init__(self, new_rows: NewRows, plan: Plan) -> None:
-        self.new_rows, self.planned = emission, plan
+    name: ClassVar[str] = "fixed"
+    counts: NewRows
+    planned: Plan
 
     def new_rows(self, t: int, n: int) -> NewRows:
-        return self.new_rows
+        return self.counts
 
     def plan(self, t: int, n: int) -> Plan:
         return self.planned
 
 
+NEWEST = Plan((Take(synthetic(1)),))
+
+
 @pytest.mark.parametrize(
-    ("policy", "says"),
+    ("policy", "message"),
     [
-        (Custom(takes=({"batch": "synthetic(t)"},)), "asks for synthetic(2), which does not exist"),
-        (Custom(takes=({"batch": "real(t)"},)), "asks for real(2), which does not exist"),
-        (Custom(takes=({"batch": "real(1..10**9)"},)), "asks for real(2), which does not exist"),
+        (Custom(takes=({"batch": "synthetic(t)"},)), "takes synthetic(2), which does not exist"),
+        (Custom(takes=({"batch": "real(t)"},)), "takes real(2), which does not exist"),
+        (Custom(takes=({"batch": "real(1..10**9)"},)), "takes real(2), which does not exist"),
         (Custom(takes=({"batch": "real(1)", "rows": "n + 1"},)), "takes 11 rows of real(1)"),
         (Custom(takes=({"batch": "real(1)", "weight": "0 - 1"},)), "weight -1"),
         (Custom(takes=({"batch": "real(1)", "rows": 0},)), "trains on no rows"),
-        (Custom(takes=({"batch": "real(1)"},), budget="0"), "budget 0"),
-        (Custom(takes=({"batch": "real(1)"},), synthetic="10 ** 16"), "emits 10 real and 1e+16 synthetic rows"),
-        (Given(NewRows(9, 10), Replace().plan(2, 10)), "emits 9 real rows; expected n = 10"),
-        (Given(NewRows(10, -1), Replace().plan(2, 10)), "emits 10 real and -1 synthetic rows"),
-        (Given(NewRows(10, 2.5), Replace().plan(2, 10)), "emits 10 real and 2.5 synthetic rows"),  # type: ignore[arg-type]
+        (Custom(takes=({"batch": "real(1)"},), budget="0"), "budget is 0"),
+        (Custom(takes=({"batch": "real(1)"},), synthetic_rows="10 ** 16"), "draws 10 real and 1e+16 synthetic rows"),
+        (Fixed(counts=NewRows(9, 10), planned=NEWEST), "draws 9 real rows; expected the n = 10"),
+        (Fixed(counts=NewRows(10, -1), planned=NEWEST), "draws 10 real and -1 synthetic rows"),
+        (Fixed(counts=NewRows(10, 2.5), planned=NEWEST), "draws 10 real and 2.5 synthetic rows"),  # type: ignore[arg-type]
     ],
 )
-def test_a_schedule_refuses_what_cannot_be_taken_or_made(policy: Policy, says: str) -> None:
+def test_a_schedule_refuses_batches_and_row_counts_that_cannot_exist(policy: Policy, message: str) -> None:
     with pytest.raises(SpecError) as refused:
-        stages_of(policy, 10, 2)
-    assert says in str(refused.value)
+        entries(policy, 10, 2)
+    assert message in str(refused.value)
     assert "generation" in str(refused.value)
 
 
 @pytest.mark.parametrize(
     "make",
     [
-        lambda: Window(length=0), lambda: Mix(real=1.5), lambda: Mix(real=math.nan), lambda: Fresh(ratio=0),
+        lambda: Window(length=0), lambda: Mix(real_share=1.5), lambda: Mix(real_share=math.nan), lambda: Fresh(ratio=0),
         lambda: Fresh(ratio=math.inf), lambda: Fresh(real_mass="silver"), lambda: Fresh(real_mass=-0.1),
-        lambda: AccumulateSubsample(budget=0), lambda: Incremental(share=-0.1), lambda: Expanding(share=0),
+        lambda: AccumulateSubsample(budget=0), lambda: Incremental(replaced_share=-0.1), lambda: Expanding(ratio=0),
         lambda: Growing(exponent=-2), lambda: Growing(exponent=math.inf), lambda: Augment(ratio=-1),
-        lambda: AccumulateReal(share=2),
+        lambda: AccumulateReal(real_share=2), lambda: FixedCounts(real_rows=0, synthetic_rows=0),
+        lambda: FixedCounts(real_rows=1, synthetic_rows=3, sampled_rows=2),
     ],
 )  # fmt: skip
-def test_settings_that_cannot_be_are_refused(make: Callable[[], Policy]) -> None:
-    with pytest.raises(SpecError, match=r"^policy\.\w+: got .*; expected"):
+def test_settings_out_of_bounds_are_refused(make: Callable[[], Policy]) -> None:
+    with pytest.raises(SettingError, match=r"^\w+: got .*; expected"):
         make()
 
 

@@ -57,7 +57,7 @@ WRONG: dict[str, tuple[str, tuple[str, ...]]] = {
         changed(('["replace"]', '[{ name = "fresh", ratoi = 2 }]')), ("policies.ratoi: unknown key", "'ratio'"),
     ),
     "unknown key in one of many policies": (
-        changed(('["replace"]', '["replace", { name = "mix", reel = 0.5 }]')), ("policies[1].reel: unknown key", "'real'"),
+        changed(('["replace"]', '["replace", { name = "mix", real_shar = 0.5 }]')), ("policies[1].real_shar: unknown key", "'real_share'"),
     ),
     "unknown source": (changed(('"gaussian"\n[family]', '"gausian"\n[family]')), ("source", "'gausian'", "'gaussian'?")),
     "unknown family": (changed(('[family]\nname = "gaussian"', '[family]\nname = "kdee"')), ("family", "'kde'?")),
@@ -174,7 +174,7 @@ def test_a_mistake_is_one_sentence_before_any_work(folder: Path, text: str, frag
     [
         (changed(('[family]\nname = "gaussian"', '[family]\nname = "discrete"')), "discrete"),
         (changed(('[family]\nname = "kde"', '[family]\nname = "discrete"'), text=KDE), "discrete"),
-        ('metrics = ["support"]' + GAUSSIAN, "'probabilities'"),
+        ('metrics = ["support_size"]' + GAUSSIAN, "'probabilities'"),
         (changed(("holdout = 5", "holdout = 0"), text=KDE), "holdout"),
     ],
 )

@@ -175,7 +175,7 @@ def test_a_grid_is_a_table_of_counts_with_what_explains_it(language: str) -> Non
 
 
 def test_what_is_told_of_each_policy_is_folded_away_when_they_are_many() -> None:
-    curves = [curve_of(f"counts(real={i})", [1, 2], np.array([[1.0, 2.0], [1.1, 2.0]])) for i in range(11)]
+    curves = [curve_of(f"fixed_counts(real_rows={i})", [1, 2], np.array([[1.0, 2.0], [1.1, 2.0]])) for i in range(11)]
     many, few = (
         Report(
             title="grid", spec_text="", versions={}, generated=WHEN,

@@ -1,0 +1,59 @@
+"""Data cycles of Briesch, Sobania, Rothlauf 2023 (2311.16822): every batch keeps a share of the training rows.
+
+Row counts are rounded to whole rows. The newest batch gets the remainder.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, ClassVar
+
+from selfloop.component import Policy
+from selfloop.policies.builtin import batches_before, take_all
+from selfloop.settings import PositiveFloat, Share
+from selfloop.types import Plan, Take, real, synthetic
+
+
+@dataclass(frozen=True, kw_only=True)
+class Balanced(Policy):
+    """n rows, in equal shares of the initial rows and of every synthetic batch (Briesch et al. 2023)."""
+
+    name: ClassVar[str] = "balanced"
+
+    def plan(self, t: int, n: int) -> Plan:
+        *older, newest = batches_before(t)
+        return Plan((*(Take(batch, rows=n // t) for batch in older), Take(newest, rows=n - (t - 1) * (n // t))))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Incremental(Policy):
+    """n rows. Each generation replaces a share of the rows of every batch by rows of its model (Briesch et al. 2023)."""
+
+    name: ClassVar[str] = "incremental"
+    replaced_share: Annotated[Share, "share of rows replaced per generation"] = 0.1
+
+    def n_synthetic(self, t: int, n: int) -> int:
+        return round(self.replaced_share * n)
+
+    def plan(self, t: int, n: int) -> Plan:
+        newest = used = self.n_synthetic(t - 1, n)
+        takes = [Take(synthetic(t - 1), rows=newest)]
+        for k in range(t - 2, 0, -1):  # rounds cumulative counts, from the newest batch on, so that the total stays n
+            rows = min(max(round(n * (1 - (1 - self.replaced_share) ** (t - k))) - used, 0), newest)
+            takes.append(Take(synthetic(k), rows=rows))
+            used += rows
+        return Plan((Take(real(1), rows=n - used), *reversed(takes)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Expanding(Policy):
+    """The initial rows and every synthetic batch, each of `ratio` n rows (Briesch et al. 2023)."""
+
+    name: ClassVar[str] = "expanding"
+    ratio: Annotated[PositiveFloat, "rows of a synthetic batch per real row"] = 0.1
+
+    def n_synthetic(self, t: int, n: int) -> int:
+        return round(self.ratio * n)
+
+    def plan(self, t: int, n: int) -> Plan:
+        return take_all(*batches_before(t))
