@@ -118,7 +118,7 @@ def test_policies_are_compared_on_the_risk_as_papers_ordered_them(tmp_path: Path
     curves = result.curves()
     expected = (curves["replace"]["excess_risk"] - curves["accumulate"]["excess_risk"]).mean(axis=0)
     assert [each.estimate for each in pair.differences] == pytest.approx(expected.tolist())
-    assert result.compare(since=5)[0].since == 5
+    assert result.compare(first_generation=5)[0].first_generation == 5
     assert result.compare(metric="nothing") == []
 
 

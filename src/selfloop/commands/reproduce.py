@@ -1,4 +1,4 @@
-"""A paper's numbers measured again: one line per published number, with interval and z."""
+"""The printed values of a paper measured again: one published value beside one measured value, with interval and z."""
 
 from __future__ import annotations
 
@@ -10,26 +10,26 @@ from pathlib import Path
 import numpy as np
 
 from selfloop.errors import SpecError, unknown_name
-from selfloop.published.papers import Point, Table, load
+from selfloop.published.papers import Paper, PublishedTable, PublishedValue, find_paper
 from selfloop.stats.intervals import mean_interval
 from selfloop.types import Floats
 
-SEEDS = {"paper": 100, "small": 20}  # chains, where the paper does not say how many it ran
-HEAVY = 0.5  # share of the spread that one chain may carry before z stops meaning much
+SEEDS = {"paper": 100, "small": 20}  # by scale; for "paper" only if the paper does not print its number of seeds
+MAX_SPREAD_OF_ONE_CHAIN = 0.5  # share of the sum of squares; above it z is not reliable
 Progress = Callable[[int, int], None]
-Measure = Callable[[Table, int, Progress], Mapping[str, Floats]]  # -> policy -> (seeds, generations)
+Measure = Callable[[PublishedTable, int, Progress], Mapping[str, Floats]]  # -> policy -> (seeds, generations)
 
 
 @dataclass(frozen=True, slots=True)
-class Line:
-    """A published number beside the measured mean over seeds with its interval; None where chains have ended.
+class ReproducedValue:
+    """A published value beside the measured mean over seeds with its interval; None if chains have ended.
 
-    z divides their difference by its standard error: of both means (the paper's from its number of seeds and the spread
+    z is their difference over its standard error: of both means (the paper's from its number of seeds and the spread
     measured here), of rounding, and of reading the value.
     """
 
     group: str
-    setting: str
+    scenario: str
     policy: str
     generation: int
     metric: str
@@ -41,43 +41,51 @@ class Line:
     note: str = ""
 
 
+def reproducible_groups(paper: Paper) -> list[str]:
+    """Groups of values of a paper that can be run here."""
+    return list(dict.fromkeys(table.group for table in paper.tables if table.source))
+
+
 def reproduce(
-    work: str,
+    paper: str,
     only: Sequence[str] | None = None,
     *,
     scale: str = "paper",
     store: Path | None = None,
     progress: Progress | None = None,
     measure: Measure | None = None,
-) -> list[Line]:
-    """Every number of a work that can be run here, group by group; `only` names groups.
+) -> list[ReproducedValue]:
+    """Every value of a paper that can be run here, group by group; `only` names groups.
 
-    At scale "paper" with the paper's number of seeds, at "small" with 20, or as many as a number says. SpecError for an
-    unknown work, group or scale.
+    `scale`: "paper" for the paper's number of seeds, "small" for 20, or a number of seeds. Raises SpecError for an unknown
+    paper, group or scale.
     """
-    tables = [table for table in load(work).tables if table.source]
-    groups = list(dict.fromkeys(table.group for table in tables))
+    groups = reproducible_groups(find_paper(paper))
     for name in only or ():
         if name not in groups:
             raise SpecError(unknown_name("only", name, groups))
-    fixed = int(scale) if scale.isdecimal() and int(scale) > 0 else SEEDS.get(scale)
-    if fixed is None:
+    seeds = int(scale) if scale.isdecimal() and int(scale) > 0 else SEEDS.get(scale)
+    if seeds is None:
         raise SpecError(f"scale: got {scale!r}; expected paper, small, or a number of seeds of at least 1.")
-    chosen = [table for table in tables if table.group in (only or groups)]
-    steps = [table.generations * len(table.curves) for table in chosen]
-    lines = []
-    for i, table in enumerate(chosen):
-        seeds = table.seeds if scale == "paper" and table.seeds else fixed
+    tables = [table for table in find_paper(paper).tables if table.source and table.group in (only or groups)]
+    steps = [table.generations * len(table.curves) for table in tables]
+    values = []
+    for i, table in enumerate(tables):
+        table_seeds = table.seeds if scale == "paper" and table.seeds else seeds
         report = partial(_report, progress, sum(steps[:i]), steps[i], sum(steps))
-        curves = (measure or partial(simulate, store=store))(table, seeds, report)
-        lines += [_line(table, policy, point, curves[policy]) for policy, points in table.curves.items() for point in points]
-    return lines
+        curves = (measure or partial(simulate, store=store))(table, table_seeds, report)
+        values += [
+            _reproduced_value(table, policy, value, curves[policy])
+            for policy, published in table.curves.items()
+            for value in published
+        ]
+    return values
 
 
-def simulate(table: Table, seeds: int, progress: Progress, *, store: Path | None = None) -> dict[str, Floats]:
-    """Policy -> (seeds, generations) curves of a table's setting."""
+def simulate(table: PublishedTable, seeds: int, progress: Progress, *, store: Path | None = None) -> dict[str, Floats]:
+    """Policy -> (seeds, generations) curves of the scenario of a table."""
     from selfloop.result import run
-    from selfloop.spec.spec import spec_from_table
+    from selfloop.spec.parse import spec_from_table
 
     spec = spec_from_table({
         "source": table.source, "family": table.family, "n": table.n, "generations": table.generations, "seeds": seeds,
@@ -86,30 +94,33 @@ def simulate(table: Table, seeds: int, progress: Progress, *, store: Path | None
     return {policy: curves[table.metric] for policy, curves in run(spec, store, progress=progress).curves().items()}
 
 
-def _report(progress: Progress | None, before: int, share: int, whole: int, done: int, total: int) -> None:
+def _report(progress: Progress | None, before: int, steps: int, all_steps: int, done: int, total: int) -> None:
     if progress:
-        progress(before + share * done // total, whole)
+        progress(before + steps * done // total, all_steps)
 
 
-def _line(table: Table, policy: str, point: Point, curves: Floats) -> Line:
-    values = curves[:, point.generation - 1] / table.unit
-    interval = mean_interval(values)
-    settings = {key: value for part in (table.source, table.family) for key, value in part.items() if key != "name"}
-    setting = ", ".join([str(table.source["name"]), *(f"{key} {value}" for key, value in settings.items()), f"n {table.n}"])
+def _reproduced_value(table: PublishedTable, policy: str, value: PublishedValue, curves: Floats) -> ReproducedValue:
+    measured = curves[:, value.generation - 1] / table.unit
+    interval = mean_interval(measured)
     z, note = None, ""
     if interval.estimate is not None:
-        z = (interval.estimate - point.value) / _error(table, point, values)
-        squares = (values - interval.estimate) ** 2
-        if squares.max() > HEAVY * squares.sum() > 0:
+        z = (interval.estimate - value.value) / _standard_error(table, value, measured)
+        squares = (measured - interval.estimate) ** 2
+        if squares.max() > MAX_SPREAD_OF_ONE_CHAIN * squares.sum() > 0:
             note = f"heavy tail: one chain carries {squares.max() / squares.sum():.0%} of the spread"
-    return Line(
-        table.group, setting, policy, point.generation, table.metric, point.value, interval.estimate, interval.low,
-        interval.high, z, note,
+    return ReproducedValue(
+        table.group, _describe_scenario(table), policy, value.generation, table.metric, value.value, interval.estimate,
+        interval.low, interval.high, z, note,
     )  # fmt: skip
 
 
-def _error(table: Table, point: Point, values: Floats) -> float:
-    spread = float(np.var(values, ddof=1)) if len(values) > 1 else 0.0
-    chains = spread / len(values) + (spread / table.seeds if table.seeds else 0.0)
-    uniform = (point.digit**2 + (2 * table.reading_error * point.value) ** 2) / 12  # rounding and reading
-    return float(np.sqrt(chains + uniform))
+def _describe_scenario(table: PublishedTable) -> str:
+    settings = {key: value for each in (table.source, table.family) for key, value in each.items() if key != "name"}
+    return ", ".join([str(table.source["name"]), *(f"{key} {value}" for key, value in settings.items()), f"n {table.n}"])
+
+
+def _standard_error(table: PublishedTable, value: PublishedValue, measured: Floats) -> float:
+    variance = float(np.var(measured, ddof=1)) if len(measured) > 1 else 0.0
+    of_means = variance / len(measured) + (variance / table.seeds if table.seeds else 0.0)
+    of_rounding_and_reading = (value.digit**2 + (2 * table.reading_error * value.value) ** 2) / 12
+    return float(np.sqrt(of_means + of_rounding_and_reading))

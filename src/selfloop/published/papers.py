@@ -1,4 +1,4 @@
-"""Numbers that papers printed, with their sources: one TOML file per work."""
+"""Values, curves and claims that papers printed, with their sources: one TOML file per paper."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from functools import partial
+from functools import cache, partial
 from importlib.resources import files
 from typing import Any
 
@@ -15,14 +15,15 @@ import numpy as np
 from selfloop.component import Component, Scenario
 from selfloop.errors import SpecError, unknown_name
 from selfloop.settings import has_default_settings
-from selfloop.stats.data_value import Cell
+from selfloop.stats.data_value import GridCell
 
-_ANY_SAMPLER = {"prompt", "prefix", "max_tokens", "batch"}  # of a text sampler: what changes no token's law
+# Settings of a text sampler that do not change the distribution of a token given the tokens before it
+_OTHER_SAMPLER_SETTINGS = {"prompt", "prefix_tokens", "max_tokens", "batch_size"}
 
 
 @dataclass(frozen=True, slots=True)
-class Point:
-    """A printed number and the size of one unit of its last digit."""
+class PublishedValue:
+    """A printed number. `digit` is the size of one unit of its last digit."""
 
     generation: int
     value: float
@@ -30,22 +31,22 @@ class Point:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Table:
-    """Published curves of one setting: policy -> points. Policies have default settings.
+class PublishedTable:
+    """Published curves of one scenario, by policy; the policies have default settings.
 
-    With a `scale` (model and data, in words) the setting is one that cannot be run here: `source` is empty, `family` and
-    `sampler` say what models it may stand beside.
+    With a `scale` (model and data, in words) the scenario is too large to run here: `source` is empty, and `family` and
+    `sampler` are the settings that a run must share to be shown beside these curves.
     """
 
     group: str
     metric: str
     cite: str
-    curves: Mapping[str, tuple[Point, ...]]
-    source: Mapping[str, Any]
+    curves: Mapping[str, tuple[PublishedValue, ...]]
+    source: Mapping[str, Any] = field(default_factory=dict)
     family: Mapping[str, Any]
     sampler: Mapping[str, Any] = field(default_factory=dict)
     n: int | None = None
-    seeds: int | None = None  # chains the published mean is over; None = exact, or not known
+    seeds: int | None = None  # chains of the published mean; None = exact, or unknown
     unit: float = 1.0  # published values are multiples of it
     reading_error: float = 0.0  # largest relative error of reading the value
     scale: str = ""
@@ -53,106 +54,124 @@ class Table:
     @property
     def generations(self) -> int:
         """The last published generation."""
-        return max(point.generation for points in self.curves.values() for point in points)
+        return max(value.generation for values in self.curves.values() for value in values)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Grid:
-    """Risk of models trained on so many real and so many synthetic rows, one run each, where a value was given.
+class PublishedGrid:
+    """Risk of models trained on a number of real and a number of synthetic rows, one run per cell.
 
-    `stated` are the R^2 that the paper gives for its own, larger set of runs: of the number of real rows and their share.
+    `r_squared` holds the R^2 that the paper states for its own, larger set of runs: of the number of real rows
+    (`log_count`) and of their share.
     """
 
     metric: str
     cite: str
     scale: str
-    cells: tuple[Cell, ...]
-    stated: Mapping[str, float]
+    cells: tuple[GridCell, ...]
+    r_squared: Mapping[str, float]
 
 
 @dataclass(frozen=True, slots=True)
-class Work:
-    """A published work: its short title, its tables, and its grids of real against synthetic rows."""
+class OrderClaim:
+    """A paper's claim that the risk of policies with default settings has this order, the highest first."""
+
+    order: tuple[str, ...]
+    cite: str
+
+
+@dataclass(frozen=True, slots=True)
+class Paper:
+    """A paper: its name, short title, tables, grids of real and synthetic rows, and claims."""
 
     name: str
     title: str
     arxiv: str
-    tables: tuple[Table, ...]
-    grids: tuple[Grid, ...] = ()
+    tables: tuple[PublishedTable, ...]
+    grids: tuple[PublishedGrid, ...]
+    claims: tuple[OrderClaim, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class PublishedCurve:
-    """A published curve to draw over a measured one, in the metric's own unit."""
+    """A published curve to draw beside a measured one, in the unit of the metric."""
 
-    work: str
+    paper: str
     label: str  # authors and year
     metric: str
     generations: tuple[int, ...]
     values: tuple[float, ...]
     source: str  # figure or table
-    scale: str = ""  # model and data in words where they are not those of the run; empty when they are
+    scale: str = ""  # model and data, in words, if they differ from those of the run
 
 
-def works() -> list[str]:
-    """Names of the published works."""
-    return sorted(entry.name.removesuffix(".toml") for entry in files(__package__).iterdir() if entry.name.endswith(".toml"))
+@cache
+def papers() -> dict[str, Paper]:
+    """Every paper by name, in the order of names."""
+    names = sorted(entry.name for entry in files(__package__).iterdir() if entry.name.endswith(".toml"))
+    return {name.removesuffix(".toml"): _read_paper(name) for name in names}
 
 
-def load(work: str) -> Work:
-    """The numbers of a work; SpecError when there is none of that name."""
-    if work not in works():
-        raise SpecError(unknown_name("work", work, works()))
-    found = tomllib.loads((files(__package__) / f"{work}.toml").read_text(encoding="utf-8"))
-    tables, grids = map(_table, found["table"]), map(_grid, found.get("grid", ()))
-    return Work(work, found["title"], found["arxiv"], tuple(tables), tuple(grids))
+def find_paper(name: str) -> Paper:
+    """The paper of that name. Raises SpecError if there is none."""
+    if name not in papers():
+        raise SpecError(unknown_name("paper", name, papers()))
+    return papers()[name]
 
 
-def published_curves(scenario: Scenario, *, another_scale: bool = False) -> list[PublishedCurve]:
-    """The published curves of exactly this source, family, n and policy, up to the setting's last generation.
+def published_curves(scenario: Scenario, *, other_scales: bool = False) -> list[PublishedCurve]:
+    """The published curves of exactly this source, family, n and policy, up to the last generation of the scenario.
 
-    With `another_scale` also those of the same kind of model, sampler and policy at a scale that cannot be run here, which
-    `scale` says: of each work the one whose model is nearest in size.
+    With `other_scales` also curves of the same kind of model, sampler and policy at a scale that cannot be run here: from
+    every paper those of the model that is nearest in size.
     """
-    if scenario.curated or scenario.start != "scratch" or not has_default_settings(scenario.policy):
+    if scenario.curated or scenario.init_from != "scratch" or not has_default_settings(scenario.policy):
         return []
-    found = []
-    for work in map(load, works()):
-        tables = [table for table in work.tables if scenario.policy.name in table.curves]
-        chosen = [table for table in tables if _is_exactly(table, scenario)]
-        if another_scale:
-            beside = [table for table in tables if table.scale and _is_like(table, scenario)]
-            chosen += sorted(beside, key=partial(_distance, scenario))[:1]
-        found += [_overlay(work, table, scenario) for table in chosen]
-    return [overlay for overlay in found if overlay.generations]
+    curves = []
+    for paper in papers().values():
+        tables = [table for table in paper.tables if scenario.policy.name in table.curves]
+        matching = [table for table in tables if _is_exactly(table, scenario)]
+        if other_scales:
+            similar = [table for table in tables if table.scale and _is_similar(table, scenario)]
+            matching += sorted(similar, key=partial(_size_distance, scenario))[:1]
+        curves += [_published_curve(paper, table, scenario) for table in matching]
+    return [curve for curve in curves if curve.generations]
 
 
-def _overlay(work: Work, table: Table, scenario: Scenario) -> PublishedCurve:
-    points = [p for p in table.curves[scenario.policy.name] if p.generation <= scenario.generations]
-    generations, values = tuple(p.generation for p in points), tuple(p.value * table.unit for p in points)
-    return PublishedCurve(work.name, work.title, table.metric, generations, values, table.cite, table.scale)
+def _published_curve(paper: Paper, table: PublishedTable, scenario: Scenario) -> PublishedCurve:
+    values = [value for value in table.curves[scenario.policy.name] if value.generation <= scenario.generations]
+    return PublishedCurve(
+        paper=paper.name,
+        label=paper.title,
+        metric=table.metric,
+        generations=tuple(value.generation for value in values),
+        values=tuple(value.value * table.unit for value in values),
+        source=table.cite,
+        scale=table.scale,
+    )
 
 
-def _is_exactly(table: Table, scenario: Scenario) -> bool:
-    same = _matches(table.source, scenario.source) and _matches(table.family, scenario.family)
-    return same and table.n == scenario.n and has_default_settings(scenario.sampler)
+def _is_exactly(table: PublishedTable, scenario: Scenario) -> bool:
+    same_components = _matches(table.source, scenario.source) and _matches(table.family, scenario.family)
+    return same_components and table.n == scenario.n and has_default_settings(scenario.sampler)
 
 
-def _is_like(table: Table, scenario: Scenario) -> bool:
-    """Is it the same kind of model, sampled the same way? Sizes may differ, and so may what rows begin with."""
+def _is_similar(table: PublishedTable, scenario: Scenario) -> bool:
+    """True for the same kind of model and the same sampling. Sizes and prompts may differ."""
     settings: dict[str, Any] = scenario.family.settings()
-    named = scenario.family.name == table.family["name"] and settings.get("arch") == table.family.get("arch")
-    usual = {f.name: f.default for f in fields(scenario.sampler) if f.name not in _ANY_SAMPLER} | dict(table.sampler)
-    return named and all(scenario.sampler.settings().get(name) == value for name, value in usual.items())
+    same_kind = scenario.family.name == table.family["name"] and settings.get("arch") == table.family.get("arch")
+    defaults = {f.name: f.default for f in fields(scenario.sampler) if f.name not in _OTHER_SAMPLER_SETTINGS}
+    expected = defaults | dict(table.sampler)
+    return same_kind and all(scenario.sampler.settings().get(name) == value for name, value in expected.items())
 
 
-def _distance(scenario: Scenario, table: Table) -> float:
-    """How far apart the sizes of two transformers are: weights grow with layers times the square of their width."""
-    ours: dict[str, Any] = scenario.family.settings()
-    theirs = table.family
-    if not {"layers", "hidden"} <= ours.keys() & theirs.keys():
+def _size_distance(scenario: Scenario, table: PublishedTable) -> float:
+    """Distance between the sizes of two transformers: |log| of the ratio of layers times hidden^2."""
+    settings: dict[str, Any] = scenario.family.settings()
+    if not {"layers", "hidden"} <= settings.keys() & table.family.keys():
         return 0.0
-    return abs(math.log(ours["layers"] * ours["hidden"] ** 2 / (theirs["layers"] * theirs["hidden"] ** 2)))
+    size, published = (each["layers"] * each["hidden"] ** 2 for each in (settings, table.family))
+    return abs(math.log(size / published))
 
 
 def _matches(settings: Mapping[str, Any], component: Component) -> bool:
@@ -160,24 +179,36 @@ def _matches(settings: Mapping[str, Any], component: Component) -> bool:
     return settings.get("name") == component.name and component == type(component)(**rest)
 
 
-def _grid(grid: Mapping[str, Any]) -> Grid:
-    cells = [
-        Cell(real, int(synthetic), np.array([float(text)]))
-        for synthetic, line in grid["synthetic"].items()
-        for real, text in zip(grid["real"], line.split(), strict=True)
-        if text != "-"
-    ]
-    return Grid(**{key: grid[key] for key in ("metric", "cite", "scale", "stated")}, cells=tuple(cells))
+def _read_paper(file_name: str) -> Paper:
+    content = tomllib.loads((files(__package__) / file_name).read_text(encoding="utf-8"))
+    return Paper(
+        name=file_name.removesuffix(".toml"),
+        title=content["title"],
+        arxiv=content["arxiv"],
+        tables=tuple(map(_parse_table, content["table"])),
+        grids=tuple(map(_parse_grid, content.get("grid", ()))),
+        claims=tuple(OrderClaim(tuple(claim["order"]), claim["cite"]) for claim in content.get("claim", ())),
+    )
 
 
-def _table(table: Mapping[str, Any]) -> Table:
-    given = {f.name: table[f.name] for f in fields(Table) if f.name in table}
+def _parse_table(table: Mapping[str, Any]) -> PublishedTable:
+    settings = {f.name: table[f.name] for f in fields(PublishedTable) if f.name in table}
     curves = {
         policy: tuple(
-            Point(t, float(text), 10.0 ** -len(text.partition(".")[2]))
+            PublishedValue(t, float(text), 10.0 ** -len(text.partition(".")[2]))
             for t, text in zip(table["generations"], line.split(), strict=True)
             if text != "-"
         )
         for policy, line in table["curves"].items()
     }
-    return Table(**{"source": {}, **given, "curves": curves})
+    return PublishedTable(**{**settings, "curves": curves})
+
+
+def _parse_grid(grid: Mapping[str, Any]) -> PublishedGrid:
+    cells = [
+        GridCell(real, int(synthetic), np.array([float(text)]))
+        for synthetic, line in grid["synthetic"].items()
+        for real, text in zip(grid["real"], line.split(), strict=True)
+        if text != "-"
+    ]
+    return PublishedGrid(**{key: grid[key] for key in ("metric", "cite", "scale", "r_squared")}, cells=tuple(cells))

@@ -6,12 +6,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
+from selfloop.published.claims import claimed_orders, unmodified_policies
 from selfloop.report.theme import show, show_interval
-from selfloop.settings import has_default_settings
-from selfloop.spec.spec import Spec
-from selfloop.stats.comparison import SINCE, Comparison, claims_of, compare
+from selfloop.stats.comparison import FIRST_COMPARED, Comparison, compare
 from selfloop.stats.intervals import Interval, mean_interval
-from selfloop.stats.trend import FEWEST_GENERATIONS, fit_trend, inflection, rise_after_minimum
+from selfloop.stats.trend import MIN_GENERATIONS, fit_trend, inflection_point, rise_after_minimum
 from selfloop.types import Floats
 
 if TYPE_CHECKING:
@@ -26,24 +25,19 @@ def findings(result: Result) -> Iterator[str]:
         curves = {label: measured[main] for label, measured in result.curves(coordinates).items() if main in measured}
         if point.generations < 3:
             continue
-        for order in claims_of(claimable(point)):
+        for order in claimed_orders(unmodified_policies(point)):
             if set(order) <= set(curves):
                 yield _order_sentence(order, curves, f"{main}{where}")
         for label, values in curves.items():
-            if point.generations >= FEWEST_GENERATIONS:
+            if point.generations >= MIN_GENERATIONS:
                 growth = fit_trend(values)
-                law = f"follows a {growth.law} law" if growth.law else f"growth law undecided ({growth.reason})"
+                law = f"follows a {growth.kind} law" if growth.kind else f"growth law undecided ({growth.reason})"
                 yield f"{label}{where}: {main} {law}."
             if turn := turning_sentence(values, main):
                 yield f"{label}{where}: {turn}"
         for label, measured in result.curves(coordinates).items():
             if modes := mode_sentence(measured):
                 yield f"{label}{where}: {modes}"
-
-
-def claimable(point: Spec) -> list[str]:
-    """The policies that are as the papers had them."""
-    return [label for label, policy in zip(point.policy_labels(), point.policies, strict=True) if has_default_settings(policy)]
 
 
 def turning_sentence(curves: Floats, metric: str) -> str | None:
@@ -55,7 +49,7 @@ def turning_sentence(curves: Floats, metric: str) -> str | None:
     if lowest == generations:
         return f"{metric} is lowest at the last generation, {lowest}: no inflection point so far."
     rise = f"it rises by {_interval(rise_after_minimum(curves))} from there to generation {generations}"
-    turn = inflection(curves)
+    turn = inflection_point(curves)
     if turn is None:
         return f"{metric} is lowest at generation {lowest}; {rise}, which is not enough to call it an inflection point."
     limits = f" [{turn.low:.0f}, {turn.high:.0f}]" if turn.low is not None and turn.high is not None else ""
@@ -84,19 +78,19 @@ def mode_sentence(measured: Mapping[str, Floats]) -> str | None:
 
 def _order_sentence(order: Sequence[str], curves: Mapping[str, Floats], what: str) -> str:
     """Does a published order hold from generation 3 on? With the difference that decides each of its links."""
-    links = [compare(curves, upper, lower, claimed=True) for upper, lower in pairwise(order)]
+    links = [compare(curves, higher, lower, claimed=True) for higher, lower in pairwise(order)]
     answers = {link.answer for link in links}
     answer = "violated" if "violated" in answers else "holds" if answers == {"holds"} else "undecided"
     numbers = "; ".join(filter(None, map(_link, links)))
-    return f"{' > '.join(order)} at every t ≥ {SINCE}: {answer}. Smallest paired differences in {what}: {numbers or 'none'}."
+    return f"{' > '.join(order)} at every t ≥ {FIRST_COMPARED}: {answer}. Smallest paired differences in {what}: {numbers or 'none'}."
 
 
 def _link(link: Comparison) -> str:
     tightest = link.tightest()
     if tightest is None:
-        return f"{link.upper} − {link.lower} has none"
+        return f"{link.higher} − {link.lower} has none"
     t, difference = tightest
-    return f"{link.upper} − {link.lower} {_interval(difference)} at t = {t}"
+    return f"{link.higher} − {link.lower} {_interval(difference)} at t = {t}"
 
 
 def _interval(each: Interval) -> str:

@@ -45,7 +45,7 @@ class DifferenceTable:
 
     metric: str
     coordinates: Coordinates
-    since: int
+    first_generation: int
     generations: Sequence[int]
     rows: Sequence[tuple[Comparison, Sequence[tuple[str, str]]]]  # estimates and intervals
 
@@ -119,7 +119,7 @@ def difference_tables(report: Report) -> list[DifferenceTable]:
             (pair, [interval_parts(d.estimate, d.low, d.high) for d in (pair.differences[t - 1] for t in generations)])
             for pair in each.comparisons
         ]
-        tables.append(DifferenceTable(each.metric, each.coordinates, first.since, generations, rows))
+        tables.append(DifferenceTable(each.metric, each.coordinates, first.first_generation, generations, rows))
     return tables
 
 

@@ -1,6 +1,6 @@
-"""Intervals over seeds. The seed is the unit; an interval that the seeds cannot support is undefined, never of width zero.
+"""Intervals over seeds. The seed is the unit of replication. An interval that the seeds cannot support is undefined.
 
-A NaN in a curve means that the chain has ended: means stop there, quantiles count the ended chain as worst.
+NaN in a curve: the chain has ended. Means are undefined from there on; quantiles count the ended chain as worst.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ import numpy as np
 
 from selfloop.types import Floats, Ints
 
-LEVEL = 0.95  # coverage of every interval unless asked otherwise
+LEVEL = 0.95  # default coverage of every interval
 
 
 @dataclass(frozen=True, slots=True)
 class Interval:
-    """An estimate with its confidence limits over n seeds; None where the seeds do not define it."""
+    """An estimate with its confidence limits over n seeds; None if the seeds do not define it."""
 
     estimate: float | None
     low: float | None
@@ -26,108 +26,114 @@ class Interval:
 
 
 @dataclass(frozen=True, slots=True)
-class Summary:
-    """Per generation over seeds, NaN where undefined: mean with Student-t limits, quantiles, chains still alive."""
+class SeedSummary:
+    """Values of every generation over the seeds, NaN if undefined: mean with Student-t limits, quantiles, number of chains."""
 
     mean: Floats
     low: Floats
     high: Floats
     quantiles: dict[float, Floats]
-    surviving: Ints
+    surviving: Ints  # chains that have a value
 
 
 def summarize_seeds(
     curves: Floats, better: str = "lower", quantiles: Sequence[float] = (0.1, 0.5, 0.9), level: float = LEVEL
-) -> Summary:
-    """The summary of (seeds, generations) curves; `better` ("lower", "higher", "") says where ended chains rank.
+) -> SeedSummary:
+    """The summary of (seeds, generations) curves. `better` ("lower", "higher", "") decides the rank of ended chains.
 
-    Where neither direction is better, quantiles stop at the first ended chain, as the mean does.
+    If neither direction is better, quantiles are undefined after the first end of a chain, as the mean is.
     """
-    mean, error = _mean_and_error(curves)
-    reach = _student_quantile(len(curves) - 1, level) * error
+    mean, half_width = _mean_and_half_width(curves, level)
     worst = {"lower": np.inf, "higher": -np.inf}.get(better, np.nan)
     ranked = np.sort(np.where(np.isnan(curves), worst, curves), axis=0)
-    return Summary(
-        mean, mean - reach, mean + reach, {q: _quantile(ranked, q) for q in quantiles}, np.sum(~np.isnan(curves), axis=0)
+    return SeedSummary(
+        mean=mean,
+        low=mean - half_width,
+        high=mean + half_width,
+        quantiles={q: _quantile(ranked, q) for q in quantiles},
+        surviving=np.sum(~np.isnan(curves), axis=0),
     )
 
 
 def mean_interval(values: Floats, level: float = LEVEL) -> Interval:
-    """The mean over seeds with Student-t limits; no estimate when a chain has ended, no limits without spread."""
-    mean, error = _mean_and_error(values)
-    reach = _student_quantile(len(values) - 1, level) * error
-    return _interval(mean, mean - reach, mean + reach, len(values))
+    """The mean over seeds with Student-t limits; no estimate if a chain has ended, no limits if all values are equal."""
+    mean, half_width = _mean_and_half_width(values, level)
+    return _interval(mean, mean - half_width, mean + half_width, len(values))
 
 
 def paired_difference(curves_a: Floats, curves_b: Floats, level: float = LEVEL) -> list[Interval]:
-    """Mean of a - b per generation, row s of both curves being the same seed."""
+    """Mean of a - b at every generation; row s of both curves (seeds, generations) is the same seed."""
     if curves_a.shape != curves_b.shape:
         raise ValueError(f"paired_difference: curves of shapes {curves_a.shape} and {curves_b.shape}; expected equal shapes.")
     return [mean_interval(difference, level) for difference in (curves_a - curves_b).T]
 
 
 def ratio_interval(values: Floats, base: Floats, level: float = LEVEL) -> Interval:
-    """Mean of `values` over mean of `base`, paired by seed (a multiplier when base is generation 1).
+    """Mean of `values` over mean of `base`, paired by seed: a multiplier if `base` is generation 1.
 
     Limits by the delta method on the log of the ratio of means: d log r = dx / E x - dy / E y. Undefined unless both
-    means are above 0. The laws' multipliers are ratios of expectations too, so both compare without bias at many seeds.
+    means are above 0. Multipliers of laws are ratios of expectations too, so both agree without bias at many seeds.
     """
     with np.errstate(divide="ignore", invalid="ignore"):
         top, bottom = float(np.mean(values)), float(np.mean(base))
         if not (top > 0 and bottom > 0):
             return Interval(None, None, None, len(values))
-        _, error = _mean_and_error(values / top - base / bottom)
-    reach = np.exp(_student_quantile(len(values) - 1, level) * error)
-    return _interval(top / bottom, top / bottom / reach, top / bottom * reach, len(values))
+        _, half_width = _mean_and_half_width(values / top - base / bottom, level)
+    factor = np.exp(half_width)
+    return _interval(top / bottom, top / bottom / factor, top / bottom * factor, len(values))
 
 
 def median_interval(values: Floats, level: float = LEVEL) -> Interval:
-    """The median over seeds between two order statistics; ended chains are to be given as +-infinity.
+    """The median over seeds with two order statistics as limits; the value of an ended chain must be +-infinity.
 
-    Free of assumptions: the k-th smallest and k-th largest of n values miss the median with probability
-    2 P(Binomial(n, 1/2) < k). Undefined when even the extremes miss it too often (fewer than six seeds at 95 %).
-    A limit is None where it falls on an ended chain or where the limits coincide.
+    No assumption on the distribution: the k-th smallest and k-th largest of n values miss the median with probability
+    2 P(Binomial(n, 1/2) < k). Undefined if even the extremes miss it too often (fewer than six seeds at 95 %).
+    A limit is None if it is the value of an ended chain or if both limits are equal.
     """
     from scipy.special import bdtr
 
     n, ranked = len(values), np.sort(values)
-    allowed = [k for k in range(1, n // 2 + 1) if 2 * bdtr(k - 1, n, 0.5) <= 1 - level]
+    depths = [k for k in range(1, n // 2 + 1) if 2 * bdtr(k - 1, n, 0.5) <= 1 - level]
     middle = _quantile(ranked, 0.5)
-    if not allowed or ranked[allowed[-1] - 1] == ranked[-allowed[-1]]:
+    if not depths or ranked[depths[-1] - 1] == ranked[-depths[-1]]:
         return _interval(middle, np.nan, np.nan, n)
-    return _interval(middle, ranked[allowed[-1] - 1], ranked[-allowed[-1]], n)
+    return _interval(middle, ranked[depths[-1] - 1], ranked[-depths[-1]], n)
 
 
-def _mean_and_error(values: Floats) -> tuple[Floats, Floats]:
-    """Mean over the first axis and its standard error, NaN where a chain has ended or where seeds show no spread."""
+def _mean_and_half_width(values: Floats, level: float) -> tuple[Floats, Floats]:
+    """Mean over the first axis, and half the width of its Student-t interval.
+
+    The mean is NaN if a chain has ended, the half width also for one seed or without spread.
+    """
     mean = values.mean(axis=0)
     if len(values) < 2:
         return mean, np.full_like(mean, np.nan)
     spread = np.ptp(values, axis=0)
-    # Equal values say that the metric does not vary here, not that its mean is known exactly; rounding is no spread,
+    # Equal values do not mean that the mean is known exactly, so they get no interval. Differences of 1e-12 are rounding,
     # and the squares of spreads below 1e-150 underflow.
     varies = spread > np.maximum(1e-12 * np.abs(values).max(axis=0), 1e-150)
-    return mean, np.where(varies, values.std(axis=0, ddof=1) / np.sqrt(len(values)), np.nan)
+    error = np.where(varies, values.std(axis=0, ddof=1) / np.sqrt(len(values)), np.nan)
+    return mean, _student_quantile(len(values) - 1, level) * error
 
 
-def _student_quantile(freedom: int, level: float) -> float:
+def _student_quantile(degrees_of_freedom: int, level: float) -> float:
     from scipy.special import stdtrit
 
-    return float(stdtrit(freedom, (1 + level) / 2)) if freedom > 0 else np.nan
+    return float(stdtrit(degrees_of_freedom, (1 + level) / 2))
 
 
 def _quantile(ranked: Floats, q: float) -> Floats:
-    """Quantile of sorted values, linear between neighbours; NaN where it falls on an ended chain or its rank is unknown."""
-    place = round(q * (len(ranked) - 1), 9)  # rounding must not reach for the next, perhaps infinite, value
-    below = int(place)
-    share = place - below
+    """Quantile of sorted values, linear between neighbors; NaN if it is the value of an ended chain or of unknown rank."""
+    position = round(q * (len(ranked) - 1), 9)  # without rounding up to the next, perhaps infinite, value
+    below = int(position)
+    share = position - below
     value = ranked[below] if share == 0 else (1 - share) * ranked[below] + share * ranked[below + 1]
     return np.where(np.isfinite(value) & ~np.isnan(ranked[-1]), value, np.nan)  # NaN sorts last
 
 
 def _interval(estimate: Floats | float, low: Floats | float, high: Floats | float, n: int) -> Interval:
-    return Interval(_or_none(estimate), _or_none(low), _or_none(high), n)
+    return Interval(_finite_or_none(estimate), _finite_or_none(low), _finite_or_none(high), n)
 
 
-def _or_none(value: Floats | float) -> float | None:
+def _finite_or_none(value: Floats | float) -> float | None:
     return float(value) if np.isfinite(value) else None

@@ -1,4 +1,4 @@
-"""Which law a curve over generations follows, and after which generation more synthetic data no longer helps."""
+"""The trend that a curve over generations follows, and the generation after which more synthetic rows no longer help."""
 
 from __future__ import annotations
 
@@ -10,17 +10,18 @@ import numpy as np
 from selfloop.stats.intervals import LEVEL, Interval, mean_interval, paired_difference
 from selfloop.types import Floats
 
-FEWEST_GENERATIONS = 6  # a law of three parameters leaves three degrees of freedom
+MIN_GENERATIONS = 6  # a form with three parameters then leaves three degrees of freedom
 
 
 @dataclass(frozen=True, slots=True)
 class Trend:
-    """The law a curve follows (None: undecided, `reason` says why) and the evidence weight of every law.
+    """The trend of a curve, and the weight of every trend.
 
-    `best`, `formula` and `parameters` are those of the best-supported law, decided or not.
+    `kind` is None if the trend is undecided; `reason` gives the number it rests on. `best`, `formula` and `parameters` are
+    those of the trend with the largest weight, decided or not.
     """
 
-    law: str | None
+    kind: str | None
     reason: str
     best: str | None = None
     formula: str = ""
@@ -30,19 +31,19 @@ class Trend:
 
 @dataclass(frozen=True, slots=True)
 class _Form:
-    """a + b shape(t, c); without a shape a alone, without rates no c."""
+    """a + b shape(t, c). Without `shape` only a; without `rates` there is no c."""
 
-    law: str
+    kind: str
     formula: str
     shape: Callable[[Floats, float], Floats] | None = None
-    rates: Callable[[float], tuple[float, float]] | None = None  # what `span` generations can tell from no rate
+    rates: Callable[[float], tuple[float, float]] | None = None  # range of c that a number of generations can resolve
 
     @property
-    def size(self) -> int:
+    def n_parameters(self) -> int:
         return 1 + (self.shape is not None) + (self.rates is not None)
 
 
-# Sums, not log t and t^-c: the laws of accumulate and of replace_multiple are such sums, exactly.
+# Sums in place of log t and t^-c: the laws of accumulate and of replace_multiple are exactly such sums.
 _FORMS = (
     _Form("constant", "a"),
     _Form("saturating", "a + b sum_{i<=t} i^-(1 + c)", lambda t, c: np.cumsum(t ** -(1 + c)), lambda span: (0.5, 4.0)),
@@ -51,56 +52,56 @@ _FORMS = (
     _Form("linear", "a + b t", lambda t, c: t),
     _Form("exponential", "a + b exp(c t)", lambda t, c: np.exp(np.minimum(c * t, 600.0)), lambda span: (1 / span, 3.0)),
 )
-LAWS = tuple(dict.fromkeys(form.law for form in _FORMS))
+TRENDS = tuple(dict.fromkeys(form.kind for form in _FORMS))
 
 
 @dataclass(frozen=True, slots=True)
 class _Fit:
     form: _Form
-    misfit: float  # squared whitened residuals: chi-square when the law is right
+    misfit: float  # squared whitened residuals: chi-square distributed if the form is right
     parameters: dict[str, float]
 
 
-def fit_trend(curves: Floats, evidence: float = 0.9, flat: float = 0.02) -> Trend:
-    """The law of the seeds' mean of (seeds, generations) curves, decided when its weight is at least `evidence`.
+def fit_trend(curves: Floats, min_weight: float = 0.9, flat_tolerance: float = 0.02) -> Trend:
+    """The trend of the mean over seeds of (seeds, generations) curves, decided if its weight is at least `min_weight`.
 
-    Least squares weighted by the seeds' covariance, compared by QAIC weights (Burnham and Anderson 2002, sections 2.5
-    and 2.9), so that a lucky run of correlated generations is not taken for a law. Every other law contains the
-    constant, which therefore never gets all the weight: it is chosen when it has most and the change from the first to
-    the last generation lies within the share `flat` of the level. Generations from the first ended chain on are left
-    out. Undecided as well when no law fits (F test at 0.001).
+    Least squares weighted by the covariance over seeds, compared by QAIC weights (Burnham and Anderson 2002, sections 2.5
+    and 2.9), so that a lucky run of correlated generations does not count as a trend. Every other form contains the
+    constant, which therefore never has all the weight. `constant` is decided if it has the largest weight and the change
+    from the first to the last generation is within the share `flat_tolerance` of the mean value. Undecided if no form
+    fits (F test at 0.001). Generations from the first end of a chain on are left out.
     """
-    alive = curves[:, : int(np.cumprod(~np.isnan(curves).any(axis=0)).sum())]
-    if len(alive) > 1 and alive.shape[1] and np.ptp(alive[:, 0]) == 0:
-        alive = alive[:, 1:]  # every chain began with the same fit, as on a table: that says nothing of their spread
-    seeds, generations = alive.shape
-    if seeds < 2 or generations < FEWEST_GENERATIONS:
-        return Trend(None, f"{seeds} seeds x {generations} generations; a law needs 2 x {FEWEST_GENERATIONS}")
-    whiten = _whitener(alive)
+    complete = curves[:, : int(np.cumprod(~np.isnan(curves).any(axis=0)).sum())]
+    if len(complete) > 1 and complete.shape[1] and np.ptp(complete[:, 0]) == 0:
+        complete = complete[:, 1:]  # all chains have the same first fit, as on a table: it gives no spread over seeds
+    seeds, generations = complete.shape
+    if seeds < 2 or generations < MIN_GENERATIONS:
+        return Trend(None, f"{seeds} seeds x {generations} generations; a trend needs 2 x {MIN_GENERATIONS}")
+    whiten = _whitening_matrix(complete)
     if whiten is None:
         return Trend(None, "the seeds do not differ")
-    tried = [_fit(form, alive.mean(axis=0), whiten) for form in _FORMS]
-    fits = [min((fit for fit in tried if fit.form.law == law), key=lambda fit: fit.misfit) for law in LAWS]
-    freedom = generations - max(form.size for form in _FORMS)
+    fits_of_forms = [_fit(form, complete.mean(axis=0), whiten) for form in _FORMS]
+    fits = [min((fit for fit in fits_of_forms if fit.form.kind == kind), key=lambda fit: fit.misfit) for kind in TRENDS]
+    freedom = generations - max(form.n_parameters for form in _FORMS)
     dispersion = min(fit.misfit for fit in fits) / freedom
-    scores = np.array([fit.misfit / max(dispersion, 1) + 2 * fit.form.size for fit in fits])
+    scores = np.array([fit.misfit / max(dispersion, 1) + 2 * fit.form.n_parameters for fit in fits])
     raw = np.exp(-(scores - scores.min()) / 2)
-    weights = dict(zip(LAWS, (raw / raw.sum()).tolist(), strict=True))
+    weights = dict(zip(TRENDS, (raw / raw.sum()).tolist(), strict=True))
     best = fits[int(raw.argmax())]
-    law = best.form.law
+    kind = best.form.kind
     if not _is_plausible(dispersion, freedom, seeds - 1):
-        return Trend(None, "none of the laws fits the curve", law, best.form.formula, best.parameters, weights)
-    decided = _is_flat(alive, flat) if law == "constant" else weights[law] >= evidence
-    reason = f"{law} has weight {weights[law]:.2f}"
-    return Trend(law if decided else None, reason, law, best.form.formula, best.parameters, weights)
+        return Trend(None, "no trend fits the curve", kind, best.form.formula, best.parameters, weights)
+    decided = _is_flat(complete, flat_tolerance) if kind == "constant" else weights[kind] >= min_weight
+    reason = f"{kind} has weight {weights[kind]:.2f}"
+    return Trend(kind if decided else None, reason, kind, best.form.formula, best.parameters, weights)
 
 
-def inflection(curves: Floats, level: float = LEVEL) -> Interval | None:
-    """The generation whose mean is lowest, when the curve falls to it and rises after it; None when it does not.
+def inflection_point(curves: Floats, level: float = LEVEL) -> Interval | None:
+    """The generation with the lowest mean, if the curve falls to it and rises after it; None otherwise.
 
-    Paired by seed, with Bonferroni's correction over generations: some generation must lie below both the first and
-    the last, and the limits enclose every generation that does not lie above the lowest. One seed shows a minimum
-    but cannot bound it: an estimate without limits. A chain that ended leaves no last generation: None.
+    Paired by seed, with Bonferroni's correction over generations: one generation at least must lie below both the first
+    and the last. The limits enclose every generation that does not lie above the lowest. One seed gives an estimate
+    without limits. None if a chain has ended, because the last generation is then undefined.
     """
     seeds, generations = curves.shape
     lowest = int(curves.mean(axis=0).argmin())
@@ -123,15 +124,15 @@ def inflection(curves: Floats, level: float = LEVEL) -> Interval | None:
 def rise_after_minimum(curves: Floats, level: float = LEVEL) -> Interval:
     """Rise of the mean from its lowest generation to the last, paired by seed.
 
-    The lowest generation was picked from the same curves, so the limits carry Bonferroni's correction over generations:
-    they hold whichever is picked.
+    The lowest generation is chosen from the same curves, so the limits have Bonferroni's correction over generations:
+    they hold for any choice.
     """
     generations, lowest = curves.shape[1], int(curves.mean(axis=0).argmin())
     return mean_interval(curves[:, -1] - curves[:, lowest], 1 - (1 - level) / generations)
 
 
 def _fit(form: _Form, mean: Floats, whiten: Floats) -> _Fit:
-    """Least squares; the rate is searched on a grid that closes in on the best one."""
+    """Least squares. The rate c is searched on a grid that is refined around the best value."""
     t = np.arange(1.0, len(mean) + 1)
     if form.rates is None:
         return _fit_at(form, 0.0, mean, whiten)
@@ -154,38 +155,38 @@ def _fit_at(form: _Form, rate: float, mean: Floats, whiten: Floats) -> _Fit:
     return _Fit(form, float(np.sum((target - scaled @ solution) ** 2)), parameters)
 
 
-def _whitener(curves: Floats) -> Floats | None:
-    """Matrix that turns the seeds' mean curve into uncorrelated numbers of variance 1; None when seeds do not differ.
+def _whitening_matrix(curves: Floats) -> Floats | None:
+    """Matrix that maps the mean curve to uncorrelated numbers with variance 1; None if the seeds do not differ.
 
-    Chains are nearly random walks, so increments are nearly uncorrelated: their correlations are shrunk towards none
-    and their variances towards the median one, by the amounts that Schaefer and Strimmer (2005) and Opgen-Rhein and
-    Strimmer (2007) estimate. This needs no more seeds than generations.
+    Chains are nearly random walks, so increments are nearly uncorrelated. Their correlations are shrunk towards 0 and
+    their variances towards the median variance, with the weights of Schaefer and Strimmer (2005) and Opgen-Rhein and
+    Strimmer (2007). So fewer seeds than generations suffice.
     """
     seeds, generations = curves.shape
     step = np.eye(generations) - np.eye(generations, k=-1)
     increments = curves @ step.T
-    centred = increments - increments.mean(axis=0)
-    raw = np.sum(centred**2, axis=0) / (seeds - 1)
-    later = raw[1:]  # the first increment is the value at generation 1, of another size
+    centered = increments - increments.mean(axis=0)
+    raw = np.sum(centered**2, axis=0) / (seeds - 1)
+    later = raw[1:]  # the first increment is the value at generation 1, which has another size
     target = np.median(later)
-    share = _share(centred[:, 1:] ** 2, np.sum((later - target) ** 2))
+    share = _shrinkage(centered[:, 1:] ** 2, np.sum((later - target) ** 2))
     variance = np.append(raw[0], share * target + (1 - share) * later)
     if not (variance > 1e-24 * np.max(np.abs(curves)) ** 2).all():
         return None
-    z = centred / np.sqrt(np.where(raw > 0, raw, 1.0))
+    z = centered / np.sqrt(np.where(raw > 0, raw, 1.0))
     between = np.triu_indices(generations, 1)
     correlation = z.T @ z / (seeds - 1)
-    share = _share((z[:, :, None] * z[:, None, :])[:, *between], np.sum(correlation[between] ** 2))
+    share = _shrinkage((z[:, :, None] * z[:, None, :])[:, *between], np.sum(correlation[between] ** 2))
     shrunk = (1 - share) * correlation
     np.fill_diagonal(shrunk, 1.0)
     deviation = np.sqrt(variance / seeds)
     return np.asarray(np.linalg.solve(np.linalg.cholesky(shrunk * np.outer(deviation, deviation)), step), np.float64)
 
 
-def _share(products: Floats, signal: float) -> float:
-    """Weight of the shrinkage target: the estimates' own variance over their squared distance from the target.
+def _shrinkage(products: Floats, signal: float) -> float:
+    """Weight of the shrinkage target: variance of the estimates over their squared distance from the target.
 
-    Never quite 0, so that correlations stay invertible.
+    At least 0.01, so that the correlation matrix stays invertible.
     """
     seeds = len(products)
     noise = np.var(products, axis=0, ddof=1).sum() * seeds / (seeds - 1) ** 2
@@ -198,7 +199,7 @@ def _is_plausible(dispersion: float, freedom: int, seeds_freedom: int) -> bool:
     return bool(fdtrc(freedom, seeds_freedom, dispersion) > 0.001)
 
 
-def _is_flat(curves: Floats, flat: float) -> bool:
+def _is_flat(curves: Floats, tolerance: float) -> bool:
     change = mean_interval(curves[:, -1] - curves[:, 0])
-    allowed = flat * abs(float(curves.mean()))
-    return change.low is not None and change.high is not None and -allowed <= change.low <= change.high <= allowed
+    limit = tolerance * abs(float(curves.mean()))
+    return change.low is not None and change.high is not None and -limit <= change.low <= change.high <= limit
