@@ -1,4 +1,7 @@
-"""selfloop: a laboratory for generative models that train on their own output."""
+"""selfloop: a laboratory for generative models that train on their own output.
+
+The names in `__all__` are the public interface, with `selfloop.testing`. All other modules are private and may change.
+"""
 
 from __future__ import annotations
 
@@ -6,25 +9,75 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from selfloop.engine.run import stream as stream
+    from selfloop.component import Component as Component
+    from selfloop.component import Context as Context
+    from selfloop.component import Criterion as Criterion
+    from selfloop.component import Curator as Curator
+    from selfloop.component import Encoder as Encoder
+    from selfloop.component import Family as Family
+    from selfloop.component import FeatureExtractor as FeatureExtractor
+    from selfloop.component import Metric as Metric
+    from selfloop.component import Policy as Policy
+    from selfloop.component import Sampler as Sampler
+    from selfloop.component import Scenario as Scenario
+    from selfloop.component import Snapshot as Snapshot
+    from selfloop.component import Source as Source
+    from selfloop.engine.run import iter_measurements as iter_measurements
+    from selfloop.errors import ChainEndedError as ChainEndedError
+    from selfloop.errors import DataError as DataError
+    from selfloop.errors import SelfloopError as SelfloopError
+    from selfloop.errors import SettingError as SettingError
+    from selfloop.errors import SpecError as SpecError
     from selfloop.result import Result as Result
     from selfloop.result import run as run
+    from selfloop.rng import RandomStream as RandomStream
+    from selfloop.settings import Settings as Settings
+    from selfloop.spec.parse import read_spec as read_spec
     from selfloop.spec.spec import Spec as Spec
-    from selfloop.spec.spec import read_spec as read_spec
+    from selfloop.theory import predict as predict
+    from selfloop.types import Batch as Batch
+    from selfloop.types import Columns as Columns
+    from selfloop.types import ColumnType as ColumnType
+    from selfloop.types import Measurement as Measurement
+    from selfloop.types import NewRows as NewRows
+    from selfloop.types import Params as Params
+    from selfloop.types import Plan as Plan
+    from selfloop.types import Ragged as Ragged
+    from selfloop.types import RowTake as RowTake
+    from selfloop.types import Take as Take
+    from selfloop.types import TrainingRows as TrainingRows
+    from selfloop.types import Verdict as Verdict
+    from selfloop.types import real as real
+    from selfloop.types import synthetic as synthetic
 
 __version__ = "0.1.0"
-_LAZY = {  # nothing is imported before it is used: `import selfloop` costs next to nothing
-    "Result": "selfloop.result",
-    "run": "selfloop.result",
-    "stream": "selfloop.engine.run",
-    "Spec": "selfloop.spec.spec",
-    "read_spec": "selfloop.spec.spec",
-    "predict": "selfloop.theory",
-}
-__all__ = ["Result", "Spec", "predict", "read_spec", "run", "stream"]
+_MODULES = {  # imported when one of their names is used: `import selfloop` takes a few milliseconds
+    "selfloop.component": (
+        "Component", "Context", "Criterion", "Curator", "Encoder", "Family", "FeatureExtractor", "Metric", "Policy", "Sampler",
+        "Scenario", "Snapshot", "Source",
+    ),
+    "selfloop.engine.run": ("iter_measurements",),
+    "selfloop.errors": ("ChainEndedError", "DataError", "SelfloopError", "SettingError", "SpecError"),
+    "selfloop.result": ("Result", "run"),
+    "selfloop.rng": ("RandomStream",),
+    "selfloop.settings": ("Settings",),
+    "selfloop.spec.parse": ("read_spec",),
+    "selfloop.spec.spec": ("Spec",),
+    "selfloop.theory": ("predict",),
+    "selfloop.types": (
+        "Batch", "Columns", "ColumnType", "Measurement", "NewRows", "Params", "Plan", "Ragged", "RowTake", "Take",
+        "TrainingRows", "Verdict", "real", "synthetic",
+    ),
+}  # fmt: skip
+_MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
+__all__ = sorted(_MODULE_OF)  # noqa: PLE0605  # made from the table above
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _LAZY:
+    if name not in _MODULE_OF:
         raise AttributeError(f"module 'selfloop' has no attribute {name!r}")
-    return getattr(import_module(_LAZY[name]), name)
+    return getattr(import_module(_MODULE_OF[name]), name)
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__", "testing"]

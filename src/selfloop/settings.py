@@ -69,7 +69,7 @@ def describe_fields(cls: type[Any], defaults: Any = None) -> Iterator[SettingInf
 
 
 @cache
-def setting_types(cls: type[Any]) -> dict[str, Any]:
+def setting_types(cls: Any) -> dict[str, Any]:
     """Annotation of every setting of a class; empty if annotations name what only exists inside a function."""
     try:
         hints = get_type_hints(cls, include_extras=True)
@@ -111,7 +111,8 @@ def _adapter(hint: Any) -> Any:
 
     if tables := [cls for cls in _classes(hint) if is_dataclass(cls)]:  # settings tables check themselves
         rest = [cls for cls in _classes(hint) if cls not in tables]
-        return TypeAdapter(Union[tuple(rest)] if rest else NoneType)  # noqa: UP007  # made from a list
+        other: Any = Union[tuple(rest)] if rest else NoneType  # noqa: UP007  # made from a list
+        return TypeAdapter(other)
     return TypeAdapter(hint, config=ConfigDict(arbitrary_types_allowed=True, allow_inf_nan=False))
 
 

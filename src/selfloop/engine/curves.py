@@ -1,4 +1,4 @@
-"""Measured numbers by the array: what rows are when there are many of them."""
+"""Measurements as arrays: one value per seed and generation, and a code for each value that is missing."""
 
 from __future__ import annotations
 
@@ -9,24 +9,23 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from selfloop.types import Array, Floats, Measurement, Params
+from selfloop.types import Array, Coordinates, Floats, Measurement, Params
 
-Coordinates = tuple[tuple[str, object], ...]
-VALUE, ABSENT = 0, 1  # codes: there is a value; there is no row (the chain had ended). Others are places in `statuses`
-STATUSES = ("", "no row")
+VALUE, NO_MEASUREMENT = 0, 1  # codes: a value; the chain had ended before. Other codes are positions in `statuses`
+STATUSES = ("", "no measurement")
 NOT_FINITE = "not_finite"
 
 
 @dataclass(frozen=True, slots=True)
 class SeedMeasurements:
-    """One metric of many chains at one generation; as an iterable, its rows."""
+    """One metric of many chains at one generation; iterating gives its measurements."""
 
     policy: str
     seeds: Sequence[int]
     generation: int
     metric: str
     values: Floats  # one per seed
-    ended: Mapping[int, str | None]  # chains without a value, by position: why they end here, None if they had before
+    ended: Mapping[int, str | None]  # by position: status of a chain that ends here, None for one that ended before
 
     def __iter__(self) -> Iterator[Measurement]:
         for s, (seed, value) in enumerate(zip(self.seeds, self.values.tolist(), strict=True)):
@@ -40,20 +39,20 @@ class SeedMeasurements:
 
 @dataclass(slots=True)
 class Curves:
-    """Every metric of the chains of one policy: (seeds, generations) values, and a code for each of what it is."""
+    """Every metric of the chains of one policy: values (seeds, generations), and a code per value."""
 
     seeds: Sequence[int]
     generations: int
-    values: dict[str, Floats] = field(default_factory=dict)  # NaN where there is no value
+    values: dict[str, Floats] = field(default_factory=dict)  # NaN without a value
     codes: dict[str, npt.NDArray[np.uint8]] = field(default_factory=dict)
     statuses: list[str] = field(default_factory=lambda: list(STATUSES))
 
-    def of(self, metric: str) -> tuple[Floats, npt.NDArray[np.uint8]]:
-        """Values and codes of a metric, made on first sight."""
+    def arrays(self, metric: str) -> tuple[Floats, npt.NDArray[np.uint8]]:
+        """Values and codes of a metric, created when it is first named."""
         if metric not in self.values:
             shape = len(self.seeds), self.generations
             self.values[metric] = np.full(shape, np.nan)
-            self.codes[metric] = np.full(shape, ABSENT, np.uint8)
+            self.codes[metric] = np.full(shape, NO_MEASUREMENT, np.uint8)
         return self.values[metric], self.codes[metric]
 
     def code(self, status: str | None) -> int:
@@ -64,15 +63,15 @@ class Curves:
             self.statuses.append(status)
         return self.statuses.index(status)
 
-    def put(self, row: Measurement, place: int) -> None:
-        """Enter one row; `place` is its seed's position."""
-        values, codes = self.of(row.metric)
-        values[place, row.generation - 1] = np.nan if row.value is None else row.value
-        codes[place, row.generation - 1] = self.code(row.status)
+    def add(self, measurement: Measurement, position: int) -> None:
+        """Add one measurement; `position` is that of its seed."""
+        values, codes = self.arrays(measurement.metric)
+        values[position, measurement.generation - 1] = np.nan if measurement.value is None else measurement.value
+        codes[position, measurement.generation - 1] = self.code(measurement.status)
 
-    def enter(self, measured: SeedMeasurements) -> None:
-        """Enter one generation of one metric of all chains."""
-        values, codes = self.of(measured.metric)
+    def add_seeds(self, measured: SeedMeasurements) -> None:
+        """Add one generation of one metric of all chains."""
+        values, codes = self.arrays(measured.metric)
         finite = np.isfinite(measured.values)
         values[:, measured.generation - 1] = np.where(finite, measured.values, np.nan)
         column = codes[:, measured.generation - 1]
@@ -81,53 +80,53 @@ class Curves:
             column[~finite] = self.code(NOT_FINITE)
         for s, status in measured.ended.items():
             values[s, measured.generation - 1] = np.nan
-            column[s] = ABSENT if status is None else self.code(status)
+            column[s] = NO_MEASUREMENT if status is None else self.code(status)
 
     def merge(self, other: Curves) -> None:
-        """Enter the chains of another block that are among these seeds."""
-        theirs = {seed: s for s, seed in enumerate(other.seeds)}
-        ours = [s for s, seed in enumerate(self.seeds) if seed in theirs]
-        rows = [theirs[self.seeds[s]] for s in ours]
-        recode = np.array([VALUE, ABSENT, *(self.code(status) for status in other.statuses[2:])], np.uint8)
+        """Add the chains of other curves that are among these seeds."""
+        other_positions = {seed: s for s, seed in enumerate(other.seeds)}
+        positions = [s for s, seed in enumerate(self.seeds) if seed in other_positions]
+        rows = [other_positions[self.seeds[s]] for s in positions]
+        recode = np.array([VALUE, NO_MEASUREMENT, *(self.code(status) for status in other.statuses[2:])], np.uint8)
         for metric in other.values:
-            values, codes = self.of(metric)
-            values[ours] = other.values[metric][rows]
-            codes[ours] = recode[other.codes[metric][rows]]
+            values, codes = self.arrays(metric)
+            values[positions] = other.values[metric][rows]
+            codes[positions] = recode[other.codes[metric][rows]]
 
     def pack(self) -> dict[str, Array]:
-        """As plain arrays, for the store."""
-        words = {"metrics": _as_bytes(self.values), "statuses": _as_bytes(self.statuses)}
-        return {**self.values, **{f"status/{name}": codes for name, codes in self.codes.items()}, **words}
+        """The curves as plain arrays, for the store."""
+        names = {"metrics": _to_bytes(self.values), "statuses": _to_bytes(self.statuses)}
+        return {**self.values, **{f"status/{name}": codes for name, codes in self.codes.items()}, **names}
 
     @staticmethod
     def unpack(arrays: Params, seeds: Sequence[int]) -> Curves:
-        """From plain arrays."""
-        metrics = _as_words(arrays["metrics"])
+        """The curves that `pack` made plain arrays of."""
+        metrics = _from_bytes(arrays["metrics"])
         values = {name: np.asarray(arrays[name], np.float64) for name in metrics}
         generations = next(iter(values.values())).shape[1]
         codes = {name: np.asarray(arrays[f"status/{name}"], np.uint8) for name in metrics}
-        return Curves(seeds, generations, values, codes, _as_words(arrays["statuses"]))
+        return Curves(seeds, generations, values, codes, _from_bytes(arrays["statuses"]))
 
-    def rows(self, label: str, coordinates: Coordinates, derived: Mapping[str, Sequence[float]]) -> Iterator[Measurement]:
-        """Every row, seed by seed and generation by generation; `derived` metrics have one value per generation."""
+    def measurements(
+        self, policy: str, coordinates: Coordinates, derived: Mapping[str, Sequence[float]]
+    ) -> Iterator[Measurement]:
+        """Every measurement, seed by seed and generation by generation; `derived` has one value per generation."""
         columns = [(name, self.values[name].tolist(), self.codes[name].tolist()) for name in self.values]
         for s, seed in enumerate(self.seeds):
             for t in range(self.generations):
-                any_row = False
+                measured = False
                 for name, values, codes in columns:
-                    if (code := codes[s][t]) != ABSENT:
-                        any_row, value = True, values[s][t]
-                        yield Measurement(
-                            label, seed, t + 1, name, None if code else value, self.statuses[code] or None, coordinates
-                        )
-                if any_row:
+                    if (code := codes[s][t]) != NO_MEASUREMENT:
+                        measured, value, status = True, values[s][t], self.statuses[code] or None
+                        yield Measurement(policy, seed, t + 1, name, None if code else value, status, coordinates)
+                if measured:
                     for name, numbers in derived.items():
-                        yield Measurement(label, seed, t + 1, name, numbers[t], None, coordinates)
+                        yield Measurement(policy, seed, t + 1, name, numbers[t], None, coordinates)
 
 
-def _as_bytes(words: Iterable[str]) -> Array:
-    return np.frombuffer("\n".join(words).encode(), np.uint8)
+def _to_bytes(names: Iterable[str]) -> Array:
+    return np.frombuffer("\n".join(names).encode(), np.uint8)
 
 
-def _as_words(array: Array) -> list[str]:
+def _from_bytes(array: Array) -> list[str]:
     return bytes(np.asarray(array)).decode().split("\n")

@@ -1,18 +1,19 @@
-"""The loop's world of all seeds at once, in memory: what can be fitted and sampled with a leading seeds axis."""
+"""The ensemble world: all seeds together in memory, for families that fit and sample with a leading seeds axis."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 
 from selfloop.component import Context, Family, Metric, Policy, Sampler, Source
-from selfloop.engine import steps
-from selfloop.engine.curves import SeedMeasurements
-from selfloop.engine.loop import schedule
+from selfloop.engine.curves import Curves, SeedMeasurements
+from selfloop.engine.loop import loop
+from selfloop.engine.steps import check_rows
 from selfloop.errors import ChainEndedError
 from selfloop.formats.safetensors import NamedArrays
 from selfloop.protocols import (
@@ -26,15 +27,18 @@ from selfloop.protocols import (
     SupportsSufficientStatistics,
 )
 from selfloop.rng import RandomStream
-from selfloop.types import Array, Columns, Params, Part
+from selfloop.spec.point import Point, row_bytes
+from selfloop.store.identity import stored_step
+from selfloop.types import Array, Columns, Params, Take
 
-LARGE_BATCH = 1 << 18  # bytes
-BLOCK = 256  # seeds that share one stream when statistics are drawn instead of rows
+MIN_SHARDED_BYTES = 1 << 18  # of one seed's batch: with smaller arrays threads wait for each other in the interpreter
+SEEDS_PER_BLOCK = 256  # seeds that share one random stream if statistics are drawn instead of rows
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Block:
-    """Chains that run together: what they have in common, and what is drawn for them once for all policies."""
+class SeedBlock:
+    """Chains that run together: their settings, and results that all policies share."""
 
     source: Source
     family: Family
@@ -43,38 +47,46 @@ class Block:
     seeds: tuple[int, ...]
     n: int
     holdout: int
-    on_rows: bool  # are rows drawn, or only their statistics?
+    on_rows: bool  # True: rows are drawn; False: only their sufficient statistics
     threads: int = field(default=1, compare=False, metadata={"identity": False})
     shared: dict[object, Any] = field(default_factory=dict, compare=False, repr=False, metadata={"identity": False})
 
-    def once(self, key: object, make: Any) -> Any:
+    @staticmethod
+    def of_point(point: Point, seeds: Sequence[int], *, on_rows: bool, threads: int = 1) -> SeedBlock:
+        """The chains of a point and some seeds."""
+        spec = point.spec
+        return SeedBlock(
+            source=spec.source, family=spec.family, sampler=spec.sampler, metrics=spec.metrics, seeds=tuple(seeds),
+            n=point.n, holdout=point.holdout, on_rows=on_rows, threads=threads,
+        )  # fmt: skip
+
+    def once(self, key: object, make: Callable[[], T]) -> T:
         """The value of `make()`, computed once for all policies of the block."""
         if key not in self.shared:
             self.shared[key] = make()
-        return self.shared[key]
+        return cast(T, self.shared[key])
 
-    def parts(self) -> list[Block]:
-        """The block cut into one for each thread, where seeds have streams of their own; always the same ones.
-
-        Threads pay only where one seed's batch is large: with small arrays they wait for each other in the interpreter.
-        """
-        row = sum(np.dtype(f.dtype).itemsize * math.prod(f.shape) for f in self.source.schema().values())
-        count = min(self.threads, len(self.seeds)) if self.on_rows and self.n * row >= LARGE_BATCH else 1
+    def shards(self) -> list[SeedBlock]:
+        """The block divided among its threads, if every seed has its own stream; the same objects at every call."""
+        count = 1
+        if self.on_rows and self.n * row_bytes(self.source) >= MIN_SHARDED_BYTES:
+            count = min(self.threads, len(self.seeds))
         if count == 1:
             return [self]
-        groups = [self.seeds[i * len(self.seeds) // count : (i + 1) * len(self.seeds) // count] for i in range(count)]
-        return cast("list[Block]", self.once("parts", lambda: [replace(self, seeds=g, threads=1, shared={}) for g in groups]))
+        ends = [i * len(self.seeds) // count for i in range(count + 1)]
+        groups = [self.seeds[a:b] for a, b in zip(ends, ends[1:], strict=False)]
+        return self.once("shards", lambda: [replace(self, seeds=seeds, threads=1, shared={}) for seeds in groups])
 
     def streams(self, *names: str | int) -> list[RandomStream]:
         """The sub-stream of that name of every seed."""
         return [RandomStream(("seed", seed)).child(*names) for seed in self.seeds]
 
     def generator(self, *names: str | int) -> np.random.Generator:
-        """The block's own stream, for statistics."""
-        return RandomStream(("block", self.seeds[0] // BLOCK)).child(*names).generator()
+        """A generator on the block's own stream, for statistics."""
+        return RandomStream(("block", self.seeds[0] // SEEDS_PER_BLOCK)).child(*names).generator()
 
     def stack(self, draw: Callable[[Context, int], Columns]) -> Columns:
-        """Columns of `draw(context of the seed's source, position)` for every seed, stacked along a leading axis."""
+        """Columns of `draw(context of the seed's source, position)` of every seed, stacked along a leading axis."""
         stacked = NamedArrays()
         for s, stream in enumerate(self.streams("source")):
             for name, column in draw(Context(stream), s).items():
@@ -84,189 +96,199 @@ class Block:
                 stacked[name][s] = values
         return stacked
 
-    def draw(self, first: int, n: int, ctx: Context) -> Columns:
-        """Real rows of one seed, checked."""
-        return steps.checked_rows(self.source, self.source.draw(first, n, ctx))
+    def draw(self, first: int, n: int) -> Columns:
+        """Real rows first .. first + n - 1 of every seed, checked."""
+        return self.stack(lambda ctx, s: check_rows(self.source, self.source.draw(first, n, ctx)))
 
     def truth(self) -> Params:
-        """The sources' true parameters, with a leading seeds axis; empty when unknown."""
+        """The source's true parameters, with a leading seeds axis; empty if unknown."""
         return cast(Params, self.once("truth", lambda: self.stack(lambda ctx, s: self.source.truth(ctx))))
 
     def held_out(self) -> Columns:
-        """Real rows no fit sees; none when statistics are enough."""
+        """The holdout of every seed; empty in a run on statistics."""
         if not self.on_rows or not self.holdout:
             return NamedArrays()
-        return cast(Columns, self.once("holdout", lambda: self.stack(lambda ctx, s: self.draw(0, self.holdout, ctx))))
-
-
-def needs_rows(source: Source, family: Family, metrics: Sequence[Metric], policy: Policy, n: int, generations: int) -> bool:
-    """Must an ensemble draw rows, or are their statistics enough for this policy and these metrics?"""
-    if not isinstance(family, SupportsSufficientStatistics) or source.law != family.name:
-        return True
-    if any(cast(SupportsEnsembleMeasure, metric).uses_rows for metric in metrics):
-        return True
-    for stage in schedule(policy, n, generations):
-        partial = any(take.rows != stage.available[take.batch] for take in stage.plan.takes)
-        odd_design = source.has_fixed_design() and (stage.new_rows.synthetic % n or stage.new_rows.real % n)
-        if partial or stage.plan.budget is not None or odd_design:
-            return True
-    return False
+        return self.once("holdout", lambda: self.draw(0, self.holdout))
 
 
 @dataclass(slots=True)
-class Chains:
-    """The models of one generation of many chains; `ended` says per seed when and why it has none any more."""
+class EnsembleModel:
+    """The models of one generation of many chains."""
 
     params: Params
     ended: dict[int, tuple[int, str]]  # position in the block -> (generation, status)
 
 
 @dataclass(slots=True)
-class Held:
-    """One batch of many chains: its rows or its statistics, and what the family keeps about it."""
+class EnsembleBatch:
+    """One batch of many chains: its rows or its statistics, and results that the family keeps about it."""
 
     rows: Columns = field(default_factory=NamedArrays)
     statistics: SufficientStatistics = field(default_factory=dict)
-    kept: dict[str, object] = field(default_factory=dict)
+    cache: dict[str, object] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
 class EnsembleWorld:
-    """All seeds of a block at once, in memory; batches are rows or sufficient statistics with a leading seeds axis."""
+    """All seeds of a block together. Batches are rows or sufficient statistics with a leading seeds axis."""
 
-    label: str
-    block: Block
-    drawn: int = 0  # real rows drawn so far, after the holdout
-    initial: Held = field(default_factory=Held)
-    parts: tuple[EnsembleTake, ...] = ()
+    policy: str  # label
+    block: SeedBlock
+    measures: bool = True  # False: fit and sample only
+    n_drawn: int = 0  # real rows drawn so far, after the holdout
+    initial: EnsembleBatch = field(default_factory=EnsembleBatch)
+    takes: tuple[EnsembleTake, ...] = ()  # of the newest fit
+    samples: dict[int, EnsembleBatch] = field(default_factory=dict)  # by generation, if it does not measure
 
-    @property
-    def seeds(self) -> Sequence[int]:
-        return self.block.seeds
-
-    def real(self, t: int, n: int) -> Held:
-        first, self.drawn = self.block.holdout + self.drawn, self.drawn + n
-        batch = cast(Held, self.block.once(("real", first, n), lambda: self._draw(t, first, n)))
+    def draw_real(self, t: int, n: int) -> EnsembleBatch:
+        first, self.n_drawn = self.block.holdout + self.n_drawn, self.n_drawn + n
+        batch = self.block.once(("real", first, n), lambda: self._draw_real(t, first, n))
         if t == 1:
             self.initial = batch
         return batch
 
-    def _draw(self, t: int, first: int, n: int) -> Held:
+    def _draw_real(self, t: int, first: int, n: int) -> EnsembleBatch:
         block, source = self.block, self.block.source
         if not block.on_rows:
             family, truth = cast(SupportsSufficientStatistics, block.family), block.truth()
             design = self.initial.statistics if source.has_fixed_design() and t > 1 else None
-            unbiased = block.family.sampler_class()
-            rng = block.generator("real", first)
-            return Held(statistics=family.draw_statistics(truth, n, unbiased, truth, design, rng))
+            sampler, rng = block.family.sampler_class(), block.generator("real", first)
+            return EnsembleBatch(statistics=family.draw_statistics(truth, n, sampler, truth, design, rng))
         if t > 1 and source.has_fixed_design() and isinstance(source, SupportsRelabel):
-            inputs = self._given(t, n)
-            answers = block.stack(
+            inputs = self._draw_inputs(t, n)
+            outcomes = block.stack(
                 lambda ctx, s: source.relabel({name: np.asarray(column)[s] for name, column in inputs.items()}, first, ctx)
             )
-            return Held(rows={**answers, **inputs})
-        return Held(rows=block.stack(lambda ctx, s: block.draw(first, n, ctx)))
+            return EnsembleBatch(rows={**outcomes, **inputs})
+        return EnsembleBatch(rows=block.draw(first, n))
 
-    def _given(self, t: int, n: int) -> Columns:
+    def _draw_inputs(self, t: int, n: int) -> Columns:
         initial, source = self.initial.rows, self.block.source
-        if source.has_fixed_design():  # one array for all generations, so that families can see that inputs are shared
-            names = list(source.draw_inputs(1, {k: np.asarray(v)[0] for k, v in initial.items()}, Context(RandomStream())))
-            size = len(np.asarray(next(iter(initial.values())))[0]) if initial else 0
-            if n == size:
+        if source.has_fixed_design():  # one array for all generations, so that families see that the inputs are shared
+            first_seed = {name: np.asarray(column)[0] for name, column in initial.items()}
+            names = list(source.draw_inputs(1, first_seed, Context(RandomStream())))
+            if initial and n == len(next(iter(first_seed.values()))):
                 return {name: initial[name] for name in names if name in initial}
-        key = ("given", n) if source.has_fixed_design() else ("given", n, t)
-        return cast(
-            Columns,
-            self.block.once(
-                key,
-                lambda: self.block.stack(
-                    lambda ctx, s: source.draw_inputs(
-                        n, {k: np.asarray(v)[s] for k, v in initial.items()}, ctx.child("given", t)
-                    )
-                ),
+        key = ("inputs", n) if source.has_fixed_design() else ("inputs", n, t)
+        return self.block.once(
+            key,
+            lambda: self.block.stack(
+                lambda ctx, s: source.draw_inputs(n, {k: np.asarray(v)[s] for k, v in initial.items()}, ctx.child("given", t))
             ),
         )
 
-    def fit(self, t: int, parts: Sequence[Part[Held]], budget: int | None, previous: Chains | None) -> Chains:
-        if previous is not None and len(previous.ended) == len(self.seeds):
+    def fit(
+        self, t: int, takes: list[Take[EnsembleBatch]], budget: int | None, previous: EnsembleModel | None
+    ) -> EnsembleModel:
+        if previous is not None and len(previous.ended) == len(self.block.seeds):
             raise ChainEndedError("ended")
         if t == 1:  # all policies share the first fit
-            outcome, self.parts = self.block.once("first fit", lambda: self._fit(t, parts, budget, None))
+            fitted, self.takes = self.block.once("first fit", lambda: self._fit(t, takes, budget, None))
         else:
-            outcome, self.parts = self._fit(t, parts, budget, previous)
-        return self._carry(t, outcome, previous)
+            fitted, self.takes = self._fit(t, takes, budget, previous)
+        return self._keep_ended_chains(t, fitted, previous)
 
     def _fit(
-        self, t: int, parts: Sequence[Part[Held]], budget: int | None, previous: Chains | None
+        self, t: int, takes: list[Take[EnsembleBatch]], budget: int | None, previous: EnsembleModel | None
     ) -> tuple[EnsembleFit, tuple[EnsembleTake, ...]]:
         if not self.block.on_rows:
             family = cast(SupportsSufficientStatistics, self.block.family)
-            return family.fit_statistics(family.merge([(part.batch.statistics, part.weight) for part in parts])), ()
-        chosen = [None if part.rows is None else slice(0, part.rows) for part in parts]
-        masks = chosen if budget is None else self._subsample(t, parts, budget)
-        taken = tuple(
-            EnsembleTake(part.batch.rows, choice, part.weight, part.batch.cache)
-            for part, choice in zip(parts, masks, strict=True)
+            return family.fit_statistics(family.merge([(take.batch.statistics, take.weight) for take in takes])), ()
+        indices: list[Any] = [None if take.rows is None else slice(0, take.rows) for take in takes]
+        if budget is not None:
+            indices = self._draw_budget(t, takes, budget)
+        used = tuple(
+            EnsembleTake(take.batch.rows, chosen, take.weight, take.batch.cache)
+            for take, chosen in zip(takes, indices, strict=True)
         )
-        return cast(SupportsEnsemble, self.block.family).fit_rows(taken, previous.params if previous else None), taken
+        return cast(SupportsEnsemble, self.block.family).fit_rows(used, previous.params if previous else None), used
 
-    def _subsample(self, t: int, parts: Sequence[Part[Held]], budget: int) -> list[Array]:
-        """Per part a (seeds, rows) mask, with `budget` rows per seed chosen uniformly without replacement."""
-        sizes = [len(np.asarray(next(iter(part.batch.rows.values())))[0]) for part in parts]
+    def _draw_budget(self, t: int, takes: list[Take[EnsembleBatch]], budget: int) -> list[Array]:
+        """Per take a mask (seeds, rows), with `budget` rows per seed drawn uniformly without replacement."""
+        sizes = [np.asarray(next(iter(take.batch.rows.values()))).shape[1] for take in takes]
         offered = np.concatenate(
-            [start + np.arange(size if part.rows is None else part.rows)
-             for start, size, part in zip(np.cumsum([0, *sizes[:-1]]), sizes, parts, strict=True)]
+            [start + np.arange(size if take.rows is None else take.rows)
+             for start, size, take in zip(np.cumsum([0, *sizes[:-1]]), sizes, takes, strict=True)]
         )  # fmt: skip
-        mask = np.zeros((len(self.seeds), sum(sizes)), bool)
+        mask = np.zeros((len(self.block.seeds), sum(sizes)), bool)
         for s, stream in enumerate(self.block.streams("subsample", t)):
             mask[s, offered[stream.generator().choice(len(offered), budget, replace=False, shuffle=False)]] = True
         return cast(list[Array], np.split(mask, np.cumsum(sizes)[:-1], axis=1))
 
-    def _carry(self, t: int, outcome: EnsembleFit, previous: Chains | None) -> Chains:
+    def _keep_ended_chains(self, t: int, fitted: EnsembleFit, previous: EnsembleModel | None) -> EnsembleModel:
+        """The model, in which ended chains keep finite params so that they do not disturb the others."""
         ended = dict(previous.ended) if previous else {}
-        for s, status in enumerate(outcome.status or ()):
+        for s, status in enumerate(fitted.status or ()):
             if status is not None and s not in ended:
                 ended[s] = (t, status)
         if not ended:
-            return Chains(NamedArrays(outcome.params), ended)
-        gone = np.array(sorted(ended))
-        params = NamedArrays((name, np.array(array)) for name, array in outcome.params.items())
-        for name, array in params.items():  # an ended chain keeps finite parameters so that the others run undisturbed
-            array[gone] = previous.params[name][gone] if previous else np.zeros_like(array[gone])
-        return Chains(params, ended)
+            return EnsembleModel(NamedArrays(fitted.params), ended)
+        positions = np.array(sorted(ended))
+        params = NamedArrays((name, np.array(array)) for name, array in fitted.params.items())
+        for name, array in params.items():
+            array[positions] = previous.params[name][positions] if previous else np.zeros_like(array[positions])
+        return EnsembleModel(params, ended)
 
-    def sample(self, t: int, model: Chains, n: int) -> Held:
-        if t == 1:
-            return cast(Held, self.block.once(("first sample", n), lambda: self._sample(t, model, n)))
-        return self._sample(t, model, n)
+    def sample(self, t: int, model: EnsembleModel, n: int) -> EnsembleBatch:
+        if t == 1:  # all policies share the first model
+            batch = self.block.once(("first sample", n), lambda: self._sample(t, model, n))
+        else:
+            batch = self._sample(t, model, n)
+        if not self.measures:
+            self.samples[t] = batch
+        return batch
 
-    def _sample(self, t: int, model: Chains, n: int) -> Held:
+    def _sample(self, t: int, model: EnsembleModel, n: int) -> EnsembleBatch:
         block = self.block
         if n == 0:
-            return Held()
+            return EnsembleBatch()
         sampler = block.sampler.for_generation(t, block.truth())
         if not block.on_rows:
             design = self.initial.statistics if block.source.has_fixed_design() else None
-            family = cast(SupportsSufficientStatistics, block.family)
-            rng = block.generator("synthetic", t)
-            return Held(statistics=family.draw_statistics(model.params, n, sampler, block.truth(), design, rng))
-        inputs = self._given(t, n)
-        family_rows = cast(SupportsEnsemble, block.family)
-        return Held(rows=family_rows.sample_rows(model.params, n, sampler, inputs, block.streams("sample", t)))
+            family, rng = cast(SupportsSufficientStatistics, block.family), block.generator("synthetic", t)
+            return EnsembleBatch(statistics=family.draw_statistics(model.params, n, sampler, block.truth(), design, rng))
+        inputs, streams = self._draw_inputs(t, n), block.streams("sample", t)
+        return EnsembleBatch(rows=cast(SupportsEnsemble, block.family).sample_rows(model.params, n, sampler, inputs, streams))
 
-    def measure(self, t: int, model: Chains, new: Held) -> Iterator[SeedMeasurements]:
-        block = self.block
-        snap = EnsembleSnapshot(t, block.family, model.params, new.rows, block.held_out(), block.truth(), self.parts)
-        gone = {s: status if when == t else None for s, (when, status) in model.ended.items()}
-        if len(gone) < len(self.seeds):
-            before = dict.fromkeys(gone)
-            for metric in block.metrics:
-                for name, values in cast(SupportsEnsembleMeasure, metric).measure_ensemble(snap).items():
-                    ended = gone if name == metric.name else before  # an end is told once, under the metric's own name
-                    yield SeedMeasurements(self.label, self.seeds, t, name, values, ended)
-        else:
-            for metric in block.metrics:
-                yield SeedMeasurements(self.label, self.seeds, t, metric.name, np.full(len(self.seeds), np.nan), gone)
+    def measure(self, t: int, model: EnsembleModel, samples: EnsembleBatch) -> Iterator[SeedMeasurements]:
+        block, seeds = self.block, self.block.seeds
+        if not self.measures:
+            return
+        snap = EnsembleSnapshot(t, block.family, model.params, samples.rows, block.held_out(), block.truth(), self.takes)
+        ended = {s: status if generation == t else None for s, (generation, status) in model.ended.items()}
+        ended_before = dict.fromkeys(ended)
+        for metric in block.metrics:
+            if len(ended) == len(seeds):
+                yield SeedMeasurements(self.policy, seeds, t, metric.name, np.full(len(seeds), np.nan), ended)
+                continue
+            for name, values in cast(SupportsEnsembleMeasure, metric).measure_ensemble(snap).items():
+                # Report the end of a chain once, on the metric's main value.
+                yield SeedMeasurements(self.policy, seeds, t, name, values, ended if name == metric.name else ended_before)
 
-    def ended(self, t: int, status: str) -> Iterable[SeedMeasurements]:
-        return ()  # every chain has had its last row
+    def end_chain(self, t: int, status: str) -> Iterable[SeedMeasurements]:
+        return ()  # every chain has had its last measurement
+
+
+@stored_step("ensemble_curves", version=1)
+def ensemble_curves(block: SeedBlock, policy: Policy, generations: int) -> dict[str, Array]:
+    """Every metric of all seeds of a block under one policy."""
+
+    def run_shard(shard: SeedBlock) -> Curves:
+        curves = Curves(shard.seeds, generations)
+        for measured in loop(EnsembleWorld(policy.name, shard), policy, shard.n, generations):
+            curves.add_seeds(measured)
+        return curves
+
+    curves, shards = Curves(block.seeds, generations), block.shards()
+    # The matrices are small: threads over seeds are faster than threads inside products, with the same bits for any number.
+    with threadpool_limits(1), ThreadPoolExecutor(len(shards)) as pool:
+        for each in pool.map(run_shard, shards) if len(shards) > 1 else map(run_shard, shards):
+            curves.merge(each)
+    return curves.pack()
+
+
+def sample_again(block: SeedBlock, policy: Policy, generations: int) -> tuple[Columns, dict[int, Columns]]:
+    """Initial rows and samples by generation of a block on rows, with a leading seeds axis, drawn again: none are stored."""
+    world = EnsembleWorld(policy.name, block, measures=False)
+    list(loop(world, policy, block.n, generations))
+    return world.initial.rows, {t: batch.rows for t, batch in world.samples.items()}

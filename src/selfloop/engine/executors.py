@@ -1,4 +1,4 @@
-"""Running many tasks: in this process, or in worker processes that each have their share of the cores."""
+"""Executors: objects that run tasks, in this process or in worker processes with their share of the cores."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import threading
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from multiprocessing import get_context
 from multiprocessing.connection import Connection, wait
 from multiprocessing.resource_tracker import ensure_running
@@ -16,61 +17,60 @@ from typing import Any, Protocol
 
 from selfloop.errors import SelfloopError, show_warnings_plainly
 
-Work = Callable[[Any], Iterator[Any]]
+RunTask = Callable[[Any], Iterator[Any]]
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 
 
-class Mapper(Protocol):
-    """How tasks are run: yields what `work` yields for each of them, in any order. Ray can follow."""
+class Executor(Protocol):
+    """Runs tasks: yields the outputs of `run_task` for each of them, in any order."""
 
-    def __call__(self, work: Work, tasks: Sequence[Any], threads: int) -> Iterator[Any]: ...
+    def run(self, run_task: RunTask, tasks: Sequence[Any], threads: int) -> Iterator[Any]: ...
 
 
-def cores() -> int:
-    """Cores this process may use."""
+def count_cores() -> int:
+    """Number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def memory() -> int:
-    """Bytes of memory of this machine."""
-    return 1 << 40 if sys.platform == "win32" else os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+@dataclass(frozen=True)
+class SerialExecutor:
+    """One task after another, in this process."""
+
+    def run(self, run_task: RunTask, tasks: Sequence[Any], threads: int) -> Iterator[Any]:
+        from threadpoolctl import threadpool_limits
+
+        with threadpool_limits(threads):
+            for task in tasks:
+                yield from run_task(task)
 
 
-def in_process(work: Work, tasks: Sequence[Any], threads: int) -> Iterator[Any]:
-    """One task after another, here."""
-    from threadpoolctl import threadpool_limits
+@dataclass(frozen=True)
+class ProcessExecutor:
+    """Tasks in worker processes, each started with its thread variables set before any library is loaded."""
 
-    with threadpool_limits(threads):
-        for task in tasks:
-            yield from work(task)
+    workers: int
 
-
-def in_processes(workers: int) -> Mapper:
-    """A mapper over that many worker processes, each started with its thread variables set before any library loads."""
-
-    def run(work: Work, tasks: Sequence[Any], threads: int) -> Iterator[Any]:
-        if workers <= 1 or len(tasks) <= 1:
-            yield from in_process(work, tasks, threads)
+    def run(self, run_task: RunTask, tasks: Sequence[Any], threads: int) -> Iterator[Any]:
+        if self.workers <= 1 or len(tasks) <= 1:
+            yield from SerialExecutor().run(run_task, tasks, threads)
             return
-        with _pool(work, min(workers, len(tasks)), threads) as connections:
+        with _start_workers(run_task, min(self.workers, len(tasks)), threads) as connections:
             yield from _distribute(connections, list(tasks))
-
-    return run
 
 
 @contextmanager
-def _pool(work: Work, workers: int, threads: int) -> Iterator[list[Connection]]:
+def _start_workers(run_task: RunTask, workers: int, threads: int) -> Iterator[list[Connection]]:
     spawn = get_context("spawn")
     processes, connections = [], []
     try:
-        with _thread_variables(threads), _deaf_children():
+        with _thread_variables(threads), _start_with_sigint_blocked():
             for _ in range(workers):
-                ours, theirs = spawn.Pipe()
-                process = spawn.Process(target=_serve, args=(work, theirs, threads), daemon=True)
+                parent_end, worker_end = spawn.Pipe()
+                process = spawn.Process(target=_worker_main, args=(run_task, worker_end, threads), daemon=True)
                 process.start()
-                theirs.close()
+                worker_end.close()
                 processes.append(process)
-                connections.append(ours)
+                connections.append(parent_end)
         yield connections
     finally:
         for connection in connections:
@@ -81,14 +81,14 @@ def _pool(work: Work, workers: int, threads: int) -> Iterator[list[Connection]]:
 
 
 @contextmanager
-def _deaf_children() -> Iterator[None]:
-    """Ctrl-C goes to every process of a terminal: the parent ends its workers, which must not die of it on their own."""
+def _start_with_sigint_blocked() -> Iterator[None]:
+    """Start processes that ignore Ctrl-C, which a terminal sends to all of them: the parent ends its workers."""
     if sys.platform == "win32":
         yield
         return
-    ensure_running()  # it starts a process of its own, and unblocks the signal
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # inherited by what is started now
-    pressed: list[int] = []  # a thread of a library may take the signal: it must not stop this one half-way through a start
+    ensure_running()  # it starts a process, and would unblock the signal
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # workers inherit the mask
+    pressed: list[int] = []  # a library's thread may receive the signal: it must not interrupt a half-started worker
     handler = signal.getsignal(signal.SIGINT)
     if callable(handler) and threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGINT, lambda number, frame: pressed.append(number))
@@ -103,6 +103,7 @@ def _deaf_children() -> Iterator[None]:
 
 
 def _distribute(connections: list[Connection], tasks: list[Any]) -> Iterator[Any]:
+    """Send a task to every free worker; yields outputs as they arrive."""
     waiting = tasks[::-1]
     busy = set(connections)
     for connection in connections:
@@ -114,7 +115,7 @@ def _distribute(connections: list[Connection], tasks: list[Any]) -> Iterator[Any
                 kind, value = ready.recv()
             except (EOFError, ConnectionError):
                 raise SelfloopError("a worker process died (out of memory?). Run again with --workers 1.") from None
-            if kind == "result":
+            if kind == "output":
                 yield value
             elif kind == "error":
                 raise value
@@ -124,20 +125,20 @@ def _distribute(connections: list[Connection], tasks: list[Any]) -> Iterator[Any
                 busy.discard(ready)
 
 
-def _serve(work: Work, connection: Connection, threads: int) -> None:
+def _worker_main(run_task: RunTask, connection: Connection, threads: int) -> None:
     show_warnings_plainly()
     while True:
         try:
             task = connection.recv()
-            for value in in_process(work, [task], threads):
-                connection.send(("result", value))
+            for value in SerialExecutor().run(run_task, [task], threads):
+                connection.send(("output", value))
             connection.send(("done", None))
         except (EOFError, ConnectionError):
             return
-        except Exception as problem:  # whatever it is, the parent raises it
+        except Exception as problem:  # of any kind: the parent raises it
             if not isinstance(problem, SelfloopError):
                 problem.add_note("In a worker process:\n" + "".join(traceback.format_exception(problem)))
-            with suppress(ConnectionError):  # it has heard of another one already
+            with suppress(ConnectionError):  # the parent ended because of another error
                 connection.send(("error", problem))
             return
 

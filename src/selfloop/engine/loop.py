@@ -6,8 +6,8 @@ from collections.abc import Iterable, Iterator
 from typing import Protocol, TypeVar
 
 from selfloop.component import Policy
-from selfloop.engine.schedule import schedule
 from selfloop.errors import ChainEndedError
+from selfloop.policies.schedule import schedule
 from selfloop.types import Batch, Take, real, synthetic
 
 B = TypeVar("B")

@@ -1,171 +1,168 @@
-"""The loop's world of one chain, with every stage kept in the store.
+"""The stored world: one chain at a time, the result of every step kept in the store.
 
-The other two: `ensembles.py` runs all seeds at once in memory, `theory/moments.py` computes expectations exactly.
+The other worlds: `ensemble.py` computes all seeds together in memory, `theory/moments.py` computes exact expectations.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, cast
 
-from selfloop.component import Context, Curator, Family, Metric, Sampler, Source, SupportsPrepare
+from selfloop.component import Context, FeatureExtractor, Metric, Sampler, Source
 from selfloop.engine import steps
 from selfloop.engine.curves import NOT_FINITE
 from selfloop.protocols import CorpusSource, UsesEncoder, UsesFeatures
 from selfloop.rng import RandomStream
+from selfloop.spec.point import Point
 from selfloop.store.identity import ObjectRef
 from selfloop.store.store import Store
-from selfloop.types import Measurement, Params, Part
-
-
-@dataclass(frozen=True, kw_only=True)
-class Chain:
-    """Settings of one chain whose every stage is stored; the policy is not among them, so policies share stages."""
-
-    source: Source
-    family: Family
-    sampler: Sampler
-    metrics: tuple[Metric, ...]
-    curators: tuple[Curator, ...] = ()
-    start: str | Path = "scratch"  # "scratch", "previous", or the safetensors file of a model
-    seed: int
-    holdout: int
-    threads: int = 1
-
-    def context(self, *names: str | int) -> Context:
-        """The stage's own stream of this seed; the policy is no part of it: policies meet on common random numbers."""
-        return Context(RandomStream(("seed", self.seed)).child(*names), None, self.threads)
-
-    def truth(self) -> Params:
-        """The source's true parameters for this seed; empty when unknown."""
-        return self.source.truth(self.context("source"))
+from selfloop.types import Measurement, Params, Take
 
 
 @dataclass(slots=True)
 class StoredWorld:
-    """One chain at a time; batches and models are references to stored arrays."""
+    """One chain of a point. Batches and models are references to stored arrays.
 
-    label: str
-    chain: Chain
+    The policy is an argument of no step, so policies of one seed share every step with equal arguments. `models`, `samples`
+    and `inputs` keep the references of each generation, for export and galleries.
+    """
+
+    policy: str  # label
+    point: Point
+    seed: int
     store: Store
-    drawn: int = 0  # real rows drawn so far, after the holdout
+    threads: int = 1
+    measures: bool = True  # False: fit and sample only
+    n_drawn: int = 0  # real rows drawn so far, after the holdout
     initial: ObjectRef | None = None
-    refs: dict[object, ObjectRef] = field(default_factory=dict)  # what is the same for all generations
+    models: dict[int, ObjectRef] = field(default_factory=dict)  # by generation, like the next two
+    samples: dict[int, ObjectRef | None] = field(default_factory=dict)
+    inputs: dict[int, ObjectRef | None] = field(default_factory=dict)
+    ended: tuple[int, str] | None = None  # generation and status
+    refs: dict[object, ObjectRef] = field(default_factory=dict)  # results that all generations share
 
-    @property
-    def seeds(self) -> Sequence[int]:
-        return (self.chain.seed,)
+    def context(self, *names: str | int) -> Context:
+        """The context of a step. All policies of a seed have the same random streams, so their differences are paired."""
+        return Context(RandomStream(("seed", self.seed)).child(*names), None, self.threads)
 
-    def real(self, t: int, n: int) -> ObjectRef:
-        chain, source = self.chain, self.chain.source
-        first, self.drawn = chain.holdout + self.drawn, self.drawn + n
+    def truth(self) -> Params:
+        """The source's true parameters for this seed; empty if unknown."""
+        return self.point.spec.source.truth(self.context("source"))
+
+    def draw_real(self, t: int, n: int) -> ObjectRef:
+        source = self.point.spec.source
+        first, self.n_drawn = self.point.holdout + self.n_drawn, self.n_drawn + n
         if t > 1 and source.has_fixed_design():
-            return self._step(steps.draw_real_again, source, first, self._given(t, n), chain.context("source"))
+            return self._call(steps.redraw_outcomes, source, first, self._draw_inputs(t, n), self.context("source"))
         batch = self._draw(first, n)
         if t == 1:
             self.initial = batch
         return batch
 
     def _draw(self, first: int, n: int) -> ObjectRef:
-        """Real rows as the family models them."""
-        chain, ctx = self.chain, self.chain.context("source")
-        if not isinstance(chain.source, CorpusSource):
-            return self._step(steps.draw_real, chain.source, first, n, ctx)
-        return self._step(steps.choose, chain.source, self.read(), first, n, ctx)
+        """Real rows in the columns that the family models."""
+        source, ctx = self.point.spec.source, self.context("source")
+        if not isinstance(source, CorpusSource):
+            return self._call(steps.draw_real, source, first, n, ctx)
+        return self._call(steps.take_corpus_rows, source, self.read_corpus(), first, n, ctx)
 
-    def read(self) -> ObjectRef:
-        """The whole corpus, encoded where the family has an encoder; the same for all seeds."""
-        family, source = self.chain.family, self.chain.source
+    def read_corpus(self) -> ObjectRef:
+        """The whole corpus, encoded if the family has an encoder; the same for all seeds."""
+        family, source = self.point.spec.family, self.point.spec.source
         if "corpus" not in self.refs:
-            ctx = Context(RandomStream(("corpus",)), None, self.chain.threads)
+            ctx = Context(RandomStream(("corpus",)), None, self.threads)
             if isinstance(family, UsesEncoder):
                 encoder = family.encoder()
-                self.refs["learned"] = self._step(steps.learn, encoder, source, ctx.child("learn"))
-                self.refs["corpus"] = self._step(steps.read, encoder, source, self.refs["learned"], ctx.child("read"))
+                prepared = self._call(steps.prepare_encoder, encoder, source, ctx.child("learn"))
+                self.refs["encoder"] = prepared
+                self.refs["corpus"] = self._call(steps.encode_corpus, encoder, source, prepared, ctx.child("read"))
             else:
-                self.refs["corpus"] = self._step(steps.read_rows, source, ctx.child("read"))
+                self.refs["corpus"] = self._call(steps.read_corpus, source, ctx.child("read"))
         return self.refs["corpus"]
 
-    def _step(self, function: Callable[..., Any], *arguments: Any) -> ObjectRef:
-        return cast(ObjectRef, self.store.step(function, *arguments))
+    def _call(self, step: Callable[..., Any], *arguments: Any) -> ObjectRef:
+        return cast(ObjectRef, self.store.call(step, *arguments))
 
-    def _given(self, t: int, n: int) -> ObjectRef | None:
-        source = self.chain.source
+    def _call_once(self, name: object, step: Callable[..., Any], *arguments: Any) -> ObjectRef:
+        if name not in self.refs:
+            self.refs[name] = self._call(step, *arguments)
+        return self.refs[name]
+
+    def _draw_inputs(self, t: int, n: int) -> ObjectRef | None:
+        source = self.point.spec.source
         if type(source).draw_inputs is Source.draw_inputs:
             return None
         fixed = source.has_fixed_design()
-        key = ("given", n, 0 if fixed else t)
-        if key not in self.refs:
-            ctx = self.chain.context("source", *(() if fixed else ("given", t)))
-            self.refs[key] = self._step(steps.give_inputs, source, n, self.initial, ctx)
-        return self.refs[key]
+        ctx = self.context("source", *(() if fixed else ("given", t)))
+        return self._call_once(("inputs", n, 0 if fixed else t), steps.draw_inputs, source, n, self.initial, ctx)
 
-    def fit(self, t: int, parts: Sequence[Part[ObjectRef | None]], budget: int | None, previous: ObjectRef | None) -> ObjectRef:
-        takes = tuple((part.batch, part.rows, part.weight) for part in parts)
-        begin = (self._start(previous), self.refs.get("learned"))
-        return self._step(steps.fit, self.chain.family.for_generation(t), takes, budget, begin, self.chain.context("fit", t))
+    def fit(self, t: int, takes: list[Take[ObjectRef | None]], budget: int | None, previous: ObjectRef | None) -> ObjectRef:
+        parts = tuple((take.batch, take.rows, take.weight) for take in takes)
+        family = self.point.spec.family.for_generation(t)
+        init = self._init_from(previous)
+        self.models[t] = self._call(steps.fit, family, parts, budget, init, self.refs.get("encoder"), self.context("fit", t))
+        return self.models[t]
 
-    def _start(self, previous: ObjectRef | None) -> ObjectRef | None:
-        if isinstance(self.chain.start, Path):
-            return self._step(steps.load_params, self.chain.start)
-        return previous if self.chain.start == "previous" else None
+    def _init_from(self, previous: ObjectRef | None) -> ObjectRef | None:
+        init_from = self.point.spec.init_from
+        if isinstance(init_from, str):
+            return previous if init_from == "previous" else None
+        return self._call_once("init", steps.load_params, init_from)
 
     def sample(self, t: int, model: ObjectRef, n: int) -> ObjectRef | None:
-        chain, ctx = self.chain, self.chain.context("sample", t)
-        if n == 0:
-            return None
-        sampler = chain.sampler.for_generation(t, chain.truth())
-        inputs = self._prompts(sampler, n) or self._given(t, n)
-        if chain.curators:
-            parts = (chain.family, model, sampler)
-            return self._step(steps.sample_curated, parts, n, inputs, chain.curators, self.initial, ctx)
-        return self._step(steps.sample, chain.family, model, n, sampler, inputs, ctx)
+        self.samples[t] = self._sample(t, model, n) if n else None
+        return self.samples[t]
 
-    def _prompts(self, sampler: Sampler, n: int) -> ObjectRef | None:
+    def _sample(self, t: int, model: ObjectRef, n: int) -> ObjectRef:
+        spec, ctx = self.point.spec, self.context("sample", t)
+        sampler = spec.sampler.for_generation(t, self.truth())
+        inputs = self._draw_prompts(sampler, n) or self._draw_inputs(t, n)
+        if spec.curators:  # curated rows are no longer in the order of their inputs: no `inputs` to show beside them
+            return self._call(steps.sample_curated, (spec.family, model, sampler), n, inputs, spec.curators, self.initial, ctx)
+        self.inputs[t] = inputs
+        return self._call(steps.sample, spec.family, model, n, sampler, inputs, ctx)
+
+    def _draw_prompts(self, sampler: Sampler, n: int) -> ObjectRef | None:
         if type(sampler).draw_prompts is Sampler.draw_prompts:
             return None
-        prompts = self._step(steps.give_prompts, sampler, n, self.initial, self.chain.context("prompts"))
+        prompts = self._call(steps.draw_prompts, sampler, n, self.initial, self.context("prompts"))
         return prompts if isinstance(prompts, ObjectRef) else None
 
-    def measure(self, t: int, model: ObjectRef, new: ObjectRef | None) -> Iterator[Measurement]:
-        chain = self.chain
-        for metric in chain.metrics:
-            fitted, rows = (chain.family, model, chain.sampler), (new, self._held_out(), self.initial)
-            known = (chain.truth(), *self._prepared(metric, rows))
-            ctx = chain.context("measure", metric.name)  # the same draws every generation, so curves are comparable
-            values = self.store.step(steps.measure, metric, fitted, t, rows, known, ctx)
+    def measure(self, t: int, model: ObjectRef, samples: ObjectRef | None) -> Iterator[Measurement]:
+        spec = self.point.spec
+        for metric in spec.metrics if self.measures else ():
+            rows = (samples, self._holdout(), self.initial)
+            known = (self.truth(), *self._features(metric, rows))
+            ctx = self.context("measure", metric.name)  # the same draws at every generation, so that curves are comparable
+            values = self.store.call(steps.measure, metric, (spec.family, model, spec.sampler), t, rows, known, ctx)
             for name, value in values.items():
-                yield Measurement(self.label, chain.seed, t, name, value, NOT_FINITE if value is None else None)
+                status = NOT_FINITE if value is None else None
+                yield Measurement(self.policy, self.seed, t, name, value, status, self.point.coordinates)
 
-    def _prepared(
+    def _features(
         self, metric: Metric, rows: Sequence[ObjectRef | None]
     ) -> tuple[ObjectRef | None, tuple[ObjectRef | None, ...]]:
-        """What a metric or its features learned from real(1), and the features of the rows; each once for all who ask."""
-        if isinstance(metric, UsesFeatures):
-            features, ctx = metric.features, self.chain.context("features")
-            prepared = self._once(features, steps.learn_features, features, self.initial, ctx.child("learn"))
+        """Arrays of the metric's feature extractor and features of the rows, each computed once for all metrics."""
+        if not isinstance(metric, UsesFeatures):
+            return None, ()
+        extractor: FeatureExtractor = metric.features
+        ctx = self.context("features")
+        prepared = self._call_once(extractor, steps.prepare_features, extractor, self.initial, ctx.child("learn"))
 
-            def described(batch: ObjectRef) -> ObjectRef:
-                return self._once((features, batch), steps.describe, features, batch, prepared, ctx.child("describe"))
+        def extract(batch: ObjectRef) -> ObjectRef:
+            return self._call_once(
+                (extractor, batch), steps.extract_features, extractor, batch, prepared, ctx.child("describe")
+            )
 
-            return prepared, tuple(batch and described(batch) for batch in rows)
-        if isinstance(metric, SupportsPrepare):
-            ctx = self.chain.context("prepare", metric.name)
-            return self._once(metric, steps.prepare, metric, self.initial, ctx), ()
-        return None, ()
+        return prepared, tuple(batch and extract(batch) for batch in rows)
 
-    def _once(self, name: object, function: Callable[..., Any], *arguments: Any) -> ObjectRef:
-        if name not in self.refs:
-            self.refs[name] = self._step(function, *arguments)
-        return self.refs[name]
-
-    def _held_out(self) -> ObjectRef | None:
-        chain = self.chain
-        if chain.holdout and "holdout" not in self.refs:
-            self.refs["holdout"] = self._draw(0, chain.holdout)
+    def _holdout(self) -> ObjectRef | None:
+        if self.point.holdout and "holdout" not in self.refs:
+            self.refs["holdout"] = self._draw(0, self.point.holdout)
         return self.refs.get("holdout")
 
-    def ended(self, t: int, status: str) -> Iterable[Measurement]:
-        return [Measurement(self.label, self.chain.seed, t, metric.name, None, status) for metric in self.chain.metrics]
+    def end_chain(self, t: int, status: str) -> Iterable[Measurement]:
+        self.ended = (t, status)
+        for metric in self.point.spec.metrics:
+            yield Measurement(self.policy, self.seed, t, metric.name, None, status, self.point.coordinates)

@@ -67,11 +67,17 @@ class Spec:
         usual = cast(tuple[Metric, ...], make_components("metric", self.family.default_metrics, "metrics"))
         supported = tuple(metric for metric in usual if set(metric.true_params) <= truth)
         if not supported and isinstance(self.family, SupportsLogProb):
-            return cast(tuple[Metric, ...], make_components("metric", ["nll"], "metrics"))  # the truth is unknown: held-out rows
+            return cast(
+                tuple[Metric, ...], make_components("metric", ["nll"], "metrics")
+            )  # the truth is unknown: held-out rows
         return supported or usual
 
     def _check(self) -> None:
-        for name, least, most in (("n", 1, MAX_BATCH_ROWS), ("holdout", 0, MAX_BATCH_ROWS), ("generations", 1, MAX_GENERATIONS)):
+        for name, least, most in (
+            ("n", 1, MAX_BATCH_ROWS),
+            ("holdout", 0, MAX_BATCH_ROWS),
+            ("generations", 1, MAX_GENERATIONS),
+        ):
             value = getattr(self, name)
             if value is None and name != "generations":
                 continue

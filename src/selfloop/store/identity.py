@@ -53,7 +53,9 @@ def step_name(function: Callable[..., Any]) -> str:
     """Declared name of a stored step; SelfloopError if the function is not one."""
     declared: StepIdentity | None = function.__dict__.get("stored_step")
     if declared is None:
-        raise SelfloopError(f"store: {function.__qualname__} is not a stored step. Declare it with @stored_step(name, version).")
+        raise SelfloopError(
+            f"store: {function.__qualname__} is not a stored step. Declare it with @stored_step(name, version)."
+        )
     return declared.name
 
 

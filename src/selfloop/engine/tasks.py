@@ -1,0 +1,162 @@
+"""Tasks: units of work of a spec, their threads, and how one of them runs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from heapq import heapreplace
+from itertools import groupby
+from pathlib import Path
+from typing import cast
+
+from selfloop.component import Policy
+from selfloop.engine.curves import Curves
+from selfloop.engine.ensemble import SEEDS_PER_BLOCK, SeedBlock, ensemble_curves
+from selfloop.engine.executors import count_cores
+from selfloop.engine.loop import iter_generations
+from selfloop.engine.stored import StoredWorld
+from selfloop.protocols import CorpusSource, UsesEncoder
+from selfloop.spec.point import Point
+from selfloop.spec.spec import Spec
+from selfloop.store.store import Store, Usage
+from selfloop.types import Coordinates, Measurement, Params
+
+SPEEDUP_PER_DOUBLING = 1.6  # of threads per chain: small convolutions hardly gain, transformers 1.9
+MAX_ENSEMBLE_BYTES = 1 << 30  # rows that an ensemble holds together; more seeds run one group after another
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """A chain of one policy and seed, or an ensemble of some seeds under all policies."""
+
+    point: Point
+    policies: tuple[int, ...]  # positions in the spec
+    seeds: tuple[int, ...]
+    generations: int  # 0: only the corpus is read
+    store: Path
+    threads: int
+    cost: int = 0  # of a chain, in rows; longer chains start first
+
+
+@dataclass(frozen=True, slots=True)
+class TaskOutput:
+    """One generation of a chain, or all curves of one policy of an ensemble, and the store's usage for it."""
+
+    coordinates: Coordinates
+    policy: int
+    measurements: tuple[Measurement, ...]
+    curves: Curves | None
+    generations: int
+    usage: Usage
+    shared: bool = False  # from a step that chains share and reuse
+
+
+def plan_tasks(spec: Spec, store: Path, threads: int | None = None) -> list[list[Task]]:
+    """Phases of tasks: reading corpora for all seeds, generation 1 for all policies of a seed, then the chains."""
+    corpora, shared, chains = dict[object, Task](), list[Task](), list[Task]()
+    points = spec.points()
+    costs = {
+        point.coordinates: [cost_in_rows(point, policy) for policy in point.spec.policies]
+        for point in points
+        if not point.runs_as_ensemble
+    }
+    seeds = len(spec.seeds)
+    first_threads = threads or choose_threads([1] * seeds * len(costs))
+    chain_threads = threads or choose_threads([cost for point_costs in costs.values() for cost in point_costs * seeds])
+    for point in points:
+        policies, generations, source = tuple(range(len(point.spec.policies))), point.spec.generations, point.spec.source
+        if point.runs_as_ensemble:
+            for group in _seed_groups(point):
+                chains.append(Task(point, policies, group, generations, store, threads or count_cores()))
+            continue
+        if isinstance(source, CorpusSource):
+            encoder = point.spec.family.encoder() if isinstance(point.spec.family, UsesEncoder) else None
+            corpora.setdefault((source, encoder), Task(point, (0,), spec.seeds[:1], 0, store, count_cores()))
+        for seed in spec.seeds:
+            shared.append(Task(point, (0,), (seed,), 1, store, first_threads))
+            for position, cost in enumerate(costs[point.coordinates]):
+                chains.append(Task(point, (position,), (seed,), generations, store, chain_threads, cost))
+    return [phase for phase in (list(corpora.values()), shared) if phase] + [chains]
+
+
+def cost_in_rows(point: Point, policy: Policy) -> int:
+    """Cost of a chain's generations after the first, as the rows that they train on and sample."""
+    return sum(entry.trained_rows + entry.new_rows.synthetic for entry in point.schedule(policy)[1:])
+
+
+def choose_threads(costs: Sequence[int]) -> int:
+    """Number of threads per chain that minimizes the time until the last chain ends.
+
+    `costs`: of each chain, in rows. Chains start in order of decreasing cost.
+    """
+
+    def last_end(threads: int) -> float:
+        loads = [0] * (count_cores() // threads)
+        for cost in sorted(costs, reverse=True):
+            heapreplace(loads, loads[0] + cost)
+        return max(loads) / math.pow(threads, math.log2(SPEEDUP_PER_DOUBLING))
+
+    return min(range(1, count_cores() + 1), key=last_end)
+
+
+def _seed_groups(point: Point) -> list[tuple[int, ...]]:
+    """Seeds that run together: within one block, and few enough for their rows to fit in memory."""
+    together, spec = SEEDS_PER_BLOCK, point.spec
+    if "rows" in point.worlds:
+        rows = max(max(sum(entry.available.values()) for entry in point.schedule(policy)) for policy in spec.policies)
+        together = min(SEEDS_PER_BLOCK, max(1, MAX_ENSEMBLE_BYTES // (point.row_bytes() * rows)))
+    groups = []
+    for _, block in groupby(sorted(spec.seeds), key=lambda seed: seed // SEEDS_PER_BLOCK):
+        members = tuple(block)
+        groups += [members[i : i + together] for i in range(0, len(members), together)]
+    return groups
+
+
+def run_task_in_worker(task: Task) -> Iterator[TaskOutput]:
+    """Outputs of a task with a store of its own."""
+    yield from run_task(task, Store(task.store, threads=task.threads))
+
+
+def run_task(task: Task, store: Store) -> Iterator[TaskOutput]:
+    """Outputs of a task: one generation of a chain, or one policy of an ensemble, at a time."""
+    for output in _run_ensemble(task, store) if task.point.runs_as_ensemble else _run_chain(task, store):
+        position, measurements, curves = output
+        usage, store.usage = store.usage, Usage()
+        generations = curves.generations if curves else min(1, task.generations)
+        yield TaskOutput(task.point.coordinates, position, measurements, curves, generations, usage)
+
+
+def chain_world(task: Task, store: Store, *, measures: bool = True) -> StoredWorld:
+    """The stored world of a chain's task."""
+    label = task.point.spec.policy_labels()[task.policies[0]]
+    return StoredWorld(label, task.point, task.seeds[0], store, task.threads, measures)
+
+
+def run_chain(task: Task, world: StoredWorld) -> Iterator[list[Measurement]]:
+    """Measurements of a chain, one list per generation."""
+    yield from iter_generations(world, task.point.spec.policies[task.policies[0]], task.point.n, task.generations)
+
+
+def _run_chain(task: Task, store: Store) -> Iterator[tuple[int, tuple[Measurement, ...], Curves | None]]:
+    world = chain_world(task, store)
+    if task.generations == 0:
+        world.read_corpus()
+        yield task.policies[0], (), None
+    for measurements in run_chain(task, world):
+        yield task.policies[0], tuple(measurements), None
+
+
+def _run_ensemble(task: Task, store: Store) -> Iterator[tuple[int, tuple[Measurement, ...], Curves | None]]:
+    point, blocks = task.point, dict[bool, SeedBlock]()
+    for position in task.policies:
+        on_rows = point.worlds[position] == "rows"
+        if on_rows not in blocks:
+            first = task.seeds[0] // SEEDS_PER_BLOCK * SEEDS_PER_BLOCK
+            seeds = task.seeds if on_rows else tuple(range(first, task.seeds[-1] + 1))
+            blocks[on_rows] = SeedBlock.of_point(point, seeds, on_rows=on_rows, threads=task.threads)
+        block = blocks[on_rows]
+        stored = store.open(store.call(ensemble_curves, block, point.spec.policies[position], task.generations))
+        curves = Curves(task.seeds, task.generations)
+        curves.merge(Curves.unpack(cast(Params, stored), block.seeds))
+        yield position, (), curves
