@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import selfloop
-import tiny
+import tiny_components
 from selfloop.component import Context, Curator, Encoder, Family, Metric, Sampler, Snapshot, Source
 from selfloop.errors import SpecError
 from selfloop.result import Result
@@ -118,18 +118,18 @@ class Short(Curator):
 
 def spec(**changes: object) -> Spec:
     settings = {"source": Words(), "family": Lengths(), "metrics": (Longest(),), "criteria": ("any_increase",)}
-    return tiny.tiny_spec(**{**settings, "n": 20, "holdout": 5, "seeds": 3, "generations": 3, **changes})
+    return tiny_components.tiny_spec(**{**settings, "n": 20, "holdout": 5, "seeds": 3, "generations": 3, **changes})
 
 
 def stages_of(result: Result) -> Counter[str]:
-    return Counter({name: count for name, (count, _) in result.shared.by_stage.items()})
+    return Counter({name: count for name, (count, _) in result.shared.by_step.items()})
 
 
 def test_a_corpus_is_learned_and_encoded_once_for_all_seeds(tmp_path: Path) -> None:
     result = selfloop.run(spec(), tmp_path)
     assert stages_of(result)["learn"] == stages_of(result)["read"] == 1
     assert stages_of(result)["choose"] == 6  # real(1) and the holdout of three seeds
-    assert {row.value for row in result.rows if row.metric == "letter"} == {ord("a") + 30.0}
+    assert {row.value for row in result.measurements if row.metric == "letter"} == {ord("a") + 30.0}
     assert not stages_of(result)["draw_real"]
 
 
@@ -147,8 +147,8 @@ def test_only_the_first_generation_is_fitted_as_it_says(tmp_path: Path) -> None:
 
 def test_curators_see_texts_and_what_they_keep_is_encoded_again(tmp_path: Path) -> None:
     result = selfloop.run(spec(curators=(Short(),)), tmp_path)
-    assert all(row.value <= 3 for row in result.rows if row.metric == "longest")
-    assert {row.value for row in result.rows if row.metric == "letter"} == {ord("a") + 30.0}
+    assert all(row.value <= 3 for row in result.measurements if row.metric == "longest")
+    assert {row.value for row in result.measurements if row.metric == "letter"} == {ord("a") + 30.0}
 
 
 def test_a_family_that_reads_a_corpus_wants_a_source_of_files(tmp_path: Path) -> None:

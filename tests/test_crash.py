@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-import tiny
+import tiny_components
 from selfloop.rng import RandomStream
 
 COMMAND = [sys.executable, "-c", "import sys; from selfloop.commands.cli import main; sys.argv[0] = 'selfloop'; main()"]
@@ -24,7 +24,7 @@ holdout = 10
 generations = 3
 seeds = 2
 policies = ["replace", "accumulate"]
-metrics = ["pixel_spread"]
+metrics = ["pixel_std"]
 criteria = ["any_increase"]
 [source]
 name = "digits"
@@ -34,8 +34,8 @@ latent = 2
 hidden = 8
 [family.training]
 steps = 30
-batch = 8
-checkpoint = 0.0
+batch_size = 8
+checkpoint_seconds = 0.0
 """
 LANGUAGE = """
 n = 30
@@ -60,15 +60,15 @@ dropout = 0.1
 prompt = "first_token"
 [family.training]
 steps = 30
-batch = 8
-checkpoint = 0.0
+batch_size = 8
+checkpoint_seconds = 0.0
 """
 
 
 def start(*command: str | Path) -> subprocess.Popen[str]:
     """A process in a group of its own, as a terminal would start it."""
     return subprocess.Popen(
-        [str(part) for part in command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=tiny.environment(),
+        [str(part) for part in command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=tiny_components.environment(),
         start_new_session=True, preexec_fn=_listen,
     )  # fmt: skip
 
@@ -111,7 +111,7 @@ def test_thirty_kills_at_random_moments_leave_no_trace_in_rows_or_objects(tmp_pa
     killed, counts = 0, set()
     for turn in range(30):
         workers = "2" if turn % 6 == 5 else "1"
-        process = start(sys.executable, tiny.__file__, tmp_path / "killed", workers)
+        process = start(sys.executable, tiny_components.__file__, tmp_path / "killed", workers)
         assert process.stdout
         assert process.stdout.readline() == "ready\n"
         time.sleep(rng.uniform(0, 0.06 if workers == "1" else 0.8))
@@ -120,12 +120,12 @@ def test_thirty_kills_at_random_moments_leave_no_trace_in_rows_or_objects(tmp_pa
         killed += process.returncode == -signal.SIGKILL
         counts.add(len(list((tmp_path / "killed").glob("records/*/*.json"))))
     assert killed >= 25
-    finished = start(sys.executable, tiny.__file__, tmp_path / "killed")
+    finished = start(sys.executable, tiny_components.__file__, tmp_path / "killed")
     rows, errors = finished.communicate(timeout=60)
-    expected, _ = start(sys.executable, tiny.__file__, tmp_path / "alone").communicate(timeout=60)
+    expected, _ = start(sys.executable, tiny_components.__file__, tmp_path / "alone").communicate(timeout=60)
     assert (rows, errors) == (expected, "")
-    assert tiny.objects_of(tmp_path / "killed") == tiny.objects_of(tmp_path / "alone")
-    assert tiny.results_of(tmp_path / "killed") == tiny.results_of(tmp_path / "alone")
+    assert tiny_components.objects_of(tmp_path / "killed") == tiny_components.objects_of(tmp_path / "alone")
+    assert tiny_components.results_of(tmp_path / "killed") == tiny_components.results_of(tmp_path / "alone")
     assert len(counts) >= 4, "the kills came before or after all of the work"
 
 
@@ -146,11 +146,11 @@ ONE = ("--threads", "1", "--workers", "1")
 def check_that_it_continues(network: tuple[Path, str, Path], store: Path) -> None:
     """The next run of a disturbed store ends where the undisturbed one did."""
     spec, rows, undisturbed = network
-    done = tiny.selfloop("run", spec, "--store", store, "-q", "--json", "-", *ONE)
+    done = tiny_components.selfloop("run", spec, "--store", store, "-q", "--json", "-", *ONE)
     assert (done.code, done.err) == (0, "")
     assert done.out == rows
-    assert tiny.objects_of(store) == tiny.objects_of(undisturbed)
-    assert tiny.results_of(store) == tiny.results_of(undisturbed)
+    assert tiny_components.objects_of(store) == tiny_components.objects_of(undisturbed)
+    assert tiny_components.results_of(store) == tiny_components.results_of(undisturbed)
     assert not list((store / "scratch").iterdir())
 
 
@@ -202,7 +202,7 @@ def test_ctrl_c_while_workers_start_says_one_sentence(network: tuple[Path, str, 
 
 
 def test_workers_end_when_their_parent_is_killed(tmp_path: Path) -> None:
-    process = start(sys.executable, tiny.__file__, tmp_path / "store", "2")
+    process = start(sys.executable, tiny_components.__file__, tmp_path / "store", "2")
     wait_for(lambda: len(members(process.pid)) > 2)
     process.kill()
     process.communicate()

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from selfloop.engine.run import resolved_points
-from selfloop.spec.spec import parse_spec
+from selfloop.spec.parse import parse_spec
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "docs" / "guide.md"]

@@ -16,7 +16,7 @@ from safetensors.numpy import load_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig, pipeline
 
 import selfloop
-import tiny
+import tiny_components
 from bases import POSITIONS, TEXTS, documents, samples_of, save_base
 from selfloop.commands.export import export_model, export_samples, find
 from selfloop.component import Context, Family, Sampler, Source
@@ -168,7 +168,7 @@ def run(spec: Spec, store: Path) -> Spec:
 
 
 def test_a_family_without_a_form_of_its_own_is_one_file_that_runs_can_start_from(tmp_path):
-    spec = run(tiny.tiny_spec(), tmp_path / "store")
+    spec = run(tiny_components.tiny_spec(), tmp_path / "store")
     found = find(spec, tmp_path / "store", "accumulate", 1, 3)
     assert found.title() == "generation 3 of accumulate, seed 1"
     export_model(found, tmp_path / "out")
@@ -187,7 +187,7 @@ def tiny_start(spec: Spec, file: Path) -> bool:
 
 
 def test_samples_are_written_as_tables_and_lines(tmp_path):
-    spec = run(tiny.tiny_spec(), tmp_path / "store")
+    spec = run(tiny_components.tiny_spec(), tmp_path / "store")
     found = find(spec, tmp_path / "store", "replace", 0, 2)
     for format_ in (None, "jsonl", "parquet", "safetensors"):
         export_samples(found, tmp_path / str(format_), format_)
@@ -232,13 +232,13 @@ def test_molecules_are_written_as_an_sdf_file_that_is_a_source_again(tmp_path):
 
 
 def test_what_is_no_molecule_has_no_sdf_file(tmp_path):
-    found = find(run(tiny.tiny_spec(), tmp_path / "store"), tmp_path / "store", "replace")
+    found = find(run(tiny_components.tiny_spec(), tmp_path / "store"), tmp_path / "store", "replace")
     with pytest.raises(SpecError, match="--format sdf: the rows are not molecules"):
         export_samples(found, tmp_path / "out", "sdf")
 
 
 def test_parquet_without_its_library_names_the_extra(tmp_path, monkeypatch):
-    spec = run(tiny.tiny_spec(), tmp_path / "store")
+    spec = run(tiny_components.tiny_spec(), tmp_path / "store")
     monkeypatch.setitem(__import__("sys").modules, "pyarrow", None)
     with pytest.raises(MissingExtraError, match=r"--format parquet: needs pyarrow.*pip install 'selfloop\[hub\]'"):
         export_samples(find(spec, tmp_path / "store", "replace"), tmp_path / "out", "parquet")
@@ -294,7 +294,7 @@ def test_images_are_written_as_pictures(tmp_path):
 
 
 def test_what_is_not_stored_or_does_not_exist_is_said_in_a_sentence(tmp_path):
-    spec, store = tiny.tiny_spec(), tmp_path / "store"
+    spec, store = tiny_components.tiny_spec(), tmp_path / "store"
     with pytest.raises(SpecError, match=r"export: generation 4 of replace, seed 0 is not in store .* Run the spec first"):
         export_model(find(spec, store, "replace"), tmp_path / "out")
     assert not store.exists()
@@ -308,7 +308,7 @@ def test_what_is_not_stored_or_does_not_exist_is_said_in_a_sentence(tmp_path):
         with pytest.raises(SpecError, match=sentence):
             find(spec, store, **wanted)
     with pytest.raises(SpecError, match=r"export: the spec sweeps n. Choose one point: --set sweep=\{\} --set n="):
-        find(tiny.tiny_spec(sweep={"n": [5, 6]}), store)
+        find(tiny_components.tiny_spec(sweep={"n": [5, 6]}), store)
     with pytest.raises(SpecError, match="export: all chains of family gaussian run at once in memory"):
         find(Spec(source="gaussian", family="gaussian", n=5), store)
 
@@ -321,13 +321,13 @@ def test_a_chain_that_ended_has_models_before_its_end_only(tmp_path):
 
 
 def test_a_metric_that_is_not_stored_yet_does_not_stand_in_the_way(tmp_path):
-    run(tiny.tiny_spec(), tmp_path / "store")
-    more = tiny.tiny_spec(metrics=(tiny.Level(), tiny.Energy()))
+    run(tiny_components.tiny_spec(), tmp_path / "store")
+    more = tiny_components.tiny_spec(metrics=(tiny_components.Level(), tiny_components.Energy()))
     export_model(find(more, tmp_path / "store", "replace", 0, 1), tmp_path / "out")
 
 
 def test_a_folder_with_something_in_it_is_left_alone(tmp_path):
-    spec = run(tiny.tiny_spec(), tmp_path / "store")
+    spec = run(tiny_components.tiny_spec(), tmp_path / "store")
     found = find(spec, tmp_path / "store", "replace")
     (tmp_path / "out").mkdir()
     export_model(found, tmp_path / "out")  # an empty one is used
@@ -359,28 +359,28 @@ name = "finetune"
 base = "{base("llama")}"
 context = 40
 loss_after = "assistant:"
-training = {{ steps = 2, batch = 4 }}
+training = {{ steps = 2, batch_size = 4 }}
 lora = {{ rank = 2 }}
 """)
     store = ("--store", tmp_path / "store")
-    assert (ran := tiny.selfloop("run", spec, "-q", *store)).code == 0, ran.err
-    done = tiny.selfloop("export", spec, "--policy", "accumulate", "--to", tmp_path / "model", *store)
+    assert (ran := tiny_components.selfloop("run", spec, "-q", *store)).code == 0, ran.err
+    done = tiny_components.selfloop("export", spec, "--policy", "accumulate", "--to", tmp_path / "model", *store)
     assert (done.code, done.err) == (0, "")
     assert done.out == f"written: {tmp_path / 'model'} (model of generation 2 of accumulate, seed 0)\n"
     assert AutoConfig.from_pretrained(tmp_path / "model").model_type == "llama"
     assert "library_name: transformers" in (tmp_path / "model" / "README.md").read_text()
     assert len({file.stat().st_mode for file in (tmp_path / "model").iterdir()}) == 1  # all can be read by whom the spec can
     chosen = ("--policy", "replace", "--generation", "1", "--what", "samples")
-    done = tiny.selfloop("export", spec, *chosen, "--to", tmp_path / "texts", *store)
+    done = tiny_components.selfloop("export", spec, *chosen, "--to", tmp_path / "texts", *store)
     assert (done.code, done.err) == (0, "")
     lines = [json.loads(line) for line in (tmp_path / "texts" / "samples.jsonl").read_text().splitlines()]
     assert len(lines) == 8
     assert all(isinstance(line["text"], str) for line in lines)
-    ended = tiny.selfloop(
+    ended = tiny_components.selfloop(
         "export", spec, "--policy", "replace", "--to", tmp_path / "x", *store
     )  # no chat came out of a random base
     assert (ended.code, ended.err) == (2, "selfloop: export: replace, seed 0, ended at generation 2 (nothing_to_learn).\n")
-    wrong = tiny.selfloop("export", spec, "--policy", "replace", "--what", "modl", "--to", tmp_path / "x", *store)
+    wrong = tiny_components.selfloop("export", spec, "--policy", "replace", "--what", "modl", "--to", tmp_path / "x", *store)
     assert (wrong.code, wrong.err) == (
         2,
         "selfloop: --what: unknown name 'modl'. Did you mean 'model'? Allowed: model, samples.\n",

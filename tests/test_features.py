@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import selfloop
-import tiny
+import tiny_components
 from selfloop.component import Context, FeatureExtractor, Metric, Snapshot, Source
 from selfloop.errors import DataError
 from selfloop.result import Result
@@ -82,14 +82,14 @@ class Kept(Source):
 
 def spec(**changes: object) -> Spec:
     settings = {"metrics": (Offset(), Spread()), "criteria": ("any_increase",), "policies": ("replace", "accumulate")}
-    return tiny.tiny_spec(**{**settings, "n": 20, "holdout": 5, "seeds": 2, "generations": 3, **changes})
+    return tiny_components.tiny_spec(**{**settings, "n": 20, "holdout": 5, "seeds": 2, "generations": 3, **changes})
 
 
 def computed(result: Result) -> Counter[str]:
     """How often each stage was computed."""
     made = Counter[str]()
     for usage in (result.shared, *result.usage.values()):
-        made.update({name: count for name, (count, _) in usage.by_stage.items()})
+        made.update({name: count for name, (count, _) in usage.by_step.items()})
     return made
 
 

@@ -13,7 +13,7 @@ from selfloop.families.transformer.family import Transformer
 from selfloop.families.transformer.network import Network
 from selfloop.sources.hub import HubText
 from selfloop.sources.text import TinyStories
-from selfloop.spec.spec import read_spec
+from selfloop.spec.parse import read_spec
 
 PRESETS = Path(selfloop.__file__).parent / "presets"
 WORDS = {"MNIST"}  # in capitals that are meant so

@@ -75,7 +75,7 @@ def test_a_table_that_changed_is_read_again(tmp_path: Path) -> None:
 
 def test_a_model_of_no_width_has_no_likelihood_and_says_so(tmp_path: Path) -> None:
     spec = selfloop.Spec(source={"name": "gaussian", "dim": 3}, family="gaussian", n=3, generations=2, seeds=2, metrics=["nll"])
-    rows = [row for row in selfloop.run(spec, tmp_path).rows if row.metric == "nll"]
+    rows = [row for row in selfloop.run(spec, tmp_path).measurements if row.metric == "nll"]
     assert {(row.value, row.status) for row in rows} == {(None, "not_finite")}
 
 
@@ -114,7 +114,7 @@ def test_policies_are_compared_on_the_risk_as_papers_ordered_them(tmp_path: Path
     )  # fmt: skip
     result = selfloop.run(spec, tmp_path)
     (pair,) = result.compare()
-    assert (pair.upper, pair.lower, pair.answer, pair.claimed) == ("replace", "accumulate", "holds", True)
+    assert (pair.higher, pair.lower, pair.answer, pair.claimed) == ("replace", "accumulate", "holds", True)
     curves = result.curves()
     expected = (curves["replace"]["excess_risk"] - curves["accumulate"]["excess_risk"]).mean(axis=0)
     assert [each.estimate for each in pair.differences] == pytest.approx(expected.tolist())
@@ -132,13 +132,13 @@ GRID = [
 def test_cells_are_counted_as_trained_on_and_shared_ones_once(tmp_path: Path) -> None:
     spec = selfloop.Spec(source="linear", family="linear", n=100, generations=2, seeds=3, policies=GRID)  # type: ignore[arg-type]
     result = selfloop.run(spec, tmp_path)
-    (cells,) = result.cells().values()
+    (cells,) = result.grid_cells().values()
     assert [(cell.real, cell.synthetic) for cell in cells] == [(r, s) for r in (25, 50, 100) for s in (0, 100, 400)]
     risks = [result.curves()[label]["excess_risk"] for label in spec.policy_labels()]
     assert cells[1].values == pytest.approx(risks[1][:, 1])
     for risk in risks:
         risk[:, 0] = 5  # generation 1, which is such a cell, too, and the same one of all nine policies
-    (cells,) = result.cells().values()
+    (cells,) = result.grid_cells().values()
     assert cells[6].values == pytest.approx((risks[6][:, 1] + 5) / 2)
     (worth,) = build_report(result).worths
     assert len(worth.cells) == 9
@@ -148,9 +148,9 @@ def test_cells_are_counted_as_trained_on_and_shared_ones_once(tmp_path: Path) ->
 def test_rows_of_a_budget_count_by_their_expected_share_and_later_models_make_no_cells(tmp_path: Path) -> None:
     settings = {"source": "linear", "family": "linear", "seeds": 3, "policies": ["accumulate_subsample", "replace"]}
     two = selfloop.Spec(**settings, n=100, generations=2)  # type: ignore[arg-type]
-    (cells,) = selfloop.run(two, tmp_path).cells().values()
+    (cells,) = selfloop.run(two, tmp_path).grid_cells().values()
     assert [(cell.real, cell.synthetic) for cell in cells] == [(0, 100), (50, 50), (100, 0)]
     swept = selfloop.Spec(**settings, sweep={"n": [50, 100]}, generations=3)  # type: ignore[arg-type]
-    (cells,) = selfloop.run(swept, tmp_path).cells().values()
+    (cells,) = selfloop.run(swept, tmp_path).grid_cells().values()
     assert [(cell.real, cell.synthetic) for cell in cells] == [(50, 0), (100, 0)]  # generation 1 alone
     assert build_report(selfloop.run(swept, tmp_path)).worths == []

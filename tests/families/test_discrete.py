@@ -5,7 +5,7 @@ from chains import curves, worst, z_of_difference
 from selfloop.component import Context
 from selfloop.errors import DataError, SpecError
 from selfloop.families.discrete import Discrete
-from selfloop.metrics.true_parameters import Heterozygosity, Support
+from selfloop.metrics.true_parameters import Heterozygosity, SupportSize
 from selfloop.policies.builtin import Accumulate, AccumulateSubsample, Augment, Fresh, Replace
 from selfloop.rng import RandomStream
 from selfloop.sources.distributions import Zipf
@@ -14,7 +14,7 @@ from selfloop.types import TrainingRows
 SOURCE, N, T, SEEDS = Zipf(size=12), 25, 8, 2048
 PROBABILITIES = SOURCE.truth(Context(RandomStream()))["probabilities"]
 SUM_OF_SQUARES = float(PROBABILITIES @ PROBABILITIES)
-METRICS = (Heterozygosity(), Support())
+METRICS = (Heterozygosity(), SupportSize())
 t = np.arange(1, T + 1)
 CONTEXT = Context(RandomStream(("test",)))
 
@@ -67,7 +67,7 @@ def test_statistics_and_rows_agree(policy):
 
 
 def test_symbols_die_out_and_never_return():
-    support = run(Replace(), generations=30, seeds=200)["support"]
+    support = run(Replace(), generations=30, seeds=200)["support_size"]
     assert (np.diff(support, axis=1) <= 0).all()
     assert support[:, -1].mean() < 5
 

@@ -17,18 +17,18 @@ from selfloop.component import Context
 from selfloop.errors import ChainEndedError, DataError, MissingExtraError, SpecError
 from selfloop.families.finetune import hf_model
 from selfloop.families.finetune.family import Finetune, Lora
-from selfloop.families.nn.settings import Training
+from selfloop.families.nn.settings import TrainingSettings
 from selfloop.plugins import component_class, names
 from selfloop.protocols import SupportsExport, SupportsTokenLogProb, UsesEncoder
 from selfloop.rng import RandomStream
-from selfloop.spec.spec import build
+from selfloop.spec.components import make_settings
 from selfloop.store.identity import identity
 from selfloop.types import Ragged, TrainingRows
 
 ARCHS = ("gpt2", "llama", "gpt_neox")
 HERE = Context(RandomStream(("test",)))
-SHORT = Training(epochs=12, batch=8, learning_rate=3e-3, schedule="constant", warmup=0.05)
-STILL = Training(steps=1, learning_rate=1e-12)  # a fit that leaves everything where it is
+SHORT = TrainingSettings(epochs=12, batch_size=8, learning_rate=3e-3, lr_schedule="constant", warmup=0.05)
+STILL = TrainingSettings(steps=1, learning_rate=1e-12)  # a fit that leaves everything where it is
 
 
 @pytest.fixture(scope="session")
@@ -178,7 +178,7 @@ def test_a_large_batch_goes_through_in_pieces_to_the_same_model(base, monkeypatc
     models = []
     for room in (hf_model.BYTES, 1):
         monkeypatch.setattr(pretrained, "BYTES", room)
-        tuned = family(base("llama"), training=Training(steps=3, batch=9, learning_rate=1e-3))
+        tuned = family(base("llama"), training=TrainingSettings(steps=3, batch_size=9, learning_rate=1e-3))
         models.append(weights_of(tuned.fit(samples_of(tuned), HERE, None)))
     for name, whole in models[0].items():
         assert np.allclose(whole, models[1][name], rtol=1e-3, atol=1e-5), name
@@ -220,7 +220,7 @@ def test_long_documents_are_left_out_or_cut_and_counted(base):
     context = int(np.sort(lengths)[len(lengths) // 2])
     counts = {}
     for how in ("drop", "cut"):
-        tuned = family(base(), context=context, long=how, training=Training(epochs=1, batch=4, learning_rate=1e-3))
+        tuned = family(base(), context=context, long=how, training=TrainingSettings(epochs=1, batch_size=4, learning_rate=1e-3))
         params = tuned.fit(samples_of(tuned), HERE, None)
         assert int(params["training/long_documents"]) == (lengths > context).sum() > 0
         counts[how] = int(params["training/rows"])
@@ -401,11 +401,11 @@ def test_a_name_on_the_hub_is_taken_with_its_commit():
     ],
 )
 def test_adapters_settings_are_checked_in_a_spec(base, table, sentence):
-    assert build(
+    assert make_settings(
         Finetune, {"base": str(base()), "context": 9, "lora": {"rank": 3, "targets": ["c_attn"]}}, "family"
     ).lora == Lora(rank=3, targets=("c_attn",))
     with pytest.raises(SpecError, match=sentence):
-        build(Finetune, {"base": str(base()), "context": 9, "lora": table}, "family")
+        make_settings(Finetune, {"base": str(base()), "context": 9, "lora": table}, "family")
 
 
 def test_adapters_of_modules_that_there_are_not_are_refused(base):
@@ -422,8 +422,8 @@ def test_without_peft_adapters_name_the_extra_that_brings_it(base, monkeypatch):
 
 def test_the_published_settings_are_the_default():
     training = Finetune(base="a/b", revision="0" * 40).training
-    assert (training.learning_rate, training.schedule, training.batch, training.clip) == (8e-6, "constant", 128, 1.0)
-    rates = [training.rate(step, 98) for step in range(98)]
+    assert (training.learning_rate, training.lr_schedule, training.batch_size, training.max_grad_norm) == (8e-6, "constant", 128, 1.0)
+    rates = [training.learning_rate_at(step, 98) for step in range(98)]
     assert rates[:5] == pytest.approx([8e-6 * k / 5 for k in range(1, 6)])  # 5 % of 98 steps
     assert set(rates[4:]) == {8e-6}
 

@@ -7,14 +7,14 @@ from scipy.special import gammaln, polygamma, psi
 from selfloop.component import Context
 from selfloop.errors import ChainEndedError, SpecError
 from selfloop.families.gaussian import Gaussian, GaussianSampler
-from selfloop.metrics.true_parameters import LogVariance, MeanError, VarianceRatio
+from selfloop.metrics.true_parameters import LogVarianceRatio, MeanError, VarianceRatio
 from selfloop.policies.builtin import Accumulate, AccumulateSubsample, Augment, Fresh, Mix, Replace, Window
 from selfloop.protocols import EnsembleTake
 from selfloop.rng import RandomStream
 from selfloop.sources import toy
 from selfloop.types import TrainingRows
 
-METRICS = (MeanError(), VarianceRatio(), LogVariance())
+METRICS = (MeanError(), VarianceRatio(), LogVarianceRatio())
 N, T, SEEDS = 12, 8, 4096
 t = np.arange(1, T + 1)
 
@@ -31,8 +31,8 @@ def test_replace_follows_the_law_of_maximum_likelihood(on_rows):  # systems.md d
     assert worst(found["variance_ratio"], (1 - 1 / N) ** t) < 4
     assert worst(found["mean_error"], 1 - (1 - 1 / N) ** t) < 4
     log_v = t * (psi((N - 1) / 2) + np.log(2 / N))
-    assert worst(found["log_variance"], log_v) < 4
-    assert worst((found["log_variance"] - log_v) ** 2, t * polygamma(1, (N - 1) / 2)) < 4
+    assert worst(found["log_variance_ratio"], log_v) < 4
+    assert worst((found["log_variance_ratio"] - log_v) ** 2, t * polygamma(1, (N - 1) / 2)) < 4
     c = np.exp(gammaln(N / 2) - gammaln((N - 1) / 2)) * np.sqrt(2 / N)
     assert worst(np.sqrt(found["variance_ratio"]), c**t) < 4
 
@@ -48,7 +48,7 @@ def test_the_oracle_would_notice_a_wrong_divisor_or_generation():
     found = run(Replace())
     assert worst(found["variance_ratio"], 1.0) > 4
     assert worst(found["variance_ratio"], (1 - 1 / N) ** (t - 1)) > 4
-    assert worst(found["log_variance"], (t + 1) * (psi((N - 1) / 2) + np.log(2 / N))) > 4
+    assert worst(found["log_variance_ratio"], (t + 1) * (psi((N - 1) / 2) + np.log(2 / N))) > 4
     assert worst(run(Replace(), Gaussian(ddof=1))["variance_ratio"], (1 - 1 / N) ** t) > 4
 
 
@@ -120,8 +120,8 @@ def test_covariance_matrices_follow_the_wishart_law():  # d-1, matrix form
     d, n = 3, 15
     law = t * (psi((n - np.arange(1, d + 1)) / 2).sum() + d * np.log(2 / n))
     found = run(Replace(), dim=d, n=n, seeds=2048)
-    assert worst(found["log_variance"], law) < 4
-    assert worst(found["log_variance"], t * (psi((n - np.arange(d)) / 2).sum() + d * np.log(2 / n))) > 4
+    assert worst(found["log_variance_ratio"], law) < 4
+    assert worst(found["log_variance_ratio"], t * (psi((n - np.arange(d)) / 2).sum() + d * np.log(2 / n))) > 4
     assert worst(found["mean_error"], d * (1 - (1 - 1 / n) ** t)) < 4
 
 
@@ -133,7 +133,7 @@ def test_fewer_rows_than_dimensions_still_follow_the_law(on_rows):
 
 def test_a_variance_of_1e_minus_30_is_still_right():
     generations = 250
-    found = run(Replace(), n=5, generations=generations, seeds=512)["log_variance"]
+    found = run(Replace(), n=5, generations=generations, seeds=512)["log_variance_ratio"]
     steps = np.arange(1, generations + 1)
     assert found[:, -1].max() < np.log(1e-30)
     assert worst(found, steps * (psi(2) + np.log(2 / 5))) < 4

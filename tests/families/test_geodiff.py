@@ -17,18 +17,18 @@ from selfloop.families.geodiff import diffusion, graphs, piecewise_linear, sampl
 from selfloop.families.geodiff.family import GeoDiff, GeoDiffSampler
 from selfloop.families.geodiff.network import Network
 from selfloop.families.nn import trainer
-from selfloop.families.nn.settings import Training
+from selfloop.families.nn.settings import TrainingSettings
 from selfloop.metrics.conformers import ConformerCoverage
 from selfloop.metrics.denoising import DenoisingLoss
 from selfloop.plugins import presets
 from selfloop.protocols import SupportsDenoisingLoss
 from selfloop.rng import RandomStream
-from selfloop.spec.spec import read_spec
+from selfloop.spec.parse import read_spec
 from selfloop.types import Ragged, TrainingRows, concat_rows, select_rows
 
 HERE = torch.device("cpu")
-SMALL = GeoDiff(hidden=8, filters=6, interactions=2, convolutions=3, levels=20, beta_end=0.5)
-SMALL = replace(SMALL, training=replace(SMALL.training, steps=6, batch=4))
+SMALL = GeoDiff(hidden=8, filters=6, interactions=2, convolutions=3, noise_levels=20, beta_end=0.5)
+SMALL = replace(SMALL, training=replace(SMALL.training, steps=6, batch_size=4))
 
 
 def context(*path):
@@ -257,8 +257,8 @@ def test_the_noise_schedules_are_the_published_ones():
     alphas = GeoDiff()._alphas()
     assert alphas[0] == pytest.approx(0.999995, abs=5e-7)
     assert diffusion.sigmas(alphas)[-1] == pytest.approx(12.168, abs=5e-4)
-    assert diffusion.sigmas(GeoDiff(levels=1000, beta_end=9e-3)._alphas())[-1] == pytest.approx(9.52, abs=5e-3)
-    assert diffusion.sigmas(GeoDiff(levels=1000)._alphas())[-1] < 2  # 1000 levels need another end
+    assert diffusion.sigmas(GeoDiff(noise_levels=1000, beta_end=9e-3)._alphas())[-1] == pytest.approx(9.52, abs=5e-3)
+    assert diffusion.sigmas(GeoDiff(noise_levels=1000)._alphas())[-1] < 2  # 1000 levels need another end
 
 
 def test_levels_are_mirror_images_and_uniform():
@@ -360,7 +360,7 @@ def test_the_same_stream_gives_the_same_model_and_another_does_not():
 
 def test_a_fit_stopped_at_a_step_continues_to_the_same_bits(tmp_path, monkeypatch):
     rows = chains(6, 9, 12, 5, 8)
-    family = replace(SMALL, training=replace(SMALL.training, checkpoint=0.0))
+    family = replace(SMALL, training=replace(SMALL.training, checkpoint_seconds=0.0))
     whole, losses, calls = fitted(family, rows), diffusion.losses, []
 
     def stopping(*arguments):
@@ -381,7 +381,7 @@ def test_the_loss_of_a_fit_is_the_mean_over_atoms(monkeypatch):
     rows, seen = chains(6, 30), []
     losses = diffusion.losses
     monkeypatch.setattr(diffusion, "losses", lambda *arguments: seen.append(losses(*arguments)) or seen[-1])
-    family = replace(SMALL, training=replace(SMALL.training, steps=1, batch=2))
+    family = replace(SMALL, training=replace(SMALL.training, steps=1, batch_size=2))
     params = fitted(family, rows)
     assert params["training/loss"] == pytest.approx(seen[0].sum().item() / 36)
 
@@ -392,8 +392,8 @@ def helix(atoms, n):
 
 @pytest.fixture(scope="module")
 def memorised():
-    family = GeoDiff(hidden=32, filters=32, interactions=2, convolutions=3, levels=500, beta_end=0.02)
-    how = replace(family.training, steps=600, batch=16, learning_rate=4e-3, schedule="cosine", ema=0.98)
+    family = GeoDiff(hidden=32, filters=32, interactions=2, convolutions=3, noise_levels=500, beta_end=0.02)
+    how = replace(family.training, steps=600, batch_size=16, learning_rate=4e-3, lr_schedule="cosine", ema_decay=0.98)
     family = replace(family, training=how)
     return family, fitted(family, helix(7, 16))
 
@@ -401,7 +401,7 @@ def memorised():
 def test_a_model_of_one_conformer_reproduces_its_distances(memorised):
     family, params = memorised
     given = {**without_position(helix(7, 3)), "molecule": np.arange(3)}
-    new = family.sample(params, 3, GeoDiffSampler(method="ddim", eta=0.0, step=1e-5), given, context("sample"))
+    new = family.sample(params, 3, GeoDiffSampler(method="ddim", eta=0.0, step_size=1e-5), given, context("sample"))
     real = distances(positions(helix(7, 1)))
     assert list(new) == ["z", "edges", "edge_type", "molecule", "position", "retried"]
     for k in range(3):
@@ -432,7 +432,7 @@ def test_the_denoising_loss_of_rows_is_the_training_loss_at_their_noise():
     rows = chains(6, 11, 8)
     params = fitted(SMALL, rows)
     found = SMALL.denoising_loss(params, rows, 2, context("loss"))
-    model, sigmas = trainer.loaded(SMALL._network, params, context()), diffusion.sigmas(SMALL._alphas())
+    model, sigmas = trainer.load_network(SMALL._network, params, context()), diffusion.sigmas(SMALL._alphas())
     rng = context("loss").stream.child("rows", 0, 1).generator()
     levels = (10 + 10 * rng.random(64)).astype(int)[:3]
     assert levels.min() >= 10
@@ -443,9 +443,9 @@ def test_the_denoising_loss_of_rows_is_the_training_loss_at_their_noise():
 
 @pytest.mark.parametrize(
     ("sampler", "moves"),
-    [(GeoDiffSampler(global_below=2.0, global_weight=0.3, step=2e-5, clip=0.01), "langevin"),
-     (GeoDiffSampler(method="ddim", eta=0.7, step=1.0, steps=9, global_below=0.0), "ddim"),
-     (GeoDiffSampler(method="ddim", eta=0.7, step=5e-5, global_below=0.0), "capped")],
+    [(GeoDiffSampler(global_start_sigma=2.0, global_weight=0.3, step_size=2e-5, clip_global=0.01), "langevin"),
+     (GeoDiffSampler(method="ddim", eta=0.7, step_size=1.0, steps=9, global_start_sigma=0.0), "ddim"),
+     (GeoDiffSampler(method="ddim", eta=0.7, step_size=5e-5, global_start_sigma=0.0), "capped")],
 )  # fmt: skip
 def test_sampling_takes_the_published_steps(sampler, moves):
     row, model = chain(12), network(dtype=torch.float64)
@@ -587,7 +587,7 @@ def test_impossible_settings_are_refused_by_name(setting, value):
 @pytest.mark.parametrize("precision", ["bfloat16", "auto"])
 def test_another_precision_is_refused(precision):
     with pytest.raises(SpecError, match=rf"family\.training\.precision: got '{precision}'; expected 'float32'"):
-        GeoDiff(training=Training(precision=precision))
+        GeoDiff(training=TrainingSettings(precision=precision))
 
 
 @pytest.mark.parametrize(
@@ -625,9 +625,9 @@ def test_a_generation_begins_from_another_models_arrays():
 
 
 def test_training_takes_the_published_momentum():
-    assert (GeoDiff().training.beta1, GeoDiff().training.clip, GeoDiff().training.batch) == (0.95, 3e4, 32)
+    assert (GeoDiff().training.beta1, GeoDiff().training.max_grad_norm, GeoDiff().training.batch_size) == (0.95, 3e4, 32)
     rows = chains(6, 9)
-    other = replace(SMALL, training=Training(steps=6, batch=4, learning_rate=1e-3, schedule="constant", clip=3e4))
+    other = replace(SMALL, training=TrainingSettings(steps=6, batch_size=4, learning_rate=1e-3, lr_schedule="constant", max_grad_norm=3e4))
     assert not np.array_equal(fitted(SMALL, rows)["local_head.first.weight"], fitted(other, rows)["local_head.first.weight"])
 
 
@@ -678,8 +678,8 @@ def test_replace_loses_what_accumulate_keeps(tmp_path):
     spec = Spec(
         source={"name": "smiles", "molecules": 12, "conformers": 2, "validation": 0.34},
         family={
-            "name": "geodiff", "hidden": 16, "filters": 16, "interactions": 1, "convolutions": 2, "levels": 50, "beta_end": 0.2,
-            "training": {"steps": 60, "batch": 8, "learning_rate": 3e-3, "schedule": "cosine"},
+            "name": "geodiff", "hidden": 16, "filters": 16, "interactions": 1, "convolutions": 2, "noise_levels": 50, "beta_end": 0.2,
+            "training": {"steps": 60, "batch_size": 8, "learning_rate": 3e-3, "lr_schedule": "cosine"},
         },
         sampler={"method": "ddim", "eta": 0.0, "step": 4e-6, "global_weight": 0.3},
         n=16, generations=2, seeds=3, policies=["replace", "accumulate"], metrics=["denoising_loss"],

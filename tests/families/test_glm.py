@@ -15,15 +15,10 @@ from selfloop.engine.ensemble import Block, EnsembleWorld
 from selfloop.engine.loop import loop
 from selfloop.errors import ChainEndedError, DataError, SpecError
 from selfloop.families.glm import Glm
-from selfloop.metrics.classification import Accuracy, LogLoss, ParameterError
-from selfloop.policies.builtin import (
-    Accumulate,
-    AccumulateSubsample,
-    Augment,
-    Balanced,
-    Replace,
-    ReplaceMultiple,
-)
+from selfloop.metrics.classification import Accuracy, LogLoss
+from selfloop.metrics.true_parameters import ParameterError
+from selfloop.policies.builtin import Accumulate, AccumulateSubsample, Augment, Replace, ReplaceMultiple
+from selfloop.policies.cycles import Balanced
 from selfloop.protocols import EnsembleTake
 from selfloop.rng import RandomStream
 from selfloop.sources.logistic import Logistic

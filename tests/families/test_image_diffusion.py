@@ -23,7 +23,7 @@ from selfloop.families.image_diffusion.family import DiffusionSampler, ImageDiff
 from selfloop.families.image_diffusion.network import Denoiser, guided, squared_errors
 from selfloop.families.image_diffusion.noise import Path
 from selfloop.families.image_diffusion.sampling import images_from, times_of
-from selfloop.families.nn.settings import Training
+from selfloop.families.nn.settings import TrainingSettings
 from selfloop.families.vae.network import as_tensor, scale
 from selfloop.metrics.denoising import DenoisingLoss
 from selfloop.rng import RandomStream
@@ -32,7 +32,7 @@ from selfloop.spec.spec import Spec
 from selfloop.testing import check_family
 from selfloop.types import TrainingRows
 
-SMALL = {"channels": (8, 8), "training": Training(steps=20, batch=16, learning_rate=2e-3)}
+SMALL = {"channels": (8, 8), "training": TrainingSettings(steps=20, batch_size=16, learning_rate=2e-3)}
 LINEAR, COSINE, FLOW = Path("linear"), Path("cosine"), Path(None)
 
 
@@ -51,7 +51,7 @@ def digits():
 
 @pytest.fixture(scope="module")
 def fitted(digits):
-    family = ImageDiffusion(channels=(16, 32), training=Training(steps=60, batch=64, learning_rate=4e-3))
+    family = ImageDiffusion(channels=(16, 32), training=TrainingSettings(steps=60, batch_size=64, learning_rate=4e-3))
     return family, family.fit(samples_of(digits[500:]), context("fit"), None)
 
 
@@ -274,7 +274,7 @@ def conditional():
     labels = np.where(np.arange(400) % 4 == 0, 7, 3).astype(np.uint8)
     halves = np.where(labels == 3, 30, -30)[:, None, None] + rng.normal(0, 30, (400, 1, 1))
     images = 128 + rng.normal(0, 10, (400, 4, 4)) + np.array([0.5, 0.5, -0.5, -0.5]) * halves
-    family = ImageDiffusion(channels=(16, 16), classes=8, training=Training(steps=120, batch=32, learning_rate=4e-3))
+    family = ImageDiffusion(channels=(16, 16), n_classes=8, training=TrainingSettings(steps=120, batch_size=32, learning_rate=4e-3))
     return family, family.fit(samples_of(images.astype(np.uint8), label=labels), context("fit"), None)
 
 
@@ -312,7 +312,7 @@ def test_a_sampled_row_of_a_class_does_not_depend_on_how_many_are_asked_for(cond
 
 def test_a_network_that_has_not_learned_takes_the_noise_to_be_what_it_sees(digits):
     """It says s x for x = a x_0 + s e, so the first loss is the mean of (s a x_0 - a^2 e)^2 over times, pixels and e."""
-    family = ImageDiffusion(schedule="linear", channels=(8, 8), training=Training(steps=1, batch=1500))
+    family = ImageDiffusion(noise_schedule="linear", channels=(8, 8), training=TrainingSettings(steps=1, batch_size=1500))
     squared = np.cumprod(1 - np.linspace(1e-4, 0.02, 1000))
     per_time = squared * (1 - squared) * np.square(digits / 127.5 - 1).mean() + squared**2
     first = family.fit(samples_of(digits), context("a"), None)["training/loss"][0]
@@ -322,7 +322,7 @@ def test_a_network_that_has_not_learned_takes_the_noise_to_be_what_it_sees(digit
 
 def test_a_fit_finds_more_noise_in_held_out_digits_than_a_shorter_one(digits, fitted):
     family, params = fitted
-    rows, brief = {"image": digits[:500]}, ImageDiffusion(channels=(16, 32), training=Training(steps=10, batch=64))
+    rows, brief = {"image": digits[:500]}, ImageDiffusion(channels=(16, 32), training=TrainingSettings(steps=10, batch_size=64))
     shorter = brief.fit(samples_of(digits[500:]), context("fit"), None)
     loss, worse = (family.denoising_loss(each, rows, 9, context()).mean() for each in (params, shorter))
     assert loss < 0.7 * worse
@@ -339,7 +339,7 @@ def test_samples_look_like_the_rows_they_model(digits, fitted):
 def test_truncation_takes_spread_away(fitted):
     family, params = fitted
     spreads = [
-        family.sample(params, 192, DiffusionSampler(steps=5, truncation=each), {}, context("s"))["image"].std(0).mean()
+        family.sample(params, 192, DiffusionSampler(steps=5, temperature=each), {}, context("s"))["image"].std(0).mean()
         for each in (0.0, 0.7, 1.0)
     ]
     assert spreads[0] == 0
@@ -368,7 +368,7 @@ class KilledError(BaseException):
 @pytest.mark.parametrize("step", [0, 7, 19])
 def test_a_fit_stopped_at_any_step_continues_to_the_same_bits(digits, tmp_path, monkeypatch, step):
     labels = (np.arange(len(digits)) % 3).astype(np.uint8)
-    family = ImageDiffusion(channels=(8, 8), classes=3, training=Training(steps=20, batch=16, ema=0.9, checkpoint=0.0))
+    family = ImageDiffusion(channels=(8, 8), n_classes=3, training=TrainingSettings(steps=20, batch_size=16, ema_decay=0.9, checkpoint_seconds=0.0))
     whole = family.fit(samples_of(digits, label=labels), context("fit"), None)
     calls = iter(range(1000))
 
@@ -388,7 +388,7 @@ def test_a_fit_stopped_at_any_step_continues_to_the_same_bits(digits, tmp_path, 
 
 def test_a_fit_can_start_from_the_model_before(digits, fitted):
     family, params = fitted
-    longer = ImageDiffusion(channels=(16, 32), training=Training(steps=5, batch=64, learning_rate=1e-5))
+    longer = ImageDiffusion(channels=(16, 32), training=TrainingSettings(steps=5, batch_size=64, learning_rate=1e-5))
     warm, cold = (longer.fit(samples_of(digits[500:]), context("next"), start) for start in (params, None))
     rows = {"image": digits[:200]}
     before, after, scratch = (family.denoising_loss(each, rows, 3, context()).mean() for each in (params, warm, cold))
@@ -412,7 +412,7 @@ def test_a_model_of_other_settings_is_no_start(digits, fitted):
 )
 def test_images_of_any_shape_come_back_in_that_shape(shape, settings):
     images = np.random.default_rng(0).integers(0, 256, (20, *shape), np.uint8)
-    family = ImageDiffusion(**{**settings, "training": Training(steps=2, batch=4)})
+    family = ImageDiffusion(**{**settings, "training": TrainingSettings(steps=2, batch_size=4)})
     params = family.fit(samples_of(images), context("fit"), None)
     new = family.sample(params, 5, DiffusionSampler(steps=2), {}, context("sample"))["image"]
     assert (new.dtype, new.shape) == (np.uint8, (5, *shape))
@@ -448,7 +448,7 @@ def test_by_default_the_network_fits_the_images():
 
 
 def test_the_family_keeps_its_contract():
-    check_family(ImageDiffusion(channels=(8,), training=Training(steps=3, batch=8)), Digits(), n=40)
+    check_family(ImageDiffusion(channels=(8,), training=TrainingSettings(steps=3, batch_size=8)), Digits(), n=40)
 
 
 # The metric
@@ -462,7 +462,7 @@ def test_the_denoising_loss_is_taken_at_the_same_noise_for_every_model(digits, f
     family, params = fitted
     measured = [DenoisingLoss().measure(snapshot(family, params, {"image": digits[:100]}), context(c)) for c in "aab"]
     assert measured[0] == measured[1] != measured[2]
-    loss, low, middle, high = (measured[0][name] for name in ("denoising_loss", "low_noise", "middle_noise", "high_noise"))
+    loss, low, middle, high = (measured[0][name] for name in ("denoising_loss", "denoising_loss_low_noise", "denoising_loss_middle_noise", "denoising_loss_high_noise"))
     assert loss == pytest.approx((low + middle + high) / 3)
     assert low > middle > high > 0  # little noise is hard to find
 
@@ -507,7 +507,7 @@ def test_rows_that_cannot_be_modelled_are_refused(rows, sentence):
 )
 def test_labels_that_do_not_fit_are_refused(digits, labels, sentence):
     with pytest.raises(DataError, match=sentence):
-        ImageDiffusion(classes=10, **SMALL).fit(samples_of(digits[:20], **labels), context(), None)
+        ImageDiffusion(n_classes=10, **SMALL).fit(samples_of(digits[:20], **labels), context(), None)
 
 
 @pytest.mark.parametrize(
@@ -558,10 +558,10 @@ def test_classes_and_guidance_that_cannot_be_are_refused_before_any_work(labels,
 
 @pytest.mark.parametrize("start", ["scratch", "previous"])
 def test_every_policy_trains_on_classes_of_real_and_of_sampled_rows(start, tmp_path):
-    family = ImageDiffusion(channels=(8,), classes=10, training=Training(steps=3, batch=8))
+    family = ImageDiffusion(channels=(8,), n_classes=10, training=TrainingSettings(steps=3, batch_size=8))
     spec = Spec(
         source=Digits(labels=True), family=family, sampler=DiffusionSampler(steps=2, guidance=0.5), start=start, n=12,
-        holdout=6, generations=3, seeds=1, metrics=["denoising_loss", "pixel_spread"],
+        holdout=6, generations=3, seeds=1, metrics=["denoising_loss", "pixel_std"],
         policies=["replace", "accumulate", "accumulate_subsample", "augment", "fresh"],
     )  # fmt: skip
     result = selfloop.run(spec, tmp_path, threads=1)
@@ -572,7 +572,7 @@ def test_every_policy_trains_on_classes_of_real_and_of_sampled_rows(start, tmp_p
 
 
 def test_a_chain_that_starts_from_the_last_model_goes_on_from_it(tmp_path):
-    family = ImageDiffusion(channels=(8,), training=Training(steps=40, batch=16, learning_rate=4e-3, schedule="constant"))
+    family = ImageDiffusion(channels=(8,), training=TrainingSettings(steps=40, batch_size=16, learning_rate=4e-3, lr_schedule="constant"))
     found = {}
     for start in ("scratch", "previous"):
         spec = Spec(source="digits", family=family, sampler=DiffusionSampler(steps=2), n=60, holdout=30, generations=2, seeds=1,

@@ -16,7 +16,8 @@ from selfloop.engine.loop import loop
 from selfloop.errors import DataError, SpecError
 from selfloop.families.kde import Kde
 from selfloop.metrics.likelihood import Nll
-from selfloop.policies.builtin import Accumulate, AccumulateSubsample, Augment, Balanced, Replace
+from selfloop.policies.builtin import Accumulate, AccumulateSubsample, Augment, Replace
+from selfloop.policies.cycles import Balanced
 from selfloop.protocols import EnsembleSnapshot, EnsembleTake
 from selfloop.rng import RandomStream
 from selfloop.sources.shapes import Moons, SwissRoll

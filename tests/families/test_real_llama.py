@@ -11,7 +11,7 @@ import torch
 
 from selfloop.component import Context
 from selfloop.families.nn import trainer
-from selfloop.families.nn.settings import Training
+from selfloop.families.nn.settings import TrainingSettings
 from selfloop.families.transformer.family import Transformer
 from selfloop.families.transformer.network import Network
 from selfloop.rng import RandomStream
@@ -91,7 +91,7 @@ def real():
 @pytest.mark.parametrize("permuted", [True, False])
 def test_a_trained_llama_knows_real_stories_and_only_by_the_right_rotary_halves(real, permuted, compiled):
     family, params = llama2c(STORIES / "stories260K" / "stories260K.bin", permuted)
-    family = replace(family, packing="documents", training=Training(compile=compiled))
+    family = replace(family, packing="documents", training=TrainingSettings(compile=compiled))
     loss = -family.token_log_prob(params, real[1], Context(RandomStream())).values.mean()
     assert (loss < 1.6) == permuted
     assert permuted or loss > 2.0
@@ -100,7 +100,7 @@ def test_a_trained_llama_knows_real_stories_and_only_by_the_right_rotary_halves(
 def test_a_trained_llama_tells_its_known_story(real):
     family, params = llama2c(STORIES / "stories260K" / "stories260K.bin")
     model = Network(family.shape())
-    trainer.load(model, params)
+    trainer.load_params(model, params)
     tokens = [1]
     with torch.inference_mode():
         for _ in range(40):

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-import tiny
+import tiny_components
 from selfloop.component import Context
 from selfloop.errors import ChainEndedError, SpecError
 from selfloop.families.transformer import c_library, decoder_c, sample_tokens
@@ -329,7 +329,7 @@ sample_tokens(LLAMA, model(LLAMA), 20_000, TextSampler(batch=4), None, context("
 def test_a_killed_process_continues_to_the_same_bits(only_compiled, tmp_path):
     here = Path(__file__).parent
     command = [sys.executable, "-c", KILLED, str(tmp_path), str(here), str(here.parent)]
-    child = subprocess.Popen(command, env=tiny.environment())
+    child = subprocess.Popen(command, env=tiny_components.environment())
     until = time.monotonic() + 60
     while not (tmp_path / "rows-640.safetensors").exists() and time.monotonic() < until:
         time.sleep(0.002)

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
-import tiny
+import tiny_components
 from selfloop.component import Context
 from selfloop.errors import DataError, SelfloopError, SpecError
 from selfloop.families.transformer import tokenizer as module
@@ -113,7 +113,7 @@ def test_what_is_learned_depends_on_the_texts_alone(learned: Params, tmp_path: P
         "import sys; sys.path += sys.argv[1:]; import test_tokenizer as t\n"
         "print(t.BytePair(vocab=400).learn([t.column(*t.STORIES)], t.CTX)['tokenizer/json'].tobytes().decode())"
     )
-    environment = tiny.environment(TOKENIZERS_PARALLELISM="false", PYTHONHASHSEED="1", PYTHONUTF8="1")
+    environment = tiny_components.environment(TOKENIZERS_PARALLELISM="false", PYTHONHASHSEED="1", PYTHONUTF8="1")
     found = subprocess.run(
         [sys.executable, "-c", code, *Path(__file__).parents[:2]], capture_output=True, env=environment, check=True
     )

@@ -16,13 +16,13 @@ from torch import nn
 from selfloop.component import Context
 from selfloop.errors import ChainEndedError, SpecError
 from selfloop.families.nn import checkpoint, trainer
-from selfloop.families.nn.settings import Training
+from selfloop.families.nn.settings import TrainingSettings
 from selfloop.families.nn.trainer import Task
 from selfloop.rng import RandomStream
 
 ROWS, D = 50, 6
-EVERYTHING = Training(
-    steps=60, batch=16, learning_rate=0.01, weight_decay=0.1, warmup=5, schedule="cosine", ema=0.9, checkpoint=0.0
+EVERYTHING = TrainingSettings(
+    steps=60, batch_size=16, learning_rate=0.01, weight_decay=0.1, warmup=5, lr_schedule="cosine", ema_decay=0.9, checkpoint_seconds=0.0
 )
 
 
@@ -35,7 +35,7 @@ def noisy_regression(weights=None, stop_at=None, seen=None):
     rng = np.random.default_rng(0)
     x = torch.from_numpy(rng.standard_normal((ROWS, D))).float()
     y = x.sum(1)
-    with trainer.seeded(RandomStream(("init",))):
+    with trainer.seed_torch(RandomStream(("init",))):
         model = nn.Sequential(nn.Linear(D, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Dropout(0.2), nn.Linear(16, 1))
     calls = iter(range(10**9))
 
@@ -114,8 +114,8 @@ def test_killed_processes_leave_a_state_that_continues_to_the_same_bits(tmp_path
         time.sleep(rng.uniform(0, 0.1))
         child.send_signal(signal.SIGKILL)
         child.wait()
-    continued = run(Training(steps=400, batch=16, ema=0.9, checkpoint=0.0), scratch=tmp_path)
-    assert same(continued, run(Training(steps=400, batch=16, ema=0.9)))
+    continued = run(TrainingSettings(steps=400, batch_size=16, ema_decay=0.9, checkpoint_seconds=0.0), scratch=tmp_path)
+    assert same(continued, run(TrainingSettings(steps=400, batch_size=16, ema_decay=0.9)))
 
 
 def test_a_damaged_or_foreign_state_is_not_used(tmp_path, whole):
@@ -135,7 +135,7 @@ def test_a_fit_leaves_torchs_random_state_as_it_was(whole):
 def threaded(stop_at=None):
     """A loss whose noise the trainer draws, and whose parts two threads compute."""
     x = torch.from_numpy(np.random.default_rng(0).standard_normal((ROWS, D))).float()
-    with trainer.seeded(RandomStream(("init",))):
+    with trainer.seed_torch(RandomStream(("init",))):
         model = nn.Sequential(nn.Linear(D, 16), nn.Tanh(), nn.Linear(16, 1))
     calls = iter(range(10**9))
 
@@ -163,13 +163,13 @@ def test_other_streams_give_other_models(whole):
 
 
 def test_how_often_the_state_is_kept_changes_no_bit(tmp_path, whole):
-    training = Training(**{**vars(EVERYTHING), "checkpoint": 0.01})
+    training = TrainingSettings(**{**vars(EVERYTHING), "checkpoint_seconds": 0.01})
     assert same(run(training, scratch=tmp_path), whole)
 
 
 def test_every_row_is_seen_once_an_epoch():
     seen = []
-    run(Training(epochs=8, batch=20), seen=seen)
+    run(TrainingSettings(epochs=8, batch_size=20), seen=seen)
     assert all(len(batch) == 20 for batch in seen)
     epochs = np.concatenate(seen).reshape(8, ROWS)
     assert all(np.array_equal(np.sort(epoch), np.arange(ROWS)) for epoch in epochs)
@@ -177,16 +177,16 @@ def test_every_row_is_seen_once_an_epoch():
 
 
 def test_epochs_grow_with_the_rows_and_steps_do_not():
-    assert Training(epochs=4, batch=32).steps_for(64) == 8
-    assert Training(epochs=4, batch=32).steps_for(128) == 16
-    assert Training(epochs=4, batch=32, steps=9).steps_for(10_000) == 9
-    assert Training(epochs=4, batch=32).steps_for(5) == 4  # a batch is at most all rows
+    assert TrainingSettings(epochs=4, batch_size=32).count_steps(64) == 8
+    assert TrainingSettings(epochs=4, batch_size=32).count_steps(128) == 16
+    assert TrainingSettings(epochs=4, batch_size=32, steps=9).count_steps(10_000) == 9
+    assert TrainingSettings(epochs=4, batch_size=32).count_steps(5) == 4  # a batch is at most all rows
 
 
 def test_row_weights_multiply_the_loss():
     target = np.repeat([0.0, 1.0], 20)
     weights = np.repeat([0.5, 1.5], 20)
-    settings = Training(steps=600, batch=40, learning_rate=0.02)
+    settings = TrainingSettings(steps=600, batch_size=40, learning_rate=0.02)
     weighted, plain = (
         trainer.fit(linear_regression(each, target), settings, Context(RandomStream()), None)["weight"].item()
         for each in (weights, np.ones(40))
@@ -197,11 +197,11 @@ def test_row_weights_multiply_the_loss():
 
 def test_optimiser_matches_torchs_own_loop():
     """Full batches, so the plain loop is six lines."""
-    settings = Training(steps=30, batch=ROWS, learning_rate=0.01, weight_decay=0.2, schedule="linear", warmup=3, clip=0.5)
+    settings = TrainingSettings(steps=30, batch_size=ROWS, learning_rate=0.01, weight_decay=0.2, lr_schedule="linear", warmup=3, max_grad_norm=0.5)
     x = torch.randn(ROWS, D, generator=torch.Generator().manual_seed(1))
 
     def model():
-        with trainer.seeded(RandomStream(("init",))):
+        with trainer.seed_torch(RandomStream(("init",))):
             return nn.Linear(D, 2)
 
     ours, plain = model(), model()
@@ -231,7 +231,7 @@ def test_a_gradient_that_lies_transposed_in_memory_moves_the_right_parameters():
         assert not found.is_contiguous()
         return (transposed - target.t()).square().sum().expand(len(indices))
 
-    settings = Training(steps=1, learning_rate=0.1, schedule="constant")
+    settings = TrainingSettings(steps=1, learning_rate=0.1, lr_schedule="constant")
     fitted = trainer.fit(replace(task, model=model, loss=loss), settings, Context(RandomStream()), None)
     assert fitted["0"] == pytest.approx(0.1 * target.numpy(), abs=1e-6)  # AdamW's first step has the gradient's sign
 
@@ -245,7 +245,7 @@ def test_parameters_that_share_one_gradient_are_clipped_alike():
         assert one.data_ptr() == other.data_ptr()
         return (summed - 9).square().sum().expand(len(indices))
 
-    settings = Training(steps=20, learning_rate=0.1, schedule="constant", clip=1.0)
+    settings = TrainingSettings(steps=20, learning_rate=0.1, lr_schedule="constant", max_grad_norm=1.0)
     task = replace(linear_regression(np.ones(40), np.full(40, 9.0)), model=model, loss=loss)
     fitted = trainer.fit(task, settings, Context(RandomStream()), None)
     assert np.array_equal(fitted["0"], fitted["1"])
@@ -259,7 +259,7 @@ def test_averages_of_a_gradient_that_stays_zero_become_zero_and_not_denormal():
         calls.append(1)
         return (model[0] * (1.0 if len(calls) == 1 else 0.0)).sum().expand(len(indices))
 
-    class Watched(trainer._State):
+    class Watched(trainer._TrainingState):
         def clear(self):
             super().clear()
             seen.append(self.groups[0].first.clone())
@@ -267,7 +267,7 @@ def test_averages_of_a_gradient_that_stays_zero_become_zero_and_not_denormal():
     task = replace(linear_regression(np.ones(40), np.full(40, 9.0)), model=model, loss=loss)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(trainer, "_State", Watched)
-        trainer.fit(task, Training(steps=901, schedule="constant"), Context(RandomStream()), None)
+        trainer.fit(task, TrainingSettings(steps=901, lr_schedule="constant"), Context(RandomStream()), None)
     smallest = torch.finfo(torch.float32).tiny
     assert seen[1].min() > 0
     assert all(((each == 0) | (each.abs() >= smallest)).all() for each in seen)
@@ -275,17 +275,17 @@ def test_averages_of_a_gradient_that_stays_zero_become_zero_and_not_denormal():
 
 
 def test_learning_rate_follows_its_schedule():
-    linear = Training(learning_rate=1.0, schedule="linear", warmup=2)
+    linear = TrainingSettings(learning_rate=1.0, lr_schedule="linear", warmup=2)
     assert [linear.rate(s, 6) for s in range(6)] == pytest.approx([0.5, 1.0, 1.0, 0.75, 0.5, 0.25])
-    cosine = Training(learning_rate=1.0, schedule="cosine")
+    cosine = TrainingSettings(learning_rate=1.0, lr_schedule="cosine")
     assert [cosine.rate(s, 4) for s in range(4)] == pytest.approx([1.0, 0.5 + 0.5**1.5, 0.5, 0.5 - 0.5**1.5])
-    assert Training(learning_rate=1.0, schedule="constant").rate(3, 4) == 1.0
+    assert TrainingSettings(learning_rate=1.0, lr_schedule="constant").rate(3, 4) == 1.0
 
 
 def test_the_parameter_average_becomes_the_model():
     def fitted(ema):
         task = linear_regression(np.ones(40), np.full(40, 9.0))
-        settings = Training(steps=2, learning_rate=0.1, schedule="constant", ema=ema)
+        settings = TrainingSettings(steps=2, learning_rate=0.1, lr_schedule="constant", ema_decay=ema)
         return trainer.fit(task, settings, Context(RandomStream()), {"weight": np.zeros((1, 1))})["weight"].item()
 
     assert fitted(None) == pytest.approx(0.2, abs=1e-3)  # far from the optimum AdamW's steps have the learning rate's size
@@ -295,12 +295,12 @@ def test_the_parameter_average_becomes_the_model():
 def test_cudnn_stays_on_in_a_fit():
     seen, task = [], linear_regression(np.ones(40), np.full(40, 9.0))
     loss = lambda *given: (seen.append(torch.backends.cudnn.enabled), task.loss(*given))[1]  # noqa: E731
-    trainer.fit(replace(task, loss=loss), Training(steps=1), Context(RandomStream()), None)
+    trainer.fit(replace(task, loss=loss), TrainingSettings(steps=1), Context(RandomStream()), None)
     assert seen == [torch.backends.cudnn.enabled]
 
 
 def test_a_fit_can_begin_from_another_models_parameters(whole):
-    frozen = Training(steps=1, learning_rate=1e-12)
+    frozen = TrainingSettings(steps=1, learning_rate=1e-12)
     again = run(frozen, start=whole)
     assert np.allclose(again["4.weight"], whole["4.weight"], atol=1e-9)
     assert not np.allclose(run(frozen)["4.weight"], whole["4.weight"], atol=1e-3)
@@ -320,7 +320,7 @@ def test_a_loss_that_is_not_finite_ends_the_chain(when):
         return model(torch.ones(len(indices), 1))[:, 0] * (float("nan") if next(calls) == when else 1.0)
 
     with pytest.raises(ChainEndedError, match="diverged"):
-        trainer.fit(Task(model, loss, np.ones(8)), Training(steps=60, batch=4), Context(RandomStream()), None)
+        trainer.fit(Task(model, loss, np.ones(8)), TrainingSettings(steps=60, batch_size=4), Context(RandomStream()), None)
 
 
 def test_facts_of_the_fit_come_with_the_parameters(whole):
@@ -331,7 +331,7 @@ def test_facts_of_the_fit_come_with_the_parameters(whole):
 
 
 def test_bfloat16_agrees_roughly_and_float32_parameters_stay():
-    plain, short = (run(Training(steps=40, precision=p)) for p in ("float32", "bfloat16"))
+    plain, short = (run(TrainingSettings(steps=40, precision=p)) for p in ("float32", "bfloat16"))
     assert short["0.weight"].dtype == np.float32
     assert not same(plain, short)
     assert np.allclose(plain["0.weight"], short["0.weight"], atol=0.02)
@@ -345,4 +345,4 @@ def test_bfloat16_agrees_roughly_and_float32_parameters_stay():
 )  # fmt: skip
 def test_impossible_settings_are_refused_by_name(setting, value):
     with pytest.raises(SpecError, match=rf"family\.training\.{setting}: got"):
-        Training(**{setting: value})
+        TrainingSettings(**{setting: value})

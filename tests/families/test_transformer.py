@@ -13,7 +13,7 @@ from torch.nn import functional
 from selfloop.component import Context
 from selfloop.errors import DataError, SpecError
 from selfloop.families.nn import trainer
-from selfloop.families.nn.settings import Training
+from selfloop.families.nn.settings import TrainingSettings
 from selfloop.families.transformer import kernels, network, torch_compile
 from selfloop.families.transformer.config import Shape
 from selfloop.families.transformer.family import Transformer
@@ -33,7 +33,7 @@ compiler = pytest.mark.skipif(kernels.library(8) is None, reason="no C compiler"
 
 
 def tiny(**changes):
-    training = Training(**{"epochs": 2, "batch": 8, "learning_rate": 3e-3, **changes.pop("training", {})})
+    training = TrainingSettings(**{"epochs": 2, "batch_size": 8, "learning_rate": 3e-3, **changes.pop("training", {})})
     return Transformer(**{"vocab": 40, "hidden": 16, "layers": 2, "heads": 2, "context": 16, "training": training, **changes})
 
 
@@ -58,7 +58,7 @@ def same(a, b):
 
 def shaken(shape, seed=0):
     """A network whose every parameter, biases and gains too, is random."""
-    with trainer.seeded(RandomStream(("shaken", seed))):
+    with trainer.seed_torch(RandomStream(("shaken", seed))):
         model = Network(shape)
         for p in model.parameters():
             p.data.add_(0.1 * torch.randn_like(p))
@@ -139,7 +139,7 @@ def test_the_papers_models_have_the_papers_parameter_counts(settings, count):
 
 def test_initial_weights_have_the_spread_that_transformers_gives_them():
     shape = Shape(arch="gpt2", layers=4, hidden=64, heads=4, mlp=256, context=64, vocab=200)
-    with trainer.seeded(RandomStream(("init",))):
+    with trainer.seed_torch(RandomStream(("init",))):
         ours, theirs = Network(shape), library_network(shape)
     for name, array in ours.state_dict().items():
         other = theirs.state_dict()[name]
@@ -255,9 +255,9 @@ FAMILIES = {
 
 @pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)
 def test_a_fit_stopped_anywhere_continues_to_the_same_bits(tmp_path, monkeypatch, family):
-    family = Transformer(**{**family.settings(), "training": Training(**{**vars(family.training), "checkpoint": 0.0})})
+    family = Transformer(**{**family.settings(), "training": TrainingSettings(**{**vars(family.training), "checkpoint_seconds": 0.0})})
     whole = fitted(family, threads=2)
-    advance = trainer._State.advance
+    advance = trainer._TrainingState.advance
     for stop in (3, 9):
 
         def until(state, step, *rest, stop=stop):
@@ -265,10 +265,10 @@ def test_a_fit_stopped_anywhere_continues_to_the_same_bits(tmp_path, monkeypatch
                 raise KeyboardInterrupt
             advance(state, step, *rest)
 
-        monkeypatch.setattr(trainer._State, "advance", until)
+        monkeypatch.setattr(trainer._TrainingState, "advance", until)
         with pytest.raises(KeyboardInterrupt):
             fitted(family, scratch=tmp_path, threads=2)
-    monkeypatch.setattr(trainer._State, "advance", advance)
+    monkeypatch.setattr(trainer._TrainingState, "advance", advance)
     assert (tmp_path / "fit.safetensors").exists()
     assert same(fitted(family, scratch=tmp_path, threads=2), whole)
     assert not same(fitted(family, name="another"), whole)
@@ -276,7 +276,7 @@ def test_a_fit_stopped_anywhere_continues_to_the_same_bits(tmp_path, monkeypatch
 
 @pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)
 def test_a_fit_learns_what_there_is_to_learn(family):
-    family = Transformer(**{**family.settings(), "training": Training(steps=150, batch=16, learning_rate=1e-2, warmup=0.05)})
+    family = Transformer(**{**family.settings(), "training": TrainingSettings(steps=150, batch_size=16, learning_rate=1e-2, warmup=0.05)})
     curve = fitted(family, chains(300))["training/loss"]
     assert curve[0] > 3.4
     assert curve[-10:].mean() < 2.2
@@ -314,7 +314,7 @@ def test_weights_of_rows_decide_what_is_learned():
     """Two documents contradict each other: a model of one token's place says which weighs how much."""
     a, b = (Ragged(np.array([5, token, 0], np.uint16), np.array([0, 3])) for token in (7, 9))
     parts = (({"tokens": a}, np.zeros(30, np.int64), 3.0), ({"tokens": b}, np.zeros(30, np.int64), 1.0))
-    family = tiny(packing="documents", training={"steps": 150, "batch": 16, "learning_rate": 1e-2})
+    family = tiny(packing="documents", training={"steps": 150, "batch_size": 16, "learning_rate": 1e-2})
     model = family.fit(TrainingRows(parts, LEARNED), Context(RandomStream(("fit",))), None)
     for row, share in ((a, 0.75), (b, 0.25)):
         assert np.exp(family.token_log_prob(model, {"tokens": row}, Context(RandomStream())).values[1]) == pytest.approx(
@@ -327,7 +327,7 @@ def test_log_probabilities_are_the_networks_and_stand_by_their_tokens():
     found = family.token_log_prob(model, {"tokens": rows}, Context(RandomStream()))
     assert np.array_equal(found.offsets, rows.offsets)
     plain = Network(family.shape())
-    trainer.load(plain, model)
+    trainer.load_params(plain, model)
     first = torch.tensor([[0, *rows.values[: rows.offsets[1]].tolist()]])  # the first row is alone at its window's start
     with torch.inference_mode():
         by_hand = plain.eval().logits(first[:, :-1]).log_softmax(-1).gather(2, first[:, 1:, None])[0, :, 0]
@@ -358,10 +358,10 @@ def test_layers_that_torch_cannot_compile_stay_as_they_are(monkeypatch):
 
     monkeypatch.setattr(compiling, "_compiled", broken)
     model, context = Network(SHAPES[0]), Context(RandomStream())
-    torch_compile._compile_layers(model, Training(compile="auto"), 2, context)
+    torch_compile._compile_layers(model, TrainingSettings(compile="auto"), 2, context)
     assert model.apply_layer is network.apply_layer
     with pytest.raises(SpecError, match=r"family\.training\.compile: torch cannot compile here \(no triton\)"):
-        torch_compile._compile_layers(model, Training(compile=True), 2, context)
+        torch_compile._compile_layers(model, TrainingSettings(compile=True), 2, context)
 
 
 def test_layers_compiled_by_torch_give_the_same_numbers(monkeypatch):
@@ -384,17 +384,17 @@ def test_bfloat16_agrees_roughly():
 
 
 def test_the_first_generation_may_have_steps_of_its_own():
-    family = tiny(training={"first_steps": 3, "steps": 9})
+    family = tiny(training={"first_generation_steps": 3, "steps": 9})
     assert [family.for_generation(t).training.steps for t in (1, 2, 3)] == [3, 9, 9]
     assert family.for_generation(2) == tiny(training={"steps": 9})  # so later generations do not depend on it
-    assert family.for_generation(1).training.first_steps is None
+    assert family.for_generation(1).training.first_generation_steps is None
 
 
 def test_a_batch_that_grows_with_the_rows_keeps_the_steps():
-    training = Training(steps=10, epochs=2, batch=4, grow=True)
-    assert [(training.batch_for(rows), training.steps_for(rows)) for rows in (50, 500)] == [(10, 10), (100, 10)]
+    training = TrainingSettings(steps=10, epochs=2, batch_size=4, scale_batch=True)
+    assert [(training.batch_size_for(rows), training.count_steps(rows)) for rows in (50, 500)] == [(10, 10), (100, 10)]
     with pytest.raises(SpecError, match=r"family\.training\.grow: needs family\.training\.steps"):
-        Training(grow=True)
+        TrainingSettings(scale_batch=True)
 
 
 def test_reading_a_specification_does_not_load_torch():

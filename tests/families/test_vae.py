@@ -10,17 +10,17 @@ from torch.nn import functional
 
 from selfloop.component import Context
 from selfloop.errors import DataError, SpecError
-from selfloop.families.nn.settings import Training
+from selfloop.families.nn.settings import TrainingSettings
 from selfloop.families.vae import network as autoencoder
 from selfloop.families.vae.family import Vae, VaeSampler
 from selfloop.families.vae.network import Likelihood
 from selfloop.families.vae.strided_conv import Double, Halve
 from selfloop.rng import RandomStream
 from selfloop.sources.images import Digits
-from selfloop.spec.spec import read_spec
+from selfloop.spec.parse import read_spec
 from selfloop.types import TrainingRows
 
-TINY = Training(steps=20, batch=32)
+TINY = TrainingSettings(steps=20, batch_size=32)
 
 
 def context(*path):
@@ -38,13 +38,13 @@ def digits():
 
 @pytest.fixture(scope="module")
 def fitted(digits):
-    vae = Vae(training=Training(steps=300, learning_rate=3e-3))
+    vae = Vae(training=TrainingSettings(steps=300, learning_rate=3e-3))
     return vae, vae.fit(samples_of(digits[500:]), context("fit"), None)
 
 
 def test_a_fit_describes_held_out_digits_better_than_an_untrained_model(digits, fitted):
     vae, params = fitted
-    untrained = Vae(training=Training(steps=1)).fit(samples_of(digits[500:]), context("fit"), None)
+    untrained = Vae(training=TrainingSettings(steps=1)).fit(samples_of(digits[500:]), context("fit"), None)
     bound, worse = (
         sum(part.mean() for part in vae.elbo(each, {"image": digits[:500]}, context())) for each in (params, untrained)
     )
@@ -62,7 +62,7 @@ def test_samples_look_like_the_rows_they_model(digits, fitted):
 
 def test_a_sampled_row_does_not_depend_on_how_many_are_asked_for(fitted):
     vae, params = fitted
-    few, many = (vae.sample(params, n, VaeSampler(noise=True), {}, context("sample"))["image"] for n in (3, 700))
+    few, many = (vae.sample(params, n, VaeSampler(sample_pixels=True), {}, context("sample"))["image"] for n in (3, 700))
     assert np.array_equal(few, many[:3])
     assert not np.array_equal(many[:3], many[256:259])  # blocks of rows differ
 
@@ -79,7 +79,7 @@ def test_temperature_scales_the_spread_and_zero_gives_one_image(fitted):
 def test_decoder_noise_has_the_likelihoods_deviation(fitted):
     vae, params = fitted
     plain, noisy = (
-        vae.sample(params, 512, VaeSampler(temperature=0.0, noise=noise), {}, context("s"))["image"] / 255
+        vae.sample(params, 512, VaeSampler(temperature=0.0, sample_pixels=noise), {}, context("s"))["image"] / 255
         for noise in (False, True)
     )
     inside = (plain[0] > 0.4) & (plain[0] < 0.6)  # nowhere near the clipping at black and white
@@ -90,7 +90,7 @@ def test_decoder_noise_has_the_likelihoods_deviation(fitted):
 def test_bernoulli_noise_draws_black_and_white(digits):
     vae = Vae(likelihood="bernoulli", training=TINY)
     params = vae.fit(samples_of(digits), context("fit"), None)
-    noisy = vae.sample(params, 10, VaeSampler(noise=True), {}, context("s"))["image"]
+    noisy = vae.sample(params, 10, VaeSampler(sample_pixels=True), {}, context("s"))["image"]
     assert set(np.unique(noisy)) == {0, 255}
 
 
@@ -104,7 +104,7 @@ def test_the_same_stream_gives_the_same_model_and_another_does_not(digits):
 @pytest.mark.parametrize("shape", [(8, 8), (28, 28), (28, 28, 3), (19, 33), (64, 64, 3)])
 def test_images_of_any_shape_come_back_in_that_shape(shape):
     images = np.random.default_rng(0).integers(0, 256, (20, *shape), np.uint8)
-    vae = Vae(latent=4, hidden=16, training=Training(steps=2, batch=4))
+    vae = Vae(latent=4, hidden=16, training=TrainingSettings(steps=2, batch_size=4))
     params = vae.fit(samples_of(images), context("fit"), None)
     new = vae.sample(params, 5, VaeSampler(), {}, context("sample"))["image"]
     assert (new.dtype, new.shape) == (np.uint8, (5, *shape))
@@ -129,7 +129,7 @@ def test_pixels_and_channels_survive_the_way_through_the_network():
     images = np.zeros((8, 6, 10, 3), np.uint8)
     images[..., :5, 0] = 255
     images[:, :2, :, 1] = 255
-    vae = Vae(latent=1, hidden=32, training=Training(steps=300, learning_rate=0.01))
+    vae = Vae(latent=1, hidden=32, training=TrainingSettings(steps=300, learning_rate=0.01))
     params = vae.fit(samples_of(images), context("fit"), None)
     mean = vae.sample(params, 20, VaeSampler(), {}, context("s"))["image"].mean(0)
     assert np.abs(mean - images[0]).max() < 30
@@ -216,7 +216,7 @@ def test_convolutions_train_in_bfloat16(digits):
     """The autocast around does not reach into functions with a backward of their own."""
     images = digits[:200].repeat(2, 1).repeat(2, 2)
     fits = [
-        Vae(channels=(8, 8, 8), hidden=0, training=Training(steps=10, precision=precision))
+        Vae(channels=(8, 8, 8), hidden=0, training=TrainingSettings(steps=10, precision=precision))
         for precision in ("float32", "bfloat16")
     ]
     full, half = (vae.fit(samples_of(images), context("fit"), None) for vae in fits)
@@ -227,7 +227,7 @@ def test_convolutions_train_in_bfloat16(digits):
 def test_threads_share_a_batch_and_its_noise(digits):
     """The same numbers up to rounding whatever the number of threads, and the same bits for the same number."""
     images = digits[:100].repeat(2, 1).repeat(2, 2)
-    vae = Vae(channels=(8, 8), training=Training(steps=5, batch=50))
+    vae = Vae(channels=(8, 8), training=TrainingSettings(steps=5, batch_size=50))
     one, two, again = (vae.fit(samples_of(images), Context(RandomStream(("fit",)), threads=k), None) for k in (1, 2, 2))
     assert all(np.array_equal(two[name], again[name]) for name in two)
     assert all(np.allclose(one[name], two[name], atol=1e-5) for name in one if not name.startswith("training/"))
@@ -321,8 +321,8 @@ class GaussianData:
 def linear():
     """A linear decoder of Gaussian latents: probabilistic principal components (Tipping and Bishop 1999)."""
     data = GaussianData()
-    training = Training(steps=2500, batch=256, learning_rate=0.03, beta2=0.98, clip=None)
-    vae = Vae(latent=2, hidden=0, channels=(), mean="identity", sigma=data.SIGMA, training=training)
+    training = TrainingSettings(steps=2500, batch_size=256, learning_rate=0.03, beta2=0.98, max_grad_norm=None)
+    vae = Vae(latent=2, hidden=0, channels=(), output_activation="identity", sigma=data.SIGMA, training=training)
     return data, vae, vae.fit(samples_of(data.rows), context("fit"), None)
 
 
@@ -365,7 +365,7 @@ def test_a_row_s_estimate_does_not_depend_on_the_rows_beside_it(digits, fitted):
 
 def test_beta_trades_reconstruction_for_kl(digits):
     def parts(beta):
-        vae = Vae(beta=beta, training=Training(steps=200, learning_rate=3e-3))
+        vae = Vae(beta=beta, training=TrainingSettings(steps=200, learning_rate=3e-3))
         return [p.mean() for p in vae.elbo(vae.fit(samples_of(digits), context("fit"), None), {"image": digits}, context())]
 
     (sharp, free), (blurred, tight) = parts(0.2), parts(5.0)
@@ -375,7 +375,7 @@ def test_beta_trades_reconstruction_for_kl(digits):
 
 def test_replace_loses_the_spread_that_accumulate_keeps(digits):
     """The paper's ordering (Gerstgrasser et al. 2024, section 2.3) on one seed, four small generations."""
-    vae, sampler = Vae(training=Training(steps=200, learning_rate=3e-3)), VaeSampler()
+    vae, sampler = Vae(training=TrainingSettings(steps=200, learning_rate=3e-3)), VaeSampler()
     ends = {}
     for policy in ("replace", "accumulate"):
         batches = [digits[500:1200]]
@@ -415,7 +415,7 @@ def test_impossible_settings_are_refused_by_name(setting, value):
 
 def test_a_bernoulli_mean_is_a_probability():
     with pytest.raises(SpecError, match=r"family\.mean: got 'identity'"):
-        Vae(likelihood="bernoulli", mean="identity")
+        Vae(likelihood="bernoulli", output_activation="identity")
 
 
 def test_a_negative_temperature_is_refused():

@@ -12,7 +12,7 @@ import pytest
 import selfloop.metrics.vector_distances as distances
 from selfloop.component import Context, Family, Metric, Sampler, Snapshot
 from selfloop.errors import SpecError
-from selfloop.metrics.image_distances import FeatureDiversity, FeatureFrechet, Frechet, KernelDistance
+from selfloop.metrics.image_distances import FeatureDiversity, FeatureFrechet, PixelFrechet, KernelDistance
 from selfloop.metrics.vector_distances import kernel_distance, mean_distance
 from selfloop.rng import RandomStream
 
@@ -87,7 +87,7 @@ def test_diversity_is_relative_to_real_rows() -> None:
     assert measure(FeatureDiversity(), np.tile(REAL[:1], (50, 1)))["feature_diversity"] == pytest.approx(0, abs=1e-9)
 
 
-@pytest.mark.parametrize("metric", [Frechet(), FeatureFrechet(), KernelDistance(), FeatureDiversity()])
+@pytest.mark.parametrize("metric", [PixelFrechet(), FeatureFrechet(), KernelDistance(), FeatureDiversity()])
 def test_one_row_or_none_gives_no_number(metric: Metric) -> None:
     assert measure(metric, None) == {}
     assert math.isnan(measure(metric, HELD[:1])[metric.name])

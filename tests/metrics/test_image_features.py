@@ -314,12 +314,12 @@ def test_rows_without_images_are_refused() -> None:
 
 
 def test_a_spec_sets_the_features_of_a_metric() -> None:
-    from selfloop.spec.spec import component
+    from selfloop.spec.components import make_component
 
-    made = component("metric", {"name": "precision", "features": {"kind": "pixels", "dimensions": 8}}, "metrics")
+    made = make_component("metric", {"name": "precision", "features": {"kind": "pixels", "dimensions": 8}}, "metrics")
     assert made.features == ImageFeatureExtractor(kind="pixels", dimensions=8)
     with pytest.raises(SpecError, match=r"metrics\.features\.kind: got 'vgg'"):
-        component("metric", {"name": "precision", "features": {"kind": "vgg"}}, "metrics")
+        make_component("metric", {"name": "precision", "features": {"kind": "vgg"}}, "metrics")
 
 
 @pytest.mark.skipif(not MNIST.is_dir(), reason=f"{MNIST} is not there")

@@ -7,9 +7,9 @@ import selfloop
 from selfloop.component import Context, Family, Sampler, Snapshot
 from selfloop.families.nn.settings import TrainingSettings
 from selfloop.families.vae.family import Vae
-from selfloop.metrics.image_distances import Frechet
+from selfloop.metrics.image_distances import PixelFrechet
 from selfloop.metrics.image_features import ImageFeatureExtractor
-from selfloop.metrics.image_likelihood import LogLikelihood, NegativeElbo, PixelSpread
+from selfloop.metrics.image_likelihood import LogLikelihood, NegativeElbo, PixelStd
 from selfloop.metrics.vector_distances import frechet_distance
 from selfloop.protocols import SupportsElbo
 from selfloop.rng import RandomStream
@@ -27,10 +27,10 @@ def snapshot(family=None, params=None, new=REAL, features=None):
 
 
 def frechet(new):
-    metric = Frechet(features=ImageFeatureExtractor(kind="pixels", dimensions=16))
+    metric = PixelFrechet(features=ImageFeatureExtractor(kind="pixels", dimensions=16))
     learned = metric.features.prepare(REAL, CTX)
     described = {kind: metric.features.extract(rows, learned, CTX) for kind, rows in kinds(new).items()}
-    return metric.measure(snapshot(features=described), CTX)["frechet"]
+    return metric.measure(snapshot(features=described), CTX)["pixel_frechet"]
 
 
 def kinds(new):
@@ -72,19 +72,19 @@ def test_frechet_is_near_zero_for_real_images_and_grows_with_damage():
 
 
 def test_pixel_spread_is_the_mean_standard_deviation():
-    assert PixelSpread().measure(snapshot(), CTX)["pixel_spread"] == pytest.approx(
+    assert PixelStd().measure(snapshot(), CTX)["pixel_std"] == pytest.approx(
         (REAL["image"] / 255).std(0).mean(), rel=1e-12
     )
     constant = {"image": np.full((9, 8, 8, 3), 77, np.uint8)}
-    assert PixelSpread().measure(snapshot(new=constant), CTX)["pixel_spread"] == 0
+    assert PixelStd().measure(snapshot(new=constant), CTX)["pixel_std"] == 0
 
 
 def test_blocks_of_rows_change_no_number(monkeypatch):
     import selfloop.metrics.image_likelihood as module
 
-    before = PixelSpread().measure(snapshot(), CTX)["pixel_spread"]
+    before = PixelStd().measure(snapshot(), CTX)["pixel_std"]
     monkeypatch.setattr(module, "BLOCK", 97)
-    assert PixelSpread().measure(snapshot(), CTX)["pixel_spread"] == pytest.approx(before, rel=1e-9)
+    assert PixelStd().measure(snapshot(), CTX)["pixel_std"] == pytest.approx(before, rel=1e-9)
 
 
 def test_negative_elbo_is_the_sum_of_its_parts_and_the_same_each_time():
@@ -109,12 +109,12 @@ def test_the_likelihood_of_more_samples_is_a_tighter_bound_and_the_same_each_tim
 
 
 def test_without_sampled_rows_there_is_no_number():
-    assert PixelSpread().measure(snapshot(new={}), CTX) == {}
+    assert PixelStd().measure(snapshot(new={}), CTX) == {}
 
 
 def test_one_held_out_row_is_too_few_for_a_distance_and_no_traceback(tmp_path):
     family = {"name": "vae", "latent": 2, "hidden": 8, "training": {"steps": 2, "batch_size": 8}}
     spec = Spec(source="digits", family=family, n=12, holdout=1, generations=1, policies=["replace"])
     rows = {row.metric: row for row in selfloop.run(spec, tmp_path).rows}
-    assert (rows["frechet"].value, rows["frechet"].status) == (None, "not_finite")
-    assert rows["pixel_spread"].value is not None
+    assert (rows["pixel_frechet"].value, rows["pixel_frechet"].status) == (None, "not_finite")
+    assert rows["pixel_std"].value is not None

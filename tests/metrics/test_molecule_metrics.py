@@ -12,9 +12,9 @@ from selfloop.errors import ChainEndedError, SpecError
 from selfloop.formats.molecules import add_conformers, build_molecule, ragged_row
 from selfloop.metrics.conformers import ConformerCoverage, ConformerDiversity, covered, rmsd_between
 from selfloop.metrics.molecules import (
-    Clashes,
-    Geometry,
-    RetriedShare,
+    ClashRate,
+    BondLengthDistance,
+    RetryRate,
     StrainEnergy,
     mean_distance,
 )
@@ -79,8 +79,8 @@ def test_molecules_are_rebuilt_with_charges_and_aromatic_rings(rows):
 
 
 def test_geometry_sees_no_rotations_and_as_much_as_bonds_are_stretched(rows):
-    assert measured(Geometry(), moved(rows, turned), rows) == pytest.approx([0, 0], abs=1e-4)
-    lengths, angles = measured(Geometry(), moved(rows, lambda at, i: turned(1.1 * at, i)), rows)
+    assert measured(BondLengthDistance(), moved(rows, turned), rows) == pytest.approx([0, 0], abs=1e-4)
+    lengths, angles = measured(BondLengthDistance(), moved(rows, lambda at, i: turned(1.1 * at, i)), rows)
     bonds = np.concatenate([bond_lengths(rows, i) for i in range(count_rows(rows))])
     assert lengths == pytest.approx(0.1 * bonds.mean(), rel=1e-4)
     assert angles < 1e-3
@@ -122,7 +122,7 @@ def test_geometry_is_what_a_count_by_hand_gives(rows):
     for mine, theirs in zip(by_hand(new), by_hand(rows), strict=True):
         apart = {kind: np.abs(np.sort(mine[kind]) - np.sort(theirs[kind])) for kind in theirs}  # equally many: sorted pairs
         expected.append(np.concatenate(list(apart.values())).mean())
-    assert measured(Geometry(), new, rows) == pytest.approx(expected, rel=1e-4)
+    assert measured(BondLengthDistance(), new, rows) == pytest.approx(expected, rel=1e-4)
     assert expected[0] > 0.02
     assert expected[1] > 1
 
@@ -130,8 +130,8 @@ def test_geometry_is_what_a_count_by_hand_gives(rows):
 def test_other_molecules_are_no_reference_for_lengths(rows):
     """Why sampled rows are compared with their own molecules: real rows of others are not at 0."""
     one, other = (select_rows(rows, np.arange(first, first + 16)) for first in (0, 16))
-    assert measured(Geometry(), one, rows) == pytest.approx([0, 0], abs=1e-6)
-    distance = measured(Geometry(), one, {**other, "molecule": one["molecule"]})[0]
+    assert measured(BondLengthDistance(), one, rows) == pytest.approx([0, 0], abs=1e-6)
+    distance = measured(BondLengthDistance(), one, {**other, "molecule": one["molecule"]})[0]
     assert distance > 0.005
 
 
@@ -145,9 +145,9 @@ def test_the_distance_is_the_mean_over_values_of_each_kind():
 
 
 def test_a_row_clashes_when_atoms_more_than_three_bonds_apart_meet(rows):
-    assert measured(Clashes(), rows, rows) == [0]
+    assert measured(ClashRate(), rows, rows) == [0]
     some = select_rows(rows, np.flatnonzero(rows["molecule"] != 2))  # nitromethane has no such pairs
-    shares = measured(Clashes(), moved(some, lambda at, i: folded_in(some, at, i)), some)
+    shares = measured(ClashRate(), moved(some, lambda at, i: folded_in(some, at, i)), some)
     assert shares == [0.25]
 
 
@@ -166,7 +166,7 @@ def folded_in(rows, at, i):
 
 
 def test_how_near_is_too_near_is_a_setting(rows):
-    shares = [measured(Clashes(closest=closest), rows, rows)[0] for closest in (0.5, 0.8, 1.0)]
+    shares = [measured(ClashRate(closest=closest), rows, rows)[0] for closest in (0.5, 0.8, 1.0)]
     assert shares == sorted(shares)
     assert shares[0] == 0 < shares[2]
 
@@ -337,10 +337,10 @@ def test_molecules_without_parameters_are_counted(tmp_path):
 
 
 def test_second_attempts_are_counted(rows):
-    assert measured(RetriedShare(), {**rows, "retried": np.arange(32, dtype=np.uint8) % 4 == 0}, rows) == [0.25]
+    assert measured(RetryRate(), {**rows, "retried": np.arange(32, dtype=np.uint8) % 4 == 0}, rows) == [0.25]
 
 
-@pytest.mark.parametrize("metric", [Geometry(), Clashes(), StrainEnergy(), RetriedShare(), ConformerDiversity()])
+@pytest.mark.parametrize("metric", [BondLengthDistance(), ClashRate(), StrainEnergy(), RetryRate(), ConformerDiversity()])
 def test_without_new_rows_there_are_no_numbers(metric, rows):
     assert metric.measure(snapshot({}, rows), CTX) == {}
 
@@ -348,7 +348,7 @@ def test_without_new_rows_there_are_no_numbers(metric, rows):
 @pytest.mark.parametrize(
     ("make", "says"),
     [
-        (lambda: Clashes(closest=0), "metrics.clashes.closest: got 0"),
+        (lambda: ClashRate(closest=0), "metrics.clashes.closest: got 0"),
         (lambda: StrainEnergy(molecules=0), "metrics.strain_energy.molecules: got 0"),
         (lambda: ConformerDiversity(molecules=0), "metrics.conformer_diversity.molecules: got 0"),
         (lambda: ConformerCoverage(threshold=-1), "metrics.conformer_coverage.threshold: got -1"),

@@ -12,7 +12,7 @@ import pytest
 import selfloop.metrics.vector_distances as distances
 from selfloop.component import Context, Family, Metric, Sampler, Snapshot
 from selfloop.errors import SpecError
-from selfloop.metrics.image_neighbors import Coverage, Entropy, Precision, TrainingDistance, entropy, nearest, reach
+from selfloop.metrics.image_neighbors import Coverage, FeatureEntropy, Precision, TrainingDistance, entropy, nearest, reach
 from selfloop.rng import RandomStream
 
 CTX = Context(RandomStream(("measure",)))
@@ -94,7 +94,7 @@ def test_rows_that_became_one_row_reach_only_their_equals() -> None:
     assert measure(Precision(), collapsed) == {"precision": 1, "recall": 1 / 80}
     between = np.tile(REAL.mean(0, keepdims=True), (80, 1))
     assert measure(Precision(), between)["recall"] == 0
-    assert measure(Entropy(), collapsed)["entropy"] == -math.inf
+    assert measure(FeatureEntropy(), collapsed)["feature_entropy"] == -math.inf
 
 
 def test_rounding_makes_no_equal_rows_different() -> None:
@@ -154,11 +154,11 @@ def test_fewer_rows_than_neighbours_give_no_number() -> None:
 
 
 def test_entropy_needs_no_held_out_rows_and_is_that_of_as_many_initial_real_ones() -> None:
-    found = measure(Entropy(), NEW, holdout=None)
-    assert found == {"entropy": entropy(NEW.astype(float), 3), "entropy_real": entropy(REAL[:80].astype(float), 3)}
-    more = measure(Entropy(), np.concatenate([NEW, REAL]))
-    assert more["entropy_real"] == entropy(REAL.astype(float), 3)
-    assert more["entropy"] == entropy(np.concatenate([NEW, REAL[:10]]).astype(float), 3)
+    found = measure(FeatureEntropy(), NEW, holdout=None)
+    assert found == {"feature_entropy": entropy(NEW.astype(float), 3), "feature_entropy_real": entropy(REAL[:80].astype(float), 3)}
+    more = measure(FeatureEntropy(), np.concatenate([NEW, REAL]))
+    assert more["feature_entropy_real"] == entropy(REAL.astype(float), 3)
+    assert more["feature_entropy"] == entropy(np.concatenate([NEW, REAL[:10]]).astype(float), 3)
 
 
 @pytest.mark.parametrize("metric", [Precision(), Coverage(), TrainingDistance()])

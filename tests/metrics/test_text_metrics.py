@@ -17,8 +17,8 @@ from selfloop.component import Context, Encoder, Family, Metric, Sampler, Snapsh
 from selfloop.errors import SpecError
 from selfloop.metrics import ngrams
 from selfloop.metrics.ngrams import contained, cut_of, longest_runs, texts
-from selfloop.metrics.text import CrossEntropy, SelfCrossEntropy, TailMass, TextLength, Vocabulary, Zipf, zipf_exponent
-from selfloop.metrics.text_diversity import Distinct, DuplicateRate, Memorisation, Repetition, SelfBleu, bleu_among
+from selfloop.metrics.text import CrossEntropy, SelfCrossEntropy, TailMass, TextLength, Vocabulary, ZipfExponent, zipf_exponent
+from selfloop.metrics.text_diversity import Distinct, DuplicateRate, Memorization, Repetition, SelfBleu, bleu_among
 from selfloop.protocols import SupportsTokenLogProb
 from selfloop.rng import RandomStream
 from selfloop.types import Columns, Floats, Params, Ragged
@@ -109,7 +109,7 @@ def test_ngrams_do_not_meet_by_chance() -> None:
 def test_blocks_of_rows_change_no_number(monkeypatch: pytest.MonkeyPatch) -> None:
     new, real = (drawn(zipfian(30, 1.0), 60, 20, seed) for seed in (0, 1))
     new += new[:7]
-    metrics: list[Metric] = [TailMass(), Zipf(ranks=10), DuplicateRate(), Memorisation(length=2), TextLength()]
+    metrics: list[Metric] = [TailMass(), ZipfExponent(ranks=10), DuplicateRate(), Memorization(length=2), TextLength()]
     before = [measure(metric, new, real) for metric in metrics]
     monkeypatch.setattr(ngrams, "BLOCK", 50)
     assert [measure(metric, new, real) for metric in metrics] == before
@@ -227,13 +227,13 @@ def test_tail_mass_worked_by_hand() -> None:
 def test_zipf_finds_the_exponent_that_tokens_are_drawn_with(s: float) -> None:
     p = zipfian(3000, s)
     batches = [drawn(p, 400, 250, seed) for seed in range(8)]
-    found = [measure(Zipf(), new)["zipf"] for new in batches]
+    found = [measure(ZipfExponent(), new)["zipf"] for new in batches]
     assert abs(np.mean(found) - s) < 4 * np.std(found, ddof=1) / math.sqrt(8)
 
 
 def test_zipf_is_flat_for_a_flat_law_and_ranks_and_counts_of_the_same_rows_would_not_be() -> None:
     batches = [drawn(np.full(50, 0.02), 200, 20, seed) for seed in range(12)]
-    found = [measure(Zipf(), new)["zipf"] for new in batches]
+    found = [measure(ZipfExponent(), new)["zipf"] for new in batches]
     same = [zipf_exponent(np.sort(np.bincount(np.ravel([row[:-1] for row in new]))[1:])[::-1]) for new in batches]
     z = [np.mean(each) / (np.std(each, ddof=1) / math.sqrt(12)) for each in (found, same)]
     assert abs(z[0]) < 4 < z[1]
@@ -321,11 +321,11 @@ def test_memorisation_is_the_share_of_long_ngrams_in_one_real_row() -> None:
     real = [[1, 2, 3, 4, 5, END], [6, 7, 8, END]]
     new = [[2, 3, 4, 5, 6, 7, END], [9, 9, 9, 9, END], [6, 7, 8, 1, 2, 3], [7, END]]
     copied = 2 + 0 + 2  # 234 345 | | 678 123; 456 and 567 go across two real rows
-    found = measure(Memorisation(length=3), new, real)
-    assert found == {"memorisation": pytest.approx(copied / (4 + 2 + 4)), "copied_run": pytest.approx((4 + 0 + 3 + 0) / 4)}
-    assert found["memorisation"] != pytest.approx((4 + 0 + 2) / 10)
-    assert measure(Memorisation(length=3), real, real) == {"memorisation": 1, "copied_run": 4}
-    assert math.isnan(measure(Memorisation(), new, real)["memorisation"])
+    found = measure(Memorization(length=3), new, real)
+    assert found == {"memorization": pytest.approx(copied / (4 + 2 + 4)), "copied_run": pytest.approx((4 + 0 + 3 + 0) / 4)}
+    assert found["memorization"] != pytest.approx((4 + 0 + 2) / 10)
+    assert measure(Memorization(length=3), real, real) == {"memorization": 1, "copied_run": 4}
+    assert math.isnan(measure(Memorization(), new, real)["memorization"])
 
 
 @given(few_rows, few_rows, st.integers(1, 4))
@@ -345,8 +345,8 @@ def test_longest_runs_stay_in_their_row(rows: list[list[bool]]) -> None:
 
 
 EVERY: list[Metric] = [
-    SelfCrossEntropy(), TextLength(), Vocabulary(), TailMass(), Zipf(), Distinct(), SelfBleu(), Repetition(), DuplicateRate(),
-    Memorisation(),
+    SelfCrossEntropy(), TextLength(), Vocabulary(), TailMass(), ZipfExponent(), Distinct(), SelfBleu(), Repetition(), DuplicateRate(),
+    Memorization(),
 ]  # fmt: skip
 
 
@@ -365,10 +365,10 @@ def test_a_metric_of_new_rows_says_nothing_without_them_and_is_never_wrong_on_em
     ("make", "says"),
     [
         (lambda: Vocabulary(tokens=0), "metrics.vocabulary.tokens: got 0"),
-        (lambda: Zipf(ranks=1), "metrics.zipf.ranks: got 1; expected 2 or more"),
+        (lambda: ZipfExponent(ranks=1), "metrics.zipf.ranks: got 1; expected 2 or more"),
         (lambda: SelfBleu(rows=1), "metrics.self_bleu.rows: got 1"),
         (lambda: TailMass(tail=1.0), "metrics.tail_mass.tail: got 1.0"),
-        (lambda: Memorisation(length=0), "metrics.memorisation.length: got 0"),
+        (lambda: Memorization(length=0), "metrics.memorisation.length: got 0"),
     ],
 )
 def test_settings_that_cannot_be_are_refused(make: Any, says: str) -> None:

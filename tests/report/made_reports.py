@@ -23,7 +23,7 @@ from selfloop.report.values import (
     ledger_of,
 )
 from selfloop.stats.comparison import compare_all
-from selfloop.stats.data_value import Cell, fit_data_value
+from selfloop.stats.data_value import GridCell, fit_data_value
 from selfloop.types import ColumnType, Ragged, Verdict
 
 HOSTILE = "</script><script>alert(1)</script><!-- \" ' & \x00\x1b"
@@ -47,7 +47,7 @@ def digits_report(seeds: int = 5, generations: int = 5) -> Report:
     panels = []
     for metric, title, unit, base in (
         ("negative_elbo", "negative ELBO", "nats", 24.4),
-        ("frechet", "Fréchet distance", "", 3.1),
+        ("pixel_frechet", "Fréchet distance", "", 3.1),
     ):
         noise = rng.normal(0, 0.15, (seeds, 1))
         curves = [
@@ -259,7 +259,8 @@ def gallery_report() -> Report:
 
 def language_report(seeds: int = 3, generations: int = 10, policies: int = 4) -> Report:
     """A small transformer on stories, with published curves of another scale, comparisons and a gallery with prompts."""
-    from selfloop.published.papers import load
+    from selfloop.published.claims import claimed_pairs
+    from selfloop.published.papers import find_paper
 
     rng = np.random.default_rng(6)
     t = np.arange(1, generations + 1)
@@ -279,7 +280,7 @@ def language_report(seeds: int = 3, generations: int = 10, policies: int = 4) ->
             generations=[q.generation for q in table.curves[p] if q.generation <= generations],
             values=[q.value for q in table.curves[p] if q.generation <= generations],
         )
-        for work in map(load, ("gerstgrasser2024", "kazdan2025"))
+        for work in map(find_paper, ("gerstgrasser2024", "kazdan2025"))
         for table in work.tables
         if table.scale == "GPT-2 9M, TinyStories" and table.sampler == {"temperature": 1.0}
         for p in labels
@@ -293,7 +294,7 @@ def language_report(seeds: int = 3, generations: int = 10, policies: int = 4) ->
         versions=VERSIONS,
         generated=WHEN,
         panels=[main],
-        differences=[Differences(metric="cross_entropy", comparisons=compare_all(values, labels))],
+        differences=[Differences(metric="cross_entropy", comparisons=compare_all(values, claimed_pairs(labels)))],
         worths=[worth_of(seeds)],
         galleries=[story_gallery(generations, labels)],
     )
@@ -303,7 +304,7 @@ def worth_of(seeds: int) -> Worth:
     """A grid in which the number of real rows decides, and a little synthetic data helps where they are few."""
     rng = np.random.default_rng(7)
     cells = [
-        Cell(r, s, 5 - 0.3 * np.log1p(r) + 0.01 * (np.log1p(s) - 5) ** 2 * (r < 1000) + rng.normal(0, 0.02, seeds))
+        GridCell(r, s, 5 - 0.3 * np.log1p(r) + 0.01 * (np.log1p(s) - 5) ** 2 * (r < 1000) + rng.normal(0, 0.02, seeds))
         for r in (64, 256, 1024, 4096)
         for s in (0, 256, 1024, 4096)
     ]

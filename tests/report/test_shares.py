@@ -20,7 +20,7 @@ from selfloop.report.category_shares import BARS, LABELLED, SHOWN_ATTRIBUTES, sh
 from selfloop.report.figures import shares_figure
 from selfloop.report.theme import policy_styles
 from selfloop.report.values import Shares
-from selfloop.spec.spec import read_spec
+from selfloop.spec.parse import read_spec
 from selfloop.spec.write import spec_text
 
 STYLES = policy_styles(["replace", "accumulate"])

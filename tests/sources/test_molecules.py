@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import tiny
+import tiny_components
 from selfloop.component import Context
 from selfloop.errors import DataError, SpecError
 from selfloop.protocols import CorpusSource, GroupedCorpusSource
@@ -359,7 +359,7 @@ def pointers(kind):
 def test_a_pickle_cannot_make_an_array_of_pointers(tmp_path, kind):
     (tmp_path / "it.pickle").write_bytes(pickle.dumps({"conformers": pointers(kind)}, 4))
     code = f"from selfloop.sources.geom import conformers_of as f; print(f(open('{tmp_path}/it.pickle', 'rb').read(), ''))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=tiny.environment())
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=tiny_components.environment())
     assert done.returncode == 0, done.stderr  # it is read in a process of its own, as one that follows the pointer dies
     assert done.stdout == "['that cannot be unpickled']\n"
 
@@ -713,7 +713,7 @@ def test_bad_input_ends_a_command_with_one_sentence_and_code_2(tmp_path, sdf, mo
     monkeypatch.chdir(tmp_path)
     with warnings.catch_warnings():
         warnings.simplefilter("default")  # shown, not raised
-        done = tiny.selfloop(command, "spec.toml", *(("--store", "store") if command == "run" else ()))
+        done = tiny_components.selfloop(command, "spec.toml", *(("--store", "store") if command == "run" else ()))
     assert done.code == (2 if command == "run" else code)
     assert done.code == 0 or says in done.err
     assert "Traceback" not in done.err

@@ -10,7 +10,7 @@ import pytest
 from picture_files import CTX, DATA, all_of, encoded, needs, write
 from PIL import Image, ImageOps
 
-import tiny
+import tiny_components
 from selfloop.errors import DataError, SpecError
 from selfloop.protocols import CorpusSource
 from selfloop.sources import decoding
@@ -299,13 +299,13 @@ path = "PATH"
 name = "vae"
 latent = 2
 hidden = 8
-training = { steps = 2, batch = 4 }
+training = { steps = 2, batch_size = 4 }
 """
 
 
 def command(folder, path, *arguments):
     (folder / "spec.toml").write_text(SPEC.replace("PATH", str(path)))
-    return tiny.selfloop("run", folder / "spec.toml", "--store", folder / "store", "--workers", "1", *arguments)
+    return tiny_components.selfloop("run", folder / "spec.toml", "--store", folder / "store", "--workers", "1", *arguments)
 
 
 def test_a_run_reads_pictures_once_for_all_seeds_and_policies(tmp_path, files):

@@ -18,7 +18,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-import tiny
+import tiny_components
 from selfloop.component import Context
 from selfloop.errors import DataError, MissingExtraError, SelfloopError, SpecError
 from selfloop.protocols import CorpusSource
@@ -173,7 +173,7 @@ def test_reading_does_not_take_more_memory_for_a_larger_corpus(tmp_path: Path) -
         "count = sum(len(chunk['text']) for chunk in source.chunks())\n"
         "print(count, source.capacity(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)"
     )
-    found = subprocess.run([sys.executable, "-c", code, path], capture_output=True, env=tiny.environment(), check=True)
+    found = subprocess.run([sys.executable, "-c", code, path], capture_output=True, env=tiny_components.environment(), check=True)
     count, capacity, more = map(int, found.stdout.split())
     assert count == capacity == 60
     assert more < 30_000  # KiB

@@ -65,7 +65,7 @@ def test_chains_that_never_began_are_not_measured(criterion):
 
 @pytest.mark.parametrize("curves", [linear_risk("replace", seeds=1), linear_risk("replace")[:, :1]], ids=["seed", "generation"])
 def test_one_seed_or_one_generation_decides_nothing(curves):
-    measured = dict.fromkeys(["risk", "variance_ratio", "mode_confusion", "support", "precision"], curves)
+    measured = dict.fromkeys(["risk", "variance_ratio", "mode_confusion", "support_size", "precision"], curves)
     for criterion in ALL:
         assert criterion.judge(measured).answer in ("undecided", "not measured")
 
@@ -122,11 +122,11 @@ def test_a_variance_of_zero_counts_as_collapsed():
 
 
 def test_lost_symbols_are_lost_tails():
-    assert TailLoss().judge({"support": noisy([20, 17, 12.0], scale=1)}).answer == "yes"
-    assert TailLoss().judge({"support": noisy([20, 20, 19.8])}).answer == "no"
+    assert TailLoss().judge({"support_size": noisy([20, 17, 12.0], scale=1)}).answer == "yes"
+    assert TailLoss().judge({"support_size": noisy([20, 20, 19.8])}).answer == "no"
     curves = noisy([20, 20, 12.0])
     curves[0, 2] = np.nan
-    verdict = TailLoss().judge({"support": curves})  # the last generation that all chains reach
+    verdict = TailLoss().judge({"support_size": curves})  # the last generation that all chains reach
     assert verdict.answer == "no"
     assert "generation 2" in verdict.reason
 

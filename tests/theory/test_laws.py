@@ -16,14 +16,14 @@ from selfloop.families.gaussian import Gaussian, GaussianSampler
 from selfloop.families.glm import Glm
 from selfloop.families.kde import Kde
 from selfloop.families.linear import Linear, LinearSampler
-from selfloop.metrics.classification import ParameterError
 from selfloop.metrics.true_parameters import (
     ExcessRisk,
     Heterozygosity,
-    LogVariance,
+    LogVarianceRatio,
     MeanError,
+    ParameterError,
     SecondMoment,
-    Support,
+    SupportSize,
     VarianceRatio,
 )
 from selfloop.policies.builtin import (
@@ -31,17 +31,15 @@ from selfloop.policies.builtin import (
     AccumulateReal,
     AccumulateSubsample,
     Augment,
-    Balanced,
-    Custom,
-    Expanding,
     Fresh,
     Growing,
-    Incremental,
     Mix,
     Replace,
     ReplaceMultiple,
     Window,
 )
+from selfloop.policies.custom import Custom
+from selfloop.policies.cycles import Balanced, Expanding, Incremental
 from selfloop.sources import toy
 from selfloop.sources.logistic import Logistic
 from selfloop.theory.laws import LAWS, predictions
@@ -73,9 +71,9 @@ METRICS = {
     for m in (
         MeanError(),
         VarianceRatio(),
-        LogVariance(),
+        LogVarianceRatio(),
         Heterozygosity(),
-        Support(),
+        SupportSize(),
         ExcessRisk(),
         ParameterError(),
         SecondMoment(),
@@ -131,11 +129,11 @@ WHOLE = [
 POLICIES = [
     *WHOLE,
     AccumulateSubsample(),
-    Mix(real=0.3),
-    AccumulateReal(share=0.3),
+    Mix(real_share=0.3),
+    AccumulateReal(real_share=0.3),
     Balanced(),
-    Incremental(share=0.3),
-    Expanding(share=0.5),
+    Incremental(replaced_share=0.3),
+    Expanding(ratio=0.5),
     DRAWN,
 ]
 
@@ -155,7 +153,7 @@ def test_normal_chains_follow_the_moments(policy):
     ("family", "factor"), [(Gaussian(ddof=1), 0.8), (Gaussian(ddof=1, pooled=False), 1.1), (Gaussian(pooled=False), 1.0)]
 )
 def test_normal_chains_follow_the_moments_of_every_estimator(family, factor):
-    for policy in (Accumulate(), WEIGHTED, Mix(real=0.3)):
+    for policy in (Accumulate(), WEIGHTED, Mix(real_share=0.3)):
         scenario = replace(NORMAL, policy=policy, family=family, sampler=GaussianSampler(variance_factor=factor))
         for metric in ("mean_error", "variance_ratio"):
             assert np.abs(scores(chains(scenario, metric), law_of(scenario, metric))).max() < 4
@@ -175,10 +173,10 @@ def test_normal_chains_notice_a_wrong_divisor_generation_weight_and_dimension():
 @pytest.mark.parametrize("policy", named([Replace(), ReplaceMultiple(), Growing(exponent=0.5)]))
 def test_log_variance_follows_the_digamma_law_when_only_the_newest_rows_are_used(policy):
     scenario = replace(NORMAL, policy=policy, sampler=GaussianSampler(variance_factor=0.9))
-    values = chains(scenario, "log_variance")
-    assert np.abs(scores(values, law_of(scenario, "log_variance"))).max() < 4
-    assert np.abs(scores(values, law_of(replace(scenario, family=Gaussian(ddof=1)), "log_variance"))).max() > 4
-    assert np.abs(scores(values, law_of(replace(scenario, sampler=GaussianSampler()), "log_variance"))).max() > 4
+    values = chains(scenario, "log_variance_ratio")
+    assert np.abs(scores(values, law_of(scenario, "log_variance_ratio"))).max() < 4
+    assert np.abs(scores(values, law_of(replace(scenario, family=Gaussian(ddof=1)), "log_variance_ratio"))).max() > 4
+    assert np.abs(scores(values, law_of(replace(scenario, sampler=GaussianSampler()), "log_variance_ratio"))).max() > 4
 
 
 @pytest.mark.parametrize("policy", named(POLICIES))
@@ -208,7 +206,7 @@ def test_smoothed_symbols_follow_their_recursion_to_its_fixed_point():
 
 def test_symbols_are_not_lost_faster_than_the_forgetting_law_and_not_much_slower():
     scenario = replace(SYMBOLS, n=40, generations=8)
-    values, law = chains(scenario, "support"), law_of(scenario, "support", "bound")
+    values, law = chains(scenario, "support_size"), law_of(scenario, "support_size", "bound")
     assert scores(values, law).min() > -4
     assert scores(values[:, 1:], law[:-1]).min() < -4  # one generation late it is no bound
     assert (values.mean(axis=0) / law).max() < 1.1
@@ -229,7 +227,7 @@ class RowMoments(Metric):
         return {"mean_error": (mean**2).sum(axis=1) / 6, "second": square / 6}
 
 
-@pytest.mark.parametrize("policy", named([Replace(), Accumulate(), AccumulateSubsample(), Mix(real=0.3), WEIGHTED]))
+@pytest.mark.parametrize("policy", named([Replace(), Accumulate(), AccumulateSubsample(), Mix(real_share=0.3), WEIGHTED]))
 def test_kernel_estimates_follow_the_moments_with_kernel_noise(policy):
     block = Block(
         source=NORMAL.source, family=Kde(bandwidth=0.9), sampler=Kde.sampler(), metrics=(RowMoments(),),
@@ -279,7 +277,7 @@ def test_regressions_on_one_design_follow_the_multipliers(policy):
     assert np.abs(scores(values, wrong)).max() > 4
 
 
-@pytest.mark.parametrize("policy", named([Replace(), Accumulate(), ReplaceMultiple(), Expanding(share=0.5)]))
+@pytest.mark.parametrize("policy", named([Replace(), Accumulate(), ReplaceMultiple(), Expanding(ratio=0.5)]))
 def test_regressions_on_fresh_designs_follow_their_own_law(policy):
     scenario = replace(INPUTS, policy=policy, n=12)
     values = chains(scenario, "excess_risk", blocks=16)

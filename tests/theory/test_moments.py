@@ -9,21 +9,11 @@ from hypothesis import strategies as st
 from scipy.special import polygamma, zeta
 
 from selfloop.component import Policy
-from selfloop.engine.loop import schedule
+from selfloop.policies.schedule import schedule
 from selfloop.errors import SpecError
-from selfloop.policies.builtin import (
-    Accumulate,
-    AccumulateReal,
-    AccumulateSubsample,
-    Augment,
-    Custom,
-    Expanding,
-    Fresh,
-    Growing,
-    Replace,
-    ReplaceMultiple,
-    Window,
-)
+from selfloop.policies.builtin import Accumulate, AccumulateReal, AccumulateSubsample, Augment, Fresh, Growing, Replace, ReplaceMultiple, Window
+from selfloop.policies.custom import Custom
+from selfloop.policies.cycles import Expanding
 from selfloop.theory.moments import MomentEstimator, has_law, moment_curves, predict
 from selfloop.types import real, synthetic
 
@@ -73,12 +63,12 @@ def test_unequal_batches_follow_the_unequal_product_law(share):
     n = 40
     sizes = np.r_[n, np.full(29, share * n)]
     totals = np.cumsum(sizes)
-    close(curves(Expanding(share=share), n)[1], np.cumprod(1 - sizes / totals**2))
-    error, variance = curves(Expanding(share=share), n, learner=UNBIASED)
+    close(curves(Expanding(ratio=share), n)[1], np.cumprod(1 - sizes / totals**2))
+    error, variance = curves(Expanding(ratio=share), n, learner=UNBIASED)
     expected = np.cumprod(np.r_[1, 1 - sizes[1:] / totals[1:] / (totals[1:] - 1)])
     close(variance, expected)
     close(error, np.cumsum(np.r_[1, expected[:-1]] * sizes / totals**2))
-    multiplier = 10**7 * curves(Expanding(share=share), 10**7, 200)[0][-1]
+    multiplier = 10**7 * curves(Expanding(ratio=share), 10**7, 200)[0][-1]
     close(multiplier, 1 + polygamma(1, 1 + 1 / share) / share, 0.015)
 
 
@@ -175,7 +165,7 @@ def test_known_noise_gives_the_multipliers_of_regression():
         expected = [1.0]
         for t in T[1:]:
             expected.append((1 - share / t) ** 2 * expected[-1] + 1 / t**2)
-        close(n * curves(AccumulateReal(share=share), n, learner=KNOWN)[0], expected)
+        close(n * curves(AccumulateReal(real_share=share), n, learner=KNOWN)[0], expected)
     sizes = np.array([round(n * t**1.5) for t in T])
     close(curves(Growing(exponent=0.5), n, learner=KNOWN)[0], np.cumsum(1 / sizes))
     close(n * curves(Growing(exponent=0.5), n, 1000, KNOWN)[0][-1], zeta(1.5), 0.03)
@@ -191,7 +181,7 @@ def test_the_ladder_of_multipliers():
         Augment(): (1, 1.332, 1.333, 1.333),
         Fresh(): (1, 0.668, 0.667, 0.667),
         Fresh(real_mass="golden"): (1, 0.618, 0.618, 0.618),
-        AccumulateReal(share=0.5): (1, 0.509, 0.199, 0.085),
+        AccumulateReal(real_share=0.5): (1, 0.509, 0.199, 0.085),
     }
     for policy, expected in ladder.items():
         np.testing.assert_allclose(n * curves(policy, n, 60)[0][at], expected, rtol=4e-3)

@@ -19,51 +19,51 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 
-import tiny
+import tiny_components
 from selfloop.commands.verify import collect_garbage, plan, verify
 from selfloop.component import Component, Context
-from selfloop.engine.run import stream
+from selfloop.engine.run import iter_measurements
 from selfloop.errors import ChainEndedError, DataError, SelfloopError, StoreError
 from selfloop.formats.safetensors import ColumnWriter, pack_arrays, read_safetensors
 from selfloop.rng import RandomStream
-from selfloop.store.identity import ObjectRef, digest
-from selfloop.store.store import Store, _sealed, stage
+from selfloop.store.identity import ObjectRef, digest, stored_step
+from selfloop.store.store import Store
 from selfloop.types import Columns, Measurement, Ragged
 
 CTX = Context(RandomStream(("test",)))
 
 
-@stage(version=1)
+@stored_step("count_up", version=1)
 def count_up(n: int, ctx: Context) -> Columns:
     """The numbers below n."""
     return {"x": np.arange(n), "words": Ragged(np.arange(n), np.array([0, n]))}
 
 
-@stage(version=1)
+@stored_step("total", version=1)
 def total(rows: Columns, ctx: Context) -> dict[str, int]:
     """Their sum."""
     return {"total": int(np.asarray(rows["x"]).sum())}
 
 
-@stage(version=1)
+@stored_step("read_text", version=1)
 def read_text(path: Path) -> str:
     """A file's text."""
     return path.read_text(encoding="utf-8")
 
 
-@stage(version=1)
+@stored_step("give_up", version=1)
 def give_up(ctx: Context) -> Columns:
     """Nothing: the chain ends."""
     raise ChainEndedError("given_up")
 
 
-@stage(version=1)
+@stored_step("echo", version=1)
 def echo(*arguments: Any) -> int:
     """The number of arguments."""
     return len(arguments)
 
 
-@stage(version=1)
+@stored_step("leave_out", version=1)
 def leave_out(ctx: Context) -> int:
     """A number, with a warning of ours and one of a library's."""
     warnings.warn_explicit("left out 1 row", UserWarning, "selfloop/sources/any.py", 1)
@@ -80,23 +80,23 @@ class Knob(Component):
 
 
 def rows_of(store: Path, **changes: Any) -> list[Measurement]:
-    return list(stream(tiny.tiny_spec(**changes), store))
+    return list(iter_measurements(tiny_components.tiny_spec(**changes), store))
 
 
 def test_what_a_stage_warned_of_is_said_again_when_it_is_reused(tmp_path):
     first, again = Store(tmp_path), Store(tmp_path)
     with pytest.warns(UserWarning, match="left out 1 row"), pytest.warns(UserWarning, match="deprecated"):
-        first.step(leave_out, CTX)
-    again.step(leave_out, CTX)
+        first.call(leave_out, CTX)
+    again.call(leave_out, CTX)
     assert again.usage.computed == 0
-    assert list(first.usage.said) == list(again.usage.said) == ["left out 1 row"]
+    assert list(first.usage.warnings) == list(again.usage.warnings) == ["left out 1 row"]
     (record,) = (tmp_path / "records").rglob("*.json")
     body = json.loads(record.read_bytes())["body"]
     del body["said"]  # as records were before
     record.write_bytes(_sealed(json.dumps(body).encode()))
     old = Store(tmp_path)
-    old.step(leave_out, CTX)
-    assert (old.usage.computed, list(old.usage.said)) == (0, [])
+    old.call(leave_out, CTX)
+    assert (old.usage.computed, list(old.usage.warnings)) == (0, [])
 
 
 # keys
@@ -129,15 +129,15 @@ def test_a_key_changes_with_function_version_and_file_but_not_with_threads_or_sc
     assert store.key(count_up, 3, CTX) == store.key(count_up, 3, Context(CTX.stream, tmp_path, 7))
     assert store.key(count_up, 3, CTX) != store.key(count_up, 3, CTX.child("again"))
     before = store.key(echo, 1)
-    stage(version=2)(echo)
+    stored_step("echo", version=2)(echo)
     assert store.key(echo, 1) != before
-    stage(version=1)(echo)
+    stored_step("echo", version=1)(echo)
     file.write_text("one")
-    first = store.step(read_text, file)
+    first = store.call(read_text, file)
     copy = shutil.copy(file, tmp_path / "b.txt")
     assert store.key(read_text, file) == store.key(read_text, Path(copy))
     file.write_text("two")
-    assert (first, store.step(read_text, file)) == ("one", "two")
+    assert (first, store.call(read_text, file)) == ("one", "two")
 
 
 def test_a_version_of_a_component_is_part_of_a_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -153,12 +153,12 @@ def test_a_version_of_a_component_is_part_of_a_key(tmp_path: Path, monkeypatch: 
 )
 def test_an_argument_without_a_stable_identity_is_refused(tmp_path: Path, value: Any) -> None:
     with pytest.raises(SelfloopError, match="no stable identity"):
-        Store(tmp_path).step(echo, (value,))
+        Store(tmp_path).call(echo, (value,))
 
 
 def test_a_function_that_is_not_a_module_s_is_refused(tmp_path: Path) -> None:
     with pytest.raises(SelfloopError, match="function of a module"):
-        Store(tmp_path).step(lambda: 1)
+        Store(tmp_path).call(lambda: 1)
 
 
 def test_another_process_computes_the_same_keys(tmp_path: Path) -> None:
@@ -171,8 +171,8 @@ def test_another_process_computes_the_same_keys(tmp_path: Path) -> None:
         command = [sys.executable, "-m", "selfloop.commands.cli", "run", spec, "--store", tmp_path / str(i), "-q"]
         code = "import sys; from selfloop.commands.cli import main; sys.argv = ['selfloop', *sys.argv[1:]]; main()"
         command[1:3] = ["-c", code]
-        subprocess.run(command, check=True, capture_output=True, env=tiny.environment(PYTHONHASHSEED=hash_seed))
-        results.append(tiny.results_of(tmp_path / str(i)))
+        subprocess.run(command, check=True, capture_output=True, env=tiny_components.environment(PYTHONHASHSEED=hash_seed))
+        results.append(tiny_components.results_of(tmp_path / str(i)))
     assert results[0] == results[1] != {}
 
 
@@ -182,13 +182,13 @@ def test_another_process_computes_the_same_keys(tmp_path: Path) -> None:
 def test_a_step_gives_the_same_when_it_is_replayed(tmp_path: Path) -> None:
     first, second = Store(tmp_path), Store(tmp_path)
     for store in (first, second):
-        ref = store.step(count_up, 5, CTX)
-        assert store.step(total, ref, CTX) == {"total": 10}
+        ref = store.call(count_up, 5, CTX)
+        assert store.call(total, ref, CTX) == {"total": 10}
         rows = store.open(ref)
         assert np.asarray(rows["x"]).tolist() == [0, 1, 2, 3, 4]
         assert isinstance(rows["words"], Ragged)
         with pytest.raises(ChainEndedError, match="given_up"):
-            store.step(give_up, CTX)
+            store.call(give_up, CTX)
     assert (first.usage.computed, first.usage.reused) == (3, 0)
     assert (second.usage.computed, second.usage.reused) == (0, 3)
 
@@ -210,7 +210,7 @@ def test_arrays_come_back_as_they_were_put_in(tmp_path: Path, array: Any) -> Non
     assert not back.flags.writeable
 
 
-@stage(version=1)
+@stored_step("write_much", version=1)
 def write_much(pieces: int, ctx: Context) -> Columns:
     """That many megabytes."""
     assert ctx.scratch is not None
@@ -225,7 +225,7 @@ def test_arrays_larger_than_memory_are_kept_and_opened_without_being_held(tmp_pa
     for pieces in (1, 40):
         store = Store(tmp_path)
         tracemalloc.start()
-        x = np.asarray(store.open(store.step(write_much, pieces, CTX))["x"])
+        x = np.asarray(store.open(store.call(write_much, pieces, CTX))["x"])
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
         assert (len(x), x[-1], store.usage.bytes > pieces << 20) == (pieces << 17, pieces - 1, True)
@@ -246,7 +246,7 @@ def test_arrays_that_are_no_numbers_are_refused(array: Any) -> None:
 def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Measurement]]:
     """A finished store of the tiny experiment (one chain of which ends early), and its rows."""
     path = tmp_path_factory.mktemp("finished") / "store"
-    return path, rows_of(path, family=tiny.Mean(limit=0.2))
+    return path, rows_of(path, family=tiny_components.Mean(limit=0.2))
 
 
 def flip(path: Path) -> None:
@@ -271,31 +271,31 @@ def test_damage_to_any_file_is_repaired_with_the_same_rows(
     assert any(row.status == "too_high" for row in rows)
     assert any(row.value is not None for row in rows)
     store = shutil.copytree(original, tmp_path / "store")
-    files, results = tiny.files_of(store), tiny.results_of(store)
+    files, results = tiny_components.files_of(store), tiny_components.results_of(store)
     assert len(files) > 40
     for file in files:
         before = file.read_bytes()
         damage(file)
         with warnings.catch_warnings(record=True) as said:
             warnings.simplefilter("always")
-            assert rows_of(store, family=tiny.Mean(limit=0.2)) == rows
+            assert rows_of(store, family=tiny_components.Mean(limit=0.2)) == rows
         named = [str(warning.message) for warning in said]
         if damage is not Path.unlink or file.suffix == ".safetensors":
             assert any(str(file) in sentence for sentence in named), file
         assert file.suffix == ".json" or file.read_bytes() == before
-    assert tiny.results_of(store) == results
-    assert tiny.files_of(store) == files
+    assert tiny_components.results_of(store) == results
+    assert tiny_components.files_of(store) == files
 
 
 def test_a_byte_that_rots_without_a_trace_is_found_when_the_object_is_opened(tmp_path: Path) -> None:
     store = Store(tmp_path)
-    ref = store.step(count_up, 5, CTX)
+    ref = store.call(count_up, 5, CTX)
     (file,) = (tmp_path / "objects").rglob("*.safetensors")
     before, status = file.read_bytes(), file.stat()
     flip(file)
     os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns))
     again = Store(tmp_path)
-    again.step(count_up, 5, CTX)
+    again.call(count_up, 5, CTX)
     with pytest.warns(UserWarning, match=file.name):
         assert np.asarray(again.open(ref)["x"]).tolist() == [0, 1, 2, 3, 4]
     assert file.read_bytes() == before
@@ -303,31 +303,31 @@ def test_a_byte_that_rots_without_a_trace_is_found_when_the_object_is_opened(tmp
 
 def test_an_object_that_goes_while_a_run_holds_it_is_made_again(tmp_path: Path) -> None:
     store = Store(tmp_path)
-    ref = store.step(count_up, 5, CTX)
+    ref = store.call(count_up, 5, CTX)
     shutil.rmtree(tmp_path / "objects")
-    assert store.step(total, ref, CTX) == {"total": 10}
+    assert store.call(total, ref, CTX) == {"total": 10}
 
 
 def test_a_record_under_another_s_name_is_damage(tmp_path: Path) -> None:
     store = Store(tmp_path)
-    store.step(echo, 1)
+    store.call(echo, 1)
     path = Path(store._record(store.key(echo, 1, 2)))
     path.parent.mkdir(parents=True, exist_ok=True)
     shutil.copy(store._record(store.key(echo, 1)), path)
     with pytest.warns(UserWarning, match=path.name):
-        assert store.step(echo, 1, 2) == 2
+        assert store.call(echo, 1, 2) == 2
 
 
 def test_a_stage_that_gives_other_bytes_each_time_is_kept_under_its_new_name(tmp_path: Path) -> None:
-    ref = Store(tmp_path).step(unsteady, CTX)
+    ref = Store(tmp_path).call(unsteady, CTX)
     shutil.rmtree(tmp_path / "objects")
     with pytest.warns(UserWarning, match="missing"):
-        again = Store(tmp_path).step(unsteady, CTX)
+        again = Store(tmp_path).call(unsteady, CTX)
     assert again != ref
-    assert Store(tmp_path).step(unsteady, CTX) == again
+    assert Store(tmp_path).call(unsteady, CTX) == again
 
 
-@stage(version=1)
+@stored_step("unsteady", version=1)
 def unsteady(ctx: Context) -> Columns:
     """Another number every time: what a stage must not be."""
     return {"x": np.frombuffer(os.urandom(8), np.int64)}
@@ -358,14 +358,14 @@ def test_a_full_disk_is_one_sentence_and_the_next_run_continues(tmp_path: Path) 
         with pytest.raises(StoreError, match=r"no space left on device.*Free some space"):
             rows_of(disk / "store", generations=20)
         assert not list(disk.rglob("*.tmp"))
-        known = tiny.results_of(tmp_path / "elsewhere")
-        for key, result in tiny.results_of(disk / "store").items():
+        known = tiny_components.results_of(tmp_path / "elsewhere")
+        for key, result in tiny_components.results_of(disk / "store").items():
             assert known[key] == result
         subprocess.run(["mount", "-o", "remount,size=20m", disk], check=True)
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             assert rows_of(disk / "store", generations=20) == expected
-        assert tiny.objects_of(disk / "store") == tiny.objects_of(tmp_path / "elsewhere")
+        assert tiny_components.objects_of(disk / "store") == tiny_components.objects_of(tmp_path / "elsewhere")
 
 
 SPEC = 'n = 10\ngenerations = 2\nseeds = 2\nsource.name = "gaussian"\nfamily.name = "gaussian"\n'
@@ -379,12 +379,12 @@ def test_a_file_size_limit_is_one_sentence_with_exit_code_2(tmp_path: Path) -> N
         "resource.setrlimit(resource.RLIMIT_FSIZE, (300, 300)); sys.argv = ['selfloop', *sys.argv[1:]]; main()"
     )
     command = [sys.executable, "-c", code, "run", str(spec), "--store", str(tmp_path / "store"), "-q"]
-    done = subprocess.run(command, capture_output=True, text=True, env=tiny.environment(), check=False)
+    done = subprocess.run(command, capture_output=True, text=True, env=tiny_components.environment(), check=False)
     assert (done.returncode, done.stdout) == (2, "")
     assert "file too large" in done.stderr
     assert len(done.stderr) < 700
     assert not [path for path in (tmp_path / "store").rglob("*") if path.is_file() and path.name != ".selfloop"]
-    assert tiny.selfloop("run", spec, "--store", tmp_path / "store", "-q").code == 0
+    assert tiny_components.selfloop("run", spec, "--store", tmp_path / "store", "-q").code == 0
 
 
 @pytest.mark.parametrize("command", ["run", "plan"])
@@ -392,7 +392,7 @@ def test_a_store_that_is_a_file_is_one_sentence(tmp_path: Path, command: str) ->
     (tmp_path / "spec.toml").write_text(SPEC)
     (tmp_path / "file").write_text("mine")
     for place in (tmp_path / "file", tmp_path / "file" / "below"):
-        done = tiny.selfloop(command, tmp_path / "spec.toml", "--store", place)
+        done = tiny_components.selfloop(command, tmp_path / "spec.toml", "--store", place)
         assert done.code == 2
         assert done.err.startswith(f"selfloop: store {place}: cannot ")
         assert done.err.count("\n") == 1
@@ -402,7 +402,7 @@ def test_a_store_that_is_a_file_is_one_sentence(tmp_path: Path, command: str) ->
 @pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs a folder that not even root can write to")
 def test_an_unwritable_store_is_one_sentence_before_any_work(tmp_path: Path) -> None:
     (tmp_path / "spec.toml").write_text(SPEC)
-    done = tiny.selfloop("run", tmp_path / "spec.toml", "--store", "/proc/self/store")
+    done = tiny_components.selfloop("run", tmp_path / "spec.toml", "--store", "/proc/self/store")
     assert done.code == 2
     assert done.err.startswith("selfloop: store /proc/self/store: cannot write (")
     assert done.err.count("\n") == 1
@@ -412,35 +412,40 @@ def test_a_user_s_file_that_cannot_be_read_is_not_blamed_on_the_store(tmp_path: 
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder" / "a").write_text("a")
     with pytest.raises(DataError, match=r"read_text: .*folder: is a directory"):
-        Store(tmp_path / "store").step(read_text, tmp_path / "folder")
+        Store(tmp_path / "store").call(read_text, tmp_path / "folder")
     with pytest.raises(DataError, match="cannot be read"):
-        Store(tmp_path / "store").step(read_text, tmp_path / "none")
+        Store(tmp_path / "store").call(read_text, tmp_path / "none")
 
 
 # many at once
 
 
 def test_two_processes_on_one_store_give_the_same_and_leave_nothing_behind(tmp_path: Path) -> None:
-    command = [sys.executable, tiny.__file__, str(tmp_path / "both")]
-    pair = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=tiny.environment()) for _ in "ab"]
+    command = [sys.executable, tiny_components.__file__, str(tmp_path / "both")]
+    pair = [
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=tiny_components.environment())
+        for _ in "ab"
+    ]
     said = [process.communicate(timeout=60) for process in pair]
-    alone = subprocess.run([*command[:2], str(tmp_path / "alone")], capture_output=True, check=True, env=tiny.environment())
+    alone = subprocess.run(
+        [*command[:2], str(tmp_path / "alone")], capture_output=True, check=True, env=tiny_components.environment()
+    )
     assert said == [(alone.stdout, b"")] * 2
-    assert tiny.objects_of(tmp_path / "both") == tiny.objects_of(tmp_path / "alone")
-    assert tiny.results_of(tmp_path / "both") == tiny.results_of(tmp_path / "alone")
+    assert tiny_components.objects_of(tmp_path / "both") == tiny_components.objects_of(tmp_path / "alone")
+    assert tiny_components.results_of(tmp_path / "both") == tiny_components.results_of(tmp_path / "alone")
     assert not list((tmp_path / "both" / "scratch").iterdir())
 
 
 def test_many_threads_that_write_the_same_file_leave_one(tmp_path: Path) -> None:
     refs: list[Any] = []
-    threads = [threading.Thread(target=lambda: refs.append(Store(tmp_path).step(count_up, 1000, CTX))) for _ in range(8)]
+    threads = [threading.Thread(target=lambda: refs.append(Store(tmp_path).call(count_up, 1000, CTX))) for _ in range(8)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
     assert len(refs) == 8
     assert len(set(refs)) == 1
-    assert len(tiny.files_of(tmp_path)) == 2
+    assert len(tiny_components.files_of(tmp_path)) == 2
 
 
 # upkeep
@@ -449,12 +454,12 @@ def test_many_threads_that_write_the_same_file_leave_one(tmp_path: Path) -> None
 def test_gc_deletes_exactly_what_no_record_speaks_of(tmp_path: Path) -> None:
     store = tmp_path / "store"
     rows_of(store)
-    files = tiny.files_of(store)
+    files = tiny_components.files_of(store)
     for orphan in ("objects/00/left.safetensors", "objects/00/.1-2.tmp", "records/zz/.3-4.tmp", "scratch/key/fit.safetensors"):
         (store / orphan).parent.mkdir(exist_ok=True)
         (store / orphan).write_bytes(b"12345")
     assert collect_garbage(store, ()) == (4, 20)
-    assert tiny.files_of(store) == files
+    assert tiny_components.files_of(store) == files
     assert collect_garbage(store, ()) == (0, 0)
 
 
@@ -462,15 +467,15 @@ def test_gc_keeps_what_the_given_specs_use_and_deletes_the_rest(tmp_path: Path) 
     rows_of(tmp_path / "short", generations=3)
     rows_of(tmp_path / "both", generations=3)
     rows_of(tmp_path / "both", generations=5, n=30)
-    collect_garbage(tmp_path / "both", [tiny.tiny_spec(generations=3)])
-    assert tiny.results_of(tmp_path / "both") == tiny.results_of(tmp_path / "short")
-    assert tiny.objects_of(tmp_path / "both") == tiny.objects_of(tmp_path / "short")
+    collect_garbage(tmp_path / "both", [tiny_components.tiny_spec(generations=3)])
+    assert tiny_components.results_of(tmp_path / "both") == tiny_components.results_of(tmp_path / "short")
+    assert tiny_components.objects_of(tmp_path / "both") == tiny_components.objects_of(tmp_path / "short")
 
 
 @pytest.mark.parametrize("kind", ["value", "object", "ended"])
 def test_verify_finds_a_planted_wrong_record(tmp_path: Path, kind: str) -> None:
-    spec = tiny.tiny_spec(family=tiny.Mean(limit=0.2))
-    list(stream(spec, tmp_path))
+    spec = tiny_components.tiny_spec(family=tiny_components.Mean(limit=0.2))
+    list(iter_measurements(spec, tmp_path))
     assert verify(spec, tmp_path, 1000).wrong == ()
     planted = None
     for path in sorted((tmp_path / "records").rglob("*.json")):
@@ -500,11 +505,11 @@ def test_verify_finds_a_planted_wrong_record(tmp_path: Path, kind: str) -> None:
 
 def test_plan_counts_what_is_stored_and_writes_nothing(tmp_path: Path) -> None:
     store = tmp_path / "store"
-    assert [p.stored for p in plan(tiny.tiny_spec(generations=5), store)] == [0, 0, 0]
+    assert [p.stored for p in plan(tiny_components.tiny_spec(generations=5), store)] == [0, 0, 0]
     assert not store.exists()
     rows_of(store, generations=3)
     files = {path: path.stat().st_mtime_ns for path in store.rglob("*")}
-    planned = plan(tiny.tiny_spec(generations=5, policies=("replace", "augment")), store)
+    planned = plan(tiny_components.tiny_spec(generations=5, policies=("replace", "augment")), store)
     assert [(p.policy, p.chains, p.generations) for p in planned] == [("replace", 2, 10), ("augment", 2, 10)]
     assert [p.stored for p in planned] == [6, 4]  # two generations of augment are those of accumulate
     assert {path: path.stat().st_mtime_ns for path in store.rglob("*")} == files

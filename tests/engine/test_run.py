@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 
 import selfloop
-import tiny
+import tiny_components
 from selfloop.engine import executors
-from selfloop.engine.run import parts, plan_tasks, stream
+from selfloop.engine.run import iter_measurements, run_tasks
+from selfloop.engine.tasks import plan_tasks
 from selfloop.result import Result, write_measurements
 from selfloop.spec.spec import Spec
 
@@ -22,13 +23,13 @@ Key = tuple[object, ...]
 
 def text_of(result: Result) -> str:
     lines: list[str] = []
-    write_measurements(result.rows, lines.append)
+    write_measurements(result.measurements, lines.append)
     return "".join(lines)
 
 
 def numbers(spec: Spec, store: Path) -> dict[Key, tuple[float | None, str | None]]:
     """Value and status of every row; fails when a row comes twice."""
-    rows = list(stream(spec, store))
+    rows = list(iter_measurements(spec, store))
     found = {(row.coordinates, row.policy, row.seed, row.generation, row.metric): (row.value, row.status) for row in rows}
     assert len(found) == len(rows)
     return found
@@ -42,8 +43,8 @@ def ensemble(**changes: Any) -> Spec:
 
 
 SPECS = {
-    "stored": lambda **changes: tiny.tiny_spec(**changes),
-    "stored, some of which end": lambda **changes: tiny.tiny_spec(family=tiny.Mean(limit=0.2), **changes),
+    "stored": lambda **changes: tiny_components.tiny_spec(**changes),
+    "stored, some of which end": lambda **changes: tiny_components.tiny_spec(family=tiny_components.Mean(limit=0.2), **changes),
     "statistics": lambda **changes: ensemble(source={"name": "gaussian", "dim": 3}, **changes),
     "statistics of regressions": lambda **changes: ensemble(
         source={"name": "linear", "dim": 3}, family="linear", **{"n": 20, **changes}
@@ -66,8 +67,8 @@ def test_two_worker_processes_give_the_rows_and_objects_of_one(make: Any, tmp_pa
     spec = make(seeds=(0, 300))  # two blocks
     texts = [text_of(selfloop.run(spec, tmp_path / str(w), workers=w, threads=1)) for w in (1, 2)]
     assert texts[0] == texts[1]
-    assert tiny.objects_of(tmp_path / "1") == tiny.objects_of(tmp_path / "2")
-    assert tiny.results_of(tmp_path / "1") == tiny.results_of(tmp_path / "2")
+    assert tiny_components.objects_of(tmp_path / "1") == tiny_components.objects_of(tmp_path / "2")
+    assert tiny_components.results_of(tmp_path / "1") == tiny_components.results_of(tmp_path / "2")
 
 
 @pytest.mark.parametrize("make", SPECS.values(), ids=SPECS.keys())
@@ -105,32 +106,32 @@ def test_a_second_run_computes_nothing_and_says_the_same(make: Any, tmp_path: Pa
 def stages_computed(result: Result) -> Counter[str]:
     counts: Counter[str] = Counter()
     for used in (result.shared, *result.usage.values()):
-        counts.update({name: count for name, (count, _) in used.by_stage.items()})
+        counts.update({name: count for name, (count, _) in used.by_step.items()})
     return counts
 
 
 def test_policies_of_a_seed_share_their_first_generation(tmp_path: Path) -> None:
-    done = stages_computed(selfloop.run(tiny.tiny_spec(seeds=1, generations=3), tmp_path))
+    done = stages_computed(selfloop.run(tiny_components.tiny_spec(seeds=1, generations=3), tmp_path))
     # generation 1 once, generation 2 of accumulate and its subsample differ, so 1 + 3 policies x 2 generations
     assert done == {"draw_real": 2, "fit": 7, "sample": 7, "measure": 7}
 
 
 def test_a_longer_run_computes_only_what_is_new(tmp_path: Path) -> None:
-    selfloop.run(tiny.tiny_spec(seeds=2, generations=3), tmp_path)
-    longer = selfloop.run(tiny.tiny_spec(seeds=2, generations=5), tmp_path)
+    selfloop.run(tiny_components.tiny_spec(seeds=2, generations=3), tmp_path)
+    longer = selfloop.run(tiny_components.tiny_spec(seeds=2, generations=5), tmp_path)
     assert stages_computed(longer) == {"fit": 12, "sample": 12, "measure": 12}  # 3 policies x 2 seeds x 2 generations
-    more = selfloop.run(tiny.tiny_spec(seeds=3, generations=5), tmp_path)
+    more = selfloop.run(tiny_components.tiny_spec(seeds=3, generations=5), tmp_path)
     assert stages_computed(more) == {"draw_real": 2, "fit": 13, "sample": 13, "measure": 13}
 
 
 def test_another_metric_never_fits_or_samples_again(tmp_path: Path) -> None:
-    selfloop.run(tiny.tiny_spec(), tmp_path)
-    wider = selfloop.run(tiny.tiny_spec(metrics=(tiny.Level(), tiny.Energy())), tmp_path)
+    selfloop.run(tiny_components.tiny_spec(), tmp_path)
+    wider = selfloop.run(tiny_components.tiny_spec(metrics=(tiny_components.Level(), tiny_components.Energy())), tmp_path)
     assert stages_computed(wider) == {"measure": 20}  # 2 seeds x (1 + 3 policies x 3 generations)
 
 
 def test_a_chain_that_ended_is_replayed_with_its_status(tmp_path: Path) -> None:
-    spec = tiny.tiny_spec(family=tiny.Mean(limit=0.2), seeds=6)
+    spec = tiny_components.tiny_spec(family=tiny_components.Mean(limit=0.2), seeds=6)
     first, second = numbers(spec, tmp_path), numbers(spec, tmp_path)
     assert first == second
     ended = {key[1:4] for key, (_, status) in first.items() if status == "too_high"}
@@ -143,10 +144,10 @@ def test_a_chain_that_ended_is_replayed_with_its_status(tmp_path: Path) -> None:
 
 
 def test_rows_of_a_generation_come_before_the_next_is_fitted(tmp_path: Path) -> None:
-    rows = stream(tiny.tiny_spec(seeds=1, policies=("replace",)), tmp_path)
+    rows = iter_measurements(tiny_components.tiny_spec(seeds=1, policies=("replace",)), tmp_path)
     fits = []
     for row in rows:
-        done = [body for body in tiny.results_of(tmp_path).values() if "value" in body]
+        done = [body for body in tiny_components.results_of(tmp_path).values() if "value" in body]
         fits.append((row.generation, len(done)))
     assert [generation for generation, _ in fits] == [
         t for t in (1, 2, 3, 4) for _ in range(4)
@@ -155,11 +156,11 @@ def test_rows_of_a_generation_come_before_the_next_is_fitted(tmp_path: Path) -> 
 
 
 def test_a_sweep_gives_the_rows_of_its_points(tmp_path: Path) -> None:
-    swept = numbers(tiny.tiny_spec(sweep={"n": (10, 20), "family.limit": (0.4, 9.0)}), tmp_path)
+    swept = numbers(tiny_components.tiny_spec(sweep={"n": (10, 20), "family.limit": (0.4, 9.0)}), tmp_path)
     for n in (10, 20):
         for limit in (0.4, 9.0):
             coordinates = (("n", n), ("family.limit", limit))
-            point = numbers(tiny.tiny_spec(n=n, family=tiny.Mean(limit=limit)), tmp_path)
+            point = numbers(tiny_components.tiny_spec(n=n, family=tiny_components.Mean(limit=limit)), tmp_path)
             assert {key[1:]: value for key, value in swept.items() if key[0] == coordinates} == {
                 k[1:]: v for k, v in point.items()
             }
@@ -167,7 +168,7 @@ def test_a_sweep_gives_the_rows_of_its_points(tmp_path: Path) -> None:
 
 def test_progress_counts_up_to_the_total(tmp_path: Path) -> None:
     said: list[tuple[int, int]] = []
-    list(stream(tiny.tiny_spec(), tmp_path, progress=lambda done, total: said.append((done, total))))
+    list(iter_measurements(tiny_components.tiny_spec(), tmp_path, progress=lambda done, total: said.append((done, total))))
     assert said == [(0, 24)] * 2 + [(i + 1, 2 * 3 * 4) for i in range(24)]  # as many generations as `plan` counts
 
 
@@ -175,12 +176,12 @@ def measure_threads(task: int) -> Any:
     """What a worker's environment allows it; task 13 fails."""
     if task == 13:
         raise ZeroDivisionError("thirteen")
-    yield task, os.getpid(), {name: os.environ.get(name) for name in sweep.THREAD_VARIABLES}
+    yield task, os.getpid(), {name: os.environ.get(name) for name in executors.THREAD_VARIABLES}
 
 
 def test_workers_have_their_threads_set_before_they_start() -> None:
     before = dict(os.environ)
-    found = list(executors.in_processes(2)(measure_threads, range(6), 3))
+    found = list(executors.ProcessExecutor(2).run(measure_threads, range(6), 3))
     assert sorted(task for task, _, _ in found) == list(range(6))
     assert os.getpid() not in {pid for _, pid, _ in found}
     assert all(set(variables.values()) == {"3"} for _, _, variables in found)
@@ -189,22 +190,22 @@ def test_workers_have_their_threads_set_before_they_start() -> None:
 
 def test_a_mistake_in_a_worker_is_raised_here_with_its_traceback() -> None:
     with pytest.raises(ZeroDivisionError, match="thirteen") as raised:
-        list(executors.in_processes(2)(measure_threads, [13, 13], 1))
+        list(executors.ProcessExecutor(2).run(measure_threads, [13, 13], 1))
     assert "in measure_threads" in "".join(raised.value.__notes__)
 
 
 def threads_of(tmp_path: Path, **changes: Any) -> list[set[int]]:
     """Threads of the tasks of each phase."""
-    return [{task.threads for task in phase} for phase in plan_tasks(tiny.tiny_spec(**changes), tmp_path)]
+    return [{task.threads for task in phase} for phase in plan_tasks(tiny_components.tiny_spec(**changes), tmp_path)]
 
 
 def test_threads_per_chain_are_decided_by_the_spec_and_the_option_alone(tmp_path: Path, monkeypatch: Any) -> None:
-    monkeypatch.setattr(sweep, "cores", lambda: 2)
+    monkeypatch.setattr(tasks, "count_cores", lambda: 2)
     before = threads_of(tmp_path, seeds=1, generations=5, policies=("replace", "accumulate"))
     assert before == [{2}, {2}]
-    selfloop.run(tiny.tiny_spec(seeds=1, generations=5, policies=("accumulate",)), tmp_path)
+    selfloop.run(tiny_components.tiny_spec(seeds=1, generations=5, policies=("accumulate",)), tmp_path)
     assert threads_of(tmp_path, seeds=1, generations=5, policies=("replace", "accumulate")) == before  # whatever is stored
-    assert {task.threads for phase in plan_tasks(tiny.tiny_spec(), tmp_path, 5) for task in phase} == {5}
+    assert {task.threads for phase in plan_tasks(tiny_components.tiny_spec(), tmp_path, 5) for task in phase} == {5}
 
 
 @pytest.mark.parametrize(
@@ -221,13 +222,15 @@ def test_threads_per_chain_are_decided_by_the_spec_and_the_option_alone(tmp_path
 def test_threads_go_where_the_longest_chains_are(
     cores: int, changes: dict[str, Any], expected: list[int], tmp_path: Path, monkeypatch: Any
 ) -> None:
-    monkeypatch.setattr(sweep, "cores", lambda: cores)
+    monkeypatch.setattr(tasks, "count_cores", lambda: cores)
     assert threads_of(tmp_path, **changes) == [{threads} for threads in expected]
 
 
 def test_the_longest_chains_are_the_first_to_run(tmp_path: Path) -> None:
     done = [
-        part.policy for part in parts(tiny.tiny_spec(seeds=1), tmp_path, workers=1, threads=1, progress=None) if not part.shared
+        part.policy
+        for part in run_tasks(tiny_components.tiny_spec(seeds=1), tmp_path, workers=1, threads=1, progress=None)
+        if not part.shared
     ]
     assert done == [1] * 4 + [0] * 4 + [2] * 4
 
@@ -235,19 +238,19 @@ def test_the_longest_chains_are_the_first_to_run(tmp_path: Path) -> None:
 def test_real_rows_of_holdout_and_batches_never_overlap(tmp_path: Path) -> None:
     seen: list[tuple[int, int]] = []
 
-    class Watched(tiny.Ticks):
+    class Watched(tiny_components.Ticks):
         def draw(self, first: int, n: int, ctx: Any) -> Any:
             seen.append((first, n))
             return super().draw(first, n, ctx)
 
-    list(stream(tiny.tiny_spec(source=Watched(), seeds=1, policies=("fresh",)), tmp_path))
+    list(iter_measurements(tiny_components.tiny_spec(source=Watched(), seeds=1, policies=("fresh",)), tmp_path))
     rows = [row for first, n in seen for row in range(first, first + n)]
     assert len(rows) == len(set(rows)) == 5 + 4 * 20
     assert (0, 5) in seen  # the holdout comes first
 
 
 def test_values_are_what_a_plain_loop_gives(tmp_path: Path) -> None:
-    spec = tiny.tiny_spec(seeds=(7,), policies=("accumulate",), generations=3)
+    spec = tiny_components.tiny_spec(seeds=(7,), policies=("accumulate",), generations=3)
     found = numbers(spec, tmp_path)
     from selfloop.rng import RandomStream
 

@@ -11,11 +11,13 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-import tiny
-from selfloop.engine.run import resolved_points, stream
+import tiny_components
+from selfloop.engine.run import iter_measurements
 from selfloop.errors import SpecError
 from selfloop.plugins import presets
-from selfloop.spec.spec import Spec, parse_spec, policy_label, read_spec
+from selfloop.spec.components import policy_label
+from selfloop.spec.parse import parse_spec, read_spec
+from selfloop.spec.spec import Spec
 from selfloop.spec.write import spec_text, template
 from test_policies import policies
 
@@ -149,7 +151,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def check_refused(done: tiny.EnsembleFit, folder: Path, fragments: tuple[str, ...]) -> None:
+def check_refused(done: tiny_components.CommandResult, folder: Path, fragments: tuple[str, ...]) -> None:
     """One sentence or two on standard error, exit code 2, and nothing stored."""
     assert done.code == 2, done
     assert done.out == ""
@@ -159,14 +161,14 @@ def check_refused(done: tiny.EnsembleFit, folder: Path, fragments: tuple[str, ..
     assert len(done.err) < 700
     for fragment in fragments:
         assert fragment in done.err
-    assert tiny.files_of(folder / "store") == []
+    assert tiny_components.files_of(folder / "store") == []
 
 
 @pytest.mark.parametrize(("text", "fragments"), WRONG.values(), ids=WRONG.keys())
 @pytest.mark.parametrize("command", ["run", "plan"])
 def test_a_mistake_is_one_sentence_before_any_work(folder: Path, text: str, fragments: tuple[str, ...], command: str) -> None:
     (folder / "spec.toml").write_text(text.replace("FOLDER", str(folder)))
-    check_refused(tiny.selfloop(command, folder / "spec.toml", "--store", folder / "store"), folder, fragments)
+    check_refused(tiny_components.selfloop(command, folder / "spec.toml", "--store", folder / "store"), folder, fragments)
 
 
 @pytest.mark.parametrize(
@@ -180,7 +182,7 @@ def test_a_mistake_is_one_sentence_before_any_work(folder: Path, text: str, frag
 )
 def test_components_that_do_not_fit_each_other_are_one_sentence(folder: Path, text: str, missing: str) -> None:
     (folder / "spec.toml").write_text(text)
-    check_refused(tiny.selfloop("run", folder / "spec.toml", "--store", folder / "store"), folder, (missing,))
+    check_refused(tiny_components.selfloop("run", folder / "spec.toml", "--store", folder / "store"), folder, (missing,))
 
 
 @pytest.mark.parametrize(
@@ -199,7 +201,7 @@ def test_components_that_do_not_fit_each_other_are_one_sentence(folder: Path, te
 )
 def test_a_wrong_override_is_one_sentence(folder: Path, override: str, fragments: tuple[str, ...]) -> None:
     (folder / "spec.toml").write_text(GAUSSIAN)
-    done = tiny.selfloop("run", folder / "spec.toml", "--store", folder / "store", "--set", override)
+    done = tiny_components.selfloop("run", folder / "spec.toml", "--store", folder / "store", "--set", override)
     check_refused(done, folder, fragments)
 
 
@@ -211,7 +213,7 @@ def test_what_is_no_readable_file_is_one_sentence(folder: Path) -> None:
         folder / "none.toml": "no such file or preset", "quickstart_digit": "Did you mean 'quickstart_digits'?",
         "x" * 5000: "selfloop: xxx", "": "is a folder",
     }.items():  # fmt: skip
-        done = tiny.selfloop("run", spec, "--store", folder / "store")
+        done = tiny_components.selfloop("run", spec, "--store", folder / "store")
         assert done.code == 2, done
         assert fragment in done.err
         assert len(done.err) < 700
@@ -253,7 +255,7 @@ def test_a_preset_written_out_reads_as_the_same_spec(name: str) -> None:
 def test_a_sweep_and_nested_settings_survive_being_written_out() -> None:
     spec = parse_spec(DIGITS + "[family.training]\nsteps = 3\n[sweep]\n'family.latent' = [2, 4]\n'n' = [50, 60]\n", "here")
     assert parse_spec(spec_text(spec), "written") == spec
-    points = resolved_points(spec)
+    points = spec.points()
     assert [coordinates for coordinates, _ in points] == [
         (("family.latent", latent), ("n", n)) for latent in (2, 4) for n in (50, 60)
     ]  # fmt: skip
@@ -277,7 +279,7 @@ def test_a_text_with_quotes_and_backslashes_survives_being_written_out(tmp_path:
 def test_the_template_of_a_new_spec_can_be_read(family: str, source: str) -> None:
     spec = parse_spec(template(family, source), "new")
     assert (spec.family.name, spec.source.name) == (family, source)
-    assert resolved_points(spec)
+    assert spec.points()
 
 
 def test_no_spec_is_written_for_a_family_that_cannot_model_the_source() -> None:
@@ -293,7 +295,7 @@ def test_a_new_spec_does_not_offer_a_holdout_that_its_source_sets_aside_itself()
 # data that a source of one's own gets wrong
 
 
-class Wrong(tiny.Ticks):
+class Wrong(tiny_components.Ticks):
     """Never does what its schema says."""
 
 
@@ -312,6 +314,6 @@ def test_rows_that_are_not_what_the_schema_says_are_refused(
     rows = {"y": np.zeros(20)} if column is None else {"x": column}
     monkeypatch.setattr(Wrong, "draw", lambda self, first, n, ctx: rows)
     with pytest.raises(Exception, match=r"source\.ticks") as refused:
-        list(stream(tiny.tiny_spec(source=Wrong()), tmp_path))
+        list(iter_measurements(tiny_components.tiny_spec(source=Wrong()), tmp_path))
     assert says in str(refused.value)
-    assert tiny.files_of(tmp_path) == []
+    assert tiny_components.files_of(tmp_path) == []

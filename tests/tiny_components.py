@@ -1,6 +1,6 @@
 """Tiny real components, whose chains are stored, and what tests ask of a store and of the command line.
 
-Run as a script it runs their experiment: `tiny.py STORE [WORKERS]`, rows to standard output.
+Run as a script it runs their experiment: `tiny_components.py STORE [WORKERS]`, rows to standard output.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 
 from selfloop.component import Context, Family, Metric, Sampler, Snapshot, Source
-from selfloop.engine.run import stream
+from selfloop.engine.run import iter_measurements
 from selfloop.errors import ChainEndedError
 from selfloop.spec.spec import Spec
 from selfloop.types import Columns, ColumnType, Params, TrainingRows
@@ -49,13 +49,13 @@ class Mean(Family):
     limit: float = np.inf
     default_metrics: ClassVar[tuple[str, ...]] = ()
 
-    def fit(self, data: TrainingRows, ctx: Context, start: Params | None) -> Params:
-        mean = np.average(np.asarray(data.all()["x"]), weights=data.weights())
+    def fit(self, rows: TrainingRows, ctx: Context, init: Params | None) -> Params:
+        mean = np.average(np.asarray(rows.all()["x"]), weights=rows.weights())
         if mean > self.limit:
             raise ChainEndedError("too_high")
         return {"mean": np.asarray(mean)}
 
-    def sample(self, params: Params, n: int, sampler: Sampler, given: Columns, ctx: Context) -> Columns:
+    def sample(self, params: Params, n: int, sampler: Sampler, inputs: Columns, ctx: Context) -> Columns:
         return {"x": params["mean"] + ctx.stream.generator().standard_normal(n)}
 
 
@@ -104,7 +104,7 @@ def results_of(store: Path) -> dict[str, Any]:
     return {body["key"]: body["result"] for body in bodies}
 
 
-class EnsembleFit(NamedTuple):
+class CommandResult(NamedTuple):
     """What a command printed and how it exited."""
 
     code: int
@@ -112,7 +112,7 @@ class EnsembleFit(NamedTuple):
     err: str
 
 
-def selfloop(*arguments: str | Path) -> EnsembleFit:
+def selfloop(*arguments: str | Path) -> CommandResult:
     """The command line, in this process."""
     from selfloop.commands.cli import main
 
@@ -126,7 +126,7 @@ def selfloop(*arguments: str | Path) -> EnsembleFit:
         code = end.code if isinstance(end.code, int) else 0 if end.code is None else 1
     finally:
         sys.argv = before
-    return EnsembleFit(code, out.getvalue(), err.getvalue())
+    return CommandResult(code, out.getvalue(), err.getvalue())
 
 
 def environment(**changes: str) -> dict[str, str]:
@@ -141,7 +141,7 @@ def main() -> None:
     spec = tiny_spec(generations=25, seeds=4)
     sys.stdout.write("ready\n")
     sys.stdout.flush()
-    rows = sorted(stream(spec, store, workers=workers, threads=1), key=lambda row: row[:4])
+    rows = sorted(iter_measurements(spec, store, workers=workers, threads=1), key=lambda row: row[:4])
     sys.stdout.write("".join(f"{json.dumps(row)}\n" for row in rows))
 
 
