@@ -1,4 +1,4 @@
-"""Intervals against scipy, hand-worked values and their coverage; what the seeds cannot support stays undefined."""
+"""Intervals against scipy, hand-worked values and their coverage; undefined intervals."""
 
 import numpy as np
 import pytest
@@ -56,8 +56,8 @@ def test_curves_of_different_seeds_cannot_be_paired():
 
 def coverage(interval_of, truth, draws=1000):
     rng = np.random.default_rng(7)
-    found = [interval_of(rng) for _ in range(draws)]
-    return np.mean([i.low is not None and i.low <= truth <= i.high for i in found])
+    intervals = [interval_of(rng) for _ in range(draws)]
+    return np.mean([i.low is not None and i.low <= truth <= i.high for i in intervals])
 
 
 def ratio(rng, seeds=40, growth=4.0, paired=True):
@@ -76,7 +76,7 @@ def test_a_multiplier_of_values_that_are_not_positive_is_undefined():
     assert ratio_interval(np.array([1.0, 2.0]), np.array([-1.0, 0.5])).estimate is None
 
 
-def test_the_median_interval_covers_the_median_of_a_skewed_law():
+def test_the_median_interval_covers_the_median_of_a_skewed_distribution():
     assert 0.95 <= coverage(lambda rng: median_interval(rng.exponential(size=15)), np.log(2)) < 0.99
     assert coverage(lambda rng: median_interval(rng.exponential(size=60)), 1.0) < 0.8  # the mean is not the median
 
@@ -86,7 +86,7 @@ def test_five_seeds_do_not_bound_a_median():
     assert median_interval(np.arange(6.0)).low == 0
 
 
-def test_limits_on_ended_chains_are_open():
+def test_a_limit_on_an_ended_chain_is_undefined():
     interval = median_interval(np.array([1, 2, 3, 4, 5, 6, 7, np.inf, np.inf, np.inf]))
     assert interval.estimate == 5.5
     assert interval.low == 2

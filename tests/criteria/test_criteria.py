@@ -1,19 +1,11 @@
-"""The eight criteria on curves whose verdict is known."""
+"""The eight criteria on curves with a known verdict."""
 
 import numpy as np
 import pytest
 
-from selfloop.criteria.judging import (
-    AnyIncrease,
-    CatastrophicIncrease,
-    CollapsingVariance,
-    Divergence,
-    Hallucination,
-    ModeEntanglement,
-    ScalingLawChange,
-    TailLoss,
-)
-from selfloop.errors import SpecError
+from selfloop.criteria.diversity import CollapsingVariance, Hallucination, ModeEntanglement, TailLoss
+from selfloop.criteria.risk import AnyIncrease, CatastrophicIncrease, Divergence, ScalingLawChange
+from selfloop.errors import SettingError
 
 ALL = [
     CatastrophicIncrease(), AnyIncrease(), Divergence(), ScalingLawChange(), CollapsingVariance(), ModeEntanglement(),
@@ -41,8 +33,8 @@ def noisy(mean, seeds=20, scale=0.01):
 
 def test_definitions_disagree_on_accumulate_and_agree_on_replace():
     replaced, accumulated = {"risk": linear_risk("replace")}, {"risk": linear_risk("accumulate")}
-    assert [c.judge(replaced).answer for c in ALL[:3]] == ["yes", "yes", "yes"]  # 30 times the first risk
-    assert [c.judge(accumulated).answer for c in ALL[:3]] == ["no", "yes", "no"]  # 1.6 times, and no further
+    assert [c.judge(replaced).answer for c in ALL[:3]] == ["yes", "yes", "yes"]  # a multiplier of 30
+    assert [c.judge(accumulated).answer for c in ALL[:3]] == ["no", "yes", "no"]  # a multiplier of 1.6, the limit
 
 
 def test_a_verdict_names_its_threshold_metric_and_interval():
@@ -54,12 +46,12 @@ def test_a_verdict_names_its_threshold_metric_and_interval():
 
 
 @pytest.mark.parametrize("criterion", ALL, ids=lambda c: c.name)
-def test_what_was_not_measured_is_neither_yes_nor_no(criterion):
+def test_a_criterion_without_its_metric_is_not_measured(criterion):
     assert criterion.judge({"real_mass": np.ones((5, 8))}).answer == "not measured"
 
 
 @pytest.mark.parametrize("criterion", ALL[:3], ids=lambda c: c.name)
-def test_chains_that_never_began_are_not_measured(criterion):
+def test_chains_without_a_value_at_generation_1_are_not_measured(criterion):
     assert criterion.judge({"risk": np.full((5, 8), np.nan)}).answer == "not measured"
 
 
@@ -87,30 +79,30 @@ def test_ended_chains_count_as_the_worst_risk(ended, answer):
         assert f"{ended} of 20 chains ended" in verdict.reason
 
 
-def test_all_of_few_chains_ended_is_a_yes():
+def test_the_answer_is_yes_if_all_of_few_chains_have_ended():
     curves = noisy(np.ones(6), seeds=3)
     curves[:, 4:] = np.nan
     assert AnyIncrease().judge({"risk": curves}).answer == "yes"
 
 
-def test_a_negative_risk_has_no_factor():
+def test_a_negative_risk_has_no_multiplier():
     assert CatastrophicIncrease().judge({"risk": noisy([-1.0, 5.0])}).answer == "undecided"
 
 
-def test_a_margin_lets_a_small_increase_pass():
+def test_an_increase_within_the_margin_does_not_count():
     curves = {"risk": noisy([1.0, 1.02, 1.03])}
     assert AnyIncrease().judge(curves).answer == "yes"
     assert AnyIncrease(margin=0.1).judge(curves).answer == "no"
 
 
-def test_unbiased_variance_collapses_along_paths_but_not_in_the_mean():
+def test_unbiased_variance_collapses_in_the_geometric_mean_but_not_in_the_mean():
     curves = {"variance_ratio": gaussian_variance(80)}
     assert CollapsingVariance().judge(curves).answer == "yes"
-    assert CollapsingVariance(over_seeds="mean").judge(curves).answer != "yes"
-    assert CollapsingVariance(over_seeds="mean").judge({"variance_ratio": gaussian_variance(80, ddof=-1)}).answer == "yes"
+    assert CollapsingVariance(aggregate="mean").judge(curves).answer != "yes"
+    assert CollapsingVariance(aggregate="mean").judge({"variance_ratio": gaussian_variance(80, ddof=-1)}).answer == "yes"
 
 
-def test_a_variance_that_still_falls_is_undecided_and_one_that_rests_is_a_no():
+def test_a_variance_that_still_falls_is_undecided_and_a_constant_one_has_not_collapsed():
     assert CollapsingVariance().judge({"variance_ratio": noisy(0.99 ** np.arange(20.0), scale=1e-3)}).answer == "undecided"
     assert CollapsingVariance().judge({"variance_ratio": noisy(0.8 + 0.2 * 0.3 ** np.arange(20.0))}).answer == "no"
 
@@ -121,30 +113,30 @@ def test_a_variance_of_zero_counts_as_collapsed():
     assert CollapsingVariance().judge({"variance_ratio": curves}).answer == "yes"
 
 
-def test_lost_symbols_are_lost_tails():
+def test_lost_symbols_are_a_loss_of_tails():
     assert TailLoss().judge({"support_size": noisy([20, 17, 12.0], scale=1)}).answer == "yes"
     assert TailLoss().judge({"support_size": noisy([20, 20, 19.8])}).answer == "no"
     curves = noisy([20, 20, 12.0])
     curves[0, 2] = np.nan
-    verdict = TailLoss().judge({"support_size": curves})  # the last generation that all chains reach
+    verdict = TailLoss().judge({"support_size": curves})  # generation 2 is the last that all chains reach
     assert verdict.answer == "no"
     assert "generation 2" in verdict.reason
 
 
-def test_precision_that_falls_is_hallucination():
+def test_a_fall_of_precision_is_hallucination():
     assert Hallucination().judge({"precision": noisy([0.9, 0.5])}).answer == "yes"
     assert Hallucination().judge({"precision": noisy([0.5, 0.9])}).answer == "no"
     assert Hallucination().judge({"outside_support": noisy([0.1, 0.5])}).answer == "yes"
     assert ModeEntanglement(metric="between").judge({"between": noisy([0.1, 0.12])}).answer == "no"
 
 
-def test_a_scaling_law_changes_when_its_power_does():
+def test_a_scaling_law_changes_if_its_exponent_does():
     def curves(last_power):
         risks = {n: linear_risk("replace", 5, base=1 / n, seed=n) for n in (100, 300, 1000, 3000)}
         return {f"risk@n={n}": risk * n ** (np.arange(5) / 4 * (1 - last_power)) for n, risk in risks.items()}
 
     assert ScalingLawChange().judge(curves(0.5)).answer == "yes"  # n^-1 at generation 1, n^-0.5 at the last
-    verdict = ScalingLawChange().judge(curves(1.0))  # five times the risk, but the same law
+    verdict = ScalingLawChange().judge(curves(1.0))  # five times the risk, the same exponent
     assert verdict.answer == "no"
     assert -0.05 < verdict.low < verdict.high < 0.05
 
@@ -152,13 +144,15 @@ def test_a_scaling_law_changes_when_its_power_does():
 @pytest.mark.parametrize(
     ("make", "key"),
     [
-        (lambda: CatastrophicIncrease(factor=1), "catastrophic_increase.factor"),
-        (lambda: AnyIncrease(margin=-0.1), "any_increase.margin"),
-        (lambda: Divergence(evidence=0.3), "divergence.evidence"),
-        (lambda: CollapsingVariance(over_seeds="median"), "collapsing_variance.over_seeds"),
-        (lambda: TailLoss(threshold=float("nan")), "tail_loss.threshold"),
+        (lambda: CatastrophicIncrease(factor=1), "factor"),
+        (lambda: AnyIncrease(margin=-0.1), "margin"),
+        (lambda: Divergence(min_weight=0.3), "min_weight"),
+        (lambda: Divergence(flat_tolerance=0), "flat_tolerance"),
+        (lambda: ScalingLawChange(exponent_change=0), "exponent_change"),
+        (lambda: CollapsingVariance(aggregate="median"), "aggregate"),
+        (lambda: TailLoss(threshold=float("nan")), "threshold"),
     ],
 )
-def test_settings_that_cannot_be_are_refused(make, key):
-    with pytest.raises(SpecError, match=rf"criteria\.{key}: got"):
+def test_a_setting_out_of_bounds_is_refused(make, key):
+    with pytest.raises(SettingError, match=rf"^{key}: got"):
         make()
