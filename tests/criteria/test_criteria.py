@@ -113,6 +113,12 @@ def test_a_variance_of_zero_counts_as_collapsed():
     assert CollapsingVariance().judge({"variance_ratio": curves}).answer == "yes"
 
 
+def test_a_variance_that_grows_from_zero_has_not_collapsed():
+    curves = noisy([0.0, 1.0, 1.0])
+    curves[:, 0] = 0
+    assert CollapsingVariance().judge({"variance_ratio": curves}).answer == "no"
+
+
 def test_lost_symbols_are_a_loss_of_tails():
     assert TailLoss().judge({"support_size": noisy([20, 17, 12.0], scale=1)}).answer == "yes"
     assert TailLoss().judge({"support_size": noisy([20, 20, 19.8])}).answer == "no"

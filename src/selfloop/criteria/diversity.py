@@ -23,6 +23,7 @@ from selfloop.stats.intervals import Interval, mean_interval, median_interval, r
 from selfloop.types import Floats, Verdict
 
 STANDARD_DEVIATIONS = ("pixel_std",)  # squared, so that their variances are judged
+MAX_LOG = 700.0  # beyond it, exp overflows; a variance that is 0 at generation 1 can reach it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,7 +108,8 @@ class Hallucination(CurveCriterion):
 
 
 def _exp(interval: Interval) -> Interval:
-    estimate, low, high = (None if x is None else math.exp(x) for x in (interval.estimate, interval.low, interval.high))
+    logs = interval.estimate, interval.low, interval.high
+    estimate, low, high = (None if x is None else math.exp(min(x, MAX_LOG)) for x in logs)
     return Interval(estimate, low, high, interval.n)
 
 
