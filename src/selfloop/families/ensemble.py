@@ -1,37 +1,45 @@
-"""What families written for many seeds at once share: one chain is an ensemble of one."""
+"""Families that fit and sample many seeds at once, and the rows of an ensemble's takes.
+
+Arrays have a leading seeds axis. One chain is an ensemble of one seed.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from abc import abstractmethod
+from collections.abc import Callable, Sequence
 from functools import reduce
+from typing import TypeVar, cast
 
 import numpy as np
 
 from selfloop.component import Context, Family, Sampler
 from selfloop.errors import ChainEndedError
-from selfloop.families.pooling import lift
 from selfloop.protocols import EnsembleFit, EnsembleTake
 from selfloop.rng import RandomStream
-from selfloop.types import Columns, Floats, Params, TrainingRows
+from selfloop.types import Array, Columns, Floats, Ints, Params, TrainingRows
+
+T = TypeVar("T")
 
 
 class EnsembleFamily(Family):
-    """A family of which `fit_rows` and `sample_rows` are all there is to write."""
+    """A family that defines `fit_rows` and `sample_rows` only. `fit` and `sample` follow from them."""
 
-    def fit_rows(self, parts: Sequence[EnsembleTake], previous: Params | None) -> EnsembleFit:
-        raise NotImplementedError
+    @abstractmethod
+    def fit_rows(self, takes: Sequence[EnsembleTake], previous: Params | None) -> EnsembleFit:
+        """The models of all seeds."""
 
+    @abstractmethod
     def sample_rows(
         self, params: Params, n: int, sampler: Sampler, inputs: Columns, streams: Sequence[RandomStream]
     ) -> Columns:
-        raise NotImplementedError
+        """n rows of every seed's model, drawn from the stream of that seed."""
 
-    def fit(self, data: TrainingRows, ctx: Context, start: Params | None) -> Params:
-        previous = None if start is None else {name: array[None] for name, array in start.items()}
-        outcome = self.fit_rows(lift(data), previous)
-        if outcome.status is not None and outcome.status[0] is not None:
-            raise ChainEndedError(outcome.status[0])
-        return {name: array[0] for name, array in outcome.params.items()}
+    def fit(self, rows: TrainingRows, ctx: Context, init: Params | None) -> Params:
+        previous = None if init is None else {name: array[None] for name, array in init.items()}
+        fitted = self.fit_rows(as_one_seed(rows), previous)
+        if fitted.status is not None and fitted.status[0] is not None:
+            raise ChainEndedError(fitted.status[0])
+        return {name: array[0] for name, array in fitted.params.items()}
 
     def sample(self, params: Params, n: int, sampler: Sampler, inputs: Columns, ctx: Context) -> Columns:
         stacked = {name: array[None] for name, array in params.items()}
@@ -40,27 +48,84 @@ class EnsembleFamily(Family):
         return {name: np.asarray(column)[0] for name, column in rows.items()}
 
 
-def added(arrays: Sequence[Floats]) -> Floats:
-    """Their sum, one after another: `np.sum` over a leading axis rounds differently when there is one seed only."""
+def as_one_seed(rows: TrainingRows) -> list[EnsembleTake]:
+    """The takes of one chain as takes of an ensemble of one seed."""
+    return [
+        EnsembleTake(
+            {name: np.asarray(column)[None] for name, column in take.rows.items()},
+            None if take.indices is None else take.indices[None],
+            take.weight,
+        )
+        for take in rows.takes
+    ]
+
+
+def cached(take: EnsembleTake, key: str, compute: Callable[[], T]) -> T:
+    """The value of `compute()`, computed once per batch."""
+    if key not in take.cache:
+        take.cache[key] = compute()
+    return cast(T, take.cache[key])
+
+
+def sum_in_order(arrays: Sequence[Floats]) -> Floats:
+    """Sum of the arrays, one after another. The rounding of `np.sum` over a leading axis depends on the number of seeds."""
     return reduce(np.add, arrays)
 
 
-def shares(counts: Sequence[Floats], weights: Sequence[float]) -> list[Floats]:
-    """Share of the training mass, rows x weight, that each part has, per seed."""
-    mass = [weight * count for weight, count in zip(weights, counts, strict=True)]
-    total = added(mass)
-    return [each / total for each in mass]
+def mass_shares(counts: Sequence[Floats], weights: Sequence[float]) -> list[Floats]:
+    """Share of the training mass (rows x weight) of each take, per seed."""
+    masses = [weight * count for weight, count in zip(weights, counts, strict=True)]
+    total = sum_in_order(masses)
+    return [mass / total for mass in masses]
 
 
-def multiplicity(part: EnsembleTake) -> Floats | None:
-    """How often each row of a batch is taken, per seed; None when every row is taken once."""
-    chosen = part.indices
-    if chosen is None:
+def row_counts(take: EnsembleTake) -> Floats | None:
+    """How often each row of the batch is taken, (seeds, rows); None if every row is taken once."""
+    indices = take.indices
+    if indices is None:
         return None
-    seeds, n = np.asarray(next(iter(part.rows.values()))).shape[:2]
-    if isinstance(chosen, slice):
-        return np.broadcast_to(np.bincount(np.arange(n)[chosen], minlength=n).astype(np.float64), (seeds, n))
-    if chosen.dtype == np.bool_:
-        return chosen.astype(np.float64)
-    places = (chosen + n * np.arange(seeds)[:, None]).ravel()
-    return np.bincount(places, minlength=seeds * n).reshape(seeds, n).astype(np.float64)
+    seeds, n = np.asarray(next(iter(take.rows.values()))).shape[:2]
+    if isinstance(indices, slice):
+        return np.broadcast_to(np.bincount(np.arange(n)[indices], minlength=n).astype(np.float64), (seeds, n))
+    if indices.dtype == np.bool_:
+        return indices.astype(np.float64)
+    positions = (indices + n * np.arange(seeds)[:, None]).ravel()
+    return np.bincount(positions, minlength=seeds * n).reshape(seeds, n).astype(np.float64)
+
+
+def taken_rows(take: EnsembleTake, name: str) -> Array:
+    """One column of the rows of a take, (seeds, rows, ...): a view, or a copy if the take has an array of indices."""
+    column, indices = np.asarray(take.rows[name]), take.indices
+    if indices is None or isinstance(indices, slice):
+        return column if indices is None else column[:, indices]
+    return np.asarray(column[np.arange(len(column))[:, None], indices])
+
+
+def has_budget(takes: Sequence[EnsembleTake]) -> bool:
+    """True if the training rows were drawn from all takes under one budget."""
+    return any(isinstance(take.indices, np.ndarray) and take.indices.dtype == bool for take in takes)
+
+
+def budget_positions(takes: Sequence[EnsembleTake]) -> Ints:
+    """Positions of the rows drawn under a budget, (seeds, budget). They count the rows of all takes, take after take."""
+    masks = np.concatenate([np.asarray(take.indices) for take in takes], axis=1)
+    return np.nonzero(masks)[1].reshape(len(masks), -1)
+
+
+def budget_rows(takes: Sequence[EnsembleTake], *names: str) -> tuple[list[Array], Floats]:
+    """The named columns of the rows drawn under a budget, (seeds, budget, ...) each, and the weight of every row."""
+    positions = budget_positions(takes)
+    ends = np.cumsum([np.asarray(take.indices).shape[1] for take in takes])
+    weights = np.array([take.weight for take in takes])[np.searchsorted(ends, positions, side="right")]
+    return [gather_across_takes([np.asarray(take.rows[name]) for take in takes], positions) for name in names], weights
+
+
+def gather_across_takes(columns: Sequence[Array], positions: Ints) -> Array:
+    """Rows at the positions (seeds, k) that count all columns one after another; the columns are not concatenated."""
+    ends = np.cumsum([column.shape[1] for column in columns])
+    take_of = np.searchsorted(ends, positions, side="right")
+    rows = np.empty((*positions.shape, *columns[0].shape[2:]), columns[0].dtype)
+    for i in np.unique(take_of):
+        s, k = np.nonzero(take_of == i)
+        rows[s, k] = columns[i][s, positions[s, k] - (ends[i] - columns[i].shape[1])]
+    return rows

@@ -4,103 +4,103 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar, cast
+from typing import Annotated, ClassVar, cast
 
 import numpy as np
+from annotated_types import Ge, MinLen
+from numpy.random import Generator
 
 from selfloop.component import Sampler
 from selfloop.errors import SpecError
-from selfloop.families.ensemble import EnsembleFamily, added, multiplicity, shares
-from selfloop.families.wishart import bartlett, split
+from selfloop.families.ensemble import EnsembleFamily, cached, mass_shares, row_counts, sum_in_order
+from selfloop.families.wishart import bartlett, split_generator
 from selfloop.protocols import EnsembleFit, EnsembleTake, SufficientStatistics
 from selfloop.rng import RandomStream
 from selfloop.types import Columns, Floats, Params
 
-SINGULAR = 1e-12  # smallest share of a column's square that the columns before it must leave unexplained
+MIN_UNEXPLAINED_SHARE = 1e-12  # of the square of a column, by the columns before it; less is rounding
+NoiseLevel = Annotated[float, Ge(0)]
 
 
 @dataclass(frozen=True, kw_only=True)
 class LinearSampler(Sampler):
-    """Labels drawn from a fitted regression."""
+    """Outcomes drawn from a fitted regression."""
 
     name: ClassVar[str] = "linear"
-    noise: float | tuple[float, ...] | None = None  # standard deviation; entry t - 1 for rows of model t, the last one stays
-
-    def __post_init__(self) -> None:
-        levels = self.noise if isinstance(self.noise, tuple) else (0.0 if self.noise is None else self.noise,)
-        if not levels or not all(level >= 0 for level in levels):
-            raise SpecError(f"family.sampler.noise: got {self.noise}; expected standard deviations of 0 or more.")
+    noise: Annotated[
+        NoiseLevel | Annotated[tuple[NoiseLevel, ...], MinLen(1)] | None,
+        "standard deviation of the noise; in a list, entry k is for rows of model k and the last one for all later rows; "
+        "by default that of the source, or of the fit if the source's is unknown",
+    ] = None
 
     def for_generation(self, t: int, truth: Params) -> LinearSampler:
-        """Noise left open is the source's, if known: what the laws assume. Otherwise it is the fit's own."""
+        """The noise of rows of model t. By default it is the source's, as the laws assume."""
         if isinstance(self.noise, tuple):
             return replace(self, noise=self.noise[min(t, len(self.noise)) - 1])
         if self.noise is None and "noise" in truth:
-            return replace(self, noise=float(np.ravel(truth["noise"])[0]))  # a setting of the source: the same for all seeds
+            return replace(self, noise=float(np.ravel(truth["noise"])[0]))  # a setting of the source: equal for all seeds
         return self
 
-    def level(self, fitted: Floats) -> Floats:
+    def noise_levels(self, fitted: Floats) -> Floats:
         """Standard deviation of the noise of each seed."""
         if isinstance(self.noise, tuple):
-            raise SpecError("family.sampler.noise: one number per generation; choose a generation's with `at(t, truth)`.")
+            raise SpecError(
+                f"family.sampler.noise: got {self.noise}; expected one number. Call `for_generation(t, truth)` first."
+            )
         return fitted if self.noise is None else np.full_like(fitted, self.noise)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Linear(EnsembleFamily):
-    """Coefficients that minimise the weighted mean squared residual + ridge ||w||^2; of many, those of least norm.
+    """Coefficients w that minimize the weighted mean of squared residuals + ridge ||w||^2; of several, those of least norm.
 
-    `ridge` scales with the pooled size: (X'X/N + ridge I) w = X'y/N. `noise` is the standard deviation of the residuals
-    (divisor N - d); runs on statistics do not estimate it, their labels have the noise of the source's law.
+    `ridge` scales with the number N of training rows: (X'X/N + ridge I) w = X'y/N. The param `noise` is the standard deviation
+    of the residuals (divisor N - d). Runs on statistics do not estimate it: their outcomes have the noise of the source.
 
     Statistics of a batch of n rows are the triangular `root` R with R'R = X'X/n and the `response` u with R'u = X'y/n:
-    u = R w + noise z/sqrt(n), z standard normal. Batches on one fixed design share one `root` *object*, so they merge by
-    averaging responses and a fit is one triangular solve: O(d^2), whatever n. Different roots merge into gram and moment.
+    u = R w + noise z/sqrt(n), z standard normal. Batches of one fixed design share one `root` *object*. They merge by
+    averaging responses, and a fit is one triangular solve in O(d^2) for any n. Different roots merge into gram and moment.
     """
 
     name: ClassVar[str] = "linear"
     required_columns: ClassVar[tuple[str, ...]] = ("x", "y")
     default_metrics: ClassVar[tuple[str, ...]] = ("excess_risk",)
     sampler_class: ClassVar[type[Sampler]] = LinearSampler
-    ridge: float = 0.0  # penalty per row, in squared units of x
+    ridge: Annotated[float, Ge(0), "penalty of a squared coefficient per row, in squared units of x"] = 0.0
 
-    def __post_init__(self) -> None:
-        if not self.ridge >= 0:
-            raise SpecError(f"family.ridge: got {self.ridge}; expected a number of 0 or more.")
-
-    def fit_rows(self, parts: Sequence[EnsembleTake], previous: Params | None) -> EnsembleFit:
-        sums = _sums(parts)
-        moment, mass = sums["moment"], sums["mass"]
-        penalty = self.ridge * mass
-        w = self._solve(sums["gram"], moment, penalty)
+    def fit_rows(self, takes: Sequence[EnsembleTake], previous: Params | None) -> EnsembleFit:
+        sums = _sum_rows(takes)
+        penalty = self.ridge * sums["mass"]
+        w = self._solve(sums["gram"], sums["moment"], penalty)
         # at the solution w' gram w = w' moment - penalty |w|^2
-        residual = np.maximum(sums["square"] - np.vecdot(w, moment) - penalty * np.vecdot(w, w), 0) / mass
-        spread = sums["rows"] / np.maximum(sums["rows"] - w.shape[1], 1)
-        return EnsembleFit({"coefficients": w, "noise": np.sqrt(residual * spread)})
+        squared_residuals = sums["square"] - np.vecdot(w, sums["moment"]) - penalty * np.vecdot(w, w)
+        variance = np.maximum(squared_residuals, 0) / sums["mass"]
+        unbiased = sums["rows"] / np.maximum(sums["rows"] - w.shape[1], 1)
+        return EnsembleFit({"coefficients": w, "noise": np.sqrt(variance * unbiased)})
 
     def sample_rows(
         self, params: Params, n: int, sampler: Sampler, inputs: Columns, streams: Sequence[RandomStream]
     ) -> Columns:
         x, w = cast(Floats, inputs["x"]), cast(Floats, params["coefficients"])
-        level = cast(LinearSampler, sampler).level(cast(Floats, params["noise"]))
+        levels = cast(LinearSampler, sampler).noise_levels(cast(Floats, params["noise"]))
         noise = np.empty((len(w), n))
-        for out, stream in zip(noise, streams, strict=True):
-            stream.generator().standard_normal(out=out)
-        return {**inputs, "y": (x @ w[..., None])[..., 0] + level[:, None] * noise}
+        for of_seed, stream in zip(noise, streams, strict=True):
+            stream.generator().standard_normal(out=of_seed)
+        return {**inputs, "y": (x @ w[..., None])[..., 0] + levels[:, None] * noise}
 
-    def merge(self, parts: Sequence[tuple[SufficientStatistics, float]]) -> SufficientStatistics:
-        counts = [cast(Floats, stats["count"]) for stats, _ in parts]
-        responses = [cast(Floats, stats["response"]) for stats, _ in parts]
-        roots = [cast(Floats, stats["root"]) for stats, _ in parts]
-        share = shares(counts, [weight for _, weight in parts])
+    def merge(self, takes: Sequence[tuple[SufficientStatistics, float]]) -> SufficientStatistics:
+        counts, responses, roots = (
+            [cast(Floats, statistics[name]) for statistics, _ in takes] for name in ("count", "response", "root")
+        )
+        shares = mass_shares(counts, [weight for _, weight in takes])
         if all(root is roots[0] for root in roots):
-            response = added([a[:, None] * each for a, each in zip(share, responses, strict=True)])
-            return {"root": roots[0], "response": response, "count": added(counts)}
+            response = sum_in_order([share[:, None] * of_take for share, of_take in zip(shares, responses, strict=True)])
+            return {"root": roots[0], "response": response, "count": sum_in_order(counts)}
         gram = np.zeros((len(counts[0]), *[roots[0].shape[2]] * 2))
-        for a, root in zip(share, roots, strict=True):
-            gram += a[:, None, None] * (root.mT @ root)
-        moments = [a[:, None] * (u[:, None] @ root)[:, 0] for a, u, root in zip(share, responses, roots, strict=True)]
-        return {"gram": gram, "moment": added(moments), "count": added(counts)}
+        for share, root in zip(shares, roots, strict=True):
+            gram += share[:, None, None] * (root.mT @ root)
+        moments = [share[:, None] * (u[:, None] @ root)[:, 0] for share, u, root in zip(shares, responses, roots, strict=True)]
+        return {"gram": gram, "moment": sum_in_order(moments), "count": sum_in_order(counts)}
 
     def fit_statistics(self, statistics: SufficientStatistics) -> EnsembleFit:
         penalty = np.full(len(statistics["count"]), self.ridge)  # statistics are per row
@@ -116,26 +116,21 @@ class Linear(EnsembleFamily):
         return EnsembleFit({"coefficients": _solve_triangular(root, response)})
 
     def draw_statistics(
-        self,
-        params: Params,
-        n: int,
-        sampler: Sampler,
-        truth: Params,
-        initial: SufficientStatistics | None,
-        rng: np.random.Generator,
+        self, params: Params, n: int, sampler: Sampler, truth: Params, initial: SufficientStatistics | None, rng: Generator
     ) -> SufficientStatistics:
-        w, noise = cast(Floats, params["coefficients"]), cast(LinearSampler, sampler).level(cast(Floats, truth["noise"]))
+        w = cast(Floats, params["coefficients"])
+        levels = cast(LinearSampler, sampler).noise_levels(cast(Floats, truth["noise"]))
         seeds, d = w.shape
         if initial is None:
-            for_design, rng = split(rng)
+            for_design, rng = split_generator(rng)
             root = bartlett(n, d, seeds, for_design).mT * np.sqrt(cast(Floats, truth["variances"]) / n)[:, None]
             root = np.ascontiguousarray(root)
         elif np.any(n % initial["count"]):
-            raise SpecError("linear: on a fixed design, statistics are of whole copies of it; this policy needs rows.")
+            raise SpecError("linear: on a fixed design, statistics describe whole copies of it; this policy needs rows.")
         else:
             root = cast(Floats, initial["root"])
         response = (root @ w[..., None])[..., 0]
-        response += noise[:, None] / np.sqrt(n) * rng.standard_normal(response.shape)
+        response += levels[:, None] / np.sqrt(n) * rng.standard_normal(response.shape)
         return {"root": root, "response": response, "count": np.full(seeds, float(n))}
 
     def log_prob(self, params: Params, rows: Columns) -> Floats:
@@ -144,85 +139,79 @@ class Linear(EnsembleFamily):
         return np.asarray(-0.5 * ((y - x @ params["coefficients"]) / noise) ** 2 - np.log(noise * np.sqrt(2 * np.pi)))
 
     def _solve(self, gram: Floats, moment: Floats, penalty: Floats) -> Floats:
-        """Solution of (gram + penalty I) w = moment of each seed; the one of least norm where that is singular."""
+        """Solution of (gram + penalty I) w = moment of each seed; the one of least norm if there are several."""
         if self.ridge:
             gram = gram + penalty[:, None, None] * np.eye(gram.shape[1])
-        return np.stack([_solve_one(*each) for each in zip(gram, moment, strict=True)])
+        return np.stack([_solve_one(*of_seed) for of_seed in zip(gram, moment, strict=True)])
 
 
 def _solve_one(gram: Floats, moment: Floats) -> Floats:
-    from scipy.linalg.lapack import dposv  # 0.1 s to import, and runs on statistics of a fixed design do without
+    from scipy.linalg.lapack import dposv  # imported here because it takes 0.1 s, and statistics of a fixed design need none
 
-    root, w, failed = dposv(gram.T, moment)  # in the memory order that needs no transposing
-    if failed or np.any(root.diagonal() ** 2 < SINGULAR * gram.diagonal()):
+    root, w, failed = dposv(gram.T, moment)  # in the memory order that LAPACK reads without a copy
+    if failed or np.any(root.diagonal() ** 2 < MIN_UNEXPLAINED_SHARE * gram.diagonal()):
         return _least_norm(gram, moment)
     return np.asarray(w, np.float64)
 
 
 def _least_norm(gram: Floats, moment: Floats) -> Floats:
-    """Of all solutions of gram w = moment the shortest; columns may have any units."""
+    """The shortest of all solutions of gram w = moment; columns may have any units."""
     scale = np.sqrt(gram.diagonal())
     scale = np.where(scale > 0, scale, 1)
-    values, vectors = np.linalg.eigh(gram / scale / scale[:, None])  # rank is judged on columns of one length
-    seen = values > SINGULAR * values[-1]
-    w = vectors[:, seen] @ (vectors[:, seen].T @ (moment / scale) / values[seen]) / scale
-    unseen = np.linalg.qr(vectors[:, ~seen] / scale[:, None]).Q
-    return np.asarray(w - unseen @ (unseen.T @ w), np.float64)
+    values, vectors = np.linalg.eigh(gram / scale / scale[:, None])  # the rank is that of columns of equal length
+    identified = values > MIN_UNEXPLAINED_SHARE * values[-1]
+    w = vectors[:, identified] @ (vectors[:, identified].T @ (moment / scale) / values[identified]) / scale
+    null_space = np.linalg.qr(vectors[:, ~identified] / scale[:, None]).Q
+    return np.asarray(w - null_space @ (null_space.T @ w), np.float64)
 
 
 def _solve_triangular(root: Floats, response: Floats) -> Floats:
-    """w with root w = response for upper-triangular roots, all seeds at once: faster than a solver call per seed."""
+    """w with root w = response for the upper-triangular roots of all seeds: faster than one LAPACK call per seed."""
     w = np.empty_like(response)
     for j in range(w.shape[1] - 1, -1, -1):
         w[:, j] = (response[:, j] - np.vecdot(root[:, j, j + 1 :], w[:, j + 1 :])) / root[:, j, j]
     return w
 
 
-def _sums(parts: Sequence[EnsembleTake]) -> dict[str, Floats]:
-    """Weighted sums over the training rows of x x', x y, y^2, 1, and the number of rows, per seed."""
+def _sum_rows(takes: Sequence[EnsembleTake]) -> dict[str, Floats]:
+    """Weighted sums over the training rows of x x', x y, y^2 and 1, and the number of rows, per seed."""
     designs: dict[int, list[EnsembleTake]] = {}
-    for part in parts:  # batches of a fixed design hold the same array of inputs
-        designs.setdefault(id(part.rows["x"]), []).append(part)
-    sums = [_sums_of_design(shared) for shared in designs.values()]
-    return {key: added([each[key] for each in sums]) for key in sums[0]}
+    for take in takes:  # batches of a fixed design hold the same array of inputs
+        designs.setdefault(id(take.rows["x"]), []).append(take)
+    sums = [_sum_rows_of_design(of_design) for of_design in designs.values()]
+    return {name: sum_in_order([of_design[name] for of_design in sums]) for name in sums[0]}
 
 
-def _sums_of_design(parts: Sequence[EnsembleTake]) -> dict[str, Floats]:
-    x = cast(Floats, parts[0].rows["x"])
-    mass, labels = np.zeros((2, *x.shape[:2]))  # of each row of the design, over all batches
+def _sum_rows_of_design(takes: Sequence[EnsembleTake]) -> dict[str, Floats]:
+    x = cast(Floats, takes[0].rows["x"])
+    mass, outcomes = np.zeros((2, *x.shape[:2]))  # of each row of the design, summed over batches
     square, rows = np.zeros((2, len(x)))
-    for part in parts:
-        y, taken = cast(Floats, part.rows["y"]), multiplicity(part)
-        weighted = part.weight * y if taken is None else part.weight * taken * y
-        mass += part.weight if taken is None else part.weight * taken
-        labels += weighted
+    for take in takes:
+        y, counts = cast(Floats, take.rows["y"]), row_counts(take)
+        weighted = take.weight * y if counts is None else take.weight * counts * y
+        mass += take.weight if counts is None else take.weight * counts
+        outcomes += weighted
         square += np.vecdot(weighted, y)
-        rows += y.shape[1] if taken is None else taken.sum(1)
-    if all(part.indices is None for part in parts):
-        gram, moment = mass[:, :1, None] * _whole_gram(parts[0]), (labels[:, None] @ x)[:, 0]
+        rows += y.shape[1] if counts is None else counts.sum(1)
+    if all(take.indices is None for take in takes):
+        whole = cached(takes[0], "gram", lambda: x.mT @ x)
+        gram, moment = mass[:, :1, None] * whole, (outcomes[:, None] @ x)[:, 0]
     else:
-        gram, moment = _weighted_sums(x, mass, labels)
+        gram, moment = _weighted_sums(x, mass, outcomes)
     return {"gram": gram, "moment": moment, "square": square, "mass": mass.sum(1), "rows": rows}
 
 
-def _whole_gram(part: EnsembleTake) -> Floats:
-    if "gram" not in part.cache:
-        x = cast(Floats, part.rows["x"])
-        part.cache["gram"] = x.mT @ x
-    return cast(Floats, part.cache["gram"])
-
-
-def _weighted_sums(x: Floats, mass: Floats, labels: Floats) -> tuple[Floats, Floats]:
-    """X' diag(mass) X and X' labels of each seed; rows that were not taken (a third of a subsample) cost nothing."""
+def _weighted_sums(x: Floats, mass: Floats, outcomes: Floats) -> tuple[Floats, Floats]:
+    """X' diag(mass) X and X' outcomes of each seed. Rows that are not taken, a third of a subsample, cost nothing."""
     seeds, _, d = x.shape
     gram, moment = np.empty((seeds, d, d)), np.empty((seeds, d))
-    buffer = np.empty(x.shape[1:])  # one for all seeds: fresh memory for each costs as much as filling it
+    buffer = np.empty(x.shape[1:])  # reused for all seeds: fresh memory would cost as much time as filling it
     for s in range(seeds):
-        once = np.flatnonzero(mass[s] == 1)  # first, as these need no scaling
-        taken = np.concatenate([once, np.flatnonzero((mass[s] != 0) & (mass[s] != 1))])
-        scale = np.sqrt(mass[s, taken])
-        rows = x[s].take(taken, axis=0, out=buffer[: len(taken)], mode="clip")
-        rows[len(once) :] *= scale[len(once) :, None]
+        unscaled = np.flatnonzero(mass[s] == 1)
+        indices = np.concatenate([unscaled, np.flatnonzero((mass[s] != 0) & (mass[s] != 1))])
+        scale = np.sqrt(mass[s, indices])
+        rows = x[s].take(indices, axis=0, out=buffer[: len(indices)], mode="clip")
+        rows[len(unscaled) :] *= scale[len(unscaled) :, None]
         np.matmul(rows.T, rows, out=gram[s])
-        np.matmul(labels[s, taken] / scale, rows, out=moment[s])
+        np.matmul(outcomes[s, indices] / scale, rows, out=moment[s])
     return gram, moment

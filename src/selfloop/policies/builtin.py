@@ -166,7 +166,7 @@ class Growing(Policy):
     ] = 0.0
 
     def n_synthetic(self, t: int, n: int) -> int:
-        return round(n * (t + 1) ** (1 + self.exponent))
+        return round(n * math.pow(t + 1, 1 + self.exponent))
 
     def plan(self, t: int, n: int) -> Plan:
         return take_all(synthetic(t - 1))

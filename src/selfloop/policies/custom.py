@@ -75,8 +75,10 @@ class Custom(Policy):
 def evaluate(setting: str, expression: object, **names: int) -> float:
     """Value of an expression of the given names; the value of a number is the number."""
     try:
-        is_number = isinstance(expression, int | float)
-        value = expression if is_number else _evaluate_node(ast.parse(str(expression), mode="eval").body, names)
+        if isinstance(expression, int | float):
+            value: float = expression
+        else:
+            value = _evaluate_node(ast.parse(str(expression), mode="eval").body, names)
         if not math.isfinite(value):
             raise OverflowError
         return value
