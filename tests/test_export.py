@@ -18,7 +18,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Genera
 import selfloop
 import tiny_components
 from bases import POSITIONS, TEXTS, documents, samples_of, save_base
-from selfloop.commands.export import export_model, export_samples, find
+from selfloop.commands.export import export_model, export_samples, find_generation
 from selfloop.component import Context, Family, Sampler, Source
 from selfloop.engine.steps import sample
 from selfloop.errors import ChainEndedError, MissingExtraError, SpecError
@@ -169,7 +169,7 @@ def run(spec: Spec, store: Path) -> Spec:
 
 def test_a_family_without_a_form_of_its_own_is_one_file_that_runs_can_start_from(tmp_path):
     spec = run(tiny_components.tiny_spec(), tmp_path / "store")
-    found = find(spec, tmp_path / "store", "accumulate", 1, 3)
+    found = find_generation(spec, tmp_path / "store", "accumulate", 1, 3)
     assert found.title() == "generation 3 of accumulate, seed 1"
     export_model(found, tmp_path / "out")
     mean = load_file(tmp_path / "out" / "model.safetensors")["mean"]
@@ -188,7 +188,7 @@ def tiny_start(spec: Spec, file: Path) -> bool:
 
 def test_samples_are_written_as_tables_and_lines(tmp_path):
     spec = run(tiny_components.tiny_spec(), tmp_path / "store")
-    found = find(spec, tmp_path / "store", "replace", 0, 2)
+    found = find_generation(spec, tmp_path / "store", "replace", 0, 2)
     for format_ in (None, "jsonl", "parquet", "safetensors"):
         export_samples(found, tmp_path / str(format_), format_)
     csv = pd.read_csv(tmp_path / "None" / "samples.csv")["x"]
@@ -213,7 +213,7 @@ def test_molecules_are_written_as_an_sdf_file_that_is_a_source_again(tmp_path):
         ),
         tmp_path / "store",
     )  # fmt: skip
-    found = find(spec, tmp_path / "store")
+    found = find_generation(spec, tmp_path / "store")
     export_samples(found, tmp_path / "out")
     rows = found.open(sample)
     again = concat_rows(list(Sdf(path=tmp_path / "out" / "samples.sdf", conformers=2).chunks()))
@@ -232,7 +232,7 @@ def test_molecules_are_written_as_an_sdf_file_that_is_a_source_again(tmp_path):
 
 
 def test_what_is_no_molecule_has_no_sdf_file(tmp_path):
-    found = find(run(tiny_components.tiny_spec(), tmp_path / "store"), tmp_path / "store", "replace")
+    found = find_generation(run(tiny_components.tiny_spec(), tmp_path / "store"), tmp_path / "store", "replace")
     with pytest.raises(SpecError, match="--format sdf: the rows are not molecules"):
         export_samples(found, tmp_path / "out", "sdf")
 
@@ -241,7 +241,7 @@ def test_parquet_without_its_library_names_the_extra(tmp_path, monkeypatch):
     spec = run(tiny_components.tiny_spec(), tmp_path / "store")
     monkeypatch.setitem(__import__("sys").modules, "pyarrow", None)
     with pytest.raises(MissingExtraError, match=r"--format parquet: needs pyarrow.*pip install 'selfloop\[hub\]'"):
-        export_samples(find(spec, tmp_path / "store", "replace"), tmp_path / "out", "parquet")
+        export_samples(find_generation(spec, tmp_path / "store", "replace"), tmp_path / "out", "parquet")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -283,7 +283,7 @@ def echo_spec(**changes) -> Spec:
 def test_images_are_written_as_pictures(tmp_path):
     from PIL import Image
 
-    found = find(run(echo_spec(), tmp_path / "store"), tmp_path / "store", generation=2)
+    found = find_generation(run(echo_spec(), tmp_path / "store"), tmp_path / "store", generation=2)
     export_samples(found, tmp_path / "out")
     pictures = sorted((tmp_path / "out").glob("*.png"))
     assert [np.asarray(Image.open(file)).tolist() for file in pictures] == [np.full((5, 7), 3 + i).tolist() for i in range(4)]
@@ -296,7 +296,7 @@ def test_images_are_written_as_pictures(tmp_path):
 def test_what_is_not_stored_or_does_not_exist_is_said_in_a_sentence(tmp_path):
     spec, store = tiny_components.tiny_spec(), tmp_path / "store"
     with pytest.raises(SpecError, match=r"export: generation 4 of replace, seed 0 is not in store .* Run the spec first"):
-        export_model(find(spec, store, "replace"), tmp_path / "out")
+        export_model(find_generation(spec, store, "replace"), tmp_path / "out")
     assert not store.exists()
     run(spec, store)
     for wanted, sentence in (
@@ -306,29 +306,29 @@ def test_what_is_not_stored_or_does_not_exist_is_said_in_a_sentence(tmp_path):
         ({"policy": "replace", "generation": 9}, "--generation: got 9; the spec has 1 to 4"),
     ):
         with pytest.raises(SpecError, match=sentence):
-            find(spec, store, **wanted)
+            find_generation(spec, store, **wanted)
     with pytest.raises(SpecError, match=r"export: the spec sweeps n. Choose one point: --set sweep=\{\} --set n="):
-        find(tiny_components.tiny_spec(sweep={"n": [5, 6]}), store)
+        find_generation(tiny_components.tiny_spec(sweep={"n": [5, 6]}), store)
     with pytest.raises(SpecError, match="export: all chains of family gaussian run at once in memory"):
-        find(Spec(source="gaussian", family="gaussian", n=5), store)
+        find_generation(Spec(source="gaussian", family="gaussian", n=5), store)
 
 
 def test_a_chain_that_ended_has_models_before_its_end_only(tmp_path):
     spec = run(echo_spec(family=Echo(ends=1.0)), tmp_path / "store")
-    export_model(find(spec, tmp_path / "store", generation=1), tmp_path / "first")
+    export_model(find_generation(spec, tmp_path / "store", generation=1), tmp_path / "first")
     with pytest.raises(SpecError, match=r"export: replace, seed 0, ended at generation 2 \(too_bright\)"):
-        export_model(find(spec, tmp_path / "store", generation=3), tmp_path / "third")
+        export_model(find_generation(spec, tmp_path / "store", generation=3), tmp_path / "third")
 
 
 def test_a_metric_that_is_not_stored_yet_does_not_stand_in_the_way(tmp_path):
     run(tiny_components.tiny_spec(), tmp_path / "store")
     more = tiny_components.tiny_spec(metrics=(tiny_components.Level(), tiny_components.Energy()))
-    export_model(find(more, tmp_path / "store", "replace", 0, 1), tmp_path / "out")
+    export_model(find_generation(more, tmp_path / "store", "replace", 0, 1), tmp_path / "out")
 
 
 def test_a_folder_with_something_in_it_is_left_alone(tmp_path):
     spec = run(tiny_components.tiny_spec(), tmp_path / "store")
-    found = find(spec, tmp_path / "store", "replace")
+    found = find_generation(spec, tmp_path / "store", "replace")
     (tmp_path / "out").mkdir()
     export_model(found, tmp_path / "out")  # an empty one is used
     before = {file: file.read_bytes() for file in (tmp_path / "out").iterdir()}

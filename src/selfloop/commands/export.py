@@ -1,4 +1,4 @@
-"""What a run has stored, as files for other programs: a model, or the rows sampled from it. Computes nothing."""
+"""Stored models and sampled rows as files for other programs. Computes nothing."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterator, Set
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
-from selfloop.engine.run import Task, resolved_points, run_task, runs_as_ensemble
-from selfloop.engine.steps import fit, sample, sample_curated
+from selfloop.engine.stored import StoredWorld
+from selfloop.engine.tasks import Task, chain_world, run_chain
 from selfloop.errors import SpecError, missing_extra, unknown_name
 from selfloop.formats.images import find_images, write_pngs
 from selfloop.formats.jsonl import write_jsonl
@@ -24,96 +24,107 @@ from selfloop.store.identity import ObjectRef
 from selfloop.store.store import NotStoredError, Store
 from selfloop.types import Columns, Params, Ragged, count_rows
 
-PRECISIONS = ("float32", "bfloat16")
+DTYPES = ("float32", "bfloat16")
 
 
 @dataclass(frozen=True)
-class Found:
-    """One generation of one chain of a finished run."""
+class StoredGeneration:
+    """One generation of one chain of a run."""
 
-    spec: Spec  # a point: no sweep
-    policy: str
-    seed: int
+    world: StoredWorld
     generation: int
-    store: Store
+
+    @property
+    def spec(self) -> Spec:
+        """The spec of the point."""
+        return self.world.point.spec
 
     def title(self) -> str:
-        """Which one it is, in words."""
-        return f"generation {self.generation} of {self.policy}, seed {self.seed}"
+        """Generation, policy and seed in words."""
+        return f"generation {self.generation} of {self.world.policy}, seed {self.world.seed}"
 
-    def open(self, *functions: Callable[..., Any]) -> Columns:
-        """The arrays that a stage gave at this generation; SpecError when it did not."""
-        made = [
-            (call, self.store.recorded(call)) for call in self.store.calls if call.function in (fit, sample, sample_curated)
-        ]
-        for call, record in made:
-            if record and "ended" in record:
-                t = call.arguments[-1].stream.path[-1]
-                raise SpecError(f"export: {self.policy}, seed {self.seed}, ended at generation {t} ({record['ended']}).")
-            if record and call.function in functions and call.arguments[-1].stream.path[-1] == self.generation:
-                return self.store.open(cast(ObjectRef, self.store.step(call.function, *call.arguments)))
-        raise SpecError(f"export: {self.title()} is not in store {self.store.path}, or has no rows. Run the spec first.")
+    def params(self) -> Params:
+        """Arrays of the model; SpecError if they are not stored."""
+        return cast(Params, self._open(self.world.models.get(self.generation)))
+
+    def samples(self) -> Columns:
+        """Rows sampled from the model, encoded if the family has an encoder; SpecError if they are not stored."""
+        return self._open(self.world.samples.get(self.generation))
+
+    def _open(self, ref: ObjectRef | None) -> Columns:
+        world = self.world
+        if ref is not None:
+            return world.store.open(ref)
+        if world.ended is not None:
+            t, status = world.ended
+            raise SpecError(f"export: {world.policy}, seed {world.seed}, ended at generation {t} ({status}).")
+        raise SpecError(f"export: {self.title()} is not in store {world.store.path}, or has no rows. Run the spec first.")
 
 
-def find(spec: Spec, path: Path, policy: str | None = None, seed: int | None = None, generation: int | None = None) -> Found:
-    """A generation of a run in a store; the only policy, the first seed and the last generation unless others are named."""
+def find_generation(
+    spec: Spec, path: Path, policy: str | None = None, seed: int | None = None, generation: int | None = None
+) -> StoredGeneration:
+    """A generation of a run in a store. Defaults: the only policy, the first seed, the last generation."""
     if spec.sweep:
-        chosen = " ".join(f"--set {key}=..." for key in spec.sweep)
-        raise SpecError(f"export: the spec sweeps {', '.join(spec.sweep)}. Choose one point: --set sweep={{}} {chosen}")
-    ((coordinates, point),) = resolved_points(spec)
-    labels = point.policy_labels()
-    if runs_as_ensemble(point):
+        options = " ".join(f"--set {key}=..." for key in spec.sweep)
+        raise SpecError(f"export: the spec sweeps {', '.join(spec.sweep)}. Choose one point: --set sweep={{}} {options}")
+    (point,) = spec.points()
+    labels = spec.policy_labels()
+    if point.runs_as_ensemble:
         raise SpecError(
-            f"export: all chains of family {point.family.name} run at once in memory; neither models nor rows of theirs are "
-            "kept. Only families whose stages are stored can be exported."
+            f"export: chains of family {spec.family.name} run together in memory, so their models and rows are not stored. "
+            "Export a spec of another family."
         )
     if policy is None and len(labels) > 1:
-        raise SpecError(f"--policy: missing. The spec has {', '.join(labels)}; name one.")
-    label = policy if policy is not None else labels[0]
+        raise SpecError(f"--policy: missing. Choose one of {', '.join(labels)}.")
+    label = labels[0] if policy is None else policy
     if label not in labels:
         raise SpecError(unknown_name("--policy", label, labels))
-    of, t = point.seeds[0] if seed is None else seed, point.generations if generation is None else generation
-    if of not in point.seeds:
-        raise SpecError(f"--seed: got {of}; the spec has {', '.join(map(str, point.seeds))}.")
-    if not 1 <= t <= point.generations:
-        raise SpecError(f"--generation: got {t}; the spec has 1 to {point.generations}.")
-    store = Store(path, looking=True, remembering=True)
-    with suppress(NotStoredError):  # a metric may be missing: what is asked for need not be
-        list(run_task(Task(coordinates, point, (labels.index(label),), (of,), t, path, 1), store))
-    return Found(point, label, of, t, store)
+    seed = spec.seeds[0] if seed is None else seed
+    if seed not in spec.seeds:
+        raise SpecError(f"--seed: got {seed}; expected one of {', '.join(map(str, spec.seeds))}.")
+    t = spec.generations if generation is None else generation
+    if not 1 <= t <= spec.generations:
+        raise SpecError(f"--generation: got {t}; expected 1 to {spec.generations}.")
+    task = Task(point, (labels.index(label),), (seed,), t, path, 1)
+    world = chain_world(task, Store(path, read_only=True), measures=False)
+    with suppress(NotStoredError):
+        for _ in run_chain(task, world):
+            pass
+    return StoredGeneration(world, t)
 
 
-def export_model(found: Found, folder: Path, dtype: str = "float32") -> None:
-    """Write a model: a family with a form of its own (a Hugging Face folder) in that, others as one safetensors file."""
-    if dtype not in PRECISIONS:
-        raise SpecError(unknown_name("--dtype", dtype, PRECISIONS))
-    family = found.spec.family
+def export_model(stored: StoredGeneration, folder: Path, dtype: str = "float32") -> None:
+    """Write a model: a Hugging Face folder if the family supports it, else one safetensors file."""
+    if dtype not in DTYPES:
+        raise SpecError(unknown_name("--dtype", dtype, DTYPES))
+    family = stored.spec.family
     if not isinstance(family, SupportsExport) and dtype != "float32":
-        raise SpecError(f"--dtype: got {dtype}; models of family {family.name} are written as they are. Leave it out.")
+        raise SpecError(f"--dtype: got {dtype}; models of family {family.name} keep their dtypes. Remove the option.")
     with _new_folder(folder) as part:
-        params = cast(Params, found.open(fit))
+        params = stored.params()
         if isinstance(family, SupportsExport):
             family.export(params, part, dtype)
         else:
             _write_arrays(params, part / "model.safetensors")
         library = "transformers" if isinstance(family, SupportsExport) else "selfloop"
         tags = f"---\nlibrary_name: {library}\ntags:\n- selfloop\n- synthetic-data\n---\n\n"
-        _write_card(part, tags, f"Model of {found.title()}", found.spec)
-        for file in part.iterdir():  # some libraries write for the owner only; what is exported is to be shared
+        _write_card(part, tags, f"Model of {stored.title()}", stored.spec)
+        for file in part.iterdir():  # some libraries create files that only their owner can read
             shutil.copymode(part / "README.md", file)
 
 
-def export_samples(found: Found, folder: Path, format_: str | None = None) -> None:
-    """Write the rows sampled from a model; by default images as PNG, molecules as SDF, texts as JSON lines, numbers as CSV."""
+def export_samples(stored: StoredGeneration, folder: Path, format_: str | None = None) -> None:
+    """Write the rows sampled from a model. Defaults: images as PNG, molecules as SDF, texts as JSON lines, numbers as CSV."""
     if format_ is not None and format_ not in FORMATS:
         raise SpecError(unknown_name("--format", format_, FORMATS))
     with _new_folder(folder) as part:
-        rows = found.open(sample, sample_curated)
-        if isinstance(found.spec.family, UsesEncoder):
-            rows = found.spec.family.encoder().decode(rows, cast(Params, found.open(fit)))
-        texts = {name for name, kind in found.spec.source.schema().items() if kind.dtype == "utf8"}
-        FORMATS[format_ or _usual(rows)](rows, part, texts)
-        _write_card(part, "", f"{count_rows(rows):,} rows sampled from the model of {found.title()}", found.spec)
+        rows, family = stored.samples(), stored.spec.family
+        if isinstance(family, UsesEncoder):
+            rows = family.encoder().decode(rows, stored.params())
+        text_columns = {name for name, column in stored.spec.source.schema().items() if column.dtype == "utf8"}
+        FORMATS[format_ or _default_format(rows)](rows, part, text_columns)
+        _write_card(part, "", f"{count_rows(rows):,} rows sampled from the model of {stored.title()}", stored.spec)
 
 
 def _write_card(folder: Path, head: str, title: str, spec: Spec) -> None:
@@ -123,9 +134,9 @@ def _write_card(folder: Path, head: str, title: str, spec: Spec) -> None:
 
 @contextmanager
 def _new_folder(folder: Path) -> Iterator[Path]:
-    """A folder to write into that becomes `folder` when all is written."""
+    """A temporary folder, whose files move to `folder` if everything was written."""
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise SpecError(f"--to {folder}: exists and is not empty. Name a new folder; nothing was written.")
+        raise SpecError(f"--output {folder}: exists and is not empty. Name a new folder; nothing was written.")
     part = folder.absolute().with_name(f".{folder.absolute().name}.part")
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
@@ -138,7 +149,7 @@ def _new_folder(folder: Path) -> Iterator[Path]:
         shutil.rmtree(part, ignore_errors=True)
 
 
-def _usual(rows: Columns) -> str:
+def _default_format(rows: Columns) -> str:
     if find_images(rows) is not None:
         return "png"
     if rows.keys() >= MOLECULE_COLUMNS:
@@ -146,37 +157,37 @@ def _usual(rows: Columns) -> str:
     return "jsonl" if any(isinstance(column, Ragged) for column in rows.values()) else "csv"
 
 
-def _write_parquet_file(rows: Columns, folder: Path, text_columns: Set[str]) -> None:
+def _write_parquet(rows: Columns, folder: Path, text_columns: Set[str]) -> None:
     try:
         write_parquet(rows, folder / "samples.parquet", text_columns)
     except ImportError:
         raise missing_extra("--format parquet", "pyarrow") from None
 
 
-def _write_png_files(rows: Columns, folder: Path, text_columns: Set[str]) -> None:
+def _write_png(rows: Columns, folder: Path, text_columns: Set[str]) -> None:
     images = find_images(rows)
     if images is None:
         raise SpecError(f"--format png: the rows are not images. Choose another of {', '.join(FORMATS)}.")
     write_pngs(images, folder)
 
 
-def _write_sdf_file(rows: Columns, folder: Path, text_columns: Set[str]) -> None:
+def _write_sdf(rows: Columns, folder: Path, text_columns: Set[str]) -> None:
     if not rows.keys() >= MOLECULE_COLUMNS:
         raise SpecError(f"--format sdf: the rows are not molecules. Choose another of {', '.join(FORMATS)}.")
     require_rdkit("--format sdf")
     write_sdf(rows, folder / "samples.sdf")
 
 
-def _write_arrays(columns: Columns, file: Path) -> None:
-    with file.open("wb") as opened:
-        opened.writelines(to_safetensors(columns))
+def _write_arrays(columns: Columns, path: Path) -> None:
+    with path.open("wb") as file:
+        file.writelines(to_safetensors(columns))
 
 
 FORMATS: dict[str, Callable[[Columns, Path, Set[str]], None]] = {
     "jsonl": lambda rows, folder, text_columns: write_jsonl(rows, folder / "samples.jsonl", text_columns),
     "csv": lambda rows, folder, text_columns: write_csv(rows, folder / "samples.csv", text_columns),
-    "parquet": _write_parquet_file,
-    "png": _write_png_files,
-    "sdf": _write_sdf_file,
-    "safetensors": lambda rows, folder, _: _write_arrays(rows, folder / "samples.safetensors"),
+    "parquet": _write_parquet,
+    "png": _write_png,
+    "sdf": _write_sdf,
+    "safetensors": lambda rows, folder, text_columns: _write_arrays(rows, folder / "samples.safetensors"),
 }

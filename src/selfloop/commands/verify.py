@@ -1,120 +1,136 @@
-"""Looking after a store: what a spec has in it, whether that is right, and throwing away the rest."""
+"""Recomputes stored records and compares them, within a tolerance if another backend made the record."""
 
 from __future__ import annotations
 
-import shutil
+import math
 import time
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-from selfloop.engine.run import Task, plan_tasks, run_task, runs_as_ensemble
+import numpy as np
+
+from selfloop.commands.plan import describe_mixed_backends
+from selfloop.engine import steps
+from selfloop.engine.tasks import plan_tasks, run_task
 from selfloop.errors import SpecError
 from selfloop.rng import RandomStream
-from selfloop.spec.spec import Coordinates, Spec
-from selfloop.store.store import Call, NotStoredError, Store
+from selfloop.spec.spec import Spec
+from selfloop.store.identity import ObjectRef, step_name
+from selfloop.store.store import NotStoredError, StepCall, Store
+from selfloop.types import Array, Columns, Ragged
+
+# Between backends: of the largest absolute value of an array, and of a single value. Rounding of float32 that many training
+# steps amplify stays below it, a wrong batch or seed does not.
+TOLERANCE = 1e-3
+SAMPLING_STEPS = (steps.sample, steps.sample_curated)  # a rounding difference can change a sampled token, and all after it
 
 
-@dataclass(frozen=True, slots=True)
-class Planned:
-    """What one policy of one point still asks for."""
+@dataclass(slots=True)
+class Verification:
+    """Comparison of stored records with recomputed ones."""
 
-    coordinates: Coordinates
-    policy: str
-    chains: int
-    generations: int  # over all chains
-    stored: int  # of these, generations that are complete in the store
-    seconds: float | None  # estimated for the rest from what is stored; None when nothing is
-
-
-def plan(spec: Spec, path: Path) -> list[Planned]:
-    """What would run, and what of it is stored already. Nothing is computed or written."""
-    found: dict[tuple[Coordinates, str], list[tuple[int, int, float]]] = {}
-    for task in plan_tasks(spec, path)[-1]:
-        for position in task.policies:
-            store = Store(path, looking=True)
-            one = Task(task.coordinates, task.spec, (position,), task.seeds, task.generations, path, task.threads)
-            count = len(task.seeds) if runs_as_ensemble(task.spec) else 1
-            complete, _ = _look(one, store)
-            label = task.spec.policy_labels()[position]
-            found.setdefault((task.coordinates, label), []).append((count, count * complete, store.usage.saved))
-    generations = {coordinates: point.generations for coordinates, point in spec.points()}
-    planned = []
-    for (coordinates, label), chains in found.items():
-        total = sum(count for count, _, _ in chains) * generations[coordinates]
-        stored = sum(done for _, done, _ in chains)
-        spent = sum(seconds for _, _, seconds in chains)
-        rest = spent / stored * (total - stored) if stored else None
-        planned.append(Planned(coordinates, label, sum(count for count, _, _ in chains), total, stored, rest))
-    return planned
+    records: int  # of the spec in the store
+    checked: int = 0
+    close: int = 0  # made by another backend, and equal within the tolerance
+    wrong: list[str] = field(default_factory=list)  # one sentence per record that differs
+    not_compared: list[str] = field(default_factory=list)  # one sentence per record that cannot be compared
+    mixed_backends: list[str] = field(default_factory=list)  # one sentence per purpose with more than one backend
 
 
-def _look(task: Task, store: Store) -> tuple[int, bool]:
-    """Generations of a task that are in the store, and whether that is all there is to it."""
-    done = 0
-    try:
-        for part in run_task(task, store):
-            done += part.generations
-            store.usage.add(part.usage)
-    except NotStoredError:
-        return done, False
-    return task.generations, True  # all of it, or up to where the chain ended
-
-
-@dataclass(frozen=True, slots=True)
-class Audit:
-    """What recomputing a sample of records found."""
-
-    records: int  # in the store for this spec
-    checked: int
-    wrong: tuple[str, ...]  # a sentence per record that does not say what recomputing gives
-
-
-def verify(spec: Spec, path: Path, sample: int) -> Audit:
-    """Recompute a random sample of a spec's records and compare; SpecError when there are none."""
+def verify(spec: Spec, path: Path, records: int, progress: Callable[[int, int], None] | None = None) -> Verification:
+    """Recompute randomly chosen records of a spec and compare. Raises SpecError if the store has no record of the spec."""
     calls = stored_calls([spec], path)
-    if not calls:  # nor is a store made where there is none
-        raise SpecError(f"verify: store {path} has nothing of this spec as it is set. Run it first.")
+    if not calls:
+        raise SpecError(f"verify: store {path} has no record of this spec. Run the spec first.")
+    store, keys = Store(path), sorted(calls)  # created after the check: no folder appears without records
     rng = RandomStream(("verify", time.time_ns())).generator()
-    keys = sorted(calls)
-    picks = [keys[i] for i in sorted(rng.choice(len(keys), min(sample, len(keys)), replace=False))]
-    store = Store(path)
-    wrong = []
-    for key in picks:
-        call = calls[key]
-        recorded, fresh = store.recorded(call), store.recompute(call)
-        if recorded != fresh:
-            wrong.append(f"{call.function.__name__} {key}: the record says {recorded}, recomputing gives {fresh}.")
-    return Audit(len(calls), len(picks), tuple(wrong))
+    picks = sorted(rng.choice(len(keys), min(records, len(keys)), replace=False))
+    verification = Verification(len(calls))
+    for i in picks:
+        _verify_record(store, calls[keys[i]], verification)
+        if progress:
+            progress(verification.checked, len(picks))
+    backends = {item for call in calls.values() for item in store.provenance_of(call)["backend"].items()}
+    verification.mixed_backends = describe_mixed_backends(backends)
+    return verification
 
 
-def stored_calls(specs: Iterable[Spec], path: Path) -> dict[str, Call]:
-    """Every record that running these specs would read, by key."""
-    calls: dict[str, Call] = {}
+def _verify_record(store: Store, call: StepCall, verification: Verification) -> None:
+    recorded, provenance = store.lookup(call), store.provenance_of(call)
+    fresh, value, backend = store.recompute(call, provenance["threads"])
+    verification.checked += 1
+    if recorded == fresh:
+        return
+    name, stored_backend = f"{step_name(call.step)} {call.key}", provenance["backend"]
+    if recorded is None or stored_backend == backend:
+        verification.wrong.append(f"{name}: the record has {recorded}; recomputing gives {fresh}.")
+        return
+    backends = f"made by {_describe_backend(stored_backend)}, recomputed by {_describe_backend(backend)}"
+    if call.step in SAMPLING_STEPS and "object" in recorded and "object" in fresh:
+        verification.not_compared.append(f"{name}: {backends}. Sampled rows of two backends cannot be compared.")
+    elif _is_close(store, recorded, fresh, value):
+        verification.close += 1
+    else:
+        verification.wrong.append(f"{name}: {backends}; they differ by more than {TOLERANCE:g} of the largest value.")
+
+
+def _describe_backend(backend: Mapping[str, str]) -> str:
+    return ", ".join(backend.values()) or "an unknown backend"
+
+
+def _is_close(store: Store, recorded: Mapping[str, Any], fresh: Mapping[str, Any], value: Any) -> bool:
+    """True if a recorded result equals a recomputed one within the tolerance."""
+    if "object" in recorded and "object" in fresh:
+        stored, computed = (_arrays(columns) for columns in (store.open(ObjectRef(recorded["object"])), value))
+        return stored.keys() == computed.keys() and all(_arrays_are_close(stored[name], computed[name]) for name in stored)
+    if "value" in recorded and "value" in fresh:
+        return _values_are_close(recorded["value"], fresh["value"])
+    return False  # different statuses, or a status and a result
+
+
+def _arrays(columns: Columns) -> dict[str, Array]:
+    """The columns as plain arrays; a ragged column is two arrays."""
+    arrays = dict[str, Array]()
+    for name, column in columns.items():
+        arrays |= (
+            {f"{name}/values": column.values, f"{name}/offsets": column.offsets}
+            if isinstance(column, Ragged)
+            else {name: np.asarray(column)}
+        )
+    return arrays
+
+
+def _arrays_are_close(stored: Array, computed: Array) -> bool:
+    if stored.dtype != computed.dtype or stored.shape != computed.shape:
+        return False
+    if stored.dtype.kind != "f":
+        return np.array_equal(stored, computed)
+    a, b = stored.astype(np.float64), computed.astype(np.float64)
+    largest = float(np.max(np.abs(a), where=np.isfinite(a), initial=0.0))
+    return np.allclose(a, b, rtol=0, atol=TOLERANCE * largest, equal_nan=True)
+
+
+def _values_are_close(stored: Any, computed: Any) -> bool:
+    if isinstance(stored, dict) and isinstance(computed, dict):
+        return stored.keys() == computed.keys() and all(_values_are_close(stored[name], computed[name]) for name in stored)
+    if isinstance(stored, float) and isinstance(computed, float):
+        return math.isclose(stored, computed, rel_tol=TOLERANCE)
+    return bool(stored == computed)
+
+
+def stored_calls(specs: Iterable[Spec], path: Path) -> dict[str, StepCall]:
+    """Every call of a stored step that these specs make and the store has a record of, by key."""
+    calls: dict[str, StepCall] = {}
     for spec in specs:
         for phase in plan_tasks(spec, path):
             for task in phase:
-                store = Store(path, looking=True, remembering=True)
-                _look(task, store)
-                calls.update({call.key: call for call in store.calls if store.recorded(call) is not None})
+                store, missing = Store(path, read_only=True, record_calls=True), ""
+                try:
+                    for _ in run_task(task, store):
+                        pass
+                except NotStoredError as problem:
+                    missing = str(problem)
+                calls.update({call.key: call for call in store.calls if call.key != missing})
     return calls
-
-
-def collect_garbage(path: Path, keep: Iterable[Spec]) -> tuple[int, int]:
-    """Delete unfinished files, objects without a record, and (given specs to keep) all records they do not use.
-
-    Returns how many files and bytes went.
-    """
-    specs = list(keep)
-    store = Store(path)
-    wanted = set(stored_calls(specs, path)) if specs else None
-    records = [record for record in (path / "records").rglob("*.json") if wanted is None or record.stem in wanted]
-    objects = {name for record in records if (name := store.object_of(record))}
-    kept = set(records) | {store.path / "objects" / name[:2] / f"{name}.safetensors" for name in objects}
-    files = size = 0
-    for file in [*(path / "records").rglob("*"), *(path / "objects").rglob("*"), *(path / "scratch").rglob("*")]:
-        if file.is_file() and file not in kept:
-            files, size = files + 1, size + file.stat().st_size
-            file.unlink()
-    shutil.rmtree(path / "scratch", ignore_errors=True)
-    return files, size

@@ -1,0 +1,70 @@
+"""Differences between policies or specs, seed by seed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from selfloop.errors import SpecError, unknown_name
+from selfloop.plugins import component_names
+from selfloop.result import Result
+from selfloop.spec.spec import Spec
+from selfloop.stats.intervals import Interval, paired_difference
+from selfloop.types import Floats
+
+
+@dataclass(frozen=True, slots=True)
+class ComparedCurve:
+    """One metric of one policy of one spec."""
+
+    label: str
+    curve: Floats  # (seeds, generations)
+    draws: tuple[object, ...]  # two curves with equal draws have the same random numbers
+
+
+@dataclass(frozen=True, slots=True)
+class CurveDifference:
+    """The first curve minus the second, generation by generation."""
+
+    first: str
+    second: str
+    paired: bool  # True if both have the same random numbers
+    intervals: list[Interval]
+
+
+def choose_metric(specs: Mapping[str, Spec], metric: str | None) -> str:
+    """The metric to compare: the given one, else the first that all specs measure. SpecError if there is none."""
+    common = set.intersection(*({m.name for m in spec.metrics} for spec in specs.values()))
+    if metric is None:
+        metric = next((m.name for m in next(iter(specs.values())).metrics if m.name in common), None)
+    if metric is None:
+        raise SpecError("compare: the specs have no metric in common. Give all of them one, for example metrics = ['nll'].")
+    if metric in component_names("metric") and metric not in common:
+        raise SpecError(f"--metric {metric}: not every spec measures it. Choose one of {', '.join(sorted(common)) or 'none'}.")
+    return metric
+
+
+def compare_curves(results: Mapping[str, Result], metric: str) -> list[CurveDifference]:
+    """Differences between all pairs of curves with equal seeds and generations. SpecError without such a pair."""
+    curves = [
+        curve for name, result in results.items() for curve in _curves(f"{name}: " if len(results) > 1 else "", result, metric)
+    ]
+    differences = [
+        CurveDifference(a.label, b.label, a.draws == b.draws, paired_difference(a.curve, b.curve))
+        for i, a in enumerate(curves)
+        for b in curves[i + 1 :]
+        if a.curve.shape == b.curve.shape
+    ]
+    if not differences:
+        raise SpecError("compare: no two curves to compare. Give two policies, or two specs with equal seeds and generations.")
+    return differences
+
+
+def _curves(prefix: str, result: Result, metric: str) -> Iterator[ComparedCurve]:
+    for point in result.points:
+        measured = result.curves(point.coordinates)
+        suffix = "".join(f" {key}={value}" for key, value in point.coordinates)
+        for label, world in zip(point.spec.policy_labels(), point.worlds, strict=True):
+            if metric not in measured[label]:
+                raise SpecError(unknown_name("--metric", metric, measured[label]))
+            yield ComparedCurve(f"{prefix}{label}{suffix}", measured[label][metric], (point.spec.seeds, world))

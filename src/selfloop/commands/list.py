@@ -1,0 +1,68 @@
+"""Names, summaries and settings of components and presets, for `selfloop list`."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+from collections.abc import Iterator
+from dataclasses import MISSING
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from selfloop.component import Family
+from selfloop.errors import SpecError, unknown_name
+from selfloop.plugins import BUILT_IN, component_class, component_names, presets
+from selfloop.settings import SettingInfo, describe_fields
+from selfloop.spec.write import is_settings_table, toml_value
+
+KINDS = (*BUILT_IN, "preset")
+PLURALS = {"policies": "policy", "families": "family", "criteria": "criterion"}
+
+
+def summaries(kind: str | None) -> dict[str, dict[str, str]]:
+    """Kind -> name -> first line of the documentation, of one kind or of all kinds. SpecError for an unknown kind."""
+    singular = PLURALS.get(kind or "", (kind or "").removesuffix("s"))
+    if kind and singular not in KINDS:
+        raise SpecError(unknown_name("list", kind, KINDS))
+    kinds = (singular,) if kind else KINDS
+    return {each: _preset_summaries() if each == "preset" else _component_summaries(each) for each in kinds}
+
+
+def component_settings(kind: str, name: str) -> tuple[str, list[SettingInfo]]:
+    """Documentation of a component, and its settings. Their defaults are TOML text."""
+    if kind not in BUILT_IN:
+        raise SpecError(unknown_name("list", kind, KINDS))
+    cls = component_class(kind, name, kind)
+    settings = list(_flat_settings(cls, ""))
+    if issubclass(cls, Family):
+        settings += _flat_settings(cls.sampler_class, "sampler.")
+    return inspect.getdoc(cls) or "", settings
+
+
+def _flat_settings(cls: type[Any], prefix: str, defaults: Any = None) -> Iterator[SettingInfo]:
+    """The settings of a class, including the settings of its nested tables."""
+    for setting in describe_fields(cls, defaults):
+        if is_settings_table(setting.default):
+            yield from _flat_settings(type(setting.default), f"{prefix}{setting.name}.", setting.default)
+        else:
+            default = "required" if setting.default is MISSING else toml_value(setting.default)
+            yield setting._replace(name=prefix + setting.name, default=default)
+
+
+def _preset_summaries() -> dict[str, str]:
+    return {name: entry.read_text(encoding="utf-8").split("\n")[0].lstrip("# ") for name, entry in sorted(presets().items())}
+
+
+def _component_summaries(kind: str) -> dict[str, str]:
+    """First docstring line of every component, from source files: importing every component would load torch and RDKit."""
+    lines, classes = {}, dict[str, dict[str, ast.ClassDef]]()
+    for name, target in component_names(kind).items():
+        module, _, attribute = target.partition(":")
+        if module not in classes:
+            spec = find_spec(module)
+            source = Path(spec.origin).read_text(encoding="utf-8") if spec and spec.origin else ""
+            classes[module] = {node.name: node for node in ast.parse(source).body if isinstance(node, ast.ClassDef)}
+        node = classes[module].get(attribute)
+        lines[name] = (ast.get_docstring(node) or "").split("\n")[0] if node else "(not installed)"
+    return lines
