@@ -185,7 +185,7 @@ def ours(rows, steps):
 
 def sampled(rows, steps):
     """New conformers for the rows, at so many of the 5000 noise levels: of 100, two in five have global vectors."""
-    family = GeoDiff(levels=steps, beta_end=5000 * 2e-3 / steps)
+    family = GeoDiff(noise_levels=steps, beta_end=5000 * 2e-3 / steps)
     given = {name: column for name, column in rows.items() if name != "position"}
     with torch.no_grad():
         params = {name: tensor.numpy() for name, tensor in family._network().state_dict().items()}

@@ -21,9 +21,9 @@ GEMM = 1024  # side of the matrices whose product is the machine's peak
 
 def family(steps=STEPS):
     from selfloop.families.image_diffusion.family import ImageDiffusion
-    from selfloop.families.nn.settings import Training
+    from selfloop.families.nn.settings import TrainingSettings
 
-    return ImageDiffusion(schedule="linear", training=Training(steps=steps, batch=64))
+    return ImageDiffusion(noise_schedule="linear", training=TrainingSettings(steps=steps, batch_size=64))
 
 
 def ours(rows, steps=STEPS):

@@ -73,7 +73,7 @@ def measure(path: Path) -> dict[str, Any]:
     count = source.n_rows()
     looked = time.perf_counter() - started
     with Peak() as peak:
-        corpus = store.open(store.step(steps.read_rows, source, ctx))
+        corpus = store.open(store.call(steps.read_rows, source, ctx))
     data, order = TrainingRows(((corpus, None, 1.0),)), np.random.default_rng(0).permutation(count_rows(corpus))
     some, gather_rows, decoded = order[:DECODED], [], []
     for _ in range(3):  # interleaved

@@ -38,13 +38,13 @@ def images(side, depth):
 
 def ours(name, steps, threads):
     from selfloop.component import Context
-    from selfloop.families.nn.settings import Training
+    from selfloop.families.nn.settings import TrainingSettings
     from selfloop.families.vae.family import Vae
     from selfloop.rng import RandomStream
     from selfloop.types import TrainingRows
 
     side, depth, _, settings = NETWORKS[name]
-    vae = Vae(**settings, training=Training(steps=steps, batch=BATCH, learning_rate=3e-3))
+    vae = Vae(**settings, training=TrainingSettings(steps=steps, batch_size=BATCH, learning_rate=3e-3))
     vae.fit(
         TrainingRows((({"image": images(side, depth)}, None, 1.0),)), Context(RandomStream(("fit",)), threads=threads), None
     )

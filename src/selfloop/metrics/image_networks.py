@@ -1,4 +1,4 @@
-"""Networks whose numbers stand for images: a small classifier trained on the real ones, a given program, Inception."""
+"""Networks that return features of images: a small classifier trained on real images, an exported program, Inception."""
 
 from __future__ import annotations
 
@@ -20,110 +20,127 @@ from torch.nn import functional
 from selfloop.component import Context
 from selfloop.errors import SpecError, missing_extra
 from selfloop.families.nn import trainer
+from selfloop.families.nn.image_tensors import height_width_depth, scale_pixels, to_tensor
 from selfloop.families.nn.settings import TrainingSettings
-from selfloop.families.vae.network import as_tensor, height_width_depth, scale
 from selfloop.types import Array, Params
 
-BLOCK = 256  # rows that go through a network at once: a partial block is filled up, so that equal rows get equal numbers
-CHANNELS = (16, 32, 64, 64, 64, 64)  # of the convolutions: each halves the sides, as many as it takes until they are 7 or less
-BATCH = 64
-RATE = 5e-3
-LEAST_STEPS = 500  # few rows are seen more often
+CHUNK_ROWS = 256  # rows per pass through a network; a shorter chunk is padded, so that equal rows get equal features
+CHANNELS = (16, 32, 64, 64, 64, 64)  # of the convolutions, each of which halves the sides, until they are MAX_SIDE or less
+MAX_SIDE = 7  # pixels
+BATCH_SIZE = 64
+LEARNING_RATE = 5e-3
+MIN_STEPS = 500  # training steps of the classifier
+PATH_KEY = "metrics.features.path"
 
 UNREADABLE = (RuntimeError, ValueError, KeyError, OSError, EOFError, pickle.UnpicklingError)
 
-Singles = npt.NDArray[np.float32]
-Network = Callable[[Tensor], tuple[Tensor, Tensor]]  # features and outputs of uint8 images (rows, depth, height, width)
+Float32s = npt.NDArray[np.float32]
+FeatureNetwork = Callable[[Tensor], tuple[Tensor, Tensor]]  # features and logits of uint8 images (rows, depth, height, width)
 
 
-def train(images: Array, targets: Params, dimensions: int, epochs: int, ctx: Context) -> dict[str, Array]:
+def train_classifier(images: Array, targets: Params, dimensions: int, epochs: int, ctx: Context) -> dict[str, Array]:
     """The arrays of a classifier of uint8 images (rows, height, width[, depth]).
 
-    `targets` are "class", a number from 0 for each row, and "attributes", 0 or 1 (rows, k); with none it learns by how many
-    quarter turns each image was rotated (half turns where images are not square).
+    `targets` are "class", a number from 0 for each row, and "attributes", 0 or 1 (rows, k). Without targets, the classifier
+    learns by how many quarter turns an image was rotated (half turns if images are not square).
     """
-    rows, device = as_tensor(images).to(trainer.device()), trainer.device()
-    known = {name: torch.from_numpy(np.asarray(target, np.int64)).to(device) for name, target in targets.items()}
-    turns = (0, 1, 2, 3) if rows.shape[2] == rows.shape[3] else (0, 2)
-    classes = int(known["class"].max()) + 1 if "class" in known else 0
-    outputs = classes + (known["attributes"].shape[1] if "attributes" in known else 0)
+    rows, device = to_tensor(images).to(trainer.device()), trainer.device()
+    target = {name: torch.from_numpy(np.asarray(values, np.int64)).to(device) for name, values in targets.items()}
+    rotations = (0, 1, 2, 3) if rows.shape[2] == rows.shape[3] else (0, 2)
+    n_classes = int(target["class"].max()) + 1 if "class" in target else 0
+    n_outputs = n_classes + (target["attributes"].shape[1] if "attributes" in target else 0)
     with trainer.seed_torch(ctx.stream.child("init")):
-        model = _classifier(tuple(rows.shape[1:]), dimensions, outputs or len(turns))
+        network = _classifier(tuple(rows.shape[1:]), dimensions, n_outputs or len(rotations))
 
     def loss(indices: Tensor) -> Tensor:
-        if not outputs:
-            turned, turn = _rotated(scale(rows[indices]), turns)
-            return functional.cross_entropy(model(turned), turn, reduction="none")
-        logits, total = model(scale(rows[indices])), torch.zeros(len(indices), device=device)
-        if classes:
-            total = total + functional.cross_entropy(logits[:, :classes], known["class"][indices], reduction="none")
-        if outputs > classes:
-            wanted = known["attributes"][indices].float()
-            total = total + functional.binary_cross_entropy_with_logits(logits[:, classes:], wanted, reduction="none").sum(1)
+        if not n_outputs:
+            rotated, rotation = _rotate(scale_pixels(rows[indices]), rotations)
+            return functional.cross_entropy(network(rotated), rotation, reduction="none")
+        logits, total = network(scale_pixels(rows[indices])), torch.zeros(len(indices), device=device)
+        if n_classes:
+            total = total + functional.cross_entropy(logits[:, :n_classes], target["class"][indices], reduction="none")
+        if n_outputs > n_classes:
+            flags = target["attributes"][indices].float()
+            total = total + functional.binary_cross_entropy_with_logits(logits[:, n_classes:], flags, reduction="none").sum(1)
         return total
 
-    steps = max(TrainingSettings(epochs=epochs, batch_size=BATCH).count_steps(len(rows)), LEAST_STEPS)
-    settings = TrainingSettings(steps=steps, batch_size=BATCH, learning_rate=RATE, weight_decay=0.01, warmup=0.05)
-    arrays = trainer.fit(trainer.TrainingProblem(model, loss, np.ones(len(rows))), settings, ctx, None)
-    return arrays | {"outputs": np.array(outputs or len(turns))}
+    steps = max(TrainingSettings(epochs=epochs, batch_size=BATCH_SIZE).count_steps(len(rows)), MIN_STEPS)
+    settings = TrainingSettings(
+        steps=steps, batch_size=BATCH_SIZE, learning_rate=LEARNING_RATE, weight_decay=0.01, warmup=0.05
+    )
+    arrays = trainer.fit(trainer.TrainingProblem(network, loss, np.ones(len(rows))), settings, ctx, None)
+    return arrays | {"outputs": np.array(n_outputs or len(rotations))}
 
 
-def trained(shape: tuple[int, ...], dimensions: int, prepared: Params, ctx: Context) -> Network:
-    """The classifier that `train` gave, for images (height, width[, depth])."""
+def open_classifier(shape: tuple[int, ...], dimensions: int, prepared: Params, ctx: Context) -> FeatureNetwork:
+    """A classifier with the arrays of `train_classifier`, for images (height, width[, depth])."""
     height, width, depth = height_width_depth(shape)
-    outputs = int(prepared["outputs"])
-    model = trainer.load_network(lambda: _classifier((depth, height, width), dimensions, outputs), prepared, ctx)
+    n_outputs = int(prepared["outputs"])
+    model = trainer.load_network(
+        lambda: _classifier((depth, height, width), dimensions, n_outputs), prepared, ctx, "measuring"
+    )
 
     def network(images: Tensor) -> tuple[Tensor, Tensor]:
-        features = model[:-2](scale(images))
+        features = model[:-2](scale_pixels(images))
         return features, model[-2:](features)
 
     return network
 
 
-def given(path: Path) -> Network:
-    """A program of `torch.export`; SpecError when it cannot be opened or takes other images."""
-    where = "metrics.features.path"
+def open_program(path: Path) -> FeatureNetwork:
+    """A program of `torch.export`; SpecError if it cannot be opened or does not accept the images."""
     if not zipfile.is_zipfile(path):
-        raise SpecError(f"{where}: {path} is no program of torch.export. Write one with torch.export.save(program, 'x.pt2').")
+        raise SpecError(
+            f"{PATH_KEY}: got {path}; expected a program of torch.export. Write it with torch.export.save(program, 'x.pt2')."
+        )
     try:
-        with _only_tensors():
+        with _load_tensors_only():
             program = torch.export.load(path).module().to(trainer.device())
     except UNREADABLE as problem:
-        raise SpecError(f"{where}: {path} cannot be opened ({_first_line(problem)}). Save it with this torch.") from problem
+        raise SpecError(
+            f"{PATH_KEY}: {path} cannot be opened ({_first_line(problem)}). Save it with the installed version of torch."
+        ) from problem
 
     def network(images: Tensor) -> tuple[Tensor, Tensor]:
         try:
-            features = program(scale(images))
+            features = program(scale_pixels(images))
         except (RuntimeError, AssertionError) as problem:
-            taken = f"float32{list(images.shape)}"
-            raise SpecError(f"{where}: {path} does not take images {taken} ({_first_line(problem)}).") from problem
+            shape = f"float32{list(images.shape)}"
+            raise SpecError(
+                f"{PATH_KEY}: {path} does not accept images {shape} ({_first_line(problem)}). Export it for this shape."
+            ) from problem
         if not isinstance(features, Tensor) or features.ndim != 2 or len(features) != len(images):
-            raise SpecError(f"{where}: {path} does not return ({len(images)}, features) numbers for {len(images)} images.")
+            raise SpecError(
+                f"{PATH_KEY}: {path} does not return an array ({len(images)}, features) for {len(images)} images. "
+                "Export a network that does."
+            )
         return features, features[:, :0]
 
     return network
 
 
-def inception(path: Path) -> Network:
-    """Inception as the Frechet inception distance uses it (Heusel et al. 2017, 1706.08500): 2,048 numbers of an image."""
+def open_inception(path: Path) -> FeatureNetwork:
+    """Inception as in the Frechet inception distance (Heusel et al. 2017, 1706.08500), with 2,048 features per image."""
     try:
         from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
     except ModuleNotFoundError as problem:
         raise missing_extra("metrics.features: kind 'inception'", problem.name or "torch_fidelity") from None
     try:
-        with _only_tensors():
+        with _load_tensors_only():
             model = FeatureExtractorInceptionV3("inception-v3-compat", ["2048"], feature_extractor_weights_path=str(path))
     except UNREADABLE as problem:
         raise SpecError(
-            f"metrics.features.path: {path} does not hold the weights of Inception as torch-fidelity reads them "
-            f"({_first_line(problem)}). They are its release file weights-inception-2015-12-05-6726825d.pth."
+            f"{PATH_KEY}: {path} does not hold the weights of Inception in torch-fidelity's format ({_first_line(problem)}). "
+            "Use its release file weights-inception-2015-12-05-6726825d.pth."
         ) from problem
     model.to(trainer.device()).eval()
 
     def network(images: Tensor) -> tuple[Tensor, Tensor]:
         if images.shape[1] not in (1, 3):
-            raise SpecError(f"metrics.features.kind: 'inception' looks at 1 or 3 channels; the images have {images.shape[1]}.")
+            raise SpecError(
+                f"metrics.features.kind: got 'inception' for images of {images.shape[1]} channels; it accepts 1 or 3. "
+                "Choose another kind."
+            )
         features = cast(Tensor, model(images.expand(-1, 3, -1, -1))[0])
         return features, features[:, :0]
 
@@ -131,8 +148,8 @@ def inception(path: Path) -> Network:
 
 
 @contextmanager
-def _only_tensors() -> Iterator[None]:
-    """torch reads nothing but numbers inside, whatever a library asks for: what else is pickled can run any program."""
+def _load_tensors_only() -> Iterator[None]:
+    """Inside, torch unpickles tensors only, even if a library asks for more: unpickling other objects can run any code."""
     name = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
     before = os.environ.get(name)
     os.environ[name] = "1"
@@ -143,39 +160,40 @@ def _only_tensors() -> Iterator[None]:
         os.environ.update({} if before is None else {name: before})
 
 
-def run(network: Network, images: Array, threads: int) -> tuple[Singles, Singles]:
-    """Features and outputs of uint8 images (rows, height, width[, depth]), float32."""
-    torch.set_num_threads(threads)
-    parts = []
+def run_network(network: FeatureNetwork, images: Array, ctx: Context) -> tuple[Float32s, Float32s]:
+    """Features and logits of uint8 images (rows, height, width[, depth]), float32."""
+    torch.set_num_threads(ctx.threads)
+    ctx.backends["measuring"] = f"torch {trainer.device().type} float32"
+    outputs = []
     with torch.inference_mode():
-        for first in range(0, len(images), BLOCK):
-            block = images[first : first + BLOCK]
-            filled = np.concatenate([block, np.zeros((BLOCK - len(block), *block.shape[1:]), np.uint8)])
-            outputs = network(as_tensor(filled).to(trainer.device()))
-            parts.append([each[: len(block)].float().cpu().numpy() for each in outputs])
-    features, logits = (np.concatenate(side) for side in zip(*parts, strict=True))
+        for first in range(0, len(images), CHUNK_ROWS):
+            chunk = images[first : first + CHUNK_ROWS]
+            padded = np.concatenate([chunk, np.zeros((CHUNK_ROWS - len(chunk), *chunk.shape[1:]), np.uint8)])
+            pair = network(to_tensor(padded).to(trainer.device()))
+            outputs.append([tensor[: len(chunk)].float().cpu().numpy() for tensor in pair])
+    features, logits = (np.concatenate(arrays) for arrays in zip(*outputs, strict=True))
     return features, logits
 
 
-def _classifier(shape: tuple[int, ...], dimensions: int, outputs: int) -> nn.Sequential:
-    """Strided convolutions, `dimensions` features, and after the last nonlinearity the outputs."""
+def _classifier(shape: tuple[int, ...], dimensions: int, n_outputs: int) -> nn.Sequential:
+    """Strided convolutions, `dimensions` features, a nonlinearity and the outputs."""
     depth, height, width = shape
-    count = 1
-    while max(height, width) > 7 * 2**count and count < len(CHANNELS):
-        count += 1
+    n_convolutions = 1
+    while max(height, width) > MAX_SIDE * 2**n_convolutions and n_convolutions < len(CHANNELS):
+        n_convolutions += 1
     layers: list[nn.Module] = []
-    for a, b in pairwise((depth, *CHANNELS[:count])):
+    for a, b in pairwise((depth, *CHANNELS[:n_convolutions])):
         layers += [nn.Conv2d(a, b, 5, stride=2, padding=2), nn.ReLU()]
         height, width = (height + 1) // 2, (width + 1) // 2
-    flat = CHANNELS[count - 1] * height * width
-    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(flat, dimensions), nn.ReLU(), nn.Linear(dimensions, outputs))
+    flat = CHANNELS[n_convolutions - 1] * height * width
+    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(flat, dimensions), nn.ReLU(), nn.Linear(dimensions, n_outputs))
 
 
-def _rotated(images: Tensor, turns: tuple[int, ...]) -> tuple[Tensor, Tensor]:
-    """The images, each turned by one of `turns` quarter turns, in any order; and which one, as a class."""
-    turn = torch.randint(len(turns), (len(images),), device=images.device)
-    parts = [torch.rot90(images[turn == k], quarter, (2, 3)) for k, quarter in enumerate(turns)]
-    return torch.cat(parts), turn.sort().values
+def _rotate(images: Tensor, rotations: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+    """The images in another order, each rotated by one of `rotations` quarter turns, and the index of its rotation."""
+    rotation = torch.randint(len(rotations), (len(images),), device=images.device)
+    rotated = [torch.rot90(images[rotation == k], quarters, (2, 3)) for k, quarters in enumerate(rotations)]
+    return torch.cat(rotated), rotation.sort().values
 
 
 def _first_line(problem: Exception) -> str:

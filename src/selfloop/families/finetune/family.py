@@ -13,7 +13,7 @@ import numpy as np
 
 from selfloop.component import Context, Encoder, Family, Sampler
 from selfloop.errors import DataError, SpecError, missing_extra, resolve_local_or_hub
-from selfloop.families.nn.settings import Training
+from selfloop.families.nn.settings import TrainingSettings
 from selfloop.families.transformer.family import Transformer
 from selfloop.families.transformer.text_sampler import TextSampler
 from selfloop.families.transformer.tokenizer import BytePair
@@ -75,9 +75,9 @@ class Lora:
             raise SpecError(f"family.lora.alpha: got {self.alpha}; expected a number above 0.")
 
 
-def _as_published() -> Training:
+def _as_published() -> TrainingSettings:
     """Settings of Kazdan et al. 2025 for Gemma 2 on HelpSteer2."""
-    return Training(epochs=1, batch=128, learning_rate=8e-6, schedule="constant", warmup=0.05, clip=1.0)
+    return TrainingSettings(epochs=1, batch_size=128, learning_rate=8e-6, lr_schedule="constant", warmup=0.05, max_grad_norm=1.0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,7 +99,7 @@ class Finetune(Family):
     context: int = 512  # tokens of a document, its end token included
     long: Literal["drop", "cut"] = "drop"  # longer documents are left out, or their first tokens are used
     loss_after: str = ""  # only tokens behind this text's first occurrence count, such as "assistant:"; empty = all
-    training: Training = field(default_factory=_as_published)
+    training: TrainingSettings = field(default_factory=_as_published)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "base", resolve_local_or_hub("family.revision", self.base, self.revision))
@@ -127,11 +127,11 @@ class Finetune(Family):
 
         kept, long = self._documents(data)
         torch.set_num_threads(ctx.threads)
-        with trainer.seeded(ctx.stream.child("init")):
+        with trainer.seed_torch(ctx.stream.child("init")):
             model = hf_model.network(self, start)
         _check_positions("family.context", self.context, hf_model.positions_of(model.config))
         fitted = trainer.fit(hf_model.task_of(self, model, data, kept), self.training, ctx, None)
-        facts = {name: array for name, array in fitted.items() if name.startswith(trainer.FACTS)}
+        facts = {name: array for name, array in fitted.items() if name.startswith(trainer.FIT_INFO)}
         arrays = hf_model.arrays_of(model, adapters_only=self.lora is not None)
         return {**arrays, **facts, LONG: np.array(long, np.int64), **data.prepared}
 

@@ -101,7 +101,7 @@ def positions_of(config: Any) -> int | None:
     return limit if isinstance(limit, int) else None
 
 
-def task_of(family: Finetune, model: Any, data: TrainingRows, kept: Ints) -> trainer.Task:
+def task_of(family: Finetune, model: Any, data: TrainingRows, kept: Ints) -> trainer.TrainingProblem:
     """Training on the documents at `kept`; their losses average to the mean loss of a counted token, nats.
 
     Raises ChainEndedError("nothing_to_learn") when no document has the text after which loss is counted.
@@ -132,7 +132,7 @@ def task_of(family: Finetune, model: Any, data: TrainingRows, kept: Ints) -> tra
     model.to(trainer.device()).train()
     weights = data.weights()[kept]
     at_once = max(room(model.config, GPU_BYTES if trainer.device().type == "cuda" else BYTES) // family.context, 1)
-    return trainer.Task(trained, loss, weights / weights.mean(), at_once)
+    return trainer.TrainingProblem(trained, loss, weights / weights.mean(), at_once)
 
 
 def token_losses(model: Any, inputs: Ints, targets: Ints) -> Tensor:
@@ -243,7 +243,7 @@ def generate(
         for b, group in enumerate(np.split(alike, range(sampler.batch, len(alike), sampler.batch))):
             inputs = np.array(prompts[group].values, np.int64).reshape(len(group), length)
             inputs = torch.from_numpy(np.column_stack([np.full(len(group), start), inputs])).to(trainer.device())
-            with quiet(), torch.inference_mode(), trainer.seeded(ctx.stream.child("generate", length, b)):
+            with quiet(), torch.inference_mode(), trainer.seed_torch(ctx.stream.child("generate", length, b)):
                 asked = _settings(model, sampler, end, most - length)
                 made = model.generate(inputs, generation_config=asked, attention_mask=torch.ones_like(inputs))
             for i, row in zip(group, made[:, 1:].cpu().numpy(), strict=True):

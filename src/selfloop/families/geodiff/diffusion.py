@@ -1,4 +1,4 @@
-"""GeoDiff's noise, loss and steps of sampling (Xu et al. 2022, 2203.02923, as the published code has them)."""
+"""GeoDiff's noise, its loss and the vectors of atoms (Xu et al. 2022, 2203.02923, as in the published code)."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from selfloop.families.geodiff.graphs import Edges, Graphs, edges_within, extended_edges, lengths
-from selfloop.families.geodiff.network import Network
+from selfloop.families.geodiff.graphs import Edges, Graphs, cutoff_edges, extended_edges, pair_lengths
+from selfloop.families.geodiff.network import GeoDiffNetwork
 from selfloop.types import Floats
 
 
-def alphas(levels: int, first: float, last: float) -> Floats:
-    """alpha-bar at each level: betas rise from `first` to `last` along a sigmoid from -6 to 6."""
-    betas = (last - first) / (1 + np.exp(-np.linspace(-6, 6, levels))) + first
+def alphas(noise_levels: int, beta_start: float, beta_end: float) -> Floats:
+    """alpha-bar at each noise level: betas rise from `beta_start` to `beta_end` along a sigmoid from -6 to 6."""
+    betas = (beta_end - beta_start) / (1 + np.exp(-np.linspace(-6, 6, noise_levels))) + beta_start
     return np.asarray(np.cumprod(1 - betas), np.float64)
 
 
@@ -22,29 +22,29 @@ def sigmas(alphas: Floats) -> Floats:
     return np.asarray(np.sqrt((1 - alphas) / alphas), np.float64)
 
 
-def antithetic(rows: int, levels: int, device: torch.device) -> Tensor:
-    """A level for each row: uniform, and the second half are mirror images of the first."""
-    half = torch.randint(levels, (rows // 2 + 1,), device=device)
-    return torch.cat([half, levels - 1 - half])[:rows]
+def antithetic_levels(rows: int, noise_levels: int, device: torch.device) -> Tensor:
+    """A uniform noise level for each row; the second half mirrors the first half."""
+    half = torch.randint(noise_levels, (rows // 2 + 1,), device=device)
+    return torch.cat([half, noise_levels - 1 - half])[:rows]
 
 
-def to_atoms(graphs: Graphs, edges: Edges, along: Tensor) -> Tensor:
-    """A vector for each atom: numbers along the first pairs, each moving both of its atoms once per direction."""
-    k = len(along)
-    pairs, moved = edges.pairs[:, :k], (along * edges.hears[:, :k].sum(0))[:, None] * edges.unit[:k]
-    return moved.new_zeros(len(graphs.z), 3).index_add(0, pairs[0], moved).index_add(0, pairs[1], -moved)
+def atom_vectors(graphs: Graphs, edges: Edges, coefficients: Tensor) -> Tensor:
+    """A vector for each atom: coefficients along the first pairs, which move both atoms once per direction."""
+    k = len(coefficients)
+    pairs, moves = edges.pairs[:, :k], (coefficients * edges.receives[:, :k].sum(0))[:, None] * edges.unit[:k]
+    return moves.new_zeros(len(graphs.z), 3).index_add(0, pairs[0], moves).index_add(0, pairs[1], -moves)
 
 
-def losses(network: Network, graphs: Graphs, position: Tensor, noise: Tensor, sigma: Tensor) -> Tensor:
+def row_losses(network: GeoDiffNetwork, graphs: Graphs, position: Tensor, noise: Tensor, sigma: Tensor) -> Tensor:
     """Loss of each row, summed over its atoms: 2 |global error|^2 + 5 |local error|^2 of the vectors at noisy positions.
 
-    `sigma` is of each row. The target of an edge is (true length - noisy length) / sigma.
+    `sigma` has one value per row. The target of an edge is (true length - noisy length) / sigma.
     """
     noisy = position + sigma[graphs.row, None] * noise
-    local, around = extended_edges(graphs, noisy), edges_within(graphs, noisy, network.cutoff)
+    edge_sets = extended_edges(graphs, noisy), cutoff_edges(graphs, noisy, network.cutoff)
     error = position.new_zeros(len(position))
-    for numbers, edges, weight in zip(network(graphs, local, around), (local, around), (5, 2), strict=True):
-        pairs, length = edges.pairs[:, : len(numbers)], edges.length[: len(numbers)]
-        target = (lengths(position, pairs) - length) / sigma[graphs.row[pairs[0]]]
-        error = error + weight * to_atoms(graphs, edges, numbers - target).square().sum(1)
+    for coefficients, edges, weight in zip(network(graphs, *edge_sets), edge_sets, (5, 2), strict=True):
+        pairs, length = edges.pairs[:, : len(coefficients)], edges.length[: len(coefficients)]
+        target = (pair_lengths(position, pairs) - length) / sigma[graphs.row[pairs[0]]]
+        error = error + weight * atom_vectors(graphs, edges, coefficients - target).square().sum(1)
     return error.new_zeros(len(sigma)).index_add(0, graphs.row, error)

@@ -1,192 +1,173 @@
-"""GeoDiff: a diffusion model of the conformers of given molecular graphs (Xu et al. 2022, 2203.02923)."""
+"""GeoDiff: a diffusion model of the conformers of molecular graphs (Xu et al. 2022, 2203.02923)."""
 
 from __future__ import annotations
 
-import math
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, ClassVar, Literal, get_args
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 import numpy as np
+from annotated_types import Ge, Interval
 
 from selfloop.component import Context, Family, Sampler, Source
-from selfloop.errors import ChainEndedError, DataError, SpecError
-from selfloop.families.nn.settings import Training
+from selfloop.errors import ChainEndedError, SettingError, SpecError
+from selfloop.families.geodiff.sampler import GeoDiffSampler
+from selfloop.families.geodiff.schema import (
+    COLUMNS,
+    GRAPH_COLUMNS,
+    ROWS_PER_BLOCK,
+    MoleculeRows,
+    check_columns,
+    ragged_columns,
+    select_molecules,
+    split_blocks,
+)
+from selfloop.families.nn.settings import TrainingSettings
 from selfloop.rng import RandomStream
+from selfloop.settings import PositiveFloat
 from selfloop.types import Array, Columns, Floats, Ints, Params, Ragged, TrainingRows
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from selfloop.families.geodiff.network import Network
+    from selfloop.families.geodiff.network import GeoDiffNetwork
 
-BLOCK = 64  # rows that are sampled, or measured, together
-AT_ONCE = 2048  # features of a pair times rows that a processor trains on together: more leave what memory it keeps at hand
-RETRY_CLIP = 20.0  # longest local vector of an atom at a second attempt, as in the published code
-FORMS = {"z": "uint8", "edges": "uint16[2]", "edge_type": "uint8", "position": "float32[3]"}
-GRAPH = ("z", "edges", "edge_type")
-KINDS = 100  # rows of the network's tables of atomic numbers and of edge types
-Method = Literal["langevin", "ddim"]
-Rows = dict[str, Ragged]
+MICRO_BATCH_FEATURES = 2048  # CPU micro-batch size in rows x pair features. Larger micro-batches no longer fit in cache.
+RETRY_CLIP_LOCAL = 20.0  # longest local vector of an atom at a second attempt, as in the published code
 
 
-@dataclass(frozen=True, kw_only=True)
-class GeoDiffSampler(Sampler):
-    """Conformers from noise, one call of the network per noise level; the defaults are the published code's.
-
-    A row that is not finite in the end is sampled once more with shorter local vectors; its column `retried` says so.
-    """
-
-    name: ClassVar[str] = "geodiff"
-    method: Method = "langevin"
-    steps: int | None = (
-        None  # only so many noise levels, the highest ones, as in the published code: what is left is noisy; None = all
-    )
-    step: float = 1e-6  # of Langevin dynamics where sigma is 0.01 ångström; it grows with sigma squared
-    global_weight: float = 1.0  # of the global vectors; 0.3 is slightly better on QM9
-    global_below: float = 0.5  # sigma in ångström: above it there are no global vectors
-    clip: float = 1000.0  # longest global vector of an atom
-    eta: float = 1.0  # share of fresh noise in a `ddim` step
-
-    def __post_init__(self) -> None:
-        if self.method not in get_args(Method):
-            raise SpecError(f"family.sampler.method: got {self.method!r}; expected one of {', '.join(get_args(Method))}.")
-        if self.steps is not None and self.steps < 1:
-            raise SpecError(f"family.sampler.steps: got {self.steps}; expected 1 or more.")
-        for name in ("step", "clip"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise SpecError(f"family.sampler.{name}: got {getattr(self, name)}; expected a number above 0.")
-        for name in ("global_weight", "global_below"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise SpecError(f"family.sampler.{name}: got {getattr(self, name)}; expected 0 or more.")
-        if not 0 <= self.eta <= 1:
-            raise SpecError(f"family.sampler.eta: got {self.eta}; expected 0 to 1.")
+def _published_training() -> TrainingSettings:
+    return TrainingSettings(batch_size=32, learning_rate=1e-3, lr_schedule="constant", beta1=0.95, max_grad_norm=3e4)
 
 
 @dataclass(frozen=True, kw_only=True)
 class GeoDiff(Family):
-    """Widths, noise and training of the published Drugs model; new rows are coordinates for given graphs.
+    """A model of atom positions for molecular graphs. Widths, noise and training are those of the published Drugs model.
 
     Rows have ragged columns z, edges and edge_type (the extended graph) and position. Training differs from the published
-    code's in one way: the learning rate is constant or falls along a curve, not whenever a validation loss stalls.
+    code's in one way: the learning rate does not fall when a validation loss stalls; it is constant or has a schedule.
     """
 
     name: ClassVar[str] = "geodiff"
     version: ClassVar[int] = 3
-    required_columns: ClassVar[tuple[str, ...]] = tuple(FORMS)
-    default_metrics: ClassVar[tuple[str, ...]] = ("denoising_loss", "geometry", "clashes", "retried_share")
+    required_columns: ClassVar[tuple[str, ...]] = COLUMNS
+    default_metrics: ClassVar[tuple[str, ...]] = ("denoising_loss", "bond_length_distance", "clash_rate", "retry_rate")
     sampler_class: ClassVar[type[Sampler]] = GeoDiffSampler
     metric_units: ClassVar[Mapping[str, str]] = {"denoising_loss": "weighted squared error per atom"}
     reference_model: ClassVar[str] = "GeoDiff's Drugs model (Xu et al. 2022)"
 
-    hidden: int = 128  # features of an atom and of a pair of atoms
-    filters: int = 128  # of the global encoder's convolutions
-    interactions: int = 6  # layers of the global encoder, SchNet
-    convolutions: int = 4  # layers of the local encoder, GIN with edge features
-    cutoff: float = 10.0  # ångström: pairs further apart are seen along the extended graph alone
-    smooth: bool = True  # do global messages fade towards the cutoff? The published QM9 model's do not
-    levels: int = 5000  # of noise
-    beta_start: float = 1e-7
-    beta_end: float = 2e-3  # 9e-3 with 1000 levels
-    training: Training = field(
-        default_factory=lambda: Training(batch=32, learning_rate=1e-3, schedule="constant", beta1=0.95, clip=3e4)
-    )
+    hidden: Annotated[int, Ge(2), "features of an atom and of a pair of atoms"] = 128
+    filters: Annotated[int, Ge(1), "features of the global encoder's convolutions"] = 128
+    interactions: Annotated[int, Ge(1), "layers of the global encoder, SchNet"] = 6
+    convolutions: Annotated[int, Ge(1), "layers of the local encoder, GIN with edge features"] = 4
+    cutoff: Annotated[PositiveFloat, "ångström; beyond it only pairs of the extended graph interact"] = 10.0
+    smooth_cutoff: Annotated[bool, "global messages fade towards the cutoff; those of the published QM9 model do not"] = True
+    noise_levels: Annotated[int, Ge(2), "number of noise levels"] = 5000
+    beta_start: Annotated[float, Interval(gt=0, lt=1), "noise variance added at the first level"] = 1e-7
+    beta_end: Annotated[
+        float, Interval(gt=0, lt=1), "noise variance added at the last level; use 9e-3 with 1000 noise levels"
+    ] = 2e-3
+    training: Annotated[TrainingSettings, "how the network is trained"] = field(default_factory=_published_training)
 
     def __post_init__(self) -> None:
-        for name, lowest in (("hidden", 2), ("filters", 1), ("interactions", 1), ("convolutions", 1), ("levels", 2)):
-            if (value := getattr(self, name)) < lowest:
-                raise SpecError(f"family.{name}: got {value}; expected {lowest} or more.")
+        super().__post_init__()
         if self.training.precision != "float32":
-            raise SpecError(
-                f"family.training.precision: got {self.training.precision!r}; expected 'float32', the only one it has."
+            raise SettingError("training.precision", f"got {self.training.precision!r}; expected 'float32'. Remove the key.")
+        if self.beta_end < self.beta_start:
+            raise SettingError(
+                "beta_end", f"got {self.beta_end}; expected beta_start ({self.beta_start}) or more. Change one of them."
             )
-        if not 0 < self.cutoff < math.inf:
-            raise SpecError(f"family.cutoff: got {self.cutoff}; expected a number above 0.")
-        if not 0 < self.beta_start < 1:
-            raise SpecError(f"family.beta_start: got {self.beta_start}; expected a number between 0 and 1.")
-        if not self.beta_start <= self.beta_end < 1:
-            raise SpecError(f"family.beta_end: got {self.beta_end}; expected family.beta_start ({self.beta_start}) to below 1.")
 
     def check(self, source: Source, sampler: Sampler) -> None:
         assert isinstance(sampler, GeoDiffSampler)
-        if sampler.steps is not None and sampler.steps > self.levels:
-            raise SpecError(f"family.sampler.steps: got {sampler.steps}; the model has {self.levels} noise levels.")
+        if sampler.steps is not None and sampler.steps > self.noise_levels:
+            raise SpecError(
+                f"family.sampler.steps: got {sampler.steps}; expected at most family.noise_levels, {self.noise_levels}. "
+                "Change one of them."
+            )
 
     def for_generation(self, t: int) -> GeoDiff:
         return replace(self, training=self.training.for_generation(t))
 
-    def fit(self, data: TrainingRows, ctx: Context, start: Params | None) -> Params:
-        """The trained network. A row's loss is the sum over its atoms, divided by the mean number of atoms of all rows: so
-        its mean over rows is the published loss, the mean over atoms."""
+    def count_steps(self, n: float) -> float:
+        return self.training.count_steps(n)
+
+    def fit(self, rows: TrainingRows, ctx: Context, init: Params | None) -> Params:
+        """The trained network.
+
+        A row's loss is the sum over its atoms divided by the mean number of atoms per row, so that its mean over rows is the
+        published loss, the mean over atoms.
+        """
         import torch
 
         from selfloop.families.geodiff import diffusion, graphs
         from selfloop.families.nn import trainer
 
-        rows = TrainingRows(tuple((_checked(part, tuple(FORMS)), chosen, weight) for part, chosen, weight in data.parts))
-        where, weights = trainer.device(), data.weights()
-        sizes = [
-            np.diff(_ragged(part)["z"].offsets)[slice(None) if chosen is None else chosen] for part, chosen, _ in rows.parts
-        ]
-        atoms = float(np.average(np.concatenate(sizes), weights=weights))
-        sigmas = torch.from_numpy(diffusion.sigmas(self._alphas())).float().to(where)
-        with trainer.seeded(ctx.stream.child("init")):
-            model = self._network()
+        checked = TrainingRows(tuple(take._replace(rows=check_columns(take.rows, COLUMNS)) for take in rows.takes))
+        device, weights = trainer.device(), rows.weights()
+        sizes = np.concatenate([_count_atoms(take.rows, take.indices) for take in checked.takes])
+        mean_atoms = float(np.average(sizes, weights=weights))
+        sigmas = torch.from_numpy(diffusion.sigmas(self._alphas())).float().to(device)
+        with trainer.seed_torch(ctx.stream.child("init")):
+            network = self._network()
 
         def loss(indices: Tensor) -> Tensor:
-            batch = _ragged(rows.gather(indices.cpu().numpy()))
-            position = torch.from_numpy(batch["position"].values).to(where)
-            levels = diffusion.antithetic(len(indices), self.levels, where)
-            noise = torch.randn_like(position)
-            return diffusion.losses(model, graphs.place(batch, where), position, noise, sigmas[levels]) / atoms
+            minibatch = ragged_columns(checked.gather(indices.cpu().numpy()))
+            position = torch.from_numpy(minibatch["position"].values).to(device)
+            levels = diffusion.antithetic_levels(len(indices), self.noise_levels, device)
+            noise, graph = torch.randn_like(position), graphs.build_graphs(minibatch, device)
+            return diffusion.row_losses(network, graph, position, noise, sigmas[levels]) / mean_atoms
 
-        at_once = max(AT_ONCE // self.hidden, 1) if where.type == "cpu" else None
-        return trainer.fit(trainer.Task(model, loss, weights, at_once), self.training, ctx, start)
+        micro_batch = max(MICRO_BATCH_FEATURES // self.hidden, 1) if device.type == "cpu" else None
+        return trainer.fit(trainer.TrainingProblem(network, loss, weights, micro_batch), self.training, ctx, init)
 
     def sample(self, params: Params, n: int, sampler: Sampler, inputs: Columns, ctx: Context) -> Columns:
-        """The given rows with new coordinates, ångström, and whether a row needed a second attempt.
+        """The input graphs with new coordinates, ångström, and `retried`: 1 if a row needed a second attempt.
 
         Up to rounding, a row does not depend on the rows after it: noise is drawn per block of rows, step and atom.
-        ChainEndedError when rows are not finite at the second attempt either; its status counts them.
+        Raises ChainEndedError("diverged") if a row is not finite at the second attempt either; a warning counts such rows.
         """
         from selfloop.families.nn import trainer
 
         assert isinstance(sampler, GeoDiffSampler)
-        graph, model = _checked(inputs, GRAPH), trainer.loaded(self._network, params, ctx)
+        graph, network = check_columns(inputs, GRAPH_COLUMNS), trainer.load_network(self._network, params, ctx, "sampling")
         blocks = [
-            self._conformers(model, rows, sampler, ctx.stream.child("rows", block)) for block, rows in enumerate(_blocks(graph))
+            self._sample_block(network, rows, sampler, ctx.stream.child("rows", block))
+            for block, rows in enumerate(split_blocks(graph))
         ]
-        position, retried, failed = (np.concatenate(parts) for parts in zip(*blocks, strict=True))
+        position, retried, failed = (np.concatenate(arrays) for arrays in zip(*blocks, strict=True))
         if len(failed):
-            raise ChainEndedError(f"diverged: {len(failed)} of {n} rows")
+            warnings.warn(f"geodiff: coordinates of {len(failed)} of {n} rows are not finite.", stacklevel=1)
+            raise ChainEndedError("diverged")
         return {**inputs, "position": Ragged(position, graph["z"].offsets), "retried": retried}
 
-    def _conformers(
-        self, model: Network, rows: Rows, sampler: GeoDiffSampler, stream: RandomStream
+    def _sample_block(
+        self, network: GeoDiffNetwork, rows: MoleculeRows, sampler: GeoDiffSampler, stream: RandomStream
     ) -> tuple[Array, Array, Ints]:
-        """Coordinates of the rows' atoms, which rows needed a second attempt, and which are not finite then either."""
+        """Coordinates of the rows' atoms, 1 for rows with a second attempt, and indices of rows that are still not finite."""
         import torch
 
         from selfloop.families.geodiff import graphs, sampling
         from selfloop.families.nn import trainer
 
-        where, sizes = trainer.device(), np.diff(rows["z"].offsets)
+        device, sizes = trainer.device(), np.diff(rows["z"].offsets)
 
-        def attempt(name: str, chosen: Ints, atoms: Ints, clip: float | None) -> tuple[Array, Ints]:
-            def draw(k: int) -> Tensor:  # an atom's noise is the same whichever rows are tried
+        def attempt(name: str, indices: Ints, atoms: Ints, clip_local: float | None) -> tuple[Array, Ints]:
+            def draw_noise(k: int) -> Tensor:  # an atom's noise does not depend on the rows in this attempt
                 noise = stream.child(name, k).generator().standard_normal((len(rows["z"].values), 3), np.float32)
-                return torch.from_numpy(noise[atoms]).to(where)
+                return torch.from_numpy(noise[atoms]).to(device)
 
-            placed = graphs.place(_take(rows, chosen), where)
+            graph = graphs.build_graphs(select_molecules(rows, indices), device)
             with torch.inference_mode():
-                x = sampling.conformers(model, placed, self._alphas(), sampler, draw, clip)
-                return x.cpu().numpy(), chosen[sampling.failed(placed, x).cpu().numpy()]
+                x = sampling.sample_positions(network, graph, self._alphas(), sampler, draw_noise, clip_local)
+                return x.cpu().numpy(), indices[sampling.find_not_finite(graph, x).cpu().numpy()]
 
         position, failed = attempt("first", np.arange(len(sizes)), np.arange(sizes.sum()), None)
         retried = np.isin(np.arange(len(sizes)), failed)
         if len(failed):
             atoms = np.flatnonzero(np.repeat(retried, sizes))
-            position[atoms], failed = attempt("second", failed, atoms, RETRY_CLIP)
+            position[atoms], failed = attempt("second", failed, atoms, RETRY_CLIP_LOCAL)
         return position, retried.astype(np.uint8), failed
 
     def denoising_loss(self, params: Params, rows: Columns, parts: int, ctx: Context) -> Floats:
@@ -199,57 +180,34 @@ class GeoDiff(Family):
         from selfloop.families.geodiff import diffusion, graphs
         from selfloop.families.nn import trainer
 
-        chosen, model, where = _checked(rows, tuple(FORMS)), trainer.loaded(self._network, params, ctx), trainer.device()
-        sigmas, losses = diffusion.sigmas(self._alphas()), []
-        for block, batch in enumerate(_blocks(chosen)):
-            placed, position = graphs.place(batch, where), torch.from_numpy(batch["position"].values).to(where)
+        molecules, device = check_columns(rows, COLUMNS), trainer.device()
+        network = trainer.load_network(self._network, params, ctx, "measuring")
+        sigmas, losses = diffusion.sigmas(self._alphas()), np.empty((len(molecules["z"]), parts))
+        for block, batch in enumerate(split_blocks(molecules)):
+            graph, position = graphs.build_graphs(batch, device), torch.from_numpy(batch["position"].values).to(device)
+            in_block = slice(block * ROWS_PER_BLOCK, block * ROWS_PER_BLOCK + len(batch["z"]))
             for part in range(parts):
                 rng = ctx.stream.child("rows", block, part).generator()
-                levels = (part + rng.random(BLOCK)) / parts * self.levels
-                sigma = torch.from_numpy(sigmas[levels[: len(batch["z"])].astype(np.int64)]).float().to(where)
-                noise = torch.from_numpy(rng.standard_normal(tuple(position.shape), np.float32)).to(where)
+                levels = (part + rng.random(ROWS_PER_BLOCK)) / parts * self.noise_levels
+                sigma = torch.from_numpy(sigmas[levels[: len(batch["z"])].astype(np.int64)]).float().to(device)
+                noise = torch.from_numpy(rng.standard_normal(tuple(position.shape), np.float32)).to(device)
                 with torch.inference_mode():
-                    losses.append(diffusion.losses(model, placed, position, noise, sigma).double().cpu().numpy())
-        by_block = [np.stack(losses[k : k + parts], 1) for k in range(0, len(losses), parts)]
-        return np.asarray(np.concatenate(by_block) / np.diff(chosen["z"].offsets).mean(), np.float64)
+                    found = diffusion.row_losses(network, graph, position, noise, sigma)
+                losses[in_block, part] = found.double().cpu().numpy()
+        return np.asarray(losses / np.diff(molecules["z"].offsets).mean(), np.float64)
 
     def _alphas(self) -> Floats:
         from selfloop.families.geodiff import diffusion
 
-        return diffusion.alphas(self.levels, self.beta_start, self.beta_end)
+        return diffusion.alphas(self.noise_levels, self.beta_start, self.beta_end)
 
-    def _network(self) -> Network:
-        from selfloop.families.geodiff.network import Network
+    def _network(self) -> GeoDiffNetwork:
+        from selfloop.families.geodiff.network import GeoDiffNetwork
 
-        return Network(self.hidden, self.filters, self.interactions, self.convolutions, self.cutoff, self.smooth)
-
-
-def _checked(rows: Columns, names: tuple[str, ...]) -> Rows:
-    """The columns of those names; DataError when they are not what the family models."""
-    for name in names:
-        column = rows.get(name)
-        found = "missing" if column is None else "not ragged"
-        if isinstance(column, Ragged):
-            values = column.values
-            found = f"{values.dtype}{list(values.shape[1:]) or ''}"
-        if found != FORMS[name]:
-            raise DataError(f"geodiff: column {name!r} is {found}; expected {FORMS[name]} per row. Use a source of molecules.")
-    chosen = {name: column for name in names if isinstance(column := rows[name], Ragged)}
-    for name in ("z", "edge_type"):
-        if (highest := int(chosen[name].values.max(initial=0))) >= KINDS:
-            raise DataError(f"geodiff: column {name!r} has a {highest}; expected numbers below {KINDS}.")
-    return chosen
+        return GeoDiffNetwork(self.hidden, self.filters, self.interactions, self.convolutions, self.cutoff, self.smooth_cutoff)
 
 
-def _ragged(rows: Columns) -> Rows:
-    return {name: column for name, column in rows.items() if isinstance(column, Ragged)}
-
-
-def _take(rows: Rows, indices: Ints) -> Rows:
-    return {name: column[indices] for name, column in rows.items()}
-
-
-def _blocks(rows: Rows) -> list[Rows]:
-    """The rows in blocks of `BLOCK`."""
-    n = len(rows["z"])
-    return [_take(rows, np.arange(first, min(first + BLOCK, n))) for first in range(0, n, BLOCK)]
+def _count_atoms(rows: Columns, indices: Ints | None) -> Ints:
+    """Number of atoms of each row."""
+    sizes = np.diff(ragged_columns(rows)["z"].offsets)
+    return sizes if indices is None else sizes[indices]

@@ -1,7 +1,7 @@
-"""GeoDiff's network (Xu et al. 2022, 2203.02923): two graph encoders that give one number per pair of atoms.
+"""GeoDiff's network (Xu et al. 2022, 2203.02923): two graph encoders that return one coefficient per pair of atoms.
 
-What is computed of a pair is symmetric, so it is computed once per pair and used in both directions. torch-geometric's
-layers, which see two edges, take more than twice as long; a test compares with them.
+Features of a pair are symmetric, so they are computed once per pair and used in both directions. torch-geometric's layers,
+which treat the directions as two edges, take more than twice as long; a test compares with them.
 """
 
 from __future__ import annotations
@@ -12,14 +12,19 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from selfloop.families.geodiff import piecewise_linear
-from selfloop.families.geodiff.family import KINDS
-from selfloop.families.geodiff.graphs import Directions, Edges, Graphs
-from selfloop.families.geodiff.piecewise_linear import Cells
+from selfloop.families.geodiff.graphs import DirectedPairs, Edges, Graphs
+from selfloop.families.geodiff.piecewise_linear import (
+    PairSegments,
+    aggregate_relu,
+    convolve,
+    linear_pieces,
+    perceptron_pieces,
+)
+from selfloop.families.geodiff.schema import KINDS
 
 
 class EdgeEncoder(nn.Module):
-    """What is known of a pair of atoms: perceptron of its length times embedding of its type."""
+    """Features of a pair of atoms: perceptron of its length times embedding of its edge type."""
 
     def __init__(self, hidden: int) -> None:
         super().__init__()
@@ -27,9 +32,9 @@ class EdgeEncoder(nn.Module):
         self.of_kind = nn.Embedding(KINDS, hidden)
 
     def forward(self, kinds: Tensor) -> tuple[Tensor, Tensor]:
-        """Lines (2, cells, hidden), a cell for each type and stretch of lengths, and where stretches end."""
-        of_length, bends = piecewise_linear.perceptron(self.first, self.second)
-        return (of_length[:, None] * self.of_kind(kinds)[:, None]).flatten(1, 2), bends
+        """Pieces (2, segments, hidden), with the segments of each edge type in turn, and the breakpoints."""
+        pieces, breakpoints = perceptron_pieces(self.first, self.second)
+        return (pieces[:, None] * self.of_kind(kinds)[:, None]).flatten(1, 2), breakpoints
 
 
 class Interaction(nn.Module):
@@ -44,49 +49,51 @@ class Interaction(nn.Module):
             nn.init.xavier_uniform_(layer.weight)
         nn.init.zeros_(self.leave.bias)
 
-    def forward(self, h: Tensor, edge: Tensor, cells: Cells, weights: Tensor, ways: Directions) -> Tensor:
-        filters = _after_softplus(self.second, cells.read(piecewise_linear.linear(edge, self.first.weight, self.first.bias)))
-        heard = piecewise_linear.convolve(self.enter(h), filters, weights, ways)
-        return _after_softplus(self.last, self.leave(heard))
+    def forward(self, h: Tensor, edge: Tensor, segments: PairSegments, weights: Tensor, directions: DirectedPairs) -> Tensor:
+        inputs = segments.evaluate(linear_pieces(edge, self.first.weight, self.first.bias))
+        messages = convolve(self.enter(h), _linear_of_softplus(self.second, inputs), weights, directions)
+        return _linear_of_softplus(self.last, self.leave(messages))
 
 
-def _after_softplus(layer: nn.Linear, x: Tensor) -> Tensor:
-    """The layer on softplus(x) - log 2, with the shift in the bias: one pass less over every pair's features."""
+def _linear_of_softplus(layer: nn.Linear, x: Tensor) -> Tensor:
+    """The layer of softplus(x) - log 2. The shift is in the bias, which saves one pass over every pair's features."""
     return functional.linear(functional.softplus(x), layer.weight, layer.bias - math.log(2) * layer.weight.sum(1))
 
 
 class Convolution(nn.Module):
-    """GIN with edge features (Hu et al. 2020, 1905.12265): a perceptron on x_i + sum of relu(x_j + edge)."""
+    """GIN with edge features (Hu et al. 2020, 1905.12265): a perceptron of x_i + sum of relu(x_j + edge)."""
 
     def __init__(self, hidden: int) -> None:
         super().__init__()
         self.perceptron = nn.Sequential(nn.Linear(hidden, hidden), nn.ReLU(), nn.Linear(hidden, hidden))
 
-    def forward(self, h: Tensor, edge: Tensor, ways: Directions) -> Tensor:
-        return self.perceptron(h + piecewise_linear.hear(h, edge, ways))  # type: ignore[no-any-return]  # torch modules are untyped calls
+    def forward(self, h: Tensor, edge: Tensor, directions: DirectedPairs) -> Tensor:
+        return self.perceptron(h + aggregate_relu(h, edge, directions))  # type: ignore[no-any-return]  # torch modules are untyped calls
 
 
 class Head(nn.Module):
-    """A number for each pair: perceptron of h_i * h_j and of what is known of the pair."""
+    """A coefficient for each pair: perceptron of h_i * h_j and of the pair's features."""
 
     def __init__(self, hidden: int) -> None:
         super().__init__()
         self.first = nn.Linear(2 * hidden, hidden)
         self.rest = nn.Sequential(nn.ReLU(), nn.Linear(hidden, hidden // 2), nn.ReLU(), nn.Linear(hidden // 2, 1))
 
-    def forward(self, h: Tensor, edge: Tensor, cells: Cells, pairs: Tensor) -> Tensor:
-        of_both, of_edge = self.first.weight.chunk(2, dim=1)
-        both = h.index_select(0, pairs[0]) * h.index_select(0, pairs[1])
-        x = torch.addmm(cells.read(piecewise_linear.linear(edge, of_edge, self.first.bias)), both, of_both.T)
-        return self.rest(x).squeeze(1)  # type: ignore[no-any-return]  # torch modules are untyped calls
+    def forward(self, h: Tensor, edge: Tensor, segments: PairSegments, pairs: Tensor) -> Tensor:
+        atom_weight, edge_weight = self.first.weight.chunk(2, dim=1)
+        product = h.index_select(0, pairs[0]) * h.index_select(0, pairs[1])
+        edge_part = segments.evaluate(linear_pieces(edge, edge_weight, self.first.bias))
+        return self.rest(torch.addmm(edge_part, product, atom_weight.T)).squeeze(1)  # type: ignore[no-any-return]  # torch modules are untyped calls
 
 
-class Network(nn.Module):
-    """Both encoders. As in the published code, the local one uses the edge encoder of the global one, too."""
+class GeoDiffNetwork(nn.Module):
+    """Both encoders. As in the published code, the local encoder also uses the edge encoder of the global encoder."""
 
-    def __init__(self, hidden: int, filters: int, interactions: int, convolutions: int, cutoff: float, smooth: bool) -> None:
+    def __init__(
+        self, hidden: int, filters: int, interactions: int, convolutions: int, cutoff: float, smooth_cutoff: bool
+    ) -> None:
         super().__init__()
-        self.cutoff, self.smooth = cutoff, smooth
+        self.cutoff, self.smooth_cutoff = cutoff, smooth_cutoff
         self.encode_edges = EdgeEncoder(hidden)
         self.global_atoms = nn.Embedding(KINDS, hidden, max_norm=10.0)
         self.interactions = nn.ModuleList([Interaction(hidden, filters) for _ in range(interactions)])
@@ -94,33 +101,36 @@ class Network(nn.Module):
         self.convolutions = nn.ModuleList([Convolution(hidden) for _ in range(convolutions)])
         self.global_head, self.local_head = Head(hidden), Head(hidden)
 
-    def forward(self, graphs: Graphs, local: Edges, around: Edges | None) -> tuple[Tensor, Tensor]:
-        """A number for each pair of the extended graph `local`, and for each pair `around` that is not in it, if any."""
-        edge, bends = self.encode_edges(graphs.kinds)
-        near = self._local(graphs, local, edge, bends)
-        return near, near.new_zeros(0) if around is None else self._global(graphs.z, around, edge, bends)
+    def forward(self, graphs: Graphs, local_edges: Edges, global_edges: Edges | None) -> tuple[Tensor, Tensor]:
+        """A coefficient for each pair of the extended graph, and for each pair of `global_edges` outside it, if any."""
+        edge, breakpoints = self.encode_edges(graphs.kinds)
+        local = self._local(graphs, local_edges, edge, breakpoints)
+        if global_edges is None:
+            return local, local.new_zeros(0)
+        return local, self._global(graphs.z, global_edges, edge, breakpoints)
 
-    def _global(self, z: Tensor, edges: Edges, edge: Tensor, bends: Tensor) -> Tensor:
-        window = 0.5 * (torch.cos(edges.length * math.pi / self.cutoff) + 1) if self.smooth else 1.0
-        weights, ways = (edges.hears * window).flatten(), Directions.of(edges.pairs, len(z))
-        cells = _cells(edges, edge, bends)
+    def _global(self, z: Tensor, edges: Edges, edge: Tensor, breakpoints: Tensor) -> Tensor:
+        window = 0.5 * (torch.cos(edges.length * math.pi / self.cutoff) + 1) if self.smooth_cutoff else 1.0
+        weights, directions = (edges.receives * window).flatten(), DirectedPairs.of(edges.pairs, len(z))
+        segments = _find_segments(edges, edge, breakpoints)
         h = self.global_atoms(z)
         for interaction in self.interactions:
-            h = h + interaction(h, edge, cells, weights, ways)
-        far = _cells(edges, edge, bends, edges.radius)
-        return self.global_head(h, edge, far, edges.pairs[:, : edges.radius])  # type: ignore[no-any-return]  # untyped calls
+            h = h + interaction(h, edge, segments, weights, directions)
+        outside = _find_segments(edges, edge, breakpoints, edges.n_outside)
+        return self.global_head(h, edge, outside, edges.pairs[:, : edges.n_outside])  # type: ignore[no-any-return]  # torch modules are untyped calls
 
-    def _local(self, graphs: Graphs, edges: Edges, edge: Tensor, bends: Tensor) -> Tensor:
-        cells = _cells(edges, edge, bends)
-        of_pair = cells.read(edge)
+    def _local(self, graphs: Graphs, edges: Edges, edge: Tensor, breakpoints: Tensor) -> Tensor:
+        segments = _find_segments(edges, edge, breakpoints)
+        pair_features = segments.evaluate(edge)
         h = self.local_atoms(graphs.z)
         for k, convolution in enumerate(self.convolutions):
-            new = convolution(h, of_pair, graphs.directions)
-            h = h + (new if k + 1 == len(self.convolutions) else functional.relu(new))
-        return self.local_head(h, edge, cells, edges.pairs)  # type: ignore[no-any-return]  # torch modules are untyped calls
+            update = convolution(h, pair_features, graphs.directions)
+            h = h + (update if k + 1 == len(self.convolutions) else functional.relu(update))
+        return self.local_head(h, edge, segments, edges.pairs)  # type: ignore[no-any-return]  # torch modules are untyped calls
 
 
-def _cells(edges: Edges, edge: Tensor, bends: Tensor, pairs: int | None = None) -> Cells:
-    """The cells of the first `pairs` pairs."""
+def _find_segments(edges: Edges, edge: Tensor, breakpoints: Tensor, pairs: int | None = None) -> PairSegments:
+    """The segments of the first `pairs` pairs."""
     length = edges.length[:pairs]
-    return Cells.of(edges.kind[:pairs] * (len(bends) + 1) + torch.bucketize(length, bends), length, edge.shape[1])
+    segment = edges.kind[:pairs] * (len(breakpoints) + 1) + torch.bucketize(length, breakpoints)
+    return PairSegments.of(segment, length, edge.shape[1])

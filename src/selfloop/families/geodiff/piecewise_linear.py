@@ -1,8 +1,8 @@
-"""Features of pairs of atoms that are linear in the pair's length, and messages along pairs.
+"""Features of pairs of atoms that are piecewise linear in the pair's length, and messages along pairs.
 
-A perceptron of one number is linear between the lengths at which one of its units turns on or off. So what follows it
-without another bend is computed once per stretch, not per pair: exactly, up to rounding, with half of all products left.
-Sums go through `embedding_bag`, the fastest sum of rows on a processor; its own derivatives are not, so they are written out.
+A ReLU perceptron of one number is linear between the lengths at which one of its units switches. Linear layers after it are
+computed once per piece and not once per pair: exactly, up to rounding, with half of all products. Sums use `embedding_bag`,
+the fastest sum of rows on a CPU. Its own derivatives are slow, so they are written out.
 """
 
 from __future__ import annotations
@@ -14,70 +14,71 @@ from torch import Tensor, nn
 from torch.nn.functional import embedding_bag
 from torch.nn.functional import linear as linear_layer
 
-from selfloop.families.geodiff.graphs import Directions
+from selfloop.families.geodiff.graphs import DirectedPairs
 
 
-class Cells(NamedTuple):
-    """Where some pairs are: in a cell, that is a stretch of lengths of one type of edge, and at a length."""
+class PairSegments(NamedTuple):
+    """The segment and the length of some pairs. A segment is a range of lengths of one edge type."""
 
-    places: Tensor  # (pairs, 2) rows of a table of lines, flat
-    weights: Tensor  # (pairs, 2) how much of each: 1, and the length
+    rows: Tensor  # (pairs, 2) rows of a flat table of pieces: value at length 0, slope
+    weights: Tensor  # (pairs, 2) weights of these rows: 1, length
     order: Tensor  # (2 * pairs,) pairs by row of the table
     order_weights: Tensor
-    starts: Tensor  # (2 * cells,) where the pairs of a row begin in `order`
+    starts: Tensor  # (2 * segments,) index in `order` of the first pair of each row of the table
 
     @classmethod
-    def of(cls, cell: Tensor, length: Tensor, cells: int) -> Cells:
+    def of(cls, segment: Tensor, length: Tensor, n_segments: int) -> PairSegments:
         one = torch.ones_like(length)
-        places, weights = torch.stack([cell, cell + cells], 1), torch.stack([one, length], 1)
+        rows, weights = torch.stack([segment, segment + n_segments], 1), torch.stack([one, length], 1)
         if not torch.is_grad_enabled():
-            return cls(places, weights, cell, length, cell)
-        order = cell.argsort(stable=True)
-        counts = torch.bincount(cell, minlength=cells)
+            return cls(rows, weights, segment, length, segment)
+        order = segment.argsort(stable=True)
+        counts = torch.bincount(segment, minlength=n_segments)
         starts = counts.cumsum(0) - counts
-        both = torch.cat([order, order]), torch.cat([one, length[order]]), torch.cat([starts, starts + len(cell)])
-        return cls(places, weights, *both)
+        by_row = torch.cat([order, order]), torch.cat([one, length[order]]), torch.cat([starts, starts + len(segment)])
+        return cls(rows, weights, *by_row)
 
-    def read(self, lines: Tensor) -> Tensor:
-        """Features (pairs, features) of lines (2, cells, features): their values at length 0, and what an ångström adds."""
-        return _Read.apply(lines.flatten(0, 1), *self)  # type: ignore[no-any-return,no-untyped-call]  # autograd is untyped
+    def evaluate(self, pieces: Tensor) -> Tensor:
+        """Features (pairs, features) of pieces (2, segments, features): values at length 0, and slopes per ångström."""
+        return _Evaluate.apply(pieces.flatten(0, 1), *self)  # type: ignore[no-any-return,no-untyped-call]  # autograd is untyped
 
 
-class _Read(torch.autograd.Function):
+class _Evaluate(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, table: Tensor, places: Tensor, weights: Tensor, *by_row: Tensor) -> Tensor:
+    def forward(ctx: Any, table: Tensor, rows: Tensor, weights: Tensor, *by_row: Tensor) -> Tensor:
         ctx.save_for_backward(*by_row)
-        return embedding_bag(places, table, per_sample_weights=weights, mode="sum")
+        return embedding_bag(rows, table, per_sample_weights=weights, mode="sum")
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         order, weights, starts = ctx.saved_tensors
-        to_table = embedding_bag(order, gradients[0].contiguous(), starts, per_sample_weights=weights, mode="sum")
-        return to_table, *[None] * 5
+        grad_table = embedding_bag(order, gradients[0].contiguous(), starts, per_sample_weights=weights, mode="sum")
+        return grad_table, *[None] * 5
 
 
-def perceptron(first: nn.Linear, second: nn.Linear) -> tuple[Tensor, Tensor]:
-    """Lines (2, stretches, features) of second(relu(first(length))), and the lengths above 0 where they bend."""
+def perceptron_pieces(first: nn.Linear, second: nn.Linear) -> tuple[Tensor, Tensor]:
+    """Pieces (2, segments, features) of second(relu(first(length))), and the breakpoints above 0."""
     slope, start = first.weight[:, 0], first.bias
     with torch.no_grad():
-        bends = -start / slope
-        bends = bends[(bends > 0) & bends.isfinite()].sort().values
-        ends = torch.cat([bends.new_zeros(1), bends, bends[-1:] + 1 if len(bends) else bends.new_ones(1)])
-        on = ((ends[1:] + ends[:-1]) / 2)[:, None] * slope + start > 0  # (stretches, units)
-    return linear(torch.stack([on * start, on * slope]), second.weight, second.bias), bends
+        breakpoints = -start / slope
+        breakpoints = breakpoints[(breakpoints > 0) & breakpoints.isfinite()].sort().values
+        last = breakpoints[-1:] + 1 if len(breakpoints) else breakpoints.new_ones(1)
+        ends = torch.cat([breakpoints.new_zeros(1), breakpoints, last])
+        on = ((ends[1:] + ends[:-1]) / 2)[:, None] * slope + start > 0  # (segments, units)
+    return linear_pieces(torch.stack([on * start, on * slope]), second.weight, second.bias), breakpoints
 
 
-def linear(lines: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """Lines of a linear layer's answer."""
-    return linear_layer(lines, weight) + torch.stack([bias, torch.zeros_like(bias)])[:, None]
+def linear_pieces(pieces: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """Pieces of a linear layer's output."""
+    return linear_layer(pieces, weight) + torch.stack([bias, torch.zeros_like(bias)])[:, None]
 
 
-def hear(x: Tensor, edge: Tensor, directions: Directions) -> Tensor:
-    """What each atom hears, the sum of relu(x_other + edge): edge is of pairs."""
-    return _Hear.apply(x, edge, *directions)  # type: ignore[no-any-return,no-untyped-call]  # autograd is untyped
+def aggregate_relu(x: Tensor, edge: Tensor, directions: DirectedPairs) -> Tensor:
+    """For each atom the sum of relu(x_other + edge) over its pairs; `edge` is (pairs, features)."""
+    return _AggregateRelu.apply(x, edge, *directions)  # type: ignore[no-any-return,no-untyped-call]  # autograd is untyped
 
 
-class _Hear(torch.autograd.Function):
+class _AggregateRelu(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, edge: Tensor, *directions: Tensor) -> Tensor:
         target, source, order, starts = directions
@@ -89,19 +90,20 @@ class _Hear(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         messages, target, order, starts = ctx.saved_tensors
-        spread = torch.ops.aten.threshold_backward(gradients[0].index_select(0, target), messages, 0)
-        there, back = spread.chunk(2)
-        return embedding_bag(_reverse(order), spread, starts, mode="sum"), there + back, *[None] * 4
+        grad_messages = torch.ops.aten.threshold_backward(gradients[0].index_select(0, target), messages, 0)
+        forward, backward = grad_messages.chunk(2)
+        grad_x = embedding_bag(_reverse(order), grad_messages, starts, mode="sum")
+        return grad_x, forward + backward, *[None] * 4
 
 
 def _reverse(order: Tensor) -> Tensor:
-    """For each direction to an atom the one from it."""
+    """The opposite direction of each direction."""
     return (order + len(order) // 2) % len(order)
 
 
-def convolve(x: Tensor, filters: Tensor, weights: Tensor, directions: Directions) -> Tensor:
-    """What each atom hears, the sum of x_other * filters * weights: filters are of pairs, weights of directions."""
-    return _Convolve.apply(x, filters, weights, *directions)  # type: ignore[no-any-return,no-untyped-call]  # untyped
+def convolve(x: Tensor, filters: Tensor, weights: Tensor, directions: DirectedPairs) -> Tensor:
+    """For each atom the sum of x_other * filters * weights: filters per pair, weights per direction."""
+    return _Convolve.apply(x, filters, weights, *directions)  # type: ignore[no-any-return,no-untyped-call]  # autograd is untyped
 
 
 class _Convolve(torch.autograd.Function):
@@ -116,7 +118,8 @@ class _Convolve(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         x, filters, weights, target, source, order, starts = ctx.saved_tensors
-        spread = embedding_bag(target[:, None], gradients[0].contiguous(), per_sample_weights=weights[:, None], mode="sum")
-        there, back = x.index_select(0, source).mul_(spread).view(2, *filters.shape)
-        spread.view(2, *filters.shape).mul_(filters)
-        return embedding_bag(_reverse(order), spread, starts, mode="sum"), there.add_(back), *[None] * 5
+        weighted = embedding_bag(target[:, None], gradients[0].contiguous(), per_sample_weights=weights[:, None], mode="sum")
+        forward, backward = x.index_select(0, source).mul_(weighted).view(2, *filters.shape)
+        weighted.view(2, *filters.shape).mul_(filters)
+        grad_x = embedding_bag(_reverse(order), weighted, starts, mode="sum")
+        return grad_x, forward.add_(backward), *[None] * 5

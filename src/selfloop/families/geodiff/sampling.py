@@ -4,73 +4,72 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, cast
+from typing import cast
 
 import torch
 from torch import Tensor
 
-from selfloop.families.geodiff.diffusion import sigmas, to_atoms
-from selfloop.families.geodiff.graphs import Graphs, edges_within, extended_edges
-from selfloop.families.geodiff.network import Network
+from selfloop.families.geodiff.diffusion import atom_vectors, sigmas
+from selfloop.families.geodiff.graphs import Graphs, cutoff_edges, extended_edges
+from selfloop.families.geodiff.network import GeoDiffNetwork
+from selfloop.families.geodiff.sampler import GeoDiffSampler
 from selfloop.types import Floats
 
-if TYPE_CHECKING:
-    from selfloop.families.geodiff.family import GeoDiffSampler
 
-
-def conformers(
-    network: Network,
+def sample_positions(
+    network: GeoDiffNetwork,
     graphs: Graphs,
     alphas: Floats,
     sampler: GeoDiffSampler,
-    draw: Callable[[int], Tensor],
+    draw_noise: Callable[[int], Tensor],
     clip_local: float | None,
 ) -> Tensor:
-    """Coordinates of the atoms of all rows, ångström, each row centred; `draw(k)` is standard noise for step k.
+    """Coordinates of the atoms of all rows, ångström, each row centered; `draw_noise(k)` is standard noise for step k.
 
-    Rows do not touch each other: where one is no longer finite, the others are as without it.
+    Rows are independent: a row that is not finite does not change the other rows.
     """
-    x: Tensor = draw(0) * sigmas(alphas)[-1]
-    for k, (sigma, move, spread) in enumerate(_steps(alphas, sampler)):
-        with_global = sigma < sampler.global_below and sampler.global_weight > 0
-        local, around = extended_edges(graphs, x), edges_within(graphs, x, network.cutoff) if with_global else None
-        near, far = network(graphs, local, around)
-        vector = _clipped(to_atoms(graphs, local, near), clip_local)
-        if around is not None:
-            vector += sampler.global_weight * _clipped(to_atoms(graphs, around, far), sampler.clip)
-        x = centred(graphs, x + move * vector + spread * draw(k + 1))
+    x: Tensor = draw_noise(0) * sigmas(alphas)[-1]
+    for k, (sigma, move, noise_level) in enumerate(_sampling_steps(alphas, sampler)):
+        uses_global = sigma < sampler.global_start_sigma and sampler.global_weight > 0
+        local_edges, global_edges = extended_edges(graphs, x), cutoff_edges(graphs, x, network.cutoff) if uses_global else None
+        local_coefficients, global_coefficients = network(graphs, local_edges, global_edges)
+        vectors = _clip(atom_vectors(graphs, local_edges, local_coefficients), clip_local)
+        if global_edges is not None:
+            clipped = _clip(atom_vectors(graphs, global_edges, global_coefficients), sampler.clip_global)
+            vectors += sampler.global_weight * clipped
+        x = _center(graphs, x + move * vectors + noise_level * draw_noise(k + 1))
     return x
 
 
-def _steps(alphas: Floats, sampler: GeoDiffSampler) -> Iterator[tuple[float, float, float]]:
-    """From the highest noise level down: sigma, how far to move along the vectors, how much noise to add."""
+def _sampling_steps(alphas: Floats, sampler: GeoDiffSampler) -> Iterator[tuple[float, float, float]]:
+    """From the highest noise level down: sigma, factor of the vectors, factor of the noise."""
     last = len(alphas) - (sampler.steps or len(alphas))
     for level in range(len(alphas) - 1, last - 1, -1):
-        alpha, after = float(alphas[level]), float(alphas[level - 1]) if level > last else 1.0
+        alpha, next_alpha = float(alphas[level]), float(alphas[level - 1]) if level > last else 1.0
         sigma = math.sqrt((1 - alpha) / alpha)
-        step = sampler.step * (sigma / 0.01) ** 2
-        move, spread = step / sigma, math.sqrt(2 * step)
-        if sampler.method == "ddim":  # the published code's generalised step, never longer than Langevin's
-            fresh = sampler.eta * math.sqrt((1 - alpha / after) * (1 - after) / (1 - alpha))
-            kept = math.sqrt(max(1 - after - fresh**2, 0.0))
-            move = min(move, 5 * (sigma - kept / math.sqrt(after)))
-            spread = min(spread, 3 * fresh / math.sqrt(after))
-        yield sigma, move, spread
+        step_size = sampler.step_size * (sigma / 0.01) ** 2
+        move, noise_level = step_size / sigma, math.sqrt(2 * step_size)
+        if sampler.method == "ddim":  # the published code's generalized step, never longer than Langevin's
+            fresh = sampler.eta * math.sqrt((1 - alpha / next_alpha) * (1 - next_alpha) / (1 - alpha))
+            predicted = math.sqrt(max(1 - next_alpha - fresh**2, 0.0))
+            move = min(move, 5 * (sigma - predicted / math.sqrt(next_alpha)))
+            noise_level = min(noise_level, 3 * fresh / math.sqrt(next_alpha))
+        yield sigma, move, noise_level
 
 
-def _clipped(vectors: Tensor, limit: float | None) -> Tensor:
-    if limit is None:
+def _clip(vectors: Tensor, max_length: float | None) -> Tensor:
+    if max_length is None:
         return vectors
     lengths = cast(Tensor, torch.linalg.vector_norm(vectors, dim=1, keepdim=True))
-    return vectors * (limit / lengths).clamp(max=1)
+    return vectors * (max_length / lengths).clamp(max=1)
 
 
-def centred(graphs: Graphs, x: Tensor) -> Tensor:
+def _center(graphs: Graphs, x: Tensor) -> Tensor:
     """The same coordinates with the mean of each row at the origin."""
     means = x.new_zeros(len(graphs.sizes), 3).index_add(0, graphs.row, x) / graphs.sizes[:, None]
     return x - means[graphs.row]
 
 
-def failed(graphs: Graphs, x: Tensor) -> Tensor:
-    """Which rows are not finite."""
+def find_not_finite(graphs: Graphs, x: Tensor) -> Tensor:
+    """Indices of the rows that are not finite."""
     return cast(Tensor, torch.unique(graphs.row[~torch.isfinite(x).all(1)]))

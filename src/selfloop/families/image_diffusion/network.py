@@ -9,58 +9,65 @@ from diffusers.models.unets.unet_2d import UNet2DModel
 from torch import Tensor, nn
 from torch.nn import functional
 
-from selfloop.families.image_diffusion.noise import Path
+from selfloop.families.image_diffusion.noise import NoiseProcess
 
 
 class Denoiser(nn.Module):
-    """A network on noisy images at times from 0 to 1000 and, if there are classes, of each one's class (`classes`: none).
+    """A network of noisy images, their times from 0 to 1000 and, with `n_classes` above 0, their classes.
 
-    With a patch above 1 the network sees so many pixels a side as one, and their values as channels: at patch 2 an image
-    costs about a quarter.
+    Each square of `patch_size` x `patch_size` pixels is one position of the UNet, with the pixels as channels. With a patch
+    size of 2 an image costs about a quarter.
     """
 
-    def __init__(self, depth: int, patch: int, channels: tuple[int, ...], blocks: int, attention: bool, classes: int) -> None:
+    def __init__(
+        self, depth: int, patch_size: int, channels: tuple[int, ...], blocks_per_level: int, attention: bool, n_classes: int
+    ) -> None:
         super().__init__()
-        self.patch, self.classes = patch, classes
-        kinds = [""] * (len(channels) - 1) + ["Attn" if attention else ""]  # where the image is smallest
+        self.patch_size, self.n_classes = patch_size, n_classes
+        kinds = [""] * (len(channels) - 1) + ["Attn" if attention else ""]  # at the smallest size
         self.unet = UNet2DModel(
-            in_channels=depth * patch**2,
-            out_channels=depth * patch**2,
+            in_channels=depth * patch_size**2,
+            out_channels=depth * patch_size**2,
             down_block_types=tuple(f"{kind}DownBlock2D" for kind in kinds),
             up_block_types=tuple(f"{kind}UpBlock2D" for kind in reversed(kinds)),
             block_out_channels=channels,
-            layers_per_block=blocks,
+            layers_per_block=blocks_per_level,
             norm_num_groups=math.gcd(*channels, 128) // 4,  # 32 groups of 128 channels, as in the paper
             add_attention=attention,
             attention_head_dim=None,  # one head, as in the paper
-            num_class_embeds=classes + 1 if classes else None,
+            num_class_embeds=n_classes + 1 if n_classes else None,
         )
-        for last in self.unet.conv_out.parameters():
-            nn.init.zeros_(last)  # as in the paper's code: no steps are spent on unlearning
+        for parameter in self.unet.conv_out.parameters():
+            nn.init.zeros_(parameter)  # as in the paper's code: no steps are spent on undoing random outputs
 
-    def forward(self, images: Tensor, times: Tensor, labels: Tensor | None) -> Tensor:
-        patches = functional.pixel_unshuffle(images, self.patch)
-        output = self.unet(patches, times, labels, return_dict=False)[0]
-        return functional.pixel_shuffle(output, self.patch)
-
-
-def answers(model: Denoiser, path: Path, x: Tensor, times: Tensor, labels: Tensor | None) -> Tensor:
-    """What the network takes the noise, or the velocity, of noisy images at those times to be."""
-    signal, noise = (level.view(-1, 1, 1, 1) for level in path.levels(times))
-    return path.answer(x, model(x, path.told(times), labels).float(), signal, noise)
+    def forward(self, images: Tensor, times: Tensor, classes: Tensor | None) -> Tensor:
+        patches = functional.pixel_unshuffle(images, self.patch_size)
+        output = self.unet(patches, times, classes, return_dict=False)[0]
+        return functional.pixel_shuffle(output, self.patch_size)
 
 
-def squared_errors(model: Denoiser, path: Path, images: Tensor, noise: Tensor, times: Tensor, labels: Tensor | None) -> Tensor:
-    """How wrong the network is about each image with that noise at that time, mean over pixels (Ho et al. 2020, eq. 14)."""
-    signal, level = (each.view(-1, 1, 1, 1) for each in path.levels(times))
-    said = answers(model, path, signal * images + level * noise, times, labels)
-    return (said - path.target(images, noise)).square().flatten(1).mean(1)
+def predict_noise(network: Denoiser, process: NoiseProcess, x: Tensor, times: Tensor, classes: Tensor | None) -> Tensor:
+    """The predicted noise (DDPM) or velocity (flow matching) of noisy images at their times."""
+    signal, noise = (level.view(-1, 1, 1, 1) for level in process.signal_and_noise(times))
+    return process.prediction(x, network(x, process.network_times(times), classes).float(), signal, noise)
 
 
-def guided(model: Denoiser, path: Path, labels: Tensor | None, weight: float, x: Tensor, time: Tensor) -> Tensor:
-    """(1 + weight) times the answer given the labels minus weight times that given none (Ho and Salimans 2022, eq. 6)."""
+def squared_errors(
+    network: Denoiser, process: NoiseProcess, images: Tensor, noise: Tensor, times: Tensor, classes: Tensor | None
+) -> Tensor:
+    """Squared error of the prediction for each image, mean over pixels (Ho et al. 2020, eq. 14)."""
+    signal, noise_level = (level.view(-1, 1, 1, 1) for level in process.signal_and_noise(times))
+    predicted = predict_noise(network, process, signal * images + noise_level * noise, times, classes)
+    return (predicted - process.target(images, noise)).square().flatten(1).mean(1)
+
+
+def predict_guided(
+    network: Denoiser, process: NoiseProcess, classes: Tensor | None, guidance: float, x: Tensor, time: Tensor
+) -> Tensor:
+    """(1 + guidance) x prediction with classes - guidance x prediction without (Ho and Salimans 2022, eq. 6)."""
     times = time.expand(len(x))
-    said = answers(model, path, x, times, labels)
-    if not weight or labels is None:
-        return said
-    return said + weight * (said - answers(model, path, x, times, torch.full_like(labels, model.classes)))
+    predicted = predict_noise(network, process, x, times, classes)
+    if not guidance or classes is None:
+        return predicted
+    no_class = torch.full_like(classes, network.n_classes)
+    return predicted + guidance * (predicted - predict_noise(network, process, x, times, no_class))

@@ -14,8 +14,11 @@ BETAS = {"linear": "linear", "cosine": "squaredcos_cap_v2"}  # Ho et al. 2020, s
 
 
 @dataclass(frozen=True)
-class Path:
-    """DDPM's diffusion in 1000 steps, or with `schedule` None the straight path of flow matching in continuous time."""
+class NoiseProcess:
+    """DDPM's diffusion in 1000 steps or, if `schedule` is None, the straight path of flow matching in continuous time.
+
+    A network predicts the noise e of DDPM, or the velocity e - x_0 of flow matching.
+    """
 
     schedule: str | None
 
@@ -25,42 +28,42 @@ class Path:
         assert self.schedule is not None
         return torch.cat([torch.ones(1), DDPMScheduler(END, beta_schedule=BETAS[self.schedule]).alphas_cumprod])
 
-    def draw(self, n: int, device: torch.device) -> Tensor:
-        """n uniform times to train at."""
+    def draw_times(self, n: int, device: torch.device) -> Tensor:
+        """n uniform times for training."""
         if self.schedule is None:
             return END * torch.rand(n, device=device)
         return torch.randint(1, END + 1, (n,), device=device).float()
 
-    def spread(self, shares: Tensor) -> Tensor:
-        """The times at shares of the whole way, in [0, 1]; a share within a step of diffusion is that step."""
+    def times_at(self, shares: Tensor) -> Tensor:
+        """The times at shares of the way to the noise, in [0, 1]; a share within a step of diffusion is that step."""
         return END * shares if self.schedule is None else (END * shares - 1e-6).ceil()
 
-    def levels(self, times: Tensor) -> tuple[Tensor, Tensor]:
-        """Signal and noise at each time."""
+    def signal_and_noise(self, times: Tensor) -> tuple[Tensor, Tensor]:
+        """Coefficients of x_0 and of e at each time."""
         if self.schedule is None:
             return 1 - times / END, times / END  # Lipman et al. 2022 (2210.02747), eq. (20) with sigma_min = 0
         squared = self.alpha_bar.to(times.device)[times.long()]
         return squared.sqrt(), (1 - squared).sqrt()
 
-    def told(self, times: Tensor) -> Tensor:
-        """What the network is told of the times: diffusers counts steps from 0."""
+    def network_times(self, times: Tensor) -> Tensor:
+        """Input of the network for each time: diffusers counts steps from 0."""
         return times if self.schedule is None else times - 1
 
     def target(self, images: Tensor, noise: Tensor) -> Tensor:
-        """What is learned: the noise, or the velocity from image to noise."""
+        """The noise, or the velocity from image to noise."""
         return noise - images if self.schedule is None else noise
 
-    def answer(self, x: Tensor, output: Tensor, signal: Tensor, noise: Tensor) -> Tensor:
-        """The noise, or the velocity, that a network's output stands for: (signal e - noise x_0) / norm, what x does not show.
+    def prediction(self, x: Tensor, output: Tensor, signal: Tensor, noise: Tensor) -> Tensor:
+        """The predicted noise or velocity for a network's output, which estimates (signal e - noise x_0) / norm.
 
-        x itself is added and not learned, so where x is nearly all noise the answer is nearly exact (Salimans and Ho 2022,
-        2202.00512, section 4; Karras et al. 2022, 2206.00364, section 5, with data of unit variance).
+        The part that x determines is added and not learned, so the prediction is nearly exact where x is nearly all noise
+        (Salimans and Ho 2022, 2202.00512, section 4; Karras et al. 2022, 2206.00364, section 5, with data of unit variance).
         """
         if self.schedule is not None:
             return noise * x + signal * output
         norm = (signal.square() + noise.square()).sqrt()
         return (noise - signal) / norm.square() * x + (signal + noise) / norm * output
 
-    def image(self, x: Tensor, answer: Tensor, signal: float, noise: float) -> Tensor:
-        """The image that follows from an answer."""
-        return x - noise * answer if self.schedule is None else (x - noise * answer) / signal
+    def image(self, x: Tensor, prediction: Tensor, signal: float, noise: float) -> Tensor:
+        """The image that a prediction implies."""
+        return x - noise * prediction if self.schedule is None else (x - noise * prediction) / signal

@@ -1,83 +1,88 @@
-"""Settings of gradient training, the same for every neural family. Light: reading a spec does not load torch."""
+"""Settings of gradient training, the same for every neural family. Reading a spec does not load torch."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, get_args
+from typing import Annotated, Literal
 
-from selfloop.errors import SpecError
+from annotated_types import Ge, Interval
 
-Schedule = Literal["constant", "linear", "cosine"]
+from selfloop.errors import SettingError
+from selfloop.settings import PositiveFloat, Settings
+
 Precision = Literal["float32", "bfloat16", "auto"]
 Compile = Literal["auto"] | bool
+Decay = Annotated[float, Interval(gt=0, lt=1)]
+Count = Annotated[int, Ge(1)]
+NonNegative = Annotated[float, Ge(0)]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Training:
-    """How a network is trained: AdamW on shuffled batches, every one of the full size.
+class TrainingSettings(Settings):
+    """How a network is trained: AdamW on shuffled minibatches of equal size.
 
     `precision = "auto"` is bfloat16 on a GPU of compute capability 8 or more and, for networks of a million parameters
-    or more, on a processor with AMX tiles; float32 everywhere else. The rule looks at the machine, never at a clock, yet
-    the numbers then depend on the machine: "float32" is the choice for results to compare. `compile = "auto"` runs compiled
-    operations where the machine has a compiler, on a GPU in long fits: last bits depend on it.
+    or more, on a processor with AMX tiles; float32 everywhere else. The result of `auto` depends on the machine, so choose
+    "float32" for results to compare.
     """
 
-    epochs: int = 30  # passes through the training rows, unless `steps` is given
-    steps: int | None = None  # optimiser steps, the same however many rows there are
-    first_steps: int | None = None  # of generation 1 only: the quality of the first model
-    grow: bool = False  # the batch grows with the rows, so that `steps` steps are `epochs` passes
-    batch: int = 128  # rows per step (all rows when there are fewer)
-    learning_rate: float = 1e-3  # the highest one
-    weight_decay: float = 0.0  # AdamW's, of matrices and kernels; biases and norms are not decayed
-    schedule: Schedule = "cosine"  # towards 0 at the last step: cosine, linear; or constant
-    warmup: int | float = 0  # steps of linear rise before the schedule; below 1, their share of all steps
-    beta1: float = 0.9  # AdamW's decay of gradients
-    beta2: float = 0.999  # and of squared gradients
-    clip: float | None = 1.0  # highest norm of the whole gradient; losses are sums over a row, so this often binds
-    ema: float | None = None  # decay of the parameter average that becomes the model; None = the last parameters
-    precision: Precision = "float32"
-    compile: Compile = "auto"  # of networks that support it (transformers)
-    checkpoint: float = field(default=20.0, metadata={"identity": False})  # seconds between saved states; 0 = every step
+    epochs: Annotated[Count, "passes through the training rows, unless `steps` is set"] = 30
+    steps: Annotated[Count | None, "optimizer steps, whatever the number of rows; unset: `epochs` decides"] = None
+    first_generation_steps: Annotated[Count | None, "optimizer steps of generation 1; unset: as later ones"] = None
+    scale_batch: Annotated[bool, "enlarge the minibatch with the number of rows, so that `steps` steps are `epochs` passes"] = (
+        False
+    )
+    batch_size: Annotated[Count, "rows per step; all rows if there are fewer"] = 128
+    learning_rate: Annotated[PositiveFloat, "highest learning rate"] = 1e-3
+    weight_decay: Annotated[NonNegative, "AdamW's decay of matrices and kernels; biases and norms have none"] = 0.0
+    lr_schedule: Annotated[
+        Literal["constant", "linear", "cosine"], "how the learning rate falls to 0 at the last step, or `constant`"
+    ] = "cosine"
+    warmup: Annotated[
+        Annotated[int, Ge(0)] | NonNegative, "steps of linear rise before the schedule; below 1, their share of all steps"
+    ] = 0
+    beta1: Annotated[Decay, "AdamW's decay of its average of gradients"] = 0.9
+    beta2: Annotated[Decay, "AdamW's decay of its average of squared gradients"] = 0.999
+    max_grad_norm: Annotated[
+        PositiveFloat | None, "highest norm of the whole gradient; losses are sums over a row, so it often applies"
+    ] = 1.0
+    ema_decay: Annotated[Decay | None, "decay of the parameter average that becomes the model; unset: the last parameters"] = (
+        None
+    )
+    precision: Annotated[Precision, "number format of the network's products"] = "float32"
+    compile: Annotated[
+        Compile, "run transformers on a GPU through torch.compile; auto: in long fits; last bits depend on it"
+    ] = "auto"
+    checkpoint_seconds: Annotated[NonNegative, "seconds between checkpoints of an unfinished fit; 0: every step"] = field(
+        default=20.0, metadata={"identity": False}
+    )
 
     def __post_init__(self) -> None:
-        rules: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
-            ("epochs batch steps first_steps", lambda v: v >= 1, "1 or more"),
-            ("learning_rate clip", lambda v: 0 < v < math.inf, "a number above 0"),
-            ("weight_decay warmup checkpoint", lambda v: 0 <= v < math.inf, "0 or more"),
-            ("beta1 beta2 ema", lambda v: 0 < v < 1, "a decay between 0 and 1"),
-            ("schedule", lambda v: v in get_args(Schedule), f"one of {', '.join(get_args(Schedule))}"),
-            ("precision", lambda v: v in get_args(Precision), f"one of {', '.join(get_args(Precision))}"),
-            ("compile", lambda v: v in ("auto", True, False), "'auto', true or false"),
-        )
-        for names, holds, expected in rules:
-            for name in names.split():
-                if (value := getattr(self, name)) is not None and not holds(value):
-                    raise SpecError(f"family.training.{name}: got {value!r}; expected {expected}.")
-        if self.grow and self.steps is None:
-            raise SpecError("family.training.grow: needs family.training.steps, the number of steps to keep.")
+        super().__post_init__()
+        if self.scale_batch and self.steps is None:
+            raise SettingError("scale_batch", "got true; expected false without `steps`. Set steps, the number to keep.")
 
-    def for_generation(self, t: int) -> Training:
+    def for_generation(self, t: int) -> TrainingSettings:
         """The settings of generation t."""
-        if t == 1 and self.first_steps is not None:
-            return replace(self, steps=self.first_steps, first_steps=None, grow=False)
-        return replace(self, first_steps=None)
+        if t == 1 and self.first_generation_steps is not None:
+            return replace(self, steps=self.first_generation_steps, first_generation_steps=None, scale_batch=False)
+        return replace(self, first_generation_steps=None)
 
-    def batch_for(self, rows: int) -> int:
-        """Rows per step when there are `rows` rows."""
-        size = math.ceil(self.epochs * rows / self.steps) if self.grow and self.steps else self.batch
-        return min(size, rows)
+    def batch_size_for(self, n: float) -> int:
+        """Rows per step of a fit of n rows."""
+        size = math.ceil(self.epochs * n / self.steps) if self.scale_batch and self.steps else self.batch_size
+        return min(size, math.ceil(n))
 
-    def steps_for(self, rows: int) -> int:
-        """Optimiser steps of a fit to `rows` rows."""
-        return self.steps or math.ceil(self.epochs * rows / self.batch_for(rows))
+    def count_steps(self, n: float) -> int:
+        """Optimizer steps of a fit of n rows."""
+        return self.steps or math.ceil(self.epochs * n / self.batch_size_for(n))
 
-    def rate(self, step: int, steps: int) -> float:
+    def learning_rate_at(self, step: int, steps: int) -> float:
         """Learning rate at step 0 .. steps - 1 of a fit of `steps` steps."""
         rise = math.ceil(self.warmup * steps) if self.warmup < 1 else self.warmup
         if step < rise:
             return self.learning_rate * (step + 1) / rise
-        left = 1 - (step - rise) / max(steps - rise, 1)
-        factor = {"constant": 1.0, "linear": left, "cosine": 0.5 - 0.5 * math.cos(math.pi * left)}[self.schedule]
+        remaining = 1 - (step - rise) / max(steps - rise, 1)
+        factor = {"constant": 1.0, "linear": remaining, "cosine": 0.5 - 0.5 * math.cos(math.pi * remaining)}[self.lr_schedule]
         return self.learning_rate * factor
