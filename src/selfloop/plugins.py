@@ -116,14 +116,14 @@ BUILT_IN: dict[str, dict[str, str]] = {
     },
     "curator": {},
     "criterion": {
-        "catastrophic_increase": "selfloop.criteria.judging:CatastrophicIncrease",
-        "any_increase": "selfloop.criteria.judging:AnyIncrease",
-        "divergence": "selfloop.criteria.judging:Divergence",
-        "scaling_law_change": "selfloop.criteria.judging:ScalingLawChange",
-        "collapsing_variance": "selfloop.criteria.judging:CollapsingVariance",
-        "mode_entanglement": "selfloop.criteria.judging:ModeEntanglement",
-        "tail_loss": "selfloop.criteria.judging:TailLoss",
-        "hallucination": "selfloop.criteria.judging:Hallucination",
+        "catastrophic_increase": "selfloop.criteria.risk:CatastrophicIncrease",
+        "any_increase": "selfloop.criteria.risk:AnyIncrease",
+        "divergence": "selfloop.criteria.risk:Divergence",
+        "scaling_law_change": "selfloop.criteria.risk:ScalingLawChange",
+        "collapsing_variance": "selfloop.criteria.diversity:CollapsingVariance",
+        "mode_entanglement": "selfloop.criteria.diversity:ModeEntanglement",
+        "tail_loss": "selfloop.criteria.diversity:TailLoss",
+        "hallucination": "selfloop.criteria.diversity:Hallucination",
     },
 }
 

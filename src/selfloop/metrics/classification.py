@@ -1,4 +1,4 @@
-"""How well a model of outcomes given inputs does: its parameters against the truth, its probabilities, its best guesses."""
+"""Metrics of predicted outcomes on held-out real rows: probabilities and most probable outcomes."""
 
 from __future__ import annotations
 
@@ -10,33 +10,12 @@ import numpy as np
 
 from selfloop.component import Context, Metric, Snapshot
 from selfloop.protocols import EnsembleSnapshot, SupportsLogProb, SupportsPredict
-from selfloop.types import Columns, Floats, Params
-
-
-def _squared_distance(params: Params, truth: Params) -> Floats:
-    found, true = (np.asarray(each["coefficients"], np.float64) for each in (params, truth))
-    return np.asarray(((found - true) ** 2).sum(axis=-1))
-
-
-@dataclass(frozen=True, kw_only=True)
-class ParameterError(Metric):
-    """Squared distance of the coefficients from the true ones."""
-
-    name: ClassVar[str] = "parameter_error"
-    title: ClassVar[str] = "squared distance of the coefficients from the truth"
-    true_params: ClassVar[tuple[str, ...]] = ("coefficients",)
-    uses_rows: ClassVar[bool] = False
-
-    def measure(self, snap: Snapshot, ctx: Context) -> Mapping[str, float]:
-        return {self.name: float(_squared_distance(snap.params, snap.truth))}
-
-    def measure_ensemble(self, snap: EnsembleSnapshot) -> Mapping[str, Floats]:
-        return {self.name: _squared_distance(snap.params, snap.truth)}
+from selfloop.types import Floats
 
 
 @dataclass(frozen=True, kw_only=True)
 class LogLoss(Metric):
-    """Mean negative log probability of the outcomes of held-out real rows given their inputs."""
+    """Mean negative log probability of the outcomes of held-out real rows, conditional on their inputs."""
 
     name: ClassVar[str] = "log_loss"
     uses_holdout: ClassVar[bool] = True
@@ -46,16 +25,19 @@ class LogLoss(Metric):
     uses_rows: ClassVar[bool] = True
 
     def measure(self, snap: Snapshot, ctx: Context) -> Mapping[str, float]:
-        return {self.name: -float(cast(SupportsLogProb, snap.family).log_prob(snap.params, snap.holdout).mean())}
+        return {self.name: float(self._value(snap))}
 
     def measure_ensemble(self, snap: EnsembleSnapshot) -> Mapping[str, Floats]:
+        return {self.name: self._value(snap)}
+
+    def _value(self, snap: Snapshot | EnsembleSnapshot) -> Floats:
         log_prob = cast(SupportsLogProb, snap.family).log_prob(snap.params, snap.holdout)
-        return {self.name: -np.asarray(log_prob.mean(axis=-1), np.float64)}
+        return -np.asarray(log_prob.mean(axis=-1), np.float64)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Accuracy(Metric):
-    """Share of held-out real rows whose outcome is the most probable one."""
+    """Share of held-out real rows whose outcome is the one that the model finds most probable."""
 
     name: ClassVar[str] = "accuracy"
     uses_holdout: ClassVar[bool] = True
@@ -65,11 +47,11 @@ class Accuracy(Metric):
     uses_rows: ClassVar[bool] = True
 
     def measure(self, snap: Snapshot, ctx: Context) -> Mapping[str, float]:
-        return {self.name: float(_hits(cast(SupportsPredict, snap.family), snap.params, snap.holdout))}
+        return {self.name: float(self._value(snap))}
 
     def measure_ensemble(self, snap: EnsembleSnapshot) -> Mapping[str, Floats]:
-        return {self.name: _hits(cast(SupportsPredict, snap.family), snap.params, snap.holdout)}
+        return {self.name: self._value(snap)}
 
-
-def _hits(family: SupportsPredict, params: Params, rows: Columns) -> Floats:
-    return np.asarray((family.predict(params, rows) == np.asarray(rows["y"])).mean(axis=-1), np.float64)
+    def _value(self, snap: Snapshot | EnsembleSnapshot) -> Floats:
+        predicted = cast(SupportsPredict, snap.family).predict(snap.params, snap.holdout)
+        return np.asarray((predicted == np.asarray(snap.holdout["y"])).mean(axis=-1), np.float64)

@@ -1,50 +1,53 @@
-"""How far sampled images are from held-out real ones, and how varied they are, on features."""
+"""Distances of sampled images to held-out real images, and diversity of sampled images, on features."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Annotated, ClassVar, Literal
 
 import numpy as np
+from annotated_types import Ge
 
-from selfloop.component import Context, FeatureExtractor, Metric, Snapshot
-from selfloop.errors import SpecError
-from selfloop.metrics.image_features import ImageFeatureExtractor
+from selfloop.component import Context, Metric, Snapshot
+from selfloop.metrics.image_features import Features, ImageFeatureExtractor
 from selfloop.metrics.vector_distances import frechet_distance, kernel_distance, mean_distance
 from selfloop.types import Floats
 
-MOST_ROWS = 5000  # of a kind in what compares all pairs of rows: its time grows with their square
+MAX_ROWS = 5000  # default limit of metrics that compare all pairs of rows, whose time grows with the square
+MaxRows = Annotated[int, Ge(2), "number of sampled and of real rows, at most"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Frechet(Metric):
-    """Squared Frechet distance between newly sampled and held-out real images, on principal components of their pixels.
+class PixelFrechet(Metric):
+    """Squared Frechet distance between sampled and held-out real images, on principal components of their pixels.
 
-    As `feature_frechet`, with linear features instead of a network's: it sees means and covariances of pixels only.
+    As `feature_frechet`, with linear features: it compares means and covariances of pixels only.
     """
 
-    name: ClassVar[str] = "frechet"
+    name: ClassVar[str] = "pixel_frechet"
     version: ClassVar[int] = 2
     uses_holdout: ClassVar[bool] = True
     title: ClassVar[str] = "Frechet distance of sampled images to real ones"
-    secondary_titles: ClassVar[Mapping[str, str]] = {"frechet_real": "Frechet distance of initial to held-out real images"}
-    unit: ClassVar[str] = "squared grey scales"
-    secondary_units: ClassVar[Mapping[str, str]] = {"frechet_real": unit}
-    features: FeatureExtractor = field(default_factory=lambda: ImageFeatureExtractor(kind="pixels", dimensions=32))
+    secondary_titles: ClassVar[Mapping[str, str]] = {
+        "pixel_frechet_real": "Frechet distance of initial to held-out real images",
+    }
+    unit: ClassVar[str] = "squared gray scales"
+    secondary_units: ClassVar[Mapping[str, str]] = {"pixel_frechet_real": unit}
+    features: Features = field(default_factory=lambda: ImageFeatureExtractor(kind="pixels", dimensions=32))
 
     def measure(self, snap: Snapshot, ctx: Context) -> Mapping[str, float]:
-        return _frechet(self.name, snap)
+        return _frechet_values(self.name, snap)
 
 
 @dataclass(frozen=True, kw_only=True)
 class FeatureFrechet(Metric):
-    """Squared Frechet distance between newly sampled and held-out real images on features: with Inception's, the FID.
+    """Squared Frechet distance between sampled and held-out real images on features; on Inception's features, the FID.
 
-    Heusel et al. 2017 (1706.08500). `feature_frechet_real` is that of as many initial real images, which is what the
-    distance of a perfect model would be: finite numbers of rows bias both upwards (Chong and Forsyth 2020, 1911.07023).
-    Of more sampled rows than there are initial ones, only so many are looked at.
+    Heusel et al. 2017 (1706.08500). `feature_frechet_real` is the distance of equally many initial real images, the expected
+    value for a perfect model: finite numbers of rows bias both upwards (Chong and Forsyth 2020, 1911.07023). At most as many
+    sampled images are compared as there are initial images.
     """
 
     name: ClassVar[str] = "feature_frechet"
@@ -56,48 +59,44 @@ class FeatureFrechet(Metric):
     }
     unit: ClassVar[str] = "squared units of the features"
     secondary_units: ClassVar[Mapping[str, str]] = {"feature_frechet_real": unit}
-    features: FeatureExtractor = field(default_factory=ImageFeatureExtractor)
+    features: Features = field(default_factory=ImageFeatureExtractor)
 
     def measure(self, snap: Snapshot, ctx: Context) -> Mapping[str, float]:
-        return _frechet(self.name, snap)
+        return _frechet_values(self.name, snap)
 
 
-def _frechet(name: str, snap: Snapshot) -> Mapping[str, float]:
-    """The distance of sampled and that of initial real rows, equally many, to the held-out ones."""
-    if "new" not in snap.features:
+def _frechet_values(name: str, snap: Snapshot) -> Mapping[str, float]:
+    """Distances of equally many sampled and initial real images to the held-out images."""
+    if (pair := feature_pair(snap, "initial", equal_rows=True)) is None:
         return {}
-    new, initial = new_and_initial(snap)
-    real = vectors(snap, "holdout")
-    return {name: frechet_distance(new, real), f"{name}_real": frechet_distance(initial, real)}
+    real = feature_vectors(snap, "holdout")
+    return {f"{name}{suffix}": frechet_distance(rows, real) for suffix, rows in zip(("", "_real"), pair, strict=True)}
 
 
 @dataclass(frozen=True, kw_only=True)
 class KernelDistance(Metric):
-    """Kernel distance between newly sampled and held-out real images on features: with Inception's, the KID.
+    """Kernel distance between sampled and held-out real images on features; on Inception's features, the KID.
 
-    Binkowski et al. 2018 (1801.01401). Without bias, whatever the number of rows; around 0 for a perfect model.
+    Binkowski et al. 2018 (1801.01401). Unbiased for any number of rows; about 0 for a perfect model.
     """
 
     name: ClassVar[str] = "kernel_distance"
     uses_holdout: ClassVar[bool] = True
     title: ClassVar[str] = "kernel distance of sampled images to real ones"
-    features: FeatureExtractor = field(default_factory=ImageFeatureExtractor)
-    rows: int = MOST_ROWS  # of each kind, at most
-
-    def __post_init__(self) -> None:
-        check_least(self.name, "rows", self.rows, 2)
+    features: Features = field(default_factory=ImageFeatureExtractor)
+    max_rows: MaxRows = MAX_ROWS
 
     def measure(self, snap: Snapshot, ctx: Context) -> Mapping[str, float]:
-        if (pair := new_and_real(snap, self.rows)) is None:
+        if (pair := feature_pair(snap, "holdout", self.max_rows)) is None:
             return {}
         return {"kernel_distance": kernel_distance(*pair) if min(map(len, pair)) > 1 else math.nan}
 
 
 @dataclass(frozen=True, kw_only=True)
 class FeatureDiversity(Metric):
-    """Mean distance between two newly sampled images over that between two held-out real ones, on features.
+    """Mean distance between two sampled images over the mean distance between two held-out real images, on features.
 
-    1 is as varied as real images, 0 when all are the same.
+    1 if sampled images are as varied as real images, 0 if all are equal.
     """
 
     name: ClassVar[str] = "feature_diversity"
@@ -105,36 +104,30 @@ class FeatureDiversity(Metric):
     title: ClassVar[str] = "diversity of sampled images"
     unit: ClassVar[str] = "share of that of real images"
     better: ClassVar[str] = "higher"
-    features: FeatureExtractor = field(default_factory=ImageFeatureExtractor)
-    rows: int = MOST_ROWS
-
-    def __post_init__(self) -> None:
-        check_least(self.name, "rows", self.rows, 2)
+    features: Features = field(default_factory=ImageFeatureExtractor)
+    max_rows: MaxRows = MAX_ROWS
 
     def measure(self, snap: Snapshot, ctx: Context) -> Mapping[str, float]:
-        if (pair := new_and_real(snap, self.rows)) is None:
+        if (pair := feature_pair(snap, "holdout", self.max_rows)) is None:
             return {}
-        spreads = [mean_distance(rows) if len(rows) > 1 else math.nan for rows in pair]
-        return {"feature_diversity": spreads[0] / spreads[1] if spreads[1] else math.nan}
+        sampled, real = (mean_distance(rows) if len(rows) > 1 else math.nan for rows in pair)
+        return {"feature_diversity": sampled / real if real else math.nan}
 
 
-def new_and_real(snap: Snapshot, most: int | None = None) -> tuple[Floats, Floats] | None:
-    """Features of the newly sampled and of the held-out rows, the first `most` of each; None where nothing was sampled."""
-    return (vectors(snap, "new", most), vectors(snap, "holdout", most)) if "new" in snap.features else None
+def feature_pair(
+    snap: Snapshot, kind: Literal["holdout", "initial"], max_rows: int | None = None, *, equal_rows: bool = False
+) -> tuple[Floats, Floats] | None:
+    """Features of the first `max_rows` sampled rows and of the first `max_rows` rows of a kind; None without sampled rows.
+
+    `equal_rows` cuts both to the same number of rows, for values that depend on it.
+    """
+    if "samples" not in snap.features:
+        return None
+    sampled, real = (feature_vectors(snap, name, max_rows) for name in ("samples", kind))
+    n_rows = min(len(sampled), len(real)) if equal_rows else None
+    return sampled[:n_rows], real[:n_rows]
 
 
-def new_and_initial(snap: Snapshot, most: int | None = None) -> tuple[Floats, Floats]:
-    """Features of equally many newly sampled and initial real rows, at most `most`: what depends on how many compares them."""
-    new, initial = vectors(snap, "new", most), vectors(snap, "initial", most)
-    count = min(len(new), len(initial))
-    return new[:count], initial[:count]
-
-
-def vectors(snap: Snapshot, kind: str, most: int | None = None) -> Floats:
-    """Features of the first `most` rows of a kind."""
-    return np.asarray(np.asarray(snap.features[kind]["features"])[:most], np.float64)
-
-
-def check_least(metric: str, name: str, value: int, least: int) -> None:
-    if value < least:
-        raise SpecError(f"metrics.{metric}.{name}: got {value}; expected {least} or more.")
+def feature_vectors(snap: Snapshot, kind: str, max_rows: int | None = None) -> Floats:
+    """Features of the first `max_rows` rows of a kind."""
+    return np.asarray(np.asarray(snap.features[kind]["features"])[:max_rows], np.float64)

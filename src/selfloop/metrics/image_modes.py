@@ -1,31 +1,32 @@
-"""Which modes of the real images sampled ones still show, and which attributes, as the classifier of the features sees them."""
+"""Modes and attributes of the real images that sampled images still have, according to the classifier of the features."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import numpy as np
+from annotated_types import Interval
 
-from selfloop.component import Context, FeatureExtractor, Metric, Sampler, Snapshot, Source
+from selfloop.component import Context, Metric, Sampler, Snapshot, Source
 from selfloop.errors import SpecError
-from selfloop.metrics.image_features import ImageFeatureExtractor
+from selfloop.metrics.image_features import Features, ImageFeatureExtractor
 from selfloop.types import Floats
 
-SHOWN = 20  # modes at most that get a number each
-LOST = 0.1  # of its fair or real share: below, a mode or attribute counts as lost
+MAX_LISTED_MODES = 20  # number of modes up to which each mode's share is a secondary value
+LOST_SHARE = 0.1  # of the uniform or real share: a mode or attribute below it counts as lost
 
 
 @dataclass(frozen=True, kw_only=True)
 class Modes(Metric):
-    """Number of modes that are left, each newly sampled image counted for its most probable one.
+    """Number of modes that sampled images have. Each image counts for its most probable mode.
 
-    Modes are the classes of the features' classifier, or clusters of the real features where rows have no labels. One is
-    left with at least a tenth of the rows of equally frequent ones. Further: entropy of the shares, how far they are from
-    those of held-out real images (total variation), the share of images whose most probable mode is less probable than
-    `sure` (they lie between modes), and the share of each mode, for at most 20 modes, also (`_real`) among held-out images.
-    Clusters are numbered anew for each seed, so that a mean of their shares over seeds means nothing.
+    Modes are the classes of the features' classifier, or clusters of the real features if rows have no labels. A mode counts if
+    its share is at least a tenth of the share that it has in a uniform distribution. Secondary values: entropy of the shares;
+    their total variation distance from the shares of held-out real images; the share of images between modes, whose most
+    probable mode has a probability below `min_probability`; and, for at most 20 modes, the share of each mode, also (`_real`)
+    among held-out images. Every seed numbers its clusters differently: a mean of their shares over seeds has no meaning.
     """
 
     name: ClassVar[str] = "modes"
@@ -41,41 +42,39 @@ class Modes(Metric):
         "mode_entropy": "nats",
         "mode_distance": "total variation",
         "mode_confusion": "share of sampled images",
-    } | {f"class_share_{mode}": "share of sampled images" for mode in range(SHOWN)}
+    } | {f"class_share_{mode}": "share of sampled images" for mode in range(MAX_LISTED_MODES)}
     better: ClassVar[str] = "higher"
-    features: FeatureExtractor = field(default_factory=ImageFeatureExtractor)
-    sure: float = 0.9  # probability of a mode from which on an image does not lie between modes
-
-    def __post_init__(self) -> None:
-        if not 0 < self.sure <= 1:
-            raise SpecError(f"metrics.modes.sure: got {self.sure}; expected a probability above 0.")
+    features: Features = field(default_factory=ImageFeatureExtractor)
+    min_probability: Annotated[
+        float, Interval(gt=0, le=1), "probability of the most probable mode below which an image lies between modes"
+    ] = 0.9
 
     def measure(self, snap: Snapshot, ctx: Context) -> Mapping[str, float]:
-        if "new" not in snap.features:
+        if "samples" not in snap.features:
             return {}
-        new, real = (_column(snap, kind, "probabilities", "modes") for kind in ("new", "holdout"))
-        count = new.shape[1]
-        shares, expected = (np.bincount(each.argmax(axis=1), minlength=count) / len(each) for each in (new, real))
-        there = shares[shares > 0]
-        numbers = {
-            "modes": float(np.count_nonzero(shares >= LOST / count)),
-            "mode_entropy": float((there * np.log(1 / there)).sum()),
-            "mode_distance": float(np.abs(shares - expected).sum() / 2),
-            "mode_confusion": float((new.max(axis=1) < self.sure).mean()),
+        sampled, real = (_feature_column(snap, kind, "probabilities", "modes") for kind in ("samples", "holdout"))
+        n_modes = sampled.shape[1]
+        shares, real_shares = (np.bincount(p.argmax(axis=1), minlength=n_modes) / len(p) for p in (sampled, real))
+        positive = shares[shares > 0]
+        values = {
+            "modes": float(np.count_nonzero(shares >= LOST_SHARE / n_modes)),
+            "mode_entropy": float((positive * np.log(1 / positive)).sum()),
+            "mode_distance": float(np.abs(shares - real_shares).sum() / 2),
+            "mode_confusion": float((sampled.max(axis=1) < self.min_probability).mean()),
         }
-        names = snap.prepared.get("classes", np.arange(count)).tolist()
-        for name, share, of_real in zip(names, shares, expected, strict=True) if count <= SHOWN else ():
-            numbers |= {f"class_share_{name}": float(share), f"class_share_{name}_real": float(of_real)}
-        return numbers
+        if n_modes <= MAX_LISTED_MODES:
+            names = snap.prepared.get("classes", np.arange(n_modes)).tolist()
+            values |= _named_shares("class_share", names, shares, real_shares)
+        return values
 
 
 @dataclass(frozen=True, kw_only=True)
 class Attributes(Metric):
-    """Number of attributes that are left: those with at least a tenth of their share among held-out real images.
+    """Number of attributes whose share among sampled images is at least a tenth of their share among held-out real images.
 
-    An image has an attribute when the features' classifier, trained on the `attributes` of the initial real rows, finds it
-    more probable than not. Further: the mean difference of the shares, and for each attribute its share among sampled
-    images and, ending in `_real`, among held-out real ones. An attribute that is not recognised in real images is not left.
+    An image has an attribute if the features' classifier, trained on the `attributes` of the initial real rows, gives it a
+    probability above 0.5. Secondary values: the mean difference of the shares, and the share of each attribute among sampled
+    images and (`_real`) among held-out real images. An attribute with a real share of 0 does not count.
     """
 
     name: ClassVar[str] = "attributes"
@@ -87,47 +86,53 @@ class Attributes(Metric):
     unit: ClassVar[str] = "attributes"
     secondary_units: ClassVar[Mapping[str, str]] = {"attribute_distance": "mean difference of shares"}
     better: ClassVar[str] = "higher"
-    features: FeatureExtractor = field(default_factory=ImageFeatureExtractor)
-    names: tuple[str, ...] = ()  # of the attributes, in the order of the column; none = their places 0, 1, ...
+    features: Features = field(default_factory=ImageFeatureExtractor)
+    names: Annotated[tuple[str, ...], "names of the attributes, in the order of the column; empty: 0, 1, ..."] = ()
 
     def check(self, source: Source, sampler: Sampler) -> None:
         if not isinstance(self.features, ImageFeatureExtractor):
-            return  # which may find attributes that no source names
-        found = source.schema().get("attributes")
-        if found is None or self.features.kind != "classifier":
+            return  # other extractors may find attributes that no source has
+        column = source.schema().get("attributes")
+        if column is None or self.features.kind != "classifier":
+            rows = "no column 'attributes'" if column is None else "a column 'attributes'"
             raise SpecError(
-                f"metrics.attributes: learns attributes from the rows; {source.name} gives "
-                f"{'none as it is set' if found is None else 'some'}, the features' kind is {self.features.kind!r}. Take "
-                "kind 'classifier' and a source whose rows have a column 'attributes', or drop the metric."
+                f"metrics.attributes: got features of kind {self.features.kind!r} and rows of {source.name} with {rows}; "
+                "expected kind 'classifier' and a column 'attributes'. Change features or source, or drop the metric."
             )
-        self._check_names(found.shape[0])
+        self._check_names(column.shape[0])
 
-    def _check_names(self, count: int) -> None:
-        if len(set(self.names)) not in (0, count):
+    def _check_names(self, n_attributes: int) -> None:
+        if len(set(self.names)) not in (0, n_attributes):
             raise SpecError(
-                f"metrics.attributes.names: got {len(self.names)} names for {count} attributes. Name each once, or none."
+                f"metrics.attributes.names: got {len(self.names)} names for {n_attributes} attributes. Name each once, or none."
             )
 
     def measure(self, snap: Snapshot, ctx: Context) -> Mapping[str, float]:
-        if "new" not in snap.features:
+        if "samples" not in snap.features:
             return {}
-        new, real = ((_column(snap, kind, "attributes", self.name) > 0.5).mean(axis=0) for kind in ("new", "holdout"))
-        self._check_names(len(new))
-        names = self.names or range(len(new))
-        numbers = {
-            "attributes": float(np.count_nonzero((new >= LOST * real) & (real > 0))),
-            "attribute_distance": float(np.abs(new - real).mean()),
+        shares, real_shares = (
+            (_feature_column(snap, kind, "attributes", self.name) > 0.5).mean(axis=0) for kind in ("samples", "holdout")
+        )
+        self._check_names(len(shares))
+        values = {
+            "attributes": float(np.count_nonzero((shares >= LOST_SHARE * real_shares) & (real_shares > 0))),
+            "attribute_distance": float(np.abs(shares - real_shares).mean()),
         }
-        for name, share, expected in zip(names, new.tolist(), real.tolist(), strict=True):
-            numbers |= {f"attribute_share_{name}": share, f"attribute_share_{name}_real": expected}
-        return numbers
+        return values | _named_shares("attribute_share", self.names or range(len(shares)), shares, real_shares)
 
 
-def _column(snap: Snapshot, kind: str, column: str, metric: str) -> Floats:
+def _named_shares(prefix: str, names: Sequence[object], shares: Floats, real_shares: Floats) -> dict[str, float]:
+    values = dict[str, float]()
+    for name, share, real_share in zip(names, shares.tolist(), real_shares.tolist(), strict=True):
+        values |= {f"{prefix}_{name}": share, f"{prefix}_{name}_real": real_share}
+    return values
+
+
+def _feature_column(snap: Snapshot, kind: str, column: str, metric: str) -> Floats:
     columns = snap.features[kind]
     if column not in columns:
         raise SpecError(
-            f"metrics.{metric}.features: they tell no {column}. Take kind 'classifier' and a source whose rows have a "
-            f"column {column!r}."
+            f"metrics.{metric}.features: got features without {column}; expected kind 'classifier' and rows with a column "
+            f"{column!r}. Change features or source."
         )
     return np.asarray(columns[column])

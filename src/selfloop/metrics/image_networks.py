@@ -65,9 +65,7 @@ def train_classifier(images: Array, targets: Params, dimensions: int, epochs: in
         return total
 
     steps = max(TrainingSettings(epochs=epochs, batch_size=BATCH_SIZE).count_steps(len(rows)), MIN_STEPS)
-    settings = TrainingSettings(
-        steps=steps, batch_size=BATCH_SIZE, learning_rate=LEARNING_RATE, weight_decay=0.01, warmup=0.05
-    )
+    settings = TrainingSettings(steps=steps, batch_size=BATCH_SIZE, learning_rate=LEARNING_RATE, weight_decay=0.01, warmup=0.05)
     arrays = trainer.fit(trainer.TrainingProblem(network, loss, np.ones(len(rows))), settings, ctx, None)
     return arrays | {"outputs": np.array(n_outputs or len(rotations))}
 
@@ -76,9 +74,7 @@ def open_classifier(shape: tuple[int, ...], dimensions: int, prepared: Params, c
     """A classifier with the arrays of `train_classifier`, for images (height, width[, depth])."""
     height, width, depth = height_width_depth(shape)
     n_outputs = int(prepared["outputs"])
-    model = trainer.load_network(
-        lambda: _classifier((depth, height, width), dimensions, n_outputs), prepared, ctx, "measuring"
-    )
+    model = trainer.load_network(lambda: _classifier((depth, height, width), dimensions, n_outputs), prepared, ctx, "measuring")
 
     def network(images: Tensor) -> tuple[Tensor, Tensor]:
         features = model[:-2](scale_pixels(images))

@@ -1,4 +1,4 @@
-"""How probable held-out real rows are."""
+"""Likelihood of held-out real rows."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ import numpy as np
 
 from selfloop.component import Context, Metric, Snapshot
 from selfloop.protocols import EnsembleSnapshot, SupportsEnsembleLogProb, SupportsLogProb
-from selfloop.types import Floats
+from selfloop.types import Columns, Floats, Params
 
 
 @dataclass(frozen=True, kw_only=True)
 class Nll(Metric):
-    """Mean negative log density (or probability) of the held-out real rows."""
+    """Mean negative log density, or log probability, of held-out real rows."""
 
     name: ClassVar[str] = "nll"
     uses_holdout: ClassVar[bool] = True
@@ -25,17 +25,22 @@ class Nll(Metric):
     uses_rows: ClassVar[bool] = True
 
     def measure(self, snap: Snapshot, ctx: Context) -> Mapping[str, float]:
-        return {"nll": -float(np.mean(cast(SupportsLogProb, snap.family).log_prob(snap.params, snap.holdout)))}
+        return {"nll": _mean_nll(cast(SupportsLogProb, snap.family), snap.params, snap.holdout)}
 
     def measure_ensemble(self, snap: EnsembleSnapshot) -> Mapping[str, Floats]:
         if isinstance(snap.family, SupportsEnsembleLogProb):
-            return {"nll": -snap.family.log_prob_rows(snap.params, snap.parts, snap.holdout).mean(axis=1)}
-        family, seeds = cast(SupportsLogProb, snap.family), len(next(iter(snap.params.values())))
-        log_prob = [
-            family.log_prob(
+            return {"nll": -snap.family.log_prob_rows(snap.params, snap.takes, snap.holdout).mean(axis=1)}
+        family, n_seeds = cast(SupportsLogProb, snap.family), len(next(iter(snap.params.values())))
+        values = [
+            _mean_nll(
+                family,
                 {name: array[s] for name, array in snap.params.items()},
                 {name: np.asarray(column)[s] for name, column in snap.holdout.items()},
-            ).mean()
-            for s in range(seeds)
+            )
+            for s in range(n_seeds)
         ]
-        return {"nll": -np.array(log_prob)}
+        return {"nll": np.array(values)}
+
+
+def _mean_nll(family: SupportsLogProb, params: Params, rows: Columns) -> float:
+    return -float(np.mean(family.log_prob(params, rows)))

@@ -1,6 +1,7 @@
-"""Arithmetic on rows of tokens: their n-grams and the rows themselves as numbers, without a loop over tokens.
+"""N-grams and rows of tokens as 64-bit hashes, and the texts that metrics compare.
 
-Hashes are 64 bits of a polynomial in mixed tokens: among a million different n-grams two meet with a probability of 1e-7.
+A hash is a polynomial in SplitMix64 values of tokens. Among a million different n-grams, two have the same hash with a
+probability of 1e-7.
 """
 
 from __future__ import annotations
@@ -12,129 +13,129 @@ import numpy as np
 import numpy.typing as npt
 
 from selfloop.component import Snapshot
+from selfloop.rng import SPLITMIX_STEP, splitmix64
 from selfloop.types import Array, Columns, Ints, Params, Ragged
 
 Flags = npt.NDArray[np.bool_]
 Hashes = npt.NDArray[np.uint64]
-BASE = np.uint64(0x9E3779B97F4A7C15)  # odd, so that no power of it is 0
-BLOCK = 1 << 21  # tokens held as 64-bit numbers at once
+BASE = SPLITMIX_STEP  # of the polynomial; odd, so that none of its powers is 0 modulo 2^64
+CHUNK_TOKENS = 1 << 21  # about how many tokens are converted to 64-bit numbers at a time
 TABLE_BITS = 22
 
 
 def texts(
-    rows: Columns, params: Params, *, most_rows: int | None = None, most_tokens: int | None = None, longest: int | None = None
+    rows: Columns, params: Params, *, max_rows: int | None = None, max_tokens: int | None = None, max_length: int | None = None
 ) -> Ragged:
-    """The tokens of the first rows without their end tokens: so many rows, or just enough rows for so many tokens.
+    """Tokens of the first rows without their end tokens: of `max_rows` rows, or the first `max_tokens` tokens of all rows.
 
-    Rows are cut after `longest` tokens.
+    Each row is cut after `max_length` tokens.
     """
     tokens = cast(Ragged, rows["tokens"])
-    lengths = np.diff(tokens.offsets)[:most_rows]
-    if most_tokens is not None:  # a row has at most one end token
-        sure = np.cumsum(np.minimum(lengths - 1, lengths if longest is None else longest))
-        lengths = lengths[: int(np.count_nonzero(np.maximum.accumulate(sure) < most_tokens)) + 1]
+    lengths = np.diff(tokens.offsets)[:max_rows]
+    if max_tokens is not None:  # a row has at most one end token
+        certain = np.cumsum(np.minimum(lengths - 1, lengths if max_length is None else max_length))
+        lengths = lengths[: int(np.count_nonzero(np.maximum.accumulate(certain) < max_tokens)) + 1]
     offsets = tokens.offsets[: len(lengths) + 1] - tokens.offsets[0]
     values = tokens.values[tokens.offsets[0] : tokens.offsets[len(lengths)]]
-    places = np.arange(len(values)) - np.repeat(offsets[:-1], lengths)
-    kept = places < (len(values) if longest is None else longest)
+    positions = np.arange(len(values)) - np.repeat(offsets[:-1], lengths)
+    mask = positions < (len(values) if max_length is None else max_length)
     last = offsets[1:][lengths > 0] - 1
-    kept[last[values[last] == params["tokenizer/end"]]] = False
-    starts = np.concatenate([[0], np.cumsum(kept)])[offsets]
-    limit = starts[-1] if most_tokens is None else min(most_tokens, starts[-1])
-    return Ragged(values[kept][:limit], np.minimum(starts, limit))
+    mask[last[values[last] == params["tokenizer/end"]]] = False
+    starts = np.concatenate([[0], np.cumsum(mask)])[offsets]
+    limit = starts[-1] if max_tokens is None else min(max_tokens, starts[-1])
+    return Ragged(values[mask][:limit], np.minimum(starts, limit))
 
 
-def cut_of(rows: Columns, params: Params) -> int | None:
-    """Tokens after which sampling cut rows that had not ended; None when all had.
+def cut_length(rows: Columns, params: Params) -> int | None:
+    """Length of the longest row without an end token, where sampling cut it; None if every row has one.
 
-    Real rows are cut there too before they are compared: words of the ends of long texts are no loss of the model's.
+    Real rows are cut at this length too before metrics compare them. Otherwise, words that occur late in long texts would
+    count as lost by the model.
     """
     tokens = cast(Ragged, rows["tokens"])
     lengths = np.diff(tokens.offsets)
-    there = lengths > 0
-    unended = tokens.values[tokens.offsets[1:][there] - 1] != params["tokenizer/end"]
-    return int(lengths[there][unended].max()) if unended.any() else None
+    filled = lengths > 0
+    unfinished = tokens.values[tokens.offsets[1:][filled] - 1] != params["tokenizer/end"]
+    return int(lengths[filled][unfinished].max()) if unfinished.any() else None
 
 
-def equal_texts(snap: Snapshot, most_tokens: int) -> tuple[Ragged, Ragged] | None:
-    """The same number of new and of initial real tokens, without end tokens; None when either has not so many.
+def equal_texts(snap: Snapshot, max_tokens: int) -> tuple[Ragged, Ragged] | None:
+    """Equally many sampled and initial real tokens, without end tokens; None if either rows have fewer tokens.
 
-    The number is the one asked for, or an eighth of what the initial rows have when that is less (new rows may be cut much
-    shorter, and real ones are cut there too): the same for every generation and policy of a seed.
+    The number of tokens is `max_tokens`, or an eighth of the initial rows' tokens if that is less: sampled rows may be cut
+    short, and real rows are then cut too. It is the same for every generation and policy of a seed.
     """
-    real = cast(Ragged, snap.initial["tokens"])
-    count = min(most_tokens, (int(real.offsets[-1]) - len(real)) // 8)
-    cut = cut_of(snap.samples, snap.params)
-    new, old = (texts(rows, snap.params, most_tokens=count, longest=cut) for rows in (snap.samples, snap.initial))
-    return (new, old) if 0 < count == len(new.values) == len(old.values) else None
+    tokens = cast(Ragged, snap.initial["tokens"])
+    count = min(max_tokens, (int(tokens.offsets[-1]) - len(tokens)) // 8)
+    length = cut_length(snap.samples, snap.params)
+    sampled, real = (texts(rows, snap.params, max_tokens=count, max_length=length) for rows in (snap.samples, snap.initial))
+    return (sampled, real) if 0 < count == len(sampled.values) == len(real.values) else None
 
 
-def blocks(tokens: Ragged) -> Iterator[Ragged]:
-    """The rows in groups of about BLOCK tokens."""
+def row_chunks(tokens: Ragged) -> Iterator[Ragged]:
+    """The rows in chunks of about CHUNK_TOKENS tokens."""
     first, offsets = 0, tokens.offsets
     while first < len(tokens):
-        last = max(first + 1, int(np.searchsorted(offsets, offsets[first] + BLOCK, side="right")) - 1)
+        last = max(first + 1, int(np.searchsorted(offsets, offsets[first] + CHUNK_TOKENS, side="right")) - 1)
         yield Ragged(tokens.values[offsets[first] : offsets[last]], offsets[first : last + 1] - offsets[first])
         first = last
 
 
-def rows_of(tokens: Ragged) -> Ints:
-    """The row of every token."""
+def row_indices(tokens: Ragged) -> Ints:
+    """Index of the row of every token."""
     return np.repeat(np.arange(len(tokens)), np.diff(tokens.offsets))
 
 
 def ngrams(tokens: Ragged, n: int) -> tuple[Hashes, Ints]:
-    """Every run of n tokens inside a row as a number, in order, and the row that each is in."""
+    """Hash of every run of n tokens inside a row, in order, and the index of its row."""
     ends = np.repeat(tokens.offsets[1:], np.diff(tokens.offsets))
     first = np.flatnonzero(np.arange(len(ends)) + n <= ends)
-    return _windows(mixed(tokens.values), n)[first], rows_of(tokens)[first]
+    return _hash_windows(hash_values(tokens.values), n)[first], row_indices(tokens)[first]
 
 
-def _windows(x: Hashes, n: int) -> Hashes:
+def _hash_windows(x: Hashes, n: int) -> Hashes:
     """sum_j x[i + j] * BASE^(n - 1 - j) for every i, by halves."""
     if n == 1:
         return x
     half, count = n // 2, max(len(x) - n + 1, 0)
-    left = _windows(x, n - half)
-    right = left if n == 2 * half else _windows(x, half)
+    left = _hash_windows(x, n - half)
+    right = left if n == 2 * half else _hash_windows(x, half)
     power = np.cumprod(np.full(half, BASE))[-1:]
     return np.asarray(left[:count] * power + right[n - half : n - half + count], np.uint64)
 
 
-def mixed(values: Array) -> Hashes:
-    """Whole numbers spread over 64 bits: the finaliser of SplitMix64 (Steele et al. 2014)."""
-    x = values.astype(np.uint64) + BASE
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return np.asarray(x ^ (x >> np.uint64(31)), np.uint64)
+def hash_values(values: Array) -> Hashes:
+    """Hash of every integer."""
+    return splitmix64(values.astype(np.uint64) + SPLITMIX_STEP)
 
 
 def row_hashes(tokens: Ragged) -> Hashes:
-    """Every row as a number; equal rows have equal ones."""
+    """Hash of every row; equal rows have equal hashes."""
     lengths = np.diff(tokens.offsets)
     powers = np.cumprod(np.full(lengths.max(initial=0) + 1, BASE))
-    places = np.arange(len(tokens.values)) - np.repeat(tokens.offsets[:-1], lengths)
-    sums = np.concatenate([np.zeros(1, np.uint64), np.cumsum(mixed(tokens.values) * powers[places], dtype=np.uint64)])
+    positions = np.arange(len(tokens.values)) - np.repeat(tokens.offsets[:-1], lengths)
+    terms = hash_values(tokens.values) * powers[positions]
+    sums = np.concatenate([np.zeros(1, np.uint64), np.cumsum(terms, dtype=np.uint64)])
     return np.asarray(sums[tokens.offsets[1:]] - sums[tokens.offsets[:-1]])  # modulo 2^64
 
 
 def contained(grams: Hashes, real: Ragged, n: int) -> Flags:
-    """Which of the n-grams are in a row of `real`; memory does not grow with that."""
+    """True for n-grams that are in a row of `real`. Memory does not grow with the number of real rows."""
     wanted, shift = np.unique(grams), np.uint64(64 - TABLE_BITS)
-    found, table = np.zeros(len(wanted), bool), np.zeros(1 << TABLE_BITS, bool)
-    table[wanted >> shift] = True  # stops most n-grams that are not wanted
-    for part in blocks(real):
-        there, _ = ngrams(part, n)
-        there = there[table[there >> shift]]
-        at = np.minimum(np.searchsorted(wanted, there), len(wanted) - 1)
-        found[at[wanted[at] == there]] = True
-    return np.asarray(found[np.searchsorted(wanted, grams)])
+    in_real, table = np.zeros(len(wanted), bool), np.zeros(1 << TABLE_BITS, bool)
+    table[wanted >> shift] = True  # a filter that most other n-grams do not pass
+    for chunk in row_chunks(real):
+        candidates, _ = ngrams(chunk, n)
+        candidates = candidates[table[candidates >> shift]]
+        positions = np.minimum(np.searchsorted(wanted, candidates), len(wanted) - 1)
+        in_real[positions[wanted[positions] == candidates]] = True
+    return np.asarray(in_real[np.searchsorted(wanted, grams)])
 
 
-def longest_runs(flags: Flags, rows: Ints, count: int) -> Ints:
-    """For each of `count` rows, how many flags in a row are set at most; `rows` is the row of every flag, ascending."""
-    goes_on = np.append(False, flags[:-1] & (rows[1:] == rows[:-1]))
-    starts = flags & ~goes_on
-    longest = np.zeros(count, np.int64)
+def longest_runs(flags: Flags, rows: Ints, n_rows: int) -> Ints:
+    """Length of the longest run of set flags in each of `n_rows` rows. `rows` is the row of every flag, ascending."""
+    continues = np.append(False, flags[:-1] & (rows[1:] == rows[:-1]))
+    starts = flags & ~continues
+    longest = np.zeros(n_rows, np.int64)
     np.maximum.at(longest, rows[starts], np.bincount(np.cumsum(starts)[flags] - 1, minlength=starts.sum()))
     return longest

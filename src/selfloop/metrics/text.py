@@ -1,20 +1,21 @@
-"""How well a model predicts real text, and whether its own text has the length and the words of real text."""
+"""Metrics of text: likelihood of real text, and length and words of sampled text."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, cast
+from typing import Annotated, ClassVar, cast
 
 import numpy as np
+from annotated_types import Ge, Interval
 
 from selfloop.component import Context, Metric, Snapshot
-from selfloop.errors import SpecError
-from selfloop.metrics.ngrams import blocks, cut_of, equal_texts, rows_of, texts
+from selfloop.metrics.ngrams import cut_length, equal_texts, row_chunks, row_indices, texts
 from selfloop.protocols import SupportsTokenLogProb, UsesEncoder
 from selfloop.types import Columns, Ints, Params, Ragged
 
-NO_NUMBER = float("nan")  # recorded without a value
+NO_VALUE = float("nan")
+MAX_EXPONENT = 50.0  # bound of the search for a Zipf exponent
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,9 +38,9 @@ class CrossEntropy(Metric):
 
 @dataclass(frozen=True, kw_only=True)
 class SelfCrossEntropy(Metric):
-    """Mean negative log probability of a token of the model's own new rows: low when it is sure of what it writes.
+    """Mean negative log probability of a token of the model's own samples: low for a model that is certain of its tokens.
 
-    At temperature 1, with nothing cut off, its expectation is the model's entropy per token.
+    At temperature 1 and without truncation, its expectation is the model's entropy per token.
     """
 
     name: ClassVar[str] = "self_cross_entropy"
@@ -47,27 +48,33 @@ class SelfCrossEntropy(Metric):
     unit: ClassVar[str] = "nats per token"
     better: ClassVar[str] = ""
     family_protocols: ClassVar[tuple[type, ...]] = (SupportsTokenLogProb,)
-    rows: int = 500  # the first so many new rows
-
-    def __post_init__(self) -> None:
-        require(self.name, "rows", self.rows)
+    max_rows: Annotated[int, Ge(1), "number of sampled rows, at most"] = 500
 
     def measure(self, snap: Snapshot, ctx: Context) -> Mapping[str, float]:
         if not snap.samples:
             return {}
         tokens = snap.samples["tokens"]
-        return {self.name: _nats_per_token(snap, {"tokens": tokens[np.arange(min(self.rows, len(tokens)))]}, ctx)}
+        return {self.name: _nats_per_token(snap, {"tokens": tokens[np.arange(min(self.max_rows, len(tokens)))]}, ctx)}
+
+
+def _nats_per_token(snap: Snapshot, rows: Columns, ctx: Context) -> float:
+    log_prob = cast(SupportsTokenLogProb, snap.family).token_log_prob(snap.params, rows, ctx)
+    values = np.asarray(log_prob.values, np.float64)
+    return -float(values.mean()) if len(values) else NO_VALUE
 
 
 @dataclass(frozen=True, kw_only=True)
 class TextLength(Metric):
-    """Mean tokens of a new row without its end token; `ended` is the share of rows that have one and so were not cut."""
+    """Mean number of tokens of a sampled row, without its end token.
+
+    `text_length_finished_rate` is the share of rows with an end token; the sampler cut all other rows.
+    """
 
     name: ClassVar[str] = "text_length"
     title: ClassVar[str] = "length of sampled rows"
-    secondary_titles: ClassVar[Mapping[str, str]] = {"ended": "sampled rows with an end token"}
+    secondary_titles: ClassVar[Mapping[str, str]] = {"text_length_finished_rate": "sampled rows with an end token"}
     unit: ClassVar[str] = "tokens per row"
-    secondary_units: ClassVar[Mapping[str, str]] = {"ended": "share of rows"}
+    secondary_units: ClassVar[Mapping[str, str]] = {"text_length_finished_rate": "share of rows"}
     better: ClassVar[str] = ""
     family_protocols: ClassVar[tuple[type, ...]] = (UsesEncoder,)
 
@@ -76,16 +83,18 @@ class TextLength(Metric):
             return {}
         tokens = cast(Ragged, snap.samples["tokens"])
         last = tokens.offsets[1:][np.diff(tokens.offsets) > 0] - 1
-        ended = np.count_nonzero(tokens.values[last] == snap.params["tokenizer/end"])
-        return {"text_length": (len(tokens.values) - int(ended)) / len(tokens), "ended": int(ended) / len(tokens)}
+        finished = int(np.count_nonzero(tokens.values[last] == snap.params["tokenizer/end"]))
+        length = (len(tokens.values) - finished) / len(tokens)
+        return {"text_length": length, "text_length_finished_rate": finished / len(tokens)}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Vocabulary(Metric):
-    """Different tokens among a fixed number of new ones; `vocabulary_kept`: of those among as many real ones, the share seen.
+    """Number of distinct tokens in a fixed number of sampled tokens.
 
-    Fresh real text would not show all of them either, as rare tokens come and go: look at how the share changes.
-    The number is `tokens`, or an eighth of the initial real tokens when that is less; no value when either rows have fewer.
+    `vocabulary_kept` is the share of the distinct tokens in equally many real tokens that the sampled tokens contain. Fresh
+    real text would not contain all of them either, because rare tokens differ between texts: compare generations. The number
+    of tokens is `max_tokens`, or an eighth of the initial real tokens if that is less. No value if either rows have fewer.
     """
 
     name: ClassVar[str] = "vocabulary"
@@ -95,27 +104,24 @@ class Vocabulary(Metric):
     secondary_units: ClassVar[Mapping[str, str]] = {"vocabulary_kept": "share of tokens"}
     better: ClassVar[str] = "higher"
     family_protocols: ClassVar[tuple[type, ...]] = (UsesEncoder,)
-    tokens: int = 50_000
-
-    def __post_init__(self) -> None:
-        require(self.name, "tokens", self.tokens)
+    max_tokens: Annotated[int, Ge(1), "number of sampled and of real tokens, at most"] = 50_000
 
     def measure(self, snap: Snapshot, ctx: Context) -> Mapping[str, float]:
         if not snap.samples:
             return {}
-        if (found := equal_texts(snap, self.tokens)) is None:
-            return {"vocabulary": NO_NUMBER, "vocabulary_kept": NO_NUMBER}
-        new, real = (np.unique(text.values) for text in found)
-        return {"vocabulary": float(len(new)), "vocabulary_kept": float(np.isin(real, new).mean())}
+        if (pair := equal_texts(snap, self.max_tokens)) is None:
+            return {"vocabulary": NO_VALUE, "vocabulary_kept": NO_VALUE}
+        sampled, real = (np.unique(text.values) for text in pair)
+        return {"vocabulary": float(len(sampled)), "vocabulary_kept": float(np.isin(real, sampled).mean())}
 
 
 @dataclass(frozen=True, kw_only=True)
 class TailMass(Metric):
-    """Share of rare tokens in new rows over their share in real rows; 1 is right, 0 when the tail is lost.
+    """Share of rare tokens in sampled rows over their share in real rows; 1 is right, 0 if the tail is lost.
 
-    Rare are all tokens but the most frequent ones that make up 1 - `tail` of every other initial real row. Their real share
-    is counted on the rest of those rows: chosen and counted on the same ones, tokens that are rare there by chance would
-    look rarer than they are, and a perfect model would get more than 1. Real rows are cut where sampling cut new ones.
+    Rare tokens are all but the most frequent ones that make up 1 - `tail` of every second initial real row. Their real share
+    comes from the other initial rows. Selected and counted on the same rows, tokens that are rare by chance would look rarer
+    than they are, and a perfect model would get more than 1. Real rows are cut at the length at which sampling cut rows.
     """
 
     name: ClassVar[str] = "tail_mass"
@@ -123,92 +129,86 @@ class TailMass(Metric):
     unit: ClassVar[str] = "sampled over real share"
     better: ClassVar[str] = "higher"
     family_protocols: ClassVar[tuple[type, ...]] = (UsesEncoder,)
-    tail: float = 0.1
-
-    def __post_init__(self) -> None:
-        if not 0 < self.tail < 1:
-            raise SpecError(f"metrics.tail_mass.tail: got {self.tail}; expected a number between 0 and 1.")
+    tail: Annotated[float, Interval(gt=0, lt=1), "share of real tokens that counts as the tail"] = 0.1
 
     def measure(self, snap: Snapshot, ctx: Context) -> Mapping[str, float]:
         if not snap.samples:
             return {}
-        cut = cut_of(snap.samples, snap.params)
-        new, (chosen, compared) = (_token_counts(rows, snap.params, cut) for rows in (snap.samples, snap.initial))
-        order = np.argsort(-chosen, kind="stable")
-        mass = np.cumsum(chosen[order])
+        length = cut_length(snap.samples, snap.params)
+        sampled, (selection, real) = (_token_counts(rows, snap.params, length) for rows in (snap.samples, snap.initial))
+        order = np.argsort(-selection, kind="stable")
+        mass = np.cumsum(selection[order])
         common = order[: np.searchsorted(mass, (1 - self.tail) * mass[-1]) + 1]
-        kept, there = (_share_outside(counts, common) for counts in (new.sum(axis=0), compared))
-        return {self.name: kept / there if there else NO_NUMBER}
+        sampled_share, real_share = (_share_outside(counts, common) for counts in (sampled.sum(axis=0), real))
+        return {self.name: sampled_share / real_share if real_share else NO_VALUE}
+
+
+def _token_counts(rows: Columns, params: Params, max_length: int | None = None) -> Ints:
+    """Count of every token in rows 0, 2, ... and in rows 1, 3, ..., without end tokens: (2, tokens)."""
+    counts, first = np.zeros((2, 1), np.int64), 0
+    for chunk in row_chunks(cast(Ragged, rows["tokens"])):
+        text = texts({"tokens": chunk}, params, max_length=max_length)
+        size = max(counts.shape[1], int(text.values.max(initial=0)) + 1)
+        halves = (row_indices(text) + first) % 2
+        total = np.bincount(text.values.astype(np.int64) + halves * size, minlength=2 * size).reshape(2, size)
+        total[:, : counts.shape[1]] += counts
+        counts, first = total, first + len(chunk)
+    return counts
+
+
+def _share_outside(counts: Ints, tokens: Ints) -> float:
+    total = int(counts.sum())
+    return 1 - int(counts[tokens[tokens < len(counts)]].sum()) / total if total else NO_VALUE
 
 
 @dataclass(frozen=True, kw_only=True)
-class Zipf(Metric):
-    """Exponent s of the rank-frequency law, frequency proportional to rank^-s, of the most frequent tokens of new rows.
+class ZipfExponent(Metric):
+    """Exponent s of the most frequent tokens of sampled rows, whose frequency is proportional to rank^-s.
 
-    Maximum likelihood on the first `ranks` ranks. Ranks come from every other row and frequencies from the rest, since
+    Maximum likelihood on the first `ranks` ranks. Ranks come from every second row and frequencies from the other rows, because
     tokens ranked and counted on the same text look steeper than they are (Piantadosi 2014, section "Zipf's law").
     """
 
-    name: ClassVar[str] = "zipf"
+    name: ClassVar[str] = "zipf_exponent"
     title: ClassVar[str] = "Zipf exponent of sampled tokens"
     better: ClassVar[str] = ""
     family_protocols: ClassVar[tuple[type, ...]] = (UsesEncoder,)
-    ranks: int = 100  # lower ones are so badly known from 100,000 tokens that they bias s
-
-    def __post_init__(self) -> None:
-        require(self.name, "ranks", self.ranks, least=2)
+    ranks: Annotated[int, Ge(2), "number of the most frequent tokens; 100,000 tokens measure lower ranks with a bias"] = 100
 
     def measure(self, snap: Snapshot, ctx: Context) -> Mapping[str, float]:
         if not snap.samples:
             return {}
         ranked, counted = _token_counts(snap.samples, snap.params)
         order = np.argsort(-ranked, kind="stable")[: min(self.ranks, np.count_nonzero(ranked))]
-        return {self.name: zipf_exponent(counted[order])}
+        return {self.name: fit_zipf_exponent(counted[order])}
 
 
-def zipf_exponent(counts: Ints) -> float:
-    """Maximum likelihood s of counts by rank, p(r) = r^-s / sum_k k^-s: where the mean log rank is as expected.
+def fit_zipf_exponent(counts: Ints) -> float:
+    """Maximum likelihood s of counts by rank, p(r) = r^-s / sum_k k^-s: where the mean log rank equals its expectation.
 
-    Not a number when no s has that mean: no counts, or all on the first rank.
+    NaN if no s has that mean: no counts, or counts on the first rank only.
     """
     from scipy.optimize import brentq
 
     logs, total = np.log(np.arange(1, len(counts) + 1)), counts.sum()
-    steepest = 50.0
 
     def excess(s: float) -> float:
         weights = np.exp(-s * logs)
         return float(counts @ logs / total - weights @ logs / weights.sum())
 
-    found = total > 0 and excess(-steepest) < 0 < excess(steepest)
-    return float(brentq(excess, -steepest, steepest)) if found else NO_NUMBER
+    if total > 0 and excess(-MAX_EXPONENT) < 0 < excess(MAX_EXPONENT):
+        return float(brentq(excess, -MAX_EXPONENT, MAX_EXPONENT))
+    return NO_VALUE
 
 
-def require(metric: str, key: str, value: int, least: int = 1) -> None:
-    """SpecError when a setting of a metric is too small."""
-    if value < least:
-        raise SpecError(f"metrics.{metric}.{key}: got {value}; expected {least} or more.")
+@dataclass(frozen=True, kw_only=True)
+class LongDocuments(Metric):
+    """Number of training documents longer than the family's context, which the fit dropped or truncated."""
 
+    name: ClassVar[str] = "long_documents"
+    title: ClassVar[str] = "Training documents longer than the context"
+    unit: ClassVar[str] = "documents"
+    better: ClassVar[str] = ""
 
-def _nats_per_token(snap: Snapshot, rows: Columns, ctx: Context) -> float:
-    log_prob = cast(SupportsTokenLogProb, snap.family).token_log_prob(snap.params, rows, ctx)
-    values = np.asarray(log_prob.values, np.float64)
-    return -float(values.mean()) if len(values) else NO_NUMBER
-
-
-def _token_counts(rows: Columns, params: Params, longest: int | None = None) -> Ints:
-    """How often every token is there in rows 0, 2, ... and in rows 1, 3, ..., without end tokens: (2, tokens)."""
-    counts, first = np.zeros((2, 1), np.int64), 0
-    for part in blocks(cast(Ragged, rows["tokens"])):
-        text = texts({"tokens": part}, params, longest=longest)
-        size = max(counts.shape[1], int(text.values.max(initial=0)) + 1)
-        halves = (rows_of(text) + first) % 2
-        more = np.bincount(text.values.astype(np.int64) + halves * size, minlength=2 * size).reshape(2, size)
-        more[:, : counts.shape[1]] += counts
-        counts, first = more, first + len(part)
-    return counts
-
-
-def _share_outside(counts: Ints, tokens: Ints) -> float:
-    total = int(counts.sum())
-    return 1 - int(counts[tokens[tokens < len(counts)]].sum()) / total if total else NO_NUMBER
+    def measure(self, snap: Snapshot, ctx: Context) -> Mapping[str, float]:
+        return {self.name: float(snap.params["training/long_documents"])}

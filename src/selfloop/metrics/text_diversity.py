@@ -1,109 +1,151 @@
-"""What new text repeats: within a row, between rows, and from the real rows.
+"""Metrics of repetition in sampled text: within a row, between rows, and of real rows.
 
-What depends on how much text there is, is measured on a fixed amount: the setting, or a part of what the initial real rows
-have when that is less. So it can be compared between generations and policies; it has no value where new rows have less.
+A metric that depends on the amount of text uses a fixed amount: its setting, or a share of the initial real rows if that is
+less. Its values are then comparable between generations and policies. It has no value if sampled rows have less text.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, cast
+from typing import Annotated, ClassVar, cast
 
 import numpy as np
+from annotated_types import Ge
 
 from selfloop.component import Context, Metric, Snapshot
-from selfloop.metrics.ngrams import blocks, contained, equal_texts, longest_runs, mixed, ngrams, row_hashes, texts
-from selfloop.metrics.text import NO_NUMBER, require
+from selfloop.metrics.ngrams import contained, equal_texts, hash_values, longest_runs, ngrams, row_chunks, row_hashes, texts
+from selfloop.metrics.text import NO_VALUE
 from selfloop.protocols import UsesEncoder
 from selfloop.types import Floats, Ints, Ragged, count_rows
 
-LONGEST = 4  # tokens of the longest n-grams of `distinct` and `self_bleu`
-SMOOTHING = 0.1  # matches that an n-gram length without any counts as
+MAX_NGRAM = 4  # tokens of the longest n-grams of `distinct` and `self_bleu`
+SMOOTHING = 0.1  # matches that replace 0 matches of an n-gram length
 
 
 @dataclass(frozen=True, kw_only=True)
 class Distinct(Metric):
-    """Distinct n-grams over n-grams in a fixed number of new tokens (Li et al. 2016, 1510.03055): n = 1 .. 4 and their mean."""
+    """Distinct n-grams over all n-grams in a fixed number of sampled tokens, mean of n = 1 to 4.
+
+    distinct-n of Li et al. 2016 (1510.03055).
+    """
 
     name: ClassVar[str] = "distinct"
     title: ClassVar[str] = "distinct n-grams, mean of n = 1 to 4"
     secondary_titles: ClassVar[Mapping[str, str]] = {
-        f"distinct_{n}": f"distinct n-grams, n = {n}" for n in range(1, LONGEST + 1)
+        f"distinct_{n}": f"distinct n-grams, n = {n}" for n in range(1, MAX_NGRAM + 1)
     }
     unit: ClassVar[str] = "share of n-grams"
     better: ClassVar[str] = "higher"
     family_protocols: ClassVar[tuple[type, ...]] = (UsesEncoder,)
-    tokens: int = 50_000
-
-    def __post_init__(self) -> None:
-        require(self.name, "tokens", self.tokens)
+    max_tokens: Annotated[int, Ge(1), "number of sampled tokens, at most"] = 50_000
 
     def measure(self, snap: Snapshot, ctx: Context) -> Mapping[str, float]:
         if not snap.samples:
             return {}
-        found = equal_texts(snap, self.tokens)
-        shares = {f"distinct_{n}": _distinct_share(found[0], n) if found else NO_NUMBER for n in range(1, LONGEST + 1)}
-        return {"distinct": float(np.mean(list(shares.values()))), **shares}
+        pair = equal_texts(snap, self.max_tokens)
+        shares = [_distinct_share(pair[0], n) if pair else NO_VALUE for n in range(1, MAX_NGRAM + 1)]
+        return {"distinct": float(np.mean(shares)), **dict(zip(self.secondary_titles, shares, strict=True))}
+
+
+def _distinct_share(tokens: Ragged, n: int) -> float:
+    grams, _ = ngrams(tokens, n)
+    return len(np.unique(grams)) / len(grams) if len(grams) else NO_VALUE
 
 
 @dataclass(frozen=True, kw_only=True)
 class SelfBleu(Metric):
-    """BLEU-4 of a new row against the other ones as references, mean over a fixed number of rows; 1 when all are the same.
+    """BLEU-4 of a sampled row with the other sampled rows as references, mean over a fixed number of rows; 1 if all are equal.
 
-    Zhu et al. 2018 (Texygen, 1802.01886), which takes 500 rows: BLEU of Papineni et al. 2002 with uniform weights, per
-    row, and method 1 of Chen and Cherry 2014 (0.1 matches for an n-gram length that has none). It grows with the number of
-    references, so that is fixed. A row of no tokens, or without a token of the other rows, gets 0.
+    Zhu et al. 2018 (Texygen, 1802.01886), who take 500 rows. BLEU of Papineni et al. 2002 with uniform weights, per row, with
+    method 1 of Chen and Cherry 2014 (0.1 matches for an n-gram length without a match). The number of rows is fixed because
+    self-BLEU grows with the number of references. A row without tokens, or without a token of another row, has 0.
     """
 
     name: ClassVar[str] = "self_bleu"
     title: ClassVar[str] = "self-BLEU of sampled rows"
     family_protocols: ClassVar[tuple[type, ...]] = (UsesEncoder,)
-    rows: int = 500
-
-    def __post_init__(self) -> None:
-        require(self.name, "rows", self.rows, least=2)
+    max_rows: Annotated[int, Ge(2), "number of sampled rows, at most; half the initial rows if that is less"] = 500
 
     def measure(self, snap: Snapshot, ctx: Context) -> Mapping[str, float]:
         if not snap.samples:
             return {}
-        count = min(self.rows, count_rows(snap.initial) // 2)
-        if not 2 <= count <= count_rows(snap.samples):
-            return {self.name: NO_NUMBER}
-        return {self.name: float(bleu_among(texts(snap.samples, snap.params, most_rows=count)).mean())}
+        n_rows = min(self.max_rows, count_rows(snap.initial) // 2)
+        if not 2 <= n_rows <= count_rows(snap.samples):
+            return {self.name: NO_VALUE}
+        return {self.name: float(bleu_scores(texts(snap.samples, snap.params, max_rows=n_rows)).mean())}
+
+
+def bleu_scores(tokens: Ragged) -> Floats:
+    """BLEU of every row against all other rows: brevity penalty times geometric mean of precisions. Needs two rows."""
+    lengths = np.diff(tokens.offsets)
+    logs, has_match = np.zeros(len(tokens)), np.zeros(len(tokens), bool)
+    for n in range(1, MAX_NGRAM + 1):
+        matches = _clipped_matches(tokens, n)
+        has_match |= matches > 0
+        logs += np.log(np.where(matches > 0, matches, SMOOTHING) / np.maximum(lengths - n + 1, 1)) / MAX_NGRAM
+    shortfall = 1 - _closest_lengths(lengths) / np.maximum(lengths, 1)
+    return np.where(has_match, np.exp(logs + np.minimum(shortfall, 0)), 0.0)
+
+
+def _clipped_matches(tokens: Ragged, n: int) -> Ints:
+    """Number of n-grams of each row, where a gram counts at most as often as in the other row that contains it most often."""
+    grams, rows = ngrams(tokens, n)
+    if not len(grams):
+        return np.zeros(len(tokens), np.int64)
+    order = np.lexsort((rows, grams))
+    grams, rows = grams[order], rows[order]
+    starts = np.flatnonzero(np.append(True, (grams[1:] != grams[:-1]) | (rows[1:] != rows[:-1])))
+    grams, rows, counts = grams[starts], rows[starts], np.diff(np.append(starts, len(grams)))
+    change = np.append(True, grams[1:] != grams[:-1])
+    gram_index, firsts = np.cumsum(change) - 1, np.flatnonzero(change)
+    largest = np.maximum.reduceat(counts, firsts)
+    is_largest = counts == largest[gram_index]
+    second = np.maximum.reduceat(np.where(is_largest, 0, counts), firsts)
+    is_only_largest = is_largest & (np.add.reduceat(is_largest.astype(np.int64), firsts) == 1)[gram_index]
+    in_other_rows = np.where(is_only_largest, second[gram_index], largest[gram_index])
+    return np.bincount(rows, np.minimum(counts, in_other_rows), len(tokens)).astype(np.int64)
+
+
+def _closest_lengths(lengths: Ints) -> Ints:
+    """For each row, the length of another row that is closest to its length; the shorter of two."""
+    order = np.argsort(lengths)
+    ordered = lengths[order]
+    far = 2 * int(ordered[-1]) + 1
+    below = ordered - np.append(-far, ordered[:-1])
+    above = np.append(ordered[1:], 2 * far) - ordered
+    closest = np.empty_like(lengths)
+    closest[order] = np.where(below <= above, ordered - below, ordered + above)
+    return closest
 
 
 @dataclass(frozen=True, kw_only=True)
 class Repetition(Metric):
-    """Share of a new row's n-grams that it had already, 1 - distinct / all, mean over rows of at least n tokens.
+    """Share of n-grams of a sampled row that occurred earlier in the row, 1 - distinct / all.
 
-    seq-rep-n of Welleck et al. 2020 (1908.04319, section 6).
+    Mean over rows of n tokens or more. seq-rep-n of Welleck et al. 2020 (1908.04319, section 6).
     """
 
     name: ClassVar[str] = "repetition"
     title: ClassVar[str] = "n-grams repeated within a row"
     unit: ClassVar[str] = "share of n-grams"
     family_protocols: ClassVar[tuple[type, ...]] = (UsesEncoder,)
-    length: int = LONGEST  # n
-    rows: int = 5000  # the first so many new rows
-
-    def __post_init__(self) -> None:
-        require(self.name, "length", self.length)
-        require(self.name, "rows", self.rows)
+    ngram: Annotated[int, Ge(1), "length n of an n-gram, tokens"] = MAX_NGRAM
+    max_rows: Annotated[int, Ge(1), "number of sampled rows, at most"] = 5000
 
     def measure(self, snap: Snapshot, ctx: Context) -> Mapping[str, float]:
         if not snap.samples:
             return {}
-        grams, rows = ngrams(texts(snap.samples, snap.params, most_rows=self.rows), self.length)
-        _, first = np.unique(mixed(rows) ^ grams, return_index=True)
-        every, distinct = (np.bincount(each, minlength=self.rows) for each in (rows, rows[first]))
-        repeated = 1 - distinct[every > 0] / every[every > 0]
-        return {self.name: float(repeated.mean()) if len(repeated) else NO_NUMBER}
+        grams, rows = ngrams(texts(snap.samples, snap.params, max_rows=self.max_rows), self.ngram)
+        _, first = np.unique(hash_values(rows) ^ grams, return_index=True)
+        total, distinct = (np.bincount(index, minlength=self.max_rows) for index in (rows, rows[first]))
+        repeated = 1 - distinct[total > 0] / total[total > 0]
+        return {self.name: float(repeated.mean()) if len(repeated) else NO_VALUE}
 
 
 @dataclass(frozen=True, kw_only=True)
 class DuplicateRate(Metric):
-    """Share of new rows of which the batch has another exact copy: 0 when every row is different, 1 when none is single."""
+    """Share of sampled rows with an exact copy among the sampled rows: 0 if all rows differ, 1 if no row is unique."""
 
     name: ClassVar[str] = "duplicate_rate"
     title: ClassVar[str] = "duplicates among sampled rows"
@@ -113,88 +155,36 @@ class DuplicateRate(Metric):
     def measure(self, snap: Snapshot, ctx: Context) -> Mapping[str, float]:
         if not snap.samples:
             return {}
-        hashes = np.concatenate([row_hashes(rows) for rows in blocks(cast(Ragged, snap.samples["tokens"]))])
+        hashes = np.concatenate([row_hashes(chunk) for chunk in row_chunks(cast(Ragged, snap.samples["tokens"]))])
         _, copies = np.unique(hashes, return_counts=True)
         return {self.name: 1 - float(np.count_nonzero(copies == 1)) / len(hashes)}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Memorisation(Metric):
-    """Share of long n-grams of new rows that are in some initial real row; `copied_run`: a row's longest copied run.
+class Memorization(Metric):
+    """Share of long n-grams of sampled rows that occur in an initial real row.
 
-    A run is tokens in a row whose n-grams are all copied, 0 when none is; mean over rows. Real rows copy from each other
-    too: compare with the first model.
+    `copied_run` is the longest run of tokens of a row whose n-grams are all copied, or 0; mean over rows. Real rows share
+    n-grams too: compare with generation 1.
     """
 
-    name: ClassVar[str] = "memorisation"
+    name: ClassVar[str] = "memorization"
     title: ClassVar[str] = "long n-grams copied from real rows"
     secondary_titles: ClassVar[Mapping[str, str]] = {"copied_run": "longest run of tokens copied from a real row"}
     unit: ClassVar[str] = "share of n-grams"
     secondary_units: ClassVar[Mapping[str, str]] = {"copied_run": "tokens"}
     family_protocols: ClassVar[tuple[type, ...]] = (UsesEncoder,)
-    length: int = 16  # n
-    tokens: int = 200_000  # of the first new rows, at most
-
-    def __post_init__(self) -> None:
-        require(self.name, "length", self.length)
-        require(self.name, "tokens", self.tokens)
+    ngram: Annotated[int, Ge(1), "length n of an n-gram, tokens"] = 16
+    max_tokens: Annotated[int, Ge(1), "number of sampled tokens, at most"] = 200_000
 
     def measure(self, snap: Snapshot, ctx: Context) -> Mapping[str, float]:
         if not snap.samples:
             return {}
-        new = texts(snap.samples, snap.params, most_tokens=self.tokens)
-        grams, rows = ngrams(new, self.length)
+        sampled = texts(snap.samples, snap.params, max_tokens=self.max_tokens)
+        grams, rows = ngrams(sampled, self.ngram)
         if not len(grams):
-            return {"memorisation": NO_NUMBER, "copied_run": NO_NUMBER}
-        copied = contained(grams, cast(Ragged, snap.initial["tokens"]), self.length)
-        runs = longest_runs(copied, rows, len(new))
-        copied_run = np.where(runs > 0, runs + self.length - 1, 0).mean()
-        return {"memorisation": float(copied.mean()), "copied_run": float(copied_run)}
-
-
-def _distinct_share(tokens: Ragged, n: int) -> float:
-    grams, _ = ngrams(tokens, n)
-    return len(np.unique(grams)) / len(grams) if len(grams) else NO_NUMBER
-
-
-def bleu_among(tokens: Ragged) -> Floats:
-    """BLEU of every row (two or more) against all other rows: brevity penalty times the geometric mean of precisions."""
-    lengths = np.diff(tokens.offsets)
-    logs, any_match = np.zeros(len(tokens)), np.zeros(len(tokens), bool)
-    for n in range(1, LONGEST + 1):
-        matched = _clipped_matches(tokens, n)
-        any_match |= matched > 0
-        logs += np.log(np.where(matched > 0, matched, SMOOTHING) / np.maximum(lengths - n + 1, 1)) / LONGEST
-    shortfall = 1 - _closest_others(lengths) / np.maximum(lengths, 1)
-    return np.where(any_match, np.exp(logs + np.minimum(shortfall, 0)), 0.0)
-
-
-def _clipped_matches(tokens: Ragged, n: int) -> Ints:
-    """Per row its n-grams, each counted no more often than in the other row that has most of it."""
-    grams, rows = ngrams(tokens, n)
-    if not len(grams):
-        return np.zeros(len(tokens), np.int64)
-    order = np.lexsort((rows, grams))
-    grams, rows = grams[order], rows[order]
-    starts = np.flatnonzero(np.append(True, (grams[1:] != grams[:-1]) | (rows[1:] != rows[:-1])))
-    grams, rows, counts = grams[starts], rows[starts], np.diff(np.append(starts, len(grams)))
-    change = np.append(True, grams[1:] != grams[:-1])
-    groups, firsts = np.cumsum(change) - 1, np.flatnonzero(change)
-    most = np.maximum.reduceat(counts, firsts)
-    leads = counts == most[groups]
-    second = np.maximum.reduceat(np.where(leads, 0, counts), firsts)
-    alone = leads & (np.add.reduceat(leads.astype(np.int64), firsts) == 1)[groups]
-    elsewhere = np.where(alone, second[groups], most[groups])
-    return np.bincount(rows, np.minimum(counts, elsewhere), len(tokens)).astype(np.int64)
-
-
-def _closest_others(lengths: Ints) -> Ints:
-    """For each length the closest of the others, the shorter of two."""
-    order = np.argsort(lengths)
-    ordered = lengths[order]
-    far = 2 * int(ordered[-1]) + 1
-    below = ordered - np.append(-far, ordered[:-1])
-    above = np.append(ordered[1:], 2 * far) - ordered
-    closest = np.empty_like(lengths)
-    closest[order] = np.where(below <= above, ordered - below, ordered + above)
-    return closest
+            return {"memorization": NO_VALUE, "copied_run": NO_VALUE}
+        copied = contained(grams, cast(Ragged, snap.initial["tokens"]), self.ngram)
+        runs = longest_runs(copied, rows, len(sampled))
+        copied_run = np.where(runs > 0, runs + self.ngram - 1, 0).mean()
+        return {"memorization": float(copied.mean()), "copied_run": float(copied_run)}

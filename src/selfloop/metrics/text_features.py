@@ -1,173 +1,191 @@
-"""How far sampled text is from held-out real text, as a given feature model sees both."""
+"""Distances of sampled text to held-out real text, on the features of a pretrained model."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from abc import abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, cast
+from typing import Annotated, Any, ClassVar, cast
 
 import numpy as np
+from annotated_types import Ge, Gt
 
 from selfloop.component import Context, Metric, Snapshot
-from selfloop.errors import SpecError, resolve_local_or_hub
-from selfloop.metrics.ngrams import cut_of, texts
-from selfloop.metrics.text import NO_NUMBER, require
+from selfloop.errors import SettingError, resolve_local_or_hub
+from selfloop.metrics.ngrams import cut_length, texts
+from selfloop.metrics.text import NO_VALUE
 from selfloop.metrics.vector_distances import frechet_distance, frontier_area
 from selfloop.protocols import UsesEncoder
 from selfloop.types import Floats, Ragged, count_rows
 
-TOKENS = 256  # of a row, as the feature model counts them
-BATCH = 32  # rows that go through the feature model at once
-EXPLAINED = 0.9  # share of the variance that the principal components keep before clustering
-STARTS = 5  # of k-means; the best counts
+MAX_TOKENS = 256  # of a row, in tokens of the feature model
+CHUNK_ROWS = 32  # rows per pass through the feature model
+EXPLAINED_VARIANCE = 0.9  # share that the principal components keep before clustering
+N_KMEANS_STARTS = 5
+ModelName = Annotated[
+    str | Path, "feature model: a folder, or a name on the hub, that transformers.AutoModel and AutoTokenizer open"
+]
+Revision = Annotated[str | None, "commit of a model on the hub, whose content may change"]
+MaxRows = Annotated[int, Ge(2), "number of sampled and of real rows, at most"]
+
+
+class TextFeatureMetric(Metric):
+    """A metric of the features of equally many sampled and held-out real rows. A subclass writes `compare`.
+
+    Features are the mean of the feature model's last hidden states over the first 256 tokens of a row. Real rows are cut at
+    the length at which sampling cut rows. Compare values of the same feature model and number of rows only.
+    """
+
+    uses_holdout: ClassVar[bool] = True
+    family_protocols: ClassVar[tuple[type, ...]] = (UsesEncoder,)
+    model: ModelName
+    revision: Revision
+    max_rows: MaxRows
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        object.__setattr__(self, "model", resolve_local_or_hub("revision", self.model, self.revision))
+
+    @abstractmethod
+    def compare(self, sampled: Floats, real: Floats, ctx: Context) -> float:
+        """The value for two arrays of features."""
+
+    def measure(self, snap: Snapshot, ctx: Context) -> Mapping[str, float]:
+        if not snap.samples:
+            return {}
+        n_rows = min(self.max_rows, count_rows(snap.samples), len(snap.holdout["tokens"]))
+        if n_rows < 2:
+            return {self.name: NO_VALUE}
+        length = cut_length(snap.samples, snap.params)
+        decoded = [
+            text
+            for rows in (snap.samples, snap.holdout)
+            for text in _decode(texts(rows, snap.params, max_rows=n_rows, max_length=length), snap)
+        ]
+        try:
+            features = embed_texts(decoded, self.model, self.revision, ctx)
+        except SettingError as problem:
+            raise problem.under(f"metrics.{self.name}") from problem
+        return {self.name: self.compare(features[:n_rows], features[n_rows:], ctx)}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Mauve(Metric):
-    """MAUVE of new and held-out real rows: 1 when a feature model cannot tell them apart, near 0 when they share nothing.
+class Mauve(TextFeatureMetric):
+    """MAUVE of sampled and held-out real rows: 1 if the feature model cannot distinguish them, near 0 if they share nothing.
 
-    Pillutla et al. 2021 (2102.01454): features of both scaled to length 1, on the principal components that keep 90 % of the
-    variance, clustered by k-means into as many clusters as a tenth of the rows of each; then the area under the frontier of
-    the two histograms with scaling 5. Features are the mean of the last hidden states over a row's first 256 tokens, and
-    not the last one's as in the paper: compare values of the same model and number of rows only.
+    Pillutla et al. 2021 (2102.01454). Features of both are scaled to length 1, projected on the principal components that keep
+    90 % of the variance, and clustered by k-means into a tenth as many clusters as rows of each. MAUVE is the area under the
+    frontier of the two histograms. The paper uses the features of the last token; here they are the mean over tokens.
     """
 
     name: ClassVar[str] = "mauve"
-    uses_holdout: ClassVar[bool] = True
     title: ClassVar[str] = "MAUVE of sampled text"
     better: ClassVar[str] = "higher"
-    family_protocols: ClassVar[tuple[type, ...]] = (UsesEncoder,)
-    model: str | Path  # a folder, or a name on the hub, that transformers.AutoModel and AutoTokenizer open
-    revision: str | None = None  # commit of the hub, for a name: what it stands for may change
-    rows: int = 1000  # of each kind, at most
-    scale: float = 5.0
+    model: ModelName
+    revision: Revision = None
+    max_rows: MaxRows = 1000
+    scaling_factor: Annotated[float, Gt(0), "factor of the divergences in the exponent of the frontier"] = 5.0
 
-    def __post_init__(self) -> None:
-        _check(self)
-        if not self.scale > 0:
-            raise SpecError(f"metrics.mauve.scale: got {self.scale}; expected a number above 0.")
-
-    def measure(self, snap: Snapshot, ctx: Context) -> Mapping[str, float]:
-        return _measured(self, snap, ctx, lambda new, real: mauve_of(new, real, self.scale, ctx))
+    def compare(self, sampled: Floats, real: Floats, ctx: Context) -> float:
+        return mauve_score(sampled, real, self.scaling_factor, ctx)
 
 
 @dataclass(frozen=True, kw_only=True)
-class TextFrechet(Metric):
-    """Squared Frechet distance between new and held-out real rows on the mean last hidden states of a feature model.
+class TextFrechet(TextFeatureMetric):
+    """Squared Frechet distance between features of sampled and held-out real rows.
 
-    The Frechet inception distance (Heusel et al. 2017, 1706.08500) with a text model. Biased upwards by finite samples, and
-    the more so the fewer rows there are per feature: compare values of the same model and number of rows only.
+    The Frechet inception distance (Heusel et al. 2017, 1706.08500) with a text model. Finite samples bias it upwards, the
+    more so the fewer rows there are per feature.
     """
 
     name: ClassVar[str] = "text_frechet"
-    uses_holdout: ClassVar[bool] = True
     title: ClassVar[str] = "Frechet distance of sampled text to real text"
     unit: ClassVar[str] = "squared units of the features"
-    family_protocols: ClassVar[tuple[type, ...]] = (UsesEncoder,)
-    model: str | Path
-    revision: str | None = None
-    rows: int = 1000
+    model: ModelName
+    revision: Revision = None
+    max_rows: MaxRows = 1000
 
-    def __post_init__(self) -> None:
-        _check(self)
-
-    def measure(self, snap: Snapshot, ctx: Context) -> Mapping[str, float]:
-        return _measured(self, snap, ctx, frechet_distance)
+    def compare(self, sampled: Floats, real: Floats, ctx: Context) -> float:
+        return frechet_distance(sampled, real)
 
 
-def mauve_of(new: Floats, real: Floats, scale: float, ctx: Context) -> float:
+def mauve_score(sampled: Floats, real: Floats, scaling_factor: float, ctx: Context) -> float:
     """MAUVE of two sets of feature vectors."""
     from sklearn.cluster import KMeans
     from sklearn.decomposition import PCA
     from sklearn.preprocessing import normalize
 
-    points = normalize(np.concatenate([new, real]))
+    points = normalize(np.concatenate([sampled, real]))
     if np.ptp(points, axis=0).max() == 0:
         return 1.0
-    few = PCA(EXPLAINED, svd_solver="full").fit_transform(points)
-    clusters = min(max(2, round(min(len(new), len(real)) / 10)), len(np.unique(few, axis=0)))
-    means = KMeans(clusters, n_init=STARTS, max_iter=500, random_state=ctx.stream.child("clusters").integer() % 2**32)
-    found = means.fit_predict(few)
-    p, q = (np.bincount(part, minlength=clusters) / len(part) for part in (found[: len(new)], found[len(new) :]))
-    return frontier_area(p, q, scale)
+    components = PCA(EXPLAINED_VARIANCE, svd_solver="full").fit_transform(points)
+    n_clusters = min(max(2, round(min(len(sampled), len(real)) / 10)), len(np.unique(components, axis=0)))
+    seed = ctx.stream.child("clusters").integer() % 2**32
+    clusters = KMeans(n_clusters, n_init=N_KMEANS_STARTS, max_iter=500, random_state=seed).fit_predict(components)
+    halves = clusters[: len(sampled)], clusters[len(sampled) :]
+    p, q = (np.bincount(half, minlength=n_clusters) / len(half) for half in halves)
+    return frontier_area(p, q, scaling_factor)
 
 
-def _check(metric: Mauve | TextFrechet) -> None:
-    require(metric.name, "rows", metric.rows, least=2)
-    object.__setattr__(metric, "model", resolve_local_or_hub(f"metrics.{metric.name}.revision", metric.model, metric.revision))
-
-
-def _measured(
-    metric: Mauve | TextFrechet, snap: Snapshot, ctx: Context, compare: Callable[[Floats, Floats], float]
-) -> Mapping[str, float]:
-    """A number of the features of equally many new and held-out real rows, these cut where sampling cut new ones."""
-    if not snap.samples:
-        return {}
-    count = min(metric.rows, count_rows(snap.samples), len(snap.holdout["tokens"]))
-    if count < 2:
-        return {metric.name: NO_NUMBER}
-    cut = cut_of(snap.samples, snap.params)
-    kinds = [_decoded(texts(rows, snap.params, most_rows=count, longest=cut), snap) for rows in (snap.samples, snap.holdout)]
-    where, rows = f"metrics.{metric.name}.model", [text for kind in kinds for text in kind]
-    features = embedded(rows, metric.model, where, ctx, metric.revision)
-    return {metric.name: compare(features[:count], features[count:])}
-
-
-def _decoded(tokens: Ragged, snap: Snapshot) -> list[str]:
+def _decode(tokens: Ragged, snap: Snapshot) -> list[str]:
     decoded = cast(UsesEncoder, snap.family).encoder().decode({"tokens": tokens}, snap.params)["text"]
     return [text.decode(errors="replace") for text in cast(Ragged, decoded).to_bytes()]
 
 
-def embedded(rows: Sequence[str], model: str | Path, where: str, ctx: Context, revision: str | None = None) -> Floats:
-    """The mean last hidden state of each text; zeros for one without tokens. SpecError when there is no such model."""
+def embed_texts(rows: Sequence[str], model: str | Path, revision: str | None, ctx: Context) -> Floats:
+    """Mean last hidden state of each text, zeros for a text without tokens. SettingError if the model cannot be opened."""
     import torch
     from torch.nn.utils.rnn import pad_sequence
 
+    from selfloop.families.nn import trainer
+
     torch.set_num_threads(ctx.threads)
-    tokenizer, network = _opened(model, revision, where)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    tokenizer, network = _open_model(model, revision)
+    device = trainer.device()
+    ctx.backends["measuring"] = f"torch {device.type} float32"
     network.to(device).eval()
-    limit = min(TOKENS, tokenizer.model_max_length, getattr(network.config, "max_position_embeddings", TOKENS))
+    limit = min(MAX_TOKENS, tokenizer.model_max_length, getattr(network.config, "max_position_embeddings", MAX_TOKENS))
     ids = tokenizer(list(rows), truncation=True, max_length=limit)["input_ids"]
-    lengths = np.array([len(each) for each in ids])
+    lengths = np.array([len(row) for row in ids])
     features = np.zeros((len(rows), network.config.hidden_size))
     order = np.argsort(lengths, kind="stable")[np.count_nonzero(lengths == 0) :]
-    for batch in np.split(order, range(BATCH, len(order), BATCH)):
-        there = torch.arange(lengths[batch].max()) < torch.from_numpy(lengths[batch])[:, None]
-        padded = pad_sequence([torch.tensor(ids[i]) for i in batch], batch_first=True)
+    for chunk in np.split(order, range(CHUNK_ROWS, len(order), CHUNK_ROWS)):
+        mask = torch.arange(lengths[chunk].max()) < torch.from_numpy(lengths[chunk])[:, None]
+        padded = pad_sequence([torch.tensor(ids[i]) for i in chunk], batch_first=True)
         with torch.inference_mode():
-            hidden = network(input_ids=padded.to(device), attention_mask=there.to(device)).last_hidden_state.double().cpu()
-        features[batch] = ((hidden * there[:, :, None]).sum(dim=1) / there.sum(dim=1, keepdim=True)).numpy()
+            hidden = network(input_ids=padded.to(device), attention_mask=mask.to(device)).last_hidden_state.double().cpu()
+        features[chunk] = ((hidden * mask[:, :, None]).sum(dim=1) / mask.sum(dim=1, keepdim=True)).numpy()
     return features
 
 
-def _opened(model: str | Path, revision: str | None, where: str) -> tuple[Any, Any]:
+def _open_model(model: str | Path, revision: str | None) -> tuple[Any, Any]:
     import torch
     from transformers import AutoModel, AutoTokenizer
 
     try:
-        with _quiet():
+        with _without_progress_bar():
             tokenizer = AutoTokenizer.from_pretrained(model, revision=revision)
             return tokenizer, AutoModel.from_pretrained(model, revision=revision, dtype=torch.float32)
     except (OSError, ValueError, KeyError) as problem:
         reason = str(problem).strip().split("\n")[0].rstrip(".")[:200]
-        raise SpecError(
-            f"{where}: {model} cannot be opened ({reason}). Give a folder with a model and its tokenizer, as transformers "
-            "saves them, or a name on the hub."
+        raise SettingError(
+            "model",
+            f"{model} cannot be opened ({reason}). Give a folder with a model and its tokenizer, as transformers saves them, "
+            "or a name on the hub.",
         ) from problem
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """No progress bar of transformers inside."""
+def _without_progress_bar() -> Iterator[None]:
+    """Inside, transformers shows no progress bar."""
     from transformers.utils import logging
 
-    shown = logging.is_progress_bar_enabled()
+    was_enabled = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:
         yield
     finally:
-        if shown:
+        if was_enabled:
             logging.enable_progress_bar()

@@ -1,7 +1,8 @@
-"""Fitted parameters against the source's true ones, exactly: no rows are looked at."""
+"""Metrics of fitted parameters. Most compare them with the source's true parameters; none draws or reads rows."""
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, cast
@@ -9,35 +10,27 @@ from typing import ClassVar, cast
 import numpy as np
 
 from selfloop.component import Context, Metric, Snapshot
-from selfloop.errors import SpecError
 from selfloop.protocols import EnsembleSnapshot, SupportsSecondMoment
 from selfloop.types import Floats
 
 
 class ParameterMetric(Metric):
-    """A number made of fitted and true parameters, of which `compare` is all there is to write."""
+    """A metric of fitted and true parameters. A subclass writes `compare`, for all seeds together."""
 
     uses_rows: ClassVar[bool] = False
-    true_params: ClassVar[tuple[str, ...]] = ()  # true parameters the source has to know
 
+    @abstractmethod
     def compare(self, fitted: Mapping[str, Floats], true: Mapping[str, Floats]) -> Floats:
-        """The number of each seed; every array has a leading seeds axis."""
-        raise NotImplementedError
+        """The value of each seed. Every array has a leading seeds axis."""
 
     def measure_ensemble(self, snap: EnsembleSnapshot) -> Mapping[str, Floats]:
-        missing = [key for key in self.true_params if key not in snap.truth]
-        if missing:
-            raise SpecError(
-                f"metrics: {self.name!r} compares with the true {missing[0]}, which this source does not know. "
-                "Choose a metric that is measured on held-out rows."
-            )
-        fitted, true = cast(Mapping[str, Floats], snap.params), cast(Mapping[str, Floats], snap.truth)
-        return {self.name: self.compare(fitted, true)}
+        return {self.name: self.compare(cast(Mapping[str, Floats], snap.params), cast(Mapping[str, Floats], snap.truth))}
 
     def measure(self, snap: Snapshot, ctx: Context) -> Mapping[str, float]:
-        params, truth = ({name: array[None] for name, array in each.items()} for each in (snap.params, snap.truth))
-        values = self.measure_ensemble(EnsembleSnapshot(snap.generation, snap.family, params, {}, {}, truth))
-        return {name: float(each[0]) for name, each in values.items()}
+        fitted, true = (
+            {name: np.asarray(array)[None] for name, array in params.items()} for params in (snap.params, snap.truth)
+        )
+        return {self.name: float(self.compare(cast(Mapping[str, Floats], fitted), cast(Mapping[str, Floats], true))[0])}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,13 +43,13 @@ class MeanError(ParameterMetric):
     true_params: ClassVar[tuple[str, ...]] = ("mean",)
 
     def compare(self, fitted: Mapping[str, Floats], true: Mapping[str, Floats]) -> Floats:
-        off = fitted["mean"] - true["mean"]
-        return np.asarray(np.vecdot(off, off), np.float64)
+        deviation = fitted["mean"] - true["mean"]
+        return np.asarray(np.vecdot(deviation, deviation), np.float64)
 
 
 @dataclass(frozen=True, kw_only=True)
 class VarianceRatio(ParameterMetric):
-    """Trace of the fitted covariance over the trace of the true one; 1 is right."""
+    """Trace of the fitted covariance over the trace of the true covariance; 1 is right."""
 
     name: ClassVar[str] = "variance_ratio"
     title: ClassVar[str] = "Fitted over true variance"
@@ -67,24 +60,28 @@ class VarianceRatio(ParameterMetric):
         return _trace(fitted["covariance"]) / _trace(true["covariance"])
 
 
-@dataclass(frozen=True, kw_only=True)
-class LogVariance(ParameterMetric):
-    """Log determinant of the fitted covariance minus that of the true one; 0 is right. No value once it is singular."""
+def _trace(matrices: Floats) -> Floats:
+    return np.asarray(np.einsum("sii->s", matrices), np.float64)
 
-    name: ClassVar[str] = "log_variance"
-    title: ClassVar[str] = "Log of fitted over true generalised variance"
+
+@dataclass(frozen=True, kw_only=True)
+class LogVarianceRatio(ParameterMetric):
+    """Log determinant of the fitted covariance minus that of the true covariance; 0 is right. No value if it is singular."""
+
+    name: ClassVar[str] = "log_variance_ratio"
+    title: ClassVar[str] = "Log of fitted over true generalized variance"
     unit: ClassVar[str] = "nats"
     better: ClassVar[str] = ""
     true_params: ClassVar[tuple[str, ...]] = ("covariance",)
 
     def compare(self, fitted: Mapping[str, Floats], true: Mapping[str, Floats]) -> Floats:
-        log_determinants = [np.linalg.slogdet(each["covariance"]).logabsdet for each in (fitted, true)]
+        log_determinants = [np.linalg.slogdet(params["covariance"]).logabsdet for params in (fitted, true)]
         return np.asarray(log_determinants[0] - log_determinants[1], np.float64)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Heterozygosity(ParameterMetric):
-    """Probability that two symbols drawn from the model differ, 1 - sum p^2; 0 when one symbol is left."""
+    """Probability that two symbols drawn from the model differ, 1 - sum p^2; 0 for a model of one symbol."""
 
     name: ClassVar[str] = "heterozygosity"
     title: ClassVar[str] = "Heterozygosity"
@@ -92,17 +89,17 @@ class Heterozygosity(ParameterMetric):
     better: ClassVar[str] = "higher"
 
     def compare(self, fitted: Mapping[str, Floats], true: Mapping[str, Floats]) -> Floats:
-        # in order: a dot product would round by how many symbols the other seeds have
+        # A sum in order: the rounding of a dot product would depend on the number of symbols of the other seeds.
         squares = np.cumsum(fitted["probabilities"] ** 2, axis=1)
         return np.asarray(1 - squares[:, -1], np.float64)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Support(ParameterMetric):
-    """Number of symbols the model can still produce."""
+class SupportSize(ParameterMetric):
+    """Number of symbols to which the model gives a probability above 0."""
 
-    name: ClassVar[str] = "support"
-    title: ClassVar[str] = "Symbols left"
+    name: ClassVar[str] = "support_size"
+    title: ClassVar[str] = "Symbols in the model"
     unit: ClassVar[str] = "symbols"
     better: ClassVar[str] = "higher"
 
@@ -120,17 +117,26 @@ class ExcessRisk(ParameterMetric):
     true_params: ClassVar[tuple[str, ...]] = ("coefficients", "variances")
 
     def compare(self, fitted: Mapping[str, Floats], true: Mapping[str, Floats]) -> Floats:
-        off = fitted["coefficients"] - true["coefficients"]
-        return np.asarray(np.vecdot(true["variances"] * off, off), np.float64)
+        deviation = fitted["coefficients"] - true["coefficients"]
+        return np.asarray(np.vecdot(true["variances"] * deviation, deviation), np.float64)
 
 
-def _trace(matrices: Floats) -> Floats:
-    return np.asarray(np.einsum("sii->s", matrices), np.float64)
+@dataclass(frozen=True, kw_only=True)
+class ParameterError(ParameterMetric):
+    """Squared distance of the fitted coefficients from the true coefficients."""
+
+    name: ClassVar[str] = "parameter_error"
+    title: ClassVar[str] = "squared distance of the coefficients from the truth"
+    true_params: ClassVar[tuple[str, ...]] = ("coefficients",)
+
+    def compare(self, fitted: Mapping[str, Floats], true: Mapping[str, Floats]) -> Floats:
+        deviation = np.asarray(fitted["coefficients"], np.float64) - np.asarray(true["coefficients"], np.float64)
+        return np.asarray((deviation**2).sum(axis=-1))
 
 
 @dataclass(frozen=True, kw_only=True)
 class SecondMoment(Metric):
-    """Mean square of the rows a kernel density was fitted on: it grows when kernels smear rows generation by generation."""
+    """Mean square of the rows that a kernel density keeps. It grows as kernels widen the distribution every generation."""
 
     name: ClassVar[str] = "second_moment"
     title: ClassVar[str] = "Mean square of the training rows"
