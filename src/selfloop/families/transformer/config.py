@@ -1,4 +1,4 @@
-"""What a decoder-only transformer looks like: enough to build it, count its parameters and write its configuration."""
+"""Size and form of a decoder-only transformer: enough to build it, count its parameters and write its configuration."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ Arch = Literal["gpt2", "llama"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Shape:
+class TransformerConfig:
     """GPT-2 (learned positions, LayerNorm, GELU) or Llama (rotary positions, RMSNorm, SwiGLU), as transformers builds them."""
 
     arch: Arch
     layers: int
     hidden: int  # width of the residual stream
     heads: int
-    mlp: int  # width of the hidden layer between attentions
+    mlp_hidden: int  # width of the hidden layer between attentions
     context: int  # positions
     vocab: int  # tokens
-    kv_heads: int | None = None  # llama: heads of keys and values; None = as many as `heads`
-    tied: bool = True  # is the output matrix the embedding? GPT-2 yes, Llama-2 no
+    kv_heads: int | None = None  # llama: heads of keys and values; None = `heads`
+    tie_embeddings: bool = True  # True: the output matrix is the embedding, as in GPT-2; Llama-2 has two matrices
     rope_theta: float = 10_000.0  # llama: base of the rotary frequencies
     epsilon: float = 1e-5  # of the norms
 

@@ -10,104 +10,118 @@ import numpy as np
 
 from selfloop.errors import ChainEndedError
 from selfloop.families.transformer import c_library
-from selfloop.families.transformer.config import Shape
-from selfloop.families.transformer.decoder import Job, Linear, Singles, Tokens, Weights
+from selfloop.families.transformer.config import TransformerConfig
+from selfloop.families.transformer.decoder import DecodeRequest, DecoderWeights, DenseLayer, Float32s, Tokens
 from selfloop.types import Array, Ints
 
-PANEL = 32  # columns of packed weights that lie together, as in decode.c
-ALIGNED = 64  # bytes
-DONE, DIVERGED, NO_MEMORY = range(3)
+PANEL_COLS = 32  # columns of packed weights that are stored together, as in decoder.c
+ALIGNMENT_BYTES = 64
+OK, NOT_FINITE, NO_MEMORY, BAD_REQUEST = range(4)  # status codes of decoder.c
 STOP = -(1 << 62)
-SLOTS = 32  # of a thread, at most: the keys and values of more of them crowd each other out of the processor's caches
+MAX_SLOTS = 32  # of a thread: the keys and values of more rows do not fit into the processor's caches
 
 
 def _structure(name: str, **fields: type) -> type[ctypes.Structure]:
     return type(name, (ctypes.Structure,), {"_fields_": list(fields.items())})
 
 
-_Network = _structure("Network", embedding=ctypes.c_void_p, positions=ctypes.c_void_p, linears=ctypes.c_void_p)
-_Job = _structure(
-    "Job", rows=ctypes.c_int64, first=ctypes.c_int64, limit=ctypes.c_int64, slots=ctypes.c_int64, key=ctypes.c_uint64,
-    start=ctypes.c_uint32, end=ctypes.c_uint32, temperature=ctypes.c_double, top_p=ctypes.c_double, top_k=ctypes.c_int64,
-    prompts=ctypes.c_void_p, offsets=ctypes.c_void_p, tokens=ctypes.c_void_p, lengths=ctypes.c_void_p, next=ctypes.c_void_p,
+_DecoderWeights = _structure("DecoderWeights", embedding=ctypes.c_void_p, positions=ctypes.c_void_p, layers=ctypes.c_void_p)
+_DecodeRequest = _structure(
+    "DecodeRequest", n_rows=ctypes.c_int64, first=ctypes.c_int64, max_tokens=ctypes.c_int64, n_slots=ctypes.c_int64,
+    random_key=ctypes.c_uint64, start=ctypes.c_uint32, end=ctypes.c_uint32, temperature=ctypes.c_double,
+    top_p=ctypes.c_double, top_k=ctypes.c_int64, prompts=ctypes.c_void_p, offsets=ctypes.c_void_p, tokens=ctypes.c_void_p,
+    lengths=ctypes.c_void_p, next_row=ctypes.c_void_p,
 )  # fmt: skip
 
 
 @dataclass(frozen=True)
-class Compiled:
-    """A network ready to decode; every row's bits depend on that row alone, not on slots, threads or other rows."""
+class CDecoder:
+    """A network that is ready to decode. The bits of a row depend on that row alone, not on slots, threads or other rows."""
 
     library: ctypes.CDLL
-    shape: Shape
-    arrays: tuple[Singles, Singles, Singles]  # embedding, positions, packed linear maps
+    config: TransformerConfig
+    arrays: tuple[Float32s, Float32s, Float32s]  # embedding, positions, packed layers
 
-    def decode(self, job: Job, threads: int) -> tuple[Tokens, Ints]:
-        """Tokens [rows, limit] and lengths of the job's rows; ChainEndedError("diverged") when logits are not finite."""
-        tokens, lengths = np.zeros((len(job), job.limit), np.uint32), np.zeros(len(job), np.int64)
-        taken = np.zeros(1, np.int64)
-        s, slots = job.sampler, min(-(-min(job.sampler.batch, len(job)) // threads), SLOTS)
-        held: list[Array] = [
-            np.array(job.prompts.values, np.uint32),
-            np.array(job.prompts.offsets, np.int64),
-            tokens,
-            lengths,
-            taken,
-        ]
-        task = _Job(
-            len(job), job.first, job.limit, slots, job.key, job.start, job.end, s.temperature, s.top_p or 1.0,
-            min(s.top_k or 0, self.shape.vocab), *(array.ctypes.data for array in held),
+    def decode(self, request: DecodeRequest, threads: int) -> tuple[Tokens, Ints]:
+        """Tokens (rows, max_tokens) and lengths of the rows; ChainEndedError("diverged") if logits are not finite."""
+        tokens, lengths = np.zeros((len(request), request.max_tokens), np.uint32), np.zeros(len(request), np.int64)
+        next_row = np.zeros(1, np.int64)
+        prompts, offsets = np.array(request.prompts.values, np.uint32), np.array(request.prompts.offsets, np.int64)
+        s, slots = request.sampler, min(-(-min(request.sampler.batch_size, len(request)) // threads), MAX_SLOTS)
+        c_request = _DecodeRequest(
+            len(request), request.first, request.max_tokens, slots, request.random_key, request.start, request.end,
+            s.temperature, s.top_p or 1.0, min(s.top_k or 0, self.config.vocab),
+            *(array.ctypes.data for array in (prompts, offsets, tokens, lengths, next_row)),
         )  # fmt: skip
-        network = _Network(*(array.ctypes.data for array in self.arrays))
+        arguments = (ctypes.byref(self._c_weights()), ctypes.byref(c_request))
         with ThreadPoolExecutor(threads) as pool:
-            calls = [pool.submit(self.library.decode, ctypes.byref(network), ctypes.byref(task)) for _ in range(threads)]
+            calls = [pool.submit(self.library.selfloop_decode, *arguments) for _ in range(threads)]
             try:
                 statuses = {call.result() for call in calls}
             finally:
-                taken[0] = STOP  # after an interruption threads end at their next step
-        if NO_MEMORY in statuses:
-            raise MemoryError
-        if DIVERGED in statuses:
-            raise ChainEndedError("diverged")
+                next_row[0] = STOP  # after an interruption threads end at their next step
+        _raise_for_status(statuses)
         return tokens, lengths
 
-    def logits(self, tokens: Tokens) -> Singles:
-        """Scores [len(tokens), vocab] of the token after each of a sequence's."""
-        out = np.zeros((len(tokens), -(-self.shape.vocab // PANEL) * PANEL), np.float32)
-        network = _Network(*(array.ctypes.data for array in self.arrays))
+    def logits(self, tokens: Tokens) -> Float32s:
+        """Logits (len(tokens), vocab) after each token of one sequence."""
+        out = np.zeros((len(tokens), -(-self.config.vocab // PANEL_COLS) * PANEL_COLS), np.float32)
         pointers = (ctypes.c_void_p(array.ctypes.data) for array in (tokens, out))
-        if self.library.score(ctypes.byref(network), len(tokens), *pointers) == NO_MEMORY:
-            raise MemoryError
-        return out[:, : self.shape.vocab]
+        _raise_for_status({self.library.selfloop_logits(ctypes.byref(self._c_weights()), len(tokens), *pointers)})
+        return out[:, : self.config.vocab]
+
+    def _c_weights(self) -> ctypes.Structure:
+        return _DecoderWeights(*(array.ctypes.data for array in self.arrays))
 
 
-def compiled(shape: Shape, weights: Weights) -> Compiled | None:
-    """The network compiled; None where there is no compiler (gcc or clang) or what it makes cannot be loaded."""
-    library = c_library.library("decode.c", tuple(constants(shape).items()))
+def _raise_for_status(statuses: set[int]) -> None:
+    if NO_MEMORY in statuses:
+        raise MemoryError
+    if BAD_REQUEST in statuses:
+        raise ValueError("a token is outside the vocabulary, or a prompt is as long as its row may be")
+    if NOT_FINITE in statuses:
+        raise ChainEndedError("diverged")
+
+
+def try_c_decoder(config: TransformerConfig, weights: DecoderWeights) -> CDecoder | None:
+    """The decoder compiled for a network; None if there is no compiler, or if the compiled library cannot be loaded."""
+    library = c_library.load_c_library("decoder.c", tuple(compile_constants(config).items()))
     if library is None:
         return None
-    maps = [*(linear for layer in weights.layers for linear in layer), weights.head]
-    to_safetensors = _aligned(np.concatenate([_packed(linear) for linear in maps]))
-    return Compiled(library, shape, (_aligned(weights.embedding), _aligned(weights.positions), to_safetensors))
+    check_struct_sizes(library)
+    layers = [*(dense for layer in weights.layers for dense in layer), weights.head]
+    packed = _align(np.concatenate([_pack_dense(dense) for dense in layers]))
+    return CDecoder(library, config, (_align(weights.embedding), _align(weights.positions), packed))
 
 
-def _packed(linear: Linear) -> Singles:
-    """[columns / 32][1 + inputs][32], the bias first, columns filled up with zeros."""
-    both = np.concatenate([linear[1][None], linear[0]])
-    both = np.pad(both, ((0, 0), (0, -both.shape[1] % PANEL)))
-    return np.ascontiguousarray(both.reshape(len(both), -1, PANEL).swapaxes(0, 1)).reshape(-1)
+def check_struct_sizes(library: ctypes.CDLL) -> None:
+    """RuntimeError if this module and decoder.c declare different structs."""
+    in_c, in_python = (ctypes.c_int64 * 2)(), [ctypes.sizeof(cls) for cls in (_DecoderWeights, _DecodeRequest)]
+    library.selfloop_struct_sizes(in_c)
+    if list(in_c) != in_python:
+        raise RuntimeError(
+            f"sizes of the structs of decoder.c: got {list(in_c)}; expected {in_python}. Declare the same fields."
+        )
 
 
-def _aligned(array: Array) -> Singles:
-    room = np.empty(array.size + ALIGNED // 4, np.float32)
-    first = -room.ctypes.data % ALIGNED // 4
-    room[first : first + array.size] = array.reshape(-1)
-    return room[first : first + array.size]
+def _pack_dense(dense: DenseLayer) -> Float32s:
+    """(columns / 32, 1 + inputs, 32): the bias first, columns padded with zeros."""
+    both = np.concatenate([dense[1][None], dense[0]])
+    both = np.pad(both, ((0, 0), (0, -both.shape[1] % PANEL_COLS)))
+    return np.ascontiguousarray(both.reshape(len(both), -1, PANEL_COLS).swapaxes(0, 1)).reshape(-1)
 
 
-def constants(shape: Shape) -> dict[str, float]:
-    """What decode.c is compiled for."""
+def _align(array: Array) -> Float32s:
+    buffer = np.empty(array.size + ALIGNMENT_BYTES // 4, np.float32)
+    first = -buffer.ctypes.data % ALIGNMENT_BYTES // 4
+    buffer[first : first + array.size] = array.reshape(-1)
+    return buffer[first : first + array.size]
+
+
+def compile_constants(config: TransformerConfig) -> dict[str, float]:
+    """Macros that decoder.c is compiled with."""
     return {
-        "LAYERS": shape.layers, "HIDDEN": shape.hidden, "HEADS": shape.heads, "KV_HEADS": shape.kv_heads or shape.heads,
-        "HEAD": shape.head_size, "MLP": shape.mlp, "CONTEXT": shape.context, "VOCAB": shape.vocab,
-        "LLAMA": int(shape.arch == "llama"), "EPSILON": shape.epsilon,
+        "LAYERS": config.layers, "HIDDEN_DIM": config.hidden, "HEADS": config.heads,
+        "KV_HEADS": config.kv_heads or config.heads, "HEAD_DIM": config.head_size, "MLP_DIM": config.mlp_hidden,
+        "CONTEXT": config.context, "VOCAB": config.vocab, "LLAMA": int(config.arch == "llama"), "EPSILON": config.epsilon,
     }  # fmt: skip

@@ -1,4 +1,4 @@
-"""Rows drawn from a GPT-2 or Llama network, many at once."""
+"""Rows drawn from a GPT-2 or Llama network: choice of a decoder, and storage of finished rows."""
 
 from __future__ import annotations
 
@@ -9,97 +9,96 @@ from typing import cast
 import numpy as np
 
 from selfloop.component import Context
-from selfloop.errors import SpecError
-from selfloop.families.transformer.config import Shape
-from selfloop.families.transformer.decoder import Job, Tokens, weights_of
+from selfloop.errors import DataError, SpecError
+from selfloop.families.transformer.config import TransformerConfig
+from selfloop.families.transformer.decoder import DecodeRequest, Tokens, build_decoder_weights
 from selfloop.families.transformer.text_sampler import TextSampler
 from selfloop.types import Ints, Params, Ragged, concat_rows
 
-BLOCK = 32  # rows per slot that are drawn before finished ones are kept: slots stand idle some 2 % of the time, at its end
+ROWS_PER_SLOT = 32  # of a chunk, after which finished rows are stored: slots are idle 2 % of the time, at its end
+BeamSearch = Callable[[DecodeRequest], Ragged]
 
 
-def sample_tokens(shape: Shape, params: Params, n: int, sampler: TextSampler, prompts: Ragged | None, ctx: Context) -> Ragged:
-    """n rows of tokens: each its prompt, what the network says, and the end token unless it is cut at `max_tokens`.
+def sample_tokens(
+    config: TransformerConfig,
+    params: Params,
+    prompts: Ragged,
+    sampler: TextSampler,
+    ctx: Context,
+    beam_search: BeamSearch | None = None,
+) -> Ragged:
+    """One row per prompt: the prompt, tokens drawn from the network, and the end token unless `max_tokens` is reached.
 
-    A row has random numbers of its own, a function of (stream, row, place): it does not depend on n. On processors with a C
-    compiler it is the same bits with any number of threads and slots, and keys and values are kept in 16 bits: about 2e-4 of
-    a trained model's probability goes to other tokens (bfloat16: 50 times that). On GPUs and without a compiler torch does the
-    same work in float32, so that a row may go on with another token now and then. Rows of beam sampling share their numbers.
-    With a scratch folder finished rows are kept block by block, and a killed call continues to the same bits.
+    The random numbers of a row are a function of (stream, row, position), so it does not depend on others. On a processor
+    with a C compiler a row has the same bits with any number of threads and slots. Its keys and values have 16 bits: about
+    2e-4 of a trained model's probability moves to other tokens (50 times as much in bfloat16). On GPUs and without a
+    compiler torch computes in float32, so that a row may continue with a different token now and then. `beam_search`, if it
+    is there, replaces the decoder, and its rows share random numbers. With a scratch folder finished rows are stored chunk
+    by chunk, and a killed call continues to the same bits.
 
-    Raises ChainEndedError("diverged") when logits are not finite, SpecError when rows or prompts are longer than they may be.
+    Raises ChainEndedError("diverged") if logits are not finite, SpecError if rows or prompts are too long.
     """
-    prompts = prompts or Ragged(np.zeros(0, np.uint32), np.zeros(n + 1, np.int64))
-    limit = _limit(shape, sampler, prompts)
+    n, limit = len(prompts), _max_tokens(config, sampler, prompts)
     start, end = (int(params[f"tokenizer/{name}"]) for name in ("start", "end"))
-    decode = _decoder(replace(shape, context=limit), params, sampler, ctx)  # caches are as long as rows, not as all positions
-    values = np.uint16 if shape.vocab <= 1 << 16 else np.uint32
-    parts = [{"tokens": Ragged(np.zeros(0, values), np.zeros(1, np.int64))}]
-    for first in range(0, n, BLOCK * sampler.batch):
-        rows = np.arange(first, min(first + BLOCK * sampler.batch, n))
-        job = Job(first, prompts[rows], ctx.stream.integer(), start, end, limit, sampler)
-        kept = _kept(job, decode, repr((ctx.stream, shape, sampler, n)), ctx)
-        parts.append({"tokens": Ragged(kept.values.astype(values), kept.offsets)})
-    return cast(Ragged, concat_rows(parts)["tokens"])
+    if (largest := max(start, int(np.max(prompts.values, initial=0)))) >= config.vocab:
+        raise DataError(f"transformer: got a prompt with token {largest}; the model has {config.vocab}. Encode prompts again.")
+    # caches have the length of the longest row, which may be far below the number of positions
+    decode = beam_search or _choose_decoder(replace(config, context=limit), params, sampler, ctx)
+    dtype = np.uint16 if config.vocab <= 1 << 16 else np.uint32
+    chunks = [{"tokens": Ragged(np.zeros(0, dtype), np.zeros(1, np.int64))}]
+    for first in range(0, n, ROWS_PER_SLOT * sampler.batch_size):
+        indices = np.arange(first, min(first + ROWS_PER_SLOT * sampler.batch_size, n))
+        request = DecodeRequest(first, prompts[indices], ctx.stream.integer(), start, end, limit, sampler)
+        rows = _decode_or_load(request, decode, repr((ctx.stream, config, sampler, n)), ctx)
+        chunks.append({"tokens": Ragged(rows.values.astype(dtype), rows.offsets)})
+    return cast(Ragged, concat_rows(chunks)["tokens"])
 
 
-def _limit(shape: Shape, sampler: TextSampler, prompts: Ragged) -> int:
-    """Tokens of the longest row: its last one is never an input, so they may be as many as the network has positions."""
-    limit = sampler.max_tokens or shape.context
-    if limit > shape.context:
-        raise SpecError(f"family.sampler.max_tokens: got {limit}; the model has {shape.context} positions. Lower it.")
+def _max_tokens(config: TransformerConfig, sampler: TextSampler, prompts: Ragged) -> int:
+    """Tokens of the longest row. Its last token is never an input, so the limit is the number of positions."""
+    limit = sampler.max_tokens or config.context
+    if limit > config.context:
+        raise SpecError(f"family.sampler.max_tokens: got {limit}; the model has {config.context} positions. Lower it.")
     longest = int(np.diff(prompts.offsets).max(initial=0))
     if longest >= limit:
-        raise SpecError(f"family.sampler.prefix: got prompts of {longest} tokens; rows end at {limit}. Lower it.")
+        raise SpecError(f"family.sampler.prefix_tokens: got prompts of {longest} tokens; rows have at most {limit}. Lower it.")
     return limit
 
 
-def _decoder(shape: Shape, params: Params, sampler: TextSampler, ctx: Context) -> Callable[[Job], Ragged]:
-    """How a job's rows are made on this machine."""
+def _choose_decoder(
+    config: TransformerConfig, params: Params, sampler: TextSampler, ctx: Context
+) -> Callable[[DecodeRequest], Ragged]:
+    """The fastest decoder of this machine."""
     import torch
 
     from selfloop.families.nn import trainer
-    from selfloop.families.transformer.decoder_c import compiled
-    from selfloop.families.transformer.decoder_torch import Looped
+    from selfloop.families.transformer.decoder_c import try_c_decoder
+    from selfloop.families.transformer.decoder_torch import TorchDecoder
 
     torch.set_num_threads(ctx.threads)
-    if sampler.beams > 1:
-        return _searcher(shape, params, ctx)
-    weights, device = weights_of(shape, params), trainer.device()
-    if device.type == "cpu" and (network := compiled(shape, weights)):
-        return lambda job: _cut(*network.decode(job, ctx.threads))
-    slow = Looped(shape, weights, sampler.batch, device)
-    return lambda job: _cut(*slow.decode(job))
+    weights, device = build_decoder_weights(config, params), trainer.device()
+    if device.type == "cpu" and (c_decoder := try_c_decoder(config, weights)):
+        ctx.backends["sampling"] = "c decoder"
+        return lambda request: _cut_rows(*c_decoder.decode(request, ctx.threads))
+    ctx.backends["sampling"] = f"torch decoder {device.type}"
+    torch_decoder = TorchDecoder(config, weights, sampler.batch_size, device)
+    return lambda request: _cut_rows(*torch_decoder.decode(request))
 
 
-def _searcher(shape: Shape, params: Params, ctx: Context) -> Callable[[Job], Ragged]:
-    from selfloop.families.finetune import hf_model
-    from selfloop.families.transformer import hf_export
-
-    known = (int(params["tokenizer/start"]), int(params["tokenizer/end"]))
-    model = hf_export.model_of(hf_export.config_of(shape, *known), params)
-
-    def search(job: Job) -> Ragged:
-        each = ctx.child("beams", job.first)
-        return hf_model.generate(model, len(job), job.sampler, job.prompts, (*known, job.limit), each)
-
-    return search
-
-
-def _cut(tokens: Tokens, lengths: Ints) -> Ragged:
+def _cut_rows(tokens: Tokens, lengths: Ints) -> Ragged:
     return Ragged(tokens[np.arange(tokens.shape[1]) < lengths[:, None]], np.concatenate([[0], np.cumsum(lengths)]))
 
 
-def _kept(job: Job, decode: Callable[[Job], Ragged], identity: str, ctx: Context) -> Ragged:
-    """The job's rows, from the scratch folder if they are there, else made and put there."""
+def _decode_or_load(request: DecodeRequest, decode: Callable[[DecodeRequest], Ragged], identity: str, ctx: Context) -> Ragged:
+    """The rows of a request from the scratch folder, or else from the decoder; then they are stored."""
     import torch
 
     from selfloop.families.nn import checkpoint
 
-    path = ctx.scratch / f"rows-{job.first}.safetensors" if ctx.scratch else None
-    if path is not None and (found := checkpoint.load(path, identity)):
-        return Ragged(found[1]["values"].numpy(), found[1]["offsets"].numpy())
-    rows = decode(job)
+    path = ctx.scratch / f"rows-{request.first}.safetensors" if ctx.scratch else None
+    if path is not None and (stored := checkpoint.load(path, identity)):
+        return Ragged(stored[1]["values"].numpy(), stored[1]["offsets"].numpy())
+    rows = decode(request)
     if path is not None:
         arrays = {"values": torch.from_numpy(rows.values), "offsets": torch.from_numpy(rows.offsets)}
         checkpoint.save(path, arrays, identity, len(rows))

@@ -1,70 +1,80 @@
-"""Settings of sampling text. Light: reading a spec does not load torch."""
+"""Settings of sampling text. This module loads no torch, because reading a spec needs it."""
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
-from typing import ClassVar, Literal, get_args
+from typing import Annotated, ClassVar, Literal
 
 import numpy as np
+from annotated_types import Ge, Interval
 
 from selfloop.component import Context, Sampler
-from selfloop.errors import SpecError
+from selfloop.errors import SettingError
+from selfloop.families.nn.settings import Count
 from selfloop.types import Columns, Ragged
 
-LOWEST = 1e-6  # temperature above 0: logits divided by less leave float32
-Prompt = Literal["start", "first_token", "prefix", "empty"]
+MIN_TEMPERATURE = 1e-6  # smaller positive divisors make logits overflow float32
 
 
 @dataclass(frozen=True, kw_only=True)
 class TextSampler(Sampler):
-    """How tokens are drawn, and what texts begin with.
+    """How tokens are drawn, and how texts begin.
 
-    Logits are divided by the temperature, then narrowed to the `top_k` likeliest tokens, then to the fewest likeliest ones
-    that have `top_p` of what is left (Holtzman et al. 2019, 1904.09751); equally likely ones stay together. With `beams`
-    above 1 rows come from transformers' `generate`, slowly: beam search at temperature 0, else beam sampling.
+    Logits are divided by the temperature. Then only the `top_k` most probable tokens remain, and of them the smallest set
+    with probability `top_p` (Holtzman et al. 2019, 1904.09751); equally probable tokens are treated the same. With
+    `num_beams` above 1 rows come from transformers' `generate`: beam search at temperature 0, else beam sampling. It is slow.
 
-    A text begins after the start token ("start"), with the first token of a real row ("first_token"), or with its first
-    `prefix` tokens ("prefix"), but never with all of a row. "empty" is what the tokenizer itself puts before a text. A network
-    cannot run on nothing, so where that is nothing it is the start token: for GPT-2 and Llama tokenizers the same as "start".
+    A text begins after the start token ("start"), with the first token of a real row ("first_token"), or with the first
+    `prefix_tokens` tokens of a real row ("prefix"), but never with a complete row. "empty": the tokens that the tokenizer
+    itself adds before a text. If it adds none, the start token, because the network needs at least one input token. For
+    GPT-2 and Llama tokenizers "empty" equals "start".
     """
 
     name: ClassVar[str] = "text"
-    temperature: float = 1.0  # 0 = always the likeliest token
-    top_k: int | None = None
-    top_p: float | None = None
-    beams: int = 1
-    prompt: Prompt = "start"
-    prefix: int = 8  # tokens
-    max_tokens: int | None = None  # of a row, its prompt included; None = as many as the model has positions
-    batch: int = 256  # rows under way at once
+    temperature: Annotated[
+        float, Ge(0), f"divisor of the logits: 0 for the most probable token, or at least {MIN_TEMPERATURE}"
+    ] = 1.0
+    top_k: Annotated[Count | None, "number of most probable tokens that may be drawn; unset: all"] = None
+    top_p: Annotated[
+        Annotated[float, Interval(gt=0, le=1)] | None, "probability of the smallest set of tokens that may be drawn; unset: all"
+    ] = None
+    num_beams: Annotated[Count, "beams of beam search; 1 = plain sampling"] = 1
+    prompt: Annotated[
+        Literal["start", "first_token", "prefix", "empty"], "beginning of each text, see the description of the sampler"
+    ] = "start"
+    prefix_tokens: Annotated[Count, "tokens of a real row that a text begins with, for prompt = 'prefix'"] = 8
+    max_tokens: Annotated[
+        Annotated[int, Ge(1)] | None, "tokens of the longest row, prompt included; unset: the model's positions"
+    ] = None
+    batch_size: Annotated[Count, "rows that are sampled at the same time"] = 256
 
     def __post_init__(self) -> None:
-        if self.temperature != 0 and not LOWEST <= self.temperature < math.inf:
-            raise SpecError(f"family.sampler.temperature: got {self.temperature}; expected 0, or {LOWEST} or more.")
-        for name in ("top_k", "beams", "prefix", "max_tokens", "batch"):
-            count = getattr(self, name)
-            if count is not None and count < 1:
-                raise SpecError(f"family.sampler.{name}: got {count}; expected 1 or more.")
-        if self.top_p is not None and not 0 < self.top_p <= 1:
-            raise SpecError(f"family.sampler.top_p: got {self.top_p}; expected a number above 0, at most 1.")
-        if self.prompt not in get_args(Prompt):
-            raise SpecError(f"family.sampler.prompt: got {self.prompt!r}; expected one of {', '.join(get_args(Prompt))}.")
-        if self.prompt == "prefix" and self.max_tokens is not None and self.prefix >= self.max_tokens:
-            raise SpecError(
-                f"family.sampler.prefix: got {self.prefix}; expected less than max_tokens, which is {self.max_tokens}."
+        super().__post_init__()
+        if 0 < self.temperature < MIN_TEMPERATURE:
+            raise SettingError("temperature", f"got {self.temperature}; expected 0, or {MIN_TEMPERATURE} or more.")
+        if self.prompt == "prefix" and self.max_tokens is not None and self.prefix_tokens >= self.max_tokens:
+            raise SettingError(
+                "prefix_tokens",
+                f"got {self.prefix_tokens}; expected less than max_tokens, which is {self.max_tokens}. Lower it.",
             )
 
     def draw_prompts(self, n: int, initial: Columns, ctx: Context) -> Columns:
-        """Row i begins as initial row i mod their number does; the last token of a row, its end, is never part of it."""
-        length = {"first_token": 1, "prefix": self.prefix}.get(self.prompt)
+        """Row i begins like initial row i mod n_initial. The last token of a row, its end token, is never part of a prompt."""
+        length = {"first_token": 1, "prefix": self.prefix_tokens}.get(self.prompt)
         if length is None:
             return {}
         rows = initial["tokens"]
         assert isinstance(rows, Ragged)
-        chosen = np.arange(n) % len(rows)
-        starts = rows.offsets[:-1][chosen]
-        lengths = np.minimum(length, rows.offsets[1:][chosen] - 1 - starts).clip(0)
+        indices = np.arange(n) % len(rows)
+        starts = rows.offsets[:-1][indices]
+        lengths = np.minimum(length, rows.offsets[1:][indices] - 1 - starts).clip(0)
         offsets = np.concatenate([[0], np.cumsum(lengths)])
         within = np.arange(offsets[-1]) - np.repeat(offsets[:-1], lengths)
         return {"prompt": Ragged(rows.values[np.repeat(starts, lengths) + within], offsets)}
+
+
+def read_prompts(inputs: Columns, n: int) -> Ragged:
+    """The prompts of n rows; empty ones if the inputs have none."""
+    prompts = inputs.get("prompt", Ragged(np.zeros(0, np.uint32), np.zeros(n + 1, np.int64)))
+    assert isinstance(prompts, Ragged)
+    return prompts

@@ -9,22 +9,23 @@ from dataclasses import dataclass
 from functools import lru_cache
 from itertools import chain, pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, cast
+from typing import TYPE_CHECKING, Annotated, ClassVar, cast
 
 import numpy as np
 
 from selfloop.component import Context, Encoder
 from selfloop.errors import DataError, SpecError
+from selfloop.families.nn.settings import Count
 from selfloop.types import Columns, Params, Ragged
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 END = "<|endoftext|>"
-PAIRS = ((END, END), ("<s>", "</s>"), ("<bos>", "<eos>"), ("<|begin_of_text|>", "<|end_of_text|>"))  # start and end tokens
-LEARN_BYTES = 1 << 26  # of text that merges are learned from, the first of a corpus
-BATCH_BYTES = 1 << 20  # of text encoded at once: lists of its words and tokens take some hundred times as much meanwhile
-# GPT-2's words of ASCII text. Cutting here and merging each word once is several times as fast as the library is on text.
+START_END_PAIRS = ((END, END), ("<s>", "</s>"), ("<bos>", "<eos>"), ("<|begin_of_text|>", "<|end_of_text|>"))
+LEARN_BYTES = 1 << 26  # at the beginning of a corpus, from which merges are learned
+CHUNK_BYTES = 1 << 20  # of text encoded at a time; lists of its words and tokens need about 100 times as much memory
+# GPT-2's words of ASCII text. Splitting text here and merging each word once is several times as fast as the library.
 WORDS = re.compile(r"'(?:[sdmt]|ll|ve|re)| ?[A-Za-z]+| ?[0-9]+| ?[^\sA-Za-z0-9]+|\s+(?!\S)|\s+", re.ASCII)
 
 
@@ -32,64 +33,65 @@ WORDS = re.compile(r"'(?:[sdmt]|ll|ve|re)| ?[A-Za-z]+| ?[0-9]+| ?[^\sA-Za-z0-9]+
 class BytePair(Encoder):
     """Byte-level byte-pair encoding (Sennrich et al. 2016, arXiv 1508.07909; on bytes as in GPT-2), learned or from a file.
 
-    It is learned from the first 64 MiB of the corpus: 256 bytes, `<|endoftext|>` as token 0, and merges of pairs met at least
-    twice; a small corpus gives fewer than `vocab` tokens, and the model never sees the rest. A file is tokenizer.json, or a
-    folder with one, or with GPT-2's vocab.json and merges.txt; it is used as it is. SpecError when it has more than `vocab`
-    tokens or no end token.
+    It is learned from the first 64 MiB of the corpus: 256 bytes, `<|endoftext|>` as token 0, and merges of pairs that occur
+    at least twice. A small corpus gives fewer than `vocab` tokens; the other embeddings are not used. `file` is a
+    tokenizer.json, a folder with one, or a folder with GPT-2's vocab.json and merges.txt. It is used unchanged. `prepare`
+    raises SpecError if it has more than `vocab` tokens or no end token.
     """
 
     name: ClassVar[str] = "byte_pair"
-    vocab: int = 8000  # tokens the model has room for
-    file: Path | None = None
+    vocab: Annotated[Count, "number of tokens that the model has embeddings for"] = 8000
+    file: Annotated[Path | None, "a tokenizer.json or its folder; unset: learned from the source"] = None
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.file is None and self.vocab < 257:
-            raise SpecError(f"family.vocab: got {self.vocab}; expected 257 or more, for 256 bytes and the end token.")
+            raise SpecError(f"family.vocab: got {self.vocab}; expected 257 or more, for 256 bytes and the end token. Raise it.")
 
     def prepare(self, chunks: Iterable[Columns], ctx: Context) -> Params:
         """The tokenizer as a tokenizer.json and its start and end token."""
-        tokenizer = _trained(chunks, self.vocab) if self.file is None else _loaded(self.file)
-        known = tokenizer.get_vocab(with_added_tokens=True)
-        if max(known.values()) >= self.vocab:
+        tokenizer = _learn(chunks, self.vocab) if self.file is None else _open(self.file)
+        ids = tokenizer.get_vocab(with_added_tokens=True)
+        if max(ids.values()) >= self.vocab:
             raise SpecError(
-                f"family.tokenizer: {self.file} has {max(known.values()) + 1} tokens; the model has room for {self.vocab}. "
-                "Raise vocab, or choose the tokenizer that belongs to the model."
+                f"family.tokenizer: {self.file} has {max(ids.values()) + 1} tokens; the model has {self.vocab}. Raise "
+                "family.vocab, or choose the tokenizer that belongs to the model."
             )
-        pair = next(((start, end) for start, end in PAIRS if start in known and end in known), None)
+        pair = next(((start, end) for start, end in START_END_PAIRS if start in ids and end in ids), None)
         if pair is None:
-            wanted = ", ".join(end for _, end in PAIRS)
+            wanted = ", ".join(end for _, end in START_END_PAIRS)
             raise SpecError(f"family.tokenizer: {self.file} has no end token ({wanted}). Choose another tokenizer.")
-        tokenizer.add_special_tokens(list(pair))  # a file may know them as plain text
+        tokenizer.add_special_tokens(list(pair))  # in a file they may be plain text
         return {
             "tokenizer/json": np.frombuffer(tokenizer.to_str().encode(), np.uint8),
-            "tokenizer/start": np.array(known[pair[0]], np.int64),
-            "tokenizer/end": np.array(known[pair[1]], np.int64),
+            "tokenizer/start": np.array(ids[pair[0]], np.int64),
+            "tokenizer/end": np.array(ids[pair[1]], np.int64),
         }
 
     def encode(self, rows: Columns, prepared: Params) -> Columns:
-        """The tokens of each text, the end token last. Special tokens spelled out in a text are plain text."""
-        tokenizer, has_words = _parsed(prepared["tokenizer/json"].tobytes())
-        end, known = [int(prepared["tokenizer/end"])], dict[str, list[int]]()
+        """The tokens of each text, the end token last. The name of a special token in a text is plain text."""
+        tokenizer, splits_words = _parse(prepared["tokenizer/json"].tobytes())
+        end, cached = [int(prepared["tokenizer/end"])], dict[str, list[int]]()
         values = [np.zeros(0, np.uint16 if tokenizer.get_vocab_size() <= 1 << 16 else np.uint32)]
-        for texts in _batches(cast(Ragged, rows["text"])):
-            parts = [WORDS.findall(text) if has_words and text.isascii() else [text] for text in texts]
-            new = list(set(chain.from_iterable(parts)).difference(known))
-            known.update(zip(new, (e.ids for e in tokenizer.encode_batch_fast(new, add_special_tokens=False)), strict=True))
+        for texts in _chunks(cast(Ragged, rows["text"])):
+            parts = [WORDS.findall(text) if splits_words and text.isascii() else [text] for text in texts]
+            new = list(set(chain.from_iterable(parts)).difference(cached))
+            cached.update(zip(new, (e.ids for e in tokenizer.encode_batch_fast(new, add_special_tokens=False)), strict=True))
             for words in parts:
-                ids = chain(chain.from_iterable(map(known.__getitem__, words)), end)
+                ids = chain(chain.from_iterable(map(cached.__getitem__, words)), end)
                 values.append(np.fromiter(ids, values[0].dtype))
             for text in texts:
-                known.pop(text, None)  # words come again, whole texts do not
+                cached.pop(text, None)  # words occur again, whole texts rarely
         return {"tokens": Ragged(np.concatenate(values), np.cumsum([*map(len, values)], dtype=np.int64))}
 
     def decode(self, rows: Columns, prepared: Params) -> Columns:
-        """The text of any tokens: without special ones and ones it does not know; bytes that are no UTF-8 replaced."""
-        tokens, (tokenizer, _) = cast(Ragged, rows["tokens"]), _parsed(prepared["tokenizer/json"].tobytes())
+        """The text of any tokens. Special and unknown tokens are dropped, bytes that are not UTF-8 are replaced."""
+        tokens, (tokenizer, _) = cast(Ragged, rows["tokens"]), _parse(prepared["tokenizer/json"].tobytes())
         ids = [tokens.values[start:end].tolist() for start, end in pairwise(tokens.offsets.tolist())]
         return {"text": Ragged.of_bytes([text.encode() for text in tokenizer.decode_batch(ids, skip_special_tokens=True)])}
 
 
-def _trained(chunks: Iterable[Columns], vocab: int) -> Tokenizer:
+def _learn(chunks: Iterable[Columns], vocab: int) -> Tokenizer:
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
     tokenizer = Tokenizer(models.BPE())
@@ -102,29 +104,29 @@ def _trained(chunks: Iterable[Columns], vocab: int) -> Tokenizer:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(_first(chunks), trainer)
+    tokenizer.train_from_iterator(_first_texts(chunks), trainer)
     return tokenizer
 
 
-def _first(chunks: Iterable[Columns]) -> Iterator[list[str]]:
-    left = LEARN_BYTES
+def _first_texts(chunks: Iterable[Columns]) -> Iterator[list[str]]:
+    remaining = LEARN_BYTES
     for chunk in chunks:
-        for texts in _batches(cast(Ragged, chunk["text"])):
+        for texts in _chunks(cast(Ragged, chunk["text"])):
             yield texts
-            left -= sum(map(len, texts))
-            if left <= 0:
+            remaining -= sum(map(len, texts))
+            if remaining <= 0:
                 return
 
 
-def _batches(text: Ragged) -> Iterator[list[str]]:
-    """The texts, about a megabyte at a time."""
-    cuts = np.searchsorted(text.offsets, np.arange(text.offsets[0], text.offsets[-1] + 1, BATCH_BYTES)).tolist()
+def _chunks(text: Ragged) -> Iterator[list[str]]:
+    """The texts in chunks of about a megabyte."""
+    cuts = np.searchsorted(text.offsets, np.arange(text.offsets[0], text.offsets[-1] + 1, CHUNK_BYTES)).tolist()
     for first, end in zip(cuts, [*cuts[1:], len(text)], strict=True):
         if first < end:
             yield [row.decode() for row in Ragged(text.values, text.offsets[first : end + 1]).to_bytes()]
 
 
-def _loaded(path: Path) -> Tokenizer:
+def _open(path: Path) -> Tokenizer:
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
     folder, file = path, path / "tokenizer.json" if path.is_dir() else path
@@ -132,7 +134,7 @@ def _loaded(path: Path) -> Tokenizer:
         if file.is_file():
             return Tokenizer.from_file(str(file))
         tokenizer = Tokenizer(models.BPE.from_file(str(folder / "vocab.json"), str(folder / "merges.txt")))
-    except Exception as problem:  # the library raises nothing more specific
+    except Exception as problem:  # the library raises plain Exception
         raise DataError(
             f"family.tokenizer: {path} cannot be read ({problem}). Give a tokenizer.json, or a folder with one or with "
             "vocab.json and merges.txt."
@@ -143,8 +145,8 @@ def _loaded(path: Path) -> Tokenizer:
 
 
 @lru_cache(maxsize=4)
-def _parsed(text: bytes) -> tuple[Tokenizer, bool]:
-    """A tokenizer, and whether it cuts texts into GPT-2's words before anything else."""
+def _parse(text: bytes) -> tuple[Tokenizer, bool]:
+    """A tokenizer, and True if its first operation splits texts into GPT-2's words."""
     from tokenizers import Tokenizer
 
     tokenizer, settings = Tokenizer.from_str(text.decode()), json.loads(text)
@@ -152,5 +154,5 @@ def _parsed(text: bytes) -> tuple[Tokenizer, bool]:
     tokenizer.no_truncation()
     tokenizer.no_padding()
     words = {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True}
-    cuts = settings["normalizer"] is None and words.items() <= (settings["pre_tokenizer"] or {}).items()
-    return tokenizer, cuts and all(added["special"] for added in settings["added_tokens"])
+    splits_words = settings["normalizer"] is None and words.items() <= (settings["pre_tokenizer"] or {}).items()
+    return tokenizer, splits_words and all(added["special"] for added in settings["added_tokens"])

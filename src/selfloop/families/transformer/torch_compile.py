@@ -1,4 +1,4 @@
-"""Which networks run compiled: C on a processor, torch.compile on a GPU; and that a fit goes on without either."""
+"""torch.compile for the layers of a network on a GPU, and training without it if it fails."""
 
 from __future__ import annotations
 
@@ -11,69 +11,58 @@ from torch import Tensor, nn
 from selfloop.component import Context
 from selfloop.errors import SpecError
 from selfloop.families.nn import trainer
-from selfloop.families.transformer import kernels
-from selfloop.families.transformer.network import Place, apply_layer
+from selfloop.families.transformer.network import AttentionContext, TransformerNetwork, apply_layer
 
 if TYPE_CHECKING:
-    from selfloop.families.nn.settings import Compile, Training
-    from selfloop.families.transformer.network import Network
+    from selfloop.families.nn.settings import TrainingSettings
 
-WORTH = 1e15  # floating-point operations of a fit from which "auto" lets torch compile: it takes half a minute
-
-
-def in_c(model: Network, choice: Compile) -> kernels.Compiled | None:
-    """A network on a processor with its loss in C, where that is possible; SpecError when it is asked for and is not."""
-    if choice is False or model.dropout or trainer.device().type != "cpu":
-        return None
-    library = kernels.library(model.shape.head_size)
-    if library is None and choice is True:
-        raise SpecError(
-            "family.training.compile: found no compiler (cc, gcc or clang) that works. Install one, or set it to 'auto'."
-        )
-    return None if library is None else kernels.Compiled(library, model)
+MIN_COMPILE_FLOPS = 1e15  # of a fit from which `compile = "auto"` compiles, which takes half a minute
 
 
-def prepare(model: Network, training: Training, windows: int, at_once: int, ctx: Context) -> kernels.Compiled | None:
-    """Make a network ready to be trained on pieces of `at_once` windows; its loss in C on a processor.
+def compile_if_useful(
+    network: TransformerNetwork, training: TrainingSettings, n_windows: int, micro_batch: int, ctx: Context
+) -> None:
+    """Compile the layers of a network on a GPU for training on micro-batches of `micro_batch` windows.
 
-    What is compiled is a function of settings, rows and machine, never of time. Where it cannot be, "auto" stays with
-    torch's operations and `true` is a SpecError.
+    The decision is a function of settings, rows and machine, never of time. If torch cannot compile, "auto" keeps torch's
+    usual operations and `true` raises SpecError.
     """
-    if trainer.device().type == "cpu":
-        return None if trainer.uses_bfloat16(training, model) else in_c(model, training.compile)
-    if training.compile is True or (training.compile == "auto" and _operations(model, training, windows) >= WORTH):
-        _compile_layers(model, training, min(at_once, training.batch_for(windows)), ctx)
-    return None
+    if trainer.device().type == "cpu" or training.compile is False:
+        return
+    if training.compile is True or _count_flops(network, training, n_windows) >= MIN_COMPILE_FLOPS:
+        _compile_layers(network, training, min(micro_batch, training.batch_size_for(n_windows)), ctx)
 
 
-def _operations(model: Network, training: Training, windows: int) -> float:
-    tokens = training.steps_for(windows) * training.batch_for(windows) * model.shape.context
-    return 6.0 * tokens * sum(p.numel() for p in model.parameters())  # 2 forward, 4 backward for each parameter
+def _count_flops(network: TransformerNetwork, training: TrainingSettings, n_windows: int) -> float:
+    tokens = training.count_steps(n_windows) * training.batch_size_for(n_windows) * network.config.context
+    return 6.0 * tokens * sum(p.numel() for p in network.parameters())  # per parameter 2 forward, 4 backward
 
 
-def _compile_layers(model: Network, training: Training, windows: int, ctx: Context) -> None:
-    """torch.compile, tried once before the fit."""
-    model.to(trainer.device()).train()
-    model.apply_layer = _compiled
-    tokens = torch.zeros((windows, model.shape.context), dtype=torch.int64, device=trainer.device())
-    problem: Exception | None = None
+def _compile_layers(network: TransformerNetwork, training: TrainingSettings, n_windows: int, ctx: Context) -> None:
+    """Use compiled layers, and run them once, so that an error appears before the fit."""
+    network.to(trainer.device()).train()
+    network.apply_layer = _apply_compiled
+    tokens = torch.zeros((n_windows, network.config.context), dtype=torch.int64, device=trainer.device())
+    error: Exception | None = None
     try:
-        with trainer.seeded(ctx.stream), trainer.precision(training, model):
-            model(tokens).sum().backward()
-    except (RuntimeError, OSError) as found:  # everything that torch's and the system's compiler raise
-        problem, model.apply_layer = found, apply_layer
-    model.zero_grad()
-    if problem is not None and training.compile is True:
-        reason = str(problem).strip().splitlines()[0]
-        raise SpecError(f"family.training.compile: torch cannot compile here ({reason}). Set it to 'auto' or false.")
+        with trainer.seed_torch(ctx.stream), trainer.autocast(training, network):
+            network(tokens).sum().backward()
+    except (RuntimeError, OSError) as problem:  # all errors of torch's and the system's compiler
+        error, network.apply_layer = problem, apply_layer
+    network.zero_grad()
+    if error is not None and training.compile is True:
+        reason = str(error).strip().splitlines()[0]
+        raise SpecError(
+            f"family.training.compile: got true; torch cannot compile on this machine ({reason}). Set it to 'auto' or false."
+        )
 
 
 @cache
-def _compiler() -> object:
+def _compiled_layer() -> object:
     return torch.compile(apply_layer, dynamic=False)
 
 
-def _compiled(layer: nn.Module, x: Tensor, place: Place) -> Tensor:
-    # without a limit: at its end the same fit would give other last bits, depending on what ran before in this process
+def _apply_compiled(layer: nn.Module, x: Tensor, context: AttentionContext) -> Tensor:
+    # No recompile limit: beyond it the last bits of a fit would depend on earlier fits of the same process.
     with torch._dynamo.config.patch(recompile_limit=1 << 30, accumulated_recompile_limit=1 << 30):
-        return _compiler()(layer, x, place)  # type: ignore[operator,no-any-return]  # what torch compiles is untyped
+        return _compiled_layer()(layer, x, context)  # type: ignore[operator,no-any-return]  # torch.compile returns Any
