@@ -158,8 +158,8 @@ def _fit_at(form: _Form, rate: float, mean: Floats, whiten: Floats) -> _Fit:
 def _whitening_matrix(curves: Floats) -> Floats | None:
     """Matrix that maps the mean curve to uncorrelated numbers with variance 1; None if the seeds do not differ.
 
-    Chains are nearly random walks, so increments are nearly uncorrelated. Their correlations are shrunk towards 0 and
-    their variances towards the median variance, with the weights of Schaefer and Strimmer (2005) and Opgen-Rhein and
+    Chains are nearly random walks, so increments are nearly uncorrelated. Their correlations are shrunk toward 0 and
+    their variances toward the median variance, with the weights of Schaefer and Strimmer (2005) and Opgen-Rhein and
     Strimmer (2007). So fewer seeds than generations suffice.
     """
     seeds, generations = curves.shape
