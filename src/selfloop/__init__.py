@@ -50,7 +50,7 @@ if TYPE_CHECKING:
     from selfloop.types import real as real
     from selfloop.types import synthetic as synthetic
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 _MODULES = {  # imported when one of their names is used: `import selfloop` takes a few milliseconds
     "selfloop.component": (
         "Component", "Context", "Criterion", "Curator", "Encoder", "Family", "FeatureExtractor", "Metric", "Policy", "Sampler",
