@@ -22,10 +22,10 @@ import numpy as np
 
 from selfloop.component import Context
 from selfloop.engine import steps
-from selfloop.families.transformer.tokenizer import END, BytePair, _batches, _parsed
+from selfloop.families.transformer.tokenizer import END, BytePair, _chunks, _parse
 from selfloop.rng import RandomStream
 from selfloop.sources.python_docs import PythonDocs
-from selfloop.sources.text import Text
+from selfloop.sources.text_files import TextSource
 from selfloop.store.store import Store
 from selfloop.types import Ragged, TrainingRows, count_rows
 
@@ -68,7 +68,7 @@ def write_text(path: Path, millions: float) -> None:
 
 def measure(path: Path) -> dict[str, Any]:
     """Seconds and peak megabytes of every step, and what came out."""
-    source, encoder, store, found = Text(path=path, separator=END), BytePair(vocab=VOCAB), Store(path.parent / "store"), {}
+    source, encoder, store, found = TextSource(path=path, separator=END), BytePair(vocab=VOCAB), Store(path.parent / "store"), {}
 
     def timed(name: str, step: Callable[[], Any]) -> Any:
         with Peak() as peak:
@@ -79,9 +79,9 @@ def measure(path: Path) -> dict[str, Any]:
     found["start"] = (0.0, anonymous())
     count = timed("count", source.n_rows)
     timed("digest", lambda: store.key(steps.learn, encoder, source, CTX))
-    learned = timed("learn", lambda: store.step(steps.learn, encoder, source, CTX))
-    corpus = timed("read", lambda: store.step(steps.read, encoder, source, learned, CTX))
-    rows = timed("choose", lambda: store.step(steps.choose, source, corpus, HOLDOUT, (count - HOLDOUT) // 2, CTX))
+    learned = timed("learn", lambda: store.call(steps.learn, encoder, source, CTX))
+    corpus = timed("read", lambda: store.call(steps.read, encoder, source, learned, CTX))
+    rows = timed("choose", lambda: store.call(steps.choose, source, corpus, HOLDOUT, (count - HOLDOUT) // 2, CTX))
     samples = TrainingRows(((store.open(rows), None, 1.0),))
     rng = np.random.default_rng(0)
     timed("batches", lambda: [samples.gather(rng.integers(0, len(samples), BATCH)) for _ in range(100)])
@@ -96,13 +96,13 @@ def compare_with_library(documents: list[str]) -> tuple[float, float]:
     rows = {"text": Ragged.of_bytes([document.encode() for document in documents])}
     encoder = BytePair(vocab=VOCAB)
     learned = encoder.prepare([rows], CTX)
-    tokenizer, _ = _parsed(learned["tokenizer/json"].tobytes())
+    tokenizer, _ = _parse(learned["tokenizer/json"].tobytes())
     size, ours, theirs = len(rows["text"].values) / 1e6, [], []
     for _ in range(5):
         started = time.perf_counter()
         encoder.encode(rows, learned)
         between = time.perf_counter()
-        for texts in _batches(rows["text"]):
+        for texts in _chunks(rows["text"]):
             tokenizer.encode_batch(texts, add_special_tokens=False)
         ours.append(size / (between - started))
         theirs.append(size / (time.perf_counter() - between))

@@ -30,7 +30,7 @@ from selfloop.component import Context
 from selfloop.families.geodiff import diffusion
 from selfloop.families.geodiff.family import GeoDiff, GeoDiffSampler
 from selfloop.rng import RandomStream
-from selfloop.sources.molecular_graph import graph_of
+from selfloop.sources.molecule_base import build_graph
 from selfloop.types import Ragged, TrainingRows
 
 CONTEXT = Context(RandomStream(("benchmark",)))
@@ -59,7 +59,7 @@ def molecules():
 
 def rows_of(molecules):
     """The rows that our sources give."""
-    graphs = [graph_of(molecule) for molecule in molecules]
+    graphs = [build_graph(molecule) for molecule in molecules]
     columns = {name: [getattr(graph, name) for graph in graphs] for name in ("z", "edges", "edge_type")}
     columns["position"] = [molecule.GetConformer().GetPositions().astype(np.float32) for molecule in molecules]
     return {name: Ragged(np.concatenate(c), np.cumsum([0, *map(len, c)])) for name, c in columns.items()}

@@ -26,7 +26,7 @@ from corpus import Peak, anonymous
 from selfloop.component import Context
 from selfloop.engine import steps
 from selfloop.rng import RandomStream
-from selfloop.sources.pictures import CelebA
+from selfloop.sources.celeba import CelebA
 from selfloop.store.store import Store
 from selfloop.types import TrainingRows, count_rows
 

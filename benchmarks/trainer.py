@@ -27,7 +27,7 @@ def images(side, depth):
 
     from selfloop.component import Context
     from selfloop.rng import RandomStream
-    from selfloop.sources.images import Digits
+    from selfloop.sources.image_arrays import Digits
 
     digits = Digits().draw(0, 1797, Context(RandomStream()))["image"]
     times = side // 8

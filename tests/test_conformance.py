@@ -16,30 +16,14 @@ import tiny_components
 from selfloop.component import Context, Family, Policy, Sampler
 from selfloop.errors import DataError
 from selfloop.plugins import BUILT_IN, component_class
-from selfloop.sources.images import Digits
+from selfloop.sources.image_arrays import Digits
 from selfloop.spec.components import make_component
 from selfloop.spec.spec import Spec
 from selfloop.testing import check_family, check_policy, check_source
 from selfloop.types import Columns, Params, TrainingRows
 from test_policies import STRATEGIES, policies
+from tiny_components import FAMILIES
 
-FAMILIES: dict[str, tuple[Any, Any]] = {  # family, and a source it can model
-    "gaussian": ("gaussian", {"name": "gaussian", "dim": 3}),
-    "discrete": ({"name": "discrete", "symbols": 20}, "zipf"),
-    "linear": ("linear", {"name": "linear", "dim": 3}),
-    "glm": ("glm", {"name": "logistic", "dim": 2}),
-    "kde": ("kde", "moons"),
-    "vae": ({"name": "vae", "latent": 2, "hidden": 8, "training": {"steps": 3, "batch_size": 8}}, "digits"),
-    "image_diffusion": ({"name": "image_diffusion", "channels": [8, 8], "training": {"steps": 3, "batch_size": 8}}, "digits"),
-    "geodiff": (
-        {"name": "geodiff", "hidden": 8, "interactions": 1, "convolutions": 1, "noise_levels": 20, "training": {"steps": 3}},
-        {"name": "smiles", "molecules": 35, "conformers": 2},
-    ),
-    "transformer": (
-        {"name": "transformer", "layers": 1, "hidden": 8, "heads": 2, "context": 16, "vocab": 300, "training": {"steps": 3}},
-        "python_docs",
-    ),
-}
 PICTURES, MOLECULES = {"idx", "cifar", "images", "celeba", "hub_images"}, {"sdf", "geom", "qm9"}
 FILES = PICTURES | MOLECULES | {"text", "tinystories", "jsonl", "hub"}  # sources of files; with the tests of sources
 BASES = {"finetune"}  # families of given models; with their own tests

@@ -10,9 +10,9 @@ import torch
 
 import selfloop
 from selfloop.families.transformer.family import Transformer
-from selfloop.families.transformer.network import Network
-from selfloop.sources.hub import HubText
-from selfloop.sources.text import TinyStories
+from selfloop.families.transformer.network import TransformerNetwork
+from selfloop.sources.hub_text import HubText
+from selfloop.sources.tinystories import TinyStories
 from selfloop.spec.parse import read_spec
 
 PRESETS = Path(selfloop.__file__).parent / "presets"
@@ -29,7 +29,7 @@ def parameters(preset: str, changes: list[str] | None = None) -> int:
     family = read_spec(preset, changes or []).family
     assert isinstance(family, Transformer)
     with torch.device("meta"):
-        return sum(each.numel() for each in Network(family.shape()).parameters())
+        return sum(each.numel() for each in TransformerNetwork(family.config()).parameters())
 
 
 @pytest.mark.parametrize(("preset", "count"), COUNTS.items())

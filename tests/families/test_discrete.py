@@ -8,10 +8,10 @@ from selfloop.families.discrete import Discrete
 from selfloop.metrics.true_parameters import Heterozygosity, SupportSize
 from selfloop.policies.builtin import Accumulate, AccumulateSubsample, Augment, Fresh, Replace
 from selfloop.rng import RandomStream
-from selfloop.sources.distributions import Zipf
+from selfloop.sources.distributions import ZipfSource
 from selfloop.types import TrainingRows
 
-SOURCE, N, T, SEEDS = Zipf(size=12), 25, 8, 2048
+SOURCE, N, T, SEEDS = ZipfSource(n_symbols=12), 25, 8, 2048
 PROBABILITIES = SOURCE.truth(Context(RandomStream()))["probabilities"]
 SUM_OF_SQUARES = float(PROBABILITIES @ PROBABILITIES)
 METRICS = (Heterozygosity(), SupportSize())

@@ -21,8 +21,8 @@ from selfloop.policies.builtin import Accumulate, AccumulateSubsample, Augment, 
 from selfloop.policies.cycles import Balanced
 from selfloop.protocols import EnsembleTake
 from selfloop.rng import RandomStream
-from selfloop.sources.logistic import Logistic
-from selfloop.sources.tables import Table
+from selfloop.sources.distributions import LogisticSource
+from selfloop.sources.tables import TableSource
 from selfloop.types import Floats, Measurement, TrainingRows
 
 SAMPLER = Sampler()
@@ -32,7 +32,7 @@ def chains(
     source: Source, policy: Policy, n: int, generations: int, seeds: tuple[int, ...], *metrics: Metric
 ) -> list[Measurement]:
     holdout = source.n_holdout() or 50
-    link = source.link if isinstance(source, Logistic) else "logit"
+    link = source.link if isinstance(source, LogisticSource) else "logit"
     block = Block(
         source=source, family=Glm(link=link), sampler=SAMPLER, metrics=metrics, seeds=seeds, n=n, holdout=holdout, on_rows=True
     )
@@ -51,7 +51,7 @@ def fitted(x: Floats, y: Floats, link: str = "logit") -> tuple[Floats, str | Non
 
 
 def made(n: int, d: int, link: str = "logit", seed: int = 0) -> tuple[Floats, Floats]:
-    rows = Logistic(dim=d, link=link).draw(0, n, Context(RandomStream(("made", seed))))
+    rows = LogisticSource(dim=d, link=link).draw(0, n, Context(RandomStream(("made", seed))))
     return np.asarray(rows["x"], np.float64), np.asarray(rows["y"], np.float64)
 
 
@@ -191,7 +191,7 @@ def largest_z(curves: Floats, law: Floats) -> float:
 def test_the_error_multiplies_by_t_under_replace_and_by_the_sum_of_inverse_squares_under_accumulate(link: str) -> None:
     t = np.arange(1, 8)
     squares = np.cumsum(1 / t**2)
-    replaced, accumulated = (errors(Logistic(dim=5, link=link), policy, 7, 200) for policy in (Replace(), Accumulate()))
+    replaced, accumulated = (errors(LogisticSource(dim=5, link=link), policy, 7, 200) for policy in (Replace(), Accumulate()))
     assert largest_z(replaced, t.astype(np.float64)) < 4
     assert largest_z(accumulated, squares) < 4
     assert largest_z(replaced, squares) > 4
@@ -199,7 +199,7 @@ def test_the_error_multiplies_by_t_under_replace_and_by_the_sum_of_inverse_squar
 
 
 def test_fresh_inputs_obey_the_same_law() -> None:
-    curves = errors(Logistic(dim=5, design="fresh"), Accumulate(), 4, 100, n=1000)
+    curves = errors(LogisticSource(dim=5, design="fresh"), Accumulate(), 4, 100, n=1000)
     off = curves[:, 3] - (1 + 1 / 4 + 1 / 9 + 1 / 16) * curves[:, 0]
     assert abs(off.mean() / (off.std(ddof=1) / 10)) < 4
 
@@ -209,13 +209,13 @@ def test_fresh_inputs_obey_the_same_law() -> None:
 )
 @pytest.mark.parametrize("design", ["fixed", "fresh"])
 def test_a_seeds_numbers_do_not_depend_on_the_other_seeds(policy: Policy, design: str) -> None:
-    source, metrics = Logistic(dim=3, design=design), (ParameterError(), LogLoss(), Accuracy())
+    source, metrics = LogisticSource(dim=3, design=design), (ParameterError(), LogLoss(), Accuracy())
     together = [row for row in chains(source, policy, 100, 3, (3, 5, 8), *metrics) if row.seed == 5]
     assert together == chains(source, policy, 100, 3, (5,), *metrics)
 
 
 def test_metrics_of_one_chain_are_those_of_the_ensemble() -> None:
-    source, ctx = Logistic(dim=3), Context(RandomStream(("seed", 4)).child("source"))
+    source, ctx = LogisticSource(dim=3), Context(RandomStream(("seed", 4)).child("source"))
     rows = chains(source, Replace(), 100, 1, (4,), ParameterError(), LogLoss(), Accuracy())
     initial, holdout = source.draw(50, 100, ctx), source.draw(0, 50, ctx)
     params = Glm().fit(TrainingRows(((initial, None, 1.0),)), ctx, None)
@@ -225,7 +225,7 @@ def test_metrics_of_one_chain_are_those_of_the_ensemble() -> None:
 
 
 def ends(table: str, policy: Policy, generations: int, seeds: int) -> tuple[Counter[int], list[Measurement]]:
-    source = Table(table=table, split_seed=123456)
+    source = TableSource(table=table, split_seed=123456)
     n = (source.n_rows() or 0) - (source.n_holdout() or 0)
     rows = chains(source, policy, n, generations, tuple(range(seeds)), LogLoss())
     assert {row.status for row in rows} <= {None, "separated"}

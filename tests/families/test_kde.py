@@ -20,7 +20,8 @@ from selfloop.policies.builtin import Accumulate, AccumulateSubsample, Augment, 
 from selfloop.policies.cycles import Balanced
 from selfloop.protocols import EnsembleSnapshot, EnsembleTake
 from selfloop.rng import RandomStream
-from selfloop.sources.shapes import Moons, SwissRoll
+from selfloop.sources.shapes import Moons
+from selfloop.sources.shapes import SwissRoll
 from selfloop.types import Columns, Floats, TrainingRows
 
 SAMPLER = Sampler()
@@ -188,7 +189,7 @@ def misses(policy: Policy, published: list[float], source: Source) -> tuple[Floa
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_the_published_moons_are_reproduced(name: str) -> None:
-    off, error = misses(*PUBLISHED[name], Moons(group=100))
+    off, error = misses(*PUBLISHED[name], Moons(group_size=100))
     assert (np.abs(off) < np.maximum(0.1, 4 * error)).all()
 
 
@@ -203,7 +204,7 @@ def test_the_published_swiss_roll_is_reproduced() -> None:
 
 
 def test_with_few_rows_accumulated_samples_lower_the_nll() -> None:
-    nll = curves(Accumulate(), 10, 20, 40, 0.1, source=Moons(group=10)).mean(axis=0)
+    nll = curves(Accumulate(), 10, 20, 40, 0.1, source=Moons(group_size=10)).mean(axis=0)
     assert nll[[0, 19]] == pytest.approx([2.34, 1.99], rel=0.1)  # the same figure, n = 10: they "thrive"
     assert nll[19] < nll[0]
 

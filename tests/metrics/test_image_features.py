@@ -23,7 +23,7 @@ from selfloop.errors import DataError, MissingExtraError, SpecError
 from selfloop.metrics import image_features
 from selfloop.metrics.image_features import ImageFeatureExtractor
 from selfloop.rng import RandomStream
-from selfloop.sources.images import Idx
+from selfloop.sources.image_arrays import Idx
 from selfloop.store.identity import identity
 from selfloop.types import Columns, Params
 

@@ -13,7 +13,7 @@ from selfloop.metrics.image_likelihood import LogLikelihood, NegativeElbo, Pixel
 from selfloop.metrics.vector_distances import frechet_distance
 from selfloop.protocols import SupportsElbo
 from selfloop.rng import RandomStream
-from selfloop.sources.images import Digits
+from selfloop.sources.image_arrays import Digits
 from selfloop.spec.spec import Spec
 from selfloop.types import TrainingRows
 

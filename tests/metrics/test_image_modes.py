@@ -17,7 +17,7 @@ from selfloop.errors import SpecError
 from selfloop.metrics.image_features import ImageFeatureExtractor
 from selfloop.metrics.image_modes import Attributes, Modes
 from selfloop.rng import RandomStream
-from selfloop.sources.images import Digits
+from selfloop.sources.image_arrays import Digits
 from selfloop.spec.spec import Spec
 from selfloop.types import ColumnType
 

@@ -24,7 +24,7 @@ from selfloop.types import Ragged, count_rows, select_rows
 Chem = pytest.importorskip("rdkit.Chem")
 from rdkit.Chem import rdForceFieldHelpers, rdMolTransforms  # noqa: E402
 
-from selfloop.sources.molecules import Smiles  # noqa: E402
+from selfloop.sources.smiles import Smiles  # noqa: E402
 
 CTX = Context(RandomStream(("seed", 0, "measure")), None, 2)
 SMILES = ["CCCCO", "CC(=O)Nc1ccc(O)cc1", "C[N+](=O)[O-]", "c1cc[nH]c1", "OC1CC1", "NCCC(=O)[O-]", "Fc1cccnc1CC", "CSCC#N"]

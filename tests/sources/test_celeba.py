@@ -9,7 +9,7 @@ from picture_files import DATA, all_of, encoded, needs, write
 from PIL import Image
 
 from selfloop.errors import DataError, SpecError
-from selfloop.sources.pictures import CelebA
+from selfloop.sources.celeba import CelebA
 from selfloop.store.identity import identity
 from selfloop.testing import check_source
 
@@ -67,8 +67,8 @@ def test_celeba_is_read_however_people_have_it(tmp_path, faces):
         assert rows["image"].shape == (6, 32, 32, 3)
         assert rows["attributes"].tolist() == [[int(i > 2), i % 2] for i in range(1, 7)]
         assert np.array_equal(rows["image"], expected["image"])
-        assert [CelebA(path=path, partition=part).n_rows() for part in ("train", "valid", "test")] == [2, 3, 1]
-        valid = all_of(CelebA(path=path, size=32, partition="valid", attributes=("Bald",)))
+        assert [CelebA(path=path, split=part).n_rows() for part in ("train", "valid", "test")] == [2, 3, 1]
+        valid = all_of(CelebA(path=path, size=32, split="valid", attributes=("Bald",)))
         assert np.array_equal(valid["image"], expected["image"][2:5])
         assert valid["attributes"].tolist() == [[1], [0], [0]]
         assert source.schema()["attributes"].shape == (2,)
@@ -79,13 +79,13 @@ def test_celeba_s_crop_is_the_central_square_of_the_original_and_scales_with_a_c
     face = np.zeros((218, 178, 3), np.uint8)
     face[39:179, 19:159] = 255  # 140 x 140 in the middle
     path = write(tmp_path / "a", {"000001.png": encoded(face)})
-    assert (all_of(CelebA(path=path, crop=140))["image"] == 255).all()
-    assert (all_of(CelebA(path=path, crop=144))["image"] == 255).mean() < 0.99
+    assert (all_of(CelebA(path=path, crop_size=140))["image"] == 255).all()
+    assert (all_of(CelebA(path=path, crop_size=144))["image"] == 255).mean() < 0.99
     full = all_of(CelebA(path=path, size=178))["image"][0]
     assert np.array_equal(full, face[20:198])
     half = np.asarray(Image.fromarray(face).resize((89, 109), Image.Resampling.BOX))
     copy = write(tmp_path / "b", {"000001.png": encoded(half)})
-    assert (all_of(CelebA(path=copy, crop=136))["image"] > 250).all()
+    assert (all_of(CelebA(path=copy, crop_size=136))["image"] > 250).all()
 
 
 def test_another_list_is_another_source(tmp_path, faces):
@@ -110,7 +110,7 @@ def test_what_is_not_in_celeba_s_lists_is_named(tmp_path, faces):
         CelebA(path=path, attributes=["Eyeglases"]).schema()
     write(path, {"empty.csv": b""})
     with pytest.raises(SpecError, match=r"empty\.csv: unknown name 'Male'"):
-        CelebA(path=path, attributes=("Male",), attribute_list=path / "empty.csv").schema()
+        CelebA(path=path, attributes=("Male",), attributes_file=path / "empty.csv").schema()
     for text, sentence in (
         (ATTRIBUTES.replace("000004.jpg", "000014.jpg"), r"has no line for 000004\.jpg"),
         (ATTRIBUTES.replace("6\n", "7\n", 1), "announces 7 faces and lists 6"),
@@ -123,7 +123,7 @@ def test_what_is_not_in_celeba_s_lists_is_named(tmp_path, faces):
             all_of(CelebA(path=path, attributes=("Male",)))
     write(path, {"list_eval_partition.txt": PARTITION.replace(" 2", " 1").encode()})
     with pytest.raises(DataError, match=r"source\.partition: none of the 6 faces .* is in 'test'"):
-        CelebA(path=path, partition="test").n_rows()
+        CelebA(path=path, split="test").n_rows()
 
 
 @pytest.mark.parametrize(
@@ -154,9 +154,9 @@ def test_real_faces_are_read_from_their_zip_file():
         face = Image.open(io.BytesIO(archive.read("img_align_celeba/000001.jpg")))
     expected = face.crop((0, 10, 89, 99)).resize((64, 64), Image.Resampling.BICUBIC)
     assert np.array_equal(first[0], np.asarray(expected))
-    originals = CelebA(path=DATA / "celeba" / "original_178x218_first32.zip", crop=148)
+    originals = CelebA(path=DATA / "celeba" / "original_178x218_first32.zip", crop_size=148)
     check_source(originals)
-    small, large = (next(s.chunks())["image"][:32].astype(int) for s in (CelebA(path=DATA / "celeba", crop=148), originals))
+    small, large = (next(s.chunks())["image"][:32].astype(int) for s in (CelebA(path=DATA / "celeba", crop_size=148), originals))
     distance = np.abs(small - large).mean()  # the same faces at half their size
     assert distance < 10
     assert np.abs(small - np.roll(large, 1, 0)).mean() > 4 * distance

@@ -62,7 +62,7 @@ def test_pictures_of_a_local_copy_are_read_in_order(tmp_path, images):
     assert (source.schema()["image"].shape, source.schema()["label"].dtype) == ((6, 6, 3), "uint8")
     assert isinstance(source, CorpusSource)
     check_source(source)
-    check_source(HubImages(path=path, size=4, colour="grey"))
+    check_source(HubImages(path=path, size=4, color_mode="grayscale"))
     assert HubImages(path=path, split="test").n_rows() == 3
     before = identity(source)
     write(path, map_bytes(images[:7]))
@@ -90,7 +90,7 @@ def test_damaged_pictures_are_named_or_left_out(tmp_path, images):
     path = write(tmp_path / "set", pictures)
     with pytest.raises(DataError, match=r"set 'train' row 5: is no readable picture.*source\.damaged = 'skip'"):
         list(HubImages(path=path).chunks())
-    source = HubImages(path=path, damaged="skip", label="label")
+    source = HubImages(path=path, on_bad_image="skip", label="label")
     with pytest.warns(UserWarning, match=r"source\.hub_images: left out 3 of 40 pictures: .*row 5.*row 8.*row 9"):
         rows = concat_rows(list(source.chunks()))
     good = np.delete(np.arange(40), [5, 8, 9])

@@ -12,7 +12,9 @@ from selfloop.errors import DataError
 from selfloop.protocols import CorpusSource
 from selfloop.rng import RandomStream
 from selfloop.sources import images as module
-from selfloop.sources.images import Cifar, Digits, Idx
+from selfloop.sources.image_arrays import Cifar
+from selfloop.sources.image_arrays import Digits
+from selfloop.sources.image_arrays import Idx
 from selfloop.testing import check_source
 from selfloop.types import concat_rows, count_rows
 

@@ -25,9 +25,14 @@ from selfloop.types import Ragged, concat_rows, count_rows, select_rows
 Chem = pytest.importorskip("rdkit.Chem")
 from rdkit.Chem import rdDistGeom  # noqa: E402
 
-from selfloop.sources.geom import conformers_of as conformers_in  # noqa: E402
-from selfloop.sources.molecular_graph import graph_of  # noqa: E402
-from selfloop.sources.molecules import Geom, Qm9, Sdf, Smiles, embed, records_of  # noqa: E402
+from selfloop.sources.molecule_files import unpickle_conformers as conformers_in  # noqa: E402
+from selfloop.sources.molecule_base import build_graph  # noqa: E402
+from selfloop.sources.geom import Geom  # noqa: E402
+from selfloop.sources.qm9 import Qm9  # noqa: E402
+from selfloop.sources.sdf import Sdf  # noqa: E402
+from selfloop.sources.smiles import Smiles  # noqa: E402
+from selfloop.sources.smiles import embed  # noqa: E402
+from selfloop.sources.sdf import read_records  # noqa: E402
 
 CTX = Context(RandomStream(("seed", 0, "source")))
 DATA = Path(__file__).parents[2].parent / "shared" / "data"
@@ -168,7 +173,7 @@ def apart_by_walking(mol):
 @pytest.mark.parametrize("smiles", [*DRUGS, "C1CC2CCC1CC2", "c1ccc2ccccc2c1"])
 def test_the_extended_graph_is_that_of_a_walk_along_the_bonds(smiles):
     mol = conformers_of(smiles, 1)
-    graph, walked = graph_of(mol), apart_by_walking(mol)
+    graph, walked = build_graph(mol), apart_by_walking(mol)
     assert [tuple(pair) for pair in graph.edges.tolist()] == sorted(walked)
     for pair, kind in zip(graph.edges.tolist(), graph.edge_type.tolist(), strict=True):
         bond, steps = mol.GetBondBetweenAtoms(*pair), walked[tuple(pair)]
@@ -177,7 +182,7 @@ def test_the_extended_graph_is_that_of_a_walk_along_the_bonds(smiles):
 
 
 def test_types_of_edges_by_hand():
-    graph = graph_of(conformers_of("c1ccccc1", 1))
+    graph = build_graph(conformers_of("c1ccccc1", 1))
     kinds = dict(zip(map(tuple, graph.edges.tolist()), graph.edge_type.tolist(), strict=True))
     assert [kinds[0, i] for i in range(1, 6)] == [12, 23, 24, 23, 12]  # aromatic, two bonds away, three
     assert [kinds[0, i] for i in (6, 7, 8)] == [1, 23, 24]
@@ -205,7 +210,7 @@ def test_each_source_keeps_its_contract(kind, sdf, geom, tmp_path):
 
 
 def test_conformers_of_a_molecule_are_never_on_both_sides_of_the_split(sdf):
-    source = Sdf(path=sdf, conformers=3, validation=0.3)
+    source = Sdf(path=sdf, conformers=3, holdout_share=0.3)
     assert source.n_holdout() == 6
     rows = every_row(source)
     orders = [source.order_rows(rows, Context(RandomStream(("seed", seed)))) for seed in range(4)]
@@ -216,7 +221,7 @@ def test_conformers_of_a_molecule_are_never_on_both_sides_of_the_split(sdf):
         assert (molecules.reshape(-1, 3) == molecules[::3, None]).all()
     assert len({tuple(order[:6]) for order in orders}) == 1  # the split is the same for every seed
     assert len({tuple(order) for order in orders}) == 4
-    other = Sdf(path=sdf, conformers=3, validation=0.3, split_seed=1).order_rows(rows, CTX)
+    other = Sdf(path=sdf, conformers=3, holdout_share=0.3, split_seed=1).order_rows(rows, CTX)
     assert set(other[:6]) != set(orders[0][:6])
 
 
@@ -270,7 +275,7 @@ def test_a_limit_on_molecules_draws_them_from_all(geom):
 def test_a_limit_counts_the_molecules_that_can_be_used(tmp_path):
     listed = [text for i in range(1, 13) for text in ("C" * i + "O", "N(" + "C" * i)]  # every second one cannot be read
     (tmp_path / "list.smi").write_text("\n".join(listed))
-    source = Smiles(path=tmp_path / "list.smi", conformers=1, molecules=7, validation=0.3)
+    source = Smiles(path=tmp_path / "list.smi", conformers=1, molecules=7, holdout_share=0.3)
     assert (source.n_rows(), source.n_holdout()) == (7, 2)
     with pytest.warns(
         UserWarning, match=r"7 molecules, 7 rows; left out: \d+ molecules whose SMILES cannot be read \([^)]*\)$"
@@ -297,7 +302,7 @@ def test_a_limit_draws_others_for_pickles_that_cannot_be_used(tmp_path):
 
 def test_one_molecule_at_least_is_set_aside(tmp_path):
     (tmp_path / "list.smi").write_text("CCO\nCCN\n")
-    held = [Smiles(path=tmp_path / "list.smi", conformers=3, validation=share).n_holdout() for share in (0.0, 0.1, 0.5, 0.8)]
+    held = [Smiles(path=tmp_path / "list.smi", conformers=3, holdout_share=share).n_holdout() for share in (0.0, 0.1, 0.5, 0.8)]
     assert held == [0, 3, 3, 6]
 
 
@@ -723,7 +728,7 @@ def test_bad_input_ends_a_command_with_one_sentence_and_code_2(tmp_path, sdf, mo
     ("make", "says"),
     [
         (lambda: Sdf(path=Path("x"), conformers=0), "source.conformers: got 0"),
-        (lambda: Sdf(path=Path("x"), validation=1.0), "source.validation: got 1.0"),
+        (lambda: Sdf(path=Path("x"), holdout_share=1.0), "source.validation: got 1.0"),
         (lambda: Geom(path=Path("x"), subset="zinc"), "source.subset: got 'zinc'"),
         (lambda: Qm9(path=Path("x"), molecules=0), "source.molecules: got 0"),
         (lambda: Smiles(column="a"), "source.column: got 'a'"),
@@ -757,7 +762,7 @@ def conformers():
 
 def test_the_real_conformers_are_all_found(conformers):
     path = real("conformers", "conformer_benchmark.sdf.gz")
-    tags = [record.text.split("<SMILES>")[1].split("\n")[1] for record in records_of(path)]
+    tags = [record.text.split("<SMILES>")[1].split("\n")[1] for record in read_records(path)]
     assert len(tags) == 5311
     assert count_rows(conformers) == Sdf(path=path).n_rows() == 5 * 534
     assert texts(conformers)[::5] == [tag for tag, _ in itertools.groupby(tags)]

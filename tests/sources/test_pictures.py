@@ -14,7 +14,7 @@ import tiny_components
 from selfloop.errors import DataError, SpecError
 from selfloop.protocols import CorpusSource
 from selfloop.sources import decoding
-from selfloop.sources.pictures import Images
+from selfloop.sources.image_folder import ImageFolder
 from selfloop.store.identity import identity
 from selfloop.testing import check_source
 from selfloop.types import concat_rows, count_rows
@@ -49,7 +49,7 @@ def test_everything_below_is_read_in_the_order_of_names(tmp_path, images, files,
     path = write(tmp_path / kind, dict(sorted(files.items(), key=lambda item: item[0][::-1])))
     monkeypatch.setattr(decoding, "PIECE", 35 * 5)
     monkeypatch.setattr(decoding, "FEWEST", 1)
-    source = Images(path=path)
+    source = ImageFolder(path=path)
     by_name = images[[*range(1, 12, 2), *range(0, 12, 2)]]  # a/ before b/
     pieces = list(source.chunks())
     assert [count_rows(piece) for piece in pieces] == [5, 5, 2]
@@ -62,7 +62,7 @@ def test_everything_below_is_read_in_the_order_of_names(tmp_path, images, files,
 
 @BOTH
 def test_a_picture_s_folder_is_its_class(tmp_path, files, kind):
-    source = Images(path=write(tmp_path / kind, files), labels=True)
+    source = ImageFolder(path=write(tmp_path / kind, files), labels=True)
     assert source.classes() == ["a", "c"]
     assert all_of(source)["label"].tolist() == [0] * 6 + [1] * 6
     check_source(source, n=12)
@@ -70,12 +70,12 @@ def test_a_picture_s_folder_is_its_class(tmp_path, files, kind):
 
 def test_pictures_of_no_folder_have_no_class(tmp_path, files):
     with pytest.raises(DataError, match=r"source\.labels: top\.png lies in no folder"):
-        Images(path=write(tmp_path / "p.zip", {**files, "top.png": b""}), labels=True).schema()
+        ImageFolder(path=write(tmp_path / "p.zip", {**files, "top.png": b""}), labels=True).schema()
 
 
 def test_many_classes_have_wider_numbers(tmp_path):
     data = encoded(np.zeros((2, 2), np.uint8))
-    source = Images(path=write(tmp_path / "p.zip", {f"{i:03}/x.png": data for i in range(300)}), labels=True)
+    source = ImageFolder(path=write(tmp_path / "p.zip", {f"{i:03}/x.png": data for i in range(300)}), labels=True)
     rows = all_of(source)
     assert (str(rows["label"].dtype), source.schema()["label"].dtype) == ("uint16", "uint16")
     assert rows["label"].tolist() == list(range(300))
@@ -83,23 +83,23 @@ def test_many_classes_have_wider_numbers(tmp_path):
 
 def test_a_zip_file_is_not_unpacked_and_another_file_is_another_source(tmp_path, files):
     path = write(tmp_path / "p.zip", files)
-    before = identity(Images(path=path))
-    all_of(Images(path=path))
+    before = identity(ImageFolder(path=path))
+    all_of(ImageFolder(path=path))
     assert list(tmp_path.iterdir()) == [path]
     write(path, {**files, "set/a/99.png": files["set/a/01.png"]})
-    assert Images(path=path).n_rows() == 13
-    assert identity(Images(path=path)) != before
+    assert ImageFolder(path=path).n_rows() == 13
+    assert identity(ImageFolder(path=path)) != before
 
 
 def test_pictures_are_cropped_to_the_central_square_resized_and_converted(tmp_path, files):
     wide = np.zeros((40, 80, 3), np.uint8)
     wide[:, 20:60] = 200
     path = write(tmp_path / "p", {**files, "z.jpg": encoded(wide, "JPEG", quality=95)})
-    rgb, grey = all_of(Images(path=path, size=4, colour="rgb")), all_of(Images(path=path, size=4, colour="grey"))
+    rgb, grey = all_of(ImageFolder(path=path, size=4, color_mode="rgb")), all_of(ImageFolder(path=path, size=4, color_mode="grayscale"))
     assert (rgb["image"].shape, grey["image"].shape) == ((13, 4, 4, 3), (13, 4, 4))
     assert np.abs(rgb["image"][-1].astype(int) - 200).max() <= 3
-    assert Images(path=path, size=4, colour="rgb").schema()["image"].shape == (4, 4, 3)
-    exact = all_of(Images(path=write(tmp_path / "q", {"x.png": encoded(wide)}), size=40))["image"][0]
+    assert ImageFolder(path=path, size=4, color_mode="rgb").schema()["image"].shape == (4, 4, 3)
+    exact = all_of(ImageFolder(path=write(tmp_path / "q", {"x.png": encoded(wide)}), size=40))["image"][0]
     assert np.array_equal(exact, wide[:, 20:60])  # a crop alone changes no pixel
 
 
@@ -110,7 +110,7 @@ def test_pictures_are_turned_as_their_cameras_noted(tmp_path, orientation):
     exif = Image.Exif()
     exif[0x0112] = orientation
     data = encoded(stored, "JPEG", quality=100, exif=exif.tobytes())
-    seen = Images(path=write(tmp_path / "p", {"x.jpg": data}))
+    seen = ImageFolder(path=write(tmp_path / "p", {"x.jpg": data}))
     expected = np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(data))))
     assert seen.schema()["image"].shape == expected.shape
     assert np.array_equal(all_of(seen)["image"][0], expected)
@@ -120,7 +120,7 @@ def test_unreadable_notes_leave_a_picture_as_it_is(tmp_path, images):
     path = write(tmp_path / "p", {"x.jpg": encoded(images[0], "JPEG", exif=b"Exif\0\0MM\0*\0\0\0\x08\0\x09broken")})
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert all_of(Images(path=path))["image"].shape == (1, 5, 7)
+        assert all_of(ImageFolder(path=path))["image"].shape == (1, 5, 7)
 
 
 def test_colours_of_a_palette_are_looked_up_and_transparency_is_dropped(tmp_path):
@@ -130,7 +130,7 @@ def test_colours_of_a_palette_are_looked_up_and_transparency_is_dropped(tmp_path
     clear.save(file, "PNG", transparency=b"\x00\x80")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        rows = all_of(Images(path=write(tmp_path / "p", {"x.png": file.getvalue()})))["image"]
+        rows = all_of(ImageFolder(path=write(tmp_path / "p", {"x.png": file.getvalue()})))["image"]
     assert rows.tolist() == [[[[255, 0, 0], [0, 0, 255]]]]
 
 
@@ -169,7 +169,7 @@ def test_a_picture_that_cannot_be_used_is_named(tmp_path, images, files, kind):
     for i, (name, (data, sentence)) in enumerate(bad_pictures(images).items()):
         path = write(tmp_path / f"{i}{kind}", {**files, "set/z.png": data})
         with pytest.raises(DataError) as caught:
-            all_of(Images(path=path))
+            all_of(ImageFolder(path=path))
         said = str(caught.value)
         assert said.startswith(f"{path}/set/z.png: "), name
         assert sentence in said, name
@@ -181,14 +181,14 @@ def test_a_picture_that_cannot_be_used_is_named(tmp_path, images, files, kind):
 @BOTH
 def test_pictures_that_cannot_be_used_are_left_out_when_asked(tmp_path, images, files, kind):
     bad = {f"set/a/{i:02}-bad.png": data for i, (data, _) in enumerate(bad_pictures(images).values())}
-    source = Images(path=write(tmp_path / kind, {**files, **bad}), damaged="skip", labels=True)
+    source = ImageFolder(path=write(tmp_path / kind, {**files, **bad}), on_bad_image="skip", labels=True)
     assert (source.n_rows(), source.schema()["image"].shape) == (12 + len(bad), (5, 7))
     with pytest.warns(UserWarning, match=rf"source\.images: left out {len(bad)} of {12 + len(bad)} pictures:") as caught:
         rows = all_of(source)
     said = str(caught[0].message)
     assert (len(caught), said.count("-bad.png"), said.count("00-bad.png")) == (1, 3, 1)
     assert len(said) < 900
-    whole = all_of(Images(path=write(tmp_path / f"good{kind}", files), labels=True))
+    whole = all_of(ImageFolder(path=write(tmp_path / f"good{kind}", files), labels=True))
     for name in ("image", "label"):
         assert np.array_equal(rows[name], whole[name])
     with pytest.warns(UserWarning, match="left out"):
@@ -202,14 +202,14 @@ def test_the_first_picture_is_looked_at_before_any_work(tmp_path, files):
     for data, sentence in ((b"no picture", "set/a/00"), (huge_png(10_000, 10_000), "10000 x 10000 pixels")):
         path = write(tmp_path / "p", {**files, "set/a/00.png": data})
         with pytest.raises(DataError, match=sentence):
-            Images(path=path, size=8, colour="rgb").schema()
-        assert Images(path=path, damaged="skip").schema()["image"].shape == (5, 7)
+            ImageFolder(path=path, size=8, color_mode="rgb").schema()
+        assert ImageFolder(path=path, on_bad_image="skip").schema()["image"].shape == (5, 7)
     with pytest.raises(DataError, match="none of 1 pictures can be used"):
-        Images(path=write(tmp_path / "q", {"x.png": b""}), damaged="skip").schema()
+        ImageFolder(path=write(tmp_path / "q", {"x.png": b""}), on_bad_image="skip").schema()
 
 
 def test_a_changed_folder_is_another_source(tmp_path, files):
-    source = Images(path=write(tmp_path / "p", files))
+    source = ImageFolder(path=write(tmp_path / "p", files))
     assert (source.n_rows(), source.schema()["image"].shape) == (12, (5, 7))
     write(tmp_path / "p", {"a.png": encoded(np.zeros((3, 3), np.uint8))})
     assert (source.n_rows(), source.schema()["image"].shape) == (13, (3, 3))
@@ -219,7 +219,7 @@ def test_a_changed_folder_is_another_source(tmp_path, files):
 def test_zip_files_with_names_that_lead_out_are_refused(tmp_path, files, name):
     path = write(tmp_path / "p.zip", {**files, name: files["set/a/01.png"]})
     with pytest.raises(DataError, match=r"has a file named .*out\.png', which would lie outside"):
-        Images(path=path, damaged="skip").n_rows()
+        ImageFolder(path=path, on_bad_image="skip").n_rows()
     assert list(tmp_path.parent.rglob("out.png")) == []
 
 
@@ -228,14 +228,14 @@ def test_damaged_and_encrypted_zip_files_are_refused(tmp_path, files):
     for name, data in (("torn", whole[:-50]), ("words", b"no archive"), ("empty", b""), ("cut", whole[len(whole) // 2 :])):
         (tmp_path / f"{name}.zip").write_bytes(data)
         with pytest.raises(DataError, match=rf"{name}\.zip"):
-            all_of(Images(path=tmp_path / f"{name}.zip"))
+            all_of(ImageFolder(path=tmp_path / f"{name}.zip"))
     locked = bytearray(whole)
     for begin, flags in ((b"PK\3\4", 6), (b"PK\1\2", 8)):
         at = locked.index(begin)
         locked[at + flags] |= 1
     (tmp_path / "locked.zip").write_bytes(locked)
     with pytest.raises(DataError, match="is encrypted"):
-        Images(path=tmp_path / "locked.zip").n_rows()
+        ImageFolder(path=tmp_path / "locked.zip").n_rows()
 
 
 def test_a_damaged_member_of_a_zip_file_is_named_even_where_its_picture_could_be_decoded(tmp_path):
@@ -245,9 +245,9 @@ def test_a_damaged_member_of_a_zip_file_is_named_even_where_its_picture_could_be
     whole[whole.rindex(data) + len(data) - 40] ^= 1
     path.write_bytes(whole)
     with pytest.raises(DataError, match=r"p\.zip/b\.jpg: is damaged in the ZIP file \(Bad CRC"):
-        all_of(Images(path=path))
+        all_of(ImageFolder(path=path))
     with pytest.warns(UserWarning, match="left out 1 of 2"):
-        assert count_rows(all_of(Images(path=path, damaged="skip"))) == 1
+        assert count_rows(all_of(ImageFolder(path=path, on_bad_image="skip"))) == 1
 
 
 def test_a_member_that_unpacks_to_more_than_any_picture_is_not_unpacked(tmp_path, files, monkeypatch):
@@ -256,7 +256,7 @@ def test_a_member_that_unpacks_to_more_than_any_picture_is_not_unpacked(tmp_path
     for kind in ("p.zip", "p"):
         path = write(tmp_path / kind, {**files, "z.png": bytes(20_000)})
         with pytest.raises(DataError, match=r"z\.png: .*10000"):
-            all_of(Images(path=path))
+            all_of(ImageFolder(path=path))
 
 
 def test_places_without_pictures_are_refused(tmp_path):
@@ -264,11 +264,11 @@ def test_places_without_pictures_are_refused(tmp_path):
     empty = write(tmp_path / "p.zip", {"note.txt": b"no picture"})
     for path in (tmp_path, empty):
         with pytest.raises(DataError, match=r"holds no pictures\. Expected files ending in \.png"):
-            Images(path=path).n_rows()
+            ImageFolder(path=path).n_rows()
     with pytest.raises(DataError, match="nowhere does not exist"):
-        Images(path=tmp_path / "nowhere").n_rows()
+        ImageFolder(path=tmp_path / "nowhere").n_rows()
     with pytest.raises(DataError, match="is no whole ZIP file"):
-        Images(path=tmp_path / "note.txt").n_rows()
+        ImageFolder(path=tmp_path / "note.txt").n_rows()
 
 
 @pytest.mark.parametrize(
@@ -282,7 +282,7 @@ def test_places_without_pictures_are_refused(tmp_path):
 )
 def test_impossible_settings_are_refused_by_name(tmp_path, settings, sentence):
     with pytest.raises(SpecError, match=sentence):
-        Images(path=tmp_path, **settings)
+        ImageFolder(path=tmp_path, **settings)
 
 
 # through the command line
@@ -340,7 +340,7 @@ def test_a_run_leaves_bad_pictures_out_when_asked(tmp_path, images, files):
 
 @needs("cifar10/cifar10_test_jpg.zip")
 def test_real_pictures_of_ten_classes_are_read():
-    source = Images(path=DATA / "cifar10" / "cifar10_test_jpg.zip", labels=True)
+    source = ImageFolder(path=DATA / "cifar10" / "cifar10_test_jpg.zip", labels=True)
     piece = next(source.chunks())
     assert (source.n_rows(), piece["image"].shape[1:]) == (10_000, (32, 32, 3))
     assert np.bincount(source.labels_of()["label"]).tolist() == [1000] * 10
@@ -349,6 +349,6 @@ def test_real_pictures_of_ten_classes_are_read():
 
 @needs("fer2013/fer2013_train5000_48x48.zip")
 def test_real_grey_pictures_are_read():
-    source = Images(path=DATA / "fer2013" / "fer2013_train5000_48x48.zip", labels=True)
+    source = ImageFolder(path=DATA / "fer2013" / "fer2013_train5000_48x48.zip", labels=True)
     piece = next(source.chunks())
     assert (source.n_rows(), piece["image"].shape[1:], len(source.classes())) == (5000, (48, 48), 7)

@@ -11,11 +11,15 @@ from sklearn.datasets import make_circles, make_moons, make_swiss_roll
 from selfloop.component import Context, Source
 from selfloop.errors import SpecError
 from selfloop.rng import RandomStream
-from selfloop.sources.logistic import Logistic
-from selfloop.sources.shapes import CENTRES, Blobs, Circles, Moons, SwissRoll
+from selfloop.sources.distributions import LogisticSource
+from selfloop.sources.shapes import BLOB_CENTERS
+from selfloop.sources.shapes import Blobs
+from selfloop.sources.shapes import Circles
+from selfloop.sources.shapes import Moons
+from selfloop.sources.shapes import SwissRoll
 from selfloop.types import Floats
 
-SOURCES = [Blobs(), Circles(), Moons(), Moons(group=0), Moons(head=7, group=10), SwissRoll(), Logistic(), Logistic(link="log")]
+SOURCES = [Blobs(), Circles(), Moons(), Moons(group_size=0), Moons(first_group_size=7, group_size=10), SwissRoll(), LogisticSource(), LogisticSource(link="log")]
 
 
 def context(seed: int) -> Context:
@@ -43,21 +47,21 @@ def sorted_rows(x: Floats) -> Floats:
 
 @pytest.mark.parametrize("rows", [10, 11, 100, 500])
 def test_a_group_is_one_scikit_learn_call(rows: int) -> None:
-    moons = draw(Moons(noise=0, head=rows, group=rows), rows, rows)
-    circles = draw(Circles(noise=0, head=rows, group=rows), 0, rows)
+    moons = draw(Moons(noise=0, first_group_size=rows, group_size=rows), rows, rows)
+    circles = draw(Circles(noise=0, first_group_size=rows, group_size=rows), 0, rows)
     if rows % 2 == 0:  # of an odd call scikit-learn gives the last point to the other curve
         assert sorted_rows(moons) == pytest.approx(sorted_rows(make_moons(rows)[0]), abs=1e-9)
         assert sorted_rows(circles) == pytest.approx(sorted_rows(make_circles(rows, factor=0.8)[0]), abs=1e-9)
-    assert not np.array_equal(moons, draw(Moons(noise=0, head=rows, group=rows), 0, rows))  # shuffled afresh
+    assert not np.array_equal(moons, draw(Moons(noise=0, first_group_size=rows, group_size=rows), 0, rows))  # shuffled afresh
 
 
 @pytest.mark.parametrize("group", [0, 100])
 def test_noise_is_the_standard_deviation_around_the_curve(group: int) -> None:
-    x = draw(Circles(group=group), 0, 20_000)
+    x = draw(Circles(group_size=group), 0, 20_000)
     radius = np.hypot(*x.T)  # of a mixture: 0.8 and 1 with equal weight, each with the noise
     assert radius.std() == pytest.approx(np.hypot(0.1, 0.05), rel=0.03)
-    blobs = draw(Blobs(group=group), 0, 20_000)
-    nearest = np.linalg.norm(blobs[:, None] - CENTRES, axis=2).argmin(axis=1)
+    blobs = draw(Blobs(group_size=group), 0, 20_000)
+    nearest = np.linalg.norm(blobs[:, None] - BLOB_CENTERS, axis=2).argmin(axis=1)
     assert np.bincount(nearest) / 20_000 == pytest.approx(np.full(3, 1 / 3), abs=0.015)
     assert (blobs - CENTRES[nearest]).std() == pytest.approx(1.0, rel=0.03)
 
@@ -77,7 +81,7 @@ def test_seeds_differ_in_their_rows_and_share_the_centres() -> None:
 
 def test_outcomes_follow_the_true_coefficients_and_can_be_drawn_anew() -> None:
     for link in ("logit", "log"):
-        source = Logistic(dim=3, link=link)
+        source = LogisticSource(dim=3, link=link)
         rows = source.draw(0, 20_000, context(0))
         x, y = np.asarray(rows["x"]), np.asarray(rows["y"])
         linear = x @ np.asarray(source.truth(context(0))["coefficients"])
@@ -90,11 +94,11 @@ def test_outcomes_follow_the_true_coefficients_and_can_be_drawn_anew() -> None:
 
 
 def test_a_fixed_design_repeats_the_initial_inputs_and_a_fresh_one_does_not() -> None:
-    initial = Logistic().draw(0, 4, context(0))
+    initial = LogisticSource().draw(0, 4, context(0))
     x = np.asarray(initial["x"])
-    repeated = np.asarray(Logistic().given(6, initial, context(0).child("given", 2))["x"])
+    repeated = np.asarray(LogisticSource().given(6, initial, context(0).child("given", 2))["x"])
     assert np.array_equal(repeated, x[[0, 1, 2, 3, 0, 1]])
-    fresh = np.asarray(Logistic(design="fresh").given(4, initial, context(0).child("given", 2))["x"])
+    fresh = np.asarray(LogisticSource(design="fresh").given(4, initial, context(0).child("given", 2))["x"])
     assert fresh.shape == (4, 5)
     assert not np.array_equal(fresh, x)
 
@@ -103,14 +107,14 @@ def test_a_fixed_design_repeats_the_initial_inputs_and_a_fresh_one_does_not() ->
     ("make", "where"),
     [
         (lambda: Moons(noise=-1), "source.noise: got -1"),
-        (lambda: Blobs(group=-5), "source.group: got -5"),
-        (lambda: Circles(head=-5), "source.head: got -5"),
+        (lambda: Blobs(group_size=-5), "source.group: got -5"),
+        (lambda: Circles(first_group_size=-5), "source.head: got -5"),
         (lambda: Circles(factor=1.5), "source.factor: got 1.5"),
         (lambda: SwissRoll(noise=float("nan")), "source.noise: got nan"),
-        (lambda: Logistic(dim=0), "source.dim: got 0"),
-        (lambda: Logistic(link="probit"), "source.link: got 'probit'"),
-        (lambda: Logistic(design="new"), "source.design: got 'new'"),
-        (lambda: Logistic(norm=-1), "source.norm: got -1"),
+        (lambda: LogisticSource(dim=0), "source.dim: got 0"),
+        (lambda: LogisticSource(link="probit"), "source.link: got 'probit'"),
+        (lambda: LogisticSource(design="new"), "source.design: got 'new'"),
+        (lambda: LogisticSource(coefficient_norm=-1), "source.norm: got -1"),
     ],
 )
 def test_impossible_settings_are_refused(make: object, where: str) -> None:

@@ -12,7 +12,7 @@ from sklearn.model_selection import train_test_split
 from selfloop.component import Context
 from selfloop.errors import SelfloopError, SpecError
 from selfloop.rng import RandomStream
-from selfloop.sources.tables import Table
+from selfloop.sources.tables import TableSource
 from selfloop.store.identity import identity
 
 CTX = Context(RandomStream(("seed", 0, "source")))
@@ -26,7 +26,7 @@ def test_the_holdout_is_scikit_learns_test_split_and_the_rest_its_training_split
         x, y = load_diabetes(return_X_y=True, scaled=False)
         y = y > 100
     train_x, test_x, train_y, test_y = train_test_split(x, y, test_size=0.3, random_state=123456)
-    source = Table(table=name, split_seed=123456)
+    source = TableSource(table=name, split_seed=123456)
     size, holdout = source.n_rows(), source.n_holdout()
     assert (size, holdout) == (len(x), len(test_x))
     assert size is not None
@@ -41,12 +41,12 @@ def test_the_holdout_is_scikit_learns_test_split_and_the_rest_its_training_split
         assert np.array_equal(np.asarray(rows["y"]), expected_y.astype(float))
     assert source.schema()["x"].shape == (x.shape[1] + 1,)
     assert (
-        not np.array_equal(np.asarray(Table(table=name, split_seed=1).draw(0, 9, CTX)["y"]), test_y[:9]) or name != "diabetes"
+        not np.array_equal(np.asarray(TableSource(table=name, split_seed=1).draw(0, 9, CTX)["y"]), test_y[:9]) or name != "diabetes"
     )
 
 
 def test_later_rows_reuse_the_training_inputs() -> None:
-    source = Table(table="diabetes")
+    source = TableSource(table="diabetes")
     initial = source.draw(133, 309, CTX)
     assert source.has_fixed_design()
     assert np.array_equal(np.asarray(source.draw_inputs(310, initial, CTX)["x"])[[0, 309]], np.asarray(initial["x"])[[0, 0]])
@@ -60,11 +60,11 @@ def file(tmp_path: Path) -> Path:
 
 
 def test_a_file_is_a_table_of_vectors_or_of_inputs_and_outcomes(file: Path) -> None:
-    plain = Table(table=str(file))
+    plain = TableSource(table=str(file))
     assert (plain.n_rows(), plain.n_holdout(), plain.has_fixed_design()) == (10, 3, False)
     assert set(plain.draw(0, 2, CTX)) == {"x"}
     assert plain.given(4, plain.draw(3, 7, CTX), CTX) == {}
-    aimed = Table(table=str(file), target="c", columns=("b",))
+    aimed = TableSource(table=str(file), target="c", columns=("b",))
     rows = aimed.draw(0, 10, CTX)
     assert np.asarray(rows["x"]).shape == (10, 2)
     assert np.array_equal(np.sqrt(np.asarray(rows["x"])[:, 1]) % 2, np.asarray(rows["y"]))
@@ -72,16 +72,16 @@ def test_a_file_is_a_table_of_vectors_or_of_inputs_and_outcomes(file: Path) -> N
 
 
 def test_a_changed_file_is_another_source(file: Path) -> None:
-    before = identity(Table(table=str(file)))
+    before = identity(TableSource(table=str(file)))
     file.write_text(file.read_text() + "10,100,0\n")
-    assert identity(Table(table=str(file))) != before
+    assert identity(TableSource(table=str(file))) != before
 
 
 def test_a_compressed_file_with_words_in_it_works_on_its_numbers(data: Path) -> None:
-    diamonds = Table(table=str(data / "tabular" / "diamonds.csv.gz"), columns=("carat", "price"))
+    diamonds = TableSource(table=str(data / "tabular" / "diamonds.csv.gz"), columns=("carat", "price"))
     assert diamonds.n_rows() == 53_940
     with pytest.raises(SelfloopError, match=r"column 'cut' holds .*no numbers. Name the features in 'columns'"):
-        Table(table=str(data / "tabular" / "diamonds.csv.gz")).n_rows()
+        TableSource(table=str(data / "tabular" / "diamonds.csv.gz")).n_rows()
 
 
 @pytest.fixture
@@ -114,15 +114,15 @@ def test_a_bad_file_is_refused_in_one_sentence(
     if text is not None:
         path.write_text(text)
     with pytest.raises(SelfloopError, match=message) as found:
-        Table(table=str(path), **settings).n_rows()  # type: ignore[arg-type]
+        TableSource(table=str(path), **settings).n_rows()  # type: ignore[arg-type]
     assert str(found.value).startswith("source.table")
     assert len(str(found.value)) < 700
 
 
 def test_impossible_settings_are_refused() -> None:
     with pytest.raises(SpecError, match=r"source\.target: 'diabetes' brings its own target"):
-        Table(target="y")
+        TableSource(target="y")
     with pytest.raises(SpecError, match=r"source\.split_seed: got -1"):
-        Table(split_seed=-1)
+        TableSource(split_seed=-1)
     with pytest.raises(SelfloopError, match="442 rows, of which 443 were asked for"):
-        Table().draw(433, 10, CTX)
+        TableSource().draw(433, 10, CTX)

@@ -24,9 +24,12 @@ from selfloop.errors import DataError, MissingExtraError, SelfloopError, SpecErr
 from selfloop.protocols import CorpusSource
 from selfloop.rng import RandomStream
 from selfloop.sources import hub, python_docs, text
-from selfloop.sources.hub import HubText
+from selfloop.sources.hub_text import HubText
 from selfloop.sources.python_docs import PythonDocs
-from selfloop.sources.text import Documents, Jsonl, Text, TinyStories
+from selfloop.sources.text_base import DocumentSource
+from selfloop.sources.text_files import JsonlSource
+from selfloop.sources.text_files import TextSource
+from selfloop.sources.tinystories import TinyStories
 from selfloop.store.identity import identity
 from selfloop.testing import check_source
 from selfloop.types import Columns, Ragged
@@ -38,7 +41,7 @@ def texts_of(rows: Columns) -> list[str]:
     return [row.decode() for row in cast(Ragged, rows["text"]).to_bytes()]
 
 
-def corpus_of(source: Documents) -> list[str]:
+def corpus_of(source: DocumentSource) -> list[str]:
     return [document for chunk in source.chunks() for document in texts_of(chunk)]
 
 
@@ -77,7 +80,7 @@ def test_documents_are_what_stands_between_empty_lines(tmp_path: Path, content: 
     (tmp_path / "a.txt").write_bytes(content)
     (tmp_path / "a.txt.gz").write_bytes(gzip.compress(content))
     for name in ("a.txt", "a.txt.gz"):
-        source = Text(path=tmp_path / name)
+        source = TextSource(path=tmp_path / name)
         assert corpus_of(source) == documents
         assert source.n_rows() == len(documents)
 
@@ -88,7 +91,7 @@ def test_documents_cut_by_blocks_are_whole(tmp_path_factory: pytest.TempPathFact
     path.write_bytes("<|endoftext|>".join(["", *documents]).encode())
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(text, "BLOCK", block)
-        found = corpus_of(Text(path=path, separator="<|endoftext|>"))
+        found = corpus_of(TextSource(path=path, separator="<|endoftext|>"))
     assert found == [d.strip() for d in "<|endoftext|>".join(documents).split("<|endoftext|>") if d.strip()]
 
 
@@ -96,7 +99,7 @@ def test_all_files_of_a_folder_are_read_by_name_and_none_runs_into_the_next(tmp_
     (tmp_path / "sub").mkdir()
     for name, content in (("b.txt", "three\n"), ("a.txt", "one\n\ntwo"), ("sub/c.txt", "four"), (".hidden", "five")):
         (tmp_path / name).write_text(content)
-    assert corpus_of(Text(path=tmp_path)) == ["one", "two", "three", "four"]
+    assert corpus_of(TextSource(path=tmp_path)) == ["one", "two", "three", "four"]
 
 
 @pytest.mark.usefixtures("small_pieces")
@@ -105,15 +108,15 @@ def test_bytes_that_are_no_text_are_named_or_replaced(tmp_path: Path) -> None:
     for content, place in ((b"one\xfftwo", 3), (b"\xef\xbb\xbfone\xff", 6), (b"ab\xed\xa0\x80", 2), (b"abcd\xe2\x82", 4)):
         path.write_bytes(content)
         with pytest.raises(DataError, match=rf"source\.path: .*a\.txt is not UTF-8 at byte {place}\. .*set errors"):
-            Text(path=path).n_rows()
+            TextSource(path=path).n_rows()
     path.write_bytes(b"one\xfftwo")
-    assert corpus_of(Text(path=path, errors="replace")) == ["one\ufffdtwo"]
+    assert corpus_of(TextSource(path=path, errors="replace")) == ["one\ufffdtwo"]
 
 
 def test_rows_are_the_corpus_in_this_seed_s_order(tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
     path.write_text("\n\n".join(f"document {i}" for i in range(40)))
-    source, other = Text(path=path), Context(RandomStream(("seed", 1, "source")))
+    source, other = TextSource(path=path), Context(RandomStream(("seed", 1, "source")))
     assert isinstance(source, CorpusSource)
     check_source(source)
     order, corpus = source.order(CTX), corpus_of(source)
@@ -127,11 +130,11 @@ def test_rows_are_the_corpus_in_this_seed_s_order(tmp_path: Path) -> None:
 def test_a_changed_file_is_counted_again_and_is_another_source(tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
     path.write_text("one\n\ntwo")
-    before = (Text(path=path).n_rows(), identity(Text(path=path)))
+    before = (TextSource(path=path).n_rows(), identity(TextSource(path=path)))
     path.write_text("one\n\ntwo\n\nthree")
     assert before[0] == 2
-    assert Text(path=path).n_rows() == 3
-    assert identity(Text(path=path)) != before[1]
+    assert TextSource(path=path).n_rows() == 3
+    assert identity(TextSource(path=path)) != before[1]
 
 
 @pytest.mark.parametrize("content", ["", " \n\n\n ", None])
@@ -140,23 +143,23 @@ def test_a_text_without_documents_is_refused(tmp_path: Path, content: str | None
     if content is not None:
         path.write_text(content)
     with pytest.raises(DataError, match=r"no documents were found|is no file"):
-        Text(path=path).n_rows()
+        TextSource(path=path).n_rows()
     with pytest.raises(SpecError, match=r"source\.separator: is empty"):
-        Text(path=path, separator="")
+        TextSource(path=path, separator="")
 
 
 def test_a_damaged_archive_is_refused(tmp_path: Path) -> None:
     path, whole = tmp_path / "a.txt.gz", gzip.compress(b'{"text": "one"}\n\n' * 100)
     for content in (whole[:-9], b"text", whole[:12] + b"xxxx" + whole[16:]):
         path.write_bytes(content)
-        for source in (Text(path=path), Jsonl(path=path)):
+        for source in (TextSource(path=path), JsonlSource(path=path)):
             with pytest.raises(DataError, match=r"source\.path: .*gz cannot be read"):
                 source.n_rows()
 
 
 @pytest.mark.skipif(not Path("/proc/self/mem").is_file(), reason="no file here that can be opened but not read")
 def test_a_file_that_cannot_be_read_is_refused() -> None:
-    for source in (Text(path=Path("/proc/self/mem")), Jsonl(path=Path("/proc/self/mem"))):
+    for source in (TextSource(path=Path("/proc/self/mem")), JsonlSource(path=Path("/proc/self/mem"))):
         with pytest.raises(DataError, match=r"source\.path: /proc/self/mem cannot be read \(.*Input/output error"):
             source.n_rows()
 
@@ -168,7 +171,7 @@ def test_reading_does_not_take_more_memory_for_a_larger_corpus(tmp_path: Path) -
             file.write(f"{i} " + "word " * 200_000 + "\n\n")  # 60 MB
     code = (
         "import resource, sys; from pathlib import Path; from selfloop.sources.text import Text\n"
-        "source = Text(path=Path(sys.argv[1])); next(source.chunks())\n"
+        "source = TextSource(path=Path(sys.argv[1])); next(source.chunks())\n"
         "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
         "count = sum(len(chunk['text']) for chunk in source.chunks())\n"
         "print(count, source.capacity(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)"
@@ -191,15 +194,15 @@ def write_lines(path: Path, *records: Any) -> Path:
 def test_a_format_puts_the_fields_of_a_line_together(tmp_path: Path) -> None:
     records = [{"question": f"{i}?", "answer": i, "other": None} for i in range(30)]
     path = write_lines(tmp_path / "a.jsonl.gz", *records, "\n", "\r\n")
-    source = Jsonl(path=path, format="user: {question}\nassistant: {answer} {{x}}")
+    source = JsonlSource(path=path, template="user: {question}\nassistant: {answer} {{x}}")
     check_source(source)
     assert corpus_of(source)[2] == "user: 2?\nassistant: 2 {x}"
-    assert corpus_of(Jsonl(path=path, format="question"))[3] == "3?"
+    assert corpus_of(JsonlSource(path=path, template="question"))[3] == "3?"
 
 
 def test_empty_documents_are_no_rows(tmp_path: Path) -> None:
     path = write_lines(tmp_path / "a.jsonl", {"text": " "}, {"text": " a\0 "}, {"text": ""})
-    assert corpus_of(Jsonl(path=path)) == ["a\0"]
+    assert corpus_of(JsonlSource(path=path)) == ["a\0"]
 
 
 @pytest.mark.parametrize(
@@ -217,13 +220,13 @@ def test_empty_documents_are_no_rows(tmp_path: Path) -> None:
 def test_a_line_that_cannot_be_used_is_named(tmp_path: Path, bad: Any, message: str) -> None:
     path = write_lines(tmp_path / "a.jsonl", {"text": "good"}, bad)
     with pytest.raises(DataError, match=message):
-        Jsonl(path=path).n_rows()
+        JsonlSource(path=path).n_rows()
 
 
 @pytest.mark.parametrize("form", ["{a", "{}", "{a.b}", "{a[0]}", "{a:>3}", "{a!r}", "{0}", "{{}}"])
 def test_a_format_that_is_not_understood_is_refused(form: str) -> None:
     with pytest.raises(SpecError, match=r"source\.format: got"):
-        Jsonl(path=Path("a.jsonl"), format=form)
+        JsonlSource(path=Path("a.jsonl"), template=form)
 
 
 # TinyStories
@@ -239,7 +242,7 @@ def stories(tmp_path: Path) -> Path:
 
 
 def test_the_holdout_are_validation_stories_and_real_rows_training_stories(stories: Path) -> None:
-    source, other = TinyStories(path=stories, validation_rows=5), Context(RandomStream(("seed", 1, "source")))
+    source, other = TinyStories(path=stories, holdout_rows=5), Context(RandomStream(("seed", 1, "source")))
     check_source(source)
     assert (source.n_holdout(), source.n_rows()) == (5, 35)
     corpora = [texts_of(source.draw(0, 35, ctx)) for ctx in (CTX, other)]
@@ -248,14 +251,14 @@ def test_the_holdout_are_validation_stories_and_real_rows_training_stories(stori
         assert sorted(rows[5:]) == sorted(f"train story\n\nnumber {i}." for i in range(30))
     assert set(corpora[0][:5]) != set(corpora[1][:5])
     assert len(corpus_of(source)) == 37
-    whole = TinyStories(path=stories / "TinyStoriesV2-GPT4-train.txt", validation=stories / "TinyStoriesV2-GPT4-valid.txt")
+    whole = TinyStories(path=stories / "TinyStoriesV2-GPT4-train.txt", holdout_path=stories / "TinyStoriesV2-GPT4-valid.txt")
     assert (whole.n_holdout(), whole.n_rows()) == (7, 37)
 
 
 def test_without_validation_stories_the_spec_decides_on_the_holdout(stories: Path) -> None:
     source = TinyStories(path=stories / "TinyStoriesV2-GPT4-train.txt")
     assert (source.n_holdout(), source.n_rows()) == (None, 30)
-    assert np.array_equal(source.order(CTX), Text(path=cast(Path, source.path), separator="<|endoftext|>").order(CTX))
+    assert np.array_equal(source.order(CTX), TextSource(path=cast(Path, source.path), separator="<|endoftext|>").order(CTX))
 
 
 def test_a_folder_without_its_files_and_settings_that_do_not_go_together_are_refused(stories: Path) -> None:
@@ -266,7 +269,7 @@ def test_a_folder_without_its_files_and_settings_that_do_not_go_together_are_ref
         with pytest.raises(SpecError, match="needs either 'path'"):
             TinyStories(**wrong)  # type: ignore[arg-type]
     with pytest.raises(SpecError, match=r"source\.validation_rows: got 0"):
-        TinyStories(path=stories, validation_rows=0)
+        TinyStories(path=stories, holdout_rows=0)
 
 
 def test_real_stories_are_all_there(data: Path) -> None:
@@ -277,7 +280,7 @@ def test_real_stories_are_all_there(data: Path) -> None:
 
 
 def test_real_questions_and_answers_are_all_there(data: Path) -> None:
-    source = Jsonl(path=data / "gsm8k" / "train.jsonl.gz", format="user: {question}\nassistant: {answer}")
+    source = JsonlSource(path=data / "gsm8k" / "train.jsonl.gz", template="user: {question}\nassistant: {answer}")
     assert source.n_rows() == 7_473
     assert all(row.startswith("user: ") and "####" in row for row in texts_of(source.draw(0, 9, CTX)))
 
@@ -303,7 +306,7 @@ def test_a_hub_data_set_is_read_from_a_local_copy(local_hub: Path) -> None:
     source = HubText(path=str(local_hub))
     check_source(source)
     assert corpus_of(source) == [f"train é {i}" for i in range(30)]
-    assert corpus_of(HubText(path=local_hub, split="validation", format="{label}: {text}"))[1] == "1:  validation é 1"
+    assert corpus_of(HubText(path=local_hub, split="validation", template="{label}: {text}"))[1] == "1:  validation é 1"
     before = identity(source)
     next(local_hub.rglob("val*")).unlink()
     assert identity(source) != before
@@ -313,7 +316,7 @@ def test_a_hub_data_set_is_read_from_a_local_copy(local_hub: Path) -> None:
 
 
 def test_tinystories_come_from_the_hub_too(local_hub: Path) -> None:
-    source = TinyStories(hub=local_hub, validation_rows=4)
+    source = TinyStories(hub=local_hub, holdout_rows=4)
     check_source(source)
     assert (source.n_rows(), source.n_holdout()) == (34, 4)
     assert all(row.startswith("validation") == (i < 4) for i, row in enumerate(texts_of(source.draw(0, 34, CTX))))
@@ -345,7 +348,7 @@ def test_stories_of_the_hub_are_all_of_one_commit(stories: Path) -> None:
 
 def test_a_field_or_split_that_is_not_there_is_named(local_hub: Path) -> None:
     with pytest.raises(DataError, match=r"source\.format: .* has no field 'texts'; it has text, label"):
-        HubText(path=local_hub, format="texts").n_rows()
+        HubText(path=local_hub, template="texts").n_rows()
     with pytest.raises(DataError, match="cannot read 'test' of"):
         HubText(path=local_hub, split="test").n_rows()
 

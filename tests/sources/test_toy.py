@@ -4,10 +4,12 @@ import pytest
 from selfloop.component import Context
 from selfloop.errors import SpecError
 from selfloop.rng import RandomStream
-from selfloop.sources.distributions import Gaussian, Linear, Zipf
+from selfloop.sources.distributions import GaussianSource
+from selfloop.sources.distributions import LinearSource
+from selfloop.sources.distributions import ZipfSource
 
 CONTEXT = Context(RandomStream(("seed", 3)))
-SOURCES = [Gaussian(dim=2, variance=4.0), Zipf(), Linear(dim=3, covariance="decay"), Linear(dim=3, design="fresh")]
+SOURCES = [GaussianSource(dim=2, variance=4.0), ZipfSource(), LinearSource(dim=3, covariance="decay"), LinearSource(dim=3, design="fresh")]
 
 
 @pytest.mark.parametrize("source", SOURCES, ids=repr)
@@ -28,7 +30,7 @@ def test_seeds_and_rows_differ(source):
 
 
 def test_normal_rows_have_the_stated_moments():
-    source = Gaussian(dim=2, variance=4.0)
+    source = GaussianSource(dim=2, variance=4.0)
     x, truth = source.draw(0, 100_000, CONTEXT)["x"], source.truth(CONTEXT)
     assert np.abs(x.mean(0) - truth["mean"]).max() < 4 * 2 / np.sqrt(1e5)
     np.testing.assert_allclose(np.cov(x.T), truth["covariance"], atol=4 * 4 * np.sqrt(2 / 1e5))
@@ -36,7 +38,7 @@ def test_normal_rows_have_the_stated_moments():
 
 @pytest.mark.parametrize("exponent", [0.0, 1.0, 2.5])
 def test_symbols_have_zipf_s_frequencies(exponent):
-    source = Zipf(size=7, exponent=exponent)
+    source = ZipfSource(n_symbols=7, exponent=exponent)
     p = source.truth(CONTEXT)["probabilities"]
     np.testing.assert_allclose(p / p[0], np.arange(1, 8.0) ** -exponent)
     counts = np.bincount(source.draw(0, 100_000, CONTEXT)["symbol"], minlength=7)
@@ -44,7 +46,7 @@ def test_symbols_have_zipf_s_frequencies(exponent):
 
 
 def test_labels_have_the_stated_law():
-    source = Linear(dim=3, noise=2.0, covariance=(0.5, 1.0, 4.0))
+    source = LinearSource(dim=3, noise=2.0, covariance=(0.5, 1.0, 4.0))
     rows, truth = source.draw(0, 100_000, CONTEXT), source.truth(CONTEXT)
     np.testing.assert_allclose(rows["x"].var(0), truth["variances"], rtol=4 * np.sqrt(2 / 1e5))
     residuals = rows["y"] - rows["x"] @ truth["coefficients"]
@@ -53,7 +55,7 @@ def test_labels_have_the_stated_law():
 
 
 def test_a_fixed_design_repeats_the_initial_inputs_with_fresh_labels():
-    source = Linear(dim=3)
+    source = LinearSource(dim=3)
     initial = source.draw(0, 10, CONTEXT)
     assert source.draw_inputs(10, initial, CONTEXT)["x"] is initial["x"]
     given = source.draw_inputs(25, initial, CONTEXT)
@@ -64,7 +66,7 @@ def test_a_fixed_design_repeats_the_initial_inputs_with_fresh_labels():
 
 
 def test_a_fresh_design_gives_new_inputs():
-    source = Linear(dim=3, design="fresh")
+    source = LinearSource(dim=3, design="fresh")
     initial = source.draw(0, 10, CONTEXT)
     given = [source.draw_inputs(10, initial, CONTEXT.child("given", t))["x"] for t in (1, 2)]
     assert not np.array_equal(given[0], given[1])
@@ -74,16 +76,16 @@ def test_a_fresh_design_gives_new_inputs():
 @pytest.mark.parametrize(
     ("wrong", "key"),
     [
-        (lambda: Gaussian(dim=0), "dim"),
-        (lambda: Gaussian(variance=0), "variance"),
-        (lambda: Zipf(size=0), "size"),
-        (lambda: Zipf(exponent=float("inf")), "exponent"),
-        (lambda: Linear(dim=0), "dim"),
-        (lambda: Linear(noise=-1), "noise"),
-        (lambda: Linear(design="random"), "design"),
-        (lambda: Linear(covariance="wishart"), "covariance"),
-        (lambda: Linear(dim=2, covariance=(1.0, 2.0, 3.0)), "covariance"),
-        (lambda: Linear(covariance=-1.0), "covariance"),
+        (lambda: GaussianSource(dim=0), "dim"),
+        (lambda: GaussianSource(variance=0), "variance"),
+        (lambda: ZipfSource(n_symbols=0), "size"),
+        (lambda: ZipfSource(exponent=float("inf")), "exponent"),
+        (lambda: LinearSource(dim=0), "dim"),
+        (lambda: LinearSource(noise=-1), "noise"),
+        (lambda: LinearSource(design="random"), "design"),
+        (lambda: LinearSource(covariance="wishart"), "covariance"),
+        (lambda: LinearSource(dim=2, covariance=(1.0, 2.0, 3.0)), "covariance"),
+        (lambda: LinearSource(covariance=-1.0), "covariance"),
     ],
 )
 def test_impossible_settings_are_refused(wrong, key):

@@ -41,7 +41,7 @@ from selfloop.policies.builtin import (
 from selfloop.policies.custom import Custom
 from selfloop.policies.cycles import Balanced, Expanding, Incremental
 from selfloop.sources import toy
-from selfloop.sources.logistic import Logistic
+from selfloop.sources.distributions import LogisticSource
 from selfloop.theory.laws import LAWS, predictions
 from selfloop.theory.laws.glm import _information
 from selfloop.theory.moments import MomentEstimator, moment_curves
@@ -326,16 +326,16 @@ def test_many_rows_give_the_asymptotic_multiplier_within_a_tenth():
     assert chains(replace(scenario, policy=Replace()), "excess_risk", blocks=1).mean(axis=0)[-1] > 1.5 * asymptotic.values[-1]
 
 
-LOGIT = Scenario(policy=Replace(), source=Logistic(dim=3), family=Glm(), sampler=Glm.sampler(), n=600, generations=5)
+LOGIT = Scenario(policy=Replace(), source=LogisticSource(dim=3), family=Glm(), sampler=Glm.sampler(), n=600, generations=5)
 
 
 @pytest.mark.parametrize("link", ["logit", "log"])
 @pytest.mark.parametrize("policy", named([Replace(), Accumulate(), AccumulateSubsample()]))
 def test_regressions_with_a_link_follow_the_multiplier_within_a_sixth(policy, link):
-    scenario = replace(LOGIT, policy=policy, source=Logistic(dim=3, link=link), family=Glm(link=link))
+    scenario = replace(LOGIT, policy=policy, source=LogisticSource(dim=3, link=link), family=Glm(link=link))
     mean = chains(scenario, "parameter_error", blocks=1).mean(axis=0)
     assert np.abs(mean / law_of(scenario, "parameter_error", "asymptotic") - 1).max() < 1 / 6
-    for wrong in ({"policy": Window(length=3)}, {"n": 900}, {"source": Logistic(dim=3, link=link, norm=0.2)}):
+    for wrong in ({"policy": Window(length=3)}, {"n": 900}, {"source": LogisticSource(dim=3, link=link, coefficient_norm=0.2)}):
         off = replace(scenario, **wrong)
         assert np.abs(mean / law_of(off, "parameter_error", "asymptotic") - 1).max() > 1 / 6
 

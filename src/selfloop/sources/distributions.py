@@ -1,54 +1,63 @@
-"""Sources whose law is known exactly: normal, Zipf, linear regression."""
+"""Sources with a known distribution: normal, Zipf, linear regression, logistic and Poisson regression."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar, Literal
 
 import numpy as np
+from annotated_types import Ge
 
 from selfloop.component import Context, Source
-from selfloop.errors import SpecError
+from selfloop.errors import SettingError
 from selfloop.rng import RandomStream
+from selfloop.settings import PositiveFloat
 from selfloop.types import Columns, ColumnType, Floats, Params
 
-BLOCK = 256  # rows that share one stream
+ROWS_PER_BLOCK = 256  # rows that share one random stream
+N_INPUTS = Annotated[int, Ge(1), "number of inputs of a row"]
+Design = Annotated[
+    Literal["fixed", "fresh"], "`fixed`: every batch reuses the inputs of the initial rows; `fresh`: each batch has new inputs"
+]
+
+
+def stream_rows(
+    stream: RandomStream,
+    first: int,
+    n: int,
+    draw_block: Callable[[np.random.Generator, int], Floats],
+    block_rows: int = ROWS_PER_BLOCK,
+) -> Floats:
+    """Rows first .. first + n - 1 of an endless sequence, in blocks with a random stream each.
+
+    Two calls agree where they overlap. `draw_block` draws the rows of one block.
+    """
+    start = first // block_rows
+    stop = max(-(-(first + n) // block_rows), start + 1)
+    blocks = [draw_block(stream.child(block).generator(), block_rows) for block in range(start, stop)]
+    return np.concatenate(blocks)[first - start * block_rows :][:n]
 
 
 def normal_rows(stream: RandomStream, first: int, n: int, *shape: int) -> Floats:
-    """Standard normal rows first .. first + n - 1 of an endless sequence, however it is cut into calls."""
-    return _rows(stream, first, n, shape, lambda rng, out: rng.standard_normal(out=out))
+    """Standard normal rows first .. first + n - 1 of an endless sequence."""
+    return stream_rows(stream, first, n, lambda rng, rows: rng.standard_normal((rows, *shape)))
 
 
-def uniform_rows(stream: RandomStream, first: int, n: int) -> Floats:
-    """The same for numbers from 0 to 1."""
-    return _rows(stream, first, n, (), lambda rng, out: rng.random(out=out))
-
-
-def _rows(
-    stream: RandomStream, first: int, n: int, shape: tuple[int, ...], fill: Callable[[np.random.Generator, Floats], object]
-) -> Floats:
-    start, end = first // BLOCK, -(-(first + n) // BLOCK)
-    rows = np.empty((max(end - start, 0), BLOCK, *shape))
-    for block, out in enumerate(rows, start):
-        fill(stream.child(block).generator(), out)
-    return rows.reshape(-1, *shape)[first - start * BLOCK :][:n]
+def repeat_inputs(initial: Columns, n: int) -> Columns:
+    """The inputs of n rows of a fixed design: row i has the inputs of initial row i mod n_initial."""
+    x = np.asarray(initial["x"])
+    return {"x": x if n == len(x) else x[np.arange(n) % len(x)]}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Gaussian(Source):
-    """Independent normal coordinates with mean 0 and one variance (Kazdan et al. 2025, 2410.16713)."""
+class GaussianSource(Source):
+    """Independent normal coordinates with mean 0 and equal variances (Kazdan et al. 2025, 2410.16713)."""
 
     name: ClassVar[str] = "gaussian"
-    law: ClassVar[str] = "gaussian"
-    dim: int = 1
-    variance: float = 1.0
-
-    def __post_init__(self) -> None:
-        _require_dim(self.dim)
-        if not 0 < self.variance < np.inf:
-            raise SpecError(f"source.variance: got {self.variance}; expected a number above 0.")
+    exact_family: ClassVar[str] = "gaussian"
+    dim: Annotated[int, Ge(1), "number of coordinates of a row"] = 1
+    variance: Annotated[PositiveFloat, "variance of each coordinate"] = 1.0
 
     def schema(self) -> Mapping[str, ColumnType]:
         return {"x": ColumnType("float64", (self.dim,))}
@@ -61,19 +70,13 @@ class Gaussian(Source):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Zipf(Source):
-    """Symbols 0 .. size - 1 with probability proportional to (rank)^-exponent, rank = symbol + 1."""
+class ZipfSource(Source):
+    """Symbols 0 .. n_symbols - 1 with probability proportional to rank^-exponent, rank = symbol + 1."""
 
     name: ClassVar[str] = "zipf"
-    law: ClassVar[str] = "discrete"
-    size: int = 20
-    exponent: float = 1.0  # 0 is uniform
-
-    def __post_init__(self) -> None:
-        if self.size < 1:
-            raise SpecError(f"source.size: got {self.size}; expected 1 or more.")
-        if not np.isfinite(self.exponent):
-            raise SpecError(f"source.exponent: got {self.exponent}; expected a finite number.")
+    exact_family: ClassVar[str] = "discrete"
+    n_symbols: Annotated[int, Ge(1), "number of symbols"] = 20
+    exponent: Annotated[float, "exponent of the power law; 0 is the uniform distribution"] = 1.0
 
     def schema(self) -> Mapping[str, ColumnType]:
         return {"symbol": ColumnType("int64")}
@@ -81,45 +84,41 @@ class Zipf(Source):
     def draw(self, first: int, n: int, ctx: Context) -> Columns:
         cumulative = np.cumsum(self._probabilities())
         cumulative /= cumulative[-1]
-        u = uniform_rows(ctx.stream.child("rows"), first, n)
-        return {"symbol": np.searchsorted(cumulative, u, side="right")}
+        uniform = stream_rows(ctx.stream.child("rows"), first, n, np.random.Generator.random)
+        return {"symbol": np.searchsorted(cumulative, uniform, side="right")}
 
     def truth(self, ctx: Context) -> Params:
         return {"probabilities": self._probabilities()}
 
     def _probabilities(self) -> Floats:
-        log_mass = -self.exponent * np.log(np.arange(1, self.size + 1))
+        log_mass = -self.exponent * np.log(np.arange(1, self.n_symbols + 1))
         mass = np.exp(log_mass - log_mass.max())
         return np.asarray(mass / mass.sum(), np.float64)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Linear(Source):
+class LinearSource(Source):
     """y = x w* + noise with normal inputs and w* ~ N(0, I) (Gerstgrasser et al. 2024, 2404.01413; Kazdan et al. 2025).
 
-    Inputs are independent with variances `covariance`: as w* has no preferred direction, that is every covariance up to a
-    rotation of the inputs.
+    Inputs are independent. As w* has no preferred direction, this covers every covariance up to a rotation of the inputs.
     """
 
     name: ClassVar[str] = "linear"
-    law: ClassVar[str] = "linear"
-    dim: int = 10
-    noise: float = 1.0  # standard deviation
-    design: str = "fixed"  # "fixed": all generations reuse the initial rows' inputs; "fresh": new inputs for every batch
-    covariance: str | float | tuple[float, ...] = "identity"  # or "decay" (1/j), one eigenvalue for all, or all of them
+    exact_family: ClassVar[str] = "linear"
+    dim: N_INPUTS = 10
+    noise: Annotated[float, Ge(0), "standard deviation of the noise of an outcome"] = 1.0
+    design: Design = "fixed"
+    covariance: Annotated[
+        Literal["identity", "decay"] | PositiveFloat | tuple[PositiveFloat, ...],
+        "variances of the inputs: `identity`, `decay` (1/j), one number for all inputs, or one number per input",
+    ] = "identity"
 
     def __post_init__(self) -> None:
-        _require_dim(self.dim)
-        if not 0 <= self.noise < np.inf:
-            raise SpecError(f"source.noise: got {self.noise}; expected a standard deviation of 0 or more.")
-        if self.design not in ("fixed", "fresh"):
-            raise SpecError(f"source.design: got {self.design!r}; expected 'fixed' or 'fresh'.")
-        if isinstance(self.covariance, str) and self.covariance not in ("identity", "decay"):
-            raise SpecError(f"source.covariance: got {self.covariance!r}; expected 'identity', 'decay' or eigenvalues.")
+        super().__post_init__()
         if isinstance(self.covariance, tuple) and len(self.covariance) != self.dim:
-            raise SpecError(f"source.covariance: got {len(self.covariance)} eigenvalues; expected one per input, {self.dim}.")
-        if not np.all((self._variances() > 0) & np.isfinite(self._variances())):
-            raise SpecError(f"source.covariance: got {self.covariance}; expected eigenvalues above 0.")
+            raise SettingError(
+                "covariance", f"got {len(self.covariance)} variances; expected one per input ({self.dim}). Change it or dim."
+            )
 
     def schema(self) -> Mapping[str, ColumnType]:
         return {"x": ColumnType("float64", (self.dim,)), "y": ColumnType("float64")}
@@ -132,10 +131,7 @@ class Linear(Source):
         return {**inputs, **self.relabel(inputs, first, ctx)}
 
     def draw_inputs(self, n: int, initial: Columns, ctx: Context) -> Columns:
-        if self.design == "fresh":
-            return {"x": self._inputs(0, n, ctx)}
-        x = np.asarray(initial["x"])
-        return {"x": x if n == len(x) else x[np.arange(n) % len(x)]}
+        return repeat_inputs(initial, n) if self.design == "fixed" else {"x": self._inputs(0, n, ctx)}
 
     def relabel(self, inputs: Columns, first: int, ctx: Context) -> Columns:
         """Real outcomes of rows first, first + 1, ... for these inputs."""
@@ -166,6 +162,50 @@ class Linear(Source):
         return np.broadcast_to(np.asarray(self.covariance, np.float64), (self.dim,))
 
 
-def _require_dim(dim: int) -> None:
-    if dim < 1:
-        raise SpecError(f"source.dim: got {dim}; expected 1 or more.")
+@dataclass(frozen=True, kw_only=True)
+class LogisticSource(Source):
+    """x ~ N(0, I); y ~ Bernoulli(1 / (1 + exp(-x b))) or Poisson(exp(x b)); the direction of b differs between seeds."""
+
+    name: ClassVar[str] = "logistic"
+    dim: N_INPUTS = 5
+    link: Annotated[Literal["logit", "log"], "`logit`: outcomes 0 and 1; `log`: Poisson counts"] = "logit"
+    design: Design = "fixed"
+    coefficient_norm: Annotated[float, Ge(0), "length of b, which is the standard deviation of x b"] = 1.0
+
+    def schema(self) -> Mapping[str, ColumnType]:
+        return {"x": ColumnType("float64", (self.dim,)), "y": ColumnType("float64")}
+
+    def has_fixed_design(self) -> bool:
+        return self.design == "fixed"
+
+    def draw(self, first: int, n: int, ctx: Context) -> Columns:
+        coefficients = self._coefficients(ctx)
+
+        def draw_block(rng: np.random.Generator, rows: int) -> Floats:
+            x = rng.standard_normal((rows, self.dim))
+            return np.column_stack([x, self._outcomes(x @ coefficients, rng)])
+
+        rows = stream_rows(ctx.stream.child("rows"), first, n, draw_block)
+        return {"x": rows[:, :-1], "y": rows[:, -1]}
+
+    def relabel(self, inputs: Columns, first: int, ctx: Context) -> Columns:
+        """Fresh real outcomes for these inputs, as rows first, first + 1, ... of this seed."""
+        rng = ctx.stream.child("relabel", first).generator()
+        return {"y": self._outcomes(np.asarray(inputs["x"], np.float64) @ self._coefficients(ctx), rng)}
+
+    def draw_inputs(self, n: int, initial: Columns, ctx: Context) -> Columns:
+        if self.design == "fixed":
+            return repeat_inputs(initial, n)
+        return {"x": ctx.stream.child("inputs").generator().standard_normal((n, self.dim))}
+
+    def truth(self, ctx: Context) -> Params:
+        return {"coefficients": self._coefficients(ctx)}
+
+    def _coefficients(self, ctx: Context) -> Floats:
+        direction = ctx.stream.child("coefficients").generator().standard_normal(self.dim)
+        return np.asarray(self.coefficient_norm * direction / np.linalg.norm(direction))
+
+    def _outcomes(self, linear: Floats, rng: np.random.Generator) -> Floats:
+        if self.link == "logit":
+            return np.asarray(rng.random(len(linear)) < 0.5 * (1 + np.tanh(linear / 2)), np.float64)
+        return np.asarray(rng.poisson(np.exp(linear)), np.float64)

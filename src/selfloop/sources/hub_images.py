@@ -1,108 +1,113 @@
-"""Pictures from the hub of Hugging Face, or from files in a form that its library reads."""
+"""Images of a data set on the Hugging Face hub."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Hashable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
 
-from selfloop.errors import DataError, resolve_local_or_hub
-from selfloop.sources.decoding import Colour, Damaged, Form, Pictures, Reading
-from selfloop.sources.hub import loaded
-from selfloop.sources.images import label_type, stamp_of
-from selfloop.sources.text import files_of
+from selfloop.errors import DataError, os_error_reason, resolve_local_or_hub
+from selfloop.sources.files import cached_until_change, file_stamp, list_files
+from selfloop.sources.hub import HubConfig, HubPath, HubRevision, HubSplit, load_dataset
+from selfloop.sources.image_base import (
+    EncodedImageSource,
+    ImageForm,
+    ImageReader,
+    OnBadImage,
+    OptionalColorMode,
+    OptionalSize,
+    label_dtype,
+)
 from selfloop.types import Columns, ColumnType
 
 
 @dataclass(frozen=True, kw_only=True)
-class HubImages(Pictures):
-    """PNG and JPEG pictures of a data set on the hub, or of a folder of Parquet files or pictures, through `datasets`.
+class HubImages(EncodedImageSource):
+    """PNG and JPEG images of a data set on the hub, or of a folder of Parquet files or images, through `datasets`.
 
-    What is on the hub can change, so a name there needs `revision`, the commit; a folder has none. Pictures are treated as
-    those of `images` are. MissingExtraError without the extra `hub`; DataError when there is no such data set or column.
+    Images are converted as by `image_folder`. Raises MissingExtraError without the extra `hub`, and DataError if there is no
+    such data set, split or column.
     """
 
     name: ClassVar[str] = "hub_images"
-    path: str | Path  # a name on the hub, or a folder
-    config: str | None = None  # of a data set that has several
-    split: str = "train"
-    revision: str | None = None
-    image: str = "image"  # the column of pictures
-    label: str | None = None  # the column of class numbers, if it is wanted
-    size: int | None = None  # pixels
-    colour: Colour | None = None  # convert all to it; None = as the first picture, and all the same
-    damaged: Damaged = "refuse"  # or "skip" pictures that cannot be used
+    path: HubPath
+    config: HubConfig = None
+    split: HubSplit = "train"
+    revision: HubRevision = None
+    image: Annotated[str, "column of the images"] = "image"
+    label: Annotated[str | None, "column of the class labels, which are whole numbers; unset: no class labels"] = None
+    size: OptionalSize = None
+    color_mode: OptionalColorMode = None
+    on_bad_image: OnBadImage = "error"
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        object.__setattr__(self, "path", resolve_local_or_hub("source.revision", self.path, self.revision))
+        object.__setattr__(self, "path", resolve_local_or_hub("revision", self.path, self.revision))
 
-    def form(self) -> Form:
-        return Form(self.size, self.colour)
+    def form(self) -> ImageForm:
+        return ImageForm(self.size, self.color_mode)
 
-    def stamp(self) -> tuple[object, ...]:
-        return tuple((file, *stamp_of(file)) for file in files_of(self.path)) if isinstance(self.path, Path) else ()
+    def stamp(self) -> Hashable:
+        return tuple(map(file_stamp, list_files(self.path))) if isinstance(self.path, Path) else ()
 
     def n_rows(self) -> int:
-        return len(_rows(self, self.stamp()))
+        return len(_load_images(self))
 
     @contextmanager
-    def reading(self) -> Iterator[Reading]:
-        rows = _rows(self, self.stamp()).select_columns([self.image])
+    def open_reader(self) -> Iterator[ImageReader]:
+        rows = _load_images(self).select_columns([self.image])
 
-        def read(place: int) -> tuple[str, bytes]:
-            name, picture = f"{self.path} {self.split!r} row {place}", rows[place][self.image] or {}
+        def read(index: int) -> tuple[str, bytes]:
+            name, image = f"{self.path} {self.split!r} row {index}", rows[index][self.image] or {}
             try:
-                data = picture.get("bytes") or (Path(picture["path"]).read_bytes() if picture.get("path") else b"")
+                data = image.get("bytes") or (Path(image["path"]).read_bytes() if image.get("path") else b"")
             except OSError as problem:
-                raise DataError(f"{name}: {picture['path']} cannot be read ({problem.strerror}).") from problem
+                raise DataError(f"{name}: {image['path']} cannot be read ({os_error_reason(problem)}).") from problem
             return name, data
 
-        yield len(rows), read
+        yield ImageReader(len(rows), read)
 
-    def label_fields(self) -> Mapping[str, ColumnType]:
+    def label_types(self) -> Mapping[str, ColumnType]:
         if self.label is None:
             return {}
-        return {
-            "label": ColumnType(label_type(getattr(_rows(self, self.stamp()).features[self.label], "num_classes", 1 << 16)))
-        }
+        n_classes = getattr(_load_images(self).features[self.label], "num_classes", 1 << 16)
+        return {"label": ColumnType(label_dtype(n_classes))}
 
-    def labels_of(self) -> Columns:
+    def label_columns(self) -> Columns:
         if self.label is None:
             return {}
-        dtype = self.label_fields()["label"].dtype
-        rows = _rows(self, self.stamp())
+        dtype, rows = self.label_types()["label"].dtype, _load_images(self)
         if missing := rows.data.column(self.label).null_count:
-            raise DataError(f"source.label: {missing} of {len(rows)} rows have no {self.label!r}. Fill, drop or omit them.")
-        numbers = np.asarray(rows.with_format("numpy")[self.label])
-        most = np.iinfo(dtype).max
-        if numbers.min() < 0 or numbers.max() > most:
-            raise DataError(f"source.label: {self.label!r} holds {numbers.min()} to {numbers.max()}; expected 0 to {most}.")
-        return {"label": numbers.astype(dtype)}
+            raise DataError(f"source.label: {missing} of {len(rows)} rows have no {self.label!r}. Fill them or remove label.")
+        labels = np.asarray(rows.with_format("numpy")[self.label])
+        max_label = np.iinfo(dtype).max
+        if labels.min() < 0 or labels.max() > max_label:
+            raise DataError(f"source.label: {self.label!r} has {labels.min()} to {labels.max()}; expected 0 to {max_label}.")
+        return {"label": labels.astype(dtype)}
 
 
-@lru_cache(maxsize=4)
-def _rows(source: HubImages, stamp: object) -> Any:
-    """The data set, its pictures not decoded."""
-    rows = loaded(source.name, source.path, source.config, source.split, source.revision)
+@cached_until_change()
+def _load_images(source: HubImages) -> Any:
+    """The data set, with its images encoded."""
+    rows = load_dataset(source.name, source.path, source.config, source.split, source.revision)
     for setting, column in (("image", source.image), ("label", source.label)):
         if column is not None and column not in rows.column_names:
-            there = ", ".join(rows.column_names)
-            raise DataError(f"source.{setting}: {source.path} has no column {column!r}; it has {there}.")
+            raise DataError(
+                f"source.{setting}: {source.path} has no column {column!r}. Choose one of {', '.join(rows.column_names)}."
+            )
     if not len(rows):
-        raise DataError(f"source.split: {source.split!r} of {source.path} has no rows. Choose another.")
+        raise DataError(f"source.split: {source.split!r} of {source.path} has no rows. Choose another split.")
     if source.label is not None and not str(rows.features[source.label].dtype).startswith(("int", "uint")):
-        raise DataError(f"source.label: {source.label!r} holds {rows.features[source.label].dtype}; expected class numbers.")
+        raise DataError(f"source.label: {source.label!r} has type {rows.features[source.label].dtype}; expected whole numbers.")
     try:
         from datasets import Image
 
         return rows.cast_column(source.image, Image(decode=False))
     except (TypeError, ValueError, NotImplementedError) as problem:
         raise DataError(
-            f"source.image: {source.image!r} of {source.path} holds {rows.features[source.image]}; expected pictures."
+            f"source.image: {source.image!r} of {source.path} has type {rows.features[source.image]}; expected images."
         ) from problem

@@ -1,115 +1,114 @@
-"""Tables of numbers: two that scikit-learn embeds, and CSV or Parquet files."""
+"""Tables of numbers: two tables of scikit-learn, and CSV or Parquet files."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 import numpy as np
+from annotated_types import Interval
 
 from selfloop.component import Context, Source
-from selfloop.errors import DataError, MissingExtraError, SpecError, unknown_name
-from selfloop.types import Columns, ColumnType, Floats
+from selfloop.errors import DataError, SettingError, missing_extra, unknown_name
+from selfloop.sources.distributions import repeat_inputs
+from selfloop.sources.files import cached_until_change, check_range, file_stamp, read_error
+from selfloop.types import Columns, ColumnType, Floats, Ints
 
 if TYPE_CHECKING:
     import pandas as pd
 
-EMBEDDED = ("breast_cancer", "diabetes")
 HOLDOUT_SHARE = 0.3
-TARGET = "target"  # name of an embedded table's outcome
+TARGET = "target"  # name of the outcome in scikit-learn's tables
 
 
 @dataclass(frozen=True, kw_only=True)
-class Table(Source):
-    """Rows of a table, the same for every seed; scikit-learn's split with `split_seed` sets 30 % aside as holdout.
+class TableSource(Source):
+    """Rows of a table, equal for every seed. The holdout is 30 % of them, by scikit-learn's split with `split_seed`.
 
-    With a target: raw features behind a column of ones as inputs `x`, the target as outcomes `y`, and the training rows' inputs
-    as fixed design of all later rows. Without: one column `x` of vectors. Of `diabetes` the outcome is whether the target is
-    above 100. DataError for a file that cannot be read, or that has missing values or columns that are no numbers.
+    With a target, the source is a regression with a fixed design: inputs `x` are a column of ones and the raw features, and
+    outcomes `y` are the target. Without a target there is one column `x` of vectors. The outcome of `diabetes` is 1 if the
+    target is above 100. Raises DataError for a file that cannot be read, missing values, and columns without numbers.
     """
 
     name: ClassVar[str] = "table"
-    table: str | Path = "diabetes"  # "breast_cancer", "diabetes", or a file
-    target: str | None = None  # the file's column of outcomes; the embedded tables have their own
-    columns: tuple[str, ...] | None = None  # the columns used as features; None = all but the target
-    split_seed: int = 123456
+    dataset: Annotated[
+        Literal["breast_cancer", "diabetes"] | None, "table of scikit-learn; unset: `diabetes`, if `path` is unset too"
+    ] = None
+    path: Annotated[Path | None, "CSV or Parquet file, instead of `dataset`"] = None
+    target: Annotated[str | None, "column of the file that holds the outcomes; the tables of `dataset` have their own"] = None
+    columns: Annotated[tuple[str, ...] | None, "columns used as features; unset: all columns except the target"] = None
+    split_seed: Annotated[int, Interval(ge=0, lt=2**32), "random_state of scikit-learn's split"] = 123456
 
     def __post_init__(self) -> None:
-        if self.table in EMBEDDED:
-            if self.target is not None:
-                raise SpecError(f"source.target: {self.table!r} brings its own target; leave it out.")
-        elif isinstance(self.table, str):
-            object.__setattr__(self, "table", Path(self.table))  # a path is identified by the content of its file
-        if not 0 <= self.split_seed < 2**32:
-            raise SpecError(f"source.split_seed: got {self.split_seed}; expected a whole number from 0 to 2^32 - 1.")
+        super().__post_init__()
+        if self.path is None:
+            object.__setattr__(self, "dataset", self.dataset or "diabetes")
+        elif self.dataset is not None:
+            raise SettingError("path", f"got {self.path}; 'dataset' is set too. Remove one of them.")
+        if self.dataset is not None and self.target is not None:
+            raise SettingError("target", f"got {self.target!r}; {self.dataset!r} has its own target. Remove the key.")
 
     def schema(self) -> Mapping[str, ColumnType]:
-        x, y = self._rows()
+        x, y = _read_table(self)
         features = {"x": ColumnType("float64", x.shape[1:])}
         return features if y is None else {**features, "y": ColumnType("float64")}
 
-    def n_rows(self) -> int | None:
-        return len(self._rows()[0])
+    def n_rows(self) -> int:
+        return len(_read_table(self)[0])
 
-    def n_holdout(self) -> int | None:
+    def n_holdout(self) -> int:
         return len(self._split()[1])
 
     def has_fixed_design(self) -> bool:
-        return self.target is not None or self.table in EMBEDDED
+        return self._target() is not None
 
     def draw(self, first: int, n: int, ctx: Context) -> Columns:
-        x, y = self._rows()
-        if first + n > len(x):
-            raise DataError(f"source.table: {len(x)} rows, of which {first + n} were asked for. Lower n or the holdout.")
+        x, y = _read_table(self)
+        check_range(self, first, n, len(x))
         training, holdout = self._split()
-        at = np.concatenate([holdout, training])[first : first + n]
-        return {"x": x[at]} if y is None else {"x": x[at], "y": y[at]}
+        indices = np.concatenate([holdout, training])[first : first + n]
+        return {"x": x[indices]} if y is None else {"x": x[indices], "y": y[indices]}
 
     def draw_inputs(self, n: int, initial: Columns, ctx: Context) -> Columns:
-        if not self.has_fixed_design():
-            return {}
-        x = np.asarray(initial["x"])
-        return {"x": x[np.arange(n) % len(x)]}
+        return repeat_inputs(initial, n) if self.has_fixed_design() else {}
 
-    def _split(self) -> tuple[Floats, Floats]:
+    def stamp(self) -> Hashable:
+        """A value that changes when the file changes."""
+        return None if self.path is None else file_stamp(self.path)
+
+    def _target(self) -> str | None:
+        return self.target if self.path else TARGET
+
+    def _split(self) -> tuple[Ints, Ints]:
         from sklearn.model_selection import train_test_split
 
-        training, holdout = train_test_split(
-            np.arange(self.n_rows() or 0), test_size=HOLDOUT_SHARE, random_state=self.split_seed
-        )
+        training, holdout = train_test_split(np.arange(self.n_rows()), test_size=HOLDOUT_SHARE, random_state=self.split_seed)
         return training, holdout
 
-    def _rows(self) -> tuple[Floats, Floats | None]:
-        if self.table in EMBEDDED:
-            return _parsed(self, 0)
-        try:
-            changed = Path(self.table).stat().st_mtime_ns
-        except OSError as problem:
-            known = ", ".join(EMBEDDED)
-            raise DataError(
-                f"source.table: no file {self.table}, and no embedded table of that name ({known}). Check the path."
-            ) from problem
-        return _parsed(self, changed)
-
-    def _parse(self) -> tuple[Floats, Floats | None]:
-        frame = _embedded(self.table) if self.table in EMBEDDED else _read(Path(self.table))
-        target = TARGET if self.table in EMBEDDED else self.target
+    def read(self) -> tuple[Floats, Floats | None]:
+        """Inputs and outcomes of all rows, in the order of the table."""
+        frame = _read_file(self.path) if self.path else _load_dataset(self.dataset)
+        target = self._target()
         for name in (*(self.columns or ()), *((target,) if target else ())):
             if name not in frame.columns:
-                raise DataError(unknown_name("source.table, columns", name, map(str, frame.columns)))
+                raise DataError(unknown_name("source.columns", name, map(str, frame.columns)))
         features = [name for name in frame.columns if name != target] if self.columns is None else list(self.columns)
         if len(frame) < 2 or not features:
-            raise DataError(f"source.table: {len(frame)} rows and {len(features)} features; expected at least 2 and 1.")
-        numbers = _numbers(frame[[*features, target] if target else features])
+            raise DataError(f"source.path: got {len(frame)} rows and {len(features)} features; expected at least 2 and 1.")
+        numbers = _to_numbers(frame[[*features, target] if target else features])
         if target is None:
             return numbers, None
         return np.column_stack([np.ones(len(frame)), numbers[:, :-1]]), numbers[:, -1]
 
 
-def _embedded(name: str | Path) -> pd.DataFrame:
+@cached_until_change()
+def _read_table(source: TableSource) -> tuple[Floats, Floats | None]:
+    return source.read()
+
+
+def _load_dataset(name: str | None) -> pd.DataFrame:
     from sklearn.datasets import load_breast_cancer, load_diabetes
 
     if name == "breast_cancer":
@@ -118,43 +117,30 @@ def _embedded(name: str | Path) -> pd.DataFrame:
     return frame.assign(**{TARGET: frame[TARGET] > 100})
 
 
-def _read(path: Path) -> pd.DataFrame:
+def _read_file(path: Path) -> pd.DataFrame:
     import pandas as pd
 
     try:
         return pd.read_parquet(path) if path.suffix == ".parquet" else pd.read_csv(path)
     except ImportError as problem:
-        raise MissingExtraError(
-            f"source.table: {path} needs pyarrow to be read; install it, or save the table as CSV."
-        ) from problem
-    except FileNotFoundError as problem:
-        known = ", ".join(EMBEDDED)
-        raise DataError(
-            f"source.table: no file {path}, and no embedded table of that name ({known}). Check the path."
-        ) from problem
+        raise missing_extra(f"source.path: {path}", "pyarrow") from problem
     except (OSError, ValueError) as problem:
-        raise DataError(
-            f"source.table: {path} cannot be read as a table ({type(problem).__name__}). Expected CSV or Parquet."
-        ) from problem
+        raise read_error(path, problem) from problem
 
 
-def _numbers(frame: pd.DataFrame) -> Floats:
+def _to_numbers(frame: pd.DataFrame) -> Floats:
     for name in frame.columns:
         column = frame[name]
         if column.dtype.kind not in "biuf":
-            raise DataError(f"source.table: column {name!r} holds {column.dtype}, no numbers. Name the features in 'columns'.")
+            raise DataError(
+                f"source.columns: column {name!r} has type {column.dtype}; expected numbers. List the features in 'columns'."
+            )
         bad = np.flatnonzero(~np.isfinite(column.to_numpy(np.float64)))
         if len(bad):
             raise DataError(
-                f"source.table: column {name!r} has {len(bad)} values that are missing or infinite, the first in row "
-                f"{bad[0] + 1}. Remove or fill them."
+                f"source.columns: column {name!r} has {len(bad)} missing or infinite values, the first in row {bad[0] + 1}. "
+                "Remove or fill them."
             )
     numbers = frame.to_numpy(np.float64)
     numbers.flags.writeable = False
     return np.asarray(numbers)
-
-
-@lru_cache(maxsize=4)
-def _parsed(source: Table, changed: int) -> tuple[Floats, Floats | None]:
-    """A table's numbers, read again when its file has changed."""
-    return source._parse()

@@ -1,0 +1,244 @@
+"""Images stored as arrays: scikit-learn's digits, MNIST-format idx files, CIFAR's binary files. Pixels are bytes, 0 to 255."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import IO, Annotated, ClassVar, Literal, NamedTuple, cast
+
+import numpy as np
+
+from selfloop.component import Context, Source
+from selfloop.errors import DataError
+from selfloop.sources.files import (
+    CHUNK_BYTES,
+    FileSource,
+    cached_until_change,
+    check_range,
+    file_stamp,
+    is_gzipped,
+    open_file,
+    open_tar,
+)
+from selfloop.types import Array, Columns, ColumnType
+
+
+@dataclass(frozen=True, kw_only=True)
+class Digits(Source):
+    """1,797 handwritten digits, 8 x 8 grayscale (UCI optical recognition of handwritten digits, embedded in scikit-learn).
+
+    The 17 gray levels v = 0 .. 16 become round(v 255 / 16): black is 0, white is 255.
+    """
+
+    name: ClassVar[str] = "digits"
+    labels: Annotated[bool, "add a column with the class label, 0 to 9"] = False
+
+    def schema(self) -> Mapping[str, ColumnType]:
+        image = {"image": ColumnType("uint8", (8, 8), "gray level")}
+        return image | {"label": ColumnType("uint8")} if self.labels else image
+
+    def n_rows(self) -> int:
+        return 1797
+
+    def draw(self, first: int, n: int, ctx: Context) -> Columns:
+        check_range(self, first, n, self.n_rows())
+        indices = ctx.stream.child("order").generator().permutation(self.n_rows())[first : first + n]
+        return {name: _load_digits()[name][indices] for name in self.schema()}
+
+
+@lru_cache(maxsize=1)  # embedded data cannot change
+def _load_digits() -> dict[str, Array]:
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    return {"image": np.rint(digits.images * (255 / 16)).astype(np.uint8), "label": digits.target.astype(np.uint8)}
+
+
+MAX_IMAGE_BYTES = 1 << 26  # limit for the sizes that a file's header may announce
+IDX_BYTES = 0x08  # type code of unsigned bytes, the only type of images and labels
+
+
+@dataclass(frozen=True, kw_only=True)
+class Idx(FileSource):
+    """Images of idx files in MNIST's format, gzipped or not, with class labels if their file is named."""
+
+    name: ClassVar[str] = "idx"
+    images: Annotated[Path, "idx file of the images"]
+    labels: Annotated[Path | None, "idx file of the class labels"] = None
+
+    def schema(self) -> Mapping[str, ColumnType]:
+        image = {"image": ColumnType("uint8", self._image_shape()[1:], "gray level")}
+        return image if self.labels is None else image | {"label": ColumnType("uint8")}
+
+    def n_rows(self) -> int:
+        return self._image_shape()[0]
+
+    def chunks(self) -> Iterator[Columns]:
+        chunk_rows = max(1, CHUNK_BYTES // math.prod(self._image_shape()[1:]))
+        images = _read_idx(self.images, chunk_rows)
+        if self.labels is None:
+            yield from ({"image": image} for image in images)
+        else:
+            labels = _read_idx(self.labels, chunk_rows)
+            yield from ({"image": image, "label": label} for image, label in zip(images, labels, strict=True))
+
+    def _image_shape(self) -> tuple[int, ...]:
+        """Shape of all images, (rows, height, width) or (rows, height, width, channels), checked against the labels."""
+        images = _idx_shape(self.images)
+        if len(images) not in (3, 4):
+            raise DataError(f"source.images: {self.images} has {len(images)} dimensions; expected 3 or 4. Give the images.")
+        if not 0 < math.prod(images) <= images[0] * MAX_IMAGE_BYTES:
+            raise DataError(
+                f"source.images: {self.images} announces shape {list(images)}; expected images of at most {MAX_IMAGE_BYTES} "
+                "bytes. Check the file."
+            )
+        if self.labels is not None and (labels := _idx_shape(self.labels)) != images[:1]:
+            raise DataError(
+                f"source.labels: {self.labels} has {list(labels)} labels for {images[0]} images. Use matching files."
+            )
+        return images
+
+
+def _idx_shape(path: Path) -> tuple[int, ...]:
+    """The shape in the header of an idx file: rows, then the shape of a row."""
+    file_stamp(path)
+    with open_file(path) as file:
+        begin = file.read(4)
+        if len(begin) < 4 or begin[:2] != b"\0\0" or begin[2] != IDX_BYTES or not 1 <= begin[3] <= 4:
+            raise DataError(
+                f"source: {path} begins with {begin.hex(' ')}; expected an idx file of bytes (00 00 08 and 01 to 04)."
+            )
+        sizes = file.read(4 * begin[3])
+    shape = tuple(np.frombuffer(sizes, ">u4").tolist()) if len(sizes) == 4 * begin[3] else (0,)
+    n_bytes = path.stat().st_size - 4 - 4 * begin[3]
+    if not is_gzipped(path) and n_bytes != math.prod(shape):
+        raise _size_error(path, shape, f"has {n_bytes}")
+    return shape
+
+
+def _size_error(path: Path, shape: tuple[int, ...], problem: str) -> DataError:
+    return DataError(
+        f"source: {path} announces shape {list(shape)}, which is {math.prod(shape)} bytes, and {problem}. Download it again."
+    )
+
+
+def _read_idx(path: Path, chunk_rows: int) -> Iterator[Array]:
+    """The rows of an idx file, `chunk_rows` at a time."""
+    shape = _idx_shape(path)
+    row_bytes = math.prod(shape[1:])
+    with open_file(path) as file:
+        file.read(4 + 4 * len(shape))
+        for first in range(0, shape[0], chunk_rows):
+            rows = min(chunk_rows, shape[0] - first)
+            data = file.read(rows * row_bytes)
+            if len(data) < rows * row_bytes:
+                raise _size_error(path, shape, f"ends after {first * row_bytes + len(data)}")
+            yield np.frombuffer(data, np.uint8).reshape(rows, *shape[1:])
+        if file.read(1):  # also reads the checksum of a gzip file
+            raise _size_error(path, shape, "has more")
+
+
+class CifarVersion(NamedTuple):
+    """Files of a binary version and the columns before the pixels of each row."""
+
+    train: list[str]
+    test: list[str]
+    labels: list[str]
+
+
+CIFAR_PIXELS = 3 * 32 * 32
+CIFAR_VERSIONS = (
+    CifarVersion([f"data_batch_{i}.bin" for i in range(1, 6)], ["test_batch.bin"], ["label"]),
+    CifarVersion(["train.bin"], ["test.bin"], ["coarse_label", "label"]),
+)
+PICKLED_FILES = {"data_batch_1", "test_batch", "train", "test"}  # of the version for Python
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cifar(FileSource):
+    """CIFAR-10 or CIFAR-100 (Krizhevsky 2009), 32 x 32 RGB with class labels, from the official *binary version*.
+
+    CIFAR-100 also has a `coarse_label`. The version for Python is refused: it is pickled, and unpickling a file can run any
+    program.
+    """
+
+    name: ClassVar[str] = "cifar"
+    path: Annotated[Path, "cifar-10-binary.tar.gz, cifar-100-binary.tar.gz, or a folder with their .bin files"]
+    split: Annotated[Literal["train", "test"], "official split"] = "train"
+
+    def schema(self) -> Mapping[str, ColumnType]:
+        labels = self._files()[1]
+        return {"image": ColumnType("uint8", (32, 32, 3), "gray level")} | {name: ColumnType("uint8") for name in labels}
+
+    def n_rows(self) -> int:
+        return sum(self._files()[0].values())
+
+    def chunks(self) -> Iterator[Columns]:
+        files, labels = self._files()
+        row_bytes = len(labels) + CIFAR_PIXELS
+        chunk_rows = CHUNK_BYTES // row_bytes
+        for name, n_rows in files.items():
+            with _open_member(self.path, name) as file:
+                for first in range(0, n_rows, chunk_rows):
+                    rows = min(chunk_rows, n_rows - first)
+                    data = np.frombuffer(file.read(rows * row_bytes), np.uint8).reshape(rows, row_bytes)
+                    pixels = data[:, len(labels) :].reshape(rows, 3, 32, 32).transpose(0, 2, 3, 1)
+                    yield {"image": np.ascontiguousarray(pixels)} | {n: data[:, i].copy() for i, n in enumerate(labels)}
+
+    def _files(self) -> tuple[dict[str, int], list[str]]:
+        """Rows of each file, and the columns before the pixels."""
+        sizes = _member_sizes(self.path)
+        paths = {Path(name).name: name for name in sizes}
+        for version in CIFAR_VERSIONS:
+            names = version.train if self.split == "train" else version.test
+            missing = [name for name in names if name not in paths]
+            if not missing:
+                return {
+                    paths[name]: self._count_rows(paths[name], sizes, len(version.labels)) for name in names
+                }, version.labels
+            if len(missing) < len(names):
+                raise DataError(f"source.path: {self.path} lacks {', '.join(missing)}. Download it again.")
+        binary = "the binary version (cifar-10-binary.tar.gz or cifar-100-binary.tar.gz)"
+        if PICKLED_FILES & set(paths):
+            raise DataError(
+                f"source.path: {self.path} is the version of CIFAR for Python. Its pickled files can run any program when they "
+                f"are opened. Give {binary}, from the same page."
+            )
+        raise DataError(f"source.path: {self.path} has no {self.split} files of CIFAR. Give {binary}, or its folder.")
+
+    def _count_rows(self, name: str, sizes: Mapping[str, int], n_labels: int) -> int:
+        rows, rest = divmod(sizes[name], n_labels + CIFAR_PIXELS)
+        if rest or not rows:
+            raise DataError(
+                f"source.path: {name} in {self.path} has {sizes[name]} bytes; expected rows of {n_labels + CIFAR_PIXELS}. "
+                "Download it again."
+            )
+        return rows
+
+
+def _member_sizes(path: Path) -> Mapping[str, int]:
+    """Bytes of each file of a folder or a tar file."""
+    if path.is_dir():
+        return {file.name: file.stat().st_size for file in sorted(path.iterdir()) if file.is_file()}
+    return _tar_sizes(path)
+
+
+@cached_until_change()  # a tar file has no index: listing it reads the whole file
+def _tar_sizes(path: Path) -> Mapping[str, int]:
+    with open_tar(path) as archive:
+        return {member.name: member.size for member in archive if member.isfile()}
+
+
+@contextmanager
+def _open_member(path: Path, name: str) -> Iterator[IO[bytes]]:
+    """One file of a folder or a tar file. The tar file is never unpacked to disk."""
+    if path.is_dir():
+        with (path / name).open("rb") as file:
+            yield file
+    else:
+        with open_tar(path) as archive:
+            yield cast("IO[bytes]", archive.extractfile(name))

@@ -1,0 +1,234 @@
+"""Encoded images (PNG, JPEG) as arrays of one shape. Headers are checked before pixels are decoded, on all cores."""
+
+from __future__ import annotations
+
+import math
+import struct
+import warnings
+import zlib
+from abc import abstractmethod
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, contextmanager
+from functools import partial
+from io import BytesIO
+from threading import Lock
+from typing import Annotated, Any, Literal, NamedTuple
+
+import numpy as np
+from annotated_types import Interval
+
+from selfloop.errors import DataError
+from selfloop.sources.files import CHUNK_BYTES, FileSource, cached_until_change
+from selfloop.types import Array, Columns, ColumnType, count_rows, select_rows
+
+MAX_PIXELS = 1 << 26  # of an image that is decoded: 8,192 x 8,192
+MAX_FILE_BYTES = 4 * MAX_PIXELS  # of an encoded image: the size of its pixels without compression
+MAX_SIDE = 4096  # pixels of `size`
+MIN_CHUNK_IMAGES = 8  # in a chunk of large images too, so that all cores have work
+PIXEL_MODES = {"1": "L", "L": "L", "LA": "L", "P": "RGB", "RGB": "RGB", "RGBA": "RGB"}  # Pillow's; it would clip other modes
+# what Pillow raises for damaged files
+DECODE_ERRORS = (OSError, SyntaxError, ValueError, zlib.error, struct.error, KeyError, IndexError, TypeError)
+EXIF_ORIENTATION = 274  # tag of the camera's orientation
+EXIF_TRANSPOSES = {2: "FLIP_LEFT_RIGHT", 3: "ROTATE_180", 4: "FLIP_TOP_BOTTOM", 5: "TRANSPOSE", 6: "ROTATE_270",
+                   7: "TRANSVERSE", 8: "ROTATE_90"}  # fmt: skip
+ImageSize = Annotated[int, Interval(ge=1, le=MAX_SIDE)]
+OptionalSize = Annotated[
+    ImageSize | None, "side in pixels of the square images; unset: images keep their sizes, which must be equal"
+]
+ColorMode = Literal["grayscale", "rgb"]
+OptionalColorMode = Annotated[
+    ColorMode | None, "color mode that all images are converted to; unset: that of the first image, which all must have"
+]
+OnBadImage = Annotated[
+    Literal["error", "skip"], "for an image that is damaged, too large or unlike the first one: stop, or skip it with a warning"
+]
+
+
+class ImageReader(NamedTuple):
+    """Access to encoded images: their number, and a function that returns the name and the bytes of image i."""
+
+    n_images: int
+    read: Callable[[int], tuple[str, bytes]]
+
+
+class FirstImage(NamedTuple):
+    """Name of the first usable image and the shape of its pixels, which all images must have."""
+
+    name: str
+    shape: tuple[int, ...]
+
+
+class ImageForm(NamedTuple):
+    """Size and color mode that images are converted to; None keeps those of the image."""
+
+    size: int | None = None  # pixels
+    color_mode: ColorMode | None = None
+    crop_width: float = math.inf  # side of the central square, in widths of the image; limited to the largest square
+
+    def shape(self, image: Any) -> tuple[int, ...]:
+        """Shape of the converted pixels of an opened image."""
+        height, width = image.size if _orientation(image) >= 5 else image.size[::-1]
+        sides = (self.size, self.size) if self.size else (height, width)
+        return (*sides, 3) if self._pixel_mode(image) == "RGB" else sides
+
+    def _pixel_mode(self, image: Any) -> str:
+        return {None: PIXEL_MODES[image.mode], "grayscale": "L", "rgb": "RGB"}[self.color_mode]
+
+    def decode(self, image: Any) -> Array:
+        """Converted pixels of an opened image, upright and without transparency. Raises DECODE_ERRORS for a damaged image."""
+        from PIL import Image
+
+        image.load()
+        image.info.pop("transparency", None)  # Pillow would warn that it is dropped
+        transpose, image = EXIF_TRANSPOSES.get(_orientation(image)), image.convert(self._pixel_mode(image))
+        if transpose is not None:
+            image = image.transpose(Image.Transpose[transpose])
+        if self.size is not None:
+            width, height = image.size
+            side = max(1, round(min(self.crop_width * width, width, height)))
+            left, top = (width - side) // 2, (height - side) // 2
+            # cropped first, because a resize of a box also reads pixels outside the box
+            square = image.crop((left, top, left + side, top + side))
+            image = square.resize((self.size, self.size), Image.Resampling.BICUBIC)
+        return np.asarray(image)
+
+
+def _orientation(image: Any) -> int:
+    """Orientation of the camera (Exif 2.3): 1 is upright, 5 to 8 are on a side."""
+    if "exif" not in image.info:
+        return 1
+    try:
+        return int(image.getexif().get(EXIF_ORIENTATION, 1))
+    except DECODE_ERRORS:  # unreadable notes do not damage the image
+        return 1
+
+
+def open_image(name: str, data: bytes) -> Any:
+    """An image of which only the header was read. Raises DataError if it cannot be used."""
+    from PIL.JpegImagePlugin import JpegImageFile
+    from PIL.PngImagePlugin import PngImageFile
+
+    # by content, whatever the name; Pillow's other formats are not opened
+    formats = {b"\x89PNG": PngImageFile, b"\xff\xd8\xff": JpegImageFile}
+    image_format = next((image_format for begin, image_format in formats.items() if data.startswith(begin)), None)
+    if image_format is None:
+        raise DataError(f"{name}: is not a PNG or JPEG image (it begins with {data[:4].hex(' ') or 'nothing'}).")
+    try:
+        image = image_format(BytesIO(data))
+    except DECODE_ERRORS as problem:
+        raise DataError(f"{name}: is not a readable image ({problem}).") from problem
+    if math.prod(image.size) > MAX_PIXELS:
+        raise DataError(f"{name}: has {image.width} x {image.height} pixels; expected at most {MAX_PIXELS} pixels in total.")
+    if image.mode not in PIXEL_MODES:
+        raise DataError(f"{name}: has pixel mode {image.mode}; expected an 8-bit grayscale or RGB image.")
+    return image
+
+
+class EncodedImageSource(FileSource):
+    """A source of encoded images in order of their names. Bad images are an error, or are skipped with a warning."""
+
+    on_bad_image: OnBadImage
+
+    @abstractmethod
+    def form(self) -> ImageForm:
+        """Size and color mode that images are converted to."""
+
+    @abstractmethod
+    def open_reader(self) -> AbstractContextManager[ImageReader]:
+        """Access to the encoded images. Raises DataError for an image that cannot be read."""
+
+    def label_columns(self) -> Columns:
+        """Columns besides the images, with one row per image."""
+        return {}
+
+    def label_types(self) -> Mapping[str, ColumnType]:
+        """Types of these columns."""
+        return {}
+
+    def schema(self) -> Mapping[str, ColumnType]:
+        return {"image": ColumnType("uint8", _first_image(self).shape, "gray level"), **self.label_types()}
+
+    def n_corpus_rows(self) -> int:
+        """Number of usable images."""
+        return self.n_rows() if self.on_bad_image == "error" else sum(map(count_rows, self.chunks()))
+
+    def chunks(self) -> Iterator[Columns]:
+        first, labels, skipped = _first_image(self), self.label_columns(), list[str]()
+        chunk_rows = max(MIN_CHUNK_IMAGES, CHUNK_BYTES // math.prod(first.shape))
+        with self.open_reader() as reader, ThreadPoolExecutor() as pool:
+            decode = partial(self._decode_into, first, reader, Lock())
+            for start in range(0, reader.n_images, chunk_rows):
+                indices = np.arange(start, min(start + chunk_rows, reader.n_images))
+                images = np.empty((len(indices), *first.shape), np.uint8)
+                with _without_pillow_warnings():
+                    problems = list(pool.map(decode, indices.tolist(), images))
+                skipped += filter(None, problems)
+                good = np.flatnonzero([problem is None for problem in problems])
+                all_good = len(good) == len(indices)
+                yield {"image": images if all_good else images[good], **select_rows(labels, indices[good])}
+        if skipped:
+            examples = " ".join(skipped[:3])
+            warnings.warn(f"source: {self.name} skipped {len(skipped)} of {reader.n_images} images: {examples}", stacklevel=2)
+
+    def _decode_into(self, first: FirstImage, reader: ImageReader, lock: Lock, index: int, row: Array) -> str | None:
+        """Write the pixels of an image into a row; the reason if the image is skipped."""
+        try:
+            with lock:
+                name, data = reader.read(index)
+            row[...] = self._decode(name, data, first)
+        except DataError as problem:
+            if self.on_bad_image == "error":
+                raise _bad_image_error(problem) from problem
+            return str(problem)
+        return None
+
+    def _decode(self, name: str, data: bytes, first: FirstImage) -> Array:
+        image, form = open_image(name, data), self.form()
+        shape = form.shape(image)
+        if shape != first.shape:
+            resize = ["source.size to resize all images"] if shape[:2] != first.shape[:2] else []
+            convert = ["source.color_mode to convert all images"] if shape[2:] != first.shape[2:] else []
+            advice = f" Set {' and '.join(resize + convert)}." if self.on_bad_image == "error" else ""
+            raise DataError(f"{name}: is {_describe(shape)}; {first.name} is {_describe(first.shape)}.{advice}")
+        try:
+            return form.decode(image)
+        except DECODE_ERRORS as problem:
+            raise DataError(f"{name}: is not a readable image ({problem}).") from problem
+
+
+def label_dtype(n_classes: int) -> str:
+    """The dtype of a column of class numbers."""
+    return "uint8" if n_classes <= 256 else "uint16"
+
+
+def _describe(shape: tuple[int, ...]) -> str:
+    return f"{shape[1]} x {shape[0]} {'RGB' if len(shape) == 3 else 'grayscale'}"
+
+
+def _bad_image_error(problem: DataError) -> DataError:
+    return DataError(f"{problem} Replace or remove the image, or set source.on_bad_image = 'skip' to skip such images.")
+
+
+@cached_until_change(maxsize=16)
+def _first_image(source: EncodedImageSource) -> FirstImage:
+    """The first image whose header is usable."""
+    first_problem = None
+    with source.open_reader() as reader, _without_pillow_warnings():
+        for index in range(reader.n_images):
+            try:
+                name, data = reader.read(index)
+                return FirstImage(name, source.form().shape(open_image(name, data)))
+            except DataError as problem:
+                if source.on_bad_image == "error":
+                    raise _bad_image_error(problem) from problem
+                first_problem = first_problem or problem
+    raise DataError(f"source.path: none of {reader.n_images} images can be used. {first_problem} Check the path.")
+
+
+@contextmanager
+def _without_pillow_warnings() -> Iterator[None]:
+    """Hide Pillow's warnings about metadata of images."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module="PIL")
+        yield

@@ -1,0 +1,346 @@
+"""Molecules as rows: the extended graph of each molecule, equally many conformers of each, and counts of excluded ones."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from abc import abstractmethod
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence, Sized
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple
+
+import numpy as np
+from annotated_types import Ge, Interval
+
+from selfloop.component import Context, Source
+from selfloop.errors import DataError, SpecError, missing_extra
+from selfloop.rng import RandomStream
+from selfloop.sources.files import cached_until_change, check_range, file_stamp
+from selfloop.types import Array, Columns, ColumnType, Ints, Ragged, concat_rows, select_rows
+
+CHUNK_MOLECULES = 256  # in a chunk of a corpus
+MAX_ATOMS = 1 << 16  # of a molecule: atoms are numbered in 16 bits
+MAX_ATOMIC_NUMBER = 99  # models have embeddings of 100 atomic numbers
+DATIVE_BOND_TYPES = range(16, 20)  # RDKit's numbers
+MAX_BOND_DISTANCE = 3  # bonds between the two atoms of a pair of the extended graph
+COLUMN_TYPES = {
+    "molecule": ColumnType("int64"),
+    "z": ColumnType("uint8"),
+    "charge": ColumnType("int8", (), "elementary charges"),
+    "edges": ColumnType("uint16", (2,)),
+    "edge_type": ColumnType("uint8"),
+    "smiles": ColumnType("utf8"),
+    "position": ColumnType("float32", (3,), "Å"),
+    "retried": ColumnType("uint8"),
+}
+SAMPLED_COLUMNS = ("position", "retried")  # columns that a model samples; the others are its conditioning inputs
+NConformers = Annotated[int, Ge(1), "rows of each molecule; molecules with fewer conformers are excluded"]
+NMolecules = Annotated[
+    Annotated[int, Ge(1)] | None, "number of usable molecules, drawn from all with `split_seed`; unset: all molecules"
+]
+HoldoutShare = Annotated[float, Interval(ge=0, lt=1), "share of the molecules in the holdout"]
+SplitSeed = Annotated[int, "seed that decides which molecules are in the holdout"]
+
+
+class Candidate(NamedTuple):
+    """A molecule of a file: RDKit molecules with coordinates, the preferred ones first, or a reason why one is unusable."""
+
+    name: str
+    conformers: Iterable[Any]
+
+
+class MoleculeGraph(NamedTuple):
+    """What all conformers of a molecule share."""
+
+    z: Array
+    charge: Array
+    edges: Array  # atoms i < j, up to three bonds apart
+    edge_type: Array  # RDKit's number of the bond type (1 .. 22), 23 for two bonds apart, 24 for three
+    smiles: bytes
+
+
+class UsableMolecule(NamedTuple):
+    """A molecule and its conformers."""
+
+    graph: MoleculeGraph
+    positions: Array  # (conformers, atoms, 3) in ångström, each conformer around its center
+
+
+@dataclass
+class Exclusions:
+    """Names of excluded molecules, and of molecules of which conformers were excluded, by reason."""
+
+    molecules: dict[str, list[str]] = field(default_factory=dict)
+    conformers: dict[str, list[str]] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        kinds = (("molecule", self.molecules), ("conformer", self.conformers))
+        return ", ".join(_describe(kind, *reason) for kind, reasons in kinds for reason in reasons.items())
+
+
+def _describe(kind: str, reason: str, names: Sequence[str]) -> str:
+    examples = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+    return f"{len(names)} {kind}{'s' if len(names) > 1 else ''} {reason} ({examples})"
+
+
+class MoleculeSource(Source):
+    """Conformers of molecules in files: exactly `conformers` rows of each molecule, equal for all seeds.
+
+    A `holdout_share` of the molecules is the holdout, so that all conformers of a molecule are on one side of the split. A
+    warning counts the excluded molecules and conformers. Molecules are excluded that have too few conformers, several
+    fragments, a single atom, an unknown element or an atomic number above 99, no 3D coordinates, implicit hydrogens, invalid
+    valences, dative bonds, or the SMILES of an earlier molecule. Conformers are excluded that have other atoms or bonds than
+    the first conformer of the molecule.
+    """
+
+    path: Path | None
+    holdout_share: float
+    split_seed: int
+
+    @property
+    def conformers(self) -> int:
+        """Rows of each molecule."""
+        return 1
+
+    @abstractmethod
+    def n_molecules(self) -> int:
+        """Maximum number of molecules, counted without reading coordinates."""
+
+    @abstractmethod
+    def candidates(self, usable: Sized) -> Iterator[Candidate]:
+        """Every molecule, in the order of the files, until `usable` has as many molecules as the settings ask for."""
+
+    def stamp(self) -> Hashable:
+        """A value that changes when the file changes."""
+        return None if self.path is None else file_stamp(self.path)
+
+    def schema(self) -> Mapping[str, ColumnType]:
+        return COLUMN_TYPES
+
+    def n_rows(self) -> int:
+        _require_rdkit(self)
+        return self.conformers * self.n_molecules()
+
+    def n_holdout(self) -> int:
+        return self.conformers * self._n_holdout_molecules()
+
+    def _n_holdout_molecules(self) -> int:
+        return max(round(self.holdout_share * self.n_molecules()), math.ceil(self.holdout_share))
+
+    def chunks(self) -> Iterator[Columns]:
+        """Every row once, molecule by molecule. Warns about exclusions; raises DataError if no molecule is usable."""
+        _require_rdkit(self)
+        from rdkit import rdBase
+
+        exclusions, seen, first, chunk = Exclusions(), set[bytes](), 0, list[UsableMolecule]()
+        for candidate in self.candidates(seen):
+            with rdBase.BlockLogs():  # the exclusions repeat what RDKit would log
+                molecule = _check_candidate(candidate, self.conformers, exclusions)
+            if molecule is None:
+                continue
+            if molecule.graph.smiles in seen:
+                exclusions.molecules.setdefault("with the SMILES of an earlier molecule", []).append(candidate.name)
+                continue
+            seen.add(molecule.graph.smiles)
+            chunk.append(molecule)
+            if len(chunk) == CHUNK_MOLECULES:
+                yield _to_columns(chunk, first)
+                first, chunk = first + CHUNK_MOLECULES, []
+        if chunk:
+            yield _to_columns(chunk, first)
+        if not seen:
+            raise DataError(
+                f"source.path: {self.name} found no usable molecule. Excluded: {exclusions or 'none'}. Check the file."
+            )
+        if str(exclusions):
+            rows = self.conformers * len(seen)
+            limit = f". n can be at most {rows - self.n_holdout()}" if rows < self.n_rows() else ""
+            warnings.warn(
+                f"source: {self.name} has {len(seen)} usable molecules, {rows} rows. Excluded: {exclusions}{limit}",
+                stacklevel=2,
+            )
+
+    def order_rows(self, corpus: Columns, ctx: Context) -> Ints:
+        """Rows of the corpus in this seed's order: the holdout, then the other molecules shuffled, each in one piece."""
+        first_rows = np.flatnonzero(np.diff(np.asarray(corpus["molecule"]), prepend=-1))
+        split = RandomStream(("molecules", self.split_seed, "split")).generator().permutation(len(first_rows))
+        holdout, rest = np.split(split, [self._n_holdout_molecules()])
+        shuffled = ctx.stream.child("order").generator().permutation(rest)
+        rows: Ints = first_rows[np.concatenate([holdout, shuffled])][:, None] + np.arange(self.conformers)
+        return rows.ravel()
+
+    def order(self, ctx: Context) -> Ints:
+        return self.order_rows(_read_corpus(self), ctx)
+
+    def draw(self, first: int, n: int, ctx: Context) -> Columns:
+        corpus = _read_corpus(self)
+        order = self.order_rows(corpus, ctx)
+        check_range(self, first, n, len(order))
+        return select_rows(corpus, order[first : first + n])
+
+    def draw_inputs(self, n: int, initial: Columns, ctx: Context) -> Columns:
+        """The molecule of row i: that of initial row i mod n_initial."""
+        inputs = {name: column for name, column in initial.items() if name not in SAMPLED_COLUMNS}
+        return select_rows(inputs, np.arange(n) % len(inputs["molecule"]))
+
+
+class NamedMoleculeSource(MoleculeSource):
+    """A source whose files name all molecules, so that `molecules` of them can be drawn before coordinates are read."""
+
+    molecules: int | None
+
+    @abstractmethod
+    def names(self) -> Sequence[str]:
+        """Names of all molecules, in the order of the files."""
+
+    @abstractmethod
+    def read_molecules(self, names: list[str]) -> Iterator[Candidate]:
+        """The molecules of these names."""
+
+    def n_molecules(self) -> int:
+        names = self.names()
+        if self.molecules is not None and self.molecules > len(names):
+            raise SpecError(f"source.molecules: got {self.molecules}; there are {len(names)} molecules. Lower it or remove the key.")
+        return self.molecules or len(names)
+
+    def candidates(self, usable: Sized) -> Iterator[Candidate]:
+        names = self.names()
+        if self.molecules is None:
+            yield from self.read_molecules(list(names))
+            return
+        # rounds in the order of the names; a later round replaces the excluded molecules of earlier ones
+        drawn = RandomStream(("molecules", self.split_seed, "chosen")).generator().permutation(len(names))
+        first = 0
+        while first < len(names) and len(usable) < self.molecules:
+            indices = np.sort(drawn[first : first + self.molecules - len(usable)])
+            first += len(indices)
+            yield from self.read_molecules([names[i] for i in indices])
+
+
+@cached_until_change()
+def _read_corpus(source: MoleculeSource) -> Columns:
+    return concat_rows(list(source.chunks()))
+
+
+def _require_rdkit(source: MoleculeSource) -> None:
+    try:
+        # imports all modules that are needed later: importing one while logs are blocked would unblock them
+        from rdkit.Chem import rdDetermineBonds, rdDistGeom, rdForceFieldHelpers  # noqa: F401
+    except ModuleNotFoundError:
+        raise missing_extra(f"source: {source.name}", "rdkit") from None
+
+
+def _check_candidate(candidate: Candidate, n_conformers: int, exclusions: Exclusions) -> UsableMolecule | None:
+    """The first usable conformers of a molecule; None, with an entry in `exclusions`, if there are too few."""
+    first, reasons, positions = None, list[str](), list[Array]()
+    for mol in candidate.conformers:
+        if reason := mol if isinstance(mol, str) else reason_to_exclude(mol) if first is None else _difference(mol, first):
+            reasons.append(reason)
+            continue
+        first = mol if first is None else first
+        for conformer in mol.GetConformers():
+            position = np.asarray(conformer.GetPositions())
+            if np.isfinite(position).all():
+                positions.append((position - position.mean(axis=0)).astype(np.float32))
+            else:
+                reasons.append("with non-finite coordinates")
+        if len(positions) >= n_conformers:
+            break
+    if len(positions) < n_conformers:
+        reason = reasons[0] if reasons and not positions else f"with fewer than {n_conformers} conformers"
+        exclusions.molecules.setdefault(reason, []).append(candidate.name)
+        return None
+    for reason in reasons:
+        exclusions.conformers.setdefault(reason, []).append(candidate.name)
+    return UsableMolecule(build_graph(first), np.stack(positions[:n_conformers]))
+
+
+def reason_to_exclude(mol: Any, *, needs_coordinates: bool = True) -> str | None:
+    """Why the graph of a molecule, or its first conformer, is unusable; None if it is usable. Sanitizes the molecule."""
+    from rdkit import Chem
+
+    n_atoms = mol.GetNumAtoms()
+    if not 1 < n_atoms <= MAX_ATOMS:
+        return "with a single atom" if n_atoms < 2 else f"with more than {MAX_ATOMS} atoms"
+    if reason := reason_to_exclude_elements([atom.GetAtomicNum() for atom in mol.GetAtoms()]):
+        return reason
+    if any(bond.GetBondType() == Chem.BondType.UNSPECIFIED for bond in mol.GetBonds()):
+        return "with bonds of unspecified type"
+    if len(Chem.GetMolFrags(mol)) > 1:
+        return "with several fragments"
+    if needs_coordinates and not (mol.GetNumConformers() and mol.GetConformer().Is3D()):
+        return "without 3D coordinates"
+    try:
+        Chem.SanitizeMol(mol)
+    except (ValueError, RuntimeError):
+        return "with invalid valences"
+    if any(int(bond.GetBondType()) in DATIVE_BOND_TYPES for bond in mol.GetBonds()):  # sanitizing can create them
+        return "with dative bonds"
+    return "with implicit hydrogens" if any(atom.GetTotalNumHs() for atom in mol.GetAtoms()) else None
+
+
+def reason_to_exclude_elements(z: Sequence[int]) -> str | None:
+    """Why atoms with these atomic numbers are unusable; None if they are usable."""
+    if min(z) < 1 or max(z) > MAX_ATOMIC_NUMBER:
+        return "with unknown elements" if min(z) < 1 else f"with atomic numbers above {MAX_ATOMIC_NUMBER}"
+    return None
+
+
+def _difference(mol: Any, first: Any) -> str | None:
+    return None if _skeleton(mol) == _skeleton(first) else "with other atoms or bonds than the molecule's first conformer"
+
+
+def _skeleton(mol: Any) -> tuple[list[int], set[tuple[int, int]]]:
+    """Atomic numbers, and pairs of bonded atoms."""
+    bonds = {(b.GetBeginAtomIdx(), b.GetEndAtomIdx()) for b in mol.GetBonds()}
+    return [atom.GetAtomicNum() for atom in mol.GetAtoms()], {(min(ends), max(ends)) for ends in bonds}
+
+
+def build_graph(mol: Any) -> MoleculeGraph:
+    """The extended graph of a sanitized molecule, as in GeoDiff (Xu et al. 2022, 2203.02923)."""
+    from rdkit import Chem
+
+    distance = Chem.GetDistanceMatrix(mol)  # number of bonds on the shortest path
+    i, j = np.nonzero(np.triu(distance <= MAX_BOND_DISTANCE, 1))
+    bond_types = np.zeros(distance.shape, np.uint8)
+    for bond in mol.GetBonds():
+        begin, end = bond.GetBeginAtomIdx(), bond.GetEndAtomIdx()
+        bond_types[begin, end] = bond_types[end, begin] = int(bond.GetBondType())
+    n_bonds = distance[i, j].astype(np.uint8)
+    return MoleculeGraph(
+        np.array([atom.GetAtomicNum() for atom in mol.GetAtoms()], np.uint8),
+        np.array([atom.GetFormalCharge() for atom in mol.GetAtoms()], np.int8),
+        np.stack([i, j], axis=1).astype(np.uint16),
+        np.where(n_bonds == 1, bond_types[i, j], 21 + n_bonds).astype(np.uint8),
+        to_smiles(mol),
+    )
+
+
+def to_smiles(mol: Any) -> bytes:
+    """Canonical SMILES without hydrogens, with the stereochemistry of the coordinates."""
+    from rdkit import Chem
+
+    mol = Chem.Mol(mol)
+    Chem.AssignStereochemistryFrom3D(mol)
+    text: str = Chem.MolToSmiles(Chem.RemoveHs(mol))
+    return text.encode()
+
+
+def _to_columns(molecules: Sequence[UsableMolecule], first: int) -> Columns:
+    """One row per conformer; `first` is the number of the first molecule."""
+    graphs = [molecule.graph for molecule in molecules for _ in molecule.positions]
+    return {
+        "molecule": np.repeat(np.arange(first, first + len(molecules)), [len(molecule.positions) for molecule in molecules]),
+        "z": _to_ragged([graph.z for graph in graphs]),
+        "charge": _to_ragged([graph.charge for graph in graphs]),
+        "edges": _to_ragged([graph.edges for graph in graphs]),
+        "edge_type": _to_ragged([graph.edge_type for graph in graphs]),
+        "smiles": Ragged.of_bytes([graph.smiles for graph in graphs]),
+        "position": _to_ragged([conformer for molecule in molecules for conformer in molecule.positions]),
+        "retried": np.zeros(len(graphs), np.uint8),
+    }
+
+
+def _to_ragged(rows: Sequence[Array]) -> Ragged:
+    return Ragged(np.concatenate(rows), np.cumsum([0, *map(len, rows)], dtype=np.int64))

@@ -1,0 +1,101 @@
+"""Conformers of SDF files."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sized
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import groupby
+from pathlib import Path
+from typing import Annotated, Any, ClassVar
+
+from selfloop.errors import DataError
+from selfloop.sources.files import cached_until_change, open_file
+from selfloop.sources.molecule_base import (
+    Candidate,
+    HoldoutShare,
+    MoleculeSource,
+    NConformers,
+    SplitSeed,
+    reason_to_exclude,
+    to_smiles,
+)
+
+MOLECULE_TAG = re.compile(r"^>.*<(MOL_ID|SMILES)>.*\r?\n(.*)", re.MULTILINE)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sdf(MoleculeSource):
+    """Conformers of an SDF file, gzipped or not: one record per conformer, all conformers of a molecule in a row.
+
+    Records belong to one molecule if their tag MOL_ID is equal, or else their tag SMILES, or else their structure. The first
+    `conformers` records of a molecule are used. Raises DataError for a file that ends within a record.
+    """
+
+    name: ClassVar[str] = "sdf"
+    path: Annotated[Path, "file .sdf or .sdf.gz"]
+    conformers: NConformers = 5
+    holdout_share: HoldoutShare = 0.2
+    split_seed: SplitSeed = 0
+
+    def n_molecules(self) -> int:
+        return _count_molecules(self.path, self.conformers)
+
+    def candidates(self, usable: Sized) -> Iterator[Candidate]:
+        for identity, records in groupby(read_records(self.path), key=lambda record: record.tag or record.smiles):
+            yield Candidate(identity, (record.mol or "that cannot be read" for record in records))
+
+
+@dataclass
+class Record:
+    """One record of an SDF file."""
+
+    number: int
+    text: str
+
+    @property
+    def tag(self) -> str:
+        """Name of the molecule by the record's tags; empty without such a tag."""
+        tags = dict(MOLECULE_TAG.findall(self.text))
+        return str(tags.get("MOL_ID") or tags.get("SMILES") or "").strip()
+
+    @cached_property
+    def mol(self) -> Any:
+        """The molecule as written, not sanitized; None if it cannot be read."""
+        from rdkit import Chem, rdBase
+
+        with rdBase.BlockLogs():
+            return Chem.MolFromMolBlock(self.text, sanitize=False, removeHs=False)
+
+    @property
+    def smiles(self) -> str:
+        """The molecule's structure; the number of the record if the molecule is unusable."""
+        from rdkit import rdBase
+
+        with rdBase.BlockLogs():
+            unusable = self.mol is None or reason_to_exclude(self.mol)
+            return f"record {self.number}" if unusable else to_smiles(self.mol).decode()
+
+
+def read_records(path: Path) -> Iterator[Record]:
+    """Every record of an SDF file. Raises DataError if there is none, or if the file ends within a record."""
+    number, lines = 1, list[bytes]()
+    with open_file(path) as file:
+        for line in file:
+            if not line.startswith(b"$$$$"):
+                lines.append(line)
+                continue
+            yield Record(number, b"".join(lines).decode("utf-8", "replace"))
+            number, lines = number + 1, []
+    if b"".join(lines).strip():
+        raise DataError(f"source.path: {path} ends within record {number}, before a line $$$$. Download it again.")
+    if number == 1:
+        raise DataError(f"source.path: {path} has no record of an SDF file. Check the path.")
+
+
+@cached_until_change(maxsize=16)
+def _count_molecules(path: Path, n_conformers: int) -> int:
+    """Maximum number of molecules with that many conformers, counted by tags without reading structures."""
+    runs = [(tag, sum(1 for _ in records)) for tag, records in groupby(read_records(path), key=lambda record: record.tag)]
+    return sum(run // n_conformers if not tag else run >= n_conformers for tag, run in runs)
