@@ -12,8 +12,8 @@ if TYPE_CHECKING:
 
 
 def predict(policy: Policy | str | Mapping[str, Any], n: int = 1000, generations: int = 10) -> PolicyPrediction:
-    """What a policy (a name, a table with a name, or an object) does to a mean and a variance, generation by generation."""
-    from selfloop.spec.spec import component
-    from selfloop.theory.moments import predict as exact
+    """Expected error and variance of a mean and a variance under a policy (a name, a table with a name, or an object)."""
+    from selfloop.spec.components import make_component
+    from selfloop.theory import moments
 
-    return exact(component("policy", policy, "policy"), n, generations)
+    return moments.predict(make_component("policy", policy, "policy"), n, generations)

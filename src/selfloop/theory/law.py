@@ -1,4 +1,4 @@
-"""What a law is: a curve with its conditions and its source."""
+"""A law is a curve with its conditions and its source. Here are also the functions of scenarios that laws share."""
 
 from __future__ import annotations
 
@@ -6,70 +6,83 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from selfloop.component import Scenario
-from selfloop.engine.loop import ScheduleEntry, schedule
-from selfloop.types import Floats, Ints, real, synthetic
+from selfloop.component import Context, Scenario
+from selfloop.policies.schedule import ScheduleEntry, schedule
+from selfloop.rng import RandomStream
+from selfloop.theory.moments import MomentEstimator, moment_curves, moments_are_exact
+from selfloop.types import Floats, Params, real, synthetic
 
-MOST_TAKES = 50_000  # of all generations together; `accumulate` reaches it at generation 315
+MAX_TAKES = 50_000  # of all generations together; `accumulate` reaches it at generation 315
 Kind = Literal["exact", "bound", "asymptotic"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Law:
-    """The expectation over seeds of one metric, for the settings that meet every condition."""
+    """The expectation over seeds of one metric, for the scenarios that meet every condition."""
 
     name: str
     metric: str
     kind: Kind
     source: str  # authors, year, theorem or equation, arXiv id
     conditions: str  # one sentence
-    holds: Callable[[Scenario], bool]
-    values: Callable[[Scenario], Floats]  # at generations 1 .. setting.generations, in the metric's unit
+    is_met: Callable[[Scenario], bool]
+    values: Callable[[Scenario], Floats]  # at generations 1 .. scenario.generations, in the metric's unit
 
     def applies(self, scenario: Scenario) -> bool:
-        """Do all conditions hold? Never for curated rows or models that start from another model."""
-        return not scenario.curated and scenario.start == "scratch" and _is_small(scenario) and self.holds(scenario)
-
-    def curve(self, scenario: Scenario, t: Ints) -> Floats:
-        """The law at generations t, each from 1 to setting.generations."""
-        return self.values(scenario)[t - 1]
+        """True if all conditions are met; never for curated rows or for models that start from another model."""
+        return not scenario.curated and scenario.init_from == "scratch" and _is_small(scenario) and self.is_met(scenario)
 
 
 def _is_small(scenario: Scenario) -> bool:
-    """Moments cost the square of the batches in use: a thousand generations of `accumulate` would take a minute."""
-    return sum(len(stage.plan.takes) for stage in stages(scenario)) <= MOST_TAKES
+    """True if moments take seconds: their cost is quadratic in the batches in use (`accumulate` to t = 1000: a minute)."""
+    return sum(len(entry.plan.takes) for entry in schedule_entries(scenario)) <= MAX_TAKES
 
 
-def stages(scenario: Scenario) -> Iterator[ScheduleEntry]:
-    """What every generation trains on."""
+def schedule_entries(scenario: Scenario) -> Iterator[ScheduleEntry]:
+    """The schedule of a scenario."""
     return schedule(scenario.policy, scenario.n, scenario.generations)
 
 
+def true_params(scenario: Scenario) -> Params:
+    """The true parameters of the source, for sources whose truth does not depend on the seed."""
+    return scenario.source.truth(Context(RandomStream(("law",))))
+
+
+def moment_curve(scenario: Scenario, metric: str, estimator: MomentEstimator | None = None) -> Floats:
+    """One metric of the world of expectations, at generations 1 .. scenario.generations."""
+    return moment_curves(scenario.policy, scenario.n, scenario.generations, estimator)[metric]
+
+
+def has_exact_moments(scenario: Scenario, estimator: MomentEstimator | None = None) -> bool:
+    """True if the world of expectations is exact for the scenario's policy."""
+    return moments_are_exact(scenario.policy, scenario.n, scenario.generations, estimator)
+
+
 def takes_whole_batches(scenario: Scenario) -> bool:
-    """Does every generation take all rows of whichever batches it takes? (A budget may be drawn from them.)"""
-    return all(take.rows == stage.available[take.batch] for stage in stages(scenario) for take in stage.plan.takes)
+    """True if every take has all rows of its batch. (A budget may be drawn from them.)"""
+    return all(take.rows == entry.available[take.batch] for entry in schedule_entries(scenario) for take in entry.plan.takes)
 
 
 def newest_rows(scenario: Scenario) -> list[int] | None:
-    """Training rows of every generation, if each uses all rows of the newest batch and nothing else; None otherwise."""
+    """Training rows of every generation, if each uses all rows of the newest batch and no others; otherwise None."""
     rows = []
-    for stage in stages(scenario):
-        newest = real(1) if stage.t == 1 else synthetic(stage.t - 1)
-        alone = len(stage.plan.takes) == 1 and stage.plan.budget is None
-        if not alone or (stage.plan.takes[0].batch, stage.trained_rows) != (newest, stage.available[newest]):
+    for entry in schedule_entries(scenario):
+        newest = real(1) if entry.t == 1 else synthetic(entry.t - 1)
+        is_only_take = len(entry.plan.takes) == 1 and entry.plan.budget is None
+        if not is_only_take or (entry.plan.takes[0].batch, entry.trained_rows) != (newest, entry.available[newest]):
             return None
-        rows.append(stage.trained_rows)
+        rows.append(entry.trained_rows)
     return rows
 
 
 def all_rows(scenario: Scenario) -> list[int] | None:
-    """Training rows of every generation, if each uses all rows so far alike and no later real ones; None otherwise."""
+    """Training rows of every generation, if each uses all rows so far with equal weights and no fresh real rows; or None."""
     rows = []
-    for stage in stages(scenario):
-        expected = {real(1), *(synthetic(k) for k in range(1, stage.t))}
-        whole = {take.batch: take.rows for take in stage.plan.takes} == dict(stage.available)
-        alike = len({take.weight for take in stage.plan.takes}) == 1 and len(stage.plan.takes) == stage.t
-        if not whole or not alike or stage.plan.budget is not None or set(stage.available) != expected:
+    for entry in schedule_entries(scenario):
+        expected = {real(1), *(synthetic(k) for k in range(1, entry.t))}
+        whole = {take.batch: take.rows for take in entry.plan.takes} == dict(entry.available)
+        equal = len({take.weight for take in entry.plan.takes}) == 1 and len(entry.plan.takes) == entry.t
+        if not whole or not equal or entry.plan.budget is not None or set(entry.available) != expected:
             return None
-        rows.append(stage.trained_rows)
+        rows.append(entry.trained_rows)
     return rows

@@ -1,4 +1,4 @@
-"""Every law, and what they say of one setting."""
+"""All laws, and their curves for one scenario."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ LAWS: tuple[Law, ...] = (*gaussian.LAWS, *discrete.LAWS, *linear.LAWS, *kde.LAWS
 
 
 @dataclass(frozen=True)
-class Prediction:
-    """What a law that applies says of one metric, generation by generation."""
+class LawCurve:
+    """The values of one law for a scenario."""
 
     law: str
     metric: str
@@ -24,10 +24,10 @@ class Prediction:
     values: Floats  # index 0 is generation 1
 
 
-def predictions(scenario: Scenario) -> list[Prediction]:
-    """The curves of all laws whose conditions a setting meets; none where there is no theory."""
+def law_curves(scenario: Scenario) -> list[LawCurve]:
+    """The curves of all laws whose conditions a scenario meets; empty if no law applies."""
     return [
-        Prediction(law.name, law.metric, law.kind, law.source, law.conditions, law.values(scenario))
+        LawCurve(law.name, law.metric, law.kind, law.source, law.conditions, law.values(scenario))
         for law in LAWS
         if law.applies(scenario)
     ]

@@ -6,40 +6,46 @@ from typing import cast
 
 import numpy as np
 
-from selfloop.component import Context, Scenario
-from selfloop.rng import RandomStream
-from selfloop.theory.law import Law
-from selfloop.theory.moments import has_law, moment_curves
+from selfloop.component import Scenario
+from selfloop.theory.law import Law, has_exact_moments, moment_curve, true_params
 from selfloop.types import Floats
+
+
+def _probabilities(scenario: Scenario) -> Floats:
+    return cast(Floats, true_params(scenario)["probabilities"])
+
+
+def _smoothing(scenario: Scenario) -> float:
+    return float(scenario.family.settings()["smoothing"])
 
 
 def _counts_symbols(scenario: Scenario) -> bool:
     return (scenario.family.name, scenario.source.name) == ("discrete", "zipf")
 
 
-def _smoothing(scenario: Scenario) -> float:
-    return float(getattr(scenario.family, "smoothing", 0.0))
+def _has_exact_moments(scenario: Scenario) -> bool:
+    return _counts_symbols(scenario) and not _smoothing(scenario) and has_exact_moments(scenario)
 
 
-def _smoothed(scenario: Scenario) -> bool:
-    symbols = getattr(scenario.family, "symbols", None)
-    replaced = _counts_symbols(scenario) and _smoothing(scenario) > 0 and scenario.policy.name == "replace"
-    return replaced and symbols in (None, len(_probabilities(scenario)))
+def _replaces(scenario: Scenario) -> bool:
+    return _counts_symbols(scenario) and not _smoothing(scenario) and scenario.policy.name == "replace"
 
 
-def _probabilities(scenario: Scenario) -> Floats:
-    return cast(Floats, scenario.source.truth(Context(RandomStream(("law",))))["probabilities"])
+def _replaces_with_smoothing(scenario: Scenario) -> bool:
+    if not _counts_symbols(scenario) or not _smoothing(scenario) or scenario.policy.name != "replace":
+        return False
+    return scenario.family.settings()["n_symbols"] in (None, len(_probabilities(scenario)))
 
 
 def _heterozygosity(scenario: Scenario) -> Floats:
     true = 1 - float((_probabilities(scenario) ** 2).sum())
-    return true * moment_curves(scenario.policy, scenario.n, scenario.generations)["variance_ratio"]
+    return true * moment_curve(scenario, "variance_ratio")
 
 
 def _smoothed_heterozygosity(scenario: Scenario) -> Floats:
     p, n = _probabilities(scenario), scenario.n
     u = _smoothing(scenario) * len(p) / (n + _smoothing(scenario) * len(p))
-    same = float((p**2).sum())  # chance that two rows agree
+    same = float((p**2).sum())  # probability that two rows have the same symbol
     values = []
     for _ in range(scenario.generations):
         same = (1 - u) ** 2 * (1 / n + (1 - 1 / n) * same) + (1 - (1 - u) ** 2) / len(p)
@@ -47,7 +53,7 @@ def _smoothed_heterozygosity(scenario: Scenario) -> Floats:
     return np.array(values)
 
 
-def _support(scenario: Scenario) -> Floats:
+def _support_size(scenario: Scenario) -> Floats:
     p, g, values = _probabilities(scenario), 1.0, []
     for _ in range(scenario.generations):
         values.append(float((-np.expm1(-scenario.n * p * g)).sum()))
@@ -65,32 +71,31 @@ LAWS = (
             "Seddik et al. 2024 (2404.05090) for replace, the Polya urn for accumulate"
         ),
         conditions="Zipf source, discrete family without smoothing, fitted from scratch; budgets with one or two weights.",
-        holds=lambda scenario: (
-            _counts_symbols(scenario)
-            and not _smoothing(scenario)
-            and has_law(scenario.policy, scenario.n, scenario.generations)
-        ),
+        is_met=_has_exact_moments,
         values=_heterozygosity,
     ),
     Law(
         name="smoothed frequencies",
         metric="heterozygosity",
         kind="exact",
-        source="F' = (1-u)^2 (1/n + (1-1/n) F) + (1 - (1-u)^2)/K, u = aK/(n + aK): two of n rows agree; u goes to equal shares",
+        source=(
+            "F' = (1-u)^2 (1/n + (1-1/n) F) + (1 - (1-u)^2)/K, u = aK/(n + aK): F is the probability that two of n rows have "
+            "the same symbol, and a share u of the fit is uniform"
+        ),
         conditions="Zipf source, discrete family with smoothing a over its K symbols, policy replace, fitted from scratch.",
-        holds=_smoothed,
+        is_met=_replaces_with_smoothing,
         values=_smoothed_heterozygosity,
     ),
     Law(
         name="forgetting, at least",
-        metric="support",
+        metric="support_size",
         kind="bound",
         source=(
             "Suresh, Thangaraj, Khandavally 2024 (2412.17646): alive at t with probability 1 - exp(-n p g_t), "
             "g_1 = 1, g_(t+1) = 1 - exp(-g_t); exact for Poisson counts, a lower bound for n rows since (1-x)^n <= exp(-nx)"
         ),
         conditions="Zipf source, discrete family without smoothing, policy replace, fitted from scratch.",
-        holds=lambda scenario: _counts_symbols(scenario) and not _smoothing(scenario) and scenario.policy.name == "replace",
-        values=_support,
+        is_met=_replaces,
+        values=_support_size,
     ),
 )

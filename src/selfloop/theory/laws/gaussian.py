@@ -7,53 +7,48 @@ from typing import cast
 import numpy as np
 from scipy.special import digamma
 
-from selfloop.component import Context, Scenario
-from selfloop.rng import RandomStream
-from selfloop.theory.law import Law, newest_rows
-from selfloop.theory.moments import MomentEstimator, has_law, moment_curves
+from selfloop.component import Scenario
+from selfloop.theory.law import Law, has_exact_moments, moment_curve, newest_rows, true_params
+from selfloop.theory.moments import MomentEstimator
 from selfloop.types import Floats
 
 
-def _learner(scenario: Scenario) -> MomentEstimator:
-    family = scenario.family
-    factor = float(getattr(scenario.sampler, "variance_factor", 1.0))
-    return MomentEstimator(
-        ddof=int(getattr(family, "ddof", 0)), pooled=bool(getattr(family, "pooled", True)), variance_factor=factor
-    )
+def _is_gaussian(scenario: Scenario) -> bool:
+    return (scenario.family.name, scenario.source.name) == ("gaussian", "gaussian")
 
 
-def _holds(scenario: Scenario) -> bool:
-    names = (scenario.family.name, scenario.source.name)
-    return names == ("gaussian", "gaussian") and has_law(scenario.policy, scenario.n, scenario.generations, _learner(scenario))
+def _estimator(scenario: Scenario) -> MomentEstimator:
+    family, sampler = scenario.family.settings(), scenario.sampler.settings()
+    return MomentEstimator(ddof=family["ddof"], pooled=family["pooled"], variance_factor=sampler["variance_factor"])
 
 
-def _moment(scenario: Scenario, metric: str) -> Floats:
-    return moment_curves(scenario.policy, scenario.n, scenario.generations, _learner(scenario))[metric]
+def _moments_are_exact(scenario: Scenario) -> bool:
+    return _is_gaussian(scenario) and has_exact_moments(scenario, _estimator(scenario))
 
 
 def _mean_error(scenario: Scenario) -> Floats:
-    covariance = cast(Floats, scenario.source.truth(Context(RandomStream(("law",))))["covariance"])
-    return float(np.trace(covariance)) * _moment(scenario, "mean_error")
+    trace = float(np.trace(cast(Floats, true_params(scenario)["covariance"])))
+    return trace * moment_curve(scenario, "mean_error", _estimator(scenario))
 
 
-def _rows(scenario: Scenario) -> list[int] | None:
-    names = (scenario.family.name, scenario.source.name)
-    return newest_rows(scenario) if names == ("gaussian", "gaussian") and _learner(scenario).variance_factor > 0 else None
+def _uses_enough_newest_rows(scenario: Scenario) -> bool:
+    if not _is_gaussian(scenario) or _estimator(scenario).variance_factor == 0:
+        return False
+    return min(newest_rows(scenario) or [0]) > int(scenario.source.settings()["dim"])
 
 
-def _log_variance(scenario: Scenario) -> Floats:
-    learner, rows = _learner(scenario), np.array(_rows(scenario), np.float64)
-    d = int(getattr(scenario.source, "dim", 1))
-    fits = digamma((rows[:, None] - np.arange(1, d + 1)) / 2).sum(axis=1) + d * np.log(2 / (rows - learner.ddof))
-    return np.asarray(np.cumsum(fits) + d * np.log(learner.variance_factor) * np.arange(len(rows)), np.float64)
+def _log_variance_ratio(scenario: Scenario) -> Floats:
+    estimator, rows, d = _estimator(scenario), np.array(newest_rows(scenario), np.float64), scenario.source.settings()["dim"]
+    fits = digamma((rows[:, None] - np.arange(1, d + 1)) / 2).sum(axis=1) + d * np.log(2 / (rows - estimator.ddof))
+    return np.asarray(np.cumsum(fits) + d * np.log(estimator.variance_factor) * np.arange(len(rows)), np.float64)
 
 
-_SOURCE = (
+_MOMENTS_SOURCE = (
     "Second moments of any policy, derived in theory/moments.py; special cases: Shumailov et al. 2023 (2305.17493) and "
     "Alemohammad et al. 2023 (2307.01850) for replace, Kazdan et al. 2025 (2410.16713) for accumulate, "
     "He, Xu, Cheng 2025 (2502.18049) for fresh"
 )
-_CONDITIONS = (
+_MOMENTS_CONDITIONS = (
     "Gaussian source and family, any divisor and sampler variance factor, fitted from scratch; budgets with one or two weights."
 )
 
@@ -62,23 +57,23 @@ LAWS = (
         name="moments of the mean",
         metric="mean_error",
         kind="exact",
-        source=_SOURCE,
-        conditions=_CONDITIONS,
-        holds=_holds,
+        source=_MOMENTS_SOURCE,
+        conditions=_MOMENTS_CONDITIONS,
+        is_met=_moments_are_exact,
         values=_mean_error,
     ),
     Law(
         name="moments of the variance",
         metric="variance_ratio",
         kind="exact",
-        source=_SOURCE,
-        conditions=_CONDITIONS,
-        holds=_holds,
-        values=lambda scenario: _moment(scenario, "variance_ratio"),
+        source=_MOMENTS_SOURCE,
+        conditions=_MOMENTS_CONDITIONS,
+        is_met=_moments_are_exact,
+        values=lambda scenario: moment_curve(scenario, "variance_ratio", _estimator(scenario)),
     ),
     Law(
         name="log variance under replacement",
-        metric="log_variance",
+        metric="log_variance_ratio",
         kind="exact",
         source=(
             "E log det of a Wishart matrix (Bartlett 1933) added up over fits: sum over j = 1 .. d of digamma((n_t - j)/2) "
@@ -88,7 +83,7 @@ LAWS = (
             "Gaussian source and family, any divisor and sampler variance factor, all rows of the newest model only, "
             "more than d of them, fitted from scratch."
         ),
-        holds=lambda scenario: min(_rows(scenario) or [0]) > int(getattr(scenario.source, "dim", 1)),
-        values=_log_variance,
+        is_met=_uses_enough_newest_rows,
+        values=_log_variance_ratio,
     ),
 )

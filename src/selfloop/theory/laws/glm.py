@@ -1,7 +1,7 @@
 """Law of logistic and Poisson regression on Gaussian inputs, for many rows.
 
-A maximum-likelihood fit is asymptotically linear: each generation's error is a weighted mean of label noises as in a
-mean, and one noise contributes the trace of the inverse information at the true coefficients.
+A maximum-likelihood fit is asymptotically linear: the error of a generation is a weighted mean of the noises of outcomes,
+as the error of a mean is, and one noise contributes the trace of the inverse information at the true coefficients.
 """
 
 from __future__ import annotations
@@ -9,13 +9,13 @@ from __future__ import annotations
 import numpy as np
 
 from selfloop.component import Scenario
-from selfloop.theory.law import Law, stages, takes_whole_batches
-from selfloop.theory.moments import MomentEstimator, has_law, moment_curves
+from selfloop.theory.law import Law, has_exact_moments, moment_curve, schedule_entries, takes_whole_batches
+from selfloop.theory.moments import MomentEstimator
 from selfloop.types import Floats
 
-KNOWN = MomentEstimator(known=(1.0,))
-FEWEST_ROWS_PER_COEFFICIENT = 50  # below, the curvature of the likelihood adds more than about a tenth
-LARGEST_ERROR = 0.2  # squared; beyond, models are far from the truth, where the information was taken
+KNOWN_NOISE = MomentEstimator(known_variances=(1.0,))
+MIN_ROWS_PER_COEFFICIENT = 50  # with fewer rows the curvature of the likelihood adds more than about a tenth
+MAX_SQUARED_ERROR = 0.2  # larger: models are far from the truth, where the information is evaluated
 
 
 def _information(link: str, norm: float) -> tuple[float, float]:
@@ -28,21 +28,20 @@ def _information(link: str, norm: float) -> tuple[float, float]:
 
 
 def _parameter_error(scenario: Scenario) -> Floats:
-    source = scenario.source
-    along, across = _information(getattr(source, "link", ""), float(getattr(source, "norm", 0.0)))
-    trace = 1 / along + (int(getattr(source, "dim", 1)) - 1) / across
-    return trace * moment_curves(scenario.policy, scenario.n, scenario.generations, KNOWN)["mean_error"]
+    source = scenario.source.settings()
+    along, across = _information(source["link"], source["coefficient_norm"])
+    trace: float = 1 / along + (source["dim"] - 1) / across
+    return trace * moment_curve(scenario, "mean_error", KNOWN_NOISE)
 
 
-def _holds(scenario: Scenario) -> bool:
-    source, family = scenario.source, scenario.family
-    links = {getattr(source, "link", None), getattr(family, "link", None)}
-    if (family.name, source.name) != ("glm", "logistic") or len(links) > 1:
+def _has_many_rows(scenario: Scenario) -> bool:
+    if (scenario.family.name, scenario.source.name) != ("glm", "logistic"):
         return False
-    fewest = min(stage.trained_rows for stage in stages(scenario))
-    enough = fewest >= FEWEST_ROWS_PER_COEFFICIENT * int(getattr(source, "dim", 1))
-    known = has_law(scenario.policy, scenario.n, scenario.generations, KNOWN)
-    return takes_whole_batches(scenario) and enough and known and bool(_parameter_error(scenario).max() <= LARGEST_ERROR)
+    source = scenario.source.settings()
+    enough = min(entry.trained_rows for entry in schedule_entries(scenario)) >= MIN_ROWS_PER_COEFFICIENT * source["dim"]
+    one_link = source["link"] == scenario.family.settings()["link"]
+    has_curve = one_link and enough and takes_whole_batches(scenario) and has_exact_moments(scenario, KNOWN_NOISE)
+    return has_curve and bool(_parameter_error(scenario).max() <= MAX_SQUARED_ERROR)
 
 
 LAWS = (
@@ -55,10 +54,10 @@ LAWS = (
             "first error tr(information^-1)/n"
         ),
         conditions=(
-            f"Gaussian inputs, one link for source and family, {FEWEST_ROWS_PER_COEFFICIENT} rows per coefficient or more in "
-            f"every fit, squared error up to {LARGEST_ERROR:g}, fitted from scratch, budgets with one or two weights."
+            f"Gaussian inputs, one link for source and family, {MIN_ROWS_PER_COEFFICIENT} rows per coefficient or more in "
+            f"every fit, squared error up to {MAX_SQUARED_ERROR:g}, fitted from scratch, budgets with one or two weights."
         ),
-        holds=_holds,
+        is_met=_has_many_rows,
         values=_parameter_error,
     ),
 )

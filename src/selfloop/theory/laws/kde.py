@@ -1,4 +1,4 @@
-"""The law of kernel density estimates of one bandwidth: each generation's kernels widen the next one's rows."""
+"""The law of kernel density estimates of one bandwidth: the kernels of each generation widen the rows of the next one."""
 
 from __future__ import annotations
 
@@ -6,32 +6,31 @@ from typing import cast
 
 import numpy as np
 
-from selfloop.component import Context, Scenario
-from selfloop.rng import RandomStream
-from selfloop.theory.law import Law
-from selfloop.theory.moments import MomentEstimator, has_law, moment_curves
+from selfloop.component import Scenario
+from selfloop.theory.law import Law, has_exact_moments, true_params
+from selfloop.theory.moments import MomentEstimator, moment_curves
 from selfloop.types import Floats
 
 
-def _trace(scenario: Scenario) -> float:
-    return float(np.trace(cast(Floats, scenario.source.truth(Context(RandomStream(("law",))))["covariance"])))
+def _true_trace(scenario: Scenario) -> float:
+    return float(np.trace(cast(Floats, true_params(scenario)["covariance"])))
 
 
-def _learner(scenario: Scenario) -> MomentEstimator:
-    bandwidth, dim = getattr(scenario.family, "bandwidth", 0.0), int(getattr(scenario.source, "dim", 1))
-    return MomentEstimator(kernel=float(bandwidth) ** 2 * dim / _trace(scenario))
+def _estimator(scenario: Scenario) -> MomentEstimator:
+    bandwidth, dim = scenario.family.settings()["bandwidth"], scenario.source.settings()["dim"]
+    return MomentEstimator(kernel_variance=float(bandwidth) ** 2 * dim / _true_trace(scenario))
 
 
-def _holds(scenario: Scenario) -> bool:
+def _has_one_bandwidth(scenario: Scenario) -> bool:
     if (scenario.family.name, scenario.source.name) != ("kde", "gaussian"):
         return False
-    fixed = not isinstance(getattr(scenario.family, "bandwidth", None), str)
-    return fixed and has_law(scenario.policy, scenario.n, scenario.generations, _learner(scenario))
+    is_number = not isinstance(scenario.family.settings()["bandwidth"], str)
+    return is_number and has_exact_moments(scenario, _estimator(scenario))
 
 
 def _second_moment(scenario: Scenario) -> Floats:
-    curves = moment_curves(scenario.policy, scenario.n, scenario.generations, _learner(scenario))
-    return _trace(scenario) * (curves["mean_error"] + curves["variance_ratio"])
+    curves = moment_curves(scenario.policy, scenario.n, scenario.generations, _estimator(scenario))
+    return _true_trace(scenario) * (curves["mean_error"] + curves["variance_ratio"])
 
 
 LAWS = (
@@ -44,7 +43,7 @@ LAWS = (
             "(2410.16713) and Borji 2024 (2410.12954): 1 + (t - 1) h^2 for replace, 1 + h^2 (H_t - 1) for accumulate"
         ),
         conditions="Gaussian source, kernels of one given bandwidth, fitted from scratch; budgets with one or two weights.",
-        holds=_holds,
+        is_met=_has_one_bandwidth,
         values=_second_moment,
     ),
 )
