@@ -24,8 +24,8 @@ from selfloop.types import Columns, Params, TrainingRows
 from test_policies import STRATEGIES, policies
 from tiny_components import FAMILIES
 
-PICTURES, MOLECULES = {"idx", "cifar", "images", "celeba", "hub_images"}, {"sdf", "geom", "qm9"}
-FILES = PICTURES | MOLECULES | {"text", "tinystories", "jsonl", "hub"}  # sources of files; with the tests of sources
+PICTURES, MOLECULES = {"idx", "cifar", "image_folder", "celeba", "hub_images"}, {"sdf", "geom", "qm9"}
+FILES = PICTURES | MOLECULES | {"text", "tinystories", "jsonl", "hub_text"}  # sources of files; with the tests of sources
 BASES = {"finetune"}  # families of given models; with their own tests
 
 

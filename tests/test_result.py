@@ -65,7 +65,7 @@ def test_a_table_that_changed_is_read_again(tmp_path: Path) -> None:
     file = tmp_path / "rows.csv"
     file.write_text("a\n" + "\n".join(map(str, range(20))))
     spec = selfloop.Spec(
-        source={"name": "table", "table": str(file)}, family={"name": "kde", "bandwidth": 1.0}, generations=1, seeds=2
+        source={"name": "table", "path": str(file)}, family={"name": "kde", "bandwidth": 1.0}, generations=1, seeds=2
     )
     before = selfloop.run(spec, tmp_path / "store").curves()["replace"]["nll"]
     file.write_text("a\n" + "\n".join(str(100 * i) for i in range(20)))
@@ -83,7 +83,7 @@ def test_ensembles_verify_whatever_the_threads(tmp_path: Path) -> None:
     settings = {"name": "linear", "dim": 60}
     spec = selfloop.Spec(source=settings, family="linear", n=600, generations=3, seeds=4, policies=["accumulate_subsample"])
     selfloop.run(spec, tmp_path, threads=2)
-    assert verify(spec, tmp_path, 9).wrong == ()
+    assert verify(spec, tmp_path, 9).wrong == []
 
 
 def test_metrics_that_a_source_cannot_answer_are_not_the_default() -> None:

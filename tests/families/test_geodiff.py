@@ -63,7 +63,7 @@ def positions(rows):
 
 def network(smooth=True, hidden=8, dtype=torch.float32):
     torch.manual_seed(1)
-    return Network(hidden, 6, 2, 3, 10.0, smooth).to(dtype)
+    return GeoDiffNetwork(hidden, 6, 2, 3, 10.0, smooth).to(dtype)
 
 
 # The model as the formulas say, one row, every number of a dense table: shares nothing with the package but the parameters.
@@ -158,8 +158,8 @@ def drawn(rows, sigmas, seed=3, dtype=torch.float64):
 
 
 def losses_of(model, rows, noise, sigma):
-    placed = graphs.place(rows, HERE)
-    return diffusion.losses(model, placed, positions(rows).to(noise.dtype), noise, sigma)
+    placed = graphs.build_graphs(rows, HERE)
+    return diffusion.row_losses(model, placed, positions(rows).to(noise.dtype), noise, sigma)
 
 
 def straight_losses(model, rows, noise, sigma, **how):
@@ -213,8 +213,8 @@ def test_the_network_is_torch_geometrics():
     from torch_geometric.nn.models.schnet import InteractionBlock
 
     rows, model = chains(12, 20), network()
-    placed = graphs.place(rows, HERE)
-    extended, edges = graphs.extended_edges(placed, positions(rows)), graphs.edges_within(placed, positions(rows), 10.0)
+    placed = graphs.build_graphs(rows, HERE)
+    extended, edges = graphs.extended_edges(placed, positions(rows)), graphs.cutoff_edges(placed, positions(rows), 10.0)
     local, far = model(placed, extended, edges)
     directed, d = torch.cat([edges.pairs, edges.pairs.flip(0)], 1), edges.length.repeat(2)
     encoder = model.encode_edges
@@ -227,9 +227,9 @@ def test_the_network_is_torch_geometrics():
             layer.load_state_dict(getattr(ours, name).state_dict())
         h = h + theirs(h, directed, d, edge)
     both = torch.cat([h[edges.pairs[0]] * h[edges.pairs[1]], edge[: len(edges.length)]], 1)
-    expected = model.global_head.rest(model.global_head.first(both)).squeeze(1)[: edges.radius]
+    expected = model.global_head.rest(model.global_head.first(both)).squeeze(1)[: edges.n_outside]
     torch.testing.assert_close(far, expected, rtol=1e-4, atol=1e-4)
-    assert torch.equal(edges.pairs[:, edges.radius :], extended.pairs)  # all of it is within the cutoff
+    assert torch.equal(edges.pairs[:, edges.n_outside :], extended.pairs)  # all of it is within the cutoff
     of_local = (edges.kind > 0).repeat(2)
     h = model.local_atoms(placed.z)
     for k, ours in enumerate(model.convolutions):
@@ -238,7 +238,7 @@ def test_the_network_is_torch_geometrics():
         new = theirs(h, directed[:, of_local], edge[of_local])
         h = h + (new.relu() if k < 2 else new)
     both = torch.cat([h[edges.pairs[0]] * h[edges.pairs[1]], edge[: len(edges.length)]], 1)
-    expected = model.local_head.rest(model.local_head.first(both)).squeeze(1)[edges.radius :]
+    expected = model.local_head.rest(model.local_head.first(both)).squeeze(1)[edges.n_outside :]
     torch.testing.assert_close(local, expected, rtol=1e-4, atol=1e-4)
 
 
@@ -248,8 +248,8 @@ def test_a_perceptron_of_one_number_is_read_off_its_lines():
     with torch.no_grad():
         first.weight[3] = 0.0  # a unit without a bend
     length = torch.cat([torch.linspace(0, 20, 200), torch.tensor([0.0, 1e4])]).double()
-    table, bends = piecewise_linear.perceptron(first, second)
-    found = piecewise_linear.Cells.of(torch.bucketize(length, bends), length, table.shape[1]).read(table)
+    table, bends = piecewise_linear.perceptron_pieces(first, second)
+    found = piecewise_linear.PairSegments.of(torch.bucketize(length, bends), length, table.shape[1]).evaluate(table)
     torch.testing.assert_close(found, second(first(length[:, None]).relu()))
 
 
@@ -263,10 +263,10 @@ def test_the_noise_schedules_are_the_published_ones():
 
 def test_levels_are_mirror_images_and_uniform():
     torch.manual_seed(0)
-    levels = diffusion.antithetic(2001, 50, HERE)
+    levels = diffusion.antithetic_levels(2001, 50, HERE)
     assert len(levels) == 2001
     assert torch.equal(levels[1001:], 49 - levels[:1000])
-    counts = torch.bincount(torch.cat([diffusion.antithetic(500, 50, HERE) for _ in range(40)]), minlength=50)
+    counts = torch.bincount(torch.cat([diffusion.antithetic_levels(500, 50, HERE) for _ in range(40)]), minlength=50)
     assert (counts - 400).abs().max() < 5 * (2 * 400) ** 0.5  # pairs: twice the variance
 
 
@@ -283,9 +283,9 @@ def test_the_published_model_has_as_many_parameters_as_its_widths_say():
 
 
 def vectors_of(model, rows, x):
-    placed = graphs.place(rows, HERE)
-    edges = graphs.extended_edges(placed, x), graphs.edges_within(placed, x, 10.0)
-    return [diffusion.to_atoms(placed, each, along) for each, along in zip(edges, model(placed, *edges), strict=True)]
+    placed = graphs.build_graphs(rows, HERE)
+    edges = graphs.extended_edges(placed, x), graphs.cutoff_edges(placed, x, 10.0)
+    return [diffusion.atom_vectors(placed, each, along) for each, along in zip(edges, model(placed, *edges), strict=True)]
 
 
 def test_turning_and_moving_the_atoms_turns_the_vectors():
@@ -318,7 +318,7 @@ def test_numbering_the_atoms_otherwise_numbers_the_vectors_so():
 
 def test_pairs_of_a_batch_are_those_of_each_molecule():
     rows = chains(5, 1, 2, 33, 7)
-    placed = graphs.place(rows, HERE)
+    placed = graphs.build_graphs(rows, HERE)
     expected, first = set(), 0
     for size in (5, 1, 2, 33, 7):
         expected |= {(first + i, first + j) for i, j in combinations(range(size), 2)}
@@ -336,12 +336,12 @@ def test_pairs_of_a_batch_are_those_of_each_molecule():
 def test_an_atom_hears_its_32_nearest_neighbours_and_its_extended_graph():
     rows = chains(40, spread=1.5)
     x = 0.5 * positions(rows)
-    edges = graphs.edges_within(graphs.place(rows, HERE), x, 10.0)
+    edges = graphs.cutoff_edges(graphs.build_graphs(rows, HERE), x, 10.0)
     assert edges.length.max() <= 10
     expected = dense_edges(dense_kinds(rows), distances(x))
     found = torch.zeros_like(expected)
     for a, b in ((0, 1), (1, 0)):
-        hearing = edges.hears[a] == 1
+        hearing = edges.receives[a] == 1
         found[edges.pairs[a, hearing], edges.pairs[b, hearing]] = True
     assert torch.equal(found, expected)
     assert 32 <= expected.sum(1).max() < 39
@@ -361,7 +361,7 @@ def test_the_same_stream_gives_the_same_model_and_another_does_not():
 def test_a_fit_stopped_at_a_step_continues_to_the_same_bits(tmp_path, monkeypatch):
     rows = chains(6, 9, 12, 5, 8)
     family = replace(SMALL, training=replace(SMALL.training, checkpoint_seconds=0.0))
-    whole, losses, calls = fitted(family, rows), diffusion.losses, []
+    whole, losses, calls = fitted(family, rows), diffusion.row_losses, []
 
     def stopping(*arguments):
         calls.append(1)
@@ -379,7 +379,7 @@ def test_a_fit_stopped_at_a_step_continues_to_the_same_bits(tmp_path, monkeypatc
 
 def test_the_loss_of_a_fit_is_the_mean_over_atoms(monkeypatch):
     rows, seen = chains(6, 30), []
-    losses = diffusion.losses
+    losses = diffusion.row_losses
     monkeypatch.setattr(diffusion, "losses", lambda *arguments: seen.append(losses(*arguments)) or seen[-1])
     family = replace(SMALL, training=replace(SMALL.training, steps=1, batch_size=2))
     params = fitted(family, rows)
@@ -451,10 +451,10 @@ def test_sampling_takes_the_published_steps(sampler, moves):
     row, model = chain(12), network(dtype=torch.float64)
     for head in (model.local_head, model.global_head):
         head.load_state_dict({name: tensor / 10 for name, tensor in head.state_dict().items()})
-    placed, alphas = graphs.place(row, HERE), SMALL._alphas()
+    placed, alphas = graphs.build_graphs(row, HERE), SMALL._alphas()
     noises = torch.from_numpy(np.random.default_rng(0).standard_normal((21, 12, 3)))
     with torch.no_grad():
-        found = sampling.conformers(model, placed, alphas, sampler, lambda k: noises[k], None)
+        found = sampling.sample_positions(model, placed, alphas, sampler, lambda k: noises[k], None)
         p, kinds, levels = dict(model.named_parameters()), dense_kinds(row), range(19, 19 - (sampler.steps or 20), -1)
         sigma = np.sqrt((1 - alphas) / alphas)
         x, capped = noises[0] * sigma[-1], []
@@ -463,10 +463,10 @@ def test_sampling_takes_the_published_steps(sampler, moves):
             hears = dense_edges(kinds, d)
             far, local = straight_network(p, placed.z, kinds, d, hears, smooth=True)
             v = straight_vectors(local, kinds > 0, x, d)
-            if sigma[i] < sampler.global_below:
+            if sigma[i] < sampler.global_start_sigma:
                 w = straight_vectors(far, hears & (kinds == 0), x, d)
-                v = v + sampler.global_weight * w * (sampler.clip / w.norm(dim=1, keepdim=True)).clamp(max=1)
-            step = sampler.step * (sigma[i] / 0.01) ** 2
+                v = v + sampler.global_weight * w * (sampler.clip_global / w.norm(dim=1, keepdim=True)).clamp(max=1)
+            step = sampler.step_size * (sigma[i] / 0.01) ** 2
             if moves == "langevin":
                 x = x + step / sigma[i] * v + (2 * step) ** 0.5 * noises[k + 1]
             else:
@@ -514,7 +514,7 @@ def exploding():
 
 def test_a_row_that_is_not_finite_is_tried_again_and_says_so(exploding, monkeypatch):
     rows, params = exploding
-    given, clips, conformers = without_position(rows), [], sampling.conformers
+    given, clips, conformers = without_position(rows), [], sampling.sample_positions
     monkeypatch.setattr(sampling, "conformers", lambda *arguments: clips.append(arguments[-1]) or conformers(*arguments))
     new = SMALL.sample(params, 3, GeoDiffSampler(), given, context("sample"))
     assert new["retried"].tolist() == [0, 1, 0]
@@ -660,7 +660,7 @@ def test_presets_have_the_published_settings_and_enough_rows(preset, promised):
     spec = read_spec(preset, [f"source.path={promised / file}"])
     assert isinstance(spec.family, GeoDiff)
     assert diffusion.sigmas(spec.family._alphas())[-1] == pytest.approx(noise, abs=5e-3)
-    assert (spec.family.hidden, spec.family.levels, spec.family.smooth) == (hidden, levels, "qm9" not in preset)
+    assert (spec.family.hidden, spec.family.noise_levels, spec.family.smooth_cutoff) == (hidden, levels, "qm9" not in preset)
     assert {"replace", "accumulate", "accumulate_subsample"} <= {policy.name for policy in spec.policies}
     assert [metric.threshold for metric in spec.metrics if isinstance(metric, ConformerCoverage)] == [threshold]
     ((_, point),) = resolved_points(spec)
@@ -676,7 +676,7 @@ def test_replace_loses_what_accumulate_keeps(tmp_path):
     """Held-out loss of a small real set at generation 2 over generation 1, in every seed."""
     pytest.importorskip("rdkit")
     spec = Spec(
-        source={"name": "smiles", "molecules": 12, "conformers": 2, "validation": 0.34},
+        source={"name": "smiles", "molecules": 12, "conformers": 2, "holdout_share": 0.34},
         family={
             "name": "geodiff", "hidden": 16, "filters": 16, "interactions": 1, "convolutions": 2, "noise_levels": 50, "beta_end": 0.2,
             "training": {"steps": 60, "batch_size": 8, "learning_rate": 3e-3, "lr_schedule": "cosine"},

@@ -225,7 +225,7 @@ def test_metrics_of_one_chain_are_those_of_the_ensemble() -> None:
 
 
 def ends(table: str, policy: Policy, generations: int, seeds: int) -> tuple[Counter[int], list[Measurement]]:
-    source = TableSource(table=table, split_seed=123456)
+    source = TableSource(dataset=table, split_seed=123456)
     n = (source.n_rows() or 0) - (source.n_holdout() or 0)
     rows = chains(source, policy, n, generations, tuple(range(seeds)), LogLoss())
     assert {row.status for row in rows} <= {None, "separated"}
