@@ -1,4 +1,4 @@
-"""The command line as a user meets it: help, rows on standard output, progress beside it, exit codes."""
+"""The command line: help, measurements on standard output, progress on standard error, exit codes."""
 
 from __future__ import annotations
 
@@ -6,33 +6,45 @@ import json
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
-from test_spec import GAUSSIAN, KDE
 from typer.main import get_command
 
 import tiny_components
+from selfloop.commands import progress
 from selfloop.commands.cli import app
+from selfloop.commands.new import spec_template
+from selfloop.errors import SpecError
+from selfloop.plugins import BUILT_IN
+from selfloop.spec.parse import parse_spec
+from selfloop.store.records import with_checksum
 
 COMMANDS = tuple(get_command(app).commands)  # type: ignore[attr-defined]
-SELFLOOP = [sys.executable, "-c", "import sys; from selfloop.commands.cli import main; sys.argv[0] = 'selfloop'; main()"]
+SELFLOOP = [sys.executable, "-m", "selfloop"]
+KDE = """
+n = 10
+holdout = 5
+generations = 2
+seeds = 2
+policies = ["replace", "accumulate"]
+[source]
+name = "moons"
+[family]
+name = "kde"
+"""
 
 
 @pytest.fixture
 def spec(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A tiny spec in the working folder of the test, which is where its store goes."""
+    """A tiny spec in the working folder of the test, which also holds its store."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("SELFLOOP_STORE", raising=False)
     monkeypatch.setenv("COLUMNS", "200")
     path = tmp_path / "tiny.toml"
-    path.write_text(KDE.replace('["replace"]', '["replace", "accumulate"]'))
+    path.write_text(KDE)
     return path
-
-
-def test_all_commands_of_the_contract_are_there() -> None:
-    expected = {"quickstart", "plan", "run", "predict", "report", "compare", "reproduce", "list", "new", "verify", "gc"}
-    assert expected <= set(COMMANDS)
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -54,20 +66,18 @@ def test_help_and_version_exit_with_0_and_an_unknown_command_with_2() -> None:
 
 def test_json_on_standard_output_is_pure_and_progress_is_on_standard_error(spec: Path) -> None:
     done = subprocess.run([*SELFLOOP, "run", spec, "--json", "-"], capture_output=True, text=True, check=True)
-    rows = [json.loads(line) for line in done.stdout.splitlines()]
-    assert len(rows) == 2 * 2 * 2 * 3  # policies, seeds, generations; nll and the ledger's two
-    assert {tuple(row) for row in rows} == {("policy", "seed", "generation", "metric", "value")}
-    assert "generations" in done.stderr
-    assert (
-        subprocess.run([*SELFLOOP, "run", spec, "--json", "-", "-q"], capture_output=True, text=True, check=True).stderr == ""
-    )
+    lines = [json.loads(line) for line in done.stdout.splitlines()]
+    assert len(lines) == 2 * 2 * 2 * 3  # policies, seeds, generations; nll and the schedule's two metrics
+    assert {tuple(line) for line in lines} == {("policy", "seed", "generation", "metric", "value")}
+    assert done.stderr.splitlines()[0] == "starting ..."
+    assert re.fullmatch(r"4/4 generations, \d+ s elapsed, 0 s remaining", done.stderr.splitlines()[-1])
+    assert tiny_components.selfloop("run", spec, "--json", "-", "-q") == (0, done.stdout, "")
 
 
-def test_rows_are_in_the_spec_s_order_with_axes_and_status(spec: Path) -> None:
-    assert tiny_components.selfloop("run", spec, "--json", "rows.jsonl", "-q", "--set", "sweep={ n = [6, 9] }").code == 0
-    rows = [json.loads(line) for line in Path("rows.jsonl").read_text().splitlines()]
-    places = [(row["n"], row["policy"], row["seed"], row["generation"], row["metric"]) for row in rows]
-    assert places == [
+def test_measurements_are_in_the_order_of_the_spec_with_coordinates(spec: Path) -> None:
+    assert tiny_components.selfloop("run", spec, "--json", "lines.jsonl", "-q", "--set", "sweep={ n = [6, 9] }").code == 0
+    lines = [json.loads(line) for line in Path("lines.jsonl").read_text().splitlines()]
+    assert [(line["n"], line["policy"], line["seed"], line["generation"], line["metric"]) for line in lines] == [
         (n, policy, seed, t, metric)
         for n in (6, 9)
         for policy in ("replace", "accumulate")
@@ -75,22 +85,19 @@ def test_rows_are_in_the_spec_s_order_with_axes_and_status(spec: Path) -> None:
         for t in (1, 2)
         for metric in ("nll", "real_mass", "data_age")
     ]
-    assert all(isinstance(row["value"], float | int) and "status" not in row for row in rows)
+    assert all(isinstance(line["value"], float | int) and "status" not in line for line in lines)
 
 
-def test_a_chain_that_ends_has_a_last_row_with_a_status_and_no_value(spec: Path) -> None:
+def test_a_chain_that_ended_has_a_last_measurement_with_a_status_and_no_value(spec: Path) -> None:
     spec.write_text(
-        'n = 12\ngenerations = 30\nseeds = 4\npolicies = ["replace"]\nmetrics = ["parameter_error"]\n'
+        'n = 12\ngenerations = 20\nseeds = 4\npolicies = ["replace"]\nmetrics = ["parameter_error"]\n'
         '[source]\nname = "logistic"\n[family]\nname = "glm"\n'
     )
-    done = tiny_components.selfloop("run", spec, "--json", "-", "-q")
-    rows = [json.loads(line) for line in done.out.splitlines()]
-    ended = [row for row in rows if row.get("status")]
-    assert ended
-    assert {row["status"] for row in ended} == {"separated"}
-    assert all(row["value"] is None for row in ended)
-    assert all(row["value"] is not None for row in rows if "status" not in row)
-    assert max(sum(row["seed"] == seed for row in ended) for seed in range(4)) == 1
+    lines = [json.loads(line) for line in tiny_components.selfloop("run", spec, "--json", "-", "-q").out.splitlines()]
+    ended = [line for line in lines if line.get("status")]
+    assert {line["status"] for line in ended} == {"separated"}
+    assert all((line["value"] is None) == ("status" in line) for line in lines)
+    assert max(sum(line["seed"] == seed for line in ended) for seed in range(4)) == 1
 
 
 def test_a_run_prints_a_table_and_the_verdicts(spec: Path) -> None:
@@ -100,11 +107,11 @@ def test_a_run_prints_a_table_and_the_verdicts(spec: Path) -> None:
         assert word in done.out
 
 
-def test_plan_says_what_would_run_and_leaves_no_trace(spec: Path) -> None:
+def test_plan_prints_chains_and_stored_generations_and_writes_nothing(spec: Path) -> None:
     done = tiny_components.selfloop("plan", spec)
     assert (done.code, done.err) == (0, "")
-    assert "n = 10" in done.out
-    assert "holdout = 5" in done.out
+    assert "n = 10, holdout = 5" in done.out
+    assert "estimated time left" in done.out
     assert [path.name for path in Path().iterdir()] == ["tiny.toml"]
     tiny_components.selfloop("run", spec, "-q")
     accumulate = next(line for line in tiny_components.selfloop("plan", spec).out.splitlines() if "accumulate" in line)
@@ -122,13 +129,12 @@ def test_predict_needs_no_spec_and_is_exact(spec: Path) -> None:
 
 
 def test_list_names_every_component_and_shows_settings() -> None:
-    from selfloop.plugins import BUILT_IN
-
     everything = tiny_components.selfloop("list")
     assert everything.code == 0
     for kind, components in BUILT_IN.items():
         assert all(name in everything.out for name in components), kind
-    assert "bandwidth" in tiny_components.selfloop("list", "family", "kde").out
+    assert re.search(r'bandwidth +a number above 0.* "scott" +\w+', tiny_components.selfloop("list", "family", "kde").out)
+    assert tiny_components.selfloop("list", "preset", "quickstart_linear").out.startswith("# ")
     assert "Did you mean 'family'" in tiny_components.selfloop("list", "familly").err
     assert tiny_components.selfloop("list", "family", "kdee").code == 2
 
@@ -137,47 +143,79 @@ def test_new_writes_a_spec_that_runs_and_overwrites_nothing(spec: Path) -> None:
     assert tiny_components.selfloop("new", "mine.toml", "--family", "gaussian", "--source", "gaussian").code == 0
     assert tiny_components.selfloop("run", "mine.toml", "-q", "--set", "n=10", "--set", "generations=2").code == 0
     before = Path("mine.toml").read_text()
-    assert "exists already" in tiny_components.selfloop("new", "mine.toml").err
+    assert "already exists" in tiny_components.selfloop("new", "mine.toml").err
     assert Path("mine.toml").read_text() == before
-    assert tiny_components.selfloop("new", "folder/that/is/not.toml").code == 2
+    assert tiny_components.selfloop("new", "missing/folder.toml").code == 2
 
 
-def test_verify_exits_with_1_when_a_record_is_wrong(spec: Path) -> None:
-    nothing = tiny_components.selfloop("verify", spec)
-    assert nothing.code == 2
-    assert nothing.err.endswith("has nothing of this spec as it is set. Run it first.\n")
+@pytest.mark.parametrize(
+    ("family", "source"), [("vae", "digits"), ("gaussian", "gaussian"), ("kde", "moons"), ("linear", "linear")]
+)
+def test_a_template_is_a_spec_and_describes_every_setting(family: str, source: str) -> None:
+    text = spec_template(family, source)
+    assert parse_spec(text, "new").points()
+    uncommented = re.sub(r"^# ([\w.]+ = |\[)", r"\1", text, flags=re.M)
+    spec = parse_spec(re.sub(r"(?m)^(holdout|n|init_from|criteria) = .*|^\[sweep\]|^\"n\".*", "", uncommented), "new", ["n=20"])
+    assert (spec.family, spec.source) == (parse_spec(text, "new").family, parse_spec(text, "new").source)
+    settings = [line for line in text.partition("[source]")[2].splitlines() if re.match(r"# \w+ = ", line)]
+    assert all(re.search(r"  # \S", line) for line in settings)
+
+
+def test_no_template_is_written_for_a_family_that_cannot_model_the_source() -> None:
+    with pytest.raises(SpecError, match="transformer models the columns text; digits has image"):
+        spec_template("transformer", "digits")
+
+
+def test_a_template_has_no_holdout_if_the_source_splits_itself() -> None:
+    assert "# holdout = " not in spec_template("transformer", "tinystories")
+    assert "# holdout = " in spec_template("vae", "digits")
+
+
+def test_verify_exits_with_1_if_a_record_is_wrong(spec: Path) -> None:
+    nothing = tiny_components.selfloop("verify", spec, "-q")
+    assert (nothing.code, nothing.err.endswith("has no record of this spec. Run the spec first.\n")) == (2, True)
     assert not Path(".selfloop").exists()
     tiny_components.selfloop("run", spec, "-q")
-    assert tiny_components.selfloop("verify", spec).code == 0
+    assert tiny_components.selfloop("verify", spec, "-q").code == 0
     records = sorted(Path(".selfloop/records").rglob("*.json"))
     bodies = [json.loads(path.read_bytes())["body"] for path in records]
-    from selfloop.store.identity import digest
-
-    bodies[0]["result"], bodies[0]["stamp"] = bodies[1]["result"], bodies[1]["stamp"]
-    text = json.dumps(bodies[0]).encode()
-    records[0].write_bytes(b'{"body": %b, "check": "%b"}' % (text, digest(text).encode()))
-    done = tiny_components.selfloop("verify", spec)
-    assert done.code == 1
-    assert records[0].stem in done.out
+    wrong = {**bodies[0], "result": bodies[1]["result"], "file_stat": bodies[1]["file_stat"]}
+    records[0].write_bytes(with_checksum(json.dumps(wrong).encode()))
+    done = tiny_components.selfloop("verify", spec, "--records", "9")
+    assert (done.code, done.err.splitlines()[-1][:11]) == (1, "2/2 records")
+    assert re.search(rf"wrong: .*{records[0].stem}.*\n1 of 2 recomputed records agree \(2 stored\)", done.out)
 
 
-def test_gc_keeps_what_is_used_and_wants_a_store(spec: Path) -> None:
-    assert "there is none" in tiny_components.selfloop("gc").err
+def test_gc_keeps_the_records_of_given_specs_and_needs_a_store(spec: Path) -> None:
+    assert "does not exist" in tiny_components.selfloop("gc").err
     tiny_components.selfloop("run", spec, "-q")
-    assert tiny_components.selfloop("gc", spec).out.startswith("deleted 0 files")
-    Path("other.toml").write_text(GAUSSIAN)
-    assert not tiny_components.selfloop("gc", "other.toml").out.startswith("deleted 0 files")
+    assert tiny_components.selfloop("gc").out.startswith("deleted 0 files")
+    assert tiny_components.selfloop("gc", "--keep", spec).out.startswith("deleted 0 files")
+    assert tiny_components.selfloop("gc", "--keep", spec, "--set", "n=11").out.startswith("deleted 4 files")
     assert tiny_components.files_of(Path(".selfloop")) == []
+    assert tiny_components.selfloop("gc", spec).code == 2
 
 
 def test_compare_shows_paired_differences(spec: Path) -> None:
     done = tiny_components.selfloop("compare", spec, "-q")
     assert (done.code, done.err) == (0, "")
     assert "replace - accumulate" in done.out
+    assert "independent draws" not in done.out
     assert "Allowed: " in tiny_components.selfloop("compare", spec, "-q", "--metric", "nlll").err
+    assert "not every spec measures it" in tiny_components.selfloop("compare", spec, "-q", "--metric", "accuracy").err
 
 
-def test_the_store_is_the_option_s_then_the_variable_s_then_the_folder_s(spec: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_reproduce_lists_papers_with_their_claims() -> None:
+    done = tiny_components.selfloop("reproduce", "--list")
+    assert (done.code, done.err) == (0, "")
+    assert "kazdan2025" in done.out
+    assert "replace > accumulate_subsample > accumulate" in done.out
+    assert "Name a paper" in tiny_components.selfloop("reproduce").err
+
+
+def test_the_store_is_the_folder_of_the_option_else_of_the_variable_else_the_default(
+    spec: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     tiny_components.selfloop("run", spec, "-q")
     monkeypatch.setenv("SELFLOOP_STORE", "named")
     tiny_components.selfloop("run", spec, "-q")
@@ -187,34 +225,53 @@ def test_the_store_is_the_option_s_then_the_variable_s_then_the_folder_s(spec: P
     assert stores[0] == stores[1] == stores[2]
 
 
-@pytest.mark.parametrize("target", ["nowhere/rows.jsonl", "."])
-def test_a_file_that_rows_cannot_go_to_is_one_sentence_before_any_work(spec: Path, target: str) -> None:
+@pytest.mark.parametrize("target", ["missing/lines.jsonl", "."])
+def test_a_file_that_cannot_be_written_is_an_error_before_the_run(spec: Path, target: str) -> None:
     done = tiny_components.selfloop("run", spec, "-q", "--json", target)
     assert done.code == 2
     assert done.err.startswith(f"selfloop: --json {target}: ")
     assert not Path(".selfloop").exists()
 
 
-def test_a_reader_that_stops_early_is_no_error(spec: Path) -> None:
+def test_a_reader_of_standard_output_that_stops_early_causes_no_error(spec: Path) -> None:
     pipe = subprocess.run(
-        f'{sys.executable} -c "{SELFLOOP[2]}" run {spec} --json - -q --set seeds=200 | head -1',
+        f"{sys.executable} -m selfloop run {spec} --json - -q --set seeds=200 | head -1",
         shell=True, capture_output=True, text=True, check=True,
     )  # fmt: skip
     assert pipe.stderr == ""
     assert json.loads(pipe.stdout)["policy"] == "replace"
 
 
-def test_a_picture_that_is_left_out_is_one_line_and_not_a_line_of_code(spec: Path, tmp_path: Path) -> None:
+def test_progress_prints_a_line_at_once_and_one_while_the_work_reports_nothing(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(progress, "PRINT_SECONDS", 0.05)
+    monkeypatch.setattr(progress, "POLL_SECONDS", 0.01)
+    with progress.show_progress(quiet=False) as update:
+        assert capsys.readouterr().err == "starting ...\n"
+        time.sleep(0.2)
+        assert capsys.readouterr().err.startswith("0 s elapsed\n")
+        assert update is not None
+        update(1, 4)
+        time.sleep(0.2)
+        assert "1/4 generations, 0 s elapsed, 1 s remaining\n" in capsys.readouterr().err
+    with progress.show_progress(quiet=True) as update:
+        assert update is None
+    assert progress.PRINT_SECONDS + progress.POLL_SECONDS < 5
+
+
+@pytest.mark.slow
+def test_a_skipped_image_is_one_line_without_the_line_of_code(spec: Path, tmp_path: Path) -> None:
     from PIL import Image
 
-    folder = tmp_path / "pictures"
+    folder = tmp_path / "images"
     folder.mkdir()
     for number in range(12):
         Image.new("L", (8, 8), 20 * number).save(folder / f"{number:02}.png")
     (folder / "05.png").write_bytes((folder / "05.png").read_bytes()[:45])
     head = 'n = 6\nholdout = 3\ngenerations = 1\nseeds = 1\npolicies = ["replace"]\nmetrics = ["pixel_std"]\n'
     family = '[family]\nname = "vae"\nlatent = 2\nhidden = 4\ntraining = { steps = 2 }\n'
-    spec.write_text(f'{head}[source]\nname = "images"\npath = "{folder}"\ndamaged = "skip"\n{family}')
+    spec.write_text(f'{head}[source]\nname = "image_folder"\npath = "{folder}"\non_bad_image = "skip"\n{family}')
     done = subprocess.run([*SELFLOOP, "run", spec, "-q"], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert re.fullmatch(r"selfloop: source\.images: left out 1 of 12 pictures: .*05\.png: .*\n", done.stderr)
+    assert re.fullmatch(r"selfloop: source\.image_folder: .* 1 of 12 images.*05\.png: .*\n", done.stderr)

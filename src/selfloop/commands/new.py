@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import MISSING, fields
 from typing import Any
 
@@ -83,6 +84,7 @@ def _setting_line(setting: SettingInfo) -> str:
         text = f'{setting.name} = "..."'
     else:
         text = f"# {setting.name}" + ("" if setting.default is None else f" = {toml_value(setting.default)}")
-    words = setting.type if setting.type.startswith('"') else ""  # the allowed words of a setting
-    comment = "; ".join(filter(None, (setting.description, words)))
-    return f"{text:30}{'# ' + comment if comment else ''}".rstrip()
+    words = re.findall(r'"[^"]+"', setting.type)
+    is_choice = " or ".join(words) == setting.type and not all(word.strip('"') in setting.description for word in words)
+    comment = "; ".join(filter(None, (setting.description, setting.type if is_choice else "")))
+    return f"{text:28}  # {comment}" if comment else text
