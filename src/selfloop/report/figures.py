@@ -1,9 +1,9 @@
-"""Figures: a Vega-Lite description with a name and words, drawn as SVG, PNG and PDF, or live in a browser."""
+"""Figures: a Vega-Lite description with a name and words, drawn as SVG, PNG and PDF, or interactively in a browser."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,15 +11,17 @@ from typing import Any
 import numpy as np
 import vl_convert
 
-from selfloop.report.category_shares import caption_of, describe_shares, shares_chart
-from selfloop.report.charts import Scale, draws_chains, elsewhere, ledger_chart, panel_chart, value_scale
-from selfloop.report.theme import PAPER, Style, policy_styles, show
-from selfloop.report.values import Coordinates, Ledger, Panel, Report, Shares
+from selfloop.policies.schedule import ScheduleEntry
+from selfloop.report.category_shares import describe_shares, shares_caption, shares_chart
+from selfloop.report.charts import ValueAxis, draws_chains, fit_value_axis, other_scale_curves, panel_chart, schedule_chart
+from selfloop.report.theme import PAPER, Style, format_number, policy_styles
+from selfloop.report.values import CategoryShares, Panel, Report
+from selfloop.types import Coordinates
 
 
 @dataclass(frozen=True, kw_only=True)
 class Figure:
-    """A figure with a file name, words for who cannot see it, what its lines are, and its Vega-Lite description."""
+    """A figure: file name, alternative text, caption and Vega-Lite description."""
 
     name: str
     alt: str
@@ -27,7 +29,7 @@ class Figure:
     spec: Mapping[str, Any]
 
     def svg(self) -> str:
-        """The figure, on a transparent ground."""
+        """The figure on a transparent background."""
         return vl_convert.vegalite_to_svg(dict(self.spec))
 
 
@@ -38,93 +40,89 @@ def describe_coordinates(coordinates: Coordinates) -> str:
 
 def panel_figure(panel: Panel, styles: Mapping[str, Style]) -> Figure:
     """The curves of one metric at one point of the sweep."""
-    scale, where = value_scale(panel), describe_coordinates(panel.coordinates)
+    axis, point = fit_value_axis(panel), describe_coordinates(panel.coordinates)
     return Figure(
-        name=slug(f"{panel.metric} {where}"),
-        alt=_describe(panel, where),
-        caption=_caption(panel, scale),
-        spec=panel_chart(panel, styles, scale, where or panel.title),
+        name=to_file_name(f"{panel.metric} {point}"),
+        alt=_describe_panel(panel, point),
+        caption=_panel_caption(panel, axis),
+        spec=panel_chart(panel, styles, axis, point or panel.title),
     )
 
 
-def ledger_figure(ledgers: Sequence[Ledger], styles: Mapping[str, Style]) -> Figure:
+def schedule_figure(schedules: Mapping[str, Sequence[ScheduleEntry]], styles: Mapping[str, Style]) -> Figure:
     """Rows trained on, real mass and mean data age of every policy."""
-    last = "; ".join(f"{each.policy}: {show(each.real_mass[-1])} real, age {show(each.data_age[-1])}" for each in ledgers)
+    last = "; ".join(
+        f"{policy}: {format_number(entries[-1].real_mass)} real, age {format_number(entries[-1].data_age)}"
+        for policy, entries in schedules.items()
+    )
     return Figure(
         name="training-data",
         alt=f"Rows trained on, real mass and mean data age by generation. At the last generation, {last}.",
         caption="Rows of one epoch of each generation's fit. Real mass: share of rows × weight that is real. Age: generations "
-        "since a batch came into being, counted from 1.",
-        spec=ledger_chart(ledgers, styles, "What each generation trains on"),
+        "since a batch was drawn, counted from 1.",
+        spec=schedule_chart(schedules, styles, "Training data of each generation"),
     )
 
 
-def shares_figure(shares: Shares, styles: Mapping[str, Style]) -> Figure:
-    """How samples spread over classes, or how many have each attribute."""
-    where = describe_coordinates(shares.coordinates)
+def shares_figure(shares: CategoryShares, styles: Mapping[str, Style]) -> Figure:
+    """Shares of sampled rows by class, or with each attribute."""
+    point = describe_coordinates(shares.coordinates)
     title = {"class": "Samples by mode", "attribute": "Samples with each attribute"}[shares.kind]
     return Figure(
-        name=slug(f"{shares.kind}-shares {where}"),
-        alt=f"{where}: {describe_shares(shares)}" if where else describe_shares(shares),
-        caption=caption_of(shares),
-        spec=shares_chart(shares, styles, where or title),
+        name=to_file_name(f"{shares.kind}-shares {point}"),
+        alt=f"{point}: {describe_shares(shares)}" if point else describe_shares(shares),
+        caption=shares_caption(shares),
+        spec=shares_chart(shares, styles, point or title),
     )
 
 
 def report_figures(report: Report) -> list[Figure]:
-    """Every figure that is a Vega-Lite description: the panels in their order, shares of samples, then the ledger."""
+    """Every figure with a Vega-Lite description: the panels in their order, shares of samples, then the training data."""
     styles = policy_styles(report.policies())
     figures = [panel_figure(panel, styles) for panel in report.panels]
     figures += [shares_figure(shares, styles) for shares in report.shares]
-    return [*figures, ledger_figure(report.ledgers, styles)] if report.ledgers else figures
+    return [*figures, schedule_figure(report.schedules, styles)] if report.schedules else figures
 
 
-def save_svg(svg: str, stem: Path) -> list[Path]:
-    """The picture as SVG, PNG (twice the size) and PDF on a light ground; returns the files."""
-    ground = f'<rect width="100%" height="100%" fill="{PAPER}"/>'
-    svg = re.sub(r"<svg [^>]*>", lambda found: found.group() + ground, svg, count=1)
-    contents = {"svg": svg.encode(), "png": vl_convert.svg_to_png(svg, scale=2), "pdf": vl_convert.svg_to_pdf(svg)}
-    paths = [stem.with_name(f"{stem.name}.{kind}") for kind in contents]
-    for path, content in zip(paths, contents.values(), strict=True):
-        path.write_bytes(content)
+def save_svg(svg: str, stem: Path, formats: Collection[str] = ("svg", "png", "pdf")) -> list[Path]:
+    """Save an SVG on a light background in these formats, PNG at twice the size; returns the files."""
+    background = f'<rect width="100%" height="100%" fill="{PAPER}"/>'
+    svg = re.sub(r"<svg [^>]*>", lambda match: match.group() + background, svg, count=1)
+    converters = {"svg": str.encode, "png": lambda text: vl_convert.svg_to_png(text, scale=2), "pdf": vl_convert.svg_to_pdf}
+    paths = [stem.with_name(f"{stem.name}.{name}") for name in formats]
+    for path, name in zip(paths, formats, strict=True):
+        path.write_bytes(converters[name](svg))
     return paths
 
 
-def slug(text: str) -> str:
-    """The text as a file name."""
+def to_file_name(text: str) -> str:
+    """The text as a file name without extension."""
     return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:80] or "figure"
 
 
-def _describe(panel: Panel, where: str) -> str:
+def _describe_panel(panel: Panel, point: str) -> str:
     ends = []
     for curve in panel.curves:
-        means = [(t, x) for t, x in zip(curve.generations, curve.mean, strict=True) if np.isfinite(x)]
+        means = [(t, x) for t, x in enumerate(curve.summary.mean.tolist(), 1) if np.isfinite(x)]
         if means:
             (first, a), (last, b) = means[0], means[-1]
-            ends.append(f"{curve.policy} from {show(a)} at generation {first} to {show(b)} at {last}")
-    return f"{panel.title}{f' at {where}' if where else ''} by generation: {'; '.join(ends) or 'no values'}."
+            ends.append(f"{curve.policy} from {format_number(a)} at generation {first} to {format_number(b)} at {last}")
+    return f"{panel.title}{f' at {point}' if point else ''} by generation: {'; '.join(ends) or 'no values'}."
 
 
-def _caption(panel: Panel, scale: Scale) -> str:
-    seeds = sorted({curve.seeds for curve in panel.curves})
+def _panel_caption(panel: Panel, axis: ValueAxis) -> str:
+    seeds = sorted({len(curve.values) for curve in panel.curves})
     counts = " to ".join(dict.fromkeys(f"{n:,}" for n in (seeds[0], seeds[-1]))) if seeds else "0"
     parts = [f"Lines and markers: mean over {counts} {'seed' if counts == '1' else 'seeds'}; bands: its 95 % interval"]
     parts += ["thin lines: single chains"] * any(map(draws_chains, panel.curves))
-    parts += ["dotted: median, ended chains counted as worst"] * any(len(curve.median) > 0 for curve in panel.curves)
+    parts += ["dotted: median, ended chains counted as worst"] * any(curve.has_ended_chains for curve in panel.curves)
     sources = dict.fromkeys(f"{law.name} ({law.source})" for law in panel.laws if law.source)
     laws = f" Laws: {'; '.join(sources)}." if sources else ""
-    return "; ".join(parts) + "." + laws + _other_scales(panel) + _cut(panel) * scale.cut
-
-
-def _other_scales(panel: Panel) -> str:
-    cites = dict.fromkeys(f"{each.label}, {each.source}" for each in elsewhere(panel))
-    if not cites:
-        return ""
-    return (
-        f" Pale and dashed: published curves of another scale ({'; '.join(cites)}), each moved up or down as a whole to begin "
-        "where the measured one does. Compare how they rise and fall; levels depend on model, data and vocabulary."
-    )
-
-
-def _cut(panel: Panel) -> str:
-    return f" Intervals{' and curves of another scale' * bool(elsewhere(panel))} are cut at the edge of the figure."
+    other_scales, cites = "", dict.fromkeys(f"{curve.label}, {curve.source}" for curve in other_scale_curves(panel))
+    if cites:
+        other_scales = (
+            f" Pale and dashed: published curves at a different scale ({'; '.join(cites)}), each shifted up or down to start "
+            "at the measured mean. Compare only how they rise and fall; levels depend on model, data and vocabulary."
+        )
+    cut = f" Intervals{' and curves of a different scale' * bool(cites)} are cut at the edge of the figure."
+    return "; ".join(parts) + "." + laws + other_scales + cut * axis.cut

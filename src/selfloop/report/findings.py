@@ -1,4 +1,4 @@
-"""What a report says in words: growth laws, turning points, and the published orders of policies, with their numbers."""
+"""Findings of a report as sentences with their numbers: orders of policies, trends, inflection points, changes of modes."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from selfloop.published.claims import claimed_orders, unmodified_policies
-from selfloop.report.theme import show, show_interval
+from selfloop.report.theme import format_interval, format_number
 from selfloop.stats.comparison import FIRST_COMPARED, Comparison, compare
-from selfloop.stats.intervals import Interval, mean_interval
+from selfloop.stats.intervals import mean_interval
 from selfloop.stats.trend import MIN_GENERATIONS, fit_trend, inflection_point, rise_after_minimum
 from selfloop.types import Floats
 
@@ -18,80 +18,76 @@ if TYPE_CHECKING:
 
 
 def findings(result: Result) -> Iterator[str]:
-    """One sentence each, on the risk at every point of the sweep, and on what became of the modes."""
-    for coordinates, point in result.points.items():
-        main = point.risk_metric() or ""
-        where = "".join(f", {key} = {value}" for key, value in coordinates)
-        curves = {label: measured[main] for label, measured in result.curves(coordinates).items() if main in measured}
-        if point.generations < 3:
+    """One sentence for each finding about the risk and the modes at every point of the sweep."""
+    for point in result.points:
+        spec, curves = point.spec, result.curves(point.coordinates)
+        if spec.generations < 3:
             continue
-        for order in claimed_orders(unmodified_policies(point)):
-            if set(order) <= set(curves):
-                yield _order_sentence(order, curves, f"{main}{where}")
-        for label, values in curves.items():
-            if point.generations >= MIN_GENERATIONS:
-                growth = fit_trend(values)
-                law = f"follows a {growth.kind} law" if growth.kind else f"growth law undecided ({growth.reason})"
-                yield f"{label}{where}: {main} {law}."
-            if turn := turning_sentence(values, main):
-                yield f"{label}{where}: {turn}"
-        for label, measured in result.curves(coordinates).items():
+        risk, suffix = spec.risk_metric() or "", "".join(f", {key} = {value}" for key, value in point.coordinates)
+        risks = {label: measured[risk] for label, measured in curves.items() if risk in measured}
+        for order in claimed_orders(unmodified_policies(spec)):
+            if set(order) <= set(risks):
+                yield order_sentence(order, risks, f"{risk}{suffix}")
+        for label, values in risks.items():
+            if spec.generations >= MIN_GENERATIONS:
+                trend = fit_trend(values)
+                decision = f"follows a {trend.kind} trend" if trend.kind else f"has no decided trend ({trend.reason})"
+                yield f"{label}{suffix}: {risk} {decision}."
+            if minimum := minimum_sentence(values, risk):
+                yield f"{label}{suffix}: {minimum}"
+        for label, measured in curves.items():
             if modes := mode_sentence(measured):
-                yield f"{label}{where}: {modes}"
+                yield f"{label}{suffix}: {modes}"
 
 
-def turning_sentence(curves: Floats, metric: str) -> str | None:
-    """Where a curve that first falls is lowest, and what it does after; None for one that rises from the start."""
+def minimum_sentence(curves: Floats, metric: str) -> str | None:
+    """The minimum of a curve that first falls, and the rise after it; None for a curve that rises from the start."""
     mean, generations = curves.mean(axis=0), curves.shape[1]
-    if not mean.min() < mean[0]:  # a chain without a value is no fall
+    if not mean.min() < mean[0]:  # also if a chain has ended: its mean is NaN
         return None
     lowest = int(mean.argmin()) + 1
     if lowest == generations:
         return f"{metric} is lowest at the last generation, {lowest}: no inflection point so far."
-    rise = f"it rises by {_interval(rise_after_minimum(curves))} from there to generation {generations}"
-    turn = inflection_point(curves)
-    if turn is None:
+    rise = f"it rises by {format_interval(rise_after_minimum(curves))} from there to generation {generations}"
+    point = inflection_point(curves)
+    if point is None:
         return f"{metric} is lowest at generation {lowest}; {rise}, which is not enough to call it an inflection point."
-    limits = f" [{turn.low:.0f}, {turn.high:.0f}]" if turn.low is not None and turn.high is not None else ""
-    known = "" if limits else " One seed gives the inflection point no interval."
-    return f"{metric} has its inflection point at generation {lowest}{limits}, where it is lowest; {rise}.{known}"
+    has_limits = point.low is not None and point.high is not None
+    limits = f" [{point.low:.0f}, {point.high:.0f}]" if has_limits else ""
+    reason = "" if has_limits else " With one seed the inflection point has no interval."
+    return f"{metric} has its inflection point at generation {lowest}{limits}, where it is lowest; {rise}.{reason}"
 
 
 def mode_sentence(measured: Mapping[str, Floats]) -> str | None:
-    """How mode entropy, and with it the number of modes, changed from the first to the last generation; None if unknown."""
+    """The change of mode entropy and of the number of modes over the generations; None if it was not measured."""
     entropy, modes = measured.get("mode_entropy"), measured.get("modes")
     change = None if entropy is None else mean_interval(entropy[:, -1] - entropy[:, 0])
     if entropy is None or change is None or change.estimate is None:
         return None
-    first, last = (show(float(side.mean())) for side in (entropy[:, 0], entropy[:, -1]))
-    told = f"mode entropy {first} at generation 1, {last} at generation {entropy.shape[1]}: "
+    first, last = (format_number(float(values.mean())) for values in (entropy[:, 0], entropy[:, -1]))
+    sentence = f"mode entropy {first} at generation 1, {last} at generation {entropy.shape[1]}: "
     if change.low is None or change.high is None:
-        told += f"a change of {show(change.estimate)}, to which these seeds give no interval"
+        sentence += f"a change of {format_number(change.estimate)}, without an interval for these seeds"
     elif change.low <= 0 <= change.high:
-        told += f"the change, {_interval(change)}, may be none"
+        sentence += f"the interval of the change, {format_interval(change)}, contains 0"
     else:
-        told += f"it {'fell' if change.high < 0 else 'rose'}, a change of {_interval(change)}"
+        sentence += f"it {'fell' if change.high < 0 else 'rose'}, a change of {format_interval(change)}"
     if modes is not None:
-        told += f"; modes {show(float(modes[:, 0].mean()))} → {show(float(modes[:, -1].mean()))}"
-    return f"{told}."
+        sentence += f"; modes {format_number(float(modes[:, 0].mean()))} → {format_number(float(modes[:, -1].mean()))}"
+    return f"{sentence}."
 
 
-def _order_sentence(order: Sequence[str], curves: Mapping[str, Floats], what: str) -> str:
-    """Does a published order hold from generation 3 on? With the difference that decides each of its links."""
-    links = [compare(curves, higher, lower, claimed=True) for higher, lower in pairwise(order)]
-    answers = {link.answer for link in links}
+def order_sentence(order: Sequence[str], curves: Mapping[str, Floats], risk: str) -> str:
+    """Whether a claimed order of policies holds from the first compared generation on, with the differences that decide."""
+    pairs = [compare(curves, higher, lower, claimed=True) for higher, lower in pairwise(order)]
+    answers = {pair.answer for pair in pairs}
     answer = "violated" if "violated" in answers else "holds" if answers == {"holds"} else "undecided"
-    numbers = "; ".join(filter(None, map(_link, links)))
-    return f"{' > '.join(order)} at every t ≥ {FIRST_COMPARED}: {answer}. Smallest paired differences in {what}: {numbers or 'none'}."
+    return (
+        f"{' > '.join(order)} at every t ≥ {FIRST_COMPARED}: {answer}. "
+        f"Smallest paired differences in {risk}: {'; '.join(map(_smallest_difference, pairs))}."
+    )
 
 
-def _link(link: Comparison) -> str:
-    tightest = link.tightest()
-    if tightest is None:
-        return f"{link.higher} − {link.lower} has none"
-    t, difference = tightest
-    return f"{link.higher} − {link.lower} {_interval(difference)} at t = {t}"
-
-
-def _interval(each: Interval) -> str:
-    return show_interval(each.estimate, each.low, each.high)
+def _smallest_difference(pair: Comparison) -> str:
+    names, tightest = f"{pair.higher} − {pair.lower}", pair.tightest()
+    return f"{names} has none" if tightest is None else f"{names} {format_interval(tightest[1])} at t = {tightest[0]}"

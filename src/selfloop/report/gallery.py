@@ -1,30 +1,26 @@
-"""Rows to look at, next to real ones: images, points and numbers as one picture; texts and tables as text."""
+"""Views of example rows beside real rows: images, points and numbers as a picture, texts and tables as text."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from selfloop.report.image_grid import is_image, mosaic_of
-from selfloop.report.molecules import Scene, is_molecules, scenes
-from selfloop.report.picture_grid import CELL, generations_of, picture_of, text_at
-from selfloop.report.text_rows import Story, stories
-from selfloop.report.theme import GRID, INK, MUTED, Style, show
+from selfloop.report.image_grid import fit_image_grid, is_image
+from selfloop.report.molecules import MoleculeView, is_molecules, view_molecules
+from selfloop.report.picture_grid import CELL, draw_grid, gallery_generations, svg_text
+from selfloop.report.text_rows import TextRow, read_text_rows
+from selfloop.report.theme import GRID, INK, MUTED, Style, format_number
 from selfloop.report.values import Gallery
 from selfloop.types import Array, Column, Columns, ColumnType, Floats, Ragged, count_rows
 
-_TURNING = (
-    "All pictures of a molecule are drawn to one scale and turn together. Samples with the atoms and bonds of the real "
-    "molecule are laid on it; atoms outside a block are cut off. First seed."
-)
-_POINTS, _CELL_LETTERS, _TABLE_ROWS, _TABLE_COLUMNS = 300, 420, 5, 8
+MAX_POINTS, MAX_CELL_CHARACTERS, MAX_TABLE_ROWS, MAX_TABLE_COLUMNS = 300, 420, 5, 8
 
 
 @dataclass(frozen=True, kw_only=True)
-class Block:
-    """Table rows of one policy at one generation, or real ones."""
+class GalleryTable:
+    """Rows of one policy at one generation, or real rows, as cells of text."""
 
     policy: str  # empty for real rows
     title: str
@@ -32,77 +28,51 @@ class Block:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Show:
-    """A gallery as the page takes it: a picture, stories or tables."""
+class GalleryView:
+    """A gallery in the form that the page shows: a picture, molecules, texts or tables."""
 
     alt: str
     caption: str
     svg: str = ""
-    pictured: bool = False  # does the picture show images?
-    scenes: Sequence[Scene] = ()
-    stories: Sequence[Story] = ()
-    generations: Sequence[int] = ()  # columns of the stories
-    header: Sequence[str] = ()  # columns of tables
-    rows: Sequence[Sequence[Block]] = ()  # tables: a policy's blocks by generation, real ones first
+    has_images: bool = False  # True if the picture consists of images
+    molecules: Sequence[MoleculeView] = ()
+    text_rows: Sequence[TextRow] = ()
+    generations: Sequence[int] = ()  # columns of the text rows
+    header: Sequence[str] = ()  # columns of the tables
+    tables: Sequence[Sequence[GalleryTable]] = ()  # of each policy by generation, real rows first
 
 
-def show_gallery(gallery: Gallery, styles: Mapping[str, Style]) -> Show:
+def view_gallery(gallery: Gallery, styles: Mapping[str, Style]) -> GalleryView:
     """The gallery in the form that fits its columns."""
-    name, kind = _choose(gallery)
+    name, kind = _choose_column(gallery)
     alt = f"{name}: samples of {', '.join(gallery.samples)} by generation, next to real rows."
-    if kind == "images":
-        return _show_images(gallery, name, styles, alt)
     if kind == "molecules":
-        return Show(alt=alt, caption=_TURNING, scenes=scenes(gallery, styles))
-    if kind == "points":
-        return _show_points(gallery, name, styles, alt)
-    if kind == "numbers":
-        return _show_histograms(gallery, name, styles, alt)
+        caption = (
+            "All pictures of a molecule have the same scale and rotate together. Samples with the atoms and bonds of the real "
+            "molecule are superimposed on it; atoms outside a picture are cut off. First seed."
+        )
+        return GalleryView(alt=alt, caption=caption, molecules=view_molecules(gallery, styles))
     if kind == "texts":
-        return _show_stories(gallery, name, alt)
-    flat = _flatten(gallery.real, gallery.schema)
-    header = [label for label, _ in _fitting(flat)]
-    hidden = len(flat) - len(header)
-    caption = f"The first rows of each{f'; {hidden} columns before the last are left out' if hidden else ''}."
-    return Show(alt=alt, caption=caption, header=header, rows=_blocks(gallery, _table))
+        return _view_texts(gallery, name, alt)
+    if kind == "table":
+        return _view_tables(gallery, alt)
+    view = {"images": _view_images, "points": _view_points, "numbers": _view_histograms}[kind]
+    return view(gallery, name, styles, alt)
 
 
-def _show_images(gallery: Gallery, name: str, styles: Mapping[str, Style], alt: str) -> Show:
-    mosaic = mosaic_of(_values(gallery.real[name]), 1 + len(generations_of(gallery)))
-    caption = (
-        f"The first {mosaic.count} images sampled from each generation's model of the first seed, next to its first real ones. "
-        "Every generation draws afresh: the same place in another generation is another sample."
-    )
-    svg = picture_of(gallery, styles, lambda rows, _: mosaic.draw(_values(rows[name])), size=mosaic.size)
-    return Show(alt=alt, caption=caption, svg=svg, pictured=True)
-
-
-def _show_stories(gallery: Gallery, name: str, alt: str) -> Show:
-    generations = generations_of(gallery)
-    found = stories(gallery, name, generations)
-    given = any(story.real and story.real.given for story in found)
-    same = "Every text of a row begins with the same prompt, underlined; the model wrote what follows it." if given else (
-        "The first rows sampled from each generation's model, next to the first real ones."
-    )  # fmt: skip
-    return Show(alt=alt, caption=same, stories=found, generations=generations)
-
-
-def _choose(gallery: Gallery) -> tuple[str, str]:
-    """The column to show and how: images and texts wherever they are, points and numbers only when they are alone."""
+def _choose_column(gallery: Gallery) -> tuple[str, str]:
+    """The column to show and its kind. Images and texts come before other columns; points and numbers must be alone."""
     if is_molecules(gallery.real):
         return "position", "molecules"
-    kinds = {name: _kind(gallery.real[name], gallery.schema.get(name)) for name in gallery.real}
-    for wanted in ("images", "texts"):
-        if wanted in kinds.values():
-            return next(name for name, kind in kinds.items() if kind == wanted), wanted
-    name, kind = next(iter(kinds.items()))
-    return (name, kind) if len(kinds) == 1 else ("rows", "table")
+    kinds = {name: _column_kind(gallery.real[name], gallery.schema.get(name)) for name in gallery.real}
+    for preferred in ("images", "texts"):
+        if preferred in kinds.values():
+            return next(name for name, kind in kinds.items() if kind == preferred), preferred
+    return next(iter(kinds.items())) if len(kinds) == 1 else ("rows", "table")
 
 
-def _kind(column: Column, declared: ColumnType | None) -> str:
-    if isinstance(column, Ragged):
-        return "texts"
-    if column.dtype.kind in "USO":
+def _column_kind(column: Column, declared: ColumnType | None) -> str:
+    if isinstance(column, Ragged) or column.dtype.kind in "USO":
         return "texts"
     shape = declared.shape if declared else column.shape[1:]
     if is_image(shape):
@@ -110,122 +80,147 @@ def _kind(column: Column, declared: ColumnType | None) -> str:
     return {(): "numbers", (1,): "numbers", (2,): "points"}.get(tuple(shape), "table")
 
 
-def _values(column: Column) -> Array:
+def _as_array(column: Column) -> Array:
     if isinstance(column, Ragged):
         raise TypeError("a ragged column is shown as text")
     return column
 
 
-def _show_points(gallery: Gallery, name: str, styles: Mapping[str, Style], alt: str) -> Show:
-    real = np.asarray(_values(gallery.real[name]), np.float64)
+def _view_images(gallery: Gallery, name: str, styles: Mapping[str, Style], alt: str) -> GalleryView:
+    grid = fit_image_grid(_as_array(gallery.real[name]), 1 + len(gallery_generations(gallery)))
+    caption = (
+        f"The first {grid.n_images} images sampled from the model of each generation, next to the first real images. "
+        "First seed. Every generation samples anew: images at the same position are unrelated."
+    )
+    svg = draw_grid(gallery, styles, lambda rows, _: grid.draw(_as_array(rows[name])), size=grid.size)
+    return GalleryView(alt=alt, caption=caption, svg=svg, has_images=True)
+
+
+def _view_texts(gallery: Gallery, name: str, alt: str) -> GalleryView:
+    generations = gallery_generations(gallery)
+    text_rows = read_text_rows(gallery, name, generations)
+    if any(row.real and row.real.prompt for row in text_rows):
+        caption = "Every text of a row begins with the same prompt, underlined; the model wrote the rest."
+    else:
+        caption = "The first rows sampled from the model of each generation, next to the first real rows."
+    return GalleryView(alt=alt, caption=caption, text_rows=text_rows, generations=generations)
+
+
+def _view_points(gallery: Gallery, name: str, styles: Mapping[str, Style], alt: str) -> GalleryView:
+    real = np.asarray(_as_array(gallery.real[name]), np.float64)
     low, high = real.min(0), real.max(0)
-    room = np.where(high > low, (high - low) * 0.2, 1.0)
-    low, high = low - room, high + room
+    margin = np.where(high > low, (high - low) * 0.2, 1.0)
+    low, high = low - margin, high + margin
 
     def draw(rows: Columns, color: str) -> str:
-        points = np.asarray(_values(rows[name]), np.float64)[:_POINTS]
+        points = np.asarray(_as_array(rows[name]), np.float64)[:MAX_POINTS]
         inside = np.all((points >= low) & (points <= high), axis=1)
-        places = (points[inside] - low) / (high - low) * CELL
-        path = "".join(f"M{x:.1f} {CELL - y:.1f}h0" for x, y in places)
+        positions = (points[inside] - low) / (high - low) * CELL
+        path = "".join(f"M{x:.1f} {CELL - y:.1f}h0" for x, y in positions)
         dots = f'<path d="{path}" fill="none" stroke="{color}" stroke-width="2.4" stroke-linecap="round" stroke-opacity="0.7"/>'
-        outside = int((~inside).sum())
-        return dots + (text_at(CELL, -6, f"{outside} outside", MUTED, 9, "end") if outside else "")
+        n_outside = int((~inside).sum())
+        return dots + (svg_text(CELL, -6, f"{n_outside} outside", MUTED, 9, "end") if n_outside else "")
 
-    unit = _unit(gallery, name)
-    frame = _frame((low[0], high[0]), f"{name}[0]{unit}", (low[1], high[1]), f"{name}[1]{unit}")
-    count = min(_POINTS, len(real))
-    caption = f"Up to {count} samples from each generation's model, on the axes of the real rows."
-    return Show(alt=alt, caption=caption, svg=picture_of(gallery, styles, draw, frame))
+    unit = _unit(gallery.schema, name)
+    frame = _draw_frame((low[0], high[0]), f"{name}[0]{unit}", (low[1], high[1]), f"{name}[1]{unit}")
+    caption = f"Up to {min(MAX_POINTS, len(real))} samples from the model of each generation, on the axes of the real rows."
+    return GalleryView(alt=alt, caption=caption, svg=draw_grid(gallery, styles, draw, frame))
 
 
-def _show_histograms(gallery: Gallery, name: str, styles: Mapping[str, Style], alt: str) -> Show:
-    real = np.asarray(_values(gallery.real[name]), np.float64).ravel()
-    edges = _edges(real, bool(np.issubdtype(_values(gallery.real[name]).dtype, np.integer)))
+def _view_histograms(gallery: Gallery, name: str, styles: Mapping[str, Style], alt: str) -> GalleryView:
+    column = _as_array(gallery.real[name])
+    real = np.asarray(column, np.float64).ravel()
+    edges = _histogram_edges(real, bool(np.issubdtype(column.dtype, np.integer)))
     outline = np.histogram(real, edges)[0] / len(real)
     top = 1.6 * float(outline.max())
 
     def draw(rows: Columns, color: str) -> str:
-        values = np.asarray(_values(rows[name]), np.float64).ravel()
+        values = np.asarray(_as_array(rows[name]), np.float64).ravel()
         shares = np.histogram(values, edges)[0] / max(len(values), 1)
-        bars = f'<path d="{_steps(shares, top)}" fill="{color}" fill-opacity="0.75"/>'
-        return bars + f'<path d="{_steps(outline, top)}" fill="none" stroke="{INK}" stroke-width="1"/>'
+        bars = f'<path d="{_draw_bars(shares, top)}" fill="{color}" fill-opacity="0.75"/>'
+        return bars + f'<path d="{_draw_bars(outline, top)}" fill="none" stroke="{INK}" stroke-width="1"/>'
 
-    frame = _frame((edges[0], edges[-1]), f"{name}{_unit(gallery, name)}", (0.0, top), "share of rows")
-    caption = "Bars: samples of each generation's model; outline: real rows. Bars above the frame are cut off."
-    return Show(alt=alt, caption=caption, svg=picture_of(gallery, styles, draw, frame))
+    frame = _draw_frame((edges[0], edges[-1]), f"{name}{_unit(gallery.schema, name)}", (0.0, top), "share of rows")
+    caption = "Bars: samples from the model of each generation; outline: real rows. Bars above the frame are cut off."
+    return GalleryView(alt=alt, caption=caption, svg=draw_grid(gallery, styles, draw, frame))
 
 
-def _edges(real: Floats, whole: bool) -> Floats:
+def _histogram_edges(real: Floats, whole: bool) -> Floats:
     low, high = float(real.min()), float(real.max())
     if whole and high - low <= 60:
         return np.arange(low - 0.5, high + 1)
-    room = (high - low) * 0.15 or 1.0
-    return np.linspace(low - room, high + room, 33)
+    margin = (high - low) * 0.15 or 1.0
+    return np.linspace(low - margin, high + margin, 33)
 
 
-def _steps(shares: Floats, top: float) -> str:
+def _draw_bars(shares: Floats, top: float) -> str:
     width = CELL / len(shares)
     heights = CELL * (1 - np.minimum(shares / top, 1))
     path = "".join(f"V{y:.1f}H{(i + 1) * width:.1f}" for i, y in enumerate(heights))
     return f"M0 {CELL}{path}V{CELL}Z"
 
 
-def _frame(x: tuple[float, float], x_name: str, y: tuple[float, float], y_name: str) -> str:
-    """A block's ground with the ends of both axes and their names."""
+def _draw_frame(x: tuple[float, float], x_name: str, y: tuple[float, float], y_name: str) -> str:
+    """The frame of a picture with the ends and names of both axes."""
     half = CELL / 2
-    across = _ends(x, x_name, half)
-    upward = _ends(y, y_name, half)
+
+    def label(span: tuple[float, float], name: str) -> str:
+        first = svg_text(-half, 0, format_number(span[0]), MUTED, 9)
+        return f"{first}{svg_text(0, 0, name, MUTED, 9, 'middle')}{svg_text(half, 0, format_number(span[1]), MUTED, 9, 'end')}"
+
     return (
-        f'<rect width="{CELL}" height="{CELL}" fill="none" stroke="{GRID}"/>'
-        f'<g transform="translate({half},{CELL + 12})">{across}</g><g transform="translate(-4,{half}) rotate(-90)">{upward}</g>'
+        f'<rect width="{CELL}" height="{CELL}" fill="none" stroke="{GRID}"/><g transform="translate({half},{CELL + 12})">'
+        f'{label(x, x_name)}</g><g transform="translate(-4,{half}) rotate(-90)">{label(y, y_name)}</g>'
     )
 
 
-def _ends(span: tuple[float, float], name: str, half: float) -> str:
-    first, last = text_at(-half, 0, show(span[0]), MUTED, 9), text_at(half, 0, show(span[1]), MUTED, 9, "end")
-    return f"{first}{text_at(0, 0, name, MUTED, 9, 'middle')}{last}"
+def _unit(schema: Mapping[str, ColumnType], name: str) -> str:
+    return f" ({schema[name].unit})" if name in schema and schema[name].unit else ""
 
 
-def _unit(gallery: Gallery, name: str) -> str:
-    unit = gallery.schema[name].unit if name in gallery.schema else ""
-    return f" ({unit})" if unit else ""
-
-
-def _blocks(gallery: Gallery, fill: Callable[[Columns], list[list[str]]]) -> list[list[Block]]:
-    generations = generations_of(gallery)
-    real = Block(policy="", title="real", cells=fill(gallery.real))
-    return [
-        [real, *(Block(policy=policy, title=f"t = {t}", cells=fill(samples[t])) for t in generations if t in samples)]
+def _view_tables(gallery: Gallery, alt: str) -> GalleryView:
+    columns = _flatten_columns(gallery.real, gallery.schema)
+    header = list(_select_columns(columns))
+    n_hidden = len(columns) - len(header)
+    caption = f"The first rows of each generation{f'; {n_hidden} columns before the last are hidden' if n_hidden else ''}."
+    real = GalleryTable(policy="", title="real", cells=_format_cells(gallery.real))
+    tables = [
+        [
+            real,
+            *(
+                GalleryTable(policy=policy, title=f"t = {t}", cells=_format_cells(samples[t]))
+                for t in gallery_generations(gallery)
+                if t in samples
+            ),
+        ]
         for policy, samples in gallery.samples.items()
     ]
+    return GalleryView(alt=alt, caption=caption, header=header, tables=tables)
 
 
-def _cut(text: str) -> str:
-    return text if len(text) <= _CELL_LETTERS else text[:_CELL_LETTERS] + " …"
-
-
-def _flatten(rows: Columns, schema: Mapping[str, ColumnType]) -> list[tuple[str, Array]]:
-    """Numbers column by column, the parts of an array side by side, with their names and units."""
-    flat: list[tuple[str, Array]] = []
+def _flatten_columns(rows: Columns, schema: Mapping[str, ColumnType]) -> dict[str, Array]:
+    """Columns of numbers by name and unit, the elements of an array side by side."""
+    flat: dict[str, Array] = {}
     for name, column in rows.items():
-        if isinstance(column, Ragged):
-            continue
-        unit = f" ({schema[name].unit})" if name in schema and schema[name].unit else ""
-        parts = column.reshape(len(column), -1)
-        single = parts.shape[1] == 1
-        flat += [(f"{name}{'' if single else f'[{i}]'}{unit}", parts[:, i]) for i in range(parts.shape[1])]
+        if not isinstance(column, Ragged):
+            elements = column.reshape(len(column), -1).T
+            for i, element in enumerate(elements):
+                flat[f"{name}{f'[{i}]' * (len(elements) > 1)}{_unit(schema, name)}"] = element
     return flat
 
 
-def _fitting(columns: list[tuple[str, Array]]) -> list[tuple[str, Array]]:
-    """As many columns as a table has room for; the last one, often the target, always."""
-    return columns if len(columns) <= _TABLE_COLUMNS else [*columns[: _TABLE_COLUMNS - 1], columns[-1]]
+def _select_columns(columns: Mapping[str, Array]) -> dict[str, Array]:
+    """As many columns as a table can show, always with the last one, which is often the target."""
+    names = list(columns)
+    names = names if len(names) <= MAX_TABLE_COLUMNS else [*names[: MAX_TABLE_COLUMNS - 1], names[-1]]
+    return {name: columns[name] for name in names}
 
 
-def _table(rows: Columns) -> list[list[str]]:
-    columns = [values for _, values in _fitting(_flatten(rows, {}))]
-    return [[_cell(values[i]) for values in columns] for i in range(min(_TABLE_ROWS, count_rows(rows)))]
+def _format_cells(rows: Columns) -> list[list[str]]:
+    columns = _select_columns(_flatten_columns(rows, {})).values()
+    return [[_format_cell(values[i]) for values in columns] for i in range(min(MAX_TABLE_ROWS, count_rows(rows)))]
 
 
-def _cell(value: object) -> str:
-    return show(float(value)) if isinstance(value, np.floating) else _cut(str(value))
+def _format_cell(value: object) -> str:
+    text = format_number(float(value)) if isinstance(value, np.floating) else str(value)
+    return text if len(text) <= MAX_CELL_CHARACTERS else text[:MAX_CELL_CHARACTERS] + " …"

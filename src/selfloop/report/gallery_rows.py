@@ -1,130 +1,91 @@
-"""The rows a report shows: the first seed's, from the store or drawn again."""
+"""The rows that a report shows, of the first seed: read from the store or, of an ensemble, drawn again."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, cast
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from selfloop.component import Encoder
-from selfloop.engine.ensemble import Block, EnsembleWorld, Held
-from selfloop.engine.loop import loop
-from selfloop.engine.run import block_of, plan_tasks, run_task, runs_as_ensemble, runs_on_rows
-from selfloop.engine.steps import choose, draw_real, learn, sample, sample_curated
+from selfloop.engine.ensemble import SeedBlock, sample_again
+from selfloop.engine.stored import StoredWorld
+from selfloop.engine.tasks import Task, chain_world, run_chain
 from selfloop.protocols import UsesEncoder
-from selfloop.report.text_rows import SHOWN_STORIES
+from selfloop.report.text_rows import MAX_TEXT_ROWS
 from selfloop.report.values import Gallery
-from selfloop.spec.spec import Coordinates, Spec
+from selfloop.spec.point import Point
 from selfloop.store.identity import ObjectRef
-from selfloop.store.store import Call, NotStoredError, Store
-from selfloop.types import Columns, Measurement, Params, Ragged, count_rows, select_rows
+from selfloop.store.store import NotStoredError, Store
+from selfloop.types import Columns, Ragged, count_rows, select_rows
 
-if TYPE_CHECKING:
-    from selfloop.result import Result
-
-SHOWN = 300  # rows of each batch, at most: scatter panels want many, image grids take the first few
+MAX_ROWS = 300  # per batch: scatter plots need many, image grids show the first few
 PolicySamples = dict[str, dict[int, Columns]]  # policy -> generation -> rows
 
 
-def galleries(result: Result) -> Iterator[Gallery]:
+def read_galleries(points: tuple[Point, ...], store: Path) -> Iterator[Gallery]:
     """Rows of every point of the sweep whose chains have any."""
-    for coordinates, point in result.points.items():
-        found = _ensemble_samples(point) if runs_as_ensemble(point) else _stored_samples(result, coordinates, point)
-        if found is None:
-            continue
-        real, samples = found
+    for point in points:
+        real, samples = _draw_ensemble_rows(point) if point.runs_as_ensemble else _read_stored_rows(point, store)
         if samples:
-            yield Gallery(schema=point.source.schema(), real=real, samples=samples, coordinates=coordinates)
+            yield Gallery(schema=point.spec.source.schema(), real=real, samples=samples, coordinates=point.coordinates)
 
 
-def _first(rows: Columns, most: int = SHOWN) -> dict[str, Any]:
+def _read_stored_rows(point: Point, path: Path) -> tuple[Columns, PolicySamples]:
+    """The first seed's real and sampled rows from the store."""
+    spec = point.spec
+    real: Columns = {}
+    samples: PolicySamples = {}
+    for i, label in enumerate(spec.policy_labels()):
+        task = Task(point, (i,), spec.seeds[:1], spec.generations, path, 1)
+        world = chain_world(task, Store(path, read_only=True), measures=False)
+        with suppress(NotStoredError):
+            for _ in run_chain(task, world):
+                pass
+            real = real or _read_rows(world, world.initial)
+            samples[label] = {t: _read_samples(world, t) for t, ref in world.samples.items() if ref}
+    return real, samples
+
+
+def _first_rows(rows: Columns, most: int = MAX_ROWS) -> dict[str, Any]:
     return select_rows(rows, np.arange(min(most, count_rows(rows))))
 
 
-def _stored_samples(result: Result, coordinates: Coordinates, point: Spec) -> tuple[Columns, PolicySamples] | None:
-    """The first seed's real and synthetic rows, from the store."""
+def _read_rows(world: StoredWorld, ref: ObjectRef | None) -> Columns:
+    """The first rows of a batch in the source's columns."""
+    if ref is None:
+        return {}
+    rows, family = world.store.open(ref), world.point.spec.family
+    if not isinstance(family, UsesEncoder):
+        return _first_rows(rows)
+    return family.encoder().decode(_first_rows(rows, MAX_TEXT_ROWS), world.store.open(world.refs["encoder"]))
+
+
+def _read_samples(world: StoredWorld, t: int) -> Columns:
+    """The first rows of generation t; if they were sampled from prompts, with the column `prompt`."""
+    rows, family, inputs = _read_rows(world, world.samples[t]), world.point.spec.family, world.inputs.get(t)
+    if inputs is None or not isinstance(family, UsesEncoder):
+        return rows
+    prompts = _first_rows(world.store.open(inputs), count_rows(rows)).get("prompt")
+    if not isinstance(prompts, Ragged):
+        return rows
+    decoded = family.encoder().decode({"tokens": prompts}, world.store.open(world.refs["encoder"]))
+    return {**rows, "prompt": decoded["text"]}
+
+
+def _draw_ensemble_rows(point: Point) -> tuple[Columns, PolicySamples]:
+    """The first seed's rows, drawn again, of the policies that run on rows."""
+    spec = point.spec
+    block = SeedBlock.of_point(point, spec.seeds[:1], on_rows=True)
     real: Columns = {}
     samples: PolicySamples = {}
-    for task in plan_tasks(replace(result.spec, seeds=result.spec.seeds[:1]), result.store)[-1]:
-        if task.coordinates != coordinates:
-            continue
-        store = Store(result.store, looking=True, remembering=True)
-        try:
-            list(run_task(task, store))
-        except NotStoredError:
-            continue
-        look = _Look(store, point)
-        made = [call for call in store.calls if call.function in (sample, sample_curated)]
-        drawn = [call for call in store.calls if call.function in (draw_real, choose)]
-        label = point.policy_labels()[task.policies[0]]
-        samples[label] = {_generation(call): look.sampled(call) for call in made if "object" in (store.recorded(call) or {})}
-        real = real or look.rows(drawn[0])
-    return (real, samples) if real else None
+    for label, policy, kind in zip(spec.policy_labels(), spec.policies, point.worlds, strict=True):
+        if kind == "rows":
+            initial, batches = sample_again(block, policy, spec.generations)
+            real, samples[label] = _first_seed(initial), {t: _first_seed(rows) for t, rows in batches.items()}
+    return real, samples
 
 
-def _generation(call: Call) -> int:
-    """Which generation's rows a call samples: the end of its stream's path."""
-    return int(call.arguments[-1].stream.path[-1])
-
-
-class _Look:
-    """Opens what a finished chain has stored, as its source gives it: of a corpus, decoded."""
-
-    def __init__(self, store: Store, point: Spec) -> None:
-        self.store = store
-        self.encoder: Encoder | None = point.family.encoder() if isinstance(point.family, UsesEncoder) else None
-        taught = next((call for call in store.calls if call.function is learn), None)
-        self.learned = cast(Params, self._opened(taught)) if taught else {}
-
-    def _opened(self, call: Call) -> Columns:
-        return self.store.open(cast(ObjectRef, self.store.step(call.function, *call.arguments)))
-
-    def rows(self, call: Call) -> Columns:
-        """The first rows that a call gave."""
-        rows = self._opened(call)
-        if self.encoder is None:
-            return _first(rows)
-        return self.encoder.decode(_first(rows, SHOWN_STORIES), self.learned)
-
-    def sampled(self, call: Call) -> Columns:
-        """The first rows sampled, and as the column `prompt` what each was given to begin with, where it was."""
-        rows = self.rows(call)
-        if self.encoder is None or call.function is sample_curated or call.arguments[4] is None:
-            return rows  # curated rows are no longer in the order of their prompts
-        given = self.store.open(call.arguments[4])
-        tokens = _first(given, count_rows(rows)).get("prompt")
-        if not isinstance(tokens, Ragged):
-            return rows
-        return {**rows, "prompt": self.encoder.decode({"tokens": tokens}, self.learned)["text"]}
-
-
-@dataclass
-class _Watched:
-    """An ensemble's world that keeps the sampled rows and measures nothing."""
-
-    world: EnsembleWorld
-    seen: dict[int, Columns] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        self.seeds, self.real, self.fit, self.sample = self.world.seeds, self.world.real, self.world.fit, self.world.sample
-        self.ended = self.world.ended
-
-    def measure(self, t: int, model: Any, new: Held) -> Iterator[Measurement]:
-        self.seen[t] = {name: np.asarray(column)[0, :SHOWN] for name, column in new.rows.items()}
-        return iter(())
-
-
-def _ensemble_samples(point: Spec) -> tuple[Columns, PolicySamples] | None:
-    """The first seed's rows, drawn again: the chains whose curves are shown, where those ran on rows."""
-    samples: PolicySamples = {}
-    real: Columns = {}
-    block: Block = block_of(point, point.seeds[:1], on_rows=True)
-    for label, policy in zip(point.policy_labels(), point.policies, strict=True):
-        if runs_on_rows(point, policy):
-            watched = _Watched(EnsembleWorld(label, block))
-            list(loop(watched, policy, block.n, point.generations))
-            samples[label] = watched.seen
-            real = {name: np.asarray(column)[0, :SHOWN] for name, column in watched.world.initial.rows.items()}
-    return (real, samples) if real else None
+def _first_seed(rows: Columns) -> Columns:
+    return {name: np.asarray(column)[0, :MAX_ROWS] for name, column in rows.items()}

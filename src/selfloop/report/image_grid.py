@@ -1,4 +1,4 @@
-"""Images of one generation side by side as one picture: tiny ones with sharp pixels, photographs smooth and compressed."""
+"""Several images of one generation as one picture: small images as PNG, photographs smooth and compressed as JPEG."""
 
 from __future__ import annotations
 
@@ -15,45 +15,45 @@ from selfloop.types import Array
 
 Bytes = npt.NDArray[np.uint8]
 
-BLOCK = 128.0  # width and height of a block of small images
-PHOTO, MOST_PIXELS = 64, 128  # side at which a photograph is shown, and the most pixels of a side that are kept
-SMALL_GREY, SMALL_COLOR = 40, 16  # larger images are photographs
-QUALITY = 82  # of JPEG with whole colours: 1.6 kB per 64 x 64 face, a fifth of a PNG, root mean squared error 4.6 of 255
-WIDEST = 960  # of a row of blocks: as many columns of photographs are shown as fit
+SMALL_GRID_SIDE = 128.0  # width and height of a grid of small images
+PHOTO_SIDE, MAX_PIXELS = 64, 128  # side at which a photograph is shown, and most pixels of a side that are stored
+MAX_SMALL_GRAY, MAX_SMALL_COLOR = 40, 16  # side in pixels; larger images are photographs
+JPEG_QUALITY = 82  # without color subsampling: 1.6 kB per 64 x 64 face, a fifth of a PNG, root mean squared error 4.6 of 255
+MAX_ROW_WIDTH = 960  # of a row of pictures; photographs have as many columns as fit
 
 
 @dataclass(frozen=True, kw_only=True)
-class Mosaic:
-    """How blocks of images are drawn: the same for real ones and for every generation."""
+class ImageGrid:
+    """Layout of the images of one picture, the same for real rows and for every generation."""
 
     low: float  # black
     high: float  # white
     across: int  # images
     down: int
-    shape: tuple[int, int]  # height and width of an image in kept pixels
-    scale: float  # size of a kept pixel
+    shape: tuple[int, int]  # height and width of an image in stored pixels
+    scale: float  # size of a stored pixel
     photo: bool
 
     @property
-    def count(self) -> int:
-        """Images of a block."""
+    def n_images(self) -> int:
+        """Images of one picture."""
         return self.across * self.down
 
     @property
     def size(self) -> tuple[float, float]:
-        """Width and height of a block; small images lie a pixel apart, photographs side by side."""
+        """Width and height of a picture. Between small images there is one pixel, between photographs none."""
         height, width = self.shape
-        apart = 0 if self.photo else 1
-        return (self.across * (width + apart) - apart) * self.scale, (self.down * (height + apart) - apart) * self.scale
+        gap = 0 if self.photo else 1
+        return (self.across * (width + gap) - gap) * self.scale, (self.down * (height + gap) - gap) * self.scale
 
     def draw(self, images: Array) -> str:
-        """The first images as one SVG element, or two where lines keep photographs apart."""
-        pixels = np.nan_to_num((_with_depth(images[: self.count]) - self.low) / ((self.high - self.low) or 1.0) * 255)
-        grey = np.clip(pixels, 0, 255).astype(np.uint8)
-        return self._photographs(grey) if self.photo else self._small(grey)
+        """The first images as SVG."""
+        pixels = np.nan_to_num((_with_channels(images[: self.n_images]) - self.low) / ((self.high - self.low) or 1.0) * 255)
+        pixels = np.clip(pixels, 0, 255).astype(np.uint8)
+        return self._draw_photos(pixels) if self.photo else self._draw_small(pixels)
 
-    def _small(self, images: Bytes) -> str:
-        """A PNG in native pixels with a transparent one between images; greys are stored as one of 64."""
+    def _draw_small(self, images: Bytes) -> str:
+        """A PNG in native pixels with a transparent pixel between images; gray images are stored with 64 levels."""
         from PIL import Image
 
         height, width = self.shape
@@ -65,10 +65,10 @@ class Mosaic:
         picture = Image.fromarray(canvas)
         file = io.BytesIO()
         (picture if images.shape[-1] == 3 else picture.quantize(64)).save(file, "PNG")
-        return self._placed("png", file.getvalue(), sharp=self.scale > 2)
+        return self._embed("png", file.getvalue(), sharp=self.scale > 2)
 
-    def _photographs(self, images: Bytes) -> str:
-        """A JPEG with lines over the seams; where images are missing it shows the ground."""
+    def _draw_photos(self, images: Bytes) -> str:
+        """A JPEG with lines over the seams. Missing images show the background."""
         from PIL import Image
 
         height, width = self.shape
@@ -78,54 +78,54 @@ class Mosaic:
             tile = tile if tile.size == (width, height) else tile.resize((width, height), Image.Resampling.LANCZOS)
             canvas.paste(tile, (i % self.across * width, i // self.across * height))
         file = io.BytesIO()
-        canvas.save(file, "JPEG", quality=QUALITY, subsampling=0, optimize=True)
-        return self._placed("jpeg", file.getvalue()) + self._seams(len(images))
+        canvas.save(file, "JPEG", quality=JPEG_QUALITY, subsampling=0, optimize=True)
+        return self._embed("jpeg", file.getvalue()) + self._draw_seams(len(images))
 
-    def _seams(self, n: int) -> str:
+    def _draw_seams(self, n: int) -> str:
         (across, down), (height, width) = self.size, (side * self.scale for side in self.shape)
         lines = "".join(f"M{x * width:.1f} 0V{down:.1f}" for x in range(1, self.across))
         lines += "".join(f"M0 {y * height:.1f}H{across:.1f}" for y in range(1, self.down))
-        ground = "".join(
+        background = "".join(
             f'<rect x="{i % self.across * width:.1f}" y="{i // self.across * height:.1f}" width="{width:.1f}" '
             f'height="{height:.1f}" fill="{PAPER}"/>'
-            for i in range(n, self.count)
+            for i in range(n, self.n_images)
         )
-        return f'{ground}<path d="{lines}" fill="none" stroke="{PAPER}" stroke-width="2"/>'
+        return f'{background}<path d="{lines}" fill="none" stroke="{PAPER}" stroke-width="2"/>'
 
-    def _placed(self, kind: str, data: bytes, sharp: bool = False) -> str:
+    def _embed(self, kind: str, data: bytes, sharp: bool = False) -> str:
         width, height = self.size
-        look = ' style="image-rendering:pixelated"' if sharp else ""
+        style = ' style="image-rendering:pixelated"' if sharp else ""
         encoded = base64.b64encode(data).decode()
-        return f'<image width="{width:.1f}" height="{height:.1f}"{look} href="data:image/{kind};base64,{encoded}"/>'
+        return f'<image width="{width:.1f}" height="{height:.1f}"{style} href="data:image/{kind};base64,{encoded}"/>'
 
 
-def mosaic_of(real: Array, columns: int) -> Mosaic:
-    """Blocks that fit so many times into a row, for images like the real ones.
+def fit_image_grid(real: Array, columns: int) -> ImageGrid:
+    """The layout for images like the real ones, with `columns` pictures in a row.
 
-    Black and white are the ends of what the real images hold; a stored byte is its own grey.
+    Black and white are the lowest and the highest value of the real images; uint8 images keep their values.
     """
-    height, width, depth = _with_depth(real[:1]).shape[1:]
+    height, width, depth = _with_channels(real[:1]).shape[1:]
     side = max(height, width)
     low, high = (0.0, 255.0) if real.dtype == np.uint8 else (float(np.min(real)), float(np.max(real)))
-    if side <= (SMALL_COLOR if depth == 3 else SMALL_GREY):
-        scale = BLOCK / (4 * (side + 1) - 1)
-        return Mosaic(low=low, high=high, across=4, down=4, shape=(height, width), scale=scale, photo=False)
-    kept = min(1.0, MOST_PIXELS / side)
-    shape = (max(1, round(height * kept)), max(1, round(width * kept)))
-    scale = PHOTO / max(shape)
-    across = int(np.clip((WIDEST / columns - 16) / (shape[1] * scale), 2, 4))
-    return Mosaic(low=low, high=high, across=across, down=4, shape=shape, scale=scale, photo=True)
+    if side <= (MAX_SMALL_COLOR if depth == 3 else MAX_SMALL_GRAY):
+        scale = SMALL_GRID_SIDE / (4 * (side + 1) - 1)
+        return ImageGrid(low=low, high=high, across=4, down=4, shape=(height, width), scale=scale, photo=False)
+    reduction = min(1.0, MAX_PIXELS / side)
+    shape = (max(1, round(height * reduction)), max(1, round(width * reduction)))
+    scale = PHOTO_SIDE / max(shape)
+    across = int(np.clip((MAX_ROW_WIDTH / columns - 16) / (shape[1] * scale), 2, 4))
+    return ImageGrid(low=low, high=high, across=across, down=4, shape=shape, scale=scale, photo=True)
 
 
 def is_image(shape: Sequence[int]) -> bool:
-    """Is a row of this shape an image, (height, width) or with 1 or 3 channels first or last?"""
+    """True if a row of this shape is an image: (height, width), or with 1 or 3 channels first or last."""
     sides = [side for side in shape if side > 4]
     return len(sides) == 2 and (len(shape) == 2 or (len(shape) == 3 and (shape[0] in (1, 3) or shape[-1] in (1, 3))))
 
 
-def _with_depth(images: Array) -> npt.NDArray[np.float64]:
+def _with_channels(images: Array) -> npt.NDArray[np.float64]:
     """Images as (n, height, width, channels)."""
     pixels = np.asarray(images, np.float64)
     if pixels.ndim == 4 and pixels.shape[1] in (1, 3) and pixels.shape[-1] not in (1, 3):
-        pixels = np.moveaxis(pixels, 1, -1)  # channels first, as torch has them
+        pixels = np.moveaxis(pixels, 1, -1)  # torch puts channels first
     return pixels[..., None] if pixels.ndim == 3 else pixels

@@ -1,5 +1,5 @@
 "use strict";
-// Figures are still pictures until a reader asks: only then is the bundled Vega unpacked and run.
+// Figures are still pictures until a reader clicks; only then is the bundled Vega unpacked and run.
 let vega;
 
 async function unpackVega() {
@@ -10,83 +10,83 @@ async function unpackVega() {
   document.head.append(script);
 }
 
-// The description is drawn in the light colours; each is a CSS variable whose value the scheme decides.
-function inTheme(text) {
+// Replaces the light colors of a Vega-Lite description by those of the current color scheme.
+function applyTheme(text) {
   const colors = getComputedStyle(document.documentElement);
-  return text.replace(/"#([0-9a-f]{6})"/g, (found, hex) => {
+  return text.replace(/"#([0-9a-f]{6})"/g, (match, hex) => {
     const value = colors.getPropertyValue("--c" + hex).trim();
-    return value ? JSON.stringify(value) : found;
+    return value ? JSON.stringify(value) : match;
   });
 }
 
-for (const button of document.querySelectorAll("button.live")) {
+for (const button of document.querySelectorAll("button.interactive")) {
   button.hidden = !("DecompressionStream" in window);
   button.addEventListener("click", async () => {
     const figure = button.closest("figure");
-    const spec = JSON.parse(inTheme(figure.querySelector("script").textContent));
+    const spec = JSON.parse(applyTheme(figure.querySelector("script").textContent));
     button.disabled = true;
     vega ??= unpackVega();
     await vega;
     const actions = { export: { svg: true, png: true }, source: false, compiled: false, editor: false };
     const options = { mode: "vega-lite", renderer: "svg", actions, defaultStyle: false, tooltip: { disableDefaultStyle: true } };
     await window.vegaEmbed(figure.querySelector(".picture"), spec, options);
-    const picks = JSON.stringify(spec).includes('"bind":"legend"') ? "; click a policy in the legend to single it out" : "";
-    button.replaceWith(`Point at a mark for its numbers${picks}.`);
+    const hint = JSON.stringify(spec).includes('"bind":"legend"') ? "; click a policy in the legend to highlight it" : "";
+    button.replaceWith(`Point at a mark for its values${hint}.`);
   });
 }
 
-// Molecules: a picture carries the places of its atoms, in the order in which they are drawn; all of a scene turn together.
-function turnable(scene) {
+// Molecules: a picture contains the positions of its atoms in drawing order; all pictures of one molecule rotate together.
+function makeRotatable(view) {
   const numbers = (text) => (text ? text.split(" ").map(Number) : []);
-  const molecules = [...scene.querySelectorAll("[data-at]")].map((group) => {
-    return { group, atoms: [...group.children], at: numbers(group.dataset.at), bonds: numbers(group.dataset.bonds) };
+  const molecules = [...view.querySelectorAll("[data-positions]")].map((group) => {
+    return { group, atoms: [...group.children], at: numbers(group.dataset.positions), bonds: numbers(group.dataset.bonds) };
   });
-  const upright = [1, 0, 0, 0, 1, 0, 0, 0, 1];
-  let turn = upright;
-  let waiting = false;
+  const identity = [1, 0, 0, 0, 1, 0, 0, 0, 1];
+  let rotation = identity;
+  let pending = false;
 
   function draw() {
-    waiting = false;
+    pending = false;
     for (const { group, atoms, at, bonds } of molecules) {
-      const places = atoms.map((_, i) => [0, 3, 6].map((r) => turn[r] * at[3 * i] + turn[r + 1] * at[3 * i + 1] + turn[r + 2] * at[3 * i + 2]));
+      const rotated = atoms.map((_, i) => [0, 3, 6].map((r) => [0, 1, 2].reduce((sum, k) => sum + rotation[r + k] * at[3 * i + k], 0)));
       const halves = atoms.map(() => "");
-      const half = (a, b) => (halves[a] += `M${places[a][0]} ${places[a][1]}L${(places[a][0] + places[b][0]) / 2} ${(places[a][1] + places[b][1]) / 2}`);
+      const half = (a, b) => (halves[a] += `M${rotated[a][0]} ${rotated[a][1]}L${(rotated[a][0] + rotated[b][0]) / 2} ${(rotated[a][1] + rotated[b][1]) / 2}`);
       for (let i = 0; i < bonds.length; i += 2) half(bonds[i], bonds[i + 1]), half(bonds[i + 1], bonds[i]);
       atoms.forEach((atom, i) => {
         const [bond, ball] = atom.children;
         bond.setAttribute("d", halves[i]);
-        ball.setAttribute("cx", places[i][0]);
-        ball.setAttribute("cy", places[i][1]);
+        ball.setAttribute("cx", rotated[i][0]);
+        ball.setAttribute("cy", rotated[i][1]);
       });
-      const order = atoms.map((_, i) => i).sort((a, b) => places[a][2] - places[b][2]);
+      const order = atoms.map((_, i) => i).sort((a, b) => rotated[a][2] - rotated[b][2]);
       group.append(...order.map((i) => atoms[i]));
     }
   }
 
-  // Turns about the page's upright axis by `across`, then about its level axis by `down`, in radians.
-  function by(across, down) {
+  // Rotates about the vertical axis by `across`, then about the horizontal axis by `down`, in radians.
+  function rotateBy(across, down) {
     const [c, s, d, e] = [Math.cos(across), Math.sin(across), Math.cos(down), Math.sin(down)];
     const step = [c, 0, s, -s * e, d, c * e, -s * d, -e, c * d];
-    turn = step.map((_, k) => [0, 1, 2].reduce((sum, j) => sum + step[3 * Math.floor(k / 3) + j] * turn[3 * j + (k % 3)], 0));
-    show();
+    rotation = step.map((_, k) => [0, 1, 2].reduce((sum, j) => sum + step[3 * Math.floor(k / 3) + j] * rotation[3 * j + (k % 3)], 0));
+    requestDraw();
   }
 
-  function show() {
-    if (!waiting) requestAnimationFrame(draw);
-    waiting = true;
+  function requestDraw() {
+    if (!pending) requestAnimationFrame(draw);
+    pending = true;
   }
 
-  scene.addEventListener("pointerdown", (event) => scene.setPointerCapture(event.pointerId));
-  scene.addEventListener("pointermove", (event) => {
-    if (scene.hasPointerCapture(event.pointerId)) by(event.movementX / 80, event.movementY / 80);
+  view.addEventListener("pointerdown", (event) => view.setPointerCapture(event.pointerId));
+  view.addEventListener("pointermove", (event) => {
+    if (view.hasPointerCapture(event.pointerId)) rotateBy(event.movementX / 80, event.movementY / 80);
   });
-  scene.addEventListener("keydown", (event) => {
+  view.addEventListener("keydown", (event) => {
     const steps = { ArrowLeft: [-0.2, 0], ArrowRight: [0.2, 0], ArrowUp: [0, -0.2], ArrowDown: [0, 0.2] };
-    if (event.key === "Home") (turn = upright), show();
-    else if (event.key in steps) by(...steps[event.key]);
+    if (event.key === "Home") (rotation = identity), requestDraw();
+    else if (event.key in steps) rotateBy(...steps[event.key]);
     else return;
     event.preventDefault();
   });
 }
-document.querySelectorAll(".turns").forEach(turnable);
-document.querySelectorAll(".scripted").forEach((hint) => (hint.hidden = false));
+document.querySelectorAll(".rotatable").forEach(makeRotatable);
+document.querySelectorAll(".script-only").forEach((hint) => (hint.hidden = false));

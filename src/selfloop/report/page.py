@@ -1,4 +1,4 @@
-"""The page: one HTML file with everything in it, still pictures at once and live ones on demand."""
+"""The page: one self-contained HTML file whose figures are still pictures until a reader makes them interactive."""
 
 from __future__ import annotations
 
@@ -7,21 +7,23 @@ import gzip
 import re
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from importlib import resources
+from itertools import groupby
 from pathlib import Path
 
 import vl_convert
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup, escape
 
-from selfloop.report.figures import Figure, describe_coordinates, report_figures, save_svg, slug
-from selfloop.report.gallery import show_gallery
-from selfloop.report.tables import cost_rows, difference_tables, headlines, ledger_rows, verdict_tables, worth_table
-from selfloop.report.theme import DARK, policy_styles, readable, show, show_interval, themed, variable
+from selfloop.report.figures import Figure, describe_coordinates, report_figures, save_svg, to_file_name
+from selfloop.report.gallery import GalleryView, view_gallery
+from selfloop.report.tables import cost_rows, difference_table, headlines, heat_map, schedule_rows, verdict_tables
+from selfloop.report.theme import DARK, css_variable, format_interval, policy_styles, replace_unprintable, theme_svg
 from selfloop.report.values import Report
 
-UNFOLDED = 10  # policies; with more, as in a grid, what is told of each of them is folded away
-_KINDS = {"class": "modes", "attribute": "attributes"}  # of shares, as a heading
+MAX_OPEN_POLICIES = 10  # with more policies, as in a grid, parts of the page that list all policies are folded
+_SHARE_TITLES = {"class": "modes", "attribute": "attributes"}
 _GLYPHS = {"yes": "●", "no": "○", "undecided": "◐", "not measured": "–", "holds": "●", "violated": "○"}
 
 
@@ -35,89 +37,100 @@ def write_figures(reports: Sequence[Report], folder: Path) -> list[Path]:
     """Save every picture (curves, training data, galleries) as SVG, PNG and PDF; returns the files."""
     folder.mkdir(parents=True, exist_ok=True)
     written: list[Path] = []
-    names: Counter[str] = Counter()
+    counts: Counter[str] = Counter()
     for report in reports:
-        prefix = f"{slug(report.title)}-" if len(reports) > 1 else ""
-        shown = [show_gallery(gallery, policy_styles(report.policies())) for gallery in report.galleries]
+        prefix = f"{to_file_name(report.title)}-" if len(reports) > 1 else ""
+        views = [view_gallery(gallery, policy_styles(report.policies())) for gallery in report.galleries]
         pictures = [(figure.name, figure.svg()) for figure in report_figures(report)]
-        pictures += [(f"samples-{i}", each.svg) for i, each in enumerate(shown, 1) if each.svg]
-        pictures += [(f"molecule-{i}", scene.svg) for each in shown for i, scene in enumerate(each.scenes, 1)]
-        for name, svg in pictures:
-            names[f"{prefix}{name}"] += 1
-            again = f"-{names[f'{prefix}{name}']}" if names[f"{prefix}{name}"] > 1 else ""
-            written += save_svg(svg, folder / f"{prefix}{name}{again}")
+        pictures += [(f"samples-{i}", view.svg) for i, view in enumerate(views, 1) if view.svg]
+        pictures += [(f"molecule-{i}", molecule.svg) for view in views for i, molecule in enumerate(view.molecules, 1)]
+        for picture, svg in pictures:
+            name = f"{prefix}{picture}"
+            counts[name] += 1
+            written += save_svg(svg, folder / (f"{name}-{counts[name]}" if counts[name] > 1 else name))
     return written
 
 
 def render_page(reports: Sequence[Report], title: str = "") -> str:
-    """The page as text. Everything that comes from specs, models or data is escaped by the template."""
+    """The page as text. The template escapes everything that comes from specs, models or data."""
     bundle = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;")  # Vega, Vega-Lite and Vega-Embed
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"show": show, "interval": show_interval, "where": describe_coordinates, "coded": _coded}
+    environment.filters |= {"interval": format_interval, "coordinates": describe_coordinates, "code": _mark_code}
     newest = max(report.generated for report in reports)
-    page = environment.from_string(_part("page.html")).render(
+    page = environment.from_string(_read_file("page.html")).render(
         title=title or " · ".join(report.title for report in reports),
         generated=f"{newest.day} {newest:%B %Y, %H:%M %Z}",
         experiments=[_experiment(report, f"e{i}") for i, report in enumerate(reports)],
         glyphs=_GLYPHS,
-        style=Markup(_color_rules() + _part("page.css")),
-        script=Markup(_part("page.js")),
+        style=Markup(_color_rules() + _read_file("page.css")),
+        script=Markup(_read_file("page.js")),
         bundle=base64.b64encode(gzip.compress(bundle.encode(), mtime=0)).decode(),
     )
-    return readable(page)
+    return replace_unprintable(page)
 
 
 def _experiment(report: Report, key: str) -> dict[str, object]:
-    """What the template needs of one experiment; `key` tells its ids from those of the others."""
+    """The values of one experiment for the template; all ids begin with `key`."""
     styles = policy_styles(report.policies())
-    figures = [_placed(figure, f"{key}f{i}") for i, figure in enumerate(report_figures(report))]
-    shown = [show_gallery(gallery, styles) for gallery in report.galleries]
-    by_metric: dict[str, list[dict[str, object]]] = {}
-    for panel, figure in zip(report.panels, figures, strict=False):  # other figures come after the panels'
-        by_metric.setdefault(panel.metric, []).append(figure)
+    figures = [_page_figure(figure, f"{key}f{i}") for i, figure in enumerate(report_figures(report))]
+    panels = zip(report.panels, figures, strict=False)  # the figures of the panels come first
+    views = [_page_view(view_gallery(gallery, styles), f"{key}g{i}") for i, gallery in enumerate(report.galleries)]
+    samples_first = any(view.has_images or view.molecules for view in views)
+    share_kinds = [title for kind, title in _SHARE_TITLES.items() if kind in {shares.kind for shares in report.shares}]
+    sections = {
+        "values": ("Value of real and synthetic rows", report.data_values),
+        "samples": ("Samples", samples_first),
+        "shares": (" and ".join(share_kinds).capitalize(), report.shares),
+        "curves": ("Curves", report.panels),
+        "differences": ("Policies compared", report.differences),
+        "verdicts": ("Verdicts", report.verdicts),
+        "texts": ("Samples", views and not samples_first),
+        "data": ("Training data", report.schedules),
+        "cost": ("Cost", report.costs),
+        "spec": ("Spec and versions", True),
+    }
     return {
         "key": key,
         "report": report,
         "styles": styles,
+        "sections": {name: title for name, (title, exists) in sections.items() if exists},
+        "folded": len(styles) > MAX_OPEN_POLICIES,
         "headlines": headlines(report),
-        "metrics": [(next(p for p in report.panels if p.metric == metric), found) for metric, found in by_metric.items()],
+        "notes": [*report.findings, *report.notes],
+        "metrics": [list(group) for _, group in groupby(panels, key=lambda pair: pair[0].metric)],
         "verdicts": verdict_tables(report),
-        "differences": difference_tables(report),
-        "lost": " and ".join(
-            name for kind, name in _KINDS.items() if kind in {each.kind for each in report.shares}
-        ).capitalize(),
+        "differences": [difference_table(differences) for differences in report.differences],
         "shares": figures[len(report.panels) : len(report.panels) + len(report.shares)],
-        "worths": [worth_table(each) for each in report.worths],
-        "many": len(styles) > UNFOLDED,
-        "ledger": figures[-1] if report.ledgers else None,
-        "ledger_rows": ledger_rows(report),
-        "pictured": any(each.pictured or each.scenes for each in shown),
-        "galleries": [
-            (
-                each,
-                Markup(themed(each.svg, f"{key}g{i}", each.alt)),
-                [Markup(themed(scene.svg, f"{key}g{i}m{k}", scene.alt)) for k, scene in enumerate(each.scenes)],
-            )
-            for i, each in enumerate(shown)
-        ],
+        "heat_maps": [heat_map(panel) for panel in report.data_values],
+        "schedules": figures[-1] if report.schedules else None,
+        "schedule_rows": schedule_rows(report.schedules),
+        "galleries": [(gallery.coordinates, view) for gallery, view in zip(report.galleries, views, strict=True)],
         "costs": cost_rows(report.costs),
     }
 
 
-def _placed(figure: Figure, ids: str) -> dict[str, object]:
-    return {"figure": figure, "id": ids, "svg": Markup(themed(figure.svg(), ids, figure.alt))}
+def _page_figure(figure: Figure, ids: str) -> dict[str, object]:
+    return {"figure": figure, "id": ids, "svg": Markup(theme_svg(figure.svg(), ids, figure.alt))}
 
 
-def _coded(text: str) -> Markup:
-    """The text, escaped, with what stands between backticks set as code."""
+def _page_view(view: GalleryView, ids: str) -> GalleryView:
+    molecules = [
+        replace(molecule, svg=Markup(theme_svg(molecule.svg, f"{ids}m{i}", molecule.alt)))
+        for i, molecule in enumerate(view.molecules)
+    ]
+    return replace(view, svg=Markup(theme_svg(view.svg, ids, view.alt)), molecules=molecules)
+
+
+def _mark_code(text: str) -> Markup:
+    """The text, escaped, with words between backticks as code."""
     return Markup(re.sub("`([^`]+)`", r"<code>\1</code>", str(escape(text))))
 
 
-def _part(name: str) -> str:
-    return resources.files("selfloop.report.values").joinpath(name).read_text(encoding="utf-8")
+def _read_file(name: str) -> str:
+    return (resources.files("selfloop.report") / name).read_text(encoding="utf-8")
 
 
 def _color_rules() -> str:
-    light = "".join(f"{variable(color)}:{color};" for color in DARK)
-    dark = "".join(f"{variable(color)}:{other};" for color, other in DARK.items())
+    light = "".join(f"{css_variable(color)}:{color};" for color in DARK)
+    dark = "".join(f"{css_variable(color)}:{other};" for color, other in DARK.items())
     return f":root{{{light}}}@media(prefers-color-scheme:dark){{:root{{{dark}}}}}\n"

@@ -1,4 +1,4 @@
-"""Blocks side by side as one picture: a row per policy, real rows first, then generation after generation."""
+"""A grid of pictures as one SVG: a row per policy, real rows first, then one picture per generation."""
 
 from __future__ import annotations
 
@@ -7,55 +7,56 @@ from html import escape
 
 import numpy as np
 
-from selfloop.report.theme import FONT, INK, MUTED, Style, readable
+from selfloop.report.theme import FONT, INK, MUTED, Style, replace_unprintable
 from selfloop.report.values import Gallery
 from selfloop.types import Columns, count_rows
 
-SHOWN_GENERATIONS = 7
-CELL, GAP = 128, 16  # pixels: one generation's block unless a size is given, between blocks
+MAX_GENERATIONS_SHOWN = 7
+CELL, GAP = 128, 16  # pixels: default side of a picture, and distance between two pictures
 
-Draw = Callable[[Columns, str], str]  # rows, colour -> what is drawn in a block
-
-
-def shown_generations(generations: Iterable[int], most: int = SHOWN_GENERATIONS) -> list[int]:
-    """At most so many of them, the first and the last included, evenly spread."""
-    every = sorted(generations)
-    return [every[i] for i in np.unique(np.linspace(0, len(every) - 1, min(len(every), most)).round().astype(int))]
+Draw = Callable[[Columns, str], str]  # rows, color -> SVG of one picture
 
 
-def generations_of(gallery: Gallery) -> list[int]:
-    """The generations that are shown."""
-    return shown_generations({t for samples in gallery.samples.values() for t in samples})
+def select_generations(generations: Iterable[int], most: int = MAX_GENERATIONS_SHOWN) -> list[int]:
+    """At most `most` of the generations, evenly spread, the first and the last included."""
+    ordered = sorted(generations)
+    indices = np.linspace(0, len(ordered) - 1, min(len(ordered), most)).round().astype(int)
+    return [ordered[i] for i in np.unique(indices)]
 
 
-def picture_of(
+def gallery_generations(gallery: Gallery) -> list[int]:
+    """The generations that the page shows."""
+    return select_generations({t for samples in gallery.samples.values() for t in samples})
+
+
+def draw_grid(
     gallery: Gallery, styles: Mapping[str, Style], draw: Draw, frame: str = "", size: tuple[float, float] = (CELL, CELL)
 ) -> str:
-    """The picture as SVG; `frame` lies under every block."""
-    generations, (across, down) = generations_of(gallery), size
+    """The grid as SVG; `frame` is drawn under every picture."""
+    generations, (width, height) = gallery_generations(gallery), size
     left = GAP if frame else 0
     parts, top = [f'<defs><g id="real">{frame}{draw(gallery.real, MUTED)}</g></defs>'], 0.0
     for policy, samples in gallery.samples.items():
-        style = styles[policy]
-        mark = f'<circle cx="{left + 5}" cy="{top + 10:.1f}" r="4.5" fill="{style.color}"/>'
-        parts += [mark, text_at(left + 16, top + 14, policy, INK, size=13)]
+        color = styles[policy].color
+        mark = f'<circle cx="{left + 5}" cy="{top + 10:.1f}" r="4.5" fill="{color}"/>'
+        parts += [mark, svg_text(left + 16, top + 14, policy, INK, size=13)]
         for i, t in enumerate([None, *generations]):
-            x = left + i * (across + GAP)
-            parts.append(text_at(x, top + 36, "real" if t is None else f"t = {t}", MUTED))
+            x = left + i * (width + GAP)
+            parts.append(svg_text(x, top + 36, "real" if t is None else f"t = {t}", MUTED))
             if t is None:
                 parts.append(f'<use href="#real" x="{x:.1f}" y="{top + 42:.1f}"/>')
             elif count_rows(samples.get(t, {})):
-                content = draw(samples[t], style.color)
+                content = draw(samples[t], color)
                 parts.append(f'<g transform="translate({x:.1f},{top + 42:.1f})">{frame}{content}</g>')
             else:
-                parts.append(text_at(x, top + 42 + down / 2, "no samples", MUTED))
-        top += 42 + down + (34 if frame else 18)
-    width = left + (1 + len(generations)) * (across + GAP)
-    box = f'width="{width:.0f}" height="{top:.0f}" viewBox="0 0 {width:.0f} {top:.0f}"'
+                parts.append(svg_text(x, top + 42 + height / 2, "no samples", MUTED))
+        top += 42 + height + (34 if frame else 18)
+    right = left + (1 + len(generations)) * (width + GAP)
+    box = f'width="{right:.0f}" height="{top:.0f}" viewBox="0 0 {right:.0f} {top:.0f}"'
     return f'<svg xmlns="http://www.w3.org/2000/svg" {box} font-family="{FONT}">{"".join(parts)}</svg>'
 
 
-def text_at(x: float, y: float, text: str, color: str, size: int = 11, anchor: str = "start") -> str:
+def svg_text(x: float, y: float, text: str, color: str, size: int = 11, anchor: str = "start") -> str:
     """A line of text as SVG."""
-    look = f'font-size="{size}" fill="{color}" text-anchor="{anchor}"'
-    return f'<text x="{x:.1f}" y="{y:.1f}" {look}>{escape(readable(text))}</text>'
+    style = f'font-size="{size}" fill="{color}" text-anchor="{anchor}"'
+    return f'<text x="{x:.1f}" y="{y:.1f}" {style}>{escape(replace_unprintable(text))}</text>'

@@ -1,0 +1,76 @@
+"""Notes of a report: how its numbers were computed and compared, and which chains ended."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from selfloop.spec.point import Point
+from selfloop.spec.spec import Spec
+from selfloop.spec.write import changed_settings
+
+if TYPE_CHECKING:
+    from selfloop.result import Result
+
+
+def notes(result: Result) -> Iterator[str]:
+    """One sentence or two per note."""
+    if result.shared.computed or result.shared.reused:
+        yield "Costs: generation 1, which all policies share, is counted with the first policy."
+    yield from result.shared.warnings
+    yield from _mixed_backends(result)
+    yield from _changed_defaults(result.spec)
+    sizes = [point.n for point in result.points]
+    if len(set(sizes)) > 1:
+        yield f"The training data are shown for n = {sizes[0]:,}; rows grow with n, real mass and data age do not."
+    for point in result.points:
+        yield _pairing(point)
+        suffix = "".join(f" at {key} = {value}" for key, value in point.coordinates)
+        n_chains = len(point.spec.seeds)
+        for label, measured in result.curves(point.coordinates).items():
+            main = measured.get(point.spec.metrics[0].name)
+            n_left = 0 if main is None else int((~np.isnan(main[:, -1])).sum())
+            if n_left < n_chains:
+                reasons = ", ".join(sorted(result.statuses(label, point.coordinates)))
+                yield f"{label}{suffix}: {n_left} of {n_chains} chains are left at the end ({reasons})."
+
+
+def _mixed_backends(result: Result) -> Iterator[str]:
+    """One sentence for every purpose whose numbers were computed by several backends."""
+    counts = Counter({backend: -n * (len(result.usage) - 1) for backend, n in result.shared.backends.items()})
+    for usage in result.usage.values():  # every policy counts the records of generation 1
+        counts.update(usage.backends)
+    for purpose in dict.fromkeys(purpose for purpose, _ in counts):
+        records = [f"{backend} ({n:,} record{'s' * (n != 1)})" for (other, backend), n in counts.items() if other == purpose]
+        if len(records) > 1:
+            yield (
+                f"Different backends, whose numbers agree only within rounding, were used for {purpose}: {', '.join(records)}."
+            )
+
+
+def _changed_defaults(spec: Spec) -> Iterator[str]:
+    """The settings of a published model that a run changed."""
+    family = spec.family
+    changes = [*changed_settings(family), *changed_settings(spec.sampler, "sampler.")] if family.reference_model else []
+    if changes:
+        values = ", ".join(f"{name} {value} ({'not set' if default is None else default})" for name, value, default in changes)
+        yield f"The defaults of {family.name} are {family.reference_model}. This run changes (defaults in brackets): {values}."
+
+
+def _pairing(point: Point) -> str:
+    """Which policies share random numbers."""
+    if not point.runs_as_ensemble:
+        return "All policies of a seed share generation 1 and random numbers: comparisons are paired by seed."
+    labels = point.spec.policy_labels()
+    rows, statistics = (
+        [label for label, world in zip(labels, point.worlds, strict=True) if world == kind] for kind in ("rows", "statistics")
+    )
+    if not rows or not statistics:
+        return "All policies share random numbers: comparisons between them are paired by seed."
+    return (
+        f"Drawn row by row: {', '.join(rows)}; from sufficient statistics: {', '.join(statistics)}. Only policies "
+        "of the same kind share random numbers and are compared paired by seed."
+    )
