@@ -1,4 +1,4 @@
-"""The README's and guide's code runs as it stands."""
+"""The code of the README and the guide runs without changes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from selfloop.engine.run import resolved_points
 from selfloop.spec.parse import parse_spec
 
 ROOT = Path(__file__).parents[1]
@@ -25,23 +24,23 @@ def test_the_python_of_a_page_runs(page: Path, tmp_path: Path) -> None:
     code = blocks(page, "python")
     assert code
     for block in code:
-        done = subprocess.run([sys.executable, "-c", block], cwd=tmp_path, capture_output=True, text=True, check=False)
-        assert (done.returncode, done.stderr) == (0, "")
-        assert done.stdout
+        process = subprocess.run([sys.executable, "-c", block], cwd=tmp_path, capture_output=True, text=True, check=False)
+        assert (process.returncode, process.stderr) == (0, "")
+        assert process.stdout
 
 
-def test_the_guide_s_specs_can_be_run_and_its_policy_table_too(tmp_path: Path) -> None:
+def test_the_specs_and_the_policy_table_of_the_guide_can_be_run(tmp_path: Path) -> None:
     whole, policy, language, features = blocks(ROOT / "docs" / "guide.md", "toml")
-    assert len(resolved_points(parse_spec(whole, "guide"))) == 2
+    assert len(parse_spec(whole, "guide").points()) == 2
     small = 'n = 100\ngenerations = 4\nsource = "gaussian"\nfamily = "gaussian"\n'
-    assert resolved_points(parse_spec(small + policy, "guide"))
+    assert parse_spec(small + policy, "guide").points()
     stories = "".join(f"Story number {i}.\n<|endoftext|>\n" for i in range(1200))
     (tmp_path / "tiny-train.txt").write_text(stories)
     (tmp_path / "tiny-valid.txt").write_text(stories)
-    assert resolved_points(parse_spec(language.replace('"TinyStories"', f'"{tmp_path}"'), "guide"))
-    (tmp_path / "network.pt2").write_bytes(b"not looked at before it is needed")
+    assert parse_spec(language.replace('"TinyStories"', f'"{tmp_path}"'), "guide").points()
+    (tmp_path / "network.pt2").write_bytes(b"not read before the first measurement")
     images = 'source = "digits"\nfamily = "vae"\n' + features.replace("network.pt2", f"{tmp_path}/network.pt2")
-    assert resolved_points(parse_spec(images, "guide"))
+    assert parse_spec(images, "guide").points()
 
 
 def test_every_policy_is_in_the_readme_s_table() -> None:

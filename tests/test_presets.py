@@ -1,4 +1,4 @@
-"""Shipped presets are of the models that their papers trained, and of data that cannot change."""
+"""Every preset can be read. Language presets have the models of their papers and data that cannot change."""
 
 from __future__ import annotations
 
@@ -8,16 +8,17 @@ from pathlib import Path
 import pytest
 import torch
 
-import selfloop
 from selfloop.families.transformer.family import Transformer
 from selfloop.families.transformer.network import TransformerNetwork
+from selfloop.plugins import presets
 from selfloop.sources.hub_text import HubText
 from selfloop.sources.tinystories import TinyStories
 from selfloop.spec.parse import read_spec
 
-PRESETS = Path(selfloop.__file__).parent / "presets"
-WORDS = {"MNIST"}  # in capitals that are meant so
-COUNTS = {
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]
+UPPERCASE_WORDS = {"MNIST"}
+PARAMETER_COUNTS = {
     "gerstgrasser2024_gpt2_9m": 8_890_880,
     "gerstgrasser2024_llama_12m": 12_488_960,
     "gerstgrasser2024_llama_42m": 41_755_136,
@@ -25,27 +26,45 @@ COUNTS = {
 }
 
 
-def parameters(preset: str, changes: list[str] | None = None) -> int:
+def count_parameters(preset: str, changes: list[str] | None = None) -> int:
     family = read_spec(preset, changes or []).family
     assert isinstance(family, Transformer)
     with torch.device("meta"):
-        return sum(each.numel() for each in TransformerNetwork(family.config()).parameters())
+        return sum(parameter.numel() for parameter in TransformerNetwork(family.config()).parameters())
 
 
-@pytest.mark.parametrize(("preset", "count"), COUNTS.items())
-def test_a_preset_s_model_has_the_paper_s_parameter_count(preset: str, count: int) -> None:
-    assert parameters(preset) == count
-    assert parameters(preset, ["family.context=1024", "family.vocab=8001"]) != count
+@pytest.mark.parametrize("preset", sorted(presets()))
+def test_a_preset_can_be_read_and_its_first_line_describes_it(preset: str) -> None:
+    spec = read_spec(preset)
+    assert spec.policies
+    assert presets()[preset].read_text(encoding="utf-8").startswith("# ")
 
 
-def test_no_preset_says_what_is_still_to_be_filled_in() -> None:
-    found = {path.name: re.findall(r"\b[A-Z_]{5,}\b", path.read_text()) for path in PRESETS.glob("*.toml")}
-    assert len(found) > 30
-    assert {name: set(words) - WORDS for name, words in found.items() if set(words) - WORDS} == {}
+def test_pages_name_existing_presets_only() -> None:
+    prefixes = {name.partition("_")[0] for name in presets()}
+    names = {
+        name
+        for page in PAGES
+        for name in re.findall(r"\b[a-z]+(?:\d{4})?_\w+", page.read_text(encoding="utf-8"))
+        if re.match(r"[a-z]+\d{4}_", name) and name.partition("_")[0] in prefixes
+    }
+    assert len(names) > 12
+    assert names <= presets().keys()
 
 
-@pytest.mark.parametrize("preset", [*COUNTS, "kazdan2025_gemma"])
-def test_a_preset_s_data_on_the_hub_are_of_one_commit(preset: str) -> None:
+@pytest.mark.parametrize(("preset", "count"), PARAMETER_COUNTS.items())
+def test_the_model_of_a_preset_has_the_paper_s_parameter_count(preset: str, count: int) -> None:
+    assert count_parameters(preset) == count
+    assert count_parameters(preset, ["family.context=1024", "family.vocab=8001"]) != count
+
+
+def test_no_preset_has_a_placeholder() -> None:
+    capitals = {name: set(re.findall(r"\b[A-Z_]{5,}\b", text.read_text(encoding="utf-8"))) for name, text in presets().items()}
+    assert {name: words - UPPERCASE_WORDS for name, words in capitals.items() if words - UPPERCASE_WORDS} == {}
+
+
+@pytest.mark.parametrize("preset", [*PARAMETER_COUNTS, "kazdan2025_gemma"])
+def test_data_from_the_hub_are_of_one_commit(preset: str) -> None:
     source = read_spec(preset).source
     assert isinstance(source, TinyStories | HubText)
     assert len(source.revision or "") == 40
