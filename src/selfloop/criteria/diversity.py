@@ -22,7 +22,6 @@ from selfloop.settings import PositiveFloat
 from selfloop.stats.intervals import Interval, mean_interval, median_interval, ratio_interval
 from selfloop.types import Floats, Verdict
 
-STANDARD_DEVIATIONS = ("pixel_std",)  # squared, so that their variances are judged
 MAX_LOG = 700.0  # beyond it, exp overflows; a variance that is 0 at generation 1 can reach it
 
 
@@ -41,11 +40,10 @@ class CollapsingVariance(CurveCriterion):
     aggregate: Annotated[Literal["geometric_mean", "mean"], "how seeds are combined"] = "geometric_mean"
 
     def judge(self, curves: Mapping[str, Floats]) -> Verdict:
-        """The verdict on a variance; standard deviations are squared."""
-        return super().judge({name: curve**2 if name in STANDARD_DEVIATIONS else curve for name, curve in curves.items()})
+        """The verdict on a variance; the standard deviation of pixels is squared."""
+        return super().judge({name: curve**2 if name == "pixel_std" else curve for name, curve in curves.items()})
 
     def judge_values(self, values: Floats) -> Verdict:
-        """Last over first variance, and whether it still falls."""
         complete = before_first_end(values)
         logs = np.log(np.maximum(complete, np.finfo(float).tiny))
         mean = ratio_interval(complete[:, -1], complete[:, 0])
@@ -70,7 +68,6 @@ class ModeEntanglement(CurveCriterion):
     threshold: Annotated[PositiveFloat, "rise of the share that counts as none"] = 0.1
 
     def judge_values(self, values: Floats) -> Verdict:
-        """Last minus first share."""
         return judge_rise(values, self.threshold)
 
 
@@ -83,7 +80,6 @@ class TailLoss(CurveCriterion):
     threshold: Annotated[PositiveFloat, "share of the first coverage below which tails are lost"] = 0.9
 
     def judge_values(self, values: Floats) -> Verdict:
-        """Last over first coverage."""
         complete = before_first_end(values)
         interval = ratio_interval(complete[:, -1], complete[:, 0])
         reason = f"mean last over mean first coverage{describe_last(values)}"
@@ -103,7 +99,6 @@ class Hallucination(CurveCriterion):
         return super().judge({name: 1 - curve if name == "precision" else curve for name, curve in curves.items()})
 
     def judge_values(self, values: Floats) -> Verdict:
-        """Last minus first share."""
         return judge_rise(values, self.threshold)
 
 

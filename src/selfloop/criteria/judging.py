@@ -35,8 +35,8 @@ class CurveCriterion(Criterion):
         if name is None:
             return Verdict(self.name, "", "not measured", reason=f"needs {' or '.join(names)}")
         aliases = (other for other in curves if other != name and curves[other] is curves[name])
-        shown = next(aliases, name) if name == "risk" else name
-        return judge_curve(self.name, shown, curves[name], self.judge_values)
+        metric = next(aliases, name) if name == "risk" else name
+        return judge_curve(self.name, metric, curves[name], self.judge_values)
 
     @abstractmethod
     def judge_values(self, values: Floats) -> Verdict:

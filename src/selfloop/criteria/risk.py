@@ -9,7 +9,6 @@ from typing import Annotated, ClassVar
 import numpy as np
 from annotated_types import Ge, Gt
 
-from selfloop.component import Criterion
 from selfloop.criteria.judging import (
     CurveCriterion,
     answer_above,
@@ -34,7 +33,6 @@ class CatastrophicIncrease(CurveCriterion):
     factor: Annotated[float, Gt(1), "multiplier of the risk above which the increase is catastrophic"] = 10.0
 
     def judge_values(self, values: Floats) -> Verdict:
-        """Ratio of means, or the median ratio if chains end."""
         first, last = values[:, 0], values[:, -1]
         if not (first > 0).all():
             undefined = Interval(None, None, None, len(values))
@@ -54,7 +52,6 @@ class AnyIncrease(CurveCriterion):
     margin: Annotated[float, Ge(0), "increase that does not count, as a share of the first risk"] = 0.0
 
     def judge_values(self, values: Floats) -> Verdict:
-        """Mean difference, or the median difference if chains end."""
         change, threshold = values[:, -1] - values[:, 0], self.margin * abs(float(values[:, 0].mean()))
         if np.isnan(change).any():
             return judge_median(change, threshold, "last minus first risk")
@@ -73,7 +70,6 @@ class Divergence(CurveCriterion):
     flat_tolerance: Annotated[float, Gt(0), "change over all generations that counts as none, as a share of the risk"] = 0.02
 
     def judge_values(self, values: Floats) -> Verdict:
-        """Mean slope and trend, or the median slope if chains end."""
         slopes = late_slopes(values)
         if np.isnan(slopes).any():
             return judge_median(slopes, 0.0, "slope of the risk per generation over the last half")
@@ -86,7 +82,7 @@ class Divergence(CurveCriterion):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ScalingLawChange(Criterion):
+class ScalingLawChange(CurveCriterion):
     """The risk falls with another power of n at the last generation than at the first, by more than `exponent_change`.
 
     Needs a sweep over at least three n: curves under the keys "risk@n=100", "risk@n=300", ...
@@ -94,7 +90,6 @@ class ScalingLawChange(Criterion):
 
     name: ClassVar[str] = "scaling_law_change"
     metrics: ClassVar[tuple[str, ...]] = ("risk",)
-    metric: Annotated[str | None, "metric to judge; by default the risk"] = None
     exponent_change: Annotated[PositiveFloat, "change of the exponent c in risk ~ n^-c that counts as none"] = 0.05
 
     def judge(self, curves: Mapping[str, Floats]) -> Verdict:
@@ -109,10 +104,10 @@ class ScalingLawChange(Criterion):
         if not (np.nan_to_num(risks, nan=1.0) > 0).all():
             reason = "a power law needs risks above 0"
             return Verdict(self.name, "", "undecided", self.metric, self.exponent_change, reason=reason)
-        return judge_curve(self.name, "exponent", -np.log(risks) @ coefficients, self._judge_exponents)
+        return judge_curve(self.name, "exponent", -np.log(risks) @ coefficients, self.judge_values)
 
-    def _judge_exponents(self, exponents: Floats) -> Verdict:
-        interval = mean_interval(exponents[:, -1] - exponents[:, 0])
+    def judge_values(self, values: Floats) -> Verdict:
+        interval = mean_interval(values[:, -1] - values[:, 0])
         answers = answer_above(interval, self.exponent_change), answer_below(interval, -self.exponent_change)
         answer: Answer = "yes" if "yes" in answers else "no" if answers == ("no", "no") else "undecided"
         return make_verdict(answer, self.exponent_change, interval, "change of the exponent c in risk ~ n^-c")

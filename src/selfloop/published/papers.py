@@ -139,16 +139,9 @@ def published_curves(scenario: Scenario, *, other_scales: bool = False) -> list[
 
 
 def _published_curve(paper: Paper, table: PublishedTable, scenario: Scenario) -> PublishedCurve:
-    values = [value for value in table.curves[scenario.policy.name] if value.generation <= scenario.generations]
-    return PublishedCurve(
-        paper=paper.name,
-        label=paper.title,
-        metric=table.metric,
-        generations=tuple(value.generation for value in values),
-        values=tuple(value.value * table.unit for value in values),
-        source=table.cite,
-        scale=table.scale,
-    )
+    published = [value for value in table.curves[scenario.policy.name] if value.generation <= scenario.generations]
+    generations, values = tuple(p.generation for p in published), tuple(p.value * table.unit for p in published)
+    return PublishedCurve(paper.name, paper.title, table.metric, generations, values, table.cite, table.scale)
 
 
 def _is_exactly(table: PublishedTable, scenario: Scenario) -> bool:
@@ -181,14 +174,10 @@ def _matches(settings: Mapping[str, Any], component: Component) -> bool:
 
 def _read_paper(file_name: str) -> Paper:
     content = tomllib.loads((files(__package__) / file_name).read_text(encoding="utf-8"))
-    return Paper(
-        name=file_name.removesuffix(".toml"),
-        title=content["title"],
-        arxiv=content["arxiv"],
-        tables=tuple(map(_parse_table, content["table"])),
-        grids=tuple(map(_parse_grid, content.get("grid", ()))),
-        claims=tuple(OrderClaim(tuple(claim["order"]), claim["cite"]) for claim in content.get("claim", ())),
-    )
+    name, title, arxiv = file_name.removesuffix(".toml"), content["title"], content["arxiv"]
+    tables, grids = map(_parse_table, content["table"]), map(_parse_grid, content.get("grid", ()))
+    claims = tuple(OrderClaim(tuple(claim["order"]), claim["cite"]) for claim in content["claim"])
+    return Paper(name, title, arxiv, tuple(tables), tuple(grids), claims)
 
 
 def _parse_table(table: Mapping[str, Any]) -> PublishedTable:
