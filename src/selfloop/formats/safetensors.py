@@ -1,4 +1,4 @@
-"""Columns as the bytes of a safetensors file, and back as views of a memory map; large ones piece by piece."""
+"""Columns as the bytes of a safetensors file, and back as views of a memory map; large columns in chunks."""
 
 from __future__ import annotations
 
@@ -16,42 +16,43 @@ import numpy as np
 from selfloop.errors import DataError
 from selfloop.types import Array, Column, Columns, Ints, Ragged, count_rows, select_rows
 
-# the names and the order that the library writes arrays in: by type, then by name
+# Names of types in a file. The safetensors library orders arrays by type, as below, and then by name.
 _DTYPES = {"U64": "<u8", "I64": "<i8", "F64": "<f8", "F32": "<f4", "U32": "<u4", "I32": "<i4", "F16": "<f2", "U16": "<u2",
            "I16": "<i2", "I8": "|i1", "U8": "|u1", "BOOL": "|b1"}  # fmt: skip
 _CODES = {dtype: code for code, dtype in _DTYPES.items()}
 _RANKS = {dtype: rank for rank, dtype in enumerate(_CODES)}
-PIECE = 1 << 22  # bytes of rows that are gathered at once
+CHUNK_BYTES = 1 << 22  # of rows that are gathered at a time
+MAX_ATTEMPTS = 3  # to create a file in a folder that another process may remove
 
 
 def to_safetensors(columns: Columns) -> list[bytes | memoryview]:
-    """The columns as a safetensors file, in pieces that copy nothing; the same columns give the same bytes.
+    """The columns as a safetensors file, in buffers without copies; equal columns give equal bytes.
 
-    Byte for byte what `safetensors.numpy.save` gives. DataError for what is no number.
+    Byte for byte the result of `safetensors.numpy.save`. Raises DataError for arrays of other types than numbers and booleans.
     """
-    little: list[tuple[str, str, Array]] = []
-    for name, array in _flat(columns).items():
+    arrays: list[tuple[str, str, Array]] = []
+    for name, array in _flatten(columns).items():
         dtype = array.dtype.newbyteorder("<")
         if dtype.str not in _CODES:
-            raise DataError(f"store: array {name!r} is of type {array.dtype}; only numbers and booleans are kept. Encode it.")
-        little.append((dtype.str, name, array.astype(dtype, order="C", copy=False)))
-    little.sort(key=lambda entry: (_RANKS[entry[0]], entry[1]))
+            raise DataError(f"store: got array {name!r} of type {array.dtype}; expected numbers or booleans. Encode it.")
+        arrays.append((dtype.str, name, array.astype(dtype, order="C", copy=False)))
+    arrays.sort(key=lambda entry: (_RANKS[entry[0]], entry[1]))
     header, end = dict[str, object](), 0
-    for dtype_name, name, array in little:
+    for dtype_name, name, array in arrays:
         first, end = end, end + array.nbytes
         header[name] = {"dtype": _CODES[dtype_name], "shape": list(array.shape), "data_offsets": [first, end]}
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
-    return [len(text).to_bytes(8, "little") + text, *(array.reshape(-1).view(np.uint8).data for _, _, array in little)]
+    return [len(text).to_bytes(8, "little") + text, *(array.reshape(-1).view(np.uint8).data for _, _, array in arrays)]
 
 
-def _flat(columns: Columns) -> dict[str, Array]:
+def _flatten(columns: Columns) -> dict[str, Array]:
     flat: dict[str, Array] = {}
     for name, column in columns.items():
         if isinstance(column, Ragged):
             flat[f"{name}::values"], flat[f"{name}::offsets"] = column.values, column.offsets
         else:
-            flat[name] = np.asarray(column)  # a number of numpy's, too
+            flat[name] = np.asarray(column)  # numpy scalars too
     return flat
 
 
@@ -61,11 +62,11 @@ def pack_arrays(columns: Columns) -> bytes:
 
 
 class NamedArrays(dict[str, Any]):
-    """Columns or parameters that say what there is when they are asked for what is not: components that do not fit."""
+    """Columns or params. A missing name raises a DataError that lists the names, because components do not fit together."""
 
     def __missing__(self, name: str) -> Any:
-        there = ", ".join(self) or "none (is holdout 0, or does the policy ask for no rows?)"
-        raise DataError(f"array {name!r} is not there; there are: {there}. Choose a source, family and metrics that fit.")
+        names = ", ".join(self) or "none (is holdout 0, or does the policy draw no rows?)"
+        raise DataError(f"array {name!r}: missing. There are: {names}. Choose a source, family and metrics that fit.")
 
 
 def read_safetensors(path: str | Path) -> dict[str, Column]:
@@ -87,75 +88,75 @@ def read_safetensors(path: str | Path) -> dict[str, Column]:
 
 
 class ColumnWriter:
-    """Rows appended to unnamed files in a folder, which vanish with the last view of them: as many as the disk holds."""
+    """Appends rows to unnamed files in a folder, so that they need not fit in memory. The files end with their last view."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._values: dict[str, _Growing] = {}
-        self._offsets: dict[str, _Growing] = {}
+        self._values: dict[str, _ArrayFile] = {}
+        self._offsets: dict[str, _ArrayFile] = {}
 
     def append(self, columns: Columns) -> None:
-        """Add rows; every call has the same columns, types and row shapes."""
+        """Add rows. Every call has the same columns, types and row shapes."""
         if not self._values:
-            self._values = {name: _Growing(self._folder) for name in columns}
-            self._offsets = {name: _Growing(self._folder) for name, c in columns.items() if isinstance(c, Ragged)}
+            self._values = {name: _ArrayFile(self._folder) for name in columns}
+            self._offsets = {name: _ArrayFile(self._folder) for name, c in columns.items() if isinstance(c, Ragged)}
         for name, column in columns.items():
             if isinstance(column, Ragged):
-                offsets, start = self._offsets[name], self._values[name].rows
-                if not offsets.rows:
+                offsets, start = self._offsets[name], self._values[name].n_rows
+                if not offsets.n_rows:
                     offsets.append(np.zeros(1, np.int64))
                 offsets.append(column.offsets[1:] - column.offsets[0] + start)
                 column = column.values[column.offsets[0] : column.offsets[-1]]
             self._values[name].append(np.asarray(column))
 
     def columns(self) -> dict[str, Column]:
-        """All rows, memory-mapped and read-only; nothing can be appended after. Without columns when nothing was."""
-        values = {name: grown.mapped() for name, grown in self._values.items()}
-        offsets = {name: cast(Ints, grown.mapped()) for name, grown in self._offsets.items()}
+        """All rows, memory-mapped and read-only; no columns if no rows were appended. Ends the writing."""
+        values = {name: file.memory_map() for name, file in self._values.items()}
+        offsets = {name: cast(Ints, file.memory_map()) for name, file in self._offsets.items()}
         return NamedArrays((name, Ragged(v, offsets[name]) if name in offsets else v) for name, v in values.items())
 
 
-def _unnamed(folder: Path) -> IO[bytes]:
-    """A file without a name in a folder, which another process that ends the same stage may remove at any moment, once."""
-    for _ in range(3):
+class _ArrayFile:
+    """One array in an unnamed file, which grows by rows."""
+
+    def __init__(self, folder: Path) -> None:
+        self.file: IO[bytes] = _open_unnamed(folder)  # closed by `memory_map`
+        self.dtype: np.dtype[np.generic] | None = None
+        self.row_shape: tuple[int, ...] = ()
+        self.n_rows = 0
+
+    def append(self, rows: Array) -> None:
+        if self.dtype is None:
+            self.dtype, self.row_shape = rows.dtype, rows.shape[1:]
+        assert (rows.dtype, rows.shape[1:]) == (self.dtype, self.row_shape)
+        self.file.write(np.ascontiguousarray(rows).reshape(-1).view(np.uint8).data)
+        self.n_rows += len(rows)
+
+    def memory_map(self) -> Array:
+        with self.file as file:
+            if not file.tell():  # an empty file cannot be mapped
+                return np.empty((self.n_rows, *self.row_shape), self.dtype)
+            file.flush()
+            data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        return np.frombuffer(data, self.dtype).reshape(self.n_rows, *self.row_shape)
+
+
+def _open_unnamed(folder: Path) -> IO[bytes]:
+    """A file without a name. Another process that ends the same stored step may remove the folder at any moment, once."""
+    for _ in range(MAX_ATTEMPTS):
         folder.mkdir(parents=True, exist_ok=True)
         with suppress(FileNotFoundError):
             return TemporaryFile(dir=folder)
     raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(folder))
 
 
-class _Growing:
-    """One array in an unnamed file."""
-
-    def __init__(self, folder: Path) -> None:
-        self.file: IO[bytes] = _unnamed(folder)  # closed when it is mapped
-        self.dtype: np.dtype[np.generic] | None = None
-        self.row: tuple[int, ...] = ()  # shape of one row
-        self.rows = 0
-
-    def append(self, rows: Array) -> None:
-        if self.dtype is None:
-            self.dtype, self.row = rows.dtype, rows.shape[1:]
-        assert (rows.dtype, rows.shape[1:]) == (self.dtype, self.row), f"{rows.dtype}{rows.shape} among {self.dtype}{self.row}"
-        self.file.write(np.ascontiguousarray(rows).reshape(-1).view(np.uint8).data)
-        self.rows += len(rows)
-
-    def mapped(self) -> Array:
-        with self.file as file:
-            if not file.tell():  # nothing to map
-                return np.empty((self.rows, *self.row), self.dtype)
-            file.flush()
-            data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        return np.frombuffer(data, self.dtype).reshape(self.rows, *self.row)
-
-
 def gather_rows(columns: Columns, indices: Ints, folder: Path) -> dict[str, Column]:
-    """The rows at `indices`, in that order: in memory when they are few, else copied piece by piece to files in `folder`."""
-    row = sum((c.values if isinstance(c, Ragged) else c).nbytes for c in columns.values()) / max(count_rows(columns), 1)
-    step = int(PIECE / max(row, 1)) + 1
-    if len(indices) <= step:
+    """The rows at `indices`, in that order: in memory if they are few, else copied in chunks to unnamed files in `folder`."""
+    row_bytes = sum((c.values if isinstance(c, Ragged) else c).nbytes for c in columns.values()) / max(count_rows(columns), 1)
+    chunk_rows = int(CHUNK_BYTES / max(row_bytes, 1)) + 1
+    if len(indices) <= chunk_rows:
         return select_rows(columns, indices)
     writer = ColumnWriter(folder)
-    for first in range(0, len(indices), step):
-        writer.append(select_rows(columns, indices[first : first + step]))
+    for first in range(0, len(indices), chunk_rows):
+        writer.append(select_rows(columns, indices[first : first + chunk_rows]))
     return writer.columns()

@@ -151,12 +151,12 @@ def _fit_clusters(features: Float32s, n_clusters: int, ctx: Context) -> dict[str
     with threadpool_limits(1):  # several threads add their sums in the order in which they finish
         fitted = KMeans(n_clusters, n_init=3, random_state=seed).fit(features.astype(np.float64))
     order = np.argsort(-np.bincount(fitted.labels_, minlength=n_clusters), kind="stable")
-    return {"centres": fitted.cluster_centers_[order], "variance": np.array(fitted.inertia_ / features.size)}
+    return {"centers": fitted.cluster_centers_[order], "variance": np.array(fitted.inertia_ / features.size)}
 
 
 def _cluster_logits(features: Float32s, prepared: Params) -> Array:
     """Log density of each cluster's Gaussian at each row, up to a constant of the row."""
-    centers = np.asarray(prepared["centres"], np.float64)
+    centers = np.asarray(prepared["centers"], np.float64)
     scores = features @ centers.T - np.vecdot(centers, centers) / 2
     return np.asarray(scores / max(float(prepared["variance"]), np.finfo(np.float32).tiny))
 

@@ -1,4 +1,4 @@
-"""Arrays as files: the bytes the library writes, and columns larger than memory piece by piece."""
+"""Arrays as files: equal to the bytes of the safetensors library, and columns larger than memory in chunks."""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import save
 
+from selfloop.formats import safetensors
 from selfloop.formats.safetensors import ColumnWriter, gather_rows, pack_arrays, read_safetensors, to_safetensors
 from selfloop.types import Column, Columns, Ragged, concat_rows, select_rows
 
@@ -31,14 +32,15 @@ def same(a: Column, b: Column) -> bool:
     return (a.dtype, a.shape, a.tolist()) == (b.dtype, b.shape, b.tolist())
 
 
+@settings(max_examples=40)
 @given(st.dictionaries(NAMES, st.tuples(st.sampled_from(TYPES), SHAPES), max_size=8))
-def test_a_file_has_the_very_bytes_that_safetensors_writes(wanted: dict[str, tuple[str, list[int]]]) -> None:
+def test_a_file_has_the_bytes_that_the_safetensors_library_writes(arrays: dict[str, tuple[str, list[int]]]) -> None:
     columns = {
-        name: np.arange(np.prod(shape, dtype=int)).astype(dtype).reshape(shape) for name, (dtype, shape) in wanted.items()
+        name: np.arange(np.prod(shape, dtype=int)).astype(dtype).reshape(shape) for name, (dtype, shape) in arrays.items()
     }
     assert pack_arrays(columns) == save(columns)
-    foreign = {name: array.astype(array.dtype.newbyteorder(">")) for name, array in columns.items()}
-    assert pack_arrays(foreign) == save(columns)
+    big_endian = {name: array.astype(array.dtype.newbyteorder(">")) for name, array in columns.items()}
+    assert pack_arrays(big_endian) == save(columns)
 
 
 def test_a_large_array_is_packed_without_a_copy() -> None:
@@ -46,62 +48,63 @@ def test_a_large_array_is_packed_without_a_copy() -> None:
     assert np.shares_memory(array, np.asarray(to_safetensors({"a": array})[-1]))
 
 
-PIECES: list[Columns] = [
+CHUNKS: list[Columns] = [
     {"text": words("one", "", "three"), "x": np.arange(6.0).reshape(3, 2)},
     {"text": words(), "x": np.zeros((0, 2))},
     {"text": words("", "vier"), "x": np.ones((2, 2))},
 ]
 
 
-def test_rows_appended_in_pieces_are_the_rows_joined(tmp_path: Path) -> None:
-    writer = ColumnWriter(tmp_path / "made when needed")
-    for piece in PIECES:
-        writer.append(piece)
-    found, expected = writer.columns(), concat_rows(PIECES)
-    assert list(found) == list(expected)
-    assert all(same(expected[name], found[name]) for name in expected)
-    assert not np.asarray(found["x"]).flags.writeable
-    assert list((tmp_path / "made when needed").iterdir()) == []  # files without a name: nothing is left by a kill
-    (tmp_path / "a").write_bytes(pack_arrays(found))
+def test_rows_appended_in_chunks_are_the_concatenated_rows(tmp_path: Path) -> None:
+    writer = ColumnWriter(tmp_path / "new folder")
+    for chunk in CHUNKS:
+        writer.append(chunk)
+    columns, expected = writer.columns(), concat_rows(CHUNKS)
+    assert list(columns) == list(expected)
+    assert all(same(expected[name], columns[name]) for name in expected)
+    assert not np.asarray(columns["x"]).flags.writeable
+    assert list((tmp_path / "new folder").iterdir()) == []  # unnamed files: a killed process leaves none
+    (tmp_path / "a").write_bytes(pack_arrays(columns))
     assert all(same(expected[name], column) for name, column in read_safetensors(tmp_path / "a").items())
 
 
-def test_a_part_of_a_longer_column_is_appended_as_its_own_rows(tmp_path: Path) -> None:
+def test_rows_of_a_longer_column_are_appended_with_offsets_from_0(tmp_path: Path) -> None:
     whole = words("one", "two", "three")
     writer = ColumnWriter(tmp_path)
     writer.append({"text": Ragged(whole.values, whole.offsets[1:])})
     assert same(writer.columns()["text"], words("two", "three"))
 
 
-def test_columns_of_no_rows_and_of_empty_rows_are_kept(tmp_path: Path) -> None:
+def test_columns_without_rows_and_with_empty_rows_are_written(tmp_path: Path) -> None:
     for texts in ((), ("", "")):
         writer = ColumnWriter(tmp_path)
         writer.append({"text": words(*texts), "x": np.zeros((len(texts), 0), np.int16)})
-        found = writer.columns()
-        assert same(found["text"], words(*texts))
-        assert same(found["x"], np.zeros((len(texts), 0), np.int16))
+        columns = writer.columns()
+        assert same(columns["text"], words(*texts))
+        assert same(columns["x"], np.zeros((len(texts), 0), np.int16))
     assert ColumnWriter(tmp_path).columns() == {}
 
 
 @pytest.mark.parametrize("in_memory", [True, False])
 def test_gathered_rows_are_the_selected_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, in_memory: bool) -> None:
-    monkeypatch.setattr(arrays, "PIECE", 1 << 20 if in_memory else 64)
+    monkeypatch.setattr(safetensors, "CHUNK_BYTES", 1 << 20 if in_memory else 64)
     rng = np.random.default_rng(0)
     columns = {"text": words(*("x" * int(k) for k in rng.integers(0, 9, 50))), "x": rng.normal(size=(50, 2))}
     for indices in (rng.permutation(50), rng.integers(0, 50, 200), np.zeros(0, np.int64)):
-        found, expected = gather_rows(columns, indices, tmp_path), select_rows(columns, indices)
-        assert all(same(expected[name], found[name]) for name in columns)
+        rows, expected = gather_rows(columns, indices, tmp_path), select_rows(columns, indices)
+        assert all(same(expected[name], rows[name]) for name in columns)
 
 
-def test_long_rows_are_selected_like_short_ones() -> None:
+def test_long_rows_are_selected_like_short_rows() -> None:
     lengths = np.array([1000, 0, 2000, 1, 500])
     column = Ragged(np.arange(lengths.sum()), np.cumsum([0, *lengths]))
     for indices in ([4, 0, 2], [1, 3, 1], [2, 1]):
-        found = column[np.array(indices)]
-        assert found.values.tolist() == [v for i in indices for v in column.values[column.offsets[i] : column.offsets[i + 1]]]
-        assert np.diff(found.offsets).tolist() == lengths[indices].tolist()
+        rows = column[np.array(indices)]
+        assert rows.values.tolist() == [v for i in indices for v in column.values[column.offsets[i] : column.offsets[i + 1]]]
+        assert np.diff(rows.offsets).tolist() == lengths[indices].tolist()
 
 
+@settings(max_examples=30)
 @given(st.lists(st.binary(max_size=5), max_size=5))
-def test_bytes_come_back_from_a_column(rows: list[bytes]) -> None:
+def test_bytes_of_a_column_are_returned_unchanged(rows: list[bytes]) -> None:
     assert Ragged.of_bytes(rows).to_bytes() == rows
