@@ -25,14 +25,18 @@ from selfloop.types import Ragged, concat_rows, count_rows, select_rows
 Chem = pytest.importorskip("rdkit.Chem")
 from rdkit.Chem import rdDistGeom  # noqa: E402
 
-from selfloop.sources.molecule_files import unpickle_conformers as conformers_in  # noqa: E402
-from selfloop.sources.molecule_base import build_graph  # noqa: E402
 from selfloop.sources.geom import Geom  # noqa: E402
+from selfloop.sources.molecule_base import build_graph  # noqa: E402
+from selfloop.sources.molecule_files import unpickle_conformers as conformers_in  # noqa: E402
 from selfloop.sources.qm9 import Qm9  # noqa: E402
-from selfloop.sources.sdf import Sdf  # noqa: E402
-from selfloop.sources.smiles import Smiles  # noqa: E402
-from selfloop.sources.smiles import embed  # noqa: E402
-from selfloop.sources.sdf import read_records  # noqa: E402
+from selfloop.sources.sdf import (
+    Sdf,  # noqa: E402
+    read_records,  # noqa: E402
+)
+from selfloop.sources.smiles import (
+    Smiles,  # noqa: E402
+    embed,  # noqa: E402
+)
 
 CTX = Context(RandomStream(("seed", 0, "source")))
 DATA = Path(__file__).parents[2].parent / "shared" / "data"

@@ -1,25 +1,23 @@
-"""Real images: embedded digits, idx files, CIFAR's binary files."""
+"""Images stored as arrays: digits of scikit-learn, idx files, CIFAR's binary files."""
 
 import gzip
 import tarfile
-from pathlib import Path
 
 import numpy as np
 import pytest
+from real_data import DATA, needs
 
 from selfloop.component import Context
 from selfloop.errors import DataError
 from selfloop.protocols import CorpusSource
 from selfloop.rng import RandomStream
-from selfloop.sources import images as module
-from selfloop.sources.image_arrays import Cifar
-from selfloop.sources.image_arrays import Digits
-from selfloop.sources.image_arrays import Idx
+from selfloop.sources import image_arrays
+from selfloop.sources.image_arrays import Cifar, Digits, Idx
 from selfloop.testing import check_source
 from selfloop.types import concat_rows, count_rows
 
 CTX = Context(RandomStream(("seed", 0, "source")))
-MNIST = Path(__file__).parents[2].parent / "shared" / "data" / "mnist"
+MNIST = DATA / "mnist"
 
 
 def write_idx(path, array, dtype_code=8, cut=0, rows=None):
@@ -31,22 +29,22 @@ def write_idx(path, array, dtype_code=8, cut=0, rows=None):
 
 
 def write_cifar(folder, rows, hundred=False):
-    """Files of the binary version, of that many rows each; the arrays that are in the training files."""
+    """Write files of the binary version with `rows` rows each; return the bytes of the training files."""
     rng, labels = np.random.default_rng(1), 2 if hundred else 1
     folder.mkdir()
     names = ["train", "test"] if hundred else [*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"]
-    written = []
+    files = []
     for name in names:
         data = rng.integers(0, 256, (rows, labels + 3072), np.uint8)
         data[:, :labels] %= 10
         (folder / f"{name}.bin").write_bytes(data.tobytes())
-        written.append(data)
-    return np.concatenate(written[:-1])
+        files.append(data)
+    return np.concatenate(files[:-1])
 
 
 def write_tar(path, folder, inner):
     with tarfile.open(path, "w:gz") as archive:
-        for file in sorted(folder.iterdir(), reverse=True):  # the official one is in no order either
+        for file in sorted(folder.iterdir(), reverse=True):  # the official file has no order either
             archive.add(file, f"{inner}/{file.name}")
     return path
 
@@ -58,22 +56,22 @@ def images():
 
 def sources(tmp_path, images):
     write_cifar(tmp_path / "bin", rows=6)
-    plain, to_safetensors = write_idx(tmp_path / "i.idx", images), write_idx(tmp_path / "i.gz", images)
+    plain, gzipped = write_idx(tmp_path / "i.idx", images), write_idx(tmp_path / "i.gz", images)
     labels = write_idx(tmp_path / "l.idx", np.arange(30, dtype=np.uint8))
     return [
         Digits(),
         Digits(labels=True),
         Idx(images=plain),
-        Idx(images=to_safetensors, labels=labels),
+        Idx(images=gzipped, labels=labels),
         Cifar(path=tmp_path / "bin"),
     ]
 
 
-def test_every_source_gives_the_rows_its_schema_promises_and_each_once(tmp_path, images):
+def test_every_source_has_each_row_once_typed_as_its_schema(tmp_path, images):
     for source in sources(tmp_path, images):
         rows = source.draw(0, source.n_rows(), CTX)["image"]
-        field = source.schema()["image"]
-        assert (str(rows.dtype), rows.shape[1:], len(rows)) == (field.dtype, field.shape, source.n_rows())
+        column_type = source.schema()["image"]
+        assert (str(rows.dtype), rows.shape[1:], len(rows)) == (column_type.dtype, column_type.shape, source.n_rows())
         check_source(source)
         parts = [source.draw(first, n, CTX)["image"] for first, n in ((0, 10), (10, 15))]
         assert np.array_equal(np.concatenate(parts), rows[:25])
@@ -82,15 +80,15 @@ def test_every_source_gives_the_rows_its_schema_promises_and_each_once(tmp_path,
         assert np.array_equal(np.sort(other.reshape(len(rows), -1), 0), np.sort(rows.reshape(len(rows), -1), 0))
 
 
-def test_more_rows_than_there_are_is_an_error(tmp_path, images):
+def test_more_rows_than_a_source_has_are_an_error(tmp_path, images):
     for source in sources(tmp_path, images):
-        with pytest.raises(DataError, match=f"there are {source.n_rows()}"):
+        with pytest.raises(DataError, match=f"it has {source.n_rows()}"):
             source.draw(source.n_rows() - 1, 2, CTX)
 
 
-def test_digits_use_the_whole_grey_scale_and_keep_their_17_levels():
-    grey = np.unique(Digits().draw(0, 1797, CTX)["image"])
-    assert (grey[0], grey[-1], len(grey)) == (0, 255, 17)
+def test_digits_use_the_whole_gray_scale_and_keep_their_17_levels():
+    gray = np.unique(Digits().draw(0, 1797, CTX)["image"])
+    assert (gray[0], gray[-1], len(gray)) == (0, 255, 17)
 
 
 @pytest.mark.parametrize("ending", ["idx", "gz"])
@@ -109,38 +107,42 @@ def test_a_changed_idx_file_is_read_again(tmp_path, images):
 
 
 def broken_idx_files(folder, images):
-    yield folder / "missing", "no such idx file"
-    yield write_idx(folder / "short", images, cut=5), r"announces \[30, 5, 7\], which are 1050 bytes, and has 1045"
-    yield write_idx(folder / "none", images[:0]), r"announces \[0, 5, 7\]; expected images"
-    yield write_idx(folder / "short.gz", images, cut=5), r"announces \[30, 5, 7\], which are 1050 bytes, and ends after 1045"
+    yield folder / "missing", "does not exist"
+    yield write_idx(folder / "short", images, cut=5), r"announces shape \[30, 5, 7\], which is 1050 bytes, and has 1045"
+    yield write_idx(folder / "none", images[:0]), r"announces shape \[0, 5, 7\]; expected images"
+    yield (
+        write_idx(folder / "short.gz", images, cut=5),
+        r"announces shape \[30, 5, 7\], which is 1050 bytes, and ends after 1045",
+    )
     yield write_idx(folder / "long.gz", np.concatenate([images, images])[:31], rows=30), "and has more"
-    yield write_idx(folder / "wide.gz", images, rows=(30, 1 << 14, 1 << 14)), "each of at most"
+    yield write_idx(folder / "wide.gz", images, rows=(30, 1 << 14, 1 << 14)), "of at most"
     yield write_idx(folder / "floats", images, dtype_code=13), "begins with 00 00 0d 03; expected an idx file of bytes"
-    yield write_idx(folder / "labels", np.zeros(9, np.uint8)), "holds 1-dimensional data; expected images"
+    yield write_idx(folder / "labels", np.zeros(9, np.uint8)), "has 1 dimensions; expected 3 or 4"
     torn = write_idx(folder / "whole.gz", images)
     for name, data, sentence in (
         ("empty", b"", "begins with ; expected"),
         ("stub", bytes([0, 0, 8, 3, 0]), "announces"),
-        ("torn.gz", torn.read_bytes()[:-20], "damaged or cut short"),
+        ("torn.gz", torn.read_bytes()[:-20], "cannot be read"),
     ):
         (folder / name).write_bytes(data)
         yield folder / name, sentence
 
 
-def test_broken_idx_files_are_named_in_one_sentence(tmp_path, images):
+def test_errors_name_the_broken_idx_file(tmp_path, images):
     for path, sentence in broken_idx_files(tmp_path, images):
         with pytest.raises(DataError, match=sentence) as caught:
             list(Idx(images=path).chunks())
-        assert str(caught.value).startswith(str(path))
+        assert str(caught.value).startswith("source")
+        assert str(path) in str(caught.value)
 
 
-def test_labels_of_other_images_are_refused(tmp_path, images):
+def test_labels_of_other_images_are_an_error(tmp_path, images):
     labels = write_idx(tmp_path / "l", np.zeros(29, np.uint8))
-    with pytest.raises(DataError, match=r"holds \[29\] labels for 30 images"):
+    with pytest.raises(DataError, match=r"has \[29\] labels for 30 images"):
         Idx(images=write_idx(tmp_path / "i", images), labels=labels).n_rows()
 
 
-@pytest.mark.skipif(not MNIST.is_dir(), reason="the MNIST files are not beside the repository")
+@needs("mnist")
 def test_real_mnist_files_are_read_whole():
     source = Idx(images=MNIST / "t10k-images-idx3-ubyte.gz", labels=MNIST / "t10k-labels-idx1-ubyte.gz")
     assert (source.n_rows(), source.schema()["image"].shape) == (10_000, (28, 28))
@@ -149,17 +151,17 @@ def test_real_mnist_files_are_read_whole():
     assert rows["image"].mean() == pytest.approx(33.79, abs=0.01)
 
 
-def test_images_are_read_in_pieces_of_bounded_size(tmp_path, images, monkeypatch):
-    monkeypatch.setattr(module, "PIECE", 35 * 7)
+def test_images_are_read_in_chunks_of_bounded_size(tmp_path, images, monkeypatch):
+    monkeypatch.setattr(image_arrays, "CHUNK_BYTES", 35 * 7)
     labels = write_idx(tmp_path / "l", np.arange(30, dtype=np.uint8))
     for name in ("i.idx", "i.gz"):
-        pieces = list(Idx(images=write_idx(tmp_path / name, images), labels=labels).chunks())
-        assert [count_rows(piece) for piece in pieces] == [7, 7, 7, 7, 2]
-        assert np.array_equal(concat_rows(pieces)["image"], images)
-        assert np.array_equal(concat_rows(pieces)["label"], np.arange(30))
+        chunks = list(Idx(images=write_idx(tmp_path / name, images), labels=labels).chunks())
+        assert [count_rows(chunk) for chunk in chunks] == [7, 7, 7, 7, 2]
+        assert np.array_equal(concat_rows(chunks)["image"], images)
+        assert np.array_equal(concat_rows(chunks)["label"], np.arange(30))
 
 
-def test_digits_carry_their_labels_when_asked():
+def test_digits_have_class_labels_if_asked():
     rows = Digits(labels=True).draw(0, 1797, CTX)
     assert np.bincount(rows["label"]).tolist() == [178, 182, 177, 183, 181, 182, 181, 179, 174, 180]
     assert np.array_equal(rows["image"], Digits().draw(0, 1797, CTX)["image"])
@@ -167,8 +169,8 @@ def test_digits_carry_their_labels_when_asked():
 
 
 @pytest.mark.parametrize("hundred", [False, True])
-def test_cifar_s_binary_version_is_read_from_a_folder_and_from_its_tar_file(tmp_path, hundred, monkeypatch):
-    monkeypatch.setattr(module, "PIECE", 20_000)  # several pieces a file
+def test_the_binary_version_of_cifar_is_read_from_a_folder_and_from_its_tar_file(tmp_path, hundred, monkeypatch):
+    monkeypatch.setattr(image_arrays, "CHUNK_BYTES", 20_000)  # several chunks per file
     data = write_cifar(tmp_path / "bin", rows=9, hundred=hundred)
     archive = write_tar(tmp_path / "cifar.tar.gz", tmp_path / "bin", "cifar-binary")
     before = sorted(tmp_path.rglob("*"))
@@ -186,27 +188,27 @@ def test_cifar_s_binary_version_is_read_from_a_folder_and_from_its_tar_file(tmp_
     assert sorted(tmp_path.rglob("*")) == before  # nothing was unpacked
 
 
-def test_the_pickled_version_of_cifar_is_refused(tmp_path):
+def test_the_pickled_version_of_cifar_is_an_error(tmp_path):
     (tmp_path / "py").mkdir()
     for name in ("batches.meta", "data_batch_1", "test_batch"):
         (tmp_path / "py" / name).write_bytes(b"cos\nsystem\n(S'false'\ntR.")
     archive = write_tar(tmp_path / "cifar-10-python.tar.gz", tmp_path / "py", "cifar-10-batches-py")
     for path in (tmp_path / "py", archive):
-        with pytest.raises(DataError, match=r"version for Python.*cifar-10-binary\.tar\.gz"):
+        with pytest.raises(DataError, match=r"version of CIFAR for Python.*cifar-10-binary\.tar\.gz"):
             Cifar(path=path).n_rows()
 
 
-def test_damaged_and_missing_files_of_cifar_are_named(tmp_path):
+def test_errors_name_damaged_and_missing_files_of_cifar(tmp_path):
     write_cifar(tmp_path / "bin", rows=2)
     archive = write_tar(tmp_path / "whole.tar.gz", tmp_path / "bin", "x")
     (tmp_path / "torn.tar.gz").write_bytes(archive.read_bytes()[:-3000])
     (tmp_path / "note.tar.gz").write_text("no archive")
     (tmp_path / "empty").mkdir()
     for name, sentence in (
-        ("torn.tar.gz", "damaged or cut short"), ("note.tar.gz", "is no tar file"), ("empty", "holds no train files"),
+        ("torn.tar.gz", "nor a whole tar file"), ("note.tar.gz", "nor a whole tar file"), ("empty", "has no train files"),
         ("nowhere", "does not exist"),
     ):  # fmt: skip
-        with pytest.raises(DataError, match=rf"source\.path: .*{name}.*{sentence}"):
+        with pytest.raises(DataError, match=rf"source.*{name}.*{sentence}"):
             list(Cifar(path=tmp_path / name).chunks())
     (tmp_path / "bin" / "data_batch_2.bin").write_bytes(bytes(3000))
     with pytest.raises(DataError, match=r"data_batch_2\.bin in .* has 3000 bytes; expected rows of 3073"):

@@ -1,10 +1,8 @@
-"""Files of pictures that tests make, and where real ones lie."""
+"""Image files that tests write."""
 
 import io
 import zipfile
-from pathlib import Path
 
-import pytest
 from PIL import Image
 
 from selfloop.component import Context
@@ -12,18 +10,17 @@ from selfloop.rng import RandomStream
 from selfloop.types import concat_rows
 
 CTX = Context(RandomStream(("seed", 0, "source")))
-DATA = Path(__file__).parents[2].parent / "shared" / "data"
 
 
-def encoded(array, kind="PNG", **options):
-    """The bytes of a picture."""
+def encode(array, kind="PNG", **options):
+    """The bytes of an encoded image."""
     file = io.BytesIO()
     Image.fromarray(array).save(file, kind, **options)
     return file.getvalue()
 
 
 def write(path, files):
-    """Files by name in a folder, or in a ZIP file where the path ends so."""
+    """Write files by name into a folder, or into a ZIP file if the path ends in .zip."""
     if path.suffix == ".zip":
         with zipfile.ZipFile(path, "w") as archive:
             for name, data in files.items():
@@ -35,9 +32,5 @@ def write(path, files):
     return path
 
 
-def all_of(source):
+def read_all(source):
     return concat_rows(list(source.chunks()))
-
-
-def needs(name):
-    return pytest.mark.skipif(not (DATA / name).exists(), reason=f"{name} is not beside the repository")
