@@ -1,14 +1,16 @@
-"""A run that is killed or interrupted at any moment continues, and ends at the same rows and the same objects."""
+"""A run that is killed or interrupted at any moment continues, and ends with the same measurements and objects."""
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,44 @@ import pytest
 import tiny_components
 from selfloop.rng import RandomStream
 
-COMMAND = [sys.executable, "-c", "import sys; from selfloop.commands.cli import main; sys.argv[0] = 'selfloop'; main()"]
+# Processes of these tests are forks of one process that has imported everything: an import of torch takes two seconds.
+LAUNCHER = """
+import json, os, signal, sys, tempfile, traceback
+import tiny_components
+import selfloop.families.transformer.family, selfloop.families.vae.family, selfloop.families.nn.trainer
+import selfloop.commands.console, selfloop.result, selfloop.report.findings
+from selfloop.commands.cli import main
+
+def run(job):
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    for number, path in enumerate((job["out"], job["err"]), 1):
+        os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    sys.argv, code = job["argv"], 0
+    try:
+        tiny_components.main() if job["argv"][0] == "tiny" else main()
+    except SystemExit as end:
+        code = end.code if isinstance(end.code, int) else 1
+    except BaseException:
+        traceback.print_exc()
+        code = 1
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+with tempfile.TemporaryDirectory() as folder:  # so that a child does its own work from the start
+    list(selfloop.engine.run.iter_measurements(tiny_components.tiny_spec(generations=2), folder))
+print("ready", flush=True)
+for line in sys.stdin:
+    job = json.loads(line)
+    if isinstance(job, int):
+        print(os.waitstatus_to_exitcode(os.waitpid(job, 0)[1]), flush=True)
+    elif pid := os.fork():
+        os.setpgid(pid, pid)  # a process group, as a terminal would start it
+        print(pid, flush=True)
+    else:
+        run(job)
+"""
 VAE = """
 n = 30
 holdout = 10
@@ -63,40 +102,80 @@ steps = 30
 batch_size = 8
 checkpoint_seconds = 0.0
 """
+ONE_PROCESS = ("--threads", "1", "--workers", "1")
+INTERRUPTED = "selfloop: interrupted. Finished steps are stored; run the same command to continue.\n"
 
 
-def start(*command: str | Path) -> subprocess.Popen[str]:
-    """A process in a group of its own, as a terminal would start it."""
-    return subprocess.Popen(
-        [str(part) for part in command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=tiny_components.environment(),
-        start_new_session=True, preexec_fn=_listen,
-    )  # fmt: skip
+@dataclass
+class Child:
+    """A forked process in a group of its own, which writes its output to files."""
+
+    launcher: subprocess.Popen[str]
+    folder: Path
+    pid: int = 0
+
+    def start(self, *arguments: str | Path) -> Child:
+        argv, (out, err) = list(map(str, arguments)), (str(self.folder / name) for name in ("out", "err"))
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.pid = int(self._ask({"argv": argv, "out": out, "err": err}))
+        return self
+
+    def wait(self) -> int:
+        """Exit code, or minus the signal that ended the process."""
+        return int(self._ask(self.pid))
+
+    def signal_group(self, number: signal.Signals) -> None:
+        with suppress(ProcessLookupError):  # the process has ended
+            os.killpg(self.pid, number)
+
+    def outputs(self) -> tuple[str, str]:
+        """Standard output and standard error."""
+        return (self.folder / "out").read_text(), (self.folder / "err").read_text()
+
+    def _ask(self, job: Any) -> str:
+        assert self.launcher.stdin
+        assert self.launcher.stdout
+        self.launcher.stdin.write(json.dumps(job) + "\n")
+        self.launcher.stdin.flush()
+        return self.launcher.stdout.readline()
 
 
-def _listen() -> None:
-    """Whoever runs the tests in the background has its children ignore Ctrl-C; a terminal's children do not."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+Start = Callable[..., Child]
+
+
+@pytest.fixture(scope="module")
+def start(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Start]:
+    """A function that starts `selfloop` or, with "tiny" as the first argument, the experiment of `tiny_components`."""
+    environment = tiny_components.environment(PYTHONPATH=str(Path(tiny_components.__file__).parent))
+    launcher = subprocess.Popen(
+        [sys.executable, "-c", LAUNCHER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+    )
+    assert launcher.stdout
+    assert launcher.stdout.readline() == "ready\n"
+    yield lambda *arguments: Child(launcher, tmp_path_factory.mktemp("child")).start(*arguments)
+    launcher.kill()
+    launcher.communicate()
 
 
 def wait_for(claim: Callable[[], Any], seconds: float = 30) -> None:
-    """Return as soon as the claim holds."""
+    """Return as soon as the claim is true."""
     end = time.monotonic() + seconds
     while not claim():
         assert time.monotonic() < end, "waited too long"
         time.sleep(0.005)
 
 
-def wait_for_a_fit(store: Path, since: float) -> None:
-    """Return when the state of a fit was saved after that time: the fit is in its middle."""
+def wait_for_a_checkpoint(store: Path, after: float) -> None:
+    """Return when a checkpoint was written after that time: a fit is unfinished."""
 
-    def saved() -> bool:
+    def is_written() -> bool:
         times = []
         for path in (store / "scratch").glob("*/fit.safetensors"):
-            with suppress(FileNotFoundError):  # it has ended since
+            with suppress(FileNotFoundError):  # that fit has ended
                 times.append(path.stat().st_mtime)
-        return any(moment > since for moment in times)
+        return any(moment > after for moment in times)
 
-    wait_for(saved)
+    wait_for(is_written)
 
 
 def members(group: int) -> list[str]:
@@ -106,104 +185,98 @@ def members(group: int) -> list[str]:
     return [args for pgid, stat, args in fields if int(pgid) == group and not stat.startswith("Z")]
 
 
-def test_thirty_kills_at_random_moments_leave_no_trace_in_rows_or_objects(tmp_path: Path) -> None:
-    rng = RandomStream(("kills",)).generator()
-    killed, counts = 0, set()
-    for turn in range(30):
-        workers = "2" if turn % 6 == 5 else "1"
-        process = start(sys.executable, tiny_components.__file__, tmp_path / "killed", workers)
-        assert process.stdout
-        assert process.stdout.readline() == "ready\n"
-        time.sleep(rng.uniform(0, 0.06 if workers == "1" else 0.8))
-        os.killpg(process.pid, signal.SIGKILL)
-        process.communicate()
-        killed += process.returncode == -signal.SIGKILL
-        counts.add(len(list((tmp_path / "killed").glob("records/*/*.json"))))
+def test_thirty_kills_at_random_moments_change_no_measurement_and_no_object(start: Start, tmp_path: Path) -> None:
+    rng, store = RandomStream(("kills",)).generator(), tmp_path / "killed"
+    killed, counts = 0, [0]
+
+    def count_records() -> int:
+        return len(list(store.glob("records/*/*.json")))
+
+    for attempt in range(30):
+        child = start("tiny", store, "2" if attempt % 6 == 5 else "1")
+        target = counts[-1] + int(rng.integers(0, 20))
+        wait_for(lambda target=target: count_records() >= target)
+        time.sleep(rng.uniform(0, 0.02))
+        child.signal_group(signal.SIGKILL)
+        killed += child.wait() == -signal.SIGKILL
+        counts.append(count_records())
     assert killed >= 25
-    finished = start(sys.executable, tiny_components.__file__, tmp_path / "killed")
-    rows, errors = finished.communicate(timeout=60)
-    expected, _ = start(sys.executable, tiny_components.__file__, tmp_path / "alone").communicate(timeout=60)
-    assert (rows, errors) == (expected, "")
-    assert tiny_components.objects_of(tmp_path / "killed") == tiny_components.objects_of(tmp_path / "alone")
-    assert tiny_components.results_of(tmp_path / "killed") == tiny_components.results_of(tmp_path / "alone")
-    assert len(counts) >= 4, "the kills came before or after all of the work"
+    finished, undisturbed = start("tiny", store), start("tiny", tmp_path / "alone")
+    assert (finished.wait(), undisturbed.wait()) == (0, 0)
+    assert finished.outputs() == undisturbed.outputs()
+    assert undisturbed.outputs()[1] == ""
+    assert tiny_components.objects_of(store) == tiny_components.objects_of(tmp_path / "alone")
+    assert tiny_components.results_of(store) == tiny_components.results_of(tmp_path / "alone")
+    assert len(set(counts)) > 15, "the kills came before or after all of the work"
 
 
-@pytest.fixture(scope="module", params=[VAE, LANGUAGE], ids=["vae", "transformer"])
-def network(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str, Path]:
-    """The spec of a small network, its rows, and the store of a run that nothing disturbed."""
+@pytest.fixture(scope="module", params=[VAE, pytest.param(LANGUAGE, marks=pytest.mark.slow)], ids=["vae", "transformer"])
+def network(request: pytest.FixtureRequest, start: Start, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str, Path]:
+    """The spec of a small network, and the measurements and store of an undisturbed run."""
     folder = tmp_path_factory.mktemp("network")
     (folder / "spec.toml").write_text(request.param)
-    store, rows = folder / "store", folder / "rows.jsonl"
-    process = start(*COMMAND, "run", folder / "spec.toml", "--store", store, "-q", "--json", rows, *ONE)
-    assert process.communicate(timeout=100)[1] == ""
-    return folder / "spec.toml", rows.read_text(), store
+    child = start("selfloop", "run", folder / "spec.toml", "--store", folder / "store", "-q", "--json", "-", *ONE_PROCESS)
+    assert child.wait() == 0
+    assert child.outputs()[1] == ""
+    return folder / "spec.toml", child.outputs()[0], folder / "store"
 
 
-ONE = ("--threads", "1", "--workers", "1")
-
-
-def check_that_it_continues(network: tuple[Path, str, Path], store: Path) -> None:
-    """The next run of a disturbed store ends where the undisturbed one did."""
-    spec, rows, undisturbed = network
-    done = tiny_components.selfloop("run", spec, "--store", store, "-q", "--json", "-", *ONE)
-    assert (done.code, done.err) == (0, "")
-    assert done.out == rows
+def check_that_it_continues(start: Start, network: tuple[Path, str, Path], store: Path) -> None:
+    """The next run of a disturbed store ends as the undisturbed run did."""
+    spec, lines, undisturbed = network
+    child = start("selfloop", "run", spec, "--store", store, "-q", "--json", "-", *ONE_PROCESS)
+    assert (child.wait(), child.outputs()) == (0, (lines, ""))
     assert tiny_components.objects_of(store) == tiny_components.objects_of(undisturbed)
     assert tiny_components.results_of(store) == tiny_components.results_of(undisturbed)
     assert not list((store / "scratch").iterdir())
 
 
 def test_a_command_killed_in_the_middle_of_fits_continues_to_the_same_bits(
-    network: tuple[Path, str, Path], tmp_path: Path
+    start: Start, network: tuple[Path, str, Path], tmp_path: Path
 ) -> None:
     store = tmp_path / "store"
-    for turn in range(3):
-        process = start(*COMMAND, "run", network[0], "--store", store, "-q", *ONE)
-        wait_for_a_fit(store, time.time())
-        time.sleep(0.01 * turn)
-        process.kill()
-        process.communicate()
-        assert process.returncode == -signal.SIGKILL
-    check_that_it_continues(network, store)
+    for attempt in range(2):
+        child = start("selfloop", "run", network[0], "--store", store, "-q", *ONE_PROCESS)
+        wait_for_a_checkpoint(store, time.time())
+        time.sleep(0.01 * attempt)
+        child.signal_group(signal.SIGKILL)
+        assert child.wait() == -signal.SIGKILL
+    check_that_it_continues(start, network, store)
 
 
-def test_two_commands_that_fit_the_same_networks_at_once_agree(network: tuple[Path, str, Path], tmp_path: Path) -> None:
+def test_two_commands_that_fit_the_same_networks_together_agree(
+    start: Start, network: tuple[Path, str, Path], tmp_path: Path
+) -> None:
     store = tmp_path / "store"
-    pair = [start(*COMMAND, "run", network[0], "--store", store, "-q", "--json", "-", *ONE) for _ in "ab"]
-    assert [process.communicate(timeout=100) for process in pair] == [(network[1], "")] * 2
-    check_that_it_continues(network, store)
+    pair = [start("selfloop", "run", network[0], "--store", store, "-q", "--json", "-", *ONE_PROCESS) for _ in "ab"]
+    assert [(child.wait(), child.outputs()) for child in pair] == [(0, (network[1], ""))] * 2
+    check_that_it_continues(start, network, store)
 
 
 @pytest.mark.parametrize("workers", ["1", "2"])
 def test_ctrl_c_exits_with_130_leaves_no_process_and_continues(
-    network: tuple[Path, str, Path], tmp_path: Path, workers: str
+    start: Start, network: tuple[Path, str, Path], tmp_path: Path, workers: str
 ) -> None:
     store = tmp_path / "store"
-    process = start(*COMMAND, "run", network[0], "--store", store, "-q", "--workers", workers, "--threads", "1")
-    wait_for_a_fit(store, time.time())
-    os.killpg(process.pid, signal.SIGINT)
-    _, errors = process.communicate(timeout=30)
-    assert process.returncode == 130
-    assert errors == "selfloop: interrupted. What is finished is kept: the same command continues.\n"
-    wait_for(lambda: not members(process.pid), 5)
-    check_that_it_continues(network, store)
+    child = start("selfloop", "run", network[0], "--store", store, "-q", "--workers", workers, "--threads", "1")
+    wait_for_a_checkpoint(store, time.time())
+    child.signal_group(signal.SIGINT)
+    assert (child.wait(), child.outputs()) == (130, ("", INTERRUPTED))
+    wait_for(lambda: not members(child.pid), 5)
+    check_that_it_continues(start, network, store)
 
 
-def test_ctrl_c_while_workers_start_says_one_sentence(network: tuple[Path, str, Path], tmp_path: Path) -> None:
-    store = tmp_path / "store"
-    process = start(*COMMAND, "run", network[0], "--store", store, "-q", "--workers", "2", "--threads", "1")
-    wait_for(lambda: len(members(process.pid)) > 2)
-    os.killpg(process.pid, signal.SIGINT)
-    _, errors = process.communicate(timeout=30)
-    assert process.returncode == 130
-    assert errors == "selfloop: interrupted. What is finished is kept: the same command continues.\n"
-    wait_for(lambda: not members(process.pid), 5)
+def test_ctrl_c_while_workers_start_prints_one_sentence(start: Start, network: tuple[Path, str, Path], tmp_path: Path) -> None:
+    child = start("selfloop", "run", network[0], "--store", tmp_path / "store", "-q", "--workers", "2", "--threads", "1")
+    wait_for(lambda: len(members(child.pid)) > 2)
+    child.signal_group(signal.SIGINT)
+    assert (child.wait(), child.outputs()) == (130, ("", INTERRUPTED))
+    wait_for(lambda: not members(child.pid), 5)
 
 
-def test_workers_end_when_their_parent_is_killed(tmp_path: Path) -> None:
-    process = start(sys.executable, tiny_components.__file__, tmp_path / "store", "2")
-    wait_for(lambda: len(members(process.pid)) > 2)
-    process.kill()
-    process.communicate()
-    wait_for(lambda: not members(process.pid), 10)
+def test_workers_end_when_their_parent_is_killed(start: Start, tmp_path: Path) -> None:
+    child = start("tiny", tmp_path / "store", "2")
+    wait_for(lambda: len(members(child.pid)) > 2)
+    os.kill(child.pid, signal.SIGKILL)
+    child.wait()
+    wait_for(lambda: not members(child.pid), 10)
