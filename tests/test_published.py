@@ -22,8 +22,7 @@ from selfloop.families.transformer.text_sampler import TextSampler
 from selfloop.policies.builtin import Accumulate, AccumulateSubsample, Mix, Replace, ReplaceMultiple, Window
 from selfloop.published.claims import claimed_orders, claimed_pairs, unmodified_policies
 from selfloop.published.papers import PublishedCurve, PublishedTable, find_paper, papers, published_curves
-from selfloop.sources.distributions import GaussianSource
-from selfloop.sources.distributions import LinearSource
+from selfloop.sources.distributions import GaussianSource, LinearSource
 from selfloop.sources.shapes import Moons
 from selfloop.spec.parse import spec_from_table
 from selfloop.spec.spec import Spec
