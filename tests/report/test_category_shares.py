@@ -1,4 +1,4 @@
-"""Mode and attribute loss: bars that add up, curves beside what is real, and no chart for every class."""
+"""Mode and attribute loss: bars that add up, curves beside real shares, and one figure for all classes."""
 
 from __future__ import annotations
 
@@ -10,62 +10,63 @@ from typing import ClassVar
 
 import numpy as np
 import pytest
-from made_reports import attribute_shares, mode_shares
-from test_samples import spec
+from example_corpus import corpus_spec
+from example_reports import attribute_shares, mode_shares
 
 import selfloop
 from selfloop.component import Context, Metric, Snapshot
 from selfloop.report.build import build_report
-from selfloop.report.category_shares import BARS, LABELLED, SHOWN_ATTRIBUTES, shown_attributes
+from selfloop.report.category_shares import MAX_ATTRIBUTES, MAX_BARS, MIN_LABELED_SHARE, select_attributes
 from selfloop.report.figures import shares_figure
 from selfloop.report.theme import policy_styles
-from selfloop.report.values import Shares
+from selfloop.report.values import CategoryShares
 from selfloop.spec.parse import read_spec
 from selfloop.spec.write import spec_text
 
 STYLES = policy_styles(["replace", "accumulate"])
 
 
-def bars(shares: Shares) -> dict[tuple[str, str], list[dict[str, object]]]:
-    found: dict[tuple[str, str], list[dict[str, object]]] = {}
+def bars(shares: CategoryShares) -> dict[tuple[str, str], list[dict[str, object]]]:
+    """Records of each bar, by policy and generation."""
+    records: dict[tuple[str, str], list[dict[str, object]]] = {}
     for row in shares_figure(shares, STYLES).spec["datasets"]["classes"]:
-        found.setdefault((row["policy"], row["place"]), []).append(row)
-    return found
+        records.setdefault((row["policy"], row["bar"]), []).append(row)
+    return records
 
 
 def test_the_shares_of_a_bar_add_up_and_are_those_of_the_first_seed() -> None:
     shares = mode_shares()
-    found = bars(shares)
-    assert list(found) == [(p, place) for p in ("replace", "accumulate") for place in ("real", "1", "2", "3", "4", "5")]
-    for rows in found.values():
+    stacks = bars(shares)
+    assert list(stacks) == [(p, bar) for p in ("replace", "accumulate") for bar in ("real", "1", "2", "3", "4", "5")]
+    for rows in stacks.values():
         assert rows[0]["low"] == 0
         assert rows[-1]["high"] == pytest.approx(1)
         assert all(a["high"] == b["low"] for a, b in itertools.pairwise(rows))
-    assert [row["share"] for row in found["replace", "3"]] == pytest.approx(shares.samples["replace"][0, 2], rel=1e-4)
-    assert [row["share"] for row in found["accumulate", "real"]] == pytest.approx(shares.real[0], rel=1e-4)  # type: ignore[index]
+    assert [row["share"] for row in stacks["replace", "3"]] == pytest.approx(shares.samples["replace"][0, 2], rel=1e-4)
+    assert [row["share"] for row in stacks["accumulate", "real"]] == pytest.approx(shares.real[0], rel=1e-4)  # type: ignore[index]
 
 
-def test_the_last_mode_fills_the_bar_and_the_words_count_every_seed() -> None:
+def test_the_last_mode_fills_the_bar_and_the_alternative_text_has_the_mean_over_seeds() -> None:
     shares = mode_shares()  # each seed keeps another mode: their mean would show a third of each
     (row,) = bars(shares)["replace", "5"]
     assert (row["class"], row["share"]) == ("0", 1)
     assert "replace 12 % at generation 1, 100 % at 5" in shares_figure(shares, STYLES).alt
 
 
-def test_neighbouring_modes_differ_in_tone_and_large_ones_carry_their_number() -> None:
+def test_adjacent_modes_differ_in_tone_and_large_modes_carry_their_number() -> None:
     shares = mode_shares()
     rows = bars(shares)["replace", "1"]
     assert all(a["tone"] != b["tone"] for a, b in itertools.pairwise(rows))
     svg = shares_figure(shares, STYLES).svg()
     first = shares.samples["replace"][0]
-    assert svg.count(">3</text>") >= int((first[:, 3] >= LABELLED).sum())
+    assert svg.count(">3</text>") >= int((first[:, 3] >= MIN_LABELED_SHARE).sum())
 
 
 def test_many_generations_become_twelve_bars() -> None:
     figure = shares_figure(mode_shares(generations=40), STYLES)
-    places = {row["place"] for row in figure.spec["datasets"]["classes"]}
-    assert len(places) == BARS + 1
-    assert {"real", "1", "40"} <= places
+    drawn = {row["bar"] for row in figure.spec["datasets"]["classes"]}
+    assert len(drawn) == MAX_BARS + 1
+    assert {"real", "1", "40"} <= drawn
     assert "12 of 40 generations" in figure.caption
 
 
@@ -93,28 +94,28 @@ def test_attributes_have_their_interval_and_the_real_share() -> None:
     assert "dashed: real rows" in figure.caption
 
 
-def test_without_real_shares_nothing_is_said_of_them() -> None:
-    for made in (mode_shares(), attribute_shares()):
-        figure = shares_figure(replace(made, real=None), STYLES)
+def test_a_figure_without_real_shares_does_not_mention_them() -> None:
+    for shares in (mode_shares(), attribute_shares()):
+        figure = shares_figure(replace(shares, real=None), STYLES)
         assert "real rows" not in figure.caption.replace("cluster of real rows", "")
         assert ">real<" not in figure.svg()
 
 
-def test_of_many_attributes_those_that_moved_furthest_are_shown_in_their_order() -> None:
+def test_the_attributes_with_the_largest_changes_are_shown_in_their_order() -> None:
     few = attribute_shares()
     still = np.full((3, 5, 20), 0.3)
     samples = {policy: np.concatenate([still, values], axis=-1) for policy, values in few.samples.items()}
     real = np.concatenate([still[:, 0], few.real], axis=-1)  # type: ignore[list-item]
-    many = Shares(kind="attribute", names=[*(f"still_{i}" for i in range(20)), *few.names], samples=samples, real=real)
-    shown = shown_attributes(many)
-    assert len(shown) == SHOWN_ATTRIBUTES
+    many = CategoryShares(kind="attribute", names=[*(f"still_{i}" for i in range(20)), *few.names], samples=samples, real=real)
+    shown = select_attributes(many)
+    assert len(shown) == MAX_ATTRIBUTES
     assert shown[-5:] == list(few.names)
-    assert "13 attributes that moved less are left out" in shares_figure(many, STYLES).caption
+    assert "13 attributes with smaller changes are not shown" in shares_figure(many, STYLES).caption
 
 
 @dataclass(frozen=True, kw_only=True)
-class MadeModes(Metric):
-    """Shares of three modes, of which the first takes over; and of an attribute."""
+class ThreeModes(Metric):
+    """Shares of three modes, of which the first grows, and of an attribute."""
 
     name: ClassVar[str] = "modes"
 
@@ -125,7 +126,7 @@ class MadeModes(Metric):
 
 
 def test_measured_shares_are_one_figure_instead_of_a_curve_each(tmp_path: Path) -> None:
-    report = build_report(selfloop.run(spec(metrics=(MadeModes(),)), tmp_path))
+    report = build_report(selfloop.run(corpus_spec(metrics=(ThreeModes(),)), tmp_path))
     assert [panel.metric for panel in report.panels] == ["modes", "mode_entropy"]
     modes, attributes = report.shares
     assert (modes.kind, list(modes.names)) == ("class", ["0", "1", "2"])
@@ -137,7 +138,7 @@ def test_measured_shares_are_one_figure_instead_of_a_curve_each(tmp_path: Path) 
 
 @dataclass(frozen=True, kw_only=True)
 class SomeModes(Metric):
-    """Shares as a classifier finds them that knows only the classes among its seed's real rows: not 2 or not 10."""
+    """Shares of a classifier that was trained on one seed's real rows, which lack class 2 or class 10."""
 
     name: ClassVar[str] = "modes"
 
@@ -146,17 +147,17 @@ class SomeModes(Metric):
         return {"modes": 2.0, **{f"class_share_{name}": 0.5 for name in (2, 10, 1) if name != lacks}}
 
 
-def test_a_class_that_a_seed_does_not_know_has_no_share_and_leaves_the_others_theirs(tmp_path: Path) -> None:
-    (shares,) = build_report(selfloop.run(spec(metrics=(SomeModes(),)), tmp_path)).shares
+def test_a_class_that_a_seed_lacks_has_share_0_there(tmp_path: Path) -> None:
+    (shares,) = build_report(selfloop.run(corpus_spec(metrics=(SomeModes(),)), tmp_path)).shares
     assert list(shares.names) == ["1", "2", "10"]
     np.testing.assert_allclose(shares.samples["replace"][:, 0], [[0.5, 0.5, 0], [0.5, 0, 0.5]])
     assert [row["class"] for row in bars(shares)["replace", "1"]] == ["1", "2"]
 
 
-def test_the_spec_of_a_report_can_be_read_back_where_a_metric_has_features(tmp_path: Path) -> None:
+def test_the_spec_of_a_report_can_be_read_back_if_a_metric_has_features(tmp_path: Path) -> None:
     modes = {"name": "modes", "features": {"kind": "pixels", "dimensions": 8}}
-    made = selfloop.Spec(source="digits", family="vae", metrics=["negative_elbo", modes])  # type: ignore[arg-type]
+    written = selfloop.Spec(source="digits", family="vae", metrics=["negative_elbo", modes])  # type: ignore[arg-type]
     path = tmp_path / "spec.toml"
-    path.write_text(spec_text(made))
+    path.write_text(spec_text(written))
     assert "dimensions = 8" in path.read_text()
-    assert read_spec(path) == made
+    assert read_spec(path) == written

@@ -1,4 +1,4 @@
-"""Findings in words: the published orders, growth laws and turning points, with the numbers they rest on."""
+"""Findings in words: claimed orders, trends and inflection points, with the numbers that they rest on."""
 
 from __future__ import annotations
 
@@ -9,18 +9,19 @@ import numpy as np
 import pytest
 
 import selfloop
-from selfloop.report.findings import _order_sentence, findings, mode_sentence, turning_sentence
+from selfloop.report.findings import findings, minimum_sentence, mode_sentence, order_sentence
 
 T = np.arange(1.0, 11.0)
 
 
-def around(mean: np.ndarray, seeds: int = 5, spread: float = 0.01) -> np.ndarray:
+def noisy(mean: np.ndarray, seeds: int = 5, noise: float = 0.01) -> np.ndarray:
+    """Curves of some seeds: the mean with an offset per seed and noise."""
     rng = np.random.default_rng(1)
-    return np.asarray(mean + rng.normal(0, 1, (seeds, 1)) + rng.normal(0, spread, (seeds, len(mean))))
+    return np.asarray(mean + rng.normal(0, 1, (seeds, 1)) + rng.normal(0, noise, (seeds, len(mean))))
 
 
-def test_a_minimum_is_told_with_its_interval_and_the_creep_after_it() -> None:
-    sentence = turning_sentence(around(0.05 * (T - 4) ** 2), "cross_entropy")
+def test_a_minimum_is_described_with_its_interval_and_the_rise_after_it() -> None:
+    sentence = minimum_sentence(noisy(0.05 * (T - 4) ** 2), "cross_entropy")
     assert sentence
     assert sentence.startswith(
         "cross_entropy has its inflection point at generation 4 [4, 4], where it is lowest; it rises by 1.7"
@@ -28,66 +29,65 @@ def test_a_minimum_is_told_with_its_interval_and_the_creep_after_it() -> None:
     assert sentence.endswith("] from there to generation 10.")
 
 
-def test_a_curve_that_only_rises_has_no_turning_point() -> None:
-    assert turning_sentence(around(0.2 * T), "m") is None
+def test_a_curve_that_only_rises_has_no_inflection_point() -> None:
+    assert minimum_sentence(noisy(0.2 * T), "m") is None
 
 
-def test_a_curve_that_only_falls_has_none_yet() -> None:
-    assert turning_sentence(around(-0.2 * T), "m") == "m is lowest at the last generation, 10: no inflection point so far."
+def test_a_curve_that_only_falls_has_no_inflection_point_so_far() -> None:
+    assert minimum_sentence(noisy(-0.2 * T), "m") == "m is lowest at the last generation, 10: no inflection point so far."
 
 
 def test_a_dip_within_the_noise_is_no_inflection_point() -> None:
-    sentence = turning_sentence(around(0.001 * (T - 4) ** 2, spread=0.3), "m")
+    sentence = minimum_sentence(noisy(0.001 * (T - 4) ** 2, noise=0.3), "m")
     assert sentence is not None
     assert "not enough to call it an inflection point" in sentence
 
 
-def test_one_seed_gives_no_interval() -> None:
-    sentence = turning_sentence(around(0.05 * (T - 4) ** 2, seeds=1), "m")
+def test_an_inflection_point_of_one_seed_has_no_interval() -> None:
+    sentence = minimum_sentence(noisy(0.05 * (T - 4) ** 2, seeds=1), "m")
     assert sentence is not None
-    assert "One seed gives the inflection point no interval." in sentence
+    assert "With one seed the inflection point has no interval." in sentence
 
 
-def test_an_ended_chain_has_no_turning_point() -> None:
-    curves = around(0.05 * (T - 4) ** 2)
+def test_a_curve_with_an_ended_chain_has_no_inflection_point() -> None:
+    curves = noisy(0.05 * (T - 4) ** 2)
     curves[0, 5:] = np.nan
-    assert turning_sentence(curves, "m") is None
+    assert minimum_sentence(curves, "m") is None
 
 
-def test_lost_modes_are_told_with_the_change_of_their_entropy() -> None:
-    measured = {"mode_entropy": around(2.25 - 0.2 * T), "modes": np.tile(11 - T, (5, 1))}
+def test_lost_modes_are_described_with_the_change_of_their_entropy() -> None:
+    measured = {"mode_entropy": noisy(2.25 - 0.2 * T), "modes": np.tile(11 - T, (5, 1))}
     sentence = mode_sentence(measured)
     assert sentence
     assert re.search(r"at generation 10: it fell, a change of −1\.8\d+ \[−1\.8\d+, −1\.7\d+\]", sentence)
     assert sentence.endswith("; modes 10.0 → 1.00.")
 
 
-def test_a_change_of_entropy_within_the_noise_may_be_none() -> None:
-    sentence = mode_sentence({"mode_entropy": around(2.2 + 0 * T, spread=0.05)})
+def test_the_interval_of_a_change_of_entropy_within_the_noise_contains_0() -> None:
+    sentence = mode_sentence({"mode_entropy": noisy(2.2 + 0 * T, noise=0.05)})
     assert sentence is not None
-    assert "may be none" in sentence
+    assert "contains 0" in sentence
     assert "fell" not in sentence
 
 
-def test_modes_of_one_seed_have_no_interval_and_of_an_ended_chain_no_sentence() -> None:
-    alone = mode_sentence({"mode_entropy": around(2.25 - 0.2 * T, seeds=1)})
-    assert alone is not None
-    assert "no interval" in alone
-    ended = around(2.25 - 0.2 * T)
+def test_modes_of_one_seed_have_no_interval_and_modes_of_an_ended_chain_no_sentence() -> None:
+    sentence = mode_sentence({"mode_entropy": noisy(2.25 - 0.2 * T, seeds=1)})
+    assert sentence is not None
+    assert "without an interval" in sentence
+    ended = noisy(2.25 - 0.2 * T)
     ended[0, 4:] = np.nan
     assert mode_sentence({"mode_entropy": ended}) is None
     assert mode_sentence({"negative_elbo": ended}) is None
 
 
 @pytest.mark.parametrize(("middle", "answer"), [(0.2, "holds"), (0.5, "violated"), (0.0, "undecided")])
-def test_an_order_is_told_with_the_difference_that_decides_each_link(middle: float, answer: str) -> None:
+def test_an_order_is_reported_with_the_difference_that_decides_each_pair(middle: float, answer: str) -> None:
     order = ("replace", "accumulate_subsample", "accumulate")
-    curves = {policy: around(rise * T) for policy, rise in zip(order, (0.4, middle, 0.0), strict=True)}
     curves = {
-        policy: values + 0.02 * np.random.default_rng(i).normal(size=values.shape)
-        for i, (policy, values) in enumerate(curves.items())
+        policy: noisy(rise * T) + 0.02 * np.random.default_rng(i).normal(size=(5, len(T)))
+        for i, (policy, rise) in enumerate(zip(order, (0.4, middle, 0.0), strict=True))
     }
-    sentence = _order_sentence(order, curves, "cross_entropy")
+    sentence = order_sentence(order, curves, "cross_entropy")
     assert sentence.startswith(
         f"replace > accumulate_subsample > accumulate at every t ≥ 3: {answer}. Smallest paired differences"
     )
@@ -98,8 +98,8 @@ def test_an_order_is_told_with_the_difference_that_decides_each_link(middle: flo
 def test_the_findings_of_a_run_name_the_order_of_its_policies(tmp_path: Path) -> None:
     policies = ["replace", "accumulate", "accumulate_subsample", {"name": "window", "length": 2}]
     spec = selfloop.Spec(source="linear", family="linear", n=60, generations=6, seeds=40, policies=policies)  # type: ignore[arg-type]
-    found = list(findings(selfloop.run(spec, tmp_path)))
-    orders = [line for line in found if "at every t" in line]
-    assert len(orders) == 1
-    assert orders[0].startswith("replace > accumulate_subsample > accumulate at every t ≥ 3: ")
-    assert "excess_risk" in orders[0]
+    sentences = list(findings(selfloop.run(spec, tmp_path)))
+    (order,) = [sentence for sentence in sentences if "at every t" in sentence]
+    assert order.startswith("replace > accumulate_subsample > accumulate at every t ≥ 3: ")
+    assert "excess_risk" in order
+    assert any(sentence.startswith("replace: excess_risk follows a ") for sentence in sentences)

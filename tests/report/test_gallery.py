@@ -1,4 +1,4 @@
-"""Samples: each kind of row in its own form, on the axes of the real rows."""
+"""Views of galleries: each kind of row in its own form, on the axes of the real rows."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ import re
 
 import numpy as np
 import pytest
-from made_reports import HOSTILE, faces_report, gallery_report, made_faces, ragged, story_gallery
+from example_galleries import HOSTILE, example_faces, ragged, story_gallery
+from example_reports import faces_report, gallery_report
 
-from selfloop.report.gallery import show_gallery
-from selfloop.report.picture_grid import CELL, shown_generations
-from selfloop.report.text_rows import LETTERS, MOST_LETTERS, Text
+from selfloop.report.gallery import view_gallery
+from selfloop.report.picture_grid import CELL, select_generations
+from selfloop.report.text_rows import MAX_HIDDEN_CHARACTERS, VISIBLE_CHARACTERS, TextExcerpt
 from selfloop.report.theme import PAPER, policy_styles
 from selfloop.report.values import Gallery
 from selfloop.types import Column, ColumnType, Ragged
@@ -33,17 +34,17 @@ def pictures(svg: str) -> list[np.ndarray]:
     return [np.asarray(Image.open(io.BytesIO(base64.b64decode(data))).convert("RGBA")) for data in found]
 
 
-def test_each_kind_of_rows_takes_its_own_form() -> None:
+def test_each_kind_of_row_has_its_own_form() -> None:
     report = gallery_report()
-    shown = [show_gallery(gallery, policy_styles(report.policies())) for gallery in report.galleries]
-    points, numbers, texts, table = shown
+    styles = policy_styles(report.policies())
+    points, numbers, texts, table = (view_gallery(gallery, styles) for gallery in report.galleries)
     assert "stroke-linecap" in points.svg
     assert "share of rows" in numbers.svg
-    assert texts.stories
+    assert texts.text_rows
     assert (texts.svg, texts.header) == ("", ())
     assert table.header[-1] == "target (mg/dl)"
     assert len(table.header) == 8
-    assert "3 columns before the last are left out" in table.caption
+    assert "3 columns before the last are hidden" in table.caption
 
 
 @pytest.mark.parametrize(
@@ -51,18 +52,18 @@ def test_each_kind_of_rows_takes_its_own_form() -> None:
 )
 def test_images_keep_their_pixels(shape: tuple[int, ...], order: tuple[int, ...] | None) -> None:
     images = np.random.default_rng(0).integers(0, 256, (20, *shape), dtype=np.uint8)
-    real, _ = pictures(show_gallery(gallery_of(images), STYLES).svg)
+    real, _ = pictures(view_gallery(gallery_of(images), STYLES).svg)
     assert real.shape == (4 * 7 - 1, 4 * 6 - 1, 4)
     sixth = images[5].transpose(order) if order else images[5]
     expected = np.broadcast_to(sixth.reshape(6, 5, -1), (6, 5, 3))
-    np.testing.assert_allclose(real[7:13, 6:11, :3], expected, atol=12)  # greys are stored as one of 64
+    np.testing.assert_allclose(real[7:13, 6:11, :3], expected, atol=12)  # gray images are stored with 64 levels
     assert (real[6, :, 3] == 0).all()  # a transparent pixel between images
 
 
-def test_float_images_are_black_and_white_at_the_ends_of_the_real_ones() -> None:
+def test_float_images_are_black_and_white_at_the_lowest_and_highest_real_value() -> None:
     real = np.zeros((4, 8, 8), np.float32)
     real[1] = 2.0
-    first, later = pictures(show_gallery(gallery_of(real, np.full((4, 8, 8), 7.0, np.float32)), STYLES).svg)
+    first, later = pictures(view_gallery(gallery_of(real, np.full((4, 8, 8), 7.0, np.float32)), STYLES).svg)
     assert first[0, 0, 0] == 0
     assert first[0, 9, 0] == 255
     assert later[0, 0, 0] == 255
@@ -70,7 +71,7 @@ def test_float_images_are_black_and_white_at_the_ends_of_the_real_ones() -> None
 
 def test_not_a_number_in_an_image_is_black() -> None:
     real = np.linspace(0, 1, 4 * 64).reshape(4, 8, 8)
-    assert pictures(show_gallery(gallery_of(real, np.full((1, 8, 8), np.nan)), STYLES).svg)[1][0, 0, 0] == 0
+    assert pictures(view_gallery(gallery_of(real, np.full((1, 8, 8), np.nan)), STYLES).svg)[1][0, 0, 0] == 0
 
 
 def photographs(svg: str) -> list[np.ndarray]:
@@ -81,69 +82,69 @@ def photographs(svg: str) -> list[np.ndarray]:
 
 
 @pytest.mark.parametrize("depth", [(), (3,)])
-def test_photographs_are_shown_large_and_smooth_and_stay_what_they_were(depth: tuple[int, ...]) -> None:
-    faces = made_faces(16)
+def test_photographs_are_large_and_smooth_and_keep_their_content(depth: tuple[int, ...]) -> None:
+    faces = example_faces(16)
     images = faces if depth else faces[..., 1]
-    shown = show_gallery(gallery_of(images, images[::-1]), STYLES)
-    real, later = photographs(shown.svg)
-    assert real.shape == (4 * 64, 4 * 64, *depth)  # four by four where there is room
+    view = view_gallery(gallery_of(images, images[::-1]), STYLES)
+    real, later = photographs(view.svg)
+    assert real.shape == (4 * 64, 4 * 64, *depth)  # four by four if they fit
     error = real[64:128, 64:128].astype(float) - images[5]
     assert np.sqrt((error**2).mean()) < 10
-    assert np.abs(later[64:128, 64:128].astype(float) - images[5]).mean() > 15  # another picture stands there
-    assert "pixelated" not in shown.svg
-    assert 'width="256.0" height="256.0"' in shown.svg
-    assert shown.pictured
-    assert "first 16 images" in shown.caption
+    assert np.abs(later[64:128, 64:128].astype(float) - images[5]).mean() > 15  # another image is at this position
+    assert "pixelated" not in view.svg
+    assert 'width="256.0" height="256.0"' in view.svg
+    assert view.has_images
+    assert "first 16 images" in view.caption
 
 
-def test_with_more_generations_there_are_fewer_photographs_in_a_block_but_as_large() -> None:
+def test_with_more_generations_there_are_fewer_photographs_of_the_same_size() -> None:
     (gallery,) = faces_report().galleries
-    shown = show_gallery(gallery, policy_styles(list(gallery.samples)))
-    assert 'width="128.0" height="256.0"' in shown.svg
-    assert len(photographs(shown.svg)) == 1 + 3 * 5  # the real ones are there once
-    assert int(re.search(r'<svg [^>]*width="(\d+)"', shown.svg)[1]) <= 960  # type: ignore[index]
-    assert len(shown.svg) < 16 * 8 * 4000  # bytes, of 64 x 64 x 3 each
+    view = view_gallery(gallery, policy_styles(list(gallery.samples)))
+    assert 'width="128.0" height="256.0"' in view.svg
+    assert len(photographs(view.svg)) == 1 + 3 * 5  # real images are stored once
+    assert int(re.search(r'<svg [^>]*width="(\d+)"', view.svg)[1]) <= 960  # type: ignore[index]
+    assert len(view.svg) < 16 * 8 * 4000  # bytes, of 64 x 64 x 3 each
 
 
-def test_photographs_that_are_missing_leave_the_ground() -> None:
-    svg = show_gallery(gallery_of(made_faces(16), made_faces(5)), STYLES).svg
+def test_missing_photographs_show_the_background() -> None:
+    svg = view_gallery(gallery_of(example_faces(16), example_faces(5)), STYLES).svg
     assert svg.count(f'fill="{PAPER}"') == 11
 
 
-def test_large_photographs_are_reduced_and_keep_their_form() -> None:
+def test_large_photographs_are_reduced_and_keep_their_aspect_ratio() -> None:
     tall = np.zeros((2, 400, 300), np.uint8)
     tall[:, :200] = 255
-    real, _ = photographs(show_gallery(gallery_of(tall), STYLES).svg)
+    real, _ = photographs(view_gallery(gallery_of(tall), STYLES).svg)
     assert real.shape == (4 * 128, 4 * 96)
     assert real[:60, :96].min() > 250
     assert real[68:128, :96].max() < 5
 
 
-def test_small_grey_images_keep_every_pixel_but_only_tiny_ones_sharp_edges() -> None:
-    tiny, digits = (show_gallery(gallery_of(np.zeros((9, side, side), np.uint8)), STYLES).svg for side in (8, 28))
+def test_small_gray_images_keep_every_pixel_and_tiny_images_sharp_edges() -> None:
+    tiny, digits = (view_gallery(gallery_of(np.zeros((9, side, side), np.uint8)), STYLES).svg for side in (8, 28))
     assert "image/png" in tiny
     assert "image/png" in digits
     assert "pixelated" in tiny
     assert "pixelated" not in digits
 
 
-def test_points_stay_inside_their_frame_and_the_others_are_counted() -> None:
+def test_points_outside_the_frame_are_counted_and_not_drawn() -> None:
     rng = np.random.default_rng(1)
-    svg = show_gallery(
+    svg = view_gallery(
         gallery_of(rng.normal(size=(100, 2)), rng.normal(0, 10, (100, 2)), field=ColumnType("float64", (2,), "m")), STYLES
     ).svg
-    places = np.array(re.findall(r"M([\d.-]+) ([\d.-]+)h0", svg), float)
-    assert places.min() >= 0
-    assert places.max() <= CELL
+    positions = np.array(re.findall(r"M([\d.-]+) ([\d.-]+)h0", svg), float)
+    assert positions.min() >= 0
+    assert positions.max() <= CELL
     outside = int(re.search(r">(\d+) outside<", svg)[1])  # type: ignore[index]
-    assert len(places) == 200 - outside
+    assert len(positions) == 200 - outside
     assert "x[0] (m)" in svg
     assert "x[1] (m)" in svg
 
 
 def test_histograms_have_the_area_of_their_rows() -> None:
     rows = np.random.default_rng(2).uniform(size=1000)
-    svg = show_gallery(gallery_of(rows, rows[:500]), STYLES).svg
+    svg = view_gallery(gallery_of(rows, rows[:500]), STYLES).svg
     bars = re.findall(r'd="M0 128([^"]+)V128Z" fill="#d55e00"', svg)
     heights = np.array([128 - float(y) for y in re.findall(r"V([\d.]+)H", bars[0])])
     real = re.findall(r'd="M0 128([^"]+)V128Z" fill="none"', svg)[0]
@@ -152,7 +153,7 @@ def test_histograms_have_the_area_of_their_rows() -> None:
 
 
 def test_whole_numbers_have_a_bar_each() -> None:
-    svg = show_gallery(gallery_of(np.arange(10) % 5), STYLES).svg
+    svg = view_gallery(gallery_of(np.arange(10) % 5), STYLES).svg
     assert ">−0.500<" in svg
     assert ">4.50<" in svg
     assert len(re.findall(r"V[\d.]+H", re.findall(r'd="M0 128([^"]+)V128Z" fill="#d55e00"', svg)[0])) == 5
@@ -165,74 +166,74 @@ def test_texts_are_read_from_strings_bytes_and_tokens() -> None:
         (tokens, ["5 6", "7"]),
         (np.array(["x", "y"]), ["x", "y"]),
     ):
-        stories = show_gallery(gallery_of(column, field=ColumnType("uint8")), STYLES).stories
-        assert [story.real.head for story in stories if story.real] == expected
+        rows = view_gallery(gallery_of(column, field=ColumnType("uint8")), STYLES).text_rows
+        assert [row.real.head for row in rows if row.real] == expected
 
 
-def test_a_row_of_every_policy_and_generation_stands_with_the_real_one_it_was_prompted_from() -> None:
-    shown = show_gallery(story_gallery(10, ["replace", "accumulate"]), policy_styles(["replace", "accumulate"]))
-    assert shown.generations == shown_generations(range(1, 11))
-    assert [story.title for story in shown.stories] == [f"Row {i + 1}, given “{w}”" for i, w in enumerate(FIRST_WORDS)]
-    for story, word in zip(shown.stories, FIRST_WORDS, strict=True):
-        assert list(story.rows) == ["replace", "accumulate"]
-        texts = [story.real, *(text for row in story.rows.values() for text in row)]
+def test_a_text_row_has_the_real_text_and_the_samples_with_the_same_prompt() -> None:
+    view = view_gallery(story_gallery(10, ["replace", "accumulate"]), policy_styles(["replace", "accumulate"]))
+    assert view.generations == select_generations(range(1, 11))
+    assert [row.title for row in view.text_rows] == [f"Row {i + 1}, prompt “{w}”" for i, w in enumerate(FIRST_WORDS)]
+    for row, word in zip(view.text_rows, FIRST_WORDS, strict=True):
+        assert list(row.rows) == ["replace", "accumulate"]
+        texts = [row.real, *(text for row in row.rows.values() for text in row)]
         assert len(texts) == 1 + 2 * 7
-        assert {text.given for text in texts if text} == {word}
+        assert {text.prompt for text in texts if text} == {word}
         assert not any(text.head.startswith(word) for text in texts if text)
-    assert "underlined" in shown.caption
+    assert "underlined" in view.caption
 
 
-def test_without_prompts_nothing_is_set_apart() -> None:
-    shown = show_gallery(gallery_of(ragged(["Once upon a time"]), ragged(["Once more"])), STYLES)
-    (story,) = shown.stories
-    assert (story.title, story.real.given, story.rows["replace"][0].given) == ("Row 1", "", "")  # type: ignore[union-attr]
-    assert "underlined" not in shown.caption
+def test_texts_without_prompts_have_nothing_underlined() -> None:
+    view = view_gallery(gallery_of(ragged(["Once upon a time"]), ragged(["Once more"])), STYLES)
+    (row,) = view.text_rows
+    assert (row.title, row.real.prompt, row.rows["replace"][0].prompt) == ("Row 1", "", "")  # type: ignore[union-attr]
+    assert "underlined" not in view.caption
 
 
-def test_a_text_that_does_not_begin_with_its_prompt_is_shown_whole_and_half_a_letter_is_not_marked() -> None:
+def test_a_prompt_is_marked_only_if_the_text_begins_with_it_and_only_up_to_its_last_whole_character() -> None:
     sampled = {"text": ragged(["another begin", "né"]), "prompt": ragged(["Once", "n\ufffd"])}
     real = {"text": ragged(["Once upon", "né!"])}
     gallery = Gallery(schema={"text": ColumnType("utf8")}, real=real, samples={"replace": {1: sampled}})
-    first, second = show_gallery(gallery, STYLES).stories
-    assert first.rows["replace"][0] == Text("", "another begin", "")
-    assert second.rows["replace"][0] == Text("n", "é", "")
-    assert second.real == Text("n", "é!", "")
+    first, second = view_gallery(gallery, STYLES).text_rows
+    assert first.rows["replace"][0] == TextExcerpt("", "another begin", "")
+    assert second.rows["replace"][0] == TextExcerpt("n", "é", "")
+    assert second.real == TextExcerpt("n", "é!", "")
 
 
-def test_a_story_is_whole_although_only_its_beginning_is_shown_at_once() -> None:
+def test_a_text_is_complete_although_only_its_beginning_is_visible_at_once() -> None:
     long = "word " * 1000
-    (story,) = show_gallery(gallery_of(np.array([long])), STYLES).stories
-    assert story.real
-    assert len(story.real.head) == LETTERS
-    assert story.real.head + story.real.rest == long
-    (book,) = show_gallery(gallery_of(np.array(["x" * 100_000])), STYLES).stories
+    (row,) = view_gallery(gallery_of(np.array([long])), STYLES).text_rows
+    assert row.real
+    assert len(row.real.head) == VISIBLE_CHARACTERS
+    assert row.real.head + row.real.rest == long
+    (book,) = view_gallery(gallery_of(np.array(["x" * 100_000])), STYLES).text_rows
     assert book.real
-    assert len(book.real.rest) == MOST_LETTERS
-    assert LETTERS + MOST_LETTERS + book.real.left_out == 100_000
+    assert len(book.real.rest) == MAX_HIDDEN_CHARACTERS
+    assert VISIBLE_CHARACTERS + MAX_HIDDEN_CHARACTERS + book.real.n_omitted == 100_000
 
 
-def test_rows_that_were_not_sampled_are_gaps() -> None:
+def test_rows_that_were_not_sampled_are_none() -> None:
     samples = {"replace": {1: {"text": ragged(["a", "b"])}}, "accumulate": {1: {"text": ragged(["a"])}, 2: {}}}
     gallery = Gallery(schema={}, real={"text": ragged(["r"])}, samples=samples)
-    first, second = show_gallery(gallery, policy_styles(["replace", "accumulate"])).stories
+    first, second = view_gallery(gallery, policy_styles(["replace", "accumulate"])).text_rows
     assert (second.real, second.rows["accumulate"]) == (None, [None, None])
-    assert first.rows["replace"] == [Text("", "a", ""), None]
+    assert first.rows["replace"] == [TextExcerpt("", "a", ""), None]
 
 
 def test_names_of_columns_and_units_are_escaped_in_pictures() -> None:
-    svg = show_gallery(gallery_of(np.arange(9.0), name=HOSTILE, field=ColumnType("float64", (), HOSTILE)), STYLES).svg
+    svg = view_gallery(gallery_of(np.arange(9.0), name=HOSTILE, field=ColumnType("float64", (), HOSTILE)), STYLES).svg
     assert "<script" not in svg
     assert "&lt;script&gt;" in svg
 
 
-def test_a_generation_without_samples_says_so() -> None:
+def test_a_generation_without_samples_is_labeled_so() -> None:
     rows = {"x": np.arange(9.0)}
     gallery = Gallery(schema={}, real=rows, samples={"replace": {1: rows}, "accumulate": {1: rows, 2: rows}})
-    assert show_gallery(gallery, policy_styles(["replace", "accumulate"])).svg.count("no samples") == 1
+    assert view_gallery(gallery, policy_styles(["replace", "accumulate"])).svg.count("no samples") == 1
 
 
-def test_at_most_seven_generations_are_shown_with_the_first_and_the_last() -> None:
-    assert shown_generations([3, 1, 2]) == [1, 2, 3]
-    many = shown_generations(range(1, 101))
+def test_at_most_seven_generations_are_selected_with_the_first_and_the_last() -> None:
+    assert select_generations([3, 1, 2]) == [1, 2, 3]
+    many = select_generations(range(1, 101))
     assert len(many) == 7
     assert (many[0], many[-1]) == (1, 100)

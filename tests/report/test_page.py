@@ -1,4 +1,4 @@
-"""The page: what it says, that nothing in it can break out, and that it needs nothing but itself."""
+"""The page: its content, the escaping of all text, and that it is self-contained."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
-from made_reports import (
-    HOSTILE,
+from example_galleries import HOSTILE, molecule_gallery
+from example_reports import (
     WHEN,
     digits_report,
     ending_report,
@@ -25,18 +25,17 @@ from made_reports import (
     hostile_report,
     language_report,
     linear_report,
-    molecule_gallery,
 )
 
-from selfloop.report.page import _coded, render_page, write_figures, write_page
+from selfloop.report.page import _mark_code, render_page, write_figures, write_page
 from selfloop.report.tables import headlines
-from selfloop.report.text_rows import texts_of
-from selfloop.report.theme import readable
-from selfloop.report.values import Panel, Report, curve_of
+from selfloop.report.text_rows import read_texts
+from selfloop.report.theme import replace_unprintable
+from selfloop.report.values import CurveData, Panel, Report
 
 
 class Page(HTMLParser):
-    """What a browser would see: tags, ids, scripts and text."""
+    """Tags, ids, addresses, scripts and text of a page, as a browser parses them."""
 
     def __init__(self, html: str) -> None:
         super().__init__()
@@ -52,11 +51,11 @@ class Page(HTMLParser):
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append(tag)
         self.text += " "
-        found = {name: value or "" for name, value in attrs}
-        self.ids += [found["id"]] if "id" in found else []
-        self.handlers += [name for name in found if name.startswith("on")]
-        self.addresses += [found[name] for name in ("src", "href", "xlink:href") if name in found]
-        self._script = found.get("type", "") if tag == "script" else None
+        attributes = {name: value or "" for name, value in attrs}
+        self.ids += [attributes["id"]] if "id" in attributes else []
+        self.handlers += [name for name in attributes if name.startswith("on")]
+        self.addresses += [attributes[name] for name in ("src", "href", "xlink:href") if name in attributes]
+        self._script = attributes.get("type", "") if tag == "script" else None
 
     def handle_endtag(self, tag: str) -> None:
         self._script = None
@@ -70,7 +69,7 @@ class Page(HTMLParser):
 
 @pytest.fixture(scope="module")
 def quickstart() -> str:
-    return render_page([digits_report(), linear_report()], "selfloop quickstart")
+    return render_page([digits_report(), linear_report(200)], "selfloop quickstart")
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +95,7 @@ def test_text_from_specs_models_and_data_stays_text(hostile: str) -> None:
     page = Page(hostile)
     assert running_scripts(hostile) == 1  # the page's own
     assert not page.handlers
-    assert page.text.count(readable(HOSTILE)) > 10
+    assert page.text.count(replace_unprintable(HOSTILE)) > 10
 
 
 def test_the_check_would_notice_text_that_is_not_escaped(hostile: str) -> None:
@@ -107,7 +106,7 @@ def test_the_check_would_notice_text_that_is_not_escaped(hostile: str) -> None:
 def test_descriptions_inside_scripts_cannot_close_them(hostile: str) -> None:
     described = [json.loads(text) for kind, text in Page(hostile).scripts if kind == "application/json"]
     assert len(described) == 4
-    assert described[2]["datasets"]["means"][0]["policy"] == readable(HOSTILE)
+    assert described[2]["datasets"]["means"][0]["policy"] == replace_unprintable(HOSTILE)
     assert "\\u003cscript" in hostile
 
 
@@ -119,30 +118,30 @@ def test_every_picture_is_well_formed_and_has_a_name(quickstart: str, hostile: s
             assert ElementTree.fromstring(svg).get("aria-label")
 
 
-def test_ids_are_unique_and_references_meet_them(quickstart: str) -> None:
+def test_ids_are_unique_and_every_reference_exists(quickstart: str) -> None:
     page = Page(quickstart)
     assert len(page.ids) == len(set(page.ids))
-    inside = {address[1:] for address in page.addresses if address.startswith("#")}
-    assert inside <= set(page.ids)
+    targets = {address[1:] for address in page.addresses if address.startswith("#")}
+    assert targets <= set(page.ids)
     assert set(re.findall(r"url\(#([^)]+)\)", quickstart)) <= set(page.ids)
 
 
-def test_stories_are_read_without_scripts_and_whole(language: str) -> None:
+def test_texts_are_complete_without_scripts(language: str) -> None:
     page = Page(language)
-    assert page.tags.count("details") >= 4  # one per story, the first open
-    assert len(re.findall(r'<details class="story" open>', language)) == 1
-    assert len(re.findall(r'<b class="given">Once</b>', language)) == 1 + 4 * 7
+    assert page.tags.count("details") >= 4  # one per text row, the first open
+    assert len(re.findall(r'<details class="text-row" open>', language)) == 1
+    assert len(re.findall(r'<b class="prompt">Once</b>', language)) == 1 + 4 * 7
     first = re.findall(r"<blockquote>.*?</blockquote>", language, flags=re.S)[0]
     plain = unescape(re.sub(r"<summary>.*?</summary>|<[^>]+>", "", first))
-    assert plain == texts_of(language_report().galleries[0].real["text"])[0]
+    assert plain == read_texts(language_report().galleries[0].real["text"])[0]
     assert "&lt;b&gt;Ben&lt;/b&gt; sat under a tree  and  ate" in language  # markup is text, spaces stay
 
 
-def test_pictures_come_first_and_modes_before_the_curves(faces: str, language: str) -> None:
-    places = [faces.index(f'id="e0-{part}"') for part in ("samples", "shares", "curves", "verdicts")]
-    assert places == sorted(places)
+def test_pictures_come_first_and_shares_before_the_curves(faces: str, language: str) -> None:
+    positions = [faces.index(f'id="e0-{part}"') for part in ("samples", "shares", "curves", "verdicts")]
+    assert positions == sorted(positions)
     assert "<h3>Modes and attributes</h3>" in faces
-    assert language.index('id="e0-differences"') < language.index('id="e0-samples"')  # texts come after the numbers
+    assert language.index('id="e0-differences"') < language.index('id="e0-texts"')  # texts come after the numbers
 
 
 def test_a_page_of_photographs_stays_small(faces: str) -> None:
@@ -150,7 +149,7 @@ def test_a_page_of_photographs_stays_small(faces: str) -> None:
     assert len(faces.encode()) < 1_500_000
 
 
-def test_pairs_of_policies_are_told_with_their_verdict_and_intervals(language: str) -> None:
+def test_pairs_of_policies_have_an_answer_and_intervals(language: str) -> None:
     table = re.search(r'id="e0-differences".*?</section>', language, flags=re.S)
     assert table
     rows = re.findall(r'<tr><th scope="row".*?</tr>', table[0], flags=re.S)
@@ -158,11 +157,11 @@ def test_pairs_of_policies_are_told_with_their_verdict_and_intervals(language: s
     text = Page(rows[0]).text
     assert re.search(r"replace >\s+accumulate \*", text)
     assert "holds" in text
-    assert len(re.findall(r"\[[\d.−]+, [\d.−]+\]", text)) == 6  # all but generation 1, where they are the same
+    assert len(re.findall(r"\[[\d.−]+, [\d.−]+\]", text)) == 6  # all but generation 1, where the policies are equal
 
 
-def test_a_grid_is_a_table_of_counts_with_what_explains_it(language: str) -> None:
-    section = re.search(r'id="e0-worth".*?</section>', language, flags=re.S)
+def test_a_grid_is_a_table_of_counts_with_its_regressions(language: str) -> None:
+    section = re.search(r'id="e0-values".*?</section>', language, flags=re.S)
     assert section
     assert len(re.findall(r'<td class="number[^>]+--share', section[0])) == 16
     assert len(re.findall(r"number best", section[0])) == 4
@@ -170,12 +169,12 @@ def test_a_grid_is_a_table_of_counts_with_what_explains_it(language: str) -> Non
     text = Page(section[0]).text
     assert "this run, 16 cells" in text
     assert len(re.findall(r"0\.\d+ \[[\d.]+, [\d.]+\], slope −[\d.]+ \[", text)) == 2
-    assert not re.search(r"\bp =|F test", text)  # cells share rows: such a p would be too small
+    assert not re.search(r"\bp =|F test", text)  # cells share rows, so a p-value would be too small
     assert "Kazdan et al. 2025, as printed" in text
 
 
-def test_what_is_told_of_each_policy_is_folded_away_when_they_are_many() -> None:
-    curves = [curve_of(f"fixed_counts(real_rows={i})", [1, 2], np.array([[1.0, 2.0], [1.1, 2.0]])) for i in range(11)]
+def test_lists_of_many_policies_are_folded() -> None:
+    curves = [CurveData(policy=f"fixed_counts(real_rows={i})", values=np.array([[1.0, 2.0], [1.1, 2.0]])) for i in range(11)]
     many, few = (
         Report(
             title="grid", spec_text="", versions={}, generated=WHEN,
@@ -189,16 +188,16 @@ def test_what_is_told_of_each_policy_is_folded_away_when_they_are_many() -> None
     assert "Show all" not in render_page([few])
 
 
-def test_the_page_needs_nothing_but_itself(quickstart: str) -> None:
+def test_the_page_is_self_contained(quickstart: str) -> None:
     page = Page(quickstart)
     assert "link" not in page.tags
     assert all(address.startswith(("#", "data:")) for address in page.addresses)
     assert len(quickstart.encode()) < 1_000_000
 
 
-def test_the_headline_says_first_and_last_value_with_the_multiplier() -> None:
+def test_the_headline_has_the_first_and_last_value_and_the_multiplier() -> None:
     replace, accumulate, _ = headlines(linear_report())
-    assert replace.large == "×10.02"
+    assert replace.change == "×10.02"
     assert replace.interval == "[9.86, 10.18]"
     assert replace.sentence == "excess risk 0.0308 → 0.309 y², generation 1 to 10"
     assert accumulate.policy == "accumulate"
@@ -207,21 +206,21 @@ def test_the_headline_says_first_and_last_value_with_the_multiplier() -> None:
 def test_the_headline_of_ended_chains_has_no_multiplier() -> None:
     replace = headlines(ending_report())[0]
     assert replace.interval == ""
-    assert "→" in replace.large
+    assert "→" in replace.change
     assert re.search(r"\d+ of 10 chains left at generation 50", replace.sentence)
 
 
-def test_verdicts_show_the_numbers_they_rest_on(quickstart: str) -> None:
+def test_verdicts_have_estimate_interval_and_threshold(quickstart: str) -> None:
     text = " ".join(Page(quickstart).text.split())
     assert "catastrophic_increase The population risk at the last generation is at least twice that of the first." in text
     assert "● yes negative_elbo 1.110 [1.080, 1.150] threshold 1" in text
     assert "◐ undecided negative_elbo 1.010 [0.990, 1.030] threshold 1 the interval contains the threshold" in text
-    assert "Not measured here: variance_collapse" in text
+    assert "Not measured: variance_collapse" in text
     assert "needs the metric variance_ratio" in text
 
 
-def test_words_between_backticks_are_set_as_code_and_still_escaped() -> None:
-    assert _coded("more than `factor` <b>") == "more than <code>factor</code> &lt;b&gt;"
+def test_words_between_backticks_are_code_and_escaped() -> None:
+    assert _mark_code("more than `factor` <b>") == "more than <code>factor</code> &lt;b&gt;"
 
 
 def test_cost_spec_versions_and_training_data_are_in_the_page(quickstart: str) -> None:
@@ -232,8 +231,8 @@ def test_cost_spec_versions_and_training_data_are_in_the_page(quickstart: str) -
     assert "5 1,257 0.000 1.00 6,285 0.200 3.00 1,257 0.200 3.00" in text
 
 
-def test_a_report_with_next_to_nothing_is_still_a_page() -> None:
-    curve = curve_of("replace", [1], np.array([[np.nan]]))
+def test_a_report_without_values_is_a_page() -> None:
+    curve = CurveData(policy="replace", values=np.array([[np.nan]]))
     bare = Report(
         title="bare", spec_text="", versions={}, generated=WHEN, panels=[Panel(metric="m", title="m", curves=[curve])]
     )
@@ -241,28 +240,30 @@ def test_a_report_with_next_to_nothing_is_still_a_page() -> None:
     assert "no chain has a value" in render_page([bare, empty])
 
 
-def test_figures_are_saved_in_three_formats_under_names_of_their_own(tmp_path: Path) -> None:
-    twice = digits_report()
-    written = write_figures([twice, twice], tmp_path / "figures")
-    assert len(written) == len(set(written)) == 2 * 4 * 3
+def test_figures_are_saved_in_three_formats_under_different_names(tmp_path: Path) -> None:
+    report = replace(digits_report(seeds=1, generations=2), schedules={})
+    twice = [replace(report, panels=report.panels[:1])] * 2
+    written = write_figures(twice, tmp_path / "figures")
+    assert len(written) == len(set(written)) == 2 * 2 * 3
     assert {path.suffix for path in written} == {".svg", ".png", ".pdf"}
     for path in written:
         start = {".svg": b"<svg", ".png": b"\x89PNG", ".pdf": b"%PDF"}[path.suffix]
         assert path.read_bytes().startswith(start)
 
 
-def test_a_saved_figure_is_a_picture_of_something(tmp_path: Path) -> None:
+def test_saved_figures_have_a_light_background_and_dark_lines(tmp_path: Path) -> None:
     from PIL import Image
 
     write_figures([gallery_report()], tmp_path)
     for path in tmp_path.glob("*.png"):
         pixels = np.asarray(Image.open(path).convert("L"))
-        assert pixels.max() > 240  # a light ground
-        assert (pixels < 150).mean() > 0.002  # and ink
+        assert pixels.max() > 240  # a light background
+        assert (pixels < 150).mean() > 0.002  # and dark lines
 
 
-def test_report_values_do_not_bring_the_plotting_library() -> None:
-    code = "import sys, selfloop.report.values as r; sys.exit(any(m in sys.modules for m in ('altair', 'pandas', 'torch', 'vl_convert')))"
+def test_report_values_do_not_import_the_plotting_library() -> None:
+    heavy = ("altair", "pandas", "torch", "vl_convert")
+    code = f"import sys, selfloop.report.values; sys.exit(any(name in sys.modules for name in {heavy}))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
@@ -277,37 +278,41 @@ CHROMIUM = [
 ]
 
 
-@pytest.mark.skipif(shutil.which("chromium") is None, reason="no chromium to open the page with")
-def test_an_arrow_key_turns_every_picture_of_a_molecule_and_no_other(tmp_path: Path) -> None:
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="needs chromium")
+def test_an_arrow_key_rotates_every_picture_of_one_molecule(tmp_path: Path) -> None:
     page = write_page([replace(gallery_report(), galleries=[molecule_gallery()])], tmp_path / "report.html")
     press = """<script>
-    const scenes = document.querySelectorAll(".turns");
-    for (const key of ["ArrowRight", "ArrowDown"]) scenes[0].dispatchEvent(new KeyboardEvent("keydown", { key }));
+    const views = document.querySelectorAll(".rotatable");
+    for (const key of ["ArrowRight", "ArrowDown"]) views[0].dispatchEvent(new KeyboardEvent("keydown", { key }));
     </script></body>"""
-    still = page.read_text()
-    page.write_text(still.replace("</body>", press))
+    before_key = page.read_text()
+    page.write_text(before_key.replace("</body>", press))
     profile = [f"--user-data-dir={tmp_path / 'profile'}", "--virtual-time-budget=5000", "--dump-dom"]
     seen = subprocess.run([*CHROMIUM, *profile, page.as_uri()], capture_output=True, text=True, timeout=100, check=True).stdout
     c, s = np.cos(0.2), np.sin(0.2)
-    turn = np.array([[1, 0, 0], [0, c, s], [0, -s, c]]) @ np.array([[c, 0, s], [0, 1, 0], [-s, 0, c]])
-    before, after = (re.findall(r'<g [^>]*data-at="([^"]*)".*?</g></g>', text, flags=re.S) for text in (still, seen))
+    rotation = np.array([[1, 0, 0], [0, c, s], [0, -s, c]]) @ np.array([[c, 0, s], [0, 1, 0], [-s, 0, c]])
+    before, after = (
+        re.findall(r'<g [^>]*data-positions="([^"]*)".*?</g></g>', text, flags=re.S) for text in (before_key, seen)
+    )
     assert before == after
     assert len(before) == 2 * (1 + 2 * 3)
     for i, at in enumerate(before):
-        places = np.array(at.split(), float).reshape(-1, 3) @ (turn.T if i < 7 else np.eye(3))
+        expected = np.array(at.split(), float).reshape(-1, 3) @ (rotation.T if i < 7 else np.eye(3))
         balls = np.array(re.findall(r'cx="([^"]*)" cy="([^"]*)"', groups_of(seen)[i]), float)
-        np.testing.assert_allclose(balls, places[np.argsort(places[:, 2], kind="stable"), :2], atol=0.06)
+        np.testing.assert_allclose(balls, expected[np.argsort(expected[:, 2], kind="stable"), :2], atol=0.06)
 
 
 def groups_of(html: str) -> list[str]:
-    return re.findall(r'<g [^>]*data-at="[^"]*"[^>]*>(.*?</g>)</g>', html, flags=re.S)
+    return re.findall(r'<g [^>]*data-positions="[^"]*"[^>]*>(.*?</g>)</g>', html, flags=re.S)
 
 
-@pytest.mark.skipif(shutil.which("chromium") is None, reason="no chromium to open the page with")
-def test_a_browser_draws_live_figures_offline_and_runs_nothing_else(tmp_path: Path) -> None:
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="needs chromium")
+def test_a_browser_draws_interactive_figures_offline_and_runs_no_other_script(tmp_path: Path) -> None:
     page = write_page([hostile_report(), digits_report()], tmp_path / "report.html")
     watch = "<script>window.alert = () => document.documentElement.setAttribute('data-alarm', 'yes');</script>"
-    click = "<script>for (const b of document.querySelectorAll('button.live')) b.click();</script>"
+    click = "<script>for (const b of document.querySelectorAll('button.interactive')) b.click();</script>"
     html = page.read_text().replace("<title>", watch + "<title>", 1).replace("</body>", click + "</body>")
     page.write_text(html)
     profile = [f"--user-data-dir={tmp_path / 'profile'}", "--virtual-time-budget=15000", "--dump-dom"]
