@@ -31,7 +31,7 @@ class TorchDecoder:
 
     def __init__(self, config: TransformerConfig, weights: DecoderWeights, slots: int, device: torch.device) -> None:
         def to_device(array: Float32s) -> Tensor:
-            return torch.from_numpy(np.ascontiguousarray(array)).to(device)
+            return torch.tensor(np.ascontiguousarray(array), device=device)  # copied: arrays of a store are read-only
 
         def dense(pair: DenseLayer) -> tuple[Tensor, Tensor]:
             return to_device(pair[0]), to_device(pair[1])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,25 +11,25 @@ import numpy as np
 from selfloop.component import Context
 from selfloop.families.finetune.family import Finetune
 from selfloop.rng import RandomStream
-from selfloop.types import Columns, Params, Ragged, TrainingRows
+from selfloop.types import Columns, Params, Ragged, RowTake, TrainingRows
 
 POSITIONS, VOCAB = 64, 290
-WORDS = (
+PHRASES = (
     "the cat sat on a mat and",
     "a dog ran to the sun",
     "user: who? \nassistant: the cat",
     "one bird sang; the dog ran far away",
 )
-TEXTS = tuple(" ".join((a, b)) for a in WORDS for b in WORDS)
+TEXTS = tuple(" ".join((a, b)) for a in PHRASES for b in PHRASES)
 
 
 def save_base(folder: Path, arch: str = "gpt2", vocab: int = VOCAB, end: str | None = "<|endoftext|>", **settings: Any) -> Path:
-    """A model of that architecture and its tokenizer in a folder; llama's has a start token of its own."""
+    """A folder with a model of that architecture and its tokenizer. Only llama has a start token."""
     import torch
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
-    from selfloop.families.nn.trainer import seeded
+    from selfloop.families.nn.trainer import seed_torch
     from selfloop.families.transformer.hf_export import quiet
 
     tokenizer = Tokenizer(models.BPE())
@@ -43,11 +43,11 @@ def save_base(folder: Path, arch: str = "gpt2", vocab: int = VOCAB, end: str | N
         ),
     )
     start = {"bos_token": "<s>"} if arch == "llama" else {}
-    with quiet(), seeded(RandomStream(("base", arch))):
+    with quiet(), seed_torch(RandomStream(("base", arch))):
         PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=end, **start).save_pretrained(folder)
         model = AutoModelForCausalLM.from_config(_config(arch, vocab, settings))
         with torch.no_grad():
-            for p in model.parameters():  # larger than usual: a law that is far from uniform
+            for p in model.parameters():  # larger than usual, for a distribution that is far from uniform
                 if p.ndim == 2:
                     p.normal_(0, 0.15)
         model.save_pretrained(folder)
@@ -59,29 +59,37 @@ def _config(arch: str, vocab: int, settings: Mapping[str, Any]) -> Any:
 
     if arch == "gpt2":
         return GPT2Config(vocab_size=vocab, n_positions=POSITIONS, n_embd=16, n_layer=2, n_head=2, **settings)
-    kind = {"llama": LlamaConfig, "qwen2": Qwen2Config, "gpt_neox": GPTNeoXConfig}[arch]
+    config = {"llama": LlamaConfig, "qwen2": Qwen2Config, "gpt_neox": GPTNeoXConfig}[arch]
     sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
-    narrow = {} if arch == "gpt_neox" else {"num_key_value_heads": 1}
-    return kind(vocab_size=vocab, max_position_embeddings=POSITIONS, **sizes, **narrow, **settings)
+    kv_heads = {} if arch == "gpt_neox" else {"num_key_value_heads": 1}
+    return config(vocab_size=vocab, max_position_embeddings=POSITIONS, **sizes, **kv_heads, **settings)
 
 
-def learned_of(family: Finetune) -> Params:
-    """What the family's encoder learns."""
+def prepare_encoder(family: Finetune) -> Params:
+    """The prepared arrays of the family's encoder."""
     return family.encoder().prepare((), Context(RandomStream()))
 
 
-def documents(family: Finetune, texts: tuple[str, ...] = TEXTS) -> tuple[Columns, Params]:
-    """Texts as the family's tokens, and what its encoder learned."""
-    learned = learned_of(family)
-    return family.encoder().encode({"text": Ragged.of_bytes([text.encode() for text in texts])}, learned), learned
+def encode(family: Finetune, texts: Sequence[str] = TEXTS) -> Columns:
+    """Texts as the family's tokens."""
+    return family.encoder().encode({"text": Ragged.of_bytes([text.encode() for text in texts])}, prepare_encoder(family))
 
 
-def samples_of(family: Finetune, texts: tuple[str, ...] = TEXTS) -> TrainingRows:
-    """Texts as a fit gets them."""
-    rows, learned = documents(family, texts)
-    return TrainingRows(((rows, None, 1.0),), learned)
+def training_rows(family: Finetune, texts: Sequence[str] = TEXTS) -> TrainingRows:
+    """Texts as the training rows of a fit."""
+    return TrainingRows((RowTake(encode(family, texts)),), prepare_encoder(family))
 
 
-def mean_log_prob(family: Finetune, params: Params, texts: tuple[str, ...] = TEXTS) -> float:
-    """Mean log p of the texts' tokens, nats."""
-    return float(np.mean(family.token_log_prob(params, documents(family, texts)[0], Context(RandomStream())).values))
+def mean_log_prob(family: Finetune, params: Params, texts: Sequence[str] = TEXTS) -> float:
+    """Mean log probability of the texts' tokens, nats."""
+    return float(np.mean(family.token_log_prob(params, encode(family, texts), Context(RandomStream())).values))
+
+
+def ragged(rows: Sequence[Sequence[int]]) -> Ragged:
+    """A column of token rows."""
+    return Ragged(np.array([token for row in rows for token in row], np.uint16), np.cumsum([0, *map(len, rows)]))
+
+
+def token_lists(rows: Ragged) -> list[list[int]]:
+    """The tokens of each row."""
+    return [part.tolist() for part in np.split(rows.values, rows.offsets[1:-1])] if len(rows) else []

@@ -1,0 +1,159 @@
+"""The decoder in C: its logits, compilation, memory safety, and how a machine without a compiler goes on."""
+
+import ctypes
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from decoders import (
+    END,
+    GPT2,
+    LLAMA,
+    START,
+    c_decoder,
+    context,
+    draw,
+    log_softmax,
+    needs_compiler,
+    random_model,
+    reference_logits,
+)
+
+from selfloop.families.transformer import c_library, decoder_c
+from selfloop.families.transformer.decoder import DecodeRequest, build_decoder_weights
+from selfloop.families.transformer.decoder_torch import TorchDecoder
+from selfloop.families.transformer.text_sampler import TextSampler
+from selfloop.types import Ragged
+from tiny_language_models import ragged
+
+CONFIGS = {
+    "gpt2": GPT2, "llama": LLAMA, "gpt2 untied": replace(GPT2, tie_embeddings=False, vocab=100, hidden=64),
+    "llama tied": replace(LLAMA, tie_embeddings=True, kv_heads=None, vocab=100),
+}  # fmt: skip
+NARROW = [(name, f"c {flag}") for name in ("gpt2", "llama") for flag in ("-mno-avx512f", "-mno-avx")]
+
+
+@pytest.fixture
+def empty_cache(monkeypatch, tmp_path):
+    """No library is loaded before or after the test; compiled code goes to a folder of the test."""
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    c_library.load_c_library.cache_clear()
+    yield tmp_path
+    c_library.load_c_library.cache_clear()
+
+
+@pytest.mark.parametrize(("name", "backend"), [*((name, b) for name in CONFIGS for b in ("c", "torch")), *NARROW])
+def test_logits_of_both_decoders_are_those_of_transformers_along_a_sequence(name, backend, monkeypatch, empty_cache):
+    config = CONFIGS[name]
+    params = random_model(config, 0.05)
+    tokens = np.random.default_rng(0).integers(0, config.vocab, config.context).astype(np.uint32)
+    if backend == "torch":
+        decoder = TorchDecoder(config, build_decoder_weights(config, params), 3, torch.device("cpu"))
+    else:
+        monkeypatch.setattr(c_library, "FLAGS", (*c_library.FLAGS, *backend.split()[1:]))
+        decoder = c_decoder(config, params)
+        if decoder is None:
+            pytest.skip("no C compiler, or none for this instruction set")
+    difference = log_softmax(decoder.logits(tokens)) - log_softmax(reference_logits(config, params, tokens))
+    assert np.abs(difference).max() < 1e-4
+
+
+@needs_compiler
+def test_an_interruption_stops_the_threads_at_their_next_step():
+    config = replace(LLAMA, context=20_000)  # the rows would take minutes
+    decoder = c_decoder(config, random_model(config))
+    prompts = Ragged(np.zeros(0, np.uint32), np.zeros(65, np.int64))
+    request = DecodeRequest(0, prompts, 1, START, 99, config.context, TextSampler())
+
+    def interrupt(number, frame):
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    signal.setitimer(signal.ITIMER_REAL, 0.1)
+    started = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        decoder.decode(request, 2)
+    signal.signal(signal.SIGALRM, before)
+    assert time.monotonic() - started < 5
+
+
+@pytest.mark.parametrize("compiler", ["missing", "failing", "writing no library"])
+def test_without_a_working_compiler_torch_decodes(compiler, monkeypatch, empty_cache):
+    script = {"failing": "exit 1", "writing no library": "echo no > ${@: -1}"}.get(compiler)
+    if script:
+        (empty_cache / "cc").write_text(f"#!/bin/bash\n{script}\n")
+        (empty_cache / "cc").chmod(0o755)
+    monkeypatch.setenv("PATH", str(empty_cache))
+    assert c_decoder(GPT2, random_model(GPT2)) is None
+    ctx = context("no compiler")
+    draw(GPT2, random_model(GPT2), 2, TextSampler(max_tokens=2), ctx)
+    assert ctx.backends["sampling"].startswith("torch decoder")
+
+
+@needs_compiler
+def test_compiled_code_is_stored_and_found_again(monkeypatch, empty_cache):
+    files = []
+    for _ in range(2):
+        c_library.load_c_library.cache_clear()
+        assert c_decoder(GPT2, random_model(GPT2)) is not None
+        files.append([(path.name, path.stat().st_mtime_ns) for path in empty_cache.rglob("decoder-*")])
+    assert files[0] == files[1]
+    assert len(files[0]) == 1
+    monkeypatch.setenv("HOME", "/proc/nowhere")  # a home that nobody can write to
+    c_library.load_c_library.cache_clear()
+    assert c_decoder(GPT2, random_model(GPT2)) is not None
+
+
+@needs_compiler
+def test_structs_of_other_sizes_are_refused(monkeypatch):
+    monkeypatch.setattr(decoder_c, "_DecodeRequest", decoder_c._structure("DecodeRequest", n_rows=ctypes.c_int64))
+    with pytest.raises(RuntimeError, match=r"sizes of the structs of decoder\.c: got .*; expected"):
+        c_decoder(GPT2, random_model(GPT2))
+
+
+@needs_compiler
+@pytest.mark.parametrize(
+    "change",
+    [{"start": 40}, {"prompts": ragged([[3, 40]])}, {"prompts": ragged([[3] * 24])}, {"max_tokens": 25}],
+    ids=["start", "prompt token", "prompt length", "length"],
+)
+def test_token_ids_and_lengths_are_checked_before_they_index(change):
+    decoder = c_decoder(GPT2, random_model(GPT2))
+    request = DecodeRequest(0, ragged([[3, 4]]), 1, START, END, 24, TextSampler())
+    assert decoder.decode(request, 1)[0].shape == (1, 24)
+    with pytest.raises(ValueError, match="outside the vocabulary"):
+        decoder.decode(replace(request, **change), 1)
+    for tokens in ([40], [0] * 25):
+        with pytest.raises(ValueError, match="outside the vocabulary"):
+            decoder.logits(np.array(tokens, np.uint32))
+
+
+def sanitizer_library():
+    """Path of the address sanitizer's library; None if the compiler has none."""
+    compiler = shutil.which("cc") or shutil.which("gcc")
+    if compiler is None:
+        return None
+    path = subprocess.run([compiler, "-print-file-name=libasan.so"], capture_output=True, text=True, check=True).stdout.strip()
+    return Path(path).resolve() if os.path.isabs(path) else None
+
+
+@needs_compiler
+def test_the_address_and_undefined_behavior_sanitizers_find_no_fault(tmp_path):
+    if (library := sanitizer_library()) is None:
+        pytest.skip("the compiler has no address sanitizer")
+    for name, config in CONFIGS.items():
+        (tmp_path / f"{name}.json").write_text(json.dumps(asdict(config)))
+        np.savez(tmp_path / f"{name}.npz", **random_model(config))
+    environment = {**os.environ, "LD_PRELOAD": str(library), "ASAN_OPTIONS": "detect_leaks=0", "HOME": str(tmp_path)}
+    command = [sys.executable, str(Path(__file__).with_name("sanitized_decoding.py")), str(tmp_path)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
