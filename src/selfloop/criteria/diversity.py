@@ -11,6 +11,7 @@ import numpy as np
 
 from selfloop.criteria.judging import (
     CurveCriterion,
+    JudgedMetric,
     answer_below,
     before_first_end,
     describe_last,
@@ -36,6 +37,7 @@ class CollapsingVariance(CurveCriterion):
 
     name: ClassVar[str] = "collapsing_variance"
     metrics: ClassVar[tuple[str, ...]] = ("variance_ratio", "pixel_std", "heterozygosity")
+    metric: JudgedMetric = None
     threshold: Annotated[PositiveFloat, "share of the first variance below which it has collapsed"] = 0.5
     aggregate: Annotated[Literal["geometric_mean", "mean"], "how seeds are combined"] = "geometric_mean"
 
@@ -65,6 +67,7 @@ class ModeEntanglement(CurveCriterion):
 
     name: ClassVar[str] = "mode_entanglement"
     metrics: ClassVar[tuple[str, ...]] = ("mode_confusion",)
+    metric: JudgedMetric = None
     threshold: Annotated[PositiveFloat, "rise of the share that counts as none"] = 0.1
 
     def judge_values(self, values: Floats) -> Verdict:
@@ -77,6 +80,7 @@ class TailLoss(CurveCriterion):
 
     name: ClassVar[str] = "tail_loss"
     metrics: ClassVar[tuple[str, ...]] = ("support_size", "recall", "coverage", "tail_mass")
+    metric: JudgedMetric = None
     threshold: Annotated[PositiveFloat, "share of the first coverage below which tails are lost"] = 0.9
 
     def judge_values(self, values: Floats) -> Verdict:
@@ -92,6 +96,7 @@ class Hallucination(CurveCriterion):
 
     name: ClassVar[str] = "hallucination"
     metrics: ClassVar[tuple[str, ...]] = ("precision", "outside_support")
+    metric: JudgedMetric = None
     threshold: Annotated[PositiveFloat, "rise of the share that counts as none"] = 0.1
 
     def judge(self, curves: Mapping[str, Floats]) -> Verdict:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Annotated
 
 import numpy as np
@@ -19,14 +19,13 @@ from selfloop.component import Criterion
 from selfloop.stats.intervals import LEVEL, Interval, mean_interval, median_interval
 from selfloop.types import Answer, Floats, Verdict
 
+JudgedMetric = Annotated[str | None, "metric to judge; by default the first measured metric that the criterion is defined for"]
 
-@dataclass(frozen=True, kw_only=True)
+
 class CurveCriterion(Criterion):
     """A criterion that judges one curve: that of `metric`, or of the first of `metrics` that was measured."""
 
-    metric: Annotated[str | None, "metric to judge; by default the first measured metric that the criterion is defined for"] = (
-        None
-    )
+    metric: JudgedMetric
 
     def judge(self, curves: Mapping[str, Floats]) -> Verdict:
         """The verdict on the chosen curve."""
