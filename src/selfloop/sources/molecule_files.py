@@ -139,7 +139,7 @@ def _to_molecule(pickled: Any) -> Any:
     from rdkit.Chem import Mol
 
     if not isinstance(pickled, _PickledMolecule) or not isinstance(pickled.arguments[0], bytes):
-        return "that are not RDKit molecules"
+        return "without an RDKit molecule"
     return cast(Any, Mol)(pickled.arguments[0])  # RDKit's stubs know text only
 
 
