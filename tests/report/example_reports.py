@@ -19,6 +19,7 @@ from example_galleries import (
 
 from selfloop.policies.builtin import Accumulate, AccumulateSubsample, Replace
 from selfloop.policies.schedule import ScheduleEntry, schedule
+from selfloop.published.papers import PublishedCurve
 from selfloop.report.values import (
     CategoryShares,
     Cost,
@@ -26,13 +27,12 @@ from selfloop.report.values import (
     DataValuePanel,
     Gallery,
     Panel,
-    PanelLaw,
-    PanelPublished,
     PolicyDifferences,
     Report,
 )
 from selfloop.stats.comparison import compare_all
 from selfloop.stats.data_value import GridCell, fit_data_value
+from selfloop.theory.laws import LawCurve
 from selfloop.types import ColumnType, Verdict
 
 WHEN = datetime(2026, 3, 2, 14, 5, tzinfo=UTC)
@@ -146,20 +146,12 @@ def linear_report(seeds: int = 2000, generations: int = 10) -> Report:
     }
     curves = [CurveData(policy=p, values=laws[p] * rng.gamma(15, 1 / 15, (seeds, generations))) for p in POLICIES]
     exact = [
-        PanelLaw(name=form, kind="exact", policy=p, values=laws[p], source="Gerstgrasser et al. 2024")
+        (p, LawCurve(form, "excess_risk", "exact", "Gerstgrasser et al. 2024", "", laws[p]))
         for p, form in (("replace", "t d / (n - d - 1)"), ("accumulate", "sum 1/i² d / (n - d - 1)"))
     ]
-    bound = PanelLaw(
-        name="π²/6 · first error",
-        kind="bound",
-        policy="accumulate",
-        values=[first * np.pi**2 / 6] * generations,
-    )
-    paper = PanelPublished(
-        label="Gerstgrasser et al. 2024, Fig. 2",
-        policy="replace",
-        generations=[1, 5, 10],
-        values=[first, 5.1 * first, 9.8 * first],
+    bound = LawCurve("π²/6 · first error", "excess_risk", "bound", "", "", np.full(generations, first * np.pi**2 / 6))
+    paper = PublishedCurve(
+        "gerstgrasser2024", "Gerstgrasser et al. 2024, Fig. 2", "excess_risk", (1, 5, 10), (first, 5.1 * first, 9.8 * first), ""
     )
     return Report(
         title="Linear regression, 2,000 chains",
@@ -168,7 +160,14 @@ def linear_report(seeds: int = 2000, generations: int = 10) -> Report:
         versions=VERSIONS,
         generated=WHEN,
         panels=[
-            Panel(metric="excess_risk", title="excess risk", unit="y²", curves=curves, laws=[*exact, bound], published=[paper])
+            Panel(
+                metric="excess_risk",
+                title="excess risk",
+                unit="y²",
+                curves=curves,
+                laws=[*exact, ("accumulate", bound)],
+                published=[("replace", paper)],
+            )
         ],
         schedules=example_schedules(n, generations),
         verdicts=_verdicts("excess_risk")[:4],
@@ -233,16 +232,16 @@ def language_report(seeds: int = 3, generations: int = 10, policies: int = 4) ->
     noise = rng.normal(0, 0.012, (len(labels), seeds, generations))
     values = {p: level + rise[p] - rise[p][0] + noise[i] * (t > 1) for i, p in enumerate(labels)}
     published = [
-        PanelPublished(
-            label=work.title, policy=p, scale=table.scale, source=table.cite,
-            generations=[q.generation for q in table.curves[p] if q.generation <= generations],
-            values=[q.value for q in table.curves[p] if q.generation <= generations],
-        )
+        (p, PublishedCurve(
+            work.name, work.title, table.metric, tuple(q.generation for q in values), tuple(q.value for q in values),
+            table.cite, table.scale,
+        ))
         for work in map(find_paper, ("gerstgrasser2024", "kazdan2025"))
         for table in work.tables
         if table.scale == "GPT-2 9M, TinyStories" and table.sampler == {"temperature": 1.0}
         for p in labels
         if p in table.curves
+        for values in [[value for value in table.curves[p] if value.generation <= generations]]
     ]  # fmt: skip
     curves = [CurveData(policy=p, values=v) for p, v in values.items()]
     main = Panel(metric="cross_entropy", title="Cross-entropy", unit="nats per token", curves=curves, published=published)
@@ -277,9 +276,9 @@ def example_data_value(seeds: int) -> DataValuePanel:
 def hostile_report() -> Report:
     """Every text that a user, a model or a data file can influence tries to break out of the page."""
     curves = [CurveData(policy=HOSTILE, values=np.array([[1.0, 2.0], [1.1, 2.2]]))]
-    law = PanelLaw(name=HOSTILE, kind="exact", policy=HOSTILE, values=[1, 2], source=HOSTILE)
-    paper = PanelPublished(label=HOSTILE, policy=HOSTILE, generations=[1], values=[1.0])
-    beside = replace(paper, scale=HOSTILE, source=HOSTILE)
+    law = LawCurve(HOSTILE, HOSTILE, "exact", HOSTILE, HOSTILE, np.array([1.0, 2.0]))
+    paper = PublishedCurve(HOSTILE, HOSTILE, HOSTILE, (1,), (1.0,), HOSTILE)
+    other = replace(paper, scale=HOSTILE)
     text = {"text": np.array([HOSTILE * 50, "plain"]), "prompt": np.array([HOSTILE, "pl"])}
     values = np.array([[1.0, 2.0, 3.0], [1.1, 2.1, 3.2]])
     return Report(
@@ -295,8 +294,8 @@ def hostile_report() -> Report:
                 unit=HOSTILE,
                 coordinates=((HOSTILE, HOSTILE),),
                 curves=curves,
-                laws=[law],
-                published=[paper, beside],
+                laws=[(HOSTILE, law)],
+                published=[(HOSTILE, paper), (HOSTILE, other)],
             )
         ],
         verdicts=[Verdict(HOSTILE, HOSTILE, "yes", HOSTILE, 1.0, 2.0, 1.0, 3.0, HOSTILE)],

@@ -10,11 +10,13 @@ from example_reports import digits_report, ending_report, linear_report
 
 from selfloop.policies.builtin import Accumulate, Replace
 from selfloop.policies.schedule import schedule
+from selfloop.published.papers import PublishedCurve
 from selfloop.report.charts import fit_value_axis
 from selfloop.report.figures import panel_figure, report_figures, schedule_figure
 from selfloop.report.theme import DARK, format_interval, format_number, policy_styles, replace_unprintable, theme_svg
-from selfloop.report.values import CurveData, Panel, PanelLaw, PanelPublished
+from selfloop.report.values import CurveData, Panel
 from selfloop.stats.intervals import Interval
+from selfloop.theory.laws import LawCurve
 
 STYLES = policy_styles(["replace"])
 
@@ -76,7 +78,7 @@ def test_laws_and_published_values_have_their_own_legends() -> None:
     for label in ("replace: t d / (n - d - 1) (exact law)", "first error (bound)", "Fig. 2 (published)"):
         assert label in svg
     laws = [row for row in figure.spec["datasets"]["laws"] if row["label"].startswith("replace")]
-    assert laws[-1]["value"] == pytest.approx(report.panels[0].laws[0].values[-1], rel=1e-5)
+    assert laws[-1]["value"] == pytest.approx(report.panels[0].laws[0][1].values[-1], rel=1e-5)
     assert "Gerstgrasser et al. 2024" in figure.caption
 
 
@@ -91,9 +93,9 @@ def test_the_axis_is_logarithmic_and_labeled_so_if_positive_values_span_a_factor
     assert ("log scale" in panel_figure(panel, STYLES).svg()) is log
 
 
-def other_scale_curve(values: list[float], first: int = 1, policy: str = "replace") -> PanelPublished:
-    generations = range(first, first + len(values))
-    return PanelPublished(label="A 2024", policy=policy, generations=generations, values=values, scale="big", source="table 2")
+def other_scale_curve(values: list[float], first: int = 1, policy: str = "replace") -> tuple[str, PublishedCurve]:
+    generations = tuple(range(first, first + len(values)))
+    return policy, PublishedCurve("a", "A 2024", "m", generations, tuple(values), "table 2", "big")
 
 
 def test_curves_of_another_scale_start_at_the_measured_mean_and_keep_their_rise() -> None:
@@ -123,19 +125,19 @@ def test_curves_of_another_scale_lengthen_the_axis_by_no_more_than_half() -> Non
 
 
 def test_curves_of_the_same_scenario_always_fit_the_axis() -> None:
-    same = PanelPublished(label="A", policy="replace", generations=[1, 2], values=[1.8, 9.8])
+    same = ("replace", PublishedCurve("a", "A", "m", (1, 2), (1.8, 9.8), ""))
     assert fit_value_axis(panel_of(spread([5.0, 6.0]), published=[same])).high > 9.8
 
 
 def test_laws_and_curves_of_another_scale_have_their_own_dashes() -> None:
-    law = PanelLaw(name="law", kind="bound", policy="replace", values=[5.0, 6.0])
+    law = ("replace", LawCurve("law", "m", "bound", "", "", np.array([5.0, 6.0])))
     svg = panel_figure(panel_of(spread([5.0, 6.0]), laws=[law], published=[other_scale_curve([1.0, 1.5])]), STYLES).svg()
     assert "replace: law (bound)" in svg
     assert "A 2024, big (different scale)" in svg
 
 
 def test_everything_but_wide_intervals_fits_the_axis() -> None:
-    law = PanelLaw(name="law", kind="exact", policy="replace", values=[5.0, 9.0])
+    law = ("replace", LawCurve("law", "m", "exact", "", "", np.array([5.0, 9.0])))
     scale = fit_value_axis(panel_of(spread([1.0, 2.0], 0.01), laws=[law]))
     assert scale.low < 1 < 9 < scale.high
     assert not scale.cut

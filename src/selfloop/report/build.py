@@ -16,7 +16,7 @@ import numpy as np
 from selfloop.component import Metric
 from selfloop.errors import SpecError
 from selfloop.protocols import SupportsStepCount
-from selfloop.published.papers import papers, published_curves
+from selfloop.published.papers import PublishedCurve, papers, published_curves
 from selfloop.report.figures import panel_figure, save_svg
 from selfloop.report.findings import findings
 from selfloop.report.gallery_rows import read_galleries
@@ -29,15 +29,13 @@ from selfloop.report.values import (
     CurveData,
     DataValuePanel,
     Panel,
-    PanelLaw,
-    PanelPublished,
     PolicyDifferences,
     Report,
 )
 from selfloop.spec.point import Point
 from selfloop.spec.write import spec_text
 from selfloop.stats.data_value import fit_data_value
-from selfloop.theory.laws import law_curves
+from selfloop.theory.laws import LawCurve, law_curves
 from selfloop.types import Floats
 
 if TYPE_CHECKING:
@@ -124,25 +122,18 @@ def _panel_unit(point: Point, owner: Metric | None, metric: str) -> str:
     return point.spec.family.metric_units.get(metric) or unit
 
 
-def _overlays(point: Point, metric: str, labels: Sequence[str]) -> tuple[list[PanelLaw], list[PanelPublished]]:
-    laws, published = [], []
+def _overlays(
+    point: Point, metric: str, labels: Sequence[str]
+) -> tuple[list[tuple[str, LawCurve]], list[tuple[str, PublishedCurve]]]:
+    """Laws and published curves of a metric, with their policies."""
+    laws, published = list[tuple[str, LawCurve]](), list[tuple[str, PublishedCurve]]()
     for label, policy in zip(point.spec.policy_labels(), point.spec.policies, strict=True):
         if label not in labels:
             continue
         scenario = point.spec.scenario(policy, point.n)
-        laws += [
-            PanelLaw(name=law.law, kind=law.kind, policy=label, values=law.values.tolist(), source=law.source)
-            for law in law_curves(scenario)
-            if law.metric == metric
-        ]
-        published += [
-            PanelPublished(
-                label=curve.label, policy=label, generations=curve.generations, values=curve.values, scale=curve.scale,
-                source=curve.source,
-            )
-            for curve in published_curves(scenario, other_scales=True)
-            if curve.metric == metric
-        ]  # fmt: skip
+        laws += [(label, law) for law in law_curves(scenario) if law.metric == metric]
+        curves = published_curves(scenario, other_scales=True)
+        published += [(label, curve) for curve in curves if curve.metric == metric]
     return laws, published
 
 

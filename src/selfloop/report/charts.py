@@ -13,8 +13,9 @@ import altair as alt
 import numpy as np
 
 from selfloop.policies.schedule import ScheduleEntry
+from selfloop.published.papers import PublishedCurve
 from selfloop.report.theme import FONT, GRID, INK, MUTED, PAPER, Style, replace_unprintable
-from selfloop.report.values import CurveData, Panel, PanelPublished
+from selfloop.report.values import CurveData, Panel
 from selfloop.types import Floats
 
 WIDTH, HEIGHT = 400, 240
@@ -104,8 +105,8 @@ def fit_value_axis(panel: Panel) -> ValueAxis:
             *(curve.summary.mean for curve in panel.curves),
             *(_median(curve) for curve in panel.curves),
             *(curve.values.ravel() for curve in panel.curves if draws_chains(curve)),
-            *(law.values for law in panel.laws),
-            *(published.values for published in panel.published if not published.scale),
+            *(law.values for _, law in panel.laws),
+            *(curve.values for _, curve in panel.published if not curve.scale),
         )
     )
     if not len(values):
@@ -113,7 +114,7 @@ def fit_value_axis(panel: Panel) -> ValueAxis:
     limits = _finite(
         chain(
             *(limit for curve in panel.curves for limit in (curve.summary.low, curve.summary.high)),
-            *(aligned_values(panel, published) for published in other_scale_curves(panel)),
+            *(aligned_values(panel, policy, curve) for policy, curve in other_scale_curves(panel)),
         )
     )
     log = bool(values.min() > 0 and values.max() / values.min() >= LOG_AXIS_RATIO)
@@ -136,18 +137,18 @@ def draws_chains(curve: CurveData) -> bool:
     return 1 < len(curve.values) <= MAX_CHAIN_LINES
 
 
-def other_scale_curves(panel: Panel) -> list[PanelPublished]:
-    """The published curves of another scale."""
-    return [published for published in panel.published if published.scale]
+def other_scale_curves(panel: Panel) -> list[tuple[str, PublishedCurve]]:
+    """The published curves of another scale, with their policies."""
+    return [(policy, curve) for policy, curve in panel.published if curve.scale]
 
 
-def aligned_values(panel: Panel, published: PanelPublished) -> list[float]:
+def aligned_values(panel: Panel, policy: str, published: PublishedCurve) -> list[float]:
     """The values shifted so that the first equals the measured mean of its generation, because levels do not compare.
 
     NaN if there is no such mean.
     """
     first = published.generations[0]
-    means = {t: x for c in panel.curves if c.policy == published.policy for t, x in enumerate(c.summary.mean.tolist(), 1)}
+    means = {t: x for c in panel.curves if c.policy == policy for t, x in enumerate(c.summary.mean.tolist(), 1)}
     return [value + means.get(first, math.nan) - published.values[0] for value in published.values]
 
 
@@ -212,8 +213,8 @@ def _law_layer(base: Callable[[str], Any], panel: Panel, styles: Mapping[str, St
     if not panel.laws:
         return []
     labels, legend = _law_labels(panel), _stroke_legend(symbolStrokeWidth=1.6)
-    shades = alt.Scale(domain=labels, range=[styles[law.policy].shade for law in panel.laws])
-    dashes = alt.Scale(domain=labels, range=[_LAW_KINDS.get(law.kind, _LAW_KINDS["exact"])[1] for law in panel.laws])
+    shades = alt.Scale(domain=labels, range=[styles[policy].shade for policy, _ in panel.laws])
+    dashes = alt.Scale(domain=labels, range=[_LAW_KINDS[law.kind][1] for _, law in panel.laws])
     return [
         base("laws")
         .mark_line(strokeWidth=1.5, clip=True)
@@ -227,10 +228,11 @@ def _law_layer(base: Callable[[str], Any], panel: Panel, styles: Mapping[str, St
 
 def _published_layer(base: Callable[[str], Any], panel: Panel, styles: Mapping[str, Style]) -> list[Any]:
     """Published values as diamonds in the shade of their policy."""
-    published = [curve for curve in panel.published if not curve.scale]
+    published = [(policy, curve) for policy, curve in panel.published if not curve.scale]
     if not published:
         return []
-    shades = alt.Scale(domain=[*map(_paper_label, published)], range=[styles[curve.policy].shade for curve in published])
+    labels = [_paper_label(policy, curve) for policy, curve in published]
+    shades = alt.Scale(domain=labels, range=[styles[policy].shade for policy, _ in published])
     legend = alt.Legend(title=None, symbolType="diamond", symbolSize=90, columns=1)
     diamonds = base("published").mark_point(shape="diamond", size=90, stroke=PAPER, strokeWidth=1.2, opacity=1)
     tooltip = ["label:N", "generation:Q", _number("value")]
@@ -239,7 +241,7 @@ def _published_layer(base: Callable[[str], Any], panel: Panel, styles: Mapping[s
 
 def _other_scale_layers(base: Callable[[str], Any], panel: Panel, color: Any) -> list[Any]:
     """Published curves of another scale: pale and dashed in their policy's color, one dash and legend entry per paper."""
-    labels = list(dict.fromkeys(map(_scale_label, other_scale_curves(panel))))
+    labels = list(dict.fromkeys(_scale_label(curve) for _, curve in other_scale_curves(panel)))
     if not labels:
         return []
     dashes = alt.Scale(domain=labels, range=[_SCALE_DASHES[i % len(_SCALE_DASHES)] for i in range(len(labels))])
@@ -270,7 +272,7 @@ def _panel_sets(panel: Panel, floor: float) -> dict[str, Records]:
     curves = panel.curves
     chains = [(curve.policy, s, row) for curve in curves if draws_chains(curve) for s, row in enumerate(curve.values)]
     ends = any(curve.has_ended_chains for curve in curves)
-    published = [curve for curve in panel.published if not curve.scale]
+    published = [(policy, curve) for policy, curve in panel.published if not curve.scale]
     sets = {
         "means": [_mean_records(curve, floor) for curve in curves],
         "chains": [_records(row, policy=policy, seed=s) for policy, s, row in chains],
@@ -278,10 +280,12 @@ def _panel_sets(panel: Panel, floor: float) -> dict[str, Records]:
         "survivors": [_records(curve.summary.surviving, policy=curve.policy) for curve in curves if ends],
         "laws": [
             _records(law.values, label=label, source=law.source)
-            for label, law in zip(_law_labels(panel), panel.laws, strict=True)
+            for label, (_, law) in zip(_law_labels(panel), panel.laws, strict=True)
         ],
-        "published": [_records(curve.values, curve.generations, label=_paper_label(curve)) for curve in published],
-        "other_scale": [_other_scale_records(panel, curve) for curve in other_scale_curves(panel)],
+        "published": [
+            _records(curve.values, curve.generations, label=_paper_label(policy, curve)) for policy, curve in published
+        ],
+        "other_scale": [_other_scale_records(panel, policy, curve) for policy, curve in other_scale_curves(panel)],
     }
     return {name: [*chain.from_iterable(parts)] for name, parts in sets.items()}
 
@@ -297,8 +301,8 @@ def _mean_records(curve: CurveData, floor: float) -> Records:
     return records
 
 
-def _other_scale_records(panel: Panel, curve: PanelPublished) -> Records:
-    aligned = _records(aligned_values(panel, curve), curve.generations, policy=curve.policy, label=_scale_label(curve))
+def _other_scale_records(panel: Panel, policy: str, curve: PublishedCurve) -> Records:
+    aligned = _records(aligned_values(panel, policy, curve), curve.generations, policy=policy, label=_scale_label(curve))
     # Without a measured first value there is no record.
     return [{**record, "published": json_number(x)} for record, x in zip(aligned, curve.values, strict=False)]
 
@@ -321,14 +325,14 @@ def json_number(value: float) -> float | None:
 
 
 def _law_labels(panel: Panel) -> list[str]:
-    return [f"{law.policy}: {law.name} ({_LAW_KINDS.get(law.kind, (law.kind,))[0]})" for law in panel.laws]
+    return [f"{policy}: {law.law} ({_LAW_KINDS[law.kind][0]})" for policy, law in panel.laws]
 
 
-def _paper_label(curve: PanelPublished) -> str:
-    return f"{curve.policy}: {curve.label} (published)"
+def _paper_label(policy: str, curve: PublishedCurve) -> str:
+    return f"{policy}: {curve.label} (published)"
 
 
-def _scale_label(curve: PanelPublished) -> str:
+def _scale_label(curve: PublishedCurve) -> str:
     return f"{curve.label}, {curve.scale} (different scale)"
 
 

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import vl_convert
 
 from selfloop.policies.schedule import ScheduleEntry
@@ -103,9 +102,8 @@ def to_file_name(text: str) -> str:
 def _describe_panel(panel: Panel, point: str) -> str:
     ends = []
     for curve in panel.curves:
-        means = [(t, x) for t, x in enumerate(curve.summary.mean.tolist(), 1) if np.isfinite(x)]
-        if means:
-            (first, a), (last, b) = means[0], means[-1]
+        if curve.ends:
+            (first, a), (last, b) = curve.ends
             ends.append(f"{curve.policy} from {format_number(a)} at generation {first} to {format_number(b)} at {last}")
     return f"{panel.title}{f' at {point}' if point else ''} by generation: {'; '.join(ends) or 'no values'}."
 
@@ -116,9 +114,9 @@ def _panel_caption(panel: Panel, axis: ValueAxis) -> str:
     parts = [f"Lines and markers: mean over {counts} {'seed' if counts == '1' else 'seeds'}; bands: its 95 % interval"]
     parts += ["thin lines: single chains"] * any(map(draws_chains, panel.curves))
     parts += ["dotted: median, ended chains counted as worst"] * any(curve.has_ended_chains for curve in panel.curves)
-    sources = dict.fromkeys(f"{law.name} ({law.source})" for law in panel.laws if law.source)
+    sources = dict.fromkeys(f"{law.law} ({law.source})" for _, law in panel.laws if law.source)
     laws = f" Laws: {'; '.join(sources)}." if sources else ""
-    other_scales, cites = "", dict.fromkeys(f"{curve.label}, {curve.source}" for curve in other_scale_curves(panel))
+    other_scales, cites = "", dict.fromkeys(f"{curve.label}, {curve.source}" for _, curve in other_scale_curves(panel))
     if cites:
         other_scales = (
             f" Pale and dashed: published curves at a different scale ({'; '.join(cites)}), each shifted up or down to start "

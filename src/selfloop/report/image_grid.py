@@ -10,16 +10,14 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from selfloop.report.picture_grid import GAP, MAX_ROW_WIDTH
 from selfloop.report.theme import PAPER
 from selfloop.types import Array
-
-Bytes = npt.NDArray[np.uint8]
 
 SMALL_GRID_SIDE = 128.0  # width and height of a grid of small images
 PHOTO_SIDE, MAX_PIXELS = 64, 128  # side at which a photograph is shown, and most pixels of a side that are stored
 MAX_SMALL_GRAY, MAX_SMALL_COLOR = 40, 16  # side in pixels; larger images are photographs
 JPEG_QUALITY = 82  # without color subsampling: 1.6 kB per 64 x 64 face, a fifth of a PNG, root mean squared error 4.6 of 255
-MAX_ROW_WIDTH = 960  # of a row of pictures; photographs have as many columns as fit
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,46 +38,40 @@ class ImageGrid:
         return self.across * self.down
 
     @property
+    def gap(self) -> int:
+        """Pixels between two images: one between small images, none between photographs."""
+        return 0 if self.photo else 1
+
+    @property
     def size(self) -> tuple[float, float]:
-        """Width and height of a picture. Between small images there is one pixel, between photographs none."""
+        """Width and height of a picture."""
+        width, height = self._n_pixels()
+        return width * self.scale, height * self.scale
+
+    def _n_pixels(self) -> tuple[int, int]:
         height, width = self.shape
-        gap = 0 if self.photo else 1
-        return (self.across * (width + gap) - gap) * self.scale, (self.down * (height + gap) - gap) * self.scale
+        return self.across * (width + self.gap) - self.gap, self.down * (height + self.gap) - self.gap
 
     def draw(self, images: Array) -> str:
-        """The first images as SVG."""
+        """The first images as SVG: a PNG with a transparent gap between images, or a JPEG with lines over the seams.
+
+        Gray PNG images are stored with 64 levels.
+        """
+        from PIL import Image
+
         pixels = np.nan_to_num((_with_channels(images[: self.n_images]) - self.low) / ((self.high - self.low) or 1.0) * 255)
         pixels = np.clip(pixels, 0, 255).astype(np.uint8)
-        return self._draw_photos(pixels) if self.photo else self._draw_small(pixels)
-
-    def _draw_small(self, images: Bytes) -> str:
-        """A PNG in native pixels with a transparent pixel between images; gray images are stored with 64 levels."""
-        from PIL import Image
-
-        height, width = self.shape
-        canvas = np.zeros((self.down * (height + 1) - 1, self.across * (width + 1) - 1, 4), np.uint8)
-        for i, image in enumerate(images):
-            y, x = i // self.across * (height + 1), i % self.across * (width + 1)
-            canvas[y : y + height, x : x + width, :3] = image
-            canvas[y : y + height, x : x + width, 3] = 255
-        picture = Image.fromarray(canvas)
-        file = io.BytesIO()
-        (picture if images.shape[-1] == 3 else picture.quantize(64)).save(file, "PNG")
-        return self._embed("png", file.getvalue(), sharp=self.scale > 2)
-
-    def _draw_photos(self, images: Bytes) -> str:
-        """A JPEG with lines over the seams. Missing images show the background."""
-        from PIL import Image
-
-        height, width = self.shape
-        canvas = Image.new("RGB" if images.shape[-1] == 3 else "L", (self.across * width, self.down * height))
-        for i, image in enumerate(images):
-            tile = Image.fromarray(image if image.shape[-1] == 3 else image[..., 0])
+        (height, width), color, file = self.shape, pixels.shape[-1] == 3, io.BytesIO()
+        canvas = Image.new("RGBA" if not self.photo else "RGB" if color else "L", self._n_pixels())
+        for i, image in enumerate(pixels):
+            tile = Image.fromarray(image if color else image[..., 0])
             tile = tile if tile.size == (width, height) else tile.resize((width, height), Image.Resampling.LANCZOS)
-            canvas.paste(tile, (i % self.across * width, i // self.across * height))
-        file = io.BytesIO()
-        canvas.save(file, "JPEG", quality=JPEG_QUALITY, subsampling=0, optimize=True)
-        return self._embed("jpeg", file.getvalue()) + self._draw_seams(len(images))
+            canvas.paste(tile, (i % self.across * (width + self.gap), i // self.across * (height + self.gap)))
+        if self.photo:
+            canvas.save(file, "JPEG", quality=JPEG_QUALITY, subsampling=0, optimize=True)
+            return self._embed("jpeg", file.getvalue()) + self._draw_seams(len(pixels))
+        (canvas if color else canvas.quantize(64)).save(file, "PNG")
+        return self._embed("png", file.getvalue(), sharp=self.scale > 2)
 
     def _draw_seams(self, n: int) -> str:
         (across, down), (height, width) = self.size, (side * self.scale for side in self.shape)
@@ -100,7 +92,7 @@ class ImageGrid:
 
 
 def fit_image_grid(real: Array, columns: int) -> ImageGrid:
-    """The layout for images like the real ones, with `columns` pictures in a row.
+    """The layout for images like the real ones, with `columns` pictures in a row; photographs take the width that fits.
 
     Black and white are the lowest and the highest value of the real images; uint8 images keep their values.
     """
@@ -113,7 +105,7 @@ def fit_image_grid(real: Array, columns: int) -> ImageGrid:
     reduction = min(1.0, MAX_PIXELS / side)
     shape = (max(1, round(height * reduction)), max(1, round(width * reduction)))
     scale = PHOTO_SIDE / max(shape)
-    across = int(np.clip((MAX_ROW_WIDTH / columns - 16) / (shape[1] * scale), 2, 4))
+    across = int(np.clip((MAX_ROW_WIDTH / columns - GAP) / (shape[1] * scale), 2, 4))
     return ImageGrid(low=low, high=high, across=across, down=4, shape=shape, scale=scale, photo=True)
 
 

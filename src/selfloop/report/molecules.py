@@ -13,13 +13,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from selfloop.formats.molecules import MAX_BOND_TYPE, ragged_row
-from selfloop.report.picture_grid import GAP, draw_grid, gallery_generations, svg_text
+from selfloop.report.picture_grid import GAP, MAX_ROW_WIDTH, draw_grid, gallery_generations, svg_text
 from selfloop.report.theme import MUTED, PAPER, Style
 from selfloop.report.values import Gallery
 from selfloop.types import Array, Columns, Floats, Ints, Ragged
 
 MAX_MOLECULES = 3
-MAX_ROW_WIDTH, SIDE_RANGE = 960, (104, 180)  # pixels: of a row of pictures, and of the side of a picture
+SIDE_RANGE = 104, 180  # pixels, of a picture
 COLUMNS = ("z", "position", "edges", "edge_type")
 BOND_WIDTH, BALL_RADIUS, HYDROGEN_RADIUS = 0.2, 0.45, 0.28  # in ångström
 MIN_VISIBLE_RADIUS = 2.0  # of a picture, in ångström

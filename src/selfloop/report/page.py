@@ -19,8 +19,17 @@ from markupsafe import Markup, escape
 
 from selfloop.report.figures import Figure, describe_coordinates, report_figures, save_svg, to_file_name
 from selfloop.report.gallery import GalleryView, view_gallery
-from selfloop.report.tables import cost_rows, difference_table, headlines, heat_map, schedule_rows, verdict_tables
-from selfloop.report.theme import DARK, css_variable, format_interval, policy_styles, replace_unprintable, theme_svg
+from selfloop.report.picture_grid import select_generations
+from selfloop.report.tables import cost_rows, headlines, heat_map, schedule_rows, verdict_tables
+from selfloop.report.theme import (
+    DARK,
+    css_variable,
+    format_interval,
+    format_interval_parts,
+    policy_styles,
+    replace_unprintable,
+    theme_svg,
+)
 from selfloop.report.values import Report
 
 MAX_OPEN_POLICIES = 10  # with more policies, as in a grid, parts of the page that list all policies are folded
@@ -56,12 +65,15 @@ def render_page(reports: Sequence[Report], title: str = "") -> str:
     """The page as text. The template escapes everything that comes from specs, models or data."""
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters |= {"interval": format_interval, "coordinates": describe_coordinates, "code": _mark_code}
+    environment.filters["interval_parts"] = format_interval_parts
+    environment.filters["generations"] = lambda pair: select_generations(range(1, len(pair.differences) + 1))
     newest = max(report.generated for report in reports)
     page = environment.from_string(_read_file("page.html")).render(
         title=title or " · ".join(report.title for report in reports),
         generated=f"{newest.day} {newest:%B %Y, %H:%M %Z}",
         experiments=[_experiment(report, f"e{i}") for i, report in enumerate(reports)],
         glyphs=_GLYPHS,
+        line_break=Markup("<br>"),
         style=Markup(_color_rules() + _read_file("page.css")),
         script=Markup(_read_file("page.js")),
         bundle=_vega_bundle(),
@@ -99,7 +111,6 @@ def _experiment(report: Report, key: str) -> dict[str, object]:
         "notes": [*report.findings, *report.notes],
         "metrics": [list(group) for _, group in groupby(panels, key=lambda pair: pair[0].metric)],
         "verdicts": verdict_tables(report),
-        "differences": [difference_table(differences) for differences in report.differences],
         "shares": figures[len(report.panels) : len(report.panels) + len(report.shares)],
         "heat_maps": [heat_map(panel) for panel in report.data_values],
         "schedules": figures[-1] if report.schedules else None,

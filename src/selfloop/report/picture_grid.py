@@ -12,7 +12,7 @@ from selfloop.report.values import Gallery
 from selfloop.types import Columns, count_rows
 
 MAX_GENERATIONS_SHOWN = 7
-CELL, GAP = 128, 16  # pixels: default side of a picture, and distance between two pictures
+CELL, GAP, MAX_ROW_WIDTH = 128, 16, 960  # pixels: default side of a picture, between two pictures, of a row of pictures
 
 Draw = Callable[[Columns, str], str]  # rows, color -> SVG of one picture
 

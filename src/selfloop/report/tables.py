@@ -7,10 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from selfloop.policies.schedule import ScheduleEntry
-from selfloop.report.picture_grid import select_generations
 from selfloop.report.theme import format_interval, format_interval_parts, format_number
-from selfloop.report.values import Cost, CurveData, DataValuePanel, Panel, PolicyDifferences, Report
-from selfloop.stats.comparison import Comparison
+from selfloop.report.values import Cost, CurveData, DataValuePanel, Panel, Report
 from selfloop.stats.data_value import Regression
 from selfloop.stats.intervals import mean_interval
 from selfloop.types import Coordinates, Verdict
@@ -35,17 +33,6 @@ class VerdictTable:
     policies: Sequence[str]
     rows: Sequence[tuple[str, str, Sequence[Verdict | None]]]  # criterion, its definition, verdicts
     unmeasured: Sequence[tuple[str, str, str]]  # criterion, its definition, reason
-
-
-@dataclass(frozen=True, slots=True)
-class DifferenceTable:
-    """Compared policies at one point of the sweep: a row per pair, a cell per shown generation."""
-
-    metric: str
-    coordinates: Coordinates
-    first_generation: int
-    generations: Sequence[int]
-    rows: Sequence[tuple[Comparison, Sequence[tuple[str, str]]]]  # estimates and intervals
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,10 +63,9 @@ def headlines(report: Report) -> list[Headline]:
 
 
 def _headline(panel: Panel, curve: CurveData) -> Headline:
-    means = [(t, x) for t, x in enumerate(curve.summary.mean.tolist(), 1) if math.isfinite(x)]
-    if not means:
+    if curve.ends is None:
         return Headline(curve.policy, panel.coordinates, "–", "", f"no {panel.title}: no chain has a value")
-    (first, a), (last, b) = means[0], means[-1]
+    (first, a), (last, b) = curve.ends
     values = f"{format_number(a)} → {format_number(b)}"
     multiplier, interval = format_interval_parts(curve.multiplier)
     change = values if curve.multiplier.estimate is None else f"×{multiplier}"
@@ -106,14 +92,6 @@ def verdict_tables(report: Report) -> list[VerdictTable]:
                 rows.append((name, definition, cells))
         tables.append(VerdictTable(coordinates, policies, rows, unmeasured))
     return tables
-
-
-def difference_table(differences: PolicyDifferences) -> DifferenceTable:
-    """Paired differences at no more than seven generations."""
-    first = differences.comparisons[0]
-    generations = select_generations(range(1, len(first.differences) + 1))
-    rows = [(pair, [format_interval_parts(pair.differences[t - 1]) for t in generations]) for pair in differences.comparisons]
-    return DifferenceTable(differences.metric, differences.coordinates, first.first_generation, generations, rows)
 
 
 def heat_map(panel: DataValuePanel) -> HeatMap:

@@ -6,6 +6,7 @@ figure as SVG, PNG and PDF. A missing number is NaN, or None where the type allo
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -13,9 +14,11 @@ from functools import cached_property
 from typing import Literal
 
 from selfloop.policies.schedule import ScheduleEntry
+from selfloop.published.papers import PublishedCurve
 from selfloop.stats.comparison import Comparison
 from selfloop.stats.data_value import DataValue, GridCell
 from selfloop.stats.intervals import Interval, SeedSummary, ratio_interval, summarize_seeds
+from selfloop.theory.laws import LawCurve
 from selfloop.types import Columns, ColumnType, Coordinates, Floats, Verdict
 
 
@@ -38,32 +41,15 @@ class CurveData:
         return ratio_interval(self.values[:, -1], self.values[:, 0])
 
     @property
+    def ends(self) -> tuple[tuple[int, float], tuple[int, float]] | None:
+        """(generation, mean) of the first and the last defined mean; None without any."""
+        means = [(t, mean) for t, mean in enumerate(self.summary.mean.tolist(), 1) if math.isfinite(mean)]
+        return (means[0], means[-1]) if means else None
+
+    @property
     def has_ended_chains(self) -> bool:
         """True if a chain has no value at some generation."""
         return bool((self.summary.surviving < len(self.values)).any())
-
-
-@dataclass(frozen=True, kw_only=True)
-class PanelLaw:
-    """A law that applies to one policy of a panel."""
-
-    name: str
-    kind: str  # "exact", "bound" or "asymptotic"
-    policy: str
-    values: Sequence[float]  # from generation 1 on
-    source: str = ""  # authors, year, equation
-
-
-@dataclass(frozen=True, kw_only=True)
-class PanelPublished:
-    """A published curve of one policy: of this scenario or, with a `scale`, of another model and other data."""
-
-    label: str  # authors and year of the paper
-    policy: str
-    generations: Sequence[int]
-    values: Sequence[float]
-    scale: str = ""  # model and data in words
-    source: str = ""  # table or figure
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,8 +61,8 @@ class Panel:
     unit: str = ""
     coordinates: Coordinates = ()
     curves: Sequence[CurveData]
-    laws: Sequence[PanelLaw] = ()
-    published: Sequence[PanelPublished] = ()
+    laws: Sequence[tuple[str, LawCurve]] = ()  # (policy, law)
+    published: Sequence[tuple[str, PublishedCurve]] = ()  # (policy, curve)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,7 +150,8 @@ class Report:
         """Labels of all policies, in order of appearance."""
         pairs = [pair for table in self.differences for pair in table.comparisons]
         labels = [
-            *(curve.policy for panel in self.panels for curve in (*panel.curves, *panel.laws, *panel.published)),
+            *(curve.policy for panel in self.panels for curve in panel.curves),
+            *(policy for panel in self.panels for policy, _ in (*panel.laws, *panel.published)),
             *(policy for pair in pairs for policy in (pair.higher, pair.lower)),
             *(policy for group in (*self.shares, *self.galleries) for policy in group.samples),
             *(verdict.policy for verdict in self.verdicts),
