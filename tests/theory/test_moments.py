@@ -9,30 +9,40 @@ from hypothesis import strategies as st
 from scipy.special import polygamma, zeta
 
 from selfloop.component import Policy
-from selfloop.policies.schedule import schedule
 from selfloop.errors import SpecError
-from selfloop.policies.builtin import Accumulate, AccumulateReal, AccumulateSubsample, Augment, Fresh, Growing, Replace, ReplaceMultiple, Window
+from selfloop.policies.builtin import (
+    Accumulate,
+    AccumulateReal,
+    AccumulateSubsample,
+    Augment,
+    Fresh,
+    Growing,
+    Replace,
+    ReplaceMultiple,
+    Window,
+)
 from selfloop.policies.custom import Custom
 from selfloop.policies.cycles import Expanding
-from selfloop.theory.moments import MomentEstimator, has_law, moment_curves, predict
+from selfloop.policies.schedule import schedule
+from selfloop.theory.moments import MomentEstimator, moment_curves, moments_are_exact, predict
 from selfloop.types import real, synthetic
 
 MLE, UNBIASED, WITHIN, KNOWN = (
     MomentEstimator(),
     MomentEstimator(ddof=1),
     MomentEstimator(ddof=1, pooled=False),
-    MomentEstimator(known=(1.0,)),
+    MomentEstimator(known_variances=(1.0,)),
 )
 T = np.arange(1, 31)
 
 
-def curves(policy: Policy, n: int, generations: int = 30, learner: MomentEstimator = MLE) -> tuple[np.ndarray, np.ndarray]:
-    found = moment_curves(policy, n, generations, learner)
-    return found["mean_error"], found["variance_ratio"]
+def curves(policy: Policy, n: int, generations: int = 30, estimator: MomentEstimator = MLE) -> tuple[np.ndarray, np.ndarray]:
+    moments = moment_curves(policy, n, generations, estimator)
+    return moments["mean_error"], moments["variance_ratio"]
 
 
-def close(found, expected, tolerance=1e-9):
-    np.testing.assert_allclose(found, expected, rtol=tolerance, atol=0)
+def close(values, expected, tolerance=1e-9):
+    np.testing.assert_allclose(values, expected, rtol=tolerance, atol=0)
 
 
 # closed forms
@@ -43,7 +53,7 @@ def test_replace_follows_the_geometric_law_and_the_random_walk(n):
     error, variance = curves(Replace(), n)
     close(variance, (1 - 1 / n) ** T)
     close(error, 1 - (1 - 1 / n) ** T)
-    error, variance = curves(Replace(), n, learner=UNBIASED)
+    error, variance = curves(Replace(), n, estimator=UNBIASED)
     close(variance, np.ones(30))
     close(error, T / n)
 
@@ -53,23 +63,23 @@ def test_accumulate_follows_the_product_law():
         error, variance = curves(Accumulate(), n)
         close(variance, np.cumprod(1 - 1 / (n * T**2)))
         close(error, 1 - variance)
-        close(curves(Accumulate(), n, learner=UNBIASED)[1], np.cumprod(np.r_[1, 1 - 1 / (T[1:] * (T[1:] * n - 1))]))
+        close(curves(Accumulate(), n, estimator=UNBIASED)[1], np.cumprod(np.r_[1, 1 - 1 / (T[1:] * (T[1:] * n - 1))]))
     limit = np.sin(np.pi / np.sqrt(10)) / (np.pi / np.sqrt(10))
-    close(curves(Accumulate(), 10, 200)[1][-1], limit, 6e-4)
+    close(curves(Accumulate(), 10, 100)[1][-1], limit, 1.2e-3)
 
 
-@pytest.mark.parametrize("share", [0.5, 1.0, 2.0])
-def test_unequal_batches_follow_the_unequal_product_law(share):
+@pytest.mark.parametrize("ratio", [0.5, 1.0, 2.0])
+def test_unequal_batches_follow_the_unequal_product_law(ratio):
     n = 40
-    sizes = np.r_[n, np.full(29, share * n)]
+    sizes = np.r_[n, np.full(29, ratio * n)]
     totals = np.cumsum(sizes)
-    close(curves(Expanding(ratio=share), n)[1], np.cumprod(1 - sizes / totals**2))
-    error, variance = curves(Expanding(ratio=share), n, learner=UNBIASED)
+    close(curves(Expanding(ratio=ratio), n)[1], np.cumprod(1 - sizes / totals**2))
+    error, variance = curves(Expanding(ratio=ratio), n, estimator=UNBIASED)
     expected = np.cumprod(np.r_[1, 1 - sizes[1:] / totals[1:] / (totals[1:] - 1)])
     close(variance, expected)
     close(error, np.cumsum(np.r_[1, expected[:-1]] * sizes / totals**2))
-    multiplier = 10**7 * curves(Expanding(ratio=share), 10**7, 200)[0][-1]
-    close(multiplier, 1 + polygamma(1, 1 + 1 / share) / share, 0.015)
+    multiplier = 10**7 * curves(Expanding(ratio=ratio), 10**7, 100)[0][-1]
+    close(multiplier, 1 + polygamma(1, 1 + 1 / ratio) / ratio, 0.03)
 
 
 @pytest.mark.parametrize(("n", "last"), [(10, 0.741), (32, 0.9125), (100, 0.9713), (316, 0.9908), (1000, 0.9971)])
@@ -82,19 +92,19 @@ def test_accumulate_subsample_follows_both_published_recursions(n, last):
         pool = (k * k * pool + 2 * k * pool + model + (1 - model) / n) / (k + 1) ** 2
     close(error, expected)
     close(variance, 1 - np.array(expected))
-    kept, second = (n - 1) / n, []  # papers 4.1: pool variance and fitted variance
+    pooled, second = (n - 1) / n, []  # pool variance and fitted variance
     for k in range(1, 101):
         rows = k * n
-        scatter = kept * rows / (rows - 1)
+        scatter = pooled * rows / (rows - 1)
         second.append((n - 1) / n * scatter)
-        kept = (rows * kept + scatter * ((n - 1) ** 2 / n + rows / (rows + n) * (2 - n / rows - 1 / n))) / (rows + n)
+        pooled = (rows * pooled + scatter * ((n - 1) ** 2 / n + rows / (rows + n) * (2 - n / rows - 1 / n))) / (rows + n)
     close(variance, second)
     assert abs(variance[-1] - last) < 1e-3
 
 
 def test_accumulate_subsample_of_many_rows_plateaus_at_2_93():
     value, expected = 1.0, []
-    for t in range(1, 151):  # papers 2.4, T >> d
+    for t in range(1, 151):
         expected.append(value + 1 - 1 / t)
         value += (2 - 1 / t) / (t + 1) ** 2
     close(1e7 * curves(AccumulateSubsample(), 10**7, 150)[0], expected, 1e-4)
@@ -108,7 +118,7 @@ def test_a_window_drifts_at_the_rate_of_its_mean_age(length):
 
 
 @pytest.mark.parametrize("ratio", [0.5, 1.0, 3.0])
-def test_fixed_real_rows_settle_at_the_stationary_error(ratio):
+def test_initial_rows_in_every_generation_lead_to_the_stationary_error(ratio):
     n, m = 50, round(50 * ratio)
     w = n / (n + m)
     a = (1 - w) ** 2 / (m * (1 - (1 - w) ** 2))
@@ -118,7 +128,7 @@ def test_fixed_real_rows_settle_at_the_stationary_error(ratio):
 
 @pytest.mark.parametrize("ratio", [0.5, 1.0, 3.0])
 @pytest.mark.parametrize("mass", [0.3, "golden", None])
-def test_fresh_real_rows_settle_at_the_stationary_error(ratio, mass):
+def test_fresh_real_rows_lead_to_the_stationary_error(ratio, mass):
     n, m = 50, round(50 * ratio)
     golden = (np.sqrt((n / m) ** 2 + 4 * n / m) - n / m) / 2
     w = {0.3: 0.3, "golden": golden, None: n / (n + m)}[mass]
@@ -141,37 +151,37 @@ def test_a_mode_seeking_sampler_has_its_variance_floor():
     M, V = error[-1], variance[-1]
     close(M, w**2 / n + (1 - w) ** 2 * (M + factor * V / m))
     close(V, w + (1 - w) * (M + factor * V) - M)
-    close(curves(Replace(), n, learner=MomentEstimator(ddof=1, variance_factor=factor))[1], factor ** (T - 1))
+    close(curves(Replace(), n, estimator=MomentEstimator(ddof=1, variance_factor=factor))[1], factor ** (T - 1))
 
 
 def test_kernel_noise_inflates_linearly_under_replace_and_like_log_under_accumulate():
     n, h2 = 40, 0.09
-    kernel = MomentEstimator(kernel=h2)
-    error, variance = curves(Replace(), n, learner=kernel)
+    kernel = MomentEstimator(kernel_variance=h2)
+    error, variance = curves(Replace(), n, estimator=kernel)
     close(error + variance, 1 + (T - 1) * h2)  # second moment of the training rows
     harmonic = np.cumsum(1 / T)
     second = 1 + h2 * (harmonic - 1)
-    error, variance = curves(Accumulate(), n, learner=kernel)
+    error, variance = curves(Accumulate(), n, estimator=kernel)
     close(error + variance, second)
     close(np.diff(error), (second - error + h2)[:-1] / (n * T[1:] ** 2), 1e-8)
 
 
 def test_known_noise_gives_the_multipliers_of_regression():
     n = 100
-    close(n * curves(Replace(), n, learner=KNOWN)[0], T)
-    close(n * curves(Accumulate(), n, learner=KNOWN)[0], np.cumsum(1 / T**2))
-    close(n * curves(ReplaceMultiple(), n, learner=KNOWN)[0], np.cumsum(1 / T))
+    close(n * curves(Replace(), n, estimator=KNOWN)[0], T)
+    close(n * curves(Accumulate(), n, estimator=KNOWN)[0], np.cumsum(1 / T**2))
+    close(n * curves(ReplaceMultiple(), n, estimator=KNOWN)[0], np.cumsum(1 / T))
     for share in (0.1, 0.25, 0.5):
         expected = [1.0]
         for t in T[1:]:
             expected.append((1 - share / t) ** 2 * expected[-1] + 1 / t**2)
-        close(n * curves(AccumulateReal(real_share=share), n, learner=KNOWN)[0], expected)
+        close(n * curves(AccumulateReal(real_share=share), n, estimator=KNOWN)[0], expected)
     sizes = np.array([round(n * t**1.5) for t in T])
-    close(curves(Growing(exponent=0.5), n, learner=KNOWN)[0], np.cumsum(1 / sizes))
+    close(curves(Growing(exponent=0.5), n, estimator=KNOWN)[0], np.cumsum(1 / sizes))
     close(n * curves(Growing(exponent=0.5), n, 1000, KNOWN)[0][-1], zeta(1.5), 0.03)
 
 
-def test_the_ladder_of_multipliers():
+def test_multipliers_of_many_policies():
     n, at = 10**7, [0, 4, 19, 59]
     ladder = {
         Replace(): (1, 5, 20, 60),
@@ -185,11 +195,11 @@ def test_the_ladder_of_multipliers():
     }
     for policy, expected in ladder.items():
         np.testing.assert_allclose(n * curves(policy, n, 60)[0][at], expected, rtol=4e-3)
-    both = Custom(takes=({"batch": "real(1..t)"}, {"batch": "synthetic(1..t-1)"}), real="n")
+    both = Custom(takes=({"batch": "real(1..t)"}, {"batch": "synthetic(1..t-1)"}), real_rows="n")
     np.testing.assert_allclose(n * curves(both, n, 60)[0][at], (1, 0.351, 0.121, 0.049), atol=6e-4)
 
 
-def test_a_prediction_carries_the_schedule_beside_the_moments():
+def test_a_prediction_has_the_schedule_and_the_moments():
     table = predict(Accumulate(), 10, 3)
     assert table.trained_rows.tolist() == [10, 20, 30]
     close(table.real_mass, [1, 1 / 2, 1 / 3])
@@ -198,7 +208,7 @@ def test_a_prediction_carries_the_schedule_beside_the_moments():
     assert table.generation.tolist() == [1, 2, 3]
 
 
-def test_what_has_no_exact_law_is_refused_before_anything_is_computed():
+def test_a_policy_without_exact_moments_is_refused_before_any_computation():
     three = Custom(takes=tuple({"batch": "synthetic(t-1)", "weight": w} for w in (1, 2, 3)), budget=5)
     with pytest.raises(SpecError, match="3 weights"):
         moment_curves(three, 10, 3)
@@ -211,23 +221,23 @@ def test_what_has_no_exact_law_is_refused_before_anything_is_computed():
 # an independent propagator over whole batches
 
 
-def propagate(policy, n, generations, learner):
+def propagate(policy, n, generations, estimator):
     """Covariances between batch means, one per pair, updated batch by batch (the form in which it was published)."""
     parent, D, M, v, W = {}, {}, {None: 0.0}, {}, {None: {}}
 
     def spread(p):
-        return 1.0 if p is None else learner.variance_factor * v[p] + learner.kernel
+        return 1.0 if p is None else estimator.variance_factor * v[p] + estimator.kernel_variance
 
-    for stage in schedule(policy, n, generations):
-        t = stage.t
-        for batch, rows in stage.available.items():
+    for entry in schedule(policy, n, generations):
+        t = entry.t
+        for batch, rows in entry.available.items():
             if batch not in parent and rows:
                 p = batch.born if batch.kind == "synthetic" else None
                 for other in parent:
                     D[batch, other] = D[other, batch] = sum(x * D[k, other] for k, x in W[p].items())
                 parent[batch] = p
                 D[batch, batch] = M[p] + spread(p) / rows
-        W[t] = {take.batch: mass for take, mass in zip(stage.plan.takes, stage.masses(), strict=True)}
+        W[t] = {take.batch: mass for take, mass in zip(entry.plan.takes, entry.masses(), strict=True)}
         M[t] = sum(x * y * D[i, j] for i, x in W[t].items() for j, y in W[t].items())
         v[t] = sum(x * (M[parent[i]] + spread(parent[i])) for i, x in W[t].items()) - M[t]
     return [M[t] for t in range(1, generations + 1)], [v[t] for t in range(1, generations + 1)]
@@ -236,11 +246,11 @@ def propagate(policy, n, generations, learner):
 @st.composite
 def tables(draw, generations=4, whole=False):
     """A random policy as a table: fresh real rows or none, takes of any existing batches, prefixes, weights, a budget."""
-    n, fresh, made = draw(st.integers(3, 8)), draw(st.integers(0, 5)), draw(st.integers(1, 7))
+    n, fresh, sampled = draw(st.integers(3, 8)), draw(st.integers(0, 5)), draw(st.integers(1, 7))
     weights = draw(st.lists(st.sampled_from([0.3, 1.0, 2.5]), min_size=1, max_size=2, unique=True))
     table = []
     for t in range(2, generations + 1):
-        sizes = {real(1): n} | {real(k): fresh for k in range(2, t + 1) if fresh} | {synthetic(k): made for k in range(1, t)}
+        sizes = {real(1): n} | {real(k): fresh for k in range(2, t + 1) if fresh} | {synthetic(k): sampled for k in range(1, t)}
         batches = draw(st.lists(st.sampled_from(list(sizes)), min_size=1, unique=True))
         takes = []
         for batch in batches:
@@ -248,27 +258,35 @@ def tables(draw, generations=4, whole=False):
             takes.append({"batch": str(batch), "weight": draw(st.sampled_from(weights)), "rows": None if whole else rows})
         table.append(tuple(takes))
     budget = None if whole else draw(st.none() | st.integers(2, 8))
-    return Custom(generations=tuple(table), real=fresh, synthetic=made, budget=budget), n
+    return Custom(generations=tuple(table), real_rows=fresh, synthetic_rows=sampled, budget=budget), n
 
 
-learners = st.sampled_from(
-    [MLE, UNBIASED, WITHIN, MomentEstimator(variance_factor=0.8), MomentEstimator(kernel=0.2), MomentEstimator(pooled=False)]
+estimators = st.sampled_from(
+    [
+        MLE,
+        UNBIASED,
+        WITHIN,
+        MomentEstimator(variance_factor=0.8),
+        MomentEstimator(kernel_variance=0.2),
+        MomentEstimator(pooled=False),
+    ]
 )
 
 
-@settings(max_examples=100, derandomize=True, deadline=None)
+@settings(max_examples=40)
 @given(
-    tables(whole=True, generations=6), st.sampled_from([MLE, MomentEstimator(variance_factor=0.8), MomentEstimator(kernel=0.2)])
+    tables(whole=True, generations=6),
+    st.sampled_from([MLE, MomentEstimator(variance_factor=0.8), MomentEstimator(kernel_variance=0.2)]),
 )
-def test_any_policy_over_whole_batches_agrees_with_the_propagator(table, learner):
+def test_any_policy_over_whole_batches_agrees_with_the_propagator(table, estimator):
     policy, n = table
-    for found, expected in zip(curves(policy, n, 6, learner), propagate(policy, n, 6, learner), strict=True):
-        np.testing.assert_allclose(found, expected, rtol=1e-12, atol=1e-15)
+    for values, expected in zip(curves(policy, n, 6, estimator), propagate(policy, n, 6, estimator), strict=True):
+        np.testing.assert_allclose(values, expected, rtol=1e-12, atol=1e-15)
 
 
-@settings(max_examples=50, derandomize=True, deadline=None)
+@settings(max_examples=30)
 @given(tables())
-def test_expected_second_moments_never_move_under_unfiltered_maximum_likelihood(table):
+def test_expected_second_moments_are_constant_under_maximum_likelihood(table):
     error, variance = curves(table[0], table[1], 4)
     close(error + variance, np.ones(4))
 
@@ -276,68 +294,71 @@ def test_expected_second_moments_never_move_under_unfiltered_maximum_likelihood(
 # simulated rows
 
 
-def simulate(policy, n, generations, chains, learner=MLE, wrong=""):
+def simulate(policy, n, generations, chains, estimator=MLE, wrong=""):
     """Squared errors of the mean and variances, (chains, generations), of 1-d Gaussians fitted to their own rows."""
     rng = np.random.default_rng(7)
-    rows, errors, variances = {}, [], []
-    for stage in schedule(policy, n, generations):
-        if stage.new_rows.real:
-            rows[real(stage.t)] = rng.standard_normal((chains, stage.new_rows.real))
-        taken = []
-        for take in stage.plan.takes:
-            batch = rng.permuted(rows[take.batch], axis=1) if wrong == "independent prefixes" else rows[take.batch]
-            taken.append(batch[:, : take.rows])
+    batches, errors, variances = {}, [], []
+    for entry in schedule(policy, n, generations):
+        if entry.new_rows.real:
+            batches[real(entry.t)] = rng.standard_normal((chains, entry.new_rows.real))
+        rows = []
+        for take in entry.plan.takes:
+            batch = rng.permuted(batches[take.batch], axis=1) if wrong == "independent prefixes" else batches[take.batch]
+            rows.append(batch[:, : take.rows])
         weights = [
-            np.full(x.shape, 1.0 if wrong == "no weights" else w.weight) for x, w in zip(taken, stage.plan.takes, strict=True)
+            np.full(x.shape, 1.0 if wrong == "no weights" else w.weight) for x, w in zip(rows, entry.plan.takes, strict=True)
         ]
-        x, w = np.concatenate(taken, axis=1), np.concatenate(weights, axis=1)
-        if stage.plan.budget is not None:
-            order = rng.random(x.shape).argsort(axis=1)[:, : stage.plan.budget]
+        x, w = np.concatenate(rows, axis=1), np.concatenate(weights, axis=1)
+        if entry.plan.budget is not None:
+            order = rng.random(x.shape).argsort(axis=1)[:, : entry.plan.budget]
             if wrong == "with replacement":
                 order = rng.integers(x.shape[1], size=order.shape)
             x, w = np.take_along_axis(x, order, axis=1), np.take_along_axis(w, order, axis=1)
         w /= w.sum(axis=1, keepdims=True)
         mean = (w * x).sum(axis=1)
-        ddof = 1 if wrong == "divisor" else learner.ddof
+        ddof = 1 if wrong == "divisor" else estimator.ddof
         variance = (w * (x - mean[:, None]) ** 2).sum(axis=1) * x.shape[1] / (x.shape[1] - ddof)
-        if not learner.pooled:
-            variance = sum(mass * batch.var(axis=1, ddof=ddof) for mass, batch in zip(stage.masses(), taken, strict=True))
-        scale = np.sqrt(learner.variance_factor * variance + learner.kernel)
-        rows[synthetic(stage.t)] = mean[:, None] + scale[:, None] * rng.standard_normal((chains, stage.new_rows.synthetic))
+        if not estimator.pooled:
+            variance = sum(mass * batch.var(axis=1, ddof=ddof) for mass, batch in zip(entry.masses(), rows, strict=True))
+        scale = np.sqrt(estimator.variance_factor * variance + estimator.kernel_variance)
+        batches[synthetic(entry.t)] = mean[:, None] + scale[:, None] * rng.standard_normal((chains, entry.new_rows.synthetic))
         errors.append(mean**2)
         variances.append(variance)
     return np.array(errors).T, np.array(variances).T
 
 
-def largest_z(policy, n, generations, chains, learner=MLE, wrong=""):
-    """Largest standardised difference between simulated means and predictions, over both moments and all generations."""
+def largest_z(policy, n, generations, chains, estimator=MLE, wrong=""):
+    """Largest standardized difference between simulated means and predictions, over both moments and all generations."""
     largest = 0.0
-    for found, expected in zip(
-        simulate(policy, n, generations, chains, learner, wrong), curves(policy, n, generations, learner), strict=True
-    ):
+    simulated, predicted = simulate(policy, n, generations, chains, estimator, wrong), curves(policy, n, generations, estimator)
+    for values, expected in zip(simulated, predicted, strict=True):
         if wrong == "one generation late":
-            found, expected = found[:, 1:], expected[:-1]
-        error = found.std(axis=0, ddof=1) / np.sqrt(chains) + 1e-12  # the variance of a single row is 0
-        largest = max(largest, float((np.abs(found.mean(axis=0) - expected) / error).max()))
+            values, expected = values[:, 1:], expected[:-1]
+        error = values.std(axis=0, ddof=1) / np.sqrt(chains) + 1e-12  # the variance of a single row is 0
+        largest = max(largest, float((np.abs(values.mean(axis=0) - expected) / error).max()))
     return largest
 
 
-@settings(max_examples=100, derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-@given(tables(), learners)
-def test_random_policies_with_prefixes_weights_budgets_and_fresh_rows_agree_with_simulated_rows(table, learner):
+@settings(max_examples=50, suppress_health_check=[HealthCheck.too_slow])
+@given(tables(), estimators)
+def test_random_policies_with_prefixes_weights_budgets_and_fresh_rows_agree_with_simulated_rows(table, estimator):
     policy, n = table
-    assume(has_law(policy, n, 4, learner))
-    assert largest_z(policy, n, 4, 8000, learner) < 4.5  # about 800 standard normal numbers in all
+    assume(moments_are_exact(policy, n, 4, estimator))
+    assert largest_z(policy, n, 4, 4000, estimator) < 4.5  # about 400 standard normal numbers in all
 
 
 NESTED = Custom(takes=({"batch": "real(1)", "rows": 2}, {"batch": "synthetic(1..t-1)", "rows": "n // t", "weight": 2.0}))
 DRAWN = Custom(takes=({"batch": "real(1)"}, {"batch": "synthetic(t-1)", "weight": 4.0}), budget="n")
 
 
+@pytest.mark.parametrize("policy", [NESTED, DRAWN, AccumulateSubsample(), Accumulate()])
+def test_policies_agree_with_simulated_rows(policy):
+    assert largest_z(policy, 8, 5, 12000) < 4
+
+
 @pytest.mark.parametrize(("policy", "wrong"), [
     (NESTED, "divisor"), (NESTED, "one generation late"), (NESTED, "no weights"), (NESTED, "independent prefixes"),
     (DRAWN, "with replacement"), (DRAWN, "no weights"), (AccumulateSubsample(), "with replacement"), (Accumulate(), "divisor"),
 ])  # fmt: skip
-def test_a_wrong_rule_is_noticed(policy, wrong):
-    assert largest_z(policy, 8, 5, 20000) < 4
-    assert largest_z(policy, 8, 5, 20000, wrong=wrong) > 5
+def test_a_wrong_rule_fails(policy, wrong):
+    assert largest_z(policy, 8, 5, 12000, wrong=wrong) > 5
