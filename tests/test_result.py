@@ -1,4 +1,4 @@
-"""What a result says: verdicts, costs, and whose numbers are whose."""
+"""Verdicts, costs and comparisons of a result."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ import pytest
 import selfloop
 from selfloop.commands.verify import verify
 from selfloop.component import Context, Source
-from selfloop.engine.run import resolved_points
 from selfloop.errors import SpecError
 from selfloop.report.build import build_report
 from selfloop.types import Columns, ColumnType, Params
@@ -35,26 +34,26 @@ class TwoPoints(Source):
         return {"mean": np.zeros(1), "covariance": np.ones((1, 1))}
 
 
-def test_a_source_that_knows_its_moments_is_drawn_all_the_same(tmp_path: Path) -> None:
+def test_rows_of_a_source_that_knows_its_moments_are_drawn(tmp_path: Path) -> None:
     spec = selfloop.Spec(source=TwoPoints(), family="gaussian", n=4, generations=1, seeds=40, metrics=["variance_ratio"])
     ratios = selfloop.run(spec, tmp_path).curves()["replace"]["variance_ratio"][:, 0]
-    assert set(np.round(ratios, 9)) <= {0.0, 0.75, 1.0}  # what four rows of -1 and 1 can give
+    assert set(np.round(ratios, 9)) <= {0.0, 0.75, 1.0}  # all ratios that four rows of -1 and 1 allow
 
 
-def test_risk_is_a_metric_of_which_less_is_better(tmp_path: Path) -> None:
+def test_risk_is_a_metric_of_which_lower_is_better(tmp_path: Path) -> None:
     spec = selfloop.Spec(source="zipf", family="discrete", n=20, generations=5, seeds=8, policies=["replace"])
     answers = {verdict.criterion: verdict for verdict in selfloop.run(spec, tmp_path).verdicts()}
     assert answers["any_increase"].answer == "not measured"  # heterozygosity falls, and falling is the harm
     assert answers["collapsing_variance"].metric == "heterozygosity"
 
 
-def test_a_shared_generation_is_paid_for_once(tmp_path: Path) -> None:
+def test_the_cost_of_a_shared_generation_counts_once(tmp_path: Path) -> None:
     spec = selfloop.read_spec(
         "quickstart_digits", ["n=60", "holdout=40", "seeds=2", "generations=2", "family.training.steps=3"]
     )
     reports = [build_report(selfloop.run(spec, tmp_path)) for _ in range(2)]
     titles = {panel.metric: (panel.title, panel.unit) for panel in reports[0].panels}
-    assert titles["kl"] == ("KL term of held-out real images", "nats per image")  # a further number, in words of its own
+    assert titles["kl"] == ("KL term of held-out real images", "nats per image")  # the title of a secondary value
     first, second = (report.costs for report in reports)
     assert [cost.steps for cost in first] == [12, 6, 6]
     assert [cost.stored_share for cost in first] == [0, 0, 0]
@@ -73,20 +72,20 @@ def test_a_table_that_changed_is_read_again(tmp_path: Path) -> None:
     assert (after > before + 1).all()
 
 
-def test_a_model_of_no_width_has_no_likelihood_and_says_so(tmp_path: Path) -> None:
+def test_a_model_without_variance_has_no_likelihood(tmp_path: Path) -> None:
     spec = selfloop.Spec(source={"name": "gaussian", "dim": 3}, family="gaussian", n=3, generations=2, seeds=2, metrics=["nll"])
     rows = [row for row in selfloop.run(spec, tmp_path).measurements if row.metric == "nll"]
     assert {(row.value, row.status) for row in rows} == {(None, "not_finite")}
 
 
-def test_ensembles_verify_whatever_the_threads(tmp_path: Path) -> None:
+def test_ensembles_are_verified_with_any_number_of_threads(tmp_path: Path) -> None:
     settings = {"name": "linear", "dim": 60}
     spec = selfloop.Spec(source=settings, family="linear", n=600, generations=3, seeds=4, policies=["accumulate_subsample"])
     selfloop.run(spec, tmp_path, threads=2)
     assert verify(spec, tmp_path, 9).wrong == []
 
 
-def test_metrics_that_a_source_cannot_answer_are_not_the_default() -> None:
+def test_metrics_that_a_source_does_not_support_are_not_the_default() -> None:
     tables = selfloop.Spec(source="table", family="glm")
     assert [metric.name for metric in tables.metrics] == ["log_loss", "accuracy"]
     assert [metric.name for metric in selfloop.Spec(source="moons", family="gaussian").metrics] == ["nll"]
@@ -102,12 +101,12 @@ def test_metrics_that_a_source_cannot_answer_are_not_the_default() -> None:
         ({"source": "moons", "metrics": ["mean_error"]}, "which moons does not know"),
     ],
 )
-def test_what_cannot_be_run_is_said_before_any_work(changes: dict[str, object], sentence: str) -> None:
+def test_a_spec_that_cannot_run_is_refused_before_any_work(changes: dict[str, object], sentence: str) -> None:
     with pytest.raises(SpecError, match=sentence):
-        resolved_points(selfloop.Spec(**{"source": "gaussian", "family": "gaussian", "n": 50, "generations": 2, **changes}))
+        selfloop.Spec(**{"source": "gaussian", "family": "gaussian", "n": 50, "generations": 2, **changes}).points()  # type: ignore[arg-type]
 
 
-def test_policies_are_compared_on_the_risk_as_papers_ordered_them(tmp_path: Path) -> None:
+def test_policies_are_compared_on_the_risk_in_the_order_of_papers(tmp_path: Path) -> None:
     spec = selfloop.Spec(
         source="linear", family="linear", n=60, generations=5, seeds=50, policies=["accumulate", "replace"],
         metrics=["excess_risk"],
@@ -123,13 +122,13 @@ def test_policies_are_compared_on_the_risk_as_papers_ordered_them(tmp_path: Path
 
 
 GRID = [
-    {"name": "custom", "synthetic": 400, "takes": [{"batch": "real(1)", "rows": r}, {"batch": "synthetic(1)", "rows": s}]}
+    {"name": "custom", "synthetic_rows": 400, "takes": [{"batch": "real(1)", "rows": r}, {"batch": "synthetic(1)", "rows": s}]}
     for r in (25, 50, 100)
     for s in (0, 100, 400)
 ]
 
 
-def test_cells_are_counted_as_trained_on_and_shared_ones_once(tmp_path: Path) -> None:
+def test_grid_cells_count_training_rows_and_a_shared_generation_once(tmp_path: Path) -> None:
     spec = selfloop.Spec(source="linear", family="linear", n=100, generations=2, seeds=3, policies=GRID)  # type: ignore[arg-type]
     result = selfloop.run(spec, tmp_path)
     (cells,) = result.grid_cells().values()
@@ -137,15 +136,15 @@ def test_cells_are_counted_as_trained_on_and_shared_ones_once(tmp_path: Path) ->
     risks = [result.curves()[label]["excess_risk"] for label in spec.policy_labels()]
     assert cells[1].values == pytest.approx(risks[1][:, 1])
     for risk in risks:
-        risk[:, 0] = 5  # generation 1, which is such a cell, too, and the same one of all nine policies
+        risk[:, 0] = 5  # generation 1 is a cell too, the same one for all nine policies
     (cells,) = result.grid_cells().values()
     assert cells[6].values == pytest.approx((risks[6][:, 1] + 5) / 2)
-    (worth,) = build_report(result).worths
+    (worth,) = build_report(result).data_values
     assert len(worth.cells) == 9
     assert worth.published == []  # no paper printed such a grid of excess_risk
 
 
-def test_rows_of_a_budget_count_by_their_expected_share_and_later_models_make_no_cells(tmp_path: Path) -> None:
+def test_rows_of_a_budget_count_by_their_expected_share_and_later_models_give_no_cells(tmp_path: Path) -> None:
     settings = {"source": "linear", "family": "linear", "seeds": 3, "policies": ["accumulate_subsample", "replace"]}
     two = selfloop.Spec(**settings, n=100, generations=2)  # type: ignore[arg-type]
     (cells,) = selfloop.run(two, tmp_path).grid_cells().values()
@@ -153,4 +152,4 @@ def test_rows_of_a_budget_count_by_their_expected_share_and_later_models_make_no
     swept = selfloop.Spec(**settings, sweep={"n": [50, 100]}, generations=3)  # type: ignore[arg-type]
     (cells,) = selfloop.run(swept, tmp_path).grid_cells().values()
     assert [(cell.real, cell.synthetic) for cell in cells] == [(50, 0), (100, 0)]  # generation 1 alone
-    assert build_report(selfloop.run(swept, tmp_path)).worths == []
+    assert build_report(selfloop.run(swept, tmp_path)).data_values == []

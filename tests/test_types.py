@@ -1,4 +1,4 @@
-"""Rows gathered from parts are the rows a plain loop would pick, ragged or not."""
+"""Rows gathered from takes are the rows that a plain loop picks, ragged or not."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from selfloop.types import Columns, Ragged, TrainingRows, concat_rows, count_rows, select_rows
+from selfloop.types import Columns, Ragged, RowTake, TrainingRows, concat_rows, count_rows, select_rows
 
 lengths = st.lists(st.integers(0, 4), min_size=1, max_size=6)
 
@@ -37,17 +37,17 @@ def test_selected_rows_are_the_rows_at_the_indices(sizes: list[int], data: st.Da
 
 
 @given(st.lists(st.tuples(lengths, st.booleans(), st.sampled_from([0.5, 1.0, 3.0])), min_size=1, max_size=4), st.data())
-def test_gathered_rows_are_what_a_loop_over_parts_picks(
-    parts: list[tuple[list[int], bool, float]], data: st.DataObject
+def test_gathered_rows_are_those_that_a_loop_over_takes_picks(
+    batches: list[tuple[list[int], bool, float]], data: st.DataObject
 ) -> None:
-    held, expected, weights = [], [], []
-    for p, (sizes, partial, weight) in enumerate(parts):
+    takes, expected, weights = [], [], []
+    for p, (sizes, partial, weight) in enumerate(batches):
         rows = make_rows(sizes, 100 * p)
         chosen = data.draw(st.lists(st.integers(0, len(sizes) - 1), min_size=1, max_size=5)) if partial else range(len(sizes))
-        held.append((rows, np.array(chosen, np.int64) if partial else None, weight))
+        takes.append(RowTake(rows, np.array(chosen, np.int64) if partial else None, weight))
         expected += [as_lists(rows)[i] for i in chosen]
         weights += [weight] * len(chosen)
-    samples = TrainingRows(tuple(held))
+    samples = TrainingRows(tuple(takes))
     assert len(samples) == len(expected)
     assert as_lists(samples.all()) == expected
     indices = data.draw(st.lists(st.integers(0, len(expected) - 1), min_size=1, max_size=10))
@@ -57,6 +57,6 @@ def test_gathered_rows_are_what_a_loop_over_parts_picks(
 
 
 @given(st.lists(lengths, min_size=1, max_size=4))
-def test_joined_rows_come_one_part_after_another(parts: list[list[int]]) -> None:
-    rows = [make_rows(sizes, 100 * p) for p, sizes in enumerate(parts)]
-    assert as_lists(concat_rows(rows)) == [row for part in rows for row in as_lists(part)]
+def test_concatenated_rows_come_one_table_after_another(tables: list[list[int]]) -> None:
+    rows = [make_rows(sizes, 100 * p) for p, sizes in enumerate(tables)]
+    assert as_lists(concat_rows(rows)) == [row for table in rows for row in as_lists(table)]

@@ -1,4 +1,4 @@
-"""Tiny real components, whose chains are stored, and what tests ask of a store and of the command line.
+"""Tiny real components whose chains are stored, and readers of a store and of the command line for tests.
 
 Run as a script it runs their experiment: `tiny_components.py STORE [WORKERS]`, rows to standard output.
 """
@@ -29,7 +29,7 @@ class Ticks(Source):
     """Standard normal numbers."""
 
     name: ClassVar[str] = "ticks"
-    rows: int | None = None  # how many there are
+    rows: int | None = None  # None = unlimited
 
     def schema(self) -> Mapping[str, ColumnType]:
         return {"x": ColumnType("float64")}
@@ -43,10 +43,10 @@ class Ticks(Source):
 
 @dataclass(frozen=True, kw_only=True)
 class Mean(Family):
-    """Normal numbers of unit variance around the rows' mean; no model when that is above `limit`."""
+    """Normal numbers of unit variance around the mean of the rows; no model if the mean is above `limit`."""
 
     name: ClassVar[str] = "mean"
-    limit: float = np.inf
+    limit: float = 1e9
     default_metrics: ClassVar[tuple[str, ...]] = ()
 
     def fit(self, rows: TrainingRows, ctx: Context, init: Params | None) -> Params:
@@ -79,6 +79,34 @@ class Energy(Metric):
         return {"energy": float(snap.params["mean"]) ** 2}
 
 
+FAMILIES: dict[str, tuple[Any, Any]] = {  # every built-in family that needs no files, and a source that it can model
+    "gaussian": ("gaussian", {"name": "gaussian", "dim": 3}),
+    "discrete": ({"name": "discrete", "n_symbols": 20}, "zipf"),
+    "linear": ("linear", {"name": "linear", "dim": 3}),
+    "glm": ("glm", {"name": "logistic", "dim": 2}),
+    "kde": ("kde", "moons"),
+    "vae": ({"name": "vae", "latent": 2, "hidden": 8, "training": {"steps": 3, "batch_size": 8}}, "digits"),
+    "image_diffusion": ({"name": "image_diffusion", "channels": [8, 8], "training": {"steps": 3, "batch_size": 8}}, "digits"),
+    "geodiff": (
+        {"name": "geodiff", "hidden": 8, "interactions": 1, "convolutions": 1, "noise_levels": 20, "training": {"steps": 3}},
+        {"name": "smiles", "molecules": 35, "conformers": 2},
+    ),
+    "transformer": (
+        {"name": "transformer", "layers": 1, "hidden": 8, "heads": 2, "context": 16, "vocab": 300, "training": {"steps": 3}},
+        "python_docs",
+    ),
+}
+METRICS_WITH_MODELS = {"mauve", "text_frechet"}  # metrics that need a model of their own
+
+
+def small_source(family: str) -> Source:
+    """The source that FAMILIES pairs with a family."""
+    from selfloop.spec.components import make_component
+
+    source: Source = make_component("source", FAMILIES[family][1], "source")
+    return source
+
+
 def tiny_spec(**changes: Any) -> Spec:
     """Three policies of the tiny components, two seeds, four generations."""
     settings = {
@@ -99,13 +127,13 @@ def objects_of(store: Path) -> dict[str, bytes]:
 
 
 def results_of(store: Path) -> dict[str, Any]:
-    """What every record says, by key, without its provenance."""
+    """The result in every record, by key."""
     bodies = [json.loads(path.read_bytes())["body"] for path in (store / "records").rglob("*.json")]
     return {body["key"]: body["result"] for body in bodies}
 
 
 class CommandResult(NamedTuple):
-    """What a command printed and how it exited."""
+    """Output and exit code of a command."""
 
     code: int
     out: str
@@ -130,7 +158,7 @@ def selfloop(*arguments: str | Path) -> CommandResult:
 
 
 def environment(**changes: str) -> dict[str, str]:
-    """For subprocesses: one thread each, no store of the user's."""
+    """Environment of subprocesses: one thread each, without the user's store."""
     kept = {name: value for name, value in os.environ.items() if name != "SELFLOOP_STORE"}
     return {**kept, "OMP_NUM_THREADS": "1", **changes}
 

@@ -38,7 +38,7 @@ class Context:
 class Component(Settings, ABC):
     """A named, versioned bundle of settings. Its identity is `<package>/<kind>/<name>@<version>` and its settings."""
 
-    component_kind: ClassVar[str]  # set by the abstract classes below
+    component_kind: ClassVar[str] = "component"  # set by the abstract classes below
     name: ClassVar[str]
     version: ClassVar[int] = 1  # raise it if the same settings start to give other numbers
 

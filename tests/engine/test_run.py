@@ -1,4 +1,4 @@
-"""The same spec gives the same bits, whoever computes them and whatever was computed before."""
+"""The same spec gives the same bits, in any number of processes and with any results stored before."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 
 import selfloop
 import tiny_components
-from selfloop.engine import executors
+from selfloop.engine import executors, tasks
 from selfloop.engine.run import iter_measurements, run_tasks
 from selfloop.engine.tasks import plan_tasks
 from selfloop.result import Result, write_measurements
@@ -28,7 +28,7 @@ def text_of(result: Result) -> str:
 
 
 def numbers(spec: Spec, store: Path) -> dict[Key, tuple[float | None, str | None]]:
-    """Value and status of every row; fails when a row comes twice."""
+    """Value and status of every measurement; fails for a measurement that comes twice."""
     rows = list(iter_measurements(spec, store))
     found = {(row.coordinates, row.policy, row.seed, row.generation, row.metric): (row.value, row.status) for row in rows}
     assert len(found) == len(rows)
@@ -96,14 +96,14 @@ def test_the_first_generations_of_a_longer_run_are_the_shorter_run(make: Any, tm
 
 
 @every_world
-def test_a_second_run_computes_nothing_and_says_the_same(make: Any, tmp_path: Path) -> None:
+def test_a_second_run_computes_nothing_and_returns_the_same(make: Any, tmp_path: Path) -> None:
     first, second = (selfloop.run(make(), tmp_path) for _ in range(2))
     assert text_of(first) == text_of(second)
     assert sum(used.computed for used in second.usage.values()) == 0
     assert sum(used.reused for used in second.usage.values()) > 0
 
 
-def stages_computed(result: Result) -> Counter[str]:
+def steps_computed(result: Result) -> Counter[str]:
     counts: Counter[str] = Counter()
     for used in (result.shared, *result.usage.values()):
         counts.update({name: count for name, (count, _) in used.by_step.items()})
@@ -111,7 +111,7 @@ def stages_computed(result: Result) -> Counter[str]:
 
 
 def test_policies_of_a_seed_share_their_first_generation(tmp_path: Path) -> None:
-    done = stages_computed(selfloop.run(tiny_components.tiny_spec(seeds=1, generations=3), tmp_path))
+    done = steps_computed(selfloop.run(tiny_components.tiny_spec(seeds=1, generations=3), tmp_path))
     # generation 1 once, generation 2 of accumulate and its subsample differ, so 1 + 3 policies x 2 generations
     assert done == {"draw_real": 2, "fit": 7, "sample": 7, "measure": 7}
 
@@ -119,15 +119,15 @@ def test_policies_of_a_seed_share_their_first_generation(tmp_path: Path) -> None
 def test_a_longer_run_computes_only_what_is_new(tmp_path: Path) -> None:
     selfloop.run(tiny_components.tiny_spec(seeds=2, generations=3), tmp_path)
     longer = selfloop.run(tiny_components.tiny_spec(seeds=2, generations=5), tmp_path)
-    assert stages_computed(longer) == {"fit": 12, "sample": 12, "measure": 12}  # 3 policies x 2 seeds x 2 generations
+    assert steps_computed(longer) == {"fit": 12, "sample": 12, "measure": 12}  # 3 policies x 2 seeds x 2 generations
     more = selfloop.run(tiny_components.tiny_spec(seeds=3, generations=5), tmp_path)
-    assert stages_computed(more) == {"draw_real": 2, "fit": 13, "sample": 13, "measure": 13}
+    assert steps_computed(more) == {"draw_real": 2, "fit": 13, "sample": 13, "measure": 13}
 
 
 def test_another_metric_never_fits_or_samples_again(tmp_path: Path) -> None:
     selfloop.run(tiny_components.tiny_spec(), tmp_path)
     wider = selfloop.run(tiny_components.tiny_spec(metrics=(tiny_components.Level(), tiny_components.Energy())), tmp_path)
-    assert stages_computed(wider) == {"measure": 20}  # 2 seeds x (1 + 3 policies x 3 generations)
+    assert steps_computed(wider) == {"measure": 20}  # 2 seeds x (1 + 3 policies x 3 generations)
 
 
 def test_a_chain_that_ended_is_replayed_with_its_status(tmp_path: Path) -> None:
@@ -167,13 +167,13 @@ def test_a_sweep_gives_the_rows_of_its_points(tmp_path: Path) -> None:
 
 
 def test_progress_counts_up_to_the_total(tmp_path: Path) -> None:
-    said: list[tuple[int, int]] = []
-    list(iter_measurements(tiny_components.tiny_spec(), tmp_path, progress=lambda done, total: said.append((done, total))))
-    assert said == [(0, 24)] * 2 + [(i + 1, 2 * 3 * 4) for i in range(24)]  # as many generations as `plan` counts
+    reported: list[tuple[int, int]] = []
+    list(iter_measurements(tiny_components.tiny_spec(), tmp_path, progress=lambda done, total: reported.append((done, total))))
+    assert reported == [(0, 24)] * 3 + [(i + 1, 2 * 3 * 4) for i in range(24)]  # the start, two shared tasks, then as many generations as `plan` counts
 
 
 def measure_threads(task: int) -> Any:
-    """What a worker's environment allows it; task 13 fails."""
+    """The thread variables of a worker; task 13 fails."""
     if task == 13:
         raise ZeroDivisionError("thirteen")
     yield task, os.getpid(), {name: os.environ.get(name) for name in executors.THREAD_VARIABLES}
@@ -188,7 +188,7 @@ def test_workers_have_their_threads_set_before_they_start() -> None:
     assert dict(os.environ) == before
 
 
-def test_a_mistake_in_a_worker_is_raised_here_with_its_traceback() -> None:
+def test_an_error_in_a_worker_is_raised_in_the_parent_with_its_traceback() -> None:
     with pytest.raises(ZeroDivisionError, match="thirteen") as raised:
         list(executors.ProcessExecutor(2).run(measure_threads, [13, 13], 1))
     assert "in measure_threads" in "".join(raised.value.__notes__)
@@ -204,7 +204,7 @@ def test_threads_per_chain_are_decided_by_the_spec_and_the_option_alone(tmp_path
     before = threads_of(tmp_path, seeds=1, generations=5, policies=("replace", "accumulate"))
     assert before == [{2}, {2}]
     selfloop.run(tiny_components.tiny_spec(seeds=1, generations=5, policies=("accumulate",)), tmp_path)
-    assert threads_of(tmp_path, seeds=1, generations=5, policies=("replace", "accumulate")) == before  # whatever is stored
+    assert threads_of(tmp_path, seeds=1, generations=5, policies=("replace", "accumulate")) == before  # independent of the store
     assert {task.threads for phase in plan_tasks(tiny_components.tiny_spec(), tmp_path, 5) for task in phase} == {5}
 
 
@@ -214,12 +214,12 @@ def test_threads_per_chain_are_decided_by_the_spec_and_the_option_alone(tmp_path
         (1, {"seeds": 1, "policies": ("replace",)}, [1, 1]),
         (2, {"seeds": 1, "policies": ("replace",)}, [2, 2]),
         (2, {"seeds": 1, "policies": ("replace", "accumulate_subsample")}, [2, 1]),  # two equal chains, one first generation
-        (2, {"seeds": 3}, [2, 1]),  # nine chains keep both cores busy; one of three first generations would be left over
+        (2, {"seeds": 3}, [2, 1]),  # nine chains keep both cores busy; of three first generations one would run alone
         (8, {"seeds": 2, "policies": ("replace", "accumulate_subsample")}, [4, 2]),
         (8, {"seeds": 1, "policies": ("replace", "accumulate")}, [8, 8]),
     ],
 )
-def test_threads_go_where_the_longest_chains_are(
+def test_threads_minimize_the_end_of_the_last_chain(
     cores: int, changes: dict[str, Any], expected: list[int], tmp_path: Path, monkeypatch: Any
 ) -> None:
     monkeypatch.setattr(tasks, "count_cores", lambda: cores)
@@ -249,7 +249,7 @@ def test_real_rows_of_holdout_and_batches_never_overlap(tmp_path: Path) -> None:
     assert (0, 5) in seen  # the holdout comes first
 
 
-def test_values_are_what_a_plain_loop_gives(tmp_path: Path) -> None:
+def test_values_equal_those_of_a_plain_loop(tmp_path: Path) -> None:
     spec = tiny_components.tiny_spec(seeds=(7,), policies=("accumulate",), generations=3)
     found = numbers(spec, tmp_path)
     from selfloop.rng import RandomStream

@@ -1,4 +1,4 @@
-"""A mistake in a spec is one sentence that names the dotted key, before any work; a right spec survives being written out."""
+"""An error in a spec is one sentence with its dotted key, before any work; a spec that is written out reads as itself."""
 
 from __future__ import annotations
 
@@ -12,13 +12,14 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 import tiny_components
+from selfloop.commands.new import spec_template
 from selfloop.engine.run import iter_measurements
 from selfloop.errors import SpecError
 from selfloop.plugins import presets
 from selfloop.spec.components import policy_label
 from selfloop.spec.parse import parse_spec, read_spec
 from selfloop.spec.spec import Spec
-from selfloop.spec.write import spec_text, template
+from selfloop.spec.write import spec_text
 from test_policies import policies
 
 GAUSSIAN = """
@@ -46,7 +47,7 @@ def changed(*pairs: tuple[str, str], text: str = GAUSSIAN) -> str:
 
 def table(csv: str) -> str:
     """A spec on a table; FOLDER stands for the test's folder."""
-    return changed(('name = "gaussian"\n[family]', f'name = "table"\ntable = "FOLDER/{csv}"\n[family]'), ("holdout = 5\n", ""))
+    return changed(('name = "gaussian"\n[family]', f'name = "table"\npath = "FOLDER/{csv}"\n[family]'), ("holdout = 5\n", ""))
 
 
 WRONG: dict[str, tuple[str, tuple[str, ...]]] = {
@@ -56,16 +57,16 @@ WRONG: dict[str, tuple[str, tuple[str, ...]]] = {
     "unknown key in a nested table": (DIGITS + "[family.training]\nepoch = 1", ("family.training.epoch: unknown", "'epochs'")),
     "unknown key in a sampler": (GAUSSIAN + "[family.sampler]\nheat = 1", ("family.sampler.heat: unknown key",)),
     "unknown key in a policy": (
-        changed(('["replace"]', '[{ name = "fresh", ratoi = 2 }]')), ("policies.ratoi: unknown key", "'ratio'"),
+        changed(('["replace"]', '[{ name = "fresh", ratoi = 2 }]')), ("policies[0].ratoi: unknown key", "'ratio'"),
     ),
     "unknown key in one of many policies": (
         changed(('["replace"]', '["replace", { name = "mix", real_shar = 0.5 }]')), ("policies[1].real_shar: unknown key", "'real_share'"),
     ),
     "unknown source": (changed(('"gaussian"\n[family]', '"gausian"\n[family]')), ("source", "'gausian'", "'gaussian'?")),
     "unknown family": (changed(('[family]\nname = "gaussian"', '[family]\nname = "kdee"')), ("family", "'kde'?")),
-    "unknown policy": (changed(('"replace"', '"replase"')), ("policies: unknown name 'replase'", "'replace'?")),
-    "unknown metric": ('metrics = ["vairance_ratio"]' + GAUSSIAN, ("metrics: unknown name", "'variance_ratio'?")),
-    "unknown criterion": ('criteria = ["tail_los"]' + GAUSSIAN, ("criteria: unknown name", "'tail_loss'?")),
+    "unknown policy": (changed(('"replace"', '"replase"')), ("policies[0]: unknown name 'replase'", "'replace'?")),
+    "unknown metric": ('metrics = ["vairance_ratio"]' + GAUSSIAN, ("metrics[0]: unknown name", "'variance_ratio'?")),
+    "unknown criterion": ('criteria = ["tail_los"]' + GAUSSIAN, ("criteria[0]: unknown name", "'tail_loss'?")),
     "metric of another family": ('metrics = ["negative_elbo"]' + GAUSSIAN, ("metrics: 'negative_elbo'", "gaussian")),
     "no source": (changed(('[source]\nname = "gaussian"\n', "")), ("source: missing", "gaussian")),
     "no family": (GAUSSIAN.partition("[family]")[0], ("family: missing", "kde")),
@@ -79,7 +80,7 @@ WRONG: dict[str, tuple[str, tuple[str, ...]]] = {
     "far too many seeds": (changed(("seeds = 2", "seeds = 1_000_000_000_000")), ("seeds: got 1000000000000", "at most")),
     "no policies": (changed(('["replace"]', "[]")), ("policies: got none", "accumulate")),
     "policies that are a number": (changed(('["replace"]', "5")), ("policies: got 5", "accumulate")),
-    "a policy that is a number": (changed(('["replace"]', "[5]")), ("policies: got 5", "accumulate")),
+    "a policy that is a number": (changed(('["replace"]', "[5]")), ("policies[0]: got 5", "accumulate")),
     "a policy twice": (changed(('["replace"]', '["mix", "replace", "mix"]')), ("policies: mix", "twice")),
     "the same policy in other words": (
         changed(('["replace"]', '["fresh", { name = "fresh", ratio = 1.0 }]')), ("policies: fresh", "twice"),
@@ -103,22 +104,22 @@ WRONG: dict[str, tuple[str, tuple[str, ...]]] = {
     "holdout of more than everything": ("holdout = 5000\n" + DIGITS, ("holdout: got 5000", "none is left")),
     "zero generations": (changed(("generations = 2", "generations = 0")), ("generations: got 0", "from 1")),
     "far too many generations": (changed(("generations = 2", "generations = 1_000_000_000")), ("generations: got", "to 10000")),
-    "wrong type of a setting": (GAUSSIAN + 'ddof = "one"', ("family.ddof: got 'one'", "integer")),
+    "wrong type of a setting": (GAUSSIAN + 'ddof = "one"', ("family.ddof: got 'one'", "expected 0 or 1")),
     "setting out of range": (changed(("[family]", "dim = 0\n[family]")), ("source.dim", "0")),
     "wrong type of a nested setting": (DIGITS + '[family.training]\nsteps = "many"', ("family.training.steps: got 'many'",)),
     "sampler that is a number": (GAUSSIAN + "sampler = 3", ("family.sampler: got 3",)),
     "source that is a number": (
         changed(('[source]\nname = "gaussian"\n', ""), text="source = 5" + GAUSSIAN), ("source: got 5",),
     ),
-    "start that is no file": ('start = "nowhere.safetensors"' + GAUSSIAN, ("start: 'nowhere.safetensors' is no file",)),
-    "start that is a number": ("start = 5" + GAUSSIAN, ("start: 5 is no file",)),
+    "init_from that is no file": ('init_from = "nowhere.safetensors"' + GAUSSIAN, ("init_from: got 'nowhere.safetensors'",)),
+    "init_from that is a number": ("init_from = 5" + GAUSSIAN, ("init_from: got 5",)),
     "policy that asks for what is not there": (
         changed(('["replace"]', '[{ name = "custom", takes = [{ batch = "real(t)" }] }]')),
-        ("policy custom, generation 2: asks for real(2), which does not exist",),
+        ("policy custom, generation 2: takes real(2), which does not exist",),
     ),
     "policy with a wrong expression": (
         changed(('["replace"]', '[{ name = "custom", takes = [{ batch = "real(1)", rows = "m" }] }]')),
-        ("policy.takes.rows: cannot evaluate 'm'",),
+        ("policies[0].takes.rows: got 'm'",),
     ),
     "sweep over an unknown key": (GAUSSIAN + '[sweep]\n"family.dof" = [0, 1]', ("sweep.family.dof: unknown name", "'ddof'")),
     "sweep over an unknown top key": (GAUSSIAN + '[sweep]\n"generatoins" = [1]', ("sweep.generatoins", "'generations'")),
@@ -132,9 +133,9 @@ WRONG: dict[str, tuple[str, tuple[str, ...]]] = {
     "a number too long to read": (f"n = {'9' * 5000}", ("not valid TOML",)),
     "lists without end": (f"n = {'[' * 5000}", ("not valid TOML",)),
     "empty": ("", ("source: missing",)),
-    "missing data file": (table("none.csv"), ("none.csv", "no file")),
+    "missing data file": (table("none.csv"), ("none.csv", "does not exist")),
     "NaN in a table": (table("nan.csv"), ("column 'b'", "missing or infinite", "row 2")),
-    "words in a table": (table("words.csv"), ("column 'b'", "no numbers")),
+    "words in a table": (table("words.csv"), ("column 'b'", "expected numbers")),
     "missing image file": (
         changed(('name = "digits"', 'name = "idx"\nimages = "FOLDER/none.idx"'), text=DIGITS), ("none.idx", "Check the path"),
     ),
@@ -168,7 +169,9 @@ def check_refused(done: tiny_components.CommandResult, folder: Path, fragments: 
 @pytest.mark.parametrize("command", ["run", "plan"])
 def test_a_mistake_is_one_sentence_before_any_work(folder: Path, text: str, fragments: tuple[str, ...], command: str) -> None:
     (folder / "spec.toml").write_text(text.replace("FOLDER", str(folder)))
-    check_refused(tiny_components.selfloop(command, folder / "spec.toml", "--store", folder / "store"), folder, fragments)
+    quiet = ["-q"] if command == "run" else []
+    done = tiny_components.selfloop(command, folder / "spec.toml", "--store", folder / "store", *quiet)
+    check_refused(done, folder, fragments)
 
 
 @pytest.mark.parametrize(
@@ -182,7 +185,7 @@ def test_a_mistake_is_one_sentence_before_any_work(folder: Path, text: str, frag
 )
 def test_components_that_do_not_fit_each_other_are_one_sentence(folder: Path, text: str, missing: str) -> None:
     (folder / "spec.toml").write_text(text)
-    check_refused(tiny_components.selfloop("run", folder / "spec.toml", "--store", folder / "store"), folder, (missing,))
+    check_refused(tiny_components.selfloop("run", folder / "spec.toml", "--store", folder / "store", "-q"), folder, (missing,))
 
 
 @pytest.mark.parametrize(
@@ -201,7 +204,7 @@ def test_components_that_do_not_fit_each_other_are_one_sentence(folder: Path, te
 )
 def test_a_wrong_override_is_one_sentence(folder: Path, override: str, fragments: tuple[str, ...]) -> None:
     (folder / "spec.toml").write_text(GAUSSIAN)
-    done = tiny_components.selfloop("run", folder / "spec.toml", "--store", folder / "store", "--set", override)
+    done = tiny_components.selfloop("run", folder / "spec.toml", "--store", folder / "store", "-q", "--set", override)
     check_refused(done, folder, fragments)
 
 
@@ -213,7 +216,7 @@ def test_what_is_no_readable_file_is_one_sentence(folder: Path) -> None:
         folder / "none.toml": "no such file or preset", "quickstart_digit": "Did you mean 'quickstart_digits'?",
         "x" * 5000: "selfloop: xxx", "": "is a folder",
     }.items():  # fmt: skip
-        done = tiny_components.selfloop("run", spec, "--store", folder / "store")
+        done = tiny_components.selfloop("run", spec, "--store", folder / "store", "-q")
         assert done.code == 2, done
         assert fragment in done.err
         assert len(done.err) < 700
@@ -256,10 +259,10 @@ def test_a_sweep_and_nested_settings_survive_being_written_out() -> None:
     spec = parse_spec(DIGITS + "[family.training]\nsteps = 3\n[sweep]\n'family.latent' = [2, 4]\n'n' = [50, 60]\n", "here")
     assert parse_spec(spec_text(spec), "written") == spec
     points = spec.points()
-    assert [coordinates for coordinates, _ in points] == [
+    assert [point.coordinates for point in points] == [
         (("family.latent", latent), ("n", n)) for latent in (2, 4) for n in (50, 60)
     ]  # fmt: skip
-    assert [(point.family.latent, point.n, point.family.training.steps) for _, point in points] == [  # type: ignore[attr-defined]
+    assert [(point.spec.family.latent, point.n, point.spec.family.training.steps) for point in points] == [  # type: ignore[attr-defined]
         (2, 50, 3), (2, 60, 3), (4, 50, 3), (4, 60, 3),
     ]  # fmt: skip
 
@@ -268,7 +271,7 @@ def test_a_text_with_quotes_and_backslashes_survives_being_written_out(tmp_path:
     odd = tmp_path / 'a "quoted" \\ and ü.csv'
     odd.write_text("a,b\n1,2\n3,4\n5,6\n7,8\n")
     spec = parse_spec(
-        GAUSSIAN.replace('name = "gaussian"\n[family]', f'name = "table"\ntable = {json.dumps(str(odd))}\n[family]'), "x"
+        GAUSSIAN.replace('name = "gaussian"\n[family]', f'name = "table"\npath = {json.dumps(str(odd))}\n[family]'), "x"
     )
     assert parse_spec(spec_text(spec), "written") == spec
 
@@ -277,19 +280,19 @@ def test_a_text_with_quotes_and_backslashes_survives_being_written_out(tmp_path:
     ("family", "source"), [("vae", "digits"), ("gaussian", "gaussian"), ("kde", "moons"), ("linear", "linear")]
 )
 def test_the_template_of_a_new_spec_can_be_read(family: str, source: str) -> None:
-    spec = parse_spec(template(family, source), "new")
+    spec = parse_spec(spec_template(family, source), "new")
     assert (spec.family.name, spec.source.name) == (family, source)
     assert spec.points()
 
 
 def test_no_spec_is_written_for_a_family_that_cannot_model_the_source() -> None:
     with pytest.raises(SpecError, match="transformer models the columns text; digits has image"):
-        template("transformer", "digits")
+        spec_template("transformer", "digits")
 
 
 def test_a_new_spec_does_not_offer_a_holdout_that_its_source_sets_aside_itself() -> None:
-    assert "# holdout = " not in template("transformer", "tinystories")
-    assert "# holdout = " in template("vae", "digits")
+    assert "# holdout = " not in spec_template("transformer", "tinystories")
+    assert "# holdout = " in spec_template("vae", "digits")
 
 
 # data that a source of one's own gets wrong

@@ -1,4 +1,4 @@
-"""The store gives back what was computed, never something else, whatever happens to its files."""
+"""The store returns the result that was computed and no other, whatever happens to its files."""
 
 from __future__ import annotations
 
@@ -20,13 +20,16 @@ import numpy as np
 import pytest
 
 import tiny_components
-from selfloop.commands.verify import collect_garbage, plan, verify
+from selfloop.commands.gc import collect_garbage
+from selfloop.commands.plan import plan
+from selfloop.commands.verify import verify
 from selfloop.component import Component, Context
 from selfloop.engine.run import iter_measurements
 from selfloop.errors import ChainEndedError, DataError, SelfloopError, StoreError
 from selfloop.formats.safetensors import ColumnWriter, pack_arrays, read_safetensors
 from selfloop.rng import RandomStream
-from selfloop.store.identity import ObjectRef, digest, stored_step
+from selfloop.store.identity import ObjectRef, stored_step
+from selfloop.store.records import with_checksum
 from selfloop.store.store import Store
 from selfloop.types import Columns, Measurement, Ragged
 
@@ -63,10 +66,10 @@ def echo(*arguments: Any) -> int:
     return len(arguments)
 
 
-@stored_step("leave_out", version=1)
-def leave_out(ctx: Context) -> int:
-    """A number, with a warning of ours and one of a library's."""
-    warnings.warn_explicit("left out 1 row", UserWarning, "selfloop/sources/any.py", 1)
+@stored_step("exclude_row", version=1)
+def exclude_row(ctx: Context) -> int:
+    """A number, with a warning of selfloop and one of a library."""
+    warnings.warn_explicit("excluded 1 row", UserWarning, "selfloop/sources/any.py", 1)
     warnings.warn_explicit("deprecated", UserWarning, "torch/any.py", 1)
     return 1
 
@@ -76,27 +79,20 @@ class Knob(Component):
     """A setting."""
 
     name: ClassVar[str] = "knob"
-    turn: float | tuple[int, ...] = 1
+    turn: int | float | tuple[int, ...] = 1
 
 
 def rows_of(store: Path, **changes: Any) -> list[Measurement]:
     return list(iter_measurements(tiny_components.tiny_spec(**changes), store))
 
 
-def test_what_a_stage_warned_of_is_said_again_when_it_is_reused(tmp_path):
+def test_warnings_of_a_step_are_reported_again_when_it_is_reused(tmp_path: Path) -> None:
     first, again = Store(tmp_path), Store(tmp_path)
-    with pytest.warns(UserWarning, match="left out 1 row"), pytest.warns(UserWarning, match="deprecated"):
-        first.call(leave_out, CTX)
-    again.call(leave_out, CTX)
+    with pytest.warns(UserWarning, match="excluded 1 row"), pytest.warns(UserWarning, match="deprecated"):
+        first.call(exclude_row, CTX)
+    again.call(exclude_row, CTX)
     assert again.usage.computed == 0
-    assert list(first.usage.warnings) == list(again.usage.warnings) == ["left out 1 row"]
-    (record,) = (tmp_path / "records").rglob("*.json")
-    body = json.loads(record.read_bytes())["body"]
-    del body["said"]  # as records were before
-    record.write_bytes(_sealed(json.dumps(body).encode()))
-    old = Store(tmp_path)
-    old.call(leave_out, CTX)
-    assert (old.usage.computed, list(old.usage.warnings)) == (0, [])
+    assert list(first.usage.warnings) == list(again.usage.warnings) == ["excluded 1 row"]
 
 
 # keys
@@ -156,8 +152,8 @@ def test_an_argument_without_a_stable_identity_is_refused(tmp_path: Path, value:
         Store(tmp_path).call(echo, (value,))
 
 
-def test_a_function_that_is_not_a_module_s_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(SelfloopError, match="function of a module"):
+def test_a_function_that_is_not_a_stored_step_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(SelfloopError, match="not a stored step"):
         Store(tmp_path).call(lambda: 1)
 
 
@@ -235,7 +231,7 @@ def test_arrays_larger_than_memory_are_kept_and_opened_without_being_held(tmp_pa
 
 @pytest.mark.parametrize("array", [np.array(["a"]), np.array([1j]), np.array([None]), np.zeros(2, [("a", int)])])
 def test_arrays_that_are_no_numbers_are_refused(array: Any) -> None:
-    with pytest.raises(DataError, match="only numbers and booleans"):
+    with pytest.raises(DataError, match="expected numbers or booleans"):
         pack_arrays({"a": array})
 
 
@@ -383,7 +379,7 @@ def test_a_file_size_limit_is_one_sentence_with_exit_code_2(tmp_path: Path) -> N
     assert (done.returncode, done.stdout) == (2, "")
     assert "file too large" in done.stderr
     assert len(done.stderr) < 700
-    assert not [path for path in (tmp_path / "store").rglob("*") if path.is_file() and path.name != ".selfloop"]
+    assert not [path for path in (tmp_path / "store").rglob("*") if path.is_file() and path.name != "FORMAT"]
     assert tiny_components.selfloop("run", spec, "--store", tmp_path / "store", "-q").code == 0
 
 
@@ -392,7 +388,8 @@ def test_a_store_that_is_a_file_is_one_sentence(tmp_path: Path, command: str) ->
     (tmp_path / "spec.toml").write_text(SPEC)
     (tmp_path / "file").write_text("mine")
     for place in (tmp_path / "file", tmp_path / "file" / "below"):
-        done = tiny_components.selfloop(command, tmp_path / "spec.toml", "--store", place)
+        quiet = ["-q"] if command == "run" else []
+        done = tiny_components.selfloop(command, tmp_path / "spec.toml", "--store", place, *quiet)
         assert done.code == 2
         assert done.err.startswith(f"selfloop: store {place}: cannot ")
         assert done.err.count("\n") == 1
@@ -402,7 +399,7 @@ def test_a_store_that_is_a_file_is_one_sentence(tmp_path: Path, command: str) ->
 @pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs a folder that not even root can write to")
 def test_an_unwritable_store_is_one_sentence_before_any_work(tmp_path: Path) -> None:
     (tmp_path / "spec.toml").write_text(SPEC)
-    done = tiny_components.selfloop("run", tmp_path / "spec.toml", "--store", "/proc/self/store")
+    done = tiny_components.selfloop("run", tmp_path / "spec.toml", "--store", "/proc/self/store", "-q")
     assert done.code == 2
     assert done.err.startswith("selfloop: store /proc/self/store: cannot write (")
     assert done.err.count("\n") == 1
@@ -476,7 +473,7 @@ def test_gc_keeps_what_the_given_specs_use_and_deletes_the_rest(tmp_path: Path) 
 def test_verify_finds_a_planted_wrong_record(tmp_path: Path, kind: str) -> None:
     spec = tiny_components.tiny_spec(family=tiny_components.Mean(limit=0.2))
     list(iter_measurements(spec, tmp_path))
-    assert verify(spec, tmp_path, 1000).wrong == ()
+    assert verify(spec, tmp_path, 1000).wrong == []
     planted = None
     for path in sorted((tmp_path / "records").rglob("*.json")):
         body = json.loads(path.read_bytes())["body"]
@@ -490,9 +487,8 @@ def test_verify_finds_a_planted_wrong_record(tmp_path: Path, kind: str) -> None:
             others = [
                 o.stem for o in sorted((tmp_path / "objects").rglob("*.safetensors")) if o.stem != body["result"]["object"]
             ]
-            body["result"]["object"], body["stamp"] = others[0], None
-        text = json.dumps(body).encode()
-        path.write_bytes(b'{"body": %b, "check": "%b"}' % (text, digest(text).encode()))
+            body["result"]["object"], body["file_stat"] = others[0], None
+        path.write_bytes(with_checksum(json.dumps(body).encode()))
         planted = path.stem
         break
     assert planted
@@ -513,3 +509,49 @@ def test_plan_counts_what_is_stored_and_writes_nothing(tmp_path: Path) -> None:
     assert [(p.policy, p.chains, p.generations) for p in planned] == [("replace", 2, 10), ("augment", 2, 10)]
     assert [p.stored for p in planned] == [6, 4]  # two generations of augment are those of accumulate
     assert {path: path.stat().st_mtime_ns for path in store.rglob("*")} == files
+
+
+# formats and backends
+
+
+def test_a_store_of_another_format_is_refused_with_one_sentence(tmp_path: Path) -> None:
+    old, newer = tmp_path / "old", tmp_path / "newer"
+    (old / "records").mkdir(parents=True)
+    (old / ".selfloop").write_text("A selfloop store.")  # as version 0.1 marked its folder
+    newer.mkdir()
+    (newer / "FORMAT").write_text("3\n")
+    for path, number in ((old, 1), (newer, 3)):
+        for read_only in (True, False):
+            with pytest.raises(
+                StoreError, match=rf"has format {number}; this version of selfloop uses format 2\. Choose another"
+            ):
+                Store(path, read_only=read_only)
+    assert sorted(path.name for path in old.iterdir()) == [".selfloop", "records"]
+
+
+@stored_step("draw_on", version=1)
+def draw_on(ctx: Context) -> Columns:
+    """A number whose last bits depend on the backend."""
+    ctx.backends["training"] = BACKEND[0]
+    return {"x": np.full(3, 1.0 if BACKEND[0] == "torch cpu" else 1.0 + 1e-6)}
+
+
+BACKEND = ["torch cpu"]
+
+
+def test_the_backend_of_a_step_is_in_its_provenance_and_in_the_usage(tmp_path: Path) -> None:
+    first, again = Store(tmp_path, record_calls=True), Store(tmp_path)
+    ref = first.call(draw_on, CTX)
+    again.call(draw_on, CTX)
+    assert first.usage.backends == again.usage.backends == {("training", "torch cpu"): 1}
+    assert first.provenance_of(first.calls[0])["backend"] == {"training": "torch cpu"}
+    assert first.key(draw_on, CTX) == again.key(draw_on, CTX)
+    assert np.asarray(first.open(ref)["x"]).tolist() == [1, 1, 1]
+    BACKEND[0] = "torch cuda"
+    try:
+        result, value, backends = first.recompute(first.calls[0], threads=1)
+    finally:
+        BACKEND[0] = "torch cpu"
+    assert backends == {"training": "torch cuda"}
+    assert result != first.lookup(first.calls[0])
+    assert value["x"][0] == 1 + 1e-6

@@ -32,8 +32,9 @@ def make_components(kind: str, values: Any, key: str) -> tuple[Any, ...]:
     if not isinstance(values, str | Mapping | Component | Iterable):
         allowed = ", ".join(component_names(kind))
         raise SpecError(f"{key}: got {values!r}; expected a list of names or tables. Allowed: {allowed}.")
-    many = [values] if isinstance(values, str | Mapping | Component) else list(values)
-    return tuple(make_component(kind, value, f"{key}[{i}]" if len(many) > 1 else key) for i, value in enumerate(many))
+    if isinstance(values, str | Mapping | Component):
+        return (make_component(kind, values, key),)
+    return tuple(make_component(kind, value, f"{key}[{i}]") for i, value in enumerate(values))
 
 
 def make_settings(cls: type[S], table: Mapping[str, Any], key: str) -> S:

@@ -35,7 +35,7 @@ def check_format(path: Path) -> None:
     marker = path / "FORMAT"
     if marker.is_file():
         found = marker.read_text(encoding="utf-8", errors="replace").split("\n")[0][:20]
-    elif (path / "records").is_dir():
+    elif (path / ".selfloop").is_file():  # the marker of version 0.1
         found = "1"
     else:
         return
