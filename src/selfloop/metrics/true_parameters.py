@@ -10,6 +10,7 @@ from typing import ClassVar, cast
 import numpy as np
 
 from selfloop.component import Context, Metric, Snapshot
+from selfloop.formats.safetensors import NamedArrays
 from selfloop.protocols import EnsembleSnapshot, SupportsSecondMoment
 from selfloop.types import Floats
 
@@ -28,7 +29,7 @@ class ParameterMetric(Metric):
 
     def measure(self, snap: Snapshot, ctx: Context) -> Mapping[str, float]:
         fitted, true = (
-            {name: np.asarray(array)[None] for name, array in params.items()} for params in (snap.params, snap.truth)
+            NamedArrays((name, np.asarray(array)[None]) for name, array in params.items()) for params in (snap.params, snap.truth)
         )
         return {self.name: float(self.compare(cast(Mapping[str, Floats], fitted), cast(Mapping[str, Floats], true))[0])}
 
