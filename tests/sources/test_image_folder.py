@@ -327,7 +327,8 @@ def test_a_run_skips_bad_images_if_asked(tmp_path, images, files):
 
 
 @needs("cifar10/cifar10_test_jpg.zip")
-def test_real_images_of_ten_classes_are_read():
+def test_real_images_of_ten_classes_are_read(monkeypatch):
+    monkeypatch.setattr(image_base, "CHUNK_BYTES", 1 << 17)
     source = ImageFolder(path=DATA / "cifar10" / "cifar10_test_jpg.zip", labels=True)
     chunk = next(source.chunks())
     assert (source.n_rows(), chunk["image"].shape[1:]) == (10_000, (32, 32, 3))
@@ -336,7 +337,8 @@ def test_real_images_of_ten_classes_are_read():
 
 
 @needs("fer2013/fer2013_train5000_48x48.zip")
-def test_real_grayscale_images_are_read():
+def test_real_grayscale_images_are_read(monkeypatch):
+    monkeypatch.setattr(image_base, "CHUNK_BYTES", 1 << 17)
     source = ImageFolder(path=DATA / "fer2013" / "fer2013_train5000_48x48.zip", labels=True)
     chunk = next(source.chunks())
     assert (source.n_rows(), chunk["image"].shape[1:], len(source.classes())) == (5000, (48, 48), 7)

@@ -99,18 +99,19 @@ def test_an_impossible_molecule_of_an_npz_file_is_excluded(tmp_path, name, value
         assert to_texts(read_all(Qm9(path=tmp_path / "qm9.npz"))) == ["CCN"]
 
 
+@pytest.mark.slow
 @needs("qm9")
 def test_real_molecules_are_equal_in_both_forms():
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about excluded molecules
-        rows = read_all(Qm9(path=DATA / "qm9" / "dsgdb9nsd_1000.xyz.tar.bz2", molecules=100))
-    assert 98 <= count_rows(rows) <= 100
+        rows = read_all(Qm9(path=DATA / "qm9" / "dsgdb9nsd_1000.xyz.tar.bz2", molecules=60))
+    assert 58 <= count_rows(rows) <= 60
     with np.load(DATA / "qm9" / "qm9_60k.npz") as arrays:
         ends, positions, smiles = np.cumsum(arrays["n_atoms"], dtype=np.int64), arrays["R"], arrays["smiles"]
     indices = {Chem.CanonSmiles(text.decode()): i for i, text in enumerate(smiles[:3000])}
     flat = [Chem.MolToSmiles(Chem.MolFromSmiles(text), isomericSmiles=False) for text in to_texts(rows)]
     in_both = [(k, indices[text]) for k, text in enumerate(flat) if text in indices]
-    assert len(in_both) > 2
+    assert len(in_both) > 1
     for k, i in in_both:
         conformers = row(rows, "position", k), positions[ends[i - 1] : ends[i]]
         distances = [np.sort(np.linalg.norm(x[:, None] - x, axis=-1), axis=None) for x in conformers]
