@@ -1,4 +1,4 @@
-"""Encoded corpora in the stored world: read once for all seeds, given to fits, decoded for curators."""
+"""Encoded corpora in the stored world: encoded once for all seeds, used by fits, decoded for curators."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ import tiny_components
 from selfloop.component import Context, Curator, Encoder, Family, Metric, Sampler, Snapshot, Source
 from selfloop.errors import SpecError
 from selfloop.result import Result
-from selfloop.rng import RandomStream
+from selfloop.sources.files import FileSource
 from selfloop.spec.spec import Spec
 from selfloop.types import Columns, ColumnType, Params, Ragged, TrainingRows, count_rows, select_rows
 
 
 @dataclass(frozen=True, kw_only=True)
-class Words(Source):
-    """Numbers 0, 1, ... in words of that many letters, two to a chunk."""
+class Words(FileSource):
+    """Words of 1 to 7 letters, two per chunk."""
 
     name: ClassVar[str] = "words"
     rows: int = 30
@@ -39,29 +39,26 @@ class Words(Source):
             lengths = np.arange(first, min(first + 2, self.rows)) % 7 + 1
             yield {"text": Ragged(np.full(lengths.sum(), ord("a"), np.uint8), np.concatenate([[0], np.cumsum(lengths)]))}
 
-    def order(self, ctx: Context) -> np.ndarray:
-        return ctx.stream.child("order").generator().permutation(self.rows)
-
 
 @dataclass(frozen=True, kw_only=True)
 class Shift(Encoder):
-    """Letters moved by the number of rows it learned from."""
+    """Letters shifted by the number of rows that it was prepared on."""
 
     name: ClassVar[str] = "shift"
 
     def prepare(self, chunks: Iterable[Columns], ctx: Context) -> Params:
         return {"shift": np.array(sum(map(count_rows, chunks)), np.uint8)}
 
-    def encode(self, rows: Columns, learned: Params) -> Columns:
-        return {"tokens": Ragged(rows["text"].values + learned["shift"], rows["text"].offsets)}
+    def encode(self, rows: Columns, prepared: Params) -> Columns:
+        return {"tokens": Ragged(rows["text"].values + prepared["shift"], rows["text"].offsets)}
 
-    def decode(self, rows: Columns, learned: Params) -> Columns:
-        return {"text": Ragged(rows["tokens"].values - learned["shift"], rows["tokens"].offsets)}
+    def decode(self, rows: Columns, prepared: Params) -> Columns:
+        return {"text": Ragged(rows["tokens"].values - prepared["shift"], rows["tokens"].offsets)}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Prompted(Sampler):
-    """Rows begin with the first tokens of real ones."""
+    """Rows begin with the first tokens of real rows."""
 
     name: ClassVar[str] = "prompted"
 
@@ -71,12 +68,12 @@ class Prompted(Sampler):
 
 @dataclass(frozen=True, kw_only=True)
 class Lengths(Family):
-    """Rows of one token, as long as training rows."""
+    """Rows that repeat one token, as long as training rows."""
 
     name: ClassVar[str] = "lengths"
     required_columns: ClassVar[tuple[str, ...]] = ("text",)
     sampler_class: ClassVar[type[Sampler]] = Prompted
-    first: int = 0  # added to the lengths that generation 1 learns
+    first: int = 0  # added to the lengths of generation 1
 
     def for_generation(self, t: int) -> Family:
         return self if t == 1 else Lengths()
@@ -84,17 +81,17 @@ class Lengths(Family):
     def encoder(self) -> Encoder:
         return Shift()
 
-    def fit(self, data: TrainingRows, ctx: Context, start: Params | None) -> Params:
-        return {"lengths": np.diff(data.all()["tokens"].offsets) + self.first, **data.learned}
+    def fit(self, rows: TrainingRows, ctx: Context, init: Params | None) -> Params:
+        return {"lengths": np.diff(rows.all()["tokens"].offsets) + self.first, **rows.prepared}
 
-    def sample(self, params: Params, n: int, sampler: Sampler, given: Columns, ctx: Context) -> Columns:
+    def sample(self, params: Params, n: int, sampler: Sampler, inputs: Columns, ctx: Context) -> Columns:
         lengths = ctx.stream.generator().choice(params["lengths"], n)
-        return {"tokens": Ragged(np.repeat(given["prompt"], lengths), np.concatenate([[0], np.cumsum(lengths)]))}
+        return {"tokens": Ragged(np.repeat(inputs["prompt"], lengths), np.concatenate([[0], np.cumsum(lengths)]))}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Longest(Metric):
-    """The longest row sampled, and the letter it is made of."""
+    """Length of the longest sample, and its letter."""
 
     name: ClassVar[str] = "longest"
 
@@ -105,7 +102,7 @@ class Longest(Metric):
 
 @dataclass(frozen=True, kw_only=True)
 class Short(Curator):
-    """Texts of at most `letters`, which must be decoded ones."""
+    """Keeps texts of at most `letters` letters; fails for texts that are not decoded."""
 
     name: ClassVar[str] = "short"
     letters: int = 3
@@ -121,43 +118,42 @@ def spec(**changes: object) -> Spec:
     return tiny_components.tiny_spec(**{**settings, "n": 20, "holdout": 5, "seeds": 3, "generations": 3, **changes})
 
 
-def stages_of(result: Result) -> Counter[str]:
+def count_steps(result: Result) -> Counter[str]:
     return Counter({name: count for name, (count, _) in result.shared.by_step.items()})
 
 
-def test_a_corpus_is_learned_and_encoded_once_for_all_seeds(tmp_path: Path) -> None:
+def test_a_corpus_is_encoded_once_for_all_seeds(tmp_path: Path) -> None:
     result = selfloop.run(spec(), tmp_path)
-    assert stages_of(result)["learn"] == stages_of(result)["read"] == 1
-    assert stages_of(result)["choose"] == 6  # real(1) and the holdout of three seeds
-    assert {row.value for row in result.measurements if row.metric == "letter"} == {ord("a") + 30.0}
-    assert not stages_of(result)["draw_real"]
+    steps = count_steps(result)
+    assert steps["prepare_encoder"] == steps["encode_corpus"] == 1
+    assert steps["take_corpus_rows"] == 6  # real(1) and the holdout of three seeds
+    assert steps["draw_real"] == 0
+    assert {m.value for m in result.measurements if m.metric == "letter"} == {ord("a") + 30.0}
 
 
-def test_real_rows_and_the_holdout_never_overlap() -> None:
-    source, ctx = Words(), Context(RandomStream(("seed", 1)))
-    assert sorted(source.order(ctx)) == list(range(30))
-
-
-def test_only_the_first_generation_is_fitted_as_it_says(tmp_path: Path) -> None:
+def test_a_family_can_have_other_settings_in_the_first_generation(tmp_path: Path) -> None:
     result = selfloop.run(spec(family=Lengths(first=100), policies=("replace",)), tmp_path)
     assert (result.curves()["replace"]["longest"][:, 0] > 100).all()
     plain = selfloop.run(spec(policies=("replace",)), tmp_path)
     assert (plain.curves()["replace"]["longest"] <= 7).all()
 
 
-def test_curators_see_texts_and_what_they_keep_is_encoded_again(tmp_path: Path) -> None:
+def test_curators_receive_texts_and_curated_rows_are_encoded_again(tmp_path: Path) -> None:
     result = selfloop.run(spec(curators=(Short(),)), tmp_path)
-    assert all(row.value <= 3 for row in result.measurements if row.metric == "longest")
-    assert {row.value for row in result.measurements if row.metric == "letter"} == {ord("a") + 30.0}
+    assert all(m.value <= 3 for m in result.measurements if m.metric == "longest")
+    assert {m.value for m in result.measurements if m.metric == "letter"} == {ord("a") + 30.0}
 
 
-def test_a_family_that_reads_a_corpus_wants_a_source_of_files(tmp_path: Path) -> None:
+def test_a_family_with_an_encoder_needs_a_source_of_files(tmp_path: Path) -> None:
     @dataclass(frozen=True, kw_only=True)
     class Drawn(Source):
         name: ClassVar[str] = "drawn"
 
         def schema(self) -> Mapping[str, ColumnType]:
             return {"text": ColumnType("utf8")}
+
+        def draw(self, first: int, n: int, ctx: Context) -> Columns:
+            return {}
 
     with pytest.raises(SpecError, match="reads a corpus from files; drawn draws its rows"):
         selfloop.run(spec(source=Drawn()), tmp_path)
