@@ -1,4 +1,4 @@
-"""What a run would cost: generations that are stored, and an estimate for the remaining generations."""
+"""Cost of a run: its stored generations, and the estimated time of the remaining generations."""
 
 from __future__ import annotations
 
