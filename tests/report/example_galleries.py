@@ -36,18 +36,18 @@ def digits_gallery(generations: int) -> Gallery:
 
 
 def example_faces(n: int) -> np.ndarray:
-    """Ovals of any place, size and colour on grounds that shade off: as hard to compress as small portraits are."""
+    """Ovals of random position, size and color on shaded backgrounds. They compress about as well as small portraits."""
     rng = np.random.default_rng(10)
     y, x = np.mgrid[:64, :64] / 64
-    ground, skin = rng.uniform(0, 255, (2, n, 1, 1, 3))
+    background, skin = rng.uniform(0, 255, (2, n, 1, 1, 3))
     high, wide = rng.uniform(0.2, 0.4, (2, n, 1, 1))
     face = ((x - rng.uniform(0.4, 0.6, (n, 1, 1))) / wide) ** 2 + ((y - rng.uniform(0.4, 0.6, (n, 1, 1))) / high) ** 2 < 1
-    images = np.where(face[..., None], skin, ground * (0.5 + 0.5 * x[..., None])) + rng.normal(0, 6, (n, 64, 64, 1))
+    images = np.where(face[..., None], skin, background * (0.5 + 0.5 * x[..., None])) + rng.normal(0, 6, (n, 64, 64, 1))
     return np.clip(images, 0, 255).astype(np.uint8)
 
 
 def molecule_gallery(generations: int = 3) -> Gallery:
-    """Ethanol and water, shaken more and more under replace, every sample turned another way."""
+    """Ethanol and water, increasingly distorted under replace, every sample with a random rotation."""
     rng = np.random.default_rng(13)
     ethanol = [
         [-0.89, 0.17, 0.0], [0.46, -0.51, 0.0], [1.44, 0.31, 0.3], [-1.0, 0.8, -0.9], [-1.0, 0.8, 0.9], [-1.7, -0.57, 0.0],
@@ -57,39 +57,40 @@ def molecule_gallery(generations: int = 3) -> Gallery:
     water = [[0.0, 0.0, 0.12], [0.0, 0.76, -0.47], [0.0, -0.76, -0.47]]
     real = [([6, 6, 8, 1, 1, 1, 1, 1, 1], ethanol, pairs), ([8, 1, 1], water, [[0, 1], [0, 2]])]
 
-    def shaken(width: float) -> dict[str, Ragged | np.ndarray]:
-        moved = []
-        for z, places, bonds in real:
-            turn, _ = np.linalg.qr(rng.normal(size=(3, 3)))
-            turn[:, 0] *= np.sign(np.linalg.det(turn))
-            moved.append((z, ((np.array(places) + rng.normal(0, width, (len(z), 3))) @ turn).tolist(), bonds))
-        return molecule_columns(moved)
+    def distort(width: float) -> dict[str, Ragged | np.ndarray]:
+        molecules = []
+        for z, positions, bonds in real:
+            rotation, _ = np.linalg.qr(rng.normal(size=(3, 3)))
+            rotation[:, 0] *= np.sign(np.linalg.det(rotation))
+            distorted = np.array(positions) + rng.normal(0, width, (len(z), 3))
+            molecules.append((z, (distorted @ rotation).tolist(), bonds))
+        return molecule_columns(molecules)
 
-    samples = {p: {t: shaken(w * t) for t in range(1, generations + 1)} for p, w in (("replace", 0.2), ("accumulate", 0.0))}
+    samples = {p: {t: distort(w * t) for t in range(1, generations + 1)} for p, w in (("replace", 0.2), ("accumulate", 0.0))}
     return Gallery(schema={}, real=molecule_columns(real), samples=samples)
 
 
 def molecule_columns(rows: Sequence[tuple[list[int], list[list[float]], list[list[int]]]]) -> dict[str, Ragged | np.ndarray]:
-    """Molecules (atomic numbers, places, bonds) as columns, two conformers of each: the second lies elsewhere.
+    """Molecules (atomic numbers, positions, bonds) as columns, with a second, shifted conformer of each.
 
-    Edges also join atoms that are not bonded, by a type that says so.
+    One edge joins atoms without a bond.
     """
 
     def column(parts: Sequence[np.ndarray]) -> Ragged:
         return Ragged(np.concatenate(parts), np.cumsum([0, *map(len, parts)]))
 
-    twice = [(z, np.reshape(places, (-1, 3)) + moved, bonds) for z, places, bonds in rows for moved in (0, 1000)]
+    twice = [(z, np.reshape(positions, (-1, 3)) + shift, bonds) for z, positions, bonds in rows for shift in (0, 1000)]
     return {
         "molecule": np.repeat(7 + np.arange(len(rows)), 2),
         "z": column([np.array(z, np.uint8) for z, _, _ in twice]),
-        "position": column([places.astype(np.float32) for _, places, _ in twice]),
+        "position": column([positions.astype(np.float32) for _, positions, _ in twice]),
         "edges": column([np.array([*bonds, [0, len(z) - 1]], np.uint16).reshape(-1, 2) for z, _, bonds in twice]),
         "edge_type": column([np.array([*[1] * len(bonds), 24], np.uint8) for _, _, bonds in twice]),
     }
 
 
 def story_gallery(generations: int, policies: Sequence[str]) -> Gallery:
-    """Four stories, each begun with the real one's first words, that fall apart under replace."""
+    """Four stories that begin with the first word of the real ones and lose more words under replace."""
     real = [
         "Once upon a time, there was a little girl named Lily. She loved to play in the park.\n\nOne day she saw a big dog. "
         + 'The dog was sad because it had lost its ball. Lily said, "I will help you find it." ' * 8,
@@ -100,22 +101,21 @@ def story_gallery(generations: int, policies: Sequence[str]) -> Gallery:
     words = " ".join(real).split()
     rng = np.random.default_rng(8)
 
-    def written(i: int, t: int, policy: str) -> str:
+    def write(i: int, t: int, policy: str) -> str:
         begin, *rest = real[i].split(" ")
-        lost = 0.09 * t if policy.startswith("replace") else 0.01 * t
-        return " ".join([begin, *(str(rng.choice(words)) if rng.random() < lost else word for word in rest)])
+        loss = 0.09 * t if policy.startswith("replace") else 0.01 * t
+        return " ".join([begin, *(str(rng.choice(words)) if rng.random() < loss else word for word in rest)])
 
     def columns(texts: list[str]) -> dict[str, Ragged]:
         return {"text": ragged(texts), "prompt": ragged([text.split(" ")[0] for text in real])}
 
-    samples = {p: {t: columns([written(i, t, p) for i in range(4)]) for t in range(1, generations + 1)} for p in policies}
+    samples = {p: {t: columns([write(i, t, p) for i in range(4)]) for t in range(1, generations + 1)} for p in policies}
     return Gallery(schema={"text": ColumnType("utf8")}, real={"text": ragged(real)}, samples=samples)
 
 
 def ragged(texts: Sequence[str]) -> Ragged:
     """Texts as a column of UTF-8 bytes."""
-    data = [text.encode() for text in texts]
-    return Ragged(np.frombuffer(b"".join(data), np.uint8), np.cumsum([0, *map(len, data)]))
+    return Ragged.of_bytes([text.encode() for text in texts])
 
 
 def moons_gallery(rng: np.random.Generator) -> Gallery:

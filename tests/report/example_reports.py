@@ -114,16 +114,16 @@ def faces_report(seeds: int = 3, generations: int = 5) -> Report:
 
 
 def mode_shares(seeds: int = 3, generations: int = 5) -> CategoryShares:
-    """Ten classes of which one is left under replace, another one in every seed."""
+    """Ten classes. Under replace one class remains, a different one in every seed."""
     real = np.random.default_rng(11).dirichlet(np.full(10, 40), seeds)
     left = (np.arange(generations) / max(generations - 1, 1))[None, :, None] * np.ones((seeds, 1, 1))
-    one = np.eye(10)[np.arange(seeds)][:, None]
-    samples = {p: real[:, None] * (1 - k * left) + one * k * left for p, k in (("replace", 1.0), ("accumulate", 0.1))}
+    last = np.eye(10)[np.arange(seeds)][:, None]
+    samples = {p: real[:, None] * (1 - k * left) + last * k * left for p, k in (("replace", 1.0), ("accumulate", 0.1))}
     return CategoryShares(kind="class", names=[str(i) for i in range(10)], samples=samples, real=real)
 
 
 def attribute_shares(seeds: int = 3, generations: int = 5) -> CategoryShares:
-    """Attributes of which the rare ones are lost under replace."""
+    """Attributes. Under replace the rare attributes disappear."""
     real = np.array([0.48, 0.42, 0.06, 0.77, 0.02]) + np.random.default_rng(12).normal(0, 0.004, (seeds, 5))
     t = np.arange(generations)[:, None]
     samples = {
@@ -233,11 +233,11 @@ def language_report(seeds: int = 3, generations: int = 10, policies: int = 4) ->
     values = {p: level + rise[p] - rise[p][0] + noise[i] * (t > 1) for i, p in enumerate(labels)}
     published = [
         (p, PublishedCurve(
-            work.name, work.title, table.metric, tuple(q.generation for q in values), tuple(q.value for q in values),
+            paper.name, paper.title, table.metric, tuple(q.generation for q in values), tuple(q.value for q in values),
             table.cite, table.scale,
         ))
-        for work in map(find_paper, ("gerstgrasser2024", "kazdan2025"))
-        for table in work.tables
+        for paper in map(find_paper, ("gerstgrasser2024", "kazdan2025"))
+        for table in paper.tables
         if table.scale == "GPT-2 9M, TinyStories" and table.sampler == {"temperature": 1.0}
         for p in labels
         if p in table.curves
@@ -258,7 +258,7 @@ def language_report(seeds: int = 3, generations: int = 10, policies: int = 4) ->
 
 
 def example_data_value(seeds: int) -> DataValuePanel:
-    """A grid in which the number of real rows decides, and a little synthetic data helps where they are few."""
+    """A grid in which the number of real rows decides, and synthetic rows help if there are few real rows."""
     rng = np.random.default_rng(7)
     cells = [
         GridCell(r, s, 5 - 0.3 * np.log1p(r) + 0.01 * (np.log1p(s) - 5) ** 2 * (r < 1000) + rng.normal(0, 0.02, seeds))

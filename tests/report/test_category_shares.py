@@ -107,9 +107,9 @@ def test_the_attributes_with_the_largest_changes_are_shown_in_their_order() -> N
     samples = {policy: np.concatenate([still, values], axis=-1) for policy, values in few.samples.items()}
     real = np.concatenate([still[:, 0], few.real], axis=-1)  # type: ignore[list-item]
     many = CategoryShares(kind="attribute", names=[*(f"still_{i}" for i in range(20)), *few.names], samples=samples, real=real)
-    shown = select_attributes(many)
-    assert len(shown) == MAX_ATTRIBUTES
-    assert shown[-5:] == list(few.names)
+    names = select_attributes(many)
+    assert len(names) == MAX_ATTRIBUTES
+    assert names[-5:] == list(few.names)
     assert "13 attributes with smaller changes are not shown" in shares_figure(many, STYLES).caption
 
 

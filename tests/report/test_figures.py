@@ -1,4 +1,4 @@
-"""Curves: which data are drawn, on which axis, in which colours."""
+"""Curves: the data that are drawn, their axes and their colors."""
 
 from __future__ import annotations
 

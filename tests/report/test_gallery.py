@@ -30,8 +30,8 @@ def gallery_of(column: Column, sampled: Column | None = None, name: str = "x", f
 def pictures(svg: str) -> list[np.ndarray]:
     from PIL import Image
 
-    found = re.findall(r"data:image/png;base64,([^\"]+)", svg)
-    return [np.asarray(Image.open(io.BytesIO(base64.b64decode(data))).convert("RGBA")) for data in found]
+    matches = re.findall(r"data:image/png;base64,([^\"]+)", svg)
+    return [np.asarray(Image.open(io.BytesIO(base64.b64decode(data))).convert("RGBA")) for data in matches]
 
 
 def test_each_kind_of_row_has_its_own_form() -> None:
@@ -77,8 +77,8 @@ def test_not_a_number_in_an_image_is_black() -> None:
 def photographs(svg: str) -> list[np.ndarray]:
     from PIL import Image
 
-    found = re.findall(r"data:image/jpeg;base64,([^\"]+)", svg)
-    return [np.asarray(Image.open(io.BytesIO(base64.b64decode(data)))) for data in found]
+    matches = re.findall(r"data:image/jpeg;base64,([^\"]+)", svg)
+    return [np.asarray(Image.open(io.BytesIO(base64.b64decode(data)))) for data in matches]
 
 
 @pytest.mark.parametrize("depth", [(), (3,)])

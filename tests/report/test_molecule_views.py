@@ -61,9 +61,9 @@ def test_the_picture_is_no_mirror_image() -> None:
     """The handedness of the atoms is that of the real molecule, although y points down on the page."""
     corner = [[2.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 0.5], [-2.0, -1.0, -0.5]]
     (view,) = view_gallery(gallery_of(([6, 7, 8, 9], corner, [[3, 0], [3, 1], [3, 2]])), STYLES).molecules
-    found = re.search(r'data-positions="([^"]*)"', view.svg)
-    assert found
-    at = np.array(found[1].split(), float).reshape(-1, 3) * [1, -1, 1]
+    match = re.search(r'data-positions="([^"]*)"', view.svg)
+    assert match
+    at = np.array(match[1].split(), float).reshape(-1, 3) * [1, -1, 1]
     colors = re.findall(r'<g fill="(#\w+)"', view.svg)[:4]
     order = [colors.index(color) for color in ("#6f7780", "#4a7fe0", "#e0453a", "#5fb84e")]
     real = np.array(corner) - np.mean(corner, axis=0)
@@ -72,11 +72,11 @@ def test_the_picture_is_no_mirror_image() -> None:
 
 def test_atoms_are_drawn_from_the_back_to_the_front_with_a_half_of_each_bond() -> None:
     view = view_gallery(molecule_gallery(), STYLES).molecules[0]
-    found = re.search(r'data-positions="([^"]*)" data-bonds="([^"]*)">(.*?</g>)</g>', view.svg)
-    assert found
-    at, bonds = np.array(found[1].split(), float).reshape(-1, 3), np.array(found[2].split(), int).reshape(-1, 2)
+    match = re.search(r'data-positions="([^"]*)" data-bonds="([^"]*)">(.*?</g>)</g>', view.svg)
+    assert match
+    at, bonds = np.array(match[1].split(), float).reshape(-1, 3), np.array(match[2].split(), int).reshape(-1, 2)
     assert (np.diff(at[:, 2]) >= 0).all()
-    halves = [path.count("M") for path in re.findall(r'<path d="([^"]*)"', found[3])]
+    halves = [path.count("M") for path in re.findall(r'<path d="([^"]*)"', match[3])]
     assert halves == np.bincount(bonds.ravel(), minlength=9).tolist()
 
 

@@ -122,7 +122,7 @@ def _superimpose(molecule: Molecule, reference: Molecule | None = None) -> Molec
 
 
 def _draw_molecule(molecule: Molecule, scale: float, side: int) -> str:
-    """Balls with their halves of bonds, from back to front: x to the right, y down, z towards the reader."""
+    """Balls with their halves of bonds, from back to front: x to the right, y down, z toward the reader."""
     order = np.argsort(molecule.positions[:, 2], kind="stable")
     positions, z = scale * molecule.positions[order] * [1, -1, 1], molecule.z[order].tolist()
     bonds = np.argsort(order)[molecule.bonds]
