@@ -213,8 +213,10 @@ BRITISH = (
     r"serialis", r"visualis", r"\bhalv(?:e|ing) of\b", r"\bsceptic", r"\bmetre", r"litre", r"programme\b",
 )  # fmt: skip
 PHRASES = (
-    r"slip of the pen", r"\bmend(?:s|ed|ing)?\b", r"\bc[ao]m(?:e|es|ing) into being", r"\bso many\b", r"\balike\b", r"\bs gone\b",
-    r"\bwhat (?:is|was|are|were)\b", r"\b(?:says|tells|hears|knows|knew|remembers|remembered|told)\b", r"^#+ (?:What|How|Why)\b",
+    r"slip of the pen", r"\bmend(?:s|ed|ing)?\b", r"\bc[ao]m(?:e|es|ing) into being", r"\bso many\b", r"\balike\b",
+    r"\bs gone\b",
+    r"\bwhat (?:is|was|are|were)\b", r"\b(?:says|tells|hears|knows|knew|remembers|remembered|told)\b",
+    r"^##+ (?:What|How|Why)\b",
 )  # fmt: skip
 KEPT = (r"https?://\S+", r"`[^`]*`")  # addresses and code are not prose
 
