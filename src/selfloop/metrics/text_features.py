@@ -11,6 +11,7 @@ from typing import Annotated, Any, ClassVar, cast
 
 import numpy as np
 from annotated_types import Ge, Gt
+from threadpoolctl import threadpool_limits
 
 from selfloop.component import Context, Metric, Snapshot
 from selfloop.errors import SettingError, resolve_local_or_hub
@@ -123,7 +124,8 @@ def mauve_score(sampled: Floats, real: Floats, scaling_factor: float, ctx: Conte
     components = PCA(EXPLAINED_VARIANCE, svd_solver="full").fit_transform(points)
     n_clusters = min(max(2, round(min(len(sampled), len(real)) / 10)), len(np.unique(components, axis=0)))
     seed = ctx.stream.child("clusters").integer() % 2**32
-    clusters = KMeans(n_clusters, n_init=N_KMEANS_STARTS, max_iter=500, random_state=seed).fit_predict(components)
+    with threadpool_limits(1):  # several threads add their sums in the order in which they finish
+        clusters = KMeans(n_clusters, n_init=N_KMEANS_STARTS, max_iter=500, random_state=seed).fit_predict(components)
     halves = clusters[: len(sampled)], clusters[len(sampled) :]
     p, q = (np.bincount(half, minlength=n_clusters) / len(half) for half in halves)
     return frontier_area(p, q, scaling_factor)
