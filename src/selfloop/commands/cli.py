@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,12 +12,11 @@ import typer
 from selfloop.errors import SelfloopError, SpecError, show_warnings_plainly, unknown_name
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from selfloop.result import Result
     from selfloop.spec.spec import Spec
 
 MAX_ERROR_LENGTH = 690  # characters that a terminal shows in a few lines
+INTERRUPTED = 130  # exit code of typer after Ctrl-C
 
 app = typer.Typer(
     name="selfloop",
@@ -41,6 +39,10 @@ def main() -> None:
     show_warnings_plainly()
     try:
         app()
+    except SystemExit as end:
+        if end.code == INTERRUPTED:
+            sys.stderr.write("selfloop: interrupted. Finished steps are stored; run the same command to continue.\n")
+        raise
     except SelfloopError as problem:
         sentence = " ".join(str(problem).split())
         _exit(sentence if len(sentence) < MAX_ERROR_LENGTH else f"{sentence[: MAX_ERROR_LENGTH - 10]} ...")
@@ -72,22 +74,12 @@ def _store(store: Path | None) -> Path:
     return store_path(store)
 
 
-@contextmanager
-def _interruptible() -> Iterator[None]:
-    """Exit with 130 and one sentence at Ctrl-C."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        sys.stderr.write("selfloop: interrupted. Finished steps are stored; run the same command to continue.\n")
-        raise typer.Exit(130) from None
-
-
 def _run(
     name: str, set_: list[str] | None, store: Path | None, workers: int | None, quiet: bool, threads: int | None = None
 ) -> Result:
     from selfloop.commands.progress import show_progress
 
-    with _interruptible(), show_progress(quiet) as progress:
+    with show_progress(quiet) as progress:
         from selfloop.result import run as run_spec  # after the first line of progress, as imports can take seconds
 
         return run_spec(_spec(name, set_), store, workers=workers, threads=threads, progress=progress)
@@ -96,7 +88,7 @@ def _run(
 def _write_report(results: list[Result], path: Path, quiet: bool, title: str = "", figures: Path | None = None) -> None:
     from selfloop.commands.progress import show_activity
 
-    with _interruptible(), show_activity(quiet, "writing the report"):
+    with show_activity(quiet, "writing the report"):
         from selfloop.report.build import write_report
 
         file = write_report(results, path, title=title, figures=figures)
@@ -158,14 +150,9 @@ def _check_writable(option: str, target: Path | str | None) -> None:
         return
     path = Path(str(target)).absolute()
     if path.is_dir():
-        problem = "is a folder"
-    elif not path.parent.is_dir():
-        problem = "its folder does not exist"
-    elif not os.access(path if path.exists() else path.parent, os.W_OK):
-        problem = "cannot be written"
-    else:
-        return
-    raise SpecError(f"{option} {target}: {problem}. Choose another file.")
+        raise SpecError(f"{option} {target}: is a folder. Choose another file.")
+    if not path.parent.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise SpecError(f"{option} {target}: cannot be written. Choose a file in an existing folder.")
 
 
 def _write_json(result: Result, target: str) -> None:
@@ -277,7 +264,7 @@ def reproduce(
         return
     if paper is None:
         raise SpecError("reproduce: no paper given. Name a paper of `selfloop reproduce --list`.")
-    with _interruptible(), show_progress(quiet) as progress:
+    with show_progress(quiet) as progress:
         groups = only.split(",") if only else None
         values = reproduce_paper(paper, groups, scale=scale, store=_store(store), progress=progress)
     print_reproduction(values)
@@ -344,7 +331,7 @@ def verify(
     from selfloop.commands.progress import show_progress
     from selfloop.commands.verify import verify as verify_spec
 
-    with _interruptible(), show_progress(quiet, "records") as progress:
+    with show_progress(quiet, "records") as progress:
         verification = verify_spec(_spec(spec, set_), _store(store), records, progress)
     print_verification(verification)
     if verification.wrong:

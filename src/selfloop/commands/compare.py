@@ -14,15 +14,6 @@ from selfloop.types import Floats
 
 
 @dataclass(frozen=True, slots=True)
-class ComparedCurve:
-    """One metric of one policy of one spec."""
-
-    label: str
-    curve: Floats  # (seeds, generations)
-    draws: tuple[object, ...]  # two curves with equal draws have the same random numbers
-
-
-@dataclass(frozen=True, slots=True)
 class CurveDifference:
     """The first curve minus the second, generation by generation."""
 
@@ -46,25 +37,24 @@ def choose_metric(specs: Mapping[str, Spec], metric: str | None) -> str:
 
 def compare_curves(results: Mapping[str, Result], metric: str) -> list[CurveDifference]:
     """Differences between all pairs of curves with equal seeds and generations. SpecError without such a pair."""
-    curves = [
-        curve for name, result in results.items() for curve in _curves(f"{name}: " if len(results) > 1 else "", result, metric)
-    ]
+    curves = [curve for name, result in results.items() for curve in _curves(name if len(results) > 1 else "", result, metric)]
     differences = [
-        CurveDifference(a.label, b.label, a.draws == b.draws, paired_difference(a.curve, b.curve))
-        for i, a in enumerate(curves)
-        for b in curves[i + 1 :]
-        if a.curve.shape == b.curve.shape
+        CurveDifference(first, second, draws == other_draws, paired_difference(curve, other))
+        for i, (first, curve, draws) in enumerate(curves)
+        for second, other, other_draws in curves[i + 1 :]
+        if curve.shape == other.shape
     ]
     if not differences:
         raise SpecError("compare: no two curves to compare. Give two policies, or two specs with equal seeds and generations.")
     return differences
 
 
-def _curves(prefix: str, result: Result, metric: str) -> Iterator[ComparedCurve]:
+def _curves(spec_name: str, result: Result, metric: str) -> Iterator[tuple[str, Floats, object]]:
+    """(Label, curve, draws) of every policy at every point. Two curves with equal draws have the same random numbers."""
     for point in result.points:
         measured = result.curves(point.coordinates)
-        suffix = "".join(f" {key}={value}" for key, value in point.coordinates)
+        at = "".join(f" {key}={value}" for key, value in point.coordinates)
         for label, world in zip(point.spec.policy_labels(), point.worlds, strict=True):
             if metric not in measured[label]:
                 raise SpecError(unknown_name("--metric", metric, measured[label]))
-            yield ComparedCurve(f"{prefix}{label}{suffix}", measured[label][metric], (point.spec.seeds, world))
+            yield f"{spec_name}: {label}{at}".removeprefix(": "), measured[label][metric], (point.spec.seeds, world)
