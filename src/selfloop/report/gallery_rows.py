@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -18,7 +18,7 @@ from selfloop.report.values import Gallery
 from selfloop.spec.point import Point
 from selfloop.store.identity import ObjectRef
 from selfloop.store.store import NotStoredError, Store
-from selfloop.types import Columns, Ragged, count_rows, select_rows
+from selfloop.types import Columns, Params, Ragged, count_rows, select_rows
 
 MAX_ROWS = 300  # per batch: scatter plots need many, image grids show the first few
 PolicySamples = dict[str, dict[int, Columns]]  # policy -> generation -> rows
@@ -59,7 +59,7 @@ def _read_rows(world: StoredWorld, ref: ObjectRef | None) -> Columns:
     rows, family = world.store.open(ref), world.point.spec.family
     if not isinstance(family, UsesEncoder):
         return _first_rows(rows)
-    return family.encoder().decode(_first_rows(rows, MAX_TEXT_ROWS), world.store.open(world.refs["encoder"]))
+    return family.encoder().decode(_first_rows(rows, MAX_TEXT_ROWS), _read_encoder(world))
 
 
 def _read_samples(world: StoredWorld, t: int) -> Columns:
@@ -70,8 +70,11 @@ def _read_samples(world: StoredWorld, t: int) -> Columns:
     prompts = _first_rows(world.store.open(inputs), count_rows(rows)).get("prompt")
     if not isinstance(prompts, Ragged):
         return rows
-    decoded = family.encoder().decode({"tokens": prompts}, world.store.open(world.refs["encoder"]))
-    return {**rows, "prompt": decoded["text"]}
+    return {**rows, "prompt": family.encoder().decode({"tokens": prompts}, _read_encoder(world))["text"]}
+
+
+def _read_encoder(world: StoredWorld) -> Params:
+    return cast(Params, world.store.open(world.refs["encoder"]))
 
 
 def _draw_ensemble_rows(point: Point) -> tuple[Columns, PolicySamples]:
