@@ -44,10 +44,10 @@ def test_smoothing_has_a_stationary_heterozygosity(on_rows):
     u = alpha * k / (N + alpha * k)
     law = ((1 - u) ** 2 / N + (1 - (1 - u) ** 2) / k) / (1 - (1 - u) ** 2 * (1 - 1 / N))
     family = Discrete(smoothing=alpha, n_symbols=k)
-    values = run(Replace(), family, generations=25, on_rows=on_rows)["heterozygosity"][:, -1:]
+    values = run(Replace(), family, generations=15, on_rows=on_rows)["heterozygosity"][:, -1:]
     assert largest_z(values, 1 - law) < 4
     assert (
-        largest_z(run(Replace(), Discrete(smoothing=1.0, n_symbols=k), generations=25)["heterozygosity"][:, -1:], 1 - law) > 4
+        largest_z(run(Replace(), Discrete(smoothing=1.0, n_symbols=k), generations=15)["heterozygosity"][:, -1:], 1 - law) > 4
     )
 
 
@@ -55,7 +55,7 @@ def test_smoothing_has_a_stationary_heterozygosity(on_rows):
 def test_initial_rows_in_every_generation_bound_the_loss(on_rows):
     al, real = 0.5, 1 / N + (1 - 1 / N) * SUM_OF_SQUARES
     law = ((1 - al**2) * real + al**2 / N) / (1 - al**2 * (1 - 1 / N))
-    values = run(Augment(), generations=15, seeds=1024, on_rows=on_rows)["heterozygosity"][:, -1:]  # 512 have too little power
+    values = run(Augment(), generations=10, seeds=1024, on_rows=on_rows)["heterozygosity"][:, -1:]  # 512 have too little power
     assert largest_z(values, 1 - law) < 4
     assert largest_z(values, 1 - real) > 4
 

@@ -273,7 +273,7 @@ estimators = st.sampled_from(
 )
 
 
-@settings(max_examples=40)
+@settings(max_examples=25)
 @given(
     tables(whole=True, generations=6),
     st.sampled_from([MLE, MomentEstimator(variance_factor=0.8), MomentEstimator(kernel_variance=0.2)]),
@@ -284,7 +284,7 @@ def test_any_policy_over_whole_batches_agrees_with_the_propagator(table, estimat
         np.testing.assert_allclose(values, expected, rtol=1e-12, atol=1e-15)
 
 
-@settings(max_examples=30)
+@settings(max_examples=20)
 @given(tables())
 def test_expected_second_moments_are_constant_under_maximum_likelihood(table):
     error, variance = curves(table[0], table[1], 4)
@@ -339,12 +339,12 @@ def largest_z(policy, n, generations, chains, estimator=MLE, wrong=""):
     return largest
 
 
-@settings(max_examples=50, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=40, suppress_health_check=[HealthCheck.too_slow])
 @given(tables(), estimators)
 def test_random_policies_with_prefixes_weights_budgets_and_fresh_rows_agree_with_simulated_rows(table, estimator):
     policy, n = table
     assume(moments_are_exact(policy, n, 4, estimator))
-    assert largest_z(policy, n, 4, 4000, estimator) < 4.5  # about 400 standard normal numbers in all
+    assert largest_z(policy, n, 4, 4000, estimator) < 4.5  # about 320 standard normal numbers in all
 
 
 NESTED = Custom(takes=({"batch": "real(1)", "rows": 2}, {"batch": "synthetic(1..t-1)", "rows": "n // t", "weight": 2.0}))
