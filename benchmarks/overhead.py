@@ -1,6 +1,6 @@
-"""What selfloop itself costs: milliseconds per generation with the store and on replay, seconds to import and to show help.
+"""Overhead of selfloop: milliseconds per generation with the store and on replay, seconds to import and to show help.
 
-The family does next to nothing, so all that is measured is the loop, the store and its files. Run it with:
+The family computes almost nothing, so the measured time is that of the loop, the store and its files. Run it with:
     python benchmarks/overhead.py
 """
 
@@ -18,22 +18,23 @@ from typing import ClassVar
 import numpy as np
 
 from selfloop.component import Context, Family, Metric, Sampler, Snapshot, Source
-from selfloop.engine.run import stream
+from selfloop.engine.run import iter_measurements
 from selfloop.spec.spec import Spec
 from selfloop.types import Columns, ColumnType, Params, TrainingRows
 
-GENERATIONS, SEEDS, TURNS = 200, 2, 5
+GENERATIONS, SEEDS, REPEATS = 200, 2, 5
+COMMAND = "import sys; sys.argv = {}; from selfloop.commands.cli import main; main()"
 STARTS = {
     "python -c pass": "pass",
     "import selfloop": "import selfloop",
-    "selfloop --help": "import sys; sys.argv = ['selfloop', '--help']; from selfloop.commands.cli import main; main()",
-    "selfloop run --help": "import sys; sys.argv = ['selfloop', 'run', '--help']; from selfloop.commands.cli import main; main()",
+    "selfloop --help": COMMAND.format(["selfloop", "--help"]),
+    "selfloop run --help": COMMAND.format(["selfloop", "run", "--help"]),
 }
 TARGETS = {"stored": 2.0, "replayed": 0.3}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Ticks(Source):
+class TickSource(Source):
     name: ClassVar[str] = "ticks"
 
     def schema(self) -> Mapping[str, ColumnType]:
@@ -44,18 +45,18 @@ class Ticks(Source):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Mean(Family):
+class MeanFamily(Family):
     name: ClassVar[str] = "mean"
 
-    def fit(self, data: TrainingRows, ctx: Context, start: Params | None) -> Params:
-        return {"mean": np.asarray(data.all()["x"]).mean(keepdims=True)}
+    def fit(self, rows: TrainingRows, ctx: Context, init: Params | None) -> Params:
+        return {"mean": np.asarray(rows.all()["x"]).mean(keepdims=True)}
 
-    def sample(self, params: Params, n: int, sampler: Sampler, given: Columns, ctx: Context) -> Columns:
+    def sample(self, params: Params, n: int, sampler: Sampler, inputs: Columns, ctx: Context) -> Columns:
         return {"x": params["mean"] + ctx.stream.generator().standard_normal(n)}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Level(Metric):
+class LevelMetric(Metric):
     name: ClassVar[str] = "level"
 
     def measure(self, snap: Snapshot, ctx: Context) -> Mapping[str, float]:
@@ -63,14 +64,14 @@ class Level(Metric):
 
 
 def per_generation(store: str) -> tuple[float, float]:
-    """Milliseconds (wall, processor) per generation of a run over that store."""
+    """Milliseconds (wall, processor) per generation of a run in a store."""
     spec = Spec(
-        source=Ticks(), family=Mean(), metrics=(Level(),), policies=("replace",), criteria=("any_increase",),
+        source=TickSource(), family=MeanFamily(), metrics=(LevelMetric(),), policies=("replace",), criteria=("any_increase",),
         n=20, holdout=0, generations=GENERATIONS, seeds=SEEDS,
     )  # fmt: skip
     wall, processor = time.perf_counter(), time.process_time()
-    rows = sum(1 for _ in stream(spec, store, threads=1))
-    assert rows == 3 * SEEDS * GENERATIONS  # a metric, real mass and data age
+    measurements = sum(1 for _ in iter_measurements(spec, store, threads=1))
+    assert measurements == 3 * SEEDS * GENERATIONS  # a metric, real mass and data age
     per = 1000 / (SEEDS * GENERATIONS)
     return (time.perf_counter() - wall) * per, (time.process_time() - processor) * per
 
@@ -78,22 +79,22 @@ def per_generation(store: str) -> tuple[float, float]:
 def start_up(code: str) -> float:
     """Seconds of a whole Python process, the median of several."""
     seconds = []
-    for _ in range(TURNS):
-        began = time.perf_counter()
+    for _ in range(REPEATS):
+        start = time.perf_counter()
         subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
-        seconds.append(time.perf_counter() - began)
+        seconds.append(time.perf_counter() - start)
     return statistics.median(seconds)
 
 
 def main() -> None:
     measured: dict[str, list[tuple[float, float]]] = {"stored": [], "replayed": []}
-    for _ in range(TURNS):
+    for _ in range(REPEATS):
         with tempfile.TemporaryDirectory() as store:
-            for turns in measured.values():
-                turns.append(per_generation(store))
+            for repeats in measured.values():
+                repeats.append(per_generation(store))
     print("per generation (fit, sample, measure)   wall ms   processor ms   target ms   (medians)")
-    for name, turns in measured.items():
-        wall, processor = (statistics.median(values) for values in zip(*turns, strict=True))
+    for name, repeats in measured.items():
+        wall, processor = (statistics.median(values) for values in zip(*repeats, strict=True))
         print(f"{name:38} {wall:9.3f} {processor:14.3f} {TARGETS[name]:11.1f}")
     print("\nwhole process                            wall s                  target s")
     for name, code in STARTS.items():
