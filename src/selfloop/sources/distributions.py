@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
@@ -96,8 +97,28 @@ class ZipfSource(Source):
         return np.asarray(mass / mass.sum(), np.float64)
 
 
+class RegressionSource(Source):
+    """A source of inputs x and outcomes y whose later rows reuse the initial inputs or have fresh inputs."""
+
+    dim: int
+    design: str
+
+    def schema(self) -> Mapping[str, ColumnType]:
+        return {"x": ColumnType("float64", (self.dim,)), "y": ColumnType("float64")}
+
+    def has_fixed_design(self) -> bool:
+        return self.design == "fixed"
+
+    def draw_inputs(self, n: int, initial: Columns, ctx: Context) -> Columns:
+        return repeat_inputs(initial, n) if self.has_fixed_design() else {"x": self.fresh_inputs(n, ctx)}
+
+    @abstractmethod
+    def fresh_inputs(self, n: int, ctx: Context) -> Floats:
+        """Inputs of n rows."""
+
+
 @dataclass(frozen=True, kw_only=True)
-class LinearSource(Source):
+class LinearSource(RegressionSource):
     """y = x w* + noise with normal inputs and w* ~ N(0, I) (Gerstgrasser et al. 2024, 2404.01413; Kazdan et al. 2025).
 
     Inputs are independent. As w* has no preferred direction, this covers every covariance up to a rotation of the inputs.
@@ -120,18 +141,12 @@ class LinearSource(Source):
                 "covariance", f"got {len(self.covariance)} variances; expected one per input ({self.dim}). Change it or dim."
             )
 
-    def schema(self) -> Mapping[str, ColumnType]:
-        return {"x": ColumnType("float64", (self.dim,)), "y": ColumnType("float64")}
-
-    def has_fixed_design(self) -> bool:
-        return self.design == "fixed"
-
     def draw(self, first: int, n: int, ctx: Context) -> Columns:
         inputs = {"x": self._inputs(first, n, ctx)}
         return {**inputs, **self.relabel(inputs, first, ctx)}
 
-    def draw_inputs(self, n: int, initial: Columns, ctx: Context) -> Columns:
-        return repeat_inputs(initial, n) if self.design == "fixed" else {"x": self._inputs(0, n, ctx)}
+    def fresh_inputs(self, n: int, ctx: Context) -> Floats:
+        return self._inputs(0, n, ctx)
 
     def relabel(self, inputs: Columns, first: int, ctx: Context) -> Columns:
         """Real outcomes of rows first, first + 1, ... for these inputs."""
@@ -141,11 +156,8 @@ class LinearSource(Source):
 
     def truth(self, ctx: Context) -> Params:
         """Coefficients, standard deviation of the noise, variances of the inputs."""
-        return {
-            "coefficients": self._coefficients(ctx),
-            "noise": np.asarray(self.noise),
-            "variances": self._variances(),
-        }
+        noise = np.asarray(self.noise)
+        return {"coefficients": self._coefficients(ctx), "noise": noise, "variances": self._variances()}
 
     def _inputs(self, first: int, n: int, ctx: Context) -> Floats:
         z = normal_rows(ctx.stream.child("inputs"), first, n, self.dim)
@@ -163,7 +175,7 @@ class LinearSource(Source):
 
 
 @dataclass(frozen=True, kw_only=True)
-class LogisticSource(Source):
+class LogisticSource(RegressionSource):
     """x ~ N(0, I); y ~ Bernoulli(1 / (1 + exp(-x b))) or Poisson(exp(x b)); the direction of b differs between seeds."""
 
     name: ClassVar[str] = "logistic"
@@ -171,12 +183,6 @@ class LogisticSource(Source):
     link: Annotated[Literal["logit", "log"], "`logit`: outcomes 0 and 1; `log`: Poisson counts"] = "logit"
     design: Design = "fixed"
     coefficient_norm: Annotated[float, Ge(0), "length of b, which is the standard deviation of x b"] = 1.0
-
-    def schema(self) -> Mapping[str, ColumnType]:
-        return {"x": ColumnType("float64", (self.dim,)), "y": ColumnType("float64")}
-
-    def has_fixed_design(self) -> bool:
-        return self.design == "fixed"
 
     def draw(self, first: int, n: int, ctx: Context) -> Columns:
         coefficients = self._coefficients(ctx)
@@ -193,10 +199,8 @@ class LogisticSource(Source):
         rng = ctx.stream.child("relabel", first).generator()
         return {"y": self._outcomes(np.asarray(inputs["x"], np.float64) @ self._coefficients(ctx), rng)}
 
-    def draw_inputs(self, n: int, initial: Columns, ctx: Context) -> Columns:
-        if self.design == "fixed":
-            return repeat_inputs(initial, n)
-        return {"x": ctx.stream.child("inputs").generator().standard_normal((n, self.dim))}
+    def fresh_inputs(self, n: int, ctx: Context) -> Floats:
+        return ctx.stream.child("inputs").generator().standard_normal((n, self.dim))
 
     def truth(self, ctx: Context) -> Params:
         return {"coefficients": self._coefficients(ctx)}

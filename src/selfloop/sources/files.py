@@ -7,7 +7,7 @@ import io
 import tarfile
 import zlib
 from abc import abstractmethod
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import lru_cache, wraps
 from pathlib import Path
@@ -89,7 +89,8 @@ def cached_until_change(maxsize: int = 4) -> Callable[[Callable[P, T]], Callable
         @wraps(function)
         def call(*args: P.args, **kwargs: P.kwargs) -> T:
             owner = cast("Path | FileSource", args[0])
-            return cached(file_stamp(owner) if isinstance(owner, Path) else owner.stamp(), *args, **kwargs)
+            stamp = file_stamp(owner) if isinstance(owner, Path) else owner.stamp()
+            return cached(stamp, *args, **kwargs)  # type: ignore[arg-type]  # the stubs of lru_cache know no ParamSpec
 
         return call
 
@@ -132,8 +133,7 @@ def open_file(path: Path) -> Iterator[IO[bytes]]:
 
 
 @contextmanager
-def open_tar(path: Path) -> Iterator[tarfile.TarFile]:
-    """A tar file, also a compressed one. Raises DataError if it is damaged, now or later in the `with` block."""
+def _open_tar(path: Path) -> Iterator[tarfile.TarFile]:
     try:
         with tarfile.open(path) as archive:
             yield archive
@@ -141,3 +141,28 @@ def open_tar(path: Path) -> Iterator[tarfile.TarFile]:
         raise DataError(
             f"source.path: {path} is neither a folder nor a whole tar file ({problem}). Download it again."
         ) from problem
+
+
+def file_sizes(path: Path) -> Mapping[str, int]:
+    """Bytes of every file below a folder, sorted by name, or of a tar file, in its order."""
+    if path.is_dir():
+        return {file.relative_to(path).as_posix(): file.stat().st_size for file in sorted(path.rglob("*")) if file.is_file()}
+    return _tar_sizes(path)
+
+
+@cached_until_change()  # a tar file has no index: listing it reads the whole file
+def _tar_sizes(path: Path) -> Mapping[str, int]:
+    with _open_tar(path) as archive:
+        return {member.name.removeprefix("./"): member.size for member in archive if member.isfile()}
+
+
+def read_files(path: Path, is_wanted: Callable[[str], bool]) -> Iterator[tuple[str, bytes]]:
+    """Name and content of every wanted file, in the order of `file_sizes`. A tar file is never unpacked to disk."""
+    if path.is_dir():
+        yield from ((name, (path / name).read_bytes()) for name in file_sizes(path) if is_wanted(name))
+        return
+    with _open_tar(path) as archive:
+        for member in archive:
+            name = member.name.removeprefix("./")
+            if is_wanted(name) and member.isfile():
+                yield name, cast("IO[bytes]", archive.extractfile(member)).read()

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
+from selfloop.sources.files import read_files
 from selfloop.sources.molecule_base import Candidate, HoldoutShare, NamedMoleculeSource, NConformers, NMolecules, SplitSeed
-from selfloop.sources.molecule_files import read_files, read_geom_summary, unpickle_conformers
+from selfloop.sources.molecule_files import read_geom_summary, unpickle_conformers
 
 
 @dataclass(frozen=True, kw_only=True)

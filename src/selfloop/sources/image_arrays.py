@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import IO, Annotated, ClassVar, Literal, NamedTuple, cast
+from typing import Annotated, ClassVar, Literal, NamedTuple
 
 import numpy as np
 
@@ -17,12 +16,12 @@ from selfloop.errors import DataError
 from selfloop.sources.files import (
     CHUNK_BYTES,
     FileSource,
-    cached_until_change,
     check_range,
+    file_sizes,
     file_stamp,
     is_gzipped,
     open_file,
-    open_tar,
+    read_files,
 )
 from selfloop.types import Array, Columns, ColumnType
 
@@ -181,25 +180,23 @@ class Cifar(FileSource):
         files, labels = self._files()
         row_bytes = len(labels) + CIFAR_PIXELS
         chunk_rows = CHUNK_BYTES // row_bytes
-        for name, n_rows in files.items():
-            with _open_member(self.path, name) as file:
-                for first in range(0, n_rows, chunk_rows):
-                    rows = min(chunk_rows, n_rows - first)
-                    data = np.frombuffer(file.read(rows * row_bytes), np.uint8).reshape(rows, row_bytes)
-                    pixels = data[:, len(labels) :].reshape(rows, 3, 32, 32).transpose(0, 2, 3, 1)
-                    yield {"image": np.ascontiguousarray(pixels)} | {n: data[:, i].copy() for i, n in enumerate(labels)}
+        for name in files:  # one at a time, as a tar file has them in any order
+            ((_, content),) = read_files(self.path, name.__eq__)
+            rows = np.frombuffer(content, np.uint8).reshape(-1, row_bytes)
+            for chunk in np.split(rows, range(chunk_rows, len(rows), chunk_rows)):
+                pixels = chunk[:, len(labels) :].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
+                yield {"image": np.ascontiguousarray(pixels)} | {n: chunk[:, i].copy() for i, n in enumerate(labels)}
 
     def _files(self) -> tuple[dict[str, int], list[str]]:
         """Rows of each file, and the columns before the pixels."""
-        sizes = _member_sizes(self.path)
+        sizes = file_sizes(self.path)
         paths = {Path(name).name: name for name in sizes}
         for version in CIFAR_VERSIONS:
             names = version.train if self.split == "train" else version.test
             missing = [name for name in names if name not in paths]
             if not missing:
-                return {
-                    paths[name]: self._count_rows(paths[name], sizes, len(version.labels)) for name in names
-                }, version.labels
+                n_labels = len(version.labels)
+                return {paths[name]: self._count_rows(paths[name], sizes, n_labels) for name in names}, version.labels
             if len(missing) < len(names):
                 raise DataError(f"source.path: {self.path} lacks {', '.join(missing)}. Download it again.")
         binary = "the binary version (cifar-10-binary.tar.gz or cifar-100-binary.tar.gz)"
@@ -218,27 +215,3 @@ class Cifar(FileSource):
                 "Download it again."
             )
         return rows
-
-
-def _member_sizes(path: Path) -> Mapping[str, int]:
-    """Bytes of each file of a folder or a tar file."""
-    if path.is_dir():
-        return {file.name: file.stat().st_size for file in sorted(path.iterdir()) if file.is_file()}
-    return _tar_sizes(path)
-
-
-@cached_until_change()  # a tar file has no index: listing it reads the whole file
-def _tar_sizes(path: Path) -> Mapping[str, int]:
-    with open_tar(path) as archive:
-        return {member.name: member.size for member in archive if member.isfile()}
-
-
-@contextmanager
-def _open_member(path: Path, name: str) -> Iterator[IO[bytes]]:
-    """One file of a folder or a tar file. The tar file is never unpacked to disk."""
-    if path.is_dir():
-        with (path / name).open("rb") as file:
-            yield file
-    else:
-        with open_tar(path) as archive:
-            yield cast("IO[bytes]", archive.extractfile(name))

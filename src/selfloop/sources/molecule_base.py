@@ -201,7 +201,9 @@ class NamedMoleculeSource(MoleculeSource):
     def n_molecules(self) -> int:
         names = self.names()
         if self.molecules is not None and self.molecules > len(names):
-            raise SpecError(f"source.molecules: got {self.molecules}; there are {len(names)} molecules. Lower it or remove the key.")
+            raise SpecError(
+                f"source.molecules: got {self.molecules}; there are {len(names)} molecules. Lower it or remove the key."
+            )
         return self.molecules or len(names)
 
     def candidates(self, usable: Sized) -> Iterator[Candidate]:

@@ -6,7 +6,6 @@ import io
 import json
 import pickle
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 from zipfile import BadZipFile
@@ -14,7 +13,7 @@ from zipfile import BadZipFile
 import numpy as np
 
 from selfloop.errors import DataError
-from selfloop.sources.files import READ_ERRORS, cached_until_change, open_tar
+from selfloop.sources.files import READ_ERRORS, cached_until_change, read_files
 from selfloop.types import Array, Floats, Ints
 
 # what parsing a damaged file may raise
@@ -56,21 +55,6 @@ class GeomSummary(NamedTuple):
 
     smiles: dict[str, str]
     conformers: dict[str, int]
-
-
-def read_files(path: Path, is_wanted: Callable[[str], bool]) -> Iterator[tuple[str, bytes]]:
-    """Name and content of every wanted file below a folder, sorted by name, or of a tar file, in its order."""
-    if path.is_dir():
-        for file in sorted(path.rglob("*")):
-            name = file.relative_to(path).as_posix()
-            if is_wanted(name) and file.is_file():
-                yield name, file.read_bytes()
-        return
-    with open_tar(path) as archive:
-        for member in archive:
-            name = member.name.removeprefix("./")
-            if is_wanted(name) and member.isfile():
-                yield name, cast("io.BufferedReader", archive.extractfile(member)).read()
 
 
 @cached_until_change()
@@ -149,12 +133,6 @@ class Structure(NamedTuple):
     z: Ints
     positions: Floats
     smiles: str
-
-
-@cached_until_change()
-def list_names(path: Path, suffix: str) -> tuple[str, ...]:
-    """Names of the files with that suffix below a folder or in a tar file."""
-    return tuple(name for name, _ in read_files(path, lambda name: name.endswith(suffix)))
 
 
 @cached_until_change(maxsize=1)

@@ -9,6 +9,7 @@ from typing import Annotated, Any, ClassVar
 
 import numpy as np
 
+from selfloop.sources.files import cached_until_change, file_sizes, read_files
 from selfloop.sources.molecule_base import (
     Candidate,
     HoldoutShare,
@@ -17,7 +18,7 @@ from selfloop.sources.molecule_base import (
     SplitSeed,
     reason_to_exclude_elements,
 )
-from selfloop.sources.molecule_files import Structure, list_names, parse_xyz, read_files, read_qm9_arrays, select_structure
+from selfloop.sources.molecule_files import Structure, parse_xyz, read_qm9_arrays, select_structure
 from selfloop.types import Floats
 
 # atoms closer than this times the sum of their covalent radii are bonded: includes QM9's longest bonds and no contacts
@@ -42,7 +43,7 @@ class Qm9(NamedMoleculeSource):
     def names(self) -> Sequence[str]:
         if self.path.suffix == ".npz":
             return [str(i) for i in range(len(read_qm9_arrays(self.path)["ends"]))]
-        return list_names(self.path, ".xyz")
+        return _list_xyz(self.path)
 
     def read_molecules(self, names: list[str]) -> Iterator[Candidate]:
         for name, structure in self._structures(names):
@@ -54,6 +55,11 @@ class Qm9(NamedMoleculeSource):
             yield from ((f"molecule {int(name) + 1}", select_structure(arrays, int(name))) for name in names)
         else:
             yield from ((name, parse_xyz(data)) for name, data in read_files(self.path, set(names).__contains__))
+
+
+@cached_until_change()  # a folder of QM9 has 130,000 files
+def _list_xyz(path: Path) -> Sequence[str]:
+    return [name for name in file_sizes(path) if name.endswith(".xyz")]
 
 
 def assign_bonds(structure: Structure) -> Any:

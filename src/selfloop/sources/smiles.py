@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -63,8 +62,7 @@ class Smiles(NamedMoleculeSource):
             with rdBase.BlockLogs():  # blocks the logs of the current thread only
                 return embed(smiles, self.conformers, relax=self.relax)
 
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        with ThreadPoolExecutor(cores) as pool:  # RDKit releases the interpreter lock; the order of threads has no effect
+        with ThreadPoolExecutor() as pool:  # RDKit releases the interpreter lock; the order of threads has no effect
             for first in range(0, len(names), MOLECULES_PER_ROUND):
                 batch = names[first : first + MOLECULES_PER_ROUND]
                 mols = list(pool.map(embed_quietly, batch))
