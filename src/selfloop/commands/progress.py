@@ -24,7 +24,7 @@ def show_progress(quiet: bool, unit: str = "generations") -> Iterator[Progress |
     else:
         with _plain_lines("starting", unit) as lines:
             yield lines.update
-            lines.print()
+            lines.print_last()
 
 
 @contextmanager
@@ -54,7 +54,7 @@ class _ProgressLines:
     """Progress as plain lines."""
 
     def __init__(self, activity: str, unit: str) -> None:
-        self.unit, self.done, self.total = unit, 0, 0
+        self.unit, self.done, self.total, self.printed_done = unit, 0, 0, 0
         self.started = self.printed = time.monotonic()
         sys.stderr.write(f"{activity} ...\n")
 
@@ -66,8 +66,12 @@ class _ProgressLines:
         if time.monotonic() - self.printed >= PRINT_SECONDS:
             self.print()
 
+    def print_last(self) -> None:
+        if self.printed_done < self.total:
+            self.print()
+
     def print(self) -> None:
-        self.printed = time.monotonic()
+        self.printed, self.printed_done = time.monotonic(), self.done
         elapsed = self.printed - self.started
         counts = f"{self.done}/{self.total} {self.unit}, " if self.total else ""
         remaining = f", {elapsed / self.done * (self.total - self.done):.0f} s remaining" if self.done else ""
