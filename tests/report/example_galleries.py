@@ -13,15 +13,14 @@ HOSTILE = "</script><script>alert(1)</script><!-- \" ' & \x00\x1b"
 
 
 def digits_gallery(generations: int) -> Gallery:
-    from sklearn.datasets import load_digits
-
+    """Gray 8 x 8 images that blur under replace."""
     rng = np.random.default_rng(5)
-    images = load_digits().images.astype(np.float32) / 16
+    images = (example_faces(200)[..., 0].reshape(200, 8, 8, 8, 8).mean((2, 4)) / 255).astype(np.float32)
     samples = {
         policy: {
             t: {
                 "image": np.clip(
-                    images[rng.integers(0, 1797, 16)] * (1 - blur * t)
+                    images[rng.integers(0, 200, 16)] * (1 - blur * t)
                     + blur * t * images.mean(0)
                     + rng.normal(0, blur * t, (16, 8, 8)),
                     0,
@@ -119,9 +118,9 @@ def ragged(texts: Sequence[str]) -> Ragged:
 
 
 def moons_gallery(rng: np.random.Generator) -> Gallery:
-    from sklearn.datasets import make_moons
-
-    points, _ = make_moons(400, noise=0.05, random_state=0)
+    """Two half circles that blur under replace."""
+    angle, upper = rng.uniform(0, np.pi, 400), rng.integers(0, 2, 400)
+    points = np.stack([np.cos(angle) + 1 - upper, (2 * upper - 1) * np.sin(angle) + 0.5 * (1 - upper)], axis=1)
     samples = {
         policy: {t: {"x": points + rng.normal(0, spread * t, points.shape)} for t in range(1, 6)}
         for policy, spread in (("replace", 0.1), ("accumulate", 0.03))

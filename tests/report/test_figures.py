@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
-
 import numpy as np
 import pytest
 from example_reports import digits_report, ending_report, linear_report
@@ -210,14 +208,6 @@ def test_colors_of_an_inlined_picture_follow_the_scheme() -> None:
     assert 'id="f1-a"' in svg
     assert "url(#f1-a)" in svg
     assert 'aria-label="a &quot;name&quot;"' in svg
-
-
-def test_pictures_of_many_figures_do_not_share_ids() -> None:
-    svgs = [
-        theme_svg(figure.svg(), f"f{i}", "x") for i, figure in enumerate(report_figures(digits_report(seeds=2, generations=2)))
-    ]
-    ids = [{part.split('"')[0] for part in svg.split('id="')[1:]} for svg in svgs]
-    assert all(not a & b for a, b in itertools.combinations(ids, 2))
 
 
 @pytest.mark.parametrize(
