@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Generic, Literal, NamedTuple, TypeVar
 
@@ -186,7 +186,8 @@ class TrainingRows:
 
     def select_columns(self, *names: str) -> TrainingRows:
         """The same rows with the named columns only."""
-        return TrainingRows(tuple(take._replace(rows={name: take.rows[name] for name in names}) for take in self.takes))
+        takes = tuple(take._replace(rows={name: take.rows[name] for name in names}) for take in self.takes)
+        return replace(self, takes=takes)
 
     def all(self) -> dict[str, Column]:
         """Every training row, take after take."""
