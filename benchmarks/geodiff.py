@@ -3,10 +3,10 @@
     python benchmarks/geodiff.py
 
 Both train the published network (hidden 128, six and four convolutions) on 32 molecules of about 45 atoms a step, with the
-same loss and optimiser, in turns, one thread. The straightforward one is written as the published code is: edges in both
+same loss and optimizer, in turns, one thread. The straightforward one is written like the published code: edges in both
 directions, the extended graph from powers of each molecule's dense adjacency matrix each time a molecule is loaded, the
-radius graph from all distances of the batch, torch-geometric's SchNet and GINE layers. A second line gives it the extended
-graph for nothing.
+radius graph from all distances of the batch, torch-geometric's SchNet and GINE layers. A second line excludes the
+time of extending the graph.
 """
 
 import os
@@ -28,10 +28,11 @@ from torch_geometric.utils import dense_to_sparse, scatter, to_dense_adj
 
 from selfloop.component import Context
 from selfloop.families.geodiff import diffusion
-from selfloop.families.geodiff.family import GeoDiff, GeoDiffSampler
+from selfloop.families.geodiff.family import GeoDiff
+from selfloop.families.geodiff.sampler import GeoDiffSampler
 from selfloop.rng import RandomStream
 from selfloop.sources.molecule_base import build_graph
-from selfloop.types import Ragged, TrainingRows
+from selfloop.types import Ragged, RowTake, TrainingRows
 
 CONTEXT = Context(RandomStream(("benchmark",)))
 BATCH, STEPS, TURNS = 32, 4, 4
@@ -48,17 +49,17 @@ SMILES = (  # drugs of 40 to 51 atoms
 
 
 def molecules():
-    """Embedded molecules: RDKit's, with one conformer."""
-    made = []
+    """RDKit molecules with one conformer each."""
+    embedded = []
     for seed, smiles in enumerate(SMILES * (BATCH // len(SMILES))):
         molecule = Chem.AddHs(Chem.MolFromSmiles(smiles))
         AllChem.EmbedMolecule(molecule, randomSeed=seed + 1)
-        made.append(molecule)
-    return made
+        embedded.append(molecule)
+    return embedded
 
 
-def rows_of(molecules):
-    """The rows that our sources give."""
+def build_rows(molecules):
+    """The rows of a source of molecules."""
     graphs = [build_graph(molecule) for molecule in molecules]
     columns = {name: [getattr(graph, name) for graph in graphs] for name in ("z", "edges", "edge_type")}
     columns["position"] = [molecule.GetConformer().GetPositions().astype(np.float32) for molecule in molecules]
@@ -84,9 +85,9 @@ class Plain(nn.Module):
     def forward(self, z, edge_index, kind, length):
         edge = self.of_length(length[:, None]) * self.of_kind(kind)
         h = self.global_atoms(z)
-        beyond = torch.where(length <= 10, length, torch.full_like(length, 10.0))  # there the window is 0
+        clamped = torch.where(length <= 10, length, torch.full_like(length, 10.0))  # at 10 the window is 0
         for interaction in self.interactions:
-            h = h + interaction(h, edge_index, beyond, edge)
+            h = h + interaction(h, edge_index, clamped, edge)
         of_all = self.heads[0](torch.cat([h[edge_index[0]] * h[edge_index[1]], edge], 1)).squeeze(1)
         local = kind > 0
         edge_index, edge = edge_index[:, local], edge[local]
@@ -128,8 +129,8 @@ def radius_graph(pos, batch, kinds):
     return edge_index, kinds[edge_index[0], edge_index[1]]
 
 
-def to_atoms(along, pos, edge_index, length):
-    moved = along[:, None] * (pos[edge_index[0]] - pos[edge_index[1]]) / length[:, None]
+def to_atoms(coefficients, pos, edge_index, length):
+    moved = coefficients[:, None] * (pos[edge_index[0]] - pos[edge_index[1]]) / length[:, None]
     return scatter(moved, edge_index[0], dim_size=len(pos)) - scatter(moved, edge_index[1], dim_size=len(pos))
 
 
@@ -152,7 +153,7 @@ def plain_loss(model, batch, sigmas):
 
 
 class Loaded(torch.utils.data.Dataset):
-    """Molecules that are transformed whenever they are loaded, as the published code does."""
+    """Molecules that are transformed each time they are loaded, as in the published code."""
 
     def __init__(self, data, transform):
         self.data, self.transform = data, transform
@@ -180,20 +181,20 @@ def plain(data, steps):
 def ours(rows, steps):
     family = GeoDiff()
     family = replace(family, training=replace(family.training, steps=steps))
-    family.fit(TrainingRows(((rows, None, 1.0),)), CONTEXT, None)
+    family.fit(TrainingRows((RowTake(rows),)), CONTEXT, None)
 
 
-def sampled(rows, steps):
-    """New conformers for the rows, at so many of the 5000 noise levels: of 100, two in five have global vectors."""
+def sample(rows, steps):
+    """Sample conformers with `steps` noise levels in place of 5000. Two in five of 100 levels have global vectors."""
     family = GeoDiff(noise_levels=steps, beta_end=5000 * 2e-3 / steps)
-    given = {name: column for name, column in rows.items() if name != "position"}
+    inputs = {name: column for name, column in rows.items() if name != "position"}
     with torch.no_grad():
         params = {name: tensor.numpy() for name, tensor in family._network().state_dict().items()}
-    family.sample(params, BATCH, GeoDiffSampler(), given, CONTEXT)
+    family.sample(params, BATCH, GeoDiffSampler(), inputs, CONTEXT)
 
 
 def seconds(function, *arguments):
-    """Of the clock, and of the processor: the latter are less disturbed by what else runs."""
+    """Wall-clock and processor seconds. Other processes disturb processor seconds less."""
     started = time.perf_counter(), time.process_time()
     function(*arguments)
     return time.perf_counter() - started[0], time.process_time() - started[1]
@@ -201,25 +202,25 @@ def seconds(function, *arguments):
 
 def main():
     torch.set_num_threads(1)
-    made = molecules()
-    rows = rows_of(made)
+    embedded = molecules()
+    rows = build_rows(embedded)
     atoms, pairs = (len(rows[name].values) / BATCH for name in ("z", "edges"))
     print(f"{BATCH} molecules of {atoms:.0f} atoms and {pairs:.0f} pairs of the extended graph")
-    bonds = [bonded(molecule) for molecule in made]
-    ways = {
+    bonds = [bonded(molecule) for molecule in embedded]
+    loops = {
         "torch-geometric, graph extended at each step": (plain, Loaded(bonds, extend)),
-        "torch-geometric, graph extended beforehand": (plain, [extend(each) for each in bonds]),
+        "torch-geometric, graph extended beforehand": (plain, [extend(data) for data in bonds]),
         "selfloop": (ours, rows),
     }
-    for function, data in ways.values():
+    for function, data in loops.values():
         function(data, 1)
-    times = [[seconds(function, data, STEPS) for function, data in ways.values()] for _ in range(TURNS)]
+    times = [[seconds(function, data, STEPS) for function, data in loops.values()] for _ in range(TURNS)]
     best = np.array(times).min(axis=0)
-    for name, (wall, processor) in zip(ways, best, strict=True):
+    for name, (wall, processor) in zip(loops, best, strict=True):
         print(f"{name:46} {BATCH * STEPS / wall:6.1f} molecules/s, {BATCH * STEPS / processor:6.1f} per processor second")
-    for name, (wall, processor) in zip(list(ways)[:2], best / best[2], strict=False):
+    for name, (wall, processor) in zip(list(loops)[:2], best / best[2], strict=False):
         print(f"selfloop is {wall:.2f} times as fast as {name} ({processor:.2f} by processor time)")
-    wall, processor = np.min([seconds(sampled, rows, 100) for _ in range(2)], axis=0) * 50
+    wall, processor = np.min([seconds(sample, rows, 100) for _ in range(2)], axis=0) * 50
     print(
         f"sampling, 5000 noise levels: {60 * BATCH / wall:.2f} molecules/min ({60 * BATCH / processor:.2f} by processor time)"
     )

@@ -1,10 +1,10 @@
-"""Training and sampling of image diffusion beside what diffusers' users write.
+"""Training and sampling of image diffusion beside diffusers' own example and pipeline.
 
     python benchmarks/image_diffusion.py
 
 Training: `ImageDiffusion` beside the loop of diffusers' training example, with the same UNet, batch and objective, on a
-DataLoader. Sampling: `ddim` and the default sampler beside diffusers' DDIMPipeline, at equal calls of the network and
-batches of 64. One thread each, in turns, processor seconds.
+DataLoader. Sampling: `ddim` and the default sampler beside diffusers' DDIMPipeline, with equally many network
+calls and batches of 64. One thread each, in turns, processor seconds.
 """
 
 import os
@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 TURNS, STEPS, SAMPLED, CALLS = 3, 12, 128, 20
-GEMM = 1024  # side of the matrices whose product is the machine's peak
+GEMM = 1024  # side of the matrices whose product measures the machine's peak
 
 
 def family(steps=STEPS):
@@ -29,20 +29,20 @@ def family(steps=STEPS):
 def ours(rows, steps=STEPS):
     from selfloop.component import Context
     from selfloop.rng import RandomStream
-    from selfloop.types import TrainingRows
+    from selfloop.types import RowTake, TrainingRows
 
-    return family(steps).fit(TrainingRows((({"image": rows}, None, 1.0),)), Context(RandomStream(("fit",))), None)
+    return family(steps).fit(TrainingRows((RowTake({"image": rows}),)), Context(RandomStream(("fit",))), None)
 
 
 def plain(rows, steps=STEPS):
     from diffusers import DDPMScheduler
     from torch.utils.data import DataLoader, TensorDataset
 
-    from selfloop.families.image_diffusion.noise import Path
+    from selfloop.families.image_diffusion.noise import NoiseProcess
 
     data = TensorDataset(torch.from_numpy(rows).unsqueeze(1).float() / 127.5 - 1)
     loader = DataLoader(data, batch_size=64, shuffle=True, drop_last=True)
-    model, path = family()._network(rows.shape[1:]), Path("linear")  # the patches and the input's share of the answer too
+    model, process = family()._network(rows.shape[1:]), NoiseProcess("linear")  # the same patches and prediction
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     scheduler = DDPMScheduler(1000)
@@ -51,7 +51,7 @@ def plain(rows, steps=STEPS):
         for (images,) in loader:
             noise, times = torch.randn_like(images), torch.randint(0, 1000, (len(images),))
             noisy = scheduler.add_noise(images, noise, times)
-            signal, level = (each.view(-1, 1, 1, 1) for each in path.levels(times + 1))
+            signal, level = (x.view(-1, 1, 1, 1) for x in process.signal_and_noise(times + 1))
             loss = torch.nn.functional.mse_loss(level * noisy + signal * model(noisy, times.float(), None), noise)
             optimizer.zero_grad()
             loss.backward()
@@ -66,18 +66,18 @@ def plain(rows, steps=STEPS):
 
 def sample(params, **settings):
     from selfloop.component import Context
-    from selfloop.families.image_diffusion.family import DiffusionSampler
+    from selfloop.families.image_diffusion.sampler import DiffusionSampler
     from selfloop.rng import RandomStream
 
     family().sample(params, SAMPLED, DiffusionSampler(**settings), {}, Context(RandomStream(("sample",))))
 
 
 def pipeline(side):
-    """diffusers' own, on the UNet alone: its images are as many patches, which costs what ours cost."""
+    """diffusers' pipeline on the UNet alone, with one pixel per patch, so that both have the same cost."""
     from diffusers import DDIMPipeline, DDIMScheduler
 
     model = family()._network((side, side))
-    model.unet.register_to_config(sample_size=side // model.patch)
+    model.unet.register_to_config(sample_size=side // model.patch_size)
     pipe = DDIMPipeline(model.unet.eval(), DDIMScheduler(1000))
     pipe.set_progress_bar_config(disable=True)
 
@@ -95,7 +95,7 @@ def seconds(function, *arguments, **settings):
 
 
 def rates(amount, runs):
-    """Best of some turns for each of several functions, in turns."""
+    """Highest rate of each function, in alternating turns."""
     for run in runs:
         run()
     times = [[seconds(run) for run in runs] for _ in range(TURNS)]
@@ -109,7 +109,7 @@ def peak():
 
 
 def operations(side):
-    """Multiplications and additions of one image's way through the network."""
+    """Multiplications and additions of one image's pass through the network."""
     from torch.utils.flop_counter import FlopCounterMode
 
     model = family()._network((side, side))

@@ -51,7 +51,7 @@ def selfloop_curves(seeds: int, generations: int) -> dict[str, np.ndarray]:
         generations=generations,
     )  # fmt: skip
     (point,) = spec.points()
-    block = SeedBlock.of_point(point, range(seeds), on_rows=True)
+    block = SeedBlock.of_point(point, range(seeds), draws_rows=True)
     return {policy.name: np.asarray(ensemble_curves(block, policy, generations)["nll"]) for policy in POLICIES}
 
 

@@ -73,7 +73,7 @@ def time_selfloop(policy: Policy, d: int, n: int = N) -> tuple[float, float]:
         generations=GENERATIONS,
     )  # fmt: skip
     (point,) = spec.points()
-    block = SeedBlock.of_point(point, range(SEEDS), on_rows=point.worlds[0] == "rows", threads=count_cores())
+    block = SeedBlock.of_point(point, range(SEEDS), draws_rows=point.worlds[0] == "rows", threads=count_cores())
     curves = ensemble_curves(block, policy, GENERATIONS)
     seconds = time.perf_counter() - start
     return seconds, float(np.mean(curves["excess_risk"][:, -1]))

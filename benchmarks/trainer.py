@@ -1,10 +1,9 @@
-"""Our trainer beside the loop a researcher would write, and two chains at once beside one after the other.
+"""selfloop's trainer beside a plain torch loop, and two chains in parallel beside two in sequence.
 
     python benchmarks/trainer.py
 
-Both loops train the same autoencoder on the same images for the same number of steps, in turns, with equally many
-threads, each in a process of its own whose thread variables are set before torch loads: the plain one with torch's own
-modules, AdamW and DataLoader.
+Both loops train the same autoencoder on the same images for the same number of steps and threads, in turns, each in its own
+process. Thread variables are set before torch is imported. The plain loop uses torch's modules, AdamW and DataLoader.
 """
 
 import os
@@ -14,10 +13,10 @@ import time
 from itertools import pairwise
 
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
-NETWORKS = {  # side, depth, steps, settings of the family; steps enough that the beginning of a fit counts for little
+NETWORKS = {  # side, depth, steps, settings of the family; enough steps that the start of a fit matters little
     "perceptron, 8 x 8 digits": (8, 1, 600, {}),
     "convolutions, 28 x 28": (28, 1, 60, {}),
-    "CelebA's, 64 x 64 colour": (64, 3, 24, {"latent": 128, "hidden": 0}),
+    "CelebA's, 64 x 64 color": (64, 3, 24, {"latent": 128, "hidden": 0}),
 }
 TURNS, BATCH = 5, 128
 
@@ -41,13 +40,12 @@ def ours(name, steps, threads):
     from selfloop.families.nn.settings import TrainingSettings
     from selfloop.families.vae.family import Vae
     from selfloop.rng import RandomStream
-    from selfloop.types import TrainingRows
+    from selfloop.types import RowTake, TrainingRows
 
     side, depth, _, settings = NETWORKS[name]
     vae = Vae(**settings, training=TrainingSettings(steps=steps, batch_size=BATCH, learning_rate=3e-3))
-    vae.fit(
-        TrainingRows((({"image": images(side, depth)}, None, 1.0),)), Context(RandomStream(("fit",)), threads=threads), None
-    )
+    rows = TrainingRows((RowTake({"image": images(side, depth)}),))
+    vae.fit(rows, Context(RandomStream(("fit",)), threads=threads), None)
 
 
 def plain(name, steps, threads):
@@ -105,9 +103,9 @@ def network(name):
 
 
 def worker(loop, threads, name, steps, fits):
-    """Trains at every word, once it is ready; a process of its own, since loops that share one share its memory's state."""
+    """Train once per line of input. Each loop has its own process, because loops in one process share its memory's state."""
     train = {"plain": plain, "ours": ours}[loop]
-    train(name, 3, threads)  # what torch loads at first use
+    train(name, 3, threads)  # loads the parts that torch imports at first use
     print("ready", flush=True)
     for _ in sys.stdin:
         for _ in range(fits):
@@ -115,41 +113,41 @@ def worker(loop, threads, name, steps, fits):
         print("done", flush=True)
 
 
-def started(processes, loop, threads, name, steps, fits):
-    """So many ready workers."""
+def start_workers(processes, loop, threads, name, steps, fits):
+    """`processes` workers that are ready to train."""
     environment = {**os.environ, **dict.fromkeys(THREAD_VARIABLES, str(threads))}
     command = [sys.executable, __file__, "--worker", loop, str(threads), name, str(steps), str(fits)]
     workers = [
         subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         for _ in range(processes)
     ]
-    for each in workers:
-        each.stdout.readline()
+    for process in workers:
+        process.stdout.readline()
     return workers
 
 
 def seconds(workers):
-    """Seconds that all of them take for their fits, at once."""
+    """Seconds until all workers have finished their fits."""
     began = time.perf_counter()
-    for each in workers:
-        each.stdin.write("go\n")
-        each.stdin.flush()
-    for each in workers:
-        each.stdout.readline()
+    for process in workers:
+        process.stdin.write("go\n")
+        process.stdin.flush()
+    for process in workers:
+        process.stdout.readline()
     return time.perf_counter() - began
 
 
-def best(*rivals):
-    """Each rival's fewest seconds, in turns."""
-    times = [[seconds(workers) for workers in rivals] for _ in range(TURNS)]
-    for each in (each for workers in rivals for each in workers):
-        each.communicate()
+def best(*groups):
+    """Lowest number of seconds of each group of workers, in alternating turns."""
+    times = [[seconds(workers) for workers in groups] for _ in range(TURNS)]
+    for worker_process in (process for workers in groups for process in workers):
+        worker_process.communicate()
     return [min(column) for column in zip(*times, strict=True)]
 
 
 def compare_loops(name, threads):
     steps = NETWORKS[name][2]
-    theirs, mine = best(*(started(1, loop, threads, name, steps, 1) for loop in ("plain", "ours")))
+    theirs, mine = best(*(start_workers(1, loop, threads, name, steps, 1) for loop in ("plain", "ours")))
     print(
         f"{name:26} threads {threads}: plain loop {BATCH * steps / theirs:7.0f} images/s, "
         f"selfloop {BATCH * steps / mine:7.0f} images/s: {theirs / mine:.2f} times as fast",
@@ -159,10 +157,10 @@ def compare_loops(name, threads):
 
 def compare_chains(name):
     steps = NETWORKS[name][2]
-    sequence, beside = best(started(1, "ours", 2, name, steps, 2), started(2, "ours", 1, name, steps, 1))
+    sequence, parallel = best(start_workers(1, "ours", 2, name, steps, 2), start_workers(2, "ours", 1, name, steps, 1))
     print(
-        f"{name:26} two chains in sequence, two threads each {sequence:.2f} s; at once, one thread each {beside:.2f} s: "
-        f"{sequence / beside:.2f} times as fast",
+        f"{name:26} two chains in sequence, two threads each {sequence:.2f} s; in parallel, one thread each {parallel:.2f} s: "
+        f"{sequence / parallel:.2f} times as fast",
         flush=True,
     )
 

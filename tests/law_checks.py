@@ -32,7 +32,7 @@ def curves(
     seeds: int | Sequence[int] = 2 * SEEDS_PER_BLOCK,
     sampler: Sampler | None = None,
     holdout: int = 0,
-    on_rows: bool | None = None,
+    draws_rows: bool | None = None,
 ) -> dict[str, Floats]:
     """Every metric as (seeds, generations), NaN where a chain has no value; by default on statistics where that is exact."""
     spec = Spec(
@@ -40,11 +40,11 @@ def curves(
         n=n, holdout=holdout, generations=generations,
     )  # fmt: skip
     (point,) = spec.points()
-    on_rows = point.worlds[0] == "rows" if on_rows is None else on_rows
+    draws_rows = point.worlds[0] == "rows" if draws_rows is None else draws_rows
     seeds = range(seeds) if isinstance(seeds, int) else seeds
     blocks = []
     for number in sorted({seed // SEEDS_PER_BLOCK for seed in seeds}):
-        block = SeedBlock.of_point(point, [seed for seed in seeds if seed // SEEDS_PER_BLOCK == number], on_rows=on_rows)
+        block = SeedBlock.of_point(point, [seed for seed in seeds if seed // SEEDS_PER_BLOCK == number], draws_rows=draws_rows)
         blocks.append(Curves.unpack(ensemble_curves(block, policy, generations), block.seeds).values)
     return {name: np.concatenate([values[name] for values in blocks]) for name in blocks[0]}
 

@@ -96,7 +96,27 @@ FAMILIES: dict[str, tuple[Any, Any]] = {  # every built-in family that needs no 
         "python_docs",
     ),
 }
-METRICS_WITH_MODELS = {"mauve", "text_frechet"}  # metrics that need a model of their own
+METRICS: dict[str, tuple[str, ...]] = {  # metrics that a family of FAMILIES can be measured with
+    "gaussian": ("mean_error", "variance_ratio", "log_variance_ratio", "nll"),
+    "discrete": ("heterozygosity", "support_size"),
+    "linear": ("excess_risk",),
+    "glm": ("parameter_error", "log_loss", "accuracy"),
+    "kde": ("nll", "second_moment"),
+    "vae": (
+        "negative_elbo", "log_likelihood", "pixel_std", "pixel_frechet", "feature_frechet", "kernel_distance", "precision",
+        "coverage", "training_distance", "feature_entropy", "feature_diversity", "modes",
+    ),
+    "image_diffusion": ("denoising_loss",),
+    "geodiff": (
+        "denoising_loss", "conformer_coverage", "conformer_diversity", "bond_length_distance", "clash_rate", "strain_energy",
+        "retry_rate",
+    ),
+    "transformer": (
+        "cross_entropy", "self_cross_entropy", "text_length", "vocabulary", "tail_mass", "zipf_exponent", "distinct", "self_bleu",
+        "repetition", "duplicate_rate", "memorization",
+    ),
+}  # fmt: skip
+METRICS_WITH_FILES = {"mauve", "text_frechet", "attributes", "long_documents"}  # metrics that need a model or data of their own
 
 
 def small_source(family: str) -> Source:

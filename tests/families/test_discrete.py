@@ -19,53 +19,53 @@ t = np.arange(1, T + 1)
 
 
 @cache
-def run(policy, family=None, generations=T, seeds=None, on_rows=None):
-    options = {"n": N, "generations": generations, "on_rows": on_rows, "seeds": seeds or (512 if on_rows else SEEDS)}
+def run(policy, family=None, generations=T, seeds=None, draws_rows=None):
+    options = {"n": N, "generations": generations, "draws_rows": draws_rows, "seeds": seeds or (512 if draws_rows else SEEDS)}
     return curves(SOURCE, family or Discrete(), policy, METRICS, **options)
 
 
-@pytest.mark.parametrize("on_rows", [False, True])
-def test_replace_loses_heterozygosity_as_the_law_states(on_rows):
-    values = run(Replace(), on_rows=on_rows)["heterozygosity"]
+@pytest.mark.parametrize("draws_rows", [False, True])
+def test_replace_loses_heterozygosity_as_the_law_states(draws_rows):
+    values = run(Replace(), draws_rows=draws_rows)["heterozygosity"]
     assert largest_z(values, (1 - 1 / N) ** t * (1 - SUM_OF_SQUARES)) < 4
     assert largest_z(values, (1 - 1 / N) ** (t - 1) * (1 - SUM_OF_SQUARES)) > 4
 
 
-@pytest.mark.parametrize("on_rows", [False, True])
-def test_accumulate_keeps_heterozygosity_as_the_law_states(on_rows):
-    values = run(Accumulate(), on_rows=on_rows)["heterozygosity"]
+@pytest.mark.parametrize("draws_rows", [False, True])
+def test_accumulate_keeps_heterozygosity_as_the_law_states(draws_rows):
+    values = run(Accumulate(), draws_rows=draws_rows)["heterozygosity"]
     assert largest_z(values, np.cumprod(1 - 1 / (N * t**2)) * (1 - SUM_OF_SQUARES)) < 4
     assert largest_z(values, (1 - 1 / N) ** t * (1 - SUM_OF_SQUARES)) > 4
 
 
-@pytest.mark.parametrize("on_rows", [False, True])
-def test_smoothing_has_a_stationary_heterozygosity(on_rows):
+@pytest.mark.parametrize("draws_rows", [False, True])
+def test_smoothing_has_a_stationary_heterozygosity(draws_rows):
     k, alpha = SOURCE.n_symbols, 0.5
     u = alpha * k / (N + alpha * k)
     law = ((1 - u) ** 2 / N + (1 - (1 - u) ** 2) / k) / (1 - (1 - u) ** 2 * (1 - 1 / N))
     family = Discrete(smoothing=alpha, n_symbols=k)
-    values = run(Replace(), family, generations=15, on_rows=on_rows)["heterozygosity"][:, -1:]
+    values = run(Replace(), family, generations=15, draws_rows=draws_rows)["heterozygosity"][:, -1:]
     assert largest_z(values, 1 - law) < 4
     assert (
         largest_z(run(Replace(), Discrete(smoothing=1.0, n_symbols=k), generations=15)["heterozygosity"][:, -1:], 1 - law) > 4
     )
 
 
-@pytest.mark.parametrize("on_rows", [False, True])
-def test_initial_rows_in_every_generation_bound_the_loss(on_rows):
+@pytest.mark.parametrize("draws_rows", [False, True])
+def test_initial_rows_in_every_generation_bound_the_loss(draws_rows):
     al, real = 0.5, 1 / N + (1 - 1 / N) * SUM_OF_SQUARES
     law = ((1 - al**2) * real + al**2 / N) / (1 - al**2 * (1 - 1 / N))
-    values = run(Augment(), generations=10, seeds=1024, on_rows=on_rows)["heterozygosity"][:, -1:]  # 512 have too little power
+    values = run(Augment(), generations=10, seeds=1024, draws_rows=draws_rows)["heterozygosity"][:, -1:]  # 512 have too little power
     assert largest_z(values, 1 - law) < 4
     assert largest_z(values, 1 - real) > 4
 
 
 @pytest.mark.parametrize("policy", [Replace(), Accumulate(), Fresh(real_mass=0.7)], ids=lambda p: p.name)
 def test_statistics_and_rows_agree(policy):
-    on_statistics, on_rows = (run(policy, on_rows=choice) for choice in (False, True))
+    on_statistics, draws_rows = (run(policy, draws_rows=choice) for choice in (False, True))
     for name in on_statistics:
         spread = on_statistics[name].std(0) > 0
-        assert np.abs(z_of_difference(on_statistics[name], on_rows[name])[spread]).max() < 4
+        assert np.abs(z_of_difference(on_statistics[name], draws_rows[name])[spread]).max() < 4
 
 
 def test_a_lost_symbol_never_returns():

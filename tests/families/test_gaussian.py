@@ -19,15 +19,15 @@ t = np.arange(1, T + 1)
 
 
 @cache
-def run(policy, family=None, dim=1, n=N, generations=T, seeds=None, on_rows=None, **others):
-    seeds = seeds or (SEEDS // 2 if on_rows else SEEDS)  # rows cost more
-    options = {"n": n, "generations": generations, "on_rows": on_rows, "seeds": seeds, **others}
+def run(policy, family=None, dim=1, n=N, generations=T, seeds=None, draws_rows=None, **others):
+    seeds = seeds or (SEEDS // 2 if draws_rows else SEEDS)  # rows cost more
+    options = {"n": n, "generations": generations, "draws_rows": draws_rows, "seeds": seeds, **others}
     return curves(GaussianSource(dim=dim), family or Gaussian(), policy, METRICS, **options)
 
 
-@pytest.mark.parametrize("on_rows", [False, True])
-def test_replace_follows_the_law_of_maximum_likelihood(on_rows):
-    values = run(Replace(), on_rows=on_rows)
+@pytest.mark.parametrize("draws_rows", [False, True])
+def test_replace_follows_the_law_of_maximum_likelihood(draws_rows):
+    values = run(Replace(), draws_rows=draws_rows)
     assert largest_z(values["variance_ratio"], (1 - 1 / N) ** t) < 4
     assert largest_z(values["mean_error"], 1 - (1 - 1 / N) ** t) < 4
     log_v = t * (psi((N - 1) / 2) + np.log(2 / N))
@@ -37,9 +37,9 @@ def test_replace_follows_the_law_of_maximum_likelihood(on_rows):
     assert largest_z(np.sqrt(values["variance_ratio"]), c**t) < 4
 
 
-@pytest.mark.parametrize("on_rows", [False, True])
-def test_replace_follows_the_law_of_the_unbiased_divisor(on_rows):
-    values = run(Replace(), Gaussian(ddof=1), on_rows=on_rows)
+@pytest.mark.parametrize("draws_rows", [False, True])
+def test_replace_follows_the_law_of_the_unbiased_divisor(draws_rows):
+    values = run(Replace(), Gaussian(ddof=1), draws_rows=draws_rows)
     assert largest_z(values["variance_ratio"], 1.0) < 4
     assert largest_z(values["mean_error"], t / N) < 4
 
@@ -52,14 +52,14 @@ def test_a_wrong_divisor_or_generation_fails_the_law():
     assert largest_z(run(Replace(), Gaussian(ddof=1))["variance_ratio"], (1 - 1 / N) ** t) > 4
 
 
-@pytest.mark.parametrize("on_rows", [False, True])
-def test_accumulate_follows_its_law_for_both_divisors(on_rows):
+@pytest.mark.parametrize("draws_rows", [False, True])
+def test_accumulate_follows_its_law_for_both_divisors(draws_rows):
     product = np.cumprod(1 - 1 / (N * t**2))
-    values = run(Accumulate(), on_rows=on_rows)
+    values = run(Accumulate(), draws_rows=draws_rows)
     assert largest_z(values["variance_ratio"], product) < 4
     assert largest_z(values["mean_error"], 1 - product) < 4
     unbiased = np.cumprod(np.where(t == 1, 1, 1 - 1 / (t * np.maximum(t * N - 1, 1))))
-    assert largest_z(run(Accumulate(), Gaussian(ddof=1), on_rows=on_rows)["variance_ratio"], unbiased) < 4
+    assert largest_z(run(Accumulate(), Gaussian(ddof=1), draws_rows=draws_rows)["variance_ratio"], unbiased) < 4
     assert largest_z(values["mean_error"], 1 - (1 - 1 / N) ** t) > 4
 
 
@@ -90,20 +90,20 @@ def test_a_wrong_divisor_fails_the_conservation_law():
     assert largest_z(values["variance_ratio"] + values["mean_error"], 1.0) > 4
 
 
-@pytest.mark.parametrize("on_rows", [False, True])
-def test_weighted_fresh_rows_reach_the_pooled_stationary_error(on_rows):
+@pytest.mark.parametrize("draws_rows", [False, True])
+def test_weighted_fresh_rows_reach_the_pooled_stationary_error(draws_rows):
     w, m, generations = 0.95, 2 * N, 10
-    values = run(Fresh(ratio=2, real_mass=w), generations=generations, on_rows=on_rows)["mean_error"][:, -1:]
+    values = run(Fresh(ratio=2, real_mass=w), generations=generations, draws_rows=draws_rows)["mean_error"][:, -1:]
     law = (w**2 / N + (1 - w) ** 2 / m) / (1 - (1 - w) ** 2 * (1 - 1 / m))
     ignored = (1 / 9 / N + 4 / 9 / m) / (1 - 4 / 9 * (1 - 1 / m))
     assert largest_z(values, law) < 4
     assert largest_z(values, ignored) > 4
 
 
-@pytest.mark.parametrize("on_rows", [False, True])
-def test_variances_within_batches_reach_the_stationary_error_of_he_et_al(on_rows):
+@pytest.mark.parametrize("draws_rows", [False, True])
+def test_variances_within_batches_reach_the_stationary_error_of_he_et_al(draws_rows):
     w = (np.sqrt(5) - 1) / 2
-    values = run(Fresh(real_mass="golden"), Gaussian(ddof=1, pooled=False), generations=10, on_rows=on_rows)
+    values = run(Fresh(real_mass="golden"), Gaussian(ddof=1, pooled=False), generations=10, draws_rows=draws_rows)
     assert largest_z(values["mean_error"][:, -1:], (w**2 + (1 - w) ** 2) / N / (w * (2 - w))) < 4
     assert largest_z(values["variance_ratio"], 1.0) < 4
 
@@ -113,9 +113,9 @@ def test_pooled_variances_fail_the_law_of_variances_within_batches():
     assert largest_z(values["variance_ratio"], 1.0) > 4
 
 
-@pytest.mark.parametrize("on_rows", [False, True])
-def test_the_variance_factor_shrinks_each_generation(on_rows):
-    values = run(Replace(), Gaussian(ddof=1), sampler=GaussianSampler(variance_factor=0.8), on_rows=on_rows)
+@pytest.mark.parametrize("draws_rows", [False, True])
+def test_the_variance_factor_shrinks_each_generation(draws_rows):
+    values = run(Replace(), Gaussian(ddof=1), sampler=GaussianSampler(variance_factor=0.8), draws_rows=draws_rows)
     assert largest_z(values["variance_ratio"], 0.8 ** (t - 1)) < 4
     assert largest_z(values["variance_ratio"], 0.8**t) > 4
 
@@ -129,9 +129,9 @@ def test_covariance_matrices_follow_the_wishart_law():
     assert largest_z(values["mean_error"], d * (1 - (1 - 1 / n) ** t)) < 4
 
 
-@pytest.mark.parametrize("on_rows", [False, True])
-def test_fewer_rows_than_dimensions_still_follow_the_law(on_rows):
-    values = run(Replace(), dim=5, n=3, generations=4, on_rows=on_rows)
+@pytest.mark.parametrize("draws_rows", [False, True])
+def test_fewer_rows_than_dimensions_still_follow_the_law(draws_rows):
+    values = run(Replace(), dim=5, n=3, generations=4, draws_rows=draws_rows)
     assert largest_z(values["variance_ratio"], (1 - 1 / 3) ** np.arange(1, 5)) < 4
 
 
@@ -145,18 +145,18 @@ def test_a_variance_of_1e_minus_30_follows_the_law():
 
 @pytest.mark.parametrize("policy", [Replace(), Accumulate(), Fresh(ratio=2, real_mass=0.7)], ids=lambda p: p.name)
 def test_statistics_and_rows_agree_in_distribution(policy):
-    on_statistics, on_rows = (run(policy, dim=2, on_rows=choice) for choice in (False, True))
+    on_statistics, draws_rows = (run(policy, dim=2, draws_rows=choice) for choice in (False, True))
     for name in on_statistics:
-        assert np.abs(z_of_difference(on_statistics[name], on_rows[name])).max() < 4
-        assert stats.ks_2samp(on_statistics[name][:, -1], on_rows[name][:, -1]).pvalue > 1e-4
+        assert np.abs(z_of_difference(on_statistics[name], draws_rows[name])).max() < 4
+        assert stats.ks_2samp(on_statistics[name][:, -1], draws_rows[name][:, -1]).pvalue > 1e-4
 
 
 @pytest.mark.parametrize("policy", [Accumulate(), AccumulateSubsample(), Mix()], ids=lambda p: p.name)
 @pytest.mark.parametrize("dim", [1, 3])
 def test_a_seed_does_not_depend_on_the_others(policy, dim):
-    many = run(policy, dim=dim, seeds=range(9), on_rows=True)
+    many = run(policy, dim=dim, seeds=range(9), draws_rows=True)
     for others in ((4,), (2, 4, 7)):
-        few = run(policy, dim=dim, seeds=others, on_rows=True)
+        few = run(policy, dim=dim, seeds=others, draws_rows=True)
         for name in many:
             np.testing.assert_array_equal(few[name][others.index(4)], many[name][4])
 

@@ -33,7 +33,7 @@ METRICS = (ParameterError(), LogLoss(), Accuracy())
 
 def curves(source: LogisticSource, policy: Policy, n: int, generations: int, seeds: int | tuple[int, ...]) -> dict[str, Floats]:
     return law_checks.curves(
-        source, Glm(link=source.link), policy, METRICS, n=n, generations=generations, seeds=seeds, holdout=50, on_rows=True
+        source, Glm(link=source.link), policy, METRICS, n=n, generations=generations, seeds=seeds, holdout=50, draws_rows=True
     )
 
 
@@ -221,7 +221,7 @@ def last_generations(dataset: str, policy: Policy, generations: int, seeds: int)
     source = TableSource(dataset=dataset, split_seed=123456)
     spec = Spec(source=source, family=Glm(), policies=(policy,), metrics=(LogLoss(),), generations=generations)
     (point,) = spec.points()
-    block = SeedBlock.of_point(point, range(seeds), on_rows=True)
+    block = SeedBlock.of_point(point, range(seeds), draws_rows=True)
     chains = Curves.unpack(ensemble_curves(block, policy, generations), block.seeds)
     values, codes = chains.arrays("log_loss")
     assert np.isfinite(values[codes == VALUE]).all()

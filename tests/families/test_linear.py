@@ -27,23 +27,23 @@ FRESH = [
 
 
 @cache
-def run(policy, family=None, generations=T, seeds=SEEDS, n=N, on_rows=None, sampler=None, **source):
-    options = {"n": n, "generations": generations, "seeds": seeds, "sampler": sampler, "on_rows": on_rows}
+def run(policy, family=None, generations=T, seeds=SEEDS, n=N, draws_rows=None, sampler=None, **source):
+    options = {"n": n, "generations": generations, "seeds": seeds, "sampler": sampler, "draws_rows": draws_rows}
     return curves(LinearSource(**{"dim": D, **source}), family or Linear(), policy, METRICS, **options)["excess_risk"]
 
 
-@pytest.mark.parametrize("on_rows", [False, True])
+@pytest.mark.parametrize("draws_rows", [False, True])
 @pytest.mark.parametrize(("policy", "multiplier"), FIXED, ids=lambda p: getattr(p, "name", ""))
-def test_a_fixed_design_follows_its_laws(policy, multiplier, on_rows):
-    values = run(policy, on_rows=on_rows, seeds=ROW_SEEDS if on_rows else SEEDS)
+def test_a_fixed_design_follows_its_laws(policy, multiplier, draws_rows):
+    values = run(policy, draws_rows=draws_rows, seeds=ROW_SEEDS if draws_rows else SEEDS)
     assert largest_z(values, BASE * multiplier) < 4
     assert largest_z(values, BASE * np.append(0, multiplier[:-1])) > 4  # a generation late
 
 
-@pytest.mark.parametrize("on_rows", [False, True])
+@pytest.mark.parametrize("draws_rows", [False, True])
 @pytest.mark.parametrize(("policy", "law"), FRESH, ids=lambda p: getattr(p, "name", ""))
-def test_fresh_designs_follow_their_laws(policy, law, on_rows):
-    values = run(policy, design="fresh", on_rows=on_rows, seeds=ROW_SEEDS if on_rows else SEEDS)
+def test_fresh_designs_follow_their_laws(policy, law, draws_rows):
+    values = run(policy, design="fresh", draws_rows=draws_rows, seeds=ROW_SEEDS if draws_rows else SEEDS)
     assert largest_z(values, law) < 4
 
 
@@ -62,8 +62,8 @@ def test_a_wrong_policy_or_noise_fails_the_law():
 
 @pytest.mark.parametrize("covariance", ["decay", 3.0, (0.1, 1.0, 2.0, 30.0)])
 def test_the_covariance_of_the_inputs_does_not_matter(covariance):
-    for on_rows, seeds in ((False, SEEDS), (True, ROW_SEEDS)):
-        assert largest_z(run(Accumulate(), covariance=covariance, on_rows=on_rows, seeds=seeds), BASE * np.cumsum(1 / t**2)) < 4
+    for draws_rows, seeds in ((False, SEEDS), (True, ROW_SEEDS)):
+        assert largest_z(run(Accumulate(), covariance=covariance, draws_rows=draws_rows, seeds=seeds), BASE * np.cumsum(1 / t**2)) < 4
 
 
 def test_a_weight_acts_as_a_number_of_rows():
@@ -74,8 +74,8 @@ def test_a_weight_acts_as_a_number_of_rows():
             risks.append(m**2 + (1 - m) ** 2 * (risks[-1] + 1))
         return BASE * np.array(risks)
 
-    for on_rows in (False, True):
-        values = run(Fresh(real_mass=0.9), on_rows=on_rows, seeds=2 * ROW_SEEDS)
+    for draws_rows in (False, True):
+        values = run(Fresh(real_mass=0.9), draws_rows=draws_rows, seeds=2 * ROW_SEEDS)
         assert largest_z(values, law(0.9)) < 4
         assert largest_z(values, law(0.5)) > 4
 
@@ -93,9 +93,9 @@ def test_accumulate_subsample_approaches_a_constant_error():
 @pytest.mark.parametrize("design", ["fixed", "fresh"])
 @pytest.mark.parametrize("policy", [Accumulate(), Fresh(real_mass=0.7)], ids=lambda p: p.name)
 def test_statistics_and_rows_agree_in_distribution(policy, design):
-    on_statistics, on_rows = (run(policy, design=design, covariance="decay", on_rows=c, seeds=ROW_SEEDS) for c in (False, True))
-    assert np.abs(z_of_difference(on_statistics, on_rows)).max() < 4
-    assert np.abs(z_of_difference(np.log(on_statistics), np.log(on_rows))).max() < 4
+    on_statistics, draws_rows = (run(policy, design=design, covariance="decay", draws_rows=c, seeds=ROW_SEEDS) for c in (False, True))
+    assert np.abs(z_of_difference(on_statistics, draws_rows)).max() < 4
+    assert np.abs(z_of_difference(np.log(on_statistics), np.log(draws_rows))).max() < 4
 
 
 def test_statistics_of_a_million_rows_follow_the_law():
@@ -103,24 +103,24 @@ def test_statistics_of_a_million_rows_follow_the_law():
     assert largest_z(values, D / 1e6 * np.cumsum(1 / t**2)) < 4
 
 
-@pytest.mark.parametrize("on_rows", [False, True])
-def test_noiseless_chains_with_too_few_rows_lose_the_signal(on_rows):
+@pytest.mark.parametrize("draws_rows", [False, True])
+def test_noiseless_chains_with_too_few_rows_lose_the_signal(draws_rows):
     d, n = 12, 7
-    settings = {"noise": 0.0, "sampler": LinearSampler(noise=0.0), "on_rows": on_rows, "seeds": ROW_SEEDS if on_rows else SEEDS}
+    settings = {"noise": 0.0, "sampler": LinearSampler(noise=0.0), "draws_rows": draws_rows, "seeds": ROW_SEEDS if draws_rows else SEEDS}
     values = run(Replace(), dim=d, n=n, design="fresh", **settings)
     assert largest_z(values / d, 1 - (n / d) ** t) < 4  # E |w*|^2 = d
     assert largest_z(values / d, 1 - (n / d) ** (t + 1)) > 4
 
 
-@pytest.mark.parametrize("on_rows", [False, True])
-def test_ridge_shrinks_the_signal_as_the_law_states(on_rows):
+@pytest.mark.parametrize("draws_rows", [False, True])
+def test_ridge_shrinks_the_signal_as_the_law_states(draws_rows):
     n, ridge, seeds = 10, 0.5, 6
     streams = [Context(RandomStream(("seed", seed, "source"))) for seed in range(seeds)]
-    settings = {"dim": 1, "n": n, "noise": 0.0, "sampler": LinearSampler(noise=0.0), "seeds": seeds, "on_rows": on_rows}
+    settings = {"dim": 1, "n": n, "noise": 0.0, "sampler": LinearSampler(noise=0.0), "seeds": seeds, "draws_rows": draws_rows}
     replaced, accumulated = (run(policy, Linear(ridge=ridge), **settings) for policy in (Replace(), Accumulate()))
     w = np.array([LinearSource(dim=1).truth(ctx)["coefficients"][0] for ctx in streams])[:, None]
     rho = 1 - np.sqrt(replaced[:, :1]) / np.abs(w)  # the first fit shrinks by rho
-    if on_rows:
+    if draws_rows:
         s = np.array([(np.asarray(LinearSource(dim=1).draw(0, n, ctx)["x"]) ** 2).sum() for ctx in streams])[:, None]
         np.testing.assert_allclose(rho, s / (s + n * ridge))
     np.testing.assert_allclose(replaced, (1 - rho**t) ** 2 * w**2)
@@ -129,10 +129,10 @@ def test_ridge_shrinks_the_signal_as_the_law_states(on_rows):
     assert not np.allclose(accumulated, (1 - rho**t) ** 2 * w**2)
 
 
-@pytest.mark.parametrize("on_rows", [False, True])
-def test_noise_can_differ_between_generations(on_rows):
+@pytest.mark.parametrize("draws_rows", [False, True])
+def test_noise_can_differ_between_generations(draws_rows):
     sigma = np.array([1.0, 0.5, 2.0, *[1.5] * (T - 3)])  # of the outcomes that generation i is fitted on
-    settings = {"sampler": LinearSampler(noise=(0.5, 2.0, 1.5)), "on_rows": on_rows, "seeds": ROW_SEEDS if on_rows else SEEDS}
+    settings = {"sampler": LinearSampler(noise=(0.5, 2.0, 1.5)), "draws_rows": draws_rows, "seeds": ROW_SEEDS if draws_rows else SEEDS}
     replaced, accumulated = run(Replace(), **settings), run(Accumulate(), **settings)
     assert largest_z(replaced, BASE * np.cumsum(sigma**2)) < 4
     assert largest_z(accumulated, BASE * np.cumsum(sigma**2 / t**2)) < 4
@@ -157,9 +157,9 @@ def test_the_default_noise_is_that_of_the_source_or_of_the_fit():
 @pytest.mark.parametrize("policy", [Accumulate(), AccumulateSubsample(), Mix()], ids=lambda p: p.name)
 @pytest.mark.parametrize("design", ["fixed", "fresh"])
 def test_a_seed_does_not_depend_on_the_others(policy, design):
-    many = run(policy, design=design, seeds=range(9), on_rows=True, generations=10)
+    many = run(policy, design=design, seeds=range(9), draws_rows=True, generations=10)
     for others in ((4,), (2, 4, 7)):
-        few = run(policy, design=design, seeds=others, on_rows=True, generations=10)
+        few = run(policy, design=design, seeds=others, draws_rows=True, generations=10)
         np.testing.assert_array_equal(few[others.index(4)], many[4])
 
 

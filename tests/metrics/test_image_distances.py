@@ -26,7 +26,7 @@ REAL, HOLDOUT = (RNG.standard_normal((1000, D)) for _ in range(2))
 def measure(metric: Metric, samples: Any, holdout: Any = HOLDOUT, initial: Any = REAL) -> Mapping[str, float]:
     kinds = {"samples": samples, "holdout": holdout, "initial": initial}
     features = {kind: {"features": np.asarray(rows, np.float32)} for kind, rows in kinds.items() if rows is not None}
-    return metric.measure(Snapshot(1, Mean(), Sampler(), {}, {}, {}, {}, {}, {}, features), CTX)
+    return metric.measure(Snapshot(1, Mean(), Sampler(), {}, features.get("samples", {}), {}, {}, {}, {}, features), CTX)
 
 
 def test_frechet_of_real_rows_is_its_bias_and_that_of_a_shift_the_closed_form() -> None:
@@ -70,7 +70,9 @@ def test_pixel_frechet_is_near_zero_for_real_images_and_grows_with_damage() -> N
     def distance(samples: Array) -> float:
         kinds = {"samples": samples, "holdout": holdout, "initial": real}
         features = {kind: metric.features.extract({"image": rows}, prepared, CTX) for kind, rows in kinds.items()}
-        return metric.measure(Snapshot(1, Mean(), Sampler(), {}, {}, {}, {}, {}, {}, features), CTX)["pixel_frechet"]
+        return metric.measure(Snapshot(1, Mean(), Sampler(), {}, features.get("samples", {}), {}, {}, {}, {}, features), CTX)[
+            "pixel_frechet"
+        ]
 
     blurred = ((real.astype(float) + real.mean(0)) / 2).astype(np.uint8)
     constant = np.tile(real.mean(0).astype(np.uint8), (100, 1, 1))

@@ -26,7 +26,7 @@ def measure(metric: Metric, column: str, samples: Any, real: Any, classes: Any =
     kinds = {"samples": samples, "holdout": real}
     features = {kind: {column: np.asarray(rows, np.float32)} for kind, rows in kinds.items() if rows is not None}
     prepared = {} if classes is None else {"classes": np.asarray(classes)}
-    return metric.measure(Snapshot(1, Mean(), Sampler(), {}, {}, {}, {}, {}, prepared, features), CTX)
+    return metric.measure(Snapshot(1, Mean(), Sampler(), {}, features.get("samples", {}), {}, {}, {}, prepared, features), CTX)
 
 
 def measure_modes(samples: Any, real: Any, **settings: Any) -> Mapping[str, float]:

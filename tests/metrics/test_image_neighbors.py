@@ -32,7 +32,7 @@ SAMPLES = (RNG.standard_normal((80, 5)) * [1, 1, 1, 0.3, 0.3] + 0.2).astype(np.f
 def measure(metric: Metric, samples: Any, holdout: Any = REAL, initial: Any = REAL) -> Mapping[str, float]:
     kinds = {"samples": samples, "holdout": holdout, "initial": initial}
     features = {kind: {"features": np.asarray(rows, np.float32)} for kind, rows in kinds.items() if rows is not None}
-    return metric.measure(Snapshot(1, Mean(), Sampler(), {}, {}, {}, {}, {}, {}, features), CTX)
+    return metric.measure(Snapshot(1, Mean(), Sampler(), {}, features.get("samples", {}), {}, {}, {}, {}, features), CTX)
 
 
 def pairs(a: Any, b: Any) -> Any:

@@ -47,17 +47,17 @@ class SeedBlock:
     seeds: tuple[int, ...]
     n: int
     holdout: int
-    on_rows: bool  # True: rows are drawn; False: only their sufficient statistics
+    draws_rows: bool  # True: rows are drawn; False: only their sufficient statistics
     threads: int = field(default=1, compare=False, metadata={"identity": False})
     shared: dict[object, Any] = field(default_factory=dict, compare=False, repr=False, metadata={"identity": False})
 
     @staticmethod
-    def of_point(point: Point, seeds: Sequence[int], *, on_rows: bool, threads: int = 1) -> SeedBlock:
+    def of_point(point: Point, seeds: Sequence[int], *, draws_rows: bool, threads: int = 1) -> SeedBlock:
         """The chains of a point and some seeds."""
         spec = point.spec
         return SeedBlock(
             source=spec.source, family=spec.family, sampler=spec.sampler, metrics=spec.metrics, seeds=tuple(seeds),
-            n=point.n, holdout=point.holdout, on_rows=on_rows, threads=threads,
+            n=point.n, holdout=point.holdout, draws_rows=draws_rows, threads=threads,
         )  # fmt: skip
 
     def once(self, key: object, make: Callable[[], T]) -> T:
@@ -69,7 +69,7 @@ class SeedBlock:
     def shards(self) -> list[SeedBlock]:
         """The block divided among its threads, if every seed has its own stream; the same objects at every call."""
         count = 1
-        if self.on_rows and self.n * row_bytes(self.source) >= MIN_SHARDED_BYTES:
+        if self.draws_rows and self.n * row_bytes(self.source) >= MIN_SHARDED_BYTES:
             count = min(self.threads, len(self.seeds))
         if count == 1:
             return [self]
@@ -106,7 +106,7 @@ class SeedBlock:
 
     def held_out(self) -> Columns:
         """The holdout of every seed; empty in a run on statistics."""
-        if not self.on_rows or not self.holdout:
+        if not self.draws_rows or not self.holdout:
             return NamedArrays()
         return self.once("holdout", lambda: self.draw(0, self.holdout))
 
@@ -149,7 +149,7 @@ class EnsembleWorld:
 
     def _draw_real(self, t: int, first: int, n: int) -> EnsembleBatch:
         block, source = self.block, self.block.source
-        if not block.on_rows:
+        if not block.draws_rows:
             family, truth = cast(SupportsSufficientStatistics, block.family), block.truth()
             design = self.initial.statistics if source.has_fixed_design() and t > 1 else None
             sampler, rng = block.family.sampler_class(), block.generator("real", first)
@@ -191,7 +191,7 @@ class EnsembleWorld:
     def _fit(
         self, t: int, takes: list[Take[EnsembleBatch]], budget: int | None, previous: EnsembleModel | None
     ) -> tuple[EnsembleFit, tuple[EnsembleTake, ...]]:
-        if not self.block.on_rows:
+        if not self.block.draws_rows:
             family = cast(SupportsSufficientStatistics, self.block.family)
             return family.fit_statistics(family.merge([(take.batch.statistics, take.weight) for take in takes])), ()
         indices: list[Any] = [None if take.rows is None else slice(0, take.rows) for take in takes]
@@ -243,7 +243,7 @@ class EnsembleWorld:
         if n == 0:
             return EnsembleBatch()
         sampler = block.sampler.for_generation(t, block.truth())
-        if not block.on_rows:
+        if not block.draws_rows:
             design = self.initial.statistics if block.source.has_fixed_design() else None
             family, rng = cast(SupportsSufficientStatistics, block.family), block.generator("synthetic", t)
             return EnsembleBatch(statistics=family.draw_statistics(model.params, n, sampler, block.truth(), design, rng))

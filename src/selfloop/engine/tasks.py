@@ -150,12 +150,12 @@ def _run_chain(task: Task, store: Store) -> Iterator[tuple[int, tuple[Measuremen
 def _run_ensemble(task: Task, store: Store) -> Iterator[tuple[int, tuple[Measurement, ...], Curves | None]]:
     point, blocks = task.point, dict[bool, SeedBlock]()
     for position in task.policies:
-        on_rows = point.worlds[position] == "rows"
-        if on_rows not in blocks:
+        draws_rows = point.worlds[position] == "rows"
+        if draws_rows not in blocks:
             first = task.seeds[0] // SEEDS_PER_BLOCK * SEEDS_PER_BLOCK
-            seeds = task.seeds if on_rows else tuple(range(first, task.seeds[-1] + 1))
-            blocks[on_rows] = SeedBlock.of_point(point, seeds, on_rows=on_rows, threads=task.threads)
-        block = blocks[on_rows]
+            seeds = task.seeds if draws_rows else tuple(range(first, task.seeds[-1] + 1))
+            blocks[draws_rows] = SeedBlock.of_point(point, seeds, draws_rows=draws_rows, threads=task.threads)
+        block = blocks[draws_rows]
         stored = store.open(store.call(ensemble_curves, block, point.spec.policies[position], task.generations))
         curves = Curves(task.seeds, task.generations)
         curves.merge(Curves.unpack(cast(Params, stored), block.seeds))

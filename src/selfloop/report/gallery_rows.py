@@ -80,7 +80,7 @@ def _read_encoder(world: StoredWorld) -> Params:
 def _draw_ensemble_rows(point: Point) -> tuple[Columns, PolicySamples]:
     """The first seed's rows, drawn again, of the policies that run on rows."""
     spec = point.spec
-    block = SeedBlock.of_point(point, spec.seeds[:1], on_rows=True)
+    block = SeedBlock.of_point(point, spec.seeds[:1], draws_rows=True)
     real: Columns = {}
     samples: PolicySamples = {}
     for label, policy, kind in zip(spec.policy_labels(), spec.policies, point.worlds, strict=True):
