@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal, cast
@@ -13,26 +12,24 @@ from annotated_types import Interval
 
 from selfloop.errors import DataError, unknown_name
 from selfloop.sources.files import cached_until_change
-from selfloop.sources.image_base import EncodedImageSource, ImageForm, ImageReader, ImageSize, OnBadImage
-from selfloop.sources.image_folder import images_stamp, list_images, open_images
+from selfloop.sources.image_base import ImageForm, ImageSize, OnBadImage
+from selfloop.sources.image_folder import ImageFileSource, list_images
 from selfloop.types import Columns, ColumnType
 
 HOMEPAGE = "its authors' page (CelebA, mmlab.ie.cuhk.edu.hk; for research only)"
 WIDTH = 178  # pixels of an aligned face; the height is 218
+CropSize = Annotated[int, Interval(ge=1, le=WIDTH)]
 SPLITS = {"train": "0", "valid": "1", "test": "2"}  # as list_eval_partition.txt names them
 
 
 @dataclass(frozen=True, kw_only=True)
-class CelebA(EncodedImageSource):
+class CelebA(ImageFileSource):
     """Aligned faces of celebrities (Liu, Luo, Wang & Tang 2015, arXiv 1411.7766): central square, resized (bicubic), RGB."""
 
     name: ClassVar[str] = "celeba"
     path: Annotated[Path, "img_align_celeba.zip, the folder img_align_celeba, or the folder that contains one of them"]
     size: Annotated[ImageSize, "side of the resized images in pixels"] = 64
-    crop_size: Annotated[
-        Annotated[int, Interval(ge=1, le=WIDTH)] | None,
-        f"side of the central square before it is resized, in pixels of the original width of {WIDTH}; unset: {WIDTH}",
-    ] = None
+    crop_size: Annotated[CropSize | None, f"side of the central square, in pixels of the original width; unset: {WIDTH}"] = None
     attributes: Annotated[tuple[str, ...], 'attributes to add as a column of 0 and 1, such as ["Male", "Eyeglasses"]'] = ()
     split: Annotated[Literal["train", "valid", "test"] | None, "official split; unset: all faces"] = None
     on_bad_image: OnBadImage = "error"
@@ -55,7 +52,7 @@ class CelebA(EncodedImageSource):
         return ImageForm(self.size, "rgb", (self.crop_size or WIDTH) / WIDTH)
 
     def names(self) -> tuple[str, ...]:
-        """Names of the faces of the split."""
+        """Sorted names of the faces of the split."""
         if not self.path.exists():
             raise DataError(f"source.path: {self.path} does not exist. Get img_align_celeba.zip from {HOMEPAGE}.")
         names = list_images(self.path)
@@ -68,15 +65,6 @@ class CelebA(EncodedImageSource):
                 f"source.split: none of the {len(names)} faces of {self.path} is in {self.split!r}. Remove the key."
             )
         return names_in_split
-
-    def n_rows(self) -> int:
-        return len(self.names())
-
-    def stamp(self) -> Hashable:
-        return images_stamp(self.path, self.names())
-
-    def open_reader(self) -> AbstractContextManager[ImageReader]:
-        return open_images(self.path, self.names())
 
     def label_types(self) -> Mapping[str, ColumnType]:
         if not self.attributes:

@@ -17,10 +17,8 @@ from selfloop.settings import PositiveFloat
 from selfloop.types import Columns, ColumnType, Floats, Params
 
 ROWS_PER_BLOCK = 256  # rows that share one random stream
-N_INPUTS = Annotated[int, Ge(1), "number of inputs of a row"]
-Design = Annotated[
-    Literal["fixed", "fresh"], "`fixed`: every batch reuses the inputs of the initial rows; `fresh`: each batch has new inputs"
-]
+InputDim = Annotated[int, Ge(1), "number of inputs of a row"]
+Design = Annotated[Literal["fixed", "fresh"], "`fixed`: all batches reuse the initial inputs; `fresh`: each has new inputs"]
 
 
 def stream_rows(
@@ -126,7 +124,7 @@ class LinearSource(RegressionSource):
 
     name: ClassVar[str] = "linear"
     exact_family: ClassVar[str] = "linear"
-    dim: N_INPUTS = 10
+    dim: InputDim = 10
     noise: Annotated[float, Ge(0), "standard deviation of the noise of an outcome"] = 1.0
     design: Design = "fixed"
     covariance: Annotated[
@@ -179,7 +177,7 @@ class LogisticSource(RegressionSource):
     """x ~ N(0, I); y ~ Bernoulli(1 / (1 + exp(-x b))) or Poisson(exp(x b)); the direction of b differs between seeds."""
 
     name: ClassVar[str] = "logistic"
-    dim: N_INPUTS = 5
+    dim: InputDim = 5
     link: Annotated[Literal["logit", "log"], "`logit`: outcomes 0 and 1; `log`: Poisson counts"] = "logit"
     design: Design = "fixed"
     coefficient_norm: Annotated[float, Ge(0), "length of b, which is the standard deviation of x b"] = 1.0

@@ -36,9 +36,13 @@ class FileSource(Source):
     def chunks(self) -> Iterator[Columns]:
         """Every row once, in the order of the files, in chunks of some MB."""
 
+    def files(self) -> list[Path]:
+        """The files that the rows are read from."""
+        return []
+
     def stamp(self) -> Hashable:
         """A value that changes when the files change."""
-        return ()
+        return tuple(map(file_stamp, self.files()))
 
     def n_corpus_rows(self) -> int:
         """Number of rows that `chunks` yields."""

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
 from selfloop.sources.files import read_files
-from selfloop.sources.molecule_base import Candidate, HoldoutShare, NamedMoleculeSource, NConformers, NMolecules, SplitSeed
+from selfloop.sources.molecule_base import Candidate, NamedMoleculeSource, NConformers
 from selfloop.sources.molecule_files import read_geom_summary, unpickle_conformers
 
 
@@ -25,9 +25,6 @@ class Geom(NamedMoleculeSource):
     path: Annotated[Path, "rdkit_folder, or a tar file of it"]
     subset: Annotated[Literal["drugs", "qm9"], "part of GEOM"] = "drugs"
     conformers: NConformers = 5
-    molecules: NMolecules = None
-    holdout_share: HoldoutShare = 0.2
-    split_seed: SplitSeed = 0
 
     def names(self) -> Sequence[str]:
         summary = read_geom_summary(self.path, self.subset)

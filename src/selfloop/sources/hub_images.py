@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,11 +11,10 @@ from typing import Annotated, Any, ClassVar
 import numpy as np
 
 from selfloop.errors import DataError, os_error_reason, resolve_local_or_hub
-from selfloop.sources.files import cached_until_change, file_stamp, list_files
+from selfloop.sources.files import cached_until_change, list_files
 from selfloop.sources.hub import HubConfig, HubPath, HubRevision, HubSplit, load_dataset
 from selfloop.sources.image_base import (
     EncodedImageSource,
-    ImageForm,
     ImageReader,
     OnBadImage,
     OptionalColorMode,
@@ -48,11 +47,8 @@ class HubImages(EncodedImageSource):
         super().__post_init__()
         object.__setattr__(self, "path", resolve_local_or_hub("revision", self.path, self.revision))
 
-    def form(self) -> ImageForm:
-        return ImageForm(self.size, self.color_mode)
-
-    def stamp(self) -> Hashable:
-        return tuple(map(file_stamp, list_files(self.path))) if isinstance(self.path, Path) else ()
+    def files(self) -> list[Path]:
+        return list_files(self.path) if isinstance(self.path, Path) else []
 
     def n_rows(self) -> int:
         return len(_load_images(self))

@@ -33,16 +33,10 @@ EXIF_ORIENTATION = 274  # tag of the camera's orientation
 EXIF_TRANSPOSES = {2: "FLIP_LEFT_RIGHT", 3: "ROTATE_180", 4: "FLIP_TOP_BOTTOM", 5: "TRANSPOSE", 6: "ROTATE_270",
                    7: "TRANSVERSE", 8: "ROTATE_90"}  # fmt: skip
 ImageSize = Annotated[int, Interval(ge=1, le=MAX_SIDE)]
-OptionalSize = Annotated[
-    ImageSize | None, "side in pixels of the square images; unset: images keep their sizes, which must be equal"
-]
+OptionalSize = Annotated[ImageSize | None, "side of the square images in pixels; unset: the size of the images"]
 ColorMode = Literal["grayscale", "rgb"]
-OptionalColorMode = Annotated[
-    ColorMode | None, "color mode that all images are converted to; unset: that of the first image, which all must have"
-]
-OnBadImage = Annotated[
-    Literal["error", "skip"], "for an image that is damaged, too large or unlike the first one: stop, or skip it with a warning"
-]
+OptionalColorMode = Annotated[ColorMode | None, "color mode of the converted images; unset: the color mode of the images"]
+OnBadImage = Annotated[Literal["error", "skip"], "action for images that are damaged, too large or unlike the first image"]
 
 
 class ImageReader(NamedTuple):
@@ -128,11 +122,13 @@ def open_image(name: str, data: bytes) -> Any:
 class EncodedImageSource(FileSource):
     """A source of encoded images in order of their names. Bad images are an error, or are skipped with a warning."""
 
+    size: int | None
+    color_mode: ColorMode | None
     on_bad_image: OnBadImage
 
-    @abstractmethod
     def form(self) -> ImageForm:
         """Size and color mode that images are converted to."""
+        return ImageForm(self.size, self.color_mode)
 
     @abstractmethod
     def open_reader(self) -> AbstractContextManager[ImageReader]:

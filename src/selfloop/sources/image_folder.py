@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import struct
-from collections.abc import Hashable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -14,11 +14,10 @@ from zipfile import BadZipFile, ZipFile
 import numpy as np
 
 from selfloop.errors import DataError, os_error_reason
-from selfloop.sources.files import READ_ERRORS, cached_until_change, file_stamp
+from selfloop.sources.files import READ_ERRORS, cached_until_change
 from selfloop.sources.image_base import (
     MAX_FILE_BYTES,
     EncodedImageSource,
-    ImageForm,
     ImageReader,
     OnBadImage,
     OptionalColorMode,
@@ -82,7 +81,7 @@ def _open_zip(path: Path) -> Iterator[ZipFile]:
 
 
 @contextmanager
-def open_images(path: Path, names: tuple[str, ...]) -> Iterator[ImageReader]:
+def _open_images(path: Path, names: tuple[str, ...]) -> Iterator[ImageReader]:
     """Access to the named images of a folder or a ZIP file."""
     if path.is_dir():
         yield ImageReader(len(names), lambda i: (str(path / names[i]), _read_file(path / names[i])))
@@ -110,13 +109,28 @@ def _read_member(archive: ZipFile, path: Path, name: str) -> bytes:
         raise DataError(f"{path / name}: is damaged in the ZIP file ({problem}).") from problem
 
 
-def images_stamp(path: Path, names: tuple[str, ...]) -> Hashable:
-    """A value that changes when the ZIP file or the first image of the folder changes."""
-    return names[0], file_stamp(path / names[0] if path.is_dir() else path)
+class ImageFileSource(EncodedImageSource):
+    """A source of image files below a folder or in a ZIP file."""
+
+    path: Path
+
+    def names(self) -> tuple[str, ...]:
+        """Sorted names of the images, relative to `path`."""
+        return list_images(self.path)
+
+    def n_rows(self) -> int:
+        return len(self.names())
+
+    def files(self) -> list[Path]:
+        """The ZIP file, or the first image of the folder, which decides the shape of all images."""
+        return [self.path / self.names()[0] if self.path.is_dir() else self.path]
+
+    def open_reader(self) -> AbstractContextManager[ImageReader]:
+        return _open_images(self.path, self.names())
 
 
 @dataclass(frozen=True, kw_only=True)
-class ImageFolder(EncodedImageSource):
+class ImageFolder(ImageFileSource):
     """PNG and JPEG images below a folder or in a ZIP file, in order of their names.
 
     With `size`, each image is cropped to its central square and resized (bicubic). Images are rotated upright by their Exif
@@ -128,28 +142,14 @@ class ImageFolder(EncodedImageSource):
     size: OptionalSize = None
     color_mode: OptionalColorMode = None
     on_bad_image: OnBadImage = "error"
-    labels: Annotated[bool, "add a column with the class label: the number of the image's folder among the sorted folders"] = (
-        False
-    )
-
-    def form(self) -> ImageForm:
-        return ImageForm(self.size, self.color_mode)
-
-    def n_rows(self) -> int:
-        return len(list_images(self.path))
-
-    def stamp(self) -> Hashable:
-        return images_stamp(self.path, list_images(self.path))
-
-    def open_reader(self) -> AbstractContextManager[ImageReader]:
-        return open_images(self.path, list_images(self.path))
+    labels: Annotated[bool, "add a column with the class label: the index of the image's folder in the sorted folders"] = False
 
     def classes(self) -> list[str]:
         """Name of each class; the index is its class label."""
         return sorted(set(self._folders()))
 
     def _folders(self) -> list[str]:
-        names = list_images(self.path)
+        names = self.names()
         folders = [PurePosixPath(name).parent.name for name in names]
         if "" in folders:
             raise DataError(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from abc import abstractmethod
+from collections import defaultdict
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -36,11 +37,6 @@ COLUMN_TYPES = {
 }
 SAMPLED_COLUMNS = ("position", "retried")  # columns that a model samples; the others are its conditioning inputs
 NConformers = Annotated[int, Ge(1), "rows of each molecule; molecules with fewer conformers are excluded"]
-NMolecules = Annotated[
-    Annotated[int, Ge(1)] | None, "number of usable molecules, drawn from all with `split_seed`; unset: all molecules"
-]
-HoldoutShare = Annotated[float, Interval(ge=0, lt=1), "share of the molecules in the holdout"]
-SplitSeed = Annotated[int, "seed that decides which molecules are in the holdout"]
 
 
 class Candidate(NamedTuple):
@@ -69,10 +65,10 @@ class UsableMolecule(NamedTuple):
 
 @dataclass
 class Exclusions:
-    """Names of excluded molecules, and of molecules of which conformers were excluded, by reason."""
+    """Names of excluded molecules, and of molecules with excluded conformers, by reason."""
 
-    molecules: dict[str, list[str]] = field(default_factory=dict)
-    conformers: dict[str, list[str]] = field(default_factory=dict)
+    molecules: defaultdict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
+    conformers: defaultdict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
 
     def __str__(self) -> str:
         kinds = (("molecule", self.molecules), ("conformer", self.conformers))
@@ -84,6 +80,7 @@ def _describe(kind: str, reason: str, names: Sequence[str]) -> str:
     return f"{len(names)} {kind}{'s' if len(names) > 1 else ''} {reason} ({examples})"
 
 
+@dataclass(frozen=True, kw_only=True)
 class MoleculeSource(Source):
     """Conformers of molecules in files: exactly `conformers` rows of each molecule, equal for all seeds.
 
@@ -95,8 +92,8 @@ class MoleculeSource(Source):
     """
 
     path: Path | None
-    holdout_share: float
-    split_seed: int
+    holdout_share: Annotated[float, Interval(ge=0, lt=1), "share of the molecules in the holdout"] = 0.2
+    split_seed: Annotated[int, "seed that decides which molecules are in the holdout"] = 0
 
     @property
     def conformers(self) -> int:
@@ -140,7 +137,7 @@ class MoleculeSource(Source):
             if molecule is None:
                 continue
             if molecule.graph.smiles in seen:
-                exclusions.molecules.setdefault("with the SMILES of an earlier molecule", []).append(candidate.name)
+                exclusions.molecules["with the SMILES of an earlier molecule"].append(candidate.name)
                 continue
             seen.add(molecule.graph.smiles)
             chunk.append(molecule)
@@ -185,10 +182,11 @@ class MoleculeSource(Source):
         return select_rows(inputs, np.arange(n) % len(inputs["molecule"]))
 
 
+@dataclass(frozen=True, kw_only=True)
 class NamedMoleculeSource(MoleculeSource):
     """A source whose files name all molecules, so that `molecules` of them can be drawn before coordinates are read."""
 
-    molecules: int | None
+    molecules: Annotated[Annotated[int, Ge(1)] | None, "number of usable molecules, drawn with `split_seed`; unset: all"] = None
 
     @abstractmethod
     def names(self) -> Sequence[str]:
@@ -251,10 +249,10 @@ def _check_candidate(candidate: Candidate, n_conformers: int, exclusions: Exclus
             break
     if len(positions) < n_conformers:
         reason = reasons[0] if reasons and not positions else f"with fewer than {n_conformers} conformers"
-        exclusions.molecules.setdefault(reason, []).append(candidate.name)
+        exclusions.molecules[reason].append(candidate.name)
         return None
     for reason in reasons:
-        exclusions.conformers.setdefault(reason, []).append(candidate.name)
+        exclusions.conformers[reason].append(candidate.name)
     return UsableMolecule(build_graph(first), np.stack(positions[:n_conformers]))
 
 

@@ -10,14 +10,7 @@ from typing import Annotated, Any, ClassVar
 import numpy as np
 
 from selfloop.sources.files import cached_until_change, file_sizes, read_files
-from selfloop.sources.molecule_base import (
-    Candidate,
-    HoldoutShare,
-    NamedMoleculeSource,
-    NMolecules,
-    SplitSeed,
-    reason_to_exclude_elements,
-)
+from selfloop.sources.molecule_base import Candidate, NamedMoleculeSource, reason_to_exclude_elements
 from selfloop.sources.molecule_files import Structure, parse_xyz, read_qm9_arrays, select_structure
 from selfloop.types import Floats
 
@@ -33,12 +26,7 @@ class Qm9(NamedMoleculeSource):
     """
 
     name: ClassVar[str] = "qm9"
-    path: Annotated[
-        Path, "folder or tar file of the published dsgdb9nsd xyz files, or npz file with arrays n_atoms, Z, R and smiles"
-    ]
-    molecules: NMolecules = None
-    holdout_share: HoldoutShare = 0.2
-    split_seed: SplitSeed = 0
+    path: Annotated[Path, "folder or tar file of the dsgdb9nsd xyz files, or npz file with arrays n_atoms, Z, R and smiles"]
 
     def names(self) -> Sequence[str]:
         if self.path.suffix == ".npz":

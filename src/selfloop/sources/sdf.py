@@ -12,15 +12,7 @@ from typing import Annotated, Any, ClassVar
 
 from selfloop.errors import DataError
 from selfloop.sources.files import cached_until_change, open_file
-from selfloop.sources.molecule_base import (
-    Candidate,
-    HoldoutShare,
-    MoleculeSource,
-    NConformers,
-    SplitSeed,
-    reason_to_exclude,
-    to_smiles,
-)
+from selfloop.sources.molecule_base import Candidate, MoleculeSource, NConformers, reason_to_exclude, to_smiles
 
 MOLECULE_TAG = re.compile(r"^>.*<(MOL_ID|SMILES)>.*\r?\n(.*)", re.MULTILINE)
 
@@ -36,8 +28,6 @@ class Sdf(MoleculeSource):
     name: ClassVar[str] = "sdf"
     path: Annotated[Path, "file .sdf or .sdf.gz"]
     conformers: NConformers = 5
-    holdout_share: HoldoutShare = 0.2
-    split_seed: SplitSeed = 0
 
     def n_molecules(self) -> int:
         return _count_molecules(self.path, self.conformers)

@@ -13,15 +13,7 @@ from typing import Annotated, Any, ClassVar
 from selfloop.errors import DataError, SettingError
 from selfloop.rng import RandomStream
 from selfloop.sources.files import cached_until_change, open_file, read_error
-from selfloop.sources.molecule_base import (
-    Candidate,
-    HoldoutShare,
-    NamedMoleculeSource,
-    NConformers,
-    NMolecules,
-    SplitSeed,
-    reason_to_exclude,
-)
+from selfloop.sources.molecule_base import Candidate, NamedMoleculeSource, NConformers, reason_to_exclude
 
 DRUGS = Path(__file__).with_name("drugs.csv")  # 112 well-known drugs
 MAX_ITERATIONS = 50  # of embedding one conformer
@@ -43,9 +35,6 @@ class Smiles(NamedMoleculeSource):
     column: Annotated[str | None, "column of a CSV file; unset: the column named smiles, in any case"] = None
     relax: Annotated[bool, "relax each conformer to the nearest minimum of MMFF94"] = False
     conformers: NConformers = 5
-    molecules: NMolecules = None
-    holdout_share: HoldoutShare = 0.2
-    split_seed: SplitSeed = 0
 
     def __post_init__(self) -> None:
         super().__post_init__()

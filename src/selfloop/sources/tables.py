@@ -62,7 +62,7 @@ class TableSource(Source):
         return len(self._split()[1])
 
     def has_fixed_design(self) -> bool:
-        return self._target() is not None
+        return self.target_name() is not None
 
     def draw(self, first: int, n: int, ctx: Context) -> Columns:
         x, y = _read_table(self)
@@ -78,7 +78,8 @@ class TableSource(Source):
         """A value that changes when the file changes."""
         return None if self.path is None else file_stamp(self.path)
 
-    def _target(self) -> str | None:
+    def target_name(self) -> str | None:
+        """Column of the outcomes; None without outcomes."""
         return self.target if self.path else TARGET
 
     def _split(self) -> tuple[Ints, Ints]:
@@ -87,25 +88,22 @@ class TableSource(Source):
         training, holdout = train_test_split(np.arange(self.n_rows()), test_size=HOLDOUT_SHARE, random_state=self.split_seed)
         return training, holdout
 
-    def read(self) -> tuple[Floats, Floats | None]:
-        """Inputs and outcomes of all rows, in the order of the table."""
-        frame = _read_file(self.path) if self.path else _load_dataset(self.dataset)
-        target = self._target()
-        for name in (*(self.columns or ()), *((target,) if target else ())):
-            if name not in frame.columns:
-                raise DataError(unknown_name("source.columns", name, map(str, frame.columns)))
-        features = [name for name in frame.columns if name != target] if self.columns is None else list(self.columns)
-        if len(frame) < 2 or not features:
-            raise DataError(f"source.path: got {len(frame)} rows and {len(features)} features; expected at least 2 and 1.")
-        numbers = _to_numbers(frame[[*features, target] if target else features])
-        if target is None:
-            return numbers, None
-        return np.column_stack([np.ones(len(frame)), numbers[:, :-1]]), numbers[:, -1]
-
 
 @cached_until_change()
 def _read_table(source: TableSource) -> tuple[Floats, Floats | None]:
-    return source.read()
+    """Inputs and outcomes of all rows, in the order of the table."""
+    frame = _read_file(source.path) if source.path else _load_dataset(source.dataset)
+    target, columns = source.target_name(), source.columns
+    for name in (*(columns or ()), *((target,) if target else ())):
+        if name not in frame.columns:
+            raise DataError(unknown_name("source.columns", name, map(str, frame.columns)))
+    features = [name for name in frame.columns if name != target] if columns is None else list(columns)
+    if len(frame) < 2 or not features:
+        raise DataError(f"source.path: got {len(frame)} rows and {len(features)} features; expected at least 2 and 1.")
+    numbers = _to_numbers(frame[[*features, target] if target else features])
+    if target is None:
+        return numbers, None
+    return np.column_stack([np.ones(len(frame)), numbers[:, :-1]]), numbers[:, -1]
 
 
 def _load_dataset(name: str | None) -> pd.DataFrame:

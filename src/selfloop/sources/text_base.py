@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Hashable, Iterator, Mapping
-from pathlib import Path
+from collections.abc import Iterator, Mapping
 from string import Formatter
 from typing import Annotated, Any
 
 from selfloop.errors import DataError, SettingError
-from selfloop.sources.files import CHUNK_BYTES, FileSource, cached_until_change, file_stamp
+from selfloop.sources.files import CHUNK_BYTES, FileSource, cached_until_change
 from selfloop.types import Columns, ColumnType, Ragged
 
-Template = Annotated[
-    str, "field that holds the document, or text with fields, such as `user: {question}\\nassistant: {answer}`"
-]
+Template = Annotated[str, "field of the document, or text with fields, such as `user: {question}\\nassistant: {answer}`"]
 
 
 class DocumentSource(FileSource):
@@ -23,13 +20,6 @@ class DocumentSource(FileSource):
     @abstractmethod
     def documents(self) -> Iterator[str]:
         """Every document, in the order of the files."""
-
-    def files(self) -> list[Path]:
-        """The files of the documents."""
-        return []
-
-    def stamp(self) -> Hashable:
-        return tuple(map(file_stamp, self.files()))
 
     def schema(self) -> Mapping[str, ColumnType]:
         return {"text": ColumnType("utf8")}

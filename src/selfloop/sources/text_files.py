@@ -28,9 +28,7 @@ class TextSource(DocumentSource):
 
     name: ClassVar[str] = "text"
     path: Annotated[Path, "file or folder"]
-    separator: Annotated[
-        str, MinLen(1), "text between two documents, such as `<|endoftext|>`; the default is an empty line"
-    ] = "\n\n"
+    separator: Annotated[str, MinLen(1), "text between documents, such as `<|endoftext|>`; default: an empty line"] = "\n\n"
     errors: Annotated[Literal["strict", "replace"], "for bytes that are not UTF-8: stop, or replace them by U+FFFD"] = "strict"
 
     def files(self) -> list[Path]:

@@ -30,9 +30,7 @@ class TinyStories(DocumentSource):
     """
 
     name: ClassVar[str] = "tinystories"
-    path: Annotated[
-        Path | None, "file of stories with `<|endoftext|>` between them, or a folder with *train.txt and *valid.txt"
-    ] = None
+    path: Annotated[Path | None, "file with `<|endoftext|>` between stories, or folder with *train.txt and *valid.txt"] = None
     holdout_path: Annotated[Path | None, "file of validation stories; unset: *valid.txt if `path` is a folder"] = None
     hub: Annotated[str | Path | None, "instead of `path`: `roneneldan/TinyStories`, or a folder of the same form"] = None
     revision: HubRevision = None
