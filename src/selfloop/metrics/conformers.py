@@ -13,6 +13,7 @@ from selfloop.component import Context, Metric, Snapshot
 from selfloop.errors import ChainEndedError
 from selfloop.formats.molecules import add_conformers, build_molecule, ragged_row, require_rdkit
 from selfloop.metrics.molecules import MaxMolecules, group_by_molecule
+from selfloop.metrics.sample_metric import SampleMetric
 from selfloop.types import Array, Columns, Floats, Ints, select_rows
 
 MAX_MATCHES = 2000  # symmetric numberings of a molecule that RDKit tries; with more, a distance may be too large
@@ -90,7 +91,7 @@ def pairwise_rmsd(rows: Columns, i: int, conformers: Sequence[Array], threads: i
 
 
 @dataclass(frozen=True, kw_only=True)
-class ConformerDiversity(Metric):
+class ConformerDiversity(SampleMetric):
     """Mean RMSD between sampled rows of the same molecule. All molecules have equal weight.
 
     Of the first `max_molecules` sampled molecules, those with several rows. `conformer_diversity_real` is the value of their
@@ -107,9 +108,7 @@ class ConformerDiversity(Metric):
     better: ClassVar[str] = ""
     max_molecules: MaxMolecules = 100
 
-    def measure(self, snap: Snapshot, ctx: Context) -> Mapping[str, float]:
-        if not snap.samples:
-            return {}
+    def measure_samples(self, snap: Snapshot, ctx: Context) -> Mapping[str, float]:
         require_rdkit(f"metrics.{self.name}")
         sampled = group_by_molecule(snap.samples, self.max_molecules)
         numbers = np.asarray(snap.initial["molecule"])

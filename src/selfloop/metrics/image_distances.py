@@ -10,8 +10,9 @@ from typing import Annotated, ClassVar, Literal
 import numpy as np
 from annotated_types import Ge
 
-from selfloop.component import Context, Metric, Snapshot
+from selfloop.component import Context, Snapshot
 from selfloop.metrics.image_features import Features, ImageFeatureExtractor
+from selfloop.metrics.sample_metric import SampleMetric
 from selfloop.metrics.vector_distances import frechet_distance, kernel_distance, mean_distance
 from selfloop.types import Floats
 
@@ -20,7 +21,7 @@ MaxRows = Annotated[int, Ge(2), "number of sampled and of real rows, at most"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class PixelFrechet(Metric):
+class PixelFrechet(SampleMetric):
     """Squared Frechet distance between sampled and held-out real images, on principal components of their pixels.
 
     As `feature_frechet`, with linear features: it compares means and covariances of pixels only.
@@ -37,12 +38,12 @@ class PixelFrechet(Metric):
     secondary_units: ClassVar[Mapping[str, str]] = {"pixel_frechet_real": unit}
     features: Features = field(default_factory=lambda: ImageFeatureExtractor(kind="pixels", dimensions=32))
 
-    def measure(self, snap: Snapshot, ctx: Context) -> Mapping[str, float]:
+    def measure_samples(self, snap: Snapshot, ctx: Context) -> Mapping[str, float]:
         return _frechet_values(self.name, snap)
 
 
 @dataclass(frozen=True, kw_only=True)
-class FeatureFrechet(Metric):
+class FeatureFrechet(SampleMetric):
     """Squared Frechet distance between sampled and held-out real images on features; on Inception's features, the FID.
 
     Heusel et al. 2017 (1706.08500). `feature_frechet_real` is the distance of equally many initial real images, the expected
@@ -61,20 +62,19 @@ class FeatureFrechet(Metric):
     secondary_units: ClassVar[Mapping[str, str]] = {"feature_frechet_real": unit}
     features: Features = field(default_factory=ImageFeatureExtractor)
 
-    def measure(self, snap: Snapshot, ctx: Context) -> Mapping[str, float]:
+    def measure_samples(self, snap: Snapshot, ctx: Context) -> Mapping[str, float]:
         return _frechet_values(self.name, snap)
 
 
 def _frechet_values(name: str, snap: Snapshot) -> Mapping[str, float]:
     """Distances of equally many sampled and initial real images to the held-out images."""
-    if (pair := feature_pair(snap, "initial", equal_rows=True)) is None:
-        return {}
+    pair = feature_pair(snap, "initial", equal_rows=True)
     real = feature_vectors(snap, "holdout")
     return {f"{name}{suffix}": frechet_distance(rows, real) for suffix, rows in zip(("", "_real"), pair, strict=True)}
 
 
 @dataclass(frozen=True, kw_only=True)
-class KernelDistance(Metric):
+class KernelDistance(SampleMetric):
     """Kernel distance between sampled and held-out real images on features; on Inception's features, the KID.
 
     Binkowski et al. 2018 (1801.01401). Unbiased for any number of rows; about 0 for a perfect model.
@@ -86,14 +86,13 @@ class KernelDistance(Metric):
     features: Features = field(default_factory=ImageFeatureExtractor)
     max_rows: MaxRows = MAX_ROWS
 
-    def measure(self, snap: Snapshot, ctx: Context) -> Mapping[str, float]:
-        if (pair := feature_pair(snap, "holdout", self.max_rows)) is None:
-            return {}
+    def measure_samples(self, snap: Snapshot, ctx: Context) -> Mapping[str, float]:
+        pair = feature_pair(snap, "holdout", self.max_rows)
         return {"kernel_distance": kernel_distance(*pair) if min(map(len, pair)) > 1 else math.nan}
 
 
 @dataclass(frozen=True, kw_only=True)
-class FeatureDiversity(Metric):
+class FeatureDiversity(SampleMetric):
     """Mean distance between two sampled images over the mean distance between two held-out real images, on features.
 
     1 if sampled images are as varied as real images, 0 if all are equal.
@@ -107,22 +106,19 @@ class FeatureDiversity(Metric):
     features: Features = field(default_factory=ImageFeatureExtractor)
     max_rows: MaxRows = MAX_ROWS
 
-    def measure(self, snap: Snapshot, ctx: Context) -> Mapping[str, float]:
-        if (pair := feature_pair(snap, "holdout", self.max_rows)) is None:
-            return {}
+    def measure_samples(self, snap: Snapshot, ctx: Context) -> Mapping[str, float]:
+        pair = feature_pair(snap, "holdout", self.max_rows)
         sampled, real = (mean_distance(rows) if len(rows) > 1 else math.nan for rows in pair)
         return {"feature_diversity": sampled / real if real else math.nan}
 
 
 def feature_pair(
     snap: Snapshot, kind: Literal["holdout", "initial"], max_rows: int | None = None, *, equal_rows: bool = False
-) -> tuple[Floats, Floats] | None:
-    """Features of the first `max_rows` sampled rows and of the first `max_rows` rows of a kind; None without sampled rows.
+) -> tuple[Floats, Floats]:
+    """Features of the first `max_rows` sampled rows and of the first `max_rows` rows of a kind.
 
     `equal_rows` cuts both to the same number of rows, for values that depend on it.
     """
-    if "samples" not in snap.features:
-        return None
     sampled, real = (feature_vectors(snap, name, max_rows) for name in ("samples", kind))
     n_rows = min(len(sampled), len(real)) if equal_rows else None
     return sampled[:n_rows], real[:n_rows]

@@ -10,6 +10,7 @@ import numpy as np
 from annotated_types import Ge
 
 from selfloop.component import Context, Metric, Snapshot
+from selfloop.metrics.sample_metric import SampleMetric
 from selfloop.protocols import SupportsElbo, SupportsLogLikelihood
 
 CHUNK_ROWS = 4096  # rows that are converted to 8-byte numbers at a time
@@ -62,7 +63,7 @@ class LogLikelihood(Metric):
 
 
 @dataclass(frozen=True, kw_only=True)
-class PixelStd(Metric):
+class PixelStd(SampleMetric):
     """Standard deviation of a pixel over the sampled images, mean over pixels; 0 if all images are equal."""
 
     name: ClassVar[str] = "pixel_std"
@@ -70,9 +71,7 @@ class PixelStd(Metric):
     unit: ClassVar[str] = "share of the gray scale"
     better: ClassVar[str] = "higher"
 
-    def measure(self, snap: Snapshot, ctx: Context) -> Mapping[str, float]:
-        if not snap.samples:
-            return {}
+    def measure_samples(self, snap: Snapshot, ctx: Context) -> Mapping[str, float]:
         images = np.asarray(snap.samples["image"])
         n = len(images)
         chunks = [images[first : first + CHUNK_ROWS] for first in range(0, n, CHUNK_ROWS)]

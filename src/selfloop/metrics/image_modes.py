@@ -9,9 +9,10 @@ from typing import Annotated, ClassVar
 import numpy as np
 from annotated_types import Interval
 
-from selfloop.component import Context, Metric, Sampler, Snapshot, Source
+from selfloop.component import Context, Sampler, Snapshot, Source
 from selfloop.errors import SpecError
 from selfloop.metrics.image_features import Features, ImageFeatureExtractor
+from selfloop.metrics.sample_metric import SampleMetric
 from selfloop.types import Floats
 
 MAX_LISTED_MODES = 20  # number of modes up to which each mode's share is a secondary value
@@ -19,7 +20,7 @@ LOST_SHARE = 0.1  # of the uniform or real share: a mode or attribute below it c
 
 
 @dataclass(frozen=True, kw_only=True)
-class Modes(Metric):
+class Modes(SampleMetric):
     """Number of modes that sampled images have. Each image counts for its most probable mode.
 
     Modes are the classes of the features' classifier, or clusters of the real features if rows have no labels. A mode counts if
@@ -49,9 +50,7 @@ class Modes(Metric):
         float, Interval(gt=0, le=1), "probability of the most probable mode below which an image lies between modes"
     ] = 0.9
 
-    def measure(self, snap: Snapshot, ctx: Context) -> Mapping[str, float]:
-        if "samples" not in snap.features:
-            return {}
+    def measure_samples(self, snap: Snapshot, ctx: Context) -> Mapping[str, float]:
         sampled, real = (_feature_column(snap, kind, "probabilities", "modes") for kind in ("samples", "holdout"))
         n_modes = sampled.shape[1]
         shares, real_shares = (np.bincount(p.argmax(axis=1), minlength=n_modes) / len(p) for p in (sampled, real))
@@ -69,7 +68,7 @@ class Modes(Metric):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Attributes(Metric):
+class Attributes(SampleMetric):
     """Number of attributes whose share among sampled images is at least a tenth of their share among held-out real images.
 
     An image has an attribute if the features' classifier, trained on the `attributes` of the initial real rows, gives it a
@@ -107,9 +106,7 @@ class Attributes(Metric):
                 f"metrics.attributes.names: got {len(self.names)} names for {n_attributes} attributes. Name each once, or none."
             )
 
-    def measure(self, snap: Snapshot, ctx: Context) -> Mapping[str, float]:
-        if "samples" not in snap.features:
-            return {}
+    def measure_samples(self, snap: Snapshot, ctx: Context) -> Mapping[str, float]:
         shares, real_shares = (
             (_feature_column(snap, kind, "attributes", self.name) > 0.5).mean(axis=0) for kind in ("samples", "holdout")
         )

@@ -15,9 +15,10 @@ from typing import Annotated, ClassVar, NamedTuple
 import numpy as np
 from annotated_types import Ge
 
-from selfloop.component import Context, Metric, Snapshot
+from selfloop.component import Context, Snapshot
 from selfloop.metrics.image_distances import MAX_ROWS, MaxRows, feature_pair, feature_vectors
 from selfloop.metrics.image_features import Features, ImageFeatureExtractor
+from selfloop.metrics.sample_metric import SampleMetric
 from selfloop.metrics.vector_distances import distance_chunks
 from selfloop.types import Floats, Ints
 
@@ -61,7 +62,7 @@ def count_in_balls(points: Floats, centers: Floats, radii: Floats) -> BallCounts
 
 
 @dataclass(frozen=True, kw_only=True)
-class Precision(Metric):
+class Precision(SampleMetric):
     """Share of sampled images among held-out real images, and the reverse share, the recall.
 
     A row is among others if it lies within the distance of one of them to its k-th nearest row of the same kind
@@ -80,19 +81,17 @@ class Precision(Metric):
     k: Neighbor = 3
     max_rows: MaxRows = MAX_ROWS
 
-    def measure(self, snap: Snapshot, ctx: Context) -> Mapping[str, float]:
-        if (pair := feature_pair(snap, "holdout", self.max_rows, equal_rows=True)) is None:
-            return {}
-        sampled, real = pair
+    def measure_samples(self, snap: Snapshot, ctx: Context) -> Mapping[str, float]:
+        sampled, real = feature_pair(snap, "holdout", self.max_rows, equal_rows=True)
         if len(sampled) <= self.k:
             return {"precision": math.nan, "recall": math.nan}
-        radii = [k_nearest(rows, rows, self.k, include_self=False)[:, -1] for rows in pair]
+        radii = [k_nearest(rows, rows, self.k, include_self=False)[:, -1] for rows in (sampled, real)]
         precision, recall = count_in_balls(sampled, real, radii[1]).balls > 0, count_in_balls(real, sampled, radii[0]).balls > 0
         return {"precision": float(precision.mean()), "recall": float(recall.mean())}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Coverage(Metric):
+class Coverage(SampleMetric):
     """Share of held-out real images with a sampled image closer than their k-th nearest real image, and the density.
 
     The density is the mean number of balls of real images that contain a sampled image, over k: about 1 for a perfect model,
@@ -110,10 +109,8 @@ class Coverage(Metric):
     k: Neighbor = 5
     max_rows: MaxRows = MAX_ROWS
 
-    def measure(self, snap: Snapshot, ctx: Context) -> Mapping[str, float]:
-        if (pair := feature_pair(snap, "holdout", self.max_rows, equal_rows=True)) is None:
-            return {}
-        sampled, real = pair
+    def measure_samples(self, snap: Snapshot, ctx: Context) -> Mapping[str, float]:
+        sampled, real = feature_pair(snap, "holdout", self.max_rows, equal_rows=True)
         if len(real) <= self.k:
             return {"coverage": math.nan, "density": math.nan}
         counts = count_in_balls(sampled, real, k_nearest(real, real, self.k, include_self=False)[:, -1])
@@ -121,7 +118,7 @@ class Coverage(Metric):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainingDistance(Metric):
+class TrainingDistance(SampleMetric):
     """Mean distance of a sampled image to its nearest initial real image, over the mean distance of a held-out real image.
 
     1 if sampled images are as far away as fresh real images. Far below 1, they are near copies (Shi et al. 2025, 2509.16499,
@@ -147,9 +144,8 @@ class TrainingDistance(Metric):
     features: Features = field(default_factory=ImageFeatureExtractor)
     max_rows: Annotated[int, Ge(1), "number of sampled and of held-out rows, at most; all initial rows are used"] = MAX_ROWS
 
-    def measure(self, snap: Snapshot, ctx: Context) -> Mapping[str, float]:
-        if (pair := feature_pair(snap, "holdout", self.max_rows)) is None:
-            return {}
+    def measure_samples(self, snap: Snapshot, ctx: Context) -> Mapping[str, float]:
+        pair = feature_pair(snap, "holdout", self.max_rows)
         initial = np.unique(feature_vectors(snap, "initial"), axis=0)
         if len(initial) < 2:
             return {"training_distance": math.nan}
@@ -161,7 +157,7 @@ class TrainingDistance(Metric):
 
 
 @dataclass(frozen=True, kw_only=True)
-class FeatureEntropy(Metric):
+class FeatureEntropy(SampleMetric):
     """Entropy of the features of sampled images, estimated from distances to k-th nearest neighbors.
 
     psi(n) - psi(k) + log(volume of the unit ball) + d mean(log distance): Kozachenko and Leonenko 1987, in the form of
@@ -181,9 +177,8 @@ class FeatureEntropy(Metric):
     k: Neighbor = 3
     max_rows: MaxRows = MAX_ROWS
 
-    def measure(self, snap: Snapshot, ctx: Context) -> Mapping[str, float]:
-        if (pair := feature_pair(snap, "initial", self.max_rows, equal_rows=True)) is None:
-            return {}
+    def measure_samples(self, snap: Snapshot, ctx: Context) -> Mapping[str, float]:
+        pair = feature_pair(snap, "initial", self.max_rows, equal_rows=True)
         sampled, initial = (entropy(rows, self.k) for rows in pair)
         return {"feature_entropy": sampled, "feature_entropy_real": initial}
 

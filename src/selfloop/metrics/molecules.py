@@ -9,8 +9,9 @@ from typing import Annotated, ClassVar, NamedTuple, cast
 import numpy as np
 from annotated_types import Ge, Interval
 
-from selfloop.component import Context, Metric, Snapshot
+from selfloop.component import Context, Snapshot
 from selfloop.formats.molecules import MAX_BOND_TYPE, add_conformers, build_molecule, ragged_row, require_rdkit
+from selfloop.metrics.sample_metric import SampleMetric
 from selfloop.types import Columns, Floats, Ints, Ragged, count_rows, select_rows
 
 N_EDGE_TYPES = 1 << 5  # base of the integer codes of edge types and elements
@@ -26,7 +27,7 @@ def group_by_molecule(rows: Columns, max_molecules: int) -> dict[int, Ints]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class BondLengthDistance(Metric):
+class BondLengthDistance(SampleMetric):
     """Distance of sampled bond lengths from the bond lengths of the initial real rows of the same molecules, in ångström.
 
     1-Wasserstein distances between the lengths of each kind of bond (two elements and the bond's type), mean over all bonds.
@@ -41,12 +42,10 @@ class BondLengthDistance(Metric):
     unit: ClassVar[str] = "Å"
     secondary_units: ClassVar[Mapping[str, str]] = {"bond_angle_distance": "degrees"}
 
-    def measure(self, snap: Snapshot, ctx: Context) -> Mapping[str, float]:
-        if not snap.samples:
-            return {}
+    def measure_samples(self, snap: Snapshot, ctx: Context) -> Mapping[str, float]:
         same = np.flatnonzero(np.isin(np.asarray(snap.initial["molecule"]), np.asarray(snap.samples["molecule"])))
-        initial = select_rows(snap.initial, same)
-        values = [mean_wasserstein(measured(snap.samples), measured(initial)) for measured in (_bond_lengths, _bond_angles)]
+        sampled, real = (_bonds_and_angles(rows) for rows in (snap.samples, select_rows(snap.initial, same)))
+        values = map(mean_wasserstein, sampled, real)
         return dict(zip((self.name, *self.secondary_units), values, strict=True))
 
 
@@ -57,50 +56,29 @@ class KindValues(NamedTuple):
     values: Floats
 
 
-class _Bonds(NamedTuple):
-    """All bonds of all rows: indices of both atoms, bond type; and atomic number and position of every atom."""
-
-    begin: Ints
-    end: Ints
-    bond_type: Ints
-    element: Ints
-    position: Floats
-
-
-def _read_bonds(rows: Columns) -> _Bonds:
+def _bonds_and_angles(rows: Columns) -> tuple[KindValues, KindValues]:
+    """Length of every bond, in ångström; size of every angle between two bonds of an atom, in degrees."""
     z, edges, edge_type, position = (cast(Ragged, rows[name]) for name in ("z", "edges", "edge_type", "position"))
     types = edge_type.values.astype(np.int64)
     bonds = np.flatnonzero(types <= MAX_BOND_TYPE)
     first_atom = np.repeat(z.offsets[:-1], np.diff(edges.offsets))[bonds]
-    begin, end = (edges.values[bonds].astype(np.int64) + first_atom[:, None]).T
-    return _Bonds(begin, end, types[bonds], z.values.astype(np.int64), position.values.astype(np.float64))
-
-
-def _bond_lengths(rows: Columns) -> KindValues:
-    """Length of every bond, in ångström."""
-    bonds = _read_bonds(rows)
-    low, high = np.sort([bonds.element[bonds.begin], bonds.element[bonds.end]], axis=0)
-    lengths = np.linalg.norm(bonds.position[bonds.begin] - bonds.position[bonds.end], axis=1)
-    return KindValues((low * N_ELEMENTS + high) * N_EDGE_TYPES + bonds.bond_type, lengths)
-
-
-def _bond_angles(rows: Columns) -> KindValues:
-    """Size of every angle between two bonds of an atom, in degrees."""
-    bonds = _read_bonds(rows)
-    center, end = np.concatenate([bonds.begin, bonds.end]), np.concatenate([bonds.end, bonds.begin])
+    a, b = (edges.values[bonds].astype(np.int64) + first_atom[:, None]).T
+    bond_type, element, points = types[bonds], z.values.astype(np.int64), position.values.astype(np.float64)
+    low, high = np.sort([element[a], element[b]], axis=0)
+    lengths = KindValues((low * N_ELEMENTS + high) * N_EDGE_TYPES + bond_type, np.linalg.norm(points[a] - points[b], axis=1))
+    center, end = np.concatenate([a, b]), np.concatenate([b, a])
     order = np.argsort(center, kind="stable")
-    center, end, bond_type = center[order], end[order], np.tile(bonds.bond_type, 2)[order]
-    code = bonds.element[end] * N_EDGE_TYPES + bond_type
-    arm = bonds.position[end] - bonds.position[center]
+    center, end, code = center[order], end[order], (element[end] * N_EDGE_TYPES + np.tile(bond_type, 2))[order]
+    arm = points[end] - points[center]
     arm /= np.maximum(np.linalg.norm(arm, axis=1, keepdims=True), np.finfo(np.float64).tiny)
     kinds, sizes = [np.empty(0, np.int64)], [np.empty(0)]
     for step in range(1, int(np.bincount(center).max(initial=1))):  # pairs each bond of an atom with its later bonds
         first = np.flatnonzero(center[step:] == center[:-step])
         low, high = np.sort([code[first], code[first + step]], axis=0)
-        kinds.append((bonds.element[center[first]] * N_ELEMENTS * N_EDGE_TYPES + low) * N_ELEMENTS * N_EDGE_TYPES + high)
+        kinds.append((element[center[first]] * N_ELEMENTS * N_EDGE_TYPES + low) * N_ELEMENTS * N_EDGE_TYPES + high)
         cosine = np.einsum("ij,ij->i", arm[first], arm[first + step])
         sizes.append(np.degrees(np.arccos(np.clip(cosine, -1, 1))))
-    return KindValues(np.concatenate(kinds), np.concatenate(sizes))
+    return lengths, KindValues(np.concatenate(kinds), np.concatenate(sizes))
 
 
 def mean_wasserstein(sampled: KindValues, real: KindValues) -> float:
@@ -122,7 +100,7 @@ def _split_by_kind(data: KindValues) -> dict[int, Floats]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ClashRate(Metric):
+class ClashRate(SampleMetric):
     """Share of sampled rows in which two atoms more than three bonds apart are too close.
 
     Too close is below `radius_factor` times the sum of their van der Waals radii in RDKit (hydrogen 1.2, carbon 1.7, nitrogen
@@ -135,9 +113,7 @@ class ClashRate(Metric):
     unit: ClassVar[str] = "share of rows"
     radius_factor: Annotated[float, Interval(gt=0, le=1), "smallest distance of two atoms, as a share of their radii"] = 0.6
 
-    def measure(self, snap: Snapshot, ctx: Context) -> Mapping[str, float]:
-        if not snap.samples:
-            return {}
+    def measure_samples(self, snap: Snapshot, ctx: Context) -> Mapping[str, float]:
         table = require_rdkit(f"metrics.{self.name}").GetPeriodicTable()
         radii = self.radius_factor * np.array([table.GetRvdw(number) for number in range(119)])
         return {self.name: float(np.mean([_has_clash(snap.samples, i, radii) for i in range(count_rows(snap.samples))]))}
@@ -154,7 +130,7 @@ def _has_clash(rows: Columns, i: int, radii: Floats) -> bool:
 
 
 @dataclass(frozen=True, kw_only=True)
-class StrainEnergy(Metric):
+class StrainEnergy(SampleMetric):
     """Median over sampled rows of the MMFF94 energy above the mean energy of the molecule's initial real rows, in kcal/mol.
 
     MMFF94 of Halgren 1996 in RDKit, without relaxation. `unparametrized_rate` is the share of molecules without parameters.
@@ -167,9 +143,7 @@ class StrainEnergy(Metric):
     secondary_units: ClassVar[Mapping[str, str]] = {"unparametrized_rate": "share of molecules"}
     max_molecules: MaxMolecules = 200
 
-    def measure(self, snap: Snapshot, ctx: Context) -> Mapping[str, float]:
-        if not snap.samples:
-            return {}
+    def measure_samples(self, snap: Snapshot, ctx: Context) -> Mapping[str, float]:
         require_rdkit(f"metrics.{self.name}")
         sampled, numbers = group_by_molecule(snap.samples, self.max_molecules), np.asarray(snap.initial["molecule"])
         strains, n_unparametrized = list[Floats](), 0
@@ -197,12 +171,12 @@ def _energies(conformers: list[tuple[Columns, int]]) -> Floats | None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class RetryRate(Metric):
+class RetryRate(SampleMetric):
     """Share of sampled rows whose first attempt was not finite, so that the sampler tried again."""
 
     name: ClassVar[str] = "retry_rate"
     title: ClassVar[str] = "sampled rows that needed a second attempt"
     unit: ClassVar[str] = "share of rows"
 
-    def measure(self, snap: Snapshot, ctx: Context) -> Mapping[str, float]:
-        return {self.name: float(np.asarray(snap.samples["retried"]).mean())} if snap.samples else {}
+    def measure_samples(self, snap: Snapshot, ctx: Context) -> Mapping[str, float]:
+        return {self.name: float(np.asarray(snap.samples["retried"]).mean())}

@@ -11,6 +11,7 @@ from annotated_types import Ge, Interval
 
 from selfloop.component import Context, Metric, Snapshot
 from selfloop.metrics.ngrams import cut_length, equal_texts, row_chunks, row_indices, texts
+from selfloop.metrics.sample_metric import SampleMetric
 from selfloop.protocols import SupportsTokenLogProb, UsesEncoder
 from selfloop.types import Columns, Ints, Params, Ragged
 
@@ -37,7 +38,7 @@ class CrossEntropy(Metric):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SelfCrossEntropy(Metric):
+class SelfCrossEntropy(SampleMetric):
     """Mean negative log probability of a token of the model's own samples: low for a model that is certain of its tokens.
 
     At temperature 1 and without truncation, its expectation is the model's entropy per token.
@@ -50,9 +51,7 @@ class SelfCrossEntropy(Metric):
     family_protocols: ClassVar[tuple[type, ...]] = (SupportsTokenLogProb,)
     max_rows: Annotated[int, Ge(1), "number of sampled rows, at most"] = 500
 
-    def measure(self, snap: Snapshot, ctx: Context) -> Mapping[str, float]:
-        if not snap.samples:
-            return {}
+    def measure_samples(self, snap: Snapshot, ctx: Context) -> Mapping[str, float]:
         tokens = snap.samples["tokens"]
         return {self.name: _nats_per_token(snap, {"tokens": tokens[np.arange(min(self.max_rows, len(tokens)))]}, ctx)}
 
@@ -64,7 +63,7 @@ def _nats_per_token(snap: Snapshot, rows: Columns, ctx: Context) -> float:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TextLength(Metric):
+class TextLength(SampleMetric):
     """Mean number of tokens of a sampled row, without its end token.
 
     `text_length_finished_rate` is the share of rows with an end token; the sampler cut all other rows.
@@ -78,9 +77,7 @@ class TextLength(Metric):
     better: ClassVar[str] = ""
     family_protocols: ClassVar[tuple[type, ...]] = (UsesEncoder,)
 
-    def measure(self, snap: Snapshot, ctx: Context) -> Mapping[str, float]:
-        if not snap.samples:
-            return {}
+    def measure_samples(self, snap: Snapshot, ctx: Context) -> Mapping[str, float]:
         tokens = cast(Ragged, snap.samples["tokens"])
         last = tokens.offsets[1:][np.diff(tokens.offsets) > 0] - 1
         finished = int(np.count_nonzero(tokens.values[last] == snap.params["tokenizer/end"]))
@@ -89,7 +86,7 @@ class TextLength(Metric):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Vocabulary(Metric):
+class Vocabulary(SampleMetric):
     """Number of distinct tokens in a fixed number of sampled tokens.
 
     `vocabulary_kept` is the share of the distinct tokens in equally many real tokens that the sampled tokens contain. Fresh
@@ -106,9 +103,7 @@ class Vocabulary(Metric):
     family_protocols: ClassVar[tuple[type, ...]] = (UsesEncoder,)
     max_tokens: Annotated[int, Ge(1), "number of sampled and of real tokens, at most"] = 50_000
 
-    def measure(self, snap: Snapshot, ctx: Context) -> Mapping[str, float]:
-        if not snap.samples:
-            return {}
+    def measure_samples(self, snap: Snapshot, ctx: Context) -> Mapping[str, float]:
         if (pair := equal_texts(snap, self.max_tokens)) is None:
             return {"vocabulary": NO_VALUE, "vocabulary_kept": NO_VALUE}
         sampled, real = (np.unique(text.values) for text in pair)
@@ -116,7 +111,7 @@ class Vocabulary(Metric):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TailMass(Metric):
+class TailMass(SampleMetric):
     """Share of rare tokens in sampled rows over their share in real rows; 1 is right, 0 if the tail is lost.
 
     Rare tokens are all but the most frequent ones that make up 1 - `tail` of every second initial real row. Their real share
@@ -131,9 +126,7 @@ class TailMass(Metric):
     family_protocols: ClassVar[tuple[type, ...]] = (UsesEncoder,)
     tail: Annotated[float, Interval(gt=0, lt=1), "share of real tokens that counts as the tail"] = 0.1
 
-    def measure(self, snap: Snapshot, ctx: Context) -> Mapping[str, float]:
-        if not snap.samples:
-            return {}
+    def measure_samples(self, snap: Snapshot, ctx: Context) -> Mapping[str, float]:
         length = cut_length(snap.samples, snap.params)
         sampled, (selection, real) = (_token_counts(rows, snap.params, length) for rows in (snap.samples, snap.initial))
         order = np.argsort(-selection, kind="stable")
@@ -162,7 +155,7 @@ def _share_outside(counts: Ints, tokens: Ints) -> float:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ZipfExponent(Metric):
+class ZipfExponent(SampleMetric):
     """Exponent s of the most frequent tokens of sampled rows, whose frequency is proportional to rank^-s.
 
     Maximum likelihood on the first `ranks` ranks. Ranks come from every second row and frequencies from the other rows, because
@@ -175,9 +168,7 @@ class ZipfExponent(Metric):
     family_protocols: ClassVar[tuple[type, ...]] = (UsesEncoder,)
     ranks: Annotated[int, Ge(2), "number of the most frequent tokens; 100,000 tokens measure lower ranks with a bias"] = 100
 
-    def measure(self, snap: Snapshot, ctx: Context) -> Mapping[str, float]:
-        if not snap.samples:
-            return {}
+    def measure_samples(self, snap: Snapshot, ctx: Context) -> Mapping[str, float]:
         ranked, counted = _token_counts(snap.samples, snap.params)
         order = np.argsort(-ranked, kind="stable")[: min(self.ranks, np.count_nonzero(ranked))]
         return {self.name: fit_zipf_exponent(counted[order])}

@@ -13,8 +13,9 @@ from typing import Annotated, ClassVar, cast
 import numpy as np
 from annotated_types import Ge
 
-from selfloop.component import Context, Metric, Snapshot
+from selfloop.component import Context, Snapshot
 from selfloop.metrics.ngrams import contained, equal_texts, hash_values, longest_runs, ngrams, row_chunks, row_hashes, texts
+from selfloop.metrics.sample_metric import SampleMetric
 from selfloop.metrics.text import NO_VALUE
 from selfloop.protocols import UsesEncoder
 from selfloop.types import Floats, Ints, Ragged, count_rows
@@ -24,7 +25,7 @@ SMOOTHING = 0.1  # matches that replace 0 matches of an n-gram length
 
 
 @dataclass(frozen=True, kw_only=True)
-class Distinct(Metric):
+class Distinct(SampleMetric):
     """Distinct n-grams over all n-grams in a fixed number of sampled tokens, mean of n = 1 to 4.
 
     distinct-n of Li et al. 2016 (1510.03055).
@@ -40,9 +41,7 @@ class Distinct(Metric):
     family_protocols: ClassVar[tuple[type, ...]] = (UsesEncoder,)
     max_tokens: Annotated[int, Ge(1), "number of sampled tokens, at most"] = 50_000
 
-    def measure(self, snap: Snapshot, ctx: Context) -> Mapping[str, float]:
-        if not snap.samples:
-            return {}
+    def measure_samples(self, snap: Snapshot, ctx: Context) -> Mapping[str, float]:
         pair = equal_texts(snap, self.max_tokens)
         shares = [_distinct_share(pair[0], n) if pair else NO_VALUE for n in range(1, MAX_NGRAM + 1)]
         return {"distinct": float(np.mean(shares)), **dict(zip(self.secondary_titles, shares, strict=True))}
@@ -54,7 +53,7 @@ def _distinct_share(tokens: Ragged, n: int) -> float:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SelfBleu(Metric):
+class SelfBleu(SampleMetric):
     """BLEU-4 of a sampled row with the other sampled rows as references, mean over a fixed number of rows; 1 if all are equal.
 
     Zhu et al. 2018 (Texygen, 1802.01886), who take 500 rows. BLEU of Papineni et al. 2002 with uniform weights, per row, with
@@ -67,9 +66,7 @@ class SelfBleu(Metric):
     family_protocols: ClassVar[tuple[type, ...]] = (UsesEncoder,)
     max_rows: Annotated[int, Ge(2), "number of sampled rows, at most; half the initial rows if that is less"] = 500
 
-    def measure(self, snap: Snapshot, ctx: Context) -> Mapping[str, float]:
-        if not snap.samples:
-            return {}
+    def measure_samples(self, snap: Snapshot, ctx: Context) -> Mapping[str, float]:
         n_rows = min(self.max_rows, count_rows(snap.initial) // 2)
         if not 2 <= n_rows <= count_rows(snap.samples):
             return {self.name: NO_VALUE}
@@ -120,7 +117,7 @@ def _closest_lengths(lengths: Ints) -> Ints:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Repetition(Metric):
+class Repetition(SampleMetric):
     """Share of n-grams of a sampled row that occurred earlier in the row, 1 - distinct / all.
 
     Mean over rows of n tokens or more. seq-rep-n of Welleck et al. 2020 (1908.04319, section 6).
@@ -133,9 +130,7 @@ class Repetition(Metric):
     ngram: Annotated[int, Ge(1), "length n of an n-gram, tokens"] = MAX_NGRAM
     max_rows: Annotated[int, Ge(1), "number of sampled rows, at most"] = 5000
 
-    def measure(self, snap: Snapshot, ctx: Context) -> Mapping[str, float]:
-        if not snap.samples:
-            return {}
+    def measure_samples(self, snap: Snapshot, ctx: Context) -> Mapping[str, float]:
         grams, rows = ngrams(texts(snap.samples, snap.params, max_rows=self.max_rows), self.ngram)
         _, first = np.unique(hash_values(rows) ^ grams, return_index=True)
         total, distinct = (np.bincount(index, minlength=self.max_rows) for index in (rows, rows[first]))
@@ -144,7 +139,7 @@ class Repetition(Metric):
 
 
 @dataclass(frozen=True, kw_only=True)
-class DuplicateRate(Metric):
+class DuplicateRate(SampleMetric):
     """Share of sampled rows with an exact copy among the sampled rows: 0 if all rows differ, 1 if no row is unique."""
 
     name: ClassVar[str] = "duplicate_rate"
@@ -152,16 +147,14 @@ class DuplicateRate(Metric):
     unit: ClassVar[str] = "share of rows"
     family_protocols: ClassVar[tuple[type, ...]] = (UsesEncoder,)
 
-    def measure(self, snap: Snapshot, ctx: Context) -> Mapping[str, float]:
-        if not snap.samples:
-            return {}
+    def measure_samples(self, snap: Snapshot, ctx: Context) -> Mapping[str, float]:
         hashes = np.concatenate([row_hashes(chunk) for chunk in row_chunks(cast(Ragged, snap.samples["tokens"]))])
         _, copies = np.unique(hashes, return_counts=True)
         return {self.name: 1 - float(np.count_nonzero(copies == 1)) / len(hashes)}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Memorization(Metric):
+class Memorization(SampleMetric):
     """Share of long n-grams of sampled rows that occur in an initial real row.
 
     `copied_run` is the longest run of tokens of a row whose n-grams are all copied, or 0; mean over rows. Real rows share
@@ -177,9 +170,7 @@ class Memorization(Metric):
     ngram: Annotated[int, Ge(1), "length n of an n-gram, tokens"] = 16
     max_tokens: Annotated[int, Ge(1), "number of sampled tokens, at most"] = 200_000
 
-    def measure(self, snap: Snapshot, ctx: Context) -> Mapping[str, float]:
-        if not snap.samples:
-            return {}
+    def measure_samples(self, snap: Snapshot, ctx: Context) -> Mapping[str, float]:
         sampled = texts(snap.samples, snap.params, max_tokens=self.max_tokens)
         grams, rows = ngrams(sampled, self.ngram)
         if not len(grams):

@@ -13,9 +13,10 @@ import numpy as np
 from annotated_types import Ge, Gt
 from threadpoolctl import threadpool_limits
 
-from selfloop.component import Context, Metric, Snapshot
+from selfloop.component import Context, Snapshot
 from selfloop.errors import SettingError, resolve_local_or_hub
 from selfloop.metrics.ngrams import cut_length, texts
+from selfloop.metrics.sample_metric import SampleMetric
 from selfloop.metrics.text import NO_VALUE
 from selfloop.metrics.vector_distances import frechet_distance, frontier_area
 from selfloop.protocols import UsesEncoder
@@ -32,7 +33,7 @@ Revision = Annotated[str | None, "commit of a model on the hub, whose content ma
 MaxRows = Annotated[int, Ge(2), "number of sampled and of real rows, at most"]
 
 
-class TextFeatureMetric(Metric):
+class TextFeatureMetric(SampleMetric):
     """A metric of the features of equally many sampled and held-out real rows. A subclass writes `compare`.
 
     Features are the mean of the feature model's last hidden states over the first 256 tokens of a row. Real rows are cut at
@@ -53,9 +54,7 @@ class TextFeatureMetric(Metric):
     def compare(self, sampled: Floats, real: Floats, ctx: Context) -> float:
         """The value for two arrays of features."""
 
-    def measure(self, snap: Snapshot, ctx: Context) -> Mapping[str, float]:
-        if not snap.samples:
-            return {}
+    def measure_samples(self, snap: Snapshot, ctx: Context) -> Mapping[str, float]:
         n_rows = min(self.max_rows, count_rows(snap.samples), len(snap.holdout["tokens"]))
         if n_rows < 2:
             return {self.name: NO_VALUE}

@@ -12,7 +12,7 @@ import numpy as np
 from selfloop.component import Context, Metric, Snapshot
 from selfloop.formats.safetensors import NamedArrays
 from selfloop.protocols import EnsembleSnapshot, SupportsSecondMoment
-from selfloop.types import Floats
+from selfloop.types import Floats, Params
 
 
 class ParameterMetric(Metric):
@@ -28,10 +28,12 @@ class ParameterMetric(Metric):
         return {self.name: self.compare(cast(Mapping[str, Floats], snap.params), cast(Mapping[str, Floats], snap.truth))}
 
     def measure(self, snap: Snapshot, ctx: Context) -> Mapping[str, float]:
-        fitted, true = (
-            NamedArrays((name, np.asarray(array)[None]) for name, array in params.items()) for params in (snap.params, snap.truth)
-        )
-        return {self.name: float(self.compare(cast(Mapping[str, Floats], fitted), cast(Mapping[str, Floats], true))[0])}
+        fitted, true = (_add_seeds_axis(params) for params in (snap.params, snap.truth))
+        return {self.name: float(self.compare(fitted, true)[0])}
+
+
+def _add_seeds_axis(params: Params) -> Mapping[str, Floats]:
+    return NamedArrays((name, np.asarray(array)[None]) for name, array in params.items())
 
 
 @dataclass(frozen=True, kw_only=True)
