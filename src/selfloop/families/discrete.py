@@ -30,7 +30,7 @@ class Discrete(EnsembleFamily):
     default_metrics: ClassVar[tuple[str, ...]] = ("heterozygosity", "support_size")
     smoothing: Annotated[float, Ge(0), "rows added to the count of every symbol"] = 0.0
     n_symbols: Annotated[
-        Annotated[int, Ge(1)] | None, "number of symbols; by default that of the source's truth, or the largest symbol plus 1"
+        int | None, Ge(1), "number of symbols; by default that of the source's truth, or the largest symbol plus 1"
     ] = None
 
     def fit_rows(self, takes: Sequence[EnsembleTake], previous: Params | None) -> EnsembleFit:

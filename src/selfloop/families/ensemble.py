@@ -60,7 +60,7 @@ def as_one_seed(rows: TrainingRows) -> list[EnsembleTake]:
     ]
 
 
-def cached(take: EnsembleTake, key: str, compute: Callable[[], T]) -> T:
+def memoize(take: EnsembleTake, key: str, compute: Callable[[], T]) -> T:
     """The value of `compute()`, computed once per batch."""
     if key not in take.cache:
         take.cache[key] = compute()

@@ -11,7 +11,7 @@ from annotated_types import Ge
 from numpy.random import Generator
 
 from selfloop.component import Sampler
-from selfloop.families.ensemble import EnsembleFamily, budget_rows, cached, has_budget, mass_shares, row_counts, sum_in_order
+from selfloop.families.ensemble import EnsembleFamily, budget_rows, has_budget, mass_shares, memoize, row_counts, sum_in_order
 from selfloop.families.wishart import bartlett, matrix_root, split_generator
 from selfloop.protocols import EnsembleFit, EnsembleTake, SufficientStatistics
 from selfloop.rng import RandomStream
@@ -120,7 +120,7 @@ def _statistics(take: EnsembleTake) -> SufficientStatistics:
     """Statistics of the rows of a take; those of a whole batch are computed once."""
     x, counts = cast(Floats, take.rows["x"]), row_counts(take)
     if counts is None:
-        return cached(take, "statistics", lambda: _weighted_statistics(x, np.ones(x.shape[:2])))
+        return memoize(take, "statistics", lambda: _weighted_statistics(x, np.ones(x.shape[:2])))
     return _weighted_statistics(x, counts)
 
 

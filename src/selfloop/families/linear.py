@@ -12,7 +12,7 @@ from numpy.random import Generator
 
 from selfloop.component import Sampler
 from selfloop.errors import SpecError
-from selfloop.families.ensemble import EnsembleFamily, cached, mass_shares, row_counts, sum_in_order
+from selfloop.families.ensemble import EnsembleFamily, mass_shares, memoize, row_counts, sum_in_order
 from selfloop.families.wishart import bartlett, split_generator
 from selfloop.protocols import EnsembleFit, EnsembleTake, SufficientStatistics
 from selfloop.rng import RandomStream
@@ -194,7 +194,7 @@ def _sum_rows_of_design(takes: Sequence[EnsembleTake]) -> dict[str, Floats]:
         square += np.vecdot(weighted, y)
         rows += y.shape[1] if counts is None else counts.sum(1)
     if all(take.indices is None for take in takes):
-        whole = cached(takes[0], "gram", lambda: x.mT @ x)
+        whole = memoize(takes[0], "gram", lambda: x.mT @ x)
         gram, moment = mass[:, :1, None] * whole, (outcomes[:, None] @ x)[:, 0]
     else:
         gram, moment = _weighted_sums(x, mass, outcomes)

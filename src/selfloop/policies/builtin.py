@@ -16,9 +16,6 @@ from selfloop.errors import SettingError
 from selfloop.settings import PositiveFloat, Share
 from selfloop.types import Batch, Plan, Take, real, synthetic
 
-RowCount = Annotated[int, Ge(0)]
-PositiveCount = Annotated[int, Ge(1)]
-
 
 def take_all(*batches: Batch) -> Plan:
     return Plan(tuple(Take(batch) for batch in batches))
@@ -54,7 +51,7 @@ class AccumulateSubsample(Policy):
     """`budget` rows, drawn at each generation from the batches of `accumulate` (Kazdan et al. 2025)."""
 
     name: ClassVar[str] = "accumulate_subsample"
-    budget: Annotated[PositiveCount | None, "training rows of each generation; default n"] = None
+    budget: Annotated[int | None, Ge(1), "training rows of each generation; default n"] = None
 
     def plan(self, t: int, n: int) -> Plan:
         return Plan(take_all(*batches_before(t)).takes, budget=self.budget or n)
@@ -78,7 +75,7 @@ class Window(Policy):
     """The last `length` batches. The initial rows are the first batch."""
 
     name: ClassVar[str] = "window"
-    length: Annotated[PositiveCount, "batches kept; 1 is `replace`"] = 1
+    length: Annotated[int, Ge(1), "batches kept; 1 is `replace`"] = 1
 
     def plan(self, t: int, n: int) -> Plan:
         return take_all(*batches_before(t)[-self.length :])
@@ -161,9 +158,7 @@ class Growing(Policy):
     """Only the rows of the newest model, n t^(1 + exponent) of them at generation t (Xu, He, Cheng 2025)."""
 
     name: ClassVar[str] = "growing"
-    exponent: Annotated[
-        float, Interval(ge=-1, le=9), "-1 is a constant size; the error stays bounded for any exponent above 0"
-    ] = 0.0
+    exponent: Annotated[float, Interval(ge=-1, le=9), "-1: constant size; above 0: bounded error"] = 0.0
 
     def n_synthetic(self, t: int, n: int) -> int:
         return round(n * math.pow(t + 1, 1 + self.exponent))
@@ -180,17 +175,16 @@ class FixedCounts(Policy):
     """
 
     name: ClassVar[str] = "fixed_counts"
-    real_rows: Annotated[RowCount, "initial rows used, at most n"]
-    synthetic_rows: Annotated[RowCount, "rows of the newest model used"]
-    sampled_rows: Annotated[RowCount | None, "rows sampled from each model; default synthetic_rows"] = None
+    real_rows: Annotated[int, Ge(0), "initial rows used, at most n"]
+    synthetic_rows: Annotated[int, Ge(0), "rows of the newest model used"]
+    sampled_rows: Annotated[int | None, Ge(0), "rows sampled from each model; default synthetic_rows"] = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.real_rows + self.synthetic_rows == 0:
             raise SettingError("real_rows", "got 0, with synthetic_rows = 0; expected a row to train on. Raise one of the two.")
         if self.n_synthetic(1, 0) < self.synthetic_rows:
-            problem = f"got {self.sampled_rows}; expected {self.synthetic_rows} (synthetic_rows) or more. Raise it."
-            raise SettingError("sampled_rows", problem)
+            raise SettingError("sampled_rows", f"got {self.sampled_rows}; expected synthetic_rows or more. Raise it.")
 
     def n_synthetic(self, t: int, n: int) -> int:
         return self.synthetic_rows if self.sampled_rows is None else self.sampled_rows

@@ -103,9 +103,9 @@ class MomentsWorld:
         return self._batch(real(t), np.zeros(self._n_noises), 1.0)
 
     def sample(self, t: int, model: MomentModel, n: int) -> MomentBatch:
-        known = self.estimator.known_variances
+        variances = self.estimator.known_variances
         estimated = self.estimator.variance_factor * model.variance + self.estimator.kernel_variance
-        return self._batch(synthetic(t), model.center, known[min(t, len(known)) - 1] if known else estimated)
+        return self._batch(synthetic(t), model.center, variances[min(t, len(variances)) - 1] if variances else estimated)
 
     def _batch(self, batch: Batch, center: Floats, variance: float) -> MomentBatch:
         first, ends = self._segments[batch]
