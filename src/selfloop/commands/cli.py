@@ -28,9 +28,9 @@ app = typer.Typer(
 )
 SpecArgument = Annotated[str, typer.Argument(metavar="SPEC", help="A TOML file or a preset (see `selfloop list`).")]
 SetOption = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a key; repeatable.")]
-StoreOption = Annotated[Path | None, typer.Option(help="Folder of the store. [default: $SELFLOOP_STORE, else .selfloop]")]
-WorkersOption = Annotated[int | None, typer.Option(min=1, help="Worker processes. [default: as many as the cores allow]")]
-ThreadsOption = Annotated[int | None, typer.Option(min=1, help="Threads per chain. [default: cores / chains, at least 1]")]
+StoreOption = Annotated[Path | None, typer.Option(help="Folder of the store. Default: $SELFLOOP_STORE, else .selfloop.")]
+WorkersOption = Annotated[int | None, typer.Option(min=1, help="Worker processes. Default: as many as the cores allow.")]
+ThreadsOption = Annotated[int | None, typer.Option(min=1, help="Threads per chain. Default: cores / chains, at least 1.")]
 QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Print no progress.")]
 
 
@@ -224,7 +224,7 @@ def report(
 @app.command()
 def compare(
     specs: Annotated[list[str], typer.Argument(metavar="SPEC...", help="One spec to compare its policies, or several specs.")],
-    metric: Annotated[str | None, typer.Option(help="The metric. [default: the first that all specs measure]")] = None,
+    metric: Annotated[str | None, typer.Option(help="The metric. Default: the first that all specs measure.")] = None,
     set_: SetOption = None,
     store: StoreOption = None,
     workers: WorkersOption = None,
@@ -342,12 +342,12 @@ def verify(
 def export(
     spec: SpecArgument,
     output: Annotated[Path, typer.Option("--output", "-o", metavar="FOLDER", help="The folder to create.")],
-    policy: Annotated[str | None, typer.Option(help="The policy. [default: the only one]")] = None,
-    seed: Annotated[int | None, typer.Option(help="The seed. [default: the first]")] = None,
-    generation: Annotated[int | None, typer.Option(help="The generation. [default: the last]")] = None,
+    policy: Annotated[str | None, typer.Option(help="The policy. Default: the only one.")] = None,
+    seed: Annotated[int | None, typer.Option(help="The seed. Default: the first.")] = None,
+    generation: Annotated[int | None, typer.Option(help="The generation. Default: the last.")] = None,
     what: Annotated[str, typer.Option(help="model, or samples: the rows sampled from the model.")] = "model",
     format_: Annotated[
-        str | None, typer.Option("--format", help="Of samples: csv, jsonl, parquet, png, sdf, safetensors. [default: by rows]")
+        str | None, typer.Option("--format", help="Of samples: csv, jsonl, parquet, png, sdf, safetensors. Default: by rows.")
     ] = None,
     dtype: Annotated[str, typer.Option(help="Of a transformer's weights: float32 or bfloat16.")] = "float32",
     set_: SetOption = None,
