@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from selfloop.component import Policy
-from selfloop.errors import SettingError, SpecError
+from selfloop.errors import SettingError
 from selfloop.plugins import BUILT_IN
 from selfloop.policies.builtin import (
     Accumulate,
@@ -30,7 +29,7 @@ from selfloop.policies.builtin import (
 from selfloop.policies.custom import Custom
 from selfloop.policies.cycles import Balanced, Expanding, Incremental
 from selfloop.policies.schedule import ScheduleEntry, schedule
-from selfloop.types import Batch, NewRows, Plan, Take, real, synthetic
+from selfloop.types import Plan, real, synthetic
 
 shares = st.floats(0.01, 1)
 ratios = st.floats(0.2, 3)
@@ -170,73 +169,6 @@ def test_the_setting_real_mass_is_the_mass_of_the_real_rows(n: int, ratio: float
     assert mean_weight == pytest.approx(1)
 
 
-WRONG = {
-    "unknown name": {"takes": ({"batch": "real(1)", "rows": "rows"},)},
-    "no batch": {"takes": ({"rows": 3},)},
-    "unknown batch": {"takes": ({"batch": "sampled(1)"},)},
-    "no number": {"takes": ({"batch": "real(one)"},)},
-    "call of an unknown function": {"takes": ({"batch": "real(1)", "weight": "__import__('os')"},)},
-    "attribute": {"takes": ({"batch": "real(1)", "weight": "t.real"},)},
-    "division by zero": {"takes": ({"batch": "real(1)", "weight": "1 / (t - 2)"},)},
-    "not finite": {"takes": ({"batch": "real(1)", "weight": math.inf},)},
-    "not a number": {"takes": ({"batch": "real(1)", "rows": math.nan},)},
-    "huge power": {"takes": ({"batch": "real(1)"},), "synthetic_rows": "9 ** 9 ** 9"},
-    "complex": {"takes": ({"batch": "real(1)"},), "synthetic_rows": "(0 - 2) ** 0.5"},
-    "negative row count": {"takes": ({"batch": "real(1)"},), "real_rows": "0 - n"},
-    "text": {"takes": ({"batch": "real(1)"},), "budget": "'all'"},
-    "extra key": {"takes": ({"batch": "real(1)", "row": 3},)},
-    "no takes": {},
-    "both tables": {"takes": ({"batch": "real(1)"},), "generations": (({"batch": "real(1)"},),)},
-}
-
-
-@pytest.mark.parametrize("wrong", WRONG.values(), ids=WRONG.keys())
-def test_a_wrong_custom_table_is_refused_when_it_is_read(wrong: dict[str, Any]) -> None:
-    with pytest.raises(SettingError, match=r"^(takes|synthetic_rows|real_rows|budget)"):
-        Custom(**wrong)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Fixed(Policy):
-    """Row counts and a plan that do not depend on t and n: they may be wrong."""
-
-    name: ClassVar[str] = "fixed"
-    counts: NewRows
-    planned: Plan
-
-    def new_rows(self, t: int, n: int) -> NewRows:
-        return self.counts
-
-    def plan(self, t: int, n: int) -> Plan:
-        return self.planned
-
-
-NEWEST = Plan((Take(synthetic(1)),))
-
-
-@pytest.mark.parametrize(
-    ("policy", "message"),
-    [
-        (Custom(takes=({"batch": "synthetic(t)"},)), "takes synthetic(2), which does not exist"),
-        (Custom(takes=({"batch": "real(t)"},)), "takes real(2), which does not exist"),
-        (Custom(takes=({"batch": "real(1..10**9)"},)), "takes real(2), which does not exist"),
-        (Custom(takes=({"batch": "real(1)", "rows": "n + 1"},)), "takes 11 rows of real(1)"),
-        (Custom(takes=({"batch": "real(1)", "weight": "0 - 1"},)), "weight -1"),
-        (Custom(takes=({"batch": "real(1)", "rows": 0},)), "trains on no rows"),
-        (Custom(takes=({"batch": "real(1)"},), budget="0"), "budget is 0"),
-        (Custom(takes=({"batch": "real(1)"},), synthetic_rows="10 ** 16"), "draws 10 real and 1e+16 synthetic rows"),
-        (Fixed(counts=NewRows(9, 10), planned=NEWEST), "draws 9 real rows; expected the n = 10"),
-        (Fixed(counts=NewRows(10, -1), planned=NEWEST), "draws 10 real and -1 synthetic rows"),
-        (Fixed(counts=NewRows(10, 2.5), planned=NEWEST), "draws 10 real and 2.5 synthetic rows"),  # type: ignore[arg-type]
-    ],
-)
-def test_a_schedule_refuses_batches_and_row_counts_that_cannot_exist(policy: Policy, message: str) -> None:
-    with pytest.raises(SpecError) as refused:
-        entries(policy, 10, 2)
-    assert message in str(refused.value)
-    assert "generation" in str(refused.value)
-
-
 @pytest.mark.parametrize(
     "make",
     [
@@ -251,8 +183,3 @@ def test_a_schedule_refuses_batches_and_row_counts_that_cannot_exist(policy: Pol
 def test_settings_out_of_bounds_are_refused(make: Callable[[], Policy]) -> None:
     with pytest.raises(SettingError, match=r"^\w+: got .*; expected"):
         make()
-
-
-def test_a_range_of_batches_that_ends_before_it_begins_is_empty() -> None:
-    policy = Custom(takes=({"batch": "real(1)"}, {"batch": "synthetic(2..t-1)"}))
-    assert [take.batch for take in policy.plan(2, 10).takes] == [Batch("real", 1)]
