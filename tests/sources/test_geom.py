@@ -158,8 +158,8 @@ def test_errors_name_the_unreadable_file(tmp_path):
     (tmp_path / "text.tar.gz").write_bytes(b"text")
     (tmp_path / "empty").mkdir()
     for name, message in (
-        ("missing", "does not exist"), ("cut.tar.gz", "is neither a folder nor a whole tar file"),
-        ("text.tar.gz", "is neither a folder nor a whole tar file"), ("empty", "has no summary_drugs.json"),
+        ("missing", "does not exist"), ("cut.tar.gz", "is neither a folder nor a complete tar file"),
+        ("text.tar.gz", "is neither a folder nor a complete tar file"), ("empty", "has no summary_drugs.json"),
     ):  # fmt: skip
         with pytest.raises(DataError, match=rf"{name} {message}"):
             Geom(path=tmp_path / name).n_rows()

@@ -270,7 +270,7 @@ def test_paths_without_images_are_errors(tmp_path):
             ImageFolder(path=path).n_rows()
     with pytest.raises(DataError, match="nowhere does not exist"):
         ImageFolder(path=tmp_path / "nowhere").n_rows()
-    with pytest.raises(DataError, match="is not a whole ZIP file"):
+    with pytest.raises(DataError, match="is not a complete ZIP file"):
         ImageFolder(path=tmp_path / "note.txt").n_rows()
 
 

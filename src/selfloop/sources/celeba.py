@@ -111,7 +111,7 @@ def _read_columns(path: Path, columns: tuple[str, ...], names: tuple[str, ...]) 
     table = _read_list(path, columns)
     files = [name.rpartition("/")[2] for name in names]
     if missing := next((file for file in files if file not in table), None):
-        raise DataError(f"{path}: has no line for {missing}. Get the whole list from {HOMEPAGE}.")
+        raise DataError(f"{path}: has no line for {missing}. Get the complete list from {HOMEPAGE}.")
     return [table[file] for file in files]
 
 
@@ -126,7 +126,7 @@ def _read_list(path: Path, columns: tuple[str, ...]) -> Mapping[str, tuple[str, 
         header, rows = (lines[1].split(), lines[2:]) if has_count else (["partition"], lines)
     if has_count and int(lines[0]) != len(rows):
         raise DataError(
-            f"{path}: announces {lines[0].strip()} faces and lists {len(rows)}. Get the whole list from {HOMEPAGE}."
+            f"{path}: announces {lines[0].strip()} faces and lists {len(rows)}. Get the complete list from {HOMEPAGE}."
         )
     for column in columns:
         if column not in header:

@@ -143,7 +143,7 @@ def _open_tar(path: Path) -> Iterator[tarfile.TarFile]:
             yield archive
     except READ_ERRORS as problem:
         raise DataError(
-            f"source.path: {path} is neither a folder nor a whole tar file ({problem}). Download it again."
+            f"source.path: {path} is neither a folder nor a complete tar file ({problem}). Download it again."
         ) from problem
 
 

@@ -75,7 +75,7 @@ def _open_zip(path: Path) -> Iterator[ZipFile]:
     try:
         archive = ZipFile(path)
     except ZIP_ERRORS as problem:
-        raise DataError(f"source.path: {path} is not a whole ZIP file ({problem}). Give a folder or a ZIP file.") from problem
+        raise DataError(f"source.path: {path} is not a complete ZIP file ({problem}). Give a folder or a ZIP file.") from problem
     with archive:
         yield archive
 
