@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -18,7 +17,7 @@ NOT_FINITE = "not_finite"
 
 @dataclass(frozen=True, slots=True)
 class SeedMeasurements:
-    """One metric of many chains at one generation; iterating gives its measurements."""
+    """One metric of many chains at one generation."""
 
     policy: str
     seeds: Sequence[int]
@@ -26,15 +25,6 @@ class SeedMeasurements:
     metric: str
     values: Floats  # one per seed
     ended: Mapping[int, str | None]  # by position: status of a chain that ends here, None for one that ended before
-
-    def __iter__(self) -> Iterator[Measurement]:
-        for s, (seed, value) in enumerate(zip(self.seeds, self.values.tolist(), strict=True)):
-            if s not in self.ended:
-                finite = math.isfinite(value)
-                status = None if finite else NOT_FINITE
-                yield Measurement(self.policy, seed, self.generation, self.metric, value if finite else None, status)
-            elif self.ended[s] is not None:
-                yield Measurement(self.policy, seed, self.generation, self.metric, None, self.ended[s])
 
 
 @dataclass(slots=True)
