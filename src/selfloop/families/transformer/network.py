@@ -202,7 +202,8 @@ class AttentionContext:
         """Causal attention of (batch, tokens, (heads + 2 kv_heads) x size); a head of keys and values serves some queries."""
         if self.rotary is not None:
             qkv = apply_rope(qkv, *self.rotary, heads + 2 * kv_heads)
-        q, k, v = qkv.unflatten(-1, (heads + 2 * kv_heads, -1)).transpose(1, 2).split([heads, kv_heads, kv_heads], 1)
+        parts = qkv.view(*qkv.shape[:2], heads + 2 * kv_heads, -1).transpose(1, 2)
+        q, k, v = torch.split(parts, [heads, kv_heads, kv_heads], dim=1)
         out = functional.scaled_dot_product_attention(
             q, k, v, self.mask, dropout, is_causal=self.mask is None, enable_gqa=heads != kv_heads
         )
@@ -238,7 +239,7 @@ class _Rotation(torch.autograd.Function):
 
 
 def _rotate(x: Tensor, cosine: Tensor, sine: Tensor, n_heads: int) -> Tensor:
-    left, right = x.unflatten(-1, (n_heads, 2, -1)).unbind(-2)
+    left, right = x.view(*x.shape[:2], n_heads, 2, -1).unbind(-2)
     return (x * cosine).addcmul_(torch.stack([right, left], -2).view(x.shape), sine).to(x.dtype)
 
 
@@ -260,7 +261,7 @@ class _Gelu(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
         x, gate = ctx.saved_tensors
         scaled = (x * x).mul_(3 * GELU_CUBIC).add_(GELU_LINEAR).mul_(x)  # x times the derivative of the sigmoid's argument
-        return scaled.addcmul_(scaled, gate, value=-1).add_(1).mul_(gate).mul_(gradient)
+        return cast(Tensor, scaled.addcmul_(scaled, gate, value=-1).add_(1).mul_(gate).mul_(gradient))
 
 
 def gelu(x: Tensor) -> Tensor:
