@@ -35,7 +35,8 @@ def stream_rows(
     start = first // block_rows
     stop = max(-(-(first + n) // block_rows), start + 1)
     blocks = [draw_block(stream.child(block).generator(), block_rows) for block in range(start, stop)]
-    return np.concatenate(blocks)[first - start * block_rows :][:n]
+    rows = blocks[0] if len(blocks) == 1 else np.concatenate(blocks)  # without a copy in the usual case of few rows
+    return rows[first - start * block_rows :][:n]
 
 
 def normal_rows(stream: RandomStream, first: int, n: int, *shape: int) -> Floats:

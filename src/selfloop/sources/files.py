@@ -142,9 +142,7 @@ def _open_tar(path: Path) -> Iterator[tarfile.TarFile]:
         with tarfile.open(path) as archive:
             yield archive
     except READ_ERRORS as problem:
-        raise DataError(
-            f"source.path: {path} is neither a folder nor a complete tar file ({problem}). Download it again."
-        ) from problem
+        raise DataError(f"source.path: {path} is neither a folder nor a complete tar file. Download it again.") from problem
 
 
 def file_sizes(path: Path) -> Mapping[str, int]:
