@@ -48,14 +48,15 @@ GONE = {
     # theory, statistics, published values, report
     "has_law": "moments_are_exact", "growth_law": "fit_trend", "summarise": "summarize_seeds",
     "claimable": "unmodified_policies",
-    "value_of_real": "fit_data_value", "show_gallery": "view_gallery", "turnable": "makeRotatable",
+    "value_of_real": "fit_data_value", "show_gallery": "view_gallery", "turnable": "makeRotatable", "data-at": "data-positions",
     # families, sources, metrics
     "shape_of": "from_hf_config", "config_of": "to_hf_config", "_kept_memory": "_glibc_keep_memory",
     "masked_positions": "budget_positions",
     "is_masked": "has_budget", "fault_of": "reason_to_exclude",
     # keys
     "attribute_list": "attributes_file", "partition_list": "splits_file", "loss_after": "response_template",
-    "over_seeds": "aggregate", "global_below": "global_start_sigma", "discretised": "discretized_logistic",
+    "over_seeds": "aggregate", "pathwise": "geometric_mean", "global_below": "global_start_sigma",
+    "discretised": "discretized_logistic",
     # components, metrics, statuses, presets
     "pixel_spread": "pixel_std", "angle_distance": "bond_angle_distance", "retried_share": "retry_rate",
     "memorisation": "memorization", "unparametrised_share": "unparametrized_rate", "curator_starved": "too_few_curated_rows",
@@ -272,6 +273,13 @@ def test_old_class_names_are_gone() -> None:
         if isinstance(node, ast.ClassDef) and node.name in GONE_CLASSES
     ]
     assert not classes, "\n".join(classes)
+
+
+def test_old_style_classes_are_gone() -> None:
+    old = "who|when|rests|wide|turns|live"
+    classes = re.compile(rf"(?<=\.)(?:{old})(?=[\s,.:{{>])|class=\"(?:[\w -]* )?(?:{old})[ \"]")
+    pages = [path for path in OTHER_CODE if path.suffix in (".css", ".html", ".js")]
+    assert {path.name: classes.findall(text(path)) for path in pages} == {path.name: [] for path in pages}
 
 
 @pytest.mark.parametrize("pattern", GONE_MEMBERS)
