@@ -21,7 +21,7 @@ from selfloop.spec.components import make_component
 from selfloop.spec.spec import Spec
 from selfloop.testing import check_family, check_policy, check_source
 from selfloop.types import Columns, Params, TrainingRows
-from test_policies import STRATEGIES, policies
+from policy_strategies import STRATEGIES, policies
 from tiny_components import FAMILIES
 
 PICTURES, MOLECULES = {"idx", "cifar", "image_folder", "celeba", "hub_images"}, {"sdf", "geom", "qm9"}

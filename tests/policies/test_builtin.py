@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from policy_strategies import STRATEGIES, policies, ratios
 from selfloop.component import Policy
 from selfloop.errors import SettingError
 from selfloop.plugins import BUILT_IN
@@ -26,50 +27,10 @@ from selfloop.policies.builtin import (
     ReplaceMultiple,
     Window,
 )
-from selfloop.policies.custom import Custom
 from selfloop.policies.cycles import Balanced, Expanding, Incremental
 from selfloop.policies.schedule import ScheduleEntry, schedule
 from selfloop.types import Plan, real, synthetic
 
-shares = st.floats(0.01, 1)
-ratios = st.floats(0.2, 3)
-masses = st.one_of(st.none(), st.just("golden"), st.floats(0.01, 0.99))
-custom = st.sampled_from(
-    [
-        Custom(takes=({"batch": "real(1)"}, {"batch": "synthetic(1..t-1)"})),
-        Custom(takes=({"batch": "real(1)", "rows": "n // t", "weight": 2}, {"batch": "synthetic(t-1)"}), budget="n"),
-        Custom(
-            takes=({"batch": "real(2..t)"}, {"batch": "synthetic(max(1, t - 3)..t-1)"}), real_rows="n", synthetic_rows="2 * n"
-        ),
-        Custom(
-            generations=(({"batch": "real(1)"},), ({"batch": "synthetic(2)", "rows": 1},)), synthetic_rows="n if t > 1 else 1"
-        ),
-    ]
-)
-STRATEGIES: dict[str, st.SearchStrategy[Any]] = {
-    "replace": st.just(Replace()),
-    "accumulate": st.just(Accumulate()),
-    "accumulate_subsample": st.builds(AccumulateSubsample, budget=st.one_of(st.none(), st.integers(1, 60))),
-    "replace_multiple": st.just(ReplaceMultiple()),
-    "window": st.builds(Window, length=st.integers(1, 5)),
-    "augment": st.builds(Augment, ratio=ratios),
-    "mix": st.builds(Mix, real_share=st.floats(0, 1)),
-    "fresh": st.builds(Fresh, ratio=ratios, real_mass=masses),
-    "accumulate_real": st.builds(AccumulateReal, real_share=st.floats(0, 1)),
-    "balanced": st.just(Balanced()),
-    "incremental": st.builds(Incremental, replaced_share=st.floats(0, 1)),
-    "expanding": st.builds(Expanding, ratio=shares),
-    "growing": st.builds(Growing, exponent=st.floats(-1, 1)),
-    "fixed_counts": st.builds(
-        lambda real, synthetic, more: FixedCounts(
-            real_rows=real, synthetic_rows=synthetic, sampled_rows=None if more is None else synthetic + more
-        ),
-        st.integers(0, 5),
-        st.integers(1, 40),
-        st.one_of(st.none(), st.integers(0, 9)),
-    ),
-    "custom": custom,
-}
 TRAINED_ROWS: dict[str, Callable[[Any, int, int], int]] = {  # of generation t >= 2, from the README's table of policies
     "replace": lambda p, t, n: n,
     "accumulate": lambda p, t, n: t * n,
@@ -86,7 +47,6 @@ TRAINED_ROWS: dict[str, Callable[[Any, int, int], int]] = {  # of generation t >
     "growing": lambda p, t, n: round(n * t ** (1 + p.exponent)),
     "fixed_counts": lambda p, t, n: p.real_rows + p.synthetic_rows,
 }
-policies = st.one_of(*STRATEGIES.values())
 sizes = st.integers(5, 60)  # below 5 rows a share or ratio could round to a generation without rows
 
 

@@ -20,7 +20,7 @@ from selfloop.spec.components import policy_label
 from selfloop.spec.parse import parse_spec, read_spec
 from selfloop.spec.spec import Spec
 from selfloop.spec.write import spec_text
-from test_policies import policies
+from policy_strategies import policies
 
 GAUSSIAN = """
 n = 10

@@ -1,0 +1,64 @@
+"""Hypothesis strategies for every built-in policy."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from hypothesis import strategies as st
+
+from selfloop.policies.builtin import (
+    Accumulate,
+    AccumulateReal,
+    AccumulateSubsample,
+    Augment,
+    FixedCounts,
+    Fresh,
+    Growing,
+    Mix,
+    Replace,
+    ReplaceMultiple,
+    Window,
+)
+from selfloop.policies.custom import Custom
+from selfloop.policies.cycles import Balanced, Expanding, Incremental
+
+shares = st.floats(0.01, 1)
+ratios = st.floats(0.2, 3)
+masses = st.one_of(st.none(), st.just("golden"), st.floats(0.01, 0.99))
+custom = st.sampled_from(
+    [
+        Custom(takes=({"batch": "real(1)"}, {"batch": "synthetic(1..t-1)"})),
+        Custom(takes=({"batch": "real(1)", "rows": "n // t", "weight": 2}, {"batch": "synthetic(t-1)"}), budget="n"),
+        Custom(
+            takes=({"batch": "real(2..t)"}, {"batch": "synthetic(max(1, t - 3)..t-1)"}), real_rows="n", synthetic_rows="2 * n"
+        ),
+        Custom(
+            generations=(({"batch": "real(1)"},), ({"batch": "synthetic(2)", "rows": 1},)), synthetic_rows="n if t > 1 else 1"
+        ),
+    ]
+)
+STRATEGIES: dict[str, st.SearchStrategy[Any]] = {
+    "replace": st.just(Replace()),
+    "accumulate": st.just(Accumulate()),
+    "accumulate_subsample": st.builds(AccumulateSubsample, budget=st.one_of(st.none(), st.integers(1, 60))),
+    "replace_multiple": st.just(ReplaceMultiple()),
+    "window": st.builds(Window, length=st.integers(1, 5)),
+    "augment": st.builds(Augment, ratio=ratios),
+    "mix": st.builds(Mix, real_share=st.floats(0, 1)),
+    "fresh": st.builds(Fresh, ratio=ratios, real_mass=masses),
+    "accumulate_real": st.builds(AccumulateReal, real_share=st.floats(0, 1)),
+    "balanced": st.just(Balanced()),
+    "incremental": st.builds(Incremental, replaced_share=st.floats(0, 1)),
+    "expanding": st.builds(Expanding, ratio=shares),
+    "growing": st.builds(Growing, exponent=st.floats(-1, 1)),
+    "fixed_counts": st.builds(
+        lambda real, synthetic, more: FixedCounts(
+            real_rows=real, synthetic_rows=synthetic, sampled_rows=None if more is None else synthetic + more
+        ),
+        st.integers(0, 5),
+        st.integers(1, 40),
+        st.one_of(st.none(), st.integers(0, 9)),
+    ),
+    "custom": custom,
+}
+policies = st.one_of(*STRATEGIES.values())
