@@ -12,21 +12,12 @@ from annotated_types import Ge, Interval
 
 from selfloop.component import Context, Family, Sampler, Source
 from selfloop.errors import ChainEndedError, SettingError, SpecError
+from selfloop.families.geodiff import schema
 from selfloop.families.geodiff.sampler import GeoDiffSampler
-from selfloop.families.geodiff.schema import (
-    COLUMNS,
-    GRAPH_COLUMNS,
-    ROWS_PER_BLOCK,
-    MoleculeRows,
-    check_columns,
-    ragged_columns,
-    select_molecules,
-    split_blocks,
-)
 from selfloop.families.nn.settings import TrainingSettings
 from selfloop.rng import RandomStream
 from selfloop.settings import PositiveFloat
-from selfloop.types import Array, Columns, Floats, Ints, Params, Ragged, TrainingRows
+from selfloop.types import Array, Columns, Floats, Ints, Params, Ragged, TrainingRows, select_rows
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -51,7 +42,7 @@ class GeoDiff(Family):
 
     name: ClassVar[str] = "geodiff"
     version: ClassVar[int] = 3
-    required_columns: ClassVar[tuple[str, ...]] = COLUMNS
+    required_columns: ClassVar[tuple[str, ...]] = schema.COLUMNS
     default_metrics: ClassVar[tuple[str, ...]] = ("denoising_loss", "bond_length_distance", "clash_rate", "retry_rate")
     sampler_class: ClassVar[type[Sampler]] = GeoDiffSampler
     metric_units: ClassVar[Mapping[str, str]] = {"denoising_loss": "weighted squared error per atom"}
@@ -62,12 +53,10 @@ class GeoDiff(Family):
     interactions: Annotated[int, Ge(1), "layers of the global encoder, SchNet"] = 6
     convolutions: Annotated[int, Ge(1), "layers of the local encoder, GIN with edge features"] = 4
     cutoff: Annotated[PositiveFloat, "ångström; beyond it only pairs of the extended graph interact"] = 10.0
-    smooth_cutoff: Annotated[bool, "global messages fade towards the cutoff; those of the published QM9 model do not"] = True
+    smooth_cutoff: Annotated[bool, "fade global messages towards the cutoff; the published QM9 model does not"] = True
     noise_levels: Annotated[int, Ge(2), "number of noise levels"] = 5000
     beta_start: Annotated[float, Interval(gt=0, lt=1), "noise variance added at the first level"] = 1e-7
-    beta_end: Annotated[
-        float, Interval(gt=0, lt=1), "noise variance added at the last level; use 9e-3 with 1000 noise levels"
-    ] = 2e-3
+    beta_end: Annotated[float, Interval(gt=0, lt=1), "noise variance added at the last level; 9e-3 suits 1000 levels"] = 2e-3
     training: Annotated[TrainingSettings, "how the network is trained"] = field(default_factory=_published_training)
 
     def __post_init__(self) -> None:
@@ -104,7 +93,9 @@ class GeoDiff(Family):
         from selfloop.families.geodiff import diffusion, graphs
         from selfloop.families.nn import trainer
 
-        checked = TrainingRows(tuple(take._replace(rows=check_columns(take.rows, COLUMNS)) for take in rows.takes))
+        checked = TrainingRows(
+            tuple(take._replace(rows=schema.check_columns(take.rows, schema.COLUMNS)) for take in rows.takes)
+        )
         device, weights = trainer.device(), rows.weights()
         sizes = np.concatenate([_count_atoms(take.rows, take.indices) for take in checked.takes])
         mean_atoms = float(np.average(sizes, weights=weights))
@@ -113,7 +104,7 @@ class GeoDiff(Family):
             network = self._network()
 
         def loss(indices: Tensor) -> Tensor:
-            minibatch = ragged_columns(checked.gather(indices.cpu().numpy()))
+            minibatch = schema.ragged_columns(checked.gather(indices.cpu().numpy()))
             position = torch.from_numpy(minibatch["position"].values).to(device)
             levels = diffusion.antithetic_levels(len(indices), self.noise_levels, device)
             noise, graph = torch.randn_like(position), graphs.build_graphs(minibatch, device)
@@ -131,10 +122,13 @@ class GeoDiff(Family):
         from selfloop.families.nn import trainer
 
         assert isinstance(sampler, GeoDiffSampler)
-        graph, network = check_columns(inputs, GRAPH_COLUMNS), trainer.load_network(self._network, params, ctx, "sampling")
+        graph, network = (
+            schema.check_columns(inputs, schema.GRAPH_COLUMNS),
+            trainer.load_network(self._network, params, ctx, "sampling"),
+        )
         blocks = [
             self._sample_block(network, rows, sampler, ctx.stream.child("rows", block))
-            for block, rows in enumerate(split_blocks(graph))
+            for block, rows in enumerate(schema.split_blocks(graph))
         ]
         position, retried, failed = (np.concatenate(arrays) for arrays in zip(*blocks, strict=True))
         if len(failed):
@@ -143,7 +137,7 @@ class GeoDiff(Family):
         return {**inputs, "position": Ragged(position, graph["z"].offsets), "retried": retried}
 
     def _sample_block(
-        self, network: GeoDiffNetwork, rows: MoleculeRows, sampler: GeoDiffSampler, stream: RandomStream
+        self, network: GeoDiffNetwork, rows: schema.MoleculeRows, sampler: GeoDiffSampler, stream: RandomStream
     ) -> tuple[Array, Array, Ints]:
         """Coordinates of the rows' atoms, 1 for rows with a second attempt, and indices of rows that are still not finite."""
         import torch
@@ -158,7 +152,7 @@ class GeoDiff(Family):
                 noise = stream.child(name, k).generator().standard_normal((len(rows["z"].values), 3), np.float32)
                 return torch.from_numpy(noise[atoms]).to(device)
 
-            graph = graphs.build_graphs(select_molecules(rows, indices), device)
+            graph = graphs.build_graphs(schema.ragged_columns(select_rows(rows, indices)), device)
             with torch.inference_mode():
                 x = sampling.sample_positions(network, graph, self._alphas(), sampler, draw_noise, clip_local)
                 return x.cpu().numpy(), indices[sampling.find_not_finite(graph, x).cpu().numpy()]
@@ -180,20 +174,20 @@ class GeoDiff(Family):
         from selfloop.families.geodiff import diffusion, graphs
         from selfloop.families.nn import trainer
 
-        molecules, device = check_columns(rows, COLUMNS), trainer.device()
+        molecules, device = schema.check_columns(rows, schema.COLUMNS), trainer.device()
         network = trainer.load_network(self._network, params, ctx, "measuring")
         sigmas, losses = diffusion.sigmas(self._alphas()), np.empty((len(molecules["z"]), parts))
-        for block, batch in enumerate(split_blocks(molecules)):
+        for block, batch in enumerate(schema.split_blocks(molecules)):
             graph, position = graphs.build_graphs(batch, device), torch.from_numpy(batch["position"].values).to(device)
-            in_block = slice(block * ROWS_PER_BLOCK, block * ROWS_PER_BLOCK + len(batch["z"]))
+            in_block = slice(block * schema.ROWS_PER_BLOCK, block * schema.ROWS_PER_BLOCK + len(batch["z"]))
             for part in range(parts):
                 rng = ctx.stream.child("rows", block, part).generator()
-                levels = (part + rng.random(ROWS_PER_BLOCK)) / parts * self.noise_levels
+                levels = (part + rng.random(schema.ROWS_PER_BLOCK)) / parts * self.noise_levels
                 sigma = torch.from_numpy(sigmas[levels[: len(batch["z"])].astype(np.int64)]).float().to(device)
                 noise = torch.from_numpy(rng.standard_normal(tuple(position.shape), np.float32)).to(device)
                 with torch.inference_mode():
-                    found = diffusion.row_losses(network, graph, position, noise, sigma)
-                losses[in_block, part] = found.double().cpu().numpy()
+                    row_losses = diffusion.row_losses(network, graph, position, noise, sigma)
+                losses[in_block, part] = row_losses.double().cpu().numpy()
         return np.asarray(losses / np.diff(molecules["z"].offsets).mean(), np.float64)
 
     def _alphas(self) -> Floats:
@@ -209,5 +203,5 @@ class GeoDiff(Family):
 
 def _count_atoms(rows: Columns, indices: Ints | None) -> Ints:
     """Number of atoms of each row."""
-    sizes = np.diff(ragged_columns(rows)["z"].offsets)
+    sizes = np.diff(schema.ragged_columns(rows)["z"].offsets)
     return sizes if indices is None else sizes[indices]

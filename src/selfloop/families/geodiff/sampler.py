@@ -22,13 +22,10 @@ class GeoDiffSampler(Sampler):
     method: Annotated[Literal["langevin", "ddim"], "sampling step: Langevin dynamics, or the faster generalized step"] = (
         "langevin"
     )
-    steps: Annotated[
-        Annotated[int, Ge(1)] | None,
-        "use only this many of the highest noise levels, as the published code does, which leaves noise; unset: all levels",
-    ] = None
-    step_size: Annotated[
-        PositiveFloat, "step of Langevin dynamics where sigma is 0.01 ångström; it grows with sigma squared"
-    ] = 1e-6
+    steps: Annotated[int | None, Ge(1), "number of noise levels, from the highest; fewer than all leave noise; unset: all"] = (
+        None
+    )
+    step_size: Annotated[PositiveFloat, "Langevin step at sigma = 0.01 ångström; it grows with sigma squared"] = 1e-6
     global_weight: Annotated[float, Ge(0), "weight of the global vectors; 0.3 is slightly better on QM9"] = 1.0
     global_start_sigma: Annotated[float, Ge(0), "sigma in ångström below which global vectors are used"] = 0.5
     clip_global: Annotated[PositiveFloat, "longest global vector of an atom"] = 1000.0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from selfloop.errors import DataError
-from selfloop.types import Columns, Ints, Ragged
+from selfloop.types import Columns, Ragged, select_rows
 
 COLUMN_TYPES = {"z": "uint8", "edges": "uint16[2]", "edge_type": "uint8", "position": "float32[3]"}
 COLUMNS, GRAPH_COLUMNS = tuple(COLUMN_TYPES), ("z", "edges", "edge_type")
@@ -37,12 +37,7 @@ def ragged_columns(rows: Columns) -> MoleculeRows:
     return {name: column for name, column in rows.items() if isinstance(column, Ragged)}
 
 
-def select_molecules(rows: MoleculeRows, indices: Ints) -> MoleculeRows:
-    """The rows at `indices`, in that order."""
-    return {name: column[indices] for name, column in rows.items()}
-
-
 def split_blocks(rows: MoleculeRows) -> list[MoleculeRows]:
     """The rows in blocks of `ROWS_PER_BLOCK`."""
-    n = len(rows["z"])
-    return [select_molecules(rows, np.arange(first, min(first + ROWS_PER_BLOCK, n))) for first in range(0, n, ROWS_PER_BLOCK)]
+    blocks = np.split(np.arange(len(rows["z"])), range(ROWS_PER_BLOCK, len(rows["z"]), ROWS_PER_BLOCK))
+    return [ragged_columns(select_rows(rows, block)) for block in blocks]

@@ -50,14 +50,9 @@ class ImageDiffusion(Family):
     ] = None
     blocks_per_level: Annotated[int, Ge(1), "residual blocks per level on the way down; one more on the way up"] = 1
     attention: Annotated[bool, "attention at the last level"] = False
-    patch_size: Annotated[
-        Annotated[int, Ge(1)] | None,
-        "side in pixels of the squares that the network treats as one; unset: 2 for even sides above 16, else 1",
-    ] = None
+    patch_size: Annotated[int | None, Ge(1), "side of a patch in pixels; unset: 2 for even sides above 16, else 1"] = None
     n_classes: Annotated[int, Ge(0), "number of class labels, which are 0 .. n_classes - 1; 0: labels are ignored"] = 0
-    label_dropout: Annotated[
-        float, Interval(ge=0, lt=1), "share of training rows without their label, which guidance needs"
-    ] = 0.1
+    label_dropout: Annotated[float, Interval(ge=0, lt=1), "share of training rows without label; guidance needs some"] = 0.1
     training: Annotated[TrainingSettings, "how the network is trained"] = field(
         default_factory=lambda: TrainingSettings(batch_size=64, learning_rate=2e-3)
     )

@@ -10,6 +10,8 @@ from annotated_types import Ge, Interval
 from selfloop.component import Sampler
 from selfloop.settings import PositiveFloat
 
+Method = Literal["heun", "ddim", "ancestral"]
+
 
 @dataclass(frozen=True, kw_only=True)
 class DiffusionSampler(Sampler):
@@ -19,12 +21,8 @@ class DiffusionSampler(Sampler):
     """
 
     name: ClassVar[str] = "diffusion"
-    method: Annotated[
-        Literal["heun", "ddim", "ancestral"], "sampling step; heun evaluates the network twice in each step but the last"
-    ] = "heun"
+    method: Annotated[Method, "sampling step; heun evaluates the network twice in each step but the last"] = "heun"
     steps: Annotated[int, Interval(ge=1, le=1000), "sampling steps"] = 20
-    time_power: Annotated[
-        PositiveFloat, "times are (k / steps)^time_power of the way; 1: equal steps, above 1: finer steps near the image"
-    ] = 2.0
+    time_power: Annotated[PositiveFloat, "times are (k / steps)^time_power; above 1: finer steps near the image"] = 2.0
     temperature: Annotated[float, Ge(0), "standard deviation of the noise, lambda of MAD; below 1: less variety"] = 1.0
     guidance: Annotated[float, Ge(0), "weight w of Ho and Salimans 2022 (2207.12598), eq. (6); 0: no guidance"] = 0.0

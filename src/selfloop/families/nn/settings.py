@@ -11,6 +11,7 @@ from annotated_types import Ge, Interval
 from selfloop.errors import SettingError
 from selfloop.settings import PositiveFloat, Settings
 
+LrSchedule = Literal["constant", "linear", "cosine"]
 Precision = Literal["float32", "bfloat16", "auto"]
 Compile = Literal["auto"] | bool
 Decay = Annotated[float, Interval(gt=0, lt=1)]
@@ -36,17 +37,11 @@ class TrainingSettings(Settings):
     batch_size: Annotated[Count, "rows per step; all rows if there are fewer"] = 128
     learning_rate: Annotated[PositiveFloat, "highest learning rate"] = 1e-3
     weight_decay: Annotated[NonNegative, "AdamW's decay of matrices and kernels; biases and norms have none"] = 0.0
-    lr_schedule: Annotated[
-        Literal["constant", "linear", "cosine"], "how the learning rate falls to 0 at the last step, or `constant`"
-    ] = "cosine"
-    warmup: Annotated[
-        Annotated[int, Ge(0)] | NonNegative, "steps of linear rise before the schedule; below 1, their share of all steps"
-    ] = 0
+    lr_schedule: Annotated[LrSchedule, "how the learning rate falls to 0 at the last step, or `constant`"] = "cosine"
+    warmup: Annotated[int | float, Ge(0), "steps of linear rise before the schedule; below 1, their share of all steps"] = 0
     beta1: Annotated[Decay, "AdamW's decay of its average of gradients"] = 0.9
     beta2: Annotated[Decay, "AdamW's decay of its average of squared gradients"] = 0.999
-    max_grad_norm: Annotated[
-        PositiveFloat | None, "highest norm of the whole gradient; losses are sums over a row, so it often applies"
-    ] = 1.0
+    max_grad_norm: Annotated[PositiveFloat | None, "highest norm of the gradient of the mean loss; unset: no limit"] = 1.0
     ema_decay: Annotated[Decay | None, "decay of the parameter average that becomes the model; unset: the last parameters"] = (
         None
     )

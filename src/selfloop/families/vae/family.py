@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 ROWS_PER_BLOCK = 256  # a block is always sampled whole, so that row i does not depend on n
 SHAPE = "image_shape"
+LikelihoodKind = Literal["gaussian", "bernoulli", "discretized_logistic"]
 GrayValues = npt.NDArray[np.float32]  # in [0, 1]
 
 
@@ -56,9 +57,7 @@ class Vae(Family):
         "channels of the convolutions; unset: none up to 16 x 16, (32, 64) up to 32 x 32, else five layers",
     ] = None
     beta: Annotated[float, Ge(0), "weight of the KL term in training; 1: the evidence lower bound"] = 1.0
-    likelihood: Annotated[
-        Literal["gaussian", "bernoulli", "discretized_logistic"], "distribution of a pixel's gray value in [0, 1]"
-    ] = "gaussian"
+    likelihood: Annotated[LikelihoodKind, "distribution of a pixel's gray value in [0, 1]"] = "gaussian"
     sigma: Annotated[PositiveFloat, "standard deviation of a gaussian or discretized_logistic likelihood"] = 0.2
     output_activation: Annotated[Literal["sigmoid", "identity"], "function from decoder output to mean gray value"] = "sigmoid"
     training: Annotated[TrainingSettings, "how the network is trained"] = field(default_factory=TrainingSettings)
