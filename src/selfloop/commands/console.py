@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 MAX_VERDICT_COLUMNS = 8  # policies side by side; for more policies, verdicts are counted
 MAX_SCHEDULE_COLUMNS = 4  # generations whose training rows `plan` prints
-PIPE_COLUMNS = 160  # line width where standard output is no terminal, so that lines do not wrap
+PIPE_COLUMNS = 240  # line width where standard output is no terminal, so that lines do not wrap
 
 
 def _console() -> Console:
