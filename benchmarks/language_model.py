@@ -4,11 +4,11 @@
 
 DATA is a folder with TinyStories in its official text form (`*-train.txt`, `*-valid.txt`). One seed of the preset
 gerstgrasser2024_tinystories under replace and accumulate; the script takes every setting from the same file: network,
-windows, epochs, batch, optimiser, first tokens, held-out stories. Generation 1 is shared on both sides. Ours does a little
-more: it learns the tokenizer from the whole file, samples the last model, too, and stores every stage. The script draws as
-many rows at a time as `generate` is fastest with here. Both are commands of their own with all cores, timed from outside,
-imports included. Ours runs as `selfloop run` does, in an empty store, with empty caches of compiled code ("first") and again
-in another empty store ("again"). Seconds by part are wall time of the process that ran it, those of two workers added up.
+windows, epochs, minibatch, optimizer, first tokens, holdout. Generation 1 is shared on both sides. Our command does a little
+more: it learns the tokenizer from the whole file, samples the last model too, and stores every step. The script samples the
+number of rows at a time with which `generate` is fastest. Both sides are commands with all cores, timed from outside, imports
+included. Our command runs in an empty store with empty caches of compiled code ("first") and in another empty store
+("again"). Seconds per part are wall time of the process that ran it, summed over two workers.
 """
 
 import argparse
@@ -26,12 +26,18 @@ from pathlib import Path
 
 PRESET = Path(__file__).parents[1] / "src/selfloop/presets/gerstgrasser2024_tinystories.toml"
 POLICIES = ("replace", "accumulate")
-AT_ONCE = 128  # rows of `generate`: 64 and 256 are slower
-STAGES = {"fit": "fit", "sample": "sample", "measure": "measure", "learn": "tokenizer", "read": "tokenizer"}
+GENERATE_ROWS = 128  # 64 and 256 are slower
+STEP_PARTS = {
+    "fit": "fit",
+    "sample": "sample",
+    "measure": "measure",
+    "prepare_encoder": "tokenizer",
+    "encode_corpus": "tokenizer",
+}
 
 
 def command(arguments, environment):
-    """What a command prints, its seconds, and those of processors in it."""
+    """Standard output of a command, its seconds, and its processor seconds."""
     before, begun = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
     done = subprocess.run([sys.executable, *map(str, arguments)], capture_output=True, text=True, env=environment, check=False)
     seconds, after = time.perf_counter() - begun, resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -40,12 +46,12 @@ def command(arguments, environment):
     return done.stdout, seconds, sum(getattr(after, part) - getattr(before, part) for part in ("ru_utime", "ru_stime"))
 
 
-def ours(asked, home, extra):
-    """Curves, seconds by stage, seconds, and those of processors."""
+def run_selfloop(options, home, extra):
+    """Curves, seconds per part, seconds, and processor seconds."""
     with tempfile.TemporaryDirectory() as store:
         settings = {
-            "n": asked.stories, "generations": asked.generations, "seeds": 1, "policies": json.dumps(POLICIES),
-            "metrics": '["cross_entropy"]', "source.path": Path(asked.data).resolve(),
+            "n": options.stories, "generations": options.generations, "seeds": 1, "policies": json.dumps(POLICIES),
+            "metrics": '["cross_entropy"]', "source.path": Path(options.data).resolve(),
         }  # fmt: skip
         changes = [word for key, value in settings.items() for word in ("--set", f"{key}={value}")]
         run = ["-c", "from selfloop.commands.cli import main; main()", "run", PRESET, *changes, "--store", store, *extra]
@@ -55,14 +61,14 @@ def ours(asked, home, extra):
         for row in sorted((r for r in rows if r["metric"] == "cross_entropy"), key=lambda r: r["generation"]):
             curves.setdefault(row["policy"], []).append(round(row["value"], 3))
         for record in Path(store).glob("records/*/*.json"):
-            facts = json.loads(record.read_text())["body"]["provenance"]
-            name = STAGES.get(facts["stage"].rsplit(".", 1)[1], "other stages")
-            parts[name] = parts.get(name, 0.0) + facts["seconds"]
+            provenance = json.loads(record.read_text())["body"]["provenance"]
+            name = STEP_PARTS.get(provenance["step"].removeprefix("selfloop.").split("@")[0], "other steps")
+            parts[name] = parts.get(name, 0.0) + provenance["seconds"]
     return curves, parts, seconds, processor
 
 
 class Script:
-    """What a researcher would write."""
+    """The script that a researcher would write."""
 
     def __init__(self, data, stories):
         self.seconds = {}  # by part
@@ -90,7 +96,7 @@ class Script:
             next(data.glob(name)).read_text(encoding="utf-8").split("<|endoftext|>") for name in ("*-train.txt", "*-valid.txt")
         ]
         train, held_out = ([story.strip() for story in part if story.strip()] for part in texts)
-        train, held_out = train[: self.stories], held_out[: self.preset["source"]["validation_rows"]]
+        train, held_out = train[: self.stories], held_out[: self.preset["source"]["holdout_rows"]]
         tokenizer = ByteLevelBPETokenizer()
         tokenizer.train_from_iterator(train, vocab_size=self.family["vocab"], special_tokens=["<|endoftext|>"])
         return ([encoding.ids for encoding in tokenizer.encode_batch(part)] for part in (train, held_out))
@@ -108,10 +114,10 @@ class Script:
             resid_pdrop=0, embd_pdrop=0, attn_pdrop=0,
         )  # fmt: skip
         model, data = self.transformers.GPT2LMHeadModel(config), self.windows(rows)
-        steps = self.training["epochs"] * math.ceil(len(data) / self.training["batch"])
+        steps = self.training["epochs"] * math.ceil(len(data) / self.training["batch_size"])
         with tempfile.TemporaryDirectory() as folder:
             arguments = self.transformers.TrainingArguments(
-                folder, per_device_train_batch_size=self.training["batch"], num_train_epochs=self.training["epochs"],
+                folder, per_device_train_batch_size=self.training["batch_size"], num_train_epochs=self.training["epochs"],
                 learning_rate=self.training["learning_rate"], warmup_steps=math.ceil(self.training["warmup"] * steps),
                 weight_decay=0.1, adam_beta2=0.95, lr_scheduler_type="cosine", report_to=[], save_strategy="no",
                 logging_strategy="no", disable_tqdm=True, dataloader_pin_memory=False,
@@ -120,16 +126,16 @@ class Script:
         return model.eval()
 
     def sample(self, model):
-        made = []
-        for first in range(0, self.stories, AT_ONCE):
-            prompts = self.torch.tensor([[0, row[0]] for row in self.real[first : first + AT_ONCE]])
+        samples = []
+        for first in range(0, self.stories, GENERATE_ROWS):
+            prompts = self.torch.tensor([[0, row[0]] for row in self.real[first : first + GENERATE_ROWS]])
             with self.torch.inference_mode():
                 out = model.generate(
                     prompts, attention_mask=self.torch.ones_like(prompts), do_sample=True, temperature=1.0, top_k=0,
                     max_length=self.family["context"], pad_token_id=0,
                 )  # fmt: skip
-            made += [row[1 : (row.index(0, 1) if 0 in row[1:] else len(row))] for row in out.tolist()]
-        return made
+            samples += [row[1 : (row.index(0, 1) if 0 in row[1:] else len(row))] for row in out.tolist()]
+        return samples
 
     def measure(self, model):
         with self.torch.inference_mode():
@@ -154,8 +160,8 @@ class Script:
         return curves, self.seconds
 
 
-def theirs(asked):
-    arguments = [__file__, asked.data, "--stories", asked.stories, "--generations", asked.generations, "--script"]
+def run_script(options):
+    arguments = [__file__, options.data, "--stories", options.stories, "--generations", options.generations, "--script"]
     out, seconds, processor = command(arguments, os.environ)
     return *json.loads(out.splitlines()[-1]), seconds, processor
 
@@ -168,20 +174,22 @@ def main():
     parser.add_argument("--turns", type=int, default=1)
     parser.add_argument("--run", default="", help="further options of our `run`, such as '--threads 1'")
     parser.add_argument("--script", action="store_true", help=argparse.SUPPRESS)
-    asked = parser.parse_args()
-    if asked.script:
-        print(json.dumps(Script(asked.data, asked.stories).run(asked.generations)))
+    options = parser.parse_args()
+    if options.script:
+        print(json.dumps(Script(options.data, options.stories).run(options.generations)))
         return
-    for _ in range(asked.turns):
+    for _ in range(options.turns):
         with tempfile.TemporaryDirectory() as home:
-            results = {name: ours(asked, home, asked.run.split()) for name in ("ours, first", "ours, again")}
-        results["Trainer and generate"] = theirs(asked)
+            results = {
+                name: run_selfloop(options, home, options.run.split()) for name in ("selfloop, first", "selfloop, again")
+            }
+        results["Trainer and generate"] = run_script(options)
         *_, wall, work = results["Trainer and generate"]
         for name, (curves, parts, seconds, processor) in results.items():
-            ratios = f"{wall / seconds:.2f} x, of processor time {work / processor:.2f} x"
-            print(f"{name:20} {seconds:6.1f} s, {processor:6.1f} s of processors ({ratios})")
-            known = {**parts, "rest": seconds - sum(parts.values())}
-            print("   ", ", ".join(f"{part} {spent:.1f}" for part, spent in known.items()))
+            ratios = f"{wall / seconds:.2f} x, {work / processor:.2f} x of processor time"
+            print(f"{name:20} {seconds:6.1f} s, {processor:6.1f} processor seconds ({ratios})")
+            times = {**parts, "rest": seconds - sum(parts.values())}
+            print("   ", ", ".join(f"{part} {spent:.1f}" for part, spent in times.items()))
             print("   ", curves, flush=True)
 
 

@@ -1,10 +1,10 @@
-"""Our sampler beside transformers' `generate`: the same weights, lengths and law, in turns in one run.
+"""Our sampler beside transformers' `generate`: the same weights, lengths and distribution, in turns in one run.
 
     python benchmarks/transformer_sampling.py [--threads 2] [--turns 3] [--batches 32 64 128 256 512] [--contexts 128 512]
 
 A GPT-2 of 4 layers, width 128 and 1,024 tokens draws full rows (no end token) at temperature 1 from the whole vocabulary.
-`generate` runs in float32 and bfloat16, each at the batch size that a first pass found best. On a machine that does other
-work too, compare the processor time: it is printed beside the wall time, per token of one core.
+`generate` runs in float32 and bfloat16, each at its fastest batch size, which a first pass finds. On a machine with other
+work compare the processor time per token, which is printed beside the wall time.
 """
 
 import argparse
@@ -13,7 +13,7 @@ import tempfile
 import time
 from functools import partial
 
-FORMS = ("float32", "bfloat16")
+DTYPES = ("float32", "bfloat16")
 
 
 def parse():
@@ -27,13 +27,13 @@ def parse():
 
 
 def timed(work):
-    """Tokens per second of a callable that says how many tokens it made, and processor microseconds per token."""
+    """Tokens per second of a callable that returns its number of tokens, and processor microseconds per token."""
     wall, cpu = time.perf_counter(), time.process_time()
     tokens = work()
     return tokens / (time.perf_counter() - wall), (time.process_time() - cpu) / tokens * 1e6
 
 
-def limits():
+def measure_limits():
     """GFLOP/s of a large float32 product and GB/s of reading memory, both on all threads."""
     import torch
 
@@ -50,67 +50,70 @@ def limits():
     return best
 
 
-def sides(shape, options):
-    """Seconds of compiling, our sampler, and `generate` per form as a function of the batch size; each says its tokens."""
+def build_samplers(config, options):
+    """Seconds of compilation, our sampler, and `generate` per data type as a function of the batch size."""
     import numpy as np
     import torch
     from transformers import GenerationConfig
 
     from selfloop.component import Context
     from selfloop.families.transformer import decoder, decoder_c
-    from selfloop.families.transformer.hf_export import config_of, model_of
-    from selfloop.families.transformer.network import Network
+    from selfloop.families.transformer.hf_export import build_hf_model, to_hf_config
+    from selfloop.families.transformer.network import TransformerNetwork
     from selfloop.families.transformer.sample_tokens import sample_tokens
-    from selfloop.families.transformer.text_sampler import TextSampler
+    from selfloop.families.transformer.text_sampler import TextSampler, read_prompts
     from selfloop.rng import RandomStream
 
     torch.manual_seed(0)
-    arrays = {name: tensor.numpy() for name, tensor in Network(shape).state_dict().items()}
-    params = arrays | {"tokenizer/start": np.array(0), "tokenizer/end": np.array(shape.vocab)}  # an end that never comes
+    arrays = {name: tensor.numpy() for name, tensor in TransformerNetwork(config).state_dict().items()}
+    params = arrays | {"tokenizer/start": np.array(0), "tokenizer/end": np.array(config.vocab)}  # no row ends
     context = Context(RandomStream(("benchmark",)), threads=options.threads)
 
     def ours():
-        return len(sample_tokens(shape, params, options.rows, TextSampler(), None, context).values)
+        return len(sample_tokens(config, params, read_prompts({}, options.rows), TextSampler(), context).values)
 
     def generate(model, batch):
-        asked = GenerationConfig(do_sample=True, top_k=0, max_new_tokens=shape.context, pad_token_id=0)
+        settings = GenerationConfig(do_sample=True, top_k=0, max_new_tokens=config.context, pad_token_id=0)
         start = torch.zeros(batch, 1, dtype=torch.int64)
         with torch.inference_mode():
-            made = model.generate(start, attention_mask=torch.ones_like(start), generation_config=asked)
-        return made[:, 1:].numel()
+            samples = model.generate(start, attention_mask=torch.ones_like(start), generation_config=settings)
+        return samples[:, 1:].numel()
 
     started = time.perf_counter()
-    assert decoder_c.compiled(shape, decoder.weights_of(shape, params)), "no compiler: this would compare torch's operations"
+    assert decoder_c.try_c_decoder(config, decoder.build_decoder_weights(config, params)), "this benchmark needs a C compiler"
     seconds = time.perf_counter() - started
-    models = {form: model_of(config_of(shape, 0, None), arrays).eval().to(getattr(torch, form)) for form in FORMS}
-    return seconds, ours, {form: partial(generate, model) for form, model in models.items()}
+    hf_config = to_hf_config(config, 0, None)
+    models = {dtype: build_hf_model(hf_config, arrays).eval().to(getattr(torch, dtype)) for dtype in DTYPES}
+    return seconds, ours, {dtype: partial(generate, model) for dtype, model in models.items()}
 
 
 def compare(context, options):
     import numpy as np
 
-    from selfloop.families.transformer.config import Shape
+    from selfloop.families.transformer.config import TransformerConfig
 
-    shape = Shape(arch="gpt2", layers=4, hidden=128, heads=4, mlp=512, context=context, vocab=1024)
-    compiling, ours, theirs = sides(shape, options)
-    found = {form: {batch: timed(partial(theirs[form], batch))[0] for batch in options.batches} for form in FORMS}
-    best = {form: max(rates, key=rates.get) for form, rates in found.items()}
-    print(f"\ncontext {context}: `generate` is best at batch " + ", ".join(f"{best[form]} ({form})" for form in FORMS))
-    calls = {"selfloop": ours, **{form: partial(theirs[form], best[form]) for form in FORMS}}
+    config = TransformerConfig(arch="gpt2", layers=4, hidden=128, heads=4, mlp_hidden=512, context=context, vocab=1024)
+    compiling, ours, theirs = build_samplers(config, options)
+    speeds = {dtype: {batch: timed(partial(theirs[dtype], batch))[0] for batch in options.batches} for dtype in DTYPES}
+    best = {dtype: max(rates, key=rates.get) for dtype, rates in speeds.items()}
+    print(f"\ncontext {context}: `generate` is best at batch " + ", ".join(f"{best[dtype]} ({dtype})" for dtype in DTYPES))
+    calls = {"selfloop": ours, **{dtype: partial(theirs[dtype], best[dtype]) for dtype in DTYPES}}
     turns = [{name: timed(call) for name, call in calls.items()} for _ in range(options.turns)]
-    middle = {name: np.median([turn[name] for turn in turns], axis=0) for name in calls}
-    for name, (rate, cpu) in middle.items():
+    medians = {name: np.median([turn[name] for turn in turns], axis=0) for name in calls}
+    for name, (rate, cpu) in medians.items():
         print(f"  {name:9} {rate:9,.0f} tokens/s {cpu:8.1f} processor microseconds per token")
-    for form in FORMS:
-        wall = np.median([turn["selfloop"][0] / turn[form][0] for turn in turns])
-        cpu = np.median([turn[form][1] / turn["selfloop"][1] for turn in turns])
-        print(f"  selfloop over {form:9} {wall:5.1f} times (processor time {cpu:.1f}; at least 4 wanted)")
-    rate = middle["selfloop"][0]
-    whole = 1e6 / (1e6 / rate + compiling) / max(middle[form][0] for form in FORMS)
+    for dtype in DTYPES:
+        wall = np.median([turn["selfloop"][0] / turn[dtype][0] for turn in turns])
+        cpu = np.median([turn[dtype][1] / turn["selfloop"][1] for turn in turns])
+        print(f"  selfloop over {dtype:9} {wall:5.1f} times (processor time {cpu:.1f}; target: at least 4)")
+    rate = medians["selfloop"][0]
+    whole = 1e6 / (1e6 / rate + compiling) / max(medians[dtype][0] for dtype in DTYPES)
     print(f"  compiling took {compiling:.2f} s, once per machine and shape; with it a million tokens: {whole:.1f} times")
-    flops = 2 * (12 * shape.layers * shape.hidden**2 + shape.hidden * shape.vocab + shape.layers * shape.hidden * (context + 1))
-    read = 2 * shape.layers * shape.hidden * (context + 1)  # keys and values of half the positions, 2 bytes each
-    top = limits()
+    flops = 2 * (
+        12 * config.layers * config.hidden**2 + config.hidden * config.vocab + config.layers * config.hidden * (context + 1)
+    )
+    read = 2 * config.layers * config.hidden * (context + 1)  # keys and values of half the positions, 2 bytes each
+    top = measure_limits()
     print(f"  {flops / 1e6:.2f} MFLOP per token: {flops * rate / 1e9 / top['product']:.0%} of {top['product']:.0f} GFLOP/s")
     print(f"  {read / 1e3:.0f} kB of cache per token: {read * rate / 1e9 / top['read']:.0%} of {top['read']:.0f} GB/s")
 
@@ -119,7 +122,7 @@ def main():
     options = parse()
     os.environ["OMP_NUM_THREADS"] = str(options.threads)
     with tempfile.TemporaryDirectory() as home:
-        os.environ["HOME"] = home  # nothing compiled is there yet
+        os.environ["HOME"] = home  # without compiled code
         import torch
 
         torch.set_num_threads(options.threads)
