@@ -56,7 +56,7 @@ def test_documents_are_separated_by_empty_lines(tmp_path: Path, content: bytes, 
 
 
 @given(st.lists(st.text(st.characters(codec="utf-8", exclude_characters="\r"), max_size=9), max_size=6), st.integers(1, 20))
-@settings(max_examples=50)
+@settings(max_examples=25)
 def test_documents_split_by_reads_are_whole(
     tmp_path_factory: pytest.TempPathFactory, documents: list[str], read_bytes: int
 ) -> None:
