@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -15,11 +14,12 @@ from selfloop.commands.plan import describe_mixed_backends
 from selfloop.engine import steps
 from selfloop.engine.tasks import plan_tasks, run_task
 from selfloop.errors import SpecError
+from selfloop.formats.safetensors import flatten_columns
 from selfloop.rng import RandomStream
 from selfloop.spec.spec import Spec
 from selfloop.store.identity import ObjectRef, step_name
 from selfloop.store.store import NotStoredError, StepCall, Store
-from selfloop.types import Array, Columns, Ragged
+from selfloop.types import Array, Columns
 
 # Between backends: of the largest absolute value of an array, and of a single value. Rounding of float32 that many training
 # steps amplify stays below it, a wrong batch or seed does not.
@@ -82,42 +82,25 @@ def _describe_backend(backend: Mapping[str, str]) -> str:
 
 def _is_close(store: Store, recorded: Mapping[str, Any], fresh: Mapping[str, Any], value: Any) -> bool:
     """True if a recorded result equals a recomputed one within the tolerance."""
-    if "object" in recorded and "object" in fresh:
-        stored, computed = (_arrays(columns) for columns in (store.open(ObjectRef(recorded["object"])), value))
-        return stored.keys() == computed.keys() and all(_arrays_are_close(stored[name], computed[name]) for name in stored)
-    if "value" in recorded and "value" in fresh:
-        return _values_are_close(recorded["value"], fresh["value"])
-    return False  # different statuses, or a status and a result
+    if recorded.keys() != fresh.keys() or "ended" in fresh:
+        return False
+    columns = store.open(ObjectRef(recorded["object"])) if "object" in recorded else _as_columns(recorded["value"])
+    stored, computed = flatten_columns(columns), flatten_columns(value if "object" in fresh else _as_columns(fresh["value"]))
+    return stored.keys() == computed.keys() and all(_arrays_are_close(stored[name], computed[name]) for name in stored)
 
 
-def _arrays(columns: Columns) -> dict[str, Array]:
-    """The columns as plain arrays; a ragged column is two arrays."""
-    arrays = dict[str, Array]()
-    for name, column in columns.items():
-        arrays |= (
-            {f"{name}/values": column.values, f"{name}/offsets": column.offsets}
-            if isinstance(column, Ragged)
-            else {name: np.asarray(column)}
-        )
-    return arrays
+def _as_columns(value: Any) -> Columns:
+    """A value, or a mapping of values, as arrays."""
+    return {name: np.asarray(item) for name, item in (value.items() if isinstance(value, dict) else [("value", value)])}
 
 
 def _arrays_are_close(stored: Array, computed: Array) -> bool:
     if stored.dtype != computed.dtype or stored.shape != computed.shape:
         return False
-    if stored.dtype.kind != "f":
+    if not np.issubdtype(stored.dtype, np.floating):
         return np.array_equal(stored, computed)
-    a, b = stored.astype(np.float64), computed.astype(np.float64)
-    largest = float(np.max(np.abs(a), where=np.isfinite(a), initial=0.0))
-    return np.allclose(a, b, rtol=0, atol=TOLERANCE * largest, equal_nan=True)
-
-
-def _values_are_close(stored: Any, computed: Any) -> bool:
-    if isinstance(stored, dict) and isinstance(computed, dict):
-        return stored.keys() == computed.keys() and all(_values_are_close(stored[name], computed[name]) for name in stored)
-    if isinstance(stored, float) and isinstance(computed, float):
-        return math.isclose(stored, computed, rel_tol=TOLERANCE)
-    return bool(stored == computed)
+    largest = float(np.max(np.abs(stored), where=np.isfinite(stored), initial=0.0))
+    return np.allclose(stored, computed, rtol=0, atol=TOLERANCE * largest, equal_nan=True)
 
 
 def stored_calls(specs: Iterable[Spec], path: Path) -> dict[str, StepCall]:

@@ -31,7 +31,7 @@ def to_safetensors(columns: Columns) -> list[bytes | memoryview]:
     Byte for byte the result of `safetensors.numpy.save`. Raises DataError for arrays of other types than numbers and booleans.
     """
     arrays: list[tuple[str, str, Array]] = []
-    for name, array in _flatten(columns).items():
+    for name, array in flatten_columns(columns).items():
         dtype = array.dtype.newbyteorder("<")
         if dtype.str not in _CODES:
             raise DataError(f"store: got array {name!r} of type {array.dtype}; expected numbers or booleans. Encode it.")
@@ -46,7 +46,8 @@ def to_safetensors(columns: Columns) -> list[bytes | memoryview]:
     return [len(text).to_bytes(8, "little") + text, *(array.reshape(-1).view(np.uint8).data for _, _, array in arrays)]
 
 
-def _flatten(columns: Columns) -> dict[str, Array]:
+def flatten_columns(columns: Columns) -> dict[str, Array]:
+    """The columns as plain arrays; a ragged column is two arrays."""
     flat: dict[str, Array] = {}
     for name, column in columns.items():
         if isinstance(column, Ragged):
