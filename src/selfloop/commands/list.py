@@ -5,15 +5,15 @@ from __future__ import annotations
 import ast
 import inspect
 from collections.abc import Iterator
-from dataclasses import MISSING
+from dataclasses import MISSING, fields, is_dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from selfloop.component import Family
 from selfloop.errors import SpecError, unknown_name
 from selfloop.plugins import BUILT_IN, component_class, component_names, presets
-from selfloop.settings import SettingInfo, describe_fields
+from selfloop.settings import SettingInfo, describe_fields, setting_types
 from selfloop.spec.write import is_settings_table, toml_value
 
 KINDS = (*BUILT_IN, "preset")
@@ -34,10 +34,11 @@ def component_settings(kind: str, name: str) -> tuple[str, list[SettingInfo]]:
     if kind not in BUILT_IN:
         raise SpecError(unknown_name("list", kind, KINDS))
     cls = component_class(kind, name, kind)
-    settings = list(_flat_settings(cls, ""))
-    if issubclass(cls, Family):
+    text, settings = inspect.getdoc(cls) or "", list(_flat_settings(cls, ""))
+    if issubclass(cls, Family) and fields(cls.sampler_class):
+        text += f"\n\n[family.sampler] {inspect.getdoc(cls.sampler_class)}"
         settings += _flat_settings(cls.sampler_class, "sampler.")
-    return inspect.getdoc(cls) or "", settings
+    return text, settings
 
 
 def _flat_settings(cls: type[Any], prefix: str, defaults: Any = None) -> Iterator[SettingInfo]:
@@ -45,9 +46,23 @@ def _flat_settings(cls: type[Any], prefix: str, defaults: Any = None) -> Iterato
     for setting in describe_fields(cls, defaults):
         if is_settings_table(setting.default):
             yield from _flat_settings(type(setting.default), f"{prefix}{setting.name}.", setting.default)
+            continue
+        if setting.default is None:
+            default = "unset"
         else:
             default = "required" if setting.default is MISSING else toml_value(setting.default)
-            yield setting._replace(name=prefix + setting.name, default=default)
+        yield setting._replace(name=prefix + setting.name, default=default)
+        if setting.default is None:
+            for table in _table_classes(setting_types(cls)[setting.name]):
+                yield from _flat_settings(table, f"{prefix}{setting.name}.")
+
+
+def _table_classes(hint: Any) -> Iterator[type]:
+    """The classes of settings tables in an annotation."""
+    if isinstance(hint, type) and is_dataclass(hint):
+        yield hint
+    for part in get_args(hint):
+        yield from _table_classes(part)
 
 
 def _preset_summaries() -> dict[str, str]:
