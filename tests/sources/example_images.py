@@ -5,9 +5,9 @@ import zipfile
 
 from PIL import Image
 
+from selfloop.columns import concat_rows
 from selfloop.component import Context
 from selfloop.rng import RandomStream
-from selfloop.types import concat_rows
 
 CTX = Context(RandomStream(("seed", 0, "source")))
 

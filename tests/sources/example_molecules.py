@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from selfloop.columns import Ragged, concat_rows
 from selfloop.component import Context
 from selfloop.rng import RandomStream
-from selfloop.types import Ragged, concat_rows
 
 Chem = pytest.importorskip("rdkit.Chem")
 from rdkit.Chem import rdDistGeom  # noqa: E402

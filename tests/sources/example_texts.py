@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import cast
 
+from selfloop.columns import Columns, Ragged
 from selfloop.component import Context
 from selfloop.rng import RandomStream
 from selfloop.sources.text_base import DocumentSource
-from selfloop.types import Columns, Ragged
 
 CTX = Context(RandomStream(("seed", 0, "source")))
 

@@ -11,11 +11,11 @@ from example_molecules import DRUGS, Chem, are_equal, embed_molecule, read_all, 
 from real_data import DATA, needs
 
 import tiny_components
+from selfloop.columns import count_rows, select_rows
 from selfloop.errors import DataError
 from selfloop.sources.geom import Geom
 from selfloop.sources.molecule_files import unpickle_conformers
 from selfloop.sources.sdf import Sdf
-from selfloop.types import count_rows, select_rows
 
 
 @pytest.mark.parametrize("protocol", [3, 4, 5])

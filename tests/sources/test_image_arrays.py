@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from real_data import DATA, needs
 
+from selfloop.columns import concat_rows, count_rows
 from selfloop.component import Context
 from selfloop.errors import DataError
 from selfloop.protocols import CorpusSource
@@ -14,7 +15,6 @@ from selfloop.rng import RandomStream
 from selfloop.sources import image_arrays
 from selfloop.sources.image_arrays import Cifar, Digits, Idx
 from selfloop.testing import check_source
-from selfloop.types import concat_rows, count_rows
 
 CTX = Context(RandomStream(("seed", 0, "source")))
 MNIST = DATA / "mnist"

@@ -12,13 +12,13 @@ from PIL import Image, ImageOps
 from real_data import DATA, needs
 
 import tiny_components
+from selfloop.columns import concat_rows, count_rows
 from selfloop.errors import DataError
 from selfloop.protocols import CorpusSource
 from selfloop.sources import image_base, image_folder
 from selfloop.sources.image_folder import ImageFolder
 from selfloop.store.identity import identity
 from selfloop.testing import check_source
-from selfloop.types import concat_rows, count_rows
 
 
 def huge_png(width, height):
@@ -217,6 +217,13 @@ def test_a_changed_folder_is_read_again(tmp_path, files):
     assert (source.n_rows(), source.schema()["image"].shape) == (12, (5, 7))
     write(tmp_path / "p", {"a.png": encode(np.zeros((3, 3), np.uint8))})
     assert (source.n_rows(), source.schema()["image"].shape) == (13, (3, 3))
+
+
+def test_an_image_added_to_a_folder_gets_a_label(tmp_path, files):
+    source = ImageFolder(path=write(tmp_path / "p", files), labels=True)
+    assert read_all(source)["label"].tolist() == [0] * 6 + [1] * 6
+    write(tmp_path / "p", {"set/z/z.png": files["set/a/01.png"]})
+    assert read_all(source)["label"].tolist() == [0] * 6 + [1] * 6 + [2]
 
 
 @pytest.mark.parametrize("name", ["../out.png", "/etc/out.png", "a/../../out.png", "..\\out.png", "C:\\out.png", "C:out.png"])

@@ -25,6 +25,7 @@ from example_molecules import (
 )  # fmt: skip
 
 import tiny_components
+from selfloop.columns import concat_rows, count_rows, select_rows
 from selfloop.component import Context
 from selfloop.errors import DataError
 from selfloop.protocols import CorpusSource, GroupedCorpusSource
@@ -36,7 +37,6 @@ from selfloop.sources.qm9 import Qm9
 from selfloop.sources.sdf import Sdf
 from selfloop.sources.smiles import Smiles
 from selfloop.testing import check_source
-from selfloop.types import concat_rows, count_rows, select_rows
 
 
 @pytest.fixture(scope="module")

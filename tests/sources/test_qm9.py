@@ -7,9 +7,9 @@ import pytest
 from example_molecules import DRUGS, Chem, are_equal, read_all, row, to_texts, without, write_qm9, write_tar
 from real_data import DATA, needs
 
+from selfloop.columns import count_rows
 from selfloop.errors import DataError
 from selfloop.sources.qm9 import Qm9
-from selfloop.types import count_rows
 
 
 def test_both_forms_give_equal_rows(tmp_path):

@@ -7,9 +7,9 @@ import pytest
 from example_molecules import are_equal, read_all, to_texts, write_sdf
 from real_data import DATA, needs
 
+from selfloop.columns import count_rows
 from selfloop.errors import DataError
 from selfloop.sources.sdf import Sdf, read_records
-from selfloop.types import count_rows
 
 
 @pytest.fixture(scope="module")

@@ -8,10 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.datasets import make_circles, make_moons, make_swiss_roll
 
+from selfloop.columns import Floats
 from selfloop.component import Context, Source
 from selfloop.rng import RandomStream
 from selfloop.sources.shapes import BLOB_CENTERS, Blobs, Circles, Moons, SwissRoll
-from selfloop.types import Floats
 
 SOURCES = [Blobs(), Circles(), Moons(), Moons(first_group_size=7, group_size=10), SwissRoll()]
 

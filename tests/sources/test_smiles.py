@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from example_molecules import DRUGS, Chem, are_equal, read_all, to_texts, without
 
+from selfloop.columns import count_rows, select_rows
 from selfloop.errors import DataError, SpecError
 from selfloop.sources.smiles import Smiles, embed
-from selfloop.types import count_rows, select_rows
 
 
 def test_the_conformers_of_a_molecule_do_not_depend_on_the_list(tmp_path):

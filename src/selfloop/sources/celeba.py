@@ -10,11 +10,11 @@ from typing import Annotated, ClassVar, Literal, cast
 import numpy as np
 from annotated_types import Interval
 
+from selfloop.columns import Array
 from selfloop.errors import DataError, unknown_name
 from selfloop.sources.files import cached_until_change
 from selfloop.sources.image_base import ImageForm, ImageSize, OnBadImage
 from selfloop.sources.image_folder import ImageFileSource, list_images
-from selfloop.types import Columns, ColumnType
 
 HOMEPAGE = "its authors' page (CelebA, mmlab.ie.cuhk.edu.hk; for research only)"
 WIDTH = 178  # pixels of an aligned face; the height is 218
@@ -66,13 +66,10 @@ class CelebA(ImageFileSource):
             )
         return names_in_split
 
-    def label_types(self) -> Mapping[str, ColumnType]:
-        if not self.attributes:
-            return {}
-        _read_list(cast(Path, self.attributes_file), self.attributes)  # an unknown attribute is an error before any work
-        return {"attributes": ColumnType("uint8", (len(self.attributes),))}
+    def files(self) -> list[Path]:
+        return [*super().files(), *filter(None, (self.attributes_file, self.splits_file))]
 
-    def label_columns(self) -> Columns:
+    def label_columns(self) -> Mapping[str, Array]:
         if not self.attributes:
             return {}
         path = cast(Path, self.attributes_file)

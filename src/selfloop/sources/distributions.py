@@ -10,11 +10,11 @@ from typing import Annotated, ClassVar, Literal
 import numpy as np
 from annotated_types import Ge
 
+from selfloop.columns import Columns, ColumnType, Floats, Params
 from selfloop.component import Context, Source
 from selfloop.errors import SettingError
 from selfloop.rng import RandomStream
 from selfloop.settings import PositiveFloat
-from selfloop.types import Columns, ColumnType, Floats, Params
 
 ROWS_PER_BLOCK = 256  # rows that share one random stream
 InputDim = Annotated[int, Ge(1), "number of inputs of a row"]

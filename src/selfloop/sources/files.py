@@ -15,9 +15,9 @@ from typing import IO, ParamSpec, TypeVar, cast
 
 import numpy as np
 
+from selfloop.columns import Columns, Ints, concat_rows, count_rows, select_rows
 from selfloop.component import Context, Source
 from selfloop.errors import DataError
-from selfloop.types import Columns, Ints, concat_rows, count_rows, select_rows
 
 CHUNK_BYTES = 1 << 23  # of the rows in one chunk of a corpus
 READ_ERRORS = (OSError, EOFError, zlib.error, tarfile.TarError)  # of missing, unreadable and damaged files

@@ -10,6 +10,7 @@ from typing import Annotated, Any, ClassVar
 
 import numpy as np
 
+from selfloop.columns import Array
 from selfloop.errors import DataError, os_error_reason, resolve_local_or_hub
 from selfloop.sources.files import cached_until_change, list_files
 from selfloop.sources.hub import HubConfig, HubPath, HubRevision, HubSplit, load_dataset
@@ -21,7 +22,6 @@ from selfloop.sources.image_base import (
     OptionalSize,
     label_dtype,
 )
-from selfloop.types import Columns, ColumnType
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,16 +67,11 @@ class HubImages(EncodedImageSource):
 
         yield ImageReader(len(rows), read)
 
-    def label_types(self) -> Mapping[str, ColumnType]:
+    def label_columns(self) -> Mapping[str, Array]:
         if self.label is None:
             return {}
-        n_classes = getattr(_load_images(self).features[self.label], "num_classes", 1 << 16)
-        return {"label": ColumnType(label_dtype(n_classes))}
-
-    def label_columns(self) -> Columns:
-        if self.label is None:
-            return {}
-        dtype, rows = self.label_types()["label"].dtype, _load_images(self)
+        rows = _load_images(self)
+        dtype = label_dtype(getattr(rows.features[self.label], "num_classes", 1 << 16))
         if missing := rows.data.column(self.label).null_count:
             raise DataError(f"source.label: {missing} of {len(rows)} rows have no {self.label!r}. Fill them or remove label.")
         labels = np.asarray(rows.with_format("numpy")[self.label])

@@ -11,6 +11,7 @@ from typing import Annotated, ClassVar, Literal, NamedTuple
 
 import numpy as np
 
+from selfloop.columns import Array, Columns, ColumnType
 from selfloop.component import Context, Source
 from selfloop.errors import DataError
 from selfloop.sources.files import (
@@ -23,7 +24,6 @@ from selfloop.sources.files import (
     open_file,
     read_files,
 )
-from selfloop.types import Array, Columns, ColumnType
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,9 +18,9 @@ from typing import Annotated, Any, Literal, NamedTuple
 import numpy as np
 from annotated_types import Interval
 
+from selfloop.columns import Array, Columns, ColumnType, count_rows, select_rows
 from selfloop.errors import DataError
 from selfloop.sources.files import CHUNK_BYTES, FileSource, cached_until_change
-from selfloop.types import Array, Columns, ColumnType, count_rows, select_rows
 
 MAX_PIXELS = 1 << 26  # of an image that is decoded: 8,192 x 8,192
 MAX_FILE_BYTES = 4 * MAX_PIXELS  # of an encoded image: the size of its pixels without compression
@@ -134,23 +134,20 @@ class EncodedImageSource(FileSource):
     def open_reader(self) -> AbstractContextManager[ImageReader]:
         """Access to the encoded images. Raises DataError for an image that cannot be read."""
 
-    def label_columns(self) -> Columns:
+    def label_columns(self) -> Mapping[str, Array]:
         """Columns besides the images, with one row per image."""
         return {}
 
-    def label_types(self) -> Mapping[str, ColumnType]:
-        """Types of these columns."""
-        return {}
-
     def schema(self) -> Mapping[str, ColumnType]:
-        return {"image": ColumnType("uint8", _first_image(self).shape, "gray level"), **self.label_types()}
+        labels = {name: ColumnType(str(column.dtype), column.shape[1:]) for name, column in _label_columns(self).items()}
+        return {"image": ColumnType("uint8", _first_image(self).shape, "gray level"), **labels}
 
     def n_corpus_rows(self) -> int:
         """Number of usable images."""
         return self.n_rows() if self.on_bad_image == "error" else sum(map(count_rows, self.chunks()))
 
     def chunks(self) -> Iterator[Columns]:
-        first, labels, skipped = _first_image(self), self.label_columns(), list[str]()
+        first, labels, skipped = _first_image(self), _label_columns(self), list[str]()
         chunk_rows = max(MIN_CHUNK_IMAGES, CHUNK_BYTES // math.prod(first.shape))
         with self.open_reader() as reader, ThreadPoolExecutor() as pool:
             decode = partial(self._decode_into, first, reader, Lock())
@@ -204,6 +201,11 @@ def _describe(shape: tuple[int, ...]) -> str:
 
 def _bad_image_error(problem: DataError) -> DataError:
     return DataError(f"{problem} Replace or remove the image, or set source.on_bad_image = 'skip' to skip such images.")
+
+
+@cached_until_change()
+def _label_columns(source: EncodedImageSource) -> Mapping[str, Array]:
+    return source.label_columns()
 
 
 @cached_until_change(maxsize=16)

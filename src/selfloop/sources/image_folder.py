@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import struct
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Hashable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -13,6 +13,7 @@ from zipfile import BadZipFile, ZipFile
 
 import numpy as np
 
+from selfloop.columns import Array
 from selfloop.errors import DataError, os_error_reason
 from selfloop.sources.files import READ_ERRORS, cached_until_change
 from selfloop.sources.image_base import (
@@ -24,7 +25,6 @@ from selfloop.sources.image_base import (
     OptionalSize,
     label_dtype,
 )
-from selfloop.types import Columns, ColumnType
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
 ZIP_ERRORS = (*READ_ERRORS, BadZipFile, RuntimeError, ValueError, struct.error)  # RuntimeError: encrypted, or unknown method
@@ -75,7 +75,9 @@ def _open_zip(path: Path) -> Iterator[ZipFile]:
     try:
         archive = ZipFile(path)
     except ZIP_ERRORS as problem:
-        raise DataError(f"source.path: {path} is not a complete ZIP file ({problem}). Give a folder or a ZIP file.") from problem
+        raise DataError(
+            f"source.path: {path} is not a complete ZIP file ({problem}). Give a folder or a ZIP file."
+        ) from problem
     with archive:
         yield archive
 
@@ -125,6 +127,9 @@ class ImageFileSource(EncodedImageSource):
         """The ZIP file, or the first image of the folder, which decides the shape of all images."""
         return [self.path / self.names()[0] if self.path.is_dir() else self.path]
 
+    def stamp(self) -> Hashable:
+        return hash(self.names()), super().stamp()  # an image more in a folder changes the labels
+
     def open_reader(self) -> AbstractContextManager[ImageReader]:
         return _open_images(self.path, self.names())
 
@@ -158,10 +163,7 @@ class ImageFolder(ImageFileSource):
             )
         return folders
 
-    def label_types(self) -> Mapping[str, ColumnType]:
-        return {"label": ColumnType(label_dtype(len(self.classes())))} if self.labels else {}
-
-    def label_columns(self) -> Columns:
+    def label_columns(self) -> Mapping[str, Array]:
         if not self.labels:
             return {}
         classes, numbers = np.unique(self._folders(), return_inverse=True)

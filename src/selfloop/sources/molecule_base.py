@@ -14,11 +14,11 @@ from typing import Annotated, Any, NamedTuple
 import numpy as np
 from annotated_types import Ge, Interval
 
+from selfloop.columns import Array, Columns, ColumnType, Ints, Ragged, concat_rows, select_rows
 from selfloop.component import Context, Source
 from selfloop.errors import DataError, SpecError, missing_extra
 from selfloop.rng import RandomStream
 from selfloop.sources.files import cached_until_change, check_range, file_stamp
-from selfloop.types import Array, Columns, ColumnType, Ints, Ragged, concat_rows, select_rows
 
 CHUNK_MOLECULES = 256  # in a chunk of a corpus
 MAX_ATOMS = 1 << 16  # of a molecule: atoms are numbered in 16 bits

@@ -12,9 +12,9 @@ from zipfile import BadZipFile
 
 import numpy as np
 
+from selfloop.columns import Array, Floats, Ints
 from selfloop.errors import DataError
 from selfloop.sources.files import READ_ERRORS, cached_until_change, read_files
-from selfloop.types import Array, Floats, Ints
 
 # what parsing a damaged file may raise
 PARSE_ERRORS = (pickle.UnpicklingError, ArithmeticError, AttributeError, EOFError, LookupError, MemoryError, RuntimeError,

@@ -9,10 +9,10 @@ from typing import Annotated, Any, ClassVar
 
 import numpy as np
 
+from selfloop.columns import Floats
 from selfloop.sources.files import cached_until_change, file_sizes, read_files
 from selfloop.sources.molecule_base import Candidate, NamedMoleculeSource, reason_to_exclude_elements
 from selfloop.sources.molecule_files import Structure, parse_xyz, read_qm9_arrays, select_structure
-from selfloop.types import Floats
 
 # atoms closer than this times the sum of their covalent radii are bonded: includes QM9's longest bonds and no contacts
 BOND_LENGTH_FACTOR = 1.15

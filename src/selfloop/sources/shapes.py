@@ -16,9 +16,9 @@ from typing import Annotated, ClassVar
 import numpy as np
 from annotated_types import Ge, Interval
 
+from selfloop.columns import Columns, ColumnType, Floats, Ints
 from selfloop.component import Context, Source
 from selfloop.sources.distributions import stream_rows
-from selfloop.types import Columns, ColumnType, Floats, Ints
 
 BLOB_CENTERS = np.array([[-7.2, 4.6], [5.8, 6.1], [1.4, -6.9]])  # in scikit-learn's box of -10 to 10; equal for all seeds
 Noise = Annotated[float, Ge(0), "standard deviation of the noise around the curve"]

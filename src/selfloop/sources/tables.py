@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 import numpy as np
 from annotated_types import Interval
 
+from selfloop.columns import Columns, ColumnType, Floats, Ints
 from selfloop.component import Context, Source
 from selfloop.errors import DataError, SettingError, missing_extra, unknown_name
 from selfloop.sources.distributions import repeat_inputs
 from selfloop.sources.files import cached_until_change, check_range, file_stamp, read_error
-from selfloop.types import Columns, ColumnType, Floats, Ints
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -7,9 +7,9 @@ from collections.abc import Iterator, Mapping
 from string import Formatter
 from typing import Annotated, Any
 
+from selfloop.columns import Columns, ColumnType, Ragged
 from selfloop.errors import DataError, SettingError
 from selfloop.sources.files import CHUNK_BYTES, FileSource, cached_until_change
-from selfloop.types import Columns, ColumnType, Ragged
 
 Template = Annotated[str, "field of the document, or text with fields, such as `user: {question}\\nassistant: {answer}`"]
 
