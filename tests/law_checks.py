@@ -6,12 +6,13 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from selfloop.columns import Columns, Floats, Ints
 from selfloop.component import Context, Family, Metric, Policy, Sampler, Source
 from selfloop.engine.curves import Curves
 from selfloop.engine.ensemble import SEEDS_PER_BLOCK, SeedBlock, ensemble_curves
 from selfloop.rng import RandomStream
 from selfloop.spec.spec import Spec
-from selfloop.types import Columns, Floats, Ints, RowTake, TrainingRows
+from selfloop.types import RowTake, TrainingRows
 
 CONTEXT = Context(RandomStream(("test",)))
 

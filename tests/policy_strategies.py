@@ -11,7 +11,6 @@ from selfloop.policies.builtin import (
     AccumulateReal,
     AccumulateSubsample,
     Augment,
-    FixedCounts,
     Fresh,
     Growing,
     Mix,
@@ -19,7 +18,7 @@ from selfloop.policies.builtin import (
     ReplaceMultiple,
     Window,
 )
-from selfloop.policies.custom import Custom
+from selfloop.policies.custom import Custom, FixedCounts
 from selfloop.policies.cycles import Balanced, Expanding, Incremental
 
 shares = st.floats(0.01, 1)

@@ -13,6 +13,8 @@ from hypothesis import given
 
 import selfloop
 import tiny_components
+from policy_strategies import STRATEGIES, policies
+from selfloop.columns import Columns, Params
 from selfloop.component import Context, Family, Policy, Sampler
 from selfloop.errors import DataError
 from selfloop.plugins import BUILT_IN, component_class
@@ -20,8 +22,7 @@ from selfloop.sources.image_arrays import Digits
 from selfloop.spec.components import make_component
 from selfloop.spec.spec import Spec
 from selfloop.testing import check_family, check_policy, check_source
-from selfloop.types import Columns, Params, TrainingRows
-from policy_strategies import STRATEGIES, policies
+from selfloop.types import TrainingRows
 from tiny_components import FAMILIES
 
 PICTURES, MOLECULES = {"idx", "cifar", "image_folder", "celeba", "hub_images"}, {"sdf", "geom", "qm9"}
@@ -115,7 +116,7 @@ class Short(tiny_components.Ticks):
 @dataclass(frozen=True, kw_only=True)
 class Global(tiny_components.Mean):
     def sample(self, params: Params, n: int, sampler: Sampler, inputs: Columns, ctx: Context) -> Columns:
-        np.random.rand()  # noqa: NPY002  # what a family must not do
+        np.random.rand()  # what a family must not do
         return {"x": np.zeros(n)}
 
 

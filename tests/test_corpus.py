@@ -13,12 +13,14 @@ import pytest
 
 import selfloop
 import tiny_components
-from selfloop.component import Context, Curator, Encoder, Family, Metric, Sampler, Snapshot, Source
+from selfloop.columns import Columns, ColumnType, Params, Ragged, count_rows, select_rows
+from selfloop.component import Context, Curator, Encoder, Family, Metric, Sampler, Source
 from selfloop.errors import SpecError
 from selfloop.result import Result
+from selfloop.snapshots import Snapshot
 from selfloop.sources.files import FileSource
 from selfloop.spec.spec import Spec
-from selfloop.types import Columns, ColumnType, Params, Ragged, TrainingRows, count_rows, select_rows
+from selfloop.types import TrainingRows
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from selfloop.columns import Floats
 from selfloop.commands.reproduce import reproduce, reproducible_groups, simulate
-from selfloop.component import Scenario
 from selfloop.errors import SpecError
 from selfloop.families.gaussian import Gaussian
 from selfloop.families.kde import Kde
@@ -22,11 +22,11 @@ from selfloop.families.transformer.text_sampler import TextSampler
 from selfloop.policies.builtin import Accumulate, AccumulateSubsample, Mix, Replace, ReplaceMultiple, Window
 from selfloop.published.claims import claimed_orders, claimed_pairs, unmodified_policies
 from selfloop.published.papers import PublishedCurve, PublishedTable, find_paper, papers, published_curves
+from selfloop.snapshots import Scenario
 from selfloop.sources.distributions import GaussianSource, LinearSource
 from selfloop.sources.shapes import Moons
 from selfloop.spec.parse import spec_from_table
 from selfloop.spec.spec import Spec
-from selfloop.types import Floats
 
 
 def scenario(

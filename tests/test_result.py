@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 
 import selfloop
+from selfloop.columns import Columns, ColumnType, Params
 from selfloop.commands.verify import verify
 from selfloop.component import Context, Source
 from selfloop.errors import SpecError
 from selfloop.report.build import build_report
-from selfloop.types import Columns, ColumnType, Params
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,7 +6,8 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from selfloop.types import Columns, Ragged, RowTake, TrainingRows, concat_rows, count_rows, select_rows
+from selfloop.columns import Columns, Ragged, concat_rows, count_rows, select_rows
+from selfloop.types import RowTake, TrainingRows
 
 lengths = st.lists(st.integers(0, 4), min_size=1, max_size=6)
 

@@ -17,11 +17,13 @@ from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
-from selfloop.component import Context, Family, Metric, Sampler, Snapshot, Source
+from selfloop.columns import Columns, ColumnType, Params
+from selfloop.component import Context, Family, Metric, Sampler, Source
 from selfloop.engine.run import iter_measurements
 from selfloop.errors import ChainEndedError
+from selfloop.snapshots import Snapshot
 from selfloop.spec.spec import Spec
-from selfloop.types import Columns, ColumnType, Params, TrainingRows
+from selfloop.types import TrainingRows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,8 +114,8 @@ METRICS: dict[str, tuple[str, ...]] = {  # metrics that a family of FAMILIES can
         "retry_rate",
     ),
     "transformer": (
-        "cross_entropy", "self_cross_entropy", "text_length", "vocabulary", "tail_mass", "zipf_exponent", "distinct", "self_bleu",
-        "repetition", "duplicate_rate", "memorization",
+        "cross_entropy", "self_cross_entropy", "text_length", "vocabulary", "tail_mass", "zipf_exponent", "distinct",
+        "self_bleu", "repetition", "duplicate_rate", "memorization",
     ),
 }  # fmt: skip
 METRICS_WITH_FILES = {"mauve", "text_frechet", "attributes", "long_documents"}  # metrics that need a model or data of their own

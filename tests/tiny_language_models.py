@@ -8,10 +8,11 @@ from typing import Any
 
 import numpy as np
 
+from selfloop.columns import Columns, Params, Ragged
 from selfloop.component import Context
 from selfloop.families.finetune.family import Finetune
 from selfloop.rng import RandomStream
-from selfloop.types import Columns, Params, Ragged, RowTake, TrainingRows
+from selfloop.types import RowTake, TrainingRows
 
 POSITIONS, VOCAB = 64, 290
 PHRASES = (

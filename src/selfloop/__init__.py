@@ -9,6 +9,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from selfloop.columns import Columns as Columns
+    from selfloop.columns import ColumnType as ColumnType
+    from selfloop.columns import Params as Params
+    from selfloop.columns import Ragged as Ragged
     from selfloop.component import Component as Component
     from selfloop.component import Context as Context
     from selfloop.component import Criterion as Criterion
@@ -19,8 +23,6 @@ if TYPE_CHECKING:
     from selfloop.component import Metric as Metric
     from selfloop.component import Policy as Policy
     from selfloop.component import Sampler as Sampler
-    from selfloop.component import Scenario as Scenario
-    from selfloop.component import Snapshot as Snapshot
     from selfloop.component import Source as Source
     from selfloop.engine.run import iter_measurements as iter_measurements
     from selfloop.errors import ChainEndedError as ChainEndedError
@@ -32,17 +34,15 @@ if TYPE_CHECKING:
     from selfloop.result import run as run
     from selfloop.rng import RandomStream as RandomStream
     from selfloop.settings import Settings as Settings
+    from selfloop.snapshots import Scenario as Scenario
+    from selfloop.snapshots import Snapshot as Snapshot
     from selfloop.spec.parse import read_spec as read_spec
     from selfloop.spec.spec import Spec as Spec
     from selfloop.theory import predict as predict
     from selfloop.types import Batch as Batch
-    from selfloop.types import Columns as Columns
-    from selfloop.types import ColumnType as ColumnType
     from selfloop.types import Measurement as Measurement
     from selfloop.types import NewRows as NewRows
-    from selfloop.types import Params as Params
     from selfloop.types import Plan as Plan
-    from selfloop.types import Ragged as Ragged
     from selfloop.types import RowTake as RowTake
     from selfloop.types import Take as Take
     from selfloop.types import TrainingRows as TrainingRows
@@ -52,25 +52,26 @@ if TYPE_CHECKING:
 
 __version__ = "0.2.0"
 _MODULES = {  # imported when one of their names is used: `import selfloop` takes a few milliseconds
+    "selfloop.columns": ("Columns", "ColumnType", "Params", "Ragged"),
     "selfloop.component": (
         "Component", "Context", "Criterion", "Curator", "Encoder", "Family", "FeatureExtractor", "Metric", "Policy", "Sampler",
-        "Scenario", "Snapshot", "Source",
+        "Source",
     ),
     "selfloop.engine.run": ("iter_measurements",),
     "selfloop.errors": ("ChainEndedError", "DataError", "SelfloopError", "SettingError", "SpecError"),
     "selfloop.result": ("Result", "run"),
     "selfloop.rng": ("RandomStream",),
     "selfloop.settings": ("Settings",),
+    "selfloop.snapshots": ("Scenario", "Snapshot"),
     "selfloop.spec.parse": ("read_spec",),
     "selfloop.spec.spec": ("Spec",),
     "selfloop.theory": ("predict",),
     "selfloop.types": (
-        "Batch", "Columns", "ColumnType", "Measurement", "NewRows", "Params", "Plan", "Ragged", "RowTake", "Take",
-        "TrainingRows", "Verdict", "real", "synthetic",
+        "Batch", "Measurement", "NewRows", "Plan", "RowTake", "Take", "TrainingRows", "Verdict", "real", "synthetic",
     ),
 }  # fmt: skip
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
-__all__ = sorted(_MODULE_OF)  # noqa: PLE0605  # made from the table above
+__all__ = sorted(_MODULE_OF)  # made from the table above
 
 
 def __getattr__(name: str) -> Any:

@@ -10,11 +10,15 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
+from selfloop.columns import Columns, ColumnType, Floats, Params
 from selfloop.rng import RandomStream
 from selfloop.settings import Settings
-from selfloop.types import Columns, ColumnType, Floats, NewRows, Params, Plan, TrainingRows, Verdict
+from selfloop.types import NewRows, Plan, TrainingRows, Verdict
+
+if TYPE_CHECKING:
+    from selfloop.snapshots import Snapshot
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,36 +192,6 @@ class Curator(Component):
     @abstractmethod
     def curate(self, rows: Columns, real: Columns, ctx: Context) -> Columns:
         """The kept `rows`, possibly edited; `real` are the initial rows."""
-
-
-@dataclass(frozen=True, slots=True)
-class Snapshot:
-    """One generation of one chain, as a metric sees it."""
-
-    generation: int
-    family: Family
-    sampler: Sampler
-    params: Params
-    samples: Columns  # rows of this generation's model; empty if the policy draws none
-    holdout: Columns
-    initial: Columns
-    truth: Params
-    prepared: Params = field(default_factory=dict)  # of the metric's feature extractor
-    features: Mapping[str, Columns] = field(default_factory=dict)  # of "samples", "holdout" and "initial", as far as they exist
-
-
-@dataclass(frozen=True, slots=True)
-class Scenario:
-    """One policy on one source and family with one n; laws, published curves and claims are matched to scenarios."""
-
-    policy: Policy
-    source: Source
-    family: Family
-    sampler: Sampler
-    n: int
-    generations: int
-    curated: bool = False  # laws do not apply with a curator
-    init_from: str = "scratch"
 
 
 class Metric(Component):

@@ -82,12 +82,12 @@ def resolve_local_or_hub(key: str, name: str | Path, revision: str | None) -> st
     return str(name)
 
 
-def unknown_name(key: str, found: str, allowed: Iterable[str], what: str = "name") -> str:
+def unknown_name(key: str, name: str, allowed: Iterable[str], kind: str = "name") -> str:
     """The sentence for a name that is not in `allowed`, with the nearest allowed name suggested."""
     names = sorted(allowed)
-    near = get_close_matches(found, names, n=1, cutoff=0.6)
+    near = get_close_matches(name, names, n=1, cutoff=0.6)
     hint = f" Did you mean {near[0]!r}?" if near else ""
-    return f"{key}: unknown {what} {found!r}.{hint} Allowed: {', '.join(names) or 'none'}."
+    return f"{key}: unknown {kind} {name!r}.{hint} Allowed: {', '.join(names) or 'none'}."
 
 
 def os_error_reason(problem: OSError) -> str:

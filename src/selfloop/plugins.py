@@ -26,7 +26,7 @@ BUILT_IN: dict[str, dict[str, str]] = {
         "incremental": "selfloop.policies.cycles:Incremental",
         "expanding": "selfloop.policies.cycles:Expanding",
         "growing": "selfloop.policies.builtin:Growing",
-        "fixed_counts": "selfloop.policies.builtin:FixedCounts",
+        "fixed_counts": "selfloop.policies.custom:FixedCounts",
         "custom": "selfloop.policies.custom:Custom",
     },
     "family": {
@@ -130,23 +130,23 @@ BUILT_IN: dict[str, dict[str, str]] = {
 
 @cache
 def component_names(kind: str) -> dict[str, str]:
-    """What there is of a kind: name -> "module:Class", built-ins and installed entry points (group selfloop.<kind>)."""
-    found = {entry.name: entry.value for entry in entry_points(group=f"selfloop.{kind}")}
-    return {**found, **BUILT_IN[kind]}
+    """Components of a kind, name -> "module:Class": built-ins and installed entry points (group selfloop.<kind>)."""
+    installed = {entry.name: entry.value for entry in entry_points(group=f"selfloop.{kind}")}
+    return {**installed, **BUILT_IN[kind]}
 
 
-def component_class(kind: str, name: str, where: str) -> type[Component]:
-    """The class of that name; SpecError with the nearest name when there is none, MissingExtraError when it needs an extra."""
-    known = component_names(kind)
-    if name not in known:
-        raise SpecError(unknown_name(where, name, known))
-    module, _, attribute = known[name].partition(":")
+def component_class(kind: str, name: str, key: str) -> type[Component]:
+    """The class of that name; SpecError with the nearest name if it is unknown, MissingExtraError if it needs an extra."""
+    targets = component_names(kind)
+    if name not in targets:
+        raise SpecError(unknown_name(key, name, targets))
+    module, _, attribute = targets[name].partition(":")
     try:
         return cast(type[Component], getattr(import_module(module), attribute))
     except ModuleNotFoundError as problem:
         if (problem.name or "selfloop").startswith("selfloop"):
             raise
-        raise missing_extra(f"{where}: {name!r}", (problem.name or "").partition(".")[0]) from None
+        raise missing_extra(f"{key}: {name!r}", (problem.name or "").partition(".")[0]) from None
 
 
 def presets() -> dict[str, Any]:

@@ -7,15 +7,16 @@ the arguments only.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Protocol, runtime_checkable
 
 import numpy as np
 
-from selfloop.component import Context, Encoder, Family, FeatureExtractor, Sampler, Source
+from selfloop.columns import Array, Columns, Floats, Ints, Params, Ragged
+from selfloop.component import Context, Encoder, FeatureExtractor, Sampler, Source
 from selfloop.rng import RandomStream
-from selfloop.types import Array, Columns, Floats, Ints, Params, Ragged
+from selfloop.snapshots import EnsembleSnapshot, EnsembleTake
 
 SufficientStatistics = Mapping[str, Array]  # additive summary of rows, with a leading seeds axis
 
@@ -148,20 +149,6 @@ class SupportsSecondMoment(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class EnsembleTake:
-    """Rows of one batch of all seeds, with the indices that a generation takes.
-
-    `cache` lives as long as the batch. A family stores there what depends on the batch only (its Gram matrix, its density
-    at the held-out points), so that it is computed once and not once per generation.
-    """
-
-    rows: Columns  # (seeds, n, ...)
-    indices: Array | slice | None = None  # (seeds, k) integers or (seeds, n) booleans, a slice, or None = all
-    weight: float = 1.0
-    cache: dict[str, object] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True)
 class EnsembleFit:
     """Models of many seeds: params with a leading seeds axis, and the reason per seed that has no model."""
 
@@ -219,22 +206,6 @@ class UsesFeatures(Protocol):
 
     @property
     def features(self) -> FeatureExtractor: ...
-
-
-@dataclass(frozen=True, slots=True)
-class EnsembleSnapshot:
-    """One generation of many chains, as a metric sees it; every array has a leading seeds axis.
-
-    `samples` and `holdout` are empty in a run on statistics only. `takes` are the training rows (in a run on rows).
-    """
-
-    generation: int
-    family: Family
-    params: Params
-    samples: Columns
-    holdout: Columns
-    truth: Params
-    takes: Sequence[EnsembleTake] = ()
 
 
 @runtime_checkable

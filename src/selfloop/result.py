@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from selfloop.columns import Floats
 from selfloop.engine.curves import Curves
 from selfloop.engine.run import Progress, run_tasks, store_path
 from selfloop.errors import SpecError
@@ -20,8 +21,8 @@ from selfloop.spec.spec import Spec
 from selfloop.stats.comparison import FIRST_COMPARED, Comparison, compare_all
 from selfloop.stats.data_value import GridCell
 from selfloop.stats.intervals import mean_interval
-from selfloop.store.store import Usage
-from selfloop.types import Coordinates, Floats, Measurement, Verdict, real, synthetic
+from selfloop.store.usage import Usage
+from selfloop.types import Coordinates, Measurement, Verdict, real, synthetic
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -135,10 +136,10 @@ class Result:
         differ in numbers of rows only. Training sets of equal size are one cell with their mean; a training set of several
         policies, such as generation 1's, counts once.
         """
-        found: dict[Coordinates, dict[tuple[float, float], dict[Hashable, Floats]]] = {}
+        grids: dict[Coordinates, dict[tuple[float, float], dict[Hashable, Floats]]] = {}
         for (coordinates, label), curves in self.table.items():
             point = self.point(coordinates)
-            cells = found.setdefault(_without_n(point), {})
+            cells = grids.setdefault(_without_n(point), {})
             risk = curves.values.get(point.spec.risk_metric() or "")
             entries = self.schedules(coordinates)[label]
             for entry in {entry.t: entry for entry in (entries[0], entries[-1])}.values():
@@ -148,7 +149,7 @@ class Result:
                     cells.setdefault(_count_rows(entry), {})[trained_on] = risk[:, entry.t - 1]
         return {
             coordinates: [GridCell(*rows, np.mean([*risks.values()], axis=0)) for rows, risks in sorted(cells.items())]
-            for coordinates, cells in found.items()
+            for coordinates, cells in grids.items()
         }
 
     def report(self, path: str | Path) -> Path:

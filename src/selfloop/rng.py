@@ -10,7 +10,6 @@ import numpy as np
 import numpy.typing as npt
 from numpy.random.bit_generator import ISeedSequence
 
-
 SPLITMIX_STEP = np.uint64(0x9E3779B97F4A7C15)  # 2^64 / golden ratio, odd: distance of successive SplitMix64 states
 
 

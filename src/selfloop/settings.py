@@ -68,9 +68,13 @@ def describe_fields(cls: type[Any], defaults: Any = None) -> Iterator[SettingInf
         yield SettingInfo(f.name, describe_type(hint), default, sentences[0] if sentences else "")
 
 
-@cache
-def setting_types(cls: Any) -> dict[str, Any]:
+def setting_types(cls: type[Any]) -> dict[str, Any]:
     """Annotation of every setting of a class; empty if annotations name what only exists inside a function."""
+    return _setting_types(cls)  # type: ignore[arg-type]  # mypy takes classes for unhashable
+
+
+@cache
+def _setting_types(cls: type[Any]) -> dict[str, Any]:
     try:
         hints = get_type_hints(cls, include_extras=True)
     except NameError:
@@ -85,9 +89,9 @@ def check_setting(hint: Any, value: Any, name: str) -> Any:
             return value
     elif (checked := _validated(hint, value)) is not MISSING:
         return checked
-    shown = repr(value)
-    shown = shown if len(shown) <= MAX_SHOWN_VALUE else f"{shown[:MAX_SHOWN_VALUE]} ..."
-    raise SettingError(name, f"got {shown}; expected {describe_type(hint)}.")
+    text = repr(value)
+    text = text if len(text) <= MAX_SHOWN_VALUE else f"{text[:MAX_SHOWN_VALUE]} ..."
+    raise SettingError(name, f"got {text}; expected {describe_type(hint)}.")
 
 
 def _validated(hint: Any, value: Any) -> Any:
@@ -99,7 +103,7 @@ def _validated(hint: Any, value: Any) -> Any:
         return adapter.validate_python(value, strict=True)
     except ValidationError:
         pass
-    try:  # JSON knows no tuples and no paths: strict reading of it accepts lists and text for them, and nothing else
+    try:  # JSON has no tuples and no paths: pydantic's strict reading of it accepts lists and text for them, and nothing else
         return adapter.validate_json(json.dumps(value, default=_plain), strict=True)
     except (ValidationError, TypeError, ValueError, RecursionError):
         return MISSING
@@ -109,9 +113,9 @@ def _validated(hint: Any, value: Any) -> Any:
 def _adapter(hint: Any) -> Any:
     from pydantic import ConfigDict, TypeAdapter
 
-    if tables := [cls for cls in _classes(hint) if is_dataclass(cls)]:  # settings tables check themselves
+    if tables := settings_tables(hint):  # they check themselves
         rest = [cls for cls in _classes(hint) if cls not in tables]
-        other: Any = Union[tuple(rest)] if rest else NoneType  # noqa: UP007  # made from a list
+        other: Any = Union[tuple(rest)] if rest else NoneType  # made from a list
         return TypeAdapter(other)
     return TypeAdapter(hint, config=ConfigDict(arbitrary_types_allowed=True, allow_inf_nan=False))
 
@@ -122,6 +126,11 @@ def _plain(value: Any) -> Any:
     if hasattr(value, "item") and getattr(value, "shape", None) == ():
         return value.item()  # a number of numpy's
     raise TypeError
+
+
+def settings_tables(hint: Any) -> list[type]:
+    """The classes of settings that an annotation allows, such as `TrainingSettings`."""
+    return [cls for cls in _classes(hint) if is_dataclass(cls)]
 
 
 def _classes(hint: Any) -> list[type]:
@@ -147,7 +156,7 @@ def describe_type(hint: Any) -> str:
     if get_origin(hint) is Literal:
         return " or ".join(json.dumps(word) for word in get_args(hint))
     if get_origin(hint) is tuple:
-        return f"a list of {describe_type(get_args(hint)[0]).removeprefix('a ')}"
+        return f"a list, each item {describe_type(get_args(hint)[0])}"
     if get_origin(hint) in (dict, Mapping):
         return "a table"
     return KINDS.get(hint, getattr(hint, "__name__", "a value"))
@@ -159,10 +168,12 @@ def _bounds(notes: list[Any]) -> str:
     at_least, above = getattr(low, "ge", None), getattr(low, "gt", None)
     at_most, below = getattr(high, "le", None), getattr(high, "lt", None)
     if isinstance(low, MinLen):
-        return f", at least {low.min_length}"
+        return f", with {low.min_length} or more items"
+    if not (low or high):
+        return ""
     if at_least is not None and at_most is not None:
         return f" from {at_least} to {at_most}"
     if at_least is not None and below is None:
         return f", {at_least} or more"
     words = (("from", at_least), ("above", above), ("up to", at_most), ("below", below))
-    return "".join(f" {word} {bound}" for word, bound in words if bound is not None)
+    return " " + " and ".join(f"{word} {bound}" for word, bound in words if bound is not None)

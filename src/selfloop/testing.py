@@ -13,15 +13,17 @@ from typing import Any
 
 import numpy as np
 
+from selfloop.columns import Column, Columns, Params, Ragged, concat_rows, count_rows, select_rows
 from selfloop.component import Component, Context, Family, Policy, Source
 from selfloop.engine.steps import check_rows
 from selfloop.errors import SelfloopError
 from selfloop.formats.safetensors import pack_arrays
 from selfloop.policies.schedule import schedule
-from selfloop.protocols import EnsembleTake, SupportsEnsemble, UsesEncoder
+from selfloop.protocols import SupportsEnsemble, UsesEncoder
 from selfloop.rng import RandomStream
+from selfloop.snapshots import EnsembleTake
 from selfloop.store.identity import identity
-from selfloop.types import Column, Columns, Params, Ragged, RowTake, TrainingRows, concat_rows, count_rows, select_rows
+from selfloop.types import RowTake, TrainingRows
 
 CONTEXT = Context(RandomStream(("selfloop.testing",)))
 
@@ -125,9 +127,9 @@ def _same_twice(name: str, make: Callable[[], Any]) -> Any:
 def _without_side_effects(name: str, make: Callable[[], Columns]) -> Columns:
     """The result, if it is the same twice and global random generators are unchanged (but for imports of the first call)."""
     make()
-    before = repr((random.getstate(), np.random.get_state()))  # noqa: NPY002  # reads the state only
+    before = repr((random.getstate(), np.random.get_state()))  # reads the state only
     columns: Columns = _same_twice(name, make)
-    unchanged = repr((random.getstate(), np.random.get_state())) == before  # noqa: NPY002  # reads the state only
+    unchanged = repr((random.getstate(), np.random.get_state())) == before  # reads the state only
     _require(unchanged, f"{name} uses global randomness; use ctx.stream")
     return columns
 

@@ -1,20 +1,15 @@
-"""Values that every part of selfloop exchanges: batches, takes, plans, measurements, columns. Imports nothing of selfloop."""
+"""Values that every part of selfloop exchanges: batches, takes, plans, measurements, training rows."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import pairwise
 from typing import Generic, Literal, NamedTuple, TypeVar
 
 import numpy as np
-import numpy.typing as npt
 
-Array = npt.NDArray[np.generic]
-Floats = npt.NDArray[np.float64]
-Ints = npt.NDArray[np.int64]
+from selfloop.columns import Column, Columns, Floats, Ints, Params, concat_rows, count_rows, select_rows
+
 B = TypeVar("B")
-Params = Mapping[str, Array]  # the arrays of one model, by name
 Answer = Literal["yes", "no", "undecided", "not measured"]
 Coordinates = tuple[tuple[str, object], ...]  # (key, value) of a sweep's point, in the spec's order; empty without a sweep
 
@@ -74,73 +69,6 @@ class Measurement(NamedTuple):
     value: float | None
     status: str | None = None
     coordinates: Coordinates = ()
-
-
-@dataclass(frozen=True, slots=True)
-class ColumnType:
-    """Type of one column: dtype name, shape of one row, unit (empty if none)."""
-
-    dtype: str
-    shape: tuple[int, ...] = ()
-    unit: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Ragged:
-    """A column whose rows differ in length: row i is `values[offsets[i]:offsets[i + 1]]`."""
-
-    values: Array
-    offsets: Ints
-
-    def __len__(self) -> int:
-        return len(self.offsets) - 1
-
-    def __getitem__(self, indices: Ints) -> Ragged:
-        starts, ends = self.offsets[indices], self.offsets[indices + 1]
-        offsets = np.concatenate([[0], np.cumsum(ends - starts)])
-        if offsets[-1] > 100 * len(indices):  # for long rows one index per value costs more time and several times the memory
-            spans = zip(starts.tolist(), ends.tolist(), strict=True)
-            return Ragged(np.concatenate([self.values[start:end] for start, end in spans]), offsets)
-        positions = np.arange(offsets[-1]) + np.repeat(starts - offsets[:-1], ends - starts)
-        return Ragged(self.values[positions], offsets)
-
-    @classmethod
-    def of_bytes(cls, rows: Sequence[bytes]) -> Ragged:
-        """A uint8 column of byte strings, such as texts in UTF-8."""
-        return cls(np.frombuffer(b"".join(rows), np.uint8), np.cumsum([0, *map(len, rows)], dtype=np.int64))
-
-    def to_bytes(self) -> list[bytes]:
-        """The bytes of each row."""
-        return [self.values[start:end].tobytes() for start, end in pairwise(self.offsets.tolist())]
-
-
-Column = Array | Ragged
-Columns = Mapping[str, Column]  # row i of every column belongs to the same row of the data
-
-
-def count_rows(columns: Columns) -> int:
-    """Number of rows of a mapping of columns (0 without columns)."""
-    return len(next(iter(columns.values()))) if columns else 0
-
-
-def select_rows(columns: Columns, indices: Ints) -> dict[str, Column]:
-    """The rows at `indices`, in that order."""
-    return {name: column[indices] for name, column in columns.items()}
-
-
-def concat_rows(tables: Sequence[Columns]) -> dict[str, Column]:
-    """The rows of all tables, one table after another; the tables have the same columns."""
-    joined: dict[str, Column] = {}
-    for name, first in tables[0].items():
-        if isinstance(first, Ragged):
-            ragged = [column for table in tables if isinstance(column := table[name], Ragged)]
-            starts = np.cumsum([0] + [len(column.values) for column in ragged])
-            offsets = [column.offsets[1:] + start for column, start in zip(ragged, starts, strict=False)]
-            values = np.concatenate([column.values for column in ragged])
-            joined[name] = Ragged(values, np.concatenate([np.zeros(1, np.int64), *offsets]))
-        else:
-            joined[name] = np.concatenate([np.asarray(table[name]) for table in tables])
-    return joined
 
 
 class RowTake(NamedTuple):

@@ -15,12 +15,13 @@ from safetensors.numpy import load_file
 
 import selfloop
 import tiny_components
+from selfloop.columns import Columns, ColumnType, Params, concat_rows
 from selfloop.commands.export import export_model, export_samples, find_generation
 from selfloop.component import Context, Family, Sampler, Source
 from selfloop.errors import ChainEndedError, MissingExtraError, SpecError
 from selfloop.sources.sdf import Sdf
 from selfloop.spec.spec import Spec
-from selfloop.types import Columns, ColumnType, Params, TrainingRows, concat_rows
+from selfloop.types import TrainingRows
 
 TRAINING = {"steps": 3, "batch_size": 8}
 

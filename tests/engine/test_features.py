@@ -12,11 +12,12 @@ import numpy as np
 import pytest
 
 import selfloop
-from selfloop.component import Context, FeatureExtractor, Metric, Snapshot, Source
+from selfloop.columns import Columns, ColumnType, Ints, Params
+from selfloop.component import Context, FeatureExtractor, Metric, Source
 from selfloop.errors import DataError
 from selfloop.result import Result
+from selfloop.snapshots import Snapshot
 from selfloop.spec.spec import Spec
-from selfloop.types import Columns, ColumnType, Ints, Params
 from tiny_components import tiny_spec
 
 

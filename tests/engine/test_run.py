@@ -169,7 +169,7 @@ def test_a_sweep_gives_the_rows_of_its_points(tmp_path: Path) -> None:
 def test_progress_counts_up_to_the_total(tmp_path: Path) -> None:
     reported: list[tuple[int, int]] = []
     list(iter_measurements(tiny_components.tiny_spec(), tmp_path, progress=lambda done, total: reported.append((done, total))))
-    assert reported == [(0, 24)] * 3 + [(i + 1, 2 * 3 * 4) for i in range(24)]  # the start, two shared tasks, then as many generations as `plan` counts
+    assert reported == [(0, 24)] * 3 + [(i + 1, 2 * 3 * 4) for i in range(24)]  # the start, two shared tasks, and then each generation
 
 
 def measure_threads(task: int) -> Any:

@@ -8,9 +8,9 @@ from itertools import combinations, permutations
 import numpy as np
 import torch
 
+from selfloop.columns import Ragged, concat_rows
 from selfloop.families.geodiff import diffusion, graphs
 from selfloop.families.geodiff.network import GeoDiffNetwork
-from selfloop.types import Ragged, concat_rows
 
 CPU = torch.device("cpu")
 

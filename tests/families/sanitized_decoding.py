@@ -9,12 +9,12 @@ from pathlib import Path
 
 import numpy as np
 
+from selfloop.columns import Ragged
 from selfloop.families.transformer import c_library
 from selfloop.families.transformer.config import TransformerConfig
 from selfloop.families.transformer.decoder import DecodeRequest, build_decoder_weights
 from selfloop.families.transformer.decoder_c import try_c_decoder
 from selfloop.families.transformer.text_sampler import TextSampler
-from selfloop.types import Ragged
 
 FLAGS = ("-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-fno-omit-frame-pointer")
 PROMPTS = [[7, 8, 9], [], [3], list(range(2, 14)), [], [2] * 23]

@@ -28,11 +28,11 @@ from decoders import (
     reference_logits,
 )
 
+from selfloop.columns import Ragged
 from selfloop.families.transformer import c_library, decoder_c
 from selfloop.families.transformer.decoder import DecodeRequest, build_decoder_weights
 from selfloop.families.transformer.decoder_torch import TorchDecoder
 from selfloop.families.transformer.text_sampler import TextSampler
-from selfloop.types import Ragged
 from tiny_language_models import ragged
 
 CONFIGS = {

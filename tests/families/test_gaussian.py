@@ -10,7 +10,7 @@ from selfloop.errors import ChainEndedError, SettingError
 from selfloop.families.gaussian import Gaussian, GaussianSampler
 from selfloop.metrics.true_parameters import LogVarianceRatio, MeanError, VarianceRatio
 from selfloop.policies.builtin import Accumulate, AccumulateSubsample, Augment, Fresh, Mix, Replace, Window
-from selfloop.protocols import EnsembleTake
+from selfloop.snapshots import EnsembleTake
 from selfloop.sources.distributions import GaussianSource
 
 METRICS = (MeanError(), VarianceRatio(), LogVarianceRatio())

@@ -22,6 +22,7 @@ from geodiff_formulas import (
 )
 
 from selfloop import Spec, read_spec, run
+from selfloop.columns import Ragged, select_rows
 from selfloop.component import Context
 from selfloop.errors import ChainEndedError, DataError, SettingError, SpecError
 from selfloop.families.geodiff import diffusion, graphs, sampling
@@ -33,7 +34,7 @@ from selfloop.metrics.conformers import ConformerCoverage
 from selfloop.plugins import presets
 from selfloop.protocols import SupportsDenoisingLoss
 from selfloop.rng import RandomStream
-from selfloop.types import Ragged, RowTake, TrainingRows, select_rows
+from selfloop.types import RowTake, TrainingRows
 
 SMALL = GeoDiff(hidden=8, filters=6, interactions=2, convolutions=3, noise_levels=20, beta_end=0.5)
 SMALL = replace(SMALL, training=replace(SMALL.training, steps=6, batch_size=4))

@@ -20,9 +20,9 @@ from geodiff_formulas import (
     row_losses,
 )
 
+from selfloop.columns import Ragged, select_rows
 from selfloop.families.geodiff import diffusion, graphs, piecewise_linear
 from selfloop.families.geodiff.family import GeoDiff
-from selfloop.types import Ragged, select_rows
 
 
 def formula_loss(p, row, noise, sigma, smooth=True, both=True, scale=None):

@@ -12,7 +12,8 @@ from sklearn.linear_model import LogisticRegression
 
 import law_checks
 from law_checks import CONTEXT, training_rows
-from selfloop.component import Context, Policy, Sampler, Snapshot
+from selfloop.columns import Floats
+from selfloop.component import Context, Policy, Sampler
 from selfloop.engine.curves import NO_MEASUREMENT, VALUE, Curves
 from selfloop.engine.ensemble import SeedBlock, ensemble_curves
 from selfloop.errors import ChainEndedError, DataError, SettingError
@@ -21,12 +22,11 @@ from selfloop.metrics.classification import Accuracy, LogLoss
 from selfloop.metrics.true_parameters import ParameterError
 from selfloop.policies.builtin import Accumulate, AccumulateSubsample, Augment, Replace, ReplaceMultiple
 from selfloop.policies.cycles import Balanced
-from selfloop.protocols import EnsembleTake
 from selfloop.rng import RandomStream
+from selfloop.snapshots import EnsembleTake, Snapshot
 from selfloop.sources.distributions import Design, LogisticSource
 from selfloop.sources.tables import TableSource
 from selfloop.spec.spec import Spec
-from selfloop.types import Floats
 
 METRICS = (ParameterError(), LogLoss(), Accuracy())
 

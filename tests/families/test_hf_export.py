@@ -10,6 +10,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, pipeline
 
+from selfloop.columns import Ragged
 from selfloop.component import Context
 from selfloop.families.finetune.family import Finetune
 from selfloop.families.finetune.lora import Lora
@@ -21,7 +22,7 @@ from selfloop.families.transformer.hf_export import export_model, from_hf_config
 from selfloop.families.transformer.network import TransformerNetwork
 from selfloop.protocols import SupportsExport
 from selfloop.rng import RandomStream
-from selfloop.types import Ragged, RowTake, TrainingRows
+from selfloop.types import RowTake, TrainingRows
 from tiny_language_models import POSITIONS, TEXTS, encode, prepare_encoder, save_base, training_rows
 
 CTX = Context(RandomStream(("test",)))

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from selfloop import Spec, run
-from selfloop.component import Context, Snapshot
+from selfloop.component import Context
 from selfloop.errors import ChainEndedError, DataError, MissingExtraError, SettingError, SpecError
 from selfloop.families.image_diffusion import network
 from selfloop.families.image_diffusion.family import ImageDiffusion
@@ -19,6 +19,7 @@ from selfloop.families.image_diffusion.sampler import DiffusionSampler
 from selfloop.families.nn.settings import TrainingSettings
 from selfloop.metrics.denoising import DenoisingLoss
 from selfloop.rng import RandomStream
+from selfloop.snapshots import Snapshot
 from selfloop.sources.image_arrays import Digits
 from selfloop.testing import check_family
 from selfloop.types import RowTake, TrainingRows

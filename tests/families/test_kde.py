@@ -8,6 +8,7 @@ from sklearn.neighbors import KernelDensity
 
 import law_checks
 from law_checks import CONTEXT, training_rows
+from selfloop.columns import Columns, Floats
 from selfloop.component import Metric, Policy, Sampler, Source
 from selfloop.errors import DataError, SettingError
 from selfloop.families.kde import Kde
@@ -15,10 +16,9 @@ from selfloop.metrics.likelihood import Nll
 from selfloop.metrics.true_parameters import SecondMoment
 from selfloop.policies.builtin import Accumulate, AccumulateSubsample, Augment, Replace
 from selfloop.policies.cycles import Balanced
-from selfloop.protocols import EnsembleTake
 from selfloop.rng import RandomStream
+from selfloop.snapshots import EnsembleTake
 from selfloop.sources.shapes import Moons, SwissRoll
-from selfloop.types import Columns, Floats
 
 NLL, MOONS = Nll(), Moons()
 

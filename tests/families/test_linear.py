@@ -10,8 +10,8 @@ from selfloop.errors import SettingError, SpecError
 from selfloop.families.linear import Linear, LinearSampler
 from selfloop.metrics.true_parameters import ExcessRisk
 from selfloop.policies.builtin import Accumulate, AccumulateSubsample, Fresh, Mix, Replace, ReplaceMultiple
-from selfloop.protocols import EnsembleTake
 from selfloop.rng import RandomStream
+from selfloop.snapshots import EnsembleTake
 from selfloop.sources.distributions import LinearSource
 
 D, N, T, SEEDS, ROW_SEEDS = 4, 24, 8, 1024, 256
@@ -63,7 +63,10 @@ def test_a_wrong_policy_or_noise_fails_the_law():
 @pytest.mark.parametrize("covariance", ["decay", 3.0, (0.1, 1.0, 2.0, 30.0)])
 def test_the_covariance_of_the_inputs_does_not_matter(covariance):
     for draws_rows, seeds in ((False, SEEDS), (True, ROW_SEEDS)):
-        assert largest_z(run(Accumulate(), covariance=covariance, draws_rows=draws_rows, seeds=seeds), BASE * np.cumsum(1 / t**2)) < 4
+        assert (
+            largest_z(run(Accumulate(), covariance=covariance, draws_rows=draws_rows, seeds=seeds), BASE * np.cumsum(1 / t**2))
+            < 4
+        )
 
 
 def test_a_weight_acts_as_a_number_of_rows():
@@ -93,7 +96,9 @@ def test_accumulate_subsample_approaches_a_constant_error():
 @pytest.mark.parametrize("design", ["fixed", "fresh"])
 @pytest.mark.parametrize("policy", [Accumulate(), Fresh(real_mass=0.7)], ids=lambda p: p.name)
 def test_statistics_and_rows_agree_in_distribution(policy, design):
-    on_statistics, draws_rows = (run(policy, design=design, covariance="decay", draws_rows=c, seeds=ROW_SEEDS) for c in (False, True))
+    on_statistics, draws_rows = (
+        run(policy, design=design, covariance="decay", draws_rows=c, seeds=ROW_SEEDS) for c in (False, True)
+    )
     assert np.abs(z_of_difference(on_statistics, draws_rows)).max() < 4
     assert np.abs(z_of_difference(np.log(on_statistics), np.log(draws_rows))).max() < 4
 
@@ -106,7 +111,12 @@ def test_statistics_of_a_million_rows_follow_the_law():
 @pytest.mark.parametrize("draws_rows", [False, True])
 def test_noiseless_chains_with_too_few_rows_lose_the_signal(draws_rows):
     d, n = 12, 7
-    settings = {"noise": 0.0, "sampler": LinearSampler(noise=0.0), "draws_rows": draws_rows, "seeds": ROW_SEEDS if draws_rows else SEEDS}
+    settings = {
+        "noise": 0.0,
+        "sampler": LinearSampler(noise=0.0),
+        "draws_rows": draws_rows,
+        "seeds": ROW_SEEDS if draws_rows else SEEDS,
+    }
     values = run(Replace(), dim=d, n=n, design="fresh", **settings)
     assert largest_z(values / d, 1 - (n / d) ** t) < 4  # E |w*|^2 = d
     assert largest_z(values / d, 1 - (n / d) ** (t + 1)) > 4
@@ -132,7 +142,11 @@ def test_ridge_shrinks_the_signal_as_the_law_states(draws_rows):
 @pytest.mark.parametrize("draws_rows", [False, True])
 def test_noise_can_differ_between_generations(draws_rows):
     sigma = np.array([1.0, 0.5, 2.0, *[1.5] * (T - 3)])  # of the outcomes that generation i is fitted on
-    settings = {"sampler": LinearSampler(noise=(0.5, 2.0, 1.5)), "draws_rows": draws_rows, "seeds": ROW_SEEDS if draws_rows else SEEDS}
+    settings = {
+        "sampler": LinearSampler(noise=(0.5, 2.0, 1.5)),
+        "draws_rows": draws_rows,
+        "seeds": ROW_SEEDS if draws_rows else SEEDS,
+    }
     replaced, accumulated = run(Replace(), **settings), run(Accumulate(), **settings)
     assert largest_z(replaced, BASE * np.cumsum(sigma**2)) < 4
     assert largest_z(accumulated, BASE * np.cumsum(sigma**2 / t**2)) < 4

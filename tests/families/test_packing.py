@@ -5,11 +5,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from selfloop.columns import Ragged
 from selfloop.component import Context
 from selfloop.families.transformer import packing
 from selfloop.families.transformer.packing import pack
 from selfloop.rng import RandomStream
-from selfloop.types import Ragged, RowTake, TrainingRows
+from selfloop.types import RowTake, TrainingRows
 from tiny_language_models import ragged
 
 END = 0

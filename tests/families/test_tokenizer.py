@@ -16,12 +16,12 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 import tiny_components
+from selfloop.columns import Columns, Params, Ragged
 from selfloop.component import Context
 from selfloop.errors import DataError, SelfloopError, SpecError
 from selfloop.families.transformer import tokenizer as module
 from selfloop.families.transformer.tokenizer import END, BytePair
 from selfloop.rng import RandomStream
-from selfloop.types import Columns, Params, Ragged
 
 CTX = Context(RandomStream(("test",)))
 STORIES = [
@@ -72,7 +72,7 @@ def test_any_text_comes_back_exactly_and_has_the_librarys_tokens(texts: list[str
     assert texts_of(BytePair(vocab=400).decode(rows, params)) == texts
 
 
-def _prepare_once(cached: list[Params] = []) -> Params:  # noqa: B006  # hypothesis refuses fixtures of a function
+def _prepare_once(cached: list[Params] = []) -> Params:  # hypothesis refuses fixtures of a function
     if not cached:
         cached.append(BytePair(vocab=400).prepare([column(*STORIES)], CTX))
     return cached[0]

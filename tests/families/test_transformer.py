@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from selfloop.columns import Ragged
 from selfloop.component import Context
 from selfloop.errors import DataError, SettingError
 from selfloop.families.nn import trainer
@@ -17,7 +18,7 @@ from selfloop.families.transformer.family import Transformer
 from selfloop.families.transformer.hf_export import build_hf_model, to_hf_config
 from selfloop.families.transformer.network import TransformerNetwork
 from selfloop.rng import RandomStream
-from selfloop.types import Ragged, RowTake, TrainingRows
+from selfloop.types import RowTake, TrainingRows
 from tiny_language_models import ragged
 
 PREPARED = {"tokenizer/start": np.array(0), "tokenizer/end": np.array(0), "tokenizer/json": np.zeros(1, np.uint8)}

@@ -7,9 +7,9 @@ import pytest
 import torch
 from scipy import stats
 
+from selfloop import read_spec
 from selfloop.families.vae.family import Vae
 from selfloop.families.vae.network import Autoencoder, Likelihood, elbo_terms
-from selfloop import read_spec
 
 GAUSSIAN, BERNOULLI = Likelihood("gaussian", 0.3, True), Likelihood("bernoulli", 0.3, True)
 LEVELS = (torch.arange(256, dtype=torch.float64) / 255).view(256, 1, 1, 1)

@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import save
 
+from selfloop.columns import Column, Columns, Ragged, concat_rows, select_rows
 from selfloop.formats import safetensors
 from selfloop.formats.safetensors import ColumnWriter, gather_rows, pack_arrays, read_safetensors, to_safetensors
-from selfloop.types import Column, Columns, Ragged, concat_rows, select_rows
 
 TYPES = ("f8", "f4", "f2", "i8", "i4", "i2", "i1", "u8", "u4", "u2", "u1", "?")
 NAMES = st.text(st.characters(codec="utf-8"), max_size=6).filter(lambda name: name != "__metadata__")

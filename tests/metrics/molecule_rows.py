@@ -10,10 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from selfloop.component import Context, Family, Metric, Sampler, Snapshot
+from selfloop.columns import Columns, Ragged, count_rows
+from selfloop.component import Context, Family, Metric, Sampler
 from selfloop.formats.molecules import ragged_row
 from selfloop.rng import RandomStream
-from selfloop.types import Columns, Ragged, count_rows
+from selfloop.snapshots import Snapshot
 from tiny_components import Mean
 
 CTX = Context(RandomStream(("seed", 0, "measure")), None, 2)
@@ -46,7 +47,7 @@ def rotated(position: Any, i: int) -> Any:
     return position @ (q * np.linalg.det(q)).T + rng.normal(size=3)
 
 
-def snapshot(samples: Columns, initial: Columns, holdout: Columns = {}, family: Family | None = None) -> Snapshot:  # noqa: B006  # not changed
+def snapshot(samples: Columns, initial: Columns, holdout: Columns = {}, family: Family | None = None) -> Snapshot:  # not changed
     return Snapshot(1, family or Mean(), Sampler(), {}, samples, holdout, initial, {})
 
 

@@ -9,14 +9,16 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 
-from selfloop.component import Context, Family, Sampler, Snapshot
+from selfloop.columns import Columns, Params, Ragged, count_rows, select_rows
+from selfloop.component import Context, Family, Sampler
 from selfloop.errors import ChainEndedError
 from selfloop.formats.molecules import build_molecule, ragged_row
 from selfloop.metrics.conformers import ConformerCoverage, ConformerDiversity, coverage_values, pairwise_rmsd
-from selfloop.types import Columns, Params, Ragged, TrainingRows, count_rows, select_rows
+from selfloop.snapshots import Snapshot
+from selfloop.types import TrainingRows
 
 Chem = pytest.importorskip("rdkit.Chem")
-from molecule_rows import CTX, SMILES, conformers, measure, rotated, with_positions  # noqa: E402
+from molecule_rows import CTX, SMILES, conformers, measure, rotated, with_positions
 
 
 @pytest.fixture(scope="module")

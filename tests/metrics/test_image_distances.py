@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 from sklearn.datasets import load_digits
 
-from selfloop.component import Context, Metric, Sampler, Snapshot
+from selfloop.columns import Array
+from selfloop.component import Context, Metric, Sampler
 from selfloop.metrics.image_distances import FeatureDiversity, FeatureFrechet, KernelDistance, PixelFrechet
 from selfloop.metrics.image_features import ImageFeatureExtractor
 from selfloop.rng import RandomStream
-from selfloop.types import Array
+from selfloop.snapshots import Snapshot
 from tiny_components import Mean
 
 CTX = Context(RandomStream(("measure",)))

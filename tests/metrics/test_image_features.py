@@ -19,6 +19,7 @@ from sklearn.datasets import load_digits
 from threadpoolctl import threadpool_limits
 from torch import nn
 
+from selfloop.columns import Params
 from selfloop.component import Context
 from selfloop.errors import DataError, MissingExtraError, SettingError, SpecError
 from selfloop.metrics import image_features, image_networks
@@ -27,7 +28,6 @@ from selfloop.rng import RandomStream
 from selfloop.sources.image_arrays import Idx
 from selfloop.spec.components import make_component
 from selfloop.store.identity import identity
-from selfloop.types import Params
 
 CTX = Context(RandomStream(("features",)))
 MNIST = Path(__file__).parents[3] / "shared" / "data" / "mnist"

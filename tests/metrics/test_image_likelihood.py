@@ -8,15 +8,17 @@ import numpy as np
 import pytest
 
 import selfloop
-from selfloop.component import Context, Family, Sampler, Snapshot
+from selfloop.columns import Columns, Params
+from selfloop.component import Context, Family, Sampler
 from selfloop.families.nn.settings import TrainingSettings
 from selfloop.families.vae.family import Vae
 from selfloop.metrics import image_likelihood
 from selfloop.metrics.image_likelihood import LogLikelihood, NegativeElbo, PixelStd
 from selfloop.rng import RandomStream
+from selfloop.snapshots import Snapshot
 from selfloop.sources.image_arrays import Digits
 from selfloop.spec.spec import Spec
-from selfloop.types import Columns, Params, RowTake, TrainingRows
+from selfloop.types import RowTake, TrainingRows
 from tiny_components import Mean
 
 CTX = Context(RandomStream(("measure",)))

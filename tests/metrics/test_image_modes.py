@@ -11,12 +11,13 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 
-from selfloop.component import Context, Metric, Sampler, Snapshot, Source
+from selfloop.columns import Columns, ColumnType
+from selfloop.component import Context, Metric, Sampler, Source
 from selfloop.errors import SpecError
 from selfloop.metrics.image_features import ImageFeatureExtractor
 from selfloop.metrics.image_modes import Attributes, Modes
 from selfloop.rng import RandomStream
-from selfloop.types import Columns, ColumnType
+from selfloop.snapshots import Snapshot
 from tiny_components import Mean
 
 CTX = Context(RandomStream(("measure",)))

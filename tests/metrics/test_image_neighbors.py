@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from selfloop.component import Context, Metric, Sampler, Snapshot
+from selfloop.component import Context, Metric, Sampler
 from selfloop.metrics import vector_distances
 from selfloop.metrics.image_neighbors import (
     Coverage,
@@ -21,6 +21,7 @@ from selfloop.metrics.image_neighbors import (
     k_nearest,
 )
 from selfloop.rng import RandomStream
+from selfloop.snapshots import Snapshot
 from tiny_components import Mean
 
 CTX = Context(RandomStream(("measure",)))

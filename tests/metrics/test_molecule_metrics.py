@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from selfloop.columns import Columns, count_rows, select_rows
 from selfloop.component import Metric
 from selfloop.formats.molecules import MAX_BOND_TYPE, add_conformers, build_molecule, ragged_row
 from selfloop.metrics.conformers import ConformerDiversity
@@ -18,11 +19,10 @@ from selfloop.metrics.molecules import (
     StrainEnergy,
     mean_wasserstein,
 )
-from selfloop.types import Columns, count_rows, select_rows
 
 Chem = pytest.importorskip("rdkit.Chem")
-from molecule_rows import CTX, SMILES, conformers, measure, rotated, snapshot, with_positions  # noqa: E402
-from rdkit.Chem import rdForceFieldHelpers, rdMolTransforms  # noqa: E402
+from molecule_rows import CTX, SMILES, conformers, measure, rotated, snapshot, with_positions
+from rdkit.Chem import rdForceFieldHelpers, rdMolTransforms
 
 
 @pytest.fixture(scope="module")

@@ -8,12 +8,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from token_rows import END, PARAMS, Rows, columns, draw_rows, few_rows, measure, ragged, zipf_probabilities
 
+from selfloop.columns import Ragged
 from selfloop.component import Metric
 from selfloop.metrics import ngrams
 from selfloop.metrics.ngrams import contained, cut_length, longest_runs, texts
 from selfloop.metrics.text import TailMass, TextLength, ZipfExponent
 from selfloop.metrics.text_diversity import DuplicateRate, Memorization
-from selfloop.types import Ragged
 
 
 def test_texts_are_the_first_rows_without_their_end_tokens() -> None:

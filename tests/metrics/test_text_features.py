@@ -13,12 +13,14 @@ import numpy as np
 import pytest
 from token_rows import CTX, END, PARAMS, Rows, columns
 
-from selfloop.component import Context, Encoder, Family, Sampler, Snapshot
+from selfloop.columns import Columns, Params, Ragged
+from selfloop.component import Context, Encoder, Family, Sampler
 from selfloop.errors import SettingError
 from selfloop.metrics.text_features import Mauve, TextFrechet, embed_texts, mauve_score
 from selfloop.metrics.vector_distances import frechet_distance
+from selfloop.snapshots import Snapshot
 from selfloop.store.identity import identity
-from selfloop.types import Columns, Params, Ragged, TrainingRows
+from selfloop.types import TrainingRows
 
 N_WORDS, MAX_POSITIONS = 40, 24
 COMMON, RARE = range(1, 20), range(20, N_WORDS)

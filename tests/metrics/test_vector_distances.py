@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from selfloop.columns import Floats
 from selfloop.metrics import vector_distances
 from selfloop.metrics.vector_distances import frechet_distance, frontier_area, kernel_distance, mean_distance
-from selfloop.types import Floats
 
 RNG = np.random.default_rng(1)
 

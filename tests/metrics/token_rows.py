@@ -9,9 +9,11 @@ from typing import Any, ClassVar
 import numpy as np
 from hypothesis import strategies as st
 
-from selfloop.component import Context, Encoder, Family, Sampler, Snapshot
+from selfloop.columns import Columns, Floats, Params, Ragged
+from selfloop.component import Context, Encoder, Family, Sampler
 from selfloop.rng import RandomStream
-from selfloop.types import Columns, Floats, Params, Ragged, TrainingRows
+from selfloop.snapshots import Snapshot
+from selfloop.types import TrainingRows
 
 END = 0
 PARAMS: Params = {"tokenizer/end": np.asarray(END)}

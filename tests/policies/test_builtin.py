@@ -19,7 +19,6 @@ from selfloop.policies.builtin import (
     AccumulateReal,
     AccumulateSubsample,
     Augment,
-    FixedCounts,
     Fresh,
     Growing,
     Mix,
@@ -27,6 +26,7 @@ from selfloop.policies.builtin import (
     ReplaceMultiple,
     Window,
 )
+from selfloop.policies.custom import FixedCounts
 from selfloop.policies.cycles import Balanced, Expanding, Incremental
 from selfloop.policies.schedule import ScheduleEntry, schedule
 from selfloop.types import Plan, real, synthetic

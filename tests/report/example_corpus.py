@@ -10,9 +10,11 @@ import numpy as np
 from example_galleries import ragged
 
 import selfloop
-from selfloop.component import Context, Curator, Encoder, Family, Metric, Sampler, Snapshot, Source
+from selfloop.columns import Columns, ColumnType, Ints, Params, Ragged, count_rows, select_rows
+from selfloop.component import Context, Curator, Encoder, Family, Metric, Sampler, Source
 from selfloop.errors import ChainEndedError
-from selfloop.types import Columns, ColumnType, Ints, Params, Ragged, TrainingRows, count_rows, select_rows
+from selfloop.snapshots import Snapshot
+from selfloop.types import TrainingRows
 
 END = 256
 

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from selfloop.columns import ColumnType, Ragged
 from selfloop.report.values import Gallery
-from selfloop.types import ColumnType, Ragged
 
 HOSTILE = "</script><script>alert(1)</script><!-- \" ' & \x00\x1b"
 

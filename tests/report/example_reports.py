@@ -17,6 +17,7 @@ from example_galleries import (
     text_gallery,
 )
 
+from selfloop.columns import ColumnType
 from selfloop.policies.builtin import Accumulate, AccumulateSubsample, Replace
 from selfloop.policies.schedule import ScheduleEntry, schedule
 from selfloop.published.papers import PublishedCurve
@@ -33,7 +34,7 @@ from selfloop.report.values import (
 from selfloop.stats.comparison import compare_all
 from selfloop.stats.data_value import GridCell, fit_data_value
 from selfloop.theory.laws import LawCurve
-from selfloop.types import ColumnType, Verdict
+from selfloop.types import Verdict
 
 WHEN = datetime(2026, 3, 2, 14, 5, tzinfo=UTC)
 POLICIES = ("replace", "accumulate", "accumulate_subsample")

@@ -14,12 +14,13 @@ from example_corpus import corpus_spec
 from example_reports import attribute_shares, mode_shares
 
 import selfloop
-from selfloop.component import Context, Metric, Snapshot
+from selfloop.component import Context, Metric
 from selfloop.report.build import build_report
 from selfloop.report.category_shares import MAX_ATTRIBUTES, MAX_BARS, MIN_LABELED_SHARE, select_attributes
 from selfloop.report.figures import shares_figure
 from selfloop.report.theme import policy_styles
 from selfloop.report.values import CategoryShares
+from selfloop.snapshots import Snapshot
 from selfloop.spec.parse import read_spec
 from selfloop.spec.write import spec_text
 

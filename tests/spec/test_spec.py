@@ -12,6 +12,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 import tiny_components
+from policy_strategies import policies
 from selfloop.commands.new import spec_template
 from selfloop.engine.run import iter_measurements
 from selfloop.errors import SpecError
@@ -20,7 +21,6 @@ from selfloop.spec.components import policy_label
 from selfloop.spec.parse import parse_spec, read_spec
 from selfloop.spec.spec import Spec
 from selfloop.spec.write import spec_text
-from policy_strategies import policies
 
 GAUSSIAN = """
 n = 10

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from selfloop.columns import Floats
 from selfloop.stats.comparison import compare, compare_all
-from selfloop.types import Floats
 
 T = np.arange(1.0, 7.0)
 

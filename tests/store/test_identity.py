@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 
 import selfloop
+from selfloop.columns import Columns, Ragged
 from selfloop.component import Component, Context, Family
 from selfloop.engine import ensemble, steps
 from selfloop.plugins import BUILT_IN, component_class
@@ -27,7 +28,7 @@ from selfloop.rng import RandomStream
 from selfloop.spec.components import make_component
 from selfloop.spec.spec import Spec
 from selfloop.store.identity import component_identity, digest, identity, step_identity
-from selfloop.types import Columns, Ragged, RowTake, TrainingRows
+from selfloop.types import RowTake, TrainingRows
 from tiny_components import FAMILIES, METRICS, METRICS_WITH_FILES, small_source
 
 HERE = Path(__file__).parent

@@ -20,6 +20,7 @@ import numpy as np
 import pytest
 
 import tiny_components
+from selfloop.columns import Columns, Ragged
 from selfloop.commands.gc import collect_garbage
 from selfloop.commands.plan import plan
 from selfloop.commands.verify import verify
@@ -28,10 +29,11 @@ from selfloop.engine.run import iter_measurements
 from selfloop.errors import ChainEndedError, DataError, SelfloopError, StoreError
 from selfloop.formats.safetensors import ColumnWriter, pack_arrays, read_safetensors
 from selfloop.rng import RandomStream
+from selfloop.store.checks import provenance_of, recompute
 from selfloop.store.identity import ObjectRef, stored_step
 from selfloop.store.records import with_checksum
 from selfloop.store.store import Store
-from selfloop.types import Columns, Measurement, Ragged
+from selfloop.types import Measurement
 
 CTX = Context(RandomStream(("test",)))
 
@@ -307,9 +309,9 @@ def test_an_object_that_goes_while_a_run_holds_it_is_made_again(tmp_path: Path) 
 def test_a_record_under_another_s_name_is_damage(tmp_path: Path) -> None:
     store = Store(tmp_path)
     store.call(echo, 1)
-    path = Path(store._record(store.key(echo, 1, 2)))
+    path = Path(store.record_path(store.key(echo, 1, 2)))
     path.parent.mkdir(parents=True, exist_ok=True)
-    shutil.copy(store._record(store.key(echo, 1)), path)
+    shutil.copy(store.record_path(store.key(echo, 1)), path)
     with pytest.warns(UserWarning, match=path.name):
         assert store.call(echo, 1, 2) == 2
 
@@ -544,12 +546,12 @@ def test_the_backend_of_a_step_is_in_its_provenance_and_in_the_usage(tmp_path: P
     ref = first.call(draw_on, CTX)
     again.call(draw_on, CTX)
     assert first.usage.backends == again.usage.backends == {("training", "torch cpu"): 1}
-    assert first.provenance_of(first.calls[0])["backend"] == {"training": "torch cpu"}
+    assert provenance_of(first, first.calls[0])["backend"] == {"training": "torch cpu"}
     assert first.key(draw_on, CTX) == again.key(draw_on, CTX)
     assert np.asarray(first.open(ref)["x"]).tolist() == [1, 1, 1]
     BACKEND[0] = "torch cuda"
     try:
-        result, value, backends = first.recompute(first.calls[0], threads=1)
+        result, value, backends = recompute(first, first.calls[0], threads=1)
     finally:
         BACKEND[0] = "torch cpu"
     assert backends == {"training": "torch cuda"}

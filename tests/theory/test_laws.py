@@ -11,7 +11,8 @@ import pytest
 
 import law_checks
 from law_checks import CONTEXT, largest_z, z_scores
-from selfloop.component import Context, Metric, Policy, Sampler, Scenario, Snapshot
+from selfloop.columns import Floats
+from selfloop.component import Context, Metric, Policy, Sampler
 from selfloop.families.discrete import Discrete
 from selfloop.families.gaussian import Gaussian, GaussianSampler
 from selfloop.families.glm import Glm, Link
@@ -41,12 +42,11 @@ from selfloop.policies.builtin import (
 )
 from selfloop.policies.custom import Custom
 from selfloop.policies.cycles import Balanced, Expanding, Incremental
-from selfloop.protocols import EnsembleSnapshot
+from selfloop.snapshots import EnsembleSnapshot, Scenario, Snapshot
 from selfloop.sources.distributions import Design, GaussianSource, LinearSource, LogisticSource, ZipfSource
 from selfloop.theory.laws import LAWS, law_curves
 from selfloop.theory.laws.glm import _information
 from selfloop.theory.moments import MomentEstimator, moment_curves
-from selfloop.types import Floats
 
 NORMAL = Scenario(Replace(), GaussianSource(dim=2, variance=3.0), Gaussian(), GaussianSampler(), n=12, generations=5)
 SYMBOLS = Scenario(Replace(), ZipfSource(n_symbols=12), Discrete(), Sampler(), n=15, generations=5)

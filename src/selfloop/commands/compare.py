@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
+from selfloop.columns import Floats
 from selfloop.errors import SpecError, unknown_name
 from selfloop.plugins import component_names
 from selfloop.result import Result
 from selfloop.spec.spec import Spec
 from selfloop.stats.intervals import Interval, paired_difference
-from selfloop.types import Floats
 
 
 @dataclass(frozen=True, slots=True)

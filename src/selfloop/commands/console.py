@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, get_args
 from rich.console import Console
 from rich.table import Table
 
+from selfloop.columns import Floats
 from selfloop.commands.text_plots import plot_lines, sparkline
-from selfloop.types import Answer, Coordinates, Floats
+from selfloop.types import Answer, Coordinates
 
 if TYPE_CHECKING:
     from selfloop.commands.compare import CurveDifference

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
+from selfloop.columns import Columns, Params, Ragged, count_rows
 from selfloop.engine.stored import StoredWorld
 from selfloop.engine.tasks import Task, chain_world, run_chain
 from selfloop.errors import SpecError, missing_extra, unknown_name
@@ -22,7 +23,6 @@ from selfloop.spec.spec import Spec
 from selfloop.spec.write import spec_text
 from selfloop.store.identity import ObjectRef
 from selfloop.store.store import NotStoredError, Store
-from selfloop.types import Columns, Params, Ragged, count_rows
 
 DTYPES = ("float32", "bfloat16")
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from selfloop.commands.verify import stored_calls
 from selfloop.errors import SelfloopError
 from selfloop.spec.spec import Spec
+from selfloop.store.checks import object_of
 from selfloop.store.store import Store
 
 
@@ -22,7 +23,7 @@ def collect_garbage(path: Path, keep: Iterable[Spec] = ()) -> tuple[int, int]:
     specs, store = list(keep), Store(path)
     wanted = set(stored_calls(specs, path)) if specs else None
     records = [record for record in (path / "records").rglob("*.json") if wanted is None or record.stem in wanted]
-    objects = {name for record in records if (name := store.object_of(record))}
+    objects = {name for record in records if (name := object_of(record))}
     needed = set(records) | {path / "objects" / name[:2] / f"{name}.safetensors" for name in objects}
     files = size = 0
     for file in [*(path / "records").rglob("*"), *(path / "objects").rglob("*"), *(path / "scratch").rglob("*")]:

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import numpy as np
 
+from selfloop.columns import Floats
 from selfloop.errors import SpecError, unknown_name
 from selfloop.published.papers import Paper, PublishedTable, PublishedValue, find_paper
 from selfloop.stats.intervals import mean_interval
-from selfloop.types import Floats
 
 SEEDS = {"paper": 100, "small": 20}  # by scale; for "paper" only if the paper does not print its number of seeds
 MAX_SPREAD_OF_ONE_CHAIN = 0.5  # share of the sum of squares; above it z is not reliable

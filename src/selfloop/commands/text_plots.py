@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 
-from selfloop.types import Floats
+from selfloop.columns import Floats
 
 BARS = "▁▂▃▄▅▆▇█"
 PLOT_ROWS, PLOT_COLUMNS = 12, 60

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from selfloop.columns import Array, Columns
 from selfloop.commands.plan import describe_mixed_backends
 from selfloop.engine import steps
 from selfloop.engine.tasks import plan_tasks, run_task
@@ -17,9 +18,9 @@ from selfloop.errors import SpecError
 from selfloop.formats.safetensors import flatten_columns
 from selfloop.rng import RandomStream
 from selfloop.spec.spec import Spec
+from selfloop.store.checks import provenance_of, recompute
 from selfloop.store.identity import ObjectRef, step_name
 from selfloop.store.store import NotStoredError, StepCall, Store
-from selfloop.types import Array, Columns
 
 # Between backends: of the largest absolute value of an array, and of a single value. Rounding of float32 that many training
 # steps amplify stays below it, a wrong batch or seed does not.
@@ -52,14 +53,14 @@ def verify(spec: Spec, path: Path, records: int, progress: Callable[[int, int], 
         _verify_record(store, calls[keys[i]], verification)
         if progress:
             progress(verification.checked, len(picks))
-    backends = {item for call in calls.values() for item in store.provenance_of(call)["backend"].items()}
+    backends = {item for call in calls.values() for item in provenance_of(store, call)["backend"].items()}
     verification.mixed_backends = describe_mixed_backends(backends)
     return verification
 
 
 def _verify_record(store: Store, call: StepCall, verification: Verification) -> None:
-    recorded, provenance = store.lookup(call), store.provenance_of(call)
-    fresh, value, backend = store.recompute(call, provenance["threads"])
+    recorded, provenance = store.lookup(call), provenance_of(store, call)
+    fresh, value, backend = recompute(store, call, provenance["threads"])
     verification.checked += 1
     if recorded == fresh:
         return

@@ -9,6 +9,7 @@ from typing import Annotated, ClassVar, Literal
 
 import numpy as np
 
+from selfloop.columns import Floats
 from selfloop.criteria.judging import (
     CurveCriterion,
     JudgedMetric,
@@ -21,7 +22,7 @@ from selfloop.criteria.judging import (
 )
 from selfloop.settings import PositiveFloat
 from selfloop.stats.intervals import Interval, mean_interval, median_interval, ratio_interval
-from selfloop.types import Floats, Verdict
+from selfloop.types import Verdict
 
 MAX_LOG = 700.0  # beyond it, exp overflows; a variance that is 0 at generation 1 can reach it
 

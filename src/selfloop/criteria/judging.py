@@ -15,9 +15,10 @@ from typing import Annotated
 
 import numpy as np
 
+from selfloop.columns import Floats
 from selfloop.component import Criterion
 from selfloop.stats.intervals import LEVEL, Interval, mean_interval, median_interval
-from selfloop.types import Answer, Floats, Verdict
+from selfloop.types import Answer, Verdict
 
 JudgedMetric = Annotated[str | None, "metric to judge; by default the first measured metric that the criterion is defined for"]
 

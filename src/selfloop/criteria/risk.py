@@ -9,6 +9,7 @@ from typing import Annotated, ClassVar
 import numpy as np
 from annotated_types import Ge, Gt
 
+from selfloop.columns import Floats
 from selfloop.criteria.judging import (
     CurveCriterion,
     JudgedMetric,
@@ -22,7 +23,7 @@ from selfloop.criteria.judging import (
 from selfloop.settings import PositiveFloat
 from selfloop.stats.intervals import Interval, mean_interval, ratio_interval
 from selfloop.stats.trend import fit_trend
-from selfloop.types import Answer, Floats, Verdict
+from selfloop.types import Answer, Verdict
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from selfloop.types import Array, Coordinates, Floats, Measurement, Params
+from selfloop.columns import Array, Floats, Params
+from selfloop.types import Coordinates, Measurement
 
 VALUE, NO_MEASUREMENT = 0, 1  # codes: a value; the chain had ended before. Other codes are positions in `statuses`
 STATUSES = ("", "no measurement")

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from typing import Any, TypeVar, cast
 
 import numpy as np
 from threadpoolctl import threadpool_limits
 
+from selfloop.columns import Array, Columns, Params
 from selfloop.component import Context, Family, Metric, Policy, Sampler, Source
 from selfloop.engine.curves import Curves, SeedMeasurements
 from selfloop.engine.loop import loop
@@ -18,8 +20,6 @@ from selfloop.errors import ChainEndedError
 from selfloop.formats.safetensors import NamedArrays
 from selfloop.protocols import (
     EnsembleFit,
-    EnsembleSnapshot,
-    EnsembleTake,
     SufficientStatistics,
     SupportsEnsemble,
     SupportsEnsembleMeasure,
@@ -27,9 +27,10 @@ from selfloop.protocols import (
     SupportsSufficientStatistics,
 )
 from selfloop.rng import RandomStream
+from selfloop.snapshots import EnsembleSnapshot, EnsembleTake
 from selfloop.spec.point import Point, row_bytes
 from selfloop.store.identity import stored_step
-from selfloop.types import Array, Columns, Params, Take
+from selfloop.types import Take
 
 MIN_SHARDED_BYTES = 1 << 18  # of one seed's batch: with smaller arrays threads wait for each other in the interpreter
 SEEDS_PER_BLOCK = 256  # seeds that share one random stream if statistics are drawn instead of rows
@@ -74,7 +75,7 @@ class SeedBlock:
         if count == 1:
             return [self]
         ends = [i * len(self.seeds) // count for i in range(count + 1)]
-        groups = [self.seeds[a:b] for a, b in zip(ends, ends[1:], strict=False)]
+        groups = [self.seeds[a:b] for a, b in pairwise(ends)]
         return self.once("shards", lambda: [replace(self, seeds=seeds, threads=1, shared={}) for seeds in groups])
 
     def streams(self, *names: str | int) -> list[RandomStream]:
@@ -230,10 +231,10 @@ class EnsembleWorld:
         return EnsembleModel(params, ended)
 
     def sample(self, t: int, model: EnsembleModel, n: int) -> EnsembleBatch:
-        if t == 1:  # all policies share the first model
-            batch = self.block.once(("first sample", n), lambda: self._sample(t, model, n))
-        else:
-            batch = self._sample(t, model, n)
+        def draw() -> EnsembleBatch:
+            return self._sample(t, model, n)
+
+        batch = self.block.once(("first sample", n), draw) if t == 1 else draw()  # all policies share the first model
         if not self.measures:
             self.samples[t] = batch
         return batch
@@ -282,8 +283,8 @@ def ensemble_curves(block: SeedBlock, policy: Policy, generations: int) -> dict[
     curves, shards = Curves(block.seeds, generations), block.shards()
     # The matrices are small: threads over seeds are faster than threads inside products, with the same bits for any number.
     with threadpool_limits(1), ThreadPoolExecutor(len(shards)) as pool:
-        for each in pool.map(run_shard, shards) if len(shards) > 1 else map(run_shard, shards):
-            curves.merge(each)
+        for shard_curves in pool.map(run_shard, shards) if len(shards) > 1 else map(run_shard, shards):
+            curves.merge(shard_curves)
     return curves.pack()
 
 

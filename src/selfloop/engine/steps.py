@@ -9,24 +9,14 @@ from typing import cast
 
 import numpy as np
 
-from selfloop.component import Context, Curator, Encoder, Family, FeatureExtractor, Metric, Sampler, Snapshot, Source
+from selfloop.columns import Array, Columns, ColumnType, Ints, Params, Ragged, concat_rows, count_rows, select_rows
+from selfloop.component import Context, Curator, Encoder, Family, FeatureExtractor, Metric, Sampler, Source
 from selfloop.errors import ChainEndedError, DataError
 from selfloop.formats.safetensors import ColumnWriter, NamedArrays, gather_rows, read_safetensors
 from selfloop.protocols import CorpusSource, GroupedCorpusSource, SupportsRelabel, UsesEncoder
+from selfloop.snapshots import Snapshot
 from selfloop.store.identity import stored_step
-from selfloop.types import (
-    Array,
-    Columns,
-    ColumnType,
-    Ints,
-    Params,
-    Ragged,
-    RowTake,
-    TrainingRows,
-    concat_rows,
-    count_rows,
-    select_rows,
-)
+from selfloop.types import RowTake, TrainingRows
 
 MAX_CURATION_ROUNDS = 16  # sampling stops after this many times the requested rows
 
@@ -45,9 +35,9 @@ def check_rows(source: Source, rows: Columns, schema: Mapping[str, ColumnType] |
         column = rows[name]
         values = column.values if isinstance(column, Ragged) else column
         if not isinstance(column, Ragged) and (str(column.dtype), column.shape[1:]) != (expected.dtype, expected.shape):
-            found = f"{column.dtype}{list(column.shape[1:])}"
+            row_type = f"{column.dtype}{list(column.shape[1:])}"
             raise DataError(
-                f"source.{source.name}: column {name!r} has rows {found}; expected {expected.dtype}{list(expected.shape)}."
+                f"source.{source.name}: column {name!r} has rows {row_type}; expected {expected.dtype}{list(expected.shape)}."
             )
         if np.issubdtype(values.dtype, np.floating) and not _is_finite(values):
             raise DataError(f"source.{source.name}: column {name!r} contains NaN or infinity. Remove or impute those rows.")
@@ -193,7 +183,7 @@ def sample_curated(
     Curators see rows in the source's columns: encoded rows are decoded, and kept rows are encoded again, whole. A text that
     was cut at the maximum length therefore counts as a text that ended there.
     """
-    (family, params, sampler), kept = model, list[Columns]()
+    (family, params, sampler), batches = model, list[Columns]()
     encoder = family.encoder() if isinstance(family, UsesEncoder) else None
     initial = encoder.decode(initial, params) if encoder else initial
     for turn in range(MAX_CURATION_ROUNDS):
@@ -202,9 +192,9 @@ def sample_curated(
         for curator in curators:
             rows = curator.curate(rows, initial, ctx.child(curator.name, turn))
         if count_rows(rows):
-            kept.append(rows)
-        if sum(map(count_rows, kept)) >= n:
-            rows = select_rows(concat_rows(kept), np.arange(n))
+            batches.append(rows)
+        if sum(map(count_rows, batches)) >= n:
+            rows = select_rows(concat_rows(batches), np.arange(n))
             return encoder.encode(rows, params) if encoder else rows
     raise ChainEndedError("too_few_curated_rows")
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
 
+from selfloop.columns import Params
 from selfloop.component import Context, FeatureExtractor, Metric, Sampler, Source
 from selfloop.engine import steps
 from selfloop.engine.curves import NOT_FINITE
@@ -17,7 +18,7 @@ from selfloop.rng import RandomStream
 from selfloop.spec.point import Point
 from selfloop.store.identity import ObjectRef
 from selfloop.store.store import Store
-from selfloop.types import Measurement, Params, Take
+from selfloop.types import Measurement, Take
 
 
 @dataclass(slots=True)

@@ -10,6 +10,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import cast
 
+from selfloop.columns import Params
 from selfloop.component import Policy
 from selfloop.engine.curves import Curves
 from selfloop.engine.ensemble import SEEDS_PER_BLOCK, SeedBlock, ensemble_curves
@@ -19,8 +20,9 @@ from selfloop.engine.stored import StoredWorld
 from selfloop.protocols import CorpusSource, UsesEncoder
 from selfloop.spec.point import Point
 from selfloop.spec.spec import Spec
-from selfloop.store.store import Store, Usage
-from selfloop.types import Coordinates, Measurement, Params
+from selfloop.store.store import Store
+from selfloop.store.usage import Usage
+from selfloop.types import Coordinates, Measurement
 
 SPEEDUP_PER_DOUBLING = 1.6  # of threads per chain: small convolutions hardly gain, transformers 1.9
 MAX_ENSEMBLE_BYTES = 1 << 30  # rows that an ensemble holds together; more seeds run one group after another

@@ -10,12 +10,13 @@ import numpy as np
 from annotated_types import Ge
 from numpy.random import Generator
 
+from selfloop.columns import Columns, Floats, Ints, Params
 from selfloop.component import Sampler
 from selfloop.errors import DataError, SpecError
 from selfloop.families.ensemble import EnsembleFamily, row_counts, sum_in_order
-from selfloop.protocols import EnsembleFit, EnsembleTake, SufficientStatistics
+from selfloop.protocols import EnsembleFit, SufficientStatistics
 from selfloop.rng import RandomStream
-from selfloop.types import Columns, Floats, Ints, Params
+from selfloop.snapshots import EnsembleTake
 
 
 @dataclass(frozen=True, kw_only=True)

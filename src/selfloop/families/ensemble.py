@@ -12,11 +12,13 @@ from typing import TypeVar, cast
 
 import numpy as np
 
+from selfloop.columns import Array, Columns, Floats, Ints, Params
 from selfloop.component import Context, Family, Sampler
 from selfloop.errors import ChainEndedError
-from selfloop.protocols import EnsembleFit, EnsembleTake
+from selfloop.protocols import EnsembleFit
 from selfloop.rng import RandomStream
-from selfloop.types import Array, Columns, Floats, Ints, Params, TrainingRows
+from selfloop.snapshots import EnsembleTake
+from selfloop.types import TrainingRows
 
 T = TypeVar("T")
 

@@ -10,12 +10,13 @@ import numpy as np
 from annotated_types import Ge
 from numpy.random import Generator
 
+from selfloop.columns import Columns, Floats, Params
 from selfloop.component import Sampler
 from selfloop.families.ensemble import EnsembleFamily, budget_rows, has_budget, mass_shares, memoize, row_counts, sum_in_order
 from selfloop.families.wishart import bartlett, matrix_root, split_generator
-from selfloop.protocols import EnsembleFit, EnsembleTake, SufficientStatistics
+from selfloop.protocols import EnsembleFit, SufficientStatistics
 from selfloop.rng import RandomStream
-from selfloop.types import Columns, Floats, Params
+from selfloop.snapshots import EnsembleTake
 
 MIN_UNEXPLAINED_SHARE = 1e-12  # of the variance of a coordinate, by the other coordinates; less is rounding
 

@@ -8,12 +8,13 @@ from typing import Annotated, ClassVar, Literal, NamedTuple, cast
 
 import numpy as np
 
+from selfloop.columns import Array, Columns, Floats, Params
 from selfloop.component import Sampler
 from selfloop.errors import DataError
 from selfloop.families.ensemble import EnsembleFamily, budget_rows, has_budget, row_counts, taken_rows
-from selfloop.protocols import EnsembleFit, EnsembleTake
+from selfloop.protocols import EnsembleFit
 from selfloop.rng import RandomStream
-from selfloop.types import Array, Columns, Floats, Params
+from selfloop.snapshots import EnsembleTake
 
 Link = Literal["logit", "log"]
 MAX_EVALUATIONS = 100  # of a likelihood until its fit has status not_converged; 5 to 10 are usual

@@ -8,13 +8,14 @@ from typing import Annotated, ClassVar, Literal, cast
 
 import numpy as np
 
+from selfloop.columns import Array, Columns, Floats, Ints, Params
 from selfloop.component import Sampler
 from selfloop.errors import DataError
 from selfloop.families.ensemble import EnsembleFamily, budget_rows, gather_across_takes, has_budget, taken_rows
-from selfloop.protocols import EnsembleFit, EnsembleTake
+from selfloop.protocols import EnsembleFit
 from selfloop.rng import RandomStream
 from selfloop.settings import PositiveFloat
-from selfloop.types import Array, Columns, Floats, Ints, Params
+from selfloop.snapshots import EnsembleTake
 
 MIN_EXPONENT = -700.0  # exp of less is a denormal number: 30 times slower, and negligible beside a kernel value of 1
 CHUNK_EXPONENTS = 1 << 16  # computed together, so that they stay in the cache

@@ -10,13 +10,14 @@ import numpy as np
 from annotated_types import Ge, MinLen
 from numpy.random import Generator
 
+from selfloop.columns import Columns, Floats, Params
 from selfloop.component import Sampler
 from selfloop.errors import SpecError
 from selfloop.families.ensemble import EnsembleFamily, mass_shares, memoize, row_counts, sum_in_order
 from selfloop.families.wishart import bartlett, split_generator
-from selfloop.protocols import EnsembleFit, EnsembleTake, SufficientStatistics
+from selfloop.protocols import EnsembleFit, SufficientStatistics
 from selfloop.rng import RandomStream
-from selfloop.types import Columns, Floats, Params
+from selfloop.snapshots import EnsembleTake
 
 MIN_UNEXPLAINED_SHARE = 1e-12  # of the square of a column, by the columns before it; less is rounding
 NoiseLevel = Annotated[float, Ge(0)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from selfloop.types import Floats
+from selfloop.columns import Floats
 
 
 def split_generator(rng: np.random.Generator) -> tuple[np.random.Generator, np.random.Generator]:

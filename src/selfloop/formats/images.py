@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from selfloop.types import Array, Columns, Ragged
+from selfloop.columns import Array, Columns, Ragged
 
 
 def find_images(rows: Columns) -> Array | None:

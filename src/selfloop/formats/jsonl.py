@@ -6,8 +6,8 @@ import json
 from collections.abc import Set
 from pathlib import Path
 
+from selfloop.columns import Columns
 from selfloop.formats.tables import to_python_values
-from selfloop.types import Columns
 
 
 def write_jsonl(rows: Columns, path: Path, text_columns: Set[str]) -> None:

@@ -8,8 +8,8 @@ from typing import Any, cast
 
 import numpy as np
 
+from selfloop.columns import Array, Columns, Ragged, count_rows
 from selfloop.errors import missing_extra
-from selfloop.types import Array, Columns, Ragged, count_rows
 
 MOLECULE_COLUMNS = frozenset({"z", "charge", "edges", "edge_type", "smiles", "position"})
 MAX_BOND_TYPE = 22  # of `edge_type`: larger values are pairs of atoms two and three bonds apart

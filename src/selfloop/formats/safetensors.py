@@ -6,6 +6,7 @@ import errno
 import json
 import mmap
 import os
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryFile
@@ -13,8 +14,8 @@ from typing import IO, Any, cast
 
 import numpy as np
 
+from selfloop.columns import Array, Column, Columns, Ints, Ragged, count_rows, select_rows
 from selfloop.errors import DataError
-from selfloop.types import Array, Column, Columns, Ints, Ragged, count_rows, select_rows
 
 # Names of types in a file. The safetensors library orders arrays by type, as below, and then by name.
 _DTYPES = {"U64": "<u8", "I64": "<i8", "F64": "<f8", "F32": "<f4", "U32": "<u4", "I32": "<i4", "F16": "<f2", "U16": "<u2",
@@ -55,6 +56,12 @@ def flatten_columns(columns: Columns) -> dict[str, Array]:
         else:
             flat[name] = np.asarray(column)  # numpy scalars too
     return flat
+
+
+def is_columns(value: Any) -> bool:
+    """True for a mapping of at least one array, which a store keeps as a safetensors file."""
+    is_table = isinstance(value, Mapping) and bool(value)
+    return is_table and all(isinstance(column, np.ndarray | np.generic | Ragged) for column in value.values())
 
 
 def pack_arrays(columns: Columns) -> bytes:

@@ -7,7 +7,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from selfloop.types import Columns, Ragged
+from selfloop.columns import Columns, Ragged
 
 
 def to_python_values(rows: Columns, text_columns: Set[str]) -> dict[str, list[Any]]:

@@ -9,9 +9,10 @@ from typing import ClassVar, cast
 
 import numpy as np
 
-from selfloop.component import Context, Metric, Snapshot
-from selfloop.protocols import EnsembleSnapshot, SupportsLogProb, SupportsPredict
-from selfloop.types import Floats
+from selfloop.columns import Floats
+from selfloop.component import Context, Metric
+from selfloop.protocols import SupportsLogProb, SupportsPredict
+from selfloop.snapshots import EnsembleSnapshot, Snapshot
 
 
 class OutcomeMetric(Metric):

@@ -8,8 +8,9 @@ from typing import Annotated, ClassVar, cast
 
 from annotated_types import Ge
 
-from selfloop.component import Context, Metric, Snapshot
+from selfloop.component import Context, Metric
 from selfloop.protocols import SupportsDenoisingLoss
+from selfloop.snapshots import Snapshot
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,11 +10,12 @@ from typing import Annotated, ClassVar, Literal
 import numpy as np
 from annotated_types import Ge
 
-from selfloop.component import Context, Snapshot
+from selfloop.columns import Floats
+from selfloop.component import Context
 from selfloop.metrics.image_features import Features, ImageFeatureExtractor
 from selfloop.metrics.sample_metric import SampleMetric
 from selfloop.metrics.vector_distances import frechet_distance, kernel_distance, mean_distance
-from selfloop.types import Floats
+from selfloop.snapshots import Snapshot
 
 MAX_ROWS = 5000  # default limit of metrics that compare all pairs of rows, whose time grows with the square
 MaxRows = Annotated[int, Ge(2), "number of sampled and of real rows, at most"]

@@ -11,9 +11,9 @@ import numpy as np
 from annotated_types import Ge
 from threadpoolctl import threadpool_limits
 
+from selfloop.columns import Array, Columns, Floats, Params, Ragged
 from selfloop.component import Context, FeatureExtractor
 from selfloop.errors import DataError, SettingError
-from selfloop.types import Array, Columns, Floats, Params, Ragged
 
 if TYPE_CHECKING:
     from selfloop.metrics.image_networks import Float32s

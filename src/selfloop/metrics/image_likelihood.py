@@ -9,9 +9,10 @@ from typing import Annotated, ClassVar, cast
 import numpy as np
 from annotated_types import Ge
 
-from selfloop.component import Context, Metric, Snapshot
+from selfloop.component import Context, Metric
 from selfloop.metrics.sample_metric import SampleMetric
 from selfloop.protocols import SupportsElbo, SupportsLogLikelihood
+from selfloop.snapshots import Snapshot
 
 CHUNK_ROWS = 4096  # rows that are converted to 8-byte numbers at a time
 

@@ -9,11 +9,12 @@ from typing import Annotated, ClassVar
 import numpy as np
 from annotated_types import Interval
 
-from selfloop.component import Context, Sampler, Snapshot, Source
+from selfloop.columns import Floats
+from selfloop.component import Context, Sampler, Source
 from selfloop.errors import SpecError
 from selfloop.metrics.image_features import Features, ImageFeatureExtractor
 from selfloop.metrics.sample_metric import SampleMetric
-from selfloop.types import Floats
+from selfloop.snapshots import Snapshot
 
 MAX_LISTED_MODES = 20  # number of modes up to which each mode's share is a secondary value
 LOST_SHARE = 0.1  # of the uniform or real share: a mode or attribute below it counts as lost

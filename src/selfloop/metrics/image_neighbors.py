@@ -15,12 +15,13 @@ from typing import Annotated, ClassVar, NamedTuple
 import numpy as np
 from annotated_types import Ge
 
-from selfloop.component import Context, Snapshot
+from selfloop.columns import Floats, Ints
+from selfloop.component import Context
 from selfloop.metrics.image_distances import MAX_ROWS, MaxRows, feature_pair, feature_vectors
 from selfloop.metrics.image_features import Features, ImageFeatureExtractor
 from selfloop.metrics.sample_metric import SampleMetric
 from selfloop.metrics.vector_distances import distance_chunks
-from selfloop.types import Floats, Ints
+from selfloop.snapshots import Snapshot
 
 TIE_TOLERANCE = 1e-13  # error of squared distances from a matrix product, relative to the largest |row|^2
 NEAR_COPY_RATIO = 1 / 3  # a near copy is closer than this share of the distance to the second nearest row

@@ -17,12 +17,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from selfloop.columns import Array, Params
 from selfloop.component import Context
 from selfloop.errors import SpecError, missing_extra
 from selfloop.families.nn import trainer
 from selfloop.families.nn.image_tensors import height_width_depth, scale_pixels, to_tensor
 from selfloop.families.nn.settings import TrainingSettings
-from selfloop.types import Array, Params
 
 CHUNK_ROWS = 256  # rows per pass through a network; a shorter chunk is padded, so that equal rows get equal features
 CHANNELS = (16, 32, 64, 64, 64, 64)  # of the convolutions, each of which halves the sides, until they are MAX_SIDE or less

@@ -8,9 +8,10 @@ from typing import ClassVar, cast
 
 import numpy as np
 
-from selfloop.component import Context, Metric, Snapshot
-from selfloop.protocols import EnsembleSnapshot, SupportsEnsembleLogProb, SupportsLogProb
-from selfloop.types import Columns, Floats, Params
+from selfloop.columns import Columns, Floats, Params
+from selfloop.component import Context, Metric
+from selfloop.protocols import SupportsEnsembleLogProb, SupportsLogProb
+from selfloop.snapshots import EnsembleSnapshot, Snapshot
 
 
 @dataclass(frozen=True, kw_only=True)

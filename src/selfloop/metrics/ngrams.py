@@ -12,9 +12,9 @@ from typing import cast
 import numpy as np
 import numpy.typing as npt
 
-from selfloop.component import Snapshot
+from selfloop.columns import Array, Columns, Ints, Params, Ragged
 from selfloop.rng import SPLITMIX_STEP, splitmix64
-from selfloop.types import Array, Columns, Ints, Params, Ragged
+from selfloop.snapshots import Snapshot
 
 Flags = npt.NDArray[np.bool_]
 Hashes = npt.NDArray[np.uint64]

@@ -5,7 +5,8 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Mapping
 
-from selfloop.component import Context, Metric, Snapshot
+from selfloop.component import Context, Metric
+from selfloop.snapshots import Snapshot
 
 
 class SampleMetric(Metric):

@@ -9,11 +9,12 @@ from typing import Annotated, ClassVar, cast
 import numpy as np
 from annotated_types import Ge, Interval
 
-from selfloop.component import Context, Metric, Snapshot
+from selfloop.columns import Columns, Ints, Params, Ragged
+from selfloop.component import Context, Metric
 from selfloop.metrics.ngrams import cut_length, equal_texts, row_chunks, row_indices, texts
 from selfloop.metrics.sample_metric import SampleMetric
 from selfloop.protocols import SupportsTokenLogProb, UsesEncoder
-from selfloop.types import Columns, Ints, Params, Ragged
+from selfloop.snapshots import Snapshot
 
 NO_VALUE = float("nan")
 MAX_EXPONENT = 50.0  # bound of the search for a Zipf exponent

@@ -13,12 +13,13 @@ from typing import Annotated, ClassVar, cast
 import numpy as np
 from annotated_types import Ge
 
-from selfloop.component import Context, Snapshot
+from selfloop.columns import Floats, Ints, Ragged, count_rows
+from selfloop.component import Context
 from selfloop.metrics.ngrams import contained, equal_texts, hash_values, longest_runs, ngrams, row_chunks, row_hashes, texts
 from selfloop.metrics.sample_metric import SampleMetric
 from selfloop.metrics.text import NO_VALUE
 from selfloop.protocols import UsesEncoder
-from selfloop.types import Floats, Ints, Ragged, count_rows
+from selfloop.snapshots import Snapshot
 
 MAX_NGRAM = 4  # tokens of the longest n-grams of `distinct` and `self_bleu`
 SMOOTHING = 0.1  # matches that replace 0 matches of an n-gram length

@@ -13,14 +13,15 @@ import numpy as np
 from annotated_types import Ge, Gt
 from threadpoolctl import threadpool_limits
 
-from selfloop.component import Context, Snapshot
+from selfloop.columns import Floats, Ragged, count_rows
+from selfloop.component import Context
 from selfloop.errors import SettingError, resolve_local_or_hub
 from selfloop.metrics.ngrams import cut_length, texts
 from selfloop.metrics.sample_metric import SampleMetric
 from selfloop.metrics.text import NO_VALUE
 from selfloop.metrics.vector_distances import frechet_distance, frontier_area
 from selfloop.protocols import UsesEncoder
-from selfloop.types import Floats, Ragged, count_rows
+from selfloop.snapshots import Snapshot
 
 MAX_TOKENS = 256  # of a row, in tokens of the feature model
 CHUNK_ROWS = 32  # rows per pass through the feature model

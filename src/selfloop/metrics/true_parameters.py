@@ -9,10 +9,11 @@ from typing import ClassVar, cast
 
 import numpy as np
 
-from selfloop.component import Context, Metric, Snapshot
+from selfloop.columns import Floats, Params
+from selfloop.component import Context, Metric
 from selfloop.formats.safetensors import NamedArrays
-from selfloop.protocols import EnsembleSnapshot, SupportsSecondMoment
-from selfloop.types import Floats, Params
+from selfloop.protocols import SupportsSecondMoment
+from selfloop.snapshots import EnsembleSnapshot, Snapshot
 
 
 class ParameterMetric(Metric):

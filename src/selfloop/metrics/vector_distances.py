@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from selfloop.types import Floats
+from selfloop.columns import Floats
 
 CHUNK_ROWS = 512  # rows whose distances to all other rows are in memory at a time
 

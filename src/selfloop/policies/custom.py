@@ -133,3 +133,30 @@ def expand_batches(text: str, **names: int) -> list[Batch]:
     ends = [round(evaluate("takes.batch", end, **names)) for end in inside.split("..", 1)]
     last = min(ends[-1], ends[0] + names["t"])  # the range then has a batch that does not exist, which the schedule refuses
     return [(real if kind == "real" else synthetic)(born) for born in range(ends[0], last + 1)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class FixedCounts(Policy):
+    """Fixed numbers of initial and of synthetic rows: a cell of a grid (Kazdan et al. 2025, section 4.5).
+
+    Cells with equal `sampled_rows` share the rows sampled at generation 1 and train on the first `synthetic_rows` of them.
+    """
+
+    name: ClassVar[str] = "fixed_counts"
+    real_rows: Annotated[int, Ge(0), "initial rows used, at most n"]
+    synthetic_rows: Annotated[int, Ge(0), "rows of the newest model used"]
+    sampled_rows: Annotated[int | None, Ge(0), "rows sampled from each model; default synthetic_rows"] = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.real_rows + self.synthetic_rows == 0:
+            raise SettingError("real_rows", "got 0, with synthetic_rows = 0; expected a row to train on. Raise one of the two.")
+        if self.n_synthetic(1, 0) < self.synthetic_rows:
+            raise SettingError("sampled_rows", f"got {self.sampled_rows}; expected synthetic_rows or more. Raise it.")
+
+    def n_synthetic(self, t: int, n: int) -> int:
+        return self.synthetic_rows if self.sampled_rows is None else self.sampled_rows
+
+    def plan(self, t: int, n: int) -> Plan:
+        takes = Take(real(1), self.real_rows), Take(synthetic(t - 1), self.synthetic_rows)
+        return Plan(tuple(take for take in takes if take.rows))

@@ -12,9 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from selfloop.component import Component, Scenario
+from selfloop.component import Component
 from selfloop.errors import SpecError, unknown_name
 from selfloop.settings import has_default_settings
+from selfloop.snapshots import Scenario
 from selfloop.stats.data_value import GridCell
 
 # Settings of a text sampler that do not change the distribution of a token given the tokens before it

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from selfloop.columns import Floats
 from selfloop.component import Metric
 from selfloop.errors import SpecError
 from selfloop.protocols import SupportsStepCount
@@ -36,7 +37,6 @@ from selfloop.spec.point import Point
 from selfloop.spec.write import spec_text
 from selfloop.stats.data_value import fit_data_value
 from selfloop.theory.laws import LawCurve, law_curves
-from selfloop.types import Floats
 
 if TYPE_CHECKING:
     from selfloop.result import Result

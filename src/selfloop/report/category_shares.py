@@ -9,12 +9,12 @@ from typing import Any
 import altair as alt
 import numpy as np
 
+from selfloop.columns import Floats
 from selfloop.report.charts import Records, finish_chart, generation_axis, json_number, policy_color, policy_shape
 from selfloop.report.picture_grid import select_generations
 from selfloop.report.theme import FONT, INK, MUTED, PAPER, Style, format_number
 from selfloop.report.values import CategoryShares
 from selfloop.stats.intervals import mean_interval, summarize_seeds
-from selfloop.types import Floats
 
 MAX_BARS, BAR_WIDTH = 12, 36  # bars of one policy, and pixels of each if there are few
 MAX_BARS_WIDTH = 250  # pixels of all bars of one policy

@@ -12,11 +12,11 @@ from typing import Any
 import altair as alt
 import numpy as np
 
+from selfloop.columns import Floats
 from selfloop.policies.schedule import ScheduleEntry
 from selfloop.published.papers import PublishedCurve
 from selfloop.report.theme import FONT, GRID, INK, MUTED, PAPER, Style, replace_unprintable
 from selfloop.report.values import CurveData, Panel
-from selfloop.types import Floats
 
 WIDTH, HEIGHT = 400, 240
 MAX_CHAIN_LINES = 12  # with more chains only their mean and its band are drawn

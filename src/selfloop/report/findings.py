@@ -6,12 +6,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
+from selfloop.columns import Floats
 from selfloop.published.claims import claimed_orders, unmodified_policies
 from selfloop.report.theme import format_interval, format_number
 from selfloop.stats.comparison import FIRST_COMPARED, Comparison, compare
 from selfloop.stats.intervals import mean_interval
 from selfloop.stats.trend import MIN_GENERATIONS, fit_trend, inflection_point, rise_after_minimum
-from selfloop.types import Floats
 
 if TYPE_CHECKING:
     from selfloop.result import Result

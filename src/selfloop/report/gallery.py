@@ -7,13 +7,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from selfloop.columns import Array, Column, Columns, ColumnType, Floats, Ragged, count_rows
 from selfloop.report.image_grid import fit_image_grid, is_image
 from selfloop.report.molecules import MoleculeView, is_molecules, view_molecules
 from selfloop.report.picture_grid import CELL, draw_grid, gallery_generations, svg_text
 from selfloop.report.text_rows import TextRow, read_text_rows
 from selfloop.report.theme import GRID, INK, MUTED, Style, format_number
 from selfloop.report.values import Gallery
-from selfloop.types import Array, Column, Columns, ColumnType, Floats, Ragged, count_rows
 
 MAX_POINTS, MAX_CELL_CHARACTERS, MAX_TABLE_ROWS, MAX_TABLE_COLUMNS = 300, 420, 5, 8
 

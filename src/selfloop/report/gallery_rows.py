@@ -9,6 +9,7 @@ from typing import Any, cast
 
 import numpy as np
 
+from selfloop.columns import Columns, Params, Ragged, count_rows, select_rows
 from selfloop.engine.ensemble import SeedBlock, sample_again
 from selfloop.engine.stored import StoredWorld
 from selfloop.engine.tasks import Task, chain_world, run_chain
@@ -18,7 +19,6 @@ from selfloop.report.values import Gallery
 from selfloop.spec.point import Point
 from selfloop.store.identity import ObjectRef
 from selfloop.store.store import NotStoredError, Store
-from selfloop.types import Columns, Params, Ragged, count_rows, select_rows
 
 MAX_ROWS = 300  # per batch: scatter plots need many, image grids show the first few
 PolicySamples = dict[str, dict[int, Columns]]  # policy -> generation -> rows

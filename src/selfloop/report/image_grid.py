@@ -10,9 +10,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from selfloop.columns import Array
 from selfloop.report.picture_grid import GAP, MAX_ROW_WIDTH
 from selfloop.report.theme import PAPER
-from selfloop.types import Array
 
 SMALL_GRID_SIDE = 128.0  # width and height of a grid of small images
 PHOTO_SIDE, MAX_PIXELS = 64, 128  # side at which a photograph is shown, and most pixels of a side that are stored

@@ -12,11 +12,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from selfloop.columns import Array, Columns, Floats, Ints, Ragged
 from selfloop.formats.molecules import MAX_BOND_TYPE, ragged_row
 from selfloop.report.picture_grid import GAP, MAX_ROW_WIDTH, draw_grid, gallery_generations, svg_text
 from selfloop.report.theme import MUTED, PAPER, Style
 from selfloop.report.values import Gallery
-from selfloop.types import Array, Columns, Floats, Ints, Ragged
 
 MAX_MOLECULES = 3
 SIDE_RANGE = 104, 180  # pixels, of a picture

@@ -7,9 +7,9 @@ from html import escape
 
 import numpy as np
 
+from selfloop.columns import Columns, count_rows
 from selfloop.report.theme import FONT, INK, MUTED, Style, replace_unprintable
 from selfloop.report.values import Gallery
-from selfloop.types import Columns, count_rows
 
 MAX_GENERATIONS_SHOWN = 7
 CELL, GAP, MAX_ROW_WIDTH = 128, 16, 960  # pixels: default side of a picture, between two pictures, of a row of pictures

@@ -8,8 +8,8 @@ from itertools import pairwise
 
 import numpy as np
 
+from selfloop.columns import Column, Columns, Ragged
 from selfloop.report.values import Gallery
-from selfloop.types import Column, Columns, Ragged
 
 MAX_TEXT_ROWS = 4
 VISIBLE_CHARACTERS, MAX_HIDDEN_CHARACTERS = 420, 20_000  # shown at once, and on demand: a row may be a whole book

@@ -13,13 +13,14 @@ from datetime import datetime
 from functools import cached_property
 from typing import Literal
 
+from selfloop.columns import Columns, ColumnType, Floats
 from selfloop.policies.schedule import ScheduleEntry
 from selfloop.published.papers import PublishedCurve
 from selfloop.stats.comparison import Comparison
 from selfloop.stats.data_value import DataValue, GridCell
 from selfloop.stats.intervals import Interval, SeedSummary, ratio_interval, summarize_seeds
 from selfloop.theory.laws import LawCurve
-from selfloop.types import Columns, ColumnType, Coordinates, Floats, Verdict
+from selfloop.types import Coordinates, Verdict
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from selfloop.component import Component
 from selfloop.errors import SettingError, SpecError, unknown_name
 from selfloop.plugins import component_class, component_names
-from selfloop.settings import check_setting, default_of, setting_types
+from selfloop.settings import check_setting, default_of, setting_types, settings_tables
 
 S = TypeVar("S")
 
@@ -54,13 +54,16 @@ def read_settings(cls: type[Any], table: Mapping[str, Any], key: str) -> dict[st
     for name, value in table.items():
         if name not in defaults:
             raise SpecError(unknown_name(f"{key}.{name}", name, defaults, "key"))
-        default = defaults[name]
-        with errors_under(key):
-            if is_dataclass(default) and not isinstance(default, type) and isinstance(value, Mapping):
-                with errors_under(name):
-                    values[name] = replace(default, **read_settings(type(default), value, f"{key}.{name}"))
-            else:
-                values[name] = check_setting(hints.get(name, Any), value, name)
+        default, hint = defaults[name], hints.get(name, Any)
+        if isinstance(value, Mapping) and is_dataclass(default) and not isinstance(default, type):
+            inner = read_settings(type(default), value, f"{key}.{name}")
+            with errors_under(f"{key}.{name}"):
+                values[name] = replace(default, **inner)
+        elif isinstance(value, Mapping) and (tables := settings_tables(hint)):
+            values[name] = make_settings(tables[0], value, f"{key}.{name}")
+        else:
+            with errors_under(key):
+                values[name] = check_setting(hint, value, name)
     return values
 
 

@@ -181,6 +181,6 @@ def _check_memory(point: Point) -> None:
     size = point.row_bytes() * max(max(entry.new_rows.real, entry.new_rows.synthetic) for entry in entries)
     if size > memory_bytes():
         raise SpecError(
-            f"n: got {point.n}; a batch would be {size / 1e9:.3g} GB, this machine has {memory_bytes() / 1e9:.3g} GB of memory. "
-            "Lower n."
+            f"n: got {point.n}; a batch would be {size / 1e9:.3g} GB, this machine has {memory_bytes() / 1e9:.3g} GB of "
+            "memory. Lower n."
         )

@@ -9,13 +9,14 @@ from itertools import product
 from pathlib import Path
 from typing import Any, cast
 
-from selfloop.component import Context, Criterion, Curator, Family, Metric, Policy, Sampler, Scenario, Source
+from selfloop.component import Context, Criterion, Curator, Family, Metric, Policy, Sampler, Source
 from selfloop.errors import SettingError, SpecError, unknown_name
 from selfloop.plugins import component_names
 from selfloop.policies.schedule import MAX_BATCH_ROWS
 from selfloop.protocols import SupportsLogProb
 from selfloop.rng import RandomStream
 from selfloop.settings import check_setting, setting_types
+from selfloop.snapshots import Scenario
 from selfloop.spec.components import make_component, make_components, make_settings, policy_label
 from selfloop.spec.point import Point, resolve_point
 
@@ -122,16 +123,18 @@ class Spec:
 
 
 def _family_and_sampler(family: Any, sampler: Any) -> tuple[Family, Sampler]:
-    made = cast(Family, make_component("family", family, "family"))
+    family = cast(Family, make_component("family", family, "family"))
     if sampler is None:
-        return made, made.sampler_class()
+        return family, family.sampler_class()
     if isinstance(sampler, Sampler):
-        if not isinstance(sampler, made.sampler_class):
-            raise SpecError(f"sampler: got {type(sampler).__name__}; family {made.name} takes {made.sampler_class.__name__}.")
-        return made, sampler
+        if not isinstance(sampler, family.sampler_class):
+            raise SpecError(
+                f"sampler: got {type(sampler).__name__}; family {family.name} takes {family.sampler_class.__name__}."
+            )
+        return family, sampler
     if not isinstance(sampler, Mapping):
         raise SpecError(f"family.sampler: got {sampler!r}; expected a table of settings.")
-    return made, make_settings(made.sampler_class, sampler, "family.sampler")
+    return family, make_settings(family.sampler_class, sampler, "family.sampler")
 
 
 def _parse_init_from(init_from: Any) -> str | Path:

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from itertools import combinations
 from typing import Literal
 
+from selfloop.columns import Floats
 from selfloop.stats.intervals import LEVEL, Interval, paired_difference
-from selfloop.types import Floats
 
 FIRST_COMPARED = 3  # at generation 1 all policies have the same model, at generation 2 nearly the same
 MAX_ALL_PAIRS = 6  # number of policies up to which every pair is compared; beyond, each policy with the first one

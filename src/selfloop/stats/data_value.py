@@ -14,8 +14,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from selfloop.columns import Floats
 from selfloop.stats.intervals import Interval, mean_interval
-from selfloop.types import Floats
 
 MIN_CELLS, MIN_REAL_COUNTS = 6, 3  # fewer cells, or fewer different numbers of real rows, do not support a regression
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from selfloop.types import Floats, Ints
+from selfloop.columns import Floats, Ints
 
 LEVEL = 0.95  # default coverage of every interval
 

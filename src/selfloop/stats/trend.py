@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from selfloop.columns import Floats
 from selfloop.stats.intervals import LEVEL, Interval, mean_interval, paired_difference
-from selfloop.types import Floats
 
 MIN_GENERATIONS = 6  # a form with three parameters then leaves three degrees of freedom
 

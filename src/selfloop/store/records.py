@@ -6,6 +6,7 @@ status that ended a chain, with provenance. The first writer of a file wins. No 
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import platform
@@ -17,9 +18,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any, cast
 
-from selfloop.errors import StoreError
+from selfloop.errors import DataError, SelfloopError, StoreError, os_error_reason
 from selfloop.store.identity import digest, file_digest
 
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)  # only writing raises them
 FORMAT = 2  # of a store's folder; 1 was written by selfloop 0.1, whose keys held module paths
 
 
@@ -34,16 +36,30 @@ def check_format(path: Path) -> None:
     """Raise StoreError if the folder is a store of another format."""
     marker = path / "FORMAT"
     if marker.is_file():
-        found = marker.read_text(encoding="utf-8", errors="replace").split("\n")[0][:20]
+        number = marker.read_text(encoding="utf-8", errors="replace").split("\n")[0][:20]
     elif (path / ".selfloop").is_file():  # the marker of version 0.1
-        found = "1"
+        number = "1"
     else:
         return
-    if found != str(FORMAT):
+    if number != str(FORMAT):
         raise StoreError(
-            f"store {path}: has format {found}; this version of selfloop uses format {FORMAT}. Choose another folder with --store, "
-            "or delete this one."
+            f"store {path}: has format {number}; this version of selfloop uses format {FORMAT}. Choose another "
+            "folder with --store, or delete this one."
         )
+
+
+def store_error(path: Path, action: str, problem: OSError) -> StoreError:
+    """The error for a store that cannot be read or written."""
+    advice = "Free some space, then run again." if problem.errno in DISK_ERRORS else "Choose another folder with --store."
+    return StoreError(f"store {path}: cannot {action} ({os_error_reason(problem)}). {advice}")
+
+
+def step_error(path: Path, step: str, problem: OSError) -> SelfloopError:
+    """The error for a file that a step could not read or write: one of the store, or one of the user."""
+    file = str(problem.filename or problem)
+    if problem.errno in DISK_ERRORS or str(path) in file:
+        return store_error(path, "write", problem)
+    return DataError(f"{step}: {file}: {os_error_reason(problem)}. Check that file.")
 
 
 def with_checksum(body: bytes) -> bytes:
@@ -52,7 +68,7 @@ def with_checksum(body: bytes) -> bytes:
 
 
 def verify_checksum(data: bytes) -> dict[str, Any] | None:
-    """The body of a record file; None if any byte of it differs from what was written."""
+    """The body of a record file; None if any byte of it was changed."""
     body = data.removeprefix(b'{"body": ').rpartition(b', "checksum": "')[0]
     return cast("dict[str, Any]", json.loads(body)) if body and with_checksum(body) == data else None
 

@@ -5,10 +5,8 @@ A damaged or missing file counts as absent and is computed again.
 
 from __future__ import annotations
 
-import errno
 import json
 import os
-import shutil
 import time
 import warnings
 from collections.abc import Callable, Mapping
@@ -16,16 +14,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
-import numpy as np
-
+from selfloop.columns import Column
 from selfloop.component import Context
-from selfloop.errors import ChainEndedError, DataError, SelfloopError, StoreError, is_selfloop_warning, os_error_reason
-from selfloop.formats.safetensors import read_safetensors, to_safetensors
+from selfloop.errors import ChainEndedError, SelfloopError, StoreError, is_selfloop_warning
+from selfloop.formats.safetensors import is_columns, read_safetensors, to_safetensors
 from selfloop.store import records
 from selfloop.store.identity import ObjectRef, digest, identity, step_identity, step_name
-from selfloop.types import Column, Ragged
-
-DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)  # only writing raises them
+from selfloop.store.usage import Usage
 
 
 class NotStoredError(Exception):
@@ -39,40 +34,6 @@ class StepCall:
     key: str
     step: Callable[..., Any]
     arguments: tuple[Any, ...]
-
-
-@dataclass(slots=True)
-class Usage:
-    """Steps that a run computed and reused, and their cost."""
-
-    computed: int = 0
-    reused: int = 0
-    seconds: float = 0.0  # of computed steps
-    seconds_saved: float = 0.0  # that the reused steps took when they were computed
-    bytes: int = 0  # of arrays written
-    by_step: dict[str, tuple[int, float]] = field(default_factory=dict)  # name -> (computed, seconds)
-    warnings: dict[str, None] = field(default_factory=dict)  # of computed and reused steps, each once
-    backends: dict[tuple[str, str], int] = field(default_factory=dict)  # (purpose, backend) -> records
-
-    def add(self, other: Usage) -> None:
-        """Add the usage of another run."""
-        for name in ("computed", "reused", "seconds", "seconds_saved", "bytes"):
-            setattr(self, name, getattr(self, name) + getattr(other, name))
-        for step, (count, seconds) in other.by_step.items():
-            self.count_step(step, count, seconds)
-        self.warnings |= other.warnings
-        for backend, count in other.backends.items():
-            self.backends[backend] = self.backends.get(backend, 0) + count
-
-    def count_step(self, step: str, count: int, seconds: float) -> None:
-        """Add computed calls of one step."""
-        before = self.by_step.get(step, (0, 0.0))
-        self.by_step[step] = (before[0] + count, before[1] + seconds)
-
-    def count_backends(self, backends: Mapping[str, str]) -> None:
-        """Add the backends of one record."""
-        for backend in backends.items():
-            self.backends[backend] = self.backends.get(backend, 0) + 1
 
 
 @dataclass
@@ -97,7 +58,7 @@ class Store:
             try:
                 records.create_folders(self.path)
             except OSError as problem:
-                raise self._store_error("write", problem) from problem
+                raise records.store_error(self.path, "write", problem) from problem
 
     def call(self, step: Callable[..., Any], *arguments: Any) -> Any:
         """The result of step(*arguments), from its record or computed and recorded.
@@ -129,7 +90,7 @@ class Store:
 
     def open(self, ref: ObjectRef) -> dict[str, Column]:
         """The arrays of an object, memory-mapped. Its digest is verified once per process; a damaged object is rebuilt."""
-        path = self._object(ref.digest)
+        path = self.object_path(ref.digest)
         if ref.digest not in self._checked:
             if not records.is_intact(path, ref.digest):
                 self._rebuild_object(ref, path)
@@ -142,13 +103,13 @@ class Store:
 
     def lookup(self, call: StepCall) -> Mapping[str, Any] | None:
         """Result in a call's record; None if there is no record, or if it or its object is damaged."""
-        path = self._record(call.key)
-        body = self._read_record(path, call.key)
+        path = self.record_path(call.key)
+        body = self.read_record(path, call.key)
         if body is None:
             return None
         result = cast(Mapping[str, Any], body["result"])
         if "object" in result:
-            target = self._object(result["object"])
+            target = self.object_path(result["object"])
             if records.file_stat(target) != body["file_stat"] and result["object"] not in self._checked:
                 if not records.is_intact(target, result["object"]):
                     self._discard(target)
@@ -161,41 +122,15 @@ class Store:
         self.usage.count_backends(body["provenance"]["backend"])
         return result
 
-    def provenance_of(self, call: StepCall) -> Mapping[str, Any]:
-        """Provenance in a call's record; empty without one."""
-        body = self._read_record(self._record(call.key), call.key)
-        return cast(Mapping[str, Any], body["provenance"]) if body else {}
-
-    def recompute(self, call: StepCall, threads: int) -> tuple[Mapping[str, Any], Any, dict[str, str]]:
-        """A call computed again without recording it: its result, its value (None if the chain ended) and its backends."""
-        from threadpoolctl import threadpool_limits
-
-        scratch = self.path / "scratch" / f"verify-{call.key}"
-        backends: dict[str, str] = {}
-        try:
-            with threadpool_limits(threads):
-                value = call.step(*(self._open_argument(a, scratch, backends, threads) for a in call.arguments))
-        except ChainEndedError as end:
-            return {"ended": end.status}, None, backends
-        finally:
-            shutil.rmtree(scratch, ignore_errors=True)
-        if _is_columns(value):
-            return {"object": digest(*to_safetensors(value))}, value, backends
-        return {"value": json.loads(json.dumps(value, allow_nan=False))}, value, backends
-
-    def object_of(self, record: Path) -> str | None:
-        """Digest of the object that a record file names; None if the file is damaged or holds a value."""
-        body = records.verify_checksum(record.read_bytes())
-        return None if body is None else cast("str | None", body["result"].get("object"))
-
-    def _read_record(self, path: str, key: str) -> dict[str, Any] | None:
+    def read_record(self, path: str, key: str) -> dict[str, Any] | None:
+        """The body of a record file; None if there is none, or if it is damaged."""
         try:
             with open(path, "rb") as file:
                 body = records.verify_checksum(file.read())
         except FileNotFoundError:
             return None
         except OSError as problem:
-            raise self._store_error("read", problem) from problem
+            raise records.store_error(self.path, "read", problem) from problem
         if body is None or body["key"] != key:
             self._discard(path)
             return None
@@ -205,7 +140,7 @@ class Store:
         scratch, name, backends = self.path / "scratch" / call.key, step_name(call.step), dict[str, str]()
         started = time.perf_counter()
         try:
-            arguments = [self._open_argument(argument, scratch, backends) for argument in call.arguments]
+            arguments = [self.open_argument(argument, scratch, backends) for argument in call.arguments]
             with warnings.catch_warnings(record=True) as caught:
                 value = call.step(*arguments)
             seconds = time.perf_counter() - started
@@ -213,35 +148,35 @@ class Store:
         except ChainEndedError as end:
             seconds, result = time.perf_counter() - started, {"ended": end.status}
         except OSError as problem:
-            raise self._step_error(name, problem) from problem
+            raise records.step_error(self.path, name, problem) from problem
         except MemoryError as problem:
             raise SelfloopError(f"{name}: not enough memory ({problem}). Lower n or the number of seeds.") from problem
         self.usage.computed += 1
         self.usage.seconds += seconds
         self.usage.count_step(name, 1, seconds)
         self.usage.count_backends(backends)
-        sentences = [str(each.message) for each in caught if is_selfloop_warning(each.category, each.filename)]
+        sentences = [str(w.message) for w in caught if is_selfloop_warning(w.category, w.filename)]
         self.usage.warnings |= dict.fromkeys(sentences)
-        for each in caught:
-            warnings.warn_explicit(each.message, each.category, each.filename, each.lineno)
+        for w in caught:
+            warnings.warn_explicit(w.message, w.category, w.filename, w.lineno)
         threads = next((a.threads for a in call.arguments if isinstance(a, Context)), self.threads)
         body = {
             "key": call.key,
             "result": result,
-            "file_stat": records.file_stat(self._object(result["object"])) if "object" in result else None,
+            "file_stat": records.file_stat(self.object_path(result["object"])) if "object" in result else None,
             "provenance": records.provenance(step_identity(call.step), seconds, threads, backends),
             "warnings": sentences,
         }
-        self._write(self._record(call.key), records.with_checksum(json.dumps(body).encode()))
+        self._write(self.record_path(call.key), records.with_checksum(json.dumps(body).encode()))
         records.remove_scratch(scratch)
         return result
 
     def _write_result(self, value: Any) -> dict[str, Any]:
-        if not _is_columns(value):
+        if not is_columns(value):
             return {"value": json.loads(json.dumps(value, allow_nan=False))}
         chunks = to_safetensors(value)
         name = digest(*chunks)
-        path = self._object(name)
+        path = self.object_path(name)
         if os.path.exists(path) and not records.is_intact(path, name):
             self._discard(path)
         self._write(path, *chunks)
@@ -249,14 +184,14 @@ class Store:
         self.usage.bytes += sum(map(len, chunks))
         return {"object": name}
 
-    def _open_argument(self, argument: Any, scratch: Path, backends: dict[str, str], threads: int | None = None) -> Any:
+    def open_argument(self, argument: Any, scratch: Path, backends: dict[str, str], threads: int | None = None) -> Any:
         """The argument as the step receives it: objects opened, contexts with a scratch folder."""
         if isinstance(argument, ObjectRef):
             return self.open(argument)
         if isinstance(argument, Context):
             return replace(argument, scratch=scratch, threads=threads or argument.threads, backends=backends)
         if isinstance(argument, tuple) and type(argument) is tuple:
-            return tuple(self._open_argument(item, scratch, backends, threads) for item in argument)
+            return tuple(self.open_argument(item, scratch, backends, threads) for item in argument)
         return argument
 
     def _rebuild_object(self, ref: ObjectRef, path: str) -> None:
@@ -277,26 +212,10 @@ class Store:
         try:
             records.write_new(path, *chunks)
         except OSError as problem:
-            raise self._store_error("write", problem) from problem
+            raise records.store_error(self.path, "write", problem) from problem
 
-    def _store_error(self, action: str, problem: OSError) -> StoreError:
-        advice = "Free some space, then run again." if problem.errno in DISK_ERRORS else "Choose another folder with --store."
-        return StoreError(f"store {self.path}: cannot {action} ({os_error_reason(problem)}). {advice}")
-
-    def _step_error(self, step: str, problem: OSError) -> SelfloopError:
-        """The error for a file that a step could not read or write: one of the store, or one of the user."""
-        file = str(problem.filename or problem)
-        if problem.errno in DISK_ERRORS or str(self.path) in file:
-            return self._store_error("write", problem)
-        return DataError(f"{step}: {file}: {os_error_reason(problem)}. Check that file.")
-
-    def _object(self, content: str) -> str:  # text, not Path: creating paths would be a third of the cost of a replay
+    def object_path(self, content: str) -> str:  # text, not Path: creating paths would be a third of the cost of a replay
         return f"{self.path}/objects/{content[:2]}/{content}.safetensors"
 
-    def _record(self, key: str) -> str:
+    def record_path(self, key: str) -> str:
         return f"{self.path}/records/{key[:2]}/{key}.json"
-
-
-def _is_columns(value: Any) -> bool:
-    is_table = isinstance(value, Mapping) and bool(value)
-    return is_table and all(isinstance(column, np.ndarray | np.generic | Ragged) for column in value.values())

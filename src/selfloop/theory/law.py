@@ -6,11 +6,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from selfloop.component import Context, Scenario
+from selfloop.columns import Floats, Params
+from selfloop.component import Context
 from selfloop.policies.schedule import ScheduleEntry, schedule
 from selfloop.rng import RandomStream
+from selfloop.snapshots import Scenario
 from selfloop.theory.moments import MomentEstimator, moment_curves, moments_are_exact
-from selfloop.types import Floats, Params, real, synthetic
+from selfloop.types import real, synthetic
 
 MAX_TAKES = 50_000  # of all generations together; `accumulate` reaches it at generation 315
 Kind = Literal["exact", "bound", "asymptotic"]

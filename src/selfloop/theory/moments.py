@@ -16,11 +16,12 @@ from typing import NamedTuple
 import numpy as np
 from scipy.special import gammaln
 
+from selfloop.columns import Floats, Ints
 from selfloop.component import Policy
 from selfloop.engine.loop import loop
 from selfloop.errors import SpecError
 from selfloop.policies.schedule import ScheduleEntry, schedule
-from selfloop.types import Batch, Floats, Ints, Measurement, Take, real, synthetic
+from selfloop.types import Batch, Measurement, Take, real, synthetic
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,6 +12,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 
+from selfloop.columns import Columns, Ints, Params, Ragged
 from selfloop.component import Context, Encoder, Family, Sampler
 from selfloop.errors import DataError, SettingError, SpecError, missing_extra, resolve_local_or_hub
 from selfloop.families.finetune.lora import Lora, adapter_arrays
@@ -19,7 +20,7 @@ from selfloop.families.nn.settings import Count, TrainingSettings
 from selfloop.families.transformer.family import Transformer
 from selfloop.families.transformer.text_sampler import TextSampler, read_prompts
 from selfloop.families.transformer.tokenizer import BytePair
-from selfloop.types import Columns, Ints, Params, Ragged, TrainingRows
+from selfloop.types import TrainingRows
 
 LONG_DOCUMENTS = "training/long_documents"  # number of documents of a fit that were dropped or truncated
 Base = Annotated[str | Path, "a folder as transformers saves it, or a name on the hub"]

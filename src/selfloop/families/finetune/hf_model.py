@@ -11,12 +11,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from selfloop.columns import Array, Ints, Params, Ragged
 from selfloop.errors import ChainEndedError, SpecError
 from selfloop.families.finetune.lora import Lora, add_adapters
 from selfloop.families.nn import trainer
 from selfloop.families.transformer.hf_export import build_hf_model, quiet
 from selfloop.families.transformer.tokenizer import BytePair
-from selfloop.types import Array, Ints, Params, Ragged, TrainingRows
+from selfloop.types import TrainingRows
 
 IGNORED = -100  # target without a loss
 ACTIVATIONS = 34  # numbers per token, layer and unit of width for the backward pass (Korthikanti et al. 2022, 2205.05198)

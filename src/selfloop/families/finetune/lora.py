@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Any
 
+from selfloop.columns import Array, Params
 from selfloop.errors import SpecError
 from selfloop.families.nn.settings import Count
 from selfloop.settings import PositiveFloat, Settings
-from selfloop.types import Array, Params
 
 
 @dataclass(frozen=True, kw_only=True)

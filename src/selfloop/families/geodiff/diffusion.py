@@ -6,9 +6,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from selfloop.columns import Floats
 from selfloop.families.geodiff.graphs import Edges, Graphs, cutoff_edges, extended_edges, pair_lengths
 from selfloop.families.geodiff.network import GeoDiffNetwork
-from selfloop.types import Floats
 
 
 def alphas(noise_levels: int, beta_start: float, beta_end: float) -> Floats:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 import numpy as np
 from annotated_types import Ge, Interval
 
+from selfloop.columns import Array, Columns, Floats, Ints, Params, Ragged, select_rows
 from selfloop.component import Context, Family, Sampler, Source
 from selfloop.errors import ChainEndedError, SettingError, SpecError
 from selfloop.families.geodiff import schema
@@ -17,7 +18,7 @@ from selfloop.families.geodiff.sampler import GeoDiffSampler
 from selfloop.families.nn.settings import TrainingSettings
 from selfloop.rng import RandomStream
 from selfloop.settings import PositiveFloat
-from selfloop.types import Array, Columns, Floats, Ints, Params, Ragged, TrainingRows, select_rows
+from selfloop.types import TrainingRows
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from selfloop.types import Array, Ints, Ragged
+from selfloop.columns import Array, Ints, Ragged
 
 MAX_NEIGHBORS = 32  # of an atom in the cutoff graph, the nearest atoms; the published code's number
 

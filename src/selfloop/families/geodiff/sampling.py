@@ -9,11 +9,11 @@ from typing import cast
 import torch
 from torch import Tensor
 
+from selfloop.columns import Floats
 from selfloop.families.geodiff.diffusion import atom_vectors, sigmas
 from selfloop.families.geodiff.graphs import Graphs, cutoff_edges, extended_edges
 from selfloop.families.geodiff.network import GeoDiffNetwork
 from selfloop.families.geodiff.sampler import GeoDiffSampler
-from selfloop.types import Floats
 
 
 def sample_positions(

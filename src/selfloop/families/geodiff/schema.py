@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from selfloop.columns import Columns, Ragged, select_rows
 from selfloop.errors import DataError
-from selfloop.types import Columns, Ragged, select_rows
 
 COLUMN_TYPES = {"z": "uint8", "edges": "uint16[2]", "edge_type": "uint8", "position": "float32[3]"}
 COLUMNS, GRAPH_COLUMNS = tuple(COLUMN_TYPES), ("z", "edges", "edge_type")

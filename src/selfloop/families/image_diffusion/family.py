@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, cast
 import numpy as np
 from annotated_types import Ge, Interval, MinLen
 
+from selfloop.columns import Array, Columns, Floats, Params, Ragged
 from selfloop.component import Context, Family, Sampler, Source
 from selfloop.errors import ChainEndedError, DataError, SettingError, SpecError, missing_extra
 from selfloop.families.image_diffusion.sampler import DiffusionSampler
 from selfloop.families.nn.settings import TrainingSettings
-from selfloop.types import Array, Columns, Floats, Params, Ragged, TrainingRows
+from selfloop.types import TrainingRows
 
 if TYPE_CHECKING:
     import torch

@@ -8,8 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from selfloop.columns import Column, Columns, Ragged
 from selfloop.errors import DataError
-from selfloop.types import Column, Columns, Ragged, TrainingRows
+from selfloop.types import TrainingRows
 
 MAX_BYTES_IN_MEMORY = 2 << 30  # larger batches are gathered from their files, minibatch by minibatch
 

@@ -14,13 +14,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from selfloop.columns import Array, Floats, Params
 from selfloop.component import Context
 from selfloop.errors import ChainEndedError, SpecError
 from selfloop.families.nn import checkpoint
 from selfloop.families.nn.optimizer import AdamW
 from selfloop.families.nn.settings import TrainingSettings
 from selfloop.rng import RandomStream
-from selfloop.types import Array, Floats, Params
 
 STEPS_PER_CHECK = 50  # a loss stays not finite once it is, and checking each step would stall a GPU
 CURVE_POINTS = 100

@@ -9,10 +9,10 @@ from typing import cast
 import numpy as np
 import numpy.typing as npt
 
+from selfloop.columns import Floats, Ints, Params, Ragged
 from selfloop.families.transformer.config import TransformerConfig
 from selfloop.families.transformer.text_sampler import TextSampler
 from selfloop.rng import SPLITMIX_STEP, splitmix64
-from selfloop.types import Floats, Ints, Params, Ragged
 
 Float32s = npt.NDArray[np.float32]
 Tokens = npt.NDArray[np.uint32]

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from selfloop.columns import Array, Ints
 from selfloop.errors import ChainEndedError
 from selfloop.families.transformer import c_library
 from selfloop.families.transformer.config import TransformerConfig
 from selfloop.families.transformer.decoder import DecodeRequest, DecoderWeights, DenseLayer, Float32s, Tokens
-from selfloop.types import Array, Ints
 
 PANEL_COLS = 32  # columns of packed weights that are stored together, as in decoder.c
 ALIGNMENT_BYTES = 64

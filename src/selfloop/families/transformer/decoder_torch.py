@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from selfloop.columns import Floats, Ints
 from selfloop.errors import ChainEndedError
 from selfloop.families.transformer.config import TransformerConfig
 from selfloop.families.transformer.decoder import (
@@ -20,7 +21,6 @@ from selfloop.families.transformer.decoder import (
     token_uniforms,
 )
 from selfloop.families.transformer.text_sampler import TextSampler
-from selfloop.types import Floats, Ints
 
 
 class TorchDecoder:

@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 import numpy as np
 from annotated_types import Ge, Interval
 
+from selfloop.columns import Columns, Ints, Params, Ragged
 from selfloop.component import Context, Family, Sampler
 from selfloop.errors import DataError, SettingError
 from selfloop.families.nn.settings import Count, TrainingSettings
 from selfloop.families.transformer.config import Arch, TransformerConfig
 from selfloop.families.transformer.text_sampler import TextSampler, read_prompts
 from selfloop.families.transformer.tokenizer import BytePair
-from selfloop.types import Columns, Ints, Params, Ragged, RowTake, TrainingRows
+from selfloop.types import RowTake, TrainingRows
 
 if TYPE_CHECKING:
     import torch

@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
+from selfloop.columns import Params
 from selfloop.errors import SpecError
 from selfloop.families.transformer.config import TransformerConfig
-from selfloop.types import Params
 
 NON_WEIGHTS = ("tokenizer/", "training/")  # prefixes of arrays that are no weights
 

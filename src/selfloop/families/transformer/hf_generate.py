@@ -7,13 +7,13 @@ from typing import Any
 import numpy as np
 import torch
 
+from selfloop.columns import Ragged
 from selfloop.component import Context
 from selfloop.errors import SpecError
 from selfloop.families.nn import trainer
 from selfloop.families.transformer.decoder import DecodeRequest
 from selfloop.families.transformer.hf_export import quiet
 from selfloop.families.transformer.text_sampler import TextSampler
-from selfloop.types import Ragged
 
 
 def generate(model: Any, request: DecodeRequest, ctx: Context) -> Ragged:

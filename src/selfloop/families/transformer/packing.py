@@ -11,8 +11,9 @@ from typing import IO, cast
 
 import numpy as np
 
+from selfloop.columns import Array, Floats, Ints, Ragged
 from selfloop.component import Context
-from selfloop.types import Array, Floats, Ints, Ragged, TrainingRows
+from selfloop.types import TrainingRows
 
 MAX_MEMORY_BYTES = 1 << 30  # of tokens; a longer stream is written to a file in the fit's scratch folder
 CHUNK_TOKENS = 1 << 22  # approximate number of tokens that are copied at a time
@@ -108,5 +109,5 @@ def _allocate(size: int, dtype: np.dtype[np.generic], scratch: Path | None) -> A
     if size * dtype.itemsize <= MAX_MEMORY_BYTES or scratch is None:
         return np.empty(size, dtype)
     scratch.mkdir(parents=True, exist_ok=True)
-    file: IO[bytes] = tempfile.TemporaryFile(dir=scratch)  # noqa: SIM115  # the memory map needs it
+    file: IO[bytes] = tempfile.TemporaryFile(dir=scratch)  # the memory map needs it
     return np.memmap(file, dtype, mode="w+", shape=(size,))

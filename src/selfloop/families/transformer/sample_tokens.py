@@ -8,12 +8,12 @@ from typing import cast
 
 import numpy as np
 
+from selfloop.columns import Ints, Params, Ragged, concat_rows
 from selfloop.component import Context
 from selfloop.errors import DataError, SpecError
 from selfloop.families.transformer.config import TransformerConfig
 from selfloop.families.transformer.decoder import DecodeRequest, Tokens, build_decoder_weights
 from selfloop.families.transformer.text_sampler import TextSampler
-from selfloop.types import Ints, Params, Ragged, concat_rows
 
 ROWS_PER_SLOT = 32  # of a chunk, after which finished rows are stored: slots are idle 2 % of the time, at its end
 BeamSearch = Callable[[DecodeRequest], Ragged]

@@ -8,10 +8,10 @@ from typing import Annotated, ClassVar, Literal
 import numpy as np
 from annotated_types import Ge, Interval
 
+from selfloop.columns import Columns, Ragged
 from selfloop.component import Context, Sampler
 from selfloop.errors import SettingError
 from selfloop.families.nn.settings import Count
-from selfloop.types import Columns, Ragged
 
 MIN_TEMPERATURE = 1e-6  # smaller positive divisors make logits overflow float32
 

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, cast
 
 import numpy as np
 
+from selfloop.columns import Columns, Params, Ragged
 from selfloop.component import Context, Encoder
 from selfloop.errors import DataError, SpecError
 from selfloop.families.nn.settings import Count
-from selfloop.types import Columns, Params, Ragged
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer

@@ -11,11 +11,12 @@ import numpy as np
 import numpy.typing as npt
 from annotated_types import Ge
 
+from selfloop.columns import Columns, Floats, Params
 from selfloop.component import Context, Family, Sampler
 from selfloop.errors import SettingError
 from selfloop.families.nn.settings import TrainingSettings
 from selfloop.settings import PositiveFloat
-from selfloop.types import Columns, Floats, Params, TrainingRows
+from selfloop.types import TrainingRows
 
 if TYPE_CHECKING:
     import torch

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from selfloop.component import Scenario
+from selfloop.columns import Floats
+from selfloop.snapshots import Scenario
 from selfloop.theory.law import Kind, Law
 from selfloop.theory.laws import discrete, gaussian, glm, kde, linear
-from selfloop.types import Floats
 
 LAWS: tuple[Law, ...] = (*gaussian.LAWS, *discrete.LAWS, *linear.LAWS, *kde.LAWS, *glm.LAWS)
 

@@ -6,9 +6,9 @@ from typing import cast
 
 import numpy as np
 
-from selfloop.component import Scenario
+from selfloop.columns import Floats
+from selfloop.snapshots import Scenario
 from selfloop.theory.law import Law, has_exact_moments, moment_curve, true_params
-from selfloop.types import Floats
 
 
 def _probabilities(scenario: Scenario) -> Floats:

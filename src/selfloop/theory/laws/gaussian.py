@@ -7,10 +7,10 @@ from typing import cast
 import numpy as np
 from scipy.special import digamma
 
-from selfloop.component import Scenario
+from selfloop.columns import Floats
+from selfloop.snapshots import Scenario
 from selfloop.theory.law import Law, has_exact_moments, moment_curve, newest_rows, true_params
 from selfloop.theory.moments import MomentEstimator
-from selfloop.types import Floats
 
 
 def _is_gaussian(scenario: Scenario) -> bool:

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from selfloop.component import Scenario
+from selfloop.columns import Floats
+from selfloop.snapshots import Scenario
 from selfloop.theory.law import Law, has_exact_moments, moment_curve, schedule_entries, takes_whole_batches
 from selfloop.theory.moments import MomentEstimator
-from selfloop.types import Floats
 
 KNOWN_NOISE = MomentEstimator(known_variances=(1.0,))
 MIN_ROWS_PER_COEFFICIENT = 50  # with fewer rows the curvature of the likelihood adds more than about a tenth

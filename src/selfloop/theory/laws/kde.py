@@ -6,10 +6,10 @@ from typing import cast
 
 import numpy as np
 
-from selfloop.component import Scenario
+from selfloop.columns import Floats
+from selfloop.snapshots import Scenario
 from selfloop.theory.law import Law, has_exact_moments, true_params
 from selfloop.theory.moments import MomentEstimator, moment_curves
-from selfloop.types import Floats
 
 
 def _true_trace(scenario: Scenario) -> float:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from selfloop.component import Scenario
+from selfloop.columns import Floats
+from selfloop.snapshots import Scenario
 from selfloop.theory.law import (
     Law,
     all_rows,
@@ -19,7 +20,6 @@ from selfloop.theory.law import (
     takes_whole_batches,
 )
 from selfloop.theory.moments import MomentEstimator
-from selfloop.types import Floats
 
 MIN_ROWS_PER_COEFFICIENT = 8  # of the asymptotic law, which is 3 to 8 % off there (accumulate_subsample)
 
