@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import runpy
 from pathlib import Path
 
 import pytest
@@ -49,3 +50,23 @@ def test_the_specs_and_the_policy_table_of_the_guide_can_be_run(tmp_path: Path) 
 def test_the_table_of_the_readme_has_every_policy() -> None:
     rows = re.findall(r"^\| `(\w+)", PAGES[0].read_text(encoding="utf-8"), re.M)
     assert rows == list(BUILT_IN["policy"])
+
+
+def test_the_drawing_of_the_architecture_has_the_imports_of_the_code() -> None:
+    code = runpy.run_path(str(ROOT / "docs" / "draw_architecture.py"))
+
+    def boxes_and_arrows(svg: str) -> list[str]:
+        return re.findall(r'<text[^>]*class="name">\w+|<path d="M[^"]*"', svg)
+
+    assert boxes_and_arrows(code["draw"]()) == boxes_and_arrows((ROOT / "docs" / "architecture.svg").read_text(encoding="utf-8"))
+
+
+def test_the_hops_of_the_architecture_page_exist_and_are_at_most_20() -> None:
+    page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    hops = re.findall(r"^\d+\. .*", page, re.M)
+    assert 10 <= len(hops) <= 20
+    named = [pair for hop in hops for pair in re.findall(r"`([\w/]+\.py): ([\w.]+)`", hop)]
+    assert len(named) >= 18
+    for file, name in named:
+        text = (ROOT / "src" / "selfloop" / file).read_text(encoding="utf-8")
+        assert re.search(rf"^ *(?:def|class) {name.rpartition('.')[2]}\b", text, re.M), f"{file}: {name}"
