@@ -24,7 +24,7 @@ CTX = Context(RandomStream())
         ({"batch_size": 0}, "batch_size: got 0"),
         ({"prefix_tokens": 0}, "prefix_tokens: got 0"),
         ({"prompt": "bos"}, "prompt: got 'bos'"),
-        ({"prompt": "prefix", "prefix_tokens": 9, "max_tokens": 9}, "prefix_tokens: got 9; expected less than max_tokens, which is 9"),
+        ({"prompt": "prefix", "prefix_tokens": 9, "max_tokens": 9}, "prefix_tokens: got 9; expected less than max_tokens"),
     ],
 )
 def test_impossible_settings_are_refused_by_name(settings, sentence):

@@ -72,7 +72,7 @@ def test_any_text_comes_back_exactly_and_has_the_librarys_tokens(texts: list[str
     assert texts_of(BytePair(vocab=400).decode(rows, params)) == texts
 
 
-def _prepare_once(cached: list[Params] = []) -> Params:  # hypothesis refuses fixtures of a function
+def _prepare_once(cached: list[Params] = []) -> Params:  # noqa: B006  # hypothesis refuses fixtures of a function
     if not cached:
         cached.append(BytePair(vocab=400).prepare([column(*STORIES)], CTX))
     return cached[0]

@@ -109,5 +109,5 @@ def _allocate(size: int, dtype: np.dtype[np.generic], scratch: Path | None) -> A
     if size * dtype.itemsize <= MAX_MEMORY_BYTES or scratch is None:
         return np.empty(size, dtype)
     scratch.mkdir(parents=True, exist_ok=True)
-    file: IO[bytes] = tempfile.TemporaryFile(dir=scratch)  # the memory map needs it
+    file: IO[bytes] = tempfile.TemporaryFile(dir=scratch)  # noqa: SIM115  # the memory map needs it
     return np.memmap(file, dtype, mode="w+", shape=(size,))
