@@ -19,6 +19,7 @@ import selfloop
 import tiny_components
 from selfloop.component import Component, Criterion, Curator, Family, Metric, Policy, Source
 from selfloop.plugins import BUILT_IN, component_class
+from selfloop.settings import setting_types
 
 ROOT = Path(selfloop.__file__).parent
 FILES = sorted(ROOT.rglob("*.py"))
@@ -202,6 +203,7 @@ def test_every_built_in_component_is_its_configuration(kind: str, name: str) -> 
     params = cls.__dataclass_params__  # type: ignore[attr-defined]
     assert params.frozen
     assert all(field.kw_only for field in dataclasses.fields(cls))  # type: ignore[arg-type]
+    assert setting_types(cls).keys() == {field.name for field in dataclasses.fields(cls)}, "an annotation cannot be resolved"  # type: ignore[arg-type]
     document = inspect.getdoc(cls) or ""
     assert not document.startswith(f"{cls.__name__}("), "undocumented: dataclasses write that line themselves"
     assert document.split("\n\n")[0].rstrip().endswith((".", ":"))
