@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from selfloop.rng import RandomStream
+from selfloop.rng import SPLITMIX_STEP, RandomStream, splitmix64
 
 parts = st.one_of(st.text(alphabet="ab/:1 'ü", max_size=4), st.integers(-3, 300))
 paths = st.lists(parts, max_size=4).map(tuple)
@@ -50,3 +50,8 @@ def test_siblings_are_uncorrelated() -> None:
     assert np.abs(z).max() < 4.5  # the largest of 435
     same = np.array([RandomStream(("seed", 0)).generator().standard_normal(1000) for _ in range(2)])
     assert abs(same[0] @ same[1] / np.sqrt(1000)) > 4.5  # the test would notice equal streams
+
+
+def test_splitmix64_has_the_published_first_numbers_of_a_seed() -> None:
+    states = np.uint64(1234567) + np.arange(1, 4, dtype=np.uint64) * SPLITMIX_STEP
+    assert splitmix64(states).tolist() == [6457827717110365317, 3203168211198807973, 9817491932198370423]
