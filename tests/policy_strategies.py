@@ -6,20 +6,10 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from selfloop.policies.builtin import (
-    Accumulate,
-    AccumulateReal,
-    AccumulateSubsample,
-    Augment,
-    Fresh,
-    Growing,
-    Mix,
-    Replace,
-    ReplaceMultiple,
-    Window,
-)
+from selfloop.policies.builtin import Accumulate, AccumulateReal, AccumulateSubsample, Augment, Fresh, Mix, Replace, Window
 from selfloop.policies.custom import Custom, FixedCounts
 from selfloop.policies.cycles import Balanced, Expanding, Incremental
+from selfloop.policies.growing import Growing, ReplaceMultiple
 
 shares = st.floats(0.01, 1)
 ratios = st.floats(0.2, 3)

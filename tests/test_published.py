@@ -19,7 +19,8 @@ from selfloop.families.kde import Kde
 from selfloop.families.linear import Linear
 from selfloop.families.transformer.family import Transformer
 from selfloop.families.transformer.text_sampler import TextSampler
-from selfloop.policies.builtin import Accumulate, AccumulateSubsample, Mix, Replace, ReplaceMultiple, Window
+from selfloop.policies.builtin import Accumulate, AccumulateSubsample, Mix, Replace, Window
+from selfloop.policies.growing import ReplaceMultiple
 from selfloop.published.claims import claimed_orders, claimed_pairs, unmodified_policies
 from selfloop.published.papers import PublishedCurve, PublishedTable, find_paper, papers, published_curves
 from selfloop.snapshots import Scenario

@@ -30,8 +30,8 @@ def save_base(folder: Path, arch: str = "gpt2", vocab: int = VOCAB, end: str | N
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
+    from selfloop.families.nn.hf_logging import quiet
     from selfloop.families.nn.trainer import seed_torch
-    from selfloop.families.transformer.hf_export import quiet
 
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from selfloop.snapshots import Snapshot as Snapshot
     from selfloop.spec.parse import read_spec as read_spec
     from selfloop.spec.spec import Spec as Spec
-    from selfloop.theory import predict as predict
+    from selfloop.theory.moments import predict as predict
     from selfloop.types import Batch as Batch
     from selfloop.types import Measurement as Measurement
     from selfloop.types import NewRows as NewRows
@@ -65,7 +65,7 @@ _MODULES = {  # imported when one of their names is used: `import selfloop` take
     "selfloop.snapshots": ("Scenario", "Snapshot"),
     "selfloop.spec.parse": ("read_spec",),
     "selfloop.spec.spec": ("Spec",),
-    "selfloop.theory": ("predict",),
+    "selfloop.theory.moments": ("predict",),
     "selfloop.types": (
         "Batch", "Measurement", "NewRows", "Plan", "RowTake", "Take", "TrainingRows", "Verdict", "real", "synthetic",
     ),

@@ -1,7 +1,8 @@
 """What users can add: sources, families, samplers, policies, curators, metrics and criteria.
 
 A component is its configuration: a frozen, keyword-only dataclass whose fields are its settings. No fitted value is stored
-on it. Optional abilities are the protocols in `protocols.py`.
+on it. Optional abilities are the protocols in `protocols.py`. A spec takes a component as an object; to be found by its name,
+it needs a line in `plugins.py` or an entry point.
 """
 
 from __future__ import annotations
@@ -25,8 +26,8 @@ if TYPE_CHECKING:
 class Context:
     """Resources of a stored step: its random stream, a folder for checkpoints, a number of threads.
 
-    Only the stream is part of a step's identity. A step enters into `backends` what computed its numbers, by purpose
-    (`ctx.backends["training"] = "torch cpu float32"`), if results of backends differ; the record's provenance holds it.
+    Only the stream is part of a step's identity. An interrupted step finds its folder again. If its numbers depend on the
+    backend, a step notes the backend, as in `ctx.backends["training"] = "torch cpu float32"`; the record's provenance has it.
     """
 
     stream: RandomStream
@@ -51,7 +52,7 @@ class Source(Component):
     """Where real rows come from."""
 
     component_kind: ClassVar[str] = "source"
-    exact_family: ClassVar[str] = ""  # family whose `draw_statistics`, with `truth` as params, has this source's distribution
+    exact_family: ClassVar[str] = ""  # family of the rows' distribution: its model with params `truth` draws the same rows
 
     @abstractmethod
     def schema(self) -> Mapping[str, ColumnType]:
@@ -71,7 +72,7 @@ class Source(Component):
 
     @abstractmethod
     def draw(self, first: int, n: int, ctx: Context) -> Columns:
-        """Rows first .. first + n - 1 of this seed's permutation or stream; any two calls agree where they overlap."""
+        """Rows first .. first + n - 1 of the permutation or stream that `ctx` determines; calls agree where they overlap."""
 
     def draw_inputs(self, n: int, initial: Columns, ctx: Context) -> Columns:
         """Conditioning inputs of n rows; empty for an unconditional source.
@@ -137,11 +138,11 @@ class Encoder(Component):
 
 
 class Family(Component):
-    """How rows are modeled. `fit` and `sample` may raise `ChainEndedError(status)`: a result without a value."""
+    """How rows are modeled. `fit` and `sample` may raise `ChainEndedError(status)`, which ends the chain with that status."""
 
     component_kind: ClassVar[str] = "family"
     required_columns: ClassVar[tuple[str, ...]] = ()  # that a source must have
-    default_metrics: ClassVar[tuple[str, ...]] = ()  # of a spec that names none; the first is the risk
+    default_metrics: ClassVar[tuple[str, ...]] = ()  # of a spec that names none
     metric_units: ClassVar[Mapping[str, str]] = {}  # units of metrics that depend on the family
     sampler_class: ClassVar[type[Sampler]] = Sampler  # configured by [family.sampler]
     reference_model: ClassVar[str] = ""  # published model with the default settings; reports list deviations from it
@@ -152,27 +153,27 @@ class Family(Component):
 
     @abstractmethod
     def fit(self, rows: TrainingRows, ctx: Context, init: Params | None) -> Params:
-        """A model of the rows. `init` is the model that training continues from; None = from scratch."""
+        """A model of the rows, which have the columns that all batches have. `init`: model to continue from; None = scratch."""
 
     @abstractmethod
     def sample(self, params: Params, n: int, sampler: Sampler, inputs: Columns, ctx: Context) -> Columns:
         """n rows of a model, with at least `required_columns`, typed as the source's columns.
 
-        `inputs` are conditioning inputs or prompts. A fit receives the columns that all of its batches have.
+        `inputs` are conditioning inputs or prompts.
         """
 
 
 class Policy(Component):
-    """Arithmetic on batches: how many rows of which batch a generation trains on. It never sees a row."""
+    """Arithmetic on batches: how many rows of which batch a generation trains on. It never sees a row. n: initial rows."""
 
     component_kind: ClassVar[str] = "policy"
 
     def n_real(self, t: int, n: int) -> int:
-        """Fresh real rows drawn for generation t >= 2; generation 1 always has the n initial rows."""
+        """Number of fresh real rows for generation t >= 2; generation 1 always trains on the n initial rows."""
         return 0
 
     def n_synthetic(self, t: int, n: int) -> int:
-        """Rows sampled from the model of generation t."""
+        """Number of rows sampled from model t, first used at generation t + 1."""
         return n
 
     def new_rows(self, t: int, n: int) -> NewRows:
@@ -181,11 +182,11 @@ class Policy(Component):
 
     @abstractmethod
     def plan(self, t: int, n: int) -> Plan:
-        """The takes of generation t >= 2."""
+        """The takes of generation t >= 2. Takes of 0 rows are dropped."""
 
 
 class Curator(Component):
-    """Keeps or edits rows after they are sampled (verifiers, filters). Laws do not apply to curated runs."""
+    """Keeps or edits rows after they are sampled (verifiers, filters). Laws of `theory/` do not apply to curated runs."""
 
     component_kind: ClassVar[str] = "curator"
 
@@ -212,12 +213,23 @@ class Metric(Component):
         """Values by name. A non-finite value is recorded as None with status `not_finite`."""
 
 
+class SampleMetric(Metric):
+    """A metric of sampled rows, which has no value if the policy draws none. A subclass writes `measure_samples`."""
+
+    @abstractmethod
+    def measure_samples(self, snap: Snapshot, ctx: Context) -> Mapping[str, float]:
+        """Values by name; `snap.samples` has rows."""
+
+    def measure(self, snap: Snapshot, ctx: Context) -> Mapping[str, float]:
+        return self.measure_samples(snap, ctx) if snap.samples else {}
+
+
 class Criterion(Component):
     """One published definition of collapse."""
 
     component_kind: ClassVar[str] = "criterion"
-    metrics: ClassVar[tuple[str, ...]] = ()  # without any of them the verdict is "not measured"
+    metrics: ClassVar[tuple[str, ...]] = ()  # if one of them is missing, the verdict is "not measured"
 
     @abstractmethod
     def judge(self, curves: Mapping[str, Floats]) -> Verdict:
-        """The verdict for one policy. Curves are (seeds, generations), NaN where a chain has no value."""
+        """The verdict for one policy, without its label. Curves are (seeds, generations), NaN where a chain has no value."""

@@ -95,6 +95,11 @@ def os_error_reason(problem: OSError) -> str:
     return (problem.strerror or type(problem).__name__).lower()
 
 
+def first_line(problem: Exception) -> str:
+    """The first line of a library's message, at most 200 characters, to be quoted in a sentence."""
+    return (str(problem).strip() or type(problem).__name__).split("\n")[0].rstrip(".")[:200]
+
+
 def is_selfloop_warning(category: type[Warning], filename: str) -> bool:
     """True for a warning that selfloop itself issued."""
     return category is UserWarning and "selfloop" in Path(filename).parts

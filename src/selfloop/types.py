@@ -1,4 +1,8 @@
-"""Values that every part of selfloop exchanges: batches, takes, plans, measurements, training rows."""
+"""Values that every part of selfloop exchanges: batches, takes, plans, measurements, training rows.
+
+A *point* is one combination of a sweep's values, a *chain* one policy and seed at one point over all generations, a *stored
+step* a function whose results `Store.call` keeps, and a policy's *label* its name in output.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +19,7 @@ Coordinates = tuple[tuple[str, object], ...]  # (key, value) of a sweep's point,
 
 
 class Batch(NamedTuple):
-    """Stored rows of one origin: `real(t)` drawn for generation t, `synthetic(k)` sampled from the model of generation k."""
+    """Name of the rows of one origin: `real(t)` drawn for generation t, `synthetic(k)` sampled from model k."""
 
     kind: Literal["real", "synthetic"]
     born: int
@@ -25,7 +29,7 @@ class Batch(NamedTuple):
 
 
 def real(t: int) -> Batch:
-    """The real rows first drawn for generation t."""
+    """The real rows drawn for generation t; `real(1)` are the initial rows."""
     return Batch("real", t)
 
 
@@ -36,7 +40,10 @@ def synthetic(k: int) -> Batch:
 
 @dataclass(frozen=True, slots=True)
 class Take(Generic[B]):
-    """The first `rows` rows of a batch (None = all) with a `weight` per row. In a plan B is `Batch`, in a world its own."""
+    """The first `rows` rows of a batch (None = all) with a `weight` per row.
+
+    In a plan B is the name of a batch (`Batch`), in a world that world's handle of it. A fit receives `RowTake`s.
+    """
 
     batch: B
     rows: int | None = None
@@ -45,7 +52,7 @@ class Take(Generic[B]):
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """All takes of one generation. With a budget, that many of their rows are drawn uniformly without replacement."""
+    """All takes of one generation. With a budget, that many rows of them are drawn uniformly without replacement."""
 
     takes: tuple[Take[Batch], ...]
     budget: int | None = None
@@ -60,7 +67,7 @@ class NewRows:
 
 
 class Measurement(NamedTuple):
-    """One value of one metric. `value` is None exactly when `status` gives the reason."""
+    """One value of one metric. `value` is None if and only if `status` is set; then `status` is the reason."""
 
     policy: str
     seed: int
@@ -89,7 +96,7 @@ class TrainingRows:
     """Rows of one fit, take by take. `gather` loads rows on request, so that a corpus need not fit in memory."""
 
     takes: tuple[RowTake, ...]
-    prepared: Params = field(default_factory=dict)  # of the family's encoder
+    prepared: Params = field(default_factory=dict)  # result of the encoder's `prepare`; empty without an encoder
 
     def __len__(self) -> int:
         return sum(take.n_rows for take in self.takes)
@@ -110,7 +117,8 @@ class TrainingRows:
             local = indices[mask] - (ends[i] - take.n_rows)
             pieces.append(select_rows(take.rows, local if take.indices is None else take.indices[local]))
             positions.append(mask)
-        return select_rows(concat_rows(pieces), np.argsort(np.concatenate(positions), kind="stable"))
+        order = np.argsort(np.concatenate(positions), kind="stable")  # back to the order of `indices`
+        return select_rows(concat_rows(pieces), order)
 
     def select_columns(self, *names: str) -> TrainingRows:
         """The same rows with the named columns only."""

@@ -20,8 +20,9 @@ from selfloop.errors import ChainEndedError, DataError, SettingError
 from selfloop.families.glm import Glm, Link
 from selfloop.metrics.classification import Accuracy, LogLoss
 from selfloop.metrics.true_parameters import ParameterError
-from selfloop.policies.builtin import Accumulate, AccumulateSubsample, Augment, Replace, ReplaceMultiple
+from selfloop.policies.builtin import Accumulate, AccumulateSubsample, Augment, Replace
 from selfloop.policies.cycles import Balanced
+from selfloop.policies.growing import ReplaceMultiple
 from selfloop.rng import RandomStream
 from selfloop.snapshots import EnsembleTake, Snapshot
 from selfloop.sources.distributions import Design, LogisticSource

@@ -9,7 +9,8 @@ from selfloop.component import Context
 from selfloop.errors import SettingError, SpecError
 from selfloop.families.linear import Linear, LinearSampler
 from selfloop.metrics.true_parameters import ExcessRisk
-from selfloop.policies.builtin import Accumulate, AccumulateSubsample, Fresh, Mix, Replace, ReplaceMultiple
+from selfloop.policies.builtin import Accumulate, AccumulateSubsample, Fresh, Mix, Replace
+from selfloop.policies.growing import ReplaceMultiple
 from selfloop.rng import RandomStream
 from selfloop.snapshots import EnsembleTake
 from selfloop.sources.distributions import LinearSource

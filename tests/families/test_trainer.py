@@ -91,7 +91,7 @@ def test_a_fit_stopped_twice_continues_to_the_same_bits(tmp_path, whole):
     assert are_equal(run(scratch=tmp_path), whole)
 
 
-@pytest.mark.parametrize("name", ["average/0", "second/0", "step/0", "buffer/1.running_mean", "vector/1"])
+@pytest.mark.parametrize("name", ["average", "second", "step", "buffer/1.running_mean", "vector"])
 def test_the_resume_test_would_notice_an_array_missing_from_the_checkpoint(tmp_path, whole, name):
     with pytest.raises(Killed):
         run(scratch=tmp_path, stop_at=30)

@@ -14,20 +14,10 @@ from policy_strategies import STRATEGIES, policies, ratios
 from selfloop.component import Policy
 from selfloop.errors import SettingError
 from selfloop.plugins import BUILT_IN
-from selfloop.policies.builtin import (
-    Accumulate,
-    AccumulateReal,
-    AccumulateSubsample,
-    Augment,
-    Fresh,
-    Growing,
-    Mix,
-    Replace,
-    ReplaceMultiple,
-    Window,
-)
+from selfloop.policies.builtin import Accumulate, AccumulateReal, AccumulateSubsample, Augment, Fresh, Mix, Replace, Window
 from selfloop.policies.custom import FixedCounts
 from selfloop.policies.cycles import Balanced, Expanding, Incremental
+from selfloop.policies.growing import Growing, ReplaceMultiple
 from selfloop.policies.schedule import ScheduleEntry, schedule
 from selfloop.types import Plan, real, synthetic
 

@@ -6,8 +6,7 @@ import tomllib
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from selfloop.theory import predict
-from selfloop.theory.moments import PolicyPrediction
+from selfloop.theory.moments import PolicyPrediction, predict
 
 
 def predict_policies(names: Sequence[str], n: int, generations: int, overrides: Iterable[str]) -> dict[str, PolicyPrediction]:

@@ -17,7 +17,7 @@ R_co = TypeVar("R_co", covariant=True)
 
 
 class World(Protocol[B, M, R_co]):
-    """The loop's operations for one policy, on one chain or many. B is a batch, M a model, R a measurement."""
+    """The loop's operations for one policy: one way to run its chains, with batches B, models M and measurements R."""
 
     def draw_real(self, t: int, n: int) -> B: ...
     def fit(self, t: int, takes: list[Take[B]], budget: int | None, previous: M | None) -> M: ...
@@ -42,16 +42,18 @@ def iter_generations(world: World[B, M, R], policy: Policy, n: int, generations:
         t = entry.t
         if entry.new_rows.real:
             batches[real(t)] = world.draw_real(t, entry.new_rows.real)
-        takes = [
+        takes = [  # all rows are None, so that a step has the same key however the plan counts them
             Take(batches[take.batch], None if take.rows == entry.available[take.batch] else take.rows, take.weight)
             for take in entry.plan.takes
         ]
         try:
             model = world.fit(t, takes, entry.plan.budget, model)
-            samples = batches[synthetic(t)] = world.sample(t, model, entry.new_rows.synthetic)
+            samples = world.sample(t, model, entry.new_rows.synthetic)
         except ChainEndedError as end:
             yield list(world.end_chain(t, end.status))
             return
+        batches[synthetic(t)] = samples
         yield list(world.measure(t, model, samples))
+        # Drop batches that no later generation uses: an ensemble under `replace` holds two of them.
         for batch in [batch for batch in batches if last_use.get(batch, 0) <= t]:
-            del batches[batch]  # no later generation trains on it: an ensemble under `replace` holds two batches, not all
+            del batches[batch]

@@ -25,7 +25,7 @@ from selfloop.types import Measurement, Take
 class StoredWorld:
     """One chain of a point. Batches and models are references to stored arrays.
 
-    The policy is an argument of no step, so policies of one seed share every step with equal arguments. `models`, `samples`
+    No step receives the policy, so policies of one seed share every step with equal arguments. `models`, `samples`
     and `inputs` keep the references of each generation, for export and galleries.
     """
 
@@ -41,11 +41,11 @@ class StoredWorld:
     samples: dict[int, ObjectRef | None] = field(default_factory=dict)
     inputs: dict[int, ObjectRef | None] = field(default_factory=dict)
     ended: tuple[int, str] | None = None  # generation and status
-    refs: dict[object, ObjectRef] = field(default_factory=dict)  # results that all generations share
+    refs: dict[object, ObjectRef] = field(default_factory=dict)  # results used more than once
 
     def context(self, *names: str | int) -> Context:
-        """The context of a step. All policies of a seed have the same random streams, so their differences are paired."""
-        return Context(RandomStream(("seed", self.seed)).child(*names), None, self.threads)
+        """The context of a step. All policies of a seed have the same random streams, which pairs them."""
+        return Context(RandomStream(("seed", self.seed)).child(*names), threads=self.threads)
 
     def truth(self) -> Params:
         """The source's true parameters for this seed; empty if unknown."""
@@ -53,7 +53,8 @@ class StoredWorld:
 
     def draw_real(self, t: int, n: int) -> ObjectRef:
         source = self.point.spec.source
-        first, self.n_drawn = self.point.holdout + self.n_drawn, self.n_drawn + n
+        first = self.point.holdout + self.n_drawn  # the holdout comes first, so batches never overlap
+        self.n_drawn += n
         if t > 1 and source.has_fixed_design():
             return self._call(steps.redraw_outcomes, source, first, self._draw_inputs(t, n), self.context("source"))
         batch = self._draw(first, n)
@@ -72,11 +73,11 @@ class StoredWorld:
         """The whole corpus, encoded if the family has an encoder; the same for all seeds."""
         family, source = self.point.spec.family, self.point.spec.source
         if "corpus" not in self.refs:
-            ctx = Context(RandomStream(("corpus",)), None, self.threads)
+            ctx = Context(RandomStream(("corpus",)), threads=self.threads)
             if isinstance(family, UsesEncoder):
                 encoder = family.encoder()
                 prepared = self._call(steps.prepare_encoder, encoder, source, ctx.child("learn"))
-                self.refs["encoder"] = prepared
+                self.refs["prepared"] = prepared
                 self.refs["corpus"] = self._call(steps.encode_corpus, encoder, source, prepared, ctx.child("read"))
             else:
                 self.refs["corpus"] = self._call(steps.read_corpus, source, ctx.child("read"))
@@ -92,17 +93,18 @@ class StoredWorld:
 
     def _draw_inputs(self, t: int, n: int) -> ObjectRef | None:
         source = self.point.spec.source
-        if type(source).draw_inputs is Source.draw_inputs:
+        if type(source).draw_inputs is Source.draw_inputs:  # not overridden: an unconditional source
             return None
-        fixed = source.has_fixed_design()
-        ctx = self.context("source", *(() if fixed else ("given", t)))
-        return self._call_once(("inputs", n, 0 if fixed else t), steps.draw_inputs, source, n, self.initial, ctx)
+        if source.has_fixed_design():
+            return self._call_once(("inputs", n), steps.draw_inputs, source, n, self.initial, self.context("source"))
+        ctx = self.context("source", "given", t)
+        return self._call_once(("inputs", n, t), steps.draw_inputs, source, n, self.initial, ctx)
 
     def fit(self, t: int, takes: list[Take[ObjectRef | None]], budget: int | None, previous: ObjectRef | None) -> ObjectRef:
         parts = tuple((take.batch, take.rows, take.weight) for take in takes)
         family = self.point.spec.family.for_generation(t)
         init = self._init_from(previous)
-        self.models[t] = self._call(steps.fit, family, parts, budget, init, self.refs.get("encoder"), self.context("fit", t))
+        self.models[t] = self._call(steps.fit, family, parts, budget, init, self.refs.get("prepared"), self.context("fit", t))
         return self.models[t]
 
     def _init_from(self, previous: ObjectRef | None) -> ObjectRef | None:
@@ -128,7 +130,7 @@ class StoredWorld:
         if type(sampler).draw_prompts is Sampler.draw_prompts:
             return None
         prompts = self._call(steps.draw_prompts, sampler, n, self.initial, self.context("prompts"))
-        return prompts if isinstance(prompts, ObjectRef) else None
+        return prompts if isinstance(prompts, ObjectRef) else None  # no columns are stored as a value
 
     def measure(self, t: int, model: ObjectRef, samples: ObjectRef | None) -> Iterator[Measurement]:
         spec = self.point.spec
@@ -156,7 +158,7 @@ class StoredWorld:
                 (extractor, batch), steps.extract_features, extractor, batch, prepared, ctx.child("describe")
             )
 
-        return prepared, tuple(batch and extract(batch) for batch in rows)
+        return prepared, tuple(extract(batch) if batch else None for batch in rows)
 
     def _holdout(self) -> ObjectRef | None:
         if self.point.holdout and "holdout" not in self.refs:

@@ -18,7 +18,8 @@ from selfloop.protocols import EnsembleFit, SufficientStatistics
 from selfloop.rng import RandomStream
 from selfloop.snapshots import EnsembleTake
 
-MIN_UNEXPLAINED_SHARE = 1e-12  # of the variance of a coordinate, by the other coordinates; less is rounding
+# If the other coordinates explain all but this share of a coordinate's variance, the covariance counts as singular.
+MIN_UNEXPLAINED_SHARE = 1e-12
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,15 +27,16 @@ class GaussianSampler(Sampler):
     """Sampling from a fitted normal distribution."""
 
     name: ClassVar[str] = "gaussian"
-    variance_factor: Annotated[float, Ge(0), "variance of samples over fitted variance (lambda of 2307.01850)"] = 1.0
+    variance_factor: Annotated[float, Ge(0), "variance of samples over fitted variance (lambda of arXiv:2307.01850)"] = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class Gaussian(EnsembleFamily):
-    """A normal distribution: the mean of all training rows, and their scatter over n - ddof.
+    """A normal distribution: the mean of all training rows, and their scatter divided by n - ddof.
 
-    Statistics of rows are their count, mean and scatter around that mean. Raw second moments would lose a variance that
-    has shrunk to 1e-30. (Rows themselves cannot represent a variance below about 1e-32 of their squared mean.)
+    Rows are `x` (seeds, rows, d), params and statistics have a leading seeds axis too; `EnsembleFamily` makes `fit` and
+    `sample` of one chain from an ensemble of one seed. Statistics are count, mean and scatter (the matrix of squared
+    deviations from that mean). Raw second moments would lose a variance that has shrunk to 1e-30. (Rows themselves cannot represent a variance below about 1e-32 of their squared mean.)
     """
 
     name: ClassVar[str] = "gaussian"
@@ -46,7 +48,7 @@ class Gaussian(EnsembleFamily):
 
     def fit_rows(self, takes: Sequence[EnsembleTake], previous: Params | None) -> EnsembleFit:
         if self.pooled and has_budget(takes):
-            (x,), weights = budget_rows(takes, "x")  # reads no other rows of the many batches
+            (x,), weights = budget_rows(takes, "x")  # reads the drawn rows only
             return self.fit_statistics(_weighted_statistics(cast(Floats, x), weights / weights.mean(axis=1, keepdims=True)))
         return self.fit_statistics(self.merge([(_statistics(take), take.weight) for take in takes]))
 

@@ -10,11 +10,10 @@ import numpy as np
 from annotated_types import Gt
 
 from selfloop.columns import Array, Columns, Floats, Ints, select_rows
-from selfloop.component import Context, Metric
+from selfloop.component import Context, Metric, SampleMetric
 from selfloop.errors import ChainEndedError
 from selfloop.formats.molecules import add_conformers, build_molecule, ragged_row, require_rdkit
 from selfloop.metrics.molecules import MaxMolecules, group_by_molecule
-from selfloop.metrics.sample_metric import SampleMetric
 from selfloop.snapshots import Snapshot
 
 MAX_MATCHES = 2000  # symmetric numberings of a molecule that RDKit tries; with more, a distance may be too large

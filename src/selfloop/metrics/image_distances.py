@@ -11,9 +11,8 @@ import numpy as np
 from annotated_types import Ge
 
 from selfloop.columns import Floats
-from selfloop.component import Context
-from selfloop.metrics.image_features import Features, ImageFeatureExtractor
-from selfloop.metrics.sample_metric import SampleMetric
+from selfloop.component import Context, FeatureExtractor
+from selfloop.metrics.image_features import ImageFeatureExtractor, ImageMetric
 from selfloop.metrics.vector_distances import frechet_distance, kernel_distance, mean_distance
 from selfloop.snapshots import Snapshot
 
@@ -21,30 +20,39 @@ MAX_ROWS = 5000  # default limit of metrics that compare all pairs of rows, whos
 MaxRows = Annotated[int, Ge(2), "number of sampled and of real rows, at most"]
 
 
+class ImageFrechetMetric(ImageMetric):
+    """Frechet distances of equally many sampled and initial real images to the held-out real images."""
+
+    version: ClassVar[int] = 2
+    uses_holdout: ClassVar[bool] = True
+
+    def measure_samples(self, snap: Snapshot, ctx: Context) -> Mapping[str, float]:
+        pair = feature_pair(snap, "initial", equal_rows=True)
+        real = feature_vectors(snap, "holdout")
+        return {f"{self.name}{end}": frechet_distance(rows, real) for end, rows in zip(("", "_real"), pair, strict=True)}
+
+
 @dataclass(frozen=True, kw_only=True)
-class PixelFrechet(SampleMetric):
+class PixelFrechet(ImageFrechetMetric):
     """Squared Frechet distance between sampled and held-out real images, on principal components of their pixels.
 
     As `feature_frechet`, with linear features: it compares means and covariances of pixels only.
     """
 
     name: ClassVar[str] = "pixel_frechet"
-    version: ClassVar[int] = 2
-    uses_holdout: ClassVar[bool] = True
     title: ClassVar[str] = "Frechet distance of sampled images to real ones"
     secondary_titles: ClassVar[Mapping[str, str]] = {
         "pixel_frechet_real": "Frechet distance of initial to held-out real images",
     }
     unit: ClassVar[str] = "squared gray scales"
     secondary_units: ClassVar[Mapping[str, str]] = {"pixel_frechet_real": unit}
-    features: Features = field(default_factory=lambda: ImageFeatureExtractor(kind="pixels", dimensions=32))
-
-    def measure_samples(self, snap: Snapshot, ctx: Context) -> Mapping[str, float]:
-        return _frechet_values(self.name, snap)
+    features: Annotated[FeatureExtractor, "features of the images"] = field(
+        default_factory=lambda: ImageFeatureExtractor(kind="pixels", dimensions=32)
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
-class FeatureFrechet(SampleMetric):
+class FeatureFrechet(ImageFrechetMetric):
     """Squared Frechet distance between sampled and held-out real images on features; on Inception's features, the FID.
 
     Heusel et al. 2017 (1706.08500). `feature_frechet_real` is the distance of equally many initial real images, the expected
@@ -53,29 +61,16 @@ class FeatureFrechet(SampleMetric):
     """
 
     name: ClassVar[str] = "feature_frechet"
-    version: ClassVar[int] = 2
-    uses_holdout: ClassVar[bool] = True
     title: ClassVar[str] = "Frechet distance of sampled images to real ones, on features"
     secondary_titles: ClassVar[Mapping[str, str]] = {
         "feature_frechet_real": "Frechet distance of initial to held-out real images, on features",
     }
     unit: ClassVar[str] = "squared units of the features"
     secondary_units: ClassVar[Mapping[str, str]] = {"feature_frechet_real": unit}
-    features: Features = field(default_factory=ImageFeatureExtractor)
-
-    def measure_samples(self, snap: Snapshot, ctx: Context) -> Mapping[str, float]:
-        return _frechet_values(self.name, snap)
-
-
-def _frechet_values(name: str, snap: Snapshot) -> Mapping[str, float]:
-    """Distances of equally many sampled and initial real images to the held-out images."""
-    pair = feature_pair(snap, "initial", equal_rows=True)
-    real = feature_vectors(snap, "holdout")
-    return {f"{name}{suffix}": frechet_distance(rows, real) for suffix, rows in zip(("", "_real"), pair, strict=True)}
 
 
 @dataclass(frozen=True, kw_only=True)
-class KernelDistance(SampleMetric):
+class KernelDistance(ImageMetric):
     """Kernel distance between sampled and held-out real images on features; on Inception's features, the KID.
 
     Binkowski et al. 2018 (1801.01401). Unbiased for any number of rows; about 0 for a perfect model.
@@ -84,7 +79,6 @@ class KernelDistance(SampleMetric):
     name: ClassVar[str] = "kernel_distance"
     uses_holdout: ClassVar[bool] = True
     title: ClassVar[str] = "kernel distance of sampled images to real ones"
-    features: Features = field(default_factory=ImageFeatureExtractor)
     max_rows: MaxRows = MAX_ROWS
 
     def measure_samples(self, snap: Snapshot, ctx: Context) -> Mapping[str, float]:
@@ -93,7 +87,7 @@ class KernelDistance(SampleMetric):
 
 
 @dataclass(frozen=True, kw_only=True)
-class FeatureDiversity(SampleMetric):
+class FeatureDiversity(ImageMetric):
     """Mean distance between two sampled images over the mean distance between two held-out real images, on features.
 
     1 if sampled images are as varied as real images, 0 if all are equal.
@@ -104,7 +98,6 @@ class FeatureDiversity(SampleMetric):
     title: ClassVar[str] = "diversity of sampled images"
     unit: ClassVar[str] = "share of that of real images"
     better: ClassVar[str] = "higher"
-    features: Features = field(default_factory=ImageFeatureExtractor)
     max_rows: MaxRows = MAX_ROWS
 
     def measure_samples(self, snap: Snapshot, ctx: Context) -> Mapping[str, float]:

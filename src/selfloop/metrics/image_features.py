@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, cast
 
@@ -12,7 +12,7 @@ from annotated_types import Ge
 from threadpoolctl import threadpool_limits
 
 from selfloop.columns import Array, Columns, Floats, Params, Ragged
-from selfloop.component import Context, FeatureExtractor
+from selfloop.component import Context, FeatureExtractor, SampleMetric
 from selfloop.errors import DataError, SettingError
 
 if TYPE_CHECKING:
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 MAX_PREPARE_ROWS = 4096  # rows that determine components, clusters and scale
 CHUNK_ROWS = 4096  # rows that are projected at a time
 FILES = {"exported": "a program of torch.export (.pt2)", "inception": "torch-fidelity's weights of Inception (.pth)"}
-Features = Annotated[FeatureExtractor, "features of the images"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,6 +109,13 @@ class ImageFeatureExtractor(FeatureExtractor):
         if "deviation" in prepared:
             features = np.asarray((features - np.asarray(prepared["mean"])) / float(prepared["deviation"]), np.float32)
         return features, logits
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageMetric(SampleMetric):
+    """A metric of sampled images on their features."""
+
+    features: Annotated[FeatureExtractor, "features of the images"] = field(default_factory=ImageFeatureExtractor)
 
 
 def _images(rows: Columns) -> Array:

@@ -9,8 +9,7 @@ from typing import Annotated, ClassVar, cast
 import numpy as np
 from annotated_types import Ge
 
-from selfloop.component import Context, Metric
-from selfloop.metrics.sample_metric import SampleMetric
+from selfloop.component import Context, Metric, SampleMetric
 from selfloop.protocols import SupportsElbo, SupportsLogLikelihood
 from selfloop.snapshots import Snapshot
 

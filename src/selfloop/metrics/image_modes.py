@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
 import numpy as np
@@ -12,8 +12,7 @@ from annotated_types import Interval
 from selfloop.columns import Floats
 from selfloop.component import Context, Sampler, Source
 from selfloop.errors import SpecError
-from selfloop.metrics.image_features import Features, ImageFeatureExtractor
-from selfloop.metrics.sample_metric import SampleMetric
+from selfloop.metrics.image_features import ImageFeatureExtractor, ImageMetric
 from selfloop.snapshots import Snapshot
 
 MAX_LISTED_MODES = 20  # number of modes up to which each mode's share is a secondary value
@@ -21,7 +20,7 @@ LOST_SHARE = 0.1  # of the uniform or real share: a mode or attribute below it c
 
 
 @dataclass(frozen=True, kw_only=True)
-class Modes(SampleMetric):
+class Modes(ImageMetric):
     """Number of modes that sampled images have. Each image counts for its most probable mode.
 
     Modes are the classes of the features' classifier, or clusters of the real features if rows have no labels. A mode counts if
@@ -46,7 +45,6 @@ class Modes(SampleMetric):
         "mode_confusion": "share of sampled images",
     } | {f"class_share_{mode}": "share of sampled images" for mode in range(MAX_LISTED_MODES)}
     better: ClassVar[str] = "higher"
-    features: Features = field(default_factory=ImageFeatureExtractor)
     min_probability: Annotated[
         float, Interval(gt=0, le=1), "probability of the most probable mode below which an image lies between modes"
     ] = 0.9
@@ -69,7 +67,7 @@ class Modes(SampleMetric):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Attributes(SampleMetric):
+class Attributes(ImageMetric):
     """Number of attributes whose share among sampled images is at least a tenth of their share among held-out real images.
 
     An image has an attribute if the features' classifier, trained on the `attributes` of the initial real rows, gives it a
@@ -86,7 +84,6 @@ class Attributes(SampleMetric):
     unit: ClassVar[str] = "attributes"
     secondary_units: ClassVar[Mapping[str, str]] = {"attribute_distance": "mean difference of shares"}
     better: ClassVar[str] = "higher"
-    features: Features = field(default_factory=ImageFeatureExtractor)
     names: Annotated[tuple[str, ...], "names of the attributes, in the order of the column; empty: 0, 1, ..."] = ()
 
     def check(self, source: Source, sampler: Sampler) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Annotated, ClassVar, NamedTuple
 
 import numpy as np
@@ -18,8 +18,7 @@ from annotated_types import Ge
 from selfloop.columns import Floats, Ints
 from selfloop.component import Context
 from selfloop.metrics.image_distances import MAX_ROWS, MaxRows, feature_pair, feature_vectors
-from selfloop.metrics.image_features import Features, ImageFeatureExtractor
-from selfloop.metrics.sample_metric import SampleMetric
+from selfloop.metrics.image_features import ImageMetric
 from selfloop.metrics.vector_distances import distance_chunks
 from selfloop.snapshots import Snapshot
 
@@ -63,7 +62,7 @@ def count_in_balls(points: Floats, centers: Floats, radii: Floats) -> BallCounts
 
 
 @dataclass(frozen=True, kw_only=True)
-class Precision(SampleMetric):
+class Precision(ImageMetric):
     """Share of sampled images among held-out real images, and the reverse share, the recall.
 
     A row is among others if it lies within the distance of one of them to its k-th nearest row of the same kind
@@ -78,7 +77,6 @@ class Precision(SampleMetric):
     unit: ClassVar[str] = "share of sampled images"
     secondary_units: ClassVar[Mapping[str, str]] = {"recall": "share of real images"}
     better: ClassVar[str] = "higher"
-    features: Features = field(default_factory=ImageFeatureExtractor)
     k: Neighbor = 3
     max_rows: MaxRows = MAX_ROWS
 
@@ -92,7 +90,7 @@ class Precision(SampleMetric):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Coverage(SampleMetric):
+class Coverage(ImageMetric):
     """Share of held-out real images with a sampled image closer than their k-th nearest real image, and the density.
 
     The density is the mean number of balls of real images that contain a sampled image, over k: about 1 for a perfect model,
@@ -106,7 +104,6 @@ class Coverage(SampleMetric):
     secondary_titles: ClassVar[Mapping[str, str]] = {"density": "real neighborhoods around a sampled image (density)"}
     unit: ClassVar[str] = "share of real images"
     better: ClassVar[str] = "higher"
-    features: Features = field(default_factory=ImageFeatureExtractor)
     k: Neighbor = 5
     max_rows: MaxRows = MAX_ROWS
 
@@ -119,7 +116,7 @@ class Coverage(SampleMetric):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainingDistance(SampleMetric):
+class TrainingDistance(ImageMetric):
     """Mean distance of a sampled image to its nearest initial real image, over the mean distance of a held-out real image.
 
     1 if sampled images are as far away as fresh real images. Far below 1, they are near copies (Shi et al. 2025, 2509.16499,
@@ -142,7 +139,6 @@ class TrainingDistance(SampleMetric):
         "near_copies_real": "share of held-out real images",
     }
     better: ClassVar[str] = ""
-    features: Features = field(default_factory=ImageFeatureExtractor)
     max_rows: Annotated[int, Ge(1), "number of sampled and of held-out rows, at most; all initial rows are used"] = MAX_ROWS
 
     def measure_samples(self, snap: Snapshot, ctx: Context) -> Mapping[str, float]:
@@ -158,7 +154,7 @@ class TrainingDistance(SampleMetric):
 
 
 @dataclass(frozen=True, kw_only=True)
-class FeatureEntropy(SampleMetric):
+class FeatureEntropy(ImageMetric):
     """Entropy of the features of sampled images, estimated from distances to k-th nearest neighbors.
 
     psi(n) - psi(k) + log(volume of the unit ball) + d mean(log distance): Kozachenko and Leonenko 1987, in the form of
@@ -174,7 +170,6 @@ class FeatureEntropy(SampleMetric):
     unit: ClassVar[str] = "nats"
     secondary_units: ClassVar[Mapping[str, str]] = {"feature_entropy_real": "nats"}
     better: ClassVar[str] = "higher"
-    features: Features = field(default_factory=ImageFeatureExtractor)
     k: Neighbor = 3
     max_rows: MaxRows = MAX_ROWS
 

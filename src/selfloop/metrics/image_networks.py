@@ -19,7 +19,7 @@ from torch.nn import functional
 
 from selfloop.columns import Array, Params
 from selfloop.component import Context
-from selfloop.errors import SpecError, missing_extra
+from selfloop.errors import SpecError, first_line, missing_extra
 from selfloop.families.nn import trainer
 from selfloop.families.nn.image_tensors import height_width_depth, scale_pixels, to_tensor
 from selfloop.families.nn.settings import TrainingSettings
@@ -94,7 +94,7 @@ def open_program(path: Path) -> FeatureNetwork:
             program = torch.export.load(path).module().to(trainer.device())
     except UNREADABLE as problem:
         raise SpecError(
-            f"{PATH_KEY}: {path} cannot be opened ({_first_line(problem)}). Save it with the installed version of torch."
+            f"{PATH_KEY}: {path} cannot be opened ({first_line(problem)}). Save it with the installed version of torch."
         ) from problem
 
     def network(images: Tensor) -> tuple[Tensor, Tensor]:
@@ -103,7 +103,7 @@ def open_program(path: Path) -> FeatureNetwork:
         except (RuntimeError, AssertionError) as problem:
             shape = f"float32{list(images.shape)}"
             raise SpecError(
-                f"{PATH_KEY}: {path} does not accept images {shape} ({_first_line(problem)}). Export it for this shape."
+                f"{PATH_KEY}: {path} does not accept images {shape} ({first_line(problem)}). Export it for this shape."
             ) from problem
         if not isinstance(features, Tensor) or features.ndim != 2 or len(features) != len(images):
             raise SpecError(
@@ -126,7 +126,7 @@ def open_inception(path: Path) -> FeatureNetwork:
             model = FeatureExtractorInceptionV3("inception-v3-compat", ["2048"], feature_extractor_weights_path=str(path))
     except UNREADABLE as problem:
         raise SpecError(
-            f"{PATH_KEY}: {path} does not hold the weights of Inception in torch-fidelity's format ({_first_line(problem)}). "
+            f"{PATH_KEY}: {path} does not hold the weights of Inception in torch-fidelity's format ({first_line(problem)}). "
             "Use its release file weights-inception-2015-12-05-6726825d.pth."
         ) from problem
     model.to(trainer.device()).eval()
@@ -190,7 +190,3 @@ def _rotate(images: Tensor, rotations: tuple[int, ...]) -> tuple[Tensor, Tensor]
     rotation = torch.randint(len(rotations), (len(images),), device=images.device)
     rotated = [torch.rot90(images[rotation == k], quarters, (2, 3)) for k, quarters in enumerate(rotations)]
     return torch.cat(rotated), rotation.sort().values
-
-
-def _first_line(problem: Exception) -> str:
-    return str(problem).strip().split("\n")[0].rstrip(".")[:200]

@@ -10,9 +10,8 @@ import numpy as np
 from annotated_types import Ge, Interval
 
 from selfloop.columns import Columns, Floats, Ints, Ragged, count_rows, select_rows
-from selfloop.component import Context
+from selfloop.component import Context, SampleMetric
 from selfloop.formats.molecules import MAX_BOND_TYPE, add_conformers, build_molecule, ragged_row, require_rdkit
-from selfloop.metrics.sample_metric import SampleMetric
 from selfloop.snapshots import Snapshot
 
 N_EDGE_TYPES = 1 << 5  # base of the integer codes of edge types and elements

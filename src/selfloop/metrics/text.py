@@ -10,9 +10,8 @@ import numpy as np
 from annotated_types import Ge, Interval
 
 from selfloop.columns import Columns, Ints, Params, Ragged
-from selfloop.component import Context, Metric
+from selfloop.component import Context, Metric, SampleMetric
 from selfloop.metrics.ngrams import cut_length, equal_texts, row_chunks, row_indices, texts
-from selfloop.metrics.sample_metric import SampleMetric
 from selfloop.protocols import SupportsTokenLogProb, UsesEncoder
 from selfloop.snapshots import Snapshot
 
@@ -63,8 +62,14 @@ def _nats_per_token(snap: Snapshot, rows: Columns, ctx: Context) -> float:
     return -float(values.mean()) if len(values) else NO_VALUE
 
 
+class TextMetric(SampleMetric):
+    """A metric of sampled rows of tokens."""
+
+    family_protocols: ClassVar[tuple[type, ...]] = (UsesEncoder,)
+
+
 @dataclass(frozen=True, kw_only=True)
-class TextLength(SampleMetric):
+class TextLength(TextMetric):
     """Mean number of tokens of a sampled row, without its end token.
 
     `text_length_finished_rate` is the share of rows with an end token; the sampler cut all other rows.
@@ -76,7 +81,6 @@ class TextLength(SampleMetric):
     unit: ClassVar[str] = "tokens per row"
     secondary_units: ClassVar[Mapping[str, str]] = {"text_length_finished_rate": "share of rows"}
     better: ClassVar[str] = ""
-    family_protocols: ClassVar[tuple[type, ...]] = (UsesEncoder,)
 
     def measure_samples(self, snap: Snapshot, ctx: Context) -> Mapping[str, float]:
         tokens = cast(Ragged, snap.samples["tokens"])
@@ -87,7 +91,7 @@ class TextLength(SampleMetric):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Vocabulary(SampleMetric):
+class Vocabulary(TextMetric):
     """Number of distinct tokens in a fixed number of sampled tokens.
 
     `vocabulary_kept` is the share of the distinct tokens in equally many real tokens that the sampled tokens contain. Fresh
@@ -101,7 +105,6 @@ class Vocabulary(SampleMetric):
     unit: ClassVar[str] = "tokens"
     secondary_units: ClassVar[Mapping[str, str]] = {"vocabulary_kept": "share of tokens"}
     better: ClassVar[str] = "higher"
-    family_protocols: ClassVar[tuple[type, ...]] = (UsesEncoder,)
     max_tokens: Annotated[int, Ge(1), "number of sampled and of real tokens, at most"] = 50_000
 
     def measure_samples(self, snap: Snapshot, ctx: Context) -> Mapping[str, float]:
@@ -112,7 +115,7 @@ class Vocabulary(SampleMetric):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TailMass(SampleMetric):
+class TailMass(TextMetric):
     """Share of rare tokens in sampled rows over their share in real rows; 1 is right, 0 if the tail is lost.
 
     Rare tokens are all but the most frequent ones that make up 1 - `tail` of every second initial real row. Their real share
@@ -124,7 +127,6 @@ class TailMass(SampleMetric):
     title: ClassVar[str] = "share of rare tokens kept"
     unit: ClassVar[str] = "sampled over real share"
     better: ClassVar[str] = "higher"
-    family_protocols: ClassVar[tuple[type, ...]] = (UsesEncoder,)
     tail: Annotated[float, Interval(gt=0, lt=1), "share of real tokens that counts as the tail"] = 0.1
 
     def measure_samples(self, snap: Snapshot, ctx: Context) -> Mapping[str, float]:
@@ -156,7 +158,7 @@ def _share_outside(counts: Ints, tokens: Ints) -> float:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ZipfExponent(SampleMetric):
+class ZipfExponent(TextMetric):
     """Exponent s of the most frequent tokens of sampled rows, whose frequency is proportional to rank^-s.
 
     Maximum likelihood on the first `ranks` ranks. Ranks come from every second row and frequencies from the other rows, because
@@ -166,7 +168,6 @@ class ZipfExponent(SampleMetric):
     name: ClassVar[str] = "zipf_exponent"
     title: ClassVar[str] = "Zipf exponent of sampled tokens"
     better: ClassVar[str] = ""
-    family_protocols: ClassVar[tuple[type, ...]] = (UsesEncoder,)
     ranks: Annotated[int, Ge(2), "number of the most frequent tokens; 100,000 tokens measure lower ranks with a bias"] = 100
 
     def measure_samples(self, snap: Snapshot, ctx: Context) -> Mapping[str, float]:

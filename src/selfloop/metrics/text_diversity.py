@@ -16,9 +16,7 @@ from annotated_types import Ge
 from selfloop.columns import Floats, Ints, Ragged, count_rows
 from selfloop.component import Context
 from selfloop.metrics.ngrams import contained, equal_texts, hash_values, longest_runs, ngrams, row_chunks, row_hashes, texts
-from selfloop.metrics.sample_metric import SampleMetric
-from selfloop.metrics.text import NO_VALUE
-from selfloop.protocols import UsesEncoder
+from selfloop.metrics.text import NO_VALUE, TextMetric
 from selfloop.snapshots import Snapshot
 
 MAX_NGRAM = 4  # tokens of the longest n-grams of `distinct` and `self_bleu`
@@ -26,7 +24,7 @@ SMOOTHING = 0.1  # matches that replace 0 matches of an n-gram length
 
 
 @dataclass(frozen=True, kw_only=True)
-class Distinct(SampleMetric):
+class Distinct(TextMetric):
     """Distinct n-grams over all n-grams in a fixed number of sampled tokens, mean of n = 1 to 4.
 
     distinct-n of Li et al. 2016 (1510.03055).
@@ -39,7 +37,6 @@ class Distinct(SampleMetric):
     }
     unit: ClassVar[str] = "share of n-grams"
     better: ClassVar[str] = "higher"
-    family_protocols: ClassVar[tuple[type, ...]] = (UsesEncoder,)
     max_tokens: Annotated[int, Ge(1), "number of sampled tokens, at most"] = 50_000
 
     def measure_samples(self, snap: Snapshot, ctx: Context) -> Mapping[str, float]:
@@ -54,7 +51,7 @@ def _distinct_share(tokens: Ragged, n: int) -> float:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SelfBleu(SampleMetric):
+class SelfBleu(TextMetric):
     """BLEU-4 of a sampled row with the other sampled rows as references, mean over a fixed number of rows; 1 if all are equal.
 
     Zhu et al. 2018 (Texygen, 1802.01886), who take 500 rows. BLEU of Papineni et al. 2002 with uniform weights, per row, with
@@ -64,7 +61,6 @@ class SelfBleu(SampleMetric):
 
     name: ClassVar[str] = "self_bleu"
     title: ClassVar[str] = "self-BLEU of sampled rows"
-    family_protocols: ClassVar[tuple[type, ...]] = (UsesEncoder,)
     max_rows: Annotated[int, Ge(2), "number of sampled rows, at most; half the initial rows if that is less"] = 500
 
     def measure_samples(self, snap: Snapshot, ctx: Context) -> Mapping[str, float]:
@@ -118,7 +114,7 @@ def _closest_lengths(lengths: Ints) -> Ints:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Repetition(SampleMetric):
+class Repetition(TextMetric):
     """Share of n-grams of a sampled row that occurred earlier in the row, 1 - distinct / all.
 
     Mean over rows of n tokens or more. seq-rep-n of Welleck et al. 2020 (1908.04319, section 6).
@@ -127,7 +123,6 @@ class Repetition(SampleMetric):
     name: ClassVar[str] = "repetition"
     title: ClassVar[str] = "n-grams repeated within a row"
     unit: ClassVar[str] = "share of n-grams"
-    family_protocols: ClassVar[tuple[type, ...]] = (UsesEncoder,)
     ngram: Annotated[int, Ge(1), "length n of an n-gram, tokens"] = MAX_NGRAM
     max_rows: Annotated[int, Ge(1), "number of sampled rows, at most"] = 5000
 
@@ -140,13 +135,12 @@ class Repetition(SampleMetric):
 
 
 @dataclass(frozen=True, kw_only=True)
-class DuplicateRate(SampleMetric):
+class DuplicateRate(TextMetric):
     """Share of sampled rows with an exact copy among the sampled rows: 0 if all rows differ, 1 if no row is unique."""
 
     name: ClassVar[str] = "duplicate_rate"
     title: ClassVar[str] = "duplicates among sampled rows"
     unit: ClassVar[str] = "share of rows"
-    family_protocols: ClassVar[tuple[type, ...]] = (UsesEncoder,)
 
     def measure_samples(self, snap: Snapshot, ctx: Context) -> Mapping[str, float]:
         hashes = np.concatenate([row_hashes(chunk) for chunk in row_chunks(cast(Ragged, snap.samples["tokens"]))])
@@ -155,7 +149,7 @@ class DuplicateRate(SampleMetric):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Memorization(SampleMetric):
+class Memorization(TextMetric):
     """Share of long n-grams of sampled rows that occur in an initial real row.
 
     `copied_run` is the longest run of tokens of a row whose n-grams are all copied, or 0; mean over rows. Real rows share
@@ -167,7 +161,6 @@ class Memorization(SampleMetric):
     secondary_titles: ClassVar[Mapping[str, str]] = {"copied_run": "longest run of tokens copied from a real row"}
     unit: ClassVar[str] = "share of n-grams"
     secondary_units: ClassVar[Mapping[str, str]] = {"copied_run": "tokens"}
-    family_protocols: ClassVar[tuple[type, ...]] = (UsesEncoder,)
     ngram: Annotated[int, Ge(1), "length n of an n-gram, tokens"] = 16
     max_tokens: Annotated[int, Ge(1), "number of sampled tokens, at most"] = 200_000
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, cast
@@ -15,10 +14,9 @@ from threadpoolctl import threadpool_limits
 
 from selfloop.columns import Floats, Ragged, count_rows
 from selfloop.component import Context
-from selfloop.errors import SettingError, resolve_local_or_hub
+from selfloop.errors import SettingError, first_line, resolve_local_or_hub
 from selfloop.metrics.ngrams import cut_length, texts
-from selfloop.metrics.sample_metric import SampleMetric
-from selfloop.metrics.text import NO_VALUE
+from selfloop.metrics.text import NO_VALUE, TextMetric
 from selfloop.metrics.vector_distances import frechet_distance, frontier_area
 from selfloop.protocols import UsesEncoder
 from selfloop.snapshots import Snapshot
@@ -27,14 +25,10 @@ MAX_TOKENS = 256  # of a row, in tokens of the feature model
 CHUNK_ROWS = 32  # rows per pass through the feature model
 EXPLAINED_VARIANCE = 0.9  # share that the principal components keep before clustering
 N_KMEANS_STARTS = 5
-ModelName = Annotated[
-    str | Path, "feature model: a folder, or a name on the hub, that transformers.AutoModel and AutoTokenizer open"
-]
-Revision = Annotated[str | None, "commit of a model on the hub, whose content may change"]
-MaxRows = Annotated[int, Ge(2), "number of sampled and of real rows, at most"]
 
 
-class TextFeatureMetric(SampleMetric):
+@dataclass(frozen=True, kw_only=True)
+class TextFeatureMetric(TextMetric):
     """A metric of the features of equally many sampled and held-out real rows. A subclass writes `compare`.
 
     Features are the mean of the feature model's last hidden states over the first 256 tokens of a row. Real rows are cut at
@@ -42,10 +36,11 @@ class TextFeatureMetric(SampleMetric):
     """
 
     uses_holdout: ClassVar[bool] = True
-    family_protocols: ClassVar[tuple[type, ...]] = (UsesEncoder,)
-    model: ModelName
-    revision: Revision
-    max_rows: MaxRows
+    model: Annotated[
+        str | Path, "feature model: a folder, or a name on the hub, that transformers.AutoModel and AutoTokenizer open"
+    ]
+    revision: Annotated[str | None, "commit of a model on the hub, whose content may change"] = None
+    max_rows: Annotated[int, Ge(2), "number of sampled and of real rows, at most"] = 1000
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -84,9 +79,6 @@ class Mauve(TextFeatureMetric):
     name: ClassVar[str] = "mauve"
     title: ClassVar[str] = "MAUVE of sampled text"
     better: ClassVar[str] = "higher"
-    model: ModelName
-    revision: Revision = None
-    max_rows: MaxRows = 1000
     scaling_factor: Annotated[float, Gt(0), "factor of the divergences in the exponent of the frontier"] = 5.0
 
     def compare(self, sampled: Floats, real: Floats, ctx: Context) -> float:
@@ -104,9 +96,6 @@ class TextFrechet(TextFeatureMetric):
     name: ClassVar[str] = "text_frechet"
     title: ClassVar[str] = "Frechet distance of sampled text to real text"
     unit: ClassVar[str] = "squared units of the features"
-    model: ModelName
-    revision: Revision = None
-    max_rows: MaxRows = 1000
 
     def compare(self, sampled: Floats, real: Floats, ctx: Context) -> float:
         return frechet_distance(sampled, real)
@@ -166,28 +155,15 @@ def _open_model(model: str | Path, revision: str | None) -> tuple[Any, Any]:
     import torch
     from transformers import AutoModel, AutoTokenizer
 
+    from selfloop.families.nn.hf_logging import quiet
+
     try:
-        with _without_progress_bar():
+        with quiet():
             tokenizer = AutoTokenizer.from_pretrained(model, revision=revision)
             return tokenizer, AutoModel.from_pretrained(model, revision=revision, dtype=torch.float32)
     except (OSError, ValueError, KeyError) as problem:
-        reason = str(problem).strip().split("\n")[0].rstrip(".")[:200]
         raise SettingError(
             "model",
-            f"{model} cannot be opened ({reason}). Give a folder with a model and its tokenizer, as transformers saves them, "
+            f"{model} cannot be opened ({first_line(problem)}). Give a folder with a model and its tokenizer, as transformers saves them, "
             "or a name on the hub.",
         ) from problem
-
-
-@contextmanager
-def _without_progress_bar() -> Iterator[None]:
-    """Inside, transformers shows no progress bar."""
-    from transformers.utils import logging
-
-    was_enabled = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if was_enabled:
-            logging.enable_progress_bar()

@@ -9,7 +9,7 @@ import math
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
-from annotated_types import Ge, Interval
+from annotated_types import Ge
 
 from selfloop.component import Policy
 from selfloop.settings import PositiveFloat, Share
@@ -17,12 +17,13 @@ from selfloop.types import Batch, Plan, Take, real, synthetic
 
 
 def take_all(*batches: Batch) -> Plan:
+    """A plan that takes all rows of these batches."""
     return Plan(tuple(Take(batch) for batch in batches))
 
 
-def batches_before(t: int) -> list[Batch]:
-    """The initial rows and every synthetic batch that exist before generation t, the oldest first."""
-    return [real(1), *(synthetic(k) for k in range(1, t))]
+def synthetic_before(t: int) -> list[Batch]:
+    """Every synthetic batch that exists before generation t, the oldest first."""
+    return [synthetic(k) for k in range(1, t)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +43,7 @@ class Accumulate(Policy):
     name: ClassVar[str] = "accumulate"
 
     def plan(self, t: int, n: int) -> Plan:
-        return take_all(*batches_before(t))
+        return take_all(real(1), *synthetic_before(t))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,20 +54,7 @@ class AccumulateSubsample(Policy):
     budget: Annotated[int | None, Ge(1), "training rows of each generation; default n"] = None
 
     def plan(self, t: int, n: int) -> Plan:
-        return Plan(take_all(*batches_before(t)).takes, budget=self.budget or n)
-
-
-@dataclass(frozen=True, kw_only=True)
-class ReplaceMultiple(Policy):
-    """Only the rows of the newest model, but t n of them, as many as `accumulate` has (Gerstgrasser et al. 2024, App. E)."""
-
-    name: ClassVar[str] = "replace_multiple"
-
-    def n_synthetic(self, t: int, n: int) -> int:
-        return n * (t + 1)
-
-    def plan(self, t: int, n: int) -> Plan:
-        return take_all(synthetic(t - 1))
+        return Plan(take_all(real(1), *synthetic_before(t)).takes, budget=self.budget or n)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,12 +65,13 @@ class Window(Policy):
     length: Annotated[int, Ge(1), "batches kept; 1 is `replace`"] = 1
 
     def plan(self, t: int, n: int) -> Plan:
-        return take_all(*batches_before(t)[-self.length :])
+        batches = [real(1), *synthetic_before(t)]
+        return take_all(*batches[-self.length :])
 
 
 @dataclass(frozen=True, kw_only=True)
 class Augment(Policy):
-    """The initial rows and `ratio` n rows of the newest model (synthetic augmentation, Alemohammad et al., Bertrand et al.)."""
+    """The initial rows and `ratio` × n rows of the newest model (augmentation, Alemohammad et al., Bertrand et al.)."""
 
     name: ClassVar[str] = "augment"
     ratio: Annotated[PositiveFloat, "synthetic rows per real row"] = 1.0
@@ -96,7 +85,7 @@ class Augment(Policy):
 
 @dataclass(frozen=True, kw_only=True)
 class Mix(Policy):
-    """n rows: the first `real_share` n of the initial rows, the others from the newest model."""
+    """n rows: the first `real_share` × n of the initial rows, the others from the newest model."""
 
     name: ClassVar[str] = "mix"
     real_share: Annotated[Share, "share of real rows"] = 0.5
@@ -110,12 +99,13 @@ class Mix(Policy):
 
 @dataclass(frozen=True, kw_only=True)
 class Fresh(Policy):
-    """n fresh real rows and `ratio` n rows of the newest model (fresh data loop, Alemohammad et al.; He et al. 2025)."""
+    """n fresh real rows and `ratio` × n rows of the newest model (fresh data loop, Alemohammad et al.; He et al. 2025)."""
 
     name: ClassVar[str] = "fresh"
     ratio: Annotated[PositiveFloat, "synthetic rows per real row"] = 1.0
     real_mass: Annotated[
-        Share | Literal["golden"] | None, 'mass of the real rows; "golden" is the optimum; by default all rows weigh the same'
+        Share | Literal["golden"] | None,
+        'share of the total weight on real rows; "golden" minimizes the limiting error; default: equal weights',
     ] = None
 
     def n_real(self, t: int, n: int) -> int:
@@ -131,6 +121,7 @@ class Fresh(Policy):
         k = n / m
         golden = (math.sqrt(k * k + 4 * k) - k) / 2  # He, Xu, Cheng 2025 (2502.18049): 0.618 at n = m
         mass = golden if self.real_mass == "golden" else self.real_mass
+        # weights with mean 1
         return Plan((Take(real(t), weight=mass * (n + m) / n), Take(synthetic(t - 1), weight=(1 - mass) * (n + m) / m)))
 
 
@@ -149,18 +140,4 @@ class AccumulateReal(Policy):
 
     def plan(self, t: int, n: int) -> Plan:
         fresh = [real(k) for k in range(2, t + 1) if self.n_real(k, n)]
-        return take_all(real(1), *fresh, *batches_before(t)[1:])
-
-
-@dataclass(frozen=True, kw_only=True)
-class Growing(Policy):
-    """Only the rows of the newest model, n t^(1 + exponent) of them at generation t (Xu, He, Cheng 2025)."""
-
-    name: ClassVar[str] = "growing"
-    exponent: Annotated[float, Interval(ge=-1, le=9), "-1: constant size; above 0: bounded error"] = 0.0
-
-    def n_synthetic(self, t: int, n: int) -> int:
-        return round(n * math.pow(t + 1, 1 + self.exponent))
-
-    def plan(self, t: int, n: int) -> Plan:
-        return take_all(synthetic(t - 1))
+        return take_all(real(1), *fresh, *synthetic_before(t))

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
 from selfloop.component import Policy
-from selfloop.policies.builtin import batches_before, take_all
+from selfloop.policies.builtin import synthetic_before, take_all
 from selfloop.settings import PositiveFloat, Share
 from selfloop.types import Plan, Take, real, synthetic
 
@@ -21,7 +21,7 @@ class Balanced(Policy):
     name: ClassVar[str] = "balanced"
 
     def plan(self, t: int, n: int) -> Plan:
-        *older, newest = batches_before(t)
+        *older, newest = real(1), *synthetic_before(t)
         return Plan((*(Take(batch, rows=n // t) for batch in older), Take(newest, rows=n - (t - 1) * (n // t))))
 
 
@@ -56,4 +56,4 @@ class Expanding(Policy):
         return round(self.ratio * n)
 
     def plan(self, t: int, n: int) -> Plan:
-        return take_all(*batches_before(t))
+        return take_all(real(1), *synthetic_before(t))

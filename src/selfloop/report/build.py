@@ -17,26 +17,18 @@ from selfloop.columns import Floats
 from selfloop.component import Metric
 from selfloop.errors import SpecError
 from selfloop.protocols import SupportsStepCount
-from selfloop.published.papers import PublishedCurve, papers, published_curves
+from selfloop.published.papers import papers, published_curves
 from selfloop.report.figures import panel_figure, save_svg
 from selfloop.report.findings import findings
 from selfloop.report.gallery_rows import read_galleries
 from selfloop.report.notes import notes
 from selfloop.report.page import write_figures, write_page
 from selfloop.report.theme import policy_styles
-from selfloop.report.values import (
-    CategoryShares,
-    Cost,
-    CurveData,
-    DataValuePanel,
-    Panel,
-    PolicyDifferences,
-    Report,
-)
+from selfloop.report.values import CategoryShares, Cost, CurveData, DataValuePanel, Panel, PolicyDifferences, Report
 from selfloop.spec.point import Point
 from selfloop.spec.write import spec_text
 from selfloop.stats.data_value import fit_data_value
-from selfloop.theory.laws import LawCurve, law_curves
+from selfloop.theory.laws import law_curves
 
 if TYPE_CHECKING:
     from selfloop.result import Result
@@ -97,15 +89,22 @@ def _panels(result: Result) -> Iterator[Panel]:
             better = owner.better if owner else ""
             curves = [CurveData(policy=label, values=c[metric], better=better) for label, c in measured if metric in c]
             if curves:
-                laws, published = _overlays(point, metric, [curve.policy for curve in curves])
+                labels = {curve.policy for curve in curves}
+                policies = zip(point.spec.policy_labels(), point.spec.policies, strict=True)
+                scenarios = [(label, point.spec.scenario(policy, point.n)) for label, policy in policies if label in labels]
                 yield Panel(
                     metric=metric,
                     title=_panel_title(owner, metric),
                     unit=_panel_unit(point, owner, metric),
                     coordinates=point.coordinates,
                     curves=curves,
-                    laws=laws,
-                    published=published,
+                    laws=[(label, law) for label, s in scenarios for law in law_curves(s) if law.metric == metric],
+                    published=[
+                        (label, curve)
+                        for label, scenario in scenarios
+                        for curve in published_curves(scenario, other_scales=True)
+                        if curve.metric == metric
+                    ],
                 )
 
 
@@ -120,21 +119,6 @@ def _panel_unit(point: Point, owner: Metric | None, metric: str) -> str:
     """The unit that the family or the metric declares for a value; secondary values have their own units."""
     unit = owner.secondary_units.get(metric, owner.unit if owner.name == metric else "") if owner else ""
     return point.spec.family.metric_units.get(metric) or unit
-
-
-def _overlays(
-    point: Point, metric: str, labels: Sequence[str]
-) -> tuple[list[tuple[str, LawCurve]], list[tuple[str, PublishedCurve]]]:
-    """Laws and published curves of a metric, with their policies."""
-    laws, published = list[tuple[str, LawCurve]](), list[tuple[str, PublishedCurve]]()
-    for label, policy in zip(point.spec.policy_labels(), point.spec.policies, strict=True):
-        if label not in labels:
-            continue
-        scenario = point.spec.scenario(policy, point.n)
-        laws += [(label, law) for law in law_curves(scenario) if law.metric == metric]
-        curves = published_curves(scenario, other_scales=True)
-        published += [(label, curve) for curve in curves if curve.metric == metric]
-    return laws, published
 
 
 def _differences(result: Result) -> Iterator[PolicyDifferences]:

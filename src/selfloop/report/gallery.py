@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -17,14 +17,7 @@ from selfloop.report.values import Gallery
 
 MAX_POINTS, MAX_CELL_CHARACTERS, MAX_TABLE_ROWS, MAX_TABLE_COLUMNS = 300, 420, 5, 8
 
-
-@dataclass(frozen=True, kw_only=True)
-class GalleryTable:
-    """Rows of one policy at one generation, or real rows, as cells of text."""
-
-    policy: str  # empty for real rows
-    title: str
-    cells: Sequence[Sequence[str]]
+Cells = list[list[str]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +32,7 @@ class GalleryView:
     text_rows: Sequence[TextRow] = ()
     generations: Sequence[int] = ()  # columns of the text rows
     header: Sequence[str] = ()  # columns of the tables
-    tables: Sequence[Sequence[GalleryTable]] = ()  # of each policy by generation, real rows first
+    tables: Mapping[str, Mapping[str, Cells]] = field(default_factory=dict)  # policy -> title -> rows of cells, real rows first
 
 
 def view_gallery(gallery: Gallery, styles: Mapping[str, Style]) -> GalleryView:
@@ -80,19 +73,13 @@ def _column_kind(column: Column, declared: ColumnType | None) -> str:
     return {(): "numbers", (1,): "numbers", (2,): "points"}.get(tuple(shape), "table")
 
 
-def _as_array(column: Column) -> Array:
-    if isinstance(column, Ragged):
-        raise TypeError("a ragged column is shown as text")
-    return column
-
-
 def _view_images(gallery: Gallery, name: str, styles: Mapping[str, Style], alt: str) -> GalleryView:
-    grid = fit_image_grid(_as_array(gallery.real[name]), 1 + len(gallery_generations(gallery)))
+    grid = fit_image_grid(np.asarray(gallery.real[name]), 1 + len(gallery_generations(gallery)))
     caption = (
         f"The first {grid.n_images} images sampled from the model of each generation, next to the first real images. "
         "First seed. Every generation samples anew: images at the same position are unrelated."
     )
-    svg = draw_grid(gallery, styles, lambda rows, _: grid.draw(_as_array(rows[name])), size=grid.size)
+    svg = draw_grid(gallery, styles, lambda rows, _: grid.draw(np.asarray(rows[name])), size=grid.size)
     return GalleryView(alt=alt, caption=caption, svg=svg, has_images=True)
 
 
@@ -107,13 +94,13 @@ def _view_texts(gallery: Gallery, name: str, alt: str) -> GalleryView:
 
 
 def _view_points(gallery: Gallery, name: str, styles: Mapping[str, Style], alt: str) -> GalleryView:
-    real = np.asarray(_as_array(gallery.real[name]), np.float64)
+    real = np.asarray(gallery.real[name], np.float64)
     low, high = real.min(0), real.max(0)
     margin = np.where(high > low, (high - low) * 0.2, 1.0)
     low, high = low - margin, high + margin
 
     def draw(rows: Columns, color: str) -> str:
-        points = np.asarray(_as_array(rows[name]), np.float64)[:MAX_POINTS]
+        points = np.asarray(rows[name], np.float64)[:MAX_POINTS]
         inside = np.all((points >= low) & (points <= high), axis=1)
         positions = (points[inside] - low) / (high - low) * CELL
         path = "".join(f"M{x:.1f} {CELL - y:.1f}h0" for x, y in positions)
@@ -128,14 +115,13 @@ def _view_points(gallery: Gallery, name: str, styles: Mapping[str, Style], alt: 
 
 
 def _view_histograms(gallery: Gallery, name: str, styles: Mapping[str, Style], alt: str) -> GalleryView:
-    column = _as_array(gallery.real[name])
-    real = np.asarray(column, np.float64).ravel()
-    edges = _histogram_edges(real, bool(np.issubdtype(column.dtype, np.integer)))
+    real = np.asarray(gallery.real[name]).ravel()
+    edges = _histogram_edges(real)
     outline = np.histogram(real, edges)[0] / len(real)
     top = 1.6 * float(outline.max())
 
     def draw(rows: Columns, color: str) -> str:
-        values = np.asarray(_as_array(rows[name]), np.float64).ravel()
+        values = np.asarray(rows[name], np.float64).ravel()
         shares = np.histogram(values, edges)[0] / max(len(values), 1)
         bars = f'<path d="{_draw_bars(shares, top)}" fill="{color}" fill-opacity="0.75"/>'
         return bars + f'<path d="{_draw_bars(outline, top)}" fill="none" stroke="{INK}" stroke-width="1"/>'
@@ -145,9 +131,9 @@ def _view_histograms(gallery: Gallery, name: str, styles: Mapping[str, Style], a
     return GalleryView(alt=alt, caption=caption, svg=draw_grid(gallery, styles, draw, frame))
 
 
-def _histogram_edges(real: Floats, whole: bool) -> Floats:
+def _histogram_edges(real: Array) -> Floats:
     low, high = float(real.min()), float(real.max())
-    if whole and high - low <= 60:
+    if np.issubdtype(real.dtype, np.integer) and high - low <= 60:
         return np.arange(low - 0.5, high + 1)
     margin = (high - low) * 0.15 or 1.0
     return np.linspace(low - margin, high + margin, 33)
@@ -179,22 +165,15 @@ def _unit(schema: Mapping[str, ColumnType], name: str) -> str:
 
 
 def _view_tables(gallery: Gallery, alt: str) -> GalleryView:
-    columns = _flatten_columns(gallery.real, gallery.schema)
-    header = list(_select_columns(columns))
+    columns = list(_flatten_columns(gallery.real, gallery.schema))
+    header = _select_columns(columns)
     n_hidden = len(columns) - len(header)
     caption = f"The first rows of each generation{f'; {n_hidden} columns before the last are hidden' if n_hidden else ''}."
-    real = GalleryTable(policy="", title="real", cells=_format_cells(gallery.real))
-    tables = [
-        [
-            real,
-            *(
-                GalleryTable(policy=policy, title=f"t = {t}", cells=_format_cells(samples[t]))
-                for t in gallery_generations(gallery)
-                if t in samples
-            ),
-        ]
+    real, generations = _format_cells(gallery.real), gallery_generations(gallery)
+    tables = {
+        policy: {"real": real, **{f"t = {t}": _format_cells(samples[t]) for t in generations if t in samples}}
         for policy, samples in gallery.samples.items()
-    ]
+    }
     return GalleryView(alt=alt, caption=caption, header=header, tables=tables)
 
 
@@ -209,15 +188,14 @@ def _flatten_columns(rows: Columns, schema: Mapping[str, ColumnType]) -> dict[st
     return flat
 
 
-def _select_columns(columns: Mapping[str, Array]) -> dict[str, Array]:
+def _select_columns(names: Sequence[str]) -> Sequence[str]:
     """As many columns as a table can show, always with the last one, which is often the target."""
-    names = list(columns)
-    names = names if len(names) <= MAX_TABLE_COLUMNS else [*names[: MAX_TABLE_COLUMNS - 1], names[-1]]
-    return {name: columns[name] for name in names}
+    return names if len(names) <= MAX_TABLE_COLUMNS else [*names[: MAX_TABLE_COLUMNS - 1], names[-1]]
 
 
-def _format_cells(rows: Columns) -> list[list[str]]:
-    columns = _select_columns(_flatten_columns(rows, {})).values()
+def _format_cells(rows: Columns) -> Cells:
+    flat = _flatten_columns(rows, {})
+    columns = [flat[name] for name in _select_columns(list(flat))]
     return [[_format_cell(values[i]) for values in columns] for i in range(min(MAX_TABLE_ROWS, count_rows(rows)))]
 
 

@@ -7,25 +7,24 @@ import gzip
 import re
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import replace
 from functools import cache
-from importlib import resources
 from itertools import groupby
 from pathlib import Path
 
 import vl_convert
-from jinja2 import Environment, StrictUndefined
+from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
-from selfloop.report.figures import Figure, describe_coordinates, report_figures, save_svg, to_file_name
-from selfloop.report.gallery import GalleryView, view_gallery
+from selfloop.report.figures import describe_coordinates, report_figures, save_svg, to_file_name
+from selfloop.report.gallery import view_gallery
 from selfloop.report.picture_grid import select_generations
-from selfloop.report.tables import cost_rows, headlines, heat_map, schedule_rows, verdict_tables
+from selfloop.report.tables import format_seconds, headlines, heat_map, verdict_tables
 from selfloop.report.theme import (
     DARK,
     css_variable,
     format_interval,
     format_interval_parts,
+    format_number,
     policy_styles,
     replace_unprintable,
     theme_svg,
@@ -34,7 +33,6 @@ from selfloop.report.values import Report
 
 MAX_OPEN_POLICIES = 10  # with more policies, as in a grid, parts of the page that list all policies are folded
 _SHARE_TITLES = {"class": "modes", "attribute": "attributes"}
-_GLYPHS = {"yes": "●", "no": "○", "undecided": "◐", "not measured": "–", "holds": "●", "violated": "○"}
 
 
 def write_page(reports: Sequence[Report], path: Path, title: str = "") -> Path:
@@ -63,19 +61,26 @@ def write_figures(reports: Sequence[Report], folder: Path) -> list[Path]:
 
 def render_page(reports: Sequence[Report], title: str = "") -> str:
     """The page as text. The template escapes everything that comes from specs, models or data."""
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"interval": format_interval, "coordinates": describe_coordinates, "code": _mark_code}
-    environment.filters["interval_parts"] = format_interval_parts
-    environment.filters["generations"] = lambda pair: select_generations(range(1, len(pair.differences) + 1))
+    loader = PackageLoader("selfloop.report", "")
+    environment = Environment(autoescape=True, loader=loader, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters |= {
+        "code": _mark_code,
+        "coordinates": describe_coordinates,
+        "generations": select_generations,
+        "interval": format_interval,
+        "interval_parts": format_interval_parts,
+        "number": format_number,
+        "seconds": format_seconds,
+        "theme": theme_svg,
+        "variable": css_variable,
+    }
     newest = max(report.generated for report in reports)
-    page = environment.from_string(_read_file("page.html")).render(
+    page = environment.get_template("page.html").render(
         title=title or " · ".join(report.title for report in reports),
         generated=f"{newest.day} {newest:%B %Y, %H:%M %Z}",
         experiments=[_experiment(report, f"e{i}") for i, report in enumerate(reports)],
-        glyphs=_GLYPHS,
-        line_break=Markup("<br>"),
-        style=Markup(_color_rules() + _read_file("page.css")),
-        script=Markup(_read_file("page.js")),
+        dark_colors=DARK,
+        zip=zip,
         bundle=_vega_bundle(),
     )
     return replace_unprintable(page)
@@ -84,9 +89,9 @@ def render_page(reports: Sequence[Report], title: str = "") -> str:
 def _experiment(report: Report, key: str) -> dict[str, object]:
     """The values of one experiment for the template; all ids begin with `key`."""
     styles = policy_styles(report.policies())
-    figures = [_page_figure(figure, f"{key}f{i}") for i, figure in enumerate(report_figures(report))]
+    figures = [(f"{key}f{i}", figure) for i, figure in enumerate(report_figures(report))]
     panels = zip(report.panels, figures, strict=False)  # the figures of the panels come first
-    views = [_page_view(view_gallery(gallery, styles), f"{key}g{i}") for i, gallery in enumerate(report.galleries)]
+    views = [view_gallery(gallery, styles) for gallery in report.galleries]
     samples_first = any(view.has_images or view.molecules for view in views)
     share_kinds = [title for kind, title in _SHARE_TITLES.items() if kind in {shares.kind for shares in report.shares}]
     sections = {
@@ -112,24 +117,10 @@ def _experiment(report: Report, key: str) -> dict[str, object]:
         "metrics": [list(group) for _, group in groupby(panels, key=lambda pair: pair[0].metric)],
         "verdicts": verdict_tables(report),
         "shares": figures[len(report.panels) : len(report.panels) + len(report.shares)],
-        "heat_maps": [heat_map(panel) for panel in report.data_values],
+        "heat_maps": [(panel, heat_map(panel)) for panel in report.data_values],
         "schedules": figures[-1] if report.schedules else None,
-        "schedule_rows": schedule_rows(report.schedules),
         "galleries": [(gallery.coordinates, view) for gallery, view in zip(report.galleries, views, strict=True)],
-        "costs": cost_rows(report.costs),
     }
-
-
-def _page_figure(figure: Figure, ids: str) -> dict[str, object]:
-    return {"figure": figure, "id": ids, "svg": Markup(theme_svg(figure.svg(), ids, figure.alt))}
-
-
-def _page_view(view: GalleryView, ids: str) -> GalleryView:
-    molecules = [
-        replace(molecule, svg=Markup(theme_svg(molecule.svg, f"{ids}m{i}", molecule.alt)))
-        for i, molecule in enumerate(view.molecules)
-    ]
-    return replace(view, svg=Markup(theme_svg(view.svg, ids, view.alt)), molecules=molecules)
 
 
 def _mark_code(text: str) -> Markup:
@@ -142,13 +133,3 @@ def _vega_bundle() -> str:
     """Vega, Vega-Lite and Vega-Embed as compressed JavaScript in base64."""
     bundle = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;")
     return base64.b64encode(gzip.compress(bundle.encode(), mtime=0)).decode()
-
-
-def _read_file(name: str) -> str:
-    return (resources.files("selfloop.report") / name).read_text(encoding="utf-8")
-
-
-def _color_rules() -> str:
-    light = "".join(f"{css_variable(color)}:{color};" for color in DARK)
-    dark = "".join(f"{css_variable(color)}:{other};" for color, other in DARK.items())
-    return f":root{{{light}}}@media(prefers-color-scheme:dark){{:root{{{dark}}}}}\n"

@@ -1,15 +1,13 @@
-"""The words and tables of a page: headlines, verdicts, differences, data values, schedules and costs as text."""
+"""The words and tables of a page: headlines, verdicts, data values and times as text."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from selfloop.policies.schedule import ScheduleEntry
 from selfloop.report.theme import format_interval, format_interval_parts, format_number
-from selfloop.report.values import Cost, CurveData, DataValuePanel, Panel, Report
-from selfloop.stats.data_value import Regression
+from selfloop.report.values import CurveData, DataValuePanel, Panel, Report
 from selfloop.stats.intervals import mean_interval
 from selfloop.types import Coordinates, Verdict
 
@@ -33,18 +31,6 @@ class VerdictTable:
     policies: Sequence[str]
     rows: Sequence[tuple[str, str, Sequence[Verdict | None]]]  # criterion, its definition, verdicts
     unmeasured: Sequence[tuple[str, str, str]]  # criterion, its definition, reason
-
-
-@dataclass(frozen=True, slots=True)
-class HeatMap:
-    """Means by numbers of real and synthetic rows, and the regressions on them."""
-
-    coordinates: Coordinates
-    title: str
-    real: Sequence[str]  # numbers of real rows: the columns
-    rows: Sequence[tuple[str, Sequence[HeatMapCell | None]]]  # by number of synthetic rows
-    regressions: Sequence[tuple[str, str, str]]  # label, R^2 (and slope) in log(1 + real rows) and in the real share
-    gain: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,79 +80,24 @@ def verdict_tables(report: Report) -> list[VerdictTable]:
     return tables
 
 
-def heat_map(panel: DataValuePanel) -> HeatMap:
-    """The cells of a grid by numbers of rows, and the regressions of this run and of papers."""
-    values = {(cell.real, cell.synthetic): cell.values for cell in panel.cells}
-    real, synthetic = (sorted(set(counts)) for counts in zip(*values, strict=True))
-    means = {key: float(x.mean()) for key, x in values.items()}
+def heat_map(panel: DataValuePanel) -> dict[tuple[float, float], HeatMapCell]:
+    """The cells of a grid by numbers of real and synthetic rows."""
+    means = {(cell.real, cell.synthetic): float(cell.values.mean()) for cell in panel.cells}
     finite = [mean for mean in means.values() if math.isfinite(mean)]
     low, high = min(finite, default=0.0), max(finite, default=0.0)
-
-    def cell(r: float, s: float) -> HeatMapCell | None:
-        if (r, s) not in values:
-            return None
-        mean, column = means[r, s], [means[r, other] for other in synthetic if (r, other) in means]
+    cells = {}
+    for cell in panel.cells:
+        mean = means[cell.real, cell.synthetic]
+        column = [other for (real, _), other in means.items() if real == cell.real]
         level = (mean - low) / ((high - low) or 1.0) if math.isfinite(mean) else 0.0
-        return HeatMapCell(format_interval(mean_interval(values[r, s])), level, len(column) > 1 and mean == min(column))
-
-    value = panel.value
-    run = f"this run, {len(panel.cells)} cells", _format_regression(value.log_count), _format_regression(value.share)
-    published = [(label, format_number(a, 2), format_number(b, 2)) for label, a, b in panel.published]
-    return HeatMap(
-        coordinates=panel.coordinates,
-        title=f"{panel.title or panel.metric}{f' ({panel.unit})' if panel.unit else ''}",
-        real=[format_number(r, 0) for r in real],
-        rows=[(format_number(s, 0), [cell(r, s) for r in real]) for s in synthetic],
-        regressions=[run, *published],
-        gain=format_interval(value.gain),
-    )
+        text, is_lowest = format_interval(mean_interval(cell.values)), len(column) > 1 and mean == min(column)
+        cells[cell.real, cell.synthetic] = HeatMapCell(text, level, is_lowest)
+    return cells
 
 
-def _format_regression(regression: Regression) -> str:
-    return f"{format_interval(regression.r_squared)}, slope {format_interval(regression.slope)}"
-
-
-def schedule_rows(schedules: Mapping[str, Sequence[ScheduleEntry]]) -> list[tuple[int, list[str]]]:
-    """Per generation: rows, real mass and mean data age of every policy, side by side."""
-    return [
-        (
-            entries[0].t,
-            [
-                format_number(value, digits)
-                for entry in entries
-                for value, digits in ((entry.trained_rows, 0), (entry.real_mass, 3), (entry.data_age, 2))
-            ],
-        )
-        for entries in zip(*schedules.values(), strict=True)
-    ]
-
-
-def cost_rows(costs: Sequence[Cost]) -> list[tuple[str, list[str]]]:
-    """Per policy and in total: time, training steps, rows, bytes, share from the store."""
-    total = Cost(
-        policy="",
-        seconds=sum(cost.seconds for cost in costs),
-        steps=sum(cost.steps for cost in costs),
-        rows=sum(cost.rows for cost in costs),
-        bytes=sum(cost.bytes for cost in costs),
-        stored_share=math.nan,  # shares of different numbers of steps have no sum
-    )
-    return [(cost.policy, _cost_cells(cost)) for cost in (*costs, *([total] if len(costs) > 1 else []))]
-
-
-def _cost_cells(cost: Cost) -> list[str]:
-    steps = "by length" if math.isnan(cost.steps) else f"{cost.steps:,.0f}"
-    share = f"{cost.stored_share:.0%}" if math.isfinite(cost.stored_share) else ""
-    return [_format_seconds(cost.seconds), steps, f"{cost.rows:,}", _format_bytes(cost.bytes), share]
-
-
-def _format_seconds(seconds: float) -> str:
+def format_seconds(seconds: float) -> str:
+    """A time in seconds, or in minutes or hours with the next smaller unit."""
     if seconds < 60:
         return f"{format_number(seconds)} s"
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
-
-
-def _format_bytes(number: float) -> str:
-    power = 0 if number < 1000 else 1 if number < 1e6 else 2 if number < 1e9 else 3
-    return f"{format_number(number / 1000**power, 1 if power else 0)} {('B', 'kB', 'MB', 'GB')[power]}"

@@ -12,6 +12,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
+from markupsafe import Markup
+
 from selfloop.stats.intervals import Interval
 from selfloop.types import Verdict
 
@@ -73,7 +75,7 @@ def css_variable(color: str) -> str:
     return f"--c{color[1:]}"
 
 
-def theme_svg(svg: str, ids: str, label: str) -> str:
+def theme_svg(svg: str, ids: str, label: str) -> Markup:
     """The SVG for a page: colors as CSS variables, ids with the prefix `ids`, `label` as its accessible name."""
 
     def recolor(match: re.Match[str]) -> str:
@@ -82,7 +84,7 @@ def theme_svg(svg: str, ids: str, label: str) -> str:
 
     svg = re.sub(r'\b(fill|stroke)="(#[0-9a-f]{6})"', recolor, svg)
     svg = re.sub(r'(\bid="|url\(#|href="#)', rf"\1{ids}-", svg)
-    return svg.replace("<svg ", f'<svg role="img" aria-label="{escape(label)}" ', 1)
+    return Markup(svg.replace("<svg ", f'<svg role="img" aria-label="{escape(label)}" ', 1))
 
 
 def replace_unprintable(text: str) -> str:

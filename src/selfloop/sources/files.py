@@ -37,8 +37,9 @@ class FileSource(Source):
         """Every row once, in the order of the files, in chunks of some MB."""
 
     def files(self) -> list[Path]:
-        """The files that the rows are read from."""
-        return []
+        """The files that the rows are read from: `path`, or all files below it, if the source has a local path."""
+        path = getattr(self, "path", None)
+        return list_files(path) if isinstance(path, Path) else []
 
     def stamp(self) -> Hashable:
         """A value that changes when the files change."""
@@ -58,13 +59,12 @@ class FileSource(Source):
         order = order[order < self.n_corpus_rows()]
         check_range(self, first, n, len(order))
         indices = order[first : first + n]
-        by_position = np.argsort(indices, kind="stable")
-        positions, tables, start = indices[by_position], list[Columns](), 0
+        in_file_order, tables, start = np.sort(indices), list[Columns](), 0
         for rows in self.chunks():
             end = start + count_rows(rows)
-            tables.append(select_rows(rows, positions[(positions >= start) & (positions < end)] - start))
+            tables.append(select_rows(rows, in_file_order[(in_file_order >= start) & (in_file_order < end)] - start))
             start = end
-        return select_rows(concat_rows(tables), np.argsort(by_position, kind="stable"))
+        return select_rows(concat_rows(tables), np.searchsorted(in_file_order, indices))
 
 
 def check_range(source: Source, first: int, n: int, n_rows: int) -> None:
@@ -116,22 +116,14 @@ def read_error(path: Path, problem: Exception) -> DataError:
     return DataError(f"source: {path} cannot be read ({problem}). Check the path, or download the file again.")
 
 
-def is_gzipped(path: Path) -> bool:
-    """True if a file begins as gzip files do, whatever its name."""
-    with path.open("rb") as file:
-        return file.read(2) == b"\x1f\x8b"
-
-
 @contextmanager
 def open_file(path: Path) -> Iterator[IO[bytes]]:
-    """A file, decompressed if it is gzipped. Raises DataError if it cannot be read, now or later in the `with` block."""
+    """A file, decompressed if it begins as gzip files do. Raises DataError if it cannot be read, now or in the `with` block."""
     try:
-        if is_gzipped(path):
-            with gzip.open(path) as file:
-                yield io.BufferedReader(cast(io.RawIOBase, file))  # gzip's own lines are slow
-        else:
-            with path.open("rb") as file:
-                yield file
+        with path.open("rb") as file:
+            # buffered, because gzip's own lines are slow
+            is_gzipped = file.peek(2).startswith(b"\x1f\x8b")
+            yield io.BufferedReader(cast(io.RawIOBase, gzip.GzipFile(fileobj=file))) if is_gzipped else file
     except READ_ERRORS as problem:
         raise read_error(path, problem) from problem
 

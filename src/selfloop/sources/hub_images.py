@@ -11,21 +11,14 @@ from typing import Annotated, Any, ClassVar
 import numpy as np
 
 from selfloop.columns import Array
-from selfloop.errors import DataError, os_error_reason, resolve_local_or_hub
-from selfloop.sources.files import cached_until_change, list_files
-from selfloop.sources.hub import HubConfig, HubPath, HubRevision, HubSplit, load_dataset
-from selfloop.sources.image_base import (
-    EncodedImageSource,
-    ImageReader,
-    OnBadImage,
-    OptionalColorMode,
-    OptionalSize,
-    label_dtype,
-)
+from selfloop.errors import DataError, os_error_reason
+from selfloop.sources.files import cached_until_change
+from selfloop.sources.hub import HubSource
+from selfloop.sources.image_base import ConvertedImageSource, ImageReader, label_dtype
 
 
 @dataclass(frozen=True, kw_only=True)
-class HubImages(EncodedImageSource):
+class HubImages(ConvertedImageSource, HubSource):
     """PNG and JPEG images of a data set on the hub, or of a folder of Parquet files or images, through `datasets`.
 
     Images are converted as by `image_folder`. Raises MissingExtraError without the extra `hub`, and DataError if there is no
@@ -33,22 +26,8 @@ class HubImages(EncodedImageSource):
     """
 
     name: ClassVar[str] = "hub_images"
-    path: HubPath
-    config: HubConfig = None
-    split: HubSplit = "train"
-    revision: HubRevision = None
     image: Annotated[str, "column of the images"] = "image"
     label: Annotated[str | None, "column of the class labels, which are whole numbers; unset: no class labels"] = None
-    size: OptionalSize = None
-    color_mode: OptionalColorMode = None
-    on_bad_image: OnBadImage = "error"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        object.__setattr__(self, "path", resolve_local_or_hub("revision", self.path, self.revision))
-
-    def files(self) -> list[Path]:
-        return list_files(self.path) if isinstance(self.path, Path) else []
 
     def n_rows(self) -> int:
         return len(_load_images(self))
@@ -65,7 +44,7 @@ class HubImages(EncodedImageSource):
                 raise DataError(f"{name}: {image['path']} cannot be read ({os_error_reason(problem)}).") from problem
             return name, data
 
-        yield ImageReader(len(rows), read)
+        yield read
 
     def label_columns(self) -> Mapping[str, Array]:
         if self.label is None:
@@ -84,7 +63,7 @@ class HubImages(EncodedImageSource):
 @cached_until_change()
 def _load_images(source: HubImages) -> Any:
     """The data set, with its images encoded."""
-    rows = load_dataset(source.name, source.path, source.config, source.split, source.revision)
+    rows = source.load_split()
     for setting, column in (("image", source.image), ("label", source.label)):
         if column is not None and column not in rows.column_names:
             raise DataError(

@@ -4,41 +4,31 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import ClassVar
 
-from selfloop.errors import DataError, resolve_local_or_hub
-from selfloop.sources.files import list_files
-from selfloop.sources.hub import HubConfig, HubPath, HubRevision, HubSplit, load_dataset
+from selfloop.errors import DataError
+from selfloop.sources.hub import HubSource
 from selfloop.sources.text_base import DocumentSource, Template, fill_template, template_fields
 
 CHUNK_ROWS = 1000  # read at once
 
 
 @dataclass(frozen=True, kw_only=True)
-class HubText(DocumentSource):
+class HubText(HubSource, DocumentSource):
     """Documents of a data set on the hub, or of a folder of Parquet, JSON lines or CSV files, through `datasets`.
 
     Raises MissingExtraError without the extra `hub`, and DataError if there is no such data set, split or field.
     """
 
     name: ClassVar[str] = "hub_text"
-    path: HubPath
-    config: HubConfig = None
-    split: HubSplit = "train"
-    revision: HubRevision = None
     template: Template = "text"
 
     def __post_init__(self) -> None:
         super().__post_init__()
         template_fields(self.template)
-        object.__setattr__(self, "path", resolve_local_or_hub("revision", self.path, self.revision))
-
-    def files(self) -> list[Path]:
-        return list_files(self.path) if isinstance(self.path, Path) else []
 
     def documents(self) -> Iterator[str]:
-        rows = load_dataset(self.name, self.path, self.config, self.split, self.revision)
+        rows = self.load_split()
         names = template_fields(self.template)
         for name in names:
             if name not in rows.column_names:

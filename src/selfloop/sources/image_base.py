@@ -9,7 +9,8 @@ import zlib
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from functools import partial
 from io import BytesIO
 from threading import Lock
@@ -33,17 +34,9 @@ EXIF_ORIENTATION = 274  # tag of the camera's orientation
 EXIF_TRANSPOSES = {2: "FLIP_LEFT_RIGHT", 3: "ROTATE_180", 4: "FLIP_TOP_BOTTOM", 5: "TRANSPOSE", 6: "ROTATE_270",
                    7: "TRANSVERSE", 8: "ROTATE_90"}  # fmt: skip
 ImageSize = Annotated[int, Interval(ge=1, le=MAX_SIDE)]
-OptionalSize = Annotated[ImageSize | None, "side of the square images in pixels; unset: the size of the images"]
 ColorMode = Literal["grayscale", "rgb"]
-OptionalColorMode = Annotated[ColorMode | None, "color mode of the converted images; unset: the color mode of the images"]
 OnBadImage = Annotated[Literal["error", "skip"], "action for images that are damaged, too large or unlike the first image"]
-
-
-class ImageReader(NamedTuple):
-    """Access to encoded images: their number, and a function that returns the name and the bytes of image i."""
-
-    n_images: int
-    read: Callable[[int], tuple[str, bytes]]
+ImageReader = Callable[[int], tuple[str, bytes]]  # name and bytes of image i
 
 
 class FirstImage(NamedTuple):
@@ -122,13 +115,11 @@ def open_image(name: str, data: bytes) -> Any:
 class EncodedImageSource(FileSource):
     """A source of encoded images in order of their names. Bad images are an error, or are skipped with a warning."""
 
-    size: int | None
-    color_mode: ColorMode | None
     on_bad_image: OnBadImage
 
+    @abstractmethod
     def form(self) -> ImageForm:
         """Size and color mode that images are converted to."""
-        return ImageForm(self.size, self.color_mode)
 
     @abstractmethod
     def open_reader(self) -> AbstractContextManager[ImageReader]:
@@ -149,12 +140,13 @@ class EncodedImageSource(FileSource):
     def chunks(self) -> Iterator[Columns]:
         first, labels, skipped = _first_image(self), _label_columns(self), list[str]()
         chunk_rows = max(MIN_CHUNK_IMAGES, CHUNK_BYTES // math.prod(first.shape))
-        with self.open_reader() as reader, ThreadPoolExecutor() as pool:
-            decode = partial(self._decode_into, first, reader, Lock())
-            for start in range(0, reader.n_images, chunk_rows):
-                indices = np.arange(start, min(start + chunk_rows, reader.n_images))
+        n_images = self.n_rows()
+        with self.open_reader() as read, ThreadPoolExecutor() as pool:
+            decode = partial(self._decode_into, first, read, Lock())
+            for start in range(0, n_images, chunk_rows):
+                indices = np.arange(start, min(start + chunk_rows, n_images))
                 images = np.empty((len(indices), *first.shape), np.uint8)
-                with _without_pillow_warnings():
+                with warnings.catch_warnings(action="ignore"):  # Pillow's, about metadata
                     problems = list(pool.map(decode, indices.tolist(), images))
                 skipped += filter(None, problems)
                 good = np.flatnonzero([problem is None for problem in problems])
@@ -162,13 +154,13 @@ class EncodedImageSource(FileSource):
                 yield {"image": images if all_good else images[good], **select_rows(labels, indices[good])}
         if skipped:
             examples = " ".join(skipped[:3])
-            warnings.warn(f"source: {self.name} skipped {len(skipped)} of {reader.n_images} images: {examples}", stacklevel=2)
+            warnings.warn(f"source: {self.name} skipped {len(skipped)} of {n_images} images: {examples}", stacklevel=2)
 
-    def _decode_into(self, first: FirstImage, reader: ImageReader, lock: Lock, index: int, row: Array) -> str | None:
+    def _decode_into(self, first: FirstImage, read: ImageReader, lock: Lock, index: int, row: Array) -> str | None:
         """Write the pixels of an image into a row; the reason if the image is skipped."""
         try:
             with lock:
-                name, data = reader.read(index)
+                name, data = read(index)
             row[...] = self._decode(name, data, first)
         except DataError as problem:
             if self.on_bad_image == "error":
@@ -188,6 +180,18 @@ class EncodedImageSource(FileSource):
             return form.decode(image)
         except DECODE_ERRORS as problem:
             raise DataError(f"{name}: is not a readable image ({problem}).") from problem
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConvertedImageSource(EncodedImageSource):
+    """Encoded images of one size and color mode, or converted to one."""
+
+    size: Annotated[ImageSize | None, "side of the square images in pixels; unset: the size of the images"] = None
+    color_mode: Annotated[ColorMode | None, "color mode of the converted images; unset: the color mode of the images"] = None
+    on_bad_image: OnBadImage = "error"
+
+    def form(self) -> ImageForm:
+        return ImageForm(self.size, self.color_mode)
 
 
 def label_dtype(n_classes: int) -> str:
@@ -212,21 +216,13 @@ def _label_columns(source: EncodedImageSource) -> Mapping[str, Array]:
 def _first_image(source: EncodedImageSource) -> FirstImage:
     """The first image whose header is usable."""
     first_problem = None
-    with source.open_reader() as reader, _without_pillow_warnings():
-        for index in range(reader.n_images):
+    with source.open_reader() as read, warnings.catch_warnings(action="ignore"):  # Pillow's, about metadata
+        for index in range(source.n_rows()):
             try:
-                name, data = reader.read(index)
+                name, data = read(index)
                 return FirstImage(name, source.form().shape(open_image(name, data)))
             except DataError as problem:
                 if source.on_bad_image == "error":
                     raise _bad_image_error(problem) from problem
                 first_problem = first_problem or problem
-    raise DataError(f"source.path: none of {reader.n_images} images can be used. {first_problem} Check the path.")
-
-
-@contextmanager
-def _without_pillow_warnings() -> Iterator[None]:
-    """Hide Pillow's warnings about metadata of images."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", module="PIL")
-        yield
+    raise DataError(f"source.path: none of {source.n_rows()} images can be used. {first_problem} Check the path.")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import struct
 from collections.abc import Hashable, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Annotated, ClassVar
@@ -18,11 +18,9 @@ from selfloop.errors import DataError, os_error_reason
 from selfloop.sources.files import READ_ERRORS, cached_until_change
 from selfloop.sources.image_base import (
     MAX_FILE_BYTES,
+    ConvertedImageSource,
     EncodedImageSource,
     ImageReader,
-    OnBadImage,
-    OptionalColorMode,
-    OptionalSize,
     label_dtype,
 )
 
@@ -82,16 +80,6 @@ def _open_zip(path: Path) -> Iterator[ZipFile]:
         yield archive
 
 
-@contextmanager
-def _open_images(path: Path, names: tuple[str, ...]) -> Iterator[ImageReader]:
-    """Access to the named images of a folder or a ZIP file."""
-    if path.is_dir():
-        yield ImageReader(len(names), lambda i: (str(path / names[i]), _read_file(path / names[i])))
-    else:
-        with _open_zip(path) as archive:
-            yield ImageReader(len(names), lambda i: (str(path / names[i]), _read_member(archive, path, names[i])))
-
-
 def _read_file(file: Path) -> bytes:
     try:
         if not file.is_file() or file.stat().st_size > MAX_FILE_BYTES:
@@ -111,10 +99,11 @@ def _read_member(archive: ZipFile, path: Path, name: str) -> bytes:
         raise DataError(f"{path / name}: is damaged in the ZIP file ({problem}).") from problem
 
 
+@dataclass(frozen=True, kw_only=True)
 class ImageFileSource(EncodedImageSource):
     """A source of image files below a folder or in a ZIP file."""
 
-    path: Path
+    path: Annotated[Path, "folder or ZIP file"]
 
     def names(self) -> tuple[str, ...]:
         """Sorted names of the images, relative to `path`."""
@@ -130,12 +119,18 @@ class ImageFileSource(EncodedImageSource):
     def stamp(self) -> Hashable:
         return hash(self.names()), super().stamp()  # an image more in a folder changes the labels
 
-    def open_reader(self) -> AbstractContextManager[ImageReader]:
-        return _open_images(self.path, self.names())
+    @contextmanager
+    def open_reader(self) -> Iterator[ImageReader]:
+        path, names = self.path, self.names()
+        if path.is_dir():
+            yield lambda i: (str(path / names[i]), _read_file(path / names[i]))
+        else:
+            with _open_zip(path) as archive:
+                yield lambda i: (str(path / names[i]), _read_member(archive, path, names[i]))
 
 
 @dataclass(frozen=True, kw_only=True)
-class ImageFolder(ImageFileSource):
+class ImageFolder(ConvertedImageSource, ImageFileSource):
     """PNG and JPEG images below a folder or in a ZIP file, in order of their names.
 
     With `size`, each image is cropped to its central square and resized (bicubic). Images are rotated upright by their Exif
@@ -143,10 +138,6 @@ class ImageFolder(ImageFileSource):
     """
 
     name: ClassVar[str] = "image_folder"
-    path: Annotated[Path, "folder or ZIP file"]
-    size: OptionalSize = None
-    color_mode: OptionalColorMode = None
-    on_bad_image: OnBadImage = "error"
     labels: Annotated[bool, "add a column with the class label: the index of the image's folder in the sorted folders"] = False
 
     def classes(self) -> list[str]:

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import json
-from codecs import getincrementaldecoder
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from io import IncrementalNewlineDecoder
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
 from annotated_types import MinLen
 
 from selfloop.errors import DataError
-from selfloop.sources.files import list_files, open_file
+from selfloop.sources.files import open_file
 from selfloop.sources.text_base import DocumentSource, Template, fill_template, template_fields
 
-READ_BYTES = 1 << 22  # read at once
+READ_LENGTH = 1 << 22  # characters read at once
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,9 +30,6 @@ class TextSource(DocumentSource):
     separator: Annotated[str, MinLen(1), "text between documents, such as `<|endoftext|>`; default: an empty line"] = "\n\n"
     errors: Annotated[Literal["strict", "replace"], "for bytes that are not UTF-8: stop, or replace them by U+FFFD"] = "strict"
 
-    def files(self) -> list[Path]:
-        return list_files(self.path)
-
     def documents(self) -> Iterator[str]:
         for file in self.files():
             for document in _split(_read_text(file, self.errors), self.separator):
@@ -43,23 +39,15 @@ class TextSource(DocumentSource):
 
 def _read_text(path: Path, errors: str) -> Iterator[str]:
     """The text of a file in pieces, with \\n as line ends and without a byte order mark."""
-    decoder, newlines, n_read = getincrementaldecoder("utf-8")(errors), IncrementalNewlineDecoder(None, translate=True), 0
-    with open_file(path) as file:
-        while True:
-            n_pending = len(decoder.getstate()[0])  # bytes of a character that continues in the next piece
-            data = file.read(READ_BYTES)
-            try:
-                text = decoder.decode(data, final=not data)
-            except UnicodeDecodeError as problem:
-                position = n_read - n_pending + problem.start
-                raise DataError(
-                    f"source.path: {path} is not UTF-8 at byte {position}. Convert it, or set errors to 'replace'."
-                ) from problem
-            text = newlines.decode(text, final=not data)
-            yield text if n_read else text.removeprefix("\ufeff")
-            if not data:
-                return
-            n_read += len(data)
+    with open_file(path) as file, TextIOWrapper(file, "utf-8-sig", errors) as text:
+        try:
+            while piece := text.read(READ_LENGTH):
+                yield piece
+        except UnicodeDecodeError as problem:
+            position = file.tell() - len(problem.object) + problem.start
+            raise DataError(
+                f"source.path: {path} is not UTF-8 at byte {position}. Convert it, or set errors to 'replace'."
+            ) from problem
 
 
 def _split(pieces: Iterable[str], separator: str) -> Iterator[str]:
@@ -85,9 +73,6 @@ class JsonlSource(DocumentSource):
         super().__post_init__()
         template_fields(self.template)
 
-    def files(self) -> list[Path]:
-        return list_files(self.path)
-
     def documents(self) -> Iterator[str]:
         for path in self.files():
             with open_file(path) as lines:
@@ -99,10 +84,6 @@ class JsonlSource(DocumentSource):
         try:
             document = fill_template(self.template, json.loads(line.decode("utf-8-sig")))
             document.encode()
-        except UnicodeEncodeError as problem:
-            raise DataError(
-                f"source.path: {path} line {number}: a lone surrogate is not text. Fix or remove the line."
-            ) from problem
         except ValueError as problem:
             raise DataError(f"source.path: {path} line {number}: {problem}. Fix or remove the line.") from problem
         return document

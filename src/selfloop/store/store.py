@@ -1,6 +1,7 @@
-"""Results of stored steps in a folder, under a digest of the step and its arguments. `records.py` writes the files.
+"""Results of stored steps in a folder, named by a digest of the step and its arguments. `records.py` writes the files.
 
-A damaged or missing file counts as absent and is computed again.
+A damaged or missing file counts as absent: its result is computed again, unless the store is read-only.
+Processes share a store without locks: equal keys give equal files, and the first writer of a file wins.
 """
 
 from __future__ import annotations
@@ -46,10 +47,10 @@ class Store:
     path: Path
     read_only: bool = False
     record_calls: bool = False
-    threads: int = 1  # of steps without a Context, for the provenance
+    threads: int = 1  # in the provenance of steps that get no Context
     usage: Usage = field(default_factory=Usage)
     calls: list[StepCall] = field(default_factory=list)
-    _makers: dict[str, StepCall] = field(default_factory=dict)  # object digest -> the call that gives it
+    _makers: dict[str, StepCall] = field(default_factory=dict)  # object digest -> a call with that result, to rebuild it
     _checked: set[str] = field(default_factory=set)  # objects whose digest this process has verified
 
     def __post_init__(self) -> None:
@@ -63,8 +64,8 @@ class Store:
     def call(self, step: Callable[..., Any], *arguments: Any) -> Any:
         """The result of step(*arguments), from its record or computed and recorded.
 
-        Arrays are returned as an `ObjectRef`, everything else as JSON reads it. Raises ChainEndedError, replayed or fresh,
-        if the step ended its chain; SelfloopError if an argument has no stable identity.
+        Arrays are returned as an `ObjectRef`, everything else as JSON reads it (tuples as lists). Raises ChainEndedError,
+        replayed or fresh, if the step ended its chain; SelfloopError if an argument has no stable identity.
         """
         call = StepCall(self.key(step, *arguments), step, arguments)
         if self.record_calls:
@@ -102,7 +103,7 @@ class Store:
             return read_safetensors(path)
 
     def lookup(self, call: StepCall) -> Mapping[str, Any] | None:
-        """Result in a call's record; None if there is no record, or if it or its object is damaged."""
+        """Result in a call's record; None if there is none. A damaged record or object is deleted. Counts the usage."""
         path = self.record_path(call.key)
         body = self.read_record(path, call.key)
         if body is None:
@@ -114,7 +115,7 @@ class Store:
                 if not records.is_intact(target, result["object"]):
                     self._discard(target)
                     if not self.read_only:
-                        Path(path).unlink(missing_ok=True)  # the new result may be an object of another name
+                        Path(path).unlink(missing_ok=True)  # a step that is not reproducible gives an object of another name
                     return None
                 self._checked.add(result["object"])
         self.usage.seconds_saved += body["provenance"]["seconds"]
@@ -137,7 +138,9 @@ class Store:
         return body
 
     def _compute(self, call: StepCall) -> Mapping[str, Any]:
-        scratch, name, backends = self.path / "scratch" / call.key, step_name(call.step), dict[str, str]()
+        """Compute and record a call. If interrupted, nothing is recorded and its scratch folder stays for the next try."""
+        scratch, name = self.path / "scratch" / call.key, step_name(call.step)
+        backends: dict[str, str] = {}
         started = time.perf_counter()
         try:
             arguments = [self.open_argument(argument, scratch, backends) for argument in call.arguments]
@@ -155,8 +158,8 @@ class Store:
         self.usage.seconds += seconds
         self.usage.count_step(name, 1, seconds)
         self.usage.count_backends(backends)
-        sentences = [str(w.message) for w in caught if is_selfloop_warning(w.category, w.filename)]
-        self.usage.warnings |= dict.fromkeys(sentences)
+        messages = [str(w.message) for w in caught if is_selfloop_warning(w.category, w.filename)]
+        self.usage.warnings |= dict.fromkeys(messages)
         for w in caught:
             warnings.warn_explicit(w.message, w.category, w.filename, w.lineno)
         threads = next((a.threads for a in call.arguments if isinstance(a, Context)), self.threads)
@@ -165,7 +168,7 @@ class Store:
             "result": result,
             "file_stat": records.file_stat(self.object_path(result["object"])) if "object" in result else None,
             "provenance": records.provenance(step_identity(call.step), seconds, threads, backends),
-            "warnings": sentences,
+            "warnings": messages,
         }
         self._write(self.record_path(call.key), records.with_checksum(json.dumps(body).encode()))
         records.remove_scratch(scratch)
@@ -190,7 +193,7 @@ class Store:
             return self.open(argument)
         if isinstance(argument, Context):
             return replace(argument, scratch=scratch, threads=threads or argument.threads, backends=backends)
-        if isinstance(argument, tuple) and type(argument) is tuple:
+        if type(argument) is tuple:
             return tuple(self.open_argument(item, scratch, backends, threads) for item in argument)
         return argument
 
@@ -199,9 +202,13 @@ class Store:
             self._discard(path)
         maker = self._makers.get(ref.digest)
         if maker is None or self.read_only:
-            raise StoreError(f"store {self.path}: object {ref.digest} is missing. Run the spec again to recompute it.")
+            raise StoreError(
+                f"store {self.path}: object {ref.digest} is missing or damaged. Run the spec again to recompute it."
+            )
         if self._compute(maker).get("object") != ref.digest:
-            raise StoreError(f"store {self.path}: recomputing object {ref.digest} gave other bytes. Use another store.")
+            raise StoreError(
+                f"store {self.path}: recomputing object {ref.digest} gave other bytes, as on another machine or library version. Use another store."
+            )
 
     def _discard(self, path: str) -> None:
         warnings.warn(f"{'damaged' if os.path.exists(path) else 'missing'} file {path}: computed again", stacklevel=2)

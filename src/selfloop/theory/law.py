@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Set
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, cast
+
+import numpy as np
 
 from selfloop.columns import Floats, Params
 from selfloop.component import Context
+from selfloop.errors import SpecError
 from selfloop.policies.schedule import ScheduleEntry, schedule
 from selfloop.rng import RandomStream
 from selfloop.snapshots import Scenario
-from selfloop.theory.moments import MomentEstimator, moment_curves, moments_are_exact
-from selfloop.types import real, synthetic
+from selfloop.theory.moments import MomentEstimator, moment_curves
+from selfloop.types import Batch, real, synthetic
 
-MAX_TAKES = 50_000  # of all generations together; `accumulate` reaches it at generation 315
 Kind = Literal["exact", "bound", "asymptotic"]
 
 
@@ -27,17 +29,7 @@ class Law:
     kind: Kind
     source: str  # authors, year, theorem or equation, arXiv id
     conditions: str  # one sentence
-    is_met: Callable[[Scenario], bool]
-    values: Callable[[Scenario], Floats]  # at generations 1 .. scenario.generations, in the metric's unit
-
-    def applies(self, scenario: Scenario) -> bool:
-        """True if all conditions are met; never for curated rows or for models that start from another model."""
-        return not scenario.curated and scenario.init_from == "scratch" and _is_small(scenario) and self.is_met(scenario)
-
-
-def _is_small(scenario: Scenario) -> bool:
-    """True if moments take seconds: their cost is quadratic in the batches in use (`accumulate` to t = 1000: a minute)."""
-    return sum(len(entry.plan.takes) for entry in schedule_entries(scenario)) <= MAX_TAKES
+    values: Callable[[Scenario], Floats | None]  # at generations 1, 2, ... in the metric's unit; None if a condition fails
 
 
 def schedule_entries(scenario: Scenario) -> Iterator[ScheduleEntry]:
@@ -50,14 +42,17 @@ def true_params(scenario: Scenario) -> Params:
     return scenario.source.truth(Context(RandomStream(("law",))))
 
 
-def moment_curve(scenario: Scenario, metric: str, estimator: MomentEstimator | None = None) -> Floats:
-    """One metric of the world of expectations, at generations 1 .. scenario.generations."""
-    return moment_curves(scenario.policy, scenario.n, scenario.generations, estimator)[metric]
+def true_trace(scenario: Scenario) -> float:
+    """Trace of the source's true covariance."""
+    return float(np.trace(cast(Floats, true_params(scenario)["covariance"])))
 
 
-def has_exact_moments(scenario: Scenario, estimator: MomentEstimator | None = None) -> bool:
-    """True if the world of expectations is exact for the scenario's policy."""
-    return moments_are_exact(scenario.policy, scenario.n, scenario.generations, estimator)
+def moment_curve(scenario: Scenario, metric: str, estimator: MomentEstimator | None = None) -> Floats | None:
+    """One metric of the world of expectations, at every generation; None if that world is not exact for the policy."""
+    try:
+        return moment_curves(scenario.policy, scenario.n, scenario.generations, estimator)[metric]
+    except SpecError:
+        return None
 
 
 def takes_whole_batches(scenario: Scenario) -> bool:
@@ -67,24 +62,21 @@ def takes_whole_batches(scenario: Scenario) -> bool:
 
 def newest_rows(scenario: Scenario) -> list[int] | None:
     """Training rows of every generation, if each uses all rows of the newest batch and no others; otherwise None."""
-    rows = []
-    for entry in schedule_entries(scenario):
-        newest = real(1) if entry.t == 1 else synthetic(entry.t - 1)
-        is_only_take = len(entry.plan.takes) == 1 and entry.plan.budget is None
-        if not is_only_take or (entry.plan.takes[0].batch, entry.trained_rows) != (newest, entry.available[newest]):
-            return None
-        rows.append(entry.trained_rows)
-    return rows
+    return _rows_of_batches(scenario, lambda t: {synthetic(t - 1) if t > 1 else real(1)})
 
 
 def all_rows(scenario: Scenario) -> list[int] | None:
-    """Training rows of every generation, if each uses all rows so far with equal weights and no fresh real rows; or None."""
+    """Training rows of every generation, if each uses real(1) and all synthetic rows so far with equal weights; or None."""
+    return _rows_of_batches(scenario, lambda t: {real(1), *(synthetic(k) for k in range(1, t))})
+
+
+def _rows_of_batches(scenario: Scenario, batches: Callable[[int], Set[Batch]]) -> list[int] | None:
+    """Training rows of every generation t, if each uses all rows of `batches(t)` with equal weights, and no others; or None."""
     rows = []
     for entry in schedule_entries(scenario):
-        expected = {real(1), *(synthetic(k) for k in range(1, entry.t))}
-        whole = {take.batch: take.rows for take in entry.plan.takes} == dict(entry.available)
-        equal = len({take.weight for take in entry.plan.takes}) == 1 and len(entry.plan.takes) == entry.t
-        if not whole or not equal or entry.plan.budget is not None or set(entry.available) != expected:
+        takes, expected = entry.plan.takes, {(batch, entry.available[batch]) for batch in batches(entry.t)}
+        has_equal_weights = len({take.weight for take in takes}) == 1 and len(takes) == len(expected)
+        if not has_equal_weights or entry.plan.budget is not None or {(take.batch, take.rows) for take in takes} != expected:
             return None
         rows.append(entry.trained_rows)
     return rows

@@ -9,9 +9,9 @@ mean square of rows is linear in those of the models. Only second moments enter;
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from scipy.special import gammaln
@@ -21,6 +21,7 @@ from selfloop.component import Policy
 from selfloop.engine.loop import loop
 from selfloop.errors import SpecError
 from selfloop.policies.schedule import ScheduleEntry, schedule
+from selfloop.spec.components import make_component
 from selfloop.types import Batch, Measurement, Take, real, synthetic
 
 
@@ -200,12 +201,18 @@ class PolicyPrediction:
         return np.arange(1, len(self.trained_rows) + 1)
 
 
-def predict(policy: Policy, n: int, generations: int, estimator: MomentEstimator | None = None) -> PolicyPrediction:
-    """The exact prediction for a mean and a variance, first fitted to n real rows; by default with maximum likelihood."""
-    entries = list(schedule(policy, n, generations))
-    curves = moment_curves(policy, n, generations, estimator)
+def predict(
+    policy: Policy | str | Mapping[str, Any], n: int = 1000, generations: int = 10, estimator: MomentEstimator | None = None
+) -> PolicyPrediction:
+    """Expected error and variance of a mean and a variance under a policy (a name, a table with a name, or an object).
+
+    They are first fitted to n real rows, by default with maximum likelihood.
+    """
+    component: Policy = make_component("policy", policy, "policy")
+    entries = list(schedule(component, n, generations))
+    curves = moment_curves(component, n, generations, estimator)
     return PolicyPrediction(
-        policy=policy.name,
+        policy=component.name,
         n=n,
         trained_rows=np.array([entry.trained_rows for entry in entries]),
         real_mass=np.array([entry.real_mass for entry in entries]),
@@ -221,12 +228,3 @@ def moment_curves(policy: Policy, n: int, generations: int, estimator: MomentEst
     for measurement in loop(MomentsWorld(policy, n, generations, estimator), policy, n, generations):
         curves.setdefault(measurement.metric, []).append(float(measurement.value or 0.0))
     return {metric: np.array(values) for metric, values in curves.items()}
-
-
-def moments_are_exact(policy: Policy, n: int, generations: int, estimator: MomentEstimator | None = None) -> bool:
-    """True if `moment_curves` exist for the policy; they are exact then."""
-    try:
-        MomentsWorld(policy, n, generations, estimator)
-    except SpecError:
-        return False
-    return True

@@ -15,7 +15,8 @@ from selfloop.columns import Array, Ints, Params, Ragged
 from selfloop.errors import ChainEndedError, SpecError
 from selfloop.families.finetune.lora import Lora, add_adapters
 from selfloop.families.nn import trainer
-from selfloop.families.transformer.hf_export import build_hf_model, quiet
+from selfloop.families.nn.hf_logging import quiet
+from selfloop.families.transformer.hf_export import build_hf_model
 from selfloop.families.transformer.tokenizer import BytePair
 from selfloop.types import TrainingRows
 
@@ -36,9 +37,8 @@ def open_part(what: str, base: str | Path, revision: str | None) -> Any:
         with quiet():
             return opener.from_pretrained(base, revision=revision or "main", trust_remote_code=False, **dtype)
     except (OSError, ValueError, KeyError, ImportError) as problem:
-        reason = (str(problem).strip() or type(problem).__name__).split("\n")[0].rstrip(".")[:200]
         raise SpecError(
-            f"family.base_model: the {what} of {base} cannot be opened ({reason}). Give the folder of a causal language model "
+            f"family.base_model: the {what} of {base} cannot be opened ({first_line(problem)}). Give the folder of a causal language model "
             "with its tokenizer, as transformers saves them, or its name on the hub."
         ) from problem
 

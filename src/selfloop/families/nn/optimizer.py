@@ -16,15 +16,24 @@ ADAM_UNDERFLOW = 1e-35
 
 
 class AdamW:
-    """The optimizer of a network's trainable parameters. Matrices and kernels decay, biases and norms do not."""
+    """The optimizer of a network's trainable parameters. Matrices and kernels decay, biases and norms do not.
+
+    The parameters and AdamW's averages are views of long vectors, so one operation checks, averages or stores all of them.
+    """
 
     def __init__(self, parameters: Sequence[nn.Parameter], settings: TrainingSettings) -> None:
-        decays = [settings.weight_decay if p.ndim >= 2 else 0.0 for p in parameters]
-        self.max_grad_norm = settings.max_grad_norm
-        self.groups = [
-            _ParamGroup(parameters, [i for i, d in enumerate(decays) if d == decay], decay, settings)
-            for decay in sorted(set(decays), reverse=True)
+        self.settings = settings
+        self.vector = torch.cat([p.detach().reshape(-1) for p in parameters])
+        self.first, self.second = torch.zeros_like(self.vector), torch.zeros_like(self.vector)
+        self.average = None if settings.ema_decay is None else torch.zeros_like(self.vector)
+        self.n_steps = torch.zeros((), device=self.vector.device)
+        counts = [p.numel() for p in parameters]
+        self.views = [
+            [view.view(p.shape) for view, p in zip(vector.split(counts), parameters, strict=True)]
+            for vector in (self.vector, self.first, self.second)
         ]
+        for p, view in zip(parameters, self.views[0], strict=True):
+            p.data = view
 
     def step(self, gradients: Sequence[Tensor], learning_rate: float) -> None:
         """One training step. The gradients are in the order of the parameters."""
@@ -32,84 +41,44 @@ class AdamW:
         if len({gradient.data_ptr() for gradient in gradients}) < len(gradients):  # a + b has one gradient tensor for both
             gradients = [gradient.clone() for gradient in gradients]  # AdamW scales each in place
         scale = None
-        if self.max_grad_norm is not None:
+        if self.settings.max_grad_norm is not None:
             norm = torch.stack(torch._foreach_norm(gradients)).norm()
-            scale = (norm / self.max_grad_norm).clamp_(min=1.0)
-        for group in self.groups:
-            group.step([gradients[i] for i in group.indices], learning_rate, scale)
+            scale = (norm / self.settings.max_grad_norm).clamp_(min=1.0)
+        self.n_steps += 1
+        tensors = list(zip(self.views[0], gradients, *self.views[1:], strict=True))
+        for is_matrix, decay in ((True, self.settings.weight_decay), (False, 0.0)):
+            if chosen := [of_parameter for of_parameter in tensors if (of_parameter[0].ndim >= 2) == is_matrix]:
+                torch._fused_adamw_(  # as torch.optim calls it; torch.optim would keep a step count for every parameter
+                    *map(list, zip(*chosen, strict=True)),
+                    [],
+                    [self.n_steps] * len(chosen),
+                    lr=learning_rate,
+                    beta1=self.settings.beta1,
+                    beta2=self.settings.beta2,
+                    weight_decay=decay,
+                    eps=1e-8,
+                    amsgrad=False,
+                    maximize=False,
+                    grad_scale=scale,
+                )
+        if self.average is not None and self.settings.ema_decay is not None:
+            self.average.lerp_(self.vector, 1 - self.settings.ema_decay)
 
     def is_finite(self) -> bool:
         """True if every parameter is finite."""
-        return all(bool(torch.isfinite(group.vector).all()) for group in self.groups)
+        return bool(torch.isfinite(self.vector).all())
 
     def clear_underflow(self) -> None:
         """Set averages of gradients that stayed 0 to 0. It changes no parameter."""
-        for group in self.groups:
-            for average in (group.first, group.second):
-                average.copy_(functional.hardshrink(average, ADAM_UNDERFLOW))
+        for average in (self.first, self.second):
+            average.copy_(functional.hardshrink(average, ADAM_UNDERFLOW))
 
     def apply_average(self) -> None:
-        """Replace the parameters by their average over the training steps, if there is one."""
-        for group in self.groups:
-            group.apply_average()
+        """Replace the parameters by their average over the training steps, without the initial parameters, if there is one."""
+        if self.average is not None and self.settings.ema_decay is not None:
+            self.vector.copy_(self.average / (1 - self.settings.ema_decay**self.n_steps))
 
     def tensors(self) -> dict[str, Tensor]:
         """Everything that a step changes, parameters included."""
-        return {f"{name}/{i}": tensor for i, group in enumerate(self.groups) for name, tensor in group.tensors().items()}
-
-
-class _ParamGroup:
-    """Parameters with the same weight decay.
-
-    The parameters and AdamW's averages are views of long vectors, so one operation checks, averages or stores all of them.
-    """
-
-    def __init__(
-        self, trainable: Sequence[nn.Parameter], indices: Sequence[int], decay: float, settings: TrainingSettings
-    ) -> None:
-        self.indices, self.decay = indices, decay
-        parameters = [trainable[i] for i in indices]
-        self.vector = torch.cat([p.detach().reshape(-1) for p in parameters])
-        self.first, self.second = torch.zeros_like(self.vector), torch.zeros_like(self.vector)
-        self.n_steps = torch.zeros((), device=self.vector.device)
-        self.ema_decay, self.beta1, self.beta2 = settings.ema_decay, settings.beta1, settings.beta2
-        self.average = None if settings.ema_decay is None else torch.zeros_like(self.vector)
-        counts = [p.numel() for p in parameters]
-        self.views = [
-            [view.view(p.shape) for view, p in zip(torch.split(vector, counts), parameters, strict=True)]
-            for vector in (self.vector, self.first, self.second)
-        ]
-        for p, view in zip(parameters, self.views[0], strict=True):
-            p.data = view
-
-    def step(self, gradients: list[Tensor], learning_rate: float, scale: Tensor | None) -> None:
-        """One step of AdamW along the gradients divided by `scale`."""
-        self.n_steps += 1
-        parameters, firsts, seconds = self.views
-        torch._fused_adamw_(  # as torch.optim calls it; torch.optim would keep a step count for every parameter
-            parameters,
-            gradients,
-            firsts,
-            seconds,
-            [],
-            [self.n_steps] * len(gradients),
-            lr=learning_rate,
-            beta1=self.beta1,
-            beta2=self.beta2,
-            weight_decay=self.decay,
-            eps=1e-8,
-            amsgrad=False,
-            maximize=False,
-            grad_scale=scale,
-        )
-        if self.average is not None and self.ema_decay is not None:
-            self.average.lerp_(self.vector, 1 - self.ema_decay)
-
-    def apply_average(self) -> None:
-        """Replace the last parameters by the average over the steps, without the initial parameters."""
-        if self.average is not None and self.ema_decay is not None:
-            self.vector.copy_(self.average / (1 - self.ema_decay**self.n_steps))  # the parameters are views of the vector
-
-    def tensors(self) -> dict[str, Tensor]:
         average = {} if self.average is None else {"average": self.average}
         return {"vector": self.vector, "first": self.first, "second": self.second, "step": self.n_steps} | average

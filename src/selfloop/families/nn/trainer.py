@@ -5,9 +5,9 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import lru_cache, partial
+from functools import lru_cache
 from typing import Literal, TypeVar
 
 import numpy as np
@@ -92,8 +92,10 @@ def fit(problem: TrainingProblem, settings: TrainingSettings, ctx: Context, init
             checkpointer.save_if_due(step + 1)
     torch.set_num_threads(ctx.threads)
     state.check(steps - 1)
+    state.optimizer.apply_average()
+    arrays = {name: tensor.cpu().numpy().copy() for name, tensor in problem.network.state_dict().items()}
     info = {"steps": np.int64(steps), "rows": np.int64(steps * batch_size), "loss": state.loss_curve()}
-    return state.arrays() | {FIT_INFO + name: np.asarray(value) for name, value in info.items()}
+    return arrays | {FIT_INFO + name: np.asarray(value) for name, value in info.items()}
 
 
 def load_params(network: nn.Module, params: Params) -> None:
@@ -152,8 +154,7 @@ class _TrainingState:
         self.trainable = [p for p in problem.network.parameters() if p.requires_grad]
         self.optimizer = AdamW(self.trainable, settings)
         self.losses = torch.zeros(steps, device=device())
-        lower = uses_bfloat16(settings, problem.network)
-        self.context = partial(torch.autocast, device().type, torch.bfloat16) if lower else nullcontext
+        self.in_bfloat16 = uses_bfloat16(settings, problem.network)
 
     def advance(self, step: int, indices: Tensor, learning_rate: float) -> None:
         noise = () if self.problem.noise is None else (self.problem.noise(len(indices)),)
@@ -170,7 +171,7 @@ class _TrainingState:
         total = torch.zeros((), device=device())
         gradients: tuple[Tensor, ...] = ()
         for micro_batch in zip(*(torch.split(x, self.problem.micro_batch or len(x)) for x in chunk), strict=True):
-            with self.context():
+            with torch.autocast(device().type, torch.bfloat16, enabled=self.in_bfloat16):
                 losses = self.problem.loss(*micro_batch)
             loss = torch.dot(losses.float(), self.weights[micro_batch[0]]) / batch_size
             added = torch.autograd.grad(loss, self.trainable, materialize_grads=True)
@@ -187,18 +188,10 @@ class _TrainingState:
         segments = np.array_split(self.losses.double().cpu().numpy(), min(CURVE_POINTS, len(self.losses)))
         return np.array([segment.mean() for segment in segments])
 
-    def arrays(self) -> dict[str, Array]:
-        self.optimizer.apply_average()
-        return {name: tensor.cpu().numpy().copy() for name, tensor in self.problem.network.state_dict().items()}
-
     def tensors(self) -> dict[str, Tensor]:
         """Everything that a step changes."""
         buffers = {f"buffer/{name}": buffer for name, buffer in self.problem.network.named_buffers()}
         return self.optimizer.tensors() | buffers | {"losses": self.losses}
-
-    def restore(self, tensors: dict[str, Tensor]) -> None:
-        for name, tensor in self.tensors().items():
-            tensor.copy_(tensors[name])  # copied, not replaced: last bits of a product may depend on the array's alignment
 
 
 def autocast(settings: TrainingSettings, network: nn.Module) -> torch.autocast:
@@ -231,9 +224,9 @@ class _Checkpointer:
         saved = checkpoint.load(self.path, self.identity) if self.path else None
         if saved is None:
             return 0
-        step, tensors = saved
-        self.state.restore(tensors)
-        return step
+        for name, tensor in self.state.tensors().items():
+            tensor.copy_(saved[1][name])  # copied, not replaced: last bits of a product may depend on the array's alignment
+        return saved[0]
 
     def save_if_due(self, step: int) -> None:
         now = time.monotonic()

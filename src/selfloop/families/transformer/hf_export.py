@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -76,23 +74,6 @@ def build_hf_model(config: Any, params: Params) -> Any:
             f"init_from: array {min(wrong)!r} does not fit this network. Start from a model of the same family and settings."
         )
     return model
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Inside, transformers and peft print no progress bars and log errors only."""
-    from transformers.utils import logging
-
-    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        with warnings.catch_warnings(action="ignore", category=FutureWarning):
-            yield
-    finally:
-        logging.set_verbosity(level)
-        if bars:
-            logging.enable_progress_bar()
 
 
 def save_model(model: Any, folder: Path, dtype: str, sampling: Mapping[str, Any]) -> None:

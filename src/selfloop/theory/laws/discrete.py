@@ -8,7 +8,7 @@ import numpy as np
 
 from selfloop.columns import Floats
 from selfloop.snapshots import Scenario
-from selfloop.theory.law import Law, has_exact_moments, moment_curve, true_params
+from selfloop.theory.law import Law, moment_curve, true_params
 
 
 def _probabilities(scenario: Scenario) -> Floats:
@@ -19,31 +19,19 @@ def _smoothing(scenario: Scenario) -> float:
     return float(scenario.family.settings()["smoothing"])
 
 
-def _counts_symbols(scenario: Scenario) -> bool:
-    return (scenario.family.name, scenario.source.name) == ("discrete", "zipf")
-
-
-def _has_exact_moments(scenario: Scenario) -> bool:
-    return _counts_symbols(scenario) and not _smoothing(scenario) and has_exact_moments(scenario)
-
-
-def _replaces(scenario: Scenario) -> bool:
-    return _counts_symbols(scenario) and not _smoothing(scenario) and scenario.policy.name == "replace"
-
-
-def _replaces_with_smoothing(scenario: Scenario) -> bool:
-    if not _counts_symbols(scenario) or not _smoothing(scenario) or scenario.policy.name != "replace":
-        return False
-    return scenario.family.settings()["n_symbols"] in (None, len(_probabilities(scenario)))
-
-
-def _heterozygosity(scenario: Scenario) -> Floats:
+def _heterozygosity(scenario: Scenario) -> Floats | None:
+    curve = moment_curve(scenario, "variance_ratio")
+    if _smoothing(scenario) or curve is None:
+        return None
     true = 1 - float((_probabilities(scenario) ** 2).sum())
-    return true * moment_curve(scenario, "variance_ratio")
+    return true * curve
 
 
-def _smoothed_heterozygosity(scenario: Scenario) -> Floats:
+def _smoothed_heterozygosity(scenario: Scenario) -> Floats | None:
     p, n = _probabilities(scenario), scenario.n
+    fits_symbols = scenario.family.settings()["n_symbols"] in (None, len(p))
+    if not _smoothing(scenario) or not fits_symbols or scenario.policy.name != "replace":
+        return None
     u = _smoothing(scenario) * len(p) / (n + _smoothing(scenario) * len(p))
     same = float((p**2).sum())  # probability that two rows have the same symbol
     values = []
@@ -53,7 +41,9 @@ def _smoothed_heterozygosity(scenario: Scenario) -> Floats:
     return np.array(values)
 
 
-def _support_size(scenario: Scenario) -> Floats:
+def _support_size(scenario: Scenario) -> Floats | None:
+    if _smoothing(scenario) or scenario.policy.name != "replace":
+        return None
     p, g, values = _probabilities(scenario), 1.0, []
     for _ in range(scenario.generations):
         values.append(float((-np.expm1(-scenario.n * p * g)).sum()))
@@ -71,7 +61,6 @@ LAWS = (
             "Seddik et al. 2024 (2404.05090) for replace, the Polya urn for accumulate"
         ),
         conditions="Zipf source, discrete family without smoothing, fitted from scratch; budgets with one or two weights.",
-        is_met=_has_exact_moments,
         values=_heterozygosity,
     ),
     Law(
@@ -83,7 +72,6 @@ LAWS = (
             "the same symbol, and a share u of the fit is uniform"
         ),
         conditions="Zipf source, discrete family with smoothing a over its K symbols, policy replace, fitted from scratch.",
-        is_met=_replaces_with_smoothing,
         values=_smoothed_heterozygosity,
     ),
     Law(
@@ -95,7 +83,6 @@ LAWS = (
             "g_1 = 1, g_(t+1) = 1 - exp(-g_t); exact for Poisson counts, a lower bound for n rows since (1-x)^n <= exp(-nx)"
         ),
         conditions="Zipf source, discrete family without smoothing, policy replace, fitted from scratch.",
-        is_met=_replaces,
         values=_support_size,
     ),
 )

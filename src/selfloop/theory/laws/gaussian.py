@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-from typing import cast
-
 import numpy as np
 from scipy.special import digamma
 
 from selfloop.columns import Floats
 from selfloop.snapshots import Scenario
-from selfloop.theory.law import Law, has_exact_moments, moment_curve, newest_rows, true_params
+from selfloop.theory.law import Law, moment_curve, newest_rows, true_trace
 from selfloop.theory.moments import MomentEstimator
-
-
-def _is_gaussian(scenario: Scenario) -> bool:
-    return (scenario.family.name, scenario.source.name) == ("gaussian", "gaussian")
 
 
 def _estimator(scenario: Scenario) -> MomentEstimator:
@@ -22,23 +16,16 @@ def _estimator(scenario: Scenario) -> MomentEstimator:
     return MomentEstimator(ddof=family["ddof"], pooled=family["pooled"], variance_factor=sampler["variance_factor"])
 
 
-def _moments_are_exact(scenario: Scenario) -> bool:
-    return _is_gaussian(scenario) and has_exact_moments(scenario, _estimator(scenario))
+def _mean_error(scenario: Scenario) -> Floats | None:
+    curve = moment_curve(scenario, "mean_error", _estimator(scenario))
+    return None if curve is None else true_trace(scenario) * curve
 
 
-def _mean_error(scenario: Scenario) -> Floats:
-    trace = float(np.trace(cast(Floats, true_params(scenario)["covariance"])))
-    return trace * moment_curve(scenario, "mean_error", _estimator(scenario))
-
-
-def _uses_enough_newest_rows(scenario: Scenario) -> bool:
-    if not _is_gaussian(scenario) or _estimator(scenario).variance_factor == 0:
-        return False
-    return min(newest_rows(scenario) or [0]) > int(scenario.source.settings()["dim"])
-
-
-def _log_variance_ratio(scenario: Scenario) -> Floats:
-    estimator, rows, d = _estimator(scenario), np.array(newest_rows(scenario), np.float64), scenario.source.settings()["dim"]
+def _log_variance_ratio(scenario: Scenario) -> Floats | None:
+    estimator, d = _estimator(scenario), scenario.source.settings()["dim"]
+    rows = np.array(newest_rows(scenario) or [0], np.float64)
+    if estimator.variance_factor == 0 or rows.min() <= d:
+        return None
     fits = digamma((rows[:, None] - np.arange(1, d + 1)) / 2).sum(axis=1) + d * np.log(2 / (rows - estimator.ddof))
     return np.asarray(np.cumsum(fits) + d * np.log(estimator.variance_factor) * np.arange(len(rows)), np.float64)
 
@@ -59,7 +46,6 @@ LAWS = (
         kind="exact",
         source=_MOMENTS_SOURCE,
         conditions=_MOMENTS_CONDITIONS,
-        is_met=_moments_are_exact,
         values=_mean_error,
     ),
     Law(
@@ -68,7 +54,6 @@ LAWS = (
         kind="exact",
         source=_MOMENTS_SOURCE,
         conditions=_MOMENTS_CONDITIONS,
-        is_met=_moments_are_exact,
         values=lambda scenario: moment_curve(scenario, "variance_ratio", _estimator(scenario)),
     ),
     Law(
@@ -83,7 +68,6 @@ LAWS = (
             "Gaussian source and family, any divisor and sampler variance factor, all rows of the newest model only, "
             "more than d of them, fitted from scratch."
         ),
-        is_met=_uses_enough_newest_rows,
         values=_log_variance_ratio,
     ),
 )

@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from selfloop.columns import Floats
+from selfloop.columns import Floats, Ints
 from selfloop.snapshots import Scenario
 from selfloop.theory.law import (
     Law,
     all_rows,
-    has_exact_moments,
     moment_curve,
     newest_rows,
     schedule_entries,
@@ -50,56 +49,30 @@ def _first_risk(scenario: Scenario) -> float:
 
 
 def _is_least_squares(scenario: Scenario) -> bool:
-    is_linear = (scenario.family.name, scenario.source.name) == ("linear", "linear")
-    if not is_linear or scenario.family.settings()["ridge"]:
-        return False
-    return _real_noise(scenario) > 0 and scenario.n > _dim(scenario) + 1
+    return not scenario.family.settings()["ridge"] and _real_noise(scenario) > 0 and scenario.n > _dim(scenario) + 1
+
+
+def _multiplied_risk(scenario: Scenario) -> Floats | None:
+    curve = moment_curve(scenario, "mean_error_multiplier", _estimator(scenario))
+    return None if curve is None else _first_risk(scenario) * curve
 
 
 def _repeats_one_design(scenario: Scenario) -> bool:
     """True if every fit is on whole copies of the one fixed design."""
-    if not _is_least_squares(scenario) or not scenario.source.has_fixed_design():
-        return False
-    return all(
+    return scenario.source.has_fixed_design() and all(
         entry.plan.budget is None and not any((take.rows or 0) % scenario.n for take in entry.plan.takes)
         for entry in schedule_entries(scenario)
     )
 
 
-def _uses_newest_rows(scenario: Scenario) -> bool:
-    return _has_fresh_designs(scenario) and _has_enough_rows(scenario, newest_rows(scenario))
+def _fixed_design_risk(scenario: Scenario) -> Floats | None:
+    return _multiplied_risk(scenario) if _is_least_squares(scenario) and _repeats_one_design(scenario) else None
 
 
-def _uses_all_rows(scenario: Scenario) -> bool:
-    return _has_fresh_designs(scenario) and scenario.generations > 1 and _has_enough_rows(scenario, all_rows(scenario))
-
-
-def _has_fresh_designs(scenario: Scenario) -> bool:
-    return _is_least_squares(scenario) and not scenario.source.has_fixed_design()
-
-
-def _has_enough_rows(scenario: Scenario, rows: list[int] | None) -> bool:
-    return rows is not None and min(rows) > _dim(scenario) + 1
-
-
-def _is_asymptotic(scenario: Scenario) -> bool:
-    if not _is_least_squares(scenario) or not takes_whole_batches(scenario):
-        return (
-            False  # a fixed design repeats its inputs: the first rows of several batches have fewer distinct inputs than rows
-        )
-    if _repeats_one_design(scenario) or _uses_newest_rows(scenario) or _uses_all_rows(scenario):
-        return False  # an exact law applies
-    fewest = min(entry.trained_rows for entry in schedule_entries(scenario))
-    return fewest >= MIN_ROWS_PER_COEFFICIENT * _dim(scenario) and has_exact_moments(scenario, _estimator(scenario))
-
-
-def _is_accumulate_with_equal_noise(scenario: Scenario) -> bool:
-    is_accumulate = _is_least_squares(scenario) and scenario.policy.name == "accumulate"
-    return is_accumulate and bool((_noise_ratios(scenario) == 1).all())
-
-
-def _multiplied_risk(scenario: Scenario) -> Floats:
-    return _first_risk(scenario) * moment_curve(scenario, "mean_error_multiplier", _estimator(scenario))
+def _fresh_design_rows(scenario: Scenario, rows: list[int] | None) -> Ints | None:
+    """The training rows of every generation, if each fit has enough of them, with fresh inputs; otherwise None."""
+    has_fresh_designs = _is_least_squares(scenario) and not scenario.source.has_fixed_design()
+    return np.array(rows) if has_fresh_designs and rows and min(rows) > _dim(scenario) + 1 else None
 
 
 def _noise_variances(scenario: Scenario) -> Floats:
@@ -109,15 +82,34 @@ def _noise_variances(scenario: Scenario) -> Floats:
     return np.asarray(_real_noise(scenario) ** 2 * ratios[np.minimum(np.arange(scenario.generations), last)], np.float64)
 
 
-def _newest_risk(scenario: Scenario) -> Floats:
-    d, rows = _dim(scenario), np.array(newest_rows(scenario))
-    return np.asarray(np.cumsum(_noise_variances(scenario) * d / (rows - d - 1)), np.float64)
+def _newest_risk(scenario: Scenario) -> Floats | None:
+    d, rows = _dim(scenario), _fresh_design_rows(scenario, newest_rows(scenario))
+    return None if rows is None else np.cumsum(_noise_variances(scenario) * d / (rows - d - 1))
 
 
-def _all_rows_risk(scenario: Scenario) -> Floats:
-    d, total = _dim(scenario), np.array(all_rows(scenario))
+def _all_rows_risk(scenario: Scenario) -> Floats | None:
+    d, total = _dim(scenario), _fresh_design_rows(scenario, all_rows(scenario))
+    if total is None or len(total) == 1:
+        return None
     added = np.diff(total, prepend=0)
-    return np.asarray(np.cumsum(_noise_variances(scenario) * d * added / total / (total - d - 1)), np.float64)
+    return np.cumsum(_noise_variances(scenario) * d * added / total / (total - d - 1))
+
+
+def _asymptotic_risk(scenario: Scenario) -> Floats | None:
+    # A fixed design repeats its inputs: the first rows of several batches have fewer distinct inputs than rows.
+    if not _is_least_squares(scenario) or not takes_whole_batches(scenario):
+        return None
+    if _repeats_one_design(scenario) or _newest_risk(scenario) is not None or _all_rows_risk(scenario) is not None:
+        return None  # an exact law applies
+    fewest = min(entry.trained_rows for entry in schedule_entries(scenario))
+    return _multiplied_risk(scenario) if fewest >= MIN_ROWS_PER_COEFFICIENT * _dim(scenario) else None
+
+
+def _accumulate_bound(scenario: Scenario) -> Floats | None:
+    has_equal_noise = bool((_noise_ratios(scenario) == 1).all())
+    if not _is_least_squares(scenario) or scenario.policy.name != "accumulate" or not has_equal_noise:
+        return None
+    return np.full(scenario.generations, _first_risk(scenario) * np.pi**2 / 6)
 
 
 _SHARED = "Gaussian inputs, least squares without ridge, n > d + 1, outcomes of known noise, fitted from scratch"
@@ -132,8 +124,7 @@ LAWS = (
             "replace; any other policy by the moments of a mean with known noise"
         ),
         conditions=f"{_SHARED}; fixed design, takes of whole copies of it, no budget.",
-        is_met=_repeats_one_design,
-        values=_multiplied_risk,
+        values=_fixed_design_risk,
     ),
     Law(
         name="fresh designs, newest batch only",
@@ -141,7 +132,6 @@ LAWS = (
         kind="exact",
         source="sigma^2 d sum_i 1/(n_i - d - 1) with n_i rows at fit i: Dohmatob, Feng, Kempe 2024 (2402.07712), sizes unequal",
         conditions=f"{_SHARED}; fresh inputs, all rows of the newest model only.",
-        is_met=_uses_newest_rows,
         values=_newest_risk,
     ),
     Law(
@@ -153,7 +143,6 @@ LAWS = (
             "as in the proof of Gerstgrasser et al. 2024 (2404.01413), theorem 2"
         ),
         conditions=f"{_SHARED}; fresh inputs, all real(1) and synthetic rows so far with equal weights.",
-        is_met=_uses_all_rows,
         values=_all_rows_risk,
     ),
     Law(
@@ -168,8 +157,7 @@ LAWS = (
             f"{_SHARED}; every fit on {MIN_ROWS_PER_COEFFICIENT} d rows or more, of whole batches or under a budget with "
             "one or two weights."
         ),
-        is_met=_is_asymptotic,
-        values=_multiplied_risk,
+        values=_asymptotic_risk,
     ),
     Law(
         name="pi^2/6 of the first error",
@@ -177,7 +165,6 @@ LAWS = (
         kind="bound",
         source="sigma^2 d/(n - d - 1) pi^2/6: Gerstgrasser et al. 2024 (2404.01413), theorem 2",
         conditions=f"{_SHARED}; policy accumulate, the same noise at every generation.",
-        is_met=_is_accumulate_with_equal_noise,
-        values=lambda scenario: np.full(scenario.generations, _first_risk(scenario) * np.pi**2 / 6),
+        values=_accumulate_bound,
     ),
 )
