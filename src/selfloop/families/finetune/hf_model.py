@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from selfloop.columns import Array, Ints, Params, Ragged
-from selfloop.errors import ChainEndedError, SpecError
+from selfloop.errors import ChainEndedError, SpecError, first_line
 from selfloop.families.finetune.lora import Lora, add_adapters
 from selfloop.families.nn import trainer
 from selfloop.families.nn.hf_logging import quiet
@@ -38,8 +38,8 @@ def open_part(what: str, base: str | Path, revision: str | None) -> Any:
             return opener.from_pretrained(base, revision=revision or "main", trust_remote_code=False, **dtype)
     except (OSError, ValueError, KeyError, ImportError) as problem:
         raise SpecError(
-            f"family.base_model: the {what} of {base} cannot be opened ({first_line(problem)}). Give the folder of a causal language model "
-            "with its tokenizer, as transformers saves them, or its name on the hub."
+            f"family.base_model: the {what} of {base} cannot be opened ({first_line(problem)}). Give the folder of a causal "
+            "language model with its tokenizer, as transformers saves them, or its name on the hub."
         ) from problem
 
 
