@@ -78,14 +78,16 @@ def _setting_types(cls: type[Any]) -> dict[str, Any]:
     try:
         hints = get_type_hints(cls, include_extras=True)
     except NameError:
-        return {}
+        if "<locals>" in cls.__qualname__:
+            return {}
+        raise
     return {f.name: hints[f.name] for f in fields(cls)}
 
 
 def check_setting(hint: Any, value: Any, name: str) -> Any:
     """The value as its annotation types it (lists as tuples, text as paths); SettingError if it is not allowed."""
-    if is_dataclass(value) and not isinstance(value, type):
-        if any(isinstance(value, cls) for cls in _classes(hint)):
+    if settings_tables(hint) or (is_dataclass(value) and not isinstance(value, type)):  # settings tables check themselves
+        if isinstance(value, tuple(_classes(hint))):
             return value
     elif (checked := _validated(hint, value)) is not MISSING:
         return checked
@@ -113,10 +115,6 @@ def _validated(hint: Any, value: Any) -> Any:
 def _adapter(hint: Any) -> Any:
     from pydantic import ConfigDict, TypeAdapter
 
-    if tables := settings_tables(hint):  # they check themselves
-        rest = [cls for cls in _classes(hint) if cls not in tables]
-        other: Any = Union[tuple(rest)] if rest else NoneType  # made from a list
-        return TypeAdapter(other)
     return TypeAdapter(hint, config=ConfigDict(arbitrary_types_allowed=True, allow_inf_nan=False))
 
 

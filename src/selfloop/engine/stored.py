@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, cast
 
 from selfloop.columns import Params
@@ -102,16 +103,12 @@ class StoredWorld:
 
     def fit(self, t: int, takes: list[Take[ObjectRef | None]], budget: int | None, previous: ObjectRef | None) -> ObjectRef:
         parts = tuple((take.batch, take.rows, take.weight) for take in takes)
-        family = self.point.spec.family.for_generation(t)
-        init = self._init_from(previous)
+        family, init_from = self.point.spec.family.for_generation(t), self.point.spec.init_from
+        init = previous if init_from == "previous" else None
+        if isinstance(init_from, Path):
+            init = self._call_once("init", steps.load_params, init_from)
         self.models[t] = self._call(steps.fit, family, parts, budget, init, self.refs.get("prepared"), self.context("fit", t))
         return self.models[t]
-
-    def _init_from(self, previous: ObjectRef | None) -> ObjectRef | None:
-        init_from = self.point.spec.init_from
-        if isinstance(init_from, str):
-            return previous if init_from == "previous" else None
-        return self._call_once("init", steps.load_params, init_from)
 
     def sample(self, t: int, model: ObjectRef, n: int) -> ObjectRef | None:
         self.samples[t] = self._sample(t, model, n) if n else None
@@ -127,7 +124,7 @@ class StoredWorld:
         return self._call(steps.sample, spec.family, model, n, sampler, inputs, ctx)
 
     def _draw_prompts(self, sampler: Sampler, n: int) -> ObjectRef | None:
-        if type(sampler).draw_prompts is Sampler.draw_prompts:
+        if type(sampler).draw_prompts is Sampler.draw_prompts:  # not overridden: rows without prompts
             return None
         prompts = self._call(steps.draw_prompts, sampler, n, self.initial, self.context("prompts"))
         return prompts if isinstance(prompts, ObjectRef) else None  # no columns are stored as a value

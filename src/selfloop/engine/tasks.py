@@ -20,8 +20,8 @@ from selfloop.engine.stored import StoredWorld
 from selfloop.protocols import CorpusSource, UsesEncoder
 from selfloop.spec.point import Point
 from selfloop.spec.spec import Spec
+from selfloop.store.calls import Usage
 from selfloop.store.store import Store
-from selfloop.store.usage import Usage
 from selfloop.types import Coordinates, Measurement
 
 SPEEDUP_PER_DOUBLING = 1.6  # of threads per chain: small convolutions hardly gain, transformers 1.9

@@ -13,6 +13,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
 
+from annotated_types import Ge
+
 from selfloop.component import Policy
 from selfloop.errors import SettingError
 from selfloop.types import Batch, Plan, Take, real, synthetic

@@ -11,8 +11,9 @@ from typing import Any, NamedTuple, cast
 from selfloop.errors import ChainEndedError
 from selfloop.formats.safetensors import is_columns, to_safetensors
 from selfloop.store import records
+from selfloop.store.calls import StepCall
 from selfloop.store.identity import digest
-from selfloop.store.store import StepCall, Store
+from selfloop.store.store import Store
 
 
 class Recomputed(NamedTuple):

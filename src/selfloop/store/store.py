@@ -20,21 +20,8 @@ from selfloop.component import Context
 from selfloop.errors import ChainEndedError, SelfloopError, StoreError, is_selfloop_warning
 from selfloop.formats.safetensors import is_columns, read_safetensors, to_safetensors
 from selfloop.store import records
+from selfloop.store.calls import NotStoredError, StepCall, Usage
 from selfloop.store.identity import ObjectRef, digest, identity, step_identity, step_name
-from selfloop.store.usage import Usage
-
-
-class NotStoredError(Exception):
-    """A read-only store has no result of a step."""
-
-
-@dataclass(frozen=True, slots=True)
-class StepCall:
-    """One call of a stored step, complete enough to compute it again."""
-
-    key: str
-    step: Callable[..., Any]
-    arguments: tuple[Any, ...]
 
 
 @dataclass
@@ -207,7 +194,8 @@ class Store:
             )
         if self._compute(maker).get("object") != ref.digest:
             raise StoreError(
-                f"store {self.path}: recomputing object {ref.digest} gave other bytes, as on another machine or library version. Use another store."
+                f"store {self.path}: recomputing object {ref.digest} gave other bytes, as other machines or libraries may. "
+                "Use another store."
             )
 
     def _discard(self, path: str) -> None:

@@ -1,0 +1,54 @@
+"""Calls of stored steps, and their cost."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+
+class NotStoredError(Exception):
+    """A read-only store has no result of a step."""
+
+
+@dataclass(frozen=True, slots=True)
+class StepCall:
+    """One call of a stored step, complete enough to compute it again."""
+
+    key: str
+    step: Callable[..., Any]
+    arguments: tuple[Any, ...]
+
+
+@dataclass(slots=True)
+class Usage:
+    """Steps that a run computed and reused, and their cost."""
+
+    computed: int = 0
+    reused: int = 0
+    seconds: float = 0.0  # of computed steps
+    seconds_saved: float = 0.0  # that the reused steps took when they were computed
+    bytes: int = 0  # of arrays written
+    by_step: dict[str, tuple[int, float]] = field(default_factory=dict)  # name -> (computed, seconds)
+    warnings: dict[str, None] = field(default_factory=dict)  # of computed and reused steps, each once
+    backends: dict[tuple[str, str], int] = field(default_factory=dict)  # (purpose, backend) -> records
+
+    def add(self, other: Usage) -> None:
+        """Add the usage of another run."""
+        for name in ("computed", "reused", "seconds", "seconds_saved", "bytes"):
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+        for step, (count, seconds) in other.by_step.items():
+            self.count_step(step, count, seconds)
+        self.warnings |= other.warnings
+        for backend, count in other.backends.items():
+            self.backends[backend] = self.backends.get(backend, 0) + count
+
+    def count_step(self, step: str, count: int, seconds: float) -> None:
+        """Add computed calls of one step."""
+        before = self.by_step.get(step, (0, 0.0))
+        self.by_step[step] = (before[0] + count, before[1] + seconds)
+
+    def count_backends(self, backends: Mapping[str, str]) -> None:
+        """Add the backends of one record."""
+        for backend in backends.items():
+            self.backends[backend] = self.backends.get(backend, 0) + 1
