@@ -53,15 +53,20 @@ typedef struct { uint32_t token; int32_t slot, position; } TokenInput;
 typedef struct { int64_t row; int32_t n_tokens, n_cached; } Slot; /* row -1: free */
 typedef struct { float *x, *normed, *qkv, *up, *logits, *scales; int32_t *keys, *values; } Workspace;
 
-/* w->logits[n_logits][PAD(VOCAB)] after the inputs numbered `logit_rows`; the keys and values of all n inputs are cached */
-static void forward(
-    const DecoderWeights *net, int n, const TokenInput *inputs, int n_logits, const int32_t *logit_rows, Workspace *w) {
-    const float *weights = net->layers;
+/* w->x[n][PAD(HIDDEN_DIM)] = embeddings of the inputs */
+static void embed_inputs(const DecoderWeights *net, int n, const TokenInput *inputs, Workspace *w) {
     for (int i = 0; i < n; i++) {
         float *x = w->x + (size_t)i * PAD(HIDDEN_DIM);
         memcpy(x, net->embedding + (size_t)inputs[i].token * HIDDEN_DIM, HIDDEN_DIM * sizeof(float));
         for (int j = 0; !LLAMA && j < HIDDEN_DIM; j++) { x[j] += net->positions[inputs[i].position * HIDDEN_DIM + j]; }
     }
+}
+
+/* w->logits[n_logits][PAD(VOCAB)] after the inputs numbered `logit_rows`; the keys and values of all n inputs are cached */
+static void forward(
+    const DecoderWeights *net, int n, const TokenInput *inputs, int n_logits, const int32_t *logit_rows, Workspace *w) {
+    const float *weights = net->layers;
+    embed_inputs(net, n, inputs, w);
     for (int l = 0; l < LAYERS; l++) {
         for (int i = 0; i < n; i++) { apply_norm(w->x + i * PAD(HIDDEN_DIM), w->normed + i * PAD(HIDDEN_DIM)); }
         weights = matmul_bias(w->normed, PAD(HIDDEN_DIM), n, weights, HIDDEN_DIM, QKV_DIM, 0, w->qkv);

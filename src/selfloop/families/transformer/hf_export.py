@@ -11,6 +11,7 @@ import numpy as np
 
 from selfloop.columns import Params
 from selfloop.errors import SpecError
+from selfloop.families.nn.hf_logging import quiet
 from selfloop.families.transformer.config import TransformerConfig
 
 NON_WEIGHTS = ("tokenizer/", "training/")  # prefixes of arrays that are no weights

@@ -168,12 +168,9 @@ static void cache_keys_values(const float *qkv, int position, int32_t *keys, int
 static inline f32v unpack_even(const int32_t *pairs) { return __builtin_convertvector(*(const i32v *)pairs << 16, f32v); }
 static inline f32v unpack_odd(const int32_t *pairs) { return __builtin_convertvector(*(const i32v *)pairs & -65536, f32v); }
 
-/* out[HEAD_DIM] = softmax(q . keys) . values of one query head over positions 0 .. position; q is divided by sqrt(HEAD_DIM) */
-static void attention_head(
-    const float *q, const int32_t *keys, const int32_t *values, const float *scales, int position, float *out) {
-    float p[PADDED_CONTEXT] __attribute__((aligned(64)));
-    int n = position + 1;
-    int n_padded = (n + KEY_BLOCK - 1) / KEY_BLOCK * KEY_BLOCK;
+/* p[n_padded] = q[HEAD_DIM] . keys of the first n_padded positions, a multiple of KEY_BLOCK */
+static inline __attribute__((always_inline)) void attention_scores(
+    const float *q, const int32_t *keys, const float *scales, int n_padded, float *p) {
     for (int t = 0; t < n_padded; t += KEY_BLOCK, keys += HEAD_PAIRS * KEY_BLOCK) {
         for (int v = 0; v < KEY_BLOCK; v += SIMD_WIDTH) {
             f32v even = {0}, odd = {0};
@@ -184,6 +181,15 @@ static void attention_head(
             *(f32v *)(p + t + v) = (even + odd) * *(const f32v *)(scales + t + v);
         }
     }
+}
+
+/* out[HEAD_DIM] = softmax(q . keys) . values of one query head over positions 0 .. position; q is divided by sqrt(HEAD_DIM) */
+static void attention_head(
+    const float *q, const int32_t *keys, const int32_t *values, const float *scales, int position, float *out) {
+    float p[PADDED_CONTEXT] __attribute__((aligned(64)));
+    int n = position + 1;
+    int n_padded = (n + KEY_BLOCK - 1) / KEY_BLOCK * KEY_BLOCK;
+    attention_scores(q, keys, scales, n_padded, p);
     for (int t = n; t < n_padded; t++) { p[t] = -1e30f; }
     f32v maxima = *(const f32v *)p, totals = {0};
     for (int t = 0; t < n_padded; t += SIMD_WIDTH) { maxima = max_f32(*(const f32v *)(p + t), maxima); }
