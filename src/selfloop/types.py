@@ -40,10 +40,7 @@ def synthetic(k: int) -> Batch:
 
 @dataclass(frozen=True, slots=True)
 class Take(Generic[B]):
-    """The first `rows` rows of a batch (None = all) with a `weight` per row.
-
-    In a plan B is the name of a batch (`Batch`), in a world that world's handle of it. A fit receives `RowTake`s.
-    """
+    """The first `rows` rows of a batch (None = all), each with `weight`. B: `Batch` in a plan, a world's handle of it there."""
 
     batch: B
     rows: int | None = None

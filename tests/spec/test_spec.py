@@ -113,7 +113,7 @@ WRONG: dict[str, tuple[str, tuple[str, ...]]] = {
     ),
     "init_from that is no file": ('init_from = "nowhere.safetensors"' + GAUSSIAN, ("init_from: got 'nowhere.safetensors'",)),
     "init_from that is a number": ("init_from = 5" + GAUSSIAN, ("init_from: got 5",)),
-    "policy that asks for what is not there": (
+    "policy that takes a missing batch": (
         changed(('["replace"]', '[{ name = "custom", takes = [{ batch = "real(t)" }] }]')),
         ("policy custom, generation 2: takes real(2), which does not exist",),
     ),
@@ -208,7 +208,7 @@ def test_a_wrong_override_is_one_sentence(folder: Path, override: str, fragments
     check_refused(done, folder, fragments)
 
 
-def test_what_is_no_readable_file_is_one_sentence(folder: Path) -> None:
+def test_an_unreadable_file_is_one_sentence(folder: Path) -> None:
     (folder / "latin.toml").write_bytes(GAUSSIAN.replace("n = 10", "n = 10 # Zürich").encode("latin-1"))
     (folder / "binary.toml").write_bytes(bytes(range(256)))
     for spec, fragment in {
@@ -223,7 +223,7 @@ def test_what_is_no_readable_file_is_one_sentence(folder: Path) -> None:
         assert not (folder / "store").exists()
 
 
-def test_overrides_do_what_an_edit_of_the_file_would(folder: Path) -> None:
+def test_overrides_have_the_effect_of_an_edit(folder: Path) -> None:
     (folder / "spec.toml").write_text(GAUSSIAN)
     overrides = ["generations=7", 'policies=["mix"]', "source.dim=3", "seeds=[4, 5]", "family.ddof=1"]
     edited = changed(
@@ -295,15 +295,15 @@ def test_a_new_spec_does_not_offer_a_holdout_that_its_source_sets_aside_itself()
     assert "# holdout = " in spec_template("vae", "digits")
 
 
-# data that a source of one's own gets wrong
+# wrong rows of a user's source
 
 
 class Wrong(tiny_components.Ticks):
-    """Never does what its schema says."""
+    """Its rows never match its schema."""
 
 
 @pytest.mark.parametrize(
-    ("column", "says"),
+    ("column", "sentence"),
     [
         (np.array([1.0, np.nan] * 10), "contains NaN or infinity"),
         (np.zeros(20, np.float32), "has rows float32[]; expected float64[]"),
@@ -311,12 +311,12 @@ class Wrong(tiny_components.Ticks):
         (None, "column 'x' is missing"),
     ],
 )
-def test_rows_that_are_not_what_the_schema_says_are_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, column: Any, says: str
+def test_rows_that_do_not_match_the_schema_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, column: Any, sentence: str
 ) -> None:
     rows = {"y": np.zeros(20)} if column is None else {"x": column}
     monkeypatch.setattr(Wrong, "draw", lambda self, first, n, ctx: rows)
     with pytest.raises(Exception, match=r"source\.ticks") as refused:
         list(iter_measurements(tiny_components.tiny_spec(source=Wrong()), tmp_path))
-    assert says in str(refused.value)
+    assert sentence in str(refused.value)
     assert tiny_components.files_of(tmp_path) == []
