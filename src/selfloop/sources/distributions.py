@@ -9,6 +9,7 @@ from typing import Annotated, ClassVar, Literal
 
 import numpy as np
 from annotated_types import Ge
+from scipy.special import softmax
 
 from selfloop.columns import Columns, ColumnType, Floats, Params
 from selfloop.component import Context, Source
@@ -91,9 +92,7 @@ class ZipfSource(Source):
         return {"probabilities": self._probabilities()}
 
     def _probabilities(self) -> Floats:
-        log_mass = -self.exponent * np.log(np.arange(1, self.n_symbols + 1))
-        mass = np.exp(log_mass - log_mass.max())
-        return np.asarray(mass / mass.sum(), np.float64)
+        return np.asarray(softmax(-self.exponent * np.log(np.arange(1, self.n_symbols + 1))), np.float64)
 
 
 class RegressionSource(Source):
@@ -141,11 +140,12 @@ class LinearSource(RegressionSource):
             )
 
     def draw(self, first: int, n: int, ctx: Context) -> Columns:
-        inputs = {"x": self._inputs(first, n, ctx)}
+        inputs = {"x": self.fresh_inputs(n, ctx, first)}
         return {**inputs, **self.relabel(inputs, first, ctx)}
 
-    def fresh_inputs(self, n: int, ctx: Context) -> Floats:
-        return self._inputs(0, n, ctx)
+    def fresh_inputs(self, n: int, ctx: Context, first: int = 0) -> Floats:
+        z = normal_rows(ctx.stream.child("inputs"), first, n, self.dim)
+        return z if self.covariance == "identity" else np.asarray(z * np.sqrt(self._variances()), np.float64)
 
     def relabel(self, inputs: Columns, first: int, ctx: Context) -> Columns:
         """Real outcomes of rows first, first + 1, ... for these inputs."""
@@ -157,10 +157,6 @@ class LinearSource(RegressionSource):
         """Coefficients, standard deviation of the noise, variances of the inputs."""
         noise = np.asarray(self.noise)
         return {"coefficients": self._coefficients(ctx), "noise": noise, "variances": self._variances()}
-
-    def _inputs(self, first: int, n: int, ctx: Context) -> Floats:
-        z = normal_rows(ctx.stream.child("inputs"), first, n, self.dim)
-        return z if self.covariance == "identity" else np.asarray(z * np.sqrt(self._variances()), np.float64)
 
     def _coefficients(self, ctx: Context) -> Floats:
         return ctx.stream.child("coefficients").generator().standard_normal(self.dim)

@@ -28,12 +28,12 @@ class Geom(NamedMoleculeSource):
 
     def names(self) -> Sequence[str]:
         summary = read_geom_summary(self.path, self.subset)
-        return [name for name, count in summary.conformers.items() if count >= self.conformers]
+        return [name for name, (_, n_conformers) in summary.items() if n_conformers >= self.conformers]
 
     def read_molecules(self, names: list[str]) -> Iterator[Candidate]:
-        smiles, missing = read_geom_summary(self.path, self.subset).smiles, dict.fromkeys(names)
+        summary, missing = read_geom_summary(self.path, self.subset), dict.fromkeys(names)
         for name, data in read_files(self.path, missing.__contains__):
             del missing[name]
-            yield Candidate(smiles[name], unpickle_conformers(data, f"{name} in {self.path}"))
+            yield Candidate(summary[name][0], unpickle_conformers(data, f"{name} in {self.path}"))
         for name in missing:
-            yield Candidate(smiles[name], ["whose pickle is missing"])
+            yield Candidate(summary[name][0], ["whose pickle is missing"])

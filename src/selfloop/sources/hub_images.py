@@ -14,7 +14,7 @@ from selfloop.columns import Array
 from selfloop.errors import DataError, os_error_reason
 from selfloop.sources.files import cached_until_change
 from selfloop.sources.hub import HubSource
-from selfloop.sources.image_base import ConvertedImageSource, ImageReader, label_dtype
+from selfloop.sources.image_base import ConvertedImageSource, ImageReader
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +50,7 @@ class HubImages(ConvertedImageSource, HubSource):
         if self.label is None:
             return {}
         rows = _load_images(self)
-        dtype = label_dtype(getattr(rows.features[self.label], "num_classes", 1 << 16))
+        dtype = np.min_scalar_type(getattr(rows.features[self.label], "num_classes", 1 << 16) - 1)
         if missing := rows.data.column(self.label).null_count:
             raise DataError(f"source.label: {missing} of {len(rows)} rows have no {self.label!r}. Fill them or remove label.")
         labels = np.asarray(rows.with_format("numpy")[self.label])

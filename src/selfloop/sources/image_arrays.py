@@ -7,23 +7,14 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal, NamedTuple
+from typing import Annotated, ClassVar, Literal
 
 import numpy as np
 
 from selfloop.columns import Array, Columns, ColumnType
 from selfloop.component import Context, Source
 from selfloop.errors import DataError
-from selfloop.sources.files import (
-    CHUNK_BYTES,
-    FileSource,
-    check_range,
-    file_sizes,
-    file_stamp,
-    is_gzipped,
-    open_file,
-    read_files,
-)
+from selfloop.sources.files import CHUNK_BYTES, FileSource, check_range, file_sizes, file_stamp, open_file, read_files
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +49,7 @@ def _load_digits() -> dict[str, Array]:
 
 
 MAX_IMAGE_BYTES = 1 << 26  # limit for the sizes that a file's header may announce
-IDX_BYTES = 0x08  # type code of unsigned bytes, the only type of images and labels
+IDX_BYTES = b"\0\0\x08"  # begin of a file of unsigned bytes, the only type of images and labels
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,12 +69,9 @@ class Idx(FileSource):
 
     def chunks(self) -> Iterator[Columns]:
         chunk_rows = max(1, CHUNK_BYTES // math.prod(self._image_shape()[1:]))
-        images = _read_idx(self.images, chunk_rows)
-        if self.labels is None:
-            yield from ({"image": image} for image in images)
-        else:
-            labels = _read_idx(self.labels, chunk_rows)
-            yield from ({"image": image, "label": label} for image, label in zip(images, labels, strict=True))
+        paths = {"image": self.images, "label": self.labels}
+        columns = {name: _read_idx(path, chunk_rows) for name, path in paths.items() if path}
+        yield from (dict(zip(columns, chunk, strict=True)) for chunk in zip(*columns.values(), strict=True))
 
     def _image_shape(self) -> tuple[int, ...]:
         """Shape of all images, (rows, height, width) or (rows, height, width, channels), checked against the labels."""
@@ -107,22 +95,13 @@ def _idx_shape(path: Path) -> tuple[int, ...]:
     file_stamp(path)
     with open_file(path) as file:
         begin = file.read(4)
-        if len(begin) < 4 or begin[:2] != b"\0\0" or begin[2] != IDX_BYTES or not 1 <= begin[3] <= 4:
-            raise DataError(
-                f"source: {path} begins with {begin.hex(' ')}; expected an idx file of bytes (00 00 08 and 01 to 04)."
-            )
-        sizes = file.read(4 * begin[3])
-    shape = tuple(np.frombuffer(sizes, ">u4").tolist()) if len(sizes) == 4 * begin[3] else (0,)
-    n_bytes = path.stat().st_size - 4 - 4 * begin[3]
-    if not is_gzipped(path) and n_bytes != math.prod(shape):
-        raise _size_error(path, shape, f"has {n_bytes}")
-    return shape
-
-
-def _size_error(path: Path, shape: tuple[int, ...], problem: str) -> DataError:
-    return DataError(
-        f"source: {path} announces shape {list(shape)}, which is {math.prod(shape)} bytes, and {problem}. Download it again."
-    )
+        n_bytes = 4 * int.from_bytes(begin[3:])
+        sizes = file.read(n_bytes)
+    if begin[:3] != IDX_BYTES or not 0 < n_bytes == len(sizes) <= 16:
+        raise DataError(
+            f"source: {path} begins with {(begin + sizes).hex(' ')}; expected an idx file of bytes (00 00 08 and 01 to 04)."
+        )
+    return tuple(np.frombuffer(sizes, ">u4").tolist())
 
 
 def _read_idx(path: Path, chunk_rows: int) -> Iterator[Array]:
@@ -141,18 +120,17 @@ def _read_idx(path: Path, chunk_rows: int) -> Iterator[Array]:
             raise _size_error(path, shape, "has more")
 
 
-class CifarVersion(NamedTuple):
-    """Files of a binary version and the columns before the pixels of each row."""
-
-    train: list[str]
-    test: list[str]
-    labels: list[str]
+def _size_error(path: Path, shape: tuple[int, ...], problem: str) -> DataError:
+    return DataError(
+        f"source: {path} announces shape {list(shape)}, which is {math.prod(shape)} bytes, and {problem}. Download it again."
+    )
 
 
 CIFAR_PIXELS = 3 * 32 * 32
+# files of each split in the two binary versions, and the columns before the pixels of each row
 CIFAR_VERSIONS = (
-    CifarVersion([f"data_batch_{i}.bin" for i in range(1, 6)], ["test_batch.bin"], ["label"]),
-    CifarVersion(["train.bin"], ["test.bin"], ["coarse_label", "label"]),
+    ({"train": [f"data_batch_{i}.bin" for i in range(1, 6)], "test": ["test_batch.bin"]}, ["label"]),
+    ({"train": ["train.bin"], "test": ["test.bin"]}, ["coarse_label", "label"]),
 )
 PICKLED_FILES = {"data_batch_1", "test_batch", "train", "test"}  # of the version for Python
 
@@ -191,12 +169,11 @@ class Cifar(FileSource):
         """Rows of each file, and the columns before the pixels."""
         sizes = file_sizes(self.path)
         paths = {Path(name).name: name for name in sizes}
-        for version in CIFAR_VERSIONS:
-            names = version.train if self.split == "train" else version.test
+        for splits, labels in CIFAR_VERSIONS:
+            names = splits[self.split]
             missing = [name for name in names if name not in paths]
             if not missing:
-                n_labels = len(version.labels)
-                return {paths[name]: self._count_rows(paths[name], sizes, n_labels) for name in names}, version.labels
+                return {paths[name]: self._count_rows(paths[name], sizes, len(labels)) for name in names}, labels
             if len(missing) < len(names):
                 raise DataError(f"source.path: {self.path} lacks {', '.join(missing)}. Download it again.")
         binary = "the binary version (cifar-10-binary.tar.gz or cifar-100-binary.tar.gz)"

@@ -194,11 +194,6 @@ class ConvertedImageSource(EncodedImageSource):
         return ImageForm(self.size, self.color_mode)
 
 
-def label_dtype(n_classes: int) -> str:
-    """The dtype of a column of class numbers."""
-    return "uint8" if n_classes <= 256 else "uint16"
-
-
 def _describe(shape: tuple[int, ...]) -> str:
     return f"{shape[1]} x {shape[0]} {'RGB' if len(shape) == 3 else 'grayscale'}"
 

@@ -21,7 +21,6 @@ from selfloop.sources.image_base import (
     ConvertedImageSource,
     EncodedImageSource,
     ImageReader,
-    label_dtype,
 )
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
@@ -68,16 +67,13 @@ def _list_zip(path: Path) -> tuple[str, ...]:
         return _sort_images(set(archive.namelist()))
 
 
-@contextmanager
-def _open_zip(path: Path) -> Iterator[ZipFile]:
+def _open_zip(path: Path) -> ZipFile:
     try:
-        archive = ZipFile(path)
+        return ZipFile(path)
     except ZIP_ERRORS as problem:
         raise DataError(
             f"source.path: {path} is not a complete ZIP file ({problem}). Give a folder or a ZIP file."
         ) from problem
-    with archive:
-        yield archive
 
 
 def _read_file(file: Path) -> bytes:
@@ -158,4 +154,4 @@ class ImageFolder(ConvertedImageSource, ImageFileSource):
         if not self.labels:
             return {}
         classes, numbers = np.unique(self._folders(), return_inverse=True)
-        return {"label": numbers.astype(label_dtype(len(classes)))}
+        return {"label": numbers.astype(np.min_scalar_type(len(classes) - 1))}

@@ -7,7 +7,7 @@ import warnings
 from abc import abstractmethod
 from collections import defaultdict
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence, Sized
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
@@ -63,21 +63,15 @@ class UsableMolecule(NamedTuple):
     positions: Array  # (conformers, atoms, 3) in ångström, each conformer around its center
 
 
-@dataclass
-class Exclusions:
-    """Names of excluded molecules, and of molecules with excluded conformers, by reason."""
-
-    molecules: defaultdict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
-    conformers: defaultdict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
+class Exclusions(defaultdict[tuple[str, str], list[str]]):
+    """Names of molecules by what is excluded, "molecule" or "conformer", and the reason."""
 
     def __str__(self) -> str:
-        kinds = (("molecule", self.molecules), ("conformer", self.conformers))
-        return ", ".join(_describe(kind, *reason) for kind, reasons in kinds for reason in reasons.items())
-
-
-def _describe(kind: str, reason: str, names: Sequence[str]) -> str:
-    examples = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
-    return f"{len(names)} {kind}{'s' if len(names) > 1 else ''} {reason} ({examples})"
+        parts = list[str]()
+        for (kind, reason), names in sorted(self.items(), key=lambda item: item[0][0], reverse=True):  # molecules first
+            examples = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+            parts.append(f"{len(names)} {kind}{'s' if len(names) > 1 else ''} {reason} ({examples})")
+        return ", ".join(parts)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,24 +114,21 @@ class MoleculeSource(Source):
         return self.conformers * self.n_molecules()
 
     def n_holdout(self) -> int:
-        return self.conformers * self._n_holdout_molecules()
-
-    def _n_holdout_molecules(self) -> int:
-        return max(round(self.holdout_share * self.n_molecules()), math.ceil(self.holdout_share))
+        return self.conformers * max(round(self.holdout_share * self.n_molecules()), math.ceil(self.holdout_share))
 
     def chunks(self) -> Iterator[Columns]:
         """Every row once, molecule by molecule. Warns about exclusions; raises DataError if no molecule is usable."""
         _require_rdkit(self)
         from rdkit import rdBase
 
-        exclusions, seen, first, chunk = Exclusions(), set[bytes](), 0, list[UsableMolecule]()
+        exclusions, seen, first, chunk = Exclusions(list), set[bytes](), 0, list[UsableMolecule]()
         for candidate in self.candidates(seen):
             with rdBase.BlockLogs():  # the exclusions repeat what RDKit would log
                 molecule = _check_candidate(candidate, self.conformers, exclusions)
             if molecule is None:
                 continue
             if molecule.graph.smiles in seen:
-                exclusions.molecules["with the SMILES of an earlier molecule"].append(candidate.name)
+                exclusions["molecule", "with the SMILES of an earlier molecule"].append(candidate.name)
                 continue
             seen.add(molecule.graph.smiles)
             chunk.append(molecule)
@@ -150,7 +141,7 @@ class MoleculeSource(Source):
             raise DataError(
                 f"source.path: {self.name} found no usable molecule. Excluded: {exclusions or 'none'}. Check the file."
             )
-        if str(exclusions):
+        if exclusions:
             rows = self.conformers * len(seen)
             limit = f". n can be at most {rows - self.n_holdout()}" if rows < self.n_rows() else ""
             warnings.warn(
@@ -162,7 +153,7 @@ class MoleculeSource(Source):
         """Rows of the corpus in this seed's order: the holdout, then the other molecules shuffled, each in one piece."""
         first_rows = np.flatnonzero(np.diff(np.asarray(corpus["molecule"]), prepend=-1))
         split = RandomStream(("molecules", self.split_seed, "split")).generator().permutation(len(first_rows))
-        holdout, rest = np.split(split, [self._n_holdout_molecules()])
+        holdout, rest = np.split(split, [self.n_holdout() // self.conformers])
         shuffled = ctx.stream.child("order").generator().permutation(rest)
         rows: Ints = first_rows[np.concatenate([holdout, shuffled])][:, None] + np.arange(self.conformers)
         return rows.ravel()
@@ -238,7 +229,7 @@ def _check_candidate(candidate: Candidate, n_conformers: int, exclusions: Exclus
         if reason := mol if isinstance(mol, str) else reason_to_exclude(mol) if first is None else _difference(mol, first):
             reasons.append(reason)
             continue
-        first = mol if first is None else first
+        first = first or mol
         for conformer in mol.GetConformers():
             position = np.asarray(conformer.GetPositions())
             if np.isfinite(position).all():
@@ -249,10 +240,10 @@ def _check_candidate(candidate: Candidate, n_conformers: int, exclusions: Exclus
             break
     if len(positions) < n_conformers:
         reason = reasons[0] if reasons and not positions else f"with fewer than {n_conformers} conformers"
-        exclusions.molecules[reason].append(candidate.name)
+        exclusions["molecule", reason].append(candidate.name)
         return None
     for reason in reasons:
-        exclusions.conformers[reason].append(candidate.name)
+        exclusions["conformer", reason].append(candidate.name)
     return UsableMolecule(build_graph(first), np.stack(positions[:n_conformers]))
 
 
@@ -288,13 +279,12 @@ def reason_to_exclude_elements(z: Sequence[int]) -> str | None:
 
 
 def _difference(mol: Any, first: Any) -> str | None:
-    return None if _skeleton(mol) == _skeleton(first) else "with other atoms or bonds than the molecule's first conformer"
+    from rdkit import Chem
 
-
-def _skeleton(mol: Any) -> tuple[list[int], set[tuple[int, int]]]:
-    """Atomic numbers, and pairs of bonded atoms."""
-    bonds = {(b.GetBeginAtomIdx(), b.GetEndAtomIdx()) for b in mol.GetBonds()}
-    return [atom.GetAtomicNum() for atom in mol.GetAtoms()], {(min(ends), max(ends)) for ends in bonds}
+    one, other = ([atom.GetAtomicNum() for atom in mol.GetAtoms()] for mol in (mol, first))
+    if one == other and np.array_equal(Chem.GetAdjacencyMatrix(mol), Chem.GetAdjacencyMatrix(first)):
+        return None
+    return "with other atoms or bonds than the molecule's first conformer"
 
 
 def build_graph(mol: Any) -> MoleculeGraph:
@@ -332,10 +322,7 @@ def _to_columns(molecules: Sequence[UsableMolecule], first: int) -> Columns:
     graphs = [molecule.graph for molecule in molecules for _ in molecule.positions]
     return {
         "molecule": np.repeat(np.arange(first, first + len(molecules)), [len(molecule.positions) for molecule in molecules]),
-        "z": _to_ragged([graph.z for graph in graphs]),
-        "charge": _to_ragged([graph.charge for graph in graphs]),
-        "edges": _to_ragged([graph.edges for graph in graphs]),
-        "edge_type": _to_ragged([graph.edge_type for graph in graphs]),
+        **{name: _to_ragged([getattr(graph, name) for graph in graphs]) for name in ("z", "charge", "edges", "edge_type")},
         "smiles": Ragged.of_bytes([graph.smiles for graph in graphs]),
         "position": _to_ragged([conformer for molecule in molecules for conformer in molecule.positions]),
         "retried": np.zeros(len(graphs), np.uint8),

@@ -50,30 +50,25 @@ ALLOWED_NAMES: dict[tuple[str, str], type] = {
 }  # fmt: skip
 
 
-class GeomSummary(NamedTuple):
-    """SMILES and number of conformers of each pickle, by its name in the folder or tar file."""
-
-    smiles: dict[str, str]
-    conformers: dict[str, int]
-
-
 @cached_until_change()
-def read_geom_summary(path: Path, subset: str) -> GeomSummary:
-    """The pickles that GEOM's summary lists. Raises DataError if there is no summary."""
+def read_geom_summary(path: Path, subset: str) -> dict[str, tuple[str, int]]:
+    """SMILES and number of conformers of each pickle that GEOM's summary lists, by its name in the folder or tar file.
+
+    Raises DataError if there is no summary.
+    """
     file = f"summary_{subset}.json"
     name, data = next(read_files(path, lambda name: name.rpartition("/")[2] == file), ("", b""))
     if not name:
         raise DataError(f"source.path: {path} has no {file}. Give GEOM's rdkit_folder, or a tar file of it.")
     try:
-        entries = {smiles: entry for smiles, entry in json.loads(data).items() if "pickle_path" in entry}
-        names = {smiles: name.removesuffix(file) + entry["pickle_path"] for smiles, entry in entries.items()}
-        counts = {names[smiles]: int(entry["uniqueconfs"]) for smiles, entry in entries.items()}
+        entries = [(smiles, entry) for smiles, entry in json.loads(data).items() if "pickle_path" in entry]
+        folder = name.removesuffix(file)
+        return {folder + entry["pickle_path"]: (smiles, int(entry["uniqueconfs"])) for smiles, entry in entries}
     except PARSE_ERRORS as problem:
         raise DataError(
             f"source.path: {name} in {path} is not a summary of GEOM ({problem!r}); expected pickle_path and uniqueconfs of "
             "each SMILES. Download it again."
         ) from problem
-    return GeomSummary({name: smiles for smiles, name in names.items()}, counts)
 
 
 class _RestrictedUnpickler(pickle.Unpickler):

@@ -21,34 +21,46 @@ from selfloop.component import Context, Source
 from selfloop.sources.distributions import stream_rows
 
 BLOB_CENTERS = np.array([[-7.2, 4.6], [5.8, 6.1], [1.4, -6.9]])  # in scikit-learn's box of -10 to 10; equal for all seeds
-Noise = Annotated[float, Ge(0), "standard deviation of the noise around the curve"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class GroupedShape(Source):
+class Shape(Source):
+    """Independent points of a shape, with normal noise."""
+
+    dim: ClassVar[int] = 2
+    noise: Annotated[float, Ge(0), "standard deviation of the noise around the curve"] = 0.05
+
+    def schema(self) -> Mapping[str, ColumnType]:
+        return {"x": ColumnType("float64", (self.dim,))}
+
+    def draw(self, first: int, n: int, ctx: Context) -> Columns:
+        return {"x": stream_rows(ctx.stream.child("rows"), first, n, self._draw_points)}
+
+    def _draw_points(self, rng: np.random.Generator, rows: int) -> Floats:
+        points = self._place(rng, rows)
+        return points + self.noise * rng.standard_normal(points.shape)
+
+    @abstractmethod
+    def _place(self, rng: np.random.Generator, rows: int) -> Floats:
+        """That many points without noise, of one group."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class GroupedShape(Shape):
     """A shape in the plane whose rows are independent or come in groups of evenly placed rows."""
 
-    noise: Noise = 0.05
     first_group_size: Annotated[int, Ge(0), "rows of the first group, used as the holdout; without groups it has no effect"] = (
         500
     )
     group_size: Annotated[int, Ge(0), "rows placed evenly together, as by one scikit-learn call; 0: independent rows"] = 0
 
-    def schema(self) -> Mapping[str, ColumnType]:
-        return {"x": ColumnType("float64", (2,))}
-
     def draw(self, first: int, n: int, ctx: Context) -> Columns:
-        stream = ctx.stream.child("rows")
         if not self.group_size:
-            return {"x": stream_rows(stream, first, n, self._place)}
-        size = self.first_group_size
-        first_group = self._place(ctx.stream.child("head").generator(), size)[first : first + n]
-        later = stream_rows(stream, max(first - size, 0), n - len(first_group), self._place, self.group_size)
+            return super().draw(first, n, ctx)
+        stream, size = ctx.stream.child("rows"), self.first_group_size
+        first_group = self._draw_points(ctx.stream.child("head").generator(), size)[first : first + n]
+        later = stream_rows(stream, max(first - size, 0), n - len(first_group), self._draw_points, self.group_size)
         return {"x": np.concatenate([first_group, later])}
-
-    @abstractmethod
-    def _place(self, rng: np.random.Generator, rows: int) -> Floats:
-        """That many rows of one group."""
 
     def _curves(self, n_curves: int, rows: int, rng: np.random.Generator) -> Ints:
         """The curve of each row, among equally likely curves: at random, or in equal numbers."""
@@ -73,8 +85,7 @@ class Blobs(GroupedShape):
     noise: Annotated[float, Ge(0), "standard deviation within a cloud: scikit-learn's cluster_std"] = 1.0
 
     def _place(self, rng: np.random.Generator, rows: int) -> Floats:
-        centers = BLOB_CENTERS[self._curves(len(BLOB_CENTERS), rows, rng)]
-        return np.asarray(centers + self.noise * rng.standard_normal((rows, 2)))
+        return BLOB_CENTERS[self._curves(len(BLOB_CENTERS), rows, rng)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,8 +98,7 @@ class Circles(GroupedShape):
     def _place(self, rng: np.random.Generator, rows: int) -> Floats:
         inner = self._curves(2, rows, rng)
         angle = 2 * np.pi * self._positions(inner, rng, has_end=False)
-        radius = np.where(inner == 1, self.factor, 1.0)[:, None]
-        return np.asarray(radius * _unit_vectors(angle) + self.noise * rng.standard_normal((rows, 2)))
+        return np.where(inner == 1, self.factor, 1.0)[:, None] * _unit_vectors(angle)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,27 +110,19 @@ class Moons(GroupedShape):
     def _place(self, rng: np.random.Generator, rows: int) -> Floats:
         lower = self._curves(2, rows, rng)
         upper = _unit_vectors(np.pi * self._positions(lower, rng, has_end=True))
-        points = np.where(lower[:, None] == 1, np.array([1.0, 0.5]) - upper, upper)
-        return np.asarray(points + self.noise * rng.standard_normal((rows, 2)))
+        return np.where(lower[:, None] == 1, np.array([1.0, 0.5]) - upper, upper)
 
 
 @dataclass(frozen=True, kw_only=True)
-class SwissRoll(Source):
+class SwissRoll(Shape):
     """A rolled-up rectangle in three dimensions. Rows are independent, as those of scikit-learn are."""
 
     name: ClassVar[str] = "swiss_roll"
-    noise: Noise = 0.05
-
-    def schema(self) -> Mapping[str, ColumnType]:
-        return {"x": ColumnType("float64", (3,))}
-
-    def draw(self, first: int, n: int, ctx: Context) -> Columns:
-        return {"x": stream_rows(ctx.stream.child("rows"), first, n, self._place)}
+    dim: ClassVar[int] = 3
 
     def _place(self, rng: np.random.Generator, rows: int) -> Floats:
         angle, height = 1.5 * np.pi * (1 + 2 * rng.random(rows)), 21 * rng.random(rows)
-        points = np.stack([angle * np.cos(angle), height, angle * np.sin(angle)], axis=1)
-        return np.asarray(points + self.noise * rng.standard_normal((rows, 3)))
+        return np.stack([angle * np.cos(angle), height, angle * np.sin(angle)], axis=1)
 
 
 def _unit_vectors(angle: Floats) -> Floats:

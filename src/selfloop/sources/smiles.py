@@ -64,15 +64,12 @@ def _read_smiles(path: Path, column: str | None) -> tuple[str, ...]:
     try:
         with open_file(path) as file:
             text = file.read().decode("utf-8-sig")
-    except UnicodeDecodeError as problem:
-        raise DataError(f"source.path: {path} is not UTF-8 at byte {problem.start}. Convert it.") from problem
-    if column is not None or ".csv" in path.suffixes:
-        try:
+        if column is not None or ".csv" in path.suffixes:
             smiles = _read_column(text, column, path)
-        except csv.Error as problem:
-            raise read_error(path, problem) from problem
-    else:
-        smiles = [line.split()[0] for line in text.splitlines() if line.strip()]
+        else:
+            smiles = [line.split()[0] for line in text.splitlines() if line.strip()]
+    except (UnicodeDecodeError, csv.Error) as problem:
+        raise read_error(path, problem) from problem
     if not smiles:
         raise DataError(f"source.path: {path} has no SMILES. Check the path.")
     return tuple(smiles)
