@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from selfloop.columns import Ragged, count_rows
 from selfloop.component import Context
 from selfloop.engine import steps
 from selfloop.families.transformer.tokenizer import END, BytePair, _chunks, _parse
@@ -26,7 +27,7 @@ from selfloop.rng import RandomStream
 from selfloop.sources.python_docs import PythonDocs
 from selfloop.sources.text_files import TextSource
 from selfloop.store.store import Store
-from selfloop.types import Ragged, RowTake, TrainingRows, count_rows
+from selfloop.types import RowTake, TrainingRows
 
 VOCAB, BYTES_PER_TOKEN, HOLDOUT, BATCH_SIZE = 8000, 4.4, 500, 64
 CTX = Context(RandomStream(("corpus",)))

@@ -26,13 +26,13 @@ from torch_geometric.nn import GINEConv
 from torch_geometric.nn.models.schnet import InteractionBlock
 from torch_geometric.utils import dense_to_sparse, scatter, to_dense_adj
 
+from selfloop.columns import Ragged
 from selfloop.component import Context
 from selfloop.families.geodiff import diffusion
-from selfloop.families.geodiff.family import GeoDiff
-from selfloop.families.geodiff.sampler import GeoDiffSampler
+from selfloop.families.geodiff.family import GeoDiff, GeoDiffSampler
 from selfloop.rng import RandomStream
 from selfloop.sources.molecule_base import build_graph
-from selfloop.types import Ragged, RowTake, TrainingRows
+from selfloop.types import RowTake, TrainingRows
 
 CONTEXT = Context(RandomStream(("benchmark",)))
 BATCH, STEPS, TURNS = 32, 4, 4
@@ -75,7 +75,7 @@ class Plain(nn.Module):
         self.of_kind = nn.Embedding(100, hidden)
         self.global_atoms, self.local_atoms = nn.Embedding(100, hidden, max_norm=10.0), nn.Embedding(100, hidden)
         self.interactions = nn.ModuleList([InteractionBlock(hidden, hidden, hidden, 10.0) for _ in range(6)])
-        two = lambda: nn.Sequential(nn.Linear(hidden, hidden), nn.ReLU(), nn.Linear(hidden, hidden))  # noqa: E731
+        two = lambda: nn.Sequential(nn.Linear(hidden, hidden), nn.ReLU(), nn.Linear(hidden, hidden))
         self.convolutions = nn.ModuleList([GINEConv(two()) for _ in range(4)])
         self.heads = nn.ModuleList([
             nn.Sequential(nn.Linear(2 * hidden, hidden), nn.ReLU(), nn.Linear(hidden, 64), nn.ReLU(), nn.Linear(64, 1))

@@ -66,7 +66,7 @@ def plain(rows, steps=STEPS):
 
 def sample(params, **settings):
     from selfloop.component import Context
-    from selfloop.families.image_diffusion.sampler import DiffusionSampler
+    from selfloop.families.image_diffusion.family import DiffusionSampler
     from selfloop.rng import RandomStream
 
     family().sample(params, SAMPLED, DiffusionSampler(**settings), {}, Context(RandomStream(("sample",))))

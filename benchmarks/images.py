@@ -23,12 +23,13 @@ import numpy as np
 from PIL import Image
 
 from corpus import PeakMemory, anonymous_memory
+from selfloop.columns import count_rows
 from selfloop.component import Context
 from selfloop.engine import steps
 from selfloop.rng import RandomStream
 from selfloop.sources.celeba import CelebA
 from selfloop.store.store import Store
-from selfloop.types import RowTake, TrainingRows, count_rows
+from selfloop.types import RowTake, TrainingRows
 
 BATCH_SIZE, RANDOM_IMAGES, TIMED_IMAGES = 128, 2000, 2000
 

@@ -17,10 +17,12 @@ from typing import ClassVar
 
 import numpy as np
 
-from selfloop.component import Context, Family, Metric, Sampler, Snapshot, Source
+from selfloop.columns import Columns, ColumnType, Params
+from selfloop.component import Context, Family, Metric, Sampler, Source
 from selfloop.engine.run import iter_measurements
+from selfloop.snapshots import Snapshot
 from selfloop.spec.spec import Spec
-from selfloop.types import Columns, ColumnType, Params, TrainingRows
+from selfloop.types import TrainingRows
 
 GENERATIONS, SEEDS, REPEATS = 200, 2, 5
 COMMAND = "import sys; sys.argv = {}; from selfloop.commands.cli import main; main()"

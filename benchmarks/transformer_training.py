@@ -21,7 +21,7 @@ def documents(steps, context=CONTEXT, vocab=VOCAB, batch_size=BATCH_SIZE):
     """Documents of about 200 tokens, enough for one pass of `steps` steps."""
     import numpy as np
 
-    from selfloop.types import Ragged
+    from selfloop.columns import Ragged
 
     rng = np.random.default_rng(0)
     values = rng.zipf(1.3, steps * batch_size * context) % (vocab - 1) + 1

@@ -21,7 +21,7 @@ from selfloop.spec.spec import Spec
 from selfloop.stats.comparison import FIRST_COMPARED, Comparison, compare_all
 from selfloop.stats.data_value import GridCell
 from selfloop.stats.intervals import mean_interval
-from selfloop.store.usage import Usage
+from selfloop.store.calls import Usage
 from selfloop.types import Coordinates, Measurement, Verdict, real, synthetic
 
 if TYPE_CHECKING:

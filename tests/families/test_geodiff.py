@@ -26,8 +26,7 @@ from selfloop.columns import Ragged, select_rows
 from selfloop.component import Context
 from selfloop.errors import ChainEndedError, DataError, SettingError, SpecError
 from selfloop.families.geodiff import diffusion, graphs, sampling
-from selfloop.families.geodiff.family import GeoDiff
-from selfloop.families.geodiff.sampler import GeoDiffSampler
+from selfloop.families.geodiff.family import GeoDiff, GeoDiffSampler
 from selfloop.families.nn import trainer
 from selfloop.families.nn.settings import TrainingSettings
 from selfloop.metrics.conformers import ConformerCoverage

@@ -12,10 +12,9 @@ from selfloop import Spec, run
 from selfloop.component import Context
 from selfloop.errors import ChainEndedError, DataError, MissingExtraError, SettingError, SpecError
 from selfloop.families.image_diffusion import network
-from selfloop.families.image_diffusion.family import ImageDiffusion
+from selfloop.families.image_diffusion.family import DiffusionSampler, ImageDiffusion
 from selfloop.families.image_diffusion.network import squared_errors
 from selfloop.families.image_diffusion.noise import NoiseProcess
-from selfloop.families.image_diffusion.sampler import DiffusionSampler
 from selfloop.families.nn.settings import TrainingSettings
 from selfloop.metrics.denoising import DenoisingLoss
 from selfloop.rng import RandomStream
@@ -261,8 +260,11 @@ def test_the_denoising_loss_estimates_the_training_loss(digits, fitted):
 @pytest.mark.parametrize(
     ("rows", "sentence"),
     [
-        ({"image": np.zeros((4, 8, 8), np.float32)}, r"column 'image' of float32\[8, 8\]; expected uint8"),
-        ({"image": np.zeros((4, 64), np.uint8)}, r"column 'image' of uint8\[64\]; expected uint8\[height, width\]"),
+        ({"image": np.zeros((4, 8, 8), np.float32)}, r"column 'image' of float32\[8, 8\]; expected"),
+        (
+            {"image": np.zeros((4, 64), np.uint8)},
+            r"column 'image' of uint8\[64\]; expected a column 'image' of uint8\[height, width\]",
+        ),
         ({"x": np.zeros((4, 2))}, "rows with columns x; expected a column 'image'"),
         ({"image": np.zeros((4, 6, 6), np.uint8)}, "images of 6 x 6; expected multiples of 4, for patches of 1 and 2 halvings"),
     ],
@@ -309,8 +311,8 @@ def test_impossible_samplers_are_refused_by_name(setting, value):
 @pytest.mark.parametrize(
     ("labels", "settings", "guidance", "sentence"),
     [
-        (True, {}, 1.0, "family.sampler.guidance: got 1.0; guidance needs a model of labeled images"),
-        (True, {"n_classes": 10, "label_dropout": 0.0}, 1.0, "family.sampler.guidance: .* Set family.label_dropout above 0"),
+        (True, {}, 1.0, "family.sampler.guidance: got 1.0; .* Set family.n_classes and"),
+        (True, {"n_classes": 10, "label_dropout": 0.0}, 1.0, "family.sampler.guidance: .* family.label_dropout above 0"),
         (False, {"n_classes": 10}, 0.0, "family.n_classes: got 10; expected 0, because source digits has no column 'label'"),
         (True, {"n_classes": 10}, 1.0, ""),
     ],

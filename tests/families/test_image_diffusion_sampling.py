@@ -12,9 +12,9 @@ from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchE
 from diffusers.schedulers.scheduling_flow_match_heun_discrete import FlowMatchHeunDiscreteScheduler
 
 from selfloop.families.image_diffusion import family as family_module
+from selfloop.families.image_diffusion.family import DiffusionSampler
 from selfloop.families.image_diffusion.network import Denoiser, predict_guided, squared_errors
 from selfloop.families.image_diffusion.noise import NoiseProcess
-from selfloop.families.image_diffusion.sampler import DiffusionSampler
 from selfloop.families.image_diffusion.sampling import sample_images, sampling_times
 from selfloop.families.nn.image_tensors import scale_pixels, to_tensor
 

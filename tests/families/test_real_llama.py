@@ -1,4 +1,4 @@
-"""A published TinyStories model, loaded into our network, assigns high probability to real stories and tells its own."""
+"""A published TinyStories model, loaded into our network, assigns high probability to real stories and samples its published story."""
 
 import struct
 from itertools import pairwise

@@ -257,8 +257,11 @@ def test_replace_loses_the_spread_that_accumulate_keeps(digits):
 @pytest.mark.parametrize(
     ("rows", "sentence"),
     [
-        ({"image": np.zeros((4, 8, 8), np.float32)}, r"column 'image' of float32\[8, 8\]; expected uint8"),
-        ({"image": np.zeros((4, 64), np.uint8)}, r"column 'image' of uint8\[64\]; expected uint8\[height, width\]"),
+        ({"image": np.zeros((4, 8, 8), np.float32)}, r"column 'image' of float32\[8, 8\]; expected"),
+        (
+            {"image": np.zeros((4, 64), np.uint8)},
+            r"column 'image' of uint8\[64\]; expected a column 'image' of uint8\[height, width\]",
+        ),
         ({"x": np.zeros((4, 2))}, "rows with columns x; expected a column 'image'"),
     ],
 )

@@ -269,7 +269,7 @@ def example_data_value(seeds: int) -> DataValuePanel:
     value = fit_data_value(cells)
     assert value
     return DataValuePanel(
-        metric="cross_entropy", title="Cross-entropy", unit="nats per token", cells=cells, value=value,
+        title="Cross-entropy", unit="nats per token", cells=cells, value=value,
         published=[("Kazdan et al. 2025, as printed", 0.85, 0.16)],
     )  # fmt: skip
 
@@ -310,7 +310,7 @@ def hostile_report() -> Report:
             for kind in ("class", "attribute")
         ],
         data_values=[replace(example_data_value(2), title=HOSTILE, published=[(HOSTILE, 0.5, 0.5)])],
-        schedules={HOSTILE: list(schedule(Replace(), 10, 2))},
+        schedules={label: list(schedule(Replace(), 10, 2)) for label in (HOSTILE, HOSTILE + "2")},
         galleries=[
             Gallery(schema={"text": ColumnType("str")}, real=text, samples={HOSTILE: {1: text}}),
             Gallery(

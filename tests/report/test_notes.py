@@ -11,7 +11,7 @@ from example_corpus import Parrot, corpus_spec
 import selfloop
 from selfloop.report.notes import notes
 from selfloop.result import Result
-from selfloop.store.usage import Usage
+from selfloop.store.calls import Usage
 
 TORCH, CUDA = ("training", "torch cpu float32"), ("training", "torch cuda float32")
 

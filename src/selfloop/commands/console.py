@@ -13,7 +13,8 @@ from rich.table import Table
 
 from selfloop.columns import Floats
 from selfloop.commands.text_plots import plot_lines, sparkline
-from selfloop.types import Answer, Coordinates
+from selfloop.report.theme import describe_coordinates
+from selfloop.types import Answer
 
 if TYPE_CHECKING:
     from selfloop.commands.compare import CurveDifference
@@ -42,10 +43,6 @@ def _table(*columns: str, title: str | None = None, right: Sequence[str] = ()) -
     return table
 
 
-def _at(coordinates: Coordinates) -> str:
-    return ", ".join(f"{key} = {value}" for key, value in coordinates)
-
-
 def print_summary(result: Result) -> None:
     """First and last value of each metric per policy with intervals, the findings in words, and the verdicts."""
     from selfloop.report.findings import findings
@@ -53,7 +50,7 @@ def print_summary(result: Result) -> None:
     for point in result.points:
         spec, last = point.spec, f"t = {point.spec.generations}"
         title = f"{spec.family.name} on {spec.source.name}, n = {point.n}, {len(spec.seeds)} seeds"
-        title += f"; {_at(point.coordinates)}" if point.coordinates else ""
+        title += f"; {describe_coordinates(point.coordinates)}" if point.coordinates else ""
         columns = ("policy", "metric", "t = 1", last, "multiplier (95 %)", "curve")
         table = _table(*columns, title=title, right=("t = 1", last, "multiplier (95 %)"))
         for policy, measured in result.curves(point.coordinates).items():
@@ -111,7 +108,7 @@ def print_plan(spec: Spec, costs: Sequence[PolicyCost]) -> None:
         visible = [*rows[:MAX_SCHEDULE_COLUMNS], *(["..."] if len(rows) > MAX_SCHEDULE_COLUMNS else [])]
         seconds = "unknown" if cost.seconds is None else f"{cost.seconds:.1f} s"
         counts = str(cost.chains), str(cost.generations), str(cost.stored)
-        table.add_row(_at(cost.coordinates), cost.policy, *counts, seconds, ", ".join(visible))
+        table.add_row(describe_coordinates(cost.coordinates), cost.policy, *counts, seconds, ", ".join(visible))
     first = next(iter(points.values()))
     sizes = f"n = {first.n}, holdout = {first.holdout}, seeds {list(spec.seeds)}"
     _console().print(f"{first.spec.family.name} on {first.spec.source.name}: {sizes}")
@@ -159,7 +156,7 @@ def print_laws(spec: Spec, figure: Path | None) -> None:
     plotted: dict[str, dict[str, Floats]] = {}
     for point in spec.points():
         for label, policy in zip(point.spec.policy_labels(), point.spec.policies, strict=True):
-            title = f"{label}; {_at(point.coordinates)}" if point.coordinates else label
+            title = f"{label}; {describe_coordinates(point.coordinates)}" if point.coordinates else label
             laws = law_curves(point.spec.scenario(policy, point.n))
             if not laws:
                 console.print(f"{title}: no law applies to {point.spec.family.name} on {point.spec.source.name}.")

@@ -14,15 +14,15 @@ from selfloop.engine.stored import StoredWorld
 from selfloop.engine.tasks import Task, chain_world, run_chain
 from selfloop.errors import SpecError, missing_extra, unknown_name
 from selfloop.formats.images import find_images, write_pngs
-from selfloop.formats.jsonl import write_jsonl
 from selfloop.formats.molecules import MOLECULE_COLUMNS, require_rdkit, write_sdf
 from selfloop.formats.safetensors import to_safetensors
-from selfloop.formats.tables import write_csv, write_parquet
+from selfloop.formats.tables import write_csv, write_jsonl, write_parquet
 from selfloop.protocols import SupportsExport, UsesEncoder
 from selfloop.spec.spec import Spec
 from selfloop.spec.write import spec_text
+from selfloop.store.calls import NotStoredError
 from selfloop.store.identity import ObjectRef
-from selfloop.store.store import NotStoredError, Store
+from selfloop.store.store import Store
 
 DTYPES = ("float32", "bfloat16")
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from selfloop.engine.tasks import Task, plan_tasks, run_task
 from selfloop.spec.spec import Spec
-from selfloop.store.store import NotStoredError, Store
-from selfloop.store.usage import Usage
+from selfloop.store.calls import NotStoredError, Usage
+from selfloop.store.store import Store
 from selfloop.types import Coordinates
 
 

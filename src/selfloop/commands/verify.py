@@ -18,9 +18,10 @@ from selfloop.errors import SpecError
 from selfloop.formats.safetensors import flatten_columns
 from selfloop.rng import RandomStream
 from selfloop.spec.spec import Spec
+from selfloop.store.calls import NotStoredError, StepCall
 from selfloop.store.checks import provenance_of, recompute
 from selfloop.store.identity import ObjectRef, step_name
-from selfloop.store.store import NotStoredError, StepCall, Store
+from selfloop.store.store import Store
 
 # Between backends: of the largest absolute value of an array, and of a single value. Rounding of float32 that many training
 # steps amplify stays below it, a wrong batch or seed does not.

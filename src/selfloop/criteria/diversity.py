@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
@@ -12,16 +12,14 @@ import numpy as np
 from selfloop.columns import Floats
 from selfloop.criteria.judging import (
     CurveCriterion,
-    JudgedMetric,
+    answer_above,
     answer_below,
-    before_first_end,
     describe_last,
-    judge_rise,
     late_slopes,
     make_verdict,
 )
 from selfloop.settings import PositiveFloat
-from selfloop.stats.intervals import Interval, mean_interval, median_interval, ratio_interval
+from selfloop.stats.intervals import Interval, before_first_end, mean_interval, median_interval, ratio_interval
 from selfloop.types import Verdict
 
 MAX_LOG = 700.0  # beyond it, exp overflows; a variance that is 0 at generation 1 can reach it
@@ -38,13 +36,9 @@ class CollapsingVariance(CurveCriterion):
 
     name: ClassVar[str] = "collapsing_variance"
     metrics: ClassVar[tuple[str, ...]] = ("variance_ratio", "pixel_std", "heterozygosity")
-    metric: JudgedMetric = None
+    transforms: ClassVar[Mapping[str, Callable[[Floats], Floats]]] = {"pixel_std": np.square}
     threshold: Annotated[PositiveFloat, "share of the first variance below which it has collapsed"] = 0.5
     aggregate: Annotated[Literal["geometric_mean", "mean"], "how seeds are combined"] = "geometric_mean"
-
-    def judge(self, curves: Mapping[str, Floats]) -> Verdict:
-        """The verdict on a variance; the standard deviation of pixels is squared."""
-        return super().judge({name: curve**2 if name == "pixel_std" else curve for name, curve in curves.items()})
 
     def judge_values(self, values: Floats) -> Verdict:
         complete = before_first_end(values)
@@ -63,16 +57,24 @@ class CollapsingVariance(CurveCriterion):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModeEntanglement(CurveCriterion):
+class RiseCriterion(CurveCriterion):
+    """A criterion of the rise of a share from the first to the last generation."""
+
+    threshold: Annotated[PositiveFloat, "rise of the share that counts as none"] = 0.1
+
+    def judge_values(self, values: Floats) -> Verdict:
+        complete = before_first_end(values)
+        interval = mean_interval(complete[:, -1] - complete[:, 0])
+        reason = f"mean of last minus first share, paired by seed{describe_last(values)}"
+        return make_verdict(answer_above(interval, self.threshold), self.threshold, interval, reason)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModeEntanglement(RiseCriterion):
     """The share of rows between the real modes has risen by more than `threshold`."""
 
     name: ClassVar[str] = "mode_entanglement"
     metrics: ClassVar[tuple[str, ...]] = ("mode_confusion",)
-    metric: JudgedMetric = None
-    threshold: Annotated[PositiveFloat, "rise of the share that counts as none"] = 0.1
-
-    def judge_values(self, values: Floats) -> Verdict:
-        return judge_rise(values, self.threshold)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,7 +83,6 @@ class TailLoss(CurveCriterion):
 
     name: ClassVar[str] = "tail_loss"
     metrics: ClassVar[tuple[str, ...]] = ("support_size", "recall", "coverage", "tail_mass")
-    metric: JudgedMetric = None
     threshold: Annotated[PositiveFloat, "share of the first coverage below which tails are lost"] = 0.9
 
     def judge_values(self, values: Floats) -> Verdict:
@@ -92,20 +93,12 @@ class TailLoss(CurveCriterion):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Hallucination(CurveCriterion):
+class Hallucination(RiseCriterion):
     """The share of rows outside the support of the real data (1 - precision) has risen by more than `threshold`."""
 
     name: ClassVar[str] = "hallucination"
     metrics: ClassVar[tuple[str, ...]] = ("precision", "outside_support")
-    metric: JudgedMetric = None
-    threshold: Annotated[PositiveFloat, "rise of the share that counts as none"] = 0.1
-
-    def judge(self, curves: Mapping[str, Floats]) -> Verdict:
-        """The verdict on the share of rows outside the support."""
-        return super().judge({name: 1 - curve if name == "precision" else curve for name, curve in curves.items()})
-
-    def judge_values(self, values: Floats) -> Verdict:
-        return judge_rise(values, self.threshold)
+    transforms: ClassVar[Mapping[str, Callable[[Floats], Floats]]] = {"precision": lambda precision: 1 - precision}
 
 
 def _exp(interval: Interval) -> Interval:

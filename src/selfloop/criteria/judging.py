@@ -10,23 +10,25 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import replace
-from typing import Annotated
+from dataclasses import dataclass, replace
+from typing import Annotated, ClassVar
 
 import numpy as np
 
 from selfloop.columns import Floats
 from selfloop.component import Criterion
-from selfloop.stats.intervals import LEVEL, Interval, mean_interval, median_interval
+from selfloop.stats.intervals import LEVEL, Interval, before_first_end, median_interval
 from selfloop.types import Answer, Verdict
 
-JudgedMetric = Annotated[str | None, "metric to judge; by default the first measured metric that the criterion is defined for"]
 
-
+@dataclass(frozen=True, kw_only=True)
 class CurveCriterion(Criterion):
     """A criterion that judges one curve: that of `metric`, or of the first of `metrics` that was measured."""
 
-    metric: JudgedMetric
+    transforms: ClassVar[Mapping[str, Callable[[Floats], Floats]]] = {}  # by metric: the judged quantity as a function of it
+    metric: Annotated[str | None, "metric to judge; by default the first measured metric that the criterion is defined for"] = (
+        None
+    )
 
     def judge(self, curves: Mapping[str, Floats]) -> Verdict:
         """The verdict on the chosen curve."""
@@ -36,7 +38,8 @@ class CurveCriterion(Criterion):
             return Verdict(self.name, "", "not measured", reason=f"needs {' or '.join(names)}")
         aliases = (other for other in curves if other != name and curves[other] is curves[name])
         metric = next(aliases, name) if name == "risk" else name
-        return judge_curve(self.name, metric, curves[name], self.judge_values)
+        transform = self.transforms.get(name, np.asarray)
+        return judge_curve(self.name, metric, transform(curves[name]), self.judge_values)
 
     @abstractmethod
     def judge_values(self, values: Floats) -> Verdict:
@@ -57,14 +60,6 @@ def judge_curve(criterion: str, metric: str, curve: Floats, judge_values: Callab
 def make_verdict(answer: Answer, threshold: float, interval: Interval, reason: str) -> Verdict:
     """A verdict without the names of criterion, policy and metric."""
     return Verdict("", "", answer, None, threshold, interval.estimate, interval.low, interval.high, reason)
-
-
-def judge_rise(values: Floats, threshold: float) -> Verdict:
-    """Verdict on the rise of a share from the first to the last generation."""
-    complete = before_first_end(values)
-    interval = mean_interval(complete[:, -1] - complete[:, 0])
-    reason = f"mean of last minus first share, paired by seed{describe_last(values)}"
-    return make_verdict(answer_above(interval, threshold), threshold, interval, reason)
 
 
 def judge_median(values: Floats, threshold: float, quantity: str) -> Verdict:
@@ -102,11 +97,6 @@ def late_slopes(curves: Floats) -> Floats:
     late = curves[:, min(curves.shape[1] // 2, max(curves.shape[1] - 2, 0)) :]
     t = np.arange(late.shape[1]) - (late.shape[1] - 1) / 2
     return np.asarray(late @ t / max(np.sum(t**2), 0.5), np.float64)
-
-
-def before_first_end(curves: Floats) -> Floats:
-    """The generations at which every chain has a value."""
-    return curves[:, : int(np.cumprod(~np.isnan(curves).any(axis=0)).sum())]
 
 
 def describe_last(curves: Floats) -> str:

@@ -12,7 +12,6 @@ from annotated_types import Ge, Gt
 from selfloop.columns import Floats
 from selfloop.criteria.judging import (
     CurveCriterion,
-    JudgedMetric,
     answer_above,
     answer_below,
     judge_curve,
@@ -32,7 +31,6 @@ class CatastrophicIncrease(CurveCriterion):
 
     name: ClassVar[str] = "catastrophic_increase"
     metrics: ClassVar[tuple[str, ...]] = ("risk",)
-    metric: JudgedMetric = None
     factor: Annotated[float, Gt(1), "multiplier of the risk above which the increase is catastrophic"] = 10.0
 
     def judge_values(self, values: Floats) -> Verdict:
@@ -52,7 +50,6 @@ class AnyIncrease(CurveCriterion):
 
     name: ClassVar[str] = "any_increase"
     metrics: ClassVar[tuple[str, ...]] = ("risk",)
-    metric: JudgedMetric = None
     margin: Annotated[float, Ge(0), "increase that does not count, as a share of the first risk"] = 0.0
 
     def judge_values(self, values: Floats) -> Verdict:
@@ -70,7 +67,6 @@ class Divergence(CurveCriterion):
 
     name: ClassVar[str] = "divergence"
     metrics: ClassVar[tuple[str, ...]] = ("risk",)
-    metric: JudgedMetric = None
     min_weight: Annotated[float, Gt(0.5), "weight of a trend from which on it is decided"] = 0.9
     flat_tolerance: Annotated[float, Gt(0), "change over all generations that counts as none, as a share of the risk"] = 0.02
 
@@ -95,7 +91,6 @@ class ScalingLawChange(CurveCriterion):
 
     name: ClassVar[str] = "scaling_law_change"
     metrics: ClassVar[tuple[str, ...]] = ("risk",)
-    metric: JudgedMetric = None
     exponent_change: Annotated[PositiveFloat, "change of the exponent c in risk ~ n^-c that counts as none"] = 0.05
 
     def judge(self, curves: Mapping[str, Floats]) -> Verdict:

@@ -108,16 +108,11 @@ def has_budget(takes: Sequence[EnsembleTake]) -> bool:
     return any(isinstance(take.indices, np.ndarray) and take.indices.dtype == bool for take in takes)
 
 
-def budget_positions(takes: Sequence[EnsembleTake]) -> Ints:
-    """Positions of the rows drawn under a budget, (seeds, budget). They count the rows of all takes, take after take."""
-    masks = np.concatenate([np.asarray(take.indices) for take in takes], axis=1)
-    return np.nonzero(masks)[1].reshape(len(masks), -1)
-
-
 def budget_rows(takes: Sequence[EnsembleTake], *names: str) -> tuple[list[Array], Floats]:
     """The named columns of the rows drawn under a budget, (seeds, budget, ...) each, and the weight of every row."""
-    positions = budget_positions(takes)
-    ends = np.cumsum([np.asarray(take.indices).shape[1] for take in takes])
+    masks = [np.asarray(take.indices) for take in takes]
+    positions = np.nonzero(np.concatenate(masks, axis=1))[1].reshape(len(masks[0]), -1)
+    ends = np.cumsum([mask.shape[1] for mask in masks])
     weights = np.array([take.weight for take in takes])[np.searchsorted(ends, positions, side="right")]
     return [gather_across_takes([np.asarray(take.rows[name]) for take in takes], positions) for name in names], weights
 

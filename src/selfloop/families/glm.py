@@ -96,8 +96,6 @@ class Glm(EnsembleFamily):
         return np.asarray(np.floor(np.exp(np.minimum(linear, MAX_EXPONENT))), np.float64)
 
     def _check_outcomes(self, take: EnsembleTake) -> None:
-        if "outcomes checked" in take.cache:
-            return
         if set(take.rows) != {"x", "y"}:
             columns = ", ".join(take.rows)
             raise DataError(f"glm: got columns {columns}; expected inputs 'x' and outcomes 'y'. Name a target.")
@@ -106,7 +104,6 @@ class Glm(EnsembleFamily):
         if not allowed.all():
             expected = "0 or 1" if self.link == "logit" else "whole numbers of 0 or more"
             raise DataError(f"glm: got outcome {y[~allowed][0]:g} with link {self.link!r}; expected {expected}.")
-        take.cache["outcomes checked"] = True
 
     def _status(self, rows: DesignRows, solution: Floats, converged: bool, curvature: float) -> str | None:
         """The reason why one seed has no model; None if it has one."""

@@ -6,6 +6,7 @@ import errno
 import json
 import mmap
 import os
+from collections import defaultdict
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -88,6 +89,10 @@ def read_safetensors(path: str | Path) -> dict[str, Column]:
         if name != "__metadata__":
             first, last = entry["data_offsets"]
             flat[name] = data[start + first : start + last].view(_DTYPES[entry["dtype"]]).reshape(entry["shape"])
+    return _unflatten_columns(flat)
+
+
+def _unflatten_columns(flat: Mapping[str, Array]) -> dict[str, Column]:
     names = dict.fromkeys(name.removesuffix("::values").removesuffix("::offsets") for name in flat)
     return NamedArrays(
         (name, flat[name] if name in flat else Ragged(flat[f"{name}::values"], cast(Any, flat[f"{name}::offsets"])))
@@ -99,29 +104,21 @@ class ColumnWriter:
     """Appends rows to unnamed files in a folder, so that they need not fit in memory. The files end with their last view."""
 
     def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self._values: dict[str, _ArrayFile] = {}
-        self._offsets: dict[str, _ArrayFile] = {}
+        self._files = defaultdict[str, _ArrayFile](lambda: _ArrayFile(folder))
 
     def append(self, columns: Columns) -> None:
         """Add rows. Every call has the same columns, types and row shapes."""
-        if not self._values:
-            self._values = {name: _ArrayFile(self._folder) for name in columns}
-            self._offsets = {name: _ArrayFile(self._folder) for name, c in columns.items() if isinstance(c, Ragged)}
         for name, column in columns.items():
             if isinstance(column, Ragged):
-                offsets, start = self._offsets[name], self._values[name].n_rows
-                if not offsets.n_rows:
-                    offsets.append(np.zeros(1, np.int64))
-                offsets.append(column.offsets[1:] - column.offsets[0] + start)
-                column = column.values[column.offsets[0] : column.offsets[-1]]
-            self._values[name].append(np.asarray(column))
+                values, offsets = self._files[f"{name}::values"], self._files[f"{name}::offsets"]
+                offsets.append(column.offsets[min(offsets.n_rows, 1) :] - column.offsets[0] + values.n_rows)  # begin with one 0
+                values.append(column.values[column.offsets[0] : column.offsets[-1]])
+            else:
+                self._files[name].append(np.asarray(column))
 
     def columns(self) -> dict[str, Column]:
         """All rows, memory-mapped and read-only; no columns if no rows were appended. Ends the writing."""
-        values = {name: file.memory_map() for name, file in self._values.items()}
-        offsets = {name: cast(Ints, file.memory_map()) for name, file in self._offsets.items()}
-        return NamedArrays((name, Ragged(v, offsets[name]) if name in offsets else v) for name, v in values.items())
+        return _unflatten_columns({name: file.memory_map() for name, file in self._files.items()})
 
 
 class _ArrayFile:

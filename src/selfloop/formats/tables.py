@@ -1,7 +1,8 @@
-"""Columns as CSV and Parquet files."""
+"""Columns as JSON lines, CSV and Parquet files."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Set
 from itertools import pairwise
 from pathlib import Path
@@ -21,6 +22,14 @@ def to_python_values(rows: Columns, text_columns: Set[str]) -> dict[str, list[An
         else:
             values[name] = [column.values[start:end].tolist() for start, end in pairwise(column.offsets)]
     return values
+
+
+def write_jsonl(rows: Columns, path: Path, text_columns: Set[str]) -> None:
+    """Write one JSON object per row, in UTF-8."""
+    values = to_python_values(rows, text_columns)
+    with path.open("w", encoding="utf-8") as file:
+        for row in zip(*values.values(), strict=True):
+            file.write(json.dumps(dict(zip(values, row, strict=True)), ensure_ascii=False) + "\n")
 
 
 def write_parquet(rows: Columns, path: Path, text_columns: Set[str]) -> None:

@@ -71,12 +71,14 @@ class ImageFeatureExtractor(FeatureExtractor):
         return prepared
 
     def extract(self, rows: Columns, prepared: Params, ctx: Context) -> Columns:
+        from scipy.special import softmax
+
         features, logits = self._outputs(_images(rows), prepared, ctx)
         if "classes" not in prepared:
             mode_logits = _cluster_logits(features, prepared)
         else:
             mode_logits, logits = np.split(logits, [len(prepared["classes"])], axis=1)
-        extracted: dict[str, Array] = {"features": features, "probabilities": _softmax(mode_logits)}
+        extracted: dict[str, Array] = {"features": features, "probabilities": softmax(mode_logits, axis=1).astype(np.float32)}
         if "attributes" in prepared:
             extracted["attributes"] = np.exp(-np.logaddexp(0, -logits))
         return extracted
@@ -165,9 +167,3 @@ def _cluster_logits(features: Float32s, prepared: Params) -> Array:
     centers = np.asarray(prepared["centers"], np.float64)
     scores = features @ centers.T - np.vecdot(centers, centers) / 2
     return np.asarray(scores / max(float(prepared["variance"]), np.finfo(np.float32).tiny))
-
-
-def _softmax(logits: Array) -> Array:
-    from scipy.special import softmax
-
-    return np.asarray(softmax(logits, axis=1), np.float32)

@@ -85,19 +85,13 @@ def bleu_scores(tokens: Ragged) -> Floats:
 def _clipped_matches(tokens: Ragged, n: int) -> Ints:
     """Number of n-grams of each row, where a gram counts at most as often as in the other row that contains it most often."""
     grams, rows = ngrams(tokens, n)
-    if not len(grams):
-        return np.zeros(len(tokens), np.int64)
-    order = np.lexsort((rows, grams))
-    grams, rows = grams[order], rows[order]
-    starts = np.flatnonzero(np.append(True, (grams[1:] != grams[:-1]) | (rows[1:] != rows[:-1])))
-    grams, rows, counts = grams[starts], rows[starts], np.diff(np.append(starts, len(grams)))
-    change = np.append(True, grams[1:] != grams[:-1])
-    gram_index, firsts = np.cumsum(change) - 1, np.flatnonzero(change)
-    largest = np.maximum.reduceat(counts, firsts)
-    is_largest = counts == largest[gram_index]
-    second = np.maximum.reduceat(np.where(is_largest, 0, counts), firsts)
-    is_only_largest = is_largest & (np.add.reduceat(is_largest.astype(np.int64), firsts) == 1)[gram_index]
-    in_other_rows = np.where(is_only_largest, second[gram_index], largest[gram_index])
+    _, first, counts = np.unique(hash_values(rows) ^ grams, return_index=True, return_counts=True)
+    order = np.lexsort((-counts, grams[first]))
+    grams, rows, counts = grams[first][order], rows[first][order], counts[order]
+    is_largest = np.diff(grams, prepend=~grams[:1]) != 0  # of the counts of a gram, the first of the largest
+    largest = counts[is_largest][np.cumsum(is_largest) - 1]
+    second = np.where(np.roll(is_largest, -1), 0, np.roll(counts, -1))
+    in_other_rows = np.where(is_largest, second, largest)
     return np.bincount(rows, np.minimum(counts, in_other_rows), len(tokens)).astype(np.int64)
 
 

@@ -164,6 +164,6 @@ def _open_model(model: str | Path, revision: str | None) -> tuple[Any, Any]:
     except (OSError, ValueError, KeyError) as problem:
         raise SettingError(
             "model",
-            f"{model} cannot be opened ({first_line(problem)}). Give a folder with a model and its tokenizer, as transformers saves them, "
-            "or a name on the hub.",
+            f"{model} cannot be opened ({first_line(problem)}). Give a folder with a model and its tokenizer, as transformers "
+            "saves them, or a name on the hub.",
         ) from problem

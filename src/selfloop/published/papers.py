@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import cache, partial
 from importlib.resources import files
@@ -176,29 +176,25 @@ def _matches(settings: Mapping[str, Any], component: Component) -> bool:
 def _read_paper(file_name: str) -> Paper:
     content = tomllib.loads((files(__package__) / file_name).read_text(encoding="utf-8"))
     name, title, arxiv = file_name.removesuffix(".toml"), content["title"], content["arxiv"]
-    tables, grids = map(_parse_table, content["table"]), map(_parse_grid, content.get("grid", ()))
+    tables = tuple(_parse_table(**table) for table in content["table"])
+    grids = tuple(_parse_grid(**grid) for grid in content.get("grid", ()))
     claims = tuple(OrderClaim(tuple(claim["order"]), claim["cite"]) for claim in content["claim"])
-    return Paper(name, title, arxiv, tuple(tables), tuple(grids), claims)
+    return Paper(name, title, arxiv, tables, grids, claims)
 
 
-def _parse_table(table: Mapping[str, Any]) -> PublishedTable:
-    settings = {f.name: table[f.name] for f in fields(PublishedTable) if f.name in table}
-    curves = {
-        policy: tuple(
-            PublishedValue(t, float(text), 10.0 ** -len(text.partition(".")[2]))
-            for t, text in zip(table["generations"], line.split(), strict=True)
-            if text != "-"
-        )
-        for policy, line in table["curves"].items()
-    }
-    return PublishedTable(**{**settings, "curves": curves})
+def _parse_table(*, generations: Sequence[int], curves: Mapping[str, str], **settings: Any) -> PublishedTable:
+    def parse_line(line: str) -> tuple[PublishedValue, ...]:
+        printed = [(t, text) for t, text in zip(generations, line.split(), strict=True) if text != "-"]
+        return tuple(PublishedValue(t, float(text), 10.0 ** -len(text.partition(".")[2])) for t, text in printed)
+
+    return PublishedTable(curves={policy: parse_line(line) for policy, line in curves.items()}, **settings)
 
 
-def _parse_grid(grid: Mapping[str, Any]) -> PublishedGrid:
-    cells = [
-        GridCell(real, int(synthetic), np.array([float(text)]))
-        for synthetic, line in grid["synthetic"].items()
-        for real, text in zip(grid["real"], line.split(), strict=True)
+def _parse_grid(*, real: Sequence[int], synthetic: Mapping[str, str], **settings: Any) -> PublishedGrid:
+    cells = tuple(
+        GridCell(n_real, int(n_synthetic), np.array([float(text)]))
+        for n_synthetic, line in synthetic.items()
+        for n_real, text in zip(real, line.split(), strict=True)
         if text != "-"
-    ]
-    return PublishedGrid(**{key: grid[key] for key in ("metric", "cite", "scale", "r_squared")}, cells=tuple(cells))
+    )
+    return PublishedGrid(cells=cells, **settings)

@@ -162,10 +162,13 @@ def _data_values(result: Result) -> Iterator[DataValuePanel]:
         if value is not None:
             metric = next(m for m in result.spec.metrics if m.name == result.spec.risk_metric())
             yield DataValuePanel(
-                metric=metric.name, title=_panel_title(metric, metric.name),
-                unit=_panel_unit(result.points[0], metric, metric.name), cells=cells, value=value,
-                published=list(_published_data_values(metric.name)), coordinates=coordinates,
-            )  # fmt: skip
+                title=_panel_title(metric, metric.name),
+                unit=_panel_unit(result.points[0], metric, metric.name),
+                cells=cells,
+                value=value,
+                published=list(_published_data_values(metric.name)),
+                coordinates=coordinates,
+            )
 
 
 def _published_data_values(metric: str) -> Iterator[tuple[str, float, float]]:

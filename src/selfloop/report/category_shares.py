@@ -10,7 +10,7 @@ import altair as alt
 import numpy as np
 
 from selfloop.columns import Floats
-from selfloop.report.charts import Records, finish_chart, generation_axis, json_number, policy_color, policy_shape
+from selfloop.report.charts import Records, finish_chart, generation_axis, json_number, policy_channels
 from selfloop.report.picture_grid import select_generations
 from selfloop.report.theme import FONT, INK, MUTED, PAPER, Style, format_number
 from selfloop.report.values import CategoryShares
@@ -80,7 +80,7 @@ def _stack(names: Sequence[str], bar: str, shares: Floats) -> Records:
 
 
 def _attribute_chart(shares: CategoryShares, styles: Mapping[str, Style], title: str) -> dict[str, Any]:
-    policies, names = list(shares.samples), select_attributes(shares)
+    names = select_attributes(shares)
     rows = [record for name in names for record in _attribute_records(shares, name)]
     axis = alt.Axis(format="%", tickCount=4)
     x = generation_axis(shares.n_generations, ticks=5)
@@ -89,7 +89,7 @@ def _attribute_chart(shares: CategoryShares, styles: Mapping[str, Style], title:
         y = alt.Y(f"{column}:Q", title="share of samples", scale=alt.Scale(zero=True, nice=4), axis=axis, stack=None)
         return alt.Chart().encode(x=x, y=y)
 
-    color, shape = policy_color(styles, policies), policy_shape(styles, policies)
+    color, shape = policy_channels(styles, list(shares.samples))
     limits = (alt.Tooltip(f"{name}:Q", format=".1%") for name in ("mean", "low", "high", "real"))
     points = base("mean").mark_point(filled=True, size=34, opacity=1)
     layers = [

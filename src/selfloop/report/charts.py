@@ -79,17 +79,18 @@ def schedule_chart(schedules: Mapping[str, Sequence[ScheduleEntry]], styles: Map
     policies = list(schedules)
     widths = alt.Scale(domain=policies, range=np.linspace(4, 1.4, len(policies)).tolist())
     sizes = alt.Scale(domain=policies, range=np.linspace(80, 24, len(policies)).tolist())
+    color, shape = policy_channels(styles, policies)
     charts = []
     for name, axis_title, scale in columns:
         base = alt.Chart(alt.NamedData(name="schedules")).encode(
             x=generation_axis(max(map(len, schedules.values())), ticks=5),
             y=alt.Y(f"{name}:Q", title=axis_title, scale=scale, axis=alt.Axis(tickCount=5)),
-            color=policy_color(styles, policies),
+            color=color,
         )
         line = base.mark_line().encode(strokeWidth=alt.StrokeWidth("policy:N", scale=widths, legend=None))
         size = alt.Size("policy:N", scale=sizes, legend=None)
         points = base.transform_filter("datum.marked").mark_point(filled=True, opacity=1)
-        points = points.encode(shape=policy_shape(styles, policies), size=size, tooltip=_tooltip(name))
+        points = points.encode(shape=shape, size=size, tooltip=_tooltip(name))
         charts.append(alt.layer(line, points).properties(width=216, height=160))
     chart = alt.hconcat(*charts, spacing=26).resolve_scale(color="shared", shape="shared", size="shared", strokeWidth="shared")
     return finish_chart(chart, title, {"schedules": rows})
@@ -176,8 +177,7 @@ def _curves(panel: Panel, styles: Mapping[str, Style], axis: ValueAxis, sets: Ma
     def opacity(value: float) -> Any:
         return alt.condition(selection, alt.value(value), alt.value(value * 0.12))
 
-    policies = [curve.policy for curve in panel.curves]
-    color, shape = policy_color(styles, policies), policy_shape(styles, policies)
+    color, shape = policy_channels(styles, [curve.policy for curve in panel.curves])
     tooltip = [*_tooltip("mean", "low", "high"), alt.Tooltip("chains:N")]
     band = base("means", "bottom")
     points = base("means", "mean").transform_filter("datum.marked").mark_point(filled=True, size=42)
@@ -261,7 +261,7 @@ def _survivors(panel: Panel, styles: Mapping[str, Style]) -> Any:
         .encode(
             x=generation_axis(_n_generations(panel)),
             y=alt.Y("value:Q", title="chains left", scale=alt.Scale(domain=[0, most], nice=False), axis=axis),
-            color=policy_color(styles, [curve.policy for curve in panel.curves]),
+            color=policy_channels(styles, [curve.policy for curve in panel.curves])[0],
             tooltip=["policy:N", "generation:Q", alt.Tooltip("value:Q", title="chains left")],
         )
         .properties(width=WIDTH, height=60)
@@ -309,8 +309,7 @@ def _other_scale_records(panel: Panel, policy: str, curve: PublishedCurve) -> Re
 
 def _marked(n: int, most: int) -> list[bool]:
     """Which of n generations carry a marker: evenly spread ones, the first and the last included."""
-    indices = set(np.linspace(0, n - 1, most).astype(int).tolist())
-    return [i in indices for i in range(n)]
+    return np.isin(np.arange(n), np.linspace(0, n - 1, most).astype(int)).tolist()
 
 
 def _records(values: Iterable[float], generations: Iterable[int] | None = None, **constant: object) -> Records:
@@ -357,23 +356,14 @@ def generation_axis(last: int, ticks: int = 10, title: str = "generation t") -> 
     return alt.X("generation:Q", title=title, scale=scale, axis=axis)
 
 
-def policy_color(styles: Mapping[str, Style], policies: Sequence[str]) -> Any:
-    """Color of each policy, with a legend."""
-    scale = alt.Scale(domain=list(policies), range=[styles[policy].color for policy in policies])
-    return alt.Color("policy:N", scale=scale, legend=_policy_legend(policies))
-
-
-def policy_shape(styles: Mapping[str, Style], policies: Sequence[str]) -> Any:
-    """Marker of each policy, with the same legend."""
-    scale = alt.Scale(domain=list(policies), range=[styles[policy].marker for policy in policies])
-    return alt.Shape("policy:N", scale=scale, legend=_policy_legend(policies))
-
-
-def _policy_legend(policies: Sequence[str]) -> Any:
-    """One row if the labels fit, else as many columns as the longest label allows."""
+def policy_channels(styles: Mapping[str, Style], policies: Sequence[str]) -> tuple[Any, Any]:
+    """Color and marker of each policy, with one legend: a row if the labels fit, else as many columns as the longest allows."""
     lengths = [7 * len(policy) + 32 for policy in policies]
     columns = len(policies) if sum(lengths) <= WIDTH else int(max(1, WIDTH // max(lengths)))
-    return alt.Legend(title=None, symbolSize=70, symbolOpacity=1, columns=columns)
+    legend = alt.Legend(title=None, symbolSize=70, symbolOpacity=1, columns=columns)
+    colors = alt.Scale(domain=list(policies), range=[styles[policy].color for policy in policies])
+    markers = alt.Scale(domain=list(policies), range=[styles[policy].marker for policy in policies])
+    return alt.Color("policy:N", scale=colors, legend=legend), alt.Shape("policy:N", scale=markers, legend=legend)
 
 
 def _number(name: str) -> Any:

@@ -13,9 +13,8 @@ import vl_convert
 from selfloop.policies.schedule import ScheduleEntry
 from selfloop.report.category_shares import describe_shares, shares_caption, shares_chart
 from selfloop.report.charts import ValueAxis, draws_chains, fit_value_axis, other_scale_curves, panel_chart, schedule_chart
-from selfloop.report.theme import PAPER, Style, format_number, policy_styles
+from selfloop.report.theme import PAPER, Style, describe_coordinates, format_number, policy_styles
 from selfloop.report.values import CategoryShares, Panel, Report
-from selfloop.types import Coordinates
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,11 +29,6 @@ class Figure:
     def svg(self) -> str:
         """The figure on a transparent background."""
         return vl_convert.vegalite_to_svg(dict(self.spec))
-
-
-def describe_coordinates(coordinates: Coordinates) -> str:
-    """One point of a sweep in words; empty without a sweep."""
-    return ", ".join(f"{name} = {value}" for name, value in coordinates)
 
 
 def panel_figure(panel: Panel, styles: Mapping[str, Style]) -> Figure:

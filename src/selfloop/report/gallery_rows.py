@@ -17,8 +17,9 @@ from selfloop.protocols import UsesEncoder
 from selfloop.report.text_rows import MAX_TEXT_ROWS
 from selfloop.report.values import Gallery
 from selfloop.spec.point import Point
+from selfloop.store.calls import NotStoredError
 from selfloop.store.identity import ObjectRef
-from selfloop.store.store import NotStoredError, Store
+from selfloop.store.store import Store
 
 MAX_ROWS = 300  # per batch: scatter plots need many, image grids show the first few
 PolicySamples = dict[str, dict[int, Columns]]  # policy -> generation -> rows

@@ -15,13 +15,14 @@ import vl_convert
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
-from selfloop.report.figures import describe_coordinates, report_figures, save_svg, to_file_name
+from selfloop.report.figures import report_figures, save_svg, to_file_name
 from selfloop.report.gallery import view_gallery
 from selfloop.report.picture_grid import select_generations
-from selfloop.report.tables import format_seconds, headlines, heat_map, verdict_tables
+from selfloop.report.tables import format_seconds, headlines, heat_map, unmeasured, verdict_tables
 from selfloop.report.theme import (
     DARK,
     css_variable,
+    describe_coordinates,
     format_interval,
     format_interval_parts,
     format_number,
@@ -72,6 +73,7 @@ def render_page(reports: Sequence[Report], title: str = "") -> str:
         "number": format_number,
         "seconds": format_seconds,
         "theme": theme_svg,
+        "unmeasured": unmeasured,
         "variable": css_variable,
     }
     newest = max(report.generated for report in reports)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from selfloop.report.theme import format_interval, format_interval_parts, format_number
@@ -21,16 +21,6 @@ class Headline:
     change: str  # the multiplier, or both values if it is undefined
     interval: str  # 95 % interval of the multiplier; empty if undefined
     sentence: str
-
-
-@dataclass(frozen=True, slots=True)
-class VerdictTable:
-    """Verdicts at one point of the sweep: a row per criterion, a cell per policy (None: not judged)."""
-
-    coordinates: Coordinates
-    policies: Sequence[str]
-    rows: Sequence[tuple[str, str, Sequence[Verdict | None]]]  # criterion, its definition, verdicts
-    unmeasured: Sequence[tuple[str, str, str]]  # criterion, its definition, reason
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,22 +52,17 @@ def _headline(panel: Panel, curve: CurveData) -> Headline:
     return Headline(curve.policy, panel.coordinates, change, interval, sentence)
 
 
-def verdict_tables(report: Report) -> list[VerdictTable]:
-    """Verdicts by point of the sweep; criteria and policies in their order of appearance."""
-    tables = []
-    for coordinates in dict.fromkeys(verdict.coordinates for verdict in report.verdicts):
-        verdicts = {(v.criterion, v.policy): v for v in report.verdicts if v.coordinates == coordinates}
-        policies = list(dict.fromkeys(policy for _, policy in verdicts))
-        rows: list[tuple[str, str, Sequence[Verdict | None]]] = []
-        unmeasured: list[tuple[str, str, str]] = []
-        for name in dict.fromkeys(criterion for criterion, _ in verdicts):
-            cells, definition = [verdicts.get((name, policy)) for policy in policies], report.definitions.get(name, "")
-            if all(verdict is None or verdict.answer == "not measured" for verdict in cells):
-                unmeasured.append((name, definition, [verdict.reason for verdict in cells if verdict][-1]))
-            else:
-                rows.append((name, definition, cells))
-        tables.append(VerdictTable(coordinates, policies, rows, unmeasured))
+def verdict_tables(report: Report) -> dict[Coordinates, dict[str, dict[str, Verdict]]]:
+    """Verdicts by point of the sweep, criterion and policy, in their order of appearance."""
+    tables: dict[Coordinates, dict[str, dict[str, Verdict]]] = {}
+    for verdict in report.verdicts:
+        tables.setdefault(verdict.coordinates, {}).setdefault(verdict.criterion, {})[verdict.policy] = verdict
     return tables
+
+
+def unmeasured(table: Mapping[str, Mapping[str, Verdict]]) -> list[str]:
+    """The criteria that no policy of a table has an answer to."""
+    return [name for name, verdicts in table.items() if {verdict.answer for verdict in verdicts.values()} == {"not measured"}]
 
 
 def heat_map(panel: DataValuePanel) -> dict[tuple[float, float], HeatMapCell]:

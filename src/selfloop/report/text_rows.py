@@ -41,22 +41,22 @@ class TextRow:
 
 def read_text_rows(gallery: Gallery, name: str, generations: Sequence[int]) -> list[TextRow]:
     """The first rows of the column `name`. The real text of a row begins with the same prompt as the sampled ones."""
-    real = read_texts(gallery.real[name])
-    sampled = {p: [_read_samples(samples.get(t), name) for t in generations] for p, samples in gallery.samples.items()}
-    n_rows = max(len(texts) for texts in (real, *(texts for batches in sampled.values() for texts, _ in batches)))
+    texts = read_texts(gallery.real[name])
+    sampled = {p: [_read_excerpts(samples.get(t, {}), name) for t in generations] for p, samples in gallery.samples.items()}
     text_rows = []
-    for i in range(n_rows):
-        rows = {policy: [_excerpt(*batch, i) for batch in batches] for policy, batches in sampled.items()}
+    for i in range(max(len(texts), *(len(batch) for batches in sampled.values() for batch in batches))):
+        rows = {policy: [batch[i] if i < len(batch) else None for batch in batches] for policy, batches in sampled.items()}
         prompt = next((text.prompt for row in rows.values() for text in row if text and text.prompt), "")
-        text_rows.append(TextRow(title=_row_title(i, prompt), real=_excerpt(real, [prompt] * (i + 1), i), rows=rows))
+        real = _excerpt(texts[i], prompt) if i < len(texts) else None
+        text_rows.append(TextRow(title=_row_title(i, prompt), real=real, rows=rows))
     return text_rows
 
 
-def _read_samples(rows: Columns | None, name: str) -> tuple[list[str], list[str]]:
-    """Texts and prompts of one generation; empty if it sampled no rows."""
-    if not rows:
-        return [], []
-    return read_texts(rows[name]), read_texts(rows["prompt"]) if "prompt" in rows else []
+def _read_excerpts(rows: Columns, name: str) -> list[TextExcerpt]:
+    """The texts of one generation, each with its prompt if there are prompts; empty if it sampled no rows."""
+    texts = read_texts(rows[name]) if rows else []
+    prompts = read_texts(rows["prompt"]) if "prompt" in rows else [""] * len(texts)
+    return [_excerpt(text, prompt) for text, prompt in zip(texts, prompts, strict=True)]
 
 
 def read_texts(column: Column) -> list[str]:
@@ -70,13 +70,11 @@ def read_texts(column: Column) -> list[str]:
     ]
 
 
-def _excerpt(texts: Sequence[str], prompts: Sequence[str], i: int) -> TextExcerpt | None:
-    """Text i in parts. A prompt that ends within a character is marked up to that character."""
-    if i >= len(texts):
-        return None
-    prompt = prompts[i].rstrip("\ufffd") if i < len(prompts) else ""
-    prompt = prompt if texts[i].startswith(prompt) else ""
-    continuation = texts[i][len(prompt) :]
+def _excerpt(text: str, prompt: str) -> TextExcerpt:
+    """A text in parts. A prompt that ends within a character is marked up to that character."""
+    prompt = prompt.rstrip("\ufffd")
+    prompt = prompt if text.startswith(prompt) else ""
+    continuation = text[len(prompt) :]
     head, rest = continuation[:VISIBLE_CHARACTERS], continuation[VISIBLE_CHARACTERS:]
     if len(rest) < VISIBLE_CHARACTERS // 10:  # too short to hide
         head, rest = continuation, ""

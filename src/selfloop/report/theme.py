@@ -15,7 +15,7 @@ from html import escape
 from markupsafe import Markup
 
 from selfloop.stats.intervals import Interval
-from selfloop.types import Verdict
+from selfloop.types import Coordinates, Verdict
 
 INK, MUTED, GRID, PAPER = "#1d2228", "#5b6570", "#e4e7eb", "#fdfdfc"
 FONT = "Helvetica, Arial, Liberation Sans, sans-serif"
@@ -90,6 +90,11 @@ def theme_svg(svg: str, ids: str, label: str) -> Markup:
 def replace_unprintable(text: str) -> str:
     """The text with visible substitutes for characters that HTML and SVG do not allow."""
     return _UNPRINTABLE.sub(lambda match: chr(0x2400 + ord(match[0])) if match[0] < " " else "\ufffd", text)
+
+
+def describe_coordinates(coordinates: Coordinates) -> str:
+    """One point of a sweep in words; empty without a sweep."""
+    return ", ".join(f"{name} = {value}" for name, value in coordinates)
 
 
 def format_number(value: float | None, digits: int | None = None) -> str:

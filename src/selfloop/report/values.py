@@ -95,7 +95,6 @@ class PolicyDifferences:
 class DataValuePanel:
     """The risk over numbers of real and synthetic rows at one point of the sweep, and the regressions on them."""
 
-    metric: str
     title: str
     unit: str = ""
     cells: Sequence[GridCell]
@@ -149,14 +148,9 @@ class Report:
 
     def policies(self) -> list[str]:
         """Labels of all policies, in order of appearance."""
-        pairs = [pair for table in self.differences for pair in table.comparisons]
         labels = [
             *(curve.policy for panel in self.panels for curve in panel.curves),
-            *(policy for panel in self.panels for policy, _ in (*panel.laws, *panel.published)),
-            *(policy for pair in pairs for policy in (pair.higher, pair.lower)),
-            *(policy for shares in self.shares for policy in shares.samples),
             *(policy for gallery in self.galleries for policy in gallery.samples),
-            *(verdict.policy for verdict in self.verdicts),
             *self.schedules,
             *(cost.policy for cost in self.costs),
         ]

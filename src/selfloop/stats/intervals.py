@@ -55,6 +55,11 @@ def summarize_seeds(
     )
 
 
+def before_first_end(curves: Floats) -> Floats:
+    """The generations at which every chain has a value."""
+    return curves[:, : int(np.cumprod(~np.isnan(curves).any(axis=0)).sum())]
+
+
 def mean_interval(values: Floats, level: float = LEVEL) -> Interval:
     """The mean over seeds with Student-t limits; no estimate if a chain has ended, no limits if all values are equal."""
     mean, half_width = _mean_and_half_width(values, level)
@@ -105,6 +110,8 @@ def _mean_and_half_width(values: Floats, level: float) -> tuple[Floats, Floats]:
 
     The mean is NaN if a chain has ended, the half width also for one seed or without spread.
     """
+    from scipy.special import stdtrit
+
     mean = values.mean(axis=0)
     if len(values) < 2:
         return mean, np.full_like(mean, np.nan)
@@ -113,13 +120,7 @@ def _mean_and_half_width(values: Floats, level: float) -> tuple[Floats, Floats]:
     # and the squares of spreads below 1e-150 underflow.
     varies = spread > np.maximum(1e-12 * np.abs(values).max(axis=0), 1e-150)
     error = np.where(varies, values.std(axis=0, ddof=1) / np.sqrt(len(values)), np.nan)
-    return mean, _student_quantile(len(values) - 1, level) * error
-
-
-def _student_quantile(degrees_of_freedom: int, level: float) -> float:
-    from scipy.special import stdtrit
-
-    return float(stdtrit(degrees_of_freedom, (1 + level) / 2))
+    return mean, float(stdtrit(len(values) - 1, (1 + level) / 2)) * error
 
 
 def _quantile(ranked: Floats, q: float) -> Floats:
@@ -132,8 +133,5 @@ def _quantile(ranked: Floats, q: float) -> Floats:
 
 
 def _interval(estimate: Floats | float, low: Floats | float, high: Floats | float, n: int) -> Interval:
-    return Interval(_finite_or_none(estimate), _finite_or_none(low), _finite_or_none(high), n)
-
-
-def _finite_or_none(value: Floats | float) -> float | None:
-    return float(value) if np.isfinite(value) else None
+    """The interval of n seeds; None in place of numbers that are not finite."""
+    return Interval(*(float(value) if np.isfinite(value) else None for value in (estimate, low, high)), n)

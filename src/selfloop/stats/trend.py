@@ -8,9 +8,10 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from selfloop.columns import Floats
-from selfloop.stats.intervals import LEVEL, Interval, mean_interval, paired_difference
+from selfloop.stats.intervals import LEVEL, Interval, before_first_end, mean_interval, paired_difference
 
 MIN_GENERATIONS = 6  # a form with three parameters then leaves three degrees of freedom
+MIN_PLAUSIBILITY = 0.001  # of the best form, by an F test
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +72,9 @@ def fit_trend(curves: Floats, min_weight: float = 0.9, flat_tolerance: float = 0
     from the first to the last generation is within the share `flat_tolerance` of the mean value. Undecided if no form
     fits (F test at 0.001). Generations from the first end of a chain on are left out.
     """
-    complete = curves[:, : int(np.cumprod(~np.isnan(curves).any(axis=0)).sum())]
+    from scipy.special import fdtrc
+
+    complete = before_first_end(curves)
     if len(complete) > 1 and complete.shape[1] and np.ptp(complete[:, 0]) == 0:
         complete = complete[:, 1:]  # all chains have the same first fit, as on a table: it gives no spread over seeds
     seeds, generations = complete.shape
@@ -89,7 +92,7 @@ def fit_trend(curves: Floats, min_weight: float = 0.9, flat_tolerance: float = 0
     weights = dict(zip(TRENDS, (raw / raw.sum()).tolist(), strict=True))
     best = fits[int(raw.argmax())]
     kind = best.form.kind
-    if not _is_plausible(dispersion, freedom, seeds - 1):
+    if not fdtrc(freedom, seeds - 1, dispersion) > MIN_PLAUSIBILITY:
         return Trend(None, "no trend fits the curve", kind, best.form.formula, best.parameters, weights)
     decided = _is_flat(complete, flat_tolerance) if kind == "constant" else weights[kind] >= min_weight
     reason = f"{kind} has weight {weights[kind]:.2f}"
@@ -191,12 +194,6 @@ def _shrinkage(products: Floats, signal: float) -> float:
     seeds = len(products)
     noise = np.var(products, axis=0, ddof=1).sum() * seeds / (seeds - 1) ** 2
     return float(np.clip(noise / signal, 0.01, 1.0)) if signal > 0 else 1.0
-
-
-def _is_plausible(dispersion: float, freedom: int, seeds_freedom: int) -> bool:
-    from scipy.special import fdtrc
-
-    return bool(fdtrc(freedom, seeds_freedom, dispersion) > 0.001)
 
 
 def _is_flat(curves: Floats, tolerance: float) -> bool:

@@ -13,10 +13,10 @@ from typing import Annotated, Any, ClassVar, Literal
 import numpy as np
 
 from selfloop.columns import Columns, Ints, Params, Ragged
-from selfloop.component import Context, Encoder, Family, Sampler
+from selfloop.component import Context, Encoder, Sampler
 from selfloop.errors import DataError, SettingError, SpecError, missing_extra, resolve_local_or_hub
 from selfloop.families.finetune.lora import Lora, adapter_arrays
-from selfloop.families.nn.settings import Count, TrainingSettings
+from selfloop.families.nn.settings import Count, NetworkFamily, TrainingSettings
 from selfloop.families.transformer.family import Transformer
 from selfloop.families.transformer.text_sampler import TextSampler, read_prompts
 from selfloop.families.transformer.tokenizer import BytePair
@@ -74,7 +74,7 @@ def _published_training() -> TrainingSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Finetune(Family):
+class Finetune(NetworkFamily):
     """A pretrained causal language model, fine-tuned on documents, one per row. Every generation starts from the base model;
     with `init_from = "previous"` it starts from the preceding generation's model."""
 
@@ -106,9 +106,6 @@ class Finetune(Family):
     def encoder(self) -> PretrainedTokenizer:
         """The tokenizer of the base model."""
         return PretrainedTokenizer(base_model=self.base_model, revision=self.revision)
-
-    def for_generation(self, t: int) -> Finetune:
-        return replace(self, training=self.training.for_generation(t))
 
     def count_steps(self, n: float) -> float:
         """Training steps of a fit of n rows; NaN if it depends on the number of long documents, which the spec does not

@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Annotated, ClassVar
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 import numpy as np
 from annotated_types import Ge, Interval
 
 from selfloop.columns import Array, Columns, Floats, Ints, Params, Ragged, select_rows
-from selfloop.component import Context, Family, Sampler, Source
+from selfloop.component import Context, Sampler, Source
 from selfloop.errors import ChainEndedError, SettingError, SpecError
 from selfloop.families.geodiff import schema
-from selfloop.families.geodiff.sampler import GeoDiffSampler
-from selfloop.families.nn.settings import TrainingSettings
+from selfloop.families.nn.settings import NetworkFamily, TrainingSettings
 from selfloop.rng import RandomStream
-from selfloop.settings import PositiveFloat
+from selfloop.settings import PositiveFloat, Share
 from selfloop.types import TrainingRows
 
 if TYPE_CHECKING:
@@ -29,12 +28,29 @@ MICRO_BATCH_FEATURES = 2048  # CPU micro-batch size in rows x pair features. Lar
 RETRY_CLIP_LOCAL = 20.0  # longest local vector of an atom at a second attempt, as in the published code
 
 
-def _published_training() -> TrainingSettings:
-    return TrainingSettings(batch_size=32, learning_rate=1e-3, lr_schedule="constant", beta1=0.95, max_grad_norm=3e4)
+@dataclass(frozen=True, kw_only=True)
+class GeoDiffSampler(Sampler):
+    """Conformers from noise, one call of the network per noise level. The defaults are those of the published code.
+
+    A row that is not finite at the end is sampled a second time with shorter local vectors. Its column `retried` is then 1.
+    """
+
+    name: ClassVar[str] = "geodiff"
+    method: Annotated[Literal["langevin", "ddim"], "sampling step: Langevin dynamics, or the faster generalized step"] = (
+        "langevin"
+    )
+    steps: Annotated[int | None, Ge(1), "number of noise levels, from the highest; fewer than all leave noise; unset: all"] = (
+        None
+    )
+    step_size: Annotated[PositiveFloat, "Langevin step at sigma = 0.01 ångström; it grows with sigma squared"] = 1e-6
+    global_weight: Annotated[float, Ge(0), "weight of the global vectors; 0.3 is slightly better on QM9"] = 1.0
+    global_start_sigma: Annotated[float, Ge(0), "sigma in ångström below which global vectors are used"] = 0.5
+    clip_global: Annotated[PositiveFloat, "longest global vector of an atom"] = 1000.0
+    eta: Annotated[Share, "share of fresh noise in a `ddim` step"] = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class GeoDiff(Family):
+class GeoDiff(NetworkFamily):
     """A model of atom positions for molecular graphs. Widths, noise and training are those of the published Drugs model.
 
     Rows have ragged columns z, edges and edge_type (the extended graph) and position. Training differs from the published
@@ -58,7 +74,11 @@ class GeoDiff(Family):
     noise_levels: Annotated[int, Ge(2), "number of noise levels"] = 5000
     beta_start: Annotated[float, Interval(gt=0, lt=1), "noise variance added at the first level"] = 1e-7
     beta_end: Annotated[float, Interval(gt=0, lt=1), "noise variance added at the last level; 9e-3 suits 1000 levels"] = 2e-3
-    training: Annotated[TrainingSettings, "how the network is trained"] = field(default_factory=_published_training)
+    training: Annotated[TrainingSettings, "how the network is trained"] = field(
+        default_factory=lambda: TrainingSettings(
+            batch_size=32, learning_rate=1e-3, lr_schedule="constant", beta1=0.95, max_grad_norm=3e4
+        )
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -77,12 +97,6 @@ class GeoDiff(Family):
                 "Change one of them."
             )
 
-    def for_generation(self, t: int) -> GeoDiff:
-        return replace(self, training=self.training.for_generation(t))
-
-    def count_steps(self, n: float) -> float:
-        return self.training.count_steps(n)
-
     def fit(self, rows: TrainingRows, ctx: Context, init: Params | None) -> Params:
         """The trained network.
 
@@ -98,7 +112,7 @@ class GeoDiff(Family):
             tuple(take._replace(rows=schema.check_columns(take.rows, schema.COLUMNS)) for take in rows.takes)
         )
         device, weights = trainer.device(), rows.weights()
-        sizes = np.concatenate([_count_atoms(take.rows, take.indices) for take in checked.takes])
+        sizes = np.diff(schema.ragged_columns(checked.select_columns("z").all())["z"].offsets)
         mean_atoms = float(np.average(sizes, weights=weights))
         sigmas = torch.from_numpy(diffusion.sigmas(self._alphas())).float().to(device)
         with trainer.seed_torch(ctx.stream.child("init")):
@@ -123,10 +137,8 @@ class GeoDiff(Family):
         from selfloop.families.nn import trainer
 
         assert isinstance(sampler, GeoDiffSampler)
-        graph, network = (
-            schema.check_columns(inputs, schema.GRAPH_COLUMNS),
-            trainer.load_network(self._network, params, ctx, "sampling"),
-        )
+        graph = schema.check_columns(inputs, schema.GRAPH_COLUMNS)
+        network = trainer.load_network(self._network, params, ctx, "sampling")
         blocks = [
             self._sample_block(network, rows, sampler, ctx.stream.child("rows", block))
             for block, rows in enumerate(schema.split_blocks(graph))
@@ -156,7 +168,7 @@ class GeoDiff(Family):
             graph = graphs.build_graphs(schema.ragged_columns(select_rows(rows, indices)), device)
             with torch.inference_mode():
                 x = sampling.sample_positions(network, graph, self._alphas(), sampler, draw_noise, clip_local)
-                return x.cpu().numpy(), indices[sampling.find_not_finite(graph, x).cpu().numpy()]
+                return x.cpu().numpy(), indices[torch.unique(graph.row[~x.isfinite().all(1)]).cpu().numpy()]
 
         position, failed = attempt("first", np.arange(len(sizes)), np.arange(sizes.sum()), None)
         retried = np.isin(np.arange(len(sizes)), failed)
@@ -200,9 +212,3 @@ class GeoDiff(Family):
         from selfloop.families.geodiff.network import GeoDiffNetwork
 
         return GeoDiffNetwork(self.hidden, self.filters, self.interactions, self.convolutions, self.cutoff, self.smooth_cutoff)
-
-
-def _count_atoms(rows: Columns, indices: Ints | None) -> Ints:
-    """Number of atoms of each row."""
-    sizes = np.diff(schema.ragged_columns(rows)["z"].offsets)
-    return sizes if indices is None else sizes[indices]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor
@@ -13,7 +13,9 @@ from selfloop.columns import Floats
 from selfloop.families.geodiff.diffusion import atom_vectors, sigmas
 from selfloop.families.geodiff.graphs import Graphs, cutoff_edges, extended_edges
 from selfloop.families.geodiff.network import GeoDiffNetwork
-from selfloop.families.geodiff.sampler import GeoDiffSampler
+
+if TYPE_CHECKING:
+    from selfloop.families.geodiff.family import GeoDiffSampler
 
 
 def sample_positions(
@@ -37,7 +39,9 @@ def sample_positions(
         if global_edges is not None:
             clipped = _clip(atom_vectors(graphs, global_edges, global_coefficients), sampler.clip_global)
             vectors += sampler.global_weight * clipped
-        x = _center(graphs, x + move * vectors + noise_level * draw_noise(k + 1))
+        x = x + move * vectors + noise_level * draw_noise(k + 1)
+        means = x.new_zeros(len(graphs.sizes), 3).index_add(0, graphs.row, x) / graphs.sizes[:, None]
+        x = x - means[graphs.row]
     return x
 
 
@@ -62,14 +66,3 @@ def _clip(vectors: Tensor, max_length: float | None) -> Tensor:
         return vectors
     lengths = cast(Tensor, torch.linalg.vector_norm(vectors, dim=1, keepdim=True))
     return vectors * (max_length / lengths).clamp(max=1)
-
-
-def _center(graphs: Graphs, x: Tensor) -> Tensor:
-    """The same coordinates with the mean of each row at the origin."""
-    means = x.new_zeros(len(graphs.sizes), 3).index_add(0, graphs.row, x) / graphs.sizes[:, None]
-    return x - means[graphs.row]
-
-
-def find_not_finite(graphs: Graphs, x: Tensor) -> Tensor:
-    """Indices of the rows that are not finite."""
-    return cast(Tensor, torch.unique(graphs.row[~torch.isfinite(x).all(1)]))

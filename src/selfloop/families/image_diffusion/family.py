@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, cast
@@ -12,10 +12,10 @@ import numpy as np
 from annotated_types import Ge, Interval, MinLen
 
 from selfloop.columns import Array, Columns, Floats, Params, Ragged
-from selfloop.component import Context, Family, Sampler, Source
+from selfloop.component import Context, Sampler, Source
 from selfloop.errors import ChainEndedError, DataError, SettingError, SpecError, missing_extra
-from selfloop.families.image_diffusion.sampler import DiffusionSampler
-from selfloop.families.nn.settings import TrainingSettings
+from selfloop.families.nn.settings import NetworkFamily, TrainingSettings
+from selfloop.settings import PositiveFloat
 from selfloop.types import TrainingRows
 
 if TYPE_CHECKING:
@@ -30,7 +30,24 @@ SHAPE, CLASSES, FREQUENCIES = "image_shape", "labels", "label_frequencies"
 
 
 @dataclass(frozen=True, kw_only=True)
-class ImageDiffusion(Family):
+class DiffusionSampler(Sampler):
+    """Images from noise. With the defaults the spread of samples is within 2 % of the model's; few steps change it.
+
+    `ddim` is Euler's method for flow matching. `steps = 1000`, `time_power = 1` and `ancestral` are the sampler of DDPM.
+    """
+
+    name: ClassVar[str] = "diffusion"
+    method: Annotated[
+        Literal["heun", "ddim", "ancestral"], "sampling step; heun evaluates the network twice in each step but the last"
+    ] = "heun"
+    steps: Annotated[int, Interval(ge=1, le=1000), "sampling steps"] = 20
+    time_power: Annotated[PositiveFloat, "times are (k / steps)^time_power; above 1: finer steps near the image"] = 2.0
+    temperature: Annotated[float, Ge(0), "standard deviation of the noise, lambda of MAD; below 1: less variety"] = 1.0
+    guidance: Annotated[float, Ge(0), "weight w of Ho and Salimans 2022 (2207.12598), eq. (6); 0: no guidance"] = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageDiffusion(NetworkFamily):
     """A diffusion model of images: a UNet of `diffusers` that predicts the noise, or the velocity, of noisy images.
 
     Rows are one uint8 column `image` (height, width) or (height, width, depth). With `n_classes` they have a column `label`
@@ -72,22 +89,11 @@ class ImageDiffusion(Family):
                 f"family.n_classes: got {self.n_classes}; expected 0, because source {source.name} has no column 'label' with "
                 "these settings. Set the source to return labels, or n_classes to 0."
             )
-        if sampler.guidance and not self.n_classes:
+        if sampler.guidance and not (self.n_classes and self.label_dropout):
             raise SpecError(
-                f"family.sampler.guidance: got {sampler.guidance}; guidance needs a model of labeled images. Set "
-                "family.n_classes, or guidance to 0."
+                f"family.sampler.guidance: got {sampler.guidance}; guidance needs a model that was trained with labels and "
+                "without. Set family.n_classes and family.label_dropout above 0, or guidance to 0."
             )
-        if sampler.guidance and not self.label_dropout:
-            raise SpecError(
-                f"family.sampler.guidance: got {sampler.guidance}; guidance needs a model that was trained without labels too. "
-                "Set family.label_dropout above 0, or guidance to 0."
-            )
-
-    def for_generation(self, t: int) -> ImageDiffusion:
-        return replace(self, training=self.training.for_generation(t))
-
-    def count_steps(self, n: float) -> float:
-        return self.training.count_steps(n)
 
     def fit(self, rows: TrainingRows, ctx: Context, init: Params | None) -> Params:
         import torch
@@ -158,16 +164,12 @@ class ImageDiffusion(Family):
         from selfloop.families.image_diffusion.network import squared_errors
         from selfloop.families.nn import image_tensors, trainer
 
-        image_tensors.image_shape(self.name, rows)
         network, process, device = self._load(params, ctx, "measuring"), self._process(), trainer.device()
         labels = self._labels(rows) if self.n_classes else None
         losses = np.empty((len(rows["image"]), parts))
-        for block, first in enumerate(range(0, len(losses), ROWS_PER_BLOCK)):
-            in_block = slice(first, first + ROWS_PER_BLOCK)
-            pixels = image_tensors.to_tensor(np.asarray(rows["image"])[in_block])
-            images = 2 * image_tensors.scale_pixels(pixels.to(device)) - 1
+        for in_block, pixels, rng in image_tensors.image_blocks(self.name, rows, ROWS_PER_BLOCK, ctx):
+            images = 2 * pixels - 1
             classes = _as_classes(None if labels is None else labels[in_block], device)
-            rng = ctx.stream.child("rows", block).generator()
             for part in range(parts):
                 shares = (part + 1 - rng.random(ROWS_PER_BLOCK)) / parts  # above 0: at time 0 of diffusion there is no noise
                 noise = torch.from_numpy(rng.standard_normal((ROWS_PER_BLOCK, *images.shape[1:]), np.float32)).to(device)

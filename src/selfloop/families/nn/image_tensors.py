@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from selfloop.columns import Column, Columns, Ragged
+from selfloop.columns import Column, Columns
+from selfloop.component import Context
 from selfloop.errors import DataError
+from selfloop.families.nn import trainer
 from selfloop.types import TrainingRows
 
 MAX_BYTES_IN_MEMORY = 2 << 30  # larger batches are gathered from their files, minibatch by minibatch
@@ -17,18 +19,15 @@ MAX_BYTES_IN_MEMORY = 2 << 30  # larger batches are gathered from their files, m
 
 def image_shape(family: str, rows: Columns) -> tuple[int, ...]:
     """Shape of one image; DataError if the rows are not images."""
-    images = rows.get("image")
-    if images is None or isinstance(images, Ragged):
-        raise DataError(
-            f"{family}: got rows with columns {', '.join(rows)}; expected a column 'image'. Use a source of images."
-        )
-    if images.dtype != np.uint8 or images.ndim not in (3, 4):
-        shape = ", ".join(map(str, images.shape[1:]))
-        raise DataError(
-            f"{family}: got column 'image' of {images.dtype}[{shape}]; expected uint8[height, width] or "
-            "uint8[height, width, depth]. Use a source of images."
-        )
-    return tuple(images.shape[1:])
+    images, found = rows.get("image"), f"rows with columns {', '.join(rows)}"
+    if isinstance(images, np.ndarray):
+        if images.dtype == np.uint8 and images.ndim in (3, 4):
+            return tuple(images.shape[1:])
+        found = f"column 'image' of {images.dtype}{list(images.shape[1:])}"
+    raise DataError(
+        f"{family}: got {found}; expected a column 'image' of uint8[height, width] or uint8[height, width, depth]. "
+        "Use a source of images."
+    )
 
 
 def height_width_depth(shape: Sequence[int]) -> tuple[int, int, int]:
@@ -55,3 +54,12 @@ def image_loader(rows: TrainingRows, device: torch.device) -> Callable[[Tensor],
         pixels = to_tensor(rows.all()["image"]).to(device)
         return lambda indices: scale_pixels(pixels[indices])
     return lambda indices: scale_pixels(to_tensor(rows.gather(indices.cpu().numpy())["image"]).to(device))
+
+
+def image_blocks(family: str, rows: Columns, size: int, ctx: Context) -> Iterator[tuple[slice, Tensor, np.random.Generator]]:
+    """Blocks of `size` rows: their indices, their images in [0, 1], and the block's random generator."""
+    image_shape(family, rows)
+    for block, first in enumerate(range(0, len(rows["image"]), size)):
+        indices = slice(first, first + size)
+        pixels = to_tensor(np.asarray(rows["image"])[indices]).to(trainer.device())
+        yield indices, scale_pixels(pixels), ctx.stream.child("rows", block).generator()

@@ -22,14 +22,14 @@ class AdamW:
     """
 
     def __init__(self, parameters: Sequence[nn.Parameter], settings: TrainingSettings) -> None:
-        self.settings = settings
+        self.settings, self.decays = settings, [settings.weight_decay if p.ndim >= 2 else 0.0 for p in parameters]
         self.vector = torch.cat([p.detach().reshape(-1) for p in parameters])
         self.first, self.second = torch.zeros_like(self.vector), torch.zeros_like(self.vector)
         self.average = None if settings.ema_decay is None else torch.zeros_like(self.vector)
         self.n_steps = torch.zeros((), device=self.vector.device)
         counts = [p.numel() for p in parameters]
         self.views = [
-            [view.view(p.shape) for view, p in zip(vector.split(counts), parameters, strict=True)]
+            [view.view(p.shape) for view, p in zip(torch.split(vector, counts), parameters, strict=True)]
             for vector in (self.vector, self.first, self.second)
         ]
         for p, view in zip(parameters, self.views[0], strict=True):
@@ -45,22 +45,24 @@ class AdamW:
             norm = torch.stack(torch._foreach_norm(gradients)).norm()
             scale = (norm / self.settings.max_grad_norm).clamp_(min=1.0)
         self.n_steps += 1
-        tensors = list(zip(self.views[0], gradients, *self.views[1:], strict=True))
-        for is_matrix, decay in ((True, self.settings.weight_decay), (False, 0.0)):
-            if chosen := [of_parameter for of_parameter in tensors if (of_parameter[0].ndim >= 2) == is_matrix]:
-                torch._fused_adamw_(  # as torch.optim calls it; torch.optim would keep a step count for every parameter
-                    *map(list, zip(*chosen, strict=True)),
-                    [],
-                    [self.n_steps] * len(chosen),
-                    lr=learning_rate,
-                    beta1=self.settings.beta1,
-                    beta2=self.settings.beta2,
-                    weight_decay=decay,
-                    eps=1e-8,
-                    amsgrad=False,
-                    maximize=False,
-                    grad_scale=scale,
-                )
+        for decay in set(self.decays):
+            chosen = [i for i, of_parameter in enumerate(self.decays) if of_parameter == decay]
+            torch._fused_adamw_(  # as torch.optim calls it; torch.optim would keep a step count for every parameter
+                [self.views[0][i] for i in chosen],
+                [gradients[i] for i in chosen],
+                [self.views[1][i] for i in chosen],
+                [self.views[2][i] for i in chosen],
+                [],
+                [self.n_steps] * len(chosen),
+                lr=learning_rate,
+                beta1=self.settings.beta1,
+                beta2=self.settings.beta2,
+                weight_decay=decay,
+                eps=1e-8,
+                amsgrad=False,
+                maximize=False,
+                grad_scale=scale,
+            )
         if self.average is not None and self.settings.ema_decay is not None:
             self.average.lerp_(self.vector, 1 - self.settings.ema_decay)
 

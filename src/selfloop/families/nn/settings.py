@@ -1,4 +1,4 @@
-"""Settings of gradient training, the same for every neural family. Reading a spec does not load torch."""
+"""Settings of gradient training, and what all families with these settings share. Reading a spec does not load torch."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 
 from annotated_types import Ge, Interval
 
+from selfloop.component import Family
 from selfloop.errors import SettingError
 from selfloop.settings import PositiveFloat, Settings
 
@@ -81,3 +82,16 @@ class TrainingSettings(Settings):
         remaining = 1 - (step - rise) / max(steps - rise, 1)
         factor = {"constant": 1.0, "linear": remaining, "cosine": 0.5 - 0.5 * math.cos(math.pi * remaining)}[self.lr_schedule]
         return self.learning_rate * factor
+
+
+class NetworkFamily(Family):
+    """A family that trains a network by gradient steps."""
+
+    training: TrainingSettings
+
+    def for_generation(self, t: int) -> Family:
+        return replace(self, training=self.training.for_generation(t))  # type: ignore[type-var]  # families are dataclasses
+
+    def count_steps(self, n: float) -> float:
+        """Training steps of a fit of n rows."""
+        return self.training.count_steps(n)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
@@ -12,9 +12,9 @@ import numpy as np
 from annotated_types import Ge, Interval
 
 from selfloop.columns import Columns, Ints, Params, Ragged
-from selfloop.component import Context, Family, Sampler
+from selfloop.component import Context, Sampler
 from selfloop.errors import DataError, SettingError
-from selfloop.families.nn.settings import Count, TrainingSettings
+from selfloop.families.nn.settings import Count, NetworkFamily, TrainingSettings
 from selfloop.families.transformer.config import Arch, TransformerConfig
 from selfloop.families.transformer.text_sampler import TextSampler, read_prompts
 from selfloop.families.transformer.tokenizer import BytePair
@@ -36,7 +36,7 @@ def _text_training() -> TrainingSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Transformer(Family):
+class Transformer(NetworkFamily):
     """A causal language model of rows of tokens, each a document with its end token.
 
     Its arrays have the names and shapes of transformers' GPT2LMHeadModel or LlamaForCausalLM. All documents are concatenated
@@ -95,9 +95,6 @@ class Transformer(Family):
     def encoder(self) -> BytePair:
         """The tokenizer."""
         return BytePair(vocab=self.vocab, file=self.tokenizer)
-
-    def for_generation(self, t: int) -> Transformer:
-        return replace(self, training=self.training.for_generation(t))
 
     def fit(self, rows: TrainingRows, ctx: Context, init: Params | None) -> Params:
         from selfloop.families.nn import trainer

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 import numpy as np
@@ -12,9 +12,9 @@ import numpy.typing as npt
 from annotated_types import Ge
 
 from selfloop.columns import Columns, Floats, Params
-from selfloop.component import Context, Family, Sampler
+from selfloop.component import Context, Sampler
 from selfloop.errors import SettingError
-from selfloop.families.nn.settings import TrainingSettings
+from selfloop.families.nn.settings import NetworkFamily, TrainingSettings
 from selfloop.settings import PositiveFloat
 from selfloop.types import TrainingRows
 
@@ -39,7 +39,7 @@ class VaeSampler(Sampler):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Vae(Family):
+class Vae(NetworkFamily):
     """A variational autoencoder: a perceptron for images up to 16 x 16, else strided convolutions.
 
     Rows are one uint8 column `image` (height, width) or (height, width, depth); other columns are ignored.
@@ -69,12 +69,6 @@ class Vae(Family):
             raise SettingError(
                 "output_activation", "got 'identity'; expected 'sigmoid' with likelihood 'bernoulli'. Change one of them."
             )
-
-    def for_generation(self, t: int) -> Vae:
-        return replace(self, training=self.training.for_generation(t))
-
-    def count_steps(self, n: float) -> float:
-        return self.training.count_steps(n)
 
     def fit(self, rows: TrainingRows, ctx: Context, init: Params | None) -> Params:
         import torch
@@ -122,11 +116,12 @@ class Vae(Family):
         """Reconstruction loss and KL of each row, nats per image. With beta = 1 their sum is the negative ELBO."""
         import torch
 
+        from selfloop.families.nn.image_tensors import image_blocks
         from selfloop.families.vae.network import elbo_terms
 
         network, likelihood = self._load(params, ctx, "measuring"), self._likelihood()
         blocks = []
-        for images, rng in _blocks(rows, ctx):
+        for _, images, rng in image_blocks(self.name, rows, ROWS_PER_BLOCK, ctx):
             noise = torch.from_numpy(rng.standard_normal((ROWS_PER_BLOCK, self.latent), np.float32)[: len(images)])
             with torch.inference_mode():
                 terms = elbo_terms(network, images, noise.to(images.device), likelihood)
@@ -142,11 +137,12 @@ class Vae(Family):
         """
         import torch
 
+        from selfloop.families.nn.image_tensors import image_blocks
         from selfloop.families.vae.network import log_weights
 
         network, likelihood = self._load(params, ctx, "measuring"), self._likelihood()
         blocks = []
-        for images, rng in _blocks(rows, ctx):
+        for _, images, rng in image_blocks(self.name, rows, ROWS_PER_BLOCK, ctx):
             total, samples_per_pass = np.full(len(images), -np.inf), max(1, ROWS_PER_BLOCK // len(images))
             with torch.inference_mode():
                 posterior = network.encode(images)
@@ -186,14 +182,3 @@ class Vae(Family):
         from selfloop.families.nn import trainer
 
         return trainer.load_network(lambda: self._network(params[SHAPE].tolist()), params, ctx, purpose)
-
-
-def _blocks(rows: Columns, ctx: Context) -> Iterator[tuple[torch.Tensor, np.random.Generator]]:
-    """Images in [0, 1], block by block, with the block's random generator."""
-    from selfloop.families.nn import image_tensors, trainer
-
-    image_tensors.image_shape(Vae.name, rows)
-    images = np.asarray(rows["image"])
-    for block, first in enumerate(range(0, len(images), ROWS_PER_BLOCK)):
-        pixels = image_tensors.to_tensor(images[first : first + ROWS_PER_BLOCK])
-        yield image_tensors.scale_pixels(pixels.to(trainer.device())), ctx.stream.child("rows", block).generator()
