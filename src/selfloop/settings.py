@@ -78,7 +78,7 @@ def _setting_types(cls: type[Any]) -> dict[str, Any]:
     try:
         hints = get_type_hints(cls, include_extras=True)
     except NameError:
-        if "<locals>" in cls.__qualname__:
+        if "<locals>" in cls.__qualname__ or cls.__module__ == "__main__":  # names of a function, or of executed text
             return {}
         raise
     return {f.name: hints[f.name] for f in fields(cls)}

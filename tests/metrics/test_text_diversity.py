@@ -65,6 +65,7 @@ def test_repetition_is_the_mean_over_rows_and_excludes_short_rows() -> None:
     assert measure(Repetition(ngram=2), rows)["repetition"] != pytest.approx(1 - (2 + 4 + 2) / 12)
     assert measure(Repetition(ngram=2, max_rows=1), rows)["repetition"] == pytest.approx(3 / 5)
     assert math.isnan(measure(Repetition(ngram=9), rows)["repetition"])
+    assert measure(Repetition(ngram=1), [[7], [1, 8], [2, 9]])["repetition"] == 0  # tokens that equal their row's number
 
 
 def test_rows_that_differ_only_in_their_end_token_are_no_duplicates() -> None:

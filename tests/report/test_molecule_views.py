@@ -35,7 +35,7 @@ def test_each_molecule_is_shown_with_the_same_row_of_every_policy_and_generation
         assert view.svg.count("data-positions=") == 1 + 2 * 3
         assert view.svg.count("<circle") == (1 + 2 * 3) * atoms + 2  # and a marker per policy
         assert "replace, accumulate" in view.alt
-    assert (gallery_view.svg, gallery_view.text_rows, gallery_view.tables) == ("", (), ())
+    assert (gallery_view.svg, gallery_view.text_rows, gallery_view.tables) == ("", (), {})
 
 
 def test_a_rotated_sample_is_superimposed_on_the_real_molecule_and_a_distorted_sample_differs() -> None:

@@ -109,6 +109,11 @@ def hash_values(values: Array) -> Hashes:
     return splitmix64(values.astype(np.uint64) + SPLITMIX_STEP)
 
 
+def hash_in_row(grams: Hashes, rows: Ints) -> Hashes:
+    """Hash of every n-gram and its row. Row numbers are inverted, because tokens with equal numbers would cancel their hash."""
+    return hash_values(~rows) ^ grams
+
+
 def row_hashes(tokens: Ragged) -> Hashes:
     """Hash of every row; equal rows have equal hashes."""
     lengths = np.diff(tokens.offsets)

@@ -15,7 +15,7 @@ from annotated_types import Ge
 
 from selfloop.columns import Floats, Ints, Ragged, count_rows
 from selfloop.component import Context
-from selfloop.metrics.ngrams import contained, equal_texts, hash_values, longest_runs, ngrams, row_chunks, row_hashes, texts
+from selfloop.metrics.ngrams import contained, equal_texts, hash_in_row, longest_runs, ngrams, row_chunks, row_hashes, texts
 from selfloop.metrics.text import NO_VALUE, TextMetric
 from selfloop.snapshots import Snapshot
 
@@ -85,7 +85,7 @@ def bleu_scores(tokens: Ragged) -> Floats:
 def _clipped_matches(tokens: Ragged, n: int) -> Ints:
     """Number of n-grams of each row, where a gram counts at most as often as in the other row that contains it most often."""
     grams, rows = ngrams(tokens, n)
-    _, first, counts = np.unique(hash_values(rows) ^ grams, return_index=True, return_counts=True)
+    _, first, counts = np.unique(hash_in_row(grams, rows), return_index=True, return_counts=True)
     order = np.lexsort((-counts, grams[first]))
     grams, rows, counts = grams[first][order], rows[first][order], counts[order]
     is_largest = np.diff(grams, prepend=~grams[:1]) != 0  # of the counts of a gram, the first of the largest
@@ -115,6 +115,7 @@ class Repetition(TextMetric):
     """
 
     name: ClassVar[str] = "repetition"
+    version: ClassVar[int] = 2
     title: ClassVar[str] = "n-grams repeated within a row"
     unit: ClassVar[str] = "share of n-grams"
     ngram: Annotated[int, Ge(1), "length n of an n-gram, tokens"] = MAX_NGRAM
@@ -122,7 +123,7 @@ class Repetition(TextMetric):
 
     def measure_samples(self, snap: Snapshot, ctx: Context) -> Mapping[str, float]:
         grams, rows = ngrams(texts(snap.samples, snap.params, max_rows=self.max_rows), self.ngram)
-        _, first = np.unique(hash_values(rows) ^ grams, return_index=True)
+        _, first = np.unique(hash_in_row(grams, rows), return_index=True)
         total, distinct = (np.bincount(index, minlength=self.max_rows) for index in (rows, rows[first]))
         repeated = 1 - distinct[total > 0] / total[total > 0]
         return {self.name: float(repeated.mean()) if len(repeated) else NO_VALUE}

@@ -309,7 +309,8 @@ def _other_scale_records(panel: Panel, policy: str, curve: PublishedCurve) -> Re
 
 def _marked(n: int, most: int) -> list[bool]:
     """Which of n generations carry a marker: evenly spread ones, the first and the last included."""
-    return np.isin(np.arange(n), np.linspace(0, n - 1, most).astype(int)).tolist()
+    indices = set(np.linspace(0, n - 1, most).astype(int).tolist())
+    return [i in indices for i in range(n)]
 
 
 def _records(values: Iterable[float], generations: Iterable[int] | None = None, **constant: object) -> Records:

@@ -75,7 +75,7 @@ def _read_samples(world: StoredWorld, t: int) -> Columns:
 
 
 def _read_encoder(world: StoredWorld) -> Params:
-    return cast(Params, world.store.open(world.refs["encoder"]))
+    return cast(Params, world.store.open(world.refs["prepared"]))
 
 
 def _draw_ensemble_rows(point: Point) -> tuple[Columns, PolicySamples]:

@@ -134,4 +134,5 @@ def _quantile(ranked: Floats, q: float) -> Floats:
 
 def _interval(estimate: Floats | float, low: Floats | float, high: Floats | float, n: int) -> Interval:
     """The interval of n seeds; None in place of numbers that are not finite."""
-    return Interval(*(float(value) if np.isfinite(value) else None for value in (estimate, low, high)), n)
+    middle, lower, upper = (float(value) if np.isfinite(value) else None for value in (estimate, low, high))
+    return Interval(middle, lower, upper, n)
