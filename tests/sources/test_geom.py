@@ -13,8 +13,7 @@ from real_data import DATA, needs
 import tiny_components
 from selfloop.columns import count_rows, select_rows
 from selfloop.errors import DataError
-from selfloop.sources.geom import Geom
-from selfloop.sources.molecule_files import unpickle_conformers
+from selfloop.sources.geom import Geom, unpickle_conformers
 from selfloop.sources.sdf import Sdf
 
 
@@ -102,7 +101,7 @@ def test_a_pickle_cannot_create_an_array_of_pointers(tmp_path):
     for kind in ("ndarray", "flags"):
         (tmp_path / f"{kind}.pickle").write_bytes(pickle.dumps({"conformers": make_pointers(kind)}, 4))
     code = (
-        "from selfloop.sources.molecule_files import unpickle_conformers as f; from pathlib import Path\n"
+        "from selfloop.sources.geom import unpickle_conformers as f; from pathlib import Path\n"
         f"print([f(path.read_bytes(), '') for path in sorted(Path({str(tmp_path)!r}).glob('*.pickle'))])"
     )  # in another process, because following the pointer would end it
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=tiny_components.environment())

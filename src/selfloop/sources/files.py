@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import io
+import pickle
 import tarfile
 import zlib
 from abc import abstractmethod
@@ -21,6 +22,9 @@ from selfloop.errors import DataError
 
 CHUNK_BYTES = 1 << 23  # of the rows in one chunk of a corpus
 READ_ERRORS = (OSError, EOFError, zlib.error, tarfile.TarError)  # of missing, unreadable and damaged files
+# what parsing a damaged file may raise
+PARSE_ERRORS = (pickle.UnpicklingError, ArithmeticError, AttributeError, EOFError, LookupError, MemoryError, RuntimeError,
+                TypeError, ValueError)  # fmt: skip
 P = ParamSpec("P")
 T = TypeVar("T")
 

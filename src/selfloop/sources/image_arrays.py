@@ -173,7 +173,13 @@ class Cifar(FileSource):
             names = splits[self.split]
             missing = [name for name in names if name not in paths]
             if not missing:
-                return {paths[name]: self._count_rows(paths[name], sizes, len(labels)) for name in names}, labels
+                row_bytes = len(labels) + CIFAR_PIXELS
+                for name in names:
+                    n_bytes = sizes[paths[name]]
+                    if not n_bytes or n_bytes % row_bytes:
+                        problem = f"has {n_bytes} bytes; expected rows of {row_bytes}. Download it again."
+                        raise DataError(f"source.path: {name} in {self.path} {problem}")
+                return {paths[name]: sizes[paths[name]] // row_bytes for name in names}, labels
             if len(missing) < len(names):
                 raise DataError(f"source.path: {self.path} lacks {', '.join(missing)}. Download it again.")
         binary = "the binary version (cifar-10-binary.tar.gz or cifar-100-binary.tar.gz)"
@@ -183,12 +189,3 @@ class Cifar(FileSource):
                 f"are opened. Give {binary}, from the same page."
             )
         raise DataError(f"source.path: {self.path} has no {self.split} files of CIFAR. Give {binary}, or its folder.")
-
-    def _count_rows(self, name: str, sizes: Mapping[str, int], n_labels: int) -> int:
-        rows, rest = divmod(sizes[name], n_labels + CIFAR_PIXELS)
-        if rest or not rows:
-            raise DataError(
-                f"source.path: {name} in {self.path} has {sizes[name]} bytes; expected rows of {n_labels + CIFAR_PIXELS}. "
-                "Download it again."
-            )
-        return rows

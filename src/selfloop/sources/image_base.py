@@ -150,8 +150,7 @@ class EncodedImageSource(FileSource):
                     problems = list(pool.map(decode, indices.tolist(), images))
                 skipped += filter(None, problems)
                 good = np.flatnonzero([problem is None for problem in problems])
-                all_good = len(good) == len(indices)
-                yield {"image": images if all_good else images[good], **select_rows(labels, indices[good])}
+                yield {"image": images[good], **select_rows(labels, indices[good])}
         if skipped:
             examples = " ".join(skipped[:3])
             warnings.warn(f"source: {self.name} skipped {len(skipped)} of {n_images} images: {examples}", stacklevel=2)

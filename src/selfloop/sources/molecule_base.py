@@ -56,13 +56,6 @@ class MoleculeGraph(NamedTuple):
     smiles: bytes
 
 
-class UsableMolecule(NamedTuple):
-    """A molecule and its conformers."""
-
-    graph: MoleculeGraph
-    positions: Array  # (conformers, atoms, 3) in ångström, each conformer around its center
-
-
 class Exclusions(defaultdict[tuple[str, str], list[str]]):
     """Names of molecules by what is excluded, "molecule" or "conformer", and the reason."""
 
@@ -121,16 +114,17 @@ class MoleculeSource(Source):
         _require_rdkit(self)
         from rdkit import rdBase
 
-        exclusions, seen, first, chunk = Exclusions(list), set[bytes](), 0, list[UsableMolecule]()
+        exclusions, seen, first, chunk = Exclusions(list), set[bytes](), 0, list[tuple[MoleculeGraph, Array]]()
         for candidate in self.candidates(seen):
             with rdBase.BlockLogs():  # the exclusions repeat what RDKit would log
                 molecule = _check_candidate(candidate, self.conformers, exclusions)
             if molecule is None:
                 continue
-            if molecule.graph.smiles in seen:
+            smiles = molecule[0].smiles
+            if smiles in seen:
                 exclusions["molecule", "with the SMILES of an earlier molecule"].append(candidate.name)
                 continue
-            seen.add(molecule.graph.smiles)
+            seen.add(smiles)
             chunk.append(molecule)
             if len(chunk) == CHUNK_MOLECULES:
                 yield _to_columns(chunk, first)
@@ -222,8 +216,8 @@ def _require_rdkit(source: MoleculeSource) -> None:
         raise missing_extra(f"source: {source.name}", "rdkit") from None
 
 
-def _check_candidate(candidate: Candidate, n_conformers: int, exclusions: Exclusions) -> UsableMolecule | None:
-    """The first usable conformers of a molecule; None, with an entry in `exclusions`, if there are too few."""
+def _check_candidate(candidate: Candidate, n_conformers: int, exclusions: Exclusions) -> tuple[MoleculeGraph, Array] | None:
+    """Graph and positions of the first usable conformers; None, with an entry in `exclusions`, if there are too few."""
     first, reasons, positions = None, list[str](), list[Array]()
     for mol in candidate.conformers:
         if reason := mol if isinstance(mol, str) else reason_to_exclude(mol) if first is None else _difference(mol, first):
@@ -244,7 +238,7 @@ def _check_candidate(candidate: Candidate, n_conformers: int, exclusions: Exclus
         return None
     for reason in reasons:
         exclusions["conformer", reason].append(candidate.name)
-    return UsableMolecule(build_graph(first), np.stack(positions[:n_conformers]))
+    return build_graph(first), np.stack(positions[:n_conformers])
 
 
 def reason_to_exclude(mol: Any, *, needs_coordinates: bool = True) -> str | None:
@@ -317,14 +311,14 @@ def to_smiles(mol: Any) -> bytes:
     return text.encode()
 
 
-def _to_columns(molecules: Sequence[UsableMolecule], first: int) -> Columns:
+def _to_columns(molecules: Sequence[tuple[MoleculeGraph, Array]], first: int) -> Columns:
     """One row per conformer; `first` is the number of the first molecule."""
-    graphs = [molecule.graph for molecule in molecules for _ in molecule.positions]
+    graphs = [graph for graph, positions in molecules for _ in positions]
     return {
-        "molecule": np.repeat(np.arange(first, first + len(molecules)), [len(molecule.positions) for molecule in molecules]),
+        "molecule": np.repeat(np.arange(first, first + len(molecules)), len(graphs) // len(molecules)),
         **{name: _to_ragged([getattr(graph, name) for graph in graphs]) for name in ("z", "charge", "edges", "edge_type")},
         "smiles": Ragged.of_bytes([graph.smiles for graph in graphs]),
-        "position": _to_ragged([conformer for molecule in molecules for conformer in molecule.positions]),
+        "position": _to_ragged([conformer for _, positions in molecules for conformer in positions]),
         "retried": np.zeros(len(graphs), np.uint8),
     }
 

@@ -5,17 +5,26 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, NamedTuple
+from zipfile import BadZipFile
 
 import numpy as np
 
-from selfloop.columns import Floats
-from selfloop.sources.files import cached_until_change, file_sizes, read_files
+from selfloop.columns import Array, Floats, Ints
+from selfloop.errors import DataError
+from selfloop.sources.files import PARSE_ERRORS, READ_ERRORS, cached_until_change, file_sizes, read_files
 from selfloop.sources.molecule_base import Candidate, NamedMoleculeSource, reason_to_exclude_elements
-from selfloop.sources.molecule_files import Structure, parse_xyz, read_qm9_arrays, select_structure
 
 # atoms closer than this times the sum of their covalent radii are bonded: includes QM9's longest bonds and no contacts
 BOND_LENGTH_FACTOR = 1.15
+
+
+class Structure(NamedTuple):
+    """A molecule of QM9: atomic numbers, coordinates in ångström, and the SMILES that they were relaxed from."""
+
+    z: Ints
+    positions: Floats
+    smiles: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,25 +38,70 @@ class Qm9(NamedMoleculeSource):
     path: Annotated[Path, "folder or tar file of the dsgdb9nsd xyz files, or npz file with arrays n_atoms, Z, R and smiles"]
 
     def names(self) -> Sequence[str]:
-        if self.path.suffix == ".npz":
-            return [str(i) for i in range(len(read_qm9_arrays(self.path)["ends"]))]
-        return _list_xyz(self.path)
+        return list(_read_arrays(self.path)) if self.path.suffix == ".npz" else _list_xyz(self.path)
 
     def read_molecules(self, names: list[str]) -> Iterator[Candidate]:
-        for name, structure in self._structures(names):
-            yield Candidate(name, [assign_bonds(structure) if structure else "that cannot be read"])
-
-    def _structures(self, names: list[str]) -> Iterator[tuple[str, Structure | None]]:
         if self.path.suffix == ".npz":
-            arrays = read_qm9_arrays(self.path)
-            yield from ((f"molecule {int(name) + 1}", select_structure(arrays, int(name))) for name in names)
+            structures = _read_arrays(self.path)
+            yield from (Candidate(name, [assign_bonds(structures[name])]) for name in names)
         else:
-            yield from ((name, parse_xyz(data)) for name, data in read_files(self.path, set(names).__contains__))
+            for name, data in read_files(self.path, set(names).__contains__):
+                structure = _parse_xyz(data)
+                yield Candidate(name, [assign_bonds(structure) if structure else "that cannot be read"])
 
 
 @cached_until_change()  # a folder of QM9 has 130,000 files
 def _list_xyz(path: Path) -> Sequence[str]:
     return [name for name in file_sizes(path) if name.endswith(".xyz")]
+
+
+@cached_until_change(maxsize=1)
+def _read_arrays(path: Path) -> dict[str, Structure]:
+    """The molecules of an npz file: `n_atoms` and `smiles` of each molecule, `Z` and `R` of all their atoms."""
+    try:
+        with np.load(path) as arrays:
+            n_atoms, z, positions, smiles = (arrays[name] for name in ("n_atoms", "Z", "R", "smiles"))
+        smiles = np.char.decode(smiles, "utf-8", "replace") if smiles.dtype.kind == "S" else smiles
+    except (*READ_ERRORS, *PARSE_ERRORS, BadZipFile) as problem:
+        raise DataError(
+            f"source.path: {path} cannot be read ({problem}); expected an npz file with arrays n_atoms, Z, R and smiles."
+        ) from problem
+    if not _are_consistent(n_atoms, z, positions, smiles):
+        raise DataError(
+            f"source.path: {path}: the shapes or types of n_atoms, Z, R and smiles do not match; expected integers, integers "
+            "(atoms,), floats (atoms, 3) and texts. Download it again."
+        )
+    ends = np.cumsum(n_atoms, dtype=np.int64)[:-1]
+    split = np.split(z.astype(np.int64), ends), np.split(positions.astype(np.float64), ends)
+    return {f"molecule {i}": structure for i, structure in enumerate(map(Structure, *split, smiles.tolist()), 1)}
+
+
+def _are_consistent(n_atoms: Array, z: Array, positions: Array, smiles: Array) -> bool:
+    kinds = "".join(array.dtype.kind for array in (n_atoms, z, positions, smiles)).replace("u", "i")
+    if kinds != "iifU" or n_atoms.ndim != 1 or n_atoms.shape != smiles.shape or not n_atoms.size:
+        return False
+    counts_fit = n_atoms.min() > 0 and n_atoms.max() <= z.size  # so that their sum does not overflow
+    return bool(counts_fit and z.shape == (n_atoms.sum(dtype=np.int64),) and positions.shape == (*z.shape, 3))
+
+
+def _parse_xyz(data: bytes) -> Structure | None:
+    """The molecule of one of QM9's dsgdb9nsd files (Ramakrishnan et al. 2014, table 2); None if the file is incomplete.
+
+    Numbers may have Fortran's exponents, such as 1.2*^-6.
+    """
+    from rdkit import Chem
+
+    lines = data.decode("utf-8", "replace").replace("*^", "e").splitlines()
+    try:
+        n_atoms = int(lines[0])
+        atoms = [line.split() for line in lines[2 : 2 + n_atoms]]
+        table = Chem.GetPeriodicTable()
+        z = np.array([table.GetAtomicNumber(atom[0]) for atom in atoms])
+        positions = np.array([[float(number) for number in atom[1:4]] for atom in atoms])
+        smiles = lines[3 + n_atoms].split()[0]  # a line of frequencies, then SMILES before and after relaxation
+    except (ValueError, IndexError, RuntimeError):
+        return None
+    return Structure(z, positions, smiles) if positions.shape == (n_atoms, 3) else None
 
 
 def assign_bonds(structure: Structure) -> Any:

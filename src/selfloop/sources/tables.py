@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 import numpy as np
 from annotated_types import Interval
 
-from selfloop.columns import Columns, ColumnType, Floats, Ints
+from selfloop.columns import Columns, ColumnType, Floats
 from selfloop.component import Context, Source
 from selfloop.errors import DataError, SettingError, missing_extra, unknown_name
 from selfloop.sources.distributions import repeat_inputs
@@ -59,15 +60,17 @@ class TableSource(Source):
         return len(_read_table(self)[0])
 
     def n_holdout(self) -> int:
-        return len(self._split()[1])
+        return math.ceil(HOLDOUT_SHARE * self.n_rows())  # as scikit-learn rounds
 
     def has_fixed_design(self) -> bool:
         return self.target_name() is not None
 
     def draw(self, first: int, n: int, ctx: Context) -> Columns:
+        from sklearn.model_selection import train_test_split
+
         x, y = _read_table(self)
         check_range(self, first, n, len(x))
-        training, holdout = self._split()
+        training, holdout = train_test_split(np.arange(len(x)), test_size=HOLDOUT_SHARE, random_state=self.split_seed)
         indices = np.concatenate([holdout, training])[first : first + n]
         return {"x": x[indices]} if y is None else {"x": x[indices], "y": y[indices]}
 
@@ -81,12 +84,6 @@ class TableSource(Source):
     def target_name(self) -> str | None:
         """Column of the outcomes; None without outcomes."""
         return self.target if self.path else TARGET
-
-    def _split(self) -> tuple[Ints, Ints]:
-        from sklearn.model_selection import train_test_split
-
-        training, holdout = train_test_split(np.arange(self.n_rows()), test_size=HOLDOUT_SHARE, random_state=self.split_seed)
-        return training, holdout
 
 
 @cached_until_change()
