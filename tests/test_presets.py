@@ -11,7 +11,7 @@ import torch
 from selfloop.families.transformer.family import Transformer
 from selfloop.families.transformer.network import TransformerNetwork
 from selfloop.plugins import presets
-from selfloop.sources.hub_text import HubText
+from selfloop.sources.hub import HubText
 from selfloop.sources.tinystories import TinyStories
 from selfloop.spec.parse import read_spec
 

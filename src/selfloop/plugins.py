@@ -56,7 +56,7 @@ BUILT_IN: dict[str, dict[str, str]] = {
         "cifar": "selfloop.sources.image_arrays:Cifar",
         "image_folder": "selfloop.sources.image_folder:ImageFolder",
         "celeba": "selfloop.sources.celeba:CelebA",
-        "hub_images": "selfloop.sources.hub_images:HubImages",
+        "hub_images": "selfloop.sources.hub:HubImages",
         "sdf": "selfloop.sources.sdf:Sdf",
         "geom": "selfloop.sources.geom:Geom",
         "qm9": "selfloop.sources.qm9:Qm9",
@@ -64,7 +64,7 @@ BUILT_IN: dict[str, dict[str, str]] = {
         "text": "selfloop.sources.text_files:TextSource",
         "jsonl": "selfloop.sources.text_files:JsonlSource",
         "tinystories": "selfloop.sources.tinystories:TinyStories",
-        "hub_text": "selfloop.sources.hub_text:HubText",
+        "hub_text": "selfloop.sources.hub:HubText",
         "python_docs": "selfloop.sources.python_docs:PythonDocs",
     },
     "metric": {

@@ -7,7 +7,7 @@ from typing import cast
 from selfloop.columns import Columns, Ragged
 from selfloop.component import Context
 from selfloop.rng import RandomStream
-from selfloop.sources.text_base import DocumentSource
+from selfloop.sources.text_files import DocumentSource
 
 CTX = Context(RandomStream(("seed", 0, "source")))
 

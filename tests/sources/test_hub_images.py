@@ -8,7 +8,7 @@ from example_images import encode, read_all
 
 from selfloop.errors import DataError, MissingExtraError, SpecError
 from selfloop.protocols import CorpusSource
-from selfloop.sources.hub_images import HubImages
+from selfloop.sources.hub import HubImages
 from selfloop.store.identity import identity
 from selfloop.testing import check_source
 

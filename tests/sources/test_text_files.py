@@ -20,7 +20,7 @@ from selfloop.component import Context
 from selfloop.errors import DataError, SpecError
 from selfloop.protocols import CorpusSource
 from selfloop.rng import RandomStream
-from selfloop.sources import text_base, text_files
+from selfloop.sources import text_files
 from selfloop.sources.text_files import JsonlSource, TextSource
 from selfloop.store.identity import identity
 from selfloop.testing import check_source
@@ -30,7 +30,7 @@ from selfloop.testing import check_source
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Reads and chunks so small that every document is split by several reads."""
     monkeypatch.setattr(text_files, "READ_LENGTH", 3)
-    monkeypatch.setattr(text_base, "CHUNK_BYTES", 8)
+    monkeypatch.setattr(text_files, "CHUNK_BYTES", 8)
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Annotated, ClassVar
 
 from selfloop.errors import DataError, SettingError
-from selfloop.sources.text_base import DocumentSource
+from selfloop.sources.text_files import DocumentSource
 
 MAX_JOINED_LENGTH = 1000  # characters of paragraphs that are joined into one document
 MIN_DOCUMENT_LENGTH = 60  # characters

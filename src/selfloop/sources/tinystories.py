@@ -13,10 +13,8 @@ from annotated_types import Ge
 from selfloop.columns import Ints
 from selfloop.component import Context
 from selfloop.errors import DataError, SettingError, resolve_local_or_hub
-from selfloop.sources.hub import HubRevision
-from selfloop.sources.hub_text import HubText
-from selfloop.sources.text_base import DocumentSource
-from selfloop.sources.text_files import TextSource
+from selfloop.sources.hub import HubRevision, HubText
+from selfloop.sources.text_files import DocumentSource, TextSource
 
 SEPARATOR = "<|endoftext|>"
 
