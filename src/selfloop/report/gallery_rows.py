@@ -45,7 +45,7 @@ def _read_stored_rows(point: Point, path: Path) -> tuple[Columns, PolicySamples]
             for _ in run_chain(task, world):
                 pass
             real = real or _read_rows(world, world.initial)
-            samples[label] = {t: _read_samples(world, t) for t, ref in world.samples.items() if ref}
+            samples[label] = {t: _read_rows(world, ref, world.inputs.get(t)) for t, ref in world.samples.items() if ref}
     return real, samples
 
 
@@ -53,29 +53,19 @@ def _first_rows(rows: Columns, most: int = MAX_ROWS) -> dict[str, Any]:
     return select_rows(rows, np.arange(min(most, count_rows(rows))))
 
 
-def _read_rows(world: StoredWorld, ref: ObjectRef | None) -> Columns:
-    """The first rows of a batch in the source's columns."""
+def _read_rows(world: StoredWorld, ref: ObjectRef | None, inputs: ObjectRef | None = None) -> Columns:
+    """The first rows of a batch in the source's columns; if they were sampled from prompts, with the column `prompt`."""
     if ref is None:
         return {}
     rows, family = world.store.open(ref), world.point.spec.family
     if not isinstance(family, UsesEncoder):
         return _first_rows(rows)
-    return family.encoder().decode(_first_rows(rows, MAX_TEXT_ROWS), _read_encoder(world))
-
-
-def _read_samples(world: StoredWorld, t: int) -> Columns:
-    """The first rows of generation t; if they were sampled from prompts, with the column `prompt`."""
-    rows, family, inputs = _read_rows(world, world.samples[t]), world.point.spec.family, world.inputs.get(t)
-    if inputs is None or not isinstance(family, UsesEncoder):
-        return rows
-    prompts = _first_rows(world.store.open(inputs), count_rows(rows)).get("prompt")
+    prepared = cast(Params, world.store.open(world.refs["prepared"]))
+    decoded = family.encoder().decode(_first_rows(rows, MAX_TEXT_ROWS), prepared)
+    prompts = _first_rows(world.store.open(inputs), count_rows(decoded)).get("prompt") if inputs else None
     if not isinstance(prompts, Ragged):
-        return rows
-    return {**rows, "prompt": family.encoder().decode({"tokens": prompts}, _read_encoder(world))["text"]}
-
-
-def _read_encoder(world: StoredWorld) -> Params:
-    return cast(Params, world.store.open(world.refs["prepared"]))
+        return decoded
+    return {**decoded, "prompt": family.encoder().decode({"tokens": prompts}, prepared)["text"]}
 
 
 def _draw_ensemble_rows(point: Point) -> tuple[Columns, PolicySamples]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -21,7 +21,7 @@ def notes(result: Result) -> Iterator[str]:
     if result.shared.computed or result.shared.reused:
         yield "Costs: generation 1, which all policies share, is counted with the first policy."
     yield from result.shared.warnings
-    yield from _mixed_backends(result)
+    yield from describe_mixed_backends(_count_backends(result))
     yield from _changed_defaults(result.spec)
     sizes = [point.n for point in result.points]
     if len(set(sizes)) > 1:
@@ -38,13 +38,22 @@ def notes(result: Result) -> Iterator[str]:
                 yield f"{label}{suffix}: {n_left} of {n_chains} chains are left at the end ({reasons})."
 
 
-def _mixed_backends(result: Result) -> Iterator[str]:
-    """One sentence for every purpose whose numbers were computed by several backends."""
+def _count_backends(result: Result) -> Counter[tuple[str, str]]:
+    """(Purpose, backend) -> records. Every policy counts the records of generation 1; here they count once."""
     counts = Counter({backend: -n * (len(result.usage) - 1) for backend, n in result.shared.backends.items()})
-    for usage in result.usage.values():  # every policy counts the records of generation 1
+    for usage in result.usage.values():
         counts.update(usage.backends)
+    return counts
+
+
+def describe_mixed_backends(counts: Mapping[tuple[str, str], int | None]) -> Iterator[str]:
+    """One sentence for every purpose whose numbers were computed by several backends, with numbers of records if known."""
     for purpose in dict.fromkeys(purpose for purpose, _ in counts):
-        records = [f"{backend} ({n:,} record{'s' * (n != 1)})" for (other, backend), n in counts.items() if other == purpose]
+        records = [
+            f"{backend} ({n:,} record{'s' * (n != 1)})" if n else backend
+            for (other, backend), n in counts.items()
+            if other == purpose
+        ]
         if len(records) > 1:
             yield (
                 f"Different backends, whose numbers agree only within rounding, were used for {purpose}: {', '.join(records)}."

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from selfloop.report.theme import format_interval, format_interval_parts, format_number
 from selfloop.report.values import CurveData, DataValuePanel, Panel, Report
-from selfloop.stats.intervals import mean_interval
+from selfloop.stats.intervals import mean_interval, ratio_interval
 from selfloop.types import Coordinates, Verdict
 
 
@@ -43,8 +43,9 @@ def _headline(panel: Panel, curve: CurveData) -> Headline:
         return Headline(curve.policy, panel.coordinates, "–", "", f"no {panel.title}: no chain has a value")
     (first, a), (last, b) = curve.ends
     values = f"{format_number(a)} → {format_number(b)}"
-    multiplier, interval = format_interval_parts(curve.multiplier)
-    change = values if curve.multiplier.estimate is None else f"×{multiplier}"
+    ratio = ratio_interval(curve.values[:, -1], curve.values[:, 0])
+    multiplier, interval = format_interval_parts(ratio)
+    change = values if ratio.estimate is None else f"×{multiplier}"
     sentence = f"{panel.title} {values}{f' {panel.unit}' if panel.unit else ''}, generation {first} to {last}"
     n_left, n_chains = int(curve.summary.surviving[-1]), len(curve.values)
     if n_left < n_chains:

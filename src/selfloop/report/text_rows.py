@@ -24,11 +24,6 @@ class TextExcerpt:
     rest: str
     n_omitted: int = 0  # characters after the rest
 
-    @property
-    def n_hidden(self) -> int:
-        """Characters that are not visible at once."""
-        return len(self.rest) + self.n_omitted
-
 
 @dataclass(frozen=True, kw_only=True)
 class TextRow:

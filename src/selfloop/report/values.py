@@ -18,7 +18,7 @@ from selfloop.policies.schedule import ScheduleEntry
 from selfloop.published.papers import PublishedCurve
 from selfloop.stats.comparison import Comparison
 from selfloop.stats.data_value import DataValue, GridCell
-from selfloop.stats.intervals import Interval, SeedSummary, ratio_interval, summarize_seeds
+from selfloop.stats.intervals import SeedSummary, summarize_seeds
 from selfloop.theory.laws import LawCurve
 from selfloop.types import Coordinates, Verdict
 
@@ -35,11 +35,6 @@ class CurveData:
     def summary(self) -> SeedSummary:
         """Mean, interval, quantiles and number of chains per generation."""
         return summarize_seeds(self.values, self.better)
-
-    @cached_property
-    def multiplier(self) -> Interval:
-        """Mean at the last generation over mean at the first."""
-        return ratio_interval(self.values[:, -1], self.values[:, 0])
 
     @property
     def ends(self) -> tuple[tuple[int, float], tuple[int, float]] | None:
