@@ -38,7 +38,15 @@ class EnsembleFamily(Family):
 
     def fit(self, rows: TrainingRows, ctx: Context, init: Params | None) -> Params:
         previous = None if init is None else {name: array[None] for name, array in init.items()}
-        fitted = self.fit_rows(as_one_seed(rows), previous)
+        takes = [
+            EnsembleTake(
+                {name: np.asarray(column)[None] for name, column in take.rows.items()},
+                None if take.indices is None else take.indices[None],
+                take.weight,
+            )
+            for take in rows.takes
+        ]
+        fitted = self.fit_rows(takes, previous)
         if fitted.status is not None and fitted.status[0] is not None:
             raise ChainEndedError(fitted.status[0])
         return {name: array[0] for name, array in fitted.params.items()}
@@ -48,18 +56,6 @@ class EnsembleFamily(Family):
         inputs = {name: np.asarray(column)[None] for name, column in inputs.items()}
         rows = self.sample_rows(stacked, n, sampler, inputs, [ctx.stream])
         return {name: np.asarray(column)[0] for name, column in rows.items()}
-
-
-def as_one_seed(rows: TrainingRows) -> list[EnsembleTake]:
-    """The takes of one chain as takes of an ensemble of one seed."""
-    return [
-        EnsembleTake(
-            {name: np.asarray(column)[None] for name, column in take.rows.items()},
-            None if take.indices is None else take.indices[None],
-            take.weight,
-        )
-        for take in rows.takes
-    ]
 
 
 def memoize(take: EnsembleTake, key: str, compute: Callable[[], T]) -> T:

@@ -21,7 +21,6 @@ MAX_EVALUATIONS = 100  # of a likelihood until its fit has status not_converged;
 CONVERGED_STEP = 1e-14  # squared Newton step in standard errors; after one more step the error is rounding
 MIN_SAFE_CURVATURE = 1e-9  # over the mass of a row; below, only a linear program can decide: see `_maximize`
 MIN_CURVATURE = 1e-13  # over the mass of a row; less is rounding
-CHUNK_NUMBERS = 1 << 18  # numbers of a design that are processed together, so that they stay in the cache
 MAX_EXPONENT = 700.0  # exp of more overflows
 MAX_LOG_RATE = 40.0  # numpy draws no Poisson counts larger than about exp(43)
 
@@ -58,10 +57,7 @@ class Glm(EnsembleFamily):
             return EnsembleFit({"coefficients": coefficients}, ["not_identified"] * seeds)
         q, r = np.linalg.qr(rows.x)  # in the coordinates of q the unit of a column does not matter
         independent = (np.abs(np.diagonal(r, axis1=1, axis2=2)) > 1e-11 * np.linalg.norm(r, axis=1)).all(axis=1)
-        size = max(1, CHUNK_NUMBERS // (n * d))
-        chunks = [slice(first, first + size) for first in range(0, seeds, size)]
-        fits = [_maximize(self.link, q[chunk], DesignRows(*(column[chunk] for column in rows))) for chunk in chunks]
-        solution, converged, curvature = (np.concatenate(arrays) for arrays in zip(*fits, strict=True))
+        solution, converged, curvature = _maximize(self.link, q, rows)
         status = [
             self._status(DesignRows(q[s], rows.mass[s], rows.total[s]), solution[s], bool(converged[s]), float(curvature[s]))
             if independent[s]
@@ -190,7 +186,9 @@ def _maximize(link: Link, q: Floats, rows: DesignRows) -> tuple[Floats, Array, F
     converged with a curvature well above it therefore has a maximum.
     """
     seeds, d = q.shape[0], q.shape[2]
-    solution = trial = _start(link, q, rows)
+    others = rows.mass - rows.total if link == "logit" else rows.mass
+    linked = np.log((rows.total + 0.5) / (others + 0.5))
+    solution = trial = (linked[:, None, :] @ q)[:, 0]  # least squares on smoothed outcomes, from which few steps are needed
     step, scale, best = np.zeros((seeds, d)), np.ones(seeds), np.full(seeds, np.inf)
     converged, curvature = np.zeros(seeds, bool), np.zeros(seeds)
     live = np.arange(seeds)
@@ -213,13 +211,6 @@ def _maximize(link: Link, q: Floats, rows: DesignRows) -> tuple[Floats, Array, F
         if not live.size:
             break
     return trial, converged, curvature
-
-
-def _start(link: Link, q: Floats, rows: DesignRows) -> Floats:
-    """Least squares on the linked, smoothed outcomes: a start from which Newton's method needs few steps."""
-    others = rows.mass - rows.total if link == "logit" else rows.mass
-    linked = np.log((rows.total + 0.5) / (others + 0.5))
-    return np.asarray((linked[:, None, :] @ q)[:, 0])
 
 
 def _derivatives(link: Link, q: Floats, mass: Floats, total: Floats, coefficients: Floats) -> tuple[Floats, Floats, Floats]:

@@ -204,15 +204,11 @@ def _sum_rows_of_design(takes: Sequence[EnsembleTake]) -> dict[str, Floats]:
 
 def _weighted_sums(x: Floats, mass: Floats, outcomes: Floats) -> tuple[Floats, Floats]:
     """X' diag(mass) X and X' outcomes of each seed. Rows that are not taken, a third of a subsample, cost nothing."""
-    seeds, _, d = x.shape
-    gram, moment = np.empty((seeds, d, d)), np.empty((seeds, d))
-    buffer = np.empty(x.shape[1:])  # reused for all seeds: fresh memory would cost as much time as filling it
-    for s in range(seeds):
-        unscaled = np.flatnonzero(mass[s] == 1)
-        indices = np.concatenate([unscaled, np.flatnonzero((mass[s] != 0) & (mass[s] != 1))])
+    gram, moment = [], []
+    for s in range(len(x)):
+        indices = np.concatenate([np.flatnonzero(mass[s] == 1), np.flatnonzero((mass[s] != 0) & (mass[s] != 1))])
         scale = np.sqrt(mass[s, indices])
-        rows = x[s].take(indices, axis=0, out=buffer[: len(indices)], mode="clip")
-        rows[len(unscaled) :] *= scale[len(unscaled) :, None]
-        np.matmul(rows.T, rows, out=gram[s])
-        np.matmul(outcomes[s, indices] / scale, rows, out=moment[s])
-    return gram, moment
+        rows = x[s, indices] * scale[:, None]
+        gram.append(rows.T @ rows)
+        moment.append((outcomes[s, indices] / scale) @ rows)
+    return np.stack(gram), np.stack(moment)

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import lru_cache
 from typing import NamedTuple, cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from selfloop.columns import Array, Ints, Ragged
+from selfloop.columns import Array, Ragged
 
 MAX_NEIGHBORS = 32  # of an atom in the cutoff graph, the nearest atoms; the published code's number
 
@@ -54,13 +53,6 @@ class Edges(NamedTuple):
     n_outside: int  # number of edges outside the extended graph
 
 
-@lru_cache(maxsize=1)
-def _triangle(size: int) -> Ints:
-    """Pairs i < j < size, ordered so that the pairs of fewer atoms come first: one list serves every size."""
-    j, i = np.tril_indices(size, -1)
-    return np.stack([i, j])
-
-
 def build_graphs(rows: Mapping[str, Ragged], device: torch.device) -> Graphs:
     """The graphs of rows with the columns z, edges and edge_type."""
     z, edges = rows["z"], rows["edges"]
@@ -68,8 +60,8 @@ def build_graphs(rows: Mapping[str, Ragged], device: torch.device) -> Graphs:
     counts = sizes * (sizes - 1) // 2
     starts = np.cumsum(counts) - counts
     rank = np.arange(counts.sum()) - np.repeat(starts, counts)  # of a pair within its molecule
-    size = 1 << int(sizes.max(initial=2) - 1).bit_length()  # few different lists
-    pairs = _triangle(size)[:, rank] + np.repeat(z.offsets[:-1] - z.offsets[0], counts)
+    triangle = np.tril_indices(int(sizes.max(initial=2)), -1)  # pairs j > i; those of fewer atoms come first
+    pairs = np.stack(triangle[::-1])[:, rank] + np.repeat(z.offsets[:-1] - z.offsets[0], counts)
     i, j = edges.values.astype(np.int64).T
     extended = np.repeat(starts, np.diff(edges.offsets)) + j * (j - 1) // 2 + i
     kinds, kind = np.unique(np.append(rows["edge_type"].values, np.uint8(0)), return_inverse=True)

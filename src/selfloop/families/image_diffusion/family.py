@@ -119,8 +119,12 @@ class ImageDiffusion(NetworkFamily):
             return squared_errors(network, process, images, noise, times, classes)
 
         problem = trainer.TrainingProblem(network, loss, weights, micro_batch=ROWS_PER_BLOCK)
-        arrays = trainer.fit(problem, self.training, ctx, init)
-        return arrays | {SHAPE: np.array(shape)} | ({} if labels is None else _class_frequencies(labels, weights))
+        arrays = trainer.fit(problem, self.training, ctx, init) | {SHAPE: np.array(shape)}
+        if labels is not None:
+            arrays[CLASSES], indices = np.unique(labels, return_inverse=True)
+            counts = np.bincount(indices, weights)
+            arrays[FREQUENCIES] = counts / counts.sum()
+        return arrays
 
     def sample(self, params: Params, n: int, sampler: Sampler, inputs: Columns, ctx: Context) -> Columns:
         assert isinstance(sampler, DiffusionSampler)
@@ -225,13 +229,6 @@ class ImageDiffusion(NetworkFamily):
                 "family.n_classes."
             )
         return labels
-
-
-def _class_frequencies(labels: Array, weights: Floats) -> dict[str, Array]:
-    """The class labels, and the share of each in the weighted rows."""
-    classes, indices = np.unique(labels, return_inverse=True)
-    counts = np.bincount(indices, weights)
-    return {CLASSES: classes, FREQUENCIES: counts / counts.sum()}
 
 
 def _as_classes(labels: Array | None, device: torch.device) -> torch.Tensor | None:

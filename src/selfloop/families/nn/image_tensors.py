@@ -19,13 +19,13 @@ MAX_BYTES_IN_MEMORY = 2 << 30  # larger batches are gathered from their files, m
 
 def image_shape(family: str, rows: Columns) -> tuple[int, ...]:
     """Shape of one image; DataError if the rows are not images."""
-    images, found = rows.get("image"), f"rows with columns {', '.join(rows)}"
+    images, actual = rows.get("image"), f"rows with columns {', '.join(rows)}"
     if isinstance(images, np.ndarray):
         if images.dtype == np.uint8 and images.ndim in (3, 4):
             return tuple(images.shape[1:])
-        found = f"column 'image' of {images.dtype}{list(images.shape[1:])}"
+        actual = f"column 'image' of {images.dtype}{list(images.shape[1:])}"
     raise DataError(
-        f"{family}: got {found}; expected a column 'image' of uint8[height, width] or uint8[height, width, depth]. "
+        f"{family}: got {actual}; expected a column 'image' of uint8[height, width] or uint8[height, width, depth]. "
         "Use a source of images."
     )
 

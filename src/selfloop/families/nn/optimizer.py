@@ -46,14 +46,14 @@ class AdamW:
             scale = (norm / self.settings.max_grad_norm).clamp_(min=1.0)
         self.n_steps += 1
         for decay in set(self.decays):
-            chosen = [i for i, of_parameter in enumerate(self.decays) if of_parameter == decay]
+            indices = [i for i, of_parameter in enumerate(self.decays) if of_parameter == decay]
             torch._fused_adamw_(  # as torch.optim calls it; torch.optim would keep a step count for every parameter
-                [self.views[0][i] for i in chosen],
-                [gradients[i] for i in chosen],
-                [self.views[1][i] for i in chosen],
-                [self.views[2][i] for i in chosen],
+                [self.views[0][i] for i in indices],
+                [gradients[i] for i in indices],
+                [self.views[1][i] for i in indices],
+                [self.views[2][i] for i in indices],
                 [],
-                [self.n_steps] * len(chosen),
+                [self.n_steps] * len(indices),
                 lr=learning_rate,
                 beta1=self.settings.beta1,
                 beta2=self.settings.beta2,

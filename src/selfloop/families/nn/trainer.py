@@ -154,7 +154,6 @@ class _TrainingState:
         self.trainable = [p for p in problem.network.parameters() if p.requires_grad]
         self.optimizer = AdamW(self.trainable, settings)
         self.losses = torch.zeros(steps, device=device())
-        self.in_bfloat16 = uses_bfloat16(settings, problem.network)
 
     def advance(self, step: int, indices: Tensor, learning_rate: float) -> None:
         noise = () if self.problem.noise is None else (self.problem.noise(len(indices)),)
@@ -171,7 +170,7 @@ class _TrainingState:
         total = torch.zeros((), device=device())
         gradients: tuple[Tensor, ...] = ()
         for micro_batch in zip(*(torch.split(x, self.problem.micro_batch or len(x)) for x in chunk), strict=True):
-            with torch.autocast(device().type, torch.bfloat16, enabled=self.in_bfloat16):
+            with autocast(self.settings, self.problem.network):
                 losses = self.problem.loss(*micro_batch)
             loss = torch.dot(losses.float(), self.weights[micro_batch[0]]) / batch_size
             added = torch.autograd.grad(loss, self.trainable, materialize_grads=True)
@@ -221,8 +220,7 @@ class _Checkpointer:
 
     def restore(self) -> int:
         """Load the last checkpoint, if there is one, and return its number of steps."""
-        saved = checkpoint.load(self.path, self.identity) if self.path else None
-        if saved is None:
+        if self.path is None or (saved := checkpoint.load(self.path, self.identity)) is None:
             return 0
         for name, tensor in self.state.tensors().items():
             tensor.copy_(saved[1][name])  # copied, not replaced: last bits of a product may depend on the array's alignment
