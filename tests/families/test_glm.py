@@ -18,7 +18,7 @@ from selfloop.engine.curves import NO_MEASUREMENT, VALUE, Curves
 from selfloop.engine.ensemble import SeedBlock, ensemble_curves
 from selfloop.errors import ChainEndedError, DataError, SettingError
 from selfloop.families.glm import Glm, Link
-from selfloop.metrics.classification import Accuracy, LogLoss
+from selfloop.metrics.likelihood import Accuracy, LogLoss
 from selfloop.metrics.true_parameters import ParameterError
 from selfloop.policies.builtin import Accumulate, AccumulateSubsample, Augment, Replace
 from selfloop.policies.cycles import Balanced

@@ -16,7 +16,7 @@ from selfloop.families.image_diffusion.family import DiffusionSampler, ImageDiff
 from selfloop.families.image_diffusion.network import squared_errors
 from selfloop.families.image_diffusion.noise import NoiseProcess
 from selfloop.families.nn.settings import TrainingSettings
-from selfloop.metrics.denoising import DenoisingLoss
+from selfloop.metrics.likelihood import DenoisingLoss
 from selfloop.rng import RandomStream
 from selfloop.snapshots import Snapshot
 from selfloop.sources.image_arrays import Digits

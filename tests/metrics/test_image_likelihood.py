@@ -12,8 +12,9 @@ from selfloop.columns import Columns, Params
 from selfloop.component import Context, Family, Sampler
 from selfloop.families.nn.settings import TrainingSettings
 from selfloop.families.vae.family import Vae
-from selfloop.metrics import image_likelihood
-from selfloop.metrics.image_likelihood import LogLikelihood, NegativeElbo, PixelStd
+from selfloop.metrics import image_distances
+from selfloop.metrics.image_distances import PixelStd
+from selfloop.metrics.likelihood import LogLikelihood, NegativeElbo
 from selfloop.rng import RandomStream
 from selfloop.snapshots import Snapshot
 from selfloop.sources.image_arrays import Digits
@@ -48,7 +49,7 @@ def test_pixel_std_is_the_mean_standard_deviation_of_a_pixel() -> None:
 
 def test_chunks_of_rows_do_not_change_the_pixel_std(monkeypatch: pytest.MonkeyPatch) -> None:
     before = pixel_std(REAL)
-    monkeypatch.setattr(image_likelihood, "CHUNK_ROWS", 97)
+    monkeypatch.setattr(image_distances, "CHUNK_ROWS", 97)
     assert pixel_std(REAL) == pytest.approx(before, rel=1e-9)
 
 

@@ -1,4 +1,4 @@
-"""Distances of sampled images to held-out real images, and diversity of sampled images, on features."""
+"""Distances of sampled images to held-out real images on features, and diversity of sampled images."""
 
 from __future__ import annotations
 
@@ -11,12 +11,13 @@ import numpy as np
 from annotated_types import Ge
 
 from selfloop.columns import Floats
-from selfloop.component import Context, FeatureExtractor
+from selfloop.component import Context, FeatureExtractor, SampleMetric
 from selfloop.metrics.image_features import ImageFeatureExtractor, ImageMetric
 from selfloop.metrics.vector_distances import frechet_distance, kernel_distance, mean_distance
 from selfloop.snapshots import Snapshot
 
 MAX_ROWS = 5000  # default limit of metrics that compare all pairs of rows, whose time grows with the square
+CHUNK_ROWS = 4096  # rows that are converted to 8-byte numbers at a time
 MaxRows = Annotated[int, Ge(2), "number of sampled and of real rows, at most"]
 
 
@@ -104,6 +105,24 @@ class FeatureDiversity(ImageMetric):
         pair = feature_pair(snap, "holdout", self.max_rows)
         sampled, real = (mean_distance(rows) if len(rows) > 1 else math.nan for rows in pair)
         return {"feature_diversity": sampled / real if real else math.nan}
+
+
+@dataclass(frozen=True, kw_only=True)
+class PixelStd(SampleMetric):
+    """Standard deviation of a pixel over the sampled images, mean over pixels; 0 if all images are equal."""
+
+    name: ClassVar[str] = "pixel_std"
+    title: ClassVar[str] = "standard deviation of sampled pixels"
+    unit: ClassVar[str] = "share of the gray scale"
+    better: ClassVar[str] = "higher"
+
+    def measure_samples(self, snap: Snapshot, ctx: Context) -> Mapping[str, float]:
+        images = np.asarray(snap.samples["image"])
+        n = len(images)
+        chunks = [images[first : first + CHUNK_ROWS] for first in range(0, n, CHUNK_ROWS)]
+        total = sum(chunk.sum(axis=0, dtype=np.int64) for chunk in chunks)
+        squares = sum(np.square(chunk, dtype=np.int64).sum(axis=0) for chunk in chunks)
+        return {"pixel_std": float(np.sqrt(n * squares - np.square(total)).mean()) / n / 255}
 
 
 def feature_pair(

@@ -1,25 +1,39 @@
-"""Likelihood of held-out real rows."""
+"""Metrics of models on held-out real rows: likelihood, predicted outcomes and denoising loss."""
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, cast
+from typing import Annotated, ClassVar, cast
 
 import numpy as np
+from annotated_types import Ge
 
 from selfloop.columns import Columns, Floats, Params
 from selfloop.component import Context, Metric
-from selfloop.protocols import SupportsEnsembleLogProb, SupportsLogProb
+from selfloop.protocols import (
+    SupportsDenoisingLoss,
+    SupportsElbo,
+    SupportsEnsembleLogProb,
+    SupportsLogLikelihood,
+    SupportsLogProb,
+    SupportsPredict,
+)
 from selfloop.snapshots import EnsembleSnapshot, Snapshot
 
 
+class HoldoutMetric(Metric):
+    """A metric of held-out real rows."""
+
+    uses_holdout: ClassVar[bool] = True
+
+
 @dataclass(frozen=True, kw_only=True)
-class Nll(Metric):
+class Nll(HoldoutMetric):
     """Mean negative log density, or log probability, of held-out real rows."""
 
     name: ClassVar[str] = "nll"
-    uses_holdout: ClassVar[bool] = True
     title: ClassVar[str] = "negative log-likelihood of held-out real rows"
     unit: ClassVar[str] = "nats per row"
     family_protocols: ClassVar[tuple[type, ...]] = (SupportsLogProb,)
@@ -45,3 +59,118 @@ class Nll(Metric):
 
 def _mean_nll(family: SupportsLogProb, params: Params, rows: Columns) -> float:
     return -float(np.mean(family.log_prob(params, rows)))
+
+
+class OutcomeMetric(HoldoutMetric):
+    """A metric of predicted outcomes of held-out real rows. A subclass writes `mean_outcome`."""
+
+    uses_rows: ClassVar[bool] = True
+
+    @abstractmethod
+    def mean_outcome(self, snap: Snapshot | EnsembleSnapshot) -> Floats:
+        """The value of each seed, or of the only chain."""
+
+    def measure(self, snap: Snapshot, ctx: Context) -> Mapping[str, float]:
+        return {self.name: float(self.mean_outcome(snap))}
+
+    def measure_ensemble(self, snap: EnsembleSnapshot) -> Mapping[str, Floats]:
+        return {self.name: self.mean_outcome(snap)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class LogLoss(OutcomeMetric):
+    """Mean negative log probability of the outcomes of held-out real rows, conditional on their inputs."""
+
+    name: ClassVar[str] = "log_loss"
+    title: ClassVar[str] = "log loss on held-out real rows"
+    unit: ClassVar[str] = "nats per row"
+    family_protocols: ClassVar[tuple[type, ...]] = (SupportsLogProb, SupportsPredict)
+
+    def mean_outcome(self, snap: Snapshot | EnsembleSnapshot) -> Floats:
+        log_prob = cast(SupportsLogProb, snap.family).log_prob(snap.params, snap.holdout)
+        return -np.asarray(log_prob.mean(axis=-1), np.float64)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Accuracy(OutcomeMetric):
+    """Share of held-out real rows whose outcome is the one that the model finds most probable."""
+
+    name: ClassVar[str] = "accuracy"
+    title: ClassVar[str] = "accuracy on held-out real rows"
+    better: ClassVar[str] = "higher"
+    family_protocols: ClassVar[tuple[type, ...]] = (SupportsPredict,)
+
+    def mean_outcome(self, snap: Snapshot | EnsembleSnapshot) -> Floats:
+        predicted = cast(SupportsPredict, snap.family).predict(snap.params, snap.holdout)
+        return np.asarray((predicted == np.asarray(snap.holdout["y"])).mean(axis=-1), np.float64)
+
+
+@dataclass(frozen=True, kw_only=True)
+class NegativeElbo(HoldoutMetric):
+    """Negative evidence lower bound of the held-out real images and its two terms, with the same latent noise every generation.
+
+    A gaussian likelihood has no constant here, so 0 is a perfect copy without KL. Compare it at equal sigma only.
+    """
+
+    name: ClassVar[str] = "negative_elbo"
+    title: ClassVar[str] = "negative evidence bound of held-out real images"
+    secondary_titles: ClassVar[Mapping[str, str]] = {
+        "elbo_reconstruction": "reconstruction loss of held-out real images",
+        "kl": "KL term of held-out real images",
+    }
+    unit: ClassVar[str] = "nats per image"
+    secondary_units: ClassVar[Mapping[str, str]] = dict.fromkeys(secondary_titles, unit)
+    family_protocols: ClassVar[tuple[type, ...]] = (SupportsElbo,)
+
+    def measure(self, snap: Snapshot, ctx: Context) -> Mapping[str, float]:
+        terms = cast(SupportsElbo, snap.family).elbo(snap.params, snap.holdout, ctx)
+        reconstruction, kl = (float(term.mean()) for term in terms)
+        return {"negative_elbo": reconstruction + kl, "elbo_reconstruction": reconstruction, "kl": kl}
+
+
+@dataclass(frozen=True, kw_only=True)
+class LogLikelihood(HoldoutMetric):
+    """Importance-weighted estimate of log p of the held-out real images, with the same latent noise every generation.
+
+    Burda et al. 2015 (1509.00519), eq. (8): in expectation a lower bound, which rises to log p with the number of importance
+    samples. It has all constants: it is the density of gray values in [0, 1] or the probability of gray levels.
+    """
+
+    name: ClassVar[str] = "log_likelihood"
+    title: ClassVar[str] = "log-likelihood of held-out real images"
+    unit: ClassVar[str] = "nats per image"
+    better: ClassVar[str] = "higher"
+    family_protocols: ClassVar[tuple[type, ...]] = (SupportsLogLikelihood,)
+    importance_samples: Annotated[int, Ge(1), "samples of the latent variables per image"] = 100
+
+    def measure(self, snap: Snapshot, ctx: Context) -> Mapping[str, float]:
+        family = cast(SupportsLogLikelihood, snap.family)
+        estimates = family.log_likelihood(snap.params, snap.holdout, self.importance_samples, ctx)
+        return {"log_likelihood": float(estimates.mean())}
+
+
+@dataclass(frozen=True, kw_only=True)
+class DenoisingLoss(HoldoutMetric):
+    """Training loss of the held-out real rows, overall and at low, middle and high noise; the same noise every generation.
+
+    `image_diffusion`: per pixel. The mean over all noise is the simplified objective of Ho et al. 2020 (2006.11239), eq. (14);
+    a model that finds no noise has 1. A model that predicts velocities has another scale. `geodiff`: per atom, the squared
+    errors of its vectors, local ones times 5 and global ones times 2. Compare models with the same objective only.
+    """
+
+    name: ClassVar[str] = "denoising_loss"
+    title: ClassVar[str] = "denoising loss of held-out real rows"
+    secondary_titles: ClassVar[Mapping[str, str]] = {
+        "denoising_loss_low_noise": "denoising loss at low noise",
+        "denoising_loss_middle_noise": "denoising loss at middle noise",
+        "denoising_loss_high_noise": "denoising loss at high noise",
+    }
+    unit: ClassVar[str] = "squared error per value"
+    family_protocols: ClassVar[tuple[type, ...]] = (SupportsDenoisingLoss,)
+    noise_draws: Annotated[int, Ge(1), "noise draws per row in each third of the noise scale"] = 3
+
+    def measure(self, snap: Snapshot, ctx: Context) -> Mapping[str, float]:
+        family = cast(SupportsDenoisingLoss, snap.family)
+        losses = family.denoising_loss(snap.params, snap.holdout, 3 * self.noise_draws, ctx).mean(axis=0)
+        thirds = losses.reshape(3, -1).mean(axis=1)
+        return {self.name: float(thirds.mean())} | dict(zip(self.secondary_titles, thirds.tolist(), strict=True))
