@@ -107,23 +107,18 @@ def _idx_shape(path: Path) -> tuple[int, ...]:
 def _read_idx(path: Path, chunk_rows: int) -> Iterator[Array]:
     """The rows of an idx file, `chunk_rows` at a time."""
     shape = _idx_shape(path)
-    row_bytes = math.prod(shape[1:])
+    row_bytes, n_expected, n_read = math.prod(shape[1:]), math.prod(shape), 0
     with open_file(path) as file:
         file.read(4 + 4 * len(shape))
-        for first in range(0, shape[0], chunk_rows):
-            rows = min(chunk_rows, shape[0] - first)
-            data = file.read(rows * row_bytes)
-            if len(data) < rows * row_bytes:
-                raise _size_error(path, shape, f"ends after {first * row_bytes + len(data)}")
-            yield np.frombuffer(data, np.uint8).reshape(rows, *shape[1:])
-        if file.read(1):  # also reads the checksum of a gzip file
-            raise _size_error(path, shape, "has more")
-
-
-def _size_error(path: Path, shape: tuple[int, ...], problem: str) -> DataError:
-    return DataError(
-        f"source: {path} announces shape {list(shape)}, which is {math.prod(shape)} bytes, and {problem}. Download it again."
-    )
+        while data := file.read(chunk_rows * row_bytes):  # to the end, which is the checksum of a gzip file
+            n_read += len(data)
+            if n_read > n_expected or len(data) % row_bytes:
+                break
+            yield np.frombuffer(data, np.uint8).reshape(-1, *shape[1:])
+    if n_read != n_expected:
+        raise DataError(
+            f"source: {path} announces shape {list(shape)}, which is {n_expected} bytes; got {n_read}. Download it again."
+        )
 
 
 CIFAR_PIXELS = 3 * 32 * 32

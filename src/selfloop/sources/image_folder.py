@@ -16,12 +16,7 @@ import numpy as np
 from selfloop.columns import Array
 from selfloop.errors import DataError, os_error_reason
 from selfloop.sources.files import READ_ERRORS, cached_until_change
-from selfloop.sources.image_base import (
-    MAX_FILE_BYTES,
-    ConvertedImageSource,
-    EncodedImageSource,
-    ImageReader,
-)
+from selfloop.sources.image_base import MAX_FILE_BYTES, ConvertedImageSource, EncodedImageSource, ImageReader
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
 ZIP_ERRORS = (*READ_ERRORS, BadZipFile, RuntimeError, ValueError, struct.error)  # RuntimeError: encrypted, or unknown method

@@ -57,7 +57,7 @@ class MoleculeGraph(NamedTuple):
 
 
 class Exclusions(defaultdict[tuple[str, str], list[str]]):
-    """Names of molecules by what is excluded, "molecule" or "conformer", and the reason."""
+    """Names of molecules by the excluded part, "molecule" or "conformer", and the reason."""
 
     def __str__(self) -> str:
         parts = list[str]()
@@ -190,15 +190,11 @@ class NamedMoleculeSource(MoleculeSource):
         return self.molecules or len(names)
 
     def candidates(self, usable: Sized) -> Iterator[Candidate]:
-        names = self.names()
-        if self.molecules is None:
-            yield from self.read_molecules(list(names))
-            return
+        names, n_molecules, first = self.names(), self.n_molecules(), 0
         # rounds in the order of the names; a later round replaces the excluded molecules of earlier ones
         drawn = RandomStream(("molecules", self.split_seed, "chosen")).generator().permutation(len(names))
-        first = 0
-        while first < len(names) and len(usable) < self.molecules:
-            indices = np.sort(drawn[first : first + self.molecules - len(usable)])
+        while first < len(names) and len(usable) < n_molecules:
+            indices = np.sort(drawn[first : first + n_molecules - len(usable)])
             first += len(indices)
             yield from self.read_molecules([names[i] for i in indices])
 
