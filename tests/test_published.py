@@ -252,7 +252,7 @@ def test_the_value_of_an_ended_chain_is_undefined() -> None:
         return {policy: np.full((seeds, table.generations), np.nan) for policy in table.curves}
 
     value = reproduce("gerstgrasser2024", measure=ended)[0]
-    assert (value.measured, value.low, value.z) == (None, None, None)
+    assert (value.measured.estimate, value.measured.low, value.z) == (None, None, None)
     assert value.published == 1
 
 

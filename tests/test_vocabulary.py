@@ -42,7 +42,7 @@ GONE = {
     "_deliver": "_return_result", "_remake": "_rebuild_object", "_sealed": "_with_checksum", "_unsealed": "_verify_checksum",
     "by_stage": "by_step", "digest_of": "digest", "reason_of": "os_error_reason", "here_or_pinned": "resolve_local_or_hub",
     "is_ours": "is_selfloop_warning", "read_arrays": "read_safetensors", "tasks_of": "plan_tasks",
-    "in_processes": "ProcessExecutor",
+    "in_processes": "execute",
     "_deaf_children": "_start_with_sigint_blocked", "_serve": "_worker_main", "is_ensemble": "runs_as_ensemble",
     "threads_for": "choose_threads", "LIVE_BYTES": "MAX_ENSEMBLE_BYTES", "ledger_metrics": "schedule_metrics",
     # theory, statistics, published values, report
@@ -116,7 +116,7 @@ GONE_MEMBERS: Mapping[str, Mapping[str, str]] = {
     "engine/*.py": {
         "choose": "take_corpus_rows", "learn": "prepare_encoder", "read": "encode_corpus", "read_rows": "read_corpus",
         "prepare": "prepare_metric", "describe": "extract_features", "real": "draw_real", "parts": "run_tasks",
-        "work": "run_task_in_worker", "stream": "iter_measurements", "in_process": "SerialExecutor", "rows_of": "cost_in_rows",
+        "work": "run_task_in_worker", "stream": "iter_measurements", "in_process": "execute", "rows_of": "cost_in_rows",
         "DOUBLED": "SPEEDUP_PER_DOUBLING", "of": "arrays", "put": "add", "enter": "add_seeds", "ABSENT": "NO_MEASUREMENT",
     },
     "result.py": {"rows": "measurements", "ledger": "schedules", "cells": "grid_cells", "frame": "to_pandas"},

@@ -35,13 +35,7 @@ class Ragged:
         return len(self.offsets) - 1
 
     def __getitem__(self, indices: Ints) -> Ragged:
-        starts, ends = self.offsets[indices], self.offsets[indices + 1]
-        offsets = np.concatenate([[0], np.cumsum(ends - starts)])
-        if offsets[-1] > 100 * len(indices):  # for long rows one index per value costs more time and several times the memory
-            spans = zip(starts.tolist(), ends.tolist(), strict=True)
-            return Ragged(np.concatenate([self.values[start:end] for start, end in spans]), offsets)
-        positions = np.arange(offsets[-1]) + np.repeat(starts - offsets[:-1], ends - starts)
-        return Ragged(self.values[positions], offsets)
+        return take_spans(self.values, self.offsets[indices], self.offsets[indices + 1])
 
     @classmethod
     def of_bytes(cls, rows: Sequence[bytes]) -> Ragged:
@@ -51,6 +45,16 @@ class Ragged:
     def to_bytes(self) -> list[bytes]:
         """The bytes of each row."""
         return [self.values[start:end].tobytes() for start, end in pairwise(self.offsets.tolist())]
+
+
+def take_spans(values: Array, starts: Ints, ends: Ints) -> Ragged:
+    """The values from each start to its end as a row."""
+    offsets = np.concatenate([[0], np.cumsum(ends - starts)])
+    if offsets[-1] > 100 * len(starts):  # for long rows one index per value costs more time and several times the memory
+        spans = zip(starts.tolist(), ends.tolist(), strict=True)
+        return Ragged(np.concatenate([values[start:end] for start, end in spans]), offsets)
+    positions = np.arange(offsets[-1]) + np.repeat(starts - offsets[:-1], ends - starts)
+    return Ragged(values[positions], offsets)
 
 
 Column = Array | Ragged

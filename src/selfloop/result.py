@@ -187,14 +187,10 @@ def run(
     shared = Usage()
     labels = spec.policy_labels()
     table = {(p.coordinates, label): Curves(spec.seeds, p.spec.generations) for p in spec.points() for label in labels}
-    positions = {seed: s for s, seed in enumerate(spec.seeds)}
     for output in run_tasks(spec, store, workers=workers, threads=threads, progress=progress):
         label = labels[output.policy]
         (shared if output.shared else usage.setdefault(label, Usage())).add(output.usage)
-        if output.curves:
-            table[output.coordinates, label].merge(output.curves)
-        for measurement in output.measurements:
-            table[measurement.coordinates, measurement.policy].add(measurement, positions[measurement.seed])
+        table[output.coordinates, label].merge(output.curves)
     return Result(spec, table, store_path(store), usage, shared)
 
 

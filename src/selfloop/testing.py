@@ -127,11 +127,14 @@ def _same_twice(name: str, make: Callable[[], Any]) -> Any:
 def _without_side_effects(name: str, make: Callable[[], Columns]) -> Columns:
     """The result, if it is the same twice and global random generators are unchanged (but for imports of the first call)."""
     make()
-    before = repr((random.getstate(), np.random.get_state()))  # reads the state only
+    before = _global_random_state()
     columns: Columns = _same_twice(name, make)
-    unchanged = repr((random.getstate(), np.random.get_state())) == before  # reads the state only
-    _require(unchanged, f"{name} uses global randomness; use ctx.stream")
+    _require(_global_random_state() == before, f"{name} uses global randomness; use ctx.stream")
     return columns
+
+
+def _global_random_state() -> str:
+    return repr((random.getstate(), np.random.get_state()))  # noqa: NPY002  # reads the state only
 
 
 def _read_only(columns: Columns) -> Columns:

@@ -69,7 +69,6 @@ def test_json_on_standard_output_is_pure_and_progress_is_on_standard_error(spec:
     lines = [json.loads(line) for line in done.stdout.splitlines()]
     assert len(lines) == 2 * 2 * 2 * 3  # policies, seeds, generations; nll and the schedule's two metrics
     assert {tuple(line) for line in lines} == {("policy", "seed", "generation", "metric", "value")}
-    assert done.stderr.splitlines()[0] == "starting ..."
     assert re.fullmatch(r"4/4 generations, \d+ s elapsed, 0 s remaining", done.stderr.splitlines()[-1])
     assert tiny_components.selfloop("run", spec, "--json", "-", "-q") == (0, done.stdout, "")
 
@@ -242,22 +241,30 @@ def test_a_reader_of_standard_output_that_stops_early_causes_no_error(spec: Path
     assert json.loads(pipe.stdout)["policy"] == "replace"
 
 
-def test_progress_prints_a_line_at_once_and_one_while_the_work_reports_nothing(
+def test_an_error_of_the_spec_is_the_only_line(spec: Path) -> None:
+    done = tiny_components.selfloop("run", spec, "--set", "n=many")
+    assert (done.code, done.err.count("\n")) == (2, 1)
+    assert done.err.startswith("selfloop: n: got 'many'")
+
+
+def test_progress_prints_lines_while_the_work_reports_nothing_but_none_at_once(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(progress, "FIRST_SECONDS", 0.3)
     monkeypatch.setattr(progress, "PRINT_SECONDS", 0.05)
     monkeypatch.setattr(progress, "POLL_SECONDS", 0.01)
     with progress.show_progress(quiet=False) as update:
-        assert capsys.readouterr().err == "starting ...\n"
-        time.sleep(0.2)
-        assert capsys.readouterr().err.startswith("0 s elapsed\n")
+        time.sleep(0.1)
+        assert capsys.readouterr().err == ""
+        time.sleep(0.3)
+        assert capsys.readouterr().err.startswith("starting ..., 0 s elapsed\n")
         assert update is not None
         update(1, 4)
         time.sleep(0.2)
-        assert "1/4 generations, 0 s elapsed, 1 s remaining\n" in capsys.readouterr().err
+        assert re.match(r"1/4 generations, \d+ s elapsed, \d+ s remaining\n", capsys.readouterr().err)
     with progress.show_progress(quiet=True) as update:
         assert update is None
-    assert progress.PRINT_SECONDS + progress.POLL_SECONDS < 5
+    assert max(progress.PRINT_SECONDS, progress.FIRST_SECONDS) + progress.POLL_SECONDS < 5
 
 
 @pytest.mark.slow

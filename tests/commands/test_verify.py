@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 
 import tiny_components
-from selfloop.commands.plan import describe_mixed_backends, plan
+from selfloop.commands.plan import plan
 from selfloop.commands.verify import TOLERANCE, Verification, verify
 from selfloop.engine.run import iter_measurements
 from selfloop.formats.safetensors import read_safetensors, to_safetensors
+from selfloop.report.notes import describe_mixed_backends
 from selfloop.store.identity import digest
 from selfloop.store.records import with_checksum
 
@@ -91,7 +92,12 @@ def test_plan_and_verify_name_the_backends_that_stored_results_mix(tmp_path: Pat
     backends = iter(({"training": "torch cpu float32"}, OTHER))
     for step in ("draw_real", "sample"):
         change_record(tmp_path, step, lambda body: body["provenance"].update(backend=next(backends)))
-    expected = "Stored results mix backends of training: torch cpu float32, torch cuda bfloat16. "
-    assert [s.startswith(expected) for s in describe_mixed_backends(plan(SPEC, tmp_path)[0].backends)] == [True]
-    assert [s.startswith(expected) for s in verify(SPEC, tmp_path, 1).mixed_backends] == [True]
-    assert describe_mixed_backends([("training", "torch cpu float32"), ("sampling", "c decoder")]) == []
+    backends_of_plan, backends_of_verify = plan(SPEC, tmp_path)[0].backends, verify(SPEC, tmp_path, 1).backends
+    assert (
+        backends_of_plan == set(backends_of_verify) == {("training", "torch cpu float32"), ("training", "torch cuda bfloat16")}
+    )
+    (sentence,) = describe_mixed_backends(dict.fromkeys(sorted(backends_of_plan)))
+    assert sentence.endswith("were used for training: torch cpu float32, torch cuda bfloat16.")
+    (sentence,) = describe_mixed_backends(backends_of_verify)
+    assert sentence.endswith("torch cuda bfloat16 (1 record).") or sentence.endswith("torch cpu float32 (1 record).")
+    assert not list(describe_mixed_backends({("training", "torch cpu float32"): 1, ("sampling", "c decoder"): 2}))

@@ -169,7 +169,9 @@ def test_a_sweep_gives_the_rows_of_its_points(tmp_path: Path) -> None:
 def test_progress_counts_up_to_the_total(tmp_path: Path) -> None:
     reported: list[tuple[int, int]] = []
     list(iter_measurements(tiny_components.tiny_spec(), tmp_path, progress=lambda done, total: reported.append((done, total))))
-    assert reported == [(0, 24)] * 3 + [(i + 1, 2 * 3 * 4) for i in range(24)]  # the start, two shared tasks, and then each generation
+    assert reported == [(0, 24)] * 3 + [
+        (i + 1, 2 * 3 * 4) for i in range(24)
+    ]  # the start, two shared tasks, and then each generation
 
 
 def measure_threads(task: int) -> Any:
@@ -181,7 +183,7 @@ def measure_threads(task: int) -> Any:
 
 def test_workers_have_their_threads_set_before_they_start() -> None:
     before = dict(os.environ)
-    found = list(executors.ProcessExecutor(2).run(measure_threads, range(6), 3))
+    found = list(executors.execute(measure_threads, range(6), workers=2, threads=3))
     assert sorted(task for task, _, _ in found) == list(range(6))
     assert os.getpid() not in {pid for _, pid, _ in found}
     assert all(set(variables.values()) == {"3"} for _, _, variables in found)
@@ -190,7 +192,7 @@ def test_workers_have_their_threads_set_before_they_start() -> None:
 
 def test_an_error_in_a_worker_is_raised_in_the_parent_with_its_traceback() -> None:
     with pytest.raises(ZeroDivisionError, match="thirteen") as raised:
-        list(executors.ProcessExecutor(2).run(measure_threads, [13, 13], 1))
+        list(executors.execute(measure_threads, [13, 13], workers=2, threads=1))
     assert "in measure_threads" in "".join(raised.value.__notes__)
 
 
@@ -204,7 +206,9 @@ def test_threads_per_chain_are_decided_by_the_spec_and_the_option_alone(tmp_path
     before = threads_of(tmp_path, seeds=1, generations=5, policies=("replace", "accumulate"))
     assert before == [{2}, {2}]
     selfloop.run(tiny_components.tiny_spec(seeds=1, generations=5, policies=("accumulate",)), tmp_path)
-    assert threads_of(tmp_path, seeds=1, generations=5, policies=("replace", "accumulate")) == before  # independent of the store
+    assert (
+        threads_of(tmp_path, seeds=1, generations=5, policies=("replace", "accumulate")) == before
+    )  # independent of the store
     assert {task.threads for phase in plan_tasks(tiny_components.tiny_spec(), tmp_path, 5) for task in phase} == {5}
 
 

@@ -9,7 +9,7 @@ import torch
 from selfloop.component import Context
 from selfloop.families.transformer import c_library, decoder_c
 from selfloop.families.transformer.config import TransformerConfig
-from selfloop.families.transformer.decoder import build_decoder_weights
+from selfloop.families.transformer.decoder import build_decoder_weights, token_uniforms
 from selfloop.families.transformer.hf_export import build_hf_model, to_hf_config
 from selfloop.families.transformer.network import TransformerNetwork
 from selfloop.families.transformer.sample_tokens import sample_tokens
@@ -46,6 +46,17 @@ def reference_logits(config, params, tokens):
 def log_softmax(logits):
     shifted = logits - logits.max(-1, keepdims=True)
     return shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
+
+
+def distances_of_draws(config, params, rows, random_key, start=START):
+    """How far outside its token's part of [0, 1) each number that decided a token lies, by transformers' probabilities."""
+    distances = []
+    for i, row in enumerate(rows):
+        p = np.exp(log_softmax(reference_logits(config, params, [start, *row[:-1]])))
+        drawn = np.arange(len(row)), np.asarray(row)
+        ends, u = p.cumsum(-1)[drawn], token_uniforms(random_key, np.full(len(row), i), drawn[0])
+        distances.append(np.maximum(ends - p[drawn] - u, u - ends).clip(0))
+    return np.concatenate(distances)
 
 
 def c_decoder(config, params):

@@ -33,7 +33,6 @@ def main(folder):
             tokens, lengths = decoder.decode(request, 2)
             assert (lengths >= 1).all()
             assert tokens[5, :23].tolist() == PROMPTS[5]
-        assert np.isfinite(decoder.logits(tokens[5])).all()
 
 
 if __name__ == "__main__":

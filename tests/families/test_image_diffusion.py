@@ -11,10 +11,8 @@ import torch
 from selfloop import Spec, run
 from selfloop.component import Context
 from selfloop.errors import ChainEndedError, DataError, MissingExtraError, SettingError, SpecError
-from selfloop.families.image_diffusion import network
 from selfloop.families.image_diffusion.family import DiffusionSampler, ImageDiffusion
-from selfloop.families.image_diffusion.network import squared_errors
-from selfloop.families.image_diffusion.noise import NoiseProcess
+from selfloop.families.image_diffusion.network import Denoiser
 from selfloop.families.nn.settings import TrainingSettings
 from selfloop.metrics.likelihood import DenoisingLoss
 from selfloop.rng import RandomStream
@@ -159,14 +157,14 @@ def whole(digits):
 @pytest.mark.parametrize("step", [0, 7])
 def test_a_fit_stopped_at_any_step_continues_to_the_same_bits(whole, tmp_path, monkeypatch, step):
     family, rows, params = whole
-    calls = iter(range(1000))
+    calls, squared_errors = iter(range(1000)), Denoiser.squared_errors
 
     def stopping(*arguments):
         if next(calls) == step:
             raise KilledError
         return squared_errors(*arguments)
 
-    monkeypatch.setattr(network, "squared_errors", stopping)
+    monkeypatch.setattr(Denoiser, "squared_errors", stopping)
     ctx = Context(RandomStream(("fit",)), tmp_path)
     with pytest.raises(KilledError):
         family.fit(rows, ctx, None)
@@ -249,7 +247,7 @@ def test_the_denoising_loss_estimates_the_training_loss(digits, fitted):
     generator = torch.Generator().manual_seed(2)
     times, noise = (torch.randint(1, 1001, (300,), generator=generator), torch.randn(images.shape, generator=generator))
     with torch.inference_mode():
-        plain = squared_errors(denoiser, NoiseProcess("cosine"), images, noise, times.float(), None)
+        plain = denoiser.squared_errors(images, noise, times.float(), None)
     measured = DenoisingLoss(noise_draws=1).measure(snapshot(family, params, {"image": rows}), context())["denoising_loss"]
     assert abs(measured - float(plain.mean())) < 4 * float(plain.std()) / math.sqrt(300)
 

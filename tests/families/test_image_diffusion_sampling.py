@@ -13,7 +13,7 @@ from diffusers.schedulers.scheduling_flow_match_heun_discrete import FlowMatchHe
 
 from selfloop.families.image_diffusion import family as family_module
 from selfloop.families.image_diffusion.family import DiffusionSampler
-from selfloop.families.image_diffusion.network import Denoiser, predict_guided, squared_errors
+from selfloop.families.image_diffusion.network import Denoiser
 from selfloop.families.image_diffusion.noise import NoiseProcess
 from selfloop.families.image_diffusion.sampling import sample_images, sampling_times
 from selfloop.families.nn.image_tensors import scale_pixels, to_tensor
@@ -46,7 +46,7 @@ def loss_by_hand(model, objective, images, noise, times, shift=0, sign=1):
 @pytest.fixture(scope="module")
 def network_and_images():
     torch.manual_seed(0)
-    model = Denoiser(1, 1, (8, 8), 1, False, 0).eval()
+    model = Denoiser(1, 1, (8, 8), 1, False, 0, FLOW).eval()
     torch.nn.init.normal_(model.unet.conv_out.weight, std=0.1)
     return model, torch.rand(12, 1, 8, 8) * 2 - 1, torch.randn(12, 1, 8, 8)
 
@@ -55,9 +55,9 @@ def network_and_images():
 def test_the_loss_is_that_of_the_papers(network_and_images, objective):
     model, images, noise = network_and_images
     times = torch.tensor([1.0, 2, 10, 50, 100, 200, 300, 500, 700, 900, 999, 1000])
-    process = LINEAR if objective == "ddpm" else FLOW
+    model.process = LINEAR if objective == "ddpm" else FLOW
     with torch.inference_mode():
-        ours = squared_errors(model, process, images, noise, times, None)
+        ours = model.squared_errors(images, noise, times, None)
         torch.testing.assert_close(ours, loss_by_hand(model, objective, images, noise, times), rtol=0, atol=1e-5)
         wrong = loss_by_hand(model, objective, images, noise, times, shift=1, sign=-1)
     assert (ours - wrong).abs().max() > 1e-3  # a step too early, or a velocity that points to the image
@@ -223,18 +223,14 @@ def test_steps_of_any_number_run_from_noise_to_image():
 
 
 class ClassAsOutput(torch.nn.Module):
-    n_classes = 3
-
-    def forward(self, images, times, labels):
-        return labels.float().view(-1, 1, 1, 1) * torch.ones_like(images)
+    def forward(self, patches, times, labels, return_dict):
+        return (labels.float().view(-1, 1, 1, 1) * torch.ones_like(patches),)
 
 
 def test_guidance_extrapolates_from_the_prediction_without_classes():
-    x, labels = torch.zeros(2, 1, 2, 2), torch.tensor([0, 2])
-    predictions = [
-        predict_guided(ClassAsOutput(), FLOW, labels, guidance, x, torch.tensor(0.0))[:, 0, 0, 0].tolist()
-        for guidance in (0.0, 2.0)
-    ]
+    x, labels, model = torch.zeros(2, 1, 2, 2), torch.tensor([0, 2]), Denoiser(1, 1, (4,), 1, False, 3, FLOW)
+    model.unet = ClassAsOutput()
+    predictions = [model.predict_guided(labels, guidance, x, torch.tensor(0.0))[:, 0, 0, 0].tolist() for guidance in (0.0, 2.0)]
     assert predictions == [[0, 2], [3 * 0 - 2 * 3, 3 * 2 - 2 * 3]]  # (1 + w) c - w u: Ho and Salimans 2022, eq. (6)
 
 
@@ -243,7 +239,7 @@ def test_pixels_keep_their_position(shape):
     """Into the network, through its patches, and back."""
     images = np.random.default_rng(0).integers(0, 256, (5, *shape), np.uint8)
     pixels = 2 * scale_pixels(to_tensor(images)) - 1
-    model = Denoiser(pixels.shape[1], 2, (4,), 1, False, 0)
+    model = Denoiser(pixels.shape[1], 2, (4,), 1, False, 0, FLOW)
     model.unet = Echo()
     assert torch.equal(model(pixels, torch.zeros(5), None), pixels)
     assert np.array_equal(family_module._to_bytes(pixels).reshape(images.shape), images)

@@ -1,5 +1,7 @@
 """Rows of tokens as one stream of windows, and values of the stream back as rows."""
 
+from collections import namedtuple
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -14,6 +16,7 @@ from selfloop.types import RowTake, TrainingRows
 from tiny_language_models import ragged
 
 END = 0
+Windows = namedtuple("Windows", "inputs targets weights rows")
 documents = st.lists(st.tuples(st.lists(st.integers(1, 9), max_size=9), st.booleans()), min_size=1, max_size=8)
 
 
@@ -23,7 +26,7 @@ def stream_of(rows=None, context=4, start=END, takes=None, scratch=None):
 
 
 def all_windows(stream):
-    return stream.windows(np.arange(len(stream)))
+    return Windows(*stream.windows(np.arange(len(stream))))
 
 
 def test_the_end_token_of_a_row_is_the_start_token_of_the_next_row():

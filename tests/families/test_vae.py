@@ -12,7 +12,6 @@ from selfloop.errors import DataError, SettingError
 from selfloop.families.nn import image_tensors
 from selfloop.families.nn.settings import TrainingSettings
 from selfloop.families.vae.family import Vae, VaeSampler
-from selfloop.families.vae.network import log_weights
 from selfloop.rng import RandomStream
 from selfloop.sources.image_arrays import Digits
 from selfloop.types import RowTake, TrainingRows
@@ -207,7 +206,7 @@ def test_wrong_variants_miss_the_exact_log_likelihood(linear):
     noise = torch.randn(20, len(data.holdout), 2, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         mean, log_variance = posterior = network.encode(images)
-        weights = log_weights(network, images, posterior, noise, vae._likelihood())
+        weights = network.log_weights(images, posterior, noise)
         prior = -0.5 * (mean + noise * (0.5 * log_variance).exp()).square().sum(2) - math.log(2 * math.pi)
     right, without_prior = (w.logsumexp(0).mean().item() - math.log(20) for w in (weights, weights - prior))
     assert right == pytest.approx(exact, abs=NATS)

@@ -121,7 +121,7 @@ WRONG: dict[str, tuple[str, tuple[str, ...]]] = {
         changed(('["replace"]', '[{ name = "custom", takes = [{ batch = "real(1)", rows = "m" }] }]')),
         ("policies[0].takes.rows: got 'm'",),
     ),
-    "sweep over an unknown key": (GAUSSIAN + '[sweep]\n"family.dof" = [0, 1]', ("sweep.family.dof: unknown name", "'ddof'")),
+    "sweep over an unknown key": (GAUSSIAN + '[sweep]\n"family.dof" = [0, 1]', ("sweep.family.dof: unknown key", "'ddof'")),
     "sweep over an unknown top key": (GAUSSIAN + '[sweep]\n"generatoins" = [1]', ("sweep.generatoins", "'generations'")),
     "sweep over a wrong value": (GAUSSIAN + '[sweep]\n"n" = [10, "many"]', ("n: got 'many'",)),
     "sweep over nothing": (GAUSSIAN + '[sweep]\n"n" = []', ("sweep.n: got []",)),

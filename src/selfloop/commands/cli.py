@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -137,7 +138,10 @@ def run(
     _check_writable("--report", report)
     result = _run(spec, set_, store, workers, quiet, threads)
     if json:
-        _write_json(result, json)
+        from selfloop.result import write_measurements
+
+        with nullcontext(sys.stdout) if json == "-" else Path(json).open("w", encoding="utf-8") as file:
+            write_measurements(result.measurements, file.write)
     if json != "-":
         print_summary(result)
     if report:
@@ -153,16 +157,6 @@ def _check_writable(option: str, target: Path | str | None) -> None:
         raise SpecError(f"{option} {target}: is a folder. Choose another file.")
     if not path.parent.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK):
         raise SpecError(f"{option} {target}: cannot be written. Choose a file in an existing folder.")
-
-
-def _write_json(result: Result, target: str) -> None:
-    from selfloop.result import write_measurements
-
-    if target == "-":
-        write_measurements(result.measurements, sys.stdout.write)
-        return
-    with Path(target).open("w", encoding="utf-8") as file:
-        write_measurements(result.measurements, file.write)
 
 
 @app.command()
@@ -191,14 +185,16 @@ def predict(
     Example: selfloop predict replace accumulate accumulate_subsample --n 100 --generations 20
     """
     from selfloop.commands.console import print_laws, print_predictions
-    from selfloop.commands.predict import predict_policies
     from selfloop.plugins import presets
+    from selfloop.spec.parse import parse_override
+    from selfloop.theory.moments import predict as predict_policy
 
     _check_writable("--figure", figure)
     if len(policy) == 1 and (policy[0].endswith(".toml") or policy[0] in presets()):
         print_laws(_spec(policy[0], set_), figure)
     else:
-        print_predictions(predict_policies(policy, n, generations, set_ or ()), n, figure)
+        settings = {key.removeprefix("policy."): value for key, value in map(parse_override, set_ or ())}
+        print_predictions({name: predict_policy({"name": name, **settings}, n, generations) for name in policy}, n, figure)
 
 
 @app.command()

@@ -13,6 +13,7 @@ from rich.table import Table
 
 from selfloop.columns import Floats
 from selfloop.commands.text_plots import plot_lines, sparkline
+from selfloop.report.notes import describe_mixed_backends
 from selfloop.report.theme import describe_coordinates
 from selfloop.types import Answer
 
@@ -96,8 +97,6 @@ def _print_verdicts(result: Result) -> None:
 
 def print_plan(spec: Spec, costs: Sequence[PolicyCost]) -> None:
     """Chains, stored generations, estimated time and training rows of every policy."""
-    from selfloop.commands.plan import describe_mixed_backends
-
     columns = ("point", "policy", "chains", "generations", "stored", "estimated time left", "training rows, t = 1, 2, ...")
     table = _table(*columns, right=columns[2:])
     points = {point.coordinates: point for point in spec.points()}
@@ -113,7 +112,7 @@ def print_plan(spec: Spec, costs: Sequence[PolicyCost]) -> None:
     sizes = f"n = {first.n}, holdout = {first.holdout}, seeds {list(spec.seeds)}"
     _console().print(f"{first.spec.family.name} on {first.spec.source.name}: {sizes}")
     _console().print(table)
-    for sentence in describe_mixed_backends(backend for cost in costs for backend in cost.backends):
+    for sentence in describe_mixed_backends(dict.fromkeys(backend for cost in costs for backend in sorted(cost.backends))):
         _console().print(sentence, soft_wrap=True)
 
 
@@ -122,7 +121,7 @@ def print_verification(verification: Verification) -> None:
     console = _console()
     for sentence in verification.wrong:
         console.print(f"wrong: {sentence}", soft_wrap=True)
-    for sentence in (*verification.not_compared, *verification.mixed_backends):
+    for sentence in (*verification.not_compared, *describe_mixed_backends(verification.backends)):
         console.print(sentence, soft_wrap=True)
     compared = verification.checked - len(verification.not_compared)
     close = f"; {verification.close} of them within the tolerance between backends" if verification.close else ""
@@ -202,8 +201,8 @@ def _direction(interval: Interval) -> str:
     return "higher" if interval.low > 0 else "lower"
 
 
-def _limits(values: Interval | ReproducedValue) -> str:
-    return "undefined" if values.low is None else f"[{_number(values.low)}, {_number(values.high)}]"
+def _limits(interval: Interval) -> str:
+    return "undefined" if interval.low is None else f"[{_number(interval.low)}, {_number(interval.high)}]"
 
 
 def print_reproduction(values: Sequence[ReproducedValue]) -> None:
@@ -212,7 +211,7 @@ def print_reproduction(values: Sequence[ReproducedValue]) -> None:
     table = _table(*columns, right=("t", "published", "measured", "z"))
     for value in values:
         z = "" if value.z is None else f"{value.z:+.1f}"
-        numbers = _number(value.published), _number(value.measured), _limits(value), z
+        numbers = _number(value.published), _number(value.measured.estimate), _limits(value.measured), z
         table.add_row(value.group, value.scenario, value.policy, str(value.generation), *numbers, value.note)
     console = _console()
     console.print(table)

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterator, Set
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import cast
 
 from selfloop.columns import Columns, Params, Ragged, count_rows
 from selfloop.engine.stored import StoredWorld
-from selfloop.engine.tasks import Task, chain_world, run_chain
+from selfloop.engine.tasks import Task, replay_chain
 from selfloop.errors import SpecError, missing_extra, unknown_name
 from selfloop.formats.images import find_images, write_pngs
 from selfloop.formats.molecules import MOLECULE_COLUMNS, require_rdkit, write_sdf
@@ -20,9 +21,7 @@ from selfloop.formats.tables import write_csv, write_jsonl, write_parquet
 from selfloop.protocols import SupportsExport, UsesEncoder
 from selfloop.spec.spec import Spec
 from selfloop.spec.write import spec_text
-from selfloop.store.calls import NotStoredError
 from selfloop.store.identity import ObjectRef
-from selfloop.store.store import Store
 
 DTYPES = ("float32", "bfloat16")
 
@@ -86,12 +85,7 @@ def find_generation(
     t = spec.generations if generation is None else generation
     if not 1 <= t <= spec.generations:
         raise SpecError(f"--generation: got {t}; expected 1 to {spec.generations}.")
-    task = Task(point, (labels.index(label),), (seed,), t, path, 1)
-    world = chain_world(task, Store(path, read_only=True), measures=False)
-    with suppress(NotStoredError):
-        for _ in run_chain(task, world):
-            pass
-    return StoredGeneration(world, t)
+    return StoredGeneration(replay_chain(Task(point, (labels.index(label),), (seed,), t, path, 1)), t)
 
 
 def export_model(stored: StoredGeneration, folder: Path, dtype: str = "float32") -> None:
@@ -123,7 +117,8 @@ def export_samples(stored: StoredGeneration, folder: Path, format_: str | None =
         if isinstance(family, UsesEncoder):
             rows = family.encoder().decode(rows, stored.params())
         text_columns = {name for name, column in stored.spec.source.schema().items() if column.dtype == "utf8"}
-        FORMATS[format_ or _default_format(rows)](rows, part, text_columns)
+        chosen = format_ or _default_format(rows)
+        FORMATS[chosen](rows, part / f"samples.{chosen}", text_columns)
         _write_card(part, "", f"{count_rows(rows):,} rows sampled from the model of {stored.title()}", stored.spec)
 
 
@@ -137,16 +132,13 @@ def _new_folder(folder: Path) -> Iterator[Path]:
     """A temporary folder, whose files move to `folder` if everything was written."""
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise SpecError(f"--output {folder}: exists and is not empty. Name a new folder; nothing was written.")
-    part = folder.absolute().with_name(f".{folder.absolute().name}.part")
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
-    try:
-        yield part
+    parent = folder.absolute().parent
+    parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(prefix=f".{folder.name}.", dir=parent) as part:
+        yield Path(part)
         folder.mkdir(exist_ok=True)
-        for file in part.iterdir():
+        for file in Path(part).iterdir():
             file.rename(folder / file.name)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
 
 
 def _default_format(rows: Columns) -> str:
@@ -157,25 +149,25 @@ def _default_format(rows: Columns) -> str:
     return "jsonl" if any(isinstance(column, Ragged) for column in rows.values()) else "csv"
 
 
-def _write_parquet(rows: Columns, folder: Path, text_columns: Set[str]) -> None:
+def _write_parquet(rows: Columns, path: Path, text_columns: Set[str]) -> None:
     try:
-        write_parquet(rows, folder / "samples.parquet", text_columns)
+        write_parquet(rows, path, text_columns)
     except ImportError:
         raise missing_extra("--format parquet", "pyarrow") from None
 
 
-def _write_png(rows: Columns, folder: Path, text_columns: Set[str]) -> None:
+def _write_png(rows: Columns, path: Path, text_columns: Set[str]) -> None:
     images = find_images(rows)
     if images is None:
         raise SpecError(f"--format png: the rows are not images. Choose another of {', '.join(FORMATS)}.")
-    write_pngs(images, folder)
+    write_pngs(images, path.parent)
 
 
-def _write_sdf(rows: Columns, folder: Path, text_columns: Set[str]) -> None:
+def _write_sdf(rows: Columns, path: Path, text_columns: Set[str]) -> None:
     if not rows.keys() >= MOLECULE_COLUMNS:
         raise SpecError(f"--format sdf: the rows are not molecules. Choose another of {', '.join(FORMATS)}.")
     require_rdkit("--format sdf")
-    write_sdf(rows, folder / "samples.sdf")
+    write_sdf(rows, path)
 
 
 def _write_arrays(columns: Columns, path: Path) -> None:
@@ -184,10 +176,10 @@ def _write_arrays(columns: Columns, path: Path) -> None:
 
 
 FORMATS: dict[str, Callable[[Columns, Path, Set[str]], None]] = {
-    "jsonl": lambda rows, folder, text_columns: write_jsonl(rows, folder / "samples.jsonl", text_columns),
-    "csv": lambda rows, folder, text_columns: write_csv(rows, folder / "samples.csv", text_columns),
+    "jsonl": write_jsonl,
+    "csv": write_csv,
     "parquet": _write_parquet,
     "png": _write_png,
     "sdf": _write_sdf,
-    "safetensors": lambda rows, folder, text_columns: _write_arrays(rows, folder / "samples.safetensors"),
+    "safetensors": lambda rows, path, text_columns: _write_arrays(rows, path),
 }

@@ -20,7 +20,8 @@ def collect_garbage(path: Path, keep: Iterable[Spec] = ()) -> tuple[int, int]:
     """
     if not (path / "FORMAT").is_file():
         raise SelfloopError(f"store {path}: does not exist. Name the folder with --store.")
-    specs, store = list(keep), Store(path)
+    specs = list(keep)
+    Store(path)  # refuses a folder of another format
     wanted = set(stored_calls(specs, path)) if specs else None
     records = [record for record in (path / "records").rglob("*.json") if wanted is None or record.stem in wanted]
     objects = {name for record in records if (name := object_of(record))}

@@ -5,15 +5,15 @@ from __future__ import annotations
 import ast
 import inspect
 from collections.abc import Iterator
-from dataclasses import MISSING, fields, is_dataclass
+from dataclasses import MISSING, fields
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 from selfloop.component import Family
 from selfloop.errors import SpecError, unknown_name
 from selfloop.plugins import BUILT_IN, component_class, component_names, presets
-from selfloop.settings import SettingInfo, describe_fields, setting_types
+from selfloop.settings import SettingInfo, describe_fields, setting_types, settings_tables
 from selfloop.spec.write import is_settings_table, toml_value
 
 KINDS = (*BUILT_IN, "preset")
@@ -26,7 +26,8 @@ def summaries(kind: str | None) -> dict[str, dict[str, str]]:
     if kind and singular not in KINDS:
         raise SpecError(unknown_name("list", kind, KINDS))
     kinds = (singular,) if kind else KINDS
-    return {each: _preset_summaries() if each == "preset" else _component_summaries(each) for each in kinds}
+    heads = {name: entry.read_text(encoding="utf-8").split("\n")[0].lstrip("# ") for name, entry in sorted(presets().items())}
+    return {each: heads if each == "preset" else _component_summaries(each) for each in kinds}
 
 
 def component_settings(kind: str, name: str) -> tuple[str, list[SettingInfo]]:
@@ -53,20 +54,8 @@ def _flat_settings(cls: type[Any], prefix: str, defaults: Any = None) -> Iterato
             default = "required" if setting.default is MISSING else toml_value(setting.default)
         yield setting._replace(name=prefix + setting.name, default=default)
         if setting.default is None:
-            for table in _table_classes(setting_types(cls)[setting.name]):
+            for table in settings_tables(setting_types(cls)[setting.name]):
                 yield from _flat_settings(table, f"{prefix}{setting.name}.")
-
-
-def _table_classes(hint: Any) -> Iterator[type]:
-    """The classes of settings tables in an annotation."""
-    if isinstance(hint, type) and is_dataclass(hint):
-        yield hint
-    for part in get_args(hint):
-        yield from _table_classes(part)
-
-
-def _preset_summaries() -> dict[str, str]:
-    return {name: entry.read_text(encoding="utf-8").split("\n")[0].lstrip("# ") for name, entry in sorted(presets().items())}
 
 
 def _component_summaries(kind: str) -> dict[str, str]:

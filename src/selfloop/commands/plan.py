@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -60,15 +59,3 @@ def _replay_generations(task: Task, store: Store) -> tuple[int, Usage]:
         usage.add(store.usage)
         return generations, usage
     return task.generations, usage
-
-
-def describe_mixed_backends(backends: Iterable[tuple[str, str]]) -> list[str]:
-    """One sentence for every purpose for which stored results come from more than one backend."""
-    by_purpose: dict[str, list[str]] = {}
-    for purpose, backend in sorted(set(backends)):
-        by_purpose.setdefault(purpose, []).append(backend)
-    return [
-        f"Stored results mix backends of {purpose}: {', '.join(names)}. Their values can differ by more than rounding."
-        for purpose, names in by_purpose.items()
-        if len(names) > 1
-    ]

@@ -1,4 +1,4 @@
-"""Progress on standard error: a line at once, and at least every 5 seconds while a command works."""
+"""Progress on standard error: a line at least every 5 seconds while a command works."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
+FIRST_SECONDS = 2.0  # without a line: an error of the spec comes sooner
 PRINT_SECONDS, POLL_SECONDS = 4.0, 0.5  # together below the 5 seconds that a command may print nothing
 
 Progress = Callable[[int, int], None]  # of work done and of all work
@@ -24,16 +25,14 @@ def show_progress(quiet: bool, unit: str = "generations") -> Iterator[Progress |
     else:
         with _plain_lines("starting", unit) as lines:
             yield lines.update
-            lines.print_last()
+            if lines.printed_done < lines.total:
+                lines.print()
 
 
 @contextmanager
 def show_activity(quiet: bool, activity: str) -> Iterator[None]:
-    """A line at once, such as "writing the report ...", and the elapsed time while the activity lasts."""
-    if quiet:
-        yield
-        return
-    with _plain_lines(activity, ""):
+    """Lines such as "writing the report ..." with the elapsed time while the activity lasts."""
+    with nullcontext() if quiet else _plain_lines(activity, ""):
         yield
 
 
@@ -51,31 +50,27 @@ def _progress_bar(unit: str) -> Iterator[Progress]:
 
 
 class _ProgressLines:
-    """Progress as plain lines."""
+    """Progress as plain lines; a line without counts names the activity."""
 
     def __init__(self, activity: str, unit: str) -> None:
-        self.unit, self.done, self.total, self.printed_done = unit, 0, 0, 0
-        self.started = self.printed = time.monotonic()
-        sys.stderr.write(f"{activity} ...\n")
+        self.activity, self.unit, self.done, self.total, self.printed_done = activity, unit, 0, 0, 0
+        self.started = time.monotonic()
+        self.due = self.started + FIRST_SECONDS
 
     def update(self, done: int, total: int) -> None:
         self.done, self.total = done, total
         self.print_if_due()
 
     def print_if_due(self) -> None:
-        if time.monotonic() - self.printed >= PRINT_SECONDS:
-            self.print()
-
-    def print_last(self) -> None:
-        if self.printed_done < self.total:
+        if time.monotonic() >= self.due:
             self.print()
 
     def print(self) -> None:
-        self.printed, self.printed_done = time.monotonic(), self.done
-        elapsed = self.printed - self.started
-        counts = f"{self.done}/{self.total} {self.unit}, " if self.total else ""
+        self.due, self.printed_done = time.monotonic() + PRINT_SECONDS, self.done
+        elapsed = time.monotonic() - self.started
+        counts = f"{self.done}/{self.total} {self.unit}" if self.total else f"{self.activity} ..."
         remaining = f", {elapsed / self.done * (self.total - self.done):.0f} s remaining" if self.done else ""
-        sys.stderr.write(f"{counts}{elapsed:.0f} s elapsed{remaining}\n")
+        sys.stderr.write(f"{counts}, {elapsed:.0f} s elapsed{remaining}\n")
 
 
 @contextmanager

@@ -12,7 +12,7 @@ import numpy as np
 from selfloop.columns import Floats
 from selfloop.errors import SpecError, unknown_name
 from selfloop.published.papers import Paper, PublishedTable, PublishedValue, find_paper
-from selfloop.stats.intervals import mean_interval
+from selfloop.stats.intervals import Interval, mean_interval
 
 SEEDS = {"paper": 100, "small": 20}  # by scale; for "paper" only if the paper does not print its number of seeds
 MAX_SPREAD_OF_ONE_CHAIN = 0.5  # share of the sum of squares; above it z is not reliable
@@ -22,7 +22,7 @@ Measure = Callable[[PublishedTable, int, Progress], Mapping[str, Floats]]  # -> 
 
 @dataclass(frozen=True, slots=True)
 class ReproducedValue:
-    """A published value beside the measured mean over seeds with its interval; None if chains have ended.
+    """A published value beside the measured mean over seeds; without a mean and z if chains have ended.
 
     z is their difference over its standard error: of both means (the paper's from its number of seeds and the spread
     measured here), of rounding, and of reading the value.
@@ -34,9 +34,7 @@ class ReproducedValue:
     generation: int
     metric: str
     published: float
-    measured: float | None
-    low: float | None
-    high: float | None
+    measured: Interval
     z: float | None
     note: str = ""
 
@@ -109,8 +107,7 @@ def _reproduced_value(table: PublishedTable, policy: str, value: PublishedValue,
         if squares.max() > MAX_SPREAD_OF_ONE_CHAIN * squares.sum() > 0:
             note = f"heavy tail: one chain carries {squares.max() / squares.sum():.0%} of the spread"
     return ReproducedValue(
-        table.group, _describe_scenario(table), policy, value.generation, table.metric, value.value, interval.estimate,
-        interval.low, interval.high, z, note,
+        table.group, _describe_scenario(table), policy, value.generation, table.metric, value.value, interval, z, note
     )  # fmt: skip
 
 

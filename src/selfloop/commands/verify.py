@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,7 +12,6 @@ from typing import Any
 import numpy as np
 
 from selfloop.columns import Array, Columns
-from selfloop.commands.plan import describe_mixed_backends
 from selfloop.engine import steps
 from selfloop.engine.tasks import plan_tasks, run_task
 from selfloop.errors import SpecError
@@ -38,7 +38,7 @@ class Verification:
     close: int = 0  # made by another backend, and equal within the tolerance
     wrong: list[str] = field(default_factory=list)  # one sentence per record that differs
     not_compared: list[str] = field(default_factory=list)  # one sentence per record that cannot be compared
-    mixed_backends: list[str] = field(default_factory=list)  # one sentence per purpose with more than one backend
+    backends: Counter[tuple[str, str]] = field(default_factory=Counter)  # (purpose, backend) -> records of the spec
 
 
 def verify(spec: Spec, path: Path, records: int, progress: Callable[[int, int], None] | None = None) -> Verification:
@@ -54,8 +54,8 @@ def verify(spec: Spec, path: Path, records: int, progress: Callable[[int, int], 
         _verify_record(store, calls[keys[i]], verification)
         if progress:
             progress(verification.checked, len(picks))
-    backends = {item for call in calls.values() for item in provenance_of(store, call)["backend"].items()}
-    verification.mixed_backends = describe_mixed_backends(backends)
+    for call in calls.values():
+        verification.backends.update(provenance_of(store, call)["backend"].items())
     return verification
 
 

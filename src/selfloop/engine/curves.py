@@ -74,15 +74,17 @@ class Curves:
             column[s] = NO_MEASUREMENT if status is None else self.code(status)
 
     def merge(self, other: Curves) -> None:
-        """Add the chains of other curves that are among these seeds."""
+        """Add the measurements of other curves' chains that are among these seeds."""
         other_positions = {seed: s for s, seed in enumerate(other.seeds)}
         positions = [s for s, seed in enumerate(self.seeds) if seed in other_positions]
         rows = [other_positions[self.seeds[s]] for s in positions]
         recode = np.array([VALUE, NO_MEASUREMENT, *(self.code(status) for status in other.statuses[2:])], np.uint8)
         for metric in other.values:
             values, codes = self.arrays(metric)
-            values[positions] = other.values[metric][rows]
-            codes[positions] = recode[other.codes[metric][rows]]
+            new_codes = recode[other.codes[metric][rows]]
+            measured = new_codes != NO_MEASUREMENT
+            values[positions] = np.where(measured, other.values[metric][rows], values[positions])
+            codes[positions] = np.where(measured, new_codes, codes[positions])
 
     def pack(self) -> dict[str, Array]:
         """The curves as plain arrays, for the store."""
@@ -103,16 +105,14 @@ class Curves:
     ) -> Iterator[Measurement]:
         """Every measurement, seed by seed and generation by generation; `derived` has one value per generation."""
         columns = [(name, self.values[name].tolist(), self.codes[name].tolist()) for name in self.values]
-        for s, seed in enumerate(self.seeds):
-            for t in range(self.generations):
-                measured = False
-                for name, values, codes in columns:
-                    if (code := codes[s][t]) != NO_MEASUREMENT:
-                        measured, value, status = True, values[s][t], self.statuses[code] or None
-                        yield Measurement(policy, seed, t + 1, name, None if code else value, status, coordinates)
-                if measured:
-                    for name, numbers in derived.items():
-                        yield Measurement(policy, seed, t + 1, name, numbers[t], None, coordinates)
+        measured = (np.array([*self.codes.values()]) != NO_MEASUREMENT).any(axis=0)
+        for s, t in np.argwhere(measured).tolist():
+            for name, values, codes in columns:
+                if (code := codes[s][t]) != NO_MEASUREMENT:
+                    value, status = (None, self.statuses[code]) if code else (values[s][t], None)
+                    yield Measurement(policy, self.seeds[s], t + 1, name, value, status, coordinates)
+            for name, numbers in derived.items():
+                yield Measurement(policy, self.seeds[s], t + 1, name, numbers[t], None, coordinates)
 
 
 def _to_bytes(names: Iterable[str]) -> Array:

@@ -1,4 +1,4 @@
-"""Executors: objects that run tasks, in this process or in worker processes with their share of the cores."""
+"""Runs tasks in this process, or in worker processes with their share of the cores."""
 
 from __future__ import annotations
 
@@ -9,11 +9,10 @@ import threading
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from multiprocessing import get_context
 from multiprocessing.connection import Connection, wait
 from multiprocessing.resource_tracker import ensure_running
-from typing import Any, Protocol
+from typing import Any
 
 from selfloop.errors import SelfloopError, show_warnings_plainly
 
@@ -21,41 +20,29 @@ RunTask = Callable[[Any], Iterator[Any]]
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 
 
-class Executor(Protocol):
-    """Runs tasks: yields the outputs of `run_task` for each of them, in any order."""
-
-    def run(self, run_task: RunTask, tasks: Sequence[Any], threads: int) -> Iterator[Any]: ...
-
-
 def count_cores() -> int:
     """Number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-@dataclass(frozen=True)
-class SerialExecutor:
-    """One task after another, in this process."""
+def execute(run_task: RunTask, tasks: Sequence[Any], workers: int, threads: int) -> Iterator[Any]:
+    """Outputs of `run_task` for each of the tasks, in any order, from worker processes if both are more than one.
 
-    def run(self, run_task: RunTask, tasks: Sequence[Any], threads: int) -> Iterator[Any]:
-        from threadpoolctl import threadpool_limits
+    Workers start with their thread variables set before any library is loaded.
+    """
+    if workers <= 1 or len(tasks) <= 1:
+        yield from _execute_here(run_task, tasks, threads)
+        return
+    with _start_workers(run_task, min(workers, len(tasks)), threads) as connections:
+        yield from _distribute(connections, list(tasks))
 
-        with threadpool_limits(threads):
-            for task in tasks:
-                yield from run_task(task)
 
+def _execute_here(run_task: RunTask, tasks: Sequence[Any], threads: int) -> Iterator[Any]:
+    from threadpoolctl import threadpool_limits
 
-@dataclass(frozen=True)
-class ProcessExecutor:
-    """Tasks in worker processes, each started with its thread variables set before any library is loaded."""
-
-    workers: int
-
-    def run(self, run_task: RunTask, tasks: Sequence[Any], threads: int) -> Iterator[Any]:
-        if self.workers <= 1 or len(tasks) <= 1:
-            yield from SerialExecutor().run(run_task, tasks, threads)
-            return
-        with _start_workers(run_task, min(self.workers, len(tasks)), threads) as connections:
-            yield from _distribute(connections, list(tasks))
+    with threadpool_limits(threads):
+        for task in tasks:
+            yield from run_task(task)
 
 
 @contextmanager
@@ -130,7 +117,7 @@ def _worker_main(run_task: RunTask, connection: Connection, threads: int) -> Non
     while True:
         try:
             task = connection.recv()
-            for value in SerialExecutor().run(run_task, [task], threads):
+            for value in _execute_here(run_task, [task], threads):
                 connection.send(("output", value))
             connection.send(("done", None))
         except (EOFError, ConnectionError):
@@ -145,13 +132,11 @@ def _worker_main(run_task: RunTask, connection: Connection, threads: int) -> Non
 
 @contextmanager
 def _thread_variables(threads: int) -> Iterator[None]:
-    before = {name: os.environ.get(name) for name in THREAD_VARIABLES}
+    before = {name: os.environ[name] for name in THREAD_VARIABLES if name in os.environ}
     os.environ.update(dict.fromkeys(THREAD_VARIABLES, str(threads)))
     try:
         yield
     finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
+        for name in THREAD_VARIABLES:
+            del os.environ[name]
+        os.environ.update(before)

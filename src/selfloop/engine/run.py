@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from selfloop.engine.executors import ProcessExecutor, count_cores
+from selfloop.engine.curves import Curves
+from selfloop.engine.executors import count_cores, execute
 from selfloop.engine.tasks import TaskOutput, plan_tasks, run_task_in_worker
 from selfloop.policies.schedule import schedule_metrics
 from selfloop.spec.spec import Spec
@@ -41,13 +42,13 @@ def run_tasks(
         progress(0, total)
     for phase in phases:
         per_chain = phase[0].threads if phase else 1
-        executor = ProcessExecutor(max(1, count_cores() // per_chain) if workers is None else workers)
+        most = max(1, count_cores() // per_chain) if workers is None else workers
         longest_first = sorted(phase, key=lambda task: -task.cost)
-        for output in executor.run(run_task_in_worker, longest_first, per_chain):
+        for output in execute(run_task_in_worker, longest_first, most, per_chain):
             finished += output.generations if phase is chains else 0
             if progress:
                 progress(finished, total)
-            yield output if phase is chains else replace(output, measurements=(), shared=True)  # the chains replay them
+            yield output if phase is chains else replace(output, curves=Curves((), 0), shared=True)  # the chains replay them
 
 
 def iter_measurements(
@@ -67,11 +68,4 @@ def iter_measurements(
     }
     for output in run_tasks(spec, store, workers=workers, threads=threads, progress=progress):
         label = labels[output.policy]
-        values = derived[output.coordinates, label]
-        if output.curves:
-            yield from output.curves.measurements(label, output.coordinates, values)
-        elif output.measurements:
-            yield from output.measurements
-            first = output.measurements[0]
-            for name, numbers in values.items():
-                yield first._replace(metric=name, value=numbers[first.generation - 1], status=None)
+        yield from output.curves.measurements(label, output.coordinates, derived[output.coordinates, label])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from heapq import heapreplace
 from itertools import groupby
@@ -20,7 +21,7 @@ from selfloop.engine.stored import StoredWorld
 from selfloop.protocols import CorpusSource, UsesEncoder
 from selfloop.spec.point import Point
 from selfloop.spec.spec import Spec
-from selfloop.store.calls import Usage
+from selfloop.store.calls import NotStoredError, Usage
 from selfloop.store.store import Store
 from selfloop.types import Coordinates, Measurement
 
@@ -47,8 +48,7 @@ class TaskOutput:
 
     coordinates: Coordinates
     policy: int
-    measurements: tuple[Measurement, ...]
-    curves: Curves | None
+    curves: Curves
     generations: int
     usage: Usage
     shared: bool = False  # from a step that chains share and reuse
@@ -122,34 +122,44 @@ def run_task_in_worker(task: Task) -> Iterator[TaskOutput]:
 
 def run_task(task: Task, store: Store) -> Iterator[TaskOutput]:
     """Outputs of a task: one generation of a chain, or one policy of an ensemble, at a time."""
-    for output in _run_ensemble(task, store) if task.point.runs_as_ensemble else _run_chain(task, store):
-        position, measurements, curves = output
+    ensemble = task.point.runs_as_ensemble
+    for position, curves in _run_ensemble(task, store) if ensemble else _run_chain(task, store):
         usage, store.usage = store.usage, Usage()
-        generations = curves.generations if curves else min(1, task.generations)
-        yield TaskOutput(task.point.coordinates, position, measurements, curves, generations, usage)
+        generations = task.generations if ensemble else min(1, task.generations)
+        yield TaskOutput(task.point.coordinates, position, curves, generations, usage)
 
 
-def chain_world(task: Task, store: Store, *, measures: bool = True) -> StoredWorld:
-    """The stored world of a chain's task."""
+def replay_chain(task: Task) -> StoredWorld:
+    """The world of a chain, with references to all of its generations that are stored. Computes nothing."""
+    world = _chain_world(task, Store(task.store, read_only=True), measures=False)
+    with suppress(NotStoredError):
+        for _ in _generations(task, world):
+            pass
+    return world
+
+
+def _chain_world(task: Task, store: Store, *, measures: bool = True) -> StoredWorld:
     label = task.point.spec.policy_labels()[task.policies[0]]
     return StoredWorld(label, task.point, task.seeds[0], store, task.threads, measures)
 
 
-def run_chain(task: Task, world: StoredWorld) -> Iterator[list[Measurement]]:
-    """Measurements of a chain, one list per generation."""
-    yield from iter_generations(world, task.point.spec.policies[task.policies[0]], task.point.n, task.generations)
+def _generations(task: Task, world: StoredWorld) -> Iterator[list[Measurement]]:
+    return iter_generations(world, task.point.spec.policies[task.policies[0]], task.point.n, task.generations)
 
 
-def _run_chain(task: Task, store: Store) -> Iterator[tuple[int, tuple[Measurement, ...], Curves | None]]:
-    world = chain_world(task, store)
+def _run_chain(task: Task, store: Store) -> Iterator[tuple[int, Curves]]:
+    world = _chain_world(task, store)
     if task.generations == 0:
         world.read_corpus()
-        yield task.policies[0], (), None
-    for measurements in run_chain(task, world):
-        yield task.policies[0], tuple(measurements), None
+        yield task.policies[0], Curves(task.seeds, 0)
+    for measurements in _generations(task, world):
+        curves = Curves(task.seeds, task.generations)
+        for measurement in measurements:
+            curves.add(measurement, 0)
+        yield task.policies[0], curves
 
 
-def _run_ensemble(task: Task, store: Store) -> Iterator[tuple[int, tuple[Measurement, ...], Curves | None]]:
+def _run_ensemble(task: Task, store: Store) -> Iterator[tuple[int, Curves]]:
     point, blocks = task.point, dict[bool, SeedBlock]()
     for position in task.policies:
         draws_rows = point.worlds[position] == "rows"
@@ -161,4 +171,4 @@ def _run_ensemble(task: Task, store: Store) -> Iterator[tuple[int, tuple[Measure
         stored = store.open(store.call(ensemble_curves, block, point.spec.policies[position], task.generations))
         curves = Curves(task.seeds, task.generations)
         curves.merge(Curves.unpack(cast(Params, stored), block.seeds))
-        yield position, (), curves
+        yield position, curves

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, cast
 
@@ -12,14 +11,12 @@ import numpy as np
 from selfloop.columns import Columns, Params, Ragged, count_rows, select_rows
 from selfloop.engine.ensemble import SeedBlock, sample_again
 from selfloop.engine.stored import StoredWorld
-from selfloop.engine.tasks import Task, chain_world, run_chain
+from selfloop.engine.tasks import Task, replay_chain
 from selfloop.protocols import UsesEncoder
 from selfloop.report.text_rows import MAX_TEXT_ROWS
 from selfloop.report.values import Gallery
 from selfloop.spec.point import Point
-from selfloop.store.calls import NotStoredError
 from selfloop.store.identity import ObjectRef
-from selfloop.store.store import Store
 
 MAX_ROWS = 300  # per batch: scatter plots need many, image grids show the first few
 PolicySamples = dict[str, dict[int, Columns]]  # policy -> generation -> rows
@@ -39,11 +36,8 @@ def _read_stored_rows(point: Point, path: Path) -> tuple[Columns, PolicySamples]
     real: Columns = {}
     samples: PolicySamples = {}
     for i, label in enumerate(spec.policy_labels()):
-        task = Task(point, (i,), spec.seeds[:1], spec.generations, path, 1)
-        world = chain_world(task, Store(path, read_only=True), measures=False)
-        with suppress(NotStoredError):
-            for _ in run_chain(task, world):
-                pass
+        world = replay_chain(Task(point, (i,), spec.seeds[:1], spec.generations, path, 1))
+        if world.initial:
             real = real or _read_rows(world, world.initial)
             samples[label] = {t: _read_rows(world, ref, world.inputs.get(t)) for t, ref in world.samples.items() if ref}
     return real, samples
@@ -53,10 +47,8 @@ def _first_rows(rows: Columns, most: int = MAX_ROWS) -> dict[str, Any]:
     return select_rows(rows, np.arange(min(most, count_rows(rows))))
 
 
-def _read_rows(world: StoredWorld, ref: ObjectRef | None, inputs: ObjectRef | None = None) -> Columns:
+def _read_rows(world: StoredWorld, ref: ObjectRef, inputs: ObjectRef | None = None) -> Columns:
     """The first rows of a batch in the source's columns; if they were sampled from prompts, with the column `prompt`."""
-    if ref is None:
-        return {}
     rows, family = world.store.open(ref), world.point.spec.family
     if not isinstance(family, UsesEncoder):
         return _first_rows(rows)

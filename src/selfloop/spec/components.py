@@ -29,17 +29,14 @@ def make_component(kind: str, value: Any, key: str) -> Any:
 
 def make_components(kind: str, values: Any, key: str) -> tuple[Any, ...]:
     """Components of one kind, from one value or many."""
-    if not isinstance(values, str | Mapping | Component | Iterable):
-        allowed = ", ".join(component_names(kind))
-        raise SpecError(f"{key}: got {values!r}; expected a list of names or tables. Allowed: {allowed}.")
-    if isinstance(values, str | Mapping | Component):
+    if isinstance(values, str | Mapping | Component) or not isinstance(values, Iterable):
         return (make_component(kind, values, key),)
     return tuple(make_component(kind, value, f"{key}[{i}]") for i, value in enumerate(values))
 
 
 def make_settings(cls: type[S], table: Mapping[str, Any], key: str) -> S:
     """A dataclass of settings from a table. Raises SpecError for unknown, missing and rejected settings."""
-    values = read_settings(cls, table, key)
+    values = _read_settings(cls, table, key)
     required = [f.name for f in fields(cls) if default_of(f) is MISSING]  # type: ignore[arg-type]  # a dataclass
     for name in required:
         if name not in values:
@@ -48,17 +45,23 @@ def make_settings(cls: type[S], table: Mapping[str, Any], key: str) -> S:
         return cls(**values)
 
 
-def read_settings(cls: type[Any], table: Mapping[str, Any], key: str) -> dict[str, Any]:
-    """The settings in a table, checked; a table inside it changes single settings of the default."""
-    defaults, hints, values = {f.name: default_of(f) for f in fields(cls)}, setting_types(cls), {}
+def change_settings(settings: S, table: Mapping[str, Any], key: str) -> S:
+    """The settings with those in a table changed; a table inside it changes single settings of a settings table."""
+    values = _read_settings(type(settings), table, key, settings)
+    with errors_under(key):
+        return replace(settings, **values)  # type: ignore[type-var]  # a dataclass
+
+
+def _read_settings(cls: type[Any], table: Mapping[str, Any], key: str, base: Any = None) -> dict[str, Any]:
+    """The settings in a table, checked. `base`: an instance whose values replace the defaults of the class."""
+    defaults = {f.name: default_of(f) if base is None else getattr(base, f.name) for f in fields(cls)}
+    hints, values = setting_types(cls), {}
     for name, value in table.items():
         if name not in defaults:
             raise SpecError(unknown_name(f"{key}.{name}", name, defaults, "key"))
         default, hint = defaults[name], hints.get(name, Any)
         if isinstance(value, Mapping) and is_dataclass(default) and not isinstance(default, type):
-            inner = read_settings(type(default), value, f"{key}.{name}")
-            with errors_under(f"{key}.{name}"):
-                values[name] = replace(default, **inner)
+            values[name] = change_settings(default, value, f"{key}.{name}")
         elif isinstance(value, Mapping) and (tables := settings_tables(hint)):
             values[name] = make_settings(tables[0], value, f"{key}.{name}")
         else:

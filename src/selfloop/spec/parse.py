@@ -59,15 +59,20 @@ def spec_from_table(table: Mapping[str, Any]) -> Spec:
     return Spec(**values)
 
 
-def _apply_override(table: dict[str, Any], override: str) -> None:
+def parse_override(override: str) -> tuple[str, Any]:
+    """Key and value of `key=value`, with the value as in TOML; a bare word is text."""
     key, sign, text = override.partition("=")
     if not sign or not key.strip():
         raise SpecError(f"--set {override!r}: expected key=value, such as --set generations=3.")
     try:
-        value = tomllib.loads(f"value = {text}")["value"]
+        return key.strip(), tomllib.loads(f"value = {text}")["value"]
     except (ValueError, RecursionError):
-        value = text  # a bare word is text
-    *parents, last = key.strip().split(".")
+        return key.strip(), text
+
+
+def _apply_override(table: dict[str, Any], override: str) -> None:
+    key, value = parse_override(override)
+    *parents, last = key.split(".")
     for parent in parents:
         inner = table.setdefault(parent, {})
         if isinstance(inner, str):

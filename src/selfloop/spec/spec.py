@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import product
 from pathlib import Path
-from typing import Any, cast
+from typing import Annotated, Any, cast
+
+from annotated_types import Interval
 
 from selfloop.component import Context, Criterion, Curator, Family, Metric, Policy, Sampler, Source
-from selfloop.errors import SettingError, SpecError, unknown_name
+from selfloop.errors import SpecError, unknown_name
 from selfloop.plugins import component_names
 from selfloop.policies.schedule import MAX_BATCH_ROWS
 from selfloop.protocols import SupportsLogProb
 from selfloop.rng import RandomStream
 from selfloop.settings import check_setting, setting_types
 from selfloop.snapshots import Scenario
-from selfloop.spec.components import make_component, make_components, make_settings, policy_label
+from selfloop.spec.components import change_settings, make_component, make_components, make_settings, policy_label
 from selfloop.spec.point import Point, resolve_point
 
 MAX_SEEDS, MAX_GENERATIONS = 1_000_000, 10_000  # larger values are typos that would only fill the memory
@@ -30,9 +32,11 @@ class Spec:
     source: Source
     family: Family
     sampler: Sampler = None  # type: ignore[assignment]  # None: the family's default
-    n: int | None = None  # rows of real(1); None = all rows left after the holdout
-    holdout: int | None = None  # held-out real rows; None = 30 % of a finite source, 500 rows otherwise
-    generations: int = 10
+    n: Annotated[int, Interval(ge=1, le=MAX_BATCH_ROWS)] | None = (
+        None  # rows of real(1); None = all rows left after the holdout
+    )
+    holdout: Annotated[int, Interval(ge=0, le=MAX_BATCH_ROWS)] | None = None  # None = 30 % of a finite source, else 500 rows
+    generations: Annotated[int, Interval(ge=1, le=MAX_GENERATIONS)] = 10
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
     policies: tuple[Policy, ...] = ("replace", "accumulate")  # type: ignore[assignment]  # names become components
     metrics: tuple[Metric, ...] = ()  # empty: the family's own
@@ -63,27 +67,17 @@ class Spec:
     def _chosen_metrics(self) -> tuple[Metric, ...]:
         """The metrics of the spec; without any, those of the family that this source supports."""
         if self.metrics:
-            return cast(tuple[Metric, ...], make_components("metric", self.metrics, "metrics"))
+            return make_components("metric", self.metrics, "metrics")
         truth = set(self.source.truth(Context(RandomStream(("probe",)))))
-        usual = cast(tuple[Metric, ...], make_components("metric", self.family.default_metrics, "metrics"))
+        usual = make_components("metric", self.family.default_metrics, "metrics")
         supported = tuple(metric for metric in usual if set(metric.true_params) <= truth)
         if not supported and isinstance(self.family, SupportsLogProb):
-            return cast(
-                tuple[Metric, ...], make_components("metric", ["nll"], "metrics")
-            )  # the truth is unknown: held-out rows
+            return make_components("metric", ["nll"], "metrics")  # the truth is unknown: held-out rows
         return supported or usual
 
     def _check(self) -> None:
-        for name, least, most in (
-            ("n", 1, MAX_BATCH_ROWS),
-            ("holdout", 0, MAX_BATCH_ROWS),
-            ("generations", 1, MAX_GENERATIONS),
-        ):
-            value = getattr(self, name)
-            if value is None and name != "generations":
-                continue
-            if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
-                raise SpecError(f"{name}: got {value!r}; expected a whole number from {least} to {most}.")
+        for name in ("n", "holdout", "generations"):
+            object.__setattr__(self, name, check_setting(setting_types(Spec)[name], getattr(self, name), name))
         if not self.policies:
             raise SpecError(f"policies: got none; expected at least one of {', '.join(component_names('policy'))}.")
         for key, names in (
@@ -101,10 +95,12 @@ class Spec:
 
     @cached_property
     def _points(self) -> tuple[Point, ...]:
-        plain, points = replace(self, sweep={}), []
+        points = []
         for values in product(*self.sweep.values()):
-            coordinates = tuple(zip(self.sweep, values, strict=True))
-            points.append(resolve_point(with_values(plain, dict(coordinates)), coordinates))
+            coordinates, spec = tuple(zip(self.sweep, values, strict=True)), replace(self, sweep={})
+            for key, value in coordinates:
+                spec = with_value(spec, key, value)
+            points.append(resolve_point(spec, coordinates))
         return tuple(points)
 
     def policy_labels(self) -> tuple[str, ...]:
@@ -169,38 +165,17 @@ def _parse_sweep_values(key: str, values: Any) -> tuple[Any, ...]:
     return parsed
 
 
-def with_values(spec: Spec, values: Mapping[str, Any]) -> Spec:
-    """The spec with dotted keys set: "n", "family.latent", "family.sampler.temperature", "source.noise"."""
-    for key, value in values.items():
-        spec = _with_value(spec, key, value)
-    return spec
-
-
-def _with_value(spec: Spec, key: str, value: Any) -> Spec:
+def with_value(spec: Spec, key: str, value: Any) -> Spec:
+    """The spec with a dotted key set: "n", "family.latent", "family.sampler.temperature", "source.noise"."""
     head, _, rest = key.partition(".")
     if head == "family" and rest.startswith("sampler."):
         head, rest = "sampler", rest.removeprefix("sampler.")
     if head in ("source", "family", "sampler") and rest:
-        try:
-            return replace(spec, **{head: _with_setting(getattr(spec, head), rest, value)})
-        except SettingError as problem:
-            parent = "family.sampler" if head == "sampler" else head
-            raise problem.under(f"sweep.{parent}") from None
+        for name in reversed(rest.split(".")):
+            value = {name: value}
+        parent = "family.sampler" if head == "sampler" else head
+        return replace(spec, **{head: change_settings(getattr(spec, head), value, f"sweep.{parent}")})
     if rest or head not in ("n", "holdout", "generations", "init_from"):
         allowed = ["n", "holdout", "generations", "init_from", "source.*", "family.*", "family.sampler.*"]
         raise SpecError(unknown_name(f"sweep.{key}", key, allowed, "key"))
     return replace(spec, **{head: value})
-
-
-def _with_setting(settings: Any, key: str, value: Any) -> Any:
-    name, _, rest = key.partition(".")
-    allowed = [f.name for f in fields(settings)]
-    if name not in allowed:
-        problem = unknown_name("", name, allowed).removeprefix(": ")
-        raise SettingError(name, problem)
-    if not rest:
-        return replace(settings, **{name: check_setting(setting_types(type(settings)).get(name, Any), value, name)})
-    try:
-        return replace(settings, **{name: _with_setting(getattr(settings, name), rest, value)})
-    except SettingError as inner:
-        raise inner if inner.setting == name else inner.under(name) from None

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from selfloop.component import Component
-from selfloop.settings import default_of
+from selfloop.settings import describe_fields
 from selfloop.spec.spec import Spec
 
 
@@ -21,14 +21,8 @@ def spec_text(spec: Spec) -> str:
     for key in ("policies", "metrics", "criteria", "curators"):
         if components := getattr(spec, key):
             lines += [f"{key} = [", *(f"    {_inline_component(component)}," for component in components), "]"]
-    lines += [
-        "",
-        "[source]",
-        *_component_lines(spec.source, "source"),
-        "",
-        "[family]",
-        *_component_lines(spec.family, "family"),
-    ]
+    for key in ("source", "family"):
+        lines += ["", f"[{key}]", *_component_lines(getattr(spec, key), key)]
     if fields(spec.sampler):
         lines += ["", "[family.sampler]", *_component_lines(spec.sampler, "family.sampler")[1:]]
     if spec.sweep:
@@ -52,18 +46,17 @@ def is_settings_table(value: Any) -> bool:
     return is_dataclass(value) and not isinstance(value, type)
 
 
-def changed_settings(settings: Any, prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
-    """(Name, value, default) of every setting that differs from its default, including settings in nested tables."""
-    for f in fields(settings):
-        yield from _changes(f"{prefix}{f.name}", getattr(settings, f.name), default_of(f))
+def changed_settings(settings: Any, prefix: str = "", defaults: Any = None) -> Iterator[tuple[str, Any, Any]]:
+    """(Name, value, default) of every setting that differs from its default, including settings in nested tables.
 
-
-def _changes(name: str, value: Any, default: Any) -> Iterator[tuple[str, Any, Any]]:
-    if is_settings_table(default) and type(value) is type(default):
-        for f in fields(value):
-            yield from _changes(f"{name}.{f.name}", getattr(value, f.name), getattr(default, f.name))
-    elif value != default:
-        yield name, value, default
+    `defaults`: an instance whose values replace the defaults of the class.
+    """
+    for setting in describe_fields(type(settings), defaults):
+        name, value = f"{prefix}{setting.name}", getattr(settings, setting.name)
+        if is_settings_table(setting.default) and type(value) is type(setting.default):
+            yield from changed_settings(value, f"{name}.", setting.default)
+        elif value != setting.default:
+            yield name, value, setting.default
 
 
 def _set_values(table: Any) -> dict[str, Any]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -31,7 +32,7 @@ class Usage:
     bytes: int = 0  # of arrays written
     by_step: dict[str, tuple[int, float]] = field(default_factory=dict)  # name -> (computed, seconds)
     warnings: dict[str, None] = field(default_factory=dict)  # of computed and reused steps, each once
-    backends: dict[tuple[str, str], int] = field(default_factory=dict)  # (purpose, backend) -> records
+    backends: Counter[tuple[str, str]] = field(default_factory=Counter)  # (purpose, backend) -> records
 
     def add(self, other: Usage) -> None:
         """Add the usage of another run."""
@@ -40,15 +41,9 @@ class Usage:
         for step, (count, seconds) in other.by_step.items():
             self.count_step(step, count, seconds)
         self.warnings |= other.warnings
-        for backend, count in other.backends.items():
-            self.backends[backend] = self.backends.get(backend, 0) + count
+        self.backends.update(other.backends)
 
     def count_step(self, step: str, count: int, seconds: float) -> None:
         """Add computed calls of one step."""
         before = self.by_step.get(step, (0, 0.0))
         self.by_step[step] = (before[0] + count, before[1] + seconds)
-
-    def count_backends(self, backends: Mapping[str, str]) -> None:
-        """Add the backends of one record."""
-        for backend in backends.items():
-            self.backends[backend] = self.backends.get(backend, 0) + 1

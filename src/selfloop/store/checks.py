@@ -6,7 +6,7 @@ import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 from selfloop.errors import ChainEndedError
 from selfloop.formats.safetensors import is_columns, to_safetensors
@@ -16,16 +16,11 @@ from selfloop.store.identity import digest
 from selfloop.store.store import Store
 
 
-class Recomputed(NamedTuple):
-    """A call computed again: its result as a record holds it, its value (None if the chain ended), and its backends."""
+def recompute(store: Store, call: StepCall, threads: int) -> tuple[Mapping[str, Any], Any, Mapping[str, str]]:
+    """Compute a call again without recording it.
 
-    result: Mapping[str, Any]
-    value: Any
-    backends: Mapping[str, str]
-
-
-def recompute(store: Store, call: StepCall, threads: int) -> Recomputed:
-    """Compute a call again without recording it."""
+    Returns its result as a record holds it, its value (None if the chain ended), and its backends.
+    """
     from threadpoolctl import threadpool_limits
 
     scratch = store.path / "scratch" / f"verify-{call.key}"
@@ -34,12 +29,12 @@ def recompute(store: Store, call: StepCall, threads: int) -> Recomputed:
         with threadpool_limits(threads):
             value = call.step(*(store.open_argument(a, scratch, backends, threads) for a in call.arguments))
     except ChainEndedError as end:
-        return Recomputed({"ended": end.status}, None, backends)
+        return {"ended": end.status}, None, backends
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     if is_columns(value):
-        return Recomputed({"object": digest(*to_safetensors(value))}, value, backends)
-    return Recomputed({"value": json.loads(json.dumps(value, allow_nan=False))}, value, backends)
+        return {"object": digest(*to_safetensors(value))}, value, backends
+    return {"value": json.loads(json.dumps(value, allow_nan=False))}, value, backends
 
 
 def provenance_of(store: Store, call: StepCall) -> Mapping[str, Any]:

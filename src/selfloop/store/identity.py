@@ -7,6 +7,7 @@ therefore keeps every key; renaming a component or raising its version changes t
 
 from __future__ import annotations
 
+import hashlib
 import json
 import sys
 from collections.abc import Callable, Mapping
@@ -14,7 +15,7 @@ from dataclasses import dataclass, fields, is_dataclass
 from functools import cache
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -32,18 +33,11 @@ class ObjectRef:
     digest: str
 
 
-class StepIdentity(NamedTuple):
-    """Declared name and version of a stored step."""
-
-    name: str
-    version: int
-
-
 def stored_step(name: str, version: int) -> Callable[[F], F]:
     """Declare a function of a module as a stored step. Raise the version if equal arguments start to give other results."""
 
     def declare(function: F) -> F:
-        function.__dict__["stored_step"] = StepIdentity(name, version)
+        function.__dict__["stored_step"] = (name, version)
         return function
 
     return declare
@@ -51,17 +45,17 @@ def stored_step(name: str, version: int) -> Callable[[F], F]:
 
 def step_name(function: Callable[..., Any]) -> str:
     """Declared name of a stored step; SelfloopError if the function is not one."""
-    declared: StepIdentity | None = function.__dict__.get("stored_step")
+    declared: tuple[str, int] | None = function.__dict__.get("stored_step")
     if declared is None:
         raise SelfloopError(
             f"store: {function.__qualname__} is not a stored step. Declare it with @stored_step(name, version)."
         )
-    return declared.name
+    return declared[0]
 
 
 def step_identity(function: Callable[..., Any]) -> str:
     """Identity of a stored step: `selfloop.fit@1`."""
-    return f"{package_of(function)}.{step_name(function)}@{function.__dict__['stored_step'].version}"
+    return f"{package_of(function)}.{step_name(function)}@{function.__dict__['stored_step'][1]}"
 
 
 def component_identity(cls: type[Component]) -> str:
@@ -123,11 +117,8 @@ def file_digest(path: Path) -> str:
 
 @cache
 def _file_digest(path: Path, inode: int, size: int, time_ns: int) -> str:
-    result = blake2b(digest_size=20)
     with path.open("rb") as file:
-        while chunk := file.read(1 << 22):
-            result.update(chunk)
-    return result.hexdigest()
+        return hashlib.file_digest(file, lambda: blake2b(digest_size=20)).hexdigest()
 
 
 def digest(*chunks: bytes | memoryview) -> str:

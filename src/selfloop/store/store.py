@@ -107,7 +107,7 @@ class Store:
                 self._checked.add(result["object"])
         self.usage.seconds_saved += body["provenance"]["seconds"]
         self.usage.warnings |= dict.fromkeys(body["warnings"])
-        self.usage.count_backends(body["provenance"]["backend"])
+        self.usage.backends.update(body["provenance"]["backend"].items())
         return result
 
     def read_record(self, path: str, key: str) -> dict[str, Any] | None:
@@ -144,7 +144,7 @@ class Store:
         self.usage.computed += 1
         self.usage.seconds += seconds
         self.usage.count_step(name, 1, seconds)
-        self.usage.count_backends(backends)
+        self.usage.backends.update(backends.items())
         messages = [str(w.message) for w in caught if is_selfloop_warning(w.category, w.filename)]
         self.usage.warnings |= dict.fromkeys(messages)
         for w in caught:

@@ -18,6 +18,7 @@ from selfloop.errors import DataError, SettingError, SpecError, missing_extra, r
 from selfloop.families.finetune.lora import Lora, adapter_arrays
 from selfloop.families.nn.settings import Count, NetworkFamily, TrainingSettings
 from selfloop.families.transformer.family import Transformer
+from selfloop.families.transformer.packing import row_lengths
 from selfloop.families.transformer.text_sampler import TextSampler, read_prompts
 from selfloop.families.transformer.tokenizer import BytePair
 from selfloop.types import TrainingRows
@@ -134,13 +135,7 @@ class Finetune(NetworkFamily):
 
     def _select_documents(self, rows: TrainingRows) -> tuple[Ints, int]:
         """Indices of the documents to train on, and the number of documents that are longer than the context."""
-        lengths = []
-        for take in rows.takes:
-            tokens = take.rows["tokens"]
-            assert isinstance(tokens, Ragged)
-            batch_lengths = np.diff(tokens.offsets)
-            lengths.append(batch_lengths if take.indices is None else batch_lengths[take.indices])
-        is_long = np.concatenate(lengths) > self.context
+        is_long = row_lengths(rows) > self.context
         if self.long_documents == "drop" and is_long.all():
             raise DataError(
                 f"family.context: got {self.context}; all {len(is_long)} documents are longer. Raise it, or set "

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from selfloop.columns import Array, Ints, Params, Ragged
+from selfloop.columns import Array, Ints, Params, Ragged, take_spans
 from selfloop.errors import ChainEndedError, SpecError, first_line
 from selfloop.families.finetune.lora import Lora, add_adapters
 from selfloop.families.nn import trainer
@@ -135,11 +135,8 @@ def pad(rows: Ragged, start: int | Ints) -> tuple[Ints, Ints]:
 
 def cut(rows: Ragged, length: int | Ints) -> Ragged:
     """The first `length` tokens of each row."""
-    lengths = np.diff(rows.offsets)
-    within = np.arange(rows.offsets[0], rows.offsets[-1]) - np.repeat(rows.offsets[:-1], lengths)
-    values = rows.values[rows.offsets[0] : rows.offsets[-1]]
-    cut_lengths = np.minimum(lengths, length)
-    return Ragged(values[within < np.repeat(cut_lengths, lengths)], np.concatenate([[0], np.cumsum(cut_lengths)]))
+    starts, ends = rows.offsets[:-1], rows.offsets[1:]
+    return take_spans(rows.values, starts, np.minimum(starts + length, ends))
 
 
 def max_tokens(config: Any, n_bytes: int, training: bool = True) -> int:
@@ -190,8 +187,7 @@ def token_log_prob(model: Any, rows: Ragged, start: int, window: int) -> Ragged:
     values, n_tokens = np.empty(len(rows.values), np.float32), max_tokens(model.config, SCORING_BYTES, training=False)
     model.to(trainer.device())
     for group in group_by_length(np.array([end - first for first, end, _ in spans]), n_tokens):
-        offsets = np.cumsum([0, *(spans[i][1] - spans[i][0] for i in group)])
-        windows = Ragged(np.concatenate([rows.values[spans[i][0] : spans[i][1]] for i in group]), offsets)
+        windows = take_spans(rows.values, *np.array([spans[i][:2] for i in group]).T)
         with torch.inference_mode():
             losses = token_losses(model, *pad(windows, np.array(firsts)[group])).cpu().numpy()
         for i, row_losses in zip(group, losses, strict=True):

@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     import torch
 
     from selfloop.families.image_diffusion.network import Denoiser
-    from selfloop.families.image_diffusion.noise import NoiseProcess
 
 # Rows per pass through the network: more leave a CPU's cache. A block of samples is always computed whole.
 ROWS_PER_BLOCK = 64
@@ -98,7 +97,6 @@ class ImageDiffusion(NetworkFamily):
     def fit(self, rows: TrainingRows, ctx: Context, init: Params | None) -> Params:
         import torch
 
-        from selfloop.families.image_diffusion.network import squared_errors
         from selfloop.families.nn import image_tensors, trainer
 
         first, weights = rows.gather(np.zeros(1, np.int64)), rows.weights()
@@ -106,17 +104,16 @@ class ImageDiffusion(NetworkFamily):
         labels = self._labels(rows.select_columns("label").all() if "label" in first else first) if self.n_classes else None
         with trainer.seed_torch(ctx.stream.child("init")):
             network = self._network(shape)
-        images_at, process = image_tensors.image_loader(rows, trainer.device()), self._process()
-        all_classes = _as_classes(labels, trainer.device())
+        images_at, all_classes = image_tensors.image_loader(rows, trainer.device()), _as_classes(labels, trainer.device())
 
         def loss(indices: torch.Tensor) -> torch.Tensor:
             images = 2 * images_at(indices) - 1
-            times, noise = process.draw_times(len(images), images.device), torch.randn_like(images)
+            times, noise = network.process.draw_times(len(images), images.device), torch.randn_like(images)
             classes = None
             if all_classes is not None:
                 dropped = torch.rand(len(images), device=images.device) < self.label_dropout
                 classes = all_classes[indices].masked_fill(dropped, self.n_classes)
-            return squared_errors(network, process, images, noise, times, classes)
+            return network.squared_errors(images, noise, times, classes)
 
         problem = trainer.TrainingProblem(network, loss, weights, micro_batch=ROWS_PER_BLOCK)
         arrays = trainer.fit(problem, self.training, ctx, init) | {SHAPE: np.array(shape)}
@@ -130,13 +127,12 @@ class ImageDiffusion(NetworkFamily):
         assert isinstance(sampler, DiffusionSampler)
         import torch
 
-        from selfloop.families.image_diffusion.network import predict_guided
         from selfloop.families.image_diffusion.sampling import sample_images, sampling_times
         from selfloop.families.nn import image_tensors, trainer
 
-        network, process = self._load(params, ctx, "sampling"), self._process()
+        network = self._load(params, ctx, "sampling")
         device, shape = trainer.device(), params[SHAPE].tolist()
-        times = sampling_times(process, sampler.steps, sampler.time_power).to(device)
+        times = sampling_times(network.process, sampler.steps, sampler.time_power).to(device)
         rows = {"image": np.empty((n, *shape), np.uint8)}
         if self.n_classes:
             rows["label"] = np.empty(n, params[CLASSES].dtype)
@@ -149,9 +145,9 @@ class ImageDiffusion(NetworkFamily):
                 noise = image_tensors.to_tensor(rng.standard_normal((ROWS_PER_BLOCK, *shape), np.float32))
                 return sampler.temperature * noise.to(device)
 
-            predict = partial(predict_guided, network, process, _as_classes(labels, device), sampler.guidance)
+            predict = partial(network.predict_guided, _as_classes(labels, device), sampler.guidance)
             with torch.inference_mode():
-                images = sample_images(predict, process, times, draw_noise, sampler.method)
+                images = sample_images(predict, network.process, times, draw_noise, sampler.method)
             rows["image"][first : first + ROWS_PER_BLOCK] = _to_bytes(images).reshape(ROWS_PER_BLOCK, *shape)[: n - first]
             if labels is not None:
                 rows["label"][first : first + ROWS_PER_BLOCK] = labels[: n - first]
@@ -165,10 +161,9 @@ class ImageDiffusion(NetworkFamily):
         """
         import torch
 
-        from selfloop.families.image_diffusion.network import squared_errors
         from selfloop.families.nn import image_tensors, trainer
 
-        network, process, device = self._load(params, ctx, "measuring"), self._process(), trainer.device()
+        network, device = self._load(params, ctx, "measuring"), trainer.device()
         labels = self._labels(rows) if self.n_classes else None
         losses = np.empty((len(rows["image"]), parts))
         for in_block, pixels, rng in image_tensors.image_blocks(self.name, rows, ROWS_PER_BLOCK, ctx):
@@ -177,19 +172,15 @@ class ImageDiffusion(NetworkFamily):
             for part in range(parts):
                 shares = (part + 1 - rng.random(ROWS_PER_BLOCK)) / parts  # above 0: at time 0 of diffusion there is no noise
                 noise = torch.from_numpy(rng.standard_normal((ROWS_PER_BLOCK, *images.shape[1:]), np.float32)).to(device)
-                times = process.times_at(torch.from_numpy(shares)).float().to(device)
+                times = network.process.times_at(torch.from_numpy(shares)).float().to(device)
                 with torch.inference_mode():
-                    errors = squared_errors(network, process, images, noise[: len(images)], times[: len(images)], classes)
+                    errors = network.squared_errors(images, noise[: len(images)], times[: len(images)], classes)
                 losses[in_block, part] = errors.double().cpu().numpy()
         return losses
 
-    def _process(self) -> NoiseProcess:
-        from selfloop.families.image_diffusion.noise import NoiseProcess
-
-        return NoiseProcess(self.noise_schedule if self.objective == "ddpm" else None)
-
     def _network(self, shape: Sequence[int]) -> Denoiser:
         from selfloop.families.image_diffusion.network import Denoiser
+        from selfloop.families.image_diffusion.noise import NoiseProcess
         from selfloop.families.nn.image_tensors import height_width_depth
 
         height, width, depth = height_width_depth(shape)
@@ -208,7 +199,8 @@ class ImageDiffusion(NetworkFamily):
                 f"image_diffusion: got images of {height} x {width}; expected multiples of {multiple}, for patches of "
                 f"{patch_size} and {len(channels) - 1} halvings. Change family.patch_size, family.channels or the images' size."
             )
-        return Denoiser(depth, patch_size, channels, self.blocks_per_level, self.attention, self.n_classes)
+        process = NoiseProcess(self.noise_schedule if self.objective == "ddpm" else None)
+        return Denoiser(depth, patch_size, channels, self.blocks_per_level, self.attention, self.n_classes, process)
 
     def _load(self, params: Params, ctx: Context, purpose: Literal["sampling", "measuring"]) -> Denoiser:
         from selfloop.families.nn import trainer

@@ -19,11 +19,18 @@ class Denoiser(nn.Module):
     size of 2 an image costs about a quarter.
     """
 
-    def __init__(
-        self, depth: int, patch_size: int, channels: tuple[int, ...], blocks_per_level: int, attention: bool, n_classes: int
+    def __init__(  # noqa: PLR0913  # sizes of a UNet and how its images are noised
+        self,
+        depth: int,
+        patch_size: int,
+        channels: tuple[int, ...],
+        blocks_per_level: int,
+        attention: bool,
+        n_classes: int,
+        process: NoiseProcess,
     ) -> None:
         super().__init__()
-        self.patch_size, self.n_classes = patch_size, n_classes
+        self.patch_size, self.n_classes, self.process = patch_size, n_classes, process
         kinds = [""] * (len(channels) - 1) + ["Attn" if attention else ""]  # at the smallest size
         self.unet = UNet2DModel(
             in_channels=depth * patch_size**2,
@@ -45,29 +52,22 @@ class Denoiser(nn.Module):
         output = self.unet(patches, times, classes, return_dict=False)[0]
         return functional.pixel_shuffle(output, self.patch_size)
 
+    def predict(self, x: Tensor, times: Tensor, classes: Tensor | None) -> Tensor:
+        """The predicted noise (DDPM) or velocity (flow matching) of noisy images at their times."""
+        signal, noise = (level.view(-1, 1, 1, 1) for level in self.process.signal_and_noise(times))
+        return self.process.prediction(x, self(x, self.process.network_times(times), classes).float(), signal, noise)
 
-def predict_noise(network: Denoiser, process: NoiseProcess, x: Tensor, times: Tensor, classes: Tensor | None) -> Tensor:
-    """The predicted noise (DDPM) or velocity (flow matching) of noisy images at their times."""
-    signal, noise = (level.view(-1, 1, 1, 1) for level in process.signal_and_noise(times))
-    return process.prediction(x, network(x, process.network_times(times), classes).float(), signal, noise)
+    def squared_errors(self, images: Tensor, noise: Tensor, times: Tensor, classes: Tensor | None) -> Tensor:
+        """Squared error of the prediction for each image, mean over pixels (Ho et al. 2020, eq. 14)."""
+        signal, noise_level = (level.view(-1, 1, 1, 1) for level in self.process.signal_and_noise(times))
+        predicted = self.predict(signal * images + noise_level * noise, times, classes)
+        return (predicted - self.process.target(images, noise)).square().flatten(1).mean(1)
 
-
-def squared_errors(
-    network: Denoiser, process: NoiseProcess, images: Tensor, noise: Tensor, times: Tensor, classes: Tensor | None
-) -> Tensor:
-    """Squared error of the prediction for each image, mean over pixels (Ho et al. 2020, eq. 14)."""
-    signal, noise_level = (level.view(-1, 1, 1, 1) for level in process.signal_and_noise(times))
-    predicted = predict_noise(network, process, signal * images + noise_level * noise, times, classes)
-    return (predicted - process.target(images, noise)).square().flatten(1).mean(1)
-
-
-def predict_guided(
-    network: Denoiser, process: NoiseProcess, classes: Tensor | None, guidance: float, x: Tensor, time: Tensor
-) -> Tensor:
-    """(1 + guidance) x prediction with classes - guidance x prediction without (Ho and Salimans 2022, eq. 6)."""
-    times = time.expand(len(x))
-    predicted = predict_noise(network, process, x, times, classes)
-    if not guidance or classes is None:
-        return predicted
-    no_class = torch.full_like(classes, network.n_classes)
-    return predicted + guidance * (predicted - predict_noise(network, process, x, times, no_class))
+    def predict_guided(self, classes: Tensor | None, guidance: float, x: Tensor, time: Tensor) -> Tensor:
+        """(1 + guidance) x prediction with classes - guidance x prediction without (Ho and Salimans 2022, eq. 6)."""
+        times = time.expand(len(x))
+        predicted = self.predict(x, times, classes)
+        if not guidance or classes is None:
+            return predicted
+        no_class = torch.full_like(classes, self.n_classes)
+        return predicted + guidance * (predicted - self.predict(x, times, no_class))

@@ -27,7 +27,7 @@ enum { GUARD_FLOATS = 0 };
 #endif
 
 enum { SUM_BLOCK = 64 }; /* tokens whose probabilities are summed before they are searched */
-enum { SELFLOOP_OK, SELFLOOP_NOT_FINITE, SELFLOOP_NO_MEMORY, SELFLOOP_BAD_REQUEST };
+enum { SELFLOOP_OK, SELFLOOP_NOT_FINITE, SELFLOOP_NO_MEMORY };
 
 typedef struct {
     const float *embedding; /* [VOCAB][HIDDEN_DIM] */
@@ -282,35 +282,8 @@ static float *alloc_workspace(int64_t n_slots, Workspace *w, size_t *n_bytes) {
     return memory;
 }
 
-static void free_workspace(float *memory, size_t n_bytes) {
-    if (memory) {
-        ASAN_UNPOISON_MEMORY_REGION(memory, n_bytes);
-        munmap(memory, n_bytes);
-    }
-}
-
-/* 1 if all tokens[n] are in the vocabulary */
-static int are_tokens(const uint32_t *tokens, int64_t n) {
-    for (int64_t i = 0; i < n; i++) {
-        if (tokens[i] >= VOCAB) { return 0; }
-    }
-    return 1;
-}
-
-/* sizes[2] = bytes of DecoderWeights and of DecodeRequest, compared with Python's when the library is loaded */
-void selfloop_struct_sizes(int64_t *sizes) {
-    sizes[0] = sizeof(DecoderWeights);
-    sizes[1] = sizeof(DecodeRequest);
-}
-
 /* tokens and lengths of the request's rows, decoded together by all threads that call this; returns a status code */
 int selfloop_decode(const DecoderWeights *net, const DecodeRequest *request) {
-    int is_valid = request->start < VOCAB && are_tokens(request->prompts, request->offsets[request->n_rows]);
-    for (int64_t i = 0; i < request->n_rows; i++) {
-        int64_t length = request->offsets[i + 1] - request->offsets[i];
-        is_valid &= length >= 0 && length < request->max_tokens;
-    }
-    if (!is_valid || request->max_tokens > CONTEXT || request->n_slots < 1) { return SELFLOOP_BAD_REQUEST; }
     Workspace w;
     size_t n_bytes;
     float *memory = alloc_workspace(request->n_slots, &w, &n_bytes);
@@ -321,28 +294,9 @@ int selfloop_decode(const DecoderWeights *net, const DecodeRequest *request) {
         status = decode_rows(net, request, &w, lists, inputs, (int32_t *)(inputs + request->n_slots));
     }
     free(lists);
-    free_workspace(memory, n_bytes);
-    return status;
-}
-
-/* logits[n][PAD(VOCAB)] after each of the n tokens of one sequence; returns a status code */
-int selfloop_logits(const DecoderWeights *net, int n, const uint32_t *tokens, float *logits) {
-    if (n < 1 || n > CONTEXT || !are_tokens(tokens, n)) { return SELFLOOP_BAD_REQUEST; }
-    Workspace w;
-    size_t n_bytes;
-    float *memory = alloc_workspace(n, &w, &n_bytes);
-    TokenInput *inputs = malloc(n * (sizeof(TokenInput) + sizeof(int32_t)));
-    if (memory && inputs) {
-        int32_t *logit_rows = (int32_t *)(inputs + n);
-        for (int i = 0; i < n; i++) {
-            inputs[i] = (TokenInput){tokens[i], 0, i};
-            logit_rows[i] = i;
-        }
-        forward(net, n, inputs, n, logit_rows, &w);
-        memcpy(logits, w.logits, sizeof(float) * n * PAD(VOCAB));
+    if (memory) {
+        ASAN_UNPOISON_MEMORY_REGION(memory, n_bytes);
+        munmap(memory, n_bytes);
     }
-    int status = memory && inputs ? SELFLOOP_OK : SELFLOOP_NO_MEMORY;
-    free(inputs);
-    free_workspace(memory, n_bytes);
     return status;
 }

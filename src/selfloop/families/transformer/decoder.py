@@ -10,13 +10,22 @@ import numpy as np
 import numpy.typing as npt
 
 from selfloop.columns import Floats, Ints, Params, Ragged
-from selfloop.families.transformer.config import TransformerConfig
+from selfloop.families.transformer.config import Arch, TransformerConfig
 from selfloop.families.transformer.text_sampler import TextSampler
 from selfloop.rng import SPLITMIX_STEP, splitmix64
 
 Float32s = npt.NDArray[np.float32]
 Tokens = npt.NDArray[np.uint32]
 DenseLayer = tuple[Float32s, Float32s]  # weight (inputs, outputs) and bias
+MAPS: dict[Arch, list[tuple[list[str], str | None]]] = {  # of a layer: names of the maps, and of the norm before them
+    "gpt2": [(["attn.c_attn"], "ln_1"), (["attn.c_proj"], None), (["mlp.c_fc"], "ln_2"), (["mlp.c_proj"], None)],
+    "llama": [
+        (["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"], "input_layernorm"),
+        (["self_attn.o_proj"], None),
+        (["mlp.gate_proj", "mlp.up_proj"], "post_attention_layernorm"),
+        (["mlp.down_proj"], None),
+    ],
+}
 
 
 @dataclass(frozen=True)
@@ -28,7 +37,7 @@ class DecoderWeights:
 
     embedding: Float32s  # (vocab, hidden)
     positions: Float32s  # (context, hidden) learned, or (context, 2, head size / 2) cosines and sines
-    layers: tuple[tuple[DenseLayer, DenseLayer, DenseLayer, DenseLayer], ...]  # queries+keys+values, out, (gate+)up, down
+    layers: list[list[DenseLayer]]  # of each layer: queries+keys+values, out, (gate+)up, down
     head: DenseLayer
 
 
@@ -50,63 +59,42 @@ class DecodeRequest:
 
 def build_decoder_weights(config: TransformerConfig, params: Params) -> DecoderWeights:
     """The weights of a model with Hugging Face's names."""
-    arrays = {name: np.asarray(array, np.float32) for name, array in params.items() if not name.startswith("tokenizer/")}
-    return _gpt2(config, arrays) if config.arch == "gpt2" else _llama(config, arrays)
+    body = {
+        name.removeprefix("transformer.").removeprefix("model."): np.asarray(array, np.float32)
+        for name, array in params.items()
+        if not name.startswith("tokenizer/")
+    }
 
+    def dense(names: Sequence[str], norm: str | None, are_transposed: bool) -> DenseLayer:
+        """The maps of these names side by side, as one map of the input of the norm before them."""
+        weight = np.concatenate([body[f"{name}.weight"] for name in names])
+        weight = weight.T if are_transposed else weight
+        bias = body.get(f"{names[0]}.bias", np.zeros(weight.shape[1], np.float32))
+        if norm is None:
+            return weight, bias
+        gain = body[f"{norm}.weight"]
+        offset = body.get(f"{norm}.bias", np.zeros_like(gain))
+        return gain[:, None] * weight, bias + (weight * offset[:, None]).sum(0)  # (x gain + offset) weight + bias
 
-def _gpt2(config: TransformerConfig, arrays: dict[str, Float32s]) -> DecoderWeights:
-    body = {name.removeprefix("transformer."): array for name, array in arrays.items()}
-
-    def dense(name: str, norm: str | None = None) -> DenseLayer:
-        weight, bias = body[f"{name}.weight"], body[f"{name}.bias"]
-        return (weight, bias) if norm is None else _after_norm(weight, bias, body[f"{norm}.weight"], body[f"{norm}.bias"])
-
-    layers = tuple(
-        (
-            _scale_queries(config, dense(f"h.{i}.attn.c_attn", f"h.{i}.ln_1")),
-            dense(f"h.{i}.attn.c_proj"),
-            dense(f"h.{i}.mlp.c_fc", f"h.{i}.ln_2"),
-            dense(f"h.{i}.mlp.c_proj"),
+    is_llama = config.arch == "llama"
+    layers = []
+    for layer in (f"layers.{i}." if is_llama else f"h.{i}." for i in range(config.layers)):
+        (weight, bias), *others = (
+            dense([layer + name for name in names], norm and layer + norm, is_llama) for names, norm in MAPS[config.arch]
         )
-        for i in range(config.layers)
-    )
-    head = body["wte.weight" if config.tie_embeddings else "lm_head.weight"].T
-    final = _after_norm(head, np.zeros(config.vocab, np.float32), body["ln_f.weight"], body["ln_f.bias"])
-    return DecoderWeights(body["wte.weight"], body["wpe.weight"], layers, final)
+        scale = np.ones(len(bias), np.float32)
+        scale[: config.hidden] = config.head_size**-0.5
+        layers.append([(weight * scale, bias * scale), *others])
+    embedding = "embed_tokens" if is_llama else "wte"
+    head = dense([embedding if config.tie_embeddings else "lm_head"], "norm" if is_llama else "ln_f", True)
+    positions = _rotary_table(config) if is_llama else body["wpe.weight"]
+    return DecoderWeights(body[f"{embedding}.weight"], positions, layers, head)
 
 
-def _llama(config: TransformerConfig, arrays: dict[str, Float32s]) -> DecoderWeights:
-    body = {name.removeprefix("model."): array for name, array in arrays.items()}
-
-    def dense(names: Sequence[str], norm: str | None = None) -> DenseLayer:
-        weight = np.concatenate([body[f"{name}.weight"] for name in names]).T
-        bias = np.zeros(weight.shape[1], np.float32)
-        return (weight, bias) if norm is None else _after_norm(weight, bias, body[f"{norm}.weight"], bias[:1])
-
-    layers = tuple(
-        (
-            _scale_queries(config, dense([f"{layer}.self_attn.{name}_proj" for name in "qkv"], f"{layer}.input_layernorm")),
-            dense([f"{layer}.self_attn.o_proj"]),
-            dense([f"{layer}.mlp.gate_proj", f"{layer}.mlp.up_proj"], f"{layer}.post_attention_layernorm"),
-            dense([f"{layer}.mlp.down_proj"]),
-        )
-        for layer in (f"layers.{i}" for i in range(config.layers))
-    )
+def _rotary_table(config: TransformerConfig) -> Float32s:
     half = np.arange(0, config.head_size, 2, dtype=np.float32) / np.float32(config.head_size)
     angles = np.arange(config.context, dtype=np.float32)[:, None] * (1 / np.float32(config.rope_theta) ** half)
-    head = dense(["embed_tokens" if config.tie_embeddings else "lm_head"], "norm")
-    return DecoderWeights(body["embed_tokens.weight"], np.stack([np.cos(angles), np.sin(angles)], 1), layers, head)
-
-
-def _after_norm(weight: Float32s, bias: Float32s, gain: Float32s, offset: Float32s) -> DenseLayer:
-    """(x gain + offset) weight + bias as one map of x."""
-    return gain[:, None] * weight, bias + (weight * offset[:, None]).sum(0)
-
-
-def _scale_queries(config: TransformerConfig, dense: DenseLayer) -> DenseLayer:
-    scale = np.ones(dense[0].shape[1], np.float32)
-    scale[: config.hidden] = config.head_size**-0.5
-    return dense[0] * scale, dense[1] * scale
+    return np.stack([np.cos(angles), np.sin(angles)], 1)
 
 
 def token_uniforms(random_key: int, rows: Ints, positions: Ints) -> Floats:

@@ -16,7 +16,7 @@ from selfloop.families.transformer.decoder import DecodeRequest, DecoderWeights,
 
 PANEL_COLS = 32  # columns of packed weights that are stored together, as in decoder.c
 ALIGNMENT_BYTES = 64
-OK, NOT_FINITE, NO_MEMORY, BAD_REQUEST = range(4)  # status codes of decoder.c
+OK, NOT_FINITE, NO_MEMORY = range(3)  # status codes of decoder.c
 STOP = -(1 << 62)
 MAX_SLOTS = 32  # of a thread: the keys and values of more rows do not fit into the processor's caches
 
@@ -53,34 +53,19 @@ class CDecoder:
             s.temperature, s.top_p or 1.0, min(s.top_k or 0, self.config.vocab),
             *(array.ctypes.data for array in (prompts, offsets, tokens, lengths, next_row)),
         )  # fmt: skip
-        arguments = (ctypes.byref(self._c_weights()), ctypes.byref(c_request))
+        c_weights = _DecoderWeights(*(array.ctypes.data for array in self.arrays))
+        arguments = (ctypes.byref(c_weights), ctypes.byref(c_request))
         with ThreadPoolExecutor(threads) as pool:
             calls = [pool.submit(self.library.selfloop_decode, *arguments) for _ in range(threads)]
             try:
                 statuses = {call.result() for call in calls}
             finally:
                 next_row[0] = STOP  # after an interruption threads end at their next step
-        _raise_for_status(statuses)
+        if NO_MEMORY in statuses:
+            raise MemoryError
+        if NOT_FINITE in statuses:
+            raise ChainEndedError("diverged")
         return tokens, lengths
-
-    def logits(self, tokens: Tokens) -> Float32s:
-        """Logits (len(tokens), vocab) after each token of one sequence."""
-        out = np.zeros((len(tokens), -(-self.config.vocab // PANEL_COLS) * PANEL_COLS), np.float32)
-        pointers = (ctypes.c_void_p(array.ctypes.data) for array in (tokens, out))
-        _raise_for_status({self.library.selfloop_logits(ctypes.byref(self._c_weights()), len(tokens), *pointers)})
-        return out[:, : self.config.vocab]
-
-    def _c_weights(self) -> ctypes.Structure:
-        return _DecoderWeights(*(array.ctypes.data for array in self.arrays))
-
-
-def _raise_for_status(statuses: set[int]) -> None:
-    if NO_MEMORY in statuses:
-        raise MemoryError
-    if BAD_REQUEST in statuses:
-        raise ValueError("a token is outside the vocabulary, or a prompt is as long as its row may be")
-    if NOT_FINITE in statuses:
-        raise ChainEndedError("diverged")
 
 
 def try_c_decoder(config: TransformerConfig, weights: DecoderWeights) -> CDecoder | None:
@@ -88,20 +73,9 @@ def try_c_decoder(config: TransformerConfig, weights: DecoderWeights) -> CDecode
     library = c_library.load_c_library("decoder.c", tuple(compile_constants(config).items()))
     if library is None:
         return None
-    check_struct_sizes(library)
     layers = [*(dense for layer in weights.layers for dense in layer), weights.head]
     packed = _align(np.concatenate([_pack_dense(dense) for dense in layers]))
     return CDecoder(library, config, (_align(weights.embedding), _align(weights.positions), packed))
-
-
-def check_struct_sizes(library: ctypes.CDLL) -> None:
-    """RuntimeError if this module and decoder.c declare different structs."""
-    in_c, in_python = (ctypes.c_int64 * 2)(), [ctypes.sizeof(cls) for cls in (_DecoderWeights, _DecodeRequest)]
-    library.selfloop_struct_sizes(in_c)
-    if list(in_c) != in_python:
-        raise RuntimeError(
-            f"sizes of the structs of decoder.c: got {list(in_c)}; expected {in_python}. Declare the same fields."
-        )
 
 
 def _pack_dense(dense: DenseLayer) -> Float32s:

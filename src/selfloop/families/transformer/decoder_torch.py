@@ -77,12 +77,6 @@ class TorchDecoder:
         norm = functional.layer_norm if self.config.arch == "gpt2" else functional.rms_norm
         return norm(x, (self.config.hidden,), eps=self.config.epsilon)
 
-    def logits(self, tokens: Tokens) -> Float32s:
-        """Logits (len(tokens), vocab) after each token of one sequence."""
-        repeated = torch.from_numpy(tokens.astype(np.int64)).to(self.device).unsqueeze(1).expand(-1, self.slots)
-        steps = (self.step(token, torch.full_like(token, position)) for position, token in enumerate(repeated))
-        return torch.stack([scores[0] for scores in steps]).cpu().numpy()
-
     def decode(self, request: DecodeRequest) -> tuple[Tokens, Ints]:
         """Tokens (rows, max_tokens) and lengths of the rows; ChainEndedError("diverged") if logits are not finite."""
         samples, lengths = np.zeros((len(request), request.max_tokens), np.uint32), np.zeros(len(request), np.int64)

@@ -134,7 +134,7 @@ class Transformer(NetworkFamily):
         from selfloop.families.transformer.network import TransformerNetwork, log_prob
 
         stream = self._pack(TrainingRows((RowTake({"tokens": rows["tokens"]}),)), params, ctx)
-        network = trainer.load_network(lambda: TransformerNetwork.without_weights(self.config()), params, ctx, "measuring")
+        network = trainer.load_network(lambda: TransformerNetwork(self.config()), params, ctx, "measuring")
         values = np.empty((len(stream), self.context), np.float32)
         micro_batch = self._micro_batch()
 
@@ -181,10 +181,9 @@ class Transformer(NetworkFamily):
 
         from selfloop.families.nn import trainer
 
-        windows = stream.windows(indices)
-        arrays = (windows.inputs, windows.targets, windows.weights.astype(np.float32), windows.rows)
-        tokens, targets, weights, documents = (torch.from_numpy(array).to(trainer.device()) for array in arrays)
-        return tokens, targets, weights, None if self.cross_document_attention else documents
+        arrays = (torch.from_numpy(array).to(trainer.device()) for array in stream.windows(indices))
+        tokens, targets, weights, documents = arrays
+        return tokens, targets, weights.float(), None if self.cross_document_attention else documents
 
     def _micro_batch(self) -> int:
         """Windows per pass through the network."""

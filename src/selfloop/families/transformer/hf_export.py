@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +12,19 @@ import numpy as np
 from selfloop.columns import Params
 from selfloop.errors import SpecError
 from selfloop.families.nn.hf_logging import quiet
-from selfloop.families.transformer.config import TransformerConfig
+from selfloop.families.transformer.config import Arch, TransformerConfig
 
+HF_NAMES: dict[Arch, dict[str, str]] = {  # settings of transformers' configurations
+    "gpt2": {
+        "layers": "n_layer", "hidden": "n_embd", "heads": "n_head", "mlp_hidden": "n_inner", "context": "n_positions",
+        "vocab": "vocab_size", "tie_embeddings": "tie_word_embeddings", "epsilon": "layer_norm_epsilon",
+    },
+    "llama": {
+        "layers": "num_hidden_layers", "hidden": "hidden_size", "heads": "num_attention_heads",
+        "kv_heads": "num_key_value_heads", "mlp_hidden": "intermediate_size", "context": "max_position_embeddings",
+        "vocab": "vocab_size", "tie_embeddings": "tie_word_embeddings", "epsilon": "rms_norm_eps",
+    },
+}  # fmt: skip
 NON_WEIGHTS = ("tokenizer/", "training/")  # prefixes of arrays that are no weights
 
 
@@ -21,20 +32,13 @@ def to_hf_config(config: TransformerConfig, start: int, end: int) -> Any:
     """The configuration of transformers' GPT-2 or Llama class for a network; `start` and `end` are token ids."""
     from transformers import GPT2Config, LlamaConfig
 
-    ids = {"bos_token_id": start, "eos_token_id": end, "pad_token_id": None, "tie_word_embeddings": config.tie_embeddings}
+    described = replace(config, kv_heads=config.kv_heads or config.heads)
+    settings = {name: getattr(described, ours) for ours, name in HF_NAMES[config.arch].items()}
+    settings |= {"bos_token_id": start, "eos_token_id": end, "pad_token_id": None}
     if config.arch == "gpt2":
-        return GPT2Config(
-            vocab_size=config.vocab, n_positions=config.context, n_embd=config.hidden, n_layer=config.layers,
-            n_head=config.heads, n_inner=config.mlp_hidden, layer_norm_epsilon=config.epsilon,
-            resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0,
-            architectures=["GPT2LMHeadModel"], **ids,
-        )  # fmt: skip
-    return LlamaConfig(
-        vocab_size=config.vocab, max_position_embeddings=config.context, hidden_size=config.hidden, head_dim=config.head_size,
-        num_hidden_layers=config.layers, num_attention_heads=config.heads,
-        num_key_value_heads=config.kv_heads or config.heads, intermediate_size=config.mlp_hidden, rms_norm_eps=config.epsilon,
-        architectures=["LlamaForCausalLM"], rope_parameters={"rope_type": "default", "rope_theta": config.rope_theta}, **ids,
-    )  # fmt: skip
+        return GPT2Config(resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, architectures=["GPT2LMHeadModel"], **settings)
+    rope = {"rope_type": "default", "rope_theta": config.rope_theta}
+    return LlamaConfig(head_dim=config.head_size, rope_parameters=rope, architectures=["LlamaForCausalLM"], **settings)
 
 
 def from_hf_config(config: Any) -> TransformerConfig | None:
@@ -42,22 +46,16 @@ def from_hf_config(config: Any) -> TransformerConfig | None:
     c = config
     if c.model_type == "gpt2":
         is_variant = c.activation_function != "gelu_new" or not c.scale_attn_weights or c.add_cross_attention
-        if is_variant or c.scale_attn_by_inverse_layer_idx:
-            return None
-        return TransformerConfig(
-            arch="gpt2", layers=c.n_layer, hidden=c.n_embd, heads=c.n_head, mlp_hidden=c.n_inner or 4 * c.n_embd,
-            context=c.n_positions, vocab=c.vocab_size, tie_embeddings=c.tie_word_embeddings, epsilon=c.layer_norm_epsilon,
-        )  # fmt: skip
-    if c.model_type != "llama" or c.hidden_act != "silu" or c.attention_bias or c.mlp_bias:
+        is_variant |= c.scale_attn_by_inverse_layer_idx
+        other = {"mlp_hidden": c.n_inner or 4 * c.n_embd}
+    elif c.model_type == "llama":
+        rope, is_variant = c.rope_parameters, c.hidden_act != "silu" or c.attention_bias or c.mlp_bias
+        is_variant |= rope.get("rope_type", "default") != "default" or c.head_dim != c.hidden_size // c.num_attention_heads
+        other = {"rope_theta": rope["rope_theta"]}
+    else:
         return None
-    rope = c.rope_parameters
-    if rope.get("rope_type", "default") != "default" or c.head_dim != c.hidden_size // c.num_attention_heads:
-        return None
-    return TransformerConfig(
-        arch="llama", layers=c.num_hidden_layers, hidden=c.hidden_size, heads=c.num_attention_heads,
-        mlp_hidden=c.intermediate_size, context=c.max_position_embeddings, vocab=c.vocab_size, kv_heads=c.num_key_value_heads,
-        tie_embeddings=c.tie_word_embeddings, rope_theta=rope["rope_theta"], epsilon=c.rms_norm_eps,
-    )  # fmt: skip
+    settings = {ours: getattr(c, name) for ours, name in HF_NAMES[c.model_type].items()}
+    return None if is_variant else TransformerConfig(arch=c.model_type, **(settings | other))
 
 
 def build_hf_model(config: Any, params: Params) -> Any:
@@ -77,13 +75,18 @@ def build_hf_model(config: Any, params: Params) -> Any:
     return model
 
 
-def save_model(model: Any, folder: Path, dtype: str, sampling: Mapping[str, Any]) -> None:
-    """Write config.json, generation_config.json and model.safetensors."""
+def save_folder(model: Any, params: Params, folder: Path, dtype: str, chat_template: str | None = None) -> None:
+    """Write a model with its tokenizer; `generate` then samples from the model's distribution, as we do."""
     import torch
     from transformers import GenerationConfig
 
+    start, end = (int(params[f"tokenizer/{name}"]) for name in ("start", "end"))
+    context = model.config.get_text_config().max_position_embeddings
+    model.config.bos_token_id, model.config.eos_token_id = start, end
     with quiet():
-        model.generation_config = GenerationConfig(**sampling)
+        model.generation_config = GenerationConfig(
+            bos_token_id=start, eos_token_id=end, pad_token_id=end, do_sample=True, top_k=0, max_length=context
+        )
         model.to(getattr(torch, dtype)).save_pretrained(folder)
     path = folder / "config.json"
     config = json.loads(path.read_text(encoding="utf-8"))
@@ -91,9 +94,16 @@ def save_model(model: Any, folder: Path, dtype: str, sampling: Mapping[str, Any]
     if theta := (config.get("rope_parameters") or {}).get("rope_theta"):
         older["rope_theta"] = theta
     path.write_text(json.dumps(config | older, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    _save_tokenizer(params, context, folder, chat_template)
 
 
-def save_tokenizer(params: Params, context: int, folder: Path, chat_template: str | None = None) -> None:
+def export_model(config: TransformerConfig, params: Params, folder: Path, dtype: str) -> None:
+    """Write a model with its tokenizer."""
+    start, end = (int(params[f"tokenizer/{name}"]) for name in ("start", "end"))
+    save_folder(build_hf_model(to_hf_config(config, start, end), params), params, folder, dtype)
+
+
+def _save_tokenizer(params: Params, context: int, folder: Path, chat_template: str | None) -> None:
     """Write tokenizer.json and tokenizer_config.json: a text begins with the start token, as in training."""
     from tokenizers import Tokenizer
     from tokenizers.processors import Sequence, TemplateProcessing
@@ -110,19 +120,3 @@ def save_tokenizer(params: Params, context: int, folder: Path, chat_template: st
     kind = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
     chat = {} if chat_template is None else {"chat_template": chat_template}
     (folder / "tokenizer_config.json").write_text(json.dumps(kind | names | chat, indent=2) + "\n", encoding="utf-8")
-
-
-def save_folder(model: Any, params: Params, folder: Path, dtype: str, chat_template: str | None = None) -> None:
-    """Write a model with its tokenizer; `generate` then samples from the model's distribution, as we do."""
-    start, end = (int(params[f"tokenizer/{name}"]) for name in ("start", "end"))
-    context = model.config.get_text_config().max_position_embeddings
-    model.config.bos_token_id, model.config.eos_token_id = start, end
-    ids = {"bos_token_id": start, "eos_token_id": end, "pad_token_id": end}
-    save_model(model, folder, dtype, {**ids, "do_sample": True, "top_k": 0, "max_length": context})
-    save_tokenizer(params, context, folder, chat_template)
-
-
-def export_model(config: TransformerConfig, params: Params, folder: Path, dtype: str) -> None:
-    """Write a model with its tokenizer."""
-    start, end = (int(params[f"tokenizer/{name}"]) for name in ("start", "end"))
-    save_folder(build_hf_model(to_hf_config(config, start, end), params), params, folder, dtype)

@@ -31,83 +31,55 @@ class Conv1D(nn.Module):
         return out.add_(self.bias.to(out.dtype)).view(*x.shape[:-1], -1)  # addmm copies the bias first: slower
 
 
-class Gpt2Attention(nn.Module):
-    """Causal attention with one matrix for queries, keys and values."""
-
-    def __init__(self, config: TransformerConfig, dropout: float) -> None:
-        super().__init__()
-        self.c_attn, self.c_proj = Conv1D(config.hidden, 3 * config.hidden), Conv1D(config.hidden, config.hidden)
-        self.heads, self.dropout = config.heads, dropout
-
-    def forward(self, x: Tensor, context: AttentionContext) -> Tensor:
-        dropout = self.dropout if self.training else 0.0
-        return cast(Tensor, self.c_proj(context.attention(self.c_attn(x), self.heads, self.heads, dropout)))
-
-
-class Gpt2Mlp(nn.Module):
-    """Two maps with GELU between them."""
-
-    def __init__(self, config: TransformerConfig) -> None:
-        super().__init__()
-        self.c_fc, self.c_proj = Conv1D(config.hidden, config.mlp_hidden), Conv1D(config.mlp_hidden, config.hidden)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return cast(Tensor, self.c_proj(gelu(self.c_fc(x))))
-
-
 class Gpt2Layer(nn.Module):
     """Attention and perceptron, each on the normalized stream and added to it (Radford et al. 2019)."""
 
     def __init__(self, config: TransformerConfig, dropout: float) -> None:
         super().__init__()
-        self.ln_1, self.ln_2 = (nn.LayerNorm(config.hidden, config.epsilon) for _ in range(2))
-        self.attn, self.mlp = Gpt2Attention(config, dropout), Gpt2Mlp(config)
+        hidden, inner = config.hidden, config.mlp_hidden
+        self.ln_1, self.ln_2 = (nn.LayerNorm(hidden, config.epsilon) for _ in range(2))
+        self.attn = nn.ModuleDict({"c_attn": Conv1D(hidden, 3 * hidden), "c_proj": Conv1D(hidden, hidden)})
+        self.mlp = nn.ModuleDict({"c_fc": Conv1D(hidden, inner), "c_proj": Conv1D(inner, hidden)})
         self.dropout = dropout
 
     def forward(self, x: Tensor, context: AttentionContext) -> Tensor:
-        x = x + functional.dropout(self.attn(self.ln_1(x), context), self.dropout, self.training)
-        return x + functional.dropout(self.mlp(self.ln_2(x)), self.dropout, self.training)
-
-
-class LlamaAttention(nn.Module):
-    """Causal attention with rotary positions (Su et al. 2021, 2104.09864) and possibly fewer heads of keys and values."""
-
-    def __init__(self, config: TransformerConfig, dropout: float) -> None:
-        super().__init__()
-        self.heads, self.kv_heads, self.dropout = config.heads, config.kv_heads or config.heads, dropout
-        narrow = self.kv_heads * config.head_size
-        self.q_proj, self.o_proj = (nn.Linear(config.hidden, config.hidden, bias=False) for _ in range(2))
-        self.k_proj, self.v_proj = (nn.Linear(config.hidden, narrow, bias=False) for _ in range(2))
-
-    def forward(self, x: Tensor, context: AttentionContext) -> Tensor:
-        fused = torch.cat([self.q_proj.weight, self.k_proj.weight, self.v_proj.weight])  # one product instead of three
         dropout = self.dropout if self.training else 0.0
-        return cast(Tensor, self.o_proj(context.attention(functional.linear(x, fused), self.heads, self.kv_heads, dropout)))
-
-
-class LlamaMlp(nn.Module):
-    """SwiGLU (Shazeer 2020, 2002.05202)."""
-
-    def __init__(self, config: TransformerConfig) -> None:
-        super().__init__()
-        self.gate_proj, self.up_proj = (nn.Linear(config.hidden, config.mlp_hidden, bias=False) for _ in range(2))
-        self.down_proj = nn.Linear(config.mlp_hidden, config.hidden, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return cast(Tensor, self.down_proj(functional.silu(self.gate_proj(x)) * self.up_proj(x)))
+        mixed = context.attention(self.attn["c_attn"](self.ln_1(x)), dropout)
+        x = x + functional.dropout(self.attn["c_proj"](mixed), dropout)
+        inner = gelu(self.mlp["c_fc"](self.ln_2(x)))
+        return x + functional.dropout(self.mlp["c_proj"](inner), dropout)
 
 
 class LlamaLayer(nn.Module):
-    """Attention and SwiGLU, each on the normalized stream and added to it (Touvron et al. 2023, 2302.13971)."""
+    """Attention and SwiGLU, each on the normalized stream and added to it (Touvron et al. 2023, 2302.13971).
+
+    Rotary positions: Su et al. 2021, 2104.09864; SwiGLU: Shazeer 2020, 2002.05202.
+    """
 
     def __init__(self, config: TransformerConfig, dropout: float) -> None:
         super().__init__()
-        self.self_attn, self.mlp = LlamaAttention(config, dropout), LlamaMlp(config)
-        self.input_layernorm, self.post_attention_layernorm = (nn.RMSNorm(config.hidden, config.epsilon) for _ in range(2))
+        hidden, narrow = config.hidden, config.head_size * (config.kv_heads or config.heads)
+        attention = {
+            "q_proj": (hidden, hidden),
+            "o_proj": (hidden, hidden),
+            "k_proj": (hidden, narrow),
+            "v_proj": (hidden, narrow),
+        }
+        inner = config.mlp_hidden
+        mlp = {"gate_proj": (hidden, inner), "up_proj": (hidden, inner), "down_proj": (inner, hidden)}
+        self.self_attn, self.mlp = (
+            nn.ModuleDict({name: nn.Linear(*size, bias=False) for name, size in sizes.items()}) for sizes in (attention, mlp)
+        )
+        self.input_layernorm, self.post_attention_layernorm = (nn.RMSNorm(hidden, config.epsilon) for _ in range(2))
+        self.dropout = dropout
 
     def forward(self, x: Tensor, context: AttentionContext) -> Tensor:
-        x = x + self.self_attn(self.input_layernorm(x), context)
-        return cast(Tensor, x + self.mlp(self.post_attention_layernorm(x)))
+        attn, mlp = self.self_attn, self.mlp
+        fused = torch.cat([attn[name].weight for name in ("q_proj", "k_proj", "v_proj")])  # one product instead of three
+        qkv = functional.linear(self.input_layernorm(x), fused)
+        x = x + attn["o_proj"](context.attention(qkv, self.dropout if self.training else 0.0))
+        normed = self.post_attention_layernorm(x)
+        return cast(Tensor, x + mlp["down_proj"](functional.silu(mlp["gate_proj"](normed)) * mlp["up_proj"](normed)))
 
 
 class TransformerNetwork(nn.Module):
@@ -164,13 +136,6 @@ class TransformerNetwork(nn.Module):
         """Logits of the next token (batch, tokens, vocab)."""
         return functional.linear(self(tokens, documents), self.head())
 
-    @classmethod
-    def without_weights(cls, config: TransformerConfig) -> TransformerNetwork:
-        """A network with uninitialized parameters: nothing is drawn for parameters that are replaced at once."""
-        with torch.device("meta"):
-            network = cls(config)
-        return network.to_empty(device="cpu")
-
 
 def apply_layer(layer: nn.Module, x: Tensor, context: AttentionContext) -> Tensor:
     """One layer of a network: the unit that torch.compile compiles, once for all layers and networks of the same shape."""
@@ -192,20 +157,22 @@ class AttentionContext:
 
     def __init__(self, config: TransformerConfig, positions: Tensor, first: Tensor | None) -> None:
         self.positions, self.mask, self.rotary = positions, None, None
+        self.heads, self.kv_heads = config.heads, config.kv_heads or config.heads
         if first is not None:
             keys = torch.arange(first.shape[1], device=first.device)
             self.mask = ((keys >= first[:, :, None]) & (keys <= keys[:, None]))[:, None]
         if config.arch == "llama":
             self.rotary = rotary_tables(config, positions)
 
-    def attention(self, qkv: Tensor, heads: int, kv_heads: int, dropout: float) -> Tensor:
+    def attention(self, qkv: Tensor, dropout: float) -> Tensor:
         """Causal attention of (batch, tokens, (heads + 2 kv_heads) x size); a head of keys and values serves some queries."""
+        n_heads = self.heads + 2 * self.kv_heads
         if self.rotary is not None:
-            qkv = apply_rope(qkv, *self.rotary, heads + 2 * kv_heads)
-        parts = qkv.view(*qkv.shape[:2], heads + 2 * kv_heads, -1).transpose(1, 2)
-        q, k, v = torch.split(parts, [heads, kv_heads, kv_heads], dim=1)
+            qkv = apply_rope(qkv, *self.rotary, n_heads)
+        parts = qkv.view(*qkv.shape[:2], n_heads, -1).transpose(1, 2)
+        q, k, v = torch.split(parts, [self.heads, self.kv_heads, self.kv_heads], dim=1)
         out = functional.scaled_dot_product_attention(
-            q, k, v, self.mask, dropout, is_causal=self.mask is None, enable_gqa=heads != kv_heads
+            q, k, v, self.mask, dropout, is_causal=self.mask is None, enable_gqa=self.heads != self.kv_heads
         )
         return out.transpose(1, 2).flatten(2)
 

@@ -8,7 +8,7 @@ from typing import Annotated, ClassVar, Literal
 import numpy as np
 from annotated_types import Ge, Interval
 
-from selfloop.columns import Columns, Ragged
+from selfloop.columns import Columns, Ragged, take_spans
 from selfloop.component import Context, Sampler
 from selfloop.errors import SettingError
 from selfloop.families.nn.settings import Count
@@ -67,10 +67,8 @@ class TextSampler(Sampler):
         assert isinstance(rows, Ragged)
         indices = np.arange(n) % len(rows)
         starts = rows.offsets[:-1][indices]
-        lengths = np.minimum(length, rows.offsets[1:][indices] - 1 - starts).clip(0)
-        offsets = np.concatenate([[0], np.cumsum(lengths)])
-        within = np.arange(offsets[-1]) - np.repeat(offsets[:-1], lengths)
-        return {"prompt": Ragged(rows.values[np.repeat(starts, lengths) + within], offsets)}
+        ends = np.minimum(starts + length, rows.offsets[1:][indices] - 1)
+        return {"prompt": take_spans(rows.values, starts, np.maximum(starts, ends))}
 
 
 def read_prompts(inputs: Columns, n: int) -> Ragged:

@@ -21,7 +21,7 @@ from selfloop.types import TrainingRows
 if TYPE_CHECKING:
     import torch
 
-    from selfloop.families.vae.network import Autoencoder, Likelihood
+    from selfloop.families.vae.network import Autoencoder
 
 ROWS_PER_BLOCK = 256  # a block is always sampled whole, so that row i does not depend on n
 SHAPE = "image_shape"
@@ -74,18 +74,17 @@ class Vae(NetworkFamily):
         import torch
 
         from selfloop.families.nn import image_tensors, trainer
-        from selfloop.families.vae.network import elbo_terms
 
         shape = image_tensors.image_shape(self.name, rows.gather(np.zeros(1, np.int64)))
         with trainer.seed_torch(ctx.stream.child("init")):
             network = self._network(shape)
-        images_at, likelihood = image_tensors.image_loader(rows, trainer.device()), self._likelihood()
+        images_at = image_tensors.image_loader(rows, trainer.device())
 
         def noise(n: int) -> torch.Tensor:
             return torch.randn(n, self.latent, device=trainer.device())
 
         def loss(indices: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
-            reconstruction, kl = elbo_terms(network, images_at(indices), noise, likelihood)
+            reconstruction, kl = network.elbo_terms(images_at(indices), noise)
             return reconstruction + self.beta * kl
 
         in_parallel = trainer.device().type == "cpu" and bool(self._channels(shape))  # a perceptron's steps are too short
@@ -98,14 +97,14 @@ class Vae(NetworkFamily):
 
         from selfloop.families.nn.trainer import device
 
-        network, likelihood = self._load(params, ctx, "sampling"), self._likelihood()
+        network = self._load(params, ctx, "sampling")
         shape = tuple(int(side) for side in params[SHAPE])
         images = np.empty((n, *shape), np.uint8)
         for block, first in enumerate(range(0, n, ROWS_PER_BLOCK)):
             rng = ctx.stream.child("rows", block).generator()
             latents = sampler.temperature * rng.standard_normal((ROWS_PER_BLOCK, self.latent), np.float32)
             with torch.inference_mode():
-                means = likelihood.mean(network.decode(torch.from_numpy(latents).to(device())))
+                means = network.likelihood.mean(network.decode(torch.from_numpy(latents).to(device())))
             pixels = means.permute(0, 2, 3, 1).reshape(ROWS_PER_BLOCK, *shape).cpu().numpy()
             if sampler.sample_pixels:
                 pixels = self._sample_pixels(pixels, rng)
@@ -117,14 +116,13 @@ class Vae(NetworkFamily):
         import torch
 
         from selfloop.families.nn.image_tensors import image_blocks
-        from selfloop.families.vae.network import elbo_terms
 
-        network, likelihood = self._load(params, ctx, "measuring"), self._likelihood()
+        network = self._load(params, ctx, "measuring")
         blocks = []
         for _, images, rng in image_blocks(self.name, rows, ROWS_PER_BLOCK, ctx):
             noise = torch.from_numpy(rng.standard_normal((ROWS_PER_BLOCK, self.latent), np.float32)[: len(images)])
             with torch.inference_mode():
-                terms = elbo_terms(network, images, noise.to(images.device), likelihood)
+                terms = network.elbo_terms(images, noise.to(images.device))
                 blocks.append(torch.stack(terms).double().cpu().numpy())
         reconstruction, kl = np.concatenate(blocks, axis=1)
         return reconstruction, kl
@@ -138,9 +136,8 @@ class Vae(NetworkFamily):
         import torch
 
         from selfloop.families.nn.image_tensors import image_blocks
-        from selfloop.families.vae.network import log_weights
 
-        network, likelihood = self._load(params, ctx, "measuring"), self._likelihood()
+        network = self._load(params, ctx, "measuring")
         blocks = []
         for _, images, rng in image_blocks(self.name, rows, ROWS_PER_BLOCK, ctx):
             total, samples_per_pass = np.full(len(images), -np.inf), max(1, ROWS_PER_BLOCK // len(images))
@@ -149,7 +146,7 @@ class Vae(NetworkFamily):
                 for done in range(0, samples, samples_per_pass):
                     draws = (min(samples_per_pass, samples - done), ROWS_PER_BLOCK, self.latent)
                     noise = torch.from_numpy(rng.standard_normal(draws, np.float32)[:, : len(images)]).to(images.device)
-                    weights = log_weights(network, images, posterior, noise, likelihood)
+                    weights = network.log_weights(images, posterior, noise)
                     total = np.logaddexp(total, weights.double().logsumexp(0).cpu().numpy())
             blocks.append(total - math.log(samples))
         return np.concatenate(blocks)
@@ -162,11 +159,6 @@ class Vae(NetworkFamily):
             return means + self.sigma * rng.standard_normal(means.shape, np.float32)
         return means + rng.logistic(scale=self.sigma * math.sqrt(3) / math.pi, size=means.shape).astype(np.float32)
 
-    def _likelihood(self) -> Likelihood:
-        from selfloop.families.vae.network import Likelihood
-
-        return Likelihood(self.likelihood, self.sigma, self.output_activation == "sigmoid")
-
     def _channels(self, shape: Sequence[int]) -> tuple[int, ...]:
         side = max(shape[:2])
         by_size = () if side <= 16 else (32, 64) if side <= 32 else (32, 64, 128, 256, 512)  # Gerstgrasser et al. 2024
@@ -174,9 +166,10 @@ class Vae(NetworkFamily):
 
     def _network(self, shape: Sequence[int]) -> Autoencoder:
         from selfloop.families.nn.image_tensors import height_width_depth
-        from selfloop.families.vae.network import Autoencoder
+        from selfloop.families.vae.network import Autoencoder, Likelihood
 
-        return Autoencoder(height_width_depth(shape), self.latent, self.hidden, self._channels(shape))
+        likelihood = Likelihood(self.likelihood, self.sigma, self.output_activation == "sigmoid")
+        return Autoencoder(height_width_depth(shape), self.latent, self.hidden, self._channels(shape), likelihood)
 
     def _load(self, params: Params, ctx: Context, purpose: Literal["sampling", "measuring"]) -> Autoencoder:
         from selfloop.families.nn import trainer

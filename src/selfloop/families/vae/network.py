@@ -22,8 +22,11 @@ class Autoencoder(nn.Module):
     The decoder mirrors the encoder. Images may have any height and width.
     """
 
-    def __init__(self, shape: tuple[int, int, int], latent: int, hidden: int, channels: tuple[int, ...]) -> None:
+    def __init__(
+        self, shape: tuple[int, int, int], latent: int, hidden: int, channels: tuple[int, ...], likelihood: Likelihood
+    ) -> None:
         super().__init__()
+        self.likelihood = likelihood
         height, width, depth = shape
         planes = [depth, *channels]
         sizes = [(height, width)]
@@ -47,6 +50,22 @@ class Autoencoder(nn.Module):
     def decode(self, latents: Tensor) -> Tensor:
         """The likelihood's input (rows, depth, height, width), before its output activation."""
         return self.decoder(latents).float()  # type: ignore[no-any-return]  # torch modules are untyped calls
+
+    def elbo_terms(self, images: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """Reconstruction loss at z = mean + noise x sd, and KL(q(z | x) || N(0, I)), nats per image."""
+        mean, log_variance = self.encode(images)
+        decoded = self.decode(mean + noise * (0.5 * log_variance).exp())
+        kl = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).sum(1)  # Kingma and Welling, appendix B
+        return self.likelihood.loss(decoded, images), kl
+
+    def log_weights(self, images: Tensor, posterior: tuple[Tensor, Tensor], noise: Tensor) -> Tensor:
+        """log p(x, z) / q(z | x) at z = mean + noise x sd, nats, for noise (samples, rows, latent): (samples, rows)."""
+        mean, log_variance = posterior
+        latents = mean + noise * (0.5 * log_variance).exp()
+        copies = images.expand(len(noise), *images.shape).flatten(0, 1)
+        reconstruction = self.likelihood.loss(self.decode(latents.flatten(0, 1)), copies).view(noise.shape[:2])
+        log_ratio = 0.5 * (noise.square() + log_variance - latents.square()).sum(2)  # log p(z) / q(z | x)
+        return log_ratio - reconstruction - self.likelihood.constant(images[0].numel())
 
 
 class _Flatten(nn.Module):
@@ -100,23 +119,3 @@ class Likelihood:
     def constant(self, pixels: int) -> float:
         """The constant that `loss` omits, in nats per image of `pixels` gray values."""
         return pixels * math.log(self.sigma * math.sqrt(2 * math.pi)) if self.kind == "gaussian" else 0.0
-
-
-def elbo_terms(network: Autoencoder, images: Tensor, noise: Tensor, likelihood: Likelihood) -> tuple[Tensor, Tensor]:
-    """Reconstruction loss at z = mean + noise x sd, and KL(q(z | x) || N(0, I)), nats per image."""
-    mean, log_variance = network.encode(images)
-    decoded = network.decode(mean + noise * (0.5 * log_variance).exp())
-    kl = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).sum(1)  # Kingma and Welling, appendix B
-    return likelihood.loss(decoded, images), kl
-
-
-def log_weights(
-    network: Autoencoder, images: Tensor, posterior: tuple[Tensor, Tensor], noise: Tensor, likelihood: Likelihood
-) -> Tensor:
-    """log p(x, z) / q(z | x) at z = mean + noise x sd, nats, for noise (samples, rows, latent): (samples, rows)."""
-    mean, log_variance = posterior
-    latents = mean + noise * (0.5 * log_variance).exp()
-    copies = images.expand(len(noise), *images.shape).flatten(0, 1)
-    reconstruction = likelihood.loss(network.decode(latents.flatten(0, 1)), copies).view(noise.shape[:2])
-    log_ratio = 0.5 * (noise.square() + log_variance - latents.square()).sum(2)  # log p(z) / q(z | x)
-    return log_ratio - reconstruction - likelihood.constant(images[0].numel())
