@@ -26,17 +26,17 @@ def test_one_seed_or_seeds_without_spread_have_no_limits(values):
     assert interval.high is None
 
 
-def test_an_ended_chain_stops_the_mean_and_counts_as_worst_in_quantiles():
+def test_an_ended_chain_stops_the_mean_and_counts_as_worst_in_medians():
     curves = np.array([[1.0, 2.0, np.nan], [2.0, 3.0, 5.0], [3.0, 4.0, 4.0]])
     summary = summarize_seeds(curves)
     assert summary.surviving.tolist() == [3, 3, 2]
     assert summary.mean[:2] == pytest.approx([2, 3])
     assert np.isnan(summary.mean[2])
     assert np.isnan(summary.low[2])
-    assert summary.quantiles[0.5].tolist() == [2, 3, 5]  # 4, 5, ended
-    assert np.isnan(summary.quantiles[0.9][2])  # between 5 and the ended chain
-    assert summarize_seeds(curves, better="higher").quantiles[0.5].tolist() == [2, 3, 4]  # ended, 4, 5
-    assert np.isnan(summarize_seeds(curves, better="").quantiles[0.5][2])
+    assert summary.median.tolist() == [2, 3, 5]  # 4, 5, ended
+    assert np.isnan(summarize_seeds(curves[:2]).median[2])  # between 5 and the ended chain
+    assert summarize_seeds(curves, better="higher").median.tolist() == [2, 3, 4]  # ended, 4, 5
+    assert np.isnan(summarize_seeds(curves, better="").median[2])
 
 
 def test_pairing_removes_what_seeds_share():

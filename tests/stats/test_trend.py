@@ -26,17 +26,7 @@ def planted(kind, rng, seeds=20, generations=20, scale=0.01):
 @pytest.mark.parametrize("kind", TRENDS)
 def test_a_planted_trend_is_found(kind):
     trend = fit_trend(planted(kind, np.random.default_rng(11)))
-    assert trend.kind == trend.best == kind
-    assert sum(trend.weights.values()) == pytest.approx(1)
-
-
-def test_parameters_are_those_planted():
-    rng = np.random.default_rng(12)
-    trend = fit_trend(0.5 + 2 * planted("saturating", rng, scale=0.001))
-    assert trend.formula == "a + b sum_{i<=t} i^-(1 + c)"
-    assert trend.parameters["c"] == pytest.approx(1, abs=0.05)
-    assert trend.parameters["b"] == pytest.approx(2, rel=0.05)
-    assert fit_trend(3 * planted("exponential", rng)).parameters["c"] == pytest.approx(0.15, rel=0.05)
+    assert trend.kind == kind
 
 
 @pytest.mark.parametrize("seeds", [5, 30])
@@ -79,7 +69,6 @@ def test_a_flat_curve_within_wide_errors_is_undecided():
 def test_too_few_seeds_or_generations_or_no_spread_are_undecided(curves):
     trend = fit_trend(curves)
     assert trend.kind is None
-    assert trend.weights == {}
 
 
 def test_generations_after_the_first_ended_chain_are_left_out():

@@ -155,7 +155,7 @@ def aligned_values(panel: Panel, policy: str, published: PublishedCurve) -> list
 
 def _median(curve: CurveData) -> Floats:
     """The median over all chains; empty if no chain ends."""
-    median = curve.summary.quantiles[0.5]
+    median = curve.summary.median
     return median if curve.has_ended_chains else median[:0]
 
 

@@ -33,7 +33,7 @@ class CurveData:
 
     @cached_property
     def summary(self) -> SeedSummary:
-        """Mean, interval, quantiles and number of chains per generation."""
+        """Mean, interval, median and number of chains per generation."""
         return summarize_seeds(self.values, self.better)
 
     @property

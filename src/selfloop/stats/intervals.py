@@ -1,11 +1,10 @@
 """Intervals over seeds. The seed is the unit of replication. An interval that the seeds cannot support is undefined.
 
-NaN in a curve: the chain has ended. Means are undefined from there on; quantiles count the ended chain as worst.
+NaN in a curve: the chain has ended. Means are undefined from there on; medians count the ended chain as worst.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,30 +26,28 @@ class Interval:
 
 @dataclass(frozen=True, slots=True)
 class SeedSummary:
-    """Values of every generation over the seeds, NaN if undefined: mean with Student-t limits, quantiles, number of chains."""
+    """Values of every generation over the seeds, NaN if undefined: mean with Student-t limits, median, number of chains."""
 
     mean: Floats
     low: Floats
     high: Floats
-    quantiles: dict[float, Floats]
+    median: Floats
     surviving: Ints  # chains that have a value
 
 
-def summarize_seeds(
-    curves: Floats, better: str = "lower", quantiles: Sequence[float] = (0.1, 0.5, 0.9), level: float = LEVEL
-) -> SeedSummary:
+def summarize_seeds(curves: Floats, better: str = "lower") -> SeedSummary:
     """The summary of (seeds, generations) curves. `better` ("lower", "higher", "") decides the rank of ended chains.
 
-    If neither direction is better, quantiles are undefined after the first end of a chain, as the mean is.
+    If neither direction is better, the median is undefined after the first end of a chain, as the mean is.
     """
-    mean, half_width = _mean_and_half_width(curves, level)
+    mean, half_width = _mean_and_half_width(curves, LEVEL)
     worst = {"lower": np.inf, "higher": -np.inf}.get(better, np.nan)
-    ranked = np.sort(np.where(np.isnan(curves), worst, curves), axis=0)
+    median = np.median(np.where(np.isnan(curves), worst, curves), axis=0)
     return SeedSummary(
         mean=mean,
         low=mean - half_width,
         high=mean + half_width,
-        quantiles={q: _quantile(ranked, q) for q in quantiles},
+        median=np.where(np.isfinite(median), median, np.nan),
         surviving=np.sum(~np.isnan(curves), axis=0),
     )
 
@@ -99,7 +96,7 @@ def median_interval(values: Floats, level: float = LEVEL) -> Interval:
 
     n, ranked = len(values), np.sort(values)
     depths = [k for k in range(1, n // 2 + 1) if 2 * bdtr(k - 1, n, 0.5) <= 1 - level]
-    middle = _quantile(ranked, 0.5)
+    middle = np.median(ranked)
     if not depths or ranked[depths[-1] - 1] == ranked[-depths[-1]]:
         return _interval(middle, np.nan, np.nan, n)
     return _interval(middle, ranked[depths[-1] - 1], ranked[-depths[-1]], n)
@@ -121,15 +118,6 @@ def _mean_and_half_width(values: Floats, level: float) -> tuple[Floats, Floats]:
     varies = spread > np.maximum(1e-12 * np.abs(values).max(axis=0), 1e-150)
     error = np.where(varies, values.std(axis=0, ddof=1) / np.sqrt(len(values)), np.nan)
     return mean, float(stdtrit(len(values) - 1, (1 + level) / 2)) * error
-
-
-def _quantile(ranked: Floats, q: float) -> Floats:
-    """Quantile of sorted values, linear between neighbors; NaN if it is the value of an ended chain or of unknown rank."""
-    position = round(q * (len(ranked) - 1), 9)  # without rounding up to the next, perhaps infinite, value
-    below = int(position)
-    share = position - below
-    value = ranked[below] if share == 0 else (1 - share) * ranked[below] + share * ranked[below + 1]
-    return np.where(np.isfinite(value) & ~np.isnan(ranked[-1]), value, np.nan)  # NaN sorts last
 
 
 def _interval(estimate: Floats | float, low: Floats | float, high: Floats | float, n: int) -> Interval:

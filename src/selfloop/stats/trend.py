@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -16,18 +16,10 @@ MIN_PLAUSIBILITY = 0.001  # of the best form, by an F test
 
 @dataclass(frozen=True, slots=True)
 class Trend:
-    """The trend of a curve, and the weight of every trend.
-
-    `kind` is None if the trend is undecided; `reason` gives the number it rests on. `best`, `formula` and `parameters` are
-    those of the trend with the largest weight, decided or not.
-    """
+    """The trend of a curve; `kind` is None if it is undecided. `reason` gives the number it rests on."""
 
     kind: str | None
     reason: str
-    best: str | None = None
-    formula: str = ""
-    parameters: Mapping[str, float] = field(default_factory=dict)
-    weights: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +27,6 @@ class _Form:
     """a + b shape(t, c). Without `shape` only a; without `rates` there is no c."""
 
     kind: str
-    formula: str
     shape: Callable[[Floats, float], Floats] | None = None
     rates: Callable[[float], tuple[float, float]] | None = None  # range of c that a number of generations can resolve
 
@@ -46,21 +37,15 @@ class _Form:
 
 # Sums in place of log t and t^-c: the laws of accumulate and of replace_multiple are exactly such sums.
 _FORMS = (
-    _Form("constant", "a"),
-    _Form("saturating", "a + b sum_{i<=t} i^-(1 + c)", lambda t, c: np.cumsum(t ** -(1 + c)), lambda span: (0.5, 4.0)),
-    _Form("saturating", "a + b exp(-c t)", lambda t, c: np.exp(-c * t), lambda span: (2 / span, 3.0)),
-    _Form("log", "a + b sum_{i<=t} 1/i", lambda t, c: np.cumsum(1 / t)),
-    _Form("linear", "a + b t", lambda t, c: t),
-    _Form("exponential", "a + b exp(c t)", lambda t, c: np.exp(np.minimum(c * t, 600.0)), lambda span: (1 / span, 3.0)),
+    _Form("constant"),
+    _Form("saturating", lambda t, c: np.cumsum(t ** -(1 + c)), lambda span: (0.5, 4.0)),
+    _Form("saturating", lambda t, c: np.exp(-c * t), lambda span: (2 / span, 3.0)),
+    _Form("log", lambda t, c: np.cumsum(1 / t)),
+    _Form("linear", lambda t, c: t),
+    _Form("exponential", lambda t, c: np.exp(np.minimum(c * t, 600.0)), lambda span: (1 / span, 3.0)),
 )
-TRENDS = tuple(dict.fromkeys(form.kind for form in _FORMS))
-
-
-@dataclass(frozen=True, slots=True)
-class _Fit:
-    form: _Form
-    misfit: float  # squared whitened residuals: chi-square distributed if the form is right
-    parameters: dict[str, float]
+_N_PARAMETERS = {form.kind: form.n_parameters for form in _FORMS}
+TRENDS = tuple(_N_PARAMETERS)
 
 
 def fit_trend(curves: Floats, min_weight: float = 0.9, flat_tolerance: float = 0.02) -> Trend:
@@ -83,20 +68,17 @@ def fit_trend(curves: Floats, min_weight: float = 0.9, flat_tolerance: float = 0
     whiten = _whitening_matrix(complete)
     if whiten is None:
         return Trend(None, "the seeds do not differ")
-    fits_of_forms = [_fit(form, complete.mean(axis=0), whiten) for form in _FORMS]
-    fits = [min((fit for fit in fits_of_forms if fit.form.kind == kind), key=lambda fit: fit.misfit) for kind in TRENDS]
-    freedom = generations - max(form.n_parameters for form in _FORMS)
-    dispersion = min(fit.misfit for fit in fits) / freedom
-    scores = np.array([fit.misfit / max(dispersion, 1) + 2 * fit.form.n_parameters for fit in fits])
-    raw = np.exp(-(scores - scores.min()) / 2)
-    weights = dict(zip(TRENDS, (raw / raw.sum()).tolist(), strict=True))
-    best = fits[int(raw.argmax())]
-    kind = best.form.kind
+    mean = complete.mean(axis=0)
+    misfits = {kind: min(_misfit(form, mean, whiten) for form in _FORMS if form.kind == kind) for kind in TRENDS}
+    freedom = generations - max(_N_PARAMETERS.values())
+    dispersion = min(misfits.values()) / freedom
     if not fdtrc(freedom, seeds - 1, dispersion) > MIN_PLAUSIBILITY:
-        return Trend(None, "no trend fits the curve", kind, best.form.formula, best.parameters, weights)
-    decided = _is_flat(complete, flat_tolerance) if kind == "constant" else weights[kind] >= min_weight
-    reason = f"{kind} has weight {weights[kind]:.2f}"
-    return Trend(kind if decided else None, reason, kind, best.form.formula, best.parameters, weights)
+        return Trend(None, "no trend fits the curve")
+    scores = np.array([misfits[kind] / max(dispersion, 1) + 2 * _N_PARAMETERS[kind] for kind in TRENDS])
+    raw = np.exp(-(scores - scores.min()) / 2)
+    kind, weight = TRENDS[int(raw.argmax())], float((raw / raw.sum()).max())
+    decided = _is_flat(complete, flat_tolerance) if kind == "constant" else weight >= min_weight
+    return Trend(kind if decided else None, f"{kind} has weight {weight:.2f}")
 
 
 def inflection_point(curves: Floats, level: float = LEVEL) -> Interval | None:
@@ -134,28 +116,28 @@ def rise_after_minimum(curves: Floats, level: float = LEVEL) -> Interval:
     return mean_interval(curves[:, -1] - curves[:, lowest], 1 - (1 - level) / generations)
 
 
-def _fit(form: _Form, mean: Floats, whiten: Floats) -> _Fit:
-    """Least squares. The rate c is searched on a grid that is refined around the best value."""
-    t = np.arange(1.0, len(mean) + 1)
+def _misfit(form: _Form, mean: Floats, whiten: Floats) -> float:
+    """Squared whitened residuals of least squares, chi-square distributed if the form is right.
+
+    The rate c is searched on a grid that is refined around the best value.
+    """
     if form.rates is None:
-        return _fit_at(form, 0.0, mean, whiten)
-    low, high = form.rates(t[-1] - 1)
+        return _misfit_at(form, 0.0, mean, whiten)
+    low, high = form.rates(len(mean) - 1.0)
     for _ in range(8):
         grid = np.geomspace(low, high, 12)
-        fits = [_fit_at(form, float(c), mean, whiten) for c in grid]
-        best = int(np.argmin([fit.misfit for fit in fits]))
+        misfits = [_misfit_at(form, float(c), mean, whiten) for c in grid]
+        best = int(np.argmin(misfits))
         low, high = grid[max(best - 1, 0)], grid[min(best + 1, 11)]
-    return fits[best]
+    return misfits[best]
 
 
-def _fit_at(form: _Form, rate: float, mean: Floats, whiten: Floats) -> _Fit:
+def _misfit_at(form: _Form, rate: float, mean: Floats, whiten: Floats) -> float:
     t = np.arange(1.0, len(mean) + 1)
     columns = np.stack([np.ones_like(t)] + ([] if form.shape is None else [form.shape(t, rate)]), axis=1)
-    scale = np.abs(columns).max(axis=0)
-    scaled, target = whiten @ (columns / scale), whiten @ mean
+    scaled, target = whiten @ (columns / np.abs(columns).max(axis=0)), whiten @ mean
     solution = np.linalg.lstsq(scaled, target)[0]
-    parameters = dict(zip("ab", (solution / scale).tolist(), strict=False)) | ({"c": rate} if form.rates else {})
-    return _Fit(form, float(np.sum((target - scaled @ solution) ** 2)), parameters)
+    return float(np.sum((target - scaled @ solution) ** 2))
 
 
 def _whitening_matrix(curves: Floats) -> Floats | None:
