@@ -17,7 +17,7 @@ from selfloop.columns import Column, Columns, Params, Ragged, concat_rows, count
 from selfloop.component import Component, Context, Family, Policy, Source
 from selfloop.engine.steps import check_rows
 from selfloop.errors import SelfloopError
-from selfloop.formats.safetensors import pack_arrays
+from selfloop.formats.safetensors import to_safetensors
 from selfloop.policies.schedule import schedule
 from selfloop.protocols import SupportsEnsemble, UsesEncoder
 from selfloop.rng import RandomStream
@@ -149,7 +149,7 @@ def _read_only(columns: Columns) -> Columns:
 
 def _equal(a: Columns, b: Columns) -> bool:
     """True if all columns are equal bit for bit, types included."""
-    return list(a) == list(b) and (not a or pack_arrays(a) == pack_arrays(b))
+    return list(a) == list(b) and to_safetensors(a) == to_safetensors(b)
 
 
 def _close(a: Column, b: Column) -> bool:
