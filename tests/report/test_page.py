@@ -27,7 +27,7 @@ from example_reports import (
     linear_report,
 )
 
-from selfloop.report.page import _mark_code, render_page, write_figures, write_page
+from selfloop.report.page import _mark_code, render_page, write_figures
 from selfloop.report.tables import headlines
 from selfloop.report.text_rows import read_texts
 from selfloop.report.theme import replace_unprintable
@@ -281,12 +281,11 @@ CHROMIUM = [
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("chromium") is None, reason="needs chromium")
 def test_an_arrow_key_rotates_every_picture_of_one_molecule(tmp_path: Path) -> None:
-    page = write_page([replace(gallery_report(), galleries=[molecule_gallery()])], tmp_path / "report.html")
+    page, before_key = tmp_path / "report.html", render_page([replace(gallery_report(), galleries=[molecule_gallery()])])
     press = """<script>
     const views = document.querySelectorAll(".rotatable");
     for (const key of ["ArrowRight", "ArrowDown"]) views[0].dispatchEvent(new KeyboardEvent("keydown", { key }));
     </script></body>"""
-    before_key = page.read_text()
     page.write_text(before_key.replace("</body>", press))
     profile = [f"--user-data-dir={tmp_path / 'profile'}", "--virtual-time-budget=5000", "--dump-dom"]
     seen = subprocess.run([*CHROMIUM, *profile, page.as_uri()], capture_output=True, text=True, timeout=100, check=True).stdout
@@ -310,10 +309,14 @@ def groups_of(html: str) -> list[str]:
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("chromium") is None, reason="needs chromium")
 def test_a_browser_draws_interactive_figures_offline_and_runs_no_other_script(tmp_path: Path) -> None:
-    page = write_page([hostile_report(), digits_report()], tmp_path / "report.html")
+    page = tmp_path / "report.html"
     watch = "<script>window.alert = () => document.documentElement.setAttribute('data-alarm', 'yes');</script>"
     click = "<script>for (const b of document.querySelectorAll('button.interactive')) b.click();</script>"
-    html = page.read_text().replace("<title>", watch + "<title>", 1).replace("</body>", click + "</body>")
+    html = (
+        render_page([hostile_report(), digits_report()])
+        .replace("<title>", watch + "<title>", 1)
+        .replace("</body>", click + "</body>")
+    )
     page.write_text(html)
     profile = [f"--user-data-dir={tmp_path / 'profile'}", "--virtual-time-budget=15000", "--dump-dom"]
     seen = subprocess.run([*CHROMIUM, *profile, page.as_uri()], capture_output=True, text=True, timeout=100, check=True)

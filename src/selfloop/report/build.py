@@ -22,7 +22,7 @@ from selfloop.report.figures import panel_figure, save_svg
 from selfloop.report.findings import findings
 from selfloop.report.gallery_rows import read_galleries
 from selfloop.report.notes import notes
-from selfloop.report.page import write_figures, write_page
+from selfloop.report.page import render_page, write_figures
 from selfloop.report.theme import policy_styles
 from selfloop.report.values import CategoryShares, Cost, CurveData, DataValuePanel, Panel, PolicyDifferences, Report
 from selfloop.spec.point import Point
@@ -41,7 +41,8 @@ def write_report(results: Sequence[Result], path: Path, *, title: str = "", figu
     reports = [build_report(result) for result in results]
     if figures is not None:
         write_figures(reports, figures)
-    return write_page(reports, path, title)
+    path.write_text(render_page(reports, title), encoding="utf-8")
+    return path
 
 
 def save_curves(path: Path, title: str, curves: Mapping[str, Floats]) -> None:

@@ -62,8 +62,7 @@ def _class_bars(policy: str, style: Style, bars: Sequence[str]) -> Any:
     )
     large = base.transform_filter(alt.FieldGTEPredicate(field="share", gte=MIN_LABELED_SHARE))
     labels = large.mark_text(font=FONT, fontSize=11, color=INK, limit=width // len(bars)).encode(y="middle:Q", text="class:N")
-    heading = alt.Title(policy, anchor="start", font=FONT, fontSize=12, fontWeight="bold", color=INK, limit=260)
-    return alt.layer(stacks, labels).properties(width=width, height=230, title=heading)
+    return alt.layer(stacks, labels).properties(width=width, height=230, title=alt.Title(policy, fontSize=12, limit=260))
 
 
 def _stack(names: Sequence[str], bar: str, shares: Floats) -> Records:
@@ -98,14 +97,11 @@ def _attribute_chart(shares: CategoryShares, styles: Mapping[str, Style], title:
         base("mean").mark_line(strokeWidth=2).encode(color=color),
         points.encode(color=color, shape=shape, tooltip=["policy:N", "generation:Q", *limits]),
     ]
-    header = alt.Header(
-        title=None, labelFont=FONT, labelFontSize=12, labelFontWeight="bold", labelColor=INK, labelAnchor="start"
-    )
     panels = (
         alt.layer(*layers)
         .properties(width=176, height=120)
         .facet(
-            alt.Facet("name:N", sort=[_in_words(name) for name in names], header=header),
+            alt.Facet("name:N", sort=[_in_words(name) for name in names], header=alt.Header(title=None)),
             columns=4,
             data=alt.NamedData(name="attributes"),
             bounds="flush",

@@ -33,6 +33,8 @@ _CONFIG = {
     "view": {"stroke": None},
     "axis": {**_FONTS, **_LINES, "labelColor": MUTED, "titleColor": INK, "labelPadding": 4, "labelFlush": False},
     "axisY": {"minExtent": 36},  # figures side by side get the same width
+    "title": {"font": FONT, "fontWeight": "bold", "color": INK, "anchor": "start"},
+    "header": {"labelFont": FONT, "labelFontSize": 12, "labelFontWeight": "bold", "labelColor": INK, "labelAnchor": "start"},
     "legend": {**_FONTS, "labelColor": INK, "labelLimit": WIDTH, "orient": "top", "offset": 8, "layout": {"top": _TOP}},
 }
 _TOOLTIP_TITLES = {"low": "95 % interval from", "high": "to", "real_mass": "real mass", "data_age": "mean data age"}
@@ -377,8 +379,7 @@ def _tooltip(*names: str) -> list[Any]:
 
 def finish_chart(chart: Any, title: str, sets: Mapping[str, Records]) -> dict[str, Any]:
     """The description of a chart with its title, the common style and its data."""
-    heading = alt.Title(title, anchor="start", font=FONT, fontSize=14, fontWeight="bold", color=INK, offset=8, limit=WIDTH + 60)
-    described = chart.properties(title=heading).to_dict()
+    described = chart.properties(title=alt.Title(title, fontSize=14, offset=8, limit=WIDTH + 60)).to_dict()
     datasets = {name: records for name, records in sets.items() if records}
     return dict(_printable({**described, "config": _CONFIG, "datasets": datasets}))
 

@@ -36,12 +36,6 @@ MAX_OPEN_POLICIES = 10  # with more policies, as in a grid, parts of the page th
 _SHARE_TITLES = {"class": "modes", "attribute": "attributes"}
 
 
-def write_page(reports: Sequence[Report], path: Path, title: str = "") -> Path:
-    """Write the page of one or more experiments; returns its path."""
-    path.write_text(render_page(reports, title), encoding="utf-8")
-    return path
-
-
 def write_figures(reports: Sequence[Report], folder: Path) -> list[Path]:
     """Save every picture (curves, training data, galleries) as SVG, PNG and PDF; returns the files."""
     folder.mkdir(parents=True, exist_ok=True)

@@ -1,6 +1,6 @@
 """Values of a report, filled from a result. They hold no drawing code, and no text in them has to be escaped.
 
-`page.write_page(reports, path)` writes one self-contained HTML file of one or more reports. `page.write_figures` saves every
+`page.render_page(reports)` is one self-contained HTML file of one or more reports. `page.write_figures` saves every
 figure as SVG, PNG and PDF. A missing number is NaN, or None where the type allows it.
 """
 
