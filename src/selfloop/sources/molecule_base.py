@@ -156,10 +156,9 @@ class MoleculeSource(Source):
         return self.order_rows(_read_corpus(self), ctx)
 
     def draw(self, first: int, n: int, ctx: Context) -> Columns:
-        corpus = _read_corpus(self)
-        order = self.order_rows(corpus, ctx)
+        order = self.order(ctx)
         check_range(self, first, n, len(order))
-        return select_rows(corpus, order[first : first + n])
+        return select_rows(_read_corpus(self), order[first : first + n])
 
     def draw_inputs(self, n: int, initial: Columns, ctx: Context) -> Columns:
         """The molecule of row i: that of initial row i mod n_initial."""

@@ -72,8 +72,7 @@ def _read_docstrings(file: Path) -> Iterator[str]:
         topics = (node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Dict))
         yield from (ast.literal_eval(text) for topic in topics for text in topic.values)
         return
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # about invalid escapes in the standard library
+    with warnings.catch_warnings(action="ignore"):  # about invalid escapes in the standard library
         for match in DOCSTRING.finditer(source):
             with suppress(SyntaxError, ValueError):  # the match is not a string
                 yield ast.literal_eval(match[1])

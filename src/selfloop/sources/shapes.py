@@ -24,7 +24,7 @@ BLOB_CENTERS = np.array([[-7.2, 4.6], [5.8, 6.1], [1.4, -6.9]])  # in scikit-lea
 
 
 @dataclass(frozen=True, kw_only=True)
-class Shape(Source):
+class NoisyShape(Source):
     """Independent points of a shape, with normal noise."""
 
     dim: ClassVar[int] = 2
@@ -46,7 +46,7 @@ class Shape(Source):
 
 
 @dataclass(frozen=True, kw_only=True)
-class GroupedShape(Shape):
+class GroupedShape(NoisyShape):
     """A shape in the plane whose rows are independent or come in groups of evenly placed rows."""
 
     first_group_size: Annotated[int, Ge(0), "rows of the first group, used as the holdout; without groups it has no effect"] = (
@@ -114,7 +114,7 @@ class Moons(GroupedShape):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SwissRoll(Shape):
+class SwissRoll(NoisyShape):
     """A rolled-up rectangle in three dimensions. Rows are independent, as those of scikit-learn are."""
 
     name: ClassVar[str] = "swiss_roll"
