@@ -12,9 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from selfloop.families.geodiff import piecewise_linear
 from selfloop.families.geodiff.graphs import DirectedPairs, Edges, Graphs
-from selfloop.families.geodiff.piecewise_linear import PairSegments, linear_pieces
+from selfloop.families.geodiff.piecewise_linear import AggregateRelu, Convolve, PairSegments, linear_pieces, perceptron_pieces
 from selfloop.families.geodiff.schema import KINDS
 
 
@@ -28,7 +27,7 @@ class EdgeEncoder(nn.Module):
 
     def forward(self, kinds: Tensor) -> tuple[Tensor, Tensor]:
         """Pieces (2, segments, hidden), with the segments of each edge type in turn, and the breakpoints."""
-        pieces, breakpoints = piecewise_linear.perceptron_pieces(self.first, self.second)
+        pieces, breakpoints = perceptron_pieces(self.first, self.second)
         return (pieces[:, None] * self.of_kind(kinds)[:, None]).flatten(1, 2), breakpoints
 
 
@@ -46,7 +45,8 @@ class Interaction(nn.Module):
 
     def forward(self, h: Tensor, edge: Tensor, segments: PairSegments, weights: Tensor, directions: DirectedPairs) -> Tensor:
         inputs = segments.evaluate(linear_pieces(edge, self.first.weight, self.first.bias))
-        messages = piecewise_linear.convolve(self.enter(h), _linear_of_softplus(self.second, inputs), weights, directions)
+        filters = _linear_of_softplus(self.second, inputs)
+        messages = Convolve.apply(self.enter(h), filters, weights, *directions)  # type: ignore[no-untyped-call]  # autograd is untyped
         return _linear_of_softplus(self.last, self.leave(messages))
 
 
@@ -63,7 +63,7 @@ class Convolution(nn.Module):
         self.perceptron = nn.Sequential(nn.Linear(hidden, hidden), nn.ReLU(), nn.Linear(hidden, hidden))
 
     def forward(self, h: Tensor, edge: Tensor, directions: DirectedPairs) -> Tensor:
-        return self.perceptron(h + piecewise_linear.aggregate_relu(h, edge, directions))  # type: ignore[no-any-return]  # torch modules are untyped calls
+        return self.perceptron(h + AggregateRelu.apply(h, edge, *directions))  # type: ignore[no-any-return, no-untyped-call]  # torch is untyped
 
 
 class Head(nn.Module):

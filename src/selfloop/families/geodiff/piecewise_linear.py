@@ -14,8 +14,6 @@ from torch import Tensor, nn
 from torch.nn.functional import embedding_bag
 from torch.nn.functional import linear as linear_layer
 
-from selfloop.families.geodiff.graphs import DirectedPairs
-
 
 class PairSegments(NamedTuple):
     """The segment and the length of some pairs. A segment is a range of lengths of one edge type."""
@@ -73,12 +71,9 @@ def linear_pieces(pieces: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     return linear_layer(pieces, weight) + torch.stack([bias, torch.zeros_like(bias)])[:, None]
 
 
-def aggregate_relu(x: Tensor, edge: Tensor, directions: DirectedPairs) -> Tensor:
+class AggregateRelu(torch.autograd.Function):
     """For each atom the sum of relu(x_other + edge) over its pairs; `edge` is (pairs, features)."""
-    return _AggregateRelu.apply(x, edge, *directions)  # type: ignore[no-any-return,no-untyped-call]  # autograd is untyped
 
-
-class _AggregateRelu(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, edge: Tensor, *directions: Tensor) -> Tensor:
         target, source, order, starts = directions
@@ -101,12 +96,9 @@ def _reverse(order: Tensor) -> Tensor:
     return (order + len(order) // 2) % len(order)
 
 
-def convolve(x: Tensor, filters: Tensor, weights: Tensor, directions: DirectedPairs) -> Tensor:
+class Convolve(torch.autograd.Function):
     """For each atom the sum of x_other * filters * weights: filters per pair, weights per direction."""
-    return _Convolve.apply(x, filters, weights, *directions)  # type: ignore[no-any-return,no-untyped-call]  # autograd is untyped
 
-
-class _Convolve(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, filters: Tensor, weights: Tensor, *directions: Tensor) -> Tensor:
         _, source, order, starts = directions

@@ -104,7 +104,7 @@ class ImageDiffusion(NetworkFamily):
         labels = self._labels(rows.select_columns("label").all() if "label" in first else first) if self.n_classes else None
         with trainer.seed_torch(ctx.stream.child("init")):
             network = self._network(shape)
-        images_at, all_classes = image_tensors.image_loader(rows, trainer.device()), _as_classes(labels, trainer.device())
+        images_at, all_classes = image_tensors.image_loader(rows), _as_classes(labels, trainer.device())
 
         def loss(indices: torch.Tensor) -> torch.Tensor:
             images = 2 * images_at(indices) - 1

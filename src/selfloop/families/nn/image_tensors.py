@@ -47,13 +47,13 @@ def scale_pixels(images: Tensor) -> Tensor:
     return images.float().div_(255)
 
 
-def image_loader(rows: TrainingRows, device: torch.device) -> Callable[[Tensor], Tensor]:
+def image_loader(rows: TrainingRows) -> Callable[[Tensor], Tensor]:
     """A function of row indices that returns the images in [0, 1], from memory if they fit and else from their files."""
     first = np.asarray(rows.gather(np.zeros(1, np.int64))["image"])
     if len(rows) * first.nbytes <= MAX_BYTES_IN_MEMORY:
-        pixels = to_tensor(rows.all()["image"]).to(device)
+        pixels = to_tensor(rows.all()["image"]).to(trainer.device())
         return lambda indices: scale_pixels(pixels[indices])
-    return lambda indices: scale_pixels(to_tensor(rows.gather(indices.cpu().numpy())["image"]).to(device))
+    return lambda indices: scale_pixels(to_tensor(rows.gather(indices.cpu().numpy())["image"]).to(trainer.device()))
 
 
 def image_blocks(family: str, rows: Columns, size: int, ctx: Context) -> Iterator[tuple[slice, Tensor, np.random.Generator]]:

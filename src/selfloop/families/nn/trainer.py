@@ -81,15 +81,14 @@ def fit(problem: TrainingProblem, settings: TrainingSettings, ctx: Context, init
     cudnn = torch.backends.cudnn
     deterministic = cudnn.flags(cudnn.enabled, deterministic=True, benchmark=False, allow_tf32=cudnn.allow_tf32)
     with seed_torch(ctx.stream), deterministic, ThreadPoolExecutor(problem.threads) as pool:
-        state = _TrainingState(problem, settings, steps, pool)
-        checkpointer = _Checkpointer(state, ctx, n)
-        for step in range(checkpointer.restore(), steps):
+        state = _TrainingState(problem, settings, ctx, pool)
+        for step in range(state.restore(), steps):
             _seed(ctx.stream.child("noise", step))
             state.advance(step, minibatch(step), settings.learning_rate_at(step, steps))
             if step % STEPS_PER_CHECK == 0:
                 state.check(step)
                 state.optimizer.clear_underflow()
-            checkpointer.save_if_due(step + 1)
+            state.save_if_due(step + 1)
     torch.set_num_threads(ctx.threads)
     state.check(steps - 1)
     state.optimizer.apply_average()
@@ -146,14 +145,17 @@ def _minibatches(stream: RandomStream, n: int, size: int) -> Callable[[int], Ten
 
 
 class _TrainingState:
-    """A network in training."""
+    """A network in training. With a scratch folder its state is saved there."""
 
-    def __init__(self, problem: TrainingProblem, settings: TrainingSettings, steps: int, pool: ThreadPoolExecutor) -> None:
+    def __init__(self, problem: TrainingProblem, settings: TrainingSettings, ctx: Context, pool: ThreadPoolExecutor) -> None:
         self.problem, self.settings, self.pool = problem, settings, pool
         self.weights = torch.from_numpy(problem.weights).float().to(device())
         self.trainable = [p for p in problem.network.parameters() if p.requires_grad]
         self.optimizer = AdamW(self.trainable, settings)
-        self.losses = torch.zeros(steps, device=device())
+        self.losses = torch.zeros(settings.count_steps(len(problem.weights)), device=device())
+        self.path = ctx.scratch / "fit.safetensors" if ctx.scratch else None
+        self.identity = repr((ctx.stream, replace(settings, checkpoint_seconds=0.0), len(problem.weights)))
+        self.due = time.monotonic() + settings.checkpoint_seconds
 
     def advance(self, step: int, indices: Tensor, learning_rate: float) -> None:
         noise = () if self.problem.noise is None else (self.problem.noise(len(indices)),)
@@ -192,6 +194,22 @@ class _TrainingState:
         buffers = {f"buffer/{name}": buffer for name, buffer in self.problem.network.named_buffers()}
         return self.optimizer.tensors() | buffers | {"losses": self.losses}
 
+    def restore(self) -> int:
+        """Load the last checkpoint, if there is one, and return its number of steps."""
+        if self.path is None or (saved := checkpoint.load(self.path, self.identity)) is None:
+            return 0
+        for name, tensor in self.tensors().items():
+            tensor.copy_(saved[1][name])  # copied, not replaced: last bits of a product may depend on the array's alignment
+        return saved[0]
+
+    def save_if_due(self, step: int) -> None:
+        now = time.monotonic()
+        if self.path is not None and now >= self.due:
+            checkpoint.save(self.path, self.tensors(), self.identity, step)
+            spent = time.monotonic() - now
+            pause = self.settings.checkpoint_seconds
+            self.due = now + spent + (max(pause, spent / MAX_CHECKPOINT_SHARE) if pause else 0.0)
+
 
 def autocast(settings: TrainingSettings, network: nn.Module) -> torch.autocast:
     """The context that a network runs in during training: bfloat16 if the settings choose it."""
@@ -206,29 +224,3 @@ def uses_bfloat16(settings: TrainingSettings, network: nn.Module) -> bool:
         return torch.cuda.get_device_capability() >= (8, 0)
     large = sum(p.numel() for p in network.parameters() if p.requires_grad) >= 1_000_000
     return large and torch.cpu._is_amx_tile_supported()
-
-
-class _Checkpointer:
-    """Saves the state of a fit in its scratch folder."""
-
-    def __init__(self, state: _TrainingState, ctx: Context, n: int) -> None:
-        self.state = state
-        self.pause = state.settings.checkpoint_seconds
-        self.identity = repr((ctx.stream, replace(state.settings, checkpoint_seconds=0.0), n))
-        self.path = ctx.scratch / "fit.safetensors" if ctx.scratch else None
-        self.due = time.monotonic() + self.pause
-
-    def restore(self) -> int:
-        """Load the last checkpoint, if there is one, and return its number of steps."""
-        if self.path is None or (saved := checkpoint.load(self.path, self.identity)) is None:
-            return 0
-        for name, tensor in self.state.tensors().items():
-            tensor.copy_(saved[1][name])  # copied, not replaced: last bits of a product may depend on the array's alignment
-        return saved[0]
-
-    def save_if_due(self, step: int) -> None:
-        now = time.monotonic()
-        if self.path is not None and now >= self.due:
-            checkpoint.save(self.path, self.state.tensors(), self.identity, step)
-            spent = time.monotonic() - now
-            self.due = now + spent + (max(self.pause, spent / MAX_CHECKPOINT_SHARE) if self.pause else 0.0)

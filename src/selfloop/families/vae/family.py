@@ -78,7 +78,7 @@ class Vae(NetworkFamily):
         shape = image_tensors.image_shape(self.name, rows.gather(np.zeros(1, np.int64)))
         with trainer.seed_torch(ctx.stream.child("init")):
             network = self._network(shape)
-        images_at = image_tensors.image_loader(rows, trainer.device())
+        images_at = image_tensors.image_loader(rows)
 
         def noise(n: int) -> torch.Tensor:
             return torch.randn(n, self.latent, device=trainer.device())
