@@ -12,7 +12,7 @@ from safetensors.numpy import save
 
 from selfloop.columns import Column, Columns, Ragged, concat_rows, select_rows
 from selfloop.formats import safetensors
-from selfloop.formats.safetensors import ColumnWriter, gather_rows, pack_arrays, read_safetensors, to_safetensors
+from selfloop.formats.safetensors import ColumnWriter, gather_rows, read_safetensors, to_safetensors
 
 TYPES = ("f8", "f4", "f2", "i8", "i4", "i2", "i1", "u8", "u4", "u2", "u1", "?")
 NAMES = st.text(st.characters(codec="utf-8"), max_size=6).filter(lambda name: name != "__metadata__")
@@ -38,9 +38,9 @@ def test_a_file_has_the_bytes_that_the_safetensors_library_writes(arrays: dict[s
     columns = {
         name: np.arange(np.prod(shape, dtype=int)).astype(dtype).reshape(shape) for name, (dtype, shape) in arrays.items()
     }
-    assert pack_arrays(columns) == save(columns)
+    assert b"".join(to_safetensors(columns)) == save(columns)
     big_endian = {name: array.astype(array.dtype.newbyteorder(">")) for name, array in columns.items()}
-    assert pack_arrays(big_endian) == save(columns)
+    assert b"".join(to_safetensors(big_endian)) == save(columns)
 
 
 def test_a_large_array_is_packed_without_a_copy() -> None:
@@ -64,7 +64,7 @@ def test_rows_appended_in_chunks_are_the_concatenated_rows(tmp_path: Path) -> No
     assert all(same(expected[name], columns[name]) for name in expected)
     assert not np.asarray(columns["x"]).flags.writeable
     assert list((tmp_path / "new folder").iterdir()) == []  # unnamed files: a killed process leaves none
-    (tmp_path / "a").write_bytes(pack_arrays(columns))
+    (tmp_path / "a").write_bytes(b"".join(to_safetensors(columns)))
     assert all(same(expected[name], column) for name, column in read_safetensors(tmp_path / "a").items())
 
 

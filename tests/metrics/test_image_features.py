@@ -135,7 +135,7 @@ def test_clusters_have_the_same_bits_for_any_number_of_threads() -> None:
     centers = set()
     for threads in (1, 4, 4):
         with threadpool_limits(threads):
-            centers.add(np.asarray(image_features._fit_clusters(rows, 10, CTX)["centers"]).tobytes())
+            centers.add(np.asarray(image_features._fit_modes(rows, 10, CTX)["centers"]).tobytes())
     assert len(centers) == 1
 
 

@@ -27,7 +27,7 @@ from selfloop.commands.verify import verify
 from selfloop.component import Component, Context
 from selfloop.engine.run import iter_measurements
 from selfloop.errors import ChainEndedError, DataError, SelfloopError, StoreError
-from selfloop.formats.safetensors import ColumnWriter, pack_arrays, read_safetensors
+from selfloop.formats.safetensors import ColumnWriter, read_safetensors, to_safetensors
 from selfloop.rng import RandomStream
 from selfloop.store.checks import provenance_of, recompute
 from selfloop.store.identity import ObjectRef, stored_step
@@ -200,7 +200,7 @@ def test_a_step_gives_the_same_when_it_is_replayed(tmp_path: Path) -> None:
 )  # fmt: skip
 def test_arrays_come_back_as_they_were_put_in(tmp_path: Path, array: Any) -> None:
     path = tmp_path / "a.safetensors"
-    path.write_bytes(pack_arrays({"a": array, "b": np.arange(3.0)}))
+    path.write_bytes(b"".join(to_safetensors({"a": array, "b": np.arange(3.0)})))
     back = read_safetensors(path)["a"]
     assert isinstance(back, np.ndarray)
     assert (back.shape, back.dtype) == (array.shape, array.dtype.newbyteorder("="))
@@ -234,7 +234,7 @@ def test_arrays_larger_than_memory_are_kept_and_opened_without_being_held(tmp_pa
 @pytest.mark.parametrize("array", [np.array(["a"]), np.array([1j]), np.array([None]), np.zeros(2, [("a", int)])])
 def test_arrays_that_are_no_numbers_are_refused(array: Any) -> None:
     with pytest.raises(DataError, match="expected numbers or booleans"):
-        pack_arrays({"a": array})
+        to_safetensors({"a": array})
 
 
 # damage

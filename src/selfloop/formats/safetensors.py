@@ -65,11 +65,6 @@ def is_columns(value: Any) -> bool:
     return is_table and all(isinstance(column, np.ndarray | np.generic | Ragged) for column in value.values())
 
 
-def pack_arrays(columns: Columns) -> bytes:
-    """The columns as a safetensors file in memory."""
-    return b"".join(to_safetensors(columns))
-
-
 class NamedArrays(dict[str, Any]):
     """Columns or params. A missing name raises a DataError that lists the names, because components do not fit together."""
 

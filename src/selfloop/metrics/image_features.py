@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, cast
 
 import numpy as np
 from annotated_types import Ge
-from threadpoolctl import threadpool_limits
 
 from selfloop.columns import Array, Columns, Floats, Params, Ragged
 from selfloop.component import Context, FeatureExtractor, SampleMetric
 from selfloop.errors import DataError, SettingError
+from selfloop.metrics.vector_distances import fit_clusters
 
 if TYPE_CHECKING:
     from selfloop.metrics.image_networks import Float32s
@@ -67,7 +67,7 @@ class ImageFeatureExtractor(FeatureExtractor):
         elif self.kind == "pixels":
             prepared = _fit_components(first_images, self.dimensions, ctx)
         if "classes" not in prepared:
-            prepared |= _fit_clusters(self._outputs(first_images, prepared, ctx)[0], self.modes, ctx)
+            prepared |= _fit_modes(self._outputs(first_images, prepared, ctx)[0], self.modes, ctx)
         return prepared
 
     def extract(self, rows: Columns, prepared: Params, ctx: Context) -> Columns:
@@ -150,15 +150,10 @@ def _pixels(images: Array) -> Floats:
     return images.reshape(len(images), -1).astype(np.float64) / 255
 
 
-def _fit_clusters(features: Float32s, n_clusters: int, ctx: Context) -> dict[str, Array]:
+def _fit_modes(features: Float32s, n_clusters: int, ctx: Context) -> dict[str, Array]:
     """Centers of k-means clusters of the features, the largest cluster first, and their common variance per feature."""
-    from sklearn.cluster import KMeans
-
-    n_clusters = min(n_clusters, len(np.unique(features, axis=0)))
-    seed = ctx.stream.child("clusters").integer() % 2**32
-    with threadpool_limits(1):  # several threads add their sums in the order in which they finish
-        fitted = KMeans(n_clusters, n_init=3, random_state=seed).fit(features.astype(np.float64))
-    order = np.argsort(-np.bincount(fitted.labels_, minlength=n_clusters), kind="stable")
+    fitted = fit_clusters(features.astype(np.float64), n_clusters, ctx, n_init=3)
+    order = np.argsort(-np.bincount(fitted.labels_, minlength=len(fitted.cluster_centers_)), kind="stable")
     return {"centers": fitted.cluster_centers_[order], "variance": np.array(fitted.inertia_ / features.size)}
 
 

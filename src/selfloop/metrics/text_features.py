@@ -10,14 +10,13 @@ from typing import Annotated, Any, ClassVar, cast
 
 import numpy as np
 from annotated_types import Ge, Gt
-from threadpoolctl import threadpool_limits
 
 from selfloop.columns import Floats, Ragged, count_rows
 from selfloop.component import Context
 from selfloop.errors import SettingError, first_line, resolve_local_or_hub
 from selfloop.metrics.ngrams import cut_length, texts
 from selfloop.metrics.text import NO_VALUE, TextMetric
-from selfloop.metrics.vector_distances import frechet_distance, frontier_area
+from selfloop.metrics.vector_distances import fit_clusters, frechet_distance, frontier_area
 from selfloop.protocols import UsesEncoder
 from selfloop.snapshots import Snapshot
 
@@ -103,7 +102,6 @@ class TextFrechet(TextFeatureMetric):
 
 def mauve_score(sampled: Floats, real: Floats, scaling_factor: float, ctx: Context) -> float:
     """MAUVE of two sets of feature vectors."""
-    from sklearn.cluster import KMeans
     from sklearn.decomposition import PCA
     from sklearn.preprocessing import normalize
 
@@ -111,10 +109,8 @@ def mauve_score(sampled: Floats, real: Floats, scaling_factor: float, ctx: Conte
     if np.ptp(points, axis=0).max() == 0:
         return 1.0
     components = PCA(EXPLAINED_VARIANCE, svd_solver="full").fit_transform(points)
-    n_clusters = min(max(2, round(min(len(sampled), len(real)) / 10)), len(np.unique(components, axis=0)))
-    seed = ctx.stream.child("clusters").integer() % 2**32
-    with threadpool_limits(1):  # several threads add their sums in the order in which they finish
-        clusters = KMeans(n_clusters, n_init=N_KMEANS_STARTS, max_iter=500, random_state=seed).fit_predict(components)
+    n_clusters = max(2, round(min(len(sampled), len(real)) / 10))
+    clusters = fit_clusters(components, n_clusters, ctx, n_init=N_KMEANS_STARTS, max_iter=500).labels_
     halves = clusters[: len(sampled)], clusters[len(sampled) :]
     p, q = (np.bincount(half, minlength=n_clusters) / len(half) for half in halves)
     return frontier_area(p, q, scaling_factor)

@@ -1,13 +1,16 @@
-"""Distances between two sets of feature vectors, and between two histograms."""
+"""Distances between two sets of feature vectors, and between two histograms; clusters of vectors."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 
 from selfloop.columns import Floats
+from selfloop.component import Context
 
 CHUNK_ROWS = 512  # rows whose distances to all other rows are in memory at a time
 
@@ -27,6 +30,16 @@ def frechet_distance(a: Floats, b: Floats) -> float:
         roots.append(vectors * np.sqrt(np.clip(values, 0, None)) @ vectors.T)
     shared = np.linalg.svd(roots[0] @ roots[1], compute_uv=False).sum()
     return float(difference @ difference + sum(np.square(root).sum() for root in roots) - 2 * shared)
+
+
+def fit_clusters(points: Floats, n_clusters: int, ctx: Context, **settings: int) -> Any:
+    """k-means of scikit-learn, fitted to the rows of `points`, with at most as many clusters as there are different rows."""
+    from sklearn.cluster import KMeans
+
+    n_clusters = min(n_clusters, len(np.unique(points, axis=0)))
+    seed = ctx.stream.child("clusters").integer() % 2**32
+    with threadpool_limits(1):  # several threads add their sums in the order in which they finish
+        return KMeans(n_clusters, random_state=seed, **settings).fit(points)
 
 
 def frontier_area(p: Floats, q: Floats, scaling_factor: float) -> float:

@@ -31,11 +31,8 @@ class Comparison:
 
     def tightest(self) -> tuple[int, Interval] | None:
         """The generation from `first_generation` on with the smallest difference, and the difference; None without any."""
-        defined = [
-            (t, difference)
-            for t, difference in enumerate(self.differences, 1)
-            if t >= self.first_generation and difference.estimate is not None
-        ]
+        later = enumerate(self.differences[self.first_generation - 1 :], self.first_generation)
+        defined = [(t, difference) for t, difference in later if difference.estimate is not None]
         return min(defined, key=lambda pair: pair[1].estimate or 0.0, default=None)
 
 

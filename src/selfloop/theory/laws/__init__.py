@@ -7,14 +7,14 @@ from dataclasses import dataclass
 from selfloop.columns import Floats
 from selfloop.snapshots import Scenario
 from selfloop.theory.law import Kind, Law, schedule_entries
-from selfloop.theory.laws import discrete, gaussian, glm, kde, linear
+from selfloop.theory.laws import discrete, gaussian, glm, linear
 
 MAX_TAKES = 50_000  # of all generations: the time of moments is quadratic in batches; `accumulate` reaches it at t = 315
 LAWS: dict[tuple[str, str], tuple[Law, ...]] = {
     ("gaussian", "gaussian"): gaussian.LAWS,
     ("discrete", "zipf"): discrete.LAWS,
     ("linear", "linear"): linear.LAWS,
-    ("kde", "gaussian"): kde.LAWS,
+    ("kde", "gaussian"): gaussian.KERNEL_LAWS,
     ("glm", "logistic"): glm.LAWS,
 }  # by family and source
 

@@ -1,4 +1,7 @@
-"""Laws of normal distributions fitted by mean and covariance."""
+"""Laws of normal distributions, fitted by mean and covariance or as kernel densities of one bandwidth.
+
+Kernels widen the distribution: the variance of a row grows every generation.
+"""
 
 from __future__ import annotations
 
@@ -28,6 +31,15 @@ def _log_variance_ratio(scenario: Scenario) -> Floats | None:
         return None
     fits = digamma((rows[:, None] - np.arange(1, d + 1)) / 2).sum(axis=1) + d * np.log(2 / (rows - estimator.ddof))
     return np.asarray(np.cumsum(fits) + d * np.log(estimator.variance_factor) * np.arange(len(rows)), np.float64)
+
+
+def _second_moment(scenario: Scenario) -> Floats | None:
+    bandwidth, dim = scenario.family.settings()["bandwidth"], scenario.source.settings()["dim"]
+    if isinstance(bandwidth, str):
+        return None
+    estimator = MomentEstimator(kernel_variance=float(bandwidth) ** 2 * dim / true_trace(scenario))
+    mean_error, variance_ratio = (moment_curve(scenario, name, estimator) for name in ("mean_error", "variance_ratio"))
+    return None if mean_error is None or variance_ratio is None else true_trace(scenario) * (mean_error + variance_ratio)
 
 
 _MOMENTS_SOURCE = (
@@ -69,5 +81,19 @@ LAWS = (
             "more than d of them, fitted from scratch."
         ),
         values=_log_variance_ratio,
+    ),
+)
+
+KERNEL_LAWS = (
+    Law(
+        name="moments of the rows",
+        metric="second_moment",
+        kind="exact",
+        source=(
+            "Second moments of any policy with kernel noise, derived in theory/moments.py; special cases of Kazdan et al. 2025 "
+            "(2410.16713) and Borji 2024 (2410.12954): 1 + (t - 1) h^2 for replace, 1 + h^2 (H_t - 1) for accumulate"
+        ),
+        conditions="Gaussian source, kernels of one given bandwidth, fitted from scratch; budgets with one or two weights.",
+        values=_second_moment,
     ),
 )
