@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from selfloop.columns import Array, Column, Columns, ColumnType, Floats, Ragged, count_rows
+from selfloop.columns import Array, Column, Columns, ColumnType, Floats, Ragged
 from selfloop.report.image_grid import fit_image_grid, is_image
 from selfloop.report.molecules import MoleculeView, is_molecules, view_molecules
 from selfloop.report.picture_grid import CELL, draw_grid, gallery_generations, svg_text
@@ -15,7 +15,7 @@ from selfloop.report.text_rows import TextRow, read_text_rows
 from selfloop.report.theme import GRID, INK, MUTED, Style, format_number
 from selfloop.report.values import Gallery
 
-MAX_POINTS, MAX_CELL_CHARACTERS, MAX_TABLE_ROWS, MAX_TABLE_COLUMNS = 300, 420, 5, 8
+MAX_POINTS, MAX_TABLE_ROWS, MAX_TABLE_COLUMNS = 300, 5, 8
 
 Cells = list[list[str]]
 
@@ -181,10 +181,9 @@ def _flatten_columns(rows: Columns, schema: Mapping[str, ColumnType]) -> dict[st
     """Columns of numbers by name and unit, the elements of an array side by side."""
     flat: dict[str, Array] = {}
     for name, column in rows.items():
-        if not isinstance(column, Ragged):
-            elements = column.reshape(len(column), -1).T
-            for i, element in enumerate(elements):
-                flat[f"{name}{f'[{i}]' * (len(elements) > 1)}{_unit(schema, name)}"] = element
+        elements = np.asarray(column).reshape(len(column), -1).T
+        for i, element in enumerate(elements):
+            flat[f"{name}{f'[{i}]' * (len(elements) > 1)}{_unit(schema, name)}"] = element
     return flat
 
 
@@ -195,10 +194,8 @@ def _select_columns(names: Sequence[str]) -> Sequence[str]:
 
 def _format_cells(rows: Columns) -> Cells:
     flat = _flatten_columns(rows, {})
-    columns = [flat[name] for name in _select_columns(list(flat))]
-    return [[_format_cell(values[i]) for values in columns] for i in range(min(MAX_TABLE_ROWS, count_rows(rows)))]
-
-
-def _format_cell(value: object) -> str:
-    text = format_number(float(value)) if isinstance(value, np.floating) else str(value)
-    return text if len(text) <= MAX_CELL_CHARACTERS else text[:MAX_CELL_CHARACTERS] + " …"
+    columns = [flat[name][:MAX_TABLE_ROWS] for name in _select_columns(list(flat))]
+    return [
+        [format_number(float(value)) if isinstance(value, np.floating) else str(value) for value in row]
+        for row in zip(*columns, strict=True)
+    ]
