@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Annotated, ClassVar
 
 import numpy as np
@@ -58,13 +59,11 @@ class ConformerCoverage(Metric):
             sampled = snap.family.sample(snap.params, len(rows), sampler, select_rows(graphs, rows), ctx.child("sample"))
         except ChainEndedError:
             return dict.fromkeys((self.name, *self.secondary_units), float("nan"))
-        values, start = list[list[float]](), 0
+        values, samples = list[list[float]](), iter(_positions(sampled, range(len(rows))))
         for group in groups.values():
-            end = start + SAMPLES_PER_REFERENCE * len(group)
-            conformers = _positions(snap.holdout, group) + _positions(sampled, range(start, end))
+            conformers = [*_positions(snap.holdout, group), *islice(samples, SAMPLES_PER_REFERENCE * len(group))]
             distances = pairwise_rmsd(snap.holdout, int(group[0]), conformers, ctx.threads)
             values.append(coverage_values(distances[: len(group), len(group) :], self.threshold))
-            start = end
         return dict(zip((self.name, *self.secondary_units), np.mean(values, axis=0).tolist(), strict=True))
 
 

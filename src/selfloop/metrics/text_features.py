@@ -54,11 +54,12 @@ class TextFeatureMetric(TextMetric):
         if n_rows < 2:
             return {self.name: NO_VALUE}
         length = cut_length(snap.samples, snap.params)
-        decoded = [
-            text
-            for rows in (snap.samples, snap.holdout)
-            for text in _decode(texts(rows, snap.params, max_rows=n_rows, max_length=length), snap)
-        ]
+        encoder = cast(UsesEncoder, snap.family).encoder()
+        decoded = list[str]()
+        for rows in (snap.samples, snap.holdout):
+            tokens = texts(rows, snap.params, max_rows=n_rows, max_length=length)
+            text = cast(Ragged, encoder.decode({"tokens": tokens}, snap.params)["text"])
+            decoded += [row.decode(errors="replace") for row in text.to_bytes()]
         try:
             features = embed_texts(decoded, self.model, self.revision, ctx)
         except SettingError as problem:
@@ -114,11 +115,6 @@ def mauve_score(sampled: Floats, real: Floats, scaling_factor: float, ctx: Conte
     halves = clusters[: len(sampled)], clusters[len(sampled) :]
     p, q = (np.bincount(half, minlength=n_clusters) / len(half) for half in halves)
     return frontier_area(p, q, scaling_factor)
-
-
-def _decode(tokens: Ragged, snap: Snapshot) -> list[str]:
-    decoded = cast(UsesEncoder, snap.family).encoder().decode({"tokens": tokens}, snap.params)["text"]
-    return [text.decode(errors="replace") for text in cast(Ragged, decoded).to_bytes()]
 
 
 def embed_texts(rows: Sequence[str], model: str | Path, revision: str | None, ctx: Context) -> Floats:
