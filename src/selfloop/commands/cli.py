@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from selfloop.commands.progress import show_activity, show_progress
 from selfloop.errors import SelfloopError, SpecError, show_warnings_plainly, unknown_name
 
 if TYPE_CHECKING:
@@ -78,17 +79,13 @@ def _store(store: Path | None) -> Path:
 def _run(
     name: str, set_: list[str] | None, store: Path | None, workers: int | None, quiet: bool, threads: int | None = None
 ) -> Result:
-    from selfloop.commands.progress import show_progress
-
     with show_progress(quiet) as progress:
-        from selfloop.result import run as run_spec  # after the first line of progress, as imports can take seconds
+        from selfloop.result import run as run_spec  # inside, as imports can take seconds
 
         return run_spec(_spec(name, set_), store, workers=workers, threads=threads, progress=progress)
 
 
 def _write_report(results: list[Result], path: Path, quiet: bool, title: str = "", figures: Path | None = None) -> None:
-    from selfloop.commands.progress import show_activity
-
     with show_activity(quiet, "writing the report"):
         from selfloop.report.build import write_report
 
@@ -252,7 +249,6 @@ def reproduce(
     Example: selfloop reproduce kazdan2025 --only gaussian,linear,kde
     """
     from selfloop.commands.console import print_papers, print_reproduction
-    from selfloop.commands.progress import show_progress
     from selfloop.commands.reproduce import reproduce as reproduce_paper
 
     if list_:
@@ -324,7 +320,6 @@ def verify(
     Example: selfloop verify digits.toml --records 50
     """
     from selfloop.commands.console import print_verification
-    from selfloop.commands.progress import show_progress
     from selfloop.commands.verify import verify as verify_spec
 
     with show_progress(quiet, "records") as progress:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import combinations
 
 from selfloop.columns import Floats
 from selfloop.errors import SpecError, unknown_name
@@ -40,8 +41,7 @@ def compare_curves(results: Mapping[str, Result], metric: str) -> list[CurveDiff
     curves = [curve for name, result in results.items() for curve in _curves(name if len(results) > 1 else "", result, metric)]
     differences = [
         CurveDifference(first, second, draws == other_draws, paired_difference(curve, other))
-        for i, (first, curve, draws) in enumerate(curves)
-        for second, other, other_draws in curves[i + 1 :]
+        for (first, curve, draws), (second, other, other_draws) in combinations(curves, 2)
         if curve.shape == other.shape
     ]
     if not differences:

@@ -14,7 +14,7 @@ from rich.table import Table
 from selfloop.columns import Floats
 from selfloop.commands.text_plots import plot_lines, sparkline
 from selfloop.report.notes import describe_mixed_backends
-from selfloop.report.theme import describe_coordinates
+from selfloop.report.theme import describe_coordinates, format_interval
 from selfloop.types import Answer
 
 if TYPE_CHECKING:
@@ -71,8 +71,7 @@ def _summary_cells(curves: Floats) -> tuple[str, str, str, str]:
     if survivors < len(curves):
         last = f"{survivors} of {len(curves)} chains left"
     ratio = ratio_interval(curves[:, -1], curves[:, 0])
-    limits = "" if ratio.low is None or ratio.high is None else f" [{ratio.low:.3g}, {ratio.high:.3g}]"
-    multiplier = "-" if ratio.estimate is None else f"x {ratio.estimate:.3g}{limits}"
+    multiplier = "-" if ratio.estimate is None else f"x {format_interval(ratio)}"
     return _number(mean_interval(curves[:, 0]).estimate), last, multiplier, sparkline(curves.mean(axis=0))
 
 

@@ -117,8 +117,8 @@ def export_samples(stored: StoredGeneration, folder: Path, format_: str | None =
         if isinstance(family, UsesEncoder):
             rows = family.encoder().decode(rows, stored.params())
         text_columns = {name for name, column in stored.spec.source.schema().items() if column.dtype == "utf8"}
-        chosen = format_ or _default_format(rows)
-        FORMATS[chosen](rows, part / f"samples.{chosen}", text_columns)
+        file_format = format_ or _default_format(rows)
+        FORMATS[file_format](rows, part / f"samples.{file_format}", text_columns)
         _write_card(part, "", f"{count_rows(rows):,} rows sampled from the model of {stored.title()}", stored.spec)
 
 

@@ -55,7 +55,7 @@ def _replay_generations(task: Task, store: Store) -> tuple[int, Usage]:
         for output in run_task(task, store):
             generations += output.generations
             usage.add(output.usage)
+        generations = task.generations
     except NotStoredError:
         usage.add(store.usage)
-        return generations, usage
-    return task.generations, usage
+    return generations, usage

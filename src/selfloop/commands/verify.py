@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -111,11 +112,9 @@ def stored_calls(specs: Iterable[Spec], path: Path) -> dict[str, StepCall]:
     for spec in specs:
         for phase in plan_tasks(spec, path):
             for task in phase:
-                store, missing = Store(path, read_only=True, record_calls=True), ""
-                try:
+                store = Store(path, read_only=True, record_calls=True)
+                with suppress(NotStoredError):
                     for _ in run_task(task, store):
                         pass
-                except NotStoredError as problem:
-                    missing = str(problem)
-                calls.update({call.key: call for call in store.calls if call.key != missing})
+                calls |= {call.key: call for call in store.calls}
     return calls

@@ -259,10 +259,10 @@ class EnsembleWorld:
         ended = {s: status if generation == t else None for s, (generation, status) in model.ended.items()}
         ended_before = dict.fromkeys(ended)
         for metric in block.metrics:
-            if len(ended) == len(seeds):
-                yield SeedMeasurements(self.policy, seeds, t, metric.name, np.full(len(seeds), np.nan), ended)
-                continue
-            for name, values in cast(SupportsEnsembleMeasure, metric).measure_ensemble(snap).items():
+            measured = {metric.name: np.full(len(seeds), np.nan)}
+            if len(ended) < len(seeds):
+                measured = dict(cast(SupportsEnsembleMeasure, metric).measure_ensemble(snap))
+            for name, values in measured.items():
                 # Report the end of a chain once, on the metric's main value.
                 yield SeedMeasurements(self.policy, seeds, t, name, values, ended if name == metric.name else ended_before)
 

@@ -91,18 +91,14 @@ def write_new(path: str, *chunks: bytes | memoryview) -> None:
     """Create the file whole or not at all. An existing file is kept: another process wrote the same content first."""
     folder = os.path.dirname(path)
     temporary = f"{folder}/.{os.getpid()}-{time.monotonic_ns()}.tmp"
+    os.makedirs(folder, exist_ok=True)
     try:
-        handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
-    except FileNotFoundError:
-        os.makedirs(folder, exist_ok=True)
-        handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
-    try:
-        with open(handle, "wb") as file:
+        with open(temporary, "xb") as file:
             file.writelines(chunks)
         with suppress(FileExistsError):
             os.link(temporary, path)
     finally:
-        os.unlink(temporary)
+        Path(temporary).unlink(missing_ok=True)
 
 
 def remove_scratch(scratch: Path) -> None:
@@ -116,11 +112,12 @@ def remove_scratch(scratch: Path) -> None:
 
 def provenance(step: str, seconds: float, threads: int, backend: dict[str, str]) -> dict[str, Any]:
     """Where, when and with what a record was made. It is not part of the record's key."""
+    torch = sys.modules.get("torch")
     return {
         "step": step,
         "seconds": round(seconds, 6),
         "threads": threads,
-        "device": _device(),
+        "device": "cuda" if torch is not None and torch.cuda.is_available() else "cpu",  # cpu if torch was not loaded
         "backend": backend,
         **_machine(),
     }
@@ -134,9 +131,3 @@ def _machine() -> dict[str, Any]:
     return {
         "host": platform.node(), "machine": platform.machine(), "python": platform.python_version(), "libraries": libraries
     }  # fmt: skip
-
-
-def _device() -> str:
-    """Device of torch networks; "cpu" if torch was not loaded."""
-    torch = sys.modules.get("torch")
-    return "cuda" if torch is not None and torch.cuda.is_available() else "cpu"

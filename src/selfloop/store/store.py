@@ -28,7 +28,7 @@ from selfloop.store.identity import ObjectRef, digest, identity, step_identity, 
 class Store:
     """Results of stored steps in a folder.
 
-    `read_only`: raise `NotStoredError` instead of computing. `record_calls`: keep every call, for `verify` and `gc`.
+    `read_only`: raise `NotStoredError` instead of computing. `record_calls`: keep calls with a result, for `verify` and `gc`.
     """
 
     path: Path
@@ -55,8 +55,6 @@ class Store:
         replayed or fresh, if the step ended its chain; SelfloopError if an argument has no stable identity.
         """
         call = StepCall(self.key(step, *arguments), step, arguments)
-        if self.record_calls:
-            self.calls.append(call)
         result = self.lookup(call)
         if result is None:
             if self.read_only:
@@ -64,6 +62,8 @@ class Store:
             result = self._compute(call)
         else:
             self.usage.reused += 1
+        if self.record_calls:
+            self.calls.append(call)
         if "ended" in result:
             raise ChainEndedError(result["ended"])
         if "object" not in result:
