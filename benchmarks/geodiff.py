@@ -75,7 +75,10 @@ class Plain(nn.Module):
         self.of_kind = nn.Embedding(100, hidden)
         self.global_atoms, self.local_atoms = nn.Embedding(100, hidden, max_norm=10.0), nn.Embedding(100, hidden)
         self.interactions = nn.ModuleList([InteractionBlock(hidden, hidden, hidden, 10.0) for _ in range(6)])
-        two = lambda: nn.Sequential(nn.Linear(hidden, hidden), nn.ReLU(), nn.Linear(hidden, hidden))
+
+        def two():
+            return nn.Sequential(nn.Linear(hidden, hidden), nn.ReLU(), nn.Linear(hidden, hidden))
+
         self.convolutions = nn.ModuleList([GINEConv(two()) for _ in range(4)])
         self.heads = nn.ModuleList([
             nn.Sequential(nn.Linear(2 * hidden, hidden), nn.ReLU(), nn.Linear(hidden, 64), nn.ReLU(), nn.Linear(64, 1))

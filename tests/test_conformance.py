@@ -116,7 +116,7 @@ class Short(tiny_components.Ticks):
 @dataclass(frozen=True, kw_only=True)
 class Global(tiny_components.Mean):
     def sample(self, params: Params, n: int, sampler: Sampler, inputs: Columns, ctx: Context) -> Columns:
-        np.random.rand()  # forbidden for a family
+        np.random.rand()  # noqa: NPY002  # forbidden for a family
         return {"x": np.zeros(n)}
 
 

@@ -1,6 +1,5 @@
-"""The decoder in C: its logits, compilation, memory safety, and how a machine without a compiler goes on."""
+"""The decoder in C: its probabilities, compilation, memory safety, and how a machine without a compiler goes on."""
 
-import ctypes
 import json
 import os
 import shutil
@@ -15,7 +14,6 @@ import numpy as np
 import pytest
 import torch
 from decoders import (
-    END,
     GPT2,
     LLAMA,
     START,
@@ -28,7 +26,7 @@ from decoders import (
 )
 
 from selfloop.columns import Ragged
-from selfloop.families.transformer import c_library, decoder_c
+from selfloop.families.transformer import c_library
 from selfloop.families.transformer.decoder import DecodeRequest, build_decoder_weights
 from selfloop.families.transformer.decoder_torch import TorchDecoder
 from selfloop.families.transformer.text_sampler import TextSampler

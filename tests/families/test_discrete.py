@@ -55,7 +55,9 @@ def test_smoothing_has_a_stationary_heterozygosity(draws_rows):
 def test_initial_rows_in_every_generation_bound_the_loss(draws_rows):
     al, real = 0.5, 1 / N + (1 - 1 / N) * SUM_OF_SQUARES
     law = ((1 - al**2) * real + al**2 / N) / (1 - al**2 * (1 - 1 / N))
-    values = run(Augment(), generations=10, seeds=1024, draws_rows=draws_rows)["heterozygosity"][:, -1:]  # 512 have too little power
+    values = run(Augment(), generations=10, seeds=1024, draws_rows=draws_rows)["heterozygosity"][
+        :, -1:
+    ]  # 512 have too little power
     assert largest_z(values, 1 - law) < 4
     assert largest_z(values, 1 - real) > 4
 

@@ -96,7 +96,10 @@ def exact(process, sd=SD, late=0, sign=1):
 
 def sample(process, method, steps, power, n=N, temperature=1.0, **exactly):
     generator = torch.Generator().manual_seed(5)
-    draw = lambda: temperature * torch.randn(n, 1, 1, 1, generator=generator)
+
+    def draw():
+        return temperature * torch.randn(n, 1, 1, 1, generator=generator)
+
     return sample_images(exact(process, **exactly), process, sampling_times(process, steps, power), draw, method).double()
 
 
@@ -178,7 +181,10 @@ def test_ddim_shrinks_by_the_product_of_its_steps():
 
 def test_ddim_and_ancestral_steps_are_those_of_diffusers():
     """At step counts that divide 1000, where diffusers is right. Nonlinear networks, clipped images."""
-    curved = lambda x, time: torch.tanh(2 * x) + time / 2000
+
+    def curved(x, time):
+        return torch.tanh(2 * x) + time / 2000
+
     for scheduler, method in ((DDIMScheduler, "ddim"), (DDPMScheduler, "ancestral")):
         theirs = scheduler(1000, timestep_spacing="trailing")
         theirs.set_timesteps(20)
@@ -187,7 +193,10 @@ def test_ddim_and_ancestral_steps_are_those_of_diffusers():
         clipped = {"use_clipped_model_output": True} if scheduler is DDIMScheduler else {}
         for t in theirs.timesteps:
             x = theirs.step(curved(x, t + 1), t, x, generator=other, **clipped).prev_sample  # diffusers counts from 0
-        draw = lambda rng=mine: torch.randn(50, 1, 2, 2, generator=rng)
+
+        def draw(rng=mine):
+            return torch.randn(50, 1, 2, 2, generator=rng)
+
         torch.testing.assert_close(
             sample_images(curved, LINEAR, sampling_times(LINEAR, 20, 1.0), draw, method), x, rtol=0, atol=2e-4
         )
@@ -197,7 +206,9 @@ def test_ddim_and_ancestral_steps_are_those_of_diffusers():
     ("scheduler", "method"), [(FlowMatchEulerDiscreteScheduler, "ddim"), (FlowMatchHeunDiscreteScheduler, "heun")]
 )
 def test_flow_steps_are_those_of_diffusers(scheduler, method):
-    gentle = lambda x, time: 0.3 * torch.sin(x) + time / 4000  # images stay inside [-1, 1]: diffusers does not clip
+    def gentle(x, time):
+        return 0.3 * torch.sin(x) + time / 4000  # images stay inside [-1, 1]: diffusers does not clip
+
     theirs = scheduler()
     theirs.set_timesteps(12)
     start = torch.linspace(-0.5, 0.5, 40).view(10, 1, 2, 2)

@@ -1,4 +1,4 @@
-"""A published TinyStories model, loaded into our network, assigns high probability to real stories and samples its published story."""
+"""A published TinyStories model in our network: real stories are probable, and it tells its published story."""
 
 import struct
 from itertools import pairwise
@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from decoders import c_decoder, context, draw, log_softmax, needs_compiler, reference_logits
+from decoders import context, distances_of_draws, draw, needs_compiler
 
 from selfloop.families.nn import trainer
 from selfloop.families.transformer import decoder_c
@@ -126,6 +126,5 @@ def test_sixteen_bits_of_keys_and_values_hardly_change_a_trained_models_probabil
     ctx = context("bits")
     rows = token_lists(draw(family.config(), params, 10, TextSampler(max_tokens=300), ctx))
     distances = distances_of_draws(family.config(), params, rows, ctx.stream.integer(), start=1)
-    print(len(distances), (distances > 0).sum(), distances.max(), distances.mean())
     assert (distances > 0).mean() < 2e-3  # tokens that differ; bfloat16: 1e-2
-    assert distances.max() < 1e-3
+    assert distances.max() < 1e-4

@@ -193,7 +193,10 @@ def test_micro_batches_give_the_gradient_of_the_whole_minibatch():
 
 def test_cudnn_stays_enabled_in_a_fit():
     states, problem = [], mean_estimation(np.ones(40), np.full(40, 9.0))
-    loss = lambda *chunk: (states.append(torch.backends.cudnn.enabled), problem.loss(*chunk))[1]
+
+    def loss(*chunk):
+        return (states.append(torch.backends.cudnn.enabled), problem.loss(*chunk))[1]
+
     trainer.fit(replace(problem, loss=loss), TrainingSettings(steps=1), context(), None)
     assert states == [torch.backends.cudnn.enabled]
 

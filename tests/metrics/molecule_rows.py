@@ -47,8 +47,8 @@ def rotated(position: Any, i: int) -> Any:
     return position @ (q * np.linalg.det(q)).T + rng.normal(size=3)
 
 
-def snapshot(samples: Columns, initial: Columns, holdout: Columns = {}, family: Family | None = None) -> Snapshot:  # not changed
-    return Snapshot(1, family or Mean(), Sampler(), {}, samples, holdout, initial, {})
+def snapshot(samples: Columns, initial: Columns, holdout: Columns | None = None, family: Family | None = None) -> Snapshot:
+    return Snapshot(1, family or Mean(), Sampler(), {}, samples, holdout or {}, initial, {})
 
 
 def measure(metric: Metric, samples: Columns, initial: Columns) -> list[float]:

@@ -18,7 +18,7 @@ from selfloop.snapshots import Snapshot
 from selfloop.types import TrainingRows
 
 Chem = pytest.importorskip("rdkit.Chem")
-from molecule_rows import CTX, SMILES, conformers, measure, rotated, with_positions
+from molecule_rows import CTX, SMILES, conformers, measure, rotated, with_positions  # noqa: E402  # after importorskip
 
 
 @pytest.fixture(scope="module")

@@ -21,8 +21,8 @@ from selfloop.metrics.molecules import (
 )
 
 Chem = pytest.importorskip("rdkit.Chem")
-from molecule_rows import CTX, SMILES, conformers, measure, rotated, snapshot, with_positions
-from rdkit.Chem import rdForceFieldHelpers, rdMolTransforms
+from molecule_rows import CTX, SMILES, conformers, measure, rotated, snapshot, with_positions  # noqa: E402  # after importorskip
+from rdkit.Chem import rdForceFieldHelpers, rdMolTransforms  # noqa: E402  # after importorskip
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ from selfloop.component import Context
 from selfloop.rng import RandomStream
 
 Chem = pytest.importorskip("rdkit.Chem")
-from rdkit.Chem import rdDistGeom
+from rdkit.Chem import rdDistGeom  # noqa: E402  # after importorskip
 
 CTX = Context(RandomStream(("seed", 0, "source")))
 # charges, aromatic rings with and without a hydrogen on nitrogen, rings of three, a stereo center, five elements

@@ -60,7 +60,8 @@ WRONG: dict[str, tuple[str, tuple[str, ...]]] = {
         changed(('["replace"]', '[{ name = "fresh", ratoi = 2 }]')), ("policies[0].ratoi: unknown key", "'ratio'"),
     ),
     "unknown key in one of many policies": (
-        changed(('["replace"]', '["replace", { name = "mix", real_shar = 0.5 }]')), ("policies[1].real_shar: unknown key", "'real_share'"),
+        changed(('["replace"]', '["replace", { name = "mix", real_shar = 0.5 }]')),
+        ("policies[1].real_shar: unknown key", "'real_share'"),
     ),
     "unknown source": (changed(('"gaussian"\n[family]', '"gausian"\n[family]')), ("source", "'gausian'", "'gaussian'?")),
     "unknown family": (changed(('[family]\nname = "gaussian"', '[family]\nname = "kdee"')), ("family", "'kde'?")),

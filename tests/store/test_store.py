@@ -111,8 +111,8 @@ def test_arguments_that_differ_have_keys_that_differ(tmp_path: Path) -> None:
     ]
     values: list[Any] = [
         1, 1.0, True, "1", None, "None", 0.0, -0.0, 0, float("nan"), float("inf"), (), [], {}, "", (1,), [1], ((1,),), {"1": 1},
-        ("1",), (1, 1), ObjectRef("1"), {"object": "1"}, ("object", "1"), RandomStream(("1",)), RandomStream((1,)), Knob(), Knob(turn=1.0),
-        Knob(turn=(1,)), *arrays,
+        ("1",), (1, 1), ObjectRef("1"), {"object": "1"}, ("object", "1"), RandomStream(("1",)), RandomStream((1,)), Knob(),
+        Knob(turn=1.0),         Knob(turn=(1,)), *arrays,
     ]  # fmt: skip
     store = Store(tmp_path)
     keys = [store.key(echo, value) for value in values]

@@ -34,9 +34,9 @@ class GaussianSampler(Sampler):
 class Gaussian(EnsembleFamily):
     """A normal distribution: the mean of all training rows, and their scatter divided by n - ddof.
 
-    Rows are `x` (seeds, rows, d), params and statistics have a leading seeds axis too; `EnsembleFamily` makes `fit` and
-    `sample` of one chain from an ensemble of one seed. Statistics are count, mean and scatter (the matrix of squared
-    deviations from that mean). Raw second moments would lose a variance that has shrunk to 1e-30. (Rows themselves cannot represent a variance below about 1e-32 of their squared mean.)
+    Rows `x` (seeds, rows, d), params and statistics have a leading seeds axis; `EnsembleFamily` makes one chain of one seed.
+    Statistics are count, mean and scatter (the matrix of squared deviations from that mean). Raw second moments would lose
+    a variance that has shrunk to 1e-30. (Rows cannot represent a variance below about 1e-32 of their squared mean.)
     """
 
     name: ClassVar[str] = "gaussian"
