@@ -100,7 +100,7 @@ def quickstart(
     workers: WorkersOption = None,
     quiet: QuietOption = False,
 ) -> None:
-    """Run 2,000 linear chains, a VAE on digits and a language model under replace and accumulate. Takes about two minutes.
+    """Run 2,000 linear chains, a VAE on digits and a language model under replace and accumulate. Takes about one minute.
 
     Example: selfloop quickstart
     """
