@@ -20,7 +20,7 @@ from selfloop.families.nn.settings import Count, NetworkFamily, TrainingSettings
 from selfloop.families.transformer.family import Transformer
 from selfloop.families.transformer.packing import row_lengths
 from selfloop.families.transformer.text_sampler import TextSampler, read_prompts
-from selfloop.families.transformer.tokenizer import BytePair
+from selfloop.families.transformer.tokenizer import BytePair, tokenizer_arrays
 from selfloop.types import TrainingRows
 
 LONG_DOCUMENTS = "training/long_documents"  # number of documents of a fit that were dropped or truncated
@@ -53,25 +53,13 @@ class PretrainedTokenizer(Encoder):
             raise SpecError(
                 f"family.base_model: the tokenizer of {self.base_model} has no end token. Set eos_token in its configuration."
             )
-        text = tokenizer.backend_tokenizer.to_str().encode()
-        return {
-            "tokenizer/json": np.frombuffer(text, np.uint8),
-            "tokenizer/start": np.array(end if start is None else start, np.int64),
-            "tokenizer/end": np.array(end, np.int64),
-        }
+        return tokenizer_arrays(tokenizer.backend_tokenizer, end if start is None else start, end)
 
     def encode(self, rows: Columns, prepared: Params) -> Columns:
         return BytePair().encode(rows, prepared)
 
     def decode(self, rows: Columns, prepared: Params) -> Columns:
         return BytePair().decode(rows, prepared)
-
-
-def _published_training() -> TrainingSettings:
-    """Settings of Kazdan et al. 2025 for Gemma 2 on HelpSteer2."""
-    return TrainingSettings(
-        epochs=1, batch_size=128, learning_rate=8e-6, lr_schedule="constant", warmup=0.05, max_grad_norm=1.0
-    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,7 +81,11 @@ class Finetune(NetworkFamily):
     response_template: Annotated[
         str, "only tokens after the first occurrence of this text count, such as 'assistant:'; empty: all tokens"
     ] = ""
-    training: TrainingSettings = field(default_factory=_published_training)
+    training: TrainingSettings = field(  # of Kazdan et al. 2025 for Gemma 2 on HelpSteer2
+        default_factory=lambda: TrainingSettings(
+            epochs=1, batch_size=128, learning_rate=8e-6, lr_schedule="constant", warmup=0.05, max_grad_norm=1.0
+        )
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -17,6 +17,7 @@ from selfloop.families.finetune.lora import Lora, add_adapters
 from selfloop.families.nn import trainer
 from selfloop.families.nn.hf_logging import quiet
 from selfloop.families.transformer.hf_export import build_hf_model
+from selfloop.families.transformer.packing import row_lengths
 from selfloop.families.transformer.tokenizer import BytePair
 from selfloop.types import TrainingRows
 
@@ -83,13 +84,11 @@ def training_problem(
     def documents(selected: Ints) -> Ragged:
         return cut(cast(Ragged, rows.gather(indices[selected])["tokens"]), context)
 
-    begins, n_counted = np.zeros(len(indices), np.int64), np.zeros(len(indices), np.int64)
-    for first in range(0, len(indices), CHUNK_ROWS):
+    begins = np.zeros(len(indices), np.int64)
+    for first in range(0, len(indices), CHUNK_ROWS) if response_template else ():
         in_chunk = np.arange(first, min(first + CHUNK_ROWS, len(indices)))
-        chunk = documents(in_chunk)
-        if response_template:
-            begins[in_chunk] = find_responses(chunk, rows.prepared, response_template)
-        n_counted[in_chunk] = (np.diff(chunk.offsets) - begins[in_chunk]).clip(0)
+        begins[in_chunk] = find_responses(documents(in_chunk), rows.prepared, response_template)
+    n_counted = (np.minimum(row_lengths(rows)[indices], context) - begins).clip(0)
     if not n_counted.any():
         raise ChainEndedError("no_training_tokens")
     mean = float(n_counted.mean())

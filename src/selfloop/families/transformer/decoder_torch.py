@@ -12,14 +12,7 @@ from torch.nn import functional
 from selfloop.columns import Floats, Ints
 from selfloop.errors import ChainEndedError
 from selfloop.families.transformer.config import TransformerConfig
-from selfloop.families.transformer.decoder import (
-    DecodeRequest,
-    DecoderWeights,
-    DenseLayer,
-    Float32s,
-    Tokens,
-    token_uniforms,
-)
+from selfloop.families.transformer.decoder import DecodeRequest, DecoderWeights, Float32s, Tokens, token_uniforms
 from selfloop.families.transformer.text_sampler import TextSampler
 
 
@@ -33,13 +26,10 @@ class TorchDecoder:
         def to_device(array: Float32s) -> Tensor:
             return torch.tensor(np.ascontiguousarray(array), device=device)  # copied: arrays of a store are read-only
 
-        def dense(pair: DenseLayer) -> tuple[Tensor, Tensor]:
-            return to_device(pair[0]), to_device(pair[1])
-
         self.config, self.slots, self.device = config, slots, device
         self.embedding, self.positions = to_device(weights.embedding), to_device(weights.positions)
-        self.layers = [[dense(pair) for pair in layer] for layer in weights.layers]
-        self.head = dense(weights.head)
+        self.layers = [[(to_device(weight), to_device(bias)) for weight, bias in layer] for layer in weights.layers]
+        self.head = to_device(weights.head[0]), to_device(weights.head[1])
         heads = config.kv_heads or config.heads
         size = (config.layers, 2, slots, config.context, heads, config.head_size)
         self.cache = torch.zeros(size, device=device)  # keys and values

@@ -30,11 +30,6 @@ MICRO_BATCH_TOKENS = 2048  # per pass through the network on a processor: activa
 GPU_MICRO_BATCH_TOKENS = 32_768
 
 
-def _text_training() -> TrainingSettings:
-    """As small language models are trained: one pass, AdamW's decays as in GPT-3 (Brown et al. 2020, appendix B)."""
-    return TrainingSettings(epochs=1, batch_size=32, learning_rate=2e-3, weight_decay=0.1, beta2=0.95, warmup=0.05)
-
-
 @dataclass(frozen=True, kw_only=True)
 class Transformer(NetworkFamily):
     """A causal language model of rows of tokens, each a document with its end token.
@@ -66,7 +61,11 @@ class Transformer(NetworkFamily):
     cross_document_attention: Annotated[bool, "let attention see earlier documents of the same window"] = True
     dropout: Annotated[float, Interval(ge=0, lt=1), "dropout rate during training"] = 0.0
     tie_embeddings: Annotated[bool | None, "use the embedding as output matrix; unset: yes for gpt2, no for llama"] = None
-    training: TrainingSettings = field(default_factory=_text_training)
+    training: TrainingSettings = field(  # one pass, AdamW's decays as in GPT-3 (Brown et al. 2020, appendix B)
+        default_factory=lambda: TrainingSettings(
+            epochs=1, batch_size=32, learning_rate=2e-3, weight_decay=0.1, beta2=0.95, warmup=0.05
+        )
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -58,24 +58,17 @@ class LlamaLayer(nn.Module):
 
     def __init__(self, config: TransformerConfig, dropout: float) -> None:
         super().__init__()
-        hidden, narrow = config.hidden, config.head_size * (config.kv_heads or config.heads)
-        attention = {
-            "q_proj": (hidden, hidden),
-            "o_proj": (hidden, hidden),
-            "k_proj": (hidden, narrow),
-            "v_proj": (hidden, narrow),
-        }
-        inner = config.mlp_hidden
-        mlp = {"gate_proj": (hidden, inner), "up_proj": (hidden, inner), "down_proj": (inner, hidden)}
-        self.self_attn, self.mlp = (
-            nn.ModuleDict({name: nn.Linear(*size, bias=False) for name, size in sizes.items()}) for sizes in (attention, mlp)
-        )
+        hidden, inner, narrow = config.hidden, config.mlp_hidden, config.head_size * (config.kv_heads or config.heads)
+        attention = {"q_proj": hidden, "o_proj": hidden, "k_proj": narrow, "v_proj": narrow}
+        self.self_attn = nn.ModuleDict({name: nn.Linear(hidden, width, bias=False) for name, width in attention.items()})
+        self.mlp = nn.ModuleDict({name: nn.Linear(hidden, inner, bias=False) for name in ("gate_proj", "up_proj")})
+        self.mlp["down_proj"] = nn.Linear(inner, hidden, bias=False)
         self.input_layernorm, self.post_attention_layernorm = (nn.RMSNorm(hidden, config.epsilon) for _ in range(2))
         self.dropout = dropout
 
     def forward(self, x: Tensor, context: AttentionContext) -> Tensor:
         attn, mlp = self.self_attn, self.mlp
-        fused = torch.cat([attn[name].weight for name in ("q_proj", "k_proj", "v_proj")])  # one product instead of three
+        fused = torch.cat([cast(Tensor, attn[f"{name}_proj"].weight) for name in "qkv"])  # one product instead of three
         qkv = functional.linear(self.input_layernorm(x), fused)
         x = x + attn["o_proj"](context.attention(qkv, self.dropout if self.training else 0.0))
         normed = self.post_attention_layernorm(x)
@@ -121,7 +114,7 @@ class TransformerNetwork(nn.Module):
 
     def forward(self, tokens: Tensor, documents: Tensor | None = None) -> Tensor:
         """`documents` (batch, tokens) numbers the document of each token: attention and positions then stay inside it."""
-        context = AttentionContext(self.config, *document_positions(tokens, documents))
+        context = AttentionContext(self.config, tokens, documents)
         if self.config.arch == "gpt2":
             body, layers, norm = self.transformer, self.transformer["h"], self.transformer["ln_f"]
             x = functional.dropout(body["wte"](tokens) + body["wpe"](context.positions), self.dropout, self.training)
@@ -142,27 +135,20 @@ def apply_layer(layer: nn.Module, x: Tensor, context: AttentionContext) -> Tenso
     return cast(Tensor, layer(x, context))
 
 
-def document_positions(tokens: Tensor, documents: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    """Position of each token in its document, and the first position of the window that it attends to (None: 0)."""
-    positions = torch.arange(tokens.shape[1], device=tokens.device)
-    if documents is None:
-        return positions, None
-    begins = functional.pad(documents[:, 1:] != documents[:, :-1], (1, 0))
-    first = torch.where(begins, positions, 0).cummax(1).values
-    return positions - first, first
-
-
 class AttentionContext:
-    """Positions of the tokens of some windows, and the attention that depends on them."""
+    """Position of each token in its document, and the attention that depends on it."""
 
-    def __init__(self, config: TransformerConfig, positions: Tensor, first: Tensor | None) -> None:
+    def __init__(self, config: TransformerConfig, tokens: Tensor, documents: Tensor | None) -> None:
+        positions = torch.arange(tokens.shape[1], device=tokens.device)
         self.positions, self.mask, self.rotary = positions, None, None
         self.heads, self.kv_heads = config.heads, config.kv_heads or config.heads
-        if first is not None:
-            keys = torch.arange(first.shape[1], device=first.device)
-            self.mask = ((keys >= first[:, :, None]) & (keys <= keys[:, None]))[:, None]
+        if documents is not None:
+            begins = functional.pad(documents[:, 1:] != documents[:, :-1], (1, 0))
+            first = torch.where(begins, positions, 0).cummax(1).values  # position that a token's attention begins at
+            self.mask = ((positions >= first[:, :, None]) & (positions <= positions[:, None]))[:, None]
+            self.positions = positions - first
         if config.arch == "llama":
-            self.rotary = rotary_tables(config, positions)
+            self.rotary = rotary_tables(config, self.positions)
 
     def attention(self, qkv: Tensor, dropout: float) -> Tensor:
         """Causal attention of (batch, tokens, (heads + 2 kv_heads) x size); a head of keys and values serves some queries."""

@@ -62,11 +62,7 @@ class BytePair(Encoder):
             wanted = ", ".join(end for _, end in START_END_PAIRS)
             raise SpecError(f"family.tokenizer: {self.file} has no end token ({wanted}). Choose another tokenizer.")
         tokenizer.add_special_tokens(list(pair))  # in a file they may be plain text
-        return {
-            "tokenizer/json": np.frombuffer(tokenizer.to_str().encode(), np.uint8),
-            "tokenizer/start": np.array(ids[pair[0]], np.int64),
-            "tokenizer/end": np.array(ids[pair[1]], np.int64),
-        }
+        return tokenizer_arrays(tokenizer, ids[pair[0]], ids[pair[1]])
 
     def encode(self, rows: Columns, prepared: Params) -> Columns:
         """The tokens of each text, the end token last. The name of a special token in a text is plain text."""
@@ -89,6 +85,15 @@ class BytePair(Encoder):
         tokens, (tokenizer, _) = cast(Ragged, rows["tokens"]), _parse(prepared["tokenizer/json"].tobytes())
         ids = [tokens.values[start:end].tolist() for start, end in pairwise(tokens.offsets.tolist())]
         return {"text": Ragged.of_bytes([text.encode() for text in tokenizer.decode_batch(ids, skip_special_tokens=True)])}
+
+
+def tokenizer_arrays(tokenizer: Tokenizer, start: int, end: int) -> Params:
+    """The content of a tokenizer.json, and the ids of the tokens before and after a text."""
+    return {
+        "tokenizer/json": np.frombuffer(tokenizer.to_str().encode(), np.uint8),
+        "tokenizer/start": np.array(start, np.int64),
+        "tokenizer/end": np.array(end, np.int64),
+    }
 
 
 def _learn(chunks: Iterable[Columns], vocab: int) -> Tokenizer:
