@@ -1,4 +1,4 @@
-"""A published TinyStories model in our network: real stories are probable, and it tells its published story."""
+"""A published TinyStories model in our network: real stories are probable, and greedy rows are its published story."""
 
 import struct
 from itertools import pairwise
