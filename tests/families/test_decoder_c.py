@@ -1,5 +1,6 @@
 """The decoder in C: its probabilities, compilation, memory safety, and how a machine without a compiler goes on."""
 
+import ctypes
 import json
 import os
 import shutil
@@ -26,7 +27,7 @@ from decoders import (
 )
 
 from selfloop.columns import Ragged
-from selfloop.families.transformer import c_library
+from selfloop.families.transformer import c_library, decoder_c
 from selfloop.families.transformer.decoder import DecodeRequest, build_decoder_weights
 from selfloop.families.transformer.decoder_torch import TorchDecoder
 from selfloop.families.transformer.text_sampler import TextSampler
@@ -138,3 +139,10 @@ def test_the_address_and_undefined_behavior_sanitizers_find_no_fault(tmp_path):
     command = [sys.executable, str(Path(__file__).with_name("sanitized_decoding.py")), str(tmp_path)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
+
+
+@needs_compiler
+def test_structs_of_other_sizes_are_refused(monkeypatch):
+    monkeypatch.setattr(decoder_c, "_DecodeRequest", decoder_c._structure("DecodeRequest", n_rows=ctypes.c_int64))
+    with pytest.raises(RuntimeError, match=r"sizes of the structs of decoder\.c: got .*; expected"):
+        c_decoder(GPT2, random_model(GPT2))

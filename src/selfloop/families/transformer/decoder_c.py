@@ -73,6 +73,12 @@ def try_c_decoder(config: TransformerConfig, weights: DecoderWeights) -> CDecode
     library = c_library.load_c_library("decoder.c", tuple(compile_constants(config).items()))
     if library is None:
         return None
+    sizes = (ctypes.c_int64 * 2)()
+    library.selfloop_struct_sizes(sizes)
+    if list(sizes) != (expected := [ctypes.sizeof(_DecoderWeights), ctypes.sizeof(_DecodeRequest)]):
+        raise RuntimeError(
+            f"sizes of the structs of decoder.c: got {list(sizes)}; expected {expected}. Declare the same fields."
+        )
     layers = [*(dense for layer in weights.layers for dense in layer), weights.head]
     packed = _align(np.concatenate([_pack_dense(dense) for dense in layers]))
     return CDecoder(library, config, (_align(weights.embedding), _align(weights.positions), packed))
