@@ -253,7 +253,7 @@ def test_two_commands_that_fit_the_same_networks_together_agree(
     check_that_it_continues(start, network, store)
 
 
-@pytest.mark.parametrize("workers", ["1", "2"])
+@pytest.mark.parametrize("workers", [pytest.param("1", marks=pytest.mark.slow), "2"])
 def test_ctrl_c_exits_with_130_leaves_no_process_and_continues(
     start: Start, network: tuple[Path, str, Path], tmp_path: Path, workers: str
 ) -> None:

@@ -200,6 +200,7 @@ def test_a_folder_that_is_not_empty_is_not_changed(tmp_path, tiny_run):
     assert list(tmp_path.glob(".*")) == []
 
 
+@pytest.mark.slow
 def test_the_command_exports_the_texts_and_the_folder_of_a_language_model(tmp_path):
     """The whole way: prompts and responses, a base model, two generations, the command line."""
     from transformers import AutoConfig

@@ -55,7 +55,13 @@ def empty_cache(unloaded, monkeypatch, tmp_path):
     return tmp_path
 
 
-@pytest.mark.parametrize(("name", "backend"), [*((name, b) for name in CONFIGS for b in ("c", "torch")), *NARROW])
+QUICK = {("gpt2", "c"), ("llama", "c"), ("llama", "torch")}
+CASES = [*((name, backend) for name in CONFIGS for backend in ("c", "torch")), *NARROW]
+
+
+@pytest.mark.parametrize(
+    ("name", "backend"), [case if case in QUICK else pytest.param(*case, marks=pytest.mark.slow) for case in CASES]
+)
 def test_both_decoders_draw_from_the_probabilities_of_transformers_along_a_sequence(name, backend, monkeypatch, unloaded):
     config, key = CONFIGS[name], 3
     params = random_model(config, 0.05)
@@ -128,6 +134,7 @@ def sanitizer_library():
     return Path(path).resolve() if os.path.isabs(path) else None
 
 
+@pytest.mark.slow
 @needs_compiler
 def test_the_address_and_undefined_behavior_sanitizers_find_no_fault(tmp_path):
     if (library := sanitizer_library()) is None:

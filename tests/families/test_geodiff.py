@@ -371,6 +371,7 @@ def test_every_preset_is_tested():
     assert set(PRESETS) == {name for name in presets() if "geodiff" in name}
 
 
+@pytest.mark.slow
 def test_the_loss_rises_more_under_replace_than_under_accumulate(tmp_path):
     """Held-out loss of a small real set at generation 2 over generation 1, in every seed."""
     pytest.importorskip("rdkit")
