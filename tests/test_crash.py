@@ -185,6 +185,7 @@ def members(group: int) -> list[str]:
     return [args for pgid, stat, args in fields if int(pgid) == group and not stat.startswith("Z")]
 
 
+@pytest.mark.slow
 def test_thirty_kills_at_random_moments_change_no_measurement_and_no_object(start: Start, tmp_path: Path) -> None:
     rng, store = RandomStream(("kills",)).generator(), tmp_path / "killed"
     killed, counts = 0, [0]
@@ -244,6 +245,7 @@ def test_a_command_killed_in_the_middle_of_fits_continues_to_the_same_bits(
     check_that_it_continues(start, network, store)
 
 
+@pytest.mark.slow
 def test_two_commands_that_fit_the_same_networks_together_agree(
     start: Start, network: tuple[Path, str, Path], tmp_path: Path
 ) -> None:

@@ -62,7 +62,14 @@ SPECS = {
 every_world = pytest.mark.parametrize("make", SPECS.values(), ids=SPECS.keys())
 
 
-@every_world
+@pytest.mark.parametrize(
+    "make",
+    [
+        make if name in ("stored", "statistics", "rows") else pytest.param(make, marks=pytest.mark.slow)
+        for name, make in SPECS.items()
+    ],
+    ids=SPECS.keys(),
+)
 def test_two_worker_processes_give_the_rows_and_objects_of_one(make: Any, tmp_path: Path) -> None:
     spec = make(seeds=(0, 300))  # two blocks
     texts = [text_of(selfloop.run(spec, tmp_path / str(w), workers=w, threads=1)) for w in (1, 2)]

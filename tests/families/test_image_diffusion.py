@@ -101,6 +101,7 @@ def test_an_untrained_network_predicts_the_noisy_image_as_noise(digits):
     assert abs(first - 1) > 0.5  # the loss of a prediction of 0
 
 
+@pytest.mark.slow
 def test_a_fit_predicts_the_noise_of_held_out_digits_better_than_a_shorter_fit(digits, fitted):
     family, params = fitted
     rows, brief = {"image": digits[:128]}, ImageDiffusion(channels=(16, 32), training=TrainingSettings(steps=10, batch_size=64))
@@ -109,6 +110,7 @@ def test_a_fit_predicts_the_noise_of_held_out_digits_better_than_a_shorter_fit(d
     assert loss < 0.7 * worse
 
 
+@pytest.mark.slow
 def test_samples_look_like_the_rows_they_model(digits, fitted):
     family, params = fitted
     samples = family.sample(params, 192, DiffusionSampler(), {}, context("sample"))["image"]
