@@ -72,6 +72,23 @@ def test_a_table_that_changed_is_read_again(tmp_path: Path) -> None:
     assert (after > before + 1).all()
 
 
+def test_a_spec_that_runs_again_uses_all_rows_of_a_file_that_grew(tmp_path: Path) -> None:
+    file = tmp_path / "rows.csv"
+    file.write_text("a\n" + "\n".join(map(str, range(20))))
+    spec = selfloop.Spec(source={"name": "table", "path": str(file)}, family="kde", generations=1, seeds=2)
+    assert selfloop.run(spec, tmp_path / "store").points[0].n == 14
+    file.write_text("a\n" + "\n".join(map(str, range(40))))
+    assert selfloop.run(spec, tmp_path / "store").points[0].n == 28
+
+
+def test_tables_can_be_swept_by_their_paths(tmp_path: Path) -> None:
+    for name in "ab":
+        (tmp_path / name).with_suffix(".csv").write_text("x\n" + "\n".join(map(str, range(20))))
+    paths = [str(tmp_path / "a.csv"), str(tmp_path / "b.csv")]
+    spec = selfloop.Spec(source="table", family="kde", generations=1, seeds=2, sweep={"source.path": paths})
+    assert [point.n for point in spec.points()] == [14, 14]
+
+
 def test_a_model_without_variance_has_no_likelihood(tmp_path: Path) -> None:
     spec = selfloop.Spec(source={"name": "gaussian", "dim": 3}, family="gaussian", n=3, generations=2, seeds=2, metrics=["nll"])
     rows = [row for row in selfloop.run(spec, tmp_path).measurements if row.metric == "nll"]

@@ -82,6 +82,29 @@ def test_an_error_inside_a_table_names_the_whole_key() -> None:
     assert str(refused.value.under("inner").under("family")).startswith("family.inner.steps: got 0")
 
 
+def test_an_annotation_that_cannot_be_resolved_leaves_the_other_settings_checked() -> None:
+    class Unknown(Settings):
+        steps: Annotated[int, Ge(1)] = 3
+        extra: Missing | None = None  # type: ignore[name-defined]  # as if imported for type checkers only
+
+    settings = dataclass(frozen=True, kw_only=True)(Unknown)
+    assert settings(extra="anything").steps == 3
+    with pytest.raises(SettingError, match="steps: got 0"):
+        settings(steps=0)
+
+
+def test_a_component_is_allowed_if_the_annotation_names_no_class() -> None:
+    @dataclass(frozen=True, kw_only=True)
+    class Wrapper(Settings):
+        inner: Any = Inner()  # frozen
+        choice: Inner | float = 1.0
+
+    assert Wrapper(inner=Inner(steps=2), choice=1).choice == 1.0
+    for choice in (float("nan"), "1"):
+        with pytest.raises(SettingError, match="choice: got"):
+            Wrapper(choice=choice)
+
+
 def test_settings_describe_their_type_default_and_meaning() -> None:
     described = {info.name: info for info in describe_fields(Sample)}
     assert described["count"] == SettingInfo("count", "a whole number, 1 or more", MISSING, "rows")

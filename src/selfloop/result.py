@@ -183,6 +183,7 @@ def run(
     `workers=None` starts as many processes as the cores allow (in a script, guard the call with
     `if __name__ == "__main__":`). The numbers do not depend on it.
     """
+    spec = replace(spec)  # its points are resolved now: data files may have changed since they last were
     usage: dict[str, Usage] = {}
     shared = Usage()
     labels = spec.policy_labels()

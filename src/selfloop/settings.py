@@ -9,7 +9,8 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, Field, fields, is_dataclass
-from functools import cache
+from functools import cache, reduce
+from operator import or_
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
@@ -69,27 +70,30 @@ def describe_fields(cls: type[Any], defaults: Any = None) -> Iterator[SettingInf
 
 
 def setting_types(cls: type[Any]) -> dict[str, Any]:
-    """Annotation of every setting of a class; empty if annotations name what only exists inside a function."""
+    """Annotation of every setting of a class, but those that name what only exists inside a function or for type checkers."""
     return _setting_types(cls)  # type: ignore[arg-type]  # mypy takes classes for unhashable
 
 
 @cache
 def _setting_types(cls: type[Any]) -> dict[str, Any]:
-    try:
-        hints = get_type_hints(cls, include_extras=True)
-    except NameError:
-        if "<locals>" in cls.__qualname__ or cls.__module__ == "__main__":  # names of a function, or of executed text
-            return {}
-        raise
-    return {f.name: hints[f.name] for f in fields(cls)}
+    hints: dict[str, Any] = {}
+    for base in reversed(cls.__mro__):
+        for name, annotation in vars(base).get("__annotations__", {}).items():
+            alone = type(base.__name__, (), {"__annotations__": {name: annotation}, "__module__": base.__module__})
+            try:
+                hints |= get_type_hints(alone, include_extras=True)
+            except NameError:
+                hints.pop(name, None)
+    return {f.name: hints[f.name] for f in fields(cls) if f.name in hints}
 
 
 def check_setting(hint: Any, value: Any, name: str) -> Any:
     """The value as its annotation types it (lists as tuples, text as paths); SettingError if it is not allowed."""
-    if settings_tables(hint) or (is_dataclass(value) and not isinstance(value, type)):  # settings tables check themselves
-        if isinstance(value, tuple(_classes(hint))):
+    if is_dataclass(value) and not isinstance(value, type):  # settings tables and components check themselves
+        classes = [cls for cls in _classes(hint) if cls is not Any and not getattr(cls, "_is_protocol", False)]
+        if not classes or isinstance(value, tuple(classes)):
             return value
-    elif (checked := _validated(hint, value)) is not MISSING:
+    elif (plain := _without_tables(hint)) is not None and (checked := _validated(plain, value)) is not MISSING:
         return checked
     text = repr(value)
     text = text if len(text) <= MAX_SHOWN_VALUE else f"{text[:MAX_SHOWN_VALUE]} ..."
@@ -124,6 +128,15 @@ def _plain(value: Any) -> Any:
     if hasattr(value, "item") and getattr(value, "shape", None) == ():
         return value.item()  # a number of numpy's
     raise TypeError
+
+
+def _without_tables(hint: Any) -> Any:
+    """The annotation without settings tables; None if nothing is left."""
+    tables = settings_tables(hint)
+    others = [cls for cls in _classes(hint) if cls not in tables]
+    if not tables:
+        return hint
+    return reduce(or_, others) if others else None
 
 
 def settings_tables(hint: Any) -> list[type]:

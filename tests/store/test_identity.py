@@ -11,6 +11,7 @@ import importlib.util
 import json
 import sys
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,11 @@ import numpy as np
 import pytest
 
 import selfloop
+import tiny_components
 from selfloop.columns import Columns, Ragged
 from selfloop.component import Component, Context, Family
 from selfloop.engine import ensemble, steps
+from selfloop.errors import SelfloopError
 from selfloop.plugins import BUILT_IN, component_class
 from selfloop.policies.schedule import schedule
 from selfloop.protocols import UsesEncoder
@@ -168,6 +171,25 @@ def test_a_version_a_setting_and_a_package_are_part_of_an_identity(monkeypatch: 
     monkeypatch.undo()
     monkeypatch.setattr(kde, "__module__", "other.families.kde")
     assert len({before, changed_version, json.dumps(identity(kde(bandwidth=0.5)))}) == 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class Heir(tiny_components.Mean):
+    """A subclass without a name of its own."""
+
+
+def test_a_class_that_inherits_its_name_has_another_identity_than_its_parent() -> None:
+    assert component_identity(Heir) != component_identity(tiny_components.Mean)
+
+
+def test_two_classes_of_one_package_with_one_name_are_refused() -> None:
+    names = {"name": "twin", "__module__": "lab.models"}
+    first, second = (type(cls, (Component,), names) for cls in ("First", "Second"))
+    assert component_identity(first) == "lab/component/twin@1"
+    with pytest.raises(SelfloopError, match="Second: has the name 'twin' of First"):
+        component_identity(second)
+    with pytest.raises(SelfloopError, match="Nameless: has no name"):
+        component_identity(type("Nameless", (Component,), {}))
 
 
 def write_files() -> None:

@@ -10,7 +10,7 @@ from selfloop.commands.verify import stored_calls
 from selfloop.errors import SelfloopError
 from selfloop.spec.spec import Spec
 from selfloop.store.checks import object_of
-from selfloop.store.store import Store
+from selfloop.store.records import check_format
 
 
 def collect_garbage(path: Path, keep: Iterable[Spec] = ()) -> tuple[int, int]:
@@ -18,10 +18,10 @@ def collect_garbage(path: Path, keep: Iterable[Spec] = ()) -> tuple[int, int]:
 
     Returns the number of deleted files and their bytes. Raises SelfloopError if there is no store.
     """
+    check_format(path)
     if not (path / "FORMAT").is_file():
         raise SelfloopError(f"store {path}: does not exist. Name the folder with --store.")
     specs = list(keep)
-    Store(path)  # refuses a folder of another format
     wanted = set(stored_calls(specs, path)) if specs else None
     records = [record for record in (path / "records").rglob("*.json") if wanted is None or record.stem in wanted]
     objects = {name for record in records if (name := object_of(record))}

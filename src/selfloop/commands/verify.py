@@ -24,10 +24,10 @@ from selfloop.store.checks import provenance_of, recompute
 from selfloop.store.identity import ObjectRef, step_name
 from selfloop.store.store import Store
 
-# Between backends: of the largest absolute value of an array, and of a single value. Rounding of float32 that many training
-# steps amplify stays below it, a wrong batch or seed does not.
-TOLERANCE = 1e-3
-SAMPLING_STEPS = (steps.sample, steps.sample_curated)  # a rounding difference can change a sampled token, and all after it
+TOLERANCE = 1e-3  # between backends: of the largest absolute value of an array, and of a single value
+# A rounding difference can change a sampled token and all after it. Training amplifies it: 1e-7 in the initial parameters of
+# a VAE on digits became 0.03 of the largest parameter in 300 steps, and 0.14 in 2,000.
+UNSTABLE_STEPS = (steps.fit, steps.prepare_features, steps.sample, steps.sample_curated)
 
 
 @dataclass(slots=True)
@@ -56,23 +56,26 @@ def verify(spec: Spec, path: Path, records: int, progress: Callable[[int, int], 
         if progress:
             progress(verification.checked, len(picks))
     for call in calls.values():
-        verification.backends.update(provenance_of(store, call)["backend"].items())
+        verification.backends.update(provenance_of(store, call).get("backend", {}).items())
     return verification
 
 
 def _verify_record(store: Store, call: StepCall, verification: Verification) -> None:
     recorded, provenance = store.lookup(call), provenance_of(store, call)
-    fresh, value, backend = recompute(store, call, provenance["threads"])
     verification.checked += 1
+    if recorded is None:
+        verification.wrong.append(f"{step_name(call.step)} {call.key}: the record or its object is damaged.")
+        return
+    fresh, value, backend = recompute(store, call, provenance["threads"])
     if recorded == fresh:
         return
     name, stored_backend = f"{step_name(call.step)} {call.key}", provenance["backend"]
-    if recorded is None or stored_backend == backend:
+    if stored_backend == backend:
         verification.wrong.append(f"{name}: the record has {recorded}; recomputing gives {fresh}.")
         return
     backends = f"made by {_describe_backend(stored_backend)}, recomputed by {_describe_backend(backend)}"
-    if call.step in SAMPLING_STEPS and "object" in recorded and "object" in fresh:
-        verification.not_compared.append(f"{name}: {backends}. Sampled rows of two backends cannot be compared.")
+    if call.step in UNSTABLE_STEPS:
+        verification.not_compared.append(f"{name}: {backends}. Models and samples of two backends cannot be compared.")
     elif _is_close(store, recorded, fresh, value):
         verification.close += 1
     else:

@@ -60,6 +60,7 @@ def iter_measurements(
     progress: Progress | None = None,
 ) -> Iterator[Measurement]:
     """Measurements of a spec as they arrive, from `workers` processes (None: as many as the cores allow)."""
+    spec = replace(spec)  # its points are resolved now: data files may have changed since they last were
     labels = spec.policy_labels()
     derived = {
         (point.coordinates, label): schedule_metrics(point.schedule(policy))

@@ -55,7 +55,7 @@ def schedule(policy: Policy, n: int, generations: int) -> Iterator[ScheduleEntry
             new_rows = policy.new_rows(t, n)
             plan = Plan((Take(real(1)),)) if t == 1 else policy.plan(t, n)
         except SettingError as problem:  # an expression without a value at this t
-            raise problem.under(key) from None
+            raise SpecError(f"{key}: {problem}") from None
         _check_new_rows(key, t, n, new_rows)
         if new_rows.real:
             rows[real(t)] = new_rows.real

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 HOLDOUT_SHARE = 0.3
 TARGET = "target"  # name of the outcome in scikit-learn's tables
 
+DEFAULT_DATASET = "diabetes"
+
 
 @dataclass(frozen=True, kw_only=True)
 class TableSource(Source):
@@ -44,12 +46,11 @@ class TableSource(Source):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.path is None:
-            object.__setattr__(self, "dataset", self.dataset or "diabetes")
-        elif self.dataset is not None:
+        if self.path is not None and self.dataset is not None:
             raise SettingError("path", f"got {self.path}; 'dataset' is set too. Remove one of them.")
-        if self.dataset is not None and self.target is not None:
-            raise SettingError("target", f"got {self.target!r}; {self.dataset!r} has its own target. Remove the key.")
+        if self.path is None and self.target is not None:
+            name = self.dataset or DEFAULT_DATASET
+            raise SettingError("target", f"got {self.target!r}; {name!r} has its own target. Remove the key.")
 
     def schema(self) -> Mapping[str, ColumnType]:
         x, y = _read_table(self)
@@ -89,7 +90,7 @@ class TableSource(Source):
 @cached_until_change()
 def _read_table(source: TableSource) -> tuple[Floats, Floats | None]:
     """Inputs and outcomes of all rows, in the order of the table."""
-    frame = _read_file(source.path) if source.path else _load_dataset(source.dataset)
+    frame = _read_file(source.path) if source.path else _load_dataset(source.dataset or DEFAULT_DATASET)
     target, columns = source.target_name(), source.columns
     for name in (*(columns or ()), *((target,) if target else ())):
         if name not in frame.columns:

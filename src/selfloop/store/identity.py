@@ -24,6 +24,7 @@ from selfloop.errors import DataError, SelfloopError, os_error_reason
 from selfloop.rng import RandomStream
 
 F = TypeVar("F", bound=Callable[..., Any])
+_CLASSES: dict[str, str] = {}  # identity -> name of the class that has it in this process
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,8 +60,20 @@ def step_identity(function: Callable[..., Any]) -> str:
 
 
 def component_identity(cls: type[Component]) -> str:
-    """Identity of a component class, without its settings: `selfloop/family/vae@3`."""
-    return f"{package_of(cls)}/{cls.component_kind}/{cls.name}@{cls.version}"
+    """Identity of a component class, without its settings: `selfloop/family/vae@3`.
+
+    A class that inherits its name has its own name in addition. Raises SelfloopError for a class without a name, and for a
+    second class of a process with the same package, kind, name and version.
+    """
+    if not hasattr(cls, "name"):
+        raise SelfloopError(f"{cls.__qualname__}: has no name, which identifies its results. Set `name: ClassVar[str]`.")
+    own = "" if "name" in vars(cls) else f":{cls.__qualname__}"
+    result = f"{package_of(cls)}/{cls.component_kind}/{cls.name}{own}@{cls.version}"
+    if _CLASSES.setdefault(result, cls.__qualname__) != cls.__qualname__:
+        raise SelfloopError(
+            f"{cls.__qualname__}: has the name {cls.name!r} of {_CLASSES[result]}. Give each class its own name."
+        )
+    return result
 
 
 def package_of(named: type | Callable[..., Any]) -> str:
@@ -69,7 +82,7 @@ def package_of(named: type | Callable[..., Any]) -> str:
     if module in ("__main__", "__mp_main__"):
         main = sys.modules["__main__"]
         spec, file = getattr(main, "__spec__", None), getattr(main, "__file__", None)
-        module = spec.name if spec else Path(file).stem if file else "__main__"
+        return spec.name.partition(".")[0] if spec else Path(file).stem if file else "__main__"
     return module.partition(".")[0]
 
 

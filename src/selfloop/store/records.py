@@ -92,8 +92,9 @@ def write_new(path: str, *chunks: bytes | memoryview) -> None:
     folder = os.path.dirname(path)
     temporary = f"{folder}/.{os.getpid()}-{time.monotonic_ns()}.tmp"
     os.makedirs(folder, exist_ok=True)
+    file = open(temporary, "xb")  # noqa: SIM115  # outside the try: a file of another process is not removed
     try:
-        with open(temporary, "xb") as file:
+        with file:
             file.writelines(chunks)
         with suppress(FileExistsError):
             os.link(temporary, path)

@@ -41,12 +41,12 @@ class Store:
     _checked: set[str] = field(default_factory=set)  # objects whose digest this process has verified
 
     def __post_init__(self) -> None:
-        records.check_format(self.path)
-        if not self.read_only:
-            try:
+        try:
+            records.check_format(self.path)
+            if not self.read_only:
                 records.create_folders(self.path)
-            except OSError as problem:
-                raise records.store_error(self.path, "write", problem) from problem
+        except OSError as problem:
+            raise records.store_error(self.path, "read" if self.read_only else "write", problem) from problem
 
     def call(self, step: Callable[..., Any], *arguments: Any) -> Any:
         """The result of step(*arguments), from its record or computed and recorded.

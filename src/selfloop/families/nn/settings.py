@@ -39,7 +39,7 @@ class TrainingSettings(Settings):
     learning_rate: Annotated[PositiveFloat, "highest learning rate"] = 1e-3
     weight_decay: Annotated[NonNegative, "AdamW's decay of matrices and kernels; biases and norms have none"] = 0.0
     lr_schedule: Annotated[LrSchedule, "how the learning rate falls to 0 at the last step, or `constant`"] = "cosine"
-    warmup: Annotated[int | float, Ge(0), "steps of linear rise before the schedule; below 1, their share of all steps"] = 0
+    warmup: Annotated[float, Ge(0), "steps of linear rise before the schedule; below 1, their share of all steps"] = 0
     beta1: Annotated[Decay, "AdamW's decay of its average of gradients"] = 0.9
     beta2: Annotated[Decay, "AdamW's decay of its average of squared gradients"] = 0.999
     max_grad_norm: Annotated[PositiveFloat | None, "highest norm of the gradient of the mean loss; unset: no limit"] = 1.0

@@ -49,7 +49,7 @@ def sample_tokens(
     for first in range(0, n, ROWS_PER_SLOT * sampler.batch_size):
         indices = np.arange(first, min(first + ROWS_PER_SLOT * sampler.batch_size, n))
         request = DecodeRequest(first, prompts[indices], ctx.stream.integer(), start, end, limit, sampler)
-        rows = _decode_or_load(request, decode, repr((ctx.stream, config, sampler, n)), ctx)
+        rows = _decode_or_load(request, decode, repr((ctx.stream, config, sampler, n, ctx.backends.get("sampling"))), ctx)
         chunks.append({"tokens": Ragged(rows.values.astype(dtype), rows.offsets)})
     return cast(Ragged, concat_rows(chunks)["tokens"])
 

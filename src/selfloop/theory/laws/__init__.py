@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from selfloop.columns import Floats
 from selfloop.snapshots import Scenario
+from selfloop.store.identity import package_of
 from selfloop.theory.law import Kind, Law, schedule_entries
 from selfloop.theory.laws import discrete, gaussian, glm, linear
 
@@ -34,10 +35,11 @@ class LawCurve:
 def law_curves(scenario: Scenario) -> list[LawCurve]:
     """The curves of all laws whose conditions a scenario meets; empty if no law applies.
 
-    No law applies to curated rows or to models that start from another model.
+    No law applies to curated rows, to models that start from another model, or to components that are not built in.
     """
     laws = LAWS.get((scenario.family.name, scenario.source.name), ())
-    if not laws or scenario.curated or scenario.init_from != "scratch":
+    built_in = all(package_of(type(component)) == "selfloop" for component in (scenario.family, scenario.source))
+    if not built_in or not laws or scenario.curated or scenario.init_from != "scratch":
         return []
     if sum(len(entry.plan.takes) for entry in schedule_entries(scenario)) > MAX_TAKES:
         return []
