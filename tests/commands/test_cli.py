@@ -281,4 +281,4 @@ def test_a_skipped_image_is_one_line_without_the_line_of_code(spec: Path, tmp_pa
     spec.write_text(f'{head}[source]\nname = "image_folder"\npath = "{folder}"\non_bad_image = "skip"\n{family}')
     done = subprocess.run([*SELFLOOP, "run", spec, "-q"], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert re.fullmatch(r"selfloop: source\.image_folder: .* 1 of 12 images.*05\.png: .*\n", done.stderr)
+    assert re.fullmatch(r"selfloop: source: image_folder skipped 1 of 12 images.*05\.png: .*\n", done.stderr)
