@@ -96,7 +96,7 @@ def test_the_resume_test_would_notice_an_array_missing_from_the_checkpoint(tmp_p
     with pytest.raises(Killed):
         run(scratch=tmp_path, stop_at=30)
     file = tmp_path / "fit.safetensors"
-    identity = repr((RandomStream(("fit",)), ALL_SETTINGS, ROWS))
+    identity = repr((RandomStream(("fit",)), ALL_SETTINGS, ROWS, "torch cpu float32"))
     step, tensors = checkpoint.load(file, identity)
     checkpoint.save(file, tensors | {name: torch.zeros_like(tensors[name])}, identity, step)
     assert not are_equal(run(scratch=tmp_path), whole)

@@ -51,7 +51,7 @@ def table(csv: str) -> str:
 
 
 WRONG: dict[str, tuple[str, tuple[str, ...]]] = {
-    "unknown key at the top": (changed(("seeds", "sedes")), ("spec.sedes: unknown key", "Did you mean 'seeds'?")),
+    "unknown key at the top": (changed(("seeds", "sedes")), ("sedes: unknown key", "Did you mean 'seeds'?")),
     "unknown key in a source": (changed(("[family]", "dimm = 2\n[family]")), ("source.dimm: unknown key", "'dim'")),
     "unknown key in a family": (GAUSSIAN + "dof = 1", ("family.dof: unknown key", "'ddof'")),
     "unknown key in a nested table": (DIGITS + "[family.training]\nepoch = 1", ("family.training.epoch: unknown", "'epochs'")),
@@ -194,7 +194,7 @@ def test_components_that_do_not_fit_each_other_are_one_sentence(folder: Path, te
     [
         ("generations", ("--set 'generations'", "key=value")),
         ("=3", ("--set '=3'", "key=value")),
-        ("sedes=3", ("spec.sedes", "'seeds'?")),
+        ("sedes=3", ("sedes", "'seeds'?")),
         ("family.dof=1", ("family.dof", "'ddof'?")),
         ("seeds.more=1", ("--set 'seeds.more=1'", "seeds is not a table")),
         ("generations=[1", ("generations: got '[1'",)),

@@ -100,7 +100,7 @@ def quickstart(
     workers: WorkersOption = None,
     quiet: QuietOption = False,
 ) -> None:
-    """Run 2,000 linear chains, a VAE on digits and a language model under replace and accumulate. Takes about one minute.
+    """Run 2,000 linear chains, a VAE on digits and a language model under replace and accumulate. Takes less than two minutes.
 
     Example: selfloop quickstart
     """
@@ -277,7 +277,9 @@ def list_(
 
     if not kind or not name:
         print_list(summaries(kind))
-    elif kind == "preset" and name in presets():
+    elif kind == "preset":
+        if name not in presets():
+            raise SpecError(unknown_name("preset", name, presets()))
         typer.echo(presets()[name].read_text(encoding="utf-8"))
     else:
         print_component(f"{kind} {name}", *component_settings(kind, name))

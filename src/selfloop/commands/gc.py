@@ -20,7 +20,7 @@ def collect_garbage(path: Path, keep: Iterable[Spec] = ()) -> tuple[int, int]:
     """
     check_format(path)
     if not (path / "FORMAT").is_file():
-        raise SelfloopError(f"store {path}: does not exist. Name the folder with --store.")
+        raise SelfloopError(f"store {path}: is not a store. Name its folder with --store.")
     specs = list(keep)
     wanted = set(stored_calls(specs, path)) if specs else None
     records = [record for record in (path / "records").rglob("*.json") if wanted is None or record.stem in wanted]

@@ -48,7 +48,7 @@ def spec_from_table(table: Mapping[str, Any]) -> Spec:
     allowed = [f.name for f in fields(Spec) if f.name != "sampler"]
     for key in table:
         if key not in allowed:
-            raise SpecError(unknown_name(f"spec.{key}", key, allowed, "key"))
+            raise SpecError(unknown_name(key, key, allowed, "key"))
     for key in ("source", "family"):
         if key not in table:
             raise SpecError(f"{key}: missing. Add a table [{key}] with a name: {', '.join(component_names(key))}.")
