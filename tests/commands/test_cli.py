@@ -186,7 +186,7 @@ def test_verify_exits_with_1_if_a_record_is_wrong(spec: Path) -> None:
 
 
 def test_gc_keeps_the_records_of_given_specs_and_needs_a_store(spec: Path) -> None:
-    assert "does not exist" in tiny_components.selfloop("gc").err
+    assert "is not a store" in tiny_components.selfloop("gc").err
     tiny_components.selfloop("run", spec, "-q")
     assert tiny_components.selfloop("gc").out.startswith("deleted 0 files")
     assert tiny_components.selfloop("gc", "--keep", spec).out.startswith("deleted 0 files")
