@@ -206,7 +206,7 @@ def _read_corpus(source: MoleculeSource) -> Columns:
 def _require_rdkit(source: MoleculeSource) -> None:
     try:
         # imports all modules that are needed later: importing one while logs are blocked would unblock them
-        from rdkit.Chem import rdDetermineBonds, rdDistGeom, rdForceFieldHelpers  # noqa: F401  # checks that they exist
+        from rdkit.Chem import rdDetermineBonds, rdDistGeom, rdForceFieldHelpers  # noqa: F401  # for later, see above
     except ModuleNotFoundError:
         raise missing_extra(f"source: {source.name}", "rdkit") from None
 
