@@ -21,6 +21,7 @@ MAX_EVALUATIONS = 100  # of a likelihood until its fit has status not_converged;
 CONVERGED_STEP = 1e-14  # squared Newton step in standard errors; after one more step the error is rounding
 MIN_SAFE_CURVATURE = 1e-9  # over the mass of a row; below, only a linear program can decide: see `_maximize`
 MIN_CURVATURE = 1e-13  # over the mass of a row; less is rounding
+CHUNK_NUMBERS = 1 << 18  # numbers of a design that are processed together: in the cache, fits take 0.8 of the time
 MAX_EXPONENT = 700.0  # exp of more overflows
 MAX_LOG_RATE = 40.0  # numpy draws no Poisson counts larger than about exp(43)
 
@@ -57,7 +58,10 @@ class Glm(EnsembleFamily):
             return EnsembleFit({"coefficients": coefficients}, ["not_identified"] * seeds)
         q, r = np.linalg.qr(rows.x)  # in the coordinates of q the unit of a column does not matter
         independent = (np.abs(np.diagonal(r, axis1=1, axis2=2)) > 1e-11 * np.linalg.norm(r, axis=1)).all(axis=1)
-        solution, converged, curvature = _maximize(self.link, q, rows)
+        size = max(1, CHUNK_NUMBERS // (n * d))
+        chunks = [slice(first, first + size) for first in range(0, seeds, size)]
+        fits = [_maximize(self.link, q[chunk], DesignRows(*(column[chunk] for column in rows))) for chunk in chunks]
+        solution, converged, curvature = (np.concatenate(arrays) for arrays in zip(*fits, strict=True))
         status = [
             self._status(DesignRows(q[s], rows.mass[s], rows.total[s]), solution[s], bool(converged[s]), float(curvature[s]))
             if independent[s]
