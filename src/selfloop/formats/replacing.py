@@ -1,0 +1,51 @@
+"""Output files, written beside their place and then moved there: a failure leaves yesterday's file as it was."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from selfloop.errors import SelfloopError, os_error_reason
+
+
+@contextmanager
+def replace_file(path: str | Path) -> Iterator[Path]:
+    """A path to write a file or a folder to, which is moved to `path` at the end of the block, or removed if the block fails.
+
+    It has the suffix of `path`. A pipe, a device, or a file in a folder that takes no other is written directly. Raises
+    SelfloopError, with the name of the file, if it cannot be written.
+    """
+    target = Path(os.path.realpath(path))  # a link stays a link to the new file
+    alone = target.is_file() and not os.access(target.parent, os.W_OK)
+    direct = target.exists() and not target.is_file() and not target.is_dir() or alone
+    beside = target if direct else target.with_name(f".selfloop-{secrets.token_hex(8)}{target.suffix}")
+    try:
+        yield beside
+        if not direct:
+            if target.is_file():
+                shutil.copymode(target, beside)
+            os.replace(beside, target)
+    except OSError as problem:
+        if problem.filename is not None and str(beside) not in str(problem.filename):  # of another file, read in the block
+            raise
+        raise SelfloopError(f"{path}: cannot be written ({os_error_reason(problem)}). Choose another place.") from problem
+    finally:
+        if not direct:
+            shutil.rmtree(beside, ignore_errors=True)
+            with suppress(OSError):
+                beside.unlink(missing_ok=True)
+
+
+def write_bytes(path: str | Path, *chunks: bytes | memoryview) -> None:
+    """Write a file whole or not at all."""
+    with replace_file(path) as beside, beside.open("wb") as file:
+        file.writelines(chunks)
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Write a UTF-8 file whole or not at all."""
+    write_bytes(path, text.encode())
