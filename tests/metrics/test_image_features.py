@@ -118,6 +118,11 @@ def test_rows_have_the_nearest_cluster_and_a_row_between_two_is_less_certain() -
     assert probabilities[2].max() <= probabilities[:2].max(1).min()
 
 
+def test_components_are_directions_in_which_the_images_differ() -> None:
+    prepared = ImageFeatureExtractor(kind="pixels", dimensions=32, modes=2).prepare({"image": IMAGES[:20]}, CTX)
+    assert np.shape(prepared["components"]) == (19, 64)  # 20 images differ from their mean in 19 directions
+
+
 def test_components_are_those_of_the_pixels() -> None:
     extractor = ImageFeatureExtractor(kind="pixels", dimensions=5)
     prepared = extractor.prepare({"image": IMAGES[REAL]}, CTX)

@@ -192,14 +192,27 @@ def test_two_classes_of_one_package_with_one_name_are_refused() -> None:
         component_identity(type("Nameless", (Component,), {}))
 
 
+def keep_close(found: Any, written: Any) -> Any:
+    """What was found, but with the numbers that are written already where they are equal within the tolerance."""
+    if isinstance(found, dict):
+        return {key: keep_close(value, written.get(key) if isinstance(written, dict) else None) for key, value in found.items()}
+    if isinstance(found, list) and isinstance(written, list) and len(found) == len(written):
+        return [keep_close(a, b) for a, b in zip(found, written, strict=True)]
+    try:
+        check_close(found, written, "")
+    except AssertionError:
+        return found
+    return written
+
+
 def write_files() -> None:
-    """Write names.json and goldens.json from the present code."""
+    """Write names.json, and the numbers in goldens.json that have changed, from the present code."""
     import tempfile
 
     goldens: dict[str, Any] = {"policies": {name: policy_golden(name) for name in BUILT_IN["policy"]}}
     goldens["families"] = {name: family_golden(name) for name in FAMILIES}
     goldens["metrics"] = {name: metric_goldens(name, Path(tempfile.mkdtemp())) for name in FAMILIES}
-    GOLDENS.write_text(json.dumps(goldens, indent=1) + "\n")
+    GOLDENS.write_text(json.dumps(keep_close(goldens, json.loads(GOLDENS.read_text())), indent=1) + "\n")
     NAMES.write_text(json.dumps([name for name in declared_names() if name.startswith("selfloop")], indent=1) + "\n")
 
 

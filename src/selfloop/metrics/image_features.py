@@ -42,7 +42,7 @@ class ImageFeatureExtractor(FeatureExtractor):
     """
 
     name: ClassVar[str] = "image_features"
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
     kind: Annotated[Literal["classifier", "pixels", "exported", "inception"], "how an image becomes features"] = "classifier"
     path: Annotated[Path | None, "file of the program or the weights, for `exported` and `inception`"] = None
     dimensions: Annotated[int, Ge(1), "number of features, for `classifier` and `pixels`"] = 64
@@ -130,13 +130,14 @@ def _images(rows: Columns) -> Array:
 
 
 def _fit_components(images: Array, n_components: int, ctx: Context) -> dict[str, Array]:
-    """Mean and first principal components of the pixels."""
+    """Mean and first principal components of the pixels, those along which the images differ."""
     from sklearn.decomposition import PCA
 
     pixels = _pixels(images)
     seed = ctx.stream.integer() % 2**32  # large images are decomposed at random
     basis = PCA(min(n_components, *pixels.shape), random_state=seed).fit(pixels)
-    return {"mean": basis.mean_, "components": basis.components_}
+    differs = basis.singular_values_ > basis.singular_values_[0] * max(pixels.shape) * np.finfo(np.float64).eps
+    return {"mean": basis.mean_, "components": basis.components_[differs]}  # the rest would be directions of rounding errors
 
 
 def _project(images: Array, prepared: Params) -> Float32s:
