@@ -21,7 +21,7 @@ def replace_file(path: str | Path) -> Iterator[Path]:
     """
     target = Path(os.path.realpath(path))  # a link stays a link to the new file
     alone = target.is_file() and not os.access(target.parent, os.W_OK)
-    direct = target.exists() and not target.is_file() and not target.is_dir() or alone
+    direct = alone or (target.exists() and not target.is_file() and not target.is_dir())
     beside = target if direct else target.with_name(f".selfloop-{secrets.token_hex(8)}{target.suffix}")
     try:
         yield beside
