@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+import json
+import mmap
+import struct
+from contextlib import suppress
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import save
+from safetensors.torch import save_file as save_torch
 
 from selfloop.columns import Column, Columns, Ragged, concat_rows, select_rows
+from selfloop.engine.steps import load_params
+from selfloop.errors import DataError
 from selfloop.formats import safetensors
 from selfloop.formats.safetensors import ColumnWriter, gather_rows, read_safetensors, to_safetensors
 
@@ -108,3 +118,99 @@ def test_long_rows_are_selected_like_short_rows() -> None:
 @given(st.lists(st.binary(max_size=5), max_size=5))
 def test_bytes_of_a_column_are_returned_unchanged(rows: list[bytes]) -> None:
     assert Ragged.of_bytes(rows).to_bytes() == rows
+
+
+def file_of(header: bytes, data: bytes = b"") -> bytes:
+    return struct.pack("<Q", len(header)) + header + data
+
+
+def entry(dtype: Any = "F32", shape: Any = (2,), offsets: Any = (0, 8)) -> dict[str, Any]:
+    return {"dtype": dtype, "shape": shape, "data_offsets": offsets}
+
+
+HOSTILE = {
+    "empty": b"",
+    "a pointer of Git LFS": b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n",
+    "header of 2^60 bytes": struct.pack("<Q", 1 << 60) + b"{}",
+    "deep header": file_of(b'{"a":' + b"[" * 100_000 + b"]" * 100_000 + b"}"),
+    "header of a list": file_of(b"[1, 2]"),
+    "negative offsets": file_of(json.dumps({"a": entry(offsets=(-8, 0))}).encode(), bytes(8)),
+    "reversed offsets": file_of(json.dumps({"a": entry(offsets=(8, 0))}).encode(), bytes(8)),
+    "overlapping arrays": file_of(json.dumps({"a": entry(), "b": entry()}).encode(), bytes(8)),
+    "a gap": file_of(json.dumps({"a": entry(), "b": entry(offsets=(16, 24))}).encode(), bytes(24)),
+    "negative shape": file_of(json.dumps({"a": entry(shape=(-1, 2))}).encode(), bytes(8)),
+    "no shape": file_of(b'{"a":{"dtype":"F32","data_offsets":[0,8]}}', bytes(8)),
+    "no offsets": file_of(b'{"a":{"dtype":"F32","shape":[2]}}', bytes(8)),
+    "overflowing shape": file_of(json.dumps({"a": entry(shape=(1 << 62, 4))}).encode(), bytes(8)),
+    "unknown type": file_of(json.dumps({"a": entry("Q8", (8,))}).encode(), bytes(8)),
+    "a type without numpy's": file_of(json.dumps({"a": entry("F8_E4M3", (8,))}).encode(), bytes(8)),
+    "bytes after the arrays": file_of(json.dumps({"a": entry()}).encode(), bytes(9)),
+    "cut short": file_of(json.dumps({"a": entry()}).encode(), bytes(7)),
+    "a name of half a character": file_of(b'{"\\ud800":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}}', bytes(8)),
+    "a name that is not UTF-8": file_of(b'{"\xff":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}}', bytes(8)),
+    "values without offsets": file_of(json.dumps({"a::values": entry()}).encode(), bytes(8)),
+    "NaN": file_of(json.dumps({"a": entry()}).encode(), b"\xff" * 8),
+}
+
+
+@pytest.mark.parametrize("content", HOSTILE.values(), ids=HOSTILE)
+def test_a_hostile_file_is_refused_in_one_sentence(content: bytes, tmp_path: Path) -> None:
+    (path := tmp_path / "model.safetensors").write_bytes(content)
+    with pytest.raises(DataError, match=r"^init_from: ") as caught:
+        load_params(path)
+    assert len(str(caught.value)) < 500
+    assert "\n" not in str(caught.value)
+
+
+JSON = st.none() | st.integers(-9, 1 << 70) | st.floats() | st.text(max_size=4) | st.lists(st.integers(-2, 20), max_size=3)
+ENTRIES = st.fixed_dictionaries(
+    {},
+    optional={
+        "dtype": st.sampled_from(["F32", "I64", "BOOL", "BF16", "F4", "C64"]) | JSON,
+        "shape": st.lists(st.integers(-1, 4), max_size=3) | JSON,
+        "data_offsets": st.lists(st.integers(-4, 40), min_size=2, max_size=2) | JSON,
+    },
+)
+
+
+@settings(max_examples=150)
+@given(st.dictionaries(st.text(max_size=3) | st.just("__metadata__"), ENTRIES | JSON, max_size=3), st.binary(max_size=40))
+def test_any_header_gives_arrays_inside_the_file_or_a_sentence(header: dict[str, Any], data: bytes) -> None:
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "x.safetensors"
+        path.write_bytes(file_of(json.dumps(header).encode(), data))
+        try:
+            arrays = read_safetensors(path)
+        except DataError:
+            return
+    assert sum(np.asarray(array).nbytes for array in arrays.values()) in (len(data), 2 * len(data))  # bfloat16 as float32
+
+
+@settings(max_examples=60)
+@given(st.lists(st.tuples(st.integers(0, 200), st.binary(min_size=1, max_size=1)), min_size=1, max_size=4))
+def test_a_file_with_changed_bytes_gives_arrays_or_a_sentence(changes: list[tuple[int, bytes]]) -> None:
+    columns: Columns = {"a": np.arange(6.0).reshape(3, 2), "text": words("one", "", "three"), "b": np.array(True)}
+    content = bytearray(b"".join(to_safetensors(columns)))
+    for position, byte in changes:
+        content[position % len(content)] = byte[0]
+    with TemporaryDirectory() as folder, suppress(DataError):
+        (path := Path(folder) / "x").write_bytes(content)
+        for column in read_safetensors(path).values():
+            assert np.asarray(column.values if isinstance(column, Ragged) else column).nbytes <= len(content)
+
+
+def test_bfloat16_is_read_as_float32(tmp_path: Path) -> None:
+    tensor = torch.tensor([[1.0, -2.5], [1 / 3, 3e38]]).bfloat16()
+    save_torch({"a": tensor, "b": torch.arange(3)}, path := tmp_path / "x")
+    columns = read_safetensors(path)
+    assert same(columns["a"], tensor.float().numpy())
+    assert same(columns["b"], np.arange(3))
+
+
+def test_arrays_are_views_of_the_mapped_file(tmp_path: Path) -> None:
+    (path := tmp_path / "x").write_bytes(b"".join(to_safetensors({"a": np.arange(1000), "b": np.ones(9)})))
+    for array in read_safetensors(path).values():
+        base: Any = array
+        while isinstance(base, np.ndarray):
+            base = base.base
+        assert isinstance(base.obj if isinstance(base, memoryview) else base, mmap.mmap)

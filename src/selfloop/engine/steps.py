@@ -117,11 +117,13 @@ def take_corpus_rows(source: CorpusSource, corpus: Columns, first: int, n: int, 
 def load_params(path: Path) -> Params:
     """A model's arrays from a safetensors file, for `init_from`."""
     try:
-        return cast(Params, read_safetensors(path))
-    except (ValueError, KeyError, TypeError) as problem:
-        raise DataError(
-            f"init_from: {path} is not a safetensors file. Give a model's file, 'scratch' or 'previous'."
-        ) from problem
+        params = read_safetensors(path)
+    except DataError as problem:
+        raise DataError(f"init_from: {problem}") from problem
+    for name, array in params.items():
+        if isinstance(array, Ragged) or not np.isfinite(array).all():
+            raise DataError(f"init_from: {path}: array {name!r} has values that are not finite numbers. Give another model.")
+    return cast(Params, params)
 
 
 @stored_step("fit", version=1)

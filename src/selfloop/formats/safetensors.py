@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import math
 import mmap
 import os
 from collections import defaultdict
@@ -14,15 +15,17 @@ from tempfile import TemporaryFile
 from typing import IO, Any, cast
 
 import numpy as np
+from safetensors import SafetensorError, safe_open
 
 from selfloop.columns import Array, Column, Columns, Ints, Ragged, count_rows, select_rows
-from selfloop.errors import DataError
+from selfloop.errors import DataError, first_line
 
 # Names of types in a file. The safetensors library orders arrays by type, as below, and then by name.
 _DTYPES = {"U64": "<u8", "I64": "<i8", "F64": "<f8", "F32": "<f4", "U32": "<u4", "I32": "<i4", "F16": "<f2", "U16": "<u2",
            "I16": "<i2", "I8": "|i1", "U8": "|u1", "BOOL": "|b1"}  # fmt: skip
 _CODES = {dtype: code for code, dtype in _DTYPES.items()}
 _RANKS = {dtype: rank for rank, dtype in enumerate(_CODES)}
+BFLOAT16 = "BF16"  # which numpy lacks: the first half of a float32
 CHUNK_BYTES = 1 << 22  # of rows that are gathered at a time
 MAX_ATTEMPTS = 3  # to create a file in a folder that another process may remove
 
@@ -74,16 +77,29 @@ class NamedArrays(dict[str, Any]):
 
 
 def read_safetensors(path: str | Path) -> dict[str, Column]:
-    """The arrays of a safetensors file as views of one memory map (the library would copy them)."""
+    """The arrays of a safetensors file as views of one memory map; copies in float32 of those in bfloat16.
+
+    The library checks the file. It would copy the arrays, but says their order, types and shapes: they fill the file
+    after its header without gaps. Raises DataError for a file that it refuses, or for arrays of other types than numpy's.
+    """
+    try:
+        with safe_open(path, framework="np") as checked:
+            slices = {name: checked.get_slice(name) for name in checked.offset_keys()}
+    except SafetensorError as problem:
+        raise DataError(
+            f"{path}: is not a complete safetensors file ({first_line(problem)}). Write it or download it again."
+        ) from problem
     with open(path, "rb") as file:
         data = np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), np.uint8)
-    start = 8 + int(data[:8].view("<u8")[0])
-    header = json.loads(bytes(data[8:start]))
-    flat: dict[str, Array] = {}
-    for name, entry in header.items():
-        if name != "__metadata__":
-            first, last = entry["data_offsets"]
-            flat[name] = data[start + first : start + last].view(_DTYPES[entry["dtype"]]).reshape(entry["shape"])
+    flat, end = NamedArrays(), 8 + int(data[:8].view("<u8")[0])
+    for name, entry in slices.items():
+        code, shape = entry.get_dtype(), entry.get_shape()
+        if code not in _DTYPES and code != BFLOAT16:
+            raise DataError(f"{path}: array {name!r} has type {code}; expected {', '.join(_DTYPES)} or {BFLOAT16}. Convert it.")
+        dtype = np.dtype(_DTYPES.get(code, "<u2"))
+        first, end = end, end + math.prod(shape) * dtype.itemsize
+        array = data[first:end].view(dtype).reshape(shape)
+        flat[name] = array if code != BFLOAT16 else (array.astype(np.uint32) << 16).view(np.float32)
     return _unflatten_columns(flat)
 
 
