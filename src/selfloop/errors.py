@@ -10,6 +10,8 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
+_UNPRINTABLE = re.compile("\r(?!\n)|[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff\ufffe\uffff]")
+
 
 class SelfloopError(Exception):
     """A mistake that a user can correct, in one or two sentences: key, value, allowed values, what to do."""
@@ -100,6 +102,11 @@ def first_line(problem: Exception) -> str:
     return (str(problem).strip() or type(problem).__name__).split("\n")[0].rstrip(".")[:200]
 
 
+def printable(text: str) -> str:
+    """The text with control characters, which a terminal obeys and a page does not allow, as escapes such as \\x1b."""
+    return _UNPRINTABLE.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
+
+
 def is_selfloop_warning(category: type[Warning], filename: str) -> bool:
     """True for a warning that selfloop itself issued."""
     return category is UserWarning and "selfloop" in Path(filename).parts
@@ -111,7 +118,7 @@ def show_warnings_plainly() -> None:
 
     def show(message: Warning | str, category: type[Warning], filename: str, lineno: int, *rest: Any) -> None:
         if is_selfloop_warning(category, filename):
-            sys.stderr.write(f"selfloop: {message}\n")
+            sys.stderr.write(printable(f"selfloop: {message}\n"))
         else:
             usual(message, category, filename, lineno, *rest)
 

@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 from example_reports import digits_report, ending_report, linear_report
 
+from selfloop.errors import printable
 from selfloop.policies.builtin import Accumulate, Replace
 from selfloop.policies.schedule import schedule
 from selfloop.published.papers import PublishedCurve
 from selfloop.report.charts import fit_value_axis
 from selfloop.report.figures import panel_figure, report_figures, schedule_figure
-from selfloop.report.theme import DARK, format_interval, format_number, policy_styles, replace_unprintable, theme_svg
+from selfloop.report.theme import DARK, format_interval, format_number, policy_styles, theme_svg
 from selfloop.report.values import CurveData, Panel
 from selfloop.stats.intervals import Interval
 from selfloop.theory.laws import LawCurve
@@ -236,4 +237,4 @@ def test_intervals_have_enough_digits_to_distinguish_their_limits() -> None:
 
 
 def test_characters_that_svg_does_not_allow_have_visible_substitutes() -> None:
-    assert replace_unprintable("a\x00b\x1bc\ud800d\x85\n") == "a␀b␛c\ufffdd\ufffd\n"
+    assert printable("a\x00b\x1bc\ud800d\x85\n") == r"a\x00b\x1bc\ud800d\x85" + "\n"

@@ -27,10 +27,10 @@ from example_reports import (
     linear_report,
 )
 
+from selfloop.errors import printable
 from selfloop.report.page import _mark_code, render_page, write_figures
 from selfloop.report.tables import headlines
 from selfloop.report.text_rows import read_texts
-from selfloop.report.theme import replace_unprintable
 from selfloop.report.values import CurveData, Panel, Report
 
 
@@ -95,7 +95,7 @@ def test_text_from_specs_models_and_data_stays_text(hostile: str) -> None:
     page = Page(hostile)
     assert running_scripts(hostile) == 1  # the page's own
     assert not page.handlers
-    assert page.text.count(replace_unprintable(HOSTILE)) > 10
+    assert page.text.count(printable(HOSTILE)) > 10
 
 
 def test_the_check_would_notice_text_that_is_not_escaped(hostile: str) -> None:
@@ -106,7 +106,7 @@ def test_the_check_would_notice_text_that_is_not_escaped(hostile: str) -> None:
 def test_descriptions_inside_scripts_cannot_close_them(hostile: str) -> None:
     described = [json.loads(text) for kind, text in Page(hostile).scripts if kind == "application/json"]
     assert len(described) == 4
-    assert described[2]["datasets"]["means"][0]["policy"] == replace_unprintable(HOSTILE)
+    assert described[2]["datasets"]["means"][0]["policy"] == printable(HOSTILE)
     assert "\\u003cscript" in hostile
 
 

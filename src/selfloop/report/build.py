@@ -87,7 +87,7 @@ def _panels(result: Result) -> Iterator[Panel]:
         for point in result.points:
             owner = next((m for m in point.spec.metrics if m.name == metric), owner)  # secondary values follow their metric
             measured = result.curves(point.coordinates).items()
-            better = owner.better if owner else ""
+            better = owner.directions().get(metric, "") if owner else ""
             curves = [CurveData(policy=label, values=c[metric], better=better) for label, c in measured if metric in c]
             if curves:
                 labels = {curve.policy for curve in curves}

@@ -13,9 +13,10 @@ import altair as alt
 import numpy as np
 
 from selfloop.columns import Floats
+from selfloop.errors import printable
 from selfloop.policies.schedule import ScheduleEntry
 from selfloop.published.papers import PublishedCurve
-from selfloop.report.theme import FONT, GRID, INK, MUTED, PAPER, Style, replace_unprintable
+from selfloop.report.theme import FONT, GRID, INK, MUTED, PAPER, Style
 from selfloop.report.values import CurveData, Panel
 
 WIDTH, HEIGHT = 400, 240
@@ -389,4 +390,4 @@ def _printable(part: Any) -> Any:
         return {key: _printable(value) for key, value in part.items()}
     if isinstance(part, list):
         return [_printable(value) for value in part]
-    return replace_unprintable(part) if isinstance(part, str) else part
+    return printable(part) if isinstance(part, str) else part

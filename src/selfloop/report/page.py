@@ -15,6 +15,7 @@ import vl_convert
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
+from selfloop.errors import printable
 from selfloop.report.figures import report_figures, save_svg, to_file_name
 from selfloop.report.gallery import view_gallery
 from selfloop.report.picture_grid import select_generations
@@ -27,7 +28,6 @@ from selfloop.report.theme import (
     format_interval_parts,
     format_number,
     policy_styles,
-    replace_unprintable,
     theme_svg,
 )
 from selfloop.report.values import Report
@@ -79,7 +79,7 @@ def render_page(reports: Sequence[Report], title: str = "") -> str:
         zip=zip,
         bundle=_vega_bundle(),
     )
-    return replace_unprintable(page)
+    return printable(page)
 
 
 def _experiment(report: Report, key: str) -> dict[str, object]:

@@ -44,8 +44,6 @@ _PALETTE = {  # color, its shade, and both on a dark background
 _MARKERS = ("circle", "square", "triangle-up", "diamond", "triangle-down", "cross", "triangle-right")
 _FIXED = {"accumulate": "blue", "replace": "vermillion", "accumulate_subsample": "green"}  # the same in every report
 
-_UNPRINTABLE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
-
 DARK = {
     INK: "#e6e9ec",
     MUTED: "#98a2ad",
@@ -85,11 +83,6 @@ def theme_svg(svg: str, ids: str, label: str) -> Markup:
     svg = re.sub(r'\b(fill|stroke)="(#[0-9a-f]{6})"', recolor, svg)
     svg = re.sub(r'(\bid="|url\(#|href="#)', rf"\1{ids}-", svg)
     return Markup(svg.replace("<svg ", f'<svg role="img" aria-label="{escape(label)}" ', 1))
-
-
-def replace_unprintable(text: str) -> str:
-    """The text with visible substitutes for characters that HTML and SVG do not allow."""
-    return _UNPRINTABLE.sub(lambda match: chr(0x2400 + ord(match[0])) if match[0] < " " else "\ufffd", text)
 
 
 def describe_coordinates(coordinates: Coordinates) -> str:

@@ -17,6 +17,7 @@ from selfloop.columns import Columns, ColumnType, Floats
 from selfloop.policies.schedule import ScheduleEntry
 from selfloop.published.papers import PublishedCurve
 from selfloop.stats.comparison import Comparison
+from selfloop.component import Better
 from selfloop.stats.data_value import DataValue, GridCell
 from selfloop.stats.intervals import SeedSummary, summarize_seeds
 from selfloop.theory.laws import LawCurve
@@ -29,7 +30,7 @@ class CurveData:
 
     policy: str
     values: Floats  # (seeds, generations), NaN where a chain has ended
-    better: str = "lower"  # as of the metric
+    better: Better = "lower"  # as of the metric
 
     @cached_property
     def summary(self) -> SeedSummary:
