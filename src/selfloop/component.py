@@ -8,9 +8,10 @@ it needs a line in `plugins.py` or an entry point.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, ClassVar
 
 from selfloop.columns import Columns, ColumnType, Floats, Params
@@ -28,12 +29,14 @@ class Context:
 
     Only the stream is part of a step's identity. An interrupted step finds its folder again. If its numbers depend on the
     backend, a step notes the backend, as in `ctx.backends["training"] = "torch cpu float32"`; the record's provenance has it.
+    A long step may call `ctx.progress(done, total)` as often as it likes.
     """
 
     stream: RandomStream
     scratch: Path | None = None
     threads: int = 1
     backends: dict[str, str] = field(default_factory=dict, compare=False)
+    progress: Callable[[int, int], None] = field(default=lambda done, total: None, compare=False)
 
     def child(self, *names: str | int) -> Context:
         """The same resources with a sub-stream."""
@@ -46,6 +49,7 @@ class Component(Settings, ABC):
     component_kind: ClassVar[str] = "component"  # set by the abstract classes below
     name: ClassVar[str]
     version: ClassVar[int] = 1  # raise it if the same settings start to give other numbers
+    takes_over_interrupts: ClassVar[bool] = False  # True if a library that it calls (RDKit) replaces the handler of Ctrl-C
 
 
 class Source(Component):
@@ -195,6 +199,11 @@ class Curator(Component):
         """The kept `rows`, possibly edited; `real` are the initial rows."""
 
 
+# Which value of a metric is best: "lower", "higher", a number, the name of a value that is measured with it
+# ("feature_entropy_real"), or "" if it is unknown. How criteria and comparisons use it: stats/comparison.py.
+Better = str | float
+
+
 class Metric(Component):
     """A measurement of a model. The main value has the metric's name, the others are secondary values."""
 
@@ -203,10 +212,15 @@ class Metric(Component):
     title: ClassVar[str] = ""
     secondary_units: ClassVar[Mapping[str, str]] = {}  # of secondary values by name, where they differ
     secondary_titles: ClassVar[Mapping[str, str]] = {}
-    better: ClassVar[str] = "lower"  # "lower", "higher" or "" if neither is better
+    better: ClassVar[Better] = "lower"
+    secondary_better: ClassVar[Mapping[str, Better]] = {}  # of secondary values by name; unknown for all others
     family_protocols: ClassVar[tuple[type, ...]] = ()  # abilities that the family must have
     true_params: ClassVar[tuple[str, ...]] = ()  # true parameters that the source must know
     uses_holdout: ClassVar[bool] = False  # True if it is measured on held-out real rows
+
+    def directions(self) -> dict[str, Better]:
+        """Which value is best, for the main value and the secondary values for which it is known."""
+        return {self.name: self.better, **self.secondary_better}
 
     @abstractmethod
     def measure(self, snap: Snapshot, ctx: Context) -> Mapping[str, float]:
@@ -231,5 +245,8 @@ class Criterion(Component):
     metrics: ClassVar[tuple[str, ...]] = ()  # if one of them is missing, the verdict is "not measured"
 
     @abstractmethod
-    def judge(self, curves: Mapping[str, Floats]) -> Verdict:
-        """The verdict for one policy, without its label. Curves are (seeds, generations), NaN where a chain has no value."""
+    def judge(self, curves: Mapping[str, Floats], directions: Mapping[str, Better] = MappingProxyType({})) -> Verdict:
+        """The verdict for one policy, without its label. Curves are (seeds, generations), NaN where a chain has no value.
+
+        `directions` says by metric which value is best (`Metric.directions`).
+        """

@@ -18,7 +18,7 @@ from selfloop.policies.schedule import ScheduleEntry, schedule_metrics
 from selfloop.published.claims import claimed_pairs, unmodified_policies
 from selfloop.spec.point import Point
 from selfloop.spec.spec import Spec
-from selfloop.stats.comparison import FIRST_COMPARED, Comparison, compare_all
+from selfloop.stats.comparison import FIRST_COMPARED, Comparison, as_risk, compare_all
 from selfloop.stats.data_value import GridCell
 from selfloop.stats.intervals import mean_interval
 from selfloop.store.calls import Usage
@@ -105,7 +105,11 @@ class Result:
         In a sweep over n, a criterion also receives the risk at every n with the other coordinates equal, as "risk@n=100".
         """
         return [
-            replace(criterion.judge({**self._risks(policy, point), **measured}), policy=policy, coordinates=point.coordinates)
+            replace(
+                criterion.judge({**self._risks(policy, point), **measured}, point.spec.directions()),
+                policy=policy,
+                coordinates=point.coordinates,
+            )
             for point in self.points
             for policy, measured in self.curves(point.coordinates).items()
             for criterion in point.spec.criteria
@@ -122,10 +126,18 @@ class Result:
         return risks if len(risks) > 2 else {name: risk for name, risk in risks.items() if name == "risk"}
 
     def compare(self, at: At = (), metric: str | None = None, first_generation: int = FIRST_COMPARED) -> list[Comparison]:
-        """Policies compared with each other, paired by seed: their risk or another metric, at one point of the sweep."""
+        """Policies compared with each other, paired by seed: their risk or another metric, at one point of the sweep.
+
+        Of a metric whose best value is known and at neither end, the distances from it are compared.
+        """
         spec = self.point(at).spec
         compared = metric or spec.risk_metric() or ""
-        curves = {label: measured[compared] for label, measured in self.curves(at).items() if compared in measured}
+        better = spec.directions().get(compared, "")
+        curves = {
+            label: values[compared] if better == "higher" else as_risk(values, compared, better)
+            for label, values in self.curves(at).items()
+            if compared in values
+        }
         claims = claimed_pairs(unmodified_policies(spec)) if metric in (None, spec.risk_metric()) else ()
         return compare_all(curves, claims, first_generation)
 

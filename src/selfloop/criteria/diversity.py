@@ -36,6 +36,7 @@ class CollapsingVariance(CurveCriterion):
 
     name: ClassVar[str] = "collapsing_variance"
     metrics: ClassVar[tuple[str, ...]] = ("variance_ratio", "pixel_std", "heterozygosity")
+    judges_amounts: ClassVar[bool] = True
     transforms: ClassVar[Mapping[str, Callable[[Floats], Floats]]] = {"pixel_std": np.square}
     threshold: Annotated[PositiveFloat, "share of the first variance below which it has collapsed"] = 0.5
     aggregate: Annotated[Literal["geometric_mean", "mean"], "how seeds are combined"] = "geometric_mean"
@@ -83,6 +84,7 @@ class TailLoss(CurveCriterion):
 
     name: ClassVar[str] = "tail_loss"
     metrics: ClassVar[tuple[str, ...]] = ("support_size", "recall", "coverage", "tail_mass")
+    judges_amounts: ClassVar[bool] = True
     threshold: Annotated[PositiveFloat, "share of the first coverage below which tails are lost"] = 0.9
 
     def judge_values(self, values: Floats) -> Verdict:

@@ -11,26 +11,34 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Annotated, ClassVar
 
 import numpy as np
 
 from selfloop.columns import Floats
-from selfloop.component import Criterion
+from selfloop.component import Better, Criterion
+from selfloop.stats.comparison import as_risk, right_values
 from selfloop.stats.intervals import LEVEL, Interval, before_first_end, median_interval
 from selfloop.types import Answer, Verdict
 
 
 @dataclass(frozen=True, kw_only=True)
 class CurveCriterion(Criterion):
-    """A criterion that judges one curve: that of `metric`, or of the first of `metrics` that was measured."""
+    """A criterion that judges one curve: that of `metric`, or of the first of `metrics` that was measured.
 
+    A criterion of risk judges how far a metric is from its best value. A criterion of amounts ("less than a share of the
+    first") says "yes" only if the last amount is also less than that share of the right amount, if that is known: a share of
+    rare words that falls from twice to once the real share is a recovery. A metric of unknown direction is taken as it is.
+    """
+
+    judges_amounts: ClassVar[bool] = False
     transforms: ClassVar[Mapping[str, Callable[[Floats], Floats]]] = {}  # by metric: the judged quantity as a function of it
     metric: Annotated[str | None, "metric to judge; by default the first measured metric that the criterion is defined for"] = (
         None
     )
 
-    def judge(self, curves: Mapping[str, Floats]) -> Verdict:
+    def judge(self, curves: Mapping[str, Floats], directions: Mapping[str, Better] = MappingProxyType({})) -> Verdict:
         """The verdict on the chosen curve."""
         names = (self.metric,) if self.metric else self.metrics
         name = next((name for name in names if name in curves), None)
@@ -38,8 +46,24 @@ class CurveCriterion(Criterion):
             return Verdict(self.name, "", "not measured", reason=f"needs {' or '.join(names)}")
         aliases = (other for other in curves if other != name and curves[other] is curves[name])
         metric = next(aliases, name) if name == "risk" else name
-        transform = self.transforms.get(name, np.asarray)
-        return judge_curve(self.name, metric, transform(curves[name]), self.judge_values)
+        better, transform = directions.get(name, ""), self.transforms.get(name, np.asarray)
+        right = right_values(curves, better)
+        if not self.judges_amounts:
+            risk = transform(curves[name]) if name in self.transforms else as_risk(curves, name, better)
+            verdict = judge_curve(self.name, metric, risk, self.judge_values)
+            return verdict if right is None else replace(verdict, reason=f"distance from the right value: {verdict.reason}")
+        if better == "lower":
+            return Verdict(self.name, "", "not measured", metric, reason=f"of {name}, lower is better: it is no amount to keep")
+        values = transform(curves[name])
+        verdict = judge_curve(self.name, metric, values, self.judge_values)
+        if right is None or verdict.answer not in ("yes", "undecided"):
+            return verdict
+        values = values.copy()
+        values[:, 0] = np.where(np.isnan(values[:, 0]), np.nan, transform(right)[..., 0])
+        against_right = judge_curve(self.name, metric, values, self.judge_values)
+        if against_right.answer == verdict.answer or against_right.answer == "yes":
+            return verdict
+        return replace(against_right, reason=f"right value in place of the first: {against_right.reason}")
 
     @abstractmethod
     def judge_values(self, values: Floats) -> Verdict:

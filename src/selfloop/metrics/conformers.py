@@ -11,7 +11,7 @@ import numpy as np
 from annotated_types import Gt
 
 from selfloop.columns import Array, Columns, Floats, Ints, select_rows
-from selfloop.component import Context, Metric, SampleMetric
+from selfloop.component import Better, Context, Metric, SampleMetric
 from selfloop.errors import ChainEndedError
 from selfloop.formats.molecules import add_conformers, build_molecule, ragged_row, require_rdkit
 from selfloop.metrics.molecules import MaxMolecules, group_by_molecule
@@ -34,6 +34,7 @@ class ConformerCoverage(Metric):
     """
 
     name: ClassVar[str] = "conformer_coverage"
+    takes_over_interrupts: ClassVar[bool] = True
     uses_holdout: ClassVar[bool] = True
     title: ClassVar[str] = "coverage of held-out real conformers"
     secondary_titles: ClassVar[Mapping[str, str]] = {
@@ -43,7 +44,8 @@ class ConformerCoverage(Metric):
     }
     unit: ClassVar[str] = "share of real conformers"
     secondary_units: ClassVar[Mapping[str, str]] = {"cov_p": "share of sampled conformers", "mat_r": "Å", "mat_p": "Å"}
-    better: ClassVar[str] = ""  # coverage higher, matching distances lower
+    better: ClassVar[Better] = "higher"
+    secondary_better: ClassVar[Mapping[str, Better]] = {"cov_p": "higher", "mat_r": "lower", "mat_p": "lower"}
     threshold: Annotated[
         float, Gt(0), "largest distance of a covered conformer, ångström; published: 1.25 for drugs, 0.5 for QM9"
     ] = 1.25
@@ -98,13 +100,14 @@ class ConformerDiversity(SampleMetric):
     """
 
     name: ClassVar[str] = "conformer_diversity"
+    takes_over_interrupts: ClassVar[bool] = True
     title: ClassVar[str] = "distance between sampled conformers of a molecule"
     secondary_titles: ClassVar[Mapping[str, str]] = {
         "conformer_diversity_real": "distance between real conformers of a molecule"
     }
     unit: ClassVar[str] = "Å"
     secondary_units: ClassVar[Mapping[str, str]] = {"conformer_diversity_real": "Å"}
-    better: ClassVar[str] = ""
+    better: ClassVar[Better] = "conformer_diversity_real"
     max_molecules: MaxMolecules = 100
 
     def measure_samples(self, snap: Snapshot, ctx: Context) -> Mapping[str, float]:

@@ -10,8 +10,8 @@ from typing import Annotated, ClassVar, Literal
 import numpy as np
 from annotated_types import Ge
 
-from selfloop.columns import Floats
-from selfloop.component import Context, FeatureExtractor, SampleMetric
+from selfloop.columns import Array, Floats
+from selfloop.component import Better, Context, FeatureExtractor, SampleMetric
 from selfloop.metrics.image_features import ImageFeatureExtractor, ImageMetric
 from selfloop.metrics.vector_distances import frechet_distance, kernel_distance, mean_distance
 from selfloop.snapshots import Snapshot
@@ -98,7 +98,7 @@ class FeatureDiversity(ImageMetric):
     uses_holdout: ClassVar[bool] = True
     title: ClassVar[str] = "diversity of sampled images"
     unit: ClassVar[str] = "share of that of real images"
-    better: ClassVar[str] = "higher"
+    better: ClassVar[Better] = 1.0
     max_rows: MaxRows = MAX_ROWS
 
     def measure_samples(self, snap: Snapshot, ctx: Context) -> Mapping[str, float]:
@@ -109,20 +109,31 @@ class FeatureDiversity(ImageMetric):
 
 @dataclass(frozen=True, kw_only=True)
 class PixelStd(SampleMetric):
-    """Standard deviation of a pixel over the sampled images, mean over pixels; 0 if all images are equal."""
+    """Standard deviation of a pixel over the sampled images, mean over pixels; 0 if all images are equal.
+
+    `pixel_std_real` is that of the initial real images, which is right.
+    """
 
     name: ClassVar[str] = "pixel_std"
+    version: ClassVar[int] = 2
     title: ClassVar[str] = "standard deviation of sampled pixels"
+    secondary_titles: ClassVar[Mapping[str, str]] = {"pixel_std_real": "standard deviation of initial real pixels"}
     unit: ClassVar[str] = "share of the gray scale"
-    better: ClassVar[str] = "higher"
+    secondary_units: ClassVar[Mapping[str, str]] = {"pixel_std_real": unit}
+    better: ClassVar[Better] = "pixel_std_real"
 
     def measure_samples(self, snap: Snapshot, ctx: Context) -> Mapping[str, float]:
-        images = np.asarray(snap.samples["image"])
-        n = len(images)
-        chunks = [images[first : first + CHUNK_ROWS] for first in range(0, n, CHUNK_ROWS)]
-        total = sum(chunk.sum(axis=0, dtype=np.int64) for chunk in chunks)
-        squares = sum(np.square(chunk, dtype=np.int64).sum(axis=0) for chunk in chunks)
-        return {"pixel_std": float(np.sqrt(n * squares - np.square(total)).mean()) / n / 255}
+        sampled, initial = (pixel_std(np.asarray(rows["image"])) for rows in (snap.samples, snap.initial))
+        return {"pixel_std": sampled, "pixel_std_real": initial}
+
+
+def pixel_std(images: Array) -> float:
+    """Standard deviation of a pixel over uint8 images, mean over pixels, as a share of the gray scale."""
+    n = len(images)
+    chunks = [images[first : first + CHUNK_ROWS] for first in range(0, n, CHUNK_ROWS)]
+    total = sum(chunk.sum(axis=0, dtype=np.int64) for chunk in chunks)
+    squares = sum(np.square(chunk, dtype=np.int64).sum(axis=0) for chunk in chunks)
+    return float(np.sqrt(n * squares - np.square(total)).mean()) / n / 255
 
 
 def feature_pair(

@@ -10,7 +10,7 @@ import numpy as np
 from annotated_types import Interval
 
 from selfloop.columns import Floats
-from selfloop.component import Context, Sampler, Source
+from selfloop.component import Better, Context, Sampler, Source
 from selfloop.errors import SpecError
 from selfloop.metrics.image_features import ImageFeatureExtractor, ImageMetric
 from selfloop.snapshots import Snapshot
@@ -44,7 +44,8 @@ class Modes(ImageMetric):
         "mode_distance": "total variation",
         "mode_confusion": "share of sampled images",
     } | {f"class_share_{mode}": "share of sampled images" for mode in range(MAX_LISTED_MODES)}
-    better: ClassVar[str] = "higher"
+    better: ClassVar[Better] = "higher"
+    secondary_better: ClassVar[Mapping[str, Better]] = {"mode_distance": "lower", "mode_confusion": "lower"}
     min_probability: Annotated[
         float, Interval(gt=0, le=1), "probability of the most probable mode below which an image lies between modes"
     ] = 0.9
@@ -83,7 +84,8 @@ class Attributes(ImageMetric):
     }
     unit: ClassVar[str] = "attributes"
     secondary_units: ClassVar[Mapping[str, str]] = {"attribute_distance": "mean difference of shares"}
-    better: ClassVar[str] = "higher"
+    secondary_better: ClassVar[Mapping[str, Better]] = {"attribute_distance": "lower"}
+    better: ClassVar[Better] = "higher"
     names: Annotated[tuple[str, ...], "names of the attributes, in the order of the column; empty: 0, 1, ..."] = ()
 
     def check(self, source: Source, sampler: Sampler) -> None:

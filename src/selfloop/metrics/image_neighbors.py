@@ -16,7 +16,7 @@ import numpy as np
 from annotated_types import Ge
 
 from selfloop.columns import Floats, Ints
-from selfloop.component import Context
+from selfloop.component import Better, Context
 from selfloop.metrics.image_distances import MAX_ROWS, MaxRows, feature_pair, feature_vectors
 from selfloop.metrics.image_features import ImageMetric
 from selfloop.metrics.vector_distances import distance_chunks
@@ -76,7 +76,8 @@ class Precision(ImageMetric):
     secondary_titles: ClassVar[Mapping[str, str]] = {"recall": "real images among sampled ones (recall)"}
     unit: ClassVar[str] = "share of sampled images"
     secondary_units: ClassVar[Mapping[str, str]] = {"recall": "share of real images"}
-    better: ClassVar[str] = "higher"
+    secondary_better: ClassVar[Mapping[str, Better]] = {"recall": "higher"}
+    better: ClassVar[Better] = "higher"
     k: Neighbor = 3
     max_rows: MaxRows = MAX_ROWS
 
@@ -102,8 +103,9 @@ class Coverage(ImageMetric):
     uses_holdout: ClassVar[bool] = True
     title: ClassVar[str] = "real images near a sampled one (coverage)"
     secondary_titles: ClassVar[Mapping[str, str]] = {"density": "real neighborhoods around a sampled image (density)"}
+    secondary_better: ClassVar[Mapping[str, Better]] = {"density": 1.0}
     unit: ClassVar[str] = "share of real images"
-    better: ClassVar[str] = "higher"
+    better: ClassVar[Better] = "higher"
     k: Neighbor = 5
     max_rows: MaxRows = MAX_ROWS
 
@@ -138,7 +140,8 @@ class TrainingDistance(ImageMetric):
         "near_copies": "share of sampled images",
         "near_copies_real": "share of held-out real images",
     }
-    better: ClassVar[str] = ""
+    better: ClassVar[Better] = 1.0
+    secondary_better: ClassVar[Mapping[str, Better]] = {"near_copies": "near_copies_real"}
     max_rows: Annotated[int, Ge(1), "number of sampled and of held-out rows, at most; all initial rows are used"] = MAX_ROWS
 
     def measure_samples(self, snap: Snapshot, ctx: Context) -> Mapping[str, float]:
@@ -169,7 +172,7 @@ class FeatureEntropy(ImageMetric):
     secondary_titles: ClassVar[Mapping[str, str]] = {"feature_entropy_real": "entropy of initial real images"}
     unit: ClassVar[str] = "nats"
     secondary_units: ClassVar[Mapping[str, str]] = {"feature_entropy_real": "nats"}
-    better: ClassVar[str] = "higher"
+    better: ClassVar[Better] = "feature_entropy_real"
     k: Neighbor = 3
     max_rows: MaxRows = MAX_ROWS
 

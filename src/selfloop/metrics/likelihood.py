@@ -11,7 +11,7 @@ import numpy as np
 from annotated_types import Ge
 
 from selfloop.columns import Columns, Floats, Params
-from selfloop.component import Context, Metric
+from selfloop.component import Better, Context, Metric
 from selfloop.protocols import (
     SupportsDenoisingLoss,
     SupportsElbo,
@@ -97,7 +97,7 @@ class Accuracy(OutcomeMetric):
 
     name: ClassVar[str] = "accuracy"
     title: ClassVar[str] = "accuracy on held-out real rows"
-    better: ClassVar[str] = "higher"
+    better: ClassVar[Better] = "higher"
     family_protocols: ClassVar[tuple[type, ...]] = (SupportsPredict,)
 
     def mean_outcome(self, snap: Snapshot | EnsembleSnapshot) -> Floats:
@@ -120,6 +120,7 @@ class NegativeElbo(HoldoutMetric):
     }
     unit: ClassVar[str] = "nats per image"
     secondary_units: ClassVar[Mapping[str, str]] = dict.fromkeys(secondary_titles, unit)
+    secondary_better: ClassVar[Mapping[str, Better]] = {"elbo_reconstruction": "lower"}
     family_protocols: ClassVar[tuple[type, ...]] = (SupportsElbo,)
 
     def measure(self, snap: Snapshot, ctx: Context) -> Mapping[str, float]:
@@ -139,7 +140,7 @@ class LogLikelihood(HoldoutMetric):
     name: ClassVar[str] = "log_likelihood"
     title: ClassVar[str] = "log-likelihood of held-out real images"
     unit: ClassVar[str] = "nats per image"
-    better: ClassVar[str] = "higher"
+    better: ClassVar[Better] = "higher"
     family_protocols: ClassVar[tuple[type, ...]] = (SupportsLogLikelihood,)
     importance_samples: Annotated[int, Ge(1), "samples of the latent variables per image"] = 100
 
@@ -166,6 +167,7 @@ class DenoisingLoss(HoldoutMetric):
         "denoising_loss_high_noise": "denoising loss at high noise",
     }
     unit: ClassVar[str] = "squared error per value"
+    secondary_better: ClassVar[Mapping[str, Better]] = dict.fromkeys(secondary_titles, "lower")
     family_protocols: ClassVar[tuple[type, ...]] = (SupportsDenoisingLoss,)
     noise_draws: Annotated[int, Ge(1), "noise draws per row in each third of the noise scale"] = 3
 

@@ -10,7 +10,7 @@ import numpy as np
 from annotated_types import Ge, Interval
 
 from selfloop.columns import Columns, Floats, Ints, Ragged, count_rows, select_rows
-from selfloop.component import Context, SampleMetric
+from selfloop.component import Better, Context, SampleMetric
 from selfloop.formats.molecules import MAX_BOND_TYPE, add_conformers, build_molecule, ragged_row, require_rdkit
 from selfloop.snapshots import Snapshot
 
@@ -41,6 +41,7 @@ class BondLengthDistance(SampleMetric):
     secondary_titles: ClassVar[Mapping[str, str]] = {"bond_angle_distance": "distance of sampled bond angles to real ones"}
     unit: ClassVar[str] = "Å"
     secondary_units: ClassVar[Mapping[str, str]] = {"bond_angle_distance": "degrees"}
+    secondary_better: ClassVar[Mapping[str, Better]] = {"bond_angle_distance": "lower"}
 
     def measure_samples(self, snap: Snapshot, ctx: Context) -> Mapping[str, float]:
         same = np.flatnonzero(np.isin(np.asarray(snap.initial["molecule"]), np.asarray(snap.samples["molecule"])))
@@ -137,7 +138,9 @@ class StrainEnergy(SampleMetric):
     """
 
     name: ClassVar[str] = "strain_energy"
+    takes_over_interrupts: ClassVar[bool] = True
     title: ClassVar[str] = "strain energy of sampled rows"
+    better: ClassVar[Better] = 0.0
     secondary_titles: ClassVar[Mapping[str, str]] = {"unparametrized_rate": "molecules without force-field parameters"}
     unit: ClassVar[str] = "kcal/mol"
     secondary_units: ClassVar[Mapping[str, str]] = {"unparametrized_rate": "share of molecules"}

@@ -10,7 +10,7 @@ import numpy as np
 from annotated_types import Ge, Interval
 
 from selfloop.columns import Columns, Ints, Params, Ragged
-from selfloop.component import Context, Metric, SampleMetric
+from selfloop.component import Better, Context, Metric, SampleMetric
 from selfloop.metrics.ngrams import cut_length, equal_texts, row_chunks, row_indices, texts
 from selfloop.protocols import SupportsTokenLogProb, UsesEncoder
 from selfloop.snapshots import Snapshot
@@ -29,6 +29,7 @@ class CrossEntropy(Metric):
     secondary_titles: ClassVar[Mapping[str, str]] = {"perplexity": "perplexity of held-out real text"}
     unit: ClassVar[str] = "nats per token"
     secondary_units: ClassVar[Mapping[str, str]] = {"perplexity": "tokens"}
+    secondary_better: ClassVar[Mapping[str, Better]] = {"perplexity": "lower"}
     family_protocols: ClassVar[tuple[type, ...]] = (SupportsTokenLogProb,)
 
     def measure(self, snap: Snapshot, ctx: Context) -> Mapping[str, float]:
@@ -47,7 +48,7 @@ class SelfCrossEntropy(SampleMetric):
     name: ClassVar[str] = "self_cross_entropy"
     title: ClassVar[str] = "cross-entropy of the model's own text"
     unit: ClassVar[str] = "nats per token"
-    better: ClassVar[str] = ""
+    better: ClassVar[Better] = ""
     family_protocols: ClassVar[tuple[type, ...]] = (SupportsTokenLogProb,)
     max_rows: Annotated[int, Ge(1), "number of sampled rows, at most"] = 500
 
@@ -80,7 +81,7 @@ class TextLength(TextMetric):
     secondary_titles: ClassVar[Mapping[str, str]] = {"text_length_finished_rate": "sampled rows with an end token"}
     unit: ClassVar[str] = "tokens per row"
     secondary_units: ClassVar[Mapping[str, str]] = {"text_length_finished_rate": "share of rows"}
-    better: ClassVar[str] = ""
+    better: ClassVar[Better] = ""
 
     def measure_samples(self, snap: Snapshot, ctx: Context) -> Mapping[str, float]:
         tokens = cast(Ragged, snap.samples["tokens"])
@@ -104,7 +105,8 @@ class Vocabulary(TextMetric):
     secondary_titles: ClassVar[Mapping[str, str]] = {"vocabulary_kept": "real tokens still in use"}
     unit: ClassVar[str] = "tokens"
     secondary_units: ClassVar[Mapping[str, str]] = {"vocabulary_kept": "share of tokens"}
-    better: ClassVar[str] = "higher"
+    better: ClassVar[Better] = ""  # that of real text: a model of random tokens uses more
+    secondary_better: ClassVar[Mapping[str, Better]] = {"vocabulary_kept": "higher"}
     max_tokens: Annotated[int, Ge(1), "number of sampled and of real tokens, at most"] = 50_000
 
     def measure_samples(self, snap: Snapshot, ctx: Context) -> Mapping[str, float]:
@@ -126,7 +128,7 @@ class TailMass(TextMetric):
     name: ClassVar[str] = "tail_mass"
     title: ClassVar[str] = "share of rare tokens kept"
     unit: ClassVar[str] = "sampled over real share"
-    better: ClassVar[str] = "higher"
+    better: ClassVar[Better] = 1.0
     tail: Annotated[float, Interval(gt=0, lt=1), "share of real tokens that counts as the tail"] = 0.1
 
     def measure_samples(self, snap: Snapshot, ctx: Context) -> Mapping[str, float]:
@@ -167,7 +169,7 @@ class ZipfExponent(TextMetric):
 
     name: ClassVar[str] = "zipf_exponent"
     title: ClassVar[str] = "Zipf exponent of sampled tokens"
-    better: ClassVar[str] = ""
+    better: ClassVar[Better] = ""
     ranks: Annotated[int, Ge(2), "number of the most frequent tokens; 100,000 tokens measure lower ranks with a bias"] = 100
 
     def measure_samples(self, snap: Snapshot, ctx: Context) -> Mapping[str, float]:
@@ -201,7 +203,7 @@ class LongDocuments(Metric):
     name: ClassVar[str] = "long_documents"
     title: ClassVar[str] = "Training documents longer than the context"
     unit: ClassVar[str] = "documents"
-    better: ClassVar[str] = ""
+    better: ClassVar[Better] = ""
 
     def measure(self, snap: Snapshot, ctx: Context) -> Mapping[str, float]:
         return {self.name: float(snap.params["training/long_documents"])}

@@ -14,7 +14,7 @@ import numpy as np
 from annotated_types import Ge
 
 from selfloop.columns import Floats, Ints, Ragged, count_rows
-from selfloop.component import Context
+from selfloop.component import Better, Context
 from selfloop.metrics.ngrams import contained, equal_texts, hash_in_row, longest_runs, ngrams, row_chunks, row_hashes, texts
 from selfloop.metrics.text import NO_VALUE, TextMetric
 from selfloop.snapshots import Snapshot
@@ -36,7 +36,7 @@ class Distinct(TextMetric):
         f"distinct_{n}": f"distinct n-grams, n = {n}" for n in range(1, MAX_NGRAM + 1)
     }
     unit: ClassVar[str] = "share of n-grams"
-    better: ClassVar[str] = "higher"
+    better: ClassVar[Better] = ""  # that of real text: random tokens have more
     max_tokens: Annotated[int, Ge(1), "number of sampled tokens, at most"] = 50_000
 
     def measure_samples(self, snap: Snapshot, ctx: Context) -> Mapping[str, float]:
@@ -61,6 +61,7 @@ class SelfBleu(TextMetric):
 
     name: ClassVar[str] = "self_bleu"
     title: ClassVar[str] = "self-BLEU of sampled rows"
+    better: ClassVar[Better] = ""  # that of real text: random tokens have less
     max_rows: Annotated[int, Ge(2), "number of sampled rows, at most; half the initial rows if that is less"] = 500
 
     def measure_samples(self, snap: Snapshot, ctx: Context) -> Mapping[str, float]:
@@ -117,6 +118,7 @@ class Repetition(TextMetric):
     name: ClassVar[str] = "repetition"
     version: ClassVar[int] = 2
     title: ClassVar[str] = "n-grams repeated within a row"
+    better: ClassVar[Better] = ""  # that of real text: random tokens have fewer
     unit: ClassVar[str] = "share of n-grams"
     ngram: Annotated[int, Ge(1), "length n of an n-gram, tokens"] = MAX_NGRAM
     max_rows: Annotated[int, Ge(1), "number of sampled rows, at most"] = 5000
@@ -135,6 +137,7 @@ class DuplicateRate(TextMetric):
 
     name: ClassVar[str] = "duplicate_rate"
     title: ClassVar[str] = "duplicates among sampled rows"
+    better: ClassVar[Better] = ""  # that of real text: random tokens have fewer
     unit: ClassVar[str] = "share of rows"
 
     def measure_samples(self, snap: Snapshot, ctx: Context) -> Mapping[str, float]:
@@ -153,6 +156,7 @@ class Memorization(TextMetric):
 
     name: ClassVar[str] = "memorization"
     title: ClassVar[str] = "long n-grams copied from real rows"
+    better: ClassVar[Better] = ""  # that of fresh real text: random tokens have fewer
     secondary_titles: ClassVar[Mapping[str, str]] = {"copied_run": "longest run of tokens copied from a real row"}
     unit: ClassVar[str] = "share of n-grams"
     secondary_units: ClassVar[Mapping[str, str]] = {"copied_run": "tokens"}

@@ -12,7 +12,7 @@ import numpy as np
 from annotated_types import Ge, Gt
 
 from selfloop.columns import Floats, Ragged, count_rows
-from selfloop.component import Context
+from selfloop.component import Better, Context
 from selfloop.errors import SettingError, first_line, resolve_local_or_hub
 from selfloop.metrics.ngrams import cut_length, texts
 from selfloop.metrics.text import NO_VALUE, TextMetric
@@ -78,7 +78,7 @@ class Mauve(TextFeatureMetric):
 
     name: ClassVar[str] = "mauve"
     title: ClassVar[str] = "MAUVE of sampled text"
-    better: ClassVar[str] = "higher"
+    better: ClassVar[Better] = "higher"
     scaling_factor: Annotated[float, Gt(0), "factor of the divergences in the exponent of the frontier"] = 5.0
 
     def compare(self, sampled: Floats, real: Floats, ctx: Context) -> float:

@@ -10,7 +10,7 @@ from typing import ClassVar, cast
 import numpy as np
 
 from selfloop.columns import Floats, Params
-from selfloop.component import Context, Metric
+from selfloop.component import Better, Context, Metric
 from selfloop.formats.safetensors import NamedArrays
 from selfloop.protocols import SupportsSecondMoment
 from selfloop.snapshots import EnsembleSnapshot, Snapshot
@@ -57,7 +57,7 @@ class VarianceRatio(ParameterMetric):
 
     name: ClassVar[str] = "variance_ratio"
     title: ClassVar[str] = "Fitted over true variance"
-    better: ClassVar[str] = ""
+    better: ClassVar[Better] = 1.0
     true_params: ClassVar[tuple[str, ...]] = ("covariance",)
 
     def compare(self, fitted: Mapping[str, Floats], true: Mapping[str, Floats]) -> Floats:
@@ -75,7 +75,7 @@ class LogVarianceRatio(ParameterMetric):
     name: ClassVar[str] = "log_variance_ratio"
     title: ClassVar[str] = "Log of fitted over true generalized variance"
     unit: ClassVar[str] = "nats"
-    better: ClassVar[str] = ""
+    better: ClassVar[Better] = 0.0
     true_params: ClassVar[tuple[str, ...]] = ("covariance",)
 
     def compare(self, fitted: Mapping[str, Floats], true: Mapping[str, Floats]) -> Floats:
@@ -90,7 +90,7 @@ class Heterozygosity(ParameterMetric):
     name: ClassVar[str] = "heterozygosity"
     title: ClassVar[str] = "Heterozygosity"
     unit: ClassVar[str] = "probability"
-    better: ClassVar[str] = "higher"
+    better: ClassVar[Better] = ""  # that of the source's distribution
 
     def compare(self, fitted: Mapping[str, Floats], true: Mapping[str, Floats]) -> Floats:
         # A sum in order: the rounding of a dot product would depend on the number of symbols of the other seeds.
@@ -105,7 +105,7 @@ class SupportSize(ParameterMetric):
     name: ClassVar[str] = "support_size"
     title: ClassVar[str] = "Symbols in the model"
     unit: ClassVar[str] = "symbols"
-    better: ClassVar[str] = "higher"
+    better: ClassVar[Better] = "higher"
 
     def compare(self, fitted: Mapping[str, Floats], true: Mapping[str, Floats]) -> Floats:
         return np.asarray((fitted["probabilities"] > 0).sum(1), np.float64)
@@ -145,7 +145,7 @@ class SecondMoment(Metric):
     name: ClassVar[str] = "second_moment"
     title: ClassVar[str] = "Mean square of the training rows"
     unit: ClassVar[str] = "squared units of x"
-    better: ClassVar[str] = ""
+    better: ClassVar[Better] = ""
     family_protocols: ClassVar[tuple[type, ...]] = (SupportsSecondMoment,)
     uses_rows: ClassVar[bool] = True
 

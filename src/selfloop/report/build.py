@@ -16,6 +16,7 @@ import numpy as np
 from selfloop.columns import Floats
 from selfloop.component import Metric
 from selfloop.errors import SpecError
+from selfloop.formats.replacing import write_text
 from selfloop.protocols import SupportsStepCount
 from selfloop.published.papers import papers, published_curves
 from selfloop.report.figures import panel_figure, save_svg
@@ -41,7 +42,7 @@ def write_report(results: Sequence[Result], path: Path, *, title: str = "", figu
     reports = [build_report(result) for result in results]
     if figures is not None:
         write_figures(reports, figures)
-    path.write_text(render_page(reports, title), encoding="utf-8")
+    write_text(path, render_page(reports, title))
     return path
 
 

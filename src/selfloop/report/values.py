@@ -14,10 +14,10 @@ from functools import cached_property
 from typing import Literal
 
 from selfloop.columns import Columns, ColumnType, Floats
+from selfloop.component import Better
 from selfloop.policies.schedule import ScheduleEntry
 from selfloop.published.papers import PublishedCurve
 from selfloop.stats.comparison import Comparison
-from selfloop.component import Better
 from selfloop.stats.data_value import DataValue, GridCell
 from selfloop.stats.intervals import SeedSummary, summarize_seeds
 from selfloop.theory.laws import LawCurve

@@ -11,7 +11,7 @@ from typing import Annotated, Any, cast
 
 from annotated_types import Interval
 
-from selfloop.component import Context, Criterion, Curator, Family, Metric, Policy, Sampler, Source
+from selfloop.component import Better, Context, Criterion, Curator, Family, Metric, Policy, Sampler, Source
 from selfloop.errors import SpecError, unknown_name
 from selfloop.plugins import component_names
 from selfloop.policies.schedule import MAX_BATCH_ROWS
@@ -111,6 +111,10 @@ class Spec:
     def risk_metric(self) -> str | None:
         """The metric that stands for risk: the first of which lower is better."""
         return next((metric.name for metric in self.metrics if metric.better == "lower"), None)
+
+    def directions(self) -> dict[str, Better]:
+        """Which value is best, for every value of the metrics for which it is known."""
+        return {name: better for metric in self.metrics for name, better in metric.directions().items()}
 
     def scenario(self, policy: Policy, n: int) -> Scenario:
         """The scenario that laws and published curves are matched to."""

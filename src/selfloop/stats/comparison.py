@@ -7,11 +7,30 @@ from dataclasses import dataclass
 from itertools import combinations
 from typing import Literal
 
+import numpy as np
+
 from selfloop.columns import Floats
+from selfloop.component import Better
 from selfloop.stats.intervals import LEVEL, Interval, paired_difference
 
 FIRST_COMPARED = 3  # at generation 1 all policies have the same model, at generation 2 nearly the same
 MAX_ALL_PAIRS = 6  # number of policies up to which every pair is compared; beyond, each policy with the first one
+
+
+def right_values(curves: Mapping[str, Floats], better: Better) -> Floats | None:
+    """The right value of a metric, to broadcast against (seeds, generations); None if there is none between the ends."""
+    return curves.get(better) if isinstance(better, str) else np.full((1, 1), better)
+
+
+def as_risk(curves: Mapping[str, Floats], metric: str, better: Better) -> Floats:
+    """The curve of a metric such that lower is better: the distance from its right value, or its negative if higher is better.
+
+    The curve itself if the direction is unknown: whoever names such a metric as a risk says that lower is better.
+    """
+    right = right_values(curves, better)
+    if right is not None:
+        return np.abs(curves[metric] - right)
+    return -curves[metric] if better == "higher" else curves[metric]
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from selfloop.columns import Floats, Ints
+from selfloop.component import Better
 
 LEVEL = 0.95  # default coverage of every interval
 
@@ -35,13 +36,13 @@ class SeedSummary:
     surviving: Ints  # chains that have a value
 
 
-def summarize_seeds(curves: Floats, better: str = "lower") -> SeedSummary:
-    """The summary of (seeds, generations) curves. `better` ("lower", "higher", "") decides the rank of ended chains.
+def summarize_seeds(curves: Floats, better: Better = "lower") -> SeedSummary:
+    """The summary of (seeds, generations) curves. `better` (as of the metric) decides the rank of ended chains.
 
-    If neither direction is better, the median is undefined after the first end of a chain, as the mean is.
+    If the best value is at neither end, the median is undefined after the first end of a chain, as the mean is.
     """
     mean, half_width = _mean_and_half_width(curves, LEVEL)
-    worst = {"lower": np.inf, "higher": -np.inf}.get(better, np.nan)
+    worst = dict[Better, float](lower=np.inf, higher=-np.inf).get(better, np.nan)
     median = np.median(np.where(np.isnan(curves), worst, curves), axis=0)
     return SeedSummary(
         mean=mean,

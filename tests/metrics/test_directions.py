@@ -1,0 +1,114 @@
+"""Every value of every metric says which value is best, and everything that judges a metric uses it."""
+
+from __future__ import annotations
+
+from typing import cast
+
+import numpy as np
+import pytest
+
+from selfloop.component import Metric
+from selfloop.criteria.diversity import CollapsingVariance, TailLoss
+from selfloop.criteria.risk import AnyIncrease, Divergence
+from selfloop.plugins import BUILT_IN, component_class
+from selfloop.stats.comparison import as_risk
+from selfloop.stats.intervals import summarize_seeds
+
+CLASSES = {name: cast(type[Metric], component_class("metric", name, "test")) for name in BUILT_IN["metric"]}
+LOWER = {
+    "mean_error", "excess_risk", "parameter_error", "log_loss", "nll", "negative_elbo", "elbo_reconstruction", "denoising_loss",
+    "denoising_loss_low_noise", "denoising_loss_middle_noise", "denoising_loss_high_noise", "pixel_frechet", "feature_frechet",
+    "kernel_distance", "mode_distance", "mode_confusion", "attribute_distance", "mat_r", "mat_p", "bond_length_distance",
+    "bond_angle_distance", "clash_rate", "retry_rate", "cross_entropy", "perplexity", "text_frechet",
+}  # fmt: skip
+HIGHER = {
+    "support_size", "accuracy", "log_likelihood", "precision", "recall", "coverage", "modes", "attributes",
+    "conformer_coverage", "cov_p", "vocabulary_kept", "mauve",
+}  # fmt: skip
+RIGHT = {
+    "variance_ratio": 1.0, "log_variance_ratio": 0.0, "feature_diversity": 1.0, "density": 1.0, "training_distance": 1.0,
+    "tail_mass": 1.0, "strain_energy": 0.0, "pixel_std": "pixel_std_real", "near_copies": "near_copies_real",
+    "feature_entropy": "feature_entropy_real", "conformer_diversity": "conformer_diversity_real",
+}  # fmt: skip
+UNKNOWN = {  # values of real rows themselves, and values that are right if they are those of real rows, which are not measured
+    "second_moment", "heterozygosity", "kl", "pixel_frechet_real", "feature_frechet_real", "pixel_std_real",
+    "near_copies_real", "feature_entropy_real", "mode_entropy", "conformer_diversity_real", "unparametrized_rate",
+    "long_documents", "self_cross_entropy", "text_length", "text_length_finished_rate", "vocabulary", "zipf_exponent",
+    "distinct", "distinct_1", "distinct_2", "distinct_3", "distinct_4", "self_bleu", "repetition", "duplicate_rate",
+    "memorization", "copied_run",
+}  # fmt: skip
+
+
+def noisy(first: float, last: float, generations: int = 6, seeds: int = 8) -> np.ndarray:
+    """Curves from `first` to `last`, (seeds, generations)."""
+    return np.linspace(first, last, generations) + 0.02 * np.random.default_rng(5).normal(size=(seeds, generations))
+
+
+def test_the_best_value_of_every_measured_value_is_decided() -> None:
+    found = {name: (cls.better, cls.secondary_better) for name, cls in CLASSES.items()}
+    directions = {name: better for name, (main, others) in found.items() for name, better in {name: main, **others}.items()}
+    decided = {name: better for name, better in directions.items() if better != ""}
+    assert decided == {**dict.fromkeys(LOWER, "lower"), **dict.fromkeys(HIGHER, "higher"), **RIGHT}
+    values = {value for name, cls in CLASSES.items() for value in (name, *cls.secondary_titles, *cls.secondary_units)}
+    values = {value for value in values if not value.startswith("class_share_")}
+    assert values == LOWER | HIGHER | RIGHT.keys() | UNKNOWN
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_a_named_right_value_is_measured_with_the_metric(name: str) -> None:
+    cls = CLASSES[name]
+    for better in (cls.better, *cls.secondary_better.values()):
+        assert better in ("lower", "higher", "") or isinstance(better, float) or better in cls.secondary_titles
+    assert cls.secondary_better.keys() <= cls.secondary_titles.keys() | cls.secondary_units.keys()
+
+
+def test_a_tail_that_returns_to_its_real_share_is_not_lost() -> None:
+    directions = {"tail_mass": 1.0}
+    for first, last in ((1.96, 1.30), (1.96, 3.32), (0.97, 0.98)):
+        assert TailLoss().judge({"tail_mass": noisy(first, last)}, directions).answer == "no"
+    assert TailLoss().judge({"tail_mass": noisy(1.96, 0.5)}, directions).answer == "yes"
+    assert TailLoss().judge({"tail_mass": noisy(0.9, 0.5)}, directions).answer == "yes"
+    undecided = TailLoss().judge({"tail_mass": noisy(1.96, 0.9)}, directions)
+    assert (undecided.answer, undecided.reason.startswith("right value in place of the first")) == ("undecided", True)
+
+
+def test_a_variance_that_returns_to_the_real_one_has_not_collapsed() -> None:
+    curves = {"variance_ratio": np.exp(noisy(0, 0)) * np.array([3.0, 2, 1.3, 1, 1, 1])}
+    assert CollapsingVariance().judge(curves).answer == "yes"
+    assert CollapsingVariance().judge(curves, {"variance_ratio": 1.0}).answer != "yes"
+    std = {"pixel_std": np.sqrt(curves["variance_ratio"]), "pixel_std_real": np.ones((8, 6))}
+    assert CollapsingVariance().judge(std, {"pixel_std": "pixel_std_real"}).answer != "yes"
+    lost = {"pixel_std": noisy(1.0, 0.3), "pixel_std_real": np.ones((8, 6))}
+    assert CollapsingVariance().judge(lost, {"pixel_std": "pixel_std_real"}).answer == "yes"
+
+
+def test_a_criterion_of_risk_judges_the_distance_from_the_best_value() -> None:
+    for better, recovery, collapse in (
+        ("higher", (0.5, 0.9), (0.9, 0.5)),
+        (1.0, (1.9, 1.2), (1.2, 1.9)),
+        (1.0, (0.2, 0.9), (0.9, 0.2)),
+    ):
+        for criterion in (AnyIncrease(metric="m"), Divergence(metric="m")):
+            assert criterion.judge({"m": noisy(*recovery)}, {"m": better}).answer == "no"
+            assert criterion.judge({"m": noisy(*collapse)}, {"m": better}).answer == "yes"
+    assert "distance from the right value" in AnyIncrease(metric="m").judge({"m": noisy(2, 1)}, {"m": 1.0}).reason
+
+
+def test_an_amount_of_which_lower_is_better_is_no_coverage() -> None:
+    verdict = TailLoss(metric="mode_distance").judge({"mode_distance": noisy(0.5, 0.1)}, {"mode_distance": "lower"})
+    assert verdict.answer == "not measured"
+    assert "of mode_distance, lower is better" in verdict.reason
+
+
+def test_a_risk_is_the_distance_from_the_best_value() -> None:
+    curves = {"m": np.array([[0.5, 1.5, np.nan]]), "m_real": np.full((1, 3), 0.5)}
+    for better, expected in (
+        ("lower", [0.5, 1.5]),
+        ("", [0.5, 1.5]),
+        ("higher", [-0.5, -1.5]),
+        (1.0, [0.5, 0.5]),
+        ("m_real", [0, 1]),
+    ):
+        assert as_risk(curves, "m", better)[0, :2].tolist() == expected
+        assert np.isnan(as_risk(curves, "m", better)[0, 2])
+    assert np.isnan(summarize_seeds(curves["m"], better=1.0).median[2])
