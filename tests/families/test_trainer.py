@@ -210,6 +210,8 @@ def test_a_fit_can_continue_from_another_models_parameters(whole):
 def test_an_initial_model_of_other_shapes_is_refused(whole):
     with pytest.raises(SpecError, match=r"init_from: array '0.weight' is \(3, 3\); expected \(16, 6\)"):
         run(init={**whole, "0.weight": np.zeros((3, 3))})
+    with pytest.raises(SpecError, match=r"init_from: array '9.weight' is \(2,\); expected none"):  # of a deeper network
+        run(init={**whole, "9.weight": np.zeros(2)})
 
 
 @pytest.mark.parametrize("step", [0, 55])

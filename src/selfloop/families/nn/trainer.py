@@ -89,6 +89,7 @@ def fit(problem: TrainingProblem, settings: TrainingSettings, ctx: Context, init
                 state.check(step)
                 state.optimizer.clear_underflow()
             state.save_if_due(step + 1)
+            ctx.progress(step + 1, steps)
     torch.set_num_threads(ctx.threads)
     state.check(steps - 1)
     state.optimizer.apply_average()
@@ -98,17 +99,20 @@ def fit(problem: TrainingProblem, settings: TrainingSettings, ctx: Context, init
 
 
 def load_params(network: nn.Module, params: Params) -> None:
-    """Copy a fit's arrays into a network of the same shapes; SpecError if the shapes differ."""
-    arrays = {name: array for name, array in params.items() if not name.startswith(FIT_INFO)}
+    """Copy a fit's arrays into a network of the same arrays; SpecError if names or shapes differ.
+
+    Names of a network's arrays have a dot, unless the network owns them itself. Other names describe the fit or its data.
+    """
+    state = network.state_dict()
+    for name in sorted({*state, *(name for name in params if "." in name)}):
+        actual, expected = (tuple(arrays[name].shape) if name in arrays else "none" for arrays in (params, state))
+        if actual != expected:
+            raise SpecError(
+                f"init_from: array {name!r} is {actual}; expected {expected}. Use a model of the same family and settings."
+            )
     with torch.no_grad():
-        for name, tensor in network.state_dict().items():
-            if name not in arrays or arrays[name].shape != tuple(tensor.shape):
-                shape = arrays[name].shape if name in arrays else "missing"
-                raise SpecError(
-                    f"init_from: array {name!r} is {shape}; expected {tuple(tensor.shape)}. Use a model of the same family and "
-                    "settings."
-                )
-            tensor.copy_(torch.tensor(arrays[name]))
+        for name, tensor in state.items():
+            tensor.copy_(torch.tensor(params[name]))
 
 
 def load_network(
