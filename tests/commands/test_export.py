@@ -19,6 +19,7 @@ from selfloop.columns import Columns, ColumnType, Params, concat_rows
 from selfloop.commands.export import export_model, export_samples, find_generation
 from selfloop.component import Context, Family, Sampler, Source
 from selfloop.errors import ChainEndedError, MissingExtraError, SpecError
+from selfloop.formats.tables import write_csv
 from selfloop.sources.sdf import Sdf
 from selfloop.spec.spec import Spec
 from selfloop.types import TrainingRows
@@ -52,6 +53,14 @@ def test_a_family_without_a_folder_format_is_one_file_that_runs_can_start_from(t
     assert not (tmp_path / "other").exists()
     file = tmp_path / "out" / "model.safetensors"
     assert replace(spec, init_from=file).init_from == file
+
+
+def test_a_table_holds_no_formula_and_numbers_stay(tmp_path):
+    texts = ["=1+1", "+1", "-1", "@SUM(A1)", "\tx", "\rx", "plain", "1=1"]
+    write_csv({"=name": np.array(texts), "x": -np.arange(8.0)}, tmp_path / "table.csv", set())
+    table = pd.read_csv(tmp_path / "table.csv")
+    assert table["'=name"].tolist() == [f"'{text}" for text in texts[:6]] + texts[6:]
+    assert table["x"].tolist() == (-np.arange(8.0)).tolist()
 
 
 def test_samples_are_written_as_tables_and_lines(tmp_path, tiny_run):

@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import os
 import sys
-from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from selfloop.commands.progress import show_activity, show_progress
-from selfloop.errors import SelfloopError, SpecError, show_warnings_plainly, unknown_name
+from selfloop.commands.terminal import plain_problems, show
+from selfloop.errors import SpecError, unknown_name
+from selfloop.formats.replacing import replace_file, write_text
 
 if TYPE_CHECKING:
     from selfloop.result import Result
     from selfloop.spec.spec import Spec
-
-MAX_ERROR_LENGTH = 690  # characters that a terminal shows in a few lines
-INTERRUPTED = 130  # exit code of typer after Ctrl-C
 
 app = typer.Typer(
     name="selfloop",
@@ -38,30 +36,8 @@ QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Print no progr
 
 def main() -> None:
     """Entry point of the `selfloop` command."""
-    show_warnings_plainly()
-    try:
+    with plain_problems():
         app()
-    except SystemExit as end:
-        if end.code == INTERRUPTED:
-            sys.stderr.write("selfloop: interrupted. Finished steps are stored; run the same command to continue.\n")
-        raise
-    except SelfloopError as problem:
-        sentence = " ".join(str(problem).split())
-        _exit(sentence if len(sentence) < MAX_ERROR_LENGTH else f"{sentence[: MAX_ERROR_LENGTH - 10]} ...")
-    except (MemoryError, RuntimeError) as problem:
-        if isinstance(problem, RuntimeError) and "allocate" not in str(problem):  # torch raises RuntimeError without memory
-            raise
-        _exit("out of memory. Lower n, the number of seeds or the size of the model.")
-    except BrokenPipeError:  # the program that reads standard output has ended
-        sys.stderr.close()
-        sys.exit(0)
-    except OSError as problem:  # a file that was writable at the start and no longer is
-        _exit(f"{problem.filename or 'output'}: {(problem.strerror or str(problem)).lower()}.")
-
-
-def _exit(sentence: str) -> None:
-    sys.stderr.write(f"selfloop: {sentence}\n")
-    sys.exit(2)
 
 
 def _spec(name: str, overrides: list[str] | None) -> Spec:
@@ -90,7 +66,7 @@ def _write_report(results: list[Result], path: Path, quiet: bool, title: str = "
         from selfloop.report.build import write_report
 
         file = write_report(results, path, title=title, figures=figures)
-    typer.echo(f"report: {file.resolve()}")
+    show(f"report: {file.resolve()}")
 
 
 @app.command()
@@ -137,8 +113,11 @@ def run(
     if json:
         from selfloop.result import write_measurements
 
-        with nullcontext(sys.stdout) if json == "-" else Path(json).open("w", encoding="utf-8") as file:
-            write_measurements(result.measurements, file.write)
+        if json == "-":
+            write_measurements(result.measurements, sys.stdout.write)
+        else:
+            with replace_file(json) as beside, beside.open("w", encoding="utf-8") as file:
+                write_measurements(result.measurements, file.write)
     if json != "-":
         print_summary(result)
     if report:
@@ -280,7 +259,7 @@ def list_(
     elif kind == "preset":
         if name not in presets():
             raise SpecError(unknown_name("preset", name, presets()))
-        typer.echo(presets()[name].read_text(encoding="utf-8"))
+        show(presets()[name].read_text(encoding="utf-8"))
     else:
         print_component(f"{kind} {name}", *component_settings(kind, name))
 
@@ -299,12 +278,8 @@ def new(
 
     if path.exists():
         raise SpecError(f"{path}: already exists. Choose another name; nothing was written.")
-    text = spec_template(family, source)
-    try:
-        path.write_text(text, encoding="utf-8")
-    except OSError as problem:
-        raise SpecError(f"{path}: cannot be written ({problem.strerror}). Choose another folder.") from problem
-    typer.echo(f"written: {path}. Next: selfloop plan {path}")
+    write_text(path, spec_template(family, source))
+    show(f"written: {path}. Next: selfloop plan {path}")
 
 
 @app.command()
@@ -315,7 +290,7 @@ def verify(
     store: StoreOption = None,
     quiet: QuietOption = False,
 ) -> None:
-    """Recompute random records of a spec and compare them with the store. Exits with 1 if a record is wrong.
+    """Check all files of a spec in the store, and recompute random records. Exits with 1 if a file is damaged or a record wrong.
 
     A record that another backend made (a GPU, the C decoder) is compared within a relative tolerance of 0.001.
 
@@ -327,7 +302,7 @@ def verify(
     with show_progress(quiet, "records") as progress:
         verification = verify_spec(_spec(spec, set_), _store(store), records, progress)
     print_verification(verification)
-    if verification.wrong:
+    if verification.wrong or verification.damaged:
         raise typer.Exit(1)
 
 
@@ -361,25 +336,52 @@ def export(
         export_model(stored, output, dtype)
     else:
         export_samples(stored, output, format_)
-    typer.echo(f"written: {output} ({what} of {stored.title()})")
+    show(f"written: {output} ({what} of {stored.title()})")
+
+
+@app.command()
+def runs(store: StoreOption = None) -> None:
+    """List the runs of the store: name, date, stored steps, size. Runs share steps.
+
+    Example: selfloop runs --store results
+    """
+    from selfloop.commands.console import print_runs
+    from selfloop.commands.runs import measure_runs
+
+    print_runs(measure_runs(_store(store)))
 
 
 @app.command()
 def gc(
     keep: Annotated[
-        list[str] | None, typer.Option("--keep", metavar="SPEC", help="Delete all records that no such spec uses; repeatable.")
+        list[str] | None, typer.Option("--keep", metavar="RUN|SPEC", help="Delete the records of all other runs; repeatable.")
     ] = None,
+    delete: Annotated[
+        list[str] | None, typer.Option("--delete", metavar="RUN|SPEC", help="Delete what no other run uses; repeatable.")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be deleted, and delete nothing.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Delete without asking.")] = False,
     set_: SetOption = None,
     store: StoreOption = None,
 ) -> None:
-    """Delete unfinished files and unused objects from the store; with --keep, also the records of all other specs.
+    """Delete unfinished files and unused objects from the store, and on request the records of runs (see `selfloop runs`).
 
-    Example: selfloop gc --keep digits.toml --keep faces.toml
+    Example: selfloop gc --keep digits.toml --dry-run
     """
-    from selfloop.commands.gc import collect_garbage
+    from selfloop.commands.console import print_garbage
+    from selfloop.commands.gc import find_garbage
 
-    files, size = collect_garbage(_store(store), [_spec(name, set_) for name in keep or ()])
-    typer.echo(f"deleted {files} files, {size / 1e6:.1f} MB.")
+    if keep and delete:
+        raise SpecError("gc: got --keep and --delete. Choose one.")
+    garbage = find_garbage(_store(store), keep or (), delete or (), lambda name: _spec(name, set_))
+    print_garbage(garbage)
+    if dry_run or not garbage.files:
+        return
+    if not yes and not sys.stdin.isatty():
+        raise SpecError("gc: nothing was deleted, as nobody can be asked here. Add --yes to delete these files.")
+    if yes or typer.confirm("Delete them?"):
+        garbage.delete()
+        show("deleted.")
 
 
 @app.callback(invoke_without_command=True)
@@ -387,5 +389,5 @@ def _version(version: Annotated[bool, typer.Option("--version", help="Print the 
     if version:
         from importlib.metadata import version as installed_version
 
-        typer.echo(installed_version("selfloop"))
+        show(installed_version("selfloop"))
         raise typer.Exit

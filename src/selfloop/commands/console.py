@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
-from rich.console import Console
 from rich.table import Table
 
 from selfloop.columns import Floats
+from selfloop.commands.terminal import show
 from selfloop.commands.text_plots import plot_lines, sparkline
 from selfloop.report.notes import describe_mixed_backends
 from selfloop.report.theme import describe_coordinates, format_interval
@@ -19,8 +19,10 @@ from selfloop.types import Answer
 
 if TYPE_CHECKING:
     from selfloop.commands.compare import CurveDifference
+    from selfloop.commands.gc import Garbage
     from selfloop.commands.plan import PolicyCost
     from selfloop.commands.reproduce import ReproducedValue
+    from selfloop.commands.runs import RunSize
     from selfloop.commands.verify import Verification
     from selfloop.result import Result
     from selfloop.settings import SettingInfo
@@ -30,17 +32,13 @@ if TYPE_CHECKING:
 
 MAX_VERDICT_COLUMNS = 8  # policies side by side; for more policies, verdicts are counted
 MAX_SCHEDULE_COLUMNS = 4  # generations whose training rows `plan` prints
-PIPE_COLUMNS = 240  # line width where standard output is no terminal, so that lines do not wrap
-
-
-def _console() -> Console:
-    return Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else PIPE_COLUMNS)
 
 
 def _table(*columns: str, title: str | None = None, right: Sequence[str] = ()) -> Table:
     table = Table(title=title, title_justify="left", box=None, pad_edge=False)
     for column in columns:
-        table.add_column(column, justify="right" if column in right else "left")
+        is_right = column in right
+        table.add_column(column, justify="right" if is_right else "left", no_wrap=is_right, overflow="fold")  # cuts nothing off
     return table
 
 
@@ -57,9 +55,9 @@ def print_summary(result: Result) -> None:
         for policy, measured in result.curves(point.coordinates).items():
             for metric in [metric.name for metric in spec.metrics if metric.name in measured]:  # without secondary values
                 table.add_row(policy, metric, *_summary_cells(measured[metric]))
-        _console().print(table)
+        show(table)
     for sentence in dict.fromkeys(findings(result)):
-        _console().print(f"- {sentence}", soft_wrap=True)
+        show(f"- {sentence}")
     _print_verdicts(result)
 
 
@@ -91,7 +89,7 @@ def _print_verdicts(result: Result) -> None:
         answers = {(v.criterion, v.coordinates, v.policy): v.answer for v in verdicts}
         for criterion in criteria:
             table.add_row(criterion, *(answers.get((criterion, *key), "") for key in keys))
-    _console().print(table)
+    show(table)
 
 
 def print_plan(spec: Spec, costs: Sequence[PolicyCost]) -> None:
@@ -109,29 +107,46 @@ def print_plan(spec: Spec, costs: Sequence[PolicyCost]) -> None:
         table.add_row(describe_coordinates(cost.coordinates), cost.policy, *counts, seconds, ", ".join(visible))
     first = next(iter(points.values()))
     sizes = f"n = {first.n}, holdout = {first.holdout}, seeds {list(spec.seeds)}"
-    _console().print(f"{first.spec.family.name} on {first.spec.source.name}: {sizes}")
-    _console().print(table)
+    show(f"{first.spec.family.name} on {first.spec.source.name}: {sizes}")
+    show(table)
     for sentence in describe_mixed_backends(dict.fromkeys(backend for cost in costs for backend in sorted(cost.backends))):
-        _console().print(sentence, soft_wrap=True)
+        show(sentence)
 
 
 def print_verification(verification: Verification) -> None:
     """Records that differ or cannot be compared, and the number of records that agree."""
-    console = _console()
+    for file in verification.damaged:
+        show(f"damaged: {file}")
     for sentence in verification.wrong:
-        console.print(f"wrong: {sentence}", soft_wrap=True)
+        show(f"wrong: {sentence}")
     for sentence in (*verification.not_compared, *describe_mixed_backends(verification.backends)):
-        console.print(sentence, soft_wrap=True)
+        show(sentence)
     compared = verification.checked - len(verification.not_compared)
     close = f"; {verification.close} of them within the tolerance between backends" if verification.close else ""
     agreeing = compared - len(verification.wrong)
-    console.print(f"{agreeing} of {compared} recomputed records agree ({verification.records} stored){close}.", soft_wrap=True)
+    show(f"{agreeing} of {compared} recomputed records agree ({verification.records} stored){close}.")
+
+
+def print_runs(sizes: Sequence[RunSize]) -> None:
+    """The runs of a store, the last one first."""
+    table = _table("run", "last", "records", "MB", "", right=("records", "MB"))
+    for size in sizes:
+        date = datetime.fromtimestamp(size.run.time).astimezone().strftime("%Y-%m-%d %H:%M")
+        table.add_row(size.run.name, date, f"{size.records:,}", f"{size.bytes / 1e6:,.1f}", size.run.title)
+    show(table if sizes else "no run is listed.")
+
+
+def print_garbage(garbage: Garbage) -> None:
+    """Numbers and sizes of the files that can be deleted."""
+    for reason, files in garbage.files.items():
+        show(f"{reason}: {len(files):,}, {sum(files.values()) / 1e6:,.1f} MB")
+    number, size = garbage.total()
+    show(f"in all: {number:,}, {size / 1e6:,.1f} MB" if number else "nothing to delete.")
 
 
 def print_predictions(predictions: Mapping[str, PolicyPrediction], n: int, figure: Path | None) -> None:
     """Expected error multiplier and variance ratio of policies, generation by generation, as tables and a plot."""
-    console = _console()
-    console.print(f"Mean and variance of n = {n} rows by maximum likelihood; exact expectations.")
+    show(f"Mean and variance of n = {n} rows by maximum likelihood; exact expectations.")
     columns = ("generation", "rows", "real mass", "data age", "error multiplier", "variance ratio")
     for name, prediction in predictions.items():
         table = _table(*columns, title=name, right=columns)
@@ -140,7 +155,7 @@ def print_predictions(predictions: Mapping[str, PolicyPrediction], n: int, figur
                 str(i + 1), f"{rows:,}", f"{prediction.real_mass[i]:.3f}", f"{prediction.data_age[i]:.2f}",
                 f"{prediction.mean_error_multiplier[i]:.4f}", f"{prediction.variance_ratio[i]:.4f}",
             )  # fmt: skip
-        console.print(table)
+        show(table)
     curves = {name: prediction.mean_error_multiplier for name, prediction in predictions.items()}
     _print_plot("error multiplier", curves)
     _save_figure(figure, "error multiplier (times 1 / n)", curves)
@@ -150,17 +165,16 @@ def print_laws(spec: Spec, figure: Path | None) -> None:
     """Every law that applies to a spec, with its conditions and values."""
     from selfloop.theory.laws import law_curves
 
-    console = _console()
     plotted: dict[str, dict[str, Floats]] = {}
     for point in spec.points():
         for label, policy in zip(point.spec.policy_labels(), point.spec.policies, strict=True):
             title = f"{label}; {describe_coordinates(point.coordinates)}" if point.coordinates else label
             laws = law_curves(point.spec.scenario(policy, point.n))
             if not laws:
-                console.print(f"{title}: no law applies to {point.spec.family.name} on {point.spec.source.name}.")
+                show(f"{title}: no law applies to {point.spec.family.name} on {point.spec.source.name}.")
             for law in laws:
-                console.print(f"{title}: {law.metric}, {law.kind}: {law.law} ({law.source}). {law.conditions}")
-                console.print("  " + "  ".join(f"{value:.5g}" for value in law.values))
+                show(f"{title}: {law.metric}, {law.kind}: {law.law} ({law.source}). {law.conditions}")
+                show("  " + "  ".join(f"{value:.5g}" for value in law.values))
                 if law.kind != "bound":
                     plotted.setdefault(law.metric, {})[title] = law.values
     for metric, curves in plotted.items():
@@ -175,12 +189,12 @@ def _save_figure(figure: Path | None, title: str, curves: Mapping[str, Floats]) 
         from selfloop.report.build import save_curves
 
         save_curves(figure, title, curves)
-        sys.stderr.write(f"figure: {figure}\n")
+        show(f"figure: {figure}")
 
 
 def _print_plot(title: str, curves: Mapping[str, Floats]) -> None:
     for line in plot_lines(title, curves):
-        _console().print(line)
+        show(line)
 
 
 def print_comparison(metric: str, differences: Sequence[CurveDifference]) -> None:
@@ -191,7 +205,7 @@ def print_comparison(metric: str, differences: Sequence[CurveDifference]) -> Non
         title = f"{difference.first} - {difference.second}{'' if difference.paired else ' (independent draws)'}"
         for t, interval in enumerate(difference.intervals, 1):
             table.add_row(title if t == 1 else "", str(t), _number(interval.estimate), _limits(interval), _direction(interval))
-    _console().print(table)
+    show(table)
 
 
 def _direction(interval: Interval) -> str:
@@ -212,15 +226,12 @@ def print_reproduction(values: Sequence[ReproducedValue]) -> None:
         z = "" if value.z is None else f"{value.z:+.1f}"
         numbers = _number(value.published), _number(value.measured.estimate), _limits(value.measured), z
         table.add_row(value.group, value.scenario, value.policy, str(value.generation), *numbers, value.note)
-    console = _console()
-    console.print(table)
+    show(table)
     scores = [abs(value.z) for value in values if value.z is not None]
     if scores:
         within = sum(z < 2 for z in scores)
-        console.print(f"{within} of {len(scores)} published values within |z| < 2, {sum(z >= 4 for z in scores)} at |z| >= 4.")
-        console.print(
-            "Values of one table come from the same seeds, so their errors are correlated. Each z refers to one value."
-        )
+        show(f"{within} of {len(scores)} published values within |z| < 2, {sum(z >= 4 for z in scores)} at |z| >= 4.")
+        show("Values of one table come from the same seeds, so their errors are correlated. Each z refers to one value.")
 
 
 def print_papers() -> None:
@@ -232,7 +243,7 @@ def print_papers() -> None:
     for name, paper in papers().items():
         claims = "; ".join(f"{' > '.join(claim.order)} ({claim.cite})" for claim in paper.claims)
         table.add_row(name, f"{paper.title}, arXiv {paper.arxiv}", ", ".join(reproducible_groups(paper)) or "none", claims)
-    _console().print(table)
+    show(table)
 
 
 def print_list(summaries: Mapping[str, Mapping[str, str]]) -> None:
@@ -241,18 +252,17 @@ def print_list(summaries: Mapping[str, Mapping[str, str]]) -> None:
     for kind, lines in summaries.items():
         for i, (name, line) in enumerate(lines.items()):
             table.add_row(kind if i == 0 else "", name, line)
-    _console().print(table)
+    show(table)
 
 
 def print_component(title: str, text: str, settings: Sequence[SettingInfo]) -> None:
     """A component's documentation and settings."""
-    console = _console()
-    console.print(f"{title}\n\n{text}\n")
+    show(f"{title}\n\n{text}\n")
     if settings:
         table = _table("setting", "type", "default", "description")
         for setting in settings:
             table.add_row(*setting)
-        console.print(table)
+        show(table)
 
 
 def _number(value: float | None) -> str:

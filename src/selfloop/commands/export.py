@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator, Set
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import cast
 
 from selfloop.columns import Columns, Params, Ragged, count_rows
@@ -16,6 +15,7 @@ from selfloop.engine.tasks import Task, replay_chain
 from selfloop.errors import SpecError, missing_extra, unknown_name
 from selfloop.formats.images import find_images, write_pngs
 from selfloop.formats.molecules import MOLECULE_COLUMNS, require_rdkit, write_sdf
+from selfloop.formats.replacing import replace_file
 from selfloop.formats.safetensors import to_safetensors
 from selfloop.formats.tables import write_csv, write_jsonl, write_parquet
 from selfloop.protocols import SupportsExport, UsesEncoder
@@ -129,16 +129,13 @@ def _write_card(folder: Path, head: str, title: str, spec: Spec) -> None:
 
 @contextmanager
 def _new_folder(folder: Path) -> Iterator[Path]:
-    """A temporary folder, whose files move to `folder` if everything was written."""
+    """A temporary folder, which moves to `folder` if everything was written."""
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise SpecError(f"--output {folder}: exists and is not empty. Name a new folder; nothing was written.")
-    parent = folder.absolute().parent
-    parent.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(prefix=f".{folder.name}.", dir=parent) as part:
-        yield Path(part)
-        folder.mkdir(exist_ok=True)
-        for file in Path(part).iterdir():
-            file.rename(folder / file.name)
+    folder.absolute().parent.mkdir(parents=True, exist_ok=True)
+    with replace_file(folder) as part:
+        part.mkdir()
+        yield part
 
 
 def _default_format(rows: Columns) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from collections.abc import Set
 from itertools import pairwise
@@ -40,14 +41,23 @@ def write_parquet(rows: Columns, path: Path, text_columns: Set[str]) -> None:
 
 
 def write_csv(rows: Columns, path: Path, text_columns: Set[str]) -> None:
-    """Write a CSV file. An array with several values per row becomes the columns `name[0]`, `name[1]`, ..."""
+    """Write a CSV file. An array with several values per row becomes the columns `name[0]`, `name[1]`, ...
+
+    A text that a spreadsheet would take for a formula gets an apostrophe in front.
+    """
     import pandas as pd
 
     flat = dict[str, Any]()
     for name, column in rows.items():
         if isinstance(column, Ragged) or column.ndim == 1:
-            flat |= to_python_values({name: column}, text_columns)
+            cells = to_python_values({name: column}, text_columns)[name]
+            flat[_as_text(name)] = [_as_text(cell) if isinstance(cell, str) else cell for cell in cells]
         else:
             values = column.reshape(len(column), -1)
-            flat |= {f"{name}[{i}]": values[:, i] for i in range(values.shape[1])}
-    pd.DataFrame(flat).to_csv(path, index=False)
+            flat |= {f"{_as_text(name)}[{i}]": values[:, i] for i in range(values.shape[1])}
+    pd.DataFrame(flat).to_csv(path, index=False, quoting=csv.QUOTE_NONNUMERIC)  # by default a \r in a text would end the row
+
+
+def _as_text(cell: str) -> str:
+    """The text, after an apostrophe if a spreadsheet would compute it as a formula."""
+    return f"'{cell}" if cell.startswith(("=", "+", "-", "@", "\t", "\r")) else cell

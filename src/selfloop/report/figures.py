@@ -10,6 +10,7 @@ from typing import Any
 
 import vl_convert
 
+from selfloop.formats.replacing import write_bytes
 from selfloop.policies.schedule import ScheduleEntry
 from selfloop.report.category_shares import describe_shares, shares_caption, shares_chart
 from selfloop.report.charts import ValueAxis, draws_chains, fit_value_axis, other_scale_curves, panel_chart, schedule_chart
@@ -84,7 +85,7 @@ def save_svg(svg: str, stem: Path, formats: Collection[str] = ("svg", "png", "pd
     converters = {"svg": str.encode, "png": lambda text: vl_convert.svg_to_png(text, scale=2), "pdf": vl_convert.svg_to_pdf}
     paths = [stem.with_name(f"{stem.name}.{name}") for name in formats]
     for path, name in zip(paths, formats, strict=True):
-        path.write_bytes(converters[name](svg))
+        write_bytes(path, converters[name](svg))
     return paths
 
 

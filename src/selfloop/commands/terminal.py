@@ -1,0 +1,96 @@
+"""What a terminal gets: text without control characters, in an encoding it has, and problems as one line with an exit code."""
+
+from __future__ import annotations
+
+import codecs
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from io import TextIOWrapper
+from pathlib import Path
+from shutil import get_terminal_size
+from typing import Any
+from unicodedata import combining, normalize
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from selfloop.errors import SelfloopError, os_error_reason, printable, show_warnings_plainly
+
+MAX_ERROR_LENGTH = 690  # characters that a terminal shows in a few lines
+MIN_COLUMNS = 80  # below, the terminal breaks lines: narrower tables would break numbers
+PIPE_COLUMNS = 240  # line width where standard output is no terminal, so that lines do not wrap
+INTERRUPTED = 130  # exit code of typer after Ctrl-C
+_SIMILAR = str.maketrans("▁▂▃▄▅▆▇█×–−“”·", '12345678x--""-') | {ord("→"): "->", ord("≥"): ">="}
+
+
+@contextmanager
+def plain_problems() -> Iterator[None]:
+    """Show what a user can correct, and selfloop's warnings, as one line each; the exit code is then 2."""
+    _prepare_streams()
+    show_warnings_plainly()
+    try:
+        try:
+            yield
+        finally:
+            sys.stdout.flush()  # a full disk is noticed here and not while Python ends
+    except SystemExit as end:
+        if end.code == INTERRUPTED:
+            _write("interrupted. Finished steps are stored; run the same command to continue.")
+        raise
+    except SelfloopError as problem:
+        sentence = " ".join(str(problem).split())
+        _exit(sentence if len(sentence) < MAX_ERROR_LENGTH else f"{sentence[: MAX_ERROR_LENGTH - 10]} ...")
+    except (MemoryError, RuntimeError) as problem:
+        if isinstance(problem, RuntimeError) and "allocate" not in str(problem):  # torch raises RuntimeError without memory
+            raise
+        _exit("out of memory. Lower n, the number of seeds or the size of the model.")
+    except BrokenPipeError:  # the program that reads standard output has ended
+        sys.exit(1)
+    except OSError as problem:  # a file that was writable at the start and no longer is
+        _exit(f"{problem.filename or 'standard output'}: {os_error_reason(problem)}.")
+
+
+def _exit(sentence: str) -> None:
+    _write(sentence)
+    sys.exit(2)
+
+
+def _write(sentence: str) -> None:
+    with suppress(OSError):  # nobody reads standard error
+        sys.stderr.write(printable(f"selfloop: {sentence}\n"))
+
+
+def _prepare_streams() -> None:
+    """From now on a closed stream takes everything, and characters that an encoding lacks become similar ones."""
+    sink = Path(os.devnull).open("w")  # noqa: SIM115 - open until the end
+    sys.stdout, sys.stderr = sys.stdout or sink, sys.stderr or sink
+    codecs.register_error("similar", _similar)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="similar")
+
+
+def _similar(problem: UnicodeError) -> tuple[str, int]:
+    assert isinstance(problem, UnicodeEncodeError)
+    text = normalize("NFKD", problem.object[problem.start : problem.end].translate(_SIMILAR))
+    without_accents = "".join(character for character in text if not combining(character))
+    return without_accents.encode("ascii", "backslashreplace").decode(), problem.end
+
+
+class _PlainConsole(Console):
+    """Prints all text as it is: without markup and emoji codes, control characters in names as escapes."""
+
+    def __init__(self) -> None:
+        width = max(get_terminal_size().columns, MIN_COLUMNS) if sys.stdout.isatty() else PIPE_COLUMNS
+        super().__init__(highlight=False, markup=False, emoji=False, width=width)
+
+    def render_str(self, text: str, **settings: Any) -> Text:  # also cells, headers and titles of tables
+        return super().render_str(printable(text), **settings)
+
+
+def show(output: str | Table) -> None:
+    """Print a table, or lines of text, which a terminal may break anywhere."""
+    _PlainConsole().print(output, soft_wrap=isinstance(output, str))
