@@ -29,7 +29,7 @@ def curves(
 ) -> Floats:  # fmt: skip
     """Values of the metric, (seeds, generations)."""
     options = {"n": n, "generations": generations, "seeds": seeds, "holdout": holdout}
-    return law_checks.curves(source, Kde(bandwidth=h), policy, [metric], **options)[metric.name]  # type: ignore[arg-type]
+    return law_checks.curves(source, Kde(standardize=False, bandwidth=h), policy, [metric], **options)[metric.name]  # type: ignore[arg-type]
 
 
 def normal(*shape: int, seed: int = 0) -> Floats:
@@ -41,7 +41,7 @@ def normal(*shape: int, seed: int = 0) -> Floats:
 def test_weighted_densities_are_those_of_scikit_learn(d: int, bandwidth: float | str) -> None:
     a, b, points = normal(2, 30, d), normal(2, 50, d, seed=1), normal(2, 40, d, seed=2)
     takes = [EnsembleTake({"x": a}, weight=2.5), EnsembleTake({"x": b})]
-    family = Kde(bandwidth=bandwidth)
+    family = Kde(standardize=False, bandwidth=bandwidth)
     params = family.fit_rows(takes, None).params
     log_density = family.log_prob_rows(params, takes, {"x": points})
     for s in range(2):
@@ -53,11 +53,45 @@ def test_weighted_densities_are_those_of_scikit_learn(d: int, bandwidth: float |
         assert family.log_prob(one, {"x": points[s]}) == pytest.approx(log_density[s], abs=1e-9)
 
 
+def test_a_standardized_density_is_that_of_standardized_rows_in_the_original_units() -> None:
+    units, offset = np.array([10.0, 30_000.0, 0.5]), np.array([40.0, 60_000.0, 3.0])  # age, income, visits
+    a, b, points = (offset + units * normal(1, rows, 3, seed=seed) for rows, seed in ((30, 0), (50, 1), (40, 2)))
+    takes = [EnsembleTake({"x": a}, weight=2.5), EnsembleTake({"x": b})]
+    params = Kde().fit_rows(takes, None).params
+    rows, weight = np.concatenate([a[0], b[0]]), np.repeat([2.5, 1.0], [30, 50])
+    mean = np.average(rows, axis=0, weights=weight)
+    spread = np.sqrt(np.average((rows - mean) ** 2, axis=0, weights=weight))
+    reference = KernelDensity(bandwidth="scott").fit((rows - mean) / spread, sample_weight=weight)
+    expected = reference.score_samples((points[0] - mean) / spread) - np.log(spread).sum()
+    assert Kde().log_prob_rows(params, takes, {"x": points})[0] == pytest.approx(expected, abs=1e-9)
+    assert Kde().log_prob({name: array[0] for name, array in params.items()}, {"x": points[0]}) == pytest.approx(
+        expected, abs=1e-9
+    )
+    sampled = np.asarray(Kde().sample_rows(params, 4000, Sampler(), {}, [RandomStream(("a",))])["x"])[0]
+    assert sampled.std(axis=0) / spread == pytest.approx(np.sqrt(1 + 80 ** (-2 / 7)) * np.ones(3), rel=0.05)
+    unscaled = Kde(standardize=False).fit_rows(takes, None).params
+    assert Kde().log_prob_rows(unscaled, takes, {"x": points}).mean() < 1000 * expected.mean()  # the fault: all rows are far
+
+
+def test_the_unit_of_a_column_changes_the_log_density_by_its_logarithm_and_nothing_else() -> None:
+    x, points = normal(2, 30, 2), normal(2, 9, 2, seed=1)
+    values = []
+    for unit in (1.0, 1024.0):
+        takes = [EnsembleTake({"x": x * [1.0, unit]})]
+        values.append(Kde().log_prob_rows(Kde().fit_rows(takes, None).params, takes, {"x": points * [1.0, unit]}))
+    assert values[0] - values[1] == pytest.approx(np.full((2, 9), np.log(1024)), abs=1e-9)
+
+
+def test_a_constant_column_has_the_unit_of_the_data() -> None:
+    x = np.concatenate([normal(1, 9, 1), np.full((1, 9, 1), 0.1)], axis=2)
+    assert Kde(bandwidth=0.5).fit_rows([EnsembleTake({"x": x})], None).params["bandwidth"][0, 1] == 0.5
+
+
 def test_a_budget_fits_only_the_drawn_rows_with_their_weights() -> None:
     a, b, points = normal(2, 6, 2), normal(2, 5, 2, seed=1), normal(2, 9, 2, seed=2)
     masks = np.array([[1, 0, 0, 1, 0, 0, 0, 1, 0, 0, 1], [0, 0, 0, 0, 0, 1, 1, 1, 0, 1, 0]], bool)
     takes = [EnsembleTake({"x": a}, masks[:, :6], 3.0), EnsembleTake({"x": b}, masks[:, 6:])]
-    family = Kde(bandwidth=0.5)
+    family = Kde(standardize=False, bandwidth=0.5)
     params = family.fit_rows(takes, None).params
     log_density = family.log_prob_rows(params, takes, {"x": points})
     weight = np.repeat([3.0, 1.0], [6, 5])
@@ -69,7 +103,7 @@ def test_a_budget_fits_only_the_drawn_rows_with_their_weights() -> None:
 
 def test_a_take_of_a_prefix_or_of_indices_has_those_rows() -> None:
     x, points = normal(1, 20, 2), normal(1, 9, 2, seed=2)
-    family = Kde(bandwidth=0.5)
+    family = Kde(standardize=False, bandwidth=0.5)
     reference = KernelDensity(bandwidth=0.5).fit(x[0, :7]).score_samples(points[0])
     for indices in (slice(0, 7), np.arange(7)[None]):
         takes = [EnsembleTake({"x": x}, indices)]
@@ -78,7 +112,7 @@ def test_a_take_of_a_prefix_or_of_indices_has_those_rows() -> None:
 
 
 def test_a_distant_point_has_a_finite_log_density() -> None:
-    family = Kde(bandwidth=0.01)
+    family = Kde(standardize=False, bandwidth=0.01)
     takes = [EnsembleTake({"x": normal(1, 10, 2)}), EnsembleTake({"x": normal(1, 10, 2, seed=1)})]
     params = family.fit_rows(takes, None).params
     log_density = family.log_prob_rows(params, takes, {"x": np.full((1, 1, 2), 1e4)})
@@ -87,7 +121,7 @@ def test_a_distant_point_has_a_finite_log_density() -> None:
 
 
 def test_the_log_sum_of_a_batch_is_cached_and_whole_batches_are_not_copied() -> None:
-    family, points = Kde(bandwidth=0.5), normal(3, 9, 2)
+    family, points = Kde(standardize=False, bandwidth=0.5), normal(3, 9, 2)
     takes = [EnsembleTake({"x": normal(3, 10, 2, seed=k)}) for k in range(4)]
     params = family.fit_rows(takes, None).params
     assert all(params[f"x.{k}"] is take.rows["x"] for k, take in enumerate(takes))
@@ -100,7 +134,7 @@ def test_the_log_sum_of_a_batch_is_cached_and_whole_batches_are_not_copied() -> 
 
 
 def test_rows_are_drawn_by_weight_around_their_kernel() -> None:
-    family = Kde(bandwidth=0.1)
+    family = Kde(standardize=False, bandwidth=0.1)
     takes = [EnsembleTake({"x": np.full((1, 4, 1), -5.0)}, weight=3.0), EnsembleTake({"x": np.full((1, 8, 1), 5.0)})]
     params = family.fit_rows(takes, None).params
     x = np.asarray(family.sample_rows(params, 4000, Sampler(), {}, [RandomStream(("a",))])["x"])[0, :, 0]
@@ -111,7 +145,7 @@ def test_rows_are_drawn_by_weight_around_their_kernel() -> None:
 
 
 def test_one_chain_is_an_ensemble_of_one() -> None:
-    family = Kde(bandwidth=0.5)
+    family = Kde(standardize=False, bandwidth=0.5)
     rows = training_rows(({"x": normal(10, 2)}, None, 1.0), ({"x": normal(6, 2, seed=1)}, np.array([0, 3, 5]), 2.0))
     params = family.fit(rows, CONTEXT, None)
     reference = KernelDensity(bandwidth=0.5).fit(np.asarray(rows.all()["x"]), sample_weight=rows.weights())
@@ -121,10 +155,13 @@ def test_one_chain_is_an_ensemble_of_one() -> None:
 
 
 @pytest.mark.parametrize("policy", [Replace(), Accumulate(), AccumulateSubsample(), Augment(ratio=0.5), Balanced()])
-@pytest.mark.parametrize("bandwidth", [0.1, "scott"])
-def test_the_values_of_a_seed_do_not_depend_on_the_other_seeds(policy: Policy, bandwidth: float | str) -> None:
-    together = curves(policy, 20, 4, (3, 5, 8), bandwidth)
-    assert np.array_equal(together[1], curves(policy, 20, 4, (5,), bandwidth)[0])
+@pytest.mark.parametrize("family", [Kde(bandwidth=0.1), Kde(standardize=False)])
+def test_the_values_of_a_seed_do_not_depend_on_the_other_seeds(policy: Policy, family: Kde) -> None:
+    together, alone = (
+        law_checks.curves(MOONS, family, policy, [NLL], n=20, generations=4, seeds=seeds, holdout=500)["nll"]
+        for seeds in ((3, 5, 8), (5,))
+    )
+    assert np.array_equal(together[1], alone[0])
 
 
 def moment_growth(policy: Policy) -> Floats:
@@ -183,7 +220,7 @@ def test_with_few_rows_accumulated_samples_lower_the_nll() -> None:
 @pytest.mark.parametrize("bandwidth", [0.0, -1.0, float("nan"), float("inf"), "sturges"])
 def test_a_bandwidth_out_of_bounds_is_refused(bandwidth: float | str) -> None:
     with pytest.raises(SettingError, match="bandwidth: got"):
-        Kde(bandwidth=bandwidth)
+        Kde(standardize=False, bandwidth=bandwidth)
 
 
 def test_rows_with_a_target_are_refused() -> None:

@@ -44,7 +44,7 @@ SYMBOLS = Scenario(Replace(), ZipfSource(n_symbols=12), Discrete(), Sampler(), n
 ONE_DESIGN = LinearSource(dim=4, noise=0.7, covariance="decay")
 DESIGN = Scenario(Replace(), ONE_DESIGN, Linear(), LinearSampler(noise=0.7), n=20, generations=5)
 INPUTS = replace(DESIGN, source=LinearSource(dim=4, noise=0.7, design="fresh"))
-KERNELS = replace(NORMAL, family=Kde(bandwidth=0.9), sampler=Sampler())
+KERNELS = replace(NORMAL, family=Kde(standardize=False, bandwidth=0.9), sampler=Sampler())
 LOGIT = Scenario(Replace(), LogisticSource(dim=3), Glm(), Sampler(), n=600, generations=5)
 METRICS: dict[str, Metric] = {
     metric.name: metric
@@ -219,7 +219,7 @@ def test_the_second_moment_of_a_kernel_density_follows_its_law(policy: Policy) -
     values = chains(scenario, "second_moment")["second_moment"]
     assert largest_z(values, law(scenario, "second_moment")) < 4
     assert largest_z(values, law(replace(scenario, generations=6), "second_moment")[1:]) > 4
-    assert not law_curves(replace(scenario, family=Kde(bandwidth="scott")))
+    assert not law_curves(replace(scenario, family=Kde(standardize=False, bandwidth="scott")))
 
 
 def excess_risk(scenario: Scenario, seeds: int = 1024) -> Floats:

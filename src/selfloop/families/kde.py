@@ -26,16 +26,22 @@ class Kde(EnsembleFamily):
     """Mean of Gaussian kernels at the training rows, weighted by row. A sample is a training row plus kernel noise.
 
     A model contains its rows as `x.0`, `x.1`, ... (for whole batches the arrays of the batches, not copies), in groups of equal
-    weight: group after group, `length` rows of `weight` each.
+    weight: group after group, `length` rows of `weight` each. Its `bandwidth` has one number per column, in that column's unit.
     """
 
     name: ClassVar[str] = "kde"
+    version: ClassVar[int] = 2
     required_columns: ClassVar[tuple[str, ...]] = ("x",)
     default_metrics: ClassVar[tuple[str, ...]] = ("nll",)
     bandwidth: Annotated[
         PositiveFloat | Literal["scott", "silverman"],
-        "in the unit of the data, or scikit-learn's rule for n rows in d dimensions, which does not scale with the data",
+        "width of the kernels, or scikit-learn's rule for n rows in d dimensions",
     ] = "scott"
+    standardize: Annotated[
+        bool,
+        "the bandwidth is in standard deviations of each column of the training rows, as columns have different units; "
+        "false: in the unit of the data, equal for all columns, as in scikit-learn",
+    ] = True
 
     def fit_rows(self, takes: Sequence[EnsembleTake], previous: Params | None) -> EnsembleFit:
         for take in takes:
@@ -54,9 +60,11 @@ class Kde(EnsembleFamily):
         n, seeds = int(length.sum()), len(arrays[0])
         if (weight == weight[:, :1]).all():
             weight, length = np.ones((seeds, 1)), np.array([n])
-        bandwidth = np.full(seeds, self._width(n, arrays[0].shape[2]))
         rows: dict[str, Array] = {f"x.{i}": array for i, array in enumerate(arrays)}
-        return EnsembleFit({"bandwidth": bandwidth, "weight": weight, "length": np.tile(length, (seeds, 1)), **rows})
+        params = {"weight": weight, "length": np.tile(length, (seeds, 1)), **rows}
+        d = arrays[0].shape[2]
+        bandwidth = self._width(n, d) * (_column_spreads(params) if self.standardize else np.ones((seeds, d)))
+        return EnsembleFit({"bandwidth": bandwidth, **params})
 
     def sample_rows(
         self, params: Params, n: int, sampler: Sampler, inputs: Columns, streams: Sequence[RandomStream]
@@ -69,12 +77,12 @@ class Kde(EnsembleFamily):
             rng = stream.generator()
             positions[s] = _weighted_positions(rng.random(n), weight[s], length[s])
             rng.standard_normal(out=noise[s])
-        noise *= np.asarray(params["bandwidth"], np.float64)[:, None, None]
+        noise *= np.asarray(params["bandwidth"], np.float64)[:, None]
         noise += np.asarray(gather_across_takes(arrays, positions), np.float64)
         return {"x": noise}
 
     def second_moment(self, params: Params) -> Floats:
-        """Weighted mean of |x|^2 over the training rows of each seed; that of the density has d h^2 more."""
+        """Weighted mean of |x|^2 over the training rows of each seed; the density has the sum of squared bandwidths more."""
         mass = _row_weights(params)
         squares = np.concatenate([np.vecdot(x, x) for x in _model_rows(params)], axis=1)
         return np.asarray((mass * squares).sum(axis=1) / mass.sum(axis=1))
@@ -87,7 +95,8 @@ class Kde(EnsembleFamily):
     def log_prob_rows(self, params: Params, takes: Sequence[EnsembleTake], rows: Columns) -> Floats:
         """Log density of every seed's model, fitted on `takes`, at the rows of that seed, in nats: (seeds, rows).
 
-        A whole batch contributes the log of a sum of kernels, which is computed once per batch and bandwidth.
+        A whole batch contributes the log of a sum of kernels, which is computed once per batch and bandwidth. (A standardized
+        bandwidth is another one for every fit.)
         """
         if any(isinstance(take.indices, np.ndarray) for take in takes):
             return _log_density(params, np.asarray(rows["x"], np.float64))
@@ -101,7 +110,7 @@ class Kde(EnsembleFamily):
             np.maximum(np.subtract(of_take, top, out=share), MIN_EXPONENT, out=share)
             total += take.weight * np.exp(share, out=share)
         mass = sum(take.weight * taken_rows(take, "x").shape[1] for take in takes)
-        return np.asarray(top + np.log(total / mass) - _log_normalizer(width, points.shape[2])[:, None])
+        return np.asarray(top + np.log(total / mass) - _log_normalizer(width)[:, None])
 
     def _width(self, n: int, d: int) -> float:
         """The bandwidth for n rows in d dimensions (weights do not count), as in scikit-learn's KernelDensity."""
@@ -121,6 +130,15 @@ def _row_weights(params: Params) -> Floats:
     return np.stack([np.repeat(w, k) for w, k in zip(params["weight"], params["length"], strict=True)])
 
 
+def _column_spreads(params: Params) -> Floats:
+    """Weighted standard deviation of each column of the training rows, (seeds, d); 1 for a constant column."""
+    x, mass = np.concatenate(_model_rows(params), axis=1), _row_weights(params)
+    share = (mass / mass.sum(axis=1, keepdims=True))[:, None]
+    mean = share @ x
+    spread = np.sqrt(share @ np.square(x - mean))
+    return np.asarray(np.where(spread > 1e-12 * np.abs(mean), spread, 1.0)[:, 0], np.float64)
+
+
 def _weighted_positions(uniform: Floats, weight: Floats, length: Ints) -> Ints:
     """Positions of rows drawn with probability proportional to their weight, one per uniform number."""
     edges = np.cumsum(weight * length)
@@ -130,18 +148,18 @@ def _weighted_positions(uniform: Floats, weight: Floats, length: Ints) -> Ints:
     return np.asarray((np.cumsum(length) - length)[group] + np.clip(in_group, 0, length[group] - 1))
 
 
-def _log_normalizer(width: Floats, d: int) -> Floats:
-    return np.asarray(d * (np.log(width) + 0.5 * np.log(2 * np.pi)))
+def _log_normalizer(width: Floats) -> Floats:
+    return np.asarray((np.log(width) + 0.5 * np.log(2 * np.pi)).sum(axis=1))
 
 
 def _cached_log_sum(take: EnsembleTake, points: Floats, width: Floats) -> Floats:
     """Log of the sum of the kernels of a take at the points; the newest result stays in the cache of the batch."""
     stop = take.indices.stop if isinstance(take.indices, slice) else None
-    cached = cast(tuple[Floats, float, int | None, Floats] | None, take.cache.get("log kernel sum"))
-    if cached is not None and cached[0] is points and cached[1:3] == (float(width[0]), stop):
+    cached = cast(tuple[Floats, Floats, int | None, Floats] | None, take.cache.get("log kernel sum"))
+    if cached is not None and cached[0] is points and cached[2] == stop and np.array_equal(cached[1], width):
         return cached[3]
     sums = _log_kernel_sum(np.asarray(taken_rows(take, "x"), np.float64), points, width)
-    take.cache["log kernel sum"] = (points, float(width[0]), stop, sums)
+    take.cache["log kernel sum"] = (points, width, stop, sums)
     return sums
 
 
@@ -150,11 +168,11 @@ def _log_density(params: Params, points: Floats) -> Floats:
     x = arrays[0] if len(arrays) == 1 else np.concatenate(arrays, axis=1)
     weights = _row_weights(params)
     sums = _log_kernel_sum(x, points, width, np.log(weights))
-    return np.asarray(sums - np.log(weights.sum(axis=1, keepdims=True)) - _log_normalizer(width, points.shape[2])[:, None])
+    return np.asarray(sums - np.log(weights.sum(axis=1, keepdims=True)) - _log_normalizer(width)[:, None])
 
 
 def _log_kernel_sum(x: Floats, points: Floats, width: Floats, log_weight: Floats | None = None) -> Floats:
-    """Log of the sum over rows of weight times exp(-|point - row|^2 / 2 h^2), (seeds, points); never minus infinity.
+    """Log of the sum over rows of weight times exp(-|(point - row) / h|^2 / 2), (seeds, points); never minus infinity.
 
     One matrix product gives all exponents of a chunk of rows. The largest exponent of a point is subtracted before `exp`.
     """
@@ -165,7 +183,7 @@ def _log_kernel_sum(x: Floats, points: Floats, width: Floats, log_weight: Floats
     sums = np.full((seeds, m), -np.inf)
     for s in range(seeds):
         center = points[s].mean(axis=0)
-        rows, columns = (x[s] - center) / width[s], (points[s] - center).T / width[s]
+        rows, columns = (x[s] - center) / width[s], ((points[s] - center) / width[s]).T
         bias = -0.5 * (rows * rows).sum(axis=1, keepdims=True)
         left = np.concatenate([rows, bias if log_weight is None else bias + log_weight[s, :, None]], axis=1)
         right = np.concatenate([columns, np.ones((1, m))])

@@ -34,8 +34,9 @@ def _log_variance_ratio(scenario: Scenario) -> Floats | None:
 
 
 def _second_moment(scenario: Scenario) -> Floats | None:
-    bandwidth, dim = scenario.family.settings()["bandwidth"], scenario.source.settings()["dim"]
-    if isinstance(bandwidth, str):
+    family, dim = scenario.family.settings(), scenario.source.settings()["dim"]
+    bandwidth = family["bandwidth"]
+    if isinstance(bandwidth, str) or family["standardize"]:
         return None
     estimator = MomentEstimator(kernel_variance=float(bandwidth) ** 2 * dim / true_trace(scenario))
     mean_error, variance_ratio = (moment_curve(scenario, name, estimator) for name in ("mean_error", "variance_ratio"))
@@ -93,7 +94,10 @@ KERNEL_LAWS = (
             "Second moments of any policy with kernel noise, derived in theory/moments.py; special cases of Kazdan et al. 2025 "
             "(2410.16713) and Borji 2024 (2410.12954): 1 + (t - 1) h^2 for replace, 1 + h^2 (H_t - 1) for accumulate"
         ),
-        conditions="Gaussian source, kernels of one given bandwidth, fitted from scratch; budgets with one or two weights.",
+        conditions=(
+            "Gaussian source, kernels of one given bandwidth, not standardized, fitted from scratch; budgets with one or two "
+            "weights."
+        ),
         values=_second_moment,
     ),
 )
