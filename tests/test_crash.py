@@ -146,7 +146,8 @@ Start = Callable[..., Child]
 @pytest.fixture(scope="module")
 def start(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Start]:
     """A function that starts `selfloop` or, with "tiny" as the first argument, the experiment of `tiny_components`."""
-    environment = tiny_components.environment(PYTHONPATH=str(Path(tiny_components.__file__).parent))
+    folders = str(Path(tiny_components.__file__).parent), os.environ.get("PYTHONPATH", "")
+    environment = tiny_components.environment(PYTHONPATH=os.pathsep.join(filter(None, folders)))
     launcher = subprocess.Popen(
         [sys.executable, "-c", LAUNCHER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
     )

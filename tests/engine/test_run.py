@@ -181,7 +181,7 @@ def test_progress_counts_up_to_the_total(tmp_path: Path) -> None:
     ]  # the start, two shared tasks, and then each generation
 
 
-def measure_threads(task: int) -> Any:
+def measure_threads(task: int, notify: Any) -> Any:
     """The thread variables of a worker; task 13 fails."""
     if task == 13:
         raise ZeroDivisionError("thirteen")

@@ -2,22 +2,38 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import sys
 import threading
+import time
 import traceback
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from functools import lru_cache
 from multiprocessing import get_context
 from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+from multiprocessing.reduction import ForkingPickler
 from multiprocessing.resource_tracker import ensure_running
+from types import ModuleType
 from typing import Any
 
-from selfloop.errors import SelfloopError, show_warnings_plainly
+from selfloop.errors import SelfloopError, first_line, os_error_reason, show_warnings_plainly
 
-RunTask = Callable[[Any], Iterator[Any]]
+Notify = Callable[[str], None]  # of what a task does now
+RunTask = Callable[[Any, Notify], Iterator[Any]]
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
+INTERRUPTS = {signal.SIGINT, signal.SIGTERM}
+UNGUARDED = 77  # exit code of a worker whose main module starts a run when it is imported
+SECONDS_BETWEEN_NOTES = 0.5
+PR_SET_PDEATHSIG = 1  # of Linux's prctl: the signal that a process gets when its parent ends
+
+# Torch's random generators, the number of threads of libraries, and the environment belong to the whole process.
+_THIS_PROCESS = threading.RLock()
 
 
 def count_cores() -> int:
@@ -25,109 +41,244 @@ def count_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def execute(run_task: RunTask, tasks: Sequence[Any], workers: int, threads: int) -> Iterator[Any]:
+def execute(
+    run_task: RunTask,
+    tasks: Sequence[Any],
+    workers: int,
+    threads: int,
+    *,
+    notify: Notify = lambda note: None,
+    isolated: bool = False,
+) -> Iterator[Any]:
     """Outputs of `run_task` for each of the tasks, in any order, from worker processes if both are more than one.
 
-    Workers start with their thread variables set before any library is loaded.
+    `isolated`: from a worker process in any case, where no interrupt arrives. Workers start with their thread variables set
+    before any library is loaded. A task whose worker was killed is run again, once.
     """
-    if workers <= 1 or len(tasks) <= 1:
-        yield from _execute_here(run_task, tasks, threads)
+    if getattr(multiprocessing.current_process(), "_inheriting", False):  # a worker imports its main module
+        raise SystemExit(UNGUARDED)
+    if not tasks or (not isolated and min(workers, len(tasks)) <= 1):
+        yield from _execute_here(run_task, tasks, threads, notify)
         return
-    with _start_workers(run_task, min(workers, len(tasks)), threads) as connections:
-        yield from _distribute(connections, list(tasks))
-
-
-def _execute_here(run_task: RunTask, tasks: Sequence[Any], threads: int) -> Iterator[Any]:
-    from threadpoolctl import threadpool_limits
-
-    with threadpool_limits(threads):
-        for task in tasks:
-            yield from run_task(task)
-
-
-@contextmanager
-def _start_workers(run_task: RunTask, workers: int, threads: int) -> Iterator[list[Connection]]:
-    spawn = get_context("spawn")
-    processes, connections = [], []
+    pool = _Pool(run_task, tasks, threads)
     try:
-        with _thread_variables(threads), _start_with_sigint_blocked():
-            for _ in range(workers):
-                parent_end, worker_end = spawn.Pipe()
-                process = spawn.Process(target=_worker_main, args=(run_task, worker_end, threads), daemon=True)
-                process.start()
-                worker_end.close()
-                processes.append(process)
-                connections.append(parent_end)
-        yield connections
+        yield from pool.outputs(max(1, min(workers, len(tasks))), notify)
     finally:
-        for connection in connections:
+        pool.close()
+
+
+def _execute_here(run_task: RunTask, tasks: Sequence[Any], threads: int, notify: Notify) -> Iterator[Any]:
+    """Outputs of the tasks. Runs in several threads of this process take turns, output by output."""
+    end = object()
+    for task in tasks:
+        outputs = run_task(task, notify)
+        while True:
+            with _THIS_PROCESS, _thread_pools(len(sys.modules)).limit(limits=threads):
+                output = next(outputs, end)
+            if output is end:
+                break
+            yield output
+
+
+@lru_cache(maxsize=1)
+def _thread_pools(n_modules: int) -> Any:
+    """The thread pools of the libraries that are loaded, found anew when modules were imported: that takes 13 ms."""
+    from threadpoolctl import ThreadpoolController
+
+    return ThreadpoolController()
+
+
+@dataclass(slots=True)
+class _Worker:
+    process: BaseProcess
+    position: int | None = None  # of its task; None until it has started
+    n_outputs: int = 0  # of its task so far
+
+
+class _Pool:
+    """Worker processes, and the tasks that they work on."""
+
+    def __init__(self, run_task: RunTask, tasks: Sequence[Any], threads: int) -> None:
+        self.run_task, self.tasks, self.threads = run_task, tasks, threads
+        try:
+            self.pickled = [bytes(ForkingPickler.dumps(part)) for part in (*tasks, run_task)]
+        except Exception as problem:  # of any kind, from a component's own pickling too
+            raise SelfloopError(
+                f"workers: a component cannot be sent to a worker process ({first_line(problem)}). Define it in a file, at the "
+                "top level."
+            ) from problem
+        self.waiting = deque(range(len(tasks)))
+        self.n_yielded, self.n_deaths = Counter[int](), Counter[int | None]()
+        self.workers: dict[Connection, _Worker] = {}
+
+    def start(self) -> None:
+        """Start one more worker. It imports the main module only if a task has a class of it."""
+        main, spawn = sys.modules["__main__"], get_context("spawn")
+        needs_main = any(b"__main__" in part for part in self.pickled)
+        file = getattr(main, "__file__", None)
+        if needs_main and not (getattr(main, "__spec__", None) or (file and os.path.exists(file))):
+            raise SelfloopError(
+                "workers: a component is defined in a notebook or on standard input, which worker processes cannot import. "
+                "Define it in a file and import it from there, or use workers=1."
+            )
+        parent_end, worker_end = spawn.Pipe()
+        arguments = (self.run_task, worker_end, self.threads, threading.current_thread() is threading.main_thread())
+        process = spawn.Process(target=_worker_main, args=arguments, daemon=True)
+        with _THIS_PROCESS, _thread_variables(self.threads), _start_with_interrupts_blocked():
+            sys.modules["__main__"] = main if needs_main else ModuleType("__main__")  # spawn looks here what to import
+            try:
+                process.start()
+            except OSError as problem:
+                if not self.workers:  # else the others do the work
+                    raise SelfloopError(
+                        f"workers: no process can be started ({os_error_reason(problem)}). Raise the limit of processes or "
+                        "open files (ulimit -u, ulimit -n), or use --workers 1."
+                    ) from problem
+            else:
+                self.workers[parent_end] = _Worker(process)
+            finally:
+                sys.modules["__main__"] = main
+        worker_end.close()
+
+    def outputs(self, workers: int, notify: Notify) -> Iterator[Any]:
+        """Send a task to every free worker; yields outputs as they arrive."""
+        for _ in range(workers):
+            self.start()
+        while self.workers:
+            for connection in wait([*self.workers]):
+                assert isinstance(connection, Connection)
+                worker = self.workers[connection]
+                try:
+                    kind, value = connection.recv()
+                except (EOFError, OSError):
+                    self.replace(connection, workers)
+                    continue
+                if kind == "output":
+                    assert worker.position is not None
+                    worker.n_outputs += 1
+                    if worker.n_outputs > self.n_yielded[worker.position]:  # else from the try before
+                        self.n_yielded[worker.position] += 1
+                        yield value
+                elif kind == "note":
+                    notify(value)
+                elif kind == "error":
+                    raise value
+                elif self.waiting:
+                    worker.position, worker.n_outputs = self.waiting.popleft(), 0
+                    connection.send_bytes(self.pickled[worker.position])
+                else:
+                    del self.workers[connection]
+                    connection.close()  # the worker ends
+                    worker.process.join()
+
+    def replace(self, connection: Connection, workers: int) -> None:
+        """Give the task of a dead worker to a new one; SelfloopError at its second death."""
+        worker = self.workers.pop(connection)
+        connection.close()
+        worker.process.join()
+        code = worker.process.exitcode or 0
+        if code == UNGUARDED:
+            raise SelfloopError(
+                "workers: the script starts a run when a worker imports it for its components. Put the call under "
+                '`if __name__ == "__main__":`.'
+            )
+        self.n_deaths[worker.position] += 1
+        if worker.position is None and code >= 0:
+            raise SelfloopError(f"workers: a worker could not start ({_describe_end(code)}); its message stands above.")
+        if self.n_deaths[worker.position] > 1:
+            task = "its start" if worker.position is None else str(self.tasks[worker.position])
+            advice = "A library ended it: its message may stand above."
+            if code == -signal.SIGKILL:
+                less = "--workers 1 uses less" if workers > 1 else "lower n or the size of the model"
+                advice = f"The system kills processes that use too much memory: {less}."
+            raise SelfloopError(f"a worker ended by {_describe_end(code)}, twice, at {task}. {advice}")
+        if worker.position is not None:
+            self.waiting.appendleft(worker.position)
+        self.start()
+
+    def close(self) -> None:
+        """End all workers at once."""
+        for connection, worker in self.workers.items():
             connection.close()
-        for process in processes:
-            process.terminate()
-            process.join()
+            worker.process.kill()
+            worker.process.join()
+
+
+def _describe_end(code: int) -> str:
+    return f"signal {-code} ({signal.Signals(-code).name})" if code < 0 else f"exit code {code}"
 
 
 @contextmanager
-def _start_with_sigint_blocked() -> Iterator[None]:
-    """Start processes that ignore Ctrl-C, which a terminal sends to all of them: the parent ends its workers."""
+def _start_with_interrupts_blocked() -> Iterator[None]:
+    """Start processes that ignore Ctrl-C and SIGTERM, which may go to all of a group: the parent ends its workers."""
     if sys.platform == "win32":
         yield
         return
-    ensure_running()  # it starts a process, and would unblock the signal
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # workers inherit the mask
-    pressed: list[int] = []  # a library's thread may receive the signal: it must not interrupt a half-started worker
-    handler = signal.getsignal(signal.SIGINT)
-    if callable(handler) and threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGINT, lambda number, frame: pressed.append(number))
+    ensure_running()  # it starts a process, and would unblock the signals
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, INTERRUPTS)  # workers inherit the mask
+    arrived = set[int]()  # a library's thread may receive a signal: it must not interrupt a half-started worker
+    handlers = {number: handler for number in INTERRUPTS if callable(handler := signal.getsignal(number))}
+    if threading.current_thread() is not threading.main_thread():
+        handlers = {}
+    for number in handlers:
+        signal.signal(number, lambda number, frame: arrived.add(number))
     try:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
-        if signal.getsignal(signal.SIGINT) is not handler:
-            signal.signal(signal.SIGINT, handler)
-    if pressed:
-        raise KeyboardInterrupt
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    for arrived_number in arrived:
+        signal.raise_signal(arrived_number)
 
 
-def _distribute(connections: list[Connection], tasks: list[Any]) -> Iterator[Any]:
-    """Send a task to every free worker; yields outputs as they arrive."""
-    waiting = tasks[::-1]
-    busy = set(connections)
-    for connection in connections:
-        connection.send(waiting.pop())
-    while busy:
-        for ready in wait(list(busy)):
-            assert isinstance(ready, Connection)
-            try:
-                kind, value = ready.recv()
-            except (EOFError, ConnectionError):
-                raise SelfloopError("a worker process died (out of memory?). Run again with --workers 1.") from None
-            if kind == "output":
-                yield value
-            elif kind == "error":
-                raise value
-            elif waiting:
-                ready.send(waiting.pop())
-            else:
-                busy.discard(ready)
-
-
-def _worker_main(run_task: RunTask, connection: Connection, threads: int) -> None:
+def _worker_main(run_task: RunTask, connection: Connection, threads: int, from_main_thread: bool) -> None:
+    _end_with_parent(from_main_thread)
     show_warnings_plainly()
+    last_note = 0.0
+
+    def notify(note: str) -> None:
+        nonlocal last_note
+        if time.monotonic() > last_note + SECONDS_BETWEEN_NOTES:
+            last_note = time.monotonic()
+            connection.send(("note", note))
+
+    connection.send(("ready", None))
     while True:
         try:
             task = connection.recv()
-            for value in _execute_here(run_task, [task], threads):
+            for value in _execute_here(run_task, [task], threads, notify):
                 connection.send(("output", value))
             connection.send(("done", None))
         except (EOFError, ConnectionError):
             return
         except Exception as problem:  # of any kind: the parent raises it
+            text = "".join(traceback.format_exception(problem))
+            try:
+                ForkingPickler.loads(ForkingPickler.dumps(problem))
+            except Exception:  # some exceptions of libraries cannot be sent
+                problem = RuntimeError(f"{type(problem).__name__}: {first_line(problem)}")
             if not isinstance(problem, SelfloopError):
-                problem.add_note("In a worker process:\n" + "".join(traceback.format_exception(problem)))
+                problem.add_note(f"In a worker process:\n{text}")
             with suppress(ConnectionError):  # the parent ended because of another error
                 connection.send(("error", problem))
             return
+
+
+def _end_with_parent(from_main_thread: bool) -> None:
+    """End this process when its parent ends, however it ends."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def end() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=end, daemon=True).start()
+    if sys.platform == "linux" and from_main_thread:  # sooner than the thread if a library holds the interpreter's lock
+        import ctypes
+
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # it counts the end of the thread that started this process
 
 
 @contextmanager

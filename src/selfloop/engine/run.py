@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from selfloop.engine.curves import Curves
-from selfloop.engine.executors import count_cores, execute
+from selfloop.engine.executors import Notify, count_cores, execute
 from selfloop.engine.tasks import TaskOutput, plan_tasks, run_task_in_worker
 from selfloop.policies.schedule import schedule_metrics
 from selfloop.spec.spec import Spec
@@ -30,8 +30,9 @@ def run_tasks(
     workers: int | None,
     threads: int | None,
     progress: Progress | None,
+    notify: Notify | None = None,
 ) -> Iterator[TaskOutput]:
-    """Run a spec; yields the outputs of its tasks in any order."""
+    """Run a spec; yields the outputs of its tasks in any order. `notify` is told what a task does, often."""
     path = store_path(store)
     phases = plan_tasks(spec, path, threads)
     Store(path)  # an unwritable store is found before any work
@@ -44,7 +45,9 @@ def run_tasks(
         per_chain = phase[0].threads if phase else 1
         most = max(1, count_cores() // per_chain) if workers is None else workers
         longest_first = sorted(phase, key=lambda task: -task.cost)
-        for output in execute(run_task_in_worker, longest_first, most, per_chain):
+        isolated = any(task.takes_over_interrupts for task in phase)
+        notify = notify or (lambda note: None)
+        for output in execute(run_task_in_worker, longest_first, most, per_chain, notify=notify, isolated=isolated):
             finished += output.generations if phase is chains else 0
             if progress:
                 progress(finished, total)

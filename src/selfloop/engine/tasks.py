@@ -15,7 +15,7 @@ from selfloop.columns import Params
 from selfloop.component import Policy
 from selfloop.engine.curves import Curves
 from selfloop.engine.ensemble import SEEDS_PER_BLOCK, SeedBlock, ensemble_curves
-from selfloop.engine.executors import count_cores
+from selfloop.engine.executors import Notify, count_cores
 from selfloop.engine.loop import iter_generations
 from selfloop.engine.stored import StoredWorld
 from selfloop.protocols import CorpusSource, UsesEncoder
@@ -40,6 +40,21 @@ class Task:
     store: Path
     threads: int
     cost: int = 0  # of a chain, in rows; longer chains start first
+
+    @property
+    def takes_over_interrupts(self) -> bool:
+        """True if a component of the spec does: the task then runs in a worker process."""
+        spec = self.point.spec
+        return any(part.takes_over_interrupts for part in (spec.source, spec.family, *spec.metrics, *spec.curators))
+
+    def __str__(self) -> str:
+        labels, seeds = self.point.spec.policy_labels(), self.seeds
+        at = "".join(f", {key} = {value}" for key, value in self.point.coordinates)
+        if self.generations == 0:
+            return f"the corpus{at}"
+        if self.point.runs_as_ensemble:
+            return f"{len(seeds)} seeds{at}"
+        return f"{labels[self.policies[0]]}, seed {seeds[0]}{at}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,9 +130,17 @@ def _seed_groups(point: Point) -> list[tuple[int, ...]]:
     return groups
 
 
-def run_task_in_worker(task: Task) -> Iterator[TaskOutput]:
-    """Outputs of a task with a store of its own."""
-    yield from run_task(task, Store(task.store, threads=task.threads))
+def run_task_in_worker(task: Task, notify: Notify) -> Iterator[TaskOutput]:
+    """Outputs of a task with a store of its own. `notify` is told what it does now."""
+    store = Store(task.store, threads=task.threads)
+    generation = 1
+    if task.generations == 0 or task.point.runs_as_ensemble:
+        store.note = lambda step: notify(f"{task}: {step}")
+    else:
+        store.note = lambda step: notify(f"{task}, generation {generation}: {step}")
+    for output in run_task(task, store):
+        yield output
+        generation += 1
 
 
 def run_task(task: Task, store: Store) -> Iterator[TaskOutput]:

@@ -22,6 +22,7 @@ from selfloop.formats.safetensors import is_columns, read_safetensors, to_safete
 from selfloop.store import records
 from selfloop.store.calls import NotStoredError, StepCall, Usage
 from selfloop.store.identity import ObjectRef, digest, identity, step_identity, step_name
+from selfloop.store.interrupts import refuse_interrupted
 
 
 @dataclass
@@ -35,9 +36,11 @@ class Store:
     read_only: bool = False
     record_calls: bool = False
     threads: int = 1  # in the provenance of steps that get no Context
+    note: Callable[[str], None] = field(default=lambda step: None, repr=False)  # is told what is computed now
     usage: Usage = field(default_factory=Usage)
     calls: list[StepCall] = field(default_factory=list)
     _makers: dict[str, StepCall] = field(default_factory=dict)  # object digest -> a call with that result, to rebuild it
+    _step: str = ""  # that is computed now
     _checked: set[str] = field(default_factory=set)  # objects whose digest this process has verified
 
     def __post_init__(self) -> None:
@@ -129,9 +132,11 @@ class Store:
         scratch, name = self.path / "scratch" / call.key, step_name(call.step)
         backends: dict[str, str] = {}
         started = time.perf_counter()
+        self._step = name.replace("_", " ")
+        self.note(self._step)
         try:
             arguments = [self.open_argument(argument, scratch, backends) for argument in call.arguments]
-            with warnings.catch_warnings(record=True) as caught:
+            with warnings.catch_warnings(record=True) as caught, refuse_interrupted(name):
                 value = call.step(*arguments)
             seconds = time.perf_counter() - started
             result = self._write_result(value)
@@ -179,10 +184,15 @@ class Store:
         if isinstance(argument, ObjectRef):
             return self.open(argument)
         if isinstance(argument, Context):
-            return replace(argument, scratch=scratch, threads=threads or argument.threads, backends=backends)
+            return replace(
+                argument, scratch=scratch, threads=threads or argument.threads, backends=backends, progress=self._note_progress
+            )
         if type(argument) is tuple:
             return tuple(self.open_argument(item, scratch, backends, threads) for item in argument)
         return argument
+
+    def _note_progress(self, done: int, total: int) -> None:
+        self.note(f"{self._step}, step {done:,} of {total:,}")
 
     def _rebuild_object(self, ref: ObjectRef, path: str) -> None:
         if os.path.exists(path):
