@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from selfloop.errors import SpecError
 from selfloop.plugins import BUILT_IN
 from selfloop.spec.parse import parse_spec
 
@@ -42,9 +43,9 @@ def test_the_specs_and_the_policy_table_of_the_guide_can_be_run(tmp_path: Path) 
     (tmp_path / "tiny-train.txt").write_text(stories)
     (tmp_path / "tiny-valid.txt").write_text(stories)
     assert parse_spec(language.replace('"TinyStories"', f'"{tmp_path}"'), "guide").points()
-    (tmp_path / "network.pt2").write_bytes(b"not read before the first measurement")
-    images = 'source = "digits"\nfamily = "vae"\n' + features.replace("network.pt2", f"{tmp_path}/network.pt2")
-    assert parse_spec(images, "guide").points()
+    images = 'source = "digits"\nfamily = "vae"\n' + features.replace("network.onnx", f"{tmp_path}/network.onnx")
+    with pytest.raises(SpecError, match=r"features\.path: got .*network\.onnx; expected an ONNX file"):
+        parse_spec(images, "guide").points()
 
 
 def test_the_table_of_the_readme_has_every_policy() -> None:

@@ -57,7 +57,9 @@ class ChainEndedError(Exception):
 
 
 # library -> the extra of selfloop that installs it
-EXTRAS = {"datasets": "hub", "pyarrow": "hub", "peft": "lora", "diffusers": "images", "rdkit": "molecules"}
+EXTRAS = {
+    "datasets": "hub", "pyarrow": "hub", "peft": "lora", "diffusers": "images", "onnxruntime": "images", "rdkit": "molecules"
+}  # fmt: skip
 
 
 def missing_extra(key: str, library: str) -> MissingExtraError:

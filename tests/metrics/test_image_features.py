@@ -1,27 +1,22 @@
-"""Features of images: a classifier of labels, attributes or rotations, principal components, an exported program, Inception."""
+"""Features of images: a classifier of labels, attributes or rotations, principal components, a network in ONNX."""
 
 from __future__ import annotations
 
-import importlib.util
 import io
-import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from types import ModuleType
 from typing import Any
-from zipfile import ZipFile
 
 import numpy as np
 import pytest
 import torch
 from sklearn.datasets import load_digits
 from threadpoolctl import threadpool_limits
-from torch import nn
 
 from selfloop.columns import Params
 from selfloop.component import Context
-from selfloop.errors import DataError, MissingExtraError, SettingError, SpecError
+from selfloop.errors import DataError, SettingError, SpecError
 from selfloop.metrics import image_features, image_networks
 from selfloop.metrics.image_features import ImageFeatureExtractor
 from selfloop.rng import RandomStream
@@ -180,139 +175,101 @@ def test_equal_images_are_one_mode() -> None:
     assert np.array_equal(extractor.extract(rows, extractor.prepare(rows, CTX), CTX)["probabilities"], np.ones((30, 1)))
 
 
-class Halves(nn.Module):
-    """Mean of the upper and of the lower half."""
+def onnx_model(output: str = "halves", arrays_in: str | None = None) -> bytes:
+    """Mean of the upper and of the lower half of images of 8 x 8, plus 1 if that is in another file."""
+    from onnx import TensorProto, helper
 
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        return images.unflatten(2, (2, 4)).mean((1, 3, 4))
-
-
-def save_program(path: Path, network: nn.Module) -> Path:
-    torch.export.save(torch.export.export(network, (torch.zeros(256, 1, 8, 8),)), path)
-    return path
-
-
-@pytest.fixture(scope="module")
-def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_program(tmp_path_factory.mktemp("program") / "halves.pt2", Halves())
-
-
-@pytest.mark.slow
-def test_an_exported_program_returns_the_features(program: Path) -> None:
-    extractor = ImageFeatureExtractor(kind="exported", path=program, modes=3)
-    prepared = extractor.prepare({"image": IMAGES[REAL]}, CTX)
-    features = extractor.extract({"image": IMAGES[:300]}, prepared, CTX)["features"]
-    assert np.allclose(features, IMAGES[:300].reshape(300, 2, -1).mean(2) / 255, atol=1e-6)
-    with pytest.raises(SpecError, match=r"halves\.pt2 does not accept images float32\[256, 3, 8, 8\]"):
-        extractor.prepare({"image": np.zeros((5, 8, 8, 3), np.uint8)}, CTX)
-
-
-def test_the_content_of_a_program_is_part_of_the_identity(tmp_path: Path) -> None:
-    path, copy, other = (tmp_path / name for name in ("a.pt2", "b.pt2", "c.pt2"))
-    for file, content in ((path, b"a program"), (copy, b"a program"), (other, b"another program")):
-        file.write_bytes(content)
-    first, same, another = (identity(ImageFeatureExtractor(kind="exported", path=file)) for file in (path, copy, other))
-    assert first == same != another
-
-
-@pytest.mark.parametrize("content", [b"", b"PK\x03\x04 cut short", b"no program at all"])
-def test_a_file_that_is_no_program_is_an_error(content: bytes, tmp_path: Path) -> None:
-    path = tmp_path / "broken.pt2"
-    path.write_bytes(content)
-    with pytest.raises(SpecError, match=r"metrics\.features\.path: .*broken\.pt2"):
-        ImageFeatureExtractor(kind="exported", path=path).prepare({"image": IMAGES[:9]}, CTX)
-
-
-class Harmful:
-    """Creates a file when it is unpickled."""
-
-    def __init__(self, created: Path) -> None:
-        self.created = created
-
-    def __reduce__(self) -> Any:
-        return Path.touch, (self.created,)
-
-
-@pytest.mark.slow
-def test_code_that_is_pickled_in_a_program_does_not_run(program: Path, tmp_path: Path) -> None:
-    harmful, created, pickled = tmp_path / "b.pt2", tmp_path / "created", io.BytesIO()
-    torch.save({"x": Harmful(created)}, pickled)
-    with ZipFile(program) as good, ZipFile(harmful, "w") as bad:
-        for member in good.namelist():
-            bad.writestr(member, pickled.getvalue() if "sample_inputs" in member else good.read(member))
-    with pytest.raises(SpecError, match=r"metrics\.features\.path: .*b\.pt2 cannot be opened"):
-        ImageFeatureExtractor(kind="exported", path=harmful).prepare({"image": IMAGES[:9]}, CTX)
-    assert not created.exists()
-
-
-@pytest.mark.slow
-def test_a_program_that_returns_no_features_is_an_error(tmp_path: Path) -> None:
-    path = save_program(tmp_path / "wrong.pt2", nn.ReLU())
-    with pytest.raises(SpecError, match="does not return an array \\(256, features\\)"):
-        ImageFeatureExtractor(kind="exported", path=path).prepare({"image": IMAGES[:9]}, CTX)
-
-
-@pytest.mark.skipif(importlib.util.find_spec("torch_fidelity") is not None, reason="torch_fidelity is installed")
-def test_inception_without_its_library_names_the_command_that_installs_it(tmp_path: Path) -> None:
-    weights = tmp_path / "weights.pth"
-    weights.touch()
-    with pytest.raises(MissingExtraError, match=r"kind 'inception': needs torch_fidelity.* pip install"):
-        ImageFeatureExtractor(kind="inception", path=weights).prepare({"image": IMAGES[:9]}, CTX)
-
-
-class Extractor(nn.Module):
-    """Opens a file of weights and accepts images as torch-fidelity's Inception does."""
-
-    def __init__(self, name: str, features: list[str], feature_extractor_weights_path: str) -> None:
-        super().__init__()
-        assert (name, features) == ("inception-v3-compat", ["2048"])
-        self.last = nn.Linear(3, 2048)
-        self.load_state_dict(torch.load(feature_extractor_weights_path, weights_only=False))
-
-    def forward(self, images: torch.Tensor) -> tuple[torch.Tensor]:
-        assert (images.dtype, images.shape[1:]) == (torch.uint8, (3, 8, 8))
-        return (self.last(images.float().mean((2, 3))),)
+    nodes = [helper.make_node("Reshape", ["images", "shape"], ["rows"]), helper.make_node("ReduceMean", ["rows", "axis"],
+             ["mean"], keepdims=0), helper.make_node("Add", ["mean", "shift"], ["halves"]),
+             helper.make_node("Log", ["images"], ["logs"])]  # fmt: skip
+    shift = helper.make_tensor("shift", TensorProto.FLOAT, [2], [0.0, 0.0])
+    if arrays_in:
+        shift.ClearField("float_data")
+        shift.data_location = TensorProto.EXTERNAL
+        for key, value in (("location", arrays_in), ("length", "8")):
+            pair = shift.external_data.add()
+            pair.key, pair.value = key, value
+    constants = [helper.make_tensor("shape", TensorProto.INT64, [3], [-1, 2, 32]),
+                 helper.make_tensor("axis", TensorProto.INT64, [1], [2]), shift]  # fmt: skip
+    images = helper.make_tensor_value_info("images", TensorProto.FLOAT, ["n", 1, 8, 8])
+    result = helper.make_tensor_value_info(output, TensorProto.FLOAT, None)
+    graph = helper.make_graph(nodes, "halves", [images], [result], constants)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10).SerializeToString()
 
 
 @pytest.fixture
-def fidelity(monkeypatch: pytest.MonkeyPatch) -> None:
-    module = ModuleType("torch_fidelity.feature_extractor_inceptionv3")
-    module.FeatureExtractorInceptionV3 = Extractor  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "torch_fidelity", ModuleType("torch_fidelity"))
-    monkeypatch.setitem(sys.modules, module.__name__, module)
+def network(tmp_path: Path) -> Path:
+    (path := tmp_path / "halves.onnx").write_bytes(onnx_model())
+    return path
 
 
-@pytest.mark.usefixtures("fidelity")
-def test_inception_receives_bytes_in_three_channels_and_returns_2048_features(tmp_path: Path) -> None:
-    torch.save(nn.ModuleDict({"last": nn.Linear(3, 2048)}).state_dict(), path := tmp_path / "weights.pth")
-    extractor = ImageFeatureExtractor(kind="inception", path=path, modes=2)
-    prepared = extractor.prepare({"image": IMAGES[:9]}, CTX)
-    assert np.asarray(extractor.extract({"image": IMAGES[:9]}, prepared, CTX)["features"]).shape == (9, 2048)
-    with pytest.raises(SpecError, match="got 'inception' for images of 4 channels; it accepts 1 or 3"):
-        extractor.prepare({"image": np.zeros((5, 8, 8, 4), np.uint8)}, CTX)
+def test_a_network_in_onnx_returns_the_features(network: Path) -> None:
+    extractor, ctx = ImageFeatureExtractor(kind="onnx", path=network, modes=3), Context(RandomStream(("onnx",)))
+    prepared = extractor.prepare({"image": IMAGES[REAL]}, ctx)
+    features = extractor.extract({"image": IMAGES[:300]}, prepared, ctx)["features"]
+    assert np.allclose(features, IMAGES[:300].reshape(300, 2, -1).mean(2) / 255, atol=1e-6)
+    assert ctx.backends == {"measuring": "onnxruntime cpu float32"}
+    with pytest.raises(SpecError, match=r"the network does not accept images float32\[256, 3, 8, 8\]"):
+        extractor.prepare({"image": np.zeros((5, 8, 8, 3), np.uint8)}, CTX)
 
 
-@pytest.mark.usefixtures("fidelity")
-@pytest.mark.parametrize("content", [b"", b"no weights at all", b"PK\x03\x04 cut short", "harmful", "other"])
-def test_a_file_without_weights_of_inception_is_an_error_and_its_code_does_not_run(
-    content: bytes | str, tmp_path: Path
-) -> None:
-    path, created = tmp_path / "weights.pth", tmp_path / "created"
-    if isinstance(content, bytes):
-        path.write_bytes(content)
-    else:
-        torch.save({"x": Harmful(created)} if content == "harmful" else nn.Linear(2, 2).state_dict(), path)
-    with pytest.raises(SpecError, match=r"metrics\.features\.path: .*weights\.pth does not hold the weights of Inception"):
-        ImageFeatureExtractor(kind="inception", path=path).prepare({"image": IMAGES[:9]}, CTX)
+@pytest.mark.parametrize("output", ["logs", "rows"])
+def test_a_network_without_finite_features_is_an_error(output: str, tmp_path: Path) -> None:
+    (path := tmp_path / "wrong.onnx").write_bytes(onnx_model(output))
+    with pytest.raises(SpecError, match="does not return finite numbers \\(256, features\\)"):
+        ImageFeatureExtractor(kind="onnx", path=path).prepare({"image": IMAGES[:9]}, CTX)
+
+
+def test_the_content_of_a_network_is_part_of_the_identity(network: Path, tmp_path: Path) -> None:
+    copy, other = tmp_path / "b.onnx", tmp_path / "c.onnx"
+    copy.write_bytes(network.read_bytes())
+    other.write_bytes(onnx_model("rows"))
+    first, same, another = (identity(ImageFeatureExtractor(kind="onnx", path=file)) for file in (network, copy, other))
+    assert first == same != another
+
+
+def harmful_pickle(created: Path) -> bytes:
+    """torch.load of these bytes would create a file."""
+
+    class Harmful:
+        def __reduce__(self) -> Any:
+            return Path.touch, (created,)
+
+    torch.save({"x": Harmful()}, pickled := io.BytesIO())
+    return pickled.getvalue()
+
+
+@pytest.mark.parametrize(
+    "content", ["", "PK\x03\x04 cut short", "no network at all", "version https://git-lfs", "pickle", "cut"]
+)
+def test_a_file_that_is_no_network_is_an_error_and_runs_no_code(content: str, tmp_path: Path) -> None:
+    created = tmp_path / "created"
+    special = {"pickle": harmful_pickle(created), "cut": onnx_model()[:-30]}
+    (path := tmp_path / "broken.onnx").write_bytes(special.get(content, content.encode()))
+    with pytest.raises(SettingError, match=r"^path: .*broken\.onnx cannot be opened"):
+        ImageFeatureExtractor(kind="onnx", path=path)
     assert not created.exists()
+
+
+@pytest.mark.parametrize("place", ["beside", "above", "absolute"])
+def test_arrays_of_a_network_in_other_files_are_not_read(place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (folder := tmp_path / "folder").mkdir()
+    monkeypatch.chdir(folder)
+    location, file = {"beside": ("w", folder / "w"), "above": ("../w", tmp_path / "w")}.get(
+        place, (str(tmp_path / "v"), tmp_path / "v")
+    )
+    np.ones(2, np.float32).tofile(file)
+    (path := folder / "n.onnx").write_bytes(onnx_model(arrays_in=location))
+    with pytest.raises(SettingError, match="to one ONNX file, its arrays included"):
+        ImageFeatureExtractor(kind="onnx", path=path)
 
 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"kind": "inception"}, "got None; expected torch-fidelity's weights"),
-        ({"kind": "exported", "path": Path("none.pt2")}, r"got none\.pt2; expected a program"),
-        ({"path": Path("some.pt2")}, r"got some\.pt2; kind 'classifier' reads no file"),
+        ({"kind": "onnx"}, "got None; expected an ONNX file"),
+        ({"kind": "onnx", "path": Path("none.onnx")}, r"got none\.onnx; expected an ONNX file"),
+        ({"path": Path("some.onnx")}, r"got some\.onnx; kind 'classifier' reads no file"),
     ],
 )
 def test_a_path_that_does_not_fit_the_kind_is_an_error(settings: dict[str, Any], message: str) -> None:

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, cast
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, cast
 
 import numpy as np
 from annotated_types import Ge
 
 from selfloop.columns import Array, Columns, Floats, Params, Ragged
 from selfloop.component import Context, FeatureExtractor, SampleMetric
-from selfloop.errors import DataError, SettingError
+from selfloop.errors import DataError, SettingError, first_line, missing_extra
 from selfloop.metrics.vector_distances import fit_clusters
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
 MAX_PREPARE_ROWS = 4096  # rows that determine components, clusters and scale
 CHUNK_ROWS = 4096  # rows that are projected at a time
-FILES = {"exported": "a program of torch.export (.pt2)", "inception": "torch-fidelity's weights of Inception (.pth)"}
+FATAL = 4  # onnxruntime prints such errors only, and raises the others
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,9 +32,8 @@ class ImageFeatureExtractor(FeatureExtractor):
     without either, the number of quarter turns by which an image was rotated (Gidaris et al. 2018, 1803.07728). Features are
     the last hidden layer before its nonlinearity, shifted and scaled by one number: features of real images then have mean 0
     and total variance `dimensions`, and distances in differently trained networks are comparable. "pixels" are principal
-    components of the gray values in [0, 1]. "exported" is a program of `torch.export` that maps 256 images (256, depth,
-    height, width), as floats in [0, 1], to (256, features). "inception" are the 2,048 features of the Frechet inception
-    distance.
+    components of the gray values in [0, 1]. "onnx" is a network in one ONNX file, such as the Inception of the Frechet
+    inception distance. It maps 256 images (256, depth, height, width), as floats in [0, 1], to (256, features).
 
     `extract` returns "features"; "probabilities" of the modes; and "attributes", the probability of each attribute, if the
     classifier learned attributes. Modes are the classifier's classes. Without classes, modes are k-means clusters of the real
@@ -43,17 +43,17 @@ class ImageFeatureExtractor(FeatureExtractor):
 
     name: ClassVar[str] = "image_features"
     version: ClassVar[int] = 3
-    kind: Annotated[Literal["classifier", "pixels", "exported", "inception"], "how an image becomes features"] = "classifier"
-    path: Annotated[Path | None, "file of the program or the weights, for `exported` and `inception`"] = None
+    kind: Annotated[Literal["classifier", "pixels", "onnx"], "how an image becomes features"] = "classifier"
+    path: Annotated[Path | None, "the ONNX file, for `onnx`"] = None
     dimensions: Annotated[int, Ge(1), "number of features, for `classifier` and `pixels`"] = 64
     epochs: Annotated[int, Ge(1), "passes of the classifier through the real rows; at least 500 steps of 64 rows"] = 4
     modes: Annotated[int, Ge(1), "number of clusters that are the modes of rows without labels"] = 10
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.kind in FILES and (self.path is None or not self.path.is_file()):
-            raise SettingError("path", f"got {self.path}; expected {FILES[self.kind]}. Name an existing file.")
-        if self.kind not in FILES and self.path is not None:
+        if self.kind == "onnx":
+            open_session(self.path)
+        elif self.path is not None:
             raise SettingError("path", f"got {self.path}; kind {self.kind!r} reads no file. Remove the key.")
 
     def prepare(self, real: Columns, ctx: Context) -> Params:
@@ -104,9 +104,7 @@ class ImageFeatureExtractor(FeatureExtractor):
         if self.kind == "classifier":
             network = image_networks.open_classifier(images.shape[1:], self.dimensions, prepared, ctx)
         else:
-            assert self.path is not None
-            open_network = image_networks.open_program if self.kind == "exported" else image_networks.open_inception
-            network = open_network(self.path)
+            network = image_networks.use_onnx(open_session(self.path, ctx.threads), ctx)
         features, logits = image_networks.run_network(network, images, ctx)
         if "deviation" in prepared:
             features = np.asarray((features - np.asarray(prepared["mean"])) / float(prepared["deviation"]), np.float32)
@@ -118,6 +116,26 @@ class ImageMetric(SampleMetric):
     """A metric of sampled images on their features."""
 
     features: Annotated[FeatureExtractor, "features of the images"] = field(default_factory=ImageFeatureExtractor)
+
+
+def open_session(path: Path | None, threads: int = 1) -> Any:
+    """An onnxruntime session of a file. ONNX is a graph of named operators, which cannot hold other code. SettingError."""
+    if find_spec("onnxruntime") is None:
+        raise missing_extra("metrics.features.kind: 'onnx'", "onnxruntime")
+    if path is None or not path.is_file():
+        raise SettingError("path", f"got {path}; expected an ONNX file. Name an existing file.")
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.log_severity_level = threads, FATAL
+    # arrays in other files, which are not part of a key, are looked for below this file and never found
+    options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(path))
+    try:
+        return onnxruntime.InferenceSession(path.read_bytes(), options, providers=["CPUExecutionProvider"])
+    except Exception as problem:  # the library's errors have no other class in common
+        raise SettingError(
+            "path", f"{path} cannot be opened ({first_line(problem)}). Export a network to one ONNX file, its arrays included."
+        ) from problem
 
 
 def _images(rows: Columns) -> Array:

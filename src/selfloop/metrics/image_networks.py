@@ -1,15 +1,10 @@
-"""Networks that return features of images: a small classifier trained on real images, an exported program, Inception."""
+"""Networks that return features of images: a small classifier trained on real images, or one in ONNX."""
 
 from __future__ import annotations
 
-import os
-import pickle  # for the name of its error
-import zipfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from itertools import pairwise
-from pathlib import Path
-from typing import cast
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -19,7 +14,7 @@ from torch.nn import functional
 
 from selfloop.columns import Array, Params
 from selfloop.component import Context
-from selfloop.errors import SpecError, first_line, missing_extra
+from selfloop.errors import SpecError, first_line
 from selfloop.families.nn import trainer
 from selfloop.families.nn.image_tensors import height_width_depth, scale_pixels, to_tensor
 from selfloop.families.nn.settings import TrainingSettings
@@ -31,8 +26,6 @@ BATCH_SIZE = 64
 LEARNING_RATE = 5e-3
 MIN_STEPS = 500  # training steps of the classifier
 PATH_KEY = "metrics.features.path"
-
-UNREADABLE = (RuntimeError, ValueError, KeyError, OSError, EOFError, pickle.UnpicklingError)
 
 Float32s = npt.NDArray[np.float32]
 FeatureNetwork = Callable[[Tensor], tuple[Tensor, Tensor]]  # features and logits of uint8 images (rows, depth, height, width)
@@ -83,83 +76,31 @@ def open_classifier(shape: tuple[int, ...], dimensions: int, prepared: Params, c
     return network
 
 
-def open_program(path: Path) -> FeatureNetwork:
-    """A program of `torch.export`; SpecError if it cannot be opened or does not accept the images."""
-    if not zipfile.is_zipfile(path):
-        raise SpecError(
-            f"{PATH_KEY}: got {path}; expected a program of torch.export. Write it with torch.export.save(program, 'x.pt2')."
-        )
-    try:
-        with _load_tensors_only():
-            program = torch.export.load(path).module().to(trainer.device())
-    except UNREADABLE as problem:
-        raise SpecError(
-            f"{PATH_KEY}: {path} cannot be opened ({first_line(problem)}). Save it with the installed version of torch."
-        ) from problem
+def use_onnx(session: Any, ctx: Context) -> FeatureNetwork:
+    """The network of an ONNX session; SpecError if it does not accept the images or returns no features."""
+    ctx.backends["measuring"] = "onnxruntime cpu float32"
 
     def network(images: Tensor) -> tuple[Tensor, Tensor]:
         try:
-            features = program(scale_pixels(images))
-        except (RuntimeError, AssertionError) as problem:
+            features = session.run(None, {session.get_inputs()[0].name: scale_pixels(images).cpu().numpy()})[0]
+        except Exception as problem:  # the library's errors have no other class in common
             shape = f"float32{list(images.shape)}"
             raise SpecError(
-                f"{PATH_KEY}: {path} does not accept images {shape} ({first_line(problem)}). Export it for this shape."
+                f"{PATH_KEY}: the network does not accept images {shape} ({first_line(problem)}). Export it for this shape."
             ) from problem
-        if not isinstance(features, Tensor) or features.ndim != 2 or len(features) != len(images):
+        if features.ndim != 2 or len(features) != len(images) or not np.isfinite(features).all():
             raise SpecError(
-                f"{PATH_KEY}: {path} does not return an array ({len(images)}, features) for {len(images)} images. "
-                "Export a network that does."
+                f"{PATH_KEY}: the network does not return finite numbers ({len(images)}, features) for {len(images)} images. "
+                "Export one that does."
             )
-        return features, features[:, :0]
+        return torch.from_numpy(features), torch.empty(len(features), 0)
 
     return network
-
-
-def open_inception(path: Path) -> FeatureNetwork:
-    """Inception as in the Frechet inception distance (Heusel et al. 2017, 1706.08500), with 2,048 features per image."""
-    try:
-        from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
-    except ModuleNotFoundError as problem:
-        raise missing_extra("metrics.features: kind 'inception'", problem.name or "torch_fidelity") from None
-    try:
-        with _load_tensors_only():
-            model = FeatureExtractorInceptionV3("inception-v3-compat", ["2048"], feature_extractor_weights_path=str(path))
-    except UNREADABLE as problem:
-        raise SpecError(
-            f"{PATH_KEY}: {path} does not hold the weights of Inception in torch-fidelity's format ({first_line(problem)}). "
-            "Use its release file weights-inception-2015-12-05-6726825d.pth."
-        ) from problem
-    model.to(trainer.device()).eval()
-
-    def network(images: Tensor) -> tuple[Tensor, Tensor]:
-        if images.shape[1] not in (1, 3):
-            raise SpecError(
-                f"metrics.features.kind: got 'inception' for images of {images.shape[1]} channels; it accepts 1 or 3. "
-                "Choose another kind."
-            )
-        features = cast(Tensor, model(images.expand(-1, 3, -1, -1))[0])
-        return features, features[:, :0]
-
-    return network
-
-
-@contextmanager
-def _load_tensors_only() -> Iterator[None]:
-    """Inside, torch unpickles tensors only, even if a library asks for more: unpickling other objects can run any code."""
-    name = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
-    before = os.environ.get(name)
-    os.environ[name] = "1"
-    try:
-        yield
-    finally:
-        os.environ.pop(name)
-        os.environ.update({} if before is None else {name: before})
 
 
 def run_network(network: FeatureNetwork, images: Array, ctx: Context) -> tuple[Float32s, Float32s]:
     """Features and logits of uint8 images (rows, height, width[, depth]), float32."""
     torch.set_num_threads(ctx.threads)
-    ctx.backends["measuring"] = f"torch {trainer.device().type} float32"
     outputs = []
     with torch.inference_mode():
         for first in range(0, len(images), CHUNK_ROWS):
