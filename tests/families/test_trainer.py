@@ -1,5 +1,6 @@
 """The trainer: a fit is a function of rows, stream, initial model and settings, and continues after an interruption."""
 
+import json
 import os
 import signal
 import subprocess
@@ -91,14 +92,20 @@ def test_a_fit_stopped_twice_continues_to_the_same_bits(tmp_path, whole):
     assert are_equal(run(scratch=tmp_path), whole)
 
 
+def identity_in(file):
+    """The identity of the fit whose checkpoint this is, without the name of the folder."""
+    data = file.read_bytes()
+    metadata = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])["__metadata__"]
+    return metadata["identity"].removeprefix(f"{file.parent.name} ")
+
+
 @pytest.mark.parametrize("name", ["average", "second", "step", "buffer/1.running_mean", "vector"])
 def test_the_resume_test_would_notice_an_array_missing_from_the_checkpoint(tmp_path, whole, name):
     with pytest.raises(Killed):
         run(scratch=tmp_path, stop_at=30)
     file = tmp_path / "fit.safetensors"
-    identity = repr((RandomStream(("fit",)), ALL_SETTINGS, ROWS, "torch cpu float32"))
-    step, tensors = checkpoint.load(file, identity)
-    checkpoint.save(file, tensors | {name: torch.zeros_like(tensors[name])}, identity, step)
+    step, tensors = checkpoint.load(file, identity_in(file))
+    checkpoint.save(file, tensors | {name: torch.zeros_like(tensors[name])}, identity_in(file), step)
     assert not are_equal(run(scratch=tmp_path), whole)
 
 
@@ -122,6 +129,41 @@ def test_a_damaged_checkpoint_or_one_of_another_fit_is_not_used(tmp_path, whole)
     assert are_equal(run(scratch=tmp_path), whole)
     (tmp_path / "fit.safetensors").write_bytes(b"torn")
     assert are_equal(run(scratch=tmp_path), whole)
+
+
+def test_no_flipped_bit_and_no_missing_end_of_a_checkpoint_is_read(tmp_path):
+    with pytest.raises(Killed):
+        run(scratch=tmp_path, stop_at=30)
+    file = tmp_path / "fit.safetensors"
+    data, identity = file.read_bytes(), identity_in(file)
+    assert checkpoint.load(file, identity)[0] == 30
+    rng = np.random.default_rng(0)
+    for position in [0, 9, len(data) - 1, *rng.integers(0, len(data), 200)]:
+        flipped = bytearray(data)
+        flipped[position] ^= 1 << rng.integers(8)
+        file.write_bytes(flipped)
+        assert checkpoint.load(file, identity) is None
+    for size in [0, 7, 64, *rng.integers(0, len(data), 20)]:
+        file.write_bytes(data[:size])
+        assert checkpoint.load(file, identity) is None
+
+
+def test_the_checkpoint_of_a_fit_of_other_rows_is_not_used(tmp_path, whole):
+    ours, theirs = tmp_path / "key of our rows", tmp_path / "key of their rows"
+    with pytest.raises(Killed):  # equal but for its rows, and so for the key that is the folder's name
+        run(scratch=theirs, stop_at=30, weights=np.linspace(0, 2, ROWS))
+    ours.mkdir()
+    (ours / "fit.safetensors").write_bytes((theirs / "fit.safetensors").read_bytes())
+    minibatches = []
+    assert are_equal(run(scratch=ours, minibatches=minibatches), whole)
+    assert len(minibatches) == 60
+
+
+def test_a_fit_reports_its_steps():
+    reported = []
+    ctx = Context(RandomStream(("fit",)), progress=lambda done, total: reported.append((done, total)))
+    trainer.fit(noisy_regression(), replace(ALL_SETTINGS, steps=3), ctx, None)
+    assert reported == [(1, 3), (2, 3), (3, 3)]
 
 
 def test_a_fit_does_not_change_torchs_random_state(whole):

@@ -1,10 +1,14 @@
-"""The state of an unfinished fit on disk: one safetensors file, replaced atomically."""
+"""The state of an unfinished fit on disk: a safetensors file with a digest at its end, replaced atomically.
+
+It names its folder, whose name is the key of the step: the key covers the training rows, the family and the initial model.
+"""
 
 from __future__ import annotations
 
 import json
 import os
 from collections.abc import Mapping
+from hashlib import blake2b, file_digest
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -20,7 +24,10 @@ def save(path: Path, tensors: Mapping[str, Tensor], identity: str, step: int) ->
     for is_last_attempt in (False, False, True):  # a process that finishes the same fit may remove the folder at any moment
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            save_file(contiguous, partial, metadata={"identity": identity, "step": str(step)})
+            save_file(contiguous, partial, metadata={"identity": f"{path.parent.name} {identity}", "step": str(step)})
+            with partial.open("r+b") as file:
+                digest = file_digest(file, blake2b).digest()
+                file.write(digest)
             os.replace(partial, path)
             return
         except (SafetensorError, OSError) as problem:
@@ -30,14 +37,15 @@ def save(path: Path, tensors: Mapping[str, Tensor], identity: str, step: int) ->
 
 
 def load(path: Path, identity: str) -> tuple[int, dict[str, Tensor]] | None:
-    """Steps done and tensors of the fit with that identity; None if there is no such file or it is damaged."""
-    if not path.is_file():
-        return None
+    """Steps done and tensors of the fit with that identity; None if there is no such file or a byte of it was changed."""
     try:
         # Read the file once: `safe_open` would open it again for the tensors, and another process may replace it.
         data = path.read_bytes()
-        tensors = load_tensors(data)
-        metadata = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])["__metadata__"]
-    except (SafetensorError, OSError, KeyError):
+    except OSError:
         return None
-    return (int(metadata["step"]), tensors) if metadata["identity"] == identity else None
+    size = len(data) - blake2b().digest_size
+    if size < 0 or blake2b(memoryview(data)[:size]).digest() != data[size:]:
+        return None
+    data = data[:size]
+    metadata = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])["__metadata__"]
+    return (int(metadata["step"]), load_tensors(data)) if metadata["identity"] == f"{path.parent.name} {identity}" else None

@@ -158,9 +158,9 @@ class _TrainingState:
         self.optimizer = AdamW(self.trainable, settings)
         self.losses = torch.zeros(settings.count_steps(len(problem.weights)), device=device())
         self.path = ctx.scratch / "fit.safetensors" if ctx.scratch else None
-        self.identity = repr(
-            (ctx.stream, replace(settings, checkpoint_seconds=0.0), len(problem.weights), ctx.backends["training"])
-        )
+        shapes = [(name, tensor.dtype, tensor.shape) for name, tensor in sorted(self.tensors().items())]
+        same = replace(settings, checkpoint_seconds=0.0), len(problem.weights), ctx.backends["training"], torch.__version__
+        self.identity = repr((ctx.stream, *same, shapes))
         self.due = time.monotonic() + settings.checkpoint_seconds
 
     def advance(self, step: int, indices: Tensor, learning_rate: float) -> None:
