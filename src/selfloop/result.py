@@ -12,6 +12,7 @@ import numpy as np
 
 from selfloop.columns import Floats
 from selfloop.engine.curves import Curves
+from selfloop.engine.executors import Notify
 from selfloop.engine.run import Progress, run_tasks, store_path
 from selfloop.errors import SpecError
 from selfloop.policies.schedule import ScheduleEntry, schedule_metrics
@@ -189,18 +190,20 @@ def run(
     workers: int | None = 1,
     threads: int | None = None,
     progress: Progress | None = None,
+    notify: Notify | None = None,
 ) -> Result:
     """Run a spec to the end; stored results are not computed again.
 
-    `workers=None` starts as many processes as the cores allow (in a script, guard the call with
-    `if __name__ == "__main__":`). The numbers do not depend on it.
+    `workers=None` starts as many processes as the cores allow (in a script with components of its own, guard the call with
+    `if __name__ == "__main__":`). The numbers do not depend on it. `progress` is called with the generations done and all
+    generations, `notify` with texts such as "replace, seed 0, generation 2: fit, step 40 of 300", many times a second.
     """
     spec = replace(spec)  # its points are resolved now: data files may have changed since they last were
     usage: dict[str, Usage] = {}
     shared = Usage()
     labels = spec.policy_labels()
     table = {(p.coordinates, label): Curves(spec.seeds, p.spec.generations) for p in spec.points() for label in labels}
-    for output in run_tasks(spec, store, workers=workers, threads=threads, progress=progress):
+    for output in run_tasks(spec, store, workers=workers, threads=threads, progress=progress, notify=notify):
         label = labels[output.policy]
         (shared if output.shared else usage.setdefault(label, Usage())).add(output.usage)
         table[output.coordinates, label].merge(output.curves)

@@ -58,7 +58,8 @@ def _run(
     with show_progress(quiet) as progress:
         from selfloop.result import run as run_spec  # inside, as imports can take seconds
 
-        return run_spec(_spec(name, set_), store, workers=workers, threads=threads, progress=progress)
+        notify = progress and progress.note
+        return run_spec(_spec(name, set_), store, workers=workers, threads=threads, progress=progress, notify=notify)
 
 
 def _write_report(results: list[Result], path: Path, quiet: bool, title: str = "", figures: Path | None = None) -> None:
@@ -290,7 +291,7 @@ def verify(
     store: StoreOption = None,
     quiet: QuietOption = False,
 ) -> None:
-    """Check all files of a spec in the store, and recompute random records. Exits with 1 if a file is damaged or a record wrong.
+    """Check all files of a spec in the store and recompute random records. Exits with 1 if a file is damaged or a record wrong.
 
     A record that another backend made (a GPU, the C decoder) is compared within a relative tolerance of 0.001.
 

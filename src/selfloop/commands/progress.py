@@ -5,26 +5,26 @@ from __future__ import annotations
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+
+from selfloop.errors import printable
 
 FIRST_SECONDS = 2.0  # without a line: an error of the spec comes sooner
 PRINT_SECONDS, POLL_SECONDS = 4.0, 0.5  # together below the 5 seconds that a command may print nothing
 
-Progress = Callable[[int, int], None]  # of work done and of all work
-
 
 @contextmanager
 def show_progress(quiet: bool, unit: str = "generations") -> Iterator[Progress | None]:
-    """A function that shows progress: a bar in a terminal, plain lines elsewhere; None if `quiet`."""
+    """Shows progress: a bar in a terminal, plain lines elsewhere; None if `quiet`."""
     if quiet:
         yield None
     elif sys.stderr.isatty():
-        with _progress_bar(unit) as progress:
-            yield progress
+        with _progress_bar(unit) as bar:
+            yield bar
     else:
         with _plain_lines("starting", unit) as lines:
-            yield lines.update
+            yield lines
             if lines.printed_done < lines.total:
                 lines.print()
 
@@ -36,41 +36,69 @@ def show_activity(quiet: bool, activity: str) -> Iterator[None]:
         yield
 
 
+class Progress:
+    """Work done and all work, and a note of what is done now. Called with both numbers."""
+
+    def __init__(self, activity: str, unit: str) -> None:
+        self.activity, self.unit, self.doing, self.done, self.total = activity, unit, "", 0, 0
+
+    def __call__(self, done: int, total: int) -> None:
+        self.done, self.total = done, total
+        self.show()
+
+    def note(self, doing: str) -> None:
+        """Tell which chain computes which step now."""
+        self.doing = printable(doing)
+        self.show()
+
+    def counts(self) -> str:
+        """The numbers as text; the activity while they are unknown."""
+        return f"{self.done}/{self.total} {self.unit}" if self.total else f"{self.activity} ..."
+
+    def show(self) -> None:
+        """Show the state, if it is time to."""
+
+
 @contextmanager
 def _progress_bar(unit: str) -> Iterator[Progress]:
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
     from rich.progress import Progress as ProgressBar
 
-    columns = (BarColumn(), MofNCompleteColumn(), TextColumn(f"{unit},"), TimeElapsedColumn(), TextColumn("elapsed,"),
-               TimeRemainingColumn(), TextColumn("remaining"))  # fmt: skip
+    counts, doing = (TextColumn(f"{{task.fields[{name}]}}", markup=False) for name in ("counts", "doing"))
+    columns = (BarColumn(20), counts, TimeElapsedColumn(), TextColumn("elapsed,"), TimeRemainingColumn(),
+               TextColumn("remaining;"), doing)  # fmt: skip
     with ProgressBar(*columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task("run", total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
+        progress = Progress("starting", unit)
+        task = bar.add_task("run", total=None, counts=progress.counts(), doing="")
+
+        def update() -> None:
+            bar.update(
+                task, completed=progress.done, total=progress.total or None, counts=progress.counts(), doing=progress.doing
+            )
+
+        progress.show = update  # type: ignore[method-assign]  # one that draws
+        yield progress
 
 
-class _ProgressLines:
-    """Progress as plain lines; a line without counts names the activity."""
+class _ProgressLines(Progress):
+    """Progress as plain lines."""
 
     def __init__(self, activity: str, unit: str) -> None:
-        self.activity, self.unit, self.done, self.total, self.printed_done = activity, unit, 0, 0, 0
-        self.started = time.monotonic()
+        super().__init__(activity, unit)
+        self.printed_done, self.started = 0, time.monotonic()
         self.due = self.started + FIRST_SECONDS
 
-    def update(self, done: int, total: int) -> None:
-        self.done, self.total = done, total
-        self.print_if_due()
-
-    def print_if_due(self) -> None:
+    def show(self) -> None:
         if time.monotonic() >= self.due:
             self.print()
 
     def print(self) -> None:
         self.due, self.printed_done = time.monotonic() + PRINT_SECONDS, self.done
         elapsed = time.monotonic() - self.started
-        counts = f"{self.done}/{self.total} {self.unit}" if self.total else f"{self.activity} ..."
         remaining = f", {elapsed / self.done * (self.total - self.done):.0f} s remaining" if self.done else ""
-        sys.stderr.write(f"{counts}, {elapsed:.0f} s elapsed{remaining}\n")
+        doing = f"; {self.doing}" if self.doing and (self.done < self.total or not self.total) else ""
+        sys.stderr.write(f"{self.counts()}, {elapsed:.0f} s elapsed{remaining}{doing}\n")
 
 
 @contextmanager
@@ -80,7 +108,7 @@ def _plain_lines(activity: str, unit: str) -> Iterator[_ProgressLines]:
 
     def watch() -> None:
         while not stop.wait(POLL_SECONDS):
-            lines.print_if_due()
+            lines.show()
 
     thread = threading.Thread(target=watch, daemon=True)
     thread.start()

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import codecs
 import os
+import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from io import TextIOWrapper
 from pathlib import Path
 from shutil import get_terminal_size
+from types import FrameType
 from typing import Any
 from unicodedata import combining, normalize
 
@@ -23,6 +25,7 @@ MAX_ERROR_LENGTH = 690  # characters that a terminal shows in a few lines
 MIN_COLUMNS = 80  # below, the terminal breaks lines: narrower tables would break numbers
 PIPE_COLUMNS = 240  # line width where standard output is no terminal, so that lines do not wrap
 INTERRUPTED = 130  # exit code of typer after Ctrl-C
+TERMINATED = 143  # exit code after SIGTERM, with which schedulers end a job
 _SIMILAR = str.maketrans("▁▂▃▄▅▆▇█×–−“”·", '12345678x--""-') | {ord("→"): "->", ord("≥"): ">="}
 
 
@@ -31,14 +34,17 @@ def plain_problems() -> Iterator[None]:
     """Show what a user can correct, and selfloop's warnings, as one line each; the exit code is then 2."""
     _prepare_streams()
     show_warnings_plainly()
+    terminated: list[int] = []
     try:
         try:
-            yield
+            with _interrupt_at_sigterm(terminated):
+                yield
         finally:
             sys.stdout.flush()  # a full disk is noticed here and not while Python ends
     except SystemExit as end:
         if end.code == INTERRUPTED:
             _write("interrupted. Finished steps are stored; run the same command to continue.")
+            end.code = TERMINATED if terminated else INTERRUPTED
         raise
     except SelfloopError as problem:
         sentence = " ".join(str(problem).split())
@@ -51,6 +57,21 @@ def plain_problems() -> Iterator[None]:
         sys.exit(1)
     except OSError as problem:  # a file that was writable at the start and no longer is
         _exit(f"{problem.filename or 'standard output'}: {os_error_reason(problem)}.")
+
+
+@contextmanager
+def _interrupt_at_sigterm(terminated: list[int]) -> Iterator[None]:
+    """SIGTERM does what Ctrl-C does, and is noted."""
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        terminated.append(number)
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _exit(sentence: str) -> None:
