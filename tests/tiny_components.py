@@ -139,8 +139,9 @@ def tiny_spec(**changes: Any) -> Spec:
 
 
 def files_of(store: Path) -> list[Path]:
-    """Every stored object and record."""
-    return sorted(path for part in ("objects", "records") for path in (store / part).rglob("*") if path.is_file())
+    """Every stored object and record, without what was set aside."""
+    paths = [path for part in ("objects", "records") for path in (store / part).rglob("*") if path.suffix != ".damaged"]
+    return sorted(path for path in paths if path.is_file())
 
 
 def objects_of(store: Path) -> dict[str, bytes]:

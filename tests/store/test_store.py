@@ -21,7 +21,6 @@ import pytest
 
 import tiny_components
 from selfloop.columns import Columns, Ragged
-from selfloop.commands.gc import collect_garbage
 from selfloop.commands.plan import plan
 from selfloop.commands.verify import verify
 from selfloop.component import Component, Context
@@ -306,7 +305,8 @@ def test_an_object_that_goes_while_a_run_holds_it_is_made_again(tmp_path: Path) 
     store = Store(tmp_path)
     ref = store.call(count_up, 5, CTX)
     shutil.rmtree(tmp_path / "objects")
-    assert store.call(total, ref, CTX) == {"total": 10}
+    with pytest.warns(UserWarning, match=f"missing file .*{ref.digest}"):
+        assert store.call(total, ref, CTX) == {"total": 10}
 
 
 def test_a_record_under_another_s_name_is_damage(tmp_path: Path) -> None:
@@ -451,27 +451,6 @@ def test_many_threads_that_write_the_same_file_leave_one(tmp_path: Path) -> None
 
 
 # upkeep
-
-
-def test_gc_deletes_exactly_what_no_record_speaks_of(tmp_path: Path) -> None:
-    store = tmp_path / "store"
-    rows_of(store)
-    files = tiny_components.files_of(store)
-    for orphan in ("objects/00/left.safetensors", "objects/00/.1-2.tmp", "records/zz/.3-4.tmp", "scratch/key/fit.safetensors"):
-        (store / orphan).parent.mkdir(exist_ok=True)
-        (store / orphan).write_bytes(b"12345")
-    assert collect_garbage(store, ()) == (4, 20)
-    assert tiny_components.files_of(store) == files
-    assert collect_garbage(store, ()) == (0, 0)
-
-
-def test_gc_keeps_what_the_given_specs_use_and_deletes_the_rest(tmp_path: Path) -> None:
-    rows_of(tmp_path / "short", generations=3)
-    rows_of(tmp_path / "both", generations=3)
-    rows_of(tmp_path / "both", generations=5, n=30)
-    collect_garbage(tmp_path / "both", [tiny_components.tiny_spec(generations=3)])
-    assert tiny_components.results_of(tmp_path / "both") == tiny_components.results_of(tmp_path / "short")
-    assert tiny_components.objects_of(tmp_path / "both") == tiny_components.objects_of(tmp_path / "short")
 
 
 @pytest.mark.parametrize("kind", ["value", "object", "ended"])

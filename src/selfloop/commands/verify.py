@@ -1,4 +1,4 @@
-"""Recomputes stored records and compares them, within a tolerance if another backend made the record."""
+"""Checks all files of a run, and recomputes some of its records: equal, or close if another backend made the record."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import numpy as np
 from selfloop.columns import Array, Columns
 from selfloop.engine import steps
 from selfloop.engine.tasks import plan_tasks, run_task
-from selfloop.errors import SpecError
+from selfloop.errors import SpecError, StoreError
 from selfloop.formats.safetensors import flatten_columns
 from selfloop.rng import RandomStream
 from selfloop.spec.spec import Spec
@@ -39,37 +39,49 @@ class Verification:
     close: int = 0  # made by another backend, and equal within the tolerance
     wrong: list[str] = field(default_factory=list)  # one sentence per record that differs
     not_compared: list[str] = field(default_factory=list)  # one sentence per record that cannot be compared
+    damaged: list[str] = field(default_factory=list)  # files, records and objects, that are damaged or missing
     backends: Counter[tuple[str, str]] = field(default_factory=Counter)  # (purpose, backend) -> records of the spec
 
 
 def verify(spec: Spec, path: Path, records: int, progress: Callable[[int, int], None] | None = None) -> Verification:
-    """Recompute randomly chosen records of a spec and compare. Raises SpecError if the store has no record of the spec."""
-    calls = stored_calls([spec], path)
-    if not calls:
+    """Check every file that a spec uses, recompute randomly chosen records and compare. The store stays as it is.
+
+    Raises SpecError if the store has no record of the spec.
+    """
+    damaged = list[str]()
+    calls, store = stored_calls([spec], path, damaged), Store(path, read_only=True)
+    if not calls and not damaged:
         raise SpecError(f"verify: store {path} has no record of this spec. Run the spec first.")
-    store, keys = Store(path), sorted(calls)  # created after the check: no folder appears without records
+    verification, keys = Verification(len(calls)), sorted(calls)
+    for call in calls.values():
+        body = store.read_record(store.record_path(call.key), call.key) or {"result": {}, "provenance": {"backend": {}}}
+        verification.backends.update(body["provenance"]["backend"].items())
+        if "object" in body["result"] and not store.is_intact(body["result"]["object"]):
+            damaged.append(store.object_path(body["result"]["object"]))
     rng = RandomStream(("verify", time.time_ns())).generator()
-    picks = sorted(rng.choice(len(keys), min(records, len(keys)), replace=False))
-    verification = Verification(len(calls))
+    picks = sorted(rng.choice(len(keys), min(records, len(keys)), replace=False)) if keys else []
     for i in picks:
         _verify_record(store, calls[keys[i]], verification)
         if progress:
             progress(verification.checked, len(picks))
-    for call in calls.values():
-        verification.backends.update(provenance_of(store, call).get("backend", {}).items())
+    verification.damaged = sorted({*damaged, *store.damaged})
     return verification
 
 
 def _verify_record(store: Store, call: StepCall, verification: Verification) -> None:
-    recorded, provenance = store.lookup(call), provenance_of(store, call)
+    recorded, provenance, name = store.lookup(call), provenance_of(store, call), f"{step_name(call.step)} {call.key}"
     verification.checked += 1
     if recorded is None:
-        verification.wrong.append(f"{step_name(call.step)} {call.key}: the record or its object is damaged.")
+        verification.wrong.append(f"{name}: the record or its object is damaged.")
         return
-    fresh, value, backend = recompute(store, call, provenance["threads"])
+    try:
+        fresh, value, backend = recompute(store, call, provenance["threads"])
+    except StoreError as problem:  # of an object that the step reads
+        verification.not_compared.append(f"{name}: {problem}")
+        return
     if recorded == fresh:
         return
-    name, stored_backend = f"{step_name(call.step)} {call.key}", provenance["backend"]
+    stored_backend = provenance["backend"]
     if stored_backend == backend:
         verification.wrong.append(f"{name}: the record has {recorded}; recomputing gives {fresh}.")
         return
@@ -109,15 +121,17 @@ def _arrays_are_close(stored: Array, computed: Array) -> bool:
     return np.allclose(stored, computed, rtol=0, atol=TOLERANCE * largest, equal_nan=True)
 
 
-def stored_calls(specs: Iterable[Spec], path: Path) -> dict[str, StepCall]:
-    """Every call of a stored step that these specs make and the store has a record of, by key."""
+def stored_calls(specs: Iterable[Spec], path: Path, damaged: list[str] | None = None) -> dict[str, StepCall]:
+    """Every call of a stored step that these specs make and the store has a record of, by key. Adds to the damaged files."""
     calls: dict[str, StepCall] = {}
     for spec in specs:
         for phase in plan_tasks(spec, path):
             for task in phase:
                 store = Store(path, read_only=True, record_calls=True)
-                with suppress(NotStoredError):
+                with suppress(NotStoredError, StoreError):
                     for _ in run_task(task, store):
                         pass
                 calls |= {call.key: call for call in store.calls}
+                if damaged is not None:
+                    damaged += store.damaged
     return calls

@@ -12,6 +12,8 @@ from selfloop.engine.executors import Notify, count_cores, execute
 from selfloop.engine.tasks import TaskOutput, plan_tasks, run_task_in_worker
 from selfloop.policies.schedule import schedule_metrics
 from selfloop.spec.spec import Spec
+from selfloop.spec.write import spec_text
+from selfloop.store.runs import note_run
 from selfloop.store.store import Store
 from selfloop.types import Measurement
 
@@ -20,7 +22,7 @@ Progress = Callable[[int, int], None]  # generations finished, generations in al
 
 def store_path(path: str | Path | None) -> Path:
     """The store's folder: the given path, else $SELFLOOP_STORE, else .selfloop in the working folder."""
-    return Path(path or os.environ.get("SELFLOOP_STORE") or ".selfloop")
+    return Path(os.path.expanduser(path or os.environ.get("SELFLOOP_STORE") or ".selfloop"))  # unlike Path's, it never fails
 
 
 def run_tasks(
@@ -41,17 +43,24 @@ def run_tasks(
     finished = 0
     if progress:
         progress(0, total)
-    for phase in phases:
-        per_chain = phase[0].threads if phase else 1
-        most = max(1, count_cores() // per_chain) if workers is None else workers
-        longest_first = sorted(phase, key=lambda task: -task.cost)
-        isolated = any(task.takes_over_interrupts for task in phase)
-        notify = notify or (lambda note: None)
-        for output in execute(run_task_in_worker, longest_first, most, per_chain, notify=notify, isolated=isolated):
-            finished += output.generations if phase is chains else 0
-            if progress:
-                progress(finished, total)
-            yield output if phase is chains else replace(output, curves=Curves((), 0), shared=True)  # the chains replay them
+    with note_run(path, _title(spec), spec_text(spec)) as keys:
+        for phase in phases:
+            per_chain = phase[0].threads if phase else 1
+            most = max(1, count_cores() // per_chain) if workers is None else workers
+            longest_first = sorted(phase, key=lambda task: -task.cost)
+            isolated = any(task.takes_over_interrupts for task in phase)
+            notify = notify or (lambda note: None)
+            for output in execute(run_task_in_worker, longest_first, most, per_chain, notify=notify, isolated=isolated):
+                keys |= output.usage.keys
+                finished += output.generations if phase is chains else 0
+                if progress:
+                    progress(finished, total)
+                shared = replace(output, curves=Curves((), 0), shared=True)  # the chains replay them
+                yield output if phase is chains else shared
+
+
+def _title(spec: Spec) -> str:
+    return f"{spec.family.name} on {spec.source.name}: {', '.join(spec.policy_labels())}"
 
 
 def iter_measurements(

@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Hashable, Iterator, Mapping
+from dataclasses import dataclass, field, fields, is_dataclass
+from pathlib import Path
 from typing import Any
+
+from selfloop.component import Context
+from selfloop.formats.folders import list_folder
+from selfloop.store.identity import ObjectRef
+from selfloop.store.records import stamp
 
 
 class NotStoredError(Exception):
@@ -21,6 +27,27 @@ class StepCall:
     arguments: tuple[Any, ...]
 
 
+def inputs_of(value: Any) -> Iterator[Path | ObjectRef]:
+    """Every path and every reference to stored arrays in an argument and its settings."""
+    if isinstance(value, Path | ObjectRef):
+        yield value
+    elif isinstance(value, Mapping | tuple | list):
+        for item in value.values() if isinstance(value, Mapping) else value:
+            yield from inputs_of(item)
+    elif is_dataclass(value) and not isinstance(value, type | Context):
+        yield from inputs_of([getattr(value, f.name) for f in fields(value) if f.metadata.get("identity", True)])
+
+
+def source_stamps(call: StepCall) -> dict[Path, Hashable]:
+    """The files in the arguments of a call, and what changes when they are written."""
+    stamps: dict[Path, Hashable] = {}
+    for path in inputs_of(call.arguments):
+        if isinstance(path, Path):
+            names = list_folder(path).sizes if path.is_dir() else {"": 0}
+            stamps |= {path / name: stamp(path / name, changes=False) for name in names}
+    return stamps
+
+
 @dataclass(slots=True)
 class Usage:
     """Steps that a run computed and reused, and their cost."""
@@ -30,6 +57,7 @@ class Usage:
     seconds: float = 0.0  # of computed steps
     seconds_saved: float = 0.0  # that the reused steps took when they were computed
     bytes: int = 0  # of arrays written
+    keys: set[str] = field(default_factory=set)  # of the records of all steps
     by_step: dict[str, tuple[int, float]] = field(default_factory=dict)  # name -> (computed, seconds)
     warnings: dict[str, None] = field(default_factory=dict)  # of computed and reused steps, each once
     backends: Counter[tuple[str, str]] = field(default_factory=Counter)  # (purpose, backend) -> records
@@ -40,6 +68,7 @@ class Usage:
             setattr(self, name, getattr(self, name) + getattr(other, name))
         for step, (count, seconds) in other.by_step.items():
             self.count_step(step, count, seconds)
+        self.keys |= other.keys
         self.warnings |= other.warnings
         self.backends.update(other.backends)
 

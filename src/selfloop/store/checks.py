@@ -1,16 +1,16 @@
-"""Records checked and computed again, for `verify` and `gc`."""
+"""Records checked and computed again, for `verify`."""
 
 from __future__ import annotations
 
 import json
-import shutil
+import os
 from collections.abc import Mapping
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, cast
 
 from selfloop.errors import ChainEndedError
 from selfloop.formats.safetensors import is_columns, to_safetensors
-from selfloop.store import records
 from selfloop.store.calls import StepCall
 from selfloop.store.identity import digest
 from selfloop.store.store import Store
@@ -23,27 +23,20 @@ def recompute(store: Store, call: StepCall, threads: int) -> tuple[Mapping[str, 
     """
     from threadpoolctl import threadpool_limits
 
-    scratch = store.path / "scratch" / f"verify-{call.key}"
+    scratch = store.path / "scratch"
     backends: dict[str, str] = {}
-    try:
-        with threadpool_limits(threads):
-            value = call.step(*(store.open_argument(a, scratch, backends, threads) for a in call.arguments))
-    except ChainEndedError as end:
-        return {"ended": end.status}, None, backends
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
-    if is_columns(value):
-        return {"object": digest(*to_safetensors(value))}, value, backends
-    return {"value": json.loads(json.dumps(value, allow_nan=False))}, value, backends
+    with TemporaryDirectory(prefix="verify-", dir=scratch if os.access(scratch, os.W_OK) else None) as folder:
+        try:
+            with threadpool_limits(threads):
+                value = call.step(*(store.open_argument(a, Path(folder), backends, threads) for a in call.arguments))
+        except ChainEndedError as end:
+            return {"ended": end.status}, None, backends
+        if is_columns(value):
+            return {"object": digest(*to_safetensors(value))}, value, backends
+        return {"value": json.loads(json.dumps(value, allow_nan=False))}, value, backends
 
 
 def provenance_of(store: Store, call: StepCall) -> Mapping[str, Any]:
     """Provenance in a call's record; empty without one."""
     body = store.read_record(store.record_path(call.key), call.key)
     return cast(Mapping[str, Any], body["provenance"]) if body else {}
-
-
-def object_of(record: Path) -> str | None:
-    """Digest of the object that a record file names; None if the file is damaged or holds a value."""
-    body = records.verify_checksum(record.read_bytes())
-    return None if body is None else cast("str | None", body["result"].get("object"))

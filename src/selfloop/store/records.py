@@ -1,26 +1,36 @@
 """Files of a store: immutable objects and records, written whole or not at all, each with a checksum.
 
 `objects/ab/....safetensors` are arrays named by their content; `records/cd/....json` map a key to an object, a value or the
-status that ended a chain, with provenance. The first writer of a file wins. No locks, no pickle, nothing is overwritten.
+status that ended a chain, with provenance. The first writer of a file wins. No locks, no pickle, nothing is overwritten. What
+cannot be read is renamed to `....damaged`, in `set_aside` alone.
 """
 
 from __future__ import annotations
 
 import errno
 import json
+import math
 import os
 import platform
+import re
 import shutil
+import stat
 import sys
 import time
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from functools import cache
+from hashlib import blake2b, file_digest
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, get_type_hints
 
-from selfloop.errors import DataError, SelfloopError, StoreError, os_error_reason
-from selfloop.store.identity import digest, file_digest
+import numpy as np
 
+from selfloop.errors import DataError, SelfloopError, SettingError, StoreError, os_error_reason
+from selfloop.settings import check_setting
+from selfloop.store.identity import digest
+
+UNREADABLE = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.EACCES, errno.EPERM, errno.EIO)  # of one file
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)  # only writing raises them
 FORMAT = 2  # of a store's folder; 1 was written by selfloop 0.1, whose keys held module paths
 
@@ -28,24 +38,30 @@ FORMAT = 2  # of a store's folder; 1 was written by selfloop 0.1, whose keys hel
 def create_folders(path: Path) -> None:
     """Create the folders of a store and its FORMAT file. OSError if that is impossible."""
     for name in ("objects", "records", "scratch"):
-        (path / name).mkdir(parents=True, exist_ok=True)
+        if not os.path.lexists(path / name):
+            (path / name).mkdir(parents=True, exist_ok=True)
     write_new(f"{path}/FORMAT", f"{FORMAT}\nA store of selfloop. Delete the whole folder, or use `selfloop gc`.\n".encode())
 
 
-def check_format(path: Path) -> None:
-    """Raise StoreError if the folder is a store of another format."""
+def check_format(path: Path) -> bool:
+    """True if the folder is a store, False if it is none or does not exist; StoreError if it is one of another format."""
+    try:
+        os.scandir(path).close()
+    except FileNotFoundError:
+        return False
     marker = path / "FORMAT"
     if marker.is_file():
         number = marker.read_text(encoding="utf-8", errors="replace").split("\n")[0][:20]
     elif (path / ".selfloop").is_file():  # the marker of version 0.1
         number = "1"
     else:
-        return
+        return False
     if number != str(FORMAT):
         raise StoreError(
             f"store {path}: has format {number}; this version of selfloop uses format {FORMAT}. Choose another "
             "folder with --store, or delete this one."
         )
+    return True
 
 
 def store_error(path: Path, action: str, problem: OSError) -> StoreError:
@@ -57,9 +73,16 @@ def store_error(path: Path, action: str, problem: OSError) -> StoreError:
 def step_error(path: Path, step: str, problem: OSError) -> SelfloopError:
     """The error for a file that a step could not read or write: one of the store, or one of the user."""
     file = str(problem.filename or problem)
+    if problem.errno == errno.ENOMEM:
+        return memory_error(step, problem)
     if problem.errno in DISK_ERRORS or str(path) in file:
         return store_error(path, "write", problem)
     return DataError(f"{step}: {file}: {os_error_reason(problem)}. Check that file.")
+
+
+def memory_error(step: str, problem: Exception) -> SelfloopError:
+    """The error for a step that needs more memory than there is."""
+    return SelfloopError(f"{step}: not enough memory ({problem}). Lower n or the number of seeds.")
 
 
 def with_checksum(body: bytes) -> bytes:
@@ -67,27 +90,92 @@ def with_checksum(body: bytes) -> bytes:
     return b'{"body": %b, "checksum": "%b"}' % (body, digest(body).encode())
 
 
-def verify_checksum(data: bytes) -> dict[str, Any] | None:
-    """The body of a record file; None if any byte of it was changed."""
-    body = data.removeprefix(b'{"body": ').rpartition(b', "checksum": "')[0]
-    return cast("dict[str, Any]", json.loads(body)) if body and with_checksum(body) == data else None
+def read_record(path: str | Path, key: str) -> dict[str, Any] | None:
+    """The body of a record file; None if there is no readable file, any byte of it was changed, or its form is another."""
+    if file_stat(path) is None:
+        return None
+    try:
+        data = Path(path).read_bytes()
+        body = data.removeprefix(b'{"body": ').rpartition(b', "checksum": "')[0]
+        parsed = json.loads(body) if with_checksum(body) == data else None
+    except OSError as problem:
+        if problem.errno not in UNREADABLE:
+            raise
+        return None
+    except (ValueError, RecursionError):
+        return None
+    return parsed if _has_form(parsed, key) else None
 
 
-def file_stat(path: str) -> list[int] | None:
-    """Size and modification time of a file: a cheap sign that it is unchanged."""
+def _has_form(body: Any, key: str) -> bool:
+    match body:
+        case {
+            "key": str(own_key), "result": {"object": str()} | {"value": _} | {"ended": str()} as result,
+            "file_stat": None | [int(), int()], "warnings": list(texts),
+            "provenance": {"step": str(), "seconds": int() | float() as seconds, "threads": int(n), "backend": dict(backends)},
+        } if own_key == key and len(result) == 1 and n > 0 and 0 <= seconds < math.inf:  # fmt: skip
+            is_named = bool(re.fullmatch("[0-9a-f]{40}", result.get("object", key)))
+            return is_named and all(isinstance(text, str) for text in (*texts, *backends.values()))
+    return False
+
+
+def is_result_of(step: Callable[..., Any], result: Mapping[str, Any]) -> bool:
+    """True if a record's result is what a step can return: arrays, a value of its annotated type, or the end of a chain."""
+    if "ended" in result:
+        return True
+    try:
+        value = {"": np.zeros(0)} if "object" in result else result["value"]
+        check_setting(get_type_hints(step).get("return", Any), value, "result")
+    except SettingError:
+        return False
+    return True
+
+
+def file_stat(path: str | Path) -> list[int] | None:
+    """Size and modification time of a file, a cheap sign that it is unchanged; None if there is no file."""
     try:
         status = os.stat(path)
     except OSError:
         return None
-    return [status.st_size, status.st_mtime_ns]
+    return [status.st_size, status.st_mtime_ns] if stat.S_ISREG(status.st_mode) else None
+
+
+def stamp(path: str | Path, *, changes: bool = True) -> tuple[int, ...]:
+    """What differs when a file was written; empty without a file. With `changes` also when its time of writing was set back."""
+    try:
+        status = os.stat(path)
+    except OSError:
+        return ()
+    return status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns if changes else 0
 
 
 def is_intact(path: str, content: str) -> bool:
     """True if the file exists and has that content digest."""
-    return os.path.exists(path) and file_digest(Path(path)) == content
+    if file_stat(path) is None:
+        return False
+    try:
+        with open(path, "rb") as file:
+            return file_digest(file, lambda: blake2b(digest_size=20)).hexdigest() == content
+    except OSError as problem:
+        if problem.errno not in UNREADABLE:
+            raise
+        return False
 
 
-def write_new(path: str, *chunks: bytes | memoryview) -> None:
+def obstacle(root: Path, path: str | Path) -> Path | None:
+    """What stands in the place of a folder on the way to a path in a store, such as a file or a link to itself."""
+    folders = [folder for folder in reversed(Path(path).parents) if root in folder.parents]
+    return next((folder for folder in folders if os.path.lexists(folder) and not folder.is_dir()), None)
+
+
+def set_aside(root: Path, path: str) -> None:
+    """Rename what is at a path in a store and cannot be used, or what obstructs it. OSError if that is impossible."""
+    damaged = obstacle(root, path) or path
+    with suppress(FileNotFoundError):  # another process was faster
+        os.rename(damaged, f"{damaged}.{time.time_ns()}.damaged")
+
+
+def write_new(path: str, *chunks: bytes | memoryview, mode: int = 0o666) -> None:
     """Create the file whole or not at all. An existing file is kept: another process wrote the same content first."""
     folder = os.path.dirname(path)
     temporary = f"{folder}/.{os.getpid()}-{time.monotonic_ns()}.tmp"
@@ -96,8 +184,15 @@ def write_new(path: str, *chunks: bytes | memoryview) -> None:
     try:
         with file:
             file.writelines(chunks)
-        with suppress(FileExistsError):
+        if mode & 0o222 == 0:
+            os.chmod(temporary, mode & os.stat(temporary).st_mode)
+        try:
             os.link(temporary, path)
+        except FileExistsError:
+            pass
+        except OSError:  # a file system without hard links, as of memory sticks and of clouds
+            if not os.path.exists(path):
+                os.replace(temporary, path)
     finally:
         Path(temporary).unlink(missing_ok=True)
 

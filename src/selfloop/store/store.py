@@ -1,6 +1,7 @@
 """Results of stored steps in a folder, named by a digest of the step and its arguments. `records.py` writes the files.
 
-A damaged or missing file counts as absent: its result is computed again, unless the store is read-only.
+A damaged file is set aside and counts as absent: its result is computed again, unless the store is read-only. A finished store
+is only read, so it may be of another user, or on a medium that cannot be written.
 Processes share a store without locks: equal keys give equal files, and the first writer of a file wins.
 """
 
@@ -10,17 +11,17 @@ import json
 import os
 import time
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
 from selfloop.columns import Column
 from selfloop.component import Context
-from selfloop.errors import ChainEndedError, SelfloopError, StoreError, is_selfloop_warning
+from selfloop.errors import ChainEndedError, DataError, StoreError, is_selfloop_warning
 from selfloop.formats.safetensors import is_columns, read_safetensors, to_safetensors
 from selfloop.store import records
-from selfloop.store.calls import NotStoredError, StepCall, Usage
+from selfloop.store.calls import NotStoredError, StepCall, Usage, inputs_of, source_stamps
 from selfloop.store.identity import ObjectRef, digest, identity, step_identity, step_name
 from selfloop.store.interrupts import refuse_interrupted
 
@@ -39,14 +40,15 @@ class Store:
     note: Callable[[str], None] = field(default=lambda step: None, repr=False)  # is told what is computed now
     usage: Usage = field(default_factory=Usage)
     calls: list[StepCall] = field(default_factory=list)
+    damaged: list[str] = field(default_factory=list)  # files that this store found damaged or missing
     _makers: dict[str, StepCall] = field(default_factory=dict)  # object digest -> a call with that result, to rebuild it
+    _is_writable: bool = False
     _step: str = ""  # that is computed now
-    _checked: set[str] = field(default_factory=set)  # objects whose digest this process has verified
+    _checked: dict[str, Hashable] = field(default_factory=dict)  # digests that were verified -> the files' stamps then
 
     def __post_init__(self) -> None:
         try:
-            records.check_format(self.path)
-            if not self.read_only:
+            if not records.check_format(self.path) and not self.read_only:
                 records.create_folders(self.path)
         except OSError as problem:
             raise records.store_error(self.path, "read" if self.read_only else "write", problem) from problem
@@ -65,6 +67,7 @@ class Store:
             result = self._compute(call)
         else:
             self.usage.reused += 1
+        self.usage.keys.add(call.key)
         if self.record_calls:
             self.calls.append(call)
         if "ended" in result:
@@ -80,34 +83,40 @@ class Store:
         return digest(json.dumps(parts, sort_keys=True, separators=(",", ":")).encode())
 
     def open(self, ref: ObjectRef) -> dict[str, Column]:
-        """The arrays of an object, memory-mapped. Its digest is verified once per process; a damaged object is rebuilt."""
+        """The arrays of an object, memory-mapped. Its digest is verified if its file has changed; if damaged, it is rebuilt."""
         path = self.object_path(ref.digest)
-        if ref.digest not in self._checked:
-            if not records.is_intact(path, ref.digest):
-                self._rebuild_object(ref, path)
-            self._checked.add(ref.digest)
+        if not self.is_intact(ref.digest):
+            self._rebuild_object(ref, path)
         try:
             return read_safetensors(path)
-        except FileNotFoundError:  # deleted since, by hand or by a process that found it damaged
+        except (FileNotFoundError, DataError):  # set aside by another process, or no safetensors file from the start
             self._rebuild_object(ref, path)
             return read_safetensors(path)
 
+    def is_intact(self, content: str) -> bool:
+        """True if an object has its digest, which is computed again only if its file changed."""
+        path = self.object_path(content)
+        stamp = records.stamp(path)
+        if self._checked.get(content) != stamp and records.is_intact(path, content):
+            self._checked[content] = stamp
+        return self._checked.get(content) == stamp
+
     def lookup(self, call: StepCall) -> Mapping[str, Any] | None:
-        """Result in a call's record; None if there is none. A damaged record or object is deleted. Counts the usage."""
+        """Result in a call's record; None if there is none. A damaged record or object is set aside. Counts the usage."""
         path = self.record_path(call.key)
         body = self.read_record(path, call.key)
         if body is None:
             return None
         result = cast(Mapping[str, Any], body["result"])
-        if "object" in result:
-            target = self.object_path(result["object"])
-            if records.file_stat(target) != body["file_stat"] and result["object"] not in self._checked:
-                if not records.is_intact(target, result["object"]):
-                    self._discard(target)
-                    if not self.read_only:
-                        Path(path).unlink(missing_ok=True)  # a step that is not reproducible gives an object of another name
-                    return None
-                self._checked.add(result["object"])
+        if not records.is_result_of(call.step, result):
+            self._set_aside(path)
+            return None
+        target = self.object_path(result["object"]) if "object" in result else None
+        if target and records.file_stat(target) != body["file_stat"] and not self.is_intact(result["object"]):
+            self._set_aside(target)
+            if not self.read_only:
+                Path(path).unlink(missing_ok=True)  # a step that is not reproducible gives an object of another name
+            return None
         self.usage.seconds_saved += body["provenance"]["seconds"]
         self.usage.warnings |= dict.fromkeys(body["warnings"])
         self.usage.backends.update(body["provenance"]["backend"].items())
@@ -115,16 +124,13 @@ class Store:
 
     def read_record(self, path: str, key: str) -> dict[str, Any] | None:
         """The body of a record file; None if there is none, or if it is damaged."""
+        exists = os.path.lexists(path)  # asked first: another process may write it now
         try:
-            with open(path, "rb") as file:
-                body = records.verify_checksum(file.read())
-        except FileNotFoundError:
-            return None
+            body = records.read_record(path, key)
         except OSError as problem:
             raise records.store_error(self.path, "read", problem) from problem
-        if body is None or body["key"] != key:
-            self._discard(path)
-            return None
+        if body is None and exists:
+            self._set_aside(path)
         return body
 
     def _compute(self, call: StepCall) -> Mapping[str, Any]:
@@ -134,18 +140,21 @@ class Store:
         started = time.perf_counter()
         self._step = name.replace("_", " ")
         self.note(self._step)
+        self._make_ready(scratch)
+        before = source_stamps(call)
         try:
             arguments = [self.open_argument(argument, scratch, backends) for argument in call.arguments]
             with warnings.catch_warnings(record=True) as caught, refuse_interrupted(name):
                 value = call.step(*arguments)
             seconds = time.perf_counter() - started
+            self._check_unchanged(call, before)
             result = self._write_result(value)
         except ChainEndedError as end:
             seconds, result = time.perf_counter() - started, {"ended": end.status}
         except OSError as problem:
             raise records.step_error(self.path, name, problem) from problem
         except MemoryError as problem:
-            raise SelfloopError(f"{name}: not enough memory ({problem}). Lower n or the number of seeds.") from problem
+            raise records.memory_error(name, problem) from problem
         self.usage.computed += 1
         self.usage.seconds += seconds
         self.usage.count_step(name, 1, seconds)
@@ -172,10 +181,9 @@ class Store:
         chunks = to_safetensors(value)
         name = digest(*chunks)
         path = self.object_path(name)
-        if os.path.exists(path) and not records.is_intact(path, name):
-            self._discard(path)
-        self._write(path, *chunks)
-        self._checked.add(name)
+        if os.path.lexists(path) and not records.is_intact(path, name):
+            self._set_aside(path)
+        self._write(path, *chunks, mode=0o444)  # its pages are mapped by the steps that read it
         self.usage.bytes += sum(map(len, chunks))
         return {"object": name}
 
@@ -195,8 +203,7 @@ class Store:
         self.note(f"{self._step}, step {done:,} of {total:,}")
 
     def _rebuild_object(self, ref: ObjectRef, path: str) -> None:
-        if os.path.exists(path):
-            self._discard(path)
+        self._set_aside(path)
         maker = self._makers.get(ref.digest)
         if maker is None or self.read_only:
             raise StoreError(
@@ -205,17 +212,49 @@ class Store:
         if self._compute(maker).get("object") != ref.digest:
             raise StoreError(
                 f"store {self.path}: recomputing object {ref.digest} gave other bytes, as other machines or libraries may. "
-                "Use another store."
+                "Run the spec again: what depends on the object is computed again, too."
             )
 
-    def _discard(self, path: str) -> None:
-        warnings.warn(f"{'damaged' if os.path.exists(path) else 'missing'} file {path}: computed again", stacklevel=2)
-        if not self.read_only:
-            Path(path).unlink(missing_ok=True)
+    def _make_ready(self, scratch: Path) -> None:
+        """Raise StoreError before any work if the store cannot be written; clear the place of the scratch folder."""
+        if not self._is_writable:
+            try:
+                records.create_folders(self.path)
+            except OSError as problem:
+                raise records.store_error(self.path, "write", problem) from problem
+            self._is_writable = True
+        if records.obstacle(self.path, scratch / "file"):
+            self._set_aside(str(scratch))
 
-    def _write(self, path: str, *chunks: bytes | memoryview) -> None:
+    def _check_unchanged(self, call: StepCall, before: Mapping[Path, Hashable]) -> None:
+        """Raise DataError or StoreError if the files that a step has just read are not those of its key."""
+        after = source_stamps(call)
+        changed = [str(file) for file in before.keys() | after.keys() if before.get(file) != after.get(file)]
+        if before and not changed and self.key(call.step, *call.arguments) != call.key:
+            changed = [str(file) for file in before]
+        if changed:
+            raise DataError(f"{step_name(call.step)}: {changed[0]} changed while it was read. Nothing was stored; run again.")
+        for ref in inputs_of(call.arguments):
+            if isinstance(ref, ObjectRef) and not self.is_intact(ref.digest):
+                raise StoreError(f"store {self.path}: object {ref.digest} changed while it was read. Run again.")
+
+    def _set_aside(self, path: str) -> None:
+        """Warn of a damaged or missing file, and rename it so that it can be computed again."""
+        self.damaged.append(path)
+        exists = os.path.lexists(path) or records.obstacle(self.path, path)
+        remedy = "" if self.read_only else ": set aside and computed again" if exists else ": computed again"
+        warnings.warn(f"{'damaged' if exists else 'missing'} file {path}{remedy}", stacklevel=2)
+        if not self.read_only:
+            try:
+                records.set_aside(self.path, path)
+            except OSError as problem:
+                raise records.store_error(self.path, "write", problem) from problem
+
+    def _write(self, path: str, *chunks: bytes | memoryview, mode: int = 0o666) -> None:
         try:
-            records.write_new(path, *chunks)
+            if records.obstacle(self.path, path):
+                self._set_aside(path)
+            records.write_new(path, *chunks, mode=mode)
         except OSError as problem:
             raise records.store_error(self.path, "write", problem) from problem
 

@@ -1,0 +1,74 @@
+"""The runs of a store: a small file for each, with its spec and the keys of the records it uses. No key depends on it."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from selfloop.errors import SelfloopError
+from selfloop.formats.replacing import write_text
+from selfloop.store.identity import digest
+from selfloop.store.records import file_stat
+
+
+@dataclass(frozen=True)
+class StoredRun:
+    """A run of a spec, finished or not."""
+
+    name: str  # 12 hexadecimal digits of the spec's digest
+    title: str  # what a table of runs says of it
+    spec: str  # TOML
+    keys: frozenset[str]  # of its records so far
+    time: float  # of its last start or end, in seconds since 1970
+
+
+def run_name(spec: str) -> str:
+    """The name of the run of a spec, written as TOML."""
+    return digest(spec.encode())[:12]
+
+
+@contextmanager
+def note_run(store: Path, title: str, spec: str) -> Iterator[set[str]]:
+    """Collects the keys of a run's records, and lists the run at its start and at its end, also if it is interrupted.
+
+    A store that cannot be written stays as it is.
+    """
+    file, keys = store / "runs" / f"{run_name(spec)}.json", set[str]()
+    _write(file, title, spec, keys)
+    try:
+        yield keys
+    finally:
+        _write(file, title, spec, keys)
+
+
+def _write(file: Path, title: str, spec: str, keys: set[str]) -> None:
+    before = _read(file)
+    body = {"title": title, "spec": spec, "keys": sorted(keys | (before.keys if before else set()))}
+    with suppress(OSError, SelfloopError):
+        file.parent.mkdir(exist_ok=True)
+        write_text(file, json.dumps(body))
+
+
+def read_runs(store: Path) -> list[StoredRun]:
+    """The runs of a store that are listed, the last one first. Warns of a file that cannot be read."""
+    runs = []
+    for file in (store / "runs").glob("*.json"):
+        if run := _read(file):
+            runs.append(run)
+        else:
+            warnings.warn(f"damaged file {file}: this run is not listed until it is run again", stacklevel=2)
+    return sorted(runs, key=lambda run: -run.time)
+
+
+def _read(file: Path) -> StoredRun | None:
+    """The run that a file lists; None if there is no such file, or another form in it."""
+    with suppress(OSError, ValueError, RecursionError):
+        if file_stat(file) is not None:
+            match json.loads(file.read_bytes()):
+                case {"title": str(title), "spec": str(spec), "keys": list(keys)} if file.stem == run_name(spec):
+                    return StoredRun(file.stem, title, spec, frozenset(map(str, keys)), file.stat().st_mtime)
+    return None
