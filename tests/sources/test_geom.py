@@ -157,7 +157,7 @@ def test_errors_name_the_unreadable_file(tmp_path):
     (tmp_path / "text.tar.gz").write_bytes(b"text")
     (tmp_path / "empty").mkdir()
     for name, message in (
-        ("missing", "does not exist"), ("cut.tar.gz", "is neither a folder nor a complete tar file"),
+        ("missing", "does not exist"), ("cut.tar.gz", r"cannot be read \(.*It is damaged"),
         ("text.tar.gz", "is neither a folder nor a complete tar file"), ("empty", "has no summary_drugs.json"),
     ):  # fmt: skip
         with pytest.raises(DataError, match=rf"{name} {message}"):

@@ -83,7 +83,7 @@ def test_bad_images_are_an_error_or_are_skipped(tmp_path, images):
     with pytest.raises(DataError, match=r"set 'train' row 5: is not a readable image.*source\.on_bad_image = 'skip'"):
         list(HubImages(path=path).chunks())
     source = HubImages(path=path, on_bad_image="skip", label="label")
-    with pytest.warns(UserWarning, match=r"hub_images skipped 3 of 40 images: .*row 5.*row 8.*row 9"):
+    with pytest.warns(UserWarning, match=r"hub_images skipped unusable ones of 40 images \(3\): .*row 5.*row 8.*row 9"):
         rows = read_all(source)
     good = np.delete(np.arange(40), [5, 8, 9])
     assert np.array_equal(rows["image"], images[good])

@@ -26,7 +26,7 @@ def local_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = tmp_path / "stories" / "data"
     folder.mkdir(parents=True)
     for split, count in (("train", 30), ("validation", 7)):
-        rows = {"text": [f" {split} é {i} " for i in range(count)] + [" "], "label": list(range(count + 1))}
+        rows = {"text": [f" {split} é {i} " for i in range(count)], "label": list(range(count))}
         datasets.Dataset.from_dict(rows).to_parquet(folder / f"{split}-00000-of-00001.parquet")
     return tmp_path / "stories"
 

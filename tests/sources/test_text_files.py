@@ -131,7 +131,7 @@ def test_a_damaged_gzip_file_is_an_error(tmp_path: Path) -> None:
 @pytest.mark.skipif(not Path("/proc/self/mem").is_file(), reason="no file that can be opened and not read")
 def test_a_file_that_cannot_be_read_is_an_error() -> None:
     for source in (TextSource(path=Path("/proc/self/mem")), JsonlSource(path=Path("/proc/self/mem"))):
-        with pytest.raises(DataError, match=r"/proc/self/mem cannot be read \(.*Input/output error"):
+        with pytest.raises(DataError, match=r"/proc/self/mem cannot be read \(input/output error"):
             source.n_rows()
 
 

@@ -55,7 +55,7 @@ class CelebA(ImageFileSource):
         """Sorted names of the faces of the split."""
         if not self.path.exists():
             raise DataError(f"source.path: {self.path} does not exist. Get img_align_celeba.zip from {HOMEPAGE}.")
-        names = list_images(self.path)
+        names = tuple(list_images(self.path).images)
         if self.split is None:
             return names
         splits = _read_columns(cast(Path, self.splits_file), ("partition",), names)

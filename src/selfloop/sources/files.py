@@ -1,30 +1,53 @@
-"""Files of sources: rows in files, caches that last until a file changes, gzip and tar files, errors for unreadable files."""
+"""Files of sources: rows in files, caches that last until a file changes, compressed files, errors for unreadable files."""
 
 from __future__ import annotations
 
+import bz2
 import gzip
 import io
+import lzma
 import pickle
+import re
 import tarfile
+import warnings
 import zlib
 from abc import abstractmethod
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import lru_cache, wraps
 from pathlib import Path
-from typing import IO, ParamSpec, TypeVar, cast
+from typing import Any, ParamSpec, TypeVar, cast
 
 import numpy as np
 
 from selfloop.columns import Columns, Ints, concat_rows, count_rows, select_rows
 from selfloop.component import Context, Source
-from selfloop.errors import DataError
+from selfloop.errors import DataError, first_line, os_error_reason
+from selfloop.formats.folders import list_folder
 
 CHUNK_BYTES = 1 << 23  # of the rows in one chunk of a corpus
-READ_ERRORS = (OSError, EOFError, zlib.error, tarfile.TarError)  # of missing, unreadable and damaged files
+MAX_READ_BYTES = 1 << 30  # read at once: a damaged or hostile file may announce any number
+READ_PIECE_BYTES = 1 << 20
+MAX_LINE_BYTES = 1 << 26  # of a line, and of a row that consists of lines
+READ_ERRORS = (OSError, EOFError, zlib.error, lzma.LZMAError, tarfile.TarError)  # of missing, unreadable and damaged files
 # what parsing a damaged file may raise
 PARSE_ERRORS = (pickle.UnpicklingError, ArithmeticError, AttributeError, EOFError, LookupError, MemoryError, RuntimeError,
                 TypeError, ValueError)  # fmt: skip
+# a file is decompressed, or refused, by how its content begins, whatever its name is
+DECOMPRESSORS: dict[bytes, Any] = {
+    rb"\x1f\x8b": gzip.open, rb"BZh[1-9]1AY&SY": bz2.open, rb"\xfd7zXZ\0": lzma.open
+}  # fmt: skip
+GIT_LFS = b"version https://git-lfs"
+POINTER = "a Git LFS pointer, which stands for data that were not downloaded. Run: git lfs pull"
+REFUSED = {
+    rb"PK\x03\x04|7z\xbc\xaf|Rar!\x1a|(?s:.{257})ustar": "an archive. Unpack it and give the folder",
+    rb"\(\xb5\x2f\xfd": "compressed by zstd. Decompress it",
+    rb"\xff\xfe|\xfe\xff": "text in UTF-16. Convert it to UTF-8",
+    rb"PAR1|%PDF-|\x89PNG|\xff\xd8\xff|\x89HDF|\x93NUMPY|SQLite format 3": "in a binary format (it begins with {head}). "
+    "Convert it, or choose another source",
+    b"|".join(DECOMPRESSORS): "compressed twice. Decompress it",
+}  # fmt: skip
+HIDDEN_FILES = "hidden files or folders"
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -48,6 +71,11 @@ class FileSource(Source):
     def stamp(self) -> Hashable:
         """A value that changes when the files change."""
         return tuple(map(file_stamp, self.files()))
+
+    def unread_files(self) -> Mapping[str, int]:
+        """Number of files that the source does not read, by reason: hidden files, unless the source has no local folder."""
+        path = getattr(self, "path", None)
+        return {HIDDEN_FILES: list_folder(path).n_hidden} if isinstance(path, Path) and path.is_dir() else {}
 
     def n_corpus_rows(self) -> int:
         """Number of rows that `chunks` yields."""
@@ -74,16 +102,30 @@ class FileSource(Source):
 def check_range(source: Source, first: int, n: int, n_rows: int) -> None:
     """Raise DataError if a source with n_rows rows has no rows first .. first + n - 1."""
     if not 0 <= first <= first + n <= n_rows:
-        raise DataError(f"source: got rows {first} to {first + n - 1} of {source.name}; it has {n_rows}. Lower n or holdout.")
+        raise DataError(
+            f"source: got rows {first} to {first + n - 1} of {source.name}; it has {n_rows} rows that can be used. "
+            "Set n so that n, holdout and fresh real rows need no more, or give more data."
+        )
 
 
-def file_stamp(path: Path) -> tuple[str, int, int, int]:
-    """Name, inode, size and time of change of a file or folder. Raises DataError if it does not exist."""
+def describe_counts(counts: Mapping[str, int]) -> str:
+    """What was counted, with its number; empty if all numbers are 0."""
+    return ", ".join(f"{reason} ({count})" for reason, count in counts.items() if count)
+
+
+def warn_of_unread(source: Source, unread: Mapping[str, int], examples: str = "") -> None:
+    """One warning with the number of everything that a source did not read, by reason."""
+    if parts := describe_counts(unread):
+        warnings.warn(f"source: {source.name} skipped {parts}{examples}", stacklevel=3)
+
+
+def file_stamp(path: Path) -> tuple[str, int, int, int, int]:
+    """Name, inode, size and times of change of a file or folder. Raises DataError if it does not exist."""
     try:
         status = path.stat()
     except OSError as problem:
         raise DataError(f"source: {path} does not exist. Check the path.") from problem
-    return str(path), status.st_ino, status.st_size, status.st_mtime_ns
+    return str(path), status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
 def cached_until_change(maxsize: int = 4) -> Callable[[Callable[P, T]], Callable[P, T]]:
@@ -107,9 +149,7 @@ def cached_until_change(maxsize: int = 4) -> Callable[[Callable[P, T]], Callable
 
 def list_files(path: Path) -> list[Path]:
     """The file, or every visible file below a folder, sorted by name. Raises DataError if there is none."""
-    if path.is_file():
-        return [path]
-    files = [file for file in sorted(path.rglob("*")) if file.is_file() and not file.name.startswith(".")]
+    files = [path] if path.is_file() else [path / name for name in list_folder(path).sizes] if path.is_dir() else []
     if not files:
         raise DataError(f"source.path: {path} is not a file or a folder with files. Set it: --set source.path=FOLDER_OR_FILE.")
     return files
@@ -117,50 +157,69 @@ def list_files(path: Path) -> list[Path]:
 
 def read_error(path: Path, problem: Exception) -> DataError:
     """The error for a file that cannot be read."""
-    return DataError(f"source: {path} cannot be read ({problem}). Check the path, or download the file again.")
+    if isinstance(problem, OSError) and problem.errno:
+        return DataError(f"source: {path} cannot be read ({os_error_reason(problem)}). Check the path and its permissions.")
+    return DataError(f"source: {path} cannot be read ({first_line(problem)}). It is damaged: download or write it again.")
+
+
+class BoundedReader(io.BufferedReader):
+    """A file whose reads and lines are limited, so that no file can fill the memory. Raises DataError at a limit."""
+
+    def __init__(self, raw: Any, path: Path) -> None:
+        super().__init__(raw)
+        self.path = path
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        rest = MAX_READ_BYTES + 1 if size is None or size < 0 else min(size, MAX_READ_BYTES + 1)
+        pieces = list[bytes]()
+        while rest and (piece := super().read(min(rest, READ_PIECE_BYTES))):  # Python would allocate all bytes at once
+            pieces.append(piece)
+            rest -= len(piece)
+        data = b"".join(pieces)
+        if len(data) > MAX_READ_BYTES:
+            raise DataError(f"source: {self.path} has more than {MAX_READ_BYTES} bytes in one piece. Check or divide the file.")
+        return data
+
+    def __next__(self) -> bytes:
+        line = self.readline(MAX_LINE_BYTES + 1)
+        if len(line) > MAX_LINE_BYTES:
+            raise DataError(f"source: {self.path} has a line of more than {MAX_LINE_BYTES} bytes. Check or divide the line.")
+        if not line:
+            raise StopIteration
+        return line
 
 
 @contextmanager
-def open_file(path: Path) -> Iterator[IO[bytes]]:
-    """A file, decompressed if it begins as gzip files do. Raises DataError if it cannot be read, now or in the `with` block."""
+def open_file(path: Path, *, is_tar: bool = False) -> Iterator[BoundedReader]:
+    """A file, decompressed if it begins as gzip, bzip2 or xz files do.
+
+    Raises DataError if it cannot be read, now or in the `with` block, and for a file whose content is of another kind than a
+    source reads, such as a pointer of Git LFS or an archive; `is_tar`: a tar file is allowed.
+    """
     try:
-        with path.open("rb") as file:
-            # buffered, because gzip's own lines are slow
-            is_gzipped = file.peek(2).startswith(b"\x1f\x8b")
-            yield io.BufferedReader(cast(io.RawIOBase, gzip.GzipFile(fileobj=file))) if is_gzipped else file
+        with path.open("rb", buffering=0) as raw, BoundedReader(raw, path) as file:
+            for begin, decompressor in DECOMPRESSORS.items():
+                if re.match(begin, file.peek(16)):
+                    # buffered, because gzip's own lines are slow
+                    file = BoundedReader(decompressor(file), path)
+                    break
+            head = file.peek(512)[:512]
+            if not (is_tar and head[257:].startswith(b"ustar")):
+                refuse_content(path, head)
+            yield file
     except READ_ERRORS as problem:
         raise read_error(path, problem) from problem
 
 
-@contextmanager
-def _open_tar(path: Path) -> Iterator[tarfile.TarFile]:
-    try:
-        with tarfile.open(path) as archive:
-            yield archive
-    except READ_ERRORS as problem:
-        raise DataError(f"source.path: {path} is neither a folder nor a complete tar file. Download it again.") from problem
+def refuse_content(path: Path, head: bytes) -> None:
+    """Raise DataError for a file whose content begins as files of other kinds than text or numbers do."""
+    for begin, kind in {GIT_LFS: POINTER, **REFUSED}.items():
+        if re.match(begin, head):
+            raise DataError(f"source: {path} is {kind.format(head=head[:4].hex(' '))}.")
 
 
-def file_sizes(path: Path) -> Mapping[str, int]:
-    """Bytes of every file below a folder, sorted by name, or of a tar file, in its order."""
-    if path.is_dir():
-        return {file.relative_to(path).as_posix(): file.stat().st_size for file in sorted(path.rglob("*")) if file.is_file()}
-    return _tar_sizes(path)
-
-
-@cached_until_change()  # a tar file has no index: listing it reads the whole file
-def _tar_sizes(path: Path) -> Mapping[str, int]:
-    with _open_tar(path) as archive:
-        return {member.name.removeprefix("./"): member.size for member in archive if member.isfile()}
-
-
-def read_files(path: Path, is_wanted: Callable[[str], bool]) -> Iterator[tuple[str, bytes]]:
-    """Name and content of every wanted file, in the order of `file_sizes`. A tar file is never unpacked to disk."""
-    if path.is_dir():
-        yield from ((name, (path / name).read_bytes()) for name in file_sizes(path) if is_wanted(name))
-        return
-    with _open_tar(path) as archive:
-        for member in archive:
-            name = member.name.removeprefix("./")
-            if is_wanted(name) and member.isfile():
-                yield name, cast("IO[bytes]", archive.extractfile(member)).read()
+def refuse_pointer(path: Path) -> None:
+    """Raise DataError for a file that is a pointer of Git LFS."""
+    with path.open("rb") as file:
+        if (head := file.read(len(GIT_LFS))) == GIT_LFS:
+            refuse_content(path, head)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import pickle
+import pickletools
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -14,7 +15,8 @@ from typing import Annotated, Any, ClassVar, Literal, cast
 import numpy as np
 
 from selfloop.errors import DataError
-from selfloop.sources.files import PARSE_ERRORS, cached_until_change, read_files
+from selfloop.sources.archives import read_files
+from selfloop.sources.files import PARSE_ERRORS, cached_until_change
 from selfloop.sources.molecule_base import Candidate, NamedMoleculeSource, NConformers
 
 
@@ -65,6 +67,7 @@ class _PickledNumber(_PickledObject):
     """A numpy number: its type and its bytes."""
 
 
+MAX_TUPLES = 50_000  # in a pickle: each of up to 7,000 conformers has some; 150,000 nested ones end the process
 # names that GEOM's pickles may contain: plain containers are created, all else becomes a _PickledObject
 ALLOWED_NAMES: dict[tuple[str, str], type] = {
     ("builtins", "set"): set, ("builtins", "frozenset"): frozenset, ("collections", "OrderedDict"): OrderedDict,
@@ -95,6 +98,15 @@ def _read_summary(path: Path, subset: str) -> dict[str, tuple[str, int]]:
         ) from problem
 
 
+def _check_opcodes(data: bytes) -> None:
+    """Raise UnpicklingError for a pickle that could fill the memory, or nest tuples deeper than Python can compare them."""
+    n_tuples = 0
+    for opcode, argument, _ in pickletools.genops(data):
+        n_tuples += opcode.name.startswith("TUPLE")
+        if n_tuples > MAX_TUPLES or (opcode.name.endswith("PUT") and cast(int, argument) > len(data)):
+            raise pickle.UnpicklingError(opcode.name)
+
+
 class _RestrictedUnpickler(pickle.Unpickler):
     """Creates plain containers and _PickledObjects only: any other class could run a program when it is unpickled."""
 
@@ -119,6 +131,7 @@ def unpickle_conformers(data: bytes, file: str) -> list[Any]:
     from bytes without checking them, so a damaged molecule can end the process.
     """
     try:
+        _check_opcodes(data)
         conformers = _RestrictedUnpickler(data, file).load()["conformers"]
         ordered = sorted(conformers, key=lambda conformer: -_to_float(conformer["boltzmannweight"]))
         return [_to_molecule(conformer["rd_mol"]) for conformer in ordered]

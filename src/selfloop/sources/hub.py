@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
+from hashlib import blake2b
+from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, ClassVar
 
 import numpy as np
 
 from selfloop.columns import Array
-from selfloop.errors import DataError, missing_extra, os_error_reason, resolve_local_or_hub
-from selfloop.sources.files import FileSource, cached_until_change
-from selfloop.sources.image_base import ConvertedImageSource, ImageReader
+from selfloop.errors import DataError, first_line, missing_extra, resolve_local_or_hub
+from selfloop.formats.folders import list_folder
+from selfloop.sources.files import HIDDEN_FILES, FileSource, cached_until_change, open_file, refuse_pointer
+from selfloop.sources.image_base import ConvertedImageSource, ImageReader, read_image
 from selfloop.sources.text_files import DocumentSource, Template, fill_template, template_fields
 
 CHUNK_ROWS = 1000  # read at once
+FORMATS = ("arrow", "csv", "imagefolder", "json", "parquet", "text")  # of the library's readers; others may unpickle files
+DATA_SUFFIXES = (".arrow", ".csv", ".json", ".jsonl", ".parquet", ".tsv", ".txt")
+MAX_CARD_DEPTH = 6  # of lists and tables in the card of a data set
 HubRevision = Annotated[str | None, "commit of a data set on the hub, whose content may change; a folder has none"]
 
 
@@ -43,10 +48,93 @@ class HubSource(FileSource):
         except ImportError as problem:
             raise missing_extra(f"source: {self.name}", "datasets") from problem
         try:
-            return datasets.load_dataset(str(self.path), self.config, split=self.split, revision=self.revision)
-        except (OSError, ValueError, datasets.exceptions.DatasetsError) as problem:
-            reason = str(problem).strip().splitlines()[0] if str(problem).strip() else type(problem).__name__
+            builder = _open_builder(self)
+            builder.download_and_prepare()
+            return builder.as_dataset(self.split)
+        except (OSError, ValueError, RecursionError, datasets.exceptions.DatasetsError) as problem:
+            reason = first_line(problem.__cause__ if isinstance(problem.__cause__, Exception) else problem)
             raise DataError(f"source: cannot read {self.split!r} of {self.path}: {reason}. Check path and split.") from problem
+
+    def unread_files(self) -> Mapping[str, int]:
+        if not isinstance(self.path, Path):
+            return {}
+        folder, files = self.path.resolve(), list_folder(self.path)
+        used = set(_data_files(_open_builder(self)))
+        unused = [name for name in files.sizes if name.endswith(DATA_SUFFIXES) and f"{folder}/{name}" not in used]
+        return {f"data files that are in no split ({', '.join(unused[:3])})": len(unused), HIDDEN_FILES: files.n_hidden}
+
+    def file_check(self) -> Callable[[str], bool]:
+        """A function that is true for a visible file of the folder, or for a file of the commit on the hub."""
+        if isinstance(self.path, Path):
+            folder = self.path.resolve()
+            return frozenset(f"{folder}/{name}" for name in list_folder(self.path).sizes).__contains__
+        return lambda file: file.startswith(f"hf://datasets/{self.path}@{self.revision}/")
+
+
+def _data_files(builder: Any) -> list[str]:
+    return [file for files in (builder.config.data_files or {}).values() for file in files]
+
+
+def _open_builder(source: HubSource) -> Any:
+    """The library's reader. Raises DataError unless all files are visible in the data set, in a format that runs no code."""
+    import datasets
+
+    cache = None
+    if isinstance(source.path, Path):
+        _check_folder(source.path)
+        # the library knows a file by its time alone, so each state of the files gets a cache of its own
+        state = blake2b(repr(source.stamp()).encode(), digest_size=10).hexdigest()
+        cache = f"{datasets.config.HF_DATASETS_CACHE}/selfloop/{state}"
+    builder = datasets.load_dataset_builder(str(source.path), source.config, revision=source.revision, cache_dir=cache)
+    module = type(builder).__module__.rpartition(".")[2]
+    if module not in FORMATS:
+        raise DataError(f"source.path: {source.path} is in the format {module}; expected {', '.join(FORMATS)}. Convert it.")
+    is_contained = source.file_check()
+    for file in _data_files(builder):
+        if not is_contained(file):
+            raise DataError(
+                f"source.path: {source.path} lists {file}, which is hidden or outside of it. Do not use this data set."
+            )
+        if cache and module != "imagefolder":
+            refuse_pointer(Path(file))
+    return builder
+
+
+def _check_folder(folder: Path) -> None:
+    """Raise DataError for a folder that was saved in another way, or whose card lists files outside of it."""
+    from huggingface_hub import DatasetCard
+
+    if not folder.is_dir():
+        raise DataError(f"source.path: {folder} is not a folder. Give the folder of the files.")
+    if (folder / "state.json").exists() or (folder / "dataset_dict.json").exists():
+        raise DataError(
+            f"source.path: {folder} was written by save_to_disk, in a format of its own. Write each split with to_parquet "
+            "instead, and give the folder of these files."
+        )
+    if (folder / ".huggingface.yaml").exists():
+        raise DataError(f"source.path: {folder}/.huggingface.yaml is hidden, so it is not read. Move its text into README.md.")
+    card = folder / "README.md"
+    if not card.is_file():
+        return
+    try:
+        with open_file(card) as file:
+            configs = DatasetCard(file.read().decode(), ignore_metadata_errors=True).data.get("configs")
+    except (ValueError, TypeError, AttributeError, RecursionError) as problem:
+        raise DataError(
+            f"source.path: the data in {card} cannot be read ({first_line(problem)}). Fix or remove it."
+        ) from problem
+    for text in _texts(configs, MAX_CARD_DEPTH):
+        if "://" in text or "::" in text or PurePosixPath(text).is_absolute() or ".." in PurePosixPath(text).parts:
+            raise DataError(f"source.path: {card} lists {text!r}, which is outside of {folder}. Do not use this data set.")
+
+
+def _texts(value: Any, depth: int) -> Iterator[str]:
+    """Every text in nested lists and tables."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, list | dict) and depth:
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from _texts(item, depth - 1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,9 +165,10 @@ class HubText(HubSource, DocumentSource):
                 try:
                     document = fill_template(self.template, dict(zip(names, values, strict=True)))
                 except ValueError as problem:
-                    raise DataError(f"source.template: {self.path} row {number}: {problem}. Choose other fields.") from problem
-                if document:
-                    yield document
+                    raise DataError(
+                        f"source.template: {self.path} row {number}: {problem}. Choose other fields, or remove the row."
+                    ) from problem
+                yield document
             first += CHUNK_ROWS
 
 
@@ -100,15 +189,21 @@ class HubImages(ConvertedImageSource, HubSource):
 
     @contextmanager
     def open_reader(self) -> Iterator[ImageReader]:
-        rows = _load_images(self).select_columns([self.image])
+        import datasets
+        from huggingface_hub.constants import HF_HUB_CACHE
+
+        rows, is_contained = _load_images(self).select_columns([self.image]), self.file_check()
+        # the library's own copies of images that are files on the hub
+        hub_caches = () if isinstance(self.path, Path) else (f"{HF_HUB_CACHE}/", f"{datasets.config.HF_DATASETS_CACHE}/")
 
         def read(index: int) -> tuple[str, bytes]:
             name, image = f"{self.path} {self.split!r} row {index}", rows[index][self.image] or {}
-            try:
-                data = image.get("bytes") or (Path(image["path"]).read_bytes() if image.get("path") else b"")
-            except OSError as problem:
-                raise DataError(f"{name}: {image['path']} cannot be read ({os_error_reason(problem)}).") from problem
-            return name, data
+            data, file = image.get("bytes") or b"", image.get("path")
+            if data or not file:
+                return name, data
+            if not (is_contained(file) or file.startswith(hub_caches)):
+                raise DataError(f"{name}: names the file {file}, which is hidden or outside of the data set.")
+            return name, read_image(Path(file))
 
         yield read
 

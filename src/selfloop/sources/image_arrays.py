@@ -14,7 +14,8 @@ import numpy as np
 from selfloop.columns import Array, Columns, ColumnType
 from selfloop.component import Context, Source
 from selfloop.errors import DataError
-from selfloop.sources.files import CHUNK_BYTES, FileSource, check_range, file_sizes, file_stamp, open_file, read_files
+from selfloop.sources.archives import list_files_in, read_files
+from selfloop.sources.files import CHUNK_BYTES, FileSource, check_range, file_stamp, open_file
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,7 +163,7 @@ class Cifar(FileSource):
 
     def _files(self) -> tuple[dict[str, int], list[str]]:
         """Rows of each file, and the columns before the pixels."""
-        sizes = file_sizes(self.path)
+        sizes = list_files_in(self.path).sizes
         paths = {Path(name).name: name for name in sizes}
         for splits, labels in CIFAR_VERSIONS:
             names = splits[self.split]

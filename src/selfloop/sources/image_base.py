@@ -9,10 +9,11 @@ import zlib
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from io import BytesIO
+from pathlib import Path
 from threading import Lock
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -20,8 +21,8 @@ import numpy as np
 from annotated_types import Interval
 
 from selfloop.columns import Array, Columns, ColumnType, count_rows, select_rows
-from selfloop.errors import DataError
-from selfloop.sources.files import CHUNK_BYTES, FileSource, cached_until_change
+from selfloop.errors import DataError, first_line, os_error_reason
+from selfloop.sources.files import CHUNK_BYTES, GIT_LFS, FileSource, cached_until_change, refuse_content, warn_of_unread
 
 MAX_PIXELS = 1 << 26  # of an image that is decoded: 8,192 x 8,192
 MAX_FILE_BYTES = 4 * MAX_PIXELS  # of an encoded image: the size of its pixels without compression
@@ -66,9 +67,10 @@ class ImageForm(NamedTuple):
         """Converted pixels of an opened image, upright and without transparency. Raises DECODE_ERRORS for a damaged image."""
         from PIL import Image
 
+        transpose, mode = EXIF_TRANSPOSES.get(_orientation(image)), self._pixel_mode(image)
         image.load()
         image.info.pop("transparency", None)  # Pillow would warn that it is dropped
-        transpose, image = EXIF_TRANSPOSES.get(_orientation(image)), image.convert(self._pixel_mode(image))
+        image = image.convert(mode)
         if transpose is not None:
             image = image.transpose(Image.Transpose[transpose])
         if self.size is not None:
@@ -91,6 +93,16 @@ def _orientation(image: Any) -> int:
         return 1
 
 
+def read_image(file: Path) -> bytes:
+    """The bytes of an encoded image. Raises DataError if it cannot be read or is too large."""
+    try:
+        if not file.is_file() or file.stat().st_size > MAX_FILE_BYTES:
+            raise DataError(f"{file}: is not a file of at most {MAX_FILE_BYTES} bytes.")
+        return file.read_bytes()
+    except OSError as problem:
+        raise DataError(f"{file}: cannot be read ({os_error_reason(problem)}).") from problem
+
+
 def open_image(name: str, data: bytes) -> Any:
     """An image of which only the header was read. Raises DataError if it cannot be used."""
     from PIL.JpegImagePlugin import JpegImageFile
@@ -100,16 +112,28 @@ def open_image(name: str, data: bytes) -> Any:
     formats = {b"\x89PNG": PngImageFile, b"\xff\xd8\xff": JpegImageFile}
     image_format = next((image_format for begin, image_format in formats.items() if data.startswith(begin)), None)
     if image_format is None:
+        if data.startswith(GIT_LFS):
+            refuse_content(Path(name), data)
         raise DataError(f"{name}: is not a PNG or JPEG image (it begins with {data[:4].hex(' ') or 'nothing'}).")
-    try:
+    with _decoding(name):
         image = image_format(BytesIO(data))
-    except DECODE_ERRORS as problem:
-        raise DataError(f"{name}: is not a readable image ({problem}).") from problem
     if math.prod(image.size) > MAX_PIXELS:
         raise DataError(f"{name}: has {image.width} x {image.height} pixels; expected at most {MAX_PIXELS} pixels in total.")
     if image.mode not in PIXEL_MODES:
         raise DataError(f"{name}: has pixel mode {image.mode}; expected an 8-bit grayscale or RGB image.")
+    if b"eXIf" in data and "exif" not in image.info:  # the orientation of a PNG file may stand after its pixels
+        with _decoding(name):
+            image.load()
     return image
+
+
+@contextmanager
+def _decoding(name: str) -> Iterator[None]:
+    """Raises DataError if Pillow cannot decode an image in the `with` block."""
+    try:
+        yield
+    except DECODE_ERRORS as problem:
+        raise DataError(f"{name}: is not a readable image ({first_line(problem)}).") from problem
 
 
 class EncodedImageSource(FileSource):
@@ -151,9 +175,8 @@ class EncodedImageSource(FileSource):
                 skipped += filter(None, problems)
                 good = np.flatnonzero([problem is None for problem in problems])
                 yield {"image": images[good], **select_rows(labels, indices[good])}
-        if skipped:
-            examples = " ".join(skipped[:3])
-            warnings.warn(f"source: {self.name} skipped {len(skipped)} of {n_images} images: {examples}", stacklevel=2)
+        examples = f": {' '.join(skipped[:3])}" if skipped else ""
+        warn_of_unread(self, {**self.unread_files(), f"unusable ones of {n_images} images": len(skipped)}, examples)
 
     def _decode_into(self, first: FirstImage, read: ImageReader, lock: Lock, index: int, row: Array) -> str | None:
         """Write the pixels of an image into a row; the reason if the image is skipped."""
@@ -175,10 +198,8 @@ class EncodedImageSource(FileSource):
             convert = ["source.color_mode to convert all images"] if shape[2:] != first.shape[2:] else []
             advice = f" Set {' and '.join(resize + convert)}." if self.on_bad_image == "error" else ""
             raise DataError(f"{name}: is {_describe(shape)}; {first.name} is {_describe(first.shape)}.{advice}")
-        try:
+        with _decoding(name):
             return form.decode(image)
-        except DECODE_ERRORS as problem:
-            raise DataError(f"{name}: is not a readable image ({problem}).") from problem
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,92 +2,79 @@
 
 from __future__ import annotations
 
-import os
-import struct
+from collections import Counter
 from collections.abc import Hashable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import Annotated, ClassVar
-from zipfile import BadZipFile, ZipFile
+from pathlib import Path, PurePosixPath
+from typing import Annotated, ClassVar, NamedTuple
+from zipfile import ZipFile
 
 import numpy as np
 
 from selfloop.columns import Array
-from selfloop.errors import DataError, os_error_reason
-from selfloop.sources.files import READ_ERRORS, cached_until_change
-from selfloop.sources.image_base import MAX_FILE_BYTES, ConvertedImageSource, EncodedImageSource, ImageReader
+from selfloop.errors import DataError, first_line
+from selfloop.formats.folders import list_folder
+from selfloop.sources.archives import ZIP_ERRORS, is_hidden, open_zip
+from selfloop.sources.files import HIDDEN_FILES, cached_until_change, describe_counts
+from selfloop.sources.image_base import MAX_FILE_BYTES, ConvertedImageSource, EncodedImageSource, ImageReader, read_image
 
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
-ZIP_ERRORS = (*READ_ERRORS, BadZipFile, RuntimeError, ValueError, struct.error)  # RuntimeError: encrypted, or unknown method
-ENCRYPTED_FLAG = 0x1  # of a member of a ZIP file
-
-
-def list_images(path: Path) -> tuple[str, ...]:
-    """Sorted names of the images in a ZIP file or below a folder, relative to it, with slashes; hidden files are skipped.
-
-    Raises DataError if there is none, and for a ZIP file that cannot be trusted.
-    """
-    names = _list_folder(path) if path.is_dir() else _list_zip(path)
-    if not names:
-        raise DataError(f"source.path: {path} has no images; expected files ending in {', '.join(IMAGE_SUFFIXES)}.")
-    return names
+# endings of images; those of other formats than PNG and JPEG are listed, so that the images are refused and not lost
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".avif", ".bmp", ".gif", ".heic", ".heif", ".jp2", ".jxl", ".pgm",
+                  ".ppm", ".tif", ".tiff", ".webp")  # fmt: skip
 
 
-def _sort_images(names: Iterable[str]) -> tuple[str, ...]:
-    split = (name.split("/") for name in names if name.lower().endswith(IMAGE_SUFFIXES))
-    return tuple("/".join(parts) for parts in sorted(split) if not any(p.startswith((".", "__MACOSX")) for p in parts))
+class ImageListing(NamedTuple):
+    """Names of the images of a folder or ZIP file, as stored in it, and the number of other files by reason."""
+
+    images: Mapping[str, str]  # sorted names with slashes, relative to the folder, and names as stored
+    unread: Mapping[str, int]
+
+    @classmethod
+    def of(cls, names: Iterable[str], n_hidden: int = 0) -> ImageListing:
+        """The listing of stored names."""
+        images, unread = dict[str, str](), Counter[str]({HIDDEN_FILES: n_hidden})
+        for stored in names:
+            name = stored.replace("\\", "/")  # as some programs write into ZIP files
+            if name.endswith("/"):
+                continue
+            if is_hidden(name):
+                unread[HIDDEN_FILES] += 1
+            elif name.lower().endswith(IMAGE_SUFFIXES):
+                images[name] = stored
+            else:
+                unread[f"files ending in {PurePosixPath(name).suffix or 'no suffix'}"] += 1
+        return cls({name: images[name] for name in sorted(images, key=lambda name: name.split("/"))}, unread)
 
 
-def _list_folder(folder: Path) -> tuple[str, ...]:
-    def fail(problem: OSError) -> None:
-        raise DataError(f"source.path: {problem.filename} cannot be read ({os_error_reason(problem)}). Check it.") from problem
-
-    names = list[str]()
-    for subfolder, _, files in os.walk(folder, onerror=fail):
-        prefix = Path(subfolder).relative_to(folder).as_posix()
-        names += files if prefix == "." else [f"{prefix}/{file}" for file in files]
-    return _sort_images(names)
+def list_images(path: Path) -> ImageListing:
+    """The images in a ZIP file or below a folder. Raises DataError without one, and for a ZIP file that cannot be trusted."""
+    if path.is_dir():
+        files = list_folder(path)
+        listing = ImageListing.of(files.sizes, files.n_hidden)
+    else:
+        listing = _list_zip(path)
+    if not listing.images:
+        advice = "Unpack its archives and give the folder" if "files ending in .zip" in listing.unread else "Check the path"
+        found = describe_counts(listing.unread) or "nothing else"
+        raise DataError(f"source.path: {path} has no images; it has {found}. {advice}.")
+    return listing
 
 
 @cached_until_change()  # the index of a ZIP file is long
-def _list_zip(path: Path) -> tuple[str, ...]:
-    with _open_zip(path) as archive:
-        for member in archive.infolist():
-            name = member.filename
-            if PurePosixPath(name).is_absolute() or PureWindowsPath(name).anchor or ".." in PureWindowsPath(name).parts:
-                raise DataError(f"source.path: {path} has a file named {name!r}, which points outside. Do not use this file.")
-            if member.flag_bits & ENCRYPTED_FLAG:
-                raise DataError(f"source.path: {path} is encrypted ({name}). Unpack it and give the folder.")
-        return _sort_images(set(archive.namelist()))
+def _list_zip(path: Path) -> ImageListing:
+    with open_zip(path) as archive:
+        return ImageListing.of(dict.fromkeys(archive.namelist()))
 
 
-def _open_zip(path: Path) -> ZipFile:
-    try:
-        return ZipFile(path)
-    except ZIP_ERRORS as problem:
-        raise DataError(
-            f"source.path: {path} is not a complete ZIP file ({problem}). Give a folder or a ZIP file."
-        ) from problem
-
-
-def _read_file(file: Path) -> bytes:
-    try:
-        if not file.is_file() or file.stat().st_size > MAX_FILE_BYTES:
-            raise DataError(f"{file}: is not a file of at most {MAX_FILE_BYTES} bytes.")
-        return file.read_bytes()
-    except OSError as problem:
-        raise DataError(f"{file}: cannot be read ({os_error_reason(problem)}).") from problem
-
-
-def _read_member(archive: ZipFile, path: Path, name: str) -> bytes:
-    size = archive.getinfo(name).file_size
+def _read_member(archive: ZipFile, file: Path, stored: str) -> bytes:
+    size = archive.getinfo(stored).file_size
     if size > MAX_FILE_BYTES:
-        raise DataError(f"{path / name}: has {size} bytes when unpacked; expected at most {MAX_FILE_BYTES}.")
+        raise DataError(f"{file}: has {size} bytes when unpacked; expected at most {MAX_FILE_BYTES}.")
     try:
-        return archive.read(name)
+        return archive.read(stored)
     except ZIP_ERRORS as problem:
-        raise DataError(f"{path / name}: is damaged in the ZIP file ({problem}).") from problem
+        raise DataError(f"{file}: is damaged in the ZIP file ({first_line(problem)}).") from problem
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,10 +85,13 @@ class ImageFileSource(EncodedImageSource):
 
     def names(self) -> tuple[str, ...]:
         """Sorted names of the images, relative to `path`."""
-        return list_images(self.path)
+        return tuple(list_images(self.path).images)
 
     def n_rows(self) -> int:
         return len(self.names())
+
+    def unread_files(self) -> Mapping[str, int]:
+        return list_images(self.path).unread
 
     def files(self) -> list[Path]:
         """The ZIP file, or the first image of the folder, which decides the shape of all images."""
@@ -114,10 +104,11 @@ class ImageFileSource(EncodedImageSource):
     def open_reader(self) -> Iterator[ImageReader]:
         path, names = self.path, self.names()
         if path.is_dir():
-            yield lambda i: (str(path / names[i]), _read_file(path / names[i]))
+            yield lambda i: (str(path / names[i]), read_image(path / names[i]))
         else:
-            with _open_zip(path) as archive:
-                yield lambda i: (str(path / names[i]), _read_member(archive, path, names[i]))
+            stored = list_images(path).images
+            with open_zip(path) as archive:
+                yield lambda i: (str(path / names[i]), _read_member(archive, path / names[i], stored[names[i]]))
 
 
 @dataclass(frozen=True, kw_only=True)

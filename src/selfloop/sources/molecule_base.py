@@ -9,7 +9,7 @@ from collections import defaultdict
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, ClassVar, NamedTuple
 
 import numpy as np
 from annotated_types import Ge, Interval
@@ -18,7 +18,7 @@ from selfloop.columns import Array, Columns, ColumnType, Ints, Ragged, concat_ro
 from selfloop.component import Context, Source
 from selfloop.errors import DataError, SpecError, missing_extra
 from selfloop.rng import RandomStream
-from selfloop.sources.files import cached_until_change, check_range, file_stamp
+from selfloop.sources.files import cached_until_change, check_range, describe_counts, file_stamp
 
 CHUNK_MOLECULES = 256  # in a chunk of a corpus
 MAX_ATOMS = 1 << 16  # of a molecule: atoms are numbered in 16 bits
@@ -78,6 +78,7 @@ class MoleculeSource(Source):
     the first conformer of the molecule.
     """
 
+    takes_over_interrupts: ClassVar[bool] = True  # RDKit does
     path: Path | None
     holdout_share: Annotated[float, Interval(ge=0, lt=1), "share of the molecules in the holdout"] = 0.2
     split_seed: Annotated[int, "seed that decides which molecules are in the holdout"] = 0
@@ -98,6 +99,10 @@ class MoleculeSource(Source):
     def stamp(self) -> Hashable:
         """A value that changes when the file changes."""
         return None if self.path is None else file_stamp(self.path)
+
+    def unread_files(self) -> Mapping[str, int]:
+        """Number of files that the source does not read, by reason."""
+        return {}
 
     def schema(self) -> Mapping[str, ColumnType]:
         return COLUMN_TYPES
@@ -135,12 +140,13 @@ class MoleculeSource(Source):
             raise DataError(
                 f"source.path: {self.name} found no usable molecule. Excluded: {exclusions or 'none'}. Check the file."
             )
-        if exclusions:
+        unread = describe_counts(self.unread_files())
+        if exclusions or unread:
             rows = self.conformers * len(seen)
             limit = f". n can be at most {rows - self.n_holdout()}" if rows < self.n_rows() else ""
+            excluded = ", ".join(filter(None, (str(exclusions), unread)))
             warnings.warn(
-                f"source: {self.name} has {len(seen)} usable molecules, {rows} rows. Excluded: {exclusions}{limit}",
-                stacklevel=2,
+                f"source: {self.name} has {len(seen)} usable molecules, {rows} rows. Excluded: {excluded}{limit}", stacklevel=2
             )
 
     def order_rows(self, corpus: Columns, ctx: Context) -> Ints:
@@ -215,7 +221,8 @@ def _check_candidate(candidate: Candidate, n_conformers: int, exclusions: Exclus
     """Graph and positions of the first usable conformers; None, with an entry in `exclusions`, if there are too few."""
     first, reasons, positions = None, list[str](), list[Array]()
     for mol in candidate.conformers:
-        if reason := mol if isinstance(mol, str) else reason_to_exclude(mol) if first is None else _difference(mol, first):
+        reason = mol if isinstance(mol, str) else reason_to_exclude(mol) or (first and _difference(mol, first))
+        if reason:
             reasons.append(reason)
             continue
         first = first or mol
@@ -271,9 +278,11 @@ def _difference(mol: Any, first: Any) -> str | None:
     from rdkit import Chem
 
     one, other = ([atom.GetAtomicNum() for atom in mol.GetAtoms()] for mol in (mol, first))
-    if one == other and np.array_equal(Chem.GetAdjacencyMatrix(mol), Chem.GetAdjacencyMatrix(first)):
-        return None
-    return "with other atoms or bonds than the molecule's first conformer"
+    if one != other or not np.array_equal(Chem.GetAdjacencyMatrix(mol), Chem.GetAdjacencyMatrix(first)):
+        return "with other atoms or bonds than the molecule's first conformer"
+    if to_smiles(mol) != to_smiles(first):
+        return "with another stereochemistry or other bond orders than the molecule's first conformer"
+    return None
 
 
 def build_graph(mol: Any) -> MoleculeGraph:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, NamedTuple
@@ -11,8 +11,9 @@ from zipfile import BadZipFile
 import numpy as np
 
 from selfloop.columns import Array, Floats, Ints
-from selfloop.errors import DataError
-from selfloop.sources.files import PARSE_ERRORS, READ_ERRORS, cached_until_change, file_sizes, read_files
+from selfloop.errors import DataError, first_line
+from selfloop.sources.archives import list_files_in, open_zip, read_files
+from selfloop.sources.files import HIDDEN_FILES, MAX_READ_BYTES, PARSE_ERRORS, READ_ERRORS, cached_until_change
 from selfloop.sources.molecule_base import Candidate, NamedMoleculeSource, reason_to_exclude_elements
 
 # atoms closer than this times the sum of their covalent radii are bonded: includes QM9's longest bonds and no contacts
@@ -38,10 +39,16 @@ class Qm9(NamedMoleculeSource):
     path: Annotated[Path, "folder or tar file of the dsgdb9nsd xyz files, or npz file with arrays n_atoms, Z, R and smiles"]
 
     def names(self) -> Sequence[str]:
-        return list(_read_arrays(self.path)) if self.path.suffix == ".npz" else _list_xyz(self.path)
+        return list(_read_arrays(self.path)) if self._has_arrays() else _list_xyz(self.path)[0]
+
+    def unread_files(self) -> Mapping[str, int]:
+        return {} if self._has_arrays() else _list_xyz(self.path)[1]
+
+    def _has_arrays(self) -> bool:
+        return self.path.suffix.lower() == ".npz"
 
     def read_molecules(self, names: list[str]) -> Iterator[Candidate]:
-        if self.path.suffix == ".npz":
+        if self._has_arrays():
             structures = _read_arrays(self.path)
             yield from (Candidate(name, [assign_bonds(structures[name])]) for name in names)
         else:
@@ -51,20 +58,27 @@ class Qm9(NamedMoleculeSource):
 
 
 @cached_until_change()  # a folder of QM9 has 130,000 files
-def _list_xyz(path: Path) -> Sequence[str]:
-    return [name for name in file_sizes(path) if name.endswith(".xyz")]
+def _list_xyz(path: Path) -> tuple[Sequence[str], Mapping[str, int]]:
+    """Names of the molecules' files, and the number of other files by reason."""
+    files = list_files_in(path)
+    names = [name for name in files.sizes if name.lower().endswith(".xyz")]
+    return names, {"files that do not end in .xyz": len(files.sizes) - len(names), HIDDEN_FILES: files.n_hidden}
 
 
 @cached_until_change(maxsize=1)
 def _read_arrays(path: Path) -> dict[str, Structure]:
     """The molecules of an npz file: `n_atoms` and `smiles` of each molecule, `Z` and `R` of all their atoms."""
     try:
+        with open_zip(path, "npz file") as archive:
+            if sum(member.file_size for member in archive.infolist()) > MAX_READ_BYTES:
+                raise DataError(f"source.path: {path} has more than {MAX_READ_BYTES} bytes when unpacked. Divide it.")
         with np.load(path) as arrays:
             n_atoms, z, positions, smiles = (arrays[name] for name in ("n_atoms", "Z", "R", "smiles"))
         smiles = np.char.decode(smiles, "utf-8", "replace") if smiles.dtype.kind == "S" else smiles
     except (*READ_ERRORS, *PARSE_ERRORS, BadZipFile) as problem:
         raise DataError(
-            f"source.path: {path} cannot be read ({problem}); expected an npz file with arrays n_atoms, Z, R and smiles."
+            f"source.path: {path} cannot be read ({first_line(problem)}); expected an npz file with arrays n_atoms, Z, R and "
+            "smiles. Give another file."
         ) from problem
     if not _are_consistent(n_atoms, z, positions, smiles):
         raise DataError(

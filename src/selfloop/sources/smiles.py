@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from time import monotonic
 from typing import Annotated, Any, ClassVar
 
 from selfloop.errors import DataError, SettingError
@@ -17,6 +18,7 @@ from selfloop.sources.molecule_base import Candidate, NamedMoleculeSource, NConf
 
 DRUGS = Path(__file__).with_name("drugs.csv")  # 112 well-known drugs
 MAX_ITERATIONS = 50  # of embedding one conformer
+TIMEOUT = 120  # seconds for embedding one molecule, of which most take less than one
 MOLECULES_PER_ROUND = 64  # embedded in parallel
 
 
@@ -64,7 +66,7 @@ def _read_smiles(path: Path, column: str | None) -> tuple[str, ...]:
     try:
         with open_file(path) as file:
             text = file.read().decode("utf-8-sig")
-        if column is not None or ".csv" in path.suffixes:
+        if column is not None or ".csv" in map(str.lower, path.suffixes):
             smiles = _read_column(text, column, path)
         else:
             smiles = [line.split()[0] for line in text.splitlines() if line.strip()]
@@ -83,7 +85,7 @@ def _read_column(text: str, column: str | None, path: Path) -> list[str]:
         raise DataError(
             f"source.column: {path} has no column {column or 'smiles'!r}. Choose one of {', '.join(columns) or 'none'}."
         )
-    return [row[names[0]].strip() for row in table if row[names[0]]]
+    return [(row[names[0]] or "").strip() for row in table]
 
 
 def embed(smiles: str, n_conformers: int, *, relax: bool) -> Any:
@@ -92,21 +94,17 @@ def embed(smiles: str, n_conformers: int, *, relax: bool) -> Any:
     from rdkit.Chem import rdDistGeom, rdForceFieldHelpers
 
     mol: Any = Chem.MolFromSmiles(smiles)
-    if mol is None:
-        return "whose SMILES cannot be read"
+    if not smiles or mol is None:
+        return "whose SMILES cannot be read" if smiles else "without a SMILES"
     settings: Any = rdDistGeom.ETKDGv3()
     settings.randomSeed = RandomStream(("embed", Chem.MolToSmiles(mol))).integer() % 2**31
     settings.maxIterations = MAX_ITERATIONS
+    settings.timeout = TIMEOUT
     mol = Chem.AddHs(mol)
     if reason := reason_to_exclude(mol, needs_coordinates=False):
         return reason
-    if any(center.specified == Chem.StereoSpecified.Unspecified for center in Chem.FindPotentialStereo(mol)):
-        rdDistGeom.EmbedMultipleConfs(mol, 1, settings)
-        if mol.GetNumConformers():
-            Chem.AssignStereochemistryFrom3D(mol)
-    for settings.useRandomCoords in (False, True):
-        if len(rdDistGeom.EmbedMultipleConfs(mol, n_conformers, settings)) == n_conformers:
-            break
+    if not _embed_conformers(mol, n_conformers, settings):
+        return f"that take more than {TIMEOUT} s to embed"
     if not mol.GetNumConformers():
         return "that cannot be embedded"
     if relax:
@@ -114,3 +112,19 @@ def embed(smiles: str, n_conformers: int, *, relax: bool) -> Any:
             return "without parameters of MMFF94"
         rdForceFieldHelpers.MMFFOptimizeMoleculeConfs(mol, maxIters=1000)
     return mol
+
+
+def _embed_conformers(mol: Any, n_conformers: int, settings: Any) -> bool:
+    """Add conformers to a molecule. False if that takes too long: the result would depend on the speed of the machine."""
+    from rdkit import Chem
+    from rdkit.Chem import rdDistGeom
+
+    started = monotonic()
+    if any(center.specified == Chem.StereoSpecified.Unspecified for center in Chem.FindPotentialStereo(mol)):
+        rdDistGeom.EmbedMultipleConfs(mol, 1, settings)
+        if mol.GetNumConformers():
+            Chem.AssignStereochemistryFrom3D(mol)
+    for settings.useRandomCoords in (False, True):
+        if len(rdDistGeom.EmbedMultipleConfs(mol, n_conformers, settings)) == n_conformers:
+            break
+    return monotonic() - started <= TIMEOUT

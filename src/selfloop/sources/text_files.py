@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 from abc import abstractmethod
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from io import TextIOWrapper
@@ -14,19 +16,21 @@ from typing import Annotated, Any, ClassVar, Literal
 from annotated_types import MinLen
 
 from selfloop.columns import Columns, ColumnType, Ragged
-from selfloop.errors import DataError, SettingError
-from selfloop.sources.files import CHUNK_BYTES, FileSource, cached_until_change, open_file
+from selfloop.errors import DataError, SettingError, first_line
+from selfloop.sources.files import CHUNK_BYTES, MAX_LINE_BYTES, FileSource, cached_until_change, open_file, warn_of_unread
 
 READ_LENGTH = 1 << 22  # characters read at once
+REPLACEMENT = "\ufffd"  # for bytes that are not UTF-8
+MAX_NULL_SHARE = 0.4  # of the first bytes: UTF-16 without a mark has a null byte beside each Latin letter
 Template = Annotated[str, "field of the document, or text with fields, such as `user: {question}\\nassistant: {answer}`"]
 
 
 class DocumentSource(FileSource):
-    """A source of documents. White space around documents is removed, and empty documents are skipped."""
+    """A source of documents. White space around documents is removed. Empty documents are skipped and counted."""
 
     @abstractmethod
     def documents(self) -> Iterator[str]:
-        """Every document, in the order of the files."""
+        """Every document, in the order of the files; "" for a row without text."""
 
     def schema(self) -> Mapping[str, ColumnType]:
         return {"text": ColumnType("utf8")}
@@ -35,8 +39,13 @@ class DocumentSource(FileSource):
         return _count_documents(self)
 
     def chunks(self) -> Iterator[Columns]:
-        chunk, size = list[bytes](), 0
+        chunk, size, unread = list[bytes](), 0, Counter(self.unread_files())
         for document in self.documents():
+            if getattr(self, "errors", "") == "replace":
+                unread["bytes that are not UTF-8 (U+FFFD in their place)"] += document.count(REPLACEMENT)
+            if not document:
+                unread["rows without text"] += 1
+                continue
             chunk.append(document.encode())
             size += len(chunk[-1])
             if size >= CHUNK_BYTES:
@@ -44,11 +53,12 @@ class DocumentSource(FileSource):
                 chunk, size = [], 0
         if chunk:
             yield {"text": Ragged.of_bytes(chunk)}
+        warn_of_unread(self, unread)
 
 
 @cached_until_change(maxsize=64)
 def _count_documents(source: DocumentSource) -> int:
-    count = sum(1 for _ in source.documents())
+    count = sum(1 for document in source.documents() if document)
     if not count:
         files = getattr(source, "path", None) or getattr(source, "hub", None) or "its files"
         raise DataError(f"source: {source.name} found no documents in {files}. Check the path and the separator or template.")
@@ -75,15 +85,18 @@ def fill_template(template: str, record: Any) -> str:
     names = template_fields(template)
     for name in names:
         if name not in record:
-            raise ValueError(f"field {name!r} is missing; the record has {', '.join(record)}")
-        if not isinstance(record[name], str | int | float):
-            raise ValueError(f"field {name!r} has type {type(record[name]).__name__}; expected text")
+            raise ValueError(f"field {name!r} is missing; the record has {', '.join(map(str, record))}")
+        value = record[name]
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ValueError(f"field {name!r} is {value}, a missing value; expected text or a number")
+        if isinstance(value, bool) or not isinstance(value, str | int | float):
+            raise ValueError(f"field {name!r} has type {type(value).__name__}; expected text or a number")
     return (str(record[template]) if names == [template] else template.format_map(record)).strip()
 
 
 @dataclass(frozen=True, kw_only=True)
 class TextSource(DocumentSource):
-    """Documents of a UTF-8 text file, gzipped or not, or of all files below a folder, one file after another.
+    """Documents of a UTF-8 text file, compressed or not, or of all visible files below a folder, one file after another.
 
     Raises DataError for files without documents, and for bytes that are not UTF-8 unless `errors` is `replace`.
     """
@@ -96,6 +109,11 @@ class TextSource(DocumentSource):
     def documents(self) -> Iterator[str]:
         for file in self.files():
             for document in _split(_read_text(file, self.errors), self.separator):
+                if len(document) > MAX_LINE_BYTES:
+                    raise DataError(
+                        f"source.separator: {file} has {MAX_LINE_BYTES} characters without {self.separator!r}. Set the text "
+                        "that separates its documents."
+                    )
                 if stripped := document.strip():
                     yield stripped
 
@@ -103,6 +121,8 @@ class TextSource(DocumentSource):
 def _read_text(path: Path, errors: str) -> Iterator[str]:
     """The text of a file in pieces, with \\n as line ends and without a byte order mark."""
     with open_file(path) as file, TextIOWrapper(file, "utf-8-sig", errors) as text:
+        if (head := file.peek(512)[:512]).count(0) > MAX_NULL_SHARE * len(head):
+            raise DataError(f"source.path: {path} is not text in UTF-8 (it may be UTF-16). Convert it to UTF-8.")
         try:
             while piece := text.read(READ_LENGTH):
                 yield piece
@@ -118,12 +138,14 @@ def _split(pieces: Iterable[str], separator: str) -> Iterator[str]:
     for piece in pieces:
         *documents, rest = (rest + piece).split(separator)
         yield from documents
+        if len(rest) > MAX_LINE_BYTES:
+            break  # too long a document: the caller refuses it
     yield rest
 
 
 @dataclass(frozen=True, kw_only=True)
 class JsonlSource(DocumentSource):
-    """Documents of a JSON lines file, gzipped or not, or of all files below a folder: one document per line.
+    """Documents of a JSON lines file, compressed or not, or of all files below a folder: one document per line.
 
     Raises DataError, with the number of the line, for a line that is not a JSON object or lacks a field of the template.
     """
@@ -139,14 +161,12 @@ class JsonlSource(DocumentSource):
     def documents(self) -> Iterator[str]:
         for path in self.files():
             with open_file(path) as lines:
-                for number, line in enumerate(lines, 1):
-                    if line.strip() and (document := self._parse_line(path, number, line)):
-                        yield document
+                yield from (self._parse_line(path, number, line) for number, line in enumerate(lines, 1) if line.strip())
 
     def _parse_line(self, path: Path, number: int, line: bytes) -> str:
         try:
             document = fill_template(self.template, json.loads(line.decode("utf-8-sig")))
             document.encode()
-        except ValueError as problem:
-            raise DataError(f"source.path: {path} line {number}: {problem}. Fix or remove the line.") from problem
+        except (ValueError, RecursionError) as problem:
+            raise DataError(f"source.path: {path} line {number}: {first_line(problem)}. Fix or remove the line.") from problem
         return document

@@ -13,6 +13,7 @@ from annotated_types import Ge
 from selfloop.columns import Ints
 from selfloop.component import Context
 from selfloop.errors import DataError, SettingError, resolve_local_or_hub
+from selfloop.sources.archives import is_hidden
 from selfloop.sources.hub import HubRevision, HubText
 from selfloop.sources.text_files import DocumentSource, TextSource
 
@@ -83,7 +84,7 @@ class TinyStories(DocumentSource):
 
 def _find_file(folder: Path, pattern: str) -> Path:
     """The only file of a folder that matches."""
-    files = sorted(folder.glob(pattern))
+    files = sorted(file for file in folder.glob(pattern) if not is_hidden(file.name))
     if len(files) != 1:
         names = ", ".join(file.name for file in files) or "none"
         raise DataError(
