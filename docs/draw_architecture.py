@@ -11,7 +11,18 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1] / "src" / "selfloop"
 BANDS = {
-    "1  base": ("columns", "types", "errors", "rng", "settings", "component", "snapshots", "protocols", "formats"),
+    "1  base": (
+        "columns",
+        "types",
+        "errors",
+        "rng",
+        "source_code",
+        "settings",
+        "component",
+        "snapshots",
+        "protocols",
+        "formats",
+    ),
     "2  components": ("policies", "sources", "families", "metrics", "stats", "criteria"),
     "3  engine": ("plugins", "spec", "store", "engine", "theory", "published"),
     "4  surface": ("result", "report", "testing", "commands"),

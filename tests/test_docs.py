@@ -28,7 +28,8 @@ def test_the_python_of_a_page_runs(
     code = blocks(page, "python")
     assert code
     for block in code:
-        exec(compile(block, page.name, "exec"), {"__name__": "__main__"})
+        (tmp_path / "example.py").write_text(block)  # a class without source code has no identity
+        runpy.run_path(str(tmp_path / "example.py"), run_name="__main__")
         printed = capsys.readouterr()
         assert printed.err == ""
         assert printed.out

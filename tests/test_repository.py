@@ -31,7 +31,7 @@ COMPONENTS = [(kind, name) for kind, names in BUILT_IN.items() for name in names
 
 # A file may import from its own folder, from the bands above, and from the left in its own band.
 BANDS = (
-    ("columns", "types", "errors", "rng", "settings", "component", "snapshots", "protocols", "formats"),
+    ("columns", "types", "errors", "rng", "source_code", "settings", "component", "snapshots", "protocols", "formats"),
     ("policies", "sources", "families", "curators", "metrics", "stats", "criteria"),
     ("plugins", "spec", "store", "engine", "theory", "published", "presets"),
     ("result", "report", "testing", "commands", "__init__", "__main__"),

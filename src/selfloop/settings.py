@@ -12,12 +12,13 @@ from dataclasses import MISSING, Field, fields, is_dataclass
 from functools import cache, reduce
 from operator import or_
 from pathlib import Path
-from types import NoneType, UnionType
+from types import FunctionType, MethodType, NoneType, UnionType
 from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
 
 from annotated_types import Ge, Gt, Interval, Le, Lt, MinLen
 
 from selfloop.errors import SettingError
+from selfloop.source_code import source_digests
 
 Share = Annotated[float, Interval(ge=0, le=1)]
 PositiveFloat = Annotated[float, Gt(0)]
@@ -31,7 +32,14 @@ class Settings:
     Raises `SettingError`. A `__post_init__` of a subclass checks settings against each other, after `super().__post_init__()`.
     """
 
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        source_digests(cls.__module__)  # the files as they are now, when the class is made of them
+
     def __post_init__(self) -> None:
+        for name, value in self.settings().items():
+            if isinstance(value, FunctionType | MethodType):
+                raise SettingError(name, "got a function, which does not identify results. Make it a method of the class.")
         for name, hint in setting_types(type(self)).items():
             object.__setattr__(self, name, check_setting(hint, getattr(self, name), name))
 

@@ -2,26 +2,33 @@
 
 A stored step is `<package>.<name>@<version>`, a component `<package>/<kind>/<name>@<version>` with its settings, a settings
 table its class name with its settings. The package is the top-level package, or the stem of a script. Moving a file
-therefore keeps every key; renaming a component or raising its version changes the keys that depend on it.
+therefore keeps every key; renaming a component or raising its version changes the keys that depend on it. What is not
+installed is identified by its code in addition: `code_digest`.
 """
 
 from __future__ import annotations
 
+import dis
 import hashlib
+import inspect
 import json
+import linecache
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields, is_dataclass
 from functools import cache
 from hashlib import blake2b
 from pathlib import Path
+from types import BuiltinFunctionType, CodeType, FunctionType, ModuleType
 from typing import Any, TypeVar
 
 import numpy as np
 
 from selfloop.component import Component, Context
 from selfloop.errors import DataError, SelfloopError, os_error_reason
+from selfloop.formats.folders import list_folder
 from selfloop.rng import RandomStream
+from selfloop.source_code import cell_digests, is_installed, is_installed_file, source_digests
 
 F = TypeVar("F", bound=Callable[..., Any])
 _CLASSES: dict[str, str] = {}  # identity -> name of the class that has it in this process
@@ -56,24 +63,114 @@ def step_name(function: Callable[..., Any]) -> str:
 
 def step_identity(function: Callable[..., Any]) -> str:
     """Identity of a stored step: `selfloop.fit@1`."""
-    return f"{package_of(function)}.{step_name(function)}@{function.__dict__['stored_step'][1]}"
+    return f"{package_of(function)}.{step_name(function)}@{function.__dict__['stored_step'][1]}{code_digest(function)}"
 
 
 def component_identity(cls: type[Component]) -> str:
     """Identity of a component class, without its settings: `selfloop/family/vae@3`.
 
-    A class that inherits its name has its own name in addition. Raises SelfloopError for a class without a name, and for a
-    second class of a process with the same package, kind, name and version.
+    A class that inherits its name has its own name in addition. Raises SelfloopError for a class without a name or source
+    code, and for a second class of a process with the same package, kind, name, version and code.
     """
     if not hasattr(cls, "name"):
         raise SelfloopError(f"{cls.__qualname__}: has no name, which identifies its results. Set `name: ClassVar[str]`.")
     own = "" if "name" in vars(cls) else f":{cls.__qualname__}"
-    result = f"{package_of(cls)}/{cls.component_kind}/{cls.name}{own}@{cls.version}"
+    result = f"{package_of(cls)}/{cls.component_kind}/{cls.name}{own}@{cls.version}{code_digest(cls)}"
     if _CLASSES.setdefault(result, cls.__qualname__) != cls.__qualname__:
         raise SelfloopError(
             f"{cls.__qualname__}: has the name {cls.name!r} of {_CLASSES[result]}. Give each class its own name."
         )
     return result
+
+
+def code_digest(code: type | Callable[..., Any]) -> str:
+    """`+` and a digest of the code of a class or function, with the plain values that it reads; empty if it is installed.
+
+    Its source files count whole, with those of the modules that they import. Outside of files (in a notebook) the cells count
+    of all functions that it can reach. Raises SelfloopError for code without source, and for a value that it reads, of a
+    notebook or of a function around it, without a stable identity.
+    """
+    parts = sorted(set(_code_parts(code, set())))
+    return f"+{digest(json.dumps(parts).encode())}" if parts else ""
+
+
+def _code_parts(code: type | Callable[..., Any] | ModuleType, seen: set[int]) -> Iterator[str]:
+    """Digests of source, and plain values with their names, that decide what a module, class or function does."""
+    module = code.__name__ if isinstance(code, ModuleType) else code.__module__
+    if id(code) in seen or is_installed(module):
+        return
+    seen.add(id(code))
+    yield from source_digests(module)
+    if isinstance(code, ModuleType):
+        for name in [name for name in sys.modules if name.startswith(f"{module}.")]:
+            yield from source_digests(name)
+    elif isinstance(code, FunctionType):
+        yield from _function_parts(code, seen)
+    elif isinstance(code, type):
+        functions: list[Any] = [function for member in vars(code).values() for function in _functions_of(member)]
+        if not functions and not source_digests(module):
+            raise _no_source(code)
+        for part in (*functions, *code.__mro__[1:]):
+            yield from _code_parts(part, seen)
+        for name, value in vars(code).items():
+            if not name.startswith("__") and _is_constant(value):
+                yield f"{name} = {_text(value)}"
+
+
+def _functions_of(member: Any) -> list[FunctionType]:
+    """The functions in an attribute of a class that a person wrote: a method, or those of a property."""
+    values = [member, *(getattr(member, name, None) for name in ("__func__", "fget", "fset", "func"))]
+    functions = [value for value in values if isinstance(value, FunctionType)]
+    return [f for f in functions if inspect.unwrap(f).__code__.co_filename != "<string>"]  # which dataclasses generate
+
+
+def _function_parts(function: FunctionType, seen: set[int]) -> Iterator[str]:
+    file, written_in = getattr(sys.modules.get(function.__module__), "__file__", None), function.__code__.co_filename
+    is_wrapper = is_installed_file(written_in)  # of a decorator: what it wraps is in its closure
+    in_file = is_wrapper or (file is not None and Path(file).name == Path(written_in).name)
+    if not in_file:
+        if not (text := "".join(linecache.getlines(written_in))):
+            raise _no_source(function)
+        yield from cell_digests(text)
+    defaults = {f"default {i}": value for i, value in enumerate(function.__defaults__ or ())}
+    around = {**inspect.getclosurevars(function).nonlocals, **defaults}
+    global_names = () if is_wrapper else _global_names(function.__code__) & function.__globals__.keys()
+    for name, value in ({name: function.__globals__[name] for name in global_names} | around).items():
+        if isinstance(value, type | FunctionType | ModuleType):
+            yield from _code_parts(value, seen)
+        elif _is_constant(value):
+            yield f"{name} = {_text(value)}"
+        elif not (is_wrapper or (in_file and name not in around) or isinstance(value, BuiltinFunctionType | np.ufunc)):
+            try:
+                yield f"{name} = {_text(value)}"
+            except (SelfloopError, RecursionError):
+                raise SelfloopError(
+                    f"{function.__qualname__}: reads {name!r}, a {type(value).__name__} without a stable identity. "
+                    "Make it a setting, or write both in a Python file."
+                ) from None
+
+
+@cache
+def _global_names(code: CodeType) -> frozenset[str]:
+    """Names of the globals that code, and the functions in it, read."""
+    inner = [_global_names(constant) for constant in code.co_consts if isinstance(constant, CodeType)]
+    own = (i.argval for i in dis.get_instructions(code) if i.opname in ("LOAD_GLOBAL", "LOAD_NAME"))
+    return frozenset(own).union(*inner)
+
+
+def _is_constant(value: Any) -> bool:
+    return (
+        value is None or isinstance(value, bool | int | float | str) or (type(value) is tuple and all(map(_is_constant, value)))
+    )
+
+
+def _text(value: Any) -> str:
+    return json.dumps(identity(value), sort_keys=True)
+
+
+def _no_source(code: type | FunctionType) -> SelfloopError:
+    problem = "has no source code, which is a part of the identity of its results"
+    return SelfloopError(f"{code.__qualname__}: {problem}. Write it in a Python file, or in a cell of a notebook.")
 
 
 def package_of(named: type | Callable[..., Any]) -> str:
@@ -111,15 +208,16 @@ def _compound_identity(value: Any) -> Any:
     if isinstance(value, np.ndarray) and value.dtype.kind in "biufcSU":  # object arrays hold addresses, structured ones names
         return {"array": [value.dtype.str, list(value.shape), digest(np.ascontiguousarray(value).tobytes())]}
     if is_dataclass(value) and not isinstance(value, type):
-        name = component_identity(type(value)) if isinstance(value, Component) else type(value).__name__
+        cls: type[Any] = type(value)
+        name = component_identity(cls) if isinstance(value, Component) else f"{cls.__name__}{code_digest(cls)}"
         return {name: {f.name: identity(getattr(value, f.name)) for f in fields(value) if f.metadata.get("identity", True)}}
     raise SelfloopError(f"store: an argument of type {type(value).__name__} has no stable identity. Pass its settings instead.")
 
 
 def file_digest(path: Path) -> str:
-    """Content digest of a file, or of all files below a folder with their relative names."""
+    """Content digest of a file, or of all visible files below a folder with their relative names."""
     if path.is_dir():
-        files = [[str(file.relative_to(path)), file_digest(file)] for file in sorted(path.rglob("*")) if file.is_file()]
+        files = [[name, file_digest(path / name)] for name in list_folder(path).sizes]
         return digest(json.dumps(files).encode())
     try:
         status = path.stat()
