@@ -83,7 +83,10 @@ def test_a_changed_file_is_another_source(file: Path) -> None:
 def test_numeric_columns_of_a_compressed_file_with_words_are_used() -> None:
     diamonds = TableSource(path=DATA / "tabular" / "diamonds.csv.gz", columns=("carat", "price"))
     assert diamonds.n_rows() == 53_940
-    with pytest.raises(SelfloopError, match=r"column 'cut' has type .*expected numbers. List the features in 'columns'"):
+    assert np.asarray(diamonds.draw(0, 53_940, CTX)["x"]).mean(axis=0) == pytest.approx([0.79794, 3932.7997], abs=1e-4)
+    with pytest.raises(
+        SelfloopError, match=r"column 'cut' has 'Ideal' in row 1; expected numbers. List the features in 'columns'"
+    ):
         TableSource(path=DATA / "tabular" / "diamonds.csv.gz").n_rows()
 
 
@@ -92,13 +95,35 @@ def test_numeric_columns_of_a_compressed_file_with_words_are_used() -> None:
     [
         ("a,b\n1,2\n3,\n5,6\n", {}, "column 'b' has 1 missing or infinite values, the first in row 2"),
         ("a,b\n1,2\n3,inf\n", {}, "column 'b' has 1 missing or infinite values"),
-        ("a,b\n1,x\n3,y\n", {}, "column 'b' has type .*; expected numbers"),
-        ("a,b\n1,2\n3,4\n", {"target": "bb"}, "unknown name 'bb'. Did you mean 'b'.* Allowed: a, b"),
+        ("a,b\n1,x\n3,y\n", {}, "column 'b' has 'x' in row 1; expected numbers"),
+        ("a,b\n1,2\n3,?\n", {}, r"column 'b' has '\?' in row 2; expected numbers"),
+        ("a,b\n1,2\n3,1e999\n", {}, "column 'b' has 1 missing or infinite values, the first in row 2"),
+        ("a,b\n1,9007199254740993\n3,4\n", {}, "column 'b' has 9007199254740993 in row 1, which float64 would round"),
+        ('a,b\n1,"1,234"\n3,4\n', {}, "column 'b' has '1,234' in row 1; .* The decimal mark is '.', thousands have none"),
+        ("a;b\n1,5;2\n3,5;4\n", {}, "column 'a' has '1,5' in row 1; .* The decimal mark is '.'.* see 'decimal'"),
+        ("a;b\n1.234,5;2\n3,5;4\n", {"decimal": ","}, "column 'a' has '1.234,5' in row 1; .* The decimal mark is ','"),
+        ("a b\n1 2\n3 4\n", {}, "column 'a b' has '1 2' in row 1; .* see 'decimal' and 'separator'"),
+        ("1,2\n3,4\n5,6\n", {}, "source.header: the first line of .* has the number '1', so it may be a row. Set header"),
+        ("x,2\ny,4\nz,6\n", {}, "source.header: the first line of .* has the number '2'"),
+        ("1,5;2,5\n3,5;4,5\n", {"header": False}, "may be separated by ',' or ';'. Set 'separator', and 'decimal'"),
+        ("a,b;c\n1,2;3\n4,5;6\n", {}, "may be separated by ',' or ';'"),
+        ("a,b\n1,2\n3,4\n", {"decimal": ","}, "may be separated by ','"),
+        ("a,b\n1,2,3\n4,5,6\n", {}, "line 2 of .* is divided into 3, the first line into 2"),
+        ("a,b\n1,2\n3\n", {}, "line 3 of .* is divided into 1, the first line into 2"),
+        ("a\n1\n\n3\n", {}, "line 3 of .* is empty: a value is missing"),
+        ("a,a\n1,2\n3,4\n", {}, "two columns are called 'a'"),
+        (",a\n0,2\n1,4\n", {}, "column 1 has no name"),
+        ('a,b\n1,"5" pipe"\n3,"x"\n', {"columns": ("a",)}, "a quotation mark that does not enclose a value"),
+        ("a,b\n1,caf\xe9\n3,4\n", {}, r"is not text in UTF-8 \(byte 9\). Convert it"),
+        ("a,y\n1,u\n3,v\n5,w\n", {"target": "y"}, r"target 'y' has 3 different values \('u', 'v', 'w'\); .* Set 'positive'"),
+        ("a,y\n1,u\n3,v\n", {"target": "y", "positive": "x"}, "target 'y' has 2 different values"),
+        ("a,y\n1,u\n3,\n5,w\n", {"target": "y"}, "target 'y' has 1 missing values"),
+        ("a,b\n1,2\n3,4\n", {"target": "bb"}, "unknown column 'bb'. Did you mean 'b'.* Allowed: a, b"),
         ("price,b\n1,2\n3,4\n", {"columns": ("prise",)}, "Did you mean 'price'"),
         ("a\n1\n", {}, "1 rows and 1 features; expected at least 2 and 1"),
         ("a\n1\n2\n", {"target": "a"}, "2 rows and 0 features"),
-        ("", {}, "cannot be read"),
-        ('a,b\n"1,2\n', {}, "cannot be read"),
+        ("", {}, "is empty"),
+        ('a,b\n"1,2\n', {}, "a quotation mark that does not enclose a value"),
         (None, {}, "does not exist"),
     ],
 )
@@ -107,16 +132,87 @@ def test_a_bad_file_is_an_error_in_one_sentence(
 ) -> None:
     path = tmp_path / "bad.csv"
     if text is not None:
-        path.write_text(text)
+        path.write_bytes(text.encode("latin-1"))
     with pytest.raises(SelfloopError, match=message) as caught:
         TableSource(path=path, **settings).n_rows()  # type: ignore[arg-type]
     assert str(caught.value).startswith("source")
+    assert str(path) in str(caught.value)
     assert len(str(caught.value)) < 700
+
+
+A, B = [1.0, 3.0, 5.0, 7.0], [2.5, 4.0, 6.0, 8.0]
+
+
+@pytest.mark.parametrize(
+    ("text", "settings"),
+    [
+        ("a,b\n1,2.5\n3,4\n5,6\n7,8\n", {}),
+        ("a,b\n1,2.5,\n3,4,\n5,6,\n7,8,\n", {}),  # pandas would take the first column as an index
+        ("a,b,\n1,2.5,\n3,4\n5,6,\n7,8,\n", {}),
+        ("\ufeffa, b\r\n1, 2.5\r\n\r\n3 ,4\r\n5,6\r\n7,8\r\n\r\n", {}),
+        ('"a";"b"\n"1";"2.5"\n3;4\n5;6\n7;8\n', {}),
+        ("a;b\n1;2,5\n3;4\n5;6\n7;8\n", {"decimal": ","}),
+        ("1;2,5\n3;4\n5;6\n7;8\n", {"decimal": ",", "header": False, "columns": ("1", "2")}),
+        ("a\tb\n1\t2.5\n3\t4\n5\t6\n7\t8\n", {}),
+        ("a  b\n1 2.5\n3   4\n5 6\n7 8\n", {"separator": " "}),
+        ('n,a,b\n"x\ny",1,2.5\n,3,4\n"5"" pipe",5,6\nNA,7,8\n', {"columns": ("a", "b")}),
+        ("2019,2020\n1,2.5\n3,4\n5,6\n7,8\n", {"header": True}),
+        (",a,b,a\n0,1,2.5,1\n1,3,4,1\n2,5,6,1\n3,7,8,1\n", {"columns": ("b",)}),
+    ],
+)
+def test_a_file_is_read_as_it_is_written(tmp_path: Path, text: str, settings: dict[str, object]) -> None:
+    path = tmp_path / "table.csv"
+    path.write_bytes(text.encode())
+    source = TableSource(path=path, **settings)  # type: ignore[arg-type]
+    assert source.n_rows() == 4
+    expected = np.array([B] if settings.get("columns") == ("b",) else [A, B]).T
+    assert sorted(np.asarray(source.draw(0, 4, CTX)["x"]).tolist()) == expected.tolist()
+
+
+def test_a_target_of_two_words_is_encoded_in_alphabetical_order_and_said(tmp_path: Path) -> None:
+    path = tmp_path / "churn.csv"
+    path.write_text("visits,churn\n" + "".join(f"{i},{'yes' if i % 3 else 'no '}\n" for i in range(9)))
+    source = TableSource(path=path, target="churn")
+    with pytest.warns(UserWarning, match="churn.csv: target 'churn': 'yes' counts as outcome 1, 'no' as 0"):
+        rows = source.draw(0, 9, CTX)
+    assert np.array_equal(np.asarray(rows["y"]), np.asarray(rows["x"])[:, 1] % 3 > 0)
+    rows = TableSource(path=path, target="churn", positive="no").draw(0, 9, CTX)
+    assert np.array_equal(np.asarray(rows["y"]), np.asarray(rows["x"])[:, 1] % 3 == 0)
+
+
+def test_a_value_of_a_numeric_target_can_be_outcome_1(file: Path) -> None:
+    rows = TableSource(path=file, target="b", positive="16").draw(0, 10, CTX)
+    assert np.array_equal(np.asarray(rows["y"]), np.asarray(rows["x"])[:, 1] == 4)
+
+
+def test_words_missing_values_and_identifiers_of_parquet_files_are_errors(tmp_path: Path) -> None:
+    pd = pytest.importorskip("pandas")
+    pytest.importorskip("pyarrow")
+    path = tmp_path / "table.parquet"
+    for column, message in (
+        (pd.array([1, None, 3], "Int64"), "column 'a' has 1 missing or infinite values, the first in row 2"),
+        (pd.Categorical(["u", "v", "u"]), "column 'a' has 'u' in row 1"),
+        (pd.array([1, 2**60, 3], "uint64"), "looks like an identifier"),
+        (pd.to_datetime(["2020-01-01"] * 3), "column 'a' has '2020-01-01 00:00:00' in row 1"),
+    ):
+        pd.DataFrame({"a": column, "b": [1.0, 2.0, 3.0]}).to_parquet(path)
+        with pytest.raises(SelfloopError, match=message):
+            TableSource(path=path).n_rows()
+    assert TableSource(path=path, columns=("b",)).n_rows() == 3
 
 
 def test_settings_that_contradict_each_other_are_errors(file: Path) -> None:
     with pytest.raises(SpecError, match=r"^target: got 'y'; 'diabetes' has its own target"):
         TableSource(target="y")
+    for settings, message in (
+        ({"positive": "yes"}, "positive: got 'yes' without a target"),
+        ({"separator": ";"}, "separator: got ';'; it applies to CSV files only"),
+        ({"header": False, "path": file.with_suffix(".parquet")}, "header: got False; it applies to CSV files only"),
+        ({"separator": ",", "decimal": ",", "path": file}, "separator: got ',', which is the decimal mark"),
+        ({"separator": ";;", "path": file}, "separator: got ';;'"),
+    ):
+        with pytest.raises(SpecError, match=message):
+            TableSource(**settings)  # type: ignore[arg-type]
     with pytest.raises(SpecError, match=r"^path: got .*; 'dataset' is set too"):
         TableSource(path=file, dataset="diabetes")
 
