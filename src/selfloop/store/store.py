@@ -112,7 +112,7 @@ class Store:
             self._set_aside(path)
             return None
         target = self.object_path(result["object"]) if "object" in result else None
-        if target and records.file_stat(target) != body["file_stat"] and not self.is_intact(result["object"]):
+        if target and (records.file_stat(target) or ()) != body["file_stat"] and not self.is_intact(result["object"]):
             self._set_aside(target)
             if not self.read_only:
                 Path(path).unlink(missing_ok=True)  # a step that is not reproducible gives an object of another name

@@ -1,0 +1,401 @@
+"""Whatever stands in the place of a store's files, the rows are those of an undisturbed store, or one sentence says why not."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import resource
+import shutil
+import subprocess
+import sys
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import tiny_components
+from selfloop.columns import Columns
+from selfloop.commands.verify import verify
+from selfloop.component import Context
+from selfloop.engine.run import iter_measurements, store_path
+from selfloop.errors import DataError, SelfloopError, StoreError
+from selfloop.formats.safetensors import to_safetensors
+from selfloop.rng import RandomStream
+from selfloop.store.identity import digest, stored_step
+from selfloop.store.records import with_checksum
+from selfloop.store.store import Store
+from selfloop.types import Measurement
+from tiny_components import selfloop, tiny_spec
+
+ONE_CHAIN: dict[str, Any] = {"policies": ("replace",), "seeds": 1, "family": tiny_components.Mean(limit=0.2)}
+SPEC = tiny_spec(generations=2, **ONE_CHAIN)
+CTX = Context(RandomStream(("faults",)))
+
+
+def rows_of(store: Path) -> list[Measurement]:
+    return list(iter_measurements(SPEC, store))
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Measurement]]:
+    """A finished store and its rows."""
+    path = tmp_path_factory.mktemp("finished") / "store"
+    return path, rows_of(path)
+
+
+def folder(path: Path) -> None:
+    (path / "full").mkdir(parents=True)
+
+
+def link_to_itself(path: Path) -> None:
+    path.symlink_to(path)
+
+
+def broken_link(path: Path) -> None:
+    path.symlink_to("nowhere")
+
+
+def endless(path: Path) -> None:
+    path.symlink_to("/dev/zero")
+
+
+def file(path: Path) -> None:
+    path.write_bytes(b"mine")
+
+
+THINGS: list[Callable[[Path], None]] = [folder, link_to_itself, broken_link, endless, file, os.mkfifo]
+
+
+@pytest.mark.parametrize("thing", THINGS, ids=lambda function: function.__name__)
+def test_anything_in_the_place_of_a_file_or_folder_is_set_aside_and_computed_again(
+    finished: tuple[Path, list[Measurement]], tmp_path: Path, thing: Callable[[Path], None]
+) -> None:
+    original, rows = finished
+    store = shutil.copytree(original, tmp_path / "store")
+    results, files = tiny_components.results_of(store), tiny_components.files_of(store)
+    places = [*files[THINGS.index(thing) % 2 :: 3], files[0].parent, files[-1].parent, store / "records", store / "objects",
+              store / "scratch" / files[-1].stem, store / "scratch", store / "runs"]  # fmt: skip
+    for place in places:
+        shutil.rmtree(place) if place.is_dir() else place.unlink(missing_ok=True)
+        place.parent.mkdir(exist_ok=True)
+        thing(place)
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            assert rows_of(store) == rows, place
+        if place in files:
+            assert any(str(place) in str(warning.message) for warning in said), place
+        assert tiny_components.results_of(store) == results
+        assert tiny_components.files_of(store) == files
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            assert rows_of(store) == rows
+
+
+FORMS: list[Callable[[dict[str, Any]], Any]] = [
+    lambda body: [],
+    lambda body: None,
+    lambda body: body["result"],
+    lambda body: {**body, "key": 1},
+    lambda body: {**body, "result": []},
+    lambda body: {**body, "result": {}},
+    lambda body: {**body, "result": {"value": 5}},
+    lambda body: {**body, "result": {"value": None}},
+    lambda body: {**body, "result": {"value": {"level": "high"}}},
+    lambda body: {**body, "result": {"value": [1.0]}},
+    lambda body: {**body, "result": {"ended": 1}},
+    lambda body: {**body, "result": {"object": 7}},
+    lambda body: {**body, "result": {"object": "../../../../etc/passwd"}},
+    lambda body: {**body, "result": {"object": "\0" * 40}},
+    lambda body: {**body, "result": {"object": "a" * 40}},
+    lambda body: {**body, "result": {**body["result"], "ended": "diverged"}},
+    lambda body: {**body, "file_stat": "new"},
+    lambda body: {**body, "file_stat": [1]},
+    lambda body: {**body, "warnings": 3},
+    lambda body: {**body, "warnings": [{}]},
+    lambda body: {**body, "provenance": None},
+    lambda body: {**body, "provenance": {}},
+    lambda body: {**body, "provenance": {**body["provenance"], "seconds": "long"}},
+    lambda body: {**body, "provenance": {**body["provenance"], "seconds": float("nan")}},
+    lambda body: {**body, "provenance": {**body["provenance"], "backend": ["c"]}},
+    lambda body: {**body, "provenance": {**body["provenance"], "backend": {"training": 1}}},
+    lambda body: {**body, "provenance": {**body["provenance"], "threads": -1}},
+    lambda body: {name: value for name, value in body.items() if name != "warnings"},
+]
+
+
+def test_records_of_another_form_are_set_aside_though_their_checksum_is_right(
+    finished: tuple[Path, list[Measurement]], tmp_path: Path
+) -> None:
+    original, rows = finished
+    store = shutil.copytree(original, tmp_path / "store")
+    before = tiny_components.results_of(store)
+    records = sorted((store / "records").rglob("*.json"))
+    bodies = {record: json.loads(record.read_bytes())["body"] for record in records}
+    chosen = {str(body["provenance"]["step"]).rpartition(".")[2]: record for record, body in bodies.items()}
+    assert len(chosen) == 4
+    for change in FORMS:
+        for record in chosen.values():
+            changed = change(bodies[record])
+            if changed == bodies[record] or (change(bodies[record]) or {}) == bodies[record]:
+                continue
+            record.write_bytes(with_checksum(json.dumps(changed).encode()))
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            assert rows_of(store) == rows
+        assert len(said) >= 1
+        assert tiny_components.results_of(store) == before
+    chosen["measure@1"].write_bytes(with_checksum(b"[" * 100_000))
+    with pytest.warns(UserWarning, match="damaged"):
+        assert rows_of(store) == rows
+
+
+def test_an_object_that_is_no_safetensors_file_from_the_start_is_a_sentence_and_then_repaired(
+    finished: tuple[Path, list[Measurement]], tmp_path: Path
+) -> None:
+    original, rows = finished
+    store, content = shutil.copytree(original, tmp_path / "store"), b"no arrays"
+    place = store / "objects" / digest(content)[:2] / f"{digest(content)}.safetensors"
+    place.parent.mkdir(exist_ok=True)
+    place.write_bytes(content)
+    for record in (store / "records").rglob("*.json"):
+        body = json.loads(record.read_bytes())["body"]
+        if body["provenance"]["step"] == "selfloop.fit@1":
+            body["result"], body["file_stat"] = {"object": digest(content)}, None
+            record.write_bytes(with_checksum(json.dumps(body).encode()))
+    with pytest.warns(UserWarning, match=digest(content)), pytest.raises(StoreError, match="Run the spec again"):
+        rows_of(store)
+    with pytest.warns(UserWarning, match=digest(content)):
+        assert rows_of(store) == rows
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root can read everything")
+def test_a_file_that_cannot_be_read_is_set_aside(finished: tuple[Path, list[Measurement]], tmp_path: Path) -> None:
+    original, rows = finished
+    store = shutil.copytree(original, tmp_path / "store")
+    for path in tiny_components.files_of(store):
+        path.chmod(0)
+        with pytest.warns(UserWarning, match=path.name):
+            assert rows_of(store) == rows
+
+
+# places
+
+
+@pytest.mark.parametrize("number", [errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EINVAL])
+def test_a_store_without_hard_links_holds_the_same_files(
+    finished: tuple[Path, list[Measurement]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    def refuse(source: str, target: str) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "link", refuse)
+    assert rows_of(tmp_path) == finished[1]
+    assert tiny_components.objects_of(tmp_path) == tiny_components.objects_of(finished[0])
+    assert tiny_components.results_of(tmp_path) == tiny_components.results_of(finished[0])
+    assert not list(tmp_path.rglob("*.tmp"))
+    assert rows_of(tmp_path) == finished[1]
+
+
+def mount(place: Path, options: str) -> None:
+    command = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", place]
+    if subprocess.run(command, capture_output=True, check=False).returncode:
+        pytest.skip("a file system can be mounted by root alone")
+
+
+def test_a_finished_store_that_cannot_be_written_is_read(finished: tuple[Path, list[Measurement]], tmp_path: Path) -> None:
+    original, rows = finished
+    place = tmp_path / "disk"
+    place.mkdir()
+    mount(place, "size=8m")
+    try:
+        store = shutil.copytree(original, place / "store")
+        subprocess.run(["mount", "-o", "remount,ro", place], check=True)
+        assert rows_of(store) == rows
+        assert verify(SPEC, store, 3).wrong == []
+        with pytest.raises(StoreError, match=r"cannot write \(read-only file system\)"):
+            Store(store).call(record_call, CTX)
+        with pytest.raises(StoreError, match=r"cannot write \(read-only file system\)"):
+            list(iter_measurements(tiny_spec(generations=3, **ONE_CHAIN), store))
+        assert not CALLS
+    finally:
+        subprocess.run(["umount", place], check=True)
+
+
+CALLS: list[int] = []
+
+
+@stored_step("record_call", version=1)
+def record_call(ctx: Context) -> int:
+    """The number of calls."""
+    CALLS.append(1)
+    return len(CALLS)
+
+
+def test_a_home_folder_in_the_store_s_path_is_the_user_s(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert store_path("~/x") == tmp_path / "x"
+    monkeypatch.setenv("SELFLOOP_STORE", "~/y")
+    assert store_path(None) == tmp_path / "y"
+    assert store_path("~nobody-of-that-name/x") == Path("~nobody-of-that-name/x")
+
+
+# inputs that change
+
+
+@stored_step("count_rows", version=1)
+def count_rows(ctx: Context) -> Columns:
+    """Three numbers."""
+    return {"x": np.arange(3.0)}
+
+
+@stored_step("damage_rows", version=1)
+def damage_rows(rows: Columns, files: str, ctx: Context) -> float:
+    """The sum of rows, whose file the step changes while it reads them."""
+    (path,) = Path(files).rglob("*.safetensors")
+    status = path.stat()
+    path.chmod(0o644)
+    with path.open("r+b") as file:
+        file.seek(-8, os.SEEK_END)
+        file.write(np.float64(7).tobytes())
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+    return float(np.asarray(rows["x"]).sum())
+
+
+def test_objects_are_read_only_and_a_step_whose_object_changes_is_not_recorded(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    ref = store.call(count_rows, CTX)
+    (path,) = (tmp_path / "objects").rglob("*.safetensors")
+    assert path.stat().st_mode & 0o222 == 0
+    records = tiny_components.results_of(tmp_path)
+    with pytest.raises(StoreError, match=f"{ref.digest} changed while it was read"):
+        store.call(damage_rows, ref, str(tmp_path / "objects"), CTX)
+    assert tiny_components.results_of(tmp_path) == records
+    with pytest.warns(UserWarning, match=ref.digest):
+        assert np.asarray(store.open(ref)["x"]).tolist() == [0, 1, 2]
+
+
+@stored_step("read_changing", version=1)
+def read_changing(path: Path, texts: tuple[str, ...], ctx: Context) -> str:
+    """A file's text, after others saved these texts to it."""
+    texts_read = []
+    for text in texts:
+        path.write_text(text, encoding="utf-8")
+        texts_read.append(path.read_text(encoding="utf-8"))
+    return texts_read[0]
+
+
+@pytest.mark.parametrize("texts", [("new",), ("new", "old")], ids=["changed", "changed and changed back"])
+def test_a_source_file_that_changes_during_a_step_is_not_recorded(tmp_path: Path, texts: tuple[str, ...]) -> None:
+    (tmp_path / "data").mkdir()
+    file = tmp_path / "data" / "a.csv"
+    for path in (file, file.parent):
+        file.write_text("old")
+        step = read_changing if path is file else read_folder
+        with pytest.raises(DataError, match=rf"{step.__name__}: .*a.csv changed while it was read"):
+            Store(tmp_path / "store").call(step, path, texts, CTX)
+        assert tiny_components.results_of(tmp_path / "store") == {}
+
+
+@stored_step("read_folder", version=1)
+def read_folder(path: Path, texts: tuple[str, ...], ctx: Context) -> str:
+    """The text of the one file in a folder."""
+    return read_changing(path / "a.csv", texts, ctx)
+
+
+def test_a_source_file_that_is_saved_between_its_digest_and_its_reading_is_not_recorded(tmp_path: Path) -> None:
+    file = tmp_path / "a.csv"
+    file.write_text("old")
+
+    class LateStore(Store):
+        def lookup(self, call: Any) -> Any:  # the key is known now
+            file.write_text("new")
+            return super().lookup(call)
+
+    with pytest.raises(DataError, match=r"a.csv changed while it was read"):
+        LateStore(tmp_path / "store").call(read_changing, file, ("new",), CTX)
+    assert tiny_components.results_of(tmp_path / "store") == {}
+
+
+@pytest.mark.parametrize("kind", ["record", "object", "ensemble"])
+def test_verify_exits_with_1_and_names_what_is_damaged(tmp_path: Path, kind: str) -> None:
+    spec = tmp_path / "spec.toml"
+    family = (
+        'source.name = "gaussian"\nfamily.name = "gaussian"\n'
+        if kind == "ensemble"
+        else 'source.name = "moons"\nfamily.name = "kde"\n'
+    )
+    spec.write_text(f'n = 10\ngenerations = 2\nseeds = 2\npolicies = ["replace"]\n{family}')
+    arguments = (spec, "--store", tmp_path / "store", "-q")
+    assert selfloop("run", *arguments).code == 0
+    assert selfloop("verify", *arguments).code == 0
+    suffix = ".json" if kind == "record" else ".safetensors"
+    (damaged, *_) = [path for path in tiny_components.files_of(tmp_path / "store") if path.suffix == suffix]
+    content, status = bytearray(damaged.read_bytes()), damaged.stat()
+    content[-1] ^= 1
+    damaged.chmod(0o644)
+    damaged.write_bytes(content)
+    os.utime(damaged, ns=(status.st_atime_ns, status.st_mtime_ns))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        done = selfloop("verify", *arguments, "--records", "1")
+    assert done.code == 1
+    assert f"damaged: {damaged}" in done.out
+    assert damaged.read_bytes() == content
+
+
+# limits
+
+
+@pytest.mark.parametrize("size", [0, 1, 100, 500, 5000])
+def test_a_file_size_limit_is_a_sentence_and_then_the_rows_are_the_same(
+    finished: tuple[Path, list[Measurement]], tmp_path: Path, size: int
+) -> None:
+    code = (
+        "import resource, sys, tiny_components; from pathlib import Path\n"
+        "import selfloop.engine.run, selfloop.errors\n"
+        f"resource.setrlimit(resource.RLIMIT_FSIZE, ({size}, {resource.RLIM_INFINITY}))\n"
+        "try: list(selfloop.engine.run.iter_measurements(tiny_components.tiny_spec(), sys.argv[1]))\n"
+        "except selfloop.errors.SelfloopError as problem: sys.exit(str(problem))\n"
+    )
+    environment = tiny_components.environment(PYTHONPATH=str(Path(tiny_components.__file__).parent))
+    command = [sys.executable, "-c", code, str(tmp_path / "store")]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    if size < 5000:
+        assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+        assert f"store {tmp_path / 'store'}: cannot write (file too large). Free some space" in done.stderr
+    assert not list(tmp_path.rglob("*.tmp"))
+    assert list(iter_measurements(tiny_spec(), tmp_path / "store")) == list(iter_measurements(tiny_spec(), tmp_path / "alone"))
+
+
+@pytest.mark.parametrize("size", [*range(4, 64, 12)])
+def test_a_disk_that_is_full_at_any_size_is_a_sentence_and_then_the_rows_are_the_same(
+    finished: tuple[Path, list[Measurement]], tmp_path: Path, size: int
+) -> None:
+    place = tmp_path / "disk"
+    place.mkdir()
+    mount(place, f"size={size}k")
+    try:
+        with pytest.raises(SelfloopError, match=r"cannot write \(no space left on device\). Free some space"):
+            rows_of(place / "store")
+        subprocess.run(["mount", "-o", "remount,size=8m", place], check=True)
+        assert rows_of(place / "store") == finished[1]
+        assert tiny_components.results_of(place / "store") == tiny_components.results_of(finished[0])
+    finally:
+        subprocess.run(["umount", place], check=True)
+
+
+@stored_step("need_much", version=1)
+def need_much(rows: int, ctx: Context) -> Columns:
+    """So many zeros."""
+    return {"x": np.zeros(rows)}
+
+
+def test_too_little_memory_is_a_sentence(tmp_path: Path) -> None:
+    with pytest.raises(SelfloopError, match=r"need_much: not enough memory \(.*\). Lower n or the number of seeds."):
+        Store(tmp_path).call(need_much, 1 << 55, CTX)
+    assert Store(tmp_path).call(need_much, 10, CTX)
+    assert len(to_safetensors({"x": np.zeros(1)})) == 2
