@@ -7,6 +7,7 @@ step* a function whose results `Store.call` keeps, and a policy's *label* its na
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from functools import cache
 from typing import Generic, Literal, NamedTuple, TypeVar
 
 import numpy as np
@@ -28,11 +29,13 @@ class Batch(NamedTuple):
         return f"{self.kind}({self.born})"
 
 
+@cache  # equal takes of a long schedule are then the same object
 def real(t: int) -> Batch:
     """The real rows drawn for generation t; `real(1)` are the initial rows."""
     return Batch("real", t)
 
 
+@cache
 def synthetic(k: int) -> Batch:
     """The rows sampled from the model of generation k."""
     return Batch("synthetic", k)

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from fractions import Fraction
+from itertools import pairwise
 from typing import ClassVar
 
 import pytest
 
 from selfloop.component import Policy
 from selfloop.errors import SpecError
+from selfloop.policies.builtin import Accumulate, Fresh, Window
 from selfloop.policies.custom import Custom
 from selfloop.policies.schedule import schedule
-from selfloop.types import NewRows, Plan, Take, synthetic
+from selfloop.types import NewRows, Plan, Take, real, synthetic
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,3 +56,37 @@ def test_a_schedule_refuses_batches_and_row_counts_that_cannot_exist(policy: Pol
         list(schedule(policy, 10, 2))
     assert message in str(refused.value)
     assert "generation" in str(refused.value)
+
+
+def test_entries_of_a_long_schedule_share_takes_and_see_only_older_batches() -> None:
+    entries = list(schedule(Accumulate(), 10, 200))
+    for entry, later in pairwise(entries):
+        shared = zip(entry.plan.takes, later.plan.takes, strict=False)
+        assert all(take is same for take, same in shared), "a take of its own for each generation fills the memory"
+        assert len(later.plan.takes) == len(entry.plan.takes) + 1
+    assert dict(entries[2].available) == {real(1): 10, synthetic(1): 10, synthetic(2): 10}
+    assert len(entries[2].available) == 3
+    assert synthetic(3) not in entries[2].available
+    assert synthetic(3) in entries[3].available
+
+
+def test_takes_that_change_are_resolved_again() -> None:
+    weights = Custom(takes=({"batch": "synthetic(t-1)"}, {"batch": "real(1)", "rows": "t", "weight": "1 / t"}))
+    for entry in list(schedule(weights, 10, 5))[1:]:
+        assert entry.plan.takes == (Take(synthetic(entry.t - 1), 10), Take(real(1), entry.t, 1 / entry.t))
+
+
+@pytest.mark.parametrize("policy", [Accumulate(), Fresh(ratio=0.3, real_mass=0.7), Window(length=3)])
+def test_mass_and_age_are_the_rounded_exact_values(policy: Policy) -> None:
+    for entry in schedule(policy, 7, 40):
+        raw = [Fraction(take.weight) * (take.rows or 0) for take in entry.plan.takes]
+        ages = [entry.t - take.batch.born + (take.batch.kind == "real") for take in entry.plan.takes]
+        exact = sum(mass * age for mass, age in zip(raw, ages, strict=True)) / sum(raw)
+        assert entry.data_age == pytest.approx(float(exact), rel=4e-16, abs=0)  # sums that are not exact lose more
+
+
+def test_a_schedule_that_would_fill_the_memory_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("selfloop.policies.schedule.MAX_TAKES", 54)
+    assert len(list(schedule(Accumulate(), 10, 9))) == 9
+    with pytest.raises(SpecError, match=r"generation 10: takes more than 54 batches, .*\. Lower generations\.$"):
+        list(schedule(Accumulate(), 10, 10))

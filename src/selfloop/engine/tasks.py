@@ -121,7 +121,7 @@ def _seed_groups(point: Point) -> list[tuple[int, ...]]:
     """Seeds that run together: within one block, and few enough for their rows to fit in memory."""
     together, spec = SEEDS_PER_BLOCK, point.spec
     if "rows" in point.worlds:
-        rows = max(max(sum(entry.available.values()) for entry in point.schedule(policy)) for policy in spec.policies)
+        rows = max(sum(point.schedule(policy)[-1].available.values()) for policy in spec.policies)
         together = min(SEEDS_PER_BLOCK, max(1, MAX_ENSEMBLE_BYTES // (point.row_bytes() * rows)))
     groups = []
     for _, block in groupby(sorted(spec.seeds), key=lambda seed: seed // SEEDS_PER_BLOCK):

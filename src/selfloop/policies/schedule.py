@@ -5,12 +5,34 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 from selfloop.component import Policy
 from selfloop.errors import SettingError, SpecError
 from selfloop.types import Batch, NewRows, Plan, Take, real, synthetic
 
 MAX_BATCH_ROWS = 10**15  # Limit per batch. Larger values are typos, and row counts would overflow int64.
+MAX_TAKES = 10_000_000  # Limit per schedule, whose time and memory grow with it; `accumulate` reaches it at t = 4,472.
+
+
+@dataclass(frozen=True, slots=True)
+class AvailableRows(Mapping[Batch, int]):
+    """Rows of the batches that exist before the fit of generation t: a view of those of the whole schedule."""
+
+    rows: dict[Batch, int]  # of all generations, in the order of drawing
+    t: int
+    length: int
+
+    def __getitem__(self, batch: Batch) -> int:
+        if batch.born > self.t or batch == synthetic(self.t):
+            raise KeyError(batch)
+        return self.rows[batch]
+
+    def __iter__(self) -> Iterator[Batch]:
+        return islice(self.rows, self.length)
+
+    def __len__(self) -> int:
+        return self.length
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,7 +42,7 @@ class ScheduleEntry:
     t: int
     new_rows: NewRows
     plan: Plan
-    available: Mapping[Batch, int]  # rows of every batch that exists before this generation's fit
+    available: AvailableRows
 
     @property
     def trained_rows(self) -> int:
@@ -30,25 +52,27 @@ class ScheduleEntry:
     def masses(self) -> list[float]:
         """Share of the training mass (rows × weight) of each take."""
         raw = [(take.rows or 0) * take.weight for take in self.plan.takes]
-        total = sum(raw)
+        total = math.fsum(raw)  # the sum of floats differs between versions of Python
         return [mass / total for mass in raw]
 
     @property
     def real_mass(self) -> float:
         """Share of the training mass that is real."""
         takes = zip(self.plan.takes, self.masses(), strict=True)
-        return sum(mass for take, mass in takes if take.batch.kind == "real")
+        return math.fsum(mass for take, mass in takes if take.batch.kind == "real")
 
     @property
     def data_age(self) -> float:
         """Mean age of the training mass, in generations: t - b + 1 for real(b), t - k for synthetic(k)."""
         takes = zip(self.plan.takes, self.masses(), strict=True)
-        return sum(mass * (self.t - take.batch.born + (take.batch.kind == "real")) for take, mass in takes)
+        return math.fsum(mass * (self.t - take.batch.born + (take.batch.kind == "real")) for take, mass in takes)
 
 
 def schedule(policy: Policy, n: int, generations: int) -> Iterator[ScheduleEntry]:
     """One entry per generation. Raises SpecError if a plan asks for a batch or for rows that do not exist."""
     rows: dict[Batch, int] = {}
+    asked = resolved = Plan(())  # of the generation before
+    n_takes = 0
     for t in range(1, generations + 1):
         key = f"policy {policy.name}, generation {t}"
         try:
@@ -59,7 +83,16 @@ def schedule(policy: Policy, n: int, generations: int) -> Iterator[ScheduleEntry
         _check_new_rows(key, t, n, new_rows)
         if new_rows.real:
             rows[real(t)] = new_rows.real
-        yield ScheduleEntry(t, new_rows, _resolve_plan(key, plan, rows), dict(rows))
+        if not asked.takes or plan.takes[: len(asked.takes)] != asked.takes:
+            asked = resolved = Plan(())
+        later = _resolve_takes(
+            key, plan.takes[len(asked.takes) :], rows
+        )  # accumulate: those of the generation before, one more
+        asked, resolved = plan, _resolve_budget(key, (*resolved.takes, *later), plan.budget)
+        n_takes += len(plan.takes)
+        if n_takes > MAX_TAKES:
+            raise SpecError(f"{key}: takes more than {MAX_TAKES:,} batches, all generations together. Lower generations.")
+        yield ScheduleEntry(t, new_rows, resolved, AvailableRows(rows, t, len(rows)))
         rows[synthetic(t)] = new_rows.synthetic
 
 
@@ -79,12 +112,13 @@ def _check_new_rows(key: str, t: int, n: int, new_rows: NewRows) -> None:
         raise SpecError(f"{key}: draws {new_rows.real} real rows; expected the n = {n} initial rows.")
 
 
-def _resolve_plan(key: str, plan: Plan, rows: Mapping[Batch, int]) -> Plan:
-    """The plan with a row count in every take, without empty takes and without a budget that exceeds them."""
+def _resolve_takes(key: str, asked: tuple[Take[Batch], ...], rows: Mapping[Batch, int]) -> list[Take[Batch]]:
+    """The takes with a row count each, without empty ones."""
     takes = []
-    for take in plan.takes:
+    for take in asked:
         if take.batch not in rows:
-            raise SpecError(f"{key}: takes {take.batch}, which does not exist. Existing: {', '.join(map(str, rows))}.")
+            existing = ", ".join(map(str, islice(rows, 5))) + (f", ... ({len(rows)} batches)" if len(rows) > 5 else "")
+            raise SpecError(f"{key}: takes {take.batch}, which does not exist. Existing: {existing}.")
         count = rows[take.batch] if take.rows is None else take.rows
         if not isinstance(count, int) or not 0 <= count <= rows[take.batch] or not 0 <= take.weight < math.inf:
             raise SpecError(
@@ -93,9 +127,14 @@ def _resolve_plan(key: str, plan: Plan, rows: Mapping[Batch, int]) -> Plan:
             )
         if count and take.weight:
             takes.append(Take(take.batch, count, take.weight))
+    return takes
+
+
+def _resolve_budget(key: str, takes: tuple[Take[Batch], ...], budget: int | None) -> Plan:
+    """The plan of the takes, without a budget that exceeds their rows."""
     total = sum(take.rows or 0 for take in takes)
     if not total:
         raise SpecError(f"{key}: trains on no rows. Take at least one row of an existing batch.")
-    if plan.budget is not None and plan.budget < 1:
-        raise SpecError(f"{key}: budget is {plan.budget}; expected 1 row or more.")
-    return Plan(tuple(takes), None if plan.budget is None or plan.budget >= total else plan.budget)
+    if budget is not None and budget < 1:
+        raise SpecError(f"{key}: budget is {budget}; expected 1 row or more.")
+    return Plan(takes, None if budget is None or budget >= total else budget)
