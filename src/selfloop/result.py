@@ -105,16 +105,18 @@ class Result:
 
         In a sweep over n, a criterion also receives the risk at every n with the other coordinates equal, as "risk@n=100".
         """
-        return [
-            replace(
-                criterion.judge({**self._risks(policy, point), **measured}, point.spec.directions()),
-                policy=policy,
-                coordinates=point.coordinates,
-            )
-            for point in self.points
-            for policy, measured in self.curves(point.coordinates).items()
-            for criterion in point.spec.criteria
-        ]
+        verdicts = []
+        for point in self.points:
+            directions = point.spec.directions()
+            for policy, measured in self.curves(point.coordinates).items():
+                curves, statuses = {**self._risks(policy, point), **measured}, self.statuses(policy, point.coordinates)
+                for criterion in point.spec.criteria:
+                    verdict = criterion.judge(curves, directions)
+                    ended = f" ({', '.join(sorted(statuses))})" if statuses and verdict.metric else ""
+                    verdicts.append(
+                        replace(verdict, policy=policy, coordinates=point.coordinates, reason=f"{verdict.reason}{ended}")
+                    )
+        return verdicts
 
     def _risks(self, policy: str, point: Point) -> dict[str, Floats]:
         risks = {}

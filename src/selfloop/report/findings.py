@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from selfloop.columns import Floats
 from selfloop.published.claims import claimed_orders, unmodified_policies
+from selfloop.report.first_models import first_model_sentence
 from selfloop.report.theme import format_interval, format_number
 from selfloop.stats.comparison import FIRST_COMPARED, Comparison, compare
 from selfloop.stats.intervals import mean_interval
@@ -18,7 +19,8 @@ if TYPE_CHECKING:
 
 
 def findings(result: Result) -> Iterator[str]:
-    """One sentence for each finding about the risk and the modes at every point of the sweep."""
+    """One sentence for each finding about the first models, the risk and the modes at every point of the sweep."""
+    yield from filter(None, (first_model_sentence(result, point) for point in result.points))
     for point in result.points:
         spec, curves = point.spec, result.curves(point.coordinates)
         if spec.generations < 3:
