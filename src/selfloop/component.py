@@ -66,6 +66,10 @@ class Source(Component):
         """Number of rows that the source can give; None = unlimited."""
         return None
 
+    def n_usable_rows(self) -> int | None:
+        """Number of rows without those that are skipped as unusable, which a spec takes if n is unset. May read all files."""
+        return self.n_rows()
+
     def n_holdout(self) -> int | None:
         """Number of held-out rows if the source itself has a split; None = the spec decides."""
         return None

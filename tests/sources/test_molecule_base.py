@@ -267,7 +267,7 @@ def test_the_logs_of_rdkit_are_hidden(tmp_path, capfd):
 COMMANDS = {  # source, exit code of `plan`, which reads no coordinates, and a part of the error of `run`
     "a truncated SDF file": ('{ name = "sdf", path = "cut.sdf" }', 2, "cut.sdf ends within record 24"),
     "no usable molecule": ('{ name = "smiles", path = "bad.smi" }', 0, "found no usable molecule"),
-    "fewer molecules than lines": ('{ name = "smiles", path = "some.smi", conformers = 1 }', 0, "n can be at most 3"),
+    "fewer molecules than lines": ('{ name = "smiles", path = "some.smi", conformers = 1 }', 0, "have at most 4 rows together"),
     "no holdout": ('{ name = "smiles", holdout_share = 0.0 }', 2, "holdout"),
 }
 

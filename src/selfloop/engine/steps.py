@@ -107,9 +107,10 @@ def take_corpus_rows(source: CorpusSource, corpus: Columns, first: int, n: int, 
         order = source.order(ctx)
         order = order[order < count_rows(corpus)]  # the corpus lacks rows that were skipped as damaged
     if first + n > len(order):
-        lost = (cast(Source, source).n_rows() or 0) - len(order)
-        reason = f", as {lost} of its rows cannot be used" if lost > 0 else ""
-        raise DataError(f"source: rows {first} to {first + n - 1} are needed; there are {len(order)}{reason}. Set n lower.")
+        raise DataError(
+            f"source: rows {first} to {first + n - 1} are needed; {len(order)} of {cast(Source, source).name} can be used. "
+            f"Set n so that the holdout and all batches of real rows have at most {len(order)} rows together."
+        )
     return gather_rows(corpus, order[first : first + n], ctx.scratch)
 
 

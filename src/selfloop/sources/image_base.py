@@ -158,8 +158,10 @@ class EncodedImageSource(FileSource):
         return {"image": ColumnType("uint8", _first_image(self).shape, "gray level"), **labels}
 
     def n_corpus_rows(self) -> int:
-        """Number of usable images."""
-        return self.n_rows() if self.on_bad_image == "error" else sum(map(count_rows, self.chunks()))
+        return self.n_rows() if self.on_bad_image == "error" else _count_usable(self)
+
+    def n_usable_rows(self) -> int:
+        return self.n_corpus_rows()
 
     def chunks(self) -> Iterator[Columns]:
         first, labels, skipped = _first_image(self), _label_columns(self), list[str]()
@@ -225,6 +227,12 @@ def _bad_image_error(problem: DataError) -> DataError:
 @cached_until_change()
 def _label_columns(source: EncodedImageSource) -> Mapping[str, Array]:
     return source.label_columns()
+
+
+@cached_until_change(maxsize=16)
+def _count_usable(source: EncodedImageSource) -> int:
+    with warnings.catch_warnings(action="ignore"):  # the reading itself reports what is skipped
+        return sum(map(count_rows, source.chunks()))
 
 
 @cached_until_change(maxsize=16)

@@ -14,7 +14,7 @@ from typing import Annotated, Any, ClassVar, NamedTuple
 import numpy as np
 from annotated_types import Ge, Interval
 
-from selfloop.columns import Array, Columns, ColumnType, Ints, Ragged, concat_rows, select_rows
+from selfloop.columns import Array, Columns, ColumnType, Ints, Ragged, concat_rows, count_rows, select_rows
 from selfloop.component import Context, Source
 from selfloop.errors import DataError, SpecError, missing_extra
 from selfloop.rng import RandomStream
@@ -110,6 +110,10 @@ class MoleculeSource(Source):
     def n_rows(self) -> int:
         _require_rdkit(self)
         return self.conformers * self.n_molecules()
+
+    def n_usable_rows(self) -> int:
+        with warnings.catch_warnings(action="ignore"):  # the reading itself reports what is excluded
+            return count_rows(_read_corpus(self))
 
     def n_holdout(self) -> int:
         return self.conformers * max(round(self.holdout_share * self.n_molecules()), math.ceil(self.holdout_share))
@@ -221,8 +225,7 @@ def _check_candidate(candidate: Candidate, n_conformers: int, exclusions: Exclus
     """Graph and positions of the first usable conformers; None, with an entry in `exclusions`, if there are too few."""
     first, reasons, positions = None, list[str](), list[Array]()
     for mol in candidate.conformers:
-        reason = mol if isinstance(mol, str) else reason_to_exclude(mol) or (first and _difference(mol, first))
-        if reason:
+        if reason := mol if isinstance(mol, str) else reason_to_exclude(mol) if first is None else _difference(mol, first):
             reasons.append(reason)
             continue
         first = first or mol
@@ -280,9 +283,21 @@ def _difference(mol: Any, first: Any) -> str | None:
     one, other = ([atom.GetAtomicNum() for atom in mol.GetAtoms()] for mol in (mol, first))
     if one != other or not np.array_equal(Chem.GetAdjacencyMatrix(mol), Chem.GetAdjacencyMatrix(first)):
         return "with other atoms or bonds than the molecule's first conformer"
-    if to_smiles(mol) != to_smiles(first):
-        return "with another stereochemistry or other bond orders than the molecule's first conformer"
-    return None
+    if not (mol.GetNumConformers() and mol.GetConformer().Is3D()):
+        return "without 3D coordinates"
+    stereo = (_stereo(first, conformers.GetConformer().GetPositions()) for conformers in (mol, first))
+    return "with another stereochemistry than the molecule's first conformer" if next(stereo) != next(stereo) else None
+
+
+def _stereo(mol: Any, position: Array) -> str:
+    """SMILES of a molecule in the order of its atoms, with the stereochemistry of these coordinates."""
+    from rdkit import Chem
+
+    mol = Chem.Mol(mol)
+    mol.GetConformer().SetPositions(position)
+    Chem.AssignStereochemistryFrom3D(mol)
+    text: str = Chem.MolToSmiles(mol, canonical=False)
+    return text
 
 
 def build_graph(mol: Any) -> MoleculeGraph:

@@ -46,6 +46,9 @@ class Smiles(NamedMoleculeSource):
     def names(self) -> Sequence[str]:
         return _read_smiles(self.path or DRUGS, self.column)
 
+    def n_usable_rows(self) -> int:
+        return self.n_rows()  # an upper bound: embedding all molecules takes long, and is done once, as a stored step
+
     def read_molecules(self, names: list[str]) -> Iterator[Candidate]:
         from rdkit import rdBase
 

@@ -6,7 +6,7 @@ import math
 import os
 import sys
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, cast
 
 import numpy as np
 
@@ -91,7 +91,7 @@ def _resolve_sizes(spec: Spec) -> tuple[int, int]:
     elif size is None:
         raise SpecError(f"n: missing; source {name} is unlimited. Set n to the number of initial real rows.")
     else:
-        n = size - holdout
+        n = cast(int, spec.source.n_usable_rows()) - holdout
     if n < 1:
         raise SpecError(f"holdout: got {holdout}; source {name} has {size} rows, so none is left to train on. Lower holdout.")
     for policy in spec.policies:
