@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import mmap
+import os
 import struct
 from contextlib import suppress
 from pathlib import Path
@@ -207,10 +207,14 @@ def test_bfloat16_is_read_as_float32(tmp_path: Path) -> None:
     assert same(columns["b"], np.arange(3))
 
 
-def test_arrays_are_views_of_the_mapped_file(tmp_path: Path) -> None:
-    (path := tmp_path / "x").write_bytes(b"".join(to_safetensors({"a": np.arange(1000), "b": np.ones(9)})))
-    for array in read_safetensors(path).values():
-        base: Any = array
-        while isinstance(base, np.ndarray):
-            base = base.base
-        assert isinstance(base.obj if isinstance(base, memoryview) else base, mmap.mmap)
+def test_arrays_are_read_only_views_of_the_mapped_file_and_hold_no_descriptor(tmp_path: Path) -> None:
+    content = b"".join(to_safetensors({"a": np.arange(1000), "b": np.ones(9)}))
+    (path := tmp_path / "x").write_bytes(content)
+    descriptors = len(os.listdir("/dev/fd"))
+    arrays = [read_safetensors(path)["a"] for _ in range(5)]
+    assert len(os.listdir("/dev/fd")) == descriptors
+    assert all(isinstance(array, np.ndarray) and not array.flags.writeable for array in arrays)
+    with path.open("r+b") as file:
+        file.seek(content.index(np.int64(123).tobytes()))
+        file.write(np.int64(-5).tobytes())
+    assert all(same(array, np.where(np.arange(1000) == 123, -5, np.arange(1000))) for array in arrays)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import json
 import math
 import mmap
 import os
+import sys
 from collections import defaultdict
 from collections.abc import Mapping
 from contextlib import suppress
+from functools import cache, partial
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import IO, Any, cast
@@ -79,7 +82,7 @@ class NamedArrays(dict[str, Any]):
 def read_safetensors(path: str | Path) -> dict[str, Column]:
     """The arrays of a safetensors file as views of one memory map; copies in float32 of those in bfloat16.
 
-    The library checks the file. It would copy the arrays, but says their order, types and shapes: they fill the file
+    The library checks the file. It would copy the arrays, but gives their order, types and shapes: they fill the file
     after its header without gaps. Raises DataError for a file that it refuses, or for arrays of other types than numpy's.
     """
     try:
@@ -90,7 +93,7 @@ def read_safetensors(path: str | Path) -> dict[str, Column]:
             f"{path}: is not a complete safetensors file ({first_line(problem)}). Write it or download it again."
         ) from problem
     with open(path, "rb") as file:
-        data = np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), np.uint8)
+        data = _map_file(file)
     flat, end = NamedArrays(), 8 + int(data[:8].view("<u8")[0])
     for name, entry in slices.items():
         code, shape = entry.get_dtype(), entry.get_shape()
@@ -101,6 +104,37 @@ def read_safetensors(path: str | Path) -> dict[str, Column]:
         array = data[first:end].view(dtype).reshape(shape)
         flat[name] = array if code != BFLOAT16 else (array.astype(np.uint32) << 16).view(np.float32)
     return _unflatten_columns(flat)
+
+
+def _map_file(file: IO[bytes]) -> Array:
+    """The bytes of a file that is not empty, mapped and read-only, without the open descriptor of `mmap.mmap`."""
+    size = os.fstat(file.fileno()).st_size
+    if sys.platform == "win32":
+        return np.frombuffer(mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ), np.uint8)
+    address = _libc().mmap(None, size, mmap.PROT_READ, mmap.MAP_SHARED, file.fileno(), 0)
+    if address == ctypes.c_void_p(-1).value:
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), file.name)
+    return np.asarray(_Pages(address, size))
+
+
+@cache
+def _libc() -> ctypes.CDLL:
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.mmap.restype = ctypes.c_void_p
+    libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long]
+    libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
+    return libc
+
+
+class _Pages:
+    """Mapped pages; they end with the last array that refers to them."""
+
+    def __init__(self, address: int, size: int) -> None:
+        self.__array_interface__ = {"version": 3, "typestr": "|u1", "shape": (size,), "data": (address, True)}
+        self.unmap = partial(_libc().munmap, address, size)
+
+    def __del__(self) -> None:
+        self.unmap()
 
 
 def _unflatten_columns(flat: Mapping[str, Array]) -> dict[str, Column]:
@@ -153,8 +187,8 @@ class _ArrayFile:
             if not file.tell():  # an empty file cannot be mapped
                 return np.empty((self.n_rows, *self.row_shape), self.dtype)
             file.flush()
-            data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        return np.frombuffer(data, self.dtype).reshape(self.n_rows, *self.row_shape)
+            data = _map_file(file)
+        return data.view(self.dtype).reshape(self.n_rows, *self.row_shape)
 
 
 def _open_unnamed(folder: Path) -> IO[bytes]:
