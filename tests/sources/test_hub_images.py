@@ -90,6 +90,25 @@ def test_bad_images_are_an_error_or_are_skipped(tmp_path, images):
     assert rows["label"].tolist() == (good % 2).tolist()
 
 
+def test_rows_that_name_files_outside_of_the_folder_are_errors(tmp_path, images):
+    write(tmp_path / "set", encode_all(images[:1]))
+    (tmp_path / "secret.png").write_bytes(encode(images[0]))
+    features = datasets.Features({"image": datasets.Image()})
+    rows = datasets.Dataset.from_dict({"image": [{"bytes": None, "path": str(tmp_path / "secret.png")}]}, features=features)
+    rows.to_parquet(tmp_path / "set" / "data" / "train-00000-of-00001.parquet")
+    with pytest.raises(DataError, match=r"row 0: names the file .*secret\.png, which is hidden or outside of the data set"):
+        list(HubImages(path=tmp_path / "set").chunks())
+
+
+def test_metadata_that_names_files_outside_of_the_folder_are_errors(tmp_path, images):
+    (tmp_path / "set" / "train").mkdir(parents=True)
+    (tmp_path / "secret.png").write_bytes(encode(images[0]))
+    (tmp_path / "set" / "train" / "1.png").write_bytes(encode(images[1]))
+    (tmp_path / "set" / "train" / "metadata.csv").write_text("file_name,text\n../../secret.png,x\n")
+    with pytest.raises(DataError):
+        list(HubImages(path=tmp_path / "set").chunks())
+
+
 @pytest.mark.parametrize(
     ("settings", "sentence"),
     [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -75,3 +76,80 @@ def test_the_error_without_the_library_names_the_extra(monkeypatch: pytest.Monke
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(MissingExtraError, match=r"source: hub_text: needs datasets.*selfloop\[hub\]"):
         HubText(path="roneneldan/TinyStories", revision="0" * 40).n_rows()
+
+
+CARD = "---\nconfigs:\n- config_name: default\n  {}\n---\n"
+
+
+@pytest.fixture
+def folder(local_hub: Path) -> Path:
+    """A folder with one story, and a file beside the folder that no data set may read."""
+    path = local_hub.parent / "one"
+    path.mkdir()
+    (path / "train.jsonl").write_text('{"text": "good"}\n')
+    (local_hub.parent / "secret.jsonl").write_text('{"text": "secret"}\n')
+    return path
+
+
+@pytest.mark.parametrize(
+    "setting",
+    ["data_files: ../secret.jsonl", "data_files: OUTSIDE/secret.jsonl", "data_files: [{split: train, path: [../*.jsonl]}]",
+     "data_files: {train: 'http://127.0.0.1:9/a.jsonl'}", "data_files: 'zip://a.jsonl::train.zip'", "data_dir: .."],
+)  # fmt: skip
+def test_a_card_that_lists_files_outside_of_the_folder_is_an_error(folder: Path, setting: str) -> None:
+    (folder / "README.md").write_text(CARD.format(setting.replace("OUTSIDE", str(folder.parent))))
+    with pytest.raises(DataError, match=r"README\.md lists '.*', which is outside of"):
+        HubText(path=folder).n_rows()
+    (folder / "README.md").write_text(CARD.format("data_files: train.jsonl"))
+    assert read_corpus(HubText(path=folder)) == ["good"]
+
+
+def test_hidden_files_of_a_folder_are_not_read(folder: Path) -> None:
+    (folder / ".hidden").mkdir()
+    (folder / ".hidden" / "a.jsonl").write_text('{"text": "hidden"}\n')
+    with pytest.warns(UserWarning, match=r"hub_text skipped hidden files or folders \(1\)"):
+        assert read_corpus(HubText(path=folder)) == ["good"]
+    (folder / "README.md").write_text(CARD.format("data_files: .hidden/a.jsonl"))
+    with pytest.raises(DataError, match=r"lists .*\.hidden/a\.jsonl, which is hidden or outside"):
+        HubText(path=folder).n_rows()
+    (folder / "README.md").unlink()
+    (folder / ".huggingface.yaml").write_text("configs: []")
+    with pytest.raises(DataError, match=r"\.huggingface\.yaml is hidden"):
+        HubText(path=folder).n_rows()
+
+
+def test_data_files_in_no_split_are_counted(folder: Path) -> None:
+    (folder / "more").symlink_to(folder.parent / "stories")
+    with pytest.warns(UserWarning, match=r"data files that are in no split \(more/data/train.*\) \(2\)"):
+        assert read_corpus(HubText(path=folder)) == ["good"]
+
+
+def test_a_folder_that_changed_without_a_new_time_is_read_again(folder: Path) -> None:
+    file = folder / "train.jsonl"
+    assert read_corpus(HubText(path=folder)) == ["good"]
+    time = file.stat().st_mtime_ns
+    file.write_text('{"text": "best"}\n')
+    os.utime(file, ns=(time, time))
+    assert read_corpus(HubText(path=folder)) == ["best"]
+
+
+def test_formats_that_may_run_code_and_pointers_are_errors(folder: Path) -> None:
+    import datasets
+
+    (folder / "train.jsonl").write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:ab\nsize 9\n")
+    with pytest.raises(DataError, match="is a Git LFS pointer"):
+        HubText(path=folder).n_rows()
+    (folder / "train.jsonl").rename(folder / "train.h5")
+    with pytest.raises(DataError, match="is in the format hdf5; expected arrow, csv"):
+        HubText(path=folder).n_rows()
+    datasets.Dataset.from_dict({"text": ["a"]}).save_to_disk(str(folder / "saved"))
+    with pytest.raises(DataError, match=r"was written by save_to_disk, .* Write each split with to_parquet"):
+        HubText(path=folder / "saved").n_rows()
+
+
+def test_missing_values_and_truth_values_are_errors_and_rows_without_text_are_counted(folder: Path) -> None:
+    (folder / "train.jsonl").write_text('{"text": "a", "b": true}\n{"text": "  ", "b": null}\n')
+    with pytest.warns(UserWarning, match=r"skipped rows without text \(1\)"):
+        assert read_corpus(HubText(path=folder)) == ["a"]
+    with pytest.raises(DataError, match=r"row 0: field 'b' has type bool; .* or remove the row"):
+        HubText(path=folder, template="b").n_rows()

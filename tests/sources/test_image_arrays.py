@@ -205,7 +205,8 @@ def test_errors_name_damaged_and_missing_files_of_cifar(tmp_path):
     (tmp_path / "note.tar.gz").write_text("no archive")
     (tmp_path / "empty").mkdir()
     for name, sentence in (
-        ("torn.tar.gz", r"cannot be read \(.*It is damaged"), ("note.tar.gz", "nor a complete tar file"), ("empty", "has no train files"),
+        ("torn.tar.gz", r"cannot be read \(.*It is damaged"),
+        ("note.tar.gz", "nor a complete tar file"), ("empty", "has no train files"),
         ("nowhere", "does not exist"),
     ):  # fmt: skip
         with pytest.raises(DataError, match=rf"source.*{name}.*{sentence}"):

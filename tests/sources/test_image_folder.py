@@ -17,6 +17,7 @@ from selfloop.errors import DataError
 from selfloop.protocols import CorpusSource
 from selfloop.sources import image_base, image_folder
 from selfloop.sources.image_folder import ImageFolder
+from selfloop.spec.spec import Spec
 from selfloop.store.identity import identity
 from selfloop.testing import check_source
 
@@ -118,6 +119,18 @@ def test_images_are_rotated_by_their_exif_orientation(tmp_path, orientation):
     assert np.array_equal(read_all(source)["image"][0], expected)
 
 
+def test_an_orientation_after_the_pixels_of_a_png_file_is_used(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    body = b"eXIf" + exif.tobytes()[6:]
+    chunk = (len(body) - 4).to_bytes(4, "big") + body + zlib.crc32(body).to_bytes(4, "big")
+    stored = np.random.default_rng(0).integers(0, 256, (3, 5), np.uint8)
+    png = encode(stored)
+    source = ImageFolder(path=write(tmp_path / "p", {"x.png": png[:-12] + chunk + png[-12:]}))
+    assert source.schema()["image"].shape == (5, 3)
+    assert np.array_equal(read_all(source)["image"][0], np.rot90(stored, -1))
+
+
 def test_unreadable_exif_data_has_no_effect(tmp_path, images):
     path = write(tmp_path / "p", {"x.jpg": encode(images[0], "JPEG", exif=b"Exif\0\0MM\0*\0\0\0\x08\0\x09broken")})
     with warnings.catch_warnings():
@@ -198,7 +211,7 @@ def test_unusable_images_are_skipped_if_asked(tmp_path, images, files, kind):
     with pytest.warns(UserWarning, match="skipped"):
         drawn = source.draw(0, 12, CTX)["image"]
     assert np.array_equal(np.sort(drawn.reshape(12, -1), 0), np.sort(rows["image"].reshape(12, -1), 0))
-    with pytest.warns(UserWarning, match="skipped"), pytest.raises(DataError, match="it has 12"):
+    with pytest.raises(DataError, match="it has 12 that can be used"):
         source.draw(0, 13, CTX)
 
 
@@ -280,6 +293,13 @@ def test_paths_without_images_are_errors(tmp_path):
         ImageFolder(path=tmp_path / "nowhere").n_rows()
     with pytest.raises(DataError, match="is not a complete ZIP file"):
         ImageFolder(path=tmp_path / "note.txt").n_rows()
+
+
+def test_a_spec_without_n_takes_all_usable_images(tmp_path, images, files):
+    bad = {f"set/bad{i:02}.png": data for i, (data, _) in enumerate(bad_images(images).values())}
+    source = ImageFolder(path=write(tmp_path / "p", {**files, **bad}), on_bad_image="skip")
+    (point,) = Spec(source=source, family="vae", policies=["replace"], holdout=2).points()
+    assert (point.n, source.n_rows(), source.n_usable_rows()) == (10, 12 + len(bad), 12)
 
 
 # through the command line

@@ -3,13 +3,27 @@
 import gzip
 import itertools
 
+import numpy as np
 import pytest
-from example_molecules import are_equal, read_all, to_texts, write_sdf
+from example_molecules import (
+    DRUGS,
+    Chem,
+    are_equal,
+    embed_molecule,
+    place_at_random,
+    read_all,
+    row,
+    to_record,
+    to_texts,
+    write_sdf,
+)
 from real_data import DATA, needs
 
 from selfloop.columns import count_rows
 from selfloop.errors import DataError
+from selfloop.sources import sdf as sdf_source
 from selfloop.sources.sdf import Sdf, read_records
+from selfloop.spec.spec import Spec
 
 
 @pytest.fixture(scope="module")
@@ -22,6 +36,47 @@ def test_records_without_tags_are_grouped_by_structure(tmp_path):
     assert are_equal(read_all(Sdf(path=tagged, conformers=2)), read_all(Sdf(path=plain, conformers=2)))
     mirrored = write_sdf(tmp_path / "mirrored.sdf", ["C[C@H](N)C(=O)O", "C[C@@H](N)C(=O)O"], 2, tagged=False)
     assert read_all(Sdf(path=mirrored, conformers=2))["molecule"].tolist() == [0, 0, 1, 1]
+
+
+def test_conformers_of_another_stereo_form_are_excluded_and_counted(tmp_path):
+    forms = [embed_molecule(text, 2) for text in ("C[C@H](N)C(=O)O", "C[C@@H](N)C(=O)O")]
+    records = [to_record(mol, k, [("MOL_ID", "alanine")]) for k in range(2) for mol in forms]
+    (tmp_path / "both.sdf").write_text("".join(records))
+    with pytest.warns(UserWarning, match=r"1 conformer with another stereochemistry than .* \(alanine\)"):
+        rows = read_all(Sdf(path=tmp_path / "both.sdf", conformers=2))
+    assert to_texts(rows) == [Chem.CanonSmiles("C[C@H](N)C(=O)O")] * 2
+    np.testing.assert_allclose(row(rows, "position", 1), centered(forms[0], 1), atol=1e-3)
+
+
+def centered(mol, k):
+    position = mol.GetConformer(k).GetPositions()
+    return position - position.mean(axis=0)
+
+
+def test_later_conformers_need_coordinates_too(tmp_path):
+    mol = embed_molecule("CCO", 2)
+    flat = Chem.Mol(mol)
+    flat.GetConformer(1).SetPositions(mol.GetConformer(1).GetPositions() * [1.0, 1.0, 0.0])
+    flat.GetConformer(1).Set3D(False)
+    records = [to_record(m, k, [("MOL_ID", "ethanol")]) for m, k in ((mol, 0), (flat, 1), (mol, 1))]
+    (tmp_path / "flat.sdf").write_text("".join(records))
+    with pytest.warns(UserWarning, match=r"1 conformer without 3D coordinates"):
+        assert count_rows(read_all(Sdf(path=tmp_path / "flat.sdf", conformers=2))) == 2
+
+
+def test_a_record_without_end_is_an_error_before_it_fills_the_memory(tmp_path, monkeypatch):
+    monkeypatch.setattr(sdf_source, "MAX_LINE_BYTES", 1000)
+    (tmp_path / "long.sdf").write_text("a\n" * 600)
+    with pytest.raises(DataError, match=r"long\.sdf has more than 1000 bytes in record 1"):
+        Sdf(path=tmp_path / "long.sdf").n_rows()
+
+
+def test_a_spec_without_n_takes_all_usable_rows(tmp_path):
+    path = write_sdf(tmp_path / "some.sdf", DRUGS[:5], 2)
+    path.write_text(path.read_text() + place_at_random("FC(F)(F)(F)F") * 2)
+    source = Sdf(path=path, conformers=2)
+    (point,) = Spec(source=source, family="geodiff", policies=["replace"]).points()
+    assert (source.n_rows(), source.n_usable_rows(), point.n + point.holdout) == (12, 10, 10)
 
 
 @pytest.mark.parametrize("share", [0.3, 0.9, 0.999])

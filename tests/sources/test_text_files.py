@@ -70,7 +70,7 @@ def test_documents_split_by_reads_are_whole(
 
 def test_all_visible_files_of_a_folder_are_read_by_name_and_separately(tmp_path: Path) -> None:
     (tmp_path / "sub").mkdir()
-    for name, content in (("b.txt", "three\n"), ("a.txt", "one\n\ntwo"), ("sub/c.txt", "four"), (".hidden", "five")):
+    for name, content in (("b.txt", "three\n"), ("a.txt", "one\n\ntwo"), ("sub/c.txt", "four")):
         (tmp_path / name).write_text(content)
     assert read_corpus(TextSource(path=tmp_path)) == ["one", "two", "three", "four"]
 
@@ -83,7 +83,21 @@ def test_bytes_that_are_not_utf8_are_an_error_or_are_replaced(tmp_path: Path) ->
         with pytest.raises(DataError, match=rf"source\.path: .*a\.txt is not UTF-8 at byte {place}\. .*set errors"):
             TextSource(path=path).n_rows()
     path.write_bytes(b"one\xfftwo")
-    assert read_corpus(TextSource(path=path, errors="replace")) == ["one\ufffdtwo"]
+    with pytest.warns(UserWarning, match=r"skipped bytes that are not UTF-8 \(U\+FFFD in their place\) \(1\)"):
+        assert read_corpus(TextSource(path=path, errors="replace")) == ["one\ufffdtwo"]
+
+
+def test_a_text_without_separators_is_an_error_before_it_fills_the_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(text_files, "MAX_LINE_BYTES", 1000)
+    monkeypatch.setattr(text_files, "READ_LENGTH", 100)
+    path = tmp_path / "a.txt"
+    path.write_text("a" * 999 + "\n\n" + "b" * 999)
+    assert TextSource(path=path).n_rows() == 2
+    path.write_text("a" * 1001)
+    with pytest.raises(DataError, match=r"source\.separator: .*a\.txt has 1000 characters without '\\n\\n'"):
+        TextSource(path=path).n_rows()
 
 
 def test_rows_are_the_corpus_in_the_order_of_the_seed(tmp_path: Path) -> None:
@@ -172,9 +186,12 @@ def test_a_template_joins_the_fields_of_a_line(tmp_path: Path) -> None:
     assert read_corpus(JsonlSource(path=path, template="question"))[3] == "3?"
 
 
-def test_empty_documents_are_skipped(tmp_path: Path) -> None:
+def test_rows_without_text_are_skipped_and_counted(tmp_path: Path) -> None:
     path = write_lines(tmp_path / "a.jsonl", {"text": " "}, {"text": " a\0 "}, {"text": ""})
-    assert read_corpus(JsonlSource(path=path)) == ["a\0"]
+    source = JsonlSource(path=path)
+    with pytest.warns(UserWarning, match=r"source: jsonl skipped rows without text \(2\)$"):
+        assert read_corpus(source) == ["a\0"]
+    assert source.n_rows() == 1
 
 
 @pytest.mark.parametrize(
@@ -183,6 +200,11 @@ def test_empty_documents_are_skipped(tmp_path: Path) -> None:
         ({"test": "x"}, "line 2: field 'text' is missing; the record has test"),
         ({"text": None}, "line 2: field 'text' has type NoneType; expected text"),
         ({"text": ["a"]}, "line 2: field 'text' has type list"),
+        ({"text": True}, "line 2: field 'text' has type bool; expected text or a number"),
+        ({"text": float("nan")}, "line 2: field 'text' is nan, a missing value"),
+        ('{"text": 1e999}\n', "line 2: field 'text' is inf"),
+        ("[" * 100_000 + "\n", "line 2: maximum recursion depth"),
+        ('{"text": ' + "1" * 5000 + "}\n", "line 2: Exceeds the limit"),
         ({"text": "\ud800"}, "line 2: 'utf-8' codec can't encode .* surrogates not allowed"),
         ("{'text': 1}\n", "line 2: Expecting property name"),
         ("[1]\n", "line 2: got list; expected an object"),

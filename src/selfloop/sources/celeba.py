@@ -12,7 +12,7 @@ from annotated_types import Interval
 
 from selfloop.columns import Array
 from selfloop.errors import DataError, unknown_name
-from selfloop.sources.files import cached_until_change
+from selfloop.sources.files import cached_until_change, open_file
 from selfloop.sources.image_base import ImageForm, ImageSize, OnBadImage
 from selfloop.sources.image_folder import ImageFileSource, list_images
 
@@ -108,14 +108,18 @@ def _read_columns(path: Path, columns: tuple[str, ...], names: tuple[str, ...]) 
     table = _read_list(path, columns)
     files = [name.rpartition("/")[2] for name in names]
     if missing := next((file for file in files if file not in table), None):
-        raise DataError(f"{path}: has no line for {missing}. Get the complete list from {HOMEPAGE}.")
+        raise DataError(
+            f"{path}: has no line for {missing}. Remove the image if it is none of CelebA's, or get the complete list from "
+            f"{HOMEPAGE}."
+        )
     return [table[file] for file in files]
 
 
 @cached_until_change()  # a list has 200,000 lines
 def _read_list(path: Path, columns: tuple[str, ...]) -> Mapping[str, tuple[str, ...]]:
     """Columns of a list, by face. A list is CSV with a header, text with a count and a header, or text with one column."""
-    lines = path.read_text(encoding="utf-8", errors="replace").splitlines() or [""]
+    with open_file(path) as file:
+        lines = file.read().decode("utf-8", "replace").splitlines() or [""]
     separator, has_count = "," if path.suffix == ".csv" else None, len(lines) > 1 and lines[0].strip().isdecimal()
     if separator:
         header, rows = lines[0].split(separator)[1:], lines[1:]

@@ -13,7 +13,7 @@ from typing import Annotated, Any, ClassVar
 
 from selfloop.errors import DataError, SettingError
 from selfloop.rng import RandomStream
-from selfloop.sources.files import cached_until_change, open_file, read_error
+from selfloop.sources.files import cached_until_change, open_file
 from selfloop.sources.molecule_base import Candidate, NamedMoleculeSource, NConformers, reason_to_exclude
 
 DRUGS = Path(__file__).with_name("drugs.csv")  # 112 well-known drugs
@@ -73,8 +73,10 @@ def _read_smiles(path: Path, column: str | None) -> tuple[str, ...]:
             smiles = _read_column(text, column, path)
         else:
             smiles = [line.split()[0] for line in text.splitlines() if line.strip()]
-    except (UnicodeDecodeError, csv.Error) as problem:
-        raise read_error(path, problem) from problem
+    except UnicodeDecodeError as problem:
+        raise DataError(f"source.path: {path} is not UTF-8 at byte {problem.start}. Convert it.") from problem
+    except csv.Error as problem:
+        raise DataError(f"source.path: {path} is not a CSV file ({problem}). Check its quotes and commas.") from problem
     if not smiles:
         raise DataError(f"source.path: {path} has no SMILES. Check the path.")
     return tuple(smiles)
