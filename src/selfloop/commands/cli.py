@@ -137,16 +137,21 @@ def _check_writable(option: str, target: Path | str | None) -> None:
 
 
 @app.command()
-def plan(spec: SpecArgument, set_: SetOption = None, store: StoreOption = None) -> None:
-    """Show rows per generation, stored generations and the estimated time of a run. Computes nothing.
+def plan(
+    spec: SpecArgument,
+    measure: Annotated[bool, typer.Option("--measure", help="Time ten training steps; store nothing.")] = False,
+    set_: SetOption = None,
+    store: StoreOption = None,
+) -> None:
+    """Show rows per generation, stored generations and the estimated time of a run. Computes nothing without --measure.
 
-    Example: selfloop plan digits.toml
+    Example: selfloop plan digits.toml --measure
     """
     from selfloop.commands.console import print_plan
     from selfloop.commands.plan import plan as plan_spec
 
     parsed = _spec(spec, set_)
-    print_plan(parsed, plan_spec(parsed, _store(store)))
+    print_plan(parsed, plan_spec(parsed, _store(store), measure=measure))
 
 
 @app.command()

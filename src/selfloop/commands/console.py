@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from selfloop.theory.moments import PolicyPrediction
 
 MAX_VERDICT_COLUMNS = 8  # policies side by side; for more policies, verdicts are counted
+MAX_SEEDS_SHOWN = 20  # of a plan, by their numbers
 MAX_SCHEDULE_COLUMNS = 4  # generations whose training rows `plan` prints
 
 
@@ -94,6 +95,8 @@ def _print_verdicts(result: Result) -> None:
 
 def print_plan(spec: Spec, costs: Sequence[PolicyCost]) -> None:
     """Chains, stored generations, estimated time and training rows of every policy."""
+    from selfloop.commands.plan import describe_total
+
     columns = ("point", "policy", "chains", "generations", "stored", "estimated time left", "training rows, t = 1, 2, ...")
     table = _table(*columns, right=columns[2:])
     points = {point.coordinates: point for point in spec.points()}
@@ -106,9 +109,11 @@ def print_plan(spec: Spec, costs: Sequence[PolicyCost]) -> None:
         counts = str(cost.chains), str(cost.generations), str(cost.stored)
         table.add_row(describe_coordinates(cost.coordinates), cost.policy, *counts, seconds, ", ".join(visible))
     first = next(iter(points.values()))
-    sizes = f"n = {first.n}, holdout = {first.holdout}, seeds {list(spec.seeds)}"
+    seeds = f"seeds {list(spec.seeds)}" if len(spec.seeds) <= MAX_SEEDS_SHOWN else f"{len(spec.seeds)} seeds"
+    sizes = f"n = {first.n}, holdout = {first.holdout}, {seeds}"
     show(f"{first.spec.family.name} on {first.spec.source.name}: {sizes}")
     show(table)
+    show(describe_total(costs))
     for sentence in describe_mixed_backends(dict.fromkeys(backend for cost in costs for backend in sorted(cost.backends))):
         show(sentence)
 

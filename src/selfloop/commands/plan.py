@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from selfloop.commands.trial import Trial, estimate_seconds
+from selfloop.engine.executors import count_cores
 from selfloop.engine.tasks import Task, plan_tasks, run_task
 from selfloop.spec.spec import Spec
 from selfloop.store.calls import NotStoredError, Usage
@@ -22,18 +25,37 @@ class PolicyCost:
     generations: int = 0  # of all chains
     stored: int = 0  # generations that are complete in the store
     seconds_stored: float = 0.0  # that the stored generations took
+    seconds_tried: float | None = None  # of all generations, estimated from a trial
+    parallel: int = 1  # tasks that run at the same time
     backends: frozenset[tuple[str, str]] = frozenset()  # (purpose, backend) of the stored results
 
     @property
     def seconds(self) -> float | None:
-        """Estimated seconds for the generations that are not stored; None if no generation is stored."""
-        return self.seconds_stored / self.stored * (self.generations - self.stored) if self.stored else None
+        """Estimated seconds of work for the generations that are not stored; None if none is stored and none was tried."""
+        left = self.generations - self.stored
+        if self.seconds_tried is not None:
+            return self.seconds_tried * left / self.generations
+        return self.seconds_stored / self.stored * left if self.stored else None
 
 
-def plan(spec: Spec, path: Path) -> list[PolicyCost]:
-    """Cost of every policy at every point. Nothing is computed or written."""
+def describe_total(costs: Sequence[PolicyCost]) -> str:
+    """The time until the run ends, in minutes, or how to learn it."""
+    seconds = [cost.seconds for cost in costs if cost.generations > cost.stored]
+    if not seconds:
+        return "Everything is stored."
+    if None in seconds:
+        return "Total time: unknown. `--measure` times ten training steps and a few samples of each family."
+    workers = min(cost.parallel for cost in costs)
+    minutes, shared = sum(filter(None, seconds)) / 60 / workers, f" with {workers} workers" if workers > 1 else ""
+    return f"Total time: about {minutes:.{1 if minutes < 10 else 0}f} minutes{shared}, on this machine when it is idle."
+
+
+def plan(spec: Spec, path: Path, *, measure: bool = False) -> list[PolicyCost]:
+    """Cost of every policy at every point. Nothing is stored, and nothing computed unless `measure` asks for trials."""
     costs: dict[tuple[Coordinates, str], PolicyCost] = {}
-    for task in plan_tasks(spec, path)[-1]:
+    trials: dict[object, Trial | None] = {}
+    tasks = plan_tasks(spec, path)[-1]
+    for task in tasks:
         labels = task.point.spec.policy_labels()
         chains = len(task.seeds)
         for position in task.policies:
@@ -45,6 +67,9 @@ def plan(spec: Spec, path: Path) -> list[PolicyCost]:
             cost.stored += chains * stored
             cost.seconds_stored += usage.seconds_saved
             cost.backends |= usage.backends.keys()
+            cost.parallel = max(1, min(len(tasks), count_cores() // task.threads))
+            if measure and (tried := estimate_seconds(replace(task, policies=(position,)), trials)) is not None:
+                cost.seconds_tried = (cost.seconds_tried or 0.0) + tried
     return list(costs.values())
 
 

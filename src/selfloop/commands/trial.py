@@ -1,0 +1,143 @@
+"""Seconds that a run takes on this machine, estimated from ten training steps and a few samples. Nothing is stored."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TypeVar
+
+from selfloop.columns import Columns
+from selfloop.component import Family
+from selfloop.engine import steps
+from selfloop.engine.ensemble import SEEDS_PER_BLOCK, SeedBlock, ensemble_curves
+from selfloop.engine.stored import StoredWorld
+from selfloop.engine.tasks import Task, cost_in_rows
+from selfloop.errors import ChainEndedError
+from selfloop.families.nn.settings import NetworkFamily, TrainingSettings
+from selfloop.spec.point import Point
+from selfloop.store.store import Store
+from selfloop.types import Take
+
+T = TypeVar("T")
+TRIAL_STEPS = 10  # of training
+TRIAL_ROWS = 32  # sampled
+TRIAL_SEEDS = 8  # of an ensemble
+TRIAL_GENERATIONS = 3  # of an ensemble
+
+
+class _EnoughError(Exception):
+    """A trial fit has done its steps."""
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """Seconds of the parts of generation 1, from which those of later generations follow."""
+
+    fit_start: float  # before the first training step
+    fit: float  # all training steps
+    sample_row: float
+    measure: float  # all metrics
+
+    def chain_seconds(self, point: Point, position: int) -> float:
+        """Seconds of one chain of a policy. Generation 1 counts for the first policy: all policies share it."""
+        family = point.spec.family
+        first_rows = point.schedule(point.spec.policies[position])[0].trained_rows
+        return sum(
+            self.fit_start + self.fit * _work(family, entry.t, entry.trained_rows) / _work(family, 1, first_rows)
+            + self.sample_row * entry.new_rows.synthetic + self.measure
+            for entry in point.schedule(point.spec.policies[position])
+            if entry.t > 1 or position == 0
+        )  # fmt: skip
+
+
+def _work(family: Family, t: int, rows: float) -> float:
+    """Work of the fit of generation t, up to a factor: rows in all training steps, or training rows where steps are unknown."""
+    family = family.for_generation(t)
+    if not isinstance(family, NetworkFamily) or math.isnan(n_steps := family.count_steps(rows)):
+        return rows
+    return n_steps * family.training.batch_size_for(rows)
+
+
+def estimate_seconds(task: Task, trials: dict[object, Trial | None]) -> float | None:
+    """Seconds of a task of one policy; None if its trial ended. `trials` keeps those of each point for its other tasks."""
+    if task.point.runs_as_ensemble:
+        return _ensemble_seconds(task)
+    key = task.point.coordinates
+    if key not in trials:
+        trials[key] = _try(task)
+    trial = trials[key]
+    return trial and trial.chain_seconds(task.point, task.policies[0])
+
+
+def _try(task: Task) -> Trial | None:
+    """A trial of generation 1 in a store that is deleted; None if it ends the chain."""
+    point, spec = task.point, task.point.spec
+    family = spec.family.for_generation(1)
+    one_step = family
+    if isinstance(family, NetworkFamily):
+        training = replace(family.training, epochs=TrainingSettings.epochs, steps=1, scale_batch=False)
+        one_step = replace(family, training=training)  # type: ignore[type-var]  # families are dataclasses
+    entry = point.schedule(spec.policies[task.policies[0]])[0]
+    with TemporaryDirectory() as folder:
+        store = Store(Path(folder))
+        world = StoredWorld("trial", replace(point, spec=replace(spec, family=one_step)), task.seeds[0], store, task.threads)
+        batch = world.draw_real(1, point.n)
+        try:
+            model = world.fit(1, [Take(batch)], None, None)  # loads libraries, too, which is not counted below
+            start, fit = _time_fit(world, family, store.open(batch))
+            n = min(entry.new_rows.synthetic, TRIAL_ROWS)
+            sampled, samples = _timed(lambda: world.sample(1, model, n))
+            measured, _ = _timed(lambda: list(world.measure(1, model, samples)))
+        except ChainEndedError:
+            return None
+    return Trial(start, fit, sampled / max(n, 1), measured)
+
+
+def _time_fit(world: StoredWorld, family: Family, rows: Columns) -> tuple[float, float]:
+    """Seconds before the first training step, and of all training steps; all of a fit without steps."""
+    times, totals = [time.perf_counter()], [0]
+
+    def note(done: int, total: int) -> None:
+        times.append(time.perf_counter())
+        totals.append(total)
+        if len(times) > TRIAL_STEPS:
+            raise _EnoughError
+
+    prepared, store = world.refs.get("prepared"), world.store
+    init = world.refs.get("init")
+    arguments = store.open(init) if init else None, store.open(prepared) if prepared else None
+    ctx = replace(world.context("fit", 1), progress=note)
+    with suppress(_EnoughError):
+        steps.fit(family, ((rows, None, 1.0),), None, *arguments, ctx)
+    if len(times) < 3:
+        return 0.0, time.perf_counter() - times[0]
+    step = (times[-1] - times[1]) / (len(times) - 2)
+    return max(0.0, times[1] - times[0] - step), step * totals[-1]
+
+
+def _ensemble_seconds(task: Task) -> float:
+    """Seconds of some seeds and generations of an ensemble, times their share of its rows."""
+    position, point = task.policies[0], task.point
+    policy, draws_rows = point.spec.policies[position], point.worlds[position] == "rows"
+    seeds = task.seeds[:TRIAL_SEEDS] if draws_rows else tuple(range(SEEDS_PER_BLOCK))
+    few = replace(point, spec=replace(point.spec, generations=min(TRIAL_GENERATIONS, point.spec.generations)))
+
+    def run() -> object:
+        block = SeedBlock.of_point(point, seeds, draws_rows=draws_rows, threads=task.threads)
+        return ensemble_curves(block, policy, few.spec.generations)
+
+    run()  # loads libraries
+    share = (1 + cost_in_rows(point, policy)) / (1 + cost_in_rows(few, policy))
+    blocks = len(task.seeds) / len(seeds) if draws_rows else len({seed // SEEDS_PER_BLOCK for seed in task.seeds})
+    return _timed(run)[0] * share * blocks
+
+
+def _timed(make: Callable[[], T]) -> tuple[float, T]:
+    started = time.perf_counter()
+    made = make()
+    return time.perf_counter() - started, made

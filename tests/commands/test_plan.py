@@ -1,0 +1,61 @@
+"""The time of a run, estimated without storing anything."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+import selfloop
+import tiny_components
+from selfloop.commands.plan import describe_total, plan
+from selfloop.commands.trial import Trial
+from selfloop.spec.spec import Spec
+
+VAE = {"name": "vae", "latent": 2, "hidden": 8}
+TRIAL = Trial(fit_start=1.0, fit=10.0, sample_row=0.1, measure=2.0)
+
+
+def vae_spec(**training: int) -> Spec:
+    return Spec(
+        source="digits", family={**VAE, "training": {"batch_size": 10, **training}}, n=20, holdout=5, generations=3, seeds=2,
+        policies=("replace", "accumulate"), metrics=("pixel_std",),
+    )  # fmt: skip
+
+
+def test_later_generations_cost_what_their_training_steps_and_rows_cost() -> None:
+    point = vae_spec(epochs=3).points()[0]
+    generation = 1.0 + 20 * 0.1 + 2.0  # without the steps
+    assert TRIAL.chain_seconds(point, 0) == pytest.approx(3 * (generation + 10))
+    # accumulate trains on 40 and 60 rows, and shares generation 1 with replace
+    assert TRIAL.chain_seconds(point, 1) == pytest.approx(2 * generation + 10 * (2 + 3))
+    steps = vae_spec(steps=6).points()[0]
+    assert TRIAL.chain_seconds(steps, 1) == pytest.approx(2 * (generation + 10))  # as many steps for more rows
+    longer_first = vae_spec(steps=6, first_generation_steps=60).points()[0]
+    assert TRIAL.chain_seconds(longer_first, 1) == pytest.approx(2 * (generation + 1))
+
+
+def test_a_cold_plan_says_how_to_learn_the_time_and_measuring_stores_nothing(tmp_path: Path) -> None:
+    spec, path = vae_spec(epochs=40), tmp_path / "store"
+    assert describe_total(plan(spec, path)).startswith("Total time: unknown. `--measure` times ten")
+    measured = plan(spec, path, measure=True)
+    assert all(cost.seconds and 0 < cost.seconds < 100 for cost in measured)
+    assert describe_total(measured).startswith("Total time: about ")
+    assert not path.exists()
+
+
+def test_an_ensemble_is_measured_on_some_of_its_seeds(tmp_path: Path) -> None:
+    spec = Spec(source="gaussian", family="gaussian", n=10, generations=5, seeds=50, policies=("replace", "balanced"))
+    assert all(cost.seconds and 0 < cost.seconds < 60 for cost in plan(spec, tmp_path / "store", measure=True))
+
+
+def test_a_stored_run_has_no_time_left(tmp_path: Path) -> None:
+    spec = tiny_components.tiny_spec()
+    selfloop.run(spec, tmp_path)
+    assert describe_total(plan(spec, tmp_path)) == "Everything is stored."
+    longer = plan(tiny_components.tiny_spec(generations=8), tmp_path)
+    assert describe_total(longer).startswith("Total time: about 0.0 minutes")
+
+
+def test_a_family_without_training_steps_is_fitted_once(tmp_path: Path) -> None:
+    assert all(cost.seconds is not None for cost in plan(tiny_components.tiny_spec(), tmp_path / "store", measure=True))
