@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,15 @@ from typing import Any
 _UNPRINTABLE = re.compile("\r(?!\n)|[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff\ufffe\uffff]")
 
 
+MAX_MESSAGE, MAX_SHOWN_VALUE = 700, 80  # characters of a message, and of a rejected value in it
+
+
 class SelfloopError(Exception):
     """A mistake that a user can correct, in one or two sentences: key, value, allowed values, what to do."""
+
+    def __init__(self, message: str) -> None:
+        cut = f"{message[:400]} ... {message[-250:]}" if len(message) > MAX_MESSAGE else message
+        super().__init__(cut)  # a message may quote names of any length: where and what to do are at its ends
 
 
 class SpecError(SelfloopError):
@@ -73,7 +81,7 @@ def resolve_local_or_hub(key: str, name: str | Path, revision: str | None) -> st
 
     Raises SettingError for the setting `key` if a hub name has no commit, as its content may change, or if a path has one.
     """
-    if Path(name).exists():
+    if os.path.exists(name):  # False for a name that is too long for a path
         if revision is not None:
             raise SettingError(key, f"got {revision!r}; {name} is a local path, which has no revision. Remove the key.")
         return Path(name)
@@ -86,10 +94,19 @@ def resolve_local_or_hub(key: str, name: str | Path, revision: str | None) -> st
     return str(name)
 
 
-def unknown_name(key: str, name: str, allowed: Iterable[str], kind: str = "name") -> str:
-    """The sentence for a name that is not in `allowed`, with the nearest allowed name suggested."""
+def shown(value: object) -> str:
+    """A rejected value as an error quotes it, of any size and depth."""
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):  # Python refuses to write integers of more than 4,300 digits
+        text = f"a huge {type(value).__name__}"
+    return text if len(text) <= MAX_SHOWN_VALUE else f"{text[:MAX_SHOWN_VALUE]} ..."
+
+
+def unknown_name(key: str, name: str, allowed: Iterable[str], kind: str = "name", other_words: Mapping[str, str] = {}) -> str:
+    """The sentence for a name that is not in `allowed`, with the nearest allowed name suggested, or that of `other_words`."""
     names = sorted(allowed)
-    near = get_close_matches(name, names, n=1, cutoff=0.6)
+    near = [other_words[name]] if name in other_words else get_close_matches(name, names, n=1, cutoff=0.6)
     hint = f" Did you mean {near[0]!r}?" if near else ""
     return f"{key}: unknown {kind} {name!r}.{hint} Allowed: {', '.join(names) or 'none'}."
 
@@ -99,7 +116,7 @@ def os_error_reason(problem: OSError) -> str:
     return (problem.strerror or type(problem).__name__).lower()
 
 
-def first_line(problem: Exception) -> str:
+def first_line(problem: BaseException) -> str:
     """The first line of a library's message, at most 200 characters, to be quoted in a sentence."""
     return (str(problem).strip() or type(problem).__name__).split("\n")[0].rstrip(".")[:200]
 

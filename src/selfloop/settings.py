@@ -7,6 +7,7 @@ annotated-types, the plain string explains the setting in `selfloop list`, in `s
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, Field, fields, is_dataclass
 from functools import cache, reduce
@@ -17,12 +18,12 @@ from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_ori
 
 from annotated_types import Ge, Gt, Interval, Le, Lt, MinLen
 
-from selfloop.errors import SettingError
+from selfloop.errors import SettingError, shown
 from selfloop.source_code import source_digests
 
 Share = Annotated[float, Interval(ge=0, le=1)]
 PositiveFloat = Annotated[float, Gt(0)]
-MAX_SHOWN_VALUE = 80  # characters of a rejected value in an error
+MAX_TEXT, MAX_DEPTH = 100_000, 10  # bytes of a text, depth of lists and tables in a setting
 KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text", Path: "a path", NoneType: "nothing"}
 
 
@@ -37,11 +38,10 @@ class Settings:
         source_digests(cls.__module__)  # the files as they are now, when the class is made of them
 
     def __post_init__(self) -> None:
-        for name, value in self.settings().items():
-            if isinstance(value, FunctionType | MethodType):
-                raise SettingError(name, "got a function, which does not identify results. Make it a method of the class.")
         for name, hint in setting_types(type(self)).items():
             object.__setattr__(self, name, check_setting(hint, getattr(self, name), name))
+        for name, value in self.settings().items():
+            check_size(value, name)
 
     def settings(self) -> dict[str, Any]:
         """The fields by name."""
@@ -103,9 +103,29 @@ def check_setting(hint: Any, value: Any, name: str) -> Any:
             return value
     elif (plain := _without_tables(hint)) is not None and (checked := _validated(plain, value)) is not MISSING:
         return checked
-    text = repr(value)
-    text = text if len(text) <= MAX_SHOWN_VALUE else f"{text[:MAX_SHOWN_VALUE]} ..."
-    raise SettingError(name, f"got {text}; expected {describe_type(hint)}.")
+    raise SettingError(name, f"got {shown(value)}; expected {describe_type(hint)}.")
+
+
+def check_size(value: Any, name: str, depth: int = 0) -> None:
+    """Raise SettingError for a value that no setting can hold, wherever it is in lists and tables."""
+    if isinstance(value, FunctionType | MethodType):
+        raise SettingError(name, "got a function, which does not identify results. Make it a method of the class.")
+    if isinstance(value, int) and not -(2**63) <= value < 2**63:
+        raise SettingError(name, f"got {shown(value)}; expected a whole number of less than 64 bits.")
+    if isinstance(value, str | Path):
+        try:
+            allowed = "\0" not in str(value) and len(os.fsencode(value)) <= MAX_TEXT
+        except UnicodeEncodeError:  # half of a character
+            allowed = False
+        if not allowed:
+            raise SettingError(name, f"got {shown(value)}; expected Unicode text of up to {MAX_TEXT:,} bytes without NUL.")
+    if isinstance(value, Mapping) and not all(isinstance(key, str) for key in value):
+        raise SettingError(name, f"got {shown(value)}; expected text as keys.")
+    items = [*value, *value.values()] if isinstance(value, Mapping) else value if isinstance(value, list | tuple) else ()
+    if items and depth == MAX_DEPTH:
+        raise SettingError(name, f"got lists or tables in one another, more than {MAX_DEPTH} deep. Check the brackets.")
+    for item in items:
+        check_size(item, name, depth + 1)
 
 
 def _validated(hint: Any, value: Any) -> Any:

@@ -16,11 +16,11 @@ from typing import Annotated, Any, ClassVar
 from annotated_types import Ge
 
 from selfloop.component import Policy
-from selfloop.errors import SettingError
+from selfloop.errors import SettingError, shown
 from selfloop.types import Batch, Plan, Take, real, synthetic
 
 PROBE_ROWS = 1_000_000  # n of the first evaluation of every expression, before any work
-MAX_EXPONENT = 64  # a typo must not start the computation of a huge power
+MAX_EXPONENT, MAX_BITS, MAX_LENGTH = 64, 256, 1000  # a typo must not start the computation of a huge number
 OPERATORS: dict[type, Callable[..., float]] = {
     ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv,
     ast.FloorDiv: operator.floordiv, ast.Mod: operator.mod, ast.Pow: operator.pow, ast.USub: operator.neg,
@@ -55,7 +55,9 @@ class Custom(Policy):
             raise SettingError("takes", "expected one of `takes` (of every generation) and `generations`. Set one of the two.")
         for take in (*self.takes, *(take for table in self.generations for take in table)):
             if not {"batch"} <= set(take) <= {"batch", "rows", "weight"}:
-                raise SettingError("takes", f"got {take}; expected `batch` and optionally `rows` and `weight`. Fix that take.")
+                raise SettingError(
+                    "takes", f"got {shown(take)}; expected `batch` and optionally `rows` and `weight`. Fix that take."
+                )
         self.new_rows(2, PROBE_ROWS)
         self.plan(2, PROBE_ROWS)  # raises for a wrong expression
 
@@ -80,6 +82,8 @@ def evaluate(setting: str, expression: object, **names: int) -> float:
         if isinstance(expression, int | float):
             value: float = expression
         else:
+            if len(str(expression)) > MAX_LENGTH:
+                raise SyntaxError
             value = _evaluate_node(ast.parse(str(expression), mode="eval").body, names)
         if not math.isfinite(value):
             raise OverflowError
@@ -88,7 +92,7 @@ def evaluate(setting: str, expression: object, **names: int) -> float:
         at = ", ".join(f"{name} = {value}" for name, value in names.items())
         raise SettingError(
             setting,
-            f"got {expression!r}, which has no value at {at}; expected numbers, {', '.join(names)}, + - * / // % **, "
+            f"got {shown(expression)}, which has no value at {at}; expected numbers, {', '.join(names)}, + - * / // % **, "
             f"comparisons, 'a if b else c', and {', '.join(FUNCTIONS)}. Fix the expression.",
         ) from problem
 
@@ -99,12 +103,19 @@ def evaluate_rows(setting: str, expression: object, **names: int) -> int:
     if rows < 0:
         at = ", ".join(f"{name} = {value}" for name, value in names.items())
         raise SettingError(
-            setting, f"got {expression!r}, which is {rows} at {at}; expected 0 rows or more. Fix the expression."
+            setting, f"got {shown(expression)}, which is {rows} at {at}; expected 0 rows or more. Fix the expression."
         )
     return rows
 
 
 def _evaluate_node(node: ast.expr, names: dict[str, int]) -> float:
+    value = _node_value(node, names)
+    if isinstance(value, int) and value.bit_length() > MAX_BITS:
+        raise OverflowError
+    return value
+
+
+def _node_value(node: ast.expr, names: dict[str, int]) -> float:
     if isinstance(node, ast.Constant) and isinstance(node.value, int | float):
         return node.value
     if isinstance(node, ast.Name):
@@ -129,7 +140,7 @@ def expand_batches(text: str, **names: int) -> list[Batch]:
     """Batches named by "real(1)", "synthetic(t-1)" or a range such as "synthetic(1..t-1)", which may be empty."""
     match = BATCH_PATTERN.fullmatch(text)
     if not match:
-        problem = f"got {text!r}; expected real(1), synthetic(t-1) or a range such as synthetic(1..t-1). Fix the batch."
+        problem = f"got {shown(text)}; expected real(1), synthetic(t-1) or a range such as synthetic(1..t-1). Fix the batch."
         raise SettingError("takes.batch", problem)
     kind, inside = match.groups()
     ends = [round(evaluate("takes.batch", end, **names)) for end in inside.split("..", 1)]

@@ -80,6 +80,8 @@ def schedule(policy: Policy, n: int, generations: int) -> Iterator[ScheduleEntry
             plan = Plan((Take(real(1)),)) if t == 1 else policy.plan(t, n)
         except SettingError as problem:  # an expression without a value at this t
             raise SpecError(f"{key}: {problem}") from None
+        except OverflowError:
+            raise SpecError(f"{key}: draws more rows than a computer can count. Lower n or the policy's settings.") from None
         _check_new_rows(key, t, n, new_rows)
         if new_rows.real:
             rows[real(t)] = new_rows.real

@@ -8,7 +8,7 @@ from dataclasses import MISSING, fields, is_dataclass, replace
 from typing import Any, TypeVar
 
 from selfloop.component import Component
-from selfloop.errors import SettingError, SpecError, unknown_name
+from selfloop.errors import SettingError, SpecError, shown, unknown_name
 from selfloop.plugins import component_class, component_names
 from selfloop.settings import check_setting, default_of, setting_types, settings_tables
 
@@ -22,7 +22,7 @@ def make_component(kind: str, value: Any, key: str) -> Any:
     table = {"name": value} if isinstance(value, str) else value
     if not isinstance(table, Mapping) or not isinstance(table.get("name"), str):
         allowed = ", ".join(component_names(kind))
-        raise SpecError(f"{key}: got {value!r}; expected a name or a table with a name. Allowed: {allowed}.")
+        raise SpecError(f"{key}: got {shown(value)}; expected a name or a table with a name. Allowed: {allowed}.")
     cls = component_class(kind, table["name"], f"{key}.name" if value is table else key)
     return make_settings(cls, {name: setting for name, setting in table.items() if name != "name"}, key)
 

@@ -8,9 +8,11 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from selfloop.errors import SpecError, os_error_reason, unknown_name
+from selfloop.errors import SpecError, os_error_reason, shown, unknown_name
 from selfloop.plugins import component_names, presets
-from selfloop.spec.spec import Spec
+from selfloop.spec.spec import Spec, check_keys
+
+MAX_BYTES = 10_000_000  # of a spec; larger files are something else
 
 
 def read_spec(path: str | Path, overrides: Iterable[str] = ()) -> Spec:
@@ -25,6 +27,8 @@ def read_spec(path: str | Path, overrides: Iterable[str] = ()) -> Spec:
         if not file.is_file():
             near = unknown_name("preset", str(path), shipped).partition(".")[2] if file.suffix != ".toml" else ""
             raise SpecError(f"{path}: no such file or preset.{near} Give the path of a TOML file, or see `selfloop list`.")
+        if file.stat().st_size > MAX_BYTES:
+            raise SpecError(f"{file}: has {file.stat().st_size:,} bytes; expected at most {MAX_BYTES:,}. Give a TOML file.")
         text = file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as problem:
         reason = os_error_reason(problem) if isinstance(problem, OSError) else f"byte {problem.start} is not UTF-8"
@@ -35,7 +39,7 @@ def read_spec(path: str | Path, overrides: Iterable[str] = ()) -> Spec:
 def parse_spec(text: str, name: str, overrides: Iterable[str] = ()) -> Spec:
     """The spec in a TOML text, with `key=value` overrides; errors of the text start with `name`."""
     try:
-        table = tomllib.loads(text)
+        table = tomllib.loads(text.removeprefix("\ufeff"))  # the mark that editors of Windows write first
     except (ValueError, RecursionError) as problem:  # TOMLDecodeError, and other errors that the parser lets through
         raise SpecError(f"{name}: not valid TOML ({problem}). Fix that line.") from problem
     for override in overrides:
@@ -45,10 +49,7 @@ def parse_spec(text: str, name: str, overrides: Iterable[str] = ()) -> Spec:
 
 def spec_from_table(table: Mapping[str, Any]) -> Spec:
     """The spec in a table as TOML gives it."""
-    allowed = [f.name for f in fields(Spec) if f.name != "sampler"]
-    for key in table:
-        if key not in allowed:
-            raise SpecError(unknown_name(key, key, allowed, "key"))
+    check_keys(table, [f.name for f in fields(Spec) if f.name != "sampler"])
     for key in ("source", "family"):
         if key not in table:
             raise SpecError(f"{key}: missing. Add a table [{key}] with a name: {', '.join(component_names(key))}.")
@@ -63,7 +64,7 @@ def parse_override(override: str) -> tuple[str, Any]:
     """Key and value of `key=value`, with the value as in TOML; a bare word is text."""
     key, sign, text = override.partition("=")
     if not sign or not key.strip():
-        raise SpecError(f"--set {override!r}: expected key=value, such as --set generations=3.")
+        raise SpecError(f"--set {shown(override)}: expected key=value, such as --set generations=3.")
     try:
         return key.strip(), tomllib.loads(f"value = {text}")["value"]
     except (ValueError, RecursionError):
@@ -79,6 +80,6 @@ def _apply_override(table: dict[str, Any], override: str) -> None:
             inner = {"name": inner}
             table[parent] = inner
         if not isinstance(inner, dict):
-            raise SpecError(f"--set {override!r}: {parent} is not a table, so it has no keys.")
+            raise SpecError(f"--set {shown(override)}: {parent} is not a table, so it has no keys.")
         table = inner
     table[last] = value

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+import math
+import os
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from itertools import product
 from pathlib import Path
@@ -12,17 +14,17 @@ from typing import Annotated, Any, cast
 from annotated_types import Interval
 
 from selfloop.component import Better, Context, Criterion, Curator, Family, Metric, Policy, Sampler, Source
-from selfloop.errors import SpecError, unknown_name
+from selfloop.errors import SpecError, shown, unknown_name
 from selfloop.plugins import component_names
 from selfloop.policies.schedule import MAX_BATCH_ROWS
 from selfloop.protocols import SupportsLogProb
 from selfloop.rng import RandomStream
-from selfloop.settings import check_setting, setting_types
+from selfloop.settings import check_setting, check_size, setting_types
 from selfloop.snapshots import Scenario
 from selfloop.spec.components import change_settings, make_component, make_components, make_settings, policy_label
 from selfloop.spec.point import Point, resolve_point
 
-MAX_SEEDS, MAX_GENERATIONS = 1_000_000, 10_000  # larger values are typos that would only fill the memory
+MAX_SEEDS, MAX_GENERATIONS, MAX_POINTS = 1_000_000, 10_000, 10_000  # larger values are typos that would only fill the memory
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,10 +47,16 @@ class Spec:
     init_from: str | Path = "scratch"
     sweep: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
 
+    def __new__(cls, *components: Any, **settings: Any) -> Spec:
+        check_keys(settings, [f.name for f in fields(cls)])
+        return super().__new__(cls)
+
     def __post_init__(self) -> None:
         def set_(name: str, value: object) -> None:
             object.__setattr__(self, name, value)  # the spec is frozen after this: names and tables are resolved once
 
+        for f in fields(self):
+            check_size(getattr(self, f.name), f.name)
         family, sampler = _family_and_sampler(self.family, self.sampler)
         set_("family", family)
         set_("sampler", sampler)
@@ -60,8 +68,10 @@ class Spec:
         set_("seeds", _parse_seeds(self.seeds))
         set_("init_from", _parse_init_from(self.init_from))
         if not isinstance(self.sweep, Mapping):
-            raise SpecError(f'sweep: got {self.sweep!r}; expected a table of lists, such as "family.latent" = [8, 16].')
+            raise SpecError(f'sweep: got {shown(self.sweep)}; expected a table of lists, such as "family.latent" = [8, 16].')
         set_("sweep", {key: _parse_sweep_values(key, values) for key, values in self.sweep.items()})
+        if (points := math.prod(map(len, self.sweep.values()))) > MAX_POINTS:
+            raise SpecError(f"sweep: got {points:,} combinations of values; expected at most {MAX_POINTS:,}. Shorten a list.")
         self._check()
 
     def _chosen_metrics(self) -> tuple[Metric, ...]:
@@ -122,6 +132,13 @@ class Spec:
         return Scenario(policy, self.source, self.family, self.sampler, n, self.generations, curated, init_from)
 
 
+def check_keys(keys: Iterable[str], allowed: Collection[str]) -> None:
+    """Raise SpecError for a key that a spec does not have."""
+    for key in keys:
+        if key not in allowed:
+            raise SpecError(unknown_name(key, key, allowed, "key", {"start": "init_from", "warm_start": "init_from"}))
+
+
 def _family_and_sampler(family: Any, sampler: Any) -> tuple[Family, Sampler]:
     family = cast(Family, make_component("family", family, "family"))
     if sampler is None:
@@ -133,37 +150,39 @@ def _family_and_sampler(family: Any, sampler: Any) -> tuple[Family, Sampler]:
             )
         return family, sampler
     if not isinstance(sampler, Mapping):
-        raise SpecError(f"family.sampler: got {sampler!r}; expected a table of settings.")
+        raise SpecError(f"family.sampler: got {shown(sampler)}; expected a table of settings.")
     return family, make_settings(family.sampler_class, sampler, "family.sampler")
 
 
 def _parse_init_from(init_from: Any) -> str | Path:
     if init_from in ("scratch", "previous"):
         return cast(str, init_from)
-    if not isinstance(init_from, str | Path) or not Path(init_from).is_file():
-        raise SpecError(f"init_from: got {init_from!r}; expected 'scratch', 'previous', or a model's safetensors file.")
+    if not isinstance(init_from, str | Path) or not os.path.isfile(init_from):
+        raise SpecError(f"init_from: got {shown(init_from)}; expected 'scratch', 'previous', or a model's safetensors file.")
     return Path(init_from)
 
 
 def _parse_seeds(seeds: Any) -> tuple[int, ...]:
     many = range(seeds) if isinstance(seeds, int) and not isinstance(seeds, bool) else seeds
-    if isinstance(seeds, int) and seeds > MAX_SEEDS:
-        raise SpecError(f"seeds: got {seeds}; expected at most {MAX_SEEDS}.")
-    if not isinstance(many, Sequence) or isinstance(many, str) or not all(type(s) is int and s >= 0 for s in many) or not many:
-        raise SpecError(f"seeds: got {seeds!r}; expected a number of seeds of at least 1, or a list of whole numbers.")
+    if not isinstance(many, Sequence) or isinstance(many, str):
+        many = ()
+    if len(many) > MAX_SEEDS:
+        raise SpecError(f"seeds: got {len(many)} seeds; expected at most {MAX_SEEDS}.")
+    if not all(type(s) is int and s >= 0 for s in many) or not many:
+        raise SpecError(f"seeds: got {shown(seeds)}; expected a number of seeds of at least 1, or a list of whole numbers.")
     if len(set(many)) < len(many):
-        raise SpecError(f"seeds: got {list(many)}; a seed is named twice. Name every seed once.")
+        raise SpecError(f"seeds: got {shown(list(many))}; a seed is named twice. Name every seed once.")
     return tuple(many)
 
 
 def _parse_sweep_values(key: str, values: Any) -> tuple[Any, ...]:
     if not isinstance(values, list | tuple) or not values:
-        raise SpecError(f"sweep.{key}: got {values!r}; expected a list of values.")
+        raise SpecError(f"sweep.{key}: got {shown(values)}; expected a list of values.")
     parsed = tuple(tuple(value) if isinstance(value, list) else value for value in values)
     for i, value in enumerate(parsed):
         items = value if isinstance(value, tuple) else (value,)
         if not all(isinstance(item, str | int | float) for item in items):
-            raise SpecError(f"sweep.{key}: got {value!r}; expected numbers, names or lists of them. Use a spec per table.")
+            raise SpecError(f"sweep.{key}: got {shown(value)}; expected numbers, names or lists of them. Use a spec per table.")
         if value in parsed[:i]:
             raise SpecError(f"sweep.{key}: {value!r} is named twice. Name every value once.")
     return parsed
