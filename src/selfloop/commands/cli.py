@@ -58,7 +58,7 @@ def _run(
     with show_progress(quiet) as progress:
         from selfloop.result import run as run_spec  # inside, as imports can take seconds
 
-        notify = progress and progress.note
+        notify = None if progress is None else progress.note
         return run_spec(_spec(name, set_), store, workers=workers, threads=threads, progress=progress, notify=notify)
 
 

@@ -9,9 +9,9 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TypeVar
+from typing import TypeVar, cast
 
-from selfloop.columns import Columns
+from selfloop.columns import Columns, Params
 from selfloop.component import Family
 from selfloop.engine import steps
 from selfloop.engine.ensemble import SEEDS_PER_BLOCK, SeedBlock, ensemble_curves
@@ -71,7 +71,7 @@ def estimate_seconds(task: Task, trials: dict[object, Trial | None]) -> float | 
     if key not in trials:
         trials[key] = _try(task)
     trial = trials[key]
-    return trial and trial.chain_seconds(task.point, task.policies[0])
+    return None if trial is None else trial.chain_seconds(task.point, task.policies[0])
 
 
 def _try(task: Task) -> Trial | None:
@@ -108,12 +108,9 @@ def _time_fit(world: StoredWorld, family: Family, rows: Columns) -> tuple[float,
         if len(times) > TRIAL_STEPS:
             raise _EnoughError
 
-    prepared, store = world.refs.get("prepared"), world.store
-    init = world.refs.get("init")
-    arguments = store.open(init) if init else None, store.open(prepared) if prepared else None
-    ctx = replace(world.context("fit", 1), progress=note)
+    init, prepared = (cast(Params, world.store.open(ref)) if ref else None for ref in map(world.refs.get, ("init", "prepared")))
     with suppress(_EnoughError):
-        steps.fit(family, ((rows, None, 1.0),), None, *arguments, ctx)
+        steps.fit(family, ((rows, None, 1.0),), None, init, prepared, replace(world.context("fit", 1), progress=note))
     if len(times) < 3:
         return 0.0, time.perf_counter() - times[0]
     step = (times[-1] - times[1]) / (len(times) - 2)
