@@ -252,5 +252,5 @@ class Criterion(Component):
     def judge(self, curves: Mapping[str, Floats], directions: Mapping[str, Better] = MappingProxyType({})) -> Verdict:
         """The verdict for one policy, without its label. Curves are (seeds, generations), NaN where a chain has no value.
 
-        `directions` says by metric which value is best (`Metric.directions`).
+        `directions`: which value of each metric is best, as in `Metric.directions`.
         """

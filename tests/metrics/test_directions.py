@@ -1,4 +1,4 @@
-"""Every value of every metric says which value is best, and everything that judges a metric uses it."""
+"""Every value of every metric has a direction, and everything that judges a metric uses it."""
 
 from __future__ import annotations
 

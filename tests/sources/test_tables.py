@@ -205,6 +205,8 @@ def test_settings_that_contradict_each_other_are_errors(file: Path) -> None:
     with pytest.raises(SpecError, match=r"^target: got 'y'; 'diabetes' has its own target"):
         TableSource(target="y")
     for settings, message in (
+        ({"path": file, "columns": ("a", "c"), "target": "c"}, "columns: got a, c; expected each feature once and without"),
+        ({"path": file, "columns": ("a", "b", "a")}, "columns: got a, b, a; expected each feature once"),
         ({"positive": "yes"}, "positive: got 'yes' without a target"),
         ({"separator": ";"}, "separator: got ';'; it applies to CSV files only"),
         ({"header": False, "path": file.with_suffix(".parquet")}, "header: got False; it applies to CSV files only"),

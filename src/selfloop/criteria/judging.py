@@ -28,7 +28,7 @@ class CurveCriterion(Criterion):
     """A criterion that judges one curve: that of `metric`, or of the first of `metrics` that was measured.
 
     A criterion of risk judges how far a metric is from its best value. A criterion of amounts ("less than a share of the
-    first") says "yes" only if the last amount is also less than that share of the right amount, if that is known: a share of
+    first") answers "yes" only if the last amount is also less than that share of the right amount, if that is known: a share of
     rare words that falls from twice to once the real share is a recovery. A metric of unknown direction is taken as it is.
     """
 

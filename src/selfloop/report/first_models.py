@@ -1,4 +1,4 @@
-"""What is said first about the models of generation 1: whether they are worse than a trivial model."""
+"""The sentence of a result whose first models are worse than a trivial model."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ def first_model_sentence(result: Result, point: Point) -> str | None:
     if not first > loss + MARGIN * max(1.0, abs(loss)):
         return None
     return (
-        f"The first model{suffix} is worse than {model}: {risk} {format_number(first)}, against {format_number(loss)}. What "
-        "becomes of such a model says little about collapse: choose other settings or more rows."
+        f"The first model{suffix} is worse than {model}: {risk} {format_number(first)}, against {format_number(loss)}. Its "
+        "later generations tell little about collapse: choose other settings or more rows."
     )
 
 

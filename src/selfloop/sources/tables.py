@@ -1,7 +1,7 @@
 """Tables of numbers: two tables of scikit-learn, and CSV or Parquet files.
 
-A CSV file can be read in several ways. What is read must have the shape of the text, and what may be read in two ways is
-refused with the setting that decides it.
+A CSV file can be read in several ways. The rows must have the shape of the text, and a file that can be read in two
+ways is refused with the setting that decides.
 """
 
 from __future__ import annotations
@@ -40,12 +40,12 @@ MAX_INTEGER = 2**53  # from here on, neighboring whole numbers are the same floa
 TEXT_SETTINGS = {"separator": None, "decimal": ".", "header": None}  # settings of CSV files, with their defaults
 
 
-class Table(NamedTuple):
+class NumberTable(NamedTuple):
     """Inputs and outcomes of all rows, in the order of the table, and which words became which outcomes."""
 
     x: Floats
-    y: Floats | None
-    note: str
+    y: Floats | None = None
+    note: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,6 +87,8 @@ class TableSource(Source):
             raise SettingError(
                 "positive", f"got {self.positive!r} without a target of a file. Set 'target', or remove the key."
             )
+        if self.columns is not None and len({*self.columns, self.target}) <= len(self.columns):
+            raise SettingError("columns", f"got {', '.join(self.columns)}; expected each feature once and without the target.")
         is_text = self.path is not None and not self.is_parquet()
         for name, default in TEXT_SETTINGS.items():
             if not is_text and (value := getattr(self, name)) != default:
@@ -136,33 +138,31 @@ class TableSource(Source):
 
 
 @cached_until_change()
-def _read_table(source: TableSource) -> Table:
+def _read_table(source: TableSource) -> NumberTable:
     """The table of a source, as numbers."""
-    where = f"source: {source.path or source.dataset or DEFAULT_DATASET}"
+    place = f"source: {source.path or source.dataset or DEFAULT_DATASET}"
     frame = _load_dataset(source.dataset or DEFAULT_DATASET) if source.path is None else _read_file(source, source.path)
     target, names = source.target_name(), [str(name) for name in frame.columns]
     for name in (*(source.columns or ()), *((target,) if target else ())):
         if name not in names:
-            raise DataError(unknown_name(where, name, filter(None, names), "column"))
+            raise DataError(unknown_name(place, name, filter(None, names), "column"))
     features = [name for name in names if name != target] if source.columns is None else list(source.columns)
     if len(frame) < 2 or not features:
-        raise DataError(f"{where}: got {len(frame)} rows and {len(features)} features; expected at least 2 and 1.")
+        raise DataError(f"{place}: got {len(frame)} rows and {len(features)} features; expected at least 2 and 1.")
     for name in (*features, *((target,) if target else ())):
         if not name or names.count(name) > 1:
             problem = f"two columns are called {name!r}" if name else f"column {names.index(name) + 1} has no name"
-            raise DataError(f"{where}: {problem}. List the features in 'columns', or name the columns of the file.")
+            raise DataError(f"{place}: {problem}. List the features in 'columns', or name the columns of the file.")
     frame.columns = names
-    x, note, y = (
-        np.column_stack([_to_numbers(f"{where}: column {name[:40]!r}", frame[name], source) for name in features]),
-        "",
-        None,
-    )
-    if target is not None:
-        x = np.column_stack([np.ones(len(frame)), x])
-        y, note = _to_outcomes(f"{where}: target {target!r}", frame[target], source)
-        y.flags.writeable = False
-    x.flags.writeable = False
-    return Table(x, y, note)
+    columns = [_to_numbers(f"{place}: column {name[:40]!r}", frame[name], source) for name in features]
+    if target is None:
+        table = NumberTable(np.column_stack(columns))
+    else:
+        outcomes, note = _to_outcomes(f"{place}: target {target!r}", frame[target], source)
+        table = NumberTable(np.column_stack([np.ones(len(frame)), *columns]), outcomes, note)
+        outcomes.flags.writeable = False
+    table.x.flags.writeable = False
+    return table
 
 
 def _load_dataset(name: str | None) -> pd.DataFrame:
@@ -246,17 +246,17 @@ def _find_separator(text: str, path: Path, decimal: str) -> str:
                 dividing.append(separator)
                 lines = islice(_iter_lines(text, separator), SNIFFED_LINES)
                 even += [separator] * all(_has_width(values, width) for _, values in lines)
-    found = even or dividing
-    if len(found) > 1 or (not found and decimal == "," and "," in text.split("\n", 1)[0]):
+    separators = even or dividing
+    if len(separators) > 1 or (not separators and decimal == "," and "," in text.split("\n", 1)[0]):
         raise DataError(
-            f"source.path: the values of {path} may be separated by {' or '.join(map(repr, found)) or repr(decimal)}. Set "
+            f"source.path: the values of {path} may be separated by {' or '.join(map(repr, separators)) or repr(decimal)}. Set "
             "'separator', and 'decimal' if commas are decimal marks."
         )
-    return found[0] if found else usual[0]
+    return separators[0] if separators else usual[0]
 
 
 def _has_header(first: Sequence[str], path: Path, source: TableSource) -> bool:
-    """True if the first line has the names of the columns. Raises DataError if it has a number and nobody says what it is."""
+    """True if the first line has the names of the columns. Raises DataError if it has a number and `header` is unset."""
     if first == [""]:
         raise DataError(f"source.path: {path} is empty. Give a CSV file with one line per row.")
     number = next((value for value in first if _is_number(value, source.decimal)), None)
@@ -290,7 +290,7 @@ def _count_lines(text: str, separator: str, path: Path, width: int) -> int:
     return n_lines
 
 
-def _to_numbers(where: str, column: pd.Series[Any], source: TableSource) -> Floats:
+def _to_numbers(place: str, column: pd.Series[Any], source: TableSource) -> Floats:
     """A column as float64. Raises DataError for words, for missing values, and for what float64 cannot hold."""
     import pandas as pd
 
@@ -302,39 +302,39 @@ def _to_numbers(where: str, column: pd.Series[Any], source: TableSource) -> Floa
             f" The decimal mark is {source.decimal!r}, thousands have none: see 'decimal' and 'separator'." if has_mark else ""
         )
         raise DataError(
-            f"{where} has {str(word)[:40]!r} in row {column.index.get_loc((words if len(words) else column).index[0]) + 1:,}; "
+            f"{place} has {str(word)[:40]!r} in row {column.index.get_loc((words if len(words) else column).index[0]) + 1:,}; "
             f"expected numbers.{hint} List the features in 'columns' to leave it out."
         )
     numbers = np.asarray(column.to_numpy(np.float64, na_value=np.nan), np.float64)
     bad = np.flatnonzero(~np.isfinite(numbers))
     if len(bad):
         raise DataError(
-            f"{where} has {len(bad):,} missing or infinite values, the first in row {bad[0] + 1:,}. Remove or fill them."
+            f"{place} has {len(bad):,} missing or infinite values, the first in row {bad[0] + 1:,}. Remove or fill them."
         )
     if column.dtype.kind in "iu" and (large := np.flatnonzero(np.abs(numbers) >= MAX_INTEGER)).size:
         raise DataError(
-            f"{where} has {column.iloc[large[0]]} in row {large[0] + 1:,}, which float64 would round: it looks like an "
+            f"{place} has {column.iloc[large[0]]} in row {large[0] + 1:,}, which float64 would round: it looks like an "
             "identifier. List the features in 'columns' to leave it out."
         )
     return numbers
 
 
-def _to_outcomes(where: str, column: pd.Series[Any], source: TableSource) -> tuple[Floats, str]:
+def _to_outcomes(place: str, column: pd.Series[Any], source: TableSource) -> tuple[Floats, str]:
     """Outcomes as float64, and what words became, if there were any."""
     is_text = column.dtype.kind not in "biuf"
     if not is_text and source.positive is None:
-        return _to_numbers(where, column, source), ""
+        return _to_numbers(place, column, source), ""
     if missing := int(column.isna().sum()):
-        raise DataError(f"{where} has {missing:,} missing values. Remove the rows or fill them.")
+        raise DataError(f"{place} has {missing:,} missing values. Remove the rows or fill them.")
     words = column.astype(str).str.strip() if is_text else column.map(lambda value: f"{value:.15g}")
     values = sorted(set(words))
     if (source.positive is None and len(values) != 2) or source.positive not in (None, *values):
-        found = ", ".join(repr(value[:40]) for value in values[:5]) + ", ..." * (len(values) > 5)
+        listed = ", ".join(repr(value[:40]) for value in values[:5]) + ", ..." * (len(values) > 5)
         raise DataError(
-            f"{where} has {len(values):,} different values ({found}); expected numbers, or two words. Set 'positive' to the "
+            f"{place} has {len(values):,} different values ({listed}); expected numbers, or two words. Set 'positive' to the "
             "value that counts as 1; all others count as 0."
         )
     positive = source.positive or values[1]
     others = [value for value in values if value != positive]
-    note = f"{where}: {positive!r} counts as outcome 1, {others[0]!r}{' and all others' * (len(others) > 1)} as 0"
+    note = f"{place}: {positive!r} counts as outcome 1, {others[0]!r}{' and all others' * (len(others) > 1)} as 0"
     return np.asarray(words == positive, np.float64), note if source.positive is None else ""

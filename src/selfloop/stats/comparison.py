@@ -25,7 +25,7 @@ def right_values(curves: Mapping[str, Floats], better: Better) -> Floats | None:
 def as_risk(curves: Mapping[str, Floats], metric: str, better: Better) -> Floats:
     """The curve of a metric such that lower is better: the distance from its right value, or its negative if higher is better.
 
-    The curve itself if the direction is unknown: whoever names such a metric as a risk says that lower is better.
+    The curve itself if the direction is unknown: a metric that is named as a risk is one.
     """
     right = right_values(curves, better)
     if right is not None:
