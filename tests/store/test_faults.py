@@ -22,7 +22,7 @@ from selfloop.columns import Columns
 from selfloop.commands.verify import verify
 from selfloop.component import Context
 from selfloop.engine.run import iter_measurements, store_path
-from selfloop.errors import DataError, SelfloopError, StoreError
+from selfloop.errors import ChainEndedError, DataError, SelfloopError, StoreError
 from selfloop.formats.safetensors import to_safetensors
 from selfloop.rng import RandomStream
 from selfloop.store.identity import digest, stored_step
@@ -282,13 +282,16 @@ def test_objects_are_read_only_and_a_step_whose_object_changes_is_not_recorded(t
 def read_changing(path: Path, texts: tuple[str, ...], ctx: Context) -> str:
     """A file's text, after others saved these texts to it."""
     texts_read = []
+    if "end" in texts:
+        path.write_text("new", encoding="utf-8")
+        raise ChainEndedError("ended")
     for text in texts:
         path.write_text(text, encoding="utf-8")
         texts_read.append(path.read_text(encoding="utf-8"))
     return texts_read[0]
 
 
-@pytest.mark.parametrize("texts", [("new",), ("new", "old")], ids=["changed", "changed and changed back"])
+@pytest.mark.parametrize("texts", [("new",), ("new", "old"), ("end",)], ids=["changed", "changed back", "ended"])
 def test_a_source_file_that_changes_during_a_step_is_not_recorded(tmp_path: Path, texts: tuple[str, ...]) -> None:
     (tmp_path / "data").mkdir()
     file = tmp_path / "data" / "a.csv"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -38,10 +38,10 @@ def inputs_of(value: Any) -> Iterator[Path | ObjectRef]:
         yield from inputs_of([getattr(value, f.name) for f in fields(value) if f.metadata.get("identity", True)])
 
 
-def source_stamps(call: StepCall) -> dict[Path, Hashable]:
-    """The files in the arguments of a call, and what changes when they are written."""
+def source_stamps(inputs: Iterable[Path | ObjectRef]) -> dict[Path, Hashable]:
+    """The files at and below the paths, and what changes when they are written."""
     stamps: dict[Path, Hashable] = {}
-    for path in inputs_of(call.arguments):
+    for path in inputs:
         if isinstance(path, Path):
             names = list_folder(path).sizes if path.is_dir() else {"": 0}
             stamps |= {path / name: stamp(path / name, changes=False) for name in names}

@@ -125,10 +125,15 @@ def is_result_of(step: Callable[..., Any], result: Mapping[str, Any]) -> bool:
         return True
     try:
         value = {"": np.zeros(0)} if "object" in result else result["value"]
-        check_setting(get_type_hints(step).get("return", Any), value, "result")
+        check_setting(_return_type(step), value, "result")
     except SettingError:
         return False
     return True
+
+
+@cache
+def _return_type(step: Callable[..., Any]) -> Any:
+    return get_type_hints(step).get("return", Any)
 
 
 def file_stat(path: str | Path) -> list[int] | None:

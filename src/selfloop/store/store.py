@@ -141,13 +141,13 @@ class Store:
         self._step = name.replace("_", " ")
         self.note(self._step)
         self._make_ready(scratch)
-        before = source_stamps(call)
+        inputs = list(inputs_of(call.arguments))
+        before = source_stamps(inputs)
         try:
             arguments = [self.open_argument(argument, scratch, backends) for argument in call.arguments]
             with warnings.catch_warnings(record=True) as caught, refuse_interrupted(name):
                 value = call.step(*arguments)
             seconds = time.perf_counter() - started
-            self._check_unchanged(call, before)
             result = self._write_result(value)
         except ChainEndedError as end:
             seconds, result = time.perf_counter() - started, {"ended": end.status}
@@ -155,6 +155,7 @@ class Store:
             raise records.step_error(self.path, name, problem) from problem
         except MemoryError as problem:
             raise records.memory_error(name, problem) from problem
+        self._check_unchanged(call, inputs, before)
         self.usage.computed += 1
         self.usage.seconds += seconds
         self.usage.count_step(name, 1, seconds)
@@ -184,6 +185,7 @@ class Store:
         if os.path.lexists(path) and not records.is_intact(path, name):
             self._set_aside(path)
         self._write(path, *chunks, mode=0o444)  # its pages are mapped by the steps that read it
+        self._checked[name] = records.stamp(path)
         self.usage.bytes += sum(map(len, chunks))
         return {"object": name}
 
@@ -226,15 +228,15 @@ class Store:
         if records.obstacle(self.path, scratch / "file"):
             self._set_aside(str(scratch))
 
-    def _check_unchanged(self, call: StepCall, before: Mapping[Path, Hashable]) -> None:
+    def _check_unchanged(self, call: StepCall, inputs: list[Path | ObjectRef], before: Mapping[Path, Hashable]) -> None:
         """Raise DataError or StoreError if the files that a step has just read are not those of its key."""
-        after = source_stamps(call)
+        after = source_stamps(inputs)
         changed = [str(file) for file in before.keys() | after.keys() if before.get(file) != after.get(file)]
         if before and not changed and self.key(call.step, *call.arguments) != call.key:
             changed = [str(file) for file in before]
         if changed:
             raise DataError(f"{step_name(call.step)}: {changed[0]} changed while it was read. Nothing was stored; run again.")
-        for ref in inputs_of(call.arguments):
+        for ref in inputs:
             if isinstance(ref, ObjectRef) and not self.is_intact(ref.digest):
                 raise StoreError(f"store {self.path}: object {ref.digest} changed while it was read. Run again.")
 
