@@ -181,6 +181,20 @@ def test_progress_counts_up_to_the_total(tmp_path: Path) -> None:
     ]  # the start, two shared tasks, and then each generation
 
 
+@pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_notes_say_which_chain_computes_which_step(tmp_path: Path, workers: int) -> None:
+    notes: list[str] = []
+    selfloop.run(tiny_components.tiny_spec(), tmp_path, workers=workers, notify=notes.append)
+    assert notes[0].endswith("generation 1: draw real")
+    if workers == 1:  # notes of workers come at most twice a second
+        assert [note for note in notes if note.startswith("accumulate, seed 1, generation 3: ")] == [
+            f"accumulate, seed 1, generation 3: {step}" for step in ("fit", "sample", "measure")
+        ]
+        notes.clear()
+        selfloop.run(tiny_components.tiny_spec(), tmp_path, notify=notes.append)
+        assert notes == []
+
+
 def measure_threads(task: int, notify: Any) -> Any:
     """The thread variables of a worker; task 13 fails."""
     if task == 13:

@@ -188,7 +188,7 @@ class _ArrayFile:
                 return np.empty((self.n_rows, *self.row_shape), self.dtype)
             file.flush()
             data = _map_file(file)
-        return data.view(cast(Any, self.dtype)).reshape(self.n_rows, *self.row_shape)
+        return data.view(np.dtype(self.dtype)).reshape(self.n_rows, *self.row_shape)
 
 
 def _open_unnamed(folder: Path) -> IO[bytes]:
