@@ -47,6 +47,10 @@ class Settings:
         """The fields by name."""
         return {f.name: getattr(self, f.name) for f in fields(self)}  # type: ignore[arg-type]  # subclasses are dataclasses
 
+    def unused_settings(self) -> Mapping[str, str]:
+        """Settings that change no result as the others are: name (dotted in a table) -> why, as in "`steps` is set"."""
+        return {}
+
 
 class SettingInfo(NamedTuple):
     """What a setting is called, which values it takes, its default (MISSING without one) and its one-sentence description."""
@@ -75,6 +79,22 @@ def describe_fields(cls: type[Any], defaults: Any = None) -> Iterator[SettingInf
         hint = hints.get(f.name, Any)
         sentences = [note for note in _notes(hint) if isinstance(note, str)]
         yield SettingInfo(f.name, describe_type(hint), default, sentences[0] if sentences else "")
+
+
+def find_unused(settings: Settings, defaults: Any = None, unused: Mapping[str, str] = {}) -> Iterator[tuple[str, Any, str]]:
+    """(Name, value, why) of every setting that is not default although it changes no result, in nested tables too.
+
+    `defaults`: an instance whose values replace the defaults of the class. `unused`: what the settings around it say.
+    """
+    unused = {**settings.unused_settings(), **unused}
+    for setting in describe_fields(type(settings), defaults):
+        name, value = setting.name, getattr(settings, setting.name)
+        if isinstance(value, Settings):
+            inner = {key.removeprefix(f"{name}."): why for key, why in unused.items() if key.startswith(f"{name}.")}
+            default = setting.default if type(setting.default) is type(value) else None
+            yield from ((f"{name}.{key}", found, why) for key, found, why in find_unused(value, default, inner))
+        elif name in unused and value != setting.default:
+            yield name, value, unused[name]
 
 
 def setting_types(cls: type[Any]) -> dict[str, Any]:

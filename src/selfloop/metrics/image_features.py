@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
@@ -55,6 +56,10 @@ class ImageFeatureExtractor(FeatureExtractor):
             open_session(self.path)
         elif self.path is not None:
             raise SettingError("path", f"got {self.path}; kind {self.kind!r} reads no file. Remove the key.")
+
+    def unused_settings(self) -> Mapping[str, str]:
+        unused = {} if self.kind == "classifier" else {"epochs": "it belongs to kind 'classifier'"}
+        return {**unused, "dimensions": "the network of the file decides"} if self.kind == "onnx" else unused
 
     def prepare(self, real: Columns, ctx: Context) -> Params:
         images, prepared = _images(real), dict[str, Array]()

@@ -36,6 +36,10 @@ class CelebA(ImageFileSource):
     attributes_file: Annotated[Path | None, "list_attr_celeba.txt or .csv; unset: found near the faces"] = None
     splits_file: Annotated[Path | None, "list_eval_partition.txt or .csv; unset: found near the faces"] = None
 
+    def unused_settings(self) -> Mapping[str, str]:
+        unused = {} if self.attributes else {"attributes_file": "no `attributes` are asked for"}
+        return unused if self.split else {**unused, "splits_file": "no `split` is asked for"}
+
     def __post_init__(self) -> None:
         super().__post_init__()
         if not self.path.exists():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, ClassVar, cast
@@ -44,6 +44,9 @@ class TinyStories(DocumentSource):
             object.__setattr__(self, "hub", resolve_local_or_hub("revision", self.hub, self.revision))
         elif self.revision is not None:
             raise SettingError("revision", f"got {self.revision!r}; a local path has no revision. Remove the key.")
+
+    def unused_settings(self) -> Mapping[str, str]:
+        return {"holdout_path": "`hub` is set, which has a split of its own"} if self.hub is not None else {}
 
     def _splits(self) -> tuple[DocumentSource, DocumentSource | None]:
         """Training stories, validation stories."""

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal, cast
 import numpy as np
 
 from selfloop.component import Context, Family, Policy, Source
-from selfloop.errors import SpecError
+from selfloop.errors import SpecError, shown
 from selfloop.policies.schedule import ScheduleEntry, schedule
 from selfloop.protocols import (
     CorpusSource,
@@ -23,6 +23,7 @@ from selfloop.protocols import (
     UsesEncoder,
 )
 from selfloop.rng import RandomStream
+from selfloop.settings import find_unused
 from selfloop.types import Coordinates
 
 if TYPE_CHECKING:
@@ -133,6 +134,7 @@ def _check_abilities(spec: Spec) -> None:
     """Raise SpecError if source, family and metrics do not fit together."""
     family, source = spec.family, spec.source
     check_pair(family, source)
+    _check_used(spec)
     for component in (family, *spec.metrics):
         if isinstance(component, SupportsCheck):
             component.check(source, spec.sampler)
@@ -152,6 +154,19 @@ def _check_abilities(spec: Spec) -> None:
                 f"metrics: {metric.name!r} compares with the true {', '.join(sorted(unknown))}, which {source.name} does not "
                 "know. Choose a metric that is measured on held-out rows, such as nll."
             )
+
+
+def _check_used(spec: Spec) -> None:
+    """Raise SpecError for a setting that cannot change a result of this spec."""
+    components = {"source": spec.source, "family": spec.family, "family.sampler": spec.sampler}
+    for kind in ("policies", "metrics", "criteria", "curators"):
+        components |= {f"{kind} {component.name}": component for component in getattr(spec, kind)}
+    for key, component in components.items():
+        for name, value, why in find_unused(component):
+            raise SpecError(f"{key}.{name}: got {shown(value)}, which changes nothing: {why}. Remove the key.")
+    if spec.init_from != "scratch" and isinstance(spec.family, SupportsEnsemble):
+        found, name = shown(spec.init_from), spec.family.name
+        raise SpecError(f"init_from: got {found}, which changes nothing: {name} is fitted on its rows alone. Remove the key.")
 
 
 def _world(spec: Spec, policy: Policy, n: int) -> World:

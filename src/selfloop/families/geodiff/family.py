@@ -48,6 +48,12 @@ class GeoDiffSampler(Sampler):
     clip_global: Annotated[PositiveFloat, "longest global vector of an atom"] = 1000.0
     eta: Annotated[Share, "share of fresh noise in a `ddim` step"] = 1.0
 
+    def unused_settings(self) -> Mapping[str, str]:
+        unused = {} if self.method == "ddim" else {"eta": "it belongs to method 'ddim'"}
+        if not self.global_weight:
+            unused |= dict.fromkeys(("global_start_sigma", "clip_global"), "`global_weight` is 0")
+        return unused
+
 
 @dataclass(frozen=True, kw_only=True)
 class GeoDiff(NetworkFamily):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from importlib.util import find_spec
@@ -80,6 +80,11 @@ class ImageDiffusion(NetworkFamily):
         super().__post_init__()
         if any(count % 4 for count in self.channels or ()):
             raise SettingError("channels", f"got {list(self.channels or ())}; expected multiples of 4. Change them.")
+
+    def unused_settings(self) -> Mapping[str, str]:
+        unused = {"noise_schedule": "it belongs to objective 'ddpm'"} if self.objective == "flow" else {}
+        labels = {} if self.n_classes else {"label_dropout": "without `n_classes` labels are ignored"}
+        return {**super().unused_settings(), **unused, **labels}
 
     def check(self, source: Source, sampler: Sampler) -> None:
         assert isinstance(sampler, DiffusionSampler)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Literal
 
@@ -59,6 +60,13 @@ class TrainingSettings(Settings):
         if self.scale_batch and self.steps is None:
             raise SettingError("scale_batch", "got true; expected false without `steps`. Set steps, the number to keep.")
 
+    def unused_settings(self) -> Mapping[str, str]:
+        if self.steps is None:
+            return {}
+        if not self.scale_batch:
+            return {"epochs": "`steps` is set, and `scale_batch` is not"}
+        return {} if self.first_generation_steps else {"batch_size": "with `scale_batch` the rows decide"}
+
     def for_generation(self, t: int) -> TrainingSettings:
         """The settings of generation t."""
         if t == 1 and self.first_generation_steps is not None:
@@ -88,6 +96,9 @@ class NetworkFamily(Family):
     """A family that trains a network by gradient steps."""
 
     training: TrainingSettings
+
+    def unused_settings(self) -> Mapping[str, str]:
+        return {"training.compile": "transformers alone are compiled"}
 
     def for_generation(self, t: int) -> Family:
         return replace(self, training=self.training.for_generation(t))  # type: ignore[type-var]  # families are dataclasses

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -76,6 +77,9 @@ class Transformer(NetworkFamily):
         if self.kv_heads is not None and (self.arch == "gpt2" or self.heads % self.kv_heads):
             problem = f"got {self.kv_heads}; expected a divisor of heads = {self.heads}, with arch = 'llama'."
             raise SettingError("kv_heads", problem)
+
+    def unused_settings(self) -> Mapping[str, str]:
+        return {}  # the only family that compiles its network
 
     def config(self) -> TransformerConfig:
         """Size and form of the network."""

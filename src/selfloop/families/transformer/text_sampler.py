@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
@@ -57,6 +58,12 @@ class TextSampler(Sampler):
                 "prefix_tokens",
                 f"got {self.prefix_tokens}; expected less than max_tokens, which is {self.max_tokens}. Lower it.",
             )
+
+    def unused_settings(self) -> Mapping[str, str]:
+        unused = {} if self.prompt == "prefix" else {"prefix_tokens": "it belongs to prompt 'prefix'"}
+        if self.temperature == 0:
+            unused |= dict.fromkeys(("top_k", "top_p"), "at temperature 0 nothing is drawn")
+        return unused
 
     def draw_prompts(self, n: int, initial: Columns, ctx: Context) -> Columns:
         """Row i begins like initial row i mod n_initial. The last token of a row, its end token, is never part of a prompt."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
@@ -69,6 +69,10 @@ class Vae(NetworkFamily):
             raise SettingError(
                 "output_activation", "got 'identity'; expected 'sigmoid' with likelihood 'bernoulli'. Change one of them."
             )
+
+    def unused_settings(self) -> Mapping[str, str]:
+        bernoulli = {"sigma": "a bernoulli likelihood has no standard deviation"} if self.likelihood == "bernoulli" else {}
+        return {**super().unused_settings(), **bernoulli}
 
     def fit(self, rows: TrainingRows, ctx: Context, init: Params | None) -> Params:
         import torch
