@@ -17,11 +17,21 @@ Params = Mapping[str, Array]  # the arrays of one model, by name
 
 @dataclass(frozen=True, slots=True)
 class ColumnType:
-    """Type of one column: dtype name, shape of one row, unit (empty if none)."""
+    """Type of one column: dtype name, shape of one row, unit (empty if none), labels of the elements of a row (or none)."""
 
     dtype: str
     shape: tuple[int, ...] = ()
     unit: str = ""
+    labels: tuple[str, ...] = ()
+
+
+Schema = Mapping[str, ColumnType]
+
+
+def element_labels(name: str, n: int, schema: Schema) -> Sequence[str]:
+    """Labels of the n elements of a row of the named column: those of the schema, or `name[0]`, `name[1]`, ..."""
+    labels = schema[name].labels if name in schema else ()
+    return labels if len(labels) == n else [f"{name}[{i}]" if n > 1 else name for i in range(n)]
 
 
 @dataclass(frozen=True, slots=True)

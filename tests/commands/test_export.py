@@ -57,7 +57,7 @@ def test_a_family_without_a_folder_format_is_one_file_that_runs_can_start_from(t
 
 def test_a_table_holds_no_formula_and_numbers_stay(tmp_path):
     texts = ["=1+1", "+1", "-1", "@SUM(A1)", "\tx", "\rx", "plain", "1=1"]
-    write_csv({"=name": np.array(texts), "x": -np.arange(8.0)}, tmp_path / "table.csv", set())
+    write_csv({"=name": np.array(texts), "x": -np.arange(8.0)}, tmp_path / "table.csv", {})
     table = pd.read_csv(tmp_path / "table.csv")
     assert table["'=name"].tolist() == [f"'{text}" for text in texts[:6]] + texts[6:]
     assert table["x"].tolist() == (-np.arange(8.0)).tolist()

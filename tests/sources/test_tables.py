@@ -12,6 +12,7 @@ from sklearn.model_selection import train_test_split
 
 from selfloop.component import Context
 from selfloop.errors import SelfloopError, SpecError
+from selfloop.formats.tables import write_csv
 from selfloop.rng import RandomStream
 from selfloop.sources.tables import TableSource
 from selfloop.store.identity import identity
@@ -112,7 +113,9 @@ def test_numeric_columns_of_a_compressed_file_with_words_are_used() -> None:
         ("a,b\n1,2\n3\n", {}, "line 3 of .* is divided into 1, the first line into 2"),
         ("a\n1\n\n3\n", {}, "line 3 of .* is empty: a value is missing"),
         ("a,a\n1,2\n3,4\n", {}, "two columns are called 'a'"),
-        (",a\n0,2\n1,4\n", {}, "column 1 has no name"),
+        (",a\n0,2\n1,4\n", {}, "column '' numbers the rows. List the features in 'columns', with or without it"),
+        ("id,a\n7,2\n8,4\n", {}, "column 'id' numbers the rows"),
+        ("a,,b\n1,2,5\n3,4,6\n", {}, "column 2 has no name"),
         ('a,b\n1,"5" pipe"\n3,"x"\n', {"columns": ("a",)}, "a quotation mark that does not enclose a value"),
         ("a,b\n1,caf\xe9\n3,4\n", {}, r"is not text in UTF-8 \(byte 9\). Convert it"),
         ("a,y\n1,u\n3,v\n5,w\n", {"target": "y"}, r"target 'y' has 3 different values \('u', 'v', 'w'\); .* Set 'positive'"),
@@ -167,6 +170,18 @@ def test_a_file_is_read_as_it_is_written(tmp_path: Path, text: str, settings: di
     assert source.n_rows() == 4
     expected = np.array([B] if settings.get("columns") == ("b",) else [A, B]).T
     assert sorted(np.asarray(source.draw(0, 4, CTX)["x"]).tolist()) == expected.tolist()
+
+
+def test_columns_keep_their_names(file: Path, tmp_path: Path) -> None:
+    plain, regression = TableSource(path=file, columns=("a", "b")), TableSource(path=file, columns=("a", "b"), target="c")
+    assert plain.schema()["x"].labels == ("a", "b")
+    assert {name: column.labels for name, column in regression.schema().items()} == {
+        "x": ("(intercept)", "a", "b"),
+        "y": ("c",),
+    }
+    write_csv(regression.draw(0, 10, CTX), tmp_path / "copy.csv", regression.schema())
+    copy = TableSource(path=tmp_path / "copy.csv", columns=("a", "b"), target="c")
+    assert (copy.n_rows(), (tmp_path / "copy.csv").read_text().split("\n")[0]) == (10, '"(intercept)","a","b","c"')
 
 
 def test_a_target_of_two_words_is_encoded_in_alphabetical_order_and_said(tmp_path: Path) -> None:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator, Set
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
-from selfloop.columns import Columns, Params, Ragged, count_rows
+from selfloop.columns import Columns, Params, Ragged, Schema, count_rows
 from selfloop.engine.stored import StoredWorld
 from selfloop.engine.tasks import Task, replay_chain
 from selfloop.errors import SpecError, missing_extra, unknown_name
@@ -116,9 +116,8 @@ def export_samples(stored: StoredGeneration, folder: Path, format_: str | None =
         rows, family = stored.samples(), stored.spec.family
         if isinstance(family, UsesEncoder):
             rows = family.encoder().decode(rows, stored.params())
-        text_columns = {name for name, column in stored.spec.source.schema().items() if column.dtype == "utf8"}
         file_format = format_ or _default_format(rows)
-        FORMATS[file_format](rows, part / f"samples.{file_format}", text_columns)
+        FORMATS[file_format](rows, part / f"samples.{file_format}", stored.spec.source.schema())
         _write_card(part, "", f"{count_rows(rows):,} rows sampled from the model of {stored.title()}", stored.spec)
 
 
@@ -146,21 +145,21 @@ def _default_format(rows: Columns) -> str:
     return "jsonl" if any(isinstance(column, Ragged) for column in rows.values()) else "csv"
 
 
-def _write_parquet(rows: Columns, path: Path, text_columns: Set[str]) -> None:
+def _write_parquet(rows: Columns, path: Path, schema: Schema) -> None:
     try:
-        write_parquet(rows, path, text_columns)
+        write_parquet(rows, path, schema)
     except ImportError:
         raise missing_extra("--format parquet", "pyarrow") from None
 
 
-def _write_png(rows: Columns, path: Path, text_columns: Set[str]) -> None:
+def _write_png(rows: Columns, path: Path, schema: Schema) -> None:
     images = find_images(rows)
     if images is None:
         raise SpecError(f"--format png: the rows are not images. Choose another of {', '.join(FORMATS)}.")
     write_pngs(images, path.parent)
 
 
-def _write_sdf(rows: Columns, path: Path, text_columns: Set[str]) -> None:
+def _write_sdf(rows: Columns, path: Path, schema: Schema) -> None:
     if not rows.keys() >= MOLECULE_COLUMNS:
         raise SpecError(f"--format sdf: the rows are not molecules. Choose another of {', '.join(FORMATS)}.")
     require_rdkit("--format sdf")
@@ -172,11 +171,11 @@ def _write_arrays(columns: Columns, path: Path) -> None:
         file.writelines(to_safetensors(columns))
 
 
-FORMATS: dict[str, Callable[[Columns, Path, Set[str]], None]] = {
+FORMATS: dict[str, Callable[[Columns, Path, Schema], None]] = {
     "jsonl": write_jsonl,
     "csv": write_csv,
     "parquet": _write_parquet,
     "png": _write_png,
     "sdf": _write_sdf,
-    "safetensors": lambda rows, path, text_columns: _write_arrays(rows, path),
+    "safetensors": lambda rows, path, schema: _write_arrays(rows, path),
 }

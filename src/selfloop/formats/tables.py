@@ -4,44 +4,43 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Set
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from selfloop.columns import Columns, Ragged
+from selfloop.columns import Columns, Ragged, Schema, element_labels
 
 
-def to_python_values(rows: Columns, text_columns: Set[str]) -> dict[str, list[Any]]:
-    """Columns as lists of Python values; rows of `text_columns` (UTF-8 bytes) as strings."""
+def to_python_values(rows: Columns, schema: Schema) -> dict[str, list[Any]]:
+    """Columns as lists of Python values; rows of text (UTF-8 bytes) as strings."""
     values = dict[str, list[Any]]()
     for name, column in rows.items():
         if not isinstance(column, Ragged):
             values[name] = column.tolist()
-        elif name in text_columns:
+        elif name in schema and schema[name].dtype == "utf8":
             values[name] = [row.decode("utf-8", "replace") for row in column.to_bytes()]
         else:
             values[name] = [column.values[start:end].tolist() for start, end in pairwise(column.offsets)]
     return values
 
 
-def write_jsonl(rows: Columns, path: Path, text_columns: Set[str]) -> None:
+def write_jsonl(rows: Columns, path: Path, schema: Schema) -> None:
     """Write one JSON object per row, in UTF-8."""
-    values = to_python_values(rows, text_columns)
+    values = to_python_values(rows, schema)
     with path.open("w", encoding="utf-8") as file:
         for row in zip(*values.values(), strict=True):
             file.write(json.dumps(dict(zip(values, row, strict=True)), ensure_ascii=False) + "\n")
 
 
-def write_parquet(rows: Columns, path: Path, text_columns: Set[str]) -> None:
+def write_parquet(rows: Columns, path: Path, schema: Schema) -> None:
     """Write a Parquet file. Raises ImportError without pyarrow."""
     import pandas as pd
 
-    pd.DataFrame(to_python_values(rows, text_columns)).to_parquet(path, index=False)
+    pd.DataFrame(to_python_values(rows, schema)).to_parquet(path, index=False)
 
 
-def write_csv(rows: Columns, path: Path, text_columns: Set[str]) -> None:
-    """Write a CSV file. An array with several values per row becomes the columns `name[0]`, `name[1]`, ...
+def write_csv(rows: Columns, path: Path, schema: Schema) -> None:
+    """Write a CSV file. Each element of an array is a column, called by its label or `name[0]`, `name[1]`, ...
 
     A text that a spreadsheet would take for a formula gets an apostrophe in front.
     """
@@ -49,12 +48,13 @@ def write_csv(rows: Columns, path: Path, text_columns: Set[str]) -> None:
 
     flat = dict[str, Any]()
     for name, column in rows.items():
-        if isinstance(column, Ragged) or column.ndim == 1:
-            cells = to_python_values({name: column}, text_columns)[name]
-            flat[_as_text(name)] = [_as_text(cell) if isinstance(cell, str) else cell for cell in cells]
+        if isinstance(column, Ragged):
+            columns = to_python_values({name: column}, schema)
         else:
-            values = column.reshape(len(column), -1)
-            flat |= {f"{_as_text(name)}[{i}]": values[:, i] for i in range(values.shape[1])}
+            elements = column.reshape(len(column), -1).T.tolist()
+            columns = dict(zip(element_labels(name, len(elements), schema), elements, strict=True))
+        for label, cells in columns.items():
+            flat[_as_text(label)] = [_as_text(cell) if isinstance(cell, str) else cell for cell in cells]
     pd.DataFrame(flat).to_csv(path, index=False, quoting=csv.QUOTE_NONNUMERIC)  # by default a \r in a text would end the row
 
 

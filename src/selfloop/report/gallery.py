@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from selfloop.columns import Array, Column, Columns, ColumnType, Floats, Ragged
+from selfloop.columns import Array, Column, Columns, ColumnType, Floats, Ragged, element_labels
 from selfloop.report.image_grid import fit_image_grid, is_image
 from selfloop.report.molecules import MoleculeView, is_molecules, view_molecules
 from selfloop.report.picture_grid import CELL, draw_grid, gallery_generations, svg_text
@@ -182,8 +182,8 @@ def _flatten_columns(rows: Columns, schema: Mapping[str, ColumnType]) -> dict[st
     flat: dict[str, Array] = {}
     for name, column in rows.items():
         elements = np.asarray(column).reshape(len(column), -1).T
-        for i, element in enumerate(elements):
-            flat[f"{name}{f'[{i}]' * (len(elements) > 1)}{_unit(schema, name)}"] = element
+        for label, element in zip(element_labels(name, len(elements), schema), elements, strict=True):
+            flat[f"{label}{_unit(schema, name)}"] = element
     return flat
 
 

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 HOLDOUT_SHARE = 0.3
+INTERCEPT = "(intercept)"  # label of the column of ones
 TARGET = "target"  # name of the outcome in scikit-learn's tables
 
 DEFAULT_DATASET = "diabetes"
@@ -41,10 +42,11 @@ TEXT_SETTINGS = {"separator": None, "decimal": ".", "header": None}  # settings 
 
 
 class NumberTable(NamedTuple):
-    """Inputs and outcomes of all rows, in the order of the table, and which words became which outcomes."""
+    """Inputs and outcomes of all rows, in the order of the table, labels of the inputs, and which words became outcomes."""
 
     x: Floats
-    y: Floats | None = None
+    y: Floats | None
+    features: tuple[str, ...]
     note: str = ""
 
 
@@ -97,9 +99,9 @@ class TableSource(Source):
             raise SettingError("separator", f"got {self.separator!r}, which is the decimal mark. Change one of them.")
 
     def schema(self) -> Mapping[str, ColumnType]:
-        x, y, _ = _read_table(self)
-        features = {"x": ColumnType("float64", x.shape[1:])}
-        return features if y is None else {**features, "y": ColumnType("float64")}
+        table, target = _read_table(self), self.target_name()
+        features = {"x": ColumnType("float64", table.x.shape[1:], labels=table.features)}
+        return features if target is None else {**features, "y": ColumnType("float64", labels=(target,))}
 
     def n_rows(self) -> int:
         return len(_read_table(self).x)
@@ -113,7 +115,7 @@ class TableSource(Source):
     def draw(self, first: int, n: int, ctx: Context) -> Columns:
         from sklearn.model_selection import train_test_split
 
-        x, y, note = _read_table(self)
+        x, y, _, note = _read_table(self)
         if note:
             warnings.warn(note, stacklevel=2)
         check_range(self, first, n, len(x))
@@ -149,6 +151,10 @@ def _read_table(source: TableSource) -> NumberTable:
     features = [name for name in names if name != target] if source.columns is None else list(source.columns)
     if len(frame) < 2 or not features:
         raise DataError(f"{place}: got {len(frame)} rows and {len(features)} features; expected at least 2 and 1.")
+    if source.columns is None and _numbers_rows(features[0], frame.iloc[:, names.index(features[0])]):
+        raise DataError(
+            f"{place}: column {features[0]!r} numbers the rows. List the features in 'columns', with or without it."
+        )
     for name in (*features, *((target,) if target else ())):
         if not name or names.count(name) > 1:
             problem = f"two columns are called {name!r}" if name else f"column {names.index(name) + 1} has no name"
@@ -156,13 +162,20 @@ def _read_table(source: TableSource) -> NumberTable:
     frame.columns = names
     columns = [_to_numbers(f"{place}: column {name[:40]!r}", frame[name], source) for name in features]
     if target is None:
-        table = NumberTable(np.column_stack(columns))
+        table = NumberTable(np.column_stack(columns), None, tuple(features))
     else:
         outcomes, note = _to_outcomes(f"{place}: target {target!r}", frame[target], source)
-        table = NumberTable(np.column_stack([np.ones(len(frame)), *columns]), outcomes, note)
+        x = np.column_stack([np.ones(len(frame)), *columns])
+        table = NumberTable(x, outcomes, (INTERCEPT, *features), note)
         outcomes.flags.writeable = False
     table.x.flags.writeable = False
     return table
+
+
+def _numbers_rows(name: str, column: pd.Series[Any]) -> bool:
+    """True for row numbers that another program has written as a column."""
+    is_usual = re.fullmatch(r"|unnamed: \d+|index|id|rownames?|row", name.lower()) is not None
+    return is_usual and column.dtype.kind in "iu" and bool((column.diff().iloc[1:] == 1).all())
 
 
 def _load_dataset(name: str | None) -> pd.DataFrame:
