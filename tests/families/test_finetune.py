@@ -16,7 +16,7 @@ from scipy.stats import chisquare
 from selfloop.component import Context
 from selfloop.errors import ChainEndedError, DataError, MissingExtraError, SpecError
 from selfloop.families.finetune import hf_model
-from selfloop.families.finetune.family import Finetune
+from selfloop.families.finetune.family import Finetune, base_folder
 from selfloop.families.finetune.lora import Lora
 from selfloop.families.nn.settings import TrainingSettings
 from selfloop.families.transformer.decoder import DecodeRequest
@@ -79,7 +79,7 @@ def family(folder, **settings):
 
 
 def open_base(folder):
-    return hf_model.open_part("model", folder, None)
+    return hf_model.open_base(base_folder(Path(folder), None))
 
 
 def weights(params):
@@ -150,8 +150,8 @@ def test_a_model_with_adapters_is_small_and_merging_keeps_its_logits(base, fitte
     assert sum(array.size for array in weights(params).values()) < sum(p.numel() for p in model.parameters()) / 5
     inputs = torch.arange(40)[None] + 3
     with torch.inference_mode():
-        beside = hf_model.open_network(base(arch), None, lora, params).eval()(inputs).logits
-        merged = hf_model.open_merged(base(arch), None, lora, params)(inputs).logits
+        beside = hf_model.open_network(base_folder(base(arch), None), lora, params).eval()(inputs).logits
+        merged = hf_model.open_merged(base_folder(base(arch), None), lora, params)(inputs).logits
         without = model(inputs).logits
     torch.testing.assert_close(beside, merged, rtol=1e-4, atol=1e-4)
     assert (without - merged).abs().max() > 0.01, "the test needs adapters with an effect"
@@ -312,7 +312,7 @@ def test_rows_are_sampled_from_the_merged_model(base, fitted, arch):
     tuned, params = family(base(arch), lora=Lora(rank=2)), fitted(arch, Lora(rank=2))
     samples = tuned.sample(params, 30_000, TextSampler(max_tokens=1), {}, CTX)["tokens"].values
     counts, start = np.bincount(samples, minlength=VOCAB), int(params["tokenizer/start"])
-    merged = hf_model.open_merged(base(arch), None, Lora(rank=2), params)
+    merged = hf_model.open_merged(base_folder(base(arch), None), Lora(rank=2), params)
     assert p_value(next_token_probabilities(merged, [start], TextSampler()), counts) > 1e-3
     assert p_value(next_token_probabilities(open_base(base(arch)), [start], TextSampler()), counts) < 1e-3
 
@@ -357,23 +357,10 @@ def test_the_identity_of_a_family_is_its_settings_and_the_content_of_its_folder(
     assert identity(family(copied)) != first
 
 
-def test_folders_without_a_model_are_refused(tmp_path, base):
-    folder = tmp_path / "empty"
-    folder.mkdir()
-    with pytest.raises(SpecError, match=r"^base_model: got .*empty; it has no readable config.json"):
-        family(folder)
-    (folder / "config.json").write_text('{"model_type": "no such"}')
-    with pytest.raises(SpecError, match=r"family\.base_model: the tokenizer of .* cannot be opened"):
-        prepare_encoder(family(folder))
-    (folder / "config.json").write_text((base() / "config.json").read_text())
-    with pytest.raises(SpecError, match=r"family\.base_model: the model of .* cannot be opened"):
-        family(folder).fit(training_rows(family(base())), CTX, None)
-
-
 def test_a_tokenizer_that_does_not_fit_the_model_is_refused(tmp_path):
-    with pytest.raises(SpecError, match=r"the tokenizer of .* has \d+ entries, its model 270 embeddings"):
+    with pytest.raises(SpecError, match=r"has a tokenizer of \d+ entries and a network of 270 embeddings"):
         prepare_encoder(family(save_base(tmp_path / "small", "gpt2", vocab=270)))
-    with pytest.raises(SpecError, match=r"the tokenizer of .* has no end token"):
+    with pytest.raises(SpecError, match=r"has a tokenizer without an end token"):
         prepare_encoder(family(save_base(tmp_path / "endless", "gpt2", end=None)))
 
 

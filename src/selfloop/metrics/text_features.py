@@ -6,14 +6,15 @@ from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, cast
+from typing import Annotated, ClassVar, cast
 
 import numpy as np
 from annotated_types import Ge, Gt
 
 from selfloop.columns import Floats, Ragged, count_rows
 from selfloop.component import Better, Context
-from selfloop.errors import SettingError, first_line, resolve_local_or_hub
+from selfloop.errors import resolve_local_or_hub
+from selfloop.families.transformer.hf_folder import HfFolder
 from selfloop.metrics.ngrams import cut_length, texts
 from selfloop.metrics.text import NO_VALUE, TextMetric
 from selfloop.metrics.vector_distances import fit_clusters, frechet_distance, frontier_area
@@ -35,15 +36,15 @@ class TextFeatureMetric(TextMetric):
     """
 
     uses_holdout: ClassVar[bool] = True
-    model: Annotated[
-        str | Path, "feature model: a folder, or a name on the hub, that transformers.AutoModel and AutoTokenizer open"
-    ]
+    model: Annotated[str | Path, "feature model with its tokenizer: a folder as transformers saves it, or a name on the hub"]
     revision: Annotated[str | None, "commit of a model on the hub, whose content may change"] = None
     max_rows: Annotated[int, Ge(2), "number of sampled and of real rows, at most"] = 1000
 
     def __post_init__(self) -> None:
         super().__post_init__()
         object.__setattr__(self, "model", resolve_local_or_hub("revision", self.model, self.revision))
+        if isinstance(self.model, Path):
+            HfFolder("model", self.model, None).check()
 
     @abstractmethod
     def compare(self, sampled: Floats, real: Floats, ctx: Context) -> float:
@@ -60,10 +61,7 @@ class TextFeatureMetric(TextMetric):
             tokens = texts(rows, snap.params, max_rows=n_rows, max_length=length)
             text = cast(Ragged, encoder.decode({"tokens": tokens}, snap.params)["text"])
             decoded += [row.decode(errors="replace") for row in text.to_bytes()]
-        try:
-            features = embed_texts(decoded, self.model, self.revision, ctx)
-        except SettingError as problem:
-            raise problem.under(f"metrics.{self.name}") from problem
+        features = embed_texts(decoded, HfFolder(f"metrics.{self.name}.model", self.model, self.revision), ctx)
         return {self.name: self.compare(features[:n_rows], features[n_rows:], ctx)}
 
 
@@ -117,20 +115,23 @@ def mauve_score(sampled: Floats, real: Floats, scaling_factor: float, ctx: Conte
     return frontier_area(p, q, scaling_factor)
 
 
-def embed_texts(rows: Sequence[str], model: str | Path, revision: str | None, ctx: Context) -> Floats:
+def embed_texts(rows: Sequence[str], folder: HfFolder, ctx: Context) -> Floats:
     """Mean last hidden state of each text, zeros for a text without tokens. SettingError if the model cannot be opened."""
     import torch
     from torch.nn.utils.rnn import pad_sequence
 
     from selfloop.families.nn import trainer
+    from selfloop.families.transformer.hf_export import FEATURES
 
     torch.set_num_threads(ctx.threads)
-    tokenizer, network = _open_model(model, revision)
+    tokenizer, network = folder.tokenizer()[0], folder.network(FEATURES)
     device = trainer.device()
     ctx.backends["measuring"] = f"torch {device.type} float32"
     network.to(device).eval()
-    limit = min(MAX_TOKENS, tokenizer.model_max_length, getattr(network.config, "max_position_embeddings", MAX_TOKENS))
-    ids = tokenizer(list(rows), truncation=True, max_length=limit)["input_ids"]
+    limits = (folder.tokenizer_settings().get("model_max_length"), getattr(network.config, "max_position_embeddings", None))
+    tokenizer.enable_truncation(int(min([MAX_TOKENS, *(limit for limit in limits if isinstance(limit, int | float))])))
+    tokenizer.no_padding()
+    ids = [encoding.ids for encoding in tokenizer.encode_batch(list(rows))]
     lengths = np.array([len(row) for row in ids])
     features = np.zeros((len(rows), network.config.hidden_size))
     order = np.argsort(lengths, kind="stable")[np.count_nonzero(lengths == 0) :]
@@ -141,21 +142,3 @@ def embed_texts(rows: Sequence[str], model: str | Path, revision: str | None, ct
             hidden = network(input_ids=padded.to(device), attention_mask=mask.to(device)).last_hidden_state.double().cpu()
         features[chunk] = ((hidden * mask[:, :, None]).sum(dim=1) / mask.sum(dim=1, keepdim=True)).numpy()
     return features
-
-
-def _open_model(model: str | Path, revision: str | None) -> tuple[Any, Any]:
-    import torch
-    from transformers import AutoModel, AutoTokenizer
-
-    from selfloop.families.nn.hf_logging import quiet
-
-    try:
-        with quiet():
-            tokenizer = AutoTokenizer.from_pretrained(model, revision=revision)
-            return tokenizer, AutoModel.from_pretrained(model, revision=revision, dtype=torch.float32)
-    except (OSError, ValueError, KeyError) as problem:
-        raise SettingError(
-            "model",
-            f"{model} cannot be opened ({first_line(problem)}). Give a folder with a model and its tokenizer, as transformers "
-            "saves them, or a name on the hub.",
-        ) from problem

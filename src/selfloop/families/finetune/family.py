@@ -2,64 +2,83 @@
 
 from __future__ import annotations
 
-import json
 import math
+import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
+from itertools import islice
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, cast
+from unicodedata import normalize
 
 import numpy as np
 
 from selfloop.columns import Columns, Ints, Params, Ragged
 from selfloop.component import Context, Encoder, Sampler
-from selfloop.errors import DataError, SettingError, SpecError, missing_extra, resolve_local_or_hub
+from selfloop.errors import DataError, SettingError, missing_extra, resolve_local_or_hub
 from selfloop.families.finetune.lora import Lora, adapter_arrays
 from selfloop.families.nn.settings import Count, NetworkFamily, TrainingSettings
 from selfloop.families.transformer.family import Transformer
+from selfloop.families.transformer.hf_folder import HfFolder
 from selfloop.families.transformer.packing import row_lengths
 from selfloop.families.transformer.text_sampler import TextSampler, read_prompts
-from selfloop.families.transformer.tokenizer import BytePair, tokenizer_arrays
+from selfloop.families.transformer.tokenizer import decode_tokens, encode_texts, tokenizer_arrays
 from selfloop.types import TrainingRows
 
 LONG_DOCUMENTS = "training/long_documents"  # number of documents of a fit that were dropped or truncated
+CHECKED_ROWS, MAX_LOST_SHARE = 200, 0.1  # texts that are encoded and decoded before all; share that may come back changed
 Base = Annotated[str | Path, "a folder as transformers saves it, or a name on the hub"]
 Revision = Annotated[str | None, "commit of a name on the hub, because the model under a name may change"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class PretrainedTokenizer(Encoder):
-    """The tokenizer of a pretrained model. Rows end with its end token and begin after its start token, or its end token if
-    it has no start token."""
+    """The tokenizer of a pretrained model, special tokens in texts included. Rows end with its end token and begin after its
+    start token, or its end token if it has no start token."""
 
     name: ClassVar[str] = "pretrained"
+    version: ClassVar[int] = 2
     base_model: Base
     revision: Revision = None
 
     def prepare(self, chunks: Iterable[Columns], ctx: Context) -> Params:
-        from selfloop.families.finetune.hf_model import open_part
+        """The tokenizer's arrays. What the base must fulfill is checked here, before the corpus is encoded."""
+        from selfloop.families.finetune.hf_model import open_base
 
-        tokenizer = open_part("tokenizer", self.base_model, self.revision)
-        config = open_part("config", self.base_model, self.revision)
-        entries, embeddings = len(tokenizer), config.get_text_config().vocab_size
+        folder = base_folder(self.base_model, self.revision)
+        tokenizer, start, end = folder.tokenizer()
+        entries, embeddings = tokenizer.get_vocab_size(), folder.config().get_text_config().vocab_size
         if entries > embeddings:
-            raise SpecError(
-                f"family.base_model: the tokenizer of {self.base_model} has {entries} entries, its model {embeddings} "
-                "embeddings. Use the tokenizer that the model was trained with."
-            )
-        end, start = tokenizer.eos_token_id, tokenizer.bos_token_id
+            folder.refuse(f"has a tokenizer of {entries} entries and a network of {embeddings} embeddings")
         if end is None:
-            raise SpecError(
-                f"family.base_model: the tokenizer of {self.base_model} has no end token. Set eos_token in its configuration."
-            )
-        return tokenizer_arrays(tokenizer.backend_tokenizer, end if start is None else start, end)
+            folder.refuse("has a tokenizer without an end token; set eos_token in tokenizer_config.json")
+        open_base(folder)
+        prepared = tokenizer_arrays(tokenizer, end if start is None else start, end)
+        for chunk in islice(chunks, 1):
+            self._check_texts(folder, cast(Ragged, chunk["text"])[np.arange(min(len(chunk["text"]), CHECKED_ROWS))], prepared)
+        return prepared
 
     def encode(self, rows: Columns, prepared: Params) -> Columns:
-        return BytePair().encode(rows, prepared)
+        return encode_texts(rows, prepared, special_tokens=True)
 
     def decode(self, rows: Columns, prepared: Params) -> Columns:
-        return BytePair().decode(rows, prepared)
+        return decode_tokens(rows, prepared, special_tokens=True)
+
+    def _check_texts(self, folder: HfFolder, texts: Ragged, prepared: Params) -> None:
+        """SettingError if many texts do not come back from their tokens, but for spaces and forms of characters."""
+        decoded = cast(Ragged, self.decode(self.encode({"text": texts}, prepared), prepared)["text"])
+        pairs = [
+            [normalize("NFKC", row.decode()) for row in pair] for pair in zip(texts.to_bytes(), decoded.to_bytes(), strict=True)
+        ]
+        lost = [text for text, back in pairs if text.split() != back.split()]
+        if len(lost) > MAX_LOST_SHARE * len(texts):
+            folder.refuse(
+                f"has a tokenizer that changes {len(lost)} of the first {len(texts)} texts, such as {lost[0][:40]!r}, so that "
+                "samples could not be read"
+            )
+        if lost:
+            warnings.warn(f"family.base_model: the tokenizer changes {len(lost)} of the first {len(texts)} texts", stacklevel=2)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,7 +111,8 @@ class Finetune(NetworkFamily):
         base = resolve_local_or_hub("revision", self.base_model, self.revision)
         object.__setattr__(self, "base_model", base)
         if isinstance(base, Path):
-            _check_folder(base, self.context)
+            config = HfFolder("base_model", base, None).check()
+            _check_positions("context", self.context, config.get("n_positions") or config.get("max_position_embeddings"))
         if self.lora is not None and find_spec("peft") is None:
             raise missing_extra("family.lora", "peft")
 
@@ -115,7 +135,7 @@ class Finetune(NetworkFamily):
         indices, n_long = self._select_documents(rows)
         torch.set_num_threads(ctx.threads)
         with trainer.seed_torch(ctx.stream.child("init")):
-            model = hf_model.open_network(self.base_model, self.revision, self.lora, init)
+            model = hf_model.open_network(base_folder(self.base_model, self.revision), self.lora, init)
         _check_positions("family.context", self.context, hf_model.max_positions(model.config))
         problem = hf_model.training_problem(
             model, rows, indices, self.context, self.response_template, adapters_only=self.lora is not None
@@ -159,9 +179,9 @@ class Finetune(NetworkFamily):
         from selfloop.families.finetune import hf_model
         from selfloop.families.transformer.hf_export import save_folder
 
-        tokenizer = hf_model.open_part("tokenizer", self.base_model, self.revision)
-        model = hf_model.open_merged(self.base_model, self.revision, self.lora, params)
-        save_folder(model, params, folder, dtype, tokenizer.chat_template)
+        base = base_folder(self.base_model, self.revision)
+        model = hf_model.open_merged(base, self.lora, params)
+        save_folder(model, params, folder, dtype, base.tokenizer_settings().get("chat_template"))
 
     def token_log_prob(self, params: Params, rows: Columns, ctx: Context) -> Ragged:
         from selfloop.families.finetune import hf_model
@@ -178,18 +198,12 @@ class Finetune(NetworkFamily):
         from selfloop.families.finetune import hf_model
 
         torch.set_num_threads(ctx.threads)
-        return hf_model.open_merged(self.base_model, self.revision, self.lora, params)
+        return hf_model.open_merged(base_folder(self.base_model, self.revision), self.lora, params)
 
 
-def _check_folder(base: Path, context: int) -> None:
-    """SettingError if a folder is not a model or has too few positions, before any work."""
-    try:
-        config = json.loads((base / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as problem:
-        raise SettingError(
-            "base_model", f"got {base}; it has no readable config.json. Give a folder as transformers saves a model."
-        ) from problem
-    _check_positions("context", context, config.get("n_positions") or config.get("max_position_embeddings"))
+def base_folder(base_model: str | Path, revision: str | None) -> HfFolder:
+    """The files of a base."""
+    return HfFolder("family.base_model", base_model, revision)
 
 
 def _check_positions(key: str, n_tokens: int, positions: int | None) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
@@ -12,49 +11,46 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from selfloop.columns import Array, Ints, Params, Ragged, take_spans
-from selfloop.errors import ChainEndedError, SpecError, first_line
+from selfloop.errors import ChainEndedError
 from selfloop.families.finetune.lora import Lora, add_adapters
 from selfloop.families.nn import trainer
-from selfloop.families.nn.hf_logging import quiet
-from selfloop.families.transformer.hf_export import build_hf_model
+from selfloop.families.transformer.hf_export import CAUSAL, build_hf_model
+from selfloop.families.transformer.hf_folder import HfFolder
 from selfloop.families.transformer.packing import row_lengths
-from selfloop.families.transformer.tokenizer import BytePair
+from selfloop.families.transformer.tokenizer import decode_tokens
 from selfloop.types import TrainingRows
 
 IGNORED = -100  # target without a loss
 ACTIVATIONS = 34  # numbers per token, layer and unit of width for the backward pass (Korthikanti et al. 2022, 2205.05198)
 TRAINING_BYTES, GPU_TRAINING_BYTES = 1 << 31, 24 << 30  # of activations of one micro-batch
 SCORING_BYTES = 1 << 28  # the same without training
+CAUSAL_TOKENS = 8  # of the two texts that show whether a network is causal
 CHUNK_ROWS = 1024  # documents that are decoded together
 
 
-def open_part(what: str, base: str | Path, revision: str | None) -> Any:
-    """transformers' "config", "tokenizer" or "model" of a folder or hub name; SpecError if it cannot be opened."""
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
-
-    opener = {"config": AutoConfig, "tokenizer": AutoTokenizer, "model": AutoModelForCausalLM}[what]
-    dtype = {"dtype": torch.float32} if what == "model" else {}
-    try:
-        with quiet():
-            return opener.from_pretrained(base, revision=revision or "main", trust_remote_code=False, **dtype)
-    except (OSError, ValueError, KeyError, ImportError) as problem:
-        raise SpecError(
-            f"family.base_model: the {what} of {base} cannot be opened ({first_line(problem)}). Give the folder of a causal "
-            "language model with its tokenizer, as transformers saves them, or its name on the hub."
-        ) from problem
+def open_base(folder: HfFolder) -> Any:
+    """The network of a folder; SettingError if it is not causal."""
+    model = folder.network(CAUSAL)
+    tokens = torch.arange(CAUSAL_TOKENS).repeat(2, 1)
+    tokens[1, CAUSAL_TOKENS // 2 :] += 1
+    with torch.inference_mode():
+        earlier = model(input_ids=tokens, use_cache=False).logits[:, : CAUSAL_TOKENS // 2]
+    if (earlier[0] - earlier[1]).abs().max() > 1e-5 * earlier.abs().max():
+        folder.refuse("has a network whose predictions depend on the tokens that they predict, as those of encoders do")
+    return model
 
 
-def open_network(base: str | Path, revision: str | None, lora: Lora | None, params: Params | None) -> Any:
+def open_network(folder: HfFolder, lora: Lora | None, params: Params | None) -> Any:
     """The base with the arrays of `params`, or unchanged; with adapters if `lora` is set."""
     if lora is None and params is not None:
-        return build_hf_model(open_part("config", base, revision), params)
-    model = open_part("model", base, revision)
+        return build_hf_model(folder.config(), params)
+    model = open_base(folder)
     return model if lora is None else add_adapters(model, lora, params)
 
 
-def open_merged(base: str | Path, revision: str | None, lora: Lora | None, params: Params) -> Any:
+def open_merged(folder: HfFolder, lora: Lora | None, params: Params) -> Any:
     """The network of a model for use, with its adapters added to the matrices that they belong to."""
-    model = open_network(base, revision, lora, params)
+    model = open_network(folder, lora, params)
     return (model if lora is None else model.merge_and_unload()).eval()
 
 
@@ -159,7 +155,7 @@ def find_responses(rows: Ragged, prepared: Params, template: str) -> Ints:
     """Position of the first token after the template's first occurrence in each row; the largest int64 without one."""
 
     def contains(lengths: Ints) -> npt.NDArray[np.bool_]:
-        decoded = cast(Ragged, BytePair().decode({"tokens": cut(rows, lengths)}, prepared)["text"])
+        decoded = cast(Ragged, decode_tokens({"tokens": cut(rows, lengths)}, prepared, special_tokens=True)["text"])
         return np.array([template.encode() in document for document in decoded.to_bytes()])
 
     low, high = np.zeros(len(rows), np.int64), np.diff(rows.offsets)

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import chain, pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, ClassVar, cast
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, cast
 
 import numpy as np
 
 from selfloop.columns import Columns, Params, Ragged
 from selfloop.component import Context, Encoder
-from selfloop.errors import DataError, SpecError
+from selfloop.errors import DataError, SpecError, first_line
 from selfloop.families.nn.settings import Count
 
 if TYPE_CHECKING:
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
 END = "<|endoftext|>"
 START_END_PAIRS = ((END, END), ("<s>", "</s>"), ("<bos>", "<eos>"), ("<|begin_of_text|>", "<|end_of_text|>"))
 LEARN_BYTES = 1 << 26  # at the beginning of a corpus, from which merges are learned
+MAX_GROWTH = 1000  # times the length of a text, by replacements of a tokenizer; the usual ones replace a character by one
 CHUNK_BYTES = 1 << 20  # of text encoded at a time; lists of its words and tokens need about 100 times as much memory
 # GPT-2's words of ASCII text. Splitting text here and merging each word once is several times as fast as the library.
 WORDS = re.compile(r"'(?:[sdmt]|ll|ve|re)| ?[A-Za-z]+| ?[0-9]+| ?[^\sA-Za-z0-9]+|\s+(?!\S)|\s+", re.ASCII)
@@ -50,7 +53,7 @@ class BytePair(Encoder):
 
     def prepare(self, chunks: Iterable[Columns], ctx: Context) -> Params:
         """The tokenizer as a tokenizer.json and its start and end token."""
-        tokenizer = _learn(chunks, self.vocab) if self.file is None else _open(self.file)
+        tokenizer = _learn(chunks, self.vocab) if self.file is None else open_tokenizer(self.file)
         ids = tokenizer.get_vocab(with_added_tokens=True)
         if max(ids.values()) >= self.vocab:
             raise SpecError(
@@ -66,25 +69,41 @@ class BytePair(Encoder):
 
     def encode(self, rows: Columns, prepared: Params) -> Columns:
         """The tokens of each text, the end token last. The name of a special token in a text is plain text."""
-        tokenizer, splits_words = _parse(prepared["tokenizer/json"].tobytes())
-        end, cached = [int(prepared["tokenizer/end"])], dict[str, list[int]]()
-        values = [np.zeros(0, np.uint16 if tokenizer.get_vocab_size() <= 1 << 16 else np.uint32)]
-        for texts in _chunks(cast(Ragged, rows["text"])):
-            parts = [WORDS.findall(text) if splits_words and text.isascii() else [text] for text in texts]
-            new = list(set(chain.from_iterable(parts)).difference(cached))
-            cached.update(zip(new, (e.ids for e in tokenizer.encode_batch_fast(new, add_special_tokens=False)), strict=True))
-            for words in parts:
-                ids = chain(chain.from_iterable(map(cached.__getitem__, words)), end)
-                values.append(np.fromiter(ids, values[0].dtype))
-            for text in texts:
-                cached.pop(text, None)  # words occur again, whole texts rarely
-        return {"tokens": Ragged(np.concatenate(values), np.cumsum([*map(len, values)], dtype=np.int64))}
+        return encode_texts(rows, prepared)
 
     def decode(self, rows: Columns, prepared: Params) -> Columns:
         """The text of any tokens. Special and unknown tokens are dropped, bytes that are not UTF-8 are replaced."""
-        tokens, (tokenizer, _) = cast(Ragged, rows["tokens"]), _parse(prepared["tokenizer/json"].tobytes())
-        ids = [tokens.values[start:end].tolist() for start, end in pairwise(tokens.offsets.tolist())]
-        return {"text": Ragged.of_bytes([text.encode() for text in tokenizer.decode_batch(ids, skip_special_tokens=True)])}
+        return decode_tokens(rows, prepared)
+
+
+def encode_texts(rows: Columns, prepared: Params, *, special_tokens: bool = False) -> Columns:
+    """The tokens of each text, the end token last. Names of special tokens are plain text, unless `special_tokens`."""
+    tokenizer, splits_words = _parse(prepared["tokenizer/json"].tobytes(), special_tokens)
+    end, cached = [int(prepared["tokenizer/end"])], dict[str, list[int]]()
+    values = [np.zeros(0, np.uint16 if tokenizer.get_vocab_size() <= 1 << 16 else np.uint32)]
+    for texts in _chunks(cast(Ragged, rows["text"])):
+        parts = [WORDS.findall(text) if splits_words and text.isascii() else [text] for text in texts]
+        new = list(set(chain.from_iterable(parts)).difference(cached))
+        with _library_errors("family.tokenizer: cannot split the texts"):
+            encoded = tokenizer.encode_batch_fast(new, add_special_tokens=False)
+        cached.update(zip(new, (e.ids for e in encoded), strict=True))
+        for words in parts:
+            ids = chain(chain.from_iterable(map(cached.__getitem__, words)), end)
+            values.append(np.fromiter(ids, values[0].dtype))
+        for text in texts:
+            cached.pop(text, None)  # words occur again, whole texts rarely
+    return {"tokens": Ragged(np.concatenate(values), np.cumsum([*map(len, values)], dtype=np.int64))}
+
+
+def decode_tokens(rows: Columns, prepared: Params, *, special_tokens: bool = False) -> Columns:
+    """The text of any tokens. Special tokens are dropped, or with `special_tokens` only the end token at a row's end."""
+    tokens, (tokenizer, _) = cast(Ragged, rows["tokens"]), _parse(prepared["tokenizer/json"].tobytes(), special_tokens)
+    ids = [tokens.values[start:end].tolist() for start, end in pairwise(tokens.offsets.tolist())]
+    if special_tokens:
+        ids = [row[:-1] if row[-1:] == [int(prepared["tokenizer/end"])] else row for row in ids]
+    with _library_errors("family.tokenizer: cannot join the tokens"):
+        texts = tokenizer.decode_batch(ids, skip_special_tokens=not special_tokens)
+    return {"text": Ragged.of_bytes([text.encode() for text in texts])}
 
 
 def tokenizer_arrays(tokenizer: Tokenizer, start: int, end: int) -> Params:
@@ -131,33 +150,59 @@ def _chunks(text: Ragged) -> Iterator[list[str]]:
             yield [row.decode() for row in Ragged(text.values, text.offsets[first : end + 1]).to_bytes()]
 
 
-def _open(path: Path) -> Tokenizer:
+def open_tokenizer(path: Path, key: str = "family.tokenizer") -> Tokenizer:
+    """The tokenizer of a tokenizer.json, its folder, or a folder with GPT-2's vocab.json and merges.txt. DataError."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
     folder, file = path, path / "tokenizer.json" if path.is_dir() else path
-    try:
+    advice = "Give a tokenizer.json, or a folder with one or with vocab.json and merges.txt"
+    with _library_errors(f"{key}: {path} cannot be read", advice):
         if file.is_file():
-            return Tokenizer.from_file(str(file))
+            _check_operations(text := file.read_text(encoding="utf-8"))
+            return Tokenizer.from_str(text)
         tokenizer = Tokenizer(models.BPE.from_file(str(folder / "vocab.json"), str(folder / "merges.txt")))
-    except Exception as problem:  # the library raises plain Exception
-        raise DataError(
-            f"family.tokenizer: {path} cannot be read ({problem}). Give a tokenizer.json, or a folder with one or with "
-            "vocab.json and merges.txt."
-        ) from problem
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     return tokenizer
 
 
+def _check_operations(text: str) -> None:
+    """ValueError if a tokenizer splits at random, or if its replacements multiply text without bound."""
+    growths = [1]
+
+    def collect(table: dict[str, Any]) -> dict[str, Any]:
+        if table.get("type") == "Replace":
+            growths.append(max(len(table["content"]), 1))
+        return table
+
+    if json.loads(text, object_hook=collect)["model"].get("dropout"):
+        raise ValueError("its dropout splits texts at random")
+    if math.prod(growths) > MAX_GROWTH:
+        raise ValueError(f"its replacements make texts more than {MAX_GROWTH} times as long")
+
+
+@contextmanager
+def _library_errors(problem: str, advice: str = "Choose another tokenizer") -> Iterator[None]:
+    """Inside, every error of the tokenizers library is a DataError, as are panics, which are no Exception."""
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:
+        raise DataError(f"{problem} ({first_line(error)}). {advice}.") from error
+
+
 @lru_cache(maxsize=4)
-def _parse(text: bytes) -> tuple[Tokenizer, bool]:
+def _parse(text: bytes, special_tokens: bool) -> tuple[Tokenizer, bool]:
     """A tokenizer, and True if its first operation splits texts into GPT-2's words."""
     from tokenizers import Tokenizer
 
     tokenizer, settings = Tokenizer.from_str(text.decode()), json.loads(text)
-    tokenizer.encode_special_tokens = True  # as plain text
+    tokenizer.encode_special_tokens = not special_tokens  # as plain text
     tokenizer.no_truncation()
     tokenizer.no_padding()
     words = {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True}
-    splits_words = settings["normalizer"] is None and words.items() <= (settings["pre_tokenizer"] or {}).items()
+    splits_words = (
+        not special_tokens and settings["normalizer"] is None and words.items() <= (settings["pre_tokenizer"] or {}).items()
+    )
     return tokenizer, splits_words and all(added["special"] for added in settings["added_tokens"])

@@ -1,0 +1,166 @@
+"""Pretrained models in folders as transformers saves them, opened file by file: the library would repair in silence.
+
+Only config.json, safetensors files and the tokenizer's JSON are read. Every array must come from them, and no code of a folder
+is run.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+
+from selfloop.columns import Array
+from selfloop.errors import DataError, SettingError, first_line
+from selfloop.families.transformer.tokenizer import open_tokenizer
+from selfloop.formats.safetensors import flatten_columns, read_safetensors
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+FILES = ("*.json", "*.safetensors", "merges.txt", "*.jinja")  # of a name on the hub
+INDEX = "model.safetensors.index.json"
+
+
+@dataclass(frozen=True)
+class HfFolder:
+    """A folder, or a name on the hub with its commit: the value of the setting `key`. All methods raise SettingError."""
+
+    key: str
+    base: str | Path
+    revision: str | None
+
+    @cached_property
+    def path(self) -> Path:
+        """The folder; files of a name on the hub are downloaded unless they are in its cache."""
+        if isinstance(self.base, Path):
+            return self.base
+        from huggingface_hub import snapshot_download
+
+        try:
+            folder = snapshot_download(self.base, revision=self.revision, allow_patterns=list(FILES), ignore_patterns="*/*")
+        except (OSError, ValueError) as problem:
+            self.refuse(f"cannot be downloaded ({first_line(problem)})", problem)
+        return Path(folder)
+
+    def refuse(self, problem: str, cause: BaseException | None = None) -> NoReturn:
+        """Raise the error that names the folder."""
+        advice = "Give a folder as transformers saves a model with its tokenizer"
+        raise SettingError(self.key, f"{self.base} {problem}. {advice}, or its name on the hub.") from cause
+
+    def check(self) -> Mapping[str, Any]:
+        """Settings of the network in config.json, after checks that load no library of networks and read no arrays."""
+        config = self._read("config.json")
+        if (self.path / "adapter_config.json").exists():
+            self.refuse("holds adapters of another model (adapter_config.json), which would be left out; merge them first")
+        for file in self._weight_files():
+            try:
+                with safe_open(file, framework="np"):
+                    pass
+            except (OSError, SafetensorError) as problem:
+                self.refuse(f"has no complete {file.name} ({first_line(problem)})", problem)
+        self.tokenizer_settings()
+        return config
+
+    def config(self) -> Any:
+        """transformers' configuration."""
+        from transformers import AutoConfig
+
+        self._read("config.json")
+        try:
+            return AutoConfig.from_pretrained(self.path, trust_remote_code=False)
+        except Exception as problem:  # a wrong value in config.json may raise anything
+            self.refuse(f"has a config.json that transformers cannot read ({first_line(problem)})", problem)
+
+    def weights(self) -> dict[str, Array]:
+        """All arrays by the names in their files."""
+        arrays: dict[str, Array] = {}
+        for file in self._weight_files():
+            try:
+                arrays |= flatten_columns(read_safetensors(file))
+            except (OSError, DataError) as problem:
+                self.refuse(f"has weights that cannot be read ({first_line(problem)})", problem)
+        if wrong := sorted(name for name, array in arrays.items() if not np.isfinite(array).all()):
+            self.refuse(f"has values that are not finite numbers in {wrong[0]!r} and {len(wrong) - 1} other arrays")
+        return arrays
+
+    def _weight_files(self) -> list[Path]:
+        """The safetensors files, in the folder itself."""
+        whole = self.path / "model.safetensors"
+        if whole.is_file():
+            return [whole]
+        if not (self.path / INDEX).is_file():
+            self.refuse("has no model.safetensors; other files, such as .bin, can hold code and are not read")
+        parts = self._read(INDEX).get("weight_map")
+        if not isinstance(parts, dict) or any(Path(str(name)).name != name for name in parts.values()):
+            self.refuse(f"has a {INDEX} whose weight_map is no table of files in the same folder")
+        return [self.path / name for name in sorted(set(parts.values()))]
+
+    def network(self, mapping: str) -> Any:
+        """The network in one of transformers' mappings, in float32, every array of it from the files."""
+        from selfloop.families.transformer.hf_export import count_parameters, load_hf_model
+
+        config, weights = self.config(), self.weights()
+        n_weights = sum(array.size for array in weights.values())
+        try:
+            if (n := count_parameters(config, mapping)) > 2 * n_weights:  # tied arrays are counted twice
+                self.refuse(f"has a config.json of {n:,} parameters and files with {n_weights:,}")
+            model, wrong = load_hf_model(config, weights, mapping)
+        except SettingError:
+            raise
+        except Exception as problem:
+            self.refuse(f"has no network of {mapping} ({first_line(problem)})", problem)
+        if wrong:
+            self.refuse(f"has weights that do not fit its config.json: {wrong[0]!r} and {len(wrong) - 1} others")
+        return model.eval()
+
+    def tokenizer(self) -> tuple[Tokenizer, int | None, int | None]:
+        """The tokenizer, and its start and end token if it has them. Every special token that the files name is one token."""
+        tokenizer, settings = open_tokenizer(self.path, self.key), self.tokenizer_settings()
+        ids = tokenizer.get_vocab(with_added_tokens=True)
+        lists = [list(settings.get(f"{kind}_special_tokens") or ()) for kind in ("additional", "extra")]
+        added = [token for token in dict(settings.get("added_tokens_decoder") or {}).values() if token.get("special")]
+        named = [*(token for key, token in settings.items() if key.endswith("_token")), *added, *lists[0], *lists[1]]
+        special = sorted({text for text in map(_content, named) if text})
+        if absent := [text for text in special if text not in ids]:
+            self.refuse(f"has a tokenizer without its special token {absent[0]!r}")
+        plain = [text for text in special if tokenizer.encode(text, add_special_tokens=False).ids != [ids[text]]]
+        tokenizer.add_special_tokens(plain)
+        start, end = (ids.get(_content(settings.get(f"{name}_token"))) for name in ("bos", "eos"))
+        if "eos_token" not in settings:  # older folders name both in config.json only
+            start, end = (self._read("config.json").get(f"{name}_token_id") for name in ("bos", "eos"))
+        start, end = (token if token in ids.values() else None for token in (start, end))
+        return tokenizer, start, end
+
+    def tokenizer_settings(self) -> dict[str, Any]:
+        """Settings of the tokenizer, with the chat template, which may be in a file of its own."""
+        if not any((self.path / name).exists() for name in ("tokenizer.json", "merges.txt")):
+            self.refuse("has no tokenizer.json")
+        names = [name for name in ("special_tokens_map.json", "tokenizer_config.json") if (self.path / name).exists()]
+        settings = {key: value for name in names for key, value in self._read(name).items()}
+        if (template := self.path / "chat_template.jinja").exists():
+            settings["chat_template"] = template.read_text(encoding="utf-8")
+        return settings
+
+    def _read(self, name: str) -> dict[str, Any]:
+        try:
+            table = json.loads((self.path / name).read_text(encoding="utf-8")) if (self.path / name).is_file() else None
+        except (OSError, ValueError, RecursionError) as problem:
+            self.refuse(f"has no readable {name}", problem)
+        if table is None:
+            self.refuse(f"has no {name}")
+        if not isinstance(table, dict) or "auto_map" in table:
+            self.refuse(f"has a {name} that is no table, or that names code of its own (auto_map), which is never run")
+        return table
+
+
+def _content(token: Any) -> str:
+    """The text of a special token, which may be a table; empty if there is none."""
+    text = token.get("content") if isinstance(token, dict) else token
+    return text if isinstance(text, str) else ""
