@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import cast
 
 import numpy as np
 import pytest
 
+import selfloop
 from selfloop.component import Metric
 from selfloop.criteria.diversity import CollapsingVariance, TailLoss
 from selfloop.criteria.risk import AnyIncrease, Divergence
@@ -112,3 +114,18 @@ def test_a_risk_is_the_distance_from_the_best_value() -> None:
         assert as_risk(curves, "m", better)[0, :2].tolist() == expected
         assert np.isnan(as_risk(curves, "m", better)[0, 2])
     assert np.isnan(summarize_seeds(curves["m"], better=1.0).median[2])
+
+
+def test_verdicts_and_comparisons_of_a_run_use_the_directions(tmp_path: Path) -> None:
+    spec = selfloop.Spec(
+        source="gaussian", family="gaussian", n=10, generations=8, seeds=20, policies=["replace", "accumulate"],
+        metrics=["mean_error", "variance_ratio"], criteria=[{"name": "any_increase", "metric": "variance_ratio"}],
+    )  # fmt: skip
+    result = selfloop.run(spec, tmp_path)
+    ratios = {label: measured["variance_ratio"] for label, measured in result.curves().items()}
+    assert ratios["replace"][:, -1].mean() < ratios["replace"][:, 0].mean()  # falls away from 1
+    assert {v.policy: v.answer for v in result.verdicts()}["replace"] == "yes"
+    (comparison,) = result.compare(metric="variance_ratio")
+    assert (comparison.higher, comparison.lower) == ("replace", "accumulate")
+    expected = np.abs(ratios["replace"][:, -1] - 1) - np.abs(ratios["accumulate"][:, -1] - 1)
+    assert comparison.differences[-1].estimate == pytest.approx(expected.mean())
