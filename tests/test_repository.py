@@ -34,7 +34,7 @@ BANDS = (
     ("columns", "types", "errors", "rng", "source_code", "settings", "component", "snapshots", "protocols", "formats"),
     ("policies", "sources", "families", "curators", "metrics", "stats", "criteria"),
     ("plugins", "spec", "store", "engine", "theory", "published", "presets"),
-    ("result", "report", "testing", "commands", "__init__", "__main__"),
+    ("result", "report", "commands", "testing", "__init__", "__main__"),
 )
 COMPONENT_ARROWS = {("metrics", "families.nn"), ("criteria", "stats")}  # the only arrows inside the second band
 CONCRETE = ("policies.builtin", "sources", "families", "curators", "metrics", "criteria")  # named in no file of the third band

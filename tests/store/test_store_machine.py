@@ -1,0 +1,45 @@
+"""The state machine of the store, and that it finds a store that gives wrong rows."""
+
+from __future__ import annotations
+
+import pytest
+
+import tiny_components
+from selfloop.store.store import Store
+from selfloop.testing import check_store
+from selfloop.testing.store_machine import StoreMachine
+
+SPEC = tiny_components.tiny_spec(policies=("replace", "accumulate"), generations=3, n=5)
+
+
+def test_a_store_gives_the_same_rows_whatever_happens_to_it() -> None:
+    check_store(SPEC, examples=3, actions=5)
+
+
+@pytest.mark.slow
+def test_a_store_gives_the_same_rows_whatever_happens_to_it_in_many_orders() -> None:
+    check_store(SPEC, examples=40, actions=15)
+
+
+class Machine(StoreMachine):
+    """The machine of the tiny experiment."""
+
+    spec = SPEC
+    expected = {}  # noqa: RUF012  # rows that all machines of the class share
+
+
+@pytest.mark.parametrize("trusts", [False, True])
+def test_a_store_that_trusts_damaged_objects_is_found(monkeypatch: pytest.MonkeyPatch, trusts: bool) -> None:
+    machine = Machine()
+    machine.run(1)
+    for file in machine.store.rglob("*.safetensors"):
+        data = file.read_bytes()
+        file.unlink()
+        file.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    if trusts:
+        monkeypatch.setattr(Store, "is_intact", lambda store, content: True)
+        with pytest.raises(AssertionError):
+            machine.run_and_verify(2)
+    else:
+        machine.run_and_verify(2)
+    machine.teardown()
