@@ -109,7 +109,7 @@ def test_a_script_needs_a_main_guard_only_for_classes_of_its_own(
 
 
 def test_runs_in_two_threads_give_the_rows_of_runs_one_after_the_other(tmp_path: Path) -> None:
-    family = {"name": "vae", "latent": 2, "hidden": 8, "training": {"steps": 15, "batch_size": 8}}
+    family = {"name": "vae", "latent": 2, "hidden": 8, "training": {"steps": 10, "batch_size": 8}}
     spec = selfloop.Spec(
         source="digits", family=family, n=20, holdout=5, generations=2, policies=("replace",), metrics=("pixel_std",), seeds=1
     )
@@ -119,11 +119,11 @@ def test_runs_in_two_threads_give_the_rows_of_runs_one_after_the_other(tmp_path:
     def run(number: int) -> None:
         rows[number] = list(selfloop.iter_measurements(spec, tmp_path / str(number)))
 
-    threads = [threading.Thread(target=run, args=(number,)) for number in range(3)]
+    threads = [threading.Thread(target=run, args=(number,)) for number in range(2)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    for number in range(3):
+    for number in range(2):
         assert rows[number] == alone
         assert tiny_components.objects_of(tmp_path / str(number)) == tiny_components.objects_of(tmp_path / "alone")

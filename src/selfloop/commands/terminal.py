@@ -50,6 +50,8 @@ def plain_problems() -> Iterator[None]:
         sentence = " ".join(str(problem).split())
         _exit(sentence if len(sentence) < MAX_ERROR_LENGTH else f"{sentence[: MAX_ERROR_LENGTH - 10]} ...")
     except (MemoryError, RuntimeError) as problem:
+        if "start new thread" in str(problem):
+            _exit("no thread can be started. Raise the limit of processes (ulimit -u), or use --workers 1 --threads 1.")
         if isinstance(problem, RuntimeError) and "allocate" not in str(problem):  # torch raises RuntimeError without memory
             raise
         _exit("out of memory. Lower n, the number of seeds or the size of the model.")

@@ -114,8 +114,7 @@ class _Pool:
     def start(self) -> None:
         """Start one more worker. It imports the main module only if a task has a class of it."""
         main, spawn = sys.modules["__main__"], get_context("spawn")
-        needs_main = any(b"__main__" in part for part in self.pickled)
-        file = getattr(main, "__file__", None)
+        needs_main, file = any(b"__main__" in part for part in self.pickled), getattr(main, "__file__", None)
         if needs_main and not (getattr(main, "__spec__", None) or (file and os.path.exists(file))):
             raise SelfloopError(
                 "workers: a component is defined in a notebook or on standard input, which worker processes cannot import. "
@@ -124,20 +123,17 @@ class _Pool:
         parent_end, worker_end = spawn.Pipe()
         arguments = (self.run_task, worker_end, self.threads, threading.current_thread() is threading.main_thread())
         process = spawn.Process(target=_worker_main, args=arguments, daemon=True)
-        with _THIS_PROCESS, _thread_variables(self.threads), _start_with_interrupts_blocked():
-            sys.modules["__main__"] = main if needs_main else ModuleType("__main__")  # spawn looks here what to import
-            try:
+        try:
+            with _THIS_PROCESS, _thread_variables(self.threads), _start_with_interrupts_blocked(), _main_module(needs_main):
                 process.start()
-            except OSError as problem:
-                if not self.workers:  # else the others do the work
-                    raise SelfloopError(
-                        f"workers: no process can be started ({os_error_reason(problem)}). Raise the limit of processes or "
-                        "open files (ulimit -u, ulimit -n), or use --workers 1."
-                    ) from problem
-            else:
-                self.workers[parent_end] = _Worker(process)
-            finally:
-                sys.modules["__main__"] = main
+        except OSError as problem:
+            if not self.workers:  # else the others do the work
+                raise SelfloopError(
+                    f"workers: no process can be started ({os_error_reason(problem)}). Raise the limit of processes or open "
+                    "files (ulimit -u, ulimit -n), or use --workers 1."
+                ) from problem
+        else:
+            self.workers[parent_end] = _Worker(process)
         worker_end.close()
 
     def outputs(self, workers: int, notify: Notify) -> Iterator[Any]:
@@ -209,6 +205,17 @@ def _describe_end(code: int) -> str:
 
 
 @contextmanager
+def _main_module(is_needed: bool) -> Iterator[None]:
+    """Processes that start inside import the main module only if it is needed: they look for it in `sys.modules`."""
+    main = sys.modules["__main__"]
+    sys.modules["__main__"] = main if is_needed else ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main
+
+
+@contextmanager
 def _start_with_interrupts_blocked() -> Iterator[None]:
     """Start processes that ignore Ctrl-C and SIGTERM, which may go to all of a group: the parent ends its workers."""
     if sys.platform == "win32":
@@ -274,7 +281,8 @@ def _end_with_parent(from_main_thread: bool) -> None:
         parent.join()
         os._exit(1)
 
-    threading.Thread(target=end, daemon=True).start()
+    with suppress(RuntimeError):  # a limit of threads: on Linux, the signal does it alone
+        threading.Thread(target=end, daemon=True).start()
     if sys.platform == "linux" and from_main_thread:  # sooner than the thread if a library holds the interpreter's lock
         import ctypes
 

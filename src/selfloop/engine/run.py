@@ -11,6 +11,7 @@ from selfloop.engine.curves import Curves
 from selfloop.engine.executors import Notify, count_cores, execute
 from selfloop.engine.tasks import TaskOutput, plan_tasks, run_task_in_worker
 from selfloop.policies.schedule import schedule_metrics
+from selfloop.spec.parse import fresh_spec
 from selfloop.spec.spec import Spec
 from selfloop.spec.write import spec_text
 from selfloop.store.runs import note_run
@@ -64,7 +65,7 @@ def _title(spec: Spec) -> str:
 
 
 def iter_measurements(
-    spec: Spec,
+    spec: Spec | str | Path,
     store: str | Path | None = None,
     *,
     workers: int | None = 1,
@@ -72,7 +73,7 @@ def iter_measurements(
     progress: Progress | None = None,
 ) -> Iterator[Measurement]:
     """Measurements of a spec as they arrive, from `workers` processes (None: as many as the cores allow)."""
-    spec = replace(spec)  # its points are resolved now: data files may have changed since they last were
+    spec = fresh_spec(spec)
     labels = spec.policy_labels()
     derived = {
         (point.coordinates, label): schedule_metrics(point.schedule(policy))
