@@ -104,6 +104,11 @@ def test_a_run_prints_a_table_and_the_verdicts(spec: Path) -> None:
     assert (done.code, done.err) == (0, "")
     for word in ("kde on moons", "replace", "accumulate", "nll", "verdicts"):
         assert word in done.out
+    assert re.search(
+        r"Computing time: generation 1, shared by all policies, [\d.]+ s; replace [\d.]+ s; accumulate [\d.]+ s\.\n", done.out
+    )
+    again = tiny_components.selfloop("run", spec, "-q").out
+    assert again.endswith("Everything was stored already; nothing was computed.\n")
 
 
 def test_plan_prints_chains_and_stored_generations_and_writes_nothing(spec: Path) -> None:
@@ -200,6 +205,7 @@ def test_compare_shows_paired_differences(spec: Path) -> None:
     assert (done.code, done.err) == (0, "")
     assert "replace - accumulate" in done.out
     assert "independent draws" not in done.out
+    assert "nll (lower is better): differences seed by seed" in done.out
     assert "Allowed: " in tiny_components.selfloop("compare", spec, "-q", "--metric", "nlll").err
     assert "not every spec measures it" in tiny_components.selfloop("compare", spec, "-q", "--metric", "accuracy").err
 

@@ -87,7 +87,8 @@ def test_attributes_have_their_interval_and_the_real_share() -> None:
     figure = shares_figure(shares, STYLES)
     rows = [row for row in figure.spec["datasets"]["attributes"] if row["name"] == "Wearing Hat"]
     assert len(rows) == 2 * 5
-    assert all(0 <= row["low"] < row["mean"] < row["high"] for row in rows)
+    assert all(row["low"] < row["mean"] < row["high"] for row in rows)
+    assert all(0 <= row["bottom"] < row["mean"] < row["top"] <= 1 for row in rows)
     assert rows[0]["real"] == pytest.approx(shares.real[:, 4].mean(), rel=1e-5)  # type: ignore[index]
     svg = figure.svg()
     for name in ("Smiling", "Wearing Hat", "share of samples"):

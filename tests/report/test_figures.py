@@ -12,7 +12,7 @@ from selfloop.policies.schedule import schedule
 from selfloop.published.papers import PublishedCurve
 from selfloop.report.charts import fit_value_axis
 from selfloop.report.figures import panel_figure, report_figures, schedule_figure
-from selfloop.report.theme import DARK, format_interval, format_number, policy_styles, theme_svg
+from selfloop.report.theme import DARK, describe_better, format_interval, format_number, policy_styles, theme_svg
 from selfloop.report.values import CurveData, Panel
 from selfloop.stats.intervals import Interval
 from selfloop.theory.laws import LawCurve
@@ -140,19 +140,43 @@ def test_everything_but_wide_intervals_fits_the_axis() -> None:
     scale = fit_value_axis(panel_of(spread([1.0, 2.0], 0.01), laws=[law]))
     assert scale.low < 1 < 9 < scale.high
     assert not scale.cut
-    few = np.array([[1.0, 2.0], [1.3, 1.4]])  # two seeds: intervals twelve standard errors wide
+    few = np.array([[1.0, 2.0], [2.0, 1.0], [1.0, 2.0]])
     cut = fit_value_axis(panel_of(few))
     assert cut.cut
-    assert cut.high - cut.low < 3  # the interval alone is 7.6 long
+    assert cut.high - cut.low < 2.7  # the interval alone is 2.9 long
     assert "cut at the edge" in panel_figure(panel_of(few), STYLES).caption
 
 
 def test_an_interval_that_contains_zero_is_cut_by_a_logarithmic_axis() -> None:
-    values = np.array([[1.0, 0.5, 90.0], [1.1, 9.0, 110.0]])  # the second interval contains 0
+    values = np.array([[1.0, 0.5, 90.0], [1.1, 9.0, 110.0], [1.1, 0.5, 110.0]])  # the second interval contains 0
     figure = panel_figure(panel_of(values), STYLES)
     second = figure.spec["datasets"]["means"][1]
     assert second["low"] < 0 < second["bottom"]
     assert "NaN" not in figure.svg()
+
+
+def test_the_interval_of_two_seeds_is_not_drawn_and_one_seed_has_none() -> None:
+    two = panel_figure(panel_of(spread([1.0, 2.0], seeds=2)), STYLES)
+    assert "top" not in two.spec["datasets"]["means"][0]
+    assert two.spec["datasets"]["means"][0]["low"] < 1  # a reader who points at the marker sees it
+    assert "NaN" not in two.svg()
+    assert "mean over 2 seeds; its 95 % interval is too wide to draw for two seeds; thin lines: single chains" in two.caption
+    assert fit_value_axis(panel_of(spread([1.0, 2.0], seeds=2))).high < 2.1
+    assert "mean over 1 seed; lower is better" in panel_figure(panel_of(np.array([[1.0, 2.0]])), STYLES).caption
+
+
+def test_the_axis_of_one_generation_names_no_other() -> None:
+    svg = panel_figure(panel_of(np.array([[1.0], [2.0], [3.0]])), STYLES).svg()
+    assert ">1<" in svg
+    assert ">0<" not in svg
+    assert ">2<" not in svg
+
+
+def test_a_caption_says_which_value_is_best() -> None:
+    for better, words in (("higher", "higher is better"), (1.0, "best: 1"), ("m_real", "best: the value of m_real")):
+        curve = CurveData(policy="replace", values=np.array([[1.0, 2.0]]), better=better)
+        assert words in panel_figure(Panel(metric="m", title="m", curves=[curve]), STYLES).caption
+    assert describe_better("") == ""
 
 
 def test_every_axis_has_a_name_and_a_unit() -> None:

@@ -33,7 +33,7 @@ def test_each_molecule_is_shown_with_the_same_row_of_every_policy_and_generation
     assert [view.title for view in gallery_view.molecules] == ["Molecule 1: C2H6O, 9 atoms", "Molecule 2: H2O, 3 atoms"]
     for view, atoms in zip(gallery_view.molecules, (9, 3), strict=True):
         assert view.svg.count("data-positions=") == 1 + 2 * 3
-        assert view.svg.count("<circle") == (1 + 2 * 3) * atoms + 2  # and a marker per policy
+        assert view.svg.count("<circle") == (1 + 2 * 3) * atoms
         assert "replace, accumulate" in view.alt
     assert (gallery_view.svg, gallery_view.text_rows, gallery_view.tables) == ("", (), {})
 

@@ -267,6 +267,31 @@ def test_report_values_do_not_import_the_plotting_library() -> None:
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
+def test_metrics_without_a_value_are_said_first_and_draw_no_empty_axes() -> None:
+    curves = [CurveData(policy=policy, values=np.full((3, 4), np.nan)) for policy in ("replace", "accumulate")]
+    panels = [Panel(metric="log_loss", title="Log loss", curves=curves), digits_report().panels[0]]
+    sentence = "No result for log_loss: no chain has a value (separated)."
+    page = render_page([replace(digits_report(), panels=panels, missing=[sentence])])
+    assert page.index(sentence) < page.index('class="cards"')
+    section = re.search(r'id="e0-curves".*?</section>', page, flags=re.S)
+    assert section
+    assert section[0].count("<figure") == 1
+    assert "<title>" in render_page([replace(digits_report(), panels=panels[:1], missing=[sentence])])
+
+
+def test_shared_steps_have_their_own_row_of_costs() -> None:
+    costs = [replace(digits_report().costs[0], policy=""), *digits_report().costs]
+    text = " ".join(Page(render_page([replace(digits_report(), costs=costs)])).text.split())
+    assert "generation 1, shared by all policies 41.0 s" in text
+
+
+def test_every_wide_part_can_be_scrolled_with_the_keyboard_and_has_a_name(quickstart: str, language: str) -> None:
+    for html in (quickstart, language, render_page([gallery_report()])):
+        wide = re.findall(r'<div class="scroll-x[^>]*>', html)
+        assert wide
+        assert all('tabindex="0"' in tag and re.search('aria-label="[^"]+"', tag) for tag in wide)
+
+
 CHROMIUM = [
     "chromium",
     "--headless",
@@ -322,3 +347,51 @@ def test_a_browser_draws_interactive_figures_offline_and_runs_no_other_script(tm
     seen = subprocess.run([*CHROMIUM, *profile, page.as_uri()], capture_output=True, text=True, timeout=100, check=True)
     assert len(re.findall(r'class="picture has-actions vega-embed"|class="picture vega-embed', seen.stdout)) == 4 + 3
     assert "data-alarm" not in re.sub(r"<script>.*?</script>", "", seen.stdout, flags=re.S)
+
+
+WATCH = """<script>
+const seen = [], right = (e) => e.getBoundingClientRect().right, left = (e) => e.getBoundingClientRect().left;
+for (const details of document.querySelectorAll("details.text-row")) details.open = true;
+for (const view of document.querySelectorAll(".from-end")) {
+  const cells = view.querySelector("svg") ? [...view.querySelectorAll("svg text")].filter((e) => e.textContent === "LAST")
+    : [...view.querySelectorAll("tr")].map((row) => row.lastElementChild).filter((e) => !e.matches("[scope=rowgroup]"));
+  for (const cell of cells) {
+    if (!cell.closest(".table:not(:last-child)")) seen.push(right(cell) <= right(view) + 1 && left(cell) >= left(view) - 1);
+  }
+}
+for (const button of document.querySelectorAll("button.interactive")) button.click();
+const wait = setInterval(() => {
+  if (document.querySelector("button.interactive")) return;
+  clearInterval(wait);
+  const pictures = [...document.querySelectorAll(".picture:not([tabindex])")];
+  const fit = pictures.map((e) => e.scrollWidth <= e.clientWidth);
+  const facts = [innerWidth, document.documentElement.scrollWidth, seen, fit, document.activeElement.localName];
+  document.documentElement.setAttribute("data-facts", JSON.stringify(facts));
+}, 100);
+</script></body>"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="needs chromium")
+@pytest.mark.parametrize("width", [1280, 500])
+@pytest.mark.parametrize(
+    ("report", "last"), [(digits_report(generations=10), 10), (language_report(), 10), (gallery_report(), 3)]
+)
+def test_the_last_generation_is_visible_at_every_width(tmp_path: Path, report: Report, last: int, width: int) -> None:
+    page = tmp_path / "report.html"
+    page.write_text(render_page([report]).replace("</body>", WATCH.replace("LAST", f"t = {last}")))
+    options = [
+        f"--user-data-dir={tmp_path / 'profile'}",
+        f"--window-size={width},900",
+        "--virtual-time-budget=15000",
+        "--dump-dom",
+    ]
+    dom = subprocess.run([*CHROMIUM, *options, page.as_uri()], capture_output=True, text=True, timeout=100, check=True).stdout
+    facts = re.search('data-facts="([^"]*)"', dom)
+    assert facts
+    inner, page_width, seen, fit, focused = json.loads(unescape(facts[1]))
+    assert page_width <= inner <= width  # the page itself does not scroll
+    assert seen
+    assert all(seen)
+    assert all(fit)  # interactive figures are not cut off
+    assert focused == "span"  # and the focus stays beside the figure

@@ -176,6 +176,8 @@ def predict(
         print_laws(_spec(policy[0], set_), figure)
     else:
         settings = {key.removeprefix("policy."): value for key, value in map(parse_override, set_ or ())}
+        for key in settings.keys() & {"n", "generations"}:
+            raise SpecError(f"--set {key}=...: it is no setting of a policy. Give --{key} {settings[key]}.")
         print_predictions({name: predict_policy({"name": name, **settings}, n, generations) for name in policy}, n, figure)
 
 
@@ -217,7 +219,8 @@ def compare(
 
     compared = choose_metric({name: _spec(name, set_) for name in specs}, metric)
     results = {name: _run(name, set_, store, workers, quiet) for name in specs}
-    print_comparison(compared, compare_curves(results, compared))
+    better = next(iter(results.values())).spec.directions().get(compared, "")
+    print_comparison(compared, better, compare_curves(results, compared))
 
 
 @app.command()

@@ -13,8 +13,10 @@ from rich.table import Table
 from selfloop.columns import Floats
 from selfloop.commands.terminal import show
 from selfloop.commands.text_plots import plot_lines, sparkline
-from selfloop.report.notes import describe_mixed_backends
-from selfloop.report.theme import describe_coordinates, format_interval
+from selfloop.component import Better
+from selfloop.report.notes import describe_mixed_backends, missing_values
+from selfloop.report.tables import format_seconds
+from selfloop.report.theme import describe_better, describe_coordinates, format_count, format_interval
 from selfloop.types import Answer
 
 if TYPE_CHECKING:
@@ -47,9 +49,11 @@ def print_summary(result: Result) -> None:
     """First and last value of each metric per policy with intervals, the findings in words, and the verdicts."""
     from selfloop.report.findings import findings
 
+    for sentence in missing_values(result):
+        show(sentence)
     for point in result.points:
         spec, last = point.spec, f"t = {point.spec.generations}"
-        title = f"{spec.family.name} on {spec.source.name}, n = {point.n}, {len(spec.seeds)} seeds"
+        title = f"{spec.family.name} on {spec.source.name}, n = {point.n}, {format_count(len(spec.seeds), 'seed')}"
         title += f"; {describe_coordinates(point.coordinates)}" if point.coordinates else ""
         columns = ("policy", "metric", "t = 1", last, "multiplier (95 %)", "curve")
         table = _table(*columns, title=title, right=("t = 1", last, "multiplier (95 %)"))
@@ -60,6 +64,10 @@ def print_summary(result: Result) -> None:
     for sentence in dict.fromkeys(findings(result)):
         show(f"- {sentence}")
     _print_verdicts(result)
+    usages = [("generation 1, shared by all policies,", result.shared)]
+    usages += [(label, result.usage[label]) for label in result.spec.policy_labels()]
+    times = [f"{name} {format_seconds(usage.seconds)}" for name, usage in usages if usage.computed]
+    show(f"Computing time: {'; '.join(times)}." if times else "Everything was stored already; nothing was computed.")
 
 
 def _summary_cells(curves: Floats) -> tuple[str, str, str, str]:
@@ -202,10 +210,12 @@ def _print_plot(title: str, curves: Mapping[str, Floats]) -> None:
         show(line)
 
 
-def print_comparison(metric: str, differences: Sequence[CurveDifference]) -> None:
+def print_comparison(metric: str, better: Better, differences: Sequence[CurveDifference]) -> None:
     """Differences seed by seed with intervals, generation by generation."""
     columns = ("first minus second", "generation", "difference", "interval", "first is")
-    table = _table(*columns, title=f"{metric}: differences seed by seed, 95 %")
+    table = _table(
+        *columns, title="; ".join(filter(None, (f"{metric}: differences seed by seed, 95 %", describe_better(better))))
+    )
     for difference in differences:
         title = f"{difference.first} - {difference.second}{'' if difference.paired else ' (independent draws)'}"
         for t, interval in enumerate(difference.intervals, 1):
@@ -225,6 +235,8 @@ def _limits(interval: Interval) -> str:
 
 def print_reproduction(values: Sequence[ReproducedValue]) -> None:
     """One line per published value, and the number of values within 2 and beyond 4 standard errors."""
+    from selfloop.commands.reproduce import MIN_SEEDS
+
     columns = ("group", "scenario", "policy", "t", "published", "measured", "interval", "z", "note")
     table = _table(*columns, right=("t", "published", "measured", "z"))
     for value in values:
@@ -236,6 +248,8 @@ def print_reproduction(values: Sequence[ReproducedValue]) -> None:
     if scores:
         within = sum(z < 2 for z in scores)
         show(f"{within} of {len(scores)} published values within |z| < 2, {sum(z >= 4 for z in scores)} at |z| >= 4.")
+        if any(value.measured.n < MIN_SEEDS for value in values):
+            show(f"Standard errors from fewer than {MIN_SEEDS} seeds are uncertain: every |z| is rough.")
         show("Values of one table come from the same seeds, so their errors are correlated. Each z refers to one value.")
 
 

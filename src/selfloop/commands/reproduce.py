@@ -16,6 +16,7 @@ from selfloop.stats.intervals import Interval, mean_interval
 
 SEEDS = {"paper": 100, "small": 20}  # by scale; for "paper" only if the paper does not print its number of seeds
 MAX_SPREAD_OF_ONE_CHAIN = 0.5  # share of the sum of squares; above it z is not reliable
+MIN_SEEDS = 10  # with fewer, one chain often carries that much, and the standard errors are themselves uncertain
 Progress = Callable[[int, int], None]
 Measure = Callable[[PublishedTable, int, Progress], Mapping[str, Floats]]  # -> policy -> (seeds, generations)
 
@@ -104,7 +105,7 @@ def _reproduced_value(table: PublishedTable, policy: str, value: PublishedValue,
     if interval.estimate is not None:
         z = (interval.estimate - value.value) / _standard_error(table, value, measured)
         squares = (measured - interval.estimate) ** 2
-        if squares.max() > MAX_SPREAD_OF_ONE_CHAIN * squares.sum() > 0:
+        if len(measured) >= MIN_SEEDS and squares.max() > MAX_SPREAD_OF_ONE_CHAIN * squares.sum() > 0:
             note = f"heavy tail: one chain carries {squares.max() / squares.sum():.0%} of the spread"
     return ReproducedValue(
         table.group, _describe_scenario(table), policy, value.generation, table.metric, value.value, interval, z, note

@@ -22,9 +22,9 @@ from selfloop.published.papers import papers, published_curves
 from selfloop.report.figures import panel_figure, save_svg
 from selfloop.report.findings import findings
 from selfloop.report.gallery_rows import read_galleries
-from selfloop.report.notes import notes
+from selfloop.report.notes import missing_values, notes
 from selfloop.report.page import render_page, write_figures
-from selfloop.report.theme import policy_styles
+from selfloop.report.theme import format_count, policy_styles
 from selfloop.report.values import CategoryShares, Cost, CurveData, DataValuePanel, Panel, PolicyDifferences, Report
 from selfloop.spec.point import Point
 from selfloop.spec.write import spec_text
@@ -59,25 +59,26 @@ def build_report(result: Result) -> Report:
     """Everything that the page shows of a result."""
     spec, first = result.spec, result.points[0]
     sizes = ", ".join(dict.fromkeys(f"{point.n:,}" for point in result.points))
-    seeds = f"{len(spec.seeds):,} seed{'s' if len(spec.seeds) > 1 else ''}"
+    counts = f"{format_count(first.spec.generations, 'generation')}, {format_count(len(spec.seeds), 'seed')}"
     title = f"{spec.family.name} on {spec.source.name}"
     versions = {name: version(name) for name in ("selfloop", "numpy", "scipy", "torch")}
     return Report(
         title=title,
-        summary=f"{title}: {sizes} real rows, {first.spec.generations} generations, {seeds}.",
+        summary=f"{title}: {sizes} real rows, {counts}.",
         spec_text=spec_text(spec),
         versions={"python": platform.python_version(), **versions},
         generated=datetime.now(UTC),
         panels=list(_panels(result)),
         verdicts=result.verdicts(),
         definitions={c.name: (type(c).__doc__ or "").split("\n")[0] for c in spec.criteria},
+        missing=list(missing_values(result)),
         findings=list(dict.fromkeys(findings(result))),
         differences=list(_differences(result)),
         data_values=list(_data_values(result)),
         shares=list(_category_shares(result)),
         schedules=result.schedules(first.coordinates),
         galleries=list(read_galleries(result.points, result.store)),
-        costs=[_cost(result, label) for label in result.usage],
+        costs=list(_costs(result)),
         notes=list(dict.fromkeys(notes(result))),
     )
 
@@ -185,26 +186,38 @@ def _published_data_values(metric: str) -> Iterator[tuple[str, float, float]]:
                 yield f"{label}, as stated for all its runs", grid.r_squared["log_count"], grid.r_squared["share"]
 
 
-def _cost(result: Result, label: str) -> Cost:
-    """The cost of one policy. Generation 1, which all policies share, counts with the first policy."""
-    usage, shared, first = result.usage[label], result.shared, label == next(iter(result.usage))
-    shared_seconds = 0.0 if first else shared.seconds + shared.seconds_saved
+def _costs(result: Result) -> Iterator[Cost]:
+    """The cost of the steps that all policies share, generation 1, if there are any, and of each policy without them."""
+    shared = result.shared
+    n_shared, seconds = shared.computed + shared.reused, shared.seconds + shared.seconds_saved
+    if n_shared:
+        steps, rows = _count_steps_and_rows(result, result.spec.policy_labels()[0], slice(1))
+        yield Cost(
+            policy="", seconds=seconds, steps=steps, rows=rows, bytes=shared.bytes, stored_share=shared.reused / n_shared
+        )  # fmt: skip
+    for label in result.spec.policy_labels():
+        usage = result.usage[label]
+        steps, rows = _count_steps_and_rows(result, label, slice(1 if n_shared else 0, None))
+        n_steps = usage.computed + usage.reused - n_shared  # each policy reuses the shared steps
+        yield Cost(
+            policy=label,
+            seconds=max(usage.seconds + usage.seconds_saved - seconds, 0.0),
+            steps=steps,
+            rows=rows,
+            bytes=usage.bytes,
+            stored_share=max(usage.reused - n_shared, 0) / n_steps if n_steps > 0 else 0.0,
+        )
+
+
+def _count_steps_and_rows(result: Result, label: str, generations: slice) -> tuple[float, int]:
+    """Training steps and sampled rows of one policy in some of its generations, at all points."""
     steps, sampled = 0.0, 0
     for point in result.points:
         position = point.spec.policy_labels().index(label)
         measured = result.curves(point.coordinates)[label].values()
         n_chains = np.any([~np.isnan(curves) for curves in measured], axis=0).sum(axis=0).tolist()
-        entries = zip(result.schedules(point.coordinates)[label], n_chains, strict=True)
-        for entry, n in list(entries)[0 if first else 1 :]:
+        for entry, n in list(zip(result.schedules(point.coordinates)[label], n_chains, strict=True))[generations]:
             family = point.spec.family.for_generation(entry.t)
             steps += n * family.count_steps(entry.trained_rows) if isinstance(family, SupportsStepCount) else 0.0
             sampled += n * entry.new_rows.synthetic if point.worlds[position] != "statistics" else 0
-    n_steps = usage.computed + usage.reused
-    return Cost(
-        policy=label,
-        seconds=max(usage.seconds + usage.seconds_saved - shared_seconds, 0.0),
-        steps=steps,
-        rows=sampled,
-        bytes=usage.bytes + (shared.bytes if first else 0),
-        stored_share=max(usage.reused - shared.computed, 0) / n_steps if n_steps else 0.0,
-    )
+    return steps, sampled

@@ -12,7 +12,7 @@ import numpy as np
 from selfloop.columns import Floats
 from selfloop.report.charts import Records, finish_chart, generation_axis, json_number, policy_channels
 from selfloop.report.picture_grid import select_generations
-from selfloop.report.theme import FONT, INK, MUTED, PAPER, Style, format_number
+from selfloop.report.theme import FONT, INK, MUTED, PAPER, Style, format_count, format_number
 from selfloop.report.values import CategoryShares
 from selfloop.stats.intervals import mean_interval, summarize_seeds
 
@@ -92,7 +92,7 @@ def _attribute_chart(shares: CategoryShares, styles: Mapping[str, Style], title:
     limits = (alt.Tooltip(f"{name}:Q", format=".1%") for name in ("mean", "low", "high", "real"))
     points = base("mean").mark_point(filled=True, size=34, opacity=1)
     layers = [
-        base("low").mark_area(opacity=0.17, clip=True).encode(y2="high:Q", color=color),
+        base("bottom").mark_area(opacity=0.17, clip=True).encode(y2="top:Q", color=color),
         base("mean(real)").mark_line(color=INK, strokeWidth=1.4, strokeDash=[5, 3]),
         base("mean").mark_line(strokeWidth=2).encode(color=color),
         points.encode(color=color, shape=shape, tooltip=["policy:N", "generation:Q", *limits]),
@@ -121,8 +121,8 @@ def _attribute_records(shares: CategoryShares, name: str) -> Records:
         summary = summarize_seeds(values[:, :, index])
         for t, (mean, low, high) in enumerate(zip(summary.mean, summary.low, summary.high, strict=True), 1):
             if np.isfinite(mean):
-                limits = {"low": json_number(max(low, 0.0)), "high": json_number(min(high, 1.0))}
-                share = {"mean": json_number(mean), **limits, "real": real}
+                band = {"bottom": json_number(max(low, 0.0)), "top": json_number(min(high, 1.0))}
+                share = {"mean": json_number(mean), "low": json_number(low), "high": json_number(high), **band, "real": real}
                 records.append({"name": _in_words(name), "policy": policy, "generation": t, **share})
     return records
 
@@ -171,7 +171,7 @@ def shares_caption(shares: CategoryShares) -> str:
     seeds = len(next(iter(shares.samples.values())))
     n_hidden = len(shares.names) - len(select_attributes(shares))
     return (
-        f"Lines and markers: mean over {seeds} seed{'s' * (seeds > 1)}; bands: its 95 % interval"
+        f"Lines and markers: mean over {format_count(seeds, 'seed')}; bands: its 95 % interval, cut at 0 and 100 %"
         + ("; dashed: real rows." if shares.real is not None else ".")
         + f" {n_hidden} attributes with smaller changes are not shown." * bool(n_hidden)
     )

@@ -20,6 +20,7 @@ from selfloop.report.theme import FONT, GRID, INK, MUTED, PAPER, Style
 from selfloop.report.values import CurveData, Panel
 
 WIDTH, HEIGHT = 400, 240
+MIN_BAND_SEEDS = 3  # the interval of two seeds, 13 standard errors to each side, would hide the means
 MAX_CHAIN_LINES = 12  # with more chains only their mean and its band are drawn
 LOG_AXIS_RATIO = 30.0  # largest over smallest value from which an axis is logarithmic
 _LAW_KINDS = {"exact": ("exact law", [6, 3]), "bound": ("bound", [2, 2]), "asymptotic": ("asymptotic law", [8, 3, 2, 3])}
@@ -117,7 +118,7 @@ def fit_value_axis(panel: Panel) -> ValueAxis:
         return ValueAxis(0.0, 1.0, log=False, cut=False)
     limits = _finite(
         chain(
-            *(limit for curve in panel.curves for limit in (curve.summary.low, curve.summary.high)),
+            *(limit for curve in panel.curves if draws_band(curve) for limit in (curve.summary.low, curve.summary.high)),
             *(aligned_values(panel, policy, curve) for policy, curve in other_scale_curves(panel)),
         )
     )
@@ -134,6 +135,11 @@ def fit_value_axis(panel: Panel) -> ValueAxis:
     if log:
         low, high = 10.0**low, 10.0**high
     return ValueAxis(low, high, log, cut=bool(len(limits) and (limits.min() < low or limits.max() > high)))
+
+
+def draws_band(curve: CurveData) -> bool:
+    """True if there are enough chains to draw the interval of their mean."""
+    return len(curve.values) >= MIN_BAND_SEEDS
 
 
 def draws_chains(curve: CurveData) -> bool:
@@ -182,11 +188,11 @@ def _curves(panel: Panel, styles: Mapping[str, Style], axis: ValueAxis, sets: Ma
 
     color, shape = policy_channels(styles, [curve.policy for curve in panel.curves])
     tooltip = [*_tooltip("mean", "low", "high"), alt.Tooltip("chains:N")]
-    band = base("means", "bottom")
+    band = base("means", "bottom").transform_filter("isValid(datum.top)")
     points = base("means", "mean").transform_filter("datum.marked").mark_point(filled=True, size=42)
     layers = [
         (band.mark_area if _n_generations(panel) > 1 else band.mark_rule)(clip=True).encode(
-            y2="high:Q", color=color, opacity=opacity(0.17)
+            y2="top:Q", color=color, opacity=opacity(0.17)
         )
     ]
     if sets["chains"]:
@@ -298,7 +304,8 @@ def _mean_records(curve: CurveData, floor: float) -> Records:
     summary, marked, records = curve.summary, _marked(curve.values.shape[1], 21), Records()
     for i, record in enumerate(_records(summary.mean, policy=curve.policy)):  # a mean ends once and for all
         low, high = float(summary.low[i]), float(summary.high[i])
-        limits = {"low": json_number(low), "high": json_number(high), "bottom": json_number(max(low, floor))}
+        limits = {"low": json_number(low), "high": json_number(high)}
+        limits |= {"bottom": json_number(max(low, floor)), "top": json_number(high)} if draws_band(curve) else {}
         chains = f"{summary.surviving[i]} of {len(curve.values)}"
         records.append({**record, "mean": record.pop("value"), **limits, "chains": chains, "marked": marked[i]})
     return records
@@ -355,7 +362,7 @@ def _finite(values: Iterable[float]) -> Floats:
 
 def generation_axis(last: int, ticks: int = 10, title: str = "generation t") -> Any:
     """The x axis from generation 1 to `last`."""
-    scale = alt.Scale(domain=[1, last] if last > 1 else [0, 2], nice=False, padding=8)
+    scale = alt.Scale(domain=[1, last] if last > 1 else [0.5, 1.5], nice=False, padding=8)
     axis = alt.Axis(format="d", tickMinStep=1, tickCount=min(max(last - 1, 1), ticks), grid=False)
     return alt.X("generation:Q", title=title, scale=scale, axis=axis)
 

@@ -13,8 +13,17 @@ import vl_convert
 from selfloop.formats.replacing import write_bytes
 from selfloop.policies.schedule import ScheduleEntry
 from selfloop.report.category_shares import describe_shares, shares_caption, shares_chart
-from selfloop.report.charts import ValueAxis, draws_chains, fit_value_axis, other_scale_curves, panel_chart, schedule_chart
-from selfloop.report.theme import PAPER, Style, describe_coordinates, format_number, policy_styles
+from selfloop.report.charts import (
+    MIN_BAND_SEEDS,
+    ValueAxis,
+    draws_band,
+    draws_chains,
+    fit_value_axis,
+    other_scale_curves,
+    panel_chart,
+    schedule_chart,
+)
+from selfloop.report.theme import PAPER, Style, describe_better, describe_coordinates, format_number, policy_styles
 from selfloop.report.values import CategoryShares, Panel, Report
 
 
@@ -73,7 +82,7 @@ def shares_figure(shares: CategoryShares, styles: Mapping[str, Style]) -> Figure
 def report_figures(report: Report) -> list[Figure]:
     """Every figure with a Vega-Lite description: the panels in their order, shares of samples, then the training data."""
     styles = policy_styles(report.policies())
-    figures = [panel_figure(panel, styles) for panel in report.panels]
+    figures = [panel_figure(panel, styles) for panel in report.drawn_panels]
     figures += [shares_figure(shares, styles) for shares in report.shares]
     return [*figures, schedule_figure(report.schedules, styles)] if report.schedules else figures
 
@@ -106,7 +115,11 @@ def _describe_panel(panel: Panel, point: str) -> str:
 def _panel_caption(panel: Panel, axis: ValueAxis) -> str:
     seeds = sorted({len(curve.values) for curve in panel.curves})
     counts = " to ".join(dict.fromkeys(f"{n:,}" for n in (seeds[0], seeds[-1]))) if seeds else "0"
-    parts = [f"Lines and markers: mean over {counts} {'seed' if counts == '1' else 'seeds'}; bands: its 95 % interval"]
+    parts = [f"Lines and markers: mean over {counts} {'seed' if counts == '1' else 'seeds'}"]
+    if any(map(draws_band, panel.curves)):
+        parts.append("bands: its 95 % interval")
+    elif seeds and seeds[-1] == MIN_BAND_SEEDS - 1:
+        parts.append("its 95 % interval is too wide to draw for two seeds")
     parts += ["thin lines: single chains"] * any(map(draws_chains, panel.curves))
     parts += ["dotted: median, ended chains counted as worst"] * any(curve.has_ended_chains for curve in panel.curves)
     sources = dict.fromkeys(f"{law.law} ({law.source})" for _, law in panel.laws if law.source)
@@ -118,4 +131,5 @@ def _panel_caption(panel: Panel, axis: ValueAxis) -> str:
             "at the measured mean. Compare only how they rise and fall; levels depend on model, data and vocabulary."
         )
     cut = f" Intervals{' and curves of a different scale' * bool(cites)} are cut at the edge of the figure."
+    parts += dict.fromkeys(filter(None, (describe_better(curve.better) for curve in panel.curves)))
     return "; ".join(parts) + "." + laws + other_scales + cut * axis.cut

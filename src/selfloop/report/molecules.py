@@ -15,7 +15,7 @@ import numpy as np
 from selfloop.columns import Array, Columns, Floats, Ints, Ragged
 from selfloop.formats.molecules import MAX_BOND_TYPE, ragged_row
 from selfloop.report.picture_grid import GAP, MAX_ROW_WIDTH, draw_grid, gallery_generations, svg_text
-from selfloop.report.theme import MUTED, PAPER, Style
+from selfloop.report.theme import MUTED, PAPER, Style, format_count
 from selfloop.report.values import Gallery
 
 MAX_MOLECULES = 3
@@ -90,7 +90,7 @@ def _view_molecule(i: int, number: int, gallery: Gallery, styles: Mapping[str, S
             return svg_text(0, side / 2, "no row", MUTED)
         return _draw_molecule(_superimpose(molecule, reference), scale, side)
 
-    formula, atoms = real.formula(), f"{len(real.z)} atom{'s' * (len(real.z) != 1)}"
+    formula, atoms = real.formula(), format_count(len(real.z), "atom")
     alt = f"Molecule {i}, {formula}: the real row, and the samples of {', '.join(gallery.samples)} by generation."
     clip = f'<clipPath id="cell"><rect width="{side}" height="{side}"/></clipPath>'
     svg = draw_grid(gallery, styles, draw, size=(side, side)).replace("<defs>", f"<defs>{clip}", 1)

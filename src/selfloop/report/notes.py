@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from selfloop.report.theme import format_count
 from selfloop.spec.point import Point
 from selfloop.spec.spec import Spec
 from selfloop.spec.write import changed_settings
@@ -16,10 +17,14 @@ if TYPE_CHECKING:
     from selfloop.result import Result
 
 
+_STATUS_MEANINGS = {
+    "separated": "separated: the inputs tell the outcomes apart without an error, so the likelihood has no maximum",
+    "not_finite": "not_finite: its value is infinite or undefined",
+}
+
+
 def notes(result: Result) -> Iterator[str]:
     """One sentence or two per note."""
-    if result.shared.computed or result.shared.reused:
-        yield "Costs: generation 1, which all policies share, is counted with the first policy."
     yield from result.shared.warnings
     yield from describe_mixed_backends(_count_backends(result))
     yield from _changed_defaults(result.spec)
@@ -38,6 +43,20 @@ def notes(result: Result) -> Iterator[str]:
                 yield f"{label}{suffix}: {n_left} of {n_chains} chains are left at the end ({reasons})."
 
 
+def missing_values(result: Result) -> Iterator[str]:
+    """One sentence for every metric without a value at a point, or for all metrics at once."""
+    for point in result.points:
+        curves = result.curves(point.coordinates)
+        metrics = list(dict.fromkeys(metric for measured in curves.values() for metric in measured))
+        missing = [m for m in metrics if all(np.isnan(measured[m]).all() for measured in curves.values() if m in measured)]
+        if missing:
+            reasons = sorted(set().union(*(result.statuses(label, point.coordinates) for label in curves)))
+            suffix = "".join(f" at {key} = {value}" for key, value in point.coordinates)
+            names = "" if missing == metrics else f" for {', '.join(missing)}"
+            why = "; ".join(_STATUS_MEANINGS.get(reason, reason) for reason in reasons)
+            yield f"No result{names}{suffix}: no chain has a value ({why or 'nothing was measured'})."
+
+
 def _count_backends(result: Result) -> Counter[tuple[str, str]]:
     """(Purpose, backend) -> records. Every policy counts the records of generation 1; here they count once."""
     counts = Counter({backend: -n * (len(result.usage) - 1) for backend, n in result.shared.backends.items()})
@@ -50,7 +69,7 @@ def describe_mixed_backends(counts: Mapping[tuple[str, str], int | None]) -> Ite
     """One sentence for every purpose whose numbers were computed by several backends, with numbers of records if known."""
     for purpose in dict.fromkeys(purpose for purpose, _ in counts):
         records = [
-            f"{backend} ({n:,} record{'s' * (n != 1)})" if n else backend
+            f"{backend} ({format_count(n, 'record')})" if n else backend
             for (other, backend), n in counts.items()
             if other == purpose
         ]

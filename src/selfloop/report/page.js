@@ -31,7 +31,9 @@ for (const button of document.querySelectorAll("button.interactive")) {
     const options = { mode: "vega-lite", renderer: "svg", actions, defaultStyle: false, tooltip: { disableDefaultStyle: true } };
     await window.vegaEmbed(figure.querySelector(".picture"), spec, options);
     const hint = JSON.stringify(spec).includes('"bind":"legend"') ? "; click a policy in the legend to highlight it" : "";
-    button.replaceWith(`Point at a mark for its values${hint}.`);
+    const note = Object.assign(document.createElement("span"), { tabIndex: -1, textContent: `Point at a mark for its values${hint}.` });
+    button.replaceWith(note);
+    note.focus({ preventScroll: true }); // otherwise the focus would go back to the start of the page
   });
 }
 

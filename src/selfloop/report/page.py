@@ -22,8 +22,10 @@ from selfloop.report.picture_grid import select_generations
 from selfloop.report.tables import format_seconds, headlines, heat_map, unmeasured, verdict_tables
 from selfloop.report.theme import (
     DARK,
+    MARKERS,
     css_variable,
     describe_coordinates,
+    format_count,
     format_interval,
     format_interval_parts,
     format_number,
@@ -61,6 +63,7 @@ def render_page(reports: Sequence[Report], title: str = "") -> str:
     environment.filters |= {
         "code": _mark_code,
         "coordinates": describe_coordinates,
+        "counted": format_count,
         "generations": select_generations,
         "interval": format_interval,
         "interval_parts": format_interval_parts,
@@ -76,6 +79,7 @@ def render_page(reports: Sequence[Report], title: str = "") -> str:
         generated=f"{newest.day} {newest:%B %Y, %H:%M %Z}",
         experiments=[_experiment(report, f"e{i}") for i, report in enumerate(reports)],
         dark_colors=DARK,
+        markers=MARKERS,
         zip=zip,
         bundle=_vega_bundle(),
     )
@@ -86,7 +90,7 @@ def _experiment(report: Report, key: str) -> dict[str, object]:
     """The values of one experiment for the template; all ids begin with `key`."""
     styles = policy_styles(report.policies())
     figures = [(f"{key}f{i}", figure) for i, figure in enumerate(report_figures(report))]
-    panels = zip(report.panels, figures, strict=False)  # the figures of the panels come first
+    n_drawn = len(report.drawn_panels)  # their figures come first
     views = [view_gallery(gallery, styles) for gallery in report.galleries]
     samples_first = any(view.has_images or view.molecules for view in views)
     share_kinds = [title for kind, title in _SHARE_TITLES.items() if kind in {shares.kind for shares in report.shares}]
@@ -94,7 +98,7 @@ def _experiment(report: Report, key: str) -> dict[str, object]:
         "values": ("Value of real and synthetic rows", report.data_values),
         "samples": ("Samples", samples_first),
         "shares": (" and ".join(share_kinds).capitalize(), report.shares),
-        "curves": ("Curves", report.panels),
+        "curves": ("Curves", report.drawn_panels),
         "differences": ("Policies compared", report.differences),
         "verdicts": ("Verdicts", report.verdicts),
         "texts": ("Samples", views and not samples_first),
@@ -110,9 +114,12 @@ def _experiment(report: Report, key: str) -> dict[str, object]:
         "folded": len(styles) > MAX_OPEN_POLICIES,
         "headlines": headlines(report),
         "notes": [*report.findings, *report.notes],
-        "metrics": [list(group) for _, group in groupby(panels, key=lambda pair: pair[0].metric)],
+        "metrics": [
+            list(group)
+            for _, group in groupby(zip(report.drawn_panels, figures, strict=False), key=lambda pair: pair[0].metric)
+        ],
         "verdicts": verdict_tables(report),
-        "shares": figures[len(report.panels) : len(report.panels) + len(report.shares)],
+        "shares": figures[n_drawn : n_drawn + len(report.shares)],
         "heat_maps": [(panel, heat_map(panel)) for panel in report.data_values],
         "schedules": figures[-1] if report.schedules else None,
         "galleries": [(gallery.coordinates, view) for gallery, view in zip(report.galleries, views, strict=True)],

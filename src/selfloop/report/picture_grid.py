@@ -9,7 +9,7 @@ import numpy as np
 
 from selfloop.columns import Columns, count_rows
 from selfloop.errors import printable
-from selfloop.report.theme import FONT, INK, MUTED, Style
+from selfloop.report.theme import FONT, INK, MARKERS, MUTED, Style
 from selfloop.report.values import Gallery
 
 MAX_GENERATIONS_SHOWN = 7
@@ -36,11 +36,14 @@ def draw_grid(
     """The grid as SVG; `frame` is drawn under every picture."""
     generations, (width, height) = gallery_generations(gallery), size
     left = GAP if frame else 0
+    right = left + (1 + len(generations)) * (width + GAP)
     parts, top = [f'<defs><g id="real">{frame}{draw(gallery.real, MUTED)}</g></defs>'], 0.0
     for policy, samples in gallery.samples.items():
-        color = styles[policy].color
-        mark = f'<circle cx="{left + 5}" cy="{top + 10:.1f}" r="4.5" fill="{color}"/>'
+        color, outline = styles[policy].color, MARKERS[styles[policy].marker]
+        mark = f'<path transform="translate({left + 5},{top + 10:.1f})" d="{outline}" fill="{color}"/>'
         parts += [mark, svg_text(left + 16, top + 14, policy, INK, size=13)]
+        if right > 20 * len(policy) + 100:  # the right end, where a narrow screen begins, names the policy, too
+            parts.append(svg_text(right - GAP, top + 14, policy, INK, size=13, anchor="end"))
         for i, t in enumerate([None, *generations]):
             x = left + i * (width + GAP)
             parts.append(svg_text(x, top + 36, "real" if t is None else f"t = {t}", MUTED))
@@ -52,7 +55,6 @@ def draw_grid(
             else:
                 parts.append(svg_text(x, top + 42 + height / 2, "no samples", MUTED))
         top += 42 + height + (34 if frame else 18)
-    right = left + (1 + len(generations)) * (width + GAP)
     box = f'width="{right:.0f}" height="{top:.0f}" viewBox="0 0 {right:.0f} {top:.0f}"'
     return f'<svg xmlns="http://www.w3.org/2000/svg" {box} font-family="{FONT}">{"".join(parts)}</svg>'
 

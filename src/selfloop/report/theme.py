@@ -14,6 +14,7 @@ from html import escape
 
 from markupsafe import Markup
 
+from selfloop.component import Better
 from selfloop.stats.intervals import Interval
 from selfloop.types import Coordinates, Verdict
 
@@ -41,7 +42,15 @@ _PALETTE = {  # color, its shade, and both on a dark background
     "sky": ("#56b4e9", "#1d5c80", "#84caf2", "#d5edfb"),
     "gray": ("#767d86", "#3a3e44", "#a9b1ba", "#dfe3e7"),
 }
-_MARKERS = ("circle", "square", "triangle-up", "diamond", "triangle-down", "cross", "triangle-right")
+MARKERS = {  # Vega's name of each marker -> its outline, 10 pixels wide, around the origin
+    "circle": "M-5 0a5 5 0 1 0 10 0a5 5 0 1 0 -10 0z",
+    "square": "M-4.5 -4.5h9v9h-9z",
+    "triangle-up": "M-5.5 4.5h11L0 -5z",
+    "diamond": "M0 -6L6 0 0 6 -6 0z",
+    "triangle-down": "M-5.5 -4.5h11L0 5z",
+    "cross": "M-2 -5h4v3h3v4h-3v3h-4v-3h-3v-4h3z",
+    "triangle-right": "M-4.5 -5.5v11L5 0z",
+}
 _FIXED = {"accumulate": "blue", "replace": "vermillion", "accumulate_subsample": "green"}  # the same in every report
 
 DARK = {
@@ -64,7 +73,7 @@ def policy_styles(policies: Sequence[str]) -> dict[str, Style]:
         cycle, i = (0, 0) if policy in _FIXED else divmod(others.index(policy), len(free))
         hue = _FIXED.get(policy) or free[i]
         line, shade, *_ = _PALETTE[hue]
-        styles[policy] = Style(line, shade, _MARKERS[(hues.index(hue) + cycle) % len(_MARKERS)])
+        styles[policy] = Style(line, shade, list(MARKERS)[(hues.index(hue) + cycle) % len(MARKERS)])
     return styles
 
 
@@ -88,6 +97,18 @@ def theme_svg(svg: str, ids: str, label: str) -> Markup:
 def describe_coordinates(coordinates: Coordinates) -> str:
     """One point of a sweep in words; empty without a sweep."""
     return ", ".join(f"{name} = {value}" for name, value in coordinates)
+
+
+def describe_better(better: Better) -> str:
+    """Which value of a metric is best, in words; empty if it is unknown."""
+    if isinstance(better, str):
+        return {"lower": "lower is better", "higher": "higher is better", "": ""}.get(better, f"best: the value of {better}")
+    return f"best: {better:g}"
+
+
+def format_count(n: int, noun: str) -> str:
+    """`1 seed`, `2,000 seeds`."""
+    return f"{n:,} {noun}{'s' * (n != 1)}"
 
 
 def format_number(value: float | None, digits: int | None = None) -> str:

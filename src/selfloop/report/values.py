@@ -101,9 +101,9 @@ class DataValuePanel:
 
 @dataclass(frozen=True, kw_only=True)
 class Cost:
-    """Resources used by all chains of one policy."""
+    """Resources used by all chains of one policy, or by the steps that all policies share."""
 
-    policy: str
+    policy: str  # empty for the shared steps
     seconds: float
     steps: float  # training steps; 0 for closed-form fits, NaN if they depend on the lengths of rows
     rows: int  # rows sampled
@@ -133,6 +133,7 @@ class Report:
     summary: str = ""  # one sentence: family, source, n, generations, seeds
     verdicts: Sequence[Verdict] = ()
     definitions: Mapping[str, str] = field(default_factory=dict)  # criterion -> its definition in one line
+    missing: Sequence[str] = ()  # metrics without any value, with the reason: one sentence each
     findings: Sequence[str] = ()  # orders of policies, trends, inflection points: one sentence each
     differences: Sequence[PolicyDifferences] = ()
     data_values: Sequence[DataValuePanel] = ()
@@ -142,12 +143,17 @@ class Report:
     costs: Sequence[Cost] = ()
     notes: Sequence[str] = ()  # which comparisons are paired, how many chains ended, ...
 
+    @property
+    def drawn_panels(self) -> list[Panel]:
+        """The panels with a value; the others would be empty axes."""
+        return [panel for panel in self.panels if any(curve.ends for curve in panel.curves)]
+
     def policies(self) -> list[str]:
         """Labels of all policies, in order of appearance."""
         labels = [
             *(curve.policy for panel in self.panels for curve in panel.curves),
             *(policy for gallery in self.galleries for policy in gallery.samples),
             *self.schedules,
-            *(cost.policy for cost in self.costs),
+            *(cost.policy for cost in self.costs if cost.policy),
         ]
         return list(dict.fromkeys(labels))
