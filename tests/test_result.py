@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -55,9 +55,10 @@ def test_the_cost_of_a_shared_generation_counts_once(tmp_path: Path) -> None:
     titles = {panel.metric: (panel.title, panel.unit) for panel in reports[0].panels}
     assert titles["kl"] == ("KL term of held-out real images", "nats per image")  # the title of a secondary value
     first, second = (report.costs for report in reports)
-    assert [cost.steps for cost in first] == [12, 6, 6]
-    assert [cost.stored_share for cost in first] == [0, 0, 0]
-    assert [cost.stored_share for cost in second] == [1, 1, 1]
+    assert [cost.policy for cost in first] == ["", *spec.policy_labels()]  # first what all share
+    assert [cost.steps for cost in first] == [6, 6, 6, 6]
+    assert [cost.stored_share for cost in first] == [0, 0, 0, 0]
+    assert [cost.stored_share for cost in second] == [1, 1, 1, 1]
 
 
 def test_a_table_that_changed_is_read_again(tmp_path: Path) -> None:
@@ -135,7 +136,8 @@ def test_policies_are_compared_on_the_risk_in_the_order_of_papers(tmp_path: Path
     expected = (curves["replace"]["excess_risk"] - curves["accumulate"]["excess_risk"]).mean(axis=0)
     assert [each.estimate for each in pair.differences] == pytest.approx(expected.tolist())
     assert result.compare(first_generation=5)[0].first_generation == 5
-    assert result.compare(metric="nothing") == []
+    with pytest.raises(SpecError, match="metric: unknown name 'nothing'"):
+        result.compare(metric="nothing")
 
 
 GRID = [
@@ -170,3 +172,71 @@ def test_rows_of_a_budget_count_by_their_expected_share_and_later_models_give_no
     (cells,) = selfloop.run(swept, tmp_path).grid_cells().values()
     assert [(cell.real, cell.synthetic) for cell in cells] == [(50, 0), (100, 0)]  # generation 1 alone
     assert build_report(selfloop.run(swept, tmp_path)).data_values == []
+
+
+@pytest.fixture(scope="module")
+def result(tmp_path_factory: pytest.TempPathFactory) -> selfloop.Result:
+    spec = selfloop.Spec(source="gaussian", family="gaussian", generations=2, seeds=2, sweep={"n": [10, 20]})
+    return selfloop.run(spec, tmp_path_factory.mktemp("store"))
+
+
+def test_a_result_is_shown_in_one_line(result: selfloop.Result) -> None:
+    size, metrics = "2 seeds, 2 generations, 2 points", "metrics mean_error, variance_ratio"
+    assert repr(result) == f"<Result: gaussian on gaussian; replace, accumulate; {size}; {metrics}>"
+
+
+AT: Any = {"n": 10}
+
+
+@pytest.mark.parametrize(
+    ("wrong", "sentence"),
+    [
+        (
+            lambda r: r.curve("mean_eror", AT),
+            "metric: unknown name 'mean_eror'. Did you mean 'mean_error'? Allowed: mean_error, var",
+        ),
+        (lambda r: r.compare(AT, metric="nope"), "metric: unknown name 'nope'. Allowed: mean_error, variance_ratio."),
+        (
+            lambda r: r.statuses("replac", AT),
+            "policy: unknown name 'replac'. Did you mean 'replace'? Allowed: accumulate, replace.",
+        ),
+        (lambda r: r.curve("mean_error"), "at: got {}; expected the coordinates of a point of the sweep, such as {'n': 10}"),
+        (lambda r: r.curve("mean_error", {"m": 10}), "at: got {'m': 10}; expected the coordinates"),
+        (
+            lambda r: r.curve("mean_error", 10),
+            'at: got 10; expected coordinates of a point of the sweep, such as at={"n": 100}.',
+        ),
+        (lambda r: r.report("/nonexistent/a.html"), "/nonexistent/a.html: cannot be written (no such file or directory)."),
+        (
+            lambda r: selfloop.run("quickstart_digit"),
+            "quickstart_digit: no such file or preset. Did you mean 'quickstart_digits'?",
+        ),
+        (lambda r: list(selfloop.iter_measurements(Path("no.toml"))), "no.toml: no such file or preset."),
+        (lambda r: selfloop.run(3), "spec: got 3; expected a Spec, the path of a TOML file, or the name of a preset."),
+        (
+            lambda r: selfloop.Spec(source="moons", family="kde", sead=3),
+            "sead: unknown key 'sead'. Did you mean 'seeds'? Allowed:",
+        ),
+        (
+            lambda r: selfloop.Spec(source="moons", family="kde", start=3),
+            "start: unknown key 'start'. Did you mean 'init_from'?",
+        ),
+        (lambda r: selfloop.predict("replace", n=0), "n: got 0; expected a whole number, 1 or more."),
+        (lambda r: selfloop.predict("replace", n="x"), "n: got 'x'; expected a whole number, 1 or more."),
+        (lambda r: selfloop.predict("replace", generations=-1), "generations: got -1; expected a whole number, 1 or more."),
+    ],
+)
+def test_a_mistake_in_python_is_one_sentence(result: selfloop.Result, wrong: Any, sentence: str) -> None:
+    with pytest.raises(selfloop.SelfloopError) as refused:
+        wrong(result)
+    assert str(refused.value).startswith(sentence)
+
+
+def test_a_spec_is_run_by_its_path(tmp_path: Path) -> None:
+    (tmp_path / "a.toml").write_text('source = "gaussian"\nfamily = "gaussian"\nn = 9\ngenerations = 2\nseeds = 1\n')
+    assert selfloop.run(tmp_path / "a.toml", tmp_path / "store").metrics() == ["mean_error", "variance_ratio"]
+
+
+def test_the_package_offers_the_names_of_users_only() -> None:
+    assert {"run", "Spec", "testing", "__version__"} <= set(dir(selfloop))
+    assert not {"Any", "annotations", "import_module", "TYPE_CHECKING"} & set(dir(selfloop))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from functools import cache
 from importlib import import_module
 from importlib.metadata import entry_points
@@ -9,7 +10,7 @@ from importlib.resources import files
 from typing import Any, cast
 
 from selfloop.component import Component
-from selfloop.errors import SpecError, missing_extra, unknown_name
+from selfloop.errors import SelfloopError, SpecError, first_line, missing_extra, unknown_name
 
 BUILT_IN: dict[str, dict[str, str]] = {
     "policy": {
@@ -132,7 +133,21 @@ BUILT_IN: dict[str, dict[str, str]] = {
 def component_names(kind: str) -> dict[str, str]:
     """Components of a kind, name -> "module:Class": built-ins and installed entry points (group selfloop.<kind>)."""
     installed = {entry.name: entry.value for entry in entry_points(group=f"selfloop.{kind}")}
-    return {**installed, **BUILT_IN[kind]}
+    return {**installed, **BUILT_IN.get(kind, {})}
+
+
+def usable_names(kind: str) -> list[str]:
+    """Components of a kind whose code can be loaded. A plugin whose code cannot is named in a warning."""
+    return [name for name in component_names(kind) if name in BUILT_IN[kind] or _warn_if_broken(kind, name)]
+
+
+def _warn_if_broken(kind: str, name: str) -> bool:
+    try:
+        component_class(kind, name, kind)
+    except SelfloopError as problem:
+        warnings.warn(f"{problem} Left out.", stacklevel=2)
+        return False
+    return True
 
 
 def component_class(kind: str, name: str, key: str) -> type[Component]:
@@ -141,12 +156,26 @@ def component_class(kind: str, name: str, key: str) -> type[Component]:
     if name not in targets:
         raise SpecError(unknown_name(key, name, targets))
     module, _, attribute = targets[name].partition(":")
+    if name not in BUILT_IN.get(kind, {}):
+        return _plugin_class(f"{key}: {name!r}", targets[name])
     try:
         return cast(type[Component], getattr(import_module(module), attribute))
     except ModuleNotFoundError as problem:
         if (problem.name or "selfloop").startswith("selfloop"):
             raise
         raise missing_extra(f"{key}: {name!r}", (problem.name or "").partition(".")[0]) from None
+
+
+def _plugin_class(key: str, target: str) -> type[Component]:
+    module, _, attribute = target.partition(":")
+    try:
+        cls = getattr(import_module(module), attribute)
+        problem = "" if isinstance(cls, type) and issubclass(cls, Component) else "it is no component"
+    except Exception as error:  # whatever happens in the code of others
+        problem = f"{type(error).__name__}: {first_line(error)}"
+    if problem:
+        raise SpecError(f"{key} of a plugin cannot be loaded from {target} ({problem}). Repair or remove that package.")
+    return cast(type[Component], cls)
 
 
 def presets() -> dict[str, Any]:

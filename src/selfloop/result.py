@@ -14,9 +14,10 @@ from selfloop.columns import Floats
 from selfloop.engine.curves import Curves
 from selfloop.engine.executors import Notify
 from selfloop.engine.run import Progress, run_tasks, store_path
-from selfloop.errors import SpecError
+from selfloop.errors import SpecError, shown, unknown_name
 from selfloop.policies.schedule import ScheduleEntry, schedule_metrics
 from selfloop.published.claims import claimed_pairs, unmodified_policies
+from selfloop.spec.parse import fresh_spec
 from selfloop.spec.point import Point
 from selfloop.spec.spec import Spec
 from selfloop.stats.comparison import FIRST_COMPARED, Comparison, as_risk, compare_all
@@ -32,7 +33,7 @@ At = Mapping[str, object] | Coordinates  # a point of the sweep, as `{"n": 100}`
 PolicyCurves = dict[str, dict[str, Floats]]  # policy -> metric -> (seeds, generations), NaN without a value
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Result:
     """All measurements of a run, its spec and the usage of the store. `at` names a point of a sweep: `{"n": 100}`."""
 
@@ -42,6 +43,12 @@ class Result:
     usage: Mapping[str, Usage] = field(default_factory=dict)  # by policy label
     shared: Usage = field(default_factory=Usage)  # of steps that all policies share
 
+    def __repr__(self) -> str:
+        spec, points = self.spec, len(self.points)
+        policies, metrics = ", ".join(spec.policy_labels()), ", ".join(self.metrics())
+        size = f"{len(spec.seeds)} seeds, {spec.generations} generations" + (f", {points} points" if points > 1 else "")
+        return f"<Result: {spec.family.name} on {spec.source.name}; {policies}; {size}; metrics {metrics}>"
+
     @property
     def points(self) -> tuple[Point, ...]:
         """The points of the sweep; one without a sweep."""
@@ -49,6 +56,8 @@ class Result:
 
     def point(self, at: At = ()) -> Point:
         """The point with these coordinates; SpecError if there is none."""
+        if not isinstance(at, Mapping | tuple):
+            raise SpecError(f'at: got {shown(at)}; expected coordinates of a point of the sweep, such as at={{"n": 100}}.')
         wanted = {key: tuple(value) if isinstance(value, list) else value for key, value in dict(at).items()}
         for point in self.points:
             if dict(point.coordinates) == wanted:
@@ -73,8 +82,14 @@ class Result:
         coordinates = self.point(at).coordinates
         return {label: curves.values for (other, label), curves in self.table.items() if other == coordinates}
 
+    def _check_metric(self, metric: str) -> None:
+        if metric not in self.metrics():
+            raise SpecError(unknown_name("metric", str(metric), self.metrics()))
+
     def statuses(self, label: str, at: At = ()) -> set[str]:
         """The reasons why chains of a policy ended or values are missing."""
+        if label not in (labels := self.spec.policy_labels()):
+            raise SpecError(unknown_name("policy", str(label), labels))
         curves = self.table[self.point(at).coordinates, label]
         return {curves.statuses[code] for codes in curves.codes.values() for code in np.unique(codes) if code > 1}
 
@@ -92,6 +107,7 @@ class Result:
         """Mean over seeds with its 95 % Student-t interval: policy, generation, mean, low, high, seeds."""
         import pandas as pd
 
+        self._check_metric(metric)
         lines = []
         for policy, measured in self.curves(at).items():
             for t, values in enumerate(measured[metric].T, 1):
@@ -134,6 +150,8 @@ class Result:
         Of a metric whose best value is known and at neither end, the distances from it are compared.
         """
         spec = self.point(at).spec
+        if metric is not None:
+            self._check_metric(metric)
         compared = metric or spec.risk_metric() or ""
         better = spec.directions().get(compared, "")
         curves = {
@@ -186,7 +204,7 @@ def _count_rows(entry: ScheduleEntry) -> tuple[float, float]:
 
 
 def run(
-    spec: Spec,
+    spec: Spec | str | Path,
     store: str | Path | None = None,
     *,
     workers: int | None = 1,
@@ -194,20 +212,19 @@ def run(
     progress: Progress | None = None,
     notify: Notify | None = None,
 ) -> Result:
-    """Run a spec to the end; stored results are not computed again.
+    """Run a spec, or the spec in a file or preset of that name, to the end; stored results are not computed again.
 
     `workers=None` starts as many processes as the cores allow (in a script with components of its own, guard the call with
     `if __name__ == "__main__":`). The numbers do not depend on it. `progress` is called with the generations done and all
     generations, `notify` with texts such as "replace, seed 0, generation 2: fit, step 40 of 300", many times a second.
     """
-    spec = replace(spec)  # its points are resolved now: data files may have changed since they last were
-    usage: dict[str, Usage] = {}
-    shared = Usage()
-    labels = spec.policy_labels()
+    spec = fresh_spec(spec)
+    labels, shared = spec.policy_labels(), Usage()
+    usage = {label: Usage() for label in labels}
     table = {(p.coordinates, label): Curves(spec.seeds, p.spec.generations) for p in spec.points() for label in labels}
     for output in run_tasks(spec, store, workers=workers, threads=threads, progress=progress, notify=notify):
         label = labels[output.policy]
-        (shared if output.shared else usage.setdefault(label, Usage())).add(output.usage)
+        (shared if output.shared else usage[label]).add(output.usage)
         table[output.coordinates, label].merge(output.curves)
     return Result(spec, table, store_path(store), usage, shared)
 

@@ -118,7 +118,7 @@ def _setting_types(cls: type[Any]) -> dict[str, Any]:
 def check_setting(hint: Any, value: Any, name: str) -> Any:
     """The value as its annotation types it (lists as tuples, text as paths); SettingError if it is not allowed."""
     if is_dataclass(value) and not isinstance(value, type):  # settings tables and components check themselves
-        classes = [cls for cls in _classes(hint) if cls is not Any and not getattr(cls, "_is_protocol", False)]
+        classes = [cls for cls in allowed_classes(hint) if cls is not Any and not getattr(cls, "_is_protocol", False)]
         if not classes or isinstance(value, tuple(classes)):
             return value
     elif (plain := _without_tables(hint)) is not None and (checked := _validated(plain, value)) is not MISSING:
@@ -181,7 +181,7 @@ def _plain(value: Any) -> Any:
 def _without_tables(hint: Any) -> Any:
     """The annotation without settings tables; None if nothing is left."""
     tables = settings_tables(hint)
-    others = [cls for cls in _classes(hint) if cls not in tables]
+    others = [cls for cls in allowed_classes(hint) if cls not in tables]
     if not tables:
         return hint
     return reduce(or_, others) if others else None
@@ -189,14 +189,15 @@ def _without_tables(hint: Any) -> Any:
 
 def settings_tables(hint: Any) -> list[type]:
     """The classes of settings that an annotation allows, such as `TrainingSettings`."""
-    return [cls for cls in _classes(hint) if is_dataclass(cls)]
+    return [cls for cls in allowed_classes(hint) if is_dataclass(cls)]
 
 
-def _classes(hint: Any) -> list[type]:
+def allowed_classes(hint: Any) -> list[type]:
+    """The classes that an annotation allows."""
     if get_origin(hint) is Annotated:
-        return _classes(get_args(hint)[0])
+        return allowed_classes(get_args(hint)[0])
     if get_origin(hint) in (Union, UnionType):
-        return [cls for part in get_args(hint) for cls in _classes(part)]
+        return [cls for part in get_args(hint) for cls in allowed_classes(part)]
     return [hint] if isinstance(hint, type) else []
 
 

@@ -64,9 +64,12 @@ def _component_summaries(kind: str) -> dict[str, str]:
     for name, target in component_names(kind).items():
         module, _, attribute = target.partition(":")
         if module not in classes:
-            spec = find_spec(module)
-            source = Path(spec.origin).read_text(encoding="utf-8") if spec and spec.origin else ""
-            classes[module] = {node.name: node for node in ast.parse(source).body if isinstance(node, ast.ClassDef)}
+            try:
+                spec = find_spec(module)
+                source = Path(spec.origin).read_text(encoding="utf-8") if spec and spec.origin else ""
+                classes[module] = {node.name: node for node in ast.parse(source).body if isinstance(node, ast.ClassDef)}
+            except Exception:  # whatever happens in the code of a plugin
+                classes[module] = {}
         node = classes[module].get(attribute)
-        lines[name] = (ast.get_docstring(node) or "").split("\n")[0] if node else "(not installed)"
+        lines[name] = (ast.get_docstring(node) or "").split("\n")[0] if node else "(cannot be loaded)"
     return lines

@@ -25,8 +25,8 @@ policies = [
     "accumulate_subsample",   # draw a fixed number of rows from the same pool
     # {{ name = "fresh", ratio = 1.0 }},
 ]
-# metrics = [{metrics}]
-# criteria = ["any_increase"] # default: all eight published definitions of collapse
+# metrics = [{metrics}]  # a list replaces these
+# criteria = ["any_increase"] # default: all installed definitions of collapse
 # init_from = "scratch"       # or "previous", or the safetensors file of a model
 """
 SWEEP = '# [sweep]                      # one run for every combination of values\n# "n" = [100, 1000]\n'

@@ -35,7 +35,7 @@ def run_tasks(
     progress: Progress | None,
     notify: Notify | None = None,
 ) -> Iterator[TaskOutput]:
-    """Run a spec; yields the outputs of its tasks in any order. `notify` is told what a task does, often."""
+    """Run a spec; yields the outputs of its tasks in any order. `notify` gets notes on the present step, often."""
     path = store_path(store)
     phases = plan_tasks(spec, path, threads)
     Store(path)  # an unwritable store is found before any work

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from selfloop.component import Component
 from selfloop.errors import SettingError, SpecError, shown, unknown_name
 from selfloop.plugins import component_class, component_names
-from selfloop.settings import check_setting, default_of, setting_types, settings_tables
+from selfloop.settings import allowed_classes, check_setting, default_of, setting_types, settings_tables
 
 S = TypeVar("S")
 
@@ -60,7 +60,14 @@ def _read_settings(cls: type[Any], table: Mapping[str, Any], key: str, base: Any
         if name not in defaults:
             raise SpecError(unknown_name(f"{key}.{name}", name, defaults, "key"))
         default, hint = defaults[name], hints.get(name, Any)
-        if isinstance(value, Mapping) and is_dataclass(default) and not isinstance(default, type):
+        kinds = [allowed.component_kind for allowed in allowed_classes(hint) if issubclass(allowed, Component)]
+        if isinstance(value, Mapping) and "name" in value and kinds:
+            if getattr(default, "name", None) == value["name"]:  # single settings of the default are changed
+                inner = {key: setting for key, setting in value.items() if key != "name"}
+                values[name] = change_settings(default, inner, f"{key}.{name}")
+            else:
+                values[name] = make_component(kinds[0], value, f"{key}.{name}")
+        elif isinstance(value, Mapping) and is_dataclass(default) and not isinstance(default, type):
             values[name] = change_settings(default, value, f"{key}.{name}")
         elif isinstance(value, Mapping) and (tables := settings_tables(hint)):
             values[name] = make_settings(tables[0], value, f"{key}.{name}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Iterable, Mapping
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,15 @@ def read_spec(path: str | Path, overrides: Iterable[str] = ()) -> Spec:
         reason = os_error_reason(problem) if isinstance(problem, OSError) else f"byte {problem.start} is not UTF-8"
         raise SpecError(f"{path}: cannot be read ({reason}). Give a TOML file, which is UTF-8 text.") from problem
     return parse_spec(text, str(path), overrides)
+
+
+def fresh_spec(spec: Spec | str | Path) -> Spec:
+    """A spec whose points are resolved now, because data files may have changed; read from a file or preset if it is a name."""
+    if isinstance(spec, Spec):
+        return replace(spec)
+    if not isinstance(spec, str | Path):
+        raise SpecError(f"spec: got {shown(spec)}; expected a Spec, the path of a TOML file, or the name of a preset.")
+    return read_spec(spec)
 
 
 def parse_spec(text: str, name: str, overrides: Iterable[str] = ()) -> Spec:

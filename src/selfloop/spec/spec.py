@@ -15,7 +15,7 @@ from annotated_types import Interval
 
 from selfloop.component import Better, Context, Criterion, Curator, Family, Metric, Policy, Sampler, Source
 from selfloop.errors import SpecError, shown, unknown_name
-from selfloop.plugins import component_names
+from selfloop.plugins import component_names, usable_names
 from selfloop.policies.schedule import MAX_BATCH_ROWS
 from selfloop.protocols import SupportsLogProb
 from selfloop.rng import RandomStream
@@ -42,7 +42,7 @@ class Spec:
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
     policies: tuple[Policy, ...] = ("replace", "accumulate")  # type: ignore[assignment]  # names become components
     metrics: tuple[Metric, ...] = ()  # empty: the family's own
-    criteria: tuple[Criterion, ...] = ()  # empty: all eight
+    criteria: tuple[Criterion, ...] = ()  # empty: all that are installed
     curators: tuple[Curator, ...] = ()
     init_from: str | Path = "scratch"
     sweep: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
@@ -63,7 +63,7 @@ class Spec:
         set_("source", make_component("source", self.source, "source"))
         set_("policies", make_components("policy", self.policies, "policies"))
         set_("metrics", self._chosen_metrics())
-        set_("criteria", make_components("criterion", self.criteria or list(component_names("criterion")), "criteria"))
+        set_("criteria", make_components("criterion", self.criteria or usable_names("criterion"), "criteria"))
         set_("curators", make_components("curator", self.curators, "curators"))
         set_("seeds", _parse_seeds(self.seeds))
         set_("init_from", _parse_init_from(self.init_from))

@@ -60,13 +60,14 @@ def changed_settings(settings: Any, prefix: str = "", defaults: Any = None) -> I
 
 
 def _set_values(table: Any) -> dict[str, Any]:
-    """The settings of a table that are not None, which TOML cannot write."""
-    return {f.name: getattr(table, f.name) for f in fields(table) if getattr(table, f.name) is not None}
+    """The name of a component inside another, and the settings of a table that are not None, which TOML cannot write."""
+    named = {"name": table.name} if isinstance(table, Component) else {}
+    return {**named, **{f.name: getattr(table, f.name) for f in fields(table) if getattr(table, f.name) is not None}}
 
 
 def _component_lines(component: Component, key: str) -> list[str]:
     """The settings of a component, with its nested tables after them."""
-    lines, tables = [f'name = "{component.name}"'], list[str]()
+    lines, tables = list[str](), list[str]()
     for name, value in _set_values(component).items():
         if is_settings_table(value):
             tables += ["", f"[{key}.{name}]", *(f"{inner} = {toml_value(v)}" for inner, v in _set_values(value).items())]
@@ -77,5 +78,4 @@ def _component_lines(component: Component, key: str) -> list[str]:
 
 def _inline_component(component: Component) -> str:
     settings = [f"{name} = {toml_value(value)}" for name, value in _set_values(component).items() if value != ()]
-    named = ", ".join([f'name = "{component.name}"', *settings])
-    return f"{{ {named} }}" if settings else f'"{component.name}"'
+    return f"{{ {', '.join(settings)} }}" if len(settings) > 1 else toml_value(component.name)

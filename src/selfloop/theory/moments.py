@@ -11,9 +11,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
+from annotated_types import Ge
 from scipy.special import gammaln
 
 from selfloop.columns import Floats, Ints
@@ -21,6 +22,7 @@ from selfloop.component import Policy
 from selfloop.engine.loop import loop
 from selfloop.errors import SpecError
 from selfloop.policies.schedule import ScheduleEntry, schedule
+from selfloop.settings import check_setting
 from selfloop.spec.components import make_component
 from selfloop.types import Batch, Measurement, Take, real, synthetic
 
@@ -208,6 +210,8 @@ def predict(
 
     They are first fitted to n real rows, by default with maximum likelihood.
     """
+    for name, value in (("n", n), ("generations", generations)):
+        check_setting(Annotated[int, Ge(1)], value, name)
     component: Policy = make_component("policy", policy, "policy")
     entries = list(schedule(component, n, generations))
     curves = moment_curves(component, n, generations, estimator)
