@@ -5,7 +5,9 @@ The names in `__all__` are the public interface, with `selfloop.testing`. All ot
 
 from __future__ import annotations
 
+import re
 from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -51,27 +53,9 @@ if TYPE_CHECKING:
     from selfloop.types import synthetic as synthetic
 
 __version__ = "0.2.0"
-_MODULES = {  # imported when one of their names is used: `import selfloop` takes a few milliseconds
-    "selfloop.columns": ("Columns", "ColumnType", "Params", "Ragged"),
-    "selfloop.component": (
-        "Component", "Context", "Criterion", "Curator", "Encoder", "Family", "FeatureExtractor", "Metric", "Policy", "Sampler",
-        "Source",
-    ),
-    "selfloop.engine.run": ("iter_measurements",),
-    "selfloop.errors": ("ChainEndedError", "DataError", "SelfloopError", "SettingError", "SpecError"),
-    "selfloop.result": ("Result", "run"),
-    "selfloop.rng": ("RandomStream",),
-    "selfloop.settings": ("Settings",),
-    "selfloop.snapshots": ("Scenario", "Snapshot"),
-    "selfloop.spec.parse": ("read_spec",),
-    "selfloop.spec.spec": ("Spec",),
-    "selfloop.theory.moments": ("predict",),
-    "selfloop.types": (
-        "Batch", "Measurement", "NewRows", "Plan", "RowTake", "Take", "TrainingRows", "Verdict", "real", "synthetic",
-    ),
-}  # fmt: skip
-_MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
-__all__ = sorted(_MODULE_OF)  # made from the table above
+# The imports above are for type checkers. A name is imported when it is used: `import selfloop` takes a few milliseconds.
+_MODULE_OF = {name: module for module, name in re.findall(r"from (\S+) import (\w+) as", Path(__file__).read_text("utf-8"))}
+__all__ = sorted(_MODULE_OF)
 
 
 def __getattr__(name: str) -> Any:
