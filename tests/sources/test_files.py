@@ -181,6 +181,31 @@ def test_compressed_files_are_read_whatever_their_name(tmp_path, compress, name)
 # archives and limits
 
 
+READERS = {
+    "a.txt.gz": (gzip.compress("one\n\ntwo é\n\n".encode() * 20), TextSource),
+    "a.jsonl": ('{"text": "one é", "n": 1.5}\n'.encode() * 9, JsonlSource),
+    "a.jsonl.xz": (lzma.compress(b'{"text": "one"}\n' * 9), JsonlSource),
+}
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_a_damaged_file_is_read_or_is_an_error_in_one_sentence(tmp_path, name):
+    whole, source = READERS[name]
+    rng = np.random.default_rng(0)
+    problems = list[str]()
+    for i in range(150):
+        data = bytearray(whole[: rng.integers(len(whole))] if i % 3 == 0 else whole)
+        for position in rng.integers(max(len(data), 1), size=rng.integers(1, 4)) if data else ():
+            data[position] = rng.integers(256)
+        (tmp_path / name).write_bytes(data)
+        try:
+            read_corpus(source(path=tmp_path / name))
+        except DataError as problem:
+            problems.append(str(problem))
+    assert len(problems) > 20
+    assert all(len(problem) < 700 and "\n" not in problem for problem in problems)
+
+
 def test_hidden_members_of_a_tar_file_are_counted_and_not_read(tmp_path):
     (tmp_path / "a.tar").write_bytes(make_tar([("./a.xyz", b"1"), ("./._a.xyz", b"2"), ("__MACOSX/a.xyz", b"3")]))
     assert list_files_in(tmp_path / "a.tar") == ({"a.xyz": 1}, 2)

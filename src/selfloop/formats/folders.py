@@ -1,4 +1,4 @@
-"""The visible files below a folder: what sources read, and what identifies a folder."""
+"""The visible files below a folder, which sources read and which identify the folder."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ class Listing(NamedTuple):
 def list_folder(folder: Path) -> Listing:
     """Every visible file below a folder, also in linked folders. The content of a hidden folder is not counted.
 
-    Raises DataError for a folder that cannot be read, for a link to a folder that contains it, and for what is neither a
-    file nor a folder, such as a broken link.
+    Raises DataError for a folder that cannot be read, for a link to a folder that contains it, and for an entry that is
+    neither a file nor a folder, such as a broken link.
     """
     sizes, n_hidden = dict[str, int](), 0
     pending = [(folder, "", frozenset[tuple[int, int]]())]

@@ -109,7 +109,7 @@ def check_range(source: Source, first: int, n: int, n_rows: int) -> None:
 
 
 def describe_counts(counts: Mapping[str, int]) -> str:
-    """What was counted, with its number; empty if all numbers are 0."""
+    """Reasons with their numbers; empty if all numbers are 0."""
     return ", ".join(f"{reason} ({count})" for reason, count in counts.items() if count)
 
 

@@ -82,7 +82,7 @@ def _open_builder(source: HubSource) -> Any:
     cache = None
     if isinstance(source.path, Path):
         _check_folder(source.path)
-        # the library knows a file by its time alone, so each state of the files gets a cache of its own
+        # the library identifies a file by its time alone, so each state of the files gets a cache of its own
         state = blake2b(repr(source.stamp()).encode(), digest_size=10).hexdigest()
         cache = f"{datasets.config.HF_DATASETS_CACHE}/selfloop/{state}"
     builder = datasets.load_dataset_builder(str(source.path), source.config, revision=source.revision, cache_dir=cache)

@@ -15,7 +15,7 @@ from functools import partial
 from io import BytesIO
 from pathlib import Path
 from threading import Lock
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 from annotated_types import Interval
@@ -208,6 +208,8 @@ class EncodedImageSource(FileSource):
 class ConvertedImageSource(EncodedImageSource):
     """Encoded images of one size and color mode, or converted to one."""
 
+    version: ClassVar[int] = 2  # images in linked folders and with other endings are not lost
+
     size: Annotated[ImageSize | None, "side of the square images in pixels; unset: the size of the images"] = None
     color_mode: Annotated[ColorMode | None, "color mode of the converted images; unset: the color mode of the images"] = None
     on_bad_image: OnBadImage = "error"
@@ -231,7 +233,7 @@ def _label_columns(source: EncodedImageSource) -> Mapping[str, Array]:
 
 @cached_until_change(maxsize=16)
 def _count_usable(source: EncodedImageSource) -> int:
-    with warnings.catch_warnings(action="ignore"):  # the reading itself reports what is skipped
+    with warnings.catch_warnings(action="ignore"):  # the reading itself reports the skipped ones
         return sum(map(count_rows, source.chunks()))
 
 

@@ -56,8 +56,8 @@ def list_images(path: Path) -> ImageListing:
         listing = _list_zip(path)
     if not listing.images:
         advice = "Unpack its archives and give the folder" if "files ending in .zip" in listing.unread else "Check the path"
-        found = describe_counts(listing.unread) or "nothing else"
-        raise DataError(f"source.path: {path} has no images; it has {found}. {advice}.")
+        others = describe_counts(listing.unread) or "nothing else"
+        raise DataError(f"source.path: {path} has no images; it has {others}. {advice}.")
     return listing
 
 

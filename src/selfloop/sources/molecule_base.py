@@ -74,10 +74,11 @@ class MoleculeSource(Source):
     A `holdout_share` of the molecules is the holdout, so that all conformers of a molecule are on one side of the split. A
     warning counts the excluded molecules and conformers. Molecules are excluded that have too few conformers, several
     fragments, a single atom, an unknown element or an atomic number above 99, no 3D coordinates, implicit hydrogens, invalid
-    valences, dative bonds, or the SMILES of an earlier molecule. Conformers are excluded that have other atoms or bonds than
-    the first conformer of the molecule.
+    valences, dative bonds, or the SMILES of an earlier molecule. Conformers are excluded that have other atoms, bonds or
+    stereochemistry than the first conformer of the molecule.
     """
 
+    version: ClassVar[int] = 2  # conformers of another stereo form are excluded
     takes_over_interrupts: ClassVar[bool] = True  # RDKit does
     path: Path | None
     holdout_share: Annotated[float, Interval(ge=0, lt=1), "share of the molecules in the holdout"] = 0.2
@@ -112,7 +113,7 @@ class MoleculeSource(Source):
         return self.conformers * self.n_molecules()
 
     def n_usable_rows(self) -> int:
-        with warnings.catch_warnings(action="ignore"):  # the reading itself reports what is excluded
+        with warnings.catch_warnings(action="ignore"):  # the reading itself reports the excluded ones
             return count_rows(_read_corpus(self))
 
     def n_holdout(self) -> int:

@@ -48,12 +48,15 @@ class Qm9(NamedMoleculeSource):
         return self.path.suffix.lower() == ".npz"
 
     def read_molecules(self, names: list[str]) -> Iterator[Candidate]:
+        from rdkit import rdBase
+
         if self._has_arrays():
             structures = _read_arrays(self.path)
             yield from (Candidate(name, [assign_bonds(structures[name])]) for name in names)
         else:
             for name, data in read_files(self.path, set(names).__contains__):
-                structure = _parse_xyz(data)
+                with rdBase.BlockLogs():  # of unknown elements
+                    structure = _parse_xyz(data)
                 yield Candidate(name, [assign_bonds(structure) if structure else "that cannot be read"])
 
 

@@ -28,6 +28,8 @@ Template = Annotated[str, "field of the document, or text with fields, such as `
 class DocumentSource(FileSource):
     """A source of documents. White space around documents is removed. Empty documents are skipped and counted."""
 
+    version: ClassVar[int] = 2  # pointers, hidden files and truth values are not read as text
+
     @abstractmethod
     def documents(self) -> Iterator[str]:
         """Every document, in the order of the files; "" for a row without text."""
