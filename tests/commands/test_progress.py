@@ -1,4 +1,4 @@
-"""What is shown while a command works."""
+"""The lines, or the bar, while a command works."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A run under limits of the system succeeds, or says in one sentence what it lacks."""
+"""A run under limits of the system succeeds or ends with one sentence."""
 
 from __future__ import annotations
 

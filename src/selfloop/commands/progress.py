@@ -37,7 +37,7 @@ def show_activity(quiet: bool, activity: str) -> Iterator[None]:
 
 
 class Progress:
-    """Work done and all work, and a note of what is done now. Called with both numbers."""
+    """Work done and all work, and a note on the present step. Called with both numbers."""
 
     def __init__(self, activity: str, unit: str) -> None:
         self.activity, self.unit, self.doing, self.done, self.total = activity, unit, "", 0, 0

@@ -136,5 +136,5 @@ def _ensemble_seconds(task: Task) -> float:
 
 def _timed(make: Callable[[], T]) -> tuple[float, T]:
     started = time.perf_counter()
-    made = make()
-    return time.perf_counter() - started, made
+    value = make()
+    return time.perf_counter() - started, value

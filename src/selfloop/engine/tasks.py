@@ -131,7 +131,7 @@ def _seed_groups(point: Point) -> list[tuple[int, ...]]:
 
 
 def run_task_in_worker(task: Task, notify: Notify) -> Iterator[TaskOutput]:
-    """Outputs of a task with a store of its own. `notify` is told what it does now."""
+    """Outputs of a task with a store of its own. `notify` gets notes on the present step."""
     store = Store(task.store, threads=task.threads)
     generation = 1
     if task.generations == 0 or task.point.runs_as_ensemble:
