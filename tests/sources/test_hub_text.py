@@ -153,3 +153,11 @@ def test_missing_values_and_truth_values_are_errors_and_rows_without_text_are_co
         assert read_corpus(HubText(path=folder)) == ["a"]
     with pytest.raises(DataError, match=r"row 0: field 'b' has type bool; .* or remove the row"):
         HubText(path=folder, template="b").n_rows()
+
+
+def test_files_of_a_data_set_on_the_hub_are_those_of_its_commit() -> None:
+    is_contained = HubText(path="someone/stories", revision="0" * 40).file_check()
+    assert is_contained(f"hf://datasets/someone/stories@{'0' * 40}/data/train.parquet")
+    for other in ("/etc/passwd", "https://example.org/a.jsonl", f"hf://datasets/someone/else@{'0' * 40}/a.jsonl",
+                  "hf://datasets/someone/stories@main/a.jsonl"):  # fmt: skip
+        assert not is_contained(other)
