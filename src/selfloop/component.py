@@ -58,6 +58,11 @@ class Source(Component):
     component_kind: ClassVar[str] = "source"
     exact_family: ClassVar[str] = ""  # family of the rows' distribution: its model with params `truth` draws the same rows
 
+    def title(self) -> str:
+        """The source in a message: its name, and that of its file or folder."""
+        path = getattr(self, "path", None)
+        return f"{self.name} {path.name}" if isinstance(path, Path) else self.name
+
     @abstractmethod
     def schema(self) -> Mapping[str, ColumnType]:
         """Type of each column."""

@@ -103,7 +103,7 @@ def check_range(source: Source, first: int, n: int, n_rows: int) -> None:
     """Raise DataError if a source with n_rows rows has no rows first .. first + n - 1."""
     if not 0 <= first <= first + n <= n_rows:
         raise DataError(
-            f"source: got rows {first} to {first + n - 1} of {source.name}; it has {n_rows} that can be used. Set n so that "
+            f"source: got rows {first} to {first + n - 1} of {source.title()}; it has {n_rows} that can be used. Set n so that "
             f"the holdout and all batches of real rows have at most {n_rows} rows together."
         )
 

@@ -81,7 +81,7 @@ def resolve_point(spec: Spec, coordinates: Coordinates) -> Point:
 
 def _resolve_sizes(spec: Spec) -> tuple[int, int]:
     """n and holdout; SpecError if the source has too few rows."""
-    name, size, split = spec.source.name, spec.source.n_rows(), spec.source.n_holdout()
+    name, size, split = spec.source.title(), spec.source.n_rows(), spec.source.n_holdout()
     if split is not None and spec.holdout not in (None, split):
         raise SpecError(f"holdout: got {spec.holdout}; source {name} itself holds out {split} rows. Remove the key.")
     holdout = split if split is not None else spec.holdout
@@ -111,7 +111,7 @@ def _count_real_rows(spec: Spec, policy: Policy, n: int) -> int:
     fresh = any(entry.new_rows.real for entry in entries[1:])
     if fresh and spec.source.has_fixed_design() and not isinstance(spec.source, SupportsRelabel):
         raise SpecError(
-            f"policies: {policy.name} draws fresh real rows; source {spec.source.name} has none for its fixed inputs. "
+            f"policies: {policy.name} draws fresh real rows; source {spec.source.title()} has none for its fixed inputs. "
             "Choose another policy."
         )
     return n if spec.source.has_fixed_design() else sum(entry.new_rows.real for entry in entries)
@@ -121,12 +121,12 @@ def check_pair(family: Family, source: Source) -> None:
     """Raise SpecError if the family cannot model the rows of the source."""
     if missing := set(family.required_columns) - set(source.schema()):
         raise SpecError(
-            f"source: family {family.name} models the columns {', '.join(family.required_columns)}; {source.name} has "
+            f"source: family {family.name} models the columns {', '.join(family.required_columns)}; {source.title()} has "
             f"{', '.join(source.schema())} and lacks {', '.join(sorted(missing))}. Choose another source or family."
         )
     if isinstance(family, UsesEncoder) and not isinstance(source, CorpusSource):
         raise SpecError(
-            f"source: family {family.name} reads a corpus from files; {source.name} draws its rows. Choose a text source."
+            f"source: family {family.name} reads a corpus from files; {source.title()} draws its rows. Choose a text source."
         )
 
 
@@ -147,12 +147,12 @@ def _check_abilities(spec: Spec) -> None:
                     "Drop the metric or choose another family."
                 )
         if metric.uses_holdout and not spec.holdout:
-            advice = "Set it above 0." if source.n_holdout() is None else f"Change the split of source {source.name}."
+            advice = "Set it above 0." if source.n_holdout() is None else f"Change the split of source {source.title()}."
             raise SpecError(f"holdout: got 0; metric {metric.name!r} is measured on held-out real rows. {advice}")
         if unknown := set(metric.true_params) - set(truth):
             raise SpecError(
-                f"metrics: {metric.name!r} compares with the true {', '.join(sorted(unknown))}, which {source.name} does not "
-                "know. Choose a metric that is measured on held-out rows, such as nll."
+                f"metrics: {metric.name!r} compares with the true {', '.join(sorted(unknown))}, which {source.title()} does "
+                "not know. Choose a metric that is measured on held-out rows, such as nll."
             )
 
 
@@ -165,8 +165,8 @@ def _check_used(spec: Spec) -> None:
         for name, value, why in find_unused(component):
             raise SpecError(f"{key}.{name}: got {shown(value)}, which changes nothing: {why}. Remove the key.")
     if spec.init_from != "scratch" and isinstance(spec.family, SupportsEnsemble):
-        found, name = shown(spec.init_from), spec.family.name
-        raise SpecError(f"init_from: got {found}, which changes nothing: {name} is fitted on its rows alone. Remove the key.")
+        start, name = shown(spec.init_from), spec.family.name
+        raise SpecError(f"init_from: got {start}, which changes nothing: {name} is fitted on its rows alone. Remove the key.")
 
 
 def _world(spec: Spec, policy: Policy, n: int) -> World:
