@@ -50,13 +50,13 @@ def cell_digests(text: str) -> set[str]:
 
 def _file_digests(waiting: list[tuple[str, str]]) -> set[str]:
     """Digests of files, each given with its package, and of the files that they import."""
-    found: dict[str, str] = {}
+    digests: dict[str, str] = {}
     while waiting:
         path, package = waiting.pop()
-        if path not in found and (status := _status(path)):
-            found[path], imported = _read(path, package, *status)
+        if path not in digests and (status := _status(path)):
+            digests[path], imported = _read(path, package, *status)
             waiting += imported
-    return set(found.values())
+    return set(digests.values())
 
 
 def _status(file: str) -> tuple[int, int] | None:

@@ -1,4 +1,4 @@
-"""Whatever a spec is: it can be planned, or one sentence says what is wrong."""
+"""Any spec can be planned, or is refused in one sentence."""
 
 from __future__ import annotations
 

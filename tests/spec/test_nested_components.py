@@ -29,7 +29,7 @@ from selfloop.types import TrainingRows
 
 
 @dataclass(frozen=True, kw_only=True)
-class Table(Settings):
+class Choices(Settings):
     """A table of settings inside a component."""
 
     word: str = "a"
@@ -42,7 +42,7 @@ class Wrapped(Family):
 
     name: ClassVar[str] = "wrapped"
     inner: Annotated[Family, "the family that is fitted"] = field(default_factory=Gaussian)
-    table: Table = field(default_factory=Table)
+    table: Choices = field(default_factory=Choices)
     maybe: Family | None = None
 
     def fit(self, rows: TrainingRows, ctx: Context, init: Params | None) -> Params:
@@ -78,7 +78,7 @@ FAMILIES: Any = st.recursive(
         Wrapped,
         inner=inner,
         table=st.builds(
-            Table, word=st.text("ab\"'\\\n", max_size=4), numbers=st.lists(st.floats(-1, 1), max_size=2).map(tuple)
+            Choices, word=st.text("ab\"'\\\n", max_size=4), numbers=st.lists(st.floats(-1, 1), max_size=2).map(tuple)
         ),
         maybe=st.none() | inner,
     ),

@@ -192,7 +192,7 @@ def test_two_classes_of_one_package_with_one_name_are_refused() -> None:
 
 
 def keep_close(found: Any, written: Any) -> Any:
-    """What was found, but with the numbers that are written already where they are equal within the tolerance."""
+    """The new values, but with the numbers that are written already where they are equal within the tolerance."""
     if isinstance(found, dict):
         return {key: keep_close(value, written.get(key) if isinstance(written, dict) else None) for key, value in found.items()}
     if isinstance(found, list) and isinstance(written, list) and len(found) == len(written):

@@ -176,8 +176,6 @@ def predict(
         print_laws(_spec(policy[0], set_), figure)
     else:
         settings = {key.removeprefix("policy."): value for key, value in map(parse_override, set_ or ())}
-        for key in settings.keys() & {"n", "generations"}:
-            raise SpecError(f"--set {key}=...: it is no setting of a policy. Give --{key} {settings[key]}.")
         print_predictions({name: predict_policy({"name": name, **settings}, n, generations) for name in policy}, n, figure)
 
 

@@ -2,8 +2,8 @@
 
 A stored step is `<package>.<name>@<version>`, a component `<package>/<kind>/<name>@<version>` with its settings, a settings
 table its class name with its settings. The package is the top-level package, or the stem of a script. Moving a file
-therefore keeps every key; renaming a component or raising its version changes the keys that depend on it. What is not
-installed is identified by its code in addition: `code_digest`.
+therefore keeps every key; renaming a component or raising its version changes the keys that depend on it. Code that is
+not installed has a digest of itself in its identity: `code_digest`.
 """
 
 from __future__ import annotations
