@@ -139,7 +139,7 @@ def tiny_spec(**changes: Any) -> Spec:
 
 
 def files_of(store: Path) -> list[Path]:
-    """Every stored object and record, without what was set aside."""
+    """Every stored object and record, without those that were set aside."""
     paths = [path for part in ("objects", "records") for path in (store / part).rglob("*") if path.suffix != ".damaged"]
     return sorted(path for path in paths if path.is_file())
 

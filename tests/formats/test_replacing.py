@@ -1,4 +1,4 @@
-"""Outputs appear whole or not at all; what was there before survives a failure."""
+"""Outputs appear whole or not at all; the old file survives a failure."""
 
 from __future__ import annotations
 

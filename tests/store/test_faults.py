@@ -1,4 +1,4 @@
-"""Whatever stands in the place of a store's files, the rows are those of an undisturbed store, or one sentence says why not."""
+"""Whatever stands in the place of a store's files, its rows are those of an undisturbed store, or the error gives the reason."""
 
 from __future__ import annotations
 
@@ -393,7 +393,7 @@ def test_a_disk_that_is_full_at_any_size_is_a_sentence_and_then_the_rows_are_the
 
 @stored_step("need_much", version=1)
 def need_much(rows: int, ctx: Context) -> Columns:
-    """So many zeros."""
+    """Zeros."""
     return {"x": np.zeros(rows)}
 
 

@@ -312,9 +312,9 @@ def test_an_object_that_goes_while_a_run_holds_it_is_made_again(tmp_path: Path) 
 def test_a_record_under_another_s_name_is_damage(tmp_path: Path) -> None:
     store = Store(tmp_path)
     store.call(echo, 1)
-    path = Path(store.record_path(store.key(echo, 1, 2)))
+    path = Path(store.files.record_path(store.key(echo, 1, 2)))
     path.parent.mkdir(parents=True, exist_ok=True)
-    shutil.copy(store.record_path(store.key(echo, 1)), path)
+    shutil.copy(store.files.record_path(store.key(echo, 1)), path)
     with pytest.warns(UserWarning, match=path.name):
         assert store.call(echo, 1, 2) == 2
 

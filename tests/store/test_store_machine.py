@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 import tiny_components
-from selfloop.store.store import Store
+from selfloop.store.folder import StoreFolder
 from selfloop.testing import check_store
 from selfloop.testing.store_machine import StoreMachine
 
@@ -37,7 +37,7 @@ def test_a_store_that_trusts_damaged_objects_is_found(monkeypatch: pytest.Monkey
         file.unlink()
         file.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
     if trusts:
-        monkeypatch.setattr(Store, "is_intact", lambda store, content: True)
+        monkeypatch.setattr(StoreFolder, "is_intact", lambda folder, content: True)
         with pytest.raises(AssertionError):
             machine.run_and_verify(2)
     else:

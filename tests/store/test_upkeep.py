@@ -1,4 +1,4 @@
-"""A store knows its runs, and gc deletes only what nobody needs and only what the store made."""
+"""A store lists its runs, and gc deletes only its own files and only those that nobody needs."""
 
 from __future__ import annotations
 

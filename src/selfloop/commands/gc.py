@@ -1,4 +1,4 @@
-"""Finds and deletes files of a store: what no record needs, what is damaged, and on request the records of runs."""
+"""Finds and deletes files of a store: unused, unfinished and damaged ones, and on request the records of runs."""
 
 from __future__ import annotations
 
@@ -61,13 +61,13 @@ def find_garbage(path: Path, keep: Collection[str], delete: Collection[str], rea
     garbage, runs = Garbage(), {run.name: run for run in read_runs(path)}
     names = {name: name if name in runs else run_name(spec_text(read_spec(name))) for name in (*keep, *delete)}
 
-    def keys_of(chosen: Collection[str]) -> set[str]:
-        listed = {key for name in chosen if names[name] in runs for key in runs[names[name]].keys}
-        return listed.union(*(stored_calls([read_spec(name)], path) for name in chosen if name not in runs))
+    def keys_of(named: Collection[str]) -> set[str]:
+        listed = {key for name in named if names[name] in runs for key in runs[names[name]].keys}
+        return listed.union(*(stored_calls([read_spec(name)], path) for name in named if name not in runs))
 
-    kept, deleted = keys_of(keep), keys_of(delete)
-    used = kept.union(*(run.keys for run in runs.values() if run.name not in names.values()))
-    survivors = _find_records(path, garbage, lambda key: key not in kept if keep else key in deleted - used)
+    wanted = keys_of(keep)
+    unwanted = keys_of(delete).difference(*(run.keys for run in runs.values() if run.name not in names.values()))
+    survivors = _find_records(path, garbage, lambda key: key not in wanted if keep else key in unwanted)
     _find_leftovers(path, garbage)
     for run in runs.values():
         if run.keys - survivors and (keep or run.name in names.values()):
@@ -95,7 +95,7 @@ def _find_records(path: Path, garbage: Garbage, is_unwanted: Callable[[str], boo
 
 
 def _find_leftovers(path: Path, garbage: Garbage) -> None:
-    """Add what was set aside as damaged, and what ended runs left unfinished."""
+    """Add files that were set aside as damaged, and unfinished ones of ended runs."""
     for forms in (("records|objects|scratch",), ("records|objects", PREFIX), ()):
         for file in _own(path, *forms, r".+\.\d+\.damaged"):
             garbage.add("damaged files", file)
@@ -121,6 +121,6 @@ def _is_old(path: Path) -> bool:
 
 def _status_below(path: Path) -> Iterator[os.stat_result]:
     """The status of a file or folder, and of everything in it."""
-    for found in (path, *path.rglob("*")):
+    for below in (path, *path.rglob("*")):
         with suppress(FileNotFoundError):  # a live run has just removed it
-            yield found.lstat()
+            yield below.lstat()

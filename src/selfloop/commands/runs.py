@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from selfloop.errors import SelfloopError
+from selfloop.store.folder import StoreFolder
 from selfloop.store.records import check_format, read_record
 from selfloop.store.runs import StoredRun, read_runs
-from selfloop.store.store import Store
 
 
 @dataclass(frozen=True)
@@ -25,10 +25,10 @@ def measure_runs(path: Path) -> list[RunSize]:
     """The runs of a store, the last one first. Runs share records, so sizes may add up to more than the store's."""
     if not check_format(path):
         raise SelfloopError(f"store {path}: is not a store. Name its folder with --store.")
-    store, sizes = Store(path, read_only=True), []
+    files, sizes = StoreFolder(path, read_only=True), []
     for run in read_runs(path):
-        bodies = {file: body for key in run.keys if (body := read_record(file := store.record_path(key), key))}
-        objects = {store.object_path(body["result"]["object"]) for body in bodies.values() if "object" in body["result"]}
+        bodies = {file: body for key in run.keys if (body := read_record(file := files.record_path(key), key))}
+        objects = {files.object_path(body["result"]["object"]) for body in bodies.values() if "object" in body["result"]}
         size = sum(os.path.getsize(file) for file in (*bodies, *objects) if os.path.exists(file))
         sizes.append(RunSize(run, len(bodies), size))
     return sizes

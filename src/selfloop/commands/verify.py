@@ -54,17 +54,17 @@ def verify(spec: Spec, path: Path, records: int, progress: Callable[[int, int], 
         raise SpecError(f"verify: store {path} has no record of this spec. Run the spec first.")
     verification, keys = Verification(len(calls)), sorted(calls)
     for call in calls.values():
-        body = store.read_record(store.record_path(call.key), call.key) or {"result": {}, "provenance": {"backend": {}}}
+        body = store.files.read_record(call.key) or {"result": {}, "provenance": {"backend": {}}}
         verification.backends.update(body["provenance"]["backend"].items())
-        if "object" in body["result"] and not store.is_intact(body["result"]["object"]):
-            damaged.append(store.object_path(body["result"]["object"]))
+        if "object" in body["result"] and not store.files.is_intact(body["result"]["object"]):
+            damaged.append(store.files.object_path(body["result"]["object"]))
     rng = RandomStream(("verify", time.time_ns())).generator()
     picks = sorted(rng.choice(len(keys), min(records, len(keys)), replace=False)) if keys else []
     for i in picks:
         _verify_record(store, calls[keys[i]], verification)
         if progress:
             progress(verification.checked, len(picks))
-    verification.damaged = sorted({*damaged, *store.damaged})
+    verification.damaged = sorted({*damaged, *store.files.damaged})
     return verification
 
 
@@ -133,5 +133,5 @@ def stored_calls(specs: Iterable[Spec], path: Path, damaged: list[str] | None = 
                         pass
                 calls |= {call.key: call for call in store.calls}
                 if damaged is not None:
-                    damaged += store.damaged
+                    damaged += store.files.damaged
     return calls

@@ -3,15 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, fields, is_dataclass
-from pathlib import Path
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any
-
-from selfloop.component import Context
-from selfloop.formats.folders import list_folder
-from selfloop.store.identity import ObjectRef
-from selfloop.store.records import stamp
 
 
 class NotStoredError(Exception):
@@ -25,27 +19,6 @@ class StepCall:
     key: str
     step: Callable[..., Any]
     arguments: tuple[Any, ...]
-
-
-def inputs_of(value: Any) -> Iterator[Path | ObjectRef]:
-    """Every path and every reference to stored arrays in an argument and its settings."""
-    if isinstance(value, Path | ObjectRef):
-        yield value
-    elif isinstance(value, Mapping | tuple | list):
-        for item in value.values() if isinstance(value, Mapping) else value:
-            yield from inputs_of(item)
-    elif is_dataclass(value) and not isinstance(value, type | Context):
-        yield from inputs_of([getattr(value, f.name) for f in fields(value) if f.metadata.get("identity", True)])
-
-
-def source_stamps(inputs: Iterable[Path | ObjectRef]) -> dict[Path, Hashable]:
-    """The files at and below the paths, and what changes when they are written."""
-    stamps: dict[Path, Hashable] = {}
-    for path in inputs:
-        if isinstance(path, Path):
-            names = list_folder(path).sizes if path.is_dir() else {"": 0}
-            stamps |= {path / name: stamp(path / name, changes=False) for name in names}
-    return stamps
 
 
 @dataclass(slots=True)

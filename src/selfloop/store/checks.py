@@ -38,5 +38,5 @@ def recompute(store: Store, call: StepCall, threads: int) -> tuple[Mapping[str, 
 
 def provenance_of(store: Store, call: StepCall) -> Mapping[str, Any]:
     """Provenance in a call's record; empty without one."""
-    body = store.read_record(store.record_path(call.key), call.key)
+    body = store.files.read_record(call.key)
     return cast(Mapping[str, Any], body["provenance"]) if body else {}

@@ -174,7 +174,7 @@ def obstacle(root: Path, path: str | Path) -> Path | None:
 
 
 def set_aside(root: Path, path: str) -> None:
-    """Rename what is at a path in a store and cannot be used, or what obstructs it. OSError if that is impossible."""
+    """Rename an unusable file of a store, or the obstacle on the way to it. OSError if that is impossible."""
     damaged = obstacle(root, path) or path
     with suppress(FileNotFoundError):  # another process was faster
         os.rename(damaged, f"{damaged}.{time.time_ns()}.damaged")

@@ -20,7 +20,7 @@ class StoredRun:
     """A run of a spec, finished or not."""
 
     name: str  # 12 hexadecimal digits of the spec's digest
-    title: str  # what a table of runs says of it
+    title: str  # for a table of runs
     spec: str  # TOML
     keys: frozenset[str]  # of its records so far
     time: float  # of its last start or end, in seconds since 1970

@@ -8,10 +8,9 @@ Processes share a store without locks: equal keys give equal files, and the firs
 from __future__ import annotations
 
 import json
-import os
 import time
 import warnings
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
@@ -21,8 +20,10 @@ from selfloop.component import Context
 from selfloop.errors import ChainEndedError, DataError, StoreError, is_selfloop_warning
 from selfloop.formats.safetensors import is_columns, read_safetensors, to_safetensors
 from selfloop.store import records
-from selfloop.store.calls import NotStoredError, StepCall, Usage, inputs_of, source_stamps
+from selfloop.store.calls import NotStoredError, StepCall, Usage
+from selfloop.store.folder import StoreFolder
 from selfloop.store.identity import ObjectRef, digest, identity, step_identity, step_name
+from selfloop.store.inputs import unchanged_inputs
 from selfloop.store.interrupts import refuse_interrupted
 
 
@@ -37,21 +38,15 @@ class Store:
     read_only: bool = False
     record_calls: bool = False
     threads: int = 1  # in the provenance of steps that get no Context
-    note: Callable[[str], None] = field(default=lambda step: None, repr=False)  # is told what is computed now
+    note: Callable[[str], None] = field(default=lambda step: None, repr=False)  # gets the name of the present step
     usage: Usage = field(default_factory=Usage)
     calls: list[StepCall] = field(default_factory=list)
-    damaged: list[str] = field(default_factory=list)  # files that this store found damaged or missing
+    files: StoreFolder = field(init=False, repr=False)
     _makers: dict[str, StepCall] = field(default_factory=dict)  # object digest -> a call with that result, to rebuild it
-    _is_writable: bool = False
     _step: str = ""  # that is computed now
-    _checked: dict[str, Hashable] = field(default_factory=dict)  # digests that were verified -> the files' stamps then
 
     def __post_init__(self) -> None:
-        try:
-            if not records.check_format(self.path) and not self.read_only:
-                records.create_folders(self.path)
-        except OSError as problem:
-            raise records.store_error(self.path, "read" if self.read_only else "write", problem) from problem
+        self.files = StoreFolder(self.path, self.read_only)
 
     def call(self, step: Callable[..., Any], *arguments: Any) -> Any:
         """The result of step(*arguments), from its record or computed and recorded.
@@ -84,8 +79,8 @@ class Store:
 
     def open(self, ref: ObjectRef) -> dict[str, Column]:
         """The arrays of an object, memory-mapped. Its digest is verified if its file has changed; if damaged, it is rebuilt."""
-        path = self.object_path(ref.digest)
-        if not self.is_intact(ref.digest):
+        path = self.files.object_path(ref.digest)
+        if not self.files.is_intact(ref.digest):
             self._rebuild_object(ref, path)
         try:
             return read_safetensors(path)
@@ -93,45 +88,15 @@ class Store:
             self._rebuild_object(ref, path)
             return read_safetensors(path)
 
-    def is_intact(self, content: str) -> bool:
-        """True if an object has its digest, which is computed again only if its file changed."""
-        path = self.object_path(content)
-        stamp = records.stamp(path)
-        if self._checked.get(content) != stamp and records.is_intact(path, content):
-            self._checked[content] = stamp
-        return self._checked.get(content) == stamp
-
     def lookup(self, call: StepCall) -> Mapping[str, Any] | None:
-        """Result in a call's record; None if there is none. A damaged record or object is set aside. Counts the usage."""
-        path = self.record_path(call.key)
-        body = self.read_record(path, call.key)
-        if body is None:
-            return None
-        result = cast(Mapping[str, Any], body["result"])
-        if not records.is_result_of(call.step, result):
-            self._set_aside(path)
-            return None
-        target = self.object_path(result["object"]) if "object" in result else None
-        if target and (records.file_stat(target) or ()) != body["file_stat"] and not self.is_intact(result["object"]):
-            self._set_aside(target)
-            if not self.read_only:
-                Path(path).unlink(missing_ok=True)  # a step that is not reproducible gives an object of another name
+        """Result in a call's record; None if there is none, or if it or its object is damaged. Counts the usage."""
+        body = self.files.read_record(call.key, call.step)
+        if body is None or not self.files.has_object(body):
             return None
         self.usage.seconds_saved += body["provenance"]["seconds"]
         self.usage.warnings |= dict.fromkeys(body["warnings"])
         self.usage.backends.update(body["provenance"]["backend"].items())
-        return result
-
-    def read_record(self, path: str, key: str) -> dict[str, Any] | None:
-        """The body of a record file; None if there is none, or if it is damaged."""
-        exists = os.path.lexists(path)  # asked first: another process may write it now
-        try:
-            body = records.read_record(path, key)
-        except OSError as problem:
-            raise records.store_error(self.path, "read", problem) from problem
-        if body is None and exists:
-            self._set_aside(path)
-        return body
+        return cast(Mapping[str, Any], body["result"])
 
     def _compute(self, call: StepCall) -> Mapping[str, Any]:
         """Compute and record a call. If interrupted, nothing is recorded and its scratch folder stays for the next try."""
@@ -140,12 +105,10 @@ class Store:
         started = time.perf_counter()
         self._step = name.replace("_", " ")
         self.note(self._step)
-        self._make_ready(scratch)
-        inputs = list(inputs_of(call.arguments))
-        before = source_stamps(inputs)
+        self.files.make_ready(scratch)
         try:
             arguments = [self.open_argument(argument, scratch, backends) for argument in call.arguments]
-            with warnings.catch_warnings(record=True) as caught, refuse_interrupted(name):
+            with warnings.catch_warnings(record=True) as caught, refuse_interrupted(name), unchanged_inputs(self, call):
                 value = call.step(*arguments)
             seconds = time.perf_counter() - started
             result = self._write_result(value)
@@ -155,24 +118,14 @@ class Store:
             raise records.step_error(self.path, name, problem) from problem
         except MemoryError as problem:
             raise records.memory_error(name, problem) from problem
-        self._check_unchanged(call, inputs, before)
-        self.usage.computed += 1
-        self.usage.seconds += seconds
-        self.usage.count_step(name, 1, seconds)
-        self.usage.backends.update(backends.items())
         messages = [str(w.message) for w in caught if is_selfloop_warning(w.category, w.filename)]
-        self.usage.warnings |= dict.fromkeys(messages)
         for w in caught:
             warnings.warn_explicit(w.message, w.category, w.filename, w.lineno)
+        self.usage.add(Usage(1, 0, seconds, by_step={name: (1, seconds)}, warnings=dict.fromkeys(messages)))
+        self.usage.backends.update(backends.items())
         threads = next((a.threads for a in call.arguments if isinstance(a, Context)), self.threads)
-        body = {
-            "key": call.key,
-            "result": result,
-            "file_stat": records.file_stat(self.object_path(result["object"])) if "object" in result else None,
-            "provenance": records.provenance(step_identity(call.step), seconds, threads, backends),
-            "warnings": messages,
-        }
-        self._write(self.record_path(call.key), records.with_checksum(json.dumps(body).encode()))
+        provenance = records.provenance(step_identity(call.step), seconds, threads, backends)
+        self.files.write_record({"key": call.key, "result": result, "provenance": provenance, "warnings": messages})
         records.remove_scratch(scratch)
         return result
 
@@ -181,11 +134,7 @@ class Store:
             return {"value": json.loads(json.dumps(value, allow_nan=False))}
         chunks = to_safetensors(value)
         name = digest(*chunks)
-        path = self.object_path(name)
-        if os.path.lexists(path) and not records.is_intact(path, name):
-            self._set_aside(path)
-        self._write(path, *chunks, mode=0o444)  # its pages are mapped by the steps that read it
-        self._checked[name] = records.stamp(path)
+        self.files.write_object(name, *chunks)
         self.usage.bytes += sum(map(len, chunks))
         return {"object": name}
 
@@ -205,7 +154,7 @@ class Store:
         self.note(f"{self._step}, step {done:,} of {total:,}")
 
     def _rebuild_object(self, ref: ObjectRef, path: str) -> None:
-        self._set_aside(path)
+        self.files.set_aside(path)
         maker = self._makers.get(ref.digest)
         if maker is None or self.read_only:
             raise StoreError(
@@ -216,52 +165,3 @@ class Store:
                 f"store {self.path}: recomputing object {ref.digest} gave other bytes, as other machines or libraries may. "
                 "Run the spec again: what depends on the object is computed again, too."
             )
-
-    def _make_ready(self, scratch: Path) -> None:
-        """Raise StoreError before any work if the store cannot be written; clear the place of the scratch folder."""
-        if not self._is_writable:
-            try:
-                records.create_folders(self.path)
-            except OSError as problem:
-                raise records.store_error(self.path, "write", problem) from problem
-            self._is_writable = True
-        if records.obstacle(self.path, scratch / "file"):
-            self._set_aside(str(scratch))
-
-    def _check_unchanged(self, call: StepCall, inputs: list[Path | ObjectRef], before: Mapping[Path, Hashable]) -> None:
-        """Raise DataError or StoreError if the files that a step has just read are not those of its key."""
-        after = source_stamps(inputs)
-        changed = [str(file) for file in before.keys() | after.keys() if before.get(file) != after.get(file)]
-        if before and not changed and self.key(call.step, *call.arguments) != call.key:
-            changed = [str(file) for file in before]
-        if changed:
-            raise DataError(f"{step_name(call.step)}: {changed[0]} changed while it was read. Nothing was stored; run again.")
-        for ref in inputs:
-            if isinstance(ref, ObjectRef) and not self.is_intact(ref.digest):
-                raise StoreError(f"store {self.path}: object {ref.digest} changed while it was read. Run again.")
-
-    def _set_aside(self, path: str) -> None:
-        """Warn of a damaged or missing file, and rename it so that it can be computed again."""
-        self.damaged.append(path)
-        exists = os.path.lexists(path) or records.obstacle(self.path, path)
-        remedy = "" if self.read_only else ": set aside and computed again" if exists else ": computed again"
-        warnings.warn(f"{'damaged' if exists else 'missing'} file {path}{remedy}", stacklevel=2)
-        if not self.read_only:
-            try:
-                records.set_aside(self.path, path)
-            except OSError as problem:
-                raise records.store_error(self.path, "write", problem) from problem
-
-    def _write(self, path: str, *chunks: bytes | memoryview, mode: int = 0o666) -> None:
-        try:
-            if records.obstacle(self.path, path):
-                self._set_aside(path)
-            records.write_new(path, *chunks, mode=mode)
-        except OSError as problem:
-            raise records.store_error(self.path, "write", problem) from problem
-
-    def object_path(self, content: str) -> str:  # text, not Path: creating paths would be a third of the cost of a replay
-        return f"{self.path}/objects/{content[:2]}/{content}.safetensors"
-
-    def record_path(self, key: str) -> str:
-        return f"{self.path}/records/{key[:2]}/{key}.json"

@@ -116,7 +116,7 @@ class StoreMachine(RuleBasedStateMachine):
 
     @rule(old=st.booleans())
     def collect_garbage(self, old: bool) -> None:
-        """Delete what gc finds, now or after the age that it waits for."""
+        """Delete the garbage, now or after the age that gc waits for."""
         for path in self.store.rglob("*") if old else ():
             if not path.is_symlink():
                 os.utime(path, (time.time() - 2 * MIN_AGE,) * 2)
@@ -128,8 +128,8 @@ class StoreMachine(RuleBasedStateMachine):
     def run_and_verify(self, generations: int) -> None:
         """After a run nothing that it used is damaged or wrong."""
         self.run(generations)
-        found = verify(self._spec(generations), self.store, records=2)
-        assert (found.wrong, found.damaged) == ([], [])
+        verification = verify(self._spec(generations), self.store, records=2)
+        assert (verification.wrong, verification.damaged) == ([], [])
 
     @invariant()
     def has_no_half_written_file(self) -> None:
@@ -157,15 +157,15 @@ def _process(spec: Spec, store: Path, after: int = 0) -> Iterator[Connection]:
     context: Any = get_context("forkserver" if "forkserver" in get_all_start_methods() else "spawn")
     if hasattr(context, "set_forkserver_preload"):
         context.set_forkserver_preload([__name__])
-    here, there = context.Pipe()
-    process = context.Process(target=_send_rows, args=(spec, store, after, there), daemon=True)
+    connection, child_end = context.Pipe()
+    process = context.Process(target=_send_rows, args=(spec, store, after, child_end), daemon=True)
     process.start()
-    there.close()
+    child_end.close()
     try:
-        yield here
+        yield connection
     finally:
         process.join()
-        here.close()
+        connection.close()
 
 
 def _send_rows(spec: Spec, store: Path, after: int, connection: Connection) -> None:

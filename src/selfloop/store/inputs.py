@@ -1,0 +1,65 @@
+"""Files that a stored step reads: sources and objects. If they change under the step, its result does not belong to its key."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from selfloop.component import Context
+from selfloop.errors import DataError, StoreError
+from selfloop.formats.folders import list_folder
+from selfloop.store.calls import StepCall
+from selfloop.store.identity import ObjectRef, step_name
+from selfloop.store.records import stamp
+
+if TYPE_CHECKING:
+    from selfloop.store.store import Store
+
+
+@contextmanager
+def unchanged_inputs(store: Store, call: StepCall) -> Iterator[None]:
+    """Raise DataError or StoreError after the block if the files that a step has just read are not those of its key."""
+    inputs = list(_inputs_of(call.arguments))
+    before = _source_stamps(inputs)
+
+    def check() -> None:
+        after = _source_stamps(inputs)
+        changed = [str(file) for file in before.keys() | after.keys() if before.get(file) != after.get(file)]
+        if before and not changed and store.key(call.step, *call.arguments) != call.key:  # changed after the key was made
+            changed = [str(file) for file in before]
+        if changed:
+            raise DataError(f"{step_name(call.step)}: {changed[0]} changed while it was read. Nothing was stored; run again.")
+        for ref in inputs:
+            if isinstance(ref, ObjectRef) and not store.files.is_intact(ref.digest):
+                raise StoreError(f"store {store.path}: object {ref.digest} changed while it was read. Run again.")
+
+    try:
+        yield
+    except Exception:  # the step may have ended its chain, or failed, because of the change
+        check()
+        raise
+    check()
+
+
+def _inputs_of(value: Any) -> Iterator[Path | ObjectRef]:
+    """Every path and every reference to stored arrays in an argument and its settings."""
+    if isinstance(value, Path | ObjectRef):
+        yield value
+    elif isinstance(value, Mapping | tuple | list):
+        for item in value.values() if isinstance(value, Mapping) else value:
+            yield from _inputs_of(item)
+    elif is_dataclass(value) and not isinstance(value, type | Context):
+        yield from _inputs_of([getattr(value, f.name) for f in fields(value) if f.metadata.get("identity", True)])
+
+
+def _source_stamps(inputs: Iterable[Path | ObjectRef]) -> dict[Path, Hashable]:
+    """The files at and below the paths, and what changes when they are written."""
+    stamps: dict[Path, Hashable] = {}
+    for path in inputs:
+        if isinstance(path, Path):
+            names = list_folder(path).sizes if path.is_dir() else {"": 0}
+            stamps |= {path / name: stamp(path / name, changes=False) for name in names}
+    return stamps
