@@ -36,7 +36,7 @@ from selfloop.policies.growing import Growing, ReplaceMultiple
 from selfloop.snapshots import EnsembleSnapshot, Scenario, Snapshot
 from selfloop.sources.distributions import Design, GaussianSource, LinearSource, LogisticSource, ZipfSource
 from selfloop.theory.laws import LAWS, law_curves
-from selfloop.theory.laws.glm import _information
+from selfloop.theory.laws.linear import _information
 from selfloop.theory.moments import MomentEstimator, moment_curves
 
 NORMAL = Scenario(Replace(), GaussianSource(dim=2, variance=3.0), Gaussian(), GaussianSampler(), n=12, generations=5)

@@ -42,7 +42,7 @@ def summarize_seeds(curves: Floats, better: Better = "lower") -> SeedSummary:
     If the best value is at neither end, the median is undefined after the first end of a chain, as the mean is.
     """
     mean, half_width = _mean_and_half_width(curves, LEVEL)
-    worst = dict[Better, float](lower=np.inf, higher=-np.inf).get(better, np.nan)
+    worst = np.inf if better == "lower" else -np.inf if better == "higher" else np.nan
     median = np.median(np.where(np.isnan(curves), worst, curves), axis=0)
     return SeedSummary(
         mean=mean,

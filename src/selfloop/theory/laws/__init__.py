@@ -8,7 +8,7 @@ from selfloop.columns import Floats
 from selfloop.snapshots import Scenario
 from selfloop.store.identity import package_of
 from selfloop.theory.law import Kind, Law, schedule_entries
-from selfloop.theory.laws import discrete, gaussian, glm, linear
+from selfloop.theory.laws import discrete, gaussian, linear
 
 MAX_TAKES = 50_000  # of all generations: the time of moments is quadratic in batches; `accumulate` reaches it at t = 315
 LAWS: dict[tuple[str, str], tuple[Law, ...]] = {
@@ -16,7 +16,7 @@ LAWS: dict[tuple[str, str], tuple[Law, ...]] = {
     ("discrete", "zipf"): discrete.LAWS,
     ("linear", "linear"): linear.LAWS,
     ("kde", "gaussian"): gaussian.KERNEL_LAWS,
-    ("glm", "logistic"): glm.LAWS,
+    ("glm", "logistic"): linear.GLM_LAWS,
 }  # by family and source
 
 

@@ -1,7 +1,11 @@
-"""Laws of least squares on Gaussian inputs: the excess risk E (w - w*)' Sigma (w - w*).
+"""Laws of regressions on Gaussian inputs: least squares, logistic and Poisson regression.
 
+Least squares has laws of the excess risk E (w - w*)' Sigma (w - w*).
 On one design X that every batch repeats, w_t - w* is X^+ applied to a mean of the noises of outcomes. So its risk is
 sigma^2 E tr(Sigma (X'X)^-1) = sigma^2 d / (n - d - 1) (inverse Wishart) times the multiplier of a plain mean.
+
+Any maximum-likelihood fit is asymptotically linear: the error of a generation is a weighted mean of the noises of outcomes,
+as the error of a mean is, and one noise contributes the trace of the inverse information at the true coefficients.
 """
 
 from __future__ import annotations
@@ -20,6 +24,9 @@ from selfloop.theory.law import (
 )
 from selfloop.theory.moments import MomentEstimator
 
+KNOWN_NOISE = MomentEstimator(known_variances=(1.0,))
+MIN_ROWS_PER_GLM_COEFFICIENT = 50  # with fewer rows the curvature of the likelihood adds more than about a tenth
+MAX_SQUARED_ERROR = 0.2  # larger: models are far from the truth, where the information is evaluated
 MIN_ROWS_PER_COEFFICIENT = 8  # of the asymptotic law, which is 3 to 8 % off there (accumulate_subsample)
 
 
@@ -112,6 +119,29 @@ def _accumulate_bound(scenario: Scenario) -> Floats | None:
     return np.full(scenario.generations, _first_risk(scenario) * np.pi**2 / 6)
 
 
+def _information(link: str, norm: float) -> tuple[float, float]:
+    """Fisher information per row along the true coefficients and across them, for x ~ N(0, I) and canonical link."""
+    z = np.linspace(-12, 12, 24001)
+    density = np.exp(-z * z / 2) / np.sqrt(2 * np.pi)
+    variance = 0.25 / np.cosh(norm * z / 2) ** 2 if link == "logit" else np.exp(norm * z)  # of an outcome given x
+    weight = variance * density * (z[1] - z[0])
+    return float(weight @ z**2), float(weight.sum())
+
+
+def _parameter_error(scenario: Scenario) -> Floats | None:
+    source = scenario.source.settings()
+    has_many_rows = (
+        min(entry.trained_rows for entry in schedule_entries(scenario)) >= MIN_ROWS_PER_GLM_COEFFICIENT * source["dim"]
+    )
+    has_one_link = source["link"] == scenario.family.settings()["link"]
+    if not has_many_rows or not has_one_link or not takes_whole_batches(scenario):
+        return None
+    along, across = _information(source["link"], source["coefficient_norm"])
+    trace: float = 1 / along + (source["dim"] - 1) / across
+    curve = moment_curve(scenario, "mean_error", KNOWN_NOISE)
+    return trace * curve if curve is not None and (trace * curve).max() <= MAX_SQUARED_ERROR else None
+
+
 _SHARED = "Gaussian inputs, least squares without ridge, n > d + 1, outcomes of known noise, fitted from scratch"
 
 LAWS = (
@@ -166,5 +196,22 @@ LAWS = (
         source="sigma^2 d/(n - d - 1) pi^2/6: Gerstgrasser et al. 2024 (2404.01413), theorem 2",
         conditions=f"{_SHARED}; policy accumulate, the same noise at every generation.",
         values=_accumulate_bound,
+    ),
+)
+
+GLM_LAWS = (
+    Law(
+        name="large-n limit",
+        metric="parameter_error",
+        kind="asymptotic",
+        source=(
+            "Dey, Donoho 2024 (2410.22812): the multiplier of a mean holds for every asymptotically linear estimator; "
+            "first error tr(information^-1)/n"
+        ),
+        conditions=(
+            f"Gaussian inputs, one link for source and family, {MIN_ROWS_PER_GLM_COEFFICIENT} rows per coefficient or more in "
+            f"every fit, squared error up to {MAX_SQUARED_ERROR:g}, fitted from scratch, budgets with one or two weights."
+        ),
+        values=_parameter_error,
     ),
 )
