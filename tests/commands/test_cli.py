@@ -104,9 +104,7 @@ def test_a_run_prints_a_table_and_the_verdicts(spec: Path) -> None:
     assert (done.code, done.err) == (0, "")
     for word in ("kde on moons", "replace", "accumulate", "nll", "verdicts"):
         assert word in done.out
-    assert re.search(
-        r"Computing time: generation 1, shared by all policies, [\d.]+ s; replace [\d.]+ s; accumulate [\d.]+ s\.\n", done.out
-    )
+    assert re.search(r"\nComputing time: replace [\d.]+ s; accumulate [\d.]+ s\.\n$", done.out)
     again = tiny_components.selfloop("run", spec, "-q").out
     assert again.endswith("Everything was stored already; nothing was computed.\n")
 
@@ -193,9 +191,12 @@ def test_verify_exits_with_1_if_a_record_is_wrong(spec: Path) -> None:
 def test_gc_keeps_the_records_of_given_specs_and_needs_a_store(spec: Path) -> None:
     assert "is not a store" in tiny_components.selfloop("gc").err
     tiny_components.selfloop("run", spec, "-q")
-    assert tiny_components.selfloop("gc").out.startswith("deleted 0 files")
-    assert tiny_components.selfloop("gc", "--keep", spec).out.startswith("deleted 0 files")
-    assert tiny_components.selfloop("gc", "--keep", spec, "--set", "n=11").out.startswith("deleted 4 files")
+    assert tiny_components.selfloop("gc").out == "nothing to delete.\n"
+    assert tiny_components.selfloop("gc", "--keep", spec).out == "nothing to delete.\n"
+    before = tiny_components.files_of(Path(".selfloop"))
+    assert tiny_components.selfloop("gc", "--keep", spec, "--set", "n=11", "--dry-run").code == 0
+    assert tiny_components.files_of(Path(".selfloop")) == before != []
+    assert tiny_components.selfloop("gc", "--keep", spec, "--set", "n=11", "--yes").out.endswith("deleted.\n")
     assert tiny_components.files_of(Path(".selfloop")) == []
     assert tiny_components.selfloop("gc", spec).code == 2
 
@@ -205,7 +206,7 @@ def test_compare_shows_paired_differences(spec: Path) -> None:
     assert (done.code, done.err) == (0, "")
     assert "replace - accumulate" in done.out
     assert "independent draws" not in done.out
-    assert "nll (lower is better): differences seed by seed" in done.out
+    assert "nll: differences seed by seed, 95 %; lower is better" in done.out
     assert "Allowed: " in tiny_components.selfloop("compare", spec, "-q", "--metric", "nlll").err
     assert "not every spec measures it" in tiny_components.selfloop("compare", spec, "-q", "--metric", "accuracy").err
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import pty
+import re
 import subprocess
 import sys
 import warnings
@@ -14,7 +15,9 @@ from pathlib import Path
 import pytest
 from rich.table import Table
 
+import selfloop
 import tiny_components
+from selfloop.commands.console import print_summary
 from selfloop.commands.terminal import plain_problems, show
 from selfloop.errors import SpecError, printable
 
@@ -132,3 +135,15 @@ def test_a_stream_that_is_full_closed_or_no_longer_read_is_no_traceback(spec: Pa
     ):
         done = subprocess.run(f"{shell} {end}", shell=True, capture_output=True, text=True, check=False)
         assert (done.returncode, done.stderr) == (code, sentence), end
+
+
+def test_a_summary_begins_with_what_is_missing_and_ends_with_the_time_of_shared_steps(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    spec = tiny_components.tiny_spec(family=tiny_components.Mean(limit=-1e9))
+    print_summary(selfloop.run(spec, tmp_path / "ended"))
+    assert capsys.readouterr().out.startswith("No result: no chain has a value (too_high).\n")
+    print_summary(selfloop.run(tiny_components.tiny_spec(seeds=1), tmp_path / "store"))
+    out = capsys.readouterr().out
+    assert re.search(r"n = 20, 1 seed *\n", out)
+    assert re.search(r"Computing time: generation 1, shared by all policies, [\d.e−]+ s; replace [\d.e−]+ s; accumulate ", out)
