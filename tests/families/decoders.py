@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from selfloop.component import Context
-from selfloop.families.transformer import c_library, decoder_c
+from selfloop.families.transformer import decoder_c
 from selfloop.families.transformer.config import TransformerConfig
 from selfloop.families.transformer.decoder import build_decoder_weights, token_uniforms
 from selfloop.families.transformer.hf_export import build_hf_model, to_hf_config
@@ -21,7 +21,7 @@ GPT2 = TransformerConfig(arch="gpt2", layers=2, hidden=24, heads=2, mlp_hidden=4
 LLAMA = TransformerConfig(
     arch="llama", layers=2, hidden=48, heads=4, kv_heads=2, mlp_hidden=40, context=24, vocab=40, tie_embeddings=False
 )
-HAS_COMPILER = c_library.load_c_library("decoder.c", tuple(decoder_c.compile_constants(GPT2).items())) is not None
+HAS_COMPILER = decoder_c.load_decoder(GPT2) is not None
 needs_compiler = pytest.mark.skipif(not HAS_COMPILER, reason="no C compiler")
 
 

@@ -43,9 +43,9 @@ NARROW = [(name, f"c {flag}") for name in ("gpt2", "llama") for flag in ("-mno-a
 @pytest.fixture
 def unloaded():
     """No library is loaded before or after the test."""
-    c_library.load_c_library.cache_clear()
+    decoder_c.load_decoder.cache_clear()
     yield
-    c_library.load_c_library.cache_clear()
+    decoder_c.load_decoder.cache_clear()
 
 
 @pytest.fixture
@@ -98,31 +98,107 @@ def test_an_interruption_stops_the_threads_at_their_next_step():
     assert time.monotonic() - started < 5
 
 
-@pytest.mark.parametrize("compiler", ["missing", "failing", "writing no library"])
-def test_without_a_working_compiler_torch_decodes(compiler, monkeypatch, empty_cache):
-    script = {"failing": "exit 1", "writing no library": "echo no > ${@: -1}"}.get(compiler)
-    if script:
-        (empty_cache / "cc").write_text(f"#!/bin/bash\n{script}\n")
-        (empty_cache / "cc").chmod(0o755)
+COMPILERS = {  # scripts in the place of cc
+    "failing": ("exit 1", "cannot compile"),
+    "writing no file": ("exit 0", "cannot compile"),
+    "writing no library": ("echo no > ${@: -1}", "compiles wrong code"),
+    "hanging with its children": ("sleep 1000 & echo $! > $0.child; sleep 1000", "cannot compile"),
+    "of wrong numbers": ('exec REAL "$@" -UEPSILON -DEPSILON=9.0', "compiles wrong code"),
+    "of crashes": ("echo 'int selfloop_struct_sizes() { return *(volatile int *)0; }' | REAL -shared -fPIC -x c - -o ${@: -1}",
+                   "compiles wrong code"),
+}  # fmt: skip
+
+
+@needs_compiler
+@pytest.mark.parametrize("compiler", COMPILERS)
+def test_a_compiler_that_does_not_work_is_named_and_torch_decodes(compiler, monkeypatch, empty_cache):
+    script, problem = COMPILERS[compiler]
+    file = empty_cache / "cc"
+    file.write_text(f"#!/bin/bash\n{script.replace('REAL', shutil.which('cc') or shutil.which('gcc'))}\n")
+    file.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{empty_cache}:{os.environ['PATH']}")
+    if compiler.startswith("hanging"):
+        monkeypatch.setattr(c_library, "COMPILE_SECONDS", 2)
+    ctx = context("no compiler")
+    with pytest.warns(UserWarning, match=f"sampling uses torch, which is slower: {file} {problem}"):
+        draw(GPT2, random_model(GPT2), 2, TextSampler(max_tokens=2), ctx)
+    assert ctx.backends["sampling"].startswith("torch decoder")
+    assert [path for path in (empty_cache / "home").rglob("*") if path.is_file()] == []
+    if compiler.startswith("hanging"):
+        child = int((empty_cache / "cc.child").read_text())
+        assert not Path(f"/proc/{child}").exists() or "Z" in Path(f"/proc/{child}/stat").read_text().split()[2]
+
+
+def test_without_a_compiler_torch_decodes(monkeypatch, empty_cache):
     monkeypatch.setenv("PATH", str(empty_cache))
-    assert c_decoder(GPT2, random_model(GPT2)) is None
     ctx = context("no compiler")
     draw(GPT2, random_model(GPT2), 2, TextSampler(max_tokens=2), ctx)
     assert ctx.backends["sampling"].startswith("torch decoder")
 
 
-@needs_compiler
-def test_compiled_code_is_stored_and_found_again(monkeypatch, empty_cache):
-    files = []
-    for _ in range(2):
-        c_library.load_c_library.cache_clear()
+@pytest.fixture
+def compiled(monkeypatch, empty_cache):
+    """Function that loads the decoder anew and returns the files of its cache, and the numbers of compilations so far."""
+    compilations = []
+
+    def run_for(command, seconds):
+        compilations.append(command)
+        return run(command, seconds)
+
+    run = c_library.run_for
+    monkeypatch.setattr(c_library, "run_for", run_for)
+    monkeypatch.setattr(c_library, "FLAGS", (*c_library.FLAGS, "-O0"))
+    monkeypatch.setattr(decoder_c, "_passes_test", lambda config, path: True)
+
+    def load():
+        decoder_c.load_decoder.cache_clear()
         assert c_decoder(GPT2, random_model(GPT2)) is not None
-        files.append([(path.name, path.stat().st_mtime_ns) for path in empty_cache.rglob("decoder-*")])
-    assert files[0] == files[1]
-    assert len(files[0]) == 1
+        return sorted((empty_cache / "home").rglob("decoder-*")), len(compilations)
+
+    return load
+
+
+@needs_compiler
+def test_compiled_code_is_stored_and_found_again(compiled, monkeypatch):
+    files, n = compiled()
+    assert n == len(files) == 1
+    assert compiled() == (files, 1)
+    assert not files[0].stat().st_mode & 0o077
     monkeypatch.setenv("HOME", "/proc/nowhere")  # a home that nobody can write to
-    c_library.load_c_library.cache_clear()
-    assert c_decoder(GPT2, random_model(GPT2)) is not None
+    assert compiled()[1] == 2
+
+
+@needs_compiler
+@pytest.mark.parametrize("change", ["flipped bit", "truncated", "empty", "link", "writable by others"])
+def test_compiled_code_that_was_changed_is_not_loaded(change, compiled):
+    (file,), _ = compiled()
+    content = file.read_bytes()
+    if change == "link":
+        file.rename(file.with_name("elsewhere"))
+        file.symlink_to("elsewhere")
+    elif change == "writable by others":
+        file.chmod(0o777)
+    else:
+        file.unlink()  # this process has loaded it
+        flipped = content[:5000] + bytes([content[5000] ^ 1]) + content[5001:]
+        file.write_bytes({"flipped bit": flipped, "truncated": content[:9000], "empty": b""}[change])
+    files, n = compiled()
+    assert n == 2
+    assert len(files) == 1
+    assert not files[0].is_symlink()
+    assert not files[0].stat().st_mode & 0o022
+    assert files[0].name == f"{files[0].name.rsplit('-', 1)[0]}-{c_library._digest(files[0].read_bytes())}.so"
+
+
+@needs_compiler
+def test_a_folder_that_others_can_write_is_not_used_and_leftovers_are_removed(compiled, empty_cache):
+    (file,), _ = compiled()
+    (leftover := file.with_name("decoder-x.1-2.part")).write_bytes(b"x")
+    os.utime(leftover, (0, 0))
+    assert compiled() == ([file], 1)
+    file.parent.chmod(0o777)
+    assert compiled()[1] == 2  # in a folder that is gone with the process
+    assert file.exists()
 
 
 def sanitizer_library():
@@ -151,5 +227,6 @@ def test_the_address_and_undefined_behavior_sanitizers_find_no_fault(tmp_path):
 @needs_compiler
 def test_structs_of_other_sizes_are_refused(monkeypatch):
     monkeypatch.setattr(decoder_c, "_DecodeRequest", decoder_c._structure("DecodeRequest", n_rows=ctypes.c_int64))
+    monkeypatch.setattr(decoder_c, "_passes_test", lambda config, path: True)
     with pytest.raises(RuntimeError, match=r"sizes of the structs of decoder\.c: got .*; expected"):
         c_decoder(GPT2, random_model(GPT2))

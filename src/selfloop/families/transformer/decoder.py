@@ -87,11 +87,12 @@ def build_decoder_weights(config: TransformerConfig, params: Params) -> DecoderW
         layers.append([(weight * scale, bias * scale), *others])
     embedding = "embed_tokens" if is_llama else "wte"
     head = dense([embedding if config.tie_embeddings else "lm_head"], "norm" if is_llama else "ln_f", True)
-    positions = _rotary_table(config) if is_llama else body["wpe.weight"]
+    positions = rotary_table(config) if is_llama else body["wpe.weight"]
     return DecoderWeights(body[f"{embedding}.weight"], positions, layers, head)
 
 
-def _rotary_table(config: TransformerConfig) -> Float32s:
+def rotary_table(config: TransformerConfig) -> Float32s:
+    """Cosines and sines of the rotary angles, (context, 2, head size / 2)."""
     half = np.arange(0, config.head_size, 2, dtype=np.float32) / np.float32(config.head_size)
     angles = np.arange(config.context, dtype=np.float32)[:, None] * (1 / np.float32(config.rope_theta) ** half)
     return np.stack([np.cos(angles), np.sin(angles)], 1)
