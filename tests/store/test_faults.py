@@ -1,4 +1,4 @@
-"""Whatever stands in the place of a store's files, its rows are those of an undisturbed store, or the error gives the reason."""
+"""Whatever stands in the place of a store's files, the rows are those of an undisturbed store, or there is an error."""
 
 from __future__ import annotations
 
