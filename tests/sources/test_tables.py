@@ -6,6 +6,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from real_data import DATA, needs
 from sklearn.datasets import load_breast_cancer, load_diabetes
 from sklearn.model_selection import train_test_split
@@ -172,6 +174,34 @@ def test_a_file_is_read_as_it_is_written(tmp_path: Path, text: str, settings: di
     assert sorted(np.asarray(source.draw(0, 4, CTX)["x"]).tolist()) == expected.tolist()
 
 
+@settings(max_examples=40, deadline=None)
+@given(
+    st.lists(st.tuples(*[st.floats(-1e6, 1e6).map(lambda x: round(x, 3))] * 3), min_size=2, max_size=5),
+    st.sampled_from(",;\t|"),
+    st.sampled_from(".,"),
+    st.sampled_from(["", "end"]),
+    st.booleans(),
+    st.sampled_from(["\n", "\r\n"]),
+)
+def test_a_table_is_read_exactly_or_refused(
+    tmp_path_factory: pytest.TempPathFactory, rows: list[tuple[float, ...]], separator: str, decimal: str, end: str,
+    header: bool, newline: str,
+) -> None:  # fmt: skip
+    path = tmp_path_factory.getbasetemp() / "any.csv"
+    end = separator if end else ""
+    cells = [[repr(value).replace(".", decimal) for value in row] for row in rows]
+    lines = [separator.join(line) + end for line in [["a", "b", "c"]] * header + cells]
+    path.write_bytes("".join(line + newline for line in lines).encode())
+    complete = [{"separator": separator, "decimal": decimal, "header": header}] * (separator != decimal)
+    for known in ({}, *complete):
+        try:
+            x = np.asarray(TableSource(path=path, **known).draw(0, len(rows), CTX)["x"])
+        except SelfloopError:
+            assert not known  # with these settings, there is one way to read it
+        else:
+            assert sorted(x.tolist()) == sorted(map(list, rows))
+
+
 def test_columns_keep_their_names(file: Path, tmp_path: Path) -> None:
     plain, regression = TableSource(path=file, columns=("a", "b")), TableSource(path=file, columns=("a", "b"), target="c")
     assert plain.schema()["x"].labels == ("a", "b")
@@ -207,10 +237,11 @@ def test_words_missing_values_and_identifiers_of_parquet_files_are_errors(tmp_pa
     for column, message in (
         (pd.array([1, None, 3], "Int64"), "column 'a' has 1 missing or infinite values, the first in row 2"),
         (pd.Categorical(["u", "v", "u"]), "column 'a' has 'u' in row 1"),
+        (["1", "2", "x"], "column 'a' has 'x' in row 3"),
         (pd.array([1, 2**60, 3], "uint64"), "looks like an identifier"),
         (pd.to_datetime(["2020-01-01"] * 3), "column 'a' has '2020-01-01 00:00:00' in row 1"),
     ):
-        pd.DataFrame({"a": column, "b": [1.0, 2.0, 3.0]}).to_parquet(path)
+        pd.DataFrame({"a": column, "b": [1.0, 2.0, 3.0]}, index=[5, 5, 5]).to_parquet(path)
         with pytest.raises(SelfloopError, match=message):
             TableSource(path=path).n_rows()
     assert TableSource(path=path, columns=("b",)).n_rows() == 3
@@ -219,7 +250,7 @@ def test_words_missing_values_and_identifiers_of_parquet_files_are_errors(tmp_pa
 def test_settings_that_contradict_each_other_are_errors(file: Path) -> None:
     with pytest.raises(SpecError, match=r"^target: got 'y'; 'diabetes' has its own target"):
         TableSource(target="y")
-    for settings, message in (
+    for given_settings, message in (
         ({"path": file, "columns": ("a", "c"), "target": "c"}, "columns: got a, c; expected each feature once and without"),
         ({"path": file, "columns": ("a", "b", "a")}, "columns: got a, b, a; expected each feature once"),
         ({"positive": "yes"}, "positive: got 'yes' without a target"),
@@ -229,7 +260,7 @@ def test_settings_that_contradict_each_other_are_errors(file: Path) -> None:
         ({"separator": ";;", "path": file}, "separator: got ';;'"),
     ):
         with pytest.raises(SpecError, match=message):
-            TableSource(**settings)  # type: ignore[arg-type]
+            TableSource(**given_settings)  # type: ignore[arg-type]
     with pytest.raises(SpecError, match=r"^path: got .*; 'dataset' is set too"):
         TableSource(path=file, dataset="diabetes")
 

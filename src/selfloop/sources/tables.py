@@ -308,15 +308,13 @@ def _to_numbers(place: str, column: pd.Series[Any], source: TableSource) -> Floa
     import pandas as pd
 
     if column.dtype.kind not in "biuf":
-        words = column[column.notna() & pd.to_numeric(column, errors="coerce").isna()]
-        word = (words if len(words) else column).iloc[0]
-        has_mark = re.fullmatch(r"[-+]?[\d.,\s]+", str(word)) is not None
-        hint = (
-            f" The decimal mark is {source.decimal!r}, thousands have none: see 'decimal' and 'separator'." if has_mark else ""
-        )
+        row = int((column.notna() & pd.to_numeric(column, errors="coerce").isna()).argmax())
+        word, hint = str(column.iloc[row]), ""
+        if re.fullmatch(r"[-+]?[\d.,\s]+", word):
+            hint = f" The decimal mark is {source.decimal!r}, thousands have none: see 'decimal' and 'separator'."
         raise DataError(
-            f"{place} has {str(word)[:40]!r} in row {column.index.get_loc((words if len(words) else column).index[0]) + 1:,}; "
-            f"expected numbers.{hint} List the features in 'columns' to leave it out."
+            f"{place} has {word[:40]!r} in row {row + 1:,}; expected numbers.{hint} List the features in 'columns' to leave it "
+            "out."
         )
     numbers = np.asarray(column.to_numpy(np.float64, na_value=np.nan), np.float64)
     bad = np.flatnonzero(~np.isfinite(numbers))
@@ -347,7 +345,5 @@ def _to_outcomes(place: str, column: pd.Series[Any], source: TableSource) -> tup
             f"{place} has {len(values):,} different values ({listed}); expected numbers, or two words. Set 'positive' to the "
             "value that counts as 1; all others count as 0."
         )
-    positive = source.positive or values[1]
-    others = [value for value in values if value != positive]
-    note = f"{place}: {positive!r} counts as outcome 1, {others[0]!r}{' and all others' * (len(others) > 1)} as 0"
-    return np.asarray(words == positive, np.float64), note if source.positive is None else ""
+    note = "" if source.positive else f"{place}: {values[1]!r} counts as outcome 1, {values[0]!r} as 0"
+    return np.asarray(words == (source.positive or values[1]), np.float64), note
