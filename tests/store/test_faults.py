@@ -402,3 +402,35 @@ def test_too_little_memory_is_a_sentence(tmp_path: Path) -> None:
         Store(tmp_path).call(need_much, 1 << 55, CTX)
     assert Store(tmp_path).call(need_much, 10, CTX)
     assert len(to_safetensors({"x": np.zeros(1)})) == 2
+
+
+@stored_step("raise_error", version=1)
+def raise_error(number: int, text: str, file: str | None, ctx: Context) -> int:
+    """An error of the operating system."""
+    raise OSError(number, text, file)
+
+
+@pytest.mark.parametrize(
+    ("problem", "sentence"),
+    [
+        (
+            (errno.ENOENT, "No usable temporary directory found in ['/tmp']", None),
+            r"directory found in .*\. Set TMPDIR to a folder",
+        ),
+        (
+            (errno.ENOSPC, "No space left on device", None),
+            r"store .*: cannot write \(no space left on device\). Free some space",
+        ),
+        (
+            (errno.ENOSPC, "No space left on device", "/tmp/x"),
+            r"raise_error: /tmp/x: no space left on device. Free some space.",
+        ),
+        ((errno.ENOMEM, "Cannot allocate memory", None), r"raise_error: not enough memory"),
+        ((errno.EIO, "Input/output error", "a.csv"), r"raise_error: a.csv: input/output error. Check that file."),
+    ],
+)
+def test_an_error_of_the_system_names_the_place_and_the_remedy(
+    tmp_path: Path, problem: tuple[int, str, str | None], sentence: str
+) -> None:
+    with pytest.raises(SelfloopError, match=sentence):
+        Store(tmp_path).call(raise_error, *problem, CTX)

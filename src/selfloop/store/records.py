@@ -71,13 +71,15 @@ def store_error(path: Path, action: str, problem: OSError) -> StoreError:
 
 
 def step_error(path: Path, step: str, problem: OSError) -> SelfloopError:
-    """The error for a file that a step could not read or write: one of the store, or one of the user."""
-    file = str(problem.filename or problem)
+    """The error for a file that a step could not read or write: one of the store, of the user, or a temporary one."""
+    file, reason = problem.filename, os_error_reason(problem)
     if problem.errno == errno.ENOMEM:
         return memory_error(step, problem)
-    if problem.errno in DISK_ERRORS or str(path) in file:
+    if str(path) in str(problem) or (file is None and problem.errno in DISK_ERRORS):
         return store_error(path, "write", problem)
-    return DataError(f"{step}: {file}: {os_error_reason(problem)}. Check that file.")
+    if file is None:
+        return DataError(f"{step}: {reason}." + " Set TMPDIR to a folder that can be written." * ("temporary" in reason))
+    return DataError(f"{step}: {file}: {reason}. {'Free some space' if problem.errno in DISK_ERRORS else 'Check that file'}.")
 
 
 def memory_error(step: str, problem: Exception) -> SelfloopError:
