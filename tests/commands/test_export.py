@@ -15,7 +15,7 @@ from safetensors.numpy import load_file
 
 import selfloop
 import tiny_components
-from selfloop.columns import Columns, ColumnType, Params, concat_rows
+from selfloop.columns import Columns, ColumnType, Params, concat_rows, select_rows
 from selfloop.commands.export import export_model, export_samples, find_generation
 from selfloop.component import Context, Family, Sampler, Source
 from selfloop.errors import ChainEndedError, MissingExtraError, SpecError
@@ -94,8 +94,9 @@ def test_molecules_are_written_as_an_sdf_file_that_a_source_reads(tmp_path):
     )  # fmt: skip
     stored = find_generation(spec, tmp_path / "store")
     export_samples(stored, tmp_path / "out")
-    rows = stored.samples()
-    again = concat_rows(list(Sdf(path=tmp_path / "out" / "samples.sdf", conformers=2).chunks()))
+    # one conformer of each molecule: a model of one training step samples conformers of several stereo forms
+    rows = select_rows(stored.samples(), np.arange(0, 20, 2))
+    again = concat_rows(list(Sdf(path=tmp_path / "out" / "samples.sdf", conformers=1).chunks()))
     for name in ("z", "charge", "edges", "edge_type"):
         for part in ("values", "offsets"):
             assert np.array_equal(getattr(again[name], part), getattr(rows[name], part)), name
