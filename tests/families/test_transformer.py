@@ -11,6 +11,7 @@ import torch
 
 from selfloop.columns import Ragged
 from selfloop.component import Context
+from selfloop.engine.steps import load_params
 from selfloop.errors import DataError, SettingError
 from selfloop.families.nn import trainer
 from selfloop.families.nn.settings import TrainingSettings
@@ -117,6 +118,22 @@ def test_a_fit_does_not_continue_from_a_model_with_another_tokenizer(model):
     other = {**model, "tokenizer/json": np.frombuffer(b"another", np.uint8)}
     with pytest.raises(DataError, match="init_from: that model was trained with another tokenizer"):
         fit(init=other)
+
+
+@pytest.mark.parametrize("arch", ["gpt2", "llama"])
+def test_a_fit_starts_from_an_exported_model_in_bfloat16_with_its_tokenizer(arch, tmp_path):
+    text = {"text": Ragged.of_bytes([b"the cat sat on the mat"] * 20)}
+    family = tiny(TrainingSettings(steps=1, learning_rate=1e-12), arch=arch, vocab=300)
+    prepared = family.encoder().prepare(iter([text]), CTX)
+    rows = TrainingRows((RowTake(family.encoder().encode(text, prepared)),), prepared)
+    params = family.fit(rows, CTX, None)
+    family.export(params, tmp_path, "bfloat16")
+    init = load_params(tmp_path / "model.safetensors")
+    with pytest.raises(DataError, match="init_from: that model is without its tokenizer. Set family.tokenizer"):
+        family.fit(rows, CTX, init)
+    again = replace(family, tokenizer=tmp_path / "tokenizer.json").fit(rows, CTX, init)
+    names = [name for name in params if "." in name]
+    assert all(np.allclose(again[name], params[name], rtol=1e-2, atol=1e-6) for name in names)
 
 
 def test_weights_of_rows_decide_the_probabilities_of_contradicting_documents():

@@ -135,8 +135,10 @@ def test_layers_that_torch_cannot_compile_stay_as_they_are(monkeypatch):
 
     monkeypatch.setattr(torch_compile, "_apply_compiled", fail)
     model, ctx = TransformerNetwork(CONFIGS[0]), Context(RandomStream())
-    torch_compile._compile_layers(model, TrainingSettings(compile="auto"), 2, ctx)
+    with pytest.warns(UserWarning, match=r"training is slower: torch cannot compile here \(no triton\)"):
+        torch_compile._compile_layers(model, TrainingSettings(compile="auto"), 2, ctx)
     assert model.apply_layer is network.apply_layer
+    assert "layers" not in ctx.backends
     with pytest.raises(SpecError, match=r"family\.training\.compile: got true; torch cannot compile .* \(no triton\)"):
         torch_compile._compile_layers(model, TrainingSettings(compile=True), 2, ctx)
 

@@ -105,7 +105,7 @@ class Transformer(NetworkFamily):
         from selfloop.families.transformer.network import TransformerNetwork, cross_entropy
 
         stream = self._pack(rows, rows.prepared, ctx)
-        _check_tokenizer(init, rows.prepared)
+        _check_tokenizer(init, rows.prepared, self.tokenizer is not None)
         with trainer.seed_torch(ctx.stream.child("init")):
             network = TransformerNetwork(self.config(), self.dropout)
         scale = len(stream) / stream.mass()  # the losses of windows then average to the mean loss of a token
@@ -205,11 +205,14 @@ class Transformer(NetworkFamily):
         return lambda request: hf_generate.generate(model, request, ctx.child("beams", request.first))
 
 
-def _check_tokenizer(init: Params | None, prepared: Params) -> None:
-    """DataError if the model that training continues from was trained on other tokens."""
+def _check_tokenizer(init: Params | None, prepared: Params, is_given: bool) -> None:
+    """DataError if the model that training continues from was trained on other tokens, or if the file has no tokenizer."""
     name = "tokenizer/json"
-    if init is not None and name in init and name in prepared and not np.array_equal(init[name], prepared[name]):
+    if init is None or name not in prepared or (name not in init and is_given):
+        return
+    if name not in init or not np.array_equal(init[name], prepared[name]):
+        problem = "was trained with another tokenizer" if name in init else "is without its tokenizer"
         raise DataError(
-            "init_from: that model was trained with another tokenizer. Set family.tokenizer to its tokenizer.json (selfloop "
-            "export writes it), or set init_from = 'scratch'."
+            f"init_from: that model {problem}. Set family.tokenizer to its tokenizer.json (selfloop export writes it), or set "
+            "init_from = 'scratch'."
         )

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import os
+import warnings
+from contextlib import suppress
 from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from selfloop.component import Context
-from selfloop.errors import SpecError
+from selfloop.errors import SpecError, first_line
 from selfloop.families.nn import trainer
 from selfloop.families.transformer.network import AttentionContext, TransformerNetwork, apply_layer
 
@@ -42,6 +46,8 @@ def _compile_layers(network: TransformerNetwork, training: TrainingSettings, n_w
     """Use compiled layers, and run them once, so that an error appears before the fit."""
     network.to(trainer.device()).train()
     network.apply_layer = _apply_compiled
+    with suppress(RuntimeError):  # torch's own folder has a name in /tmp, which another user could create first
+        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(Path.home() / ".cache" / "selfloop" / "inductor"))
     tokens = torch.zeros((n_windows, network.config.context), dtype=torch.int64, device=trainer.device())
     error: Exception | None = None
     try:
@@ -50,11 +56,14 @@ def _compile_layers(network: TransformerNetwork, training: TrainingSettings, n_w
     except (RuntimeError, OSError) as problem:  # all errors of torch's and the system's compiler
         error, network.apply_layer = problem, apply_layer
     network.zero_grad()
-    if error is not None and training.compile is True:
-        reason = str(error).strip().splitlines()[0]
+    if error is None:
+        ctx.backends["layers"] = "torch.compile"
+    elif training.compile is True:
         raise SpecError(
-            f"family.training.compile: got true; torch cannot compile on this machine ({reason}). Set it to 'auto' or false."
+            f"family.training.compile: got true; torch cannot compile here ({first_line(error)}). Set it to 'auto' or false."
         )
+    else:
+        warnings.warn(f"training is slower: torch cannot compile here ({first_line(error)})", stacklevel=2)
 
 
 @cache
