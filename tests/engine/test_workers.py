@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -127,3 +128,16 @@ def test_runs_in_two_threads_give_the_rows_of_runs_one_after_the_other(tmp_path:
     for number in range(2):
         assert rows[number] == alone
         assert tiny_components.objects_of(tmp_path / str(number)) == tiny_components.objects_of(tmp_path / "alone")
+
+
+def start_workers(folder: str) -> str:
+    """What a process of a pool answers when it should start workers."""
+    try:
+        return str(list(executors.execute(die_in_the_middle, [(Path(folder) / "flag", 0, False)], 1, 1, isolated=True)))
+    except SelfloopError as problem:
+        return str(problem)
+
+
+def test_a_pool_that_cannot_start_workers_is_one_sentence(tmp_path: Path) -> None:
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        assert pool.apply(start_workers, (str(tmp_path),)).startswith("workers: this process belongs to multiprocessing.Pool")

@@ -120,6 +120,11 @@ class _Pool:
                 "workers: a component is defined in a notebook or on standard input, which worker processes cannot import. "
                 "Define it in a file and import it from there, or use workers=1."
             )
+        if multiprocessing.current_process().daemon:
+            raise SelfloopError(
+                "workers: this process belongs to multiprocessing.Pool, whose processes cannot start others. Use "
+                "concurrent.futures.ProcessPoolExecutor."
+            )
         parent_end, worker_end = spawn.Pipe()
         arguments = (self.run_task, worker_end, self.threads, threading.current_thread() is threading.main_thread())
         process = spawn.Process(target=_worker_main, args=arguments, daemon=True)
