@@ -163,7 +163,7 @@ def default_numbers(family: str) -> tuple[str, str]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("family", "name", "value", "is_refused"), cases())
+@pytest.mark.parametrize(("family", "name", "value", "is_refused"), list(cases()))
 def test_a_setting_of_a_family_changes_its_key_and_its_numbers_or_is_refused(
     family: str, name: str, value: Any, is_refused: bool
 ) -> None:
