@@ -17,7 +17,7 @@ from token_rows import CTX, END, PARAMS, Rows, columns
 from selfloop.columns import Columns, Params, Ragged
 from selfloop.component import Context, Encoder, Family, Sampler
 from selfloop.errors import SettingError
-from selfloop.families.transformer.hf_folder import HfFolder
+from selfloop.families.nn.hf_folder import HfFolder
 from selfloop.metrics.text_features import Mauve, TextFrechet, embed_texts, mauve_score
 from selfloop.metrics.vector_distances import frechet_distance
 from selfloop.snapshots import Snapshot

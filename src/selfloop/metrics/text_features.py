@@ -14,7 +14,7 @@ from annotated_types import Ge, Gt
 from selfloop.columns import Floats, Ragged, count_rows
 from selfloop.component import Better, Context
 from selfloop.errors import resolve_local_or_hub
-from selfloop.families.transformer.hf_folder import HfFolder
+from selfloop.families.nn.hf_folder import FEATURES, HfFolder
 from selfloop.metrics.ngrams import cut_length, texts
 from selfloop.metrics.text import NO_VALUE, TextMetric
 from selfloop.metrics.vector_distances import fit_clusters, frechet_distance, frontier_area
@@ -121,7 +121,6 @@ def embed_texts(rows: Sequence[str], folder: HfFolder, ctx: Context) -> Floats:
     from torch.nn.utils.rnn import pad_sequence
 
     from selfloop.families.nn import trainer
-    from selfloop.families.transformer.hf_export import FEATURES
 
     torch.set_num_threads(ctx.threads)
     tokenizer, network = folder.tokenizer()[0], folder.network(FEATURES)

@@ -18,9 +18,9 @@ from selfloop.columns import Columns, Ints, Params, Ragged
 from selfloop.component import Context, Encoder, Sampler
 from selfloop.errors import DataError, SettingError, missing_extra, resolve_local_or_hub
 from selfloop.families.finetune.lora import Lora, adapter_arrays
+from selfloop.families.nn.hf_folder import HfFolder
 from selfloop.families.nn.settings import Count, NetworkFamily, TrainingSettings
 from selfloop.families.transformer.family import Transformer
-from selfloop.families.transformer.hf_folder import HfFolder
 from selfloop.families.transformer.packing import row_lengths
 from selfloop.families.transformer.text_sampler import TextSampler, read_prompts
 from selfloop.families.transformer.tokenizer import decode_tokens, encode_texts, tokenizer_arrays

@@ -14,8 +14,8 @@ from selfloop.columns import Array, Ints, Params, Ragged, take_spans
 from selfloop.errors import ChainEndedError
 from selfloop.families.finetune.lora import Lora, add_adapters
 from selfloop.families.nn import trainer
-from selfloop.families.transformer.hf_export import CAUSAL, build_hf_model
-from selfloop.families.transformer.hf_folder import HfFolder
+from selfloop.families.nn.hf_folder import CAUSAL, HfFolder
+from selfloop.families.transformer.hf_export import build_hf_model
 from selfloop.families.transformer.packing import row_lengths
 from selfloop.families.transformer.tokenizer import decode_tokens
 from selfloop.types import TrainingRows

@@ -11,6 +11,7 @@ import numpy as np
 
 from selfloop.columns import Params
 from selfloop.errors import SpecError
+from selfloop.families.nn.hf_folder import load_hf_model
 from selfloop.families.nn.hf_logging import quiet
 from selfloop.families.transformer.config import Arch, TransformerConfig
 
@@ -25,7 +26,6 @@ HF_NAMES: dict[Arch, dict[str, str]] = {  # settings of transformers' configurat
         "vocab": "vocab_size", "tie_embeddings": "tie_word_embeddings", "epsilon": "rms_norm_eps",
     },
 }  # fmt: skip
-CAUSAL, FEATURES = "MODEL_FOR_CAUSAL_LM_MAPPING", "MODEL_MAPPING"  # transformers' tables of networks
 NON_WEIGHTS = ("tokenizer/", "training/")  # prefixes of arrays that are no weights
 
 
@@ -59,40 +59,9 @@ def from_hf_config(config: Any) -> TransformerConfig | None:
     return None if is_variant else TransformerConfig(arch=c.model_type, **(settings | other))
 
 
-def count_parameters(config: Any, mapping: str = CAUSAL) -> int:
-    """Number of parameters of transformers' network, which is built without memory for them."""
-    import torch
-    import transformers
-
-    with torch.device("meta"), quiet():
-        return sum(p.numel() for p in getattr(transformers, mapping)[type(config)](config).parameters())
-
-
-def load_hf_model(config: Any, params: Params, mapping: str = CAUSAL) -> tuple[Any, list[str]]:
-    """transformers' network of a configuration with the arrays of `params`, in float32, and all arrays that do not fit it.
-
-    A network of features needs no heads: those of the files, and its own pooler, are left out.
-    """
-    import torch
-    import transformers
-
-    state = {name: torch.tensor(array) for name, array in params.items() if not name.startswith(NON_WEIGHTS)}
-    network = getattr(transformers, mapping)[type(config)]
-    with quiet():
-        model, report = network.from_pretrained(
-            None, config=config, state_dict=state, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True
-        )
-    missing, unexpected, mismatched = (report[f"{kind}_keys"] for kind in ("missing", "unexpected", "mismatched"))
-    if mapping == FEATURES:
-        body = {name for name, _ in model.named_children()}
-        missing = [name for name in missing if not name.startswith("pooler.")]
-        unexpected = [name for name in unexpected if name.removeprefix(f"{model.base_model_prefix}.").split(".")[0] in body]
-    return model, sorted({*missing, *unexpected, *(name for name, *_ in mismatched)})
-
-
 def build_hf_model(config: Any, params: Params) -> Any:
     """transformers' network with the arrays of a model; SpecError if they do not fit."""
-    model, wrong = load_hf_model(config, params)
+    model, wrong = load_hf_model(config, {name: array for name, array in params.items() if not name.startswith(NON_WEIGHTS)})
     if wrong:
         raise SpecError(
             f"init_from: array {wrong[0]!r} does not fit this network. Start from a model of the same family and settings."

@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import json
-import math
 import re
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import chain, pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, cast
+from typing import TYPE_CHECKING, Annotated, ClassVar, cast
 
 import numpy as np
 
 from selfloop.columns import Columns, Params, Ragged
 from selfloop.component import Context, Encoder
-from selfloop.errors import DataError, SpecError, first_line
+from selfloop.errors import SpecError
 from selfloop.families.nn.settings import Count
+from selfloop.families.nn.tokenizer_file import library_errors, open_tokenizer
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -26,7 +25,6 @@ if TYPE_CHECKING:
 END = "<|endoftext|>"
 START_END_PAIRS = ((END, END), ("<s>", "</s>"), ("<bos>", "<eos>"), ("<|begin_of_text|>", "<|end_of_text|>"))
 LEARN_BYTES = 1 << 26  # at the beginning of a corpus, from which merges are learned
-MAX_GROWTH = 1000  # times the length of a text, by replacements of a tokenizer; the usual ones replace a character by one
 CHUNK_BYTES = 1 << 20  # of text encoded at a time; lists of its words and tokens need about 100 times as much memory
 # GPT-2's words of ASCII text. Splitting text here and merging each word once is several times as fast as the library.
 WORDS = re.compile(r"'(?:[sdmt]|ll|ve|re)| ?[A-Za-z]+| ?[0-9]+| ?[^\sA-Za-z0-9]+|\s+(?!\S)|\s+", re.ASCII)
@@ -84,7 +82,7 @@ def encode_texts(rows: Columns, prepared: Params, *, special_tokens: bool = Fals
     for texts in _chunks(cast(Ragged, rows["text"])):
         parts = [WORDS.findall(text) if splits_words and text.isascii() else [text] for text in texts]
         new = list(set(chain.from_iterable(parts)).difference(cached))
-        with _library_errors("family.tokenizer: cannot split the texts"):
+        with library_errors("family.tokenizer: cannot split the texts"):
             encoded = tokenizer.encode_batch_fast(new, add_special_tokens=False)
         cached.update(zip(new, (e.ids for e in encoded), strict=True))
         for words in parts:
@@ -101,7 +99,7 @@ def decode_tokens(rows: Columns, prepared: Params, *, special_tokens: bool = Fal
     ids = [tokens.values[start:end].tolist() for start, end in pairwise(tokens.offsets.tolist())]
     if special_tokens:
         ids = [row[:-1] if row[-1:] == [int(prepared["tokenizer/end"])] else row for row in ids]
-    with _library_errors("family.tokenizer: cannot join the tokens"):
+    with library_errors("family.tokenizer: cannot join the tokens"):
         texts = tokenizer.decode_batch(ids, skip_special_tokens=not special_tokens)
     return {"text": Ragged.of_bytes([text.encode() for text in texts])}
 
@@ -148,48 +146,6 @@ def _chunks(text: Ragged) -> Iterator[list[str]]:
     for first, end in zip(cuts, [*cuts[1:], len(text)], strict=True):
         if first < end:
             yield [row.decode() for row in Ragged(text.values, text.offsets[first : end + 1]).to_bytes()]
-
-
-def open_tokenizer(path: Path, key: str = "family.tokenizer") -> Tokenizer:
-    """The tokenizer of a tokenizer.json, its folder, or a folder with GPT-2's vocab.json and merges.txt. DataError."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-
-    folder, file = path, path / "tokenizer.json" if path.is_dir() else path
-    advice = "Give a tokenizer.json, or a folder with one or with vocab.json and merges.txt"
-    with _library_errors(f"{key}: {path} cannot be read", advice):
-        if file.is_file():
-            _check_operations(text := file.read_text(encoding="utf-8"))
-            return Tokenizer.from_str(text)
-        tokenizer = Tokenizer(models.BPE.from_file(str(folder / "vocab.json"), str(folder / "merges.txt")))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    return tokenizer
-
-
-def _check_operations(text: str) -> None:
-    """ValueError if a tokenizer splits at random, or if its replacements multiply text without bound."""
-    growths = [1]
-
-    def collect(table: dict[str, Any]) -> dict[str, Any]:
-        if table.get("type") == "Replace":
-            growths.append(max(len(table["content"]), 1))
-        return table
-
-    if json.loads(text, object_hook=collect)["model"].get("dropout"):
-        raise ValueError("its dropout splits texts at random")
-    if math.prod(growths) > MAX_GROWTH:
-        raise ValueError(f"its replacements make texts more than {MAX_GROWTH} times as long")
-
-
-@contextmanager
-def _library_errors(problem: str, advice: str = "Choose another tokenizer") -> Iterator[None]:
-    """Inside, every error of the tokenizers library is a DataError, as are panics, which are no Exception."""
-    try:
-        yield
-    except (KeyboardInterrupt, SystemExit):
-        raise
-    except BaseException as error:
-        raise DataError(f"{problem} ({first_line(error)}). {advice}.") from error
 
 
 @lru_cache(maxsize=4)

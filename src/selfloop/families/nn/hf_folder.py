@@ -16,15 +16,17 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from selfloop.columns import Array
+from selfloop.columns import Array, Params
 from selfloop.errors import DataError, SettingError, first_line
-from selfloop.families.transformer.tokenizer import open_tokenizer
+from selfloop.families.nn.hf_logging import quiet
+from selfloop.families.nn.tokenizer_file import open_tokenizer
 from selfloop.formats.safetensors import flatten_columns, read_safetensors
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 FILES = ("*.json", "*.safetensors", "merges.txt", "*.jinja")  # of a name on the hub
+CAUSAL, FEATURES = "MODEL_FOR_CAUSAL_LM_MAPPING", "MODEL_MAPPING"  # transformers' tables of networks
 INDEX = "model.safetensors.index.json"
 
 
@@ -104,8 +106,6 @@ class HfFolder:
 
     def network(self, mapping: str) -> Any:
         """The network in one of transformers' mappings, in float32, every array of it from the files."""
-        from selfloop.families.transformer.hf_export import count_parameters, load_hf_model
-
         config, weights = self.config(), self.weights()
         n_weights = sum(array.size for array in weights.values())
         try:
@@ -164,3 +164,34 @@ def _content(token: Any) -> str:
     """The text of a special token, which may be a table; empty if there is none."""
     text = token.get("content") if isinstance(token, dict) else token
     return text if isinstance(text, str) else ""
+
+
+def count_parameters(config: Any, mapping: str = CAUSAL) -> int:
+    """Number of parameters of transformers' network, which is built without memory for them."""
+    import torch
+    import transformers
+
+    with torch.device("meta"), quiet():
+        return sum(p.numel() for p in getattr(transformers, mapping)[type(config)](config).parameters())
+
+
+def load_hf_model(config: Any, params: Params, mapping: str = CAUSAL) -> tuple[Any, list[str]]:
+    """transformers' network of a configuration with the arrays of `params`, in float32, and all arrays that do not fit it.
+
+    A network of features needs no heads: those of the files, and its own pooler, are left out.
+    """
+    import torch
+    import transformers
+
+    state = {name: torch.tensor(array) for name, array in params.items()}
+    network = getattr(transformers, mapping)[type(config)]
+    with quiet():
+        model, report = network.from_pretrained(
+            None, config=config, state_dict=state, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True
+        )
+    missing, unexpected, mismatched = (report[f"{kind}_keys"] for kind in ("missing", "unexpected", "mismatched"))
+    if mapping == FEATURES:
+        body = {name for name, _ in model.named_children()}
+        missing = [name for name in missing if not name.startswith("pooler.")]
+        unexpected = [name for name in unexpected if name.removeprefix(f"{model.base_model_prefix}.").split(".")[0] in body]
+    return model, sorted({*missing, *unexpected, *(name for name, *_ in mismatched)})
