@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+from hypothesis.stateful import RuleBasedStateMachine, rule
 
 from selfloop.commands.gc import MIN_AGE, find_garbage
 from selfloop.commands.verify import verify
@@ -130,12 +130,6 @@ class StoreMachine(RuleBasedStateMachine):
         self.run(generations)
         verification = verify(self._spec(generations), self.store, records=2)
         assert (verification.wrong, verification.damaged) == ([], [])
-
-    @invariant()
-    def has_no_half_written_file(self) -> None:
-        """Files appear whole: no reader can meet half a record."""
-        for file in self.store.rglob("*.tmp"):
-            assert file.name.startswith(".")
 
 
 def _rows(spec: Spec, store: Path) -> list[str]:
