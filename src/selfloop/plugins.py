@@ -10,7 +10,7 @@ from importlib.resources import files
 from typing import Any, cast
 
 from selfloop.component import Component
-from selfloop.errors import SelfloopError, SpecError, first_line, missing_extra, unknown_name
+from selfloop.errors import EXTRAS, SelfloopError, SpecError, first_line, missing_extra, unknown_name
 
 BUILT_IN: dict[str, dict[str, str]] = {
     "policy": {
@@ -156,25 +156,20 @@ def component_class(kind: str, name: str, key: str) -> type[Component]:
     if name not in targets:
         raise SpecError(unknown_name(key, name, targets))
     module, _, attribute = targets[name].partition(":")
-    if name not in BUILT_IN.get(kind, {}):
-        return _plugin_class(f"{key}: {name!r}", targets[name])
-    try:
-        return cast(type[Component], getattr(import_module(module), attribute))
-    except ModuleNotFoundError as problem:
-        if (problem.name or "selfloop").startswith("selfloop"):
-            raise
-        raise missing_extra(f"{key}: {name!r}", (problem.name or "").partition(".")[0]) from None
-
-
-def _plugin_class(key: str, target: str) -> type[Component]:
-    module, _, attribute = target.partition(":")
     try:
         cls = getattr(import_module(module), attribute)
         problem = "" if isinstance(cls, type) and issubclass(cls, Component) else "it is no component"
     except Exception as error:  # whatever happens in the code of others
+        library = (error.name or "").partition(".")[0] if isinstance(error, ModuleNotFoundError) else ""
+        if library in EXTRAS:
+            raise missing_extra(f"{key}: {name!r}", library) from None
+        if name in BUILT_IN.get(kind, {}):
+            raise
         problem = f"{type(error).__name__}: {first_line(error)}"
     if problem:
-        raise SpecError(f"{key} of a plugin cannot be loaded from {target} ({problem}). Repair or remove that package.")
+        raise SpecError(
+            f"{key}: {name!r} of a plugin cannot be loaded from {targets[name]} ({problem}). Repair or remove that package."
+        )
     return cast(type[Component], cls)
 
 
