@@ -27,6 +27,7 @@ def is_installed(module: str) -> bool:
     return module.partition(".")[0] in {"selfloop", *sys.builtin_module_names} or (file is not None and is_installed_file(file))
 
 
+@cache
 def is_installed_file(file: str) -> bool:
     """True for a file of the standard library or of an installed package."""
     return not {"site-packages", "dist-packages"}.isdisjoint(Path(file).parts) or file.startswith(STANDARD_LIBRARY)

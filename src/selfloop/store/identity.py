@@ -31,6 +31,7 @@ from selfloop.rng import RandomStream
 from selfloop.source_code import cell_digests, is_installed, is_installed_file, source_digests
 
 F = TypeVar("F", bound=Callable[..., Any])
+CodeDigest = Callable[[Any], str]
 _CLASSES: dict[str, str] = {}  # identity -> name of the class that has it in this process
 
 
@@ -61,12 +62,13 @@ def step_name(function: Callable[..., Any]) -> str:
     return declared[0]
 
 
-def step_identity(function: Callable[..., Any]) -> str:
+def step_identity(function: Callable[..., Any], code: CodeDigest | None = None) -> str:
     """Identity of a stored step: `selfloop.fit@1`."""
-    return f"{package_of(function)}.{step_name(function)}@{function.__dict__['stored_step'][1]}{code_digest(function)}"
+    version = function.__dict__["stored_step"][1]
+    return f"{package_of(function)}.{step_name(function)}@{version}{(code or code_digest)(function)}"
 
 
-def component_identity(cls: type[Component]) -> str:
+def component_identity(cls: type[Component], code: CodeDigest | None = None) -> str:
     """Identity of a component class, without its settings: `selfloop/family/vae@3`.
 
     A class that inherits its name has its own name in addition. Raises SelfloopError for a class without a name or source
@@ -75,7 +77,7 @@ def component_identity(cls: type[Component]) -> str:
     if not hasattr(cls, "name"):
         raise SelfloopError(f"{cls.__qualname__}: has no name, which identifies its results. Set `name: ClassVar[str]`.")
     own = "" if "name" in vars(cls) else f":{cls.__qualname__}"
-    result = f"{package_of(cls)}/{cls.component_kind}/{cls.name}{own}@{cls.version}{code_digest(cls)}"
+    result = f"{package_of(cls)}/{cls.component_kind}/{cls.name}{own}@{cls.version}{(code or code_digest)(cls)}"
     if _CLASSES.setdefault(result, cls.__qualname__) != cls.__qualname__:
         raise SelfloopError(
             f"{cls.__qualname__}: has the name {cls.name!r} of {_CLASSES[result]}. Give each class its own name."
@@ -183,8 +185,11 @@ def package_of(named: type | Callable[..., Any]) -> str:
     return module.partition(".")[0]
 
 
-def identity(value: Any) -> Any:
-    """A JSON value that is equal exactly for equal arguments; SelfloopError if the argument has no stable identity."""
+def identity(value: Any, code: CodeDigest | None = None) -> Any:
+    """A JSON value that is equal exactly for equal arguments; SelfloopError if the argument has no stable identity.
+
+    `code`: a cached `code_digest`, whose digests hold as long as its cache.
+    """
     if value is None or isinstance(value, bool | int | str):
         return value
     if isinstance(value, float):
@@ -195,22 +200,23 @@ def identity(value: Any) -> Any:
         return {"stream": list((value.stream if isinstance(value, Context) else value).path)}
     if isinstance(value, Path):
         return {"file": file_digest(value)}
-    return _compound_identity(value)
+    return _compound_identity(value, code or code_digest)
 
 
-def _compound_identity(value: Any) -> Any:
+def _compound_identity(value: Any, code: CodeDigest) -> Any:
     if isinstance(value, tuple):
-        return [identity(item) for item in value]
+        return [identity(item, code) for item in value]
     if isinstance(value, list):
-        return {"list": [identity(item) for item in value]}
+        return {"list": [identity(item, code) for item in value]}
     if isinstance(value, Mapping) and all(isinstance(name, str) for name in value):
-        return {"map": {name: identity(item) for name, item in value.items()}}
+        return {"map": {name: identity(item, code) for name, item in value.items()}}
     if isinstance(value, np.ndarray) and value.dtype.kind in "biufcSU":  # object arrays hold addresses, structured ones names
         return {"array": [value.dtype.str, list(value.shape), digest(np.ascontiguousarray(value).tobytes())]}
     if is_dataclass(value) and not isinstance(value, type):
         cls: type[Any] = type(value)
-        name = component_identity(cls) if isinstance(value, Component) else f"{cls.__name__}{code_digest(cls)}"
-        return {name: {f.name: identity(getattr(value, f.name)) for f in fields(value) if f.metadata.get("identity", True)}}
+        name = component_identity(cls, code) if isinstance(value, Component) else f"{cls.__name__}{code(cls)}"
+        settings = [f.name for f in fields(value) if f.metadata.get("identity", True)]
+        return {name: {setting: identity(getattr(value, setting), code) for setting in settings}}
     raise SelfloopError(f"store: an argument of type {type(value).__name__} has no stable identity. Pass its settings instead.")
 
 

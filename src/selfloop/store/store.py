@@ -12,6 +12,7 @@ import time
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from typing import Any, cast
 
@@ -22,7 +23,7 @@ from selfloop.formats.safetensors import is_columns, read_safetensors, to_safete
 from selfloop.store import records
 from selfloop.store.calls import NotStoredError, StepCall, Usage
 from selfloop.store.folder import StoreFolder
-from selfloop.store.identity import ObjectRef, digest, identity, step_identity, step_name
+from selfloop.store.identity import CodeDigest, ObjectRef, code_digest, digest, identity, step_identity, step_name
 from selfloop.store.inputs import unchanged_inputs
 from selfloop.store.interrupts import refuse_interrupted
 
@@ -43,6 +44,7 @@ class Store:
     calls: list[StepCall] = field(default_factory=list)
     files: StoreFolder = field(init=False, repr=False)
     _makers: dict[str, StepCall] = field(default_factory=dict)  # object digest -> a call with that result, to rebuild it
+    _code: CodeDigest = field(default_factory=lambda: cache(code_digest), repr=False)
     _step: str = ""  # that is computed now
 
     def __post_init__(self) -> None:
@@ -73,8 +75,8 @@ class Store:
         return ObjectRef(result["object"])
 
     def key(self, step: Callable[..., Any], *arguments: Any) -> str:
-        """Digest of the identities of a stored step and of its arguments."""
-        parts = [step_identity(step), [identity(argument) for argument in arguments]]
+        """Digest of the identities of a stored step and of its arguments. Code is read once by a store."""
+        parts = [step_identity(step, self._code), [identity(argument, self._code) for argument in arguments]]
         return digest(json.dumps(parts, sort_keys=True, separators=(",", ":")).encode())
 
     def open(self, ref: ObjectRef) -> dict[str, Column]:
@@ -124,7 +126,7 @@ class Store:
         self.usage.add(Usage(1, 0, seconds, by_step={name: (1, seconds)}, warnings=dict.fromkeys(messages)))
         self.usage.backends.update(backends.items())
         threads = next((a.threads for a in call.arguments if isinstance(a, Context)), self.threads)
-        provenance = records.provenance(step_identity(call.step), seconds, threads, backends)
+        provenance = records.provenance(step_identity(call.step, self._code), seconds, threads, backends)
         self.files.write_record({"key": call.key, "result": result, "provenance": provenance, "warnings": messages})
         records.remove_scratch(scratch)
         return result
