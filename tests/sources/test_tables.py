@@ -88,7 +88,7 @@ def test_numeric_columns_of_a_compressed_file_with_words_are_used() -> None:
     assert diamonds.n_rows() == 53_940
     assert np.asarray(diamonds.draw(0, 53_940, CTX)["x"]).mean(axis=0) == pytest.approx([0.79794, 3932.7997], abs=1e-4)
     with pytest.raises(
-        SelfloopError, match=r"column 'cut' has 'Ideal' in row 1; expected numbers. List the features in 'columns'"
+        SelfloopError, match=r"column 'cut' has 'Ideal' in row 1; expected numbers .* list other features in 'columns'"
     ):
         TableSource(path=DATA / "tabular" / "diamonds.csv.gz").n_rows()
 
@@ -96,39 +96,48 @@ def test_numeric_columns_of_a_compressed_file_with_words_are_used() -> None:
 @pytest.mark.parametrize(
     ("text", "settings", "message"),
     [
-        ("a,b\n1,2\n3,\n5,6\n", {}, "column 'b' has 1 missing or infinite values, the first in row 2"),
-        ("a,b\n1,2\n3,inf\n", {}, "column 'b' has 1 missing or infinite values"),
-        ("a,b\n1,x\n3,y\n", {}, "column 'b' has 'x' in row 1; expected numbers"),
+        ("a,b\n1,2\n3,\n5,6\n", {}, r"column 'b' has '' in row 2; expected numbers that float64 can hold \(rows without: 1\)"),
+        ("a,b\n1,2\n3,inf\n", {}, "column 'b' has 'inf' in row 2; expected numbers"),
+        ("a,b\n1,x\n3,y\n", {}, r"column 'b' has 'x' in row 1; .* \(rows without: 2\).* list other features in 'columns'"),
         ("a,b\n1,2\n3,?\n", {}, r"column 'b' has '\?' in row 2; expected numbers"),
-        ("a,b\n1,2\n3,1e999\n", {}, "column 'b' has 1 missing or infinite values, the first in row 2"),
-        ("a,b\n1,9007199254740993\n3,4\n", {}, "column 'b' has 9007199254740993 in row 1, which float64 would round"),
-        ('a,b\n1,"1,234"\n3,4\n', {}, "column 'b' has '1,234' in row 1; .* The decimal mark is '.', thousands have none"),
-        ("a;b\n1,5;2\n3,5;4\n", {}, "column 'a' has '1,5' in row 1; .* The decimal mark is '.'.* see 'decimal'"),
-        ("a;b\n1.234,5;2\n3,5;4\n", {"decimal": ","}, "column 'a' has '1.234,5' in row 1; .* The decimal mark is ','"),
-        ("a b\n1 2\n3 4\n", {}, "column 'a b' has '1 2' in row 1; .* see 'decimal' and 'separator'"),
-        ("1,2\n3,4\n5,6\n", {}, "source.header: the first line of .* has the number '1', so it may be a row. Set header"),
+        ("a,b\n1,2\n3,1e999\n", {}, "column 'b' has '1e999' in row 2; expected numbers"),
+        ("a,b\n1,9007199254740993\n3,4\n", {}, "column 'b' has '9007199254740993' in row 1"),
+        ("a,b\n1,99999999999999999999\n3,4.5\n", {}, "column 'b' has '99999999999999999999' in row 1"),
+        ('a,b\n1,"1,234"\n3,4\n', {}, "column 'b' has '1,234' in row 1; .* set 'decimal' or 'separator'"),
+        ("a;b\n1,5;2\n3,5;4\n", {}, "column 'a' has '1,5' in row 1; .* set 'decimal'"),
+        ("a;b\n1.234,5;2\n3,5;4\n", {"decimal": ","}, "column 'a' has '1.234,5' in row 1"),
+        ("a;b\n1.234;2\n3,5;4\n", {"decimal": ","}, "column 'a' has '1.234' in row 1"),
+        ("a b\n1 2\n3 4\n", {}, "column 'a b' has '1 2' in row 1; .* set 'decimal' or 'separator'"),
+        (
+            "1,2\n3,4\n5,6\n",
+            {},
+            "source.header: the first line of .* has the number '1', so it may be a row. Set header to false",
+        ),
         ("x,2\ny,4\nz,6\n", {}, "source.header: the first line of .* has the number '2'"),
         ("1,5;2,5\n3,5;4,5\n", {"header": False}, "may be separated by ',' or ';'. Set 'separator', and 'decimal'"),
         ("a,b;c\n1,2;3\n4,5;6\n", {}, "may be separated by ',' or ';'"),
         ("a,b\n1,2\n3,4\n", {"decimal": ","}, "may be separated by ','"),
-        ("a,b\n1,2,3\n4,5,6\n", {}, "line 2 of .* is divided into 3, the first line into 2"),
-        ("a,b\n1,2\n3\n", {}, "line 3 of .* is divided into 1, the first line into 2"),
-        ("a\n1\n\n3\n", {}, "line 3 of .* is empty: a value is missing"),
+        ("a,b\n1,2,3\n4,5,6\n", {}, "line 2 is divided into 3, the first line into 2"),
+        ("a,b\n1,2\n3\n", {}, "line 3 is divided into 1, the first line into 2"),
+        ("a,b,c\n1,2,3\n4,6\n", {"columns": ("a", "b")}, "line 3 is divided into 2, the first line into 3"),
+        ("a\n1\n\n3\n", {}, "line 3 is divided into 0, the first line into 1"),
         ("a,a\n1,2\n3,4\n", {}, "two columns are called 'a'"),
-        (",a\n0,2\n1,4\n", {}, "column '' numbers the rows. List the features in 'columns', with or without it"),
-        ("id,a\n7,2\n8,4\n", {}, "column 'id' numbers the rows"),
+        (",a\n0,2\n1,4\n", {}, "column 1 has no name. List the features in 'columns'"),
+        ("id,a\n7,2\n8,4\n", {}, "column 'id' numbers the rows. List the features in 'columns', with or without it"),
         ("a,,b\n1,2,5\n3,4,6\n", {}, "column 2 has no name"),
-        ('a,b\n1,"5" pipe"\n3,"x"\n', {"columns": ("a",)}, "a quotation mark that does not enclose a value"),
-        ("a,b\n1,caf\xe9\n3,4\n", {}, r"is not text in UTF-8 \(byte 9\). Convert it"),
+        ('a,b\n1,"5" pipe"\n3,"x"\n', {"columns": ("a",)}, "',' expected after '\"'. Correct it, with doubled quotation marks"),
+        ("a,b\n1,caf\xe9\n3,4\n", {}, "is not UTF-8 at byte 9. Convert it"),
         ("a,y\n1,u\n3,v\n5,w\n", {"target": "y"}, r"target 'y' has 3 different values \('u', 'v', 'w'\); .* Set 'positive'"),
         ("a,y\n1,u\n3,v\n", {"target": "y", "positive": "x"}, "target 'y' has 2 different values"),
-        ("a,y\n1,u\n3,\n5,w\n", {"target": "y"}, "target 'y' has 1 missing values"),
+        ("a,y\n1,u\n3,\n5,u\n", {"target": "y"}, r"target 'y' has 2 different values \('', 'u'\); .* none missing"),
+        ("a,y\n1,u\n3,NA\n5,u\n", {"target": "y", "positive": "u"}, r"target 'y' has 2 different values \('NA', 'u'\)"),
         ("a,b\n1,2\n3,4\n", {"target": "bb"}, "unknown column 'bb'. Did you mean 'b'.* Allowed: a, b"),
         ("price,b\n1,2\n3,4\n", {"columns": ("prise",)}, "Did you mean 'price'"),
         ("a\n1\n", {}, "1 rows and 1 features; expected at least 2 and 1"),
         ("a\n1\n2\n", {"target": "a"}, "2 rows and 0 features"),
-        ("", {}, "is empty"),
-        ('a,b\n"1,2\n', {}, "a quotation mark that does not enclose a value"),
+        ("", {}, "0 rows and 0 features"),
+        ("\n \n", {"header": False}, "1 rows and 0 features"),
+        ('a,b\n"1,2\n', {}, "unexpected end of data"),
         (None, {}, "does not exist"),
     ],
 )
@@ -162,6 +171,7 @@ A, B = [1.0, 3.0, 5.0, 7.0], [2.5, 4.0, 6.0, 8.0]
         ("a  b\n1 2.5\n3   4\n5 6\n7 8\n", {"separator": " "}),
         ('n,a,b\n"x\ny",1,2.5\n,3,4\n"5"" pipe",5,6\nNA,7,8\n', {"columns": ("a", "b")}),
         ("2019,2020\n1,2.5\n3,4\n5,6\n7,8\n", {"header": True}),
+        ("b\n2,5\n4\n6\n8\n", {"decimal": ",", "columns": ("b",)}),
         (",a,b,a\n0,1,2.5,1\n1,3,4,1\n2,5,6,1\n3,7,8,1\n", {"columns": ("b",)}),
     ],
 )
@@ -235,10 +245,10 @@ def test_words_missing_values_and_identifiers_of_parquet_files_are_errors(tmp_pa
     pytest.importorskip("pyarrow")
     path = tmp_path / "table.parquet"
     for column, message in (
-        (pd.array([1, None, 3], "Int64"), "column 'a' has 1 missing or infinite values, the first in row 2"),
+        (pd.array([1, None, 3], "Int64"), "column 'a' has '<NA>' in row 2"),
         (pd.Categorical(["u", "v", "u"]), "column 'a' has 'u' in row 1"),
         (["1", "2", "x"], "column 'a' has 'x' in row 3"),
-        (pd.array([1, 2**60, 3], "uint64"), "looks like an identifier"),
+        (pd.array([1, 2**60, 3], "uint64"), f"column 'a' has '{2**60}' in row 2"),
         (pd.to_datetime(["2020-01-01"] * 3), "column 'a' has '2020-01-01 00:00:00' in row 1"),
     ):
         pd.DataFrame({"a": column, "b": [1.0, 2.0, 3.0]}, index=[5, 5, 5]).to_parquet(path)
