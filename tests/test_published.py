@@ -21,8 +21,16 @@ from selfloop.families.transformer.family import Transformer
 from selfloop.families.transformer.text_sampler import TextSampler
 from selfloop.policies.builtin import Accumulate, AccumulateSubsample, Mix, Replace, Window
 from selfloop.policies.growing import ReplaceMultiple
-from selfloop.published.claims import claimed_orders, claimed_pairs, unmodified_policies
-from selfloop.published.papers import PublishedCurve, PublishedTable, find_paper, papers, published_curves
+from selfloop.published.papers import (
+    PublishedCurve,
+    PublishedTable,
+    claimed_orders,
+    claimed_pairs,
+    find_paper,
+    papers,
+    published_curves,
+    unmodified_policies,
+)
 from selfloop.snapshots import Scenario
 from selfloop.sources.distributions import GaussianSource, LinearSource
 from selfloop.sources.shapes import Moons

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +17,7 @@ from selfloop.engine.executors import Notify
 from selfloop.engine.run import Progress, run_tasks, store_path
 from selfloop.errors import SpecError, shown, unknown_name
 from selfloop.policies.schedule import ScheduleEntry, schedule_metrics
-from selfloop.published.claims import claimed_pairs, unmodified_policies
+from selfloop.published.papers import claimed_pairs, unmodified_policies
 from selfloop.spec.parse import fresh_spec
 from selfloop.spec.point import Point
 from selfloop.spec.spec import Spec
@@ -56,14 +57,14 @@ class Result:
 
     def point(self, at: At = ()) -> Point:
         """The point with these coordinates; SpecError if there is none."""
-        if not isinstance(at, Mapping | tuple):
-            raise SpecError(f'at: got {shown(at)}; expected coordinates of a point of the sweep, such as at={{"n": 100}}.')
-        wanted = {key: tuple(value) if isinstance(value, list) else value for key, value in dict(at).items()}
+        wanted: dict[str, object] | None = None
+        with suppress(TypeError, ValueError):  # no coordinates at all
+            wanted = {key: tuple(value) if isinstance(value, list) else value for key, value in dict(at).items()}
         for point in self.points:
             if dict(point.coordinates) == wanted:
                 return point
         allowed = "; ".join(str(dict(point.coordinates)) for point in self.points[:5])
-        raise SpecError(f"at: got {wanted}; expected the coordinates of a point of the sweep, such as {allowed}.")
+        raise SpecError(f"at: got {shown(at)}; expected the coordinates of a point of the sweep, such as {allowed}.")
 
     def schedules(self, at: At = ()) -> dict[str, list[ScheduleEntry]]:
         """Schedule of each policy: new rows and takes of every generation."""

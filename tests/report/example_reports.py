@@ -217,8 +217,7 @@ def gallery_report() -> Report:
 
 def language_report(seeds: int = 3, generations: int = 10, policies: int = 4) -> Report:
     """A small transformer on stories, with published curves of another scale, comparisons and a gallery with prompts."""
-    from selfloop.published.claims import claimed_pairs
-    from selfloop.published.papers import find_paper
+    from selfloop.published.papers import claimed_pairs, find_paper
 
     rng = np.random.default_rng(6)
     t = np.arange(1, generations + 1)

@@ -129,7 +129,7 @@ class _Pool:
         arguments = (self.run_task, worker_end, self.threads, threading.current_thread() is threading.main_thread())
         process = spawn.Process(target=_worker_main, args=arguments, daemon=True)
         try:
-            with _THIS_PROCESS, _thread_variables(self.threads), _start_with_interrupts_blocked(), _main_module(needs_main):
+            with _THIS_PROCESS, _inherited(self.threads, needs_main), _start_with_interrupts_blocked():
                 process.start()
         except OSError as problem:
             if not self.workers:  # else the others do the work
@@ -184,8 +184,6 @@ class _Pool:
                 '`if __name__ == "__main__":`.'
             )
         self.n_deaths[worker.position] += 1
-        if worker.position is None and code >= 0:
-            raise SelfloopError(f"workers: a worker could not start ({_describe_end(code)}); its message stands above.")
         if self.n_deaths[worker.position] > 1:
             task = "its start" if worker.position is None else str(self.tasks[worker.position])
             advice = "A library ended it: its message may stand above."
@@ -210,17 +208,6 @@ def _describe_end(code: int) -> str:
 
 
 @contextmanager
-def _main_module(is_needed: bool) -> Iterator[None]:
-    """Processes that start inside import the main module only if it is needed: they look for it in `sys.modules`."""
-    main = sys.modules["__main__"]
-    sys.modules["__main__"] = main if is_needed else ModuleType("__main__")
-    try:
-        yield
-    finally:
-        sys.modules["__main__"] = main
-
-
-@contextmanager
 def _start_with_interrupts_blocked() -> Iterator[None]:
     """Start processes that ignore Ctrl-C and SIGTERM, which may go to all of a group: the parent ends its workers."""
     if sys.platform == "win32":
@@ -229,9 +216,8 @@ def _start_with_interrupts_blocked() -> Iterator[None]:
     ensure_running()  # it starts a process, and would unblock the signals
     before = signal.pthread_sigmask(signal.SIG_BLOCK, INTERRUPTS)  # workers inherit the mask
     arrived = set[int]()  # a library's thread may receive a signal: it must not interrupt a half-started worker
-    handlers = {number: handler for number in INTERRUPTS if callable(handler := signal.getsignal(number))}
-    if threading.current_thread() is not threading.main_thread():
-        handlers = {}
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    handlers = {number: handler for number in INTERRUPTS if in_main_thread and callable(handler := signal.getsignal(number))}
     for number in handlers:
         signal.signal(number, lambda number, frame: arrived.add(number))
     try:
@@ -295,12 +281,15 @@ def _end_with_parent(from_main_thread: bool) -> None:
 
 
 @contextmanager
-def _thread_variables(threads: int) -> Iterator[None]:
-    before = {name: os.environ[name] for name in THREAD_VARIABLES if name in os.environ}
+def _inherited(threads: int, needs_main: bool) -> Iterator[None]:
+    """Processes that start inside have these thread variables, and import the main module only if they need it."""
+    main, before = sys.modules["__main__"], {name: os.environ[name] for name in THREAD_VARIABLES if name in os.environ}
     os.environ.update(dict.fromkeys(THREAD_VARIABLES, str(threads)))
+    sys.modules["__main__"] = main if needs_main else ModuleType("__main__")
     try:
         yield
     finally:
+        sys.modules["__main__"] = main
         for name in THREAD_VARIABLES:
             del os.environ[name]
         os.environ.update(before)

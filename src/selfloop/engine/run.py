@@ -6,11 +6,15 @@ import os
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Annotated
+
+from annotated_types import Interval
 
 from selfloop.engine.curves import Curves
 from selfloop.engine.executors import Notify, count_cores, execute
 from selfloop.engine.tasks import TaskOutput, plan_tasks, run_task_in_worker
 from selfloop.policies.schedule import schedule_metrics
+from selfloop.settings import check_setting, check_size
 from selfloop.spec.parse import fresh_spec
 from selfloop.spec.spec import Spec
 from selfloop.spec.write import spec_text
@@ -18,11 +22,13 @@ from selfloop.store.runs import note_run
 from selfloop.store.store import Store
 from selfloop.types import Measurement
 
+MAX_WORKERS = 10_000  # also threads; larger values are typos
 Progress = Callable[[int, int], None]  # generations finished, generations in all
 
 
 def store_path(path: str | Path | None) -> Path:
     """The store's folder: the given path, else $SELFLOOP_STORE, else .selfloop in the working folder."""
+    check_size(check_setting(str | Path | None, path, "store"), "store")
     return Path(os.path.expanduser(path or os.environ.get("SELFLOOP_STORE") or ".selfloop"))  # unlike Path's, it never fails
 
 
@@ -37,31 +43,28 @@ def run_tasks(
 ) -> Iterator[TaskOutput]:
     """Run a spec; yields the outputs of its tasks in any order. `notify` gets notes on the present step, often."""
     path = store_path(store)
+    for name, count in (("workers", workers), ("threads", threads)):
+        check_setting(Annotated[int, Interval(ge=1, le=MAX_WORKERS)] | None, count, name)
     phases = plan_tasks(spec, path, threads)
     Store(path)  # an unwritable store is found before any work
     chains = phases[-1]  # shared steps count with the chains that reuse them: as many generations as `plan` shows
     total = sum(task.generations * len(task.policies) for task in chains)
     finished = 0
-    if progress:
-        progress(0, total)
-    with note_run(path, _title(spec), spec_text(spec)) as keys:
+    progress, notify = progress or (lambda done, total: None), notify or (lambda note: None)
+    progress(0, total)
+    title = f"{spec.family.name} on {spec.source.name}: {', '.join(spec.policy_labels())}"
+    with note_run(path, title, spec_text(spec)) as keys:
         for phase in phases:
-            per_chain = phase[0].threads if phase else 1
+            per_chain = phase[0].threads
             most = max(1, count_cores() // per_chain) if workers is None else workers
             longest_first = sorted(phase, key=lambda task: -task.cost)
             isolated = any(task.takes_over_interrupts for task in phase)
-            notify = notify or (lambda note: None)
             for output in execute(run_task_in_worker, longest_first, most, per_chain, notify=notify, isolated=isolated):
                 keys |= output.usage.keys
                 finished += output.generations if phase is chains else 0
-                if progress:
-                    progress(finished, total)
-                shared = replace(output, curves=Curves((), 0), shared=True)  # the chains replay them
-                yield output if phase is chains else shared
-
-
-def _title(spec: Spec) -> str:
-    return f"{spec.family.name} on {spec.source.name}: {', '.join(spec.policy_labels())}"
+                progress(finished, total)
+                # the chains replay what they share
+                yield output if phase is chains else replace(output, curves=Curves((), 0), shared=True)
 
 
 def iter_measurements(

@@ -16,33 +16,13 @@ MAX_TAKES = 10_000_000  # Limit per schedule, whose time and memory grow with it
 
 
 @dataclass(frozen=True, slots=True)
-class AvailableRows(Mapping[Batch, int]):
-    """Rows of the batches that exist before the fit of generation t: a view of those of the whole schedule."""
-
-    rows: dict[Batch, int]  # of all generations, in the order of drawing
-    t: int
-    length: int
-
-    def __getitem__(self, batch: Batch) -> int:
-        if batch.born > self.t or batch == synthetic(self.t):
-            raise KeyError(batch)
-        return self.rows[batch]
-
-    def __iter__(self) -> Iterator[Batch]:
-        return islice(self.rows, self.length)
-
-    def __len__(self) -> int:
-        return self.length
-
-
-@dataclass(frozen=True, slots=True)
 class ScheduleEntry:
-    """One generation: its new rows, and its plan in which every take has a row count."""
+    """One generation: its new rows, its plan in which every take has a row count, and the rows of the schedule's batches."""
 
     t: int
     new_rows: NewRows
     plan: Plan
-    available: AvailableRows
+    available: Mapping[Batch, int]  # one table for all generations: only a batch that exists before the fit can be taken
 
     @property
     def trained_rows(self) -> int:
@@ -94,7 +74,7 @@ def schedule(policy: Policy, n: int, generations: int) -> Iterator[ScheduleEntry
         n_takes += len(plan.takes)
         if n_takes > MAX_TAKES:
             raise SpecError(f"{key}: takes more than {MAX_TAKES:,} batches, all generations together. Lower generations.")
-        yield ScheduleEntry(t, new_rows, resolved, AvailableRows(rows, t, len(rows)))
+        yield ScheduleEntry(t, new_rows, resolved, rows)
         rows[synthetic(t)] = new_rows.synthetic
 
 

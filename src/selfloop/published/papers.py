@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import cache, partial
 from importlib.resources import files
+from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from selfloop.component import Component
 from selfloop.errors import SpecError, unknown_name
 from selfloop.settings import has_default_settings
 from selfloop.snapshots import Scenario
+from selfloop.spec.spec import Spec
 from selfloop.stats.data_value import GridCell
 
 # Settings of a text sampler that do not change the distribution of a token given the tokens before it
@@ -118,6 +120,24 @@ def find_paper(name: str) -> Paper:
     if name not in papers():
         raise SpecError(unknown_name("paper", name, papers()))
     return papers()[name]
+
+
+def unmodified_policies(spec: Spec) -> list[str]:
+    """Labels of the policies with default settings, which are those that papers ran."""
+    labels = zip(spec.policy_labels(), spec.policies, strict=True)
+    return [label for label, policy in labels if has_default_settings(policy)]
+
+
+def claimed_orders(labels: Collection[str]) -> list[tuple[str, ...]]:
+    """The claimed orders of these policies, the highest risk first, without those that are part of a longer one."""
+    claims = [claim.order for paper in papers().values() for claim in paper.claims]
+    orders = sorted({tuple(label for label in order if label in labels) for order in claims})
+    return [order for order in orders if len(order) > 1 and not any(set(order) < set(other) for other in orders)]
+
+
+def claimed_pairs(labels: Collection[str]) -> set[tuple[str, str]]:
+    """Every pair (higher, lower) of the claimed orders of these policies."""
+    return {pair for order in claimed_orders(labels) for pair in combinations(order, 2)}
 
 
 def published_curves(scenario: Scenario, *, other_scales: bool = False) -> list[PublishedCurve]:

@@ -7,7 +7,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from selfloop.columns import Floats
-from selfloop.published.claims import claimed_orders, unmodified_policies
+from selfloop.published.papers import claimed_orders, unmodified_policies
 from selfloop.report.first_models import first_model_sentence
 from selfloop.report.theme import format_interval, format_number
 from selfloop.stats.comparison import FIRST_COMPARED, Comparison, compare
