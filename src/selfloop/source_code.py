@@ -11,6 +11,7 @@ import ast
 import os
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from functools import cache
 from hashlib import blake2b
 from pathlib import Path
@@ -34,7 +35,7 @@ def is_installed_file(file: str) -> bool:
 
 
 def source_digests(module: str) -> set[str]:
-    """Digests of the source files of a module and of the modules that they import; empty if it is installed or has no file."""
+    """Digests of the source files of a module and of the modules that they import; empty if it is installed or in no file."""
     loaded = sys.modules.get(module)
     file = getattr(loaded, "__file__", None)
     if loaded is None or file is None or is_installed(module):
@@ -54,26 +55,15 @@ def _file_digests(waiting: list[tuple[str, str]]) -> set[str]:
     digests: dict[str, str] = {}
     while waiting:
         path, package = waiting.pop()
-        if path not in digests and (status := _status(path)):
-            digests[path], imported = _read(path, package, *status)
-            waiting += imported
+        with suppress(OSError):  # deleted since it was imported, or inside of a ZIP file
+            if path not in digests:
+                content = Path(path).read_bytes()
+                digests[path] = blake2b(content, digest_size=20).hexdigest()
+                waiting += _imported_files(content, package)
     return set(digests.values())
 
 
-def _status(file: str) -> tuple[int, int] | None:
-    try:
-        status = os.stat(file)
-    except OSError:
-        return None  # deleted since it was imported
-    return status.st_size, status.st_mtime_ns
-
-
 @cache
-def _read(file: str, package: str, size: int, time_ns: int) -> tuple[str, list[tuple[str, str]]]:
-    content = Path(file).read_bytes()
-    return blake2b(content, digest_size=20).hexdigest(), _imported_files(content, package)
-
-
 def _imported_files(source: bytes, package: str) -> list[tuple[str, str]]:
     """Files, with their packages, of the modules that are not installed and that Python source imports."""
     try:

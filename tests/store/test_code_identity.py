@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+from zipfile import ZipFile
 
 import pytest
 
@@ -162,6 +163,27 @@ def test_what_a_cell_reads_from_other_cells_is_a_part(monkeypatch: pytest.Monkey
     notebook.run("RATES = scale = object()")
     with pytest.raises(SelfloopError, match=r"^Box.size: reads 'scale', a object without a stable identity"):
         _ = notebook.box
+
+
+@pytest.mark.parametrize("line", ["rates: ClassVar[Any] = RATES", "def f(self, k=RATES): ...", "def f(self, *, k=RATES): ..."])
+def test_what_a_cell_takes_from_other_cells_when_it_runs_is_a_part(monkeypatch: pytest.MonkeyPatch, line: str) -> None:
+    notebook, found = Notebook(monkeypatch), set[str]()
+    for rates in ("0.1", "0.2", "[0.1]", "[0.2]", "{'a': 1}", "{'a': 2}"):
+        notebook.run(f"RATES = {rates}")
+        notebook.run(f"{CLASS.format(body=1)}\n    {line}\n")
+        found.add(notebook.box)
+    assert len(found) == 6
+
+
+def test_a_class_in_a_zip_file_is_identified_by_its_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = set[str]()
+    for body in (1, 2):
+        with ZipFile(tmp_path / f"{body}.zip", "w") as archive:
+            archive.writestr("zipped.py", HEAD + CLASS.format(body=body))
+        monkeypatch.syspath_prepend(str(tmp_path / f"{body}.zip"))
+        monkeypatch.delitem(sys.modules, "zipped", raising=False)
+        found.add(component_identity(importlib.import_module("zipped").Box))
+    assert len(found) == 2
 
 
 def test_a_class_without_source_code_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

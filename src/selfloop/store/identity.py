@@ -64,8 +64,8 @@ def step_name(function: Callable[..., Any]) -> str:
 
 def step_identity(function: Callable[..., Any], code: CodeDigest | None = None) -> str:
     """Identity of a stored step: `selfloop.fit@1`."""
-    version = function.__dict__["stored_step"][1]
-    return f"{package_of(function)}.{step_name(function)}@{version}{(code or code_digest)(function)}"
+    name, code = step_name(function), code or code_digest
+    return f"{package_of(function)}.{name}@{function.__dict__['stored_step'][1]}{code(function)}"
 
 
 def component_identity(cls: type[Component], code: CodeDigest | None = None) -> str:
@@ -102,7 +102,8 @@ def _code_parts(code: type | Callable[..., Any] | ModuleType, seen: set[int]) ->
     if id(code) in seen or is_installed(module):
         return
     seen.add(id(code))
-    yield from source_digests(module)
+    files = source_digests(module)
+    yield from files
     if isinstance(code, ModuleType):
         for name in [name for name in sys.modules if name.startswith(f"{module}.")]:
             yield from source_digests(name)
@@ -110,13 +111,14 @@ def _code_parts(code: type | Callable[..., Any] | ModuleType, seen: set[int]) ->
         yield from _function_parts(code, seen)
     elif isinstance(code, type):
         functions: list[Any] = [function for member in vars(code).values() for function in _functions_of(member)]
-        if not functions and not source_digests(module):
+        if not functions and not files:
             raise _no_source(code)
         for part in (*functions, *code.__mro__[1:]):
             yield from _code_parts(part, seen)
         for name, value in vars(code).items():
-            if not name.startswith("__") and _is_constant(value):
-                yield f"{name} = {_text(value)}"
+            changeable = not files and isinstance(value, list | tuple | dict | np.ndarray)  # it may come from another cell
+            if not name.startswith("__") and (changeable or _is_constant(value)):
+                yield _value_part(code, name, value)
 
 
 def _functions_of(member: Any) -> list[FunctionType]:
@@ -127,29 +129,23 @@ def _functions_of(member: Any) -> list[FunctionType]:
 
 
 def _function_parts(function: FunctionType, seen: set[int]) -> Iterator[str]:
-    file, written_in = getattr(sys.modules.get(function.__module__), "__file__", None), function.__code__.co_filename
+    file, written_in = str(getattr(sys.modules.get(function.__module__), "__file__", "")), function.__code__.co_filename
     is_wrapper = is_installed_file(written_in)  # of a decorator: what it wraps is in its closure
-    in_file = is_wrapper or (file is not None and Path(file).name == Path(written_in).name)
+    in_file = is_wrapper or (bool(source_digests(function.__module__)) and Path(file).name == Path(written_in).name)
     if not in_file:
-        if not (text := "".join(linecache.getlines(written_in))):
+        if not (text := "".join(linecache.getlines(written_in, function.__globals__))):
             raise _no_source(function)
         yield from cell_digests(text)
     defaults = {f"default {i}": value for i, value in enumerate(function.__defaults__ or ())}
-    around = {**inspect.getclosurevars(function).nonlocals, **defaults}
+    around = {**inspect.getclosurevars(function).nonlocals, **defaults, **(function.__kwdefaults__ or {})}
     global_names = () if is_wrapper else _global_names(function.__code__) & function.__globals__.keys()
     for name, value in ({name: function.__globals__[name] for name in global_names} | around).items():
         if isinstance(value, type | FunctionType | ModuleType):
             yield from _code_parts(value, seen)
-        elif _is_constant(value):
-            yield f"{name} = {_text(value)}"
-        elif not (is_wrapper or (in_file and name not in around) or isinstance(value, BuiltinFunctionType | np.ufunc)):
-            try:
-                yield f"{name} = {_text(value)}"
-            except (SelfloopError, RecursionError):
-                raise SelfloopError(
-                    f"{function.__qualname__}: reads {name!r}, a {type(value).__name__} without a stable identity. "
-                    "Make it a setting, or write both in a Python file."
-                ) from None
+        elif _is_constant(value) or not (
+            is_wrapper or (in_file and name not in around) or isinstance(value, BuiltinFunctionType | np.ufunc)
+        ):
+            yield _value_part(function, name, value)
 
 
 @cache
@@ -166,8 +162,14 @@ def _is_constant(value: Any) -> bool:
     )
 
 
-def _text(value: Any) -> str:
-    return json.dumps(identity(value), sort_keys=True)
+def _value_part(code: type | FunctionType, name: str, value: Any) -> str:
+    try:
+        return f"{name} = {json.dumps(identity(value), sort_keys=True)}"
+    except (SelfloopError, RecursionError):
+        raise SelfloopError(
+            f"{code.__qualname__}: reads {name!r}, a {type(value).__name__} without a stable identity. "
+            "Make it a setting, or write both in a Python file."
+        ) from None
 
 
 def _no_source(code: type | FunctionType) -> SelfloopError:
