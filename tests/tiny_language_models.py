@@ -30,7 +30,7 @@ def save_base(folder: Path, arch: str = "gpt2", vocab: int = VOCAB, end: str | N
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
-    from selfloop.families.nn.hf_logging import quiet
+    from selfloop.families.nn.hf_folder import quiet
     from selfloop.families.nn.trainer import seed_torch
 
     tokenizer = Tokenizer(models.BPE())

@@ -141,7 +141,10 @@ FAULTS: Mapping[str, tuple[Change, str]] = {
     "tokenizer without bound": (replacements("a", "aa", 60), "replacements make texts more than 1000 times as long"),
     "random tokenizer": (dropout, "dropout splits texts at random"),
     "lossy tokenizer": (replacements("[aeiou]", "", 1), "changes 16 of the first 16 texts, such as 'the cat sat"),
-    "absent special token": (table("tokenizer_config.json", extra_special_tokens=[MARKS[0]]), "without its special token"),
+    "special token without embedding": (table("tokenizer_config.json", extra_special_tokens=[MARKS[0]]), "291 entries"),
+    "end token without embedding": (table("tokenizer_config.json", eos_token="</s>"), "291 entries and a network of 290"),
+    "two ids of a token": (content("added_tokens.json", '{"<|endoftext|>": 7}'), "different ids of the token '<.endoftext"),
+    "special tokens of numbers": (table("tokenizer_config.json", added_tokens_decoder={"0": 1}), "tokens that cannot be read"),
 }  # fmt: skip
 
 
@@ -216,6 +219,45 @@ def chat_base(folder: Path) -> None:
     table("config.json", vocab_size=VOCAB + 2)(folder)
     wte = "transformer.wte.weight"
     arrays(lambda a: a.update({wte: np.concatenate([a[wte], a[wte][:2] + 1])}))(folder)
+
+
+def test_special_tokens_that_only_the_settings_name_are_added_as_transformers_does(base: Path, tmp_path: Path) -> None:
+    from transformers import AutoTokenizer
+
+    names = {"pad_token": "<pad>", "mask_token": "<mask>", "bos_token": "<s>", "extra_special_tokens": list(MARKS[::-1])}
+    folder = changed(base, tmp_path / "named", table("tokenizer_config.json", **names), table("config.json", vocab_size=300))
+    tokenizer, start, end = HfFolder("x", folder, None).tokenizer()
+    theirs = AutoTokenizer.from_pretrained(folder)
+    assert tokenizer.get_vocab() == theirs.get_vocab()
+    assert (start, end) == (theirs.bos_token_id, theirs.eos_token_id)
+    assert tokenizer.encode("a<|im_end|>").ids[1:] == [theirs.convert_tokens_to_ids("<|im_end|>")]
+
+
+def test_a_pad_token_without_an_embedding_is_left_out(base: Path, tmp_path: Path) -> None:
+    folder = changed(base, tmp_path / "padded", table("tokenizer_config.json", pad_token="<pad>", unk_token="<unk>"))
+    assert prepare(folder).keys() == prepare(base).keys()
+    assert HfFolder("x", folder, None).tokenizer()[0].get_vocab_size() == VOCAB
+
+
+@pytest.mark.parametrize("arch", ["gpt2", "llama"])
+def test_folders_that_transformers_saves_with_its_own_tokenizers_are_accepted(arch: str, tmp_path: Path) -> None:
+    from transformers import GPT2Tokenizer, LlamaTokenizer
+
+    base = save_base(tmp_path / "base", arch, vocab=300)
+    model = json.loads((base / "tokenizer.json").read_text())["model"]
+    if arch == "gpt2":
+        saved = GPT2Tokenizer(vocab=model["vocab"], merges=[tuple(pair) for pair in model["merges"]])
+    else:
+        letters = sorted({letter for text in TEXTS for letter in text} - {" "})
+        saved = LlamaTokenizer(vocab={token: i for i, token in enumerate(["<unk>", "<s>", "</s>", "▁", *letters])}, merges=[])
+    saved.add_special_tokens({"pad_token": "<pad>", "additional_special_tokens": list(MARKS)})
+    saved.save_pretrained(base)
+    prepared = prepare(base)
+    assert int(prepared["tokenizer/start"]) == saved.bos_token_id
+    assert int(prepared["tokenizer/end"]) == saved.eos_token_id
+    text = "the cat" + MARKS[0]
+    tokens = encode_texts({"text": Ragged.of_bytes([text.encode()])}, prepared, special_tokens=True)["tokens"]
+    assert token_lists(tokens)[0] == [*saved.encode(text, add_special_tokens=False), saved.eos_token_id]
 
 
 def test_special_tokens_of_a_chat_are_one_token_each_and_come_back_as_text(base: Path, tmp_path: Path) -> None:

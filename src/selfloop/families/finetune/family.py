@@ -48,9 +48,6 @@ class PretrainedTokenizer(Encoder):
 
         folder = base_folder(self.base_model, self.revision)
         tokenizer, start, end = folder.tokenizer()
-        entries, embeddings = tokenizer.get_vocab_size(), folder.config().get_text_config().vocab_size
-        if entries > embeddings:
-            folder.refuse(f"has a tokenizer of {entries} entries and a network of {embeddings} embeddings")
         if end is None:
             folder.refuse("has a tokenizer without an end token; set eos_token in tokenizer_config.json")
         open_base(folder)

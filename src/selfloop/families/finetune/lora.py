@@ -28,7 +28,7 @@ def add_adapters(model: Any, lora: Lora, params: Params | None) -> Any:
     from peft import LoraConfig, get_peft_model, set_peft_model_state_dict
     from transformers.pytorch_utils import Conv1D
 
-    from selfloop.families.nn.hf_logging import quiet
+    from selfloop.families.nn.hf_folder import quiet
 
     settings = LoraConfig(
         r=lora.rank, lora_alpha=lora.alpha, task_type="CAUSAL_LM", target_modules=lora.target_modules or "all-linear",

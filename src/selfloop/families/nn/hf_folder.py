@@ -7,7 +7,9 @@ is run.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -18,8 +20,7 @@ from safetensors import SafetensorError, safe_open
 
 from selfloop.columns import Array, Params
 from selfloop.errors import DataError, SettingError, first_line
-from selfloop.families.nn.hf_logging import quiet
-from selfloop.families.nn.tokenizer_file import open_tokenizer
+from selfloop.families.nn.tokenizer_file import library_errors, open_tokenizer
 from selfloop.formats.safetensors import flatten_columns, read_safetensors
 
 if TYPE_CHECKING:
@@ -27,7 +28,8 @@ if TYPE_CHECKING:
 
 FILES = ("*.json", "*.safetensors", "merges.txt", "*.jinja")  # of a name on the hub
 CAUSAL, FEATURES = "MODEL_FOR_CAUSAL_LM_MAPPING", "MODEL_MAPPING"  # transformers' tables of networks
-INDEX = "model.safetensors.index.json"
+INDEX, OLD_TOKENS = "model.safetensors.index.json", "added_tokens.json"
+NAMED = [f"{name}_token" for name in ("bos", "eos", "unk", "sep", "pad", "cls", "mask")]  # in transformers' order
 
 
 @dataclass(frozen=True)
@@ -121,22 +123,40 @@ class HfFolder:
         return model.eval()
 
     def tokenizer(self) -> tuple[Tokenizer, int | None, int | None]:
-        """The tokenizer, and its start and end token if it has them. Every special token that the files name is one token."""
+        """The tokenizer, and its start and end token if it has them.
+
+        Every special token that the files name is one token. One that is not in tokenizer.json follows the others, in
+        transformers' order, if the network has an embedding for it.
+        """
         tokenizer, settings = open_tokenizer(self.path, self.key), self.tokenizer_settings()
-        ids = tokenizer.get_vocab(with_added_tokens=True)
-        lists = [list(settings.get(f"{kind}_special_tokens") or ()) for kind in ("additional", "extra")]
-        added = [token for token in dict(settings.get("added_tokens_decoder") or {}).values() if token.get("special")]
-        named = [*(token for key, token in settings.items() if key.endswith("_token")), *added, *lists[0], *lists[1]]
-        special = sorted({text for text in map(_content, named) if text})
-        if absent := [text for text in special if text not in ids]:
-            self.refuse(f"has a tokenizer without its special token {absent[0]!r}")
-        plain = [text for text in special if tokenizer.encode(text, add_special_tokens=False).ids != [ids[text]]]
-        tokenizer.add_special_tokens(plain)
+        entries, embeddings = tokenizer.get_vocab_size(), self.config().get_text_config().vocab_size
+        with library_errors(f"{self.key}: {self.base} has special tokens that cannot be read"):
+            claimed = self._claimed_ids(settings)
+            keys = [*NAMED, *(key for key in settings if key.endswith("_token") and key not in NAMED)]
+            named = [settings.get(key) for key in keys if key in NAMED[:2] or entries < embeddings]  # others are in no text
+            for kind in ("additional", "extra"):
+                tokens = settings.get(f"{kind}_special_tokens") or []
+                named += tokens.values() if isinstance(tokens, dict) else tokens
+            special = dict.fromkeys(filter(None, [*sorted(claimed, key=lambda text: claimed[text]), *map(_content, named)]))
+            ids = tokenizer.get_vocab()
+            plain = [text for text in special if tokenizer.encode(text, add_special_tokens=False).ids != [ids.get(text)]]
+            tokenizer.add_special_tokens(plain)
+        ids = tokenizer.get_vocab()
+        if wrong := [text for text, i in claimed.items() if ids[text] != i]:
+            self.refuse(f"has files with different ids of the token {wrong[0]!r}")
+        if (n := max(ids.values(), default=-1) + 1) > embeddings:
+            self.refuse(f"has a tokenizer of {n} entries and a network of {embeddings} embeddings")
         start, end = (ids.get(_content(settings.get(f"{name}_token"))) for name in ("bos", "eos"))
         if "eos_token" not in settings:  # older folders name both in config.json only
             start, end = (self._read("config.json").get(f"{name}_token_id") for name in ("bos", "eos"))
         start, end = (token if token in ids.values() else None for token in (start, end))
         return tokenizer, start, end
+
+    def _claimed_ids(self, settings: Mapping[str, Any]) -> dict[str, int]:
+        """Ids of special tokens, by their text, in the tokenizer's settings and in the file of older folders."""
+        table = (settings.get("added_tokens_decoder") or {}).items()
+        older = self._read(OLD_TOKENS) if (self.path / OLD_TOKENS).exists() else {}
+        return older | {_content(token): int(i) for i, token in table if token.get("special")}
 
     def tokenizer_settings(self) -> dict[str, Any]:
         """Settings of the tokenizer, with the chat template, which may be in a file of its own."""
@@ -195,3 +215,20 @@ def load_hf_model(config: Any, params: Params, mapping: str = CAUSAL) -> tuple[A
         missing = [name for name in missing if not name.startswith("pooler.")]
         unexpected = [name for name in unexpected if name.removeprefix(f"{model.base_model_prefix}.").split(".")[0] in body]
     return model, sorted({*missing, *unexpected, *(name for name, *_ in mismatched)})
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Inside, transformers and peft print no progress bars and log errors only."""
+    from transformers.utils import logging
+
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        with warnings.catch_warnings(action="ignore", category=FutureWarning):
+            yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()

@@ -11,8 +11,7 @@ import numpy as np
 
 from selfloop.columns import Params
 from selfloop.errors import SpecError
-from selfloop.families.nn.hf_folder import load_hf_model
-from selfloop.families.nn.hf_logging import quiet
+from selfloop.families.nn.hf_folder import load_hf_model, quiet
 from selfloop.families.transformer.config import Arch, TransformerConfig
 
 HF_NAMES: dict[Arch, dict[str, str]] = {  # settings of transformers' configurations

@@ -11,7 +11,7 @@ from selfloop.columns import Ragged
 from selfloop.component import Context
 from selfloop.errors import SpecError
 from selfloop.families.nn import trainer
-from selfloop.families.nn.hf_logging import quiet
+from selfloop.families.nn.hf_folder import quiet
 from selfloop.families.transformer.decoder import DecodeRequest
 from selfloop.families.transformer.text_sampler import TextSampler
 
