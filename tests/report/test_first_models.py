@@ -87,6 +87,22 @@ def test_coefficients_symbols_and_tokens_have_trivial_losses(tmp_path: Path) -> 
     assert trivial_loss(symbols.points[0], "mean_error") is None
 
 
+def test_the_trivial_model_is_of_the_column_that_the_family_models(tmp_path: Path) -> None:
+    """A source of regressions has inputs and outcomes; a density is one of the inputs only."""
+    density = result(tmp_path / "a", source="linear", family="gaussian", n=200, metrics=["nll"])
+    trivial = trivial_loss(density.points[0], "nll")
+    assert trivial is not None
+    assert trivial[0] == pytest.approx(10 * (1 + math.log(2 * math.pi)) / 2, rel=0.05)  # 10 standard normal inputs
+    assert not any("The first model" in sentence for sentence in findings(density))
+
+
+def test_a_constant_column_has_no_trivial_model(tmp_path: Path) -> None:
+    path = tmp_path / "constant.csv"
+    path.write_text("a,b\n" + "".join(f"{i},1\n" for i in range(40)))
+    sound = result(tmp_path / "a", source={"name": "table", "path": str(path)}, family="kde")
+    assert not any("The first model" in sentence for sentence in findings(sound))
+
+
 def test_the_verdict_on_a_separated_regression_names_the_reason(tmp_path: Path) -> None:
     path = tmp_path / "separable.csv"
     path.write_text("a,y\n" + "".join(f"{i},{int(i > 20)}\n" for i in range(40)))
