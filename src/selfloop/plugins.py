@@ -55,7 +55,7 @@ BUILT_IN: dict[str, dict[str, str]] = {
         "digits": "selfloop.sources.image_arrays:Digits",
         "idx": "selfloop.sources.image_arrays:Idx",
         "cifar": "selfloop.sources.image_arrays:Cifar",
-        "image_folder": "selfloop.sources.image_folder:ImageFolder",
+        "image_folder": "selfloop.sources.images:ImageFolder",
         "celeba": "selfloop.sources.celeba:CelebA",
         "hub_images": "selfloop.sources.hub:HubImages",
         "sdf": "selfloop.sources.sdf:Sdf",
@@ -138,16 +138,14 @@ def component_names(kind: str) -> dict[str, str]:
 
 def usable_names(kind: str) -> list[str]:
     """Components of a kind whose code can be loaded. A plugin whose code cannot is named in a warning."""
-    return [name for name in component_names(kind) if name in BUILT_IN[kind] or _warn_if_broken(kind, name)]
-
-
-def _warn_if_broken(kind: str, name: str) -> bool:
-    try:
-        component_class(kind, name, kind)
-    except SelfloopError as problem:
-        warnings.warn(f"{problem} Left out.", stacklevel=2)
-        return False
-    return True
+    usable = []
+    for name in component_names(kind):
+        try:
+            component_class(kind, name, kind)
+            usable.append(name)
+        except SelfloopError as problem:
+            warnings.warn(f"{problem} Left out.", stacklevel=2)
+    return usable
 
 
 def component_class(kind: str, name: str, key: str) -> type[Component]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import MISSING, Field, fields, is_dataclass
+from dataclasses import MISSING, Field, fields
 from functools import cache, reduce
 from operator import or_
 from pathlib import Path
@@ -117,7 +117,7 @@ def _setting_types(cls: type[Any]) -> dict[str, Any]:
 
 def check_setting(hint: Any, value: Any, name: str) -> Any:
     """The value as its annotation types it (lists as tuples, text as paths); SettingError if it is not allowed."""
-    if is_dataclass(value) and not isinstance(value, type):  # settings tables and components check themselves
+    if isinstance(value, Settings):  # tables and components, which check themselves
         classes = [cls for cls in allowed_classes(hint) if cls is not Any and not getattr(cls, "_is_protocol", False)]
         if not classes or isinstance(value, tuple(classes)):
             return value
@@ -189,7 +189,7 @@ def _without_tables(hint: Any) -> Any:
 
 def settings_tables(hint: Any) -> list[type]:
     """The classes of settings that an annotation allows, such as `TrainingSettings`."""
-    return [cls for cls in allowed_classes(hint) if is_dataclass(cls)]
+    return [cls for cls in allowed_classes(hint) if issubclass(cls, Settings)]
 
 
 def allowed_classes(hint: Any) -> list[type]:

@@ -13,8 +13,8 @@ from typing import Any
 from selfloop.component import Family
 from selfloop.errors import SpecError, unknown_name
 from selfloop.plugins import BUILT_IN, component_class, component_names, presets
-from selfloop.settings import SettingInfo, describe_fields, setting_types, settings_tables
-from selfloop.spec.write import is_settings_table, toml_value
+from selfloop.settings import SettingInfo, Settings, describe_fields, setting_types, settings_tables
+from selfloop.spec.write import toml_value
 
 KINDS = (*BUILT_IN, "preset")
 PLURALS = {"policies": "policy", "families": "family", "criteria": "criterion"}
@@ -45,7 +45,7 @@ def component_settings(kind: str, name: str) -> tuple[str, list[SettingInfo]]:
 def _flat_settings(cls: type[Any], prefix: str, defaults: Any = None) -> Iterator[SettingInfo]:
     """The settings of a class, including the settings of its nested tables."""
     for setting in describe_fields(cls, defaults):
-        if is_settings_table(setting.default):
+        if isinstance(setting.default, Settings):
             yield from _flat_settings(type(setting.default), f"{prefix}{setting.name}.", setting.default)
             continue
         if setting.default is None:

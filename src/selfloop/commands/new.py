@@ -9,9 +9,9 @@ from typing import Any
 from selfloop.component import Family, Source
 from selfloop.errors import SpecError
 from selfloop.plugins import component_class
-from selfloop.settings import SettingInfo, default_of, describe_fields
+from selfloop.settings import SettingInfo, Settings, default_of, describe_fields
 from selfloop.spec.point import check_pair
-from selfloop.spec.write import is_settings_table, toml_value
+from selfloop.spec.write import toml_value
 
 HEAD = """\
 # A selfloop experiment: real data, a model family, and policies that mix real and synthetic rows.
@@ -71,7 +71,7 @@ def _settings_table(key: str, cls: type[Any], named: bool = True, defaults: Any 
     """The table of a class with a line for every setting; nested tables follow it, commented out."""
     lines, tables = [f"[{key}]"] + ([f'name = "{cls.name}"'] if named else []), ""
     for setting in describe_fields(cls, defaults):
-        if is_settings_table(setting.default):
+        if isinstance(setting.default, Settings):
             name = f"{key}.{setting.name}"
             tables += f"\n# {_settings_table(name, type(setting.default), named=False, defaults=setting.default)}"
         else:

@@ -14,7 +14,7 @@ from typing import TypeVar, cast
 from selfloop.columns import Columns, Params
 from selfloop.component import Family
 from selfloop.engine import steps
-from selfloop.engine.ensemble import SEEDS_PER_BLOCK, SeedBlock, ensemble_curves
+from selfloop.engine.ensemble import SeedBlock, ensemble_curves
 from selfloop.engine.stored import StoredWorld
 from selfloop.engine.tasks import Task, cost_in_rows
 from selfloop.errors import ChainEndedError
@@ -121,7 +121,7 @@ def _ensemble_seconds(task: Task) -> float:
     """Seconds of some seeds and generations of an ensemble, times their share of its rows."""
     position, point = task.policies[0], task.point
     policy, draws_rows = point.spec.policies[position], point.worlds[position] == "rows"
-    seeds = task.seeds[:TRIAL_SEEDS] if draws_rows else tuple(range(SEEDS_PER_BLOCK))
+    seeds = task.seeds[:TRIAL_SEEDS] if draws_rows else task.seeds  # statistics of all seeds take as long as those of a few
     few = replace(point, spec=replace(point.spec, generations=min(TRIAL_GENERATIONS, point.spec.generations)))
 
     def run() -> object:
@@ -130,8 +130,7 @@ def _ensemble_seconds(task: Task) -> float:
 
     run()  # loads libraries
     share = (1 + cost_in_rows(point, policy)) / (1 + cost_in_rows(few, policy))
-    blocks = len(task.seeds) / len(seeds) if draws_rows else len({seed // SEEDS_PER_BLOCK for seed in task.seeds})
-    return _timed(run)[0] * share * blocks
+    return _timed(run)[0] * share * len(task.seeds) / len(seeds)
 
 
 def _timed(make: Callable[[], T]) -> tuple[float, T]:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import MISSING, fields, is_dataclass, replace
+from dataclasses import MISSING, fields, replace
 from typing import Any, TypeVar
 
 from selfloop.component import Component
 from selfloop.errors import SettingError, SpecError, shown, unknown_name
 from selfloop.plugins import component_class, component_names
-from selfloop.settings import allowed_classes, check_setting, default_of, setting_types, settings_tables
+from selfloop.settings import Settings, allowed_classes, check_setting, default_of, setting_types, settings_tables
 
 S = TypeVar("S")
 
@@ -67,7 +67,7 @@ def _read_settings(cls: type[Any], table: Mapping[str, Any], key: str, base: Any
                 values[name] = change_settings(default, inner, f"{key}.{name}")
             else:
                 values[name] = make_component(kinds[0], value, f"{key}.{name}")
-        elif isinstance(value, Mapping) and is_dataclass(default) and not isinstance(default, type):
+        elif isinstance(value, Mapping) and isinstance(default, Settings):
             values[name] = change_settings(default, value, f"{key}.{name}")
         elif isinstance(value, Mapping) and (tables := settings_tables(hint)):
             values[name] = make_settings(tables[0], value, f"{key}.{name}")

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import fields, is_dataclass
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from selfloop.component import Component
-from selfloop.settings import describe_fields
+from selfloop.settings import Settings, describe_fields
 from selfloop.spec.spec import Spec
 
 
@@ -32,18 +32,13 @@ def spec_text(spec: Spec) -> str:
 
 def toml_value(value: Any) -> str:
     """A setting's value as TOML; a settings table is written as an inline table."""
-    if is_settings_table(value):
+    if isinstance(value, Settings):
         value = _set_values(value)
     if isinstance(value, Mapping):
         return "{ " + ", ".join(f"{key} = {toml_value(item)}" for key, item in value.items()) + " }"
     if isinstance(value, Sequence) and not isinstance(value, str):
         return "[" + ", ".join(map(toml_value, value)) + "]"
     return json.dumps(str(value) if isinstance(value, Path) else value)
-
-
-def is_settings_table(value: Any) -> bool:
-    """True if a setting's value is a table of settings."""
-    return is_dataclass(value) and not isinstance(value, type)
 
 
 def changed_settings(settings: Any, prefix: str = "", defaults: Any = None) -> Iterator[tuple[str, Any, Any]]:
@@ -53,7 +48,7 @@ def changed_settings(settings: Any, prefix: str = "", defaults: Any = None) -> I
     """
     for setting in describe_fields(type(settings), defaults):
         name, value = f"{prefix}{setting.name}", getattr(settings, setting.name)
-        if is_settings_table(setting.default) and type(value) is type(setting.default):
+        if isinstance(setting.default, Settings) and type(value) is type(setting.default):
             yield from changed_settings(value, f"{name}.", setting.default)
         elif value != setting.default:
             yield name, value, setting.default
@@ -69,7 +64,7 @@ def _component_lines(component: Component, key: str) -> list[str]:
     """The settings of a component, with its nested tables after them."""
     lines, tables = list[str](), list[str]()
     for name, value in _set_values(component).items():
-        if is_settings_table(value):
+        if isinstance(value, Settings):
             tables += ["", f"[{key}.{name}]", *(f"{inner} = {toml_value(v)}" for inner, v in _set_values(value).items())]
         else:
             lines.append(f"{name} = {toml_value(value)}")
