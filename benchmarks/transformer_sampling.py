@@ -58,7 +58,7 @@ def build_samplers(config, options):
 
     from selfloop.component import Context
     from selfloop.families.transformer import decoder, decoder_c
-    from selfloop.families.transformer.hf_export import build_hf_model, to_hf_config
+    from selfloop.families.transformer.hf_network import build_hf_model, to_hf_config
     from selfloop.families.transformer.network import TransformerNetwork
     from selfloop.families.transformer.sample_tokens import sample_tokens
     from selfloop.families.transformer.text_sampler import TextSampler, read_prompts

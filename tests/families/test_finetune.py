@@ -17,10 +17,9 @@ from selfloop.component import Context
 from selfloop.errors import ChainEndedError, DataError, MissingExtraError, SpecError
 from selfloop.families.finetune import hf_model
 from selfloop.families.finetune.family import Finetune, base_folder
-from selfloop.families.finetune.lora import Lora
 from selfloop.families.nn.settings import TrainingSettings
 from selfloop.families.transformer.decoder import DecodeRequest
-from selfloop.families.transformer.hf_generate import generate
+from selfloop.families.transformer.hf_network import generate
 from selfloop.families.transformer.text_sampler import TextSampler, read_prompts
 from selfloop.plugins import component_class, component_names
 from selfloop.protocols import SupportsExport, SupportsTokenLogProb, UsesEncoder

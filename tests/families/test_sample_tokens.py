@@ -30,7 +30,7 @@ from selfloop.families.transformer import decoder_c, sample_tokens
 from selfloop.families.transformer.decoder import token_uniforms
 from selfloop.families.transformer.decoder_torch import _sample_tokens
 from selfloop.families.transformer.family import Transformer
-from selfloop.families.transformer.hf_export import build_hf_model, to_hf_config
+from selfloop.families.transformer.hf_network import build_hf_model, to_hf_config
 from selfloop.families.transformer.text_sampler import TextSampler
 from tiny_language_models import ragged, token_lists
 

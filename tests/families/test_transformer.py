@@ -16,7 +16,7 @@ from selfloop.errors import DataError, SettingError
 from selfloop.families.nn import trainer
 from selfloop.families.nn.settings import TrainingSettings
 from selfloop.families.transformer.family import Transformer
-from selfloop.families.transformer.hf_export import build_hf_model, to_hf_config
+from selfloop.families.transformer.hf_network import build_hf_model, to_hf_config
 from selfloop.families.transformer.network import TransformerNetwork
 from selfloop.rng import RandomStream
 from selfloop.types import RowTake, TrainingRows

@@ -17,13 +17,13 @@ import numpy as np
 from selfloop.columns import Columns, Ints, Params, Ragged
 from selfloop.component import Context, Encoder, Sampler
 from selfloop.errors import DataError, SettingError, missing_extra, resolve_local_or_hub
-from selfloop.families.finetune.lora import Lora, adapter_arrays
 from selfloop.families.nn.hf_folder import HfFolder
 from selfloop.families.nn.settings import Count, NetworkFamily, TrainingSettings
 from selfloop.families.transformer.family import Transformer
 from selfloop.families.transformer.packing import row_lengths
 from selfloop.families.transformer.text_sampler import TextSampler, read_prompts
 from selfloop.families.transformer.tokenizer import decode_tokens, encode_texts, tokenizer_arrays
+from selfloop.settings import PositiveFloat, Settings
 from selfloop.types import TrainingRows
 
 LONG_DOCUMENTS = "training/long_documents"  # number of documents of a fit that were dropped or truncated
@@ -76,6 +76,17 @@ class PretrainedTokenizer(Encoder):
             )
         if lost:
             warnings.warn(f"family.base_model: the tokenizer changes {len(lost)} of the first {len(texts)} texts", stacklevel=2)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lora(Settings):
+    """Low-rank adapters beside the base's matrices, which stay unchanged (Hu et al. 2021, 2106.09685)."""
+
+    rank: Annotated[Count, "rank of each adapter"] = 16
+    alpha: Annotated[PositiveFloat, "an adapter's product is multiplied by alpha / rank"] = 32.0
+    target_modules: Annotated[
+        tuple[str, ...], "names of the modules with adapters; none: all linear modules but the output matrix"
+    ] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,7 +150,7 @@ class Finetune(NetworkFamily):
         )
         fitted = trainer.fit(problem, self.training, ctx, None)
         info = {name: array for name, array in fitted.items() if name.startswith(trainer.FIT_INFO)}
-        arrays = hf_model.network_arrays(model) if self.lora is None else adapter_arrays(model)
+        arrays = hf_model.network_arrays(model) if self.lora is None else hf_model.adapter_arrays(model)
         return {**arrays, **info, LONG_DOCUMENTS: np.array(n_long, np.int64), **rows.prepared}
 
     def _select_documents(self, rows: TrainingRows) -> tuple[Ints, int]:
@@ -157,8 +168,7 @@ class Finetune(NetworkFamily):
         assert isinstance(sampler, TextSampler)
         from selfloop.families.finetune import hf_model
         from selfloop.families.transformer.decoder import DecodeRequest
-        from selfloop.families.transformer.hf_export import from_hf_config
-        from selfloop.families.transformer.hf_generate import generate
+        from selfloop.families.transformer.hf_network import from_hf_config, generate
         from selfloop.families.transformer.sample_tokens import sample_tokens
 
         model = self._open_merged(params, ctx)
@@ -174,7 +184,7 @@ class Finetune(NetworkFamily):
     def export(self, params: Params, folder: Path, dtype: str) -> None:
         """A Hugging Face folder: the model with its adapters merged, and the base's tokenizer."""
         from selfloop.families.finetune import hf_model
-        from selfloop.families.transformer.hf_export import save_folder
+        from selfloop.families.transformer.hf_network import save_folder
 
         base = base_folder(self.base_model, self.revision)
         model = hf_model.open_merged(base, self.lora, params)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -11,14 +11,16 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from selfloop.columns import Array, Ints, Params, Ragged, take_spans
-from selfloop.errors import ChainEndedError
-from selfloop.families.finetune.lora import Lora, add_adapters
+from selfloop.errors import ChainEndedError, SpecError
 from selfloop.families.nn import trainer
-from selfloop.families.nn.hf_folder import CAUSAL, HfFolder
-from selfloop.families.transformer.hf_export import build_hf_model
+from selfloop.families.nn.hf_folder import CAUSAL, HfFolder, quiet
+from selfloop.families.transformer.hf_network import build_hf_model
 from selfloop.families.transformer.packing import row_lengths
 from selfloop.families.transformer.tokenizer import decode_tokens
 from selfloop.types import TrainingRows
+
+if TYPE_CHECKING:
+    from selfloop.families.finetune.family import Lora
 
 IGNORED = -100  # target without a loss
 ACTIVATIONS = 34  # numbers per token, layer and unit of width for the backward pass (Korthikanti et al. 2022, 2205.05198)
@@ -52,6 +54,39 @@ def open_merged(folder: HfFolder, lora: Lora | None, params: Params) -> Any:
     """The network of a model for use, with its adapters added to the matrices that they belong to."""
     model = open_network(folder, lora, params)
     return (model if lora is None else model.merge_and_unload()).eval()
+
+
+def add_adapters(model: Any, lora: Lora, params: Params | None) -> Any:
+    """The base with adapters: new ones, or those of `params`. SpecError if either does not fit the base."""
+    from peft import LoraConfig, get_peft_model, set_peft_model_state_dict
+    from transformers.pytorch_utils import Conv1D
+
+    settings = LoraConfig(
+        r=lora.rank, lora_alpha=lora.alpha, task_type="CAUSAL_LM", target_modules=lora.target_modules or "all-linear",
+        fan_in_fan_out=any(isinstance(module, Conv1D) for module in model.modules()),
+    )  # fmt: skip
+    try:
+        with quiet():
+            adapted = get_peft_model(model, settings)
+    except ValueError as problem:
+        reason = str(problem).split(".")[0]
+        raise SpecError(f"family.lora.target_modules: {reason}. Give names of linear modules of the base.") from problem
+    if params is not None:
+        state = {name: torch.tensor(array) for name, array in params.items() if ".lora_" in name}
+        if set(state) != set(adapter_arrays(adapted)):
+            raise SpecError(
+                "init_from: the arrays are no adapters of this base. Start from a model of the same family and settings."
+            )
+        set_peft_model_state_dict(adapted, state)
+    return adapted
+
+
+def adapter_arrays(model: Any) -> dict[str, Array]:
+    """The arrays of the adapters by peft's names."""
+    from peft import get_peft_model_state_dict
+
+    state = get_peft_model_state_dict(model, save_embedding_layers=False)
+    return {name: tensor.detach().cpu().numpy().copy() for name, tensor in state.items()}
 
 
 def network_arrays(model: Any) -> dict[str, Array]:

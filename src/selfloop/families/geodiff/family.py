@@ -161,7 +161,7 @@ class GeoDiff(NetworkFamily):
         """Coordinates of the rows' atoms, 1 for rows with a second attempt, and indices of rows that are still not finite."""
         import torch
 
-        from selfloop.families.geodiff import graphs, sampling
+        from selfloop.families.geodiff import diffusion, graphs
         from selfloop.families.nn import trainer
 
         device, sizes = trainer.device(), np.diff(rows["z"].offsets)
@@ -173,7 +173,7 @@ class GeoDiff(NetworkFamily):
 
             graph = graphs.build_graphs(schema.ragged_columns(select_rows(rows, indices)), device)
             with torch.inference_mode():
-                x = sampling.sample_positions(network, graph, self._alphas(), sampler, draw_noise, clip_local)
+                x = diffusion.sample_positions(network, graph, self._alphas(), sampler, draw_noise, clip_local)
                 return x.cpu().numpy(), indices[torch.unique(graph.row[~x.isfinite().all(1)]).cpu().numpy()]
 
         position, failed = attempt("first", np.arange(len(sizes)), np.arange(sizes.sum()), None)

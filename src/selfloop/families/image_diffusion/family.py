@@ -132,7 +132,7 @@ class ImageDiffusion(NetworkFamily):
         assert isinstance(sampler, DiffusionSampler)
         import torch
 
-        from selfloop.families.image_diffusion.sampling import sample_images, sampling_times
+        from selfloop.families.image_diffusion.noise import sample_images, sampling_times
         from selfloop.families.nn import image_tensors, trainer
 
         network = self._load(params, ctx, "sampling")

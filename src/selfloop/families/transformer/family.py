@@ -155,7 +155,7 @@ class Transformer(NetworkFamily):
 
     def export(self, params: Params, folder: Path, dtype: str) -> None:
         """A Hugging Face folder of the model and its tokenizer."""
-        from selfloop.families.transformer.hf_export import export_model
+        from selfloop.families.transformer.hf_network import export_model
 
         export_model(self.config(), params, folder, dtype)
 
@@ -197,12 +197,12 @@ class Transformer(NetworkFamily):
     def _beam_search(self, params: Params, ctx: Context) -> BeamSearch:
         import torch
 
-        from selfloop.families.transformer import hf_export, hf_generate
+        from selfloop.families.transformer import hf_network
 
         torch.set_num_threads(ctx.threads)
         start, end = int(params["tokenizer/start"]), int(params["tokenizer/end"])
-        model = hf_export.build_hf_model(hf_export.to_hf_config(self.config(), start, end), params)
-        return lambda request: hf_generate.generate(model, request, ctx.child("beams", request.first))
+        model = hf_network.build_hf_model(hf_network.to_hf_config(self.config(), start, end), params)
+        return lambda request: hf_network.generate(model, request, ctx.child("beams", request.first))
 
 
 def _check_tokenizer(init: Params | None, prepared: Params, is_given: bool) -> None:
