@@ -39,17 +39,8 @@ class CorpusSource(Protocol):
         """Every row once, in the order of the files."""
         ...
 
-    def order(self, ctx: Context) -> Ints:
-        """Index in the files of this seed's row 0, 1, ...: a permutation, the holdout first."""
-        ...
-
-
-@runtime_checkable
-class GroupedCorpusSource(Protocol):
-    """A corpus whose order depends on the rows: conformers that stay with their molecule."""
-
-    def order_rows(self, corpus: Columns, ctx: Context) -> Ints:
-        """Index in the corpus of this seed's row 0, 1, ..., the holdout first."""
+    def order(self, corpus: Columns, ctx: Context) -> Ints:
+        """Index in the corpus, whose rows may be encoded, of this seed's row 0, 1, ...: the holdout first."""
         ...
 
 

@@ -10,7 +10,7 @@ from PIL import Image
 from real_data import DATA, needs
 
 from selfloop.errors import DataError
-from selfloop.sources import image_base
+from selfloop.sources import images as image_source
 from selfloop.sources.celeba import CelebA
 from selfloop.store.identity import identity
 from selfloop.testing import check_source
@@ -135,7 +135,7 @@ def test_the_error_for_missing_faces_says_where_to_get_them(tmp_path):
 
 @needs("celeba/img_align_celeba.zip")
 def test_real_faces_are_read_from_their_zip_file(monkeypatch):
-    monkeypatch.setattr(image_base, "CHUNK_BYTES", 32 * 64 * 64 * 3)
+    monkeypatch.setattr(image_source, "CHUNK_BYTES", 32 * 64 * 64 * 3)
     source = CelebA(path=DATA / "celeba")
     assert (source.n_rows(), source.schema()["image"].shape) == (9000, (64, 64, 3))
     first = next(source.chunks())["image"]

@@ -18,7 +18,8 @@ from selfloop.formats.folders import list_folder
 from selfloop.sources import archives, files
 from selfloop.sources.archives import list_files_in, read_files
 from selfloop.sources.files import open_file
-from selfloop.sources.image_folder import ImageFolder
+from selfloop.sources.images import ImageFolder
+from selfloop.sources.tables import TableSource
 from selfloop.sources.text_files import JsonlSource, TextSource
 from selfloop.sources.tinystories import TinyStories
 from selfloop.store.identity import file_digest, identity
@@ -128,16 +129,18 @@ def make_tar(members):
     return file.getvalue()
 
 
-def make_zip():
+def make_zip(*names, content=b"one"):
     file = io.BytesIO()
     with zipfile.ZipFile(file, "w") as archive:
-        archive.writestr("a.txt", "one")
+        for name in names:
+            archive.writestr(name, content)
     return file.getvalue()
 
 
 OTHER_CONTENT = {
     "a Git LFS pointer": POINTER,
-    "an archive": make_zip(),
+    "an archive of 2 files. Unpack": make_zip("a.txt", "b.txt"),
+    "in a binary": make_zip("a.npy", content=b"\x93NUMPY"),
     "an archive. Unpack": make_tar([("a.txt", b"one")]),
     "an archive. ": gzip.compress(make_tar([("a.txt", b"one")])),
     "compressed twice": gzip.compress(bz2.compress(b"one")),
@@ -176,6 +179,24 @@ def test_compressed_files_are_read_whatever_their_name(tmp_path, compress, name)
     (tmp_path / name).write_bytes(compress(b'{"text": "one"}\n' * 99)[:-9])
     with pytest.raises(DataError, match=r"cannot be read .* It is damaged"):
         JsonlSource(path=tmp_path / name).n_rows()
+
+
+def test_a_zip_file_of_one_file_is_read(tmp_path):
+    (tmp_path / "a.jsonl.zip").write_bytes(make_zip("a/", "__MACOSX/._a.jsonl", "a/a.jsonl", content=b'{"text": "one"}\n'))
+    assert read_corpus(JsonlSource(path=tmp_path / "a.jsonl.zip")) == ["one"]
+    (tmp_path / "t.csv.zip").write_bytes(make_zip("t.csv", content=b"a,b\n1,2\n3,4\n"))
+    assert TableSource(path=tmp_path / "t.csv.zip").n_rows() == 2
+    (tmp_path / "t.csv.zip").write_bytes((tmp_path / "t.csv.zip").read_bytes().replace(b"1,2", b"1,5"))
+    with pytest.raises(DataError, match=r"t\.csv\.zip cannot be read \(Bad CRC"):
+        TableSource(path=tmp_path / "t.csv.zip").n_rows()
+
+
+def test_two_files_of_one_name_in_a_zip_file_are_an_error(tmp_path):
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        for name in ("a/1.png", "a\\1.png"):
+            archive.writestr(name, solid(1))
+    with pytest.raises(DataError, match=r"a\.zip has two files named a/1\.png"):
+        ImageFolder(path=tmp_path / "a.zip").n_rows()
 
 
 # archives and limits

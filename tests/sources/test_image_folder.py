@@ -15,8 +15,8 @@ import tiny_components
 from selfloop.columns import concat_rows, count_rows
 from selfloop.errors import DataError
 from selfloop.protocols import CorpusSource
-from selfloop.sources import image_base, image_folder
-from selfloop.sources.image_folder import ImageFolder
+from selfloop.sources import images as image_source
+from selfloop.sources.images import ImageFolder
 from selfloop.spec.spec import Spec
 from selfloop.store.identity import identity
 from selfloop.testing import check_source
@@ -47,14 +47,14 @@ BOTH = pytest.mark.parametrize("kind", ["images", "images.zip"])
 @BOTH
 def test_all_images_below_a_folder_are_read_in_order_of_names(tmp_path, images, files, kind, monkeypatch):
     path = write(tmp_path / kind, dict(sorted(files.items(), key=lambda item: item[0][::-1])))
-    monkeypatch.setattr(image_base, "CHUNK_BYTES", 35 * 5)
-    monkeypatch.setattr(image_base, "MIN_CHUNK_IMAGES", 1)
+    monkeypatch.setattr(image_source, "CHUNK_BYTES", 35 * 5)
+    monkeypatch.setattr(image_source, "MIN_CHUNK_IMAGES", 1)
     source = ImageFolder(path=path)
     by_name = images[[*range(1, 12, 2), *range(0, 12, 2)]]  # a/ before b/
     chunks = list(source.chunks())
     assert [count_rows(chunk) for chunk in chunks] == [5, 5, 2]
     assert np.array_equal(concat_rows(chunks)["image"], by_name)
-    assert np.array_equal(source.draw(0, 12, CTX)["image"], by_name[source.order(CTX)])
+    assert np.array_equal(source.draw(0, 12, CTX)["image"], by_name[source.order(read_all(source), CTX)])
     assert source.schema()["image"].shape == (5, 7)
     assert isinstance(source, CorpusSource)
     check_source(source, n=12)
@@ -275,8 +275,7 @@ def test_a_damaged_member_of_a_zip_file_is_an_error_even_if_its_image_can_be_dec
 
 
 def test_a_file_larger_than_any_image_is_not_read(tmp_path, files, monkeypatch):
-    for module in (image_base, image_folder):
-        monkeypatch.setattr(module, "MAX_FILE_BYTES", 10_000)
+    monkeypatch.setattr(image_source, "MAX_FILE_BYTES", 10_000)
     for kind in ("p.zip", "p"):
         path = write(tmp_path / kind, {**files, "z.png": bytes(20_000)})
         with pytest.raises(DataError, match=r"z\.png: .*10000"):
@@ -356,7 +355,7 @@ def test_a_run_skips_bad_images_if_asked(tmp_path, images, files):
 
 @needs("cifar10/cifar10_test_jpg.zip")
 def test_real_images_of_ten_classes_are_read(monkeypatch):
-    monkeypatch.setattr(image_base, "CHUNK_BYTES", 1 << 17)
+    monkeypatch.setattr(image_source, "CHUNK_BYTES", 1 << 17)
     source = ImageFolder(path=DATA / "cifar10" / "cifar10_test_jpg.zip", labels=True)
     chunk = next(source.chunks())
     assert (source.n_rows(), chunk["image"].shape[1:]) == (10_000, (32, 32, 3))
@@ -366,7 +365,7 @@ def test_real_images_of_ten_classes_are_read(monkeypatch):
 
 @needs("fer2013/fer2013_train5000_48x48.zip")
 def test_real_grayscale_images_are_read(monkeypatch):
-    monkeypatch.setattr(image_base, "CHUNK_BYTES", 1 << 17)
+    monkeypatch.setattr(image_source, "CHUNK_BYTES", 1 << 17)
     source = ImageFolder(path=DATA / "fer2013" / "fer2013_train5000_48x48.zip", labels=True)
     chunk = next(source.chunks())
     assert (source.n_rows(), chunk["image"].shape[1:], len(source.classes())) == (5000, (48, 48), 7)

@@ -28,7 +28,7 @@ import tiny_components
 from selfloop.columns import concat_rows, count_rows, select_rows
 from selfloop.component import Context
 from selfloop.errors import DataError
-from selfloop.protocols import CorpusSource, GroupedCorpusSource
+from selfloop.protocols import CorpusSource
 from selfloop.rng import RandomStream
 from selfloop.sources import molecule_base
 from selfloop.sources.geom import Geom
@@ -105,7 +105,6 @@ def test_every_source_keeps_its_contract(kind, sdf, tmp_path):
         "smiles": lambda: Smiles(path=tmp_path / "list.smi", conformers=3),
     }[kind]()
     assert isinstance(source, CorpusSource)
-    assert isinstance(source, GroupedCorpusSource)
     rows = read_all(source)
     assert source.n_rows() == count_rows(rows) == len(DRUGS) * source.conformers
     assert list(rows) == list(source.schema())
@@ -116,7 +115,7 @@ def test_conformers_of_a_molecule_are_on_one_side_of_the_split(sdf):
     source = Sdf(path=sdf, conformers=3, holdout_share=0.3)
     assert source.n_holdout() == 6
     rows = read_all(source)
-    orders = [source.order_rows(rows, Context(RandomStream(("seed", seed)))) for seed in range(4)]
+    orders = [source.order(rows, Context(RandomStream(("seed", seed)))) for seed in range(4)]
     for order in orders:
         assert sorted(order) == list(range(24))
         molecules = rows["molecule"][order]
@@ -124,7 +123,7 @@ def test_conformers_of_a_molecule_are_on_one_side_of_the_split(sdf):
         assert (molecules.reshape(-1, 3) == molecules[::3, None]).all()
     assert len({tuple(order[:6]) for order in orders}) == 1  # the split is equal for all seeds
     assert len({tuple(order) for order in orders}) == 4
-    other = Sdf(path=sdf, conformers=3, holdout_share=0.3, split_seed=1).order_rows(rows, CTX)
+    other = Sdf(path=sdf, conformers=3, holdout_share=0.3, split_seed=1).order(rows, CTX)
     assert set(other[:6]) != set(orders[0][:6])
 
 
@@ -169,7 +168,7 @@ def test_a_limit_counts_usable_molecules(tmp_path):
         rows = read_all(source)
     drawn = [texts[i] for i in RandomStream(("molecules", 0, "chosen")).generator().permutation(24)]
     assert set(to_texts(rows)) == {Chem.CanonSmiles(text) for text in [text for text in drawn if "N" not in text][:7]}
-    orders = [source.order_rows(rows, Context(RandomStream(("seed", seed)))) for seed in range(3)]
+    orders = [source.order(rows, Context(RandomStream(("seed", seed)))) for seed in range(3)]
     assert len({tuple(order[:2]) for order in orders}) == 1
     assert all(sorted(order) == list(range(7)) for order in orders)
 

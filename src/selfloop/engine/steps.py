@@ -13,7 +13,7 @@ from selfloop.columns import Array, Columns, ColumnType, Ints, Params, Ragged, c
 from selfloop.component import Context, Curator, Encoder, Family, FeatureExtractor, Metric, Sampler, Source
 from selfloop.errors import ChainEndedError, DataError
 from selfloop.formats.safetensors import ColumnWriter, NamedArrays, gather_rows, read_safetensors
-from selfloop.protocols import CorpusSource, GroupedCorpusSource, SupportsRelabel, UsesEncoder
+from selfloop.protocols import CorpusSource, SupportsRelabel, UsesEncoder
 from selfloop.snapshots import Snapshot
 from selfloop.store.identity import stored_step
 from selfloop.types import RowTake, TrainingRows
@@ -101,11 +101,7 @@ def read_corpus(source: Source, ctx: Context) -> Columns:
 def take_corpus_rows(source: CorpusSource, corpus: Columns, first: int, n: int, ctx: Context) -> Columns:
     """Rows first .. first + n - 1 of a seed's permutation of a corpus."""
     assert ctx.scratch is not None
-    if isinstance(source, GroupedCorpusSource):
-        order = source.order_rows(corpus, ctx)
-    else:
-        order = source.order(ctx)
-        order = order[order < count_rows(corpus)]  # the corpus lacks rows that were skipped as damaged
+    order = source.order(corpus, ctx)
     if first + n > len(order):
         raise DataError(
             f"source: rows {first} to {first + n - 1} are needed; {len(order)} of {cast(Source, source).name} can be used. "

@@ -18,6 +18,11 @@ class Listing(NamedTuple):
     n_hidden: int
 
 
+def is_hidden(name: str) -> bool:
+    """True for a file that is hidden or in a hidden folder."""
+    return any(part.startswith(HIDDEN) for part in name.split("/"))
+
+
 def list_folder(folder: Path) -> Listing:
     """Every visible file below a folder, also in linked folders. The content of a hidden folder is not counted.
 

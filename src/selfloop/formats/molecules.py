@@ -19,6 +19,9 @@ def require_rdkit(key: str) -> Any:
     """RDKit's `Chem`. Raises MissingExtraError for `key` if RDKit is not installed."""
     try:
         from rdkit import Chem
+
+        # modules that are needed later: importing one while logs are blocked would unblock them
+        from rdkit.Chem import rdDetermineBonds, rdDistGeom, rdForceFieldHelpers  # noqa: F401
     except ModuleNotFoundError:
         raise missing_extra(key, "rdkit") from None
     return Chem

@@ -4,22 +4,18 @@ from __future__ import annotations
 
 import struct
 import tarfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import IO, cast
-from zipfile import BadZipFile, ZipFile
+from zipfile import ZipFile, ZipInfo
 
 from selfloop.errors import DataError, first_line
-from selfloop.formats.folders import HIDDEN, Listing, list_folder
-from selfloop.sources.files import MAX_READ_BYTES, READ_ERRORS, cached_until_change, file_stamp, open_file, refuse_content
+from selfloop.formats.folders import Listing, is_hidden, list_folder
+from selfloop.sources.files import MAX_READ_BYTES, READ_ERRORS, TAR, ZIP, cached_until_change, open_file
 
-ZIP_ERRORS = (*READ_ERRORS, BadZipFile, RuntimeError, ValueError, struct.error)  # RuntimeError: encrypted, or unknown method
+ZIP_ERRORS = (*READ_ERRORS, RuntimeError, ValueError, struct.error)  # RuntimeError: encrypted, or unknown method
 ENCRYPTED_FLAG = 0x1  # of a member of a ZIP file
-
-
-def is_hidden(name: str) -> bool:
-    """True for a file that is hidden or in a hidden folder."""
-    return any(part.startswith(HIDDEN) for part in name.split("/"))
 
 
 def list_files_in(path: Path) -> Listing:
@@ -30,6 +26,10 @@ def list_files_in(path: Path) -> Listing:
 @cached_until_change()  # a tar file has no index: listing it reads the whole file
 def _list_tar(path: Path) -> Listing:
     sizes = {name: size for name, size, _ in _iter_tar(path, lambda name: False)}
+    return _visible(sizes)
+
+
+def _visible(sizes: Mapping[str, int]) -> Listing:
     visible = {name: size for name, size in sizes.items() if not is_hidden(name)}
     return Listing(visible, len(sizes) - len(visible))
 
@@ -46,9 +46,8 @@ def read_files(path: Path, is_wanted: Callable[[str], bool]) -> Iterator[tuple[s
 
 def _iter_tar(path: Path, is_wanted: Callable[[str], bool]) -> Iterator[tuple[str, int, bytes]]:
     """Name, size and, if wanted, content of every file. Raises DataError for links, and for two files of one name."""
-    file_stamp(path)
     seen = set[str]()
-    with open_file(path, is_tar=True) as file:
+    with open_file(path, allowed=TAR) as file:
         try:
             with tarfile.open(fileobj=file, mode="r:") as archive:
                 for member in archive:
@@ -68,22 +67,38 @@ def _iter_tar(path: Path, is_wanted: Callable[[str], bool]) -> Iterator[tuple[st
             ) from problem
 
 
-def open_zip(path: Path, kind: str = "ZIP file") -> ZipFile:
+@contextmanager
+def open_zip(path: Path, kind: str = "ZIP file") -> Iterator[ZipFile]:
     """A file that is stored as a ZIP file. Raises DataError if it is damaged, encrypted or names files outside of it."""
-    file_stamp(path)
-    try:
-        archive = ZipFile(path)
-    except ZIP_ERRORS as problem:
-        with path.open("rb") as file:
-            if not (head := file.read(512)).startswith(b"PK"):
-                refuse_content(path, head)
-        raise DataError(
-            f"source.path: {path} is not a complete {kind} ({first_line(problem)}). Give another file, or download it again."
-        ) from problem
+    with open_file(path, allowed=ZIP) as file:
+        try:
+            archive = ZipFile(file)
+        except ZIP_ERRORS as problem:
+            raise DataError(
+                f"source.path: {path} is not a complete {kind} ({first_line(problem)}). Download it again."
+            ) from problem
+        for member in archive.infolist():
+            name = member.filename
+            if PurePosixPath(name).is_absolute() or PureWindowsPath(name).anchor or ".." in PureWindowsPath(name).parts:
+                raise DataError(f"source.path: {path} has a file named {name!r}, which points outside. Do not use this file.")
+            if member.flag_bits & ENCRYPTED_FLAG:
+                raise DataError(f"source.path: {path} is encrypted ({name}). Unpack it and give the folder.")
+        yield archive
+
+
+def zip_members(archive: ZipFile) -> dict[str, ZipInfo]:
+    """The files of a ZIP file by name. Some programs write backslashes. Raises DataError for two files of one name."""
+    members = dict[str, ZipInfo]()
     for member in archive.infolist():
-        name = member.filename
-        if PurePosixPath(name).is_absolute() or PureWindowsPath(name).anchor or ".." in PureWindowsPath(name).parts:
-            raise DataError(f"source.path: {path} has a file named {name!r}, which points outside. Do not use this file.")
-        if member.flag_bits & ENCRYPTED_FLAG:
-            raise DataError(f"source.path: {path} is encrypted ({name}). Unpack it and give the folder.")
-    return archive
+        name = member.filename.replace("\\", "/")
+        if name in members:
+            raise DataError(f"source.path: {archive.filename} has two files named {name}. Unpack it and give the folder.")
+        if not name.endswith("/"):
+            members[name] = member
+    return members
+
+
+def list_zip(path: Path) -> Listing:
+    """The visible files of a ZIP file."""
+    with open_zip(path) as archive:
+        return _visible({name: member.file_size for name, member in zip_members(archive).items()})

@@ -13,8 +13,7 @@ from annotated_types import Interval
 from selfloop.columns import Array
 from selfloop.errors import DataError, unknown_name
 from selfloop.sources.files import cached_until_change, open_file
-from selfloop.sources.image_base import ImageForm, ImageSize, OnBadImage
-from selfloop.sources.image_folder import ImageFileSource, list_images
+from selfloop.sources.images import ImageFileSource, ImageForm, ImageSize, OnBadImage, list_images
 
 HOMEPAGE = "its authors' page (CelebA, mmlab.ie.cuhk.edu.hk; for research only)"
 WIDTH = 178  # pixels of an aligned face; the height is 218

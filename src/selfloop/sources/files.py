@@ -16,36 +16,39 @@ from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import lru_cache, wraps
 from pathlib import Path
-from typing import Any, ParamSpec, TypeVar, cast
-
-import numpy as np
+from typing import IO, Any, ParamSpec, TypeVar, cast
+from zipfile import BadZipFile, ZipFile
 
 from selfloop.columns import Columns, Ints, concat_rows, count_rows, select_rows
 from selfloop.component import Context, Source
 from selfloop.errors import DataError, first_line, os_error_reason
-from selfloop.formats.folders import list_folder
+from selfloop.formats.folders import is_hidden, list_folder
 
 CHUNK_BYTES = 1 << 23  # of the rows in one chunk of a corpus
 MAX_READ_BYTES = 1 << 30  # read at once: a damaged or hostile file may announce any number
 READ_PIECE_BYTES = 1 << 20
 MAX_LINE_BYTES = 1 << 26  # of a line, and of a row that consists of lines
-READ_ERRORS = (OSError, EOFError, zlib.error, lzma.LZMAError, tarfile.TarError)  # of missing, unreadable and damaged files
+READ_ERRORS = (
+    OSError,
+    EOFError,
+    zlib.error,
+    lzma.LZMAError,
+    tarfile.TarError,
+    BadZipFile,
+)  # of missing, unreadable and damaged files
 # what parsing a damaged file may raise
 PARSE_ERRORS = (pickle.UnpicklingError, ArithmeticError, AttributeError, EOFError, LookupError, MemoryError, RuntimeError,
                 TypeError, ValueError)  # fmt: skip
-# a file is decompressed, or refused, by how its content begins, whatever its name is
-DECOMPRESSORS: dict[bytes, Any] = {
-    rb"\x1f\x8b": gzip.open, rb"BZh[1-9]1AY&SY": bz2.open, rb"\xfd7zXZ\0": lzma.open
-}  # fmt: skip
 GIT_LFS = b"version https://git-lfs"
 POINTER = "a Git LFS pointer, which stands for data that were not downloaded. Run: git lfs pull"
+TAR, ZIP, NOTHING = rb"(?s:.{257})ustar", rb"PK\x03\x04", rb"(?!)"
 REFUSED = {
-    rb"PK\x03\x04|7z\xbc\xaf|Rar!\x1a|(?s:.{257})ustar": "an archive. Unpack it and give the folder",
+    rb"7z\xbc\xaf|Rar!\x1a|" + TAR: "an archive. Unpack it and give one file or the folder",
     rb"\(\xb5\x2f\xfd": "compressed by zstd. Decompress it",
     rb"\xff\xfe|\xfe\xff": "text in UTF-16. Convert it to UTF-8",
     rb"PAR1|%PDF-|\x89PNG|\xff\xd8\xff|\x89HDF|\x93NUMPY|SQLite format 3": "in a binary format (it begins with {head}). "
     "Convert it, or choose another source",
-    b"|".join(DECOMPRESSORS): "compressed twice. Decompress it",
+    rb"\x1f\x8b|BZh[1-9]1AY&SY|\xfd7zXZ\0|" + ZIP: "compressed twice. Decompress it",
 }  # fmt: skip
 HIDDEN_FILES = "hidden files or folders"
 P = ParamSpec("P")
@@ -64,9 +67,8 @@ class FileSource(Source):
         """Every row once, in the order of the files, in chunks of some MB."""
 
     def files(self) -> list[Path]:
-        """The files that the rows are read from: `path`, or all files below it, if the source has a local path."""
-        path = getattr(self, "path", None)
-        return list_files(path) if isinstance(path, Path) else []
+        """The files that the rows are read from: those at and below the paths among the settings."""
+        return [file for path in self.settings().values() if isinstance(path, Path) for file in list_files(path)]
 
     def stamp(self) -> Hashable:
         """A value that changes when the files change."""
@@ -77,26 +79,17 @@ class FileSource(Source):
         path = getattr(self, "path", None)
         return {HIDDEN_FILES: list_folder(path).n_hidden} if isinstance(path, Path) and path.is_dir() else {}
 
-    def n_corpus_rows(self) -> int:
-        """Number of rows that `chunks` yields."""
-        return self.n_rows()
-
-    def order(self, ctx: Context) -> Ints:
-        """This seed's permutation of the rows."""
-        return ctx.stream.child("order").generator().permutation(self.n_rows())
+    def order(self, corpus: Columns, ctx: Context) -> Ints:
+        """This seed's permutation of the rows, without the number of rows that the corpus lacks as unusable."""
+        order = ctx.stream.child("order").generator().permutation(self.n_rows())
+        return order[order < count_rows(corpus)]
 
     def draw(self, first: int, n: int, ctx: Context) -> Columns:
-        """Rows first .. first + n - 1 of this seed's order, read in one pass over the files."""
-        order = self.order(ctx)
-        order = order[order < self.n_corpus_rows()]
+        """Rows first .. first + n - 1 of this seed's order. A run instead stores the corpus and draws from that."""
+        corpus = read_corpus(self)
+        order = self.order(corpus, ctx)
         check_range(self, first, n, len(order))
-        indices = order[first : first + n]
-        in_file_order, tables, start = np.sort(indices), list[Columns](), 0
-        for rows in self.chunks():
-            end = start + count_rows(rows)
-            tables.append(select_rows(rows, in_file_order[(in_file_order >= start) & (in_file_order < end)] - start))
-            start = end
-        return select_rows(concat_rows(tables), np.searchsorted(in_file_order, indices))
+        return select_rows(corpus, order[first : first + n])
 
 
 def check_range(source: Source, first: int, n: int, n_rows: int) -> None:
@@ -147,6 +140,12 @@ def cached_until_change(maxsize: int = 4) -> Callable[[Callable[P, T]], Callable
     return decorate
 
 
+@cached_until_change(maxsize=1)
+def read_corpus(source: FileSource) -> Columns:
+    """All rows of a source in memory."""
+    return concat_rows(list(source.chunks()))
+
+
 def list_files(path: Path) -> list[Path]:
     """The file, or every visible file below a folder, sorted by name. Raises DataError if there is none."""
     files = [path] if path.is_file() else [path / name for name in list_folder(path).sizes] if path.is_dir() else []
@@ -190,25 +189,47 @@ class BoundedReader(io.BufferedReader):
 
 
 @contextmanager
-def open_file(path: Path, *, is_tar: bool = False) -> Iterator[BoundedReader]:
-    """A file, decompressed if it begins as gzip, bzip2 or xz files do.
+def open_file(path: Path, *, allowed: bytes = NOTHING) -> Iterator[BoundedReader]:
+    """A file, decompressed if it begins as gzip, bzip2 or xz files do, or is a ZIP file of one file.
 
     Raises DataError if it cannot be read, now or in the `with` block, and for a file whose content is of another kind than a
-    source reads, such as a pointer of Git LFS or an archive; `is_tar`: a tar file is allowed.
+    source reads, such as a pointer of Git LFS or an archive. `allowed`: pattern of the begin of an archive that is opened.
     """
     try:
         with path.open("rb", buffering=0) as raw, BoundedReader(raw, path) as file:
             for begin, decompressor in DECOMPRESSORS.items():
-                if re.match(begin, file.peek(16)):
+                if re.match(begin, head := file.peek(16)) and not re.match(allowed, head):
                     # buffered, because gzip's own lines are slow
                     file = BoundedReader(decompressor(file), path)
                     break
             head = file.peek(512)[:512]
-            if not (is_tar and head[257:].startswith(b"ustar")):
+            if not re.match(allowed, head):
                 refuse_content(path, head)
             yield file
     except READ_ERRORS as problem:
         raise read_error(path, problem) from problem
+
+
+def _open_only_member(file: BoundedReader) -> IO[bytes]:
+    """The content of a ZIP file with a single visible file."""
+    try:
+        archive = ZipFile(file)
+        names = [name for name in archive.namelist() if not name.endswith("/") and not is_hidden(name)]
+        if len(names) != 1:
+            raise DataError(
+                f"source: {file.path} is an archive of {len(names)} files. Unpack it and give one file or the folder."
+            )
+        return archive.open(names[0])
+    except RuntimeError as problem:  # encrypted, or compressed by an unknown method
+        raise DataError(
+            f"source: {file.path} cannot be unpacked ({first_line(problem)}). Unpack it and give the file."
+        ) from problem
+
+
+# a file is decompressed by how its content begins, whatever its name is
+DECOMPRESSORS: dict[bytes, Any] = {
+    rb"\x1f\x8b": gzip.open, rb"BZh[1-9]1AY&SY": bz2.open, rb"\xfd7zXZ\0": lzma.open, ZIP: _open_only_member
+}  # fmt: skip
 
 
 def refuse_content(path: Path, head: bytes) -> None:

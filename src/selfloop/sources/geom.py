@@ -7,7 +7,7 @@ import json
 import pickle
 import pickletools
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, cast
@@ -63,15 +63,17 @@ class _PickledMolecule(_PickledObject):
     """An RDKit molecule; its only argument are its bytes."""
 
 
-class _PickledNumber(_PickledObject):
-    """A numpy number: its type and its bytes."""
+def _read_number(dtype: _PickledObject, data: bytes) -> float | None:
+    """A number of numpy; None if it is of another type than a weight."""
+    code = dtype.state[1] + dtype.arguments[0]  # byte order and type, such as <f8
+    return float(np.frombuffer(data, code)[0]) if code in ("<f8", ">f8", "<f4", ">f4") else None
 
 
 MAX_TUPLES = 50_000  # in a pickle: each of up to 7,000 conformers has some; 150,000 nested ones end the process
-# names that GEOM's pickles may contain: plain containers are created, all else becomes a _PickledObject
-ALLOWED_NAMES: dict[tuple[str, str], type] = {
+# names that GEOM's pickles may contain: plain containers and numbers are created, all else becomes a _PickledObject
+ALLOWED_NAMES: dict[tuple[str, str], Callable[..., Any]] = {
     ("builtins", "set"): set, ("builtins", "frozenset"): frozenset, ("collections", "OrderedDict"): OrderedDict,
-    ("rdkit.Chem.rdchem", "Mol"): _PickledMolecule, ("numpy._core.multiarray", "scalar"): _PickledNumber,
+    ("rdkit.Chem.rdchem", "Mol"): _PickledMolecule, ("numpy._core.multiarray", "scalar"): _read_number,
     ("numpy", "dtype"): _PickledObject, ("numpy", "ndarray"): _PickledObject,
     ("numpy._core.multiarray", "_reconstruct"): _PickledObject, ("numpy._core.numeric", "_frombuffer"): _PickledObject,
 }  # fmt: skip
@@ -133,21 +135,10 @@ def unpickle_conformers(data: bytes, file: str) -> list[Any]:
     try:
         _check_opcodes(data)
         conformers = _RestrictedUnpickler(data, file).load()["conformers"]
-        ordered = sorted(conformers, key=lambda conformer: -_to_float(conformer["boltzmannweight"]))
+        ordered = sorted(conformers, key=lambda conformer: -float(conformer["boltzmannweight"]))
         return [_to_molecule(conformer["rd_mol"]) for conformer in ordered]
     except PARSE_ERRORS:
         return ["that cannot be unpickled"]
-
-
-def _to_float(value: Any) -> float:
-    """A number of Python or numpy."""
-    if not isinstance(value, _PickledNumber):
-        return float(value)
-    dtype, data = value.arguments
-    code = dtype.state[1] + dtype.arguments[0]  # byte order and type, such as <f8
-    if code not in ("<f8", ">f8", "<f4", ">f4"):
-        raise ValueError(code)
-    return float(np.frombuffer(data, code)[0])
 
 
 def _to_molecule(pickled: Any) -> Any:

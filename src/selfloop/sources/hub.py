@@ -15,7 +15,7 @@ from selfloop.columns import Array
 from selfloop.errors import DataError, first_line, missing_extra, resolve_local_or_hub
 from selfloop.formats.folders import list_folder
 from selfloop.sources.files import HIDDEN_FILES, FileSource, cached_until_change, open_file, refuse_pointer
-from selfloop.sources.image_base import ConvertedImageSource, ImageReader, read_image
+from selfloop.sources.images import ConvertedImageSource, ImageReader, read_image
 from selfloop.sources.text_files import DocumentSource, Template, fill_template, template_fields
 
 CHUNK_ROWS = 1000  # read at once
@@ -211,14 +211,14 @@ class HubImages(ConvertedImageSource, HubSource):
         if self.label is None:
             return {}
         rows = _load_images(self)
-        dtype = np.min_scalar_type(getattr(rows.features[self.label], "num_classes", 1 << 16) - 1)
-        if missing := rows.data.column(self.label).null_count:
-            raise DataError(f"source.label: {missing} of {len(rows)} rows have no {self.label!r}. Fill them or remove label.")
-        labels = np.asarray(rows.with_format("numpy")[self.label])
-        max_label = np.iinfo(dtype).max
-        if labels.min() < 0 or labels.max() > max_label:
-            raise DataError(f"source.label: {self.label!r} has {labels.min()} to {labels.max()}; expected 0 to {max_label}.")
-        return {"label": labels.astype(dtype)}
+        max_label = getattr(rows.features[self.label], "num_classes", 1 << 16) - 1
+        labels = np.asarray(rows.with_format("numpy")[self.label])  # of another type if a row has no label
+        if labels.dtype.kind not in "iu" or labels.min() < 0 or labels.max() > max_label:
+            raise DataError(
+                f"source.label: {self.label!r} of {self.path} has values that are missing or are not whole numbers from 0 to "
+                f"{max_label}. Choose another column, or remove label."
+            )
+        return {"label": labels.astype(np.min_scalar_type(max_label))}
 
 
 @cached_until_change()
@@ -232,8 +232,6 @@ def _load_images(source: HubImages) -> Any:
             )
     if not len(rows):
         raise DataError(f"source.split: {source.split!r} of {source.path} has no rows. Choose another split.")
-    if source.label is not None and not str(rows.features[source.label].dtype).startswith(("int", "uint")):
-        raise DataError(f"source.label: {source.label!r} has type {rows.features[source.label].dtype}; expected whole numbers.")
     try:
         from datasets import Image
 

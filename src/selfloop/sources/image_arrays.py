@@ -15,7 +15,7 @@ from selfloop.columns import Array, Columns, ColumnType
 from selfloop.component import Context, Source
 from selfloop.errors import DataError
 from selfloop.sources.archives import list_files_in, read_files
-from selfloop.sources.files import CHUNK_BYTES, FileSource, check_range, file_stamp, open_file
+from selfloop.sources.files import CHUNK_BYTES, FileSource, cached_until_change, check_range, open_file
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +49,6 @@ def _load_digits() -> dict[str, Array]:
     return {"image": np.rint(digits.images * (255 / 16)).astype(np.uint8), "label": digits.target.astype(np.uint8)}
 
 
-MAX_IMAGE_BYTES = 1 << 26  # limit for the sizes that a file's header may announce
 IDX_BYTES = b"\0\0\x08"  # begin of a file of unsigned bytes, the only type of images and labels
 
 
@@ -62,64 +61,49 @@ class Idx(FileSource):
     labels: Annotated[Path | None, "idx file of the class labels"] = None
 
     def schema(self) -> Mapping[str, ColumnType]:
-        image = {"image": ColumnType("uint8", self._image_shape()[1:], "gray level")}
-        return image if self.labels is None else image | {"label": ColumnType("uint8")}
+        units = {"image": "gray level"}
+        return {name: ColumnType("uint8", rows.shape[1:], units.get(name, "")) for name, rows in self._columns().items()}
 
     def n_rows(self) -> int:
-        return self._image_shape()[0]
+        return len(self._columns()["image"])
 
     def chunks(self) -> Iterator[Columns]:
-        chunk_rows = max(1, CHUNK_BYTES // math.prod(self._image_shape()[1:]))
-        paths = {"image": self.images, "label": self.labels}
-        columns = {name: _read_idx(path, chunk_rows) for name, path in paths.items() if path}
-        yield from (dict(zip(columns, chunk, strict=True)) for chunk in zip(*columns.values(), strict=True))
+        columns = self._columns()
+        chunk_rows = max(1, CHUNK_BYTES // columns["image"][0].size)
+        for first in range(0, len(columns["image"]), chunk_rows):
+            yield {name: rows[first : first + chunk_rows] for name, rows in columns.items()}
 
-    def _image_shape(self) -> tuple[int, ...]:
-        """Shape of all images, (rows, height, width) or (rows, height, width, channels), checked against the labels."""
-        images = _idx_shape(self.images)
-        if len(images) not in (3, 4):
-            raise DataError(f"source.images: {self.images} has {len(images)} dimensions; expected 3 or 4. Give the images.")
-        if not 0 < math.prod(images) <= images[0] * MAX_IMAGE_BYTES:
+    def _columns(self) -> dict[str, Array]:
+        images = _read_idx(self.images)
+        if images.ndim not in (3, 4) or not images.size:
+            raise DataError(f"source.images: {self.images} has shape {list(images.shape)}; expected images. Check the file.")
+        if self.labels is None:
+            return {"image": images}
+        labels = _read_idx(self.labels)
+        if labels.shape != images.shape[:1]:
             raise DataError(
-                f"source.images: {self.images} announces shape {list(images)}; expected images of at most {MAX_IMAGE_BYTES} "
-                "bytes. Check the file."
+                f"source.labels: {self.labels} has {list(labels.shape)} labels for {len(images)} images. Use matching files."
             )
-        if self.labels is not None and (labels := _idx_shape(self.labels)) != images[:1]:
-            raise DataError(
-                f"source.labels: {self.labels} has {list(labels)} labels for {images[0]} images. Use matching files."
-            )
-        return images
+        return {"image": images, "label": labels}
 
 
-def _idx_shape(path: Path) -> tuple[int, ...]:
-    """The shape in the header of an idx file: rows, then the shape of a row."""
-    file_stamp(path)
+@cached_until_change()
+def _read_idx(path: Path) -> Array:
+    """The rows of an idx file."""
     with open_file(path) as file:
-        begin = file.read(4)
-        n_bytes = 4 * int.from_bytes(begin[3:])
-        sizes = file.read(n_bytes)
-    if begin[:3] != IDX_BYTES or not 0 < n_bytes == len(sizes) <= 16:
+        data = file.read()
+    begin = 4 + 4 * data[3] if len(data) > 3 else 0  # of the rows, after a number of 4 bytes for each dimension
+    if not data.startswith(IDX_BYTES) or not 4 < begin <= min(20, len(data)):
         raise DataError(
-            f"source: {path} begins with {(begin + sizes).hex(' ')}; expected an idx file of bytes (00 00 08 and 01 to 04)."
+            f"source: {path} begins with {data[:20].hex(' ')}; expected an idx file of bytes (00 00 08 and 01 to 04)."
         )
-    return tuple(np.frombuffer(sizes, ">u4").tolist())
-
-
-def _read_idx(path: Path, chunk_rows: int) -> Iterator[Array]:
-    """The rows of an idx file, `chunk_rows` at a time."""
-    shape = _idx_shape(path)
-    row_bytes, n_expected, n_read = math.prod(shape[1:]), math.prod(shape), 0
-    with open_file(path) as file:
-        file.read(4 + 4 * len(shape))
-        while data := file.read(chunk_rows * row_bytes):  # to the end, which is the checksum of a gzip file
-            n_read += len(data)
-            if n_read > n_expected or len(data) % row_bytes:
-                break
-            yield np.frombuffer(data, np.uint8).reshape(-1, *shape[1:])
-    if n_read != n_expected:
+    shape = np.frombuffer(data, ">u4", data[3], 4).tolist()
+    if len(data) - begin != math.prod(shape):
         raise DataError(
-            f"source: {path} announces shape {list(shape)}, which is {n_expected} bytes; got {n_read}. Download it again."
+            f"source: {path} announces shape {shape}, which is {math.prod(shape)} bytes; got {len(data) - begin}. Download it "
+            "again."
         )
+    return np.frombuffer(data, np.uint8, offset=begin).reshape(shape)
 
 
 CIFAR_PIXELS = 3 * 32 * 32

@@ -6,7 +6,7 @@ import math
 import warnings
 from abc import abstractmethod
 from collections import defaultdict
-from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence, Sized
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, NamedTuple
@@ -14,11 +14,12 @@ from typing import Annotated, Any, ClassVar, NamedTuple
 import numpy as np
 from annotated_types import Ge, Interval
 
-from selfloop.columns import Array, Columns, ColumnType, Ints, Ragged, concat_rows, count_rows, select_rows
-from selfloop.component import Context, Source
-from selfloop.errors import DataError, SpecError, missing_extra
+from selfloop.columns import Array, Columns, ColumnType, Ints, Ragged, count_rows, select_rows
+from selfloop.component import Context
+from selfloop.errors import DataError, SpecError
+from selfloop.formats.molecules import require_rdkit
 from selfloop.rng import RandomStream
-from selfloop.sources.files import cached_until_change, check_range, describe_counts, file_stamp
+from selfloop.sources.files import FileSource, describe_counts, read_corpus
 
 CHUNK_MOLECULES = 256  # in a chunk of a corpus
 MAX_ATOMS = 1 << 16  # of a molecule: atoms are numbered in 16 bits
@@ -68,7 +69,7 @@ class Exclusions(defaultdict[tuple[str, str], list[str]]):
 
 
 @dataclass(frozen=True, kw_only=True)
-class MoleculeSource(Source):
+class MoleculeSource(FileSource):
     """Conformers of molecules in files: exactly `conformers` rows of each molecule, equal for all seeds.
 
     A `holdout_share` of the molecules is the holdout, so that all conformers of a molecule are on one side of the split. A
@@ -97,31 +98,26 @@ class MoleculeSource(Source):
     def candidates(self, usable: Sized) -> Iterator[Candidate]:
         """Every molecule, in the order of the files, until `usable` has as many molecules as the settings ask for."""
 
-    def stamp(self) -> Hashable:
-        """A value that changes when the file changes."""
-        return None if self.path is None else file_stamp(self.path)
-
-    def unread_files(self) -> Mapping[str, int]:
-        """Number of files that the source does not read, by reason."""
-        return {}
+    def files(self) -> list[Path]:
+        return [self.path] if self.path else []
 
     def schema(self) -> Mapping[str, ColumnType]:
         return COLUMN_TYPES
 
     def n_rows(self) -> int:
-        _require_rdkit(self)
+        require_rdkit(f"source: {self.name}")
         return self.conformers * self.n_molecules()
 
     def n_usable_rows(self) -> int:
         with warnings.catch_warnings(action="ignore"):  # the reading itself reports the excluded ones
-            return count_rows(_read_corpus(self))
+            return count_rows(read_corpus(self))
 
     def n_holdout(self) -> int:
         return self.conformers * max(round(self.holdout_share * self.n_molecules()), math.ceil(self.holdout_share))
 
     def chunks(self) -> Iterator[Columns]:
         """Every row once, molecule by molecule. Warns about exclusions; raises DataError if no molecule is usable."""
-        _require_rdkit(self)
+        require_rdkit(f"source: {self.name}")
         from rdkit import rdBase
 
         exclusions, seen, first, chunk = Exclusions(list), set[bytes](), 0, list[tuple[MoleculeGraph, Array]]()
@@ -154,7 +150,7 @@ class MoleculeSource(Source):
                 f"source: {self.name} has {len(seen)} usable molecules, {rows} rows. Excluded: {excluded}{limit}", stacklevel=2
             )
 
-    def order_rows(self, corpus: Columns, ctx: Context) -> Ints:
+    def order(self, corpus: Columns, ctx: Context) -> Ints:
         """Rows of the corpus in this seed's order: the holdout, then the other molecules shuffled, each in one piece."""
         first_rows = np.flatnonzero(np.diff(np.asarray(corpus["molecule"]), prepend=-1))
         split = RandomStream(("molecules", self.split_seed, "split")).generator().permutation(len(first_rows))
@@ -162,14 +158,6 @@ class MoleculeSource(Source):
         shuffled = ctx.stream.child("order").generator().permutation(rest)
         rows: Ints = first_rows[np.concatenate([holdout, shuffled])][:, None] + np.arange(self.conformers)
         return rows.ravel()
-
-    def order(self, ctx: Context) -> Ints:
-        return self.order_rows(_read_corpus(self), ctx)
-
-    def draw(self, first: int, n: int, ctx: Context) -> Columns:
-        order = self.order(ctx)
-        check_range(self, first, n, len(order))
-        return select_rows(_read_corpus(self), order[first : first + n])
 
     def draw_inputs(self, n: int, initial: Columns, ctx: Context) -> Columns:
         """The molecule of row i: that of initial row i mod n_initial."""
@@ -207,19 +195,6 @@ class NamedMoleculeSource(MoleculeSource):
             indices = np.sort(drawn[first : first + n_molecules - len(usable)])
             first += len(indices)
             yield from self.read_molecules([names[i] for i in indices])
-
-
-@cached_until_change()
-def _read_corpus(source: MoleculeSource) -> Columns:
-    return concat_rows(list(source.chunks()))
-
-
-def _require_rdkit(source: MoleculeSource) -> None:
-    try:
-        # imports all modules that are needed later: importing one while logs are blocked would unblock them
-        from rdkit.Chem import rdDetermineBonds, rdDistGeom, rdForceFieldHelpers  # noqa: F401  # for later, see above
-    except ModuleNotFoundError:
-        raise missing_extra(f"source: {source.name}", "rdkit") from None
 
 
 def _check_candidate(candidate: Candidate, n_conformers: int, exclusions: Exclusions) -> tuple[MoleculeGraph, Array] | None:

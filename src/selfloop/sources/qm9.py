@@ -6,12 +6,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, NamedTuple
-from zipfile import BadZipFile
 
 import numpy as np
 
 from selfloop.columns import Array, Floats, Ints
 from selfloop.errors import DataError, first_line
+from selfloop.formats.molecules import add_conformers
 from selfloop.sources.archives import list_files_in, open_zip, read_files
 from selfloop.sources.files import HIDDEN_FILES, MAX_READ_BYTES, PARSE_ERRORS, READ_ERRORS, cached_until_change
 from selfloop.sources.molecule_base import Candidate, NamedMoleculeSource, reason_to_exclude_elements
@@ -78,7 +78,7 @@ def _read_arrays(path: Path) -> dict[str, Structure]:
         with np.load(path) as arrays:
             n_atoms, z, positions, smiles = (arrays[name] for name in ("n_atoms", "Z", "R", "smiles"))
         smiles = np.char.decode(smiles, "utf-8", "replace") if smiles.dtype.kind == "S" else smiles
-    except (*READ_ERRORS, *PARSE_ERRORS, BadZipFile) as problem:
+    except (*READ_ERRORS, *PARSE_ERRORS) as problem:
         raise DataError(
             f"source.path: {path} cannot be read ({first_line(problem)}); expected an npz file with arrays n_atoms, Z, R and "
             "smiles. Give another file."
@@ -136,15 +136,13 @@ def assign_bonds(structure: Structure) -> Any:
     if mol is None:
         return "whose SMILES cannot be read"
     mol = Chem.AddHs(mol)
-    in_space = _build_skeleton(structure.z.tolist(), [])
-    in_space.AddConformer(_to_conformer(structure.positions))
+    in_space = add_conformers(_build_skeleton(structure.z.tolist(), []), [structure.positions])
     rdDetermineBonds.DetermineConnectivity(in_space, useVdw=True, covFactor=BOND_LENGTH_FACTOR)
     bonds = [(bond.GetBeginAtomIdx(), bond.GetEndAtomIdx()) for bond in mol.GetBonds()]
     match = in_space.GetSubstructMatch(_build_skeleton([atom.GetAtomicNum() for atom in mol.GetAtoms()], bonds))
     if len(match) != len(structure.z) or len(bonds) != in_space.GetNumBonds():
         return "whose SMILES and coordinates disagree"
-    mol.AddConformer(_to_conformer(structure.positions[list(match)]))
-    return mol
+    return add_conformers(mol, [structure.positions[list(match)]])
 
 
 def _build_skeleton(z: list[int], bonds: list[tuple[int, int]]) -> Any:
@@ -157,11 +155,3 @@ def _build_skeleton(z: list[int], bonds: list[tuple[int, int]]) -> Any:
     for begin, end in bonds:
         mol.AddBond(begin, end, Chem.BondType.SINGLE)
     return mol
-
-
-def _to_conformer(positions: Floats) -> Any:
-    from rdkit import Chem
-
-    conformer = Chem.Conformer(len(positions))
-    conformer.SetPositions(np.ascontiguousarray(positions, np.float64))
-    return conformer

@@ -37,8 +37,13 @@ class DocumentSource(FileSource):
     def schema(self) -> Mapping[str, ColumnType]:
         return {"text": ColumnType("utf8")}
 
+    @cached_until_change(maxsize=64)
     def n_rows(self) -> int:
-        return _count_documents(self)
+        count = sum(1 for document in self.documents() if document)
+        if not count:
+            files = getattr(self, "path", None) or getattr(self, "hub", None) or "its files"
+            raise DataError(f"source: {self.name} found no documents in {files}. Check the path and the separator or template.")
+        return count
 
     def chunks(self) -> Iterator[Columns]:
         chunk, size, unread = list[bytes](), 0, Counter(self.unread_files())
@@ -56,15 +61,6 @@ class DocumentSource(FileSource):
         if chunk:
             yield {"text": Ragged.of_bytes(chunk)}
         warn_of_unread(self, unread)
-
-
-@cached_until_change(maxsize=64)
-def _count_documents(source: DocumentSource) -> int:
-    count = sum(1 for document in source.documents() if document)
-    if not count:
-        files = getattr(source, "path", None) or getattr(source, "hub", None) or "its files"
-        raise DataError(f"source: {source.name} found no documents in {files}. Check the path and the separator or template.")
-    return count
 
 
 def template_fields(template: str) -> list[str]:

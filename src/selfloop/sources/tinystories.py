@@ -10,10 +10,10 @@ from typing import Annotated, ClassVar, cast
 import numpy as np
 from annotated_types import Ge
 
-from selfloop.columns import Ints
+from selfloop.columns import Columns, Ints
 from selfloop.component import Context
 from selfloop.errors import DataError, SettingError, resolve_local_or_hub
-from selfloop.sources.archives import is_hidden
+from selfloop.formats.folders import is_hidden
 from selfloop.sources.hub import HubRevision, HubText
 from selfloop.sources.text_files import DocumentSource, TextSource
 
@@ -59,16 +59,10 @@ class TinyStories(DocumentSource):
         holdout = TextSource(path=holdout_path, separator=SEPARATOR) if holdout_path else None
         return TextSource(path=path, separator=SEPARATOR), holdout
 
-    def files(self) -> list[Path]:
-        return [file for split in self._splits() if split for file in split.files()]
-
     def documents(self) -> Iterator[str]:
         for split in self._splits():
             if split:
                 yield from split.documents()
-
-    def n_corpus_rows(self) -> int:
-        return sum(split.n_rows() for split in self._splits() if split)
 
     def n_holdout(self) -> int | None:
         holdout = self._splits()[1]
@@ -77,12 +71,12 @@ class TinyStories(DocumentSource):
     def n_rows(self) -> int:
         return self._splits()[0].n_rows() + (self.n_holdout() or 0)
 
-    def order(self, ctx: Context) -> Ints:
+    def order(self, corpus: Columns, ctx: Context) -> Ints:
         train, holdout = self._splits()
-        order = train.order(ctx)
+        order = train.order(corpus, ctx)
         if holdout is None:
             return order
-        return np.concatenate([len(order) + holdout.order(ctx.child("validation"))[: self.holdout_rows], order])
+        return np.concatenate([len(order) + holdout.order(corpus, ctx.child("validation"))[: self.holdout_rows], order])
 
 
 def _find_file(folder: Path, pattern: str) -> Path:
