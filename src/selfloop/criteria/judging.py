@@ -11,7 +11,6 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from types import MappingProxyType
 from typing import Annotated, ClassVar
 
 import numpy as np
@@ -38,7 +37,7 @@ class CurveCriterion(Criterion):
         None
     )
 
-    def judge(self, curves: Mapping[str, Floats], directions: Mapping[str, Better] = MappingProxyType({})) -> Verdict:
+    def judge(self, curves: Mapping[str, Floats], directions: Mapping[str, Better] = {}) -> Verdict:
         """The verdict on the chosen curve."""
         names = (self.metric,) if self.metric else self.metrics
         name = next((name for name in names if name in curves), None)
@@ -56,12 +55,11 @@ class CurveCriterion(Criterion):
             return Verdict(self.name, "", "not measured", metric, reason=f"of {name}, lower is better: it is no amount to keep")
         values = transform(curves[name])
         verdict = judge_curve(self.name, metric, values, self.judge_values)
-        if right is None or verdict.answer not in ("yes", "undecided"):
+        if right is None or verdict.answer in ("no", "not measured"):
             return verdict
-        values = values.copy()
-        values[:, 0] = np.where(np.isnan(values[:, 0]), np.nan, transform(right)[..., 0])
-        against_right = judge_curve(self.name, metric, values, self.judge_values)
-        if against_right.answer == verdict.answer or against_right.answer == "yes":
+        first = np.where(np.isnan(values[:, :1]), np.nan, transform(right)[:, :1])
+        against_right = judge_curve(self.name, metric, np.hstack([first, values[:, 1:]]), self.judge_values)
+        if against_right.answer in (verdict.answer, "yes"):
             return verdict
         return replace(against_right, reason=f"right value in place of the first: {against_right.reason}")
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from types import MappingProxyType
 from typing import Annotated, ClassVar
 
 import numpy as np
@@ -95,7 +94,7 @@ class ScalingLawChange(CurveCriterion):
     metrics: ClassVar[tuple[str, ...]] = ("risk",)
     exponent_change: Annotated[PositiveFloat, "change of the exponent c in risk ~ n^-c that counts as none"] = 0.05
 
-    def judge(self, curves: Mapping[str, Floats], directions: Mapping[str, Better] = MappingProxyType({})) -> Verdict:
+    def judge(self, curves: Mapping[str, Floats], directions: Mapping[str, Better] = {}) -> Verdict:
         """The verdict on the change of the exponent, fitted seed by seed."""
         prefix = f"{self.metric or 'risk'}@n="
         curve_of_n = {float(key.removeprefix(prefix)): curve for key, curve in curves.items() if key.startswith(prefix)}

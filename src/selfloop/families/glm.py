@@ -102,9 +102,8 @@ class Glm(EnsembleFamily):
         y = np.asarray(take.rows["y"])
         allowed = (y == 0) | (y == 1) if self.link == "logit" else (y >= 0) & (y == np.floor(y))
         if not allowed.all():
-            expected = "0 or 1" if self.link == "logit" else "whole numbers of 0 or more"
-            hint = " Recode the outcomes; of a table, set source.positive." if self.link == "logit" else ""
-            raise DataError(f"glm: got outcome {y[~allowed][0]:g} with link {self.link!r}; expected {expected}.{hint}")
+            expected = "0 or 1. For a table, set source.positive" if self.link == "logit" else "whole numbers of 0 or more"
+            raise DataError(f"glm: got outcome {y[~allowed][0]:g} with link {self.link!r}; expected {expected}.")
 
     def _status(self, rows: DesignRows, solution: Floats, converged: bool, curvature: float) -> str | None:
         """The reason why one seed has no model; None if it has one."""

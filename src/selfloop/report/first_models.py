@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, cast
 
@@ -52,9 +53,10 @@ def trivial_loss(point: Point, risk: str) -> tuple[float, str] | None:
     if risk not in ("nll", "log_loss") or outcome not in ("x", "y", "symbol"):
         return None
     draws = ((point.holdout, point.n), (0, point.holdout))
-    training, holdout = (
-        np.asarray(source.draw(first, min(n, MAX_ROWS), contexts[0])[outcome], np.float64) for first, n in draws
-    )
+    with warnings.catch_warnings(action="ignore"):  # the run has repeated what a source warns of
+        training, holdout = (
+            np.asarray(source.draw(first, min(n, MAX_ROWS), contexts[0])[outcome], np.float64) for first, n in draws
+        )
     if outcome == "symbol":
         return math.log(len(np.unique(np.concatenate([training, holdout])))), "equal probabilities of all symbols"
     mean, variance = training.mean(axis=0), training.var(axis=0)

@@ -212,8 +212,6 @@ def predict(
     """
     for name, value in (("n", n), ("generations", generations)):
         check_setting(Annotated[int, Ge(1)], value, name)
-        if isinstance(policy, Mapping) and name in policy:
-            raise SpecError(f"policy.{name}: unknown key; a policy has no {name}. Give --{name} {policy[name]} instead.")
     component: Policy = make_component("policy", policy, "policy")
     entries = list(schedule(component, n, generations))
     curves = moment_curves(component, n, generations, estimator)
