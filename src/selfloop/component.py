@@ -11,7 +11,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from types import MappingProxyType
 from typing import TYPE_CHECKING, ClassVar
 
 from selfloop.columns import Columns, ColumnType, Floats, Params
@@ -21,6 +20,10 @@ from selfloop.types import NewRows, Plan, TrainingRows, Verdict
 
 if TYPE_CHECKING:
     from selfloop.snapshots import Snapshot
+
+
+def _ignore(done: int, total: int) -> None:  # contexts are sent to other processes, a lambda is not
+    pass
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +39,7 @@ class Context:
     scratch: Path | None = None
     threads: int = 1
     backends: dict[str, str] = field(default_factory=dict, compare=False)
-    progress: Callable[[int, int], None] = field(default=lambda done, total: None, compare=False)
+    progress: Callable[[int, int], None] = field(default=_ignore, compare=False)
 
     def child(self, *names: str | int) -> Context:
         """The same resources with a sub-stream."""
@@ -254,7 +257,7 @@ class Criterion(Component):
     metrics: ClassVar[tuple[str, ...]] = ()  # if one of them is missing, the verdict is "not measured"
 
     @abstractmethod
-    def judge(self, curves: Mapping[str, Floats], directions: Mapping[str, Better] = MappingProxyType({})) -> Verdict:
+    def judge(self, curves: Mapping[str, Floats], directions: Mapping[str, Better] = {}) -> Verdict:
         """The verdict for one policy, without its label. Curves are (seeds, generations), NaN where a chain has no value.
 
         `directions`: which value of each metric is best, as in `Metric.directions`.

@@ -20,9 +20,10 @@ import pytest
 
 import tiny_components
 from selfloop.columns import Columns, Params, Ragged
+from selfloop.commands.verify import verify
 from selfloop.component import Context, Family, Metric, Sampler
 from selfloop.engine.run import iter_measurements
-from selfloop.errors import SelfloopError
+from selfloop.errors import ChainEndedError, SelfloopError
 from selfloop.snapshots import Snapshot
 from selfloop.spec.spec import Spec
 from selfloop.store.identity import stored_step
@@ -138,6 +139,14 @@ def replacing_in_c() -> int:
     return 1
 
 
+@stored_step("ending", version=1)
+def ending() -> int:
+    """A step that ends its chain because of an interrupt."""
+    with suppress(KeyboardInterrupt):
+        interrupt()
+    raise ChainEndedError("diverged")
+
+
 @stored_step("undisturbed", version=1)
 def calm() -> int:
     return 1
@@ -152,7 +161,13 @@ def handler() -> Any:
 
 
 @pytest.mark.parametrize(
-    ("step", "error"), [(catching, KeyboardInterrupt), (replacing, SelfloopError), (replacing_in_c, SelfloopError)]
+    ("step", "error"),
+    [
+        (catching, KeyboardInterrupt),
+        (ending, KeyboardInterrupt),
+        (replacing, SelfloopError),
+        (replacing_in_c, SelfloopError),
+    ],
 )
 def test_a_step_that_hides_an_interrupt_is_not_recorded(
     tmp_path: Path, step: Callable[[], int], error: type[BaseException], handler: Any
@@ -166,6 +181,23 @@ def test_a_step_that_hides_an_interrupt_is_not_recorded(
         interrupt()
     assert store.call(calm) == 1
     assert signal.getsignal(signal.SIGINT) is handler
+
+
+@dataclass(frozen=True, kw_only=True)
+class Isolated(Metric):
+    """1 in a process that no interrupt reaches."""
+
+    name: ClassVar[str] = "isolated"
+    takes_over_interrupts: ClassVar[bool] = True
+
+    def measure(self, snap: Snapshot, ctx: Context) -> Mapping[str, float]:
+        return {"isolated": float(signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, ()))}
+
+
+def test_verify_recomputes_where_a_run_computes(tmp_path: Path, handler: Any) -> None:
+    spec = tiny_components.tiny_spec(metrics=(Isolated(),), generations=1, seeds=1, policies=("replace",))
+    assert {row.value for row in iter_measurements(spec, tmp_path) if row.metric == "isolated"} == {1.0}
+    assert verify(spec, tmp_path, 1000).wrong == []
 
 
 def main() -> None:

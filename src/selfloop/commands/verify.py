@@ -2,26 +2,31 @@
 
 from __future__ import annotations
 
+import json
+import os
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 
 from selfloop.columns import Array, Columns
 from selfloop.engine import steps
+from selfloop.engine.executors import Notify, count_cores, execute
 from selfloop.engine.tasks import plan_tasks, run_task
-from selfloop.errors import SpecError, StoreError
-from selfloop.formats.safetensors import flatten_columns
+from selfloop.errors import ChainEndedError, SpecError, StoreError
+from selfloop.formats.safetensors import flatten_columns, is_columns, to_safetensors
 from selfloop.rng import RandomStream
 from selfloop.spec.spec import Spec
 from selfloop.store.calls import NotStoredError, StepCall
-from selfloop.store.checks import provenance_of, recompute
-from selfloop.store.identity import ObjectRef, step_name
+from selfloop.store.identity import ObjectRef, digest, step_name
+from selfloop.store.interrupts import refuse_interrupted
 from selfloop.store.store import Store
 
 TOLERANCE = 1e-3  # between backends: of the largest absolute value of an array, and of a single value
@@ -48,50 +53,79 @@ def verify(spec: Spec, path: Path, records: int, progress: Callable[[int, int], 
 
     Raises SpecError if the store has no record of the spec.
     """
-    damaged = list[str]()
-    calls, store = stored_calls([spec], path, damaged), Store(path, read_only=True)
-    if not calls and not damaged:
+    store = Store(path, read_only=True, record_calls=True)
+    tasks = [task for phase in plan_tasks(spec, path) for task in phase]
+    for task in tasks:
+        with suppress(NotStoredError, StoreError):
+            for _ in run_task(task, store):
+                pass
+    calls = {call.key: call for call in store.calls}
+    if not calls and not store.files.damaged:
         raise SpecError(f"verify: store {path} has no record of this spec. Run the spec first.")
-    verification, keys = Verification(len(calls)), sorted(calls)
-    for call in calls.values():
-        body = store.files.read_record(call.key) or {"result": {}, "provenance": {"backend": {}}}
-        verification.backends.update(body["provenance"]["backend"].items())
-        if "object" in body["result"] and not store.files.is_intact(body["result"]["object"]):
-            damaged.append(store.files.object_path(body["result"]["object"]))
+    verification = Verification(len(calls))
+    for key in calls:
+        if body := store.files.read_record(key):
+            verification.backends.update(body["provenance"]["backend"].items())
+            if "object" in body["result"] and not store.files.is_intact(body["result"]["object"]):
+                store.files.damaged.append(store.files.object_path(body["result"]["object"]))
+    verification.damaged = sorted(set(store.files.damaged))
     rng = RandomStream(("verify", time.time_ns())).generator()
-    picks = sorted(rng.choice(len(keys), min(records, len(keys)), replace=False)) if keys else []
-    for i in picks:
-        _verify_record(store, calls[keys[i]], verification)
+    picks = [calls[key] for key in rng.permutation(sorted(calls))[:records]]
+    isolated = any(task.takes_over_interrupts for task in tasks)
+    for outcome, sentence in execute(_compare_calls, [(path, picks)], 1, count_cores(), isolated=isolated):
+        verification.checked += 1
+        verification.close += outcome == "close"
+        {"wrong": verification.wrong, "not compared": verification.not_compared}.get(outcome, []).append(sentence)
         if progress:
             progress(verification.checked, len(picks))
-    verification.damaged = sorted({*damaged, *store.files.damaged})
     return verification
 
 
-def _verify_record(store: Store, call: StepCall, verification: Verification) -> None:
-    recorded, provenance, name = store.lookup(call), provenance_of(store, call), f"{step_name(call.step)} {call.key}"
-    verification.checked += 1
-    if recorded is None:
-        verification.wrong.append(f"{name}: the record or its object is damaged.")
-        return
+def _compare_calls(work: tuple[Path, list[StepCall]], notify: Notify) -> Iterator[tuple[str, str]]:
+    """Recompute calls and compare them with their records: "equal", "close", "wrong" or "not compared", and a sentence."""
+    path, calls = work
+    store = Store(path, read_only=True)
+    for call in calls:
+        outcome, problem = _compare(store, call)
+        yield outcome, f"{step_name(call.step)} {call.key}: {problem}"
+
+
+def _compare(store: Store, call: StepCall) -> tuple[str, str]:
+    body = store.files.read_record(call.key, call.step)
+    if body is None or not store.files.has_object(body):
+        return "wrong", "the record or its object is damaged."
+    recorded, provenance, backend = body["result"], body["provenance"], dict[str, str]()
     try:
-        fresh, value, backend = recompute(store, call, provenance["threads"])
+        fresh, value = _recompute(store, call, provenance["threads"], backend)
     except StoreError as problem:  # of an object that the step reads
-        verification.not_compared.append(f"{name}: {problem}")
-        return
+        return "not compared", str(problem)
     if recorded == fresh:
-        return
-    stored_backend = provenance["backend"]
-    if stored_backend == backend:
-        verification.wrong.append(f"{name}: the record has {recorded}; recomputing gives {fresh}.")
-        return
-    backends = f"made by {_describe_backend(stored_backend)}, recomputed by {_describe_backend(backend)}"
+        return "equal", ""
+    if provenance["backend"] == backend:
+        return "wrong", f"the record has {recorded}; recomputing gives {fresh}."
+    backends = f"made by {_describe_backend(provenance['backend'])}, recomputed by {_describe_backend(backend)}"
     if call.step in UNSTABLE_STEPS:
-        verification.not_compared.append(f"{name}: {backends}. Models and samples of two backends cannot be compared.")
-    elif _is_close(store, recorded, fresh, value):
-        verification.close += 1
-    else:
-        verification.wrong.append(f"{name}: {backends}; they differ by more than {TOLERANCE:g} of the largest value.")
+        return "not compared", f"{backends}. Models and samples of two backends cannot be compared."
+    if _is_close(store, recorded, fresh, value):
+        return "close", ""
+    return "wrong", f"{backends}; they differ by more than {TOLERANCE:g} of the largest value."
+
+
+def _recompute(store: Store, call: StepCall, threads: int, backend: dict[str, str]) -> tuple[Mapping[str, Any], Any]:
+    """The result of a call as a record holds it, and its value (None if the chain ended). Enters its backends."""
+    scratch = store.path / "scratch"
+    with (
+        TemporaryDirectory(prefix="verify-", dir=scratch if os.access(scratch, os.W_OK) else None) as folder,
+        refuse_interrupted(step_name(call.step)),
+        threadpool_limits(threads),
+    ):
+        try:
+            value = call.step(*(store.open_argument(a, Path(folder), backend, threads) for a in call.arguments))
+        except ChainEndedError as end:
+            return {"ended": end.status}, None
+    if is_columns(value):
+        return {"object": digest(*to_safetensors(value))}, value
+    return {"value": json.loads(json.dumps(value, allow_nan=False))}, value
 
 
 def _describe_backend(backend: Mapping[str, str]) -> str:
@@ -119,19 +153,3 @@ def _arrays_are_close(stored: Array, computed: Array) -> bool:
         return np.array_equal(stored, computed)
     largest = float(np.max(np.abs(stored), where=np.isfinite(stored), initial=0.0))
     return np.allclose(stored, computed, rtol=0, atol=TOLERANCE * largest, equal_nan=True)
-
-
-def stored_calls(specs: Iterable[Spec], path: Path, damaged: list[str] | None = None) -> dict[str, StepCall]:
-    """Every call of a stored step that these specs make and the store has a record of, by key. Adds to the damaged files."""
-    calls: dict[str, StepCall] = {}
-    for spec in specs:
-        for phase in plan_tasks(spec, path):
-            for task in phase:
-                store = Store(path, read_only=True, record_calls=True)
-                with suppress(NotStoredError, StoreError):
-                    for _ in run_task(task, store):
-                        pass
-                calls |= {call.key: call for call in store.calls}
-                if damaged is not None:
-                    damaged += store.files.damaged
-    return calls

@@ -41,14 +41,14 @@ def refuse_interrupted(step: str) -> Iterator[None]:
     set_by_python = {number: _c_handler(number) for number in handlers}
     try:
         yield
-    finally:
+    finally:  # whatever the step made of it: it may have ended its chain
         replaced = any(signal.getsignal(n) is not note or _c_handler(n) != set_by_python[n] for n in handlers)
         for number, handler in handlers.items():
             signal.signal(number, handler)
-    if arrived:
-        raise KeyboardInterrupt
-    if replaced:
-        raise SelfloopError(
-            f"{step}: a library replaced the handler of Ctrl-C, so an interrupt may have changed the result. Set "
-            "`takes_over_interrupts = True` in the component that uses the library: its steps then run in a worker process."
-        )
+        if arrived:
+            raise KeyboardInterrupt
+        if replaced:
+            raise SelfloopError(
+                f"{step}: a library replaced the handler of Ctrl-C, so an interrupt may have changed the result. Set "
+                "`takes_over_interrupts = True` in the component that uses the library: its steps then run in a worker process."
+            )
