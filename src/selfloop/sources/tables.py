@@ -83,9 +83,7 @@ class TableSource(Source):
             name = self.dataset or DEFAULT_DATASET
             raise SettingError("target", f"got {self.target!r}; {name!r} has its own target. Remove the key.")
         if self.positive is not None and self.target is None:
-            raise SettingError(
-                "positive", f"got {self.positive!r} without a target of a file. Set 'target', or remove the key."
-            )
+            raise SettingError("positive", f"got {self.positive!r} without a target of a file. Set 'target' too.")
         if self.columns is not None and len({*self.columns, self.target}) <= len(self.columns):
             raise SettingError("columns", f"got {', '.join(self.columns)}; expected each feature once and without the target.")
         for name, default in CSV_SETTINGS.items():
@@ -195,24 +193,18 @@ def _read_csv(source: TableSource, path: Path) -> pd.DataFrame:
     head, usual = text.partition("\n")[0], SEPARATORS.replace(source.decimal, "")
     found = [separator for separator in usual if separator in head]
     if source.separator is None and (len(found) > 1 or (not found and "," in head)):
-        raise DataError(
-            f"source.path: the values of {path} may be separated by {' or '.join(map(repr, found or ','))}. Set 'separator', "
-            "and 'decimal' if commas are decimal marks."
-        )
+        marks = " or ".join(map(repr, found or ","))
+        raise DataError(f"source.path: the values of {path} may be separated by {marks}. Set 'separator' and 'decimal'.")
     separator = source.separator or (*found, usual[0])[0]
     try:
         first, *rows = list(_divide_lines(text, separator)) or [[]]
     except csv.Error as problem:
-        raise DataError(
-            f"source.path: {path}: {problem}. Correct it, with doubled quotation marks in values, or set 'separator'."
-        ) from problem
+        raise DataError(f"source.path: {path}: {problem}. Correct it, or set 'separator'.") from problem
     names = [name.strip() for name in first]
     numbers = _parse_numbers(pd.Series(names), source.decimal).notna()
     if source.header is None and numbers.any():
-        raise DataError(
-            f"source.header: the first line of {path} has the number {names[numbers.argmax()]!r}, so it may be a row. Set "
-            "header to false if the file has no names of columns, else to true."
-        )
+        number = names[numbers.argmax()]
+        raise DataError(f"source.header: the first line of {path} has the number {number!r}. Set it to false if it is a row.")
     if source.header is False:
         return pd.DataFrame([first, *rows], columns=range(1, len(first) + 1))
     return pd.DataFrame(rows, columns=names)
