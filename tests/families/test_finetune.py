@@ -16,7 +16,7 @@ from scipy.stats import chisquare
 from selfloop.component import Context
 from selfloop.errors import ChainEndedError, DataError, MissingExtraError, SpecError
 from selfloop.families.finetune import hf_model
-from selfloop.families.finetune.family import Finetune, base_folder
+from selfloop.families.finetune.family import Finetune, Lora, base_folder
 from selfloop.families.nn.settings import TrainingSettings
 from selfloop.families.transformer.decoder import DecodeRequest
 from selfloop.families.transformer.hf_network import generate

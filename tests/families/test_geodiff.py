@@ -25,7 +25,7 @@ from selfloop import Spec, read_spec, run
 from selfloop.columns import Ragged, select_rows
 from selfloop.component import Context
 from selfloop.errors import ChainEndedError, DataError, SettingError, SpecError
-from selfloop.families.geodiff import diffusion, graphs, sampling
+from selfloop.families.geodiff import diffusion, graphs
 from selfloop.families.geodiff.family import GeoDiff, GeoDiffSampler
 from selfloop.families.nn import trainer
 from selfloop.families.nn.settings import TrainingSettings
@@ -149,7 +149,7 @@ def test_sampling_takes_the_published_steps(sampler, variant):
     graph, alphas = graphs.build_graphs(row, CPU), SMALL._alphas()
     noises = torch.from_numpy(np.random.default_rng(0).standard_normal((21, 12, 3)))
     with torch.no_grad():
-        found = sampling.sample_positions(network, graph, alphas, sampler, lambda k: noises[k], None)
+        found = diffusion.sample_positions(network, graph, alphas, sampler, lambda k: noises[k], None)
         p, kinds, levels = dict(network.named_parameters()), dense_kinds(row), range(19, 19 - (sampler.steps or 20), -1)
         sigma = np.sqrt((1 - alphas) / alphas)
         x, capped = noises[0] * sigma[-1], []
@@ -209,9 +209,9 @@ def exploding():
 
 def test_a_row_that_is_not_finite_is_sampled_again_and_marked(exploding, monkeypatch):
     rows, params = exploding
-    inputs, clips, sample_positions = without_position(rows), [], sampling.sample_positions
+    inputs, clips, sample_positions = without_position(rows), [], diffusion.sample_positions
     monkeypatch.setattr(
-        sampling, "sample_positions", lambda *arguments: clips.append(arguments[-1]) or sample_positions(*arguments)
+        diffusion, "sample_positions", lambda *arguments: clips.append(arguments[-1]) or sample_positions(*arguments)
     )
     samples = SMALL.sample(params, 3, GeoDiffSampler(), inputs, context("sample"))
     assert samples["retried"].tolist() == [0, 1, 0]

@@ -54,6 +54,7 @@ def load_c_library(source: str, constants: Mapping[str, float], passes_test: Cal
         except _CompilerError as problem:
             warnings.warn(f"sampling uses torch, which is slower: {compiler} {problem}", stacklevel=2)
             return None
+    warnings.warn("sampling uses torch, which is slower: no folder can hold compiled code", stacklevel=2)
     return None
 
 
@@ -112,7 +113,7 @@ def _cache_folders() -> Iterator[Path]:
     """Folders for compiled code: the user's cache, else a new folder that nobody else can write to."""
     with suppress(RuntimeError):  # a user without a home
         yield Path.home() / ("Library/Caches" if platform.system() == "Darwin" else ".cache") / "selfloop"
-    with tempfile.TemporaryDirectory() as folder:  # a loaded library stays when its file is deleted
+    with suppress(OSError), tempfile.TemporaryDirectory() as folder:  # a loaded library stays when its file is deleted
         yield Path(folder)
 
 

@@ -282,12 +282,6 @@ static float *alloc_workspace(int64_t n_slots, Workspace *w, size_t *n_bytes) {
     return memory;
 }
 
-/* sizes[2] = bytes of DecoderWeights and of DecodeRequest, compared with Python's when the library is loaded */
-void selfloop_struct_sizes(int64_t *sizes) {
-    sizes[0] = sizeof(DecoderWeights);
-    sizes[1] = sizeof(DecodeRequest);
-}
-
 /* tokens and lengths of the request's rows, decoded together by all threads that call this; returns a status code */
 int selfloop_decode(const DecoderWeights *net, const DecodeRequest *request) {
     Workspace w;

@@ -97,12 +97,6 @@ def load_decoder(config: TransformerConfig) -> ctypes.CDLL | None:
 
 
 def _decoder(library: ctypes.CDLL, config: TransformerConfig, weights: DecoderWeights) -> CDecoder:
-    sizes = (ctypes.c_int64 * 2)()
-    library.selfloop_struct_sizes(sizes)
-    if list(sizes) != (expected := [ctypes.sizeof(_DecoderWeights), ctypes.sizeof(_DecodeRequest)]):
-        raise RuntimeError(
-            f"sizes of the structs of decoder.c: got {list(sizes)}; expected {expected}. Declare the same fields."
-        )
     layers = [*(dense for layer in weights.layers for dense in layer), weights.head]
     packed = _align(np.concatenate([_pack_dense(dense) for dense in layers]))
     return CDecoder(library, config, (_align(weights.embedding), _align(weights.positions), packed))
