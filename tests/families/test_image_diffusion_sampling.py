@@ -152,7 +152,7 @@ def test_the_default_sampler_keeps_the_spread_to_two_percent_and_few_equal_first
     default = DiffusionSampler()
     for process in (LINEAR, COSINE, FLOW):
         gains = [spread_ratio(process, sd, default.method, default.steps, default.time_power) for sd in (0.05, 0.1, 0.25, 0.5)]
-        assert gains == pytest.approx([1, 1, 1, 1], abs=0.021), path
+        assert gains == pytest.approx([1, 1, 1, 1], abs=0.021), process
     assert spread_ratio(LINEAR, SD, "ddim", 20, 1.0) == pytest.approx(0.75, abs=0.02)
     assert spread_ratio(FLOW, 0.05, "heun", 10, 2.0) == pytest.approx(1.06, abs=0.01)
 

@@ -26,9 +26,7 @@ class TextSampler(Sampler):
     `num_beams` above 1 rows come from transformers' `generate`: beam search at temperature 0, else beam sampling. It is slow.
 
     A text begins after the start token ("start"), with the first token of a real row ("first_token"), or with the first
-    `prefix_tokens` tokens of a real row ("prefix"), but never with a complete row. "empty": the tokens that the tokenizer
-    itself adds before a text. If it adds none, the start token, because the network needs at least one input token. For
-    GPT-2 and Llama tokenizers "empty" equals "start".
+    `prefix_tokens` tokens of a real row ("prefix"), but never with a complete row.
     """
 
     name: ClassVar[str] = "text"
@@ -41,7 +39,7 @@ class TextSampler(Sampler):
     ] = None
     num_beams: Annotated[Count, "beams of beam search; 1 = plain sampling"] = 1
     prompt: Annotated[
-        Literal["start", "first_token", "prefix", "empty"], "beginning of each text, see the description of the sampler"
+        Literal["start", "first_token", "prefix"], "beginning of each text, see the description of the sampler"
     ] = "start"
     prefix_tokens: Annotated[Count, "tokens of a real row that a text begins with, for prompt = 'prefix'"] = 8
     max_tokens: Annotated[
