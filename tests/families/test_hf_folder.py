@@ -20,8 +20,7 @@ from selfloop.component import Context
 from selfloop.errors import DataError, SelfloopError
 from selfloop.families.finetune.family import Finetune, base_folder
 from selfloop.families.finetune.hf_model import network_arrays, open_base
-from selfloop.families.nn.hf_folder import HfFolder
-from selfloop.families.nn.tokenizer_file import open_tokenizer
+from selfloop.families.nn.hf_folder import HfFolder, open_tokenizer
 from selfloop.families.transformer.tokenizer import encode_texts, tokenizer_arrays
 from selfloop.rng import RandomStream
 from selfloop.store.identity import identity

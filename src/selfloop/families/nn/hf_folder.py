@@ -1,4 +1,4 @@
-"""Pretrained models in folders as transformers saves them, opened file by file: the library would repair in silence.
+"""Pretrained models and tokenizers in folders as transformers saves them, opened file by file: the library repairs in silence.
 
 Only config.json, safetensors files and the tokenizer's JSON are read. Every array must come from them, and no code of a folder
 is run.
@@ -7,6 +7,7 @@ is run.
 from __future__ import annotations
 
 import json
+import math
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -20,7 +21,6 @@ from safetensors import SafetensorError, safe_open
 
 from selfloop.columns import Array, Params
 from selfloop.errors import DataError, SettingError, first_line
-from selfloop.families.nn.tokenizer_file import library_errors, open_tokenizer
 from selfloop.formats.safetensors import flatten_columns, read_safetensors
 
 if TYPE_CHECKING:
@@ -30,6 +30,7 @@ FILES = ("*.json", "*.safetensors", "merges.txt", "*.jinja")  # of a name on the
 CAUSAL, FEATURES = "MODEL_FOR_CAUSAL_LM_MAPPING", "MODEL_MAPPING"  # transformers' tables of networks
 INDEX, OLD_TOKENS = "model.safetensors.index.json", "added_tokens.json"
 NAMED = [f"{name}_token" for name in ("bos", "eos", "unk", "sep", "pad", "cls", "mask")]  # in transformers' order
+MAX_GROWTH = 1000  # times the length of a text, by replacements of a tokenizer; the usual ones replace a character by one
 
 
 @dataclass(frozen=True)
@@ -184,6 +185,48 @@ def _content(token: Any) -> str:
     """The text of a special token, which may be a table; empty if there is none."""
     text = token.get("content") if isinstance(token, dict) else token
     return text if isinstance(text, str) else ""
+
+
+def open_tokenizer(path: Path, key: str = "family.tokenizer") -> Tokenizer:
+    """The tokenizer of a tokenizer.json, its folder, or a folder with GPT-2's vocab.json and merges.txt. DataError."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+    folder, file = path, path / "tokenizer.json" if path.is_dir() else path
+    advice = "Give a tokenizer.json, or a folder with one or with vocab.json and merges.txt"
+    with library_errors(f"{key}: {path} cannot be read", advice):
+        if file.is_file():
+            _check_operations(text := file.read_text(encoding="utf-8"))
+            return Tokenizer.from_str(text)
+        tokenizer = Tokenizer(models.BPE.from_file(str(folder / "vocab.json"), str(folder / "merges.txt")))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    return tokenizer
+
+
+def _check_operations(text: str) -> None:
+    """ValueError if a tokenizer splits at random, or if its replacements multiply text without bound."""
+    growths = [1]
+
+    def collect(table: dict[str, Any]) -> dict[str, Any]:
+        if table.get("type") == "Replace":
+            growths.append(max(len(table["content"]), 1))
+        return table
+
+    if json.loads(text, object_hook=collect)["model"].get("dropout"):
+        raise ValueError("its dropout splits texts at random")
+    if math.prod(growths) > MAX_GROWTH:
+        raise ValueError(f"its replacements make texts more than {MAX_GROWTH} times as long")
+
+
+@contextmanager
+def library_errors(problem: str, advice: str = "Choose another tokenizer") -> Iterator[None]:
+    """Inside, every error of the tokenizers library is a DataError, as are panics, which are no Exception."""
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:
+        raise DataError(f"{problem} ({first_line(error)}). {advice}.") from error
 
 
 def count_parameters(config: Any, mapping: str = CAUSAL) -> int:

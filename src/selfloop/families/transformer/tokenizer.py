@@ -16,8 +16,8 @@ import numpy as np
 from selfloop.columns import Columns, Params, Ragged
 from selfloop.component import Context, Encoder
 from selfloop.errors import SpecError
+from selfloop.families.nn.hf_folder import library_errors, open_tokenizer
 from selfloop.families.nn.settings import Count
-from selfloop.families.nn.tokenizer_file import library_errors, open_tokenizer
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
