@@ -188,15 +188,15 @@ def test_verify_exits_with_1_if_a_record_is_wrong(spec: Path) -> None:
     assert re.search(rf"wrong: .*{records[0].stem}.*\n1 of 2 recomputed records agree \(2 stored\)", done.out)
 
 
-def test_gc_keeps_the_records_of_given_specs_and_needs_a_store(spec: Path) -> None:
+def test_gc_deletes_the_records_of_given_specs_and_needs_a_store(spec: Path) -> None:
     assert "is not a store" in tiny_components.selfloop("gc").err
     tiny_components.selfloop("run", spec, "-q")
     assert tiny_components.selfloop("gc").out == "nothing to delete.\n"
-    assert tiny_components.selfloop("gc", "--keep", spec).out == "nothing to delete.\n"
+    assert "gc: unknown run" in tiny_components.selfloop("gc", "--delete", spec, "--set", "n=11").err
     before = tiny_components.files_of(Path(".selfloop"))
-    assert tiny_components.selfloop("gc", "--keep", spec, "--set", "n=11", "--dry-run").code == 0
+    assert tiny_components.selfloop("gc", "--delete", spec, "--dry-run").code == 0
     assert tiny_components.files_of(Path(".selfloop")) == before != []
-    assert tiny_components.selfloop("gc", "--keep", spec, "--set", "n=11", "--yes").out.endswith("deleted.\n")
+    assert tiny_components.selfloop("gc", "--delete", spec, "--yes").out.endswith("deleted.\n")
     assert tiny_components.files_of(Path(".selfloop")) == []
     assert tiny_components.selfloop("gc", spec).code == 2
 

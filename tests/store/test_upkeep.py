@@ -11,11 +11,9 @@ from typing import Any
 import pytest
 
 import tiny_components
-from selfloop.commands.gc import MIN_AGE, find_garbage
-from selfloop.commands.runs import measure_runs
+from selfloop.commands.gc import MIN_AGE, delete_garbage, find_garbage
 from selfloop.engine.run import iter_measurements
 from selfloop.errors import SelfloopError
-from selfloop.spec.spec import Spec
 from selfloop.spec.write import spec_text
 from selfloop.store.runs import note_run, read_runs, run_name
 from tiny_components import selfloop, tiny_spec
@@ -27,10 +25,6 @@ GAUSSIAN = 'n = 10\ngenerations = 2\nseeds = 2\npolicies = ["replace"]\nsource.n
 def run_all(store: Path, *names: str) -> None:
     for name in names:
         list(iter_measurements(SPECS[name], store))
-
-
-def read_spec(name: str) -> Spec:
-    return SPECS[name]
 
 
 def make_old(*paths: Path) -> None:
@@ -61,21 +55,24 @@ def test_gc_finds_exactly_what_no_record_names_and_no_run_can_need(tmp_path: Pat
         write(tmp_path / name, old=True)
     for name in own:
         write(tmp_path / name, old=False)
-    assert find_garbage(tmp_path, (), (), read_spec).total() == (0, 0)
+    assert find_garbage(tmp_path) == {}
     for name in own:
         write(tmp_path / name, old=True)
     damaged = write(tmp_path / "records" / "ab" / f"{hexadecimal}.json.1764405000000000000.damaged", old=False)
-    garbage = find_garbage(tmp_path, (), (), read_spec)
-    found = {path.relative_to(tmp_path).parts[:2] for files in garbage.files.values() for path in files}
+    (tmp_path / "runs" / ".selfloop-00ff.json").write_bytes(b"12345")
+    make_old(tmp_path / "runs" / ".selfloop-00ff.json")
+    own.append("runs/.selfloop-00ff.json")
+    garbage = find_garbage(tmp_path)
+    found = {path.relative_to(tmp_path).parts[:2] for files in garbage.values() for path in files}
     expected = [path for path in own if path != "records/zz/.3-4.tmp"]
     assert found == {tuple(Path(path).parts[:2]) for path in expected} | {damaged.relative_to(tmp_path).parts[:2]}
-    assert garbage.total() == (len(expected) + 1, 5 * (len(expected) + 1))
-    garbage.delete()
+    assert [size for files in garbage.values() for size in files.values()] == [5] * (len(expected) + 1)
+    delete_garbage(garbage)
     assert tiny_components.files_of(tmp_path) == sorted(
         [*files, *(tmp_path / name for name in users if name[:7] in ("objects", "records")), tmp_path / "records/zz/.3-4.tmp"]
     )
     assert all((tmp_path / name).read_bytes() == b"12345" for name in users)
-    assert find_garbage(tmp_path, (), (), read_spec).total() == (0, 0)
+    assert find_garbage(tmp_path) == {}
 
 
 def test_gc_never_goes_through_links(tmp_path: Path) -> None:
@@ -86,33 +83,27 @@ def test_gc_never_goes_through_links(tmp_path: Path) -> None:
     (tmp_path / "store" / "scratch" / hexadecimal).symlink_to(elsewhere / "key")
     (tmp_path / "store" / "objects" / "bb").unlink(missing_ok=True)
     (tmp_path / "store" / "objects" / "b0").symlink_to(elsewhere)
-    assert find_garbage(tmp_path / "store", (), (), read_spec).total() == (0, 0)
-
-
-def test_gc_keeps_what_the_given_runs_use_and_deletes_the_rest(tmp_path: Path) -> None:
-    run_all(tmp_path / "alone", "short")
-    run_all(tmp_path / "both", "short", "long", "wide")
-    find_garbage(tmp_path / "both", ["short"], (), read_spec).delete()
-    assert contents(tmp_path / "both") == contents(tmp_path / "alone")
-    assert [run.spec for run in read_runs(tmp_path / "both")] == [spec_text(SPECS["short"])]
+    assert find_garbage(tmp_path / "store") == {}
 
 
 def test_gc_deletes_only_what_no_other_run_uses(tmp_path: Path) -> None:
     run_all(tmp_path / "alone", "short", "wide")
     run_all(tmp_path / "both", "short", "long", "wide")
-    find_garbage(tmp_path / "both", (), [run_name(spec_text(SPECS["long"]))], read_spec).delete()
+    delete_garbage(find_garbage(tmp_path / "both", [run_name(spec_text(SPECS["long"]))]))
     assert contents(tmp_path / "both") == contents(tmp_path / "alone")
-    assert {run.spec for run in read_runs(tmp_path / "both")} == {spec_text(SPECS["short"]), spec_text(SPECS["wide"])}
+    assert {run.name for run in read_runs(tmp_path / "both")} == {
+        run_name(spec_text(SPECS[name])) for name in ("short", "wide")
+    }
+    delete_garbage(find_garbage(tmp_path / "both", [run.name for run in read_runs(tmp_path / "both")]))
+    assert (contents(tmp_path / "both"), read_runs(tmp_path / "both")) == (({}, {}), [])
 
 
-def test_a_damaged_record_does_not_cost_a_kept_run_its_other_records(tmp_path: Path) -> None:
+def test_gc_deletes_a_damaged_record_and_nothing_else(tmp_path: Path) -> None:
     run_all(tmp_path, "short")
     before = tiny_components.files_of(tmp_path)
     record = next(path for path in before if path.suffix == ".json")
     record.write_bytes(b"x")
-    with pytest.warns(UserWarning, match=record.name):
-        garbage = find_garbage(tmp_path, ["short"], (), read_spec)
-    garbage.delete()
+    delete_garbage(find_garbage(tmp_path))
     assert tiny_components.files_of(tmp_path) == [path for path in before if path != record]
 
 
@@ -126,13 +117,12 @@ def test_a_run_is_listed_from_its_start_with_the_records_it_used(tmp_path: Path)
     assert {run.title for run in read_runs(tmp_path)} == titles
     stopped.__exit__(KeyboardInterrupt, KeyboardInterrupt(), None)
     run_all(tmp_path, "long")
-    sizes = {size.run.title: size for size in measure_runs(tmp_path) if size.run.spec != spec_text(SPECS["long"])}
-    assert (sizes["stopped"].run.keys, sizes["stopped"].records) == (frozenset("a"), 0)
+    runs = {run.title: run for run in read_runs(tmp_path) if run.name != run_name(spec_text(SPECS["long"]))}
+    assert (runs["stopped"].keys, runs["stopped"].size(tmp_path)) == (frozenset("a"), (0, 0))
     alone = tmp_path / "alone"
     run_all(alone, "short")
     files = tiny_components.files_of(alone)
-    short = sizes[(titles - {"stopped"}).pop()]
-    assert (short.records, short.bytes) == (
+    assert runs[(titles - {"stopped"}).pop()].size(tmp_path) == (
         len([file for file in files if file.suffix == ".json"]),
         pytest.approx(sum(file.stat().st_size for file in files), rel=0.02),
     )
@@ -161,7 +151,7 @@ def test_the_command_lists_asks_and_deletes(tmp_path: Path, monkeypatch: pytest.
     assert (listed.code, listed.out.count("kde on moons: replace")) == (0, 2)
     name = listed.out.splitlines()[2].split()[0]
     for arguments, code in ((["--dry-run"], 0), ([], 2)):
-        done = selfloop("gc", "--keep", "a.toml", *arguments)
+        done = selfloop("gc", "--delete", "b.toml", *arguments)
         assert done.code == code
         assert "records: " in done.out
         assert "run " in done.out
@@ -170,7 +160,6 @@ def test_the_command_lists_asks_and_deletes(tmp_path: Path, monkeypatch: pytest.
     assert selfloop("gc", "--delete", name, "--yes").code == 0
     assert selfloop("runs").out.count("kde on moons") == 1
     assert "nothing to delete" in selfloop("gc").out
-    assert selfloop("gc", "--keep", "a.toml", "--delete", "b.toml").code == 2
     assert selfloop("gc", "--delete", "nope").code == 2
     assert sys.stdin is not None
 
@@ -179,4 +168,4 @@ def test_a_folder_that_is_no_store_is_refused(tmp_path: Path) -> None:
     for command in ("gc", "runs"):
         assert "is not a store" in selfloop(command, "--store", tmp_path).err
     with pytest.raises(SelfloopError, match="is not a store"):
-        find_garbage(tmp_path, (), (), read_spec)
+        find_garbage(tmp_path)

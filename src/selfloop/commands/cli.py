@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -107,22 +108,21 @@ def run(
     Example: selfloop run digits.toml --set generations=3 --json measurements.jsonl
     """
     from selfloop.commands.console import print_summary
+    from selfloop.result import write_measurements
 
     _check_writable("--json", json)
     _check_writable("--report", report)
     result = _run(spec, set_, store, workers, quiet, threads)
-    if json:
-        from selfloop.result import write_measurements
-
-        if json == "-":
-            write_measurements(result.measurements, sys.stdout.write)
-        else:
-            with replace_file(json) as beside, beside.open("w", encoding="utf-8") as file:
-                write_measurements(result.measurements, file.write)
+    if json == "-":
+        write_measurements(result.measurements, sys.stdout.write)
+    elif json:
+        with replace_file(json) as beside, beside.open("w", encoding="utf-8") as file:
+            write_measurements(result.measurements, file.write)
     if json != "-":
         print_summary(result)
     if report:
-        _write_report([result], report, quiet)
+        with redirect_stdout(sys.stderr if json == "-" else sys.stdout):
+            _write_report([result], report, quiet)
 
 
 def _check_writable(option: str, target: Path | str | None) -> None:
@@ -183,7 +183,7 @@ def predict(
 def report(
     spec: SpecArgument,
     output: Annotated[Path, typer.Option("--output", "-o", help="File of the report.")] = Path("report.html"),
-    figures: Annotated[Path | None, typer.Option(help="Save every figure to this folder as SVG, PNG and PDF.")] = None,
+    figures: Annotated[Path | None, typer.Option(file_okay=False, help="Save every figure here as SVG, PNG and PDF.")] = None,
     set_: SetOption = None,
     store: StoreOption = None,
     workers: WorkersOption = None,
@@ -194,8 +194,6 @@ def report(
     Example: selfloop report digits.toml --output digits.html --figures figures/
     """
     _check_writable("--output", output)
-    if figures is not None and figures.exists() and not figures.is_dir():
-        raise SpecError(f"--figures {figures}: is a file. Name a folder.")
     _write_report([_run(spec, set_, store, workers, quiet)], output, quiet, figures=figures)
 
 
@@ -353,16 +351,12 @@ def runs(store: StoreOption = None) -> None:
     Example: selfloop runs --store results
     """
     from selfloop.commands.console import print_runs
-    from selfloop.commands.runs import measure_runs
 
-    print_runs(measure_runs(_store(store)))
+    print_runs(_store(store))
 
 
 @app.command()
 def gc(
-    keep: Annotated[
-        list[str] | None, typer.Option("--keep", metavar="RUN|SPEC", help="Delete the records of all other runs; repeatable.")
-    ] = None,
     delete: Annotated[
         list[str] | None, typer.Option("--delete", metavar="RUN|SPEC", help="Delete what no other run uses; repeatable.")
     ] = None,
@@ -373,21 +367,23 @@ def gc(
 ) -> None:
     """Delete unfinished files and unused objects from the store, and on request the records of runs (see `selfloop runs`).
 
-    Example: selfloop gc --keep digits.toml --dry-run
+    Example: selfloop gc --delete digits.toml --dry-run
     """
     from selfloop.commands.console import print_garbage
-    from selfloop.commands.gc import find_garbage
+    from selfloop.commands.gc import delete_garbage, find_garbage
+    from selfloop.spec.write import spec_text
+    from selfloop.store.runs import read_runs, run_name
 
-    if keep and delete:
-        raise SpecError("gc: got --keep and --delete. Choose one.")
-    garbage = find_garbage(_store(store), keep or (), delete or (), lambda name: _spec(name, set_))
+    listed = {run.name for run in read_runs(_store(store))}
+    runs = [name if name in listed else run_name(spec_text(_spec(name, set_))) for name in delete or ()]
+    garbage = find_garbage(_store(store), runs)
     print_garbage(garbage)
-    if dry_run or not garbage.files:
+    if dry_run or not garbage:
         return
     if not yes and not sys.stdin.isatty():
         raise SpecError("gc: nothing was deleted, as nobody can be asked here. Add --yes to delete these files.")
     if yes or typer.confirm("Delete them?"):
-        garbage.delete()
+        delete_garbage(garbage)
         show("deleted.")
 
 

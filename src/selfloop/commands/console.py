@@ -17,6 +17,7 @@ from selfloop.component import Better
 from selfloop.report.notes import describe_mixed_backends, missing_values
 from selfloop.report.tables import format_seconds
 from selfloop.report.theme import describe_better, describe_coordinates, format_count, format_interval
+from selfloop.store.runs import read_runs
 from selfloop.types import Answer
 
 if TYPE_CHECKING:
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
     from selfloop.commands.gc import Garbage
     from selfloop.commands.plan import PolicyCost
     from selfloop.commands.reproduce import ReproducedValue
-    from selfloop.commands.runs import RunSize
     from selfloop.commands.verify import Verification
     from selfloop.result import Result
     from selfloop.settings import SettingInfo
@@ -140,21 +140,22 @@ def print_verification(verification: Verification) -> None:
     show(f"{agreeing} of {compared} recomputed records agree ({verification.records} stored){close}.")
 
 
-def print_runs(sizes: Sequence[RunSize]) -> None:
-    """The runs of a store, the last one first."""
-    table = _table("run", "last", "records", "MB", "", right=("records", "MB"))
-    for size in sizes:
-        date = datetime.fromtimestamp(size.run.time).astimezone().strftime("%Y-%m-%d %H:%M")
-        table.add_row(size.run.name, date, f"{size.records:,}", f"{size.bytes / 1e6:,.1f}", size.run.title)
-    show(table if sizes else "no run is listed.")
+def print_runs(store: Path) -> None:
+    """The runs of a store, the last one first, with their date and size."""
+    table, runs = _table("run", "last", "records", "MB", "", right=("records", "MB")), read_runs(store)
+    for run in runs:
+        date = datetime.fromtimestamp(run.time).astimezone().strftime("%Y-%m-%d %H:%M")
+        records, size = run.size(store)
+        table.add_row(run.name, date, f"{records:,}", f"{size / 1e6:,.1f}", run.title)
+    show(table if runs else "no run is listed.")
 
 
 def print_garbage(garbage: Garbage) -> None:
     """Numbers and sizes of the files that can be deleted."""
-    for reason, files in garbage.files.items():
+    for reason, files in garbage.items():
         show(f"{reason}: {len(files):,}, {sum(files.values()) / 1e6:,.1f} MB")
-    number, size = garbage.total()
-    show(f"in all: {number:,}, {size / 1e6:,.1f} MB" if number else "nothing to delete.")
+    if not garbage:
+        show("nothing to delete.")
 
 
 def print_predictions(predictions: Mapping[str, PolicyPrediction], n: int, figure: Path | None) -> None:

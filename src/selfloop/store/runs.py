@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -11,8 +12,9 @@ from pathlib import Path
 
 from selfloop.errors import SelfloopError
 from selfloop.formats.replacing import write_text
+from selfloop.store.folder import StoreFolder
 from selfloop.store.identity import digest
-from selfloop.store.records import file_stat
+from selfloop.store.records import check_format, file_stat, read_record
 
 
 @dataclass(frozen=True)
@@ -21,9 +23,15 @@ class StoredRun:
 
     name: str  # 12 hexadecimal digits of the spec's digest
     title: str  # for a table of runs
-    spec: str  # TOML
-    keys: frozenset[str]  # of its records so far
+    keys: frozenset[str]  # of its records
     time: float  # of its last start or end, in seconds since 1970
+
+    def size(self, store: Path) -> tuple[int, int]:
+        """Number of its records that are in the store, and bytes of these and of their objects. Runs share records."""
+        files = StoreFolder(store, read_only=True)
+        bodies = {file: body for key in self.keys if (body := read_record(file := files.record_path(key), key))}
+        objects = {files.object_path(body["result"]["object"]) for body in bodies.values() if "object" in body["result"]}
+        return len(bodies), sum(os.path.getsize(file) for file in (*bodies, *objects) if os.path.exists(file))
 
 
 def run_name(spec: str) -> str:
@@ -38,25 +46,27 @@ def note_run(store: Path, title: str, spec: str) -> Iterator[set[str]]:
     A store that cannot be written stays as it is.
     """
     file, keys = store / "runs" / f"{run_name(spec)}.json", set[str]()
-    _write(file, title, spec, keys)
+
+    def write() -> None:
+        before = _read(file)
+        body = {"title": title, "spec": spec, "keys": sorted(keys | (before.keys if before else set()))}
+        with suppress(OSError, SelfloopError):
+            file.parent.mkdir(exist_ok=True)
+            write_text(file, json.dumps(body))
+
+    write()
     try:
         yield keys
     finally:
-        _write(file, title, spec, keys)
-
-
-def _write(file: Path, title: str, spec: str, keys: set[str]) -> None:
-    before = _read(file)
-    body = {"title": title, "spec": spec, "keys": sorted(keys | (before.keys if before else set()))}
-    with suppress(OSError, SelfloopError):
-        file.parent.mkdir(exist_ok=True)
-        write_text(file, json.dumps(body))
+        write()
 
 
 def read_runs(store: Path) -> list[StoredRun]:
-    """The runs of a store that are listed, the last one first. Warns of a file that cannot be read."""
+    """The runs of a store that are listed, the last one first. Warns of damaged files; SelfloopError if there is no store."""
+    if not check_format(store):
+        raise SelfloopError(f"store {store}: is not a store. Name its folder with --store.")
     runs = []
-    for file in (store / "runs").glob("*.json"):
+    for file in (store / "runs").glob("[0-9a-f]*.json"):
         if run := _read(file):
             runs.append(run)
         else:
@@ -70,5 +80,5 @@ def _read(file: Path) -> StoredRun | None:
         if file_stat(file) is not None:
             match json.loads(file.read_bytes()):
                 case {"title": str(title), "spec": str(spec), "keys": list(keys)} if file.stem == run_name(spec):
-                    return StoredRun(file.stem, title, spec, frozenset(map(str, keys)), file.stat().st_mtime)
+                    return StoredRun(file.stem, title, frozenset(map(str, keys)), file.stat().st_mtime)
     return None

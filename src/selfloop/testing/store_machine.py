@@ -20,7 +20,7 @@ from typing import Any, ClassVar
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, rule
 
-from selfloop.commands.gc import MIN_AGE, find_garbage
+from selfloop.commands.gc import MIN_AGE, delete_garbage, find_garbage
 from selfloop.commands.verify import verify
 from selfloop.engine.run import iter_measurements
 from selfloop.spec.spec import Spec
@@ -122,7 +122,7 @@ class StoreMachine(RuleBasedStateMachine):
                 os.utime(path, (time.time() - 2 * MIN_AGE,) * 2)
         if self.store.exists():
             with _quiet():
-                find_garbage(self.store, (), (), lambda name: self.spec).delete()
+                delete_garbage(find_garbage(self.store))
 
     @rule(generations=GENERATIONS)
     def run_and_verify(self, generations: int) -> None:
