@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from selfloop.columns import Ragged
-from selfloop.families.transformer import c_library, decoder_c
+from selfloop.families.transformer import decoder_c
 from selfloop.families.transformer.config import TransformerConfig
 from selfloop.families.transformer.decoder import DecodeRequest, build_decoder_weights
 from selfloop.families.transformer.decoder_c import try_c_decoder
@@ -22,7 +22,7 @@ PROMPTS = [[7, 8, 9], [], [3], list(range(2, 14)), [], [2] * 23]
 
 def main(folder):
     decoder_c._passes_test = lambda config, path: True
-    c_library.FLAGS = (*c_library.FLAGS, *FLAGS)
+    decoder_c.FLAGS = (*decoder_c.FLAGS, *FLAGS)
     values = np.concatenate([np.array(prompt, np.uint16) for prompt in PROMPTS])
     prompts = Ragged(values, np.cumsum([0, *map(len, PROMPTS)]))
     for file in sorted(folder.glob("*.json")):

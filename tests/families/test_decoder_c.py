@@ -27,7 +27,7 @@ from decoders import (
 )
 
 from selfloop.columns import Ragged
-from selfloop.families.transformer import c_library, decoder_c
+from selfloop.families.transformer import decoder_c
 from selfloop.families.transformer.decoder import DecodeRequest, build_decoder_weights
 from selfloop.families.transformer.decoder_torch import TorchDecoder
 from selfloop.families.transformer.text_sampler import TextSampler
@@ -69,7 +69,7 @@ def test_both_decoders_draw_from_the_probabilities_of_transformers_along_a_seque
     if backend == "torch":
         rows, _ = TorchDecoder(config, build_decoder_weights(config, params), 7, torch.device("cpu")).decode(request)
     else:
-        monkeypatch.setattr(c_library, "FLAGS", (*c_library.FLAGS, *backend.split()[1:]))
+        monkeypatch.setattr(decoder_c, "FLAGS", (*decoder_c.FLAGS, *backend.split()[1:]))
         decoder = c_decoder(config, params)
         if decoder is None:
             pytest.skip("no C compiler, or none for this instruction set")
@@ -118,7 +118,7 @@ def test_a_compiler_that_does_not_work_is_named_and_torch_decodes(compiler, monk
     file.chmod(0o755)
     monkeypatch.setenv("PATH", f"{empty_cache}:{os.environ['PATH']}")
     if compiler.startswith("hanging"):
-        monkeypatch.setattr(c_library, "COMPILE_SECONDS", 2)
+        monkeypatch.setattr(decoder_c, "COMPILE_SECONDS", 2)
     ctx = context("no compiler")
     with pytest.warns(UserWarning, match=f"sampling uses torch, which is slower: {file} {problem}"):
         draw(GPT2, random_model(GPT2), 2, TextSampler(max_tokens=2), ctx)
@@ -153,9 +153,9 @@ def compiled(monkeypatch, empty_cache):
         compilations.append(command)
         return run(command, seconds)
 
-    run = c_library.run_for
-    monkeypatch.setattr(c_library, "run_for", run_for)
-    monkeypatch.setattr(c_library, "FLAGS", (*c_library.FLAGS, "-O0"))
+    run = decoder_c.run_for
+    monkeypatch.setattr(decoder_c, "run_for", run_for)
+    monkeypatch.setattr(decoder_c, "FLAGS", (*decoder_c.FLAGS, "-O0"))
     monkeypatch.setattr(decoder_c, "_passes_test", lambda config, path: True)
 
     def load():
@@ -195,7 +195,7 @@ def test_compiled_code_that_was_changed_is_not_loaded(change, compiled):
     assert len(files) == 1
     assert not files[0].is_symlink()
     assert not files[0].stat().st_mode & 0o022
-    assert files[0].name == f"{files[0].name.rsplit('-', 1)[0]}-{c_library._digest(files[0].read_bytes())}.so"
+    assert files[0].name == f"{files[0].name.rsplit('-', 1)[0]}-{decoder_c._digest(files[0].read_bytes())}.so"
 
 
 @needs_compiler
