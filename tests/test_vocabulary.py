@@ -145,7 +145,6 @@ GONE_MEMBERS: Mapping[str, Mapping[str, str]] = {
         "split": "split_generator", "root": "matrix_root", "_carry": "_keep_ended_chains",
     },
     "families/finetune/*.py": {"targets": "target_modules"},
-    "families/transformer/decoder_c.py": {"c_library": "load_decoder"},
     "sources/*.py": {"opened": "open_image"},
     "metrics/*.py": {"mixed": "rng.splitmix64", "reach": "count_in_balls", "nearest": "k_nearest"},
     "*.py": {
