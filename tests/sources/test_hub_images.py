@@ -112,12 +112,12 @@ def test_metadata_that_names_files_outside_of_the_folder_are_errors(tmp_path, im
 @pytest.mark.parametrize(
     ("settings", "sentence"),
     [
-        ({"image": "picture"}, r"source\.image: .* has no column 'picture'. Choose one of image, label, number, words, some"),
-        ({"label": "class"}, r"source\.label: .* has no column 'class'"),
-        ({"image": "number"}, r"source\.image: 'number' of .* expected images"),
-        ({"label": "words"}, r"source\.label: 'words' of .* are missing or are not whole numbers"),
-        ({"label": "number"}, r"source\.label: 'number' of .* from 0 to 65535"),
-        ({"label": "some"}, r"source\.label: 'some' of .* are missing"),
+        ({"image": "picture"}, r"source\.image: .* unknown column 'picture'. Allowed: image, label, number, some, words"),
+        ({"label": "class"}, r"source\.label: .* unknown column 'class'"),
+        ({"image": "number"}, r"source\.image: 'number' has type .* expected images"),
+        ({"label": "words"}, r"source\.label: 'words' has values that are no whole numbers"),
+        ({"label": "number"}, r"source\.label: 'number' has .* from 0 to 65535"),
+        ({"label": "some"}, r"source\.label: 'some' has values that are no whole numbers"),
         ({"split": "valid"}, "cannot read 'valid' of"),
         ({"config": "large"}, "cannot read 'train' of .*large"),
     ],

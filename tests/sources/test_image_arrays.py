@@ -108,20 +108,20 @@ def test_a_changed_idx_file_is_read_again(tmp_path, images):
 
 def broken_idx_files(folder, images):
     yield folder / "missing", "does not exist"
-    yield write_idx(folder / "short", images, cut=5), r"announces shape \[30, 5, 7\], which is 1050 bytes; got 1045"
+    yield write_idx(folder / "short", images, cut=5), r"has 1045 bytes for shape \[30, 5, 7\]"
     yield write_idx(folder / "none", images[:0]), r"has shape \[0, 5, 7\]; expected"
     yield (
         write_idx(folder / "short.gz", images, cut=5),
-        r"announces shape \[30, 5, 7\], which is 1050 bytes; got 1045",
+        r"has 1045 bytes for shape \[30, 5, 7\]",
     )
-    yield write_idx(folder / "long.gz", np.concatenate([images, images])[:31], rows=30), "which is 1050 bytes; got 1085"
-    yield write_idx(folder / "wide.gz", images, rows=(30, 1 << 14, 1 << 14)), "got 1050"
-    yield write_idx(folder / "floats", images, dtype_code=13), "begins with 00 00 0d 03 .*; expected an idx file of bytes"
+    yield write_idx(folder / "long.gz", np.concatenate([images, images])[:31], rows=30), "has 1085 bytes for"
+    yield write_idx(folder / "wide.gz", images, rows=(30, 1 << 14, 1 << 14)), "has 1050 bytes for"
+    yield write_idx(folder / "floats", images, dtype_code=13), "begins with 00 00 0d 03; expected an idx file of bytes"
     yield write_idx(folder / "labels", np.zeros(9, np.uint8)), r"has shape \[9\]; expected images"
     torn = write_idx(folder / "whole.gz", images)
     for name, data, sentence in (
         ("empty", b"", "begins with ; expected"),
-        ("stub", bytes([0, 0, 8, 3, 0]), "begins with 00 00 08 03 00; expected"),
+        ("stub", bytes([0, 0, 8, 3, 0]), "begins with 00 00 08 03; expected"),
         ("torn.gz", torn.read_bytes()[:-20], "cannot be read"),
     ):
         (folder / name).write_bytes(data)
@@ -138,7 +138,7 @@ def test_errors_name_the_broken_idx_file(tmp_path, images):
 
 def test_labels_of_other_images_are_an_error(tmp_path, images):
     labels = write_idx(tmp_path / "l", np.zeros(29, np.uint8))
-    with pytest.raises(DataError, match=r"has \[29\] labels for 30 images"):
+    with pytest.raises(DataError, match=r"has shape \[29\] for 30 images"):
         Idx(images=write_idx(tmp_path / "i", images), labels=labels).n_rows()
 
 
@@ -194,7 +194,7 @@ def test_the_pickled_version_of_cifar_is_an_error(tmp_path):
         (tmp_path / "py" / name).write_bytes(b"cos\nsystem\n(S'false'\ntR.")
     archive = write_tar(tmp_path / "cifar-10-python.tar.gz", tmp_path / "py", "cifar-10-batches-py")
     for path in (tmp_path / "py", archive):
-        with pytest.raises(DataError, match=r"version of CIFAR for Python.*cifar-10-binary\.tar\.gz"):
+        with pytest.raises(DataError, match=r"is pickled, .*cifar-10-binary\.tar\.gz"):
             Cifar(path=path).n_rows()
 
 
@@ -214,6 +214,6 @@ def test_errors_name_damaged_and_missing_files_of_cifar(tmp_path):
     (tmp_path / "bin" / "data_batch_2.bin").write_bytes(bytes(3000))
     with pytest.raises(DataError, match=r"data_batch_2\.bin in .* has 3000 bytes; expected rows of 3073"):
         Cifar(path=tmp_path / "bin").n_rows()
-    (tmp_path / "bin" / "data_batch_4.bin").unlink()
-    with pytest.raises(DataError, match=r"lacks data_batch_4\.bin"):
+    (tmp_path / "bin" / "data_batch_1.bin").unlink()
+    with pytest.raises(DataError, match=r"data_batch_1\.bin in .* has 0 bytes"):
         Cifar(path=tmp_path / "bin").n_rows()

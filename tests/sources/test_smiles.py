@@ -26,7 +26,7 @@ def test_the_column_of_a_table_is_set_or_is_named_smiles(tmp_path):
     (tmp_path / "a.csv").write_text("name,drug\nx,CCO\ny,CCN\n")
     assert to_texts(read_all(Smiles(path=tmp_path / "a.csv", column="drug", conformers=1))) == ["CCO", "CCN"]
     for source in (Smiles(path=tmp_path / "a.csv"), Smiles(path=tmp_path / "a.csv", column="Drug")):
-        with pytest.raises(DataError, match="Choose one of name, drug"):
+        with pytest.raises(DataError, match="Allowed: drug, name"):
             source.n_rows()
     with pytest.raises(SpecError, match=r"^column: got 'a'; the built-in list has no columns"):
         Smiles(column="a")

@@ -111,7 +111,7 @@ def test_numeric_columns_of_a_compressed_file_with_words_are_used() -> None:
         (
             "1,2\n3,4\n5,6\n",
             {},
-            "source.header: the first line of .* has the number '1'. Set it to false if it is a row",
+            "source.header: the first line of .* has the number '1'. Set it to false if the line is a row",
         ),
         ("x,2\ny,4\nz,6\n", {}, "source.header: the first line of .* has the number '2'"),
         ("1,5;2,5\n3,5;4,5\n", {"header": False}, "may be separated by ',' or ';'. Set 'separator' and 'decimal'"),

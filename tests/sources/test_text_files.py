@@ -80,7 +80,7 @@ def test_bytes_that_are_not_utf8_are_an_error_or_are_replaced(tmp_path: Path) ->
     path = tmp_path / "a.txt"
     for content, place in ((b"one\xfftwo", 3), (b"\xef\xbb\xbfone\xff", 6), (b"ab\xed\xa0\x80", 2), (b"abcd\xe2\x82", 4)):
         path.write_bytes(content)
-        with pytest.raises(DataError, match=rf"source\.path: .*a\.txt is not UTF-8 at byte {place}\. .*set errors"):
+        with pytest.raises(DataError, match=rf"source: .*a\.txt is not UTF-8 at byte {place}\. .*set errors"):
             TextSource(path=path).n_rows()
     path.write_bytes(b"one\xfftwo")
     with pytest.warns(UserWarning, match=r"skipped bytes that are not UTF-8 \(U\+FFFD in their place\) \(1\)"):

@@ -48,7 +48,5 @@ def list_folder(folder: Path) -> Listing:
                     else:
                         raise DataError(f"source.path: {entry.path} is neither a file nor a folder. Remove it or fix the link.")
     except OSError as problem:
-        raise DataError(
-            f"source.path: {problem.filename} cannot be read ({os_error_reason(problem)}). Check the path."
-        ) from problem
+        raise DataError(f"source.path: {problem.filename} cannot be read ({os_error_reason(problem)}).") from problem
     return Listing({name: sizes[name] for name in sorted(sizes, key=lambda name: name.split("/"))}, n_hidden)

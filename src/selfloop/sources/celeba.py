@@ -64,9 +64,7 @@ class CelebA(ImageFileSource):
         splits = _read_columns(cast(Path, self.splits_file), ("partition",), names)
         names_in_split = tuple(name for name, (split,) in zip(names, splits, strict=True) if split == SPLITS[self.split])
         if not names_in_split:
-            raise DataError(
-                f"source.split: none of the {len(names)} faces of {self.path} is in {self.split!r}. Remove the key."
-            )
+            raise DataError(f"source.split: no face of {self.path} is in {self.split!r}. Remove the key.")
         return names_in_split
 
     def files(self) -> list[Path]:
@@ -78,9 +76,7 @@ class CelebA(ImageFileSource):
         path = cast(Path, self.attributes_file)
         values = np.array(_read_columns(path, self.attributes, self.names()))
         if len(wrong := values[~np.isin(values, ("1", "-1"))]):
-            raise DataError(
-                f"{path}: has the attribute value {str(wrong[0])!r}; expected 1 or -1. Get the list from {HOMEPAGE}."
-            )
+            raise DataError(f"{path}: has the attribute value {str(wrong[0])!r}; expected 1 or -1. Download it again.")
         return {"attributes": (values == "1").astype(np.uint8)}
 
 
@@ -101,9 +97,7 @@ def _find_list(folders: list[Path], setting: str, name: str) -> Path:
     for file in (folder / f"{name}{suffix}" for folder in folders for suffix in (".txt", ".csv")):
         if file.is_file():
             return file
-    raise DataError(
-        f"source.{setting}: needs {name}.txt, which is not near the faces. Get it from {HOMEPAGE}, or remove the key."
-    )
+    raise DataError(f"source.{setting}: needs {name}.txt near the faces. Get it from {HOMEPAGE}.")
 
 
 def _read_columns(path: Path, columns: tuple[str, ...], names: tuple[str, ...]) -> list[tuple[str, ...]]:
@@ -111,10 +105,7 @@ def _read_columns(path: Path, columns: tuple[str, ...], names: tuple[str, ...]) 
     table = _read_list(path, columns)
     files = [name.rpartition("/")[2] for name in names]
     if missing := next((file for file in files if file not in table), None):
-        raise DataError(
-            f"{path}: has no line for {missing}. Remove the image if it is none of CelebA's, or get the complete list from "
-            f"{HOMEPAGE}."
-        )
+        raise DataError(f"{path}: has no line for {missing}. Remove the image, or get the complete list.")
     return [table[file] for file in files]
 
 
@@ -129,9 +120,7 @@ def _read_list(path: Path, columns: tuple[str, ...]) -> Mapping[str, tuple[str, 
     else:
         header, rows = (lines[1].split(), lines[2:]) if has_count else (["partition"], lines)
     if has_count and int(lines[0]) != len(rows):
-        raise DataError(
-            f"{path}: announces {lines[0].strip()} faces and lists {len(rows)}. Get the complete list from {HOMEPAGE}."
-        )
+        raise DataError(f"{path}: announces {lines[0].strip()} faces and lists {len(rows)}. Download it again.")
     for column in columns:
         if column not in header:
             raise DataError(unknown_name(f"source.attributes: {path.name}", column, header))
@@ -140,8 +129,6 @@ def _read_list(path: Path, columns: tuple[str, ...]) -> Mapping[str, tuple[str, 
     for number, row in enumerate(rows, 1 + len(lines) - len(rows)):
         values = row.split(separator)
         if len(values) != len(header) + 1:
-            raise DataError(
-                f"{path} line {number}: has {len(values)} values; expected {len(header) + 1}. Download the list again."
-            )
+            raise DataError(f"{path} line {number}: has {len(values)} values; expected {len(header) + 1}.")
         table[values[0]] = tuple(values[i].strip() for i in positions)
     return table

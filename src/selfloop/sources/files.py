@@ -1,4 +1,4 @@
-"""Files of sources: rows in files, caches that last until a file changes, compressed files, errors for unreadable files."""
+"""Files of sources: rows in files, caches that last until a file changes, and files that are compressed or in archives."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import io
 import lzma
 import pickle
 import re
+import struct
 import tarfile
 import warnings
 import zlib
@@ -15,32 +16,24 @@ from abc import abstractmethod
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import lru_cache, wraps
-from pathlib import Path
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import IO, Any, ParamSpec, TypeVar, cast
-from zipfile import BadZipFile, ZipFile
+from zipfile import BadZipFile, ZipFile, ZipInfo
 
 from selfloop.columns import Columns, Ints, concat_rows, count_rows, select_rows
 from selfloop.component import Context, Source
 from selfloop.errors import DataError, first_line, os_error_reason
-from selfloop.formats.folders import is_hidden, list_folder
+from selfloop.formats.folders import Listing, is_hidden, list_folder
 
 CHUNK_BYTES = 1 << 23  # of the rows in one chunk of a corpus
 MAX_READ_BYTES = 1 << 30  # read at once: a damaged or hostile file may announce any number
 READ_PIECE_BYTES = 1 << 20
 MAX_LINE_BYTES = 1 << 26  # of a line, and of a row that consists of lines
-READ_ERRORS = (
-    OSError,
-    EOFError,
-    zlib.error,
-    lzma.LZMAError,
-    tarfile.TarError,
-    BadZipFile,
-)  # of missing, unreadable and damaged files
+# of missing, unreadable and damaged files
+READ_ERRORS = (OSError, EOFError, zlib.error, lzma.LZMAError, tarfile.TarError, BadZipFile)
 # what parsing a damaged file may raise
-PARSE_ERRORS = (pickle.UnpicklingError, ArithmeticError, AttributeError, EOFError, LookupError, MemoryError, RuntimeError,
-                TypeError, ValueError)  # fmt: skip
-GIT_LFS = b"version https://git-lfs"
-POINTER = "a Git LFS pointer, which stands for data that were not downloaded. Run: git lfs pull"
+PARSE_ERRORS = (*READ_ERRORS, pickle.UnpicklingError, struct.error, ArithmeticError, AttributeError, LookupError, MemoryError,
+                RuntimeError, TypeError, ValueError)  # fmt: skip
 TAR, ZIP, NOTHING = rb"(?s:.{257})ustar", rb"PK\x03\x04", rb"(?!)"
 REFUSED = {
     rb"7z\xbc\xaf|Rar!\x1a|" + TAR: "an archive. Unpack it and give one file or the folder",
@@ -50,6 +43,7 @@ REFUSED = {
     "Convert it, or choose another source",
     rb"\x1f\x8b|BZh[1-9]1AY&SY|\xfd7zXZ\0|" + ZIP: "compressed twice. Decompress it",
 }  # fmt: skip
+ENCRYPTED_FLAG = 0x1  # of a member of a ZIP file
 HIDDEN_FILES = "hidden files or folders"
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -216,14 +210,10 @@ def _open_only_member(file: BoundedReader) -> IO[bytes]:
         archive = ZipFile(file)
         names = [name for name in archive.namelist() if not name.endswith("/") and not is_hidden(name)]
         if len(names) != 1:
-            raise DataError(
-                f"source: {file.path} is an archive of {len(names)} files. Unpack it and give one file or the folder."
-            )
+            raise DataError(f"source: {file.path} is an archive of {len(names)} files. Unpack it.")
         return archive.open(names[0])
     except RuntimeError as problem:  # encrypted, or compressed by an unknown method
-        raise DataError(
-            f"source: {file.path} cannot be unpacked ({first_line(problem)}). Unpack it and give the file."
-        ) from problem
+        raise DataError(f"source: {file.path} cannot be read ({first_line(problem)}). Unpack it.") from problem
 
 
 # a file is decompressed by how its content begins, whatever its name is
@@ -234,13 +224,96 @@ DECOMPRESSORS: dict[bytes, Any] = {
 
 def refuse_content(path: Path, head: bytes) -> None:
     """Raise DataError for a file whose content begins as files of other kinds than text or numbers do."""
-    for begin, kind in {GIT_LFS: POINTER, **REFUSED}.items():
+    refuse_pointer(path, head)
+    for begin, kind in REFUSED.items():
         if re.match(begin, head):
             raise DataError(f"source: {path} is {kind.format(head=head[:4].hex(' '))}.")
 
 
-def refuse_pointer(path: Path) -> None:
-    """Raise DataError for a file that is a pointer of Git LFS."""
-    with path.open("rb") as file:
-        if (head := file.read(len(GIT_LFS))) == GIT_LFS:
-            refuse_content(path, head)
+def refuse_pointer(path: Path | str, head: bytes) -> None:
+    """Raise DataError for a file that begins as a pointer of Git LFS does, which stands for data."""
+    if head.startswith(b"version https://git-lfs"):
+        raise DataError(f"source: {path} is a Git LFS pointer: its data were not downloaded. Run: git lfs pull")
+
+
+def list_files_in(path: Path) -> Listing:
+    """Visible files below a folder, sorted by name, or of a tar file, in its order. Raises DataError for damaged ones."""
+    return list_folder(path) if path.is_dir() else _list_tar(path)
+
+
+@cached_until_change()  # a tar file has no index: listing it reads the whole file
+def _list_tar(path: Path) -> Listing:
+    sizes = {name: size for name, size, _ in _iter_tar(path, lambda name: False)}
+    return _visible(sizes)
+
+
+def _visible(sizes: Mapping[str, int]) -> Listing:
+    visible = {name: size for name, size in sizes.items() if not is_hidden(name)}
+    return Listing(visible, len(sizes) - len(visible))
+
+
+def read_files(path: Path, is_wanted: Callable[[str], bool]) -> Iterator[tuple[str, bytes]]:
+    """Name and content of every wanted visible file, in the order of `list_files_in`."""
+    if not path.is_dir():
+        yield from ((name, data) for name, _, data in _iter_tar(path, is_wanted) if is_wanted(name) and not is_hidden(name))
+        return
+    for name in filter(is_wanted, list_folder(path).sizes):
+        with open_file(path / name) as file:
+            yield name, file.read()
+
+
+def _iter_tar(path: Path, is_wanted: Callable[[str], bool]) -> Iterator[tuple[str, int, bytes]]:
+    """Name, size and, if wanted, content of every file. Raises DataError for links, and for two files of one name."""
+    seen = set[str]()
+    with open_file(path, allowed=TAR) as file:
+        try:
+            with tarfile.open(fileobj=file, mode="r:") as archive:
+                for member in archive:
+                    name = member.name.removeprefix("./")
+                    if member.isdir():
+                        continue
+                    if not member.isfile() or name in seen or member.size > MAX_READ_BYTES:
+                        raise DataError(
+                            f"source.path: {name} in {path} is a link, repeated or too large. Unpack it and give the folder."
+                        )
+                    seen.add(name)
+                    yield name, member.size, cast("IO[bytes]", archive.extractfile(member)).read() if is_wanted(name) else b""
+        except (tarfile.TarError, ValueError, OverflowError) as problem:
+            raise DataError(
+                f"source.path: {path} is neither a folder nor a complete tar file ({first_line(problem)})."
+            ) from problem
+
+
+@contextmanager
+def open_zip(path: Path, kind: str = "ZIP file") -> Iterator[ZipFile]:
+    """A file that is stored as a ZIP file. Raises DataError if it is damaged, encrypted or names files outside of it."""
+    with open_file(path, allowed=ZIP) as file:
+        try:
+            archive = ZipFile(file)
+        except PARSE_ERRORS as problem:
+            raise DataError(f"source.path: {path} is not a complete {kind} ({first_line(problem)}).") from problem
+        for member in archive.infolist():
+            name = member.filename
+            if PurePosixPath(name).is_absolute() or PureWindowsPath(name).anchor or ".." in PureWindowsPath(name).parts:
+                raise DataError(f"source.path: {path} has a file named {name!r}, which points outside. Do not use this file.")
+            if member.flag_bits & ENCRYPTED_FLAG:
+                raise DataError(f"source.path: {path} is encrypted ({name}). Unpack it and give the folder.")
+        yield archive
+
+
+def zip_members(archive: ZipFile) -> dict[str, ZipInfo]:
+    """The files of a ZIP file by name. Some programs write backslashes. Raises DataError for two files of one name."""
+    members = dict[str, ZipInfo]()
+    for member in archive.infolist():
+        name = member.filename.replace("\\", "/")
+        if name in members:
+            raise DataError(f"source.path: {archive.filename} has two files named {name}. Unpack it and give the folder.")
+        if not name.endswith("/"):
+            members[name] = member
+    return members
+
+
+def list_zip(path: Path) -> Listing:
+    """The visible files of a ZIP file."""
+    with open_zip(path) as archive:
+        return _visible({name: member.file_size for name, member in zip_members(archive).items()})

@@ -15,8 +15,7 @@ from typing import Annotated, Any, ClassVar, Literal, cast
 import numpy as np
 
 from selfloop.errors import DataError
-from selfloop.sources.archives import read_files
-from selfloop.sources.files import PARSE_ERRORS, cached_until_change
+from selfloop.sources.files import PARSE_ERRORS, cached_until_change, read_files
 from selfloop.sources.molecule_base import Candidate, NamedMoleculeSource, NConformers
 
 
@@ -95,8 +94,7 @@ def _read_summary(path: Path, subset: str) -> dict[str, tuple[str, int]]:
         return {folder + entry["pickle_path"]: (smiles, int(entry["uniqueconfs"])) for smiles, entry in entries}
     except PARSE_ERRORS as problem:
         raise DataError(
-            f"source.path: {name} in {path} is not a summary of GEOM ({problem!r}); expected pickle_path and uniqueconfs of "
-            "each SMILES. Download it again."
+            f"source.path: {name} in {path} is not a summary of GEOM ({problem!r}). Download it again."
         ) from problem
 
 
@@ -119,10 +117,7 @@ class _RestrictedUnpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         module = module.replace("numpy.core", "numpy._core")  # the name in numpy 1
         if (module, name) not in ALLOWED_NAMES:
-            raise DataError(
-                f"source.path: {self.file} contains {module}.{name}; expected only RDKit molecules, numpy arrays and plain "
-                "containers. Other classes could run a program: do not use this file."
-            )
+            raise DataError(f"source.path: {self.file} contains {module}.{name}, which could run a program. Do not use it.")
         return ALLOWED_NAMES[module, name]
 
 

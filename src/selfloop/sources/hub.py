@@ -12,7 +12,7 @@ from typing import Annotated, Any, ClassVar
 import numpy as np
 
 from selfloop.columns import Array
-from selfloop.errors import DataError, first_line, missing_extra, resolve_local_or_hub
+from selfloop.errors import DataError, first_line, missing_extra, resolve_local_or_hub, unknown_name
 from selfloop.formats.folders import list_folder
 from selfloop.sources.files import HIDDEN_FILES, FileSource, cached_until_change, open_file, refuse_pointer
 from selfloop.sources.images import ConvertedImageSource, ImageReader, read_image
@@ -92,11 +92,10 @@ def _open_builder(source: HubSource) -> Any:
     is_contained = source.file_check()
     for file in _data_files(builder):
         if not is_contained(file):
-            raise DataError(
-                f"source.path: {source.path} lists {file}, which is hidden or outside of it. Do not use this data set."
-            )
+            raise DataError(f"source.path: {source.path} lists {file}, which is hidden or outside of it.")
         if cache and module != "imagefolder":
-            refuse_pointer(Path(file))
+            with open(file, "rb") as content:
+                refuse_pointer(file, content.read(64))
     return builder
 
 
@@ -107,10 +106,7 @@ def _check_folder(folder: Path) -> None:
     if not folder.is_dir():
         raise DataError(f"source.path: {folder} is not a folder. Give the folder of the files.")
     if (folder / "state.json").exists() or (folder / "dataset_dict.json").exists():
-        raise DataError(
-            f"source.path: {folder} was written by save_to_disk, in a format of its own. Write each split with to_parquet "
-            "instead, and give the folder of these files."
-        )
+        raise DataError(f"source.path: {folder} was written by save_to_disk. Write each split with to_parquet instead.")
     if (folder / ".huggingface.yaml").exists():
         raise DataError(f"source.path: {folder}/.huggingface.yaml is hidden, so it is not read. Move its text into README.md.")
     card = folder / "README.md"
@@ -120,9 +116,7 @@ def _check_folder(folder: Path) -> None:
         with open_file(card) as file:
             configs = DatasetCard(file.read().decode(), ignore_metadata_errors=True).data.get("configs")
     except (ValueError, TypeError, AttributeError, RecursionError) as problem:
-        raise DataError(
-            f"source.path: the data in {card} cannot be read ({first_line(problem)}). Fix or remove it."
-        ) from problem
+        raise DataError(f"source.path: {card} cannot be read ({first_line(problem)}). Remove it.") from problem
     for text in _texts(configs, MAX_CARD_DEPTH):
         if "://" in text or "::" in text or PurePosixPath(text).is_absolute() or ".." in PurePosixPath(text).parts:
             raise DataError(f"source.path: {card} lists {text!r}, which is outside of {folder}. Do not use this data set.")
@@ -156,18 +150,14 @@ class HubText(HubSource, DocumentSource):
         names = template_fields(self.template)
         for name in names:
             if name not in rows.column_names:
-                raise DataError(
-                    f"source.template: {self.path} has no field {name!r}. Choose from {', '.join(rows.column_names)}."
-                )
+                raise DataError(unknown_name(f"source.template: {self.path}", name, rows.column_names, "field"))
         first = 0
         for chunk in rows.select_columns(list(dict.fromkeys(names))).iter(CHUNK_ROWS):
             for number, values in enumerate(zip(*(chunk[name] for name in names), strict=True), first):
                 try:
                     document = fill_template(self.template, dict(zip(names, values, strict=True)))
                 except ValueError as problem:
-                    raise DataError(
-                        f"source.template: {self.path} row {number}: {problem}. Choose other fields, or remove the row."
-                    ) from problem
+                    raise DataError(f"source: {self.path} row {number}: {problem}. Fix or remove the row.") from problem
                 yield document
             first += CHUNK_ROWS
 
@@ -214,10 +204,7 @@ class HubImages(ConvertedImageSource, HubSource):
         max_label = getattr(rows.features[self.label], "num_classes", 1 << 16) - 1
         labels = np.asarray(rows.with_format("numpy")[self.label])  # of another type if a row has no label
         if labels.dtype.kind not in "iu" or labels.min() < 0 or labels.max() > max_label:
-            raise DataError(
-                f"source.label: {self.label!r} of {self.path} has values that are missing or are not whole numbers from 0 to "
-                f"{max_label}. Choose another column, or remove label."
-            )
+            raise DataError(f"source.label: {self.label!r} has values that are no whole numbers from 0 to {max_label}.")
         return {"label": labels.astype(np.min_scalar_type(max_label))}
 
 
@@ -227,9 +214,7 @@ def _load_images(source: HubImages) -> Any:
     rows = source.load_split()
     for setting, column in (("image", source.image), ("label", source.label)):
         if column is not None and column not in rows.column_names:
-            raise DataError(
-                f"source.{setting}: {source.path} has no column {column!r}. Choose one of {', '.join(rows.column_names)}."
-            )
+            raise DataError(unknown_name(f"source.{setting}: {source.path}", column, rows.column_names, "column"))
     if not len(rows):
         raise DataError(f"source.split: {source.split!r} of {source.path} has no rows. Choose another split.")
     try:
@@ -237,6 +222,4 @@ def _load_images(source: HubImages) -> Any:
 
         return rows.cast_column(source.image, Image(decode=False))
     except (TypeError, ValueError, NotImplementedError) as problem:
-        raise DataError(
-            f"source.image: {source.image!r} of {source.path} has type {rows.features[source.image]}; expected images."
-        ) from problem
+        raise DataError(f"source.image: {source.image!r} has type {rows.features[source.image]}; expected images.") from problem

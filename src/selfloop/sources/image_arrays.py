@@ -14,8 +14,15 @@ import numpy as np
 from selfloop.columns import Array, Columns, ColumnType
 from selfloop.component import Context, Source
 from selfloop.errors import DataError
-from selfloop.sources.archives import list_files_in, read_files
-from selfloop.sources.files import CHUNK_BYTES, FileSource, cached_until_change, check_range, open_file
+from selfloop.sources.files import (
+    CHUNK_BYTES,
+    FileSource,
+    cached_until_change,
+    check_range,
+    list_files_in,
+    open_file,
+    read_files,
+)  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,9 +88,7 @@ class Idx(FileSource):
             return {"image": images}
         labels = _read_idx(self.labels)
         if labels.shape != images.shape[:1]:
-            raise DataError(
-                f"source.labels: {self.labels} has {list(labels.shape)} labels for {len(images)} images. Use matching files."
-            )
+            raise DataError(f"source.labels: {self.labels} has shape {list(labels.shape)} for {len(images)} images.")
         return {"image": images, "label": labels}
 
 
@@ -94,15 +99,10 @@ def _read_idx(path: Path) -> Array:
         data = file.read()
     begin = 4 + 4 * data[3] if len(data) > 3 else 0  # of the rows, after a number of 4 bytes for each dimension
     if not data.startswith(IDX_BYTES) or not 4 < begin <= min(20, len(data)):
-        raise DataError(
-            f"source: {path} begins with {data[:20].hex(' ')}; expected an idx file of bytes (00 00 08 and 01 to 04)."
-        )
+        raise DataError(f"source: {path} begins with {data[:4].hex(' ')}; expected an idx file of bytes (00 00 08).")
     shape = np.frombuffer(data, ">u4", data[3], 4).tolist()
     if len(data) - begin != math.prod(shape):
-        raise DataError(
-            f"source: {path} announces shape {shape}, which is {math.prod(shape)} bytes; got {len(data) - begin}. Download it "
-            "again."
-        )
+        raise DataError(f"source: {path} has {len(data) - begin} bytes for shape {shape}. Download it again.")
     return np.frombuffer(data, np.uint8, offset=begin).reshape(shape)
 
 
@@ -150,22 +150,16 @@ class Cifar(FileSource):
         sizes = list_files_in(self.path).sizes
         paths = {Path(name).name: name for name in sizes}
         for splits, labels in CIFAR_VERSIONS:
-            names = splits[self.split]
-            missing = [name for name in names if name not in paths]
-            if not missing:
-                row_bytes = len(labels) + CIFAR_PIXELS
-                for name in names:
-                    n_bytes = sizes[paths[name]]
-                    if not n_bytes or n_bytes % row_bytes:
-                        problem = f"has {n_bytes} bytes; expected rows of {row_bytes}. Download it again."
-                        raise DataError(f"source.path: {name} in {self.path} {problem}")
-                return {paths[name]: sizes[paths[name]] // row_bytes for name in names}, labels
-            if len(missing) < len(names):
-                raise DataError(f"source.path: {self.path} lacks {', '.join(missing)}. Download it again.")
+            names, row_bytes = splits[self.split], len(labels) + CIFAR_PIXELS
+            if paths.keys().isdisjoint(names):
+                continue
+            for name in names:
+                n_bytes = sizes[paths[name]] if name in paths else 0
+                if not n_bytes or n_bytes % row_bytes:
+                    problem = f"has {n_bytes} bytes; expected rows of {row_bytes}. Download it again."
+                    raise DataError(f"source.path: {name} in {self.path} {problem}")
+            return {paths[name]: sizes[paths[name]] // row_bytes for name in names}, labels
         binary = "the binary version (cifar-10-binary.tar.gz or cifar-100-binary.tar.gz)"
         if PICKLED_FILES & set(paths):
-            raise DataError(
-                f"source.path: {self.path} is the version of CIFAR for Python. Its pickled files can run any program when they "
-                f"are opened. Give {binary}, from the same page."
-            )
+            raise DataError(f"source.path: {self.path} is pickled, so it could run a program. Give {binary}.")
         raise DataError(f"source.path: {self.path} has no {self.split} files of CIFAR. Give {binary}, or its folder.")

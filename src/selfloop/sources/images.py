@@ -23,17 +23,19 @@ from annotated_types import Interval
 from selfloop.columns import Array, Columns, ColumnType, count_rows, select_rows
 from selfloop.errors import DataError, first_line, os_error_reason
 from selfloop.formats.folders import Listing, list_folder
-from selfloop.sources.archives import ZIP_ERRORS, list_zip, open_zip, zip_members
 from selfloop.sources.files import (
     CHUNK_BYTES,
-    GIT_LFS,
     HIDDEN_FILES,
+    PARSE_ERRORS,
     FileSource,
     cached_until_change,
     describe_counts,
-    refuse_content,
+    list_zip,
+    open_zip,
+    refuse_pointer,
     warn_of_unread,
-)
+    zip_members,
+)  # fmt: skip
 
 MAX_PIXELS = 1 << 26  # of an image that is decoded: 8,192 x 8,192
 MAX_FILE_BYTES = 4 * MAX_PIXELS  # of an encoded image: the size of its pixels without compression
@@ -115,8 +117,7 @@ def decode_image(name: str, data: bytes, form: ImageForm) -> Array:
     formats = {b"\x89PNG": PngImageFile, b"\xff\xd8\xff": JpegImageFile}
     image_format = next((image_format for begin, image_format in formats.items() if data.startswith(begin)), None)
     if image_format is None:
-        if data.startswith(GIT_LFS):
-            refuse_content(Path(name), data)
+        refuse_pointer(name, data)
         raise DataError(f"{name}: is not a PNG or JPEG image (it begins with {data[:4].hex(' ') or 'nothing'}).")
     try:
         image: Any = image_format(BytesIO(data))
@@ -192,11 +193,8 @@ class EncodedImageSource(FileSource):
                 name, data = read(index)
             pixels = decode_image(name, data, self.form())
             if first and pixels.shape != first.shape:
-                keys = ["size"] * (pixels.shape[:2] != first.shape[:2]) + ["color_mode"] * (pixels.ndim != len(first.shape))
-                raise DataError(
-                    f"{name}: is {_describe(pixels.shape)}; {first.name} is {_describe(first.shape)}. Set "
-                    f"{' and '.join(f'source.{key}' for key in keys)} to convert all images."
-                )
+                keys = "source.size" if pixels.shape[:2] != first.shape[:2] else "source.color_mode"
+                raise DataError(f"{name}: is {_describe(pixels.shape)}; {first.name} is {_describe(first.shape)}. Set {keys}.")
         except DataError as problem:
             if self.on_bad_image == "error":
                 raise DataError(f"{problem} Or replace or remove the image, or set source.on_bad_image = 'skip'.") from problem
@@ -293,7 +291,7 @@ class ImageFileSource(EncodedImageSource):
                     raise DataError(f"{file}: has {member.file_size} bytes when unpacked; expected at most {MAX_FILE_BYTES}.")
                 try:
                     return str(file), archive.read(member)
-                except ZIP_ERRORS as problem:
+                except PARSE_ERRORS as problem:
                     raise DataError(f"{file}: is damaged in the ZIP file ({first_line(problem)}).") from problem
 
             yield read
@@ -319,8 +317,7 @@ class ImageFolder(ConvertedImageSource, ImageFileSource):
         folders = [PurePosixPath(name).parent.name for name in names]
         if "" in folders:
             raise DataError(
-                f"source.labels: {names[folders.index('')]} is not in a subfolder of {self.path}, so it has no class. Put the "
-                "images of each class into a folder, or remove labels."
+                f"source.labels: {names[folders.index('')]} is not in a subfolder of {self.path}. Move it into one."
             )
         return folders
 

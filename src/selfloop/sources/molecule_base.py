@@ -138,9 +138,7 @@ class MoleculeSource(FileSource):
         if chunk:
             yield _to_columns(chunk, first)
         if not seen:
-            raise DataError(
-                f"source.path: {self.name} found no usable molecule. Excluded: {exclusions or 'none'}. Check the file."
-            )
+            raise DataError(f"source.path: {self.name} found no usable molecule. Excluded: {exclusions or 'none'}.")
         unread = describe_counts(self.unread_files())
         if exclusions or unread:
             rows = self.conformers * len(seen)
@@ -182,9 +180,7 @@ class NamedMoleculeSource(MoleculeSource):
     def n_molecules(self) -> int:
         names = self.names()
         if self.molecules is not None and self.molecules > len(names):
-            raise SpecError(
-                f"source.molecules: got {self.molecules}; there are {len(names)} molecules. Lower it or remove the key."
-            )
+            raise SpecError(f"source.molecules: got {self.molecules}; there are {len(names)}. Lower it.")
         return self.molecules or len(names)
 
     def candidates(self, usable: Sized) -> Iterator[Candidate]:

@@ -12,8 +12,15 @@ import numpy as np
 from selfloop.columns import Array, Floats, Ints
 from selfloop.errors import DataError, first_line
 from selfloop.formats.molecules import add_conformers
-from selfloop.sources.archives import list_files_in, open_zip, read_files
-from selfloop.sources.files import HIDDEN_FILES, MAX_READ_BYTES, PARSE_ERRORS, READ_ERRORS, cached_until_change
+from selfloop.sources.files import (
+    HIDDEN_FILES,
+    MAX_READ_BYTES,
+    PARSE_ERRORS,
+    cached_until_change,
+    list_files_in,
+    open_zip,
+    read_files,
+)  # fmt: skip
 from selfloop.sources.molecule_base import Candidate, NamedMoleculeSource, reason_to_exclude_elements
 
 # atoms closer than this times the sum of their covalent radii are bonded: includes QM9's longest bonds and no contacts
@@ -78,16 +85,12 @@ def _read_arrays(path: Path) -> dict[str, Structure]:
         with np.load(path) as arrays:
             n_atoms, z, positions, smiles = (arrays[name] for name in ("n_atoms", "Z", "R", "smiles"))
         smiles = np.char.decode(smiles, "utf-8", "replace") if smiles.dtype.kind == "S" else smiles
-    except (*READ_ERRORS, *PARSE_ERRORS) as problem:
+    except PARSE_ERRORS as problem:
         raise DataError(
-            f"source.path: {path} cannot be read ({first_line(problem)}); expected an npz file with arrays n_atoms, Z, R and "
-            "smiles. Give another file."
+            f"source.path: {path} is not an npz file with n_atoms, Z, R and smiles ({first_line(problem)})."
         ) from problem
     if not _are_consistent(n_atoms, z, positions, smiles):
-        raise DataError(
-            f"source.path: {path}: the shapes or types of n_atoms, Z, R and smiles do not match; expected integers, integers "
-            "(atoms,), floats (atoms, 3) and texts. Download it again."
-        )
+        raise DataError(f"source.path: {path}: the shapes or types of n_atoms, Z, R and smiles do not match.")
     ends = np.cumsum(n_atoms, dtype=np.int64)[:-1]
     split = np.split(z.astype(np.int64), ends), np.split(positions.astype(np.float64), ends)
     return {f"molecule {i}": structure for i, structure in enumerate(map(Structure, *split, smiles.tolist()), 1)}

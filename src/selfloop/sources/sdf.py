@@ -77,9 +77,7 @@ def read_records(path: Path) -> Iterator[Record]:
                 lines.append(line)
                 size += len(line)
                 if size > MAX_LINE_BYTES:
-                    raise DataError(
-                        f"source.path: {path} has more than {MAX_LINE_BYTES} bytes in record {number}. Check the file."
-                    )
+                    raise DataError(f"source.path: {path} has more than {MAX_LINE_BYTES} bytes in record {number}.")
                 continue
             yield Record(number, b"".join(lines).decode("utf-8", "replace"))
             number, lines, size = number + 1, [], 0

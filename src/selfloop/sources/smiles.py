@@ -11,7 +11,7 @@ from pathlib import Path
 from time import monotonic
 from typing import Annotated, Any, ClassVar
 
-from selfloop.errors import DataError, SettingError
+from selfloop.errors import DataError, SettingError, unknown_name
 from selfloop.rng import RandomStream
 from selfloop.sources.files import cached_until_change, open_file
 from selfloop.sources.molecule_base import Candidate, NamedMoleculeSource, NConformers, reason_to_exclude
@@ -87,9 +87,7 @@ def _read_column(text: str, column: str | None, path: Path) -> list[str]:
     columns = table.fieldnames or ()
     names = [name for name in columns if name == column or (column is None and name.lower() == "smiles")]
     if not names:
-        raise DataError(
-            f"source.column: {path} has no column {column or 'smiles'!r}. Choose one of {', '.join(columns) or 'none'}."
-        )
+        raise DataError(unknown_name(f"source.column: {path}", column or "smiles", columns, "column"))
     return [(row[names[0]] or "").strip() for row in table]
 
 

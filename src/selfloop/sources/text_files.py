@@ -108,10 +108,7 @@ class TextSource(DocumentSource):
         for file in self.files():
             for document in _split(_read_text(file, self.errors), self.separator):
                 if len(document) > MAX_LINE_BYTES:
-                    raise DataError(
-                        f"source.separator: {file} has {MAX_LINE_BYTES} characters without {self.separator!r}. Set the text "
-                        "that separates its documents."
-                    )
+                    raise DataError(f"source.separator: {file} has {MAX_LINE_BYTES} characters without {self.separator!r}.")
                 if stripped := document.strip():
                     yield stripped
 
@@ -127,7 +124,7 @@ def _read_text(path: Path, errors: str) -> Iterator[str]:
         except UnicodeDecodeError as problem:
             position = file.tell() - len(problem.object) + problem.start
             raise DataError(
-                f"source.path: {path} is not UTF-8 at byte {position}. Convert it, or set errors to 'replace'."
+                f"source: {path} is not UTF-8 at byte {position}. Convert it or set errors = 'replace'."
             ) from problem
 
 

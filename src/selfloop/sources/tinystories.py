@@ -84,7 +84,5 @@ def _find_file(folder: Path, pattern: str) -> Path:
     files = sorted(file for file in folder.glob(pattern) if not is_hidden(file.name))
     if len(files) != 1:
         names = ", ".join(file.name for file in files) or "none"
-        raise DataError(
-            f"source.path: {folder} has {len(files)} files {pattern} ({names}); expected one. Give the file itself."
-        )
+        raise DataError(f"source.path: {folder} has {len(files)} files {pattern} ({names}). Give the file itself.")
     return files[0]
