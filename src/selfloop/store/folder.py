@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import time
 import warnings
 from collections.abc import Callable, Hashable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -95,14 +96,15 @@ class StoreFolder:
             self.set_aside(str(scratch))
 
     def set_aside(self, path: str) -> None:
-        """Warn of a damaged or missing file, and rename it so that it can be computed again."""
+        """Warn of a damaged or missing file, and rename it, or the obstacle on the way to it: it can be computed again."""
         self.damaged.append(path)
-        exists = os.path.lexists(path) or records.obstacle(self.path, path)
+        damaged = records.obstacle(self.path, path) or path
+        exists = os.path.lexists(damaged)
         remedy = "" if self.read_only else ": set aside and computed again" if exists else ": computed again"
         warnings.warn(f"{'damaged' if exists else 'missing'} file {path}{remedy}", stacklevel=2)
         if not self.read_only:
-            with self._errors("write"):
-                records.set_aside(self.path, path)
+            with self._errors("write"), suppress(FileNotFoundError):  # another process was faster
+                os.rename(damaged, f"{damaged}.{time.time_ns()}.damaged")
 
     def _write(self, path: str, *chunks: bytes | memoryview, mode: int = 0o666) -> None:
         with self._errors("write"):

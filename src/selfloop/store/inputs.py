@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
 from pathlib import Path
@@ -13,7 +13,7 @@ from selfloop.errors import DataError, StoreError
 from selfloop.formats.folders import list_folder
 from selfloop.store.calls import StepCall
 from selfloop.store.identity import ObjectRef, step_name
-from selfloop.store.records import stamp
+from selfloop.store.records import file_stat
 
 if TYPE_CHECKING:
     from selfloop.store.store import Store
@@ -23,25 +23,19 @@ if TYPE_CHECKING:
 def unchanged_inputs(store: Store, call: StepCall) -> Iterator[None]:
     """Raise DataError or StoreError after the block if the files that a step has just read are not those of its key."""
     inputs = list(_inputs_of(call.arguments))
-    before = _source_stamps(inputs)
-
-    def check() -> None:
-        after = _source_stamps(inputs)
-        changed = [str(file) for file in before.keys() | after.keys() if before.get(file) != after.get(file)]
+    before = _source_stats(inputs)
+    try:
+        yield
+    finally:  # the step may have ended its chain, or failed, because of the change
+        after = _source_stats(inputs)
+        changed = [file for file in before | after if before.get(file) != after.get(file)]
         if before and not changed and store.key(call.step, *call.arguments) != call.key:  # changed after the key was made
-            changed = [str(file) for file in before]
+            changed = list(before)
         if changed:
             raise DataError(f"{step_name(call.step)}: {changed[0]} changed while it was read. Nothing was stored; run again.")
         for ref in inputs:
             if isinstance(ref, ObjectRef) and not store.files.is_intact(ref.digest):
                 raise StoreError(f"store {store.path}: object {ref.digest} changed while it was read. Run again.")
-
-    try:
-        yield
-    except Exception:  # the step may have ended its chain, or failed, because of the change
-        check()
-        raise
-    check()
 
 
 def _inputs_of(value: Any) -> Iterator[Path | ObjectRef]:
@@ -55,11 +49,8 @@ def _inputs_of(value: Any) -> Iterator[Path | ObjectRef]:
         yield from _inputs_of([getattr(value, f.name) for f in fields(value) if f.metadata.get("identity", True)])
 
 
-def _source_stamps(inputs: Iterable[Path | ObjectRef]) -> dict[Path, Hashable]:
+def _source_stats(inputs: Iterable[Path | ObjectRef]) -> dict[Path, Any]:
     """The files at and below the paths, and what changes when they are written."""
-    stamps: dict[Path, Hashable] = {}
-    for path in inputs:
-        if isinstance(path, Path):
-            names = list_folder(path).sizes if path.is_dir() else {"": 0}
-            stamps |= {path / name: stamp(path / name, changes=False) for name in names}
-    return stamps
+    paths = [path for path in inputs if isinstance(path, Path)]
+    files = [path / name for path in paths for name in (list_folder(path).sizes if path.is_dir() else ("",))]
+    return {file: file_stat(file) for file in files}

@@ -2,7 +2,7 @@
 
 `objects/ab/....safetensors` are arrays named by their content; `records/cd/....json` map a key to an object, a value or the
 status that ended a chain, with provenance. The first writer of a file wins. No locks, no pickle, nothing is overwritten. What
-cannot be read is renamed to `....damaged`, in `set_aside` alone.
+cannot be read is renamed to `....damaged`, by `StoreFolder.set_aside` alone.
 """
 
 from __future__ import annotations
@@ -147,13 +147,13 @@ def file_stat(path: str | Path) -> list[int] | None:
     return [status.st_size, status.st_mtime_ns] if stat.S_ISREG(status.st_mode) else None
 
 
-def stamp(path: str | Path, *, changes: bool = True) -> tuple[int, ...]:
-    """What differs when a file was written; empty without a file. With `changes` also when its time of writing was set back."""
+def stamp(path: str | Path) -> tuple[int, ...]:
+    """What differs when a file was written, even if its time of writing was set back; empty without a file."""
     try:
         status = os.stat(path)
     except OSError:
         return ()
-    return status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns if changes else 0
+    return status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
 def is_intact(path: str, content: str) -> bool:
@@ -173,13 +173,6 @@ def obstacle(root: Path, path: str | Path) -> Path | None:
     """What stands in the place of a folder on the way to a path in a store, such as a file or a link to itself."""
     folders = [folder for folder in reversed(Path(path).parents) if root in folder.parents]
     return next((folder for folder in folders if os.path.lexists(folder) and not folder.is_dir()), None)
-
-
-def set_aside(root: Path, path: str) -> None:
-    """Rename an unusable file of a store, or the obstacle on the way to it. OSError if that is impossible."""
-    damaged = obstacle(root, path) or path
-    with suppress(FileNotFoundError):  # another process was faster
-        os.rename(damaged, f"{damaged}.{time.time_ns()}.damaged")
 
 
 def write_new(path: str, *chunks: bytes | memoryview, mode: int = 0o666) -> None:

@@ -31,34 +31,27 @@ MAX_CHANGES = 200  # after which a process is killed at the latest; a stored ste
 GENERATIONS, POSITIONS = st.integers(0, 1 << 20), st.integers(0, 1 << 20)
 
 
-def _flip(file: Path, at: int) -> None:
-    data = bytearray(file.read_bytes() or b"\0")
-    data[at % len(data)] ^= 1 << at % 8
-    file.unlink()
-    file.write_bytes(data)
+def _flip(data: bytes, at: int) -> bytes:
+    changed = bytearray(data or b"\0")
+    changed[at % len(changed)] ^= 1 << at % 8
+    return bytes(changed)
 
 
-def _truncate(file: Path, at: int) -> None:
-    data = file.read_bytes()
-    file.unlink()
-    file.write_bytes(data[: at % (len(data) + 1)])
+def _truncate(data: bytes, at: int) -> bytes:
+    return data[: at % (len(data) + 1)]
 
 
-def _delete(file: Path, at: int) -> None:
-    file.unlink()
+def _change_form(data: bytes, at: int) -> bytes:
+    """A right checksum and another content."""
+    return with_checksum((b"{}", b"[]", b'{"key": 1}', b'{"result": {"value": 7}}')[at % 4])
 
 
-def _obstruct(file: Path, at: int) -> None:
-    """Something else in the place of the file: a folder, a pipe, or a link to itself."""
-    file.unlink()
-    makers: tuple[Callable[[Path], None], ...] = (Path.mkdir, os.mkfifo, lambda place: place.symlink_to(place))
-    makers[at % len(makers)](file)
-
-
-def _change_form(file: Path, at: int) -> None:
-    """A file with a right checksum and another content."""
-    file.unlink()
-    file.write_bytes(with_checksum((b"{}", b"[]", b'{"key": 1}', b'{"result": {"value": 7}}')[at % 4]))
+OBSTACLES: tuple[Callable[[Path], object], ...] = (
+    Path.mkdir,
+    os.mkfifo,
+    lambda place: place.symlink_to(place),
+    lambda place: None,
+)
 
 
 class StoreMachine(RuleBasedStateMachine):
@@ -107,12 +100,24 @@ class StoreMachine(RuleBasedStateMachine):
                 self.collect_garbage(old=False)
             assert first.recv() == second.recv() == self.expected[spec.generations]
 
-    @rule(which=POSITIONS, at=POSITIONS, damage=st.sampled_from((_flip, _truncate, _delete, _obstruct, _change_form)))
-    def damage(self, which: int, at: int, damage: Callable[[Path, int], None]) -> None:
-        """Damage a third of the files."""
+    @rule(which=POSITIONS, at=POSITIONS, damage=st.sampled_from((_flip, _truncate, _change_form)))
+    def damage(self, which: int, at: int, damage: Callable[[bytes, int], bytes]) -> None:
+        """Change a third of the files."""
+        for file in self._files(which):
+            data = file.read_bytes()
+            file.unlink()
+            file.write_bytes(damage(data, at))
+
+    @rule(which=POSITIONS, put=st.sampled_from(OBSTACLES))
+    def replace(self, which: int, put: Callable[[Path], object]) -> None:
+        """Delete a third of the files, or put something else in their place: a folder, a pipe, a link to itself."""
+        for file in self._files(which):
+            file.unlink()
+            put(file)
+
+    def _files(self, which: int) -> list[Path]:
         files = [file for file in sorted(self.store.rglob("*")) if file.is_file() and file.name != "FORMAT"]
-        for file in files[which % 3 :: 3]:
-            damage(file, at)
+        return files[which % 3 :: 3]
 
     @rule(old=st.booleans())
     def collect_garbage(self, old: bool) -> None:
@@ -121,7 +126,7 @@ class StoreMachine(RuleBasedStateMachine):
             if not path.is_symlink():
                 os.utime(path, (time.time() - 2 * MIN_AGE,) * 2)
         if self.store.exists():
-            with _quiet():
+            with warnings.catch_warnings(action="ignore"):
                 delete_garbage(find_garbage(self.store))
 
     @rule(generations=GENERATIONS)
@@ -134,15 +139,8 @@ class StoreMachine(RuleBasedStateMachine):
 
 def _rows(spec: Spec, store: Path) -> list[str]:
     """The rows of a run in the spec's order, as text: NaN is equal to itself."""
-    with _quiet():
+    with warnings.catch_warnings(action="ignore"):
         return [repr(row) for row in iter_measurements(spec, store)]
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
 
 
 @contextmanager
