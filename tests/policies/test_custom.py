@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from selfloop.errors import SettingError
-from selfloop.policies.custom import Custom
+from selfloop.policies.custom import Custom, evaluate
 from selfloop.types import Batch
 
 WRONG = {
@@ -40,3 +40,8 @@ def test_a_wrong_custom_table_is_refused_when_it_is_read(wrong: dict[str, Any]) 
 def test_a_range_of_batches_that_ends_before_it_begins_is_empty() -> None:
     policy = Custom(takes=({"batch": "real(1)"}, {"batch": "synthetic(2..t-1)"}))
     assert [take.batch for take in policy.plan(2, 10).takes] == [Batch("real", 1)]
+
+
+def test_rounding_to_a_huge_power_of_ten_is_immediate() -> None:
+    assert evaluate("takes.weight", "round(12345678, 0 - 10 ** 9)", t=2) == 0
+    assert evaluate("takes.weight", "round(12.345, 1) + round(t / 3)", t=2) == 13.3

@@ -78,7 +78,7 @@ FAMILIES: Any = st.recursive(
         Wrapped,
         inner=inner,
         table=st.builds(
-            Choices, word=st.text("ab\"'\\\n", max_size=4), numbers=st.lists(st.floats(-1, 1), max_size=2).map(tuple)
+            Choices, word=st.text("ab\"'\\\né😀", max_size=4), numbers=st.lists(st.floats(-1, 1), max_size=2).map(tuple)
         ),
         maybe=st.none() | inner,
     ),

@@ -118,7 +118,7 @@ class _Pool:
         if needs_main and not (getattr(main, "__spec__", None) or (file and os.path.exists(file))):
             raise SelfloopError(
                 "workers: a component is defined in a notebook or on standard input, which worker processes cannot import. "
-                "Define it in a file and import it from there, or use workers=1."
+                "Define it in a file and import it from there; without molecules, workers=1 helps too."
             )
         if multiprocessing.current_process().daemon:
             raise SelfloopError(

@@ -28,8 +28,8 @@ OPERATORS: dict[type, Callable[..., float]] = {
     ast.Eq: operator.eq, ast.NotEq: operator.ne,
 }  # fmt: skip
 FUNCTIONS: dict[str, Callable[..., float]] = {
-    "min": min, "max": max, "round": round, "abs": abs, "floor": math.floor, "ceil": math.ceil, "sqrt": math.sqrt,
-    "log": math.log, "exp": math.exp,
+    "min": min, "max": max, "abs": abs, "floor": math.floor, "ceil": math.ceil, "sqrt": math.sqrt, "log": math.log,
+    "exp": math.exp, "round": lambda value, digits=None: round(value, digits and max(digits, -MAX_EXPONENT)),
 }  # fmt: skip
 BATCH_PATTERN = re.compile(r"\s*(real|synthetic)\s*\((.+)\)\s*")
 TakeTable = tuple[dict[str, Any], ...]
@@ -109,13 +109,6 @@ def evaluate_rows(setting: str, expression: object, **names: int) -> int:
 
 
 def _evaluate_node(node: ast.expr, names: dict[str, int]) -> float:
-    value = _node_value(node, names)
-    if isinstance(value, int) and value.bit_length() > MAX_BITS:
-        raise OverflowError
-    return value
-
-
-def _node_value(node: ast.expr, names: dict[str, int]) -> float:
     if isinstance(node, ast.Constant) and isinstance(node.value, int | float):
         return node.value
     if isinstance(node, ast.Name):
@@ -126,7 +119,10 @@ def _node_value(node: ast.expr, names: dict[str, int]) -> float:
         left, right = _evaluate_node(node.left, names), _evaluate_node(node.right, names)
         if isinstance(node.op, ast.Pow) and abs(right) > MAX_EXPONENT:
             raise ValueError
-        return OPERATORS[type(node.op)](left, right)
+        value = OPERATORS[type(node.op)](left, right)
+        if isinstance(value, int) and value.bit_length() > MAX_BITS:
+            raise OverflowError
+        return value
     if isinstance(node, ast.Compare) and len(node.ops) == 1:
         return OPERATORS[type(node.ops[0])](_evaluate_node(node.left, names), _evaluate_node(node.comparators[0], names))
     if isinstance(node, ast.IfExp):

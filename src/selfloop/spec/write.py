@@ -38,7 +38,7 @@ def toml_value(value: Any) -> str:
         return "{ " + ", ".join(f"{key} = {toml_value(item)}" for key, item in value.items()) + " }"
     if isinstance(value, Sequence) and not isinstance(value, str):
         return "[" + ", ".join(map(toml_value, value)) + "]"
-    return json.dumps(str(value) if isinstance(value, Path) else value)
+    return json.dumps(str(value) if isinstance(value, Path) else value, ensure_ascii=False)  # TOML has no pairs of surrogates
 
 
 def changed_settings(settings: Any, prefix: str = "", defaults: Any = None) -> Iterator[tuple[str, Any, Any]]:
