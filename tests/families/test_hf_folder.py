@@ -121,6 +121,7 @@ FAULTS: Mapping[str, tuple[Change, str]] = {
     "another architecture": (table("config.json", model_type="llama"), "config.json of 6,477,459,456 parameters"),
     "a vocabulary of 10^12": (table("config.json", vocab_size=10**12), "config.json of 16,000,000,007,616 parameters"),
     "width of text": (table("config.json", n_embd="x"), "config.json that transformers cannot read"),
+    "positions of text": (table("config.json", n_positions="x"), "config.json that transformers cannot read"),
     "width that heads do not divide": (table("config.json", n_embd=17), "has no network"),
     "unknown architecture": (table("config.json", model_type="nothing"), "config.json that transformers cannot read"),
     "deep config": (content("config.json", "[" * 100_000), "no readable config.json"),

@@ -213,6 +213,6 @@ def base_folder(base_model: str | Path, revision: str | None) -> HfFolder:
     return HfFolder("family.base_model", base_model, revision)
 
 
-def _check_positions(key: str, n_tokens: int, positions: int | None) -> None:
-    if positions is not None and n_tokens > positions:
+def _check_positions(key: str, n_tokens: int, positions: Any) -> None:
+    if isinstance(positions, int) and n_tokens > positions:
         raise SettingError(key, f"got {n_tokens}; the base model has {positions} positions. Lower it.")

@@ -96,10 +96,9 @@ def network_arrays(model: Any) -> dict[str, Array]:
     return {name: state[name].detach().cpu().numpy().copy() for name in reversed(names.values())}
 
 
-def max_positions(config: Any) -> int | None:
+def max_positions(config: Any) -> Any:
     """Number of tokens that a network can attend to; None without a limit."""
-    limit = getattr(config.get_text_config(), "max_position_embeddings", None)
-    return limit if isinstance(limit, int) else None
+    return getattr(config.get_text_config(), "max_position_embeddings", None)
 
 
 def training_problem(
