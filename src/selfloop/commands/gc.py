@@ -43,13 +43,12 @@ def find_garbage(path: Path, runs: Collection[str] = ()) -> Garbage:
         garbage.setdefault(reason, {})[file] = sum(s.st_size for s in _status_below(file) if stat.S_ISREG(s.st_mode))
 
     own, needed, freed = list(_own_files(path)), set[str](), set[str]()
-    for kind, file in own:
-        if kind == "records" and (body := read_record(file, file.stem)) is None:
-            add("damaged files", file)
-        elif kind == "records":
+    for file in (file for kind, file in own if kind == "records"):
+        body = read_record(file, file.stem)
+        if body is None or file.stem in unwanted:
+            add("damaged files" if body is None else "records", file)
+        if body is not None:
             (freed if file.stem in unwanted else needed).add(body["result"].get("object", ""))
-            if file.stem in unwanted:
-                add(kind, file)
     for kind, file in own:
         is_freed = kind == "damaged files" or (kind == "objects" and file.stem in freed)
         if kind != "records" and file.stem not in needed and (is_freed or _is_old(file)):

@@ -37,10 +37,12 @@ def show_activity(quiet: bool, activity: str) -> Iterator[None]:
 
 
 class Progress:
-    """Work done and all work, and a note on the present step. Called with both numbers."""
+    """Work done and all work, and a note on the present step, as plain lines. Called with both numbers."""
 
     def __init__(self, activity: str, unit: str) -> None:
         self.activity, self.unit, self.doing, self.done, self.total = activity, unit, "", 0, 0
+        self.printed_done, self.started = 0, time.monotonic()
+        self.due = self.started + FIRST_SECONDS
 
     def __call__(self, done: int, total: int) -> None:
         self.done, self.total = done, total
@@ -56,7 +58,17 @@ class Progress:
         return f"{self.done}/{self.total} {self.unit}" if self.total else f"{self.activity} ..."
 
     def show(self) -> None:
-        """Show the state, if it is time to."""
+        """Print a line, if it is time to."""
+        if time.monotonic() >= self.due:
+            self.print()
+
+    def print(self) -> None:
+        """Print a line."""
+        self.due, self.printed_done = time.monotonic() + PRINT_SECONDS, self.done
+        elapsed = time.monotonic() - self.started
+        remaining = f", {elapsed / self.done * (self.total - self.done):.0f} s remaining" if self.done else ""
+        doing = f"; {self.doing}" if self.doing and (self.done < self.total or not self.total) else ""
+        sys.stderr.write(f"{self.counts()}, {elapsed:.0f} s elapsed{remaining}{doing}\n")
 
 
 @contextmanager
@@ -69,42 +81,19 @@ def _progress_bar(unit: str) -> Iterator[Progress]:
     columns = (BarColumn(20), counts, TimeElapsedColumn(), TextColumn("elapsed,"), TimeRemainingColumn(),
                TextColumn("remaining;"), doing)  # fmt: skip
     with ProgressBar(*columns, console=Console(stderr=True)) as bar:
-        progress = Progress("starting", unit)
-        task = bar.add_task("run", total=None, counts=progress.counts(), doing="")
+        task = bar.add_task("run", total=None, counts="starting ...", doing="")
 
-        def update() -> None:
-            bar.update(
-                task, completed=progress.done, total=progress.total or None, counts=progress.counts(), doing=progress.doing
-            )
+        class Bar(Progress):
+            def show(self) -> None:
+                bar.update(task, completed=self.done, total=self.total or None, counts=self.counts(), doing=self.doing)
 
-        progress.show = update  # type: ignore[method-assign]  # one that draws
-        yield progress
-
-
-class _ProgressLines(Progress):
-    """Progress as plain lines."""
-
-    def __init__(self, activity: str, unit: str) -> None:
-        super().__init__(activity, unit)
-        self.printed_done, self.started = 0, time.monotonic()
-        self.due = self.started + FIRST_SECONDS
-
-    def show(self) -> None:
-        if time.monotonic() >= self.due:
-            self.print()
-
-    def print(self) -> None:
-        self.due, self.printed_done = time.monotonic() + PRINT_SECONDS, self.done
-        elapsed = time.monotonic() - self.started
-        remaining = f", {elapsed / self.done * (self.total - self.done):.0f} s remaining" if self.done else ""
-        doing = f"; {self.doing}" if self.doing and (self.done < self.total or not self.total) else ""
-        sys.stderr.write(f"{self.counts()}, {elapsed:.0f} s elapsed{remaining}{doing}\n")
+        yield Bar("starting", unit)
 
 
 @contextmanager
-def _plain_lines(activity: str, unit: str) -> Iterator[_ProgressLines]:
+def _plain_lines(activity: str, unit: str) -> Iterator[Progress]:
     """Progress lines with a background thread, which prints a line if the work reports nothing."""
-    lines, stop = _ProgressLines(activity, unit), threading.Event()
+    lines, stop = Progress(activity, unit), threading.Event()
 
     def watch() -> None:
         while not stop.wait(POLL_SECONDS):
