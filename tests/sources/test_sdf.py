@@ -110,7 +110,7 @@ def test_errors_name_the_unreadable_file(tmp_path, sdf):
 def test_all_real_conformers_are_read():
     path = DATA / "conformers" / "conformer_benchmark.sdf.gz"
     rows = read_all(Sdf(path=path))  # without a warning, so none is excluded
-    tags = [record.text.split("<SMILES>")[1].split("\n")[1] for record in read_records(path)]
+    tags = [record.split("<SMILES>")[1].split("\n")[1] for record in read_records(path)]
     assert len(tags) == 5311
     assert count_rows(rows) == Sdf(path=path).n_rows() == 5 * 534
     assert to_texts(rows)[::5] == [tag for tag, _ in itertools.groupby(tags)]

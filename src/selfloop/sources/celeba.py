@@ -113,22 +113,16 @@ def _read_columns(path: Path, columns: tuple[str, ...], names: tuple[str, ...]) 
 def _read_list(path: Path, columns: tuple[str, ...]) -> Mapping[str, tuple[str, ...]]:
     """Columns of a list, by face. A list is CSV with a header, text with a count and a header, or text with one column."""
     with open_file(path) as file:
-        lines = file.read().decode("utf-8", "replace").splitlines() or [""]
-    separator, has_count = "," if path.suffix == ".csv" else None, len(lines) > 1 and lines[0].strip().isdecimal()
-    if separator:
-        header, rows = lines[0].split(separator)[1:], lines[1:]
-    else:
-        header, rows = (lines[1].split(), lines[2:]) if has_count else (["partition"], lines)
-    if has_count and int(lines[0]) != len(rows):
-        raise DataError(f"{path}: announces {lines[0].strip()} faces and lists {len(rows)}. Download it again.")
+        rows = [line.replace(",", " ").split() for line in file.read().decode("utf-8-sig", "replace").splitlines()] or [[]]
+    has_count = len(rows) > 1 and len(rows[0]) == 1 and rows[0][0].isdecimal()
+    first, header = (2, rows[1]) if has_count else (1, rows[0][1:]) if path.suffix == ".csv" else (0, ["partition"])
+    if has_count and int(rows[0][0]) != len(rows) - 2:
+        raise DataError(f"{path}: announces {rows[0][0]} faces and lists {len(rows) - 2}. Download it again.")
     for column in columns:
         if column not in header:
             raise DataError(unknown_name(f"source.attributes: {path.name}", column, header))
+    for number, row in enumerate(rows[first:], first + 1):
+        if len(row) != len(header) + 1:
+            raise DataError(f"{path} line {number}: has {len(row)} values; expected {len(header) + 1}.")
     positions = [header.index(column) + 1 for column in columns]
-    table = {}
-    for number, row in enumerate(rows, 1 + len(lines) - len(rows)):
-        values = row.split(separator)
-        if len(values) != len(header) + 1:
-            raise DataError(f"{path} line {number}: has {len(values)} values; expected {len(header) + 1}.")
-        table[values[0]] = tuple(values[i].strip() for i in positions)
-    return table
+    return {row[0]: tuple(row[i] for i in positions) for row in rows[first:]}

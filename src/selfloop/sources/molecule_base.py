@@ -121,8 +121,11 @@ class MoleculeSource(FileSource):
         from rdkit import rdBase
 
         exclusions, seen, first, chunk = Exclusions(list), set[bytes](), 0, list[tuple[MoleculeGraph, Array]]()
-        for candidate in self.candidates(seen):
+        candidates = self.candidates(seen)
+        while True:
             with rdBase.BlockLogs():  # the exclusions repeat what RDKit would log
+                if (candidate := next(candidates, None)) is None:
+                    break
                 molecule = _check_candidate(candidate, self.conformers, exclusions)
             if molecule is None:
                 continue

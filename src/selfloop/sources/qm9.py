@@ -55,15 +55,12 @@ class Qm9(NamedMoleculeSource):
         return self.path.suffix.lower() == ".npz"
 
     def read_molecules(self, names: list[str]) -> Iterator[Candidate]:
-        from rdkit import rdBase
-
         if self._has_arrays():
             structures = _read_arrays(self.path)
             yield from (Candidate(name, [assign_bonds(structures[name])]) for name in names)
         else:
             for name, data in read_files(self.path, set(names).__contains__):
-                with rdBase.BlockLogs():  # of unknown elements
-                    structure = _parse_xyz(data)
+                structure = _parse_xyz(data)
                 yield Candidate(name, [assign_bonds(structure) if structure else "that cannot be read"])
 
 
@@ -129,13 +126,12 @@ def assign_bonds(structure: Structure) -> Any:
 
     The molecule is usable if the bonds of the SMILES are those that the distances of the atoms imply.
     """
-    from rdkit import Chem, rdBase
+    from rdkit import Chem
     from rdkit.Chem import rdDetermineBonds
 
     if reason := reason_to_exclude_elements(structure.z.tolist()):
         return reason
-    with rdBase.BlockLogs():
-        mol: Any = Chem.MolFromSmiles(structure.smiles)
+    mol: Any = Chem.MolFromSmiles(structure.smiles)
     if mol is None:
         return "whose SMILES cannot be read"
     mol = Chem.AddHs(mol)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sized
 from dataclasses import dataclass
-from functools import cached_property
 from itertools import groupby
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
@@ -33,42 +32,31 @@ class Sdf(MoleculeSource):
         return _count_molecules(self.path, self.conformers)
 
     def candidates(self, usable: Sized) -> Iterator[Candidate]:
-        for identity, records in groupby(read_records(self.path), key=lambda record: record.tag or record.smiles):
-            yield Candidate(identity, (record.mol or "that cannot be read" for record in records))
+        records = enumerate(read_records(self.path), 1)
+        for identity, group in groupby(records, key=lambda record: _read_tag(record[1]) or _describe_structure(*record)):
+            yield Candidate(identity, (_read_mol(text) or "that cannot be read" for _, text in group))
 
 
-@dataclass
-class Record:
-    """One record of an SDF file."""
-
-    number: int
-    text: str
-
-    @property
-    def tag(self) -> str:
-        """Name of the molecule by the record's tags; empty without such a tag."""
-        tags = dict(MOLECULE_TAG.findall(self.text))
-        return str(tags.get("MOL_ID") or tags.get("SMILES") or "").strip()
-
-    @cached_property
-    def mol(self) -> Any:
-        """The molecule as written, not sanitized; None if it cannot be read."""
-        from rdkit import Chem, rdBase
-
-        with rdBase.BlockLogs():
-            return Chem.MolFromMolBlock(self.text, sanitize=False, removeHs=False)
-
-    @property
-    def smiles(self) -> str:
-        """The molecule's structure; the number of the record if the molecule is unusable."""
-        from rdkit import rdBase
-
-        with rdBase.BlockLogs():
-            unusable = self.mol is None or reason_to_exclude(self.mol)
-            return f"record {self.number}" if unusable else to_smiles(self.mol).decode()
+def _read_tag(record: str) -> str:
+    """Name of a record's molecule by its tags; empty without such a tag."""
+    tags = dict(MOLECULE_TAG.findall(record))
+    return str(tags.get("MOL_ID") or tags.get("SMILES") or "").strip()
 
 
-def read_records(path: Path) -> Iterator[Record]:
+def _read_mol(record: str) -> Any:
+    """The molecule as written, not sanitized; None if it cannot be read."""
+    from rdkit import Chem
+
+    return Chem.MolFromMolBlock(record, sanitize=False, removeHs=False)
+
+
+def _describe_structure(number: int, record: str) -> str:
+    """SMILES of a record; its number if the molecule is unusable."""
+    mol = _read_mol(record)
+    return f"record {number}" if mol is None or reason_to_exclude(mol) else to_smiles(mol).decode()
+
+
+def read_records(path: Path) -> Iterator[str]:
     """Every record of an SDF file. Raises DataError if there is none, or if the file ends within a record."""
     number, lines, size = 1, list[bytes](), 0
     with open_file(path) as file:
@@ -79,7 +67,7 @@ def read_records(path: Path) -> Iterator[Record]:
                 if size > MAX_LINE_BYTES:
                     raise DataError(f"source.path: {path} has more than {MAX_LINE_BYTES} bytes in record {number}.")
                 continue
-            yield Record(number, b"".join(lines).decode("utf-8", "replace"))
+            yield b"".join(lines).decode("utf-8", "replace")
             number, lines, size = number + 1, [], 0
     if b"".join(lines).strip():
         raise DataError(f"source.path: {path} ends within record {number}, before a line $$$$. Download it again.")
@@ -90,5 +78,5 @@ def read_records(path: Path) -> Iterator[Record]:
 @cached_until_change(maxsize=16)
 def _count_molecules(path: Path, n_conformers: int) -> int:
     """Maximum number of molecules with that many conformers, counted by tags without reading structures."""
-    runs = [(tag, sum(1 for _ in records)) for tag, records in groupby(read_records(path), key=lambda record: record.tag)]
+    runs = [(tag, sum(1 for _ in records)) for tag, records in groupby(read_records(path), key=_read_tag)]
     return sum(run // n_conformers if not tag else run >= n_conformers for tag, run in runs)
