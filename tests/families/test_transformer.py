@@ -174,11 +174,6 @@ def test_a_step_enters_its_backend(model):
     assert ctx.backends == {purpose: f"torch {trainer.device().type} float32" for purpose in ("measuring", "training")}
 
 
-def test_tokens_without_an_embedding_are_refused():
-    with pytest.raises(DataError, match=r"got rows with token 39; the model has 30 tokens\. Raise family\.vocab, or"):
-        fit(tiny(vocab=30))
-
-
 def test_bfloat16_agrees_approximately(model):
     curve = fit(tiny(replace(SHORT, precision="bfloat16")))["training/loss"]
     assert not np.array_equal(model["training/loss"], curve)

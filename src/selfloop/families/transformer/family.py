@@ -164,17 +164,11 @@ class Transformer(NetworkFamily):
         return math.nan if self.training.steps is None else self.training.count_steps(n)
 
     def _pack(self, rows: TrainingRows, prepared: Params, ctx: Context) -> TokenStream:
-        """The rows as a stream of windows; DataError if they have tokens without an embedding."""
+        """The rows as a stream of windows."""
         from selfloop.families.transformer import packing
 
         start, end = int(prepared["tokenizer/start"]), int(prepared["tokenizer/end"])
-        stream = packing.pack(rows, self.context, start, end, ctx)
-        if stream.largest_token >= self.vocab:
-            raise DataError(
-                f"transformer: got rows with token {stream.largest_token}; the model has {self.vocab} tokens. Raise "
-                "family.vocab, or choose the tokenizer that belongs to the model."
-            )
-        return stream
+        return packing.pack(rows, self.context, start, end, ctx)
 
     def _windows(
         self, stream: TokenStream, indices: Ints

@@ -29,7 +29,6 @@ class TokenStream:
     lengths: Ints
     weights: Floats  # of each token of a row
     context: int
-    largest_token: int
 
     def __len__(self) -> int:
         """Number of windows. They overlap by one token: the last target of a window is the first input of the next."""
@@ -75,7 +74,7 @@ def pack(rows: TrainingRows, context: int, start: int, end: int, ctx: Context) -
         chunk = cast(Ragged, rows.gather(np.arange(first, stop))["tokens"])
         shift = np.repeat(starts[first:stop] - chunk.offsets[:-1], lengths[first:stop])
         tokens[np.arange(len(chunk.values)) + shift] = chunk.values
-    return TokenStream(tokens, starts, lengths, rows.weights(), context, int(np.max(tokens)))
+    return TokenStream(tokens, starts, lengths, rows.weights(), context)
 
 
 def row_lengths(rows: TrainingRows) -> Ints:
