@@ -9,7 +9,8 @@ import pytest
 import selfloop
 import tiny_components
 from selfloop.commands.plan import describe_total, plan
-from selfloop.commands.trial import Trial
+from selfloop.commands.trial import Trial, estimate_seconds
+from selfloop.engine.tasks import plan_tasks
 from selfloop.spec.spec import Spec
 
 VAE = {"name": "vae", "latent": 2, "hidden": 8}
@@ -59,3 +60,12 @@ def test_a_stored_run_has_no_time_left(tmp_path: Path) -> None:
 
 def test_a_family_without_training_steps_is_fitted_once(tmp_path: Path) -> None:
     assert all(cost.seconds is not None for cost in plan(tiny_components.tiny_spec(), tmp_path / "store", measure=True))
+
+
+def test_sampling_is_measured_although_the_first_policy_samples_nothing(tmp_path: Path) -> None:
+    first = {"name": "fixed_counts", "real_rows": 5, "synthetic_rows": 0}
+    spec = tiny_components.tiny_spec(policies=(first, "replace"))
+    trials: dict[object, Trial | None] = {}
+    for task in plan_tasks(spec, tmp_path)[-1]:
+        estimate_seconds(task, trials)
+    assert all(trial and trial.sample_row > 0 for trial in trials.values())

@@ -135,7 +135,7 @@ WRONG: dict[str, tuple[str, tuple[str, ...]]] = {
     "lists without end": (f"n = {'[' * 5000}", ("not valid TOML",)),
     "empty": ("", ("source: missing",)),
     "missing data file": (table("none.csv"), ("none.csv", "does not exist")),
-    "NaN in a table": (table("nan.csv"), ("column 'b'", "missing or infinite", "row 2")),
+    "NaN in a table": (table("nan.csv"), ("column 'b'", "row 2", "Fill or remove")),
     "words in a table": (table("words.csv"), ("column 'b'", "expected numbers")),
     "missing image file": (
         changed(('name = "digits"', 'name = "idx"\nimages = "FOLDER/none.idx"'), text=DIGITS), ("none.idx", "Check the path"),

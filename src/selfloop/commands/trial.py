@@ -82,7 +82,6 @@ def _try(task: Task) -> Trial | None:
     if isinstance(family, NetworkFamily):
         training = replace(family.training, epochs=TrainingSettings.epochs, steps=1, scale_batch=False)
         one_step = replace(family, training=training)  # type: ignore[type-var]  # families are dataclasses
-    entry = point.schedule(spec.policies[task.policies[0]])[0]
     with TemporaryDirectory() as folder:
         store = Store(Path(folder))
         world = StoredWorld("trial", replace(point, spec=replace(spec, family=one_step)), task.seeds[0], store, task.threads)
@@ -90,12 +89,12 @@ def _try(task: Task) -> Trial | None:
         try:
             model = world.fit(1, [Take(batch)], None, None)  # loads libraries, too, which is not counted below
             start, fit = _time_fit(world, family, store.open(batch))
-            n = min(entry.new_rows.synthetic, TRIAL_ROWS)
+            n = min(point.n, TRIAL_ROWS)  # also if the first policy samples none: other policies do
             sampled, samples = _timed(lambda: world.sample(1, model, n))
             measured, _ = _timed(lambda: list(world.measure(1, model, samples)))
         except ChainEndedError:
             return None
-    return Trial(start, fit, sampled / max(n, 1), measured)
+    return Trial(start, fit, sampled / n, measured)
 
 
 def _time_fit(world: StoredWorld, family: Family, rows: Columns) -> tuple[float, float]:
