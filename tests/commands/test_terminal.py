@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import pty
 import re
@@ -22,6 +23,7 @@ from selfloop.commands.terminal import plain_problems, show
 from selfloop.errors import SpecError, printable
 
 HOSTILE = "[/b][red]:smile: \x1b[31m\x1b]0;title\x07\r\x9b2J\u202etxt\ud800"
+BUFFERED = tiny_components.environment(PYTHONUNBUFFERED="")
 KDE = """
 n = 10
 holdout = 5
@@ -133,8 +135,23 @@ def test_a_stream_that_is_full_closed_or_no_longer_read_is_no_traceback(spec: Pa
         ("| true", 0, ""),
         ("2>&1 | true", 0, ""),
     ):
-        done = subprocess.run(f"{shell} {end}", shell=True, capture_output=True, text=True, check=False)
+        done = subprocess.run(f"{shell} {end}", shell=True, capture_output=True, text=True, check=False, env=BUFFERED)
         assert (done.returncode, done.stderr) == (code, sentence), end
+
+
+def test_a_reader_of_standard_output_that_stops_early_ends_only_the_printing(spec: Path) -> None:
+    for output in ("", "--json -"):
+        command = f"{sys.executable} -m selfloop run {spec} -q {output} --report report.html; echo $? >&2"
+        done = subprocess.run(f"({command}) | true", shell=True, capture_output=True, text=True, check=True, env=BUFFERED)
+        assert done.stderr.splitlines()[-1] == "0"
+        assert Path("report.html").read_text().endswith("</html>")
+        Path("report.html").unlink()
+
+
+def test_json_lines_on_standard_output_stay_pure_beside_a_report(spec: Path) -> None:
+    done = tiny_components.selfloop("run", spec, "-q", "--json", "-", "--report", "report.html")
+    assert all(json.loads(line) for line in done.out.splitlines())
+    assert done.err.startswith("report: ")
 
 
 def test_a_summary_begins_with_what_is_missing_and_ends_with_the_time_of_shared_steps(

@@ -261,6 +261,15 @@ def test_saved_figures_have_a_light_background_and_dark_lines(tmp_path: Path) ->
         assert (pixels < 150).mean() > 0.002  # and dark lines
 
 
+def test_figures_of_hostile_names_are_saved_without_control_characters(tmp_path: Path) -> None:
+    report = replace(hostile_report(), galleries=[], schedules={})
+    written = [path for path in write_figures([report], tmp_path) if path.suffix == ".svg"]
+    assert written
+    for path in written:
+        assert ElementTree.fromstring(path.read_text()).tag.endswith("svg")
+        assert path.read_text() == printable(path.read_text())
+
+
 def test_report_values_do_not_import_the_plotting_library() -> None:
     heavy = ("altair", "pandas", "torch", "vl_convert")
     code = f"import sys, selfloop.report.values; sys.exit(any(name in sys.modules for name in {heavy}))"

@@ -171,8 +171,7 @@ def print_predictions(predictions: Mapping[str, PolicyPrediction], n: int, figur
             )  # fmt: skip
         show(table)
     curves = {name: prediction.mean_error_multiplier for name, prediction in predictions.items()}
-    _print_plot("error multiplier", curves)
-    _save_figure(figure, "error multiplier (times 1 / n)", curves)
+    _plot("error multiplier (times 1 / n)", curves, figure)
 
 
 def print_laws(spec: Spec, figure: Path | None) -> None:
@@ -192,23 +191,17 @@ def print_laws(spec: Spec, figure: Path | None) -> None:
                 if law.kind != "bound":
                     plotted.setdefault(law.metric, {})[title] = law.values
     for metric, curves in plotted.items():
-        _print_plot(metric, curves)
-        _save_figure(
-            figure and figure.with_stem(f"{figure.stem}-{metric}" if len(plotted) > 1 else figure.stem), metric, curves
-        )
+        _plot(metric, curves, figure and (figure.with_stem(f"{figure.stem}-{metric}") if len(plotted) > 1 else figure))
 
 
-def _save_figure(figure: Path | None, title: str, curves: Mapping[str, Floats]) -> None:
+def _plot(title: str, curves: Mapping[str, Floats], figure: Path | None) -> None:
+    for line in plot_lines(title, curves):
+        show(line)
     if figure is not None:
         from selfloop.report.build import save_curves
 
         save_curves(figure, title, curves)
         show(f"figure: {figure}")
-
-
-def _print_plot(title: str, curves: Mapping[str, Floats]) -> None:
-    for line in plot_lines(title, curves):
-        show(line)
 
 
 def print_comparison(metric: str, better: Better, differences: Sequence[CurveDifference]) -> None:

@@ -8,11 +8,11 @@ import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from io import TextIOWrapper
+from io import BufferedWriter, FileIO, TextIOWrapper
 from pathlib import Path
 from shutil import get_terminal_size
 from types import FrameType
-from typing import Any
+from typing import Any, TextIO
 from unicodedata import combining, normalize
 
 from rich.console import Console
@@ -21,7 +21,6 @@ from rich.text import Text
 
 from selfloop.errors import SelfloopError, os_error_reason, printable, show_warnings_plainly
 
-MAX_ERROR_LENGTH = 690  # characters that a terminal shows in a few lines
 MIN_COLUMNS = 80  # below, the terminal breaks lines: narrower tables would break numbers
 PIPE_COLUMNS = 240  # line width where standard output is no terminal, so that lines do not wrap
 INTERRUPTED = 130  # exit code of typer after Ctrl-C
@@ -47,16 +46,13 @@ def plain_problems() -> Iterator[None]:
             end.code = TERMINATED if terminated else INTERRUPTED
         raise
     except SelfloopError as problem:
-        sentence = " ".join(str(problem).split())
-        _exit(sentence if len(sentence) < MAX_ERROR_LENGTH else f"{sentence[: MAX_ERROR_LENGTH - 10]} ...")
+        _exit(" ".join(str(problem).split()))
     except (MemoryError, RuntimeError) as problem:
         if "start new thread" in str(problem):
             _exit("no thread can be started. Raise the limit of processes (ulimit -u), or use --workers 1 --threads 1.")
         if isinstance(problem, RuntimeError) and "allocate" not in str(problem):  # torch raises RuntimeError without memory
             raise
         _exit("out of memory. Lower n, the number of seeds or the size of the model.")
-    except BrokenPipeError:  # the program that reads standard output has ended
-        sys.exit(1)
     except OSError as problem:  # a file that was writable at the start and no longer is
         _exit(f"{problem.filename or 'standard output'}: {os_error_reason(problem)}.")
 
@@ -86,14 +82,40 @@ def _write(sentence: str) -> None:
         sys.stderr.write(printable(f"selfloop: {sentence}\n"))
 
 
+class _Output(FileIO):
+    """A file that fails at most once: the next write is dropped, and so is all that the reader of a pipe does not read.
+
+    After `| head` the command goes on and writes its files.
+    """
+
+    failed = False
+
+    def write(self, data: Any, /) -> int:
+        try:
+            return len(data) if self.failed else super().write(data)
+        except OSError as problem:
+            self.failed = True
+            if isinstance(problem, BrokenPipeError):
+                return len(data)
+            raise
+
+
 def _prepare_streams() -> None:
     """From now on a closed stream takes everything, and characters that an encoding lacks become similar ones."""
-    sink = Path(os.devnull).open("w")  # noqa: SIM115 - open until the end
-    sys.stdout, sys.stderr = sys.stdout or sink, sys.stderr or sink
     codecs.register_error("similar", _similar)
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, TextIOWrapper):
-            stream.reconfigure(errors="similar")
+    sys.stdout, sys.stderr = map(_tolerant, (sys.stdout, sys.stderr))
+
+
+def _tolerant(stream: TextIO | None) -> TextIO:
+    if stream is None:
+        return Path(os.devnull).open("w")  # open until the end
+    if isinstance(stream, TextIOWrapper):
+        stream.reconfigure(errors="similar")
+        if stream in (sys.__stdout__, sys.__stderr__) and not stream.isatty():
+            buffer = BufferedWriter(_Output(stream.fileno(), "w", closefd=False))
+            by_line = stream.line_buffering or stream.write_through  # the latter with PYTHONUNBUFFERED
+            return TextIOWrapper(buffer, stream.encoding, "similar", line_buffering=by_line)
+    return stream
 
 
 def _similar(problem: UnicodeError) -> tuple[str, int]:

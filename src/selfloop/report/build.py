@@ -29,6 +29,7 @@ from selfloop.report.values import CategoryShares, Cost, CurveData, DataValuePan
 from selfloop.spec.point import Point
 from selfloop.spec.write import spec_text
 from selfloop.stats.data_value import fit_data_value
+from selfloop.store.calls import Usage
 from selfloop.theory.laws import law_curves
 
 if TYPE_CHECKING:
@@ -92,13 +93,14 @@ def _panels(result: Result) -> Iterator[Panel]:
             better = owner.directions().get(metric, "") if owner else ""
             curves = [CurveData(policy=label, values=c[metric], better=better) for label, c in measured if metric in c]
             if curves:
+                title, unit = _title_and_unit(point, owner, metric)
                 labels = {curve.policy for curve in curves}
                 policies = zip(point.spec.policy_labels(), point.spec.policies, strict=True)
                 scenarios = [(label, point.spec.scenario(policy, point.n)) for label, policy in policies if label in labels]
                 yield Panel(
                     metric=metric,
-                    title=_panel_title(owner, metric),
-                    unit=_panel_unit(point, owner, metric),
+                    title=title,
+                    unit=unit,
                     coordinates=point.coordinates,
                     curves=curves,
                     laws=[(label, law) for label, s in scenarios for law in law_curves(s) if law.metric == metric],
@@ -111,17 +113,14 @@ def _panels(result: Result) -> Iterator[Panel]:
                 )
 
 
-def _panel_title(owner: Metric | None, metric: str) -> str:
-    """The title of a value in its metric, otherwise the value's name in words."""
-    title = owner.secondary_titles.get(metric, owner.title if owner.name == metric else "") if owner else ""
+def _title_and_unit(point: Point, owner: Metric | None, metric: str) -> tuple[str, str]:
+    """The title of a value in its metric, else its name in words, and the unit that the family or the metric declares."""
+    title = unit = ""
+    if owner:  # secondary values have their own units
+        title, unit = (owner.title, owner.unit) if owner.name == metric else ("", "")
+        title, unit = owner.secondary_titles.get(metric, title), owner.secondary_units.get(metric, unit)
     title = title or metric.replace("_", " ")
-    return title[:1].upper() + title[1:]
-
-
-def _panel_unit(point: Point, owner: Metric | None, metric: str) -> str:
-    """The unit that the family or the metric declares for a value; secondary values have their own units."""
-    unit = owner.secondary_units.get(metric, owner.unit if owner.name == metric else "") if owner else ""
-    return point.spec.family.metric_units.get(metric) or unit
+    return title[:1].upper() + title[1:], point.spec.family.metric_units.get(metric) or unit
 
 
 def _differences(result: Result) -> Iterator[PolicyDifferences]:
@@ -164,9 +163,10 @@ def _data_values(result: Result) -> Iterator[DataValuePanel]:
         value = fit_data_value(cells)
         if value is not None:
             metric = next(m for m in result.spec.metrics if m.name == result.spec.risk_metric())
+            title, unit = _title_and_unit(result.points[0], metric, metric.name)
             yield DataValuePanel(
-                title=_panel_title(metric, metric.name),
-                unit=_panel_unit(result.points[0], metric, metric.name),
+                title=title,
+                unit=unit,
                 cells=cells,
                 value=value,
                 published=list(_published_data_values(metric.name)),
@@ -188,25 +188,18 @@ def _published_data_values(metric: str) -> Iterator[tuple[str, float, float]]:
 
 def _costs(result: Result) -> Iterator[Cost]:
     """The cost of the steps that all policies share, generation 1, if there are any, and of each policy without them."""
-    shared = result.shared
-    n_shared, seconds = shared.computed + shared.reused, shared.seconds + shared.seconds_saved
-    if n_shared:
-        steps, rows = _count_steps_and_rows(result, result.spec.policy_labels()[0], slice(1))
+    shared, labels = result.shared, result.spec.policy_labels()
+    n_shared = shared.computed + shared.reused
+    parts: list[tuple[str, str, Usage, slice, Usage]] = [("", labels[0], shared, slice(1), Usage())] if n_shared else []
+    parts += [(label, label, result.usage[label], slice(1 if n_shared else 0, None), shared) for label in labels]
+    for policy, label, usage, generations, others in parts:
+        steps, rows = _count_steps_and_rows(result, label, generations)
+        seconds = usage.seconds + usage.seconds_saved - others.seconds - others.seconds_saved
+        reused = max(usage.reused - others.computed - others.reused, 0)  # each policy reuses the shared steps
         yield Cost(
-            policy="", seconds=seconds, steps=steps, rows=rows, bytes=shared.bytes, stored_share=shared.reused / n_shared
+            policy=policy, seconds=max(seconds, 0.0), steps=steps, rows=rows, bytes=usage.bytes,
+            stored_share=reused / max(usage.computed + reused, 1),
         )  # fmt: skip
-    for label in result.spec.policy_labels():
-        usage = result.usage[label]
-        steps, rows = _count_steps_and_rows(result, label, slice(1 if n_shared else 0, None))
-        n_steps = usage.computed + usage.reused - n_shared  # each policy reuses the shared steps
-        yield Cost(
-            policy=label,
-            seconds=max(usage.seconds + usage.seconds_saved - seconds, 0.0),
-            steps=steps,
-            rows=rows,
-            bytes=usage.bytes,
-            stored_share=max(usage.reused - n_shared, 0) / n_steps if n_steps > 0 else 0.0,
-        )
 
 
 def _count_steps_and_rows(result: Result, label: str, generations: slice) -> tuple[float, int]:

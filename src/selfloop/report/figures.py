@@ -10,6 +10,7 @@ from typing import Any
 
 import vl_convert
 
+from selfloop.errors import printable
 from selfloop.formats.replacing import write_bytes
 from selfloop.policies.schedule import ScheduleEntry
 from selfloop.report.category_shares import describe_shares, shares_caption, shares_chart
@@ -90,7 +91,7 @@ def report_figures(report: Report) -> list[Figure]:
 def save_svg(svg: str, stem: Path, formats: Collection[str] = ("svg", "png", "pdf")) -> list[Path]:
     """Save an SVG on a light background in these formats, PNG at twice the size; returns the files."""
     background = f'<rect width="100%" height="100%" fill="{PAPER}"/>'
-    svg = re.sub(r"<svg [^>]*>", lambda match: match.group() + background, svg, count=1)
+    svg = printable(re.sub(r"<svg [^>]*>", lambda match: match.group() + background, svg, count=1))
     converters = {"svg": str.encode, "png": lambda text: vl_convert.svg_to_png(text, scale=2), "pdf": vl_convert.svg_to_pdf}
     paths = [stem.with_name(f"{stem.name}.{name}") for name in formats]
     for path, name in zip(paths, formats, strict=True):

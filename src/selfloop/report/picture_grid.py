@@ -8,7 +8,6 @@ from html import escape
 import numpy as np
 
 from selfloop.columns import Columns, count_rows
-from selfloop.errors import printable
 from selfloop.report.theme import FONT, INK, MARKERS, MUTED, Style
 from selfloop.report.values import Gallery
 
@@ -62,4 +61,4 @@ def draw_grid(
 def svg_text(x: float, y: float, text: str, color: str, size: int = 11, anchor: str = "start") -> str:
     """A line of text as SVG."""
     style = f'font-size="{size}" fill="{color}" text-anchor="{anchor}"'
-    return f'<text x="{x:.1f}" y="{y:.1f}" {style}>{escape(printable(text))}</text>'
+    return f'<text x="{x:.1f}" y="{y:.1f}" {style}>{escape(text)}</text>'
