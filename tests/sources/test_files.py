@@ -36,7 +36,7 @@ def test_linked_folders_are_read_and_identify_the_source(tmp_path):
     before = identity(ImageFolder(path=path))
     (path / "owl").symlink_to(elsewhere)
     source = ImageFolder(path=path, labels=True)
-    assert (source.classes(), source.n_rows()) == (["cat", "dog", "owl"], 3)
+    assert source.label_columns()["label"].tolist() == [0, 1, 2]
     assert read_all(source)["image"][:, 0, 0].tolist() == [1, 2, 3]
     linked = identity(ImageFolder(path=path))
     assert linked != before
@@ -194,7 +194,7 @@ def test_two_files_of_one_name_in_a_zip_file_are_an_error(tmp_path):
     with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
         for name in ("a/1.png", "a\\1.png"):
             archive.writestr(name, solid(1))
-    with pytest.raises(DataError, match=r"a\.zip has two files named a/1\.png"):
+    with pytest.raises(DataError, match=r"two files named a/1\.png"):
         ImageFolder(path=tmp_path / "a.zip").n_rows()
 
 

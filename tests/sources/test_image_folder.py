@@ -63,7 +63,6 @@ def test_all_images_below_a_folder_are_read_in_order_of_names(tmp_path, images, 
 @BOTH
 def test_the_folder_of_an_image_is_its_class(tmp_path, files, kind):
     source = ImageFolder(path=write(tmp_path / kind, files), labels=True)
-    assert source.classes() == ["a", "c"]
     assert read_all(source)["label"].tolist() == [0] * 6 + [1] * 6
     check_source(source, n=12)
 
@@ -360,7 +359,6 @@ def test_real_images_of_ten_classes_are_read(monkeypatch):
     chunk = next(source.chunks())
     assert (source.n_rows(), chunk["image"].shape[1:]) == (10_000, (32, 32, 3))
     assert np.bincount(source.label_columns()["label"]).tolist() == [1000] * 10
-    assert source.classes()[:3] == ["airplane", "automobile", "bird"]
 
 
 @needs("fer2013/fer2013_train5000_48x48.zip")
@@ -368,4 +366,4 @@ def test_real_grayscale_images_are_read(monkeypatch):
     monkeypatch.setattr(image_source, "CHUNK_BYTES", 1 << 17)
     source = ImageFolder(path=DATA / "fer2013" / "fer2013_train5000_48x48.zip", labels=True)
     chunk = next(source.chunks())
-    assert (source.n_rows(), chunk["image"].shape[1:], len(source.classes())) == (5000, (48, 48), 7)
+    assert (source.n_rows(), chunk["image"].shape[1:], source.label_columns()["label"].max()) == (5000, (48, 48), 6)

@@ -16,7 +16,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import lru_cache, wraps
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from pathlib import Path, PureWindowsPath
 from typing import IO, Any, ParamSpec, TypeVar, cast
 from zipfile import BadZipFile, ZipFile, ZipInfo
 
@@ -285,35 +285,31 @@ def _iter_tar(path: Path, is_wanted: Callable[[str], bool]) -> Iterator[tuple[st
 
 
 @contextmanager
-def open_zip(path: Path, kind: str = "ZIP file") -> Iterator[ZipFile]:
-    """A file that is stored as a ZIP file. Raises DataError if it is damaged, encrypted or names files outside of it."""
+def open_zip(path: Path, kind: str = "ZIP file") -> Iterator[tuple[ZipFile, dict[str, ZipInfo]]]:
+    """A file that is stored as a ZIP file, and its files by name with slashes, as some programs write backslashes.
+
+    Raises DataError if it is damaged or encrypted, and if it has two files of one name or names files outside of it.
+    """
     with open_file(path, allowed=ZIP) as file:
         try:
             archive = ZipFile(file)
         except PARSE_ERRORS as problem:
             raise DataError(f"source.path: {path} is not a complete {kind} ({first_line(problem)}).") from problem
+        members = dict[str, ZipInfo]()
         for member in archive.infolist():
-            name = member.filename
-            if PurePosixPath(name).is_absolute() or PureWindowsPath(name).anchor or ".." in PureWindowsPath(name).parts:
+            name = member.filename.replace("\\", "/")
+            if name.startswith("/") or PureWindowsPath(name).anchor or ".." in name.split("/"):
                 raise DataError(f"source.path: {path} has a file named {name!r}, which points outside. Do not use this file.")
-            if member.flag_bits & ENCRYPTED_FLAG:
-                raise DataError(f"source.path: {path} is encrypted ({name}). Unpack it and give the folder.")
-        yield archive
-
-
-def zip_members(archive: ZipFile) -> dict[str, ZipInfo]:
-    """The files of a ZIP file by name. Some programs write backslashes. Raises DataError for two files of one name."""
-    members = dict[str, ZipInfo]()
-    for member in archive.infolist():
-        name = member.filename.replace("\\", "/")
-        if name in members:
-            raise DataError(f"source.path: {archive.filename} has two files named {name}. Unpack it and give the folder.")
-        if not name.endswith("/"):
-            members[name] = member
-    return members
+            if name in members or member.flag_bits & ENCRYPTED_FLAG:
+                raise DataError(
+                    f"source.path: {path} is encrypted or has two files named {name}. Unpack it and give the folder."
+                )
+            if not name.endswith("/"):
+                members[name] = member
+        yield archive, members
 
 
 def list_zip(path: Path) -> Listing:
     """The visible files of a ZIP file."""
-    with open_zip(path) as archive:
-        return _visible({name: member.file_size for name, member in zip_members(archive).items()})
+    with open_zip(path) as (_, members):
+        return _visible({name: member.file_size for name, member in members.items()})

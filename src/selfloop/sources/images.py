@@ -34,7 +34,6 @@ from selfloop.sources.files import (
     open_zip,
     refuse_pointer,
     warn_of_unread,
-    zip_members,
 )  # fmt: skip
 
 MAX_PIXELS = 1 << 26  # of an image that is decoded: 8,192 x 8,192
@@ -54,13 +53,6 @@ ImageSize = Annotated[int, Interval(ge=1, le=MAX_SIDE)]
 ColorMode = Literal["grayscale", "rgb"]
 OnBadImage = Annotated[Literal["error", "skip"], "action for images that are damaged, too large or unlike the first image"]
 ImageReader = Callable[[int], tuple[str, bytes]]  # name and bytes of image i
-
-
-class FirstImage(NamedTuple):
-    """Name of the first usable image and the shape of its pixels, which all images must have."""
-
-    name: str
-    shape: tuple[int, ...]
 
 
 class ImageForm(NamedTuple):
@@ -149,7 +141,7 @@ class EncodedImageSource(FileSource):
 
     def schema(self) -> Mapping[str, ColumnType]:
         labels = {name: ColumnType(str(column.dtype), column.shape[1:]) for name, column in self.label_columns().items()}
-        return {"image": ColumnType("uint8", self.first_image().shape, "gray level"), **labels}
+        return {"image": ColumnType("uint8", self.first_shape(), "gray level"), **labels}
 
     @cached_until_change(maxsize=16)
     def n_usable_rows(self) -> int:
@@ -157,49 +149,47 @@ class EncodedImageSource(FileSource):
             return self.n_rows() if self.on_bad_image == "error" else sum(map(count_rows, self.chunks()))
 
     @cached_until_change(maxsize=16)
-    def first_image(self) -> FirstImage:
-        """The first usable image. Raises DataError if it cannot be used, or if none can."""
+    def first_shape(self) -> tuple[int, ...]:
+        """Shape of the first usable image, which all must have. Raises DataError if it cannot be used, or if none can."""
         problems, lock = list[str](), Lock()
         with self.open_reader() as read, warnings.catch_warnings(action="ignore"):  # Pillow's, about metadata
             for index in range(self.n_rows()):
-                name, pixels = self._read_pixels(read, lock, index)
+                problem, pixels = self._read_pixels(read, lock, index)
                 if pixels is not None:
-                    return FirstImage(name, pixels.shape)
-                problems.append(name)
+                    return pixels.shape
+                problems.append(problem)
         raise DataError(f"source.path: none of {len(problems)} images can be used. {problems[0]} Check the path.")
 
     def chunks(self) -> Iterator[Columns]:
-        first, labels, skipped, lock = self.first_image(), self.label_columns(), list[str](), Lock()
-        chunk_rows = max(MIN_CHUNK_IMAGES, CHUNK_BYTES // math.prod(first.shape))
+        shape, labels, skipped, lock = self.first_shape(), self.label_columns(), list[str](), Lock()
+        chunk_rows = max(MIN_CHUNK_IMAGES, CHUNK_BYTES // math.prod(shape))
         n_images = self.n_rows()
         with self.open_reader() as read, ThreadPoolExecutor() as pool:
             for start in range(0, n_images, chunk_rows):
                 indices = np.arange(start, min(start + chunk_rows, n_images))
                 with warnings.catch_warnings(action="ignore"):  # Pillow's, about metadata
-                    results = list(pool.map(lambda index: self._read_pixels(read, lock, index, first), indices.tolist()))
+                    results = list(pool.map(lambda index: self._read_pixels(read, lock, index, shape), indices.tolist()))
                 skipped += [problem for problem, pixels in results if pixels is None]
                 images = [pixels for _, pixels in results if pixels is not None]
                 good = indices[[pixels is not None for _, pixels in results]]
-                yield {"image": np.array(images, np.uint8).reshape(-1, *first.shape), **select_rows(labels, good)}
+                yield {"image": np.array(images, np.uint8).reshape(-1, *shape), **select_rows(labels, good)}
         examples = f": {' '.join(skipped[:3])}" if skipped else ""
         warn_of_unread(self, {**self.unread_files(), f"unusable ones of {n_images} images": len(skipped)}, examples)
 
-    def _read_pixels(
-        self, read: ImageReader, lock: Lock, index: int, first: FirstImage | None = None
-    ) -> tuple[str, Array | None]:
-        """Name and pixels of an image; the reason and None if it is skipped."""
+    def _read_pixels(self, read: ImageReader, lock: Lock, index: int, shape: tuple[int, ...] = ()) -> tuple[str, Array | None]:
+        """Pixels of an image, of that shape; the reason and None if it is skipped."""
         try:
             with lock:
                 name, data = read(index)
             pixels = decode_image(name, data, self.form())
-            if first and pixels.shape != first.shape:
-                keys = "source.size" if pixels.shape[:2] != first.shape[:2] else "source.color_mode"
-                raise DataError(f"{name}: is {_describe(pixels.shape)}; {first.name} is {_describe(first.shape)}. Set {keys}.")
+            if shape and pixels.shape != shape:
+                key = "source.size" if pixels.shape[:2] != shape[:2] else "source.color_mode"
+                raise DataError(f"{name}: is {_describe(pixels.shape)}; the first is {_describe(shape)}. Set {key}.")
         except DataError as problem:
             if self.on_bad_image == "error":
                 raise DataError(f"{problem} Or replace or remove the image, or set source.on_bad_image = 'skip'.") from problem
             return str(problem), None
-        return name, pixels
+        return "", pixels
 
 
 def _describe(shape: tuple[int, ...]) -> str:
@@ -282,8 +272,7 @@ class ImageFileSource(EncodedImageSource):
         if path.is_dir():
             yield lambda index: (str(path / names[index]), read_image(path / names[index]))
             return
-        with open_zip(path) as archive:
-            members = zip_members(archive)
+        with open_zip(path) as (archive, members):
 
             def read(index: int) -> tuple[str, bytes]:
                 file, member = path / names[index], members[names[index]]
@@ -308,21 +297,14 @@ class ImageFolder(ConvertedImageSource, ImageFileSource):
     name: ClassVar[str] = "image_folder"
     labels: Annotated[bool, "add a column with the class label: the index of the image's folder in the sorted folders"] = False
 
-    def classes(self) -> list[str]:
-        """Name of each class; the index is its class label."""
-        return sorted(set(self._folders()))
-
-    def _folders(self) -> list[str]:
+    def label_columns(self) -> Mapping[str, Array]:
+        if not self.labels:
+            return {}
         names = self.names()
         folders = [PurePosixPath(name).parent.name for name in names]
         if "" in folders:
             raise DataError(
                 f"source.labels: {names[folders.index('')]} is not in a subfolder of {self.path}. Move it into one."
             )
-        return folders
-
-    def label_columns(self) -> Mapping[str, Array]:
-        if not self.labels:
-            return {}
-        classes, numbers = np.unique(self._folders(), return_inverse=True)
+        classes, numbers = np.unique(folders, return_inverse=True)
         return {"label": numbers.astype(np.min_scalar_type(len(classes) - 1))}

@@ -76,8 +76,8 @@ def _list_xyz(path: Path) -> tuple[Sequence[str], Mapping[str, int]]:
 def _read_arrays(path: Path) -> dict[str, Structure]:
     """The molecules of an npz file: `n_atoms` and `smiles` of each molecule, `Z` and `R` of all their atoms."""
     try:
-        with open_zip(path, "npz file") as archive:
-            if sum(member.file_size for member in archive.infolist()) > MAX_READ_BYTES:
+        with open_zip(path, "npz file") as (_, members):
+            if sum(member.file_size for member in members.values()) > MAX_READ_BYTES:
                 raise DataError(f"source.path: {path} has more than {MAX_READ_BYTES} bytes when unpacked. Divide it.")
         with np.load(path) as arrays:
             n_atoms, z, positions, smiles = (arrays[name] for name in ("n_atoms", "Z", "R", "smiles"))
