@@ -203,8 +203,8 @@ def _read_csv(source: TableSource, path: Path) -> pd.DataFrame:
     names = [name.strip() for name in first]
     numbers = _parse_numbers(pd.Series(names), source.decimal).notna()
     if source.header is None and numbers.any():
-        problem = f"the first line of {path} has the number {names[numbers.argmax()]!r}"
-        raise DataError(f"source.header: {problem}. Set it to false if the line is a row, else to true.")
+        doubt = f"the first line of {path} has the number {names[numbers.argmax()]!r}"
+        raise DataError(f"source.header: {doubt}. Set it to false if the line is a row, else to true.")
     if source.header is False:
         return pd.DataFrame([first, *rows], columns=range(1, len(first) + 1))
     return pd.DataFrame(rows, columns=names)
