@@ -197,8 +197,10 @@ def open_file(path: Path, *, allowed: bytes = NOTHING) -> Iterator[BoundedReader
                     file = BoundedReader(decompressor(file), path)
                     break
             head = file.peek(512)[:512]
-            if not re.match(allowed, head):
-                refuse_content(path, head)
+            refuse_pointer(path, head)
+            for begin, kind in REFUSED.items():
+                if re.match(begin, head) and not re.match(allowed, head):
+                    raise DataError(f"source: {path} is {kind.format(head=head[:4].hex(' '))}.")
             yield file
     except READ_ERRORS as problem:
         raise read_error(path, problem) from problem
@@ -220,14 +222,6 @@ def _open_only_member(file: BoundedReader) -> IO[bytes]:
 DECOMPRESSORS: dict[bytes, Any] = {
     rb"\x1f\x8b": gzip.open, rb"BZh[1-9]1AY&SY": bz2.open, rb"\xfd7zXZ\0": lzma.open, ZIP: _open_only_member
 }  # fmt: skip
-
-
-def refuse_content(path: Path, head: bytes) -> None:
-    """Raise DataError for a file whose content begins as files of other kinds than text or numbers do."""
-    refuse_pointer(path, head)
-    for begin, kind in REFUSED.items():
-        if re.match(begin, head):
-            raise DataError(f"source: {path} is {kind.format(head=head[:4].hex(' '))}.")
 
 
 def refuse_pointer(path: Path | str, head: bytes) -> None:
@@ -279,9 +273,7 @@ def _iter_tar(path: Path, is_wanted: Callable[[str], bool]) -> Iterator[tuple[st
                     seen.add(name)
                     yield name, member.size, cast("IO[bytes]", archive.extractfile(member)).read() if is_wanted(name) else b""
         except (tarfile.TarError, ValueError, OverflowError) as problem:
-            raise DataError(
-                f"source.path: {path} is neither a folder nor a complete tar file ({first_line(problem)})."
-            ) from problem
+            raise DataError(f"source: {path} is neither a folder nor a complete tar file ({first_line(problem)}).") from problem
 
 
 @contextmanager

@@ -93,9 +93,7 @@ def _read_summary(path: Path, subset: str) -> dict[str, tuple[str, int]]:
         folder = name.removesuffix(file)
         return {folder + entry["pickle_path"]: (smiles, int(entry["uniqueconfs"])) for smiles, entry in entries}
     except PARSE_ERRORS as problem:
-        raise DataError(
-            f"source.path: {name} in {path} is not a summary of GEOM ({problem!r}). Download it again."
-        ) from problem
+        raise DataError(f"source.path: {name} in {path} is not a summary of GEOM ({problem!r}).") from problem
 
 
 def _check_opcodes(data: bytes) -> None:

@@ -303,8 +303,6 @@ class ImageFolder(ConvertedImageSource, ImageFileSource):
         names = self.names()
         folders = [PurePosixPath(name).parent.name for name in names]
         if "" in folders:
-            raise DataError(
-                f"source.labels: {names[folders.index('')]} is not in a subfolder of {self.path}. Move it into one."
-            )
+            raise DataError(f"source.labels: {names[folders.index('')]} is not in a subfolder. Move it into one.")
         classes, numbers = np.unique(folders, return_inverse=True)
         return {"label": numbers.astype(np.min_scalar_type(len(classes) - 1))}

@@ -123,9 +123,7 @@ def _read_text(path: Path, errors: str) -> Iterator[str]:
                 yield piece
         except UnicodeDecodeError as problem:
             position = file.tell() - len(problem.object) + problem.start
-            raise DataError(
-                f"source: {path} is not UTF-8 at byte {position}. Convert it or set errors = 'replace'."
-            ) from problem
+            raise DataError(f"source: {path} is not UTF-8 at byte {position}. Convert it, or set errors.") from problem
 
 
 def _split(pieces: Iterable[str], separator: str) -> Iterator[str]:
