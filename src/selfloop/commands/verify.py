@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from collections import Counter
@@ -21,13 +20,13 @@ from selfloop.engine import steps
 from selfloop.engine.executors import Notify, count_cores, execute
 from selfloop.engine.tasks import plan_tasks, run_task
 from selfloop.errors import ChainEndedError, SpecError, StoreError
-from selfloop.formats.safetensors import flatten_columns, is_columns, to_safetensors
+from selfloop.formats.safetensors import flatten_columns
 from selfloop.rng import RandomStream
 from selfloop.spec.spec import Spec
 from selfloop.store.calls import NotStoredError, StepCall
-from selfloop.store.identity import ObjectRef, digest, step_name
+from selfloop.store.identity import ObjectRef, step_name
 from selfloop.store.interrupts import refuse_interrupted
-from selfloop.store.store import Store
+from selfloop.store.store import Store, as_result
 
 TOLERANCE = 1e-3  # between backends: of the largest absolute value of an array, and of a single value
 # A rounding difference can change a sampled token and all after it. Training amplifies it: 1e-7 in the initial parameters of
@@ -123,9 +122,7 @@ def _recompute(store: Store, call: StepCall, threads: int, backend: dict[str, st
             value = call.step(*(store.open_argument(a, Path(folder), backend, threads) for a in call.arguments))
         except ChainEndedError as end:
             return {"ended": end.status}, None
-    if is_columns(value):
-        return {"object": digest(*to_safetensors(value))}, value
-    return {"value": json.loads(json.dumps(value, allow_nan=False))}, value
+    return as_result(value)[0], value
 
 
 def _describe_backend(backend: Mapping[str, str]) -> str:

@@ -20,7 +20,6 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from functools import cache
-from hashlib import blake2b, file_digest
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -140,33 +139,17 @@ def _return_type(step: Callable[..., Any]) -> Any:
 
 def file_stat(path: str | Path) -> list[int] | None:
     """Size and modification time of a file, a cheap sign that it is unchanged; None if there is no file."""
-    try:
-        status = os.stat(path)
-    except OSError:
-        return None
-    return [status.st_size, status.st_mtime_ns] if stat.S_ISREG(status.st_mode) else None
+    return list(stamp(path)[1:3]) or None
 
 
 def stamp(path: str | Path) -> tuple[int, ...]:
-    """What differs when a file was written, even if its time of writing was set back; empty without a file."""
+    """What differs when a file was written, even if its time of writing was set back; empty if there is no file."""
     try:
         status = os.stat(path)
     except OSError:
         return ()
-    return status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
-
-
-def is_intact(path: str, content: str) -> bool:
-    """True if the file exists and has that content digest."""
-    if file_stat(path) is None:
-        return False
-    try:
-        with open(path, "rb") as file:
-            return file_digest(file, lambda: blake2b(digest_size=20)).hexdigest() == content
-    except OSError as problem:
-        if problem.errno not in UNREADABLE:
-            raise
-        return False
+    is_file = stat.S_ISREG(status.st_mode)
+    return (status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns) if is_file else ()
 
 
 def obstacle(root: Path, path: str | Path) -> Path | None:

@@ -113,7 +113,10 @@ class Store:
             with warnings.catch_warnings(record=True) as caught, refuse_interrupted(name), unchanged_inputs(self, call):
                 value = call.step(*arguments)
             seconds = time.perf_counter() - started
-            result = self._write_result(value)
+            result, chunks = as_result(value)
+            if "object" in result:
+                self.files.write_object(result["object"], *chunks)
+                self.usage.bytes += sum(map(len, chunks))
         except ChainEndedError as end:
             seconds, result = time.perf_counter() - started, {"ended": end.status}
         except OSError as problem:
@@ -130,15 +133,6 @@ class Store:
         self.files.write_record({"key": call.key, "result": result, "provenance": provenance, "warnings": messages})
         records.remove_scratch(scratch)
         return result
-
-    def _write_result(self, value: Any) -> dict[str, Any]:
-        if not is_columns(value):
-            return {"value": json.loads(json.dumps(value, allow_nan=False))}
-        chunks = to_safetensors(value)
-        name = digest(*chunks)
-        self.files.write_object(name, *chunks)
-        self.usage.bytes += sum(map(len, chunks))
-        return {"object": name}
 
     def open_argument(self, argument: Any, scratch: Path, backends: dict[str, str], threads: int | None = None) -> Any:
         """The argument as the step receives it: objects opened, contexts with a scratch folder."""
@@ -167,3 +161,11 @@ class Store:
                 f"store {self.path}: recomputing object {ref.digest} gave other bytes, as other machines or libraries may. "
                 "Run the spec again: what depends on the object is computed again, too."
             )
+
+
+def as_result(value: Any) -> tuple[dict[str, Any], list[bytes | memoryview]]:
+    """What the record of a step with that value holds, and the content of its object."""
+    if not is_columns(value):
+        return {"value": json.loads(json.dumps(value, allow_nan=False))}, []
+    chunks = to_safetensors(value)
+    return {"object": digest(*chunks)}, chunks
