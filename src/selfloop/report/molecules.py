@@ -45,10 +45,6 @@ class Molecule:
         symbols = first + sorted({*counts} - {*first})
         return "".join(f"{symbol}{'' if counts[symbol] == 1 else counts[symbol]}" for symbol in symbols)
 
-    def has_graph_of(self, other: Molecule) -> bool:
-        """True for the same atoms and bonds in the same order."""
-        return np.array_equal(self.z, other.z) and np.array_equal(self.bonds, other.bonds)
-
     def without_undefined(self) -> Molecule:
         """The molecule without the atoms that have no finite position."""
         mask = np.isfinite(self.positions).all(axis=1)
@@ -113,7 +109,9 @@ def _superimpose(molecule: Molecule, reference: Molecule | None = None) -> Molec
     if not len(molecule.z):
         return molecule
     positions = molecule.positions - molecule.positions.mean(axis=0)
-    target = reference.positions if reference is not None and molecule.has_graph_of(reference) else positions
+    target = positions
+    if reference and np.array_equal(molecule.z, reference.z) and np.array_equal(molecule.bonds, reference.bonds):
+        target = reference.positions
     left, _, right = np.linalg.svd(positions.T @ target)
     rotation = right.T if target is positions else left @ right
     if np.linalg.det(rotation) < 0:  # a mirror image is another molecule
