@@ -150,10 +150,9 @@ def _read_table(source: TableSource) -> NumberTable:
     if len(frame) < 2 or not features:
         raise DataError(f"{place}: got {len(frame)} rows and {len(features)} features; expected at least 2 and 1.")
     columns = [_to_numbers(f"{place}: column {name[:40]!r}", frame[name], source.decimal) for name in features]
-    if source.columns is None and re.fullmatch(ROW_NUMBERS, features[0]) and (np.diff(columns[0]) == 1).all():
-        raise DataError(
-            f"{place}: column {features[0]!r} numbers the rows. List the features in 'columns', with or without it."
-        )
+    for name, column in zip(features, columns, strict=True):
+        if source.columns is None and re.fullmatch(ROW_NUMBERS, name) and (np.diff(np.sort(column)) == 1).all():
+            raise DataError(f"{place}: column {name!r} numbers the rows. List the features in 'columns', with or without it.")
     if target is None:
         return NumberTable({"x": np.column_stack(columns)}, {"x": tuple(features)})
     y, note = _to_outcomes(f"{place}: target {target!r}", frame[target], source)
@@ -223,7 +222,7 @@ def _divide_lines(text: str, separator: str) -> Iterator[list[str]]:
             values.pop()
         width = width or len(values)
         if len(values) != width:
-            raise csv.Error(f"line {reader.line_num:,} is divided into {len(values)}, the first line into {width}")
+            raise csv.Error(f"line {reader.line_num:,} is divided into {len(values)} values, the first line into {width}")
         yield values
 
 
