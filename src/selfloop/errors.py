@@ -81,6 +81,7 @@ def resolve_local_or_hub(key: str, name: str | Path, revision: str | None) -> st
 
     Raises SettingError for the setting `key` if a hub name has no commit, as its content may change, or if a path has one.
     """
+    name = os.path.expanduser(name)
     if os.path.exists(name):  # False for a name that is too long for a path
         if revision is not None:
             raise SettingError(key, f"got {revision!r}; {name} is a local path, which has no revision. Remove the key.")
@@ -88,8 +89,8 @@ def resolve_local_or_hub(key: str, name: str | Path, revision: str | None) -> st
     if not re.fullmatch(r"[0-9a-f]{40}", revision or ""):
         raise SettingError(
             key,
-            f"got {revision!r}; {str(name)!r} does not exist on this machine, and a name on the hub needs its commit. "
-            "Give 40 hexadecimal digits (on its page under Files).",
+            f"got {revision!r}; there is no folder {str(name)!r}, and a name on the hub needs its commit. Correct the path, or "
+            "give 40 hexadecimal digits (on the page of the model or data under Files).",
         )
     return str(name)
 

@@ -116,13 +116,13 @@ def _setting_types(cls: type[Any]) -> dict[str, Any]:
 
 
 def check_setting(hint: Any, value: Any, name: str) -> Any:
-    """The value as its annotation types it (lists as tuples, text as paths); SettingError if it is not allowed."""
+    """The value as its annotation types it (lists as tuples, text as paths, ~ as home); SettingError if it is not allowed."""
     if isinstance(value, Settings):  # tables and components, which check themselves
         classes = [cls for cls in allowed_classes(hint) if cls is not Any and not getattr(cls, "_is_protocol", False)]
         if not classes or isinstance(value, tuple(classes)):
             return value
     elif (plain := _without_tables(hint)) is not None and (checked := _validated(plain, value)) is not MISSING:
-        return checked
+        return Path(os.path.expanduser(checked)) if isinstance(checked, Path) else checked
     raise SettingError(name, f"got {shown(value)}; expected {describe_type(hint)}.")
 
 

@@ -239,6 +239,30 @@ def test_a_file_that_cannot_be_written_is_an_error_before_the_run(spec: Path, ta
     assert not Path(".selfloop").exists()
 
 
+@pytest.mark.parametrize(
+    "outputs",
+    [("--json", "tiny.toml"), ("--json", "../{}/tiny.toml"), ("--report", "corpus/a.html"), ("--json", "x", "--report", "./x")],
+)
+def test_no_output_replaces_an_input_or_another_output(spec: Path, outputs: tuple[str, ...]) -> None:
+    Path("corpus").mkdir()
+    Path("corpus/a.txt").write_text("one\n\ntwo\n\nthree")
+    spec.write_text('n = 2\nholdout = 1\n[source]\nname = "text"\npath = "corpus"\n[family]\nname = "transformer"\n')
+    before = spec.read_text()
+    done = tiny_components.selfloop("run", spec, "-q", *(text.format(spec.parent.name) for text in outputs))
+    assert done.code == 2
+    assert "Choose another file." in done.err
+    assert spec.read_text() == before
+    assert not Path(".selfloop").exists()
+
+
+def test_a_home_folder_in_paths_is_the_user_s(spec: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(spec.parent))
+    Path("rows.csv").write_text("a,b\n1,2.5\n2,3.5\n4,4.5\n")
+    spec.write_text(KDE.replace('"moons"', '"table"\npath = "~/rows.csv"').replace("n = 10\nholdout = 5\n", ""))
+    assert parse_spec(spec.read_text(), "test").points()[0].n == 2
+    assert tiny_components.selfloop("plan", "~/tiny.toml").code == 0
+
+
 def test_a_reader_of_standard_output_that_stops_early_causes_no_error(spec: Path) -> None:
     pipe = subprocess.run(
         f"{sys.executable} -m selfloop run {spec} --json - -q --set seeds=200 | head -1",
@@ -288,4 +312,4 @@ def test_a_skipped_image_is_one_line_without_the_line_of_code(spec: Path, tmp_pa
     spec.write_text(f'{head}[source]\nname = "image_folder"\npath = "{folder}"\non_bad_image = "skip"\n{family}')
     done = subprocess.run([*SELFLOOP, "run", spec, "-q"], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert re.fullmatch(r"selfloop: source: image_folder skipped 1 of 12 images.*05\.png: .*\n", done.stderr)
+    assert re.fullmatch(r"selfloop: source: image_folder skipped unusable ones of 12 images \(1\).*05\.png: .*\n", done.stderr)

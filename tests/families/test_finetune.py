@@ -374,7 +374,7 @@ def test_more_tokens_than_the_model_has_positions_are_refused(base, fitted):
 @pytest.mark.parametrize(
     ("settings", "sentence"),
     [
-        ({"base_model": "someone/model"}, r"revision: got None; 'someone/model' does not exist on this machine"),
+        ({"base_model": "someone/model"}, r"revision: got None; there is no folder 'someone/model'"),
         ({"base_model": "someone/model", "revision": "main"}, r"revision: got 'main'"),
         ({"revision": "a" * 40}, r"revision: got .* is a local path, which has no revision"),
         ({"context": 0}, r"context: got 0"),

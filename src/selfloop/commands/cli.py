@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import sys
+from collections.abc import Mapping
 from contextlib import redirect_stdout
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -13,7 +14,7 @@ import typer
 from selfloop.commands.progress import show_activity, show_progress
 from selfloop.commands.terminal import plain_problems, show
 from selfloop.errors import SpecError, unknown_name
-from selfloop.formats.replacing import replace_file, write_text
+from selfloop.formats.replacing import check_outputs, replace_file, write_text
 
 if TYPE_CHECKING:
     from selfloop.result import Result
@@ -54,13 +55,22 @@ def _store(store: Path | None) -> Path:
 
 
 def _run(
-    name: str, set_: list[str] | None, store: Path | None, workers: int | None, quiet: bool, threads: int | None = None
+    name: str,
+    set_: list[str] | None,
+    store: Path | None,
+    workers: int | None,
+    quiet: bool,
+    threads: int | None = None,
+    outputs: Mapping[str, Path | str | None] = MappingProxyType({}),
 ) -> Result:
     with show_progress(quiet) as progress:
         from selfloop.result import run as run_spec  # inside, as imports can take seconds
+        from selfloop.store.inputs import inputs_of
 
+        spec = _spec(name, set_)
+        check_outputs(outputs, [Path(name), *(file for file in inputs_of(spec) if isinstance(file, Path))])
         notify = None if progress is None else progress.note
-        return run_spec(_spec(name, set_), store, workers=workers, threads=threads, progress=progress, notify=notify)
+        return run_spec(spec, store, workers=workers, threads=threads, progress=progress, notify=notify)
 
 
 def _write_report(results: list[Result], path: Path, quiet: bool, title: str = "", figures: Path | None = None) -> None:
@@ -84,10 +94,9 @@ def quickstart(
     """
     from selfloop.commands.console import print_summary
 
-    _check_writable("--report", report)
     results: list[Result] = []
     for preset in ("quickstart_linear", "quickstart_digits", "quickstart_text"):
-        results.append(_run(preset, None, store, workers, quiet))
+        results.append(_run(preset, None, store, workers, quiet, outputs={"--report": report}))
         print_summary(results[-1])
         _write_report(results, report, quiet, title="selfloop quickstart")  # each part is in the report once it has run
 
@@ -110,9 +119,7 @@ def run(
     from selfloop.commands.console import print_summary
     from selfloop.result import write_measurements
 
-    _check_writable("--json", json)
-    _check_writable("--report", report)
-    result = _run(spec, set_, store, workers, quiet, threads)
+    result = _run(spec, set_, store, workers, quiet, threads, outputs={"--json": json, "--report": report})
     if json == "-":
         write_measurements(result.measurements, sys.stdout.write)
     elif json:
@@ -123,17 +130,6 @@ def run(
     if report:
         with redirect_stdout(sys.stderr if json == "-" else sys.stdout):
             _write_report([result], report, quiet)
-
-
-def _check_writable(option: str, target: Path | str | None) -> None:
-    """Raise SpecError for a file that cannot be written, before the run."""
-    if target in (None, "-"):
-        return
-    path = Path(str(target)).absolute()
-    if path.is_dir():
-        raise SpecError(f"{option} {target}: is a folder. Choose another file.")
-    if not path.parent.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK):
-        raise SpecError(f"{option} {target}: cannot be written. Choose a file in an existing folder.")
 
 
 @app.command()
@@ -171,7 +167,7 @@ def predict(
     from selfloop.spec.parse import parse_override
     from selfloop.theory.moments import predict as predict_policy
 
-    _check_writable("--figure", figure)
+    check_outputs({"--figure": figure})
     if len(policy) == 1 and (policy[0].endswith(".toml") or policy[0] in presets()):
         print_laws(_spec(policy[0], set_), figure)
     else:
@@ -193,8 +189,7 @@ def report(
 
     Example: selfloop report digits.toml --output digits.html --figures figures/
     """
-    _check_writable("--output", output)
-    _write_report([_run(spec, set_, store, workers, quiet)], output, quiet, figures=figures)
+    _write_report([_run(spec, set_, store, workers, quiet, outputs={"--output": output})], output, quiet, figures=figures)
 
 
 @app.command()

@@ -5,11 +5,27 @@ from __future__ import annotations
 import os
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from selfloop.errors import SelfloopError, os_error_reason
+from selfloop.errors import SelfloopError, SpecError, os_error_reason
+
+
+def check_outputs(outputs: Mapping[str, Path | str | None], inputs: Iterable[Path] = ()) -> None:
+    """Raise SpecError before the run for files that cannot be written, or would replace an input or another output."""
+    taken = {file.resolve() for file in inputs}
+    for option, target in outputs.items():
+        if target is None or target == "-":
+            continue
+        path = Path(target).resolve()
+        if path.is_dir():
+            raise SpecError(f"{option} {target}: is a folder. Choose another file.")
+        if not path.parent.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK):
+            raise SpecError(f"{option} {target}: cannot be written. Choose a file in an existing folder.")
+        if taken & {path, *path.parents}:
+            raise SpecError(f"{option} {target}: is the spec, belongs to its data, or is written already. Choose another file.")
+        taken.add(path)
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import fields, replace
@@ -20,7 +21,7 @@ def read_spec(path: str | Path, overrides: Iterable[str] = ()) -> Spec:
     shipped = presets()
     if str(path) in shipped:
         return parse_spec(shipped[str(path)].read_text(encoding="utf-8"), str(path), overrides)
-    file = Path(path)
+    file = Path(os.path.expanduser(path))
     try:
         if file.is_dir():
             raise SpecError(f"{file}: is a folder. Give the path of a TOML file, or see `selfloop list`.")

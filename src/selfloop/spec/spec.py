@@ -157,9 +157,9 @@ def _family_and_sampler(family: Any, sampler: Any) -> tuple[Family, Sampler]:
 def _parse_init_from(init_from: Any) -> str | Path:
     if init_from in ("scratch", "previous"):
         return cast(str, init_from)
-    if not isinstance(init_from, str | Path) or not os.path.isfile(init_from):
+    if not isinstance(init_from, str | Path) or not os.path.isfile(file := os.path.expanduser(init_from)):
         raise SpecError(f"init_from: got {shown(init_from)}; expected 'scratch', 'previous', or a model's safetensors file.")
-    return Path(init_from)
+    return Path(file)
 
 
 def _parse_seeds(seeds: Any) -> tuple[int, ...]:

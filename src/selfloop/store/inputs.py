@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 @contextmanager
 def unchanged_inputs(store: Store, call: StepCall) -> Iterator[None]:
     """Raise DataError or StoreError after the block if the files that a step has just read are not those of its key."""
-    inputs = list(_inputs_of(call.arguments))
+    inputs = list(inputs_of(call.arguments))
     before = _source_stats(inputs)
     try:
         yield
@@ -38,15 +38,15 @@ def unchanged_inputs(store: Store, call: StepCall) -> Iterator[None]:
                 raise StoreError(f"store {store.path}: object {ref.digest} changed while it was read. Run again.")
 
 
-def _inputs_of(value: Any) -> Iterator[Path | ObjectRef]:
+def inputs_of(value: Any) -> Iterator[Path | ObjectRef]:
     """Every path and every reference to stored arrays in an argument and its settings."""
     if isinstance(value, Path | ObjectRef):
         yield value
     elif isinstance(value, Mapping | tuple | list):
         for item in value.values() if isinstance(value, Mapping) else value:
-            yield from _inputs_of(item)
+            yield from inputs_of(item)
     elif is_dataclass(value) and not isinstance(value, type | Context):
-        yield from _inputs_of([getattr(value, f.name) for f in fields(value) if f.metadata.get("identity", True)])
+        yield from inputs_of([getattr(value, f.name) for f in fields(value) if f.metadata.get("identity", True)])
 
 
 def _source_stats(inputs: Iterable[Path | ObjectRef]) -> dict[Path, Any]:
