@@ -10,7 +10,7 @@ import numpy as np
 
 from selfloop.columns import Columns, Params, Ragged
 from selfloop.component import Context
-from selfloop.families.finetune.family import Finetune, Lora
+from selfloop.families.finetune.family import Finetune
 from selfloop.rng import RandomStream
 from selfloop.types import RowTake, TrainingRows
 
