@@ -14,7 +14,7 @@ from selfloop.errors import SelfloopError, SpecError, os_error_reason
 
 def check_outputs(outputs: Mapping[str, Path | str | None], inputs: Iterable[Path] = ()) -> None:
     """Raise SpecError before the run for files that cannot be written, or would replace an input or another output."""
-    taken = {file.resolve() for file in inputs}
+    used_files = {file.resolve() for file in inputs}
     for option, target in outputs.items():
         if target is None or target == "-":
             continue
@@ -23,9 +23,9 @@ def check_outputs(outputs: Mapping[str, Path | str | None], inputs: Iterable[Pat
             raise SpecError(f"{option} {target}: is a folder. Choose another file.")
         if not path.parent.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK):
             raise SpecError(f"{option} {target}: cannot be written. Choose a file in an existing folder.")
-        if taken & {path, *path.parents}:
+        if used_files & {path, *path.parents}:
             raise SpecError(f"{option} {target}: is the spec, belongs to its data, or is written already. Choose another file.")
-        taken.add(path)
+        used_files.add(path)
 
 
 @contextmanager

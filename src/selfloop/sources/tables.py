@@ -190,11 +190,11 @@ def _read_csv(source: TableSource, path: Path) -> pd.DataFrame:
     except UnicodeDecodeError as problem:
         raise DataError(f"source.path: {path} is not UTF-8 at byte {problem.start:,}. Convert it.") from problem
     head, usual = text.partition("\n")[0], SEPARATORS.replace(source.decimal, "")
-    found = [separator for separator in usual if separator in head]
-    if source.separator is None and (len(found) > 1 or (not found and "," in head)):
-        marks = " or ".join(map(repr, found or ","))
+    candidates = [separator for separator in usual if separator in head]
+    if source.separator is None and (len(candidates) > 1 or (not candidates and "," in head)):
+        marks = " or ".join(map(repr, candidates or ","))
         raise DataError(f"source.path: the values of {path} may be separated by {marks}. Set 'separator' and 'decimal'.")
-    separator = source.separator or (*found, usual[0])[0]
+    separator = source.separator or (*candidates, usual[0])[0]
     try:
         first, *rows = list(_divide_lines(text, separator)) or [[]]
     except csv.Error as problem:
