@@ -165,9 +165,12 @@ def _validated(hint: Any, value: Any) -> Any:
 
 @cache
 def _adapter(hint: Any) -> Any:
-    from pydantic import ConfigDict, TypeAdapter
+    from pydantic import ConfigDict, PydanticUserError, TypeAdapter
 
-    return TypeAdapter(hint, config=ConfigDict(arbitrary_types_allowed=True, allow_inf_nan=False))
+    try:
+        return TypeAdapter(hint, config=ConfigDict(arbitrary_types_allowed=True, allow_inf_nan=False))
+    except PydanticUserError:  # a dataclass of the user, which has its own
+        return TypeAdapter(hint)
 
 
 def _plain(value: Any) -> Any:

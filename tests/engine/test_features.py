@@ -80,8 +80,8 @@ class DamagedFiles(Source):
         for first in range(0, len(readable), 7):
             yield {"x": np.array(readable[first : first + 7])}
 
-    def order(self, ctx: Context) -> Ints:
-        return ctx.stream.child("order").generator().permutation(self.rows)
+    def order(self, corpus: Columns, ctx: Context) -> Ints:
+        return ctx.stream.child("order").generator().permutation(len(corpus["x"]))
 
 
 def feature_spec(**changes: object) -> Spec:

@@ -34,12 +34,12 @@ class Tales(Source):
     def chunks(self) -> Iterator[Columns]:
         yield {"text": ragged([f"{chr(65 + i)} <i>tale</i> of {i}" for i in range(12)])}
 
-    def order(self, ctx: Context) -> Ints:
+    def order(self, corpus: Columns, ctx: Context) -> Ints:
         return ctx.stream.child("order").generator().permutation(12)
 
     def draw(self, first: int, n: int, ctx: Context) -> Columns:
         (rows,) = self.chunks()
-        return select_rows(rows, self.order(ctx)[first : first + n])
+        return select_rows(rows, self.order(rows, ctx)[first : first + n])
 
 
 @dataclass(frozen=True, kw_only=True)
