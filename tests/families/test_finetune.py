@@ -129,7 +129,7 @@ def test_adapters_continue_from_a_model_with_the_same_adapters(base, fitted):
     assert all(np.allclose(again[name], first[name], atol=1e-9) for name in weights(first))
     with pytest.raises(SpecError, match="init_from: the arrays are no adapters of this base"):
         replace(tuned, lora=Lora(rank=2, target_modules=("c_attn",))).fit(rows, CTX, first)
-    with pytest.raises(SpecError, match="init_from: array"):
+    with pytest.raises(SpecError, match="init_from: the arrays do not fit"):
         family(base()).fit(rows, CTX, first)
 
 

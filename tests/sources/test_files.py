@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from example_images import encode, read_all, write
 from example_texts import read_corpus
+from PIL import Image
 
 from selfloop.errors import DataError
 from selfloop.formats.folders import list_folder
@@ -53,6 +54,39 @@ def test_links_inside_a_cache_of_the_hub_are_read(tmp_path):
     assert read_corpus(TextSource(path=snapshot)) == ["three", "one", "two"]
     copy = write(tmp_path / "copy", {"data/a.txt": b"one\n\ntwo", "b.txt": b"three"})
     assert file_digest(snapshot) == file_digest(copy)
+
+
+def test_a_cache_of_the_hub_is_read_by_its_links_and_equal_content_stays_two_files(tmp_path):
+    cache = tmp_path / "models"
+    blobs, snapshot = write(cache / "blobs", {"ab12": solid(1)}), cache / "snapshots" / "0f3a"
+    snapshot.mkdir(parents=True)
+    for name in ("1.png", "2.png"):
+        (snapshot / name).symlink_to(blobs / "ab12")
+    for path in (cache, snapshot):
+        assert list_folder(path).repeated == ()
+        assert read_all(ImageFolder(path=path))["image"][:, 0, 0].tolist() == [1, 1]
+
+
+def test_a_file_that_links_name_again_is_read_once_and_counted(tmp_path):
+    path = write(tmp_path / "set", {"b/1.png": solid(1), "b/2.png": solid(2)})
+    elsewhere = write(tmp_path / "elsewhere", {"3.png": solid(3)})
+    before = identity(ImageFolder(path=path))
+    (path / "a").symlink_to("b")
+    (path / "b" / "0.png").symlink_to("1.png")
+    (path / "c").symlink_to(elsewhere)
+    (path / "d").symlink_to(elsewhere)
+    source = ImageFolder(path=path, labels=True)
+    with pytest.warns(UserWarning, match=r"skipped files linked twice \(5\)$"):
+        rows = read_all(source)
+    assert (rows["image"][:, 0, 0].tolist(), rows["label"].tolist()) == ([1, 2, 3], [0, 0, 1])
+    assert identity(source) != before
+
+
+def test_a_document_that_links_name_again_is_read_once_and_counted(tmp_path):
+    path = write(tmp_path / "set", {"b.txt": b"one"})
+    (path / "a.txt").symlink_to("b.txt")
+    with pytest.warns(UserWarning, match=r"skipped files linked twice \(1\)$"):
+        assert read_corpus(TextSource(path=path)) == ["one"]
 
 
 def test_links_that_lead_nowhere_or_around_are_errors(tmp_path):
@@ -102,6 +136,30 @@ def test_images_of_other_formats_are_errors_and_not_lost(tmp_path, name):
     path = write(tmp_path / "set", {"1.png": solid(1), name: solid(2, name.rpartition(".")[2].upper())})
     with pytest.raises(DataError, match=rf"{name}: is not a PNG or JPEG image"):
         read_all(ImageFolder(path=path))
+
+
+def test_an_animated_png_is_no_image(tmp_path):
+    frames = [Image.fromarray(np.full((4, 4), value, np.uint8)) for value in (1, 2, 3)]
+    path = write(tmp_path / "set", {"1.png": solid(1)})
+    frames[0].save(path / "2.png", save_all=True, append_images=frames[1:])
+    with pytest.raises(DataError, match=r"2\.png: is an animation of 3 images; expected one image"):
+        read_all(ImageFolder(path=path))
+    with pytest.warns(UserWarning, match=r"unusable ones of 2 images \(1\)"):
+        assert len(read_all(ImageFolder(path=path, on_bad_image="skip"))["image"]) == 1
+
+
+@pytest.mark.parametrize("on_bad_image", ["error", "skip"])
+def test_a_pointer_among_images_has_one_remedy(tmp_path, on_bad_image):
+    path = write(tmp_path / "set", {"1.png": solid(1), "2.png": POINTER})
+    with pytest.raises(DataError, match=r"2\.png: is a Git LFS pointer: its data were not downloaded\. Run: git lfs pull$"):
+        read_all(ImageFolder(path=path, on_bad_image=on_bad_image))
+
+
+def test_empty_files_of_images_are_called_so(tmp_path):
+    with pytest.raises(DataError, match=r"1\.png: is not a PNG or JPEG image \(it is empty\)"):
+        read_all(ImageFolder(path=write(tmp_path / "set", {"1.png": b""})))
+    with pytest.raises(DataError, match=r"set\.zip has no images\. Check the path\.$"):
+        read_all(ImageFolder(path=write(tmp_path / "set.zip", {})))
 
 
 def test_names_with_backslashes_in_a_zip_file_are_folders(tmp_path):
@@ -228,7 +286,7 @@ def test_a_damaged_file_is_read_or_is_an_error_in_one_sentence(tmp_path, name):
 
 def test_hidden_members_of_a_tar_file_are_counted_and_not_read(tmp_path):
     (tmp_path / "a.tar").write_bytes(make_tar([("./a.xyz", b"1"), ("./._a.xyz", b"2"), ("__MACOSX/a.xyz", b"3")]))
-    assert list_files_in(tmp_path / "a.tar") == ({"a.xyz": 1}, 2)
+    assert list_files_in(tmp_path / "a.tar") == ({"a.xyz": 1}, 2, ())
     assert list(read_files(tmp_path / "a.tar", lambda name: True)) == [("a.xyz", b"1")]
 
 

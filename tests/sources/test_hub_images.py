@@ -128,7 +128,7 @@ def test_errors_name_missing_columns_splits_and_labels(tmp_path, images, setting
 
 
 def test_a_name_on_the_hub_needs_its_commit_and_a_folder_has_none(tmp_path):
-    with pytest.raises(SpecError, match=r"^revision: got None; 'someone/faces' does not exist"):
+    with pytest.raises(SpecError, match=r"^revision: got None; there is no folder 'someone/faces'"):
         HubImages(path="someone/faces")
     with pytest.raises(SpecError, match=r"^revision: got .* is a local path, which has no revision"):
         HubImages(path=tmp_path, revision="a" * 40)

@@ -22,6 +22,7 @@ from safetensors import SafetensorError, safe_open
 
 from selfloop.columns import Array, Column, Columns, Ints, Ragged, count_rows, select_rows
 from selfloop.errors import DataError, first_line
+from selfloop.formats.folders import refuse_pointer
 
 # Names of types in a file. The safetensors library orders arrays by type, as below, and then by name.
 _DTYPES = {"U64": "<u8", "I64": "<i8", "F64": "<f8", "F32": "<f4", "U32": "<u4", "I32": "<i4", "F16": "<f2", "U16": "<u2",
@@ -89,6 +90,7 @@ def read_safetensors(path: str | Path) -> dict[str, Column]:
         with safe_open(path, framework="np") as checked:
             slices = {name: checked.get_slice(name) for name in checked.offset_keys()}
     except SafetensorError as problem:
+        refuse_pointer(f"{path}:", Path(path))
         raise DataError(
             f"{path}: is not a complete safetensors file ({first_line(problem)}). Write it or download it again."
         ) from problem

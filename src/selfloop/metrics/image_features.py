@@ -15,6 +15,7 @@ from annotated_types import Ge
 from selfloop.columns import Array, Columns, Floats, Params, Ragged
 from selfloop.component import Context, FeatureExtractor, SampleMetric
 from selfloop.errors import DataError, SettingError, first_line, missing_extra
+from selfloop.formats.folders import POINTER_PROBLEM, is_pointer
 from selfloop.metrics.vector_distances import fit_clusters
 
 if TYPE_CHECKING:
@@ -129,6 +130,8 @@ def open_session(path: Path | None, threads: int = 1) -> Any:
         raise missing_extra("metrics.features.kind: 'onnx'", "onnxruntime")
     if path is None or not path.is_file():
         raise SettingError("path", f"got {path}; expected an ONNX file. Name an existing file.")
+    if is_pointer(path):
+        raise SettingError("path", f"{path} {POINTER_PROBLEM}")
     import onnxruntime
 
     options = onnxruntime.SessionOptions()

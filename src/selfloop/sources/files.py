@@ -23,7 +23,7 @@ from zipfile import BadZipFile, ZipFile, ZipInfo
 from selfloop.columns import Columns, Ints, concat_rows, count_rows, select_rows
 from selfloop.component import Context, Source
 from selfloop.errors import DataError, first_line, os_error_reason
-from selfloop.formats.folders import Listing, is_hidden, list_folder
+from selfloop.formats.folders import Listing, is_hidden, list_folder, refuse_pointer
 
 CHUNK_BYTES = 1 << 23  # of the rows in one chunk of a corpus
 MAX_READ_BYTES = 1 << 30  # read at once: a damaged or hostile file may announce any number
@@ -44,7 +44,6 @@ REFUSED = {
     rb"\x1f\x8b|BZh[1-9]1AY&SY|\xfd7zXZ\0|" + ZIP: "compressed twice. Decompress it",
 }  # fmt: skip
 ENCRYPTED_FLAG = 0x1  # of a member of a ZIP file
-HIDDEN_FILES = "hidden files or folders"
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -69,9 +68,9 @@ class FileSource(Source):
         return tuple(map(file_stamp, self.files()))
 
     def unread_files(self) -> Mapping[str, int]:
-        """Number of files that the source does not read, by reason: hidden files, unless the source has no local folder."""
+        """Number of files that the source does not read, by reason; none if the source has no local folder."""
         path = getattr(self, "path", None)
-        return {HIDDEN_FILES: list_folder(path).n_hidden} if isinstance(path, Path) and path.is_dir() else {}
+        return count_unlisted(list_folder(path)) if isinstance(path, Path) and path.is_dir() else {}
 
     def order(self, corpus: Columns, ctx: Context) -> Ints:
         """This seed's permutation of the rows, without the number of rows that the corpus lacks as unusable."""
@@ -93,6 +92,11 @@ def check_range(source: Source, first: int, n: int, n_rows: int) -> None:
             f"source: got rows {first} to {first + n - 1} of {source.title()}; it has {n_rows} that can be used. Set n so that "
             f"the holdout and all batches of real rows have at most {n_rows} rows together."
         )
+
+
+def count_unlisted(files: Listing) -> dict[str, int]:
+    """Number of files that are not in a listing, by reason."""
+    return {"hidden files or folders": files.n_hidden, "files linked twice": len(files.repeated)}
 
 
 def describe_counts(counts: Mapping[str, int]) -> str:
@@ -197,7 +201,7 @@ def open_file(path: Path, *, allowed: bytes = NOTHING) -> Iterator[BoundedReader
                     file = BoundedReader(decompressor(file), path)
                     break
             head = file.peek(512)[:512]
-            refuse_pointer(path, head)
+            refuse_pointer(f"source: {path}", head)
             for begin, kind in REFUSED.items():
                 if re.match(begin, head) and not re.match(allowed, head):
                     raise DataError(f"source: {path} is {kind.format(head=head[:4].hex(' '))}.")
@@ -222,12 +226,6 @@ def _open_only_member(file: BoundedReader) -> IO[bytes]:
 DECOMPRESSORS: dict[bytes, Any] = {
     rb"\x1f\x8b": gzip.open, rb"BZh[1-9]1AY&SY": bz2.open, rb"\xfd7zXZ\0": lzma.open, ZIP: _open_only_member
 }  # fmt: skip
-
-
-def refuse_pointer(path: Path | str, head: bytes) -> None:
-    """Raise DataError for a file that begins as a pointer of Git LFS does, which stands for data."""
-    if head.startswith(b"version https://git-lfs"):
-        raise DataError(f"source: {path} is a Git LFS pointer: its data were not downloaded. Run: git lfs pull")
 
 
 def list_files_in(path: Path) -> Listing:

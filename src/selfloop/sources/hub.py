@@ -13,8 +13,8 @@ import numpy as np
 
 from selfloop.columns import Array
 from selfloop.errors import DataError, first_line, missing_extra, resolve_local_or_hub, unknown_name
-from selfloop.formats.folders import list_folder
-from selfloop.sources.files import HIDDEN_FILES, FileSource, cached_until_change, open_file, refuse_pointer
+from selfloop.formats.folders import list_folder, refuse_pointer
+from selfloop.sources.files import FileSource, cached_until_change, count_unlisted, open_file
 from selfloop.sources.images import ConvertedImageSource, ImageReader, read_image
 from selfloop.sources.text_files import DocumentSource, Template, fill_template, template_fields
 
@@ -61,7 +61,7 @@ class HubSource(FileSource):
         folder, files = self.path.resolve(), list_folder(self.path)
         used = set(_data_files(_open_builder(self)))
         unused = [name for name in files.sizes if name.endswith(DATA_SUFFIXES) and f"{folder}/{name}" not in used]
-        return {f"data files that are in no split ({', '.join(unused[:3])})": len(unused), HIDDEN_FILES: files.n_hidden}
+        return {f"data files that are in no split ({', '.join(unused[:3])})": len(unused), **count_unlisted(files)}
 
     def file_check(self) -> Callable[[str], bool]:
         """A function that is true for a visible file of the folder, or for a file of the commit on the hub."""
@@ -92,10 +92,10 @@ def _open_builder(source: HubSource) -> Any:
     is_contained = source.file_check()
     for file in _data_files(builder):
         if not is_contained(file):
-            raise DataError(f"source.path: {source.path} lists {file}, which is hidden or outside of it.")
+            raise DataError(f"source.path: {source.path} lists {file}, which is hidden or outside of it, or linked twice.")
         if cache and module != "imagefolder":
             with open(file, "rb") as content:
-                refuse_pointer(file, content.read(64))
+                refuse_pointer(f"source: {file}", content.read(64))
     return builder
 
 

@@ -22,17 +22,16 @@ from annotated_types import Interval
 
 from selfloop.columns import Array, Columns, ColumnType, count_rows, select_rows
 from selfloop.errors import DataError, first_line, os_error_reason
-from selfloop.formats.folders import Listing, list_folder
+from selfloop.formats.folders import Listing, PointerError, list_folder, refuse_pointer
 from selfloop.sources.files import (
     CHUNK_BYTES,
-    HIDDEN_FILES,
     PARSE_ERRORS,
     FileSource,
     cached_until_change,
+    count_unlisted,
     describe_counts,
     list_zip,
     open_zip,
-    refuse_pointer,
     warn_of_unread,
 )  # fmt: skip
 
@@ -109,12 +108,15 @@ def decode_image(name: str, data: bytes, form: ImageForm) -> Array:
     formats = {b"\x89PNG": PngImageFile, b"\xff\xd8\xff": JpegImageFile}
     image_format = next((image_format for begin, image_format in formats.items() if data.startswith(begin)), None)
     if image_format is None:
-        refuse_pointer(name, data)
-        raise DataError(f"{name}: is not a PNG or JPEG image (it begins with {data[:4].hex(' ') or 'nothing'}).")
+        refuse_pointer(f"{name}:", data)
+        begin = f"begins with {data[:4].hex(' ')}" if data else "is empty"
+        raise DataError(f"{name}: is not a PNG or JPEG image (it {begin}).")
     try:
         image: Any = image_format(BytesIO(data))
         if math.prod(image.size) > MAX_PIXELS:
             raise DataError(f"{name}: has {image.width} x {image.height} pixels; expected at most {MAX_PIXELS} in total.")
+        if (n := getattr(image, "n_frames", 1)) > 1:
+            raise DataError(f"{name}: is an animation of {n} images; expected one image.")
         if image.mode not in PIXEL_MODES:
             raise DataError(f"{name}: has pixel mode {image.mode}; expected an 8-bit grayscale or RGB image.")
         return form.decode(image)
@@ -185,6 +187,8 @@ class EncodedImageSource(FileSource):
             if shape and pixels.shape != shape:
                 key = "source.size" if pixels.shape[:2] != shape[:2] else "source.color_mode"
                 raise DataError(f"{name}: is {_describe(pixels.shape)}; the first is {_describe(shape)}. Set {key}.")
+        except PointerError:
+            raise
         except DataError as problem:
             if self.on_bad_image == "error":
                 raise DataError(f"{problem} Or replace or remove the image, or set source.on_bad_image = 'skip'.") from problem
@@ -219,7 +223,7 @@ class ImageListing(NamedTuple):
     @classmethod
     def of(cls, files: Listing) -> ImageListing:
         """The listing of files."""
-        images, unread = list[str](), Counter[str]({HIDDEN_FILES: files.n_hidden})
+        images, unread = list[str](), Counter[str](count_unlisted(files))
         for name in files.sizes:
             if name.lower().endswith(IMAGE_SUFFIXES):
                 images.append(name)
@@ -238,8 +242,8 @@ def list_images(path: Path) -> ImageListing:
     listing = ImageListing.of(list_folder(path)) if path.is_dir() else _list_zip_images(path)
     if not listing.images:
         advice = "Unpack its archives and give the folder" if "files ending in .zip" in listing.unread else "Check the path"
-        others = describe_counts(listing.unread) or "nothing else"
-        raise DataError(f"source.path: {path} has no images; it has {others}. {advice}.")
+        others = f"; it has {counts}" if (counts := describe_counts(listing.unread)) else ""
+        raise DataError(f"source.path: {path} has no images{others}. {advice}.")
     return listing
 
 

@@ -13,10 +13,10 @@ from selfloop.columns import Array, Floats, Ints
 from selfloop.errors import DataError, first_line
 from selfloop.formats.molecules import add_conformers
 from selfloop.sources.files import (
-    HIDDEN_FILES,
     MAX_READ_BYTES,
     PARSE_ERRORS,
     cached_until_change,
+    count_unlisted,
     list_files_in,
     open_zip,
     read_files,
@@ -69,7 +69,7 @@ def _list_xyz(path: Path) -> tuple[Sequence[str], Mapping[str, int]]:
     """Names of the molecules' files, and the number of other files by reason."""
     files = list_files_in(path)
     names = [name for name in files.sizes if name.lower().endswith(".xyz")]
-    return names, {"files that do not end in .xyz": len(files.sizes) - len(names), HIDDEN_FILES: files.n_hidden}
+    return names, {"files that do not end in .xyz": len(files.sizes) - len(names), **count_unlisted(files)}
 
 
 @cached_until_change(maxsize=1)

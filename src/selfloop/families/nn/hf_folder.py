@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -21,6 +21,7 @@ from safetensors import SafetensorError, safe_open
 
 from selfloop.columns import Array, Params
 from selfloop.errors import DataError, SettingError, first_line
+from selfloop.formats.folders import POINTER_PROBLEM, is_pointer, refuse_pointer
 from selfloop.formats.safetensors import flatten_columns, read_safetensors
 
 if TYPE_CHECKING:
@@ -61,6 +62,8 @@ class HfFolder:
 
     def check(self) -> Mapping[str, Any]:
         """Settings of the network in config.json, after checks that load no library of networks and read no arrays."""
+        if pointers := [file for pattern in FILES for file in self.path.glob(pattern) if is_pointer(file)]:
+            raise SettingError(self.key, f"{pointers[0]} {POINTER_PROBLEM}")
         config = self._read("config.json")
         if (self.path / "adapter_config.json").exists():
             self.refuse("holds adapters of another model (adapter_config.json), which would be left out; merge them first")
@@ -92,7 +95,7 @@ class HfFolder:
             except (OSError, DataError) as problem:
                 self.refuse(f"has weights that cannot be read ({first_line(problem)})", problem)
         if wrong := sorted(name for name, array in arrays.items() if not np.isfinite(array).all()):
-            self.refuse(f"has values that are not finite numbers in {wrong[0]!r} and {len(wrong) - 1} other arrays")
+            self.refuse(f"has values that are not finite numbers in {_listed(map(repr, wrong))}")
         return arrays
 
     def _weight_files(self) -> list[Path]:
@@ -120,7 +123,7 @@ class HfFolder:
         except Exception as problem:
             self.refuse(f"has no network of {mapping} ({first_line(problem)})", problem)
         if wrong:
-            self.refuse(f"has weights that do not fit its config.json: {wrong[0]!r} and {len(wrong) - 1} others")
+            self.refuse(f"has weights that do not fit its config.json: {_listed(wrong)}")
         return model.eval()
 
     def tokenizer(self) -> tuple[Tokenizer, int | None, int | None]:
@@ -181,6 +184,12 @@ class HfFolder:
         return table
 
 
+def _listed(arrays: Iterable[str]) -> str:
+    """The first array, and the number of others if there are some."""
+    first, *others = arrays
+    return f"{first} and {len(others)} more" if others else first
+
+
 def _content(token: Any) -> str:
     """The text of a special token, which may be a table; empty if there is none."""
     text = token.get("content") if isinstance(token, dict) else token
@@ -193,6 +202,7 @@ def open_tokenizer(path: Path, key: str = "family.tokenizer") -> Tokenizer:
 
     folder, file = path, path / "tokenizer.json" if path.is_dir() else path
     advice = "Give a tokenizer.json, or a folder with one or with vocab.json and merges.txt"
+    refuse_pointer(f"{key}: {file}", file)
     with library_errors(f"{key}: {path} cannot be read", advice):
         if file.is_file():
             _check_operations(text := file.read_text(encoding="utf-8"))
@@ -239,7 +249,7 @@ def count_parameters(config: Any, mapping: str = CAUSAL) -> int:
 
 
 def load_hf_model(config: Any, params: Params, mapping: str = CAUSAL) -> tuple[Any, list[str]]:
-    """transformers' network of a configuration with the arrays of `params`, in float32, and all arrays that do not fit it.
+    """transformers' network of a configuration with the arrays of `params`, in float32, and what does not fit it.
 
     A network of features needs no heads: those of the files, and its own pooler, are left out.
     """
@@ -257,7 +267,9 @@ def load_hf_model(config: Any, params: Params, mapping: str = CAUSAL) -> tuple[A
         body = {name for name, _ in model.named_children()}
         missing = [name for name in missing if not name.startswith("pooler.")]
         unexpected = [name for name in unexpected if name.removeprefix(f"{model.base_model_prefix}.").split(".")[0] in body]
-    return model, sorted({*missing, *unexpected, *(name for name, *_ in mismatched)})
+    wrong = [f"{name!r} is missing" for name in sorted(missing)]
+    wrong += [f"{name!r} has shape {tuple(got)}, expected {tuple(expected)}" for name, got, expected in sorted(mismatched)]
+    return model, wrong + [f"{name!r} is unexpected" for name in sorted(unexpected)]
 
 
 @contextmanager

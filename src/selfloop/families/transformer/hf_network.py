@@ -68,7 +68,7 @@ def build_hf_model(config: Any, params: Params) -> Any:
     model, wrong = load_hf_model(config, {name: array for name, array in params.items() if not name.startswith(NON_WEIGHTS)})
     if wrong:
         raise SpecError(
-            f"init_from: array {wrong[0]!r} does not fit this network. Start from a model of the same family and settings."
+            f"init_from: the arrays do not fit this network: {wrong[0]}. Start from a model of the same family and settings."
         )
     return model
 
