@@ -118,7 +118,13 @@ def os_error_reason(problem: OSError) -> str:
 
 
 def first_line(problem: BaseException) -> str:
-    """The first line of a library's message, at most 200 characters, to be quoted in a sentence."""
+    """The first line of a library's message, at most 200 characters, to be quoted in a sentence; Python's in plain words."""
+    if isinstance(problem, RecursionError):
+        return "it is nested too deeply"
+    if isinstance(problem, UnicodeError):
+        return "it has text that is not UTF-8"
+    if "set_int_max_str_digits" in str(problem):
+        return "it has a number of too many digits"
     return (str(problem).strip() or type(problem).__name__).split("\n")[0].rstrip(".")[:200]
 
 

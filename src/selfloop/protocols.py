@@ -90,7 +90,7 @@ class SupportsLogProb(Protocol):
 
 @runtime_checkable
 class SupportsTokenLogProb(Protocol):
-    """Log probability of every token given the preceding tokens of its row, in nats.
+    """A family with log p of every token given the preceding tokens of its row, in nats.
 
     `rows["tokens"]` is ragged (rows, tokens); the result has the same offsets. Prompt tokens and end tokens are included.
     """

@@ -14,7 +14,7 @@ import torch
 from scipy.stats import chisquare
 
 from selfloop.component import Context
-from selfloop.errors import ChainEndedError, DataError, MissingExtraError, SpecError
+from selfloop.errors import ChainEndedError, DataError, MissingExtraError, SettingError, SpecError
 from selfloop.families.finetune import hf_model
 from selfloop.families.finetune.family import Finetune, Lora, base_folder
 from selfloop.families.nn.settings import TrainingSettings
@@ -24,6 +24,7 @@ from selfloop.families.transformer.text_sampler import TextSampler, read_prompts
 from selfloop.plugins import component_class, component_names
 from selfloop.protocols import SupportsExport, SupportsTokenLogProb, UsesEncoder
 from selfloop.rng import RandomStream
+from selfloop.sources.text_files import TextSource
 from selfloop.spec.components import make_settings
 from selfloop.store.identity import identity
 from selfloop.types import RowTake, TrainingRows
@@ -201,6 +202,14 @@ def test_a_fit_without_training_tokens_ends_its_chain(base):
     tuned = family(base(), response_template="no such text")
     with pytest.raises(ChainEndedError, match="no_training_tokens"):
         tuned.fit(training_rows(tuned), CTX, None)
+
+
+def test_a_response_template_that_no_document_has_is_refused_before_training(base, tmp_path):
+    (tmp_path / "a.txt").write_text("user: x\nASSISTANT: y\n\nuser: z")
+    source = TextSource(path=tmp_path / "a.txt")
+    family(base(), response_template="assistant:").check(source, TextSampler())
+    with pytest.raises(SettingError, match=r"^family\.response_template: got 'zzz', which is in no document of the source"):
+        family(base(), response_template="zzz").check(source, TextSampler())
 
 
 def test_micro_batches_give_the_same_model_as_whole_minibatches(base, monkeypatch):

@@ -104,6 +104,7 @@ def test_numeric_columns_of_a_compressed_file_with_words_are_used() -> None:
         ("a,b\n1,9007199254740993\n3,4\n", {}, "column 'b' has '9007199254740993' in row 1"),
         ("a,b\n1,99999999999999999999\n3,4.5\n", {}, "column 'b' has '99999999999999999999' in row 1"),
         ('a,b\n1,"1,234"\n3,4\n', {}, "column 'b' has '1,234' in row 1; .* set 'decimal' or 'separator'"),
+        ("sep=;\r\na;b\r\n1;2\r\n", {"target": "b"}, "is Excel's 'sep=;'. Remove it, and set separator = ';'"),
         ("a;b\n1,5;2\n3,5;4\n", {}, "column 'a' has '1,5' in row 1; .* set 'decimal'"),
         ("a;b\n1.234,5;2\n3,5;4\n", {"decimal": ","}, "column 'a' has '1.234,5' in row 1"),
         ("a;b\n1.234;2\n3,5;4\n", {"decimal": ","}, "column 'a' has '1.234' in row 1"),

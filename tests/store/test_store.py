@@ -512,6 +512,22 @@ def test_a_store_of_another_format_is_refused_with_one_sentence(tmp_path: Path) 
     assert sorted(path.name for path in old.iterdir()) == [".selfloop", "records"]
 
 
+@pytest.mark.parametrize("content", ["", "\0\0", "two\n", "-2\n"])
+def test_a_damaged_format_file_loses_no_results(content: str, tmp_path: Path) -> None:
+    rows, marker = rows_of(tmp_path / "store"), tmp_path / "store" / "FORMAT"
+    good = marker.read_text()
+    marker.write_text(content)
+    Store(tmp_path / "store", read_only=True)
+    assert rows_of(tmp_path / "store") == rows
+    assert marker.read_text() == content  # a finished run is only read
+    rows_of(tmp_path / "store", generations=5)
+    assert marker.read_text() == good
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "FORMAT").write_text(content)
+    with pytest.raises(StoreError, match=r"its file FORMAT is damaged, and .*\. Choose another folder\.$"):
+        Store(tmp_path / "other")
+
+
 @stored_step("draw_on", version=1)
 def draw_on(ctx: Context) -> Columns:
     """A number that a backend makes."""

@@ -189,6 +189,8 @@ def _read_csv(source: TableSource, path: Path) -> pd.DataFrame:
         text = content.decode("utf-8-sig").strip("\r\n")
     except UnicodeDecodeError as problem:
         raise DataError(f"source.path: {path} is not UTF-8 at byte {problem.start:,}. Convert it.") from problem
+    if re.match(r"(?i)sep=.\r?\n", text):
+        raise DataError(f"source.path: line 1 of {path} is Excel's {text[:5]!r}. Remove it, and set separator = {text[4]!r}.")
     head, usual = text.partition("\n")[0], SEPARATORS.replace(source.decimal, "")
     candidates = [separator for separator in usual if separator in head]
     if source.separator is None and (len(candidates) > 1 or (not candidates and "," in head)):

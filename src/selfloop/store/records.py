@@ -39,22 +39,35 @@ def create_folders(path: Path) -> None:
     for name in ("objects", "records", "scratch"):
         if not os.path.lexists(path / name):
             (path / name).mkdir(parents=True, exist_ok=True)
+    if (marker := path / "FORMAT").is_file() and not _read_format(marker).isdecimal():
+        marker.unlink(missing_ok=True)
     write_new(f"{path}/FORMAT", f"{FORMAT}\nA store of selfloop. Delete the whole folder, or use `selfloop gc`.\n".encode())
 
 
+def _read_format(marker: Path) -> str:
+    return marker.read_text(encoding="utf-8", errors="replace").split("\n")[0].strip()[:20]
+
+
 def check_format(path: Path) -> bool:
-    """True if the folder is a store, False if it is none or does not exist; StoreError if it is one of another format."""
+    """True if the folder is a store, False if it is none or does not exist; StoreError if it is one of another format.
+
+    If the file FORMAT is damaged, the records show the format.
+    """
     try:
         os.scandir(path).close()
     except FileNotFoundError:
         return False
     marker = path / "FORMAT"
     if marker.is_file():
-        number = marker.read_text(encoding="utf-8", errors="replace").split("\n")[0][:20]
+        number = _read_format(marker)
     elif (path / ".selfloop").is_file():  # the marker of version 0.1
         number = "1"
     else:
         return False
+    if not number.isdecimal():
+        if any(read_record(file, file.stem) for file in path.glob("records/*/*.json")):
+            return True
+        raise StoreError(f"store {path}: its file FORMAT is damaged, and it has no readable records. Choose another folder.")
     if number != str(FORMAT):
         raise StoreError(
             f"store {path}: has format {number}; this version of selfloop uses format {FORMAT}. Choose another "

@@ -15,7 +15,7 @@ from unicodedata import normalize
 import numpy as np
 
 from selfloop.columns import Columns, Ints, Params, Ragged
-from selfloop.component import Context, Encoder, Sampler
+from selfloop.component import Context, Encoder, Sampler, Source
 from selfloop.errors import DataError, SettingError, missing_extra, resolve_local_or_hub
 from selfloop.families.nn.hf_folder import HfFolder
 from selfloop.families.nn.settings import Count, NetworkFamily, TrainingSettings
@@ -23,6 +23,7 @@ from selfloop.families.transformer.family import Transformer
 from selfloop.families.transformer.packing import row_lengths
 from selfloop.families.transformer.text_sampler import TextSampler, read_prompts
 from selfloop.families.transformer.tokenizer import decode_tokens, encode_texts, tokenizer_arrays
+from selfloop.protocols import CorpusSource
 from selfloop.settings import PositiveFloat, Settings
 from selfloop.types import TrainingRows
 
@@ -124,6 +125,17 @@ class Finetune(NetworkFamily):
         if self.lora is not None and find_spec("peft") is None:
             raise missing_extra("family.lora", "peft")
 
+    def check(self, source: Source, sampler: Sampler) -> None:
+        wanted = _plain(self.response_template)
+        chunks = cast(CorpusSource, source).chunks() if wanted else ()
+        if wanted and not any(
+            wanted in _plain(text.decode()) for rows in chunks for text in cast(Ragged, rows["text"]).to_bytes()
+        ):
+            problem = (
+                f"got {self.response_template!r}, which is in no document of the source; no token would count. Correct it."
+            )
+            raise SettingError("family.response_template", problem)
+
     def encoder(self) -> PretrainedTokenizer:
         """The tokenizer of the base model."""
         return PretrainedTokenizer(base_model=self.base_model, revision=self.revision)
@@ -211,6 +223,11 @@ class Finetune(NetworkFamily):
 def base_folder(base_model: str | Path, revision: str | None) -> HfFolder:
     """The files of a base."""
     return HfFolder("family.base_model", base_model, revision)
+
+
+def _plain(text: str) -> str:
+    """The text without what a tokenizer may change."""
+    return " ".join(normalize("NFKC", text).casefold().split())
 
 
 def _check_positions(key: str, n_tokens: int, positions: Any) -> None:
