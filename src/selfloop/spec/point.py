@@ -144,8 +144,8 @@ def _check_abilities(spec: Spec) -> None:
             if not isinstance(family, protocol):
                 ability = (protocol.__doc__ or "").replace(":", "\n").split("\n")[0].rstrip(".")
                 raise SpecError(
-                    f"metrics: {metric.name!r} needs {ability[:1].lower()}{ability[1:]}; {family.name} is none. Drop the metric "
-                    "or choose another family."
+                    f"metrics: {metric.name!r} needs {ability[:1].lower()}{ability[1:]}; {family.name} is none. Drop the "
+                    "metric or choose another family."
                 )
         if metric.uses_holdout and not spec.holdout:
             advice = "Set it above 0." if source.n_holdout() is None else f"Change the split of source {source.title()}."
