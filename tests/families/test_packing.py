@@ -115,6 +115,18 @@ def test_a_long_stream_is_in_a_temporary_file_with_the_same_tokens(tmp_path, mon
     assert not list((tmp_path / "scratch").iterdir())  # the file has no name
 
 
+def test_a_full_disk_is_an_error_before_the_stream_is_written(tmp_path, monkeypatch):
+    resource = pytest.importorskip("resource")
+    monkeypatch.setattr(packing, "MAX_MEMORY_BYTES", 1 << 10)
+    rows, before = ragged([[*[5] * 4000, END]]), resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2000, before[1]))
+    try:
+        with pytest.raises(OSError, match=r"File too large"):
+            stream_of(rows, scratch=tmp_path / "scratch")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
 @pytest.mark.parametrize("dtype", [np.uint16, np.uint32])
 def test_tokens_keep_their_type(dtype):
     rows = ragged([[5, END]])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import tempfile
 from dataclasses import dataclass
 from itertools import pairwise
@@ -97,4 +98,6 @@ def _allocate(size: int, dtype: np.dtype[np.generic], scratch: Path | None) -> A
         return np.empty(size, dtype)
     scratch.mkdir(parents=True, exist_ok=True)
     file: IO[bytes] = tempfile.TemporaryFile(dir=scratch)  # noqa: SIM115  # the memory map needs it
+    if hasattr(os, "posix_fallocate"):  # a disk that is full ends in an error here, and not in a signal when pages are written
+        os.posix_fallocate(file.fileno(), 0, size * dtype.itemsize)
     return np.memmap(file, dtype, mode="w+", shape=(size,))
