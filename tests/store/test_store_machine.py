@@ -18,7 +18,7 @@ def test_a_store_gives_the_same_rows_whatever_happens_to_it() -> None:
 
 @pytest.mark.slow
 def test_a_store_gives_the_same_rows_whatever_happens_to_it_in_many_orders() -> None:
-    check_store(SPEC, examples=40, actions=15)
+    check_store(SPEC, examples=10, actions=12)
 
 
 class Machine(StoreMachine):
