@@ -434,3 +434,13 @@ def test_an_error_of_the_system_names_the_place_and_the_remedy(
 ) -> None:
     with pytest.raises(SelfloopError, match=sentence):
         Store(tmp_path).call(raise_error, *problem, CTX)
+
+
+def test_a_pipe_in_the_place_of_a_run_s_file_is_set_aside(tmp_path: Path) -> None:
+    list(iter_measurements(tiny_spec(), tmp_path))
+    (file,) = (tmp_path / "runs").glob("*.json")
+    file.unlink()
+    os.mkfifo(file)
+    with pytest.warns(UserWarning, match="set aside"):
+        list(iter_measurements(tiny_spec(), tmp_path))
+    assert file.is_file()

@@ -51,6 +51,8 @@ def note_run(store: Path, title: str, spec: str) -> Iterator[set[str]]:
         before = _read(file)
         body = {"title": title, "spec": spec, "keys": sorted(keys | (before.keys if before else set()))}
         with suppress(OSError, SelfloopError):
+            if os.path.lexists(file) and file_stat(file) is None:  # writing to a pipe would wait for a reader
+                StoreFolder(store).set_aside(str(file))
             file.parent.mkdir(exist_ok=True)
             write_text(file, json.dumps(body))
 
