@@ -25,6 +25,18 @@ from selfloop.snapshots import Snapshot
 from selfloop.spec.spec import Spec
 from selfloop.types import TrainingRows
 
+KDE = """
+n = 10
+holdout = 5
+generations = 2
+seeds = 2
+policies = ["replace", "accumulate"]
+[source]
+name = "moons"
+[family]
+name = "kde"
+"""  # a spec of an ensemble, which runs in a moment
+
 
 @dataclass(frozen=True, kw_only=True)
 class Ticks(Source):

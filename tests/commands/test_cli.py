@@ -23,17 +23,6 @@ from selfloop.store.records import with_checksum
 
 COMMANDS = tuple(get_command(app).commands)  # type: ignore[attr-defined]
 SELFLOOP = [sys.executable, "-m", "selfloop"]
-KDE = """
-n = 10
-holdout = 5
-generations = 2
-seeds = 2
-policies = ["replace", "accumulate"]
-[source]
-name = "moons"
-[family]
-name = "kde"
-"""
 
 
 @pytest.fixture
@@ -43,7 +32,7 @@ def spec(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.delenv("SELFLOOP_STORE", raising=False)
     monkeypatch.setenv("COLUMNS", "200")
     path = tmp_path / "tiny.toml"
-    path.write_text(KDE)
+    path.write_text(tiny_components.KDE)
     return path
 
 
@@ -258,7 +247,7 @@ def test_no_output_replaces_an_input_or_another_output(spec: Path, outputs: tupl
 def test_a_home_folder_in_paths_is_the_user_s(spec: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(spec.parent))
     Path("rows.csv").write_text("a,b\n1,2.5\n2,3.5\n4,4.5\n")
-    spec.write_text(KDE.replace('"moons"', '"table"\npath = "~/rows.csv"').replace("n = 10\nholdout = 5\n", ""))
+    spec.write_text(tiny_components.KDE.replace('"moons"', '"table"\npath = "~/rows.csv"').replace("n = 10\nholdout = 5\n", ""))
     assert parse_spec(spec.read_text(), "test").points()[0].n == 2
     assert tiny_components.selfloop("plan", "~/tiny.toml").code == 0
 

@@ -24,17 +24,6 @@ from selfloop.errors import SpecError, printable
 
 HOSTILE = "[/b][red]:smile: \x1b[31m\x1b]0;title\x07\r\x9b2J\u202etxt\ud800"
 BUFFERED = tiny_components.environment(PYTHONUNBUFFERED="")
-KDE = """
-n = 10
-holdout = 5
-generations = 2
-seeds = 2
-policies = ["replace", "accumulate"]
-[source]
-name = "moons"
-[family]
-name = "kde"
-"""
 COMMANDS = (
     "run SPEC -q", "plan SPEC", "compare SPEC -q", "verify SPEC -q", "predict SPEC", "predict replace accumulate", "list",
     "list family kde", "list preset quickstart_linear", "reproduce --list", "new --help", "gc --help", "plan missing.toml",
@@ -47,7 +36,7 @@ def spec(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("SELFLOOP_STORE", raising=False)
     path = tmp_path / "tiny.toml"
-    path.write_text(KDE)
+    path.write_text(tiny_components.KDE)
     return path
 
 
@@ -104,7 +93,7 @@ def test_names_are_printed_as_they_are(capsys: pytest.CaptureFixture[str]) -> No
 def test_a_folder_whose_name_is_markup_is_printed_after_the_work(spec: Path) -> None:
     other = spec.parent / "x[" / "b]\x1b[31m" / "tiny.toml"
     other.parent.mkdir(parents=True)
-    other.write_text(KDE)
+    other.write_text(tiny_components.KDE)
     done = tiny_components.selfloop("compare", spec, other.relative_to(spec.parent), "-q")
     assert (done.code, done.err) == (0, "")
     assert r"x[/b]\x1b[31m/tiny.toml: replace" in done.out

@@ -67,9 +67,7 @@ def schedule(policy: Policy, n: int, generations: int) -> Iterator[ScheduleEntry
             rows[real(t)] = new_rows.real
         if not asked.takes or plan.takes[: len(asked.takes)] != asked.takes:
             asked = resolved = Plan(())
-        later = _resolve_takes(
-            key, plan.takes[len(asked.takes) :], rows
-        )  # accumulate: those of the generation before, one more
+        later = _resolve_takes(key, plan.takes[len(asked.takes) :], rows)  # accumulate has one take more than before
         asked, resolved = plan, _resolve_budget(key, (*resolved.takes, *later), plan.budget)
         n_takes += len(plan.takes)
         if n_takes > MAX_TAKES:
