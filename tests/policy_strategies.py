@@ -11,7 +11,7 @@ from selfloop.policies.custom import Custom, FixedCounts
 from selfloop.policies.cycles import Balanced, Expanding, Incremental
 from selfloop.policies.growing import Growing, ReplaceMultiple
 
-shares = st.floats(0.01, 1)
+shares = st.one_of(st.sampled_from([0.0, 1.0]), st.floats(0.11, 0.89))  # of 5 rows, each is a row or none by intention
 ratios = st.floats(0.2, 3)
 masses = st.one_of(st.none(), st.just("golden"), st.floats(0.01, 0.99))
 custom = st.sampled_from(
@@ -33,12 +33,12 @@ STRATEGIES: dict[str, st.SearchStrategy[Any]] = {
     "replace_multiple": st.just(ReplaceMultiple()),
     "window": st.builds(Window, length=st.integers(1, 5)),
     "augment": st.builds(Augment, ratio=ratios),
-    "mix": st.builds(Mix, real_share=st.floats(0, 1)),
+    "mix": st.builds(Mix, real_share=shares),
     "fresh": st.builds(Fresh, ratio=ratios, real_mass=masses),
-    "accumulate_real": st.builds(AccumulateReal, real_share=st.floats(0, 1)),
+    "accumulate_real": st.builds(AccumulateReal, real_share=shares),
     "balanced": st.just(Balanced()),
-    "incremental": st.builds(Incremental, replaced_share=st.floats(0, 1)),
-    "expanding": st.builds(Expanding, ratio=shares),
+    "incremental": st.builds(Incremental, replaced_share=shares),
+    "expanding": st.builds(Expanding, ratio=ratios),
     "growing": st.builds(Growing, exponent=st.floats(-1, 1)),
     "fixed_counts": st.builds(
         lambda real, synthetic, more: FixedCounts(

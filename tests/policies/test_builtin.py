@@ -6,19 +6,21 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from policy_strategies import STRATEGIES, policies, ratios
 from selfloop.component import Policy
-from selfloop.errors import SettingError
+from selfloop.errors import SettingError, SpecError
 from selfloop.plugins import BUILT_IN
 from selfloop.policies.builtin import Accumulate, AccumulateReal, AccumulateSubsample, Augment, Fresh, Mix, Replace, Window
 from selfloop.policies.custom import FixedCounts
 from selfloop.policies.cycles import Balanced, Expanding, Incremental
 from selfloop.policies.growing import Growing, ReplaceMultiple
 from selfloop.policies.schedule import ScheduleEntry, schedule
+from selfloop.spec.spec import Spec
 from selfloop.types import Plan, real, synthetic
 
 TRAINED_ROWS: dict[str, Callable[[Any, int, int], int]] = {  # of generation t >= 2, from the README's table of policies
@@ -102,9 +104,49 @@ def test_generation_three_takes_the_batches_of_the_table_of_policies() -> None:
         "real(1)": 60, "real(2)": 15, "real(3)": 15, "synthetic(1)": 45, "synthetic(2)": 45,
     }  # fmt: skip
     assert batches(Balanced()) == {"real(1)": 20, "synthetic(1)": 20, "synthetic(2)": 20}
+    assert list({str(take.batch): take.rows for take in entries(Balanced(), 10, 7)[-1].plan.takes}.values()) == [
+        1, 2, 1, 2, 1, 2, 1,
+    ]  # fmt: skip
     assert batches(Incremental(replaced_share=0.5)) == {"real(1)": 15, "synthetic(1)": 15, "synthetic(2)": 30}
     assert batches(Expanding(ratio=0.5)) == {"real(1)": 60, "synthetic(1)": 30, "synthetic(2)": 30}
     assert batches(Growing(exponent=1)) == {"synthetic(2)": 540}
+
+
+@given(st.integers(1, 60), st.integers(2, 100))
+def test_balanced_favors_no_age(n: int, t: int) -> None:
+    entry = entries(Balanced(), n, t)[-1]
+    rows = {take.batch: take.rows or 0 for take in entry.plan.takes}
+    batches = [real(1), *(synthetic(k) for k in range(1, t))]
+    ends = np.cumsum([rows.get(batch, 0) for batch in batches])
+    assert np.abs(ends - n * np.arange(1, t + 1) / t).max() <= 0.5
+    assert set(rows.values()) <= {n // t, n // t + 1}
+    assert abs(entry.real_mass - 1 / t) <= 0.5 / n
+    assert abs(entry.data_age - (t + 1) / 2) <= 0.5  # the newest batch alone has age 1
+
+
+SHARES: list[tuple[Callable[[float], Policy], str]] = [
+    (lambda share: Mix(real_share=share), "real_share"),
+    (lambda share: AccumulateReal(real_share=share), "real_share"),
+    (lambda share: Incremental(replaced_share=share), "replaced_share"),
+    (lambda share: Expanding(ratio=share), "ratio"),
+    (lambda share: Augment(ratio=share), "ratio"),
+    (lambda share: Fresh(ratio=share), "ratio"),
+]
+
+
+@pytest.mark.parametrize(("make", "setting"), SHARES)
+def test_a_share_that_is_no_row_is_refused(make: Callable[[float], Policy], setting: str) -> None:
+    refusal = rf"^policy {make(0.5).name}, generation 1: {setting}: got 0\.0?01, which is no row of n = 100, rounded\. Raise"
+    with pytest.raises(SpecError, match=refusal):
+        Spec(source="gaussian", family="gaussian", n=100, policies=(make(0.001),)).points()
+    assert len(entries(make(0.01), 100, 3)) == 3
+
+
+@pytest.mark.parametrize(("make", "setting"), SHARES[:3])
+def test_a_share_that_leaves_no_row_is_refused_and_all_or_nothing_is_not(make: Callable[[float], Policy], setting: str) -> None:
+    with pytest.raises(SpecError, match=f"{setting}: got 0.999, which is every row of n = 100, rounded. Lower it"):
+        entries(make(0.999), 100, 2)
+    assert {entries(make(share), 100, 2)[-1].real_mass for share in (0, 1)} in ({0, 1}, {0.5, 1})
 
 
 def test_golden_mass_is_the_golden_ratio_at_ratio_one() -> None:

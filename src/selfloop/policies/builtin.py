@@ -14,6 +14,7 @@ from typing import Annotated, ClassVar, Literal
 from annotated_types import Ge
 
 from selfloop.component import Policy
+from selfloop.errors import SettingError
 from selfloop.settings import PositiveFloat, Share
 from selfloop.types import Batch, Plan, Take, real, synthetic
 
@@ -28,6 +29,16 @@ def take_all(*batches: Batch) -> Plan:
 def synthetic_before(t: int) -> list[Batch]:
     """Every synthetic batch that exists before generation t, the oldest first."""
     return [synthetic(k) for k in range(1, t)]
+
+
+def rows_of_share(setting: str, share: float, n: int, *, of_total: bool = False) -> int:
+    """A share of n rows, rounded. Raises SettingError if it is above 0 and no row, or (`of_total`) below 1 and all rows."""
+    rows = round(share * n)
+    if share > 0 and not rows:
+        raise SettingError(setting, f"got {share:g}, which is no row of n = {n}, rounded. Raise it or n.")
+    if of_total and share < 1 and rows == n:
+        raise SettingError(setting, f"got {share:g}, which is every row of n = {n}, rounded. Lower it, or raise n.")
+    return rows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,7 +92,7 @@ class Augment(Policy):
     ratio: Annotated[PositiveFloat, "synthetic rows per real row"] = 1.0
 
     def n_synthetic(self, t: int, n: int) -> int:
-        return round(self.ratio * n)
+        return rows_of_share("ratio", self.ratio, n)
 
     def plan(self, t: int, n: int) -> Plan:
         return take_all(real(1), synthetic(t - 1))
@@ -95,10 +106,10 @@ class Mix(Policy):
     real_share: Annotated[Share, "share of real rows"] = 0.5
 
     def n_synthetic(self, t: int, n: int) -> int:
-        return n - round(self.real_share * n)
+        return n - rows_of_share("real_share", self.real_share, n, of_total=True)
 
     def plan(self, t: int, n: int) -> Plan:
-        return Plan((Take(real(1), rows=round(self.real_share * n)), Take(synthetic(t - 1))))
+        return Plan((Take(real(1), rows=n - self.n_synthetic(t - 1, n)), Take(synthetic(t - 1))))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,11 +127,11 @@ class Fresh(Policy):
         return n
 
     def n_synthetic(self, t: int, n: int) -> int:
-        return round(self.ratio * n)
+        return rows_of_share("ratio", self.ratio, n)
 
     def plan(self, t: int, n: int) -> Plan:
         m = self.n_synthetic(t - 1, n)
-        if self.real_mass is None or m == 0:
+        if self.real_mass is None:
             return take_all(real(t), synthetic(t - 1))
         k = n / m
         golden = (math.sqrt(k * k + 4 * k) - k) / 2  # He, Xu, Cheng 2025 (2502.18049): 0.618 at n = m
@@ -137,7 +148,7 @@ class AccumulateReal(Policy):
     real_share: Annotated[Share, "share of fresh real rows among the new rows"] = 0.5
 
     def n_real(self, t: int, n: int) -> int:
-        return round(self.real_share * n)
+        return rows_of_share("real_share", self.real_share, n, of_total=True)
 
     def n_synthetic(self, t: int, n: int) -> int:
         return n - self.n_real(t, n)

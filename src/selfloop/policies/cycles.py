@@ -1,28 +1,34 @@
 """Data cycles of Briesch, Sobania, Rothlauf 2023 (2311.16822): every batch keeps a share of the training rows.
 
-Row counts are rounded to whole rows. The newest batch gets the remainder.
+Row counts are rounded to whole rows, so that their total stays n.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Annotated, ClassVar
 
 from selfloop.component import Policy
-from selfloop.policies.builtin import synthetic_before, take_all
+from selfloop.policies.builtin import rows_of_share, synthetic_before, take_all
 from selfloop.settings import PositiveFloat, Share
 from selfloop.types import Plan, Take, real, synthetic
 
 
 @dataclass(frozen=True, kw_only=True)
 class Balanced(Policy):
-    """n rows, in equal shares of the initial rows and of every synthetic batch (Briesch et al. 2023)."""
+    """n rows, in equal shares of the initial rows and of every synthetic batch (Briesch et al. 2023).
+
+    If t does not divide n, the n mod t batches with a row more lie at equal distances from the oldest to the newest batch.
+    """
 
     name: ClassVar[str] = "balanced"
+    version: ClassVar[int] = 2
 
     def plan(self, t: int, n: int) -> Plan:
-        *older, newest = real(1), *synthetic_before(t)
-        return Plan((*(Take(batch, rows=n // t) for batch in older), Take(newest, rows=n - (t - 1) * (n // t))))
+        ends = [(2 * n * k + t) // (2 * t) for k in range(t + 1)]  # k n / t, rounded half up: no age is favored
+        batches = real(1), *synthetic_before(t)
+        return Plan(tuple(Take(batch, rows=end - start) for batch, (start, end) in zip(batches, pairwise(ends), strict=True)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +39,7 @@ class Incremental(Policy):
     replaced_share: Annotated[Share, "share of rows replaced per generation"] = 0.1
 
     def n_synthetic(self, t: int, n: int) -> int:
-        return round(self.replaced_share * n)
+        return rows_of_share("replaced_share", self.replaced_share, n, of_total=True)
 
     def plan(self, t: int, n: int) -> Plan:
         newest = used = self.n_synthetic(t - 1, n)
@@ -53,7 +59,7 @@ class Expanding(Policy):
     ratio: Annotated[PositiveFloat, "rows of a synthetic batch per real row"] = 0.1
 
     def n_synthetic(self, t: int, n: int) -> int:
-        return round(self.ratio * n)
+        return rows_of_share("ratio", self.ratio, n)
 
     def plan(self, t: int, n: int) -> Plan:
         return take_all(real(1), *synthetic_before(t))
