@@ -130,6 +130,19 @@ class SupportsPredict(Protocol):
 
 
 @runtime_checkable
+class SupportsTrivialModel(Protocol):
+    """A family with a trivial model: one that is fitted on the same rows and ignores their structure, such as a mean image.
+
+    `trivial_model` is its name in words. `trivial_risk` is its value of a metric on the holdout; None if it has none, or if
+    the source's `truth` (empty if unknown) has no other structure, so that the model is the right one.
+    """
+
+    trivial_model: ClassVar[str]
+
+    def trivial_risk(self, metric: str, initial: Columns, holdout: Columns, truth: Params, ctx: Context) -> float | None: ...
+
+
+@runtime_checkable
 class SupportsSecondMoment(Protocol):
     """A family whose models keep rows: mean of |x|^2 over them, with a leading seeds axis."""
 
