@@ -25,12 +25,13 @@ def main(folder):
     decoder_c.FLAGS = (*decoder_c.FLAGS, *FLAGS)
     values = np.concatenate([np.array(prompt, np.uint16) for prompt in PROMPTS])
     prompts = Ragged(values, np.cumsum([0, *map(len, PROMPTS)]))
+    rows, starts = np.arange(len(PROMPTS)), np.array([0, 0, 11, 0, 12, 0])
     for file in sorted(folder.glob("*.json")):
         config = TransformerConfig(**json.loads(file.read_text()))
         decoder = try_c_decoder(config, build_decoder_weights(config, dict(np.load(file.with_suffix(".npz")))))
         assert decoder is not None
         for settings in ({}, {"temperature": 0.0}, {"top_k": 3}, {"top_p": 0.8, "top_k": 9}, {"batch_size": 1}):
-            request = DecodeRequest(5, prompts, 2**63 + 5, 0, 1, config.context, TextSampler(**settings))
+            request = DecodeRequest(rows + 5, starts, prompts, 2**63 + 5, 1, config.context, TextSampler(**settings))
             tokens, lengths = decoder.decode(request, 2)
             assert (lengths >= 1).all()
             assert tokens[5, :23].tolist() == PROMPTS[5]

@@ -65,7 +65,10 @@ CASES = [*((name, backend) for name in CONFIGS for backend in ("c", "torch")), *
 def test_both_decoders_draw_from_the_probabilities_of_transformers_along_a_sequence(name, backend, monkeypatch, unloaded):
     config, key = CONFIGS[name], 3
     params = random_model(config, 0.05)
-    request = DecodeRequest(0, ragged([[]] * 60), key, START, config.vocab, config.context, TextSampler())  # without ends
+    starts = np.full(60, START)
+    request = DecodeRequest(
+        np.arange(60), starts, ragged([[]] * 60), key, config.vocab, config.context, TextSampler()
+    )  # without ends
     if backend == "torch":
         rows, _ = TorchDecoder(config, build_decoder_weights(config, params), 7, torch.device("cpu")).decode(request)
     else:
@@ -84,7 +87,9 @@ def test_an_interruption_stops_the_threads_at_their_next_step():
     config = replace(LLAMA, context=20_000)  # the rows would take minutes
     decoder = c_decoder(config, random_model(config))
     prompts = Ragged(np.zeros(0, np.uint32), np.zeros(65, np.int64))
-    request = DecodeRequest(0, prompts, 1, START, 99, config.context, TextSampler())
+    request = DecodeRequest(
+        np.arange(len(prompts)), np.full(len(prompts), START), prompts, 1, 99, config.context, TextSampler()
+    )
 
     def interrupt(number, frame):
         raise KeyboardInterrupt

@@ -302,7 +302,8 @@ def p_value(p, counts):
 def request(tuned, n, limit, sampler, prompts=None):
     prepared = prepare_encoder(tuned)
     start, end = int(prepared["tokenizer/start"]), int(prepared["tokenizer/end"])
-    return DecodeRequest(0, read_prompts({}, n) if prompts is None else prompts, 0, start, end, limit, sampler)
+    prompts = read_prompts({}, n) if prompts is None else prompts
+    return DecodeRequest(np.arange(len(prompts)), np.full(len(prompts), start), prompts, 0, end, limit, sampler)
 
 
 @pytest.mark.parametrize("settings", [{}, {"temperature": 0.7}, {"top_k": 20}, {"top_p": 0.8, "temperature": 1.5}], ids=str)
@@ -311,8 +312,8 @@ def test_other_architectures_are_sampled_from_their_softmax(base, settings):
     model.generation_config.update(top_k=1, temperature=0.1)  # settings of the base, which are not used
     asked = request(tuned, 4000, 1, sampler)
     counts = np.bincount(generate(model, asked, CTX).values, minlength=VOCAB)
-    assert p_value(next_token_probabilities(model, [asked.start], sampler), counts) > 1e-3
-    assert p_value(next_token_probabilities(model, [asked.start], TextSampler(temperature=0.4)), counts) < 1e-3
+    assert p_value(next_token_probabilities(model, [int(asked.starts[0])], sampler), counts) > 1e-3
+    assert p_value(next_token_probabilities(model, [int(asked.starts[0])], TextSampler(temperature=0.4)), counts) < 1e-3
 
 
 @pytest.mark.parametrize("arch", ["gpt2", "llama"])
@@ -348,7 +349,7 @@ def test_every_minibatch_of_sampled_rows_has_its_own_random_numbers(base):
 def test_greedy_rows_are_the_most_probable_tokens_one_after_another(base):
     tuned, model = family(base("gpt_neox")), open_base(base("gpt_neox"))
     asked = request(tuned, 3, 8, TextSampler(temperature=0))
-    row = [asked.start]
+    row = [int(asked.starts[0])]
     while len(row) < 9 and asked.end not in row[1:]:
         row.append(int(next_token_probabilities(model, row, TextSampler()).argmax()))
     assert token_lists(generate(model, asked, CTX)) == [row[1:]] * 3

@@ -138,6 +138,39 @@ def test_rows_begin_with_their_prompts_and_have_one_end_token_or_the_longest_len
     assert {row[-1] == END for row in rows} == {True, False}, "the test needs both kinds of rows"
 
 
+def test_a_row_longer_than_a_window_goes_on_after_half_a_window(decoder):
+    config, prompts = replace(GPT2, context=8), ragged([[7], [], [3, 4, 5], []] * 30)
+    params = random_model(config, 0.05)
+    whole, ctx = (
+        token_lists(draw(config, params, 120, TextSampler(max_tokens=21, batch_size=3), context("long"), prompts)),
+        context("long"),
+    )
+    cut = token_lists(draw(config, params, 120, TextSampler(max_tokens=8), ctx, prompts))
+    assert [row[:8] for row in whole] == cut
+    assert all(END not in row[:-1] and (row[-1] == END or len(row) == 21) for row in whole)
+    long = [i for i, row in enumerate(whole) if len(row) == 21]
+    assert len(long) > 20
+    for first in (8, 13, 18):  # each window begins with the last 4 tokens of the one before
+        key, new = ctx.stream.child("window", first).integer(), np.arange(3, 8)[: 21 - first]
+        for i in long[:8]:
+            inputs = whole[i][first - 4 : first + len(new) - 1]
+            p = np.exp(log_softmax(reference_logits(config, params, inputs)))[3:]
+            drawn = np.arange(len(new)), np.array(whole[i][first : first + len(new)])
+            ends, u = p.cumsum(-1)[drawn], token_uniforms(key, np.full(len(new), i), new)
+            assert np.maximum(ends - p[drawn] - u, u - ends).max() < 2e-5
+    few = draw(config, params, 40, TextSampler(max_tokens=21), context("long"), prompts[np.arange(40)])
+    assert token_lists(few) == whole[:40]
+
+
+def test_without_a_limit_rows_are_as_long_as_the_longest_training_row_at_most_eight_windows():
+    family = Transformer(arch="gpt2", layers=1, hidden=8, heads=1, context=8, vocab=300)
+    params = random_model(family.config(), 0.0) | {"training/longest_row": np.array(20)}
+    for longest, expected in ((20, 20), (3, 8), (1000, 64)):
+        params["training/longest_row"] = np.array(longest)
+        rows = token_lists(family.sample(params, 40, TextSampler(), {}, context("limit"))["tokens"])
+        assert max(map(len, rows)) == expected
+
+
 def test_the_end_token_may_be_the_start_token(decoder):
     params = random_model(GPT2) | {"tokenizer/start": np.array(END)}
     rows = token_lists(draw(GPT2, params, 300, TextSampler(), context("same")))
@@ -237,7 +270,7 @@ def test_a_killed_process_continues_to_the_same_bits(tmp_path):
     command = [sys.executable, "-c", KILLED, str(tmp_path), str(folder), str(folder.parent)]
     child = subprocess.Popen(command, env=tiny_components.environment())
     deadline = time.monotonic() + 60
-    while not (tmp_path / "rows-640.safetensors").exists() and time.monotonic() < deadline:
+    while not (tmp_path / "rows-640-0.safetensors").exists() and time.monotonic() < deadline:
         time.sleep(0.002)
     child.send_signal(signal.SIGKILL)
     child.wait()
@@ -274,11 +307,9 @@ def test_beam_search_is_that_of_transformers():
     assert ctx.backends["sampling"].startswith("transformers generate")
 
 
-def test_rows_and_prompts_longer_than_the_network_and_unknown_tokens_are_refused():
+def test_prompts_longer_than_the_network_and_unknown_tokens_are_refused():
     ids = {"tokenizer/start": np.array(START), "tokenizer/end": np.array(END)}
-    with pytest.raises(SpecError, match=r"family.sampler.max_tokens: got 25; the model has 24 positions"):
-        draw(GPT2, ids, 1, TextSampler(max_tokens=25), context())
-    with pytest.raises(SpecError, match=r"family.sampler.prefix_tokens: got prompts of 24 tokens; rows have at most 24"):
+    with pytest.raises(SpecError, match=r"family.sampler.prefix_tokens: got prompts of 24 tokens; expected less than 24"):
         draw(GPT2, ids, 1, TextSampler(), context(), ragged([range(24)]))
     with pytest.raises(DataError, match=r"got a prompt with token 40; the model has 40"):
         draw(GPT2, ids, 1, TextSampler(), context(), ragged([[3, 40]]))

@@ -20,7 +20,7 @@ from selfloop.errors import DataError, SettingError, missing_extra, resolve_loca
 from selfloop.families.nn.hf_folder import HfFolder
 from selfloop.families.nn.settings import Count, NetworkFamily, TrainingSettings
 from selfloop.families.transformer.family import Transformer
-from selfloop.families.transformer.packing import row_lengths
+from selfloop.families.transformer.packing import describe_lengths, row_lengths
 from selfloop.families.transformer.text_sampler import TextSampler, read_prompts
 from selfloop.families.transformer.tokenizer import decode_tokens, encode_texts, tokenizer_arrays
 from selfloop.protocols import CorpusSource
@@ -163,7 +163,8 @@ class Finetune(NetworkFamily):
         fitted = trainer.fit(problem, self.training, ctx, None)
         info = {name: array for name, array in fitted.items() if name.startswith(trainer.FIT_INFO)}
         arrays = hf_model.network_arrays(model) if self.lora is None else hf_model.adapter_arrays(model)
-        return {**arrays, **info, LONG_DOCUMENTS: np.array(n_long, np.int64), **rows.prepared}
+        lengths = np.minimum(row_lengths(rows)[indices], self.context)
+        return {**arrays, **info, **describe_lengths(lengths), LONG_DOCUMENTS: np.array(n_long, np.int64), **rows.prepared}
 
     def _select_documents(self, rows: TrainingRows) -> tuple[Ints, int]:
         """Indices of the documents to train on, and the number of documents that are longer than the context."""
@@ -190,8 +191,9 @@ class Finetune(NetworkFamily):
         if config is not None and sampler.num_beams == 1:
             arrays = {**params, **hf_model.network_arrays(model)}
             return {"tokens": sample_tokens(config, arrays, prompts, replace(sampler, max_tokens=limit), ctx)}
-        start, end = int(params["tokenizer/start"]), int(params["tokenizer/end"])
-        return {"tokens": generate(model, DecodeRequest(0, prompts, 0, start, end, limit, sampler), ctx)}
+        rows, starts = np.arange(n), np.full(n, params["tokenizer/start"])
+        request = DecodeRequest(rows, starts, prompts, 0, int(params["tokenizer/end"]), limit, sampler)
+        return {"tokens": generate(model, request, ctx)}
 
     def export(self, params: Params, folder: Path, dtype: str) -> None:
         """A Hugging Face folder: the model with its adapters merged, and the base's tokenizer."""

@@ -36,12 +36,14 @@ typedef struct {
 } DecoderWeights;
 
 typedef struct {
-    int64_t n_rows, first;      /* rows to decode, number of the first row in its stream */
+    int64_t n_rows;              /* rows to decode */
     int64_t max_tokens, n_slots; /* tokens of the longest row, slots of each thread */
     uint64_t random_key;
-    uint32_t start, end;
+    uint32_t end;
     double temperature, top_p; /* temperature 0: the most probable token; top_p 1: all tokens */
     int64_t top_k;             /* 0: all tokens */
+    const int64_t *numbers;    /* [n_rows] of the rows in their stream */
+    const uint32_t *starts;    /* [n_rows] inputs before the rows' first tokens */
     const uint32_t *prompts;   /* tokens that the rows begin with, row after row */
     const int64_t *offsets;    /* [n_rows + 1] */
     uint32_t *tokens;          /* [n_rows][max_tokens] */
@@ -221,7 +223,7 @@ static int gather_inputs(
         if (slot->row < 0 && !claim_next_row(request, slot)) { continue; }
         const uint32_t *row = request->tokens + slot->row * request->max_tokens;
         for (; slot->n_cached <= slot->n_tokens && n < request->n_slots; slot->n_cached++) {
-            uint32_t token = slot->n_cached ? row[slot->n_cached - 1] : request->start;
+            uint32_t token = slot->n_cached ? row[slot->n_cached - 1] : request->starts[slot->row];
             inputs[n++] = (TokenInput){token, (int32_t)s, slot->n_cached};
         }
         if (slot->n_cached > slot->n_tokens) {
@@ -244,7 +246,7 @@ static int decode_rows(const DecoderWeights *net, const DecodeRequest *request, 
         forward(net, n, inputs, n_logits, logit_rows, w);
         for (int i = 0; i < n_logits; i++) {
             Slot *slot = slots + logit_slots[i];
-            double u = token_uniform(request->random_key, request->first + slot->row, slot->n_tokens);
+            double u = token_uniform(request->random_key, request->numbers[slot->row], slot->n_tokens);
             int64_t token = sample_token(request, u, w->logits + (size_t)i * PAD(VOCAB), w->up);
             if (token < 0) { return SELFLOOP_NOT_FINITE; }
             request->tokens[slot->row * request->max_tokens + slot->n_tokens++] = (uint32_t)token;

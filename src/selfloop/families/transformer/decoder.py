@@ -43,12 +43,12 @@ class DecoderWeights:
 
 @dataclass(frozen=True)
 class DecodeRequest:
-    """Rows first .. first + len(prompts) - 1 of a stream of rows: their prompts, and how they continue and end."""
+    """Some rows of a stream of rows: their prompts, and how they continue and end."""
 
-    first: int
+    numbers: Ints  # of the rows in their stream
+    starts: Ints  # the input before each row's first token: the start token, or where a row goes on the token before
     prompts: Ragged  # uint32
     random_key: int  # of the stream's random numbers
-    start: int
     end: int
     max_tokens: int  # of a row
     sampler: TextSampler

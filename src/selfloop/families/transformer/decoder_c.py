@@ -56,10 +56,10 @@ def _structure(name: str, **fields: type) -> type[ctypes.Structure]:
 
 _DecoderWeights = _structure("DecoderWeights", embedding=ctypes.c_void_p, positions=ctypes.c_void_p, layers=ctypes.c_void_p)
 _DecodeRequest = _structure(
-    "DecodeRequest", n_rows=ctypes.c_int64, first=ctypes.c_int64, max_tokens=ctypes.c_int64, n_slots=ctypes.c_int64,
-    random_key=ctypes.c_uint64, start=ctypes.c_uint32, end=ctypes.c_uint32, temperature=ctypes.c_double,
-    top_p=ctypes.c_double, top_k=ctypes.c_int64, prompts=ctypes.c_void_p, offsets=ctypes.c_void_p, tokens=ctypes.c_void_p,
-    lengths=ctypes.c_void_p, next_row=ctypes.c_void_p,
+    "DecodeRequest", n_rows=ctypes.c_int64, max_tokens=ctypes.c_int64, n_slots=ctypes.c_int64, random_key=ctypes.c_uint64,
+    end=ctypes.c_uint32, temperature=ctypes.c_double, top_p=ctypes.c_double, top_k=ctypes.c_int64, numbers=ctypes.c_void_p,
+    starts=ctypes.c_void_p, prompts=ctypes.c_void_p, offsets=ctypes.c_void_p, tokens=ctypes.c_void_p, lengths=ctypes.c_void_p,
+    next_row=ctypes.c_void_p,
 )  # fmt: skip
 
 
@@ -79,12 +79,13 @@ class CDecoder:
         """Tokens (rows, max_tokens) and lengths of the rows; ChainEndedError("diverged") if logits are not finite."""
         tokens, lengths = np.zeros((len(request), request.max_tokens), np.uint32), np.zeros(len(request), np.int64)
         next_row = np.zeros(1, np.int64)
+        numbers, starts = np.array(request.numbers, np.int64), np.array(request.starts, np.uint32)
         prompts, offsets = np.array(request.prompts.values, np.uint32), np.array(request.prompts.offsets, np.int64)
         s, slots = request.sampler, min(-(-min(request.sampler.batch_size, len(request)) // threads), MAX_SLOTS)
         c_request = _DecodeRequest(
-            len(request), request.first, request.max_tokens, slots, request.random_key, request.start, request.end,
-            s.temperature, s.top_p or 1.0, min(s.top_k or 0, self.config.vocab),
-            *(array.ctypes.data for array in (prompts, offsets, tokens, lengths, next_row)),
+            len(request), request.max_tokens, slots, request.random_key, request.end, s.temperature, s.top_p or 1.0,
+            min(s.top_k or 0, self.config.vocab),
+            *(array.ctypes.data for array in (numbers, starts, prompts, offsets, tokens, lengths, next_row)),
         )  # fmt: skip
         c_weights = _DecoderWeights(*(array.ctypes.data for array in self.arrays))
         arguments = (ctypes.byref(c_weights), ctypes.byref(c_request))
@@ -227,7 +228,7 @@ def _passes_test(config: TransformerConfig, path: Path) -> bool:
     if rows.size != len(request) * request.max_tokens or rows.max() >= config.vocab:
         return False
     rows, decoder = rows.reshape(len(request), -1), TorchDecoder(config, weights, len(request), torch.device("cpu"))
-    inputs, indices = np.insert(rows, 0, request.start, axis=1), np.arange(len(request))
+    inputs, indices = np.column_stack([request.starts, rows]), request.numbers
     for position in range(request.max_tokens):
         positions = np.full(len(request), position)
         p = decoder.step(torch.from_numpy(inputs[:, position]), torch.from_numpy(positions)).double().softmax(-1).numpy()
@@ -260,7 +261,8 @@ def _test_case(config: TransformerConfig) -> tuple[DecoderWeights, DecodeRequest
         dense(c.vocab, c.hidden)[0] * np.float32(c.vocab**0.5), positions, layers, dense(c.hidden, c.vocab)
     )
     prompts = Ragged(np.zeros(0, np.uint32), np.zeros(TEST_ROWS + 1, np.int64))
-    return weights, DecodeRequest(0, prompts, 1, 0, c.vocab, min(c.context, TEST_TOKENS), TextSampler())
+    rows = np.arange(TEST_ROWS)
+    return weights, DecodeRequest(rows, rows * 0, prompts, 1, c.vocab, min(c.context, TEST_TOKENS), TextSampler())
 
 
 def _pack_dense(dense: DenseLayer) -> Float32s:

@@ -82,10 +82,10 @@ class TorchDecoder:
             busy = rows >= 0
             if not busy.any():
                 return samples, lengths
-            tokens = np.where(n_cached > 0, samples[rows, n_cached - 1], request.start).astype(np.int64)
+            tokens = np.where(n_cached > 0, samples[rows, n_cached - 1], request.starts[rows]).astype(np.int64)
             scores = self.step(*(torch.from_numpy(array).to(self.device) for array in (tokens, n_cached)))
             n_cached[busy] += 1
-            drawn = _sample_tokens(scores, request.sampler, token_uniforms(request.random_key, request.first + rows, n_tokens))
+            drawn = _sample_tokens(scores, request.sampler, token_uniforms(request.random_key, request.numbers[rows], n_tokens))
             ready = np.flatnonzero(busy & (n_cached > n_tokens))
             if (drawn[ready] < 0).any():
                 raise ChainEndedError("diverged")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from selfloop.families.transformer.packing import TokenStream
     from selfloop.families.transformer.sample_tokens import BeamSearch
 
+MAX_WINDOWS = 8  # of a sampled row, unless the sampler sets `max_tokens`
 MICRO_BATCH_TOKENS = 2048  # per pass through the network on a processor: activations stay in its caches
 GPU_MICRO_BATCH_TOKENS = 32_768
 
@@ -42,7 +43,7 @@ class Transformer(NetworkFamily):
     """
 
     name: ClassVar[str] = "transformer"
-    version: ClassVar[int] = 4
+    version: ClassVar[int] = 5
     required_columns: ClassVar[tuple[str, ...]] = ("text",)
     default_metrics: ClassVar[tuple[str, ...]] = (
         "cross_entropy", "self_cross_entropy", "distinct", "repetition", "tail_mass", "vocabulary", "text_length",
@@ -101,7 +102,7 @@ class Transformer(NetworkFamily):
 
     def fit(self, rows: TrainingRows, ctx: Context, init: Params | None) -> Params:
         from selfloop.families.nn import trainer
-        from selfloop.families.transformer import torch_compile
+        from selfloop.families.transformer import packing, torch_compile
         from selfloop.families.transformer.network import TransformerNetwork, cross_entropy
 
         stream = self._pack(rows, rows.prepared, ctx)
@@ -120,14 +121,17 @@ class Transformer(NetworkFamily):
         # dropout draws from one generator, which threads cannot share
         threads = ctx.threads if trainer.device().type == "cpu" and not self.dropout else 1
         problem = trainer.TrainingProblem(network, loss, np.ones(len(stream)), micro_batch, threads)
-        return {**trainer.fit(problem, self.training, ctx, init), **rows.prepared}
+        return {**trainer.fit(problem, self.training, ctx, init), **rows.prepared, **packing.describe_lengths(stream.lengths)}
 
     def sample(self, params: Params, n: int, sampler: Sampler, inputs: Columns, ctx: Context) -> Columns:
+        from selfloop.families.transformer.packing import LONGEST_ROW
         from selfloop.families.transformer.sample_tokens import sample_tokens
 
         assert isinstance(sampler, TextSampler)
         beam_search = self._beam_search(params, ctx) if sampler.num_beams > 1 else None
-        return {"tokens": sample_tokens(self.config(), params, read_prompts(inputs, n), sampler, ctx, beam_search)}
+        longest = min(int(params.get(LONGEST_ROW, 0)), MAX_WINDOWS * self.context)
+        limited = replace(sampler, max_tokens=sampler.max_tokens or max(longest, self.context))
+        return {"tokens": sample_tokens(self.config(), params, read_prompts(inputs, n), limited, ctx, beam_search)}
 
     def token_log_prob(self, params: Params, rows: Columns, ctx: Context) -> Ragged:
         """Log p of each token of each row, in nats, with the rows packed as in training."""
@@ -196,7 +200,7 @@ class Transformer(NetworkFamily):
         torch.set_num_threads(ctx.threads)
         start, end = int(params["tokenizer/start"]), int(params["tokenizer/end"])
         model = hf_network.build_hf_model(hf_network.to_hf_config(self.config(), start, end), params)
-        return lambda request: hf_network.generate(model, request, ctx.child("beams", request.first))
+        return lambda request: hf_network.generate(model, request, ctx.child("beams", int(request.numbers[0])))
 
 
 def _check_tokenizer(init: Params | None, prepared: Params, is_given: bool) -> None:

@@ -88,7 +88,7 @@ def generate(model: Any, request: DecodeRequest, ctx: Context) -> Ragged:
         same_length = np.flatnonzero(lengths == length)
         for b, group in enumerate(np.split(same_length, range(sampler.batch_size, len(same_length), sampler.batch_size))):
             prompt = np.array(prompts[group].values, np.int64).reshape(len(group), length)
-            inputs = torch.from_numpy(np.column_stack([np.full(len(group), request.start), prompt])).to(trainer.device())
+            inputs = torch.from_numpy(np.column_stack([request.starts[group], prompt])).to(trainer.device())
             with quiet(), torch.inference_mode(), trainer.seed_torch(ctx.stream.child("generate", length, b)):
                 config = _generation_config(model, sampler, end, limit - length)
                 samples = model.generate(inputs, generation_config=config, attention_mask=torch.ones_like(inputs))

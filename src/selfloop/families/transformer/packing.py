@@ -13,11 +13,12 @@ from typing import IO, cast
 import numpy as np
 import numpy.typing as npt
 
-from selfloop.columns import Array, Floats, Ints, Ragged, take_spans
+from selfloop.columns import Array, Floats, Ints, Params, Ragged, take_spans
 from selfloop.component import Context
 from selfloop.types import RowTake, TrainingRows
 
 MAX_MEMORY_BYTES = 1 << 30  # of tokens; a longer stream is written to a file in the fit's scratch folder
+TRAINING_TOKENS, LONGEST_ROW = "training/tokens", "training/longest_row"
 CHUNK_TOKENS = 1 << 22  # approximate number of tokens that are copied at a time
 
 
@@ -82,6 +83,11 @@ def row_lengths(rows: TrainingRows) -> Ints:
     """Number of tokens of each row."""
     lengths = [(np.diff(cast(Ragged, take.rows["tokens"]).offsets), take.indices) for take in rows.takes]
     return np.concatenate([of_batch if indices is None else of_batch[indices] for of_batch, indices in lengths])
+
+
+def describe_lengths(lengths: Ints) -> Params:
+    """Number of tokens of all training rows and of the longest one, as arrays that describe a fit."""
+    return {TRAINING_TOKENS: np.array(lengths.sum(), np.int64), LONGEST_ROW: np.array(lengths.max(initial=0), np.int64)}
 
 
 def _are_cut(take: RowTake, end: int) -> npt.NDArray[np.bool_]:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import cast
+from typing import Any
 
 import numpy as np
 
-from selfloop.columns import Ints, Params, Ragged, concat_rows
+from selfloop.columns import Ints, Params, Ragged, take_spans
 from selfloop.component import Context
 from selfloop.errors import DataError, SpecError
 from selfloop.families.transformer.config import TransformerConfig
@@ -29,6 +29,9 @@ def sample_tokens(
 ) -> Ragged:
     """One row per prompt: the prompt, tokens drawn from the network, and the end token unless `max_tokens` is reached.
 
+    A row that fills the window of `config.context` positions goes on in a new one, whose first half is the end of the last
+    one: so a token is drawn after at least half a window of its row, as the windows of training begin anywhere in a row.
+
     The random numbers of a row are a function of (stream, row, position), so it does not depend on others. On a processor
     with a C compiler a row has the same bits with any number of threads and slots. Its keys and values have 16 bits: about
     2e-4 of a trained model's probability moves to other tokens (50 times as much in bfloat16). On GPUs and without a
@@ -36,33 +39,60 @@ def sample_tokens(
     is there, replaces the decoder, and its rows share random numbers. With a scratch folder finished rows are stored chunk
     by chunk, and a killed call continues to the same bits.
 
-    Raises ChainEndedError("diverged") if logits are not finite, SpecError if rows or prompts are too long.
+    Raises ChainEndedError("diverged") if logits are not finite, SpecError if prompts are too long.
     """
-    n, limit = len(prompts), _max_tokens(config, sampler, prompts)
+    n, limit = len(prompts), sampler.max_tokens or config.context
     start, end = (int(params[f"tokenizer/{name}"]) for name in ("start", "end"))
     if (largest := max(start, int(np.max(prompts.values, initial=0)))) >= config.vocab:
         raise DataError(f"transformer: got a prompt with token {largest}; the model has {config.vocab}. Encode prompts again.")
-    # caches have the length of the longest row, which may be far below the number of positions
-    decode = beam_search or _choose_decoder(replace(config, context=limit), params, sampler, ctx)
-    dtype = np.uint16 if config.vocab <= 1 << 16 else np.uint32
-    chunks = [{"tokens": Ragged(np.zeros(0, dtype), np.zeros(1, np.int64))}]
+    window = min(limit, config.context)  # caches have this length; a window's last token is never its input
+    if (longest := int(np.diff(prompts.offsets).max(initial=0))) >= window:
+        raise SpecError(
+            f"family.sampler.prefix_tokens: got prompts of {longest} tokens; expected less than {window}. Lower it."
+        )
+    decode = beam_search or _choose_decoder(replace(config, context=window), params, sampler, ctx)
+    dtype, pieces = np.uint16 if config.vocab <= 1 << 16 else np.uint32, list[tuple[Ints, Ragged]]()
     for first in range(0, n, ROWS_PER_SLOT * sampler.batch_size):
-        indices = np.arange(first, min(first + ROWS_PER_SLOT * sampler.batch_size, n))
-        request = DecodeRequest(first, prompts[indices], ctx.stream.integer(), start, end, limit, sampler)
-        rows = _decode_or_load(request, decode, repr((ctx.stream, config, sampler, n, ctx.backends.get("sampling"))), ctx)
-        chunks.append({"tokens": Ragged(rows.values.astype(dtype), rows.offsets)})
-    return cast(Ragged, concat_rows(chunks)["tokens"])
+        numbers = np.arange(first, min(first + ROWS_PER_SLOT * sampler.batch_size, n))
+        starts, length = np.full(len(numbers), start), 0
+        request: DecodeRequest | None
+        request = DecodeRequest(numbers, starts, prompts[numbers], ctx.stream.integer(), end, window, sampler)
+        while request:
+            n_known = 0 if length == 0 else int(request.prompts.offsets[1])
+            identity = repr((ctx.stream, config, sampler, n, ctx.backends.get("sampling")))
+            rows = _decode_or_load(request, decode, identity, f"rows-{first}-{length}", ctx)
+            pieces.append((request.numbers, take_spans(rows.values, rows.offsets[:-1] + n_known, rows.offsets[1:])))
+            length += request.max_tokens - n_known
+            request = _continue_rows(request, rows, limit - length, ctx.stream.child("window", length).integer())
+    return _join_pieces(pieces, n, dtype)
 
 
-def _max_tokens(config: TransformerConfig, sampler: TextSampler, prompts: Ragged) -> int:
-    """Tokens of the longest row. Its last token is never an input, so the limit is the number of positions."""
-    limit = sampler.max_tokens or config.context
-    if limit > config.context:
-        raise SpecError(f"family.sampler.max_tokens: got {limit}; the model has {config.context} positions. Lower it.")
-    longest = int(np.diff(prompts.offsets).max(initial=0))
-    if longest >= limit:
-        raise SpecError(f"family.sampler.prefix_tokens: got prompts of {longest} tokens; rows have at most {limit}. Lower it.")
-    return limit
+def _continue_rows(request: DecodeRequest, rows: Ragged, n_left: int, random_key: int) -> DecodeRequest | None:
+    """The next window of the rows that a full window cut; None if there are none, or if no tokens are left."""
+    window = request.max_tokens
+    ends = rows.offsets[1:][np.diff(rows.offsets) == window]
+    cut = rows.values[ends - 1] != request.end
+    if n_left == 0 or not cut.any():
+        return None
+    n_known = max(1, window // 2)  # inputs that the next window begins with
+    known = rows.values[ends[cut, None] + np.arange(-n_known, 0)]
+    prompts = Ragged(known[:, 1:].reshape(-1), np.arange(len(known) + 1) * (n_known - 1))
+    numbers = request.numbers[np.diff(rows.offsets) == window][cut]
+    length = min(window, n_known - 1 + n_left)
+    return DecodeRequest(numbers, known[:, 0].astype(np.int64), prompts, random_key, request.end, length, request.sampler)
+
+
+def _join_pieces(pieces: Sequence[tuple[Ints, Ragged]], n: int, dtype: type[np.unsignedinteger[Any]]) -> Ragged:
+    """Rows 0 .. n - 1 from (row numbers, tokens) of their windows, in order."""
+    lengths = np.zeros(n, np.int64)
+    for numbers, tokens in pieces:
+        lengths[numbers] += np.diff(tokens.offsets)
+    values, filled = np.zeros(lengths.sum(), dtype), np.cumsum(lengths) - lengths
+    for numbers, tokens in pieces:
+        sizes = np.diff(tokens.offsets)
+        values[np.repeat(filled[numbers] - tokens.offsets[:-1], sizes) + np.arange(len(tokens.values))] = tokens.values
+        filled[numbers] += sizes
+    return Ragged(values, np.concatenate([[0], np.cumsum(lengths)]))
 
 
 def _choose_decoder(
@@ -89,13 +119,15 @@ def _cut_rows(tokens: Tokens, lengths: Ints) -> Ragged:
     return Ragged(tokens[np.arange(tokens.shape[1]) < lengths[:, None]], np.concatenate([[0], np.cumsum(lengths)]))
 
 
-def _decode_or_load(request: DecodeRequest, decode: Callable[[DecodeRequest], Ragged], identity: str, ctx: Context) -> Ragged:
+def _decode_or_load(
+    request: DecodeRequest, decode: Callable[[DecodeRequest], Ragged], identity: str, name: str, ctx: Context
+) -> Ragged:
     """The rows of a request from the scratch folder, or else from the decoder; then they are stored."""
     import torch
 
     from selfloop.families.nn import checkpoint
 
-    path = ctx.scratch / f"rows-{request.first}.safetensors" if ctx.scratch else None
+    path = ctx.scratch / f"{name}.safetensors" if ctx.scratch else None
     if path is not None and (stored := checkpoint.load(path, identity)):
         return Ragged(stored[1]["values"].numpy(), stored[1]["offsets"].numpy())
     rows = decode(request)

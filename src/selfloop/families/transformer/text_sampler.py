@@ -43,7 +43,8 @@ class TextSampler(Sampler):
     ] = "start"
     prefix_tokens: Annotated[Count, "tokens of a real row that a text begins with, for prompt = 'prefix'"] = 8
     max_tokens: Annotated[
-        Annotated[int, Ge(1)] | None, "tokens of the longest row, prompt included; unset: the model's positions"
+        Annotated[int, Ge(1)] | None,
+        "tokens of the longest row, prompt included; unset: as many as the longest training row has",
     ] = None
     batch_size: Annotated[Count, "rows that are sampled at the same time"] = 256
 
