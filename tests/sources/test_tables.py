@@ -50,6 +50,16 @@ def test_the_holdout_is_scikit_learns_test_split_and_the_rest_its_training_split
     )
 
 
+def test_every_seed_divides_the_rows_anew_unless_there_is_a_split_seed(file: Path) -> None:
+    contexts = [Context(RandomStream(("seed", seed, "source"))) for seed in range(3)]
+    orders = [np.asarray(TableSource(path=file).draw(0, 10, ctx)["x"])[:, 0].tolist() for ctx in contexts]
+    assert [sorted(order) for order in orders] == [list(range(10))] * 3
+    assert len({tuple(order) for order in orders}) == 3
+    assert np.asarray(TableSource(path=file).draw(4, 3, CTX)["x"])[:, 0].tolist() == orders[0][4:7]
+    fixed = [np.asarray(TableSource(path=file, split_seed=1).draw(0, 10, ctx)["x"]).tolist() for ctx in contexts]
+    assert fixed[0] == fixed[1] == fixed[2]
+
+
 def test_later_rows_have_the_inputs_of_the_initial_rows() -> None:
     source = TableSource()
     initial = source.draw(133, 309, CTX)
@@ -66,7 +76,8 @@ def file(tmp_path: Path) -> Path:
 
 def test_a_file_without_target_has_vectors_and_with_target_inputs_and_outcomes(file: Path) -> None:
     plain = TableSource(path=file)
-    assert (plain.n_rows(), plain.n_holdout(), plain.has_fixed_design()) == (10, 3, False)
+    assert (plain.n_rows(), plain.n_holdout(), plain.has_fixed_design()) == (10, None, False)
+    assert TableSource(path=file, split_seed=0).n_holdout() == 3
     assert set(plain.draw(0, 2, CTX)) == {"x"}
     assert plain.draw_inputs(4, plain.draw(3, 7, CTX), CTX) == {}
     regression = TableSource(path=file, target="c", columns=("b",))

@@ -15,7 +15,7 @@ from selfloop.columns import Array, Columns, Params
 from selfloop.component import Context, Family, Metric, Policy, Sampler, Source
 from selfloop.engine.curves import Curves, SeedMeasurements
 from selfloop.engine.loop import loop
-from selfloop.engine.steps import check_rows
+from selfloop.engine.steps import check_rows, measure_trivial
 from selfloop.errors import ChainEndedError
 from selfloop.formats.safetensors import NamedArrays
 from selfloop.protocols import (
@@ -25,10 +25,11 @@ from selfloop.protocols import (
     SupportsEnsembleMeasure,
     SupportsRelabel,
     SupportsSufficientStatistics,
+    SupportsTrivialModel,
 )
 from selfloop.rng import RandomStream
 from selfloop.snapshots import EnsembleSnapshot, EnsembleTake
-from selfloop.spec.point import Point, row_bytes
+from selfloop.spec.point import Point, place_rows, row_bytes
 from selfloop.store.identity import stored_step
 from selfloop.types import Take
 
@@ -49,6 +50,7 @@ class SeedBlock:
     n: int
     holdout: int
     draws_rows: bool  # True: rows are drawn; False: only their sufficient statistics
+    rows_per_seed: int = 0  # as in Point
     threads: int = field(default=1, compare=False, metadata={"identity": False})
     shared: dict[object, Any] = field(default_factory=dict, compare=False, repr=False, metadata={"identity": False})
 
@@ -58,7 +60,7 @@ class SeedBlock:
         spec = point.spec
         return SeedBlock(
             source=spec.source, family=spec.family, sampler=spec.sampler, metrics=spec.metrics, seeds=tuple(seeds),
-            n=point.n, holdout=point.holdout, draws_rows=draws_rows, threads=threads,
+            n=point.n, holdout=point.holdout, draws_rows=draws_rows, rows_per_seed=point.rows_per_seed, threads=threads,
         )  # fmt: skip
 
     def once(self, key: object, make: Callable[[], T]) -> T:
@@ -89,8 +91,8 @@ class SeedBlock:
     def stack(self, draw: Callable[[Context, int], Columns]) -> Columns:
         """Columns of `draw(context of the seed's source, position)` of every seed, stacked along a leading axis."""
         stacked = NamedArrays()
-        for s, stream in enumerate(self.streams("source")):
-            for name, column in draw(Context(stream), s).items():
+        for s, seed in enumerate(self.seeds):
+            for name, column in draw(Context(place_rows(seed, self.rows_per_seed)[0]), s).items():
                 values = np.asarray(column)
                 if s == 0:
                     stacked[name] = np.empty((len(self.seeds), *values.shape), values.dtype)
@@ -99,7 +101,8 @@ class SeedBlock:
 
     def draw(self, first: int, n: int) -> Columns:
         """Real rows first .. first + n - 1 of every seed, checked."""
-        return self.stack(lambda ctx, s: check_rows(self.source, self.source.draw(first, n, ctx)))
+        starts = [first + place_rows(seed, self.rows_per_seed)[1] for seed in self.seeds]
+        return self.stack(lambda ctx, s: check_rows(self.source, self.source.draw(starts[s], n, ctx)))
 
     def truth(self) -> Params:
         """The source's true parameters, with a leading seeds axis; empty if unknown."""
@@ -286,6 +289,18 @@ def ensemble_curves(block: SeedBlock, policy: Policy, generations: int) -> dict[
         for shard_curves in pool.map(run_shard, shards) if len(shards) > 1 else map(run_shard, shards):
             curves.merge(shard_curves)
     return curves.pack()
+
+
+@stored_step("ensemble_trivial", version=1)
+def ensemble_trivial(block: SeedBlock, metric: str) -> dict[str, Array]:
+    """The trivial model's value of a metric for every seed of a block, NaN without one; without rows, from the truth alone."""
+    initial = block.draw(block.holdout, block.n) if block.draws_rows else NamedArrays()
+    tables, values, family = (initial, block.held_out(), block.truth()), list[float | None](), block.family
+    assert isinstance(family, SupportsTrivialModel)
+    for s, stream in enumerate(block.streams("measure", metric)):
+        rows, held_out, truth = ({name: np.asarray(column)[s] for name, column in table.items()} for table in tables)
+        values.append(measure_trivial(family, metric, rows, held_out, truth, Context(stream)))
+    return {metric: np.array(values, np.float64)}
 
 
 def sample_again(block: SeedBlock, policy: Policy, generations: int) -> tuple[Columns, dict[int, Columns]]:

@@ -13,10 +13,10 @@ from typing import Any, cast
 from selfloop.columns import Params
 from selfloop.component import Context, FeatureExtractor, Metric, Sampler, Source
 from selfloop.engine import steps
-from selfloop.engine.curves import NOT_FINITE
-from selfloop.protocols import CorpusSource, UsesEncoder, UsesFeatures
+from selfloop.engine.curves import NOT_FINITE, TRIVIAL
+from selfloop.protocols import CorpusSource, SupportsStepCount, SupportsTrivialModel, UsesEncoder, UsesFeatures
 from selfloop.rng import RandomStream
-from selfloop.spec.point import Point
+from selfloop.spec.point import Point, place_rows
 from selfloop.store.identity import ObjectRef
 from selfloop.store.store import Store
 from selfloop.types import Measurement, Take
@@ -36,6 +36,7 @@ class StoredWorld:
     store: Store
     threads: int = 1
     measures: bool = True  # False: fit and sample only
+    matched: Callable[[int], ObjectRef | None] | None = None  # of a control: synthetic rows k, whose tokens real(k + 1) match
     n_drawn: int = 0  # real rows drawn so far, after the holdout
     initial: ObjectRef | None = None
     models: dict[int, ObjectRef] = field(default_factory=dict)  # by generation, like the next two
@@ -50,22 +51,29 @@ class StoredWorld:
 
     def truth(self) -> Params:
         """The source's true parameters for this seed; empty if unknown."""
-        return self.point.spec.source.truth(self.context("source"))
+        return self.point.spec.source.truth(self.source_context())
+
+    def source_context(self) -> Context:
+        """The context of steps that draw real rows."""
+        return Context(place_rows(self.seed, self.point.rows_per_seed)[0], threads=self.threads)
 
     def draw_real(self, t: int, n: int) -> ObjectRef:
         source = self.point.spec.source
         first = self.point.holdout + self.n_drawn  # the holdout comes first, so batches never overlap
         self.n_drawn += n
         if t > 1 and source.has_fixed_design():
-            return self._call(steps.redraw_outcomes, source, first, self._draw_inputs(t, n), self.context("source"))
+            return self._call(steps.redraw_outcomes, source, first, self._draw_inputs(t, n), self.source_context())
         batch = self._draw(first, n)
         if t == 1:
             self.initial = batch
+        elif self.matched and (synthetic := self.matched(t - 1)):
+            return self._call(steps.match_tokens, batch, synthetic)
         return batch
 
     def _draw(self, first: int, n: int) -> ObjectRef:
-        """Real rows in the columns that the family models."""
-        source, ctx = self.point.spec.source, self.context("source")
+        """Real rows of this seed, in the columns that the family models."""
+        source, ctx = self.point.spec.source, self.source_context()
+        first += place_rows(self.seed, self.point.rows_per_seed)[1]
         if not isinstance(source, CorpusSource):
             return self._call(steps.draw_real, source, first, n, ctx)
         return self._call(steps.take_corpus_rows, source, self.read_corpus(), first, n, ctx)
@@ -139,6 +147,14 @@ class StoredWorld:
             for name, value in values.items():
                 status = NOT_FINITE if value is None else None
                 yield Measurement(self.policy, self.seed, t, name, value, status, self.point.coordinates)
+        if t == 1 and self.measures and isinstance(spec.family, SupportsTrivialModel) and (risk := spec.risk_metric()):
+            tables, ctx = (self.initial, self._holdout()), self.context("measure", risk)
+            trivial = self.store.call(steps.measure_trivial, spec.family, risk, *tables, self.truth(), ctx)
+            if trivial is not None:
+                yield Measurement(self.policy, self.seed, t, f"{risk}{TRIVIAL}", trivial, None, self.point.coordinates)
+        if self.measures and isinstance(spec.family, SupportsStepCount):
+            for name, value in self.store.call(steps.count_training, model).items():
+                yield Measurement(self.policy, self.seed, t, name, value, None, self.point.coordinates)
 
     def _features(
         self, metric: Metric, rows: Sequence[ObjectRef | None]

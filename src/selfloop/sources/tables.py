@@ -49,7 +49,7 @@ class NumberTable(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class TableSource(Source):
-    """Rows of a table, equal for every seed. The holdout is 30 % of them, by scikit-learn's split with `split_seed`.
+    """Rows of a table. Every seed orders them anew; with `split_seed`, the holdout of all is scikit-learn's test split of 30 %.
 
     With a target, the source is a regression with a fixed design: inputs `x` are a column of ones and the raw features, and
     outcomes `y` are the target. Without a target there is one column `x` of vectors. The outcome of `diabetes` is 1 if the
@@ -58,6 +58,7 @@ class TableSource(Source):
     """
 
     name: ClassVar[str] = "table"
+    version: ClassVar[int] = 2
     dataset: Annotated[
         Literal["breast_cancer", "diabetes"] | None, "table of scikit-learn; unset: `diabetes`, if `path` is unset too"
     ] = None
@@ -73,7 +74,10 @@ class TableSource(Source):
         Annotated[str, MinLen(1), MaxLen(1)] | None, "character between the values of a line; unset: one of , ; | or a tab"
     ] = None
     decimal: Annotated[Literal[".", ","], "decimal mark of the numbers in a CSV file"] = "."
-    split_seed: Annotated[int, Interval(ge=0, lt=2**32), "random_state of scikit-learn's split"] = 123456
+    split_seed: Annotated[
+        Annotated[int, Interval(ge=0, lt=2**32)] | None,
+        "random_state of scikit-learn's split, which all seeds then share; unset: every seed has a split of its own",
+    ] = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -99,8 +103,8 @@ class TableSource(Source):
     def n_rows(self) -> int:
         return len(_read_table(self).columns["x"])
 
-    def n_holdout(self) -> int:
-        return math.ceil(HOLDOUT_SHARE * self.n_rows())  # as scikit-learn rounds
+    def n_holdout(self) -> int | None:
+        return None if self.split_seed is None else math.ceil(HOLDOUT_SHARE * self.n_rows())  # as scikit-learn rounds
 
     def has_fixed_design(self) -> bool:
         return self.target_name() is not None
@@ -113,9 +117,12 @@ class TableSource(Source):
             warnings.warn(note, stacklevel=2)
         n_rows = self.n_rows()
         check_range(self, first, n, n_rows)
-        training, holdout = train_test_split(np.arange(n_rows), test_size=HOLDOUT_SHARE, random_state=self.split_seed)
-        indices = np.concatenate([holdout, training])[first : first + n]
-        return {name: column[indices] for name, column in columns.items()}
+        if self.split_seed is None:
+            order = ctx.stream.child("order").generator().permutation(n_rows)
+        else:
+            training, holdout = train_test_split(np.arange(n_rows), test_size=HOLDOUT_SHARE, random_state=self.split_seed)
+            order = np.concatenate([holdout, training])
+        return {name: column[order[first : first + n]] for name, column in columns.items()}
 
     def draw_inputs(self, n: int, initial: Columns, ctx: Context) -> Columns:
         return repeat_inputs(initial, n) if self.has_fixed_design() else {}

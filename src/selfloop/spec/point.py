@@ -41,6 +41,7 @@ class Point:
     n: int
     holdout: int
     worlds: tuple[World, ...]  # of each policy
+    rows_per_seed: int = 0  # real rows that each seed has for itself; 0: every seed orders all rows of the source anew
 
     @property
     def runs_as_ensemble(self) -> bool:
@@ -70,18 +71,32 @@ def memory_bytes() -> int:
 
 def resolve_point(spec: Spec, coordinates: Coordinates) -> Point:
     """The point of a spec without sweep. Raises SpecError if it cannot run."""
-    n, holdout = _resolve_sizes(spec)
+    n, holdout, n_real = _resolve_sizes(spec)
     spec = replace(spec, n=n, holdout=holdout)
     _check_abilities(spec)
     worlds = tuple(_world(spec, policy, n) for policy in spec.policies)
-    point = Point(coordinates, spec, n, holdout, worlds)
+    point = Point(coordinates, spec, n, holdout, worlds, n_real if spec.subsets == "disjoint" else 0)
     _check_memory(point)
     return point
 
 
-def _resolve_sizes(spec: Spec) -> tuple[int, int]:
-    """n and holdout; SpecError if the source has too few rows."""
+def place_rows(seed: int, rows_per_seed: int) -> tuple[RandomStream, int]:
+    """The stream that orders a source's rows for a seed, and the seed's first row in that order."""
+    if rows_per_seed:
+        return RandomStream(("all seeds", "source")), seed * rows_per_seed
+    return RandomStream(("seed", seed, "source")), 0
+
+
+def _resolve_sizes(spec: Spec) -> tuple[int, int, int]:
+    """n, holdout, and all real rows that a seed needs; SpecError if the source has too few rows."""
     name, size, split = spec.source.title(), spec.source.n_rows(), spec.source.n_holdout()
+    seeds, share = 1, ""
+    if spec.subsets == "disjoint":
+        if size is None or split is not None:
+            problem = "is unlimited, so seeds share no rows" if size is None else "has a split of its own"
+            raise SpecError(f"subsets: got 'disjoint'; source {name} {problem}. Remove the key.")
+        seeds = max(spec.seeds) + 1
+        size, share = size // seeds, f" for each of {seeds} seeds"
     if split is not None and spec.holdout not in (None, split):
         raise SpecError(f"holdout: got {spec.holdout}; source {name} itself holds out {split} rows. Remove the key.")
     holdout = split if split is not None else spec.holdout
@@ -92,17 +107,18 @@ def _resolve_sizes(spec: Spec) -> tuple[int, int]:
     elif size is None:
         raise SpecError(f"n: missing; source {name} is unlimited. Set n to the number of initial real rows.")
     else:
-        n = cast(int, spec.source.n_usable_rows()) - holdout
+        n = cast(int, spec.source.n_usable_rows()) // seeds - holdout
     if n < 1:
-        raise SpecError(f"holdout: got {holdout}; source {name} has {size} rows, so none is left to train on. Lower holdout.")
-    for policy in spec.policies:
-        real_rows = holdout + _count_real_rows(spec, policy, n)
+        problem = f"source {name} has {size} rows{share}, so none is left to train on"
+        raise SpecError(f"holdout: got {holdout}; {problem}. Lower holdout.")
+    needed = [holdout + _count_real_rows(spec, policy, n) for policy in spec.policies]
+    for policy, real_rows in zip(spec.policies, needed, strict=True):
         if size is not None and real_rows > size:
             raise SpecError(
                 f"n: policy {policy.name} with n = {n} and holdout = {holdout} needs {real_rows} real rows; "
-                f"source {name} has {size}. Lower n, holdout or generations."
+                f"source {name} has {size}{share}. Lower n, holdout or generations."
             )
-    return n, holdout
+    return n, holdout, max(needed)
 
 
 def _count_real_rows(spec: Spec, policy: Policy, n: int) -> int:

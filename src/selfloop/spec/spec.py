@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from itertools import product
 from pathlib import Path
-from typing import Annotated, Any, cast
+from typing import Annotated, Any, Literal, cast
 
 from annotated_types import Interval
 
@@ -46,6 +46,8 @@ class Spec:
     curators: tuple[Curator, ...] = ()
     init_from: str | Path = "scratch"
     sweep: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
+    # of a finite source: every seed divides all rows anew, or seed s has rows s m .. (s + 1) m - 1 for itself, m as needed
+    subsets: Literal["overlapping", "disjoint"] = "overlapping"
 
     def __new__(cls, *components: Any, **settings: Any) -> Spec:
         check_keys(settings, [f.name for f in fields(cls)])
@@ -86,7 +88,7 @@ class Spec:
         return supported or usual
 
     def _check(self) -> None:
-        for name in ("n", "holdout", "generations"):
+        for name in ("n", "holdout", "generations", "subsets"):
             object.__setattr__(self, name, check_setting(setting_types(Spec)[name], getattr(self, name), name))
         if not self.policies:
             raise SpecError(f"policies: got none; expected at least one of {', '.join(component_names('policy'))}.")
