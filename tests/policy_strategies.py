@@ -7,6 +7,7 @@ from typing import Any
 from hypothesis import strategies as st
 
 from selfloop.policies.builtin import Accumulate, AccumulateReal, AccumulateSubsample, Augment, Fresh, Mix, Replace, Window
+from selfloop.policies.control import Control
 from selfloop.policies.custom import Custom, FixedCounts
 from selfloop.policies.cycles import Balanced, Expanding, Incremental
 from selfloop.policies.growing import Growing, ReplaceMultiple
@@ -50,4 +51,6 @@ STRATEGIES: dict[str, st.SearchStrategy[Any]] = {
     ),
     "custom": custom,
 }
+others = st.one_of(*STRATEGIES.values())
+STRATEGIES["control"] = st.builds(Control, of=others, rows=st.sampled_from(["fresh", "initial"]))
 policies = st.one_of(*STRATEGIES.values())

@@ -29,6 +29,7 @@ BUILT_IN: dict[str, dict[str, str]] = {
         "growing": "selfloop.policies.growing:Growing",
         "fixed_counts": "selfloop.policies.custom:FixedCounts",
         "custom": "selfloop.policies.custom:Custom",
+        "control": "selfloop.policies.control:Control",
     },
     "family": {
         "gaussian": "selfloop.families.gaussian:Gaussian",

@@ -16,6 +16,7 @@ from selfloop.component import Policy
 from selfloop.errors import SettingError, SpecError
 from selfloop.plugins import BUILT_IN
 from selfloop.policies.builtin import Accumulate, AccumulateReal, AccumulateSubsample, Augment, Fresh, Mix, Replace, Window
+from selfloop.policies.control import Control
 from selfloop.policies.custom import FixedCounts
 from selfloop.policies.cycles import Balanced, Expanding, Incremental
 from selfloop.policies.growing import Growing, ReplaceMultiple
@@ -38,6 +39,7 @@ TRAINED_ROWS: dict[str, Callable[[Any, int, int], int]] = {  # of generation t >
     "expanding": lambda p, t, n: n + (t - 1) * round(p.ratio * n),
     "growing": lambda p, t, n: round(n * t ** (1 + p.exponent)),
     "fixed_counts": lambda p, t, n: p.real_rows + p.synthetic_rows,
+    "control": lambda p, t, n: entries(p.of, n, t)[-1].trained_rows,
 }
 sizes = st.integers(5, 60)  # below 5 rows a share or ratio could round to a generation without rows
 
@@ -110,6 +112,36 @@ def test_generation_three_takes_the_batches_of_the_table_of_policies() -> None:
     assert batches(Incremental(replaced_share=0.5)) == {"real(1)": 15, "synthetic(1)": 15, "synthetic(2)": 30}
     assert batches(Expanding(ratio=0.5)) == {"real(1)": 60, "synthetic(1)": 30, "synthetic(2)": 30}
     assert batches(Growing(exponent=1)) == {"synthetic(2)": 540}
+
+
+@given(STRATEGIES["control"], sizes, st.integers(2, 9))
+def test_a_control_trains_on_real_rows_with_the_masses_of_its_policy(policy: Control, n: int, t: int) -> None:
+    control, other = entries(policy, n, t)[-1], entries(policy.of, n, t)[-1]
+    assert (control.real_mass, control.plan.budget) == (pytest.approx(1), other.plan.budget)
+    assert control.new_rows.synthetic == other.new_rows.synthetic
+    masses: dict[int, float] = {}  # by age of the batch: fresh rows in place of synthetic(k) are real(k + 1)
+    for take, mass in zip(other.plan.takes, other.masses(), strict=True):
+        born = take.batch.born + (take.batch.kind == "synthetic") if policy.rows == "fresh" else 1
+        if take.batch.kind == "real":
+            born = take.batch.born
+        masses[born] = masses.get(born, 0) + mass
+    measured: dict[int, float] = {}
+    for take, mass in zip(control.plan.takes, control.masses(), strict=True):
+        measured[take.batch.born] = measured.get(take.batch.born, 0) + mass
+    assert measured == pytest.approx(masses)
+
+
+def test_controls_of_replace_and_accumulate() -> None:
+    def batches(policy: Policy) -> list[tuple[str, int | None]]:
+        return [(str(take.batch), take.rows) for take in entries(policy, 60, 3)[-1].plan.takes]
+
+    assert batches(Control()) == [("real(3)", 60)]
+    assert batches(Control(of=Accumulate())) == [("real(1)", 60), ("real(2)", 60), ("real(3)", 60)]
+    assert batches(Control(of=Accumulate(), rows="initial")) == [("real(1)", 60)] * 3
+    assert batches(Control(of=ReplaceMultiple(), rows="initial")) == [("real(1)", 60)] * 3
+    assert batches(Control(of=Fresh(ratio=0.5))) == [("real(3)", 90)]
+    with pytest.raises(SettingError, match=r"^of: got a control; expected the policy that it is a control of"):
+        Control(of=Control())
 
 
 @given(st.integers(1, 60), st.integers(2, 100))

@@ -15,6 +15,7 @@ from selfloop.columns import Columns, Ragged
 from selfloop.component import Component, Context
 from selfloop.errors import ChainEndedError, SelfloopError
 from selfloop.plugins import component_names
+from selfloop.policies.builtin import AccumulateSubsample
 from selfloop.policies.schedule import schedule
 from selfloop.protocols import UsesEncoder
 from selfloop.rng import RandomStream
@@ -182,7 +183,15 @@ POLICY_SETTINGS: dict[str, dict[str, Any]] = {
     "fixed_counts": {"real_rows": 7, "synthetic_rows": 9},
     "custom": {"takes": [{"batch": "synthetic(1..t-1)"}, {"batch": "real(1)"}], "real_rows": "n", "synthetic_rows": "n"},
 }
-POLICY_VALUES = {"budget": 17, "real_mass": 0.2, "sampled_rows": 12, "real_rows": 5, "synthetic_rows": 8}
+POLICY_VALUES = {
+    "of": AccumulateSubsample(),
+    "rows": "initial",
+    "budget": 17,
+    "real_mass": 0.2,
+    "sampled_rows": 12,
+    "real_rows": 5,
+    "synthetic_rows": 8,
+}
 POLICY_CASES = [
     (name, setting.name)
     for name in component_names("policy")

@@ -11,6 +11,7 @@ from scipy.special import polygamma, zeta
 from selfloop.component import Policy
 from selfloop.errors import SpecError
 from selfloop.policies.builtin import Accumulate, AccumulateReal, AccumulateSubsample, Augment, Fresh, Replace, Window
+from selfloop.policies.control import Control
 from selfloop.policies.custom import Custom
 from selfloop.policies.cycles import Expanding
 from selfloop.policies.growing import Growing, ReplaceMultiple
@@ -345,7 +346,14 @@ NESTED = Custom(takes=({"batch": "real(1)", "rows": 2}, {"batch": "synthetic(1..
 DRAWN = Custom(takes=({"batch": "real(1)"}, {"batch": "synthetic(t-1)", "weight": 4.0}), budget="n")
 
 
-@pytest.mark.parametrize("policy", [NESTED, DRAWN, AccumulateSubsample(), Accumulate()])
+CONTROLS = [
+    Control(of=Fresh(ratio=0.5)),
+    Control(of=AccumulateSubsample()),
+    *(Control(of=p, rows="initial") for p in (NESTED, DRAWN)),
+]
+
+
+@pytest.mark.parametrize("policy", [NESTED, DRAWN, AccumulateSubsample(), Accumulate(), *CONTROLS])
 def test_policies_agree_with_simulated_rows(policy):
     assert largest_z(policy, 8, 5, 12000) < 4
 

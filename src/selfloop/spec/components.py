@@ -10,7 +10,15 @@ from typing import Any, TypeVar
 from selfloop.component import Component
 from selfloop.errors import SettingError, SpecError, shown, unknown_name
 from selfloop.plugins import component_class, component_names
-from selfloop.settings import Settings, allowed_classes, check_setting, default_of, setting_types, settings_tables
+from selfloop.settings import (
+    Settings,
+    allowed_classes,
+    check_setting,
+    default_of,
+    describe_fields,
+    setting_types,
+    settings_tables,
+)
 
 S = TypeVar("S")
 
@@ -61,7 +69,9 @@ def _read_settings(cls: type[Any], table: Mapping[str, Any], key: str, base: Any
             raise SpecError(unknown_name(f"{key}.{name}", name, defaults, "key"))
         default, hint = defaults[name], hints.get(name, Any)
         kinds = [allowed.component_kind for allowed in allowed_classes(hint) if issubclass(allowed, Component)]
-        if isinstance(value, Mapping) and "name" in value and kinds:
+        if kinds and isinstance(value, str) and str not in allowed_classes(hint):
+            values[name] = make_component(kinds[0], value, f"{key}.{name}")
+        elif isinstance(value, Mapping) and "name" in value and kinds:
             if getattr(default, "name", None) == value["name"]:  # single settings of the default are changed
                 inner = {key: setting for key, setting in value.items() if key != "name"}
                 values[name] = change_settings(default, inner, f"{key}.{name}")
@@ -89,8 +99,14 @@ def errors_under(key: str) -> Iterator[None]:
 def policy_label(policy: Component, with_settings: bool) -> str:
     """Name of a policy, with `with_settings` followed by the settings that are not default: `fresh(ratio=2)`."""
     changed = [
-        f"{f.name}={value:g}" if isinstance(value := getattr(policy, f.name), float) else f"{f.name}={value}"
-        for f in fields(policy)  # type: ignore[arg-type]  # components are dataclasses
-        if getattr(policy, f.name) != (f.default if f.default is not MISSING else None)
+        f"{setting.name}={_short(getattr(policy, setting.name))}"
+        for setting in describe_fields(type(policy))
+        if getattr(policy, setting.name) != (None if setting.default is MISSING else setting.default)
     ]
     return f"{policy.name}({', '.join(changed)})" if changed and with_settings else policy.name
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, Component):
+        return policy_label(value, with_settings=True)
+    return f"{value:g}" if isinstance(value, float) else str(value)
