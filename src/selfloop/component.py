@@ -226,6 +226,7 @@ class Metric(Component):
     secondary_titles: ClassVar[Mapping[str, str]] = {}
     better: ClassVar[Better] = "lower"
     secondary_better: ClassVar[Mapping[str, Better]] = {}  # of secondary values by name; unknown for all others
+    has_zero: ClassVar[bool] = False  # True if 0 is the lowest possible main value, so that multiples of it have a meaning
     family_protocols: ClassVar[tuple[type, ...]] = ()  # abilities that the family must have
     true_params: ClassVar[tuple[str, ...]] = ()  # true parameters that the source must know
     uses_holdout: ClassVar[bool] = False  # True if it is measured on held-out real rows

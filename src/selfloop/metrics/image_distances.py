@@ -41,6 +41,7 @@ class PixelFrechet(ImageFrechetMetric):
     """
 
     name: ClassVar[str] = "pixel_frechet"
+    has_zero: ClassVar[bool] = True
     title: ClassVar[str] = "Frechet distance of sampled images to real ones"
     secondary_titles: ClassVar[Mapping[str, str]] = {
         "pixel_frechet_real": "Frechet distance of initial to held-out real images",
@@ -62,6 +63,7 @@ class FeatureFrechet(ImageFrechetMetric):
     """
 
     name: ClassVar[str] = "feature_frechet"
+    has_zero: ClassVar[bool] = True
     title: ClassVar[str] = "Frechet distance of sampled images to real ones, on features"
     secondary_titles: ClassVar[Mapping[str, str]] = {
         "feature_frechet_real": "Frechet distance of initial to held-out real images, on features",

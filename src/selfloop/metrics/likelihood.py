@@ -82,6 +82,7 @@ class LogLoss(OutcomeMetric):
     """Mean negative log probability of the outcomes of held-out real rows, conditional on their inputs."""
 
     name: ClassVar[str] = "log_loss"
+    has_zero: ClassVar[bool] = True
     title: ClassVar[str] = "log loss on held-out real rows"
     unit: ClassVar[str] = "nats per row"
     family_protocols: ClassVar[tuple[type, ...]] = (SupportsLogProb, SupportsPredict)
@@ -160,6 +161,7 @@ class DenoisingLoss(HoldoutMetric):
     """
 
     name: ClassVar[str] = "denoising_loss"
+    has_zero: ClassVar[bool] = True
     title: ClassVar[str] = "denoising loss of held-out real rows"
     secondary_titles: ClassVar[Mapping[str, str]] = {
         "denoising_loss_low_noise": "denoising loss at low noise",

@@ -37,6 +37,7 @@ class BondLengthDistance(SampleMetric):
     """
 
     name: ClassVar[str] = "bond_length_distance"
+    has_zero: ClassVar[bool] = True
     title: ClassVar[str] = "distance of sampled bond lengths to real ones"
     secondary_titles: ClassVar[Mapping[str, str]] = {"bond_angle_distance": "distance of sampled bond angles to real ones"}
     unit: ClassVar[str] = "Å"
@@ -110,6 +111,7 @@ class ClashRate(SampleMetric):
     """
 
     name: ClassVar[str] = "clash_rate"
+    has_zero: ClassVar[bool] = True
     title: ClassVar[str] = "sampled rows with atoms too close"
     unit: ClassVar[str] = "share of rows"
     radius_factor: Annotated[float, Interval(gt=0, le=1), "smallest distance of two atoms, as a share of their radii"] = 0.6
@@ -178,6 +180,7 @@ class RetryRate(SampleMetric):
     """Share of sampled rows whose first attempt was not finite, so that the sampler tried again."""
 
     name: ClassVar[str] = "retry_rate"
+    has_zero: ClassVar[bool] = True
     title: ClassVar[str] = "sampled rows that needed a second attempt"
     unit: ClassVar[str] = "share of rows"
 

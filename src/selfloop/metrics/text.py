@@ -24,6 +24,7 @@ class CrossEntropy(Metric):
     """Mean negative log probability of a token of held-out real rows, end tokens included; `perplexity` is its exponential."""
 
     name: ClassVar[str] = "cross_entropy"
+    has_zero: ClassVar[bool] = True
     uses_holdout: ClassVar[bool] = True
     title: ClassVar[str] = "cross-entropy of held-out real text"
     secondary_titles: ClassVar[Mapping[str, str]] = {"perplexity": "perplexity of held-out real text"}

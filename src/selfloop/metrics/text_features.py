@@ -92,6 +92,7 @@ class TextFrechet(TextFeatureMetric):
     """
 
     name: ClassVar[str] = "text_frechet"
+    has_zero: ClassVar[bool] = True
     title: ClassVar[str] = "Frechet distance of sampled text to real text"
     unit: ClassVar[str] = "squared units of the features"
 

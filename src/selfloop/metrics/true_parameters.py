@@ -42,6 +42,7 @@ class MeanError(ParameterMetric):
     """Squared distance of the fitted mean from the true mean."""
 
     name: ClassVar[str] = "mean_error"
+    has_zero: ClassVar[bool] = True
     title: ClassVar[str] = "Squared error of the mean"
     unit: ClassVar[str] = "squared units of x"
     true_params: ClassVar[tuple[str, ...]] = ("mean",)
@@ -116,6 +117,7 @@ class ExcessRisk(ParameterMetric):
     """Expected squared prediction error above the noise, ||w - w*||^2 in the norm of the inputs' covariance."""
 
     name: ClassVar[str] = "excess_risk"
+    has_zero: ClassVar[bool] = True
     title: ClassVar[str] = "Excess risk"
     unit: ClassVar[str] = "squared units of y"
     true_params: ClassVar[tuple[str, ...]] = ("coefficients", "variances")
@@ -130,6 +132,7 @@ class ParameterError(ParameterMetric):
     """Squared distance of the fitted coefficients from the true coefficients."""
 
     name: ClassVar[str] = "parameter_error"
+    has_zero: ClassVar[bool] = True
     title: ClassVar[str] = "squared distance of the coefficients from the truth"
     true_params: ClassVar[tuple[str, ...]] = ("coefficients",)
 
