@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from selfloop.columns import Floats
-from selfloop.engine.curves import Curves
+from selfloop.engine.curves import TRIVIAL, Curves
 from selfloop.engine.executors import Notify
 from selfloop.engine.run import Progress, run_tasks, store_path
 from selfloop.errors import SpecError, shown, unknown_name
@@ -79,9 +79,12 @@ class Result:
             yield from curves.measurements(label, coordinates, schedule_metrics(self.schedules(coordinates)[label]))
 
     def curves(self, at: At = ()) -> PolicyCurves:
-        """Policy -> metric -> (seeds, generations), NaN where a chain has no value."""
+        """Policy -> metric -> (seeds, generations), NaN where a chain has no value.
+
+        The key "nll_trivial" is the risk "nll" of the family's trivial model of the initial rows, at every generation.
+        """
         coordinates = self.point(at).coordinates
-        return {label: curves.values for (other, label), curves in self.table.items() if other == coordinates}
+        return {label: _extend_trivial(curves.values) for (other, label), curves in self.table.items() if other == coordinates}
 
     def _check_metric(self, metric: str) -> None:
         if metric not in self.metrics():
@@ -96,7 +99,8 @@ class Result:
 
     def metrics(self) -> list[str]:
         """Names of the measured metrics, the risk first."""
-        return list(dict.fromkeys(metric for curves in self.table.values() for metric in curves.values))
+        names = dict.fromkeys(metric for curves in self.table.values() for metric in curves.values)
+        return [name for name in names if not name.endswith(TRIVIAL)]
 
     def to_pandas(self) -> pd.DataFrame:
         """One line per measurement: policy, seed, generation, metric, value, status and the point's coordinates."""
@@ -191,6 +195,11 @@ class Result:
         from selfloop.report.build import write_report
 
         return write_report([self], Path(path))
+
+
+def _extend_trivial(curves: Mapping[str, Floats]) -> dict[str, Floats]:
+    """The curves, with the value of a trivial model, which is measured once, at every generation."""
+    return {name: np.repeat(c[:, :1], c.shape[1], axis=1) if name.endswith(TRIVIAL) else c for name, c in curves.items()}
 
 
 def _without_n(point: Point) -> Coordinates:

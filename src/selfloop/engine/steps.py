@@ -13,7 +13,7 @@ from selfloop.columns import Array, Columns, ColumnType, Ints, Params, Ragged, c
 from selfloop.component import Context, Curator, Encoder, Family, FeatureExtractor, Metric, Sampler, Source
 from selfloop.errors import ChainEndedError, DataError
 from selfloop.formats.safetensors import ColumnWriter, NamedArrays, gather_rows, read_safetensors
-from selfloop.protocols import CorpusSource, SupportsRelabel, UsesEncoder
+from selfloop.protocols import CorpusSource, SupportsRelabel, SupportsTrivialModel, UsesEncoder
 from selfloop.snapshots import Snapshot
 from selfloop.store.identity import stored_step
 from selfloop.types import RowTake, TrainingRows
@@ -230,3 +230,12 @@ def measure(
     tables = (samples or empty, holdout or empty, initial)
     snap = Snapshot(generation, family, sampler, params, *tables, truth, prepared or {}, by_origin)
     return {name: float(v) if math.isfinite(v) else None for name, v in metric.measure(snap, ctx).items()}
+
+
+@stored_step("measure_trivial", version=1)
+def measure_trivial(
+    family: SupportsTrivialModel, metric: str, initial: Columns, holdout: Columns | None, truth: Params, ctx: Context
+) -> float | None:
+    """Value of a metric, on the holdout, of the family's trivial model of the initial rows; None if it has no finite one."""
+    value = family.trivial_risk(metric, initial, holdout or NamedArrays(), truth, ctx)
+    return float(value) if value is not None and math.isfinite(value) else None

@@ -11,14 +11,16 @@ from itertools import groupby
 from pathlib import Path
 from typing import cast
 
+import numpy as np
+
 from selfloop.columns import Params
 from selfloop.component import Policy
-from selfloop.engine.curves import Curves
-from selfloop.engine.ensemble import SEEDS_PER_BLOCK, SeedBlock, ensemble_curves
+from selfloop.engine.curves import TRIVIAL, Curves
+from selfloop.engine.ensemble import SEEDS_PER_BLOCK, SeedBlock, ensemble_curves, ensemble_trivial
 from selfloop.engine.executors import Notify, count_cores
 from selfloop.engine.loop import iter_generations
 from selfloop.engine.stored import StoredWorld
-from selfloop.protocols import CorpusSource, UsesEncoder
+from selfloop.protocols import CorpusSource, SupportsTrivialModel, UsesEncoder
 from selfloop.spec.point import Point
 from selfloop.spec.spec import Spec
 from selfloop.store.calls import NotStoredError, Usage
@@ -194,4 +196,9 @@ def _run_ensemble(task: Task, store: Store) -> Iterator[tuple[int, Curves]]:
         stored = store.open(store.call(ensemble_curves, block, point.spec.policies[position], task.generations))
         curves = Curves(task.seeds, task.generations)
         curves.merge(Curves.unpack(cast(Params, stored), block.seeds))
+        if (risk := point.spec.risk_metric()) and isinstance(block.family, SupportsTrivialModel):
+            trivial = np.asarray(store.open(store.call(ensemble_trivial, block, risk))[risk])
+            for s, value in enumerate(trivial[np.isin(block.seeds, task.seeds)].tolist()):
+                if math.isfinite(curves.values[risk][s, 0] + value):  # a chain that has ended has no measurements
+                    curves.add(Measurement("", task.seeds[s], 1, f"{risk}{TRIVIAL}", value), s)
         yield position, curves

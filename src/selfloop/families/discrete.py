@@ -11,7 +11,7 @@ from annotated_types import Ge
 from numpy.random import Generator
 
 from selfloop.columns import Columns, Floats, Ints, Params
-from selfloop.component import Sampler
+from selfloop.component import Context, Sampler
 from selfloop.errors import DataError, SpecError
 from selfloop.families.ensemble import EnsembleFamily, row_counts, sum_in_order
 from selfloop.protocols import EnsembleFit, SufficientStatistics
@@ -29,6 +29,7 @@ class Discrete(EnsembleFamily):
     name: ClassVar[str] = "discrete"
     required_columns: ClassVar[tuple[str, ...]] = ("symbol",)
     default_metrics: ClassVar[tuple[str, ...]] = ("heterozygosity", "support_size")
+    trivial_model: ClassVar[str] = "equal probabilities of all symbols"
     smoothing: Annotated[float, Ge(0), "rows added to the count of every symbol"] = 0.0
     n_symbols: Annotated[
         int | None, Ge(1), "number of symbols; by default that of the source's truth, or the largest symbol plus 1"
@@ -70,6 +71,13 @@ class Discrete(EnsembleFamily):
         in_model = symbols < len(probabilities)
         with np.errstate(divide="ignore"):
             return np.log(np.where(in_model, probabilities[np.where(in_model, symbols, 0)], 0.0))
+
+    def trivial_risk(self, metric: str, initial: Columns, holdout: Columns, truth: Params, ctx: Context) -> float | None:
+        probabilities = truth.get("probabilities", np.zeros(0))
+        if metric != "nll" or (len(probabilities) and np.ptp(probabilities) == 0):
+            return None
+        largest = max(int(np.asarray(rows["symbol"]).max()) for rows in (initial, holdout))
+        return float(np.log(self.n_symbols or len(probabilities) or largest + 1))
 
     def _size(self, symbols: Sequence[Ints], previous: Params | None) -> int:
         """Number of symbols of the model."""

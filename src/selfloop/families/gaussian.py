@@ -11,8 +11,9 @@ from annotated_types import Ge
 from numpy.random import Generator
 
 from selfloop.columns import Columns, Floats, Params
-from selfloop.component import Sampler
+from selfloop.component import Context, Sampler
 from selfloop.families.ensemble import EnsembleFamily, budget_rows, has_budget, mass_shares, memoize, row_counts, sum_in_order
+from selfloop.families.trivial import normal_nll
 from selfloop.families.wishart import bartlett, matrix_root, split_generator
 from selfloop.protocols import EnsembleFit, SufficientStatistics
 from selfloop.rng import RandomStream
@@ -43,6 +44,7 @@ class Gaussian(EnsembleFamily):
     required_columns: ClassVar[tuple[str, ...]] = ("x",)
     default_metrics: ClassVar[tuple[str, ...]] = ("mean_error", "variance_ratio")
     sampler_class: ClassVar[type[Sampler]] = GaussianSampler
+    trivial_model: ClassVar[str] = "a normal distribution of each column"
     ddof: Annotated[Literal[0, 1], "the divisor is n - ddof: 0 is maximum likelihood, 1 is unbiased"] = 0
     pooled: Annotated[bool, "false: mean of the variances within batches, weighted by mass (2502.18049)"] = True
 
@@ -98,6 +100,9 @@ class Gaussian(EnsembleFamily):
         shift = root @ for_mean.standard_normal((seeds, d, 1)) / np.sqrt(n)
         factor = root @ bartlett(n - 1, d, seeds, for_scatter)
         return {"count": np.full(seeds, float(n)), "mean": mean + shift[..., 0], "scatter": factor @ factor.mT}
+
+    def trivial_risk(self, metric: str, initial: Columns, holdout: Columns, truth: Params, ctx: Context) -> float | None:
+        return normal_nll(initial["x"], holdout["x"], truth) if metric == "nll" else None
 
     def log_prob(self, params: Params, rows: Columns) -> Floats:
         """Log density of each row, in nats; -inf for every row if the covariance is singular."""

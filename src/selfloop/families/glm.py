@@ -9,9 +9,10 @@ from typing import Annotated, ClassVar, Literal, NamedTuple, cast
 import numpy as np
 
 from selfloop.columns import Array, Columns, Floats, Params
-from selfloop.component import Sampler
+from selfloop.component import Context, Sampler
 from selfloop.errors import DataError
 from selfloop.families.ensemble import EnsembleFamily, budget_rows, has_budget, row_counts, taken_rows
+from selfloop.families.trivial import risk_without_inputs
 from selfloop.protocols import EnsembleFit
 from selfloop.rng import RandomStream
 from selfloop.snapshots import EnsembleTake
@@ -46,6 +47,7 @@ class Glm(EnsembleFamily):
     name: ClassVar[str] = "glm"
     required_columns: ClassVar[tuple[str, ...]] = ("x", "y")
     default_metrics: ClassVar[tuple[str, ...]] = ("parameter_error", "log_loss", "accuracy")
+    trivial_model: ClassVar[str] = "the same prediction for every row"
     link: Annotated[Link, "`logit`: logistic regression of outcomes 0 and 1; `log`: Poisson regression of counts"] = "logit"
 
     def fit_rows(self, takes: Sequence[EnsembleTake], previous: Params | None) -> EnsembleFit:
@@ -87,6 +89,15 @@ class Glm(EnsembleFamily):
         from scipy.special import gammaln
 
         return np.asarray(y * linear - np.exp(np.minimum(linear, MAX_EXPONENT)) - gammaln(y + 1))
+
+    def trivial_risk(self, metric: str, initial: Columns, holdout: Columns, truth: Params, ctx: Context) -> float | None:
+        if metric not in ("nll", "log_loss"):
+            return risk_without_inputs(metric, truth)
+        from scipy.special import gammaln, xlogy
+
+        mean, y = np.mean(np.asarray(initial["y"], np.float64)), np.asarray(holdout["y"], np.float64)
+        others = xlogy(1 - y, 1 - mean) if self.link == "logit" else -mean - gammaln(y + 1)
+        return -float(np.mean(xlogy(y, mean) + others))
 
     def predict(self, params: Params, rows: Columns) -> Floats:
         """The most probable outcome of each row; one chain or with a leading seeds axis."""

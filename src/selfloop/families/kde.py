@@ -9,9 +9,10 @@ from typing import Annotated, ClassVar, Literal, cast
 import numpy as np
 
 from selfloop.columns import Array, Columns, Floats, Ints, Params
-from selfloop.component import Sampler
+from selfloop.component import Context, Sampler
 from selfloop.errors import DataError
 from selfloop.families.ensemble import EnsembleFamily, budget_rows, gather_across_takes, has_budget, taken_rows
+from selfloop.families.trivial import normal_nll
 from selfloop.protocols import EnsembleFit
 from selfloop.rng import RandomStream
 from selfloop.settings import PositiveFloat
@@ -33,6 +34,7 @@ class Kde(EnsembleFamily):
     version: ClassVar[int] = 2
     required_columns: ClassVar[tuple[str, ...]] = ("x",)
     default_metrics: ClassVar[tuple[str, ...]] = ("nll",)
+    trivial_model: ClassVar[str] = "a normal distribution of each column"
     bandwidth: Annotated[
         PositiveFloat | Literal["scott", "silverman"],
         "width of the kernels, or scikit-learn's rule for n rows in d dimensions",
@@ -86,6 +88,9 @@ class Kde(EnsembleFamily):
         mass = _row_weights(params)
         squares = np.concatenate([np.vecdot(x, x) for x in _model_rows(params)], axis=1)
         return np.asarray((mass * squares).sum(axis=1) / mass.sum(axis=1))
+
+    def trivial_risk(self, metric: str, initial: Columns, holdout: Columns, truth: Params, ctx: Context) -> float | None:
+        return normal_nll(initial["x"], holdout["x"], truth) if metric == "nll" else None
 
     def log_prob(self, params: Params, rows: Columns) -> Floats:
         """Log density of one model at each row, in nats."""

@@ -11,9 +11,10 @@ from annotated_types import Ge, MinLen
 from numpy.random import Generator
 
 from selfloop.columns import Columns, Floats, Params
-from selfloop.component import Sampler
+from selfloop.component import Context, Sampler
 from selfloop.errors import SpecError
 from selfloop.families.ensemble import EnsembleFamily, mass_shares, memoize, row_counts, sum_in_order
+from selfloop.families.trivial import normal_nll, risk_without_inputs
 from selfloop.families.wishart import bartlett, split_generator
 from selfloop.protocols import EnsembleFit, SufficientStatistics
 from selfloop.rng import RandomStream
@@ -67,6 +68,7 @@ class Linear(EnsembleFamily):
     required_columns: ClassVar[tuple[str, ...]] = ("x", "y")
     default_metrics: ClassVar[tuple[str, ...]] = ("excess_risk",)
     sampler_class: ClassVar[type[Sampler]] = LinearSampler
+    trivial_model: ClassVar[str] = "the same prediction for every row"
     ridge: Annotated[float, Ge(0), "penalty of a squared coefficient per row, in squared units of x"] = 0.0
 
     def fit_rows(self, takes: Sequence[EnsembleTake], previous: Params | None) -> EnsembleFit:
@@ -133,6 +135,9 @@ class Linear(EnsembleFamily):
         response = (root @ w[..., None])[..., 0]
         response += levels[:, None] / np.sqrt(n) * rng.standard_normal(response.shape)
         return {"root": root, "response": response, "count": np.full(seeds, float(n))}
+
+    def trivial_risk(self, metric: str, initial: Columns, holdout: Columns, truth: Params, ctx: Context) -> float | None:
+        return normal_nll(initial["y"], holdout["y"], {}) if metric == "nll" else risk_without_inputs(metric, truth)
 
     def log_prob(self, params: Params, rows: Columns) -> Floats:
         """Log density of each row's y given its x, in nats."""

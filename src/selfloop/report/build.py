@@ -207,7 +207,7 @@ def _count_steps_and_rows(result: Result, label: str, generations: slice) -> tup
     steps, sampled = 0.0, 0
     for point in result.points:
         position = point.spec.policy_labels().index(label)
-        measured = result.curves(point.coordinates)[label].values()
+        measured = result.table[point.coordinates, label].values.values()
         n_chains = np.any([~np.isnan(curves) for curves in measured], axis=0).sum(axis=0).tolist()
         for entry, n in list(zip(result.schedules(point.coordinates)[label], n_chains, strict=True))[generations]:
             family = point.spec.family.for_generation(entry.t)

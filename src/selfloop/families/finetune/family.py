@@ -23,6 +23,7 @@ from selfloop.families.transformer.family import Transformer
 from selfloop.families.transformer.packing import describe_lengths, row_lengths
 from selfloop.families.transformer.text_sampler import TextSampler, read_prompts
 from selfloop.families.transformer.tokenizer import decode_tokens, encode_texts, tokenizer_arrays
+from selfloop.families.trivial import unigram_cross_entropy
 from selfloop.protocols import CorpusSource
 from selfloop.settings import PositiveFloat, Settings
 from selfloop.types import TrainingRows
@@ -100,6 +101,7 @@ class Finetune(NetworkFamily):
     required_columns: ClassVar[tuple[str, ...]] = ("text",)
     default_metrics: ClassVar[tuple[str, ...]] = (*Transformer.default_metrics, "long_documents")
     sampler_class: ClassVar[type[Sampler]] = TextSampler
+    trivial_model: ClassVar[str] = "the unigram distribution"
 
     base_model: Base
     revision: Revision = None
@@ -203,6 +205,10 @@ class Finetune(NetworkFamily):
         base = base_folder(self.base_model, self.revision)
         model = hf_model.open_merged(base, self.lora, params)
         save_folder(model, params, folder, dtype, base.tokenizer_settings().get("chat_template"))
+
+    def trivial_risk(self, metric: str, initial: Columns, holdout: Columns, truth: Params, ctx: Context) -> float | None:
+        vocab = base_folder(self.base_model, self.revision).config().get_text_config().vocab_size
+        return unigram_cross_entropy(initial, holdout, vocab) if metric == "cross_entropy" else None
 
     def token_log_prob(self, params: Params, rows: Columns, ctx: Context) -> Ragged:
         from selfloop.families.finetune import hf_model

@@ -22,9 +22,11 @@ from selfloop.types import TrainingRows
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from selfloop.families.geodiff.diffusion import NoVectors
     from selfloop.families.geodiff.network import GeoDiffNetwork
 
 MICRO_BATCH_FEATURES = 2048  # CPU micro-batch size in rows x pair features. Larger micro-batches no longer fit in cache.
+TRIVIAL_PARTS = 9  # of the noise levels for the trivial model: as many draws as the metric's by default
 RETRY_CLIP_LOCAL = 20.0  # longest local vector of an atom at a second attempt, as in the published code
 
 
@@ -68,6 +70,7 @@ class GeoDiff(NetworkFamily):
     required_columns: ClassVar[tuple[str, ...]] = schema.COLUMNS
     default_metrics: ClassVar[tuple[str, ...]] = ("denoising_loss", "bond_length_distance", "clash_rate", "retry_rate")
     sampler_class: ClassVar[type[Sampler]] = GeoDiffSampler
+    trivial_model: ClassVar[str] = "a model that finds no noise"
     metric_units: ClassVar[Mapping[str, str]] = {"denoising_loss": "weighted squared error per atom"}
     reference_model: ClassVar[str] = "GeoDiff's Drugs model (Xu et al. 2022)"
 
@@ -188,13 +191,24 @@ class GeoDiff(NetworkFamily):
 
         Its mean over rows is the mean over their atoms. Levels and noise are functions of the stream alone.
         """
+        from selfloop.families.nn import trainer
+
+        return self._losses(trainer.load_network(self._network, params, ctx, "measuring"), rows, parts, ctx)
+
+    def trivial_risk(self, metric: str, initial: Columns, holdout: Columns, truth: Params, ctx: Context) -> float | None:
+        from selfloop.families.geodiff.diffusion import NoVectors
+
+        losses = self._losses(NoVectors(self.cutoff), holdout, TRIVIAL_PARTS, ctx) if metric == "denoising_loss" else None
+        return None if losses is None else float(losses.mean())
+
+    def _losses(self, network: GeoDiffNetwork | NoVectors, rows: Columns, parts: int, ctx: Context) -> Floats:
+        """The denoising loss of a network."""
         import torch
 
         from selfloop.families.geodiff import diffusion, graphs
         from selfloop.families.nn import trainer
 
         molecules, device = schema.check_columns(rows, schema.COLUMNS), trainer.device()
-        network = trainer.load_network(self._network, params, ctx, "measuring")
         sigmas, losses = diffusion.sigmas(self._alphas()), np.empty((len(molecules["z"]), parts))
         for block, batch in enumerate(schema.split_blocks(molecules)):
             graph, position = graphs.build_graphs(batch, device), torch.from_numpy(batch["position"].values).to(device)

@@ -22,9 +22,11 @@ if TYPE_CHECKING:
     import torch
 
     from selfloop.families.image_diffusion.network import Denoiser
+    from selfloop.families.image_diffusion.noise import NoiseProcess
 
 # Rows per pass through the network: more leave a CPU's cache. A block of samples is always computed whole.
 ROWS_PER_BLOCK = 64
+TRIVIAL_TIMES = 1000  # of the mean that is the loss of the trivial model
 SHAPE, CLASSES, FREQUENCIES = "image_shape", "labels", "label_frequencies"
 
 
@@ -58,6 +60,7 @@ class ImageDiffusion(NetworkFamily):
     required_columns: ClassVar[tuple[str, ...]] = ("image",)
     default_metrics: ClassVar[tuple[str, ...]] = ("denoising_loss", "pixel_std", "pixel_frechet")
     sampler_class: ClassVar[type[Sampler]] = DiffusionSampler
+    trivial_model: ClassVar[str] = "a normal distribution of each pixel"
 
     objective: Annotated[Literal["ddpm", "flow"], "predict DDPM's noise or the velocity of flow matching"] = "ddpm"
     noise_schedule: Annotated[Literal["linear", "cosine"], "DDPM's noise in 1000 steps; the paper's is linear"] = "cosine"
@@ -183,9 +186,36 @@ class ImageDiffusion(NetworkFamily):
                 losses[in_block, part] = errors.double().cpu().numpy()
         return losses
 
+    def trivial_risk(self, metric: str, initial: Columns, holdout: Columns, truth: Params, ctx: Context) -> float | None:
+        """Expected loss of the best predictions that see of each pixel only its noisy value.
+
+        With x = signal x_0 + level e, x_0 of mean m and variance v, the target e - b x_0 has the linear regression on x
+        -b m + c (x - signal m), c = (level - b signal v) / (signal^2 v + level^2); b is 0 for DDPM and 1 for flow matching.
+        To find no noise at all is no baseline: a network without training, whose output is 0, halves that loss.
+        """
+        if metric != "denoising_loss":
+            return None
+        import torch
+
+        from selfloop.families.nn.image_tensors import pixel_moments
+
+        (mean, square), (real_mean, real_square) = pixel_moments(initial, gray_rows=1), pixel_moments(holdout)
+        v = 4 * (square - mean**2)  # pixels are in [-1, 1]
+        deviation = 4 * (real_square - 2 * mean * real_mean + mean**2)  # of held-out pixels from the mean, squared
+        process, b, losses = self._process(), float(self.objective == "flow"), []
+        times = process.times_at((torch.arange(TRIVIAL_TIMES, dtype=torch.float64) + 0.5) / TRIVIAL_TIMES)
+        for signal, level in zip(*(levels.tolist() for levels in process.signal_and_noise(times)), strict=True):
+            c = (level - b * signal * v) / (signal**2 * v + level**2)
+            losses.append(np.mean((1 - c * level) ** 2 + (b + c * signal) ** 2 * deviation))
+        return float(np.mean(losses))
+
+    def _process(self) -> NoiseProcess:
+        from selfloop.families.image_diffusion.noise import NoiseProcess
+
+        return NoiseProcess(self.noise_schedule if self.objective == "ddpm" else None)
+
     def _network(self, shape: Sequence[int]) -> Denoiser:
         from selfloop.families.image_diffusion.network import Denoiser
-        from selfloop.families.image_diffusion.noise import NoiseProcess
         from selfloop.families.nn.image_tensors import height_width_depth
 
         height, width, depth = height_width_depth(shape)
@@ -204,8 +234,7 @@ class ImageDiffusion(NetworkFamily):
                 f"image_diffusion: got images of {height} x {width}; expected multiples of {multiple}, for patches of "
                 f"{patch_size} and {len(channels) - 1} halvings. Change family.patch_size, family.channels or the images' size."
             )
-        process = NoiseProcess(self.noise_schedule if self.objective == "ddpm" else None)
-        return Denoiser(depth, patch_size, channels, self.blocks_per_level, self.attention, self.n_classes, process)
+        return Denoiser(depth, patch_size, channels, self.blocks_per_level, self.attention, self.n_classes, self._process())
 
     def _load(self, params: Params, ctx: Context, purpose: Literal["sampling", "measuring"]) -> Denoiser:
         from selfloop.families.nn import trainer

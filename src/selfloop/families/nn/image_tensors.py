@@ -8,13 +8,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from selfloop.columns import Column, Columns
+from selfloop.columns import Column, Columns, Floats
 from selfloop.component import Context
 from selfloop.errors import DataError
 from selfloop.families.nn import trainer
 from selfloop.types import TrainingRows
 
 MAX_BYTES_IN_MEMORY = 2 << 30  # larger batches are gathered from their files, minibatch by minibatch
+ROWS_PER_SUM = 256  # images that are converted to float64 at a time
 
 
 def image_shape(family: str, rows: Columns) -> tuple[int, ...]:
@@ -63,3 +64,17 @@ def image_blocks(family: str, rows: Columns, size: int, ctx: Context) -> Iterato
         indices = slice(first, first + size)
         pixels = to_tensor(np.asarray(rows["image"])[indices]).to(trainer.device())
         yield indices, scale_pixels(pixels), ctx.stream.child("rows", block).generator()
+
+
+def pixel_moments(rows: Columns, gray_rows: int = 0) -> tuple[Floats, Floats]:
+    """Mean and mean square over the rows of each gray value in [0, 1], float64 (height, width[, depth]).
+
+    `gray_rows` rows more, whose gray values are all equally likely, keep the moments of a few rows away from 0 and 1.
+    """
+    images = np.asarray(rows["image"])
+    total = np.zeros((2, *images.shape[1:])) + gray_rows / np.arange(2, 4).reshape(2, *[1] * (images.ndim - 1))
+    for first in range(0, len(images), ROWS_PER_SUM):
+        pixels = images[first : first + ROWS_PER_SUM] / 255
+        total += pixels.sum(axis=0), np.square(pixels).sum(axis=0)
+    mean, square = total / (len(images) + gray_rows)
+    return mean, square

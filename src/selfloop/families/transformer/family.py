@@ -19,6 +19,7 @@ from selfloop.families.nn.settings import Count, NetworkFamily, TrainingSettings
 from selfloop.families.transformer.config import Arch, TransformerConfig
 from selfloop.families.transformer.text_sampler import TextSampler, read_prompts
 from selfloop.families.transformer.tokenizer import BytePair
+from selfloop.families.trivial import unigram_cross_entropy
 from selfloop.types import RowTake, TrainingRows
 
 if TYPE_CHECKING:
@@ -50,6 +51,7 @@ class Transformer(NetworkFamily):
         "duplicate_rate", "memorization",
     )  # fmt: skip
     sampler_class: ClassVar[type[Sampler]] = TextSampler
+    trivial_model: ClassVar[str] = "the unigram distribution"
 
     arch: Annotated[Arch, "architecture: GPT-2 or Llama"] = "gpt2"
     layers: Annotated[Count, "number of layers"] = 4
@@ -132,6 +134,9 @@ class Transformer(NetworkFamily):
         longest = min(int(params.get(LONGEST_ROW, 0)), MAX_WINDOWS * self.context)
         limited = replace(sampler, max_tokens=sampler.max_tokens or max(longest, self.context))
         return {"tokens": sample_tokens(self.config(), params, read_prompts(inputs, n), limited, ctx, beam_search)}
+
+    def trivial_risk(self, metric: str, initial: Columns, holdout: Columns, truth: Params, ctx: Context) -> float | None:
+        return unigram_cross_entropy(initial, holdout, self.vocab) if metric == "cross_entropy" else None
 
     def token_log_prob(self, params: Params, rows: Columns, ctx: Context) -> Ragged:
         """Log p of each token of each row, in nats, with the rows packed as in training."""

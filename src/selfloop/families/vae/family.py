@@ -21,7 +21,7 @@ from selfloop.types import TrainingRows
 if TYPE_CHECKING:
     import torch
 
-    from selfloop.families.vae.network import Autoencoder
+    from selfloop.families.vae.network import Autoencoder, Likelihood
 
 ROWS_PER_BLOCK = 256  # a block is always sampled whole, so that row i does not depend on n
 SHAPE = "image_shape"
@@ -50,6 +50,7 @@ class Vae(NetworkFamily):
     required_columns: ClassVar[tuple[str, ...]] = ("image",)
     default_metrics: ClassVar[tuple[str, ...]] = ("negative_elbo", "pixel_std", "pixel_frechet")
     sampler_class: ClassVar[type[Sampler]] = VaeSampler
+    trivial_model: ClassVar[str] = "the mean image"
 
     latent: Annotated[int, Ge(1), "dimensions of the latent Gaussian"] = 8
     hidden: Annotated[int, Ge(0), "units of the layer between pixels (or convolutions) and latents; 0: no layer"] = 256
@@ -131,6 +132,20 @@ class Vae(NetworkFamily):
         reconstruction, kl = np.concatenate(blocks, axis=1)
         return reconstruction, kl
 
+    def trivial_risk(self, metric: str, initial: Columns, holdout: Columns, truth: Params, ctx: Context) -> float | None:
+        """The negative ELBO of a decoder that returns the mean image for all latents, whose KL term is then 0."""
+        if metric != "negative_elbo":
+            return None
+        import torch
+
+        from selfloop.families.nn.image_tensors import image_blocks, pixel_moments, to_tensor
+
+        likelihood, mean = self._likelihood(), to_tensor(pixel_moments(initial, gray_rows=1)[0][None]).float()
+        decoded = torch.logit(mean) if likelihood.sigmoid else mean
+        blocks = (images for _, images, _ in image_blocks(self.name, holdout, ROWS_PER_BLOCK, ctx))
+        losses = [likelihood.loss(decoded.to(images.device).expand_as(images), images) for images in blocks]
+        return float(torch.cat(losses).double().mean())
+
     def log_likelihood(self, params: Params, rows: Columns, samples: int, ctx: Context) -> Floats:
         """Importance-weighted estimate of log p of each row, nats (Burda et al. 2015, 1509.00519, eq. 8).
 
@@ -170,10 +185,14 @@ class Vae(NetworkFamily):
 
     def _network(self, shape: Sequence[int]) -> Autoencoder:
         from selfloop.families.nn.image_tensors import height_width_depth
-        from selfloop.families.vae.network import Autoencoder, Likelihood
+        from selfloop.families.vae.network import Autoencoder
 
-        likelihood = Likelihood(self.likelihood, self.sigma, self.output_activation == "sigmoid")
-        return Autoencoder(height_width_depth(shape), self.latent, self.hidden, self._channels(shape), likelihood)
+        return Autoencoder(height_width_depth(shape), self.latent, self.hidden, self._channels(shape), self._likelihood())
+
+    def _likelihood(self) -> Likelihood:
+        from selfloop.families.vae.network import Likelihood
+
+        return Likelihood(self.likelihood, self.sigma, self.output_activation == "sigmoid")
 
     def _load(self, params: Params, ctx: Context, purpose: Literal["sampling", "measuring"]) -> Autoencoder:
         from selfloop.families.nn import trainer
