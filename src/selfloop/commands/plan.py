@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -27,6 +28,7 @@ class PolicyCost:
     seconds_stored: float = 0.0  # that the stored generations took
     seconds_tried: float | None = None  # of all generations, estimated from a trial
     parallel: int = 1  # tasks that run at the same time
+    tokens_per_row: float = math.nan  # of real text, from a trial
     backends: frozenset[tuple[str, str]] = frozenset()  # (purpose, backend) of the stored results
 
     @property
@@ -52,15 +54,15 @@ def describe_total(costs: Sequence[PolicyCost]) -> str:
 
 def plan(spec: Spec, path: Path, *, measure: bool = False) -> list[PolicyCost]:
     """Cost of every policy at every point. Nothing is stored, and nothing computed unless `measure` asks for trials."""
-    costs: dict[tuple[Coordinates, str], PolicyCost] = {}
+    keys = [(point.coordinates, label) for point in spec.points() for label in spec.policy_labels()]
+    costs = {key: PolicyCost(*key) for key in keys}
     trials: dict[object, Trial | None] = {}
     tasks = plan_tasks(spec, path)[-1]
     for task in tasks:
         labels = task.point.spec.policy_labels()
         chains = len(task.seeds)
         for position in task.policies:
-            key = task.point.coordinates, labels[position]
-            cost = costs.setdefault(key, PolicyCost(*key))
+            cost = costs[task.point.coordinates, labels[position]]
             stored, usage = _replay_generations(replace(task, policies=(position,)), Store(path, read_only=True))
             cost.chains += chains
             cost.generations += chains * task.generations
@@ -70,6 +72,8 @@ def plan(spec: Spec, path: Path, *, measure: bool = False) -> list[PolicyCost]:
             cost.parallel = max(1, min(len(tasks), count_cores() // task.threads))
             if measure and (tried := estimate_seconds(replace(task, policies=(position,)), trials)) is not None:
                 cost.seconds_tried = (cost.seconds_tried or 0.0) + tried
+            if trial := trials.get(task.point.coordinates):
+                cost.tokens_per_row = trial.tokens_per_row
     return list(costs.values())
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TypeVar, cast
 
-from selfloop.columns import Columns, Params
+from selfloop.columns import Columns, Params, Ragged
 from selfloop.component import Family
 from selfloop.engine import steps
 from selfloop.engine.ensemble import SeedBlock, ensemble_curves
@@ -42,6 +42,7 @@ class Trial:
     fit: float  # all training steps
     sample_row: float
     measure: float  # all metrics
+    tokens_per_row: float = math.nan  # of real text
 
     def chain_seconds(self, point: Point, position: int) -> float:
         """Seconds of one chain of a policy. Generation 1 counts for the first policy: all policies share it."""
@@ -86,6 +87,7 @@ def _try(task: Task) -> Trial | None:
         store = Store(Path(folder))
         world = StoredWorld("trial", replace(point, spec=replace(spec, family=one_step)), task.seeds[0], store, task.threads)
         batch = world.draw_real(1, point.n)
+        tokens = store.open(batch).get("tokens")
         try:
             model = world.fit(1, [Take(batch)], None, None)  # loads libraries, too, which is not counted below
             start, fit = _time_fit(world, family, store.open(batch))
@@ -94,7 +96,8 @@ def _try(task: Task) -> Trial | None:
             measured, _ = _timed(lambda: list(world.measure(1, model, samples)))
         except ChainEndedError:
             return None
-    return Trial(start, fit, sampled / n, measured)
+    per_row = len(tokens.values) / len(tokens) if isinstance(tokens, Ragged) else math.nan
+    return Trial(start, fit, sampled / n, measured, per_row)
 
 
 def _time_fit(world: StoredWorld, family: Family, rows: Columns) -> tuple[float, float]:

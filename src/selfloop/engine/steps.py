@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 from collections.abc import Mapping
 from pathlib import Path
 from typing import cast
 
 import numpy as np
 
-from selfloop.columns import Array, Columns, ColumnType, Ints, Params, Ragged, concat_rows, count_rows, select_rows
+from selfloop.columns import Array, Columns, ColumnType, Ints, Params, Ragged, concat_rows, count_rows, select_rows, take_spans
 from selfloop.component import Context, Curator, Encoder, Family, FeatureExtractor, Metric, Sampler, Source
 from selfloop.errors import ChainEndedError, DataError
 from selfloop.formats.safetensors import ColumnWriter, NamedArrays, gather_rows, read_safetensors
@@ -196,6 +197,26 @@ def sample_curated(
             rows = select_rows(concat_rows(batches), np.arange(n))
             return encoder.encode(rows, params) if encoder else rows
     raise ChainEndedError("too_few_curated_rows")
+
+
+@stored_step("match_tokens", version=1)
+def match_tokens(real_rows: Columns, synthetic: Columns) -> Columns:
+    """Real rows, those in place of the synthetic ones cut at one length, so that they have at most as many tokens in all."""
+    tokens = cast(Ragged, real_rows["tokens"])
+    lengths, n_cut, target = np.diff(tokens.offsets), count_rows(synthetic), len(cast(Ragged, synthetic["tokens"]).values)
+    cut = lengths[:n_cut]
+    all_lengths = range(int(cut.max(initial=0)) + 1)
+    longest = bisect_right(all_lengths, target, key=lambda length: int(np.minimum(cut, length).sum())) - 1
+    kept = np.minimum(cut, longest)
+    kept[np.flatnonzero(cut > longest)[: target - int(kept.sum())]] += 1  # those that remain, one for each of the first rows
+    ends = tokens.offsets[:-1] + np.concatenate([kept, lengths[n_cut:]])
+    return {**real_rows, "tokens": take_spans(tokens.values, tokens.offsets[:-1], ends)}
+
+
+@stored_step("count_training", version=1)
+def count_training(model: Params) -> dict[str, float]:
+    """Number of training steps of a fit and, of text, of the tokens of its rows, as far as its arrays have them."""
+    return {f"training_{name}": float(model[f"training/{name}"]) for name in ("tokens", "steps") if f"training/{name}" in model}
 
 
 @stored_step("prepare_features", version=1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from heapq import heapreplace
 from itertools import groupby
 from pathlib import Path
@@ -20,10 +20,12 @@ from selfloop.engine.ensemble import SEEDS_PER_BLOCK, SeedBlock, ensemble_curves
 from selfloop.engine.executors import Notify, count_cores
 from selfloop.engine.loop import iter_generations
 from selfloop.engine.stored import StoredWorld
+from selfloop.policies.control import Control
 from selfloop.protocols import CorpusSource, SupportsTrivialModel, UsesEncoder
 from selfloop.spec.point import Point
 from selfloop.spec.spec import Spec
 from selfloop.store.calls import NotStoredError, Usage
+from selfloop.store.identity import ObjectRef
 from selfloop.store.store import Store
 from selfloop.types import Coordinates, Measurement
 
@@ -33,7 +35,7 @@ MAX_ENSEMBLE_BYTES = 1 << 30  # rows that an ensemble holds together; more seeds
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """A chain of one policy and seed, or an ensemble of some seeds under all policies."""
+    """A chain of one policy and seed (and those of its controls), or an ensemble of some seeds under all policies."""
 
     point: Point
     policies: tuple[int, ...]  # positions in the spec
@@ -94,9 +96,16 @@ def plan_tasks(spec: Spec, store: Path, threads: int | None = None) -> list[list
             corpora.setdefault((source, encoder), Task(point, (0,), spec.seeds[:1], 0, store, count_cores()))
         for seed in spec.seeds:
             shared.append(Task(point, (0,), (seed,), 1, store, first_threads))
-            for position, cost in enumerate(costs[point.coordinates]):
-                chains.append(Task(point, (position,), (seed,), generations, store, chain_threads, cost))
+            for group in _control_groups(spec.policies):
+                cost = sum(costs[point.coordinates][position] for position in group)
+                chains.append(Task(point, group, (seed,), generations, store, chain_threads, cost))
     return [phase for phase in (list(corpora.values()), shared) if phase] + [chains]
+
+
+def _control_groups(policies: Sequence[Policy]) -> list[tuple[int, ...]]:
+    """Positions of policies that run one after another: a control replays the chain of its policy."""
+    first = [policies.index(p.of) if isinstance(p, Control) and p.of in policies else i for i, p in enumerate(policies)]
+    return [tuple(i for i, other in enumerate(first) if other == position) for position in dict.fromkeys(first)]
 
 
 def cost_in_rows(point: Point, policy: Policy) -> int:
@@ -135,11 +144,17 @@ def _seed_groups(point: Point) -> list[tuple[int, ...]]:
 def run_task_in_worker(task: Task, notify: Notify) -> Iterator[TaskOutput]:
     """Outputs of a task with a store of its own. `notify` gets notes on the present step."""
     store = Store(task.store, threads=task.threads)
-    generation = 1
     if task.generations == 0 or task.point.runs_as_ensemble:
         store.note = lambda step: notify(f"{task}: {step}")
-    else:
-        store.note = lambda step: notify(f"{task}, generation {generation}: {step}")
+        yield from run_task(task, store)
+        return
+    for position in task.policies:
+        yield from _run_noted_chain(replace(task, policies=(position,)), store, notify)
+
+
+def _run_noted_chain(task: Task, store: Store, notify: Notify) -> Iterator[TaskOutput]:
+    generation = 1
+    store.note = lambda step: notify(f"{task}, generation {generation}: {step}")
     for output in run_task(task, store):
         yield output
         generation += 1
@@ -169,7 +184,19 @@ def _chain_world(task: Task, store: Store, *, measures: bool = True) -> StoredWo
 
 
 def _generations(task: Task, world: StoredWorld) -> Iterator[list[Measurement]]:
-    return iter_generations(world, task.point.spec.policies[task.policies[0]], task.point.n, task.generations)
+    policy, n = task.point.spec.policies[task.policies[0]], task.point.n
+    if isinstance(policy, Control) and policy.rows == "fresh" and isinstance(task.point.spec.family, UsesEncoder):
+        other = StoredWorld("", task.point, task.seeds[0], world.store, task.threads, measures=False)
+        others = iter_generations(other, policy.of, n, task.generations)
+
+        def matched(k: int) -> ObjectRef | None:
+            """The rows of model k of the policy itself; None after its chain's end."""
+            while k not in other.samples and next(others, None) is not None:
+                pass
+            return other.samples.get(k)
+
+        world.matched = matched
+    return iter_generations(world, policy, n, task.generations)
 
 
 def _run_chain(task: Task, store: Store) -> Iterator[tuple[int, Curves]]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from selfloop.policies.control import Control
 from selfloop.report.theme import format_count
 from selfloop.spec.point import Point
 from selfloop.spec.spec import Spec
@@ -33,6 +34,7 @@ def notes(result: Result) -> Iterator[str]:
         yield f"The training data are shown for n = {sizes[0]:,}; rows grow with n, real mass and data age do not."
     for point in result.points:
         yield _pairing(point)
+        yield from _unmatched_controls(result, point)
         suffix = "".join(f" at {key} = {value}" for key, value in point.coordinates)
         n_chains = len(point.spec.seeds)
         for label, measured in result.curves(point.coordinates).items():
@@ -41,6 +43,21 @@ def notes(result: Result) -> Iterator[str]:
             if n_left < n_chains:
                 reasons = ", ".join(sorted(result.statuses(label, point.coordinates)))
                 yield f"{label}{suffix}: {n_left} of {n_chains} chains are left at the end ({reasons})."
+
+
+def _unmatched_controls(result: Result, point: Point) -> Iterator[str]:
+    """The controls whose training rows have another number of tokens than those of their policy."""
+    labels, curves = point.spec.policy_labels(), result.curves(point.coordinates)
+    for label, policy in zip(labels, point.spec.policies, strict=True):
+        if isinstance(policy, Control) and policy.of in point.spec.policies:
+            other = labels[point.spec.policies.index(policy.of)]
+            tokens = [curves[name].get("training_tokens", np.ones((1, 1))).mean(axis=0) for name in (label, other)]
+            share = float(np.nanmin(tokens[0] / tokens[1]))
+            if share < 0.99:
+                yield (
+                    f"{label} trains on down to {share:.0%} of the tokens of {other}: its real texts are shorter than the "
+                    "sampled ones."
+                )
 
 
 def missing_values(result: Result) -> Iterator[str]:

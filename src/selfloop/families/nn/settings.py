@@ -103,6 +103,6 @@ class NetworkFamily(Family):
     def for_generation(self, t: int) -> Family:
         return replace(self, training=self.training.for_generation(t))  # type: ignore[type-var]  # families are dataclasses
 
-    def count_steps(self, n: float) -> float:
+    def count_steps(self, n: float, tokens: float = math.nan) -> float:
         """Training steps of a fit of n rows."""
         return self.training.count_steps(n)
