@@ -6,6 +6,7 @@ the arguments only.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,9 +70,9 @@ class SupportsExport(Protocol):
 
 @runtime_checkable
 class SupportsStepCount(Protocol):
-    """A family that can say how many training steps a fit of n rows takes."""
+    """A family that can say how many training steps a fit of n rows takes, of text with so many tokens in all; NaN: unknown."""
 
-    def count_steps(self, n: float) -> float: ...
+    def count_steps(self, n: float, tokens: float = math.nan) -> float: ...
 
 
 @runtime_checkable
@@ -93,9 +94,10 @@ class SupportsTokenLogProb(Protocol):
     """A family with log p of every token given the preceding tokens of its row, in nats.
 
     `rows["tokens"]` is ragged (rows, tokens); the result has the same offsets. Prompt tokens and end tokens are included.
+    With `half_stride`, at least half a context precedes a token, as far as there is any. It is passed only if it is true.
     """
 
-    def token_log_prob(self, params: Params, rows: Columns, ctx: Context) -> Ragged: ...
+    def token_log_prob(self, params: Params, rows: Columns, ctx: Context, *, half_stride: bool = ...) -> Ragged: ...
 
 
 @runtime_checkable

@@ -1,6 +1,7 @@
 """Rows of tokens as one stream of windows, and values of the stream back as rows."""
 
 from collections import namedtuple
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -96,6 +97,17 @@ def test_every_token_is_a_target_once_and_returns_to_its_row(documents, context)
     back = stream.to_rows(windows.targets)
     assert np.array_equal(back.values, rows.values)
     assert np.array_equal(back.offsets, rows.offsets)
+
+
+@given(documents, st.integers(2, 7))
+def test_with_half_a_stride_every_token_has_half_a_context_before_it(documents, context):
+    stream = replace(stream_of(ragged([[*tokens, END] for tokens, _ in documents]), context), stride=context // 2)
+    windows = all_windows(stream)
+    assert np.array_equal(stream.to_rows(windows.targets).values, stream.tokens[1:])
+    positions = np.broadcast_to(np.arange(context), windows.targets.shape)  # number of tokens before it in its window, but one
+    before = stream.to_rows(positions).values
+    assert np.array_equal(before[:context], np.arange(len(before))[:context])
+    assert (before[context:] >= context - context // 2).all()
 
 
 def test_the_inverse_would_notice_a_value_of_a_neighbor():

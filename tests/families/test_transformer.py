@@ -159,6 +159,28 @@ def test_log_probabilities_are_the_networks_and_have_the_rows_offsets(model):
     np.testing.assert_allclose(values.values, expected, atol=1e-4)
 
 
+@pytest.mark.parametrize("crosses", [True, False])
+def test_half_a_stride_is_the_network_on_windows_half_a_context_apart(model, crosses):
+    family, rows = tiny(cross_document_attention=crosses), ragged([[*range(1, 38), 0], [5, 6, 0]])
+    found = family.token_log_prob(model, {"tokens": rows}, CTX, half_stride=True)
+    network = TransformerNetwork(family.config()).eval()
+    trainer.load_params(network, model)
+    tokens, expected = torch.tensor([0, *rows.values.tolist()]), np.full(41, np.nan)
+    for first in range(0, 40, 8):  # 16 tokens of context
+        inputs, targets = tokens[first : first + 16], tokens[first + 1 : first + 17]
+        documents = None if crosses else (torch.arange(first, first + len(inputs)) >= 38).long()[None]
+        with torch.inference_mode():
+            logits = network.logits(inputs[None], documents).log_softmax(-1)[0, : len(targets)]
+        values = logits.gather(1, targets[:, None])[:, 0].numpy()
+        part = slice(first + 8 if first else 0, first + len(targets))
+        expected[part] = values[part.start - first :]
+    np.testing.assert_allclose(found.values, expected, atol=1e-4)
+    assert np.array_equal(found.offsets, rows.offsets)
+    windows = family.token_log_prob(model, {"tokens": rows}, CTX).values
+    assert np.array_equal(windows[:16], found.values[:16])
+    assert not np.allclose(windows[16:24], found.values[16:24], atol=1e-3)
+
+
 def test_attention_crosses_documents_only_if_it_is_set(model):
     rows = ragged([[3, 4, 0], [8, 9, 0]])
     for crosses in (True, False):

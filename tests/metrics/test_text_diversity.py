@@ -91,3 +91,11 @@ def test_memorization_is_the_share_of_long_ngrams_in_a_single_real_row() -> None
     assert values["memorization"] != pytest.approx((4 + 0 + 2) / 10)
     assert measure(Memorization(ngram=3), real, real) == {"memorization": 1, "copied_run": 4}
     assert math.isnan(measure(Memorization(), samples, real)["memorization"])
+
+
+def test_prompts_are_no_memorization() -> None:
+    real = [[1, 2, 3, 4, 5, 6, END], [7, 8, END]]
+    samples = [[1, 2, 3, 9, 4, 5, 6, END], [7, 8, 1, 2, 3, 4], [1, 2, 3, END], [7, END]]  # prompts: 123, 78, 123, 7
+    assert measure(Memorization(ngram=3), samples, real) == pytest.approx({"memorization": 5 / 10, "copied_run": 2.5})
+    prompted = measure(Memorization(ngram=3), samples, real, prefix=3)
+    assert prompted == pytest.approx({"memorization": 3 / 4, "copied_run": (3 + 4 + 0 + 0) / 4})

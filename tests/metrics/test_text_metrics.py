@@ -54,6 +54,22 @@ def test_self_cross_entropy_of_samples_of_the_model_is_its_entropy() -> None:
     assert first_two == pytest.approx(-math.log(0.5))
 
 
+def test_self_cross_entropy_leaves_prompts_out() -> None:
+    params, real = {**PARAMS, "p": np.array([0.5, 0.25, 0.125, 0.125])}, [[3, 3, 3, 3, END], [2, 3, END]]
+    samples = [[3, 3, 3, 1], [2, 3, 1, 1, END], [3, 3, 3]]  # prompts: 333, 23, 333
+    value = measure(SelfCrossEntropy(), samples, real, params=params, prefix=3)["self_cross_entropy"]
+    assert value == pytest.approx((2 + 2 + 2 + 1) / 4 * math.log(2))
+    with_prompts = measure(SelfCrossEntropy(), samples, real, params=params)["self_cross_entropy"]
+    assert with_prompts > value + 0.5
+
+
+def test_the_share_of_prompts_is_that_of_real_tokens_in_sampled_rows() -> None:
+    real = [[3, 3, 3, 3, END], [2, 3, END]]
+    samples = [[3, 3, 3, 1], [2, 3, 1, 1, END], [3, 3]]  # prompts: 333, 23, 33 of a row that the sampler cut
+    assert measure(TextLength(), samples, real, prefix=3)["text_length_prompt_share"] == pytest.approx(7 / 10)
+    assert "text_length_prompt_share" not in measure(TextLength(), samples, real)
+
+
 def test_length_excludes_end_tokens_and_the_finished_rate_counts_them() -> None:
     values = measure(TextLength(), [[5, 6, END], [7, 8, 9], [END]])
     assert values == pytest.approx({"text_length": 5 / 3, "text_length_finished_rate": 2 / 3})

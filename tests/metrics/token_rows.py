@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from selfloop.columns import Columns, Floats, Params, Ragged
 from selfloop.component import Context, Encoder, Family, Sampler
+from selfloop.families.transformer.text_sampler import TextSampler
 from selfloop.rng import RandomStream
 from selfloop.snapshots import Snapshot
 from selfloop.types import TrainingRows
@@ -53,9 +54,13 @@ class Unigram(Family):
         return Ragged(np.log(params["p"])[tokens.values].astype(np.float32), tokens.offsets)
 
 
-def measure(metric: Any, samples: Rows, initial: Rows = (), holdout: Rows = (), params: Params = PARAMS) -> Mapping[str, float]:
+def measure(
+    metric: Any, samples: Rows, initial: Rows = (), holdout: Rows = (), params: Params = PARAMS, prefix: int = 0
+) -> Mapping[str, float]:
+    """Values of a metric; with `prefix`, the samples begin with so many tokens of real rows."""
     sampled = columns(samples) if len(samples) else {}
-    return metric.measure(Snapshot(1, Unigram(), Sampler(), params, sampled, columns(holdout), columns(initial), {}), CTX)
+    sampler = TextSampler(prompt="prefix", prefix_tokens=prefix) if prefix else Sampler()
+    return metric.measure(Snapshot(1, Unigram(), sampler, params, sampled, columns(holdout), columns(initial), {}), CTX)
 
 
 def draw_rows(p: Floats, n: int, length: int, seed: int) -> list[list[int]]:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, ClassVar, cast
+from typing import Annotated, ClassVar, Literal, cast
 
 import numpy as np
 from annotated_types import Ge, Interval
 
-from selfloop.columns import Columns, Ints, Params, Ragged
+from selfloop.columns import Columns, Ints, Params, Ragged, take_spans
 from selfloop.component import Better, Context, Metric, SampleMetric
-from selfloop.metrics.ngrams import cut_length, equal_texts, row_chunks, row_indices, texts
+from selfloop.metrics.ngrams import cut_length, equal_texts, prompt_lengths, row_chunks, row_indices, texts
 from selfloop.protocols import SupportsTokenLogProb, UsesEncoder
 from selfloop.snapshots import Snapshot
 
@@ -21,7 +21,11 @@ MAX_EXPONENT = 50.0  # bound of the search for a Zipf exponent
 
 @dataclass(frozen=True, kw_only=True)
 class CrossEntropy(Metric):
-    """Mean negative log probability of a token of held-out real rows, end tokens included; `perplexity` is its exponential."""
+    """Mean negative log probability of a token of held-out real rows, end tokens included; `perplexity` is its exponential.
+
+    In the windows of training a token has half a context before it on average, and the first one of a window nothing. That
+    costs more nats the shorter the context is: compare contexts with `stride = "half"`.
+    """
 
     name: ClassVar[str] = "cross_entropy"
     has_zero: ClassVar[bool] = True
@@ -32,9 +36,12 @@ class CrossEntropy(Metric):
     secondary_units: ClassVar[Mapping[str, str]] = {"perplexity": "tokens"}
     secondary_better: ClassVar[Mapping[str, Better]] = {"perplexity": "lower"}
     family_protocols: ClassVar[tuple[type, ...]] = (SupportsTokenLogProb,)
+    stride: Annotated[
+        Literal["half"] | None, "windows half a context apart, so that half a context precedes a token; unset: as in training"
+    ] = None
 
     def measure(self, snap: Snapshot, ctx: Context) -> Mapping[str, float]:
-        nats = _nats_per_token(snap, snap.holdout, ctx)
+        nats = _nats_per_token(snap, snap.holdout, ctx, half_stride=self.stride == "half")
         with np.errstate(over="ignore"):
             return {"cross_entropy": nats, "perplexity": float(np.exp(nats))}
 
@@ -43,10 +50,11 @@ class CrossEntropy(Metric):
 class SelfCrossEntropy(SampleMetric):
     """Mean negative log probability of a token of the model's own samples: low for a model that is certain of its tokens.
 
-    At temperature 1 and without truncation, its expectation is the model's entropy per token.
+    At temperature 1 and without truncation, its expectation is the model's entropy per token. Prompts do not count.
     """
 
     name: ClassVar[str] = "self_cross_entropy"
+    version: ClassVar[int] = 2
     title: ClassVar[str] = "cross-entropy of the model's own text"
     unit: ClassVar[str] = "nats per token"
     better: ClassVar[Better] = ""
@@ -54,13 +62,18 @@ class SelfCrossEntropy(SampleMetric):
     max_rows: Annotated[int, Ge(1), "number of sampled rows, at most"] = 500
 
     def measure_samples(self, snap: Snapshot, ctx: Context) -> Mapping[str, float]:
-        tokens = snap.samples["tokens"]
-        return {self.name: _nats_per_token(snap, {"tokens": tokens[np.arange(min(self.max_rows, len(tokens)))]}, ctx)}
+        n_prompt = prompt_lengths(snap, ctx)[: self.max_rows]
+        rows = {"tokens": snap.samples["tokens"][np.arange(len(n_prompt))]}
+        return {self.name: _nats_per_token(snap, rows, ctx, n_prompt)}
 
 
-def _nats_per_token(snap: Snapshot, rows: Columns, ctx: Context) -> float:
-    log_prob = cast(SupportsTokenLogProb, snap.family).token_log_prob(snap.params, rows, ctx)
-    values = np.asarray(log_prob.values, np.float64)
+def _nats_per_token(
+    snap: Snapshot, rows: Columns, ctx: Context, n_prompt: Ints | int = 0, *, half_stride: bool = False
+) -> float:
+    """Mean over the tokens of all rows but the first `n_prompt` of each."""
+    options = {"half_stride": True} if half_stride else {}
+    log_prob = cast(SupportsTokenLogProb, snap.family).token_log_prob(snap.params, rows, ctx, **options)
+    values = np.asarray(take_spans(log_prob.values, log_prob.offsets[:-1] + n_prompt, log_prob.offsets[1:]).values, np.float64)
     return -float(values.mean()) if len(values) else NO_VALUE
 
 
@@ -74,22 +87,31 @@ class TextMetric(SampleMetric):
 class TextLength(TextMetric):
     """Mean number of tokens of a sampled row, without its end token.
 
-    `text_length_finished_rate` is the share of rows with an end token; the sampler cut all other rows.
+    `text_length_finished_rate` is the share of rows with an end token; the sampler cut all other rows. With prompts,
+    `text_length_prompt_share` is the share of these tokens that are prompts, so real: real mass counts rows, and not tokens.
     """
 
     name: ClassVar[str] = "text_length"
+    version: ClassVar[int] = 2
     title: ClassVar[str] = "length of sampled rows"
-    secondary_titles: ClassVar[Mapping[str, str]] = {"text_length_finished_rate": "sampled rows with an end token"}
+    secondary_titles: ClassVar[Mapping[str, str]] = {
+        "text_length_finished_rate": "sampled rows with an end token",
+        "text_length_prompt_share": "sampled tokens that are real prompts",
+    }
     unit: ClassVar[str] = "tokens per row"
-    secondary_units: ClassVar[Mapping[str, str]] = {"text_length_finished_rate": "share of rows"}
+    secondary_units: ClassVar[Mapping[str, str]] = {
+        "text_length_finished_rate": "share of rows",
+        "text_length_prompt_share": "share of tokens",
+    }
     better: ClassVar[Better] = ""
 
     def measure_samples(self, snap: Snapshot, ctx: Context) -> Mapping[str, float]:
         tokens = cast(Ragged, snap.samples["tokens"])
         last = tokens.offsets[1:][np.diff(tokens.offsets) > 0] - 1
         finished = int(np.count_nonzero(tokens.values[last] == snap.params["tokenizer/end"]))
-        length = (len(tokens.values) - finished) / len(tokens)
-        return {"text_length": length, "text_length_finished_rate": finished / len(tokens)}
+        n_tokens, n_prompt = len(tokens.values) - finished, int(prompt_lengths(snap, ctx).sum())
+        prompts = {"text_length_prompt_share": n_prompt / n_tokens} if n_prompt else {}
+        return {"text_length": n_tokens / len(tokens), "text_length_finished_rate": finished / len(tokens), **prompts}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,9 +13,19 @@ from typing import Annotated, ClassVar, cast
 import numpy as np
 from annotated_types import Ge
 
-from selfloop.columns import Floats, Ints, Ragged, count_rows
+from selfloop.columns import Floats, Ints, Ragged, count_rows, take_spans
 from selfloop.component import Better, Context
-from selfloop.metrics.ngrams import contained, equal_texts, hash_in_row, longest_runs, ngrams, row_chunks, row_hashes, texts
+from selfloop.metrics.ngrams import (
+    contained,
+    equal_texts,
+    hash_in_row,
+    longest_runs,
+    ngrams,
+    prompt_lengths,
+    row_chunks,
+    row_hashes,
+    texts,
+)
 from selfloop.metrics.text import NO_VALUE, TextMetric
 from selfloop.snapshots import Snapshot
 
@@ -148,13 +158,14 @@ class DuplicateRate(TextMetric):
 
 @dataclass(frozen=True, kw_only=True)
 class Memorization(TextMetric):
-    """Share of long n-grams of sampled rows that occur in an initial real row.
+    """Share of long n-grams of sampled rows, after their prompts, that occur in an initial real row.
 
     `copied_run` is the longest run of tokens of a row whose n-grams are all copied, or 0; mean over rows. Real rows share
     n-grams too: compare with generation 1.
     """
 
     name: ClassVar[str] = "memorization"
+    version: ClassVar[int] = 2
     title: ClassVar[str] = "long n-grams copied from real rows"
     better: ClassVar[Better] = ""  # that of fresh real text: random tokens have fewer
     secondary_titles: ClassVar[Mapping[str, str]] = {"copied_run": "longest run of tokens copied from a real row"}
@@ -165,6 +176,8 @@ class Memorization(TextMetric):
 
     def measure_samples(self, snap: Snapshot, ctx: Context) -> Mapping[str, float]:
         sampled = texts(snap.samples, snap.params, max_tokens=self.max_tokens)
+        starts, ends = sampled.offsets[:-1] + prompt_lengths(snap, ctx)[: len(sampled)], sampled.offsets[1:]
+        sampled = take_spans(sampled.values, np.minimum(starts, ends), ends)
         grams, rows = ngrams(sampled, self.ngram)
         if not len(grams):
             return {"memorization": NO_VALUE, "copied_run": NO_VALUE}

@@ -142,7 +142,7 @@ class Finetune(NetworkFamily):
         """The tokenizer of the base model."""
         return PretrainedTokenizer(base_model=self.base_model, revision=self.revision)
 
-    def count_steps(self, n: float) -> float:
+    def count_steps(self, n: float, tokens: float = math.nan) -> float:
         """Training steps of a fit of n rows; NaN if it depends on the number of long documents, which the spec does not
         contain."""
         unknown = self.training.steps is None and self.long_documents == "drop"
@@ -210,7 +210,8 @@ class Finetune(NetworkFamily):
         vocab = base_folder(self.base_model, self.revision).config().get_text_config().vocab_size
         return unigram_cross_entropy(initial, holdout, vocab) if metric == "cross_entropy" else None
 
-    def token_log_prob(self, params: Params, rows: Columns, ctx: Context) -> Ragged:
+    def token_log_prob(self, params: Params, rows: Columns, ctx: Context, *, half_stride: bool = False) -> Ragged:
+        """Log p of each token of each row, in nats; rows longer than the context are in windows half a context apart anyway."""
         from selfloop.families.finetune import hf_model
         from selfloop.families.nn import trainer
 

@@ -138,14 +138,15 @@ class Transformer(NetworkFamily):
     def trivial_risk(self, metric: str, initial: Columns, holdout: Columns, truth: Params, ctx: Context) -> float | None:
         return unigram_cross_entropy(initial, holdout, self.vocab) if metric == "cross_entropy" else None
 
-    def token_log_prob(self, params: Params, rows: Columns, ctx: Context) -> Ragged:
-        """Log p of each token of each row, in nats, with the rows packed as in training."""
+    def token_log_prob(self, params: Params, rows: Columns, ctx: Context, *, half_stride: bool = False) -> Ragged:
+        """Log p of each token of each row, in nats, with the rows packed as in training, or in windows half a context apart."""
         import torch
 
         from selfloop.families.nn import trainer
         from selfloop.families.transformer.network import TransformerNetwork, log_prob
 
         stream = self._pack(TrainingRows((RowTake({"tokens": rows["tokens"]}),)), params, ctx)
+        stream = replace(stream, stride=self.context // 2) if half_stride else stream
         network = trainer.load_network(lambda: TransformerNetwork(self.config()), params, ctx, "measuring")
         values = np.empty((len(stream), self.context), np.float32)
         micro_batch = self._micro_batch()
@@ -168,9 +169,11 @@ class Transformer(NetworkFamily):
 
         export_model(self.config(), params, folder, dtype)
 
-    def count_steps(self, n: float) -> float:
-        """Training steps of a fit of n rows; NaN if it depends on the lengths of the rows, which the spec does not contain."""
-        return math.nan if self.training.steps is None else self.training.count_steps(n)
+    def count_steps(self, n: float, tokens: float = math.nan) -> float:
+        """Training steps of a fit of n rows with so many tokens; NaN if it depends on their number and that is unknown."""
+        if self.training.steps is None and math.isnan(tokens):
+            return math.nan
+        return self.training.count_steps(n if math.isnan(tokens) else math.ceil(tokens / self.context))
 
     def _pack(self, rows: TrainingRows, prepared: Params, ctx: Context) -> TokenStream:
         """The rows as a stream of windows."""

@@ -31,10 +31,12 @@ class TokenStream:
     lengths: Ints
     weights: Floats  # of each token of a row
     context: int
+    stride: int  # tokens from a window to the next; the context in training
 
     def __len__(self) -> int:
-        """Number of windows. They overlap by one token: the last target of a window is the first input of the next."""
-        return math.ceil((len(self.tokens) - 1) / self.context)
+        """Number of windows. With the whole context as stride, the last target of a window is the first input of the next."""
+        targets = len(self.tokens) - 1
+        return math.ceil(max(targets - self.context, 0) / self.stride) + (targets > 0)
 
     def mass(self) -> float:
         """Sum of the weights of all targets."""
@@ -45,7 +47,7 @@ class TokenStream:
 
         The weight of a target that is not a token of a row is 0.
         """
-        positions = indices[:, None] * self.context + np.arange(self.context + 1)
+        positions = indices[:, None] * self.stride + np.arange(self.context + 1)
         tokens = self.tokens[np.minimum(positions, len(self.tokens) - 1)].astype(np.int64)
         targets = positions[:, 1:]
         rows = np.searchsorted(self.starts, targets, side="right") - 1
@@ -53,8 +55,9 @@ class TokenStream:
         return tokens[:, :-1], tokens[:, 1:], weights, rows
 
     def to_rows(self, values: Array) -> Ragged:
-        """Values of all windows' targets, (windows, context), as one value per token of each row."""
-        return take_spans(values.reshape(-1), self.starts - 1, self.starts + self.lengths - 1)
+        """Values of all windows' targets, (windows, context), as one value per token of each row: that of its first window."""
+        in_order = np.concatenate([values[:1, : -self.stride].ravel(), values[:, -self.stride :].ravel()])
+        return take_spans(in_order, self.starts - 1, self.starts + self.lengths - 1)
 
 
 def pack(rows: TrainingRows, context: int, start: int, end: int, ctx: Context) -> TokenStream:
@@ -76,7 +79,7 @@ def pack(rows: TrainingRows, context: int, start: int, end: int, ctx: Context) -
         chunk = cast(Ragged, rows.gather(np.arange(first, stop))["tokens"])
         shift = np.repeat(starts[first:stop] - chunk.offsets[:-1], lengths[first:stop])
         tokens[np.arange(len(chunk.values)) + shift] = chunk.values
-    return TokenStream(tokens, starts, lengths, rows.weights(), context)
+    return TokenStream(tokens, starts, lengths, rows.weights(), context, context)
 
 
 def row_lengths(rows: TrainingRows) -> Ints:
