@@ -21,6 +21,7 @@ from selfloop.protocols import SupportsStepCount
 from selfloop.published.papers import papers, published_curves
 from selfloop.report.figures import panel_figure, save_svg
 from selfloop.report.findings import findings
+from selfloop.report.first_models import trivial_model
 from selfloop.report.gallery_rows import read_galleries
 from selfloop.report.notes import missing_values, notes
 from selfloop.report.page import render_page, write_figures
@@ -110,6 +111,7 @@ def _panels(result: Result) -> Iterator[Panel]:
                         for curve in published_curves(scenario, other_scales=True)
                         if curve.metric == metric
                     ],
+                    trivial=trivial_model(result, point, metric),
                 )
 
 

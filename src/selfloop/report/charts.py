@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import chain, count
 from textwrap import wrap
 from typing import Any
@@ -12,17 +11,22 @@ from typing import Any
 import altair as alt
 import numpy as np
 
-from selfloop.columns import Floats
 from selfloop.errors import printable
 from selfloop.policies.schedule import ScheduleEntry
 from selfloop.published.papers import PublishedCurve
 from selfloop.report.theme import FONT, GRID, INK, MUTED, PAPER, Style
+from selfloop.report.value_axis import (
+    LOG_AXIS_RATIO,
+    ValueAxis,
+    aligned_values,
+    draws_band,
+    draws_chains,
+    ended_median,
+    other_scale_curves,
+)
 from selfloop.report.values import CurveData, Panel
 
 WIDTH, HEIGHT = 400, 240
-MIN_BAND_SEEDS = 3  # the interval of two seeds, 13 standard errors to each side, would hide the means
-MAX_CHAIN_LINES = 12  # with more chains only their mean and its band are drawn
-LOG_AXIS_RATIO = 30.0  # largest over smallest value from which an axis is logarithmic
 _LAW_KINDS = {"exact": ("exact law", [6, 3]), "bound": ("bound", [2, 2]), "asymptotic": ("asymptotic law", [8, 3, 2, 3])}
 _SCALE_DASHES = ([2, 2.5], [7, 2.5], [7, 2, 2, 2])
 _FONTS = {"labelFont": FONT, "titleFont": FONT, "labelFontSize": 12, "titleFontSize": 12, "titleFontWeight": "normal"}
@@ -42,16 +46,6 @@ _CONFIG = {
 _TOOLTIP_TITLES = {"low": "95 % interval from", "high": "to", "real_mass": "real mass", "data_age": "mean data age"}
 
 Records = list[dict[str, object]]
-
-
-@dataclass(frozen=True, slots=True)
-class ValueAxis:
-    """Range and kind of a value axis."""
-
-    low: float
-    high: float
-    log: bool
-    cut: bool  # True if an interval or a published curve of another scale extends past an end
 
 
 def panel_chart(panel: Panel, styles: Mapping[str, Style], axis: ValueAxis, title: str) -> dict[str, Any]:
@@ -100,74 +94,6 @@ def schedule_chart(schedules: Mapping[str, Sequence[ScheduleEntry]], styles: Map
     return finish_chart(chart, title, {"schedules": rows})
 
 
-def fit_value_axis(panel: Panel) -> ValueAxis:
-    """The axis that contains all means, drawn chains, laws and published values.
-
-    Intervals and published curves of another scale may lengthen the axis by half at either end; beyond it they are cut.
-    """
-    values = _finite(
-        chain(
-            *(curve.summary.mean for curve in panel.curves),
-            *(_median(curve) for curve in panel.curves),
-            *(curve.values.ravel() for curve in panel.curves if draws_chains(curve)),
-            *(law.values for _, law in panel.laws),
-            *(curve.values for _, curve in panel.published if not curve.scale),
-        )
-    )
-    if not len(values):
-        return ValueAxis(0.0, 1.0, log=False, cut=False)
-    limits = _finite(
-        chain(
-            *(limit for curve in panel.curves if draws_band(curve) for limit in (curve.summary.low, curve.summary.high)),
-            *(aligned_values(panel, policy, curve) for policy, curve in other_scale_curves(panel)),
-        )
-    )
-    log = bool(values.min() > 0 and values.max() / values.min() >= LOG_AXIS_RATIO)
-    to: Callable[[Any], Any] = np.log10 if log else np.asarray
-    low, high = float(to(values.min())), float(to(values.max()))
-    extent = to(limits[limits > 0] if log else limits)
-    if len(extent):
-        margin = (high - low) / 2 or math.inf
-        low, high = max(min(low, float(extent.min())), low - margin), min(max(high, float(extent.max())), high + margin)
-    margin = 0.04 * (high - low) or 0.1 * abs(high) or 1.0
-    near_zero = not log and 0 <= low < 0.35 * high
-    low, high = 0.0 if near_zero else low - margin, high + margin
-    if log:
-        low, high = 10.0**low, 10.0**high
-    return ValueAxis(low, high, log, cut=bool(len(limits) and (limits.min() < low or limits.max() > high)))
-
-
-def draws_band(curve: CurveData) -> bool:
-    """True if there are enough chains to draw the interval of their mean."""
-    return len(curve.values) >= MIN_BAND_SEEDS
-
-
-def draws_chains(curve: CurveData) -> bool:
-    """True if there are few enough chains to draw each."""
-    return 1 < len(curve.values) <= MAX_CHAIN_LINES
-
-
-def other_scale_curves(panel: Panel) -> list[tuple[str, PublishedCurve]]:
-    """The published curves of another scale, with their policies."""
-    return [(policy, curve) for policy, curve in panel.published if curve.scale]
-
-
-def aligned_values(panel: Panel, policy: str, published: PublishedCurve) -> list[float]:
-    """The values shifted so that the first equals the measured mean of its generation, because levels do not compare.
-
-    NaN if there is no such mean.
-    """
-    first = published.generations[0]
-    means = {t: x for c in panel.curves if c.policy == policy for t, x in enumerate(c.summary.mean.tolist(), 1)}
-    return [value + means.get(first, math.nan) - published.values[0] for value in published.values]
-
-
-def _median(curve: CurveData) -> Floats:
-    """The median over all chains; empty if no chain ends."""
-    median = curve.summary.median
-    return median if curve.has_ended_chains else median[:0]
-
-
 def _n_generations(panel: Panel) -> int:
     return max((curve.values.shape[1] for curve in panel.curves), default=1)
 
@@ -203,6 +129,7 @@ def _curves(panel: Panel, styles: Mapping[str, Style], axis: ValueAxis, sets: Ma
         layers.append(dotted.encode(color=color, opacity=opacity(1)))
     layers += [
         base("means", "mean").mark_line(strokeWidth=2.2, clip=True).encode(color=color, opacity=opacity(1)),
+        *_trivial_layers(panel, axis, alt.Y("value:Q", **y)),
         *_law_layer(base, panel, styles),
         points.encode(color=color, shape=shape, tooltip=tooltip, opacity=opacity(1)).add_params(selection),
         *_published_layer(base, panel, styles),
@@ -211,6 +138,16 @@ def _curves(panel: Panel, styles: Mapping[str, Style], axis: ValueAxis, sets: Ma
     chart = alt.layer(*layers).properties(width=WIDTH, height=HEIGHT)
     # Laws have their own dashes.
     return chart.resolve_scale(strokeDash="independent") if other_scale_curves(panel) else chart
+
+
+def _trivial_layers(panel: Panel, axis: ValueAxis, y: Any) -> list[Any]:
+    """A line over the whole width at the value of the trivial model, with its name above."""
+    if panel.trivial is None or not axis.contains(panel.trivial[1]):
+        return []
+    name, value = panel.trivial
+    line = alt.Chart(alt.Data(values=[{"label": name, "value": json_number(value)}])).encode(y=y)
+    label = line.mark_text(align="left", baseline="bottom", dy=-2, font=FONT, fontSize=11, color=MUTED)
+    return [line.mark_rule(strokeWidth=1, color=MUTED), label.encode(x=alt.value(4), text="label:N")]
 
 
 def _stroke_legend(**settings: object) -> Any:
@@ -285,7 +222,7 @@ def _panel_sets(panel: Panel, floor: float) -> dict[str, Records]:
     sets = {
         "means": [_mean_records(curve, floor) for curve in curves],
         "chains": [_records(row, policy=policy, seed=s) for policy, s, row in chains],
-        "medians": [_records(_median(curve), policy=curve.policy) for curve in curves],
+        "medians": [_records(ended_median(curve), policy=curve.policy) for curve in curves],
         "survivors": [_records(curve.summary.surviving, policy=curve.policy) for curve in curves if ends],
         "laws": [
             _records(law.values, label=label, source=law.source)
@@ -353,11 +290,6 @@ def _decades(axis: ValueAxis) -> list[float]:
     between = (1, 2, 5) if last - first <= 3 else (1,)
     ticks = [m * 10.0**k for k in range(first, last + 1, step) for m in between]
     return [tick for tick in ticks if axis.low <= tick <= axis.high]
-
-
-def _finite(values: Iterable[float]) -> Floats:
-    array = np.array(list(values), np.float64)
-    return array[np.isfinite(array)]
 
 
 def generation_axis(last: int, ticks: int = 10, title: str = "generation t") -> Any:

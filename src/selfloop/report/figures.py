@@ -14,17 +14,9 @@ from selfloop.errors import printable
 from selfloop.formats.replacing import write_bytes
 from selfloop.policies.schedule import ScheduleEntry
 from selfloop.report.category_shares import describe_shares, shares_caption, shares_chart
-from selfloop.report.charts import (
-    MIN_BAND_SEEDS,
-    ValueAxis,
-    draws_band,
-    draws_chains,
-    fit_value_axis,
-    other_scale_curves,
-    panel_chart,
-    schedule_chart,
-)
+from selfloop.report.charts import panel_chart, schedule_chart
 from selfloop.report.theme import PAPER, Style, describe_better, describe_coordinates, format_number, policy_styles
+from selfloop.report.value_axis import MIN_BAND_SEEDS, ValueAxis, draws_band, draws_chains, fit_value_axis, other_scale_curves
 from selfloop.report.values import CategoryShares, Panel, Report
 
 
@@ -123,6 +115,9 @@ def _panel_caption(panel: Panel, axis: ValueAxis) -> str:
         parts.append("its 95 % interval is too wide to draw for two seeds")
     parts += ["thin lines: single chains"] * any(map(draws_chains, panel.curves))
     parts += ["dotted: median, ended chains counted as worst"] * any(curve.has_ended_chains for curve in panel.curves)
+    if panel.trivial is not None:
+        place = "gray line" if axis.contains(panel.trivial[1]) else "outside of the figure"
+        parts.append(f"{place}: {panel.trivial[0]}, {format_number(panel.trivial[1])}")
     sources = dict.fromkeys(f"{law.law} ({law.source})" for _, law in panel.laws if law.source)
     laws = f" Laws: {'; '.join(sources)}." if sources else ""
     other_scales, cites = "", dict.fromkeys(f"{curve.label}, {curve.source}" for _, curve in other_scale_curves(panel))

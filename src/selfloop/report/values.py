@@ -60,6 +60,7 @@ class Panel:
     curves: Sequence[CurveData]
     laws: Sequence[tuple[str, LawCurve]] = ()  # (policy, law)
     published: Sequence[tuple[str, PublishedCurve]] = ()  # (policy, curve)
+    trivial: tuple[str, float] | None = None  # the trivial model in words, and its value
 
 
 @dataclass(frozen=True, kw_only=True)
