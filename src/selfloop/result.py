@@ -21,12 +21,22 @@ from selfloop.published.papers import claimed_pairs, unmodified_policies
 from selfloop.spec.parse import fresh_spec
 from selfloop.spec.point import Point
 from selfloop.spec.spec import Spec
-from selfloop.stats.comparison import FIRST_COMPARED, Comparison, as_risk, compare_all
+from selfloop.spec.write import spec_text
+from selfloop.stats.comparison import (
+    FIRST_COMPARED,
+    MARGIN_SHARE,
+    Comparison,
+    as_risk,
+    compare_all,
+    compare_declared,
+    right_values,
+)
 from selfloop.stats.data_value import GridCell
-from selfloop.stats.intervals import mean_interval
+from selfloop.stats.intervals import at_look, mean_interval
 from selfloop.store.calls import Usage
 from selfloop.types import Coordinates, Measurement, Verdict, real, synthetic
 
+from selfloop.store.runs import count_looks
 if TYPE_CHECKING:
     import pandas as pd
 
@@ -47,6 +57,7 @@ class Result:
     def __repr__(self) -> str:
         spec, points = self.spec, len(self.points)
         policies, metrics = ", ".join(spec.policy_labels()), ", ".join(self.metrics())
+    look: int = 1  # 1, or more if the store lists runs of this spec with fewer seeds
         size = f"{len(spec.seeds)} seeds, {spec.generations} generations" + (f", {points} points" if points > 1 else "")
         return f"<Result: {spec.family.name} on {spec.source.name}; {policies}; {size}; metrics {metrics}>"
 
@@ -109,14 +120,14 @@ class Result:
         return pd.DataFrame([measurement_to_json(measurement) for measurement in self.measurements])
 
     def curve(self, metric: str, at: At = ()) -> pd.DataFrame:
-        """Mean over seeds with its 95 % Student-t interval: policy, generation, mean, low, high, seeds."""
+        """Mean over seeds with its 95 % interval: policy, generation, mean, low, high, seeds."""
         import pandas as pd
 
         self._check_metric(metric)
-        lines = []
+        lines, positive = [], metric in self.spec.positive_metrics()
         for policy, measured in self.curves(at).items():
             for t, values in enumerate(measured[metric].T, 1):
-                interval = mean_interval(values)
+                interval = mean_interval(values, positive=positive)
                 survivors = int(np.sum(~np.isnan(values)))
                 lines.append((policy, t, interval.estimate, interval.low, interval.high, survivors))
         return pd.DataFrame(lines, columns=["policy", "generation", "mean", "low", "high", "seeds"])
@@ -152,20 +163,40 @@ class Result:
     def compare(self, at: At = (), metric: str | None = None, first_generation: int = FIRST_COMPARED) -> list[Comparison]:
         """Policies compared with each other, paired by seed: their risk or another metric, at one point of the sweep.
 
-        Of a metric whose best value is known and at neither end, the distances from it are compared.
+        First the spec's primary comparison, if it is about this metric or none is given; it may be about another than the
+        risk. Of a metric whose best value is known and at neither end, the distances from it are compared.
         """
         spec = self.point(at).spec
         if metric is not None:
             self._check_metric(metric)
-        compared = metric or spec.risk_metric() or ""
-        better = spec.directions().get(compared, "")
-        curves = {
-            label: values[compared] if better == "higher" else as_risk(values, compared, better)
-            for label, values in self.curves(at).items()
-            if compared in values
-        }
-        claims = claimed_pairs(unmodified_policies(spec)) if metric in (None, spec.risk_metric()) else ()
-        return compare_all(curves, claims, first_generation)
+        risk, primary = spec.risk_metric(), spec.primary
+        compared, declared = metric or risk or "", primary.metric or risk or "" if primary else ""
+        claims = claimed_pairs(unmodified_policies(spec)) if metric in (None, risk) else ()
+        with at_look(self.look):
+            curves, margin = self._comparable(compared, at)
+            comparisons = [replace(each, metric=compared) for each in compare_all(curves, claims, first_generation, margin)]
+            if primary and metric in (None, declared):
+                curves, margin = self._comparable(declared, at)
+                if {primary.higher, primary.lower} <= curves.keys():
+                    first = compare_declared(curves, primary.higher, primary.lower, primary.generation, margin)
+                    comparisons.insert(0, replace(first, metric=declared))
+        return comparisons
+
+    def _comparable(self, metric: str, at: At) -> tuple[dict[str, Floats], float | None]:
+        """The curves of a metric as policies are compared on it, and the margin of equivalence.
+
+        The margin is that of the primary comparison of this metric, else 5 % of the first risk, or of its distance from the
+        trivial model if the metric has no natural zero; None without either.
+        """
+        spec, measured = self.point(at).spec, {label: c for label, c in self.curves(at).items() if metric in c}
+        better, primary = spec.directions().get(metric, ""), spec.primary
+        curves = {label: c[metric] if better == "higher" else as_risk(c, metric, better) for label, c in measured.items()}
+        if primary and primary.margin and (primary.metric or spec.risk_metric()) == metric:
+            return curves, primary.margin
+        sizes = [c[:, 0] for c in curves.values()]
+        if metric not in spec.positive_metrics() and right_values(next(iter(measured.values()), {}), better) is None:
+            sizes = [c[metric + TRIVIAL][:, 0] - c[metric][:, 0] for c in measured.values() if metric + TRIVIAL in c]
+        return curves, MARGIN_SHARE * abs(float(np.mean(sizes))) if sizes else None
 
     def grid_cells(self) -> dict[Coordinates, list[GridCell]]:
         """The risk over numbers of real and synthetic training rows, by the coordinates other than n.
@@ -236,7 +267,7 @@ def run(
         label = labels[output.policy]
         (shared if output.shared else usage[label]).add(output.usage)
         table[output.coordinates, label].merge(output.curves)
-    return Result(spec, table, store_path(store), usage, shared)
+    return Result(spec, table, store_path(store), usage, shared, count_looks(store_path(store), spec_text(spec)))
 
 
 def measurement_to_json(measurement: Measurement) -> dict[str, Any]:

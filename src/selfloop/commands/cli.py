@@ -207,11 +207,13 @@ def compare(
     """
     from selfloop.commands.compare import choose_metric, compare_curves
     from selfloop.commands.console import print_comparison
+    from selfloop.report.findings import first_sentences
 
     compared = choose_metric({name: _spec(name, set_) for name in specs}, metric)
     results = {name: _run(name, set_, store, workers, quiet) for name in specs}
     better = next(iter(results.values())).spec.directions().get(compared, "")
-    print_comparison(compared, better, compare_curves(results, compared))
+    first = [sentence for result in results.values() for sentence in first_sentences(result)]
+    print_comparison(compared, better, compare_curves(results, compared), first)
 
 
 @app.command()

@@ -11,7 +11,8 @@ from selfloop.errors import SpecError, unknown_name
 from selfloop.plugins import component_names
 from selfloop.result import Result
 from selfloop.spec.spec import Spec
-from selfloop.stats.intervals import Interval, paired_difference
+from selfloop.stats.comparison import signs
+from selfloop.stats.intervals import Interval, at_look, paired_difference
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +23,7 @@ class CurveDifference:
     second: str
     paired: bool  # True if both have the same random numbers
     intervals: list[Interval]
+    directions: list[str]  # "higher", "lower" or "undecided", corrected over all differences and generations
 
 
 def choose_metric(specs: Mapping[str, Spec], metric: str | None) -> str:
@@ -37,16 +39,21 @@ def choose_metric(specs: Mapping[str, Spec], metric: str | None) -> str:
 
 
 def compare_curves(results: Mapping[str, Result], metric: str) -> list[CurveDifference]:
-    """Differences between all pairs of curves with equal seeds and generations. SpecError without such a pair."""
+    """Differences between all pairs of curves with equal seeds and generations. SpecError without such a pair.
+
+    The probability of any false direction is at most 5 %.
+    """
     curves = [curve for name, result in results.items() for curve in _curves(name if len(results) > 1 else "", result, metric)]
-    differences = [
-        CurveDifference(first, second, draws == other_draws, paired_difference(curve, other))
-        for (first, curve, draws), (second, other, other_draws) in combinations(curves, 2)
-        if curve.shape == other.shape
-    ]
-    if not differences:
+    pairs = [(a, b) for a, b in combinations(curves, 2) if a[1].shape == b[1].shape]
+    if not pairs:
         raise SpecError("compare: no two curves to compare. Give two policies, or two specs with equal seeds and generations.")
-    return differences
+    words = {0: "undecided", 1: "higher", -1: "lower"}
+    with at_look(max(result.look for result in results.values())):
+        directions = signs([curve - other for (_, curve, _), (_, other, _) in pairs])
+    return [
+        CurveDifference(first, second, draws == other_draws, paired_difference(curve, other), [words[int(s)] for s in row])
+        for ((first, curve, draws), (second, other, other_draws)), row in zip(pairs, directions, strict=True)
+    ]
 
 
 def _curves(spec_name: str, result: Result, metric: str) -> Iterator[tuple[str, Floats, object]]:

@@ -204,23 +204,20 @@ def _plot(title: str, curves: Mapping[str, Floats], figure: Path | None) -> None
         show(f"figure: {figure}")
 
 
-def print_comparison(metric: str, better: Better, differences: Sequence[CurveDifference]) -> None:
-    """Differences seed by seed with intervals, generation by generation."""
+def print_comparison(metric: str, better: Better, differences: Sequence[CurveDifference], first: Sequence[str] = ()) -> None:
+    """Sentences, and differences seed by seed with intervals, generation by generation."""
+    for sentence in first:
+        show(sentence)
     columns = ("first minus second", "generation", "difference", "interval", "first is")
     table = _table(
         *columns, title="; ".join(filter(None, (f"{metric}: differences seed by seed, 95 %", describe_better(better))))
     )
     for difference in differences:
         title = f"{difference.first} - {difference.second}{'' if difference.paired else ' (independent draws)'}"
-        for t, interval in enumerate(difference.intervals, 1):
-            table.add_row(title if t == 1 else "", str(t), _number(interval.estimate), _limits(interval), _direction(interval))
+        for t, (interval, direction) in enumerate(zip(difference.intervals, difference.directions, strict=True), 1):
+            table.add_row(title if t == 1 else "", str(t), _number(interval.estimate), _limits(interval), direction)
     show(table)
-
-
-def _direction(interval: Interval) -> str:
-    if interval.low is None or interval.high is None or interval.low <= 0 <= interval.high:
-        return "undecided"
-    return "higher" if interval.low > 0 else "lower"
+    show("Directions are corrected: over all differences and generations, any of them is false with at most 5 %.")
 
 
 def _limits(interval: Interval) -> str:

@@ -30,6 +30,7 @@ from selfloop.report.values import CategoryShares, Cost, CurveData, DataValuePan
 from selfloop.spec.point import Point
 from selfloop.spec.write import spec_text
 from selfloop.stats.data_value import fit_data_value
+from selfloop.stats.intervals import level_of_look
 from selfloop.store.calls import Usage
 from selfloop.theory.laws import law_curves
 
@@ -72,6 +73,7 @@ def build_report(result: Result) -> Report:
         generated=datetime.now(UTC),
         panels=list(_panels(result)),
         verdicts=result.verdicts(),
+        answer_level=level_of_look(result.look),
         definitions={c.name: (type(c).__doc__ or "").split("\n")[0] for c in spec.criteria},
         missing=list(missing_values(result)),
         findings=list(dict.fromkeys(findings(result))),
@@ -92,7 +94,12 @@ def _panels(result: Result) -> Iterator[Panel]:
             owner = next((m for m in point.spec.metrics if m.name == metric), owner)  # secondary values follow their metric
             measured = result.curves(point.coordinates).items()
             better = owner.directions().get(metric, "") if owner else ""
-            curves = [CurveData(policy=label, values=c[metric], better=better) for label, c in measured if metric in c]
+            positive = metric in point.spec.positive_metrics()
+            curves = [
+                CurveData(policy=label, values=c[metric], better=better, positive=positive)
+                for label, c in measured
+                if metric in c
+            ]
             if curves:
                 title, unit = _title_and_unit(point, owner, metric)
                 labels = {curve.policy for curve in curves}
@@ -127,7 +134,7 @@ def _title_and_unit(point: Point, owner: Metric | None, metric: str) -> tuple[st
 
 def _differences(result: Result) -> Iterator[PolicyDifferences]:
     for point in result.points:
-        if comparisons := result.compare(point.coordinates):
+        if comparisons := [pair for pair in result.compare(point.coordinates) if not pair.declared]:  # a finding names that
             risk = point.spec.risk_metric() or ""
             yield PolicyDifferences(metric=risk, comparisons=comparisons, coordinates=point.coordinates)
 
@@ -171,6 +178,7 @@ def _data_values(result: Result) -> Iterator[DataValuePanel]:
                 unit=unit,
                 cells=cells,
                 value=value,
+                positive=metric.has_zero,
                 published=list(_published_data_values(metric.name)),
                 coordinates=coordinates,
             )

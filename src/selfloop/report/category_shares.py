@@ -118,7 +118,7 @@ def _attribute_records(shares: CategoryShares, name: str) -> Records:
     index, records = list(shares.names).index(name), Records()
     real = None if shares.real is None else json_number(float(shares.real[:, index].mean()))
     for policy, values in shares.samples.items():
-        summary = summarize_seeds(values[:, :, index])
+        summary = summarize_seeds(values[:, :, index], positive=True)
         for t, (mean, low, high) in enumerate(zip(summary.mean, summary.low, summary.high, strict=True), 1):
             if np.isfinite(mean):
                 band = {"bottom": json_number(max(low, 0.0)), "top": json_number(min(high, 1.0))}

@@ -6,12 +6,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from selfloop.columns import Floats
 from selfloop.published.papers import claimed_orders, unmodified_policies
 from selfloop.report.first_models import first_model_sentence
 from selfloop.report.theme import format_interval, format_number
-from selfloop.stats.comparison import FIRST_COMPARED, Comparison, compare
-from selfloop.stats.intervals import mean_interval
+from selfloop.stats.comparison import FIRST_COMPARED, Comparison
+from selfloop.stats.intervals import at_look, level_of_look, mean_interval
+
+MIN_SEEDS, MAX_SPREAD = 10, 0.5  # intervals of skewed values have their level from ten seeds on, or if the spread is small
 from selfloop.stats.trend import MIN_GENERATIONS, fit_trend, inflection_point, rise_after_minimum
 
 if TYPE_CHECKING:
@@ -19,7 +23,26 @@ if TYPE_CHECKING:
 
 
 def findings(result: Result) -> Iterator[str]:
-    """One sentence for each finding about the first models, the risk and the modes at every point of the sweep."""
+    """One sentence for each finding: primary comparisons, the first models, the risk and the modes at every point."""
+    yield from first_sentences(result)
+    with at_look(result.look):
+        yield from [*_findings(result)]
+
+
+def first_sentences(result: Result) -> Iterator[str]:
+    """The look, if it is a later one, and the primary comparison at every point."""
+    if result.look > 1:
+        yield (
+            f"This is look {result.look}: the spec was run before with fewer of its seeds. Its answers rest on intervals of "
+            f"{100 * level_of_look(result.look):.4g} %, so that all looks together give false answers in at most 5 % of runs."
+        )
+    for point in result.points:
+        suffix = "".join(f" at {key} = {value}" for key, value in point.coordinates)
+        for pair in (each for each in result.compare(point.coordinates) if each.declared):
+            yield f"Primary comparison{suffix}: {declared_sentence(pair)}"
+
+
+def _findings(result: Result) -> Iterator[str]:
     yield from filter(None, (first_model_sentence(result, point) for point in result.points))
     for point in result.points:
         spec, curves = point.spec, result.curves(point.coordinates)
@@ -29,13 +52,20 @@ def findings(result: Result) -> Iterator[str]:
         risks = {label: measured[risk] for label, measured in curves.items() if risk in measured}
         for order in claimed_orders(unmodified_policies(spec)):
             if set(order) <= set(risks):
-                yield order_sentence(order, risks, f"{risk}{suffix}")
+                yield order_sentence(order, comparisons, f"{risk}{suffix}")
         for label, values in risks.items():
             if spec.generations >= MIN_GENERATIONS:
                 trend = fit_trend(values)
                 decision = f"follows a {trend.kind} trend" if trend.kind else f"has no decided trend ({trend.reason})"
                 yield f"{label}{suffix}: {risk} {decision}."
             if minimum := minimum_sentence(values, risk):
+        wide = [label for label, values in risks.items() if risk in spec.positive_metrics() and _spread(values) > MAX_SPREAD]
+        if wide and len(spec.seeds) < MIN_SEEDS:
+            yield (
+                f"Seeds differ by more than half of the mean {risk}{suffix} ({', '.join(wide)}). The interval of the mean of "
+                f"so few skewed values misses it in about one of ten runs, not one of twenty; plan at least {MIN_SEEDS} seeds."
+            )
+        comparisons = result.compare(point.coordinates)
                 yield f"{label}{suffix}: {minimum}"
         for label, measured in curves.items():
             if modes := mode_sentence(measured):
@@ -79,9 +109,20 @@ def mode_sentence(measured: Mapping[str, Floats]) -> str | None:
     return f"{sentence}."
 
 
-def order_sentence(order: Sequence[str], curves: Mapping[str, Floats], risk: str) -> str:
-    """Whether a claimed order of policies holds from the first compared generation on, with the differences that decide."""
-    pairs = [compare(curves, higher, lower, claimed=True) for higher, lower in pairwise(order)]
+def declared_sentence(pair: Comparison) -> str:
+    """The answer to a primary comparison, with its difference."""
+    t, reason = pair.first_generation, f" ({pair.reason})" if pair.reason else ""
+    difference = f"{pair.higher} − {pair.lower} in {pair.metric} at t = {t} is {format_interval(pair.differences[t - 1])}"
+    return f"{pair.higher} > {pair.lower}: {pair.answer}{reason}. {difference}."
+
+
+def order_sentence(order: Sequence[str], comparisons: Sequence[Comparison], risk: str) -> str:
+    """Whether a claimed order of policies holds from the first compared generation on, with the differences that decide.
+
+    `comparisons`: among them those of neighbors in the order.
+    """
+    by_pair = {(each.higher, each.lower): each for each in comparisons if not each.declared}
+    pairs = [by_pair[pair] for pair in pairwise(order)]
     answers = {pair.answer for pair in pairs}
     answer = "violated" if "violated" in answers else "holds" if answers == {"holds"} else "undecided"
     return (
@@ -92,4 +133,5 @@ def order_sentence(order: Sequence[str], curves: Mapping[str, Floats], risk: str
 
 def _smallest_difference(pair: Comparison) -> str:
     names, tightest = f"{pair.higher} − {pair.lower}", pair.tightest()
-    return f"{names} has none" if tightest is None else f"{names} {format_interval(tightest[1])} at t = {tightest[0]}"
+    reason = f" ({pair.reason})" if pair.reason and tightest else ""
+    return f"{names} has none" if tightest is None else f"{names} {format_interval(tightest[1])} at t = {tightest[0]}{reason}"

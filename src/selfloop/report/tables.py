@@ -76,8 +76,8 @@ def heat_map(panel: DataValuePanel) -> dict[tuple[float, float], HeatMapCell]:
         mean = means[cell.real, cell.synthetic]
         column = [other for (real, _), other in means.items() if real == cell.real]
         level = (mean - low) / ((high - low) or 1.0) if math.isfinite(mean) else 0.0
-        text, is_lowest = format_interval(mean_interval(cell.values)), len(column) > 1 and mean == min(column)
-        cells[cell.real, cell.synthetic] = HeatMapCell(text, level, is_lowest)
+        text = format_interval(mean_interval(cell.values, positive=panel.positive))
+        cells[cell.real, cell.synthetic] = HeatMapCell(text, level, len(column) > 1 and mean == min(column))
     return cells
 
 

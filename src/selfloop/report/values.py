@@ -19,7 +19,7 @@ from selfloop.policies.schedule import ScheduleEntry
 from selfloop.published.papers import PublishedCurve
 from selfloop.stats.comparison import Comparison
 from selfloop.stats.data_value import DataValue, GridCell
-from selfloop.stats.intervals import SeedSummary, summarize_seeds
+from selfloop.stats.intervals import LEVEL, SeedSummary, summarize_seeds
 from selfloop.theory.laws import LawCurve
 from selfloop.types import Coordinates, Verdict
 
@@ -31,11 +31,12 @@ class CurveData:
     policy: str
     values: Floats  # (seeds, generations), NaN where a chain has ended
     better: Better = "lower"  # as of the metric
+    positive: bool = False  # True if 0 is the lowest possible value
 
     @cached_property
     def summary(self) -> SeedSummary:
         """Mean, interval, median and number of chains per generation."""
-        return summarize_seeds(self.values, self.better)
+        return summarize_seeds(self.values, self.better, positive=self.positive)
 
     @property
     def ends(self) -> tuple[tuple[int, float], tuple[int, float]] | None:
@@ -96,6 +97,7 @@ class DataValuePanel:
     unit: str = ""
     cells: Sequence[GridCell]
     value: DataValue
+    positive: bool = False  # True if 0 is the lowest possible value
     published: Sequence[tuple[str, float, float]] = ()  # label, R^2 of the log count, R^2 of the share
     coordinates: Coordinates = ()
 
@@ -133,6 +135,7 @@ class Report:
     panels: Sequence[Panel]
     summary: str = ""  # one sentence: family, source, n, generations, seeds
     verdicts: Sequence[Verdict] = ()
+    answer_level: float = LEVEL  # of the intervals of verdicts
     definitions: Mapping[str, str] = field(default_factory=dict)  # criterion -> its definition in one line
     missing: Sequence[str] = ()  # metrics without any value, with the reason: one sentence each
     findings: Sequence[str] = ()  # orders of policies, trends, inflection points: one sentence each

@@ -11,7 +11,7 @@ from itertools import product
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast
 
-from annotated_types import Interval
+from annotated_types import Ge, Interval
 
 from selfloop.component import Better, Context, Criterion, Curator, Family, Metric, Policy, Sampler, Source
 from selfloop.errors import SpecError, shown, unknown_name
@@ -19,12 +19,23 @@ from selfloop.plugins import component_names, usable_names
 from selfloop.policies.schedule import MAX_BATCH_ROWS
 from selfloop.protocols import SupportsLogProb
 from selfloop.rng import RandomStream
-from selfloop.settings import check_setting, check_size, setting_types
+from selfloop.settings import PositiveFloat, Settings, check_setting, check_size, setting_types
 from selfloop.snapshots import Scenario
 from selfloop.spec.components import change_settings, make_component, make_components, make_settings, policy_label
 from selfloop.spec.point import Point, resolve_point
 
 MAX_SEEDS, MAX_GENERATIONS, MAX_POINTS = 1_000_000, 10_000, 10_000  # larger values are typos that would only fill the memory
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrimaryComparison(Settings):
+    """The one comparison that is declared before looking. It is judged without a correction for the others."""
+
+    higher: Annotated[str, "label of the policy that is expected to have the higher risk"]
+    lower: Annotated[str, "label of the other policy"]
+    generation: Annotated[int, Ge(1), "generation at which they are compared"]
+    metric: Annotated[str | None, "metric to compare; default: the risk"] = None
+    margin: Annotated[PositiveFloat | None, "largest difference that does not matter; default: 5 % of the first value"] = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +57,7 @@ class Spec:
     curators: tuple[Curator, ...] = ()
     init_from: str | Path = "scratch"
     sweep: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
+    primary: PrimaryComparison | None = None
     # of a finite source: every seed divides all rows anew, or seed s has rows s m .. (s + 1) m - 1 for itself, m as needed
     subsets: Literal["overlapping", "disjoint"] = "overlapping"
 
@@ -67,6 +79,8 @@ class Spec:
         set_("metrics", self._chosen_metrics())
         set_("criteria", make_components("criterion", self.criteria or usable_names("criterion"), "criteria"))
         set_("curators", make_components("curator", self.curators, "curators"))
+        if isinstance(self.primary, Mapping):
+            set_("primary", make_settings(PrimaryComparison, self.primary, "primary"))
         set_("seeds", _parse_seeds(self.seeds))
         set_("init_from", _parse_init_from(self.init_from))
         if not isinstance(self.sweep, Mapping):
@@ -100,6 +114,22 @@ class Spec:
             twice = [name for i, name in enumerate(names) if name in names[:i]]
             if twice:
                 raise SpecError(f"{key}: {twice[0]} is named twice. Name it once.")
+        if self.primary is not None:
+            self._check_primary(self.primary)
+
+    def _check_primary(self, primary: PrimaryComparison) -> None:
+        if not isinstance(primary, PrimaryComparison):
+            raise SpecError(f"primary: got {shown(primary)}; expected a table with higher, lower and generation.")
+        for key, label in (("higher", primary.higher), ("lower", primary.lower)):
+            if label not in self.policy_labels():
+                raise SpecError(unknown_name(f"primary.{key}", label, self.policy_labels(), "policy"))
+        if primary.higher == primary.lower:
+            raise SpecError(f"primary.lower: got {primary.lower} for both policies. Name two different ones.")
+        if primary.generation > self.generations:
+            raise SpecError(f"primary.generation: got {primary.generation}; expected 1 to {self.generations}, the generations.")
+        metric = primary.metric or self.risk_metric()
+        if metric not in self.directions():
+            raise SpecError(unknown_name("primary.metric", metric or "", self.directions(), "metric"))
 
     def points(self) -> tuple[Point, ...]:
         """The points of the sweep (one without a sweep) in the spec's order, with sizes filled in and every check passed."""
@@ -127,6 +157,10 @@ class Spec:
     def directions(self) -> dict[str, Better]:
         """Which value is best, for every value of the metrics for which it is known."""
         return {name: better for metric in self.metrics for name, better in metric.directions().items()}
+
+    def positive_metrics(self) -> set[str]:
+        """The metrics whose lowest possible value is 0."""
+        return {metric.name for metric in self.metrics if metric.has_zero}
 
     def scenario(self, policy: Policy, n: int) -> Scenario:
         """The scenario that laws and published curves are matched to."""

@@ -21,6 +21,8 @@ def spec_text(spec: Spec) -> str:
     for key in ("policies", "metrics", "criteria", "curators"):
         if components := getattr(spec, key):
             lines += [f"{key} = [", *(f"    {_inline_component(component)}," for component in components), "]"]
+    if spec.primary:
+        lines.append(f"primary = {toml_value(spec.primary)}")
     for key in ("source", "family"):
         lines += ["", f"[{key}]", *_component_lines(getattr(spec, key), key)]
     if fields(spec.sampler):

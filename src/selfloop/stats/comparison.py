@@ -1,20 +1,29 @@
-"""Which of two policies has the higher risk: differences paired by seed at every generation, and one answer for all."""
+"""Which of two policies has the higher risk: differences paired by seed at every generation, and one answer for all.
+
+Among the pairs of a family, the probability of any false "holds" is at most 5 %, and so is that of any false "violated" and
+of any false "equivalent", over all pairs and generations (Holm 1979). Claimed pairs are a family of their own with 2.5 %,
+because one of two directions is claimed. A declared comparison is judged alone, without correction.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
-from itertools import combinations
+from dataclasses import dataclass, replace
+from functools import cache
+from itertools import combinations, product
 from typing import Literal
 
 import numpy as np
 
 from selfloop.columns import Floats
 from selfloop.component import Better
-from selfloop.stats.intervals import LEVEL, Interval, paired_difference
+from selfloop.stats.intervals import LEVEL, Interval, answer_level, mean_and_error, paired_difference
 
 FIRST_COMPARED = 3  # at generation 1 all policies have the same model, at generation 2 nearly the same
 MAX_ALL_PAIRS = 6  # number of policies up to which every pair is compared; beyond, each policy with the first one
+MARGIN_SHARE = 0.05  # the default margin of equivalence, as a share of the first risk
+POWER = 0.8
+MIN_FLIP_SEEDS, MAX_FLIP_SEEDS = 10, 100  # fewer seeds have less than a thousand sign flips; with more, flips take long
 
 
 def right_values(curves: Mapping[str, Floats], better: Better) -> Floats | None:
@@ -35,18 +44,22 @@ def as_risk(curves: Mapping[str, Floats], metric: str, better: Better) -> Floats
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """Mean of `higher` minus `lower` at generations 1, 2, ..., paired by seed.
+    """Mean of `higher` minus `lower` at generations 1, 2, ..., paired by seed; each interval is one of 95 % on its own.
 
-    `answer` is about the generations from `first_generation` on. `claimed`: True if a paper claims this order; otherwise
-    `higher` is the policy with the higher mean at the last generation.
+    `answer` is about all generations from `first_generation` on; "equivalent": every difference is below `margin`.
+    `claimed`: True if a paper claims this order; otherwise `higher` is the policy with the higher mean at the last generation.
+    `declared`: True for the primary comparison of a spec, which is about its last generation alone.
     """
 
     higher: str
     lower: str
     differences: Sequence[Interval]
     first_generation: int
-    answer: Literal["holds", "violated", "undecided"]
+    answer: Literal["holds", "violated", "equivalent", "undecided"]
+    reason: str = ""  # of "equivalent" and "undecided"
     claimed: bool = False
+    declared: bool = False
+    metric: str = ""
 
     def tightest(self) -> tuple[int, Interval] | None:
         """The generation from `first_generation` on with the smallest difference, and the difference; None without any."""
@@ -55,37 +68,151 @@ class Comparison:
         return min(defined, key=lambda pair: pair[1].estimate or 0.0, default=None)
 
 
-def compare(
-    curves: Mapping[str, Floats], higher: str, lower: str, first_generation: int = FIRST_COMPARED, *, claimed: bool = False
-) -> Comparison:
-    """The comparison of two (seeds, generations) curves.
-
-    `holds`: every interval from `first_generation` on lies above 0. Chance makes this no more likely than one such interval.
-    `violated`: at least one interval lies below 0. Every further generation makes this more likely by chance, so these
-    intervals have Bonferroni's correction.
-    """
-    differences = paired_difference(curves[higher], curves[lower])
-    later = differences[first_generation - 1 :]
-    corrected = paired_difference(curves[higher], curves[lower], 1 - (1 - LEVEL) / max(len(later), 1))[first_generation - 1 :]
-    answer: Literal["holds", "violated", "undecided"] = "undecided"
-    if later and all(each.low is not None and each.low > 0 for each in later):
-        answer = "holds"
-    elif any(each.high is not None and each.high < 0 for each in corrected):
-        answer = "violated"
-    return Comparison(higher, lower, differences, first_generation, answer, claimed)
-
-
 def compare_all(
-    curves: Mapping[str, Floats], claims: Collection[tuple[str, str]] = (), first_generation: int = FIRST_COMPARED
+    curves: Mapping[str, Floats],
+    claims: Collection[tuple[str, str]] = (),
+    first_generation: int = FIRST_COMPARED,
+    margin: float | None = None,
 ) -> list[Comparison]:
-    """Comparisons of every pair of policies; `claims` are the claimed pairs, the higher policy first."""
+    """Comparisons of every pair of policies; `claims` are the claimed pairs, the higher policy first.
+
+    Beyond six policies: each with the first one, and the claimed pairs. Without a `margin`, none are "equivalent".
+    """
     labels = list(curves)
-    pairs = combinations(labels, 2) if len(labels) <= MAX_ALL_PAIRS else ((labels[0], label) for label in labels[1:])
-    comparisons = []
-    for a, b in pairs:
-        if curves[a].shape != curves[b].shape:
-            continue
+    pairs = []
+    for a, b in combinations(labels, 2):
         a_ends_higher = not curves[a][:, -1].mean() < curves[b][:, -1].mean()
-        higher, lower = (a, b) if (a, b) in claims or ((b, a) not in claims and a_ends_higher) else (b, a)
-        comparisons.append(compare(curves, higher, lower, first_generation, claimed=(higher, lower) in claims))
+        pair = (a, b) if (a, b) in claims or ((b, a) not in claims and a_ends_higher) else (b, a)
+        if len(labels) <= MAX_ALL_PAIRS or labels[0] in pair or pair in claims:
+            pairs.append(pair)
+    families = [pair for pair in pairs if pair in claims], [pair for pair in pairs if pair not in claims]
+    judged = (_compare_family(curves, family, first_generation, margin) for family in families)
+    comparisons = {(each.higher, each.lower): each for family in judged for each in family}
+    return [replace(comparisons[pair], claimed=pair in claims) for pair in pairs]
+
+
+def compare_declared(
+    curves: Mapping[str, Floats], higher: str, lower: str, generation: int, margin: float | None = None
+) -> Comparison:
+    """The comparison of two policies at one generation that was declared before looking: two-sided, without correction."""
+    until = {label: curves[label][:, :generation] for label in (higher, lower)}
+    (comparison,) = _compare_family(until, [(higher, lower)], generation, margin)
+    return replace(comparison, declared=True)
+
+
+def _compare_family(
+    curves: Mapping[str, Floats], pairs: Sequence[tuple[str, str]], first_generation: int, margin: float | None
+) -> list[Comparison]:
+    """The comparisons of one family of pairs.
+
+    `holds` if every difference lies above 0: the largest p value over generations decides, so chance makes it no more likely
+    than at one generation. `violated` if any lies below 0, corrected over generations. `equivalent` if each lies within the
+    margin. p values are those of Student's t, doubled: both directions of a pair are possible answers.
+    """
+    later = [(curves[a] - curves[b])[:, first_generation - 1 :] for a, b in pairs]
+    holds = _adjust([_p_value_of_all(_p_value(d, 0.0)) for d in later])
+    violated = _adjust([_p_value_of_any(-d) for d in later])
+    within = margin or 0.0  # no mean lies within a margin of 0
+    equivalent = _adjust([_p_value_of_all(_p_value(d, -within), _p_value(-d, -within)) for d in later])
+    alpha, comparisons = 1 - answer_level(), []
+    for i, (a, b) in enumerate(pairs):
+        answer: Literal["holds", "violated", "equivalent", "undecided"] = "undecided"
+        reason = _describe_power(later[i], within, len(pairs))
+        if holds[i] < alpha:
+            answer, reason = "holds", ""
+        elif violated[i] < alpha:
+            answer, reason = "violated", ""
+        elif equivalent[i] < alpha:
+            answer, reason = "equivalent", f"no difference as large as {within:.3g}"
+        differences = paired_difference(curves[a], curves[b], LEVEL)
+        comparisons.append(Comparison(a, b, differences, first_generation, answer, reason))
     return comparisons
+
+
+def signs(differences: Sequence[Floats]) -> list[Floats]:
+    """The sign of the mean of each (seeds, generations) difference at every generation; 0 if it is undecided.
+
+    The probability of any wrong sign is at most 5 % over all differences and generations.
+    """
+    p = [np.minimum(_p_value(d, 0.0), _p_value(-d, 0.0)) for d in differences]
+    adjusted = np.split(_adjust(np.concatenate(p)), np.cumsum([len(each) for each in p])[:-1])
+    return [np.sign(d.mean(axis=0)) * (each < 1 - answer_level()) for d, each in zip(differences, adjusted, strict=True)]
+
+
+def _p_value(differences: Floats, threshold: float) -> Floats:
+    """Twice Student's p value of "the mean over seeds is not above the threshold", NaN where it is undefined."""
+    from scipy.special import stdtr
+
+    mean, error = mean_and_error(differences)
+    return np.minimum(2 * stdtr(max(len(differences) - 1, 1), (threshold - mean) / error), 1.0)
+
+
+def _p_value_of_all(*p_values: Floats) -> float:
+    """The p value of a statement about every generation; NaN without any, or if one is undefined."""
+    p = np.concatenate(p_values)
+    return float(np.max(p)) if p.size else np.nan
+
+
+def _p_value_of_any(differences: Floats) -> float:
+    """Twice the p value of "the mean over seeds is above 0 at no generation".
+
+    Of 10 to 100 seeds by the largest t under flips of the signs of whole seeds, which is exact for differences of equal
+    policies and takes account of generations that move together; otherwise Student's with Bonferroni's correction.
+    """
+    defined = differences[:, np.isfinite(mean_and_error(differences)[1])]
+    if not defined.size:
+        return np.nan
+    if not MIN_FLIP_SEEDS <= len(defined) <= MAX_FLIP_SEEDS:
+        return min(float(_p_value(defined, 0.0).min()) * defined.shape[1], 1.0)
+    mean, square = _sign_flips(len(defined)) @ defined / len(defined), np.mean(defined**2, axis=0)
+    largest = np.max(mean / np.sqrt(np.maximum(square - mean**2, 1e-12 * square)), axis=1)  # a multiple of t grows with t
+    return min(2 * float(np.mean(largest >= largest[0] * (1 - 1e-9))), 1.0)
+
+
+@cache
+def _sign_flips(n: int) -> Floats:
+    """Rows of n signs, the row without a flip first: all of them, or 2,048."""
+    if n <= 11:
+        return np.array(list(product((1.0, -1.0), repeat=n)))
+    return np.vstack([np.ones(n), np.random.default_rng(n).choice([1.0, -1.0], (2047, n))])
+
+
+def _adjust(p_values: Sequence[float] | Floats) -> Floats:
+    """Holm's adjusted p values of one family; NaN, and without influence on the others, where there is none."""
+    p = np.asarray(p_values, np.float64)
+    order, n = np.argsort(p), np.isfinite(p).sum()
+    adjusted = np.maximum.accumulate((n - np.arange(len(p))) * p[order])
+    return np.asarray(adjusted[np.argsort(order)], np.float64)
+
+
+def seeds_for_power(difference: float, spread: float, level: float) -> float:
+    """Number of seeds with which a two-sided paired t test at `level` finds a difference with 80 % probability.
+
+    `spread`: standard deviation over seeds of the paired differences. From the noncentral t distribution; above a hundred
+    seeds from the normal one with the correction of Guenther (1981).
+    """
+    from scipy.special import nctdtr, ndtri, stdtrit
+
+    ratio, z = (spread / difference) ** 2, float(ndtri((1 + level) / 2))
+    n = max(np.ceil(ratio * (z + ndtri(POWER)) ** 2), 2.0)
+    if n > 100:
+        return float(np.ceil(n + z**2 / 2))
+    while nctdtr(n - 1, np.sqrt(n / ratio), stdtrit(n - 1, (1 + level) / 2)) > 1 - POWER:
+        n += 1
+    return float(n)
+
+
+def _describe_power(differences: Floats, margin: float, n_pairs: int) -> str:
+    """The difference that the seeds at hand find, and how many would find one of the margin, if they differ as these do."""
+    from scipy.special import stdtrit
+
+    n, (_, error) = len(differences), mean_and_error(differences)
+    if not np.isfinite(error).any():
+        return "the differences have no interval"
+    level, later = (1 - (1 - answer_level(later)) / n_pairs for later in (0, 1))
+    largest = float(np.nanmax(error))
+    difference = largest * float(stdtrit(n - 1, (1 + level) / 2) + stdtrit(n - 1, POWER))
+    reason = f"{n} seeds would detect a difference of {difference:.3g} at one generation with 80 % power"
+    if margin > 0:
+        reason += f", about {seeds_for_power(margin, largest * n**0.5, later):,.0f} seeds one of {margin:.3g}"
+    return reason

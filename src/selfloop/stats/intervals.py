@@ -1,10 +1,16 @@
 """Intervals over seeds. The seed is the unit of replication. An interval that the seeds cannot support is undefined.
 
 NaN in a curve: the chain has ended. Means are undefined from there on; medians count the ended chain as worst.
+
+Running a spec again with more seeds is another look at the same question. Answers (verdicts, comparisons) of a run spend
+the 5 % of false answers over its looks. Intervals that nothing is decided on have 95 %.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,6 +19,8 @@ from selfloop.columns import Floats, Ints
 from selfloop.component import Better
 
 LEVEL = 0.95  # default coverage of every interval
+FIRST_LOOK_SHARE = 0.8  # of the false answers; each later look has half of those that are left
+_LOOK: ContextVar[int] = ContextVar("look", default=0)  # 0: outside a run
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,18 +44,44 @@ class SeedSummary:
     surviving: Ints  # chains that have a value
 
 
-def summarize_seeds(curves: Floats, better: Better = "lower") -> SeedSummary:
+@contextmanager
+def at_look(look: int) -> Iterator[None]:
+    """Inside it, intervals and answers have the level of the look with this number, from 1."""
+    token = _LOOK.set(look)
+    try:
+        yield
+    finally:
+        _LOOK.reset(token)
+
+
+def level_of_look(look: int) -> float:
+    """The coverage of intervals that answers rest on: 96 % at the first look, then 99.5 %, 99.75 %, ...; 95 % for 0.
+
+    The false answers of all looks add up to at most 5 %, however many there are.
+    """
+    share = 1.0 if look == 0 else FIRST_LOOK_SHARE if look == 1 else (1 - FIRST_LOOK_SHARE) / 2 ** (look - 1)
+    return 1 - (1 - LEVEL) * share
+
+
+def answer_level(later: int = 0) -> float:
+    """The level of the look inside `at_look`, or of so many looks later; 95 % outside."""
+    return level_of_look(_LOOK.get() and _LOOK.get() + later)
+
+
+def summarize_seeds(curves: Floats, better: Better = "lower", *, positive: bool = False) -> SeedSummary:
     """The summary of (seeds, generations) curves. `better` (as of the metric) decides the rank of ended chains.
 
     If the best value is at neither end, the median is undefined after the first end of a chain, as the mean is.
+    `positive` as in `mean_interval`.
     """
     mean, half_width = _mean_and_half_width(curves, LEVEL)
+    low, high = _limits(mean, half_width, positive)
     worst = np.inf if better == "lower" else -np.inf if better == "higher" else np.nan
     median = np.median(np.where(np.isnan(curves), worst, curves), axis=0)
     return SeedSummary(
         mean=mean,
-        low=mean - half_width,
-        high=mean + half_width,
+        low=low,
+        high=high,
         median=np.where(np.isfinite(median), median, np.nan),
         surviving=np.sum(~np.isnan(curves), axis=0),
     )
@@ -58,35 +92,50 @@ def before_first_end(curves: Floats) -> Floats:
     return curves[:, : int(np.cumprod(~np.isnan(curves).any(axis=0)).sum())]
 
 
-def mean_interval(values: Floats, level: float = LEVEL) -> Interval:
-    """The mean over seeds with Student-t limits; no estimate if a chain has ended, no limits if all values are equal."""
+def mean_interval(values: Floats, level: float | None = None, *, positive: bool = False) -> Interval:
+    """The mean over seeds with Student-t limits; no estimate if a chain has ended, no limits if all values are equal.
+
+    `positive`: of a metric whose lowest possible value is 0. Its limits are mean / f and mean * f by the delta method on the
+    log of the mean, log f = half width / mean. They are above 0, and miss the mean of skewed values less often.
+    """
     mean, half_width = _mean_and_half_width(values, level)
-    return _interval(mean, mean - half_width, mean + half_width, len(values))
+    return _interval(mean, *_limits(mean, half_width, positive), len(values))
 
 
-def paired_difference(curves_a: Floats, curves_b: Floats, level: float = LEVEL) -> list[Interval]:
+def paired_difference(curves_a: Floats, curves_b: Floats, level: float | None = None) -> list[Interval]:
     """Mean of a - b at every generation; row s of both curves (seeds, generations) is the same seed."""
     if curves_a.shape != curves_b.shape:
         raise ValueError(f"paired_difference: curves of shapes {curves_a.shape} and {curves_b.shape}; expected equal shapes.")
-    return [mean_interval(difference, level) for difference in (curves_a - curves_b).T]
+    mean, half_width = _mean_and_half_width(curves_a - curves_b, level)
+    limits = zip(mean, mean - half_width, mean + half_width, strict=True)
+    return [_interval(*each, len(curves_a)) for each in limits]
 
 
-def ratio_interval(values: Floats, base: Floats, level: float = LEVEL) -> Interval:
+def ratio_interval(values: Floats, base: Floats, level: float | None = None) -> Interval:
     """Mean of `values` over mean of `base`, paired by seed: a multiplier if `base` is generation 1.
 
-    Limits by the delta method on the log of the ratio of means: d log r = dx / E x - dy / E y. Undefined unless both
-    means are above 0. Multipliers of laws are ratios of expectations too, so both agree without bias at many seeds.
+    Limits of Fieller (1954): a ratio r is inside if Student's test does not reject that the mean of values - r base is 0. They
+    are never below 0. There is no upper limit if the mean of `base` may be 0, and no interval unless both means are above 0.
+    Multipliers of laws are ratios of expectations too, so both agree without bias at many seeds.
     """
-    with np.errstate(divide="ignore", invalid="ignore"):
-        top, bottom = float(np.mean(values)), float(np.mean(base))
-        if not (top > 0 and bottom > 0):
-            return Interval(None, None, None, len(values))
-        _, half_width = _mean_and_half_width(values / top - base / bottom, level)
-    factor = np.exp(half_width)
-    return _interval(top / bottom, top / bottom / factor, top / bottom * factor, len(values))
+    from scipy.special import stdtrit
+
+    n, top, bottom = len(values), float(np.mean(values)), float(np.mean(base))
+    if not (top > 0 and bottom > 0):
+        return Interval(None, None, None, n)
+    _, residual = _mean_and_half_width(values / top - base / bottom, level)
+    if not np.isfinite(residual):
+        return _interval(top / bottom, np.nan, np.nan, n)
+    quantile = float(stdtrit(n - 1, (1 + (level or answer_level())) / 2))
+    (xx, xy), (_, yy) = np.cov(values / top, base / bottom) * quantile**2 / n
+    # The limits solve (1 - yy) r^2 - 2 (1 - xy) r + (1 - xx) = 0, in units of the estimate.
+    larger = 1 - xy + np.sqrt(max((1 - xy) ** 2 - (1 - xx) * (1 - yy), 0.0))
+    high = larger / (1 - yy) if yy < 1 else np.nan
+    low = (1 - xx) / larger if xx < 1 else 0.0 if yy < 1 else np.nan
+    return _interval(top / bottom, low * top / bottom, high * top / bottom, n)
 
 
-def median_interval(values: Floats, level: float = LEVEL) -> Interval:
+def median_interval(values: Floats, level: float | None = None) -> Interval:
     """The median over seeds with two order statistics as limits; the value of an ended chain must be +-infinity.
 
     No assumption on the distribution: the k-th smallest and k-th largest of n values miss the median with probability
@@ -96,20 +145,15 @@ def median_interval(values: Floats, level: float = LEVEL) -> Interval:
     from scipy.special import bdtr
 
     n, ranked = len(values), np.sort(values)
-    depths = [k for k in range(1, n // 2 + 1) if 2 * bdtr(k - 1, n, 0.5) <= 1 - level]
+    depths = [k for k in range(1, n // 2 + 1) if 2 * bdtr(k - 1, n, 0.5) <= 1 - (level or answer_level())]
     middle = np.median(ranked)
     if not depths or ranked[depths[-1] - 1] == ranked[-depths[-1]]:
         return _interval(middle, np.nan, np.nan, n)
     return _interval(middle, ranked[depths[-1] - 1], ranked[-depths[-1]], n)
 
 
-def _mean_and_half_width(values: Floats, level: float) -> tuple[Floats, Floats]:
-    """Mean over the first axis, and half the width of its Student-t interval.
-
-    The mean is NaN if a chain has ended, the half width also for one seed or without spread.
-    """
-    from scipy.special import stdtrit
-
+def mean_and_error(values: Floats) -> tuple[Floats, Floats]:
+    """Mean over the first axis, NaN if a chain has ended, and its standard error, also NaN for one seed or without spread."""
     mean = values.mean(axis=0)
     if len(values) < 2:
         return mean, np.full_like(mean, np.nan)
@@ -117,8 +161,23 @@ def _mean_and_half_width(values: Floats, level: float) -> tuple[Floats, Floats]:
     # Equal values do not mean that the mean is known exactly, so they get no interval. Differences of 1e-12 are rounding,
     # and the squares of spreads below 1e-150 underflow.
     varies = spread > np.maximum(1e-12 * np.abs(values).max(axis=0), 1e-150)
-    error = np.where(varies, values.std(axis=0, ddof=1) / np.sqrt(len(values)), np.nan)
-    return mean, float(stdtrit(len(values) - 1, (1 + level) / 2)) * error
+    return mean, np.where(varies, values.std(axis=0, ddof=1) / np.sqrt(len(values)), np.nan)
+
+
+def _mean_and_half_width(values: Floats, level: float | None) -> tuple[Floats, Floats]:
+    """Mean over the first axis, and half the width of its Student-t interval, undefined as in `mean_and_error`."""
+    from scipy.special import stdtrit
+
+    mean, error = mean_and_error(values)
+    return mean, float(stdtrit(max(len(values) - 1, 1), (1 + (level or answer_level())) / 2)) * error
+
+
+def _limits(mean: Floats, half_width: Floats, positive: bool) -> tuple[Floats, Floats]:
+    if not positive:
+        return mean - half_width, mean + half_width
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):  # a mean of 0 has no limits
+        factor = np.exp(half_width / mean)
+    return mean / factor, mean * factor
 
 
 def _interval(estimate: Floats | float, low: Floats | float, high: Floats | float, n: int) -> Interval:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import tomllib
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from selfloop.errors import SelfloopError
 from selfloop.formats.replacing import write_text
@@ -25,6 +27,8 @@ class StoredRun:
     title: str  # for a table of runs
     keys: frozenset[str]  # of its records
     time: float  # of its last start or end, in seconds since 1970
+    spec: str = ""  # as TOML
+    look: int = 1  # as `count_looks` at its first start
 
     def size(self, store: Path) -> tuple[int, int]:
         """Number of its records that are in the store, and bytes of these and of their objects. Runs share records."""
@@ -39,17 +43,41 @@ def run_name(spec: str) -> str:
     return digest(spec.encode())[:12]
 
 
+def count_looks(store: Path, spec: str) -> int:
+    """The look of the run of a spec: 1, and 1 more for each listed run that asked the same with at least two of its seeds.
+
+    The same: equal but for policies (of which it has some), metrics, criteria and comparison. One seed gives no answers. The
+    number is that of the first start of the run, so that it stays what it was.
+    """
+    if before := _read(store / "runs" / f"{run_name(spec)}.json"):
+        return before.look
+    question, policies, seeds = _parse_question(spec)
+    earlier = [_parse_question(run.spec) for file in (store / "runs").glob("[0-9a-f]*.json") if (run := _read(file))]
+    return 1 + sum(
+        asked == question and any(policy in policies for policy in had) and 2 <= len(fewer) < len(seeds) and fewer <= seeds
+        for asked, had, fewer in earlier
+    )
+
+
+def _parse_question(spec: str) -> tuple[dict[str, Any], list[Any], frozenset[int]]:
+    """(What is asked, policies, seeds) of a spec."""
+    table = tomllib.loads(spec)
+    seeds, policies = table.pop("seeds"), table.pop("policies", [])
+    question = {key: value for key, value in table.items() if key not in ("metrics", "criteria", "primary")}
+    return question, policies, frozenset(range(seeds) if isinstance(seeds, int) else seeds)
+
+
 @contextmanager
 def note_run(store: Path, title: str, spec: str) -> Iterator[set[str]]:
     """Collects the keys of a run's records, and lists the run at its start and at its end, also if it is interrupted.
 
     A store that cannot be written stays as it is.
     """
-    file, keys = store / "runs" / f"{run_name(spec)}.json", set[str]()
+    file, keys, look = store / "runs" / f"{run_name(spec)}.json", set[str](), count_looks(store, spec)
 
     def write() -> None:
         before = _read(file)
-        body = {"title": title, "spec": spec, "keys": sorted(keys | (before.keys if before else set()))}
+        body = {"title": title, "spec": spec, "look": look, "keys": sorted(keys | (before.keys if before else set()))}
         with suppress(OSError, SelfloopError):
             if os.path.lexists(file) and file_stat(file) is None:  # writing to a pipe would wait for a reader
                 StoreFolder(store).set_aside(str(file))
@@ -80,7 +108,9 @@ def _read(file: Path) -> StoredRun | None:
     """The run that a file lists; None if there is no such file, or another form in it."""
     with suppress(OSError, ValueError, RecursionError):
         if file_stat(file) is not None:
-            match json.loads(file.read_bytes()):
+            match body := json.loads(file.read_bytes()):
                 case {"title": str(title), "spec": str(spec), "keys": list(keys)} if file.stem == run_name(spec):
-                    return StoredRun(file.stem, title, frozenset(map(str, keys)), file.stat().st_mtime)
+                    look = body.get("look")
+                    stored_look = look if isinstance(look, int) else 1
+                    return StoredRun(file.stem, title, frozenset(map(str, keys)), file.stat().st_mtime, spec, stored_look)
     return None
