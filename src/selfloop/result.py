@@ -34,9 +34,9 @@ from selfloop.stats.comparison import (
 from selfloop.stats.data_value import GridCell
 from selfloop.stats.intervals import at_look, mean_interval
 from selfloop.store.calls import Usage
+from selfloop.store.runs import count_looks
 from selfloop.types import Coordinates, Measurement, Verdict, real, synthetic
 
-from selfloop.store.runs import count_looks
 if TYPE_CHECKING:
     import pandas as pd
 
@@ -53,11 +53,11 @@ class Result:
     store: Path
     usage: Mapping[str, Usage] = field(default_factory=dict)  # by policy label
     shared: Usage = field(default_factory=Usage)  # of steps that all policies share
+    look: int = 1  # 1, or more if the store lists runs of this spec with fewer seeds
 
     def __repr__(self) -> str:
         spec, points = self.spec, len(self.points)
         policies, metrics = ", ".join(spec.policy_labels()), ", ".join(self.metrics())
-    look: int = 1  # 1, or more if the store lists runs of this spec with fewer seeds
         size = f"{len(spec.seeds)} seeds, {spec.generations} generations" + (f", {points} points" if points > 1 else "")
         return f"<Result: {spec.family.name} on {spec.source.name}; {policies}; {size}; metrics {metrics}>"
 

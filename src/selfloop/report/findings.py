@@ -12,11 +12,11 @@ from selfloop.columns import Floats
 from selfloop.published.papers import claimed_orders, unmodified_policies
 from selfloop.report.first_models import first_model_sentence
 from selfloop.report.theme import format_interval, format_number
+from selfloop.stats.trend import MIN_GENERATIONS, fit_trend, inflection_point, rise_after_minimum
 from selfloop.stats.comparison import FIRST_COMPARED, Comparison
 from selfloop.stats.intervals import at_look, level_of_look, mean_interval
 
 MIN_SEEDS, MAX_SPREAD = 10, 0.5  # intervals of skewed values have their level from ten seeds on, or if the spread is small
-from selfloop.stats.trend import MIN_GENERATIONS, fit_trend, inflection_point, rise_after_minimum
 
 if TYPE_CHECKING:
     from selfloop.result import Result
@@ -50,6 +50,13 @@ def _findings(result: Result) -> Iterator[str]:
             continue
         risk, suffix = spec.risk_metric() or "", "".join(f", {key} = {value}" for key, value in point.coordinates)
         risks = {label: measured[risk] for label, measured in curves.items() if risk in measured}
+        wide = [label for label, values in risks.items() if risk in spec.positive_metrics() and _spread(values) > MAX_SPREAD]
+        if wide and len(spec.seeds) < MIN_SEEDS:
+            yield (
+                f"Seeds differ by more than half of the mean {risk}{suffix} ({', '.join(wide)}). The interval of the mean of "
+                f"so few skewed values misses it in about one of ten runs, not one of twenty; plan at least {MIN_SEEDS} seeds."
+            )
+        comparisons = result.compare(point.coordinates)
         for order in claimed_orders(unmodified_policies(spec)):
             if set(order) <= set(risks):
                 yield order_sentence(order, comparisons, f"{risk}{suffix}")
@@ -59,13 +66,6 @@ def _findings(result: Result) -> Iterator[str]:
                 decision = f"follows a {trend.kind} trend" if trend.kind else f"has no decided trend ({trend.reason})"
                 yield f"{label}{suffix}: {risk} {decision}."
             if minimum := minimum_sentence(values, risk):
-        wide = [label for label, values in risks.items() if risk in spec.positive_metrics() and _spread(values) > MAX_SPREAD]
-        if wide and len(spec.seeds) < MIN_SEEDS:
-            yield (
-                f"Seeds differ by more than half of the mean {risk}{suffix} ({', '.join(wide)}). The interval of the mean of "
-                f"so few skewed values misses it in about one of ten runs, not one of twenty; plan at least {MIN_SEEDS} seeds."
-            )
-        comparisons = result.compare(point.coordinates)
                 yield f"{label}{suffix}: {minimum}"
         for label, measured in curves.items():
             if modes := mode_sentence(measured):
