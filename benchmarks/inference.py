@@ -17,12 +17,12 @@ from itertools import product
 import numpy as np
 
 from selfloop.columns import Floats
-from selfloop.component import Criterion
 from selfloop.criteria.diversity import CollapsingVariance, Hallucination, TailLoss
+from selfloop.criteria.judging import CurveCriterion, Reference
 from selfloop.criteria.risk import AnyIncrease, CatastrophicIncrease, Divergence
 from selfloop.stats.comparison import compare_all
 from selfloop.stats.intervals import mean_interval, ratio_interval
-from selfloop.stats.trend import inflection_point, rise_after_minimum
+from selfloop.stats.trend import fit_trend, inflection_point, rise_after_minimum
 
 ONE_SIDED, TWO_SIDED = 0.025, 0.05
 POLICIES = 6
@@ -84,9 +84,21 @@ class Check:
     copies: int = 1  # groups of curves of the same shape
 
 
-def answers(criterion: Criterion, metric: str, answer: str) -> Callable[[Floats, Rng], bool]:
-    """True if a criterion gives the answer."""
-    return lambda curves, rng: criterion.judge({metric: curves}).answer == answer
+def answers(criterion: CurveCriterion, metric: str, answer: str) -> Callable[[Floats, Rng], bool]:
+    """True if a criterion gives the answer; risks have a natural zero."""
+    return lambda curves, rng: criterion.judge({metric: curves}, {}, {metric: Reference(has_zero=True)}).answer == answer
+
+
+def reaches_trivial(answer: str) -> Callable[[Floats, Rng], bool]:
+    """True if a risk without a natural zero, whose trivial model has the risk 10, gets the answer of a catastrophe."""
+    return lambda curves, rng: (
+        CatastrophicIncrease().judge({"risk": curves, "risk_trivial": np.full_like(curves, 10.0)}).answer == answer
+    )
+
+
+def has_trend(*kinds: str) -> Callable[[Floats, Rng], bool]:
+    """True if the trend is decided and of one of the kinds."""
+    return lambda curves, rng: fit_trend(curves, 0.02 * float(curves[:, 0].mean())).kind in kinds
 
 
 def any_comparison(answer: str, claims: int = 0) -> Callable[[Floats, Rng], bool]:
@@ -140,10 +152,14 @@ def checks() -> list[Check]:
         Check("any_increase: yes, adding seeds", "constant", adding_seeds, ONE_SIDED),
         Check("catastrophic_increase: yes", "last = 10 x first", answers(CatastrophicIncrease(), "risk", "yes"), ONE_SIDED),
         Check("catastrophic_increase: no", "last = 10 x first", answers(CatastrophicIncrease(), "risk", "no"), ONE_SIDED),
+        Check("catastrophic_increase: yes, trivial", "last = 10 x first", reaches_trivial("yes"), ONE_SIDED),
+        Check("catastrophic_increase: no, trivial", "last = 10 x first", reaches_trivial("no"), ONE_SIDED),
         *(Check("divergence: yes", shape, answers(Divergence(), "risk", "yes"), ONE_SIDED) for shape in bounded),
         *(Check("divergence: no", shape, answers(Divergence(), "risk", "no"), ONE_SIDED) for shape in unbounded),
         Check("collapsing_variance: yes", "constant", answers(CollapsingVariance(), "variance_ratio", "yes"), ONE_SIDED),
         Check("collapsing_variance: no", "falls, 0.97^t", answers(CollapsingVariance(), "variance_ratio", "no"), ONE_SIDED),
+        *(Check("trend: not bounded", shape, has_trend("log", "linear", "exponential"), TWO_SIDED) for shape in bounded),
+        *(Check("trend: bounded", shape, has_trend("constant", "saturating"), TWO_SIDED) for shape in ("sum of 1/t", "linear")),
         Check("tail_loss: yes", "last = 0.9 x first", answers(TailLoss(), "recall", "yes"), ONE_SIDED),
         Check("tail_loss: no", "last = 0.9 x first", answers(TailLoss(), "recall", "no"), ONE_SIDED),
         Check("hallucination: yes", "last = first + 0.1", answers(Hallucination(), "outside_support", "yes"), ONE_SIDED, plain),

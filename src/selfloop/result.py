@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from selfloop.columns import Floats
-from selfloop.engine.curves import TRIVIAL, Curves
+from selfloop.component import Policy
+from selfloop.criteria.judging import CurveCriterion, Reference
+from selfloop.engine.curves import NOT_FINITE, TRIVIAL, VALUE, Curves
 from selfloop.engine.executors import Notify
 from selfloop.engine.run import Progress, run_tasks, store_path
 from selfloop.errors import SpecError, shown, unknown_name
@@ -35,12 +37,14 @@ from selfloop.stats.data_value import GridCell
 from selfloop.stats.intervals import at_look, mean_interval
 from selfloop.store.calls import Usage
 from selfloop.store.runs import count_looks
+from selfloop.theory.laws import law_curves
 from selfloop.types import Coordinates, Measurement, Verdict, real, synthetic
 
 if TYPE_CHECKING:
     import pandas as pd
 
 At = Mapping[str, object] | Coordinates  # a point of the sweep, as `{"n": 100}`
+COLLAPSES = {"diverged", NOT_FINITE}  # statuses that count as the worst value; after any other one, a chain cannot be judged
 PolicyCurves = dict[str, dict[str, Floats]]  # policy -> metric -> (seeds, generations), NaN without a value
 
 
@@ -139,16 +143,27 @@ class Result:
         """
         verdicts = []
         for point in self.points:
-            directions = point.spec.directions()
-            for policy, measured in self.curves(point.coordinates).items():
-                curves, statuses = {**self._risks(policy, point), **measured}, self.statuses(policy, point.coordinates)
-                for criterion in point.spec.criteria:
-                    verdict = criterion.judge(curves, directions)
-                    ended = f" ({', '.join(sorted(statuses))})" if statuses and verdict.metric else ""
-                    verdicts.append(
-                        replace(verdict, policy=policy, coordinates=point.coordinates, reason=f"{verdict.reason}{ended}")
-                    )
+            spec, measured = point.spec, self.curves(point.coordinates)
+            for label, policy in zip(spec.policy_labels(), spec.policies, strict=True):
+                curves, references = {**measured[label], **self._risks(label, point)}, _references(point, policy)
+                for criterion in spec.criteria:
+                    known = (references,) if isinstance(criterion, CurveCriterion) else ()
+                    with at_look(self.look):
+                        verdict = criterion.judge(curves, spec.directions(), *known)
+                    verdict = replace(verdict, policy=label, coordinates=point.coordinates)
+                    verdicts.append(self._judge_ended(verdict, spec.risk_metric()) if verdict.metric else verdict)
         return verdicts
+
+    def _judge_ended(self, verdict: Verdict, risk: str | None) -> Verdict:
+        """The verdict with the reasons why values are missing; undecided if one of them, after generation 1, is no collapse."""
+        curves = self.table[verdict.coordinates, verdict.policy]
+        codes = curves.codes[verdict.metric if verdict.metric in curves.codes else risk or ""]
+        ends = np.unique(codes[codes[:, 0] == VALUE], axis=0).max(axis=1)  # NO_MEASUREMENT only if a chain has no other reason
+        statuses = self.statuses(verdict.policy, verdict.coordinates) | {curves.statuses[end] for end in ends if end}
+        if verdict.answer != "not measured" and not {curves.statuses[end] for end in ends if end} <= COLLAPSES:
+            reason = "cannot be judged, because chains ended for another reason than collapse"
+            verdict = replace(verdict, answer="undecided", reason=reason)
+        return replace(verdict, reason=f"{verdict.reason} ({', '.join(sorted(statuses))})") if statuses else verdict
 
     def _risks(self, policy: str, point: Point) -> dict[str, Floats]:
         risks = {}
@@ -231,6 +246,20 @@ class Result:
 def _extend_trivial(curves: Mapping[str, Floats]) -> dict[str, Floats]:
     """The curves, with the value of a trivial model, which is measured once, at every generation."""
     return {name: np.repeat(c[:, :1], c.shape[1], axis=1) if name.endswith(TRIVIAL) else c for name, c in curves.items()}
+
+
+def _references(point: Point, policy: Policy) -> dict[str, Reference]:
+    """What is known of each metric of a policy: its natural zero and the laws of its expectation."""
+    references = {metric.name: Reference(has_zero=metric.has_zero) for metric in point.spec.metrics}
+    for law in law_curves(point.spec.scenario(policy, point.n)):
+        name = law.metric.removeprefix("log_")  # the log of a variance is that of typical chains, and no expectation of it
+        known = references.get(name, Reference())
+        if name == law.metric and law.kind == "exact":
+            known = replace(known, expected=law.values)
+        limit = known.limit or law.limit if name == law.metric else known.limit
+        vanishes, source = known.vanishes or law.limit == "zero", known.source or law.source
+        references[name] = replace(known, limit=limit, vanishes=vanishes, source=source)
+    return references
 
 
 def _without_n(point: Point) -> Coordinates:

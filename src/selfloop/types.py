@@ -16,6 +16,8 @@ from selfloop.columns import Column, Columns, Floats, Ints, Params, concat_rows,
 
 B = TypeVar("B")
 Answer = Literal["yes", "no", "undecided", "not measured"]
+Limit = Literal["infinite", "finite", "zero"]  # of a law as the generations go on
+Unit = Literal["rows", "tokens"]  # what the counts of policies count
 Coordinates = tuple[tuple[str, object], ...]  # (key, value) of a sweep's point, in the spec's order; empty without a sweep
 
 

@@ -1,16 +1,23 @@
 """The eight criteria on curves with a known verdict."""
 
+import re
+
 import numpy as np
 import pytest
+from scipy import stats
 
 from selfloop.criteria.diversity import CollapsingVariance, Hallucination, ModeEntanglement, TailLoss
+from selfloop.criteria.judging import Reference, describe_needed_seeds
 from selfloop.criteria.risk import AnyIncrease, CatastrophicIncrease, Divergence, ScalingLawChange
 from selfloop.errors import SettingError
+from selfloop.stats.intervals import mean_interval
 
 ALL = [
     CatastrophicIncrease(), AnyIncrease(), Divergence(), ScalingLawChange(), CollapsingVariance(), ModeEntanglement(),
     TailLoss(), Hallucination(),
 ]  # fmt: skip
+
+ZERO = {"risk": Reference(has_zero=True)}
 
 
 def linear_risk(policy, generations=30, seeds=60, d=20, base=1.0, seed=3):
@@ -33,13 +40,14 @@ def noisy(mean, seeds=20, scale=0.01):
 
 def test_definitions_disagree_on_accumulate_and_agree_on_replace():
     replaced, accumulated = {"risk": linear_risk("replace")}, {"risk": linear_risk("accumulate")}
-    assert [c.judge(replaced).answer for c in ALL[:3]] == ["yes", "yes", "yes"]  # a multiplier of 30
-    assert [c.judge(accumulated).answer for c in ALL[:3]] == ["no", "yes", "no"]  # a multiplier of 1.6, the limit
+    assert [c.judge(replaced, {}, ZERO).answer for c in ALL[:3]] == ["yes", "yes", "undecided"]  # a multiplier of 30
+    assert [c.judge(accumulated, {}, ZERO).answer for c in ALL[:2]] == ["no", "yes"]  # a multiplier of 1.6, the limit
 
 
 def test_a_verdict_names_its_threshold_metric_and_interval():
     curve = linear_risk("replace")
-    verdict = CatastrophicIncrease(factor=20).judge({"risk": curve, "excess_risk": curve})
+    curves = {"excess_risk": curve, "risk": curve, "risk@n=10": curve}
+    verdict = CatastrophicIncrease(factor=20).judge(curves, {}, {"excess_risk": Reference(has_zero=True)})
     assert (verdict.criterion, verdict.metric, verdict.threshold) == ("catastrophic_increase", "excess_risk", 20)
     assert verdict.estimate == pytest.approx(curve[:, -1].mean() / curve[:, 0].mean())
     assert verdict.low < verdict.estimate < verdict.high
@@ -70,13 +78,29 @@ def test_seeds_without_spread_decide_nothing():
 
 
 @pytest.mark.parametrize(("ended", "answer"), [(20, "yes"), (17, "yes"), (11, "undecided"), (2, "no")])
-def test_ended_chains_count_as_the_worst_risk(ended, answer):
+def test_ended_chains_count_as_the_worst_value(ended, answer):
     curves = noisy(np.linspace(2.0, 1.0, 12))
     curves[:ended, 9:] = np.nan
-    for criterion in ALL[:3]:
-        verdict = criterion.judge({"risk": curves})
-        assert verdict.answer == answer
-        assert f"{ended} of 20 chains ended" in verdict.reason
+    amounts = noisy(np.linspace(1.0, 2.0, 12))
+    amounts[:ended, 9:] = np.nan
+    for criterion, judged in zip(ALL, [curves] * 3 + [None] + [amounts, curves, amounts, curves], strict=True):
+        if judged is not None:
+            name = criterion.metrics[-1]
+            verdict = criterion.judge({name: judged}, {}, ZERO)
+            assert (criterion.name, verdict.answer) == (criterion.name, answer)
+            assert f"{ended} of 20 chains ended" in verdict.reason
+
+
+def test_one_ended_chain_of_twelve_does_not_hide_the_collapse_of_the_others():
+    for criterion, curves in (
+        (CollapsingVariance(), noisy(0.5 ** np.arange(10.0), 12, 1e-4)),
+        (TailLoss(), noisy(0.5 ** np.arange(10.0), 12, 1e-4)),
+        (Hallucination(), noisy(np.linspace(0.1, 0.9, 10), 12)),
+    ):
+        curves[0, 3:] = np.nan
+        verdict = criterion.judge({criterion.metrics[-1]: curves})
+        assert verdict.answer == "yes"
+        assert verdict.reason.startswith("1 of 12 chains ended")
 
 
 def test_the_answer_is_yes_if_all_of_few_chains_have_ended():
@@ -85,14 +109,35 @@ def test_the_answer_is_yes_if_all_of_few_chains_have_ended():
     assert AnyIncrease().judge({"risk": curves}).answer == "yes"
 
 
-def test_a_negative_risk_has_no_multiplier():
-    assert CatastrophicIncrease().judge({"risk": noisy([-1.0, 5.0])}).answer == "undecided"
+@pytest.mark.parametrize("shift", [-3.0, 0.0, 100.0])
+def test_an_answer_does_not_depend_on_an_arbitrary_zero(shift):
+    """Nats of a density change by a constant with the unit of the rows."""
+    for last, answers in ((1.0001, ["no", "yes", "no"]), (1.9, ["no", "yes", "undecided"]), (2.5, ["yes", "yes", "undecided"])):
+        curve = shift + noisy(np.linspace(1.0, last, 8), scale=1e-5)
+        curves = {"risk": curve, "risk_trivial": np.full_like(curve, shift + 2.0)}
+        assert [c.judge(curves).answer for c in ALL[:3]] == answers
+    unscaled = CatastrophicIncrease().judge({"risk": curve})
+    assert (unscaled.answer, unscaled.low) == ("undecided", None)
+    assert "no natural zero" in unscaled.reason
+    assert AnyIncrease(margin=0.1).judge({"risk": curve}).answer == "undecided"
+
+
+def test_a_first_model_that_is_not_better_than_a_trivial_one_is_no_scale():
+    curves = {"risk": noisy([2.0, 3.0, 4.0]), "risk_trivial": np.full((20, 3), 1.5)}
+    assert CatastrophicIncrease().judge(curves).answer == "undecided"
+    assert CatastrophicIncrease().judge(curves, {}, ZERO).answer == "no"  # twice the first risk
+
+
+def test_a_risk_above_that_of_a_trivial_model_is_a_catastrophe_of_any_size():
+    curves = {"risk": noisy([1.0, 1.4, 1.6]), "risk_trivial": np.full((20, 3), 1.5)}
+    assert CatastrophicIncrease().judge(curves, {}, ZERO).answer == "yes"
+    assert CatastrophicIncrease().judge({"risk": curves["risk"]}, {}, ZERO).answer == "no"
 
 
 def test_an_increase_within_the_margin_does_not_count():
     curves = {"risk": noisy([1.0, 1.02, 1.03])}
     assert AnyIncrease().judge(curves).answer == "yes"
-    assert AnyIncrease(margin=0.1).judge(curves).answer == "no"
+    assert AnyIncrease(margin=0.1).judge(curves, {}, ZERO).answer == "no"
 
 
 def test_unbiased_variance_collapses_in_the_geometric_mean_but_not_in_the_mean():
@@ -104,7 +149,30 @@ def test_unbiased_variance_collapses_in_the_geometric_mean_but_not_in_the_mean()
 
 def test_a_variance_that_still_falls_is_undecided_and_a_constant_one_has_not_collapsed():
     assert CollapsingVariance().judge({"variance_ratio": noisy(0.99 ** np.arange(20.0), scale=1e-3)}).answer == "undecided"
-    assert CollapsingVariance().judge({"variance_ratio": noisy(0.8 + 0.2 * 0.3 ** np.arange(20.0))}).answer == "no"
+    assert CollapsingVariance().judge({"variance_ratio": noisy(0.8 + 0.2 * 0.3 ** np.arange(20.0), scale=1e-3)}).answer == "no"
+
+
+def test_a_slope_that_is_not_significant_is_not_a_variance_that_has_stopped():
+    rng, answers = np.random.default_rng(6), []
+    for _ in range(60):
+        curves = 0.97 ** np.arange(10.0) + 0.1 * rng.standard_normal((5, 10))
+        verdict = CollapsingVariance().judge({"variance_ratio": curves})
+        answers.append(verdict.answer)
+        if verdict.answer == "undecided":
+            assert re.search(
+                r"after 10 times as many generations again, .*\)(; (about|more than) [\d,]+ seeds would decide)?$",
+                verdict.reason,
+            )
+    assert answers.count("no") <= 3  # 2.5 % and two standard errors; 46 without the margin
+
+
+def test_the_seeds_that_would_decide_are_those_of_an_interval_that_is_narrow_enough():
+    values = np.random.default_rng(7).normal(0.05, 0.1, 2000)
+    needed = int(re.search(r"about ([\d,]+) seeds", describe_needed_seeds(mean_interval(values[:10]), 0.0))[1].replace(",", ""))
+    few = values[:10]
+    t = stats.t.ppf(0.975, [needed - 1, needed - 2]) / np.sqrt([needed, needed - 1]) * few.std(ddof=1)
+    assert t[0] < abs(few.mean()) <= t[1]
+    assert describe_needed_seeds(mean_interval(values), 0.0) == ""  # these decide
 
 
 def test_a_variance_of_zero_counts_as_collapsed():
@@ -122,11 +190,6 @@ def test_a_variance_that_grows_from_zero_has_not_collapsed():
 def test_lost_symbols_are_a_loss_of_tails():
     assert TailLoss().judge({"support_size": noisy([20, 17, 12.0], scale=1)}).answer == "yes"
     assert TailLoss().judge({"support_size": noisy([20, 20, 19.8])}).answer == "no"
-    curves = noisy([20, 20, 12.0])
-    curves[0, 2] = np.nan
-    verdict = TailLoss().judge({"support_size": curves})  # generation 2 is the last that all chains reach
-    assert verdict.answer == "no"
-    assert "generation 2" in verdict.reason
 
 
 def test_a_fall_of_precision_is_hallucination():
@@ -152,7 +215,7 @@ def test_a_scaling_law_changes_if_its_exponent_does():
     [
         (lambda: CatastrophicIncrease(factor=1), "factor"),
         (lambda: AnyIncrease(margin=-0.1), "margin"),
-        (lambda: Divergence(min_weight=0.3), "min_weight"),
+        (lambda: CollapsingVariance(horizon=0), "horizon"),
         (lambda: Divergence(flat_tolerance=0), "flat_tolerance"),
         (lambda: ScalingLawChange(exponent_change=0), "exponent_change"),
         (lambda: CollapsingVariance(aggregate="median"), "aggregate"),
@@ -162,3 +225,48 @@ def test_a_scaling_law_changes_if_its_exponent_does():
 def test_a_setting_out_of_bounds_is_refused(make, key):
     with pytest.raises(SettingError, match=rf"^{key}: got"):
         make()
+
+
+def test_a_risk_that_levels_off_does_not_diverge_and_one_that_rises_is_undecided():
+    t = np.arange(1.0, 21)
+    flat = Divergence().judge({"risk": noisy(2 - 0.5**t, scale=1e-3)}, {}, ZERO)
+    assert (flat.answer, "levelled off within 20 generations" in flat.reason) == ("no", True)
+    rising = Divergence().judge({"risk": noisy(1 + t)}, {}, ZERO)
+    assert (rising.answer, "still rises at generation 20" in rising.reason) == ("undecided", True)
+    assert Divergence().judge({"risk": noisy(2 - t / 100)}, {}, ZERO).answer == "no"
+
+
+@pytest.mark.parametrize("generations", [5, 20])
+def test_no_number_of_generations_shows_that_a_slow_curve_has_a_bound(generations):
+    t, rng = np.arange(1.0, generations + 1), np.random.default_rng(8)
+    for slow in (np.log1p(np.log(t)), np.sqrt(np.log(t)), 1 - 0.95**t, np.cumsum(1 / t), t / 2):
+        walks = np.cumsum(np.append(0.1, np.full(generations - 1, 0.05)) * rng.standard_normal((50, 10, generations)), axis=2)
+        answers = [Divergence().judge({"risk": 1 + slow + walk}, {}, ZERO).answer for walk in walks]
+        assert set(answers) == {"undecided"}
+
+
+def test_an_exact_law_decides_and_a_contradiction_is_named():
+    rising, falling = noisy([1.0, 1.2, 1.5, 2.0]), noisy([2.0, 1.5, 1.2, 1.0])
+    grows = Reference(has_zero=True, expected=np.array([1.0, 5.0, 9.0, 13.0]), limit="infinite", source="a paper")
+    stays = Reference(has_zero=True, expected=np.ones(4), limit="finite", source="a paper")
+    for law, curve, answers in ((grows, falling, "yes yes yes"), (stays, rising, "no no no"), (stays, falling, "no no no")):
+        verdicts = [c.judge({"risk": curve}, {}, {"risk": law}) for c in ALL[:3]]
+        assert [v.answer for v in verdicts] == answers.split()
+        assert all(v.reason.startswith("by the law of a paper; measured: ") for v in verdicts)
+        assert ("against the law" in verdicts[1].reason) == (curve is not falling or law is grows)
+    bounded = Reference(limit="finite", source="a paper")  # a bound decides that there is no divergence, and nothing else
+    assert [c.judge({"risk": rising}, {}, {"risk": bounded}).answer for c in ALL[:3]] == ["undecided", "yes", "no"]
+    assert AnyIncrease().judge({"risk": np.full((3, 4), np.nan)}, {}, {"risk": grows}).answer == "not measured"
+
+
+def test_the_law_of_a_mean_decides_on_means_and_a_vanishing_variance_has_not_stopped():
+    constant = {"variance_ratio": noisy(np.ones(20), scale=1e-4)}
+    falls = Reference(expected=0.9 ** np.arange(20.0), vanishes=True, source="a paper")
+    slow = Reference(expected=0.999 ** np.arange(20.0), source="a paper")
+    stays = Reference(expected=np.ones(20), vanishes=True, source="a paper")  # unbiased: the mean stays, chains vanish
+    for law, mean, typical in ((falls, "yes", "undecided"), (slow, "no", "no"), (stays, "no", "undecided")):
+        answers = [
+            CollapsingVariance(aggregate=a).judge(constant, {}, {"variance_ratio": law}).answer
+            for a in ("mean", "geometric_mean")
+        ]
+        assert answers == [mean, typical]

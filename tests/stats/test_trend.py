@@ -7,6 +7,7 @@ from scipy import stats
 from selfloop.stats.intervals import mean_interval
 from selfloop.stats.trend import TRENDS, fit_trend, inflection_point, rise_after_minimum
 
+MARGIN = 0.02
 SHAPES = {
     "constant": lambda t: np.ones_like(t),
     "saturating": lambda t: np.cumsum(t**-2.0),
@@ -25,7 +26,7 @@ def planted(kind, rng, seeds=20, generations=20, scale=0.01):
 
 @pytest.mark.parametrize("kind", TRENDS)
 def test_a_planted_trend_is_found(kind):
-    trend = fit_trend(planted(kind, np.random.default_rng(11)))
+    trend = fit_trend(planted(kind, np.random.default_rng(11)), MARGIN)
     assert trend.kind == kind
 
 
@@ -33,7 +34,7 @@ def test_a_planted_trend_is_found(kind):
 @pytest.mark.parametrize("kind", TRENDS)
 def test_a_wrong_trend_is_rarely_decided(kind, seeds):
     rng = np.random.default_rng(13)
-    kinds = [fit_trend(planted(kind, rng, seeds=seeds, generations=12, scale=0.1)).kind for _ in range(12)]
+    kinds = [fit_trend(planted(kind, rng, seeds=seeds, generations=12, scale=0.1), MARGIN).kind for _ in range(12)]
     assert sum(each not in (kind, None) for each in kinds) <= 1
 
 
@@ -45,8 +46,8 @@ def chains(accumulate, rng, seeds=50, generations=30, d=10):
 
 def test_the_trends_of_replace_and_accumulate_are_distinguished_although_generations_are_correlated():
     rng = np.random.default_rng(14)
-    replaced = [fit_trend(chains(False, rng)).kind for _ in range(6)]
-    accumulated = [fit_trend(chains(True, rng)).kind for _ in range(6)]
+    replaced = [fit_trend(chains(False, rng), MARGIN).kind for _ in range(6)]
+    accumulated = [fit_trend(chains(True, rng), MARGIN).kind for _ in range(6)]
     assert replaced.count("linear") >= 4
     assert set(replaced) <= {"linear", None}
     assert accumulated.count("saturating") >= 4
@@ -56,18 +57,18 @@ def test_the_trends_of_replace_and_accumulate_are_distinguished_although_generat
 def test_a_curve_that_no_trend_fits_is_undecided():
     t = np.arange(1.0, 21)
     curves = np.where(t < 8, 1.0, 3.0) + 0.01 * np.random.default_rng(15).normal(size=(20, 20))
-    trend = fit_trend(curves)
+    trend = fit_trend(curves, MARGIN)
     assert trend.kind is None
     assert trend.reason == "no trend fits the curve"
 
 
 def test_a_flat_curve_within_wide_errors_is_undecided():
-    assert fit_trend(planted("constant", np.random.default_rng(16), seeds=4, scale=0.5)).kind is None
+    assert fit_trend(planted("constant", np.random.default_rng(16), seeds=4, scale=0.5), MARGIN).kind is None
 
 
 @pytest.mark.parametrize("curves", [np.ones((1, 20)), np.ones((5, 5)), np.tile(np.arange(20.0), (5, 1))])
 def test_too_few_seeds_or_generations_or_no_spread_are_undecided(curves):
-    trend = fit_trend(curves)
+    trend = fit_trend(curves, MARGIN)
     assert trend.kind is None
 
 
@@ -75,7 +76,7 @@ def test_generations_after_the_first_ended_chain_are_left_out():
     curves = planted("linear", np.random.default_rng(17))
     cut = curves.copy()
     cut[3, 12:] = np.nan
-    assert fit_trend(cut) == fit_trend(curves[:, :12])
+    assert fit_trend(cut, MARGIN) == fit_trend(curves[:, :12], MARGIN)
 
 
 def dip(rng, lowest=5, seeds=30, generations=20, scale=0.05):

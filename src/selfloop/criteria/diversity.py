@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, ClassVar, Literal
 
 import numpy as np
@@ -12,15 +12,17 @@ import numpy as np
 from selfloop.columns import Floats
 from selfloop.criteria.judging import (
     CurveCriterion,
+    Reference,
     answer_above,
     answer_below,
-    describe_last,
-    late_slopes,
+    describe_needed_seeds,
+    judge_ended,
     make_verdict,
 )
 from selfloop.settings import PositiveFloat
-from selfloop.stats.intervals import Interval, before_first_end, mean_interval, median_interval, ratio_interval
-from selfloop.types import Verdict
+from selfloop.stats.intervals import Interval, mean_interval, median_interval, ratio_interval
+from selfloop.stats.trend import late_slopes
+from selfloop.types import Answer, Verdict
 
 MAX_LOG = 700.0  # beyond it, exp overflows; a variance that is 0 at generation 1 can reach it
 
@@ -30,8 +32,9 @@ class CollapsingVariance(CurveCriterion):
     """The variance is less than the share `threshold` of the first model's variance.
 
     Seeds are combined as the geometric mean, which a single chain typically follows, or as the mean. They differ: an unbiased
-    Gaussian under replace keeps its mean variance, while the variance of every chain goes to 0. Above the threshold the
-    answer is "no" only if the log of the variance does not fall over the last half of the generations.
+    Gaussian under replace keeps its mean variance, while the variance of every chain goes to 0. A variance that falls slowly
+    collapses later, so that "no" has a margin of equivalence: the variance must stay above the threshold for `horizon` times as
+    many generations again, if its log goes on with its slope over the last half, within the limits of the interval.
     """
 
     name: ClassVar[str] = "collapsing_variance"
@@ -40,21 +43,40 @@ class CollapsingVariance(CurveCriterion):
     transforms: ClassVar[Mapping[str, Callable[[Floats], Floats]]] = {"pixel_std": np.square}
     threshold: Annotated[PositiveFloat, "share of the first variance below which it has collapsed"] = 0.5
     aggregate: Annotated[Literal["geometric_mean", "mean"], "how seeds are combined"] = "geometric_mean"
+    horizon: Annotated[PositiveFloat, "times as many generations again over which it must not collapse, for a no"] = 10.0
 
-    def judge_values(self, values: Floats) -> Verdict:
-        complete = before_first_end(values)
-        logs = np.log(np.maximum(complete, np.finfo(float).tiny))
-        mean = ratio_interval(complete[:, -1], complete[:, 0])
-        change = logs[:, -1] - logs[:, 0]
-        geometric_mean = _exp(mean_interval(change) if (complete > 0).all() else median_interval(change))
+    def judge_values(self, values: Floats, reference: Reference) -> Verdict:
+        logs = np.log(np.maximum(values, np.finfo(float).tiny))
+        change, later, limit = logs[:, -1] - logs[:, 0], self._extrapolate(logs), math.log(self.threshold)
+        if np.isnan(change).any():
+            now, lowest = (
+                judge_ended(x, limit, "log of last over first variance", is_amount=True)
+                for x in (change, np.minimum(change, later))
+            )
+            return now if now.answer != "no" else replace(now, answer="no" if lowest.answer == "no" else "undecided")
+        mean = ratio_interval(values[:, -1], values[:, 0])
+        geometric_mean = _exp(mean_interval(change) if (values > 0).all() else median_interval(change))
         interval = geometric_mean if self.aggregate == "geometric_mean" else mean
-        answer = answer_below(interval, self.threshold)
-        falls = answer_below(mean_interval(late_slopes(logs)), 0.0) == "yes"
         reason = f"last over first variance: geometric mean {_describe(geometric_mean)}, mean {_describe(mean)}"
-        reason += describe_last(values)
-        if answer == "no" and falls:
-            return make_verdict("undecided", self.threshold, interval, f"{reason}; it still falls")
-        return make_verdict(answer, self.threshold, interval, reason)
+        extrapolated, answer = mean_interval(later), answer_below(interval, self.threshold)
+        reason += f"; after {self.horizon:g} times as many generations again, {_describe(_exp(extrapolated))}"
+        if answer == "no" and answer_below(extrapolated, limit) != "no":
+            answer = "undecided"
+        if answer == "undecided":
+            is_below = (interval.estimate or 0.0) < self.threshold
+            reason += describe_needed_seeds(*(interval, self.threshold) if is_below else (extrapolated, limit))
+        return Verdict("", "", answer, None, self.threshold, interval.estimate, interval.low, interval.high, reason)
+
+    def _extrapolate(self, logs: Floats) -> Floats:
+        """Log of the variance over the first one, after `horizon` times as many generations again at its late slope."""
+        return np.asarray(logs[:, -1] - logs[:, 0] + late_slopes(logs) * self.horizon * (logs.shape[1] - 1), np.float64)
+
+    def answer_by_law(self, reference: Reference, measured: Answer) -> Answer | None:
+        if self.aggregate == "mean" and reference.expected is not None:
+            logs = np.log(np.maximum(reference.expected[None], np.finfo(float).tiny))
+            limit = math.log(self.threshold)
+            return "yes" if logs[0, -1] - logs[0, 0] < limit else "no" if self._extrapolate(logs)[0] >= limit else "undecided"
+        return "undecided" if measured == "no" and reference.vanishes else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,10 +85,11 @@ class RiseCriterion(CurveCriterion):
 
     threshold: Annotated[PositiveFloat, "rise of the share that counts as none"] = 0.1
 
-    def judge_values(self, values: Floats) -> Verdict:
-        complete = before_first_end(values)
-        interval = mean_interval(complete[:, -1] - complete[:, 0])
-        reason = f"mean of last minus first share, paired by seed{describe_last(values)}"
+    def judge_values(self, values: Floats, reference: Reference) -> Verdict:
+        change = values[:, -1] - values[:, 0]
+        if np.isnan(change).any():
+            return judge_ended(change, self.threshold, "last minus first share")
+        interval, reason = mean_interval(change), "mean of last minus first share, paired by seed"
         return make_verdict(answer_above(interval, self.threshold), self.threshold, interval, reason)
 
 
@@ -87,10 +110,13 @@ class TailLoss(CurveCriterion):
     judges_amounts: ClassVar[bool] = True
     threshold: Annotated[PositiveFloat, "share of the first coverage below which tails are lost"] = 0.9
 
-    def judge_values(self, values: Floats) -> Verdict:
-        complete = before_first_end(values)
-        interval = ratio_interval(complete[:, -1], complete[:, 0])
-        reason = f"mean last over mean first coverage{describe_last(values)}"
+    def judge_values(self, values: Floats, reference: Reference) -> Verdict:
+        first, last = values[:, 0], values[:, -1]
+        if np.isnan(last).any():
+            return judge_ended(
+                last - self.threshold * first, 0.0, f"last minus {self.threshold:g} of the first coverage", is_amount=True
+            )
+        interval, reason = ratio_interval(last, first), "mean last over mean first coverage"
         return make_verdict(answer_below(interval, self.threshold), self.threshold, interval, reason)
 
 

@@ -1,9 +1,9 @@
-"""The criteria's common part: the choice of the judged curve, answers from intervals, and curves with ended chains.
+"""The criteria's common part: the choice of the judged curve, answers from intervals and laws, and curves with ended chains.
 
 The eight criteria are published definitions of model collapse (Schaeffer et al. 2025, 2503.03150). Curves are (seeds,
-generations). The key "risk" is the curve of the spec's risk. Chains without a value at generation 1 are left out. If chains
-end later, criteria of risk count them as worst and use the median in place of the mean; criteria of diversity use the
-generations before the first end.
+generations). The key "risk" is the curve of the spec's risk, "<metric>_trivial" the value of the trivial model. Chains without
+a value at generation 1 are left out. A chain that ends later counts as worst, and a sign test of the median takes the place of
+the interval of the mean.
 """
 
 from __future__ import annotations
@@ -18,8 +18,32 @@ import numpy as np
 from selfloop.columns import Floats
 from selfloop.component import Better, Criterion
 from selfloop.stats.comparison import as_risk, right_values
-from selfloop.stats.intervals import LEVEL, Interval, before_first_end, median_interval
-from selfloop.types import Answer, Verdict
+from selfloop.stats.intervals import Interval, answer_level, median_interval
+from selfloop.types import Answer, Limit, Verdict
+
+MAX_SEEDS_NAMED = 10_000  # an answer that needs more is out of reach
+
+
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """What is known of a metric beside its measured curve: its natural zero, its trivial model, and laws that apply."""
+
+    has_zero: bool = False
+    trivial: Floats | None = None  # (seeds, generations)
+    expected: Floats | None = None  # values of an exact law at generations 1, 2, ...
+    limit: Limit | None = None  # of the expectation, by a law
+    vanishes: bool = False  # by a law, the value of a typical chain goes to 0
+    source: str = ""  # of the law
+
+    def scale(self, risks: Floats) -> float | None:
+        """The size that shares refer to: the first risk if it has a natural zero, else its distance from the trivial one.
+
+        None if there is neither: multiples of a log density depend on the unit of the rows.
+        """
+        if not self.has_zero and self.trivial is None:
+            return None
+        size = float((risks[:, 0] if self.trivial is None or self.has_zero else self.trivial[:, 0] - risks[:, 0]).mean())
+        return size if size > 0 else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,8 +61,10 @@ class CurveCriterion(Criterion):
         None
     )
 
-    def judge(self, curves: Mapping[str, Floats], directions: Mapping[str, Better] = {}) -> Verdict:
-        """The verdict on the chosen curve."""
+    def judge(
+        self, curves: Mapping[str, Floats], directions: Mapping[str, Better] = {}, references: Mapping[str, Reference] = {}
+    ) -> Verdict:
+        """The verdict on the chosen curve. An exact law in `references` (by metric) decides over the measurements."""
         names = (self.metric,) if self.metric else self.metrics
         name = next((name for name in names if name in curves), None)
         if name is None:
@@ -46,34 +72,56 @@ class CurveCriterion(Criterion):
         aliases = (other for other in curves if other != name and curves[other] is curves[name])
         metric = next(aliases, name) if name == "risk" else name
         better, transform = directions.get(name, ""), self.transforms.get(name, np.asarray)
-        right = right_values(curves, better)
+        right, reference = right_values(curves, better), references.get(metric, Reference())
         if not self.judges_amounts:
-            risk = transform(curves[name]) if name in self.transforms else as_risk(curves, name, better)
-            verdict = judge_curve(self.name, metric, risk, self.judge_values)
-            return verdict if right is None else replace(verdict, reason=f"distance from the right value: {verdict.reason}")
+            risks = self.transforms[name](curves[name]) if name in self.transforms else as_risk(curves, name, better)
+            if right is not None:
+                reference = Reference(has_zero=True)
+            elif f"{metric}_trivial" in curves:
+                reference = replace(reference, trivial=as_risk(curves, f"{metric}_trivial", better))
+            verdict = judge_curve(self.name, metric, risks, reference, self.judge_values)
+            reason = verdict.reason if right is None else f"distance from the right value: {verdict.reason}"
+            return self._decide_by_law(replace(verdict, reason=reason), reference)
         if better == "lower":
             return Verdict(self.name, "", "not measured", metric, reason=f"of {name}, lower is better: it is no amount to keep")
         values = transform(curves[name])
-        verdict = judge_curve(self.name, metric, values, self.judge_values)
-        if right is None or verdict.answer in ("no", "not measured"):
+        verdict = judge_curve(self.name, metric, values, reference, self.judge_values)
+        if right is not None and verdict.answer not in ("no", "not measured"):
+            first = np.where(np.isnan(values[:, :1]), np.nan, transform(right)[:, :1])
+            from_right = np.hstack([first, values[:, 1:]])
+            against_right = judge_curve(self.name, metric, from_right, reference, self.judge_values)
+            if against_right.answer not in (verdict.answer, "yes"):
+                verdict = replace(against_right, reason=f"right value in place of the first: {against_right.reason}")
+        return self._decide_by_law(verdict, reference)
+
+    def _decide_by_law(self, verdict: Verdict, reference: Reference) -> Verdict:
+        answer = None if verdict.answer == "not measured" else self.answer_by_law(reference, verdict.answer)
+        if answer is None:
             return verdict
-        first = np.where(np.isnan(values[:, :1]), np.nan, transform(right)[:, :1])
-        against_right = judge_curve(self.name, metric, np.hstack([first, values[:, 1:]]), self.judge_values)
-        if against_right.answer in (verdict.answer, "yes"):
-            return verdict
-        return replace(against_right, reason=f"right value in place of the first: {against_right.reason}")
+        contradiction = ", against the law" if {answer, verdict.answer} == {"yes", "no"} else ""
+        measured = f"measured: {verdict.answer}{contradiction} ({verdict.reason})"
+        return replace(verdict, answer=answer, reason=f"by the law of {reference.source}; {measured}")
+
+    def answer_by_law(self, reference: Reference, measured: Answer) -> Answer | None:
+        """The answer that the law of the judged metric proves in place of the measured one; None if it proves none."""
+        return None
 
     @abstractmethod
-    def judge_values(self, values: Floats) -> Verdict:
+    def judge_values(self, values: Floats, reference: Reference) -> Verdict:
         """The verdict on a (seeds, generations) curve that has every value at generation 1, from `make_verdict`."""
 
 
-def judge_curve(criterion: str, metric: str, curve: Floats, judge_values: Callable[[Floats], Verdict]) -> Verdict:
+def judge_curve(
+    criterion: str, metric: str, curve: Floats, reference: Reference, judge_values: Callable[[Floats, Reference], Verdict]
+) -> Verdict:
     """The verdict of `judge_values` under the criterion's name; undecided with fewer than two seeds or generations."""
-    values = curve[~np.isnan(curve[:, 0])]
+    started = ~np.isnan(curve[:, 0])
+    values = curve[started]
+    if reference.trivial is not None:
+        reference = replace(reference, trivial=reference.trivial[started])
     if not len(values):
         return Verdict(criterion, "", "not measured", metric, reason="no chain has a value at generation 1")
-    verdict = replace(judge_values(values), criterion=criterion, metric=metric)
+    verdict = replace(judge_values(values, reference), criterion=criterion, metric=metric)
     if len(values) < 2 or values.shape[1] < 2:
         return replace(verdict, answer="undecided", reason="needs two seeds and two generations")
     return verdict
@@ -81,23 +129,46 @@ def judge_curve(criterion: str, metric: str, curve: Floats, judge_values: Callab
 
 def make_verdict(answer: Answer, threshold: float, interval: Interval, reason: str) -> Verdict:
     """A verdict without the names of criterion, policy and metric."""
+    if answer == "undecided":
+        reason += describe_needed_seeds(interval, threshold)
     return Verdict("", "", answer, None, threshold, interval.estimate, interval.low, interval.high, reason)
 
 
-def judge_median(values: Floats, threshold: float, quantity: str) -> Verdict:
-    """Sign test of the median over seeds; NaN, an ended chain, is above every threshold.
+def describe_needed_seeds(interval: Interval, threshold: float) -> str:
+    """The seeds with which an interval of the same spread would not contain the threshold; empty if it does not."""
+    from scipy.special import stdtrit
 
-    "yes" for any number of chains if all have ended.
+    if (
+        interval.low is None
+        or interval.high is None
+        or interval.estimate is None
+        or not interval.low <= threshold <= interval.high
+    ):
+        return ""
+    gap, width = abs(interval.estimate - threshold), (interval.high - interval.low) / 2
+    seeds = np.arange(2, MAX_SEEDS_NAMED + 1)
+    widths = stdtrit(seeds - 1, (1 + answer_level()) / 2) / np.sqrt(seeds)
+    enough = seeds[widths * width < gap * widths[interval.n - 2]]
+    return f"; about {enough[0]:,} seeds would decide" if enough.size else f"; more than {MAX_SEEDS_NAMED:,} seeds would decide"
+
+
+def judge_ended(values: Floats, threshold: float, quantity: str, *, is_amount: bool = False) -> Verdict:
+    """Sign test of the median over seeds. NaN, an ended chain, is above every threshold, or below if `is_amount`.
+
+    The answer is that to: the median lies above the threshold (below it if `is_amount`). "yes" for any number of chains if all
+    have ended.
     """
     from scipy.special import bdtr
 
-    values = np.where(np.isnan(values), np.inf, values)
-    n, above, ended = len(values), int(np.sum(values > threshold)), int(np.sum(np.isinf(values)))
-    tail = (1 - LEVEL) / 2
+    sign = -1 if is_amount else 1
+    values = sign * np.where(np.isnan(values), sign * np.inf, values)
+    n, above, ended = len(values), int(np.sum(values > sign * threshold)), int(np.sum(np.isposinf(values)))
+    tail = (1 - answer_level()) / 2
     yes, no = bdtr(n - above, n, 0.5) <= tail, bdtr(above, n, 0.5) <= tail
     answer: Answer = "yes" if yes or ended == n else "no" if no else "undecided"
     reason = f"{ended} of {n} chains ended and count as worst; median over seeds of the {quantity}"
-    return make_verdict(answer, threshold, median_interval(values), reason)
+    median = median_interval(sign * values)
+    return Verdict("", "", answer, None, threshold, median.estimate, median.low, median.high, reason)
 
 
 def answer_above(interval: Interval, threshold: float) -> Answer:
@@ -112,16 +183,3 @@ def answer_below(interval: Interval, threshold: float) -> Answer:
     if interval.low is None or interval.high is None:
         return "undecided"
     return "yes" if interval.high < threshold else "no" if interval.low >= threshold else "undecided"
-
-
-def late_slopes(curves: Floats) -> Floats:
-    """Least-squares slope per generation over the last half of the generations (at least two), per seed."""
-    late = curves[:, min(curves.shape[1] // 2, max(curves.shape[1] - 2, 0)) :]
-    t = np.arange(late.shape[1]) - (late.shape[1] - 1) / 2
-    return np.asarray(late @ t / max(np.sum(t**2), 0.5), np.float64)
-
-
-def describe_last(curves: Floats) -> str:
-    """The part of a reason that names the judged generation if chains end; else empty."""
-    last = before_first_end(curves).shape[1]
-    return "" if last == curves.shape[1] else f" at generation {last}, the last before chains end"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, ClassVar
 
 import numpy as np
@@ -13,74 +13,126 @@ from selfloop.columns import Floats
 from selfloop.component import Better
 from selfloop.criteria.judging import (
     CurveCriterion,
+    Reference,
     answer_above,
     answer_below,
     judge_curve,
-    judge_median,
-    late_slopes,
+    judge_ended,
     make_verdict,
 )
 from selfloop.settings import PositiveFloat
 from selfloop.stats.intervals import Interval, mean_interval, ratio_interval
-from selfloop.stats.trend import fit_trend
+from selfloop.stats.trend import FLAT_TOLERANCE, describe_late_change, late_change
 from selfloop.types import Answer, Verdict
 
 
 @dataclass(frozen=True, kw_only=True)
 class CatastrophicIncrease(CurveCriterion):
-    """The risk at the last generation is more than `factor` times the risk at the first."""
+    """The risk at the last generation is more than `factor` times the first, or above that of a trivial model.
+
+    Multiples count only if the risk has a natural zero. The trivial model counts only if the first model is better than it.
+    """
 
     name: ClassVar[str] = "catastrophic_increase"
     metrics: ClassVar[tuple[str, ...]] = ("risk",)
     factor: Annotated[float, Gt(1), "multiplier of the risk above which the increase is catastrophic"] = 10.0
 
-    def judge_values(self, values: Floats) -> Verdict:
-        first, last = values[:, 0], values[:, -1]
-        if not (first > 0).all():
-            undefined = Interval(None, None, None, len(values))
-            return make_verdict("undecided", self.factor, undefined, "a multiplier needs risks above 0")
-        if np.isnan(last).any():
-            return judge_median(last / first, self.factor, "last over first risk")
-        interval = ratio_interval(last, first)
-        return make_verdict(answer_above(interval, self.factor), self.factor, interval, "mean last over mean first risk")
+    def judge_values(self, values: Floats, reference: Reference) -> Verdict:
+        first, last, trivial = values[:, 0], values[:, -1], None if reference.trivial is None else reference.trivial[:, 0]
+        has_ended, verdicts = bool(np.isnan(last).any()), list[Verdict]()
+        if reference.has_zero and has_ended:
+            verdicts.append(judge_ended(last - self.factor * first, 0.0, f"last minus {self.factor:g} times the first risk"))
+        elif reference.has_zero:
+            ratio = ratio_interval(last, first)
+            verdicts.append(
+                make_verdict(answer_above(ratio, self.factor), self.factor, ratio, "mean last over mean first risk")
+            )
+        if trivial is not None and answer_below(mean_interval(first - trivial), 0.0) == "yes":
+            excess = mean_interval(last - trivial)
+            reason = "last risk minus that of a trivial model"
+            verdicts.append(
+                judge_ended(last - trivial, 0.0, reason)
+                if has_ended
+                else make_verdict(answer_above(excess, 0.0), 0.0, excess, f"mean of the {reason}, paired by seed")
+            )
+        diverged = judge_ended(last, np.finfo(float).max, "last risk")
+        if not verdicts and diverged.answer == "yes":
+            return diverged
+        if not verdicts:
+            reason = (
+                "the risk has no natural zero, so it has no multiples, and the first model is not better than a trivial one"
+            )
+            return make_verdict("undecided", self.factor, Interval(None, None, None, len(values)), reason)
+        by_answer = {verdict.answer: verdict for verdict in reversed(verdicts)}
+        return next(by_answer[answer] for answer in ("yes", "undecided", "no") if answer in by_answer)
+
+    def answer_by_law(self, reference: Reference, measured: Answer) -> Answer | None:
+        law = reference.expected
+        if law is None:
+            return None
+        exceeds_trivial = reference.trivial is not None and bool(law[-1] > reference.trivial.mean() > law[0])
+        return "yes" if law[-1] > self.factor * law[0] or exceeds_trivial else "no"
 
 
 @dataclass(frozen=True, kw_only=True)
 class AnyIncrease(CurveCriterion):
-    """The risk at the last generation is above the risk at the first by more than the share `margin` of it."""
+    """The risk at the last generation is above the risk at the first by more than the share `margin`.
+
+    It is a share of the first risk or, without a natural zero, of its distance from the risk of a trivial model.
+    """
 
     name: ClassVar[str] = "any_increase"
     metrics: ClassVar[tuple[str, ...]] = ("risk",)
-    margin: Annotated[float, Ge(0), "increase that does not count, as a share of the first risk"] = 0.0
+    margin: Annotated[float, Ge(0), "increase that does not count, as a share"] = 0.0
 
-    def judge_values(self, values: Floats) -> Verdict:
-        change, threshold = values[:, -1] - values[:, 0], self.margin * abs(float(values[:, 0].mean()))
+    def judge_values(self, values: Floats, reference: Reference) -> Verdict:
+        change, scale = values[:, -1] - values[:, 0], reference.scale(values) if self.margin else 0.0
+        if scale is None:
+            undefined = Interval(None, None, None, len(values))
+            return make_verdict(
+                "undecided", self.margin, undefined, "a margin needs a risk with a natural zero or a trivial model"
+            )
+        threshold = self.margin * scale
         if np.isnan(change).any():
-            return judge_median(change, threshold, "last minus first risk")
+            return judge_ended(change, threshold, "last minus first risk")
         interval = mean_interval(change)
         reason = "mean of last minus first risk, paired by seed"
         return make_verdict(answer_above(interval, threshold), threshold, interval, reason)
 
+    def answer_by_law(self, reference: Reference, measured: Answer) -> Answer | None:
+        if reference.expected is None:
+            return None
+        rise = float(reference.expected[-1] / reference.expected[0]) - 1
+        return "yes" if rise > self.margin + 1e-9 else "no"  # a law that is constant may differ by rounding
+
 
 @dataclass(frozen=True, kw_only=True)
 class Divergence(CurveCriterion):
-    """The risk grows without bound: it rises over the last half of the generations, and its trend has no limit."""
+    """The risk grows without bound: a law proves it, or chains diverge. It does not if it has levelled off within the run.
+
+    No run shows that a risk without a law has no bound: one that still rises at the last generation is undecided. It has
+    levelled off if its rise over the last half of the generations is at most the share `flat_tolerance`, of the first risk or,
+    without a natural zero, of its distance from the risk of a trivial model (0 if neither is known).
+    """
 
     name: ClassVar[str] = "divergence"
     metrics: ClassVar[tuple[str, ...]] = ("risk",)
-    min_weight: Annotated[float, Gt(0.5), "weight of a trend from which on it is decided"] = 0.9
-    flat_tolerance: Annotated[float, Gt(0), "change over all generations that counts as none, as a share of the risk"] = 0.02
+    flat_tolerance: Annotated[float, Gt(0), "rise over the last half of the generations that counts as none, as a share"] = (
+        FLAT_TOLERANCE
+    )
 
-    def judge_values(self, values: Floats) -> Verdict:
-        slopes = late_slopes(values)
-        if np.isnan(slopes).any():
-            return judge_median(slopes, 0.0, "slope of the risk per generation over the last half")
-        interval, trend = mean_interval(slopes), fit_trend(values, self.min_weight, self.flat_tolerance)
-        rises = answer_above(interval, 0.0)
-        bounded = trend.kind in ("constant", "saturating")
-        answer: Answer = "no" if bounded or rises == "no" else "yes" if rises == "yes" and trend.kind else "undecided"
-        reason = f"slope per generation over the last half; trend {trend.kind or 'undecided'} ({trend.reason})"
-        return make_verdict(answer, 0.0, interval, reason)
+    def judge_values(self, values: Floats, reference: Reference) -> Verdict:
+        change, margin = late_change(values), self.flat_tolerance * (reference.scale(values) or 0.0)
+        if np.isnan(change).any():
+            verdict = judge_ended(change, margin, "change of the risk over the last half")
+            diverges = judge_ended(change, np.finfo(float).max, "").answer == "yes"  # of most chains
+            return replace(verdict, answer="yes" if diverges else "no" if verdict.answer == "no" else "undecided")
+        interval = mean_interval(change)
+        answer: Answer = "no" if answer_above(interval, margin) == "no" else "undecided"
+        return make_verdict(answer, margin, interval, describe_late_change(interval, margin, values.shape[1]))
+
+    def answer_by_law(self, reference: Reference, measured: Answer) -> Answer | None:
+        return None if reference.limit is None else "yes" if reference.limit == "infinite" else "no"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,7 +146,9 @@ class ScalingLawChange(CurveCriterion):
     metrics: ClassVar[tuple[str, ...]] = ("risk",)
     exponent_change: Annotated[PositiveFloat, "change of the exponent c in risk ~ n^-c that counts as none"] = 0.05
 
-    def judge(self, curves: Mapping[str, Floats], directions: Mapping[str, Better] = {}) -> Verdict:
+    def judge(
+        self, curves: Mapping[str, Floats], directions: Mapping[str, Better] = {}, references: Mapping[str, Reference] = {}
+    ) -> Verdict:
         """The verdict on the change of the exponent, fitted seed by seed."""
         prefix = f"{self.metric or 'risk'}@n="
         curve_of_n = {float(key.removeprefix(prefix)): curve for key, curve in curves.items() if key.startswith(prefix)}
@@ -106,9 +160,9 @@ class ScalingLawChange(CurveCriterion):
         if not (np.nan_to_num(risks, nan=1.0) > 0).all():
             reason = "a power law needs risks above 0"
             return Verdict(self.name, "", "undecided", self.metric, self.exponent_change, reason=reason)
-        return judge_curve(self.name, "exponent", -np.log(risks) @ coefficients, self.judge_values)
+        return judge_curve(self.name, "exponent", -np.log(risks) @ coefficients, Reference(), self.judge_values)
 
-    def judge_values(self, values: Floats) -> Verdict:
+    def judge_values(self, values: Floats, reference: Reference) -> Verdict:
         interval = mean_interval(values[:, -1] - values[:, 0])
         answers = answer_above(interval, self.exponent_change), answer_below(interval, -self.exponent_change)
         answer: Answer = "yes" if "yes" in answers else "no" if answers == ("no", "no") else "undecided"

@@ -9,12 +9,21 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from selfloop.columns import Floats
+from selfloop.criteria.judging import Reference
 from selfloop.published.papers import claimed_orders, unmodified_policies
 from selfloop.report.first_models import first_model_sentence
 from selfloop.report.theme import format_interval, format_number
-from selfloop.stats.trend import MIN_GENERATIONS, fit_trend, inflection_point, rise_after_minimum
 from selfloop.stats.comparison import FIRST_COMPARED, Comparison
 from selfloop.stats.intervals import at_look, level_of_look, mean_interval
+from selfloop.stats.trend import (
+    FLAT_TOLERANCE,
+    MIN_GENERATIONS,
+    describe_late_change,
+    fit_trend,
+    inflection_point,
+    late_change,
+    rise_after_minimum,
+)
 
 MIN_SEEDS, MAX_SPREAD = 10, 0.5  # intervals of skewed values have their level from ten seeds on, or if the spread is small
 
@@ -61,15 +70,30 @@ def _findings(result: Result) -> Iterator[str]:
             if set(order) <= set(risks):
                 yield order_sentence(order, comparisons, f"{risk}{suffix}")
         for label, values in risks.items():
-            if spec.generations >= MIN_GENERATIONS:
-                trend = fit_trend(values)
-                decision = f"follows a {trend.kind} trend" if trend.kind else f"has no decided trend ({trend.reason})"
-                yield f"{label}{suffix}: {risk} {decision}."
+            has_zero = any(metric.has_zero for metric in spec.metrics if metric.name == risk)
+            yield f"{label}{suffix}: {risk} {trend_sentence(values, Reference(has_zero, curves[label].get(f'{risk}_trivial')))}"
             if minimum := minimum_sentence(values, risk):
                 yield f"{label}{suffix}: {minimum}"
         for label, measured in curves.items():
             if modes := mode_sentence(measured):
                 yield f"{label}{suffix}: {modes}"
+
+
+def trend_sentence(curves: Floats, reference: Reference) -> str:
+    """Whether a risk still rises at the last generation, and the form of its rise so far. Later generations are not known."""
+    generations, margin = curves.shape[1], FLAT_TOLERANCE * (reference.scale(curves) or 0.0)
+    sentence = describe_late_change(mean_interval(late_change(curves)), margin, generations)
+    if generations < MIN_GENERATIONS:
+        return f"{sentence}."
+    trend = fit_trend(curves, margin)
+    if trend.kind is None:
+        return f"{sentence}. The form of the curve is not decided ({trend.reason})."
+    return f"{sentence}. Of five forms, {trend.kind} is the closest within these generations ({trend.reason})."
+
+
+def _spread(curves: Floats) -> float:
+    """The largest standard deviation over seeds, as a share of the mean."""
+    return float(np.max(curves.std(axis=0) / curves.mean(axis=0), initial=0.0))
 
 
 def minimum_sentence(curves: Floats, metric: str) -> str | None:

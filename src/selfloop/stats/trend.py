@@ -10,13 +10,15 @@ import numpy as np
 from selfloop.columns import Floats
 from selfloop.stats.intervals import LEVEL, Interval, before_first_end, mean_interval, paired_difference
 
-MIN_GENERATIONS = 6  # a form with three parameters then leaves three degrees of freedom
+MIN_FITTED = 6  # generations; a form with three parameters then leaves three degrees of freedom
+MIN_GENERATIONS = 8  # of a decided trend, which must be the same without their last quarter
+FLAT_TOLERANCE = 0.02  # change that counts as none, as a share of the scale of a risk
 MIN_PLAUSIBILITY = 0.001  # of the best form, by an F test
 
 
 @dataclass(frozen=True, slots=True)
 class Trend:
-    """The trend of a curve; `kind` is None if it is undecided. `reason` gives the number it rests on."""
+    """The trend of a curve within its generations; `kind` is None if it is undecided. `reason` gives the number it rests on."""
 
     kind: str | None
     reason: str
@@ -39,7 +41,7 @@ class _Form:
 _FORMS = (
     _Form("constant"),
     _Form("saturating", lambda t, c: np.cumsum(t ** -(1 + c)), lambda span: (0.5, 4.0)),
-    _Form("saturating", lambda t, c: np.exp(-c * t), lambda span: (2 / span, 3.0)),
+    _Form("saturating", lambda t, c: np.exp(-c * t), lambda span: (1 / span, 3.0)),
     _Form("log", lambda t, c: np.cumsum(1 / t)),
     _Form("linear", lambda t, c: t),
     _Form("exponential", lambda t, c: np.exp(np.minimum(c * t, 600.0)), lambda span: (1 / span, 3.0)),
@@ -48,27 +50,73 @@ _N_PARAMETERS = {form.kind: form.n_parameters for form in _FORMS}
 TRENDS = tuple(_N_PARAMETERS)
 
 
-def fit_trend(curves: Floats, min_weight: float = 0.9, flat_tolerance: float = 0.02) -> Trend:
+def late_slopes(curves: Floats) -> Floats:
+    """Least-squares slope per generation over the last half of the generations (at least two), per seed."""
+    late = curves[:, _late(curves.shape[1])]
+    t = np.arange(late.shape[1]) - (late.shape[1] - 1) / 2
+    return np.asarray(late @ t / max(np.sum(t**2), 0.5), np.float64)
+
+
+def late_change(curves: Floats) -> Floats:
+    """Change over the last half of the generations along the least-squares line, per seed."""
+    return late_slopes(curves) * (len(range(curves.shape[1])[_late(curves.shape[1])]) - 1)
+
+
+def _late(generations: int) -> slice:
+    return slice(min(generations // 2, max(generations - 2, 0)), None)
+
+
+def describe_late_change(change: Interval, margin: float, generations: int) -> str:
+    """The statement about a risk that generations 1 .. `generations` allow without a model of it, with its numbers."""
+    if change.low is None or change.high is None or change.estimate is None:
+        return f"the seeds do not tell whether it still rises at generation {generations}"
+    statement = f"may or may not still rise at generation {generations}"
+    if change.low > margin:
+        statement = f"still rises at generation {generations}"
+    elif change.high < -margin:
+        statement = f"still falls at generation {generations}"
+    elif -margin <= change.low and change.high <= margin:
+        statement = f"has levelled off within {generations} generations"
+    elif change.high <= margin:
+        statement = f"no longer rises at generation {generations}"
+    limits = f"{change.estimate:.3g} [{change.low:.3g}, {change.high:.3g}]"
+    return f"{statement}: change over the last half {limits}, margin {margin:.3g}"
+
+
+def fit_trend(curves: Floats, margin: float, min_weight: float = 0.9) -> Trend:
     """The trend of the mean over seeds of (seeds, generations) curves, decided if its weight is at least `min_weight`.
 
-    Least squares weighted by the covariance over seeds, compared by QAIC weights (Burnham and Anderson 2002, sections 2.5
-    and 2.9), so that a lucky run of correlated generations does not count as a trend. Every other form contains the
-    constant, which therefore never has all the weight. `constant` is decided if it has the largest weight and the change
-    from the first to the last generation is within the share `flat_tolerance` of the mean value. Undecided if no form
-    fits (F test at 0.001). Generations from the first end of a chain on are left out.
+    A decided trend describes the generations so far, best of five forms; it says nothing about later ones. It must have the
+    weight without the last quarter of the generations too. `constant` is decided if it has the largest weight and the change
+    from the first to the last generation is within `margin`. Generations from the first end of a chain on are left out.
     """
-    from scipy.special import fdtrc
-
     complete = before_first_end(curves)
-    if len(complete) > 1 and complete.shape[1] and np.ptp(complete[:, 0]) == 0:
-        complete = complete[:, 1:]  # all chains have the same first fit, as on a table: it gives no spread over seeds
     seeds, generations = complete.shape
     if seeds < 2 or generations < MIN_GENERATIONS:
         return Trend(None, f"{seeds} seeds x {generations} generations; a trend needs 2 x {MIN_GENERATIONS}")
-    whiten = _whitening_matrix(complete)
+    if np.ptp(complete[:, 0]) == 0:
+        complete = complete[:, 1:]  # all chains have the same first fit, as on a table: it gives no spread over seeds
+    early = max(3 * complete.shape[1] // 4, MIN_FITTED)
+    whole, earlier = (_best_form(each, margin, min_weight) for each in (complete, complete[:, :early]))
+    if whole.kind == earlier.kind or whole.kind is None:
+        return whole
+    return Trend(None, f"{whole.reason}, but {earlier.reason} without the last quarter of the generations")
+
+
+def _best_form(curves: Floats, margin: float, min_weight: float) -> Trend:
+    """The form of the largest weight.
+
+    Least squares weighted by the covariance over seeds, compared by QAIC weights (Burnham and Anderson 2002, sections 2.5
+    and 2.9), so that a lucky run of correlated generations does not count as a trend. Every other form contains the
+    constant, which therefore never has all the weight. Undecided if no form fits (F test at 0.001).
+    """
+    from scipy.special import fdtrc
+
+    seeds, generations = curves.shape
+    whiten = _whitening_matrix(curves)
     if whiten is None:
         return Trend(None, "the seeds do not differ")
-    mean = complete.mean(axis=0)
+    mean = curves.mean(axis=0)
     misfits = {kind: min(_misfit(form, mean, whiten) for form in _FORMS if form.kind == kind) for kind in TRENDS}
     freedom = generations - max(_N_PARAMETERS.values())
     dispersion = min(misfits.values()) / freedom
@@ -77,7 +125,9 @@ def fit_trend(curves: Floats, min_weight: float = 0.9, flat_tolerance: float = 0
     scores = np.array([misfits[kind] / max(dispersion, 1) + 2 * _N_PARAMETERS[kind] for kind in TRENDS])
     raw = np.exp(-(scores - scores.min()) / 2)
     kind, weight = TRENDS[int(raw.argmax())], float((raw / raw.sum()).max())
-    decided = _is_flat(complete, flat_tolerance) if kind == "constant" else weight >= min_weight
+    change = mean_interval(curves[:, -1] - curves[:, 0])
+    is_flat = change.low is not None and change.high is not None and -margin <= change.low <= change.high <= margin
+    decided = is_flat if kind == "constant" else weight >= min_weight
     return Trend(kind if decided else None, f"{kind} has weight {weight:.2f}")
 
 
@@ -176,9 +226,3 @@ def _shrinkage(products: Floats, signal: float) -> float:
     seeds = len(products)
     noise = np.var(products, axis=0, ddof=1).sum() * seeds / (seeds - 1) ** 2
     return float(np.clip(noise / signal, 0.01, 1.0)) if signal > 0 else 1.0
-
-
-def _is_flat(curves: Floats, tolerance: float) -> bool:
-    change = mean_interval(curves[:, -1] - curves[:, 0])
-    limit = tolerance * abs(float(curves.mean()))
-    return change.low is not None and change.high is not None and -limit <= change.low <= change.high <= limit

@@ -15,7 +15,7 @@ from selfloop.policies.schedule import ScheduleEntry, schedule
 from selfloop.rng import RandomStream
 from selfloop.snapshots import Scenario
 from selfloop.theory.moments import MomentEstimator, moment_curves
-from selfloop.types import Batch, real, synthetic
+from selfloop.types import Batch, Limit, real, synthetic
 
 Kind = Literal["exact", "bound", "asymptotic"]
 
@@ -30,6 +30,7 @@ class Law:
     source: str  # authors, year, theorem or equation, arXiv id
     conditions: str  # one sentence
     values: Callable[[Scenario], Floats | None]  # at generations 1, 2, ... in the metric's unit; None if a condition fails
+    limit: Callable[[Scenario], Limit | None] = lambda scenario: None  # as generations go on; None if it is not known
 
 
 def schedule_entries(scenario: Scenario) -> Iterator[ScheduleEntry]:
@@ -53,6 +54,12 @@ def moment_curve(scenario: Scenario, metric: str, estimator: MomentEstimator | N
         return moment_curves(scenario.policy, scenario.n, scenario.generations, estimator)[metric]
     except SpecError:
         return None
+
+
+def newest_growth(scenario: Scenario) -> float | None:
+    """The power of t with which training rows grow under a policy that uses rows of the newest model only; None for others."""
+    powers = {"replace": 0.0, "replace_multiple": 1.0, "growing": 1 + scenario.policy.settings().get("exponent", 0.0)}
+    return powers.get(scenario.policy.name)
 
 
 def takes_whole_batches(scenario: Scenario) -> bool:

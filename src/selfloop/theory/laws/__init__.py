@@ -9,6 +9,7 @@ from selfloop.snapshots import Scenario
 from selfloop.store.identity import package_of
 from selfloop.theory.law import Kind, Law, schedule_entries
 from selfloop.theory.laws import discrete, gaussian, linear
+from selfloop.types import Limit
 
 MAX_TAKES = 50_000  # of all generations: the time of moments is quadratic in batches; `accumulate` reaches it at t = 315
 LAWS: dict[tuple[str, str], tuple[Law, ...]] = {
@@ -30,6 +31,7 @@ class LawCurve:
     source: str
     conditions: str
     values: Floats  # index 0 is generation 1
+    limit: Limit | None = None  # as generations go on; None if it is not known
 
 
 def law_curves(scenario: Scenario) -> list[LawCurve]:
@@ -44,7 +46,7 @@ def law_curves(scenario: Scenario) -> list[LawCurve]:
     if sum(len(entry.plan.takes) for entry in schedule_entries(scenario)) > MAX_TAKES:
         return []
     return [
-        LawCurve(law.name, law.metric, law.kind, law.source, law.conditions, values)
+        LawCurve(law.name, law.metric, law.kind, law.source, law.conditions, values, law.limit(scenario))
         for law in laws
         if (values := law.values(scenario)) is not None
     ]

@@ -62,6 +62,7 @@ LAWS = (
         ),
         conditions="Zipf source, discrete family without smoothing, fitted from scratch; budgets with one or two weights.",
         values=_heterozygosity,
+        limit=lambda scenario: "zero" if scenario.policy.name == "replace" else None,  # (1 - 1/n)^t
     ),
     Law(
         name="smoothed frequencies",

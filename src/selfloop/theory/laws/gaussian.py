@@ -10,8 +10,9 @@ from scipy.special import digamma
 
 from selfloop.columns import Floats
 from selfloop.snapshots import Scenario
-from selfloop.theory.law import Law, moment_curve, newest_rows, true_trace
+from selfloop.theory.law import Law, moment_curve, newest_growth, newest_rows, true_trace
 from selfloop.theory.moments import MomentEstimator
+from selfloop.types import Limit
 
 
 def _estimator(scenario: Scenario) -> MomentEstimator:
@@ -22,6 +23,28 @@ def _estimator(scenario: Scenario) -> MomentEstimator:
 def _mean_error(scenario: Scenario) -> Floats | None:
     curve = moment_curve(scenario, "mean_error", _estimator(scenario))
     return None if curve is None else true_trace(scenario) * curve
+
+
+def _mean_error_limit(scenario: Scenario) -> Limit | None:
+    """The limit of the mean's error.
+
+    With the divisor n and a factor up to 1, error + variance of a fit is at most the mean square of its rows around the truth,
+    which is at most the largest error + variance of earlier models: never above the true variance. With rows of the newest
+    model only, the variance is multiplied by factor (rows - 1) / (rows - ddof), and an error of variance / rows is added.
+    """
+    estimator, power = _estimator(scenario), newest_growth(scenario)
+    if estimator.ddof == 0 and estimator.variance_factor <= 1:
+        return "finite"
+    if power is None or (power > 0 and estimator.ddof > 1):
+        return None
+    change = estimator.variance_factor * ((scenario.n - 1) / (scenario.n - estimator.ddof) if power == 0 else 1.0)
+    return "infinite" if change > 1 or (change == 1 and power <= 1) else "finite"
+
+
+def _log_variance_limit(scenario: Scenario) -> Limit | None:
+    """ "zero", of the variance, if its log changes by the same amount below 0 at every generation."""
+    estimator = _estimator(scenario)
+    return "zero" if scenario.policy.name == "replace" and estimator.ddof <= 1 and estimator.variance_factor <= 1 else None
 
 
 def _log_variance_ratio(scenario: Scenario) -> Floats | None:
@@ -60,6 +83,7 @@ LAWS = (
         source=_MOMENTS_SOURCE,
         conditions=_MOMENTS_CONDITIONS,
         values=_mean_error,
+        limit=_mean_error_limit,
     ),
     Law(
         name="moments of the variance",
@@ -82,6 +106,7 @@ LAWS = (
             "more than d of them, fitted from scratch."
         ),
         values=_log_variance_ratio,
+        limit=_log_variance_limit,
     ),
 )
 

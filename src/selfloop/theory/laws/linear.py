@@ -18,11 +18,13 @@ from selfloop.theory.law import (
     Law,
     all_rows,
     moment_curve,
+    newest_growth,
     newest_rows,
     schedule_entries,
     takes_whole_batches,
 )
 from selfloop.theory.moments import MomentEstimator
+from selfloop.types import Limit
 
 KNOWN_NOISE = MomentEstimator(known_variances=(1.0,))
 MIN_ROWS_PER_GLM_COEFFICIENT = 50  # with fewer rows the curvature of the likelihood adds more than about a tenth
@@ -62,6 +64,16 @@ def _is_least_squares(scenario: Scenario) -> bool:
 def _multiplied_risk(scenario: Scenario) -> Floats | None:
     curve = moment_curve(scenario, "mean_error_multiplier", _estimator(scenario))
     return None if curve is None else _first_risk(scenario) * curve
+
+
+def _limit(scenario: Scenario) -> Limit | None:
+    """The limit of the risk: a sum over t of 1/rows with the newest rows only, of 1/t^2 for accumulate."""
+    if scenario.policy.name == "accumulate":
+        return "finite"  # Gerstgrasser et al. 2024 (2404.01413), theorem 2
+    power = newest_growth(scenario)
+    if power is None or not _noise_ratios(scenario)[-1]:
+        return None
+    return "infinite" if power <= 1 else "finite"
 
 
 def _repeats_one_design(scenario: Scenario) -> bool:
@@ -155,6 +167,7 @@ LAWS = (
         ),
         conditions=f"{_SHARED}; fixed design, takes of whole copies of it, no budget.",
         values=_fixed_design_risk,
+        limit=_limit,
     ),
     Law(
         name="fresh designs, newest batch only",
@@ -163,6 +176,7 @@ LAWS = (
         source="sigma^2 d sum_i 1/(n_i - d - 1) with n_i rows at fit i: Dohmatob, Feng, Kempe 2024 (2402.07712), sizes unequal",
         conditions=f"{_SHARED}; fresh inputs, all rows of the newest model only.",
         values=_newest_risk,
+        limit=_limit,
     ),
     Law(
         name="fresh designs, every batch so far",
@@ -174,6 +188,7 @@ LAWS = (
         ),
         conditions=f"{_SHARED}; fresh inputs, all real(1) and synthetic rows so far with equal weights.",
         values=_all_rows_risk,
+        limit=_limit,
     ),
     Law(
         name="large-n limit",
@@ -196,6 +211,7 @@ LAWS = (
         source="sigma^2 d/(n - d - 1) pi^2/6: Gerstgrasser et al. 2024 (2404.01413), theorem 2",
         conditions=f"{_SHARED}; policy accumulate, the same noise at every generation.",
         values=_accumulate_bound,
+        limit=_limit,
     ),
 )
 
