@@ -36,8 +36,8 @@ class ValueAxis:
 def fit_value_axis(panel: Panel) -> ValueAxis:
     """The axis that contains all means, drawn chains, laws and published values.
 
-    Intervals, the trivial model and published curves of another scale may lengthen the axis by half at either end; beyond it
-    they are cut.
+    Intervals and published curves of another scale may lengthen the axis by half at either end; beyond it they are cut. The
+    trivial model may double it; beyond that it is not drawn.
     """
     values = _finite(
         chain(
@@ -56,14 +56,17 @@ def fit_value_axis(panel: Panel) -> ValueAxis:
             *(aligned_values(panel, policy, curve) for policy, curve in other_scale_curves(panel)),
         )
     )
-    extent = _finite([*limits, panel.trivial[1] if panel.trivial else math.nan])
     log = bool(values.min() > 0 and values.max() / values.min() >= LOG_AXIS_RATIO)
     to: Callable[[Any], Any] = np.log10 if log else np.asarray
     low, high = float(to(values.min())), float(to(values.max()))
-    extent = to(extent[extent > 0] if log else extent)
+    extent = to(limits[limits > 0] if log else limits)
     if len(extent):
         margin = (high - low) / 2 or math.inf
         low, high = max(min(low, float(extent.min())), low - margin), min(max(high, float(extent.max())), high + margin)
+    if panel.trivial is not None and (panel.trivial[1] > 0 or not log):
+        value, margin = float(to(panel.trivial[1])), high - low or math.inf
+        if low - margin <= value <= high + margin:
+            low, high = min(low, value), max(high, value)
     margin = 0.04 * (high - low) or 0.1 * abs(high) or 1.0
     near_zero = not log and 0 <= low < 0.35 * high
     low, high = 0.0 if near_zero else low - margin, high + margin
