@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import numpy as np
@@ -9,9 +10,40 @@ import pytest
 from scipy import stats
 
 from selfloop.columns import Floats
-from selfloop.stats.comparison import compare, compare_all
+from selfloop.stats.comparison import (
+    Comparison,
+    _adjust,
+    _p_value_of_any,
+    compare_all,
+    compare_declared,
+    seeds_for_power,
+    signs,
+)
+from selfloop.stats.intervals import at_look, level_of_look
 
 T = np.arange(1.0, 7.0)
+
+
+def compare(measured: dict[str, Floats], higher: str, lower: str, first_generation: int = 3) -> Comparison:
+    """The comparison of two policies whose order is claimed."""
+    (pair,) = compare_all({label: measured[label] for label in (higher, lower)}, [(higher, lower)], first_generation)
+    return pair
+
+
+def random_walks(seeds: int, generations: int, rng: Any, policies: int = 6) -> dict[str, Floats]:
+    """Equal policies whose chains are random walks."""
+    steps = rng.normal(size=(policies, seeds, generations)) * np.append(2, np.ones(generations - 1))
+    return {f"p{i}": 10 + each for i, each in enumerate(np.cumsum(steps, axis=2))}
+
+
+def independent(seeds: int, generations: int, rng: Any, policies: int = 6) -> dict[str, Floats]:
+    """Equal policies with independent values."""
+    return {f"p{i}": rng.normal(10, 1, (seeds, generations)) for i in range(policies)}
+
+
+def skewed(seeds: int, generations: int, rng: Any, policies: int = 6) -> dict[str, Floats]:
+    """Equal policies with lognormal values."""
+    return {f"p{i}": np.exp(rng.normal(size=(seeds, generations))) for i in range(policies)}
 
 
 def curves(seeds: int = 5, spread: float = 0.05, rng: Any = None, **rises: float | Floats) -> dict[str, Floats]:
@@ -59,18 +91,129 @@ def test_an_order_with_an_ended_chain_is_undecided() -> None:
     assert compare(measured, "replace", "accumulate").answer == "undecided"
 
 
-def test_chance_gives_neither_answer_more_often_than_one_in_twenty() -> None:
+@pytest.mark.parametrize("seeds", [3, 5, 10])
+@pytest.mark.parametrize("equal", [independent, random_walks, skewed])
+def test_among_six_equal_policies_any_answer_is_as_rare_as_one(equal: Any, seeds: int) -> None:
+    rng = np.random.default_rng(seeds)
+    runs = [compare_all(equal(seeds, 6, rng)) for _ in range(40)]
+    for answer in ("holds", "violated"):
+        rate = np.mean([any(pair.answer == answer for pair in run) for run in runs])
+        assert rate <= 0.05 + 2 * np.sqrt(0.05 * 0.95 / 40)
+
+
+def test_without_the_correction_equal_policies_get_answers() -> None:
     rng = np.random.default_rng(2)
-    pairs = [curves(4, rng=rng, replace=0.0, accumulate=0.0) for _ in range(400)]
-    answers = [compare(pair, "replace", "accumulate").answer for pair in pairs]
-    assert answers.count("holds") == 0  # four independent generations, each above 0 with probability 1/40
-    assert answers.count("violated") <= 400 * 0.025 + 3 * np.sqrt(400 * 0.025 * 0.975)
 
-    def uncorrected(pair: dict[str, Floats]) -> bool:
-        differences = compare(pair, "replace", "accumulate").differences[2:]
-        return any(each.high is not None and each.high < 0 for each in differences)
+    def is_wrong(pair: Comparison) -> bool:
+        later = pair.differences[2:]
+        return any(d.high is not None and d.high < 0 for d in later) or all(d.low is not None and d.low > 0 for d in later)
 
-    assert sum(map(uncorrected, pairs)) > 400 * 0.025 + 3 * np.sqrt(400 * 0.025 * 0.975)  # so the correction is needed
+    runs = [compare_all(independent(5, 10, rng)) for _ in range(40)]
+    assert np.mean([any(map(is_wrong, run)) for run in runs]) > 0.3
+
+
+def test_a_claimed_order_of_equal_policies_is_rarely_violated() -> None:
+    rng = np.random.default_rng(3)
+    claims = [("p0", "p1"), ("p1", "p2"), ("p0", "p2")]
+    runs = [compare_all(independent(5, 10, rng, 3), claims) for _ in range(300)]
+    assert np.mean([any(pair.answer == "violated" for pair in run) for run in runs]) <= 0.025 + 2 * np.sqrt(0.025 / 300)
+
+
+def test_one_claimed_pair_is_judged_as_by_its_own_intervals() -> None:
+    rng = np.random.default_rng(4)
+    for _ in range(40):
+        measured = curves(5, 0.4, rng, replace=0.2, accumulate=0.0)
+        pair = compare(measured, "replace", "accumulate")
+        above = all(each.low is not None and each.low > 0 for each in pair.differences[2:])
+        assert (pair.answer == "holds") == above
+
+
+def test_holm_s_correction_by_hand() -> None:
+    assert _adjust([0.01, 0.04, 0.03, np.nan]).tolist() == pytest.approx([0.03, 0.06, 0.06, np.nan], nan_ok=True)
+
+
+def test_sign_flips_are_exact_and_find_what_moves_together() -> None:
+    rng = np.random.default_rng(5)
+    steps = rng.normal(size=(200, 10, 20)) * np.append(2, np.ones(19))
+    differences = np.cumsum(steps, axis=2)
+    p = np.array([_p_value_of_any(each) for each in differences])
+    assert np.mean(p < 0.1) < 0.05 + 3 * np.sqrt(0.05 / 200)  # doubled one-sided p values
+    assert np.mean(p < 0.4) > 0.2 - 3 * np.sqrt(0.2 / 200)  # and no less often than stated
+
+    def bonferroni(each: Floats) -> float:
+        return min(20 * float(stats.ttest_1samp(each, 0, alternative="greater").pvalue.min()), 1)
+
+    shifted = differences + 3
+    assert np.mean([_p_value_of_any(each) < 0.05 for each in shifted]) > np.mean([bonferroni(each) < 0.025 for each in shifted])
+
+
+def test_equal_policies_are_equivalent_within_a_margin_that_the_seeds_resolve() -> None:
+    rng = np.random.default_rng(6)
+    measured = independent(20, 4, rng, 2)
+    (pair,) = compare_all(measured, margin=2.0)
+    assert (pair.answer, pair.reason) == ("equivalent", "no difference as large as 2")
+    (pair,) = compare_all(measured, margin=0.1)
+    assert pair.answer == "undecided"
+    assert re.fullmatch(r"20 seeds would detect a difference of 0\.\d+ at .*, about [1-9],\d+ seeds one of 0\.1", pair.reason)
+    assert compare_all(measured)[0].reason.endswith("with 80 % power")  # no margin
+
+
+def test_policies_that_differ_by_the_margin_are_rarely_called_equivalent() -> None:
+    rng = np.random.default_rng(7)
+    runs = []
+    for _ in range(300):
+        measured = independent(5, 3, rng, 2)
+        measured["p0"] += 1.0
+        runs.append(compare_all(measured, margin=1.0)[0].answer)
+    assert runs.count("equivalent") / 300 <= 0.025 + 2 * np.sqrt(0.025 / 300)
+
+
+@pytest.mark.parametrize(("difference", "spread", "level"), [(1.0, 1.0, 0.95), (1.0, 0.5, 0.95), (0.5, 1.0, 0.99)])
+def test_the_named_number_of_seeds_has_the_named_power(difference: float, spread: float, level: float) -> None:
+    rng, seeds = np.random.default_rng(8), int(seeds_for_power(difference, spread, level))
+
+    def power(n: int) -> float:
+        p = stats.ttest_1samp(rng.normal(difference, spread, (20_000, n)), 0, axis=1).pvalue
+        return float(np.mean(p < 1 - level))
+
+    assert power(seeds) >= 0.79
+    assert power(seeds - 1) < 0.8
+
+
+def test_the_detectable_difference_is_found_in_four_of_five_runs() -> None:
+    rng = np.random.default_rng(9)
+    measured = {"p0": np.zeros((10, 3)), "p1": rng.normal(0, 1, (10, 1)) * np.ones((1, 3)) + 1e-9 * rng.normal(size=(10, 3))}
+    measured["p1"] *= 1 / measured["p1"].std(axis=0, ddof=1)
+    difference = float(compare_all(measured)[0].reason.split(" of ")[1].split()[0])
+    p = stats.ttest_1samp(rng.normal(difference, 1, (20_000, 10)), 0, axis=1).pvalue
+    assert np.mean(p < 0.05) == pytest.approx(0.8, abs=0.02)
+
+
+def test_a_declared_comparison_is_judged_alone_at_its_generation_in_both_directions() -> None:
+    measured = {**independent(6, 5, np.random.default_rng(10), 6)}
+    measured["p1"] = measured["p0"] + np.array([0, 0, 0, 0.9, 0]) + 0.5 * np.random.default_rng(11).normal(size=(6, 5))
+    down = compare_declared(measured, "p0", "p1", 4)
+    assert (down.answer, down.declared, down.first_generation, len(down.differences)) == ("violated", True, 4, 4)
+    assert compare_declared(measured, "p1", "p0", 4).answer == "holds"
+    assert all(pair.answer == "undecided" for pair in compare_all(measured) if {"p0", "p1"} == {pair.higher, pair.lower})
+
+
+def test_signs_of_equal_curves_are_undecided_and_planted_ones_are_found() -> None:
+    rng = np.random.default_rng(12)
+    rates = [np.any([s.any() for s in signs([rng.normal(size=(5, 4)) for _ in range(6)])]) for _ in range(200)]
+    assert np.mean(rates) <= 0.05 + 2 * np.sqrt(0.05 / 200)
+    (planted,) = signs([np.array([1.0, -1.0, 0.0]) + 0.01 * rng.normal(size=(5, 3)) * [1, 1, 0]])
+    assert planted.tolist() == [1, -1, 0]
+
+
+def test_the_looks_of_a_spec_spend_five_percent_together() -> None:
+    assert sum(1 - level_of_look(look) for look in range(1, 60)) == pytest.approx(0.05)
+    measured = curves(5, 0.23, replace=0.3, accumulate=0.0)
+    answers = []
+    for look in (0, 1, 2, 5):
+        with at_look(look):
+            answers.append(compare(measured, "replace", "accumulate").answer)
+    assert answers == ["holds", "holds", "undecided", "undecided"]
 
 
 def test_pairs_are_in_the_claimed_order_or_else_in_that_of_the_last_generation() -> None:
@@ -81,4 +224,6 @@ def test_pairs_are_in_the_claimed_order_or_else_in_that_of_the_last_generation()
     assert ("window", "mix") in pairs
     assert not pairs["window", "mix"].claimed
     assert len(pairs) == 6
-    assert len(compare_all({f"p{i}": measured["mix"] for i in range(9)})) == 8  # each with the first
+    many = {f"p{i}": measured["mix"] for i in range(9)}
+    assert len(compare_all(many)) == 8  # each with the first
+    assert len(compare_all(many, [("p3", "p2")])) == 9  # and the claimed ones
