@@ -105,18 +105,23 @@ class Source(Component):
 class FeatureExtractor(Component):
     """Maps rows to feature vectors for metrics, such as activations of a small classifier or principal components.
 
-    Metrics with equal extractors share the features: prepared once per seed on the initial rows, extracted once per batch.
+    Metrics with equal extractors share the features: prepared once per seed on every second initial row, so that the others are
+    as unseen as samples are, and extracted once per batch.
     """
 
     component_kind: ClassVar[str] = "features"
 
     @abstractmethod
     def prepare(self, real: Columns, ctx: Context) -> Params:
-        """Arrays that `extract` needs, learned from the initial rows."""
+        """Arrays that `extract` needs, learned from real rows."""
 
     @abstractmethod
     def extract(self, rows: Columns, prepared: Params, ctx: Context) -> Columns:
         """Features of each row."""
+
+    def learns_features(self) -> bool:
+        """False if the features of a row do not depend on what was prepared."""
+        return True
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -23,7 +23,7 @@ from tiny_components import tiny_spec
 
 @dataclass(frozen=True, kw_only=True)
 class Centered(FeatureExtractor):
-    """Distance of each row from the mean of the initial real rows."""
+    """Distance of each row from the mean of the real rows that it is prepared on."""
 
     name: ClassVar[str] = "centered"
     scale: float = 1.0
@@ -37,13 +37,15 @@ class Centered(FeatureExtractor):
 
 @dataclass(frozen=True, kw_only=True)
 class Offset(Metric):
-    """Mean feature of sampled, held-out and initial rows, and the prepared mean."""
+    """Mean feature of sampled, held-out, initial and every second initial rows, and the prepared mean."""
 
     name: ClassVar[str] = "offset"
     features: Centered = Centered()
 
     def measure(self, snap: Snapshot, ctx: Context) -> Mapping[str, float]:
         means = {f"of_{kind}": float(np.mean(np.asarray(columns["features"]))) for kind, columns in snap.features.items()}
+        initial = np.asarray(snap.features["initial"]["features"])
+        means |= {"of_seen": float(initial[::2].mean()), "of_unseen": float(initial[1::2].mean())}
         return {"offset": means["of_samples"], "prepared": float(snap.prepared["mean"][0]), **means}
 
 
@@ -108,7 +110,8 @@ def test_metrics_with_different_extractors_do_not_share_features(tmp_path: Path)
     curves = selfloop.run(feature_spec(metrics=metrics[:2]), tmp_path).curves()["replace"]
     unscaled = selfloop.run(feature_spec(metrics=metrics[2:]), tmp_path).curves()["replace"]
     assert np.allclose(curves["feature_std"], 10 * unscaled["feature_std"])
-    assert np.allclose(curves["of_initial"], 0)
+    assert np.allclose(curves["of_seen"], 0)
+    assert (np.abs(curves["of_unseen"]) > 0.01).all(), "the other initial rows stay unseen"
     assert np.ptp(curves["of_holdout"], axis=1).max() == 0  # the same rows every generation
     assert np.array_equal(curves["offset"], curves["of_samples"])
 
@@ -118,7 +121,8 @@ def test_a_corpus_of_a_family_without_encoder_is_read_once_and_without_damaged_r
     counts = computed_steps(result)
     assert (counts["read_corpus"], counts["take_corpus_rows"], counts["draw_real"]) == (1, 4, 0)
     assert len(set(result.curves()["replace"]["prepared"][:, 0])) == 2  # each seed has its own permutation
-    means = selfloop.run(feature_spec(source=DamagedFiles(), n=31), tmp_path).curves()["replace"]["prepared"][:, 0]
+    curves = selfloop.run(feature_spec(source=DamagedFiles(), n=31), tmp_path).curves()["replace"]
+    means = (curves["of_initial"] + curves["prepared"])[:, 0]
     totals = [sum(i for i in range(40) if i % 10) - 31 * mean for mean in means]  # of the five held-out rows
     assert all(abs(total - round(total)) < 1e-6 and 0 < total < 5 * 39 for total in totals)  # no damaged row among the 36
 

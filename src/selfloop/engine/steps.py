@@ -12,12 +12,13 @@ import numpy as np
 
 from selfloop.columns import Array, Columns, ColumnType, Ints, Params, Ragged, concat_rows, count_rows, select_rows, take_spans
 from selfloop.component import Context, Curator, Encoder, Family, FeatureExtractor, Metric, Sampler, Source
+from selfloop.engine.token_counts import first_tokens, row_lengths
 from selfloop.errors import ChainEndedError, DataError
 from selfloop.formats.safetensors import ColumnWriter, NamedArrays, gather_rows, read_safetensors
 from selfloop.protocols import CorpusSource, SupportsRelabel, SupportsTrivialModel, UsesEncoder
 from selfloop.snapshots import Snapshot
 from selfloop.store.identity import stored_step
-from selfloop.types import RowTake, TrainingRows
+from selfloop.types import RowTake, TrainingRows, Unit
 
 MAX_CURATION_ROUNDS = 16  # sampling stops after this many times the requested rows
 
@@ -125,20 +126,35 @@ def load_params(path: Path) -> Params:
 
 
 @stored_step("fit", version=1)
-def fit(
+def fit(  # noqa: PLR0913  # they are the identity of a fit
     family: Family,
     takes: tuple[tuple[Columns, int | None, float], ...],
     budget: int | None,
     init: Params | None,
     prepared: Params | None,
     ctx: Context,
+    unit: Unit = "rows",
 ) -> Params:
-    """A model of the takes (rows, number of the first ones, weight), or of `budget` of their rows without replacement."""
-    sizes = [count_rows(rows) if k is None else k for rows, k, _ in takes]
-    indices: list[Ints | None] = [None if k is None else np.arange(k) for _, k, _ in takes]
+    """A model of the takes (rows, number of the first ones, weight), or of `budget` of their rows without replacement.
+
+    If the unit is tokens, both numbers count tokens: rows are taken until they have that many.
+    """
+    if unit == "tokens":
+        starts = [first_tokens(row_lengths(rows)) for rows, _, _ in takes]
+        sizes = [
+            len(start) if k is None else int(np.searchsorted(start, k)) for start, (_, k, _) in zip(starts, takes, strict=True)
+        ]
+    else:
+        sizes = [count_rows(rows) if k is None else k for rows, k, _ in takes]
+    indices: list[Ints | None] = [None if k is None else np.arange(size) for size, (_, k, _) in zip(sizes, takes, strict=True)]
     if budget is not None:
         rng = ctx.stream.child("subsample").generator()
-        drawn = np.sort(rng.choice(sum(sizes), budget, replace=False, shuffle=False))
+        if unit == "tokens":
+            order = rng.permutation(sum(sizes))
+            lengths = np.concatenate([row_lengths(rows)[:size] for (rows, _, _), size in zip(takes, sizes, strict=True)])
+            drawn = np.sort(order[first_tokens(lengths[order]) < budget])
+        else:
+            drawn = np.sort(rng.choice(sum(sizes), budget, replace=False, shuffle=False))
         ends = np.cumsum(sizes)
         indices = [drawn[(drawn >= end - size) & (drawn < end)] - (end - size) for size, end in zip(sizes, ends, strict=True)]
     used = [
@@ -219,10 +235,10 @@ def count_training(model: Params) -> dict[str, float]:
     return {f"training_{name}": float(model[f"training/{name}"]) for name in ("tokens", "steps") if f"training/{name}" in model}
 
 
-@stored_step("prepare_features", version=1)
+@stored_step("prepare_features", version=2)
 def prepare_features(extractor: FeatureExtractor, initial: Columns, ctx: Context) -> Params:
-    """The extractor's arrays, learned once from the initial rows."""
-    return extractor.prepare(initial, ctx)
+    """The extractor's arrays, learned once from every second initial row; metrics compare with the other rows."""
+    return extractor.prepare(select_rows(initial, np.arange(0, count_rows(initial), 2)), ctx)
 
 
 @stored_step("extract_features", version=1)

@@ -22,13 +22,16 @@ MaxRows = Annotated[int, Ge(2), "number of sampled and of real rows, at most"]
 
 
 class ImageFrechetMetric(ImageMetric):
-    """Frechet distances of equally many sampled and initial real images to the held-out real images."""
+    """Frechet distances of equally many sampled and initial real images to the held-out real images.
 
-    version: ClassVar[int] = 2
+    The initial images are those that the features were not learned from: every second one.
+    """
+
+    version: ClassVar[int] = 3
     uses_holdout: ClassVar[bool] = True
 
     def measure_samples(self, snap: Snapshot, ctx: Context) -> Mapping[str, float]:
-        pair = feature_pair(snap, "initial", equal_rows=True)
+        pair = feature_pair(snap, "initial", equal_rows=True, unseen=self.features.learns_features())
         real = feature_vectors(snap, "holdout")
         return {f"{self.name}{end}": frechet_distance(rows, real) for end, rows in zip(("", "_real"), pair, strict=True)}
 
@@ -58,8 +61,7 @@ class FeatureFrechet(ImageFrechetMetric):
     """Squared Frechet distance between sampled and held-out real images on features; on Inception's features, the FID.
 
     Heusel et al. 2017 (1706.08500). `feature_frechet_real` is the distance of equally many initial real images, the expected
-    value for a perfect model: finite numbers of rows bias both upwards (Chong and Forsyth 2020, 1911.07023). At most as many
-    sampled images are compared as there are initial images.
+    value for a perfect model: finite numbers of rows bias both upwards (Chong and Forsyth 2020, 1911.07023).
     """
 
     name: ClassVar[str] = "feature_frechet"
@@ -139,13 +141,20 @@ def pixel_std(images: Array) -> float:
 
 
 def feature_pair(
-    snap: Snapshot, kind: Literal["holdout", "initial"], max_rows: int | None = None, *, equal_rows: bool = False
+    snap: Snapshot,
+    kind: Literal["holdout", "initial"],
+    max_rows: int | None = None,
+    *,
+    equal_rows: bool = False,
+    unseen: bool = False,
 ) -> tuple[Floats, Floats]:
     """Features of the first `max_rows` sampled rows and of the first `max_rows` rows of a kind.
 
-    `equal_rows` cuts both to the same number of rows, for values that depend on it.
+    `equal_rows` cuts both to the same number of rows, for values that depend on it. `unseen` leaves out the initial rows that
+    the features were learned from, which fresh rows are not like.
     """
-    sampled, real = (feature_vectors(snap, name, max_rows) for name in ("samples", kind))
+    sampled, real = feature_vectors(snap, "samples", max_rows), feature_vectors(snap, kind)
+    real = (real[1::2] if unseen else real)[:max_rows]
     n_rows = min(len(sampled), len(real)) if equal_rows else None
     return sampled[:n_rows], real[:n_rows]
 

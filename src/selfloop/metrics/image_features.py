@@ -30,7 +30,7 @@ FATAL = 4  # onnxruntime prints such errors only, and raises the others
 class ImageFeatureExtractor(FeatureExtractor):
     """Features of images, and the probability of each mode of the real images.
 
-    "classifier" trains a small convolutional network on the initial real rows: to predict their `label` and `attributes`, or,
+    "classifier" trains a small convolutional network on real rows: to predict their `label` and `attributes`, or,
     without either, the number of quarter turns by which an image was rotated (Gidaris et al. 2018, 1803.07728). Features are
     the last hidden layer before its nonlinearity, shifted and scaled by one number: features of real images then have mean 0
     and total variance `dimensions`, and distances in differently trained networks are comparable. "pixels" are principal
@@ -75,6 +75,9 @@ class ImageFeatureExtractor(FeatureExtractor):
         if "classes" not in prepared:
             prepared |= _fit_modes(self._outputs(first_images, prepared, ctx)[0], self.modes, ctx)
         return prepared
+
+    def learns_features(self) -> bool:
+        return self.kind != "onnx"
 
     def extract(self, rows: Columns, prepared: Params, ctx: Context) -> Columns:
         from scipy.special import softmax

@@ -163,11 +163,11 @@ class FeatureEntropy(ImageMetric):
     psi(n) - psi(k) + log(volume of the unit ball) + d mean(log distance): Kozachenko and Leonenko 1987, in the form of
     Kraskov et al. 2004 (cond-mat/0305641), eq. (20). No value if a row has k copies: the entropy is then minus infinity. The
     bias grows with the number of dimensions: compare only with `feature_entropy_real`, the entropy of equally many initial
-    real images, and between generations.
+    real images that the features were not learned from, and between generations.
     """
 
     name: ClassVar[str] = "feature_entropy"
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
     title: ClassVar[str] = "entropy of sampled images"
     secondary_titles: ClassVar[Mapping[str, str]] = {"feature_entropy_real": "entropy of initial real images"}
     unit: ClassVar[str] = "nats"
@@ -177,7 +177,7 @@ class FeatureEntropy(ImageMetric):
     max_rows: MaxRows = MAX_ROWS
 
     def measure_samples(self, snap: Snapshot, ctx: Context) -> Mapping[str, float]:
-        pair = feature_pair(snap, "initial", self.max_rows, equal_rows=True)
+        pair = feature_pair(snap, "initial", self.max_rows, equal_rows=True, unseen=self.features.learns_features())
         sampled, initial = (entropy(rows, self.k) for rows in pair)
         return {"feature_entropy": sampled, "feature_entropy_real": initial}
 
