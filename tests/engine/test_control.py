@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,11 @@ from hypothesis import strategies as st
 import selfloop
 import tiny_components
 from selfloop.engine import steps
-from selfloop.errors import SpecError
+from selfloop.engine.tasks import Task, run_task
+from selfloop.errors import DataError, SelfloopError, SpecError
 from selfloop.report.notes import notes
 from selfloop.spec.spec import Spec
+from selfloop.store.store import Store
 from tiny_language_models import ragged, token_lists
 
 POLICIES = ("replace", "accumulate", "control", {"name": "control", "of": "accumulate"})
@@ -25,7 +28,7 @@ TRANSFORMER = {"name": "transformer", "layers": 1, "hidden": 8, "heads": 1, "con
 def text_spec(folder: Path, **changes: Any) -> Spec:
     rng = np.random.default_rng(0)
     file = folder / "words.txt"
-    file.write_text("\n\n".join("a b " * k + str(k) for k in rng.integers(1, 30, 60)))
+    file.write_text("\n\n".join("a b " * k + str(i) for i, k in enumerate(rng.integers(1, 30, 60))))
     training = {"batch_size": 4, "learning_rate": 0.01}
     settings: dict[str, Any] = {
         "source": {"name": "text", "path": file}, "family": TRANSFORMER | {"training": training}, "n": 12, "holdout": 5,
@@ -91,6 +94,50 @@ def test_a_source_with_too_few_rows_can_repeat_the_initial_ones(tmp_path: Path) 
 
 def test_a_run_of_a_family_without_steps_counts_no_steps(tmp_path: Path) -> None:
     assert "training_steps" not in selfloop.run(tiny_components.tiny_spec(), tmp_path).metrics()
+
+
+def test_counts_can_be_tokens(tmp_path: Path) -> None:
+    policies = ("replace", {"name": "mix", "real_share": 0.25}, "accumulate_subsample", "accumulate", "control")
+    spec = text_spec(tmp_path, unit="tokens", n=400, policies=policies)
+    result = selfloop.run(spec, tmp_path / "store")
+    longest = 16 * 8  # tokens of a sampled row, at most
+    for label, curves in result.curves().items():
+        tokens, growth = curves["training_tokens"], np.arange(1, 4) if label == "accumulate" else 1
+        extra = np.abs(tokens - 400 * growth)  # every take ends with a whole row
+        n_takes = np.arange(1, 4) if label == "accumulate" else 2
+        assert (extra < longest * n_takes).all()
+    assert result.schedules()["mix"][1].real_mass == pytest.approx(0.25)  # now a share of the tokens
+    real_rows = text_rows(result, "control")
+    assert len({row for batch in real_rows for row in batch}) == sum(map(len, real_rows)), "batches do not overlap"
+
+
+def text_rows(result: selfloop.Result, label: str) -> list[list[tuple[int, ...]]]:
+    """The rows that each generation of a chain with one take was fitted on."""
+    task = Task(result.points[0], (result.spec.policy_labels().index(label),), (0,), 3, result.store, 1)
+    store = Store(result.store, read_only=True)
+    store.record_calls = True
+    list(run_task(task, store))
+    takes = [call.arguments[1] for call in store.calls if call.step is steps.fit]
+    return [[tuple(row) for row in token_lists(store.open(rows)["tokens"])] for ((rows, _, _),) in takes]
+
+
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        ({"n": None}, "n: missing; with unit = 'tokens', set n to the number of initial real tokens"),
+        ({"subsets": "disjoint"}, "subsets: cannot be combined with unit = 'tokens'"),
+        ({"family": "gaussian", "source": "gaussian", "metrics": ()}, "unit: got 'tokens'; family gaussian models no text"),
+        ({"unit": "words"}, "unit: got 'words'; expected \"rows\" or \"tokens\""),
+    ],
+)  # fmt: skip
+def test_counts_that_cannot_be_tokens_are_refused(changes: dict[str, Any], problem: str, tmp_path: Path) -> None:
+    with pytest.raises(SelfloopError, match=re.escape(problem)):
+        text_spec(tmp_path, **{"unit": "tokens", "n": 400, **changes}).points()
+
+
+def test_more_tokens_than_the_source_has_are_refused_with_their_number(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"^n: 10,000 real tokens are needed beside the holdout; text has [\d,]+\. Lower n"):
+        selfloop.run(text_spec(tmp_path, unit="tokens", n=10_000), tmp_path / "store")
 
 
 @given(st.lists(st.integers(0, 9), min_size=1, max_size=9), st.lists(st.integers(0, 12), max_size=9))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from datetime import datetime
@@ -14,6 +15,7 @@ from selfloop.columns import Floats
 from selfloop.commands.terminal import show
 from selfloop.commands.text_plots import plot_lines, sparkline
 from selfloop.component import Better
+from selfloop.protocols import SupportsStepCount
 from selfloop.report.notes import describe_mixed_backends, missing_values
 from selfloop.report.tables import format_seconds
 from selfloop.report.theme import describe_better, describe_coordinates, format_count, format_interval
@@ -103,27 +105,48 @@ def _print_verdicts(result: Result) -> None:
 
 def print_plan(spec: Spec, costs: Sequence[PolicyCost]) -> None:
     """Chains, stored generations, estimated time and training rows of every policy."""
-    from selfloop.commands.plan import describe_total
+    from selfloop.commands.plan import count_training_steps, describe_total
 
-    columns = ("point", "policy", "chains", "generations", "stored", "estimated time left", "training rows, t = 1, 2, ...")
+    columns = [
+        "point",
+        "policy",
+        "chains",
+        "generations",
+        "stored",
+        "estimated time left",
+        f"training {spec.unit}, t = 1, 2, ...",
+    ]
+    columns += ["training steps"] if isinstance(spec.family, SupportsStepCount) else []
     table = _table(*columns, right=columns[2:])
     points = {point.coordinates: point for point in spec.points()}
     for cost in costs:
         point = points[cost.coordinates]
         policy = point.spec.policies[point.spec.policy_labels().index(cost.policy)]
-        rows = [f"{entry.trained_rows:,}" for entry in point.schedule(policy)]
-        visible = [*rows[:MAX_SCHEDULE_COLUMNS], *(["..."] if len(rows) > MAX_SCHEDULE_COLUMNS else [])]
+        visible = [_first_numbers([entry.trained_rows for entry in point.schedule(policy)])]
+        if isinstance(spec.family, SupportsStepCount):
+            visible.append(_first_numbers(count_training_steps(point, policy, cost.tokens_per_row)))
         seconds = "unknown" if cost.seconds is None else f"{cost.seconds:.1f} s"
         counts = str(cost.chains), str(cost.generations), str(cost.stored)
-        table.add_row(describe_coordinates(cost.coordinates), cost.policy, *counts, seconds, ", ".join(visible))
+        table.add_row(describe_coordinates(cost.coordinates), cost.policy, *counts, seconds, *visible)
     first = next(iter(points.values()))
     seeds = f"seeds {list(spec.seeds)}" if len(spec.seeds) <= MAX_SEEDS_SHOWN else f"{len(spec.seeds)} seeds"
     sizes = f"n = {first.n}, holdout = {first.holdout}, {seeds}"
     show(f"{first.spec.family.name} on {first.spec.source.name}: {sizes}")
     show(table)
+    lengths = [cost.tokens_per_row for cost in costs if math.isfinite(cost.tokens_per_row)]
+    if lengths and spec.unit == "rows":
+        show(f"Training steps hold if sampled rows have as many tokens as real ones, {lengths[0]:.0f} on average.")
     show(describe_total(costs))
     for sentence in describe_mixed_backends(dict.fromkeys(backend for cost in costs for backend in sorted(cost.backends))):
         show(sentence)
+
+
+def _first_numbers(numbers: Sequence[float]) -> str:
+    """The first numbers of a schedule."""
+    if any(map(math.isnan, numbers)):
+        return "by tokens (--measure)"
+    visible = [f"{number:,.0f}" for number in numbers[:MAX_SCHEDULE_COLUMNS]]
+    return ", ".join([*visible, *(["..."] if len(numbers) > MAX_SCHEDULE_COLUMNS else [])])
 
 
 def print_verification(verification: Verification) -> None:

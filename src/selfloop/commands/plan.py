@@ -8,8 +8,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from selfloop.commands.trial import Trial, estimate_seconds
+from selfloop.component import Policy
 from selfloop.engine.executors import count_cores
 from selfloop.engine.tasks import Task, plan_tasks, run_task
+from selfloop.protocols import SupportsStepCount
+from selfloop.spec.point import Point
 from selfloop.spec.spec import Spec
 from selfloop.store.calls import NotStoredError, Usage
 from selfloop.store.store import Store
@@ -75,6 +78,17 @@ def plan(spec: Spec, path: Path, *, measure: bool = False) -> list[PolicyCost]:
             if trial := trials.get(task.point.coordinates):
                 cost.tokens_per_row = trial.tokens_per_row
     return list(costs.values())
+
+
+def count_training_steps(point: Point, policy: Policy, tokens_per_row: float) -> list[float]:
+    """Training steps of each fit of a policy; NaN where they depend on unknown lengths of texts."""
+    steps = []
+    for entry in point.schedule(policy):
+        family, n = point.spec.family.for_generation(entry.t), entry.trained_rows
+        assert isinstance(family, SupportsStepCount)
+        rows, tokens = (n, n * tokens_per_row) if point.spec.unit == "rows" else (n / tokens_per_row, n)
+        steps.append(family.count_steps(rows, tokens))
+    return steps
 
 
 def _replay_generations(task: Task, store: Store) -> tuple[int, Usage]:

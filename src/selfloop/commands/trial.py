@@ -88,15 +88,17 @@ def _try(task: Task) -> Trial | None:
         world = StoredWorld("trial", replace(point, spec=replace(spec, family=one_step)), task.seeds[0], store, task.threads)
         batch = world.draw_real(1, point.n)
         tokens = store.open(batch).get("tokens")
+        per_row = len(tokens.values) / len(tokens) if isinstance(tokens, Ragged) else math.nan
         try:
             model = world.fit(1, [Take(batch)], None, None)  # loads libraries, too, which is not counted below
             start, fit = _time_fit(world, family, store.open(batch))
-            n = min(point.n, TRIAL_ROWS)  # also if the first policy samples none: other policies do
+            n = min(
+                point.n, round(TRIAL_ROWS * (1 if spec.unit == "rows" else per_row))
+            )  # even if the first policy samples none
             sampled, samples = _timed(lambda: world.sample(1, model, n))
             measured, _ = _timed(lambda: list(world.measure(1, model, samples)))
         except ChainEndedError:
             return None
-    per_row = len(tokens.values) / len(tokens) if isinstance(tokens, Ragged) else math.nan
     return Trial(start, fit, sampled / n, measured, per_row)
 
 

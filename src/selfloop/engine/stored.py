@@ -14,6 +14,7 @@ from selfloop.columns import Params
 from selfloop.component import Context, FeatureExtractor, Metric, Sampler, Source
 from selfloop.engine import steps
 from selfloop.engine.curves import NOT_FINITE, TRIVIAL
+from selfloop.engine.token_counts import sample_tokens, take_corpus_tokens
 from selfloop.protocols import CorpusSource, SupportsStepCount, SupportsTrivialModel, UsesEncoder, UsesFeatures
 from selfloop.rng import RandomStream
 from selfloop.spec.point import Point, place_rows
@@ -49,6 +50,11 @@ class StoredWorld:
         """The context of a step. All policies of a seed have the same random streams, which pairs them."""
         return Context(RandomStream(("seed", self.seed)).child(*names), threads=self.threads)
 
+    @property
+    def counts_tokens(self) -> bool:
+        """True if n, takes, budgets and new rows are numbers of tokens."""
+        return self.point.spec.unit == "tokens"
+
     def truth(self) -> Params:
         """The source's true parameters for this seed; empty if unknown."""
         return self.point.spec.source.truth(self.source_context())
@@ -61,6 +67,11 @@ class StoredWorld:
         source = self.point.spec.source
         first = self.point.holdout + self.n_drawn  # the holdout comes first, so batches never overlap
         self.n_drawn += n
+        if self.counts_tokens:
+            where = self.point.holdout, first - self.point.holdout
+            batch = self._call(take_corpus_tokens, source, self.read_corpus(), *where, n, self.source_context())
+            self.initial = self.initial or batch
+            return batch
         if t > 1 and source.has_fixed_design():
             return self._call(steps.redraw_outcomes, source, first, self._draw_inputs(t, n), self.source_context())
         batch = self._draw(first, n)
@@ -115,7 +126,8 @@ class StoredWorld:
         init = previous if init_from == "previous" else None
         if isinstance(init_from, Path):
             init = self._call_once("init", steps.load_params, init_from)
-        self.models[t] = self._call(steps.fit, family, parts, budget, init, self.refs.get("prepared"), self.context("fit", t))
+        arguments = family, parts, budget, init, self.refs.get("prepared"), self.context("fit", t)
+        self.models[t] = self._call(steps.fit, *arguments, *(["tokens"] if self.counts_tokens else []))
         return self.models[t]
 
     def sample(self, t: int, model: ObjectRef, n: int) -> ObjectRef | None:
@@ -125,6 +137,8 @@ class StoredWorld:
     def _sample(self, t: int, model: ObjectRef, n: int) -> ObjectRef:
         spec, ctx = self.point.spec, self.context("sample", t)
         sampler = spec.sampler.for_generation(t, self.truth())
+        if self.counts_tokens:
+            return self._call(sample_tokens, spec.family, model, n, sampler, self.initial, ctx)
         inputs = self._draw_prompts(sampler, n) or self._draw_inputs(t, n)
         if spec.curators:  # curated rows are no longer in the order of their inputs: no `inputs` to show beside them
             return self._call(steps.sample_curated, (spec.family, model, sampler), n, inputs, spec.curators, self.initial, ctx)

@@ -169,6 +169,11 @@ def run_task(task: Task, store: Store) -> Iterator[TaskOutput]:
         yield TaskOutput(task.point.coordinates, position, curves, generations, usage)
 
 
+def _may_cut_rows(spec: Spec) -> bool:
+    """True if equal numbers of rows may have different numbers of tokens."""
+    return isinstance(spec.family, UsesEncoder) and spec.unit == "rows"
+
+
 def replay_chain(task: Task) -> StoredWorld:
     """The world of a chain, with references to all of its generations that are stored. Computes nothing."""
     world = _chain_world(task, Store(task.store, read_only=True), measures=False)
@@ -185,7 +190,7 @@ def _chain_world(task: Task, store: Store, *, measures: bool = True) -> StoredWo
 
 def _generations(task: Task, world: StoredWorld) -> Iterator[list[Measurement]]:
     policy, n = task.point.spec.policies[task.policies[0]], task.point.n
-    if isinstance(policy, Control) and policy.rows == "fresh" and isinstance(task.point.spec.family, UsesEncoder):
+    if isinstance(policy, Control) and policy.rows == "fresh" and _may_cut_rows(task.point.spec):
         other = StoredWorld("", task.point, task.seeds[0], world.store, task.threads, measures=False)
         others = iter_generations(other, policy.of, n, task.generations)
 

@@ -72,7 +72,7 @@ def memory_bytes() -> int:
 
 def resolve_point(spec: Spec, coordinates: Coordinates) -> Point:
     """The point of a spec without sweep. Raises SpecError if it cannot run."""
-    n, holdout, n_real = _resolve_sizes(spec)
+    n, holdout, n_real = _resolve_sizes(spec) if spec.unit == "rows" else _resolve_tokens(spec)
     spec = replace(spec, n=n, holdout=holdout)
     _check_abilities(spec)
     worlds = tuple(_world(spec, policy, n) for policy in spec.policies)
@@ -98,11 +98,7 @@ def _resolve_sizes(spec: Spec) -> tuple[int, int, int]:
             raise SpecError(f"subsets: got 'disjoint'; source {name} {problem}. Remove the key.")
         seeds = max(spec.seeds) + 1
         size, share = size // seeds, f" for each of {seeds} seeds"
-    if split is not None and spec.holdout not in (None, split):
-        raise SpecError(f"holdout: got {spec.holdout}; source {name} itself holds out {split} rows. Remove the key.")
-    holdout = split if split is not None else spec.holdout
-    if holdout is None:
-        holdout = 500 if size is None else round(0.3 * size)
+    holdout = _resolve_holdout(spec, size)
     if spec.n is not None:
         n = spec.n
     elif size is None:
@@ -123,6 +119,31 @@ def _resolve_sizes(spec: Spec) -> tuple[int, int, int]:
                 f"source {name} has {size}{share}. Lower n, holdout or generations{others}."
             )
     return n, holdout, max(needed)
+
+
+def _resolve_holdout(spec: Spec, size: int | None) -> int:
+    """Rows of the holdout, of a source that has `size` rows for a seed."""
+    split = spec.source.n_holdout()
+    if split is not None and spec.holdout not in (None, split):
+        name = spec.source.title()
+        raise SpecError(f"holdout: got {spec.holdout}; source {name} itself holds out {split} rows. Remove the key.")
+    if spec.holdout is None and split is None:
+        return 500 if size is None else round(0.3 * size)
+    return cast(int, spec.holdout if split is None else split)
+
+
+def _resolve_tokens(spec: Spec) -> tuple[int, int, int]:
+    """n in tokens and holdout in rows. How many rows a seed needs is known when they are drawn."""
+    if not isinstance(spec.family, UsesEncoder):
+        raise SpecError(f"unit: got 'tokens'; family {spec.family.name} models no text. Remove the key.")
+    if spec.n is None:
+        raise SpecError("n: missing; with unit = 'tokens', set n to the number of initial real tokens.")
+    if spec.subsets == "disjoint" or spec.curators:
+        key = "curators" if spec.curators else "subsets"
+        raise SpecError(
+            f"{key}: cannot be combined with unit = 'tokens', which counts rows as they come. Remove one of the two."
+        )
+    return spec.n, _resolve_holdout(spec, spec.source.n_rows()), 0
 
 
 def _count_real_rows(spec: Spec, policy: Policy, n: int) -> int:

@@ -23,6 +23,7 @@ from selfloop.settings import PositiveFloat, Settings, check_setting, check_size
 from selfloop.snapshots import Scenario
 from selfloop.spec.components import change_settings, make_component, make_components, make_settings, policy_label
 from selfloop.spec.point import Point, resolve_point
+from selfloop.types import Unit
 
 MAX_SEEDS, MAX_GENERATIONS, MAX_POINTS = 1_000_000, 10_000, 10_000  # larger values are typos that would only fill the memory
 
@@ -60,6 +61,7 @@ class Spec:
     primary: PrimaryComparison | None = None
     # of a finite source: every seed divides all rows anew, or seed s has rows s m .. (s + 1) m - 1 for itself, m as needed
     subsets: Literal["overlapping", "disjoint"] = "overlapping"
+    unit: Unit = "rows"  # what n and all counts of policies count; tokens: whole documents until there are that many
 
     def __new__(cls, *components: Any, **settings: Any) -> Spec:
         check_keys(settings, [f.name for f in fields(cls)])
@@ -102,7 +104,7 @@ class Spec:
         return supported or usual
 
     def _check(self) -> None:
-        for name in ("n", "holdout", "generations", "subsets"):
+        for name in ("n", "holdout", "generations", "subsets", "unit"):
             object.__setattr__(self, name, check_setting(setting_types(Spec)[name], getattr(self, name), name))
         if not self.policies:
             raise SpecError(f"policies: got none; expected at least one of {', '.join(component_names('policy'))}.")

@@ -17,7 +17,12 @@ def spec_text(spec: Spec) -> str:
     """The spec as TOML with every setting written out; components that are not built in are written by name."""
     lines = [f"{key} = {getattr(spec, key)}" for key in ("n", "holdout", "generations") if getattr(spec, key) is not None]
     seeds = len(spec.seeds) if spec.seeds == tuple(range(len(spec.seeds))) else list(spec.seeds)
-    lines += [f"seeds = {seeds}", f"init_from = {toml_value(spec.init_from)}", f"subsets = {toml_value(spec.subsets)}"]
+    lines += [
+        f"seeds = {seeds}",
+        f"init_from = {toml_value(spec.init_from)}",
+        f"subsets = {toml_value(spec.subsets)}",
+        f"unit = {toml_value(spec.unit)}",
+    ]
     for key in ("policies", "metrics", "criteria", "curators"):
         if components := getattr(spec, key):
             lines += [f"{key} = [", *(f"    {_inline_component(component)}," for component in components), "]"]

@@ -145,7 +145,7 @@ class Finetune(NetworkFamily):
     def count_steps(self, n: float, tokens: float = math.nan) -> float:
         """Training steps of a fit of n rows; NaN if it depends on the number of long documents, which the spec does not
         contain."""
-        unknown = self.training.steps is None and self.long_documents == "drop"
+        unknown = self.training.steps is None and (self.long_documents == "drop" or math.isnan(n))
         return math.nan if unknown else self.training.count_steps(n)
 
     def fit(self, rows: TrainingRows, ctx: Context, init: Params | None) -> Params:
