@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
 import numpy as np
@@ -43,18 +42,7 @@ def atom_vectors(graphs: Graphs, edges: Edges, coefficients: Tensor) -> Tensor:
     return moves.new_zeros(len(graphs.z), 3).index_add(0, pairs[0], moves).index_add(0, pairs[1], -moves)
 
 
-@dataclass(frozen=True)
-class NoVectors:
-    """In place of a network, coefficients of 0: it finds no noise."""
-
-    cutoff: float
-
-    def __call__(self, graphs: Graphs, local_edges: Edges, global_edges: Edges) -> tuple[Tensor, Tensor]:
-        zeros = torch.zeros_like(local_edges.length)
-        return zeros, torch.zeros_like(global_edges.length[: global_edges.n_outside])
-
-
-def row_losses(network: GeoDiffNetwork | NoVectors, graphs: Graphs, position: Tensor, noise: Tensor, sigma: Tensor) -> Tensor:
+def row_losses(network: GeoDiffNetwork, graphs: Graphs, position: Tensor, noise: Tensor, sigma: Tensor) -> Tensor:
     """Loss of each row, summed over its atoms: 2 |global error|^2 + 5 |local error|^2 of the vectors at noisy positions.
 
     `sigma` has one value per row. The target of an edge is (true length - noisy length) / sigma.

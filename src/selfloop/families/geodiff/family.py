@@ -22,7 +22,6 @@ from selfloop.types import TrainingRows
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from selfloop.families.geodiff.diffusion import NoVectors
     from selfloop.families.geodiff.network import GeoDiffNetwork
 
 MICRO_BATCH_FEATURES = 2048  # CPU micro-batch size in rows x pair features. Larger micro-batches no longer fit in cache.
@@ -191,24 +190,13 @@ class GeoDiff(NetworkFamily):
 
         Its mean over rows is the mean over their atoms. Levels and noise are functions of the stream alone.
         """
-        from selfloop.families.nn import trainer
-
-        return self._losses(trainer.load_network(self._network, params, ctx, "measuring"), rows, parts, ctx)
-
-    def trivial_risk(self, metric: str, initial: Columns, holdout: Columns, truth: Params, ctx: Context) -> float | None:
-        from selfloop.families.geodiff.diffusion import NoVectors
-
-        losses = self._losses(NoVectors(self.cutoff), holdout, TRIVIAL_PARTS, ctx) if metric == "denoising_loss" else None
-        return None if losses is None else float(losses.mean())
-
-    def _losses(self, network: GeoDiffNetwork | NoVectors, rows: Columns, parts: int, ctx: Context) -> Floats:
-        """The denoising loss of a network."""
         import torch
 
         from selfloop.families.geodiff import diffusion, graphs
         from selfloop.families.nn import trainer
 
         molecules, device = schema.check_columns(rows, schema.COLUMNS), trainer.device()
+        network = trainer.load_network(self._network, params, ctx, "measuring")
         sigmas, losses = diffusion.sigmas(self._alphas()), np.empty((len(molecules["z"]), parts))
         for block, batch in enumerate(schema.split_blocks(molecules)):
             graph, position = graphs.build_graphs(batch, device), torch.from_numpy(batch["position"].values).to(device)
@@ -222,6 +210,12 @@ class GeoDiff(NetworkFamily):
                     row_losses = diffusion.row_losses(network, graph, position, noise, sigma)
                 losses[in_block, part] = row_losses.double().cpu().numpy()
         return np.asarray(losses / np.diff(molecules["z"].offsets).mean(), np.float64)
+
+    def trivial_risk(self, metric: str, initial: Columns, holdout: Columns, truth: Params, ctx: Context) -> float | None:
+        if metric != "denoising_loss":
+            return None
+        params = {name: np.zeros(tensor.shape, np.float32) for name, tensor in self._network().state_dict().items()}
+        return float(self.denoising_loss(params, holdout, TRIVIAL_PARTS, ctx).mean())
 
     def _alphas(self) -> Floats:
         from selfloop.families.geodiff import diffusion
