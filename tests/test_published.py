@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -210,14 +211,19 @@ def test_models_without_a_published_curve_of_the_policy_are_skipped() -> None:
     assert curve.scale == "Llama-2 126M, TinyStories"
 
 
+def published_curve(table: PublishedTable, policy: str) -> Floats:
+    """The published values of a policy, with those between them."""
+    values = table.curves[policy]
+    return np.interp(np.arange(1, table.generations + 1), [v.generation for v in values], [v.value for v in values])
+
+
 def published_means(table: PublishedTable, seeds: int, progress: Any, *, factor: float = 1.0) -> dict[str, Floats]:
     """Chains that scatter around the published values times a factor; the chains of a correct program have factor 1."""
     rng = np.random.default_rng(table.n)
     curves = {}
-    for policy, values in table.curves.items():
-        mean = np.interp(np.arange(1, table.generations + 1), [v.generation for v in values], [v.value for v in values])
+    for policy in table.curves:
         noise = 1 + 0.3 * rng.normal(size=(seeds, table.generations))
-        curves[policy] = factor * table.unit * mean * noise
+        curves[policy] = factor * table.unit * published_curve(table, policy) * noise
     progress(1, 1)
     return curves
 
@@ -256,6 +262,34 @@ def test_a_mean_that_rests_on_one_chain_is_marked() -> None:
 
     values = reproduce("gerstgrasser2024", measure=heavy)
     assert all(("heavy tail" in value.note) == (value.policy == "replace") for value in values)
+
+
+def heavy_tails(table: PublishedTable, seeds: int, progress: Any, *, deviation: float) -> dict[str, Floats]:
+    """Lognormal chains whose expectations are the published values."""
+    rng = np.random.default_rng([table.n or 0, seeds, len(table.metric)])
+    factors = {p: np.exp(deviation * rng.normal(size=(seeds, table.generations)) - deviation**2 / 2) for p in table.curves}
+    return {policy: table.unit * published_curve(table, policy) * factor for policy, factor in factors.items()}
+
+
+@pytest.mark.parametrize(("deviation", "seeds"), [(1.0, 100), (2.0, 100), (2.0, 20)])
+def test_right_values_with_heavy_tails_rarely_have_a_large_z(deviation: float, seeds: int) -> None:
+    positive = ["gaussian", "linear"]
+    values = reproduce("kazdan2025", positive, scale=str(seeds), measure=partial(heavy_tails, deviation=deviation))
+    scores = [abs(value.z or 0) for value in values]
+    assert np.mean(np.array(scores) > 4) < 0.03  # 7 to 20 % with the measured spread, if the deviation is 2
+    if deviation == 2:
+        assert np.mean(["heavy tail" in value.note for value in values]) > 0.7
+
+
+def test_a_mean_without_the_rare_large_values_of_its_tail_is_marked() -> None:
+    def without_largest(table: PublishedTable, seeds: int, progress: Any) -> dict[str, Floats]:
+        return {
+            p: np.minimum(c, np.quantile(c, 0.9, axis=0)) for p, c in heavy_tails(table, seeds, progress, deviation=2).items()
+        }
+
+    values = [value for value in reproduce("gerstgrasser2024", measure=without_largest) if value.generation > 1]
+    assert all(re.fullmatch(r"heavy tail: z has \d+\.\d times the measured spread", value.note) for value in values)
+    assert max(abs(value.z or 0) for value in values) < 5  # 8 and more with the measured spread
 
 
 def test_the_value_of_an_ended_chain_is_undefined() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 
 import selfloop
 from selfloop.report.findings import findings, minimum_sentence, mode_sentence, order_sentence
+from selfloop.stats.comparison import compare_all
 
 T = np.arange(1.0, 11.0)
 
@@ -87,12 +89,20 @@ def test_an_order_is_reported_with_the_difference_that_decides_each_pair(middle:
         policy: noisy(rise * T) + 0.02 * np.random.default_rng(i).normal(size=(5, len(T)))
         for i, (policy, rise) in enumerate(zip(order, (0.4, middle, 0.0), strict=True))
     }
-    sentence = order_sentence(order, curves, "cross_entropy")
+    sentence = order_sentence(order, compare_all(curves, set(combinations(order, 2))), "cross_entropy")
     assert sentence.startswith(
         f"replace > accumulate_subsample > accumulate at every t ≥ 3: {answer}. Smallest paired differences"
     )
     assert sentence.count(" at t = ") == 2
     assert sentence.count("[") == 2
+    assert ("5 seeds would detect a difference of" in sentence) == (answer == "undecided")
+
+
+def test_few_seeds_with_skewed_values_are_named_before_their_intervals_are_trusted(tmp_path: Path) -> None:
+    settings = {"source": {"name": "gaussian", "dim": 1}, "family": "gaussian", "n": 10, "generations": 3}
+    few, many = (list(findings(selfloop.run(selfloop.Spec(**settings, seeds=n), tmp_path / str(n)))) for n in (4, 10))
+    assert few[0].startswith("Seeds differ by more than half of the mean mean_error (replace, accumulate).")
+    assert not any("Seeds differ" in sentence for sentence in many)
 
 
 def test_the_findings_of_a_run_name_the_order_of_its_policies(tmp_path: Path) -> None:

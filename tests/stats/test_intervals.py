@@ -6,7 +6,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from selfloop.stats.intervals import mean_interval, median_interval, paired_difference, ratio_interval, summarize_seeds
+from selfloop.stats.intervals import (
+    at_look,
+    level_of_look,
+    mean_interval,
+    median_interval,
+    paired_difference,
+    ratio_interval,
+    summarize_seeds,
+)
 
 RNG = np.random.default_rng(20250)
 
@@ -70,6 +78,69 @@ def test_a_multiplier_covers_the_ratio_of_expectations():
     assert 0.92 < coverage(ratio, 4.0) < 0.98
     assert 0.92 < coverage(lambda rng: ratio(rng, paired=False), 4.0) < 0.98
     assert coverage(ratio, 4.0 * 1.15) < 0.8  # a wrong multiplier is not covered
+
+
+@pytest.mark.parametrize("seeds", [3, 5, 10])
+def test_a_multiplier_of_skewed_values_is_covered_and_never_below_0(seeds):
+    rng = np.random.default_rng(seeds)
+    intervals = [ratio_interval(4 * rng.lognormal(0, 1, seeds), rng.lognormal(0, 1, seeds)) for _ in range(1000)]
+    assert all(i.low is None or i.low >= 0 for i in intervals)
+    missed = [(i.low is not None and i.low > 4) or (i.high is not None and i.high < 4) for i in intervals]
+    assert np.mean(missed) <= 0.05  # 9 % by the delta method on the log
+
+
+def test_a_base_that_may_be_0_gives_no_upper_limit():
+    interval = ratio_interval(np.array([10.0, 11.0, 12.0]), np.array([0.1, 3.0, 0.2]))
+    assert interval.low is not None
+    assert interval.low > 0
+    assert interval.high is None
+    assert ratio_interval(np.array([1.0, 9.0, 1.0]), np.array([0.1, 3.0, 0.2])).low is None  # neither mean is known
+
+
+def test_a_ratio_without_spread_has_no_limits():
+    base = RNG.gamma(5, size=6)
+    assert ratio_interval(3 * base, base).low is None
+
+
+@pytest.mark.parametrize(
+    ("draw", "mean", "most"),
+    [  # share of 95 % intervals that miss the mean, at 3, 5, 10 and 20 seeds; Student's in brackets
+        (lambda rng, n: rng.lognormal(0, 0.3, n), np.exp(0.045), 0.06),  # (6 %)
+        (lambda rng, n: rng.lognormal(0, 1, n), np.exp(0.5), 0.13),  # (13 to 18 %)
+        (lambda rng, n: rng.gamma(0.5, size=n), 0.5, 0.11),  # (11 to 18 %)
+        (lambda rng, n: rng.gamma(2, size=n), 2.0, 0.08),  # (7 to 9 %)
+        (lambda rng, n: rng.normal(1, 0.05, n), 1.0, 0.06),  # (5 %)
+    ],
+)
+def test_intervals_of_positive_values_cover_means_better_and_stay_above_0(draw, mean, most):
+    rng = np.random.default_rng(3)
+    for seeds in (3, 5, 10, 20):
+        samples = [draw(rng, seeds) for _ in range(700)]
+        intervals = [mean_interval(values, positive=True) for values in samples]
+        assert all(i.low > 0 for i in intervals)
+        missed = np.mean([not i.low <= mean <= i.high for i in intervals])
+        student = np.mean([not i.low <= mean <= i.high for i in map(mean_interval, samples)])
+        assert missed <= most + 2 * np.sqrt(most / 700)
+        assert missed <= student + 0.01
+
+
+def test_the_limits_of_positive_values_agree_with_student_s_where_the_spread_is_small():
+    values = RNG.normal(100, 0.1, 10)
+    positive, student = mean_interval(values, positive=True), mean_interval(values)
+    assert (positive.low, positive.high) == pytest.approx((student.low, student.high), rel=1e-6)
+    summary = summarize_seeds(np.exp(RNG.normal(0, 2, (4, 3))), positive=True)
+    assert (summary.low > 0).all()
+    assert mean_interval(np.zeros(4), positive=True).low is None
+
+
+def test_answers_at_a_later_look_have_wider_intervals():
+    values = RNG.normal(3, 2, 12)
+    for look, level in ((1, 0.96), (2, 0.995), (3, 0.9975)):
+        with at_look(look):
+            interval = mean_interval(values)
+        assert (interval.low, interval.high) == pytest.approx(stats.t.interval(level, 11, values.mean(), stats.sem(values)))
+        assert level_of_look(look) == pytest.approx(level)
+    assert mean_interval(values) == mean_interval(values, 0.95)
 
 
 def test_a_multiplier_of_values_that_are_not_positive_is_undefined():

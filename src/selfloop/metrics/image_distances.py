@@ -119,6 +119,7 @@ class PixelStd(SampleMetric):
     """
 
     name: ClassVar[str] = "pixel_std"
+    has_zero: ClassVar[bool] = True
     version: ClassVar[int] = 2
     title: ClassVar[str] = "standard deviation of sampled pixels"
     secondary_titles: ClassVar[Mapping[str, str]] = {"pixel_std_real": "standard deviation of initial real pixels"}

@@ -129,6 +129,7 @@ class TrainingDistance(ImageMetric):
     """
 
     name: ClassVar[str] = "training_distance"
+    has_zero: ClassVar[bool] = True
     uses_holdout: ClassVar[bool] = True
     title: ClassVar[str] = "distance to the nearest initial real image"
     secondary_titles: ClassVar[Mapping[str, str]] = {

@@ -149,6 +149,7 @@ class TailMass(TextMetric):
     """
 
     name: ClassVar[str] = "tail_mass"
+    has_zero: ClassVar[bool] = True
     title: ClassVar[str] = "share of rare tokens kept"
     unit: ClassVar[str] = "sampled over real share"
     better: ClassVar[Better] = 1.0

@@ -57,6 +57,7 @@ class VarianceRatio(ParameterMetric):
     """Trace of the fitted covariance over the trace of the true covariance; 1 is right."""
 
     name: ClassVar[str] = "variance_ratio"
+    has_zero: ClassVar[bool] = True
     title: ClassVar[str] = "Fitted over true variance"
     better: ClassVar[Better] = 1.0
     true_params: ClassVar[tuple[str, ...]] = ("covariance",)
@@ -89,6 +90,7 @@ class Heterozygosity(ParameterMetric):
     """Probability that two symbols drawn from the model differ, 1 - sum p^2; 0 for a model of one symbol."""
 
     name: ClassVar[str] = "heterozygosity"
+    has_zero: ClassVar[bool] = True
     title: ClassVar[str] = "Heterozygosity"
     unit: ClassVar[str] = "probability"
     better: ClassVar[Better] = ""  # that of the source's distribution
@@ -146,6 +148,7 @@ class SecondMoment(Metric):
     """Mean square of the rows that a kernel density keeps. It grows as kernels widen the distribution every generation."""
 
     name: ClassVar[str] = "second_moment"
+    has_zero: ClassVar[bool] = True
     title: ClassVar[str] = "Mean square of the training rows"
     unit: ClassVar[str] = "squared units of x"
     better: ClassVar[Better] = ""

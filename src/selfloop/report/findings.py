@@ -15,15 +15,7 @@ from selfloop.report.first_models import first_model_sentence
 from selfloop.report.theme import format_interval, format_number
 from selfloop.stats.comparison import FIRST_COMPARED, Comparison
 from selfloop.stats.intervals import at_look, level_of_look, mean_interval
-from selfloop.stats.trend import (
-    FLAT_TOLERANCE,
-    MIN_GENERATIONS,
-    describe_late_change,
-    fit_trend,
-    inflection_point,
-    late_change,
-    rise_after_minimum,
-)
+from selfloop.stats.trend import describe_trend, inflection_point, rise_after_minimum
 
 MIN_SEEDS, MAX_SPREAD = 10, 0.5  # intervals of skewed values have their level from ten seeds on, or if the spread is small
 
@@ -70,25 +62,15 @@ def _findings(result: Result) -> Iterator[str]:
             if set(order) <= set(risks):
                 yield order_sentence(order, comparisons, f"{risk}{suffix}")
         for label, values in risks.items():
-            has_zero = any(metric.has_zero for metric in spec.metrics if metric.name == risk)
-            yield f"{label}{suffix}: {risk} {trend_sentence(values, Reference(has_zero, curves[label].get(f'{risk}_trivial')))}"
+            reference = Reference(
+                next(m.has_zero for m in spec.metrics if m.name == risk), curves[label].get(f"{risk}_trivial")
+            )
+            yield f"{label}{suffix}: {risk} {describe_trend(values, reference.scale(values))}"
             if minimum := minimum_sentence(values, risk):
                 yield f"{label}{suffix}: {minimum}"
         for label, measured in curves.items():
             if modes := mode_sentence(measured):
                 yield f"{label}{suffix}: {modes}"
-
-
-def trend_sentence(curves: Floats, reference: Reference) -> str:
-    """Whether a risk still rises at the last generation, and the form of its rise so far. Later generations are not known."""
-    generations, margin = curves.shape[1], FLAT_TOLERANCE * (reference.scale(curves) or 0.0)
-    sentence = describe_late_change(mean_interval(late_change(curves)), margin, generations)
-    if generations < MIN_GENERATIONS:
-        return f"{sentence}."
-    trend = fit_trend(curves, margin)
-    if trend.kind is None:
-        return f"{sentence}. The form of the curve is not decided ({trend.reason})."
-    return f"{sentence}. Of five forms, {trend.kind} is the closest within these generations ({trend.reason})."
 
 
 def _spread(curves: Floats) -> float:

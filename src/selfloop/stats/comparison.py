@@ -56,7 +56,7 @@ class Comparison:
     differences: Sequence[Interval]
     first_generation: int
     answer: Literal["holds", "violated", "equivalent", "undecided"]
-    reason: str = ""  # of "equivalent" and "undecided"
+    reason: str = ""  # the margin, if all differences are within it; the power of these seeds, if undecided
     claimed: bool = False
     declared: bool = False
     metric: str = ""
@@ -116,14 +116,11 @@ def _compare_family(
     equivalent = _adjust([_p_value_of_all(_p_value(d, -within), _p_value(-d, -within)) for d in later])
     alpha, comparisons = 1 - answer_level(), []
     for i, (a, b) in enumerate(pairs):
-        answer: Literal["holds", "violated", "equivalent", "undecided"] = "undecided"
-        reason = _describe_power(later[i], within, len(pairs))
-        if holds[i] < alpha:
-            answer, reason = "holds", ""
-        elif violated[i] < alpha:
-            answer, reason = "violated", ""
-        elif equivalent[i] < alpha:
-            answer, reason = "equivalent", f"no difference as large as {within:.3g}"
+        answer: Literal["holds", "violated", "equivalent", "undecided"]
+        reason = f"no difference as large as {within:.3g}" if equivalent[i] < alpha else ""
+        answer = "holds" if holds[i] < alpha else "violated" if violated[i] < alpha else "equivalent" if reason else "undecided"
+        if answer == "undecided":
+            reason = _describe_power(later[i], within, len(pairs))
         differences = paired_difference(curves[a], curves[b], LEVEL)
         comparisons.append(Comparison(a, b, differences, first_generation, answer, reason))
     return comparisons

@@ -123,8 +123,7 @@ def ratio_interval(values: Floats, base: Floats, level: float | None = None) -> 
     n, top, bottom = len(values), float(np.mean(values)), float(np.mean(base))
     if not (top > 0 and bottom > 0):
         return Interval(None, None, None, n)
-    _, residual = _mean_and_half_width(values / top - base / bottom, level)
-    if not np.isfinite(residual):
+    if n < 2 or not np.ptp(values / top - base / bottom) > 1e-12:  # also if a chain has ended
         return _interval(top / bottom, np.nan, np.nan, n)
     quantile = float(stdtrit(n - 1, (1 + (level or answer_level())) / 2))
     (xx, xy), (_, yy) = np.cov(values / top, base / bottom) * quantile**2 / n

@@ -1,0 +1,81 @@
+"""The primary comparison: declared in the spec, checked before any work, judged alone and shown first."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import selfloop
+from selfloop.errors import SpecError
+from selfloop.report.build import build_report
+from selfloop.report.findings import findings
+from selfloop.spec.parse import parse_spec
+from selfloop.spec.write import spec_text
+
+PRIMARY = {"higher": "replace", "lower": "accumulate", "generation": 4}
+
+
+def make_spec(**changes: Any) -> selfloop.Spec:
+    settings = {"source": "linear", "family": "linear", "n": 60, "generations": 5, "seeds": 8, "primary": PRIMARY}
+    return selfloop.Spec(**{**settings, **changes})
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (
+            {"higher": "replce"},
+            "primary.higher: unknown policy 'replce'. Did you mean 'replace'? Allowed: accumulate, replace.",
+        ),
+        ({"lower": "replace"}, "primary.lower: got replace for both policies. Name two different ones."),
+        ({"generation": 6}, "primary.generation: got 6; expected 1 to 5, the generations."),
+        ({"generation": 0}, "primary.generation: got 0; expected"),
+        ({"metric": "nll"}, "primary.metric: unknown metric 'nll'."),
+        ({"margin": -1.0}, "primary.margin: got -1.0"),
+        ({"generatio": 4}, "primary.generatio: unknown key 'generatio'. Did you mean 'generation'?"),
+    ],
+)
+def test_what_the_spec_does_not_have_is_refused(change: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(SpecError) as refusal:
+        make_spec(primary={**PRIMARY, **change})
+    assert str(refusal.value).startswith(sentence)
+
+
+def test_an_incomplete_or_odd_declaration_is_refused() -> None:
+    with pytest.raises(SpecError, match=r"primary\.generation: missing"):
+        make_spec(primary={"higher": "replace", "lower": "accumulate"})
+    with pytest.raises(SpecError, match="primary: got 'replace'; expected a table"):
+        make_spec(primary="replace")
+    with pytest.raises(SpecError, match=r"primary\.generation: got 4; expected 1 to 3"):
+        make_spec(sweep={"generations": [5, 3]}).points()
+
+
+def test_it_is_written_and_read_again() -> None:
+    spec = make_spec(primary={**PRIMARY, "margin": 0.5})
+    assert parse_spec(spec_text(spec), "spec").primary == spec.primary
+    assert "primary" not in spec_text(make_spec(primary=None))
+
+
+def test_it_is_shown_first_and_leaves_the_others_as_they_are(tmp_path: Path) -> None:
+    result = selfloop.run(make_spec(), tmp_path)
+    first, *others = result.compare()
+    assert (first.higher, first.lower, first.declared, first.metric) == ("replace", "accumulate", True, "excess_risk")
+    assert others == selfloop.run(make_spec(primary=None), tmp_path).compare()
+    sentence = next(findings(result))
+    assert sentence.startswith("Primary comparison: replace > accumulate: ")
+    assert "replace − accumulate in excess_risk at t = 4 is " in sentence
+    report = build_report(result)
+    assert report.findings[0] == sentence
+    assert not any(pair.declared for table in report.differences for pair in table.comparisons)
+
+
+def test_it_may_be_about_another_metric_and_has_its_own_margin(tmp_path: Path) -> None:
+    metrics = ["mean_error", "variance_ratio"]
+    primary = {**PRIMARY, "metric": "variance_ratio", "margin": 10.0}
+    spec = make_spec(source="gaussian", family="gaussian", metrics=metrics, primary=primary)
+    result = selfloop.run(spec, tmp_path)
+    assert [pair.metric for pair in result.compare()] == ["variance_ratio", "mean_error"]
+    assert result.compare()[0].reason == "no difference as large as 10"
+    assert not any(pair.declared for pair in result.compare(metric="mean_error"))
