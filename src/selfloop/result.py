@@ -257,7 +257,7 @@ def _references(point: Point, policy: Policy) -> dict[str, Reference]:
         if name == law.metric and law.kind == "exact":
             known = replace(known, expected=law.values)
         limit = known.limit or law.limit if name == law.metric else known.limit
-        vanishes, source = known.vanishes or law.limit == "zero", known.source or law.source
+        vanishes, source = known.vanishes or law.limit == "zero", known.source or f"{law.law!r} ({law.source})"
         references[name] = replace(known, limit=limit, vanishes=vanishes, source=source)
     return references
 

@@ -4,7 +4,6 @@ import re
 
 import numpy as np
 import pytest
-from scipy import stats
 
 from selfloop.criteria.diversity import CollapsingVariance, Hallucination, ModeEntanglement, TailLoss
 from selfloop.criteria.judging import Reference, describe_needed_seeds
@@ -118,7 +117,7 @@ def test_an_answer_does_not_depend_on_an_arbitrary_zero(shift):
         assert [c.judge(curves).answer for c in ALL[:3]] == answers
     unscaled = CatastrophicIncrease().judge({"risk": curve})
     assert (unscaled.answer, unscaled.low) == ("undecided", None)
-    assert "no natural zero" in unscaled.reason
+    assert unscaled.reason.startswith("without a natural zero")
     assert AnyIncrease(margin=0.1).judge({"risk": curve}).answer == "undecided"
 
 
@@ -159,20 +158,21 @@ def test_a_slope_that_is_not_significant_is_not_a_variance_that_has_stopped():
         verdict = CollapsingVariance().judge({"variance_ratio": curves})
         answers.append(verdict.answer)
         if verdict.answer == "undecided":
-            assert re.search(
-                r"after 10 times as many generations again, .*\)(; (about|more than) [\d,]+ seeds would decide)?$",
-                verdict.reason,
+            assert "; after 10 times as many generations again, " in verdict.reason
+            assert ("seeds would decide" in verdict.reason) == (
+                float(re.search(r"again, ([\d.e+-]+)", verdict.reason)[1]) > 0.5
             )
     assert answers.count("no") <= 3  # 2.5 % and two standard errors; 46 without the margin
 
 
-def test_the_seeds_that_would_decide_are_those_of_an_interval_that_is_narrow_enough():
-    values = np.random.default_rng(7).normal(0.05, 0.1, 2000)
-    needed = int(re.search(r"about ([\d,]+) seeds", describe_needed_seeds(mean_interval(values[:10]), 0.0))[1].replace(",", ""))
-    few = values[:10]
-    t = stats.t.ppf(0.975, [needed - 1, needed - 2]) / np.sqrt([needed, needed - 1]) * few.std(ddof=1)
-    assert t[0] < abs(few.mean()) <= t[1]
-    assert describe_needed_seeds(mean_interval(values), 0.0) == ""  # these decide
+def test_the_named_number_of_seeds_decides_with_the_named_power_if_the_estimate_is_right():
+    rng = np.random.default_rng(7)
+    few = rng.normal(0.05, 0.1, 10)
+    sentence = describe_needed_seeds(mean_interval(few), 0.0)
+    needed = int(re.fullmatch(r"; ([\d,]+) seeds would decide with 80 % power if the estimate is right", sentence)[1])
+    repeats = rng.normal(few.mean(), few.std(ddof=1), (400, needed))
+    assert np.mean([mean_interval(each).low > 0 for each in repeats]) == pytest.approx(0.8, abs=0.06)
+    assert describe_needed_seeds(mean_interval(repeats.ravel()), 0.0) == ""  # these decide
 
 
 def test_a_variance_of_zero_counts_as_collapsed():
@@ -230,7 +230,7 @@ def test_a_setting_out_of_bounds_is_refused(make, key):
 def test_a_risk_that_levels_off_does_not_diverge_and_one_that_rises_is_undecided():
     t = np.arange(1.0, 21)
     flat = Divergence().judge({"risk": noisy(2 - 0.5**t, scale=1e-3)}, {}, ZERO)
-    assert (flat.answer, "levelled off within 20 generations" in flat.reason) == ("no", True)
+    assert (flat.answer, "levelled off by generation 20" in flat.reason) == ("no", True)
     rising = Divergence().judge({"risk": noisy(1 + t)}, {}, ZERO)
     assert (rising.answer, "still rises at generation 20" in rising.reason) == ("undecided", True)
     assert Divergence().judge({"risk": noisy(2 - t / 100)}, {}, ZERO).answer == "no"
@@ -252,7 +252,7 @@ def test_an_exact_law_decides_and_a_contradiction_is_named():
     for law, curve, answers in ((grows, falling, "yes yes yes"), (stays, rising, "no no no"), (stays, falling, "no no no")):
         verdicts = [c.judge({"risk": curve}, {}, {"risk": law}) for c in ALL[:3]]
         assert [v.answer for v in verdicts] == answers.split()
-        assert all(v.reason.startswith("by the law of a paper; measured: ") for v in verdicts)
+        assert all(v.reason.startswith("by the law a paper; measured: ") for v in verdicts)
         assert ("against the law" in verdicts[1].reason) == (curve is not falling or law is grows)
     bounded = Reference(limit="finite", source="a paper")  # a bound decides that there is no divergence, and nothing else
     assert [c.judge({"risk": rising}, {}, {"risk": bounded}).answer for c in ALL[:3]] == ["undecided", "yes", "no"]

@@ -58,13 +58,12 @@ class CollapsingVariance(CurveCriterion):
         geometric_mean = _exp(mean_interval(change) if (values > 0).all() else median_interval(change))
         interval = geometric_mean if self.aggregate == "geometric_mean" else mean
         reason = f"last over first variance: geometric mean {_describe(geometric_mean)}, mean {_describe(mean)}"
-        extrapolated, answer = mean_interval(later), answer_below(interval, self.threshold)
+        answer, extrapolated = answer_below(interval, self.threshold), mean_interval(later)
         reason += f"; after {self.horizon:g} times as many generations again, {_describe(_exp(extrapolated))}"
         if answer == "no" and answer_below(extrapolated, limit) != "no":
             answer = "undecided"
-        if answer == "undecided":
-            is_below = (interval.estimate or 0.0) < self.threshold
-            reason += describe_needed_seeds(*(interval, self.threshold) if is_below else (extrapolated, limit))
+        if answer == "undecided" and (extrapolated.estimate or 0.0) > limit:
+            reason += describe_needed_seeds(extrapolated, limit)
         return Verdict("", "", answer, None, self.threshold, interval.estimate, interval.low, interval.high, reason)
 
     def _extrapolate(self, logs: Floats) -> Floats:

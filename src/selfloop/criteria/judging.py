@@ -17,11 +17,9 @@ import numpy as np
 
 from selfloop.columns import Floats
 from selfloop.component import Better, Criterion
-from selfloop.stats.comparison import as_risk, right_values
+from selfloop.stats.comparison import as_risk, right_values, seeds_for_power
 from selfloop.stats.intervals import Interval, answer_level, median_interval
 from selfloop.types import Answer, Limit, Verdict
-
-MAX_SEEDS_NAMED = 10_000  # an answer that needs more is out of reach
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,15 +33,14 @@ class Reference:
     vanishes: bool = False  # by a law, the value of a typical chain goes to 0
     source: str = ""  # of the law
 
-    def scale(self, risks: Floats) -> float | None:
+    def scale(self, risks: Floats) -> float:
         """The size that shares refer to: the first risk if it has a natural zero, else its distance from the trivial one.
 
-        None if there is neither: multiples of a log density depend on the unit of the rows.
+        0 if there is neither: multiples of a log density depend on the unit of the rows.
         """
-        if not self.has_zero and self.trivial is None:
-            return None
-        size = float((risks[:, 0] if self.trivial is None or self.has_zero else self.trivial[:, 0] - risks[:, 0]).mean())
-        return size if size > 0 else None
+        sizes = np.zeros(1) if self.trivial is None else self.trivial[:, 0] - risks[:, 0]
+        size = float((risks[:, 0] if self.has_zero else sizes).mean())
+        return size if size > 0 else 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,7 +97,7 @@ class CurveCriterion(Criterion):
             return verdict
         contradiction = ", against the law" if {answer, verdict.answer} == {"yes", "no"} else ""
         measured = f"measured: {verdict.answer}{contradiction} ({verdict.reason})"
-        return replace(verdict, answer=answer, reason=f"by the law of {reference.source}; {measured}")
+        return replace(verdict, answer=answer, reason=f"by the law {reference.source}; {measured}")
 
     def answer_by_law(self, reference: Reference, measured: Answer) -> Answer | None:
         """The answer that the law of the judged metric proves in place of the measured one; None if it proves none."""
@@ -135,21 +132,14 @@ def make_verdict(answer: Answer, threshold: float, interval: Interval, reason: s
 
 
 def describe_needed_seeds(interval: Interval, threshold: float) -> str:
-    """The seeds with which an interval of the same spread would not contain the threshold; empty if it does not."""
+    """The number of seeds that would decide if the estimate is right; empty if those at hand do."""
     from scipy.special import stdtrit
 
-    if (
-        interval.low is None
-        or interval.high is None
-        or interval.estimate is None
-        or not interval.low <= threshold <= interval.high
-    ):
+    if interval.low is None or interval.high is None or interval.estimate in (None, threshold):
         return ""
-    gap, width = abs(interval.estimate - threshold), (interval.high - interval.low) / 2
-    seeds = np.arange(2, MAX_SEEDS_NAMED + 1)
-    widths = stdtrit(seeds - 1, (1 + answer_level()) / 2) / np.sqrt(seeds)
-    enough = seeds[widths * width < gap * widths[interval.n - 2]]
-    return f"; about {enough[0]:,} seeds would decide" if enough.size else f"; more than {MAX_SEEDS_NAMED:,} seeds would decide"
+    spread = (interval.high - interval.low) / 2 / stdtrit(interval.n - 1, (1 + answer_level()) / 2) * interval.n**0.5
+    seeds = seeds_for_power(abs((interval.estimate or 0.0) - threshold), float(spread), answer_level(later=1))
+    return f"; {seeds:,.0f} seeds would decide with 80 % power if the estimate is right" if seeds > interval.n else ""
 
 
 def judge_ended(values: Floats, threshold: float, quantity: str, *, is_amount: bool = False) -> Verdict:

@@ -16,12 +16,13 @@ from selfloop.criteria.judging import (
     Reference,
     answer_above,
     answer_below,
+    describe_needed_seeds,
     judge_curve,
     judge_ended,
     make_verdict,
 )
 from selfloop.settings import PositiveFloat
-from selfloop.stats.intervals import Interval, mean_interval, ratio_interval
+from selfloop.stats.intervals import mean_interval, ratio_interval
 from selfloop.stats.trend import FLAT_TOLERANCE, describe_late_change, late_change
 from selfloop.types import Answer, Verdict
 
@@ -38,33 +39,23 @@ class CatastrophicIncrease(CurveCriterion):
     factor: Annotated[float, Gt(1), "multiplier of the risk above which the increase is catastrophic"] = 10.0
 
     def judge_values(self, values: Floats, reference: Reference) -> Verdict:
-        first, last, trivial = values[:, 0], values[:, -1], None if reference.trivial is None else reference.trivial[:, 0]
-        has_ended, verdicts = bool(np.isnan(last).any()), list[Verdict]()
-        if reference.has_zero and has_ended:
-            verdicts.append(judge_ended(last - self.factor * first, 0.0, f"last minus {self.factor:g} times the first risk"))
-        elif reference.has_zero:
-            ratio = ratio_interval(last, first)
-            verdicts.append(
-                make_verdict(answer_above(ratio, self.factor), self.factor, ratio, "mean last over mean first risk")
-            )
-        if trivial is not None and answer_below(mean_interval(first - trivial), 0.0) == "yes":
-            excess = mean_interval(last - trivial)
-            reason = "last risk minus that of a trivial model"
-            verdicts.append(
-                judge_ended(last - trivial, 0.0, reason)
-                if has_ended
-                else make_verdict(answer_above(excess, 0.0), 0.0, excess, f"mean of the {reason}, paired by seed")
-            )
-        diverged = judge_ended(last, np.finfo(float).max, "last risk")
-        if not verdicts and diverged.answer == "yes":
-            return diverged
-        if not verdicts:
-            reason = (
-                "the risk has no natural zero, so it has no multiples, and the first model is not better than a trivial one"
-            )
-            return make_verdict("undecided", self.factor, Interval(None, None, None, len(values)), reason)
-        by_answer = {verdict.answer: verdict for verdict in reversed(verdicts)}
-        return next(by_answer[answer] for answer in ("yes", "undecided", "no") if answer in by_answer)
+        first, last, trivial = values[:, 0], values[:, -1], reference.trivial
+        multiple = self.factor * first if reference.has_zero else np.full_like(first, np.inf)
+        if trivial is not None and first.mean() < trivial.mean() < multiple.mean():  # the lower bar decides
+            excess, quantity = last - trivial[:, 0], "last risk minus that of a trivial model"
+        else:
+            excess, quantity = last - multiple, f"last risk minus {self.factor:g} times the first"
+            if reference.has_zero and not np.isnan(last).any():
+                ratio = ratio_interval(last, first)
+                return make_verdict(answer_above(ratio, self.factor), self.factor, ratio, "mean last over mean first risk")
+        verdict = judge_ended(excess, 0.0, quantity)
+        if np.isneginf(excess).any() and verdict.answer != "yes":
+            reason = "without a natural zero, it needs a trivial model that the first one is better than"
+            return Verdict("", "", "undecided", None, self.factor, reason=reason)
+        if np.isnan(last).any():
+            return verdict
+        interval = mean_interval(excess)
+        return make_verdict(answer_above(interval, 0.0), 0.0, interval, f"mean of the {quantity}, paired by seed")
 
     def answer_by_law(self, reference: Reference, measured: Answer) -> Answer | None:
         law = reference.expected
@@ -86,7 +77,7 @@ class AnyIncrease(CurveCriterion):
     margin: Annotated[float, Ge(0), "increase that does not count, as a share"] = 0.0
 
     def judge_values(self, values: Floats, reference: Reference) -> Verdict:
-        change, scale = values[:, -1] - values[:, 0], reference.scale(values) if self.margin else 0.0
+        change, scale = values[:, -1] - values[:, 0], reference.scale(values)
         if scale is None:
             undefined = Interval(None, None, None, len(values))
             return make_verdict(
@@ -122,14 +113,17 @@ class Divergence(CurveCriterion):
     )
 
     def judge_values(self, values: Floats, reference: Reference) -> Verdict:
-        change, margin = late_change(values), self.flat_tolerance * (reference.scale(values) or 0.0)
+        change, margin = late_change(values), self.flat_tolerance * reference.scale(values)
         if np.isnan(change).any():
             verdict = judge_ended(change, margin, "change of the risk over the last half")
             diverges = judge_ended(change, np.finfo(float).max, "").answer == "yes"  # of most chains
             return replace(verdict, answer="yes" if diverges else "no" if verdict.answer == "no" else "undecided")
         interval = mean_interval(change)
-        answer: Answer = "no" if answer_above(interval, margin) == "no" else "undecided"
-        return make_verdict(answer, margin, interval, describe_late_change(interval, margin, values.shape[1]))
+        verdict = make_verdict("no", margin, interval, describe_late_change(interval, margin, values.shape[1]))
+        if answer_above(interval, margin) == "no":
+            return verdict
+        needed = describe_needed_seeds(interval, margin) if (interval.estimate or 0.0) < margin else ""
+        return replace(verdict, answer="undecided", reason=f"{verdict.reason}{needed}")
 
     def answer_by_law(self, reference: Reference, measured: Answer) -> Answer | None:
         return None if reference.limit is None else "yes" if reference.limit == "infinite" else "no"

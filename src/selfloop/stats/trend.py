@@ -10,8 +10,7 @@ import numpy as np
 from selfloop.columns import Floats
 from selfloop.stats.intervals import LEVEL, Interval, before_first_end, mean_interval, paired_difference
 
-MIN_FITTED = 6  # generations; a form with three parameters then leaves three degrees of freedom
-MIN_GENERATIONS = 8  # of a decided trend, which must be the same without their last quarter
+MIN_GENERATIONS = 8  # a form with three parameters then leaves three degrees of freedom without the last quarter of them
 FLAT_TOLERANCE = 0.02  # change that counts as none, as a share of the scale of a risk
 MIN_PLAUSIBILITY = 0.001  # of the best form, by an F test
 
@@ -52,43 +51,46 @@ TRENDS = tuple(_N_PARAMETERS)
 
 def late_slopes(curves: Floats) -> Floats:
     """Least-squares slope per generation over the last half of the generations (at least two), per seed."""
-    late = curves[:, _late(curves.shape[1])]
+    late = curves[:, min(curves.shape[1] // 2, max(curves.shape[1] - 2, 0)) :]
     t = np.arange(late.shape[1]) - (late.shape[1] - 1) / 2
     return np.asarray(late @ t / max(np.sum(t**2), 0.5), np.float64)
 
 
 def late_change(curves: Floats) -> Floats:
-    """Change over the last half of the generations along the least-squares line, per seed."""
-    return late_slopes(curves) * (len(range(curves.shape[1])[_late(curves.shape[1])]) - 1)
-
-
-def _late(generations: int) -> slice:
-    return slice(min(generations // 2, max(generations - 2, 0)), None)
+    """Change of a curve over the last half of its generations, at its slope there, per seed."""
+    return late_slopes(curves) * curves.shape[1] / 2
 
 
 def describe_late_change(change: Interval, margin: float, generations: int) -> str:
-    """The statement about a risk that generations 1 .. `generations` allow without a model of it, with its numbers."""
+    """The statement on the rise of a risk that `generations` generations allow without a model of it, with its numbers."""
     if change.low is None or change.high is None or change.estimate is None:
-        return f"the seeds do not tell whether it still rises at generation {generations}"
-    statement = f"may or may not still rise at generation {generations}"
-    if change.low > margin:
-        statement = f"still rises at generation {generations}"
-    elif change.high < -margin:
-        statement = f"still falls at generation {generations}"
-    elif -margin <= change.low and change.high <= margin:
-        statement = f"has levelled off within {generations} generations"
-    elif change.high <= margin:
-        statement = f"no longer rises at generation {generations}"
+        return f"may or may not still rise at generation {generations}: the seeds give no interval"
+    statement = "has levelled off by" if change.low >= -margin else "no longer rises at"
+    if change.high > margin:
+        statement = "still rises at" if change.low > margin else "may or may not still rise at"
     limits = f"{change.estimate:.3g} [{change.low:.3g}, {change.high:.3g}]"
-    return f"{statement}: change over the last half {limits}, margin {margin:.3g}"
+    return f"{statement} generation {generations}: change over the last half {limits}, margin {margin:.3g}"
+
+
+def describe_trend(curves: Floats, scale: float) -> str:
+    """Whether a risk still rises at the last generation, and the form of its curve so far. Later generations are not known."""
+    generations, margin = curves.shape[1], FLAT_TOLERANCE * scale
+    statement = describe_late_change(mean_interval(late_change(curves)), margin, generations)
+    if generations < MIN_GENERATIONS:
+        return f"{statement}."
+    trend = fit_trend(curves, margin)
+    form = "the form so far is not decided" if trend.kind is None else f"of five forms, {trend.kind} is the closest so far"
+    return f"{statement}; {form} ({trend.reason})."
 
 
 def fit_trend(curves: Floats, margin: float, min_weight: float = 0.9) -> Trend:
     """The trend of the mean over seeds of (seeds, generations) curves, decided if its weight is at least `min_weight`.
 
-    A decided trend describes the generations so far, best of five forms; it says nothing about later ones. It must have the
-    weight without the last quarter of the generations too. `constant` is decided if it has the largest weight and the change
-    from the first to the last generation is within `margin`. Generations from the first end of a chain on are left out.
+    Least squares weighted by the variance over seeds, compared by QAIC weights (Burnham and Anderson 2002, sections 2.5 and
+    2.9), so that a lucky run of correlated generations does not count as a trend. It must have the weight without the last
+    quarter of the generations too. Every other form contains the constant, which therefore never has all the weight: it is
+    decided if it has the largest one and the change from the first to the last generation is within `margin`. Undecided if no
+    form fits (F test at 0.001). Generations from the first end of a chain on are left out.
     """
     complete = before_first_end(curves)
     seeds, generations = complete.shape
@@ -96,20 +98,13 @@ def fit_trend(curves: Floats, margin: float, min_weight: float = 0.9) -> Trend:
         return Trend(None, f"{seeds} seeds x {generations} generations; a trend needs 2 x {MIN_GENERATIONS}")
     if np.ptp(complete[:, 0]) == 0:
         complete = complete[:, 1:]  # all chains have the same first fit, as on a table: it gives no spread over seeds
-    early = max(3 * complete.shape[1] // 4, MIN_FITTED)
-    whole, earlier = (_best_form(each, margin, min_weight) for each in (complete, complete[:, :early]))
-    if whole.kind == earlier.kind or whole.kind is None:
+    whole, early = (_fit_trend(complete[:, :t], margin, min_weight) for t in (generations, 3 * generations // 4))
+    if whole.kind == early.kind or whole.kind is None:
         return whole
-    return Trend(None, f"{whole.reason}, but {earlier.reason} without the last quarter of the generations")
+    return Trend(None, f"{whole.reason}, but {early.reason} without the last quarter of the generations")
 
 
-def _best_form(curves: Floats, margin: float, min_weight: float) -> Trend:
-    """The form of the largest weight.
-
-    Least squares weighted by the covariance over seeds, compared by QAIC weights (Burnham and Anderson 2002, sections 2.5
-    and 2.9), so that a lucky run of correlated generations does not count as a trend. Every other form contains the
-    constant, which therefore never has all the weight. Undecided if no form fits (F test at 0.001).
-    """
+def _fit_trend(curves: Floats, margin: float, min_weight: float) -> Trend:
     from scipy.special import fdtrc
 
     seeds, generations = curves.shape
@@ -193,36 +188,13 @@ def _misfit_at(form: _Form, rate: float, mean: Floats, whiten: Floats) -> float:
 def _whitening_matrix(curves: Floats) -> Floats | None:
     """Matrix that maps the mean curve to uncorrelated numbers with variance 1; None if the seeds do not differ.
 
-    Chains are nearly random walks, so increments are nearly uncorrelated. Their correlations are shrunk toward 0 and
-    their variances toward the median variance, with the weights of Schaefer and Strimmer (2005) and Opgen-Rhein and
-    Strimmer (2007). So fewer seeds than generations suffice.
+    Chains are nearly random walks: their increments are nearly uncorrelated. Those after generation 1 get one variance, the
+    median of their variances, so that fewer seeds than generations suffice.
     """
     seeds, generations = curves.shape
-    step = np.eye(generations) - np.eye(generations, k=-1)
-    increments = curves @ step.T
-    centered = increments - increments.mean(axis=0)
-    raw = np.sum(centered**2, axis=0) / (seeds - 1)
-    later = raw[1:]  # the first increment is the value at generation 1, which has another size
-    target = np.median(later)
-    share = _shrinkage(centered[:, 1:] ** 2, np.sum((later - target) ** 2))
-    variance = np.append(raw[0], share * target + (1 - share) * later)
+    differences = np.eye(generations) - np.eye(generations, k=-1)
+    variance = np.var(curves @ differences.T, axis=0, ddof=1)
+    variance[1:] = np.median(variance[1:])
     if not (variance > 1e-24 * np.max(np.abs(curves)) ** 2).all():
         return None
-    z = centered / np.sqrt(np.where(raw > 0, raw, 1.0))
-    between = np.triu_indices(generations, 1)
-    correlation = z.T @ z / (seeds - 1)
-    share = _shrinkage((z[:, :, None] * z[:, None, :])[:, *between], np.sum(correlation[between] ** 2))
-    shrunk = (1 - share) * correlation
-    np.fill_diagonal(shrunk, 1.0)
-    deviation = np.sqrt(variance / seeds)
-    return np.asarray(np.linalg.solve(np.linalg.cholesky(shrunk * np.outer(deviation, deviation)), step), np.float64)
-
-
-def _shrinkage(products: Floats, signal: float) -> float:
-    """Weight of the shrinkage target: variance of the estimates over their squared distance from the target.
-
-    At least 0.01, so that the correlation matrix stays invertible.
-    """
-    seeds = len(products)
-    noise = np.var(products, axis=0, ddof=1).sum() * seeds / (seeds - 1) ** 2
-    return float(np.clip(noise / signal, 0.01, 1.0)) if signal > 0 else 1.0
+    return np.asarray(differences / np.sqrt(variance / seeds)[:, None], np.float64)
