@@ -165,6 +165,25 @@ def test_the_interval_of_two_seeds_is_not_drawn_and_one_seed_has_none() -> None:
     assert "mean over 1 seed; lower is better" in panel_figure(panel_of(np.array([[1.0, 2.0]])), STYLES).caption
 
 
+@pytest.mark.parametrize(("value", "is_drawn"), [(2.9, True), (1.5, True), (0.1, True), (3.2, False), (-1.0, False)])
+def test_a_trivial_model_near_the_curves_is_a_labelled_line_and_is_named_otherwise(value: float, is_drawn: bool) -> None:
+    panel = panel_of(spread([1.0, 2.0], width=0.0), trivial=("the mean image", value))
+    figure, axis = panel_figure(panel, STYLES), fit_value_axis(panel)
+    assert (">the mean image<" in figure.svg()) is is_drawn
+    assert (axis.low < value < axis.high) is is_drawn
+    assert axis.high - axis.low < 3  # the curves keep a third of the height, even on an axis that begins at 0
+    assert f"{'gray line' if is_drawn else 'outside of the figure'}: the mean image, {format_number(value)}" in figure.caption
+    assert is_drawn or axis == fit_value_axis(panel_of(spread([1.0, 2.0], width=0.0)))
+
+
+def test_a_trivial_value_below_zero_is_outside_of_a_logarithmic_axis() -> None:
+    panel = panel_of(np.array([[1.0, 100.0]]), trivial=("the mean image", -1.0))
+    assert fit_value_axis(panel).log
+    assert "outside of the figure: the mean image" in panel_figure(panel, STYLES).caption
+    shown = panel_of(np.array([[1.0, 100.0]]), trivial=("the mean image", 2000.0))
+    assert ">the mean image<" in panel_figure(shown, STYLES).svg()
+
+
 def test_the_axis_of_one_generation_names_no_other() -> None:
     svg = panel_figure(panel_of(np.array([[1.0], [2.0], [3.0]])), STYLES).svg()
     assert ">1<" in svg

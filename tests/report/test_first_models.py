@@ -1,21 +1,16 @@
-"""The first sentence of a result: a first model that is worse than a trivial model, or none."""
+"""The first sentence of a result: a first model that is hardly better than a trivial model, or none."""
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from scipy import stats
 
 import selfloop
-from selfloop.columns import Floats
-from selfloop.component import Context
-from selfloop.report.findings import findings
-from selfloop.report.first_models import trivial_loss
-from selfloop.rng import RandomStream
+from selfloop.report.build import build_report
+from selfloop.report.first_models import first_model_sentence, trivial_model
 
 
 def result(store: Path, **settings: Any) -> selfloop.Result:
@@ -23,84 +18,84 @@ def result(store: Path, **settings: Any) -> selfloop.Result:
     return selfloop.run(selfloop.Spec(**{**defaults, **settings}), store)
 
 
+def sentence(run: selfloop.Result) -> str | None:
+    return first_model_sentence(run, run.points[0])
+
+
 @pytest.fixture
-def shop(tmp_path: Path) -> tuple[Path, Floats]:
-    rng = np.random.default_rng(0)
-    rows = np.stack([rng.normal(40, 12, 200), np.exp(rng.normal(10.8, 0.6, 200)), rng.poisson(3, 200)], axis=1)
-    path = tmp_path / "shop.csv"
-    path.write_text(
-        "age,income,visits\n" + "".join(f"{age!r},{income!r},{visits:g}\n" for age, income, visits in rows.tolist())
-    )
-    return path, rows
-
-
-def split(path: Path, **settings: Any) -> tuple[dict[str, Floats], dict[str, Floats]]:
-    """Training and held-out rows of a table."""
-    spec = selfloop.Spec(source={"name": "table", "path": str(path), **settings}, family="gaussian")  # type: ignore[arg-type]
-    context = Context(RandomStream(("any",)))
-    holdout = spec.source.n_holdout() or 0
-    draws = [spec.source.draw(first, n, context) for first, n in ((holdout, 200 - holdout), (0, holdout))]
-    return tuple({name: np.asarray(column) for name, column in rows.items()} for rows in draws)  # type: ignore[return-value]
+def shop(tmp_path: Path) -> dict[str, Any]:
+    """A table whose two columns are functions of each other, but for noise, in different units."""
+    rng, path = np.random.default_rng(0), tmp_path / "shop.csv"
+    age = rng.choice([20.0, 40.0, 60.0], 300) + rng.normal(0, 1, 300)
+    rows = np.stack([age, 1000 * age + rng.normal(0, 2000, 300)], axis=1)
+    path.write_text("age,income\n" + "".join(f"{a!r},{b!r}\n" for a, b in rows.tolist()))
+    return {"name": "table", "path": str(path)}
 
 
 def test_a_density_worse_than_normal_columns_is_said_and_a_standardized_one_is_not(
-    shop: tuple[Path, Floats], tmp_path: Path
+    shop: dict[str, Any], tmp_path: Path
 ) -> None:
-    source = {"name": "table", "path": str(shop[0])}
-    absurd = result(tmp_path / "a", source=source, family={"name": "kde", "standardize": False})
-    first = next(findings(absurd))
-    assert first.startswith("The first model is worse than a normal distribution of each column: nll ")
+    absurd = result(tmp_path / "a", source=shop, family={"name": "kde", "standardize": False})
+    said = sentence(absurd)
+    assert said is not None
+    assert said.startswith("The first model is worse than a normal distribution of each column: nll ")
     assert absurd.curves()["replace"]["nll"][0, 0] > 10_000
-    sound = result(tmp_path / "b", source=source, family="kde")
-    assert not any("The first model" in sentence for sentence in findings(sound))
-    training, holdout = split(shop[0])
-    expected = -stats.norm.logpdf(holdout["x"], training["x"].mean(axis=0), training["x"].std(axis=0)).sum(axis=1).mean()
-    trivial = trivial_loss(sound.points[0], "nll")
-    assert trivial is not None
-    assert trivial[0] == pytest.approx(expected)
-    assert sound.curves()["replace"]["nll"][0, 0] < expected + 0.5
+    assert sentence(result(tmp_path / "b", source=shop, family="kde")) is None
 
 
-def test_trivial_losses_are_those_of_one_distribution_for_all_rows(shop: tuple[Path, Floats], tmp_path: Path) -> None:
-    source = {"name": "table", "path": str(shop[0]), "target": "visits", "columns": ["age"]}
-    training, holdout = split(shop[0], target="visits", columns=["age"])
-    counts = result(tmp_path / "a", source=source, family={"name": "glm", "link": "log"}, metrics=["log_loss"])
-    trivial = trivial_loss(counts.points[0], "log_loss")
-    assert trivial is not None
-    assert trivial[0] == pytest.approx(-stats.poisson.logpmf(holdout["y"], training["y"].mean()).mean(), rel=1e-3)
-    binary = result(tmp_path / "b", source={**source, "positive": "3"}, family="glm", metrics=["log_loss"])
-    trivial, share = trivial_loss(binary.points[0], "log_loss"), (training["y"] == 3).mean()
-    assert trivial is not None
-    assert trivial[0] == pytest.approx(-np.where(holdout["y"] == 3, np.log(share), np.log(1 - share)).mean(), rel=1e-2)
+def test_the_sentence_names_both_values_and_the_point(shop: dict[str, Any], tmp_path: Path) -> None:
+    swept = result(tmp_path, source=shop, family="kde", sweep={"family.bandwidth": [0.3, 4.0]})
+    good, wide = (first_model_sentence(swept, point) for point in swept.points)
+    name, value = trivial_model(swept, swept.points[1], "nll") or ("", 0.0)
+    first = swept.curves({"family.bandwidth": 4.0})["replace"]["nll"][:, 0].mean()
+    assert good is None
+    assert wide is not None
+    assert wide.startswith(
+        f"The first model at family.bandwidth = 4.0 is worse than {name}: nll {first:.1f}, against {value:.1f}."
+    )
 
 
-def test_coefficients_symbols_and_tokens_have_trivial_losses(tmp_path: Path) -> None:
-    few = result(tmp_path / "a", source="linear", family="linear", n=10, seeds=5)
-    assert "The first model is worse than coefficients of 0: excess_risk" in next(findings(few))
-    many = result(tmp_path / "b", source="linear", family="linear", n=100, seeds=5)
-    assert not any("The first model" in sentence for sentence in findings(many))
-    trivial = trivial_loss(many.points[0], "excess_risk")
-    assert trivial is not None
-    assert 5 < trivial[0] < 15  # the expected squared length of 10 normal coefficients is 10
-    symbols = result(tmp_path / "c", source={"name": "zipf", "n_symbols": 4}, family="discrete", n=100, metrics=["nll"])
-    assert trivial_loss(symbols.points[0], "nll") == (math.log(4), "equal probabilities of all symbols")
-    assert trivial_loss(symbols.points[0], "mean_error") is None
+@pytest.mark.parametrize(("noise", "answer"), [(3.5, "worse"), (3.05, "hardly better"), (2.9, None)])
+def test_a_gain_below_a_twentieth_of_the_trivial_risk_hardly_counts(noise: float, answer: str | None, tmp_path: Path) -> None:
+    run = result(tmp_path, source={"name": "linear", "noise": noise}, family="linear", n=20, seeds=64)
+    curves = run.curves()["replace"]
+    share = 1 - curves["excess_risk"][:, 0].mean() / curves["excess_risk_trivial"][:, 0].mean()
+    assert share == pytest.approx(1 - 0.1044 * noise**2, abs=0.005)
+    said = sentence(run)
+    assert (said is None) is (answer is None)
+    assert said is None or said.startswith(f"The first model is {answer} than the same prediction for every row: excess_risk ")
 
 
-def test_the_trivial_model_is_of_the_column_that_the_family_models(tmp_path: Path) -> None:
-    """A source of regressions has inputs and outcomes; a density is one of the inputs only."""
-    density = result(tmp_path / "a", source="linear", family="gaussian", n=200, metrics=["nll"])
-    trivial = trivial_loss(density.points[0], "nll")
-    assert trivial is not None
-    assert trivial[0] == pytest.approx(10 * (1 + math.log(2 * math.pi)) / 2, rel=0.05)  # 10 standard normal inputs
-    assert not any("The first model" in sentence for sentence in findings(density))
+def test_a_log_density_needs_a_gain_of_a_twentieth_of_a_nat_in_any_unit(tmp_path: Path) -> None:
+    """The zero of a log density depends on the unit; a gain does not."""
+    rng, said = np.random.default_rng(0), []
+    rows = rng.standard_normal((400, 2)) @ np.array([[1, 0.9], [0, np.sqrt(1 - 0.9**2)]])
+    for unit in (1e-4, 1.0, 1e6):
+        path = tmp_path / f"{unit}.csv"
+        path.write_text("a,b\n" + "".join(f"{a * unit!r},{b * unit!r}\n" for a, b in rows.tolist()))
+        said.append(
+            sentence(
+                result(tmp_path / "store", source={"name": "table", "path": str(path)}, family="gaussian", metrics=["nll"])
+            )
+        )
+    assert said == [None] * 3  # a gain of 0.83 nats, beside trivial risks of about -16, 3 and 30
+    path = tmp_path / "independent.csv"
+    path.write_text("a,b\n" + "".join(f"{a!r},{b!r}\n" for a, b in rng.standard_normal((400, 2)).tolist()))
+    independent = sentence(
+        result(tmp_path / "b", source={"name": "table", "path": str(path)}, family="gaussian", metrics=["nll"])
+    )
+    assert independent is not None
+    assert "a normal distribution of each column: nll " in independent
 
 
-def test_a_constant_column_has_no_trivial_model(tmp_path: Path) -> None:
-    path = tmp_path / "constant.csv"
-    path.write_text("a,b\n" + "".join(f"{i},1\n" for i in range(40)))
-    sound = result(tmp_path / "a", source={"name": "table", "path": str(path)}, family="kde")
-    assert not any("The first model" in sentence for sentence in findings(sound))
+def test_the_figure_of_the_risk_has_the_trivial_model(tmp_path: Path) -> None:
+    report = build_report(result(tmp_path, source="logistic", family="glm", n=200, metrics=["log_loss", "accuracy"], seeds=4))
+    trivials = {panel.metric: panel.trivial for panel in report.panels}
+    assert trivials["accuracy"] is None
+    assert trivials["log_loss"] is not None
+    assert trivials["log_loss"][0] == "the same prediction for every row"
+    assert trivials["log_loss"][1] == pytest.approx(np.log(2), rel=0.02)
+    assert "log_loss_trivial" not in trivials
 
 
 def test_the_verdict_on_a_separated_regression_names_the_reason(tmp_path: Path) -> None:

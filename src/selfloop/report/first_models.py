@@ -14,9 +14,9 @@ from selfloop.spec.point import Point
 if TYPE_CHECKING:
     from selfloop.result import Result
 
-# A gain that hardly counts: of risks with a natural zero a tenth of the trivial risk (for log losses McFadden's R^2 of 0.1), of
-# log densities 0.05 nats per row, whatever the unit of the rows (Cox and Snell's R^2, 1 - exp(-2 gain), of 0.1).
-HARDLY_SHARE, HARDLY_NATS = 0.1, 0.05
+# A gain that hardly counts: as a share of the trivial risk (of log losses: McFadden's R^2) or, of log densities, whose zero
+# depends on the unit of the rows, in nats per row (Cox and Snell's R^2, 1 - exp(-2 gain), of a tenth).
+HARDLY_BETTER = 0.05
 
 
 def trivial_model(result: Result, point: Point, metric: str) -> tuple[str, float] | None:
@@ -33,7 +33,7 @@ def first_model_sentence(result: Result, point: Point) -> str | None:
         return None
     first = float(np.nanmean(next(iter(result.curves(point.coordinates).values()))[risk.name][:, 0]))
     has_zero = risk.has_zero or risk.name == "negative_elbo"  # 0 is a perfect copy, though no ratio depends on it alone
-    if trivial[1] - first > (HARDLY_SHARE * trivial[1] if has_zero else HARDLY_NATS):
+    if trivial[1] - first > HARDLY_BETTER * (trivial[1] if has_zero else 1.0):
         return None
     at = f" at {describe_coordinates(point.coordinates)}" if point.coordinates else ""
     is_worse, numbers = first > trivial[1], f"{risk.name} {format_number(first)}, against {format_number(trivial[1])}"
