@@ -25,6 +25,7 @@ from selfloop.report.value_axis import (
     other_scale_curves,
 )
 from selfloop.report.values import CurveData, Panel
+from selfloop.types import Unit
 
 WIDTH, HEIGHT = 400, 240
 _LAW_KINDS = {"exact": ("exact law", [6, 3]), "bound": ("bound", [2, 2]), "asymptotic": ("asymptotic law", [8, 3, 2, 3])}
@@ -57,8 +58,8 @@ def panel_chart(panel: Panel, styles: Mapping[str, Style], axis: ValueAxis, titl
     return finish_chart(chart, title, sets)
 
 
-def schedule_chart(schedules: Mapping[str, Sequence[ScheduleEntry]], styles: Mapping[str, Style], title: str) -> dict[str, Any]:
-    """Rows trained on, real mass and mean data age. Later policies are thinner, so that none hides another."""
+def schedule_chart(schedules: Mapping[str, Sequence[ScheduleEntry]], styles: Mapping[str, Style], unit: Unit) -> dict[str, Any]:
+    """Rows or tokens trained on, real mass and mean data age. Later policies are thinner, so that none hides another."""
     rows: Records = [
         {
             "policy": policy, "generation": entry.t, "rows": entry.trained_rows, "real_mass": entry.real_mass,
@@ -70,7 +71,7 @@ def schedule_chart(schedules: Mapping[str, Sequence[ScheduleEntry]], styles: Map
     counts = [entry.trained_rows for entries in schedules.values() for entry in entries]
     log = min(counts) > 0 and max(counts) / min(counts) >= LOG_AXIS_RATIO
     columns = (
-        ("rows", f"rows trained on{', log scale' if log else ''}", alt.Scale(type="log") if log else alt.Scale(zero=True)),
+        ("rows", f"{unit} trained on{', log scale' if log else ''}", alt.Scale(type="log") if log else alt.Scale(zero=True)),
         ("real_mass", "real share of training mass", alt.Scale(domain=[0, 1])),
         ("data_age", "mean data age (generations)", alt.Scale(zero=True)),
     )
@@ -91,7 +92,7 @@ def schedule_chart(schedules: Mapping[str, Sequence[ScheduleEntry]], styles: Map
         points = points.encode(shape=shape, size=size, tooltip=_tooltip(name))
         charts.append(alt.layer(line, points).properties(width=216, height=160))
     chart = alt.hconcat(*charts, spacing=26).resolve_scale(color="shared", shape="shared", size="shared", strokeWidth="shared")
-    return finish_chart(chart, title, {"schedules": rows})
+    return finish_chart(chart, "Training data of each generation", {"schedules": rows})
 
 
 def _n_generations(panel: Panel) -> int:

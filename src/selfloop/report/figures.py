@@ -18,6 +18,7 @@ from selfloop.report.charts import panel_chart, schedule_chart
 from selfloop.report.theme import PAPER, Style, describe_better, describe_coordinates, format_number, policy_styles
 from selfloop.report.value_axis import MIN_BAND_SEEDS, ValueAxis, draws_band, draws_chains, fit_value_axis, other_scale_curves
 from selfloop.report.values import CategoryShares, Panel, Report
+from selfloop.types import Unit
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,18 +46,20 @@ def panel_figure(panel: Panel, styles: Mapping[str, Style]) -> Figure:
     )
 
 
-def schedule_figure(schedules: Mapping[str, Sequence[ScheduleEntry]], styles: Mapping[str, Style]) -> Figure:
-    """Rows trained on, real mass and mean data age of every policy."""
+def schedule_figure(
+    schedules: Mapping[str, Sequence[ScheduleEntry]], styles: Mapping[str, Style], unit: Unit = "rows"
+) -> Figure:
+    """Rows or tokens trained on, real mass and mean data age of every policy."""
     last = "; ".join(
         f"{policy}: {format_number(entries[-1].real_mass)} real, age {format_number(entries[-1].data_age)}"
         for policy, entries in schedules.items()
     )
     return Figure(
         name="training-data",
-        alt=f"Rows trained on, real mass and mean data age by generation. At the last generation, {last}.",
-        caption="Rows of one epoch of each generation's fit. Real mass: share of rows × weight that is real. Age: generations "
-        "since a batch was drawn, counted from 1.",
-        spec=schedule_chart(schedules, styles, "Training data of each generation"),
+        alt=f"{unit.capitalize()} trained on, real mass and mean data age by generation. At the last generation, {last}.",
+        caption=f"{unit.capitalize()} of one epoch of each generation's fit. Real mass: share of {unit} × weight that is real. "
+        "Age: generations since a batch was drawn, counted from 1.",
+        spec=schedule_chart(schedules, styles, unit),
     )
 
 
@@ -77,7 +80,7 @@ def report_figures(report: Report) -> list[Figure]:
     styles = policy_styles(report.policies())
     figures = [panel_figure(panel, styles) for panel in report.drawn_panels]
     figures += [shares_figure(shares, styles) for shares in report.shares]
-    return [*figures, schedule_figure(report.schedules, styles)] if report.schedules else figures
+    return [*figures, schedule_figure(report.schedules, styles, report.unit)] if report.schedules else figures
 
 
 def save_svg(svg: str, stem: Path, formats: Collection[str] = ("svg", "png", "pdf")) -> list[Path]:

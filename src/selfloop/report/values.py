@@ -21,7 +21,7 @@ from selfloop.stats.comparison import Comparison
 from selfloop.stats.data_value import DataValue, GridCell
 from selfloop.stats.intervals import LEVEL, SeedSummary, summarize_seeds
 from selfloop.theory.laws import LawCurve
-from selfloop.types import Coordinates, Verdict
+from selfloop.types import Coordinates, Unit, Verdict
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,6 +143,8 @@ class Report:
     data_values: Sequence[DataValuePanel] = ()
     shares: Sequence[CategoryShares] = ()
     schedules: Mapping[str, Sequence[ScheduleEntry]] = field(default_factory=dict)  # of one point, by policy
+    unit: Unit = "rows"  # of the schedules' counts
+    training: Mapping[str, Mapping[str, Sequence[float]]] = field(default_factory=dict)  # policy -> tokens, steps of that point
     galleries: Sequence[Gallery] = ()
     costs: Sequence[Cost] = ()
     notes: Sequence[str] = ()  # which comparisons are paired, how many chains ended, ...
