@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from selfloop.policies.control import Control
+from selfloop.protocols import SupportsStepCount
 from selfloop.report.theme import format_count
 from selfloop.spec.point import Point
 from selfloop.spec.spec import Spec
@@ -34,7 +35,7 @@ def notes(result: Result) -> Iterator[str]:
         yield f"The training data are shown for n = {sizes[0]:,}; rows grow with n, real mass and data age do not."
     for point in result.points:
         yield _pairing(point)
-        yield from _unmatched_controls(result, point)
+        yield from _controls(result, point)
         suffix = "".join(f" at {key} = {value}" for key, value in point.coordinates)
         n_chains = len(point.spec.seeds)
         for label, measured in result.curves(point.coordinates).items():
@@ -45,8 +46,13 @@ def notes(result: Result) -> Iterator[str]:
                 yield f"{label}{suffix}: {n_left} of {n_chains} chains are left at the end ({reasons})."
 
 
-def _unmatched_controls(result: Result, point: Point) -> Iterator[str]:
-    """The controls whose training rows have another number of tokens than those of their policy."""
+def _controls(result: Result, point: Point) -> Iterator[str]:
+    """That a run of a network has no control, or which controls have other numbers of tokens than their policies."""
+    if isinstance(point.spec.family, SupportsStepCount) and not any(isinstance(p, Control) for p in point.spec.policies):
+        yield (
+            "No control: what part of a change is due to synthetic rows, and what to numbers of rows, tokens and steps, shows "
+            'beside a policy `control` or { name = "control", of = "accumulate" }.'
+        )
     labels, curves = point.spec.policy_labels(), result.curves(point.coordinates)
     for label, policy in zip(labels, point.spec.policies, strict=True):
         if isinstance(policy, Control) and policy.of in point.spec.policies:
