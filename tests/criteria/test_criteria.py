@@ -117,8 +117,9 @@ def test_an_answer_does_not_depend_on_an_arbitrary_zero(shift):
         assert [c.judge(curves).answer for c in ALL[:3]] == answers
     unscaled = CatastrophicIncrease().judge({"risk": curve})
     assert (unscaled.answer, unscaled.low) == ("undecided", None)
-    assert unscaled.reason.startswith("without a natural zero")
+    assert unscaled.reason.startswith("a multiple needs a risk with a natural zero")
     assert AnyIncrease(margin=0.1).judge({"risk": curve}).answer == "undecided"
+    assert AnyIncrease(margin=0.1).judge(curves).answer == "yes"
 
 
 def test_a_first_model_that_is_not_better_than_a_trivial_one_is_no_scale():

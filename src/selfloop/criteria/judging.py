@@ -71,10 +71,10 @@ class CurveCriterion(Criterion):
         better, transform = directions.get(name, ""), self.transforms.get(name, np.asarray)
         right, reference = right_values(curves, better), references.get(metric, Reference())
         if not self.judges_amounts:
-            risks = self.transforms[name](curves[name]) if name in self.transforms else as_risk(curves, name, better)
-            if right is not None:
-                reference = Reference(has_zero=True)
-            elif f"{metric}_trivial" in curves:
+            risks = transform(curves[name]) if name in self.transforms else as_risk(curves, name, better)
+            if right is not None or better == "higher":
+                reference = Reference(has_zero=right is not None)
+            if right is None and f"{metric}_trivial" in curves:
                 reference = replace(reference, trivial=as_risk(curves, f"{metric}_trivial", better))
             verdict = judge_curve(self.name, metric, risks, reference, self.judge_values)
             reason = verdict.reason if right is None else f"distance from the right value: {verdict.reason}"

@@ -26,6 +26,8 @@ from selfloop.stats.intervals import mean_interval, ratio_interval
 from selfloop.stats.trend import FLAT_TOLERANCE, describe_late_change, late_change
 from selfloop.types import Answer, Verdict
 
+NEEDED = "a risk with a natural zero, or a trivial model that the first model is better than"
+
 
 @dataclass(frozen=True, kw_only=True)
 class CatastrophicIncrease(CurveCriterion):
@@ -50,8 +52,7 @@ class CatastrophicIncrease(CurveCriterion):
                 return make_verdict(answer_above(ratio, self.factor), self.factor, ratio, "mean last over mean first risk")
         verdict = judge_ended(excess, 0.0, quantity)
         if np.isneginf(excess).any() and verdict.answer != "yes":
-            reason = "without a natural zero, it needs a trivial model that the first one is better than"
-            return Verdict("", "", "undecided", None, self.factor, reason=reason)
+            return Verdict("", "", "undecided", None, self.factor, reason=f"a multiple needs {NEEDED}")
         if np.isnan(last).any():
             return verdict
         interval = mean_interval(excess)
@@ -78,11 +79,8 @@ class AnyIncrease(CurveCriterion):
 
     def judge_values(self, values: Floats, reference: Reference) -> Verdict:
         change, scale = values[:, -1] - values[:, 0], reference.scale(values)
-        if scale is None:
-            undefined = Interval(None, None, None, len(values))
-            return make_verdict(
-                "undecided", self.margin, undefined, "a margin needs a risk with a natural zero or a trivial model"
-            )
+        if self.margin and not scale:
+            return Verdict("", "", "undecided", None, self.margin, reason=f"a margin needs {NEEDED}")
         threshold = self.margin * scale
         if np.isnan(change).any():
             return judge_ended(change, threshold, "last minus first risk")

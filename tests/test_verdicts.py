@@ -1,0 +1,102 @@
+"""The verdicts of a run: no answer contradicts a law of the same page, and chains that end for other reasons are not judged."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import selfloop
+from selfloop.component import Context, Policy
+from selfloop.plugins import presets
+from selfloop.rng import RandomStream
+from selfloop.theory.laws import law_curves
+from selfloop.types import Measurement, Verdict
+
+
+def answers(result: selfloop.Result, criterion: str) -> dict[str, Verdict]:
+    return {verdict.policy: verdict for verdict in result.verdicts() if verdict.criterion == criterion}
+
+
+@pytest.mark.parametrize("pair", ["linear", "gaussian"])
+def test_where_a_law_applies_it_decides(pair: str, tmp_path: Path) -> None:
+    spec = selfloop.Spec(source=pair, family=pair, n=60, generations=6, seeds=4, policies=["replace", "accumulate"])
+    result = selfloop.run(spec, tmp_path)
+    divergence = answers(result, "divergence")
+    expected = {"linear": {"replace": "yes", "accumulate": "no"}, "gaussian": {"replace": "no", "accumulate": "no"}}[pair]
+    assert {policy: verdict.answer for policy, verdict in divergence.items()} == expected
+    assert {verdict.answer for verdict in answers(result, "any_increase").values()} == {"yes"}
+    assert all("(2404.01413)" in verdict.reason or "theory/moments.py" in verdict.reason for verdict in divergence.values())
+    assert all(
+        verdict.answer != "no" for verdict in answers(result, "collapsing_variance").values() if verdict.policy == "replace"
+    )
+
+
+CLOSED_FORM = ("gaussian", "discrete", "linear", "kde", "glm")
+PRESETS = [name for name in sorted(presets()) if selfloop.read_spec(name).family.name in CLOSED_FORM]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", PRESETS)
+def test_no_verdict_of_a_preset_contradicts_a_law(name: str, tmp_path: Path) -> None:
+    result = selfloop.run(selfloop.read_spec(name, ["seeds=3", "generations=8"]), tmp_path)
+    verdicts = {(v.coordinates, v.policy, v.criterion): v for v in result.verdicts()}
+    for point in result.points:
+        spec = point.spec
+        for label, policy in zip(spec.policy_labels(), spec.policies, strict=True):
+            laws = {law.metric: law.values for law in law_curves(spec.scenario(policy, point.n)) if law.kind == "exact"}
+            if (law := laws.get(spec.risk_metric() or "")) is not None:
+                answer = {c: verdicts[point.coordinates, label, c].answer for c in ("any_increase", "catastrophic_increase")}
+                assert answer["any_increase"] == ("yes" if law[-1] > law[0] * (1 + 1e-9) else "no")
+                assert answer["catastrophic_increase"] == ("yes" if law[-1] > 10 * law[0] else "no")
+                assert_limit_is_right(verdicts[point.coordinates, label, "divergence"], replace(spec, generations=96), policy)
+            if (law := laws.get("heterozygosity", laws.get("log_variance_ratio"))) is not None and label == "replace":
+                assert law[-1] < law[0]
+                assert verdicts[point.coordinates, label, "collapsing_variance"].answer != "no"
+
+
+def assert_limit_is_right(verdict: Verdict, longer: selfloop.Spec, policy: Policy) -> None:
+    """Over twice as many generations, a sum of 1/t grows by as much again, and one of t^-1.5 by 0.7 of it."""
+    law = next(law.values for law in law_curves(longer.scenario(policy, longer.points()[0].n)) if law.kind == "exact")
+    growth, before = law[95] - law[47], law[47] - law[23]
+    if verdict.answer == "yes":
+        assert growth > 0.9 * before
+    elif verdict.reason.startswith("by the law") and longer.family.settings().get("ddof") != 0:
+        assert growth < 0.8 * before
+    elif verdict.reason.startswith("by the law"):
+        covariance = np.asarray(longer.source.truth(Context(RandomStream(("test",))))["covariance"])
+        assert law.max() < np.trace(covariance)  # the bound of the divisor n
+
+
+@pytest.mark.parametrize(
+    ("status", "answer"),
+    [
+        ("diverged", "yes"),
+        ("not_finite", "yes"),
+        ("too_few_curated_rows", "undecided"),
+        ("separated", "undecided"),
+        (None, "undecided"),
+    ],
+)
+def test_a_chain_that_ends_is_the_worst_if_it_diverged_and_cannot_be_judged_else(
+    status: str | None, answer: str, tmp_path: Path
+) -> None:
+    spec = selfloop.Spec(source="moons", family="kde", n=30, generations=4, seeds=12, policies=["replace"], metrics=["nll"])
+    result = selfloop.run(spec, tmp_path)
+    (curves,) = result.table.values()
+    curves.values["nll"] += np.arange(4.0)
+    for generation in (3, 4):
+        curves.add(Measurement("", 0, generation, "nll", None, status if generation == 3 else "no measurement"), 0)
+        curves.values["nll"][0, generation - 1] = np.nan
+    if status is None:
+        curves.codes["nll"][0, 2] = 1
+    verdict = answers(result, "any_increase")["replace"]
+    assert verdict.answer == answer
+    assert verdict.reason.endswith(f"({status or 'no measurement'})")
+    assert verdict.reason.startswith("cannot be judged" if answer == "undecided" else "1 of 12 chains ended and count as worst")
+    assert answers(result, "scaling_law_change")["replace"].answer == "not measured"
+    curves.codes["nll"][0, 0] = curves.codes["nll"][0, 3]
+    curves.values["nll"][0, 0] = np.nan
+    assert answers(result, "any_increase")["replace"].answer == "yes"  # without a first value, the chain is left out
