@@ -97,6 +97,9 @@ def test_a_chain_that_ends_is_the_worst_if_it_diverged_and_cannot_be_judged_else
     assert verdict.reason.endswith(f"({status or 'no measurement'})")
     assert verdict.reason.startswith("cannot be judged" if answer == "undecided" else "1 of 12 chains ended and count as worst")
     assert answers(result, "scaling_law_change")["replace"].answer == "not measured"
+    curves.values["recall"], curves.codes["recall"] = curves.values["nll"], np.minimum(curves.codes["nll"], 1)
+    curves.values["recall"] = np.where(curves.codes["recall"], np.nan, np.arange(5.0, 1.0, -1) + curves.values["nll"][:, :1])
+    assert answers(result, "tail_loss")["replace"].answer == answer  # of a secondary value, whose codes have no status
     curves.codes["nll"][0, 0] = curves.codes["nll"][0, 3]
     curves.values["nll"][0, 0] = np.nan
     assert answers(result, "any_increase")["replace"].answer == "yes"  # without a first value, the chain is left out

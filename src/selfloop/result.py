@@ -14,7 +14,7 @@ import numpy as np
 from selfloop.columns import Floats
 from selfloop.component import Policy
 from selfloop.criteria.judging import CurveCriterion, Reference
-from selfloop.engine.curves import NOT_FINITE, TRIVIAL, VALUE, Curves
+from selfloop.engine.curves import NO_MEASUREMENT, NOT_FINITE, TRIVIAL, VALUE, Curves
 from selfloop.engine.executors import Notify
 from selfloop.engine.run import Progress, run_tasks, store_path
 from selfloop.errors import SpecError, shown, unknown_name
@@ -158,12 +158,17 @@ class Result:
         """The verdict with the reasons why values are missing; undecided if one of them, after generation 1, is no collapse."""
         curves = self.table[verdict.coordinates, verdict.policy]
         codes = curves.codes[verdict.metric if verdict.metric in curves.codes else risk or ""]
-        ends = np.unique(codes[codes[:, 0] == VALUE], axis=0).max(axis=1)  # NO_MEASUREMENT only if a chain has no other reason
-        statuses = self.statuses(verdict.policy, verdict.coordinates) | {curves.statuses[end] for end in ends if end}
-        if verdict.answer != "not measured" and not {curves.statuses[end] for end in ends if end} <= COLLAPSES:
+        is_missing = (codes[:, 0] == VALUE) & (codes != VALUE).any(axis=1)
+        reasons, plain = set[int](), {VALUE, NO_MEASUREMENT}
+        for row in np.unique(np.hstack([codes, *curves.codes.values()])[is_missing], axis=0).tolist():
+            # The status of a chain's end is noted at the main value of each metric.
+            reasons |= {*row[: codes.shape[1]]} - plain or {*row} - plain or {NO_MEASUREMENT}
+        ends = {curves.statuses[code] for code in reasons}
+        if verdict.answer != "not measured" and not ends <= COLLAPSES:
             reason = "cannot be judged, because chains ended for another reason than collapse"
             verdict = replace(verdict, answer="undecided", reason=reason)
-        return replace(verdict, reason=f"{verdict.reason} ({', '.join(sorted(statuses))})") if statuses else verdict
+        statuses = ", ".join(sorted(self.statuses(verdict.policy, verdict.coordinates) | ends))
+        return replace(verdict, reason=f"{verdict.reason} ({statuses})") if statuses else verdict
 
     def _risks(self, policy: str, point: Point) -> dict[str, Floats]:
         risks = {}
