@@ -25,25 +25,22 @@ class Trend:
 
 @dataclass(frozen=True, slots=True)
 class _Form:
-    """a + b shape(t, c). Without `shape` only a; without `rates` there is no c."""
+    """a + b shape(t, c), for c in a range that a number of generations can resolve; c does not matter without a range."""
 
     kind: str
-    shape: Callable[[Floats, float], Floats] | None = None
-    rates: Callable[[float], tuple[float, float]] | None = None  # range of c that a number of generations can resolve
-
-    @property
-    def n_parameters(self) -> int:
-        return 1 + (self.shape is not None) + (self.rates is not None)
+    n_parameters: int
+    shape: Callable[[Floats, Floats], Floats]
+    rates: Callable[[float], tuple[float, float]] = lambda span: (1.0, 1.0)
 
 
 # Sums in place of log t and t^-c: the laws of accumulate and of replace_multiple are exactly such sums.
 _FORMS = (
-    _Form("constant"),
-    _Form("saturating", lambda t, c: np.cumsum(t ** -(1 + c)), lambda span: (0.5, 4.0)),
-    _Form("saturating", lambda t, c: np.exp(-c * t), lambda span: (1 / span, 3.0)),
-    _Form("log", lambda t, c: np.cumsum(1 / t)),
-    _Form("linear", lambda t, c: t),
-    _Form("exponential", lambda t, c: np.exp(np.minimum(c * t, 600.0)), lambda span: (1 / span, 3.0)),
+    _Form("constant", 1, lambda t, c: 0 * t + 1),
+    _Form("saturating", 3, lambda t, c: np.cumsum(t ** -(1 + c), axis=1), lambda span: (0.5, 4.0)),
+    _Form("saturating", 3, lambda t, c: np.exp(-c * t), lambda span: (1 / span, 3.0)),
+    _Form("log", 2, lambda t, c: np.cumsum(1 / t)),
+    _Form("linear", 2, lambda t, c: t),
+    _Form("exponential", 3, lambda t, c: np.exp(np.minimum(c * t, 600.0)), lambda span: (1 / span, 3.0)),
 )
 _N_PARAMETERS = {form.kind: form.n_parameters for form in _FORMS}
 TRENDS = tuple(_N_PARAMETERS)
@@ -58,7 +55,7 @@ def late_slopes(curves: Floats) -> Floats:
 
 def late_change(curves: Floats) -> Floats:
     """Change of a curve over the last half of its generations, at its slope there, per seed."""
-    return late_slopes(curves) * curves.shape[1] / 2
+    return np.asarray(late_slopes(curves) * curves.shape[1] / 2, np.float64)
 
 
 def describe_late_change(change: Interval, margin: float, generations: int) -> str:
@@ -164,25 +161,21 @@ def rise_after_minimum(curves: Floats, level: float = LEVEL) -> Interval:
 def _misfit(form: _Form, mean: Floats, whiten: Floats) -> float:
     """Squared whitened residuals of least squares, chi-square distributed if the form is right.
 
-    The rate c is searched on a grid that is refined around the best value.
+    The rate is searched on a grid that is refined around the best value.
     """
-    if form.rates is None:
-        return _misfit_at(form, 0.0, mean, whiten)
-    low, high = form.rates(len(mean) - 1.0)
-    for _ in range(8):
-        grid = np.geomspace(low, high, 12)
-        misfits = [_misfit_at(form, float(c), mean, whiten) for c in grid]
+    t, (low, high) = np.arange(1.0, len(mean) + 1), form.rates(len(mean) - 1.0)
+    for _ in range(4):
+        rates = np.geomspace(low, high, 100)
+        shapes = np.atleast_2d(form.shape(t, rates[:, None]))
+        columns = np.vstack([t**0, mean, shapes / np.abs(shapes).max(axis=1, keepdims=True)]) @ whiten.T
+        size = np.linalg.norm(columns[0])
+        constant = columns[0] / size
+        target, *rest = columns[1:] - np.outer(columns[1:] @ constant, constant)
+        directions = np.array(rest) / np.maximum(np.linalg.norm(rest, axis=1, keepdims=True), 1e-9 * size)
+        misfits = np.sum((target - (directions @ target)[:, None] * directions) ** 2, axis=1)
         best = int(np.argmin(misfits))
-        low, high = grid[max(best - 1, 0)], grid[min(best + 1, 11)]
-    return misfits[best]
-
-
-def _misfit_at(form: _Form, rate: float, mean: Floats, whiten: Floats) -> float:
-    t = np.arange(1.0, len(mean) + 1)
-    columns = np.stack([np.ones_like(t)] + ([] if form.shape is None else [form.shape(t, rate)]), axis=1)
-    scaled, target = whiten @ (columns / np.abs(columns).max(axis=0)), whiten @ mean
-    solution = np.linalg.lstsq(scaled, target)[0]
-    return float(np.sum((target - scaled @ solution) ** 2))
+        low, high = rates[max(best - 1, 0)], rates[min(best + 1, len(rates) - 1)]
+    return float(misfits[best])
 
 
 def _whitening_matrix(curves: Floats) -> Floats | None:

@@ -42,7 +42,7 @@ def _mean_error_limit(scenario: Scenario) -> Limit | None:
 
 
 def _log_variance_limit(scenario: Scenario) -> Limit | None:
-    """ "zero", of the variance, if its log changes by the same amount below 0 at every generation."""
+    """The variance goes to 0 if its log falls by the same amount at every generation."""
     estimator = _estimator(scenario)
     return "zero" if scenario.policy.name == "replace" and estimator.ddof <= 1 and estimator.variance_factor <= 1 else None
 
