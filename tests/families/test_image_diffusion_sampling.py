@@ -157,6 +157,12 @@ def test_the_default_sampler_keeps_the_spread_to_two_percent_and_few_equal_first
     assert spread_ratio(FLOW, 0.05, "heun", 10, 2.0) == pytest.approx(1.06, abs=0.01)
 
 
+@pytest.mark.parametrize(("process", "kept", "kept_by_40"), [(COSINE, 0.90, 0.96), (LINEAR, 0.77, 0.91), (FLOW, 1.04, 1.01)])
+def test_small_deviations_do_not_keep_their_spread_as_the_sampler_says(process, kept, kept_by_40):
+    assert spread_ratio(process, 0.02, "heun", 20, 2.0) == pytest.approx(kept, abs=0.01)
+    assert spread_ratio(process, 0.02, "heun", 40, 2.0) == pytest.approx(kept_by_40, abs=0.01)
+
+
 @pytest.mark.parametrize("process", [LINEAR, COSINE, FLOW])
 @pytest.mark.parametrize("method", ["ddim", "heun", "ancestral"])
 def test_temperature_scales_every_deviation_from_the_mean(process, method):

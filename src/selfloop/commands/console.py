@@ -16,6 +16,7 @@ from selfloop.commands.terminal import show
 from selfloop.commands.text_plots import plot_lines, sparkline
 from selfloop.component import Better
 from selfloop.protocols import SupportsStepCount
+from selfloop.report.data_notes import data_notes
 from selfloop.report.notes import describe_mixed_backends, missing_values
 from selfloop.report.tables import format_seconds
 from selfloop.report.theme import describe_better, describe_coordinates, format_count, format_interval
@@ -66,6 +67,8 @@ def print_summary(result: Result) -> None:
     for sentence in dict.fromkeys(findings(result)):
         show(f"- {sentence}")
     _print_verdicts(result)
+    for sentence in data_notes(result):
+        show(sentence)
     usages = [("generation 1, shared by all policies,", result.shared)]
     usages += [(label, result.usage[label]) for label in result.spec.policy_labels()]
     times = [f"{name} {format_seconds(usage.seconds)}" for name, usage in usages if usage.computed]

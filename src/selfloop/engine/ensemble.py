@@ -29,6 +29,7 @@ from selfloop.protocols import (
 )
 from selfloop.rng import RandomStream
 from selfloop.snapshots import EnsembleSnapshot, EnsembleTake
+from selfloop.sources.files import warn_of_copies
 from selfloop.spec.point import Point, place_rows, row_bytes
 from selfloop.store.identity import stored_step
 from selfloop.types import Take
@@ -289,6 +290,14 @@ def ensemble_curves(block: SeedBlock, policy: Policy, generations: int) -> dict[
         for shard_curves in pool.map(run_shard, shards) if len(shards) > 1 else map(run_shard, shards):
             curves.merge(shard_curves)
     return curves.pack()
+
+
+@stored_step("ensemble_copies", version=1)
+def ensemble_copies(block: SeedBlock) -> int:
+    """As `count_copies`, of the first seed of a block."""
+    tables = block.held_out(), block.draw(block.holdout, block.n)
+    of_seed = [{name: np.asarray(column)[0] for name, column in table.items()} for table in tables]
+    return warn_of_copies(block.source, block.seeds[0], *of_seed)
 
 
 @stored_step("ensemble_trivial", version=1)

@@ -17,6 +17,7 @@ from selfloop.errors import ChainEndedError, DataError
 from selfloop.formats.safetensors import ColumnWriter, NamedArrays, gather_rows, read_safetensors
 from selfloop.protocols import CorpusSource, SupportsRelabel, SupportsTrivialModel, UsesEncoder
 from selfloop.snapshots import Snapshot
+from selfloop.sources.files import warn_of_copies
 from selfloop.store.identity import stored_step
 from selfloop.types import RowTake, TrainingRows, Unit
 
@@ -110,6 +111,12 @@ def take_corpus_rows(source: CorpusSource, corpus: Columns, first: int, n: int, 
             f"Set n so that the holdout and all batches of real rows have at most {len(order)} rows together."
         )
     return gather_rows(corpus, order[first : first + n], ctx.scratch)
+
+
+@stored_step("count_copies", version=1)
+def count_copies(source: Source, seed: int, holdout: Columns, initial: Columns) -> int:
+    """Number of held-out rows that are exact copies of initial rows; the warning of them is stored with it."""
+    return warn_of_copies(source, seed, holdout, initial)
 
 
 @stored_step("load_params", version=1)

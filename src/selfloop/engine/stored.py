@@ -190,6 +190,8 @@ class StoredWorld:
     def _holdout(self) -> ObjectRef | None:
         if self.point.holdout and "holdout" not in self.refs:
             self.refs["holdout"] = self._draw(0, self.point.holdout)
+            if self.point.counts_copies(self.seed):
+                self._call(steps.count_copies, self.point.spec.source, self.seed, self.refs["holdout"], self.initial)
         return self.refs.get("holdout")
 
     def end_chain(self, t: int, status: str) -> Iterable[Measurement]:

@@ -16,7 +16,7 @@ import numpy as np
 from selfloop.columns import Params
 from selfloop.component import Policy
 from selfloop.engine.curves import TRIVIAL, Curves
-from selfloop.engine.ensemble import SEEDS_PER_BLOCK, SeedBlock, ensemble_curves, ensemble_trivial
+from selfloop.engine.ensemble import SEEDS_PER_BLOCK, SeedBlock, ensemble_copies, ensemble_curves, ensemble_trivial
 from selfloop.engine.executors import Notify, count_cores
 from selfloop.engine.loop import iter_generations
 from selfloop.engine.stored import StoredWorld
@@ -224,6 +224,8 @@ def _run_ensemble(task: Task, store: Store) -> Iterator[tuple[int, Curves]]:
             first = task.seeds[0] // SEEDS_PER_BLOCK * SEEDS_PER_BLOCK
             seeds = task.seeds if draws_rows else tuple(range(first, task.seeds[-1] + 1))
             blocks[draws_rows] = SeedBlock.of_point(point, seeds, draws_rows=draws_rows, threads=task.threads)
+            if draws_rows and point.counts_copies(task.seeds[0]):
+                store.call(ensemble_copies, replace(blocks[draws_rows], seeds=task.seeds[:1], shared={}))
         block = blocks[draws_rows]
         stored = store.open(store.call(ensemble_curves, block, point.spec.policies[position], task.generations))
         curves = Curves(task.seeds, task.generations)

@@ -10,6 +10,7 @@ import numpy as np
 
 from selfloop.policies.control import Control
 from selfloop.protocols import SupportsStepCount
+from selfloop.report.data_notes import data_notes
 from selfloop.report.theme import format_count
 from selfloop.spec.point import Point
 from selfloop.spec.spec import Spec
@@ -27,7 +28,8 @@ _STATUS_MEANINGS = {
 
 def notes(result: Result) -> Iterator[str]:
     """One sentence or two per note."""
-    yield from result.shared.warnings
+    yield from dict.fromkeys(warning for usage in (result.shared, *result.usage.values()) for warning in usage.warnings)
+    yield from data_notes(result)
     yield from describe_mixed_backends(_count_backends(result))
     yield from _changed_defaults(result.spec)
     sizes = [point.n for point in result.points]

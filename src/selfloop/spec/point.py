@@ -49,6 +49,10 @@ class Point:
         """True if all seeds run together in memory; False if each chain's steps are stored."""
         return self.worlds[0] != "stored"
 
+    def counts_copies(self, seed: int) -> bool:
+        """True for the first seed of a finite source, for which copies of initial rows in the holdout are counted."""
+        return self.spec.source.n_rows() is not None and self.holdout > 0 and seed == min(self.spec.seeds)
+
     def schedule(self, policy: Policy) -> list[ScheduleEntry]:
         """The schedule of one policy."""
         return list(schedule(policy, self.n, self.spec.generations))

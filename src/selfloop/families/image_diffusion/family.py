@@ -32,8 +32,10 @@ SHAPE, CLASSES, FREQUENCIES = "image_shape", "labels", "label_frequencies"
 
 @dataclass(frozen=True, kw_only=True)
 class DiffusionSampler(Sampler):
-    """Images from noise. With the defaults the spread of samples is within 2 % of the model's; few steps change it.
+    """Images from noise. The default steps keep the spread of pixels within 2 % if it is 6 gray levels or more.
 
+    Smaller spreads change at every generation: one of 2.5 levels to 90 % with the cosine schedule, 77 % with the linear one and
+    104 % with flow matching (40 steps: 96 %, 91 %, 101 %). Fewer steps change it more.
     `ddim` is Euler's method for flow matching. `steps = 1000`, `time_power = 1` and `ancestral` are the sampler of DDPM.
     """
 
