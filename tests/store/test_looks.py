@@ -1,4 +1,4 @@
-"""Running a spec again with more seeds is another look, which the list of runs knows."""
+"""Running a spec again with more seeds is another look, which the list of runs counts."""
 
 from __future__ import annotations
 

@@ -109,20 +109,20 @@ def _compare_family(
     than at one generation. `violated` if any lies below 0, corrected over generations. `equivalent` if each lies within the
     margin. p values are those of Student's t, doubled: both directions of a pair are possible answers.
     """
-    later = [(curves[a] - curves[b])[:, first_generation - 1 :] for a, b in pairs]
-    holds = _adjust([_p_value_of_all(_p_value(d, 0.0)) for d in later])
-    violated = _adjust([_p_value_of_any(-d) for d in later])
+    if not pairs:
+        return []
+    later = np.stack([curves[a] - curves[b] for a, b in pairs], axis=1)[:, :, first_generation - 1 :]
     within = margin or 0.0  # no mean lies within a margin of 0
-    equivalent = _adjust([_p_value_of_all(_p_value(d, -within), _p_value(-d, -within)) for d in later])
+    holds, violated = _adjust(_max_over_generations(_p_values(later, 0.0))), _adjust(_p_values_of_any(-later))
+    outside = np.maximum(_p_values(later, -within), _p_values(-later, -within))
+    equivalent, powers = _adjust(_max_over_generations(outside)), _describe_powers(later, within)
     alpha, comparisons = 1 - answer_level(), []
     for i, (a, b) in enumerate(pairs):
         answer: Literal["holds", "violated", "equivalent", "undecided"]
         reason = f"no difference as large as {within:.3g}" if equivalent[i] < alpha else ""
         answer = "holds" if holds[i] < alpha else "violated" if violated[i] < alpha else "equivalent" if reason else "undecided"
-        if answer == "undecided":
-            reason = _describe_power(later[i], within, len(pairs))
-        differences = paired_difference(curves[a], curves[b], LEVEL)
-        comparisons.append(Comparison(a, b, differences, first_generation, answer, reason))
+        reason = powers[i] if answer == "undecided" else reason
+        comparisons.append(Comparison(a, b, paired_difference(curves[a], curves[b], LEVEL), first_generation, answer, reason))
     return comparisons
 
 
@@ -131,12 +131,12 @@ def signs(differences: Sequence[Floats]) -> list[Floats]:
 
     The probability of any wrong sign is at most 5 % over all differences and generations.
     """
-    p = [np.minimum(_p_value(d, 0.0), _p_value(-d, 0.0)) for d in differences]
+    p = [np.minimum(_p_values(d, 0.0), _p_values(-d, 0.0)) for d in differences]
     adjusted = np.split(_adjust(np.concatenate(p)), np.cumsum([len(each) for each in p])[:-1])
     return [np.sign(d.mean(axis=0)) * (each < 1 - answer_level()) for d, each in zip(differences, adjusted, strict=True)]
 
 
-def _p_value(differences: Floats, threshold: float) -> Floats:
+def _p_values(differences: Floats, threshold: float) -> Floats:
     """Twice Student's p value of "the mean over seeds is not above the threshold", NaN where it is undefined."""
     from scipy.special import stdtr
 
@@ -144,26 +144,29 @@ def _p_value(differences: Floats, threshold: float) -> Floats:
     return np.minimum(2 * stdtr(max(len(differences) - 1, 1), (threshold - mean) / error), 1.0)
 
 
-def _p_value_of_all(*p_values: Floats) -> float:
+def _max_over_generations(p_values: Floats) -> Floats:
     """The p value of a statement about every generation; NaN without any, or if one is undefined."""
-    p = np.concatenate(p_values)
-    return float(np.max(p)) if p.size else np.nan
+    return p_values.max(axis=1) if p_values.shape[1] else np.full(len(p_values), np.nan)
 
 
-def _p_value_of_any(differences: Floats) -> float:
-    """Twice the p value of "the mean over seeds is above 0 at no generation".
+def _p_values_of_any(differences: Floats) -> Floats:
+    """Twice the p value of "the mean over seeds is above 0 at no generation" for (seeds, pairs, generations) differences.
 
     Of 10 to 100 seeds by the largest t under flips of the signs of whole seeds, which is exact for differences of equal
     policies and takes account of generations that move together; otherwise Student's with Bonferroni's correction.
     """
-    defined = differences[:, np.isfinite(mean_and_error(differences)[1])]
-    if not defined.size:
-        return np.nan
-    if not MIN_FLIP_SEEDS <= len(defined) <= MAX_FLIP_SEEDS:
-        return min(float(_p_value(defined, 0.0).min()) * defined.shape[1], 1.0)
-    mean, square = _sign_flips(len(defined)) @ defined / len(defined), np.mean(defined**2, axis=0)
-    largest = np.max(mean / np.sqrt(np.maximum(square - mean**2, 1e-12 * square)), axis=1)  # a multiple of t grows with t
-    return min(2 * float(np.mean(largest >= largest[0] * (1 - 1e-9))), 1.0)
+    n, (_, error) = len(differences), mean_and_error(differences)
+    defined = np.isfinite(error)
+    if not MIN_FLIP_SEEDS <= n <= MAX_FLIP_SEEDS:
+        smallest = np.where(defined, _p_values(differences, 0.0), 1.0).min(axis=1, initial=1.0)
+        return np.where(defined.any(axis=1), np.minimum(smallest * defined.sum(axis=1), 1.0), np.nan)
+    p_values = np.full(len(defined), np.nan)
+    for i in np.flatnonzero(defined.any(axis=1)):
+        values = differences[:, i, defined[i]]
+        mean, square = _sign_flips(n) @ values / n, np.mean(values**2, axis=0)
+        largest = np.max(mean / np.sqrt(np.maximum(square - mean**2, 1e-12 * square)), axis=1)  # grows with t
+        p_values[i] = min(2 * float(np.mean(largest >= largest[0] * (1 - 1e-9))), 1.0)
+    return p_values
 
 
 @cache
@@ -199,17 +202,17 @@ def seeds_for_power(difference: float, spread: float, level: float) -> float:
     return float(n)
 
 
-def _describe_power(differences: Floats, margin: float, n_pairs: int) -> str:
-    """The difference that the seeds at hand find, and how many would find one of the margin, if they differ as these do."""
+def _describe_powers(differences: Floats, margin: float) -> list[str]:
+    """Of each pair, the difference that these seeds find, and how many would find one of the margin if they differ as these."""
     from scipy.special import stdtrit
 
-    n, (_, error) = len(differences), mean_and_error(differences)
-    if not np.isfinite(error).any():
-        return "the differences have no interval"
-    level, later = (1 - (1 - answer_level(later)) / n_pairs for later in (0, 1))
-    largest = float(np.nanmax(error))
-    difference = largest * float(stdtrit(n - 1, (1 + level) / 2) + stdtrit(n - 1, POWER))
-    reason = f"{n} seeds would detect a difference of {difference:.3g} at one generation with 80 % power"
-    if margin > 0:
-        reason += f", about {seeds_for_power(margin, largest * n**0.5, later):,.0f} seeds one of {margin:.3g}"
-    return reason
+    n, (_, errors) = len(differences), mean_and_error(differences)
+    level, later = (1 - (1 - answer_level(later)) / len(errors) for later in (0, 1))
+    factor = float(stdtrit(max(n - 1, 1), (1 + level) / 2) + stdtrit(max(n - 1, 1), POWER))
+    reasons = []
+    for largest in np.where(np.isfinite(errors), errors, 0.0).max(axis=1, initial=0.0):
+        reason = f"{n} seeds would detect a difference of {largest * factor:.3g} at one generation with 80 % power"
+        if margin > 0 and largest > 0:
+            reason += f", about {seeds_for_power(margin, largest * n**0.5, later):,.0f} seeds one of {margin:.3g}"
+        reasons.append(reason if largest > 0 else "the differences have no interval")
+    return reasons

@@ -64,7 +64,7 @@ def level_of_look(look: int) -> float:
 
 
 def answer_level(later: int = 0) -> float:
-    """The level of the look inside `at_look`, or of so many looks later; 95 % outside."""
+    """The level of the look inside `at_look`, or of a number of looks later; 95 % outside."""
     return level_of_look(_LOOK.get() and _LOOK.get() + later)
 
 

@@ -60,7 +60,7 @@ def count_looks(store: Path, spec: str) -> int:
 
 
 def _parse_question(spec: str) -> tuple[dict[str, Any], list[Any], frozenset[int]]:
-    """(What is asked, policies, seeds) of a spec."""
+    """The question of a spec, its policies and its seeds."""
     table = tomllib.loads(spec)
     seeds, policies = table.pop("seeds"), table.pop("policies", [])
     question = {key: value for key, value in table.items() if key not in ("metrics", "criteria", "primary")}
