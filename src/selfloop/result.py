@@ -254,7 +254,7 @@ def _extend_trivial(curves: Mapping[str, Floats]) -> dict[str, Floats]:
 
 
 def _references(point: Point, policy: Policy) -> dict[str, Reference]:
-    """What is known of each metric of a policy: its natural zero and the laws of its expectation."""
+    """The natural zero of each metric of a policy, and the laws of its expectation."""
     references = {metric.name: Reference(has_zero=metric.has_zero) for metric in point.spec.metrics}
     for law in law_curves(point.spec.scenario(policy, point.n)):
         name = law.metric.removeprefix("log_")  # the log of a variance is that of typical chains, and no expectation of it

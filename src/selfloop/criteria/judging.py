@@ -24,7 +24,7 @@ from selfloop.types import Answer, Limit, Verdict
 
 @dataclass(frozen=True, slots=True)
 class Reference:
-    """What is known of a metric beside its measured curve: its natural zero, its trivial model, and laws that apply."""
+    """A metric beside its measured curve: its natural zero, its trivial model, and laws that apply."""
 
     has_zero: bool = False
     trivial: Floats | None = None  # (seeds, generations)
