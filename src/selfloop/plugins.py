@@ -28,8 +28,8 @@ BUILT_IN: dict[str, dict[str, str]] = {
         "expanding": "selfloop.policies.cycles:Expanding",
         "growing": "selfloop.policies.growing:Growing",
         "fixed_counts": "selfloop.policies.custom:FixedCounts",
-        "custom": "selfloop.policies.custom:Custom",
         "control": "selfloop.policies.control:Control",
+        "custom": "selfloop.policies.custom:Custom",
     },
     "family": {
         "gaussian": "selfloop.families.gaussian:Gaussian",

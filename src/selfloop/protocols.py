@@ -70,7 +70,7 @@ class SupportsExport(Protocol):
 
 @runtime_checkable
 class SupportsStepCount(Protocol):
-    """A family that can say how many training steps a fit of n rows takes, of text with so many tokens in all; NaN: unknown."""
+    """A family that can say how many training steps a fit of n rows takes, of text with that number of tokens; NaN: unknown."""
 
     def count_steps(self, n: float, tokens: float = math.nan) -> float: ...
 

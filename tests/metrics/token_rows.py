@@ -57,7 +57,7 @@ class Unigram(Family):
 def measure(
     metric: Any, samples: Rows, initial: Rows = (), holdout: Rows = (), params: Params = PARAMS, prefix: int = 0
 ) -> Mapping[str, float]:
-    """Values of a metric; with `prefix`, the samples begin with so many tokens of real rows."""
+    """Values of a metric; with `prefix`, the samples begin with that number of tokens of real rows."""
     sampled = columns(samples) if len(samples) else {}
     sampler = TextSampler(prompt="prefix", prefix_tokens=prefix) if prefix else Sampler()
     return metric.measure(Snapshot(1, Unigram(), sampler, params, sampled, columns(holdout), columns(initial), {}), CTX)

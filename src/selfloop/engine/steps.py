@@ -230,9 +230,9 @@ def match_tokens(real_rows: Columns, synthetic: Columns) -> Columns:
     cut = lengths[:n_cut]
     all_lengths = range(int(cut.max(initial=0)) + 1)
     longest = bisect_right(all_lengths, target, key=lambda length: int(np.minimum(cut, length).sum())) - 1
-    kept = np.minimum(cut, longest)
-    kept[np.flatnonzero(cut > longest)[: target - int(kept.sum())]] += 1  # those that remain, one for each of the first rows
-    ends = tokens.offsets[:-1] + np.concatenate([kept, lengths[n_cut:]])
+    new_lengths = np.minimum(cut, longest)
+    new_lengths[np.flatnonzero(cut > longest)[: target - int(new_lengths.sum())]] += 1  # those that remain, one for a row
+    ends = tokens.offsets[:-1] + np.concatenate([new_lengths, lengths[n_cut:]])
     return {**real_rows, "tokens": take_spans(tokens.values, tokens.offsets[:-1], ends)}
 
 

@@ -68,8 +68,8 @@ class StoredWorld:
         first = self.point.holdout + self.n_drawn  # the holdout comes first, so batches never overlap
         self.n_drawn += n
         if self.counts_tokens:
-            where = self.point.holdout, first - self.point.holdout
-            batch = self._call(take_corpus_tokens, source, self.read_corpus(), *where, n, self.source_context())
+            rows = self.read_corpus(), self.point.holdout
+            batch = self._call(take_corpus_tokens, source, *rows, first - self.point.holdout, n, self.source_context())
             self.initial = self.initial or batch
             return batch
         if t > 1 and source.has_fixed_design():

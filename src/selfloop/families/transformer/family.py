@@ -126,12 +126,12 @@ class Transformer(NetworkFamily):
         return {**trainer.fit(problem, self.training, ctx, init), **rows.prepared, **packing.describe_lengths(stream.lengths)}
 
     def sample(self, params: Params, n: int, sampler: Sampler, inputs: Columns, ctx: Context) -> Columns:
-        from selfloop.families.transformer.packing import LONGEST_ROW
+        from selfloop.families.transformer.packing import MAX_ROW_TOKENS
         from selfloop.families.transformer.sample_tokens import sample_tokens
 
         assert isinstance(sampler, TextSampler)
         beam_search = self._beam_search(params, ctx) if sampler.num_beams > 1 else None
-        longest = min(int(params.get(LONGEST_ROW, 0)), MAX_WINDOWS * self.context)
+        longest = min(int(params.get(MAX_ROW_TOKENS, 0)), MAX_WINDOWS * self.context)
         limited = replace(sampler, max_tokens=sampler.max_tokens or max(longest, self.context))
         return {"tokens": sample_tokens(self.config(), params, read_prompts(inputs, n), limited, ctx, beam_search)}
 
@@ -170,7 +170,7 @@ class Transformer(NetworkFamily):
         export_model(self.config(), params, folder, dtype)
 
     def count_steps(self, n: float, tokens: float = math.nan) -> float:
-        """Training steps of a fit of n rows with so many tokens; NaN if it depends on their number and that is unknown."""
+        """Training steps of a fit of n rows with that number of tokens; NaN if it depends on an unknown number."""
         if self.training.steps is None and math.isnan(tokens):
             return math.nan
         return self.training.count_steps(n if math.isnan(tokens) else math.ceil(tokens / self.context))

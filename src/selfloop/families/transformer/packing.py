@@ -18,7 +18,7 @@ from selfloop.component import Context
 from selfloop.types import RowTake, TrainingRows
 
 MAX_MEMORY_BYTES = 1 << 30  # of tokens; a longer stream is written to a file in the fit's scratch folder
-TRAINING_TOKENS, LONGEST_ROW = "training/tokens", "training/longest_row"
+TRAINING_TOKENS, MAX_ROW_TOKENS = "training/tokens", "training/longest_row"
 CHUNK_TOKENS = 1 << 22  # approximate number of tokens that are copied at a time
 
 
@@ -90,7 +90,7 @@ def row_lengths(rows: TrainingRows) -> Ints:
 
 def describe_lengths(lengths: Ints) -> Params:
     """Number of tokens of all training rows and of the longest one, as arrays that describe a fit."""
-    return {TRAINING_TOKENS: np.array(lengths.sum(), np.int64), LONGEST_ROW: np.array(lengths.max(initial=0), np.int64)}
+    return {TRAINING_TOKENS: np.array(lengths.sum(), np.int64), MAX_ROW_TOKENS: np.array(lengths.max(initial=0), np.int64)}
 
 
 def _are_cut(take: RowTake, end: int) -> npt.NDArray[np.bool_]:
