@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import pytest
 
 import selfloop
 import tiny_components
-from selfloop.commands.plan import describe_total, plan
+from selfloop.commands.plan import count_training_steps, describe_total, plan
 from selfloop.commands.trial import Trial, estimate_seconds
 from selfloop.engine.tasks import plan_tasks
 from selfloop.spec.spec import Spec
@@ -43,6 +44,29 @@ def test_a_cold_plan_says_how_to_learn_the_time_and_measuring_stores_nothing(tmp
     assert all(cost.seconds and 0 < cost.seconds < 100 for cost in measured)
     assert describe_total(measured).startswith("Total time: about ")
     assert not path.exists()
+
+
+@pytest.mark.parametrize(
+    ("unit", "training", "expected"),
+    [
+        ("rows", {"steps": 7}, [7, 7, 7]),
+        ("rows", {"epochs": 1}, [5, 9, 14]),  # 280, 560 and 840 tokens are 18, 35 and 53 windows of 16
+        ("tokens", {"epochs": 2}, [4, 6, 8]),  # 20, 40 and 60 tokens are 2, 3 and 4 windows
+    ],
+)
+def test_training_steps_of_text_follow_from_its_tokens(
+    unit: str, training: dict[str, int], expected: list[int], tmp_path: Path
+) -> None:
+    (tmp_path / "texts.txt").write_text("\n\n".join(map(str, range(90))))
+    family = {"name": "transformer", "context": 16, "training": {**training, "batch_size": 4 if unit == "rows" else 1}}
+    spec = Spec(
+        source={"name": "text", "path": tmp_path / "texts.txt"}, family=family, n=20, holdout=5, generations=3, unit=unit,
+        policies=("accumulate",), metrics=("cross_entropy",),
+    )  # fmt: skip
+    point = spec.points()[0]
+    assert count_training_steps(point, point.spec.policies[0], 14.0) == expected
+    if unit == "rows" and "epochs" in training:
+        assert all(map(math.isnan, count_training_steps(point, point.spec.policies[0], math.nan)))
 
 
 def test_an_ensemble_is_measured_on_some_of_its_seeds(tmp_path: Path) -> None:
