@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from hashlib import blake2b
 from itertools import pairwise
 
 import numpy as np
@@ -94,3 +96,18 @@ def concat_rows(tables: Sequence[Columns]) -> dict[str, Column]:
         else:
             joined[name] = np.concatenate([np.asarray(table[name]) for table in tables])
     return joined
+
+
+def count_copies(rows: Columns, others: Columns) -> int:
+    """Number of rows that are equal to one of the other rows in every column."""
+    counts = Counter(_row_digests(rows))
+    return sum(counts.pop(digest, 0) for digest in _row_digests(others))
+
+
+def _row_digests(rows: Columns) -> Iterator[bytes]:
+    for i in range(count_rows(rows)):
+        row = blake2b(digest_size=16)
+        for column in rows.values():
+            values = column.values[column.offsets[i] : column.offsets[i + 1]] if isinstance(column, Ragged) else column[i]
+            row.update(values.nbytes.to_bytes(8, "little") + values.tobytes())
+        yield row.digest()

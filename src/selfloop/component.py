@@ -120,7 +120,7 @@ class FeatureExtractor(Component):
         """Features of each row."""
 
     def learns_features(self) -> bool:
-        """False if the features of a row do not depend on what was prepared."""
+        """False if the features of a row do not depend on the rows that `prepare` got."""
         return True
 
 

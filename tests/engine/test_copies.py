@@ -12,9 +12,9 @@ import pytest
 
 import selfloop
 from selfloop.columns import Columns, Ragged
+from selfloop.engine.steps import warn_of_copies
 from selfloop.engine.stored import StoredWorld
 from selfloop.report.notes import notes
-from selfloop.sources.files import warn_of_copies
 from selfloop.sources.tables import TableSource
 from selfloop.spec.spec import Spec
 from selfloop.store.store import Store
@@ -60,8 +60,8 @@ def test_copies_of_documents_are_counted_for_the_first_seed_only(tmp_path: Path)
     copies = sum(count for text, count in Counter(holdout).items() if text in initial)
     assert copies > 3
     assert found == [
-        f"source: {copies} of 15 held-out rows of jsonl documents.jsonl are exact copies of initial rows (seed 1): on them, a "
-        "model that remembers its rows looks better than it is"
+        f"source: {copies} of 15 held-out rows of jsonl documents.jsonl are exact copies of initial rows (seed 1): a model "
+        "that has learned its rows by heart looks better on them than it is"
     ]
 
 

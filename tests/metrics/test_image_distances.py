@@ -26,7 +26,7 @@ REAL, HOLDOUT = (RNG.standard_normal((1000, D)) for _ in range(2))
 
 
 @dataclass(frozen=True, kw_only=True)
-class Network(ImageFeatureExtractor):
+class FileNetwork(ImageFeatureExtractor):
     """A network of a file, which learned from no row of this data."""
 
     name: ClassVar[str] = "network"
@@ -36,7 +36,7 @@ class Network(ImageFeatureExtractor):
 
 
 def Fixed() -> FeatureFrechet:  # noqa: N802  # it makes a metric, as the classes do
-    return FeatureFrechet(features=Network())
+    return FeatureFrechet(features=FileNetwork())
 
 
 def measure(metric: Metric, samples: Any, holdout: Any = HOLDOUT, initial: Any = REAL) -> Mapping[str, float]:

@@ -15,7 +15,7 @@ from selfloop.columns import Array, Columns, Params
 from selfloop.component import Context, Family, Metric, Policy, Sampler, Source
 from selfloop.engine.curves import Curves, SeedMeasurements
 from selfloop.engine.loop import loop
-from selfloop.engine.steps import check_rows, measure_trivial
+from selfloop.engine.steps import check_rows, measure_trivial, warn_of_copies
 from selfloop.errors import ChainEndedError
 from selfloop.formats.safetensors import NamedArrays
 from selfloop.protocols import (
@@ -29,7 +29,6 @@ from selfloop.protocols import (
 )
 from selfloop.rng import RandomStream
 from selfloop.snapshots import EnsembleSnapshot, EnsembleTake
-from selfloop.sources.files import warn_of_copies
 from selfloop.spec.point import Point, place_rows, row_bytes
 from selfloop.store.identity import stored_step
 from selfloop.types import Take
@@ -294,7 +293,7 @@ def ensemble_curves(block: SeedBlock, policy: Policy, generations: int) -> dict[
 
 @stored_step("ensemble_copies", version=1)
 def ensemble_copies(block: SeedBlock) -> int:
-    """As `count_copies`, of the first seed of a block."""
+    """As `warn_of_copies`, of the first seed of a block."""
     tables = block.held_out(), block.draw(block.holdout, block.n)
     of_seed = [{name: np.asarray(column)[0] for name, column in table.items()} for table in tables]
     return warn_of_copies(block.source, block.seeds[0], *of_seed)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from bisect import bisect_right
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,14 +11,25 @@ from typing import cast
 
 import numpy as np
 
-from selfloop.columns import Array, Columns, ColumnType, Ints, Params, Ragged, concat_rows, count_rows, select_rows, take_spans
+from selfloop.columns import (
+    Array,
+    Columns,
+    ColumnType,
+    Ints,
+    Params,
+    Ragged,
+    concat_rows,
+    count_copies,
+    count_rows,
+    select_rows,
+    take_spans,
+)
 from selfloop.component import Context, Curator, Encoder, Family, FeatureExtractor, Metric, Sampler, Source
 from selfloop.engine.token_counts import first_tokens, row_lengths
 from selfloop.errors import ChainEndedError, DataError
 from selfloop.formats.safetensors import ColumnWriter, NamedArrays, gather_rows, read_safetensors
 from selfloop.protocols import CorpusSource, SupportsRelabel, SupportsTrivialModel, UsesEncoder
 from selfloop.snapshots import Snapshot
-from selfloop.sources.files import warn_of_copies
 from selfloop.store.identity import stored_step
 from selfloop.types import RowTake, TrainingRows, Unit
 
@@ -113,10 +125,16 @@ def take_corpus_rows(source: CorpusSource, corpus: Columns, first: int, n: int, 
     return gather_rows(corpus, order[first : first + n], ctx.scratch)
 
 
-@stored_step("count_copies", version=1)
-def count_copies(source: Source, seed: int, holdout: Columns, initial: Columns) -> int:
-    """Number of held-out rows that are exact copies of initial rows; the warning of them is stored with it."""
-    return warn_of_copies(source, seed, holdout, initial)
+@stored_step("warn_of_copies", version=1)
+def warn_of_copies(source: Source, seed: int, holdout: Columns, initial: Columns) -> int:
+    """Number of held-out rows that are exact copies of initial rows; a warning if there are any."""
+    if copies := count_copies(holdout, initial):
+        warnings.warn(
+            f"source: {copies:,} of {count_rows(holdout):,} held-out rows of {source.title()} are exact copies of initial rows "
+            f"(seed {seed}): a model that has learned its rows by heart looks better on them than it is",
+            stacklevel=2,
+        )
+    return copies
 
 
 @stored_step("load_params", version=1)

@@ -191,7 +191,7 @@ class StoredWorld:
         if self.point.holdout and "holdout" not in self.refs:
             self.refs["holdout"] = self._draw(0, self.point.holdout)
             if self.point.counts_copies(self.seed):
-                self._call(steps.count_copies, self.point.spec.source, self.seed, self.refs["holdout"], self.initial)
+                self._call(steps.warn_of_copies, self.point.spec.source, self.seed, self.refs["holdout"], self.initial)
         return self.refs.get("holdout")
 
     def end_chain(self, t: int, status: str) -> Iterable[Measurement]:

@@ -14,7 +14,7 @@ from typing import Annotated, ClassVar, Literal
 from annotated_types import Ge
 
 from selfloop.component import Policy
-from selfloop.errors import SettingError
+from selfloop.policies.schedule import rows_of_share
 from selfloop.settings import PositiveFloat, Share
 from selfloop.types import Batch, Plan, Take, real, synthetic
 
@@ -29,16 +29,6 @@ def take_all(*batches: Batch) -> Plan:
 def synthetic_before(t: int) -> list[Batch]:
     """Every synthetic batch that exists before generation t, the oldest first."""
     return [synthetic(k) for k in range(1, t)]
-
-
-def rows_of_share(setting: str, share: float, n: int, *, of_total: bool = False) -> int:
-    """A share of n rows, rounded. Raises SettingError if it is above 0 and no row, or (`of_total`) below 1 and all rows."""
-    rows = round(share * n)
-    if share > 0 and not rows:
-        raise SettingError(setting, f"got {share:g}, which is no row of n = {n}, rounded. Raise it or n.")
-    if of_total and share < 1 and rows == n:
-        raise SettingError(setting, f"got {share:g}, which is every row of n = {n}, rounded. Lower it, or raise n.")
-    return rows
 
 
 @dataclass(frozen=True, kw_only=True)

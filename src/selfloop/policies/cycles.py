@@ -10,7 +10,8 @@ from itertools import pairwise
 from typing import Annotated, ClassVar
 
 from selfloop.component import Policy
-from selfloop.policies.builtin import rows_of_share, synthetic_before, take_all
+from selfloop.policies.builtin import synthetic_before, take_all
+from selfloop.policies.schedule import rows_of_share
 from selfloop.settings import PositiveFloat, Share
 from selfloop.types import Plan, Take, real, synthetic
 

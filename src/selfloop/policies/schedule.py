@@ -81,6 +81,16 @@ def schedule_metrics(entries: Sequence[ScheduleEntry]) -> dict[str, list[float]]
     return {"real_mass": [entry.real_mass for entry in entries], "data_age": [entry.data_age for entry in entries]}
 
 
+def rows_of_share(setting: str, share: float, n: int, *, of_total: bool = False) -> int:
+    """A share of n rows, rounded. Raises SettingError if it is above 0 and no row, or (`of_total`) below 1 and all rows."""
+    rows = round(share * n)
+    if share > 0 and not rows:
+        raise SettingError(setting, f"got {share:g}, which is no row of n = {n}, rounded. Raise it or n.")
+    if of_total and share < 1 and rows == n:
+        raise SettingError(setting, f"got {share:g}, which is every row of n = {n}, rounded. Lower it, or raise n.")
+    return rows
+
+
 def _check_new_rows(key: str, t: int, n: int, new_rows: NewRows) -> None:
     counts = new_rows.real, new_rows.synthetic
     if not all(isinstance(rows, int) and 0 <= rows <= MAX_BATCH_ROWS for rows in counts):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import bz2
 import gzip
-import hashlib
 import io
 import lzma
 import pickle
@@ -14,7 +13,6 @@ import tarfile
 import warnings
 import zlib
 from abc import abstractmethod
-from collections import Counter
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import lru_cache, wraps
@@ -22,7 +20,7 @@ from pathlib import Path, PureWindowsPath
 from typing import IO, Any, ParamSpec, TypeVar, cast
 from zipfile import BadZipFile, ZipFile, ZipInfo
 
-from selfloop.columns import Columns, Ints, Ragged, concat_rows, count_rows, select_rows
+from selfloop.columns import Columns, Ints, concat_rows, count_rows, select_rows
 from selfloop.component import Context, Source
 from selfloop.errors import DataError, first_line, os_error_reason
 from selfloop.formats.folders import Listing, is_hidden, list_folder, refuse_pointer
@@ -99,29 +97,6 @@ def check_range(source: Source, first: int, n: int, n_rows: int) -> None:
 def count_unlisted(files: Listing) -> dict[str, int]:
     """Number of files that are not in a listing, by reason."""
     return {"hidden files or folders": files.n_hidden, "files linked twice": len(files.repeated)}
-
-
-def warn_of_copies(source: Source, seed: int, holdout: Columns, initial: Columns) -> int:
-    """Number of held-out rows that are equal to an initial row in every column; a warning if there are any."""
-    held_out, n = Counter(_row_digests(holdout)), count_rows(holdout)
-    if copies := sum(held_out.pop(digest, 0) for digest in _row_digests(initial)):
-        warnings.warn(
-            f"source: {copies:,} of {n:,} held-out rows of {source.title()} are exact copies of initial rows (seed {seed}): on "
-            "them, a model that remembers its rows looks better than it is",
-            stacklevel=2,
-        )
-    return copies
-
-
-def _row_digests(rows: Columns) -> Iterator[bytes]:
-    for i in range(count_rows(rows)):
-        row = hashlib.blake2b(digest_size=16)
-        for column in rows.values():
-            value = (
-                column.values[column.offsets[i] : column.offsets[i + 1]] if isinstance(column, Ragged) else column[i]
-            ).tobytes()
-            row.update(len(value).to_bytes(8, "little") + value)
-        yield row.digest()
 
 
 def describe_counts(counts: Mapping[str, int]) -> str:
