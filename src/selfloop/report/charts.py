@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import chain, count
 from textwrap import wrap
 from typing import Any
@@ -11,23 +12,16 @@ from typing import Any
 import altair as alt
 import numpy as np
 
+from selfloop.columns import Floats
 from selfloop.errors import printable
-from selfloop.policies.schedule import ScheduleEntry
 from selfloop.published.papers import PublishedCurve
 from selfloop.report.theme import FONT, GRID, INK, MUTED, PAPER, Style
-from selfloop.report.value_axis import (
-    LOG_AXIS_RATIO,
-    ValueAxis,
-    aligned_values,
-    draws_band,
-    draws_chains,
-    ended_median,
-    other_scale_curves,
-)
 from selfloop.report.values import CurveData, Panel
-from selfloop.types import Unit
 
 WIDTH, HEIGHT = 400, 240
+MIN_BAND_SEEDS = 3  # the interval of two seeds, 13 standard errors to each side, would hide the means
+MAX_CHAIN_LINES = 12  # with more chains only their mean and its band are drawn
+LOG_AXIS_RATIO = 30.0  # largest over smallest value from which an axis is logarithmic
 _LAW_KINDS = {"exact": ("exact law", [6, 3]), "bound": ("bound", [2, 2]), "asymptotic": ("asymptotic law", [8, 3, 2, 3])}
 _SCALE_DASHES = ([2, 2.5], [7, 2.5], [7, 2, 2, 2])
 _FONTS = {"labelFont": FONT, "titleFont": FONT, "labelFontSize": 12, "titleFontSize": 12, "titleFontWeight": "normal"}
@@ -49,6 +43,20 @@ _TOOLTIP_TITLES = {"low": "95 % interval from", "high": "to", "real_mass": "real
 Records = list[dict[str, object]]
 
 
+@dataclass(frozen=True, slots=True)
+class ValueAxis:
+    """Range and kind of a value axis."""
+
+    low: float
+    high: float
+    log: bool
+    cut: bool  # True if an interval or a published curve of another scale extends past an end
+
+    def contains(self, value: float) -> bool:
+        """True if a value is within the figure."""
+        return self.low < value < self.high
+
+
 def panel_chart(panel: Panel, styles: Mapping[str, Style], axis: ValueAxis, title: str) -> dict[str, Any]:
     """The curves of one metric with laws and published values, and the number of chains left if chains end."""
     sets = _panel_sets(panel, axis.low)
@@ -58,41 +66,77 @@ def panel_chart(panel: Panel, styles: Mapping[str, Style], axis: ValueAxis, titl
     return finish_chart(chart, title, sets)
 
 
-def schedule_chart(schedules: Mapping[str, Sequence[ScheduleEntry]], styles: Mapping[str, Style], unit: Unit) -> dict[str, Any]:
-    """Rows or tokens trained on, real mass and mean data age. Later policies are thinner, so that none hides another."""
-    rows: Records = [
-        {
-            "policy": policy, "generation": entry.t, "rows": entry.trained_rows, "real_mass": entry.real_mass,
-            "data_age": entry.data_age, "marked": marked,
-        }
-        for policy, entries in schedules.items()
-        for entry, marked in zip(entries, _marked(len(entries), 9), strict=True)
-    ]  # fmt: skip
-    counts = [entry.trained_rows for entries in schedules.values() for entry in entries]
-    log = min(counts) > 0 and max(counts) / min(counts) >= LOG_AXIS_RATIO
-    columns = (
-        ("rows", f"{unit} trained on{', log scale' if log else ''}", alt.Scale(type="log") if log else alt.Scale(zero=True)),
-        ("real_mass", "real share of training mass", alt.Scale(domain=[0, 1])),
-        ("data_age", "mean data age (generations)", alt.Scale(zero=True)),
-    )
-    policies = list(schedules)
-    widths = alt.Scale(domain=policies, range=np.linspace(4, 1.4, len(policies)).tolist())
-    sizes = alt.Scale(domain=policies, range=np.linspace(80, 24, len(policies)).tolist())
-    color, shape = policy_channels(styles, policies)
-    charts = []
-    for name, axis_title, scale in columns:
-        base = alt.Chart(alt.NamedData(name="schedules")).encode(
-            x=generation_axis(max(map(len, schedules.values())), ticks=5),
-            y=alt.Y(f"{name}:Q", title=axis_title, scale=scale, axis=alt.Axis(tickCount=5)),
-            color=color,
+def fit_value_axis(panel: Panel) -> ValueAxis:
+    """The axis that contains all means, drawn chains, laws and published values.
+
+    Intervals and published curves of another scale may lengthen the axis by half at either end; beyond it they are cut. The
+    trivial model may double it; beyond that it is not drawn.
+    """
+    values = _finite(
+        chain(
+            *(curve.summary.mean for curve in panel.curves),
+            *(_median(curve) for curve in panel.curves),
+            *(curve.values.ravel() for curve in panel.curves if draws_chains(curve)),
+            *(law.values for _, law in panel.laws),
+            *(curve.values for _, curve in panel.published if not curve.scale),
         )
-        line = base.mark_line().encode(strokeWidth=alt.StrokeWidth("policy:N", scale=widths, legend=None))
-        size = alt.Size("policy:N", scale=sizes, legend=None)
-        points = base.transform_filter("datum.marked").mark_point(filled=True, opacity=1)
-        points = points.encode(shape=shape, size=size, tooltip=_tooltip(name))
-        charts.append(alt.layer(line, points).properties(width=216, height=160))
-    chart = alt.hconcat(*charts, spacing=26).resolve_scale(color="shared", shape="shared", size="shared", strokeWidth="shared")
-    return finish_chart(chart, "Training data of each generation", {"schedules": rows})
+    )
+    if not len(values):
+        return ValueAxis(0.0, 1.0, log=False, cut=False)
+    limits = _finite(
+        chain(
+            *(limit for curve in panel.curves if draws_band(curve) for limit in (curve.summary.low, curve.summary.high)),
+            *(aligned_values(panel, policy, curve) for policy, curve in other_scale_curves(panel)),
+        )
+    )
+    log = bool(values.min() > 0 and values.max() / values.min() >= LOG_AXIS_RATIO)
+    to: Callable[[Any], Any] = np.log10 if log else np.asarray
+    low, high = float(to(values.min())), float(to(values.max()))
+    extent = to(limits[limits > 0] if log else limits)
+    if len(extent):
+        margin = (high - low) / 2 or math.inf
+        low, high = max(min(low, float(extent.min())), low - margin), min(max(high, float(extent.max())), high + margin)
+    if panel.trivial is not None and (panel.trivial[1] > 0 or not log):
+        value, margin = float(to(panel.trivial[1])), high - low or math.inf
+        if low - margin <= value <= high + margin:
+            low, high = min(low, value), max(high, value)
+    margin = 0.04 * (high - low) or 0.1 * abs(high) or 1.0
+    near_zero = not log and 0 <= low < 0.35 * high
+    low, high = 0.0 if near_zero else low - margin, high + margin
+    if log:
+        low, high = 10.0**low, 10.0**high
+    return ValueAxis(low, high, log, cut=bool(len(limits) and (limits.min() < low or limits.max() > high)))
+
+
+def draws_band(curve: CurveData) -> bool:
+    """True if there are enough chains to draw the interval of their mean."""
+    return len(curve.values) >= MIN_BAND_SEEDS
+
+
+def draws_chains(curve: CurveData) -> bool:
+    """True if there are few enough chains to draw each."""
+    return 1 < len(curve.values) <= MAX_CHAIN_LINES
+
+
+def other_scale_curves(panel: Panel) -> list[tuple[str, PublishedCurve]]:
+    """The published curves of another scale, with their policies."""
+    return [(policy, curve) for policy, curve in panel.published if curve.scale]
+
+
+def aligned_values(panel: Panel, policy: str, published: PublishedCurve) -> list[float]:
+    """The values shifted so that the first equals the measured mean of its generation, because levels do not compare.
+
+    NaN if there is no such mean.
+    """
+    first = published.generations[0]
+    means = {t: x for c in panel.curves if c.policy == policy for t, x in enumerate(c.summary.mean.tolist(), 1)}
+    return [value + means.get(first, math.nan) - published.values[0] for value in published.values]
+
+
+def _median(curve: CurveData) -> Floats:
+    """The median over all chains; empty if no chain ends."""
+    median = curve.summary.median
+    return median if curve.has_ended_chains else median[:0]
 
 
 def _n_generations(panel: Panel) -> int:
@@ -114,7 +158,7 @@ def _curves(panel: Panel, styles: Mapping[str, Style], axis: ValueAxis, sets: Ma
         return alt.condition(selection, alt.value(value), alt.value(value * 0.12))
 
     color, shape = policy_channels(styles, [curve.policy for curve in panel.curves])
-    tooltip = [*_tooltip("mean", "low", "high"), alt.Tooltip("chains:N")]
+    tooltip = [*mark_tooltip("mean", "low", "high"), alt.Tooltip("chains:N")]
     band = base("means", "bottom").transform_filter("isValid(datum.top)")
     points = base("means", "mean").transform_filter("datum.marked").mark_point(filled=True, size=42)
     layers = [
@@ -223,7 +267,7 @@ def _panel_sets(panel: Panel, floor: float) -> dict[str, Records]:
     sets = {
         "means": [_mean_records(curve, floor) for curve in curves],
         "chains": [_records(row, policy=policy, seed=s) for policy, s, row in chains],
-        "medians": [_records(ended_median(curve), policy=curve.policy) for curve in curves],
+        "medians": [_records(_median(curve), policy=curve.policy) for curve in curves],
         "survivors": [_records(curve.summary.surviving, policy=curve.policy) for curve in curves if ends],
         "laws": [
             _records(law.values, label=label, source=law.source)
@@ -239,7 +283,7 @@ def _panel_sets(panel: Panel, floor: float) -> dict[str, Records]:
 
 def _mean_records(curve: CurveData, floor: float) -> Records:
     """One record per generation with a mean. The band begins at `floor` or above, as a logarithmic axis needs."""
-    summary, marked, records = curve.summary, _marked(curve.values.shape[1], 21), Records()
+    summary, marked, records = curve.summary, marked_generations(curve.values.shape[1], 21), Records()
     for i, record in enumerate(_records(summary.mean, policy=curve.policy)):  # a mean ends once and for all
         low, high = float(summary.low[i]), float(summary.high[i])
         limits = {"low": json_number(low), "high": json_number(high)}
@@ -255,7 +299,7 @@ def _other_scale_records(panel: Panel, policy: str, curve: PublishedCurve) -> Re
     return [{**record, "published": json_number(x)} for record, x in zip(aligned, curve.values, strict=False)]
 
 
-def _marked(n: int, most: int) -> list[bool]:
+def marked_generations(n: int, most: int) -> list[bool]:
     """Which of n generations carry a marker: evenly spread ones, the first and the last included."""
     indices = set(np.linspace(0, n - 1, most).astype(int).tolist())
     return [i in indices for i in range(n)]
@@ -293,6 +337,11 @@ def _decades(axis: ValueAxis) -> list[float]:
     return [tick for tick in ticks if axis.low <= tick <= axis.high]
 
 
+def _finite(values: Iterable[float]) -> Floats:
+    array = np.array(list(values), np.float64)
+    return array[np.isfinite(array)]
+
+
 def generation_axis(last: int, ticks: int = 10, title: str = "generation t") -> Any:
     """The x axis from generation 1 to `last`."""
     scale = alt.Scale(domain=[1, last] if last > 1 else [0.5, 1.5], nice=False, padding=8)
@@ -314,7 +363,7 @@ def _number(name: str) -> Any:
     return alt.Tooltip(f"{name}:Q", format=".4~g", title=_TOOLTIP_TITLES.get(name, name))
 
 
-def _tooltip(*names: str) -> list[Any]:
+def mark_tooltip(*names: str) -> list[Any]:
     return [alt.Tooltip("policy:N"), alt.Tooltip("generation:Q"), *map(_number, names)]
 
 

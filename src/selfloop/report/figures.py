@@ -8,15 +8,31 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import altair as alt
+import numpy as np
 import vl_convert
 
 from selfloop.errors import printable
 from selfloop.formats.replacing import write_bytes
 from selfloop.policies.schedule import ScheduleEntry
 from selfloop.report.category_shares import describe_shares, shares_caption, shares_chart
-from selfloop.report.charts import panel_chart, schedule_chart
+from selfloop.report.charts import (
+    LOG_AXIS_RATIO,
+    MIN_BAND_SEEDS,
+    Records,
+    ValueAxis,
+    draws_band,
+    draws_chains,
+    finish_chart,
+    fit_value_axis,
+    generation_axis,
+    mark_tooltip,
+    marked_generations,
+    other_scale_curves,
+    panel_chart,
+    policy_channels,
+)
 from selfloop.report.theme import PAPER, Style, describe_better, describe_coordinates, format_number, policy_styles
-from selfloop.report.value_axis import MIN_BAND_SEEDS, ValueAxis, draws_band, draws_chains, fit_value_axis, other_scale_curves
 from selfloop.report.values import CategoryShares, Panel, Report
 from selfloop.types import Unit
 
@@ -59,8 +75,47 @@ def schedule_figure(
         alt=f"{unit.capitalize()} trained on, real mass and mean data age by generation. At the last generation, {last}.",
         caption=f"{unit.capitalize()} of one epoch of each generation's fit. Real mass: share of {unit} × weight that is real. "
         "Age: generations since a batch was drawn, counted from 1.",
-        spec=schedule_chart(schedules, styles, unit),
+        spec=_schedule_chart(schedules, styles, unit),
     )
+
+
+def _schedule_chart(
+    schedules: Mapping[str, Sequence[ScheduleEntry]], styles: Mapping[str, Style], unit: Unit
+) -> dict[str, Any]:
+    """Rows or tokens trained on, real mass and mean data age. Later policies are thinner, so that none hides another."""
+    rows: Records = [
+        {
+            "policy": policy, "generation": entry.t, "rows": entry.trained_rows, "real_mass": entry.real_mass,
+            "data_age": entry.data_age, "marked": marked,
+        }
+        for policy, entries in schedules.items()
+        for entry, marked in zip(entries, marked_generations(len(entries), 9), strict=True)
+    ]  # fmt: skip
+    counts = [entry.trained_rows for entries in schedules.values() for entry in entries]
+    log = min(counts) > 0 and max(counts) / min(counts) >= LOG_AXIS_RATIO
+    columns = (
+        ("rows", f"{unit} trained on{', log scale' if log else ''}", alt.Scale(type="log") if log else alt.Scale(zero=True)),
+        ("real_mass", "real share of training mass", alt.Scale(domain=[0, 1])),
+        ("data_age", "mean data age (generations)", alt.Scale(zero=True)),
+    )
+    policies = list(schedules)
+    widths = alt.Scale(domain=policies, range=np.linspace(4, 1.4, len(policies)).tolist())
+    sizes = alt.Scale(domain=policies, range=np.linspace(80, 24, len(policies)).tolist())
+    color, shape = policy_channels(styles, policies)
+    charts = []
+    for name, axis_title, scale in columns:
+        base = alt.Chart(alt.NamedData(name="schedules")).encode(
+            x=generation_axis(max(map(len, schedules.values())), ticks=5),
+            y=alt.Y(f"{name}:Q", title=axis_title, scale=scale, axis=alt.Axis(tickCount=5)),
+            color=color,
+        )
+        line = base.mark_line().encode(strokeWidth=alt.StrokeWidth("policy:N", scale=widths, legend=None))
+        size = alt.Size("policy:N", scale=sizes, legend=None)
+        points = base.transform_filter("datum.marked").mark_point(filled=True, opacity=1)
+        points = points.encode(shape=shape, size=size, tooltip=mark_tooltip(name))
+        charts.append(alt.layer(line, points).properties(width=216, height=160))
+    chart = alt.hconcat(*charts, spacing=26).resolve_scale(color="shared", shape="shared", size="shared", strokeWidth="shared")
+    return finish_chart(chart, "Training data of each generation", {"schedules": rows})
 
 
 def shares_figure(shares: CategoryShares, styles: Mapping[str, Style]) -> Figure:
