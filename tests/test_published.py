@@ -289,7 +289,7 @@ def test_a_mean_without_the_rare_large_values_of_its_tail_is_marked() -> None:
 
     values = [value for value in reproduce("gerstgrasser2024", measure=without_largest) if value.generation > 1]
     assert all(re.fullmatch(r"heavy tail: z has \d+\.\d times the measured spread", value.note) for value in values)
-    assert max(abs(value.z or 0) for value in values) < 5  # 8 and more with the measured spread
+    assert max(abs(value.z or 0) for value in values) < 8  # 13 with the measured spread
 
 
 def test_the_value_of_an_ended_chain_is_undefined() -> None:

@@ -106,9 +106,9 @@ def test_a_ratio_without_spread_has_no_limits():
     ("draw", "mean", "most"),
     [  # share of 95 % intervals that miss the mean, at 3, 5, 10 and 20 seeds; Student's in brackets
         (lambda rng, n: rng.lognormal(0, 0.3, n), np.exp(0.045), 0.06),  # (6 %)
-        (lambda rng, n: rng.lognormal(0, 1, n), np.exp(0.5), 0.13),  # (13 to 18 %)
-        (lambda rng, n: rng.gamma(0.5, size=n), 0.5, 0.11),  # (11 to 18 %)
-        (lambda rng, n: rng.gamma(2, size=n), 2.0, 0.08),  # (7 to 9 %)
+        (lambda rng, n: rng.lognormal(0, 1, n), np.exp(0.5), 0.09),  # (13 to 18 %)
+        (lambda rng, n: rng.gamma(0.5, size=n), 0.5, 0.06),  # (11 to 18 %)
+        (lambda rng, n: rng.gamma(2, size=n), 2.0, 0.06),  # (7 to 9 %)
         (lambda rng, n: rng.normal(1, 0.05, n), 1.0, 0.06),  # (5 %)
     ],
 )
@@ -117,8 +117,8 @@ def test_intervals_of_positive_values_cover_means_better_and_stay_above_0(draw, 
     for seeds in (3, 5, 10, 20):
         samples = [draw(rng, seeds) for _ in range(700)]
         intervals = [mean_interval(values, positive=True) for values in samples]
-        assert all(i.low > 0 for i in intervals)
-        missed = np.mean([not i.low <= mean <= i.high for i in intervals])
+        assert all(i.low is None or 0 < i.low < i.high for i in intervals)
+        missed = np.mean([i.low is not None and not i.low <= mean <= i.high for i in intervals])
         student = np.mean([not i.low <= mean <= i.high for i in map(mean_interval, samples)])
         assert missed <= most + 2 * np.sqrt(most / 700)
         assert missed <= student + 0.01
@@ -128,9 +128,10 @@ def test_the_limits_of_positive_values_agree_with_student_s_where_the_spread_is_
     values = RNG.normal(100, 0.1, 10)
     positive, student = mean_interval(values, positive=True), mean_interval(values)
     assert (positive.low, positive.high) == pytest.approx((student.low, student.high), rel=1e-6)
-    summary = summarize_seeds(np.exp(RNG.normal(0, 2, (4, 3))), positive=True)
+    summary = summarize_seeds(np.exp(RNG.normal(0, 1, (10, 3))), positive=True)
     assert (summary.low > 0).all()
     assert mean_interval(np.zeros(4), positive=True).low is None
+    assert mean_interval(np.array([1e-9, 1.0, 1e10]), positive=True).high is None
 
 
 def test_answers_at_a_later_look_have_wider_intervals():

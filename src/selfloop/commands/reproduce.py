@@ -16,12 +16,10 @@ from selfloop.component import Metric
 from selfloop.errors import SpecError, unknown_name
 from selfloop.plugins import component_class
 from selfloop.published.papers import Paper, PublishedTable, PublishedValue, find_paper
-from selfloop.stats.intervals import Interval, mean_interval
+from selfloop.stats.intervals import Interval, mean_interval, tail_variance
 
 SEEDS = {"paper": 100, "small": 20}  # by scale; for "paper" only if the paper does not print its number of seeds
-HEAVY_TAIL = 2.0  # variance that the upper half of the chains implies, over the measured one
 MAX_SPREAD_OF_ONE_CHAIN = 0.5  # share of the sum of squares; above it z is not reliable
-MAX_LOG_VARIANCE = 100.0  # beyond it, means over seeds have no meaning
 MIN_SEEDS = 10  # with fewer, one chain often carries that much, and the standard errors are themselves uncertain
 Progress = Callable[[int, int], None]
 Measure = Callable[[PublishedTable, int, Progress], Mapping[str, Floats]]  # -> policy -> (seeds, generations)
@@ -33,8 +31,7 @@ class ReproducedValue:
 
     z is their difference over its standard error: of both means (the paper's from its number of seeds and the spread
     measured here), of rounding, and of reading the value. Of a metric whose lowest value is 0, both are on the log scale, and
-    the spread is the larger one of the measured and that of a lognormal distribution with the upper half of the chains: a
-    mean without the rare large values of a heavy tail comes with a spread that is too small.
+    a variance for the tail is added: a mean without the rare large values of a heavy tail has a spread that is too small.
     """
 
     group: str
@@ -112,16 +109,16 @@ def _reproduced_value(table: PublishedTable, policy: str, value: PublishedValue,
     interval = mean_interval(measured, positive=positive)
     z, note = None, ""
     if interval.estimate is not None and (interval.estimate > 0 or not positive):
-        implied = _implied_variance(measured) if positive and len(measured) >= MIN_SEEDS else 0.0
+        tail = float(tail_variance(measured)) if positive and len(measured) > 1 else 0.0
         variance = float(np.var(measured, ddof=1)) if len(measured) > 1 else 0.0
-        error = _standard_error(table, value, len(measured), max(variance, implied))
+        error = _standard_error(table, value, len(measured), variance + tail)
         mean = interval.estimate
         z = math.log(mean / value.value) * mean / error if positive else (mean - value.value) / error
         squares = (measured - mean) ** 2
         if len(measured) >= MIN_SEEDS and squares.max() > MAX_SPREAD_OF_ONE_CHAIN * squares.sum() > 0:
             note = f"heavy tail: one chain carries {squares.max() / squares.sum():.0%} of the spread"
-        elif implied > HEAVY_TAIL * variance:
-            note = f"heavy tail: z has {math.sqrt(implied / variance):.1f} times the measured spread"
+        elif len(measured) >= MIN_SEEDS and tail > variance:
+            note = f"heavy tail: z has {math.sqrt(1 + tail / variance):.1f} times the measured spread"
     return ReproducedValue(
         table.group, _describe_scenario(table), policy, value.generation, table.metric, value.value, interval, z, note
     )  # fmt: skip
@@ -130,13 +127,6 @@ def _reproduced_value(table: PublishedTable, policy: str, value: PublishedValue,
 def _describe_scenario(table: PublishedTable) -> str:
     settings = {key: value for each in (table.source, table.family) for key, value in each.items() if key != "name"}
     return ", ".join([str(table.source["name"]), *(f"{key} {value}" for key, value in settings.items()), f"n {table.n}"])
-
-
-def _implied_variance(measured: Floats) -> float:
-    """Variance of a lognormal distribution with the measured mean whose upper half is as wide as that of the chains."""
-    logs = np.log(np.maximum(measured, np.finfo(float).tiny))
-    middle, upper = np.quantile(logs, [0.5, 0.8413])  # a standard deviation of the log apart
-    return float(np.mean(measured) ** 2 * np.expm1(min((upper - middle) ** 2, MAX_LOG_VARIANCE)))
 
 
 def _standard_error(table: PublishedTable, value: PublishedValue, seeds: int, variance: float) -> float:
