@@ -189,11 +189,11 @@ class ImageDiffusion(NetworkFamily):
         return losses
 
     def trivial_risk(self, metric: str, initial: Columns, holdout: Columns, truth: Params, ctx: Context) -> float | None:
-        """Expected loss of the best predictions that see of each pixel only its noisy value.
+        """Expected loss of the best predictions that see of each pixel only its noisy value x = signal x_0 + level e.
 
-        With x = signal x_0 + level e, x_0 of mean m and variance v, the target e - b x_0 has the linear regression on x
-        -b m + c (x - signal m), c = (level - b signal v) / (signal^2 v + level^2); b is 0 for DDPM and 1 for flow matching.
-        To find no noise at all is no baseline: a network without training, whose output is 0, halves that loss.
+        For x_0 of mean m and variance v, the regression of the target e - b x_0 (b is 0 for DDPM, 1 for flow matching) on x is
+        -b m + c (x - signal m) with c = (level - b signal v) / (signal^2 v + level^2). To find no noise is no baseline: a
+        network without training, whose output is 0, has half of that loss.
         """
         if metric != "denoising_loss":
             return None
@@ -202,11 +202,10 @@ class ImageDiffusion(NetworkFamily):
         from selfloop.families.nn.image_tensors import pixel_moments
 
         (mean, square), (real_mean, real_square) = pixel_moments(initial, gray_rows=1), pixel_moments(holdout)
-        v = 4 * (square - mean**2)  # pixels are in [-1, 1]
-        deviation = 4 * (real_square - 2 * mean * real_mean + mean**2)  # of held-out pixels from the mean, squared
+        v, deviation = 4 * (square - mean**2), 4 * (real_square - 2 * mean * real_mean + mean**2)  # pixels are in [-1, 1]
         process, b, losses = self._process(), float(self.objective == "flow"), []
         times = process.times_at((torch.arange(TRIVIAL_TIMES, dtype=torch.float64) + 0.5) / TRIVIAL_TIMES)
-        for signal, level in zip(*(levels.tolist() for levels in process.signal_and_noise(times)), strict=True):
+        for signal, level in torch.stack(process.signal_and_noise(times), 1).tolist():
             c = (level - b * signal * v) / (signal**2 * v + level**2)
             losses.append(np.mean((1 - c * level) ** 2 + (b + c * signal) ** 2 * deviation))
         return float(np.mean(losses))
