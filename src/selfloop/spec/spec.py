@@ -81,8 +81,9 @@ class Spec:
         set_("metrics", self._chosen_metrics())
         set_("criteria", make_components("criterion", self.criteria or usable_names("criterion"), "criteria"))
         set_("curators", make_components("curator", self.curators, "curators"))
-        if isinstance(self.primary, Mapping):
-            set_("primary", make_settings(PrimaryComparison, self.primary, "primary"))
+        primary: Any = self.primary
+        if isinstance(primary, Mapping):
+            set_("primary", make_settings(PrimaryComparison, primary, "primary"))
         set_("seeds", _parse_seeds(self.seeds))
         set_("init_from", _parse_init_from(self.init_from))
         if not isinstance(self.sweep, Mapping):

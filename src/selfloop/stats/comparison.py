@@ -141,7 +141,7 @@ def _p_values(differences: Floats, threshold: float) -> Floats:
     from scipy.special import stdtr
 
     mean, error = mean_and_error(differences)
-    return np.minimum(2 * stdtr(max(len(differences) - 1, 1), (threshold - mean) / error), 1.0)
+    return np.asarray(np.minimum(2 * stdtr(max(len(differences) - 1, 1), (threshold - mean) / error), 1.0), np.float64)
 
 
 def _max_over_generations(p_values: Floats) -> Floats:
