@@ -35,16 +35,10 @@ def _mean_error_limit(scenario: Scenario) -> Limit | None:
     estimator, power = _estimator(scenario), newest_growth(scenario)
     if estimator.ddof == 0 and estimator.variance_factor <= 1:
         return "finite"
-    if power is None or (power > 0 and estimator.ddof > 1):
+    if power is None:
         return None
     change = estimator.variance_factor * ((scenario.n - 1) / (scenario.n - estimator.ddof) if power == 0 else 1.0)
     return "infinite" if change > 1 or (change == 1 and power <= 1) else "finite"
-
-
-def _log_variance_limit(scenario: Scenario) -> Limit | None:
-    """The variance goes to 0 if its log falls by the same amount at every generation."""
-    estimator = _estimator(scenario)
-    return "zero" if scenario.policy.name == "replace" and estimator.ddof <= 1 and estimator.variance_factor <= 1 else None
 
 
 def _log_variance_ratio(scenario: Scenario) -> Floats | None:
@@ -106,7 +100,10 @@ LAWS = (
             "more than d of them, fitted from scratch."
         ),
         values=_log_variance_ratio,
-        limit=_log_variance_limit,
+        # of the variance itself, whose log falls by the same amount at every generation
+        limit=lambda scenario: (
+            "zero" if scenario.policy.name == "replace" and _estimator(scenario).variance_factor <= 1 else None
+        ),
     ),
 )
 
