@@ -101,9 +101,7 @@ LAWS = (
         ),
         values=_log_variance_ratio,
         # of the variance itself, whose log falls by the same amount at every generation
-        limit=lambda scenario: (
-            "zero" if scenario.policy.name == "replace" and _estimator(scenario).variance_factor <= 1 else None
-        ),
+        limit=lambda run: "zero" if run.policy.name == "replace" and _estimator(run).variance_factor <= 1 else None,
     ),
 )
 
