@@ -9,6 +9,7 @@ import pytest
 
 import selfloop
 from selfloop.report.findings import findings
+from selfloop.store.runs import note_run
 
 SETTINGS: dict[str, Any] = {"source": "gaussian", "family": "gaussian", "n": 20, "generations": 2, "policies": ["replace"]}
 
@@ -50,3 +51,11 @@ def test_a_later_look_is_named_and_has_wider_intervals(tmp_path: Path) -> None:
     assert next(findings(again)).startswith("This is look 2: the spec was run before with fewer of its seeds.")
     assert not any("look" in sentence for sentence in findings(once))
     assert once.curve("mean_error").equals(again.curve("mean_error"))  # 95 % at every look
+
+
+def test_a_listed_run_whose_spec_cannot_be_read_is_no_look(tmp_path: Path) -> None:
+    look(tmp_path, seeds=3)
+    for spec in ("n = 1", "not TOML", ""):
+        with note_run(tmp_path, "another version", spec):
+            pass
+    assert look(tmp_path, seeds=5) == 2

@@ -60,9 +60,11 @@ def count_looks(store: Path, spec: str) -> int:
 
 
 def _parse_question(spec: str) -> tuple[dict[str, Any], list[Any], frozenset[int]]:
-    """The question of a spec, its policies and its seeds."""
-    table = tomllib.loads(spec)
-    seeds, policies = table.pop("seeds"), table.pop("policies", [])
+    """The question of a spec, its policies and its seeds; no seeds if it is none."""
+    table: dict[str, Any] = {}
+    with suppress(ValueError):
+        table = tomllib.loads(spec)
+    seeds, policies = table.pop("seeds", []), table.pop("policies", [])
     question = {key: value for key, value in table.items() if key not in ("metrics", "criteria", "primary")}
     return question, policies, frozenset(range(seeds) if isinstance(seeds, int) else seeds)
 
