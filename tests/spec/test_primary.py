@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from scipy import stats
 
 import selfloop
 from selfloop.errors import SpecError
@@ -79,3 +80,14 @@ def test_it_may_be_about_another_metric_and_has_its_own_margin(tmp_path: Path) -
     assert [pair.metric for pair in result.compare()] == ["variance_ratio", "mean_error"]
     assert result.compare()[0].reason == "no difference as large as 10"
     assert not any(pair.declared for pair in result.compare(metric="mean_error"))
+
+
+def test_its_interval_is_the_one_that_decides(tmp_path: Path) -> None:
+    result = selfloop.run(make_spec(), tmp_path)
+    curves = result.curves()
+    difference = curves["replace"]["excess_risk"][:, 3] - curves["accumulate"]["excess_risk"][:, 3]
+    interval = result.compare()[0].differences[3]
+    low, high = stats.t.interval(0.96, 7, difference.mean(), stats.sem(difference))
+    assert (interval.low, interval.high) == pytest.approx((low, high))
+    assert (result.compare()[0].answer == "holds") == (low > 0)
+    assert next(findings(result)).endswith("] (96 %).")

@@ -171,3 +171,19 @@ def test_an_interval_never_has_width_zero_and_holds_its_estimate(values, level):
         if interval.low is not None and interval.high is not None:
             assert interval.low < interval.high
             assert interval.low <= interval.estimate <= interval.high
+
+
+def test_adding_seeds_until_something_is_decided_rarely_gives_a_false_answer():
+    rng = np.random.default_rng(13)
+    samples = rng.normal(size=(600, 12))
+
+    def is_decided(values, corrected):
+        for look, n in enumerate((3, 5, 8, 12), 1):
+            with at_look(look if corrected else 0):
+                if (mean_interval(values[:n]).low or 0) > 0:
+                    return True
+        return False
+
+    corrected, plain = (np.mean([is_decided(values, way) for values in samples]) for way in (True, False))
+    assert corrected <= 0.025 + 2 * np.sqrt(0.025 / 600)
+    assert plain > 0.05

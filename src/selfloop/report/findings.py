@@ -40,7 +40,7 @@ def first_sentences(result: Result) -> Iterator[str]:
     for point in result.points:
         suffix = "".join(f" at {key} = {value}" for key, value in point.coordinates)
         for pair in (each for each in result.compare(point.coordinates) if each.declared):
-            yield f"Primary comparison{suffix}: {declared_sentence(pair)}"
+            yield f"Primary comparison{suffix}: {declared_sentence(pair)} ({100 * level_of_look(result.look):.4g} %)."
 
 
 def _findings(result: Result) -> Iterator[str]:
@@ -119,7 +119,7 @@ def declared_sentence(pair: Comparison) -> str:
     """The answer to a primary comparison, with its difference."""
     t, reason = pair.first_generation, f" ({pair.reason})" if pair.reason else ""
     difference = f"{pair.higher} − {pair.lower} in {pair.metric} at t = {t} is {format_interval(pair.differences[t - 1])}"
-    return f"{pair.higher} > {pair.lower}: {pair.answer}{reason}. {difference}."
+    return f"{pair.higher} > {pair.lower}: {pair.answer}{reason}. {difference}"
 
 
 def order_sentence(order: Sequence[str], comparisons: Sequence[Comparison], risk: str) -> str:

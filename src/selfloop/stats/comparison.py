@@ -48,7 +48,8 @@ class Comparison:
 
     `answer` is about all generations from `first_generation` on; "equivalent": every difference is below `margin`.
     `claimed`: True if a paper claims this order; otherwise `higher` is the policy with the higher mean at the last generation.
-    `declared`: True for the primary comparison of a spec, which is about its last generation alone.
+    `declared`: True for the primary comparison of a spec, which is about its last generation alone; its intervals are those
+    that it rests on.
     """
 
     higher: str
@@ -97,7 +98,7 @@ def compare_declared(
     """The comparison of two policies at one generation that was declared before looking: two-sided, without correction."""
     until = {label: curves[label][:, :generation] for label in (higher, lower)}
     (comparison,) = _compare_family(until, [(higher, lower)], generation, margin)
-    return replace(comparison, declared=True)
+    return replace(comparison, declared=True, differences=paired_difference(until[higher], until[lower]))
 
 
 def _compare_family(
