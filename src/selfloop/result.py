@@ -157,7 +157,9 @@ class Result:
     def _judge_ended(self, verdict: Verdict, risk: str | None) -> Verdict:
         """The verdict with the reasons why values are missing; undecided if one of them, after generation 1, is no collapse."""
         curves = self.table[verdict.coordinates, verdict.policy]
-        codes = curves.codes[verdict.metric if verdict.metric in curves.codes else risk or ""]
+        codes = curves.codes.get(verdict.metric or "", curves.codes.get(risk or ""))
+        if codes is None:
+            return verdict
         is_missing = (codes[:, 0] == VALUE) & (codes != VALUE).any(axis=1)
         reasons, plain = set[int](), {VALUE, NO_MEASUREMENT}
         for row in np.unique(np.hstack([codes, *curves.codes.values()])[is_missing], axis=0).tolist():

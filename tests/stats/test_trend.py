@@ -5,7 +5,15 @@ import pytest
 from scipy import stats
 
 from selfloop.stats.intervals import mean_interval
-from selfloop.stats.trend import TRENDS, fit_trend, inflection_point, rise_after_minimum
+from selfloop.stats.trend import (
+    TRENDS,
+    describe_trend,
+    fit_trend,
+    inflection_point,
+    late_change,
+    late_slopes,
+    rise_after_minimum,
+)
 
 MARGIN = 0.02
 SHAPES = {
@@ -77,6 +85,49 @@ def test_generations_after_the_first_ended_chain_are_left_out():
     cut = curves.copy()
     cut[3, 12:] = np.nan
     assert fit_trend(cut, MARGIN) == fit_trend(curves[:, :12], MARGIN)
+
+
+def test_a_trend_that_the_last_quarter_makes_is_undecided():
+    t = np.arange(1.0, 21)
+    curves = 1 + 0.5 * np.maximum(t - 12, 0) ** 2 + 0.05 * np.random.default_rng(24).normal(size=(10, 20)).cumsum(axis=1)
+    whole, early = fit_trend(curves, MARGIN), fit_trend(curves[:, :15], MARGIN)
+    assert whole.kind is None
+    assert early.kind is None
+
+
+def test_a_slow_saturation_is_not_called_linear():
+    t, rng = np.arange(1.0, 21), np.random.default_rng(25)
+    walks = 0.05 * rng.normal(size=(20, 10, 20)).cumsum(axis=2)
+    kinds = [fit_trend(2 - 0.95**t + walk, MARGIN).kind for walk in walks]
+    assert sum(kind not in (None, "saturating") for kind in kinds) <= 1
+
+
+@pytest.mark.parametrize(
+    ("mean", "statement"),
+    [
+        (lambda t: t, "still rises at generation 20: change over the last half 10 [10, 10]"),
+        (lambda t: 2 - 0.5**t, "has levelled off by generation 20: change"),
+        (lambda t: 21 - t, "no longer rises at generation 20: change"),
+    ],
+)
+def test_the_statement_about_a_rise_is_about_the_generations_of_the_run(mean, statement):
+    curves = mean(np.arange(1.0, 21)) + 0.003 * np.random.default_rng(26).normal(size=(8, 20))
+    sentence = describe_trend(curves, 1.0)
+    assert sentence.startswith(statement)
+    assert "margin 0.02; " in sentence
+    noisy = mean(np.arange(1.0, 21)) + 300 * np.random.default_rng(27).normal(size=(8, 20))
+    assert describe_trend(noisy, 1.0).startswith("may or may not still rise at generation 20: change")
+    assert describe_trend(curves[:1], 1.0).startswith(
+        "may or may not still rise at generation 20: the seeds give no interval; "
+    )
+    assert describe_trend(curves[:, :5], 1.0).endswith("margin 0.02.")  # too few generations for a form
+
+
+def test_the_late_change_is_the_slope_over_the_last_half():
+    curves = np.array([[9.0, 5.0, 0.0, 1.0, 2.0, 3.0], [0.0, 0.0, 2.0, 2.0, 2.0, 2.0]])
+    assert late_slopes(curves).tolist() == [1.0, 0.0]
+    assert late_change(curves).tolist() == [3.0, 0.0]
+    assert late_slopes(curves[:, :2]).tolist() == [-4.0, 0.0]
 
 
 def dip(rng, lowest=5, seeds=30, generations=20, scale=0.05):
