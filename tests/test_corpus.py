@@ -22,6 +22,8 @@ from selfloop.sources.files import FileSource
 from selfloop.spec.spec import Spec
 from selfloop.types import TrainingRows
 
+pytestmark = pytest.mark.filterwarnings("ignore:source.*are exact copies")  # there are only 7 different words
+
 
 @dataclass(frozen=True, kw_only=True)
 class Words(FileSource):
