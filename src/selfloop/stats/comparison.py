@@ -112,11 +112,12 @@ def _compare_family(
     """
     if not pairs:
         return []
-    later = np.stack([curves[a] - curves[b] for a, b in pairs], axis=1)[:, :, first_generation - 1 :]
-    within = margin or 0.0  # no mean lies within a margin of 0
-    holds, violated = _adjust(_max_over_generations(_p_values(later, 0.0))), _adjust(_p_values_of_any(-later))
-    outside = np.maximum(_p_values(later, -within), _p_values(-later, -within))
-    equivalent, powers = _adjust(_max_over_generations(outside)), _describe_powers(later, within)
+    n, within = len(curves[pairs[0][0]]), margin or 0.0  # no mean lies within a margin of 0
+    later = [(curves[a] - curves[b])[:, first_generation - 1 :] for a, b in pairs]
+    mean, error = (np.array(each) for each in zip(*map(mean_and_error, later), strict=True))  # (pairs, generations)
+    holds, violated = _adjust(_largest(_p_values(mean, error, n))), _adjust([_p_value_of_any(-d) for d in later])
+    outside = np.maximum(_p_values(within - mean, error, n), _p_values(within + mean, error, n))
+    equivalent, powers = _adjust(_largest(outside)), _describe_powers(error, n, within)
     alpha, comparisons = 1 - answer_level(), []
     for i, (a, b) in enumerate(pairs):
         answer: Literal["holds", "violated", "equivalent", "undecided"]
@@ -132,42 +133,40 @@ def signs(differences: Sequence[Floats]) -> list[Floats]:
 
     The probability of any wrong sign is at most 5 % over all differences and generations.
     """
-    p = [np.minimum(_p_values(d, 0.0), _p_values(-d, 0.0)) for d in differences]
-    adjusted = np.split(_adjust(np.concatenate(p)), np.cumsum([len(each) for each in p])[:-1])
-    return [np.sign(d.mean(axis=0)) * (each < 1 - answer_level()) for d, each in zip(differences, adjusted, strict=True)]
+    moments = [(len(d), *mean_and_error(d)) for d in differences]
+    p = _adjust(np.concatenate([_p_values(np.abs(mean), error, n) for n, mean, error in moments]))
+    each_p = np.split(p, np.cumsum([len(mean) for _, mean, _ in moments])[:-1])
+    return [np.sign(mean) * (own < 1 - answer_level()) for (_, mean, _), own in zip(moments, each_p, strict=True)]
 
 
-def _p_values(differences: Floats, threshold: float) -> Floats:
-    """Twice Student's p value of "the mean over seeds is not above the threshold", NaN where it is undefined."""
+def _p_values(mean: Floats, error: Floats, n: int) -> Floats:
+    """Twice Student's p value of "the mean of n seeds is not above 0", NaN where it is undefined."""
     from scipy.special import stdtr
 
-    mean, error = mean_and_error(differences)
-    return np.asarray(np.minimum(2 * stdtr(max(len(differences) - 1, 1), (threshold - mean) / error), 1.0), np.float64)
+    return np.asarray(np.minimum(2 * stdtr(max(n - 1, 1), -mean / error), 1.0), np.float64)
 
 
-def _max_over_generations(p_values: Floats) -> Floats:
+def _largest(p_values: Floats) -> Floats:
     """The p value of a statement about every generation; NaN without any, or if one is undefined."""
     return p_values.max(axis=1) if p_values.shape[1] else np.full(len(p_values), np.nan)
 
 
-def _p_values_of_any(differences: Floats) -> Floats:
-    """Twice the p value of "the mean over seeds is above 0 at no generation" for (seeds, pairs, generations) differences.
+def _p_value_of_any(differences: Floats) -> float:
+    """Twice the p value of "the mean over seeds is above 0 at no generation".
 
     Of 10 to 100 seeds by the largest t under flips of the signs of whole seeds, which is exact for differences of equal
     policies and takes account of generations that move together; otherwise Student's with Bonferroni's correction.
     """
-    n, (_, error) = len(differences), mean_and_error(differences)
+    n, (mean, error) = len(differences), mean_and_error(differences)
     defined = np.isfinite(error)
+    if not defined.any():
+        return np.nan
     if not MIN_FLIP_SEEDS <= n <= MAX_FLIP_SEEDS:
-        smallest = np.where(defined, _p_values(differences, 0.0), 1.0).min(axis=1, initial=1.0)
-        return np.where(defined.any(axis=1), np.minimum(smallest * defined.sum(axis=1), 1.0), np.nan)
-    p_values = np.full(len(defined), np.nan)
-    for i in np.flatnonzero(defined.any(axis=1)):
-        values = differences[:, i, defined[i]]
-        mean, square = _sign_flips(n) @ values / n, np.mean(values**2, axis=0)
-        largest = np.max(mean / np.sqrt(np.maximum(square - mean**2, 1e-12 * square)), axis=1)  # grows with t
-        p_values[i] = min(2 * float(np.mean(largest >= largest[0] * (1 - 1e-9))), 1.0)
-    return p_values
+        return min(float(np.min(_p_values(mean[defined], error[defined], n))) * int(defined.sum()), 1.0)
+    values = differences[:, defined]
+    mean, square = _sign_flips(n) @ values / n, np.mean(values**2, axis=0)
+    largest = np.max(mean / np.sqrt(np.maximum(square - mean**2, 1e-12 * square)), axis=1)  # grows with t
+    return min(2 * float(np.mean(largest >= largest[0] * (1 - 1e-9))), 1.0)
 
 
 @cache
@@ -203,11 +202,10 @@ def seeds_for_power(difference: float, spread: float, level: float) -> float:
     return float(n)
 
 
-def _describe_powers(differences: Floats, margin: float) -> list[str]:
-    """Of each pair, the difference that these seeds find, and how many would find one of the margin if they differ as these."""
+def _describe_powers(errors: Floats, n: int, margin: float) -> list[str]:
+    """Of each pair, the difference that n seeds find, and how many would find one of the margin if they differ as these."""
     from scipy.special import stdtrit
 
-    n, (_, errors) = len(differences), mean_and_error(differences)
     level, later = (1 - (1 - answer_level(later)) / len(errors) for later in (0, 1))
     factor = float(stdtrit(max(n - 1, 1), (1 + level) / 2) + stdtrit(max(n - 1, 1), POWER))
     reasons = []
