@@ -244,21 +244,20 @@ def main() -> None:
     arguments = parser.parse_args()
     sizes = list(product(arguments.seeds, arguments.generations))
     print(f"{'statement':44} {'truth':36} {'noise':12}         nominal " + " ".join(f"{s:>3}x{t:<3}" for s, t in sizes))
+    chosen = [(i, noise) for i, check in enumerate(checks()) if arguments.only in check.name for noise in check.noise]
     with ProcessPoolExecutor() as pool:
-        for index, check in enumerate(checks()):
-            if arguments.only not in check.name:
-                continue
-            for noise in check.noise:
-                found = list(pool.map(rates, [(index, noise, size, arguments.runs) for size in sizes]))
-                truth = ", ".join(dict.fromkeys(check.shapes))
-                for statement, nominal in check.false.items():
-                    limit = nominal + 2 * (nominal * (1 - nominal) / arguments.runs) ** 0.5
-                    cells = " ".join(f"{100 * f[statement]:5.1f}{'!' if f[statement] > limit else ' '} " for f in found)
-                    level = f"false  {100 * nominal:5.1f} %"
-                    print(f"{check.name + ': ' + statement:44} {truth:36} {noise:12} {level} {cells}", flush=True)
-                if check.true:
-                    cells = " ".join(f"{100 * (1 - f[check.true]):5.1f}  " for f in found)
-                    print(f"{check.name + ': ' + check.true:44} {truth:36} {noise:12} missed         {cells}", flush=True)
+        results = pool.map(rates, [(*each, size, arguments.runs) for each in chosen for size in sizes])
+        for index, noise in chosen:
+            check, found = checks()[index], [next(results) for _ in sizes]
+            truth = ", ".join(dict.fromkeys(check.shapes))
+            for statement, nominal in check.false.items():
+                limit = nominal + 2 * (nominal * (1 - nominal) / arguments.runs) ** 0.5
+                cells = " ".join(f"{100 * f[statement]:5.1f}{'!' if f[statement] > limit else ' '} " for f in found)
+                level = f"false  {100 * nominal:5.1f} %"
+                print(f"{check.name + ': ' + statement:44} {truth:36} {noise:12} {level} {cells}", flush=True)
+            if check.true:
+                cells = " ".join(f"{100 * (1 - f[check.true]):5.1f}  " for f in found)
+                print(f"{check.name + ': ' + check.true:44} {truth:36} {noise:12} missed         {cells}", flush=True)
 
 
 if __name__ == "__main__":
