@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from selfloop.columns import Floats
-from selfloop.stats.intervals import LEVEL, Interval, before_first_end, mean_interval, paired_difference
+from selfloop.stats.intervals import Interval, answer_level, before_first_end, mean_interval, paired_difference
 
 MIN_GENERATIONS = 8  # a form with three parameters then leaves three degrees of freedom without the last quarter of them
 FLAT_TOLERANCE = 0.02  # change that counts as none, as a share of the scale of a risk
@@ -123,7 +123,7 @@ def _fit_trend(curves: Floats, margin: float, min_weight: float) -> Trend:
     return Trend(kind if decided else None, f"{kind} has weight {weight:.2f}")
 
 
-def inflection_point(curves: Floats, level: float = LEVEL) -> Interval | None:
+def inflection_point(curves: Floats) -> Interval | None:
     """The generation with the lowest mean, if the curve falls to it and rises after it; None otherwise.
 
     Paired by seed, with Bonferroni's correction over generations: one generation at least must lie below both the first
@@ -138,7 +138,7 @@ def inflection_point(curves: Floats, level: float = LEVEL) -> Interval | None:
         return Interval(float(lowest + 1), None, None, seeds)
 
     def above(a: Floats, b: Floats) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
-        differences = paired_difference(a, b, 1 - (1 - level) / generations)
+        differences = paired_difference(a, b, 1 - (1 - answer_level()) / generations)
         return np.array([d.low is not None and d.low > 0 for d in differences])
 
     first, last, low = (np.broadcast_to(curves[:, [i]], curves.shape) for i in (0, generations - 1, lowest))
@@ -148,14 +148,14 @@ def inflection_point(curves: Floats, level: float = LEVEL) -> Interval | None:
     return Interval(float(lowest + 1), float(candidates[0]), float(candidates[-1]), seeds)
 
 
-def rise_after_minimum(curves: Floats, level: float = LEVEL) -> Interval:
+def rise_after_minimum(curves: Floats) -> Interval:
     """Rise of the mean from its lowest generation to the last, paired by seed.
 
     The lowest generation is chosen from the same curves, so the limits have Bonferroni's correction over generations:
     they hold for any choice.
     """
     generations, lowest = curves.shape[1], int(curves.mean(axis=0).argmin())
-    return mean_interval(curves[:, -1] - curves[:, lowest], 1 - (1 - level) / generations)
+    return mean_interval(curves[:, -1] - curves[:, lowest], 1 - (1 - answer_level()) / generations)
 
 
 def _misfit(form: _Form, mean: Floats, whiten: Floats) -> float:
