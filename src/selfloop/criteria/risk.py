@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Annotated, ClassVar
@@ -158,4 +159,6 @@ class ScalingLawChange(CurveCriterion):
         interval = mean_interval(values[:, -1] - values[:, 0])
         answers = answer_above(interval, self.exponent_change), answer_below(interval, -self.exponent_change)
         answer: Answer = "yes" if "yes" in answers else "no" if answers == ("no", "no") else "undecided"
-        return make_verdict(answer, self.exponent_change, interval, "change of the exponent c in risk ~ n^-c")
+        nearest = math.copysign(self.exponent_change, interval.estimate or 0.0)  # of the two bounds
+        verdict = make_verdict(answer, nearest, interval, "change of the exponent c in risk ~ n^-c")
+        return replace(verdict, threshold=self.exponent_change)

@@ -76,8 +76,8 @@ def describe_trend(curves: Floats, scale: float) -> str:
     if generations < MIN_GENERATIONS:
         return f"{statement}."
     trend = fit_trend(curves, margin)
-    form = "the form so far is not decided" if trend.kind is None else f"of five forms, {trend.kind} is the closest so far"
-    return f"{statement}; {form} ({trend.reason})."
+    form = "closest of five forms so far" if trend.kind else "the form so far is not decided"
+    return f"{statement}; {form}: {trend.reason}."
 
 
 def fit_trend(curves: Floats, margin: float, min_weight: float = 0.9) -> Trend:
