@@ -91,7 +91,7 @@ def test_prompts_and_windows_that_change_what_a_number_means_are_noted(tmp_path:
     def data_notes(changed: selfloop.Spec) -> str:
         return "\n".join(notes(Result(changed, table, tmp_path)))
 
-    assert "Real mass counts rows, so it leaves out these tokens. 52.0% to 79.0% of the sampled tokens" in data_notes(spec)
+    assert "real tokens that real mass does not count. 52.0% to 79.0% of the sampled tokens" in data_notes(spec)
     assert "in the windows of training: the shorter the context, " in data_notes(spec)
     half = replace(spec, metrics=({"name": "cross_entropy", "stride": "half"}, "text_length"))  # type: ignore[arg-type]
     assert "windows of training" not in data_notes(half)

@@ -88,7 +88,7 @@ class TextLength(TextMetric):
     """Mean number of tokens of a sampled row, without its end token.
 
     `text_length_finished_rate` is the share of rows with an end token; the sampler cut all other rows. With prompts,
-    `text_length_prompt_share` is the share of these tokens that are prompts, so real: real mass counts rows, and not tokens.
+    `text_length_prompt_share` is the share of these tokens that are prompts: real tokens that real mass does not count.
     """
 
     name: ClassVar[str] = "text_length"

@@ -37,7 +37,7 @@ class ScheduleEntry:
 
     @property
     def real_mass(self) -> float:
-        """Share of the training mass that is real."""
+        """Share of the training mass that is real. A prompt from a real row is a part of a synthetic row."""
         takes = zip(self.plan.takes, self.masses(), strict=True)
         return math.fsum(mass for take, mass in takes if take.batch.kind == "real")
 

@@ -21,7 +21,7 @@ def data_notes(result: Result) -> Iterator[str]:
         tables = [measured for point in points for measured in result.curves(point.coordinates).values()]
         shares = [share for table in tables if PROMPT_SHARE in table for share in table[PROMPT_SHARE].flat if share == share]
         limits = f" {min(shares):.1%} to {max(shares):.1%} of the sampled tokens of a generation are prompts." if shares else ""
-        yield f"Sampled rows begin with prompts from real rows. Real mass counts rows, so it leaves out these tokens.{limits}"
+        yield f"Sampled rows begin with prompts from real rows, real tokens that real mass does not count.{limits}"
     windows = any(metric.name == "cross_entropy" and metric.settings().get("stride") is None for metric in result.spec.metrics)
     if windows and "family.context" in result.spec.sweep and result.spec.family.name == "transformer":
         yield (
