@@ -62,7 +62,7 @@ TABLE = {"name": "table", "dataset": "diabetes"}
     [
         ({"source": TABLE}, "are for this data set, the 442 rows of table, and not for .* divides them anew. With subsets = "),
         ({"source": {**TABLE, "split_seed": 1}}, "are for this data set, .* all seeds share them and their holdout"),
-        ({"source": TABLE, "subsets": "disjoint"}, "are for the population that table is a sample of: seeds share none"),
+        ({"source": TABLE, "subsets": "disjoint"}, "are for the population of which table is a sample: seeds share none"),
         ({"source": "logistic", "n": 20}, "are for the population: logistic draws new rows for every seed"),
     ],
 )

@@ -16,8 +16,7 @@ from selfloop.commands.terminal import show
 from selfloop.commands.text_plots import plot_lines, sparkline
 from selfloop.component import Better
 from selfloop.protocols import SupportsStepCount
-from selfloop.report.data_notes import data_notes
-from selfloop.report.notes import describe_mixed_backends, missing_values
+from selfloop.report.notes import data_notes, describe_mixed_backends, missing_values
 from selfloop.report.tables import format_seconds
 from selfloop.report.theme import describe_better, describe_coordinates, format_count, format_interval
 from selfloop.store.runs import read_runs

@@ -10,7 +10,6 @@ import numpy as np
 
 from selfloop.policies.control import Control
 from selfloop.protocols import SupportsStepCount
-from selfloop.report.data_notes import data_notes
 from selfloop.report.theme import format_count
 from selfloop.spec.point import Point
 from selfloop.spec.spec import Spec
@@ -66,6 +65,40 @@ def _controls(result: Result, point: Point) -> Iterator[str]:
                     f"{label} trains on down to {share:.0%} of the tokens of {other}: its real texts are shorter than the "
                     "sampled ones."
                 )
+
+
+def data_notes(result: Result) -> Iterator[str]:
+    """Notes on what the values are of: for which rows intervals hold, what prompts add, and windows of text."""
+    points = result.points
+    yield from dict.fromkeys(map(_population, points))
+    if any(point.spec.sampler.settings().get("prompt", "start") != "start" for point in points):
+        tables = [measured for point in points for measured in result.curves(point.coordinates).values()]
+        shares = np.array([share for table in tables for share in table.get("text_length_prompt_share", np.empty(0)).flat])
+        limits = (
+            f" {np.nanmin(shares):.1%} to {np.nanmax(shares):.1%} of the sampled tokens are prompts." if len(shares) else ""
+        )
+        yield f"Sampled rows begin with prompts from real rows, real tokens that real mass does not count.{limits}"
+    windows = any(metric.name == "cross_entropy" and metric.settings().get("stride") is None for metric in result.spec.metrics)
+    if windows and "family.context" in result.spec.sweep and result.spec.family.name == "transformer":
+        yield (
+            "Cross-entropy is measured in the windows of training: the shorter the context, the less text precedes a token on "
+            'average, which costs nats. To compare contexts, measure { name = "cross_entropy", stride = "half" }.'
+        )
+
+
+def _population(point: Point) -> str:
+    """What the intervals of a point hold for."""
+    source = point.spec.source
+    title, size = source.title(), source.n_rows()
+    if size is None:
+        return f"Intervals over seeds are for the population: {title} draws new rows for every seed."
+    if point.rows_per_seed:
+        return (
+            f"Intervals over seeds are for the population of which {title} is a sample: seeds share none of its {size:,} rows."
+        )
+    how = 'every seed divides them anew. With subsets = "disjoint", intervals are for the population'
+    how = how if source.n_holdout() is None else "all seeds share them and their holdout"
+    return f"Intervals over seeds are for this data set, the {size:,} rows of {title}, and not for its population: {how}."
 
 
 def missing_values(result: Result) -> Iterator[str]:
