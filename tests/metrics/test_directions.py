@@ -56,6 +56,12 @@ def test_the_best_value_of_every_measured_value_is_decided() -> None:
     assert values == LOWER | HIGHER | RIGHT.keys() | UNKNOWN
 
 
+def test_risks_have_a_natural_zero_except_log_densities_and_unbiased_estimates() -> None:
+    without = {name for name, cls in CLASSES.items() if cls.better == "lower" and not cls.has_zero}
+    assert without == {"nll", "negative_elbo", "kernel_distance"}
+    assert not any(cls.has_zero for cls in CLASSES.values() if cls.name in ("log_likelihood", "log_variance_ratio"))
+
+
 @pytest.mark.parametrize("name", CLASSES)
 def test_a_named_right_value_is_measured_with_the_metric(name: str) -> None:
     cls = CLASSES[name]
