@@ -13,7 +13,6 @@ import numpy as np
 import numpy.typing as npt
 
 from selfloop.columns import Array, Columns, Ints, Params, Ragged
-from selfloop.component import Context
 from selfloop.rng import SPLITMIX_STEP, splitmix64
 from selfloop.snapshots import Snapshot
 
@@ -58,13 +57,6 @@ def cut_length(rows: Columns, params: Params) -> int | None:
     filled = lengths > 0
     unfinished = tokens.values[tokens.offsets[1:][filled] - 1] != params["tokenizer/end"]
     return int(lengths[filled][unfinished].max()) if unfinished.any() else None
-
-
-def prompt_lengths(snap: Snapshot, ctx: Context) -> Ints:
-    """Number of tokens of each sampled row that are its prompt, which the sampler takes from the initial rows."""
-    lengths = np.diff(cast(Ragged, snap.samples["tokens"]).offsets)
-    prompts = snap.sampler.draw_prompts(len(lengths), snap.initial, ctx).get("prompt")
-    return np.minimum(lengths, np.diff(prompts.offsets)) if isinstance(prompts, Ragged) else np.zeros_like(lengths)
 
 
 def equal_texts(snap: Snapshot, max_tokens: int) -> tuple[Ragged, Ragged] | None:

@@ -11,7 +11,7 @@ from annotated_types import Ge, Interval
 
 from selfloop.columns import Columns, Ints, Params, Ragged, take_spans
 from selfloop.component import Better, Context, Metric, SampleMetric
-from selfloop.metrics.ngrams import cut_length, equal_texts, prompt_lengths, row_chunks, row_indices, texts
+from selfloop.metrics.ngrams import cut_length, equal_texts, row_chunks, row_indices, texts
 from selfloop.protocols import SupportsTokenLogProb, UsesEncoder
 from selfloop.snapshots import Snapshot
 
@@ -65,6 +65,13 @@ class SelfCrossEntropy(SampleMetric):
         n_prompt = prompt_lengths(snap, ctx)[: self.max_rows]
         rows = {"tokens": snap.samples["tokens"][np.arange(len(n_prompt))]}
         return {self.name: _nats_per_token(snap, rows, ctx, n_prompt)}
+
+
+def prompt_lengths(snap: Snapshot, ctx: Context) -> Ints:
+    """Number of tokens of each sampled row that are its prompt, which the sampler takes from the initial rows."""
+    lengths = np.diff(cast(Ragged, snap.samples["tokens"]).offsets)
+    prompts = snap.sampler.draw_prompts(len(lengths), snap.initial, ctx).get("prompt")
+    return np.minimum(lengths, np.diff(prompts.offsets)) if isinstance(prompts, Ragged) else np.zeros_like(lengths)
 
 
 def _nats_per_token(

@@ -15,18 +15,8 @@ from annotated_types import Ge
 
 from selfloop.columns import Floats, Ints, Ragged, count_rows, take_spans
 from selfloop.component import Better, Context
-from selfloop.metrics.ngrams import (
-    contained,
-    equal_texts,
-    hash_in_row,
-    longest_runs,
-    ngrams,
-    prompt_lengths,
-    row_chunks,
-    row_hashes,
-    texts,
-)
-from selfloop.metrics.text import NO_VALUE, TextMetric
+from selfloop.metrics.ngrams import contained, equal_texts, hash_in_row, longest_runs, ngrams, row_chunks, row_hashes, texts
+from selfloop.metrics.text import NO_VALUE, TextMetric, prompt_lengths
 from selfloop.snapshots import Snapshot
 
 MAX_NGRAM = 4  # tokens of the longest n-grams of `distinct` and `self_bleu`
