@@ -27,6 +27,7 @@ policies = [
 ]
 # metrics = [{metrics}]  # a list replaces these
 # criteria = ["any_increase"] # default: all installed definitions of collapse
+# subsets = "overlapping"     # or "disjoint": seeds of a finite source share no rows
 # init_from = "scratch"       # or "previous", or the safetensors file of a model
 """
 SWEEP = '# [sweep]                      # one run for every combination of values\n# "n" = [100, 1000]\n'
@@ -48,7 +49,7 @@ def spec_template(family: str, source: str) -> str:
         n = f"# n = 1000{'':20}# initial real rows; default: all rows except the holdout\n"
     holdout = f"# holdout = 300{'':15}# real rows that no fit sees; default: 30 % of a finite source, otherwise 500\n"
     if source_class.n_holdout is not Source.n_holdout:
-        holdout = "# The holdout is a setting of the source.\n"
+        holdout = "# The source may have a holdout of its own: see its settings. If not, `holdout` is the number of its rows.\n"
     metrics = ", ".join(f'"{name}"' for name in family_class.default_metrics)
     tables = [_settings_table("source", source_class), _settings_table("family", family_class)]
     if fields(family_class.sampler_class):
