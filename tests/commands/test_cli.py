@@ -56,7 +56,8 @@ def test_help_and_version_exit_with_0_and_an_unknown_command_with_2() -> None:
 def test_json_on_standard_output_is_pure_and_progress_is_on_standard_error(spec: Path) -> None:
     done = subprocess.run([*SELFLOOP, "run", spec, "--json", "-"], capture_output=True, text=True, check=True)
     lines = [json.loads(line) for line in done.stdout.splitlines()]
-    assert len(lines) == 2 * 2 * 2 * 3  # policies, seeds, generations; nll and the schedule's two metrics
+    # Policies, seeds, generations; nll and the schedule's two metrics. The trivial model has one value per chain.
+    assert len(lines) == 2 * 2 * 2 * 3 + 2 * 2
     assert {tuple(line) for line in lines} == {("policy", "seed", "generation", "metric", "value")}
     assert re.fullmatch(r"4/4 generations, \d+ s elapsed, 0 s remaining", done.stderr.splitlines()[-1])
     assert tiny_components.selfloop("run", spec, "--json", "-", "-q") == (0, done.stdout, "")
@@ -71,7 +72,7 @@ def test_measurements_are_in_the_order_of_the_spec_with_coordinates(spec: Path) 
         for policy in ("replace", "accumulate")
         for seed in (0, 1)
         for t in (1, 2)
-        for metric in ("nll", "real_mass", "data_age")
+        for metric in ("nll", *(["nll_trivial"] if t == 1 else []), "real_mass", "data_age")
     ]
     assert all(isinstance(line["value"], float | int) and "status" not in line for line in lines)
 
@@ -169,12 +170,13 @@ def test_verify_exits_with_1_if_a_record_is_wrong(spec: Path) -> None:
     tiny_components.selfloop("run", spec, "-q")
     assert tiny_components.selfloop("verify", spec, "-q").code == 0
     records = sorted(Path(".selfloop/records").rglob("*.json"))
-    bodies = [json.loads(path.read_bytes())["body"] for path in records]
-    wrong = {**bodies[0], "result": bodies[1]["result"], "file_stat": bodies[1]["file_stat"]}
-    records[0].write_bytes(with_checksum(json.dumps(wrong).encode()))
+    bodies = {path: json.loads(path.read_bytes())["body"] for path in records}
+    first, second = (path for path in records if "ensemble_curves" in bodies[path]["provenance"]["step"])
+    wrong = {**bodies[first], "result": bodies[second]["result"], "file_stat": bodies[second]["file_stat"]}
+    first.write_bytes(with_checksum(json.dumps(wrong).encode()))
     done = tiny_components.selfloop("verify", spec, "--records", "9")
-    assert (done.code, done.err.splitlines()[-1][:11]) == (1, "2/2 records")
-    assert re.search(rf"wrong: .*{records[0].stem}.*\n1 of 2 recomputed records agree \(2 stored\)", done.out)
+    assert (done.code, done.err.splitlines()[-1][:11]) == (1, "3/3 records")  # with that of the trivial model
+    assert re.search(rf"wrong: .*{first.stem}.*\n2 of 3 recomputed records agree \(3 stored\)", done.out)
 
 
 def test_gc_deletes_the_records_of_given_specs_and_needs_a_store(spec: Path) -> None:

@@ -308,7 +308,7 @@ def ensemble_trivial(block: SeedBlock, metric: str) -> dict[str, Array]:
     for s, stream in enumerate(block.streams("measure", metric)):
         rows, held_out, truth = ({name: np.asarray(column)[s] for name, column in table.items()} for table in tables)
         values.append(measure_trivial(family, metric, rows, held_out, truth, Context(stream)))
-    return {metric: np.array(values, np.float64)}
+    return {"trivial": np.array(values, np.float64)}
 
 
 def sample_again(block: SeedBlock, policy: Policy, generations: int) -> tuple[Columns, dict[int, Columns]]:

@@ -231,7 +231,7 @@ def _run_ensemble(task: Task, store: Store) -> Iterator[tuple[int, Curves]]:
         curves = Curves(task.seeds, task.generations)
         curves.merge(Curves.unpack(cast(Params, stored), block.seeds))
         if (risk := point.spec.risk_metric()) and isinstance(block.family, SupportsTrivialModel):
-            trivial = np.asarray(store.open(store.call(ensemble_trivial, block, risk))[risk])
+            trivial = np.asarray(store.open(store.call(ensemble_trivial, block, risk))["trivial"])
             for s, value in enumerate(trivial[np.isin(block.seeds, task.seeds)].tolist()):
                 if math.isfinite(curves.values[risk][s, 0] + value):  # a chain that has ended has no measurements
                     curves.add(Measurement("", task.seeds[s], 1, f"{risk}{TRIVIAL}", value), s)
