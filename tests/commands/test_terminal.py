@@ -110,7 +110,7 @@ def test_a_narrow_terminal_cuts_no_name_and_breaks_no_number(spec: Path) -> None
     os.close(main_end)
     assert "…" not in output
     assert "\x1b[3" not in output.replace("\x1b[3m", "")  # italics are no color
-    for name in ("accumulate ", "scaling_law_change", "multiplier (95 %)"):
+    for name in ("accumulate ", "scaling_law_change", "change (95 %)"):
         assert name in output
 
 

@@ -145,7 +145,9 @@ def linear_report(seeds: int = 2000, generations: int = 10) -> Report:
         "accumulate": first * np.cumsum(1 / t**2),
         "accumulate_subsample": first * (1 + 0.55 * np.log(t)),
     }
-    curves = [CurveData(policy=p, values=laws[p] * rng.gamma(15, 1 / 15, (seeds, generations))) for p in POLICIES]
+    curves = [
+        CurveData(policy=p, values=laws[p] * rng.gamma(15, 1 / 15, (seeds, generations)), positive=True) for p in POLICIES
+    ]
     exact = [
         (p, LawCurve(form, "excess_risk", "exact", "Gerstgrasser et al. 2024", "", laws[p]))
         for p, form in (("replace", "t d / (n - d - 1)"), ("accumulate", "sum 1/i² d / (n - d - 1)"))

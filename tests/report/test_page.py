@@ -29,7 +29,7 @@ from example_reports import (
 
 from selfloop.errors import printable
 from selfloop.report.page import _mark_code, render_page, write_figures
-from selfloop.report.tables import headlines
+from selfloop.report.tables import describe_change, headlines
 from selfloop.report.text_rows import read_texts
 from selfloop.report.values import CurveData, Panel, Report
 
@@ -201,6 +201,13 @@ def test_the_headline_has_the_first_and_last_value_and_the_multiplier() -> None:
     assert replace.interval == "[9.86, 10.18]"
     assert replace.sentence == "excess risk 0.0308 → 0.309 y², generation 1 to 10"
     assert accumulate.policy == "accumulate"
+
+
+def test_the_headline_of_a_metric_without_a_zero_is_a_difference() -> None:
+    values = np.array([[-2.0, 1.0], [-1.0, 3.0], [-3.0, 2.0]])
+    assert describe_change(values, positive=False) == ("+4.0", "[1.5, 6.5]")
+    assert describe_change(-values, positive=False)[0] == "−4.0"
+    assert describe_change(values, positive=True) == ("", "")  # a multiple needs positive means
 
 
 def test_the_headline_of_ended_chains_has_no_multiplier() -> None:

@@ -17,8 +17,8 @@ from selfloop.commands.text_plots import plot_lines, sparkline
 from selfloop.component import Better
 from selfloop.protocols import SupportsStepCount
 from selfloop.report.notes import data_notes, describe_mixed_backends, missing_values
-from selfloop.report.tables import format_seconds
-from selfloop.report.theme import describe_better, describe_coordinates, format_count, format_interval
+from selfloop.report.tables import describe_change, format_seconds
+from selfloop.report.theme import describe_better, describe_coordinates, format_count
 from selfloop.store.runs import read_runs
 from selfloop.types import Answer
 
@@ -57,11 +57,11 @@ def print_summary(result: Result) -> None:
         spec, last = point.spec, f"t = {point.spec.generations}"
         title = f"{spec.family.name} on {spec.source.name}, n = {point.n}, {format_count(len(spec.seeds), 'seed')}"
         title += f"; {describe_coordinates(point.coordinates)}" if point.coordinates else ""
-        columns = ("policy", "metric", "t = 1", last, "multiplier (95 %)", "curve")
-        table = _table(*columns, title=title, right=("t = 1", last, "multiplier (95 %)"))
+        columns = ("policy", "metric", "t = 1", last, "change (95 %)", "curve")
+        table = _table(*columns, title=title, right=("t = 1", last, "change (95 %)"))
         for policy, measured in result.curves(point.coordinates).items():
             for metric in [metric.name for metric in spec.metrics if metric.name in measured]:  # without secondary values
-                table.add_row(policy, metric, *_summary_cells(measured[metric]))
+                table.add_row(policy, metric, *_summary_cells(measured[metric], positive=metric in spec.positive_metrics()))
         show(table)
     for sentence in dict.fromkeys(findings(result)):
         show(f"- {sentence}")
@@ -74,16 +74,15 @@ def print_summary(result: Result) -> None:
     show(f"Computing time: {'; '.join(times)}." if times else "Everything was stored already; nothing was computed.")
 
 
-def _summary_cells(curves: Floats) -> tuple[str, str, str, str]:
-    from selfloop.stats.intervals import mean_interval, ratio_interval
+def _summary_cells(curves: Floats, *, positive: bool) -> tuple[str, str, str, str]:
+    from selfloop.stats.intervals import mean_interval
 
     survivors = int((curves[:, -1] == curves[:, -1]).sum())  # NaN is not equal to itself
     last = _number(mean_interval(curves[:, -1]).estimate)
     if survivors < len(curves):
         last = f"{survivors} of {len(curves)} chains left"
-    ratio = ratio_interval(curves[:, -1], curves[:, 0])
-    multiplier = "-" if ratio.estimate is None else f"x {format_interval(ratio)}"
-    return _number(mean_interval(curves[:, 0]).estimate), last, multiplier, sparkline(curves.mean(axis=0))
+    change = " ".join(describe_change(curves, positive=positive)).strip() or "-"
+    return _number(mean_interval(curves[:, 0]).estimate), last, change, sparkline(curves.mean(axis=0))
 
 
 def _print_verdicts(result: Result) -> None:

@@ -81,6 +81,13 @@ def build_report(result: Result) -> Report:
         data_values=list(_data_values(result)),
         shares=list(_category_shares(result)),
         schedules=result.schedules(first.coordinates),
+        unit=spec.unit,
+        training={
+            label: {
+                name: curves[f"training_{name}"].mean(axis=0) for name in ("tokens", "steps") if f"training_{name}" in curves
+            }
+            for label, curves in result.curves(first.coordinates).items()
+        },
         galleries=list(read_galleries(result.points, result.store)),
         costs=list(_costs(result)),
         notes=list(dict.fromkeys(notes(result))),
@@ -213,14 +220,18 @@ def _costs(result: Result) -> Iterator[Cost]:
 
 
 def _count_steps_and_rows(result: Result, label: str, generations: slice) -> tuple[float, int]:
-    """Training steps and sampled rows of one policy in some of its generations, at all points."""
+    """Training steps and sampled rows of one policy in some of its generations, at all points; NaN steps if unknown."""
     steps, sampled = 0.0, 0
     for point in result.points:
         position = point.spec.policy_labels().index(label)
         measured = result.table[point.coordinates, label].values.values()
         n_chains = np.any([~np.isnan(curves) for curves in measured], axis=0).sum(axis=0).tolist()
+        counted = result.curves(point.coordinates)[label].get("training_steps")
         for entry, n in list(zip(result.schedules(point.coordinates)[label], n_chains, strict=True))[generations]:
             family = point.spec.family.for_generation(entry.t)
-            steps += n * family.count_steps(entry.trained_rows) if isinstance(family, SupportsStepCount) else 0.0
+            if counted is not None:
+                steps += float(np.nansum(counted[:, entry.t - 1]))
+            elif isinstance(family, SupportsStepCount):
+                steps += n * family.count_steps(entry.trained_rows)
             sampled += n * entry.new_rows.synthetic if point.worlds[position] != "statistics" else 0
     return steps, sampled

@@ -55,7 +55,7 @@ def _findings(result: Result) -> Iterator[str]:
         if wide and len(spec.seeds) < MIN_SEEDS:
             yield (
                 f"Seeds differ by more than half of the mean {risk}{suffix} ({', '.join(wide)}). The interval of the mean of "
-                f"so few skewed values misses it in up to 9 % of runs, not in 5 %. Plan at least {MIN_SEEDS} seeds."
+                f"so few skewed values misses it in up to 10 % of runs, not in 5 %. Plan at least {MIN_SEEDS} seeds."
             )
         comparisons = result.compare(point.coordinates)
         for order in claimed_orders(unmodified_policies(spec)):

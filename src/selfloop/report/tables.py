@@ -18,8 +18,8 @@ class Headline:
 
     policy: str
     coordinates: Coordinates
-    change: str  # the multiplier, or both values if it is undefined
-    interval: str  # 95 % interval of the multiplier; empty if undefined
+    change: str  # as `describe_change`, or both values if it is undefined
+    interval: str  # 95 % interval of the change; empty if undefined
     sentence: str
 
 
@@ -43,14 +43,22 @@ def _headline(panel: Panel, curve: CurveData) -> Headline:
         return Headline(curve.policy, panel.coordinates, "–", "", f"no {panel.title}: no chain has a value")
     (first, a), (last, b) = curve.ends
     values = f"{format_number(a)} → {format_number(b)}"
-    ratio = ratio_interval(curve.values[:, -1], curve.values[:, 0])
-    multiplier, interval = format_interval_parts(ratio)
-    change = values if ratio.estimate is None else f"×{multiplier}"
+    change, interval = describe_change(curve.values, positive=curve.positive)
     sentence = f"{panel.title} {values}{f' {panel.unit}' if panel.unit else ''}, generation {first} to {last}"
     n_left, n_chains = int(curve.summary.surviving[-1]), len(curve.values)
     if n_left < n_chains:
         sentence += f"; {n_left} of {n_chains} chains left at generation {curve.values.shape[1]}"
-    return Headline(curve.policy, panel.coordinates, change, interval, sentence)
+    return Headline(curve.policy, panel.coordinates, change or values, interval, sentence)
+
+
+def describe_change(curves: Floats, *, positive: bool) -> tuple[str, str]:
+    """Last over first mean if 0 is the lowest possible value, else last minus first, and its limits; empty if undefined."""
+    first, last = curves[:, 0], curves[:, -1]
+    change = ratio_interval(last, first) if positive else mean_interval(last - first)
+    text, limits = format_interval_parts(change)
+    if change.estimate is None:
+        return "", ""
+    return (f"×{text}" if positive else f"{'+' * (change.estimate > 0)}{text}"), limits
 
 
 def verdict_tables(report: Report) -> dict[Coordinates, dict[str, dict[str, Verdict]]]:
