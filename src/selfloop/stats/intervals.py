@@ -98,7 +98,7 @@ def mean_interval(values: Floats, level: float | None = None, *, positive: bool 
     `positive`: of a metric whose lowest possible value is 0. Its limits are mean / f and mean * f by the delta method on the
     log of the mean, log f = half width / mean, with the variance that the tail of skewed values adds. They are Student's if
     the spread is small. 95 % limits miss the mean of lognormal values in 5 to 6 % (standard deviation of the log 0.3) and 7 to
-    9 % (1) of samples of 3 to 20 seeds; Student's in 6 to 7 % and 13 to 18 %.
+    10 % (1) of samples of 3 to 20 seeds; Student's in 6 to 7 % and 13 to 18 %.
     """
     mean, low, high = _mean_and_limits(values, level, positive)
     return _interval(mean, low, high, len(values))
