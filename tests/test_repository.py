@@ -37,7 +37,7 @@ BANDS = (
     ("result", "report", "commands", "testing", "__init__", "__main__"),
 )
 COMPONENT_ARROWS = {("metrics", "families.nn"), ("criteria", "stats")}  # the only arrows inside the second band
-CONCRETE = ("policies.builtin", "sources", "families", "curators", "metrics", "criteria")  # named in no file of the third band
+CONCRETE = ("policies", "sources", "families", "curators", "metrics", "criteria")  # not in the third band, but for the schedule
 UPWARD = {("selfloop.result", "selfloop.report.build")}  # `Result.report` imports the report when it is called
 SPINE = ("types", "component", "engine/loop", "engine/stored", "policies/builtin", "families/gaussian", "store/store")
 HEAVY = {"torch", "pandas", "altair", "pydantic", "sklearn", "transformers", "vl_convert", "matplotlib", "ray",
@@ -80,7 +80,7 @@ def is_allowed(importer: str, imported: str) -> bool:
         return True
     if band == other_band == 1:
         return any(path.startswith(start) and other.startswith(end) for start, end in COMPONENT_ARROWS)
-    if band == 2 and path != "plugins" and other.startswith(CONCRETE):
+    if band == 2 and path != "plugins" and other.startswith(CONCRETE) and other != "policies.schedule":
         return False
     return (other_band, other_position) < (band, position)
 
@@ -96,6 +96,7 @@ def test_the_arrows_exclude_imports_downward_to_the_right_and_of_concrete_compon
     assert not is_allowed("selfloop.spec.parse", "selfloop.engine.run")
     assert not is_allowed("selfloop.types", "selfloop.store.store")
     assert not is_allowed("selfloop.engine.run", "selfloop.families.gaussian")
+    assert not is_allowed("selfloop.spec.point", "selfloop.policies.control")
     assert not is_allowed("selfloop.report.page", "selfloop.commands.cli")
 
 

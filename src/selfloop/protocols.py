@@ -10,16 +10,29 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Protocol, runtime_checkable
+from typing import ClassVar, Literal, Protocol, runtime_checkable
 
 import numpy as np
 
 from selfloop.columns import Array, Columns, Floats, Ints, Params, Ragged
-from selfloop.component import Context, Encoder, FeatureExtractor, Sampler, Source
+from selfloop.component import Context, Encoder, FeatureExtractor, Policy, Sampler, Source
 from selfloop.rng import RandomStream
 from selfloop.snapshots import EnsembleSnapshot, EnsembleTake
 
 SufficientStatistics = Mapping[str, Array]  # additive summary of rows, with a leading seeds axis
+
+
+# Policies
+
+
+@runtime_checkable
+class ControlsPolicy(Protocol):
+    """A policy with the training sets of another policy, `of`, with real rows in place of synthetic ones."""
+
+    @property
+    def of(self) -> Policy: ...
+    @property
+    def rows(self) -> Literal["fresh", "initial"]: ...
 
 
 # Sources

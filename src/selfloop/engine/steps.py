@@ -164,13 +164,7 @@ def fit(  # noqa: PLR0913  # they are the identity of a fit
 
     If the unit is tokens, both numbers count tokens: rows are taken until they have that many.
     """
-    if unit == "tokens":
-        starts = [first_tokens(row_lengths(rows)) for rows, _, _ in takes]
-        sizes = [
-            len(start) if k is None else int(np.searchsorted(start, k)) for start, (_, k, _) in zip(starts, takes, strict=True)
-        ]
-    else:
-        sizes = [count_rows(rows) if k is None else k for rows, k, _ in takes]
+    sizes = [_count_first(rows, k, unit) for rows, k, _ in takes]
     indices: list[Ints | None] = [None if k is None else np.arange(size) for size, (_, k, _) in zip(sizes, takes, strict=True)]
     if budget is not None:
         rng = ctx.stream.child("subsample").generator()
@@ -195,6 +189,13 @@ def fit(  # noqa: PLR0913  # they are the identity of a fit
     if any(np.issubdtype(np.asarray(array).dtype, np.floating) and not np.isfinite(array).all() for array in params.values()):
         raise ChainEndedError("diverged")
     return params
+
+
+def _count_first(rows: Columns, k: int | None, unit: Unit) -> int:
+    """Number of the first rows that are k rows, or that have k tokens, the last one whole; None: of all rows."""
+    if k is None:
+        return count_rows(rows)
+    return k if unit == "rows" else int(np.searchsorted(first_tokens(row_lengths(rows)), k))
 
 
 @stored_step("sample", version=1)

@@ -5,17 +5,18 @@ The other worlds: `ensemble.py` computes all seeds together in memory, `theory/m
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
 from selfloop.columns import Params
-from selfloop.component import Context, FeatureExtractor, Metric, Sampler, Source
+from selfloop.component import Context, Sampler, Source
 from selfloop.engine import steps
-from selfloop.engine.curves import NOT_FINITE, TRIVIAL
+from selfloop.engine.curves import NOT_FINITE
+from selfloop.engine.measuring import measured_values
 from selfloop.engine.token_counts import sample_tokens, take_corpus_tokens
-from selfloop.protocols import CorpusSource, SupportsStepCount, SupportsTrivialModel, UsesEncoder, UsesFeatures
+from selfloop.protocols import CorpusSource, UsesEncoder
 from selfloop.rng import RandomStream
 from selfloop.spec.point import Point, place_rows
 from selfloop.store.identity import ObjectRef
@@ -50,11 +51,6 @@ class StoredWorld:
         """The context of a step. All policies of a seed have the same random streams, which pairs them."""
         return Context(RandomStream(("seed", self.seed)).child(*names), threads=self.threads)
 
-    @property
-    def counts_tokens(self) -> bool:
-        """True if n, takes, budgets and new rows are numbers of tokens."""
-        return self.point.spec.unit == "tokens"
-
     def truth(self) -> Params:
         """The source's true parameters for this seed; empty if unknown."""
         return self.point.spec.source.truth(self.source_context())
@@ -64,17 +60,15 @@ class StoredWorld:
         return Context(place_rows(self.seed, self.point.rows_per_seed)[0], threads=self.threads)
 
     def draw_real(self, t: int, n: int) -> ObjectRef:
-        source = self.point.spec.source
-        first = self.point.holdout + self.n_drawn  # the holdout comes first, so batches never overlap
+        source, ctx = self.point.spec.source, self.source_context()
+        skipped, first = self.point.holdout, self.n_drawn  # the holdout comes first, so batches never overlap
         self.n_drawn += n
-        if self.counts_tokens:
-            rows = self.read_corpus(), self.point.holdout
-            batch = self._call(take_corpus_tokens, source, *rows, first - self.point.holdout, n, self.source_context())
-            self.initial = self.initial or batch
-            return batch
         if t > 1 and source.has_fixed_design():
-            return self._call(steps.redraw_outcomes, source, first, self._draw_inputs(t, n), self.source_context())
-        batch = self._draw(first, n)
+            return self._call(steps.redraw_outcomes, source, skipped + first, self._draw_inputs(t, n), ctx)
+        if self.point.spec.unit == "tokens":
+            batch = self._call(take_corpus_tokens, source, self.read_corpus(), skipped, first, n, ctx)
+        else:
+            batch = self._draw(skipped + first, n)
         if t == 1:
             self.initial = batch
         elif self.matched and (synthetic := self.matched(t - 1)):
@@ -92,21 +86,18 @@ class StoredWorld:
     def read_corpus(self) -> ObjectRef:
         """The whole corpus, encoded if the family has an encoder; the same for all seeds."""
         family, source = self.point.spec.family, self.point.spec.source
-        if "corpus" not in self.refs:
-            ctx = Context(RandomStream(("corpus",)), threads=self.threads)
-            if isinstance(family, UsesEncoder):
-                encoder = family.encoder()
-                prepared = self._call(steps.prepare_encoder, encoder, source, ctx.child("learn"))
-                self.refs["prepared"] = prepared
-                self.refs["corpus"] = self._call(steps.encode_corpus, encoder, source, prepared, ctx.child("read"))
-            else:
-                self.refs["corpus"] = self._call(steps.read_corpus, source, ctx.child("read"))
-        return self.refs["corpus"]
+        ctx = Context(RandomStream(("corpus",)), threads=self.threads)
+        if not isinstance(family, UsesEncoder):
+            return self.call_once("corpus", steps.read_corpus, source, ctx.child("read"))
+        encoder = family.encoder()
+        prepared = self.call_once("prepared", steps.prepare_encoder, encoder, source, ctx.child("learn"))
+        return self.call_once("corpus", steps.encode_corpus, encoder, source, prepared, ctx.child("read"))
 
     def _call(self, step: Callable[..., Any], *arguments: Any) -> ObjectRef:
         return cast(ObjectRef, self.store.call(step, *arguments))
 
-    def _call_once(self, name: object, step: Callable[..., Any], *arguments: Any) -> ObjectRef:
+    def call_once(self, name: object, step: Callable[..., Any], *arguments: Any) -> ObjectRef:
+        """The result of a step, which is asked for at the first call only."""
         if name not in self.refs:
             self.refs[name] = self._call(step, *arguments)
         return self.refs[name]
@@ -116,18 +107,18 @@ class StoredWorld:
         if type(source).draw_inputs is Source.draw_inputs:  # not overridden: an unconditional source
             return None
         if source.has_fixed_design():
-            return self._call_once(("inputs", n), steps.draw_inputs, source, n, self.initial, self.context("source"))
+            return self.call_once(("inputs", n), steps.draw_inputs, source, n, self.initial, self.context("source"))
         ctx = self.context("source", "given", t)
-        return self._call_once(("inputs", n, t), steps.draw_inputs, source, n, self.initial, ctx)
+        return self.call_once(("inputs", n, t), steps.draw_inputs, source, n, self.initial, ctx)
 
     def fit(self, t: int, takes: list[Take[ObjectRef | None]], budget: int | None, previous: ObjectRef | None) -> ObjectRef:
         parts = tuple((take.batch, take.rows, take.weight) for take in takes)
         family, init_from = self.point.spec.family.for_generation(t), self.point.spec.init_from
         init = previous if init_from == "previous" else None
         if isinstance(init_from, Path):
-            init = self._call_once("init", steps.load_params, init_from)
+            init = self.call_once("init", steps.load_params, init_from)
         arguments = family, parts, budget, init, self.refs.get("prepared"), self.context("fit", t)
-        self.models[t] = self._call(steps.fit, *arguments, *(["tokens"] if self.counts_tokens else []))
+        self.models[t] = self._call(steps.fit, *arguments, *(["tokens"] if self.point.spec.unit == "tokens" else []))
         return self.models[t]
 
     def sample(self, t: int, model: ObjectRef, n: int) -> ObjectRef | None:
@@ -137,7 +128,7 @@ class StoredWorld:
     def _sample(self, t: int, model: ObjectRef, n: int) -> ObjectRef:
         spec, ctx = self.point.spec, self.context("sample", t)
         sampler = spec.sampler.for_generation(t, self.truth())
-        if self.counts_tokens:
+        if spec.unit == "tokens":
             return self._call(sample_tokens, spec.family, model, n, sampler, self.initial, ctx)
         inputs = self._draw_prompts(sampler, n) or self._draw_inputs(t, n)
         if spec.curators:  # curated rows are no longer in the order of their inputs: no `inputs` to show beside them
@@ -152,46 +143,16 @@ class StoredWorld:
         return prompts if isinstance(prompts, ObjectRef) else None  # no columns are stored as a value
 
     def measure(self, t: int, model: ObjectRef, samples: ObjectRef | None) -> Iterator[Measurement]:
-        spec = self.point.spec
-        for metric in spec.metrics if self.measures else ():
-            rows = (samples, self._holdout(), self.initial)
-            known = (self.truth(), *self._features(metric, rows))
-            ctx = self.context("measure", metric.name)  # the same draws at every generation, so that curves are comparable
-            values = self.store.call(steps.measure, metric, (spec.family, model, spec.sampler), t, rows, known, ctx)
-            for name, value in values.items():
-                status = NOT_FINITE if value is None else None
-                yield Measurement(self.policy, self.seed, t, name, value, status, self.point.coordinates)
-        if t == 1 and self.measures and isinstance(spec.family, SupportsTrivialModel) and (risk := spec.risk_metric()):
-            tables, ctx = (self.initial, self._holdout()), self.context("measure", risk)
-            trivial = self.store.call(steps.measure_trivial, spec.family, risk, *tables, self.truth(), ctx)
-            if trivial is not None:
-                yield Measurement(self.policy, self.seed, t, f"{risk}{TRIVIAL}", trivial, None, self.point.coordinates)
-        if self.measures and isinstance(spec.family, SupportsStepCount):
-            for name, value in self.store.call(steps.count_training, model).items():
-                yield Measurement(self.policy, self.seed, t, name, value, None, self.point.coordinates)
+        for name, value in measured_values(self, t, model, samples) if self.measures else ():
+            status = NOT_FINITE if value is None else None
+            yield Measurement(self.policy, self.seed, t, name, value, status, self.point.coordinates)
 
-    def _features(
-        self, metric: Metric, rows: Sequence[ObjectRef | None]
-    ) -> tuple[ObjectRef | None, tuple[ObjectRef | None, ...]]:
-        """Arrays of the metric's feature extractor and features of the rows, each computed once for all metrics."""
-        if not isinstance(metric, UsesFeatures):
-            return None, ()
-        extractor: FeatureExtractor = metric.features
-        ctx = self.context("features")
-        prepared = self._call_once(extractor, steps.prepare_features, extractor, self.initial, ctx.child("learn"))
-
-        def extract(batch: ObjectRef) -> ObjectRef:
-            return self._call_once(
-                (extractor, batch), steps.extract_features, extractor, batch, prepared, ctx.child("describe")
-            )
-
-        return prepared, tuple(extract(batch) if batch else None for batch in rows)
-
-    def _holdout(self) -> ObjectRef | None:
+    def holdout(self) -> ObjectRef | None:
+        """The held-out real rows of this seed, if there are any."""
         if self.point.holdout and "holdout" not in self.refs:
-            self.refs["holdout"] = self._draw(0, self.point.holdout)
+            rows = self.refs["holdout"] = self._draw(0, self.point.holdout)
             if self.point.counts_copies(self.seed):
-                self._call(steps.warn_of_copies, self.point.spec.source, self.seed, self.refs["holdout"], self.initial)
+                self._call(steps.warn_of_copies, self.point.spec.source, self.seed, rows, self.initial)
         return self.refs.get("holdout")
 
     def end_chain(self, t: int, status: str) -> Iterable[Measurement]:

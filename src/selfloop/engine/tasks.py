@@ -20,8 +20,7 @@ from selfloop.engine.ensemble import SEEDS_PER_BLOCK, SeedBlock, ensemble_copies
 from selfloop.engine.executors import Notify, count_cores
 from selfloop.engine.loop import iter_generations
 from selfloop.engine.stored import StoredWorld
-from selfloop.policies.control import Control
-from selfloop.protocols import CorpusSource, SupportsTrivialModel, UsesEncoder
+from selfloop.protocols import ControlsPolicy, CorpusSource, SupportsTrivialModel, UsesEncoder
 from selfloop.spec.point import Point
 from selfloop.spec.spec import Spec
 from selfloop.store.calls import NotStoredError, Usage
@@ -103,9 +102,17 @@ def plan_tasks(spec: Spec, store: Path, threads: int | None = None) -> list[list
 
 
 def _control_groups(policies: Sequence[Policy]) -> list[tuple[int, ...]]:
-    """Positions of policies that run one after another: a control replays the chain of its policy."""
-    first = [policies.index(p.of) if isinstance(p, Control) and p.of in policies else i for i, p in enumerate(policies)]
-    return [tuple(i for i, other in enumerate(first) if other == position) for position in dict.fromkeys(first)]
+    """Positions of policies that run one after another: a policy, and then its controls, which replay its chain."""
+    groups: dict[Policy, list[int]] = {policy: [i] for i, policy in enumerate(policies) if not _compared(policy, policies)}
+    for i, policy in enumerate(policies):
+        if other := _compared(policy, policies):
+            groups[other].append(i)
+    return [tuple(group) for group in groups.values()]
+
+
+def _compared(policy: Policy, policies: Sequence[Policy]) -> Policy | None:
+    """The policy that another one controls, if it is one of these policies."""
+    return policy.of if isinstance(policy, ControlsPolicy) and policy.of in policies else None
 
 
 def cost_in_rows(point: Point, policy: Policy) -> int:
@@ -169,11 +176,6 @@ def run_task(task: Task, store: Store) -> Iterator[TaskOutput]:
         yield TaskOutput(task.point.coordinates, position, curves, generations, usage)
 
 
-def _may_cut_rows(spec: Spec) -> bool:
-    """True if equal numbers of rows may have different numbers of tokens."""
-    return isinstance(spec.family, UsesEncoder) and spec.unit == "rows"
-
-
 def replay_chain(task: Task) -> StoredWorld:
     """The world of a chain, with references to all of its generations that are stored. Computes nothing."""
     world = _chain_world(task, Store(task.store, read_only=True), measures=False)
@@ -189,15 +191,23 @@ def _chain_world(task: Task, store: Store, *, measures: bool = True) -> StoredWo
 
 
 def _generations(task: Task, world: StoredWorld) -> Iterator[list[Measurement]]:
-    policy, n = task.point.spec.policies[task.policies[0]], task.point.n
-    if isinstance(policy, Control) and policy.rows == "fresh" and _may_cut_rows(task.point.spec):
-        other = StoredWorld("", task.point, task.seeds[0], world.store, task.threads, measures=False)
+    policy, spec, n, store = task.point.spec.policies[task.policies[0]], task.point.spec, task.point.n, world.store
+    may_differ = isinstance(spec.family, UsesEncoder) and spec.unit == "rows"  # in tokens, with equal numbers of rows
+    if isinstance(policy, ControlsPolicy) and policy.rows == "fresh" and may_differ:
+        other = StoredWorld("", task.point, task.seeds[0], store, task.threads, measures=False)
         others = iter_generations(other, policy.of, n, task.generations)
 
         def matched(k: int) -> ObjectRef | None:
             """The rows of model k of the policy itself; None after its chain's end."""
-            while k not in other.samples and next(others, None) is not None:
-                pass
+            usage, store.usage = store.usage, Usage()
+            try:
+                while k not in other.samples and next(others, None) is not None:
+                    pass
+            finally:
+                if _compared(policy, spec.policies):  # its own chain counts these steps
+                    store.usage = Usage(keys=store.usage.keys, warnings=store.usage.warnings)
+                usage.add(store.usage)
+                store.usage = usage
             return other.samples.get(k)
 
         world.matched = matched

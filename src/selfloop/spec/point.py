@@ -12,9 +12,9 @@ import numpy as np
 
 from selfloop.component import Context, Family, Policy, Source
 from selfloop.errors import SpecError, shown
-from selfloop.policies.control import Control
 from selfloop.policies.schedule import ScheduleEntry, schedule
 from selfloop.protocols import (
+    ControlsPolicy,
     CorpusSource,
     SupportsCheck,
     SupportsEnsemble,
@@ -115,9 +115,7 @@ def _resolve_sizes(spec: Spec) -> tuple[int, int, int]:
     needed = [holdout + _count_real_rows(spec, policy, n) for policy in spec.policies]
     for policy, real_rows in zip(spec.policies, needed, strict=True):
         if size is not None and real_rows > size:
-            others = (
-                ', or set rows = "initial" in the control' if isinstance(policy, Control) and policy.rows == "fresh" else ""
-            )
+            others = ', or set rows = "initial" in the control' if isinstance(policy, ControlsPolicy) else ""
             raise SpecError(
                 f"n: policy {policy.name} with n = {n} and holdout = {holdout} needs {real_rows} real rows; "
                 f"source {name} has {size}{share}. Lower n, holdout or generations{others}."

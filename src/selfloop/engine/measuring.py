@@ -1,0 +1,48 @@
+"""Measurements of a generation of a stored chain: metrics, the trivial model, training tokens and steps."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from selfloop.component import Metric
+from selfloop.engine import steps
+from selfloop.engine.curves import TRIVIAL
+from selfloop.protocols import SupportsStepCount, SupportsTrivialModel, UsesFeatures
+from selfloop.store.identity import ObjectRef
+
+if TYPE_CHECKING:
+    from selfloop.engine.stored import StoredWorld
+
+
+def measured_values(
+    world: StoredWorld, t: int, model: ObjectRef, samples: ObjectRef | None
+) -> Iterator[tuple[str, float | None]]:
+    """Names and values of one generation, None for a value that is not finite."""
+    spec, rows = world.point.spec, (samples, world.holdout(), world.initial)
+    for metric in spec.metrics:
+        known = (world.truth(), *_features(world, metric, rows))
+        ctx = world.context("measure", metric.name)  # the same draws at every generation, so that curves are comparable
+        yield from world.store.call(steps.measure, metric, (spec.family, model, spec.sampler), t, rows, known, ctx).items()
+    if t == 1 and isinstance(spec.family, SupportsTrivialModel) and (risk := spec.risk_metric()):
+        ctx = world.context("measure", risk)
+        trivial = world.store.call(steps.measure_trivial, spec.family, risk, world.initial, rows[1], world.truth(), ctx)
+        if trivial is not None:
+            yield f"{risk}{TRIVIAL}", trivial
+    if isinstance(spec.family, SupportsStepCount):
+        yield from world.store.call(steps.count_training, model).items()
+
+
+def _features(
+    world: StoredWorld, metric: Metric, rows: Sequence[ObjectRef | None]
+) -> tuple[ObjectRef | None, tuple[ObjectRef | None, ...]]:
+    """Arrays of the metric's feature extractor and features of the rows, each computed once for all metrics."""
+    if not isinstance(metric, UsesFeatures):
+        return None, ()
+    extractor, ctx = metric.features, world.context("features")
+    prepared = world.call_once(extractor, steps.prepare_features, extractor, world.initial, ctx.child("learn"))
+
+    def extract(batch: ObjectRef) -> ObjectRef:
+        return world.call_once((extractor, batch), steps.extract_features, extractor, batch, prepared, ctx.child("describe"))
+
+    return prepared, tuple(extract(batch) if batch else None for batch in rows)
