@@ -11,6 +11,7 @@ import pytest
 import selfloop
 from selfloop.component import Context, Policy
 from selfloop.plugins import presets
+from selfloop.result import _references
 from selfloop.rng import RandomStream
 from selfloop.theory.laws import law_curves
 from selfloop.types import Measurement, Verdict
@@ -32,6 +33,19 @@ def test_where_a_law_applies_it_decides(pair: str, tmp_path: Path) -> None:
     assert all(
         verdict.answer != "no" for verdict in answers(result, "collapsing_variance").values() if verdict.policy == "replace"
     )
+
+
+def test_a_verdict_cites_the_law_that_it_rests_on(tmp_path: Path) -> None:
+    unbiased = {"name": "gaussian", "ddof": 1}
+    spec = selfloop.Spec(source="gaussian", family=unbiased, n=400, generations=3, seeds=3, policies=["replace"])
+    laws = {metric: r for metric, r in _references(spec.points()[0], spec.policies[0]).items() if r.limit}
+    assert {metric: reference.limit for metric, reference in laws.items()} == {
+        "mean_error": "infinite",
+        "variance_ratio": "zero",
+    }
+    assert laws["variance_ratio"].limit_by.startswith("'log variance under replacement'")  # the mean variance stays
+    assert laws["variance_ratio"].expected_by.startswith("'moments of the variance'")
+    assert laws["variance_ratio"].expected == pytest.approx(np.ones(3))
 
 
 CLOSED_FORM = ("gaussian", "discrete", "linear", "kde", "glm")

@@ -260,12 +260,12 @@ def _references(point: Point, policy: Policy) -> dict[str, Reference]:
     references = {metric.name: Reference(has_zero=metric.has_zero) for metric in point.spec.metrics}
     for law in law_curves(point.spec.scenario(policy, point.n)):
         name = law.metric.removeprefix("log_")  # the log of a variance is that of typical chains, and no expectation of it
-        known = references.get(name, Reference())
+        known, cited = references.get(name, Reference()), f"{law.law!r} ({law.source})"
         if name == law.metric and law.kind == "exact":
-            known = replace(known, expected=law.values)
-        limit = known.limit or law.limit if name == law.metric else known.limit
-        vanishes, source = known.vanishes or law.limit == "zero", known.source or f"{law.law!r} ({law.source})"
-        references[name] = replace(known, limit=limit, vanishes=vanishes, source=source)
+            known = replace(known, expected=law.values, expected_by=cited)
+        if law.limit and not known.limit:
+            known = replace(known, limit=law.limit, limit_by=cited)
+        references[name] = known
     return references
 
 

@@ -140,11 +140,33 @@ def test_an_increase_within_the_margin_does_not_count():
     assert AnyIncrease(margin=0.1).judge(curves, {}, ZERO).answer == "no"
 
 
+@pytest.mark.parametrize("trivial", [None, 2.0])
+def test_the_margin_of_an_increase_is_as_uncertain_as_the_first_risk(trivial):
+    rng, answers = np.random.default_rng(9), []
+    for _ in range(400):
+        first = 1 + 0.3 * rng.standard_normal(10)
+        curves = {"risk": np.column_stack([first, first, 1.5 + 0.1 * rng.standard_normal(10)])}
+        if trivial:
+            curves["risk_trivial"] = np.full((10, 3), trivial)
+        answers.append(AnyIncrease(margin=0.5).judge(curves, {}, {} if trivial else ZERO).answer)
+    for answer in ("yes", "no"):
+        assert answers.count(answer) / 400 <= 0.025 + 2 * np.sqrt(0.025 / 400)  # 8 % with the mean of the first risk as known
+
+
 def test_unbiased_variance_collapses_in_the_geometric_mean_but_not_in_the_mean():
     curves = {"variance_ratio": gaussian_variance(80)}
     assert CollapsingVariance().judge(curves).answer == "yes"
     assert CollapsingVariance(aggregate="mean").judge(curves).answer != "yes"
     assert CollapsingVariance(aggregate="mean").judge({"variance_ratio": gaussian_variance(80, ddof=-1)}).answer == "yes"
+
+
+def test_an_undecided_collapse_names_the_seeds_of_the_answer_that_the_estimate_has():
+    curves = {"variance_ratio": noisy(0.9 ** np.arange(8.0), seeds=4, scale=0.05)}  # 0.48 at the end
+    for aggregate in ("geometric_mean", "mean"):
+        verdict = CollapsingVariance(aggregate=aggregate).judge(curves)
+        assert verdict.answer == "undecided"
+        assert verdict.estimate < 0.5
+        assert verdict.reason.endswith("seeds would decide with 80 % power if the estimate is right")
 
 
 def test_a_variance_that_still_falls_is_undecided_and_a_constant_one_has_not_collapsed():
@@ -186,6 +208,23 @@ def test_a_variance_that_grows_from_zero_has_not_collapsed():
     curves = noisy([0.0, 1.0, 1.0])
     curves[:, 0] = 0
     assert CollapsingVariance().judge({"variance_ratio": curves}).answer == "no"
+
+
+@pytest.mark.parametrize("aggregate", ["geometric_mean", "mean"])
+def test_all_that_is_lost_in_few_chains_is_a_yes_although_no_ratio_has_an_interval(aggregate):
+    curves = np.column_stack([noisy([1.0, 0.5], seeds=4), np.zeros(4)])
+    assert CollapsingVariance(aggregate=aggregate).judge({"variance_ratio": curves}).answer == "yes"
+    verdict = TailLoss().judge({"recall": curves})
+    assert (verdict.answer, verdict.estimate, verdict.low) == ("yes", 0.0, None)
+
+
+def test_the_mean_variance_is_judged_with_the_chains_that_have_none():
+    curves = noisy(np.full(6, 0.9), scale=0.02)
+    curves[0, 4:] = 0
+    verdict = CollapsingVariance(aggregate="mean").judge({"variance_ratio": curves})
+    assert verdict.estimate == pytest.approx(curves[:, -1].mean() / curves[:, 0].mean())
+    assert verdict.answer == "undecided"  # one chain has collapsed
+    assert CollapsingVariance().judge({"variance_ratio": curves}).reason.startswith("1 of 20 chains ended or have no variance")
 
 
 def test_lost_symbols_are_a_loss_of_tails():
@@ -248,23 +287,25 @@ def test_no_number_of_generations_shows_that_a_slow_curve_has_a_bound(generation
 
 def test_an_exact_law_decides_and_a_contradiction_is_named():
     rising, falling = noisy([1.0, 1.2, 1.5, 2.0]), noisy([2.0, 1.5, 1.2, 1.0])
-    grows = Reference(has_zero=True, expected=np.array([1.0, 5.0, 9.0, 13.0]), limit="infinite", source="a paper")
-    stays = Reference(has_zero=True, expected=np.ones(4), limit="finite", source="a paper")
+    cited = {"expected_by": "a paper", "limit_by": "a limit"}
+    grows = Reference(has_zero=True, expected=np.array([1.0, 5.0, 9.0, 13.0]), limit="infinite", **cited)
+    stays = Reference(has_zero=True, expected=np.ones(4), limit="finite", **cited)
     for law, curve, answers in ((grows, falling, "yes yes yes"), (stays, rising, "no no no"), (stays, falling, "no no no")):
         verdicts = [c.judge({"risk": curve}, {}, {"risk": law}) for c in ALL[:3]]
         assert [v.answer for v in verdicts] == answers.split()
-        assert all(v.reason.startswith("by the law a paper; measured: ") for v in verdicts)
+        by = [v.reason.partition("; measured: ")[0] for v in verdicts]
+        assert by == ["by the law a paper", "by the law a paper", "by the law a limit"]
         assert ("against the law" in verdicts[1].reason) == (curve is not falling or law is grows)
-    bounded = Reference(limit="finite", source="a paper")  # a bound decides that there is no divergence, and nothing else
+    bounded = Reference(limit="finite", limit_by="a paper")  # a bound decides that there is no divergence, and nothing else
     assert [c.judge({"risk": rising}, {}, {"risk": bounded}).answer for c in ALL[:3]] == ["undecided", "yes", "no"]
     assert AnyIncrease().judge({"risk": np.full((3, 4), np.nan)}, {}, {"risk": grows}).answer == "not measured"
 
 
 def test_the_law_of_a_mean_decides_on_means_and_a_vanishing_variance_has_not_stopped():
     constant = {"variance_ratio": noisy(np.ones(20), scale=1e-4)}
-    falls = Reference(expected=0.9 ** np.arange(20.0), vanishes=True, source="a paper")
-    slow = Reference(expected=0.999 ** np.arange(20.0), source="a paper")
-    stays = Reference(expected=np.ones(20), vanishes=True, source="a paper")  # unbiased: the mean stays, chains vanish
+    falls = Reference(expected=0.9 ** np.arange(20.0), limit="zero")
+    slow = Reference(expected=0.999 ** np.arange(20.0))
+    stays = Reference(expected=np.ones(20), limit="zero")  # unbiased: the mean stays, chains vanish
     for law, mean, typical in ((falls, "yes", "undecided"), (slow, "no", "no"), (stays, "no", "undecided")):
         answers = [
             CollapsingVariance(aggregate=a).judge(constant, {}, {"variance_ratio": law}).answer

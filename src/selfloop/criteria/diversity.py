@@ -13,14 +13,14 @@ from selfloop.columns import Floats
 from selfloop.criteria.judging import (
     CurveCriterion,
     Reference,
-    answer_above,
     answer_below,
     describe_needed_seeds,
     judge_ended,
-    make_verdict,
+    judge_mean,
+    judge_ratio,
 )
 from selfloop.settings import PositiveFloat
-from selfloop.stats.intervals import Interval, mean_interval, median_interval, ratio_interval
+from selfloop.stats.intervals import Interval, mean_interval, ratio_interval
 from selfloop.stats.trend import late_slopes
 from selfloop.types import Answer, Verdict
 
@@ -46,23 +46,28 @@ class CollapsingVariance(CurveCriterion):
     horizon: Annotated[PositiveFloat, "times as many generations again over which it must not collapse, for a no"] = 10.0
 
     def judge_values(self, values: Floats, reference: Reference) -> Verdict:
+        first, last, limit = values[:, 0], values[:, -1], math.log(self.threshold)
         logs = np.log(np.maximum(values, np.finfo(float).tiny))
-        change, later, limit = logs[:, -1] - logs[:, 0], self._extrapolate(logs), math.log(self.threshold)
-        if np.isnan(change).any():
+        ended = np.isnan(last) if self.aggregate == "mean" else ~(last > 0)  # no variance is the worst of all logs
+        change, later = np.where(ended, np.nan, logs[:, -1] - logs[:, 0]), self._extrapolate(logs)
+        if ended.any():
             now, lowest = (
-                judge_ended(x, limit, "log of last over first variance", is_amount=True)
+                judge_ended(x, limit, "the log of last over first variance", is_amount=True, worst="ended or have no variance")
                 for x in (change, np.minimum(change, later))
             )
             return now if now.answer != "no" else replace(now, answer="no" if lowest.answer == "no" else "undecided")
-        mean = ratio_interval(values[:, -1], values[:, 0])
-        geometric_mean = _exp(mean_interval(change) if (values > 0).all() else median_interval(change))
-        interval = geometric_mean if self.aggregate == "geometric_mean" else mean
-        reason = f"last over first variance: geometric mean {_describe(geometric_mean)}, mean {_describe(mean)}"
-        answer, extrapolated = answer_below(interval, self.threshold), mean_interval(later)
+        typical, mean, extrapolated = mean_interval(change), ratio_interval(last, first), mean_interval(later)
+        reason = f"last over first variance: geometric mean {_describe(_exp(typical))}, mean {_describe(mean)}"
         reason += f"; after {self.horizon:g} times as many generations again, {_describe(_exp(extrapolated))}"
+        interval, judged, bound = _exp(typical), typical, limit
+        if self.aggregate == "mean":
+            interval, judged, bound = mean, mean_interval(last - self.threshold * first), 0.0
+        answer = answer_below(judged, bound)
         if answer == "no" and answer_below(extrapolated, limit) != "no":
             answer = "undecided"
-        if answer == "undecided" and (extrapolated.estimate or 0.0) > limit:
+        if answer == "undecided" and (judged.estimate or 0.0) < bound:
+            reason += describe_needed_seeds(judged, bound)
+        elif answer == "undecided" and (extrapolated.estimate or 0.0) > limit:
             reason += describe_needed_seeds(extrapolated, limit)
         return Verdict("", "", answer, None, self.threshold, interval.estimate, interval.low, interval.high, reason)
 
@@ -70,12 +75,13 @@ class CollapsingVariance(CurveCriterion):
         """Log of the variance over the first one, after `horizon` times as many generations again at its late slope."""
         return np.asarray(logs[:, -1] - logs[:, 0] + late_slopes(logs) * self.horizon * (logs.shape[1] - 1), np.float64)
 
-    def answer_by_law(self, reference: Reference, measured: Answer) -> Answer | None:
+    def answer_by_law(self, reference: Reference, measured: Answer) -> tuple[Answer, str] | None:
         if self.aggregate == "mean" and reference.expected is not None:
             logs = np.log(np.maximum(reference.expected[None], np.finfo(float).tiny))
             limit = math.log(self.threshold)
-            return "yes" if logs[0, -1] - logs[0, 0] < limit else "no" if self._extrapolate(logs)[0] >= limit else "undecided"
-        return "undecided" if measured == "no" and reference.vanishes else None
+            stays: Answer = "no" if self._extrapolate(logs)[0] >= limit else "undecided"
+            return "yes" if logs[0, -1] - logs[0, 0] < limit else stays, reference.expected_by
+        return ("undecided", reference.limit_by) if measured == "no" and reference.limit == "zero" else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,11 +91,7 @@ class RiseCriterion(CurveCriterion):
     threshold: Annotated[PositiveFloat, "rise of the share that counts as none"] = 0.1
 
     def judge_values(self, values: Floats, reference: Reference) -> Verdict:
-        change = values[:, -1] - values[:, 0]
-        if np.isnan(change).any():
-            return judge_ended(change, self.threshold, "last minus first share")
-        interval, reason = mean_interval(change), "mean of last minus first share, paired by seed"
-        return make_verdict(answer_above(interval, self.threshold), self.threshold, interval, reason)
+        return judge_mean(values[:, -1] - values[:, 0], self.threshold, "last minus first share")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,13 +112,7 @@ class TailLoss(CurveCriterion):
     threshold: Annotated[PositiveFloat, "share of the first coverage below which tails are lost"] = 0.9
 
     def judge_values(self, values: Floats, reference: Reference) -> Verdict:
-        first, last = values[:, 0], values[:, -1]
-        if np.isnan(last).any():
-            return judge_ended(
-                last - self.threshold * first, 0.0, f"last minus {self.threshold:g} of the first coverage", is_amount=True
-            )
-        interval, reason = ratio_interval(last, first), "mean last over mean first coverage"
-        return make_verdict(answer_below(interval, self.threshold), self.threshold, interval, reason)
+        return judge_ratio(values[:, -1], values[:, 0], self.threshold, "coverage", is_amount=True)
 
 
 @dataclass(frozen=True, kw_only=True)

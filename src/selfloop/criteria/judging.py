@@ -18,7 +18,7 @@ import numpy as np
 from selfloop.columns import Floats
 from selfloop.component import Better, Criterion
 from selfloop.stats.comparison import as_risk, right_values, seeds_for_power
-from selfloop.stats.intervals import Interval, answer_level, median_interval
+from selfloop.stats.intervals import Interval, answer_level, mean_interval, median_interval, ratio_interval
 from selfloop.types import Answer, Limit, Verdict
 
 
@@ -29,18 +29,18 @@ class Reference:
     has_zero: bool = False
     trivial: Floats | None = None  # (seeds, generations)
     expected: Floats | None = None  # values of an exact law at generations 1, 2, ...
-    limit: Limit | None = None  # of the expectation, by a law
-    vanishes: bool = False  # by a law, the value of a typical chain goes to 0
-    source: str = ""  # of the law
+    expected_by: str = ""  # that law
+    limit: Limit | None = None  # by a law; "zero": of typical chains
+    limit_by: str = ""  # that law
 
-    def scale(self, risks: Floats) -> float:
-        """The size that shares refer to: the first risk if it has a natural zero, else its distance from the trivial one.
+    def sizes(self, risks: Floats) -> Floats:
+        """What shares refer to, by seed: the first risk if it has a natural zero, else its distance from the trivial one.
 
-        0 if there is neither: multiples of a log density depend on the unit of the rows.
+        0 if there is neither, or if their mean is not above 0: multiples of a log density depend on the unit of the rows.
         """
-        sizes = np.zeros(1) if self.trivial is None else self.trivial[:, 0] - risks[:, 0]
-        size = float((risks[:, 0] if self.has_zero else sizes).mean())
-        return size if size > 0 else 0.0
+        first = risks[:, 0]
+        sizes = first if self.has_zero else np.zeros_like(first) if self.trivial is None else self.trivial[:, 0] - first
+        return sizes if sizes.mean() > 0 else np.zeros_like(first)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,15 +92,16 @@ class CurveCriterion(Criterion):
         return self._decide_by_law(verdict, reference)
 
     def _decide_by_law(self, verdict: Verdict, reference: Reference) -> Verdict:
-        answer = None if verdict.answer == "not measured" else self.answer_by_law(reference, verdict.answer)
-        if answer is None:
+        proven = None if verdict.answer == "not measured" else self.answer_by_law(reference, verdict.answer)
+        if proven is None:
             return verdict
+        answer, law = proven
         contradiction = ", against the law" if {answer, verdict.answer} == {"yes", "no"} else ""
         measured = f"measured: {verdict.answer}{contradiction} ({verdict.reason})"
-        return replace(verdict, answer=answer, reason=f"by the law {reference.source}; {measured}")
+        return replace(verdict, answer=answer, reason=f"by the law {law}; {measured}")
 
-    def answer_by_law(self, reference: Reference, measured: Answer) -> Answer | None:
-        """The answer that the law of the judged metric proves in place of the measured one; None if it proves none."""
+    def answer_by_law(self, reference: Reference, measured: Answer) -> tuple[Answer, str] | None:
+        """The answer that a law of the judged metric proves in place of the measured one, and the law; None without one."""
         return None
 
     @abstractmethod
@@ -142,7 +143,29 @@ def describe_needed_seeds(interval: Interval, threshold: float) -> str:
     return f"; {seeds:,.0f} seeds would decide with 80 % power if the estimate is right" if seeds > interval.n else ""
 
 
-def judge_ended(values: Floats, threshold: float, quantity: str, *, is_amount: bool = False) -> Verdict:
+def judge_mean(values: Floats, threshold: float, quantity: str, *, is_amount: bool = False) -> Verdict:
+    """The answer to: the mean over seeds lies above the threshold (below it if `is_amount`). The median's if chains ended."""
+    if np.isnan(values).any():
+        return judge_ended(values, threshold, quantity, is_amount=is_amount)
+    interval = mean_interval(values)
+    answer = (answer_below if is_amount else answer_above)(interval, threshold)
+    return make_verdict(answer, threshold, interval, f"mean of {quantity}, paired by seed")
+
+
+def judge_ratio(last: Floats, first: Floats, threshold: float, quantity: str, *, is_amount: bool = False) -> Verdict:
+    """The answer to: the mean of `last` is above (below) `threshold` times that of `first`. Shows the ratio of both means.
+
+    Fieller's interval of the ratio agrees, but has no limits if all last values are 0, or if the mean of `first` may be 0.
+    """
+    verdict = judge_mean(
+        last - threshold * first, 0.0, f"last minus {threshold:g} times the first {quantity}", is_amount=is_amount
+    )
+    if np.isnan(last).any():
+        return verdict
+    return make_verdict(verdict.answer, threshold, ratio_interval(last, first), f"mean last over mean first {quantity}")
+
+
+def judge_ended(values: Floats, threshold: float, quantity: str, *, is_amount: bool = False, worst: str = "ended") -> Verdict:
     """Sign test of the median over seeds. NaN, an ended chain, is above every threshold, or below if `is_amount`.
 
     The answer is that to: the median lies above the threshold (below it if `is_amount`). "yes" for any number of chains if all
@@ -156,7 +179,7 @@ def judge_ended(values: Floats, threshold: float, quantity: str, *, is_amount: b
     tail = (1 - answer_level()) / 2
     yes, no = bdtr(n - above, n, 0.5) <= tail, bdtr(above, n, 0.5) <= tail
     answer: Answer = "yes" if yes or ended == n else "no" if no else "undecided"
-    reason = f"{ended} of {n} chains ended and count as worst; median over seeds of the {quantity}"
+    reason = f"{ended} of {n} chains {worst} and count as worst; median over seeds of {quantity}"
     median = median_interval(sign * values)
     return Verdict("", "", answer, None, threshold, median.estimate, median.low, median.high, reason)
 

@@ -20,10 +20,12 @@ from selfloop.criteria.judging import (
     describe_needed_seeds,
     judge_curve,
     judge_ended,
+    judge_mean,
+    judge_ratio,
     make_verdict,
 )
 from selfloop.settings import PositiveFloat
-from selfloop.stats.intervals import mean_interval, ratio_interval
+from selfloop.stats.intervals import mean_interval
 from selfloop.stats.trend import FLAT_TOLERANCE, describe_late_change, late_change
 from selfloop.types import Answer, Verdict
 
@@ -43,28 +45,22 @@ class CatastrophicIncrease(CurveCriterion):
 
     def judge_values(self, values: Floats, reference: Reference) -> Verdict:
         first, last, trivial = values[:, 0], values[:, -1], reference.trivial
-        multiple = self.factor * first if reference.has_zero else np.full_like(first, np.inf)
-        if trivial is not None and first.mean() < trivial.mean() < multiple.mean():  # the lower bar decides
-            excess, quantity = last - trivial[:, 0], "last risk minus that of a trivial model"
-        else:
-            excess, quantity = last - multiple, f"last risk minus {self.factor:g} times the first"
-            if reference.has_zero and not np.isnan(last).any():
-                ratio = ratio_interval(last, first)
-                return make_verdict(answer_above(ratio, self.factor), self.factor, ratio, "mean last over mean first risk")
-        verdict = judge_ended(excess, 0.0, quantity)
-        if np.isneginf(excess).any() and verdict.answer != "yes":
-            return Verdict("", "", "undecided", None, self.factor, reason=f"a multiple needs {NEEDED}")
-        if np.isnan(last).any():
-            return verdict
-        interval = mean_interval(excess)
-        return make_verdict(answer_above(interval, 0.0), 0.0, interval, f"mean of the {quantity}, paired by seed")
+        bar = self.factor * first.mean() if reference.has_zero else np.inf
+        if trivial is not None and first.mean() < trivial.mean() < bar:  # the lower bar decides
+            return judge_mean(last - trivial[:, 0], 0.0, "last risk minus that of a trivial model")
+        if reference.has_zero:
+            return judge_ratio(last, first, self.factor, "risk")
+        diverged = judge_ended(last, np.finfo(float).max, "last risk")
+        if diverged.answer == "yes":
+            return diverged
+        return Verdict("", "", "undecided", None, self.factor, reason=f"a multiple needs {NEEDED}")
 
-    def answer_by_law(self, reference: Reference, measured: Answer) -> Answer | None:
+    def answer_by_law(self, reference: Reference, measured: Answer) -> tuple[Answer, str] | None:
         law = reference.expected
         if law is None:
             return None
         exceeds_trivial = reference.trivial is not None and bool(law[-1] > reference.trivial.mean() > law[0])
-        return "yes" if law[-1] > self.factor * law[0] or exceeds_trivial else "no"
+        return "yes" if law[-1] > self.factor * law[0] or exceeds_trivial else "no", reference.expected_by
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,21 +75,18 @@ class AnyIncrease(CurveCriterion):
     margin: Annotated[float, Ge(0), "increase that does not count, as a share"] = 0.0
 
     def judge_values(self, values: Floats, reference: Reference) -> Verdict:
-        change, scale = values[:, -1] - values[:, 0], reference.scale(values)
-        if self.margin and not scale:
-            return Verdict("", "", "undecided", None, self.margin, reason=f"a margin needs {NEEDED}")
-        threshold = self.margin * scale
-        if np.isnan(change).any():
-            return judge_ended(change, threshold, "last minus first risk")
-        interval = mean_interval(change)
-        reason = "mean of last minus first risk, paired by seed"
-        return make_verdict(answer_above(interval, threshold), threshold, interval, reason)
+        sizes, less = reference.sizes(values), ""
+        if self.margin:
+            if not sizes.any():
+                return Verdict("", "", "undecided", None, self.margin, reason=f"a margin needs {NEEDED}")
+            less = f", less {self.margin:g} of the first" + ("" if reference.has_zero else "'s distance from a trivial model")
+        return judge_mean(values[:, -1] - values[:, 0] - self.margin * sizes, 0.0, f"last minus first risk{less}")
 
-    def answer_by_law(self, reference: Reference, measured: Answer) -> Answer | None:
+    def answer_by_law(self, reference: Reference, measured: Answer) -> tuple[Answer, str] | None:
         if reference.expected is None:
             return None
-        rise = float(reference.expected[-1] / reference.expected[0]) - 1
-        return "yes" if rise > self.margin + 1e-9 else "no"  # a law that is constant may differ by rounding
+        rise = float(reference.expected[-1] / reference.expected[0]) - 1  # may differ from 0 by rounding
+        return "yes" if rise > self.margin + 1e-9 else "no", reference.expected_by
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,9 +105,9 @@ class Divergence(CurveCriterion):
     )
 
     def judge_values(self, values: Floats, reference: Reference) -> Verdict:
-        change, margin = late_change(values), self.flat_tolerance * reference.scale(values)
+        change, margin = late_change(values), self.flat_tolerance * float(reference.sizes(values).mean())
         if np.isnan(change).any():
-            verdict = judge_ended(change, margin, "change of the risk over the last half")
+            verdict = judge_ended(change, margin, "the change of the risk over the last half")
             diverges = judge_ended(change, np.finfo(float).max, "").answer == "yes"  # of most chains
             return replace(verdict, answer="yes" if diverges else "no" if verdict.answer == "no" else "undecided")
         interval = mean_interval(change)
@@ -124,8 +117,10 @@ class Divergence(CurveCriterion):
         needed = describe_needed_seeds(interval, margin) if (interval.estimate or 0.0) < margin else ""
         return replace(verdict, answer="undecided", reason=f"{verdict.reason}{needed}")
 
-    def answer_by_law(self, reference: Reference, measured: Answer) -> Answer | None:
-        return None if reference.limit is None else "yes" if reference.limit == "infinite" else "no"
+    def answer_by_law(self, reference: Reference, measured: Answer) -> tuple[Answer, str] | None:
+        if reference.limit is None:
+            return None
+        return "yes" if reference.limit == "infinite" else "no", reference.limit_by
 
 
 @dataclass(frozen=True, kw_only=True)
