@@ -99,6 +99,7 @@ def test_a_base_that_may_be_0_gives_no_upper_limit():
 
 def test_a_ratio_without_spread_has_no_limits():
     base = RNG.gamma(5, size=6)
+    assert (ratio_interval(0 * base, base).estimate, ratio_interval(0 * base, base).low) == (0.0, None)
     assert ratio_interval(3 * base, base).low is None
 
 
@@ -122,6 +123,15 @@ def test_intervals_of_positive_values_cover_means_better_and_stay_above_0(draw, 
         student = np.mean([not i.low <= mean <= i.high for i in map(mean_interval, samples)])
         assert missed <= most + 2 * np.sqrt(most / 700)
         assert missed <= student + 0.01
+
+
+@pytest.mark.parametrize("seeds", [5, 10])
+def test_a_share_that_is_often_0_has_an_interval_that_covers_it(seeds):
+    rng = np.random.default_rng(4)
+    intervals = [mean_interval(rng.binomial(50, 0.02, seeds) / 50, positive=True) for _ in range(700)]
+    assert np.mean([i.low is None for i in intervals]) < 0.03  # if all values are equal; 12 % with the log of 0 as -708
+    missed = [i.low is not None and not i.low <= 0.02 <= i.high for i in intervals]
+    assert np.mean(missed) <= 0.05 + 2 * np.sqrt(0.05 / 700)
 
 
 def test_the_limits_of_positive_values_agree_with_student_s_where_the_spread_is_small():

@@ -115,10 +115,13 @@ def _compare_family(
     n, within = len(curves[pairs[0][0]]), margin or 0.0  # no mean lies within a margin of 0
     later = [(curves[a] - curves[b])[:, first_generation - 1 :] for a, b in pairs]
     mean, error = (np.array(each) for each in zip(*map(mean_and_error, later), strict=True))  # (pairs, generations)
-    holds, violated = _adjust(_largest(_p_values(mean, error, n))), _adjust([_p_value_of_any(-d) for d in later])
+    alpha, comparisons = 1 - answer_level(), []
+    holds, violated = (
+        _adjust(_largest(_p_values(mean, error, n))),
+        _adjust([_p_value_of_any(-d, alpha / len(pairs)) for d in later]),
+    )
     outside = np.maximum(_p_values(within - mean, error, n), _p_values(within + mean, error, n))
     equivalent, powers = _adjust(_largest(outside)), _describe_powers(error, n, within)
-    alpha, comparisons = 1 - answer_level(), []
     for i, (a, b) in enumerate(pairs):
         answer: Literal["holds", "violated", "equivalent", "undecided"]
         reason = f"no difference as large as {within:.3g}" if equivalent[i] < alpha else ""
@@ -151,17 +154,18 @@ def _largest(p_values: Floats) -> Floats:
     return p_values.max(axis=1) if p_values.shape[1] else np.full(len(p_values), np.nan)
 
 
-def _p_value_of_any(differences: Floats) -> float:
-    """Twice the p value of "the mean over seeds is above 0 at no generation".
+def _p_value_of_any(differences: Floats, level: float) -> float:
+    """Twice the p value of "the mean over seeds is above 0 at no generation", which is to be below `level`.
 
-    Of 10 to 100 seeds by the largest t under flips of the signs of whole seeds, which is exact for differences of equal
-    policies and takes account of generations that move together; otherwise Student's with Bonferroni's correction.
+    Of several generations and 10 to 100 seeds by the largest t under flips of the signs of whole seeds, which is exact for
+    differences of equal policies and takes account of generations that move together, if there are enough flips for a p value
+    below `level`; otherwise Student's with Bonferroni's correction.
     """
     n, (mean, error) = len(differences), mean_and_error(differences)
     defined = np.isfinite(error)
     if not defined.any():
         return np.nan
-    if not MIN_FLIP_SEEDS <= n <= MAX_FLIP_SEEDS:
+    if defined.sum() == 1 or not MIN_FLIP_SEEDS <= n <= MAX_FLIP_SEEDS or 4 / len(_sign_flips(n)) >= level:
         return min(float(np.min(_p_values(mean[defined], error[defined], n))) * int(defined.sum()), 1.0)
     values = differences[:, defined]
     mean, square = _sign_flips(n) @ values / n, np.mean(values**2, axis=0)
@@ -204,10 +208,10 @@ def seeds_for_power(difference: float, spread: float, level: float) -> float:
 
 def _describe_powers(errors: Floats, n: int, margin: float) -> list[str]:
     """Of each pair, the difference that n seeds find, and how many would find one of the margin if they differ as these."""
-    from scipy.special import stdtrit
+    from scipy.special import nctdtrinc, stdtrit
 
     level, later = (1 - (1 - answer_level(later)) / len(errors) for later in (0, 1))
-    factor = float(stdtrit(max(n - 1, 1), (1 + level) / 2) + stdtrit(max(n - 1, 1), POWER))
+    factor = float(nctdtrinc(max(n - 1, 1), 1 - POWER, stdtrit(max(n - 1, 1), (1 + level) / 2)))
     reasons = []
     for largest in np.where(np.isfinite(errors), errors, 0.0).max(axis=1, initial=0.0):
         reason = f"{n} seeds would detect a difference of {largest * factor:.3g} at one generation with 80 % power"

@@ -122,9 +122,9 @@ def ratio_interval(values: Floats, base: Floats, level: float | None = None) -> 
     from scipy.special import stdtrit
 
     n, top, bottom = len(values), float(np.mean(values)), float(np.mean(base))
-    if not (top > 0 and bottom > 0):
+    if not (top >= 0 and bottom > 0):
         return Interval(None, None, None, n)
-    if n < 2 or not np.ptp(values / top - base / bottom) > 1e-12:  # also if a chain has ended
+    if n < 2 or top == 0 or not np.ptp(values / top - base / bottom) > 1e-12:  # also if a chain has ended
         return _interval(top / bottom, np.nan, np.nan, n)
     quantile = float(stdtrit(n - 1, (1 + (level or answer_level())) / 2))
     (xx, xy), (_, yy) = np.cov(values / top, base / bottom) * quantile**2 / n
@@ -168,12 +168,13 @@ def tail_variance(values: Floats) -> Floats:
     """The variance that rare large values of a skewed distribution add, and that a sample without them lacks.
 
     Of a lognormal distribution with the upper half of the sample it is exp(s^2) - 1 - s^2 squared means; negligible for small
-    spreads s of the log.
+    spreads s of the log. A value of 0 has no log and counts as the mean.
     """
-    logs = np.log(np.maximum(values, np.finfo(float).tiny))
+    mean = np.maximum(values.mean(axis=0), np.finfo(float).tiny)
+    logs = np.log(np.where(values > 0, values, mean))
     above = np.maximum(logs - np.median(logs, axis=0), 0)
     s_squared = np.minimum(2 * np.sum(above**2, axis=0) / max(len(values) - 1, 1), MAX_LOG_VARIANCE)
-    return np.asarray(values.mean(axis=0) ** 2 * (np.expm1(s_squared) - s_squared), np.float64)
+    return np.asarray(mean**2 * (np.expm1(s_squared) - s_squared), np.float64)
 
 
 def _mean_and_limits(values: Floats, level: float | None, positive: bool = False) -> tuple[Floats, Floats, Floats]:
