@@ -292,6 +292,12 @@ def test_a_mean_without_the_rare_large_values_of_its_tail_is_marked() -> None:
     assert max(abs(value.z or 0) for value in values) < 8  # 13 with the measured spread
 
 
+def test_one_seed_has_no_spread_and_so_no_z() -> None:
+    values = reproduce("gerstgrasser2024", scale="1", measure=published_means)
+    assert {value.z for value in values} == {None}
+    assert all(value.measured.estimate is not None for value in values)
+
+
 def test_the_value_of_an_ended_chain_is_undefined() -> None:
     def ended(table: PublishedTable, seeds: int, progress: Any) -> dict[str, Floats]:
         return {policy: np.full((seeds, table.generations), np.nan) for policy in table.curves}

@@ -27,6 +27,11 @@ def test_every_run_with_more_seeds_is_another_look_and_keeps_its_number(tmp_path
     assert look(tmp_path, seeds=9, metrics=["variance_ratio"]) == 4  # another metric of the same runs
 
 
+def test_two_questions_about_the_same_seeds_are_one_look(tmp_path: Path) -> None:
+    assert [look(tmp_path, seeds=3, metrics=[metric]) for metric in ("mean_error", "variance_ratio")] == [1, 1]
+    assert look(tmp_path, seeds=5) == 2
+
+
 @pytest.mark.parametrize(
     "changes", [{"n": 30}, {"generations": 3}, {"policies": ["accumulate"]}, {"seeds": [10, 11, 12, 13, 14]}, {"seeds": 3}]
 )

@@ -27,7 +27,7 @@ Measure = Callable[[PublishedTable, int, Progress], Mapping[str, Floats]]  # -> 
 
 @dataclass(frozen=True, slots=True)
 class ReproducedValue:
-    """A published value beside the measured mean over seeds; without a mean and z if chains have ended.
+    """A published value beside the measured mean over seeds; without a mean and z if chains have ended, without z of one seed.
 
     z is their difference over its standard error: of both means (the paper's from its number of seeds and the spread
     measured here), of rounding, and of reading the value. Of a metric whose lowest value is 0, both are on the log scale, and
@@ -108,9 +108,8 @@ def _reproduced_value(table: PublishedTable, policy: str, value: PublishedValue,
     positive = cast(type[Metric], component_class("metric", table.metric, "metric")).has_zero and value.value > 0
     interval = mean_interval(measured, positive=positive)
     z, note = None, ""
-    if interval.estimate is not None and (interval.estimate > 0 or not positive):
-        tail = float(tail_variance(measured)) if positive and len(measured) > 1 else 0.0
-        variance = float(np.var(measured, ddof=1)) if len(measured) > 1 else 0.0
+    if len(measured) > 1 and interval.estimate is not None and (interval.estimate > 0 or not positive):
+        tail, variance = float(tail_variance(measured)) if positive else 0.0, float(np.var(measured, ddof=1))
         error = _standard_error(table, value, len(measured), variance + tail)
         mean = interval.estimate
         z = math.log(mean / value.value) * mean / error if positive else (mean - value.value) / error

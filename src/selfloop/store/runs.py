@@ -44,7 +44,7 @@ def run_name(spec: str) -> str:
 
 
 def count_looks(store: Path, spec: str) -> int:
-    """The look of the run of a spec: 1, and 1 more for each listed run that asked the same with at least two of its seeds.
+    """The look of the run of a spec: 1, and 1 more for each smaller set of two or more of its seeds that was asked the same.
 
     The same: equal but for policies (of which it has some), metrics, criteria and comparison. One seed gives no answers. The
     number is that of the first start of the run, so that it stays what it was.
@@ -53,10 +53,8 @@ def count_looks(store: Path, spec: str) -> int:
         return before.look
     question, policies, seeds = _parse_question(spec)
     earlier = [_parse_question(run.spec) for file in (store / "runs").glob("[0-9a-f]*.json") if (run := _read(file))]
-    return 1 + sum(
-        asked == question and any(policy in policies for policy in had) and 2 <= len(fewer) < len(seeds) and fewer <= seeds
-        for asked, had, fewer in earlier
-    )
+    looks = {fewer for asked, had, fewer in earlier if asked == question and any(policy in policies for policy in had)}
+    return 1 + sum(len(fewer) >= 2 and fewer < seeds for fewer in looks)
 
 
 def _parse_question(spec: str) -> tuple[dict[str, Any], list[Any], frozenset[int]]:
