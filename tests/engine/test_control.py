@@ -55,8 +55,25 @@ def test_a_control_never_lengthens_real_texts_and_says_so(tmp_path: Path) -> Non
     result = selfloop.run(text_spec(tmp_path), tmp_path / "store")
     tokens = {label: curves["training_tokens"] for label, curves in result.curves().items()}
     assert (tokens["control"][:, 1:] < tokens["replace"][:, 1:]).all(), "the test needs a model whose texts are long"
-    share = (tokens["control"].mean(axis=0) / tokens["replace"].mean(axis=0)).min()
-    assert f"control trains on down to {share:.0%} of the tokens of replace" in "".join(notes(result))
+    share = (tokens["control"] / tokens["replace"]).min()
+    assert f"control trains on {share:.0%} to 100% of the tokens of replace" in "".join(notes(result))
+
+
+def test_a_control_on_the_initial_texts_says_that_it_has_more_tokens(tmp_path: Path) -> None:
+    policies = ("replace", {"name": "control", "rows": "initial"})
+    result = selfloop.run(text_spec(tmp_path, policies=policies, sampler={"max_tokens": 9}), tmp_path / "store")
+    tokens = {label: curves["training_tokens"] for label, curves in result.curves().items()}
+    share = (tokens["control"] / tokens["replace"]).max()
+    assert share > 1.5
+    assert f"control trains on 100% to {share:.0%} of the tokens of replace" in "".join(notes(result))
+
+
+def test_the_cost_of_a_control_is_that_of_its_own_steps(tmp_path: Path) -> None:
+    policies = ("control", "replace")
+    for _ in range(2):
+        result = selfloop.run(text_spec(tmp_path, policies=policies), tmp_path / "store")
+        counts = {label: usage.computed + usage.reused for label, usage in result.usage.items()}
+        assert counts["control"] == counts["replace"] + 2 * 2 * 2, counts  # real rows are taken and cut
 
 
 def test_the_numbers_of_a_control_do_not_depend_on_other_policies_and_workers(tmp_path: Path) -> None:

@@ -86,3 +86,12 @@ def test_a_metric_without_trivial_value_and_the_right_model_have_no_curve(tmp_pa
     right = result(tmp_path / "b", source="gaussian", family="kde")
     assert "nll_trivial" not in right.curves()["replace"]
     assert "nll_trivial" in result(tmp_path / "c", source="moons", family="kde").curves()["replace"]
+
+
+def test_every_world_has_the_trivial_risk_beside_a_first_value_that_is_not_finite(tmp_path: Path) -> None:
+    zipf: dict[str, Any] = {"source": {"name": "zipf", "n_symbols": 40}, "family": "discrete", "n": 5, "holdout": 50}
+    together, one = (result(tmp_path, **zipf, metrics=metrics) for metrics in (["nll"], ["nll", OneChain()]))
+    assert together.points[0].worlds[0] != one.points[0].worlds[0]
+    curves = [run.curves()["replace"] for run in (together, one)]
+    assert np.isnan([c["nll"][:, 0] for c in curves]).all()
+    np.testing.assert_allclose(curves[0]["nll_trivial"], curves[1]["nll_trivial"])

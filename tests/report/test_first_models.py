@@ -55,6 +55,16 @@ def test_the_sentence_names_both_values_and_the_point(shop: dict[str, Any], tmp_
     )
 
 
+def test_seeds_without_a_finite_first_value_are_left_out_of_both_means(tmp_path: Path) -> None:
+    zipf = {"name": "zipf", "n_symbols": 40, "exponent": 0.3}
+    some = result(tmp_path / "a", source=zipf, family="discrete", n=150, metrics=["nll"], seeds=30, holdout=20)
+    curves = some.curves()["replace"]
+    finite = np.isfinite(curves["nll"][:, 0])
+    assert 0 < finite.sum() < 30
+    assert f"{curves['nll'][finite, 0].mean():.2f}, against" in (sentence(some) or "")
+    assert sentence(result(tmp_path / "b", source=zipf, family="discrete", n=5, metrics=["nll"], holdout=50)) is None
+
+
 @pytest.mark.parametrize(("noise", "answer"), [(3.5, "worse"), (3.05, "hardly better"), (2.9, None)])
 def test_a_gain_below_a_twentieth_of_the_trivial_risk_hardly_counts(noise: float, answer: str | None, tmp_path: Path) -> None:
     run = result(tmp_path, source={"name": "linear", "noise": noise}, family="linear", n=20, seeds=64)

@@ -15,7 +15,7 @@ import numpy as np
 
 from selfloop.columns import Params
 from selfloop.component import Policy
-from selfloop.engine.curves import TRIVIAL, Curves
+from selfloop.engine.curves import NOT_FINITE, STATUSES, TRIVIAL, VALUE, Curves
 from selfloop.engine.ensemble import SEEDS_PER_BLOCK, SeedBlock, ensemble_copies, ensemble_curves, ensemble_trivial
 from selfloop.engine.executors import Notify, count_cores
 from selfloop.engine.loop import iter_generations
@@ -243,6 +243,7 @@ def _run_ensemble(task: Task, store: Store) -> Iterator[tuple[int, Curves]]:
         if (risk := point.spec.risk_metric()) and isinstance(block.family, SupportsTrivialModel):
             trivial = np.asarray(store.open(store.call(ensemble_trivial, block, risk))["trivial"])
             for s, value in enumerate(trivial[np.isin(block.seeds, task.seeds)].tolist()):
-                if math.isfinite(curves.values[risk][s, 0] + value):  # a chain that has ended has no measurements
+                has_begun = curves.statuses[curves.codes[risk][s, 0]] in (STATUSES[VALUE], NOT_FINITE)
+                if has_begun and math.isfinite(value):
                     curves.add(Measurement("", task.seeds[s], 1, f"{risk}{TRIVIAL}", value), s)
         yield position, curves

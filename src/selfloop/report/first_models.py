@@ -29,15 +29,20 @@ def trivial_model(result: Result, point: Point, metric: str) -> tuple[str, float
 def first_model_sentence(result: Result, point: Point) -> str | None:
     """The sentence about first models, which all policies share, that are hardly better than a trivial one; None for others."""
     risk = next((metric for metric in point.spec.metrics if metric.name == point.spec.risk_metric()), None)
-    if risk is None or (trivial := trivial_model(result, point, risk.name)) is None:
+    curves = next(iter(result.curves(point.coordinates).values()))
+    if risk is None or f"{risk.name}{TRIVIAL}" not in curves:
         return None
-    first = float(np.nanmean(next(iter(result.curves(point.coordinates).values()))[risk.name][:, 0]))
+    pairs = np.stack([curves[name][:, 0] for name in (risk.name, f"{risk.name}{TRIVIAL}")], axis=1)
+    pairs = pairs[~np.isnan(pairs).any(axis=1)]
+    if not len(pairs):
+        return None
+    first, trivial = pairs.mean(axis=0).tolist()
     has_zero = risk.has_zero or risk.name == "negative_elbo"  # 0 is a perfect copy, though no ratio depends on it alone
-    if trivial[1] - first > HARDLY_BETTER * (trivial[1] if has_zero else 1.0):
+    if trivial - first > HARDLY_BETTER * (trivial if has_zero else 1.0):
         return None
     at = f" at {describe_coordinates(point.coordinates)}" if point.coordinates else ""
-    is_worse, numbers = first > trivial[1], f"{risk.name} {format_number(first)}, against {format_number(trivial[1])}"
+    better, name = "worse" if first > trivial else "hardly better", cast(SupportsTrivialModel, point.spec.family).trivial_model
     return (
-        f"The first model{at} is {'worse' if is_worse else 'hardly better'} than {trivial[0]}: {numbers}. Its later "
-        "generations tell little about collapse: choose other settings or more rows."
+        f"The first model{at} is {better} than {name}: {risk.name} {format_number(first)}, against {format_number(trivial)}. "
+        "Its later generations tell little about collapse: choose other settings or more rows."
     )

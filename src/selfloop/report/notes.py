@@ -58,13 +58,11 @@ def _controls(result: Result, point: Point) -> Iterator[str]:
     for label, policy in zip(labels, point.spec.policies, strict=True):
         if isinstance(policy, Control) and policy.of in point.spec.policies:
             other = labels[point.spec.policies.index(policy.of)]
-            tokens = [curves[name].get("training_tokens", np.ones((1, 1))).mean(axis=0) for name in (label, other)]
-            share = float(np.nanmin(tokens[0] / tokens[1]))
-            if share < 0.99:
-                yield (
-                    f"{label} trains on down to {share:.0%} of the tokens of {other}: its real texts are shorter than the "
-                    "sampled ones."
-                )
+            tokens = [curves[name].get("training_tokens", np.ones((1, 1))) for name in (label, other)]
+            shares = (tokens[0] / tokens[1])[np.isfinite(tokens[0] * tokens[1])]
+            low, high = shares.min(initial=1), shares.max(initial=1)
+            if low < 0.99 or high > 1.01:
+                yield f"{label} trains on {low:.0%} to {high:.0%} of the tokens of {other}, by seed and generation."
 
 
 def data_notes(result: Result) -> Iterator[str]:
@@ -73,10 +71,9 @@ def data_notes(result: Result) -> Iterator[str]:
     yield from dict.fromkeys(map(_population, points))
     if any(point.spec.sampler.settings().get("prompt", "start") != "start" for point in points):
         tables = [measured for point in points for measured in result.curves(point.coordinates).values()]
-        shares = np.array([share for table in tables for share in table.get("text_length_prompt_share", np.empty(0)).flat])
-        limits = (
-            f" {np.nanmin(shares):.1%} to {np.nanmax(shares):.1%} of the sampled tokens are prompts." if len(shares) else ""
-        )
+        shares = np.concatenate([table.get("text_length_prompt_share", np.empty(0)).ravel() for table in tables])
+        shares = shares[~np.isnan(shares)]
+        limits = f" {shares.min():.1%} to {shares.max():.1%} of the sampled tokens are prompts." if len(shares) else ""
         yield f"Sampled rows begin with prompts from real rows, real tokens that real mass does not count.{limits}"
     windows = any(metric.name == "cross_entropy" and metric.settings().get("stride") is None for metric in result.spec.metrics)
     if windows and "family.context" in result.spec.sweep and result.spec.family.name == "transformer":
