@@ -12,7 +12,8 @@ import pytest
 
 import tiny_components
 from selfloop.commands.plan import plan
-from selfloop.commands.verify import TOLERANCE, Verification, verify
+from selfloop.commands.verify import TOLERANCE, UNSTABLE_STEPS, Verification, verify
+from selfloop.engine import steps, token_counts
 from selfloop.engine.run import iter_measurements
 from selfloop.formats.safetensors import read_safetensors, to_safetensors
 from selfloop.report.notes import describe_mixed_backends
@@ -84,6 +85,13 @@ def test_sampled_rows_of_another_backend_are_not_compared(tmp_path: Path) -> Non
     assert verification.wrong == []
     assert [key in sentence for sentence in verification.not_compared] == [True]
     assert verification.checked == verification.records
+
+
+def test_no_step_that_samples_is_compared_between_backends() -> None:
+    stored = {**vars(steps), **vars(token_counts)}
+    sampling = [step for name, step in stored.items() if name.startswith("sample")]
+    assert len(sampling) == 3
+    assert set(sampling) <= set(UNSTABLE_STEPS)
 
 
 def test_plan_and_verify_name_the_backends_that_stored_results_mix(tmp_path: Path) -> None:

@@ -255,6 +255,35 @@ def test_an_interrupted_call_continues_to_the_same_bits(decoder, monkeypatch, tm
         assert token_lists(run(context("other", scratch=tmp_path))) == token_lists(run(context("other")))
 
 
+@needs_compiler
+def test_calls_that_share_a_folder_keep_the_rows_of_each(monkeypatch, tmp_path):
+    config = replace(GPT2, vocab=6)
+    params = random_model(config)
+
+    def run():
+        return [draw(config, params, 20, TextSampler(), context(name, scratch=tmp_path)) for name in ("first", "second")]
+
+    whole = run()
+    with monkeypatch.context() as patched:
+        assert not interrupt_after(0, patched)
+        assert list(map(token_lists, run())) == list(map(token_lists, whole))
+
+
+def test_every_window_of_beam_sampling_has_random_numbers_of_its_own():
+    family = Transformer(arch="gpt2", layers=2, hidden=24, heads=2, mlp_hidden=40, context=24, vocab=40)
+    streams = []
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("selfloop.families.transformer.hf_network.build_hf_model", lambda *_: None)
+
+        def generate(model, request, ctx):
+            streams.append(ctx.stream)
+            return ragged([[3] * request.max_tokens] * len(request))
+
+        patched.setattr("selfloop.families.transformer.hf_network.generate", generate)
+        family.sample(random_model(GPT2), 2, TextSampler(num_beams=2, max_tokens=60), {}, context("beams"))
+    assert len(set(streams)) == len(streams) == 4
+
+
 KILLED = """
 import sys
 sys.path[:0] = sys.argv[2:]
@@ -270,7 +299,7 @@ def test_a_killed_process_continues_to_the_same_bits(tmp_path):
     command = [sys.executable, "-c", KILLED, str(tmp_path), str(folder), str(folder.parent)]
     child = subprocess.Popen(command, env=tiny_components.environment())
     deadline = time.monotonic() + 60
-    while not (tmp_path / "rows-640-0.safetensors").exists() and time.monotonic() < deadline:
+    while not list(tmp_path.glob("rows-640-*.safetensors")) and time.monotonic() < deadline:
         time.sleep(0.002)
     child.send_signal(signal.SIGKILL)
     child.wait()

@@ -208,7 +208,9 @@ class Transformer(NetworkFamily):
         torch.set_num_threads(ctx.threads)
         start, end = int(params["tokenizer/start"]), int(params["tokenizer/end"])
         model = hf_network.build_hf_model(hf_network.to_hf_config(self.config(), start, end), params)
-        return lambda request: hf_network.generate(model, request, ctx.child("beams", int(request.numbers[0])))
+        return lambda request: hf_network.generate(
+            model, request, ctx.child("beams", int(request.numbers[0]), request.random_key)
+        )
 
 
 def _check_tokenizer(init: Params | None, prepared: Params, is_given: bool) -> None:

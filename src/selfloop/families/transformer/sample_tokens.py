@@ -59,8 +59,8 @@ def sample_tokens(
         request = DecodeRequest(numbers, starts, prompts[numbers], ctx.stream.integer(), end, window, sampler)
         while request:
             n_known = 0 if length == 0 else int(request.prompts.offsets[1])
-            identity = repr((ctx.stream, config, sampler, n, ctx.backends.get("sampling")))
-            rows = _decode_or_load(request, decode, identity, f"rows-{first}-{length}", ctx)
+            identity = repr((config, sampler, n, ctx.backends.get("sampling")))
+            rows = _decode_or_load(request, decode, identity, f"rows-{first}-{request.random_key:016x}", ctx)
             pieces.append((request.numbers, take_spans(rows.values, rows.offsets[:-1] + n_known, rows.offsets[1:])))
             length += request.max_tokens - n_known
             request = _continue_rows(request, rows, limit - length, ctx.stream.child("window", length).integer())

@@ -44,7 +44,7 @@ class TextSampler(Sampler):
     prefix_tokens: Annotated[Count, "tokens of a real row that a text begins with, for prompt = 'prefix'"] = 8
     max_tokens: Annotated[
         Annotated[int, Ge(1)] | None,
-        "tokens of the longest row, prompt included; unset: as many as the longest training row has",
+        "tokens of the longest row, prompt included; unset: those of the longest training row, at most 8 contexts",
     ] = None
     batch_size: Annotated[Count, "rows that are sampled at the same time"] = 256
 
