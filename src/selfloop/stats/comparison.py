@@ -192,15 +192,12 @@ def _adjust(p_values: Sequence[float] | Floats) -> Floats:
 def seeds_for_power(difference: float, spread: float, level: float) -> float:
     """Number of seeds with which a two-sided paired t test at `level` finds a difference with 80 % probability.
 
-    `spread`: standard deviation over seeds of the paired differences. From the noncentral t distribution; above a hundred
-    seeds from the normal one with the correction of Guenther (1981).
+    `spread`: standard deviation over seeds of the paired differences. From the noncentral t distribution.
     """
     from scipy.special import nctdtr, ndtri, stdtrit
 
-    ratio, z = (spread / difference) ** 2, float(ndtri((1 + level) / 2))
-    n = max(np.ceil(ratio * (z + ndtri(POWER)) ** 2), 2.0)
-    if n > 100:
-        return float(np.ceil(n + z**2 / 2))
+    ratio = (spread / difference) ** 2
+    n = max(np.ceil(ratio * (ndtri((1 + level) / 2) + ndtri(POWER)) ** 2), 2.0)  # of a normal distribution, a little less
     while nctdtr(n - 1, np.sqrt(n / ratio), stdtrit(n - 1, (1 + level) / 2)) > 1 - POWER:
         n += 1
     return float(n)
