@@ -130,3 +130,9 @@ def test_a_corpus_of_a_family_without_encoder_is_read_once_and_without_damaged_r
 def test_too_few_readable_rows_are_an_error(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="36"):
         selfloop.run(feature_spec(source=DamagedFiles(), n=35), tmp_path)
+
+
+def test_features_of_too_few_rows_are_refused_in_one_sentence(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"^n: got 3 initial rows, of which metrics learn features from every second one; exp"):
+        selfloop.run(tiny_spec(n=3, metrics=(Offset(),)), tmp_path)
+    assert selfloop.run(tiny_spec(n=4, metrics=(Offset(),)), tmp_path).curves()

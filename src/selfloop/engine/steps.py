@@ -33,6 +33,7 @@ from selfloop.snapshots import Snapshot
 from selfloop.store.identity import stored_step
 from selfloop.types import RowTake, TrainingRows, Unit
 
+MIN_FEATURE_ROWS = 4  # two to learn features from, and two others to compare with
 MAX_CURATION_ROUNDS = 16  # sampling stops after this many times the requested rows
 
 
@@ -264,7 +265,12 @@ def count_training(model: Params) -> dict[str, float]:
 @stored_step("prepare_features", version=2)
 def prepare_features(extractor: FeatureExtractor, initial: Columns, ctx: Context) -> Params:
     """The extractor's arrays, learned once from every second initial row; metrics compare with the other rows."""
-    return extractor.prepare(select_rows(initial, np.arange(0, count_rows(initial), 2)), ctx)
+    if (n := count_rows(initial)) < MIN_FEATURE_ROWS and extractor.learns_features():
+        raise DataError(
+            f"n: got {n} initial rows, of which metrics learn features from every second one; expected {MIN_FEATURE_ROWS} or "
+            "more. Raise n, or choose metrics without features."
+        )
+    return extractor.prepare(select_rows(initial, np.arange(0, n, 2)), ctx)
 
 
 @stored_step("extract_features", version=1)

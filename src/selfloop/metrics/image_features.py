@@ -1,4 +1,4 @@
-"""Features of images, prepared once per seed on the initial real rows."""
+"""Features of images, prepared once per seed on every second initial real row."""
 
 from __future__ import annotations
 

@@ -71,7 +71,7 @@ class Modes(ImageMetric):
 class Attributes(ImageMetric):
     """Number of attributes whose share among sampled images is at least a tenth of their share among held-out real images.
 
-    An image has an attribute if the features' classifier, trained on the `attributes` of the initial real rows, gives it a
+    An image has an attribute if the features' classifier, trained on the `attributes` of initial real rows, gives it a
     probability above 0.5. Secondary values: the mean difference of the shares, and the share of each attribute among sampled
     images and (`_real`) among held-out real images. An attribute with a real share of 0 does not count.
     """
