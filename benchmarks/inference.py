@@ -122,7 +122,7 @@ def trend(curves: Sequence[Floats]) -> Set[str]:
     return {"bounded" if kind in ("constant", "saturating") else "unbounded"} if kind else set()
 
 
-def pairs(margin: float | None = None) -> Judge:
+def pairs(margin: float = 0.0) -> Judge:
     """The answers about all pairs of policies."""
 
     def judge(curves: Sequence[Floats]) -> Set[str]:

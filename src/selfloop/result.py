@@ -204,21 +204,20 @@ class Result:
                     comparisons.insert(0, replace(first, metric=declared))
         return comparisons
 
-    def _comparable(self, metric: str, at: At) -> tuple[dict[str, Floats], float | None]:
-        """The curves of a metric as policies are compared on it, and the margin of equivalence.
+    def _comparable(self, metric: str, at: At) -> tuple[dict[str, Floats], float]:
+        """The curves of a metric as policies are compared on it, and the margin of equivalence, 0 if there is none.
 
         The margin is that of the primary comparison of this metric, else 5 % of the first risk, or of its distance from the
-        trivial model if the metric has no natural zero; None without either.
+        trivial model if the metric has no natural zero.
         """
         spec, measured = self.point(at).spec, {label: c for label, c in self.curves(at).items() if metric in c}
         better, primary = spec.directions().get(metric, ""), spec.primary
         curves = {label: c[metric] if better == "higher" else as_risk(c, metric, better) for label, c in measured.items()}
         if primary and primary.margin and (primary.metric or spec.risk_metric()) == metric:
             return curves, primary.margin
-        sizes = [c[:, 0] for c in curves.values()]
-        if metric not in spec.positive_metrics() and right_values(next(iter(measured.values()), {}), better) is None:
-            sizes = [c[metric + TRIVIAL][:, 0] - c[metric][:, 0] for c in measured.values() if metric + TRIVIAL in c]
-        return curves, MARGIN_SHARE * abs(float(np.mean(sizes))) if sizes else None
+        has_zero = metric in spec.positive_metrics() or any(right_values(c, better) is not None for c in measured.values())
+        scales = [Reference(has_zero, c.get(metric + TRIVIAL)).scale(curves[label]) for label, c in measured.items()]
+        return curves, MARGIN_SHARE * float(np.mean(scales or 0.0))
 
     def grid_cells(self) -> dict[Coordinates, list[GridCell]]:
         """The risk over numbers of real and synthetic training rows, by the coordinates other than n.

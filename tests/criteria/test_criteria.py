@@ -118,8 +118,6 @@ def test_an_answer_does_not_depend_on_an_arbitrary_zero(shift):
     unscaled = CatastrophicIncrease().judge({"risk": curve})
     assert (unscaled.answer, unscaled.low) == ("undecided", None)
     assert unscaled.reason.startswith("a multiple needs a risk with a natural zero")
-    assert AnyIncrease(margin=0.1).judge({"risk": curve}).answer == "undecided"
-    assert AnyIncrease(margin=0.1).judge(curves).answer == "yes"
 
 
 def test_a_first_model_that_is_not_better_than_a_trivial_one_is_no_scale():
@@ -132,25 +130,6 @@ def test_a_risk_above_that_of_a_trivial_model_is_a_catastrophe_of_any_size():
     curves = {"risk": noisy([1.0, 1.4, 1.6]), "risk_trivial": np.full((20, 3), 1.5)}
     assert CatastrophicIncrease().judge(curves, {}, ZERO).answer == "yes"
     assert CatastrophicIncrease().judge({"risk": curves["risk"]}, {}, ZERO).answer == "no"
-
-
-def test_an_increase_within_the_margin_does_not_count():
-    curves = {"risk": noisy([1.0, 1.02, 1.03])}
-    assert AnyIncrease().judge(curves).answer == "yes"
-    assert AnyIncrease(margin=0.1).judge(curves, {}, ZERO).answer == "no"
-
-
-@pytest.mark.parametrize("trivial", [None, 2.0])
-def test_the_margin_of_an_increase_is_as_uncertain_as_the_first_risk(trivial):
-    rng, answers = np.random.default_rng(9), []
-    for _ in range(400):
-        first = 1 + 0.3 * rng.standard_normal(10)
-        curves = {"risk": np.column_stack([first, first, 1.5 + 0.1 * rng.standard_normal(10)])}
-        if trivial:
-            curves["risk_trivial"] = np.full((10, 3), trivial)
-        answers.append(AnyIncrease(margin=0.5).judge(curves, {}, {} if trivial else ZERO).answer)
-    for answer in ("yes", "no"):
-        assert answers.count(answer) / 400 <= 0.025 + 2 * np.sqrt(0.025 / 400)  # 8 % with the mean of the first risk as known
 
 
 def test_unbiased_variance_collapses_although_its_mean_stays():
@@ -238,7 +217,6 @@ def test_a_scaling_law_changes_if_its_exponent_does():
     ("make", "key"),
     [
         (lambda: CatastrophicIncrease(factor=1), "factor"),
-        (lambda: AnyIncrease(margin=-0.1), "margin"),
         (lambda: CollapsingVariance(horizon=0), "horizon"),
         (lambda: Divergence(flat_tolerance=0), "flat_tolerance"),
         (lambda: ScalingLawChange(exponent_change=0), "exponent_change"),

@@ -33,14 +33,14 @@ class Reference:
     limit: Limit | None = None  # by a law; "zero": of typical chains
     limit_by: str = ""  # that law
 
-    def sizes(self, risks: Floats) -> Floats:
-        """What shares refer to, by seed: the first risk if it has a natural zero, else its distance from the trivial one.
+    def scale(self, risks: Floats) -> float:
+        """The size that shares refer to: the first risk if it has a natural zero, else its distance from the trivial one.
 
-        0 if there is neither, or if their mean is not above 0: multiples of a log density depend on the unit of the rows.
+        0 if there is neither: multiples of a log density depend on the unit of the rows.
         """
-        first = risks[:, 0]
-        sizes = first if self.has_zero else np.zeros_like(first) if self.trivial is None else self.trivial[:, 0] - first
-        return sizes if sizes.mean() > 0 else np.zeros_like(first)
+        sizes = risks[:, 0] if self.has_zero else 0.0 if self.trivial is None else self.trivial[:, 0] - risks[:, 0]
+        size = float(np.mean(sizes))
+        return size if size > 0 else 0.0
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Annotated, ClassVar
 
 import numpy as np
-from annotated_types import Ge, Gt
+from annotated_types import Gt
 
 from selfloop.columns import Floats
 from selfloop.component import Better
@@ -28,8 +28,6 @@ from selfloop.settings import PositiveFloat
 from selfloop.stats.intervals import mean_interval
 from selfloop.stats.trend import FLAT_TOLERANCE, describe_late_change, late_change
 from selfloop.types import Answer, Verdict
-
-NEEDED = "a risk with a natural zero, or a trivial model that the first model is better than"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +51,8 @@ class CatastrophicIncrease(CurveCriterion):
         diverged = judge_ended(last, np.finfo(float).max, "last risk")
         if diverged.answer == "yes":
             return diverged
-        return Verdict("", "", "undecided", None, self.factor, reason=f"a multiple needs {NEEDED}")
+        reason = "a multiple needs a risk with a natural zero, or a trivial model that the first model is better than"
+        return Verdict("", "", "undecided", None, self.factor, reason=reason)
 
     def answer_by_law(self, reference: Reference, measured: Answer) -> tuple[Answer, str] | None:
         law = reference.expected
@@ -65,28 +64,19 @@ class CatastrophicIncrease(CurveCriterion):
 
 @dataclass(frozen=True, kw_only=True)
 class AnyIncrease(CurveCriterion):
-    """The risk at the last generation is above the risk at the first by more than the share `margin`.
-
-    It is a share of the first risk or, without a natural zero, of its distance from the risk of a trivial model.
-    """
+    """The risk at the last generation is above the risk at the first."""
 
     name: ClassVar[str] = "any_increase"
     metrics: ClassVar[tuple[str, ...]] = ("risk",)
-    margin: Annotated[float, Ge(0), "increase that does not count, as a share"] = 0.0
 
     def judge_values(self, values: Floats, reference: Reference) -> Verdict:
-        sizes, less = reference.sizes(values), ""
-        if self.margin:
-            if not sizes.any():
-                return Verdict("", "", "undecided", None, self.margin, reason=f"a margin needs {NEEDED}")
-            less = f", less {self.margin:g} of the first" + ("" if reference.has_zero else "'s distance from a trivial model")
-        return judge_mean(values[:, -1] - values[:, 0] - self.margin * sizes, 0.0, f"last minus first risk{less}")
+        return judge_mean(values[:, -1] - values[:, 0], 0.0, "last minus first risk")
 
     def answer_by_law(self, reference: Reference, measured: Answer) -> tuple[Answer, str] | None:
         if reference.expected is None:
             return None
-        rise = float(reference.expected[-1] / reference.expected[0]) - 1  # may differ from 0 by rounding
-        return "yes" if rise > self.margin + 1e-9 else "no", reference.expected_by
+        multiple = float(reference.expected[-1] / reference.expected[0])
+        return "yes" if multiple > 1 + 1e-9 else "no", reference.expected_by  # one that stays may differ by rounding
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,7 +95,7 @@ class Divergence(CurveCriterion):
     )
 
     def judge_values(self, values: Floats, reference: Reference) -> Verdict:
-        change, margin = late_change(values), self.flat_tolerance * float(reference.sizes(values).mean())
+        change, margin = late_change(values), self.flat_tolerance * reference.scale(values)
         if np.isnan(change).any():
             verdict = judge_ended(change, margin, "the change of the risk over the last half")
             diverges = judge_ended(change, np.finfo(float).max, "").answer == "yes"  # of most chains

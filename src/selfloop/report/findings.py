@@ -62,10 +62,8 @@ def _findings(result: Result) -> Iterator[str]:
             if set(order) <= set(risks):
                 yield order_sentence(order, comparisons, f"{risk}{suffix}")
         for label, values in risks.items():
-            reference = Reference(
-                next(m.has_zero for m in spec.metrics if m.name == risk), curves[label].get(f"{risk}_trivial")
-            )
-            yield f"{label}{suffix}: {risk} {describe_trend(values, float(reference.sizes(values).mean()))}"
+            reference = Reference(risk in spec.positive_metrics(), curves[label].get(f"{risk}_trivial"))
+            yield f"{label}{suffix}: {risk} {describe_trend(values, reference.scale(values))}"
             if minimum := minimum_sentence(values, risk):
                 yield f"{label}{suffix}: {minimum}"
         for label, measured in curves.items():

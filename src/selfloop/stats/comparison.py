@@ -73,11 +73,11 @@ def compare_all(
     curves: Mapping[str, Floats],
     claims: Collection[tuple[str, str]] = (),
     first_generation: int = FIRST_COMPARED,
-    margin: float | None = None,
+    margin: float = 0.0,
 ) -> list[Comparison]:
     """Comparisons of every pair of policies; `claims` are the claimed pairs, the higher policy first.
 
-    Beyond six policies: each with the first one, and the claimed pairs. Without a `margin`, none are "equivalent".
+    Beyond six policies: each with the first one, and the claimed pairs. With a `margin` of 0, none are "equivalent".
     """
     labels = list(curves)
     pairs = []
@@ -92,9 +92,7 @@ def compare_all(
     return [replace(comparisons[pair], claimed=pair in claims) for pair in pairs]
 
 
-def compare_declared(
-    curves: Mapping[str, Floats], higher: str, lower: str, generation: int, margin: float | None = None
-) -> Comparison:
+def compare_declared(curves: Mapping[str, Floats], higher: str, lower: str, generation: int, margin: float = 0.0) -> Comparison:
     """The comparison of two policies at one generation that was declared before looking: two-sided, without correction."""
     until = {label: curves[label][:, :generation] for label in (higher, lower)}
     (comparison,) = _compare_family(until, [(higher, lower)], generation, margin)
@@ -102,7 +100,7 @@ def compare_declared(
 
 
 def _compare_family(
-    curves: Mapping[str, Floats], pairs: Sequence[tuple[str, str]], first_generation: int, margin: float | None
+    curves: Mapping[str, Floats], pairs: Sequence[tuple[str, str]], first_generation: int, margin: float
 ) -> list[Comparison]:
     """The comparisons of one family of pairs.
 
@@ -112,7 +110,7 @@ def _compare_family(
     """
     if not pairs:
         return []
-    n, within = len(curves[pairs[0][0]]), margin or 0.0  # no mean lies within a margin of 0
+    n = len(curves[pairs[0][0]])
     later = [(curves[a] - curves[b])[:, first_generation - 1 :] for a, b in pairs]
     mean, error = (np.array(each) for each in zip(*map(mean_and_error, later), strict=True))  # (pairs, generations)
     alpha, comparisons = 1 - answer_level(), []
@@ -120,11 +118,11 @@ def _compare_family(
         _adjust(_largest(_p_values(mean, error, n))),
         _adjust([_p_value_of_any(-d, alpha / len(pairs)) for d in later]),
     )
-    outside = np.maximum(_p_values(within - mean, error, n), _p_values(within + mean, error, n))
-    equivalent, powers = _adjust(_largest(outside)), _describe_powers(error, n, within)
+    outside = np.maximum(_p_values(margin - mean, error, n), _p_values(margin + mean, error, n))
+    equivalent, powers = _adjust(_largest(outside)), _describe_powers(error, n, margin)
     for i, (a, b) in enumerate(pairs):
         answer: Literal["holds", "violated", "equivalent", "undecided"]
-        reason = f"no difference as large as {within:.3g}" if equivalent[i] < alpha else ""
+        reason = f"no difference as large as {margin:.3g}" if equivalent[i] < alpha else ""
         answer = "holds" if holds[i] < alpha else "violated" if violated[i] < alpha else "equivalent" if reason else "undecided"
         reason = powers[i] if answer == "undecided" else reason
         comparisons.append(Comparison(a, b, paired_difference(curves[a], curves[b], LEVEL), first_generation, answer, reason))
