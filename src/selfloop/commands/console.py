@@ -108,16 +108,8 @@ def print_plan(spec: Spec, costs: Sequence[PolicyCost]) -> None:
     """Chains, stored generations, estimated time and training rows of every policy."""
     from selfloop.commands.plan import count_training_steps, describe_total
 
-    columns = [
-        "point",
-        "policy",
-        "chains",
-        "generations",
-        "stored",
-        "estimated time left",
-        f"training {spec.unit}, t = 1, 2, ...",
-    ]
-    columns += ["training steps"] if isinstance(spec.family, SupportsStepCount) else []
+    columns = ["point", "policy", "chains", "generations", "stored", "estimated time left"]
+    columns += [f"training {spec.unit}, t = 1, 2, ...", *["training steps"] * isinstance(spec.family, SupportsStepCount)]
     table = _table(*columns, right=columns[2:])
     points = {point.coordinates: point for point in spec.points()}
     for cost in costs:

@@ -17,7 +17,6 @@ from selfloop.columns import Floats
 from selfloop.component import Metric
 from selfloop.errors import SpecError
 from selfloop.formats.replacing import write_text
-from selfloop.protocols import SupportsStepCount
 from selfloop.published.papers import papers, published_curves
 from selfloop.report.figures import panel_figure, save_svg
 from selfloop.report.findings import findings
@@ -220,18 +219,13 @@ def _costs(result: Result) -> Iterator[Cost]:
 
 
 def _count_steps_and_rows(result: Result, label: str, generations: slice) -> tuple[float, int]:
-    """Training steps and sampled rows of one policy in some of its generations, at all points; NaN steps if unknown."""
+    """Training steps and sampled rows of one policy in some of its generations, at all points."""
     steps, sampled = 0.0, 0
     for point in result.points:
-        position = point.spec.policy_labels().index(label)
-        measured = result.table[point.coordinates, label].values.values()
-        n_chains = np.any([~np.isnan(curves) for curves in measured], axis=0).sum(axis=0).tolist()
-        counted = result.curves(point.coordinates)[label].get("training_steps")
-        for entry, n in list(zip(result.schedules(point.coordinates)[label], n_chains, strict=True))[generations]:
-            family = point.spec.family.for_generation(entry.t)
-            if counted is not None:
-                steps += float(np.nansum(counted[:, entry.t - 1]))
-            elif isinstance(family, SupportsStepCount):
-                steps += n * family.count_steps(entry.trained_rows)
-            sampled += n * entry.new_rows.synthetic if point.worlds[position] != "statistics" else 0
+        curves = result.table[point.coordinates, label].values
+        steps += float(np.nansum(curves.get("training_steps", np.zeros((1, 1)))[:, generations]))
+        if point.worlds[point.spec.policy_labels().index(label)] != "statistics":
+            n_chains = np.any([~np.isnan(values) for values in curves.values()], axis=0).sum(axis=0).tolist()
+            entries = result.schedules(point.coordinates)[label]
+            sampled += sum(n * e.new_rows.synthetic for e, n in list(zip(entries, n_chains, strict=True))[generations])
     return steps, sampled

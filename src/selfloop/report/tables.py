@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from selfloop.columns import Floats
 from selfloop.report.theme import format_interval, format_interval_parts, format_number
 from selfloop.report.values import CurveData, DataValuePanel, Panel, Report
 from selfloop.stats.intervals import mean_interval, ratio_interval
