@@ -48,6 +48,21 @@ def test_a_verdict_cites_the_law_that_it_rests_on(tmp_path: Path) -> None:
     assert laws["variance_ratio"].expected == pytest.approx(np.ones(3))
 
 
+def test_the_law_at_every_n_decides_on_a_scaling_law(tmp_path: Path) -> None:
+    spec = selfloop.Spec(
+        source="linear",
+        family="linear",
+        generations=4,
+        seeds=2,
+        policies=["replace"],
+        sweep={"n": (100, 200, 400), "source.dim": (4, 9)},
+    )
+    for verdict in selfloop.run(spec, tmp_path).verdicts():
+        if verdict.criterion == "scaling_law_change":
+            assert verdict.answer == "no"
+            assert verdict.reason.startswith("by the law 'fixed design'")
+
+
 CLOSED_FORM = ("gaussian", "discrete", "linear", "kde", "glm")
 PRESETS = [name for name in sorted(presets()) if selfloop.read_spec(name).family.name in CLOSED_FORM]
 

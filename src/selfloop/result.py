@@ -142,10 +142,19 @@ class Result:
         In a sweep over n, a criterion also receives the risk at every n with the other coordinates equal, as "risk@n=100".
         """
         verdicts = []
+        known_of = {
+            (point.coordinates, label): _references(point, policy)
+            for point in self.points
+            for label, policy in zip(point.spec.policy_labels(), point.spec.policies, strict=True)
+        }
         for point in self.points:
             spec, measured = point.spec, self.curves(point.coordinates)
-            for label, policy in zip(spec.policy_labels(), spec.policies, strict=True):
-                curves, references = {**measured[label], **self._risks(label, point)}, _references(point, policy)
+            for label in spec.policy_labels():
+                curves, references = {**measured[label], **self._risks(label, point)}, {**known_of[point.coordinates, label]}
+                for other in self.points:
+                    if f"risk@n={other.n}" in curves and _without_n(other) == _without_n(point):
+                        risk = other.spec.risk_metric() or ""
+                        references[f"risk@n={other.n}"] = known_of[other.coordinates, label].get(risk, Reference())
                 for criterion in spec.criteria:
                     known = (references,) if isinstance(criterion, CurveCriterion) else ()
                     with at_look(self.look):

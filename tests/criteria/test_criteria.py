@@ -211,6 +211,17 @@ def test_a_scaling_law_changes_if_its_exponent_does():
     verdict = ScalingLawChange().judge(curves(1.0))  # five times the risk, the same exponent
     assert verdict.answer == "no"
     assert -0.05 < verdict.low < verdict.high < 0.05
+    for power, answer, contradiction in ((1.0, "no", "against the law"), (0.8, "yes", "measured: yes (")):
+        laws = {
+            f"risk@n={n}": Reference(expected=np.array([1 / n, n**-power]), expected_by="a paper")
+            for n in (100, 300, 1000, 3000)
+        }
+        verdict = ScalingLawChange().judge(curves(0.5), {}, laws)
+        assert verdict.answer == answer
+        assert verdict.reason.startswith("by the law a paper; measured: yes")
+        assert contradiction in verdict.reason
+    laws["risk@n=100"] = Reference()
+    assert not ScalingLawChange().judge(curves(0.5), {}, laws).reason.startswith("by the law")
 
 
 @pytest.mark.parametrize(

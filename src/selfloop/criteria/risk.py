@@ -129,16 +129,22 @@ class ScalingLawChange(CurveCriterion):
     ) -> Verdict:
         """The verdict on the change of the exponent, fitted seed by seed."""
         prefix = f"{self.metric or 'risk'}@n="
-        curve_of_n = {float(key.removeprefix(prefix)): curve for key, curve in curves.items() if key.startswith(prefix)}
-        if len(curve_of_n) < 3:
+        keys = [key for key in curves if key.startswith(prefix)]
+        if len(keys) < 3:
             return Verdict(self.name, "", "not measured", reason="needs a sweep over three or more n")
-        log_n = np.log(list(curve_of_n))
+        log_n = np.log([float(key.removeprefix(prefix)) for key in keys])
         coefficients = (log_n - log_n.mean()) / np.sum((log_n - log_n.mean()) ** 2)
-        risks = np.stack(list(curve_of_n.values()), axis=-1)
+        risks = np.stack([curves[key] for key in keys], axis=-1)
         if not (np.nan_to_num(risks, nan=1.0) > 0).all():
             reason = "a power law needs risks above 0"
             return Verdict(self.name, "", "undecided", self.metric, self.exponent_change, reason=reason)
-        return judge_curve(self.name, "exponent", -np.log(risks) @ coefficients, Reference(), self.judge_values)
+        laws = [references.get(key, Reference()) for key in keys]
+        expected = [law.expected for law in laws if law.expected is not None and (law.expected > 0).all()]
+        law = Reference()
+        if len(expected) == len(laws):
+            law = Reference(expected=-np.log(np.stack(expected, axis=-1)) @ coefficients, expected_by=laws[0].expected_by)
+        verdict = judge_curve(self.name, "exponent", -np.log(risks) @ coefficients, law, self.judge_values)
+        return self._decide_by_law(verdict, law)
 
     def judge_values(self, values: Floats, reference: Reference) -> Verdict:
         interval = mean_interval(values[:, -1] - values[:, 0])
@@ -147,3 +153,9 @@ class ScalingLawChange(CurveCriterion):
         nearest = math.copysign(self.exponent_change, interval.estimate or 0.0)  # of the two bounds
         verdict = make_verdict(answer, nearest, interval, "change of the exponent c in risk ~ n^-c")
         return replace(verdict, threshold=self.exponent_change)
+
+    def answer_by_law(self, reference: Reference, measured: Answer) -> tuple[Answer, str] | None:
+        if reference.expected is None:
+            return None
+        change = abs(float(reference.expected[-1] - reference.expected[0]))
+        return "yes" if change > self.exponent_change else "no", reference.expected_by
