@@ -9,11 +9,11 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
+import numpy as np
 from rich.table import Table
 
 from selfloop.columns import Floats
 from selfloop.commands.terminal import show
-from selfloop.commands.text_plots import plot_lines, sparkline
 from selfloop.component import Better
 from selfloop.protocols import SupportsStepCount
 from selfloop.report.notes import data_notes, describe_mixed_backends, missing_values
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
 MAX_VERDICT_COLUMNS = 8  # policies side by side; for more policies, verdicts are counted
 MAX_SEEDS_SHOWN = 20  # of a plan, by their numbers
+BARS, MAX_BARS = "▁▂▃▄▅▆▇█", 40  # of a curve in a table
 MAX_SCHEDULE_COLUMNS = 4  # generations whose training rows `plan` prints
 
 
@@ -82,7 +83,18 @@ def _summary_cells(curves: Floats, *, positive: bool) -> tuple[str, str, str, st
     if survivors < len(curves):
         last = f"{survivors} of {len(curves)} chains left"
     change = " ".join(describe_change(curves, positive=positive)).strip() or "-"
-    return _number(mean_interval(curves[:, 0]).estimate), last, change, sparkline(curves.mean(axis=0))
+    return _number(mean_interval(curves[:, 0]).estimate), last, change, _sparkline(curves.mean(axis=0))
+
+
+def _sparkline(values: Floats) -> str:
+    """One character per generation, at most 40; × where a value is missing, empty if all values are missing."""
+    positions = np.linspace(0, len(values) - 1, min(len(values), MAX_BARS))
+    visible = [float(values[round(position)]) for position in positions]
+    finite = [value for value in visible if np.isfinite(value)]
+    if not finite:
+        return ""
+    low, high = min(finite), max(finite)
+    return "".join(BARS[round((v - low) / ((high - low) or 1) * 7)] if np.isfinite(v) else "×" for v in visible)
 
 
 def _print_verdicts(result: Result) -> None:
@@ -175,7 +187,7 @@ def print_garbage(garbage: Garbage) -> None:
 
 
 def print_predictions(predictions: Mapping[str, PolicyPrediction], n: int, figure: Path | None) -> None:
-    """Expected error multiplier and variance ratio of policies, generation by generation, as tables and a plot."""
+    """Expected error multiplier and variance ratio of policies, generation by generation, as tables."""
     show(f"Mean and variance of n = {n} rows by maximum likelihood; exact expectations.")
     columns = ("generation", "rows", "real mass", "data age", "error multiplier", "variance ratio")
     for name, prediction in predictions.items():
@@ -187,7 +199,7 @@ def print_predictions(predictions: Mapping[str, PolicyPrediction], n: int, figur
             )  # fmt: skip
         show(table)
     curves = {name: prediction.mean_error_multiplier for name, prediction in predictions.items()}
-    _plot("error multiplier (times 1 / n)", curves, figure)
+    _draw("error multiplier (times 1 / n)", curves, figure)
 
 
 def print_laws(spec: Spec, figure: Path | None) -> None:
@@ -207,12 +219,10 @@ def print_laws(spec: Spec, figure: Path | None) -> None:
                 if law.kind != "bound":
                     plotted.setdefault(law.metric, {})[title] = law.values
     for metric, curves in plotted.items():
-        _plot(metric, curves, figure and (figure.with_stem(f"{figure.stem}-{metric}") if len(plotted) > 1 else figure))
+        _draw(metric, curves, figure and (figure.with_stem(f"{figure.stem}-{metric}") if len(plotted) > 1 else figure))
 
 
-def _plot(title: str, curves: Mapping[str, Floats], figure: Path | None) -> None:
-    for line in plot_lines(title, curves):
-        show(line)
+def _draw(title: str, curves: Mapping[str, Floats], figure: Path | None) -> None:
     if figure is not None:
         from selfloop.report.build import save_curves
 

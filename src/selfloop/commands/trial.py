@@ -92,9 +92,7 @@ def _try(task: Task) -> Trial | None:
         try:
             model = world.fit(1, [Take(batch)], None, None)  # loads libraries, too, which is not counted below
             start, fit = _time_fit(world, family, store.open(batch))
-            n = min(
-                point.n, round(TRIAL_ROWS * (1 if spec.unit == "rows" else per_row))
-            )  # even if the first policy samples none
+            n = min(point.n, TRIAL_ROWS if spec.unit == "rows" else round(TRIAL_ROWS * per_row))  # also if policies sample none
             sampled, samples = _timed(lambda: world.sample(1, model, n))
             measured, _ = _timed(lambda: list(world.measure(1, model, samples)))
         except ChainEndedError:
