@@ -10,6 +10,7 @@ import pytest
 from scipy import stats
 
 from selfloop.columns import Floats
+from selfloop.criteria.risk import AnyIncrease
 from selfloop.stats.comparison import (
     Comparison,
     _adjust,
@@ -219,6 +220,15 @@ def test_a_violation_can_be_found_at_every_look(seeds: int) -> None:
         with at_look(look):
             answers = {pair.answer for pair in compare_all(measured) if "p0" in (pair.higher, pair.lower)}
         assert answers == {"violated"}
+
+
+def test_curves_that_differ_by_rounding_are_equal() -> None:
+    rng = np.random.default_rng(15)
+    first = 3 + rng.uniform(size=(6, 5))
+    measured = {"p0": first, "p1": first * (1 + 1e-14 * rng.uniform(1, 1.1, (6, 5)))}  # always above
+    (pair,) = compare_all(measured, margin=1.0)
+    assert (pair.answer, pair.reason) == ("undecided", "the differences have no interval")
+    assert AnyIncrease().judge({"risk": np.hstack([first[:, :1], measured["p1"][:, :1]])}).answer == "undecided"
 
 
 def test_signs_of_equal_curves_are_undecided_and_planted_ones_are_found() -> None:

@@ -12,7 +12,7 @@ from selfloop.plugins import component_names
 from selfloop.result import Result
 from selfloop.spec.spec import Spec
 from selfloop.stats.comparison import signs
-from selfloop.stats.intervals import Interval, at_look, paired_difference
+from selfloop.stats.intervals import Interval, at_look, difference, paired_difference
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +49,7 @@ def compare_curves(results: Mapping[str, Result], metric: str) -> list[CurveDiff
         raise SpecError("compare: no two curves to compare. Give two policies, or two specs with equal seeds and generations.")
     words = {0: "undecided", 1: "higher", -1: "lower"}
     with at_look(max(result.look for result in results.values())):
-        directions = signs([curve - other for (_, curve, _), (_, other, _) in pairs])
+        directions = signs([difference(curve, other) for (_, curve, _), (_, other, _) in pairs])
     return [
         CurveDifference(first, second, draws == other_draws, paired_difference(curve, other), [words[int(s)] for s in row])
         for ((first, curve, draws), (second, other, other_draws)), row in zip(pairs, directions, strict=True)

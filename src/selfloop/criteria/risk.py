@@ -25,7 +25,7 @@ from selfloop.criteria.judging import (
     make_verdict,
 )
 from selfloop.settings import PositiveFloat
-from selfloop.stats.intervals import mean_interval
+from selfloop.stats.intervals import difference, mean_interval
 from selfloop.stats.trend import FLAT_TOLERANCE, describe_late_change, late_change
 from selfloop.types import Answer, Verdict
 
@@ -70,7 +70,7 @@ class AnyIncrease(CurveCriterion):
     metrics: ClassVar[tuple[str, ...]] = ("risk",)
 
     def judge_values(self, values: Floats, reference: Reference) -> Verdict:
-        return judge_mean(values[:, -1] - values[:, 0], 0.0, "last minus first risk")
+        return judge_mean(difference(values[:, -1], values[:, 0]), 0.0, "last minus first risk")
 
     def answer_by_law(self, reference: Reference, measured: Answer) -> tuple[Answer, str] | None:
         if reference.expected is None:

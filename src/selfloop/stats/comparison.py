@@ -17,7 +17,7 @@ import numpy as np
 
 from selfloop.columns import Floats
 from selfloop.component import Better
-from selfloop.stats.intervals import LEVEL, Interval, answer_level, mean_and_error, paired_difference
+from selfloop.stats.intervals import LEVEL, Interval, answer_level, difference, mean_and_error, paired_difference
 
 FIRST_COMPARED = 3  # at generation 1 all policies have the same model, at generation 2 nearly the same
 MAX_ALL_PAIRS = 6  # number of policies up to which every pair is compared; beyond, each policy with the first one
@@ -111,7 +111,7 @@ def _compare_family(
     if not pairs:
         return []
     n = len(curves[pairs[0][0]])
-    later = [(curves[a] - curves[b])[:, first_generation - 1 :] for a, b in pairs]
+    later = [difference(curves[a], curves[b])[:, first_generation - 1 :] for a, b in pairs]
     mean, error = (np.array(each) for each in zip(*map(mean_and_error, later), strict=True))  # (pairs, generations)
     alpha, comparisons = 1 - answer_level(), []
     holds, violated = (

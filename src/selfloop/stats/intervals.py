@@ -104,11 +104,17 @@ def mean_interval(values: Floats, level: float | None = None, *, positive: bool 
     return _interval(mean, low, high, len(values))
 
 
+def difference(a: Floats, b: Floats) -> Floats:
+    """a - b, with 0 in place of rounding errors: equal curves differ by nothing, however they were computed."""
+    differences = a - b
+    return np.where(np.abs(differences) <= 1e-12 * np.maximum(np.abs(a), np.abs(b)), 0.0, differences)
+
+
 def paired_difference(curves_a: Floats, curves_b: Floats, level: float | None = None) -> list[Interval]:
     """Mean of a - b at every generation; row s of both curves (seeds, generations) is the same seed."""
     if curves_a.shape != curves_b.shape:
         raise ValueError(f"paired_difference: curves of shapes {curves_a.shape} and {curves_b.shape}; expected equal shapes.")
-    limits = zip(*_mean_and_limits(curves_a - curves_b, level), strict=True)
+    limits = zip(*_mean_and_limits(difference(curves_a, curves_b), level), strict=True)
     return [_interval(*each, len(curves_a)) for each in limits]
 
 
