@@ -48,7 +48,7 @@ def test_a_dip_within_the_noise_is_no_inflection_point() -> None:
 def test_an_inflection_point_of_one_seed_has_no_interval() -> None:
     sentence = minimum_sentence(noisy(0.05 * (T - 4) ** 2, seeds=1), "m")
     assert sentence is not None
-    assert "With one seed the inflection point has no interval." in sentence
+    assert "[" not in sentence
 
 
 def test_a_curve_with_an_ended_chain_has_no_inflection_point() -> None:
@@ -61,21 +61,20 @@ def test_lost_modes_are_described_with_the_change_of_their_entropy() -> None:
     measured = {"mode_entropy": noisy(2.25 - 0.2 * T), "modes": np.tile(11 - T, (5, 1))}
     sentence = mode_sentence(measured)
     assert sentence
-    assert re.search(r"at generation 10: it fell, a change of −1\.8\d+ \[−1\.8\d+, −1\.7\d+\]", sentence)
+    assert re.search(r"at generation 10, a change of −1\.8\d+ \[−1\.8\d+, −1\.7\d+\]", sentence)
     assert sentence.endswith("; modes 10.0 → 1.00.")
 
 
 def test_the_interval_of_a_change_of_entropy_within_the_noise_contains_0() -> None:
     sentence = mode_sentence({"mode_entropy": noisy(2.2 + 0 * T, noise=0.05)})
     assert sentence is not None
-    assert "contains 0" in sentence
-    assert "fell" not in sentence
+    assert re.search(r"a change of .* \[−0\.\d+, 0\.\d+\]", sentence)
 
 
 def test_modes_of_one_seed_have_no_interval_and_modes_of_an_ended_chain_no_sentence() -> None:
     sentence = mode_sentence({"mode_entropy": noisy(2.25 - 0.2 * T, seeds=1)})
     assert sentence is not None
-    assert "without an interval" in sentence
+    assert "[" not in sentence
     ended = noisy(2.25 - 0.2 * T)
     ended[0, 4:] = np.nan
     assert mode_sentence({"mode_entropy": ended}) is None

@@ -57,7 +57,7 @@ class CollapsingVariance(CurveCriterion):
         estimate, low, high = _exp(interval)
         reason = "geometric mean of last over first variance"
         if extrapolated.low is not None:
-            shares = "{:.3g} ({:.3g} to {:.3g})".format(*_exp(extrapolated))
+            shares = "{} ({} to {})".format(*(f"{x:.3g}" for x in _exp(extrapolated)))
             reason += f"; after {self.horizon:g} times as many generations again {shares}"
         answer = answer_below(interval, limit)
         if answer == "no" and answer_below(extrapolated, limit) != "no":

@@ -83,10 +83,8 @@ def minimum_sentence(curves: Floats, metric: str) -> str | None:
     point = inflection_point(curves)
     if point is None:
         return f"{metric} is lowest at generation {lowest}; {rise}, which is not enough to call it an inflection point."
-    has_limits = point.low is not None and point.high is not None
-    limits = f" [{point.low:.0f}, {point.high:.0f}]" if has_limits else ""
-    reason = "" if has_limits else " With one seed the inflection point has no interval."
-    return f"{metric} has its inflection point at generation {lowest}{limits}, where it is lowest; {rise}.{reason}"
+    limits = "" if point.low is None or point.high is None else f" [{point.low:.0f}, {point.high:.0f}]"
+    return f"{metric} has its inflection point at generation {lowest}{limits}, where it is lowest; {rise}."
 
 
 def mode_sentence(measured: Mapping[str, Floats]) -> str | None:
@@ -96,13 +94,9 @@ def mode_sentence(measured: Mapping[str, Floats]) -> str | None:
     if entropy is None or change is None or change.estimate is None:
         return None
     first, last = (format_number(float(values.mean())) for values in (entropy[:, 0], entropy[:, -1]))
-    sentence = f"mode entropy {first} at generation 1, {last} at generation {entropy.shape[1]}: "
-    if change.low is None or change.high is None:
-        sentence += f"a change of {format_number(change.estimate)}, without an interval for these seeds"
-    elif change.low <= 0 <= change.high:
-        sentence += f"the interval of the change, {format_interval(change)}, contains 0"
-    else:
-        sentence += f"it {'fell' if change.high < 0 else 'rose'}, a change of {format_interval(change)}"
+    sentence = (
+        f"mode entropy {first} at generation 1, {last} at generation {entropy.shape[1]}, a change of {format_interval(change)}"
+    )
     if modes is not None:
         sentence += f"; modes {format_number(float(modes[:, 0].mean()))} → {format_number(float(modes[:, -1].mean()))}"
     return f"{sentence}."
