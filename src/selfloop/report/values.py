@@ -108,7 +108,7 @@ class Cost:
 
     policy: str  # empty for the shared steps
     seconds: float
-    steps: float  # training steps; 0 for closed-form fits, NaN if they depend on the lengths of rows
+    steps: float  # training steps; 0 for closed-form fits
     rows: int  # rows sampled
     bytes: int  # written to the store
     stored_share: float  # share of its stored steps that were read from the store, 0 to 1
