@@ -110,7 +110,6 @@ def _read(file: Path) -> StoredRun | None:
         if file_stat(file) is not None:
             match body := json.loads(file.read_bytes()):
                 case {"title": str(title), "spec": str(spec), "keys": list(keys)} if file.stem == run_name(spec):
-                    look = body.get("look")
-                    stored_look = look if isinstance(look, int) else 1
-                    return StoredRun(file.stem, title, frozenset(map(str, keys)), file.stat().st_mtime, spec, stored_look)
+                    look = body["look"] if isinstance(body.get("look"), int) else 1
+                    return StoredRun(file.stem, title, frozenset(map(str, keys)), file.stat().st_mtime, spec, look)
     return None
