@@ -23,3 +23,9 @@ def test_directions_are_corrected_over_pairs_and_generations(tmp_path: Path, cap
     out = capsys.readouterr().out
     assert out.startswith("Primary comparison: first.")
     assert "Directions are corrected" in out
+
+
+def test_policies_without_a_difference_are_compared_as_undecided(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    spec = selfloop.Spec(source="logistic", family="glm", n=8, generations=3, seeds=4)  # separated
+    differences = compare_curves({"": selfloop.run(spec, tmp_path)}, "log_loss")
+    assert {direction for each in differences for direction in each.directions} == {"undecided"}

@@ -11,7 +11,10 @@ import pytest
 
 import selfloop
 from selfloop.report.findings import findings, minimum_sentence, mode_sentence, order_sentence
+from selfloop.report.theme import format_interval
+from selfloop.spec.spec import Spec
 from selfloop.stats.comparison import compare_all
+from selfloop.stats.intervals import paired_difference
 
 T = np.arange(1.0, 11.0)
 
@@ -112,3 +115,17 @@ def test_the_findings_of_a_run_name_the_order_of_its_policies(tmp_path: Path) ->
     assert order.startswith("replace > accumulate_subsample > accumulate at every t ≥ 3: ")
     assert "excess_risk" in order
     assert any(re.match(r"replace: excess_risk .* at generation 6", sentence) for sentence in sentences)
+
+
+def test_the_effect_of_synthetic_rows_is_the_difference_from_the_control(tmp_path: Path) -> None:
+    custom = {"name": "custom", "takes": [{"batch": "synthetic(t-1)"}]}
+    spec = Spec(
+        source="gaussian", family="gaussian", n=10, generations=8, seeds=200, metrics=("mean_error",),
+        policies=("replace", custom, "control", {"name": "control", "of": "accumulate"}),
+    )  # fmt: skip
+    result = selfloop.run(spec, tmp_path)
+    (sentence,) = [each for each in findings(result) if each.startswith("Effect of synthetic rows")]
+    curves = {label: measured["mean_error"] for label, measured in result.curves().items()}
+    difference = paired_difference(curves["replace"], curves["control"])
+    assert f"in mean_error is {format_interval(difference[-1])} at the last generation" in sentence
+    assert sentence.endswith("at every t ≥ 3: holds.")

@@ -31,8 +31,9 @@ def make_spec(**changes: Any) -> selfloop.Spec:
             "primary.higher: unknown policy 'replce'. Did you mean 'replace'? Allowed: accumulate, replace.",
         ),
         ({"lower": "replace"}, "primary.lower: got replace for both policies. Name two different ones."),
-        ({"generation": 6}, "primary.generation: got 6; expected 1 to 5, the generations."),
+        ({"generation": 6}, "primary.generation: got 6; expected 2 to 5, the generations."),
         ({"generation": 0}, "primary.generation: got 0; expected"),
+        ({"generation": 1}, "primary.generation: got 1; expected"),
         ({"metric": "nll"}, "primary.metric: unknown metric 'nll'."),
         ({"margin": -1.0}, "primary.margin: got -1.0"),
         ({"generatio": 4}, "primary.generatio: unknown key 'generatio'. Did you mean 'generation'?"),
@@ -49,7 +50,7 @@ def test_an_incomplete_or_odd_declaration_is_refused() -> None:
         make_spec(primary={"higher": "replace", "lower": "accumulate"})
     with pytest.raises(SpecError, match="primary: got 'replace'; expected a table"):
         make_spec(primary="replace")
-    with pytest.raises(SpecError, match=r"primary\.generation: got 4; expected 1 to 3"):
+    with pytest.raises(SpecError, match=r"primary\.generation: got 4; expected 2 to 3"):
         make_spec(sweep={"generations": [5, 3]}).points()
 
 

@@ -12,6 +12,7 @@ from selfloop.families.discrete import Discrete
 from selfloop.families.gaussian import Gaussian, GaussianSampler
 from selfloop.families.linear import Linear, LinearSampler
 from selfloop.policies.builtin import Accumulate, AccumulateSubsample, Augment, Fresh, Replace
+from selfloop.policies.control import Control
 from selfloop.policies.growing import Growing, ReplaceMultiple
 from selfloop.snapshots import Scenario
 from selfloop.sources.distributions import GaussianSource, LinearSource, ZipfSource
@@ -40,6 +41,7 @@ def law_of(scenario: Scenario, metric: str) -> LawCurve:
         (Growing(exponent=1.0), 1, 1.2, "infinite"),
         (Accumulate(), 0, 1.0, "finite"),
         (Accumulate(), 1, 1.0, None),
+        (Control(of=Accumulate()), 1, 1.0, "finite"),  # its models see real rows alone
         (AccumulateSubsample(), 0, 0.9, "finite"),
         (Fresh(), 1, 1.0, None),
     ],

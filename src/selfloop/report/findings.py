@@ -10,6 +10,7 @@ import numpy as np
 
 from selfloop.columns import Floats
 from selfloop.criteria.judging import Reference
+from selfloop.policies.control import Control
 from selfloop.published.papers import claimed_orders, unmodified_policies
 from selfloop.report.first_models import first_model_sentence
 from selfloop.report.theme import format_interval, format_number
@@ -21,6 +22,7 @@ MIN_SEEDS, MAX_SPREAD = 10, 0.5  # intervals of skewed values have their level f
 
 if TYPE_CHECKING:
     from selfloop.result import Result
+    from selfloop.spec.spec import Spec
 
 
 def findings(result: Result) -> Iterator[str]:
@@ -61,6 +63,7 @@ def _findings(result: Result) -> Iterator[str]:
         for order in claimed_orders(unmodified_policies(spec)):
             if set(order) <= set(risks):
                 yield order_sentence(order, comparisons, f"{risk}{suffix}")
+        yield from control_sentences(spec, comparisons, f"{risk}{suffix}")
         for label, values in risks.items():
             reference = Reference(risk in spec.positive_metrics(), curves[label].get(f"{risk}_trivial"))
             yield f"{label}{suffix}: {risk} {describe_trend(values, reference.scale(values))}"
@@ -122,6 +125,21 @@ def order_sentence(order: Sequence[str], comparisons: Sequence[Comparison], risk
         f"{' > '.join(order)} at every t ≥ {FIRST_COMPARED}: {answer}. "
         f"Smallest paired differences in {risk}: {'; '.join(map(_smallest_difference, pairs))}."
     )
+
+
+def control_sentences(spec: Spec, comparisons: Sequence[Comparison], risk: str) -> Iterator[str]:
+    """The difference of every policy from its control at the last generation: the effect of synthetic rows alone."""
+    labels, policies = spec.policy_labels(), spec.policies
+    controlled = {
+        (labels[policies.index(control.of)], label)
+        for control, label in zip(policies, labels, strict=True)
+        if isinstance(control, Control) and control.of in policies
+    }
+    for pair in (each for each in comparisons if not each.declared):
+        if controlled & {(pair.higher, pair.lower), (pair.lower, pair.higher)}:
+            difference = f"{pair.higher} − {pair.lower} in {risk} is {format_interval(pair.differences[-1])}"
+            order = f"{pair.higher} > {pair.lower} at every t ≥ {FIRST_COMPARED}: {pair.answer}"
+            yield f"Effect of synthetic rows: {difference} at the last generation; {order}."
 
 
 def _smallest_difference(pair: Comparison) -> str:

@@ -39,7 +39,7 @@ def read_text_rows(gallery: Gallery, name: str, generations: Sequence[int]) -> l
     texts = read_texts(gallery.real[name])
     sampled = {p: [_read_excerpts(samples.get(t, {}), name) for t in generations] for p, samples in gallery.samples.items()}
     text_rows = []
-    for i in range(max(len(texts), *(len(batch) for batches in sampled.values() for batch in batches))):
+    for i in range(max([len(texts), *(len(batch) for batches in sampled.values() for batch in batches)])):
         rows = {policy: [batch[i] if i < len(batch) else None for batch in batches] for policy, batches in sampled.items()}
         prompt = next((text.prompt for row in rows.values() for text in row if text and text.prompt), "")
         real = _excerpt(texts[i], prompt) if i < len(texts) else None

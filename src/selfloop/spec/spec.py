@@ -34,7 +34,7 @@ class PrimaryComparison(Settings):
 
     higher: Annotated[str, "label of the policy that is expected to have the higher risk"]
     lower: Annotated[str, "label of the other policy"]
-    generation: Annotated[int, Ge(1), "generation at which they are compared"]
+    generation: Annotated[int, Ge(2), "generation at which they are compared; at the first, all policies are equal"]
     metric: Annotated[str | None, "metric to compare; default: the risk"] = None
     margin: Annotated[PositiveFloat | None, "largest difference that does not matter; default: 5 % of the first value"] = None
 
@@ -129,7 +129,7 @@ class Spec:
         if primary.higher == primary.lower:
             raise SpecError(f"primary.lower: got {primary.lower} for both policies. Name two different ones.")
         if primary.generation > self.generations:
-            raise SpecError(f"primary.generation: got {primary.generation}; expected 1 to {self.generations}, the generations.")
+            raise SpecError(f"primary.generation: got {primary.generation}; expected 2 to {self.generations}, the generations.")
         metric = primary.metric or self.risk_metric()
         if metric not in self.directions():
             raise SpecError(unknown_name("primary.metric", metric or "", self.directions(), "metric"))

@@ -137,7 +137,7 @@ def signs(differences: Sequence[Floats]) -> list[Floats]:
     moments = [(len(d), *mean_and_error(d)) for d in differences]
     p = _adjust(np.concatenate([_p_values(np.abs(mean), error, n) for n, mean, error in moments]))
     each_p = np.split(p, np.cumsum([len(mean) for _, mean, _ in moments])[:-1])
-    return [np.sign(mean) * (own < 1 - answer_level()) for (_, mean, _), own in zip(moments, each_p, strict=True)]
+    return [np.where(own < 1 - answer_level(), np.sign(mean), 0.0) for (_, mean, _), own in zip(moments, each_p, strict=True)]
 
 
 def _p_values(mean: Floats, error: Floats, n: int) -> Floats:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from selfloop.columns import Floats
+from selfloop.protocols import ControlsPolicy
 from selfloop.snapshots import Scenario
 from selfloop.store.identity import package_of
 from selfloop.theory.law import Kind, Law, schedule_entries
@@ -43,10 +44,15 @@ def law_curves(scenario: Scenario) -> list[LawCurve]:
     built_in = all(package_of(type(component)) == "selfloop" for component in (scenario.family, scenario.source))
     if not built_in or not laws or scenario.curated or scenario.init_from != "scratch":
         return []
-    if sum(len(entry.plan.takes) for entry in schedule_entries(scenario)) > MAX_TAKES:
+    takes = [take for entry in schedule_entries(scenario) for take in entry.plan.takes]
+    if len(takes) > MAX_TAKES:
         return []
+    is_control = isinstance(scenario.policy, ControlsPolicy) and all(take.batch.kind == "real" for take in takes)
     return [
-        LawCurve(law.name, law.metric, law.kind, law.source, law.conditions, values, law.limit(scenario))
+        LawCurve(
+            law.name, law.metric, law.kind, law.source, law.conditions, values,
+            "finite" if is_control else law.limit(scenario),  # its models see real rows alone
+        )
         for law in laws
         if (values := law.values(scenario)) is not None
-    ]
+    ]  # fmt: skip
