@@ -278,3 +278,8 @@ def test_a_variance_that_vanishes_by_a_law_has_not_stopped():
     for limit, answer in (("zero", "undecided"), (None, "no")):
         law = Reference(expected=np.ones(20), limit=limit, limit_by="a paper")  # unbiased: the mean stays, chains vanish
         assert CollapsingVariance().judge(constant, {}, {"variance_ratio": law}).answer == answer
+
+
+def test_chains_without_a_first_model_are_left_out_and_counted() -> None:
+    curves = np.vstack([np.full((2, 5), np.nan), np.random.default_rng(0).normal(1, 0.1, (6, 5))])
+    assert AnyIncrease().judge({"risk": curves}).reason.endswith("; 2 chains without a first model are left out")

@@ -122,7 +122,8 @@ def judge_curve(
     verdict = replace(judge_values(values, reference), criterion=criterion, metric=metric)
     if len(values) < 2 or values.shape[1] < 2:
         return replace(verdict, answer="undecided", reason="needs two seeds and two generations")
-    return verdict
+    n_out = int((~started).sum())
+    return replace(verdict, reason=f"{verdict.reason}; {n_out} chains without a first model are left out") if n_out else verdict
 
 
 def make_verdict(answer: Answer, threshold: float, interval: Interval, reason: str) -> Verdict:
