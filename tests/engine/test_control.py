@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 import selfloop
 import tiny_components
 from selfloop.engine import steps
-from selfloop.engine.tasks import Task, run_task
+from selfloop.engine.tasks import Task, plan_tasks, run_task
 from selfloop.errors import DataError, SelfloopError, SpecError
 from selfloop.report.notes import notes
 from selfloop.spec.spec import Spec
@@ -88,6 +88,15 @@ def test_a_control_replays_its_policy_and_computes_nothing_twice(tmp_path: Path)
     fits = {label: usage.by_step["fit"] for label, usage in result.usage.items()}
     assert [computed for computed, _ in fits.values()] == [4] * 4  # two seeds, two generations
     assert sum(usage.computed for usage in again.usage.values()) == 0
+
+
+def test_a_custom_policy_and_its_control_are_one_group(tmp_path: Path) -> None:
+    custom = {"name": "custom", "takes": [{"batch": "real(1)"}, {"batch": "synthetic(t-1)"}]}
+    policies = ({"name": "control", "of": custom}, "replace", custom)
+    spec = text_spec(tmp_path, policies=policies, generations=2, seeds=1, n=6)
+    assert [task.policies for task in plan_tasks(spec, tmp_path)[-1]] == [(2, 0), (1,)]
+    curves = selfloop.run(spec, tmp_path / "store").curves()
+    assert np.isfinite([measured["cross_entropy"] for measured in curves.values()]).all()
 
 
 def test_a_control_in_an_ensemble_stays_where_its_source_is() -> None:

@@ -103,11 +103,9 @@ def plan_tasks(spec: Spec, store: Path, threads: int | None = None) -> list[list
 
 def _control_groups(policies: Sequence[Policy]) -> list[tuple[int, ...]]:
     """Positions of policies that run one after another: a policy, and then its controls, which replay its chain."""
-    groups: dict[Policy, list[int]] = {policy: [i] for i, policy in enumerate(policies) if not _compared(policy, policies)}
-    for i, policy in enumerate(policies):
-        if other := _compared(policy, policies):
-            groups[other].append(i)
-    return [tuple(group) for group in groups.values()]
+    compared = [_compared(policy, policies) for policy in policies]  # not in a table by policy: `custom` has no hash
+    firsts = [i if other is None else policies.index(other) for i, other in enumerate(compared)]
+    return [(first, *(i for i, f in enumerate(firsts) if f == first != i)) for first in dict.fromkeys(firsts)]
 
 
 def _compared(policy: Policy, policies: Sequence[Policy]) -> Policy | None:
