@@ -17,7 +17,7 @@ from selfloop.component import Context, Policy, Sampler
 from selfloop.engine.curves import NO_MEASUREMENT, VALUE, Curves
 from selfloop.engine.ensemble import SeedBlock, ensemble_curves
 from selfloop.errors import ChainEndedError, DataError, SettingError
-from selfloop.families.glm import Glm, Link
+from selfloop.families.glm import Glm, GlmSampler, Link
 from selfloop.metrics.likelihood import Accuracy, LogLoss
 from selfloop.metrics.true_parameters import ParameterError
 from selfloop.policies.builtin import Accumulate, AccumulateSubsample, Augment, Replace
@@ -28,6 +28,7 @@ from selfloop.snapshots import EnsembleTake, Snapshot
 from selfloop.sources.distributions import Design, LogisticSource
 from selfloop.sources.tables import TableSource
 from selfloop.spec.spec import Spec
+from selfloop.store.identity import identity
 
 METRICS = (ParameterError(), LogLoss(), Accuracy())
 
@@ -165,7 +166,7 @@ def test_a_chain_without_a_maximum_does_not_end_the_others() -> None:
 def test_outcomes_are_drawn_with_the_models_mean(link: Link) -> None:
     x = np.broadcast_to([1.0, 0.5], (1, 20_000, 2))
     params = {"coefficients": np.array([[0.3, 1.0]])}
-    rows = Glm(link=link).sample_rows(params, 20_000, Sampler(), {"x": x}, [RandomStream(("draw",))])
+    rows = Glm(link=link).sample_rows(params, 20_000, GlmSampler(), {"x": x}, [RandomStream(("draw",))])
     y = np.asarray(rows["y"])[0]
     assert rows["x"] is x  # the same array, so that the next fit detects shared inputs
     mean = 1 / (1 + np.exp(-0.8)) if link == "logit" else np.exp(0.8)
@@ -212,7 +213,7 @@ def test_metrics_of_one_chain_are_those_of_the_ensemble() -> None:
     ensemble = curves(source, Replace(), 100, 1, (4,))
     initial, holdout = source.draw(50, 100, ctx), source.draw(0, 50, ctx)
     params = Glm().fit(training_rows((initial, None, 1.0)), ctx, None)
-    snap = Snapshot(1, Glm(), Sampler(), params, {}, holdout, initial, source.truth(ctx))
+    snap = Snapshot(1, Glm(), GlmSampler(), params, {}, holdout, initial, source.truth(ctx))
     for metric in METRICS:
         assert metric.measure(snap, ctx) == pytest.approx({metric.name: ensemble[metric.name][0, 0]}, rel=1e-9)
 
@@ -251,3 +252,13 @@ def test_wrong_outcomes_and_missing_targets_are_refused() -> None:
         Glm().fit_rows([EnsembleTake({"x": LINE[None]})], None)
     with pytest.raises(SettingError, match=r"link: got 'probit'"):
         Glm(link="probit")  # type: ignore[arg-type]  # as from a spec
+
+
+def test_labels_by_argmax_are_the_most_probable_outcomes_and_sampled_ones_keep_their_keys() -> None:
+    x, streams = np.array([[[0.3], [-2.0], [5.0]]]), [RandomStream(("draw",))]
+    params = {"coefficients": np.array([[1.0]])}
+    for link, expected in (("logit", [1, 0, 1]), ("log", [1, 0, 148])):
+        rows = Glm(link=link).sample_rows(params, 3, GlmSampler(labels="argmax"), {"x": x}, streams)
+        assert rows["y"].tolist() == [expected]
+    assert identity(GlmSampler()) == identity(Sampler())
+    assert identity(GlmSampler(labels="argmax")) != identity(Sampler())

@@ -6,14 +6,20 @@ from scipy.special import gammaln
 
 from law_checks import CONTEXT, curves, largest_z, training_rows, z_of_difference, z_scores
 from selfloop.component import Context
+from selfloop.engine.loop import loop
+from selfloop.engine.stored import StoredWorld
 from selfloop.errors import SettingError, SpecError
 from selfloop.families.linear import Linear, LinearSampler
 from selfloop.metrics.true_parameters import ExcessRisk
 from selfloop.policies.builtin import Accumulate, AccumulateSubsample, Fresh, Mix, Replace
 from selfloop.policies.growing import ReplaceMultiple
 from selfloop.rng import RandomStream
-from selfloop.snapshots import EnsembleTake
+from selfloop.snapshots import EnsembleTake, Scenario
 from selfloop.sources.distributions import LinearSource
+from selfloop.spec.spec import Spec
+from selfloop.store.identity import identity
+from selfloop.store.store import Store
+from selfloop.theory.laws import law_curves
 
 D, N, T, SEEDS, ROW_SEEDS = 4, 24, 8, 1024, 256
 BASE = D / (N - D - 1)  # sigma^2 d / (n - d - 1), sigma = 1
@@ -248,3 +254,47 @@ def test_statistics_of_part_of_a_fixed_design_are_refused():
     initial = family.draw_statistics(truth, 10, LinearSampler(), truth, None, rng)
     with pytest.raises(SpecError, match="whole copies"):
         family.draw_statistics(truth, 15, LinearSampler(), truth, initial, rng)
+
+
+@pytest.mark.parametrize("draws_rows", [False, True])
+def test_noiseless_labels_leave_the_error_of_the_first_fit(draws_rows):
+    sampler = LinearSampler(labels="noiseless")
+    values = run(Replace(), sampler=sampler, draws_rows=draws_rows, seeds=8)
+    np.testing.assert_allclose(values, values[:, :1] * np.ones(T), rtol=1e-9)
+    law = law_curves(Scenario(Replace(), LinearSource(dim=D), Linear(), sampler, n=N, generations=T))[0]
+    np.testing.assert_allclose(law.values, BASE)
+    assert run(Replace(), draws_rows=draws_rows, seeds=8)[:, -1].mean() > 2 * values.mean()
+
+
+def test_settings_of_labels_change_no_key_unless_they_are_set():
+    assert identity(LinearSampler()) == {"selfloop/sampler/linear@1": {"noise": None}}
+    assert identity(LinearSampler(labels="noiseless")) != identity(LinearSampler())
+    assert LinearSampler(labels="noiseless").for_generation(1, {"noise": np.ones(1)}).noise is None
+    assert dict(LinearSampler(labels="noiseless").unused_settings()) == {"noise": "labels are noiseless"}
+
+
+def test_a_ridge_may_differ_between_generations_in_both_worlds(tmp_path):
+    ridges, seeds = (0.5, 0.0, 2.0), 3
+    options = {"n": 10, "dim": 1, "noise": 0.0, "sampler": LinearSampler(labels="noiseless"), "seeds": seeds}
+    values = [run(Replace(), Linear(ridge=ridges), draws_rows=draws_rows, generations=4, **options) for draws_rows in (0, 1)]
+    w = np.array(
+        [LinearSource(dim=1).truth(Context(RandomStream(("seed", s, "source"))))["coefficients"] for s in range(seeds)]
+    )
+    for each in values:
+        kept = 1 - np.sqrt(each) / np.abs(w)  # share of w* in the model of generation t
+        square = 0.5 * kept[:, :1] / (1 - kept[:, :1])  # x'x/n
+        by_fit = square / (square + np.array([0.5, 0.0, 2.0, 2.0]))
+        np.testing.assert_allclose(kept, np.cumprod(by_fit, axis=1))
+        assert not np.allclose(kept, np.cumprod(square / (square + 0.5) * np.ones(4), axis=1))
+    spec = Spec(
+        source=LinearSource(dim=1, noise=0.0), family=Linear(ridge=ridges), sampler=options["sampler"], policies=("replace",),
+        metrics=METRICS, n=10, holdout=0, generations=4, seeds=seeds,
+    )  # fmt: skip
+    (point,) = spec.points()
+    world = StoredWorld("replace", point, 0, Store(tmp_path))
+    stored = [row.value for row in loop(world, spec.policies[0], 10, 4) if row.metric == "excess_risk"]
+    np.testing.assert_allclose(stored, values[1][0])
+    with pytest.raises(SpecError, match="for_generation"):
+        Linear(ridge=ridges).fit(training_rows(({"x": np.ones((3, 1)), "y": np.ones(3)}, None, 1.0)), CONTEXT, None)
+    with pytest.raises(SettingError, match="ridge"):
+        Linear(ridge=(0.1, -1.0))

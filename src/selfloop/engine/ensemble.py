@@ -195,9 +195,11 @@ class EnsembleWorld:
     def _fit(
         self, t: int, takes: list[Take[EnsembleBatch]], budget: int | None, previous: EnsembleModel | None
     ) -> tuple[EnsembleFit, tuple[EnsembleTake, ...]]:
+        family = self.block.family.for_generation(t)
         if not self.block.draws_rows:
-            family = cast(SupportsSufficientStatistics, self.block.family)
-            return family.fit_statistics(family.merge([(take.batch.statistics, take.weight) for take in takes])), ()
+            of_statistics = cast(SupportsSufficientStatistics, family)
+            merged = of_statistics.merge([(take.batch.statistics, take.weight) for take in takes])
+            return of_statistics.fit_statistics(merged), ()
         indices: list[Any] = [None if take.rows is None else slice(0, take.rows) for take in takes]
         if budget is not None:
             indices = self._draw_budget(t, takes, budget)
@@ -205,7 +207,7 @@ class EnsembleWorld:
             EnsembleTake(take.batch.rows, chosen, take.weight, take.batch.cache)
             for take, chosen in zip(takes, indices, strict=True)
         )
-        return cast(SupportsEnsemble, self.block.family).fit_rows(used, previous.params if previous else None), used
+        return cast(SupportsEnsemble, family).fit_rows(used, previous.params if previous else None), used
 
     def _draw_budget(self, t: int, takes: list[Take[EnsembleBatch]], budget: int) -> list[Array]:
         """Per take a mask (seeds, rows), with `budget` rows per seed drawn uniformly without replacement."""

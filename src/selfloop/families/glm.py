@@ -9,7 +9,7 @@ from typing import Annotated, ClassVar, Literal, NamedTuple, cast
 import numpy as np
 
 from selfloop.columns import Array, Columns, Floats, Params
-from selfloop.component import Context, Sampler
+from selfloop.component import Component, Context, Sampler
 from selfloop.errors import DataError
 from selfloop.families.ensemble import EnsembleFamily, budget_rows, has_budget, row_counts, taken_rows
 from selfloop.families.trivial import risk_without_inputs
@@ -25,6 +25,20 @@ MIN_CURVATURE = 1e-13  # over the mass of a row; less is rounding
 CHUNK_NUMBERS = 1 << 18  # numbers of a design that are processed together: in the cache, fits take 0.8 of the time
 MAX_EXPONENT = 700.0  # exp of more overflows
 MAX_LOG_RATE = 40.0  # numpy draws no Poisson counts larger than about exp(43)
+
+
+@dataclass(frozen=True, kw_only=True)
+class GlmSampler(Sampler):
+    """How the outcomes of new rows follow from a fitted regression.
+
+    There are no noiseless outcomes: predicted means in place of outcomes have their maximum of likelihood at the same model.
+    """
+
+    name: ClassVar[str] = "glm"
+    default_identity: ClassVar[type[Component] | None] = Sampler  # results from before it had settings
+    labels: Annotated[
+        Literal["sampled", "argmax"], "outcomes of new rows: `sampled` from the model, or `argmax`, the most probable outcome"
+    ] = "sampled"
 
 
 class DesignRows(NamedTuple):
@@ -47,6 +61,7 @@ class Glm(EnsembleFamily):
     name: ClassVar[str] = "glm"
     required_columns: ClassVar[tuple[str, ...]] = ("x", "y")
     default_metrics: ClassVar[tuple[str, ...]] = ("parameter_error", "log_loss", "accuracy")
+    sampler_class: ClassVar[type[Sampler]] = GlmSampler
     trivial_model: ClassVar[str] = "the same prediction for every row"
     link: Annotated[Link, "`logit`: logistic regression of outcomes 0 and 1; `log`: Poisson regression of counts"] = "logit"
 
@@ -77,6 +92,8 @@ class Glm(EnsembleFamily):
     def sample_rows(
         self, params: Params, n: int, sampler: Sampler, inputs: Columns, streams: Sequence[RandomStream]
     ) -> Columns:
+        if cast(GlmSampler, sampler).labels == "argmax":
+            return {"x": inputs["x"], "y": self.predict(params, inputs)}
         linear = _linear_predictor(params, inputs)
         y = [_draw_outcomes(self.link, of_seed, stream) for of_seed, stream in zip(linear, streams, strict=True)]
         return {"x": inputs["x"], "y": np.stack(y)}

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Annotated, ClassVar, cast
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Annotated, ClassVar, Literal, cast
 
 import numpy as np
 from annotated_types import Ge, MinLen
@@ -18,10 +18,17 @@ from selfloop.families.trivial import normal_nll, risk_without_inputs
 from selfloop.families.wishart import bartlett, split_generator
 from selfloop.protocols import EnsembleFit, SufficientStatistics
 from selfloop.rng import RandomStream
+from selfloop.settings import UNLESS_DEFAULT
 from selfloop.snapshots import EnsembleTake
 
 MIN_UNEXPLAINED_SHARE = 1e-12  # of the square of a column, by the columns before it; less is rounding
 NoiseLevel = Annotated[float, Ge(0)]
+RidgeLevel = Annotated[float, Ge(0)]
+Ridge = Annotated[
+    RidgeLevel | Annotated[tuple[RidgeLevel, ...], MinLen(1)],
+    "penalty of a squared coefficient per row, in squared units of x; in a list, entry t is for generation t and the last one "
+    "for all later fits",
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,12 +41,19 @@ class LinearSampler(Sampler):
         "standard deviation of the noise; in a list, entry k is for rows of model k and the last one for all later rows; "
         "by default that of the source, or of the fit if the source's is unknown",
     ] = None
+    labels: Annotated[
+        Literal["sampled", "noiseless"],
+        "outcomes of new rows: `sampled` with that noise around the prediction, or the prediction (self-distillation)",
+    ] = field(default="sampled", metadata=UNLESS_DEFAULT)
+
+    def unused_settings(self) -> Mapping[str, str]:
+        return {"noise": "labels are noiseless"} if self.labels == "noiseless" else {}
 
     def for_generation(self, t: int, truth: Params) -> LinearSampler:
         """The noise of rows of model t. By default it is the source's, as the laws assume."""
         if isinstance(self.noise, tuple):
-            return replace(self, noise=self.noise[min(t, len(self.noise)) - 1])
-        if self.noise is None and "noise" in truth:
+            return replace(self, noise=entry_of(self.noise, t))
+        if self.noise is None and "noise" in truth and self.labels == "sampled":
             return replace(self, noise=float(np.ravel(truth["noise"])[0]))  # a setting of the source: equal for all seeds
         return self
 
@@ -49,7 +63,21 @@ class LinearSampler(Sampler):
             raise SpecError(
                 f"family.sampler.noise: got {self.noise}; expected one number. Call `for_generation(t, truth)` first."
             )
+        if self.labels == "noiseless":
+            return np.zeros_like(fitted)
         return fitted if self.noise is None else np.full_like(fitted, self.noise)
+
+
+def entry_of(levels: float | tuple[float, ...], t: int) -> float:
+    """The number for generation t in a list, whose last entry stays."""
+    return levels[min(t, len(levels)) - 1] if isinstance(levels, tuple) else levels
+
+
+def single_ridge(ridge: float | tuple[float, ...]) -> float:
+    """The ridge of one fit; SpecError for a list."""
+    if isinstance(ridge, tuple):
+        raise SpecError(f"family.ridge: got {ridge}; expected one number. Call `for_generation(t)` first.")
+    return ridge
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,11 +97,14 @@ class Linear(EnsembleFamily):
     default_metrics: ClassVar[tuple[str, ...]] = ("excess_risk",)
     sampler_class: ClassVar[type[Sampler]] = LinearSampler
     trivial_model: ClassVar[str] = "the same prediction for every row"
-    ridge: Annotated[float, Ge(0), "penalty of a squared coefficient per row, in squared units of x"] = 0.0
+    ridge: Ridge = 0.0
+
+    def for_generation(self, t: int) -> Linear:
+        return replace(self, ridge=entry_of(self.ridge, t)) if isinstance(self.ridge, tuple) else self
 
     def fit_rows(self, takes: Sequence[EnsembleTake], previous: Params | None) -> EnsembleFit:
         sums = _sum_rows(takes)
-        penalty = self.ridge * sums["mass"]
+        penalty = single_ridge(self.ridge) * sums["mass"]
         w = self._solve(sums["gram"], sums["moment"], penalty)
         # at the solution w' gram w = w' moment - penalty |w|^2
         squared_residuals = sums["square"] - np.vecdot(w, sums["moment"]) - penalty * np.vecdot(w, w)
@@ -106,7 +137,7 @@ class Linear(EnsembleFamily):
         return {"gram": gram, "moment": sum_in_order(moments), "count": sum_in_order(counts)}
 
     def fit_statistics(self, statistics: SufficientStatistics) -> EnsembleFit:
-        penalty = np.full(len(statistics["count"]), self.ridge)  # statistics are per row
+        penalty = np.full(len(statistics["count"]), single_ridge(self.ridge))  # statistics are per row
         if "gram" in statistics:
             gram, moment = cast(Floats, statistics["gram"]), cast(Floats, statistics["moment"])
             return EnsembleFit({"coefficients": self._solve(gram, moment, penalty)})

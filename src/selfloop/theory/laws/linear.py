@@ -44,6 +44,7 @@ def _noise_ratios(scenario: Scenario) -> Floats:
     """Noise variance of outcomes of model 1, 2, ... over that of real outcomes; the last one stays."""
     noise, real_noise = scenario.sampler.settings()["noise"], _real_noise(scenario)
     levels = noise if isinstance(noise, tuple) else (real_noise if noise is None else noise,)
+    levels = (0.0,) if scenario.sampler.settings()["labels"] == "noiseless" else levels
     return (np.array(levels, np.float64) / real_noise) ** 2
 
 
@@ -148,6 +149,8 @@ def _parameter_error(scenario: Scenario) -> Floats | None:
     has_one_link = source["link"] == scenario.family.settings()["link"]
     if not has_many_rows or not has_one_link or not takes_whole_batches(scenario):
         return None
+    if scenario.sampler.settings()["labels"] != "sampled":
+        return None
     along, across = _information(source["link"], source["coefficient_norm"])
     trace: float = 1 / along + (source["dim"] - 1) / across
     curve = moment_curve(scenario, "mean_error", KNOWN_NOISE)
@@ -225,8 +228,9 @@ GLM_LAWS = (
             "first error tr(information^-1)/n"
         ),
         conditions=(
-            f"Gaussian inputs, one link for source and family, {MIN_ROWS_PER_GLM_COEFFICIENT} rows per coefficient or more in "
-            f"every fit, squared error up to {MAX_SQUARED_ERROR:g}, fitted from scratch, budgets with one or two weights."
+            f"Gaussian inputs, one link for source and family, sampled labels, {MIN_ROWS_PER_GLM_COEFFICIENT} rows per "
+            f"coefficient or more in every fit, squared error up to {MAX_SQUARED_ERROR:g}, fitted from scratch, budgets with "
+            "one or two weights."
         ),
         values=_parameter_error,
     ),
