@@ -52,6 +52,7 @@ class Component(Settings, ABC):
     component_kind: ClassVar[str] = "component"  # set by the abstract classes below
     name: ClassVar[str]
     version: ClassVar[int] = 1  # raise it if the same settings start to give other numbers
+    default_identity: ClassVar[type[Component] | None] = None  # class whose identity it has with its default settings
     takes_over_interrupts: ClassVar[bool] = False  # True if a library that it calls (RDKit) replaces the handler of Ctrl-C
 
 

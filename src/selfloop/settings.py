@@ -23,6 +23,7 @@ from selfloop.source_code import source_digests
 
 Share = Annotated[float, Interval(ge=0, le=1)]
 PositiveFloat = Annotated[float, Gt(0)]
+UNLESS_DEFAULT = {"identity": "unless default"}  # metadata of a setting that was added to a component with stored results
 MAX_TEXT, MAX_DEPTH = 100_000, 10  # bytes of a text, depth of lists and tables in a setting
 KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text", Path: "a path", NoneType: "nothing"}
 

@@ -6,10 +6,13 @@ import pytest
 from law_checks import CONTEXT, curves, largest_z, training_rows, z_of_difference
 from selfloop.component import Sampler
 from selfloop.errors import DataError, SettingError, SpecError
-from selfloop.families.discrete import Discrete
+from selfloop.families.discrete import Discrete, DiscreteSampler
 from selfloop.metrics.true_parameters import Heterozygosity, SupportSize
 from selfloop.policies.builtin import Accumulate, AccumulateSubsample, Augment, Fresh, Replace
+from selfloop.snapshots import Scenario
 from selfloop.sources.distributions import ZipfSource
+from selfloop.store.identity import identity
+from selfloop.theory.laws import law_curves
 
 SOURCE, N, T, SEEDS = ZipfSource(n_symbols=12), 25, 8, 1024
 PROBABILITIES = SOURCE.truth(CONTEXT)["probabilities"]
@@ -97,7 +100,7 @@ def test_weights_do_not_change_the_total_count():
 
 def test_symbols_are_sampled_with_their_probabilities():
     probabilities = np.array([0.0, 0.5, 0.0, 0.3, 0.2, 0.0])
-    symbols = Discrete().sample({"probabilities": probabilities}, 100_000, Sampler(), {}, CONTEXT)["symbol"]
+    symbols = Discrete().sample({"probabilities": probabilities}, 100_000, DiscreteSampler(), {}, CONTEXT)["symbol"]
     counts = np.bincount(symbols, minlength=6)
     alive = probabilities > 0
     z = (counts - 1e5 * probabilities)[alive] / np.sqrt(1e5 * (probabilities * (1 - probabilities))[alive])
@@ -114,3 +117,51 @@ def test_settings_and_symbols_out_of_bounds_are_refused():
         Discrete(smoothing=1).fit(training_rows(({"symbol": np.array([0])}, None, 1.0)), CONTEXT, None)
     with pytest.raises(DataError, match="expected 0 to 1"):
         Discrete(n_symbols=2).fit(training_rows(({"symbol": np.array([0, 2])}, None, 1.0)), CONTEXT, None)
+
+
+def sampler_curve(temperature, drawn=None):
+    """Heterozygosity of the second model for two equations: the share of sampled pairs that differ, after one fit."""
+    rng = np.random.default_rng(1)
+    fitted = rng.multinomial(N, PROBABILITIES, 200_000) / N
+    powers = fitted ** (1 / temperature)
+    q = powers / powers.sum(1, keepdims=True)
+    return (1 - 1 / N) * float(1 - (q**2).sum(1).mean())
+
+
+@pytest.mark.parametrize("draws_rows", [False, True])
+def test_temperature_sharpens_every_generation(draws_rows):
+    options = {"n": N, "generations": 2, "seeds": 1024, "draws_rows": draws_rows}
+    values = curves(SOURCE, Discrete(), Replace(), METRICS[:1], sampler=DiscreteSampler(temperature=0.5), **options)
+    assert largest_z(values["heterozygosity"][:, 1:], sampler_curve(0.5)) < 4
+    assert largest_z(values["heterozygosity"][:, 1:], sampler_curve(0.6)) > 4
+
+
+def test_truncation_keeps_the_most_probable_symbols():
+    p = np.array([[0.4, 0.2, 0.2, 0.1, 0.1], [0.1, 0.0, 0.5, 0.3, 0.1]])
+
+    def expect(settings, *rows):
+        np.testing.assert_allclose(DiscreteSampler(**settings).adjust(p), rows, rtol=1e-14)
+
+    expect({}, *p)
+    expect({"temperature": 0.5}, np.array([16, 4, 4, 1, 1]) / 26, np.array([1, 0, 25, 9, 1]) / 36)
+    expect({"top_k": 2}, np.array([4, 2, 2, 0, 0]) / 8, np.array([0, 0, 5, 3, 0]) / 8)  # equally probable ones stay together
+    expect({"top_p": 0.8}, np.array([4, 2, 2, 0, 0]) / 8, np.array([0, 0, 5, 3, 0]) / 8)
+    expect({"top_p": 0.81}, p[0], p[1])
+    expect({"top_k": 1, "top_p": 0.1}, [1, 0, 0, 0, 0], [0, 0, 1, 0, 0])
+    expect({"temperature": 1e-9}, [1, 0, 0, 0, 0], [0, 0, 1, 0, 0])
+    with pytest.raises(SettingError, match="temperature: got 0; expected a number above 0"):
+        DiscreteSampler(temperature=0)
+
+
+def test_a_sampler_with_default_settings_has_the_identity_of_one_without_settings():
+    assert identity(DiscreteSampler()) == identity(Sampler()) == {"selfloop/sampler/sampler@1": {}}
+    assert "selfloop/sampler/discrete@1" in identity(DiscreteSampler(top_k=5))
+
+
+def test_laws_of_counting_do_not_apply_to_other_samplers():
+    scenarios = [
+        Scenario(Replace(), SOURCE, Discrete(smoothing=smoothing, n_symbols=12), sampler, N, T)
+        for smoothing in (0.0, 0.5)
+        for sampler in (DiscreteSampler(), DiscreteSampler(temperature=0.9))
+    ]
+    assert [len(law_curves(scenario)) for scenario in scenarios] == [2, 0, 1, 0]

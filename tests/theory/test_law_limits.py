@@ -7,8 +7,8 @@ from typing import Literal
 
 import pytest
 
-from selfloop.component import Policy, Sampler
-from selfloop.families.discrete import Discrete
+from selfloop.component import Policy
+from selfloop.families.discrete import Discrete, DiscreteSampler
 from selfloop.families.gaussian import Gaussian, GaussianSampler
 from selfloop.families.linear import Linear, LinearSampler
 from selfloop.policies.builtin import Accumulate, AccumulateSubsample, Augment, Fresh, Replace
@@ -21,7 +21,7 @@ from selfloop.types import Limit
 
 NORMAL = Scenario(Replace(), GaussianSource(dim=1), Gaussian(ddof=1), GaussianSampler(), n=12, generations=64)
 REGRESSION = Scenario(Replace(), LinearSource(dim=4, noise=0.7), Linear(), LinearSampler(), n=20, generations=64)
-SYMBOLS = Scenario(Replace(), ZipfSource(n_symbols=12), Discrete(), Sampler(), n=15, generations=64)
+SYMBOLS = Scenario(Replace(), ZipfSource(n_symbols=12), Discrete(), DiscreteSampler(), n=15, generations=64)
 
 
 def law_of(scenario: Scenario, metric: str) -> LawCurve:

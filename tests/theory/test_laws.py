@@ -14,7 +14,7 @@ import law_checks
 from law_checks import CONTEXT, largest_z, z_scores
 from selfloop.columns import Floats
 from selfloop.component import Context, Metric, Policy, Sampler
-from selfloop.families.discrete import Discrete
+from selfloop.families.discrete import Discrete, DiscreteSampler
 from selfloop.families.gaussian import Gaussian, GaussianSampler
 from selfloop.families.glm import Glm, Link
 from selfloop.families.kde import Kde
@@ -40,7 +40,7 @@ from selfloop.theory.laws.linear import _information
 from selfloop.theory.moments import MomentEstimator, moment_curves
 
 NORMAL = Scenario(Replace(), GaussianSource(dim=2, variance=3.0), Gaussian(), GaussianSampler(), n=12, generations=5)
-SYMBOLS = Scenario(Replace(), ZipfSource(n_symbols=12), Discrete(), Sampler(), n=15, generations=5)
+SYMBOLS = Scenario(Replace(), ZipfSource(n_symbols=12), Discrete(), DiscreteSampler(), n=15, generations=5)
 ONE_DESIGN = LinearSource(dim=4, noise=0.7, covariance="decay")
 DESIGN = Scenario(Replace(), ONE_DESIGN, Linear(), LinearSampler(noise=0.7), n=20, generations=5)
 INPUTS = replace(DESIGN, source=LinearSource(dim=4, noise=0.7, design="fresh"))

@@ -7,16 +7,50 @@ from dataclasses import dataclass
 from typing import Annotated, ClassVar, cast
 
 import numpy as np
-from annotated_types import Ge
+from annotated_types import Ge, Interval
 from numpy.random import Generator
 
 from selfloop.columns import Columns, Floats, Ints, Params
-from selfloop.component import Context, Sampler
+from selfloop.component import Component, Context, Sampler
 from selfloop.errors import DataError, SpecError
 from selfloop.families.ensemble import EnsembleFamily, row_counts, sum_in_order
 from selfloop.protocols import EnsembleFit, SufficientStatistics
 from selfloop.rng import RandomStream
+from selfloop.settings import PositiveFloat, has_default_settings
 from selfloop.snapshots import EnsembleTake
+
+ROUNDING = 1e-12  # of a sum of probabilities
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiscreteSampler(Sampler):
+    """How symbols are drawn, with the settings of text samplers. Equally probable symbols are treated the same.
+
+    Probabilities are raised to the power 1 / temperature. Then only the `top_k` most probable symbols remain, and of them the
+    smallest set with probability `top_p` (Holtzman et al. 2019, 1904.09751).
+    """
+
+    name: ClassVar[str] = "discrete"
+    default_identity: ClassVar[type[Component] | None] = Sampler  # results from before it had settings
+    temperature: Annotated[PositiveFloat, "divisor of the log probabilities"] = 1.0
+    top_k: Annotated[int | None, Ge(1), "number of most probable symbols that may be drawn; unset: all"] = None
+    top_p: Annotated[float, Interval(gt=0, le=1), "probability of the smallest set of symbols that may be drawn"] = 1.0
+
+    def adjust(self, probabilities: Floats) -> Floats:
+        """Probabilities (..., symbols) of the drawn symbols; unchanged with the default settings."""
+        if has_default_settings(self):
+            return probabilities
+        with np.errstate(divide="ignore", over="ignore"):
+            p = np.exp((np.log(probabilities) - np.log(probabilities.max(-1, keepdims=True))) / self.temperature)
+        if self.top_k is not None and self.top_k < p.shape[-1]:
+            p = np.where(p < np.partition(p, -self.top_k)[..., -self.top_k, None], 0.0, p)
+        p /= p.sum(-1, keepdims=True)
+        if self.top_p < 1:
+            descending = -np.sort(-p)
+            before = np.cumsum(descending, axis=-1) - descending
+            p = np.where(p < np.min(descending, -1, keepdims=True, initial=1.0, where=before < self.top_p - ROUNDING), 0.0, p)
+            p /= p.sum(-1, keepdims=True)
+        return np.asarray(p, np.float64)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +63,7 @@ class Discrete(EnsembleFamily):
     name: ClassVar[str] = "discrete"
     required_columns: ClassVar[tuple[str, ...]] = ("symbol",)
     default_metrics: ClassVar[tuple[str, ...]] = ("heterozygosity", "support_size")
+    sampler_class: ClassVar[type[Sampler]] = DiscreteSampler
     trivial_model: ClassVar[str] = "equal probabilities of all symbols"
     smoothing: Annotated[float, Ge(0), "rows added to the count of every symbol"] = 0.0
     n_symbols: Annotated[
@@ -42,7 +77,7 @@ class Discrete(EnsembleFamily):
     def sample_rows(
         self, params: Params, n: int, sampler: Sampler, inputs: Columns, streams: Sequence[RandomStream]
     ) -> Columns:
-        cumulative = np.cumsum(cast(Floats, params["probabilities"]), axis=1)
+        cumulative = np.cumsum(cast(DiscreteSampler, sampler).adjust(cast(Floats, params["probabilities"])), axis=1)
         cumulative /= cumulative[:, -1:]
         pairs = zip(cumulative, streams, strict=True)
         return {"symbol": np.stack([np.searchsorted(c, s.generator().random(n), side="right") for c, s in pairs])}
@@ -63,7 +98,8 @@ class Discrete(EnsembleFamily):
     def draw_statistics(
         self, params: Params, n: int, sampler: Sampler, truth: Params, initial: SufficientStatistics | None, rng: Generator
     ) -> SufficientStatistics:
-        return {"counts": rng.multinomial(n, cast(Floats, params["probabilities"])).astype(np.float64)}
+        probabilities = cast(DiscreteSampler, sampler).adjust(cast(Floats, params["probabilities"]))
+        return {"counts": rng.multinomial(n, probabilities).astype(np.float64)}
 
     def log_prob(self, params: Params, rows: Columns) -> Floats:
         """Log probability of each row, in nats; -inf for a symbol without probability in the model."""

@@ -15,7 +15,7 @@ import json
 import linecache
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import Field, dataclass, fields, is_dataclass
 from functools import cache
 from hashlib import blake2b
 from pathlib import Path
@@ -28,6 +28,7 @@ from selfloop.component import Component, Context
 from selfloop.errors import DataError, SelfloopError, os_error_reason
 from selfloop.formats.folders import list_folder
 from selfloop.rng import RandomStream
+from selfloop.settings import default_of, has_default_settings
 from selfloop.source_code import cell_digests, is_installed, is_installed_file, source_digests
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -216,10 +217,19 @@ def _compound_identity(value: Any, code: CodeDigest) -> Any:
         return {"array": [value.dtype.str, list(value.shape), digest(np.ascontiguousarray(value).tobytes())]}
     if is_dataclass(value) and not isinstance(value, type):
         cls: type[Any] = type(value)
+        default = vars(cls).get("default_identity")  # a subclass may give other results
+        if isinstance(value, Component) and default is not None and has_default_settings(value):
+            return identity(default(), code)
         name = component_identity(cls, code) if isinstance(value, Component) else f"{cls.__name__}{code(cls)}"
-        settings = [f.name for f in fields(value) if f.metadata.get("identity", True)]
+        settings = [f.name for f in fields(value) if _identifies(f, getattr(value, f.name))]
         return {name: {setting: identity(getattr(value, setting), code) for setting in settings}}
     raise SelfloopError(f"store: an argument of type {type(value).__name__} has no stable identity. Pass its settings instead.")
+
+
+def _identifies(f: Field[Any], value: Any) -> bool:
+    """True if the value of a field is a part of the identity."""
+    kind = f.metadata.get("identity", True)
+    return bool(kind) and (kind is True or value != default_of(f))
 
 
 def file_digest(path: Path) -> str:

@@ -7,6 +7,7 @@ from typing import cast
 import numpy as np
 
 from selfloop.columns import Floats
+from selfloop.settings import has_default_settings
 from selfloop.snapshots import Scenario
 from selfloop.theory.law import Law, moment_curve, true_params
 
@@ -21,7 +22,7 @@ def _smoothing(scenario: Scenario) -> float:
 
 def _heterozygosity(scenario: Scenario) -> Floats | None:
     curve = moment_curve(scenario, "variance_ratio")
-    if _smoothing(scenario) or curve is None:
+    if _smoothing(scenario) or curve is None or not has_default_settings(scenario.sampler):
         return None
     true = 1 - float((_probabilities(scenario) ** 2).sum())
     return true * curve
@@ -29,7 +30,7 @@ def _heterozygosity(scenario: Scenario) -> Floats | None:
 
 def _smoothed_heterozygosity(scenario: Scenario) -> Floats | None:
     p, n = _probabilities(scenario), scenario.n
-    fits_symbols = scenario.family.settings()["n_symbols"] in (None, len(p))
+    fits_symbols = scenario.family.settings()["n_symbols"] in (None, len(p)) and has_default_settings(scenario.sampler)
     if not _smoothing(scenario) or not fits_symbols or scenario.policy.name != "replace":
         return None
     u = _smoothing(scenario) * len(p) / (n + _smoothing(scenario) * len(p))
@@ -42,7 +43,7 @@ def _smoothed_heterozygosity(scenario: Scenario) -> Floats | None:
 
 
 def _support_size(scenario: Scenario) -> Floats | None:
-    if _smoothing(scenario) or scenario.policy.name != "replace":
+    if _smoothing(scenario) or scenario.policy.name != "replace" or not has_default_settings(scenario.sampler):
         return None
     p, g, values = _probabilities(scenario), 1.0, []
     for _ in range(scenario.generations):
@@ -60,7 +61,10 @@ LAWS = (
             "Symbols as unit vectors have variance 1 - sum p^2, so theory/moments.py applies; special cases: "
             "Seddik et al. 2024 (2404.05090) for replace, the Polya urn for accumulate"
         ),
-        conditions="Zipf source, discrete family without smoothing, fitted from scratch; budgets with one or two weights.",
+        conditions=(
+            "Zipf source, discrete family without smoothing, default sampler, fitted from scratch; budgets with one or two "
+            "weights."
+        ),
         values=_heterozygosity,
         limit=lambda scenario: "zero" if scenario.policy.name == "replace" else None,  # (1 - 1/n)^t
     ),
@@ -72,7 +76,10 @@ LAWS = (
             "F' = (1-u)^2 (1/n + (1-1/n) F) + (1 - (1-u)^2)/K, u = aK/(n + aK): F is the probability that two of n rows have "
             "the same symbol, and a share u of the fit is uniform"
         ),
-        conditions="Zipf source, discrete family with smoothing a over its K symbols, policy replace, fitted from scratch.",
+        conditions=(
+            "Zipf source, discrete family with smoothing a over its K symbols, default sampler, policy replace, fitted from "
+            "scratch."
+        ),
         values=_smoothed_heterozygosity,
     ),
     Law(
@@ -83,7 +90,7 @@ LAWS = (
             "Suresh, Thangaraj, Khandavally 2024 (2412.17646): alive at t with probability 1 - exp(-n p g_t), "
             "g_1 = 1, g_(t+1) = 1 - exp(-g_t); exact for Poisson counts, a lower bound for n rows since (1-x)^n <= exp(-nx)"
         ),
-        conditions="Zipf source, discrete family without smoothing, policy replace, fitted from scratch.",
+        conditions="Zipf source, discrete family without smoothing, default sampler, policy replace, fitted from scratch.",
         values=_support_size,
     ),
 )
