@@ -13,8 +13,8 @@ import numpy as np
 
 from selfloop.columns import Floats
 from selfloop.component import Policy
-from selfloop.criteria.judging import CurveCriterion, Reference
-from selfloop.engine.curves import NO_MEASUREMENT, NOT_FINITE, TRIVIAL, VALUE, Curves
+from selfloop.criteria.judging import COLLAPSES, CurveCriterion, Reference
+from selfloop.engine.curves import NO_MEASUREMENT, TRIVIAL, VALUE, Curves
 from selfloop.engine.executors import Notify
 from selfloop.engine.run import Progress, run_tasks, store_path
 from selfloop.errors import SpecError, shown, unknown_name
@@ -44,7 +44,6 @@ if TYPE_CHECKING:
     import pandas as pd
 
 At = Mapping[str, object] | Coordinates  # a point of the sweep, as `{"n": 100}`
-COLLAPSES = {"diverged", NOT_FINITE}  # statuses that count as the worst value; after any other one, a chain cannot be judged
 PolicyCurves = dict[str, dict[str, Floats]]  # policy -> metric -> (seeds, generations), NaN without a value
 
 
@@ -166,20 +165,26 @@ class Result:
     def _judge_ended(self, verdict: Verdict, risk: str | None) -> Verdict:
         """The verdict with the reasons why values are missing; undecided if one of them, after generation 1, is no collapse."""
         curves = self.table[verdict.coordinates, verdict.policy]
-        codes = curves.codes.get(verdict.metric or "", curves.codes.get(risk or ""))
-        if codes is None:
-            return verdict
-        is_missing = (codes[:, 0] == VALUE) & (codes != VALUE).any(axis=1)
-        reasons, plain = set[int](), {VALUE, NO_MEASUREMENT}
-        for row in np.unique(np.hstack([codes, *curves.codes.values()])[is_missing], axis=0).tolist():
-            # The status of a chain's end is noted at the main value of each metric.
-            reasons |= {*row[: codes.shape[1]]} - plain or {*row} - plain or {NO_MEASUREMENT}
-        ends = {curves.statuses[code] for code in reasons}
-        if verdict.answer != "not measured" and not ends <= COLLAPSES:
+        metric = verdict.metric if verdict.metric in curves.codes else risk or ""
+        ends = self.ends(verdict.policy, metric, verdict.coordinates)
+        if verdict.answer != "not measured" and not ends <= COLLAPSES.keys():
             reason = "cannot be judged, because chains ended for another reason than collapse"
             verdict = replace(verdict, answer="undecided", reason=reason)
         statuses = ", ".join(sorted(self.statuses(verdict.policy, verdict.coordinates) | ends))
         return replace(verdict, reason=f"{verdict.reason} ({statuses})") if statuses else verdict
+
+    def ends(self, label: str, metric: str, at: At = (), *, began: bool = True) -> set[str]:
+        """The reasons why chains of a policy lack values of a metric: those with a first value or, without `began`, all."""
+        curves = self.table[self.point(at).coordinates, label]
+        if metric not in curves.codes:
+            return set()
+        codes = curves.codes[metric]
+        is_missing = (codes != VALUE).any(axis=1) & ((codes[:, 0] == VALUE) | (not began))
+        reasons, plain = set[int](), {VALUE, NO_MEASUREMENT}
+        for row in np.unique(np.hstack([codes, *curves.codes.values()])[is_missing], axis=0).tolist():
+            # The status of a chain's end is noted at the main value of each metric.
+            reasons |= {*row[: codes.shape[1]]} - plain or {*row} - plain or {NO_MEASUREMENT}
+        return {curves.statuses[code] for code in reasons}
 
     def _risks(self, policy: str, point: Point) -> dict[str, Floats]:
         risks = {}

@@ -21,6 +21,21 @@ from selfloop.stats.comparison import as_risk, right_values, seeds_for_power
 from selfloop.stats.intervals import Interval, answer_level, mean_interval, median_interval, ratio_interval
 from selfloop.types import Answer, Limit, Verdict
 
+# Why a value is missing, by status. Only the first ones are evidence of collapse, and count as the worst value. After any other
+# one, those of other packages included, a chain cannot be judged: too few rows are no property of a model.
+COLLAPSES: Mapping[str, str] = {
+    "diverged": "training or sampling gave numbers that are not finite",
+    "not_finite": "its value is infinite or undefined",
+}
+NO_COLLAPSES: Mapping[str, str] = {
+    "no_training_tokens": "no training row has a token that counts",
+    "too_few_rows": "there are too few training rows for a model",
+    "too_few_curated_rows": "curators kept too few rows",
+    "separated": "the inputs tell the outcomes apart without an error, so the likelihood has no maximum",
+    "not_identified": "the inputs do not determine the coefficients",
+    "not_converged": "the search for the maximum of the likelihood did not end",
+}
+
 
 @dataclass(frozen=True, slots=True)
 class Reference:

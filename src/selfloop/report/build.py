@@ -15,6 +15,7 @@ import numpy as np
 
 from selfloop.columns import Floats
 from selfloop.component import Metric
+from selfloop.criteria.judging import COLLAPSES
 from selfloop.errors import SpecError
 from selfloop.formats.replacing import write_text
 from selfloop.published.papers import papers, published_curves
@@ -102,7 +103,13 @@ def _panels(result: Result) -> Iterator[Panel]:
             better = owner.directions().get(metric, "") if owner else ""
             positive = metric in point.spec.positive_metrics()
             curves = [
-                CurveData(policy=label, values=c[metric], better=better, positive=positive)
+                CurveData(
+                    policy=label,
+                    values=c[metric],
+                    better=better,
+                    positive=positive,
+                    ends_are_worst=result.ends(label, metric, point.coordinates, began=False) <= COLLAPSES.keys(),
+                )
                 for label, c in measured
                 if metric in c
             ]

@@ -134,9 +134,9 @@ def aligned_values(panel: Panel, policy: str, published: PublishedCurve) -> list
 
 
 def _median(curve: CurveData) -> Floats:
-    """The median over all chains; empty if no chain ends."""
+    """The median over all chains; empty if no chain ends, or if one ends for another reason than collapse."""
     median = curve.summary.median
-    return median if curve.has_ended_chains else median[:0]
+    return median if curve.has_ended_chains and curve.ends_are_worst else median[:0]
 
 
 def _n_generations(panel: Panel) -> int:

@@ -172,7 +172,8 @@ def _panel_caption(panel: Panel, axis: ValueAxis) -> str:
     elif seeds and seeds[-1] == MIN_BAND_SEEDS - 1:
         parts.append("its 95 % interval is too wide to draw for two seeds")
     parts += ["thin lines: single chains"] * any(map(draws_chains, panel.curves))
-    parts += ["dotted: median, ended chains counted as worst"] * any(curve.has_ended_chains for curve in panel.curves)
+    ended = any(curve.has_ended_chains and curve.ends_are_worst for curve in panel.curves)
+    parts += ["dotted: median, ended chains counted as worst"] * ended
     if panel.trivial is not None:
         place = "gray line" if axis.contains(panel.trivial[1]) else "outside of the figure"
         parts.append(f"{place}: {panel.trivial[0]}, {format_number(panel.trivial[1])}")

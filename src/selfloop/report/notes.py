@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from selfloop.criteria.judging import COLLAPSES, NO_COLLAPSES
 from selfloop.policies.control import Control
 from selfloop.protocols import SupportsStepCount
 from selfloop.report.theme import format_count
@@ -17,12 +18,6 @@ from selfloop.spec.write import changed_settings
 
 if TYPE_CHECKING:
     from selfloop.result import Result
-
-
-_STATUS_MEANINGS = {
-    "separated": "separated: the inputs tell the outcomes apart without an error, so the likelihood has no maximum",
-    "not_finite": "not_finite: its value is infinite or undefined",
-}
 
 
 def notes(result: Result) -> Iterator[str]:
@@ -108,7 +103,8 @@ def missing_values(result: Result) -> Iterator[str]:
             reasons = sorted(set().union(*(result.statuses(label, point.coordinates) for label in curves)))
             suffix = "".join(f" at {key} = {value}" for key, value in point.coordinates)
             names = "" if missing == metrics else f" for {', '.join(missing)}"
-            why = "; ".join(_STATUS_MEANINGS.get(reason, reason) for reason in reasons)
+            meanings = {**COLLAPSES, **NO_COLLAPSES}
+            why = "; ".join(f"{reason}: {meanings[reason]}" if reason in meanings else reason for reason in reasons)
             yield f"No result{names}{suffix}: no chain has a value ({why or 'nothing was measured'})."
 
 

@@ -32,11 +32,12 @@ class CurveData:
     values: Floats  # (seeds, generations), NaN where a chain has ended
     better: Better = "lower"  # as of the metric
     positive: bool = False  # True if 0 is the lowest possible value
+    ends_are_worst: bool = True  # False if a chain ended for another reason than collapse: medians are undefined from there on
 
     @cached_property
     def summary(self) -> SeedSummary:
         """Mean, interval, median and number of chains per generation."""
-        return summarize_seeds(self.values, self.better, positive=self.positive)
+        return summarize_seeds(self.values, self.better if self.ends_are_worst else "", positive=self.positive)
 
     @property
     def ends(self) -> tuple[tuple[int, float], tuple[int, float]] | None:
