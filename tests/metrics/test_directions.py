@@ -18,7 +18,8 @@ from selfloop.stats.intervals import summarize_seeds
 
 CLASSES = {name: cast(type[Metric], component_class("metric", name, "test")) for name in BUILT_IN["metric"]}
 LOWER = {
-    "mean_error", "excess_risk", "parameter_error", "log_loss", "nll", "negative_elbo", "elbo_reconstruction", "denoising_loss",
+    "mean_error", "wasserstein", "kl_divergence", "excess_risk", "parameter_error", "log_loss", "nll", "negative_elbo",
+    "elbo_reconstruction", "denoising_loss",
     "denoising_loss_low_noise", "denoising_loss_middle_noise", "denoising_loss_high_noise", "pixel_frechet", "feature_frechet",
     "kernel_distance", "mode_distance", "mode_confusion", "attribute_distance", "mat_r", "mat_p", "bond_length_distance",
     "bond_angle_distance", "clash_rate", "retry_rate", "cross_entropy", "perplexity", "text_frechet",
@@ -29,6 +30,7 @@ HIGHER = {
 }  # fmt: skip
 RIGHT = {
     "variance_ratio": 1.0, "log_variance_ratio": 0.0, "feature_diversity": 1.0, "density": 1.0, "training_distance": 1.0,
+    "sd_ratio": 1.0,
     "tail_mass": 1.0, "strain_energy": 0.0, "pixel_std": "pixel_std_real", "near_copies": "near_copies_real",
     "feature_entropy": "feature_entropy_real", "conformer_diversity": "conformer_diversity_real",
 }  # fmt: skip

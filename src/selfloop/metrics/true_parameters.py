@@ -81,8 +81,76 @@ class LogVarianceRatio(ParameterMetric):
     true_params: ClassVar[tuple[str, ...]] = ("covariance",)
 
     def compare(self, fitted: Mapping[str, Floats], true: Mapping[str, Floats]) -> Floats:
-        log_determinants = [np.linalg.slogdet(params["covariance"]).logabsdet for params in (fitted, true)]
-        return np.asarray(log_determinants[0] - log_determinants[1], np.float64)
+        return _log_determinant_ratio(fitted, true)
+
+
+def _log_determinant_ratio(fitted: Mapping[str, Floats], true: Mapping[str, Floats]) -> Floats:
+    logs = [np.linalg.slogdet(params["covariance"]).logabsdet for params in (fitted, true)]
+    return np.asarray(logs[0] - logs[1], np.float64)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SdRatio(ParameterMetric):
+    """Fitted over true standard deviation; in d dimensions the (2d)-th root of the ratio of determinants. 1 is right."""
+
+    name: ClassVar[str] = "sd_ratio"
+    has_zero: ClassVar[bool] = True
+    title: ClassVar[str] = "Fitted over true standard deviation"
+    better: ClassVar[Better] = 1.0
+    true_params: ClassVar[tuple[str, ...]] = ("covariance",)
+
+    def compare(self, fitted: Mapping[str, Floats], true: Mapping[str, Floats]) -> Floats:
+        return np.asarray(np.exp(_log_determinant_ratio(fitted, true) / (2 * fitted["covariance"].shape[-1])), np.float64)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wasserstein(ParameterMetric):
+    """Squared 2-Wasserstein distance between the normal distributions with the fitted and the true mean and covariance.
+
+    |m - m*|^2 + tr(S + S* - 2 (S*^1/2 S S*^1/2)^1/2): Dowson and Landau 1982. The last trace is the sum of the singular values
+    of R'R* for any roots S = RR', S* = R*R*'.
+    """
+
+    name: ClassVar[str] = "wasserstein"
+    has_zero: ClassVar[bool] = True
+    title: ClassVar[str] = "Squared Wasserstein distance from the truth"
+    unit: ClassVar[str] = "squared units of x"
+    true_params: ClassVar[tuple[str, ...]] = ("mean", "covariance")
+
+    def compare(self, fitted: Mapping[str, Floats], true: Mapping[str, Floats]) -> Floats:
+        deviation = fitted["mean"] - true["mean"]
+        roots = [_root(params["covariance"]) for params in (fitted, true)]
+        shared = np.linalg.svd(roots[0].mT @ roots[1], compute_uv=False).sum(axis=-1)
+        squares = np.vecdot(deviation, deviation) + _trace(fitted["covariance"]) + _trace(true["covariance"]) - 2 * shared
+        return np.asarray(np.maximum(squares, 0.0), np.float64)  # rounding may leave -1e-16 of a trace
+
+
+def _root(matrices: Floats) -> Floats:
+    """A matrix R with S = RR' for each covariance S, which may be singular."""
+    values, vectors = np.linalg.eigh(matrices)
+    return np.asarray(vectors * np.sqrt(np.maximum(values, 0.0))[:, None], np.float64)
+
+
+@dataclass(frozen=True, kw_only=True)
+class KlDivergence(ParameterMetric):
+    """Divergence KL(truth || model) between normal distributions: the test loss above that of the truth, for endless test rows.
+
+    No value if the fitted covariance is singular.
+    """
+
+    name: ClassVar[str] = "kl_divergence"
+    has_zero: ClassVar[bool] = True
+    title: ClassVar[str] = "KL divergence of the model from the truth"
+    unit: ClassVar[str] = "nats"
+    true_params: ClassVar[tuple[str, ...]] = ("mean", "covariance")
+
+    def compare(self, fitted: Mapping[str, Floats], true: Mapping[str, Floats]) -> Floats:
+        covariance, deviation = fitted["covariance"], fitted["mean"] - true["mean"]
+        (sign, log_det), (_, true_log_det) = (np.linalg.slogdet(params["covariance"]) for params in (fitted, true))
+        spread = true["covariance"] + deviation[:, :, None] * deviation[:, None]
+        regular = np.where((sign > 0)[:, None, None], covariance, np.eye(covariance.shape[-1]))
+        divergence = 0.5 * (_trace(np.linalg.solve(regular, spread)) - deviation.shape[1] + log_det - true_log_det)
+        return np.asarray(np.where(sign > 0, divergence, np.inf), np.float64)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,7 +6,7 @@ Kernels widen the distribution: the variance of a row grows every generation.
 from __future__ import annotations
 
 import numpy as np
-from scipy.special import digamma
+from scipy.special import digamma, gammaln
 
 from selfloop.columns import Floats
 from selfloop.snapshots import Scenario
@@ -41,13 +41,56 @@ def _mean_error_limit(scenario: Scenario) -> Limit | None:
     return "infinite" if change > 1 or (change == 1 and power <= 1) else "finite"
 
 
-def _log_variance_ratio(scenario: Scenario) -> Floats | None:
-    estimator, d = _estimator(scenario), scenario.source.settings()["dim"]
+def _fitted_rows(scenario: Scenario) -> Floats | None:
+    """Training rows of every generation, if fitted covariances are products of independent Wishart matrices; otherwise None."""
     rows = np.array(newest_rows(scenario) or [0], np.float64)
-    if estimator.variance_factor == 0 or rows.min() <= d:
+    return rows if _estimator(scenario).variance_factor > 0 and rows.min() > scenario.source.settings()["dim"] else None
+
+
+def _log_variance_ratio(scenario: Scenario) -> Floats | None:
+    estimator, d, rows = _estimator(scenario), scenario.source.settings()["dim"], _fitted_rows(scenario)
+    if rows is None:
         return None
     fits = digamma((rows[:, None] - np.arange(1, d + 1)) / 2).sum(axis=1) + d * np.log(2 / (rows - estimator.ddof))
     return np.asarray(np.cumsum(fits) + d * np.log(estimator.variance_factor) * np.arange(len(rows)), np.float64)
+
+
+def _sd_ratio(scenario: Scenario) -> Floats | None:
+    """E (det S_t / det S*)^(1/2d): the determinant of a Wishart matrix is a product of chi-squared variables."""
+    estimator, d, rows = _estimator(scenario), scenario.source.settings()["dim"], _fitted_rows(scenario)
+    if rows is None:
+        return None
+    halves = (rows[:, None] - np.arange(1, d + 1)) / 2
+    logs = (gammaln(halves + 1 / (2 * d)) - gammaln(halves)).sum(axis=1) + 0.5 * np.log(2 / (rows - estimator.ddof))
+    return np.exp(np.cumsum(logs) + 0.5 * np.log(estimator.variance_factor) * np.arange(len(rows)))
+
+
+def _wasserstein(scenario: Scenario) -> Floats | None:
+    """E (m - m*)^2 + E v + 1 - 2 E sd, times the true variance."""
+    error, sd = _mean_error(scenario), _sd_ratio(scenario)
+    if error is None or sd is None or scenario.source.settings()["dim"] > 1:
+        return None
+    variance = moment_curve(scenario, "variance_ratio", _estimator(scenario))
+    return None if variance is None else error + true_trace(scenario) * (variance + 1 - 2 * sd)
+
+
+def _kl_divergence(scenario: Scenario) -> Floats | None:
+    log_det, rows, d = _log_variance_ratio(scenario), _fitted_rows(scenario), scenario.source.settings()["dim"]
+    if log_det is None or rows is None or rows.min() <= d + 2:
+        return None
+    trace, distance, values = float(d), 0.0, []  # of S_t^-1 S*, and (m_t - m*)' S_t^-1 (m_t - m*)
+    factor = 1.0  # of the variance of sampled rows; real rows have none
+    for n, log in zip(rows, log_det, strict=True):
+        change = (n - _estimator(scenario).ddof) / (n - d - 2)  # E of an inverse Wishart matrix
+        trace, distance = trace * change / factor, change * (distance / factor + d / n)
+        factor = _estimator(scenario).variance_factor
+        values.append(0.5 * (log + trace + distance - d))
+    return np.array(values)
+
+
+def _vanishing(scenario: Scenario) -> Limit | None:
+    """The limit of typical variances, whose log falls by the same amount at every generation."""
+    return "zero" if scenario.policy.name == "replace" and _estimator(scenario).variance_factor <= 1 else None
 
 
 def _second_moment(scenario: Scenario) -> Floats | None:
@@ -67,6 +110,10 @@ _MOMENTS_SOURCE = (
 )
 _MOMENTS_CONDITIONS = (
     "Gaussian source and family, any divisor and sampler variance factor, fitted from scratch; budgets with one or two weights."
+)
+_NEWEST_CONDITIONS = (
+    "Gaussian source and family, any divisor and sampler variance factor, all rows of the newest model only, "
+    "more than d of them, fitted from scratch."
 )
 
 LAWS = (
@@ -95,13 +142,46 @@ LAWS = (
             "E log det of a Wishart matrix (Bartlett 1933) added up over fits: sum over j = 1 .. d of digamma((n_t - j)/2) "
             "+ d log(2/(n_t - ddof)); its sign is the collapse of Shumailov et al. 2023 (2305.17493)"
         ),
-        conditions=(
-            "Gaussian source and family, any divisor and sampler variance factor, all rows of the newest model only, "
-            "more than d of them, fitted from scratch."
-        ),
+        conditions=_NEWEST_CONDITIONS,
         values=_log_variance_ratio,
-        # of the variance itself, whose log falls by the same amount at every generation
-        limit=lambda run: "zero" if run.policy.name == "replace" and _estimator(run).variance_factor <= 1 else None,
+        limit=_vanishing,
+    ),
+    Law(
+        name="standard deviation under replacement",
+        metric="sd_ratio",
+        kind="exact",
+        source=(
+            "Moments of chi variables: product over fits of (2/(n_t - ddof))^1/2 prod_j G((n_t - j)/2 + 1/2d)/G((n_t - j)/2), "
+            "j = 1 .. d, G the gamma function; for d = 1 E sd_t = a^t sd_0 of Bertrand et al. 2024 (2310.00429)"
+        ),
+        conditions=_NEWEST_CONDITIONS,
+        values=_sd_ratio,
+        limit=_vanishing,
+    ),
+    Law(
+        name="Wasserstein distance under replacement",
+        metric="wasserstein",
+        kind="exact",
+        source=(
+            "Squared error of the mean + E (sd_t - sd)^2: t/n + 2 - 2 c^t for unbiased fits, 2 - 2 c^t for maximum likelihood "
+            "(c: factor of sd_ratio); exact form of the risk of Shumailov et al. 2023 (2305.17493)"
+        ),
+        conditions=f"One dimension. {_NEWEST_CONDITIONS}",
+        values=_wasserstein,
+        limit=_mean_error_limit,
+    ),
+    Law(
+        name="divergence under replacement",
+        metric="kl_divergence",
+        kind="exact",
+        source=(
+            "E S_t^-1 = (n_t - ddof)/(n_t - d - 2) E S_(t-1)^-1 (inverse Wishart) and E log det S_t; for d = 1 and maximum "
+            "likelihood (t (digamma((n-1)/2) + log(2/n)) + 4/3 ((n/(n-3))^t - 1))/2"
+        ),
+        conditions=f"More than d + 2 rows in every fit. {_NEWEST_CONDITIONS}",
+        values=_kl_divergence,
+        # the trace grows by a factor above 1, or, with a large variance factor, log det by the same amount, at every generation
+        limit=lambda scenario: "infinite" if scenario.policy.name == "replace" else None,
     ),
 )
 
