@@ -17,6 +17,7 @@ from selfloop.columns import Column, Columns, Floats, Ints, Params, concat_rows,
 B = TypeVar("B")
 Answer = Literal["yes", "no", "undecided", "not measured"]
 Limit = Literal["infinite", "finite", "zero"]  # of a law as the generations go on
+WEIGHT = "@weight"  # reserved column: a weight per row from a curator
 Unit = Literal["rows", "tokens"]  # what the counts of policies count
 Coordinates = tuple[tuple[str, object], ...]  # (key, value) of a sweep's point, in the spec's order; empty without a sweep
 
@@ -45,11 +46,15 @@ def synthetic(k: int) -> Batch:
 
 @dataclass(frozen=True, slots=True)
 class Take(Generic[B]):
-    """The first `rows` rows of a batch (None = all), each with `weight`. B: `Batch` in a plan, a world's handle of it there."""
+    """`rows` rows of a batch from row `start` on (None = all of these), each with `weight`.
+
+    B: `Batch` in a plan, a world's handle of it there.
+    """
 
     batch: B
     rows: int | None = None
     weight: float = 1.0
+    start: int = 0  # 0: the first rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,11 +91,17 @@ class RowTake(NamedTuple):
     rows: Columns
     indices: Ints | None = None
     weight: float = 1.0
+    row_weights: Floats | None = None  # of each of `rows`, from a curator; multiplies `weight`. None: 1
 
     @property
     def n_rows(self) -> int:
         """Number of training rows."""
         return count_rows(self.rows) if self.indices is None else len(self.indices)
+
+    def weights_of_rows(self) -> Floats:
+        """The factor of `weight` of each training row."""
+        weights = np.ones(count_rows(self.rows)) if self.row_weights is None else self.row_weights
+        return weights if self.indices is None else weights[self.indices]
 
 
 @dataclass(frozen=True)
@@ -106,6 +117,8 @@ class TrainingRows:
     def weights(self) -> Floats:
         """Weight of every training row, scaled to mean 1."""
         raw = np.repeat([take.weight for take in self.takes], [take.n_rows for take in self.takes]).astype(np.float64)
+        if any(take.row_weights is not None for take in self.takes):
+            raw *= np.concatenate([take.weights_of_rows() for take in self.takes])
         return np.asarray(raw / raw.mean(), np.float64)
 
     def gather(self, indices: Ints) -> dict[str, Column]:

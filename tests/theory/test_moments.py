@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from time import process_time
+
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, reject, settings
@@ -13,10 +15,10 @@ from selfloop.errors import SpecError
 from selfloop.policies.builtin import Accumulate, AccumulateReal, AccumulateSubsample, Augment, Fresh, Replace, Window
 from selfloop.policies.control import Control
 from selfloop.policies.custom import Custom
-from selfloop.policies.cycles import Expanding
+from selfloop.policies.cycles import Balanced, Expanding
 from selfloop.policies.growing import Growing, ReplaceMultiple
 from selfloop.policies.schedule import schedule
-from selfloop.theory.moments import MomentEstimator, MomentsWorld, moment_curves, predict
+from selfloop.theory.moments import MomentEstimator, MomentsWorld, moment_curves, noise_ledger, predict
 from selfloop.types import real, synthetic
 
 MLE, UNBIASED, WITHIN, KNOWN = (
@@ -364,3 +366,72 @@ def test_policies_agree_with_simulated_rows(policy):
 ])  # fmt: skip
 def test_a_wrong_rule_fails(policy, wrong):
     assert largest_z(policy, 8, 5, 12000, wrong=wrong) > 5
+
+
+# the noise ledger
+
+
+@pytest.mark.parametrize(("policy", "added"), [(Replace(), np.ones(30)), (Accumulate(), 1 / T**2), (ReplaceMultiple(), 1 / T)])
+def test_every_generation_adds_one_under_replace_and_one_over_t_squared_under_accumulate(policy, added):
+    births = 100 * noise_ledger(policy, 100, 30, KNOWN).by_birth()
+    close(births, np.tril(np.tile(added, (30, 1))))  # no model has a noise that is younger
+
+
+def test_fresh_real_rows_make_old_noise_fade():
+    ledger = noise_ledger(Fresh(), 100, 30, KNOWN)
+    sampled = [i for i, source in enumerate(ledger.sources) if source.kind == "synthetic"]
+    close(100 * ledger.squared_error[-1, sampled][::-1], 0.25 ** np.arange(1, 30))
+    assert [str(source) for source in ledger.sources[:3]] == ["real(1)", "synthetic(1)", "real(2)"]
+
+
+@settings(max_examples=25)
+@given(tables(), estimators)
+def test_the_ledger_of_any_policy_adds_up_to_the_squared_error(table, estimator):
+    policy, n = table
+    try:
+        error, _ = curves(policy, n, 4, estimator)
+    except SpecError:
+        reject()
+    ledger = noise_ledger(policy, n, 4, estimator)
+    assert (ledger.squared_error >= 0).all()
+    close(ledger.squared_error.sum(axis=1), error, 1e-12)
+    close(ledger.by_birth().sum(axis=1), error, 1e-12)
+
+
+def means_of_chains(policy, n, generations, chains, redrawn=None):
+    """Means of Gaussians of known variance, (chains, generations); the rows of one batch get other noises."""
+    batches, means = {}, []
+
+    def draw(batch, mean, rows):
+        rng = np.random.default_rng([7, batch == redrawn, batch.kind == "real", batch.born])
+        return mean + rng.standard_normal((chains, rows))
+
+    for entry in schedule(policy, n, generations):
+        if entry.new_rows.real:
+            batches[real(entry.t)] = draw(real(entry.t), 0.0, entry.new_rows.real)
+        parts = [batches[take.batch][:, take.start : take.start + take.rows].mean(axis=1) for take in entry.plan.takes]
+        means.append(np.average(parts, axis=0, weights=entry.masses()))
+        batches[synthetic(entry.t)] = draw(synthetic(entry.t), means[-1][:, None], entry.new_rows.synthetic)
+    return np.array(means).T
+
+
+@pytest.mark.parametrize("policy", [Accumulate(), AccumulateReal(), NESTED, Window(length=3)])
+def test_an_entry_of_the_ledger_is_the_effect_of_drawing_one_batch_anew(policy):
+    """Two independent copies of a noise of variance v differ by 2 v on average; the other noises are the same."""
+    ledger, before = noise_ledger(policy, 8, 5, KNOWN), means_of_chains(policy, 8, 5, 4000)
+    entries = {tuple(source): ledger.squared_error[:, i] for i, source in enumerate(ledger.sources)}
+    for batch, other in ((real(1), synthetic(1)), (synthetic(2), synthetic(3))):
+        effects = (before - means_of_chains(policy, 8, 5, 4000, batch)) ** 2 / 2
+        error = effects.std(axis=0, ddof=1) / np.sqrt(len(effects)) + 1e-12  # models before the batch do not change
+        assert (np.abs(effects.mean(axis=0) - entries[batch]) / error).max() < 4
+        assert (np.abs(effects.mean(axis=0) - entries[other]) / error).max() > 4
+
+
+@pytest.mark.parametrize("policy", [Accumulate(), AccumulateSubsample(), Balanced()])
+def test_the_ledger_of_two_hundred_generations_takes_less_than_half_a_second(policy):
+    seconds = []
+    for _ in range(3):  # the fastest: other work on the machine slows the others down
+        begin = process_time()
+        noise_ledger(policy, 1000, 200)
+        seconds.append(process_time() - begin)
+    assert min(seconds) < 0.5

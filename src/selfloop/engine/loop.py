@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Protocol, TypeVar
 
 from selfloop.component import Policy
 from selfloop.errors import ChainEndedError
-from selfloop.policies.schedule import schedule
+from selfloop.policies.schedule import ScheduleEntry, schedule
 from selfloop.types import Batch, Take, real, synthetic
 
 B = TypeVar("B")
@@ -34,16 +34,20 @@ def loop(world: World[B, M, R], policy: Policy, n: int, generations: int) -> Ite
 
 def iter_generations(world: World[B, M, R], policy: Policy, n: int, generations: int) -> Iterator[list[R]]:
     """The measurements of each generation as a list, before the next generation begins."""
-    entries = list(schedule(policy, n, generations))
+    yield from follow_schedule(world, list(schedule(policy, n, generations)))
+
+
+def follow_schedule(world: World[B, M, R], entries: Sequence[ScheduleEntry]) -> Iterator[list[R]]:
+    """As `iter_generations`, of a schedule that is known."""
     last_use = {take.batch: entry.t for entry in entries for take in entry.plan.takes}
     batches: dict[Batch, B] = {}
     model: M | None = None
     for entry in entries:
-        t = entry.t
+        t, available = entry.t, entry.available
         if entry.new_rows.real:
             batches[real(t)] = world.draw_real(t, entry.new_rows.real)
         takes = [  # all rows are None, so that a step has the same key however the plan counts them
-            Take(batches[take.batch], None if take.rows == entry.available[take.batch] else take.rows, take.weight)
+            Take(batches[take.batch], None if take.rows == available[take.batch] else take.rows, take.weight, take.start)
             for take in entry.plan.takes
         ]
         try:

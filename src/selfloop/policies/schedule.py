@@ -109,14 +109,16 @@ def _resolve_takes(key: str, asked: tuple[Take[Batch], ...], rows: Mapping[Batch
         if take.batch not in rows:
             existing = ", ".join(map(str, islice(rows, 5))) + (f", ... ({len(rows)} batches)" if len(rows) > 5 else "")
             raise SpecError(f"{key}: takes {take.batch}, which does not exist. Existing: {existing}.")
-        count = rows[take.batch] if take.rows is None else take.rows
-        if not isinstance(count, int) or not 0 <= count <= rows[take.batch] or not 0 <= take.weight < math.inf:
-            raise SpecError(
-                f"{key}: takes {count} rows of {take.batch} with weight {take.weight:g}; expected at most "
-                f"{rows[take.batch]} rows and a weight of 0 or more."
-            )
+        available, start, count = rows[take.batch], take.start, take.rows
+        if count is None:
+            count = available - start
+        if not (isinstance(count, int) and isinstance(start, int) and 0 <= start <= start + count <= available):
+            given = f"{count} rows of {take.batch}" + (f" from row {start} on" if start else "")
+            raise SpecError(f"{key}: takes {given}; expected at most the {available} rows that it has. Take fewer.")
+        if not 0 <= take.weight < math.inf:
+            raise SpecError(f"{key}: takes {take.batch} with weight {take.weight:g}; expected 0 or more. Change the weight.")
         if count and take.weight:
-            takes.append(Take(take.batch, count, take.weight))
+            takes.append(take if take.rows is not None else Take(take.batch, count, take.weight, start))
     return takes
 
 

@@ -2,16 +2,18 @@
 
 Derivation, in one dimension with true mean 0 and variance 1 (coordinates add up). Given its model, the rows of a batch
 are independent with the model's mean and variance. So the error of any later mean is a sum of uncorrelated noises: one
-per *segment* of a batch (its rows between two prefix lengths in use) and one per drawn budget. A mean is represented by
-its coefficients on the noises, in units of their standard deviations: inner products are covariances, and the expected
-mean square of rows is linear in those of the models. Only second moments enter; rows need not be Gaussian.
+per *segment* of a batch (its rows between two neighboring cuts, the ends of all takes) and one per drawn budget. A mean is
+represented by its coefficients on the noises, in units of their standard deviations: inner products are covariances, the
+squares of its coefficients are its noise ledger, and the expected mean square of rows is linear in those of the models.
+Only second moments enter; rows need not be Gaussian.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, NamedTuple
+from itertools import chain
+from typing import Annotated, Any, Literal, NamedTuple, cast
 
 import numpy as np
 from annotated_types import Ge
@@ -19,7 +21,7 @@ from scipy.special import gammaln
 
 from selfloop.columns import Floats, Ints
 from selfloop.component import Policy
-from selfloop.engine.loop import loop
+from selfloop.engine.loop import follow_schedule
 from selfloop.errors import SpecError
 from selfloop.policies.schedule import ScheduleEntry, schedule
 from selfloop.settings import check_setting
@@ -38,20 +40,29 @@ class MomentEstimator:
     known_variances: tuple[float, ...] = ()  # of rows of model 1, 2, ... if not estimated; the last one stays
 
 
-class MomentBatch(NamedTuple):
-    """Rows with `variance` around a mean whose error is the vector `center`."""
+class NoiseSource(NamedTuple):
+    """Where a noise comes from: the rows of a batch, or the budget drawn at generation `born`."""
 
-    center: Floats
+    kind: Literal["real", "draw", "synthetic"]
+    born: int
+
+    def __str__(self) -> str:
+        return f"{self.kind}({self.born})"
+
+
+class MomentBatch(NamedTuple):
+    """Rows with `variance` around the mean of a model."""
+
+    model: int  # generation; 0 is the truth
     variance: float
-    first: int  # index of the noise of its first segment
-    ends: Ints  # prefix lengths in use; the last one is all rows
-    noise: Floats  # standard deviations of the sums of the segments
+    mean_square: float  # expected, around the truth
+    rows: int
+    noises: Mapping[int, int]  # index of the noise of the segment from a cut to the next cut
 
 
 class MomentModel(NamedTuple):
-    """Error vector of the mean, expected squared error (with the noise of a drawn budget), expected variance."""
+    """Expected squared error of the mean (with the noise of a drawn budget), expected variance."""
 
-    center: Floats
     squared_error: float
     variance: float
 
@@ -77,21 +88,28 @@ class MomentsWorld:
         self.label = policy.name
         self.n = n
         self.estimator = estimator or MomentEstimator()
-        ends: dict[Batch, set[int]] = {}
-        budgets = []
-        for entry in schedule(policy, n, generations):
+        self.entries = list(schedule(policy, n, generations))
+        cuts: dict[tuple[str, int], set[int]] = {}
+        for entry in self.entries:  # noises are in order of birth
             self._require_exact(entry)
-            if entry.new_rows.real:
-                ends[real(entry.t)] = {entry.new_rows.real}
-            for take in entry.plan.takes:
-                ends[take.batch].add(take.rows or 0)
+            cuts[real(entry.t)] = set()
             if entry.plan.budget is not None:
-                budgets.append(entry.t)
-            ends[synthetic(entry.t)] = {entry.new_rows.synthetic}
-        offsets = np.cumsum([0, *map(len, ends.values())])
-        self._segments = {batch: (int(i), np.array(sorted(ends[batch]))) for batch, i in zip(ends, offsets, strict=False)}
-        self._budget_noise = {t: int(offsets[-1]) + i for i, t in enumerate(budgets)}
-        self._n_noises = int(offsets[-1]) + len(budgets)
+                cuts["draw", entry.t] = {0, 1}
+            for take in entry.plan.takes:
+                cuts[take.batch].update((take.start, take.start + (take.rows or 0)))
+            cuts[synthetic(entry.t)] = set()
+        used = {source: sorted(points) for source, points in cuts.items() if points}
+        self.sources = tuple(NoiseSource(*cast(Any, source)) for source in used)
+        self._offsets = np.cumsum([0, *(len(points) - 1 for points in used.values())])  # of the noises of each source
+        first_use = [born + (kind == "synthetic") for kind, born in self.sources]
+        self._n_noises = self._offsets[np.searchsorted(first_use, np.arange(generations + 1), side="right")]
+        self._noises = {
+            source: dict(zip(points, range(first, first + len(points)), strict=True))
+            for (source, points), first in zip(used.items(), self._offsets.tolist(), strict=False)
+        }
+        self._sizes = np.concatenate([np.diff(points) for points in used.values()])
+        self._deviations = np.zeros(self._offsets[-1])  # of the sum of the rows of each segment
+        self._centers = np.zeros((generations + 1, self._offsets[-1]))  # errors of the truth (0) and of the models' means
 
     def _require_exact(self, entry: ScheduleEntry) -> None:
         key, plan, estimator = f"policy {self.label}, generation {entry.t}", entry.plan, self.estimator
@@ -104,31 +122,57 @@ class MomentsWorld:
             raise SpecError(f"{key}: {problem}; expected one or two weights, and pooled = true. Change the takes.")
 
     def draw_real(self, t: int, n: int) -> MomentBatch:
-        return self._batch(real(t), np.zeros(self._n_noises), 1.0)
+        return self._batch(real(t), n, 0, 0.0, 1.0)
 
     def sample(self, t: int, model: MomentModel, n: int) -> MomentBatch:
         variances = self.estimator.known_variances
         estimated = self.estimator.variance_factor * model.variance + self.estimator.kernel_variance
-        return self._batch(synthetic(t), model.center, variances[min(t, len(variances)) - 1] if variances else estimated)
+        variance = variances[min(t, len(variances)) - 1] if variances else estimated
+        return self._batch(synthetic(t), n, t, model.squared_error, variance)
 
-    def _batch(self, batch: Batch, center: Floats, variance: float) -> MomentBatch:
-        first, ends = self._segments[batch]
-        return MomentBatch(center, variance, first, ends, np.sqrt(variance * np.diff(ends, prepend=0)))
+    def _batch(self, batch: Batch, n: int, model: int, squared_error: float, variance: float) -> MomentBatch:
+        noises = self._noises.get(batch, {})
+        if noises:
+            segments = slice(min(noises.values()), max(noises.values()))
+            self._deviations[segments] = np.sqrt(variance * self._sizes[segments])
+        return MomentBatch(model, variance, squared_error + variance, n, noises)
 
     def fit(self, t: int, takes: Sequence[Take[MomentBatch]], budget: int | None, previous: MomentModel | None) -> MomentModel:
         ddof = self.estimator.ddof
-        rows = np.array([take.batch.ends[-1] if take.rows is None else take.rows for take in takes], np.float64)
+        rows = np.array([take.batch.rows if take.rows is None else take.rows for take in takes], np.float64)
         weights = np.array([take.weight for take in takes])
         if budget is None:
-            trained, pooled = float(rows.sum()), _pool(takes, rows, weights)
+            trained, pooled = float(rows.sum()), self._pool(t, takes, rows, weights)
         else:
-            trained, pooled = budget, _draw(takes, rows, weights, budget, self._budget_noise[t])
+            pools = [
+                (level, rows[weights == level].sum(), self._pool(t, group, rows[weights == level], np.ones(len(group))))
+                for level in np.unique(weights)
+                if (group := [take for take in takes if take.weight == level])
+            ]
+            trained, pooled = budget, _draw(pools, budget, self._noises["draw", t][0])
+        self._centers[t, : len(pooled.center)] = pooled.center
         squared_error = float(pooled.center @ pooled.center)
         variance = max(pooled.mean_square - squared_error, 0.0) * trained / (trained - ddof)
         if not self.estimator.pooled:
             within = np.array([take.batch.variance for take in takes]) * (rows - 1) / (rows - ddof)
             variance = float(rows * weights @ within / (rows @ weights))
-        return MomentModel(pooled.center, squared_error, variance)
+        return MomentModel(squared_error, variance)
+
+    def _pool(self, t: int, takes: Sequence[Take[MomentBatch]], rows: Floats, weights: Floats) -> PooledRows:
+        """The weighted mean of the rows of all takes, at generation t."""
+        shares, n_noises = rows * weights / (rows @ weights), self._n_noises[t]
+        masses = np.bincount([take.batch.model for take in takes], shares, minlength=t)  # of the rows of each model
+        starts = np.array([take.batch.noises[take.start] for take in takes])
+        stops = [take.batch.noises[take.start + (take.batch.rows if take.rows is None else take.rows)] for take in takes]
+        lengths = np.array(stops) - starts
+        segments = np.repeat(starts - np.cumsum(lengths) + lengths, lengths) + np.arange(lengths.sum())
+        per_row = np.bincount(segments, np.repeat(shares / rows, lengths), minlength=n_noises)  # mass of a row of each segment
+        center = masses @ self._centers[:t, :n_noises] + per_row * self._deviations[:n_noises]
+        return PooledRows(center, float(shares @ [take.batch.mean_square for take in takes]))
+
+    def squared_coefficients(self) -> Floats:
+        """What each source adds to the squared error of each model's mean, (generations, sources), after the loop."""
+        return np.array([np.add.reduceat(center**2, self._offsets[:-1]) for center in self._centers[1:]])
 
     def measure(self, t: int, model: MomentModel, samples: MomentBatch) -> Iterator[Measurement]:
         yield Measurement(self.label, 0, t, "mean_error", model.squared_error)
@@ -139,33 +183,17 @@ class MomentsWorld:
         return ()  # expectations never end
 
 
-def _pool(takes: Sequence[Take[MomentBatch]], rows: Floats, weights: Floats) -> PooledRows:
-    """The weighted mean of the rows of all takes."""
-    shares = rows * weights / (rows @ weights)
-    centers = np.array([take.batch.center for take in takes])
-    variances = np.array([take.batch.variance for take in takes])
-    center = np.asarray(shares @ centers, np.float64)
-    for take, k, mass in zip(takes, rows, shares / rows, strict=True):
-        _, _, first, ends, noise = take.batch
-        segments = len(ends) if take.rows is None else int(ends.searchsorted(k)) + 1
-        center[first : first + segments] += mass * noise[:segments]
-    return PooledRows(center, float(shares @ (np.einsum("ij,ij->i", centers, centers) + variances)))
-
-
-def _draw(takes: Sequence[Take[MomentBatch]], rows: Floats, weights: Floats, budget: int, noise: int) -> PooledRows:
-    """The weighted mean of `budget` rows drawn from the rows of all takes; `noise` is the index of the noise of the draw.
+def _draw(pools: Sequence[tuple[float, float, PooledRows]], budget: int, noise: int) -> PooledRows:
+    """The weighted mean of `budget` rows drawn from pools (weight, rows, mean); `noise` is the index of the noise of the draw.
 
     Given the number of drawn rows of each weight, they are uniform draws from the rows of that weight.
     """
-    levels, level_of = np.unique(weights, return_inverse=True)
-    groups = [np.flatnonzero(level_of == g).tolist() for g in range(len(levels))]
-    pools = [_pool([takes[i] for i in group], rows[group], weights[group]) for group in groups]
-    sizes = np.array([rows[group].sum() for group in groups])
+    levels, sizes = np.array([level for level, _, _ in pools]), np.array([size for _, size, _ in pools])
     counts, chances = _drawn_counts(sizes, budget)
     per_row = levels / (counts @ levels)[:, None]  # mass of one drawn row of each weight
     masses = counts * per_row
-    centers = np.array([pool.center for pool in pools])
-    mean_square = np.array([pool.mean_square for pool in pools])
+    centers = np.array([pool.center for _, _, pool in pools])
+    mean_square = np.array([pool.mean_square for _, _, pool in pools])
     scatter = (mean_square - np.einsum("ij,ij->i", centers, centers)) * sizes / np.maximum(sizes - 1, 1)
     products = np.einsum("o,og,oh->gh", chances, masses, masses)
     within = chances @ (masses * per_row) - np.diag(products) / sizes  # E[mass^2 (1/drawn - 1/size)]
@@ -203,6 +231,13 @@ class PolicyPrediction:
         return np.arange(1, len(self.trained_rows) + 1)
 
 
+def _check_arguments(policy: Policy | str | Mapping[str, Any], n: int, generations: int) -> Policy:
+    for name, value in (("n", n), ("generations", generations)):
+        check_setting(Annotated[int, Ge(1)], value, name)
+    component: Policy = make_component("policy", policy, "policy")
+    return component
+
+
 def predict(
     policy: Policy | str | Mapping[str, Any], n: int = 1000, generations: int = 10, estimator: MomentEstimator | None = None
 ) -> PolicyPrediction:
@@ -210,9 +245,7 @@ def predict(
 
     They are first fitted to n real rows, by default with maximum likelihood.
     """
-    for name, value in (("n", n), ("generations", generations)):
-        check_setting(Annotated[int, Ge(1)], value, name)
-    component: Policy = make_component("policy", policy, "policy")
+    component = _check_arguments(policy, n, generations)
     entries = list(schedule(component, n, generations))
     curves = moment_curves(component, n, generations, estimator)
     return PolicyPrediction(
@@ -229,6 +262,42 @@ def predict(
 def moment_curves(policy: Policy, n: int, generations: int, estimator: MomentEstimator | None = None) -> dict[str, Floats]:
     """Values of every metric of `MomentsWorld`, by name, at generations 1 .. generations."""
     curves: dict[str, list[float]] = {}
-    for measurement in loop(MomentsWorld(policy, n, generations, estimator), policy, n, generations):
+    world = MomentsWorld(policy, n, generations, estimator)
+    for measurement in chain.from_iterable(follow_schedule(world, world.entries)):
         curves.setdefault(measurement.metric, []).append(float(measurement.value or 0.0))
     return {metric: np.array(values) for metric, values in curves.items()}
+
+
+@dataclass(frozen=True)
+class NoiseLedger:
+    """The expected squared error of every model's mean as a sum of what each source of noise adds to it.
+
+    An entry is the square of the mean's coefficient on that noise: at least 0, and rows sum to the error. Whole batches of n
+    rows of equal variance add 1/n each under `replace` and 1/(n k^2) from synthetic(k - 1) under `accumulate`.
+    """
+
+    policy: str
+    n: int
+    sources: tuple[NoiseSource, ...]  # in order of birth
+    squared_error: Floats  # (generations, sources), over the true variance
+
+    def by_birth(self) -> Floats:
+        """The same with one column per generation: its real rows, its drawn budget, and the rows sampled for it."""
+        table = np.zeros((len(self.squared_error),) * 2)
+        for i, (kind, born) in enumerate(self.sources):
+            table[:, born + (kind == "synthetic") - 1] += self.squared_error[:, i]
+        return table
+
+
+def noise_ledger(
+    policy: Policy | str | Mapping[str, Any], n: int = 1000, generations: int = 10, estimator: MomentEstimator | None = None
+) -> NoiseLedger:
+    """How much each batch and each drawn budget adds to the expected squared error of the mean of every model.
+
+    Arguments and errors are those of `predict`.
+    """
+    component = _check_arguments(policy, n, generations)
+    world = MomentsWorld(component, n, generations, estimator)
+    for _ in follow_schedule(world, world.entries):
+        pass
+    return NoiseLedger(component.name, n, world.sources, world.squared_coefficients())
