@@ -14,6 +14,7 @@ import numpy.typing as npt
 Array = npt.NDArray[np.generic]
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
+Bools = npt.NDArray[np.bool_]
 Params = Mapping[str, Array]  # the arrays of one model, by name
 
 

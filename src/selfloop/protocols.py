@@ -15,7 +15,7 @@ from typing import ClassVar, Literal, Protocol, runtime_checkable
 import numpy as np
 
 from selfloop.columns import Array, Columns, Floats, Ints, Params, Ragged
-from selfloop.component import Context, Encoder, FeatureExtractor, Policy, Sampler, Source
+from selfloop.component import Context, Curator, Encoder, FeatureExtractor, Policy, Sampler, Source
 from selfloop.rng import RandomStream
 from selfloop.snapshots import EnsembleSnapshot, EnsembleTake
 
@@ -33,6 +33,18 @@ class ControlsPolicy(Protocol):
     def of(self) -> Policy: ...
     @property
     def rows(self) -> Literal["fresh", "initial"]: ...
+
+
+@runtime_checkable
+class CuratesRows(Protocol):
+    """A policy, `of`, whose rows are judged by curators. `max_rounds` of sampling; None: until all rows are kept."""
+
+    @property
+    def of(self) -> Policy: ...
+    @property
+    def curators(self) -> tuple[Curator, ...]: ...
+    @property
+    def max_rounds(self) -> int | None: ...
 
 
 # Sources
@@ -142,6 +154,13 @@ class SupportsPredict(Protocol):
     """A family whose models predict the most probable outcome of a row, for one chain or with a leading seeds axis."""
 
     def predict(self, params: Params, rows: Columns) -> Floats: ...
+
+
+@runtime_checkable
+class SupportsPredictMean(Protocol):
+    """A family whose models predict the mean outcome of a row, for one chain or with a leading seeds axis."""
+
+    def predict_mean(self, params: Params, rows: Columns) -> Floats: ...
 
 
 @runtime_checkable

@@ -205,6 +205,13 @@ def allowed_classes(hint: Any) -> list[type]:
     return [hint] if isinstance(hint, type) else []
 
 
+def item_classes(hint: Any) -> list[type]:
+    """The classes of the items of a list that an annotation allows; empty for other annotations."""
+    if get_origin(hint) is Annotated:
+        return item_classes(get_args(hint)[0])
+    return allowed_classes(get_args(hint)[0]) if get_origin(hint) is tuple else []
+
+
 def _notes(hint: Any) -> list[Any]:
     """Metadata of an annotation, the outermost first."""
     return list(get_args(hint)[1:][::-1]) if get_origin(hint) is Annotated else []

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from selfloop.columns import Array, Columns, Params
-from selfloop.component import Family, Policy, Sampler, Source
+from selfloop.columns import Array, Bools, Columns, Floats, Ints, Params
+from selfloop.component import Curator, Family, Policy, Sampler, Source
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +26,23 @@ class Snapshot:
 
 
 @dataclass(frozen=True, slots=True)
+class CuratorView:
+    """What a curator sees beside the rows that it judges."""
+
+    generation: int
+    source: Source
+    family: Family
+    sampler: Sampler
+    params: Params  # of the model of the rows; of training rows, of the newest model
+    previous: Params | None  # of the model before
+    initial: Columns
+    inputs: Columns  # conditioning input of each judged row; empty without inputs
+    slots: Ints  # position of each judged row in its round: rows of one slot answer the same input
+    synthetic: Bools  # True for rows that were sampled from a model; for curators that stand for a detector of known errors
+    prepared: Params
+
+
+@dataclass(frozen=True, slots=True)
 class Scenario:
     """One policy on one source and family with one n; laws, published curves and claims are matched to scenarios."""
 
@@ -35,7 +52,8 @@ class Scenario:
     sampler: Sampler
     n: int
     generations: int
-    curated: bool = False  # laws do not apply with a curator
+    curators: tuple[Curator, ...] = ()
+    max_rounds: int | None = None
     init_from: str = "scratch"
 
 
@@ -51,6 +69,7 @@ class EnsembleTake:
     indices: Array | slice | None = None  # (seeds, k) integers or (seeds, n) booleans, a slice, or None = all
     weight: float = 1.0
     cache: dict[str, object] = field(default_factory=dict)
+    row_weights: Floats | None = None  # (seeds, n) factors of `weight`; 0 for a row that does not exist. None = all 1
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,9 +11,11 @@ from typing import Any, TypeVar, cast
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from selfloop.columns import Array, Columns, Params
+from selfloop.columns import Array, Bools, Columns, Floats, Params
 from selfloop.component import Context, Family, Metric, Policy, Sampler, Source
+from selfloop.engine.curation import STARVED, Curation
 from selfloop.engine.curves import Curves, SeedMeasurements
+from selfloop.engine.ensemble_curation import curate_samples, curate_training_rows
 from selfloop.engine.loop import loop
 from selfloop.engine.steps import check_rows, measure_trivial, warn_of_copies
 from selfloop.errors import ChainEndedError
@@ -130,6 +132,9 @@ class EnsembleBatch:
     rows: Columns = field(default_factory=NamedArrays)
     statistics: SufficientStatistics = field(default_factory=dict)
     cache: dict[str, object] = field(default_factory=dict)
+    row_weights: Floats | None = None  # as in EnsembleTake
+    starved: Bools | None = None  # seeds with too few curated rows
+    synthetic: bool = False
 
 
 @dataclass(slots=True)
@@ -138,11 +143,15 @@ class EnsembleWorld:
 
     policy: str  # label
     block: SeedBlock
+    curation: Curation = field(default_factory=Curation)
     measures: bool = True  # False: fit and sample only
     n_drawn: int = 0  # real rows drawn so far, after the holdout
     initial: EnsembleBatch = field(default_factory=EnsembleBatch)
     takes: tuple[EnsembleTake, ...] = ()  # of the newest fit
     samples: dict[int, EnsembleBatch] = field(default_factory=dict)  # by generation, if it does not measure
+    curation_values: dict[str, Floats] = field(default_factory=dict)  # measurements of the newest curated batch
+    prepared: dict[tuple[int, int], tuple[int, Params]] = field(default_factory=dict)  # (generation, arrays) of a curator, seed
+    models: list[Params] = field(default_factory=list)  # the newest one and the one before, if there are curators
 
     def draw_real(self, t: int, n: int) -> EnsembleBatch:
         first, self.n_drawn = self.block.holdout + self.n_drawn, self.n_drawn + n
@@ -159,14 +168,15 @@ class EnsembleWorld:
             sampler, rng = block.family.sampler_class(), block.generator("real", first)
             return EnsembleBatch(statistics=family.draw_statistics(truth, n, sampler, truth, design, rng))
         if t > 1 and source.has_fixed_design() and isinstance(source, SupportsRelabel):
-            inputs = self._draw_inputs(t, n)
+            inputs = self.draw_inputs(t, n)
             outcomes = block.stack(
                 lambda ctx, s: source.relabel({name: np.asarray(column)[s] for name, column in inputs.items()}, first, ctx)
             )
             return EnsembleBatch(rows={**outcomes, **inputs})
         return EnsembleBatch(rows=block.draw(first, n))
 
-    def _draw_inputs(self, t: int, n: int) -> Columns:
+    def draw_inputs(self, t: int, n: int) -> Columns:
+        """Conditioning inputs of n rows of every seed; empty for an unconditional source."""
         initial, source = self.initial.rows, self.block.source
         if source.has_fixed_design():  # one array for all generations, so that families see that the inputs are shared
             first_seed = {name: np.asarray(column)[0] for name, column in initial.items()}
@@ -190,7 +200,13 @@ class EnsembleWorld:
             fitted, self.takes = self.block.once("first fit", lambda: self._fit(t, takes, budget, None))
         else:
             fitted, self.takes = self._fit(t, takes, budget, previous)
-        return self._keep_ended_chains(t, fitted, previous)
+        starved = np.logical_or.reduce([take.batch.starved for take in takes if take.batch.starved is not None])
+        if np.any(starved):
+            status = fitted.status or [None] * len(self.block.seeds)
+            fitted = EnsembleFit(fitted.params, [STARVED if lacks else s for s, lacks in zip(status, starved, strict=True)])
+        model = self._keep_ended_chains(t, fitted, previous)
+        self.models = [model.params, *self.models[:1]]
+        return model
 
     def _fit(
         self, t: int, takes: list[Take[EnsembleBatch]], budget: int | None, previous: EnsembleModel | None
@@ -200,11 +216,13 @@ class EnsembleWorld:
             of_statistics = cast(SupportsSufficientStatistics, family)
             merged = of_statistics.merge([(take.batch.statistics, take.weight) for take in takes])
             return of_statistics.fit_statistics(merged), ()
+        if self.curation.training_rows and t > 1:
+            takes = curate_training_rows(self, t, takes)
         indices: list[Any] = [None if take.rows is None else slice(0, take.rows) for take in takes]
         if budget is not None:
             indices = self._draw_budget(t, takes, budget)
         used = tuple(
-            EnsembleTake(take.batch.rows, chosen, take.weight, take.batch.cache)
+            EnsembleTake(take.batch.rows, chosen, take.weight, take.batch.cache, take.batch.row_weights)
             for take, chosen in zip(takes, indices, strict=True)
         )
         return cast(SupportsEnsemble, family).fit_rows(used, previous.params if previous else None), used
@@ -217,8 +235,13 @@ class EnsembleWorld:
              for start, size, take in zip(np.cumsum([0, *sizes[:-1]]), sizes, takes, strict=True)]
         )  # fmt: skip
         mask = np.zeros((len(self.block.seeds), sum(sizes)), bool)
+        exists = np.ones_like(mask)
+        for start, take in zip(np.cumsum([0, *sizes]), takes, strict=False):
+            if take.batch.row_weights is not None:
+                exists[:, start : start + take.batch.row_weights.shape[1]] = take.batch.row_weights > 0
         for s, stream in enumerate(self.block.streams("subsample", t)):
-            mask[s, offered[stream.generator().choice(len(offered), budget, replace=False, shuffle=False)]] = True
+            own = offered[exists[s, offered]]
+            mask[s, own[stream.generator().choice(len(own), min(budget, len(own)), replace=False, shuffle=False)]] = True
         return cast(list[Array], np.split(mask, np.cumsum(sizes)[:-1], axis=1))
 
     def _keep_ended_chains(self, t: int, fitted: EnsembleFit, previous: EnsembleModel | None) -> EnsembleModel:
@@ -237,14 +260,17 @@ class EnsembleWorld:
 
     def sample(self, t: int, model: EnsembleModel, n: int) -> EnsembleBatch:
         def draw() -> EnsembleBatch:
-            return self._sample(t, model, n)
+            return self.sample_round(t, model, n, 0)
 
         batch = self.block.once(("first sample", n), draw) if t == 1 else draw()  # all policies share the first model
+        if n and self.curation.new_rows:
+            batch = curate_samples(self, t, model, n, batch)
         if not self.measures:
             self.samples[t] = batch
         return batch
 
-    def _sample(self, t: int, model: EnsembleModel, n: int) -> EnsembleBatch:
+    def sample_round(self, t: int, model: EnsembleModel, n: int, round_: int) -> EnsembleBatch:
+        """n rows of every model. Every round has other random numbers and the same conditioning inputs."""
         block = self.block
         if n == 0:
             return EnsembleBatch()
@@ -253,8 +279,9 @@ class EnsembleWorld:
             design = self.initial.statistics if block.source.has_fixed_design() else None
             family, rng = cast(SupportsSufficientStatistics, block.family), block.generator("synthetic", t)
             return EnsembleBatch(statistics=family.draw_statistics(model.params, n, sampler, block.truth(), design, rng))
-        inputs, streams = self._draw_inputs(t, n), block.streams("sample", t)
-        return EnsembleBatch(rows=cast(SupportsEnsemble, block.family).sample_rows(model.params, n, sampler, inputs, streams))
+        inputs, streams = self.draw_inputs(t, n), block.streams("sample", t, *(("round", round_) if round_ else ()))
+        rows = cast(SupportsEnsemble, block.family).sample_rows(model.params, n, sampler, inputs, streams)
+        return EnsembleBatch(rows, synthetic=True)
 
     def measure(self, t: int, model: EnsembleModel, samples: EnsembleBatch) -> Iterator[SeedMeasurements]:
         block, seeds = self.block, self.block.seeds
@@ -270,6 +297,8 @@ class EnsembleWorld:
             for name, values in measured.items():
                 # Report the end of a chain once, on the metric's main value.
                 yield SeedMeasurements(self.policy, seeds, t, name, values, ended if name == metric.name else ended_before)
+        for name, values in self.curation_values.items():
+            yield SeedMeasurements(self.policy, seeds, t, name, values, dict.fromkeys(ended))
 
     def end_chain(self, t: int, status: str) -> Iterable[SeedMeasurements]:
         return ()  # every chain has had its last measurement
@@ -281,7 +310,7 @@ def ensemble_curves(block: SeedBlock, policy: Policy, generations: int) -> dict[
 
     def run_shard(shard: SeedBlock) -> Curves:
         curves = Curves(shard.seeds, generations)
-        for measured in loop(EnsembleWorld(policy.name, shard), policy, shard.n, generations):
+        for measured in loop(EnsembleWorld(policy.name, shard, Curation.of_policy(policy)), policy, shard.n, generations):
             curves.add_seeds(measured)
         return curves
 
@@ -315,6 +344,6 @@ def ensemble_trivial(block: SeedBlock, metric: str) -> dict[str, Array]:
 
 def sample_again(block: SeedBlock, policy: Policy, generations: int) -> tuple[Columns, dict[int, Columns]]:
     """Initial rows and samples by generation of a block on rows, with a leading seeds axis, drawn again: none are stored."""
-    world = EnsembleWorld(policy.name, block, measures=False)
+    world = EnsembleWorld(policy.name, block, Curation.of_policy(policy), measures=False)
     list(loop(world, policy, block.n, generations))
     return world.initial.rows, {t: batch.rows for t, batch in world.samples.items()}

@@ -15,26 +15,25 @@ from selfloop.columns import (
     Array,
     Columns,
     ColumnType,
+    Floats,
     Ints,
     Params,
     Ragged,
-    concat_rows,
     count_copies,
     count_rows,
     select_rows,
     take_spans,
 )
-from selfloop.component import Context, Curator, Encoder, Family, FeatureExtractor, Metric, Sampler, Source
+from selfloop.component import Context, Encoder, Family, FeatureExtractor, Metric, Sampler, Source
 from selfloop.engine.token_counts import first_tokens, row_lengths
 from selfloop.errors import ChainEndedError, DataError
 from selfloop.formats.safetensors import ColumnWriter, NamedArrays, gather_rows, read_safetensors
 from selfloop.protocols import CorpusSource, SupportsRelabel, SupportsTrivialModel, UsesEncoder
 from selfloop.snapshots import Snapshot
 from selfloop.store.identity import stored_step
-from selfloop.types import RowTake, TrainingRows, Unit
+from selfloop.types import WEIGHT, RowTake, TrainingRows, Unit
 
 MIN_FEATURE_ROWS = 4  # two to learn features from, and two others to compare with
-MAX_CURATION_ROUNDS = 16  # sampling stops after this many times the requested rows
 
 
 @stored_step("draw_real", version=1)
@@ -174,15 +173,16 @@ def fit(  # noqa: PLR0913  # they are the identity of a fit
             lengths = np.concatenate([row_lengths(rows)[:size] for (rows, _, _), size in zip(takes, sizes, strict=True)])
             drawn = np.sort(order[first_tokens(lengths[order]) < budget])
         else:
-            drawn = np.sort(rng.choice(sum(sizes), budget, replace=False, shuffle=False))
+            drawn = np.sort(rng.choice(sum(sizes), min(budget, sum(sizes)), replace=False, shuffle=False))
         ends = np.cumsum(sizes)
         indices = [drawn[(drawn >= end - size) & (drawn < end)] - (end - size) for size, end in zip(sizes, ends, strict=True)]
     used = [
-        RowTake(rows, chosen, weight)
+        RowTake(rows, chosen, weight, cast("Floats | None", rows.get(WEIGHT)))
         for (rows, _, weight), chosen in zip(takes, indices, strict=True)
         if chosen is None or len(chosen)
     ]
-    shared = [name for name in used[0].rows if all(name in take.rows for take in used)]  # samples may lack labels
+    # samples may lack labels
+    shared = [name for name in used[0].rows if name != WEIGHT and all(name in take.rows for take in used)]
     if not shared:
         raise DataError(f"family.{family.name}: its samples have no column of the source. Correct its `sample`.")
     rows = TrainingRows(tuple(used), prepared or {}).select_columns(*shared)
@@ -196,7 +196,7 @@ def _count_first(rows: Columns, k: int | None, unit: Unit) -> int:
     """Number of the first rows that are k rows, or that have k tokens, the last one whole; None: of all rows."""
     if k is None:
         return count_rows(rows)
-    return k if unit == "rows" else int(np.searchsorted(first_tokens(row_lengths(rows)), k))
+    return min(k, count_rows(rows)) if unit == "rows" else int(np.searchsorted(first_tokens(row_lengths(rows)), k))
 
 
 @stored_step("sample", version=1)
@@ -210,36 +210,6 @@ def sample(family: Family, params: Params, n: int, sampler: Sampler, inputs: Col
         expected = ", ".join(family.required_columns) or "those of the source"
         raise DataError(f"family.{family.name}: sample returned columns {', '.join(rows) or 'none'}; expected {expected}.")
     return rows
-
-
-@stored_step("sample_curated", version=1)
-def sample_curated(
-    model: tuple[Family, Params, Sampler],
-    n: int,
-    inputs: Columns | None,
-    curators: tuple[Curator, ...],
-    initial: Columns,
-    ctx: Context,
-) -> Columns:
-    """n rows of a model that every curator kept; ChainEndedError("too_few_curated_rows") if they are too rare.
-
-    Curators see rows in the source's columns: encoded rows are decoded, and kept rows are encoded again, whole. A text that
-    was cut at the maximum length therefore counts as a text that ended there.
-    """
-    (family, params, sampler), batches = model, list[Columns]()
-    encoder = family.encoder() if isinstance(family, UsesEncoder) else None
-    initial = encoder.decode(initial, params) if encoder else initial
-    for turn in range(MAX_CURATION_ROUNDS):
-        rows = sample(family, params, n, sampler, inputs, ctx.child("sample", turn))
-        rows = encoder.decode(rows, params) if encoder else rows
-        for curator in curators:
-            rows = curator.curate(rows, initial, ctx.child(curator.name, turn))
-        if count_rows(rows):
-            batches.append(rows)
-        if sum(map(count_rows, batches)) >= n:
-            rows = select_rows(concat_rows(batches), np.arange(n))
-            return encoder.encode(rows, params) if encoder else rows
-    raise ChainEndedError("too_few_curated_rows")
 
 
 @stored_step("match_tokens", version=1)

@@ -13,9 +13,11 @@ from typing import Any, cast
 from selfloop.columns import Params
 from selfloop.component import Context, Sampler, Source
 from selfloop.engine import steps
+from selfloop.engine.curation import STARVED, Curation, curate_samples, curate_training_rows
 from selfloop.engine.curves import NOT_FINITE
 from selfloop.engine.measuring import measured_values
 from selfloop.engine.token_counts import sample_tokens, take_corpus_tokens
+from selfloop.errors import ChainEndedError
 from selfloop.protocols import CorpusSource, UsesEncoder
 from selfloop.rng import RandomStream
 from selfloop.spec.point import Point, place_rows
@@ -46,6 +48,9 @@ class StoredWorld:
     inputs: dict[int, ObjectRef | None] = field(default_factory=dict)
     ended: tuple[int, str] | None = None  # generation and status
     refs: dict[object, ObjectRef] = field(default_factory=dict)  # results used more than once
+    curation: Curation = field(default_factory=Curation)  # of the policy
+    curation_values: dict[int, dict[str, float]] = field(default_factory=dict)  # measurements of it, by generation
+    starved: set[ObjectRef] = field(default_factory=set)  # batches with too few curated rows
 
     def context(self, *names: str | int) -> Context:
         """The context of a step. All policies of a seed have the same random streams, which pairs them."""
@@ -112,6 +117,10 @@ class StoredWorld:
         return self.call_once(("inputs", n, t), steps.draw_inputs, source, n, self.initial, ctx)
 
     def fit(self, t: int, takes: list[Take[ObjectRef | None]], budget: int | None, previous: ObjectRef | None) -> ObjectRef:
+        if any(take.batch in self.starved for take in takes):
+            raise ChainEndedError(STARVED)
+        if self.curation.training_rows and t > 1:
+            takes = curate_training_rows(self, t, takes)
         parts = tuple((take.batch, take.rows, take.weight) for take in takes)
         family, init_from = self.point.spec.family.for_generation(t), self.point.spec.init_from
         init = previous if init_from == "previous" else None
@@ -122,19 +131,20 @@ class StoredWorld:
         return self.models[t]
 
     def sample(self, t: int, model: ObjectRef, n: int) -> ObjectRef | None:
-        self.samples[t] = self._sample(t, model, n) if n else None
+        if n and self.curation.new_rows:  # curated rows are not in the order of their inputs: none to show beside them
+            self.samples[t] = curate_samples(self, t, model, n)
+        else:
+            self.samples[t], self.inputs[t] = self.sample_round(t, model, n, 0) if n else (None, None)
         return self.samples[t]
 
-    def _sample(self, t: int, model: ObjectRef, n: int) -> ObjectRef:
-        spec, ctx = self.point.spec, self.context("sample", t)
+    def sample_round(self, t: int, model: ObjectRef, n: int, round_: int) -> tuple[ObjectRef, ObjectRef | None]:
+        """n rows of a model and their conditioning inputs. Every round has other random numbers and the same inputs."""
+        spec, ctx = self.point.spec, self.context("sample", t, *(("round", round_) if round_ else ()))
         sampler = spec.sampler.for_generation(t, self.truth())
         if spec.unit == "tokens":
-            return self._call(sample_tokens, spec.family, model, n, sampler, self.initial, ctx)
+            return self._call(sample_tokens, spec.family, model, n, sampler, self.initial, ctx), None
         inputs = self._draw_prompts(sampler, n) or self._draw_inputs(t, n)
-        if spec.curators:  # curated rows are no longer in the order of their inputs: no `inputs` to show beside them
-            return self._call(steps.sample_curated, (spec.family, model, sampler), n, inputs, spec.curators, self.initial, ctx)
-        self.inputs[t] = inputs
-        return self._call(steps.sample, spec.family, model, n, sampler, inputs, ctx)
+        return self._call(steps.sample, spec.family, model, n, sampler, inputs, ctx), inputs
 
     def _draw_prompts(self, sampler: Sampler, n: int) -> ObjectRef | None:
         if type(sampler).draw_prompts is Sampler.draw_prompts:  # not overridden: rows without prompts
@@ -143,9 +153,13 @@ class StoredWorld:
         return prompts if isinstance(prompts, ObjectRef) else None  # no columns are stored as a value
 
     def measure(self, t: int, model: ObjectRef, samples: ObjectRef | None) -> Iterator[Measurement]:
+        if self.curation.new_rows and samples:  # what is measured are rows of the model
+            samples = self.sample_round(t, model, self.point.n, 0)[0]
         for name, value in measured_values(self, t, model, samples) if self.measures else ():
             status = NOT_FINITE if value is None else None
             yield Measurement(self.policy, self.seed, t, name, value, status, self.point.coordinates)
+        for name, share in self.curation_values.get(t, {}).items() if self.measures else ():
+            yield Measurement(self.policy, self.seed, t, name, share, None, self.point.coordinates)
 
     def holdout(self) -> ObjectRef | None:
         """The held-out real rows of this seed, if there are any."""

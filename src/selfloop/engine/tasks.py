@@ -15,12 +15,13 @@ import numpy as np
 
 from selfloop.columns import Params
 from selfloop.component import Policy
+from selfloop.engine.curation import Curation
 from selfloop.engine.curves import NOT_FINITE, STATUSES, TRIVIAL, VALUE, Curves
 from selfloop.engine.ensemble import SEEDS_PER_BLOCK, SeedBlock, ensemble_copies, ensemble_curves, ensemble_trivial
 from selfloop.engine.executors import Notify, count_cores
 from selfloop.engine.loop import iter_generations
 from selfloop.engine.stored import StoredWorld
-from selfloop.protocols import ControlsPolicy, CorpusSource, SupportsTrivialModel, UsesEncoder
+from selfloop.protocols import ControlsPolicy, CorpusSource, CuratesRows, SupportsTrivialModel, UsesEncoder
 from selfloop.spec.point import Point
 from selfloop.spec.spec import Spec
 from selfloop.store.calls import NotStoredError, Usage
@@ -48,7 +49,8 @@ class Task:
     def takes_over_interrupts(self) -> bool:
         """True if a component of the spec does: the task then runs in a worker process."""
         spec = self.point.spec
-        return any(part.takes_over_interrupts for part in (spec.source, spec.family, *spec.metrics, *spec.curators))
+        curators = [curator for policy in spec.policies if isinstance(policy, CuratesRows) for curator in policy.curators]
+        return any(part.takes_over_interrupts for part in (spec.source, spec.family, *spec.metrics, *curators))
 
     def __str__(self) -> str:
         labels, seeds = self.point.spec.policy_labels(), self.seeds
@@ -185,14 +187,16 @@ def replay_chain(task: Task) -> StoredWorld:
 
 def _chain_world(task: Task, store: Store, *, measures: bool = True) -> StoredWorld:
     label = task.point.spec.policy_labels()[task.policies[0]]
-    return StoredWorld(label, task.point, task.seeds[0], store, task.threads, measures)
+    curation = Curation.of_policy(task.point.spec.policies[task.policies[0]])
+    return StoredWorld(label, task.point, task.seeds[0], store, task.threads, measures, curation=curation)
 
 
 def _generations(task: Task, world: StoredWorld) -> Iterator[list[Measurement]]:
     policy, spec, n, store = task.point.spec.policies[task.policies[0]], task.point.spec, task.point.n, world.store
     may_differ = isinstance(spec.family, UsesEncoder) and spec.unit == "rows"  # in tokens, with equal numbers of rows
     if isinstance(policy, ControlsPolicy) and policy.rows == "fresh" and may_differ:
-        other = StoredWorld("", task.point, task.seeds[0], store, task.threads, measures=False)
+        curation = Curation.of_policy(policy.of)
+        other = StoredWorld("", task.point, task.seeds[0], store, task.threads, measures=False, curation=curation)
         others = iter_generations(other, policy.of, n, task.generations)
 
         def matched(k: int) -> ObjectRef | None:

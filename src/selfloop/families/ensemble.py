@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import reduce
 from typing import TypeVar, cast
 
@@ -43,6 +44,7 @@ class EnsembleFamily(Family):
                 {name: np.asarray(column)[None] for name, column in take.rows.items()},
                 None if take.indices is None else take.indices[None],
                 take.weight,
+                row_weights=None if take.row_weights is None else take.row_weights[None],
             )
             for take in rows.takes
         ]
@@ -78,7 +80,14 @@ def mass_shares(counts: Sequence[Floats], weights: Sequence[float]) -> list[Floa
 
 
 def row_counts(take: EnsembleTake) -> Floats | None:
-    """How often each row of the batch is taken, (seeds, rows); None if every row is taken once."""
+    """How often each row of the batch is taken times its own weight, (seeds, rows); None if every row counts once."""
+    counts = _index_counts(take)
+    if take.row_weights is None or counts is None:
+        return take.row_weights if counts is None else counts
+    return counts * take.row_weights
+
+
+def _index_counts(take: EnsembleTake) -> Floats | None:
     indices = take.indices
     if indices is None:
         return None
@@ -99,6 +108,17 @@ def taken_rows(take: EnsembleTake, name: str) -> Array:
     return np.asarray(column[np.arange(len(column))[:, None], indices])
 
 
+def weights_of_rows(take: EnsembleTake) -> Floats:
+    """Weight of every row of the batch beside that of the take, (seeds, rows)."""
+    shape = np.asarray(next(iter(take.rows.values()))).shape[:2]
+    return np.ones(shape) if take.row_weights is None else take.row_weights
+
+
+def taken_weights(take: EnsembleTake) -> Floats:
+    """Weight of every row of a take beside that of the take, (seeds, rows)."""
+    return np.asarray(taken_rows(replace(take, rows={"weight": weights_of_rows(take)}), "weight"), np.float64)
+
+
 def has_budget(takes: Sequence[EnsembleTake]) -> bool:
     """True if the training rows were drawn from all takes under one budget."""
     return any(isinstance(take.indices, np.ndarray) and take.indices.dtype == bool for take in takes)
@@ -107,9 +127,14 @@ def has_budget(takes: Sequence[EnsembleTake]) -> bool:
 def budget_rows(takes: Sequence[EnsembleTake], *names: str) -> tuple[list[Array], Floats]:
     """The named columns of the rows drawn under a budget, (seeds, budget, ...) each, and the weight of every row."""
     masks = [np.asarray(take.indices) for take in takes]
-    positions = np.nonzero(np.concatenate(masks, axis=1))[1].reshape(len(masks[0]), -1)
+    joined = np.concatenate(masks, axis=1)
+    drawn = joined.sum(axis=1, keepdims=True)  # fewer than the budget for a seed with too few curated rows
+    positions = np.argsort(~joined, axis=1, kind="stable")[:, : drawn.max()]
     ends = np.cumsum([mask.shape[1] for mask in masks])
     weights = np.array([take.weight for take in takes])[np.searchsorted(ends, positions, side="right")]
+    if any(take.row_weights is not None for take in takes):
+        weights = weights * gather_across_takes([weights_of_rows(take) for take in takes], positions)
+        weights = np.where(np.arange(positions.shape[1]) < drawn, weights, 0)
     return [gather_across_takes([np.asarray(take.rows[name]) for take in takes], positions) for name in names], weights
 
 

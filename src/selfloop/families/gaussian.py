@@ -12,7 +12,16 @@ from numpy.random import Generator
 
 from selfloop.columns import Columns, Floats, Params
 from selfloop.component import Context, Sampler
-from selfloop.families.ensemble import EnsembleFamily, budget_rows, has_budget, mass_shares, memoize, row_counts, sum_in_order
+from selfloop.families.ensemble import (
+    EnsembleFamily,
+    budget_rows,
+    has_budget,
+    mass_shares,
+    memoize,
+    row_counts,
+    sum_in_order,
+    weights_of_rows,
+)
 from selfloop.families.trivial import normal_nll
 from selfloop.families.wishart import bartlett, matrix_root, split_generator
 from selfloop.protocols import EnsembleFit, SufficientStatistics
@@ -51,7 +60,8 @@ class Gaussian(EnsembleFamily):
     def fit_rows(self, takes: Sequence[EnsembleTake], previous: Params | None) -> EnsembleFit:
         if self.pooled and has_budget(takes):
             (x,), weights = budget_rows(takes, "x")  # reads the drawn rows only
-            return self.fit_statistics(_weighted_statistics(cast(Floats, x), weights / weights.mean(axis=1, keepdims=True)))
+            n = np.count_nonzero(weights, axis=1)[:, None]  # rows of weight 0 do not exist
+            return self.fit_statistics(_weighted_statistics(cast(Floats, x), weights / (weights.sum(1, keepdims=True) / n)))
         return self.fit_statistics(self.merge([(_statistics(take), take.weight) for take in takes]))
 
     def sample_rows(
@@ -126,10 +136,10 @@ def _mean_and_root(params: Params, sampler: Sampler) -> tuple[Floats, Floats]:
 
 def _statistics(take: EnsembleTake) -> SufficientStatistics:
     """Statistics of the rows of a take; those of a whole batch are computed once."""
-    x, counts = cast(Floats, take.rows["x"]), row_counts(take)
-    if counts is None:
-        return memoize(take, "statistics", lambda: _weighted_statistics(x, np.ones(x.shape[:2])))
-    return _weighted_statistics(x, counts)
+    x = cast(Floats, take.rows["x"])
+    if take.indices is None:
+        return memoize(take, "statistics", lambda: _weighted_statistics(x, weights_of_rows(take)))
+    return _weighted_statistics(x, cast(Floats, row_counts(take)))
 
 
 def _weighted_statistics(x: Floats, weights: Floats) -> SufficientStatistics:

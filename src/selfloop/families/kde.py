@@ -11,7 +11,14 @@ import numpy as np
 from selfloop.columns import Array, Columns, Floats, Ints, Params
 from selfloop.component import Context, Sampler
 from selfloop.errors import DataError
-from selfloop.families.ensemble import EnsembleFamily, budget_rows, gather_across_takes, has_budget, taken_rows
+from selfloop.families.ensemble import (
+    EnsembleFamily,
+    budget_rows,
+    gather_across_takes,
+    has_budget,
+    taken_rows,
+    taken_weights,
+)
 from selfloop.families.trivial import normal_nll
 from selfloop.protocols import EnsembleFit
 from selfloop.rng import RandomStream
@@ -55,17 +62,21 @@ class Kde(EnsembleFamily):
         if has_budget(takes):
             arrays, weight = budget_rows(takes, "x")
             length = np.ones(weight.shape[1], np.int64)
+        elif any(take.row_weights is not None for take in takes):
+            arrays = [taken_rows(take, "x") for take in takes]
+            weight = np.concatenate([take.weight * taken_weights(take) for take in takes], axis=1)
+            length = np.ones(weight.shape[1], np.int64)
         else:
             arrays = [taken_rows(take, "x") for take in takes]
             weight = np.tile([take.weight for take in takes], (len(arrays[0]), 1)).astype(np.float64)
             length = np.array([array.shape[1] for array in arrays])
-        n, seeds = int(length.sum()), len(arrays[0])
+        n, seeds = (weight > 0).astype(np.int64) @ length, len(arrays[0])  # rows of weight 0 do not exist
         if (weight == weight[:, :1]).all():
-            weight, length = np.ones((seeds, 1)), np.array([n])
+            weight, length = np.ones((seeds, 1)), n[:1]
         rows: dict[str, Array] = {f"x.{i}": array for i, array in enumerate(arrays)}
         params = {"weight": weight, "length": np.tile(length, (seeds, 1)), **rows}
         d = arrays[0].shape[2]
-        bandwidth = self._width(n, d) * (_column_spreads(params) if self.standardize else np.ones((seeds, d)))
+        bandwidth = self._width(n, d)[:, None] * (_column_spreads(params) if self.standardize else np.ones((seeds, d)))
         return EnsembleFit({"bandwidth": bandwidth, **params})
 
     def sample_rows(
@@ -103,7 +114,7 @@ class Kde(EnsembleFamily):
         A whole batch contributes the log of a sum of kernels, which is computed once per batch and bandwidth. (A standardized
         bandwidth is another one for every fit.)
         """
-        if any(isinstance(take.indices, np.ndarray) for take in takes):
+        if any(isinstance(take.indices, np.ndarray) or take.row_weights is not None for take in takes):
             return _log_density(params, np.asarray(rows["x"], np.float64))
         points, width = np.asarray(rows["x"], np.float64), np.asarray(params["bandwidth"], np.float64)
         sums = [_cached_log_sum(take, points, width) for take in takes]
@@ -117,13 +128,12 @@ class Kde(EnsembleFamily):
         mass = sum(take.weight * taken_rows(take, "x").shape[1] for take in takes)
         return np.asarray(top + np.log(total / mass) - _log_normalizer(width)[:, None])
 
-    def _width(self, n: int, d: int) -> float:
-        """The bandwidth for n rows in d dimensions (weights do not count), as in scikit-learn's KernelDensity."""
-        if self.bandwidth == "scott":
-            return float(n ** (-1 / (d + 4)))
-        if self.bandwidth == "silverman":
-            return float((n * (d + 2) / 4) ** (-1 / (d + 4)))
-        return self.bandwidth
+    def _width(self, n: Ints, d: int) -> Floats:
+        """The bandwidth of each seed for n rows in d dimensions (weights do not count), as in scikit-learn's KernelDensity."""
+        if isinstance(self.bandwidth, str):
+            rows = n if self.bandwidth == "scott" else n * (d + 2) / 4
+            return np.array([float(k) ** (-1 / (d + 4)) for k in rows])
+        return np.full(len(n), self.bandwidth)
 
 
 def _model_rows(params: Params) -> list[Floats]:
@@ -172,7 +182,7 @@ def _log_density(params: Params, points: Floats) -> Floats:
     arrays, width = _model_rows(params), np.asarray(params["bandwidth"], np.float64)
     x = arrays[0] if len(arrays) == 1 else np.concatenate(arrays, axis=1)
     weights = _row_weights(params)
-    sums = _log_kernel_sum(x, points, width, np.log(weights))
+    sums = _log_kernel_sum(x, points, width, np.log(np.maximum(weights, 1e-300)))  # 0: a row that does not exist
     return np.asarray(sums - np.log(weights.sum(axis=1, keepdims=True)) - _log_normalizer(width)[:, None])
 
 

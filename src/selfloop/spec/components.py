@@ -10,17 +10,20 @@ from typing import Any, TypeVar
 from selfloop.component import Component
 from selfloop.errors import SettingError, SpecError, shown, unknown_name
 from selfloop.plugins import component_class, component_names
+from selfloop.protocols import CuratesRows
 from selfloop.settings import (
     Settings,
     allowed_classes,
     check_setting,
     default_of,
     describe_fields,
+    item_classes,
     setting_types,
     settings_tables,
 )
 
 S = TypeVar("S")
+CURATION_KEYS = {"curators", "max_rounds"}  # in the table of any policy
 
 
 def make_component(kind: str, value: Any, key: str) -> Any:
@@ -28,6 +31,10 @@ def make_component(kind: str, value: Any, key: str) -> Any:
     if isinstance(value, Component):
         return value
     table = {"name": value} if isinstance(value, str) else value
+    if kind == "policy" and isinstance(table, Mapping) and table.get("name") != "curated" and CURATION_KEYS & set(table):
+        inner = {name: setting for name, setting in table.items() if name not in CURATION_KEYS}
+        curation = {name: table[name] for name in CURATION_KEYS & set(table)}
+        return make_component(kind, {"name": "curated", "of": inner, **curation}, key)
     if not isinstance(table, Mapping) or not isinstance(table.get("name"), str):
         allowed = ", ".join(component_names(kind))
         raise SpecError(f"{key}: got {shown(value)}; expected a name or a table with a name. Allowed: {allowed}.")
@@ -69,7 +76,10 @@ def _read_settings(cls: type[Any], table: Mapping[str, Any], key: str, base: Any
             raise SpecError(unknown_name(f"{key}.{name}", name, defaults, "key"))
         default, hint = defaults[name], hints.get(name, Any)
         kinds = [allowed.component_kind for allowed in allowed_classes(hint) if issubclass(allowed, Component)]
-        if kinds and isinstance(value, str) and str not in allowed_classes(hint):
+        listed = [item.component_kind for item in item_classes(hint) if issubclass(item, Component)]
+        if listed:
+            values[name] = make_components(listed[0], value, f"{key}.{name}")
+        elif kinds and isinstance(value, str) and str not in allowed_classes(hint):
             values[name] = make_component(kinds[0], value, f"{key}.{name}")
         elif isinstance(value, Mapping) and "name" in value and kinds:
             if getattr(default, "name", None) == value["name"]:  # single settings of the default are changed
@@ -97,7 +107,13 @@ def errors_under(key: str) -> Iterator[None]:
 
 
 def policy_label(policy: Component, with_settings: bool) -> str:
-    """Name of a policy, with `with_settings` followed by the settings that are not default: `fresh(ratio=2)`."""
+    """Name of a policy, with `with_settings` followed by the settings that are not default: `fresh(ratio=2)`.
+
+    Curators follow the name of their policy: `replace + verifier(share=0.5)`.
+    """
+    if isinstance(policy, CuratesRows):
+        rounds = [] if policy.max_rounds is None or not with_settings else [f"max_rounds={policy.max_rounds}"]
+        return " + ".join([*(policy_label(part, with_settings) for part in (policy.of, *policy.curators)), *rounds])
     changed = [
         f"{setting.name}={_short(getattr(policy, setting.name))}"
         for setting in describe_fields(type(policy))

@@ -16,6 +16,7 @@ from selfloop.policies.schedule import ScheduleEntry, schedule
 from selfloop.protocols import (
     ControlsPolicy,
     CorpusSource,
+    CuratesRows,
     SupportsCheck,
     SupportsEnsemble,
     SupportsEnsembleMeasure,
@@ -24,7 +25,7 @@ from selfloop.protocols import (
     UsesEncoder,
 )
 from selfloop.rng import RandomStream
-from selfloop.settings import find_unused
+from selfloop.settings import Settings, find_unused
 from selfloop.types import Coordinates
 
 if TYPE_CHECKING:
@@ -80,6 +81,8 @@ def resolve_point(spec: Spec, coordinates: Coordinates) -> Point:
     spec = replace(spec, n=n, holdout=holdout)
     _check_abilities(spec)
     worlds = tuple(_world(spec, policy, n) for policy in spec.policies)
+    if any(isinstance(policy, CuratesRows) for policy in spec.policies):  # all on rows, so that they share random numbers
+        worlds = tuple("rows" if world == "statistics" else world for world in worlds)
     point = Point(coordinates, spec, n, holdout, worlds, n_real if spec.subsets == "disjoint" else 0)
     _check_memory(point)
     return point
@@ -140,8 +143,9 @@ def _resolve_tokens(spec: Spec) -> tuple[int, int, int]:
         raise SpecError(f"unit: got 'tokens'; family {spec.family.name} models no text. Remove the key.")
     if spec.n is None:
         raise SpecError("n: missing; with unit = 'tokens', set n to the number of initial real tokens.")
-    if spec.subsets == "disjoint" or spec.curators:
-        key = "curators" if spec.curators else "subsets"
+    has_curators = any(isinstance(policy, CuratesRows) for policy in spec.policies)
+    if spec.subsets == "disjoint" or has_curators:
+        key = "curators" if has_curators else "subsets"
         raise SpecError(
             f"{key}: cannot be combined with unit = 'tokens', which counts rows as they come. Remove one of the two."
         )
@@ -202,10 +206,14 @@ def _check_abilities(spec: Spec) -> None:
 
 def _check_used(spec: Spec) -> None:
     """Raise SpecError for a setting that cannot change a result of this spec."""
-    components = {"source": spec.source, "family": spec.family, "family.sampler": spec.sampler}
-    for kind in ("policies", "metrics", "criteria", "curators"):
-        components |= {f"{kind} {component.name}": component for component in getattr(spec, kind)}
-    for key, component in components.items():
+    components: list[tuple[str, Settings]]
+    components = [("source", spec.source), ("family", spec.family), ("family.sampler", spec.sampler)]
+    curators = [curator for policy in spec.policies if isinstance(policy, CuratesRows) for curator in policy.curators]
+    kinds = {"policies": spec.policies, "metrics": spec.metrics, "criteria": spec.criteria, "curators": curators}
+    components += [(f"{kind} {component.name}", component) for kind, named in kinds.items() for component in named]
+    for curator in curators:
+        curator.check(spec.source, spec.family, spec.sampler)
+    for key, component in components:
         for name, value, why in find_unused(component):
             raise SpecError(f"{key}.{name}: got {shown(value)}, which changes nothing: {why}. Remove the key.")
     if spec.init_from != "scratch" and isinstance(spec.family, SupportsEnsemble):
@@ -216,11 +224,13 @@ def _check_used(spec: Spec) -> None:
 def _world(spec: Spec, policy: Policy, n: int) -> World:
     """The world in which a policy runs."""
     family, source = spec.family, spec.source
-    if spec.curators or spec.init_from != "scratch" or not isinstance(family, SupportsEnsemble | SupportsSufficientStatistics):
+    if spec.init_from != "scratch" or not isinstance(family, SupportsEnsemble | SupportsSufficientStatistics):
         return "stored"
     if not all(isinstance(metric, SupportsEnsembleMeasure) for metric in spec.metrics):
         return "stored"
     if not isinstance(family, SupportsSufficientStatistics) or source.exact_family != family.name:
+        return "rows"
+    if isinstance(policy, CuratesRows):
         return "rows"
     if any(isinstance(metric, SupportsEnsembleMeasure) and metric.uses_rows for metric in spec.metrics):
         return "rows"

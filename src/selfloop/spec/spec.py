@@ -17,7 +17,7 @@ from selfloop.component import Better, Context, Criterion, Curator, Family, Metr
 from selfloop.errors import SpecError, shown, unknown_name
 from selfloop.plugins import component_names, usable_names
 from selfloop.policies.schedule import MAX_BATCH_ROWS
-from selfloop.protocols import SupportsLogProb
+from selfloop.protocols import ControlsPolicy, CuratesRows, SupportsLogProb
 from selfloop.rng import RandomStream
 from selfloop.settings import PositiveFloat, Settings, check_setting, check_size, setting_types
 from selfloop.snapshots import Scenario
@@ -55,7 +55,7 @@ class Spec:
     policies: tuple[Policy, ...] = ("replace", "accumulate")  # type: ignore[assignment]  # names become components
     metrics: tuple[Metric, ...] = ()  # empty: the family's own
     criteria: tuple[Criterion, ...] = ()  # empty: all that are installed
-    curators: tuple[Curator, ...] = ()
+    curators: tuple[Curator, ...] = ()  # of every policy that has none of its own
     init_from: str | Path = "scratch"
     sweep: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
     primary: PrimaryComparison | None = None
@@ -80,7 +80,9 @@ class Spec:
         set_("policies", make_components("policy", self.policies, "policies"))
         set_("metrics", self._chosen_metrics())
         set_("criteria", make_components("criterion", self.criteria or usable_names("criterion"), "criteria"))
-        set_("curators", make_components("curator", self.curators, "curators"))
+        curators = make_components("curator", self.curators, "curators")
+        set_("policies", tuple(_with_curators(policy, curators) for policy in self.policies))
+        set_("curators", ())  # they are the policies' now
         primary: Any = self.primary
         if isinstance(primary, Mapping):
             set_("primary", make_settings(PrimaryComparison, primary, "primary"))
@@ -150,8 +152,8 @@ class Spec:
 
     def policy_labels(self) -> tuple[str, ...]:
         """The policies' names, with the changed settings if two share a name."""
-        names = [policy.name for policy in self.policies]
-        return tuple(policy_label(policy, names.count(policy.name) > 1) for policy in self.policies)
+        names = [policy_label(policy, with_settings=False) for policy in self.policies]
+        return tuple(policy_label(p, names.count(name) > 1) for p, name in zip(self.policies, names, strict=True))
 
     def risk_metric(self) -> str | None:
         """The metric that stands for risk: the first of which lower is better."""
@@ -167,8 +169,19 @@ class Spec:
 
     def scenario(self, policy: Policy, n: int) -> Scenario:
         """The scenario that laws and published curves are matched to."""
-        curated, init_from = bool(self.curators), str(self.init_from)
-        return Scenario(policy, self.source, self.family, self.sampler, n, self.generations, curated, init_from)
+        curation = (policy.curators, policy.max_rounds) if isinstance(policy, CuratesRows) else ((), None)
+        policy = policy.of if isinstance(policy, CuratesRows) else policy
+        chain = policy, self.source, self.family, self.sampler, n, self.generations
+        return Scenario(*chain, *curation, init_from=str(self.init_from))
+
+
+def _with_curators(policy: Policy, curators: tuple[Curator, ...]) -> Policy:
+    """The policy with the spec's curators, if it has none of its own; the control of a policy stays one of that policy."""
+    if isinstance(policy, CuratesRows) or not curators:
+        return policy
+    if isinstance(policy, ControlsPolicy):
+        return replace(policy, of=_with_curators(policy.of, curators))  # type: ignore[type-var]  # a dataclass
+    return cast(Policy, make_component("policy", {"name": "curated", "of": policy, "curators": curators}, "curators"))
 
 
 def check_keys(keys: Iterable[str], allowed: Collection[str]) -> None:

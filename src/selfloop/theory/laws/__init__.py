@@ -10,6 +10,7 @@ from selfloop.snapshots import Scenario
 from selfloop.store.identity import package_of
 from selfloop.theory.law import Kind, Law, schedule_entries
 from selfloop.theory.laws import discrete, gaussian, linear
+from selfloop.theory.moments import NoiseLedger, noise_ledger
 from selfloop.types import Limit
 
 MAX_TAKES = 50_000  # of all generations: the time of moments is quadratic in batches; `accumulate` reaches it at t = 315
@@ -42,7 +43,7 @@ def law_curves(scenario: Scenario) -> list[LawCurve]:
     """
     laws = LAWS.get((scenario.family.name, scenario.source.name), ())
     built_in = all(package_of(type(component)) == "selfloop" for component in (scenario.family, scenario.source))
-    if not built_in or not laws or scenario.curated or scenario.init_from != "scratch":
+    if not built_in or not laws or scenario.curators or scenario.init_from != "scratch":
         return []
     takes = [take for entry in schedule_entries(scenario) for take in entry.plan.takes]
     if len(takes) > MAX_TAKES:
@@ -56,3 +57,12 @@ def law_curves(scenario: Scenario) -> list[LawCurve]:
         for law in laws
         if (values := law.values(scenario)) is not None
     ]  # fmt: skip
+
+
+def law_ledger(scenario: Scenario) -> NoiseLedger | None:
+    """The noise ledger behind the laws of a scenario; None if they do not follow from moments."""
+    names = {curve.law for curve in law_curves(scenario)}
+    for law in LAWS.get((scenario.family.name, scenario.source.name), ()):
+        if law.estimator and law.name in names:
+            return noise_ledger(scenario.policy, scenario.n, scenario.generations, law.estimator(scenario))
+    return None
