@@ -14,7 +14,7 @@ from typing import ClassVar, Literal, Protocol, runtime_checkable
 
 import numpy as np
 
-from selfloop.columns import Array, Columns, Floats, Ints, Params, Ragged
+from selfloop.columns import Array, Bools, Columns, Floats, Ints, Params, Ragged
 from selfloop.component import Context, Curator, Encoder, FeatureExtractor, Policy, Sampler, Source
 from selfloop.rng import RandomStream
 from selfloop.snapshots import EnsembleSnapshot, EnsembleTake
@@ -55,6 +55,13 @@ class SupportsRelabel(Protocol):
     """A source that can draw fresh real outcomes for given inputs: fresh real rows of a fixed design."""
 
     def relabel(self, inputs: Columns, first: int, ctx: Context) -> Columns: ...
+
+
+@runtime_checkable
+class SupportsTruth(Protocol):
+    """A source that can check mechanically whether each row is right."""
+
+    def is_correct(self, rows: Columns) -> Bools: ...
 
 
 @runtime_checkable

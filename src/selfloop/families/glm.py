@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, ClassVar, Literal, NamedTuple, cast
+from typing import Annotated, ClassVar, Literal, cast
 
 import numpy as np
 
 from selfloop.columns import Array, Columns, Floats, Params
 from selfloop.component import Component, Context, Sampler
 from selfloop.errors import DataError
-from selfloop.families.ensemble import EnsembleFamily, budget_rows, has_budget, row_counts, taken_rows
-from selfloop.families.trivial import risk_without_inputs
+from selfloop.families.design_rows import DesignRows, sum_design_rows
+from selfloop.families.ensemble import EnsembleFamily
+from selfloop.families.trivial import risk_without_inputs, squared_error_of_mean
 from selfloop.protocols import EnsembleFit
 from selfloop.rng import RandomStream
 from selfloop.snapshots import EnsembleTake
@@ -41,14 +42,6 @@ class GlmSampler(Sampler):
     ] = "sampled"
 
 
-class DesignRows(NamedTuple):
-    """Design rows, and for each row the mass of its training rows and their sum of outcomes; leading seeds axis."""
-
-    x: Floats
-    mass: Floats
-    total: Floats
-
-
 @dataclass(frozen=True, kw_only=True)
 class Glm(EnsembleFamily):
     """Generalized linear model with canonical link for outcomes `y` given inputs `x`.
@@ -68,7 +61,7 @@ class Glm(EnsembleFamily):
     def fit_rows(self, takes: Sequence[EnsembleTake], previous: Params | None) -> EnsembleFit:
         for take in takes:
             self._check_outcomes(take)
-        rows = _sum_by_design_row(takes) or _concat_rows(takes)
+        rows = sum_design_rows(takes)
         seeds, n, d = rows.x.shape
         coefficients = np.zeros((seeds, d))  # zeros remain for a seed without a model
         if n < d:
@@ -108,6 +101,8 @@ class Glm(EnsembleFamily):
         return np.asarray(y * linear - np.exp(np.minimum(linear, MAX_EXPONENT)) - gammaln(y + 1))
 
     def trivial_risk(self, metric: str, initial: Columns, holdout: Columns, truth: Params, ctx: Context) -> float | None:
+        if metric == "squared_error":
+            return squared_error_of_mean(initial["y"], holdout["y"])
         if metric not in ("nll", "log_loss"):
             return risk_without_inputs(metric, truth)
         from scipy.special import gammaln, xlogy
@@ -115,6 +110,13 @@ class Glm(EnsembleFamily):
         mean, y = np.mean(np.asarray(initial["y"], np.float64)), np.asarray(holdout["y"], np.float64)
         others = xlogy(1 - y, 1 - mean) if self.link == "logit" else -mean - gammaln(y + 1)
         return -float(np.mean(xlogy(y, mean) + others))
+
+    def predict_mean(self, params: Params, rows: Columns) -> Floats:
+        """Mean outcome of each row given its inputs; one chain or with a leading seeds axis."""
+        linear = _linear_predictor(params, rows)
+        if self.link == "logit":
+            return np.asarray(0.5 * (1 + np.tanh(linear / 2)))
+        return np.asarray(np.exp(np.minimum(linear, MAX_EXPONENT)))
 
     def predict(self, params: Params, rows: Columns) -> Floats:
         """The most probable outcome of each row; one chain or with a leading seeds axis."""
@@ -155,58 +157,6 @@ def _draw_outcomes(link: Link, linear: Floats, stream: RandomStream) -> Floats:
     if link == "logit":
         return np.asarray(rng.random(linear.shape) < 0.5 * (1 + np.tanh(linear / 2)), np.float64)
     return np.asarray(rng.poisson(np.exp(np.minimum(linear, MAX_LOG_RATE))), np.float64)
-
-
-def _concat_rows(takes: Sequence[EnsembleTake]) -> DesignRows:
-    if has_budget(takes):
-        columns, mass = budget_rows(takes, "x", "y")
-    else:
-        columns = [np.concatenate([taken_rows(take, name) for take in takes], axis=1) for name in ("x", "y")]
-        mass = np.concatenate([np.full(taken_rows(take, "y").shape, take.weight) for take in takes], axis=1)
-    x, y = (np.asarray(column, np.float64) for column in columns)
-    return DesignRows(x, mass, mass * y)
-
-
-def _sum_by_design_row(takes: Sequence[EnsembleTake]) -> DesignRows | None:
-    """The rows of all takes, summed by design row, so that t batches cost as much as one batch.
-
-    None if the takes do not share their inputs: row i must have the inputs of row i mod n.
-    """
-    design = np.asarray(takes[0].rows["x"])
-    seeds, n = len(design), _period(design)
-    mass, total = np.zeros((seeds, n)), np.zeros((seeds, n))
-    for take in takes:
-        if not _repeats_design(take, design):
-            return None
-        y, counts = np.asarray(take.rows["y"], np.float64), row_counts(take)
-        weight = np.broadcast_to(take.weight, y.shape) if counts is None else take.weight * counts
-        for first in range(0, y.shape[1], n):
-            copy = weight[:, first : first + n]
-            mass[:, : copy.shape[1]] += copy
-            total[:, : copy.shape[1]] += copy * y[:, first : first + n]
-    return DesignRows(np.asarray(design[:, :n], np.float64), mass, total)
-
-
-def _repeats_design(take: EnsembleTake, design: Array) -> bool:
-    """True if the inputs of the batch are the design, repeated as often as needed."""
-    x = np.asarray(take.rows["x"])
-    if x is design:
-        return True
-    cached = cast(tuple[Array, bool] | None, take.cache.get("repeats"))
-    if cached is None or cached[0] is not design:
-        n = design.shape[1]
-        copies = (x[:, first : first + n] for first in range(0, x.shape[1], n))
-        cached = design, all(np.array_equal(copy, design[:, : copy.shape[1]]) for copy in copies)
-        take.cache["repeats"] = cached
-    return cached[1]
-
-
-def _period(x: Array) -> int:
-    """Number of rows after which the inputs repeat, in every seed; the number of all rows if they do not repeat."""
-    for p in (np.flatnonzero((x[0, 1:] == x[0, 0]).all(axis=1)) + 1).tolist():
-        if np.array_equal(x[0, p:], x[0, :-p]) and np.array_equal(x[:, p:], x[:, :-p]):
-            return int(p)
-    return int(x.shape[1])
 
 
 def _maximize(link: Link, q: Floats, rows: DesignRows) -> tuple[Floats, Array, Floats]:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Annotated, ClassVar, Literal, cast
+from typing import Annotated, ClassVar, Literal, Self, cast
 
 import numpy as np
 from annotated_types import Ge, MinLen
@@ -14,7 +15,7 @@ from selfloop.columns import Columns, Floats, Params
 from selfloop.component import Context, Sampler
 from selfloop.errors import SpecError
 from selfloop.families.ensemble import EnsembleFamily, mass_shares, memoize, row_counts, sum_in_order
-from selfloop.families.trivial import normal_nll, risk_without_inputs
+from selfloop.families.trivial import normal_nll, risk_without_inputs, squared_error_of_mean
 from selfloop.families.wishart import bartlett, split_generator
 from selfloop.protocols import EnsembleFit, SufficientStatistics
 from selfloop.rng import RandomStream
@@ -81,7 +82,44 @@ def single_ridge(ridge: float | tuple[float, ...]) -> float:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Linear(EnsembleFamily):
+class NormalRegression(EnsembleFamily):
+    """A model of outcomes with normal noise, whose standard deviation is its param `noise`, fitted with a ridge."""
+
+    required_columns: ClassVar[tuple[str, ...]] = ("x", "y")
+    sampler_class: ClassVar[type[Sampler]] = LinearSampler
+    trivial_model: ClassVar[str] = "the same prediction for every row"
+    ridge: Ridge = 0.0
+
+    def for_generation(self, t: int) -> Self:
+        return replace(self, ridge=entry_of(self.ridge, t)) if isinstance(self.ridge, tuple) else self
+
+    @abstractmethod
+    def predict_mean(self, params: Params, rows: Columns) -> Floats:
+        """Mean outcome of each row given its inputs; one chain or with a leading seeds axis."""
+
+    def sample_rows(
+        self, params: Params, n: int, sampler: Sampler, inputs: Columns, streams: Sequence[RandomStream]
+    ) -> Columns:
+        levels = cast(LinearSampler, sampler).noise_levels(cast(Floats, params["noise"]))
+        noise = np.empty((len(levels), n))
+        for of_seed, stream in zip(noise, streams, strict=True):
+            stream.generator().standard_normal(out=of_seed)
+        return {**inputs, "y": self.predict_mean(params, inputs) + levels[:, None] * noise}
+
+    def trivial_risk(self, metric: str, initial: Columns, holdout: Columns, truth: Params, ctx: Context) -> float | None:
+        if metric == "squared_error":
+            return squared_error_of_mean(initial["y"], holdout["y"])
+        return normal_nll(initial["y"], holdout["y"], {}) if metric == "nll" else risk_without_inputs(metric, truth)
+
+    def log_prob(self, params: Params, rows: Columns) -> Floats:
+        """Log density of each row's y given its x, in nats."""
+        y, noise = np.asarray(rows["y"]), float(params["noise"])
+        deviation = (y - self.predict_mean(params, rows)) / noise
+        return np.asarray(-0.5 * deviation**2 - np.log(noise * np.sqrt(2 * np.pi)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Linear(NormalRegression):
     """Coefficients w that minimize the weighted mean of squared residuals + ridge ||w||^2; of several, those of least norm.
 
     `ridge` scales with the number N of training rows: (X'X/N + ridge I) w = X'y/N. The param `noise` is the standard deviation
@@ -93,14 +131,7 @@ class Linear(EnsembleFamily):
     """
 
     name: ClassVar[str] = "linear"
-    required_columns: ClassVar[tuple[str, ...]] = ("x", "y")
     default_metrics: ClassVar[tuple[str, ...]] = ("excess_risk",)
-    sampler_class: ClassVar[type[Sampler]] = LinearSampler
-    trivial_model: ClassVar[str] = "the same prediction for every row"
-    ridge: Ridge = 0.0
-
-    def for_generation(self, t: int) -> Linear:
-        return replace(self, ridge=entry_of(self.ridge, t)) if isinstance(self.ridge, tuple) else self
 
     def fit_rows(self, takes: Sequence[EnsembleTake], previous: Params | None) -> EnsembleFit:
         sums = _sum_rows(takes)
@@ -112,15 +143,9 @@ class Linear(EnsembleFamily):
         unbiased = sums["rows"] / np.maximum(sums["rows"] - w.shape[1], 1)
         return EnsembleFit({"coefficients": w, "noise": np.sqrt(variance * unbiased)})
 
-    def sample_rows(
-        self, params: Params, n: int, sampler: Sampler, inputs: Columns, streams: Sequence[RandomStream]
-    ) -> Columns:
-        x, w = cast(Floats, inputs["x"]), cast(Floats, params["coefficients"])
-        levels = cast(LinearSampler, sampler).noise_levels(cast(Floats, params["noise"]))
-        noise = np.empty((len(w), n))
-        for of_seed, stream in zip(noise, streams, strict=True):
-            stream.generator().standard_normal(out=of_seed)
-        return {**inputs, "y": (x @ w[..., None])[..., 0] + levels[:, None] * noise}
+    def predict_mean(self, params: Params, rows: Columns) -> Floats:
+        x, w = cast(Floats, rows["x"]), cast(Floats, params["coefficients"])
+        return np.asarray((x @ w[..., None])[..., 0], np.float64)
 
     def merge(self, takes: Sequence[tuple[SufficientStatistics, float]]) -> SufficientStatistics:
         counts, responses, roots = (
@@ -166,14 +191,6 @@ class Linear(EnsembleFamily):
         response = (root @ w[..., None])[..., 0]
         response += levels[:, None] / np.sqrt(n) * rng.standard_normal(response.shape)
         return {"root": root, "response": response, "count": np.full(seeds, float(n))}
-
-    def trivial_risk(self, metric: str, initial: Columns, holdout: Columns, truth: Params, ctx: Context) -> float | None:
-        return normal_nll(initial["y"], holdout["y"], {}) if metric == "nll" else risk_without_inputs(metric, truth)
-
-    def log_prob(self, params: Params, rows: Columns) -> Floats:
-        """Log density of each row's y given its x, in nats."""
-        x, y, noise = np.asarray(rows["x"]), np.asarray(rows["y"]), float(params["noise"])
-        return np.asarray(-0.5 * ((y - x @ params["coefficients"]) / noise) ** 2 - np.log(noise * np.sqrt(2 * np.pi)))
 
     def _solve(self, gram: Floats, moment: Floats, penalty: Floats) -> Floats:
         """Solution of (gram + penalty I) w = moment of each seed; the one of least norm if there are several."""
@@ -230,7 +247,7 @@ def _sum_rows_of_design(takes: Sequence[EnsembleTake]) -> dict[str, Floats]:
         outcomes += weighted
         square += np.vecdot(weighted, y)
         rows += y.shape[1] if counts is None else counts.sum(1)
-    if all(take.indices is None for take in takes):
+    if all(take.indices is None and take.row_weights is None for take in takes):
         whole = memoize(takes[0], "gram", lambda: x.mT @ x)
         gram, moment = mass[:, :1, None] * whole, (outcomes[:, None] @ x)[:, 0]
     else:

@@ -31,6 +31,11 @@ def risk_without_inputs(metric: str, truth: Params) -> float | None:
     return None if scale is None or coefficients is None else float(np.sum(scale * np.square(coefficients)))
 
 
+def squared_error_of_mean(y: Column, holdout: Column) -> float:
+    """Mean squared deviation of held-out outcomes from the mean of other outcomes."""
+    return float(np.mean((np.asarray(holdout, np.float64) - np.mean(np.asarray(y, np.float64))) ** 2))
+
+
 def unigram_cross_entropy(rows: Columns, holdout: Columns, vocab: int) -> float:
     """Mean negative log probability of a held-out token under the shares of the tokens in the rows, nats.
 

@@ -19,6 +19,7 @@ from selfloop.protocols import (
     SupportsLogLikelihood,
     SupportsLogProb,
     SupportsPredict,
+    SupportsPredictMean,
 )
 from selfloop.snapshots import EnsembleSnapshot, Snapshot
 
@@ -104,6 +105,53 @@ class Accuracy(OutcomeMetric):
     def mean_outcome(self, snap: Snapshot | EnsembleSnapshot) -> Floats:
         predicted = cast(SupportsPredict, snap.family).predict(snap.params, snap.holdout)
         return np.asarray((predicted == np.asarray(snap.holdout["y"])).mean(axis=-1), np.float64)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SquaredError(OutcomeMetric):
+    """Mean squared distance of the outcomes of held-out real rows from their predicted means (of classes: the Brier score)."""
+
+    name: ClassVar[str] = "squared_error"
+    has_zero: ClassVar[bool] = True
+    title: ClassVar[str] = "squared error on held-out real rows"
+    unit: ClassVar[str] = "squared units of y"
+    family_protocols: ClassVar[tuple[type, ...]] = (SupportsPredictMean,)
+
+    def mean_outcome(self, snap: Snapshot | EnsembleSnapshot) -> Floats:
+        predicted = cast(SupportsPredictMean, snap.family).predict_mean(snap.params, snap.holdout)
+        return np.asarray(((np.asarray(snap.holdout["y"]) - predicted) ** 2).mean(axis=-1), np.float64)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictedShare(HoldoutMetric):
+    """Share of held-out real rows whose most probable outcome is 1, and how many have and are expected to have that outcome.
+
+    The bias of data feedback loops is its distance from the real share (Taori and Hashimoto 2022, 2209.03942).
+    """
+
+    name: ClassVar[str] = "predicted_share"
+    title: ClassVar[str] = "share of held-out real rows predicted as class 1"
+    secondary_titles: ClassVar[Mapping[str, str]] = {
+        "expected_share": "mean predicted probability of class 1",
+        "real_share": "share of class 1 among held-out real rows",
+    }
+    better: ClassVar[Better] = "real_share"
+    secondary_better: ClassVar[Mapping[str, Better]] = {"expected_share": "real_share"}
+    family_protocols: ClassVar[tuple[type, ...]] = (SupportsPredict, SupportsPredictMean)
+    uses_rows: ClassVar[bool] = True
+
+    def measure(self, snap: Snapshot, ctx: Context) -> Mapping[str, float]:
+        return {name: float(value) for name, value in _class_shares(snap).items()}
+
+    def measure_ensemble(self, snap: EnsembleSnapshot) -> Mapping[str, Floats]:
+        return _class_shares(snap)
+
+
+def _class_shares(snap: Snapshot | EnsembleSnapshot) -> dict[str, Floats]:
+    predicted = cast(SupportsPredict, snap.family).predict(snap.params, snap.holdout) == 1
+    means = cast(SupportsPredictMean, snap.family).predict_mean(snap.params, snap.holdout)
+    columns = {"predicted_share": predicted, "expected_share": means, "real_share": np.asarray(snap.holdout["y"]) == 1}
+    return {name: np.asarray(column.mean(axis=-1), np.float64) for name, column in columns.items()}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,0 +1,145 @@
+"""Kernel ridge regression, exact and with random features in place of the kernel."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Annotated, ClassVar, Literal, cast
+
+import numpy as np
+from annotated_types import Ge
+
+from selfloop.columns import Columns, Floats, Params
+from selfloop.errors import DataError
+from selfloop.families.design_rows import sum_design_rows
+from selfloop.families.ensemble import memoize, row_counts, sum_in_order
+from selfloop.families.linear import Linear, NormalRegression, single_ridge
+from selfloop.protocols import EnsembleFit
+from selfloop.rng import RandomStream
+from selfloop.settings import PositiveFloat
+from selfloop.snapshots import EnsembleTake
+
+MIN_EIGENVALUE = 1e-13  # over the largest one times the number of rows; less is rounding, and without a ridge left out
+
+
+@dataclass(frozen=True, kw_only=True)
+class KernelRidge(NormalRegression):
+    """The function f = sum_i a_i k(x_i, .) that minimizes the weighted mean of squared residuals + ridge ||f||^2.
+
+    As in `linear`, the ridge scales with the number N of training rows: (K + ridge N I) a = y, so that scikit-learn's `alpha`
+    is ridge N. Without a ridge, f is the interpolation of least norm. A model holds its rows `x` (n, d) and `dual`, the numbers
+    a (n,). `noise` is the standard deviation of the residuals, with the divisor N - tr(K (K + ridge N I)^-1).
+    """
+
+    name: ClassVar[str] = "kernel_ridge"
+    default_metrics: ClassVar[tuple[str, ...]] = ("squared_error",)
+    kernel: Annotated[
+        Literal["rbf", "laplace", "linear"],
+        "`rbf`: exp(-|x - z|^2 / (2 bandwidth^2)), `laplace`: exp(-sum |x_j - z_j| / bandwidth), `linear`: x z",
+    ] = "rbf"
+    bandwidth: Annotated[PositiveFloat, "width of the kernel, in the unit of x"] = 1.0
+
+    def unused_settings(self) -> Mapping[str, str]:
+        return {"bandwidth": "the linear kernel has none"} if self.kernel == "linear" else {}
+
+    def gram(self, x: Floats, z: Floats) -> Floats:
+        """The kernel of all rows of x (..., n, d) with those of z (..., m, d): (..., n, m)."""
+        if self.kernel == "linear":
+            return np.asarray(x @ z.mT, np.float64)
+        distance = np.zeros((*x.shape[:-1], z.shape[-2]))
+        for j in range(x.shape[-1]):  # an array of all differences would be d times as large
+            difference = x[..., :, None, j] - z[..., None, :, j]
+            distance += np.abs(difference) if self.kernel == "laplace" else difference**2
+        return np.asarray(np.exp(-distance / (self.bandwidth if self.kernel == "laplace" else 2 * self.bandwidth**2)))
+
+    def fit_rows(self, takes: Sequence[EnsembleTake], previous: Params | None) -> EnsembleFit:
+        _check_columns(self.name, takes)
+        x, mass, total = sum_design_rows(takes)
+        scale, total_mass = np.sqrt(mass), mass.sum(axis=1)
+        has_all_rows = all(row_counts(take) is None for take in takes)  # in all seeds, so that none depends on the others
+        is_one_design = x.shape[1] <= np.asarray(takes[0].rows["x"]).shape[1]
+        if has_all_rows and is_one_design and (mass == mass[:, :1]).all():
+            key = f"eigen {self.kernel} {self.bandwidth}"
+            values, vectors = memoize(takes[0], key, lambda: np.linalg.eigh(self.gram(x, x)))
+            values = values * mass[:, :1]
+        else:
+            values, vectors = np.linalg.eigh(scale[..., None] * self.gram(x, x) * scale[:, None])
+        values = np.maximum(values, 0)
+        is_identified = values > MIN_EIGENVALUE * x.shape[1] * values[:, -1:]
+        shrunk = values + (single_ridge(self.ridge) * total_mass)[:, None]
+        inverse = np.divide(1.0, shrunk, out=np.zeros_like(shrunk), where=is_identified | (single_ridge(self.ridge) > 0))
+        target = np.divide(total, scale, out=np.zeros_like(total), where=scale > 0)
+        coordinates = (vectors.mT @ target[..., None])[..., 0]
+        dual = scale * (vectors @ (inverse * coordinates)[..., None])[..., 0]
+        # |target - H target|^2 with H of eigenvalues values * inverse, and the spread of the outcomes within design rows
+        residual = (((1 - values * inverse) * coordinates) ** 2).sum(axis=1) + _squares(takes) - np.vecdot(target, target)
+        rows, trace = _count_training_rows(takes), (values * inverse).sum(axis=1)
+        variance = np.maximum(residual, 0) / total_mass * rows / np.maximum(rows - trace, 1)
+        return EnsembleFit({"x": x, "dual": dual, "noise": np.sqrt(variance)})
+
+    def predict_mean(self, params: Params, rows: Columns) -> Floats:
+        kernel = self.gram(np.asarray(rows["x"], np.float64), np.asarray(params["x"], np.float64))
+        return np.asarray((kernel @ cast(Floats, params["dual"])[..., None])[..., 0], np.float64)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RandomFeatures(NormalRegression):
+    """Ridge regression on random functions of the inputs, equal for all seeds, generations and policies.
+
+    `fourier`: sqrt(2/width) cos(v x / bandwidth + b), v ~ N(0, I) and b uniform, whose inner products approach the rbf kernel
+    as the width grows (Rahimi and Recht 2007). `relu`: sqrt(2/width) max(v x, 0), a network with a random first layer. A model
+    has one of `weights` per feature; without a ridge, those of least norm.
+    """
+
+    name: ClassVar[str] = "random_features"
+    default_metrics: ClassVar[tuple[str, ...]] = ("squared_error",)
+    features: Annotated[Literal["fourier", "relu"], "random Fourier features, or a random layer of rectified units"] = "fourier"
+    width: Annotated[int, Ge(1), "number of features"] = 100
+    bandwidth: Annotated[PositiveFloat, "of the rbf kernel that Fourier features approach, in the unit of x"] = 1.0
+    features_seed: Annotated[int, Ge(0), "decides the random functions"] = 0
+
+    def unused_settings(self) -> Mapping[str, str]:
+        return {"bandwidth": "`relu` features have none"} if self.features == "relu" else {}
+
+    def map_inputs(self, x: Floats) -> Floats:
+        """The features of rows (..., n, d): (..., n, width)."""
+        rng = RandomStream(("features", self.features_seed)).generator()
+        projected = x @ rng.standard_normal((self.width, x.shape[-1])).T  # so that a wider model has the same first features
+        if self.features == "relu":
+            return np.asarray(np.sqrt(2 / self.width) * np.maximum(projected, 0), np.float64)
+        phase = RandomStream(("features", self.features_seed)).child("phase").generator().uniform(0, 2 * np.pi, self.width)
+        return np.asarray(np.sqrt(2 / self.width) * np.cos(projected / self.bandwidth + phase), np.float64)
+
+    def fit_rows(self, takes: Sequence[EnsembleTake], previous: Params | None) -> EnsembleFit:
+        _check_columns(self.name, takes)
+        inputs = {id(take.rows["x"]): cast(Floats, take.rows["x"]) for take in takes}
+        features = {key: self.map_inputs(x) for key, x in inputs.items()}  # one array for all batches of a fixed design
+        mapped = [replace(take, rows={"x": features[id(take.rows["x"])], "y": take.rows["y"]}, cache={}) for take in takes]
+        fitted = Linear(ridge=self.ridge).fit_rows(mapped, None).params
+        return EnsembleFit({"weights": fitted["coefficients"], "noise": fitted["noise"]})
+
+    def predict_mean(self, params: Params, rows: Columns) -> Floats:
+        features = self.map_inputs(np.asarray(rows["x"], np.float64))
+        return np.asarray((features @ cast(Floats, params["weights"])[..., None])[..., 0], np.float64)
+
+
+def _check_columns(family: str, takes: Sequence[EnsembleTake]) -> None:
+    for take in takes:
+        if set(take.rows) != {"x", "y"}:
+            columns = ", ".join(take.rows)
+            raise DataError(f"{family}: got columns {columns}; expected inputs 'x' and outcomes 'y'. Name a target.")
+
+
+def _squares(takes: Sequence[EnsembleTake]) -> Floats:
+    """Weighted sum of the squared outcomes of the training rows of each seed."""
+    sums = []
+    for take in takes:
+        y, counts = np.asarray(take.rows["y"], np.float64), row_counts(take)
+        sums.append(take.weight * np.vecdot(y if counts is None else counts * y, y))
+    return sum_in_order(sums)
+
+
+def _count_training_rows(takes: Sequence[EnsembleTake]) -> Floats:
+    counts = [row_counts(take) for take in takes]
+    seeds, sizes = len(np.asarray(takes[0].rows["y"])), [np.asarray(take.rows["y"]).shape[1] for take in takes]
+    return sum_in_order([np.full(seeds, float(n)) if c is None else c.sum(axis=1) for c, n in zip(counts, sizes, strict=True)])
