@@ -346,7 +346,8 @@ def test_verify_exits_with_1_and_names_what_is_damaged(tmp_path: Path, kind: str
         warnings.simplefilter("ignore")
         done = selfloop("verify", *arguments, "--records", "1")
     assert done.code == 1
-    assert f"damaged: {damaged}" in done.out
+    assert f" ({damaged})" in done.out
+    assert done.out.startswith("damaged: replace, seed")
     assert damaged.read_bytes() == content
 
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import suppress
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -17,11 +16,14 @@ from threadpoolctl import threadpool_limits
 
 from selfloop.columns import Array, Columns
 from selfloop.engine import steps
+from selfloop.engine.curves import Curves
+from selfloop.engine.ensemble import ensemble_curves
 from selfloop.engine.executors import Notify, count_cores, execute
-from selfloop.engine.tasks import plan_tasks, run_task
+from selfloop.engine.tasks import Task, plan_tasks, run_task
 from selfloop.engine.token_counts import sample_tokens
 from selfloop.errors import ChainEndedError, SpecError, StoreError
 from selfloop.formats.safetensors import flatten_columns
+from selfloop.report.theme import format_count
 from selfloop.rng import RandomStream
 from selfloop.spec.spec import Spec
 from selfloop.store.calls import NotStoredError, StepCall
@@ -32,7 +34,20 @@ from selfloop.store.store import Store, as_result
 TOLERANCE = 1e-3  # between backends: of the largest absolute value of an array, and of a single value
 # A rounding difference can change a sampled token and all after it. Training amplifies it: 1e-7 in the initial parameters of
 # a VAE on digits became 0.03 of the largest parameter in 300 steps, and 0.14 in 2,000.
-UNSTABLE_STEPS = (steps.fit, steps.prepare_features, steps.sample, steps.sample_curated, sample_tokens)
+UNSTABLE_STEPS = (steps.fit, steps.prepare_features, steps.sample, sample_tokens)
+
+
+@dataclass(slots=True)
+class _Use:
+    """The step of a record or file, and the places in chains that use it, in their order."""
+
+    step: Callable[..., Any]
+    places: dict[str, None] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        first, *others = self.places
+        more = f", and {format_count(len(others), 'other')}" if others else ""
+        return f"{first}{more}: {step_name(self.step).replace('_', ' ')}"
 
 
 @dataclass(slots=True)
@@ -42,9 +57,9 @@ class Verification:
     records: int  # of the spec in the store
     checked: int = 0
     close: int = 0  # made by another backend, and equal within the tolerance
-    wrong: list[str] = field(default_factory=list)  # one sentence per record that differs
+    wrong: list[str] = field(default_factory=list)  # one sentence per record that differs, with the chains that use it
     not_compared: list[str] = field(default_factory=list)  # one sentence per record that cannot be compared
-    damaged: list[str] = field(default_factory=list)  # files, records and objects, that are damaged or missing
+    damaged: list[str] = field(default_factory=list)  # chains, steps and files, records and objects, damaged or missing
     backends: Counter[tuple[str, str]] = field(default_factory=Counter)  # (purpose, backend) -> records of the spec
 
 
@@ -55,22 +70,20 @@ def verify(spec: Spec, path: Path, records: int, progress: Callable[[int, int], 
     """
     store = Store(path, read_only=True, record_calls=True)
     tasks = [task for phase in plan_tasks(spec, path) for task in phase]
-    for task in tasks:
-        with suppress(NotStoredError, StoreError):
-            for _ in run_task(task, store):
-                pass
+    uses = _find_uses(tasks, store)
     calls = {call.key: call for call in store.calls}
     if not calls and not store.files.damaged:
         raise SpecError(f"verify: store {path} has no record of this spec. Run the spec first.")
     verification = Verification(len(calls))
-    for key in calls:
+    for key, call in calls.items():
         if body := store.files.read_record(key):
             verification.backends.update(body["provenance"]["backend"].items())
             if "object" in body["result"] and not store.files.is_intact(body["result"]["object"]):
-                store.files.damaged.append(store.files.object_path(body["result"]["object"]))
-    verification.damaged = sorted(set(store.files.damaged))
+                store.files.damaged.append(file := store.files.object_path(body["result"]["object"]))
+                uses.setdefault(file, _Use(call.step)).places.update(uses[key].places)
+    verification.damaged = [f"{uses[file]} ({file})" if file in uses else file for file in sorted(set(store.files.damaged))]
     rng = RandomStream(("verify", time.time_ns())).generator()
-    picks = [calls[key] for key in rng.permutation(sorted(calls))[:records]]
+    picks = [(calls[key], str(uses[key])) for key in rng.permutation(sorted(calls))[:records]]
     isolated = any(task.takes_over_interrupts for task in tasks)
     for outcome, sentence in execute(_compare_calls, [(path, picks)], 1, count_cores(), isolated=isolated):
         verification.checked += 1
@@ -81,13 +94,41 @@ def verify(spec: Spec, path: Path, records: int, progress: Callable[[int, int], 
     return verification
 
 
-def _compare_calls(work: tuple[Path, list[StepCall]], notify: Notify) -> Iterator[tuple[str, str]]:
+def _find_uses(tasks: Iterable[Task], store: Store) -> dict[str, _Use]:
+    """The uses of every record of these tasks by its key, and of every damaged file by its path. Later generations than one
+    whose record is missing or damaged are not known."""
+    uses: dict[str, _Use] = {}
+    for chain in (replace(task, policies=(position,)) for task in tasks for position in task.policies):
+        outputs, generation, going = run_task(chain, store), 0, True
+        while going:
+            generation, n_calls, n_damaged = generation + 1, len(store.calls), len(store.files.damaged)
+            used = dict[str, StepCall]()
+            try:
+                going = next(outputs, None) is not None
+            except NotStoredError as missing:
+                going, used = False, dict.fromkeys(store.files.damaged[n_damaged:], missing.call)
+            except StoreError:  # an object is damaged, which its record shows below
+                going = False
+            for name, call in {**used, **{call.key: call for call in store.calls[n_calls:]}}.items():
+                uses.setdefault(name, _Use(call.step)).places[_describe_place(chain, generation)] = None
+    return uses
+
+
+def _describe_place(task: Task, generation: int) -> str:
+    """Policy, seed and generation of a chain; policy and seeds of an ensemble, whose curves are one record."""
+    if not task.point.runs_as_ensemble:
+        return f"{task}, generation {generation}" if task.generations else str(task)
+    seeds = f"{task.point.spec.policy_labels()[task.policies[0]]}, seeds {task.seeds[0]} to {task.seeds[-1]}"
+    return str(task).replace(f"{len(task.seeds)} seeds", seeds, 1)
+
+
+def _compare_calls(work: tuple[Path, list[tuple[StepCall, str]]], notify: Notify) -> Iterator[tuple[str, str]]:
     """Recompute calls and compare them with their records: "equal", "close", "wrong" or "not compared", and a sentence."""
     path, calls = work
     store = Store(path, read_only=True)
-    for call in calls:
+    for call, use in calls:
         outcome, problem = _compare(store, call)
-        yield outcome, f"{step_name(call.step)} {call.key}: {problem}"
+        yield outcome, f"{use} {call.key}: {problem}"
 
 
 def _compare(store: Store, call: StepCall) -> tuple[str, str]:
@@ -102,7 +143,8 @@ def _compare(store: Store, call: StepCall) -> tuple[str, str]:
     if recorded == fresh:
         return "equal", ""
     if provenance["backend"] == backend:
-        return "wrong", f"the record has {recorded}; recomputing gives {fresh}."
+        curve = _describe_curve(store, call, recorded, value)
+        return "wrong", f"{curve}the record has {recorded}; recomputing gives {fresh}."
     backends = f"made by {_describe_backend(provenance['backend'])}, recomputed by {_describe_backend(backend)}"
     if call.step in UNSTABLE_STEPS:
         return "not compared", f"{backends}. Models and samples of two backends cannot be compared."
@@ -137,6 +179,20 @@ def _is_close(store: Store, recorded: Mapping[str, Any], fresh: Mapping[str, Any
     columns = store.open(ObjectRef(recorded["object"])) if "object" in recorded else _as_columns(recorded["value"])
     stored, computed = flatten_columns(columns), flatten_columns(value if "object" in fresh else _as_columns(fresh["value"]))
     return stored.keys() == computed.keys() and all(_arrays_are_close(stored[name], computed[name]) for name in stored)
+
+
+def _describe_curve(store: Store, call: StepCall, recorded: Mapping[str, Any], value: Any) -> str:
+    """The first generation at which a seed of an ensemble differs from its record; empty for other steps."""
+    if call.step is not ensemble_curves or value is None or "object" not in recorded:
+        return ""
+    stored = store.open(ObjectRef(recorded["object"]))
+    differing = [
+        (t + 1, call.arguments[0].seeds[s], name)
+        for name in Curves.unpack(value, call.arguments[0].seeds).values
+        if name in stored and np.shape(stored[name]) == value[name].shape
+        for s, t in np.argwhere(~np.isclose(stored[name], value[name], rtol=0, atol=0, equal_nan=True)).tolist()
+    ]
+    return "{2} of seed {1} differs at generation {0}: ".format(*min(differing)) if differing else ""
 
 
 def _as_columns(value: Any) -> Columns:

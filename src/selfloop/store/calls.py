@@ -8,10 +8,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 
-class NotStoredError(Exception):
-    """A read-only store has no result of a step."""
-
-
 @dataclass(frozen=True, slots=True)
 class StepCall:
     """One call of a stored step, complete enough to compute it again."""
@@ -19,6 +15,14 @@ class StepCall:
     key: str
     step: Callable[..., Any]
     arguments: tuple[Any, ...]
+
+
+class NotStoredError(Exception):
+    """A read-only store has no result of a call."""
+
+    def __init__(self, call: StepCall) -> None:
+        super().__init__(call.key)
+        self.call = call
 
 
 @dataclass(slots=True)

@@ -60,7 +60,7 @@ class Store:
         result = self.lookup(call)
         if result is None:
             if self.read_only:
-                raise NotStoredError(call.key)
+                raise NotStoredError(call)
             result = self._compute(call)
         else:
             self.usage.reused += 1
