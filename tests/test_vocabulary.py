@@ -85,7 +85,7 @@ GONE_CLASSES = {
     "Shape": "TransformerConfig", "Place": "AttentionContext", "Looped": "TorchDecoder", "Compiled": "CDecoder",
     "Job": "DecodeRequest", "Weights": "DecoderWeights", "Windows": "TokenWindows",
     "_State": "_TrainingState", "_Group": "_ParamGroup", "_Saver": "_Checkpointer", "Training": "TrainingSettings",
-    "Halve": "DownConv", "Double": "UpConv", "Path": "NoiseProcess", "Cells": "PairSegments", "Directions": "DirectedPairs",
+    "Path": "NoiseProcess", "Cells": "PairSegments", "Directions": "DirectedPairs",
     "Pictures": "EncodedImageSource", "ImageFiles": "ImageSource", "Form": "ImageForm", "Reading": "ImageReader",
     "Documents": "DocumentSource", "Molecules": "MoleculeSource", "Tally": "Exclusions", "Reach": "BallCounts",
     "Zipf": "ZipfSource or ZipfExponent", "Network": "GeoDiffNetwork or TransformerNetwork", "Counts": "FixedCounts",
@@ -130,9 +130,7 @@ GONE_MEMBERS: Mapping[str, Mapping[str, str]] = {
     "families/transformer/*.py": {
         "model_of": "build_hf_model", "compiled": "try_c_decoder", "_mixed": "rng.splitmix64",
     },
-    "families/nn/*.py": {
-        "at_once": "micro_batch", "FACTS": "FIT_INFO", "_shrink": "_strided_conv", "_spread": "_transposed_conv",
-    },
+    "families/nn/*.py": {"at_once": "micro_batch", "FACTS": "FIT_INFO"},
     "families/image_diffusion/noise.py": {
         "told": "network_times", "answer": "prediction", "spread": "times_at", "draw": "draw_times",
         "levels": "signal_and_noise",

@@ -79,14 +79,22 @@ def test_the_network_for_celeba_is_the_papers(preset):
     for layer in (*network.encoder, *network.decoder):
         features = features.chunk(2, dim=1)[0] if layer is network.decoder[0] else features
         features = layer(features)
-        shapes.append(tuple(features.shape[1:]))
+        if not isinstance(layer, torch.nn.ReLU):
+            shapes.append(tuple(features.shape[1:]))
     down = [(32, 32, 32), (64, 16, 16), (128, 8, 8), (256, 4, 4), (512, 2, 2)]
-    dense = [(2048,), (256,), (2048,), (2048,)]
+    dense = [(2048,), (256,), (2048,)]
     assert shapes == [*down, *dense, *reversed(down), (3, 64, 64)]
     kernels = sum(9 * a * b for a, b in [(3, 32), (32, 64), (64, 128), (128, 256), (256, 512)])
     biases = (32 + 64 + 128 + 256 + 512) + (256 + 128 + 64 + 32 + 3)
     count = 2 * kernels + biases + (2048 * 256 + 256) + (128 * 2048 + 2048)
     assert sum(p.numel() for p in network.parameters()) == count == 3_925_379
+
+
+@pytest.mark.parametrize("sides", [(5, 8), (7, 3), (1, 2), (28, 27)])
+def test_the_decoder_of_convolutions_returns_images_of_any_sides(sides):
+    network = Vae(channels=(4, 8))._network((*sides, 3))
+    images = torch.rand(2, 3, *sides)
+    assert network.decode(network.encode(images)[0]).shape == images.shape
 
 
 def test_convolutions_appear_with_size_and_can_be_chosen():

@@ -46,7 +46,7 @@ class Vae(NetworkFamily):
     """
 
     name: ClassVar[str] = "vae"
-    version: ClassVar[int] = 3
+    version: ClassVar[int] = 4
     required_columns: ClassVar[tuple[str, ...]] = ("image",)
     default_metrics: ClassVar[tuple[str, ...]] = ("negative_elbo", "pixel_std", "pixel_frechet")
     sampler_class: ClassVar[type[Sampler]] = VaeSampler

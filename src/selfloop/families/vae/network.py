@@ -11,8 +11,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from selfloop.families.vae.strided_conv import DownConv, UpConv
-
 BIN_WIDTH = 1 / 255  # of a gray level
 
 
@@ -34,12 +32,14 @@ class Autoencoder(nn.Module):
             sizes.append(((sizes[-1][0] + 1) // 2, (sizes[-1][1] + 1) // 2))
         coarse = (planes[-1], *sizes[-1])
         flat = math.prod(coarse)
-        down = [DownConv(a, b) for a, b in pairwise(planes)]
+        down = [layer for a, b in pairwise(planes) for layer in (nn.Conv2d(a, b, 3, 2, 1), nn.ReLU(inplace=True))]
         middle = [nn.Linear(flat, hidden), nn.ReLU(inplace=True)] if hidden else []
         self.encoder = nn.Sequential(*down, _Flatten(), *middle, nn.Linear(hidden or flat, 2 * latent))
         up: list[nn.Module] = [nn.Linear(latent, hidden), nn.ReLU(inplace=True)] if hidden else []
         up += [nn.Linear(hidden or latent, flat), *([nn.ReLU(inplace=True)] if channels else []), _Unflatten(coarse)]
-        up += [UpConv(planes[i + 1], planes[i], sizes[i], relu=i > 0) for i in reversed(range(len(channels)))]
+        for i in reversed(range(len(channels))):
+            odd = [1 - side % 2 for side in sizes[i]]
+            up += [nn.ConvTranspose2d(planes[i + 1], planes[i], 3, 2, 1, odd), *([nn.ReLU(inplace=True)] if i else [])]
         self.decoder = nn.Sequential(*up)
 
     def encode(self, images: Tensor) -> tuple[Tensor, Tensor]:
@@ -69,7 +69,7 @@ class Autoencoder(nn.Module):
 
 
 class _Flatten(nn.Module):
-    """Features (rows, depth, height, width) as vectors, with the channels last as in the memory of the convolutions."""
+    """Features (rows, depth, height, width) as vectors, with the channels last in memory: convolutions on a CPU are faster."""
 
     def forward(self, features: Tensor) -> Tensor:
         return features.permute(0, 2, 3, 1).flatten(1)
