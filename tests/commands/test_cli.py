@@ -117,6 +117,11 @@ def test_predict_needs_no_spec_and_is_exact(spec: Path) -> None:
         "1.0000", "1.9900", "2.9701",
     ]  # fmt: skip
     assert tiny_components.selfloop("predict", "replase").code == 2
+    ledger = tiny_components.selfloop("predict", "replace", "--n", "100", "--generations", "3", "--ledger")
+    assert (ledger.code, ledger.err) == (0, "")
+    lines = {line.split()[0]: line.split()[1:] for line in ledger.out.splitlines() if line}
+    assert lines["synthetic(1)"] == ["0.9900", "0.9900"]  # the noise of each batch stays, in both later models
+    assert lines["all"] == ["1.0000", "1.9900", "2.9701"]
     assert tiny_components.selfloop("predict", spec).code == 0
 
 

@@ -157,19 +157,24 @@ def predict(
     generations: Annotated[int, typer.Option(min=1, max=1000, help="Generations.")] = 10,
     set_: SetOption = None,
     figure: Annotated[Path | None, typer.Option(help="Draw the curves to this file (.svg, .png or .pdf).")] = None,
+    ledger: Annotated[bool, typer.Option("--ledger", help="Show which rows' noise the error comes from.")] = False,
 ) -> None:
     """Compute exact theory in milliseconds: expected error and variance of policies, or every law that applies to a spec.
 
     Example: selfloop predict replace accumulate accumulate_subsample --n 100 --generations 20
     """
-    from selfloop.commands.console import print_laws, print_predictions
+    from selfloop.commands.console import print_laws, print_ledgers, print_ledgers_of_spec, print_predictions
     from selfloop.plugins import presets
     from selfloop.spec.parse import parse_override
+    from selfloop.theory.moments import noise_ledger
     from selfloop.theory.moments import predict as predict_policy
 
     check_outputs({"--figure": figure})
     if len(policy) == 1 and (policy[0].endswith(".toml") or policy[0] in presets()):
-        print_laws(_spec(policy[0], set_), figure)
+        (print_ledgers_of_spec if ledger else print_laws)(_spec(policy[0], set_), figure)
+    elif ledger:
+        settings = {key.removeprefix("policy."): value for key, value in map(parse_override, set_ or ())}
+        print_ledgers({name: noise_ledger({"name": name, **settings}, n, generations) for name in policy}, figure)
     else:
         settings = {key.removeprefix("policy."): value for key, value in map(parse_override, set_ or ())}
         print_predictions({name: predict_policy({"name": name, **settings}, n, generations) for name in policy}, n, figure)

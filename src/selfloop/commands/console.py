@@ -17,6 +17,7 @@ from selfloop.commands.terminal import show
 from selfloop.component import Better
 from selfloop.protocols import SupportsStepCount
 from selfloop.report.notes import data_notes, describe_mixed_backends, missing_values
+from selfloop.report.picture_grid import select_generations
 from selfloop.report.tables import describe_change, format_seconds
 from selfloop.report.theme import describe_better, describe_coordinates, format_count
 from selfloop.store.runs import read_runs
@@ -32,11 +33,12 @@ if TYPE_CHECKING:
     from selfloop.settings import SettingInfo
     from selfloop.spec.spec import Spec
     from selfloop.stats.intervals import Interval
-    from selfloop.theory.moments import PolicyPrediction
+    from selfloop.theory.moments import NoiseLedger, PolicyPrediction
 
 MAX_VERDICT_COLUMNS = 8  # policies side by side; for more policies, verdicts are counted
 MAX_SEEDS_SHOWN = 20  # of a plan, by their numbers
 BARS, MAX_BARS = "▁▂▃▄▅▆▇█", 40  # of a curve in a table
+MAX_LEDGER_ROWS, MAX_LEDGER_COLUMNS = 12, 8  # of one kind of noise; older and newer sources are added up
 MAX_SCHEDULE_COLUMNS = 4  # generations whose training rows `plan` prints
 
 
@@ -200,6 +202,44 @@ def print_predictions(predictions: Mapping[str, PolicyPrediction], n: int, figur
         show(table)
     curves = {name: prediction.mean_error_multiplier for name, prediction in predictions.items()}
     _draw("error multiplier (times 1 / n)", curves, figure)
+
+
+def print_ledgers(ledgers: Mapping[str, NoiseLedger], figure: Path | None) -> None:
+    """What each source of noise adds to the error multiplier of models, as tables: a row per source, a column per model."""
+    show("n x expected squared error of the mean over the true variance, by the noise that it comes from; exact expectations.")
+    for name, ledger in ledgers.items():
+        values = ledger.n * ledger.squared_error
+        models = select_generations(range(1, len(values) + 1), MAX_LEDGER_COLUMNS)
+        table = _table("noise of", *(f"t = {t}" for t in models), title=name, right=[f"t = {t}" for t in models])
+        for kind in dict.fromkeys(source.kind for source in ledger.sources):
+            columns = [i for i, source in enumerate(ledger.sources) if source.kind == kind]
+            for group in filter(len, np.array_split(columns, min(len(columns), MAX_LEDGER_ROWS))):
+                first, last = (ledger.sources[i].born for i in (group[0], group[-1]))
+                label = f"{kind}({first})" if first == last else f"{kind}({first}..{last})"
+                used_from = first + (kind == "synthetic")
+                table.add_row(label, *(f"{values[t - 1, group].sum():.4f}" if t >= used_from else "" for t in models))
+        table.add_row("all", *(f"{values[t - 1].sum():.4f}" for t in models))
+        show(table)
+    if figure is not None:
+        from selfloop.report.build import save_ledgers
+
+        save_ledgers(figure, ledgers)
+        show(f"figure: {figure}")
+
+
+def print_ledgers_of_spec(spec: Spec, figure: Path | None) -> None:
+    """The noise ledgers of all policies whose laws follow from moments."""
+    from selfloop.report.build import point_ledgers
+
+    ledgers = {
+        f"{label}; {describe_coordinates(point.coordinates)}" if point.coordinates else label: ledger
+        for point in spec.points()
+        for label, ledger in point_ledgers(point).items()
+    }
+    if ledgers:
+        print_ledgers(ledgers, figure)
+    else:
+        show(f"no law of {spec.family.name} on {spec.source.name} follows from moments: there is no noise ledger.")
 
 
 def print_laws(spec: Spec, figure: Path | None) -> None:

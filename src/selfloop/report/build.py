@@ -19,7 +19,7 @@ from selfloop.criteria.judging import COLLAPSES
 from selfloop.errors import SpecError
 from selfloop.formats.replacing import write_text
 from selfloop.published.papers import papers, published_curves
-from selfloop.report.figures import panel_figure, save_svg
+from selfloop.report.figures import Figure, ledger_figure, panel_figure, save_svg
 from selfloop.report.findings import findings
 from selfloop.report.first_models import trivial_model
 from selfloop.report.gallery_rows import read_galleries
@@ -32,7 +32,8 @@ from selfloop.spec.write import spec_text
 from selfloop.stats.data_value import fit_data_value
 from selfloop.stats.intervals import level_of_look
 from selfloop.store.calls import Usage
-from selfloop.theory.laws import law_curves
+from selfloop.theory.laws import law_curves, law_ledger
+from selfloop.theory.moments import NoiseLedger
 
 if TYPE_CHECKING:
     from selfloop.result import Result
@@ -54,8 +55,19 @@ def save_curves(path: Path, title: str, curves: Mapping[str, Floats]) -> None:
     if path.suffix not in (".svg", ".png", ".pdf"):
         raise SpecError(f"--figure: got {path}; expected a file that ends in .svg, .png or .pdf. Rename it.")
     lines = [CurveData(policy=label, values=values[None, :]) for label, values in curves.items()]
-    svg = panel_figure(Panel(metric=title, title=title, curves=lines), policy_styles(list(curves))).svg()
-    save_svg(svg, path.with_suffix(""), [path.suffix[1:]])
+    save_figure(path, panel_figure(Panel(metric=title, title=title, curves=lines), policy_styles(list(curves))))
+
+
+def save_ledgers(path: Path, ledgers: Mapping[str, NoiseLedger]) -> None:
+    """Draw the noise ledgers of policies, by label, to one SVG, PNG or PDF file. Raises SpecError for other file names."""
+    save_figure(path, ledger_figure(ledgers, policy_styles(list(ledgers))))
+
+
+def save_figure(path: Path, figure: Figure) -> None:
+    """Draw a figure to one SVG, PNG or PDF file. Raises SpecError for other file names."""
+    if path.suffix not in (".svg", ".png", ".pdf"):
+        raise SpecError(f"--figure: got {path}; expected a file that ends in .svg, .png or .pdf. Rename it.")
+    save_svg(figure.svg(), path.with_suffix(""), [path.suffix[1:]])
 
 
 def build_report(result: Result) -> Report:
@@ -81,6 +93,7 @@ def build_report(result: Result) -> Report:
         data_values=list(_data_values(result)),
         shares=list(_category_shares(result)),
         schedules=result.schedules(first.coordinates),
+        ledgers=point_ledgers(first),
         unit=spec.unit,
         training={
             label: {
@@ -92,6 +105,13 @@ def build_report(result: Result) -> Report:
         costs=list(_costs(result)),
         notes=list(dict.fromkeys(notes(result))),
     )
+
+
+def point_ledgers(point: Point) -> dict[str, NoiseLedger]:
+    """The noise ledger of each policy of a point whose laws follow from moments, by label."""
+    policies = zip(point.spec.policy_labels(), point.spec.policies, strict=True)
+    ledgers = {label: law_ledger(point.spec.scenario(policy, point.n)) for label, policy in policies}
+    return {label: ledger for label, ledger in ledgers.items() if ledger is not None}
 
 
 def _panels(result: Result) -> Iterator[Panel]:

@@ -32,8 +32,10 @@ from selfloop.report.charts import (
     panel_chart,
     policy_channels,
 )
+from selfloop.report.noise_ledger import describe_ledgers, ledger_caption, ledger_chart
 from selfloop.report.theme import PAPER, Style, describe_better, describe_coordinates, format_number, policy_styles
 from selfloop.report.values import CategoryShares, Panel, Report
+from selfloop.theory.moments import NoiseLedger
 from selfloop.types import Unit
 
 
@@ -130,11 +132,19 @@ def shares_figure(shares: CategoryShares, styles: Mapping[str, Style]) -> Figure
     )
 
 
+def ledger_figure(ledgers: Mapping[str, NoiseLedger], styles: Mapping[str, Style]) -> Figure:
+    """How much of each model's error comes from the noise of which generation, per policy."""
+    return Figure(
+        name="noise-ledger", alt=describe_ledgers(ledgers), caption=ledger_caption(), spec=ledger_chart(ledgers, styles)
+    )
+
+
 def report_figures(report: Report) -> list[Figure]:
-    """Every figure with a Vega-Lite description: the panels in their order, shares of samples, then the training data."""
+    """Every figure with a Vega-Lite description: the panels, shares of samples, the noise ledger, then the training data."""
     styles = policy_styles(report.policies())
     figures = [panel_figure(panel, styles) for panel in report.drawn_panels]
     figures += [shares_figure(shares, styles) for shares in report.shares]
+    figures += [ledger_figure(report.ledgers, styles)] if report.ledgers else []
     return [*figures, schedule_figure(report.schedules, styles, report.unit)] if report.schedules else figures
 
 

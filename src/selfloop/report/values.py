@@ -21,6 +21,7 @@ from selfloop.stats.comparison import Comparison
 from selfloop.stats.data_value import DataValue, GridCell
 from selfloop.stats.intervals import LEVEL, SeedSummary, summarize_seeds
 from selfloop.theory.laws import LawCurve
+from selfloop.theory.moments import NoiseLedger
 from selfloop.types import Coordinates, Unit, Verdict
 
 
@@ -144,6 +145,7 @@ class Report:
     data_values: Sequence[DataValuePanel] = ()
     shares: Sequence[CategoryShares] = ()
     schedules: Mapping[str, Sequence[ScheduleEntry]] = field(default_factory=dict)  # of one point, by policy
+    ledgers: Mapping[str, NoiseLedger] = field(default_factory=dict)  # of the same point, by policy, where laws are moments
     unit: Unit = "rows"  # of the schedules' counts
     training: Mapping[str, Mapping[str, Sequence[float]]] = field(default_factory=dict)  # policy -> tokens, steps of that point
     galleries: Sequence[Gallery] = ()

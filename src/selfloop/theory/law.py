@@ -31,6 +31,7 @@ class Law:
     conditions: str  # one sentence
     values: Callable[[Scenario], Floats | None]  # at generations 1, 2, ... in the metric's unit; None if a condition fails
     limit: Callable[[Scenario], Limit | None] = lambda scenario: None  # as generations go on; None if it is not known
+    estimator: Callable[[Scenario], MomentEstimator] | None = None  # of the moments whose values these are
 
 
 def schedule_entries(scenario: Scenario) -> Iterator[ScheduleEntry]:

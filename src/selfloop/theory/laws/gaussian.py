@@ -125,6 +125,7 @@ LAWS = (
         conditions=_MOMENTS_CONDITIONS,
         values=_mean_error,
         limit=_mean_error_limit,
+        estimator=_estimator,
     ),
     Law(
         name="moments of the variance",

@@ -80,7 +80,8 @@ def _limit(scenario: Scenario) -> Limit | None:
 def _repeats_one_design(scenario: Scenario) -> bool:
     """True if every fit is on whole copies of the one fixed design."""
     return scenario.source.has_fixed_design() and all(
-        entry.plan.budget is None and not any((take.rows or 0) % scenario.n for take in entry.plan.takes)
+        entry.plan.budget is None
+        and not any((take.rows or 0) % scenario.n or take.start % scenario.n for take in entry.plan.takes)
         for entry in schedule_entries(scenario)
     )
 
@@ -171,6 +172,7 @@ LAWS = (
         conditions=f"{_SHARED}; fixed design, takes of whole copies of it, no budget.",
         values=_fixed_design_risk,
         limit=_limit,
+        estimator=_estimator,
     ),
     Law(
         name="fresh designs, newest batch only",
