@@ -40,11 +40,13 @@ class DiscreteSampler(Sampler):
         """Probabilities (..., symbols) of the drawn symbols; unchanged with the default settings."""
         if has_default_settings(self):
             return probabilities
-        with np.errstate(divide="ignore", over="ignore"):
-            p = np.exp((np.log(probabilities) - np.log(probabilities.max(-1, keepdims=True))) / self.temperature)
+        p = probabilities
+        if self.temperature != 1:
+            with np.errstate(divide="ignore", over="ignore"):
+                p = np.exp((np.log(p) - np.log(p.max(-1, keepdims=True))) / self.temperature)
         if self.top_k is not None and self.top_k < p.shape[-1]:
             p = np.where(p < np.partition(p, -self.top_k)[..., -self.top_k, None], 0.0, p)
-        p /= p.sum(-1, keepdims=True)
+        p = p / p.sum(-1, keepdims=True)
         if self.top_p < 1:
             descending = -np.sort(-p)
             before = np.cumsum(descending, axis=-1) - descending

@@ -113,6 +113,11 @@ def tokenizer_arrays(tokenizer: Tokenizer, start: int, end: int) -> Params:
     }
 
 
+def count_tokens(prepared: Params) -> int:
+    """Number of tokens of a tokenizer: its largest token plus 1."""
+    return 1 + max(_parse(prepared["tokenizer/json"].tobytes(), False)[0].get_vocab(with_added_tokens=True).values())
+
+
 def _learn(chunks: Iterable[Columns], vocab: int) -> Tokenizer:
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
