@@ -19,13 +19,13 @@ from selfloop.stats.intervals import summarize_seeds
 CLASSES = {name: cast(type[Metric], component_class("metric", name, "test")) for name in BUILT_IN["metric"]}
 LOWER = {
     "mean_error", "wasserstein", "kl_divergence", "excess_risk", "parameter_error", "log_loss", "nll", "negative_elbo",
-    "elbo_reconstruction", "denoising_loss",
+    "elbo_reconstruction", "denoising_loss", "unseen_mass",
     "denoising_loss_low_noise", "denoising_loss_middle_noise", "denoising_loss_high_noise", "pixel_frechet", "feature_frechet",
     "kernel_distance", "mode_distance", "mode_confusion", "attribute_distance", "mat_r", "mat_p", "bond_length_distance",
     "bond_angle_distance", "clash_rate", "retry_rate", "cross_entropy", "perplexity", "text_frechet",
 }  # fmt: skip
 HIGHER = {
-    "support_size", "accuracy", "log_likelihood", "precision", "recall", "coverage", "modes", "attributes",
+    "support_size", "complete_support", "accuracy", "log_likelihood", "precision", "recall", "coverage", "modes", "attributes",
     "conformer_coverage", "cov_p", "vocabulary_kept", "mauve",
 }  # fmt: skip
 RIGHT = {

@@ -183,6 +183,42 @@ class SupportSize(ParameterMetric):
 
 
 @dataclass(frozen=True, kw_only=True)
+class UnseenMass(ParameterMetric):
+    """True probability of the symbols to which the model gives none: the test error of a memorizer (2402.07043)."""
+
+    name: ClassVar[str] = "unseen_mass"
+    has_zero: ClassVar[bool] = True
+    title: ClassVar[str] = "True probability of symbols that the model lacks"
+    unit: ClassVar[str] = "probability"
+    true_params: ClassVar[tuple[str, ...]] = ("probabilities",)
+
+    def compare(self, fitted: Mapping[str, Floats], true: Mapping[str, Floats]) -> Floats:
+        return np.asarray((_mark_lost(fitted, true) * true["probabilities"]).sum(axis=1), np.float64)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompleteSupport(ParameterMetric):
+    """1 if the model gives a probability to every true symbol, else 0: its mean is the share of chains that lost nothing."""
+
+    name: ClassVar[str] = "complete_support"
+    title: ClassVar[str] = "Chains without a lost symbol"
+    unit: ClassVar[str] = "probability"
+    better: ClassVar[Better] = "higher"
+    true_params: ClassVar[tuple[str, ...]] = ("probabilities",)
+
+    def compare(self, fitted: Mapping[str, Floats], true: Mapping[str, Floats]) -> Floats:
+        return np.asarray(1 - _mark_lost(fitted, true).max(axis=1), np.float64)
+
+
+def _mark_lost(fitted: Mapping[str, Floats], true: Mapping[str, Floats]) -> Floats:
+    """1 for every true symbol to which the model gives no probability, else 0: (seeds, symbols). Models may be shorter."""
+    lost = true["probabilities"] > 0
+    model = fitted["probabilities"][:, : lost.shape[1]]
+    lost[:, : model.shape[1]] &= model == 0
+    return lost.astype(np.float64)
+
+
+@dataclass(frozen=True, kw_only=True)
 class ExcessRisk(ParameterMetric):
     """Expected squared prediction error above the noise, ||w - w*||^2 in the norm of the inputs' covariance."""
 

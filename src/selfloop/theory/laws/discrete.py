@@ -1,15 +1,33 @@
-"""Laws of symbol frequencies fitted by counting."""
+"""Laws of symbol frequencies fitted by counting.
+
+Under `replace`, the count of one symbol, or of a group of symbols, is a Markov chain of its own: binomial with n rows and its
+last share (Wright and Fisher). So the probability that it is lost by a generation is exact, symbol by symbol.
+"""
 
 from __future__ import annotations
 
-from typing import cast
+from typing import Protocol, cast
 
 import numpy as np
+from scipy.special import gammaln, xlog1py, xlogy
 
 from selfloop.columns import Floats
+from selfloop.policies.schedule import ScheduleEntry
 from selfloop.settings import has_default_settings
 from selfloop.snapshots import Scenario
-from selfloop.theory.law import Law, moment_curve, true_params
+from selfloop.theory.law import Law, moment_curve, schedule_entries, true_params
+from selfloop.theory.moments import MomentEstimator
+from selfloop.types import real
+
+MAX_CHAIN_ROWS = 1000  # the chain of a count has a table of rows^2 numbers
+MAX_GROUPS = 4096  # of symbols, of different mass
+MIN_LOG_CHANCE = -230.0  # chances below 1e-100 are 0: their products would be denormal numbers, which are 30 times slower
+
+
+class AdjustsProbabilities(Protocol):
+    """A sampler that draws symbols with other probabilities than those of the model."""
+
+    def adjust(self, probabilities: Floats) -> Floats: ...
 
 
 def _probabilities(scenario: Scenario) -> Floats:
@@ -42,15 +60,92 @@ def _smoothed_heterozygosity(scenario: Scenario) -> Floats | None:
     return np.array(values)
 
 
+def _count_chances(n: int, p: Floats) -> Floats:
+    """Binomial probability of each count 0 .. n of n rows, (len(p), n + 1)."""
+    k = np.arange(n + 1)
+    ways = gammaln(n + 1) - gammaln(k + 1) - gammaln(n - k + 1)
+    logs = ways + xlogy(k, p[:, None]) + xlog1py(n - k, -p[:, None])
+    return np.exp(np.maximum(logs, MIN_LOG_CHANCE)) * (logs > MIN_LOG_CHANCE)
+
+
+def _expect_counts(scenario: Scenario, p: Floats, value: Floats) -> Floats | None:
+    """E value[count] under `replace` of groups of symbols with true mass p, (generations, len(p)); None if it is not exact."""
+    n, n_symbols = scenario.n, len(_probabilities(scenario))
+    if scenario.policy.name != "replace" or _smoothing(scenario) or n > MAX_CHAIN_ROWS:
+        return None
+    if n_symbols != 2 and not has_default_settings(scenario.sampler):
+        return None  # what is drawn of a symbol depends on the probabilities of all others
+    drawn = np.arange(n + 1) / n
+    if not has_default_settings(scenario.sampler):
+        drawn = cast(AdjustsProbabilities, scenario.sampler).adjust(np.stack([drawn, 1 - drawn], axis=1))[:, 0]
+    first, step, values = _count_chances(n, p), _count_chances(n, drawn), []
+    for _ in range(scenario.generations):
+        values.append(value)
+        value = step @ value
+    return np.asarray(values @ first.T, np.float64)
+
+
+def _lost(scenario: Scenario, p: Floats) -> Floats | None:
+    """Probability that model t gives none to groups of symbols of true mass p, (generations, len(p)); None if unknown."""
+    if not _smoothing(scenario) and all(_only_repeats_initial_rows(entry, scenario.n) for entry in schedule_entries(scenario)):
+        return np.tile(np.exp(xlog1py(scenario.n, -p)), (scenario.generations, 1))
+    return _expect_counts(scenario, p, (np.arange(scenario.n + 1) == 0).astype(np.float64))
+
+
+def _only_repeats_initial_rows(entry: ScheduleEntry, n: int) -> bool:
+    """True if a fit sees every initial row, and no other rows but samples of models with this property."""
+    takes = entry.plan.takes
+    has_initial = any(take.batch == real(1) and take.rows == n and take.weight > 0 for take in takes)
+    return has_initial and entry.plan.budget is None and all(t.batch == real(1) or t.batch.kind == "synthetic" for t in takes)
+
+
 def _support_size(scenario: Scenario) -> Floats | None:
+    lost = _lost(scenario, _probabilities(scenario))
+    return None if lost is None else np.asarray((1 - lost).sum(axis=1), np.float64)
+
+
+def _unseen_mass(scenario: Scenario) -> Floats | None:
+    lost = _lost(scenario, _probabilities(scenario))
+    return None if lost is None else lost @ _probabilities(scenario)
+
+
+def _complete_support(scenario: Scenario) -> Floats | None:
+    """Inclusion and exclusion: the sum over groups A of (-1)^|A| times the probability that all of A is lost."""
+    masses, signs = np.zeros(1), np.ones(1)
+    for p in _probabilities(scenario):
+        both, index = np.unique(np.round([masses, masses + p], 14), return_inverse=True)  # groups of equal mass are one
+        masses, signs = both, np.bincount(index.ravel(), np.concatenate([signs, -signs]))
+        if len(masses) > MAX_GROUPS:
+            return None
+    lost = _lost(scenario, np.minimum(masses, 1.0))
+    return None if lost is None else lost @ signs
+
+
+def _adjusted_heterozygosity(scenario: Scenario) -> Floats | None:
+    p, share = _probabilities(scenario), np.arange(scenario.n + 1) / scenario.n
+    if len(p) != 2 or has_default_settings(scenario.sampler):
+        return None
+    values = _expect_counts(scenario, p[:1], 2 * share * (1 - share))
+    return None if values is None else values[:, 0]
+
+
+def _support_bound(scenario: Scenario) -> Floats | None:
     if _smoothing(scenario) or scenario.policy.name != "replace" or not has_default_settings(scenario.sampler):
         return None
+    if scenario.n <= MAX_CHAIN_ROWS:
+        return None  # the exact law applies
     p, g, values = _probabilities(scenario), 1.0, []
     for _ in range(scenario.generations):
         values.append(float((-np.expm1(-scenario.n * p * g)).sum()))
         g = -np.expm1(-g)
     return np.array(values)
 
+
+_CHAIN_SOURCE = "Wright-Fisher chain of the count of each symbol: binomial with n rows and its last share"
+_CHAIN_CONDITIONS = (
+    f"Zipf source, discrete family without smoothing, fitted from scratch; policy replace, n up to {MAX_CHAIN_ROWS} and "
+    "the default sampler (or two symbols), or all initial rows in every fit beside synthetic rows only."
+)
 
 LAWS = (
     Law(
@@ -67,6 +162,7 @@ LAWS = (
         ),
         values=_heterozygosity,
         limit=lambda scenario: "zero" if scenario.policy.name == "replace" else None,  # (1 - 1/n)^t
+        estimator=lambda scenario: MomentEstimator(),
     ),
     Law(
         name="smoothed frequencies",
@@ -90,7 +186,46 @@ LAWS = (
             "Suresh, Thangaraj, Khandavally 2024 (2412.17646): alive at t with probability 1 - exp(-n p g_t), "
             "g_1 = 1, g_(t+1) = 1 - exp(-g_t); exact for Poisson counts, a lower bound for n rows since (1-x)^n <= exp(-nx)"
         ),
-        conditions="Zipf source, discrete family without smoothing, default sampler, policy replace, fitted from scratch.",
+        conditions=(
+            "Zipf source, discrete family without smoothing, default sampler, policy replace, "
+            f"more than {MAX_CHAIN_ROWS} rows, fitted from scratch."
+        ),
+        values=_support_bound,
+    ),
+    Law(
+        name="symbols alive",
+        metric="support_size",
+        kind="exact",
+        source=f"{_CHAIN_SOURCE}; its bounds are those of Suresh, Thangaraj, Khandavally 2024 (2412.17646)",
+        conditions=_CHAIN_CONDITIONS,
         values=_support_size,
+    ),
+    Law(
+        name="memorizer",
+        metric="unseen_mass",
+        kind="exact",
+        source=f"sum p (1 - p)^n at generation 1: Dohmatob et al. 2024 (2402.07043). {_CHAIN_SOURCE}",
+        conditions=_CHAIN_CONDITIONS,
+        values=_unseen_mass,
+        limit=lambda scenario: "finite",  # a probability
+    ),
+    Law(
+        name="nothing lost",
+        metric="complete_support",
+        kind="exact",
+        source=f"Inclusion and exclusion over groups of symbols. {_CHAIN_SOURCE}, or of a group",
+        conditions=f"12 symbols, more if groups of them have equal mass: up to {MAX_GROUPS} masses. {_CHAIN_CONDITIONS}",
+        values=_complete_support,
+    ),
+    Law(
+        name="two adjusted symbols",
+        metric="heterozygosity",
+        kind="exact",
+        source=f"{_CHAIN_SOURCE}, as the sampler adjusts it",
+        conditions=(
+            "Zipf source of two symbols, discrete family without smoothing, any temperature, top-k and top-p, policy replace, "
+            f"n up to {MAX_CHAIN_ROWS}, fitted from scratch."
+        ),
+        values=_adjusted_heterozygosity,
     ),
 )
