@@ -1,4 +1,4 @@
-"""Error rates of verdicts, comparisons, trends, intervals and inflection points on simulated curves whose truth is known.
+"""Error rates of verdicts, comparisons, intervals and inflection points on simulated curves whose truth is known.
 
     python benchmarks/inference.py [--runs 400] [--seeds 3 5 10] [--generations 5 10 20] [--only divergence]
 
@@ -25,7 +25,7 @@ from selfloop.criteria.judging import CurveCriterion, Reference
 from selfloop.criteria.risk import AnyIncrease, CatastrophicIncrease, Divergence
 from selfloop.stats.comparison import compare_all, compare_declared
 from selfloop.stats.intervals import Interval, at_look, mean_interval, ratio_interval
-from selfloop.stats.trend import fit_trend, inflection_point, rise_after_minimum
+from selfloop.stats.trend import inflection_point, rise_after_minimum
 
 ONE_SIDED, TWO_SIDED = 0.025, 0.05
 SPREAD = 0.1  # standard deviation over seeds at generation 1, as a share of the mean
@@ -116,12 +116,6 @@ def adding_seeds(curves: Sequence[Floats]) -> Set[str]:
     return {"undecided"}
 
 
-def trend(curves: Sequence[Floats]) -> Set[str]:
-    """Whether the decided trend has a limit."""
-    kind = fit_trend(curves[0], 0.02 * float(curves[0][:, 0].mean())).kind
-    return {"bounded" if kind in ("constant", "saturating") else "unbounded"} if kind else set()
-
-
 def pairs(margin: float = 0.0) -> Judge:
     """The answers about all pairs of policies."""
 
@@ -193,8 +187,6 @@ def checks() -> list[Check]:
         Check("collapsing_variance", ("constant",), variance, yes, "no"),
         Check("collapsing_variance", ("falls, 0.97^t",), variance, no),
         Check("collapsing_variance", ("falls, 0.7^t",), variance, no, "yes"),
-        *(Check("trend", (shape,), trend, {"unbounded": TWO_SIDED}, "bounded") for shape in bounded),
-        *(Check("trend", (shape,), trend, {"bounded": TWO_SIDED}, "unbounded") for shape in ("sum of 1/t", "linear")),
         Check("tail_loss", ("last = 0.9 x first",), recall, yes | no),
         Check("tail_loss", ("last = 0.5 x first",), recall, no, "yes"),
         Check("hallucination", ("last = first + 0.1",), outside, yes, noise=plain),

@@ -46,7 +46,7 @@ GONE = {
     "_deaf_children": "_start_with_sigint_blocked", "_serve": "_worker_main", "is_ensemble": "runs_as_ensemble",
     "threads_for": "choose_threads", "LIVE_BYTES": "MAX_ENSEMBLE_BYTES", "ledger_metrics": "schedule_metrics",
     # theory, statistics, published values, report
-    "has_law": "moments_are_exact", "growth_law": "fit_trend", "summarise": "summarize_seeds",
+    "has_law": "moments_are_exact", "summarise": "summarize_seeds",
     "claimable": "unmodified_policies",
     "value_of_real": "fit_data_value", "show_gallery": "view_gallery", "turnable": "makeRotatable", "data-at": "data-positions",
     # families, sources, metrics
@@ -77,7 +77,7 @@ GONE_CLASSES = {
     "Arranges": "GroupedCorpusSource", "Axes": "Coordinates", "Ref": "ObjectRef", "Call": "StepCall", "Named": "NamedArrays",
     "Chain": "ChainSettings", "Chains": "EnsembleModel", "Held": "EnsembleBatch", "Block": "SeedBlock", "Done": "TaskOutput",
     "Mapper": "Executor", "Found": "StoredGeneration", "Planned": "PolicyCost", "Audit": "Verification",
-    "Prediction": "LawCurve", "PublishedPoints": "PanelPublished", "Learner": "MomentEstimator", "Growth": "Trend",
+    "Prediction": "LawCurve", "PublishedPoints": "PanelPublished", "Learner": "MomentEstimator",
     "Summary": "SeedSummary", "Value": "DataValue", "Cell": "GridCell", "Work": "Paper", "Table": "PublishedTable",
     "Grid": "PublishedGrid", "Overlay": "PublishedCurve", "Line": "ReproducedValue", "Ledger": "ScheduleTable",
     "Worth": "DataValuePanel", "Shares": "CategoryShares", "Differences": "PolicyDifferences", "Show": "GalleryView",
@@ -122,7 +122,7 @@ GONE_MEMBERS: Mapping[str, Mapping[str, str]] = {
     "result.py": {"rows": "measurements", "ledger": "schedules", "cells": "grid_cells", "frame": "to_pandas"},
     "theory/*.py": {"predictions": "law_curves", "holds": "is_met", "kernel": "kernel_variance", "known": "known_variances"},
     "stats/*.py": {
-        "LAWS": "TRENDS", "inflection": "inflection_point", "creep": "rise_after_minimum", "upper": "higher",
+        "inflection": "inflection_point", "creep": "rise_after_minimum", "upper": "higher",
         "SINCE": "FIRST_COMPARED", "CLAIMED": "claims in published/",
     },
     "published/*.py": {"works": "papers", "overlays": "published_curves"},

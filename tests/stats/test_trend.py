@@ -1,4 +1,4 @@
-"""Trends are distinguished if the seeds allow it, and a wrong trend is rarely decided."""
+"""Rises at the end of a run and inflection points are called so if the seeds allow it."""
 
 import numpy as np
 import pytest
@@ -6,22 +6,17 @@ from scipy import stats
 
 from selfloop.stats.intervals import mean_interval
 from selfloop.stats.trend import (
-    TRENDS,
-    describe_trend,
-    fit_trend,
+    describe_late_change,
     inflection_point,
     late_change,
     late_slopes,
     rise_after_minimum,
 )
 
-MARGIN = 0.02
 SHAPES = {
     "constant": lambda t: np.ones_like(t),
     "saturating": lambda t: np.cumsum(t**-2.0),
-    "log": lambda t: np.cumsum(1 / t),
     "linear": lambda t: t,
-    "exponential": lambda t: np.exp(0.15 * (t - 1)),
 }
 
 
@@ -30,77 +25,6 @@ def planted(kind, rng, seeds=20, generations=20, scale=0.01):
     mean = SHAPES[kind](np.arange(1.0, generations + 1))
     walk = np.cumsum(rng.normal(size=(seeds, generations)), axis=1) / generations**0.5
     return mean + scale * (walk + rng.normal(size=walk.shape))
-
-
-@pytest.mark.parametrize("kind", TRENDS)
-def test_a_planted_trend_is_found(kind):
-    trend = fit_trend(planted(kind, np.random.default_rng(11)), MARGIN)
-    assert trend.kind == kind
-
-
-@pytest.mark.parametrize("seeds", [5, 30])
-@pytest.mark.parametrize("kind", TRENDS)
-def test_a_wrong_trend_is_rarely_decided(kind, seeds):
-    rng = np.random.default_rng(13)
-    kinds = [fit_trend(planted(kind, rng, seeds=seeds, generations=12, scale=0.1), MARGIN).kind for _ in range(12)]
-    assert sum(each not in (kind, None) for each in kinds) <= 1
-
-
-def chains(accumulate, rng, seeds=50, generations=30, d=10):
-    weight = 1 / np.arange(1, generations + 1) if accumulate else np.ones(generations)
-    errors = np.cumsum(rng.normal(size=(seeds, generations, d)) * weight[:, None], axis=1)
-    return np.mean(errors**2, axis=2)
-
-
-def test_the_trends_of_replace_and_accumulate_are_distinguished_although_generations_are_correlated():
-    rng = np.random.default_rng(14)
-    replaced = [fit_trend(chains(False, rng), MARGIN).kind for _ in range(6)]
-    accumulated = [fit_trend(chains(True, rng), MARGIN).kind for _ in range(6)]
-    assert replaced.count("linear") >= 3
-    assert set(replaced) <= {"linear", None}
-    assert accumulated.count("saturating") >= 4
-    assert set(accumulated) <= {"saturating", None}
-
-
-def test_a_curve_that_no_trend_fits_is_undecided():
-    t = np.arange(1.0, 21)
-    curves = np.where(t < 8, 1.0, 3.0) + 0.01 * np.random.default_rng(15).normal(size=(20, 20))
-    trend = fit_trend(curves, MARGIN)
-    assert trend.kind is None
-    assert trend.reason == "no trend fits the curve"
-
-
-def test_a_flat_curve_within_wide_errors_is_undecided():
-    assert fit_trend(planted("constant", np.random.default_rng(16), seeds=4, scale=0.5), MARGIN).kind is None
-
-
-@pytest.mark.parametrize("curves", [np.ones((1, 20)), np.ones((5, 5)), np.tile(np.arange(20.0), (5, 1))])
-def test_too_few_seeds_or_generations_or_no_spread_are_undecided(curves):
-    trend = fit_trend(curves, MARGIN)
-    assert trend.kind is None
-
-
-def test_generations_after_the_first_ended_chain_are_left_out():
-    curves = planted("linear", np.random.default_rng(17))
-    cut = curves.copy()
-    cut[3, 12:] = np.nan
-    assert fit_trend(cut, MARGIN) == fit_trend(curves[:, :12], MARGIN)
-
-
-def test_a_trend_that_the_last_quarter_makes_is_undecided():
-    t = np.arange(1.0, 21)
-    curves = 1 + 5e-4 * np.exp(0.35 * t) + 0.05 * np.random.default_rng(24).normal(size=(10, 20)).cumsum(axis=1)
-    trend = fit_trend(curves, MARGIN)
-    assert trend.kind is None
-    assert trend.reason.startswith("exponential has weight 1.00, but constant has weight 0.4")
-    assert trend.reason.endswith("without the last quarter of the generations")
-
-
-def test_a_slow_saturation_is_not_called_linear():
-    t, rng = np.arange(1.0, 21), np.random.default_rng(25)
-    walks = 0.05 * rng.normal(size=(20, 10, 20)).cumsum(axis=2)
-    kinds = [fit_trend(2 - 0.95**t + walk, MARGIN).kind for walk in walks]
-    assert sum(kind not in (None, "saturating") for kind in kinds) <= 1
 
 
 @pytest.mark.parametrize(
@@ -113,15 +37,15 @@ def test_a_slow_saturation_is_not_called_linear():
 )
 def test_the_statement_about_a_rise_is_about_the_generations_of_the_run(mean, statement):
     curves = mean(np.arange(1.0, 21)) + 0.003 * np.random.default_rng(26).normal(size=(8, 20))
-    sentence = describe_trend(curves, 1.0)
-    assert sentence.startswith(statement)
-    assert "margin 0.02; " in sentence
+
+    def describe(curves):
+        return describe_late_change(mean_interval(late_change(curves)), 0.02, 20)
+
+    assert describe(curves).startswith(statement)
+    assert describe(curves).endswith("margin 0.02")
     noisy = mean(np.arange(1.0, 21)) + 300 * np.random.default_rng(27).normal(size=(8, 20))
-    assert describe_trend(noisy, 1.0).startswith("may or may not still rise at generation 20: change")
-    assert describe_trend(curves[:1], 1.0).startswith(
-        "may or may not still rise at generation 20: the seeds give no interval; "
-    )
-    assert describe_trend(curves[:, :5], 1.0).endswith("margin 0.02.")  # too few generations for a form
+    assert describe(noisy).startswith("may or may not still rise at generation 20: change")
+    assert describe(curves[:1]) == "may or may not still rise at generation 20: the seeds give no interval"
 
 
 def test_the_late_change_is_the_slope_over_the_last_half():

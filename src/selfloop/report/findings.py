@@ -1,4 +1,4 @@
-"""Findings of a report as sentences with their numbers: orders of policies, trends, inflection points, changes of modes."""
+"""Findings of a report as sentences with numbers: orders of policies, late changes, inflection points, changes of modes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from selfloop.report.first_models import first_model_sentence
 from selfloop.report.theme import format_interval, format_number
 from selfloop.stats.comparison import FIRST_COMPARED, Comparison
 from selfloop.stats.intervals import at_look, level_of_look, mean_interval
-from selfloop.stats.trend import describe_trend, inflection_point, rise_after_minimum
+from selfloop.stats.trend import FLAT_TOLERANCE, describe_late_change, inflection_point, late_change, rise_after_minimum
 
 MIN_SEEDS, MAX_SPREAD = 10, 0.5  # intervals of skewed values have their level from ten seeds on, or if the spread is small
 
@@ -66,7 +66,8 @@ def _findings(result: Result) -> Iterator[str]:
         yield from control_sentences(spec, comparisons, f"{risk}{suffix}")
         for label, values in risks.items():
             reference = Reference(risk in spec.positive_metrics(), curves[label].get(f"{risk}_trivial"))
-            yield f"{label}{suffix}: {risk} {describe_trend(values, reference.scale(values))}"
+            change, margin = mean_interval(late_change(values)), FLAT_TOLERANCE * reference.scale(values)
+            yield f"{label}{suffix}: {risk} {describe_late_change(change, margin, values.shape[1])}."
             if minimum := minimum_sentence(values, risk):
                 yield f"{label}{suffix}: {minimum}"
         for label, measured in curves.items():

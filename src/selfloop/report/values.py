@@ -140,7 +140,7 @@ class Report:
     answer_level: float = LEVEL  # of the intervals of verdicts
     definitions: Mapping[str, str] = field(default_factory=dict)  # criterion -> its definition in one line
     missing: Sequence[str] = ()  # metrics without any value, with the reason: one sentence each
-    findings: Sequence[str] = ()  # orders of policies, trends, inflection points: one sentence each
+    findings: Sequence[str] = ()  # orders of policies, late changes, inflection points: one sentence each
     differences: Sequence[PolicyDifferences] = ()
     data_values: Sequence[DataValuePanel] = ()
     shares: Sequence[CategoryShares] = ()

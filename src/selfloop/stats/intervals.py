@@ -87,11 +87,6 @@ def summarize_seeds(curves: Floats, better: Better = "lower", *, positive: bool 
     )
 
 
-def before_first_end(curves: Floats) -> Floats:
-    """The generations at which every chain has a value."""
-    return curves[:, : int(np.cumprod(~np.isnan(curves).any(axis=0)).sum())]
-
-
 def mean_interval(values: Floats, level: float | None = None, *, positive: bool = False) -> Interval:
     """The mean over seeds with Student-t limits; no estimate if a chain has ended, no limits if all values are equal.
 
