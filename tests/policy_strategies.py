@@ -6,11 +6,14 @@ from typing import Any
 
 from hypothesis import strategies as st
 
+from selfloop.curators.selection import Deduplicate
 from selfloop.policies.builtin import Accumulate, AccumulateReal, AccumulateSubsample, Augment, Fresh, Mix, Replace, Window
 from selfloop.policies.control import Control
+from selfloop.policies.curated import Curated
 from selfloop.policies.custom import Custom, FixedCounts
 from selfloop.policies.cycles import Balanced, Expanding, Incremental
 from selfloop.policies.growing import Growing, ReplaceMultiple
+from selfloop.policies.switch import Switch
 
 shares = st.one_of(st.sampled_from([0.0, 1.0]), st.floats(0.11, 0.89))  # of 5 rows, each is a row or none by intention
 ratios = st.floats(0.2, 3)
@@ -52,5 +55,10 @@ STRATEGIES: dict[str, st.SearchStrategy[Any]] = {
     "custom": custom,
 }
 others = st.one_of(*STRATEGIES.values())
+first_or_newest = st.one_of(
+    *(STRATEGIES[name] for name in ("accumulate", "accumulate_real", "mix", "fresh", "balanced", "window"))
+)
+STRATEGIES["switch"] = st.builds(Switch, of=others, to=first_or_newest, at=st.integers(2, 12))  # `to` never without any row
+STRATEGIES["curated"] = st.builds(Curated, of=others, curators=st.just((Deduplicate(),)))
 STRATEGIES["control"] = st.builds(Control, of=others, rows=st.sampled_from(["fresh", "initial"]))
 policies = st.one_of(*STRATEGIES.values())

@@ -28,6 +28,11 @@ class Batch(NamedTuple):
     kind: Literal["real", "synthetic"]
     born: int
 
+    @property
+    def first_use(self) -> int:
+        """The first generation that can train on these rows."""
+        return self.born + (self.kind == "synthetic")
+
     def __str__(self) -> str:
         return f"{self.kind}({self.born})"
 

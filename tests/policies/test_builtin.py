@@ -13,16 +13,19 @@ from hypothesis import strategies as st
 
 from policy_strategies import STRATEGIES, policies, ratios
 from selfloop.component import Policy
+from selfloop.curators.selection import Deduplicate
 from selfloop.errors import SettingError, SpecError
 from selfloop.plugins import BUILT_IN
 from selfloop.policies.builtin import Accumulate, AccumulateReal, AccumulateSubsample, Augment, Fresh, Mix, Replace, Window
 from selfloop.policies.control import Control
-from selfloop.policies.custom import FixedCounts
+from selfloop.policies.curated import Curated
+from selfloop.policies.custom import Custom, FixedCounts
 from selfloop.policies.cycles import Balanced, Expanding, Incremental
 from selfloop.policies.growing import Growing, ReplaceMultiple
 from selfloop.policies.schedule import ScheduleEntry, schedule
+from selfloop.policies.switch import Switch
 from selfloop.spec.spec import Spec
-from selfloop.types import Plan, real, synthetic
+from selfloop.types import Batch, Plan, Take, real, synthetic
 
 TRAINED_ROWS: dict[str, Callable[[Any, int, int], int]] = {  # of generation t >= 2, from the README's table of policies
     "replace": lambda p, t, n: n,
@@ -40,7 +43,25 @@ TRAINED_ROWS: dict[str, Callable[[Any, int, int], int]] = {  # of generation t >
     "growing": lambda p, t, n: round(n * t ** (1 + p.exponent)),
     "fixed_counts": lambda p, t, n: p.real_rows + p.synthetic_rows,
     "control": lambda p, t, n: entries(p.of, n, t)[-1].trained_rows,
+    "curated": lambda p, t, n: entries(p.of, n, t)[-1].trained_rows,
+    "switch": lambda p, t, n: entries(p.of, n, t)[-1].trained_rows if t < p.at else switched_rows(p, t, n),
 }
+
+
+def switched_rows(policy: Switch, t: int, n: int) -> int:
+    """Training rows of `to` of the batches that exist after the switch."""
+    rows = 0
+    for take in policy.to.plan(t, n).takes:
+        drawer = policy.of if take.batch in before_switch(policy) else policy.to
+        drawn = getattr(drawer.new_rows(take.batch.born, n), take.batch.kind)
+        rows += drawn if take.rows is None else min(drawn, take.rows)
+    return rows
+
+
+def before_switch(policy: Switch) -> set[Batch]:
+    return {real(k) for k in range(1, policy.at)} | {synthetic(k) for k in range(1, policy.at - 1)}
+
+
 sizes = st.integers(5, 60)  # below 5 rows a share or ratio could round to a generation without rows
 
 
@@ -129,6 +150,52 @@ def test_a_control_trains_on_real_rows_with_the_masses_of_its_policy(policy: Con
     for take, mass in zip(control.plan.takes, control.masses(), strict=True):
         measured[take.batch.born] = measured.get(take.batch.born, 0) + mass
     assert measured == pytest.approx(masses)
+
+
+def test_a_switch_from_replace_keeps_what_was_sampled_and_draws_real_rows_from_then_on() -> None:
+    policy = Switch(of=Replace(), to=AccumulateReal(real_share=0.25), at=4)
+    assert [(e.new_rows.real, e.new_rows.synthetic) for e in entries(policy, 60, 5)] == [
+        (60, 60), (0, 60), (0, 45), (15, 45), (15, 45),
+    ]  # fmt: skip
+    batches = [{str(take.batch): take.rows for take in entry.plan.takes} for entry in entries(policy, 60, 5)]
+    assert batches[2] == {"synthetic(2)": 60}
+    after = {"real(1)": 60, "real(4)": 15, "synthetic(1)": 60, "synthetic(2)": 60, "synthetic(3)": 45}
+    assert batches[3:] == [after, {**after, "real(5)": 15, "synthetic(4)": 45}]
+    clipped = entries(Switch(of=Mix(real_share=0.9), to=Incremental(replaced_share=0.5), at=3), 60, 3)[-1]
+    assert {str(take.batch): take.rows for take in clipped.plan.takes} == {"real(1)": 15, "synthetic(1)": 6, "synthetic(2)": 30}
+
+
+@given(STRATEGIES["switch"], sizes)
+def test_a_switch_is_one_policy_before_and_the_other_one_if_it_is_at_once(policy: Switch, n: int) -> None:
+    before, other = entries(policy, n, policy.at - 1), entries(policy.of, n, policy.at - 1)
+    assert [entry.plan for entry in before] == [entry.plan for entry in other]
+    at_once = Switch(of=policy.of, to=policy.to, at=2)
+    same = [(entry.new_rows, entry.plan) for entry in entries(policy.to, n, 6)]
+    assert [(entry.new_rows, entry.plan) for entry in entries(at_once, n, 6)] == same
+
+
+def test_a_switch_refuses_what_its_second_policy_could_not_take_alone_and_policies_of_other_rows() -> None:
+    for take in ({"batch": "synthetic(t)"}, {"batch": "real(1)", "rows": "n + 1"}, {"batch": "real(2)"}):
+        with pytest.raises(SpecError, match=r"which does not exist|expected at most the 20 rows"):
+            entries(Switch(to=Custom(takes=(take,)), at=4), 20, 5)
+    for policy in (Control(), Curated(curators=(Deduplicate(),))):
+        with pytest.raises(SettingError, match=f"^to: got {policy.name}; expected a policy that only counts its own rows"):
+            Switch(to=policy, at=4)
+
+
+def test_the_control_of_an_interval_has_the_same_interval_of_real_rows() -> None:
+    halves = Custom(
+        takes=({"batch": "real(t)", "rows": 5}, {"batch": "synthetic(t-1)", "start": "n // 2"}),
+        real_rows="n",
+        synthetic_rows="n",
+    )
+
+    def takes(policy: Policy) -> list[Take[Batch]]:
+        return list(entries(policy, 20, 3)[-1].plan.takes)
+
+    assert takes(halves) == [Take(real(3), 5), Take(synthetic(2), 10, 1.0, 10)]
+    assert takes(Control(of=halves)) == [Take(real(3), 5, 1.0, 20), Take(real(3), 10, 1.0, 10)]
+    assert takes(Control(of=halves, rows="initial")) == [Take(real(3), 5), Take(real(1), 10, 1.0, 10)]
 
 
 def test_controls_of_replace_and_accumulate() -> None:

@@ -42,6 +42,10 @@ NEWEST = Plan((Take(synthetic(1)),))
         (Custom(takes=({"batch": "real(t)"},)), "takes real(2), which does not exist"),
         (Custom(takes=({"batch": "real(1..10**9)"},)), "takes real(2), which does not exist"),
         (Custom(takes=({"batch": "real(1)", "rows": "n + 1"},)), "takes 11 rows of real(1)"),
+        (
+            Custom(takes=({"batch": "real(1)", "start": 6, "rows": 5},)),
+            "takes 5 rows of real(1) from row 6 on; expected at most",
+        ),
         (Custom(takes=({"batch": "real(1)", "weight": "0 - 1"},)), "weight -1"),
         (Custom(takes=({"batch": "real(1)", "rows": 0},)), "trains on no rows"),
         (Custom(takes=({"batch": "real(1)"},), budget="0"), "budget is 0"),

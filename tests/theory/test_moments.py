@@ -10,14 +10,19 @@ from hypothesis import HealthCheck, given, reject, settings
 from hypothesis import strategies as st
 from scipy.special import polygamma, zeta
 
+import law_checks
 from selfloop.component import Policy
 from selfloop.errors import SpecError
+from selfloop.families.gaussian import Gaussian
+from selfloop.metrics.true_parameters import MeanError
 from selfloop.policies.builtin import Accumulate, AccumulateReal, AccumulateSubsample, Augment, Fresh, Replace, Window
 from selfloop.policies.control import Control
 from selfloop.policies.custom import Custom
 from selfloop.policies.cycles import Balanced, Expanding
 from selfloop.policies.growing import Growing, ReplaceMultiple
 from selfloop.policies.schedule import schedule
+from selfloop.policies.switch import Switch
+from selfloop.sources.distributions import GaussianSource
 from selfloop.theory.moments import MomentEstimator, MomentsWorld, moment_curves, noise_ledger, predict
 from selfloop.types import real, synthetic
 
@@ -298,7 +303,7 @@ def simulate(policy, n, generations, chains, estimator=MLE, wrong=""):
         rows = []
         for take in entry.plan.takes:
             batch = rng.permuted(batches[take.batch], axis=1) if wrong == "independent prefixes" else batches[take.batch]
-            rows.append(batch[:, : take.rows])
+            rows.append(batch[:, : take.rows] if wrong == "first rows" else batch[:, take.start : take.start + take.rows])
         weights = [
             np.full(x.shape, 1.0 if wrong == "no weights" else w.weight) for x, w in zip(rows, entry.plan.takes, strict=True)
         ]
@@ -355,7 +360,18 @@ CONTROLS = [
 ]
 
 
-@pytest.mark.parametrize("policy", [NESTED, DRAWN, AccumulateSubsample(), Accumulate(), *CONTROLS])
+INTERVALS = Custom(  # overlap in part, within and between generations
+    takes=(
+        {"batch": "real(1)", "start": "t - 2", "rows": 4}, {"batch": "synthetic(t-1)", "start": 4},
+        {"batch": "synthetic(1..t-1)", "rows": 5},
+    )
+)  # fmt: skip
+SWITCHES = [Switch(to=AccumulateReal(), at=3), Switch(of=NESTED, to=Accumulate(), at=4)]
+
+
+@pytest.mark.parametrize(
+    "policy", [NESTED, DRAWN, AccumulateSubsample(), Accumulate(), INTERVALS, Control(of=INTERVALS), *CONTROLS, *SWITCHES]
+)
 def test_policies_agree_with_simulated_rows(policy):
     assert largest_z(policy, 8, 5, 12000) < 4
 
@@ -363,6 +379,7 @@ def test_policies_agree_with_simulated_rows(policy):
 @pytest.mark.parametrize(("policy", "wrong"), [
     (NESTED, "divisor"), (NESTED, "one generation late"), (NESTED, "no weights"), (NESTED, "independent prefixes"),
     (DRAWN, "with replacement"), (DRAWN, "no weights"), (AccumulateSubsample(), "with replacement"), (Accumulate(), "divisor"),
+    (INTERVALS, "first rows"),
 ])  # fmt: skip
 def test_a_wrong_rule_fails(policy, wrong):
     assert largest_z(policy, 8, 5, 12000, wrong=wrong) > 5
@@ -435,3 +452,20 @@ def test_the_ledger_of_two_hundred_generations_takes_less_than_half_a_second(pol
         noise_ledger(policy, 1000, 200)
         seconds.append(process_time() - begin)
     assert min(seconds) < 0.5
+
+
+# the world of rows
+
+
+def test_moments_of_a_switch_agree_with_chains_of_rows_and_those_of_other_switches_do_not():
+    source, family = GaussianSource(dim=2), Gaussian()
+    policy = Switch(to=AccumulateReal(), at=4)
+    measured = law_checks.curves(source, family, policy, [MeanError()], n=20, generations=7, seeds=2000)["mean_error"]
+    for predicted, agrees in (
+        (policy, True),
+        (Switch(to=AccumulateReal(), at=5), False),
+        (Switch(to=AccumulateReal(real_share=0.2), at=4), False),
+        (Switch(to=Accumulate(), at=4), False),
+    ):
+        law = 2 * curves(predicted, 20, 7)[0]  # times the trace of the true covariance
+        assert (law_checks.largest_z(measured, law) < 4) == agrees

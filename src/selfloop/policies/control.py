@@ -8,6 +8,7 @@ from typing import Annotated, ClassVar, Literal
 from selfloop.component import Policy
 from selfloop.errors import SettingError
 from selfloop.policies.builtin import Replace
+from selfloop.policies.schedule import rows_of_batch
 from selfloop.types import Batch, Plan, Take, real
 
 
@@ -41,11 +42,13 @@ class Control(Policy):
         other = self.of.plan(t, n)
         if self.rows == "initial":
             return Plan(tuple(part for take in other.takes for part in self._repeat_initial(take, n)), other.budget)
+        if any(take.start for take in other.takes):
+            return Plan(tuple(self._move(take, n) for take in other.takes), other.budget)
         rows, masses = dict[Batch, int](), dict[Batch, float]()
         for take in other.takes:  # one take per batch: real(t) has the rows in place of synthetic(t - 1) and fresh rows
             if not take.weight:
                 continue
-            batch = take.batch if take.batch.kind == "real" else real(take.batch.born + 1)
+            batch = real(take.batch.first_use)
             count = self._count(take, n)
             rows[batch] = rows.get(batch, 0) + count
             masses[batch] = masses.get(batch, 0.0) + count * take.weight
@@ -53,13 +56,19 @@ class Control(Policy):
 
     def _count(self, take: Take[Batch], n: int) -> int:
         """Rows of a take of the other policy."""
+        return rows_of_batch(self.of, take.batch, n) - take.start if take.rows is None else take.rows
+
+    def _move(self, take: Take[Batch], n: int) -> Take[Batch]:
+        """The same interval of the rows in place of synthetic ones, which come first, or of the fresh rows after them."""
         kind, born = take.batch
-        if take.rows is not None:
-            return take.rows
-        return self.of.n_synthetic(born, n) if kind == "synthetic" else self.of.new_rows(born, n).real
+        n_first = self.of.n_synthetic(born - 1, n) if kind == "real" and born > 1 else 0
+        return Take(real(take.batch.first_use), self._count(take, n), take.weight, n_first + take.start)
 
     def _repeat_initial(self, take: Take[Batch], n: int) -> list[Take[Batch]]:
         if take.batch.kind == "real":
             return [take]
-        copies, rest = divmod(self._count(take, n), n)
-        return [Take(real(1), k, take.weight) for k in [*[n] * copies, rest] if k]
+        takes, start, rest = [], take.start % n, self._count(take, n)
+        while rest:
+            takes.append(Take(real(1), min(n - start, rest), take.weight, start))
+            start, rest = 0, max(rest - n + start, 0)
+        return takes

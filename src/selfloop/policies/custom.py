@@ -39,7 +39,8 @@ TakeTable = tuple[dict[str, Any], ...]
 class Custom(Policy):
     """Takes and row counts as expressions of t and n, for all generations or for each of them.
 
-    A take is `{ batch = "synthetic(t-1)", rows = "n // 2", weight = 1 }`; `"synthetic(1..t-1)"` is a range of batches.
+    A take is `{ batch = "synthetic(t-1)", rows = "n // 2", weight = 1 }`; `"synthetic(1..t-1)"` is a range of batches, and
+    `start = "n // 4"` skips that many rows of each.
     """
 
     name: ClassVar[str] = "custom"
@@ -54,9 +55,9 @@ class Custom(Policy):
         if bool(self.takes) == bool(self.generations):
             raise SettingError("takes", "expected one of `takes` (of every generation) and `generations`. Set one of the two.")
         for take in (*self.takes, *(take for table in self.generations for take in table)):
-            if not {"batch"} <= set(take) <= {"batch", "rows", "weight"}:
+            if not {"batch"} <= set(take) <= {"batch", "start", "rows", "weight"}:
                 raise SettingError(
-                    "takes", f"got {shown(take)}; expected `batch` and optionally `rows` and `weight`. Fix that take."
+                    "takes", f"got {shown(take)}; expected `batch` and optionally `start`, `rows` and `weight`. Fix that take."
                 )
         self.new_rows(2, PROBE_ROWS)
         self.plan(2, PROBE_ROWS)  # raises for a wrong expression
@@ -72,7 +73,8 @@ class Custom(Policy):
         for take in self.takes or self.generations[min(t - 2, len(self.generations) - 1)]:
             rows = None if take.get("rows") is None else evaluate_rows("takes.rows", take["rows"], t=t, n=n)
             weight = evaluate("takes.weight", take.get("weight", 1.0), t=t, n=n)
-            takes += [Take(batch, rows, float(weight)) for batch in expand_batches(str(take["batch"]), t=t, n=n)]
+            start = evaluate_rows("takes.start", take.get("start", 0), t=t, n=n)
+            takes += [Take(batch, rows, float(weight), start) for batch in expand_batches(str(take["batch"]), t=t, n=n)]
         return Plan(tuple(takes), None if self.budget is None else evaluate_rows("budget", self.budget, t=t, n=n))
 
 

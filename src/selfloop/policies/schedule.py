@@ -91,6 +91,11 @@ def rows_of_share(setting: str, share: float, n: int, *, of_total: bool = False)
     return rows
 
 
+def rows_of_batch(policy: Policy, batch: Batch, n: int) -> int:
+    """Number of rows that a policy has in a batch."""
+    return policy.n_synthetic(batch.born, n) if batch.kind == "synthetic" else policy.new_rows(batch.born, n).real
+
+
 def _check_new_rows(key: str, t: int, n: int, new_rows: NewRows) -> None:
     counts = new_rows.real, new_rows.synthetic
     if not all(isinstance(rows, int) and 0 <= rows <= MAX_BATCH_ROWS for rows in counts):
