@@ -23,6 +23,7 @@ class Snapshot:
     truth: Params
     prepared: Params = field(default_factory=dict)  # of the metric's feature extractor
     features: Mapping[str, Columns] = field(default_factory=dict)  # of "samples", "holdout" and "initial", as far as they exist
+    prompts: Columns = field(default_factory=dict)  # of as many rows as `initial`, if the sampler reads texts to draw them
 
 
 @dataclass(frozen=True, slots=True)

@@ -70,6 +70,21 @@ def test_the_share_of_prompts_is_that_of_real_tokens_in_sampled_rows() -> None:
     assert "text_length_prompt_share" not in measure(TextLength(), samples, real)
 
 
+@pytest.mark.parametrize("finished", [True, False])
+@pytest.mark.parametrize("metric", [Vocabulary(), Distinct(), TailMass()])
+def test_prompts_are_left_out_of_sampled_rows_and_of_real_rows(metric: Any, finished: bool) -> None:
+    """With prompts of 3 tokens the values are those of rows without their first 3 tokens, and not those of whole rows."""
+    p, rng = zipf_probabilities(60, 1.0), np.random.default_rng(0)
+    real, samples = ([[61, 62, 63, *row] for row in draw_rows(p, 80, 12, seed)] for seed in (1, 2))
+    if not finished:
+        samples = [row[: rng.integers(4, 12)] for row in samples]
+    expected = measure(metric, [row[3:] for row in samples], [row[3:] for row in real])
+    assert all(map(math.isfinite, expected.values()))
+    assert measure(metric, samples, real, prefix=3) == expected
+    whole = measure(metric, samples, real)
+    assert abs(whole[metric.name] - expected[metric.name]) > 0.01
+
+
 def test_length_excludes_end_tokens_and_the_finished_rate_counts_them() -> None:
     values = measure(TextLength(), [[5, 6, END], [7, 8, 9], [END]])
     assert values == pytest.approx({"text_length": 5 / 3, "text_length_finished_rate": 2 / 3})

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from selfloop.columns import Array, Columns, Ints, Params, Ragged
+from selfloop.component import Context
 from selfloop.rng import SPLITMIX_STEP, splitmix64
 from selfloop.snapshots import Snapshot
 
@@ -24,21 +25,30 @@ TABLE_BITS = 22
 
 
 def texts(
-    rows: Columns, params: Params, *, max_rows: int | None = None, max_tokens: int | None = None, max_length: int | None = None
+    rows: Columns,
+    params: Params,
+    *,
+    n_prompt: Ints | None = None,
+    max_rows: int | None = None,
+    max_tokens: int | None = None,
+    max_length: int | None = None,
 ) -> Ragged:
     """Tokens of the first rows without their end tokens: of `max_rows` rows, or the first `max_tokens` tokens of all rows.
 
-    Each row is cut after `max_length` tokens.
+    Each row is cut after `max_length` tokens, and its first `n_prompt` ones are left out.
     """
     tokens = cast(Ragged, rows["tokens"])
     lengths = np.diff(tokens.offsets)[:max_rows]
+    n_prompt = np.zeros_like(lengths) if n_prompt is None else n_prompt
     if max_tokens is not None:  # a row has at most one end token
-        certain = np.cumsum(np.minimum(lengths - 1, lengths if max_length is None else max_length))
+        certain = np.cumsum(np.minimum(lengths - 1, lengths if max_length is None else max_length) - n_prompt[: len(lengths)])
         lengths = lengths[: int(np.count_nonzero(np.maximum.accumulate(certain) < max_tokens)) + 1]
     offsets = tokens.offsets[: len(lengths) + 1] - tokens.offsets[0]
     values = tokens.values[tokens.offsets[0] : tokens.offsets[len(lengths)]]
     positions = np.arange(len(values)) - np.repeat(offsets[:-1], lengths)
-    mask = positions < (len(values) if max_length is None else max_length)
+    mask = (positions >= np.repeat(n_prompt[: len(lengths)], lengths)) & (
+        positions < (len(values) if max_length is None else max_length)
+    )
     last = offsets[1:][lengths > 0] - 1
     mask[last[values[last] == params["tokenizer/end"]]] = False
     starts = np.concatenate([[0], np.cumsum(mask)])[offsets]
@@ -59,16 +69,30 @@ def cut_length(rows: Columns, params: Params) -> int | None:
     return int(lengths[filled][unfinished].max()) if unfinished.any() else None
 
 
-def equal_texts(snap: Snapshot, max_tokens: int) -> tuple[Ragged, Ragged] | None:
-    """Equally many sampled and initial real tokens, without end tokens; None if either rows have fewer tokens.
+def prompt_lengths(snap: Snapshot, rows: Columns, ctx: Context) -> Ints:
+    """Number of tokens of each row that are its prompt; of initial rows, the tokens that serve as prompts."""
+    lengths = np.diff(cast(Ragged, rows["tokens"]).offsets)
+    prompts = (snap.prompts or snap.sampler.draw_prompts(len(lengths), snap.initial, ctx)).get("prompt")
+    if not isinstance(prompts, Ragged):
+        return np.zeros_like(lengths)
+    return np.minimum(lengths, np.diff(prompts.offsets)[np.arange(len(lengths)) % len(prompts)])
 
-    The number of tokens is `max_tokens`, or an eighth of the initial rows' tokens if that is less: sampled rows may be cut
-    short, and real rows are then cut too. It is the same for every generation and policy of a seed.
+
+def equal_texts(snap: Snapshot, max_tokens: int, ctx: Context) -> tuple[Ragged, Ragged] | None:
+    """Equally many sampled and initial real tokens, without prompts and end tokens; None if either rows have fewer tokens.
+
+    The number of tokens is `max_tokens`, or an eighth of the initial rows' tokens after their prompts if that is less: sampled
+    rows may be cut short, and real rows are then cut too. It is the same for every generation and policy of a seed.
     """
+    tables = snap.samples, snap.initial
+    n_prompt = [prompt_lengths(snap, rows, ctx) for rows in tables]
     tokens = cast(Ragged, snap.initial["tokens"])
-    count = min(max_tokens, (int(tokens.offsets[-1]) - len(tokens)) // 8)
+    count = min(max_tokens, (int(tokens.offsets[-1]) - len(tokens) - int(n_prompt[1].sum())) // 8)
     length = cut_length(snap.samples, snap.params)
-    sampled, real = (texts(rows, snap.params, max_tokens=count, max_length=length) for rows in (snap.samples, snap.initial))
+    sampled, real = (
+        texts(rows, snap.params, n_prompt=skipped, max_tokens=count, max_length=length)
+        for rows, skipped in zip(tables, n_prompt, strict=True)
+    )
     return (sampled, real) if 0 < count == len(sampled.values) == len(real.values) else None
 
 

@@ -11,7 +11,7 @@ from annotated_types import Ge, Interval
 
 from selfloop.columns import Columns, Ints, Params, Ragged, take_spans
 from selfloop.component import Better, Context, Metric, SampleMetric
-from selfloop.metrics.ngrams import cut_length, equal_texts, row_chunks, row_indices, texts
+from selfloop.metrics.ngrams import cut_length, equal_texts, prompt_lengths, row_chunks, row_indices, texts
 from selfloop.protocols import SupportsTokenLogProb, UsesEncoder
 from selfloop.snapshots import Snapshot
 
@@ -62,16 +62,9 @@ class SelfCrossEntropy(SampleMetric):
     max_rows: Annotated[int, Ge(1), "number of sampled rows, at most"] = 500
 
     def measure_samples(self, snap: Snapshot, ctx: Context) -> Mapping[str, float]:
-        n_prompt = prompt_lengths(snap, ctx)[: self.max_rows]
+        n_prompt = prompt_lengths(snap, snap.samples, ctx)[: self.max_rows]
         rows = {"tokens": snap.samples["tokens"][np.arange(len(n_prompt))]}
         return {self.name: _nats_per_token(snap, rows, ctx, n_prompt)}
-
-
-def prompt_lengths(snap: Snapshot, ctx: Context) -> Ints:
-    """Number of tokens of each sampled row that are its prompt, which the sampler takes from the initial rows."""
-    lengths = np.diff(cast(Ragged, snap.samples["tokens"]).offsets)
-    prompts = snap.sampler.draw_prompts(len(lengths), snap.initial, ctx).get("prompt")
-    return np.minimum(lengths, np.diff(prompts.offsets)) if isinstance(prompts, Ragged) else np.zeros_like(lengths)
 
 
 def _nats_per_token(
@@ -116,21 +109,23 @@ class TextLength(TextMetric):
         tokens = cast(Ragged, snap.samples["tokens"])
         last = tokens.offsets[1:][np.diff(tokens.offsets) > 0] - 1
         finished = int(np.count_nonzero(tokens.values[last] == snap.params["tokenizer/end"]))
-        n_tokens, n_prompt = len(tokens.values) - finished, int(prompt_lengths(snap, ctx).sum())
+        n_tokens, n_prompt = len(tokens.values) - finished, int(prompt_lengths(snap, snap.samples, ctx).sum())
         prompts = {"text_length_prompt_share": n_prompt / n_tokens} if n_prompt else {}
         return {"text_length": n_tokens / len(tokens), "text_length_finished_rate": finished / len(tokens), **prompts}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Vocabulary(TextMetric):
-    """Number of distinct tokens in a fixed number of sampled tokens.
+    """Number of distinct tokens in a fixed number of sampled tokens, prompts left out.
 
-    `vocabulary_kept` is the share of the distinct tokens in equally many real tokens that the sampled tokens contain. Fresh
+    `vocabulary_kept` is the share of the distinct tokens in equally many real tokens that the sampled tokens contain; of real
+    rows, the tokens that serve as prompts are left out too. Fresh
     real text would not contain all of them either, because rare tokens differ between texts: compare generations. The number
     of tokens is `max_tokens`, or an eighth of the initial real tokens if that is less. No value if either rows have fewer.
     """
 
     name: ClassVar[str] = "vocabulary"
+    version: ClassVar[int] = 2
     title: ClassVar[str] = "different tokens in use"
     secondary_titles: ClassVar[Mapping[str, str]] = {"vocabulary_kept": "real tokens still in use"}
     unit: ClassVar[str] = "tokens"
@@ -140,7 +135,7 @@ class Vocabulary(TextMetric):
     max_tokens: Annotated[int, Ge(1), "number of sampled and of real tokens, at most"] = 50_000
 
     def measure_samples(self, snap: Snapshot, ctx: Context) -> Mapping[str, float]:
-        if (pair := equal_texts(snap, self.max_tokens)) is None:
+        if (pair := equal_texts(snap, self.max_tokens, ctx)) is None:
             return {"vocabulary": NO_VALUE, "vocabulary_kept": NO_VALUE}
         sampled, real = (np.unique(text.values) for text in pair)
         return {"vocabulary": float(len(sampled)), "vocabulary_kept": float(np.isin(real, sampled).mean())}
@@ -153,9 +148,11 @@ class TailMass(TextMetric):
     Rare tokens are all but the most frequent ones that make up 1 - `tail` of every second initial real row. Their real share
     comes from the other initial rows. Selected and counted on the same rows, tokens that are rare by chance would look rarer
     than they are, and a perfect model would get more than 1. Real rows are cut at the length at which sampling cut rows.
+    Prompts are left out, of real rows the tokens that serve as prompts.
     """
 
     name: ClassVar[str] = "tail_mass"
+    version: ClassVar[int] = 2
     has_zero: ClassVar[bool] = True
     title: ClassVar[str] = "share of rare tokens kept"
     unit: ClassVar[str] = "sampled over real share"
@@ -164,7 +161,9 @@ class TailMass(TextMetric):
 
     def measure_samples(self, snap: Snapshot, ctx: Context) -> Mapping[str, float]:
         length = cut_length(snap.samples, snap.params)
-        sampled, (selection, real) = (_token_counts(rows, snap.params, length) for rows in (snap.samples, snap.initial))
+        sampled, (selection, real) = (
+            _token_counts(rows, snap.params, length, prompt_lengths(snap, rows, ctx)) for rows in (snap.samples, snap.initial)
+        )
         order = np.argsort(-selection, kind="stable")
         mass = np.cumsum(selection[order])
         common = order[: np.searchsorted(mass, (1 - self.tail) * mass[-1]) + 1]
@@ -172,11 +171,12 @@ class TailMass(TextMetric):
         return {self.name: sampled_share / real_share if real_share else NO_VALUE}
 
 
-def _token_counts(rows: Columns, params: Params, max_length: int | None = None) -> Ints:
-    """Count of every token in rows 0, 2, ... and in rows 1, 3, ..., without end tokens: (2, tokens)."""
+def _token_counts(rows: Columns, params: Params, max_length: int | None = None, n_prompt: Ints | None = None) -> Ints:
+    """Count of every token in rows 0, 2, ... and in rows 1, 3, ..., without prompts and end tokens: (2, tokens)."""
     counts, first = np.zeros((2, 1), np.int64), 0
     for chunk in row_chunks(cast(Ragged, rows["tokens"])):
-        text = texts({"tokens": chunk}, params, max_length=max_length)
+        skipped = None if n_prompt is None else n_prompt[first : first + len(chunk)]
+        text = texts({"tokens": chunk}, params, n_prompt=skipped, max_length=max_length)
         size = max(counts.shape[1], int(text.values.max(initial=0)) + 1)
         halves = (row_indices(text) + first) % 2
         total = np.bincount(text.values.astype(np.int64) + halves * size, minlength=2 * size).reshape(2, size)

@@ -15,8 +15,18 @@ from annotated_types import Ge
 
 from selfloop.columns import Floats, Ints, Ragged, count_rows, take_spans
 from selfloop.component import Better, Context
-from selfloop.metrics.ngrams import contained, equal_texts, hash_in_row, longest_runs, ngrams, row_chunks, row_hashes, texts
-from selfloop.metrics.text import NO_VALUE, TextMetric, prompt_lengths
+from selfloop.metrics.ngrams import (
+    contained,
+    equal_texts,
+    hash_in_row,
+    longest_runs,
+    ngrams,
+    prompt_lengths,
+    row_chunks,
+    row_hashes,
+    texts,
+)
+from selfloop.metrics.text import NO_VALUE, TextMetric
 from selfloop.snapshots import Snapshot
 
 MAX_NGRAM = 4  # tokens of the longest n-grams of `distinct` and `self_bleu`
@@ -25,12 +35,13 @@ SMOOTHING = 0.1  # matches that replace 0 matches of an n-gram length
 
 @dataclass(frozen=True, kw_only=True)
 class Distinct(TextMetric):
-    """Distinct n-grams over all n-grams in a fixed number of sampled tokens, mean of n = 1 to 4.
+    """Distinct n-grams over all n-grams in a fixed number of sampled tokens after their prompts, mean of n = 1 to 4.
 
     distinct-n of Li et al. 2016 (1510.03055).
     """
 
     name: ClassVar[str] = "distinct"
+    version: ClassVar[int] = 2
     title: ClassVar[str] = "distinct n-grams, mean of n = 1 to 4"
     secondary_titles: ClassVar[Mapping[str, str]] = {
         f"distinct_{n}": f"distinct n-grams, n = {n}" for n in range(1, MAX_NGRAM + 1)
@@ -40,7 +51,7 @@ class Distinct(TextMetric):
     max_tokens: Annotated[int, Ge(1), "number of sampled tokens, at most"] = 50_000
 
     def measure_samples(self, snap: Snapshot, ctx: Context) -> Mapping[str, float]:
-        pair = equal_texts(snap, self.max_tokens)
+        pair = equal_texts(snap, self.max_tokens, ctx)
         shares = [_distinct_share(pair[0], n) if pair else NO_VALUE for n in range(1, MAX_NGRAM + 1)]
         return {"distinct": float(np.mean(shares)), **dict(zip(self.secondary_titles, shares, strict=True))}
 
@@ -166,7 +177,7 @@ class Memorization(TextMetric):
 
     def measure_samples(self, snap: Snapshot, ctx: Context) -> Mapping[str, float]:
         sampled = texts(snap.samples, snap.params, max_tokens=self.max_tokens)
-        starts, ends = sampled.offsets[:-1] + prompt_lengths(snap, ctx)[: len(sampled)], sampled.offsets[1:]
+        starts, ends = sampled.offsets[:-1] + prompt_lengths(snap, snap.samples, ctx)[: len(sampled)], sampled.offsets[1:]
         sampled = take_spans(sampled.values, np.minimum(starts, ends), ends)
         grams, rows = ngrams(sampled, self.ngram)
         if not len(grams):
