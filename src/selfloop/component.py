@@ -287,6 +287,7 @@ class Metric(Component):
     family_protocols: ClassVar[tuple[type, ...]] = ()  # abilities that the family must have
     true_params: ClassVar[tuple[str, ...]] = ()  # true parameters that the source must know
     uses_holdout: ClassVar[bool] = False  # True if it is measured on held-out real rows
+    uses_source: ClassVar[bool] = False  # True if it asks the source, as `Snapshot.source`
 
     def directions(self) -> dict[str, Better]:
         """Which value is best, for the main value and the secondary values for which it is known."""

@@ -24,6 +24,7 @@ class Snapshot:
     prepared: Params = field(default_factory=dict)  # of the metric's feature extractor
     features: Mapping[str, Columns] = field(default_factory=dict)  # of "samples", "holdout" and "initial", as far as they exist
     prompts: Columns = field(default_factory=dict)  # of as many rows as `initial`, if the sampler reads texts to draw them
+    source: Source | None = None  # for a metric with `uses_source`
 
 
 @dataclass(frozen=True, slots=True)

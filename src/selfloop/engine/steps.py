@@ -250,24 +250,25 @@ def extract_features(extractor: FeatureExtractor, rows: Columns, prepared: Param
 
 
 @stored_step("measure", version=1)
-def measure(
+def measure(  # noqa: PLR0913  # they are the identity of a measurement
     metric: Metric,
     model: tuple[Family, Params, Sampler],
     generation: int,
     rows: tuple[Columns | None, Columns | None, Columns],
     known: tuple[Params, Params | None, tuple[Columns | None, ...]],
     ctx: Context,
+    source: Source | None = None,
 ) -> dict[str, float | None]:
     """Values of one metric by name, None for a value that is not finite.
 
     `rows` are (samples, holdout, initial); `known` are the source's truth, the arrays of the metric's feature extractor,
-    and the features of `rows`, if it uses any.
+    and the features of `rows`, if it uses any. `source` is there for a metric that asks it.
     """
     (family, params, sampler), (samples, holdout, initial), (truth, prepared, features) = model, rows, known
     empty, origins = NamedArrays(), ("samples", "holdout", "initial")
     by_origin = {origin: columns for origin, columns in zip(origins, features, strict=False) if columns is not None}
     tables = (samples or empty, holdout or empty, initial)
-    snap = Snapshot(generation, family, sampler, params, *tables, truth, prepared or {}, by_origin)
+    snap = Snapshot(generation, family, sampler, params, *tables, truth, prepared or {}, by_origin, source=source)
     return {name: float(v) if math.isfinite(v) else None for name, v in metric.measure(snap, ctx).items()}
 
 

@@ -1,0 +1,124 @@
+"""Logic and arithmetic expressions with their values, whose truth is checked mechanically."""
+
+from __future__ import annotations
+
+import ast
+import operator
+import re
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from typing import Annotated, Any, ClassVar, Literal, cast
+
+import numpy as np
+from annotated_types import Ge, Interval
+
+from selfloop.columns import Bools, Columns, Ragged
+from selfloop.errors import SettingError
+from selfloop.rng import RandomStream
+from selfloop.settings import Share
+from selfloop.sources.text_files import DocumentSource
+
+Kind = Literal["logic", "arithmetic"]
+OPERATORS: dict[Kind, dict[type[ast.AST], Any]] = {
+    "logic": {ast.And: operator.and_, ast.Or: operator.or_, ast.Not: operator.not_},
+    "arithmetic": {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.USub: operator.neg},
+}
+WORDS: dict[Kind, tuple[str, ...]] = {"logic": ("and", "or", "not"), "arithmetic": ("+", "-", "*")}
+LEAVES: dict[Kind, tuple[str, ...]] = {"logic": ("T", "F"), "arithmetic": tuple("0123456789")}
+VALUES: dict[Kind, str] = {"logic": "[TF]", "arithmetic": r"-?\d{1,100}"}
+MAX_LENGTH = 4000  # characters of a text that can be right
+MAX_ATTEMPTS = 50  # per row, after which there are too few different expressions
+MAX_OFFSET = 9  # of a wrong sum
+
+
+@dataclass(frozen=True, kw_only=True)
+class Expressions(DocumentSource):
+    """Different expressions and their values, such as `not ( T and F ) = T` or `3 * ( 4 - 9 ) = -15`, the same for all seeds.
+
+    After Briesch, Sobania and Rothlauf 2023 (2311.16822), who let language models train on logic expressions of their own.
+    """
+
+    name: ClassVar[str] = "expressions"
+    version: ClassVar[int] = 1
+    kind: Annotated[Kind, "operators: and, or, not; or +, -, *"] = "logic"
+    depth: Annotated[int, Interval(ge=1, le=8), "operators in one another"] = 3
+    rows: Annotated[int, Ge(1), "number of expressions"] = 5000
+    noise: Annotated[Share, "share of rows with a wrong value"] = 0.0
+
+    def documents(self) -> Iterator[str]:
+        return iter(_documents(self.kind, self.depth, self.rows, self.noise))
+
+    def n_rows(self) -> int:
+        return len(_documents(self.kind, self.depth, self.rows, self.noise))
+
+    def is_correct(self, rows: Columns) -> Bools:
+        """True for texts that are an expression of this kind, " = " and its value."""
+        texts = cast(Ragged, rows["text"]).to_bytes()
+        right = {text: _is_true(text.decode(errors="replace"), self.kind) for text in set(texts)}
+        return np.array([right[text] for text in texts], np.bool_)
+
+
+@cache
+def _documents(kind: Kind, depth: int, rows: int, noise: float) -> tuple[str, ...]:
+    rng, texts = RandomStream(("expressions", kind, depth)).generator(), dict[str, None]()
+    for _ in range(MAX_ATTEMPTS * rows):
+        texts[_draw(kind, depth, rng)] = None
+        if len(texts) == rows:
+            break
+    else:
+        problem = (
+            f"got {rows}; only {len(texts)} different expressions with depth = {depth} were drawn. Lower it or raise depth."
+        )
+        raise SettingError("source.rows", problem)
+    is_wrong = rng.permutation(rows) < round(noise * rows)
+    offsets = rng.integers(1, MAX_OFFSET, rows, endpoint=True) * rng.choice((-1, 1), rows)
+    values = [cast(int, _evaluate(ast.parse(text, mode="eval").body, kind)) for text in texts]
+    if kind == "logic":
+        answers = ["FT"[int(value) ^ int(wrong)] for value, wrong in zip(values, is_wrong, strict=True)]
+    else:
+        answers = [str(value + int(wrong) * int(step)) for value, wrong, step in zip(values, is_wrong, offsets, strict=True)]
+    return tuple(f"{text} = {answer}" for text, answer in zip(texts, answers, strict=True))
+
+
+def _draw(kind: Kind, depth: int, rng: np.random.Generator) -> str:
+    """A random expression of this depth. One operand has a depth less, the other one any smaller depth."""
+    if depth == 0:
+        return LEAVES[kind][rng.integers(len(LEAVES[kind]))]
+    word = WORDS[kind][rng.integers(3)]
+    depths = [depth - 1] if word == "not" else rng.permutation([depth - 1, rng.integers(depth)]).tolist()
+    operands = [text if len(text) == 1 else f"( {text} )" for text in (_draw(kind, below, rng) for below in depths)]
+    return f"not {operands[0]}" if word == "not" else f" {word} ".join(operands)
+
+
+def _is_true(text: str, kind: Kind) -> bool:
+    left, sign, value = text.strip().partition(" = ")
+    if not sign or len(text) > MAX_LENGTH or not re.fullmatch(VALUES[kind], value):
+        return False
+    try:
+        with warnings.catch_warnings(action="ignore"):  # about the syntax of sampled text
+            result = _evaluate(ast.parse(left.strip(), mode="eval").body, kind)
+    except (SyntaxError, ValueError, KeyError, RecursionError, MemoryError):
+        return False
+    return result == (value == "T" if kind == "logic" else int(value))
+
+
+def _evaluate(node: ast.expr, kind: Kind) -> int | bool:
+    """Value of an expression. KeyError or ValueError if it has other parts than those of its kind."""
+    operators = OPERATORS[kind]
+    match node:
+        case ast.BoolOp(op, [first, *others]):
+            result = _evaluate(first, kind)
+            for other in others:
+                result = operators[type(op)](result, _evaluate(other, kind))
+            return result
+        case ast.BinOp(left, op, right):
+            return cast(int, operators[type(op)](_evaluate(left, kind), _evaluate(right, kind)))
+        case ast.UnaryOp(op, operand):
+            return cast(int, operators[type(op)](_evaluate(operand, kind)))
+        case ast.Name("T" | "F" as name) if kind == "logic":
+            return name == "T"
+        case ast.Constant(int() as number) if kind == "arithmetic" and not isinstance(number, bool):
+            return number
+    raise ValueError(f"{type(node).__name__} is not part of {kind}")
