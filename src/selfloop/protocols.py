@@ -10,12 +10,13 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Literal, Protocol, runtime_checkable
+from typing import ClassVar, Literal, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
 from selfloop.columns import Array, Bools, Columns, Floats, Ints, Params, Ragged
-from selfloop.component import Context, Curator, Encoder, FeatureExtractor, Policy, Sampler, Source
+from selfloop.component import Context, Encoder, FeatureExtractor, Policy, Sampler, Source
+from selfloop.curator import Curator
 from selfloop.rng import RandomStream
 from selfloop.snapshots import EnsembleSnapshot, EnsembleTake
 
@@ -132,6 +133,35 @@ class SupportsTokenLogProb(Protocol):
     def token_log_prob(self, params: Params, rows: Columns, ctx: Context, *, half_stride: bool = ...) -> Ragged: ...
 
 
+class TopTokens(NamedTuple):
+    """Of every token of some rows: its own log p, and the most probable tokens at its position with theirs, in nats."""
+
+    log_prob: Floats  # (tokens,)
+    tokens: Ints  # (tokens, k), the most probable first
+    log_probs: Floats  # (tokens, k)
+
+
+@runtime_checkable
+class SupportsTopTokens(Protocol):
+    """A family with the k most probable tokens at every position of a row, given the preceding tokens of that row alone.
+
+    `rows["tokens"]` is ragged (rows, tokens); results are in the order of its values. At most as many tokens as there are.
+    """
+
+    def top_tokens(self, params: Params, rows: Columns, k: int, ctx: Context) -> TopTokens: ...
+
+
+@runtime_checkable
+class SupportsAnswers(Protocol):
+    """A family with a pretrained model that answers prompts as it is, untrained.
+
+    The answer to a prompt (texts in UTF-8) has at most `max_tokens` tokens, without the prompt and the end token. It is empty
+    for a prompt that is too long for the model. With a GPT-2 or a Llama it does not depend on the other prompts.
+    """
+
+    def answer(self, prompts: Ragged, max_tokens: int, temperature: float, ctx: Context) -> Ragged: ...
+
+
 @runtime_checkable
 class SupportsElbo(Protocol):
     """A family with an evidence lower bound: reconstruction loss and KL term of each row, in nats."""
@@ -168,6 +198,19 @@ class SupportsPredictMean(Protocol):
     """A family whose models predict the mean outcome of a row, for one chain or with a leading seeds axis."""
 
     def predict_mean(self, params: Params, rows: Columns) -> Floats: ...
+
+
+@runtime_checkable
+class SupportsDesignBasis(Protocol):
+    """A regression whose fits are linear in the outcomes; all arrays have a leading seeds axis."""
+
+    def design_basis(self, x: Floats, z: Floats) -> tuple[Floats, Floats, Floats]:
+        """Of a design x (n, d): eigenvalues above 0 of its Gram matrix per row, eigenvectors U (n, r), predictions at z (k, r).
+
+        A fit of outcomes y of the design with ridge c has the fitted values U f, f = e / (e + c) U'y with eigenvalues e, and
+        the predictions `predictions @ f` at inputs z (k, d). Eigenvalues that are 0 have no predictions.
+        """
+        ...
 
 
 @runtime_checkable

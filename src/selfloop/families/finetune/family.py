@@ -14,18 +14,18 @@ from unicodedata import normalize
 
 import numpy as np
 
-from selfloop.columns import Columns, Ints, Params, Ragged
+from selfloop.columns import Columns, Ints, Params, Ragged, take_spans
 from selfloop.component import Context, Encoder, Sampler, Source
 from selfloop.errors import DataError, SettingError, missing_extra, resolve_local_or_hub
 from selfloop.families.nn.hf_folder import HfFolder
 from selfloop.families.nn.settings import Count, NetworkFamily, TrainingSettings
-from selfloop.families.transformer.family import Transformer
+from selfloop.families.transformer.family import TRUNCATION_TEXT, Transformer, Truncation
 from selfloop.families.transformer.packing import describe_lengths, row_lengths
 from selfloop.families.transformer.text_sampler import TextSampler, read_prompts
 from selfloop.families.transformer.tokenizer import decode_tokens, encode_texts, tokenizer_arrays
 from selfloop.families.trivial import unigram_cross_entropy
-from selfloop.protocols import CorpusSource
-from selfloop.settings import PositiveFloat, Settings
+from selfloop.protocols import CorpusSource, TopTokens
+from selfloop.settings import UNLESS_DEFAULT, PositiveFloat, Settings
 from selfloop.types import TrainingRows
 
 LONG_DOCUMENTS = "training/long_documents"  # number of documents of a fit that were dropped or truncated
@@ -111,6 +111,7 @@ class Finetune(NetworkFamily):
     response_template: Annotated[
         str, "only tokens after the first occurrence of this text count, such as 'assistant:'; empty: all tokens"
     ] = ""
+    loss_truncation: Annotated[Truncation, TRUNCATION_TEXT] = field(default=1.0, metadata=UNLESS_DEFAULT)
     training: TrainingSettings = field(  # of Kazdan et al. 2025 for Gemma 2 on HelpSteer2
         default_factory=lambda: TrainingSettings(
             epochs=1, batch_size=128, learning_rate=8e-6, lr_schedule="constant", warmup=0.05, max_grad_norm=1.0
@@ -160,7 +161,7 @@ class Finetune(NetworkFamily):
             model = hf_model.open_network(base_folder(self.base_model, self.revision), self.lora, init)
         _check_positions("family.context", self.context, hf_model.max_positions(model.config))
         problem = hf_model.training_problem(
-            model, rows, indices, self.context, self.response_template, adapters_only=self.lora is not None
+            model, rows, indices, self.context, self.response_template, self.loss_truncation, self.lora is not None
         )
         fitted = trainer.fit(problem, self.training, ctx, None)
         info = {name: array for name, array in fitted.items() if name.startswith(trainer.FIT_INFO)}
@@ -181,21 +182,41 @@ class Finetune(NetworkFamily):
 
     def sample(self, params: Params, n: int, sampler: Sampler, inputs: Columns, ctx: Context) -> Columns:
         assert isinstance(sampler, TextSampler)
+        return {"tokens": self._sample(self._open_merged(params, ctx), params, read_prompts(inputs, n), sampler, ctx)}
+
+    def answer(self, prompts: Ragged, max_tokens: int, temperature: float, ctx: Context) -> Ragged:
+        """The base model's continuation of each prompt, without its end token."""
+        from selfloop.families.finetune import hf_model
+
+        encoder, model = self.encoder(), hf_model.open_base(base_folder(self.base_model, self.revision))
+        prepared = encoder.prepare((), ctx)
+        tokens = cast(Ragged, encoder.encode({"text": prompts}, prepared)["tokens"])
+        starts, lengths = tokens.offsets[:-1], np.diff(tokens.offsets) - 1  # without end tokens
+        fits = lengths + max_tokens <= self.context
+        known = take_spans(tokens.values, starts, starts + np.where(fits, lengths, 0))
+        limit = int(np.diff(known.offsets).max(initial=0)) + max_tokens
+        sampler = TextSampler(temperature=temperature, max_tokens=limit)
+        rows = self._sample(model, prepared, known, sampler, ctx)
+        begins = rows.offsets[:-1] + np.diff(known.offsets)
+        ends = np.minimum(begins + np.where(fits, max_tokens, 0), rows.offsets[1:])
+        return cast(Ragged, encoder.decode({"tokens": take_spans(rows.values, begins, ends)}, prepared)["text"])
+
+    def _sample(self, model: Any, params: Params, prompts: Ragged, sampler: TextSampler, ctx: Context) -> Ragged:
+        """Rows of a network of transformers, each after its prompt; `params` have the tokenizer."""
         from selfloop.families.finetune import hf_model
         from selfloop.families.transformer.decoder import DecodeRequest
         from selfloop.families.transformer.hf_network import from_hf_config, generate
         from selfloop.families.transformer.sample_tokens import sample_tokens
 
-        model = self._open_merged(params, ctx)
-        prompts, limit = read_prompts(inputs, n), sampler.max_tokens or self.context
+        n, limit = len(prompts), sampler.max_tokens or self.context
         _check_positions("family.sampler.max_tokens", limit, hf_model.max_positions(model.config))
         config = from_hf_config(model.config)
         if config is not None and sampler.num_beams == 1:
             arrays = {**params, **hf_model.network_arrays(model)}
-            return {"tokens": sample_tokens(config, arrays, prompts, replace(sampler, max_tokens=limit), ctx)}
+            return sample_tokens(config, arrays, prompts, replace(sampler, max_tokens=limit), ctx)
         rows, starts = np.arange(n), np.full(n, params["tokenizer/start"])
         request = DecodeRequest(rows, starts, prompts, 0, int(params["tokenizer/end"]), limit, sampler)
-        return {"tokens": generate(model, request, ctx)}
+        return generate(model, request, ctx)
 
     def export(self, params: Params, folder: Path, dtype: str) -> None:
         """A Hugging Face folder: the model with its adapters merged, and the base's tokenizer."""
@@ -219,6 +240,13 @@ class Finetune(NetworkFamily):
         assert isinstance(tokens, Ragged)
         ctx.backends["measuring"] = f"torch {trainer.device().type} float32"
         return hf_model.token_log_prob(self._open_merged(params, ctx), tokens, int(params["tokenizer/start"]), self.context)
+
+    def top_tokens(self, params: Params, rows: Columns, k: int, ctx: Context) -> TopTokens:
+        """The k most probable tokens at every position; rows longer than the context are in windows half a context apart."""
+        from selfloop.families.finetune import hf_model
+
+        start, tokens = int(params["tokenizer/start"]), cast(Ragged, rows["tokens"])
+        return hf_model.top_tokens(self._open_merged(params, ctx), tokens, start, self.context, k)
 
     def _open_merged(self, params: Params, ctx: Context) -> Any:
         import torch

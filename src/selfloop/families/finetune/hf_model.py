@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
@@ -17,6 +19,7 @@ from selfloop.families.nn.hf_folder import CAUSAL, HfFolder, quiet
 from selfloop.families.transformer.hf_network import build_hf_model
 from selfloop.families.transformer.packing import row_lengths
 from selfloop.families.transformer.tokenizer import decode_tokens
+from selfloop.protocols import TopTokens
 from selfloop.types import TrainingRows
 
 if TYPE_CHECKING:
@@ -101,10 +104,11 @@ def max_positions(config: Any) -> Any:
     return getattr(config.get_text_config(), "max_position_embeddings", None)
 
 
-def training_problem(
-    model: Any, rows: TrainingRows, indices: Ints, context: int, response_template: str, adapters_only: bool
+def training_problem(  # noqa: PLR0913  # settings of the family
+    model: Any, rows: TrainingRows, indices: Ints, context: int, response_template: str, truncation: float, adapters_only: bool
 ) -> trainer.TrainingProblem:
     """Training on the first `context` tokens of the documents at `indices`; losses average to the mean loss of a token, nats.
+    Tokens with a probability above `truncation` have the loss 0.
 
     With a response template only the tokens after its first occurrence count. Raises ChainEndedError("no_training_tokens") if
     no document has such a token.
@@ -127,7 +131,10 @@ def training_problem(
         batch = selected.cpu().numpy()
         inputs, targets = pad(documents(batch), start)
         targets[np.arange(targets.shape[1]) < begins[batch, None]] = IGNORED
-        return token_losses(model, inputs, targets).sum(1) / mean
+        losses = token_losses(model, inputs, targets)
+        if truncation < 1:
+            losses = torch.where(losses.detach() < -math.log(truncation), 0.0, losses)
+        return losses.sum(1) / mean
 
     trained = nn.ParameterList(p for p in model.parameters() if p.requires_grad) if adapters_only else model
     model.to(trainer.device()).train()
@@ -206,6 +213,35 @@ def token_log_prob(model: Any, rows: Ragged, start: int, window: int) -> Ragged:
 
     Rows longer than the window are scored in windows that overlap by half.
     """
+    values = np.empty(len(rows.values), np.float32)
+    for first, end, (losses,) in _score_rows(model, rows, start, window, lambda *batch: [token_losses(model, *batch)]):
+        values[first:end] = -losses
+    return Ragged(values, rows.offsets)
+
+
+def top_tokens(model: Any, rows: Ragged, start: int, window: int, k: int) -> TopTokens:
+    """Log p of every token and the k most probable tokens at its position, in windows as `token_log_prob` has them."""
+
+    def score(inputs: Ints, targets: Ints) -> list[Tensor]:
+        device = trainer.device()
+        logits = model(input_ids=torch.from_numpy(inputs).to(device), use_cache=False).logits.float()
+        log_probs = torch.log_softmax(logits, -1)
+        own = log_probs.gather(-1, torch.from_numpy(targets).clamp_min(0).to(device)[..., None])[..., 0]
+        top = log_probs.topk(min(k, log_probs.shape[-1]))
+        return [own, top.indices, top.values]
+
+    n, k = len(rows.values), min(k, model.config.get_text_config().vocab_size)
+    arrays = TopTokens(np.empty(n), np.empty((n, k), np.int64), np.empty((n, k)))
+    for first, end, outputs in _score_rows(model, rows, start, window, score):
+        for array, output in zip(arrays, outputs, strict=True):
+            array[first:end] = output
+    return arrays
+
+
+def _score_rows(
+    model: Any, rows: Ragged, start: int, window: int, score: Callable[[Ints, Ints], list[Tensor]]
+) -> Iterator[tuple[int, int, list[Array]]]:
+    """First and end of a span of tokens, and their part of each output of `score`, until every token had its turn."""
     half, spans, firsts = max(window // 2, 1), list[tuple[int, int, int]](), list[int]()
     for begin, end in zip(rows.offsets.tolist(), rows.offsets[1:].tolist(), strict=False):
         unscored = begin
@@ -213,13 +249,12 @@ def token_log_prob(model: Any, rows: Ragged, start: int, window: int) -> Ragged:
             spans.append((first, min(first + window, end), unscored))
             firsts.append(int(rows.values[first - 1]) if first > begin else start)
             unscored = first + window
-    values, n_tokens = np.empty(len(rows.values), np.float32), max_tokens(model.config, SCORING_BYTES, training=False)
+    n_tokens = max_tokens(model.config, SCORING_BYTES, training=False)
     model.to(trainer.device())
     for group in group_by_length(np.array([end - first for first, end, _ in spans]), n_tokens):
         windows = take_spans(rows.values, *np.array([spans[i][:2] for i in group]).T)
         with torch.inference_mode():
-            losses = token_losses(model, *pad(windows, np.array(firsts)[group])).cpu().numpy()
-        for i, row_losses in zip(group, losses, strict=True):
+            outputs = [output.cpu().numpy() for output in score(*pad(windows, np.array(firsts)[group]))]
+        for position, i in enumerate(group):
             first, end, unscored = spans[i]
-            values[unscored:end] = -row_losses[unscored - first : end - first]
-    return Ragged(values, rows.offsets)
+            yield unscored, end, [output[position, unscored - first : end - first] for output in outputs]

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, ClassVar
+from typing import TYPE_CHECKING, Annotated, ClassVar, cast
 
 import numpy as np
 from annotated_types import Ge, Interval
@@ -20,6 +20,8 @@ from selfloop.families.transformer.config import Arch, TransformerConfig
 from selfloop.families.transformer.text_sampler import TextSampler, read_prompts
 from selfloop.families.transformer.tokenizer import BytePair
 from selfloop.families.trivial import unigram_cross_entropy
+from selfloop.protocols import TopTokens
+from selfloop.settings import UNLESS_DEFAULT
 from selfloop.types import RowTake, TrainingRows
 
 if TYPE_CHECKING:
@@ -28,6 +30,8 @@ if TYPE_CHECKING:
     from selfloop.families.transformer.packing import TokenStream
     from selfloop.families.transformer.sample_tokens import BeamSearch
 
+Truncation = Annotated[float, Interval(gt=0, le=1)]
+TRUNCATION_TEXT = "tokens with a larger probability add nothing to the loss (ForTIFAI, 2509.08972); 1: all tokens count"
 MAX_WINDOWS = 8  # of a sampled row, unless the sampler sets `max_tokens`
 MICRO_BATCH_TOKENS = 2048  # per pass through the network on a processor: activations stay in its caches
 GPU_MICRO_BATCH_TOKENS = 32_768
@@ -44,7 +48,7 @@ class Transformer(NetworkFamily):
     """
 
     name: ClassVar[str] = "transformer"
-    version: ClassVar[int] = 5
+    version: ClassVar[int] = 6
     required_columns: ClassVar[tuple[str, ...]] = ("text",)
     default_metrics: ClassVar[tuple[str, ...]] = (
         "cross_entropy", "self_cross_entropy", "distinct", "repetition", "tail_mass", "vocabulary", "text_length",
@@ -65,6 +69,7 @@ class Transformer(NetworkFamily):
     cross_document_attention: Annotated[bool, "let attention see earlier documents of the same window"] = True
     dropout: Annotated[float, Interval(ge=0, lt=1), "dropout rate during training"] = 0.0
     tie_embeddings: Annotated[bool | None, "use the embedding as output matrix; unset: yes for gpt2, no for llama"] = None
+    loss_truncation: Annotated[Truncation, TRUNCATION_TEXT] = field(default=1.0, metadata=UNLESS_DEFAULT)
     training: TrainingSettings = field(  # one pass, AdamW's decays as in GPT-3 (Brown et al. 2020, appendix B)
         default_factory=lambda: TrainingSettings(
             epochs=1, batch_size=32, learning_rate=2e-3, weight_decay=0.1, beta2=0.95, warmup=0.05
@@ -115,7 +120,7 @@ class Transformer(NetworkFamily):
 
         def loss(indices: torch.Tensor) -> torch.Tensor:
             tokens, targets, weights, documents = self._windows(stream, indices.numpy())
-            total = cross_entropy(network(tokens, documents), network.head(), targets, weights)
+            total = cross_entropy(network(tokens, documents), network.head(), targets, weights, self.loss_truncation)
             return (scale * total / len(indices)).expand(len(indices))  # the trainer averages the windows of a step
 
         micro_batch = self._micro_batch()
@@ -162,6 +167,18 @@ class Transformer(NetworkFamily):
             list(pool.map(fill, range(0, len(stream), micro_batch)))
         torch.set_num_threads(ctx.threads)
         return stream.to_rows(values)
+
+    def top_tokens(self, params: Params, rows: Columns, k: int, ctx: Context) -> TopTokens:
+        """The k most probable tokens at every position, of a row alone; long rows are in windows that overlap by half."""
+        import torch
+
+        from selfloop.families.finetune import hf_model
+        from selfloop.families.transformer import hf_network
+
+        torch.set_num_threads(ctx.threads)
+        start, end = int(params["tokenizer/start"]), int(params["tokenizer/end"])
+        model = hf_network.build_hf_model(hf_network.to_hf_config(self.config(), start, end), params)
+        return hf_model.top_tokens(model.eval(), cast(Ragged, rows["tokens"]), start, self.context, k)
 
     def export(self, params: Params, folder: Path, dtype: str) -> None:
         """A Hugging Face folder of the model and its tokenizer."""
