@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,7 +38,8 @@ from selfloop.stats.data_value import GridCell
 from selfloop.stats.intervals import at_look, mean_interval
 from selfloop.store.calls import Usage
 from selfloop.store.runs import count_looks
-from selfloop.theory.laws import law_curves
+from selfloop.theory.laws import LawCurve, law_curves
+from selfloop.theory.laws.design import point_laws
 from selfloop.types import Coordinates, Measurement, Verdict, real, synthetic
 
 if TYPE_CHECKING:
@@ -79,6 +81,15 @@ class Result:
                 return point
         allowed = "; ".join(str(dict(point.coordinates)) for point in self.points[:5])
         raise SpecError(f"at: got {shown(at)}; expected the coordinates of a point of the sweep, such as {allowed}.")
+
+    @cached_property
+    def laws(self) -> dict[tuple[Coordinates, str], list[LawCurve]]:
+        """The curves of all laws, those given the rows of the run too, by point and policy label."""
+        return {
+            (point.coordinates, label): point_laws(point, policy)
+            for point in self.points
+            for label, policy in zip(point.spec.policy_labels(), point.spec.policies, strict=True)
+        }
 
     def schedules(self, at: At = ()) -> dict[str, list[ScheduleEntry]]:
         """Schedule of each policy: new rows and takes of every generation."""
@@ -271,7 +282,7 @@ def _extend_trivial(curves: Mapping[str, Floats]) -> dict[str, Floats]:
 def _references(point: Point, policy: Policy) -> dict[str, Reference]:
     """The natural zero of each metric of a policy, and the laws of its expectation."""
     references = {metric.name: Reference(has_zero=metric.has_zero) for metric in point.spec.metrics}
-    for law in law_curves(point.spec.scenario(policy, point.n)):
+    for law in law_curves(point.spec.scenario(policy, point.n)):  # those given the rows of the run hold for its seeds only
         name = law.metric.removeprefix("log_")  # the log of a variance is that of typical chains, and no expectation of it
         known, cited = references.get(name, Reference()), f"{law.law!r} ({law.source})"
         if name == law.metric and law.kind == "exact":

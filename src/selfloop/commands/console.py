@@ -244,13 +244,13 @@ def print_ledgers_of_spec(spec: Spec, figure: Path | None) -> None:
 
 def print_laws(spec: Spec, figure: Path | None) -> None:
     """Every law that applies to a spec, with its conditions and values."""
-    from selfloop.theory.laws import law_curves
+    from selfloop.theory.laws.design import point_laws
 
     plotted: dict[str, dict[str, Floats]] = {}
     for point in spec.points():
         for label, policy in zip(point.spec.policy_labels(), point.spec.policies, strict=True):
             title = f"{label}; {describe_coordinates(point.coordinates)}" if point.coordinates else label
-            laws = law_curves(point.spec.scenario(policy, point.n))
+            laws = point_laws(point, policy)
             if not laws:
                 show(f"{title}: no law applies to {point.spec.family.name} on {point.spec.source.name}.")
             for law in laws:

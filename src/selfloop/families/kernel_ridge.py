@@ -77,6 +77,12 @@ class KernelRidge(NormalRegression):
         variance = np.maximum(residual, 0) / total_mass * rows / np.maximum(rows - trace, 1)
         return EnsembleFit({"x": x, "dual": dual, "noise": np.sqrt(variance)})
 
+    def design_basis(self, x: Floats, z: Floats) -> tuple[Floats, Floats, Floats]:
+        values, vectors = np.linalg.eigh(self.gram(x, x))
+        values = np.where(values > MIN_EIGENVALUE * x.shape[1] * values[:, -1:], values, 0)
+        inverse = np.divide(1.0, values, out=np.zeros_like(values), where=values > 0)
+        return values / x.shape[1], vectors, self.gram(z, x) @ vectors * inverse[:, None]
+
     def predict_mean(self, params: Params, rows: Columns) -> Floats:
         kernel = self.gram(np.asarray(rows["x"], np.float64), np.asarray(params["x"], np.float64))
         return np.asarray((kernel @ cast(Floats, params["dual"])[..., None])[..., 0], np.float64)
@@ -117,6 +123,9 @@ class RandomFeatures(NormalRegression):
         mapped = [replace(take, rows={"x": features[id(take.rows["x"])], "y": take.rows["y"]}, cache={}) for take in takes]
         fitted = Linear(ridge=self.ridge).fit_rows(mapped, None).params
         return EnsembleFit({"weights": fitted["coefficients"], "noise": fitted["noise"]})
+
+    def design_basis(self, x: Floats, z: Floats) -> tuple[Floats, Floats, Floats]:
+        return Linear().design_basis(self.map_inputs(x), self.map_inputs(z))
 
     def predict_mean(self, params: Params, rows: Columns) -> Floats:
         features = self.map_inputs(np.asarray(rows["x"], np.float64))

@@ -23,6 +23,7 @@ from selfloop.settings import UNLESS_DEFAULT
 from selfloop.snapshots import EnsembleTake
 
 MIN_UNEXPLAINED_SHARE = 1e-12  # of the square of a column, by the columns before it; less is rounding
+MIN_SINGULAR_VALUE = 1e-11  # over the largest one
 NoiseLevel = Annotated[float, Ge(0)]
 RidgeLevel = Annotated[float, Ge(0)]
 Ridge = Annotated[
@@ -146,6 +147,11 @@ class Linear(NormalRegression):
     def predict_mean(self, params: Params, rows: Columns) -> Floats:
         x, w = cast(Floats, rows["x"]), cast(Floats, params["coefficients"])
         return np.asarray((x @ w[..., None])[..., 0], np.float64)
+
+    def design_basis(self, x: Floats, z: Floats) -> tuple[Floats, Floats, Floats]:
+        u, values, v = np.linalg.svd(x, full_matrices=False)
+        inverse = np.divide(1.0, values, out=np.zeros_like(values), where=values > MIN_SINGULAR_VALUE * values[:, :1])
+        return np.where(inverse > 0, values**2, 0) / x.shape[1], u, z @ v.mT * inverse[:, None]
 
     def merge(self, takes: Sequence[tuple[SufficientStatistics, float]]) -> SufficientStatistics:
         counts, responses, roots = (

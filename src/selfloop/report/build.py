@@ -32,7 +32,7 @@ from selfloop.spec.write import spec_text
 from selfloop.stats.data_value import fit_data_value
 from selfloop.stats.intervals import level_of_look
 from selfloop.store.calls import Usage
-from selfloop.theory.laws import law_curves, law_ledger
+from selfloop.theory.laws import law_ledger
 from selfloop.theory.moments import NoiseLedger
 
 if TYPE_CHECKING:
@@ -138,13 +138,14 @@ def _panels(result: Result) -> Iterator[Panel]:
                 labels = {curve.policy for curve in curves}
                 policies = zip(point.spec.policy_labels(), point.spec.policies, strict=True)
                 scenarios = [(label, point.spec.scenario(policy, point.n)) for label, policy in policies if label in labels]
+                laws = [(label, law) for label, _ in scenarios for law in result.laws[point.coordinates, label]]
                 yield Panel(
                     metric=metric,
                     title=title,
                     unit=unit,
                     coordinates=point.coordinates,
                     curves=curves,
-                    laws=[(label, law) for label, s in scenarios for law in law_curves(s) if law.metric == metric],
+                    laws=[pair for pair in laws if pair[1].metric == metric],
                     published=[
                         (label, curve)
                         for label, scenario in scenarios

@@ -1,0 +1,172 @@
+"""Laws of regressions given the initial rows, for every policy on whole copies of one fixed design.
+
+Fits that are linear in the outcomes have fitted values U diag(a_t) U'y on the design, with the eigenvectors U of its Gram
+matrix per row, the eigenvalues e and a_t = e / (e + ridge of generation t), 1 or 0 without a ridge. The outcomes of a synthetic
+batch are the fitted values of its model plus independent noise. So every generation is a linear function of the real outcomes
+and of those noises, one number per eigenvector, and its mean and variance follow. Special cases: t s^2 tr((X'X)^-1 Sigma) for
+replace and s^2 tr((X'X)^-1 Sigma) sum 1/i^2 for accumulate (Gerstgrasser et al. 2024, 2404.01413, theorem 2, given X), and
+(e / (e + c))^t per eigenvector for self-distillation (Mobahi, Farajtabar, Bartlett 2020, 2002.05715, with one c).
+"""
+
+from __future__ import annotations
+
+import warnings
+from typing import NamedTuple, cast
+
+import numpy as np
+
+from selfloop.columns import Columns, Floats, Params
+from selfloop.component import Policy
+from selfloop.engine.ensemble import SeedBlock
+from selfloop.policies.schedule import ScheduleEntry
+from selfloop.protocols import SupportsDesignBasis
+from selfloop.snapshots import Scenario
+from selfloop.spec.point import Point
+from selfloop.store.identity import package_of
+from selfloop.theory.law import newest_rows, schedule_entries, takes_whole_batches
+from selfloop.theory.laws import LawCurve, law_curves
+from selfloop.types import real
+
+MAX_NUMBERS = 20_000_000  # of all decompositions, and of all coefficients: a second or two
+METRICS = ("excess_risk", "squared_error")
+SOURCE = (
+    "Fits are linear in outcomes, so mean and variance follow per eigenvector of the Gram matrix; for replace and accumulate "
+    "Gerstgrasser et al. 2024 (2404.01413), theorem 2, given X; noiseless: Mobahi et al. 2020 (2002.05715)"
+)
+CONDITIONS = (
+    "Mean over the seeds of the run, given their inputs and held-out rows (and their initial outcomes, if the truth of the "
+    "source is unknown); fixed design, whole batches of whole copies of it, no budget, outcomes of known noise (or that of the "
+    "fit: least squares on the newest rows), fitted from scratch."
+)
+
+
+class DesignMoments(NamedTuple):
+    """Fitted values per generation, seed and eigenvector: (generations, seeds, r)."""
+
+    mean: Floats
+    variance: Floats
+
+
+def point_laws(point: Point, policy: Policy) -> list[LawCurve]:
+    """The curves of all laws for one policy of a point: those of its scenario, and for other metrics those given its rows."""
+    scenario, spec = point.spec.scenario(policy, point.n), point.spec
+    curves = law_curves(scenario)
+    known = {curve.metric for curve in curves if curve.kind == "exact"}
+    metrics = [metric.name for metric in spec.metrics if metric.name in METRICS and metric.name not in known]
+    if not metrics or not _applies(scenario) or len(spec.seeds) * point.n**2 > MAX_NUMBERS:
+        return curves
+    block = SeedBlock.of_point(point, spec.seeds, draws_rows=True)
+    with warnings.catch_warnings(action="ignore"):  # of the source, which it gave when the run drew its rows
+        values = design_curves(scenario, block.draw(point.holdout, point.n), block.held_out(), block.truth())
+    return curves + [
+        LawCurve("given the design", name, "exact", SOURCE, CONDITIONS, values[name].mean(axis=0))
+        for name in metrics
+        if name in values
+    ]
+
+
+def design_curves(scenario: Scenario, initial: Columns, holdout: Columns, truth: Params) -> dict[str, Floats]:
+    """Expected excess risk and squared error on the holdout given the rows, (seeds, generations); none that does not apply.
+
+    Rows and truth have a leading seeds axis. With known true coefficients and noise, the expectation is over all outcomes
+    but those of the holdout; otherwise the initial outcomes are given too.
+    """
+    if not _applies(scenario):
+        return {}
+    family = cast(SupportsDesignBasis, scenario.family)
+    x, y = np.asarray(initial["x"], np.float64), np.asarray(initial["y"], np.float64)
+    values, vectors, _ = family.design_basis(x, x[:, :1])
+    knows_truth = {"coefficients", "variances", "noise"} <= set(truth)
+    real_noise = cast(Floats, truth["noise"]) if knows_truth else np.zeros(len(x))
+    labels = (x @ cast(Floats, truth["coefficients"])[..., None])[..., 0] if knows_truth else y
+    start = (vectors.mT @ labels[..., None])[..., 0]
+    noise = _noise_variances(scenario, y, vectors, real_noise if knows_truth else None)
+    if noise is None or scenario.generations**2 * values.size > MAX_NUMBERS:
+        return {}
+    moments = design_moments(scenario, values, start, noise)
+    curves = {}
+    if knows_truth and scenario.family.name == "linear":
+        w = family.design_basis(x, np.broadcast_to(np.eye(x.shape[2]), (len(x), *[x.shape[2]] * 2)))[2]
+        scale = np.sqrt(cast(Floats, truth["variances"]))
+        target = scale * cast(Floats, truth["coefficients"])
+        curves["excess_risk"] = _squared_error(moments, scale[..., None] * w, target).sum(-1)
+    if holdout:
+        predictions = family.design_basis(x, np.asarray(holdout["x"], np.float64))[2]
+        curves["squared_error"] = _squared_error(moments, predictions, np.asarray(holdout["y"], np.float64)).mean(-1)
+    return {name: curve.T for name, curve in curves.items()}
+
+
+def design_moments(scenario: Scenario, values: Floats, start: Floats, noise: Floats) -> DesignMoments:
+    """Mean and variance of the fitted values of every generation, in the coordinates of the eigenvectors.
+
+    `values` are the eigenvalues of the Gram matrix per row, `start` the coordinates of the expected real outcomes (seeds, r);
+    `noise` the variances of the outcomes of real rows and of rows of model 1, 2, ... (generations, seeds).
+    """
+    entries = list(schedule_entries(scenario))
+    batches = sorted({take.batch for entry in entries for take in entry.plan.takes}, key=str)
+    signals = np.empty((len(entries), *values.shape))
+    coefficients = np.zeros((len(entries), len(batches), *values.shape))  # of the mean noise of each batch
+    variances = np.empty((len(batches), len(start), 1))
+    for i, batch in enumerate(batches):
+        copies = entries[0].available[batch] // scenario.n
+        variances[i, :, 0] = noise[0 if batch.kind == "real" else batch.born] / copies
+    for t, entry in enumerate(entries):
+        ridge = float(scenario.family.for_generation(t + 1).settings()["ridge"])
+        gain = np.divide(values, values + ridge, out=np.zeros_like(values), where=values > 0)
+        signals[t] = 0
+        for take, share in zip(entry.plan.takes, entry.masses(), strict=True):
+            if take.batch.kind == "synthetic":
+                signals[t] += share * signals[take.batch.born - 1]
+                coefficients[t] += share * coefficients[take.batch.born - 1]
+            else:
+                signals[t] += share
+            coefficients[t, batches.index(take.batch)] += share
+        signals[t] *= gain
+        coefficients[t] *= gain
+    return DesignMoments(signals * start, np.einsum("tbsr,bsq->tsr", coefficients**2, variances))
+
+
+def _applies(scenario: Scenario) -> bool:
+    """True if every fit is linear in the outcomes of whole batches of whole copies of one fixed design."""
+    built_in = all(package_of(type(component)) == "selfloop" for component in (scenario.family, scenario.source))
+    if not built_in or scenario.curators or scenario.init_from != "scratch" or not scenario.source.has_fixed_design():
+        return False
+    return (
+        isinstance(scenario.family, SupportsDesignBasis)
+        and takes_whole_batches(scenario)
+        and all(_has_whole_copies(entry, scenario.n) for entry in schedule_entries(scenario))
+    )
+
+
+def _has_whole_copies(entry: ScheduleEntry, n: int) -> bool:
+    return entry.plan.budget is None and not any((take.rows or 0) % n for take in entry.plan.takes)
+
+
+def _noise_variances(scenario: Scenario, y: Floats, vectors: Floats, real_noise: Floats | None) -> Floats | None:
+    """Variance of the noise of outcomes of real rows and of rows of model 1, 2, ..., (generations, seeds); None if unknown.
+
+    Without known noise, least squares on the newest rows alone has the residual variance of generation 1 in expectation.
+    """
+    takes = [take for entry in schedule_entries(scenario) for take in entry.plan.takes]
+    if real_noise is None and any(take.batch.kind == "real" and take.batch != real(1) for take in takes):
+        return None
+    settings, shape = scenario.sampler.settings(), (scenario.generations, len(y))
+    noise = 0.0 if settings["labels"] == "noiseless" else settings["noise"]
+    variances = np.zeros(shape) if real_noise is None else np.tile(real_noise**2, (shape[0], 1))
+    if noise is not None:
+        levels = np.atleast_1d(noise) ** 2
+        variances[1:] = levels[np.minimum(np.arange(shape[0] - 1), len(levels) - 1), None]
+    elif real_noise is None:
+        n, r = vectors.shape[1:]
+        ridges = {scenario.family.for_generation(t + 1).settings()["ridge"] for t in range(scenario.generations)}
+        if scenario.family.name != "linear" or ridges != {0.0} or n <= r or newest_rows(scenario) is None:
+            return None
+        residual = np.vecdot(y, y) - ((vectors.mT @ y[..., None]) ** 2).sum(axis=(1, 2))
+        variances[1:] = residual / (n - r)
+    return variances
+
+
+def _squared_error(moments: DesignMoments, at: Floats, target: Floats) -> Floats:
+    """Expected squared error of linear functions `at` (seeds, k, r) of the fitted values: (generations, seeds, k)."""
+    mean = np.einsum("skr,tsr->tsk", at, moments.mean)
+    return np.asarray((mean - target) ** 2 + np.einsum("skr,tsr->tsk", at**2, moments.variance), np.float64)
