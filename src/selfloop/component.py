@@ -136,6 +136,14 @@ class Sampler(Component):
         """The settings for rows of model t, if they depend on t or on the source's truth."""
         return self
 
+    def complete(self, family: Family) -> Sampler:
+        """The settings with those that are taken from the family."""
+        return self
+
+    def reads_text(self) -> bool:
+        """True if `draw_prompts` reads texts: the encoder's arrays are then among the columns of `initial`."""
+        return False
+
     def draw_prompts(self, n: int, initial: Columns, ctx: Context) -> Columns:
         """The beginnings of n rows, taken from the initial rows; empty for rows without a prompt."""
         return {}

@@ -335,7 +335,7 @@ def test_rows_begin_with_their_prompts_and_end_with_the_end_token_or_at_the_limi
         assert len(row) == 12 or row[-1] == end
         assert end not in row[:-1]
     assert rows.values.dtype == encode(tuned)["tokens"].values.dtype
-    with pytest.raises(SpecError, match=r"family\.sampler\.prefix_tokens: got prompts of 12 tokens; rows have at most 12"):
+    with pytest.raises(SpecError, match=r"family\.sampler\.prefix_tokens: got prompts of 12 tokens; expected less than 12"):
         tuned.sample(params, 1, TextSampler(max_tokens=12), {"prompt": ragged([range(12)])}, CTX)
 
 

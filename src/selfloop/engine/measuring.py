@@ -23,7 +23,7 @@ def measured_values(
     for metric in spec.metrics:
         known = (world.truth(), *_features(world, metric, rows))
         ctx = world.context("measure", metric.name)  # the same draws at every generation, so that curves are comparable
-        arguments = metric, (spec.family, model, spec.sampler), t, rows, known, ctx
+        arguments = metric, (spec.family, model, spec.sampler), t, (*rows, *world.draw_prompts()), known, ctx
         yield from world.store.call(steps.measure, *arguments, *([spec.source] if metric.uses_source else [])).items()
     if t == 1 and isinstance(spec.family, SupportsTrivialModel) and (risk := spec.risk_metric()):
         ctx = world.context("measure", risk)

@@ -80,9 +80,9 @@ def draw_inputs(source: Source, n: int, initial: Columns, ctx: Context) -> Colum
 
 
 @stored_step("draw_prompts", version=1)
-def draw_prompts(sampler: Sampler, n: int, initial: Columns, ctx: Context) -> Columns:
-    """The beginnings of n rows."""
-    return sampler.draw_prompts(n, initial, ctx)
+def draw_prompts(sampler: Sampler, n: int, initial: Columns, ctx: Context, prepared: Params | None = None) -> Columns:
+    """The beginnings of n rows; `prepared` are the encoder's arrays, for a sampler that reads texts."""
+    return sampler.draw_prompts(n, {**initial, **prepared} if prepared else initial, ctx)
 
 
 @stored_step("prepare_encoder", version=1)
@@ -254,21 +254,23 @@ def measure(  # noqa: PLR0913  # they are the identity of a measurement
     metric: Metric,
     model: tuple[Family, Params, Sampler],
     generation: int,
-    rows: tuple[Columns | None, Columns | None, Columns],
+    rows: tuple[Columns | None, ...],
     known: tuple[Params, Params | None, tuple[Columns | None, ...]],
     ctx: Context,
     source: Source | None = None,
 ) -> dict[str, float | None]:
     """Values of one metric by name, None for a value that is not finite.
 
-    `rows` are (samples, holdout, initial); `known` are the source's truth, the arrays of the metric's feature extractor,
-    and the features of `rows`, if it uses any. `source` is there for a metric that asks it.
+    `rows` are (samples, holdout, initial) and the prompts of a sampler that reads texts; `known` are the source's truth, the
+    arrays of the metric's feature extractor, and the features of `rows`, if it uses any. `source` is there for a metric that
+    asks it.
     """
-    (family, params, sampler), (samples, holdout, initial), (truth, prepared, features) = model, rows, known
+    (family, params, sampler), (samples, holdout, initial, *prompts), (truth, prepared, features) = model, rows, known
     empty, origins = NamedArrays(), ("samples", "holdout", "initial")
     by_origin = {origin: columns for origin, columns in zip(origins, features, strict=False) if columns is not None}
-    tables = (samples or empty, holdout or empty, initial)
-    snap = Snapshot(generation, family, sampler, params, *tables, truth, prepared or {}, by_origin, source=source)
+    tables = (samples or empty, holdout or empty, initial or empty)
+    beginnings = prompts[0] or empty if prompts else empty
+    snap = Snapshot(generation, family, sampler, params, *tables, truth, prepared or {}, by_origin, beginnings, source)
     return {name: float(v) if math.isfinite(v) else None for name, v in metric.measure(snap, ctx).items()}
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
-from selfloop.columns import Params
+from selfloop.columns import Params, count_rows
 from selfloop.component import Context, Sampler, Source
 from selfloop.engine import steps
 from selfloop.engine.curation import STARVED, Curation, curate_samples, curate_training_rows
@@ -76,6 +76,7 @@ class StoredWorld:
             batch = self._draw(skipped + first, n)
         if t == 1:
             self.initial = batch
+            self.draw_prompts()  # rows without a response template are refused before the first fit
         elif self.matched and (synthetic := self.matched(t - 1)):
             return self._call(steps.match_tokens, batch, synthetic)
         return batch
@@ -146,14 +147,23 @@ class StoredWorld:
         inputs = self._draw_prompts(sampler, n) or self._draw_inputs(t, n)
         return self._call(steps.sample, spec.family, model, n, sampler, inputs, ctx), inputs
 
+    def draw_prompts(self) -> tuple[ObjectRef, ...]:
+        """The prompts of as many rows as the initial ones, if the sampler reads texts to draw them; else nothing."""
+        sampler = self.point.spec.sampler
+        if not sampler.reads_text() or self.initial is None:
+            return ()
+        prompts = self._draw_prompts(sampler, count_rows(self.store.open(self.initial)))
+        return (prompts,) if prompts else ()
+
     def _draw_prompts(self, sampler: Sampler, n: int) -> ObjectRef | None:
         if type(sampler).draw_prompts is Sampler.draw_prompts:  # not overridden: rows without prompts
             return None
-        prompts = self._call(steps.draw_prompts, sampler, n, self.initial, self.context("prompts"))
+        prepared = [self.refs["prepared"]] if sampler.reads_text() else []
+        prompts = self._call(steps.draw_prompts, sampler, n, self.initial, self.context("prompts"), *prepared)
         return prompts if isinstance(prompts, ObjectRef) else None  # no columns are stored as a value
 
     def measure(self, t: int, model: ObjectRef, samples: ObjectRef | None) -> Iterator[Measurement]:
-        if self.curation.new_rows and samples:  # what is measured are rows of the model
+        if self.curation.new_rows and samples:  # metrics measure rows of the model
             samples = self.sample_round(t, model, self.point.n, 0)[0]
         for name, value in measured_values(self, t, model, samples) if self.measures else ():
             status = NOT_FINITE if value is None else None

@@ -44,6 +44,7 @@ def sample_tokens(family: Family, params: Params, n: int, sampler: Sampler, init
     """The first rows of a model that have n tokens together, the last one whole. Rows are sampled until there are enough."""
     parts, lengths = [], np.zeros(0, np.int64)
     mean = float(row_lengths(initial).mean())
+    initial = {**initial, **params} if sampler.reads_text() else initial
     while (missing := n - int(lengths.sum())) > 0:
         done, more = len(lengths), max(1, round(missing / mean))
         prompts = sampler.draw_prompts(done + more, initial, ctx.child("prompts"))

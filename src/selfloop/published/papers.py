@@ -21,7 +21,7 @@ from selfloop.spec.spec import Spec
 from selfloop.stats.data_value import GridCell
 
 # Settings of a text sampler that do not change the distribution of a token given the tokens before it
-_OTHER_SAMPLER_SETTINGS = {"prompt", "prefix_tokens", "max_tokens", "batch_size"}
+_OTHER_SAMPLER_SETTINGS = {"prompt", "prefix_tokens", "response_template", "max_tokens", "batch_size"}
 
 
 @dataclass(frozen=True, slots=True)

@@ -74,6 +74,7 @@ class Spec:
         for f in fields(self):
             check_size(getattr(self, f.name), f.name)
         family, sampler = _family_and_sampler(self.family, self.sampler)
+        sampler = sampler.complete(family)
         set_("family", family)
         set_("sampler", sampler)
         set_("source", make_component("source", self.source, "source"))

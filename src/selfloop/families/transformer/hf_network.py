@@ -81,7 +81,7 @@ def generate(model: Any, request: DecodeRequest, ctx: Context) -> Ragged:
     sampler, prompts, end, limit = request.sampler, request.prompts, request.end, request.max_tokens
     lengths, rows = np.diff(prompts.offsets), [np.zeros(0, np.int64)] * len(request)
     if (longest := int(lengths.max(initial=0))) >= limit:
-        raise SpecError(f"family.sampler.prefix_tokens: got prompts of {longest} tokens; rows have at most {limit}. Lower it.")
+        raise sampler.too_long(longest, limit)
     ctx.backends["sampling"] = f"transformers generate {trainer.device().type}"
     model.to(trainer.device()).eval()
     for length in np.unique(lengths).tolist():

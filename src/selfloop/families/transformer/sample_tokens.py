@@ -10,7 +10,7 @@ import numpy as np
 
 from selfloop.columns import Ints, Params, Ragged, take_spans
 from selfloop.component import Context
-from selfloop.errors import DataError, SpecError
+from selfloop.errors import DataError
 from selfloop.families.transformer.config import TransformerConfig
 from selfloop.families.transformer.decoder import DecodeRequest, Tokens, build_decoder_weights
 from selfloop.families.transformer.text_sampler import TextSampler
@@ -47,9 +47,7 @@ def sample_tokens(
         raise DataError(f"transformer: got a prompt with token {largest}; the model has {config.vocab}. Encode prompts again.")
     window = min(limit, config.context)  # caches have this length; a window's last token is never its input
     if (longest := int(np.diff(prompts.offsets).max(initial=0))) >= window:
-        raise SpecError(
-            f"family.sampler.prefix_tokens: got prompts of {longest} tokens; expected less than {window}. Lower it."
-        )
+        raise sampler.too_long(longest, window)
     decode = beam_search or _choose_decoder(replace(config, context=window), params, sampler, ctx)
     dtype, pieces = np.uint16 if config.vocab <= 1 << 16 else np.uint32, list[tuple[Ints, Ragged]]()
     for first in range(0, n, ROWS_PER_SLOT * sampler.batch_size):

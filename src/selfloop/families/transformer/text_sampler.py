@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Annotated, ClassVar, Literal
 
 import numpy as np
 from annotated_types import Ge, Interval
 
-from selfloop.columns import Columns, Ragged, take_spans
-from selfloop.component import Context, Sampler
-from selfloop.errors import SettingError
+from selfloop.columns import Columns, Ints, Ragged, take_spans
+from selfloop.component import Context, Family, Sampler
+from selfloop.errors import DataError, SettingError, SpecError
 from selfloop.families.nn.settings import Count
+from selfloop.settings import UNLESS_DEFAULT
 
 MIN_TEMPERATURE = 1e-6  # smaller positive divisors make logits overflow float32
 
@@ -25,8 +26,9 @@ class TextSampler(Sampler):
     with probability `top_p` (Holtzman et al. 2019, 1904.09751); equally probable tokens are treated the same. With
     `num_beams` above 1 rows come from transformers' `generate`: beam search at temperature 0, else beam sampling. It is slow.
 
-    A text begins after the start token ("start"), with the first token of a real row ("first_token"), or with the first
-    `prefix_tokens` tokens of a real row ("prefix"), but never with a complete row.
+    A text begins after the start token ("start"), with the first token of a real row ("first_token"), with the first
+    `prefix_tokens` tokens of a real row ("prefix"), or with a real row up to the token that ends the first occurrence of the
+    response template ("before"), but never with a complete row.
     """
 
     name: ClassVar[str] = "text"
@@ -39,9 +41,12 @@ class TextSampler(Sampler):
     ] = None
     num_beams: Annotated[Count, "beams of beam search; 1 = plain sampling"] = 1
     prompt: Annotated[
-        Literal["start", "first_token", "prefix"], "beginning of each text, see the description of the sampler"
+        Literal["start", "first_token", "prefix", "before"], "beginning of each text, see the description of the sampler"
     ] = "start"
     prefix_tokens: Annotated[Count, "tokens of a real row that a text begins with, for prompt = 'prefix'"] = 8
+    response_template: Annotated[str, "text that ends a prompt, for prompt = 'before'; empty: that of the family"] = field(
+        default="", metadata=UNLESS_DEFAULT
+    )
     max_tokens: Annotated[
         Annotated[int, Ge(1)] | None,
         "tokens of the longest row, prompt included; unset: those of the longest training row, at most 8 contexts",
@@ -60,21 +65,58 @@ class TextSampler(Sampler):
 
     def unused_settings(self) -> Mapping[str, str]:
         unused = {} if self.prompt == "prefix" else {"prefix_tokens": "it belongs to prompt 'prefix'"}
+        unused |= {} if self.prompt == "before" else {"response_template": "it belongs to prompt 'before'"}
         if self.temperature == 0:
             unused |= dict.fromkeys(("top_k", "top_p"), "at temperature 0 nothing is drawn")
         return unused
 
+    def complete(self, family: Family) -> TextSampler:
+        if self.prompt != "before":
+            return self
+        template = str(family.settings().get("response_template", "")) or self.response_template
+        if not template or self.response_template not in ("", template):
+            advice = (
+                f"{template!r} as in family.response_template. Remove the key" if template else "such as 'assistant:'. Set it"
+            )
+            problem = f"got {self.response_template!r}; prompt = 'before' needs the text that ends a prompt, {advice}."
+            raise SettingError("family.sampler.response_template", problem)
+        return replace(self, response_template=template)
+
+    def reads_text(self) -> bool:
+        return self.prompt == "before"
+
     def draw_prompts(self, n: int, initial: Columns, ctx: Context) -> Columns:
-        """Row i begins like initial row i mod n_initial. The last token of a row, its end token, is never part of a prompt."""
-        length = {"first_token": 1, "prefix": self.prefix_tokens}.get(self.prompt)
-        if length is None:
+        """Row i begins like initial row i mod n_initial. The last token of a row, its end token, is never part of a prompt.
+
+        DataError if initial rows lack the response template of prompt "before".
+        """
+        if self.prompt == "start":
             return {}
         rows = initial["tokens"]
         assert isinstance(rows, Ragged)
         indices = np.arange(n) % len(rows)
-        starts = rows.offsets[:-1][indices]
-        ends = np.minimum(starts + length, rows.offsets[1:][indices] - 1)
-        return {"prompt": take_spans(rows.values, starts, np.maximum(starts, ends))}
+        lengths = {"first_token": 1, "prefix": self.prefix_tokens}.get(self.prompt) or self._find_responses(rows, initial)
+        starts, ends = rows.offsets[:-1], rows.offsets[1:] - 1
+        ends = np.maximum(starts, np.minimum(starts + lengths, ends))
+        return {"prompt": take_spans(rows.values, starts[indices], ends[indices])}
+
+    def _find_responses(self, rows: Ragged, initial: Columns) -> Ints:
+        """Number of tokens before the response of each row."""
+        from selfloop.families.transformer.tokenizer import find_text
+
+        prepared = {name: column for name, column in initial.items() if isinstance(column, np.ndarray)}
+        lengths = find_text(rows, prepared, self.response_template)
+        if n_without := int(np.count_nonzero(lengths > len(rows.values))):
+            raise DataError(
+                f"family.sampler.prompt: got 'before'; {n_without:,} of {len(rows):,} initial rows do not contain the response "
+                f"template {self.response_template!r}. Correct it, or leave those rows out of the source."
+            )
+        return lengths
+
+    def too_long(self, n_tokens: int, limit: int) -> SpecError:
+        """The error for a prompt of that number of tokens in a model or row of `limit` tokens."""
+        key, advice = ("prompt", "Raise context or max_tokens.") if self.reads_text() else ("prefix_tokens", "Lower it.")
+        return SpecError(f"family.sampler.{key}: got prompts of {n_tokens} tokens; expected less than {limit}. {advice}")
 
 
 def read_prompts(inputs: Columns, n: int) -> Ragged:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, cast
 
 import numpy as np
 
-from selfloop.columns import Columns, Params, Ragged
+from selfloop.columns import Bools, Columns, Ints, Params, Ragged, take_spans
 from selfloop.component import Context, Encoder
 from selfloop.errors import SpecError
 from selfloop.families.nn.hf_folder import library_errors, open_tokenizer
@@ -102,6 +102,24 @@ def decode_tokens(rows: Columns, prepared: Params, *, special_tokens: bool = Fal
     with library_errors("family.tokenizer: cannot join the tokens"):
         texts = tokenizer.decode_batch(ids, skip_special_tokens=not special_tokens)
     return {"text": Ragged.of_bytes([text.encode() for text in texts])}
+
+
+def find_text(rows: Ragged, prepared: Params, text: str) -> Ints:
+    """Number of tokens until the first occurrence of a text in each row ends; the largest int64 without one."""
+    starts = rows.offsets[:-1]
+
+    def contains(lengths: Ints) -> Bools:
+        beginnings = take_spans(rows.values, starts, starts + lengths)
+        decoded = cast(Ragged, decode_tokens({"tokens": beginnings}, prepared, special_tokens=True)["text"])
+        return np.array([text.encode() in document for document in decoded.to_bytes()])
+
+    low, high = np.zeros(len(rows), np.int64), np.diff(rows.offsets)
+    in_row = contains(high)
+    while (unfinished := high - low > 1).any():  # bisect the smallest number of tokens whose text contains it
+        middle = (low + high) // 2
+        in_middle = contains(middle)
+        low, high = np.where(unfinished & ~in_middle, middle, low), np.where(unfinished & in_middle, middle, high)
+    return np.where(in_row, high, np.iinfo(np.int64).max)
 
 
 def tokenizer_arrays(tokenizer: Tokenizer, start: int, end: int) -> Params:
