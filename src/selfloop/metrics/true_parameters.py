@@ -149,7 +149,9 @@ class KlDivergence(ParameterMetric):
         (sign, log_det), (_, true_log_det) = (np.linalg.slogdet(params["covariance"]) for params in (fitted, true))
         spread = true["covariance"] + deviation[:, :, None] * deviation[:, None]
         regular = np.where((sign > 0)[:, None, None], covariance, np.eye(covariance.shape[-1]))
-        divergence = 0.5 * (_trace(np.linalg.solve(regular, spread)) - deviation.shape[1] + log_det - true_log_det)
+        divergence = 0.5 * (
+            _trace(np.asarray(np.linalg.solve(regular, spread), np.float64)) - deviation.shape[1] + log_det - true_log_det
+        )
         return np.asarray(np.where(sign > 0, divergence, np.inf), np.float64)
 
 

@@ -57,6 +57,21 @@ def moment_curve(scenario: Scenario, metric: str, estimator: MomentEstimator | N
         return None
 
 
+def population_models(scenario: Scenario, truth: Floats, sample: Callable[[Floats], Floats]) -> Floats:
+    """Models of endless rows, (generations, ...): the mean, by training mass, of the truth and of samples of earlier models.
+
+    `sample` maps a model, a value that is linear in the distribution of its training rows, to that of the rows drawn from it.
+    """
+    samples: dict[int, Floats] = {}
+    models: list[Floats] = []
+    for entry in schedule_entries(scenario):
+        masses = zip(entry.plan.takes, entry.masses(), strict=True)
+        parts = [mass * (truth if take.batch.kind == "real" else samples[take.batch.born]) for take, mass in masses]
+        models.append(np.sum(parts, axis=0))
+        samples[entry.t] = sample(models[-1])
+    return np.array(models)
+
+
 def newest_growth(scenario: Scenario) -> float | None:
     """The power of t with which training rows grow under a policy that uses rows of the newest model only; None for others."""
     powers = {"replace": 0.0, "replace_multiple": 1.0, "growing": 1 + scenario.policy.settings().get("exponent", 0.0)}

@@ -15,11 +15,12 @@ from selfloop.columns import Floats
 from selfloop.policies.schedule import ScheduleEntry
 from selfloop.settings import has_default_settings
 from selfloop.snapshots import Scenario
-from selfloop.theory.law import Law, moment_curve, schedule_entries, true_params
+from selfloop.theory.law import Law, moment_curve, population_models, schedule_entries, true_params
 from selfloop.theory.moments import MomentEstimator
 from selfloop.types import real
 
 MAX_CHAIN_ROWS = 1000  # the chain of a count has a table of rows^2 numbers
+MIN_RAREST_COUNT = 1000.0  # expected rows of the rarest symbol, for laws of endless rows
 MAX_GROUPS = 4096  # of symbols, of different mass
 MIN_LOG_CHANCE = -230.0  # chances below 1e-100 are 0: their products would be denormal numbers, which are 30 times slower
 
@@ -65,7 +66,7 @@ def _count_chances(n: int, p: Floats) -> Floats:
     k = np.arange(n + 1)
     ways = gammaln(n + 1) - gammaln(k + 1) - gammaln(n - k + 1)
     logs = ways + xlogy(k, p[:, None]) + xlog1py(n - k, -p[:, None])
-    return np.exp(np.maximum(logs, MIN_LOG_CHANCE)) * (logs > MIN_LOG_CHANCE)
+    return np.asarray(np.exp(np.maximum(logs, MIN_LOG_CHANCE)) * (logs > MIN_LOG_CHANCE), np.float64)
 
 
 def _expect_counts(scenario: Scenario, p: Floats, value: Floats) -> Floats | None:
@@ -74,7 +75,7 @@ def _expect_counts(scenario: Scenario, p: Floats, value: Floats) -> Floats | Non
     if scenario.policy.name != "replace" or _smoothing(scenario) or n > MAX_CHAIN_ROWS:
         return None
     if n_symbols != 2 and not has_default_settings(scenario.sampler):
-        return None  # what is drawn of a symbol depends on the probabilities of all others
+        return None  # the adjusted probability of a symbol depends on all others
     drawn = np.arange(n + 1) / n
     if not has_default_settings(scenario.sampler):
         drawn = cast(AdjustsProbabilities, scenario.sampler).adjust(np.stack([drawn, 1 - drawn], axis=1))[:, 0]
@@ -114,7 +115,7 @@ def _complete_support(scenario: Scenario) -> Floats | None:
     masses, signs = np.zeros(1), np.ones(1)
     for p in _probabilities(scenario):
         both, index = np.unique(np.round([masses, masses + p], 14), return_inverse=True)  # groups of equal mass are one
-        masses, signs = both, np.bincount(index.ravel(), np.concatenate([signs, -signs]))
+        masses, signs = both, np.bincount(index.ravel(), np.concatenate([signs, -signs])).astype(np.float64)
         if len(masses) > MAX_GROUPS:
             return None
     lost = _lost(scenario, np.minimum(masses, 1.0))
@@ -127,6 +128,18 @@ def _adjusted_heterozygosity(scenario: Scenario) -> Floats | None:
         return None
     values = _expect_counts(scenario, p[:1], 2 * share * (1 - share))
     return None if values is None else values[:, 0]
+
+
+def _tempered_heterozygosity(scenario: Scenario) -> Floats | None:
+    p, sampler = _probabilities(scenario), scenario.sampler.settings()
+    only_temperature = (sampler.get("top_k"), sampler.get("top_p")) == (None, 1.0) and sampler["temperature"] != 1
+    has_ties = sampler.get("temperature", 1.0) < 1 and np.ptp(p) == 0  # which endless rows keep, and any number of rows breaks
+    if _smoothing(scenario) or not only_temperature or has_ties or scenario.n * p.min() < MIN_RAREST_COUNT:
+        return None
+    if _adjusted_heterozygosity(scenario) is not None:
+        return None  # an exact law applies
+    models = population_models(scenario, p, cast(AdjustsProbabilities, scenario.sampler).adjust)
+    return np.asarray(1 - (models**2).sum(axis=1), np.float64)
 
 
 def _support_bound(scenario: Scenario) -> Floats | None:
@@ -227,5 +240,19 @@ LAWS = (
             f"n up to {MAX_CHAIN_ROWS}, fitted from scratch."
         ),
         values=_adjusted_heterozygosity,
+    ),
+    Law(
+        name="temperature, endless rows",
+        metric="heterozygosity",
+        kind="asymptotic",
+        source=(
+            "Mixtures by training mass of the truth and of earlier models to the power 1/temperature; p^(temperature^-(t-1)) "
+            "for replace (Marchi et al. 2024, 2404.02325)"
+        ),
+        conditions=(
+            "Zipf source, discrete family without smoothing, a temperature and no top-k or top-p, at least "
+            f"{MIN_RAREST_COUNT:g} expected rows of the rarest symbol, no ties below temperature 1, fitted from scratch."
+        ),
+        values=_tempered_heterozygosity,
     ),
 )

@@ -5,14 +5,16 @@ Kernels widen the distribution: the variance of a row grows every generation.
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
-from scipy.special import digamma, gammaln
+from scipy.special import digamma, gammaln, ndtri
 
 from selfloop.columns import Floats
 from selfloop.snapshots import Scenario
-from selfloop.theory.law import Law, moment_curve, newest_growth, newest_rows, true_trace
+from selfloop.theory.law import Law, moment_curve, newest_growth, newest_rows, schedule_entries, true_trace
 from selfloop.theory.moments import MomentEstimator
-from selfloop.types import Limit
+from selfloop.types import Limit, synthetic
 
 
 def _estimator(scenario: Scenario) -> MomentEstimator:
@@ -62,7 +64,7 @@ def _sd_ratio(scenario: Scenario) -> Floats | None:
         return None
     halves = (rows[:, None] - np.arange(1, d + 1)) / 2
     logs = (gammaln(halves + 1 / (2 * d)) - gammaln(halves)).sum(axis=1) + 0.5 * np.log(2 / (rows - estimator.ddof))
-    return np.exp(np.cumsum(logs) + 0.5 * np.log(estimator.variance_factor) * np.arange(len(rows)))
+    return np.asarray(np.exp(np.cumsum(logs) + 0.5 * np.log(estimator.variance_factor) * np.arange(len(rows))), np.float64)
 
 
 def _wasserstein(scenario: Scenario) -> Floats | None:
@@ -93,14 +95,43 @@ def _vanishing(scenario: Scenario) -> Limit | None:
     return "zero" if scenario.policy.name == "replace" and _estimator(scenario).variance_factor <= 1 else None
 
 
+def _kernel_variance(scenario: Scenario) -> float | None:
+    """Sum over columns of the variance of kernel noise; None if the bandwidth depends on the rows."""
+    bandwidth, standardize = (scenario.family.settings()[name] for name in ("bandwidth", "standardize"))
+    has_rule = isinstance(bandwidth, str) or standardize
+    return None if has_rule else float(bandwidth) ** 2 * int(scenario.source.settings()["dim"])
+
+
 def _second_moment(scenario: Scenario) -> Floats | None:
-    family, dim = scenario.family.settings(), scenario.source.settings()["dim"]
-    bandwidth = family["bandwidth"]
-    if isinstance(bandwidth, str) or family["standardize"]:
+    added = _kernel_variance(scenario)
+    if added is None:
         return None
-    estimator = MomentEstimator(kernel_variance=float(bandwidth) ** 2 * dim / true_trace(scenario))
+    estimator = MomentEstimator(kernel_variance=added / true_trace(scenario))
     mean_error, variance_ratio = (moment_curve(scenario, name, estimator) for name in ("mean_error", "variance_ratio"))
     return None if mean_error is None or variance_ratio is None else true_trace(scenario) * (mean_error + variance_ratio)
+
+
+def _limiting_second_moment(scenario: Scenario) -> Floats | None:
+    """The second moment of a sum over k >= 0 of a (1 - a)^k times the truth with k kernels of noise: mean k = (1 - a)/a."""
+    added, later = _kernel_variance(scenario), list(schedule_entries(scenario))[1:]
+    masses = {round(entry.real_mass, 12) for entry in later}  # a
+    is_newest = all(take.batch == synthetic(e.t - 1) or take.batch.kind == "real" for e in later for take in e.plan.takes)
+    if added is None or len(masses) != 1 or not is_newest or 0 in masses:
+        return None
+    (a,) = masses
+    return np.full(scenario.generations, true_trace(scenario) + added * (1 - a) / a)
+
+
+def _second_moment_limit(scenario: Scenario) -> Limit | None:
+    if _limiting_second_moment(scenario) is not None:
+        return "finite"
+    return "infinite" if scenario.policy.name in ("replace", "accumulate") else None  # sums of 1 and of 1/t
+
+
+def central_variance(share: float) -> float:
+    """Variance of the central `share` of N(0, 1): 1 - 2 z phi(z) / share with z = Phi^-1((1 + share)/2)."""
+    z = float(ndtri((1 + share) / 2))
+    return 1 - 2 * z * math.exp(-z * z / 2) / math.sqrt(2 * math.pi) / share
 
 
 _MOMENTS_SOURCE = (
@@ -200,5 +231,22 @@ KERNEL_LAWS = (
             "weights."
         ),
         values=_second_moment,
+        limit=_second_moment_limit,
+    ),
+    Law(
+        name="smoothed mixture, at most",
+        metric="second_moment",
+        kind="bound",
+        source=(
+            "With a share a of real rows, rows tend to the mixture sum a (1-a)^k P * N(0, k h^2), geometrically and for any "
+            "number of rows, as an expected kernel density is linear in its rows; Khelifa, Turner, Venkataramanan 2026 "
+            "(2606.13796) for diffusion with early stopping"
+        ),
+        conditions=(
+            "Gaussian source, kernels of one given bandwidth, not standardized, fitted from scratch; the same share of real "
+            "rows at every generation, the other rows from the newest model."
+        ),
+        values=_limiting_second_moment,
+        limit=_second_moment_limit,
     ),
 )

@@ -1,0 +1,64 @@
+"""Laws of rows from several origins: labels that feed back, rows of shifted coefficients, verified labels."""
+
+from __future__ import annotations
+
+import numpy as np
+from scipy.special import ndtr
+
+from selfloop.columns import Floats
+from selfloop.snapshots import Scenario
+from selfloop.theory.law import Law, population_models, schedule_entries
+
+MIN_ROWS_PER_COEFFICIENT = 50
+
+
+def feedback_multipliers(scenario: Scenario) -> Floats:
+    """Bias of the model of every generation over that of the first, at most, if each fit adds that bias to its training rows.
+
+    c_t = 1 + sum of the training mass of synthetic(k) times c_k: theorem 1 of Taori and Hashimoto 2022 (2209.03942) for
+    `accumulate_real`, here for any policy. With m real and k synthetic rows per generation the limit is (m + k)/m.
+    """
+    return 1 + population_models(scenario, np.zeros(1), lambda bias: bias + 1)[:, 0]
+
+
+def _predicted_share(scenario: Scenario) -> Floats | None:
+    source, sampler = scenario.source.settings(), scenario.sampler.settings()
+    fewest = min(entry.trained_rows for entry in schedule_entries(scenario))
+    is_argmax = sampler["labels"] == "argmax" and scenario.family.settings()["link"] == "logit"
+    if not is_argmax or source["share"] >= 0.5 or fewest < MIN_ROWS_PER_COEFFICIENT * (source["dim"] + 1):
+        return None
+    share, distance = source["share"], source["distance"]
+    border = np.log(1 / share - 1) / distance  # on the first coordinate, where both outcomes are equally probable
+    predicted = share * ndtr(distance / 2 - border) + (1 - share) * ndtr(-distance / 2 - border)
+    return np.asarray(share - (share - predicted) * feedback_multipliers(scenario), np.float64)
+
+
+def mixed_risk(share: float, shift: float, noise: float, d: int, n: int) -> float:
+    """Excess risk of least squares on n rows, a `share` of which have coefficients at the squared distance `shift`.
+
+    Inputs are N(0, I). The floor share^2 shift remains for endless rows (Dohmatob et al. 2024, 2410.04840, classical limit).
+    """
+    return share**2 * shift + noise**2 * d / (n - d - 1) + share * (1 - share) * (d + 1) * shift / n
+
+
+def verifier_break(keep_good: float, keep_bad: float) -> float:
+    """Share of wrong labels up to which verified labels are mostly right: Feng et al. 2024 (2406.07515)."""
+    return keep_good / (keep_good + keep_bad)
+
+
+LAWS = (
+    Law(
+        name="feedback, at least",
+        metric="predicted_share",
+        kind="bound",
+        source=(
+            "Share minus bias of the first model times c_t, c_t = 1 + sum of synthetic mass times c_k: Taori and Hashimoto "
+            "2022 (2209.03942), theorem 1; first bias: normal tails beyond the Bayes border"
+        ),
+        conditions=(
+            "Imbalanced source, rare outcome 1, logistic regression, labels by argmax, at least "
+            f"{MIN_ROWS_PER_COEFFICIENT} rows per coefficient in every fit, fitted from scratch."
+        ),
+        values=_predicted_share,
+    ),
+)
