@@ -13,8 +13,10 @@ import pytest
 
 import selfloop
 import tiny_components
-from selfloop.columns import Columns, ColumnType, Params, Ragged, count_rows, select_rows
-from selfloop.component import Context, Curator, Encoder, Family, Metric, Sampler, Source
+from selfloop.columns import Columns, ColumnType, Params, Ragged, count_rows
+from selfloop.component import Context, Encoder, Family, Metric, Sampler, Source
+from selfloop.curator import Curator, CuratorView, Judged
+from selfloop.engine.tasks import Task, replay_chain
 from selfloop.errors import SpecError
 from selfloop.result import Result
 from selfloop.snapshots import Snapshot
@@ -111,10 +113,21 @@ class Short(Curator):
     name: ClassVar[str] = "short"
     letters: int = 3
 
-    def curate(self, rows: Columns, real: Columns, ctx: Context) -> Columns:
-        for columns in (rows, real):
+    def judge(self, rows: Columns, view: CuratorView, ctx: Context) -> Judged:
+        for columns in (rows, view.initial):
             assert set(columns["text"].values.tolist()) == {ord("a")}
-        return select_rows(rows, np.flatnonzero(np.diff(rows["text"].offsets) <= self.letters))
+        return Judged(rows, np.diff(rows["text"].offsets) <= self.letters)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Double(Curator):
+    """Doubles texts of one letter."""
+
+    name: ClassVar[str] = "double"
+
+    def judge(self, rows: Columns, view: CuratorView, ctx: Context) -> Judged:
+        texts = [text * 2 if len(text) == 1 else text for text in rows["text"].to_bytes()]
+        return Judged({"text": Ragged.of_bytes(texts)}, np.ones(len(texts), bool))
 
 
 def spec(**changes: object) -> Spec:
@@ -142,10 +155,25 @@ def test_a_family_can_have_other_settings_in_the_first_generation(tmp_path: Path
     assert (plain.curves()["replace"]["longest"] <= 7).all()
 
 
-def test_curators_receive_texts_and_curated_rows_are_encoded_again(tmp_path: Path) -> None:
-    result = selfloop.run(spec(curators=(Short(),)), tmp_path)
-    assert all(m.value <= 3 for m in result.measurements if m.metric == "longest")
+def test_curators_receive_texts_and_what_they_keep_is_trained_on(tmp_path: Path) -> None:
+    result = selfloop.run(spec(curators=(Short(),), policies=("replace",)), tmp_path)
+    longest = result.curves()["replace + short"]["longest"]
+    assert (longest[:, 0] > 3).all()
+    assert (longest[:, 1:] <= 3).all()
     assert {m.value for m in result.measurements if m.metric == "letter"} == {ord("a") + 30.0}
+    answered = result.curves()["replace + short"]["answered_share"]
+    assert (answered > 0.9).all()
+
+
+def test_edited_texts_are_encoded_again_and_others_stay_as_they_are(tmp_path: Path) -> None:
+    result = selfloop.run(spec(curators=(Double(),), policies=("replace",), n=15), tmp_path)
+    world = replay_chain(Task(result.spec.points()[0], (0,), (0,), 3, tmp_path, 1))
+    before = world.store.open(world.sample_round(1, world.models[1], 15, 0)[0])["tokens"]
+    after = world.store.open(world.samples[1])["tokens"]
+    lengths = np.diff(before.offsets)
+    np.testing.assert_array_equal(np.diff(after.offsets), np.where(lengths == 1, 2, lengths))
+    assert (lengths == 1).any()
+    assert set(after.values.tolist()) == {ord("a") + 30}
 
 
 def test_a_family_with_an_encoder_needs_a_source_of_files(tmp_path: Path) -> None:

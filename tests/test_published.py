@@ -14,6 +14,7 @@ import pytest
 
 from selfloop.columns import Floats
 from selfloop.commands.reproduce import reproduce, reproducible_groups, simulate
+from selfloop.curators.selection import Deduplicate
 from selfloop.errors import SpecError
 from selfloop.families.gaussian import Gaussian
 from selfloop.families.kde import Kde
@@ -162,7 +163,7 @@ def test_published_multipliers_are_in_the_unit_of_the_metric() -> None:
         scenario(source=GaussianSource(dim=10, variance=2.0)),
         scenario(family=Gaussian(ddof=1)),
         scenario(source=LinearSource(dim=10, design="fresh"), family=Linear()),
-        scenario(curated=True),
+        scenario(curators=(Deduplicate(),)),
         scenario(init_from="previous"),
     ],
 )

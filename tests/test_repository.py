@@ -17,7 +17,8 @@ import pytest
 
 import selfloop
 import tiny_components
-from selfloop.component import Component, Criterion, Curator, Family, Metric, Policy, Source
+from selfloop.component import Component, Criterion, Family, Metric, Policy, Source
+from selfloop.curator import Curator, Score
 from selfloop.plugins import BUILT_IN, component_class
 from selfloop.settings import setting_types
 
@@ -26,16 +27,22 @@ FILES = sorted(ROOT.rglob("*.py"))
 NAMES = {
     ".".join(("selfloop", *path.relative_to(ROOT).with_suffix("").parts)).removesuffix(".__init__"): path for path in FILES
 }
-KINDS = {"policy": Policy, "family": Family, "source": Source, "metric": Metric, "curator": Curator, "criterion": Criterion}
+KINDS = {
+    "policy": Policy, "family": Family, "source": Source, "metric": Metric, "curator": Curator, "score": Score,
+    "criterion": Criterion,
+}  # fmt: skip
 COMPONENTS = [(kind, name) for kind, names in BUILT_IN.items() for name in names]
 
 # A file may import from its own folder, from the bands above, and from the left in its own band.
 BANDS = (
-    ("columns", "types", "errors", "rng", "source_code", "settings", "component", "snapshots", "protocols", "formats"),
+    (
+        "columns", "types", "errors", "rng", "source_code", "settings", "component", "curator", "snapshots", "protocols",
+        "formats",
+    ),
     ("policies", "sources", "families", "curators", "metrics", "stats", "criteria"),
     ("plugins", "spec", "store", "engine", "theory", "published", "presets"),
     ("result", "report", "commands", "testing", "__init__", "__main__"),
-)
+)  # fmt: skip
 COMPONENT_ARROWS = {("metrics", "families.nn"), ("criteria", "stats")}  # the only arrows inside the second band
 CONCRETE = ("policies", "sources", "families", "curators", "metrics", "criteria")  # not in the third band, but for the schedule
 UPWARD = {("selfloop.result", "selfloop.report.build")}  # `Result.report` imports the report when it is called

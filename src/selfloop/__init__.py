@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from selfloop.component import Component as Component
     from selfloop.component import Context as Context
     from selfloop.component import Criterion as Criterion
-    from selfloop.component import Curator as Curator
     from selfloop.component import Encoder as Encoder
     from selfloop.component import Family as Family
     from selfloop.component import FeatureExtractor as FeatureExtractor
@@ -26,6 +25,10 @@ if TYPE_CHECKING:
     from selfloop.component import Policy as Policy
     from selfloop.component import Sampler as Sampler
     from selfloop.component import Source as Source
+    from selfloop.curator import Curator as Curator
+    from selfloop.curator import CuratorView as CuratorView
+    from selfloop.curator import Judged as Judged
+    from selfloop.curator import Score as Score
     from selfloop.engine.run import iter_measurements as iter_measurements
     from selfloop.errors import ChainEndedError as ChainEndedError
     from selfloop.errors import DataError as DataError

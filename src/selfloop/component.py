@@ -1,4 +1,4 @@
-"""What users can add: sources, families, samplers, policies, curators, scores, metrics and criteria.
+"""What users can add: sources, families, samplers, policies, metrics and criteria; curators and scores are in `curator.py`.
 
 A component is its configuration: a frozen, keyword-only dataclass whose fields are its settings. No fitted value is stored
 on it. Optional abilities are the protocols in `protocols.py`. A spec takes a component as an object; to be found by its name,
@@ -11,15 +11,15 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar
 
-from selfloop.columns import Bools, Columns, ColumnType, Floats, Params
+from selfloop.columns import Columns, ColumnType, Floats, Params
 from selfloop.rng import RandomStream
 from selfloop.settings import Settings
 from selfloop.types import NewRows, Plan, TrainingRows, Verdict
 
 if TYPE_CHECKING:
-    from selfloop.snapshots import CuratorView, Snapshot
+    from selfloop.snapshots import Snapshot
 
 
 def _ignore(done: int, total: int) -> None:  # contexts are sent to other processes, a lambda is not
@@ -206,74 +206,17 @@ class Policy(Component):
         """Number of rows sampled from model t, first used at generation t + 1."""
         return n
 
+    def n_external(self, t: int, n: int) -> int:
+        """Number of rows of the spec's source `external` drawn for generation t >= 1, whose fit may be a later one."""
+        return 0
+
     def new_rows(self, t: int, n: int) -> NewRows:
         """Row counts drawn at generation t."""
-        return NewRows(n if t == 1 else self.n_real(t, n), self.n_synthetic(t, n))
+        return NewRows(n if t == 1 else self.n_real(t, n), self.n_synthetic(t, n), self.n_external(t, n))
 
     @abstractmethod
     def plan(self, t: int, n: int) -> Plan:
         """The takes of generation t >= 2. Takes of 0 rows are dropped."""
-
-
-@dataclass(frozen=True, slots=True)
-class Judged:
-    """What a curator makes of rows. All arrays have one entry per judged row, in the order of the rows."""
-
-    rows: Columns  # the judged rows; edited ones changed
-    keep: Bools
-    weight: Floats | None = None  # multiplies the weight of the row's take; None: 1
-
-
-@dataclass(frozen=True, kw_only=True)
-class Curator(Component):
-    """Keeps, edits or weights rows after they are sampled, or the training rows before a fit.
-
-    New rows are judged in rounds. A round has a row for every slot, that is for every conditioning input if there are any. Round
-    0 is what a policy without curators gets; more rounds follow until n rows are kept. Rows are in the source's columns.
-    """
-
-    component_kind: ClassVar[str] = "curator"
-    renews: ClassVar[bool] = False  # True: `prepare` again at every generation
-    applies_to: Annotated[
-        Literal["new_rows", "training_rows"], "rows that are judged: new ones, or those of all takes together before a fit"
-    ] = "new_rows"
-
-    def sees_tokens(self) -> bool:
-        """True if rows of an encoded corpus stay encoded."""
-        return False
-
-    def n_candidates(self) -> int:
-        """Number of rows per slot that are judged together, in rounds of their own."""
-        return 1
-
-    def check(self, source: Source, family: Family, sampler: Sampler) -> None:
-        """Raise SpecError before any work if these rows cannot be judged."""
-
-    def prepare(self, initial: Columns, samples: Columns, view: CuratorView, ctx: Context) -> Params:
-        """Arrays that `judge` needs, learned from initial rows and rows of the first model (of every one, if it `renews`)."""
-        return {}
-
-    @abstractmethod
-    def judge(self, rows: Columns, view: CuratorView, ctx: Context) -> Judged:
-        """Which rows are kept. Random numbers come from `ctx`; no argument is changed."""
-
-
-class Score(Component):
-    """A number per row; curators keep rows of a high score."""
-
-    component_kind: ClassVar[str] = "score"
-    sees_tokens: ClassVar[bool] = False  # True: rows of an encoded corpus stay encoded
-
-    def check(self, source: Source, family: Family, sampler: Sampler) -> None:
-        """Raise SpecError before any work if these rows have no such score."""
-
-    def prepare(self, initial: Columns, view: CuratorView, ctx: Context) -> Params:
-        """Arrays that `score` needs, learned from initial rows."""
-        return {}
-
-    @abstractmethod
-    def score(self, rows: Columns, view: CuratorView, ctx: Context) -> Floats:
-        """The score of each row; higher is better."""
 
 
 # Which value of a metric is best: "lower", "higher", a number, the name of a value that is measured with it

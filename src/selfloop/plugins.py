@@ -148,7 +148,7 @@ BUILT_IN: dict[str, dict[str, str]] = {
         "correctness": "selfloop.curators.scores:Correctness",
         "column": "selfloop.curators.scores:ColumnValue",
         "closeness": "selfloop.curators.scores:Closeness",
-        "likelihood": "selfloop.curators.scores:Likelihood",
+        "likelihood": "selfloop.curators.scores:LikelihoodScore",
         "metric": "selfloop.curators.scores:MetricValue",
         "classifier": "selfloop.curators.classifiers:ClassProbability",
     },

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from selfloop.columns import Array, Bools, Columns, Floats, Ints, Params
-from selfloop.component import Curator, Family, Policy, Sampler, Source
+from selfloop.columns import Array, Columns, Floats, Params
+from selfloop.component import Family, Policy, Sampler, Source
+from selfloop.curator import Curator
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,23 +26,6 @@ class Snapshot:
     features: Mapping[str, Columns] = field(default_factory=dict)  # of "samples", "holdout" and "initial", as far as they exist
     prompts: Columns = field(default_factory=dict)  # of as many rows as `initial`, if the sampler reads texts to draw them
     source: Source | None = None  # for a metric with `uses_source`
-
-
-@dataclass(frozen=True, slots=True)
-class CuratorView:
-    """What a curator sees beside the rows that it judges."""
-
-    generation: int
-    source: Source
-    family: Family
-    sampler: Sampler
-    params: Params  # of the model of the rows; of training rows, of the newest model
-    previous: Params | None  # of the model before
-    initial: Columns
-    inputs: Columns  # conditioning input of each judged row; empty without inputs
-    slots: Ints  # position of each judged row in its round: rows of one slot answer the same input
-    synthetic: Bools  # True for rows that were sampled from a model; for curators that stand for a detector of known errors
-    prepared: Params
 
 
 @dataclass(frozen=True, slots=True)

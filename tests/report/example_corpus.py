@@ -11,7 +11,8 @@ from example_galleries import ragged
 
 import selfloop
 from selfloop.columns import Columns, ColumnType, Ints, Params, Ragged, count_rows, select_rows
-from selfloop.component import Context, Curator, Encoder, Family, Metric, Sampler, Source
+from selfloop.component import Context, Encoder, Family, Metric, Sampler, Source
+from selfloop.curator import Curator, CuratorView, Judged
 from selfloop.errors import ChainEndedError
 from selfloop.snapshots import Snapshot
 from selfloop.types import TrainingRows
@@ -122,8 +123,8 @@ class KeepAll(Curator):
 
     name: ClassVar[str] = "keep_all"
 
-    def curate(self, rows: Columns, real: Columns, ctx: Context) -> Columns:
-        return rows
+    def judge(self, rows: Columns, view: CuratorView, ctx: Context) -> Judged:
+        return Judged(rows, np.ones(count_rows(rows), bool))
 
 
 def corpus_spec(**changes: object) -> selfloop.Spec:

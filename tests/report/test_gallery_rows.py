@@ -40,8 +40,9 @@ def test_texts_of_a_corpus_are_decoded_and_shown_beside_the_real_texts_with_the_
 def test_rows_without_prompts_are_shown_unmarked(tmp_path: Path, changes: dict[str, object]) -> None:
     report = build_report(selfloop.run(corpus_spec(**changes), tmp_path))
     (gallery,) = report.galleries
-    assert "prompt" not in gallery.samples["replace"][1]
-    assert all(text.prompt == "" for row in view_gallery(gallery, {}).text_rows for text in row.rows["replace"] if text)
+    label = report.policies()[0]
+    assert "prompt" not in gallery.samples[label][1]
+    assert all(text.prompt == "" for row in view_gallery(gallery, {}).text_rows for text in row.rows[label] if text)
 
 
 def test_rows_of_an_ensemble_are_drawn_again_from_the_first_seed(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ import law_checks
 from law_checks import CONTEXT, largest_z, z_scores
 from selfloop.columns import Floats
 from selfloop.component import Context, Metric, Policy, Sampler
+from selfloop.curators.selection import Deduplicate
 from selfloop.families.discrete import Discrete, DiscreteSampler
 from selfloop.families.gaussian import Gaussian, GaussianSampler
 from selfloop.families.glm import Glm, GlmSampler, Link
@@ -309,7 +310,8 @@ def test_the_bound_lies_above_accumulation_on_either_design() -> None:
 
 
 @pytest.mark.parametrize("change", [
-    {"curated": True}, {"init_from": "previous"}, {"n": 5}, {"family": Linear(ridge=0.1)}, {"source": GaussianSource()},
+    {"curators": (Deduplicate(),)}, {"init_from": "previous"}, {"n": 5}, {"family": Linear(ridge=0.1)},
+    {"source": GaussianSource()},
 ])  # fmt: skip
 def test_no_law_applies_if_a_condition_fails(change: dict[str, Any]) -> None:
     assert law_curves(DESIGN)

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, NamedTuple, cast
 import numpy as np
 
 from selfloop.columns import Bools, Column, Columns, Ints, Params, Ragged, concat_rows, count_rows, select_rows
-from selfloop.component import Context, Curator, Family, Judged, Policy, Sampler, Source
+from selfloop.component import Context, Family, Policy, Sampler, Source
+from selfloop.curator import Curator, CuratorView, Judged
 from selfloop.errors import ChainEndedError, DataError
 from selfloop.protocols import CuratesRows, UsesEncoder
-from selfloop.snapshots import CuratorView
 from selfloop.store.identity import ObjectRef, stored_step
 from selfloop.types import WEIGHT, Take
 
@@ -79,17 +79,17 @@ class RoundCounts(NamedTuple):
 
     rounds: int
     judged: int
-    kept: int
+    accepted: int
     slots: int
 
     def complete(self, n: int, by_slot: bool) -> bool:
         """True if every one of n rows is there, or no more can be expected."""
-        return (self.slots if by_slot else self.kept) >= n or (self.kept == 0 and self.rounds >= MAX_EMPTY_ROUNDS)
+        return (self.slots if by_slot else self.accepted) >= n or (self.accepted == 0 and self.rounds >= MAX_EMPTY_ROUNDS)
 
-    def values(self, n: int) -> dict[str, float]:
+    def values(self, n: int, by_slot: bool) -> dict[str, float]:
         """Measurements of a generation."""
-        share = self.kept / self.judged if self.judged else 1.0
-        return {"kept_share": share, "sampling_rounds": float(self.rounds), "answered_share": min(self.slots, n) / n}
+        answered = {"answered_share": self.slots / n} if by_slot else {}
+        return {"kept_share": self.accepted / self.judged, "sampling_rounds": float(self.rounds), **answered}
 
 
 @stored_step("prepare_curator", version=1)
@@ -128,9 +128,9 @@ def judge(
         keep = keep & (judged.weight > 0)
     if judged.rows is not seen:
         rows = _edit(curator, model, rows, seen, judged.rows)
-    kept = np.flatnonzero(keep)
-    weights = {} if weight is None else {WEIGHT: np.asarray(weight, np.float64)[kept]}
-    return {**select_rows(rows, kept), SLOT: slots[kept], **select_rows(origins, kept), **weights}
+    indices = np.flatnonzero(keep)
+    weights = {} if weight is None else {WEIGHT: np.asarray(weight, np.float64)[indices]}
+    return {**select_rows(rows, indices), SLOT: slots[indices], **select_rows(origins, indices), **weights}
 
 
 @stored_step("collect_rows", version=1)
@@ -138,8 +138,8 @@ def collect_rows(tables: tuple[Columns, ...], n: int, by_slot: bool) -> Columns:
     """The first n kept rows of judged tables, or the first one of each slot in the order of the slots."""
     rows = concat_rows(_with_weights(tables))
     slots = rows.pop(SLOT)
-    chosen = np.unique(cast(Ints, slots), return_index=True)[1] if by_slot else np.arange(len(slots))
-    return select_rows(rows, chosen[:n])
+    indices = np.unique(cast(Ints, slots), return_index=True)[1] if by_slot else np.arange(len(slots))
+    return select_rows(rows, indices[:n])
 
 
 @stored_step("join_takes", version=1)
@@ -271,11 +271,11 @@ def curate_samples(world: StoredWorld, t: int, model: ObjectRef, n: int) -> Obje
         judged = world.store.open(rounds[0])
         slots.update(np.asarray(judged[SLOT]).tolist())
         counts = RoundCounts(
-            counts.rounds + together, counts.judged + n * together, counts.kept + count_rows(judged), len(slots)
+            counts.rounds + together, counts.judged + n * together, counts.accepted + count_rows(judged), len(slots)
         )
     rows: ObjectRef = world.store.call(collect_rows, tuple(tables), n, by_slot)
-    world.curation_values[t] = counts.values(n)
-    if counts.kept == 0 or (not by_slot and curation.max_rounds is None and counts.kept < n):
+    world.curation_values[t] = counts.values(n, by_slot)
+    if counts.accepted == 0 or (not by_slot and curation.max_rounds is None and counts.accepted < n):
         world.starved.add(rows)
     return rows
 
@@ -283,10 +283,11 @@ def curate_samples(world: StoredWorld, t: int, model: ObjectRef, n: int) -> Obje
 def curate_training_rows(world: StoredWorld, t: int, takes: Sequence[Take[ObjectRef | None]]) -> list[Take[ObjectRef | None]]:
     """The training rows of generation t >= 2 that curators keep, take by take."""
     store = world.store
-    sampled = set(world.samples.values())
+    sampled = {ref for ref in world.samples.values() if ref}
     rows = joined = store.call(join_takes, tuple((take.batch, take.rows, take.batch in sampled) for take in takes))
     for position, curator in world.curation.training_rows:
-        rows = _judge(world, curator, position, t, t - 1, (rows,), None, joined, "training rows")
+        newest = world.samples[t - 1] or joined  # a policy may draw no samples
+        rows = _judge(world, curator, position, t, t - 1, (rows,), None, newest, "training rows")
     sizes = [take.rows or count_rows(store.open(cast(ObjectRef, take.batch))) for take in takes]
     ends = np.minimum(np.cumsum([0, *sizes]), count_rows(store.open(joined))).tolist()
     parts = [

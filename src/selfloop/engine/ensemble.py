@@ -11,18 +11,18 @@ from typing import Any, TypeVar, cast
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from selfloop.columns import Array, Bools, Columns, Floats, Params
+from selfloop.columns import Array, Columns, Floats, Params
 from selfloop.component import Context, Family, Metric, Policy, Sampler, Source
 from selfloop.engine.curation import STARVED, Curation
 from selfloop.engine.curves import Curves, SeedMeasurements
 from selfloop.engine.ensemble_curation import curate_samples, curate_training_rows
+from selfloop.engine.ensemble_values import EnsembleBatch, EnsembleModel
 from selfloop.engine.loop import loop
 from selfloop.engine.steps import check_rows, measure_trivial, warn_of_copies
 from selfloop.errors import ChainEndedError
 from selfloop.formats.safetensors import NamedArrays
 from selfloop.protocols import (
     EnsembleFit,
-    SufficientStatistics,
     SupportsEnsemble,
     SupportsEnsembleMeasure,
     SupportsRelabel,
@@ -118,26 +118,6 @@ class SeedBlock:
 
 
 @dataclass(slots=True)
-class EnsembleModel:
-    """The models of one generation of many chains."""
-
-    params: Params
-    ended: dict[int, tuple[int, str]]  # position in the block -> (generation, status)
-
-
-@dataclass(slots=True)
-class EnsembleBatch:
-    """One batch of many chains: its rows or its statistics, and results that the family keeps about it."""
-
-    rows: Columns = field(default_factory=NamedArrays)
-    statistics: SufficientStatistics = field(default_factory=dict)
-    cache: dict[str, object] = field(default_factory=dict)
-    row_weights: Floats | None = None  # as in EnsembleTake
-    starved: Bools | None = None  # seeds with too few curated rows
-    synthetic: bool = False
-
-
-@dataclass(slots=True)
 class EnsembleWorld:
     """All seeds of a block together. Batches are rows or sufficient statistics with a leading seeds axis."""
 
@@ -149,6 +129,7 @@ class EnsembleWorld:
     initial: EnsembleBatch = field(default_factory=EnsembleBatch)
     takes: tuple[EnsembleTake, ...] = ()  # of the newest fit
     samples: dict[int, EnsembleBatch] = field(default_factory=dict)  # by generation, if it does not measure
+    newest: EnsembleBatch = field(default_factory=EnsembleBatch)  # samples of the newest model
     curation_values: dict[str, Floats] = field(default_factory=dict)  # measurements of the newest curated batch
     prepared: dict[tuple[int, int], tuple[int, Params]] = field(default_factory=dict)  # (generation, arrays) of a curator, seed
     models: list[Params] = field(default_factory=list)  # the newest one and the one before, if there are curators
@@ -196,6 +177,8 @@ class EnsembleWorld:
     ) -> EnsembleModel:
         if previous is not None and len(previous.ended) == len(self.block.seeds):
             raise ChainEndedError("ended")
+        if self.curation.training_rows and t > 1:
+            takes = curate_training_rows(self, t, takes)
         if t == 1:  # all policies share the first fit
             fitted, self.takes = self.block.once("first fit", lambda: self._fit(t, takes, budget, None))
         else:
@@ -216,8 +199,6 @@ class EnsembleWorld:
             of_statistics = cast(SupportsSufficientStatistics, family)
             merged = of_statistics.merge([(take.batch.statistics, take.weight) for take in takes])
             return of_statistics.fit_statistics(merged), ()
-        if self.curation.training_rows and t > 1:
-            takes = curate_training_rows(self, t, takes)
         indices: list[Any] = [None if take.rows is None else slice(0, take.rows) for take in takes]
         if budget is not None:
             indices = self._draw_budget(t, takes, budget)
@@ -267,6 +248,7 @@ class EnsembleWorld:
             batch = curate_samples(self, t, model, n, batch)
         if not self.measures:
             self.samples[t] = batch
+        self.newest = batch
         return batch
 
     def sample_round(self, t: int, model: EnsembleModel, n: int, round_: int) -> EnsembleBatch:

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, cast
 import numpy as np
 
 from selfloop.columns import Column, Columns, Params, count_rows
-from selfloop.component import Context, Curator
+from selfloop.component import Context
+from selfloop.curator import Curator
 from selfloop.engine.curation import (
     SLOT,
     CuratedModel,
@@ -21,11 +22,12 @@ from selfloop.engine.curation import (
     prepare_curator,
     split_take,
 )
+from selfloop.engine.ensemble_values import EnsembleBatch, EnsembleModel
 from selfloop.rng import RandomStream
 from selfloop.types import WEIGHT, Take
 
 if TYPE_CHECKING:
-    from selfloop.engine.ensemble import EnsembleBatch, EnsembleModel, EnsembleWorld
+    from selfloop.engine.ensemble import EnsembleWorld
 
 
 def of_seed(columns: Columns, s: int) -> dict[str, Column]:
@@ -49,20 +51,22 @@ def curate_samples(world: EnsembleWorld, t: int, model: EnsembleModel, n: int, f
                 rows = (_judge(world, curator, position, (t, t), s, rows, of_seed(inputs, s), of_seed(first.rows, s), round_),)
             tables[s].append(rows[0])
             slots[s].update(np.asarray(rows[0][SLOT]).tolist())
-            before, kept = counts[s], count_rows(rows[0])
+            rounds_so_far, judged, accepted, _ = counts[s]
             counts[s] = RoundCounts(
-                before.rounds + together, before.judged + n * together, before.kept + kept, len(slots[s])
+                rounds_so_far + together, judged + n * together, accepted + count_rows(rows[0]), len(slots[s])
             )
         open_seeds = [s for s in open_seeds if not counts[s].complete(n, bool(inputs))]
-    values = {s: count.values(n) for s, count in counts.items()}
+    values = {s: count.values(n, bool(inputs)) for s, count in counts.items()}
     world.curation_values = {
         name: np.array([values[s][name] if s in values else np.nan for s in range(len(block.seeds))])
-        for name in RoundCounts(0, 0, 0, 0).values(1)
+        for name in RoundCounts(1, 1, 0, 0).values(1, bool(inputs))
     }
     batch = _stack({s: collect_rows(tuple(tables[s]), n, bool(inputs)) for s in counts}, first, n)
     fills = not inputs and curation.max_rounds is None
-    lacks = [s for s, count in counts.items() if count.kept == 0 or (fills and count.kept < n)]
+    lacks = [s for s, count in counts.items() if count.accepted == 0 or (fills and count.accepted < n)]
     batch.starved = np.isin(np.arange(len(block.seeds)), lacks)
+    if batch.row_weights is not None:
+        batch.row_weights[batch.starved] = 1  # their chains end; any fit will do
     return batch
 
 
@@ -76,8 +80,9 @@ def curate_training_rows(world: EnsembleWorld, t: int, takes: Sequence[Take[Ense
         tables = [{**of_seed(take.batch.rows, s), **w} for take, w in zip(takes, weights, strict=True)]
         kinds = [(take.rows, take.batch.synthetic) for take in takes]
         rows = joined = join_takes(tuple((table, *kind) for table, kind in zip(tables, kinds, strict=True)))
+        newest = of_seed(world.newest.rows, s) or joined  # a policy may draw no samples
         for position, curator in world.curation.training_rows:
-            rows = _judge(world, curator, position, (t, t - 1), s, (rows,), {}, joined, "training rows")
+            rows = _judge(world, curator, position, (t, t - 1), s, (rows,), {}, newest, "training rows")
         for i, (start, end) in enumerate(pairwise(ends)):
             parts[i][s] = split_take(rows, start, end)
     curated = [
@@ -85,14 +90,15 @@ def curate_training_rows(world: EnsembleWorld, t: int, takes: Sequence[Take[Ense
         for take, of_take, size in zip(takes, parts, sizes, strict=True)
     ]
     empty = np.all([[count_rows(rows) == 0 for rows in of_take.values()] for of_take in parts], axis=0)
-    curated[0].batch.starved = empty
+    for take in curated:
+        take.batch.starved = empty
+        if take.batch.row_weights is not None:
+            take.batch.row_weights[empty] = 1  # their chains end; any fit will do
     return curated
 
 
 def _stack(rows: dict[int, Columns], example: EnsembleBatch, n: int) -> EnsembleBatch:
-    """The rows of each seed as one batch, filled up to n rows of weight 0 with rows of `example`, of all columns alike."""
-    from selfloop.engine.ensemble import EnsembleBatch
-
+    """The rows of each seed as one batch, filled up to n rows of weight 0 with rows of `example`."""
     columns = {name: np.array(np.asarray(column)[:, :n]) for name, column in example.rows.items()}
     weights = np.zeros((len(next(iter(columns.values()))), n))
     for s, table in rows.items():
@@ -102,7 +108,13 @@ def _stack(rows: dict[int, Columns], example: EnsembleBatch, n: int) -> Ensemble
             columns[name][s, :size] = table[name]
     missing = [s for s in range(len(weights)) if s not in rows]
     weights[missing] = 1  # of ended chains, which have no rows
-    return EnsembleBatch(columns, row_weights=None if (weights == 1).all() else weights, synthetic=example.synthetic)
+    for name, column in columns.items():  # equal columns are one array: families see that inputs are shared
+        same = np.array_equal(column, np.asarray(example.rows[name]))
+        columns[name] = np.asarray(example.rows[name]) if same else column
+    row_weights = None if (weights == 1).all() else weights
+    is_example = row_weights is None and all(columns[name] is column for name, column in example.rows.items())
+    cache = example.cache if is_example else {}
+    return EnsembleBatch(columns, cache=cache, row_weights=row_weights, synthetic=example.synthetic)
 
 
 def _judge(  # noqa: PLR0913  # what the steps receive

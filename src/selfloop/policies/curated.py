@@ -7,7 +7,8 @@ from typing import Annotated, ClassVar
 
 from annotated_types import Ge, MinLen
 
-from selfloop.component import Curator, Policy
+from selfloop.component import Policy
+from selfloop.curator import Curator
 from selfloop.errors import SettingError
 from selfloop.policies.builtin import Replace
 from selfloop.types import Plan
@@ -41,6 +42,9 @@ class Curated(Policy):
 
     def n_synthetic(self, t: int, n: int) -> int:
         return self.of.n_synthetic(t, n)
+
+    def n_external(self, t: int, n: int) -> int:
+        return self.of.n_external(t, n)
 
     def plan(self, t: int, n: int) -> Plan:
         return self.of.plan(t, n)

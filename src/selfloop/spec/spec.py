@@ -13,7 +13,8 @@ from typing import Annotated, Any, Literal, cast
 
 from annotated_types import Ge, Interval
 
-from selfloop.component import Better, Context, Criterion, Curator, Family, Metric, Policy, Sampler, Source
+from selfloop.component import Better, Context, Criterion, Family, Metric, Policy, Sampler, Source
+from selfloop.curator import Curator
 from selfloop.errors import SpecError, shown, unknown_name
 from selfloop.plugins import component_names, usable_names
 from selfloop.policies.schedule import MAX_BATCH_ROWS

@@ -1,0 +1,236 @@
+"""Curated rows: rounds, inputs, weights and ends of chains, in the stored and the ensemble world."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import pytest
+
+import selfloop
+from selfloop.columns import Columns, Floats, Params, count_rows
+from selfloop.component import Context
+from selfloop.curator import Curator, CuratorView, Judged
+from selfloop.engine.tasks import Task, run_task
+from selfloop.errors import DataError, SpecError
+from selfloop.snapshots import EnsembleTake
+from selfloop.spec.spec import Spec
+from selfloop.store.store import Store
+
+X = {"name": "column", "column": "x"}
+FAMILIES: dict[str, dict[str, Any]] = {
+    "gaussian": {"source": {"name": "gaussian", "dim": 2}, "family": "gaussian"},
+    "kde": {"source": {"name": "gaussian", "dim": 2}, "family": "kde"},
+    "discrete": {"source": "zipf", "family": "discrete"},
+    "linear": {"source": {"name": "linear", "dim": 3}, "family": "linear"},
+    "fresh inputs": {"source": {"name": "linear", "dim": 3, "design": "fresh"}, "family": "linear"},
+    "glm": {"source": {"name": "logistic", "dim": 2}, "family": "glm"},
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class AcceptAll(Curator):
+    """Keeps every row as it is."""
+
+    name: ClassVar[str] = "accept_all"
+
+    def judge(self, rows: Columns, view: CuratorView, ctx: Context) -> Judged:
+        return Judged(rows, np.ones(count_rows(rows), bool))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chance(Curator):
+    """Keeps rows with a probability, half of them with weight 2."""
+
+    name: ClassVar[str] = "chance"
+    share: float = 0.6
+    weighted: bool = False
+
+    def judge(self, rows: Columns, view: CuratorView, ctx: Context) -> Judged:
+        uniform = ctx.stream.generator().random(count_rows(rows))
+        return Judged(rows, uniform < self.share, np.where(uniform < self.share / 2, 2.0, 1.0) if self.weighted else None)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Broken(Curator):
+    """Breaks the contract in one way."""
+
+    name: ClassVar[str] = "broken"
+    way: str = ""
+
+    def judge(self, rows: Columns, view: CuratorView, ctx: Context) -> Judged:
+        keep: Any = np.ones(count_rows(rows), bool)
+        if self.way == "keep":
+            keep = keep.astype(float)
+        if self.way == "rows":
+            rows = {name: column[np.arange(3)] for name, column in rows.items()}
+        if self.way == "type":
+            rows = {name: np.asarray(column).astype(np.float32) for name, column in rows.items()}
+        if self.way == "nan":
+            rows = {name: np.asarray(column) * np.nan for name, column in rows.items()}
+        return Judged(rows, keep, -np.ones(len(keep)) if self.way == "weight" else None)
+
+
+def curated(policy: str | dict[str, Any], *curators: object, **settings: object) -> dict[str, Any]:
+    table = {"name": policy} if isinstance(policy, str) else policy
+    return {**table, "curators": list(curators), **settings}
+
+
+def make_spec(case: str = "gaussian", **changes: Any) -> Spec:
+    return Spec(**{**FAMILIES[case], "n": 30, "generations": 4, "seeds": 3, **changes})
+
+
+def stored_curves(spec: Spec, store: Path) -> dict[str, dict[str, Floats]]:
+    """The curves of a spec whose chains run one by one in the stored world."""
+    point = replace(spec.points()[0], worlds=("stored",) * len(spec.policies))
+    curves: dict[str, dict[str, Floats]] = {}
+    for position, label in enumerate(spec.policy_labels()):
+        for s, seed in enumerate(spec.seeds):
+            for output in run_task(Task(point, (position,), (seed,), spec.generations, store, 1), Store(store)):
+                for name, values in output.curves.values.items():
+                    rows = curves.setdefault(label, {}).setdefault(name, np.full((len(spec.seeds), spec.generations), np.nan))
+                    rows[s] = np.where(np.isfinite(values[0]), values[0], rows[s])
+    return curves
+
+
+@pytest.mark.parametrize("case", FAMILIES)
+@pytest.mark.parametrize("policy", ["replace", {"name": "accumulate_subsample", "budget": 20}])
+@pytest.mark.parametrize("applies_to", ["new_rows", "training_rows"])
+def test_a_curator_that_accepts_all_rows_changes_no_number(
+    case: str, policy: str | dict[str, Any], applies_to: Any, tmp_path: Path
+) -> None:
+    spec = make_spec(case, policies=[policy, curated(policy, AcceptAll(applies_to=applies_to))])
+    for curves in (selfloop.run(spec, tmp_path).curves(), stored_curves(spec, tmp_path)):
+        plain, accepted = (curves[label] for label in spec.policy_labels())
+        for metric in spec.metrics:
+            np.testing.assert_array_equal(plain[metric.name], accepted[metric.name])
+
+
+@pytest.mark.parametrize("case", FAMILIES)
+@pytest.mark.parametrize(
+    "curator",
+    [Chance(), Chance(weighted=True), Chance(applies_to="training_rows"), Chance(applies_to="training_rows", weighted=True)],
+)
+@pytest.mark.parametrize("max_rounds", [None, 1])
+def test_both_worlds_give_the_same_curated_chains(case: str, curator: Curator, max_rounds: int | None, tmp_path: Path) -> None:
+    policies = [curated(name, curator, max_rounds=max_rounds) for name in ("replace", "accumulate")]
+    spec = make_spec(case, policies=policies, n=40)
+    together, one_by_one = selfloop.run(spec, tmp_path / "a").curves(), stored_curves(spec, tmp_path / "b")
+    for label in spec.policy_labels():
+        for name, values in one_by_one[label].items():
+            if not name.endswith("_trivial"):
+                np.testing.assert_allclose(together[label][name], values, rtol=1e-9, atol=1e-12, err_msg=f"{label} {name}")
+
+
+def test_thresholds_share_their_samples_and_equal_choices_their_fits(tmp_path: Path) -> None:
+    spec = make_spec(generations=2, seeds=1, policies=[
+        "replace", curated("replace", {"name": "verifier", "score": X, "threshold": -9.0}),
+        curated("replace", {"name": "verifier", "score": X, "threshold": 0.0}),
+    ])  # fmt: skip
+    point = replace(spec.points()[0], worlds=("stored",) * 3)
+    computed = []
+    for position in range(3):
+        store = Store(tmp_path)
+        usage = [output.usage for output in run_task(Task(point, (position,), (0,), 2, tmp_path, 1), store)]
+        computed.append({name: sum(u.by_step.get(name, (0, 0))[0] for u in usage) for name in ("fit", "sample", "judge")})
+    assert computed[0] == {"fit": 2, "sample": 2, "judge": 0}
+    assert computed[1] == {"fit": 0, "sample": 0, "judge": 2}  # it accepts all rows
+    assert computed[2]["fit"] == 1  # of generation 2
+    assert computed[2]["judge"] == computed[2]["sample"] + 1  # round 0 of generation 1 was sampled before
+
+
+def test_rows_of_a_conditional_source_answer_their_inputs(tmp_path: Path) -> None:
+    verifier = {"name": "verifier", "score": {"name": "column", "column": "y"}, "keep_bad": 0.0}
+    spec = make_spec("linear", seeds=1, generations=2, policies=[curated("replace", verifier, max_rounds=1)])
+    point = replace(spec.points()[0], worlds=("stored",))
+    store = Store(tmp_path, record_calls=True)
+    list(run_task(Task(point, (0,), (0,), 2, tmp_path, 1), store))
+    sampled = next(call for call in store.calls if call.key and call.step.__name__ == "sample")
+    collected = next(call for call in store.calls if call.step.__name__ == "collect_rows")
+    rows, before = (store.open(store.call(call.step, *call.arguments)) for call in (collected, sampled))
+    good = np.asarray(before["y"]) > 0
+    assert 0 < good.sum() < 30
+    for name in ("x", "y"):
+        np.testing.assert_array_equal(np.asarray(rows[name]), np.asarray(before[name])[good])
+
+
+@pytest.mark.parametrize("stored", [True, False])
+def test_starved_chains_are_measured_and_end_at_the_next_generation(stored: bool, tmp_path: Path) -> None:
+    never = {"name": "verifier", "score": X, "threshold": 1e9}
+    spec = make_spec(policies=["replace", curated("replace", never)])
+    _, label = spec.policy_labels()
+    curves = stored_curves(spec, tmp_path) if stored else selfloop.run(spec, tmp_path).curves()
+    assert np.isfinite(curves[label]["mean_error"]).tolist() == [[True, False, False, False]] * 3
+    assert curves[label]["kept_share"][:, 0].tolist() == [0.0] * 3
+    if not stored:
+        statuses = {m.status for m in selfloop.run(spec, tmp_path).measurements if m.policy == label and m.generation == 2}
+        assert "too_few_curated_rows" in statuses
+
+
+@pytest.mark.parametrize("case", ["gaussian", "discrete", "linear", "kde", "glm"])
+def test_weights_are_equal_to_duplicated_rows(case: str) -> None:
+    spec = make_spec(case, n=40)
+    rows = {name: np.asarray(column)[None] for name, column in spec.source.draw(0, 40, Context(stream=_stream())).items()}
+    weights = np.arange(40)[None] % 3
+    repeated = {name: np.repeat(column, weights[0], axis=1) for name, column in rows.items()}
+    family: Any = spec.family
+    if case == "kde":
+        family = replace(family, bandwidth=0.3, standardize=False)
+    if case == "discrete":
+        family = replace(family, n_symbols=20)
+    weighted = family.fit_rows([EnsembleTake(rows, row_weights=weights.astype(np.float64))], None).params
+    expected = family.fit_rows([EnsembleTake(repeated)], None).params
+    if case == "kde":
+        point = {"x": np.zeros((5, 2)) + np.arange(5)[:, None]}
+        weighted, expected = ({"p": family.log_prob(_first(p), point)} for p in (weighted, expected))
+    for name, array in expected.items():
+        np.testing.assert_allclose(weighted[name], array, rtol=1e-8, atol=1e-10, err_msg=name)
+
+
+def _first(params: Params) -> Params:
+    return {name: array[0] for name, array in params.items()}
+
+
+def _stream() -> Any:
+    from selfloop.rng import RandomStream
+
+    return RandomStream(("weights",))
+
+
+@pytest.mark.parametrize(
+    ("way", "message"),
+    [("keep", "`keep` is float64"), ("rows", "returned 3 rows"), ("type", "changed its type"), ("nan", "NaN"),
+     ("weight", "finite numbers of 0 or more")],
+)  # fmt: skip
+def test_a_curator_that_breaks_its_contract_is_named(way: str, message: str, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=f"curator broken: .*{message}"):
+        selfloop.run(make_spec(policies=[curated("replace", Broken(way=way))]), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("policy", "message"),
+    [
+        (curated("replace", {"name": "verifier", "score": {"name": "column", "column": "z"}}), "score.column: got 'z'"),
+        (curated("replace", "verifier"), "cannot check whether a row is right"),
+        (curated("replace", {"name": "verifier", "score": X, "keep_good": 0.0}), r"curators\[0\].keep_good: got 0.0"),
+        (curated("replace", {"name": "verifier", "score": "nonsense"}), "nonsense"),
+        (curated("replace", {"name": "best_of", "score": X, "applies_to": "training_rows"}), "chooses among candidates"),
+        (curated("replace", {"name": "corrector", "column": "y"}), "curators.column: got 'y'"),
+        (curated("replace"), "curators"),
+        (curated("replace", AcceptAll(), max_rounds=0), "max_rounds"),
+    ],
+)
+def test_a_curation_that_cannot_work_is_refused_before_work(policy: dict[str, Any], message: str) -> None:
+    with pytest.raises(SpecError, match=message):
+        make_spec(policies=[policy]).points()
+
+
+def test_curators_of_a_spec_are_those_of_every_policy_that_has_none() -> None:
+    spec = make_spec(
+        policies=["replace", curated("accumulate", Chance()), {"name": "control", "of": "replace"}], curators=[AcceptAll()]
+    )
+    assert spec.policy_labels() == ("replace + accept_all", "accumulate + chance", "control")
+    control: Any = spec.policies[2]
+    assert control.of == spec.policies[0]
