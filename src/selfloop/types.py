@@ -23,9 +23,9 @@ Coordinates = tuple[tuple[str, object], ...]  # (key, value) of a sweep's point,
 
 
 class Batch(NamedTuple):
-    """Name of the rows of one origin: `real(t)` drawn for generation t, `synthetic(k)` sampled from model k."""
+    """Name of the rows of one origin: `real(t)`, `external(t)` drawn for generation t, `synthetic(k)` sampled from model k."""
 
-    kind: Literal["real", "synthetic"]
+    kind: Literal["real", "synthetic", "external"]
     born: int
 
     @property
@@ -47,6 +47,12 @@ def real(t: int) -> Batch:
 def synthetic(k: int) -> Batch:
     """The rows sampled from the model of generation k."""
     return Batch("synthetic", k)
+
+
+@cache
+def external(t: int) -> Batch:
+    """The rows of the spec's second source drawn for generation t."""
+    return Batch("external", t)
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,10 +78,11 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class NewRows:
-    """Row counts drawn at one generation: fresh real rows, and synthetic rows from its model."""
+    """Row counts drawn at one generation: fresh real rows, synthetic rows from its model, rows of the second source."""
 
     real: int = 0
     synthetic: int = 0
+    external: int = 0
 
 
 class Measurement(NamedTuple):

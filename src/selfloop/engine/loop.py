@@ -8,7 +8,7 @@ from typing import Protocol, TypeVar
 from selfloop.component import Policy
 from selfloop.errors import ChainEndedError
 from selfloop.policies.schedule import ScheduleEntry, schedule
-from selfloop.types import Batch, Take, real, synthetic
+from selfloop.types import Batch, Take, external, real, synthetic
 
 B = TypeVar("B")
 M = TypeVar("M")
@@ -20,6 +20,7 @@ class World(Protocol[B, M, R_co]):
     """The loop's operations for one policy: one way to run its chains, with batches B, models M and measurements R."""
 
     def draw_real(self, t: int, n: int) -> B: ...
+    def draw_external(self, t: int, n: int) -> B: ...
     def fit(self, t: int, takes: list[Take[B]], budget: int | None, previous: M | None) -> M: ...
     def sample(self, t: int, model: M, n: int) -> B: ...
     def measure(self, t: int, model: M, samples: B) -> Iterable[R_co]: ...
@@ -46,6 +47,8 @@ def follow_schedule(world: World[B, M, R], entries: Sequence[ScheduleEntry]) -> 
         t, available = entry.t, entry.available
         if entry.new_rows.real:
             batches[real(t)] = world.draw_real(t, entry.new_rows.real)
+        if entry.new_rows.external:
+            batches[external(t)] = world.draw_external(t, entry.new_rows.external)
         takes = [  # all rows are None, so that a step has the same key however the plan counts them
             Take(batches[take.batch], None if take.rows == available[take.batch] else take.rows, take.weight, take.start)
             for take in entry.plan.takes

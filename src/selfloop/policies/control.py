@@ -38,6 +38,9 @@ class Control(Policy):
     def n_synthetic(self, t: int, n: int) -> int:
         return self.of.n_synthetic(t, n)
 
+    def n_external(self, t: int, n: int) -> int:
+        return self.of.n_external(t, n)
+
     def plan(self, t: int, n: int) -> Plan:
         other = self.of.plan(t, n)
         if self.rows == "initial":
@@ -48,7 +51,7 @@ class Control(Policy):
         for take in other.takes:  # one take per batch: real(t) has the rows in place of synthetic(t - 1) and fresh rows
             if not take.weight:
                 continue
-            batch = real(take.batch.first_use)
+            batch = real(take.batch.first_use) if take.batch.kind == "synthetic" else take.batch
             count = self._count(take, n)
             rows[batch] = rows.get(batch, 0) + count
             masses[batch] = masses.get(batch, 0.0) + count * take.weight
@@ -61,11 +64,13 @@ class Control(Policy):
     def _move(self, take: Take[Batch], n: int) -> Take[Batch]:
         """The same interval of the rows in place of synthetic ones, which come first, or of the fresh rows after them."""
         kind, born = take.batch
+        if kind == "external":
+            return take
         n_first = self.of.n_synthetic(born - 1, n) if kind == "real" and born > 1 else 0
         return Take(real(take.batch.first_use), self._count(take, n), take.weight, n_first + take.start)
 
     def _repeat_initial(self, take: Take[Batch], n: int) -> list[Take[Batch]]:
-        if take.batch.kind == "real":
+        if take.batch.kind != "synthetic":
             return [take]
         takes, start, rest = [], take.start % n, self._count(take, n)
         while rest:

@@ -10,14 +10,15 @@ import math
 import operator
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar
 
 from annotated_types import Ge
 
 from selfloop.component import Policy
 from selfloop.errors import SettingError, shown
-from selfloop.types import Batch, Plan, Take, real, synthetic
+from selfloop.settings import UNLESS_DEFAULT
+from selfloop.types import Batch, Plan, Take, external, real, synthetic
 
 PROBE_ROWS = 1_000_000  # n of the first evaluation of every expression, before any work
 MAX_EXPONENT, MAX_BITS, MAX_LENGTH = 64, 256, 1000  # a typo must not start the computation of a huge number
@@ -31,7 +32,7 @@ FUNCTIONS: dict[str, Callable[..., float]] = {
     "min": min, "max": max, "abs": abs, "floor": math.floor, "ceil": math.ceil, "sqrt": math.sqrt, "log": math.log,
     "exp": math.exp, "round": lambda value, digits=None: round(value, digits and max(digits, -MAX_EXPONENT)),
 }  # fmt: skip
-BATCH_PATTERN = re.compile(r"\s*(real|synthetic)\s*\((.+)\)\s*")
+BATCH_PATTERN = re.compile(r"\s*(real|synthetic|external)\s*\((.+)\)\s*")
 TakeTable = tuple[dict[str, Any], ...]
 
 
@@ -49,6 +50,9 @@ class Custom(Policy):
     real_rows: Annotated[int | str, "fresh real rows of generation t, from t = 2 on"] = 0
     synthetic_rows: Annotated[int | str, "rows sampled from the model of generation t"] = "n"
     budget: Annotated[int | str | None, "training rows drawn from the rows of all takes; by default all are used"] = None
+    external_rows: Annotated[int | str, "rows of the spec's source `external` drawn for generation t, from t = 1 on"] = field(
+        default=0, metadata=UNLESS_DEFAULT
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -67,6 +71,9 @@ class Custom(Policy):
 
     def n_synthetic(self, t: int, n: int) -> int:
         return evaluate_rows("synthetic_rows", self.synthetic_rows, t=t, n=n)
+
+    def n_external(self, t: int, n: int) -> int:
+        return evaluate_rows("external_rows", self.external_rows, t=t, n=n)
 
     def plan(self, t: int, n: int) -> Plan:
         takes = []
@@ -143,7 +150,7 @@ def expand_batches(text: str, **names: int) -> list[Batch]:
     kind, inside = match.groups()
     ends = [round(evaluate("takes.batch", end, **names)) for end in inside.split("..", 1)]
     last = min(ends[-1], ends[0] + names["t"])  # the range then has a batch that does not exist, which the schedule refuses
-    return [(real if kind == "real" else synthetic)(born) for born in range(ends[0], last + 1)]
+    return [{"real": real, "synthetic": synthetic, "external": external}[kind](born) for born in range(ends[0], last + 1)]
 
 
 @dataclass(frozen=True, kw_only=True)

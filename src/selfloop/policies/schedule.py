@@ -9,7 +9,7 @@ from itertools import islice
 
 from selfloop.component import Policy
 from selfloop.errors import SettingError, SpecError
-from selfloop.types import Batch, NewRows, Plan, Take, real, synthetic
+from selfloop.types import Batch, NewRows, Plan, Take, external, real, synthetic
 
 MAX_BATCH_ROWS = 10**15  # Limit per batch. Larger values are typos, and row counts would overflow int64.
 MAX_TAKES = 10_000_000  # Limit per schedule, whose time and memory grow with it; `accumulate` reaches it at t = 4,472.
@@ -43,9 +43,9 @@ class ScheduleEntry:
 
     @property
     def data_age(self) -> float:
-        """Mean age of the training mass, in generations: t - b + 1 for real(b), t - k for synthetic(k)."""
+        """Mean age of the training mass, in generations: t - b + 1 for real(b) and external(b), t - k for synthetic(k)."""
         takes = zip(self.plan.takes, self.masses(), strict=True)
-        return math.fsum(mass * (self.t - take.batch.born + (take.batch.kind == "real")) for take, mass in takes)
+        return math.fsum(mass * (self.t - take.batch.first_use + 1) for take, mass in takes)
 
 
 def schedule(policy: Policy, n: int, generations: int) -> Iterator[ScheduleEntry]:
@@ -65,6 +65,8 @@ def schedule(policy: Policy, n: int, generations: int) -> Iterator[ScheduleEntry
         _check_new_rows(key, t, n, new_rows)
         if new_rows.real:
             rows[real(t)] = new_rows.real
+        if new_rows.external:
+            rows[external(t)] = new_rows.external
         if not asked.takes or plan.takes[: len(asked.takes)] != asked.takes:
             asked = resolved = Plan(())
         later = _resolve_takes(key, plan.takes[len(asked.takes) :], rows)  # accumulate has one take more than before
@@ -93,14 +95,16 @@ def rows_of_share(setting: str, share: float, n: int, *, of_total: bool = False)
 
 def rows_of_batch(policy: Policy, batch: Batch, n: int) -> int:
     """Number of rows that a policy has in a batch."""
-    return policy.n_synthetic(batch.born, n) if batch.kind == "synthetic" else policy.new_rows(batch.born, n).real
+    new_rows = policy.new_rows(batch.born, n)
+    return {"real": new_rows.real, "synthetic": new_rows.synthetic, "external": new_rows.external}[batch.kind]
 
 
 def _check_new_rows(key: str, t: int, n: int, new_rows: NewRows) -> None:
-    counts = new_rows.real, new_rows.synthetic
+    counts = new_rows.real, new_rows.synthetic, new_rows.external
     if not all(isinstance(rows, int) and 0 <= rows <= MAX_BATCH_ROWS for rows in counts):
+        others = f" and {counts[2]:.4g} external ones" if counts[2] else ""
         raise SpecError(
-            f"{key}: draws {counts[0]:.4g} real and {counts[1]:.4g} synthetic rows; expected whole "
+            f"{key}: draws {counts[0]:.4g} real and {counts[1]:.4g} synthetic rows{others}; expected whole "
             f"numbers from 0 to {MAX_BATCH_ROWS:.0e}. Lower n or the policy's settings."
         )
     if t == 1 and new_rows.real != n:

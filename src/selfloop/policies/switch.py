@@ -43,6 +43,9 @@ class Switch(Policy):
     def n_synthetic(self, t: int, n: int) -> int:
         return self._policy_at(t + 1).n_synthetic(t, n)  # rows for the next generation
 
+    def n_external(self, t: int, n: int) -> int:
+        return self._policy_at(t).n_external(t, n)
+
     def plan(self, t: int, n: int) -> Plan:
         plan = self._policy_at(t).plan(t, n)
         if t < self.at:

@@ -54,6 +54,10 @@ class Point:
         """True for the first seed of a finite source, for which copies of initial rows in the holdout are counted."""
         return self.spec.source.n_rows() is not None and self.holdout > 0 and seed == min(self.spec.seeds)
 
+    def n_measured(self, n_sampled: int) -> int:
+        """Rows of a model that metrics read if its policy samples that many: equal models are to have equal values."""
+        return self.n if any(metric.uses_samples for metric in self.spec.metrics) else n_sampled
+
     def schedule(self, policy: Policy) -> list[ScheduleEntry]:
         """The schedule of one policy."""
         return list(schedule(policy, self.n, self.spec.generations))
@@ -177,10 +181,32 @@ def check_pair(family: Family, source: Source) -> None:
         )
 
 
+def _check_external(spec: Spec) -> None:
+    """Raise SpecError if the source of external rows is missing, unused, too small, or of another kind of rows."""
+    other, times = spec.external, range(1, spec.generations + 1)
+    needed = max(sum(policy.n_external(t, spec.n or 0) for t in times) for policy in spec.policies)
+    if other is None or not needed:
+        if other or needed:
+            problem, advice = ("missing", "Add a table [external] with a source") if needed else ("unused", "Remove the table")
+            raise SpecError(f"external: {problem}; {'a' if needed else 'no'} policy has external rows. {advice}.")
+        return
+    check_pair(spec.family, other)
+    own, given = ({c: (schema[c].dtype, schema[c].shape) for c in schema} for schema in (spec.source.schema(), other.schema()))
+    for column in own.keys() & given.keys():
+        if own[column] != given[column]:
+            raise SpecError(f"external: column {column!r} has rows {given[column]}; expected {own[column]}, as in the source.")
+    if spec.unit == "tokens" or spec.subsets == "disjoint":
+        raise SpecError("external: cannot be combined with unit = 'tokens' or subsets = 'disjoint'. Remove one of the two.")
+    size = other.n_rows()
+    if size is not None and needed > size - (other.n_holdout() or 0):
+        raise SpecError(f"external: policies need {needed} rows; {other.title()} has {size}. Lower external_rows.")
+
+
 def _check_abilities(spec: Spec) -> None:
     """Raise SpecError if source, family and metrics do not fit together."""
     family, source = spec.family, spec.source
     check_pair(family, source)
+    _check_external(spec)
     _check_used(spec)
     for component in (family, *spec.metrics):
         if isinstance(component, SupportsCheck):
@@ -235,6 +261,8 @@ def _world(spec: Spec, policy: Policy, n: int) -> World:
     if any(isinstance(metric, SupportsEnsembleMeasure) and metric.uses_rows for metric in spec.metrics):
         return "rows"
     for entry in schedule(policy, n, spec.generations):
+        if entry.new_rows.external:
+            return "rows"
         partial = any(take.rows != entry.available[take.batch] for take in entry.plan.takes)
         odd_design = source.has_fixed_design() and (entry.new_rows.synthetic % n or entry.new_rows.real % n)
         if partial or entry.plan.budget is not None or odd_design:

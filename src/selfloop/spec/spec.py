@@ -20,7 +20,7 @@ from selfloop.plugins import component_names, usable_names
 from selfloop.policies.schedule import MAX_BATCH_ROWS
 from selfloop.protocols import ControlsPolicy, CuratesRows, SupportsLogProb
 from selfloop.rng import RandomStream
-from selfloop.settings import PositiveFloat, Settings, check_setting, check_size, setting_types
+from selfloop.settings import UNLESS_DEFAULT, PositiveFloat, Settings, check_setting, check_size, setting_types
 from selfloop.snapshots import Scenario
 from selfloop.spec.components import change_settings, make_component, make_components, make_settings, policy_label
 from selfloop.spec.point import Point, resolve_point
@@ -58,6 +58,7 @@ class Spec:
     criteria: tuple[Criterion, ...] = ()  # empty: all that are installed
     curators: tuple[Curator, ...] = ()  # of every policy that has none of its own
     init_from: str | Path = "scratch"
+    external: Source | None = field(default=None, metadata=UNLESS_DEFAULT)  # of the external rows of policies
     sweep: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
     primary: PrimaryComparison | None = None
     # of a finite source: every seed divides all rows anew, or seed s has rows s m .. (s + 1) m - 1 for itself, m as needed
@@ -79,6 +80,7 @@ class Spec:
         set_("family", family)
         set_("sampler", sampler)
         set_("source", make_component("source", self.source, "source"))
+        set_("external", self.external and make_component("source", self.external, "external"))
         set_("policies", make_components("policy", self.policies, "policies"))
         set_("metrics", self._chosen_metrics())
         set_("criteria", make_components("criterion", self.criteria or usable_names("criterion"), "criteria"))

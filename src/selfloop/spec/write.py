@@ -28,8 +28,9 @@ def spec_text(spec: Spec) -> str:
             lines += [f"{key} = [", *(f"    {_inline_component(component)}," for component in components), "]"]
     if spec.primary:
         lines.append(f"primary = {toml_value(spec.primary)}")
-    for key in ("source", "family"):
-        lines += ["", f"[{key}]", *_component_lines(getattr(spec, key), key)]
+    for key in ("source", "external", "family"):
+        if component := getattr(spec, key):
+            lines += ["", f"[{key}]", *_component_lines(component, key)]
     if fields(spec.sampler):
         lines += ["", "[family.sampler]", *_component_lines(spec.sampler, "family.sampler")[1:]]
     if spec.sweep:

@@ -112,6 +112,8 @@ class MomentsWorld:
         self._centers = np.zeros((generations + 1, self._offsets[-1]))  # errors of the truth (0) and of the models' means
 
     def _require_exact(self, entry: ScheduleEntry) -> None:
+        if entry.new_rows.external:
+            raise SpecError(f"policy {self.label}: has external rows, of an unknown mean. Predict a policy without them.")
         key, plan, estimator = f"policy {self.label}, generation {entry.t}", entry.plan, self.estimator
         rows = min(take.rows or 0 for take in plan.takes) if not estimator.pooled else entry.trained_rows
         if rows <= estimator.ddof and not estimator.known_variances:
@@ -123,6 +125,9 @@ class MomentsWorld:
 
     def draw_real(self, t: int, n: int) -> MomentBatch:
         return self._batch(real(t), n, 0, 0.0, 1.0)
+
+    def draw_external(self, t: int, n: int) -> MomentBatch:
+        raise NotImplementedError  # refused before the loop
 
     def sample(self, t: int, model: MomentModel, n: int) -> MomentBatch:
         variances = self.estimator.known_variances
