@@ -130,7 +130,7 @@ def _judged_columns(judged: Judged, rows: Columns) -> Columns:
     weight = np.ones(n) if judged.weight is None else np.asarray(judged.weight)
     _require(weight.shape == (n,), f"weight has shape {list(weight.shape)}; expected {n} numbers")
     _require(bool(np.isfinite(weight).all()) and bool((weight >= 0).all()), "weight is not a finite number of 0 or more")
-    _require(list(judged.rows) == list(rows), f"rows have columns {', '.join(judged.rows)}; expected {', '.join(rows)}")
+    _require(set(judged.rows) == set(rows), f"rows have columns {', '.join(judged.rows)}; expected {', '.join(rows)}")
     for name, old in rows.items():
         new = judged.rows[name]
         _require(_row_type(new) == _row_type(old), f"column {name!r} has rows {_row_type(new)}; expected {_row_type(old)}")
