@@ -69,28 +69,25 @@ def _count_chances(n: int, p: Floats) -> Floats:
     return np.asarray(np.exp(np.maximum(logs, MIN_LOG_CHANCE)) * (logs > MIN_LOG_CHANCE), np.float64)
 
 
-def _expect_counts(scenario: Scenario, p: Floats, value: Floats) -> Floats | None:
-    """E value[count] under `replace` of groups of symbols with true mass p, (generations, len(p)); None if it is not exact."""
-    n, n_symbols = scenario.n, len(_probabilities(scenario))
-    if scenario.policy.name != "replace" or _smoothing(scenario) or n > MAX_CHAIN_ROWS:
-        return None
-    if n_symbols != 2 and not has_default_settings(scenario.sampler):
-        return None  # the adjusted probability of a symbol depends on all others
-    drawn = np.arange(n + 1) / n
-    if not has_default_settings(scenario.sampler):
-        drawn = cast(AdjustsProbabilities, scenario.sampler).adjust(np.stack([drawn, 1 - drawn], axis=1))[:, 0]
-    first, step, values = _count_chances(n, p), _count_chances(n, drawn), []
-    for _ in range(scenario.generations):
-        values.append(value)
-        value = step @ value
-    return np.asarray(values @ first.T, np.float64)
-
-
 def _lost(scenario: Scenario, p: Floats) -> Floats | None:
     """Probability that model t gives none to groups of symbols of true mass p, (generations, len(p)); None if unknown."""
-    if not _smoothing(scenario) and all(_only_repeats_initial_rows(entry, scenario.n) for entry in schedule_entries(scenario)):
-        return np.tile(np.exp(xlog1py(scenario.n, -p)), (scenario.generations, 1))
-    return _expect_counts(scenario, p, (np.arange(scenario.n + 1) == 0).astype(np.float64))
+    n, plain = scenario.n, has_default_settings(scenario.sampler)
+    if not _smoothing(scenario) and all(_only_repeats_initial_rows(entry, n) for entry in schedule_entries(scenario)):
+        return np.tile(np.exp(xlog1py(n, -p)), (scenario.generations, 1))
+    if scenario.policy.name != "replace" or _smoothing(scenario) or n > MAX_CHAIN_ROWS:
+        return None
+    if not plain and len(_probabilities(scenario)) != 2:
+        return None  # the adjusted probability of a symbol depends on all others
+    drawn, lost = (
+        np.arange(n + 1) / n,
+        [np.eye(1, n + 1)[0]],
+    )  # share in the next rows, and loss by generation t, from each count
+    if not plain:
+        drawn = cast(AdjustsProbabilities, scenario.sampler).adjust(np.stack([drawn, 1 - drawn], axis=1))[:, 0]
+    step = _count_chances(n, drawn)
+    for _ in range(scenario.generations - 1):
+        lost.append(step @ lost[-1])
+    return np.asarray(lost @ _count_chances(n, p).T, np.float64)
 
 
 def _only_repeats_initial_rows(entry: ScheduleEntry, n: int) -> bool:
@@ -122,22 +119,12 @@ def _complete_support(scenario: Scenario) -> Floats | None:
     return None if lost is None else lost @ signs
 
 
-def _adjusted_heterozygosity(scenario: Scenario) -> Floats | None:
-    p, share = _probabilities(scenario), np.arange(scenario.n + 1) / scenario.n
-    if len(p) != 2 or has_default_settings(scenario.sampler):
-        return None
-    values = _expect_counts(scenario, p[:1], 2 * share * (1 - share))
-    return None if values is None else values[:, 0]
-
-
 def _tempered_heterozygosity(scenario: Scenario) -> Floats | None:
     p, sampler = _probabilities(scenario), scenario.sampler.settings()
     only_temperature = (sampler.get("top_k"), sampler.get("top_p")) == (None, 1.0) and sampler["temperature"] != 1
     has_ties = sampler.get("temperature", 1.0) < 1 and np.ptp(p) == 0  # which endless rows keep, and any number of rows breaks
     if _smoothing(scenario) or not only_temperature or has_ties or scenario.n * p.min() < MIN_RAREST_COUNT:
         return None
-    if _adjusted_heterozygosity(scenario) is not None:
-        return None  # an exact law applies
     models = population_models(scenario, p, cast(AdjustsProbabilities, scenario.sampler).adjust)
     return np.asarray(1 - (models**2).sum(axis=1), np.float64)
 
@@ -231,17 +218,6 @@ LAWS = (
         values=_complete_support,
     ),
     Law(
-        name="two adjusted symbols",
-        metric="heterozygosity",
-        kind="exact",
-        source=f"{_CHAIN_SOURCE}, as the sampler adjusts it",
-        conditions=(
-            "Zipf source of two symbols, discrete family without smoothing, any temperature, top-k and top-p, policy replace, "
-            f"n up to {MAX_CHAIN_ROWS}, fitted from scratch."
-        ),
-        values=_adjusted_heterozygosity,
-    ),
-    Law(
         name="temperature, endless rows",
         metric="heterozygosity",
         kind="asymptotic",
@@ -250,8 +226,8 @@ LAWS = (
             "for replace (Marchi et al. 2024, 2404.02325)"
         ),
         conditions=(
-            "Zipf source, discrete family without smoothing, a temperature and no top-k or top-p, at least "
-            f"{MIN_RAREST_COUNT:g} expected rows of the rarest symbol, no ties below temperature 1, fitted from scratch."
+            f"Zipf source, discrete family without smoothing, no top-k or top-p, {MIN_RAREST_COUNT:g} expected rows of the "
+            "rarest symbol or more, no ties below temperature 1, fitted from scratch."
         ),
         values=_tempered_heterozygosity,
     ),
