@@ -161,7 +161,7 @@ class Finetune(NetworkFamily):
             model = hf_model.open_network(base_folder(self.base_model, self.revision), self.lora, init)
         _check_positions("family.context", self.context, hf_model.max_positions(model.config))
         problem = hf_model.training_problem(
-            model, rows, indices, self.context, self.response_template, self.loss_truncation, self.lora is not None
+            model, rows, indices, self.context, self.response_template, self.lora is not None, self.loss_truncation
         )
         fitted = trainer.fit(problem, self.training, ctx, None)
         info = {name: array for name, array in fitted.items() if name.startswith(trainer.FIT_INFO)}

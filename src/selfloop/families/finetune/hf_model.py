@@ -105,10 +105,17 @@ def max_positions(config: Any) -> Any:
 
 
 def training_problem(  # noqa: PLR0913  # settings of the family
-    model: Any, rows: TrainingRows, indices: Ints, context: int, response_template: str, truncation: float, adapters_only: bool
+    model: Any,
+    rows: TrainingRows,
+    indices: Ints,
+    context: int,
+    response_template: str,
+    adapters_only: bool,
+    truncation: float = 1.0,
 ) -> trainer.TrainingProblem:
     """Training on the first `context` tokens of the documents at `indices`; losses average to the mean loss of a token, nats.
-    Tokens with a probability above `truncation` have the loss 0.
+
+    The loss of a token with a probability above `truncation` is 0.
 
     With a response template only the tokens after its first occurrence count. Raises ChainEndedError("no_training_tokens") if
     no document has such a token.
