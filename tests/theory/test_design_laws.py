@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+import law_checks
 from law_checks import CONTEXT, largest_z
 from selfloop.columns import Columns, Floats, Params
 from selfloop.component import Family, Policy
@@ -24,6 +25,7 @@ from selfloop.snapshots import EnsembleTake, Scenario
 from selfloop.sources.distributions import LinearSource
 from selfloop.sources.tables import TableSource
 from selfloop.spec.spec import Spec
+from selfloop.theory.laws import law_curves
 from selfloop.theory.laws.design import design_curves, design_moments, point_laws
 
 REGRESSION = {"source": LinearSource(dim=3, noise=0.7, covariance="decay"), "n": 10, "holdout": 15, "generations": 4}
@@ -149,3 +151,57 @@ def test_reports_have_the_law_given_the_design_where_no_other_exact_law_applies(
     table = Spec(source=TableSource(), family=Linear(), policies=("replace", "accumulate"), metrics=("squared_error",), n=60)
     (point,) = table.points()
     assert [len(point_laws(point, policy)) for policy in point.spec.policies] == [1, 0]  # accumulate: noise of the fit
+
+
+def risks(scenario: Scenario, seeds: int) -> Floats:
+    return law_checks.curves(
+        scenario.source, scenario.family, scenario.policy, [ExcessRisk()], n=scenario.n, generations=scenario.generations,
+        sampler=scenario.sampler, seeds=seeds,
+    )["excess_risk"]  # fmt: skip
+
+
+@pytest.mark.parametrize(("noise", "variance"), [(0.0, 1.0), (0.8, 3.0)])
+def test_least_norm_fits_on_fresh_designs_lose_the_signal_and_add_noise(noise: float, variance: float) -> None:
+    source = LinearSource(dim=12, noise=noise, design="fresh", covariance=variance)
+    scenario = Scenario(Replace(), source, Linear(), LinearSampler(), n=7, generations=5)
+    (law,) = law_curves(scenario)
+    assert law.kind == "exact"
+    if not noise:
+        np.testing.assert_allclose(law.values, 12 * (1 - (7 / 12) ** np.arange(1, 6)))  # E |w*|^2 = d
+    values = risks(scenario, 512)
+    assert largest_z(values, law.values) < 4
+    for wrong in (replace(scenario, n=8), replace(scenario, sampler=LinearSampler(noise=noise + 2))):
+        assert largest_z(values, law_curves(wrong)[0].values) > 4
+    assert law_curves(replace(scenario, n=12)) == []  # infinite expectations
+    mixed = replace(scenario, policy=ReplaceMultiple())  # n = 7, 7, 14, 21 and 28 rows
+    assert largest_z(risks(mixed, 512), law_curves(mixed)[0].values) < 4
+
+
+@pytest.mark.parametrize("n", [60, 30])
+def test_ridge_on_fresh_designs_follows_the_asymptotic_law(n: int) -> None:
+    source = LinearSource(dim=40, noise=1.0, design="fresh", covariance=2.0)
+    scenario = Scenario(Replace(), source, Linear(ridge=(0.0, 0.0, 0.5)), LinearSampler(), n=n, generations=4)
+    (law,) = law_curves(scenario)
+    assert law.kind == "asymptotic"
+    mean = risks(scenario, 256).mean(axis=0)
+    assert np.abs(mean / law.values - 1).max() < 0.04
+    for wrong in (replace(scenario, family=Linear(ridge=(0.0, 0.0, 3.0))), replace(scenario, n=n + 12)):
+        assert np.abs(mean / law_curves(wrong)[0].values - 1).max() > 0.1
+
+
+def test_ridge_after_rounds_of_least_squares_has_the_published_form() -> None:
+    d, n, ridge, phi, rounds = 40, 60, 0.5, 40 / 60, 2
+    source = LinearSource(dim=d, noise=1.0, design="fresh")
+    scenario = Scenario(Replace(), source, Linear(ridge=(0.0, 0.0, ridge)), LinearSampler(noise=0.3), n=n, generations=3)
+
+    def m(penalty: float) -> float:
+        b = 1 - phi + penalty
+        return float((-b + np.sqrt(b**2 + 4 * phi * penalty)) / (2 * phi * penalty))
+
+    slope = (m(ridge - 1e-6) - m(ridge + 1e-6)) / 2e-6
+    signal, added = d * ridge**2 * slope, phi * (m(ridge) - ridge * slope)
+    rest = d / (n - d - 1) * (1 - 2 * ridge * m(ridge) + ridge**2 * slope)
+    # the first round has the noise of real outcomes, which the published form calls that of the labels, too
+    assert law_curves(scenario)[0].values[-1] == pytest.approx(
+        signal + 0.09 * added + (1 + 0.09 * (rounds - 1)) * rest, rel=1e-6
+    )

@@ -10,6 +10,9 @@ as the error of a mean is, and one noise contributes the trace of the inverse in
 
 from __future__ import annotations
 
+from functools import partial
+from typing import cast
+
 import numpy as np
 
 from selfloop.columns import Floats, Ints
@@ -22,6 +25,7 @@ from selfloop.theory.law import (
     newest_rows,
     schedule_entries,
     takes_whole_batches,
+    true_params,
 )
 from selfloop.theory.moments import MomentEstimator
 from selfloop.types import Limit
@@ -40,12 +44,16 @@ def _real_noise(scenario: Scenario) -> float:
     return float(scenario.source.settings()["noise"])
 
 
+def _noise_levels(scenario: Scenario) -> Floats:
+    """Standard deviation of the noise of outcomes of model 1, 2, ...; the last one stays."""
+    settings = scenario.sampler.settings()
+    noise = _real_noise(scenario) if settings["noise"] is None else settings["noise"]
+    return np.atleast_1d(np.array(0.0 if settings["labels"] == "noiseless" else noise, np.float64))
+
+
 def _noise_ratios(scenario: Scenario) -> Floats:
     """Noise variance of outcomes of model 1, 2, ... over that of real outcomes; the last one stays."""
-    noise, real_noise = scenario.sampler.settings()["noise"], _real_noise(scenario)
-    levels = noise if isinstance(noise, tuple) else (real_noise if noise is None else noise,)
-    levels = (0.0,) if scenario.sampler.settings()["labels"] == "noiseless" else levels
-    return (np.array(levels, np.float64) / real_noise) ** 2
+    return (_noise_levels(scenario) / _real_noise(scenario)) ** 2
 
 
 def _estimator(scenario: Scenario) -> MomentEstimator:
@@ -98,9 +106,8 @@ def _fresh_design_rows(scenario: Scenario, rows: list[int] | None) -> Ints | Non
 
 def _noise_variances(scenario: Scenario) -> Floats:
     """Variance of the noise of the outcomes in real(1), synthetic(1), synthetic(2), ..."""
-    ratios = np.r_[1.0, _noise_ratios(scenario)]
-    last = len(ratios) - 1
-    return np.asarray(_real_noise(scenario) ** 2 * ratios[np.minimum(np.arange(scenario.generations), last)], np.float64)
+    levels = np.r_[_real_noise(scenario), _noise_levels(scenario)]
+    return np.asarray(levels[np.minimum(np.arange(scenario.generations), len(levels) - 1)] ** 2, np.float64)
 
 
 def _newest_risk(scenario: Scenario) -> Floats | None:
@@ -126,9 +133,44 @@ def _asymptotic_risk(scenario: Scenario) -> Floats | None:
     return _multiplied_risk(scenario) if fewest >= MIN_ROWS_PER_COEFFICIENT * _dim(scenario) else None
 
 
+def _equal_variance_risk(scenario: Scenario, *, has_ridge: bool) -> Floats | None:
+    """Risk of fits with and without ridge on fresh inputs of one variance v, each on the newest rows alone.
+
+    In inputs of variance 1, fit t is B w_(t-1) plus noise. B has no preferred direction, so the products E w_t'w* and E |w_t|^2
+    follow from E tr B / d, E tr B^2 / d and the noise that one fit adds.
+    """
+    d, rows, variances = _dim(scenario), newest_rows(scenario), np.unique(cast(Floats, true_params(scenario)["variances"]))
+    ridges = [float(scenario.family.for_generation(t).settings()["ridge"]) for t in range(1, scenario.generations + 1)]
+    if scenario.source.has_fixed_design() or rows is None or len(variances) > 1 or any(ridges) != has_ridge:
+        return None
+    start = float(variances[0]) * d  # of |w*|^2, with w* ~ N(0, I)
+    overlap, square, risks = start, start, []
+    for n, ridge, noise in zip(rows, ridges, _noise_variances(scenario), strict=True):
+        if not ridge and abs(n - d) <= 1:
+            return None  # infinite expectations
+        kept, kept_squared, added = _shrinkage(d, n, ridge / float(variances[0]))
+        overlap, square = kept * overlap, kept_squared * square + noise * added
+        risks.append(start + square - 2 * overlap)
+    return np.array(risks)
+
+
+def _shrinkage(d: int, n: int, ridge: float) -> tuple[float, float, float]:
+    """E tr B / d, E tr B^2 / d and E tr (S + ridge)^-2 S / n with B = (S + ridge)^-1 S, S = X'X/n, X standard normal."""
+    if not ridge:  # exact: B projects on min(n, d) dimensions
+        return (1.0, 1.0, d / (n - d - 1)) if n > d else (n / d, n / d, n / (d - n - 1))
+    phi, b = d / n, 1 - d / n + ridge
+    m = (np.sqrt(b**2 + 4 * phi * ridge) - b) / (2 * phi * ridge)  # Marchenko-Pastur: E tr (S + ridge)^-1 / d
+    slope = (phi * m**2 + m) / (2 * phi * ridge * m + b)  # -dm / d ridge
+    return 1 - ridge * m, 1 - 2 * ridge * m + ridge**2 * slope, phi * (m - ridge * slope)
+
+
+def _least_norm_risk(scenario: Scenario) -> Floats | None:
+    risk = _equal_variance_risk(scenario, has_ridge=False)
+    return risk if _newest_risk(scenario) is None else None
+
+
 def _accumulate_bound(scenario: Scenario) -> Floats | None:
-    has_equal_noise = bool((_noise_ratios(scenario) == 1).all())
-    if not _is_least_squares(scenario) or scenario.policy.name != "accumulate" or not has_equal_noise:
+    if not _is_least_squares(scenario) or scenario.policy.name != "accumulate" or not (_noise_ratios(scenario) == 1).all():
         return None
     return np.full(scenario.generations, _first_risk(scenario) * np.pi**2 / 6)
 
@@ -182,6 +224,34 @@ LAWS = (
         conditions=f"{_SHARED}; fresh inputs, all rows of the newest model only.",
         values=_newest_risk,
         limit=_limit,
+    ),
+    Law(
+        name="least norm on fresh designs",
+        metric="excess_risk",
+        kind="exact",
+        source=(
+            "E |w*|^2 (1 - prod n_i/d) without noise, as projections on random n_i of d dimensions keep n_i/d of a square; "
+            "noise adds s^2 n/(d - n - 1) per fit (inverse Wishart)"
+        ),
+        conditions=(
+            "Gaussian inputs of one variance, fresh at every generation, least squares without ridge, some fit with n < d - 1, "
+            "no n from d - 1 to d + 1, outcomes of known noise, all rows of the newest model only."
+        ),
+        values=_least_norm_risk,
+    ),
+    Law(
+        name="ridge on fresh designs",
+        metric="excess_risk",
+        kind="asymptotic",
+        source=(
+            "Dohmatob, Feng, Kempe 2024 (2402.07712): ridge after rounds of least squares, and any other order of ridges by "
+            "the same moments of the Marchenko-Pastur distribution; exact as d and n grow at one ratio"
+        ),
+        conditions=(
+            "Gaussian inputs of one variance, fresh at every generation, a ridge at some generation, outcomes of known noise, "
+            "all rows of the newest model only."
+        ),
+        values=partial(_equal_variance_risk, has_ridge=True),
     ),
     Law(
         name="fresh designs, every batch so far",
