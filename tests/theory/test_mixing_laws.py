@@ -7,7 +7,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from scipy.special import ndtr
-from scipy.stats import truncnorm
 
 from law_checks import curves, largest_z, z_scores
 from selfloop.columns import Floats
@@ -23,7 +22,6 @@ from selfloop.sources.distributions import ZipfSource
 from selfloop.sources.imbalanced import ImbalancedSource
 from selfloop.theory.law import population_models
 from selfloop.theory.laws import law_curves
-from selfloop.theory.laws.gaussian import central_variance
 from selfloop.theory.laws.mixing import feedback_multipliers, mixed_risk, verifier_break
 
 COOL = Scenario(Replace(), ZipfSource(n_symbols=6), Discrete(), DiscreteSampler(temperature=0.8), n=20_000, generations=5)
@@ -128,10 +126,3 @@ def test_verified_labels_teach_the_right_classes_up_to_the_break() -> None:
     assert abs(below.mean() - 0.833) < 0.02
     assert z_scores(above, 0.5).max() < -4
     assert z_scores(below, 0.5).min() > 4
-
-
-@pytest.mark.parametrize(("share", "published"), [(0.9, 0.6230), (0.99, 0.9248)])
-def test_the_center_of_a_normal_distribution_has_its_variance(share: float, published: float) -> None:
-    z = truncnorm.ppf((1 + share) / 2, -np.inf, np.inf)
-    assert central_variance(share) == pytest.approx(truncnorm.var(-z, z), rel=1e-9)
-    assert central_variance(share) == pytest.approx(published, abs=5e-5)

@@ -14,11 +14,12 @@ from selfloop.columns import Floats
 from selfloop.component import Metric, Policy
 from selfloop.families.gaussian import Gaussian, GaussianSampler
 from selfloop.metrics.true_parameters import KlDivergence, SdRatio, Wasserstein
-from selfloop.policies.builtin import Accumulate, Replace
+from selfloop.policies.builtin import Accumulate, AccumulateReal, Replace
 from selfloop.policies.growing import Growing, ReplaceMultiple
 from selfloop.snapshots import Scenario
 from selfloop.sources.distributions import GaussianSource
 from selfloop.theory.laws import LawCurve, law_curves
+from selfloop.theory.moments import MomentEstimator, moment_curves
 
 LINE = Scenario(Replace(), GaussianSource(variance=3.0), Gaussian(), GaussianSampler(), n=20, generations=6)
 SPACE = replace(LINE, source=GaussianSource(dim=3, variance=3.0))
@@ -67,6 +68,20 @@ def test_the_laws_have_their_closed_forms_in_one_dimension() -> None:
     np.testing.assert_allclose(law_of(long, "wasserstein").values, 3 * (2 - 2 * maximum**t), rtol=1e-12)
     closed = 0.5 * (t * (digamma((n - 1) / 2) + np.log(2 / n)) + 4 / 3 * ((n / (n - 3)) ** t - 1))
     np.testing.assert_allclose(law_of(long, "kl_divergence").values, closed, rtol=1e-12)
+
+
+def test_growing_rows_and_contaminated_pools_have_their_published_sums() -> None:
+    """Xu, He, Cheng 2025 (2505.13947): sum 1/n_i for unbiased fits. Amin et al. 2026 (2601.15468): a share of the pool is real."""
+    growing = replace(LINE, policy=Growing(exponent=0.5), family=Gaussian(ddof=1), n=100, generations=12)
+    rows = np.array([100, *(np.round(100 * np.arange(2, 13) ** 1.5))])
+    np.testing.assert_allclose(law_of(growing, "mean_error").values, 3 * np.cumsum(1 / rows), rtol=2e-3)
+    products = 1 - np.cumprod(1 - 1 / rows)
+    np.testing.assert_allclose(law_of(replace(growing, family=Gaussian()), "mean_error").values, 3 * products, rtol=2e-3)
+    values, t = [1.0], np.arange(2, 13)
+    for each in t:
+        values.append(values[-1] * (1 - 0.3 / each) ** 2 + 1 / each**2)
+    moments = moment_curves(AccumulateReal(real_share=0.3), 1000, 12, MomentEstimator(known_variances=(1.0,)))
+    np.testing.assert_allclose(moments["mean_error_multiplier"], values, rtol=1e-9)
 
 
 def test_no_law_of_replacement_applies_to_other_rows_or_to_too_few() -> None:

@@ -61,7 +61,7 @@ def _smoothed_heterozygosity(scenario: Scenario) -> Floats | None:
     return np.array(values)
 
 
-def _count_chances(n: int, p: Floats) -> Floats:
+def count_chances(n: int, p: Floats) -> Floats:
     """Binomial probability of each count 0 .. n of n rows, (len(p), n + 1)."""
     k = np.arange(n + 1)
     ways = gammaln(n + 1) - gammaln(k + 1) - gammaln(n - k + 1)
@@ -78,16 +78,14 @@ def _lost(scenario: Scenario, p: Floats) -> Floats | None:
         return None
     if not plain and len(_probabilities(scenario)) != 2:
         return None  # the adjusted probability of a symbol depends on all others
-    drawn, lost = (
-        np.arange(n + 1) / n,
-        [np.eye(1, n + 1)[0]],
-    )  # share in the next rows, and loss by generation t, from each count
+    lost = [np.eye(1, n + 1)[0]]  # by each generation, from each count
+    drawn = np.arange(n + 1) / n  # share among the next rows, from each count
     if not plain:
         drawn = cast(AdjustsProbabilities, scenario.sampler).adjust(np.stack([drawn, 1 - drawn], axis=1))[:, 0]
-    step = _count_chances(n, drawn)
+    step = count_chances(n, drawn)
     for _ in range(scenario.generations - 1):
         lost.append(step @ lost[-1])
-    return np.asarray(lost @ _count_chances(n, p).T, np.float64)
+    return np.asarray(lost @ count_chances(n, p).T, np.float64)
 
 
 def _only_repeats_initial_rows(entry: ScheduleEntry, n: int) -> bool:

@@ -5,10 +5,8 @@ Kernels widen the distribution: the variance of a row grows every generation.
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
-from scipy.special import digamma, gammaln, ndtri
+from scipy.special import digamma, gammaln
 
 from selfloop.columns import Floats
 from selfloop.snapshots import Scenario
@@ -126,12 +124,6 @@ def _second_moment_limit(scenario: Scenario) -> Limit | None:
     if _limiting_second_moment(scenario) is not None:
         return "finite"
     return "infinite" if scenario.policy.name in ("replace", "accumulate") else None  # sums of 1 and of 1/t
-
-
-def central_variance(share: float) -> float:
-    """Variance of the central `share` of N(0, 1): 1 - 2 z phi(z) / share with z = Phi^-1((1 + share)/2)."""
-    z = float(ndtri((1 + share) / 2))
-    return 1 - 2 * z * math.exp(-z * z / 2) / math.sqrt(2 * math.pi) / share
 
 
 _MOMENTS_SOURCE = (
