@@ -198,6 +198,21 @@ def test_only_tokens_after_the_response_template_count(base):
     assert np.abs(losses - expected_losses(base(), rows, [0] * 4)).max() > 0.1  # all tokens counted
 
 
+@pytest.mark.parametrize("limit", [0.005, 0.001])
+def test_tokens_above_the_truncation_of_the_loss_do_not_count(base, limit):
+    tuned = family(base())
+    rows, indices = training_rows(tuned, TEXTS[:4]), np.arange(4)
+    model, start = open_base(base()), int(rows.prepared["tokenizer/start"])
+    problem = hf_model.training_problem(model, rows, indices, tuned.context, "", adapters_only=False, truncation=limit)
+    model.eval()
+    with torch.no_grad():
+        losses = problem.loss(torch.from_numpy(indices)).numpy()
+    log_prob = [plain_log_prob(model, tokens, start) for tokens in token_lists(rows.takes[0].rows["tokens"])]
+    expected = [-values[np.exp(values) <= limit].sum() for values in log_prob]
+    assert losses == pytest.approx(np.array(expected) * 4 / sum(map(len, log_prob)), rel=1e-4)
+    assert np.abs(losses - training_losses(tuned, rows)).max() > 1e-3
+
+
 def test_a_fit_without_training_tokens_ends_its_chain(base):
     tuned = family(base(), response_template="no such text")
     with pytest.raises(ChainEndedError, match="no_training_tokens"):
