@@ -24,6 +24,7 @@ from selfloop.settings import has_default_settings
 from selfloop.types import TrainingRows
 
 CHUNK_ROWS = 8192  # rows that are sampled at the same time
+Draw = Callable[[list[Ints], Floats], Ints]  # a token per row, from the states of the rows and uniform numbers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,10 +68,11 @@ class Ngram(Family):
         weights[targets] = np.repeat(rows.weights(), np.diff(tokens.offsets))
         params = dict[str, Array]()
         for length in range(1, self.order + 1):
-            inside = positions >= length - 1
+            inside = np.flatnonzero(contexts >= 0)
             keys, indices = np.unique(contexts[inside] * n_tokens + padded[inside], return_inverse=True)
             params |= {f"keys/{length}": keys, f"counts/{length}": np.bincount(indices, weights[inside], len(keys))}
-            contexts[1:] = _fill(inside, indices)[:-1]
+            contexts[inside] = indices
+            contexts = _shift(contexts, positions)
         return {**params, **describe_lengths(np.diff(tokens.offsets)), **rows.prepared}
 
     def sample(self, params: Params, n: int, sampler: Sampler, inputs: Columns, ctx: Context) -> Columns:
@@ -88,7 +90,7 @@ class Ngram(Family):
         size = CHUNK_ROWS if is_plain else settings.batch_size  # probabilities of all tokens need memory
         draw = model.draw if is_plain else lambda state, u: model.draw_adjusted(state, u, symbols)
         chunks = (np.arange(first, min(first + size, n)) for first in range(0, n, size))
-        pieces = [{"tokens": _sample_rows(model, draw, rows, prompts, limit, key, params)} for rows in chunks]
+        pieces = [{"tokens": model.sample(draw, rows, prompts, limit, key)} for rows in chunks]
         return concat_rows(pieces) if pieces else {"tokens": prompts}
 
     def token_log_prob(self, params: Params, rows: Columns, ctx: Context, *, half_stride: bool = False) -> Ragged:
@@ -110,12 +112,11 @@ class Ngram(Family):
         padded, positions, targets = _pad(tokens, int(params["tokenizer/start"]), self.order)
         p, contexts = np.full(len(targets), 1 / model.n_tokens), np.zeros(len(padded), np.int64)
         for length in range(1, self.order + 1):
-            inside = positions >= length - 1
-            indices = _fill(inside, model.find(length, contexts[inside], padded[inside]))
+            indices = model.find(length, contexts, padded)
             if length in model.mixed:
                 of_count, of_shorter = model.shares(model.spans(length, contexts[targets])[2])
                 p = of_count * model.count(length, indices[targets]) + of_shorter * p
-            contexts[1:] = indices[:-1]
+            contexts = _shift(indices, positions)
         with np.errstate(divide="ignore"):
             return Ragged(np.log(p), tokens.offsets)
 
@@ -125,7 +126,8 @@ class Ngram(Family):
         totals = [np.concatenate([[0.0], np.cumsum(params[f"counts/{length}"])]) for length in lengths]
         n_tokens, n_contexts = count_tokens(params), [1, *map(len, keys)]
         starts = [np.searchsorted(keys[i], np.arange(n_contexts[i] + 1) * n_tokens) for i in range(self.order)]
-        return _Counts(keys, totals, starts, n_tokens, self.smoothing, lengths if self.backoff else lengths[-1:])
+        mixed, tokens = lengths if self.backoff else lengths[-1:], (params[f"tokenizer/{name}"] for name in ("start", "end"))
+        return _Counts(keys, totals, starts, n_tokens, self.smoothing, mixed, *map(int, tokens))
 
 
 @dataclass(frozen=True)
@@ -141,6 +143,8 @@ class _Counts:
     n_tokens: int
     smoothing: float
     mixed: Sequence[int]  # lengths whose counts are part of a probability, the shortest first
+    start: int
+    end: int
 
     def find(self, length: int, contexts: Ints, tokens: Array) -> Ints:
         """Index of each n-gram; -1 if it does not occur."""
@@ -200,35 +204,25 @@ class _Counts:
         cumulative = np.cumsum(sampler.adjust(self.probabilities(state)), axis=1)
         return np.asarray((cumulative <= u[:, None] * cumulative[:, -1:]).sum(1), np.int64)
 
-
-def _sample_rows(  # noqa: PLR0913  # a row is a function of all of them
-    model: _Counts,
-    draw: Callable[[list[Ints], Floats], Ints],
-    rows: Ints,
-    prompts: Ragged,
-    limit: int,
-    key: int,
-    params: Params,
-) -> Ragged:
-    """The rows of these numbers, each to its end token or to `limit` tokens. A row does not depend on the other rows."""
-    start, end, order = int(params["tokenizer/start"]), int(params["tokenizer/end"]), len(model.keys)
-    tokens = np.zeros((len(rows), limit), np.min_scalar_type(model.n_tokens))
-    lengths, active, n_prompt = np.zeros(len(rows), np.int64), np.arange(len(rows)), np.diff(prompts.offsets)[rows]
-    state = [np.zeros(len(rows), np.int64), *(np.full(len(rows), -1) for _ in range(order - 1))]
-    for _ in range(order - 1):
-        state = model.advance(state, np.full(len(rows), start))
-    for t in range(limit):
-        is_prompt, drawn = t < n_prompt[active], np.zeros(len(active), np.int64)
-        drawn[is_prompt] = prompts.values[prompts.offsets[rows[active[is_prompt]]] + t]
-        u = token_uniforms(key, rows[active[~is_prompt]], np.full(1, t))
-        drawn[~is_prompt] = draw([contexts[~is_prompt] for contexts in state], u)
-        tokens[active, t], lengths[active] = drawn, t + 1
-        goes_on = is_prompt | (drawn != end)
-        active, drawn = active[goes_on], drawn[goes_on]
-        if not len(active):
-            break
-        state = model.advance([contexts[goes_on] for contexts in state], drawn)
-    return Ragged(tokens[np.arange(limit) < lengths[:, None]], np.concatenate([[0], np.cumsum(lengths)]))
+    def sample(self, draw: Draw, rows: Ints, prompts: Ragged, limit: int, key: int) -> Ragged:
+        """The rows of these numbers, to their end tokens or to `limit` tokens. A row does not depend on the other rows."""
+        tokens = np.zeros((len(rows), limit), np.min_scalar_type(self.n_tokens))
+        lengths, active, n_prompt = np.zeros(len(rows), np.int64), np.arange(len(rows)), np.diff(prompts.offsets)[rows]
+        state = [np.zeros(len(rows), np.int64), *(np.full(len(rows), -1) for _ in self.keys[1:])]
+        for _ in self.keys[1:]:
+            state = self.advance(state, np.full(len(rows), self.start))
+        for t in range(limit):
+            is_prompt, drawn = t < n_prompt[active], np.zeros(len(active), np.int64)
+            drawn[is_prompt] = prompts.values[prompts.offsets[rows[active[is_prompt]]] + t]
+            u = token_uniforms(key, rows[active[~is_prompt]], np.full(1, t))
+            drawn[~is_prompt] = draw([contexts[~is_prompt] for contexts in state], u)
+            tokens[active, t], lengths[active] = drawn, t + 1
+            goes_on = is_prompt | (drawn != self.end)
+            active, drawn = active[goes_on], drawn[goes_on]
+            if not len(active):
+                break
+            state = self.advance([contexts[goes_on] for contexts in state], drawn)
+        return Ragged(tokens[np.arange(limit) < lengths[:, None]], np.concatenate([[0], np.cumsum(lengths)]))
 
 
 def _pad(tokens: Ragged, start: int, order: int) -> tuple[Ints, Ints, Ints]:
@@ -242,8 +236,6 @@ def _pad(tokens: Ragged, start: int, order: int) -> tuple[Ints, Ints, Ints]:
     return padded, positions, targets
 
 
-def _fill(inside: Array, indices: Ints) -> Ints:
-    """The indices at the positions inside, and -1 elsewhere."""
-    result = np.full(len(inside), -1)
-    result[inside] = indices
-    return result
+def _shift(indices: Ints, positions: Ints) -> Ints:
+    """The n-gram that ends before each token of its row; -1 for the first one."""
+    return np.where(positions > 0, np.roll(indices, 1), -1)

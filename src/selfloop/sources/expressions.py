@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import ast
-import operator
 import re
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
-from typing import Annotated, Any, ClassVar, Literal, cast
+from typing import Annotated, ClassVar, Literal, cast
 
 import numpy as np
 from annotated_types import Ge, Interval
@@ -21,12 +19,9 @@ from selfloop.settings import Share
 from selfloop.sources.text_files import DocumentSource
 
 Kind = Literal["logic", "arithmetic"]
-OPERATORS: dict[Kind, dict[type[ast.AST], Any]] = {
-    "logic": {ast.And: operator.and_, ast.Or: operator.or_, ast.Not: operator.not_},
-    "arithmetic": {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.USub: operator.neg},
-}
 WORDS: dict[Kind, tuple[str, ...]] = {"logic": ("and", "or", "not"), "arithmetic": ("+", "-", "*")}
 LEAVES: dict[Kind, tuple[str, ...]] = {"logic": ("T", "F"), "arithmetic": tuple("0123456789")}
+TOKENS: dict[Kind, str] = {"logic": r"(?:[TF() ]|and|or|not)+", "arithmetic": r"(?:[-+()\d ]|\*(?!\*))+"}
 VALUES: dict[Kind, str] = {"logic": "[TF]", "arithmetic": r"-?\d{1,100}"}
 MAX_LENGTH = 4000  # characters of a text that can be right
 MAX_ATTEMPTS = 50  # per row, after which there are too few different expressions
@@ -74,7 +69,7 @@ def _documents(kind: Kind, depth: int, rows: int, noise: float) -> tuple[str, ..
         raise SettingError("source.rows", problem)
     is_wrong = rng.permutation(rows) < round(noise * rows)
     offsets = rng.integers(1, MAX_OFFSET, rows, endpoint=True) * rng.choice((-1, 1), rows)
-    values = [cast(int, _evaluate(ast.parse(text, mode="eval").body, kind)) for text in texts]
+    values = [cast(int, _evaluate(text, kind)) for text in texts]
     if kind == "logic":
         answers = ["FT"[int(value) ^ int(wrong)] for value, wrong in zip(values, is_wrong, strict=True)]
     else:
@@ -97,28 +92,14 @@ def _is_true(text: str, kind: Kind) -> bool:
     if not sign or len(text) > MAX_LENGTH or not re.fullmatch(VALUES[kind], value):
         return False
     try:
-        with warnings.catch_warnings(action="ignore"):  # about the syntax of sampled text
-            result = _evaluate(ast.parse(left.strip(), mode="eval").body, kind)
-    except (SyntaxError, ValueError, KeyError, RecursionError, MemoryError):
+        return _evaluate(left, kind) == (value == "T" if kind == "logic" else int(value))
+    except (SyntaxError, NameError, TypeError, ValueError, RecursionError, MemoryError):
         return False
-    return result == (value == "T" if kind == "logic" else int(value))
 
 
-def _evaluate(node: ast.expr, kind: Kind) -> int | bool:
-    """Value of an expression. KeyError or ValueError if it has other parts than those of its kind."""
-    operators = OPERATORS[kind]
-    match node:
-        case ast.BoolOp(op, [first, *others]):
-            result = _evaluate(first, kind)
-            for other in others:
-                result = operators[type(op)](result, _evaluate(other, kind))
-            return result
-        case ast.BinOp(left, op, right):
-            return cast(int, operators[type(op)](_evaluate(left, kind), _evaluate(right, kind)))
-        case ast.UnaryOp(op, operand):
-            return cast(int, operators[type(op)](_evaluate(operand, kind)))
-        case ast.Name("T" | "F" as name) if kind == "logic":
-            return name == "T"
-        case ast.Constant(int() as number) if kind == "arithmetic" and not isinstance(number, bool):
-            return number
-    raise ValueError(f"{type(node).__name__} is not part of {kind}")
+def _evaluate(text: str, kind: Kind) -> object:
+    """Value of an expression; SyntaxError for other tokens than those of its kind, which can only compute a value."""
+    if not re.fullmatch(TOKENS[kind], text):
+        raise SyntaxError
+    with warnings.catch_warnings(action="ignore"):  # about the syntax of sampled text
+        return eval(text.strip(), {"__builtins__": {}, "T": True, "F": False})
