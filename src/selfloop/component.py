@@ -176,6 +176,8 @@ class Family(Component):
     metric_units: ClassVar[Mapping[str, str]] = {}  # units of metrics that depend on the family
     sampler_class: ClassVar[type[Sampler]] = Sampler  # configured by [family.sampler]
     reference_model: ClassVar[str] = ""  # published model with the default settings; reports list deviations from it
+    # arrays that `merge` may average: pattern of their names -> True for variances, which are not negative
+    mergeable: ClassVar[Mapping[str, bool]] = {}
 
     def for_generation(self, t: int) -> Family:
         """The settings for the fit of generation t, if they depend on t."""
@@ -238,6 +240,7 @@ class Metric(Component):
     family_protocols: ClassVar[tuple[type, ...]] = ()  # abilities that the family must have
     true_params: ClassVar[tuple[str, ...]] = ()  # true parameters that the source must know
     uses_holdout: ClassVar[bool] = False  # True if it is measured on held-out real rows
+    uses_samples: ClassVar[bool] = True  # False if it reads no sampled rows; others get as many for every policy
     uses_source: ClassVar[bool] = False  # True if it asks the source, as `Snapshot.source`
 
     def directions(self) -> dict[str, Better]:
@@ -250,7 +253,7 @@ class Metric(Component):
 
 
 class SampleMetric(Metric):
-    """A metric of sampled rows, which has no value if the policy draws none. A subclass writes `measure_samples`."""
+    """A metric of sampled rows. A subclass writes `measure_samples`."""
 
     @abstractmethod
     def measure_samples(self, snap: Snapshot, ctx: Context) -> Mapping[str, float]:

@@ -18,7 +18,7 @@ class Snapshot:
     family: Family
     sampler: Sampler
     params: Params
-    samples: Columns  # rows of this generation's model; empty if the policy draws none
+    samples: Columns  # rows of this generation's model, as many as initial ones for a metric that uses them
     holdout: Columns
     initial: Columns
     truth: Params
@@ -41,6 +41,7 @@ class Scenario:
     curators: tuple[Curator, ...] = ()
     max_rounds: int | None = None
     init_from: str = "scratch"
+    merge: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

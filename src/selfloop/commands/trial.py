@@ -16,7 +16,7 @@ from selfloop.component import Family
 from selfloop.engine import steps
 from selfloop.engine.ensemble import SeedBlock, ensemble_curves
 from selfloop.engine.stored import StoredWorld
-from selfloop.engine.tasks import Task, cost_in_rows
+from selfloop.engine.tasks import Task, cost_in_rows, count_sampled
 from selfloop.errors import ChainEndedError
 from selfloop.families.nn.settings import NetworkFamily, TrainingSettings
 from selfloop.spec.point import Point
@@ -50,7 +50,7 @@ class Trial:
         first_rows = point.schedule(point.spec.policies[position])[0].trained_rows
         return sum(
             self.fit_start + self.fit * _work(family, entry.t, entry.trained_rows) / _work(family, 1, first_rows)
-            + self.sample_row * entry.new_rows.synthetic + self.measure
+            + self.sample_row * count_sampled(point, entry) + self.measure
             for entry in point.schedule(point.spec.policies[position])
             if entry.t > 1 or position == 0
         )  # fmt: skip
@@ -93,6 +93,7 @@ def _try(task: Task) -> Trial | None:
             model = world.fit(1, [Take(batch)], None, None)  # loads libraries, too, which is not counted below
             start, fit = _time_fit(world, family, store.open(batch))
             n = min(point.n, TRIAL_ROWS if spec.unit == "rows" else round(TRIAL_ROWS * per_row))  # also if policies sample none
+            world.point = replace(world.point, n=n)  # as many rows are measured
             sampled, samples = _timed(lambda: world.sample(1, model, n))
             measured, _ = _timed(lambda: list(world.measure(1, model, samples)))
         except ChainEndedError:

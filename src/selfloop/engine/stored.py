@@ -16,6 +16,7 @@ from selfloop.engine import steps
 from selfloop.engine.curation import STARVED, Curation, curate_samples, curate_training_rows
 from selfloop.engine.curves import NOT_FINITE
 from selfloop.engine.measuring import measured_values
+from selfloop.engine.merging import merge_models
 from selfloop.engine.token_counts import sample_tokens, take_corpus_tokens
 from selfloop.errors import ChainEndedError
 from selfloop.protocols import CorpusSource, UsesEncoder
@@ -46,6 +47,7 @@ class StoredWorld:
     models: dict[int, ObjectRef] = field(default_factory=dict)  # by generation, like the next two
     samples: dict[int, ObjectRef | None] = field(default_factory=dict)
     inputs: dict[int, ObjectRef | None] = field(default_factory=dict)
+    measured: ObjectRef | None = None  # rows of the newest model that metrics read
     ended: tuple[int, str] | None = None  # generation and status
     refs: dict[object, ObjectRef] = field(default_factory=dict)  # results used more than once
     curation: Curation = field(default_factory=Curation)  # of the policy
@@ -128,7 +130,9 @@ class StoredWorld:
         if isinstance(init_from, Path):
             init = self.call_once("init", steps.load_params, init_from)
         arguments = family, parts, budget, init, self.refs.get("prepared"), self.context("fit", t)
-        self.models[t] = self._call(steps.fit, *arguments, *(["tokens"] if self.point.spec.unit == "tokens" else []))
+        fitted = self._call(steps.fit, *arguments, *(["tokens"] if self.point.spec.unit == "tokens" else []))
+        share = self.point.spec.merge if previous else None
+        self.models[t] = fitted if share is None else self._call(merge_models, family, previous, fitted, share)
         return self.models[t]
 
     def sample(self, t: int, model: ObjectRef, n: int) -> ObjectRef | None:
@@ -136,7 +140,15 @@ class StoredWorld:
             self.samples[t] = curate_samples(self, t, model, n)
         else:
             self.samples[t], self.inputs[t] = self.sample_round(t, model, n, 0) if n else (None, None)
+        self.measured = self._rows_to_measure(t, model, n) if self.measures else None
         return self.samples[t]
+
+    def _rows_to_measure(self, t: int, model: ObjectRef, n: int) -> ObjectRef | None:
+        """Rows of the model before curation, as many for every policy. They are sampled here, where a chain may end."""
+        n_measured = self.point.n_measured(n)
+        if n_measured == n and not self.curation.new_rows:
+            return self.samples[t]
+        return self.sample_round(t, model, n_measured, 0)[0] if n_measured else None
 
     def sample_round(self, t: int, model: ObjectRef, n: int, round_: int) -> tuple[ObjectRef, ObjectRef | None]:
         """n rows of a model and their conditioning inputs. Every round has other random numbers and the same inputs."""
@@ -163,9 +175,7 @@ class StoredWorld:
         return prompts if isinstance(prompts, ObjectRef) else None  # no columns are stored as a value
 
     def measure(self, t: int, model: ObjectRef, samples: ObjectRef | None) -> Iterator[Measurement]:
-        if self.curation.new_rows and samples:  # metrics measure rows of the model
-            samples = self.sample_round(t, model, self.point.n, 0)[0]
-        for name, value in measured_values(self, t, model, samples) if self.measures else ():
+        for name, value in measured_values(self, t, model, self.measured) if self.measures else ():
             status = NOT_FINITE if value is None else None
             yield Measurement(self.policy, self.seed, t, name, value, status, self.point.coordinates)
         for name, share in self.curation_values.get(t, {}).items() if self.measures else ():

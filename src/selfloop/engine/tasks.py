@@ -21,6 +21,7 @@ from selfloop.engine.ensemble import SEEDS_PER_BLOCK, SeedBlock, ensemble_copies
 from selfloop.engine.executors import Notify, count_cores
 from selfloop.engine.loop import iter_generations
 from selfloop.engine.stored import StoredWorld
+from selfloop.policies.schedule import ScheduleEntry
 from selfloop.protocols import ControlsPolicy, CorpusSource, CuratesRows, SupportsTrivialModel, UsesEncoder
 from selfloop.spec.point import Point
 from selfloop.spec.spec import Spec
@@ -117,7 +118,13 @@ def _compared(policy: Policy, policies: Sequence[Policy]) -> Policy | None:
 
 def cost_in_rows(point: Point, policy: Policy) -> int:
     """Cost of a chain's generations after the first, as the rows that they train on and sample."""
-    return sum(entry.trained_rows + entry.new_rows.synthetic for entry in point.schedule(policy)[1:])
+    return sum(entry.trained_rows + count_sampled(point, entry) for entry in point.schedule(policy)[1:])
+
+
+def count_sampled(point: Point, entry: ScheduleEntry) -> int:
+    """Rows that are sampled at a generation: for the policy, and for metrics if they read another number of rows."""
+    n = entry.new_rows.synthetic
+    return n + point.n_measured(n) * (point.n_measured(n) != n)
 
 
 def choose_threads(costs: Sequence[int]) -> int:

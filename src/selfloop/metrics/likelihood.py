@@ -28,6 +28,7 @@ class HoldoutMetric(Metric):
     """A metric of held-out real rows."""
 
     uses_holdout: ClassVar[bool] = True
+    uses_samples: ClassVar[bool] = False
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -30,6 +30,7 @@ class CrossEntropy(Metric):
     name: ClassVar[str] = "cross_entropy"
     has_zero: ClassVar[bool] = True
     uses_holdout: ClassVar[bool] = True
+    uses_samples: ClassVar[bool] = False
     title: ClassVar[str] = "cross-entropy of held-out real text"
     secondary_titles: ClassVar[Mapping[str, str]] = {"perplexity": "perplexity of held-out real text"}
     unit: ClassVar[str] = "nats per token"
@@ -232,6 +233,7 @@ class LongDocuments(Metric):
     """Number of training documents longer than the family's context, which the fit dropped or truncated."""
 
     name: ClassVar[str] = "long_documents"
+    uses_samples: ClassVar[bool] = False
     title: ClassVar[str] = "Training documents longer than the context"
     unit: ClassVar[str] = "documents"
     better: ClassVar[Better] = ""

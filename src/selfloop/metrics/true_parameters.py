@@ -20,6 +20,7 @@ class ParameterMetric(Metric):
     """A metric of fitted and true parameters. A subclass writes `compare`, for all seeds together."""
 
     uses_rows: ClassVar[bool] = False
+    uses_samples: ClassVar[bool] = False
 
     @abstractmethod
     def compare(self, fitted: Mapping[str, Floats], true: Mapping[str, Floats]) -> Floats:
@@ -260,6 +261,7 @@ class SecondMoment(Metric):
     better: ClassVar[Better] = ""
     family_protocols: ClassVar[tuple[type, ...]] = (SupportsSecondMoment,)
     uses_rows: ClassVar[bool] = True
+    uses_samples: ClassVar[bool] = False
 
     def measure_ensemble(self, snap: EnsembleSnapshot) -> Mapping[str, Floats]:
         return {self.name: cast(SupportsSecondMoment, snap.family).second_moment(snap.params)}
