@@ -71,7 +71,7 @@ def test_the_laws_have_their_closed_forms_in_one_dimension() -> None:
 
 
 def test_growing_rows_and_contaminated_pools_have_their_published_sums() -> None:
-    """Xu, He, Cheng 2025 (2505.13947): sum 1/n_i for unbiased fits. Amin et al. 2026 (2601.15468): a share of the pool is real."""
+    """Xu, He, Cheng 2025 (2505.13947): sum 1/n_i for unbiased fits. Amin et al. 2026 (2601.15468): a pool with real rows."""
     growing = replace(LINE, policy=Growing(exponent=0.5), family=Gaussian(ddof=1), n=100, generations=12)
     rows = np.array([100, *(np.round(100 * np.arange(2, 13) ** 1.5))])
     np.testing.assert_allclose(law_of(growing, "mean_error").values, 3 * np.cumsum(1 / rows), rtol=2e-3)
