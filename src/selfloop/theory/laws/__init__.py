@@ -9,7 +9,7 @@ from selfloop.protocols import ControlsPolicy
 from selfloop.snapshots import Scenario
 from selfloop.store.identity import package_of
 from selfloop.theory.law import Kind, Law, schedule_entries
-from selfloop.theory.laws import discrete, gaussian, linear, mixing
+from selfloop.theory.laws import curation, discrete, gaussian, linear, mixing
 from selfloop.theory.moments import NoiseLedger, noise_ledger
 from selfloop.types import Limit
 
@@ -40,14 +40,16 @@ class LawCurve:
 def law_curves(scenario: Scenario) -> list[LawCurve]:
     """The curves of all laws whose conditions a scenario meets; empty if no law applies.
 
-    No law applies to curated rows, to models that start from another model, or to components that are not built in.
+    No law applies to models that start from another model, to external rows or to components that are not built in; to curated
+    rows only the laws of one curator.
     """
-    laws = LAWS.get((scenario.family.name, scenario.source.name), ())
-    built_in = all(package_of(type(component)) == "selfloop" for component in (scenario.family, scenario.source))
-    if not built_in or not laws or scenario.curators or scenario.init_from != "scratch":
+    laws = _laws(scenario)
+    components = (scenario.family, scenario.source, *scenario.curators)
+    built_in = all(package_of(type(component)) == "selfloop" for component in components)
+    if not built_in or not laws or scenario.init_from != "scratch":
         return []
     takes = [take for entry in schedule_entries(scenario) for take in entry.plan.takes]
-    if len(takes) > MAX_TAKES:
+    if len(takes) > MAX_TAKES or any(take.batch.kind == "external" for take in takes):
         return []
     is_control = isinstance(scenario.policy, ControlsPolicy) and all(take.batch.kind == "real" for take in takes)
     return [
@@ -60,10 +62,20 @@ def law_curves(scenario: Scenario) -> list[LawCurve]:
     ]  # fmt: skip
 
 
+def _laws(scenario: Scenario) -> tuple[Law, ...]:
+    pair = scenario.family.name, scenario.source.name
+    if scenario.merge is not None:
+        return gaussian.MERGE_LAWS if pair == ("gaussian", "gaussian") and not scenario.curators else ()
+    if not scenario.curators:
+        return LAWS.get(pair, ())
+    is_one = len(scenario.curators) == 1 and scenario.curators[0].applies_to == "new_rows" and scenario.max_rounds is None
+    return curation.LAWS.get(pair, ()) if is_one else ()
+
+
 def law_ledger(scenario: Scenario) -> NoiseLedger | None:
     """The noise ledger behind the laws of a scenario; None if they do not follow from moments."""
     names = {curve.law for curve in law_curves(scenario)}
-    for law in LAWS.get((scenario.family.name, scenario.source.name), ()):
+    for law in _laws(scenario):
         if law.estimator and law.name in names:
             return noise_ledger(scenario.policy, scenario.n, scenario.generations, law.estimator(scenario))
     return None

@@ -129,7 +129,8 @@ def design_moments(scenario: Scenario, values: Floats, start: Floats, noise: Flo
 def _applies(scenario: Scenario) -> bool:
     """True if every fit is linear in the outcomes of whole batches of whole copies of one fixed design."""
     built_in = all(package_of(type(component)) == "selfloop" for component in (scenario.family, scenario.source))
-    if not built_in or scenario.curators or scenario.init_from != "scratch" or not scenario.source.has_fixed_design():
+    from_scratch = scenario.init_from == "scratch" and scenario.merge is None
+    if not built_in or scenario.curators or not from_scratch or not scenario.source.has_fixed_design():
         return False
     return (
         isinstance(scenario.family, SupportsDesignBasis)

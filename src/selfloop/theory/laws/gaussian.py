@@ -88,6 +88,25 @@ def _kl_divergence(scenario: Scenario) -> Floats | None:
     return np.array(values)
 
 
+def _merged_variance(scenario: Scenario) -> Floats | None:
+    """E tr S_t over its true value; None unless all merges are covariances, but for a chance below 4e-6 per fit.
+
+    Singular values of n - 1 standard normal rows are within (n - 1)^1/2 +- (d^1/2 + x) but for exp(-x^2/2) on either side
+    (Davidson and Szarek 2001).
+    """
+    estimator, d, merge = _estimator(scenario), scenario.source.settings()["dim"], scenario.merge
+    rows = np.array(newest_rows(scenario) or [0], np.float64)
+    if merge is None or rows.min() <= estimator.ddof:
+        return None
+    spread = np.outer([-1, 1], np.full(len(rows) - 1, d**0.5 + 5))
+    extremes = estimator.variance_factor * np.maximum(np.sqrt(rows[1:] - 1) + spread, 0) ** 2 / (rows[1:] - estimator.ddof)
+    if (1 - merge + merge * extremes < 0).any():
+        return None
+    changes = (rows - 1) / (rows - estimator.ddof)
+    changes[1:] = 1 - merge + merge * estimator.variance_factor * changes[1:]
+    return np.asarray(np.cumprod(changes), np.float64)
+
+
 def _vanishing(scenario: Scenario) -> Limit | None:
     """The limit of typical variances, whose log falls by the same amount at every generation."""
     return "zero" if scenario.policy.name == "replace" and _estimator(scenario).variance_factor <= 1 else None
@@ -206,6 +225,20 @@ LAWS = (
         values=_kl_divergence,
         # the trace grows by a factor above 1, or, with a large variance factor, log det by the same amount, at every generation
         limit=lambda scenario: "infinite" if scenario.policy.name == "replace" else None,
+    ),
+)
+
+MERGE_LAWS = (
+    Law(
+        name="variance of merged models",
+        metric="variance_ratio",
+        kind="exact",
+        source=(
+            "S_t = (1 - m) S_(t-1) + m fit, and E fit = factor (n_t - 1)/(n_t - ddof) E S_(t-1); of m = -w, the merge of Neon "
+            "(2510.03597), v (1 + w (1 - factor)) for unbiased fits"
+        ),
+        conditions="Merged models that are covariances, but for a chance below 4e-6 per fit. " + _NEWEST_CONDITIONS,
+        values=_merged_variance,
     ),
 )
 
