@@ -64,8 +64,8 @@ class Own(Curator):
         return ANSWERS[self.fault](self, rows, x, ctx) if self.fault else Judged(rows, x > 0, 1 + x**2)
 
 
-def remember(curator: Own, rows: Columns, x: Floats, ctx: Context) -> Judged:
-    object.__setattr__(curator, "fault", "remember!")
+def change_itself(curator: Own, rows: Columns, x: Floats, ctx: Context) -> Judged:
+    object.__setattr__(curator, "fault", "changed")
     return Judged(rows, x > 0)
 
 
@@ -90,8 +90,8 @@ ANSWERS: dict[str, Callable[[Own, Columns, Floats, Context], Judged]] = {
     "weighs by others": lambda c, rows, x, ctx: Judged(rows, x > 0, np.full(len(x), float(len(x)))),
     "edits by others": lambda c, rows, x, ctx: Judged({"x": x - x.mean()}, x > 0),
     "writes": write,
-    "remembers": remember,
-    "remember!": lambda c, rows, x, ctx: Judged(rows, x > 0),
+    "changes itself": change_itself,
+    "changed": lambda c, rows, x, ctx: Judged(rows, x > 0),
     "keeps by numbers": lambda c, rows, x, ctx: Judged(rows, (x > 0).astype(int)),  # type: ignore[arg-type]  # the fault
     "keeps too few": lambda c, rows, x, ctx: Judged(rows, x[:-1] > 0),
     "weighs nan": lambda c, rows, x, ctx: full(c, rows, x, np.nan),
@@ -112,7 +112,7 @@ ANSWERS: dict[str, Callable[[Own, Columns, Floats, Context], Judged]] = {
         ("weighs by others", "weight of 1 rows depends"),
         ("edits by others", "x of 1 rows depends"),
         ("writes", "read-only"),
-        ("remembers", "changed the curator's settings"),
+        ("changes itself", "changed the curator's settings"),
         ("keeps by numbers", r"keep is int64\[30\]; expected 30 times true or false"),
         ("keeps too few", r"keep is bool\[29\]"),
         ("weighs nan", "weight is not a finite number of 0 or more"),

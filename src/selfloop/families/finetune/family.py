@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from itertools import islice
@@ -138,6 +138,10 @@ class Finetune(NetworkFamily):
                 f"got {self.response_template!r}, which is in no document of the source; no token would count. Correct it."
             )
             raise SettingError("family.response_template", problem)
+
+    @property
+    def mergeable(self) -> Mapping[str, bool]:  # type: ignore[override]
+        return {} if self.lora else NetworkFamily.mergeable  # a mean of factors is not that of their products
 
     def encoder(self) -> PretrainedTokenizer:
         """The tokenizer of the base model."""

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -18,7 +17,7 @@ from selfloop.families.nn import trainer
 from selfloop.families.nn.hf_folder import CAUSAL, HfFolder, quiet
 from selfloop.families.transformer.hf_network import build_hf_model
 from selfloop.families.transformer.packing import row_lengths
-from selfloop.families.transformer.tokenizer import decode_tokens
+from selfloop.families.transformer.tokenizer import find_text
 from selfloop.protocols import TopTokens
 from selfloop.types import TrainingRows
 
@@ -128,7 +127,7 @@ def training_problem(  # noqa: PLR0913  # settings of the family
     begins = np.zeros(len(indices), np.int64)
     for first in range(0, len(indices), CHUNK_ROWS) if response_template else ():
         in_chunk = np.arange(first, min(first + CHUNK_ROWS, len(indices)))
-        begins[in_chunk] = find_responses(documents(in_chunk), rows.prepared, response_template)
+        begins[in_chunk] = find_text(documents(in_chunk), rows.prepared, response_template)
     n_counted = (np.minimum(row_lengths(rows)[indices], context) - begins).clip(0)
     if not n_counted.any():
         raise ChainEndedError("no_training_tokens")
@@ -199,30 +198,14 @@ def group_by_length(lengths: Ints, n_tokens: int) -> list[Ints]:
     return groups
 
 
-def find_responses(rows: Ragged, prepared: Params, template: str) -> Ints:
-    """Position of the first token after the template's first occurrence in each row; the largest int64 without one."""
-
-    def contains(lengths: Ints) -> npt.NDArray[np.bool_]:
-        decoded = cast(Ragged, decode_tokens({"tokens": cut(rows, lengths)}, prepared, special_tokens=True)["text"])
-        return np.array([template.encode() in document for document in decoded.to_bytes()])
-
-    low, high = np.zeros(len(rows), np.int64), np.diff(rows.offsets)
-    in_row = contains(high)
-    while (unfinished := high - low > 1).any():  # bisect the smallest number of tokens whose text contains the template
-        middle = (low + high) // 2
-        in_middle = contains(middle)
-        low, high = np.where(unfinished & ~in_middle, middle, low), np.where(unfinished & in_middle, middle, high)
-    return np.where(in_row, high, np.iinfo(np.int64).max)
-
-
 def token_log_prob(model: Any, rows: Ragged, start: int, window: int) -> Ragged:
     """Log p of every token given the preceding tokens, at least window / 2 of them, in nats.
 
     Rows longer than the window are scored in windows that overlap by half.
     """
     values = np.empty(len(rows.values), np.float32)
-    for first, end, (losses,) in _score_rows(model, rows, start, window, lambda *batch: [token_losses(model, *batch)]):
-        values[first:end] = -losses
+    for first, end, (scores,) in _score_rows(model, rows, start, window, lambda *batch: [-token_losses(model, *batch)]):
+        values[first:end] = scores
     return Ragged(values, rows.offsets)
 
 
