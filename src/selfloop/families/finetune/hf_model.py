@@ -204,8 +204,8 @@ def token_log_prob(model: Any, rows: Ragged, start: int, window: int) -> Ragged:
     Rows longer than the window are scored in windows that overlap by half.
     """
     values = np.empty(len(rows.values), np.float32)
-    for first, end, (losses,) in _score_rows(model, rows, start, window, lambda *batch: [token_losses(model, *batch)]):
-        values[first:end] = -losses
+    for first, end, (scores,) in _score_rows(model, rows, start, window, lambda *batch: [-token_losses(model, *batch)]):
+        values[first:end] = scores
     return Ragged(values, rows.offsets)
 
 
