@@ -42,6 +42,7 @@ BUILT_IN: dict[str, dict[str, str]] = {
         "glm": "selfloop.families.glm:Glm",
         "kde": "selfloop.families.kde:Kde",
         "gmm": "selfloop.families.gmm:Gmm",
+        "agents": "selfloop.families.agents:Agents",
         "ngram": "selfloop.families.ngram:Ngram",
         "vae": "selfloop.families.vae.family:Vae",
         "image_diffusion": "selfloop.families.image_diffusion.family:ImageDiffusion",
