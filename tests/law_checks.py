@@ -34,11 +34,12 @@ def curves(
     sampler: Sampler | None = None,
     holdout: int = 0,
     draws_rows: bool | None = None,
+    merge: float | None = None,
 ) -> dict[str, Floats]:
     """Every metric as (seeds, generations), NaN where a chain has no value; by default on statistics where that is exact."""
     spec = Spec(
         source=source, family=family, sampler=sampler or family.sampler_class(), policies=(policy,), metrics=tuple(metrics),
-        n=n, holdout=holdout, generations=generations,
+        n=n, holdout=holdout, generations=generations, merge=merge,
     )  # fmt: skip
     (point,) = spec.points()
     draws_rows = point.worlds[0] == "rows" if draws_rows is None else draws_rows

@@ -18,6 +18,7 @@ from selfloop.engine.curves import Curves, SeedMeasurements
 from selfloop.engine.ensemble_curation import curate_samples, curate_training_rows
 from selfloop.engine.ensemble_values import EnsembleBatch, EnsembleModel
 from selfloop.engine.loop import loop
+from selfloop.engine.merging import merge_ensemble
 from selfloop.engine.steps import check_rows, measure_trivial, warn_of_copies
 from selfloop.errors import ChainEndedError
 from selfloop.formats.safetensors import NamedArrays
@@ -30,6 +31,7 @@ from selfloop.protocols import (
     SupportsTrivialModel,
 )
 from selfloop.rng import RandomStream
+from selfloop.settings import UNLESS_DEFAULT
 from selfloop.snapshots import EnsembleSnapshot, EnsembleTake
 from selfloop.spec.point import Point, place_rows, row_bytes
 from selfloop.store.identity import stored_step
@@ -53,6 +55,7 @@ class SeedBlock:
     holdout: int
     draws_rows: bool  # True: rows are drawn; False: only their sufficient statistics
     rows_per_seed: int = 0  # as in Point
+    merge: float | None = field(default=None, metadata=UNLESS_DEFAULT)  # as in Spec
     threads: int = field(default=1, compare=False, metadata={"identity": False})
     shared: dict[object, Any] = field(default_factory=dict, compare=False, repr=False, metadata={"identity": False})
 
@@ -63,6 +66,7 @@ class SeedBlock:
         return SeedBlock(
             source=spec.source, family=spec.family, sampler=spec.sampler, metrics=spec.metrics, seeds=tuple(seeds),
             n=point.n, holdout=point.holdout, draws_rows=draws_rows, rows_per_seed=point.rows_per_seed, threads=threads,
+            merge=spec.merge,
         )  # fmt: skip
 
     def once(self, key: object, make: Callable[[], T]) -> T:
@@ -183,6 +187,8 @@ class EnsembleWorld:
             fitted, self.takes = self.block.once("first fit", lambda: self._fit(t, takes, budget, None))
         else:
             fitted, self.takes = self._fit(t, takes, budget, previous)
+            if previous is not None and self.block.merge is not None:
+                fitted = merge_ensemble(self.block.family, previous.params, fitted, self.block.merge)
         starved = np.logical_or.reduce([take.batch.starved for take in takes if take.batch.starved is not None])
         if np.any(starved):
             status = fitted.status or [None] * len(self.block.seeds)

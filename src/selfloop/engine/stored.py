@@ -16,6 +16,7 @@ from selfloop.engine import steps
 from selfloop.engine.curation import STARVED, Curation, curate_samples, curate_training_rows
 from selfloop.engine.curves import NOT_FINITE
 from selfloop.engine.measuring import measured_values
+from selfloop.engine.merging import merge_models
 from selfloop.engine.token_counts import sample_tokens, take_corpus_tokens
 from selfloop.errors import ChainEndedError
 from selfloop.protocols import CorpusSource, UsesEncoder
@@ -129,7 +130,9 @@ class StoredWorld:
         if isinstance(init_from, Path):
             init = self.call_once("init", steps.load_params, init_from)
         arguments = family, parts, budget, init, self.refs.get("prepared"), self.context("fit", t)
-        self.models[t] = self._call(steps.fit, *arguments, *(["tokens"] if self.point.spec.unit == "tokens" else []))
+        fitted = self._call(steps.fit, *arguments, *(["tokens"] if self.point.spec.unit == "tokens" else []))
+        share = self.point.spec.merge if previous else None
+        self.models[t] = fitted if share is None else self._call(merge_models, family, previous, fitted, share)
         return self.models[t]
 
     def sample(self, t: int, model: ObjectRef, n: int) -> ObjectRef | None:

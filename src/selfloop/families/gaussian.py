@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal, cast
 
@@ -54,6 +54,7 @@ class Gaussian(EnsembleFamily):
     default_metrics: ClassVar[tuple[str, ...]] = ("mean_error", "variance_ratio")
     sampler_class: ClassVar[type[Sampler]] = GaussianSampler
     trivial_model: ClassVar[str] = "a normal distribution of each column"
+    mergeable: ClassVar[Mapping[str, bool]] = {"mean": False, "covariance": True}
     ddof: Annotated[Literal[0, 1], "the divisor is n - ddof: 0 is maximum likelihood, 1 is unbiased"] = 0
     pooled: Annotated[bool, "false: mean of the variances within batches, weighted by mass (2502.18049)"] = True
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal, cast
 
@@ -56,6 +56,7 @@ class Glm(EnsembleFamily):
     default_metrics: ClassVar[tuple[str, ...]] = ("parameter_error", "log_loss", "accuracy")
     sampler_class: ClassVar[type[Sampler]] = GlmSampler
     trivial_model: ClassVar[str] = "the same prediction for every row"
+    mergeable: ClassVar[Mapping[str, bool]] = {"coefficients": False}
     link: Annotated[Link, "`logit`: logistic regression of outcomes 0 and 1; `log`: Poisson regression of counts"] = "logit"
 
     def fit_rows(self, takes: Sequence[EnsembleTake], previous: Params | None) -> EnsembleFit:

@@ -133,6 +133,7 @@ class Linear(NormalRegression):
 
     name: ClassVar[str] = "linear"
     default_metrics: ClassVar[tuple[str, ...]] = ("excess_risk",)
+    mergeable: ClassVar[Mapping[str, bool]] = {"coefficients": False, "noise": True}
 
     def fit_rows(self, takes: Sequence[EnsembleTake], previous: Params | None) -> EnsembleFit:
         sums = _sum_rows(takes)

@@ -146,7 +146,8 @@ def published_curves(scenario: Scenario, *, other_scales: bool = False) -> list[
     With `other_scales` also curves of the same kind of model, sampler and policy at a scale that cannot be run here: from
     every paper those of the model that is nearest in size.
     """
-    if scenario.curators or scenario.init_from != "scratch" or not has_default_settings(scenario.policy):
+    from_scratch = scenario.init_from == "scratch" and scenario.merge is None
+    if scenario.curators or not from_scratch or not has_default_settings(scenario.policy):
         return []
     curves = []
     for paper in papers().values():

@@ -245,6 +245,10 @@ def _check_used(spec: Spec) -> None:
     if spec.init_from != "scratch" and isinstance(spec.family, SupportsEnsemble):
         start, name = shown(spec.init_from), spec.family.name
         raise SpecError(f"init_from: got {start}, which changes nothing: {name} is fitted on its rows alone. Remove the key.")
+    if spec.merge is not None and (spec.generations == 1 or not spec.family.mergeable):
+        one = f"the arrays of two models of {spec.family.name} with these settings cannot be averaged. Choose another family"
+        problem = one if spec.generations > 1 else "generation 1 has no earlier model. Raise generations"
+        raise SpecError(f"merge: got {spec.merge}, but {problem} or remove the key.")
 
 
 def _world(spec: Spec, policy: Policy, n: int) -> World:

@@ -58,6 +58,8 @@ class Spec:
     criteria: tuple[Criterion, ...] = ()  # empty: all that are installed
     curators: tuple[Curator, ...] = ()  # of every policy that has none of its own
     init_from: str | Path = "scratch"
+    # after the fit of generation t >= 2 the model is (1 - merge) * model t-1 + merge * fit; None or 1: the fit
+    merge: float | None = field(default=None, metadata=UNLESS_DEFAULT)
     external: Source | None = field(default=None, metadata=UNLESS_DEFAULT)  # of the external rows of policies
     sweep: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
     primary: PrimaryComparison | None = None
@@ -111,8 +113,9 @@ class Spec:
         return supported or usual
 
     def _check(self) -> None:
-        for name in ("n", "holdout", "generations", "subsets", "unit"):
+        for name in ("n", "holdout", "generations", "subsets", "unit", "merge"):
             object.__setattr__(self, name, check_setting(setting_types(Spec)[name], getattr(self, name), name))
+        object.__setattr__(self, "merge", None if self.merge == 1 else self.merge)
         if not self.policies:
             raise SpecError(f"policies: got none; expected at least one of {', '.join(component_names('policy'))}.")
         for key, names in (
@@ -151,6 +154,8 @@ class Spec:
             coordinates, spec = tuple(zip(self.sweep, values, strict=True)), replace(self, sweep={})
             for key, value in coordinates:
                 spec = with_value(spec, key, value)
+            if spec.policy_labels() != self.policy_labels():
+                raise SpecError(f"sweep: {coordinates[0][0]} changes the label of a policy. Name each policy once, or use specs.")
             points.append(resolve_point(spec, coordinates))
         return tuple(points)
 
@@ -176,7 +181,7 @@ class Spec:
         curation = (policy.curators, policy.max_rounds) if isinstance(policy, CuratesRows) else ((), None)
         policy = policy.of if isinstance(policy, CuratesRows) else policy
         chain = policy, self.source, self.family, self.sampler, n, self.generations
-        return Scenario(*chain, *curation, init_from=str(self.init_from))
+        return Scenario(*chain, *curation, init_from=str(self.init_from), merge=self.merge)
 
 
 def _with_curators(policy: Policy, curators: tuple[Curator, ...]) -> Policy:
@@ -254,7 +259,41 @@ def with_value(spec: Spec, key: str, value: Any) -> Spec:
             value = {name: value}
         parent = "family.sampler" if head == "sampler" else head
         return replace(spec, **{head: change_settings(getattr(spec, head), value, f"sweep.{parent}")})
-    if rest or head not in ("n", "holdout", "generations", "init_from"):
-        allowed = ["n", "holdout", "generations", "init_from", "source.*", "family.*", "family.sampler.*"]
+    if head in ("policies", "curators") and "." in rest:
+        name, *settings = rest.split(".")
+        for setting in reversed(settings):
+            value = {setting: value}
+        policies = tuple(_change_named(policy, head, name, value, f"sweep.{head}.{name}") for policy in spec.policies)
+        if policies == spec.policies and not _has_named(spec.policies, head, name):
+            raise SpecError(f"sweep.{key}: got {name!r}; the spec has none of that name among its {head}. Name one of them.")
+        return replace(spec, policies=policies)
+    keys = ("n", "holdout", "generations", "init_from", "merge")
+    if rest or head not in keys:
+        allowed = [*keys, "source.*", "family.*", "family.sampler.*", "policies.NAME.*", "curators.NAME.*"]
         raise SpecError(unknown_name(f"sweep.{key}", key, allowed, "key"))
     return replace(spec, **{head: value})
+
+
+def _parts(policy: Policy) -> tuple[Policy | None, tuple[Curator, ...]]:
+    """The policy inside another one, and its curators."""
+    return getattr(policy, "of", None), policy.curators if isinstance(policy, CuratesRows) else ()
+
+
+def _has_named(policies: Iterable[Policy], kind: str, name: str) -> bool:
+    for policy in policies:
+        inner, curators = _parts(policy)
+        named: Iterable[Any] = (policy,) if kind == "policies" else curators
+        if any(part.name == name for part in named) or (inner and _has_named([inner], kind, name)):
+            return True
+    return False
+
+
+def _change_named(policy: Policy, kind: str, name: str, table: Mapping[str, Any], key: str) -> Policy:
+    """The policy with a setting changed in it, in the policy inside it, or in its curators, wherever they have that name."""
+    inner, curators = _parts(policy)
+    changes: dict[str, Any] = {} if inner is None else {"of": _change_named(inner, kind, name, table, key)}
+    if curators and kind == "curators":
+        changes["curators"] = tuple(change_settings(c, table, key) if c.name == name else c for c in curators)
+    if kind == "policies" and policy.name == name:
+        policy = change_settings(policy, table, key)
+    return replace(policy, **changes)  # type: ignore[type-var]  # a dataclass

@@ -23,6 +23,8 @@ def spec_text(spec: Spec) -> str:
         f"subsets = {toml_value(spec.subsets)}",
         f"unit = {toml_value(spec.unit)}",
     ]
+    if spec.merge is not None:
+        lines.append(f"merge = {spec.merge}")
     for key in ("policies", "metrics", "criteria", "curators"):
         if components := getattr(spec, key):
             lines += [f"{key} = [", *(f"    {_inline_component(component)}," for component in components), "]"]

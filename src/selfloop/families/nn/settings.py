@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from annotated_types import Ge, Interval
 
@@ -95,6 +95,7 @@ class TrainingSettings(Settings):
 class NetworkFamily(Family):
     """A family that trains a network by gradient steps."""
 
+    mergeable: ClassVar[Mapping[str, bool]] = {"*.*": False}  # names of other arrays than a network's have no dot
     training: TrainingSettings
 
     def unused_settings(self) -> Mapping[str, str]:
