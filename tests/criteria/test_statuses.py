@@ -20,8 +20,22 @@ ROOT = Path(selfloop.__file__).parent
 ALL_ENDED = "ended"  # of an ensemble whose chains have all had their last measurement: the loop stops, nothing is reported
 
 
+def constants() -> dict[str, str]:
+    """Texts that a module gives a name in capitals."""
+    trees = [ast.parse(path.read_text(encoding="utf-8")) for path in ROOT.rglob("*.py")]
+    assignments = [node for tree in trees for node in tree.body if isinstance(node, ast.Assign)]
+    pairs = [(getattr(node.targets[0], "id", ""), getattr(node.value, "value", None)) for node in assignments]
+    return {name: value for name, value in pairs if name.isupper() and isinstance(value, str)}
+
+
+NAMED = {**constants(), "NAMED_FOR_TEST": "new"}
+
+
 def strings(node: ast.AST) -> Iterator[str]:
-    return (each.value for each in ast.walk(node) if isinstance(each, ast.Constant) and isinstance(each.value, str))
+    for each in ast.walk(node):
+        text = each.value if isinstance(each, ast.Constant) else NAMED.get(getattr(each, "id", ""))
+        if isinstance(text, str):
+            yield text
 
 
 def statuses(code: str) -> set[str]:
@@ -53,6 +67,7 @@ def test_every_status_in_the_source_code_is_listed_as_collapse_or_not() -> None:
     "code",
     [
         'raise ChainEndedError("new")',
+        "raise ChainEndedError(NAMED_FOR_TEST)",
         'def f(): return EnsembleFit(params, ["new"] * seeds)',
         'status = [None if fitted else "new" for fitted in has_model]',
         "def _status(self):\n    if a:\n        return 'new'\n    return None if b else c",
