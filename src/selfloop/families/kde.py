@@ -169,12 +169,12 @@ def _log_normalizer(width: Floats) -> Floats:
 
 def _cached_log_sum(take: EnsembleTake, points: Floats, width: Floats) -> Floats:
     """Log of the sum of the kernels of a take at the points; the newest result stays in the cache of the batch."""
-    stop = take.indices.stop if isinstance(take.indices, slice) else None
-    cached = cast(tuple[Floats, Floats, int | None, Floats] | None, take.cache.get("log kernel sum"))
-    if cached is not None and cached[0] is points and cached[2] == stop and np.array_equal(cached[1], width):
+    interval = (take.indices.start, take.indices.stop) if isinstance(take.indices, slice) else None
+    cached = cast(tuple[Floats, Floats, object, Floats] | None, take.cache.get("log kernel sum"))
+    if cached is not None and cached[0] is points and cached[2] == interval and np.array_equal(cached[1], width):
         return cached[3]
     sums = _log_kernel_sum(np.asarray(taken_rows(take, "x"), np.float64), points, width)
-    take.cache["log kernel sum"] = (points, width, stop, sums)
+    take.cache["log kernel sum"] = (points, width, interval, sums)
     return sums
 
 

@@ -144,5 +144,5 @@ class AccumulateReal(Policy):
         return n - self.n_real(t, n)
 
     def plan(self, t: int, n: int) -> Plan:
-        fresh = [real(k) for k in range(2, t + 1) if self.n_real(k, n)]
+        fresh = [real(k) for k in range(2, t + 1)] if self.n_real(t, n) else []
         return take_all(real(1), *fresh, *synthetic_before(t))

@@ -172,7 +172,7 @@ class MomentsWorld:
         lengths = np.array(stops) - starts
         segments = np.repeat(starts - np.cumsum(lengths) + lengths, lengths) + np.arange(lengths.sum())
         per_row = np.bincount(segments, np.repeat(shares / rows, lengths), minlength=n_noises)  # mass of a row of each segment
-        center = masses @ self._centers[:t, :n_noises] + per_row * self._deviations[:n_noises]
+        center = np.asarray(masses @ self._centers[:t, :n_noises] + per_row * self._deviations[:n_noises], np.float64)
         return PooledRows(center, float(shares @ [take.batch.mean_square for take in takes]))
 
     def squared_coefficients(self) -> Floats:
@@ -251,14 +251,14 @@ def predict(
     They are first fitted to n real rows, by default with maximum likelihood.
     """
     component = _check_arguments(policy, n, generations)
-    entries = list(schedule(component, n, generations))
-    curves = moment_curves(component, n, generations, estimator)
+    world = MomentsWorld(component, n, generations, estimator)
+    curves = _follow(world)
     return PolicyPrediction(
         policy=component.name,
         n=n,
-        trained_rows=np.array([entry.trained_rows for entry in entries]),
-        real_mass=np.array([entry.real_mass for entry in entries]),
-        data_age=np.array([entry.data_age for entry in entries]),
+        trained_rows=np.array([entry.trained_rows for entry in world.entries]),
+        real_mass=np.array([entry.real_mass for entry in world.entries]),
+        data_age=np.array([entry.data_age for entry in world.entries]),
         mean_error_multiplier=curves["mean_error_multiplier"],
         variance_ratio=curves["variance_ratio"],
     )
@@ -266,8 +266,11 @@ def predict(
 
 def moment_curves(policy: Policy, n: int, generations: int, estimator: MomentEstimator | None = None) -> dict[str, Floats]:
     """Values of every metric of `MomentsWorld`, by name, at generations 1 .. generations."""
+    return _follow(MomentsWorld(policy, n, generations, estimator))
+
+
+def _follow(world: MomentsWorld) -> dict[str, Floats]:
     curves: dict[str, list[float]] = {}
-    world = MomentsWorld(policy, n, generations, estimator)
     for measurement in chain.from_iterable(follow_schedule(world, world.entries)):
         curves.setdefault(measurement.metric, []).append(float(measurement.value or 0.0))
     return {metric: np.array(values) for metric, values in curves.items()}
@@ -303,6 +306,5 @@ def noise_ledger(
     """
     component = _check_arguments(policy, n, generations)
     world = MomentsWorld(component, n, generations, estimator)
-    for _ in follow_schedule(world, world.entries):
-        pass
+    _follow(world)
     return NoiseLedger(component.name, n, world.sources, world.squared_coefficients())
