@@ -98,7 +98,7 @@ def folder(local_hub: Path) -> Path:
 )  # fmt: skip
 def test_a_card_that_lists_files_outside_of_the_folder_is_an_error(folder: Path, setting: str) -> None:
     (folder / "README.md").write_text(CARD.format(setting.replace("OUTSIDE", str(folder.parent))))
-    with pytest.raises(DataError, match=r"README\.md lists '.*', which is outside of"):
+    with pytest.raises(DataError, match=r"lists .*, which is hidden or outside of it|cannot read .train. of"):
         HubText(path=folder).n_rows()
     (folder / "README.md").write_text(CARD.format("data_files: train.jsonl"))
     assert read_corpus(HubText(path=folder)) == ["good"]

@@ -26,9 +26,6 @@ from selfloop.errors import DataError, first_line, os_error_reason
 from selfloop.formats.folders import Listing, is_hidden, list_folder, refuse_pointer
 
 CHUNK_BYTES = 1 << 23  # of the rows in one chunk of a corpus
-MAX_READ_BYTES = 1 << 30  # read at once: a damaged or hostile file may announce any number
-READ_PIECE_BYTES = 1 << 20
-MAX_LINE_BYTES = 1 << 26  # of a line, and of a row that consists of lines
 # of missing, unreadable and damaged files
 READ_ERRORS = (OSError, EOFError, zlib.error, lzma.LZMAError, tarfile.TarError, BadZipFile)
 # what parsing a damaged file may raise
@@ -96,7 +93,7 @@ def check_range(source: Source, first: int, n: int, n_rows: int) -> None:
 
 def count_unlisted(files: Listing) -> dict[str, int]:
     """Number of files that are not in a listing, by reason."""
-    return {"hidden files or folders": files.n_hidden, "files linked twice": len(files.repeated)}
+    return {"hidden files or folders": files.n_hidden}
 
 
 def describe_counts(counts: Mapping[str, int]) -> str:
@@ -159,46 +156,19 @@ def read_error(path: Path, problem: Exception) -> DataError:
     return DataError(f"source: {path} cannot be read ({first_line(problem)}). It is damaged: download or write it again.")
 
 
-class BoundedReader(io.BufferedReader):
-    """A file whose reads and lines are limited, so that no file can fill the memory. Raises DataError at a limit."""
-
-    def __init__(self, raw: Any, path: Path) -> None:
-        super().__init__(raw)
-        self.path = path
-
-    def read(self, size: int | None = -1, /) -> bytes:
-        rest = MAX_READ_BYTES + 1 if size is None or size < 0 else min(size, MAX_READ_BYTES + 1)
-        pieces = list[bytes]()
-        while rest and (piece := super().read(min(rest, READ_PIECE_BYTES))):  # Python would allocate all bytes at once
-            pieces.append(piece)
-            rest -= len(piece)
-        data = b"".join(pieces)
-        if len(data) > MAX_READ_BYTES:
-            raise DataError(f"source: {self.path} has more than {MAX_READ_BYTES} bytes in one piece. Check or divide the file.")
-        return data
-
-    def __next__(self) -> bytes:
-        line = self.readline(MAX_LINE_BYTES + 1)
-        if len(line) > MAX_LINE_BYTES:
-            raise DataError(f"source: {self.path} has a line of more than {MAX_LINE_BYTES} bytes. Check or divide the line.")
-        if not line:
-            raise StopIteration
-        return line
-
-
 @contextmanager
-def open_file(path: Path, *, allowed: bytes = NOTHING) -> Iterator[BoundedReader]:
+def open_file(path: Path, *, allowed: bytes = NOTHING) -> Iterator[io.BufferedReader]:
     """A file, decompressed if it begins as gzip, bzip2 or xz files do, or is a ZIP file of one file.
 
     Raises DataError if it cannot be read, now or in the `with` block, and for a file whose content is of another kind than a
     source reads, such as a pointer of Git LFS or an archive. `allowed`: pattern of the begin of an archive that is opened.
     """
     try:
-        with path.open("rb", buffering=0) as raw, BoundedReader(raw, path) as file:
+        with path.open("rb") as file:
             for begin, decompressor in DECOMPRESSORS.items():
                 if re.match(begin, head := file.peek(16)) and not re.match(allowed, head):
                     # buffered, because gzip's own lines are slow
-                    file = BoundedReader(decompressor(file), path)
+                    file = io.BufferedReader(decompressor(file))
                     break
             head = file.peek(512)[:512]
             refuse_pointer(f"source: {path}", head)
@@ -210,16 +180,16 @@ def open_file(path: Path, *, allowed: bytes = NOTHING) -> Iterator[BoundedReader
         raise read_error(path, problem) from problem
 
 
-def _open_only_member(file: BoundedReader) -> IO[bytes]:
+def _open_only_member(file: io.BufferedReader) -> IO[bytes]:
     """The content of a ZIP file with a single visible file."""
     try:
         archive = ZipFile(file)
         names = [name for name in archive.namelist() if not name.endswith("/") and not is_hidden(name)]
         if len(names) != 1:
-            raise DataError(f"source: {file.path} is an archive of {len(names)} files. Unpack it.")
+            raise DataError(f"source: {file.name} is an archive of {len(names)} files. Unpack it.")
         return archive.open(names[0])
     except RuntimeError as problem:  # encrypted, or compressed by an unknown method
-        raise DataError(f"source: {file.path} cannot be read ({first_line(problem)}). Unpack it.") from problem
+        raise DataError(f"source: {file.name} cannot be read ({first_line(problem)}). Unpack it.") from problem
 
 
 # a file is decompressed by how its content begins, whatever its name is
@@ -264,10 +234,8 @@ def _iter_tar(path: Path, is_wanted: Callable[[str], bool]) -> Iterator[tuple[st
                     name = member.name.removeprefix("./")
                     if member.isdir():
                         continue
-                    if not member.isfile() or name in seen or member.size > MAX_READ_BYTES:
-                        raise DataError(
-                            f"source.path: {name} in {path} is a link, repeated or too large. Unpack it and give the folder."
-                        )
+                    if not member.isfile() or name in seen:
+                        raise DataError(f"source.path: {name} in {path} is a link or repeated. Unpack it and give the folder.")
                     seen.add(name)
                     yield name, member.size, cast("IO[bytes]", archive.extractfile(member)).read() if is_wanted(name) else b""
         except (tarfile.TarError, ValueError, OverflowError) as problem:
@@ -275,7 +243,7 @@ def _iter_tar(path: Path, is_wanted: Callable[[str], bool]) -> Iterator[tuple[st
 
 
 @contextmanager
-def open_zip(path: Path, kind: str = "ZIP file") -> Iterator[tuple[ZipFile, dict[str, ZipInfo]]]:
+def open_zip(path: Path) -> Iterator[tuple[ZipFile, dict[str, ZipInfo]]]:
     """A file that is stored as a ZIP file, and its files by name with slashes, as some programs write backslashes.
 
     Raises DataError if it is damaged or encrypted, and if it has two files of one name or names files outside of it.
@@ -284,7 +252,7 @@ def open_zip(path: Path, kind: str = "ZIP file") -> Iterator[tuple[ZipFile, dict
         try:
             archive = ZipFile(file)
         except PARSE_ERRORS as problem:
-            raise DataError(f"source.path: {path} is not a complete {kind} ({first_line(problem)}).") from problem
+            raise DataError(f"source.path: {path} is not a complete ZIP file ({first_line(problem)}).") from problem
         members = dict[str, ZipInfo]()
         for member in archive.infolist():
             name = member.filename.replace("\\", "/")

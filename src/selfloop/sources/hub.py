@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import blake2b
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
 import numpy as np
@@ -14,14 +14,13 @@ import numpy as np
 from selfloop.columns import Array
 from selfloop.errors import DataError, first_line, missing_extra, resolve_local_or_hub, unknown_name
 from selfloop.formats.folders import list_folder, refuse_pointer
-from selfloop.sources.files import FileSource, cached_until_change, count_unlisted, open_file
+from selfloop.sources.files import FileSource, cached_until_change, count_unlisted
 from selfloop.sources.images import ConvertedImageSource, ImageReader, read_image
 from selfloop.sources.text_files import DocumentSource, Template, fill_template, template_fields
 
 CHUNK_ROWS = 1000  # read at once
 FORMATS = ("arrow", "csv", "imagefolder", "json", "parquet", "text")  # of the library's readers; others may unpickle files
 DATA_SUFFIXES = (".arrow", ".csv", ".json", ".jsonl", ".parquet", ".tsv", ".txt")
-MAX_CARD_DEPTH = 6  # of lists and tables in the card of a data set
 HubRevision = Annotated[str | None, "commit of a data set on the hub, whose content may change; a folder has none"]
 
 
@@ -92,7 +91,7 @@ def _open_builder(source: HubSource) -> Any:
     is_contained = source.file_check()
     for file in _data_files(builder):
         if not is_contained(file):
-            raise DataError(f"source.path: {source.path} lists {file}, which is hidden or outside of it, or linked twice.")
+            raise DataError(f"source.path: {source.path} lists {file}, which is hidden or outside of it.")
         if cache and module != "imagefolder":
             with open(file, "rb") as content:
                 refuse_pointer(f"source: {file}", content.read(64))
@@ -100,35 +99,13 @@ def _open_builder(source: HubSource) -> Any:
 
 
 def _check_folder(folder: Path) -> None:
-    """Raise DataError for a folder that was saved in another way, or whose card lists files outside of it."""
-    from huggingface_hub import DatasetCard
-
+    """Raise DataError for a folder that was saved in another way."""
     if not folder.is_dir():
         raise DataError(f"source.path: {folder} is not a folder. Give the folder of the files.")
     if (folder / "state.json").exists() or (folder / "dataset_dict.json").exists():
         raise DataError(f"source.path: {folder} was written by save_to_disk. Write each split with to_parquet instead.")
     if (folder / ".huggingface.yaml").exists():
         raise DataError(f"source.path: {folder}/.huggingface.yaml is hidden, so it is not read. Move its text into README.md.")
-    card = folder / "README.md"
-    if not card.is_file():
-        return
-    try:
-        with open_file(card) as file:
-            configs = DatasetCard(file.read().decode(), ignore_metadata_errors=True).data.get("configs")
-    except (ValueError, TypeError, AttributeError, RecursionError) as problem:
-        raise DataError(f"source.path: {card} cannot be read ({first_line(problem)}). Remove it.") from problem
-    for text in _texts(configs, MAX_CARD_DEPTH):
-        if "://" in text or "::" in text or PurePosixPath(text).is_absolute() or ".." in PurePosixPath(text).parts:
-            raise DataError(f"source.path: {card} lists {text!r}, which is outside of {folder}. Do not use this data set.")
-
-
-def _texts(value: Any, depth: int) -> Iterator[str]:
-    """Every text in nested lists and tables."""
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, list | dict) and depth:
-        for item in value.values() if isinstance(value, dict) else value:
-            yield from _texts(item, depth - 1)
 
 
 @dataclass(frozen=True, kw_only=True)

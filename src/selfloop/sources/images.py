@@ -10,7 +10,7 @@ from abc import abstractmethod
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path, PurePosixPath
@@ -36,15 +36,11 @@ from selfloop.sources.files import (
 )  # fmt: skip
 
 MAX_PIXELS = 1 << 26  # of an image that is decoded: 8,192 x 8,192
-MAX_FILE_BYTES = 4 * MAX_PIXELS  # of an encoded image: the size of its pixels without compression
 MAX_SIDE = 4096  # pixels of `size`
 MIN_CHUNK_IMAGES = 8  # in a chunk of large images too, so that all cores have work
 PIXEL_MODES = {"1": "L", "L": "L", "LA": "L", "P": "RGB", "RGB": "RGB", "RGBA": "RGB"}  # Pillow's; it would clip other modes
 # what Pillow raises for damaged files
 DECODE_ERRORS = (OSError, SyntaxError, ValueError, zlib.error, struct.error, KeyError, IndexError, TypeError)
-EXIF_ORIENTATION = 274  # tag of the camera's orientation
-EXIF_TRANSPOSES = {2: "FLIP_LEFT_RIGHT", 3: "ROTATE_180", 4: "FLIP_TOP_BOTTOM", 5: "TRANSPOSE", 6: "ROTATE_270",
-                   7: "TRANSVERSE", 8: "ROTATE_90"}  # fmt: skip
 # endings of images; those of other formats than PNG and JPEG are listed, so that the images are refused and not lost
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".avif", ".bmp", ".gif", ".heic", ".heif", ".jp2", ".jxl", ".pgm",
                   ".ppm", ".tif", ".tiff", ".webp")  # fmt: skip
@@ -63,14 +59,14 @@ class ImageForm(NamedTuple):
 
     def decode(self, image: Any) -> Array:
         """Converted pixels of an opened image, upright and without transparency. Raises DECODE_ERRORS for a damaged image."""
-        from PIL import Image
+        from PIL import Image, ImageOps
 
         image.load()  # the orientation of a PNG file may stand after its pixels
-        transpose = EXIF_TRANSPOSES.get(_orientation(image))
+        if "exif" in image.info:
+            with suppress(*DECODE_ERRORS):  # unreadable notes do not damage the image
+                ImageOps.exif_transpose(image, in_place=True)
         image.info.pop("transparency", None)  # Pillow would warn that it is dropped
         image = image.convert({None: PIXEL_MODES[image.mode], "grayscale": "L", "rgb": "RGB"}[self.color_mode])
-        if transpose is not None:
-            image = image.transpose(Image.Transpose[transpose])
         if self.size is not None:
             width, height = image.size
             side = max(1, round(min(self.crop_width * width, width, height)))
@@ -81,19 +77,9 @@ class ImageForm(NamedTuple):
         return np.asarray(image)
 
 
-def _orientation(image: Any) -> int:
-    """Orientation of the camera (Exif 2.3): 1 is upright, 5 to 8 are on a side."""
-    try:
-        return int(image.getexif().get(EXIF_ORIENTATION, 1)) if "exif" in image.info else 1
-    except DECODE_ERRORS:  # unreadable notes do not damage the image
-        return 1
-
-
 def read_image(file: Path) -> bytes:
-    """The bytes of an encoded image. Raises DataError if it cannot be read or is too large."""
+    """The bytes of an encoded image. Raises DataError if it cannot be read."""
     try:
-        if not file.is_file() or file.stat().st_size > MAX_FILE_BYTES:
-            raise DataError(f"{file}: is not a file of at most {MAX_FILE_BYTES} bytes.")
         return file.read_bytes()
     except OSError as problem:
         raise DataError(f"{file}: cannot be read ({os_error_reason(problem)}).") from problem
@@ -279,11 +265,9 @@ class ImageFileSource(EncodedImageSource):
         with open_zip(path) as (archive, members):
 
             def read(index: int) -> tuple[str, bytes]:
-                file, member = path / names[index], members[names[index]]
-                if member.file_size > MAX_FILE_BYTES:
-                    raise DataError(f"{file}: has {member.file_size} bytes when unpacked; expected at most {MAX_FILE_BYTES}.")
+                file = path / names[index]
                 try:
-                    return str(file), archive.read(member)
+                    return str(file), archive.read(members[names[index]])
                 except PARSE_ERRORS as problem:
                     raise DataError(f"{file}: is damaged in the ZIP file ({first_line(problem)}).") from problem
 

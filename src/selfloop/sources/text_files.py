@@ -17,9 +17,10 @@ from annotated_types import MinLen
 
 from selfloop.columns import Columns, ColumnType, Ragged
 from selfloop.errors import DataError, SettingError, first_line
-from selfloop.sources.files import CHUNK_BYTES, MAX_LINE_BYTES, FileSource, cached_until_change, open_file, warn_of_unread
+from selfloop.sources.files import CHUNK_BYTES, FileSource, cached_until_change, open_file, warn_of_unread
 
 READ_LENGTH = 1 << 22  # characters read at once
+MAX_DOCUMENT_LENGTH = 1 << 26  # characters; more are a sign of a wrong separator
 REPLACEMENT = "\ufffd"  # for bytes that are not UTF-8
 MAX_NULL_SHARE = 0.4  # of the first bytes: UTF-16 without a mark has a null byte beside each Latin letter
 Template = Annotated[str, "field of the document, or text with fields, such as `user: {question}\\nassistant: {answer}`"]
@@ -92,14 +93,6 @@ def fill_template(template: str, record: Any) -> str:
     return (str(record[template]) if names == [template] else template.format_map(record)).strip()
 
 
-def _to_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object. ValueError if it has two values for one name."""
-    if len(table := dict(pairs)) < len(pairs):
-        repeated = next(name for name, count in Counter(name for name, _ in pairs).items() if count > 1)
-        raise ValueError(f"field {repeated!r} is there twice")
-    return table
-
-
 @dataclass(frozen=True, kw_only=True)
 class TextSource(DocumentSource):
     """Documents of a UTF-8 text file, compressed or not, or of all visible files below a folder, one file after another.
@@ -115,8 +108,9 @@ class TextSource(DocumentSource):
     def documents(self) -> Iterator[str]:
         for file in self.files():
             for document in _split(_read_text(file, self.errors), self.separator):
-                if len(document) > MAX_LINE_BYTES:
-                    raise DataError(f"source.separator: {file} has {MAX_LINE_BYTES} characters without {self.separator!r}.")
+                if len(document) > MAX_DOCUMENT_LENGTH:
+                    n = MAX_DOCUMENT_LENGTH
+                    raise DataError(f"source.separator: {file} has {n} characters without {self.separator!r}.")
                 if stripped := document.strip():
                     yield stripped
 
@@ -139,7 +133,7 @@ def _split(pieces: Iterable[str], separator: str) -> Iterator[str]:
     for piece in pieces:
         *documents, rest = (rest + piece).split(separator)
         yield from documents
-        if len(rest) > MAX_LINE_BYTES:
+        if len(rest) > MAX_DOCUMENT_LENGTH:
             break  # too long a document: the caller refuses it
     yield rest
 
@@ -166,7 +160,7 @@ class JsonlSource(DocumentSource):
 
     def _parse_line(self, path: Path, number: int, line: bytes) -> str:
         try:
-            document = fill_template(self.template, json.loads(line.decode("utf-8-sig"), object_pairs_hook=_to_object))
+            document = fill_template(self.template, json.loads(line.decode("utf-8-sig")))
             document.encode()
         except (ValueError, RecursionError) as problem:
             raise DataError(f"source.path: {path} line {number}: {first_line(problem)}. Fix or remove the line.") from problem
