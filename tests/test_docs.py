@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+import selfloop
 from selfloop.errors import SpecError
 from selfloop.plugins import BUILT_IN
 from selfloop.spec.parse import parse_spec
@@ -36,7 +37,7 @@ def test_the_python_of_a_page_runs(
 
 
 def test_the_specs_and_the_policy_table_of_the_guide_can_be_run(tmp_path: Path) -> None:
-    whole, controls, policy, switches, tables, language, features = blocks(ROOT / "docs" / "guide.md", "toml")
+    whole, controls, policy, switches, tables, language, *_, features = blocks(ROOT / "docs" / "guide.md", "toml")
     assert len(parse_spec(whole, "guide").points()) == 2
     small = 'n = 100\ngenerations = 4\nsource = "gaussian"\nfamily = "gaussian"\n'
     for policies in (controls, policy, switches):
@@ -50,6 +51,19 @@ def test_the_specs_and_the_policy_table_of_the_guide_can_be_run(tmp_path: Path) 
     images = 'source = "digits"\nfamily = "vae"\n' + features.replace("network.onnx", f"{tmp_path}/network.onnx")
     with pytest.raises(SpecError, match=r"features\.path: got .*network\.onnx; expected an ONNX file"):
         parse_spec(images, "guide").points()
+
+
+def test_the_curated_specs_of_the_guide_run_and_give_what_it_states(tmp_path: Path) -> None:
+    verified, chosen = (
+        selfloop.run(parse_spec(block, "guide"), tmp_path) for block in blocks(ROOT / "docs" / "guide.md", "toml")[6:8]
+    )
+    plain, strict, lenient = (curves["correct_rate"].mean(axis=0) for curves in verified.curves().values())
+    assert plain[0] == strict[0] == lenient[0]
+    assert [round(100 * rates[-1]) for rates in (plain, plain[:1], strict, lenient)] == [22, 25, 53, 33]
+    plain_error, best_error = (curves["mean_error"].mean(axis=0) for curves in chosen.curves().values())
+    assert plain_error[-1] < 0.1
+    assert abs(best_error[-1] ** 0.5 - 2) < 0.3
+    assert chosen.curves()["replace + best_of"]["variance_ratio"].mean(axis=0)[-1] < 0.1
 
 
 def test_the_table_of_the_readme_has_every_policy() -> None:
