@@ -74,6 +74,7 @@ WEIGHTED = Custom(
     takes=({"batch": "real(1)", "weight": 2.0}, {"batch": "real(t)"}, {"batch": "synthetic(1..t-1)", "weight": 0.5}),
     real_rows="n", synthetic_rows="2*n",
 )  # fmt: skip
+EXTERNAL = Custom(takes=({"batch": "real(1)"}, {"batch": "external(1)"}), external_rows="n")
 DRAWN = Custom(takes=({"batch": "real(1)"}, {"batch": "synthetic(t-1)", "weight": 4.0}), budget="n")
 WHOLE = [
     Replace(),
@@ -311,7 +312,7 @@ def test_the_bound_lies_above_accumulation_on_either_design() -> None:
 
 @pytest.mark.parametrize("change", [
     {"curators": (Deduplicate(),)}, {"init_from": "previous"}, {"n": 5}, {"family": Linear(ridge=0.1)},
-    {"source": GaussianSource()},
+    {"source": GaussianSource()}, {"policy": EXTERNAL},
 ])  # fmt: skip
 def test_no_law_applies_if_a_condition_fails(change: dict[str, Any]) -> None:
     assert law_curves(DESIGN)

@@ -67,6 +67,7 @@ def test_ties_that_cold_samples_break_and_few_rows_have_no_law_of_endless_rows()
         replace(COOL, n=2000),
         replace(COOL, sampler=DiscreteSampler(top_p=0.9)),
         replace(COOL, sampler=DiscreteSampler()),
+        replace(COOL, policy=Custom(takes=({"batch": "real(1)"}, {"batch": "external(1)"}), external_rows="n")),
     ):
         assert not [curve for curve in law_curves(other) if curve.kind == "asymptotic"]
     assert [
