@@ -101,6 +101,9 @@ FAMILIES: dict[str, tuple[Any, Any]] = {  # every built-in family that needs no 
     "kernel_ridge": ("kernel_ridge", {"name": "linear", "dim": 2}),
     "random_features": ({"name": "random_features", "width": 10}, {"name": "linear", "dim": 2}),
     "kde": ("kde", "moons"),
+    "gmm": ("gmm", "blobs"),
+    "agents": ("agents", {"name": "gaussian", "dim": 2}),
+    "ngram": ({"name": "ngram", "vocab": 257}, {"name": "expressions", "rows": 200, "noise": 0.2}),
     "vae": ({"name": "vae", "latent": 2, "hidden": 8, "training": {"steps": 3, "batch_size": 8}}, "digits"),
     "image_diffusion": ({"name": "image_diffusion", "channels": [8, 8], "training": {"steps": 3, "batch_size": 8}}, "digits"),
     "geodiff": (
@@ -120,6 +123,9 @@ METRICS: dict[str, tuple[str, ...]] = {  # metrics that a family of FAMILIES can
     "kernel_ridge": ("squared_error", "nll"),
     "random_features": ("squared_error", "nll"),
     "kde": ("nll", "second_moment"),
+    "gmm": ("nll",),
+    "agents": ("nll", "mean_error"),
+    "ngram": ("nll", "cross_entropy", "correct_rate"),
     "vae": (
         "negative_elbo", "log_likelihood", "pixel_std", "pixel_frechet", "feature_frechet", "kernel_distance", "precision",
         "coverage", "training_distance", "feature_entropy", "feature_diversity", "modes",

@@ -135,4 +135,4 @@ def _first_components(z: Floats, mass: Floats, n_components: int) -> Floats:
         costs = mass[:, None] @ np.minimum(distances, nearest[..., None])
         columns.append(np.take_along_axis(distances, costs.argmin(2)[..., None], axis=2))
         nearest = np.minimum(nearest, columns[-1][..., 0])
-    return np.eye(n_components)[np.concatenate(columns, axis=2).argmin(2)]
+    return np.asarray(np.eye(n_components)[np.concatenate(columns, axis=2).argmin(2)])

@@ -101,7 +101,7 @@ class Ngram(Family):
         """Log p of each row, its end token included, in nats."""
         values = self._log_prob(params, rows)
         row_of = np.repeat(np.arange(len(values)), np.diff(values.offsets))
-        return np.bincount(row_of, cast(Floats, values.values), len(values))
+        return np.asarray(np.bincount(row_of, cast(Floats, values.values), len(values)), np.float64)
 
     def trivial_risk(self, metric: str, initial: Columns, holdout: Columns, truth: Params, ctx: Context) -> float | None:
         return unigram_cross_entropy(initial, holdout, self.vocab) if metric == "cross_entropy" else None
@@ -146,7 +146,7 @@ class _Counts:
     start: int
     end: int
 
-    def find(self, length: int, contexts: Ints, tokens: Array) -> Ints:
+    def find(self, length: int, contexts: Ints, tokens: Ints) -> Ints:
         """Index of each n-gram; -1 if it does not occur."""
         keys, wanted = self.keys[length - 1], contexts * self.n_tokens + tokens
         indices = np.minimum(np.searchsorted(keys, wanted), len(keys) - 1)

@@ -82,7 +82,7 @@ def _draw(kind: Kind, depth: int, rng: np.random.Generator) -> str:
     if depth == 0:
         return LEAVES[kind][rng.integers(len(LEAVES[kind]))]
     word = WORDS[kind][rng.integers(3)]
-    depths = [depth - 1] if word == "not" else rng.permutation([depth - 1, rng.integers(depth)]).tolist()
+    depths = [depth - 1] if word == "not" else rng.permutation(np.array([depth - 1, rng.integers(depth)])).tolist()
     operands = [text if len(text) == 1 else f"( {text} )" for text in (_draw(kind, below, rng) for below in depths)]
     return f"not {operands[0]}" if word == "not" else f" {word} ".join(operands)
 
