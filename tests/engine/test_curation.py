@@ -234,3 +234,23 @@ def test_curators_of_a_spec_are_those_of_every_policy_that_has_none() -> None:
     assert spec.policy_labels() == ("replace + accept_all", "accumulate + chance", "control")
     control: Any = spec.policies[2]
     assert control.of == spec.policies[0]
+
+
+def test_settings_of_policies_and_curators_can_be_swept(tmp_path: Path) -> None:
+    verifier = {"name": "verifier", "score": X}
+    spec = make_spec(
+        policies=[{"name": "mix"}, curated("replace", verifier)], generations=2, seeds=2,
+        sweep={"curators.verifier.threshold": [-9.0, 0.5], "policies.mix.real_share": [0.2, 0.9]},
+    )  # fmt: skip
+    result = selfloop.run(spec, tmp_path)
+    label = spec.policy_labels()[1]
+    at = {"curators.verifier.threshold": -9.0, "policies.mix.real_share": 0.2}
+    assert result.curves(at)[label]["kept_share"].tolist() == [[1.0, 1.0]] * 2
+    other = {**at, "policies.mix.real_share": 0.9}
+    assert (result.curves(at)["mix"]["mean_error"][:, 1] != result.curves(other)["mix"]["mean_error"][:, 1]).all()
+
+
+@pytest.mark.parametrize("key", ["curators.detector.threshold", "policies.window.length", "curators.verifier.nonsense"])
+def test_a_sweep_over_a_curator_that_is_not_there_is_refused(key: str) -> None:
+    with pytest.raises(SpecError, match="sweep"):
+        make_spec(policies=[curated("replace", {"name": "verifier", "score": X})], sweep={key: [1, 2]}).points()

@@ -42,7 +42,7 @@ def chains(curator: Curator, metric: Metric, source: Source, family: Family, n: 
     ("curator", "wrong"),
     [
         (Verifier(score=SYMBOL, threshold=0.0, keep_bad=0.7), Verifier(score=SYMBOL, threshold=0.0, keep_bad=0.5)),
-        (Verifier(score=SYMBOL, threshold=-0.5, keep_good=0.4, keep_bad=0.5), Verifier(score=SYMBOL, keep_good=0.9, keep_bad=0.4)),
+        (Verifier(score=SYMBOL, threshold=-0.5, keep_good=0.4, keep_bad=0.5), Verifier(score=SYMBOL, keep_bad=0.4)),
         (BestOf(score=SYMBOL, temperature=8.0), BestOf(score=SYMBOL, temperature=2.0)),
         (BestOf(score=ColumnValue(column="symbol"), candidates=2), BestOf(score=ColumnValue(column="symbol"), candidates=3)),
     ],

@@ -10,7 +10,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from selfloop.component import Family
+from selfloop.component import Component, Family
 from selfloop.errors import SpecError, unknown_name
 from selfloop.plugins import BUILT_IN, component_class, component_names, presets
 from selfloop.settings import SettingInfo, Settings, describe_fields, setting_types, settings_tables
@@ -45,6 +45,8 @@ def component_settings(kind: str, name: str) -> tuple[str, list[SettingInfo]]:
 def _flat_settings(cls: type[Any], prefix: str, defaults: Any = None) -> Iterator[SettingInfo]:
     """The settings of a class, including the settings of its nested tables."""
     for setting in describe_fields(cls, defaults):
+        if isinstance(setting.default, Component):
+            yield setting._replace(name=prefix + setting.name, default=toml_value(setting.default.name))
         if isinstance(setting.default, Settings):
             yield from _flat_settings(type(setting.default), f"{prefix}{setting.name}.", setting.default)
             continue

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal, cast
 
 import numpy as np
-from annotated_types import Ge, Gt, Interval
+from annotated_types import Ge, Interval
 
 from selfloop.columns import Array, Columns, Floats, Params, count_rows
 from selfloop.component import Context, Family, Sampler, Source
@@ -32,7 +32,7 @@ class Detector(Curator):
     renews: ClassVar[bool] = True
     applies_to: Annotated[Literal["new_rows", "training_rows"], "rows to check"] = "training_rows"
     action: Annotated[Literal["drop", "weight"], "`drop` rows or give them a `weight`"] = "drop"
-    threshold: Annotated[float, Gt(0), Interval(le=1), "confidence from which a row is dropped"] = 0.5
+    threshold: Annotated[float, Interval(gt=0, le=1), "confidence from which a row is dropped"] = 0.5
     power: Annotated[PositiveFloat, "exponent of the weight (1 - c)^power"] = 10.0
     sensitivity: Annotated[Share | None, "share of synthetic rows that are detected; default: learned from rows"] = None
     false_alarms: Annotated[Share, "share of real rows that are taken for synthetic, beside a sensitivity"] = 0.0

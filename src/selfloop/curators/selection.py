@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Annotated, ClassVar, Literal
 
 import numpy as np
-from annotated_types import Ge, Gt, Interval
+from annotated_types import Ge, Interval
 
 from selfloop.columns import Bools, Columns, Floats, Params, Ragged, count_rows
 from selfloop.component import Context, Family, Sampler, Source
@@ -44,8 +44,8 @@ class Verifier(ScoreCurator):
 
     name: ClassVar[str] = "verifier"
     threshold: Annotated[float | None, "lowest score of a good row"] = None
-    share: Annotated[float | None, Gt(0), Interval(le=1), "share of the initial rows that are good"] = None
-    keep_good: Annotated[float, Gt(0), Interval(le=1), "probability that a good row is kept (phi)"] = 1.0
+    share: Annotated[float | None, Interval(gt=0, le=1), "share of the initial rows that are good"] = None
+    keep_good: Annotated[float, Interval(gt=0, le=1), "probability that a good row is kept (phi)"] = 1.0
     keep_bad: Annotated[Share, "probability that a bad row is kept (psi)"] = 0.0
 
     def __post_init__(self) -> None:
@@ -78,7 +78,7 @@ class TopShare(ScoreCurator):
 
     name: ClassVar[str] = "top_share"
     score: Annotated[Score, "score of a row"]
-    share: Annotated[float, Gt(0), Interval(le=1), "share of rows kept; at least one row is"]
+    share: Annotated[float, Interval(gt=0, le=1), "share of rows kept; at least one row is"]
 
     def judge(self, rows: Columns, view: CuratorView, ctx: Context) -> Judged:
         scores = self.score.score(rows, view, ctx)

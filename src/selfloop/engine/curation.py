@@ -19,7 +19,7 @@ from selfloop.curator import Curator, CuratorView, Judged
 from selfloop.errors import ChainEndedError, DataError
 from selfloop.protocols import CuratesRows, UsesEncoder
 from selfloop.store.identity import ObjectRef, stored_step
-from selfloop.types import WEIGHT, Take
+from selfloop.types import WEIGHT, RowInterval, Take
 
 if TYPE_CHECKING:
     from selfloop.engine.stored import StoredWorld
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 SLOT, SYNTHETIC = "@slot", "@synthetic"
 STARVED = "too_few_curated_rows"
 MAX_ROUNDS, MAX_INPUT_ROUNDS = 1000, 16  # of sampling; the second one if a row answers an input
+CURATION_VALUES = ("kept_share", "sampling_rounds", "answered_share")  # measured at every generation with curated new rows
 MAX_EMPTY_ROUNDS = 50  # without a single kept row
 
 
@@ -143,13 +144,14 @@ def collect_rows(tables: tuple[Columns, ...], n: int, by_slot: bool) -> Columns:
 
 
 @stored_step("join_takes", version=1)
-def join_takes(takes: tuple[tuple[Columns, int | None, bool], ...]) -> Columns:
-    """The training rows of all takes, each the first k rows of a batch (None: all), in the columns that all have.
+def join_takes(takes: tuple[tuple[Columns, RowInterval, bool], ...]) -> Columns:
+    """The training rows of all takes, each an interval of a batch, in the columns that all have.
 
     The third value is True for synthetic rows.
     """
-    firsts = [rows if k is None else select_rows(rows, np.arange(min(k, count_rows(rows)))) for rows, k, _ in takes]
-    tables = _with_weights(firsts)
+    spans = [rows_of_interval(rows, k) for rows, k, _ in takes]
+    parts = [select_rows(rows, np.arange(s.start, s.stop)) if k else rows for (rows, k, _), s in zip(takes, spans, strict=True)]
+    tables = _with_weights(parts)
     shared = [name for name in tables[0] if all(name in table for table in tables)]
     joined = concat_rows([{name: table[name] for name in shared} for table in tables])
     synthetic = np.repeat([is_synthetic for _, _, is_synthetic in takes], list(map(count_rows, tables)))
@@ -284,7 +286,7 @@ def curate_training_rows(world: StoredWorld, t: int, takes: Sequence[Take[Object
     """The training rows of generation t >= 2 that curators keep, take by take."""
     store = world.store
     sampled = {ref for ref in world.samples.values() if ref}
-    rows = joined = store.call(join_takes, tuple((take.batch, take.rows, take.batch in sampled) for take in takes))
+    rows = joined = store.call(join_takes, tuple((take.batch, take.interval, take.batch in sampled) for take in takes))
     for position, curator in world.curation.training_rows:
         newest = world.samples[t - 1] or joined  # a policy may draw no samples
         rows = _judge(world, curator, position, t, t - 1, (rows,), None, newest, "training rows")
