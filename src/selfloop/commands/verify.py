@@ -132,7 +132,7 @@ def _compare_calls(work: tuple[Path, list[tuple[StepCall, str]]], notify: Notify
 
 
 def _compare(store: Store, call: StepCall) -> tuple[str, str]:
-    body = store.files.read_record(call.key, call.step)
+    body = store.files.read_record(call.key)
     if body is None or not store.files.has_object(body):
         return "wrong", "the record or its object is damaged."
     recorded, provenance, backend = body["result"], body["provenance"], dict[str, str]()
@@ -185,12 +185,12 @@ def _describe_curve(store: Store, call: StepCall, recorded: Mapping[str, Any], v
     """The first generation at which a seed of an ensemble differs from its record; empty for other steps."""
     if call.step is not ensemble_curves or value is None or "object" not in recorded:
         return ""
-    stored = store.open(ObjectRef(recorded["object"]))
+    seeds, stored = call.arguments[0].seeds, flatten_columns(store.open(ObjectRef(recorded["object"])))
     differing = [
-        (t + 1, call.arguments[0].seeds[s], name)
-        for name in Curves.unpack(value, call.arguments[0].seeds).values
-        if name in stored and np.shape(stored[name]) == value[name].shape
-        for s, t in np.argwhere(~np.isclose(stored[name], value[name], rtol=0, atol=0, equal_nan=True)).tolist()
+        (t + 1, seeds[s], name)
+        for name, curve in Curves.unpack(value, seeds).values.items()
+        if name in stored and stored[name].shape == curve.shape
+        for s, t in np.argwhere(~np.isclose(stored[name], curve, rtol=0, atol=0, equal_nan=True)).tolist()
     ]
     return "{2} of seed {1} differs at generation {0}: ".format(*min(differing)) if differing else ""
 
