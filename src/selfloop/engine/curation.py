@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 SLOT, SYNTHETIC = "@slot", "@synthetic"
 STARVED = "too_few_curated_rows"
 MAX_ROUNDS, MAX_INPUT_ROUNDS = 1000, 16  # of sampling; the second one if a row answers an input
-CURATION_VALUES = ("kept_share", "sampling_rounds", "answered_share")  # measured at every generation with curated new rows
 MAX_EMPTY_ROUNDS = 50  # without a single kept row
 
 

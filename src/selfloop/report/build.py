@@ -16,7 +16,6 @@ import numpy as np
 from selfloop.columns import Floats
 from selfloop.component import Metric
 from selfloop.criteria.judging import COLLAPSES
-from selfloop.engine.curation import CURATION_VALUES
 from selfloop.errors import SpecError
 from selfloop.formats.replacing import write_text
 from selfloop.published.papers import papers, published_curves
@@ -101,11 +100,6 @@ def build_report(result: Result) -> Report:
                 name: curves[f"training_{name}"].mean(axis=0) for name in ("tokens", "steps") if f"training_{name}" in curves
             }
             for label, curves in result.curves(first.coordinates).items()
-        },
-        curation={
-            label: {name: np.nanmean(curves[name], axis=0) for name in CURATION_VALUES if name in curves}
-            for label, curves in result.curves(first.coordinates).items()
-            if CURATION_VALUES[0] in curves
         },
         galleries=list(read_galleries(result.points, result.store)),
         costs=list(_costs(result)),

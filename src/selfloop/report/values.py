@@ -148,7 +148,6 @@ class Report:
     ledgers: Mapping[str, NoiseLedger] = field(default_factory=dict)  # of the same point, by policy, where laws are moments
     unit: Unit = "rows"  # of the schedules' counts
     training: Mapping[str, Mapping[str, Sequence[float]]] = field(default_factory=dict)  # policy -> tokens, steps of that point
-    curation: Mapping[str, Mapping[str, Sequence[float]]] = field(default_factory=dict)  # curated policy -> shares and rounds
     galleries: Sequence[Gallery] = ()
     costs: Sequence[Cost] = ()
     notes: Sequence[str] = ()  # which comparisons are paired, how many chains ended, ...
