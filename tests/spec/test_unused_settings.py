@@ -36,6 +36,11 @@ BY_HAND: dict[str, Any] = {  # a value that differs, where a number or a choice 
     "discrete.n_symbols": 25,
     "linear.sampler.noise": 2.0,
     "kde.bandwidth": 0.7,
+    "gmm.iterations": 2,
+    "gmm.tolerance": 10.0,
+    "ngram.vocab": 270,
+    "ngram.tokenizer": None,  # a file
+    "ngram.sampler.num_beams": "refused",
     "vae.channels": (4,),
     "vae.training.scale_batch": None,  # their batch_size would change nothing then, and is refused
     "image_diffusion.training.scale_batch": None,
@@ -60,12 +65,13 @@ BY_HAND: dict[str, Any] = {  # a value that differs, where a number or a choice 
     "transformer.tokenizer": None,  # a file
     "transformer.vocab": 290,
     "transformer.tie_embeddings": False,
-    "transformer.sampler.top_k": 3,
-    "transformer.sampler.top_p": 0.3,
+    "sampler.top_k": 3,
+    "sampler.top_p": 0.3,
     "transformer.sampler.num_beams": 2,
-    "transformer.sampler.prompt": "first_token",
-    "transformer.sampler.prefix_tokens": "refused",
-    "transformer.sampler.max_tokens": 5,
+    "sampler.prompt": "first_token",
+    "sampler.prefix_tokens": "refused",
+    "sampler.max_tokens": 5,
+    "sampler.response_template": None,  # for prompt 'before'
     "training.epochs": "refused",
     "training.first_generation_steps": 2,
     "training.scale_batch": True,
