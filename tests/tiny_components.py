@@ -101,7 +101,7 @@ FAMILIES: dict[str, tuple[Any, Any]] = {  # every built-in family that needs no 
     "kernel_ridge": ("kernel_ridge", {"name": "linear", "dim": 2}),
     "random_features": ({"name": "random_features", "width": 10}, {"name": "linear", "dim": 2}),
     "kde": ("kde", "moons"),
-    "gmm": ("gmm", "blobs"),
+    "gmm": ("gmm", "moons"),
     "agents": ("agents", {"name": "gaussian", "dim": 2}),
     "ngram": ({"name": "ngram", "vocab": 257}, {"name": "expressions", "rows": 200, "noise": 0.2}),
     "vae": ({"name": "vae", "latent": 2, "hidden": 8, "training": {"steps": 3, "batch_size": 8}}, "digits"),
@@ -116,8 +116,8 @@ FAMILIES: dict[str, tuple[Any, Any]] = {  # every built-in family that needs no 
     ),
 }
 METRICS: dict[str, tuple[str, ...]] = {  # metrics that a family of FAMILIES can be measured with
-    "gaussian": ("mean_error", "variance_ratio", "log_variance_ratio", "nll"),
-    "discrete": ("heterozygosity", "support_size"),
+    "gaussian": ("mean_error", "variance_ratio", "log_variance_ratio", "sd_ratio", "wasserstein", "kl_divergence", "nll"),
+    "discrete": ("heterozygosity", "support_size", "unseen_mass", "complete_support"),
     "linear": ("excess_risk",),
     "glm": ("parameter_error", "log_loss", "accuracy", "predicted_share"),
     "kernel_ridge": ("squared_error", "nll"),

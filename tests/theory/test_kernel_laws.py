@@ -73,9 +73,9 @@ def smoothed(real_mass: float, variance: float = 0.81) -> Floats:
     return np.asarray(truth * (np.cumsum(shares * kernel ** np.arange(8)) - shares * kernel ** np.arange(8) + ends))
 
 
-def test_the_rows_of_twelve_row_chains_are_the_mixture_and_not_one_of_another_share_or_bandwidth() -> None:
+def test_the_rows_of_short_chains_are_the_mixture_and_not_one_of_another_share_or_bandwidth() -> None:
     values = curves(
-        KERNELS.source, KERNELS.family, KERNELS.policy, [Cosine()], n=12, generations=8, seeds=1024, sampler=Sampler()
+        KERNELS.source, KERNELS.family, KERNELS.policy, [Cosine()], n=24, generations=8, seeds=512, sampler=Sampler()
     )["cosine"]  # fmt: skip
     assert largest_z(values, smoothed(0.25)) < 4
     assert largest_z(values, smoothed(0.6)) > 4

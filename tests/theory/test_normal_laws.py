@@ -93,14 +93,14 @@ def test_no_law_of_replacement_applies_to_other_rows_or_to_too_few() -> None:
 
 
 def test_the_limits_are_those_of_the_laws() -> None:
-    long = replace(LINE, generations=400)
+    long = replace(LINE, generations=150)
     assert (law_of(long, "sd_ratio").limit, law_of(long, "kl_divergence").limit) == ("zero", "infinite")
-    assert law_of(long, "sd_ratio").values[-1] < 1e-4
+    assert law_of(long, "sd_ratio").values[-1] < 0.01
     assert law_of(long, "kl_divergence").values[-1] > 1e9
     for ddof, limit in ((0, "finite"), (1, "infinite")):
         law = law_of(replace(long, family=Gaussian(ddof=ddof)), "wasserstein")
         assert law.limit == limit
-        assert (law.values[-1] > 2 * law.values[100]) == (limit == "infinite")
+        assert (law.values[-1] > 2 * law.values[40]) == (limit == "infinite")
 
 
 def test_the_metrics_are_the_distances_of_two_normal_distributions() -> None:
