@@ -65,6 +65,7 @@ BY_HAND: dict[str, Any] = {  # a value that differs, where a number or a choice 
     "transformer.tokenizer": None,  # a file
     "transformer.vocab": 290,
     "transformer.tie_embeddings": False,
+    "transformer.loss_truncation": 1e-3,
     "sampler.top_k": 3,
     "sampler.top_p": 0.3,
     "transformer.sampler.num_beams": 2,
