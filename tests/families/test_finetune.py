@@ -21,6 +21,7 @@ from selfloop.families.nn.settings import TrainingSettings
 from selfloop.families.transformer.decoder import DecodeRequest
 from selfloop.families.transformer.hf_network import generate
 from selfloop.families.transformer.text_sampler import TextSampler, read_prompts
+from selfloop.families.transformer.tokenizer import find_text
 from selfloop.plugins import component_class, component_names
 from selfloop.protocols import SupportsExport, SupportsTokenLogProb, UsesEncoder
 from selfloop.rng import RandomStream
@@ -339,6 +340,27 @@ def test_rows_are_sampled_from_the_merged_model(base, fitted, arch):
     merged = hf_model.open_merged(base_folder(base(arch), None), Lora(rank=2), params)
     assert p_value(next_token_probabilities(merged, [start], TextSampler()), counts) > 1e-3
     assert p_value(next_token_probabilities(open_base(base(arch)), [start], TextSampler()), counts) < 1e-3
+
+
+def test_prompts_before_the_response_end_where_the_tokens_that_count_begin(base, fitted):
+    chats = [text for text in TEXTS if "assistant:" in text]
+    tuned, params = family(base(), response_template="assistant:"), fitted("gpt2")
+    sampler = TextSampler(prompt="before").complete(tuned)
+    rows, prepared = encode(tuned, chats), prepare_encoder(tuned)
+    prompts = sampler.draw_prompts(len(chats) + 2, {**rows, **prepared}, CTX)
+    begins = find_text(rows["tokens"], prepared, "assistant:")
+    n_prompt = np.diff(prompts["prompt"].offsets)
+    assert n_prompt.tolist() == [*begins, *begins[:2]]
+    samples = tuned.sample(params, len(n_prompt), sampler, prompts, CTX)["tokens"]
+    for row, prompt, real in zip(
+        token_lists(samples), token_lists(prompts["prompt"]), token_lists(rows["tokens"]) * 2, strict=False
+    ):
+        assert row[: len(prompt)] == prompt == real[: len(prompt)]
+        assert len(row) > len(prompt)
+    with pytest.raises(SpecError, match=r"^family\.sampler\.prompt: got prompts of \d+ tokens; expected less than 4\. Raise"):
+        tuned.sample(params, len(n_prompt), replace(sampler, max_tokens=4), prompts, CTX)
+    with pytest.raises(SettingError, match=r"^family\.sampler\.response_template: got ''; prompt = 'before' needs"):
+        TextSampler(prompt="before").complete(family(base()))
 
 
 def test_rows_begin_with_their_prompts_and_end_with_the_end_token_or_at_the_limit(base, fitted):
