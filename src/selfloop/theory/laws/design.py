@@ -18,13 +18,13 @@ import numpy as np
 from selfloop.columns import Columns, Floats, Params
 from selfloop.component import Policy
 from selfloop.engine.ensemble import SeedBlock
-from selfloop.policies.schedule import ScheduleEntry
 from selfloop.protocols import SupportsDesignBasis
 from selfloop.snapshots import Scenario
 from selfloop.spec.point import Point
 from selfloop.store.identity import package_of
 from selfloop.theory.law import newest_rows, schedule_entries, takes_whole_batches
 from selfloop.theory.laws import LawCurve, law_curves
+from selfloop.theory.laws.linear import repeats_one_design, set_noise_levels
 from selfloop.types import real
 
 MAX_NUMBERS = 20_000_000  # of all decompositions, and of all coefficients: a second or two
@@ -130,17 +130,10 @@ def _applies(scenario: Scenario) -> bool:
     """True if every fit is linear in the outcomes of whole batches of whole copies of one fixed design."""
     built_in = all(package_of(type(component)) == "selfloop" for component in (scenario.family, scenario.source))
     from_scratch = scenario.init_from == "scratch" and scenario.merge is None
-    if not built_in or scenario.curators or not from_scratch or not scenario.source.has_fixed_design():
+    if not built_in or scenario.curators or not from_scratch or not isinstance(scenario.family, SupportsDesignBasis):
         return False
-    return (
-        isinstance(scenario.family, SupportsDesignBasis)
-        and takes_whole_batches(scenario)
-        and all(_has_whole_copies(entry, scenario.n) for entry in schedule_entries(scenario))
-    )
-
-
-def _has_whole_copies(entry: ScheduleEntry, n: int) -> bool:
-    return entry.plan.budget is None and not any((take.rows or 0) % n for take in entry.plan.takes)
+    kinds = {take.batch.kind for entry in schedule_entries(scenario) for take in entry.plan.takes}
+    return kinds <= {"real", "synthetic"} and takes_whole_batches(scenario) and repeats_one_design(scenario)
 
 
 def _noise_variances(scenario: Scenario, y: Floats, vectors: Floats, real_noise: Floats | None) -> Floats | None:
@@ -151,12 +144,10 @@ def _noise_variances(scenario: Scenario, y: Floats, vectors: Floats, real_noise:
     takes = [take for entry in schedule_entries(scenario) for take in entry.plan.takes]
     if real_noise is None and any(take.batch.kind == "real" and take.batch != real(1) for take in takes):
         return None
-    settings, shape = scenario.sampler.settings(), (scenario.generations, len(y))
-    noise = 0.0 if settings["labels"] == "noiseless" else settings["noise"]
+    levels, shape = set_noise_levels(scenario), (scenario.generations, len(y))
     variances = np.zeros(shape) if real_noise is None else np.tile(real_noise**2, (shape[0], 1))
-    if noise is not None:
-        levels = np.atleast_1d(noise) ** 2
-        variances[1:] = levels[np.minimum(np.arange(shape[0] - 1), len(levels) - 1), None]
+    if levels is not None:
+        variances[1:] = levels[np.minimum(np.arange(shape[0] - 1), len(levels) - 1), None] ** 2
     elif real_noise is None:
         n, r = vectors.shape[1:]
         ridges = {scenario.family.for_generation(t + 1).settings()["ridge"] for t in range(scenario.generations)}

@@ -44,11 +44,16 @@ def _real_noise(scenario: Scenario) -> float:
     return float(scenario.source.settings()["noise"])
 
 
-def _noise_levels(scenario: Scenario) -> Floats:
-    """Standard deviation of the noise of outcomes of model 1, 2, ...; the last one stays."""
+def set_noise_levels(scenario: Scenario) -> Floats | None:
+    """Standard deviation of the noise of outcomes of model 1, 2, ..., whose last one stays; None if the sampler sets none."""
     settings = scenario.sampler.settings()
-    noise = _real_noise(scenario) if settings["noise"] is None else settings["noise"]
-    return np.atleast_1d(np.array(0.0 if settings["labels"] == "noiseless" else noise, np.float64))
+    noise = 0.0 if settings["labels"] == "noiseless" else settings["noise"]
+    return None if noise is None else np.atleast_1d(np.array(noise, np.float64))
+
+
+def _noise_levels(scenario: Scenario) -> Floats:
+    levels = set_noise_levels(scenario)
+    return np.array([_real_noise(scenario)]) if levels is None else levels
 
 
 def _noise_ratios(scenario: Scenario) -> Floats:
@@ -85,7 +90,7 @@ def _limit(scenario: Scenario) -> Limit | None:
     return "infinite" if power <= 1 else "finite"
 
 
-def _repeats_one_design(scenario: Scenario) -> bool:
+def repeats_one_design(scenario: Scenario) -> bool:
     """True if every fit is on whole copies of the one fixed design."""
     return scenario.source.has_fixed_design() and all(
         entry.plan.budget is None
@@ -95,7 +100,7 @@ def _repeats_one_design(scenario: Scenario) -> bool:
 
 
 def _fixed_design_risk(scenario: Scenario) -> Floats | None:
-    return _multiplied_risk(scenario) if _is_least_squares(scenario) and _repeats_one_design(scenario) else None
+    return _multiplied_risk(scenario) if _is_least_squares(scenario) and repeats_one_design(scenario) else None
 
 
 def _fresh_design_rows(scenario: Scenario, rows: list[int] | None) -> Ints | None:
@@ -127,7 +132,7 @@ def _asymptotic_risk(scenario: Scenario) -> Floats | None:
     # A fixed design repeats its inputs: the first rows of several batches have fewer distinct inputs than rows.
     if not _is_least_squares(scenario) or not takes_whole_batches(scenario):
         return None
-    if _repeats_one_design(scenario) or _newest_risk(scenario) is not None or _all_rows_risk(scenario) is not None:
+    if repeats_one_design(scenario) or _newest_risk(scenario) is not None or _all_rows_risk(scenario) is not None:
         return None  # an exact law applies
     fewest = min(entry.trained_rows for entry in schedule_entries(scenario))
     return _multiplied_risk(scenario) if fewest >= MIN_ROWS_PER_COEFFICIENT * _dim(scenario) else None
