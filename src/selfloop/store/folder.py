@@ -6,7 +6,7 @@ import json
 import os
 import time
 import warnings
-from collections.abc import Callable, Hashable, Iterator, Mapping
+from collections.abc import Hashable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from hashlib import blake2b, file_digest
@@ -42,17 +42,15 @@ class StoreFolder:
         """The file of a record."""
         return f"{self.path}/records/{key[:2]}/{key}.json"
 
-    def read_record(self, key: str, step: Callable[..., Any] | None = None) -> dict[str, Any] | None:
-        """The body of a record; None if there is none, if it is damaged, or if it is no result of the step."""
+    def read_record(self, key: str) -> dict[str, Any] | None:
+        """The body of a record; None if there is none, or if it is damaged."""
         path = self.record_path(key)
         exists = os.path.lexists(path)  # asked first: another process may write it now
         with self._errors("read"):
             body = records.read_record(path, key)
-        if body is not None and (step is None or records.is_result_of(step, body["result"])):
-            return body
-        if exists:
+        if body is None and exists:
             self.set_aside(path)
-        return None
+        return body
 
     def write_record(self, body: Mapping[str, Any]) -> None:
         """Add a record. It has the key and the result of a call, and what they were made with."""

@@ -9,24 +9,18 @@ from __future__ import annotations
 
 import errno
 import json
-import math
 import os
 import platform
-import re
 import shutil
 import stat
 import sys
 import time
-from collections.abc import Callable, Mapping
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any
 
-import numpy as np
-
-from selfloop.errors import DataError, SelfloopError, SettingError, StoreError, os_error_reason
-from selfloop.settings import check_setting
+from selfloop.errors import DataError, SelfloopError, StoreError, os_error_reason
 from selfloop.store.identity import digest
 
 UNREADABLE = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.EACCES, errno.EPERM, errno.EIO)  # of one file
@@ -105,7 +99,7 @@ def with_checksum(body: bytes) -> bytes:
 
 
 def read_record(path: str | Path, key: str) -> dict[str, Any] | None:
-    """The body of a record file; None if there is no readable file, any byte of it was changed, or its form is another."""
+    """The body of a record file; None if there is no readable file, any byte was changed, or it is of another key."""
     if file_stat(path) is None:
         return None
     try:
@@ -118,36 +112,7 @@ def read_record(path: str | Path, key: str) -> dict[str, Any] | None:
         return None
     except (ValueError, RecursionError):
         return None
-    return parsed if _has_form(parsed, key) else None
-
-
-def _has_form(body: Any, key: str) -> bool:
-    match body:
-        case {
-            "key": str(own_key), "result": {"object": str()} | {"value": _} | {"ended": str()} as result,
-            "file_stat": None | [int(), int()], "warnings": list(texts),
-            "provenance": {"step": str(), "seconds": int() | float() as seconds, "threads": int(n), "backend": dict(backends)},
-        } if own_key == key and len(result) == 1 and n > 0 and 0 <= seconds < math.inf:  # fmt: skip
-            is_named = bool(re.fullmatch("[0-9a-f]{40}", result.get("object", key)))
-            return is_named and all(isinstance(text, str) for text in (*texts, *backends.values()))
-    return False
-
-
-def is_result_of(step: Callable[..., Any], result: Mapping[str, Any]) -> bool:
-    """True if a record's result is what a step can return: arrays, a value of its annotated type, or the end of a chain."""
-    if "ended" in result:
-        return True
-    try:
-        value = {"": np.zeros(0)} if "object" in result else result["value"]
-        check_setting(_return_type(step), value, "result")
-    except SettingError:
-        return False
-    return True
-
-
-@cache
-def _return_type(step: Callable[..., Any]) -> Any:
-    return get_type_hints(step).get("return", Any)
+    return parsed if isinstance(parsed, dict) and parsed.get("key") == key else None
 
 
 def file_stat(path: str | Path) -> list[int] | None:

@@ -92,7 +92,7 @@ class Store:
 
     def lookup(self, call: StepCall) -> Mapping[str, Any] | None:
         """Result in a call's record; None if there is none, or if it or its object is damaged. Counts the usage."""
-        body = self.files.read_record(call.key, call.step)
+        body = self.files.read_record(call.key)
         if body is None or not self.files.has_object(body):
             return None
         self.usage.seconds_saved += body["provenance"]["seconds"]
