@@ -106,13 +106,14 @@ def test_the_identity_has_the_content_of_the_files_and_the_version_but_no_time_l
         ("print('{}'); print('{}')", "wrote 6 lines for 3 rows"),
         ("print('keep')", "wrote line 1, which is no JSON"),
         ("print('[true]')", r"wrote '\[true\]' as line 1; expected a table with `keep`"),
-        ("print('{\"keep\": 1}')", "as line 1; expected a table with `keep`"),
+        ("print('{\"keep\": 1}')", r"wrote in line 1: keep: got 1; expected true or false\. Correct"),
+        ("print('{}')", "as line 1; expected a table with `keep`"),
         ('print(\'{"keep": true, "wieght": 2}\')', "as line 1; expected a table"),
-        ('print(\'{"keep": true, "weight": NaN}\')', r"wrote line 1, which is no JSON \(it has NaN\)"),
-        ('print(\'{"keep": true, "weight": 1e999}\')', "wrote weight inf in line 1; expected a number of 0 or more"),
-        ('print(\'{"keep": true, "weight": -1}\')', "wrote weight -1 in line 1"),
-        ('print(\'{"keep": true, "weight": true}\')', "wrote weight True in line 1"),
-        ('print(\'{"keep": true, "row": {"y": 1}}\')', "expected a table with columns of x"),
+        ('print(\'{"keep": true, "weight": NaN}\')', "wrote in line 1: weight: got nan; expected a number, 0 or more"),
+        ('print(\'{"keep": true, "weight": 1e999}\')', "in line 1: weight: got inf; expected a number"),
+        ('print(\'{"keep": true, "weight": -1}\')', "in line 1: weight: got -1; expected a number"),
+        ('print(\'{"keep": true, "weight": true}\')', "in line 1: weight: got True; expected a number"),
+        ('print(\'{"keep": true, "row": {"y": 1}}\')', "and a `row` with columns of x"),
         ('print(\'{"keep": true, "row": {"x": [1]}}\')', r"wrote x = \[1\] in line 1; expected float64\[2\]"),
         ('print(\'{"keep": true, "row": {"x": [1, "2"]}}\')', r"in line 1; expected float64\[2\]"),
         ('print(\'{"keep": true, "row": {"x": [1, [2]]}}\')', r"in line 1; expected float64\[2\]"),
@@ -143,20 +144,21 @@ def test_a_slow_program_is_ended_with_its_children(tmp_path):
     assert not is_running(int(pid.read_text()))
 
 
-def test_ctrl_c_ends_the_program(tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGINT, *([signal.SIGKILL] if sys.platform == "linux" else [])])
+def test_the_program_ends_with_selfloop(tmp_path: Path, number: signal.Signals) -> None:
     pid = tmp_path / "pid"
     path = program(tmp_path, f"import os, time; open({str(pid)!r}, 'w').write(str(os.getpid())); time.sleep(60)")
     code = (
         "import numpy as np, sys\nfrom pathlib import Path\nfrom selfloop.curators.command import Command\n"
         "from selfloop.component import Context\nfrom selfloop.rng import RandomStream\n"
         f"Command(command=({sys.executable!r}, 'judge.py'), files=(Path({str(path)!r}),))"
-        "._run(b'{}\\n', Context(RandomStream()))"
+        "._run({'x': np.zeros(2)}, {}, Context(RandomStream()))"
     )
     process = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL)
     end = time.monotonic() + 60
     while not (pid.exists() and pid.read_text()) and time.monotonic() < end:
         time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     process.wait(60)
     assert not is_running(int(pid.read_text()))
 
@@ -188,7 +190,7 @@ def is_running(pid: int) -> bool:
             GaussianSource(),
             r"curators\.files: got missing\.py, which does not exist",
         ),
-        ({"command": ("sh",)}, Smiles(), "molecules are no JSON lines"),
+        ({"command": ("sh",)}, Smiles(), "rows of smiles are neither"),
     ],
 )
 def test_commands_that_cannot_run_are_refused_before_any_work(settings, source, sentence):

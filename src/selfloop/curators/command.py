@@ -2,31 +2,34 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import math
 import os
 import shutil
 import signal
 import subprocess
+import sys
 import tempfile
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, NoReturn
 
 import numpy as np
-from annotated_types import MinLen
+from annotated_types import Ge, MinLen
 
-from selfloop.columns import Array, Column, Columns, Ragged, count_rows
+from selfloop.columns import Array, Column, Columns, Ragged, Schema, count_rows
 from selfloop.component import Context, Family, Sampler, Source
 from selfloop.curator import Curator, CuratorView, Judged
 from selfloop.errors import DataError, SettingError, SpecError, first_line, os_error_reason, printable, shown
 from selfloop.formats.molecules import MOLECULE_COLUMNS
-from selfloop.formats.tables import to_python_values
-from selfloop.settings import PositiveFloat
+from selfloop.formats.tables import write_jsonl
+from selfloop.settings import PositiveFloat, check_setting
 
 MAX_ROW_VALUES = 10_000  # numbers of one row that are written as text
 SEED = "{seed}"
+ANSWER: dict[str, Any] = {"keep": bool, "weight": Annotated[float, Ge(0)], "row": dict[str, Any]}
+PR_SET_PDEATHSIG = 1  # of Linux's prctl: the signal that a process gets when its parent ends
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,58 +57,59 @@ class Command(Curator):
         object.__setattr__(self, "files", tuple(sorted(self.files, key=lambda path: path.name)))  # names are in the order
 
     def check(self, source: Source, family: Family, sampler: Sampler) -> None:
-        schema, names = source.schema(), {path.name for path in self.files}
-        large = [name for name, column in schema.items() if math.prod(column.shape) > MAX_ROW_VALUES]
-        if large or schema.keys() >= MOLECULE_COLUMNS:
-            problem = f"rows of {source.title()} are too large for JSON lines" if large else "molecules are no JSON lines"
-            raise SpecError(f"curators: command judges texts and short lists of numbers; {problem}. Choose another curator.")
+        schema, names = source.schema(), [(path.name,) for path in self.files]
+        if schema.keys() >= MOLECULE_COLUMNS or any(math.prod(column.shape) > MAX_ROW_VALUES for column in schema.values()):
+            raise SpecError(
+                f"curators: command judges texts and lists of up to {MAX_ROW_VALUES:,} numbers; rows of {source.title()} are "
+                "neither. Choose another curator."
+            )
         if missing := [path for path in self.files if not path.exists()]:
             raise SpecError(f"curators.files: got {missing[0]}, which does not exist. Correct the path.")
         program = Path(self.command[0])
         is_name = program.is_absolute() or len(program.parts) == 1
-        if program.parts[:1] not in [(name,) for name in names] and not (is_name and shutil.which(program)):
+        if program.parts[:1] not in names and not (is_name and shutil.which(program)):
             raise SpecError(f"curators.command: there is no program {str(program)!r}. Install it, or add its file to `files`.")
 
     def judge(self, rows: Columns, view: CuratorView, ctx: Context) -> Judged:
-        schema, n = view.source.schema(), count_rows(rows)
-        values = to_python_values(rows, schema)
-        table = [
-            json.dumps(dict(zip(values, row, strict=True)), ensure_ascii=False) for row in zip(*values.values(), strict=True)
-        ]
-        lines = self._run("".join(f"{row}\n" for row in table).encode(errors="replace"), ctx).split(b"\n")
-        lines = lines[:-1] if lines[-1] == b"" else lines
-        if len(lines) != n:
-            self._refuse(f"wrote {len(lines)} lines for {n} rows; expected one per row")
-        decisions = [self._parse(i, line, rows) for i, line in enumerate(lines, 1)]
-        edits = {i: decision["row"] for i, decision in enumerate(decisions) if decision.get("row")}
+        lines = self._run(rows, view.source.schema(), ctx).removesuffix(b"\n").split(b"\n")
+        if len(lines) != count_rows(rows) or lines == [b""]:
+            self._refuse(f"wrote {len(lines) if lines != [b''] else 0} lines for {count_rows(rows)} rows; expected one per row")
+        answers = [self._parse(i, line, rows) for i, line in enumerate(lines, 1)]
+        edits = [(i, answer["row"]) for i, answer in enumerate(answers) if answer.get("row")]
         edited = {name: self._edit(name, column, edits) for name, column in rows.items()} if edits else rows
-        weights = [float(decision.get("weight", 1)) for decision in decisions]
-        keep = np.array([decision["keep"] for decision in decisions], bool)
-        return Judged(edited, keep, np.array(weights) if any("weight" in decision for decision in decisions) else None)
+        weights = np.array([answer.get("weight", 1) for answer in answers], np.float64)
+        keep = np.array([answer["keep"] for answer in answers], bool)
+        return Judged(edited, keep, weights if any("weight" in answer for answer in answers) else None)
 
-    def _run(self, rows: bytes, ctx: Context) -> bytes:
-        """The output of the program in a folder of its own. It ends with this process's interest in it, children included."""
+    def _run(self, rows: Columns, schema: Schema, ctx: Context) -> bytes:
+        """The output of the program. It ends when this call does, with all processes that it started."""
         arguments = [argument.replace(SEED, str(ctx.stream.integer() >> 32)) for argument in self.command]
-        with tempfile.TemporaryDirectory(prefix="selfloop-") as folder:
+        with tempfile.TemporaryDirectory(prefix="selfloop-") as name:
+            folder = Path(name)
             for path in self.files:
-                copy = Path(folder) / path.name
-                shutil.copytree(path, copy, ignore=shutil.ignore_patterns(".*")) if path.is_dir() else shutil.copy(path, copy)
-            if Path(arguments[0]).parts[:1] in [(path.name,) for path in self.files]:
-                arguments[0] = str(Path(folder) / arguments[0])
-            pipe = subprocess.PIPE
-            try:
-                process = subprocess.Popen(arguments, cwd=folder, stdin=pipe, stdout=pipe, stderr=pipe, start_new_session=True)
-            except OSError as problem:
-                self._refuse(f"cannot be started ({os_error_reason(problem)})")
+                if path.is_dir():
+                    shutil.copytree(path, folder / path.name, ignore=shutil.ignore_patterns(".*"))
+                else:
+                    shutil.copy(path, folder / path.name)
+            if Path(arguments[0]).parts[0] in {path.name for path in self.files}:
+                arguments[0] = str(folder / arguments[0])
+            write_jsonl(rows, folder / ".rows.jsonl", schema)
+            with (folder / ".rows.jsonl").open("rb") as table:
+                try:
+                    process = subprocess.Popen(
+                        arguments, cwd=folder, stdin=table, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                        start_new_session=True, preexec_fn=_end_with_parent,
+                    )  # fmt: skip
+                except OSError as problem:
+                    self._refuse(f"cannot be started ({os_error_reason(problem)})")
             with process:
                 try:
-                    output, errors = process.communicate(rows, self.time_limit)
-                except BaseException as problem:
-                    with suppress(ProcessLookupError):
+                    output, errors = process.communicate(timeout=self.time_limit)
+                except subprocess.TimeoutExpired:
+                    self._refuse(f"took more than {self.time_limit:g} s and was ended", "Raise time_limit")
+                finally:
+                    if process.returncode is None:
                         os.killpg(process.pid, signal.SIGKILL)
-                    if isinstance(problem, subprocess.TimeoutExpired):
-                        self._refuse(f"took more than {self.time_limit:g} s and was ended", "Raise time_limit")
-                    raise
         if process.returncode:
             last = errors.decode(errors="replace").strip().rpartition("\n")[2][:200] or "it wrote no error"
             self._refuse(f"ended with exit code {process.returncode} ({printable(last)})")
@@ -114,29 +118,29 @@ class Command(Curator):
     def _parse(self, i: int, line: bytes, rows: Columns) -> dict[str, Any]:
         """Line i of the output as a table, checked."""
         try:
-            table = json.loads(line.decode(), parse_constant=_refuse_constant)
+            table = json.loads(line.decode())
+            answer = {name: check_setting(ANSWER[name], value, name) for name, value in table.items()}
+            columns = answer.get("row", {}).keys() - rows.keys()
+        except SettingError as problem:
+            self._refuse(f"wrote in line {i}: {str(problem).removesuffix('.')}")
         except (ValueError, RecursionError) as problem:
             self._refuse(f"wrote line {i}, which is no JSON ({first_line(problem)})")
-        if not isinstance(table, dict) or table.keys() - {"keep", "weight", "row"} or type(table.get("keep")) is not bool:
-            text = shown(line.decode())
-            self._refuse(f"wrote {text} as line {i}; expected a table with `keep` (true or false), `weight` and `row`")
-        weight, row = table.get("weight", 1), table.get("row", {})
-        if type(weight) not in (int, float) or not 0 <= weight < math.inf:
-            self._refuse(f"wrote weight {shown(weight)} in line {i}; expected a number of 0 or more")
-        if not isinstance(row, dict) or row.keys() - rows.keys():
-            self._refuse(f"wrote row {shown(row)} in line {i}; expected a table with columns of {', '.join(rows)}")
-        return table
+        except (AttributeError, KeyError):
+            answer, columns = {}, set()
+        if "keep" not in answer or columns:
+            expected = f"a table with `keep`, and perhaps `weight` and a `row` with columns of {', '.join(rows)}"
+            self._refuse(f"wrote {shown(line.decode())} as line {i}; expected {expected}")
+        return answer
 
-    def _edit(self, name: str, column: Column, edits: dict[int, dict[str, Any]]) -> Column:
+    def _edit(self, name: str, column: Column, edits: list[tuple[int, dict[str, Any]]]) -> Column:
         """The column with the cells of some rows changed."""
-        changes = {i: row[name] for i, row in edits.items() if name in row}
         cells: Any = column.to_bytes() if isinstance(column, Ragged) else column.copy()
-        for i, value in changes.items():
-            cell = _to_cell(value, column)
-            if cell is None:
-                kind = "text" if isinstance(column, Ragged) else f"{column.dtype}{list(column.shape[1:])}"
-                self._refuse(f"wrote {name} = {shown(value)} in line {i + 1}; expected {kind}")
-            cells[i] = cell
+        for i, row in edits:
+            if name in row:
+                if (cell := _to_cell(row[name], column)) is None:
+                    kind = "text" if isinstance(column, Ragged) else f"{column.dtype}{list(column.shape[1:])}"
+                    self._refuse(f"wrote {name} = {shown(row[name])} in line {i + 1}; expected {kind}")
+                cells[i] = cell
         return Ragged.of_bytes(cells) if isinstance(column, Ragged) else cells
 
     def _refuse(self, problem: str, advice: str = "Correct the program") -> NoReturn:
@@ -153,11 +157,14 @@ def _to_cell(value: Any, column: Column) -> Array | bytes | None:
         return None
     if cell.shape != column.shape[1:] or cell.dtype.kind not in ("iu" if column.dtype.kind in "iu" else "iuf"):
         return None
-    with np.errstate(over="ignore"):
+    with np.errstate(over="ignore", invalid="ignore"):
         new: Array = cell.astype(column.dtype)
     exact = column.dtype.kind not in "iu" or np.array_equal(new, cell)
     return new if exact and np.isfinite(new).all() else None
 
 
-def _refuse_constant(name: str) -> NoReturn:
-    raise ValueError(f"it has {name}")
+def _end_with_parent() -> None:
+    """In a new process: it ends with its parent, even if that is killed, and gets the signals that workers block."""
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
