@@ -175,6 +175,7 @@ class Family(Component):
     default_metrics: ClassVar[tuple[str, ...]] = ()  # of a spec that names none
     metric_units: ClassVar[Mapping[str, str]] = {}  # units of metrics that depend on the family
     sampler_class: ClassVar[type[Sampler]] = Sampler  # configured by [family.sampler]
+    uses_init: ClassVar[bool] = True  # False if a fit does not depend on the model that it starts from
     reference_model: ClassVar[str] = ""  # published model with the default settings; reports list deviations from it
     # arrays that `merge` may average: pattern of their names -> True for variances, which are not negative
     mergeable: ClassVar[Mapping[str, bool]] = {}

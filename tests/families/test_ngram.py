@@ -7,7 +7,7 @@ import pytest
 import selfloop
 from law_checks import CONTEXT, training_rows
 from selfloop.columns import Ragged, take_spans
-from selfloop.errors import SettingError
+from selfloop.errors import SettingError, SpecError
 from selfloop.families.ngram import Ngram
 from selfloop.families.transformer.text_sampler import TextSampler
 from selfloop.families.transformer.tokenizer import BytePair
@@ -128,6 +128,8 @@ def test_rows_do_not_depend_on_the_others_and_begin_with_their_prompts():
     starts = take_spans(rows[0].values, rows[0].offsets[:-1], rows[0].offsets[:-1] + 1)
     assert starts.values.tolist() == [tokens_of(text)[0] for text in TEXTS] * 2
     assert np.diff(rows[0].offsets).max() <= 12
+    with pytest.raises(SpecError, match="init_from: got 'previous', which changes nothing: ngram"):
+        Spec(source=PythonDocs(), family=family, n=10, init_from="previous", policies=("replace",)).points()
     with pytest.raises(SettingError, match="num_beams: got 2"):
         Spec(
             source=PythonDocs(), family=family, sampler=TextSampler(num_beams=2), n=10, holdout=5, policies=("replace",)

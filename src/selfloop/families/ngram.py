@@ -42,6 +42,7 @@ class Ngram(Family):
         "cross_entropy", "self_cross_entropy", "distinct", "tail_mass", "vocabulary", "text_length", "memorization",
     )  # fmt: skip
     sampler_class: ClassVar[type[Sampler]] = TextSampler
+    uses_init: ClassVar[bool] = False
     trivial_model: ClassVar[str] = "the unigram distribution"
 
     order: Annotated[int, Interval(ge=1, le=8), "tokens of an n-gram; 1 = tokens are independent"] = 3
@@ -60,8 +61,6 @@ class Ngram(Family):
 
     def fit(self, rows: TrainingRows, ctx: Context, init: Params | None) -> Params:
         """The n-grams of every length and their weighted counts; contexts are numbered as the n-grams of a token less."""
-        if init is not None:
-            raise SpecError("init_from: changes nothing: ngram is fitted on its rows alone. Remove the key.")
         tokens, n_tokens = cast(Ragged, rows.all()["tokens"]), count_tokens(rows.prepared)
         padded, positions, targets = _pad(tokens, int(rows.prepared["tokenizer/start"]), self.order)
         weights, contexts = np.zeros(len(padded)), np.zeros(len(padded), np.int64)

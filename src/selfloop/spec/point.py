@@ -242,7 +242,7 @@ def _check_used(spec: Spec) -> None:
     for key, component in components:
         for name, value, why in find_unused(component):
             raise SpecError(f"{key}.{name}: got {shown(value)}, which changes nothing: {why}. Remove the key.")
-    if spec.init_from != "scratch" and isinstance(spec.family, SupportsEnsemble):
+    if spec.init_from != "scratch" and (isinstance(spec.family, SupportsEnsemble) or not spec.family.uses_init):
         start, name = shown(spec.init_from), spec.family.name
         raise SpecError(f"init_from: got {start}, which changes nothing: {name} is fitted on its rows alone. Remove the key.")
     if spec.merge is not None and (spec.generations == 1 or not spec.family.mergeable):
