@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,12 +18,9 @@ from selfloop.errors import SpecError
 from selfloop.families.gaussian import Gaussian
 from selfloop.families.kde import Kde
 from selfloop.families.linear import Linear
-from selfloop.families.transformer.family import Transformer
-from selfloop.families.transformer.text_sampler import TextSampler
 from selfloop.policies.builtin import Accumulate, AccumulateSubsample, Mix, Replace, Window
 from selfloop.policies.growing import ReplaceMultiple
 from selfloop.published.papers import (
-    PublishedCurve,
     PublishedTable,
     claimed_orders,
     claimed_pairs,
@@ -146,7 +142,6 @@ def test_a_published_curve_is_shown_for_its_scenario(run: Scenario, values: tupl
     (curve,) = published_curves(run)
     assert curve.values == values
     assert curve.generations == (1, 2, 5, 10, 20, 50, 100)[: len(values)]
-    assert curve.scale == ""
 
 
 def test_published_multipliers_are_in_the_unit_of_the_metric() -> None:
@@ -169,47 +164,6 @@ def test_published_multipliers_are_in_the_unit_of_the_metric() -> None:
 )
 def test_no_published_curve_is_shown_for_another_scenario(other: Scenario) -> None:
     assert published_curves(other) == []
-
-
-def curves_of_other_scales(policy: Any = None, sampler: TextSampler | None = None, **family: Any) -> list[PublishedCurve]:
-    """Published curves of other scales for a small transformer over ten generations."""
-    run = scenario(policy or Replace(), family=Transformer(**family), generations=10)
-    return published_curves(replace(run, sampler=sampler or TextSampler()), other_scales=True)
-
-
-def test_curves_of_other_scales_are_given_on_request_and_name_their_scale() -> None:
-    assert published_curves(scenario(Accumulate(), family=Transformer(), generations=10)) == []
-    curves = curves_of_other_scales(Accumulate())
-    assert [curve.paper for curve in curves] == ["gerstgrasser2024", "kazdan2025"]
-    assert {curve.scale for curve in curves} == {"GPT-2 9M, TinyStories"}
-    assert curves[0].values == (1.82, 1.74)
-    assert curves[1].values == (1.815, 1.781, 1.777, 1.779, 1.782, 1.796)
-
-
-def test_curves_of_other_scales_have_the_same_policy_temperature_and_kind_of_model() -> None:
-    def values(*arguments: Any, **rest: Any) -> list[tuple[float, ...]]:
-        return [curve.values for curve in curves_of_other_scales(*arguments, **rest)]
-
-    assert values(ReplaceMultiple()) == [(1.82, 2.18)]
-    assert values(sampler=TextSampler(temperature=0.3)) == [(1.82, 5.82, 9.85)]
-    assert [each[:2] for each in values(sampler=TextSampler(prompt="first_token"))] == [(1.82, 2.39), (1.815, 2.072)]
-    assert values(sampler=TextSampler(temperature=0.7)) == []
-    assert values(sampler=TextSampler(top_k=50)) == []
-    assert values(Window(length=2)) == []
-    assert values(arch="llama") != values(arch="gpt2")
-
-
-@pytest.mark.parametrize(
-    ("layers", "hidden", "nearest"), [(4, 128, "12M"), (8, 256, "12M"), (8, 480, "42M"), (12, 768, "126M"), (24, 2048, "126M")]
-)
-def test_each_paper_s_curve_is_of_the_model_nearest_in_size(layers: int, hidden: int, nearest: str) -> None:
-    curves = curves_of_other_scales(arch="llama", layers=layers, hidden=hidden)
-    assert [curve.scale for curve in curves] == [f"Llama-2 {nearest}, TinyStories"] * 2
-
-
-def test_models_without_a_published_curve_of_the_policy_are_skipped() -> None:
-    (curve,) = curves_of_other_scales(AccumulateSubsample(), arch="llama", layers=8, hidden=512)
-    assert curve.scale == "Llama-2 126M, TinyStories"
 
 
 def published_curve(table: PublishedTable, policy: str) -> Floats:

@@ -126,7 +126,6 @@ GONE_MEMBERS: Mapping[str, Mapping[str, str]] = {
         "SINCE": "FIRST_COMPARED", "CLAIMED": "claims in published/",
     },
     "published/*.py": {"works": "papers", "overlays": "published_curves"},
-    "report/*.py": {"elsewhere": "other_scale_curves", "moved": "aligned_values"},
     "families/transformer/*.py": {
         "model_of": "build_hf_model", "compiled": "try_c_decoder", "_mixed": "rng.splitmix64",
     },

@@ -218,7 +218,7 @@ def gallery_report() -> Report:
 
 
 def language_report(seeds: int = 3, generations: int = 10, policies: int = 4) -> Report:
-    """A small transformer on stories, with published curves of another scale, comparisons and a gallery with prompts."""
+    """A small transformer on stories, with published curves, comparisons and a gallery with prompts."""
     from selfloop.published.papers import claimed_pairs, find_paper
 
     rng = np.random.default_rng(6)
@@ -236,7 +236,7 @@ def language_report(seeds: int = 3, generations: int = 10, policies: int = 4) ->
     published = [
         (p, PublishedCurve(
             paper.name, paper.title, table.metric, tuple(q.generation for q in values), tuple(q.value for q in values),
-            table.cite, table.scale,
+            table.cite,
         ))
         for paper in map(find_paper, ("gerstgrasser2024", "kazdan2025"))
         for table in paper.tables
@@ -280,7 +280,6 @@ def hostile_report() -> Report:
     curves = [CurveData(policy=HOSTILE, values=np.array([[1.0, 2.0], [1.1, 2.2]]))]
     law = LawCurve(HOSTILE, HOSTILE, "exact", HOSTILE, HOSTILE, np.array([1.0, 2.0]))
     paper = PublishedCurve(HOSTILE, HOSTILE, HOSTILE, (1,), (1.0,), HOSTILE)
-    other = replace(paper, scale=HOSTILE)
     text = {"text": np.array([HOSTILE * 50, "plain"]), "prompt": np.array([HOSTILE, "pl"])}
     values = np.array([[1.0, 2.0, 3.0], [1.1, 2.1, 3.2]])
     return Report(
@@ -297,7 +296,7 @@ def hostile_report() -> Report:
                 coordinates=((HOSTILE, HOSTILE),),
                 curves=curves,
                 laws=[(HOSTILE, law)],
-                published=[(HOSTILE, paper), (HOSTILE, other)],
+                published=[(HOSTILE, paper)],
             )
         ],
         verdicts=[Verdict(HOSTILE, HOSTILE, "yes", HOSTILE, 1.0, 2.0, 1.0, 3.0, HOSTILE)],

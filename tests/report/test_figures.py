@@ -92,47 +92,9 @@ def test_the_axis_is_logarithmic_and_labeled_so_if_positive_values_span_a_factor
     assert ("log scale" in panel_figure(panel, STYLES).svg()) is log
 
 
-def other_scale_curve(values: list[float], first: int = 1, policy: str = "replace") -> tuple[str, PublishedCurve]:
-    generations = tuple(range(first, first + len(values)))
-    return policy, PublishedCurve("a", "A 2024", "m", generations, tuple(values), "table 2", "big")
-
-
-def test_curves_of_another_scale_start_at_the_measured_mean_and_keep_their_rise() -> None:
-    figure = panel_figure(panel_of(spread([5.0, 6.0, 7.0]), published=[other_scale_curve([1.5, 2.0, 2.25])]), STYLES)
-    rows = figure.spec["datasets"]["other_scale"]
-    assert [row["value"] for row in rows] == pytest.approx([5.0, 5.5, 5.75])
-    assert [row["published"] for row in rows] == [1.5, 2.0, 2.25]
-    assert "A 2024, big (different scale)" in figure.svg()
-    assert "A 2024, table 2" in figure.caption
-    assert "shifted up or down to start at the measured mean" in figure.caption
-    assert "published" not in figure.spec["datasets"]
-
-
-def test_a_curve_of_another_scale_without_a_measured_first_value_is_not_drawn() -> None:
-    other, late = other_scale_curve([1.0, 2.0], policy="accumulate"), other_scale_curve([1.0, 2.0], first=4)
-    figure = panel_figure(panel_of(spread([5.0, 6.0]), published=[other, late]), STYLES)
-    assert "other_scale" not in figure.spec["datasets"]
-    assert "NaN" not in figure.svg()
-
-
-def test_curves_of_another_scale_lengthen_the_axis_by_no_more_than_half() -> None:
-    near = fit_value_axis(panel_of(spread([5.0, 6.0]), published=[other_scale_curve([1.0, 2.3])]))
-    assert 6.3 < near.high < 6.5
-    panel = panel_of(spread([5.0, 6.0]), published=[other_scale_curve([1.8, 9.8])])
-    assert fit_value_axis(panel).high < 6.7
-    assert "curves of a different scale are cut at the edge" in panel_figure(panel, STYLES).caption
-
-
 def test_curves_of_the_same_scenario_always_fit_the_axis() -> None:
     same = ("replace", PublishedCurve("a", "A", "m", (1, 2), (1.8, 9.8), ""))
     assert fit_value_axis(panel_of(spread([5.0, 6.0]), published=[same])).high > 9.8
-
-
-def test_laws_and_curves_of_another_scale_have_their_own_dashes() -> None:
-    law = ("replace", LawCurve("law", "m", "bound", "", "", np.array([5.0, 6.0])))
-    svg = panel_figure(panel_of(spread([5.0, 6.0]), laws=[law], published=[other_scale_curve([1.0, 1.5])]), STYLES).svg()
-    assert "replace: law (bound)" in svg
-    assert "A 2024, big (different scale)" in svg
 
 
 def test_everything_but_wide_intervals_fits_the_axis() -> None:

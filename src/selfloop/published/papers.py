@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import math
 import tomllib
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field, fields
-from functools import cache, partial
+from dataclasses import dataclass, field
+from functools import cache
 from importlib.resources import files
 from itertools import combinations
 from typing import Any
@@ -19,9 +18,6 @@ from selfloop.settings import has_default_settings
 from selfloop.snapshots import Scenario
 from selfloop.spec.spec import Spec
 from selfloop.stats.data_value import GridCell
-
-# Settings of a text sampler that do not change the distribution of a token given the tokens before it
-_OTHER_SAMPLER_SETTINGS = {"prompt", "prefix_tokens", "response_template", "max_tokens", "batch_size"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +34,7 @@ class PublishedTable:
     """Published curves of one scenario, by policy; the policies have default settings.
 
     With a `scale` (model and data, in words) the scenario is too large to run here: `source` is empty, and `family` and
-    `sampler` are the settings that a run must share to be shown beside these curves.
+    `sampler` have the settings that the paper states.
     """
 
     group: str
@@ -105,7 +101,6 @@ class PublishedCurve:
     generations: tuple[int, ...]
     values: tuple[float, ...]
     source: str  # figure or table
-    scale: str = ""  # model and data, in words, if they differ from those of the run
 
 
 @cache
@@ -140,53 +135,27 @@ def claimed_pairs(labels: Collection[str]) -> set[tuple[str, str]]:
     return {pair for order in claimed_orders(labels) for pair in combinations(order, 2)}
 
 
-def published_curves(scenario: Scenario, *, other_scales: bool = False) -> list[PublishedCurve]:
-    """The published curves of exactly this source, family, n and policy, up to the last generation of the scenario.
-
-    With `other_scales` also curves of the same kind of model, sampler and policy at a scale that cannot be run here: from
-    every paper those of the model that is nearest in size.
-    """
+def published_curves(scenario: Scenario) -> list[PublishedCurve]:
+    """The published curves of exactly this source, family, n and policy, up to the last generation of the scenario."""
     from_scratch = scenario.init_from == "scratch" and scenario.merge is None
     if scenario.curators or not from_scratch or not has_default_settings(scenario.policy):
         return []
     curves = []
     for paper in papers().values():
         tables = [table for table in paper.tables if scenario.policy.name in table.curves]
-        matching = [table for table in tables if _is_exactly(table, scenario)]
-        if other_scales:
-            similar = [table for table in tables if table.scale and _is_similar(table, scenario)]
-            matching += sorted(similar, key=partial(_size_distance, scenario))[:1]
-        curves += [_published_curve(paper, table, scenario) for table in matching]
+        curves += [_published_curve(paper, table, scenario) for table in tables if _is_exactly(table, scenario)]
     return [curve for curve in curves if curve.generations]
 
 
 def _published_curve(paper: Paper, table: PublishedTable, scenario: Scenario) -> PublishedCurve:
     published = [value for value in table.curves[scenario.policy.name] if value.generation <= scenario.generations]
     generations, values = tuple(p.generation for p in published), tuple(p.value * table.unit for p in published)
-    return PublishedCurve(paper.name, paper.title, table.metric, generations, values, table.cite, table.scale)
+    return PublishedCurve(paper.name, paper.title, table.metric, generations, values, table.cite)
 
 
 def _is_exactly(table: PublishedTable, scenario: Scenario) -> bool:
     same_components = _matches(table.source, scenario.source) and _matches(table.family, scenario.family)
     return same_components and table.n == scenario.n and has_default_settings(scenario.sampler)
-
-
-def _is_similar(table: PublishedTable, scenario: Scenario) -> bool:
-    """True for the same kind of model and the same sampling. Sizes and prompts may differ."""
-    settings: dict[str, Any] = scenario.family.settings()
-    same_kind = scenario.family.name == table.family["name"] and settings.get("arch") == table.family.get("arch")
-    defaults = {f.name: f.default for f in fields(scenario.sampler) if f.name not in _OTHER_SAMPLER_SETTINGS}
-    expected = defaults | dict(table.sampler)
-    return same_kind and all(scenario.sampler.settings().get(name) == value for name, value in expected.items())
-
-
-def _size_distance(scenario: Scenario, table: PublishedTable) -> float:
-    """Distance between the sizes of two transformers: |log| of the ratio of layers times hidden^2."""
-    settings: dict[str, Any] = scenario.family.settings()
-    if not {"layers", "hidden"} <= settings.keys() & table.family.keys():
-        return 0.0
-    size, published = (each["layers"] * each["hidden"] ** 2 for each in (settings, table.family))
-    return abs(math.log(size / published))
 
 
 def _matches(settings: Mapping[str, Any], component: Component) -> bool:

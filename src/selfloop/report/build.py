@@ -149,7 +149,7 @@ def _panels(result: Result) -> Iterator[Panel]:
                     published=[
                         (label, curve)
                         for label, scenario in scenarios
-                        for curve in published_curves(scenario, other_scales=True)
+                        for curve in published_curves(scenario)
                         if curve.metric == metric
                     ],
                     trivial=trivial_model(result, point, metric),

@@ -23,7 +23,6 @@ MIN_BAND_SEEDS = 3  # the interval of two seeds, 13 standard errors to each side
 MAX_CHAIN_LINES = 12  # with more chains only their mean and its band are drawn
 LOG_AXIS_RATIO = 30.0  # largest over smallest value from which an axis is logarithmic
 _LAW_KINDS = {"exact": ("exact law", [6, 3]), "bound": ("bound", [2, 2]), "asymptotic": ("asymptotic law", [8, 3, 2, 3])}
-_SCALE_DASHES = ([2, 2.5], [7, 2.5], [7, 2, 2, 2])
 _FONTS = {"labelFont": FONT, "titleFont": FONT, "labelFontSize": 12, "titleFontSize": 12, "titleFontWeight": "normal"}
 _LINES = {"gridColor": GRID, "domainColor": MUTED, "tickColor": MUTED, "tickSize": 4}
 _TOP = {"direction": "vertical", "anchor": "start", "margin": 2}
@@ -50,7 +49,7 @@ class ValueAxis:
     low: float
     high: float
     log: bool
-    cut: bool  # True if an interval or a published curve of another scale extends past an end
+    cut: bool  # True if an interval extends past an end
 
     def contains(self, value: float) -> bool:
         """True if a value is within the figure."""
@@ -69,8 +68,8 @@ def panel_chart(panel: Panel, styles: Mapping[str, Style], axis: ValueAxis, titl
 def fit_value_axis(panel: Panel) -> ValueAxis:
     """The axis that contains all means, drawn chains, laws and published values.
 
-    Intervals and published curves of another scale may lengthen the axis by half at either end; beyond it they are cut. The
-    trivial model may double it; beyond that it is not drawn.
+    Intervals may lengthen the axis by half at either end; beyond it they are cut. The trivial model may double it; beyond that
+    it is not drawn.
     """
     values = _finite(
         chain(
@@ -78,17 +77,13 @@ def fit_value_axis(panel: Panel) -> ValueAxis:
             *(_median(curve) for curve in panel.curves),
             *(curve.values.ravel() for curve in panel.curves if draws_chains(curve)),
             *(law.values for _, law in panel.laws),
-            *(curve.values for _, curve in panel.published if not curve.scale),
+            *(curve.values for _, curve in panel.published),
         )
     )
     if not len(values):
         return ValueAxis(0.0, 1.0, log=False, cut=False)
-    limits = _finite(
-        chain(
-            *(limit for curve in panel.curves if draws_band(curve) for limit in (curve.summary.low, curve.summary.high)),
-            *(aligned_values(panel, policy, curve) for policy, curve in other_scale_curves(panel)),
-        )
-    )
+    bands = (limit for curve in panel.curves if draws_band(curve) for limit in (curve.summary.low, curve.summary.high))
+    limits = _finite(chain(*bands))
     log = bool(values.min() > 0 and values.max() / values.min() >= LOG_AXIS_RATIO)
     to: Callable[[Any], Any] = np.log10 if log else np.asarray
     low, high = float(to(values.min())), float(to(values.max()))
@@ -116,21 +111,6 @@ def draws_band(curve: CurveData) -> bool:
 def draws_chains(curve: CurveData) -> bool:
     """True if there are few enough chains to draw each."""
     return 1 < len(curve.values) <= MAX_CHAIN_LINES
-
-
-def other_scale_curves(panel: Panel) -> list[tuple[str, PublishedCurve]]:
-    """The published curves of another scale, with their policies."""
-    return [(policy, curve) for policy, curve in panel.published if curve.scale]
-
-
-def aligned_values(panel: Panel, policy: str, published: PublishedCurve) -> list[float]:
-    """The values shifted so that the first equals the measured mean of its generation, because levels do not compare.
-
-    NaN if there is no such mean.
-    """
-    first = published.generations[0]
-    means = {t: x for c in panel.curves if c.policy == policy for t, x in enumerate(c.summary.mean.tolist(), 1)}
-    return [value + means.get(first, math.nan) - published.values[0] for value in published.values]
 
 
 def _median(curve: CurveData) -> Floats:
@@ -178,11 +158,8 @@ def _curves(panel: Panel, styles: Mapping[str, Style], axis: ValueAxis, sets: Ma
         *_law_layer(base, panel, styles),
         points.encode(color=color, shape=shape, tooltip=tooltip, opacity=opacity(1)).add_params(selection),
         *_published_layer(base, panel, styles),
-        *_other_scale_layers(base, panel, color),
     ]
-    chart = alt.layer(*layers).properties(width=WIDTH, height=HEIGHT)
-    # Laws have their own dashes.
-    return chart.resolve_scale(strokeDash="independent") if other_scale_curves(panel) else chart
+    return alt.layer(*layers).properties(width=WIDTH, height=HEIGHT)
 
 
 def _trivial_layers(panel: Panel, axis: ValueAxis, y: Any) -> list[Any]:
@@ -195,15 +172,12 @@ def _trivial_layers(panel: Panel, axis: ValueAxis, y: Any) -> list[Any]:
     return [line.mark_rule(strokeWidth=1, color=MUTED), label.encode(x=alt.value(4), text="label:N")]
 
 
-def _stroke_legend(**settings: object) -> Any:
-    return alt.Legend(title=None, symbolType="stroke", symbolSize=260, columns=1, rowPadding=0, **settings)
-
-
 def _law_layer(base: Callable[[str], Any], panel: Panel, styles: Mapping[str, Style]) -> list[Any]:
     """Laws as dashed lines in the shade of their policy."""
     if not panel.laws:
         return []
-    labels, legend = _law_labels(panel), _stroke_legend(symbolStrokeWidth=1.6)
+    labels = _law_labels(panel)
+    legend = alt.Legend(title=None, symbolType="stroke", symbolSize=260, columns=1, rowPadding=0, symbolStrokeWidth=1.6)
     shades = alt.Scale(domain=labels, range=[styles[policy].shade for policy, _ in panel.laws])
     dashes = alt.Scale(domain=labels, range=[_LAW_KINDS[law.kind][1] for _, law in panel.laws])
     return [
@@ -219,28 +193,14 @@ def _law_layer(base: Callable[[str], Any], panel: Panel, styles: Mapping[str, St
 
 def _published_layer(base: Callable[[str], Any], panel: Panel, styles: Mapping[str, Style]) -> list[Any]:
     """Published values as diamonds in the shade of their policy."""
-    published = [(policy, curve) for policy, curve in panel.published if not curve.scale]
-    if not published:
+    if not panel.published:
         return []
-    labels = [_paper_label(policy, curve) for policy, curve in published]
-    shades = alt.Scale(domain=labels, range=[styles[policy].shade for policy, _ in published])
+    labels = [_paper_label(policy, curve) for policy, curve in panel.published]
+    shades = alt.Scale(domain=labels, range=[styles[policy].shade for policy, _ in panel.published])
     legend = alt.Legend(title=None, symbolType="diamond", symbolSize=90, columns=1)
     diamonds = base("published").mark_point(shape="diamond", size=90, stroke=PAPER, strokeWidth=1.2, opacity=1)
     tooltip = ["label:N", "generation:Q", _number("value")]
     return [diamonds.encode(fill=alt.Fill("label:N", scale=shades, legend=legend), tooltip=tooltip)]
-
-
-def _other_scale_layers(base: Callable[[str], Any], panel: Panel, color: Any) -> list[Any]:
-    """Published curves of another scale: pale and dashed in their policy's color, one dash and legend entry per paper."""
-    labels = list(dict.fromkeys(_scale_label(curve) for _, curve in other_scale_curves(panel)))
-    if not labels:
-        return []
-    dashes = alt.Scale(domain=labels, range=[_SCALE_DASHES[i % len(_SCALE_DASHES)] for i in range(len(labels))])
-    dash = alt.StrokeDash("label:N", scale=dashes, legend=_stroke_legend(symbolStrokeColor=MUTED))
-    tooltip = ["label:N", alt.Tooltip("policy:N"), "generation:Q", _number("published")]
-    line = base("other_scale").mark_line(strokeWidth=1.2, opacity=0.55, clip=True)
-    marks = base("other_scale").mark_point(shape="diamond", filled=False, size=34, strokeWidth=1.2, opacity=0.7, clip=True)
-    return [line.encode(color=color, strokeDash=dash), marks.encode(color=color, tooltip=tooltip)]
 
 
 def _survivors(panel: Panel, styles: Mapping[str, Style]) -> Any:
@@ -263,7 +223,6 @@ def _panel_sets(panel: Panel, floor: float) -> dict[str, Records]:
     curves = panel.curves
     chains = [(curve.policy, s, row) for curve in curves if draws_chains(curve) for s, row in enumerate(curve.values)]
     ends = any(curve.has_ended_chains for curve in curves)
-    published = [(policy, curve) for policy, curve in panel.published if not curve.scale]
     sets = {
         "means": [_mean_records(curve, floor) for curve in curves],
         "chains": [_records(row, policy=policy, seed=s) for policy, s, row in chains],
@@ -274,9 +233,8 @@ def _panel_sets(panel: Panel, floor: float) -> dict[str, Records]:
             for label, (_, law) in zip(_law_labels(panel), panel.laws, strict=True)
         ],
         "published": [
-            _records(curve.values, curve.generations, label=_paper_label(policy, curve)) for policy, curve in published
+            _records(curve.values, curve.generations, label=_paper_label(policy, curve)) for policy, curve in panel.published
         ],
-        "other_scale": [_other_scale_records(panel, policy, curve) for policy, curve in other_scale_curves(panel)],
     }
     return {name: [*chain.from_iterable(parts)] for name, parts in sets.items()}
 
@@ -291,12 +249,6 @@ def _mean_records(curve: CurveData, floor: float) -> Records:
         chains = f"{summary.surviving[i]} of {len(curve.values)}"
         records.append({**record, "mean": record.pop("value"), **limits, "chains": chains, "marked": marked[i]})
     return records
-
-
-def _other_scale_records(panel: Panel, policy: str, curve: PublishedCurve) -> Records:
-    aligned = _records(aligned_values(panel, policy, curve), curve.generations, policy=policy, label=_scale_label(curve))
-    # Without a measured first value there is no record.
-    return [{**record, "published": json_number(x)} for record, x in zip(aligned, curve.values, strict=False)]
 
 
 def marked_generations(n: int, most: int) -> list[bool]:
@@ -322,10 +274,6 @@ def _law_labels(panel: Panel) -> list[str]:
 
 def _paper_label(policy: str, curve: PublishedCurve) -> str:
     return f"{policy}: {curve.label} (published)"
-
-
-def _scale_label(curve: PublishedCurve) -> str:
-    return f"{curve.label}, {curve.scale} (different scale)"
 
 
 def _decades(axis: ValueAxis) -> list[float]:

@@ -28,7 +28,6 @@ from selfloop.report.charts import (
     generation_axis,
     mark_tooltip,
     marked_generations,
-    other_scale_curves,
     panel_chart,
     policy_channels,
 )
@@ -189,12 +188,5 @@ def _panel_caption(panel: Panel, axis: ValueAxis) -> str:
         parts.append(f"{place}: {panel.trivial[0]}, {format_number(panel.trivial[1])}")
     sources = dict.fromkeys(f"{law.law} ({law.source})" for _, law in panel.laws if law.source)
     laws = f" Laws: {'; '.join(sources)}." if sources else ""
-    other_scales, cites = "", dict.fromkeys(f"{curve.label}, {curve.source}" for _, curve in other_scale_curves(panel))
-    if cites:
-        other_scales = (
-            f" Pale and dashed: published curves at a different scale ({'; '.join(cites)}), each shifted up or down to start "
-            "at the measured mean. Compare only how they rise and fall; levels depend on model, data and vocabulary."
-        )
-    cut = f" Intervals{' and curves of a different scale' * bool(cites)} are cut at the edge of the figure."
     parts += dict.fromkeys(filter(None, (describe_better(curve.better) for curve in panel.curves)))
-    return "; ".join(parts) + "." + laws + other_scales + cut * axis.cut
+    return "; ".join(parts) + "." + laws + " Intervals are cut at the edge of the figure." * axis.cut
