@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, cast
 
@@ -33,6 +34,9 @@ class TokenEdit(Curator):
 
     def sees_tokens(self) -> bool:
         return True
+
+    def unused_settings(self) -> Mapping[str, str]:
+        return dict.fromkeys(("top_k", "temperature"), "no token has a higher probability") if self.threshold == 1 else {}
 
     def check(self, source: Source, family: Family, sampler: Sampler) -> None:
         if not isinstance(family, SupportsTopTokens):

@@ -250,7 +250,7 @@ class Finetune(NetworkFamily):
         from selfloop.families.finetune import hf_model
 
         start, tokens = int(params["tokenizer/start"]), cast(Ragged, rows["tokens"])
-        return hf_model.top_tokens(self._open_merged(params, ctx), tokens, start, self.context, k)
+        return hf_model.top_tokens(self._open_merged(params, ctx), tokens, start, self.context, k, ctx)
 
     def _open_merged(self, params: Params, ctx: Context) -> Any:
         import torch

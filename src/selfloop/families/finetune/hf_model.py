@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from selfloop.columns import Array, Ints, Params, Ragged, take_spans
+from selfloop.component import Context
 from selfloop.errors import ChainEndedError, SpecError
 from selfloop.families.nn import trainer
 from selfloop.families.nn.hf_folder import CAUSAL, HfFolder, quiet
@@ -209,7 +210,7 @@ def token_log_prob(model: Any, rows: Ragged, start: int, window: int) -> Ragged:
     return Ragged(values, rows.offsets)
 
 
-def top_tokens(model: Any, rows: Ragged, start: int, window: int, k: int) -> TopTokens:
+def top_tokens(model: Any, rows: Ragged, start: int, window: int, k: int, ctx: Context) -> TopTokens:
     """Log p of every token and the k most probable tokens at its position, in windows as `token_log_prob` has them."""
 
     def score(inputs: Ints, targets: Ints) -> list[Tensor]:
@@ -220,6 +221,8 @@ def top_tokens(model: Any, rows: Ragged, start: int, window: int, k: int) -> Top
         top = log_probs.topk(min(k, log_probs.shape[-1]))
         return [own, top.indices, top.values]
 
+    torch.set_num_threads(ctx.threads)
+    ctx.backends["judging"] = f"torch {trainer.device().type} float32"
     n, k = len(rows.values), min(k, model.config.get_text_config().vocab_size)
     arrays = TopTokens(np.empty(n), np.empty((n, k), np.int64), np.empty((n, k)))
     for first, end, outputs in _score_rows(model, rows, start, window, score):

@@ -170,15 +170,12 @@ class Transformer(NetworkFamily):
 
     def top_tokens(self, params: Params, rows: Columns, k: int, ctx: Context) -> TopTokens:
         """The k most probable tokens at every position, of a row alone; long rows are in windows that overlap by half."""
-        import torch
-
         from selfloop.families.finetune import hf_model
         from selfloop.families.transformer import hf_network
 
-        torch.set_num_threads(ctx.threads)
         start, end = int(params["tokenizer/start"]), int(params["tokenizer/end"])
         model = hf_network.build_hf_model(hf_network.to_hf_config(self.config(), start, end), params)
-        return hf_model.top_tokens(model.eval(), cast(Ragged, rows["tokens"]), start, self.context, k)
+        return hf_model.top_tokens(model.eval(), cast(Ragged, rows["tokens"]), start, self.context, k, ctx)
 
     def export(self, params: Params, folder: Path, dtype: str) -> None:
         """A Hugging Face folder of the model and its tokenizer."""
