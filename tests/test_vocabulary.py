@@ -88,7 +88,7 @@ GONE_CLASSES = {
     "Path": "NoiseProcess", "Cells": "PairSegments", "Directions": "DirectedPairs",
     "Pictures": "EncodedImageSource", "ImageFiles": "ImageSource", "Form": "ImageForm", "Reading": "ImageReader",
     "Documents": "DocumentSource", "Molecules": "MoleculeSource", "Tally": "Exclusions", "Reach": "BallCounts",
-    "Zipf": "ZipfSource or ZipfExponent", "Network": "GeoDiffNetwork or TransformerNetwork", "Counts": "FixedCounts",
+    "Zipf": "ZipfSource", "Network": "GeoDiffNetwork or TransformerNetwork", "Counts": "FixedCounts",
 }  # fmt: skip
 
 # Old names of functions, attributes and constants whose word has other meanings: the named files do not define them.

@@ -136,7 +136,7 @@ METRICS: dict[str, tuple[str, ...]] = {  # metrics that a family of FAMILIES can
         "retry_rate",
     ),
     "transformer": (
-        "cross_entropy", "self_cross_entropy", "text_length", "vocabulary", "tail_mass", "zipf_exponent", "distinct",
+        "cross_entropy", "self_cross_entropy", "text_length", "vocabulary", "tail_mass", "distinct",
         "self_bleu", "repetition", "duplicate_rate", "memorization",
     ),
 }  # fmt: skip

@@ -123,7 +123,6 @@ BUILT_IN: dict[str, dict[str, str]] = {
         "text_length": "selfloop.metrics.text:TextLength",
         "vocabulary": "selfloop.metrics.text:Vocabulary",
         "tail_mass": "selfloop.metrics.text:TailMass",
-        "zipf_exponent": "selfloop.metrics.text:ZipfExponent",
         "distinct": "selfloop.metrics.text_diversity:Distinct",
         "self_bleu": "selfloop.metrics.text_diversity:SelfBleu",
         "repetition": "selfloop.metrics.text_diversity:Repetition",

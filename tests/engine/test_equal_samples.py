@@ -17,7 +17,7 @@ from selfloop.engine.tasks import plan_tasks, replay_chain
 from selfloop.plugins import BUILT_IN, component_class
 from selfloop.spec.spec import Spec
 
-METRICS = ("text_length", "vocabulary", "tail_mass", "distinct", "self_bleu", "repetition", "duplicate_rate", "zipf_exponent",
+METRICS = ("text_length", "vocabulary", "tail_mass", "distinct", "self_bleu", "repetition", "duplicate_rate",
            "self_cross_entropy", "memorization")  # fmt: skip
 NO_ROWS = {"name": "mix", "real_share": 1.0}
 POLICIES = ("replace", "growing", {"name": "mix", "real_share": 0.4}, NO_ROWS)  # sample n, 2 n, 0.6 n and no rows of model 1

@@ -17,8 +17,6 @@ from selfloop.metrics.text import (
     TailMass,
     TextLength,
     Vocabulary,
-    ZipfExponent,
-    fit_zipf_exponent,
 )
 from selfloop.metrics.text_diversity import Distinct, DuplicateRate, Memorization, Repetition, SelfBleu
 from selfloop.protocols import SupportsTokenLogProb
@@ -156,36 +154,12 @@ def test_tail_mass_of_hand_worked_rows() -> None:
     assert math.isnan(measure(TailMass(), [[1, 2]], [[1, 1, 2], [1, 1, 1]])["tail_mass"])
 
 
-@pytest.mark.parametrize("s", [0.7, 1.3])
-def test_the_zipf_exponent_is_that_of_the_distribution(s: float) -> None:
-    p = zipf_probabilities(3000, s)
-    values = [measure(ZipfExponent(), draw_rows(p, 400, 200, seed))["zipf_exponent"] for seed in range(6)]
-    assert abs(np.mean(values) - s) < 4 * np.std(values, ddof=1) / math.sqrt(6)
-
-
-def test_the_zipf_exponent_of_a_flat_distribution_is_0_and_that_of_ranks_and_counts_of_the_same_rows_is_not() -> None:
-    batches = [draw_rows(np.full(50, 0.02), 200, 20, seed) for seed in range(12)]
-    values = [measure(ZipfExponent(), rows)["zipf_exponent"] for rows in batches]
-    biased = [fit_zipf_exponent(np.sort(np.bincount(np.ravel([row[:-1] for row in rows]))[1:])[::-1]) for rows in batches]
-    z = [np.mean(v) / (np.std(v, ddof=1) / math.sqrt(12)) for v in (values, biased)]
-    assert abs(z[0]) < 4 < z[1]
-
-
-def test_the_zipf_exponent_maximizes_the_likelihood() -> None:
-    counts = np.array([50, 20, 20, 5, 9])
-    grid = np.linspace(0, 3, 30_001)
-    logs = np.log(np.arange(1, 6))
-    likelihood = -grid * (counts @ logs) - counts.sum() * np.log(np.exp(-np.outer(grid, logs)).sum(axis=1))
-    assert fit_zipf_exponent(counts) == pytest.approx(grid[likelihood.argmax()], abs=1e-4)
-    assert all(math.isnan(fit_zipf_exponent(np.array(none, int))) for none in ([], [7], [7, 0, 0], [0, 0]))
-
-
 def test_long_documents_are_those_of_the_fit() -> None:
     assert measure(LongDocuments(), [], params={"training/long_documents": np.asarray(3)}) == {"long_documents": 3.0}
 
 
 ALL: list[Metric] = [
-    SelfCrossEntropy(), TextLength(), Vocabulary(), TailMass(), ZipfExponent(), Distinct(), SelfBleu(), Repetition(),
+    SelfCrossEntropy(), TextLength(), Vocabulary(), TailMass(), Distinct(), SelfBleu(), Repetition(),
     DuplicateRate(), Memorization(),
 ]  # fmt: skip
 

@@ -16,7 +16,6 @@ from selfloop.protocols import SupportsTokenLogProb, UsesEncoder
 from selfloop.snapshots import Snapshot
 
 NO_VALUE = float("nan")
-MAX_EXPONENT = 50.0  # bound of the search for a Zipf exponent
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -189,43 +188,6 @@ def _token_counts(rows: Columns, params: Params, max_length: int | None = None, 
 def _share_outside(counts: Ints, tokens: Ints) -> float:
     total = int(counts.sum())
     return 1 - int(counts[tokens[tokens < len(counts)]].sum()) / total if total else NO_VALUE
-
-
-@dataclass(frozen=True, kw_only=True)
-class ZipfExponent(TextMetric):
-    """Exponent s of the most frequent tokens of sampled rows, whose frequency is proportional to rank^-s.
-
-    Maximum likelihood on the first `ranks` ranks. Ranks come from every second row and frequencies from the other rows, because
-    tokens ranked and counted on the same text look steeper than they are (Piantadosi 2014, section "Zipf's law").
-    """
-
-    name: ClassVar[str] = "zipf_exponent"
-    title: ClassVar[str] = "Zipf exponent of sampled tokens"
-    better: ClassVar[Better] = ""
-    ranks: Annotated[int, Ge(2), "number of the most frequent tokens; 100,000 tokens measure lower ranks with a bias"] = 100
-
-    def measure_samples(self, snap: Snapshot, ctx: Context) -> Mapping[str, float]:
-        ranked, counted = _token_counts(snap.samples, snap.params)
-        order = np.argsort(-ranked, kind="stable")[: min(self.ranks, np.count_nonzero(ranked))]
-        return {self.name: fit_zipf_exponent(counted[order])}
-
-
-def fit_zipf_exponent(counts: Ints) -> float:
-    """Maximum likelihood s of counts by rank, p(r) = r^-s / sum_k k^-s: where the mean log rank equals its expectation.
-
-    NaN if no s has that mean: no counts, or counts on the first rank only.
-    """
-    from scipy.optimize import brentq
-
-    logs, total = np.log(np.arange(1, len(counts) + 1)), counts.sum()
-
-    def excess(s: float) -> float:
-        weights = np.exp(-s * logs)
-        return float(counts @ logs / total - weights @ logs / weights.sum())
-
-    if total > 0 and excess(-MAX_EXPONENT) < 0 < excess(MAX_EXPONENT):
-        return float(brentq(excess, -MAX_EXPONENT, MAX_EXPONENT))
-    return NO_VALUE
 
 
 @dataclass(frozen=True, kw_only=True)
