@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import selfloop
+import tiny_components
 from selfloop.columns import Columns, Floats, Params, count_rows
 from selfloop.component import Context
 from selfloop.curator import Curator, CuratorView, Judged
@@ -122,6 +123,30 @@ def test_both_worlds_give_the_same_curated_chains(case: str, curator: Curator, m
         for name, values in one_by_one[label].items():
             if not name.endswith("_trivial"):
                 np.testing.assert_allclose(together[label][name], values, rtol=1e-9, atol=1e-12, err_msg=f"{label} {name}")
+
+
+SLOW = {"geodiff", "image_diffusion"}
+
+
+@pytest.mark.parametrize(
+    "family",
+    [pytest.param(f, marks=pytest.mark.slow if f in SLOW else ()) for f in sorted({*tiny_components.FAMILIES} - {*FAMILIES})],
+)
+@pytest.mark.filterwarnings("ignore")
+def test_every_family_has_the_same_numbers_with_a_curator_that_accepts_all_rows(family: str, tmp_path: Path) -> None:
+    settings, source = tiny_components.FAMILIES[family]
+    policies = [table for name in ("replace", "accumulate") for table in (name, curated(name, AcceptAll()))]
+    sampler = {"steps": 3} if family == "image_diffusion" else None
+    holdout = None if family == "geodiff" else 8
+    spec = Spec(
+        source=source, family=settings, sampler=sampler, n=24, holdout=holdout, generations=2, seeds=1, policies=policies
+    )  # fmt: skip
+    curves = selfloop.run(spec, tmp_path).curves()
+    for plain, accepted in zip(spec.policy_labels()[::2], spec.policy_labels()[1::2], strict=True):
+        for name, values in curves[plain].items():
+            if name not in ("real_mass", "data_age"):
+                np.testing.assert_array_equal(values, curves[accepted][name], err_msg=name)
+        assert (curves[accepted]["kept_share"] == 1).all()
 
 
 def test_thresholds_share_their_samples_and_equal_choices_their_fits(tmp_path: Path) -> None:
