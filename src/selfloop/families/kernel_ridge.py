@@ -12,7 +12,7 @@ from annotated_types import Ge
 from selfloop.columns import Columns, Floats, Params
 from selfloop.errors import DataError
 from selfloop.families.design_rows import sum_design_rows
-from selfloop.families.ensemble import memoize, row_counts, sum_in_order
+from selfloop.families.ensemble import row_counts, sum_in_order
 from selfloop.families.linear import Linear, NormalRegression, single_ridge
 from selfloop.protocols import EnsembleFit
 from selfloop.rng import RandomStream
@@ -46,36 +46,33 @@ class KernelRidge(NormalRegression):
         """The kernel of all rows of x (..., n, d) with those of z (..., m, d): (..., n, m)."""
         if self.kernel == "linear":
             return np.asarray(x @ z.mT, np.float64)
+        if self.kernel == "rbf":
+            center = x.mean(axis=-2, keepdims=True)  # against rounding, as distances are far smaller than inputs may be
+            x, z = x - center, z - center
+            squares = np.vecdot(x, x)[..., None] + np.vecdot(z, z)[..., None, :] - 2 * x @ z.mT
+            return np.asarray(np.exp(-np.maximum(squares, 0) / (2 * self.bandwidth**2)))
         distance = np.zeros((*x.shape[:-1], z.shape[-2]))
         for j in range(x.shape[-1]):  # an array of all differences would be d times as large
-            difference = x[..., :, None, j] - z[..., None, :, j]
-            distance += np.abs(difference) if self.kernel == "laplace" else difference**2
-        return np.asarray(np.exp(-distance / (self.bandwidth if self.kernel == "laplace" else 2 * self.bandwidth**2)))
+            distance += np.abs(x[..., :, None, j] - z[..., None, :, j])
+        return np.asarray(np.exp(-distance / self.bandwidth))
 
     def fit_rows(self, takes: Sequence[EnsembleTake], previous: Params | None) -> EnsembleFit:
         _check_columns(self.name, takes)
         x, mass, total = sum_design_rows(takes)
-        scale, total_mass = np.sqrt(mass), mass.sum(axis=1)
-        has_all_rows = all(row_counts(take) is None for take in takes)  # in all seeds, so that none depends on the others
-        is_one_design = x.shape[1] <= np.asarray(takes[0].rows["x"]).shape[1]
-        if has_all_rows and is_one_design and (mass == mass[:, :1]).all():
-            key = f"eigen {self.kernel} {self.bandwidth}"
-            values, vectors = memoize(takes[0], key, lambda: np.linalg.eigh(self.gram(x, x)))
-            values = values * mass[:, :1]
+        scale, total_mass, ridge = np.sqrt(mass), mass.sum(axis=1), single_ridge(self.ridge)
+        gram = scale[..., None] * self.gram(x, x) * scale[:, None]
+        if ridge:
+            inverse = np.linalg.inv(gram + (ridge * total_mass)[:, None, None] * np.eye(x.shape[1]))
         else:
-            values, vectors = np.linalg.eigh(scale[..., None] * self.gram(x, x) * scale[:, None])
-        values = np.maximum(values, 0)
-        is_identified = values > MIN_EIGENVALUE * x.shape[1] * values[:, -1:]
-        shrunk = values + (single_ridge(self.ridge) * total_mass)[:, None]
-        inverse = np.divide(1.0, shrunk, out=np.zeros_like(shrunk), where=is_identified | (single_ridge(self.ridge) > 0))
+            inverse = np.linalg.pinv(gram, rcond=MIN_EIGENVALUE * x.shape[1], hermitian=True)
         target = np.divide(total, scale, out=np.zeros_like(total), where=scale > 0)
-        coordinates = (vectors.mT @ target[..., None])[..., 0]
-        dual = scale * (vectors @ (inverse * coordinates)[..., None])[..., 0]
-        # |target - H target|^2 with H of eigenvalues values * inverse, and the spread of the outcomes within design rows
-        residual = (((1 - values * inverse) * coordinates) ** 2).sum(axis=1) + _squares(takes) - np.vecdot(target, target)
-        rows, trace = _count_training_rows(takes), (values * inverse).sum(axis=1)
+        solution = (inverse @ target[..., None])[..., 0]
+        residuals = target - (gram @ solution[..., None])[..., 0]
+        # and the spread of the outcomes within design rows
+        residual = np.vecdot(residuals, residuals) + _squares(takes) - np.vecdot(target, target)
+        rows, trace = _count_training_rows(takes), (gram * inverse).sum(axis=(1, 2))
         variance = np.maximum(residual, 0) / total_mass * rows / np.maximum(rows - trace, 1)
-        return EnsembleFit({"x": x, "dual": dual, "noise": np.sqrt(variance)})
+        return EnsembleFit({"x": x, "dual": scale * solution, "noise": np.sqrt(variance)})
 
     def design_basis(self, x: Floats, z: Floats) -> tuple[Floats, Floats, Floats]:
         values, vectors = np.linalg.eigh(self.gram(x, x))

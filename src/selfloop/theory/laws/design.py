@@ -14,6 +14,7 @@ import warnings
 from typing import NamedTuple, cast
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 
 from selfloop.columns import Columns, Floats, Params
 from selfloop.component import Policy
@@ -27,7 +28,8 @@ from selfloop.theory.laws import LawCurve, law_curves
 from selfloop.theory.laws.linear import repeats_one_design, set_noise_levels
 from selfloop.types import real
 
-MAX_NUMBERS = 20_000_000  # of all decompositions, and of all coefficients: a second or two
+MAX_NUMBERS = 20_000_000  # coefficients of all generations and seeds, 160 MB
+MAX_OPERATIONS = 4_000_000_000  # of all decompositions: a few seconds
 METRICS = ("excess_risk", "squared_error")
 SOURCE = (
     "Fits are linear in outcomes, so mean and variance follow per eigenvector of the Gram matrix; for replace and accumulate "
@@ -53,10 +55,11 @@ def point_laws(point: Point, policy: Policy) -> list[LawCurve]:
     curves = law_curves(scenario)
     known = {curve.metric for curve in curves if curve.kind == "exact"}
     metrics = [metric.name for metric in spec.metrics if metric.name in METRICS and metric.name not in known]
-    if not metrics or not _applies(scenario) or len(spec.seeds) * point.n**2 > MAX_NUMBERS:
+    if not metrics or not _applies(scenario) or len(spec.seeds) * point.n**3 > MAX_OPERATIONS:
         return curves
     block = SeedBlock.of_point(point, spec.seeds, draws_rows=True)
-    with warnings.catch_warnings(action="ignore"):  # of the source, which it gave when the run drew its rows
+    # Warnings of the source were given when the run drew its rows. One thread is fastest for many small matrices.
+    with warnings.catch_warnings(action="ignore"), threadpool_limits(1):
         values = design_curves(scenario, block.draw(point.holdout, point.n), block.held_out(), block.truth())
     return curves + [
         LawCurve("given the design", name, "exact", SOURCE, CONDITIONS, values[name].mean(axis=0))
@@ -75,10 +78,12 @@ def design_curves(scenario: Scenario, initial: Columns, holdout: Columns, truth:
         return {}
     family = cast(SupportsDesignBasis, scenario.family)
     x, y = np.asarray(initial["x"], np.float64), np.asarray(initial["y"], np.float64)
-    values, vectors, _ = family.design_basis(x, x[:, :1])
     knows_truth = {"coefficients", "variances", "noise"} <= set(truth)
     real_noise = cast(Floats, truth["noise"]) if knows_truth else np.zeros(len(x))
     labels = (x @ cast(Floats, truth["coefficients"])[..., None])[..., 0] if knows_truth else y
+    held_out = np.asarray(holdout["x"], np.float64) if holdout else x[:, :0]
+    unit_vectors = np.broadcast_to(np.eye(x.shape[2]), (len(x), *[x.shape[2]] * 2))  # predictions there are coefficients
+    values, vectors, at = family.design_basis(x, np.concatenate([held_out, unit_vectors], axis=1))
     start = (vectors.mT @ labels[..., None])[..., 0]
     noise = _noise_variances(scenario, y, vectors, real_noise if knows_truth else None)
     if noise is None or scenario.generations**2 * values.size > MAX_NUMBERS:
@@ -86,13 +91,12 @@ def design_curves(scenario: Scenario, initial: Columns, holdout: Columns, truth:
     moments = design_moments(scenario, values, start, noise)
     curves = {}
     if knows_truth and scenario.family.name == "linear":
-        w = family.design_basis(x, np.broadcast_to(np.eye(x.shape[2]), (len(x), *[x.shape[2]] * 2)))[2]
         scale = np.sqrt(cast(Floats, truth["variances"]))
         target = scale * cast(Floats, truth["coefficients"])
-        curves["excess_risk"] = _squared_error(moments, scale[..., None] * w, target).sum(-1)
+        curves["excess_risk"] = _squared_error(moments, scale[..., None] * at[:, held_out.shape[1] :], target).sum(-1)
     if holdout:
-        predictions = family.design_basis(x, np.asarray(holdout["x"], np.float64))[2]
-        curves["squared_error"] = _squared_error(moments, predictions, np.asarray(holdout["y"], np.float64)).mean(-1)
+        target = np.asarray(holdout["y"], np.float64)
+        curves["squared_error"] = _squared_error(moments, at[:, : held_out.shape[1]], target).mean(-1)
     return {name: curve.T for name, curve in curves.items()}
 
 
