@@ -19,6 +19,7 @@ Answer = Literal["yes", "no", "undecided", "not measured"]
 Limit = Literal["infinite", "finite", "zero"]  # of a law as the generations go on
 WEIGHT = "@weight"  # reserved column: a weight per row from a curator
 Unit = Literal["rows", "tokens"]  # what the counts of policies count
+RowInterval = int | tuple[int, int] | None  # of the rows of a batch: how many first ones, (start, how many), or all
 Coordinates = tuple[tuple[str, object], ...]  # (key, value) of a sweep's point, in the spec's order; empty without a sweep
 
 
@@ -66,6 +67,11 @@ class Take(Generic[B]):
     rows: int | None = None
     weight: float = 1.0
     start: int = 0  # 0: the first rows
+
+    @property
+    def interval(self) -> RowInterval:
+        """The rows as stored steps get them: equal keys for first rows with and without `start`."""
+        return (self.start, self.rows) if self.start and self.rows is not None else self.rows
 
 
 @dataclass(frozen=True, slots=True)

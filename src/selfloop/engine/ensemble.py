@@ -56,6 +56,7 @@ class SeedBlock:
     draws_rows: bool  # True: rows are drawn; False: only their sufficient statistics
     rows_per_seed: int = 0  # as in Point
     merge: float | None = field(default=None, metadata=UNLESS_DEFAULT)  # as in Spec
+    external: Source | None = field(default=None, metadata=UNLESS_DEFAULT)  # as in Spec
     threads: int = field(default=1, compare=False, metadata={"identity": False})
     shared: dict[object, Any] = field(default_factory=dict, compare=False, repr=False, metadata={"identity": False})
 
@@ -66,7 +67,7 @@ class SeedBlock:
         return SeedBlock(
             source=spec.source, family=spec.family, sampler=spec.sampler, metrics=spec.metrics, seeds=tuple(seeds),
             n=point.n, holdout=point.holdout, draws_rows=draws_rows, rows_per_seed=point.rows_per_seed, threads=threads,
-            merge=spec.merge,
+            merge=spec.merge, external=spec.external,
         )  # fmt: skip
 
     def once(self, key: object, make: Callable[[], T]) -> T:
@@ -130,6 +131,7 @@ class EnsembleWorld:
     curation: Curation = field(default_factory=Curation)
     measures: bool = True  # False: fit and sample only
     n_drawn: int = 0  # real rows drawn so far, after the holdout
+    n_external: int = 0  # external rows drawn so far
     initial: EnsembleBatch = field(default_factory=EnsembleBatch)
     takes: tuple[EnsembleTake, ...] = ()  # of the newest fit
     samples: dict[int, EnsembleBatch] = field(default_factory=dict)  # by generation, if it does not measure
@@ -144,6 +146,17 @@ class EnsembleWorld:
         if t == 1:
             self.initial = batch
         return batch
+
+    def draw_external(self, t: int, n: int) -> EnsembleBatch:
+        source, streams = self.block.external, self.block.streams("external")
+        assert source is not None
+        first = (source.n_holdout() or 0) + self.n_external
+        self.n_external += n
+
+        def draw(_: Context, s: int) -> Columns:
+            return check_rows(source, source.draw(first, n, Context(streams[s])))
+
+        return self.block.once(("external", first, n), lambda: EnsembleBatch(rows=self.block.stack(draw)))
 
     def _draw_real(self, t: int, first: int, n: int) -> EnsembleBatch:
         block, source = self.block, self.block.source
@@ -205,7 +218,7 @@ class EnsembleWorld:
             of_statistics = cast(SupportsSufficientStatistics, family)
             merged = of_statistics.merge([(take.batch.statistics, take.weight) for take in takes])
             return of_statistics.fit_statistics(merged), ()
-        indices: list[Any] = [None if take.rows is None else slice(0, take.rows) for take in takes]
+        indices: list[Any] = [None if take.rows is None else slice(take.start, take.start + take.rows) for take in takes]
         if budget is not None:
             indices = self._draw_budget(t, takes, budget)
         used = tuple(
@@ -218,7 +231,7 @@ class EnsembleWorld:
         """Per take a mask (seeds, rows), with `budget` rows per seed drawn uniformly without replacement."""
         sizes = [np.asarray(next(iter(take.batch.rows.values()))).shape[1] for take in takes]
         offered = np.concatenate(
-            [start + np.arange(size if take.rows is None else take.rows)
+            [start + take.start + np.arange(size if take.rows is None else take.rows)
              for start, size, take in zip(np.cumsum([0, *sizes[:-1]]), sizes, takes, strict=True)]
         )  # fmt: skip
         mask = np.zeros((len(self.block.seeds), sum(sizes)), bool)

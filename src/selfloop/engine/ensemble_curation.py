@@ -78,7 +78,7 @@ def curate_training_rows(world: EnsembleWorld, t: int, takes: Sequence[Take[Ense
     for s in range(len(world.block.seeds)):
         weights = [{} if b.batch.row_weights is None else {WEIGHT: b.batch.row_weights[s]} for b in takes]
         tables = [{**of_seed(take.batch.rows, s), **w} for take, w in zip(takes, weights, strict=True)]
-        kinds = [(take.rows, take.batch.synthetic) for take in takes]
+        kinds = [(take.interval, take.batch.synthetic) for take in takes]
         rows = joined = join_takes(tuple((table, *kind) for table, kind in zip(tables, kinds, strict=True)))
         newest = of_seed(world.newest.rows, s) or joined  # a policy may draw no samples
         for position, curator in world.curation.training_rows:

@@ -31,7 +31,7 @@ from selfloop.formats.safetensors import ColumnWriter, NamedArrays, gather_rows,
 from selfloop.protocols import CorpusSource, SupportsRelabel, SupportsTrivialModel, UsesEncoder
 from selfloop.snapshots import Snapshot
 from selfloop.store.identity import stored_step
-from selfloop.types import WEIGHT, RowTake, TrainingRows, Unit
+from selfloop.types import WEIGHT, RowInterval, RowTake, TrainingRows, Unit
 
 MIN_FEATURE_ROWS = 4  # two to learn features from, and two others to compare with
 
@@ -153,29 +153,37 @@ def load_params(path: Path) -> Params:
 @stored_step("fit", version=1)
 def fit(  # noqa: PLR0913  # they are the identity of a fit
     family: Family,
-    takes: tuple[tuple[Columns, int | None, float], ...],
+    takes: tuple[tuple[Columns, RowInterval, float], ...],
     budget: int | None,
     init: Params | None,
     prepared: Params | None,
     ctx: Context,
     unit: Unit = "rows",
 ) -> Params:
-    """A model of the takes (rows, number of the first ones, weight), or of `budget` of their rows without replacement.
+    """A model of the takes (rows, interval of them, weight), or of `budget` of their rows without replacement.
 
-    If the unit is tokens, both numbers count tokens: rows are taken until they have that many.
+    If the unit is tokens, all numbers count tokens: rows are taken until they have that many.
     """
-    sizes = [_count_first(rows, k, unit) for rows, k, _ in takes]
-    indices: list[Ints | None] = [None if k is None else np.arange(size) for size, (_, k, _) in zip(sizes, takes, strict=True)]
+    spans = [rows_of_interval(rows, k, unit) for rows, k, _ in takes]
+    sizes = list(map(len, spans))
+    indices: list[Ints | None] = [
+        None if k is None else np.arange(s.start, s.stop) for s, (_, k, _) in zip(spans, takes, strict=True)
+    ]
     if budget is not None:
         rng = ctx.stream.child("subsample").generator()
         if unit == "tokens":
             order = rng.permutation(sum(sizes))
-            lengths = np.concatenate([row_lengths(rows)[:size] for (rows, _, _), size in zip(takes, sizes, strict=True)])
+            lengths = np.concatenate(
+                [row_lengths(rows)[s.start : s.stop] for (rows, _, _), s in zip(takes, spans, strict=True)]
+            )
             drawn = np.sort(order[first_tokens(lengths[order]) < budget])
         else:
             drawn = np.sort(rng.choice(sum(sizes), min(budget, sum(sizes)), replace=False, shuffle=False))
         ends = np.cumsum(sizes)
-        indices = [drawn[(drawn >= end - size) & (drawn < end)] - (end - size) for size, end in zip(sizes, ends, strict=True)]
+        starts = ends - sizes
+        indices = [
+            drawn[(drawn >= start) & (drawn < end)] - start + s.start for s, start, end in zip(spans, starts, ends, strict=True)
+        ]
     used = [
         RowTake(rows, chosen, weight, cast("Floats | None", rows.get(WEIGHT)))
         for (rows, _, weight), chosen in zip(takes, indices, strict=True)
@@ -190,6 +198,12 @@ def fit(  # noqa: PLR0913  # they are the identity of a fit
     if any(np.issubdtype(np.asarray(array).dtype, np.floating) and not np.isfinite(array).all() for array in params.values()):
         raise ChainEndedError("diverged")
     return params
+
+
+def rows_of_interval(rows: Columns, interval: RowInterval, unit: Unit = "rows") -> range:
+    """Positions of the rows of an interval."""
+    start, count = interval if isinstance(interval, tuple) else (0, interval)
+    return range(_count_first(rows, start, unit), _count_first(rows, None if count is None else start + count, unit))
 
 
 def _count_first(rows: Columns, k: int | None, unit: Unit) -> int:

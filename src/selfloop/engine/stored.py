@@ -43,6 +43,7 @@ class StoredWorld:
     measures: bool = True  # False: fit and sample only
     matched: Callable[[int], ObjectRef | None] | None = None  # of a control: synthetic rows k, whose tokens real(k + 1) match
     n_drawn: int = 0  # real rows drawn so far, after the holdout
+    n_external: int = 0  # external rows drawn so far
     initial: ObjectRef | None = None
     models: dict[int, ObjectRef] = field(default_factory=dict)  # by generation, like the next two
     samples: dict[int, ObjectRef | None] = field(default_factory=dict)
@@ -83,6 +84,15 @@ class StoredWorld:
             return self._call(steps.match_tokens, batch, synthetic)
         return batch
 
+    def draw_external(self, t: int, n: int) -> ObjectRef:
+        source, ctx = self.point.spec.external, self.context("external")
+        assert source is not None
+        first = (source.n_holdout() or 0) + self.n_external
+        self.n_external += n
+        if not isinstance(source, CorpusSource):
+            return self._call(steps.draw_real, source, first, n, ctx)
+        return self._call(steps.take_corpus_rows, source, self.read_corpus(source), first, n, ctx)
+
     def _draw(self, first: int, n: int) -> ObjectRef:
         """Real rows of this seed, in the columns that the family models."""
         source, ctx = self.point.spec.source, self.source_context()
@@ -91,15 +101,16 @@ class StoredWorld:
             return self._call(steps.draw_real, source, first, n, ctx)
         return self._call(steps.take_corpus_rows, source, self.read_corpus(), first, n, ctx)
 
-    def read_corpus(self) -> ObjectRef:
-        """The whole corpus, encoded if the family has an encoder; the same for all seeds."""
+    def read_corpus(self, external: Source | None = None) -> ObjectRef:
+        """The whole corpus, encoded as the first source is if the family has an encoder; the same for all seeds."""
         family, source = self.point.spec.family, self.point.spec.source
+        other, name = external or source, "external corpus" if external else "corpus"
         ctx = Context(RandomStream(("corpus",)), threads=self.threads)
         if not isinstance(family, UsesEncoder):
-            return self.call_once("corpus", steps.read_corpus, source, ctx.child("read"))
+            return self.call_once(name, steps.read_corpus, other, ctx.child("read"))
         encoder = family.encoder()
         prepared = self.call_once("prepared", steps.prepare_encoder, encoder, source, ctx.child("learn"))
-        return self.call_once("corpus", steps.encode_corpus, encoder, source, prepared, ctx.child("read"))
+        return self.call_once(name, steps.encode_corpus, encoder, other, prepared, ctx.child("read"))
 
     def _call(self, step: Callable[..., Any], *arguments: Any) -> ObjectRef:
         return cast(ObjectRef, self.store.call(step, *arguments))
@@ -124,7 +135,7 @@ class StoredWorld:
             raise ChainEndedError(STARVED)
         if self.curation.training_rows and t > 1:
             takes = curate_training_rows(self, t, takes)
-        parts = tuple((take.batch, take.rows, take.weight) for take in takes)
+        parts = tuple((take.batch, take.interval, take.weight) for take in takes)
         family, init_from = self.point.spec.family.for_generation(t), self.point.spec.init_from
         init = previous if init_from == "previous" else None
         if isinstance(init_from, Path):
