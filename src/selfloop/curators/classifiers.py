@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Literal, cast
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 from annotated_types import Ge, Interval
@@ -105,7 +105,10 @@ def class_probabilities(params: Params, features: Floats) -> Floats:
     """Probability of each class for each row: (rows, classes)."""
     from scipy.special import softmax
 
-    scores = (features - params["center"]) / params["scale"] @ params["coefficients"].T + params["intercepts"]
-    if len(cast(Array, params["classes"])) == 2:
+    center, scale, coefficients, intercepts = (
+        np.asarray(params[name], np.float64) for name in ("center", "scale", "coefficients", "intercepts")
+    )
+    scores = (features - center) / scale @ coefficients.T + intercepts
+    if len(params["classes"]) == 2:
         scores = np.concatenate([np.zeros_like(scores), scores], axis=1)
     return np.asarray(softmax(scores, axis=1), np.float64)

@@ -57,12 +57,12 @@ class Verifier(ScoreCurator):
         params = dict(super().prepare(initial, samples, view, ctx))
         if self.share is not None:
             scores = self.score.score(initial, _seeing(view, params, count_rows(initial)), ctx)
-            params["threshold"] = np.quantile(scores, 1 - self.share)
+            params["threshold"] = np.array(np.quantile(scores, 1 - self.share))
         return params
 
     def judge(self, rows: Columns, view: CuratorView, ctx: Context) -> Judged:
         scores = self.score.score(rows, view, ctx)
-        threshold = view.prepared["threshold"] if self.share is not None else self.threshold
+        threshold = self.threshold if self.share is None else float(view.prepared["threshold"])
         good = scores > 0 if threshold is None else scores >= threshold
         chance = np.where(good, self.keep_good, self.keep_bad)
         return Judged(rows, ctx.stream.generator().random(len(scores)) < chance)

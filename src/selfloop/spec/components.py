@@ -70,7 +70,7 @@ def change_settings(settings: S, table: Mapping[str, Any], key: str) -> S:
 def _read_settings(cls: type[Any], table: Mapping[str, Any], key: str, base: Any = None) -> dict[str, Any]:
     """The settings in a table, checked. `base`: an instance whose values replace the defaults of the class."""
     defaults = {f.name: default_of(f) if base is None else getattr(base, f.name) for f in fields(cls)}
-    hints, values = setting_types(cls), {}
+    hints, values = setting_types(cls), dict[str, Any]()
     for name, value in table.items():
         if name not in defaults:
             raise SpecError(unknown_name(f"{key}.{name}", name, defaults, "key"))

@@ -42,7 +42,7 @@ def keep_chances(settings: dict[str, Any], values: Floats) -> Floats:
     """Probability that a verifier keeps a row whose column has each of these values."""
     scores = settings["score_factor"] * values
     good = scores > 0 if settings["threshold"] is None else scores >= settings["threshold"]
-    return np.where(good, settings["keep_good"], settings["keep_bad"])
+    return np.asarray(np.where(good, settings["keep_good"], settings["keep_bad"]), np.float64)
 
 
 def curate_symbols(curator: str, settings: dict[str, Any], p: Floats) -> Floats:
@@ -140,8 +140,8 @@ def _verified_normal(scenario: Scenario) -> Floats | None:
         tail, density = ndtr((mean - edge) / sd), norm.pdf((edge - mean) / sd)
         whole = np.array([1.0, mean, mean**2 + sd**2])
         upper = np.array([tail, mean * tail + sd * density, whole[2] * tail + sd * (mean + edge) * density])
-        kept = above * upper + below * (whole - upper)
-        return np.asarray(kept[1:] / kept[0], np.float64)
+        mass, *moments = above * upper + below * (whole - upper)
+        return np.asarray(moments, np.float64) / mass
 
     truth = true_params(scenario)
     return population_models(scenario, np.array([0.0, float(cast(Floats, truth["covariance"])[0, 0])]), sample)
