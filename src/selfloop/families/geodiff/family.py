@@ -65,7 +65,7 @@ class GeoDiff(NetworkFamily):
     """
 
     name: ClassVar[str] = "geodiff"
-    version: ClassVar[int] = 3
+    version: ClassVar[int] = 4
     required_columns: ClassVar[tuple[str, ...]] = schema.COLUMNS
     default_metrics: ClassVar[tuple[str, ...]] = ("denoising_loss", "bond_length_distance", "clash_rate", "retry_rate")
     sampler_class: ClassVar[type[Sampler]] = GeoDiffSampler

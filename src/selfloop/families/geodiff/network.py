@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from selfloop.families.geodiff.graphs import DirectedPairs, Edges, Graphs
-from selfloop.families.geodiff.piecewise_linear import AggregateRelu, Convolve, PairSegments, linear_pieces, perceptron_pieces
+from selfloop.families.geodiff.piecewise_linear import Convolve, PairSegments, linear_pieces, perceptron_pieces
 from selfloop.families.geodiff.schema import KINDS
 
 
@@ -63,7 +63,8 @@ class Convolution(nn.Module):
         self.perceptron = nn.Sequential(nn.Linear(hidden, hidden), nn.ReLU(), nn.Linear(hidden, hidden))
 
     def forward(self, h: Tensor, edge: Tensor, directions: DirectedPairs) -> Tensor:
-        return self.perceptron(h + AggregateRelu.apply(h, edge, *directions))  # type: ignore[no-any-return, no-untyped-call]  # torch is untyped
+        messages = functional.relu(h.index_select(0, directions.source).view(2, *edge.shape) + edge)
+        return self.perceptron(h.index_add(0, directions.target, messages.flatten(0, 1)))  # type: ignore[no-any-return]  # torch is untyped
 
 
 class Head(nn.Module):

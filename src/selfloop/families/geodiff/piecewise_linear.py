@@ -71,26 +71,6 @@ def linear_pieces(pieces: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     return linear_layer(pieces, weight) + torch.stack([bias, torch.zeros_like(bias)])[:, None]
 
 
-class AggregateRelu(torch.autograd.Function):
-    """For each atom the sum of relu(x_other + edge) over its pairs; `edge` is (pairs, features)."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, edge: Tensor, *directions: Tensor) -> Tensor:
-        target, source, order, starts = directions
-        messages = x.index_select(0, source)
-        messages.view(2, *edge.shape).add_(edge).relu_()
-        ctx.save_for_backward(messages, target, order, starts)
-        return embedding_bag(order, messages, starts, mode="sum")
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        messages, target, order, starts = ctx.saved_tensors
-        grad_messages = torch.ops.aten.threshold_backward(gradients[0].index_select(0, target), messages, 0)
-        forward, backward = grad_messages.chunk(2)
-        grad_x = embedding_bag(_reverse(order), grad_messages, starts, mode="sum")
-        return grad_x, forward + backward, *[None] * 4
-
-
 def _reverse(order: Tensor) -> Tensor:
     """The opposite direction of each direction."""
     return (order + len(order) // 2) % len(order)
