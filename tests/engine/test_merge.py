@@ -112,7 +112,7 @@ def test_weights_of_a_transformer_are_merged_and_its_other_arrays_are_those_of_t
         rows = ragged([[*np.random.default_rng([seed, i]).integers(1, 40, 9), 0] for i in range(12 + seed)])
         training_rows = TrainingRows((RowTake({"tokens": rows}),), prepared)
         models.append(family.fit(training_rows, CONTEXT.child(seed), models[0] if seed else None))
-    (older, newer), merged = models, merge_models(family, models[0], models[1], -0.5)
+    (older, newer), merged = models, merge_models(family, models[0], models[1], -0.3)
     assert merged.keys() == newer.keys()
     assert newer["training/tokens"] != older["training/tokens"]
     n_weights = 0
@@ -122,7 +122,7 @@ def test_weights_of_a_transformer_are_merged_and_its_other_arrays_are_those_of_t
             np.testing.assert_array_equal(array, newer[name])
             continue
         n_weights += array.size
-        expected = 1.5 * older[name].astype(np.float64) - 0.5 * newer[name].astype(np.float64)
+        expected = 1.3 * older[name].astype(np.float64) - 0.3 * newer[name].astype(np.float64)
         np.testing.assert_array_equal(array, expected.astype(np.float32))
     assert n_weights > 40 * 8
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from fnmatch import fnmatchcase
+from typing import cast
 
 import numpy as np
 
-from selfloop.columns import Array, Bools, Params
+from selfloop.columns import Array, Bools, Floats, Params
 from selfloop.component import Family
 from selfloop.errors import ChainEndedError, DataError
 from selfloop.formats.safetensors import NamedArrays
@@ -41,7 +42,8 @@ def merge_ensemble(family: Family, older: Params, newer: EnsembleFit, share: flo
             shapes = f"{older[name].shape[1:]} before and {array.shape[1:]} now"
             raise DataError(f"merge: array {name!r} of {family.name} has shape {shapes}; expected one shape. Remove the key.")
         with np.errstate(over="ignore", invalid="ignore"):
-            params[name] = np.asarray((1 - share) * older[name].astype(np.float64) + share * array, array.dtype)
+            merged = (1 - share) * older[name].astype(np.float64) + share * array.astype(np.float64)
+            params[name] = merged.astype(array.dtype)
         valid = _are_valid(params[name], any(rules))
         status = [ended or (None if is_valid else "diverged") for ended, is_valid in zip(status, valid, strict=True)]
     return EnsembleFit(params, status)
@@ -49,9 +51,9 @@ def merge_ensemble(family: Family, older: Params, newer: EnsembleFit, share: flo
 
 def _are_valid(array: Array, no_negative: bool) -> Bools:
     """True for each seed with finite numbers and, if there are to be none, no negative number or eigenvalue of a matrix."""
-    flat = array.reshape(len(array), -1)
-    finite = np.isfinite(flat).all(axis=1)
+    flat = cast(Floats, array.reshape(len(array), -1))
+    finite = np.asarray(np.isfinite(flat).all(axis=1))
     if not no_negative:
         return finite
     values = np.linalg.eigvalsh(np.where(finite[:, None, None], array, 0)) if array.ndim == 3 else flat
-    return finite & (values.min(axis=1) >= -MAX_NEGATIVE_SHARE * np.abs(values).max(axis=1))
+    return np.asarray(finite & (values.min(axis=1) >= -MAX_NEGATIVE_SHARE * np.abs(values).max(axis=1)))
