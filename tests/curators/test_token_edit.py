@@ -14,6 +14,7 @@ from selfloop.curator import CuratorView
 from selfloop.curators.token_edit import TokenEdit
 from selfloop.errors import SpecError
 from selfloop.families.gaussian import Gaussian
+from selfloop.families.ngram import Ngram
 from selfloop.families.nn.settings import TrainingSettings
 from selfloop.families.transformer.family import Transformer
 from selfloop.families.transformer.text_sampler import TextSampler
@@ -122,6 +123,50 @@ def test_improbable_tokens_are_dropped_but_no_prompt_and_no_first_token(rows_and
     inner = np.ones(len(p), bool)
     inner[tokens.offsets[:-1]], inner[tokens.values == int(view.params["tokenizer/end"])] = False, False
     assert 0 < len(tokens.values) - len(few.values) == ((p < 0.05) & inner).sum()
+
+
+def test_edits_of_real_text_keep_its_bigrams_and_samples_lose_them():
+    """The bigram check of Zhu et al. (2412.14689): edited text keeps the coverage of real text."""
+    text = real_texts()
+    model = Ngram(order=2, smoothing=0.0, vocab=600)
+    prepared = model.encoder().prepare([text], CTX)
+    rows = model.encoder().encode(text, prepared)
+    params = model.fit(TrainingRows((RowTake(rows),), prepared), CTX, None)
+    n = len(rows["tokens"])
+    view = CuratorView(1, PythonDocs(), model, TextSampler(), params, None, rows, {}, np.arange(n), np.ones(n, bool), {})
+    edited = edit(rows, view, threshold=0.99)
+    samples = model.sample(params, n, TextSampler(), {}, CTX)["tokens"]
+    real = bigrams(rows["tokens"])
+    assert len(real & bigrams(edited)) / len(real) > 0.99
+    assert len(real & bigrams(samples)) / len(real) < 0.8
+
+
+def test_the_top_tokens_of_an_n_gram_model_are_those_of_its_probabilities():
+    text = real_texts(40)
+    model = Ngram(order=3, vocab=300)
+    prepared = model.encoder().prepare([text], CTX)
+    rows = model.encoder().encode(text, prepared)
+    params = model.fit(TrainingRows((RowTake(rows),), prepared), CTX, None)
+    few = select_rows(rows, np.array([7]))
+    top, tokens = model.top_tokens(params, few, 3, CTX), few["tokens"].values
+    position = len(tokens) // 2
+    others = [np.concatenate([tokens[:position], [token], tokens[position + 1 :]]) for token in range(300)]
+    offsets = len(tokens) * np.arange(301)
+    values = model.token_log_prob(params, {"tokens": Ragged(np.concatenate(others), offsets)}, CTX).values
+    expected = values[offsets[:-1] + position]
+    assert np.allclose(top.log_prob[position], expected[tokens[position]])
+    assert np.allclose(top.log_probs[position], -np.sort(-expected)[:3])
+    assert np.allclose(expected[top.tokens[position]], top.log_probs[position])
+
+
+def real_texts(n: int = 300) -> dict[str, Ragged]:
+    """Texts that every machine has."""
+    return PythonDocs().draw(0, n, CTX)
+
+
+def bigrams(tokens: Ragged) -> set[tuple[int, int]]:
+    """The different pairs of successive tokens, across rows too."""
+    return set(zip(tokens.values[:-1].tolist(), tokens.values[1:].tolist(), strict=True))
 
 
 def test_a_family_without_tokens_is_refused_before_any_work():

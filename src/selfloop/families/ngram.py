@@ -20,10 +20,12 @@ from selfloop.families.transformer.packing import MAX_ROW_TOKENS, describe_lengt
 from selfloop.families.transformer.text_sampler import TextSampler, read_prompts
 from selfloop.families.transformer.tokenizer import BytePair, count_tokens
 from selfloop.families.trivial import unigram_cross_entropy
+from selfloop.protocols import TopTokens
 from selfloop.settings import has_default_settings
 from selfloop.types import TrainingRows
 
 CHUNK_ROWS = 8192  # rows that are sampled at the same time
+TOP_CONTEXTS = 512  # contexts whose probabilities of all tokens are in memory
 Draw = Callable[[list[Ints], Floats], Ints]  # a token per row, from the states of the rows and uniform numbers
 
 
@@ -101,6 +103,23 @@ class Ngram(Family):
         values = self._log_prob(params, rows)
         row_of = np.repeat(np.arange(len(values)), np.diff(values.offsets))
         return np.asarray(np.bincount(row_of, cast(Floats, values.values), len(values)), np.float64)
+
+    def top_tokens(self, params: Params, rows: Columns, k: int, ctx: Context) -> TopTokens:
+        """The k most probable tokens at every position, computed once per context."""
+        own, model, column = self._log_prob(params, rows), self._counts(params), cast(Ragged, rows["tokens"])
+        padded, positions, targets = _pad(column[np.arange(len(column))], model.start, self.order)
+        states, contexts = list[Ints](), np.zeros(len(padded), np.int64)
+        for length in range(1, self.order + 1):
+            states.append(contexts[targets])
+            contexts = _shift(model.find(length, contexts, padded), positions)
+        different, index = np.unique(np.stack(states), axis=1, return_inverse=True)
+        tops, log_probs = list[Ints](), list[Floats]()
+        for first in range(0, different.shape[1], TOP_CONTEXTS):
+            p = model.probabilities(list(different[:, first : first + TOP_CONTEXTS]))
+            tops.append(np.argsort(-p, axis=1, kind="stable")[:, :k])
+            with np.errstate(divide="ignore"):
+                log_probs.append(np.log(np.take_along_axis(p, tops[-1], 1)))
+        return TopTokens(cast(Floats, own.values), np.concatenate(tops)[index], np.concatenate(log_probs)[index])
 
     def trivial_risk(self, metric: str, initial: Columns, holdout: Columns, truth: Params, ctx: Context) -> float | None:
         return unigram_cross_entropy(initial, holdout, self.vocab) if metric == "cross_entropy" else None
