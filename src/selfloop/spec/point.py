@@ -191,10 +191,11 @@ def _check_external(spec: Spec) -> None:
             raise SpecError(f"external: {problem}; {'a' if needed else 'no'} policy has external rows. {advice}.")
         return
     check_pair(spec.family, other)
-    own, given = ({c: (schema[c].dtype, schema[c].shape) for c in schema} for schema in (spec.source.schema(), other.schema()))
-    for column in own.keys() & given.keys():
-        if own[column] != given[column]:
-            raise SpecError(f"external: column {column!r} has rows {given[column]}; expected {own[column]}, as in the source.")
+    types = [{name: (c.dtype, c.shape) for name, c in source.schema().items()} for source in (spec.source, other)]
+    for column in types[0].keys() & types[1].keys():
+        expected, got = (of_source[column] for of_source in types)
+        if expected != got:
+            raise SpecError(f"external: column {column!r} has rows {got}; expected {expected}, as in the source.")
     if spec.unit == "tokens" or spec.subsets == "disjoint":
         raise SpecError("external: cannot be combined with unit = 'tokens' or subsets = 'disjoint'. Remove one of the two.")
     size = other.n_rows()
