@@ -153,8 +153,8 @@ def _equal_variance_risk(scenario: Scenario, *, has_ridge: bool) -> Floats | Non
     for n, ridge, noise in zip(rows, ridges, _noise_variances(scenario), strict=True):
         if not ridge and abs(n - d) <= 1:
             return None  # infinite expectations
-        kept, kept_squared, added = _shrinkage(d, n, ridge / float(variances[0]))
-        overlap, square = kept * overlap, kept_squared * square + noise * added
+        of_overlap, of_square, added = _shrinkage(d, n, ridge / float(variances[0]))
+        overlap, square = of_overlap * overlap, of_square * square + noise * added
         risks.append(start + square - 2 * overlap)
     return np.array(risks)
 
