@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from token_rows import END, PARAMS, Rows, columns, draw_rows, few_rows, measure, ragged, zipf_probabilities
+from token_rows import CTX, END, PARAMS, Rows, Unigram, columns, draw_rows, few_rows, measure, ragged, zipf_probabilities
 
 from selfloop.columns import Ragged
 from selfloop.component import Metric
+from selfloop.families.transformer.text_sampler import TextSampler
 from selfloop.metrics import ngrams
-from selfloop.metrics.ngrams import contained, cut_length, longest_runs, texts
+from selfloop.metrics.ngrams import contained, cut_length, longest_runs, prompt_lengths, texts
 from selfloop.metrics.text import TailMass, TextLength
 from selfloop.metrics.text_diversity import DuplicateRate, Memorization
+from selfloop.snapshots import Snapshot
 
 
 def test_texts_are_the_first_rows_without_their_end_tokens() -> None:
@@ -77,3 +81,13 @@ def test_longest_runs_end_with_their_row(rows: list[list[bool]]) -> None:
     row_of = np.repeat(np.arange(len(rows)), [len(row) for row in rows])
     expected = [max(map(len, "".join("x" if flag else " " for flag in row).split()), default=0) for row in rows]
     assert longest_runs(flags, row_of, len(rows)).tolist() == expected
+
+
+def test_prompts_of_a_snapshot_repeat_and_those_of_its_sampler_are_not_drawn() -> None:
+    rows, prompts = columns([[5, 6, 7, END], [5, 6], [5, 6, 7, 8, END]]), {"prompt": ragged([[5], [5, 6, 7]])}
+    reading = TextSampler(prompt="before", response_template="a:")
+    snap = Snapshot(1, Unigram(), reading, PARAMS, rows, {}, rows, {}, prompts=prompts)
+    assert prompt_lengths(snap, rows, CTX).tolist() == [1, 2, 1]  # the second row is shorter than its prompt
+    assert prompt_lengths(replace(snap, prompts={}), rows, CTX).tolist() == [0, 0, 0]
+    drawn = replace(snap, prompts={}, sampler=TextSampler(prompt="first_token"))
+    assert prompt_lengths(drawn, rows, CTX).tolist() == [1, 1, 1]

@@ -115,7 +115,8 @@ class MetricValue(Score):
         values = np.empty(count_rows(rows))
         for i in range(len(values)):
             row = select_rows(rows, np.array([i]))
-            snap = Snapshot(view.generation, view.family, view.sampler, view.params, row, {}, view.initial, {})
+            prompt = select_rows(view.inputs, np.array([i])) if "prompt" in view.inputs else {}
+            snap = Snapshot(view.generation, view.family, view.sampler, view.params, row, {}, view.initial, {}, prompts=prompt)
             values[i] = self.metric.measure(snap, ctx)[self.metric.name]
         return self.factor * values
 

@@ -70,9 +70,14 @@ def cut_length(rows: Columns, params: Params) -> int | None:
 
 
 def prompt_lengths(snap: Snapshot, rows: Columns, ctx: Context) -> Ints:
-    """Number of tokens of each row that are its prompt; of initial rows, the tokens that serve as prompts."""
-    lengths = np.diff(cast(Ragged, rows["tokens"]).offsets)
-    prompts = (snap.prompts or snap.sampler.draw_prompts(len(lengths), snap.initial, ctx)).get("prompt")
+    """Number of tokens of each row that are its prompt; of initial rows, the tokens that serve as prompts.
+
+    0 for a sampler that reads texts if the snapshot has no prompts.
+    """
+    lengths, inputs = np.diff(cast(Ragged, rows["tokens"]).offsets), snap.prompts
+    if not inputs and not snap.sampler.reads_text():
+        inputs = snap.sampler.draw_prompts(len(lengths), snap.initial, ctx)
+    prompts = inputs.get("prompt")
     if not isinstance(prompts, Ragged):
         return np.zeros_like(lengths)
     return np.minimum(lengths, np.diff(prompts.offsets)[np.arange(len(lengths)) % len(prompts)])
