@@ -1,6 +1,6 @@
 """Settings of sampling text, and prompts."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 
@@ -118,6 +118,8 @@ def test_a_prompt_before_nothing_is_refused_before_any_work(sampler, family, sen
 
 def test_the_template_is_the_familys_or_the_samplers_own():
     assert TextSampler(prompt="before").complete(Templated(response_template="a:")).response_template == "a:"
+    swept = replace(TextSampler(prompt="before").complete(Templated(response_template="a:")), prompt="start")
+    assert swept.complete(Templated(response_template="a:")) == TextSampler()
     own = TextSampler(prompt="before", response_template="b:")
     assert own.complete(Templated()) == own
     assert TextSampler(prompt="first_token").complete(Templated(response_template="a:")).response_template == ""

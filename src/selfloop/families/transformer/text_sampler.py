@@ -71,9 +71,10 @@ class TextSampler(Sampler):
         return unused
 
     def complete(self, family: Family) -> TextSampler:
-        if self.prompt != "before":
-            return self
-        template = str(family.settings().get("response_template", "")) or self.response_template
+        template = str(family.settings().get("response_template", ""))
+        if self.prompt != "before":  # in a sweep of prompts, it may have the family's template
+            return replace(self, response_template="") if template and template == self.response_template else self
+        template = template or self.response_template
         if not template or self.response_template not in ("", template):
             advice = (
                 f"{template!r} as in family.response_template. Remove the key" if template else "such as 'assistant:'. Set it"
