@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Mapping
-from dataclasses import fields, replace
+from dataclasses import fields
 from typing import Any
 
 import numpy as np
 
 from selfloop.columns import Column, Columns, Params, Ragged, concat_rows, count_rows, select_rows
 from selfloop.component import Component, Context, Family, Policy, Source
-from selfloop.curator import Curator, CuratorView, Judged
+from selfloop.curator import Curator
+from selfloop.engine.curation import SLOT, CuratedModel, CuratedTables, judge, prepare_curator
 from selfloop.engine.steps import check_rows
 from selfloop.errors import SelfloopError, missing_extra
 from selfloop.formats.safetensors import to_safetensors
@@ -96,51 +97,26 @@ def check_curator(curator: Curator, source: Source, family: Family, n: int = 30,
     _check_settings(curator)
     before, sampler = identity(curator), family.sampler_class()
     curator.check(source, family, sampler)
-    encoder, prepared = family.encoder() if isinstance(family, UsesEncoder) else None, dict[str, Any]()
-    initial, size = source.draw(0, n, CONTEXT), n * curator.n_candidates()
-    if encoder is not None:
-        prepared = dict(encoder.prepare([initial], CONTEXT))
-        initial = encoder.encode(initial, prepared)
+    initial, prepared = source.draw(0, n, CONTEXT), dict[str, Any]()
+    if isinstance(family, UsesEncoder):
+        prepared = dict(family.encoder().prepare([initial], CONTEXT))
+        initial = family.encoder().encode(initial, prepared)
     params = family.fit(TrainingRows((RowTake(initial),), prepared), CONTEXT.child("fit"), None)
-    inputs = _read_only(source.draw_inputs(size, initial, CONTEXT))
-    rows = family.sample(params, size, sampler, inputs, CONTEXT.child("sample"))
-    if encoder is not None and not curator.sees_tokens():
-        initial, rows = (encoder.decode(table, params) for table in (initial, rows))
-    initial, rows, slots = _read_only(initial), _read_only(rows), np.arange(size) % n
-    view = CuratorView(1, source, family, sampler, params, None, initial, inputs, slots, np.ones(size, bool), {})
-    ctx = CONTEXT.child("judge")
-    learned = _without_side_effects("prepare", lambda: dict(curator.prepare(initial, rows, view, CONTEXT.child("prepare"))))
-    view = replace(view, prepared=_read_only(learned))  # type: ignore[arg-type]  # params hold no ragged columns
-    judged = _without_side_effects("judge", lambda: _judged_columns(curator.judge(rows, view, ctx), rows))
-    _require(identity(curator) == before, "judge changed the curator's settings")
-    for k in (1, n // 2) if by_row and size == n else ():
-        first = {name: select_rows(table, slots[:k]) for name, table in (("rows", rows), ("inputs", inputs))}
-        fewer = replace(view, inputs=first["inputs"], slots=slots[:k], synthetic=view.synthetic[:k])
-        again = _judged_columns(curator.judge(first["rows"], fewer, ctx), first["rows"])
-        for name, column in select_rows(judged, slots[:k]).items():
-            _require(_close(column, again[name]), f"{name} of {k} rows depends on the rows judged with them; set by_row=False")
-
-
-def _judged_columns(judged: Judged, rows: Columns) -> Columns:
-    """The answers of a curator as columns, checked against the rows that it judged."""
-    keep, n = np.asarray(judged.keep), count_rows(rows)
-    _require(
-        keep.dtype == bool and keep.shape == (n,), f"keep is {keep.dtype}{list(keep.shape)}; expected {n} times true or false"
+    inputs, contexts = (
+        source.draw_inputs(n, initial, CONTEXT),
+        [CONTEXT.child("round", r) for r in range(curator.n_candidates())],
     )
-    weight = np.ones(n) if judged.weight is None else np.asarray(judged.weight)
-    _require(weight.shape == (n,), f"weight has shape {list(weight.shape)}; expected {n} numbers")
-    _require(bool(np.isfinite(weight).all()) and bool((weight >= 0).all()), "weight is not a finite number of 0 or more")
-    _require(set(judged.rows) == set(rows), f"rows have columns {', '.join(judged.rows)}; expected {', '.join(rows)}")
-    for name, old in rows.items():
-        new = judged.rows[name]
-        _require(_row_type(new) == _row_type(old), f"column {name!r} has rows {_row_type(new)}; expected {_row_type(old)}")
-        _require(len(new) == n, f"column {name!r} has {len(new)} rows; expected {n}")
-    return {**judged.rows, "keep": keep, "weight": weight}
-
-
-def _row_type(column: Column) -> str:
-    values = np.asarray(column.values if isinstance(column, Ragged) else column)
-    return f"{'ragged ' * isinstance(column, Ragged)}{values.dtype}{list(values.shape[1:])}"
+    rounds = tuple(_read_only(family.sample(params, n, sampler, inputs, ctx)) for ctx in contexts)
+    model, tables = CuratedModel(source, family, sampler, params, None), CuratedTables(_read_only(initial), _read_only(inputs))
+    arguments = (curator, model, 1, rounds[0], tables, CONTEXT.child("prepare"))
+    tables = tables._replace(prepared=_read_only(_without_side_effects("prepare", lambda: dict(prepare_curator(*arguments)))))  # type: ignore[arg-type]  # params hold no ragged columns
+    judged = _without_side_effects("judge", lambda: judge(curator, model, 1, rounds, tables, CONTEXT.child("judge")))
+    _require(identity(curator) == before, "judge changed the curator's settings")
+    for k in (1, n // 2) if by_row and len(rounds) == 1 else ():
+        few = judge(curator, model, 1, (select_rows(rounds[0], np.arange(k)),), tables, CONTEXT.child("judge"))
+        first = select_rows(judged, np.flatnonzero(np.asarray(judged[SLOT]) < k))
+        same = np.array_equal(few[SLOT], first[SLOT]) and all(_close(column, few[name]) for name, column in first.items())  # type: ignore[arg-type]  # no ragged column
+        _require(same, f"the answers for the first {k} of {n} rows depend on the others; set by_row=False if they should")
 
 
 def check_store(spec: Spec, examples: int = 20, actions: int = 10) -> None:
