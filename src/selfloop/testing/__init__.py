@@ -102,10 +102,8 @@ def check_curator(curator: Curator, source: Source, family: Family, n: int = 30,
         prepared = dict(family.encoder().prepare([initial], CONTEXT))
         initial = family.encoder().encode(initial, prepared)
     params = family.fit(TrainingRows((RowTake(initial),), prepared), CONTEXT.child("fit"), None)
-    inputs, contexts = (
-        source.draw_inputs(n, initial, CONTEXT),
-        [CONTEXT.child("round", r) for r in range(curator.n_candidates())],
-    )
+    inputs = source.draw_inputs(n, initial, CONTEXT)
+    contexts = [CONTEXT.child("round", r) for r in range(curator.n_candidates())]
     rounds = tuple(_read_only(family.sample(params, n, sampler, inputs, ctx)) for ctx in contexts)
     model, tables = CuratedModel(source, family, sampler, params, None), CuratedTables(_read_only(initial), _read_only(inputs))
     arguments = (curator, model, 1, rounds[0], tables, CONTEXT.child("prepare"))
