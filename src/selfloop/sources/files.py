@@ -16,7 +16,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import lru_cache, wraps
-from pathlib import Path, PureWindowsPath
+from pathlib import Path
 from typing import IO, Any, ParamSpec, TypeVar, cast
 from zipfile import BadZipFile, ZipFile, ZipInfo
 
@@ -246,7 +246,7 @@ def _iter_tar(path: Path, is_wanted: Callable[[str], bool]) -> Iterator[tuple[st
 def open_zip(path: Path) -> Iterator[tuple[ZipFile, dict[str, ZipInfo]]]:
     """A file that is stored as a ZIP file, and its files by name with slashes, as some programs write backslashes.
 
-    Raises DataError if it is damaged or encrypted, and if it has two files of one name or names files outside of it.
+    Raises DataError if it is damaged or encrypted, and if it has two files of one name. It is never unpacked.
     """
     with open_file(path, allowed=ZIP) as file:
         try:
@@ -256,8 +256,6 @@ def open_zip(path: Path) -> Iterator[tuple[ZipFile, dict[str, ZipInfo]]]:
         members = dict[str, ZipInfo]()
         for member in archive.infolist():
             name = member.filename.replace("\\", "/")
-            if name.startswith("/") or PureWindowsPath(name).anchor or ".." in name.split("/"):
-                raise DataError(f"source.path: {path} has a file named {name!r}, which points outside. Do not use this file.")
             if name in members or member.flag_bits & ENCRYPTED_FLAG:
                 raise DataError(
                     f"source.path: {path} is encrypted or has two files named {name}. Unpack it and give the folder."

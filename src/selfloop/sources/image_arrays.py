@@ -112,7 +112,6 @@ CIFAR_VERSIONS = (
     ({"train": [f"data_batch_{i}.bin" for i in range(1, 6)], "test": ["test_batch.bin"]}, ["label"]),
     ({"train": ["train.bin"], "test": ["test.bin"]}, ["coarse_label", "label"]),
 )
-PICKLED_FILES = {"data_batch_1", "test_batch", "train", "test"}  # of the version for Python
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,7 +158,7 @@ class Cifar(FileSource):
                     problem = f"has {n_bytes} bytes; expected rows of {row_bytes}. Download it again."
                     raise DataError(f"source.path: {name} in {self.path} {problem}")
             return {paths[name]: sizes[paths[name]] // row_bytes for name in names}, labels
-        binary = "the binary version (cifar-10-binary.tar.gz or cifar-100-binary.tar.gz)"
-        if PICKLED_FILES & set(paths):
-            raise DataError(f"source.path: {self.path} is pickled, so it could run a program. Give {binary}.")
-        raise DataError(f"source.path: {self.path} has no {self.split} files of CIFAR. Give {binary}, or its folder.")
+        raise DataError(
+            f"source.path: {self.path} has no {self.split} files of CIFAR's binary version; the pickled version is not "
+            "read. Give cifar-10-binary.tar.gz or cifar-100-binary.tar.gz, or its folder."
+        )

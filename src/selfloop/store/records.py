@@ -25,7 +25,7 @@ from selfloop.store.identity import digest
 
 UNREADABLE = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.EACCES, errno.EPERM, errno.EIO)  # of one file
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)  # only writing raises them
-FORMAT = 2  # of a store's folder; 1 was written by selfloop 0.1, whose keys held module paths
+FORMAT = 2  # of a store's folder
 
 
 def create_folders(path: Path) -> None:
@@ -52,12 +52,9 @@ def check_format(path: Path) -> bool:
     except FileNotFoundError:
         return False
     marker = path / "FORMAT"
-    if marker.is_file():
-        number = _read_format(marker)
-    elif (path / ".selfloop").is_file():  # the marker of version 0.1
-        number = "1"
-    else:
+    if not marker.is_file():
         return False
+    number = _read_format(marker)
     if not number.isdecimal():
         if any(read_record(file, file.stem) for file in path.glob("records/*/*.json")):
             return True
