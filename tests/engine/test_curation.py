@@ -279,3 +279,12 @@ def test_settings_of_policies_and_curators_can_be_swept(tmp_path: Path) -> None:
 def test_a_sweep_over_a_curator_that_is_not_there_is_refused(key: str) -> None:
     with pytest.raises(SpecError, match="sweep"):
         make_spec(policies=[curated("replace", {"name": "verifier", "score": X})], sweep={key: [1, 2]}).points()
+
+
+def test_curators_of_new_and_of_training_rows_work_together_in_both_worlds(tmp_path: Path) -> None:
+    curators = [Chance(weighted=True), Chance(share=0.9, applies_to="training_rows"), "detector", "deduplicate"]
+    spec = make_spec(policies=[curated("accumulate", *curators, max_rounds=1)], n=40, seeds=2)
+    (label,) = spec.policy_labels()
+    together, one_by_one = selfloop.run(spec, tmp_path / "a").curves()[label], stored_curves(spec, tmp_path / "b")[label]
+    for name, values in one_by_one.items():
+        np.testing.assert_allclose(together[name], values, rtol=1e-9, err_msg=name)

@@ -9,13 +9,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import TYPE_CHECKING, NamedTuple, cast
+from typing import TYPE_CHECKING, NamedTuple, TypeVar, cast
 
 import numpy as np
 
 from selfloop.columns import Bools, Column, Columns, Ints, Params, Ragged, concat_rows, count_rows, select_rows
 from selfloop.component import Context, Family, Policy, Sampler, Source
 from selfloop.curator import Curator, CuratorView, Judged
+from selfloop.engine.steps import rows_of_interval
 from selfloop.errors import ChainEndedError, DataError
 from selfloop.protocols import CuratesRows, UsesEncoder
 from selfloop.store.identity import ObjectRef, stored_step
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from selfloop.engine.stored import StoredWorld
 
 SLOT, SYNTHETIC = "@slot", "@synthetic"
+T = TypeVar("T")
 STARVED = "too_few_curated_rows"
 MAX_ROUNDS, MAX_INPUT_ROUNDS = 1000, 16  # of sampling; the second one if a row answers an input
 MAX_EMPTY_ROUNDS = 50  # without a single kept row
@@ -51,10 +53,6 @@ class Curation:
         """Rounds that are judged together."""
         return max(curator.n_candidates() for _, curator in self.new_rows)
 
-    def round_limit(self, has_inputs: bool) -> int:
-        """Rounds of sampling at most."""
-        return self.max_rounds or (MAX_INPUT_ROUNDS if has_inputs else MAX_ROUNDS)
-
 
 class CuratedModel(NamedTuple):
     """The model whose rows are judged, the one before, and where its rows come from."""
@@ -75,21 +73,38 @@ class CuratedTables(NamedTuple):
 
 
 class RoundCounts(NamedTuple):
-    """Rows that were sampled and kept so far, and slots with a row of their own."""
+    """Rounds that were sampled, rows that were judged and kept in them, and slots with a row of their own."""
 
-    rounds: int
-    judged: int
-    accepted: int
-    slots: int
-
-    def complete(self, n: int, by_slot: bool) -> bool:
-        """True if every one of n rows is there, or no more can be expected."""
-        return (self.slots if by_slot else self.accepted) >= n or (self.accepted == 0 and self.rounds >= MAX_EMPTY_ROUNDS)
+    rounds: int = 0
+    judged: int = 0
+    accepted: int = 0
+    slots: int = 0
 
     def values(self, n: int, by_slot: bool) -> dict[str, float]:
-        """Measurements of a generation."""
+        """Measurements of a generation. `by_slot`: rows answer inputs."""
         answered = {"answered_share": self.slots / n} if by_slot else {}
         return {"kept_share": self.accepted / self.judged, "sampling_rounds": float(self.rounds), **answered}
+
+    def lack_rows(self, n: int, by_slot: bool, max_rounds: int | None) -> bool:
+        """True if a chain cannot go on with these rows."""
+        return self.accepted == 0 or (self.accepted < n and not by_slot and max_rounds is None)
+
+
+def run_rounds(
+    curation: Curation, n: int, by_slot: bool, judge_round: Callable[[int], tuple[T, Columns]]
+) -> tuple[list[T], RoundCounts]:
+    """Judged tables of as many rounds as n rows need. `judge_round(r)` gives that of rounds r, ..., and its columns."""
+    together, counts, tables, slots = curation.n_candidates(), RoundCounts(), list[T](), set[int]()
+    limit = curation.max_rounds or (MAX_INPUT_ROUNDS if by_slot else MAX_ROUNDS)
+    while (counts.slots if by_slot else counts.accepted) < n and counts.rounds < limit:
+        if counts.accepted == 0 and counts.rounds >= MAX_EMPTY_ROUNDS:
+            break
+        table, rows = judge_round(counts.rounds)
+        tables.append(table)
+        slots.update(np.asarray(rows[SLOT]).tolist())
+        judged, accepted = counts.judged + n * together, counts.accepted + count_rows(rows)
+        counts = RoundCounts(counts.rounds + together, judged, accepted, len(slots))
+    return tables, counts
 
 
 @stored_step("prepare_curator", version=1)
@@ -114,11 +129,13 @@ def judge(
     """The rows of one or several rounds that a curator keeps, with their slots and weights."""
     model, tables = CuratedModel(*model), CuratedTables(*tables)  # the store passes plain tuples
     rows = dict(concat_rows(rounds) if len(rounds) > 1 else rounds[0])
+    if WEIGHT in rows and not np.all(rows[WEIGHT]):  # rows of weight 0 do not exist
+        rows = select_rows(rows, np.flatnonzero(rows[WEIGHT]))
     weight = rows.pop(WEIGHT, None)
     slots = cast(Ints, rows.pop(SLOT, np.tile(np.arange(count_rows(rounds[0])), len(rounds))))
     origins = {SYNTHETIC: rows.pop(SYNTHETIC)} if SYNTHETIC in rows else {}
     if len(slots) == 0:
-        return rounds[0]
+        return {**rows, SLOT: slots, **origins, **({} if weight is None else {WEIGHT: weight})}
     seen = _decode(curator, model, rows)
     view = _view(curator, model, generation, tables, slots, cast("Bools | None", origins.get(SYNTHETIC)))
     judged = curator.judge(seen, view, ctx)
@@ -259,24 +276,20 @@ def _differs(curator: Curator, name: str, old: Column, new: Column | None) -> Bo
 
 def curate_samples(world: StoredWorld, t: int, model: ObjectRef, n: int) -> ObjectRef:
     """The rows of model t that curators keep, and a note in the world if they are too few for the chain to go on."""
-    curation, together, slots = world.curation, world.curation.n_candidates(), set[int]()
-    counts, tables = RoundCounts(0, 0, 0, 0), list[ObjectRef]()
+    curation, store = world.curation, world.store
     first, inputs = world.sample_round(t, model, n, 0)
     by_slot = inputs is not None
-    while not counts.complete(n, by_slot) and counts.rounds < curation.round_limit(by_slot):
-        group = range(counts.rounds, counts.rounds + together)
-        rounds = tuple(world.sample_round(t, model, n, r)[0] for r in group)
+
+    def judge_round(r: int) -> tuple[ObjectRef, Columns]:
+        rounds = tuple(world.sample_round(t, model, n, r + i)[0] for i in range(curation.n_candidates()))
         for position, curator in curation.new_rows:
-            rounds = (_judge(world, curator, position, t, t, rounds, inputs, first, counts.rounds),)
-        tables.append(rounds[0])
-        judged = world.store.open(rounds[0])
-        slots.update(np.asarray(judged[SLOT]).tolist())
-        counts = RoundCounts(
-            counts.rounds + together, counts.judged + n * together, counts.accepted + count_rows(judged), len(slots)
-        )
-    rows: ObjectRef = world.store.call(collect_rows, tuple(tables), n, by_slot)
+            rounds = (_judge(world, curator, position, t, t, rounds, inputs, first, r),)
+        return rounds[0], store.open(rounds[0])
+
+    tables, counts = run_rounds(curation, n, by_slot, judge_round)
+    rows: ObjectRef = store.call(collect_rows, tuple(tables), n, by_slot)
     world.curation_values[t] = counts.values(n, by_slot)
-    if counts.accepted == 0 or (not by_slot and curation.max_rounds is None and counts.accepted < n):
+    if counts.lack_rows(n, by_slot, curation.max_rounds):
         world.starved.add(rows)
     return rows
 

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import pairwise
 from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
-from selfloop.columns import Column, Columns, Params, count_rows
+from selfloop.columns import Column, Columns, Params, count_rows, select_rows
 from selfloop.component import Context
 from selfloop.curator import Curator
 from selfloop.engine.curation import (
-    SLOT,
     CuratedModel,
     CuratedTables,
     RoundCounts,
@@ -20,6 +20,7 @@ from selfloop.engine.curation import (
     join_takes,
     judge,
     prepare_curator,
+    run_rounds,
     split_take,
 )
 from selfloop.engine.ensemble_values import EnsembleBatch, EnsembleModel
@@ -37,36 +38,29 @@ def of_seed(columns: Columns, s: int) -> dict[str, Column]:
 
 def curate_samples(world: EnsembleWorld, t: int, model: EnsembleModel, n: int, first: EnsembleBatch) -> EnsembleBatch:
     """n rows of every seed's model that curators keep; seeds with fewer have rows of weight 0. `first`: rows of round 0."""
-    block, curation, together = world.block, world.curation, world.curation.n_candidates()
-    inputs = world.draw_inputs(t, n)
-    counts = {s: RoundCounts(0, 0, 0, 0) for s in range(len(block.seeds)) if s not in model.ended}
-    tables, slots = {s: list[Columns]() for s in counts}, {s: set[int]() for s in counts}
-    open_seeds, limit = list(counts), curation.round_limit(bool(inputs))
-    for round_ in range(0, limit, together):
-        group = range(round_, round_ + together)
-        rounds = [first if r == 0 else world.sample_round(t, model, n, r) for r in group] if open_seeds else []
-        for s in open_seeds:
-            rows: tuple[Columns, ...] = tuple(of_seed(batch.rows, s) for batch in rounds)
+    curation, inputs, size = world.curation, world.draw_inputs(t, n), len(world.block.seeds)
+    by_slot, sampled, tables = bool(inputs), [first], dict[int, Columns]()
+    values = {name: np.full(size, np.nan) for name in RoundCounts(judged=1).values(n, by_slot)}
+    starved = np.zeros(size, bool)
+    for s in set(range(size)) - set(model.ended):
+
+        def judge_round(r: int, s: int = s) -> tuple[Columns, Columns]:
+            while len(sampled) < r + curation.n_candidates():  # for all seeds together
+                sampled.append(world.sample_round(t, model, n, len(sampled)))
+            rows: tuple[Columns, ...] = tuple(of_seed(sampled[r + i].rows, s) for i in range(curation.n_candidates()))
             for position, curator in curation.new_rows:
-                rows = (_judge(world, curator, position, (t, t), s, rows, of_seed(inputs, s), of_seed(first.rows, s), round_),)
-            tables[s].append(rows[0])
-            slots[s].update(np.asarray(rows[0][SLOT]).tolist())
-            rounds_so_far, judged, accepted, _ = counts[s]
-            counts[s] = RoundCounts(
-                rounds_so_far + together, judged + n * together, accepted + count_rows(rows[0]), len(slots[s])
-            )
-        open_seeds = [s for s in open_seeds if not counts[s].complete(n, bool(inputs))]
-    values = {s: count.values(n, bool(inputs)) for s, count in counts.items()}
-    world.curation_values = {
-        name: np.array([values[s][name] if s in values else np.nan for s in range(len(block.seeds))])
-        for name in RoundCounts(1, 1, 0, 0).values(1, bool(inputs))
-    }
-    batch = _stack({s: collect_rows(tuple(tables[s]), n, bool(inputs)) for s in counts}, first, n)
-    fills = not inputs and curation.max_rounds is None
-    lacks = [s for s, count in counts.items() if count.accepted == 0 or (fills and count.accepted < n)]
-    batch.starved = np.isin(np.arange(len(block.seeds)), lacks)
+                rows = (_judge(world, curator, position, (t, t), s, rows, of_seed(inputs, s), of_seed(first.rows, s), r),)
+            return rows[0], rows[0]
+
+        judged, counts = run_rounds(curation, n, by_slot, judge_round)
+        tables[s] = collect_rows(tuple(judged), n, by_slot)
+        starved[s] = counts.lack_rows(n, by_slot, curation.max_rounds)
+        for name, value in counts.values(n, by_slot).items():
+            values[name][s] = value
+    world.curation_values = values
+    batch = replace(_stack(tables, first, n), starved=starved)
     if batch.row_weights is not None:
-        batch.row_weights[batch.starved] = 1  # their chains end; any fit will do
+        batch.row_weights[starved] = 1  # their chains end; any fit will do
     return batch
 
 
@@ -80,7 +74,7 @@ def curate_training_rows(world: EnsembleWorld, t: int, takes: Sequence[Take[Ense
         tables = [{**of_seed(take.batch.rows, s), **w} for take, w in zip(takes, weights, strict=True)]
         kinds = [(take.interval, take.batch.synthetic) for take in takes]
         rows = joined = join_takes(tuple((table, *kind) for table, kind in zip(tables, kinds, strict=True)))
-        newest = of_seed(world.newest.rows, s) or joined  # a policy may draw no samples
+        newest = _existing_rows(world.newest, s) or joined  # a policy may draw no samples
         for position, curator in world.curation.training_rows:
             rows = _judge(world, curator, position, (t, t - 1), s, (rows,), {}, newest, "training rows")
         for i, (start, end) in enumerate(pairwise(ends)):
@@ -95,6 +89,12 @@ def curate_training_rows(world: EnsembleWorld, t: int, takes: Sequence[Take[Ense
         if take.batch.row_weights is not None:
             take.batch.row_weights[empty] = 1  # their chains end; any fit will do
     return curated
+
+
+def _existing_rows(batch: EnsembleBatch, s: int) -> dict[str, Column]:
+    """The rows of one seed that have a weight."""
+    rows = of_seed(batch.rows, s)
+    return rows if batch.row_weights is None else select_rows(rows, np.flatnonzero(batch.row_weights[s]))
 
 
 def _stack(rows: dict[int, Columns], example: EnsembleBatch, n: int) -> EnsembleBatch:

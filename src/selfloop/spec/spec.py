@@ -155,7 +155,8 @@ class Spec:
             for key, value in coordinates:
                 spec = with_value(spec, key, value)
             if spec.policy_labels() != self.policy_labels():
-                raise SpecError(f"sweep: {coordinates[0][0]} changes the label of a policy. Name each policy once, or use specs.")
+                problem = "changes the label of a policy. Name each policy once, or write a spec per value"
+                raise SpecError(f"sweep: {coordinates[0][0]} {problem}.")
             points.append(resolve_point(spec, coordinates))
         return tuple(points)
 
