@@ -80,7 +80,7 @@ class Ngram(Family):
         settings, prompts = cast(TextSampler, sampler), read_prompts(inputs, n)
         limit = settings.max_tokens or max(int(params[MAX_ROW_TOKENS]), 1)
         if (longest := int(np.diff(prompts.offsets).max(initial=0))) >= limit:
-            raise SpecError(f"family.sampler.prefix_tokens: got prompts of {longest} tokens; expected less than {limit}.")
+            raise settings.too_long(longest, limit)
         model, key = self._counts(params), ctx.stream.integer()
         symbols = DiscreteSampler(
             temperature=settings.temperature or 1.0,
