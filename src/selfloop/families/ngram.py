@@ -12,7 +12,7 @@ from annotated_types import Ge, Interval
 
 from selfloop.columns import Array, Columns, Floats, Ints, Params, Ragged, concat_rows, take_spans
 from selfloop.component import Context, Family, Sampler, Source
-from selfloop.errors import SettingError, SpecError
+from selfloop.errors import SettingError
 from selfloop.families.discrete import DiscreteSampler
 from selfloop.families.nn.settings import Count
 from selfloop.families.transformer.decoder import token_uniforms
