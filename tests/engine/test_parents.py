@@ -99,6 +99,13 @@ def test_both_worlds_use_the_same_intervals(case: str, tmp_path: Path) -> None:
         assert not np.allclose(together[metric.name], other[metric.name], rtol=1e-9)
 
 
+def test_both_worlds_switch_to_the_same_rows(tmp_path: Path) -> None:
+    spec = make_spec("gaussian", {"name": "switch", "at": 3, "to": {"name": "accumulate_real", "real_share": 0.3}})
+    together, one_by_one = ensemble_of(spec, 2), stored_curves(spec, tmp_path)
+    for metric in spec.metrics:
+        np.testing.assert_allclose(together[metric.name], one_by_one[metric.name], rtol=1e-9)
+
+
 @pytest.mark.parametrize("budget", [None, "n // 2"])
 def test_moments_of_intervals_agree_with_rows_and_those_of_first_rows_do_not(budget: str | None) -> None:
     policy = Custom(takes=tuple(HALVES["takes"]), budget=budget)

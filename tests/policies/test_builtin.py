@@ -207,6 +207,10 @@ def test_controls_of_replace_and_accumulate() -> None:
     assert batches(Control(of=Accumulate(), rows="initial")) == [("real(1)", 60)] * 3
     assert batches(Control(of=ReplaceMultiple(), rows="initial")) == [("real(1)", 60)] * 3
     assert batches(Control(of=Fresh(ratio=0.5))) == [("real(3)", 90)]
+    others = Custom(takes=({"batch": "synthetic(t-1)"}, {"batch": "external(1..t)"}), external_rows="n // t")
+    assert batches(others) == [("synthetic(2)", 60), ("external(1)", 60), ("external(2)", 30), ("external(3)", 20)]
+    assert batches(Control(of=others)) == [("real(3)", 60), *batches(others)[1:]]
+    assert batches(Switch(to=others, at=3)) == [("synthetic(2)", 60), ("external(3)", 20)]
     with pytest.raises(SettingError, match=r"^of: got a control; expected the policy that it is a control of"):
         Control(of=Control())
 
