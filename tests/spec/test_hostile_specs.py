@@ -27,6 +27,7 @@ KEYS = [
     "criteria",
     "curators",
     "init_from",
+    "merge",
     "sweep",
     "sampler",
     "name",

@@ -41,7 +41,7 @@ def law_curves(scenario: Scenario) -> list[LawCurve]:
     """The curves of all laws whose conditions a scenario meets; empty if no law applies.
 
     No law applies to models that start from another model, to external rows or to components that are not built in; to curated
-    rows only the laws of one curator.
+    rows only the laws of one curator, to merged models only the law of their variance.
     """
     laws = _laws(scenario)
     components = (scenario.family, scenario.source, *scenario.curators)
