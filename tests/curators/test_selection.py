@@ -30,7 +30,8 @@ def view(rows: Columns, initial: Columns | None = None, **fields: Any) -> Curato
     defaults: dict[str, Any] = {
         "generation": 1, "source": GaussianSource(), "family": Gaussian(), "sampler": GaussianSampler(),
         "params": {"mean": np.zeros(1), "covariance": np.eye(1)}, "previous": None,
-        "initial": rows if initial is None else initial, "inputs": {}, "slots": np.arange(n), "synthetic": np.ones(n, bool), "prepared": {},
+        "initial": rows if initial is None else initial, "inputs": {}, "slots": np.arange(n),
+        "synthetic": np.ones(n, bool), "prepared": {},
     }  # fmt: skip
     return CuratorView(**{**defaults, **fields})
 

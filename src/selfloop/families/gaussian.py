@@ -12,16 +12,7 @@ from numpy.random import Generator
 
 from selfloop.columns import Columns, Floats, Params
 from selfloop.component import Context, Sampler
-from selfloop.families.ensemble import (
-    EnsembleFamily,
-    budget_rows,
-    has_budget,
-    mass_shares,
-    memoize,
-    row_counts,
-    sum_in_order,
-    weights_of_rows,
-)
+from selfloop.families.ensemble import EnsembleFamily, budget_rows, has_budget, mass_shares, memoize, row_counts, sum_in_order
 from selfloop.families.trivial import normal_nll
 from selfloop.families.wishart import bartlett, matrix_root, split_generator
 from selfloop.protocols import EnsembleFit, SufficientStatistics
@@ -137,10 +128,11 @@ def _mean_and_root(params: Params, sampler: Sampler) -> tuple[Floats, Floats]:
 
 def _statistics(take: EnsembleTake) -> SufficientStatistics:
     """Statistics of the rows of a take; those of a whole batch are computed once."""
-    x = cast(Floats, take.rows["x"])
+    x, counts = cast(Floats, take.rows["x"]), row_counts(take)
     if take.indices is None:
-        return memoize(take, "statistics", lambda: _weighted_statistics(x, weights_of_rows(take)))
-    return _weighted_statistics(x, cast(Floats, row_counts(take)))
+        counts = np.ones(x.shape[:2]) if counts is None else counts
+        return memoize(take, "statistics", lambda: _weighted_statistics(x, counts))
+    return _weighted_statistics(x, cast(Floats, counts))
 
 
 def _weighted_statistics(x: Floats, weights: Floats) -> SufficientStatistics:
