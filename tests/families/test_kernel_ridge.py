@@ -118,3 +118,16 @@ def test_a_seed_does_not_depend_on_the_others(family, policy, design) -> None:
 def test_missing_outcomes_are_refused(family) -> None:
     with pytest.raises(DataError, match=f"{family.name}: got columns x; expected inputs 'x' and outcomes 'y'"):
         family.fit(training_rows(({"x": X}, None, 1.0)), CONTEXT, None)
+
+
+@pytest.mark.parametrize("family", [KernelRidge(ridge=0.02), RandomFeatures(width=12, ridge=0.02)], ids=lambda f: f.name)
+def test_weights_of_rows_act_as_numbers_of_rows(family) -> None:
+    copies = np.arange(40) % 3
+    weighted = EnsembleTake({"x": X[None], "y": Y[None]}, None, 1.0, row_weights=copies[None].astype(float))
+    index = np.repeat(np.arange(40), copies)
+    plain = EnsembleTake({"x": X[None], "y": Y[None]}, index[None])
+    fits = [family.fit_rows([take], None).params for take in (weighted, plain, EnsembleTake({"x": X[None], "y": Y[None]}))]
+    predicted, expected, unweighted = (family.predict_mean(params, {"x": Z[None]}) for params in fits)
+    np.testing.assert_allclose(predicted, expected, rtol=1e-8)
+    np.testing.assert_allclose(fits[0]["noise"], fits[1]["noise"], rtol=1e-8)
+    assert np.abs(unweighted - expected).max() > 0.01

@@ -14,6 +14,7 @@ from selfloop.columns import Columns, Floats, Params
 from selfloop.component import Family, Policy
 from selfloop.engine.curves import Curves
 from selfloop.engine.ensemble import SeedBlock, ensemble_curves
+from selfloop.families.glm import Glm, GlmSampler
 from selfloop.families.kernel_ridge import KernelRidge, RandomFeatures
 from selfloop.families.linear import Linear, LinearSampler
 from selfloop.metrics.likelihood import SquaredError
@@ -22,7 +23,7 @@ from selfloop.policies.builtin import Accumulate, AccumulateSubsample, Augment, 
 from selfloop.policies.growing import ReplaceMultiple
 from selfloop.rng import RandomStream
 from selfloop.snapshots import EnsembleTake, Scenario
-from selfloop.sources.distributions import LinearSource
+from selfloop.sources.distributions import LinearSource, LogisticSource
 from selfloop.sources.tables import TableSource
 from selfloop.spec.spec import Spec
 from selfloop.theory.laws import law_curves
@@ -205,3 +206,15 @@ def test_ridge_after_rounds_of_least_squares_has_the_published_form() -> None:
     assert law_curves(scenario)[0].values[-1] == pytest.approx(
         signal + 0.09 * added + (1 + 0.09 * (rounds - 1)) * rest, rel=1e-6
     )
+
+
+def test_laws_of_outcomes_drawn_from_the_model_refuse_other_labels_and_ridges() -> None:
+    logit = Scenario(Replace(), LogisticSource(dim=3), Glm(), GlmSampler(), n=600, generations=3)
+    assert [curve.law for curve in law_curves(logit)] == ["large-n limit"]
+    assert law_curves(replace(logit, sampler=GlmSampler(labels="argmax"))) == []
+    linear = Scenario(Accumulate(), LinearSource(dim=3), Linear(), LinearSampler(), n=60, generations=3)
+    assert [curve.law for curve in law_curves(linear)] == ["fixed design", "pi^2/6 of the first error"]
+    assert law_curves(replace(linear, family=Linear(ridge=(0.0, 0.1)))) == []
+    noiseless, silent = (replace(linear, sampler=s) for s in (LinearSampler(labels="noiseless"), LinearSampler(noise=0.0)))
+    assert [curve.law for curve in law_curves(noiseless)] == ["fixed design"]  # the bound is for equal noise
+    np.testing.assert_array_equal(law_curves(noiseless)[0].values, law_curves(silent)[0].values)

@@ -8,6 +8,7 @@ from typing import NamedTuple, cast
 import numpy as np
 
 from selfloop.columns import Array, Floats
+from selfloop.errors import DataError
 from selfloop.families.ensemble import budget_rows, has_budget, row_counts, taken_rows, taken_weights
 from selfloop.snapshots import EnsembleTake
 
@@ -18,6 +19,14 @@ class DesignRows(NamedTuple):
     x: Floats
     mass: Floats
     total: Floats
+
+
+def check_columns(family: str, takes: Sequence[EnsembleTake]) -> None:
+    """Raise DataError for rows that are not inputs and outcomes."""
+    for take in takes:
+        if set(take.rows) != {"x", "y"}:
+            columns = ", ".join(take.rows)
+            raise DataError(f"{family}: got columns {columns}; expected inputs 'x' and outcomes 'y'. Name a target.")
 
 
 def sum_design_rows(takes: Sequence[EnsembleTake]) -> DesignRows:

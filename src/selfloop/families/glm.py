@@ -11,7 +11,7 @@ import numpy as np
 from selfloop.columns import Array, Columns, Floats, Params
 from selfloop.component import Component, Context, Sampler
 from selfloop.errors import DataError
-from selfloop.families.design_rows import DesignRows, sum_design_rows
+from selfloop.families.design_rows import DesignRows, check_columns, sum_design_rows
 from selfloop.families.ensemble import EnsembleFamily
 from selfloop.families.trivial import risk_without_inputs, squared_error_of_mean
 from selfloop.protocols import EnsembleFit
@@ -60,6 +60,7 @@ class Glm(EnsembleFamily):
     link: Annotated[Link, "`logit`: logistic regression of outcomes 0 and 1; `log`: Poisson regression of counts"] = "logit"
 
     def fit_rows(self, takes: Sequence[EnsembleTake], previous: Params | None) -> EnsembleFit:
+        check_columns(self.name, takes)
         for take in takes:
             self._check_outcomes(take)
         rows = sum_design_rows(takes)
@@ -127,9 +128,6 @@ class Glm(EnsembleFamily):
         return np.asarray(np.floor(np.exp(np.minimum(linear, MAX_EXPONENT))), np.float64)
 
     def _check_outcomes(self, take: EnsembleTake) -> None:
-        if set(take.rows) != {"x", "y"}:
-            columns = ", ".join(take.rows)
-            raise DataError(f"glm: got columns {columns}; expected inputs 'x' and outcomes 'y'. Name a target.")
         y = np.asarray(take.rows["y"])
         allowed = (y == 0) | (y == 1) if self.link == "logit" else (y >= 0) & (y == np.floor(y))
         if not allowed.all():

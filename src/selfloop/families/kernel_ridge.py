@@ -10,8 +10,7 @@ import numpy as np
 from annotated_types import Ge
 
 from selfloop.columns import Columns, Floats, Params
-from selfloop.errors import DataError
-from selfloop.families.design_rows import sum_design_rows
+from selfloop.families.design_rows import check_columns, sum_design_rows
 from selfloop.families.ensemble import row_counts, sum_in_order
 from selfloop.families.linear import Linear, NormalRegression, single_ridge
 from selfloop.protocols import EnsembleFit
@@ -19,7 +18,7 @@ from selfloop.rng import RandomStream
 from selfloop.settings import PositiveFloat
 from selfloop.snapshots import EnsembleTake
 
-MIN_EIGENVALUE = 1e-13  # over the largest one times the number of rows; less is rounding, and without a ridge left out
+MIN_EIGENVALUE = 1e-13  # over the largest one times the number of rows; less is rounding, and left out
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,20 +56,18 @@ class KernelRidge(NormalRegression):
         return np.asarray(np.exp(-distance / self.bandwidth))
 
     def fit_rows(self, takes: Sequence[EnsembleTake], previous: Params | None) -> EnsembleFit:
-        _check_columns(self.name, takes)
+        check_columns(self.name, takes)
         x, mass, total = sum_design_rows(takes)
-        scale, total_mass, ridge = np.sqrt(mass), mass.sum(axis=1), single_ridge(self.ridge)
+        scale, total_mass = np.sqrt(mass), mass.sum(axis=1)
         gram = scale[..., None] * self.gram(x, x) * scale[:, None]
-        if ridge:
-            inverse = np.linalg.inv(gram + (ridge * total_mass)[:, None, None] * np.eye(x.shape[1]))
-        else:
-            inverse = np.linalg.pinv(gram, rcond=MIN_EIGENVALUE * x.shape[1], hermitian=True)
+        penalty = (single_ridge(self.ridge) * total_mass)[:, None, None] * np.eye(x.shape[1])
+        inverse = np.linalg.pinv(gram + penalty, rcond=MIN_EIGENVALUE * x.shape[1], hermitian=True)
         target = np.divide(total, scale, out=np.zeros_like(total), where=scale > 0)
         solution = (inverse @ target[..., None])[..., 0]
         residuals = target - (gram @ solution[..., None])[..., 0]
-        # and the spread of the outcomes within design rows
-        residual = np.vecdot(residuals, residuals) + _squares(takes) - np.vecdot(target, target)
-        rows, trace = _count_training_rows(takes), (gram * inverse).sum(axis=(1, 2))
+        (squares, rows), trace = _sum_outcomes(takes), (gram * inverse).sum(axis=(1, 2))
+        within = squares - np.vecdot(target, target)  # the spread of the outcomes of equal design rows
+        residual = np.vecdot(residuals, residuals) + within
         variance = np.maximum(residual, 0) / total_mass * rows / np.maximum(rows - trace, 1)
         return EnsembleFit({"x": x, "dual": scale * solution, "noise": np.sqrt(variance)})
 
@@ -114,7 +111,7 @@ class RandomFeatures(NormalRegression):
         return np.asarray(np.sqrt(2 / self.width) * np.cos(projected / self.bandwidth + phase), np.float64)
 
     def fit_rows(self, takes: Sequence[EnsembleTake], previous: Params | None) -> EnsembleFit:
-        _check_columns(self.name, takes)
+        check_columns(self.name, takes)
         inputs = {id(take.rows["x"]): cast(Floats, take.rows["x"]) for take in takes}
         features = {key: self.map_inputs(x) for key, x in inputs.items()}  # one array for all batches of a fixed design
         mapped = [replace(take, rows={"x": features[id(take.rows["x"])], "y": take.rows["y"]}, cache={}) for take in takes]
@@ -129,23 +126,12 @@ class RandomFeatures(NormalRegression):
         return np.asarray((features @ cast(Floats, params["weights"])[..., None])[..., 0], np.float64)
 
 
-def _check_columns(family: str, takes: Sequence[EnsembleTake]) -> None:
-    for take in takes:
-        if set(take.rows) != {"x", "y"}:
-            columns = ", ".join(take.rows)
-            raise DataError(f"{family}: got columns {columns}; expected inputs 'x' and outcomes 'y'. Name a target.")
-
-
-def _squares(takes: Sequence[EnsembleTake]) -> Floats:
-    """Weighted sum of the squared outcomes of the training rows of each seed."""
-    sums = []
+def _sum_outcomes(takes: Sequence[EnsembleTake]) -> tuple[Floats, Floats]:
+    """Weighted sum of the squared outcomes of each seed, and its number of training rows."""
+    squares, rows = [], []
     for take in takes:
         y, counts = np.asarray(take.rows["y"], np.float64), row_counts(take)
-        sums.append(take.weight * np.vecdot(y if counts is None else counts * y, y))
-    return sum_in_order(sums)
-
-
-def _count_training_rows(takes: Sequence[EnsembleTake]) -> Floats:
-    counts = [row_counts(take) for take in takes]
-    seeds, sizes = len(np.asarray(takes[0].rows["y"])), [np.asarray(take.rows["y"]).shape[1] for take in takes]
-    return sum_in_order([np.full(seeds, float(n)) if c is None else c.sum(axis=1) for c, n in zip(counts, sizes, strict=True)])
+        counts = np.ones_like(y) if counts is None else counts
+        squares.append(take.weight * np.vecdot(counts * y, y))
+        rows.append(counts.sum(axis=1))
+    return sum_in_order(squares), sum_in_order(rows)
