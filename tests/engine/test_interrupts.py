@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import random
 import signal
@@ -131,6 +132,13 @@ def replacing() -> int:
     return 1
 
 
+@stored_step("replacing_in_c", version=1)
+def replacing_in_c() -> int:
+    """The same in C, which Python does not notice."""
+    ctypes.CDLL(None).signal(signal.SIGINT, 1)
+    return 1
+
+
 @stored_step("ending", version=1)
 def ending() -> int:
     """A step that ends its chain because of an interrupt."""
@@ -158,6 +166,7 @@ def handler() -> Any:
         (catching, KeyboardInterrupt),
         (ending, KeyboardInterrupt),
         (replacing, SelfloopError),
+        (replacing_in_c, SelfloopError),
     ],
 )
 def test_a_step_that_hides_an_interrupt_is_not_recorded(

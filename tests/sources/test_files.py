@@ -62,7 +62,30 @@ def test_a_cache_of_the_hub_is_read_by_its_links_and_equal_content_stays_two_fil
     for name in ("1.png", "2.png"):
         (snapshot / name).symlink_to(blobs / "ab12")
     for path in (cache, snapshot):
+        assert list_folder(path).repeated == ()
         assert read_all(ImageFolder(path=path))["image"][:, 0, 0].tolist() == [1, 1]
+
+
+def test_a_file_that_links_name_again_is_read_once_and_counted(tmp_path):
+    path = write(tmp_path / "set", {"b/1.png": solid(1), "b/2.png": solid(2)})
+    elsewhere = write(tmp_path / "elsewhere", {"3.png": solid(3)})
+    before = identity(ImageFolder(path=path))
+    (path / "a").symlink_to("b")
+    (path / "b" / "0.png").symlink_to("1.png")
+    (path / "c").symlink_to(elsewhere)
+    (path / "d").symlink_to(elsewhere)
+    source = ImageFolder(path=path, labels=True)
+    with pytest.warns(UserWarning, match=r"skipped files linked twice \(5\)$"):
+        rows = read_all(source)
+    assert (rows["image"][:, 0, 0].tolist(), rows["label"].tolist()) == ([1, 2, 3], [0, 0, 1])
+    assert identity(source) != before
+
+
+def test_a_document_that_links_name_again_is_read_once_and_counted(tmp_path):
+    path = write(tmp_path / "set", {"b.txt": b"one"})
+    (path / "a.txt").symlink_to("b.txt")
+    with pytest.warns(UserWarning, match=r"skipped files linked twice \(1\)$"):
+        assert read_corpus(TextSource(path=path)) == ["one"]
 
 
 def test_links_that_lead_nowhere_or_around_are_errors(tmp_path):
@@ -262,7 +285,7 @@ def test_a_damaged_file_is_read_or_is_an_error_in_one_sentence(tmp_path, name):
 
 def test_hidden_members_of_a_tar_file_are_counted_and_not_read(tmp_path):
     (tmp_path / "a.tar").write_bytes(make_tar([("./a.xyz", b"1"), ("./._a.xyz", b"2"), ("__MACOSX/a.xyz", b"3")]))
-    assert list_files_in(tmp_path / "a.tar") == ({"a.xyz": 1}, 2)
+    assert list_files_in(tmp_path / "a.tar") == ({"a.xyz": 1}, 2, ())
     assert list(read_files(tmp_path / "a.tar", lambda name: True)) == [("a.xyz", b"1")]
 
 

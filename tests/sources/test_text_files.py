@@ -207,6 +207,8 @@ def test_rows_without_text_are_skipped_and_counted(tmp_path: Path) -> None:
         ("[" * 100_000 + "\n", r"line 2: it is nested too deeply\. Fix or remove the line\.$"),
         ('{"text": ' + "1" * 5000 + "}\n", r"line 2: it has a number of too many digits\. Fix"),
         ({"text": "\ud800"}, "line 2: it has text that is not UTF-8"),
+        ('{"text": "a", "text": "b"}\n', "line 2: field 'text' is there twice"),
+        ('{"text": "a", "more": {"b": 1, "b": 1}}\n', "line 2: field 'b' is there twice"),
         ("{'text': 1}\n", "line 2: Expecting property name"),
         ("[1]\n", "line 2: got list; expected an object"),
         ('{"text": "a', "line 2: Unterminated string"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
@@ -15,10 +16,14 @@ HIDDEN = (".", "__MACOSX")  # begins of names that are not read: caches, version
 
 
 class Listing(NamedTuple):
-    """Bytes of each visible file by its name relative to the folder, sorted, and the number of hidden files and folders."""
+    """Bytes of each visible file by its name relative to the folder, sorted, and the number of hidden files and folders.
+
+    `repeated` are names that links give to files of `sizes`.
+    """
 
     sizes: dict[str, int]
     n_hidden: int
+    repeated: tuple[str, ...] = ()
 
 
 class PointerError(DataError):
@@ -46,16 +51,16 @@ def is_hidden(name: str) -> bool:
 
 
 def list_folder(folder: Path) -> Listing:
-    """Every visible file below a folder, also in linked folders. The content of a hidden folder is not counted.
+    """Every visible file below a folder once, also in linked folders. The content of a hidden folder is not counted.
 
     Raises DataError for a folder that cannot be read, for a link to a folder that contains it, and for an entry that is
     neither a file nor a folder, such as a broken link.
     """
-    sizes, n_hidden = dict[str, int](), 0
-    pending = [(folder, "", frozenset[tuple[int, int]]())]
+    sizes, linked, n_hidden = dict[str, int](), set[str](), 0
+    pending = [(folder, "", frozenset[tuple[int, int]](), False)]
     try:
         while pending:
-            current, prefix, above = pending.pop()
+            current, prefix, above, is_linked = pending.pop()
             inode = (current.stat().st_dev, current.stat().st_ino)
             if inode in above:
                 raise DataError(f"source.path: {current} is a link to a folder that contains it. Remove the link.")
@@ -65,16 +70,34 @@ def list_folder(folder: Path) -> Listing:
                     if entry.name.startswith(HIDDEN) or _is_hub_content(current, entry.name):
                         n_hidden += 1
                     elif entry.is_dir():
-                        pending.append((current / entry.name, f"{name}/", above | {inode}))
+                        pending.append((current / entry.name, f"{name}/", above | {inode}, is_linked or entry.is_symlink()))
                     elif entry.is_file():
                         sizes[name] = entry.stat().st_size
+                        if is_linked or entry.is_symlink():
+                            linked.add(name)
                     else:
                         raise DataError(f"source.path: {entry.path} is neither a file nor a folder. Remove it or fix the link.")
+        repeated = _find_repeated(folder, sizes, linked) if linked else ()
     except OSError as problem:
         raise DataError(f"source.path: {problem.filename} cannot be read ({os_error_reason(problem)}).") from problem
-    return Listing({name: sizes[name] for name in sorted(sizes, key=lambda name: name.split("/"))}, n_hidden)
+    names = sorted(sizes.keys() - set(repeated), key=lambda name: name.split("/"))
+    return Listing({name: sizes[name] for name in names}, n_hidden, repeated)
 
 
 def _is_hub_content(folder: Path, name: str) -> bool:
     """True for the folder of a hub's cache whose files are also named, by links, in its snapshots."""
     return name == HUB_CONTENT and (folder / "snapshots").is_dir()
+
+
+def _find_repeated(folder: Path, names: Iterable[str], linked: set[str]) -> tuple[str, ...]:
+    """Linked names of files that have another name. Links into a hub's cache are files: it keeps equal content once."""
+    seen, repeated = set[tuple[int, int]](), list[str]()
+    for name in sorted(names, key=lambda name: (name in linked, name.split("/"))):
+        file = folder / name
+        is_hub_link = file.is_symlink() and file.readlink().parent.name == HUB_CONTENT
+        status = file.stat(follow_symlinks=not is_hub_link)
+        inode = (status.st_dev, status.st_ino)
+        if name in linked and inode in seen:
+            repeated.append(name)
+        seen.add(inode)
+    return tuple(repeated)

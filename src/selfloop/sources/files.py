@@ -93,7 +93,7 @@ def check_range(source: Source, first: int, n: int, n_rows: int) -> None:
 
 def count_unlisted(files: Listing) -> dict[str, int]:
     """Number of files that are not in a listing, by reason."""
-    return {"hidden files or folders": files.n_hidden}
+    return {"hidden files or folders": files.n_hidden, "files linked twice": len(files.repeated)}
 
 
 def describe_counts(counts: Mapping[str, int]) -> str:

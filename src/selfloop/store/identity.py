@@ -235,7 +235,8 @@ def _identifies(f: Field[Any], value: Any) -> bool:
 def file_digest(path: Path) -> str:
     """Content digest of a file, or of all visible files below a folder with their relative names."""
     if path.is_dir():
-        files = [[name, file_digest(path / name)] for name in list_folder(path).sizes]
+        listing = list_folder(path)
+        files = [[name, file_digest(path / name)] for name in (*listing.sizes, *listing.repeated)]
         return digest(json.dumps(files).encode())
     try:
         status = path.stat()

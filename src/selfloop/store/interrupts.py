@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import signal
 import sys
 import threading
@@ -10,6 +11,9 @@ from contextlib import contextmanager
 from types import FrameType
 
 from selfloop.errors import SelfloopError
+
+_c_handler = ctypes.pythonapi.PyOS_getsig  # of a signal: it differs from Python's own if a C library has set another
+_c_handler.restype = ctypes.c_void_p
 
 
 @contextmanager
@@ -34,10 +38,11 @@ def refuse_interrupted(step: str) -> Iterator[None]:
 
     for number in handlers:
         signal.signal(number, note)
+    set_by_python = {number: _c_handler(number) for number in handlers}
     try:
         yield
     finally:  # whatever the step made of it: it may have ended its chain
-        replaced = any(signal.getsignal(number) is not note for number in handlers)
+        replaced = any(signal.getsignal(n) is not note or _c_handler(n) != set_by_python[n] for n in handlers)
         for number, handler in handlers.items():
             signal.signal(number, handler)
         if arrived:
