@@ -9,9 +9,10 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, NoReturn
 
@@ -82,7 +83,7 @@ class Command(Curator):
         return Judged(edited, keep, weights if any("weight" in answer for answer in answers) else None)
 
     def _run(self, rows: Columns, schema: Schema, ctx: Context) -> bytes:
-        """The output of the program. It ends when this call does, with all processes that it started."""
+        """The output of the program. If this call ends early, so does it, with the processes of its group."""
         arguments = [argument.replace(SEED, str(ctx.stream.integer() >> 32)) for argument in self.command]
         with tempfile.TemporaryDirectory(prefix="selfloop-") as name:
             folder = Path(name)
@@ -98,7 +99,7 @@ class Command(Curator):
                 try:
                     process = subprocess.Popen(
                         arguments, cwd=folder, stdin=table, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                        start_new_session=True, preexec_fn=_end_with_parent,
+                        start_new_session=True, preexec_fn=partial(_end_with_parent, getattr(ctypes.CDLL(None), "prctl", None)),
                     )  # fmt: skip
                 except OSError as problem:
                     self._refuse(f"cannot be started ({os_error_reason(problem)})")
@@ -163,8 +164,8 @@ def _to_cell(value: Any, column: Column) -> Array | bytes | None:
     return new if exact and np.isfinite(new).all() else None
 
 
-def _end_with_parent() -> None:
-    """In a new process: it ends with its parent, even if that is killed, and gets the signals that workers block."""
+def _end_with_parent(prctl: Callable[..., int] | None) -> None:
+    """In a new process: on Linux it ends with its parent, even if that is killed. It gets the signals that workers block."""
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if prctl is not None:  # a function of Linux, loaded by the parent: loading takes locks, which other threads may hold
+        prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
