@@ -109,6 +109,20 @@ def test_a_pickle_cannot_create_an_array_of_pointers(tmp_path):
     assert done.stdout == f"{[['that cannot be unpickled']] * 2}\n"
 
 
+HOSTILE = {
+    "nested tuples as a key": r"b'\x80\x04}N' + b'\x85' * 1_000_000 + b'Ns.'",  # hashing them would overflow the stack
+    "interrupted nesting": r"b'\x80\x04}N' + b'\x85N0' * 1_000_000 + b'Ns.'",
+    "a huge memo": r"b'\x80\x04Nr\xff\xff\xff\x7f.'",  # 34 GB
+}
+
+
+def test_a_pickle_that_would_end_the_process_cannot_be_unpickled():
+    cases = ", ".join(HOSTILE.values())
+    code = f"from selfloop.sources.geom import unpickle_conformers as f\nfor data in [{cases}]: print(f(data, ''))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=tiny_components.environment())
+    assert (done.returncode, done.stdout) == (0, f"{['that cannot be unpickled']}\n" * 3), done.stderr[-300:]
+
+
 @pytest.mark.parametrize("protocol", [3, 4, 5])
 @pytest.mark.parametrize("kind", [np.float64, np.float32, np.dtype(">f8").type, float])
 def test_weights_of_a_pickle_are_numbers_of_python_or_numpy(kind, protocol):

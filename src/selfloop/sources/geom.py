@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import pickle
+import pickletools
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -67,6 +68,7 @@ def _read_number(dtype: _PickledObject, data: bytes) -> float | None:
     return float(np.frombuffer(data, code)[0]) if code in ("<f8", ">f8", "<f4", ">f4") else None
 
 
+MAX_TUPLES = 50_000  # in a pickle: each of up to 7,000 conformers has some; 150,000 nested ones end the process
 # names that GEOM's pickles may contain: plain containers and numbers are created, all else becomes a _PickledObject
 ALLOWED_NAMES: dict[tuple[str, str], Callable[..., Any]] = {
     ("builtins", "set"): set, ("builtins", "frozenset"): frozenset, ("collections", "OrderedDict"): OrderedDict,
@@ -94,6 +96,15 @@ def _read_summary(path: Path, subset: str) -> dict[str, tuple[str, int]]:
         raise DataError(f"source.path: {name} in {path} is not a summary of GEOM ({problem!r}).") from problem
 
 
+def _check_opcodes(data: bytes) -> None:
+    """Raise UnpicklingError for a pickle that could fill the memory, or nest tuples deeper than Python can compare them."""
+    n_tuples = 0
+    for opcode, argument, _ in pickletools.genops(data):
+        n_tuples += opcode.name.startswith("TUPLE")
+        if n_tuples > MAX_TUPLES or (opcode.name.endswith("PUT") and cast(int, argument) > len(data)):
+            raise pickle.UnpicklingError(opcode.name)
+
+
 class _RestrictedUnpickler(pickle.Unpickler):
     """Creates plain containers and _PickledObjects only: any other class could run a program when it is unpickled."""
 
@@ -115,6 +126,7 @@ def unpickle_conformers(data: bytes, file: str) -> list[Any]:
     from bytes without checking them, so a damaged molecule can end the process.
     """
     try:
+        _check_opcodes(data)
         conformers = _RestrictedUnpickler(data, file).load()["conformers"]
         ordered = sorted(conformers, key=lambda conformer: -float(conformer["boltzmannweight"]))
         return [_to_molecule(conformer["rd_mol"]) for conformer in ordered]

@@ -71,11 +71,6 @@ def linear_pieces(pieces: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     return linear_layer(pieces, weight) + torch.stack([bias, torch.zeros_like(bias)])[:, None]
 
 
-def _reverse(order: Tensor) -> Tensor:
-    """The opposite direction of each direction."""
-    return (order + len(order) // 2) % len(order)
-
-
 class Convolve(torch.autograd.Function):
     """For each atom the sum of x_other * filters * weights: filters per pair, weights per direction."""
 
@@ -93,5 +88,6 @@ class Convolve(torch.autograd.Function):
         weighted = embedding_bag(target[:, None], gradients[0].contiguous(), per_sample_weights=weights[:, None], mode="sum")
         forward, backward = x.index_select(0, source).mul_(weighted).view(2, *filters.shape)
         weighted.view(2, *filters.shape).mul_(filters)
-        grad_x = embedding_bag(_reverse(order), weighted, starts, mode="sum")
+        opposite = (order + len(order) // 2) % len(order)  # direction of each direction
+        grad_x = embedding_bag(opposite, weighted, starts, mode="sum")
         return grad_x, forward.add_(backward), *[None] * 5
