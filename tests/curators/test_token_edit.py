@@ -63,6 +63,10 @@ def test_the_top_tokens_are_those_of_the_network_after_the_row_s_own_tokens(rows
     assert np.allclose(top.log_probs[part], -np.sort(-expected, axis=1)[:, :5], atol=1e-5)
     assert np.allclose(np.take_along_axis(expected, top.tokens[part], 1), top.log_probs[part], atol=1e-5)
     assert not np.allclose(top.log_prob[part], expected[np.arange(len(row)), np.roll(row, 1)], atol=1e-2)
+    last = select_rows(rows, np.array([len(rows["tokens"]) - 1]))
+    assert len(last["tokens"].values) > 2 * FAMILY.context  # in windows that overlap by half
+    windows = FAMILY.token_log_prob(view.params, last, CTX, half_stride=True).values
+    assert np.allclose(FAMILY.top_tokens(view.params, last, 1, CTX).log_prob, windows, atol=1e-5)
 
 
 def test_no_token_has_a_probability_above_1_and_nearly_all_have_one_above_0(rows_and_view):

@@ -247,6 +247,18 @@ def test_log_probabilities_are_those_of_single_unpadded_rows(base, arch):
     assert found.values == pytest.approx(np.concatenate(base_log_probs(base(arch))), abs=1e-4)
 
 
+def test_the_most_probable_tokens_include_the_own_one_in_its_rank(base, fitted):
+    tuned, params = family(base(), lora=Lora(rank=2)), fitted("gpt2", Lora(rank=2))
+    rows, ctx = encode(tuned), Context(RandomStream(("top",)))
+    top, own = tuned.top_tokens(params, rows, VOCAB + 7, ctx), rows["tokens"].values
+    assert top.tokens.shape == (len(own), VOCAB)
+    assert np.allclose(top.log_prob, tuned.token_log_prob(params, rows, ctx).values, atol=1e-6)
+    assert np.allclose(top.log_probs[top.tokens == own[:, None]], top.log_prob)
+    assert np.allclose(np.exp(top.log_probs).sum(axis=1), 1, atol=1e-5)
+    assert (np.diff(top.log_probs) <= 0).all()
+    assert ctx.backends["judging"].startswith("torch ")
+
+
 def test_rows_longer_than_the_window_are_scored_in_windows_that_overlap_by_half(base):
     tuned, model = family(base("llama"), context=20), open_base(base("llama"))
     rows, start = encode(tuned, (" ".join(TEXTS[:4]), "the cat"))["tokens"], int(prepare_encoder(tuned)["tokenizer/start"])
