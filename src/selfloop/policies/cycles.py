@@ -49,6 +49,8 @@ class Incremental(Policy):
             rows = min(max(round(n * (1 - (1 - self.replaced_share) ** (t - k))) - used, 0), newest)
             takes.append(Take(synthetic(k), rows=rows))
             used += rows
+            if used == n:  # no older batch has a row left
+                break
         return Plan((Take(real(1), rows=n - used), *reversed(takes)))
 
 
