@@ -38,7 +38,7 @@ class Autoencoder(nn.Module):
         up: list[nn.Module] = [nn.Linear(latent, hidden), nn.ReLU(inplace=True)] if hidden else []
         up += [nn.Linear(hidden or latent, flat), *([nn.ReLU(inplace=True)] if channels else []), _Unflatten(coarse)]
         for i in reversed(range(len(channels))):
-            odd = [1 - side % 2 for side in sizes[i]]
+            odd = 1 - sizes[i][0] % 2, 1 - sizes[i][1] % 2
             up += [nn.ConvTranspose2d(planes[i + 1], planes[i], 3, 2, 1, odd), *([nn.ReLU(inplace=True)] if i else [])]
         self.decoder = nn.Sequential(*up)
 
