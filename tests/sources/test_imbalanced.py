@@ -42,13 +42,15 @@ def test_sampled_labels_keep_the_share_of_the_rare_class_and_argmax_labels_lower
     sampled, argmax = shares("sampled"), shares("argmax")
     for values in (sampled, argmax):
         assert np.array_equal(values["expected_share"][:, 0], sampled["expected_share"][:, 0])
-    bias = sampled["expected_share"] - sampled["real_share"]
+    bias = sampled["expected_share"] - sampled["predicted_share_real"]
     assert np.abs(z_scores(bias, 0.0)).max() < 4
-    drift = argmax["expected_share"] - argmax["real_share"]
+    drift = argmax["expected_share"] - argmax["predicted_share_real"]
     assert z_scores(drift[:, 1:], 0.0).max() < -4
     assert (np.diff(drift.mean(axis=0)) < 0).all()
     assert drift[:, -1].mean() < -0.015
-    assert z_scores(argmax["predicted_share"] - argmax["real_share"], 0.0).max() < -4  # its most probable class is rarer still
+    assert (
+        z_scores(argmax["predicted_share"] - argmax["predicted_share_real"], 0.0).max() < -4
+    )  # its most probable class is rarer still
 
 
 def test_a_share_of_one_is_refused() -> None:

@@ -134,10 +134,10 @@ class PredictedShare(HoldoutMetric):
     title: ClassVar[str] = "share of held-out real rows predicted as class 1"
     secondary_titles: ClassVar[Mapping[str, str]] = {
         "expected_share": "mean predicted probability of class 1",
-        "real_share": "share of class 1 among held-out real rows",
+        "predicted_share_real": "share of class 1 among held-out real rows",
     }
-    better: ClassVar[Better] = "real_share"
-    secondary_better: ClassVar[Mapping[str, Better]] = {"expected_share": "real_share"}
+    better: ClassVar[Better] = "predicted_share_real"
+    secondary_better: ClassVar[Mapping[str, Better]] = {"expected_share": "predicted_share_real"}
     family_protocols: ClassVar[tuple[type, ...]] = (SupportsPredict, SupportsPredictMean)
     uses_rows: ClassVar[bool] = True
 
@@ -151,7 +151,11 @@ class PredictedShare(HoldoutMetric):
 def _class_shares(snap: Snapshot | EnsembleSnapshot) -> dict[str, Floats]:
     predicted = cast(SupportsPredict, snap.family).predict(snap.params, snap.holdout) == 1
     means = cast(SupportsPredictMean, snap.family).predict_mean(snap.params, snap.holdout)
-    columns = {"predicted_share": predicted, "expected_share": means, "real_share": np.asarray(snap.holdout["y"]) == 1}
+    columns = {
+        "predicted_share": predicted,
+        "expected_share": means,
+        "predicted_share_real": np.asarray(snap.holdout["y"]) == 1,
+    }
     return {name: np.asarray(column.mean(axis=-1), np.float64) for name, column in columns.items()}
 
 
