@@ -37,7 +37,8 @@ RIGHT = {
 }  # fmt: skip
 UNKNOWN = {  # values of real rows themselves, and values that are right if they are those of real rows, which are not measured
     "second_moment", "heterozygosity", "kl", "pixel_frechet_real", "feature_frechet_real", "pixel_std_real",
-    "near_copies_real", "predicted_share_real", "feature_entropy_real", "mode_entropy", "conformer_diversity_real", "unparametrized_rate",
+    "predicted_share_real",
+    "near_copies_real", "feature_entropy_real", "mode_entropy", "conformer_diversity_real", "unparametrized_rate",
     "long_documents", "self_cross_entropy", "text_length", "text_length_finished_rate", "text_length_prompt_share",
     "vocabulary",
     "distinct", "distinct_1", "distinct_2", "distinct_3", "distinct_4", "self_bleu", "repetition", "duplicate_rate",
