@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import pytest
-from store_machine import StoreMachine, check_store
 
 import tiny_components
 from selfloop.store.folder import StoreFolder
+from selfloop.testing import check_store
+from selfloop.testing.store_machine import StoreMachine
 
 SPEC = tiny_components.tiny_spec(policies=("replace", "accumulate"), generations=3, n=5)
 

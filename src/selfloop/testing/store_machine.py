@@ -17,9 +17,8 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, ClassVar
 
-from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, rule, run_state_machine_as_test
+from hypothesis.stateful import RuleBasedStateMachine, rule
 
 from selfloop.commands.gc import MIN_AGE, delete_garbage, find_garbage
 from selfloop.commands.verify import verify
@@ -173,17 +172,3 @@ def _send_rows(spec: Spec, store: Path, after: int, connection: Connection) -> N
 
     sys.addaudithook(count)
     connection.send(_rows(spec, store))
-
-
-def check_store(spec: Spec, examples: int = 20, actions: int = 10) -> None:
-    """Runs of a spec have the same rows whatever happens to the files of their store.
-
-    Runs of 1 to all generations, kills, damages, deletions and several writers follow each other, `actions` at a time, in
-    `examples` orders. The spec is sent to other processes, so its classes are in modules.
-    """
-    machine = type("Store", (StoreMachine,), {"spec": spec, "expected": {}})
-    budget = settings(
-        max_examples=examples, stateful_step_count=actions, deadline=None, derandomize=True, database=None,
-        suppress_health_check=list(HealthCheck), phases=[Phase.generate],
-    )  # fmt: skip
-    run_state_machine_as_test(machine, settings=budget)
