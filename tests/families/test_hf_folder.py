@@ -138,6 +138,8 @@ FAULTS: Mapping[str, tuple[Change, str]] = {
     "no tokenizer": (lambda folder: (folder / "tokenizer.json").unlink(), r"has no tokenizer\.json"),
     "pointer to a tokenizer": (content("tokenizer.json", POINTER), r"tokenizer\.json is a Git LFS .* Run: git lfs pull$"),
     "deep tokenizer": (content("tokenizer.json", "[" * 100_000), "cannot be read"),
+    "tokenizer without bound": (replacements("a", "aa", 60), "replacements make texts more than 1000 times as long"),
+    "tokenizer that adds between characters": (replacements("(?=a)", "a", 60), "texts more than 1000 times as long"),
     "random tokenizer": (dropout, "dropout splits texts at random"),
     "lossy tokenizer": (replacements("[aeiou]", "", 1), "changes 16 of the first 16 texts, such as 'the cat sat"),
     "special token without embedding": (table("tokenizer_config.json", extra_special_tokens=[MARKS[0]]), "291 entries"),

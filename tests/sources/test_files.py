@@ -1,4 +1,4 @@
-"""Which files a source reads: every visible one, also behind links, and none that is a pointer, an archive."""
+"""Which files a source reads: every visible one, also behind links, and none that is a pointer, an archive or too large."""
 
 import bz2
 import gzip
@@ -16,7 +16,8 @@ from PIL import Image
 
 from selfloop.errors import DataError
 from selfloop.formats.folders import list_folder
-from selfloop.sources.files import list_files_in, read_files
+from selfloop.sources import files
+from selfloop.sources.files import list_files_in, open_file, read_files
 from selfloop.sources.images import ImageFolder
 from selfloop.sources.tables import TableSource
 from selfloop.sources.text_files import JsonlSource, TextSource
@@ -296,5 +297,27 @@ def test_links_and_repeated_names_in_a_tar_file_are_errors(tmp_path):
         member.type, member.linkname = tarfile.SYMTYPE, "/etc/passwd"
         archive.addfile(member)
     for name in ("twice", "link"):
-        with pytest.raises(DataError, match=r"a in .*\.tar is a link or repeated"):
+        with pytest.raises(DataError, match=r"a in .*\.tar is a link, repeated or too large"):
             list_files_in(tmp_path / f"{name}.tar")
+
+
+def test_files_lines_and_members_have_limits(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "MAX_READ_BYTES", 1000)
+    monkeypatch.setattr(files, "MAX_LINE_BYTES", 1000)
+    bomb = tmp_path / "bomb.gz"
+    bomb.write_bytes(gzip.compress(b"a" * 1001))
+    with open_file(bomb) as file, pytest.raises(DataError, match="more than 1000 bytes in one piece"):
+        file.read()
+    with pytest.raises(DataError, match=r"bomb\.gz has a line of more than 1000 bytes"):
+        JsonlSource(path=bomb).n_rows()
+    (tmp_path / "bomb.tar.gz").write_bytes(gzip.compress(make_tar([("a", b"a" * 1001)])))
+    with pytest.raises(DataError, match="too large"):
+        list_files_in(tmp_path / "bomb.tar.gz")
+    pax = tarfile.TarInfo("pax")
+    pax.type, pax.size = tarfile.XHDTYPE, 100_000
+    (tmp_path / "pax.tar.gz").write_bytes(gzip.compress(pax.tobuf(tarfile.USTAR_FORMAT) + b"a" * 100_000))
+    with pytest.raises(DataError, match="more than 1000 bytes in one piece"):
+        list_files_in(tmp_path / "pax.tar.gz")
+    bomb.write_bytes(gzip.compress(b"a" * 999))
+    with open_file(bomb) as file:
+        assert len(file.read()) == 999

@@ -265,6 +265,14 @@ def test_a_damaged_member_of_a_zip_file_is_an_error_even_if_its_image_can_be_dec
         assert count_rows(read_all(ImageFolder(path=path, on_bad_image="skip"))) == 1
 
 
+def test_a_file_larger_than_any_image_is_not_read(tmp_path, files, monkeypatch):
+    monkeypatch.setattr(image_source, "MAX_FILE_BYTES", 10_000)
+    for kind in ("p.zip", "p"):
+        path = write(tmp_path / kind, {**files, "z.png": bytes(20_000)})
+        with pytest.raises(DataError, match=r"z\.png: .*10000"):
+            read_all(ImageFolder(path=path))
+
+
 def test_paths_without_images_are_errors(tmp_path):
     (tmp_path / "note.txt").write_text("text")
     empty = write(tmp_path / "p.zip", {"note.txt": b"text"})

@@ -9,6 +9,7 @@ from real_data import DATA, needs
 
 from selfloop.columns import count_rows
 from selfloop.errors import DataError
+from selfloop.sources import qm9 as qm9_source
 from selfloop.sources.qm9 import Qm9
 
 
@@ -56,6 +57,13 @@ def test_an_npz_file_with_other_arrays_is_an_error(tmp_path):
     for name, message in (("a", "n_atoms"), ("b", "do not match"), ("c", "allow_pickle"), ("d", r"d\.npz cannot be read")):
         with pytest.raises(DataError, match=message):
             Qm9(path=tmp_path / f"{name}.npz").n_rows()
+
+
+def test_arrays_larger_than_any_of_qm9_are_not_read(tmp_path, monkeypatch):
+    write_qm9(tmp_path)
+    monkeypatch.setattr(qm9_source, "MAX_READ_BYTES", 1000)
+    with pytest.raises(DataError, match=r"qm9\.npz has more than 1000 bytes when unpacked"):
+        Qm9(path=tmp_path / "qm9.npz").n_rows()
 
 
 @pytest.mark.parametrize(

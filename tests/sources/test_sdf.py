@@ -21,6 +21,7 @@ from real_data import DATA, needs
 
 from selfloop.columns import count_rows
 from selfloop.errors import DataError
+from selfloop.sources import sdf as sdf_source
 from selfloop.sources.sdf import Sdf, read_records
 from selfloop.spec.spec import Spec
 
@@ -61,6 +62,13 @@ def test_later_conformers_need_coordinates_too(tmp_path):
     (tmp_path / "flat.sdf").write_text("".join(records))
     with pytest.warns(UserWarning, match=r"1 conformer without 3D coordinates"):
         assert count_rows(read_all(Sdf(path=tmp_path / "flat.sdf", conformers=2))) == 2
+
+
+def test_a_record_without_end_is_an_error_before_it_fills_the_memory(tmp_path, monkeypatch):
+    monkeypatch.setattr(sdf_source, "MAX_LINE_BYTES", 1000)
+    (tmp_path / "long.sdf").write_text("a\n" * 600)
+    with pytest.raises(DataError, match=r"long\.sdf has more than 1000 bytes in record 1"):
+        Sdf(path=tmp_path / "long.sdf").n_rows()
 
 
 def test_a_spec_without_n_takes_all_usable_rows(tmp_path):

@@ -26,6 +26,8 @@ from selfloop.errors import DataError, first_line, os_error_reason
 from selfloop.formats.folders import Listing, is_hidden, list_folder, refuse_pointer
 
 CHUNK_BYTES = 1 << 23  # of the rows in one chunk of a corpus
+MAX_READ_BYTES = 1 << 30  # read at once: a damaged or hostile file may announce any number
+MAX_LINE_BYTES = 1 << 26  # of a line, and of a row that consists of lines
 # of missing, unreadable and damaged files
 READ_ERRORS = (OSError, EOFError, zlib.error, lzma.LZMAError, tarfile.TarError, BadZipFile)
 # what parsing a damaged file may raise
@@ -156,6 +158,31 @@ def read_error(path: Path, problem: Exception) -> DataError:
     return DataError(f"source: {path} cannot be read ({first_line(problem)}). It is damaged: download or write it again.")
 
 
+class BoundedReader(io.BufferedReader):
+    """A file whose reads and lines are limited, so that no file can fill the memory. Raises DataError at a limit."""
+
+    def __init__(self, raw: Any, path: Path) -> None:
+        super().__init__(raw)
+        self.path = path
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        end = MAX_READ_BYTES + 1 if size is None or size < 0 else min(size, MAX_READ_BYTES + 1)
+        data = bytearray()
+        while piece := super().read(min(end - len(data), 1 << 20)):  # Python would allocate all bytes at once
+            data += piece
+        if len(data) > MAX_READ_BYTES:
+            raise DataError(f"source: {self.path} has more than {MAX_READ_BYTES} bytes in one piece. Check or divide the file.")
+        return bytes(data)
+
+    def __next__(self) -> bytes:
+        line = self.readline(MAX_LINE_BYTES + 1)
+        if len(line) > MAX_LINE_BYTES:
+            raise DataError(f"source: {self.path} has a line of more than {MAX_LINE_BYTES} bytes. Check or divide the line.")
+        if not line:
+            raise StopIteration
+        return line
+
+
 @contextmanager
 def open_file(path: Path, *, allowed: bytes = NOTHING) -> Iterator[io.BufferedReader]:
     """A file, decompressed if it begins as gzip, bzip2 or xz files do, or is a ZIP file of one file.
@@ -164,11 +191,11 @@ def open_file(path: Path, *, allowed: bytes = NOTHING) -> Iterator[io.BufferedRe
     source reads, such as a pointer of Git LFS or an archive. `allowed`: pattern of the begin of an archive that is opened.
     """
     try:
-        with path.open("rb") as file:
+        with path.open("rb", buffering=0) as raw, BoundedReader(raw, path) as file:
             for begin, decompressor in DECOMPRESSORS.items():
                 if re.match(begin, head := file.peek(16)) and not re.match(allowed, head):
                     # buffered, because gzip's own lines are slow
-                    file = io.BufferedReader(decompressor(file))
+                    file = BoundedReader(decompressor(file), path)
                     break
             head = file.peek(512)[:512]
             refuse_pointer(f"source: {path}", head)
@@ -234,8 +261,10 @@ def _iter_tar(path: Path, is_wanted: Callable[[str], bool]) -> Iterator[tuple[st
                     name = member.name.removeprefix("./")
                     if member.isdir():
                         continue
-                    if not member.isfile() or name in seen:
-                        raise DataError(f"source.path: {name} in {path} is a link or repeated. Unpack it and give the folder.")
+                    if not member.isfile() or name in seen or member.size > MAX_READ_BYTES:
+                        raise DataError(
+                            f"source.path: {name} in {path} is a link, repeated or too large. Unpack it and give the folder."
+                        )
                     seen.add(name)
                     yield name, member.size, cast("IO[bytes]", archive.extractfile(member)).read() if is_wanted(name) else b""
         except (tarfile.TarError, ValueError, OverflowError) as problem:

@@ -36,6 +36,7 @@ from selfloop.sources.files import (
 )  # fmt: skip
 
 MAX_PIXELS = 1 << 26  # of an image that is decoded: 8,192 x 8,192
+MAX_FILE_BYTES = 4 * MAX_PIXELS  # of an encoded image: the size of its pixels without compression
 MAX_SIDE = 4096  # pixels of `size`
 MIN_CHUNK_IMAGES = 8  # in a chunk of large images too, so that all cores have work
 PIXEL_MODES = {"1": "L", "L": "L", "LA": "L", "P": "RGB", "RGB": "RGB", "RGBA": "RGB"}  # Pillow's; it would clip other modes
@@ -78,8 +79,10 @@ class ImageForm(NamedTuple):
 
 
 def read_image(file: Path) -> bytes:
-    """The bytes of an encoded image. Raises DataError if it cannot be read."""
+    """The bytes of an encoded image. Raises DataError if it cannot be read or is too large."""
     try:
+        if not file.is_file() or file.stat().st_size > MAX_FILE_BYTES:
+            raise DataError(f"{file}: is not a file of at most {MAX_FILE_BYTES} bytes.")
         return file.read_bytes()
     except OSError as problem:
         raise DataError(f"{file}: cannot be read ({os_error_reason(problem)}).") from problem
@@ -265,9 +268,11 @@ class ImageFileSource(EncodedImageSource):
         with open_zip(path) as (archive, members):
 
             def read(index: int) -> tuple[str, bytes]:
-                file = path / names[index]
+                file, member = path / names[index], members[names[index]]
+                if member.file_size > MAX_FILE_BYTES:
+                    raise DataError(f"{file}: has {member.file_size} bytes when unpacked; expected at most {MAX_FILE_BYTES}.")
                 try:
-                    return str(file), archive.read(members[names[index]])
+                    return str(file), archive.read(member)
                 except PARSE_ERRORS as problem:
                     raise DataError(f"{file}: is damaged in the ZIP file ({first_line(problem)}).") from problem
 

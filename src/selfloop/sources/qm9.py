@@ -12,7 +12,16 @@ import numpy as np
 from selfloop.columns import Array, Floats, Ints
 from selfloop.errors import DataError, first_line
 from selfloop.formats.molecules import add_conformers
-from selfloop.sources.files import PARSE_ERRORS, ZIP, cached_until_change, count_unlisted, list_files_in, open_file, read_files
+from selfloop.sources.files import (
+    MAX_READ_BYTES,
+    PARSE_ERRORS,
+    ZIP,
+    cached_until_change,
+    count_unlisted,
+    list_files_in,
+    open_file,
+    read_files,
+)  # fmt: skip
 from selfloop.sources.molecule_base import Candidate, NamedMoleculeSource, reason_to_exclude_elements
 
 # atoms closer than this times the sum of their covalent radii are bonded: includes QM9's longest bonds and no contacts
@@ -69,6 +78,8 @@ def _read_arrays(path: Path) -> dict[str, Structure]:
     """The molecules of an npz file: `n_atoms` and `smiles` of each molecule, `Z` and `R` of all their atoms."""
     try:
         with open_file(path, allowed=ZIP) as file, np.load(file) as arrays:
+            if sum(member.file_size for member in arrays.zip.infolist()) > MAX_READ_BYTES:
+                raise DataError(f"source.path: {path} has more than {MAX_READ_BYTES} bytes when unpacked. Divide it.")
             n_atoms, z, positions, smiles = (arrays[name] for name in ("n_atoms", "Z", "R", "smiles"))
         smiles = np.char.decode(smiles, "utf-8", "replace") if smiles.dtype.kind == "S" else smiles
     except PARSE_ERRORS as problem:

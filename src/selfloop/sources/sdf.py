@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
 from selfloop.errors import DataError
-from selfloop.sources.files import cached_until_change, open_file
+from selfloop.sources.files import MAX_LINE_BYTES, cached_until_change, open_file
 from selfloop.sources.molecule_base import Candidate, MoleculeSource, NConformers, reason_to_exclude, to_smiles
 
 MOLECULE_TAG = re.compile(r"^>.*<(MOL_ID|SMILES)>.*\r?\n(.*)", re.MULTILINE)
@@ -58,14 +58,17 @@ def _describe_structure(number: int, record: str) -> str:
 
 def read_records(path: Path) -> Iterator[str]:
     """Every record of an SDF file. Raises DataError if there is none, or if the file ends within a record."""
-    number, lines = 1, list[bytes]()
+    number, lines, size = 1, list[bytes](), 0
     with open_file(path) as file:
         for line in file:
             if not line.startswith(b"$$$$"):
                 lines.append(line)
+                size += len(line)
+                if size > MAX_LINE_BYTES:
+                    raise DataError(f"source.path: {path} has more than {MAX_LINE_BYTES} bytes in record {number}.")
                 continue
             yield b"".join(lines).decode("utf-8", "replace")
-            number, lines = number + 1, []
+            number, lines, size = number + 1, [], 0
     if b"".join(lines).strip():
         raise DataError(f"source.path: {path} ends within record {number}, before a line $$$$. Download it again.")
     if number == 1:

@@ -7,6 +7,7 @@ is run.
 from __future__ import annotations
 
 import json
+import math
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -30,6 +31,7 @@ FILES = ("*.json", "*.safetensors", "merges.txt", "*.jinja")  # of a name on the
 CAUSAL, FEATURES = "MODEL_FOR_CAUSAL_LM_MAPPING", "MODEL_MAPPING"  # transformers' tables of networks
 INDEX, OLD_TOKENS = "model.safetensors.index.json", "added_tokens.json"
 NAMED = [f"{name}_token" for name in ("bos", "eos", "unk", "sep", "pad", "cls", "mask")]  # in transformers' order
+MAX_GROWTH = 1000  # times the length of a text, by replacements of a tokenizer; the usual ones replace a character by one
 
 
 @dataclass(frozen=True)
@@ -203,13 +205,27 @@ def open_tokenizer(path: Path, key: str = "family.tokenizer") -> Tokenizer:
     refuse_pointer(f"{key}: {file}", file)
     with library_errors(f"{key}: {path} cannot be read", advice):
         if file.is_file():
-            if json.loads(text := file.read_text(encoding="utf-8"))["model"].get("dropout"):
-                raise ValueError("its dropout splits texts at random")
+            _check_operations(text := file.read_text(encoding="utf-8"))
             return Tokenizer.from_str(text)
         tokenizer = Tokenizer(models.BPE.from_file(str(folder / "vocab.json"), str(folder / "merges.txt")))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     return tokenizer
+
+
+def _check_operations(text: str) -> None:
+    """ValueError if a tokenizer splits at random, or if its replacements multiply text without bound."""
+    growths = [1]
+
+    def collect(table: dict[str, Any]) -> dict[str, Any]:
+        if table.get("type") == "Replace":  # a pattern may stand for no character: its text is then put between characters
+            growths.append(max(len(table["content"]) + (not table["pattern"].get("String")), 1))
+        return table
+
+    if json.loads(text, object_hook=collect)["model"].get("dropout"):
+        raise ValueError("its dropout splits texts at random")
+    if math.prod(growths) > MAX_GROWTH:
+        raise ValueError(f"its replacements make texts more than {MAX_GROWTH} times as long")
 
 
 @contextmanager
