@@ -54,7 +54,8 @@ def law_curves(scenario: Scenario) -> list[LawCurve]:
     is_control = isinstance(scenario.policy, ControlsPolicy) and all(take.batch.kind == "real" for take in takes)
     return [
         LawCurve(
-            law.name, law.metric, law.kind, law.source, law.conditions, values,
+            law.name, law.metric, law.kind, law.source,
+            f"Family {scenario.family.name} on source {scenario.source.name}, fitted from scratch: {law.conditions}", values,
             "finite" if is_control else law.limit(scenario),  # its models see real rows alone
         )
         for law in laws

@@ -53,7 +53,7 @@ def _smoothed_heterozygosity(scenario: Scenario) -> Floats | None:
     if not _smoothing(scenario) or not fits_symbols or scenario.policy.name != "replace":
         return None
     u = _smoothing(scenario) * len(p) / (n + _smoothing(scenario) * len(p))
-    same = float((p**2).sum())  # probability that two rows have the same symbol
+    same = float((p**2).sum())  # F: probability that two rows have the same symbol
     values = []
     for _ in range(scenario.generations):
         same = (1 - u) ** 2 * (1 / n + (1 - 1 / n) * same) + (1 - (1 - u) ** 2) / len(p)
@@ -141,8 +141,8 @@ def _support_bound(scenario: Scenario) -> Floats | None:
 
 _CHAIN_SOURCE = "Wright-Fisher chain of the count of each symbol: binomial with n rows and its last share"
 _CHAIN_CONDITIONS = (
-    f"Zipf source, discrete family without smoothing, fitted from scratch; policy replace, n up to {MAX_CHAIN_ROWS} and "
-    "the default sampler (or two symbols), or all initial rows in every fit beside synthetic rows only."
+    f"no smoothing; policy replace, n up to {MAX_CHAIN_ROWS} and the default sampler (or two symbols), or all initial rows in "
+    "every fit beside synthetic rows only."
 )
 
 LAWS = (
@@ -151,13 +151,10 @@ LAWS = (
         metric="heterozygosity",
         kind="exact",
         source=(
-            "Symbols as unit vectors have variance 1 - sum p^2, so theory/moments.py applies; special cases: "
-            "Seddik et al. 2024 (2404.05090) for replace, the Polya urn for accumulate"
+            "Symbols as unit vectors have variance 1 - sum p^2, so theory/moments.py applies; Seddik et al. 2024 (2404.05090) "
+            "for replace, the Polya urn for accumulate"
         ),
-        conditions=(
-            "Zipf source, discrete family without smoothing, default sampler, fitted from scratch; budgets with one or two "
-            "weights."
-        ),
+        conditions="no smoothing, default sampler; budgets with one or two weights.",
         values=_heterozygosity,
         limit=lambda scenario: "zero" if scenario.policy.name == "replace" else None,  # (1 - 1/n)^t
         estimator=lambda scenario: MomentEstimator(),
@@ -166,14 +163,8 @@ LAWS = (
         name="smoothed frequencies",
         metric="heterozygosity",
         kind="exact",
-        source=(
-            "F' = (1-u)^2 (1/n + (1-1/n) F) + (1 - (1-u)^2)/K, u = aK/(n + aK): F is the probability that two of n rows have "
-            "the same symbol, and a share u of the fit is uniform"
-        ),
-        conditions=(
-            "Zipf source, discrete family with smoothing a over its K symbols, default sampler, policy replace, fitted from "
-            "scratch."
-        ),
+        source="F' = (1-u)^2 (1/n + (1-1/n) F) + (1 - (1-u)^2)/K, u = aK/(n + aK): the share u of a fit is uniform",
+        conditions="smoothing a over the K symbols of the source, default sampler, policy replace.",
         values=_smoothed_heterozygosity,
     ),
     Law(
@@ -184,10 +175,7 @@ LAWS = (
             "Suresh, Thangaraj, Khandavally 2024 (2412.17646): alive at t with probability 1 - exp(-n p g_t), "
             "g_1 = 1, g_(t+1) = 1 - exp(-g_t); exact for Poisson counts, a lower bound for n rows since (1-x)^n <= exp(-nx)"
         ),
-        conditions=(
-            "Zipf source, discrete family without smoothing, default sampler, policy replace, "
-            f"more than {MAX_CHAIN_ROWS} rows, fitted from scratch."
-        ),
+        conditions=f"no smoothing, default sampler, policy replace, more than {MAX_CHAIN_ROWS} rows.",
         values=_support_bound,
     ),
     Law(
@@ -212,7 +200,7 @@ LAWS = (
         metric="complete_support",
         kind="exact",
         source=f"Inclusion and exclusion over groups of symbols. {_CHAIN_SOURCE}, or of a group",
-        conditions=f"12 symbols, more if groups of them have equal mass: up to {MAX_GROUPS} masses. {_CHAIN_CONDITIONS}",
+        conditions=f"12 symbols, more if groups of them have equal mass: {MAX_GROUPS} masses at most; {_CHAIN_CONDITIONS}",
         values=_complete_support,
     ),
     Law(
@@ -224,8 +212,8 @@ LAWS = (
             "for replace (Marchi et al. 2024, 2404.02325)"
         ),
         conditions=(
-            f"Zipf source, discrete family without smoothing, no top-k or top-p, {MIN_RAREST_COUNT:g} expected rows of the "
-            "rarest symbol or more, no ties below temperature 1, fitted from scratch."
+            f"no smoothing, top-k or top-p, {MIN_RAREST_COUNT:g} expected rows of the rarest symbol or more, no ties below "
+            "temperature 1."
         ),
         values=_tempered_heterozygosity,
     ),

@@ -5,6 +5,8 @@ Kernels widen the distribution: the variance of a row grows every generation.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 from scipy.special import digamma, gammaln
 
@@ -47,22 +49,24 @@ def _fitted_rows(scenario: Scenario) -> Floats | None:
     return rows if _estimator(scenario).variance_factor > 0 and rows.min() > scenario.source.settings()["dim"] else None
 
 
-def _log_variance_ratio(scenario: Scenario) -> Floats | None:
-    estimator, d, rows = _estimator(scenario), scenario.source.settings()["dim"], _fitted_rows(scenario)
-    if rows is None:
-        return None
-    fits = digamma((rows[:, None] - np.arange(1, d + 1)) / 2).sum(axis=1) + d * np.log(2 / (rows - estimator.ddof))
-    return np.asarray(np.cumsum(fits) + d * np.log(estimator.variance_factor) * np.arange(len(rows)), np.float64)
-
-
-def _sd_ratio(scenario: Scenario) -> Floats | None:
-    """E (det S_t / det S*)^(1/2d): the determinant of a Wishart matrix is a product of chi-squared variables."""
+def _log_determinants(scenario: Scenario, power: float, of_chi: Callable[[Floats], Floats]) -> Floats | None:
+    """Log of a moment of det S_t / det S*: a Wishart determinant is a product of chi-squared variables with halved degrees."""
     estimator, d, rows = _estimator(scenario), scenario.source.settings()["dim"], _fitted_rows(scenario)
     if rows is None:
         return None
     halves = (rows[:, None] - np.arange(1, d + 1)) / 2
-    logs = (gammaln(halves + 1 / (2 * d)) - gammaln(halves)).sum(axis=1) + 0.5 * np.log(2 / (rows - estimator.ddof))
-    return np.asarray(np.exp(np.cumsum(logs) + 0.5 * np.log(estimator.variance_factor) * np.arange(len(rows))), np.float64)
+    fits = of_chi(halves).sum(axis=1) + power * d * np.log(2 / (rows - estimator.ddof))
+    return np.cumsum(fits) + power * d * np.log(estimator.variance_factor) * np.arange(len(rows))
+
+
+def _log_variance_ratio(scenario: Scenario) -> Floats | None:
+    return _log_determinants(scenario, 1.0, digamma)
+
+
+def _sd_ratio(scenario: Scenario) -> Floats | None:
+    power = 0.5 / scenario.source.settings()["dim"]
+    logs = _log_determinants(scenario, power, lambda halves: gammaln(halves + power) - gammaln(halves))
+    return None if logs is None else np.exp(logs)
 
 
 def _wasserstein(scenario: Scenario) -> Floats | None:
@@ -78,14 +82,10 @@ def _kl_divergence(scenario: Scenario) -> Floats | None:
     log_det, rows, d = _log_variance_ratio(scenario), _fitted_rows(scenario), scenario.source.settings()["dim"]
     if log_det is None or rows is None or rows.min() <= d + 2:
         return None
-    trace, distance, values = float(d), 0.0, []  # of S_t^-1 S*, and (m_t - m*)' S_t^-1 (m_t - m*)
-    factor = 1.0  # of the variance of sampled rows; real rows have none
-    for n, log in zip(rows, log_det, strict=True):
-        change = (n - _estimator(scenario).ddof) / (n - d - 2)  # E of an inverse Wishart matrix
-        trace, distance = trace * change / factor, change * (distance / factor + d / n)
-        factor = _estimator(scenario).variance_factor
-        values.append(0.5 * (log + trace + distance - d))
-    return np.array(values)
+    changes = (rows - _estimator(scenario).ddof) / (rows - d - 2)  # E of an inverse Wishart matrix
+    scales = np.cumprod(changes / np.r_[1.0, np.full(len(rows) - 1, _estimator(scenario).variance_factor)])
+    distances = scales * np.cumsum(changes * d / rows / scales)  # (m_t - m*)' S_t^-1 (m_t - m*); d scales: tr S_t^-1 S*
+    return np.asarray(0.5 * (log_det + d * scales + distances - d), np.float64)
 
 
 def _merged_variance(scenario: Scenario) -> Floats | None:
@@ -98,8 +98,8 @@ def _merged_variance(scenario: Scenario) -> Floats | None:
     rows = np.array(newest_rows(scenario) or [0], np.float64)
     if merge is None or rows.min() <= estimator.ddof:
         return None
-    spread = np.outer([-1, 1], np.full(len(rows) - 1, d**0.5 + 5))
-    extremes = estimator.variance_factor * np.maximum(np.sqrt(rows[1:] - 1) + spread, 0) ** 2 / (rows[1:] - estimator.ddof)
+    roots = np.sqrt(rows[1:] - 1) + np.array([[-1], [1]]) * (d**0.5 + 5)
+    extremes = estimator.variance_factor * np.maximum(roots, 0) ** 2 / (rows[1:] - estimator.ddof)
     if (1 - merge + merge * extremes < 0).any():
         return None
     changes = (rows - 1) / (rows - estimator.ddof)
@@ -150,13 +150,9 @@ _MOMENTS_SOURCE = (
     "Alemohammad et al. 2023 (2307.01850) for replace, Kazdan et al. 2025 (2410.16713) for accumulate, "
     "He, Xu, Cheng 2025 (2502.18049) for fresh"
 )
-_MOMENTS_CONDITIONS = (
-    "Gaussian source and family, any divisor and sampler variance factor, fitted from scratch; budgets with one or two weights."
-)
-_NEWEST_CONDITIONS = (
-    "Gaussian source and family, any divisor and sampler variance factor, all rows of the newest model only, "
-    "more than d of them, fitted from scratch."
-)
+_MOMENTS_CONDITIONS = "any divisor and sampler variance factor; budgets with one or two weights."
+_NEWEST_CONDITIONS = "any divisor and sampler variance factor, all rows of the newest model only, more than d of them."
+_KERNEL_CONDITIONS = "kernels of one given bandwidth, not standardized"
 
 LAWS = (
     Law(
@@ -182,8 +178,8 @@ LAWS = (
         metric="log_variance_ratio",
         kind="exact",
         source=(
-            "E log det of a Wishart matrix (Bartlett 1933) added up over fits: sum over j = 1 .. d of digamma((n_t - j)/2) "
-            "+ d log(2/(n_t - ddof)); its sign is the collapse of Shumailov et al. 2023 (2305.17493)"
+            "E log det of Wishart matrices (Bartlett 1933): per fit sum_j digamma((n_t - j)/2) + d log(2/(n_t - ddof)), "
+            "j = 1 .. d; its sign is the collapse of Shumailov et al. 2023 (2305.17493)"
         ),
         conditions=_NEWEST_CONDITIONS,
         values=_log_variance_ratio,
@@ -194,8 +190,8 @@ LAWS = (
         metric="sd_ratio",
         kind="exact",
         source=(
-            "Moments of chi variables: product over fits of (2/(n_t - ddof))^1/2 prod_j G((n_t - j)/2 + 1/2d)/G((n_t - j)/2), "
-            "j = 1 .. d, G the gamma function; for d = 1 E sd_t = a^t sd_0 of Bertrand et al. 2024 (2310.00429)"
+            "Chi variables: per fit (2/(n_t - ddof))^1/2 prod_j G((n_t - j)/2 + 1/2d)/G((n_t - j)/2), G the gamma function; "
+            "for d = 1 E sd_t = a^t sd_0 of Bertrand et al. 2024 (2310.00429)"
         ),
         conditions=_NEWEST_CONDITIONS,
         values=_sd_ratio,
@@ -209,7 +205,7 @@ LAWS = (
             "Squared error of the mean + E (sd_t - sd)^2: t/n + 2 - 2 c^t for unbiased fits, 2 - 2 c^t for maximum likelihood "
             "(c: factor of sd_ratio); exact form of the risk of Shumailov et al. 2023 (2305.17493)"
         ),
-        conditions=f"One dimension. {_NEWEST_CONDITIONS}",
+        conditions=f"one dimension, {_NEWEST_CONDITIONS}",
         values=_wasserstein,
         limit=_mean_error_limit,
     ),
@@ -221,7 +217,7 @@ LAWS = (
             "E S_t^-1 = (n_t - ddof)/(n_t - d - 2) E S_(t-1)^-1 (inverse Wishart) and E log det S_t; for d = 1 and maximum "
             "likelihood (t (digamma((n-1)/2) + log(2/n)) + 4/3 ((n/(n-3))^t - 1))/2"
         ),
-        conditions=f"More than d + 2 rows in every fit. {_NEWEST_CONDITIONS}",
+        conditions=f"more than d + 2 rows in every fit, {_NEWEST_CONDITIONS}",
         values=_kl_divergence,
         # the trace grows by a factor above 1, or, with a large variance factor, log det by the same amount, at every generation
         limit=lambda scenario: "infinite" if scenario.policy.name == "replace" else None,
@@ -237,7 +233,7 @@ MERGE_LAWS = (
             "S_t = (1 - m) S_(t-1) + m fit, and E fit = factor (n_t - 1)/(n_t - ddof) E S_(t-1); of m = -w, the merge of Neon "
             "(2510.03597), v (1 + w (1 - factor)) for unbiased fits"
         ),
-        conditions="Merged models that are covariances, but for a chance below 4e-6 per fit. " + _NEWEST_CONDITIONS,
+        conditions=f"merged models that are covariances, but for a chance below 4e-6 per fit; {_NEWEST_CONDITIONS}",
         values=_merged_variance,
     ),
 )
@@ -251,10 +247,7 @@ KERNEL_LAWS = (
             "Second moments of any policy with kernel noise, derived in theory/moments.py; special cases of Kazdan et al. 2025 "
             "(2410.16713) and Borji 2024 (2410.12954): 1 + (t - 1) h^2 for replace, 1 + h^2 (H_t - 1) for accumulate"
         ),
-        conditions=(
-            "Gaussian source, kernels of one given bandwidth, not standardized, fitted from scratch; budgets with one or two "
-            "weights."
-        ),
+        conditions=f"{_KERNEL_CONDITIONS}; budgets with one or two weights.",
         values=_second_moment,
         limit=_second_moment_limit,
     ),
@@ -267,10 +260,7 @@ KERNEL_LAWS = (
             "number of rows, as an expected kernel density is linear in its rows; Khelifa, Turner, Venkataramanan 2026 "
             "(2606.13796) for diffusion with early stopping"
         ),
-        conditions=(
-            "Gaussian source, kernels of one given bandwidth, not standardized, fitted from scratch; the same share of real "
-            "rows at every generation, the other rows from the newest model."
-        ),
+        conditions=f"{_KERNEL_CONDITIONS}; the same real share at every generation, other rows from the newest model.",
         values=_limiting_second_moment,
         limit=_second_moment_limit,
     ),

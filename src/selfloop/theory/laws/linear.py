@@ -205,7 +205,8 @@ def _parameter_error(scenario: Scenario) -> Floats | None:
     return trace * curve if curve is not None and (trace * curve).max() <= MAX_SQUARED_ERROR else None
 
 
-_SHARED = "Gaussian inputs, least squares without ridge, n > d + 1, outcomes of known noise, fitted from scratch"
+_SHARED = "no ridge, n > d + 1, outcomes of known noise"
+_EQUAL_VARIANCE = "inputs of one variance, fresh at every generation, outcomes of known noise, rows of the newest model only"
 
 LAWS = (
     Law(
@@ -238,10 +239,7 @@ LAWS = (
             "E |w*|^2 (1 - prod n_i/d) without noise, as projections on random n_i of d dimensions keep n_i/d of a square; "
             "noise adds s^2 n/(d - n - 1) per fit (inverse Wishart)"
         ),
-        conditions=(
-            "Gaussian inputs of one variance, fresh at every generation, least squares without ridge, some fit with n < d - 1, "
-            "no n from d - 1 to d + 1, outcomes of known noise, all rows of the newest model only."
-        ),
+        conditions=f"{_EQUAL_VARIANCE}; no ridge, some fit with n < d - 1, no n from d - 1 to d + 1.",
         values=_least_norm_risk,
     ),
     Law(
@@ -252,10 +250,7 @@ LAWS = (
             "Dohmatob, Feng, Kempe 2024 (2402.07712): ridge after rounds of least squares, and any other order of ridges by "
             "the same moments of the Marchenko-Pastur distribution; exact as d and n grow at one ratio"
         ),
-        conditions=(
-            "Gaussian inputs of one variance, fresh at every generation, a ridge at some generation, outcomes of known noise, "
-            "all rows of the newest model only."
-        ),
+        conditions=f"{_EQUAL_VARIANCE}; a ridge at some generation.",
         values=partial(_equal_variance_risk, has_ridge=True),
     ),
     Law(
@@ -305,9 +300,8 @@ GLM_LAWS = (
             "first error tr(information^-1)/n"
         ),
         conditions=(
-            f"Gaussian inputs, one link for source and family, sampled labels, {MIN_ROWS_PER_GLM_COEFFICIENT} rows per "
-            f"coefficient or more in every fit, squared error up to {MAX_SQUARED_ERROR:g}, fitted from scratch, budgets with "
-            "one or two weights."
+            f"one link for both, sampled labels, {MIN_ROWS_PER_GLM_COEFFICIENT} rows per coefficient or more in every fit, "
+            f"squared error up to {MAX_SQUARED_ERROR:g}, whole batches or budgets with one or two weights."
         ),
         values=_parameter_error,
     ),

@@ -1,4 +1,4 @@
-"""Laws of rows from several origins: labels that feed back, rows of shifted coefficients, verified labels."""
+"""The law of labels that feed back into the training rows."""
 
 from __future__ import annotations
 
@@ -33,19 +33,6 @@ def _predicted_share(scenario: Scenario) -> Floats | None:
     return np.asarray(share - (share - predicted) * feedback_multipliers(scenario), np.float64)
 
 
-def mixed_risk(share: float, shift: float, noise: float, d: int, n: int) -> float:
-    """Excess risk of least squares on n rows, a `share` of which have coefficients at the squared distance `shift`.
-
-    Inputs are N(0, I). The floor share^2 shift remains for endless rows (Dohmatob et al. 2024, 2410.04840, classical limit).
-    """
-    return share**2 * shift + noise**2 * d / (n - d - 1) + share * (1 - share) * (d + 1) * shift / n
-
-
-def verifier_break(keep_good: float, keep_bad: float) -> float:
-    """Share of wrong labels up to which verified labels are mostly right: Feng et al. 2024 (2406.07515)."""
-    return keep_good / (keep_good + keep_bad)
-
-
 LAWS = (
     Law(
         name="feedback, at least",
@@ -55,10 +42,7 @@ LAWS = (
             "Share minus bias of the first model times c_t, c_t = 1 + sum of synthetic mass times c_k: Taori and Hashimoto "
             "2022 (2209.03942), theorem 1; first bias: normal tails beyond the Bayes border"
         ),
-        conditions=(
-            "Imbalanced source, rare outcome 1, logistic regression, labels by argmax, at least "
-            f"{MIN_ROWS_PER_COEFFICIENT} rows per coefficient in every fit, fitted from scratch."
-        ),
+        conditions=f"rare outcome 1, link logit, labels by argmax, {MIN_ROWS_PER_COEFFICIENT} rows per coefficient or more.",
         values=_predicted_share,
     ),
 )
