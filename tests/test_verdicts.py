@@ -42,6 +42,9 @@ def test_a_verdict_cites_the_law_that_it_rests_on(tmp_path: Path) -> None:
     assert {metric: reference.limit for metric, reference in laws.items()} == {
         "mean_error": "infinite",
         "variance_ratio": "zero",
+        "sd_ratio": "zero",
+        "wasserstein": "infinite",
+        "kl_divergence": "infinite",
     }
     assert laws["variance_ratio"].limit_by.startswith("'log variance under replacement'")  # the mean variance stays
     assert laws["variance_ratio"].expected_by.startswith("'moments of the variance'")

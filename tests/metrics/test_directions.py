@@ -25,7 +25,7 @@ LOWER = {
     "bond_angle_distance", "clash_rate", "retry_rate", "cross_entropy", "perplexity", "text_frechet",
 }  # fmt: skip
 HIGHER = {
-    "support_size", "complete_support", "accuracy", "log_likelihood", "precision", "recall", "coverage", "modes", "attributes",
+    "support_size", "complete_support", "accuracy", "correct_rate", "log_likelihood", "precision", "recall", "coverage", "modes", "attributes",
     "conformer_coverage", "cov_p", "vocabulary_kept", "mauve",
 }  # fmt: skip
 RIGHT = {
