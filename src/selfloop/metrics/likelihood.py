@@ -10,7 +10,7 @@ from typing import Annotated, ClassVar, cast
 import numpy as np
 from annotated_types import Ge
 
-from selfloop.columns import Columns, Floats, Params
+from selfloop.columns import Array, Floats
 from selfloop.component import Better, Context, Metric
 from selfloop.protocols import (
     SupportsDenoisingLoss,
@@ -42,41 +42,33 @@ class Nll(HoldoutMetric):
     uses_rows: ClassVar[bool] = True
 
     def measure(self, snap: Snapshot, ctx: Context) -> Mapping[str, float]:
-        return {"nll": _mean_nll(cast(SupportsLogProb, snap.family), snap.params, snap.holdout)}
+        return {"nll": -float(np.mean(cast(SupportsLogProb, snap.family).log_prob(snap.params, snap.holdout)))}
 
     def measure_ensemble(self, snap: EnsembleSnapshot) -> Mapping[str, Floats]:
         if isinstance(snap.family, SupportsEnsembleLogProb):
             return {"nll": -snap.family.log_prob_rows(snap.params, snap.takes, snap.holdout).mean(axis=1)}
-        family, n_seeds = cast(SupportsLogProb, snap.family), len(next(iter(snap.params.values())))
-        values = [
-            _mean_nll(
-                family,
-                {name: array[s] for name, array in snap.params.items()},
-                {name: np.asarray(column)[s] for name, column in snap.holdout.items()},
-            )
-            for s in range(n_seeds)
-        ]
+        family, values = cast(SupportsLogProb, snap.family), []
+        for s in range(len(next(iter(snap.params.values())))):
+            params = {name: array[s] for name, array in snap.params.items()}
+            rows = {name: np.asarray(column)[s] for name, column in snap.holdout.items()}
+            values.append(-np.mean(family.log_prob(params, rows)))
         return {"nll": np.array(values)}
 
 
-def _mean_nll(family: SupportsLogProb, params: Params, rows: Columns) -> float:
-    return -float(np.mean(family.log_prob(params, rows)))
-
-
 class OutcomeMetric(HoldoutMetric):
-    """A metric of predicted outcomes of held-out real rows. A subclass writes `mean_outcome`."""
+    """A metric of predicted outcomes of held-out real rows. A subclass writes `of_rows`."""
 
     uses_rows: ClassVar[bool] = True
 
     @abstractmethod
-    def mean_outcome(self, snap: Snapshot | EnsembleSnapshot) -> Floats:
-        """The value of each seed, or of the only chain."""
+    def of_rows(self, snap: Snapshot | EnsembleSnapshot) -> Mapping[str, Array]:
+        """A number per held-out row, by the name of its mean; of an ensemble with a leading seeds axis."""
 
     def measure(self, snap: Snapshot, ctx: Context) -> Mapping[str, float]:
-        return {self.name: float(self.mean_outcome(snap))}
+        return {name: float(values.mean()) for name, values in self.of_rows(snap).items()}
 
     def measure_ensemble(self, snap: EnsembleSnapshot) -> Mapping[str, Floats]:
-        return {self.name: self.mean_outcome(snap)}
+        return {name: np.asarray(values.mean(axis=-1), np.float64) for name, values in self.of_rows(snap).items()}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,9 +81,8 @@ class LogLoss(OutcomeMetric):
     unit: ClassVar[str] = "nats per row"
     family_protocols: ClassVar[tuple[type, ...]] = (SupportsLogProb, SupportsPredict)
 
-    def mean_outcome(self, snap: Snapshot | EnsembleSnapshot) -> Floats:
-        log_prob = cast(SupportsLogProb, snap.family).log_prob(snap.params, snap.holdout)
-        return -np.asarray(log_prob.mean(axis=-1), np.float64)
+    def of_rows(self, snap: Snapshot | EnsembleSnapshot) -> Mapping[str, Array]:
+        return {"log_loss": -cast(SupportsLogProb, snap.family).log_prob(snap.params, snap.holdout)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,9 +94,9 @@ class Accuracy(OutcomeMetric):
     better: ClassVar[Better] = "higher"
     family_protocols: ClassVar[tuple[type, ...]] = (SupportsPredict,)
 
-    def mean_outcome(self, snap: Snapshot | EnsembleSnapshot) -> Floats:
+    def of_rows(self, snap: Snapshot | EnsembleSnapshot) -> Mapping[str, Array]:
         predicted = cast(SupportsPredict, snap.family).predict(snap.params, snap.holdout)
-        return np.asarray((predicted == np.asarray(snap.holdout["y"])).mean(axis=-1), np.float64)
+        return {"accuracy": predicted == np.asarray(snap.holdout["y"])}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,13 +109,13 @@ class SquaredError(OutcomeMetric):
     unit: ClassVar[str] = "squared units of y"
     family_protocols: ClassVar[tuple[type, ...]] = (SupportsPredictMean,)
 
-    def mean_outcome(self, snap: Snapshot | EnsembleSnapshot) -> Floats:
+    def of_rows(self, snap: Snapshot | EnsembleSnapshot) -> Mapping[str, Array]:
         predicted = cast(SupportsPredictMean, snap.family).predict_mean(snap.params, snap.holdout)
-        return np.asarray(((np.asarray(snap.holdout["y"]) - predicted) ** 2).mean(axis=-1), np.float64)
+        return {"squared_error": (np.asarray(snap.holdout["y"]) - predicted) ** 2}
 
 
 @dataclass(frozen=True, kw_only=True)
-class PredictedShare(HoldoutMetric):
+class PredictedShare(OutcomeMetric):
     """Share of held-out real rows whose most probable outcome is 1, and how many have and are expected to have that outcome.
 
     The bias of data feedback loops is its distance from the real share (Taori and Hashimoto 2022, 2209.03942).
@@ -139,24 +130,13 @@ class PredictedShare(HoldoutMetric):
     better: ClassVar[Better] = "predicted_share_real"
     secondary_better: ClassVar[Mapping[str, Better]] = {"expected_share": "predicted_share_real"}
     family_protocols: ClassVar[tuple[type, ...]] = (SupportsPredict, SupportsPredictMean)
-    uses_rows: ClassVar[bool] = True
 
-    def measure(self, snap: Snapshot, ctx: Context) -> Mapping[str, float]:
-        return {name: float(value) for name, value in _class_shares(snap).items()}
-
-    def measure_ensemble(self, snap: EnsembleSnapshot) -> Mapping[str, Floats]:
-        return _class_shares(snap)
-
-
-def _class_shares(snap: Snapshot | EnsembleSnapshot) -> dict[str, Floats]:
-    predicted = cast(SupportsPredict, snap.family).predict(snap.params, snap.holdout) == 1
-    means = cast(SupportsPredictMean, snap.family).predict_mean(snap.params, snap.holdout)
-    columns = {
-        "predicted_share": predicted,
-        "expected_share": means,
-        "predicted_share_real": np.asarray(snap.holdout["y"]) == 1,
-    }
-    return {name: np.asarray(column.mean(axis=-1), np.float64) for name, column in columns.items()}
+    def of_rows(self, snap: Snapshot | EnsembleSnapshot) -> Mapping[str, Array]:
+        return {
+            "predicted_share": cast(SupportsPredict, snap.family).predict(snap.params, snap.holdout) == 1,
+            "expected_share": cast(SupportsPredictMean, snap.family).predict_mean(snap.params, snap.holdout),
+            "predicted_share_real": np.asarray(snap.holdout["y"]) == 1,
+        }
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -147,13 +147,12 @@ class KlDivergence(ParameterMetric):
 
     def compare(self, fitted: Mapping[str, Floats], true: Mapping[str, Floats]) -> Floats:
         covariance, deviation = fitted["covariance"], fitted["mean"] - true["mean"]
-        (sign, log_det), (_, true_log_det) = (np.linalg.slogdet(params["covariance"]) for params in (fitted, true))
+        is_regular = np.linalg.slogdet(covariance).sign > 0
         spread = true["covariance"] + deviation[:, :, None] * deviation[:, None]
-        regular = np.where((sign > 0)[:, None, None], covariance, np.eye(covariance.shape[-1]))
-        divergence = 0.5 * (
-            _trace(np.asarray(np.linalg.solve(regular, spread), np.float64)) - deviation.shape[1] + log_det - true_log_det
-        )
-        return np.asarray(np.where(sign > 0, divergence, np.inf), np.float64)
+        regular = np.where(is_regular[:, None, None], covariance, np.eye(covariance.shape[-1]))
+        traces = _trace(cast(Floats, np.linalg.solve(regular, spread)))
+        divergence = 0.5 * (traces - deviation.shape[1] + _log_determinant_ratio(fitted, true))
+        return np.where(is_regular, divergence, np.inf)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,8 +167,7 @@ class Heterozygosity(ParameterMetric):
 
     def compare(self, fitted: Mapping[str, Floats], true: Mapping[str, Floats]) -> Floats:
         # A sum in order: the rounding of a dot product would depend on the number of symbols of the other seeds.
-        squares = np.cumsum(fitted["probabilities"] ** 2, axis=1)
-        return np.asarray(1 - squares[:, -1], np.float64)
+        return np.asarray(1 - np.cumsum(fitted["probabilities"] ** 2, axis=1)[:, -1], np.float64)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -246,8 +244,7 @@ class ParameterError(ParameterMetric):
     true_params: ClassVar[tuple[str, ...]] = ("coefficients",)
 
     def compare(self, fitted: Mapping[str, Floats], true: Mapping[str, Floats]) -> Floats:
-        deviation = np.asarray(fitted["coefficients"], np.float64) - np.asarray(true["coefficients"], np.float64)
-        return np.asarray((deviation**2).sum(axis=-1))
+        return np.asarray(((fitted["coefficients"] - true["coefficients"]) ** 2).sum(axis=-1), np.float64)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -267,5 +264,4 @@ class SecondMoment(Metric):
         return {self.name: cast(SupportsSecondMoment, snap.family).second_moment(snap.params)}
 
     def measure(self, snap: Snapshot, ctx: Context) -> Mapping[str, float]:
-        stacked = {name: array[None] for name, array in snap.params.items()}
-        return {self.name: float(cast(SupportsSecondMoment, snap.family).second_moment(stacked)[0])}
+        return {self.name: float(cast(SupportsSecondMoment, snap.family).second_moment(_add_seeds_axis(snap.params))[0])}
