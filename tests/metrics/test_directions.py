@@ -25,8 +25,8 @@ LOWER = {
     "bond_angle_distance", "clash_rate", "retry_rate", "cross_entropy", "perplexity", "text_frechet",
 }  # fmt: skip
 HIGHER = {
-    "support_size", "complete_support", "accuracy", "correct_rate", "log_likelihood", "precision", "recall", "coverage", "modes", "attributes",
-    "conformer_coverage", "cov_p", "vocabulary_kept", "mauve",
+    "support_size", "complete_support", "accuracy", "correct_rate", "log_likelihood", "precision", "recall", "coverage",
+    "modes", "attributes", "conformer_coverage", "cov_p", "vocabulary_kept", "mauve",
 }  # fmt: skip
 RIGHT = {
     "variance_ratio": 1.0, "log_variance_ratio": 0.0, "feature_diversity": 1.0, "density": 1.0, "training_distance": 1.0,
