@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
-from selfloop.columns import Array, Columns, Floats, Params
+import numpy as np
+
+from selfloop.columns import Array, Bools, Columns, Floats, Params
 from selfloop.component import Family, Policy, Sampler, Source
 from selfloop.curator import Curator
 
@@ -57,6 +59,35 @@ class EnsembleTake:
     weight: float = 1.0
     cache: dict[str, object] = field(default_factory=dict)
     row_weights: Floats | None = None  # (seeds, n) factors of `weight`; 0 for a row that does not exist. None = all 1
+
+    def weights(self) -> Floats:
+        """Factor of `weight` of every row of the batch, (seeds, n)."""
+        shape = np.asarray(next(iter(self.rows.values()))).shape[:2]
+        return np.ones(shape) if self.row_weights is None else self.row_weights
+
+    def taken_weights(self) -> Floats:
+        """Factor of `weight` of every row that is taken by a slice or by integers, (seeds, k)."""
+        if isinstance(self.indices, np.ndarray):
+            return np.take_along_axis(self.weights(), self.indices, axis=1)
+        return self.weights()[:, self.indices or slice(None)]
+
+
+def scale_row_weights(takes: Sequence[EnsembleTake], starved: Bools | None = None) -> tuple[Sequence[EnsembleTake], Bools]:
+    """The takes with row weights of a mean of at least 1, so that n rows count as n or more, and the seeds without a model.
+
+    Those are the starved ones and those without a row that has a weight; all their rows have weight 1, as any fit will do.
+    """
+    starved = np.zeros(len(next(iter(takes[0].rows.values()))), bool) if starved is None else starved
+    if all(take.row_weights is None for take in takes):
+        return takes, starved
+    weights = np.concatenate([take.taken_weights() for take in takes], axis=1)
+    n_rows, total = np.count_nonzero(weights, axis=1), weights.sum(axis=1)
+    starved = starved | (n_rows == 0)
+    factor = np.maximum(n_rows / np.where(n_rows, total, 1), 1)[:, None]
+    if (factor == 1).all() and not starved.any():
+        return takes, starved
+    scaled = [np.where(starved[:, None], 1.0, take.weights() * factor) for take in takes]
+    return [replace(take, row_weights=w, cache={}) for take, w in zip(takes, scaled, strict=True)], starved
 
 
 @dataclass(frozen=True, slots=True)

@@ -88,6 +88,8 @@ def test_copies_are_dropped_exactly_or_up_to_case_and_space() -> None:
     texts = {"text": Ragged.of_bytes([b"A cat", b"a  cat", b"A cat", b"dog"])}
     assert judge(Deduplicate(), texts).keep.tolist() == [True, True, False, True]
     assert judge(Deduplicate(normalize=True), texts).keep.tolist() == [True, False, False, True]
+    numbers = {"label": np.array([9, 10, 32, 65, 97])}  # their bytes are white space and letters
+    assert judge(Deduplicate(normalize=True), numbers).keep.all()
     of_initial = Deduplicate(applies_to="new_rows", of_initial=True)
     assert judge(of_initial, column(1, 2, 2, 3), column(3, 4)).keep.tolist() == [True, True, False, False]
 

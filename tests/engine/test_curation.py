@@ -55,6 +55,18 @@ class Chance(Curator):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Scaled(Curator):
+    """Keeps every row, with weights that differ by a factor of up to 2."""
+
+    name: ClassVar[str] = "scaled"
+    scale: float = 1.0
+
+    def judge(self, rows: Columns, view: CuratorView, ctx: Context) -> Judged:
+        weight = self.scale * (1 + ctx.stream.generator().random(count_rows(rows)))
+        return Judged(rows, np.ones(len(weight), bool), weight)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Broken(Curator):
     """Breaks the contract in one way."""
 
@@ -279,6 +291,58 @@ def test_settings_of_policies_and_curators_can_be_swept(tmp_path: Path) -> None:
 def test_a_sweep_over_a_curator_that_is_not_there_is_refused(key: str) -> None:
     with pytest.raises(SpecError, match="sweep"):
         make_spec(policies=[curated("replace", {"name": "verifier", "score": X})], sweep={key: [1, 2]}).points()
+
+
+def custom(*takes: dict[str, Any], **settings: Any) -> dict[str, Any]:
+    return {"name": "custom", "takes": list(takes), **settings}
+
+
+NEWEST, FIRST = {"batch": "synthetic(t-1)"}, {"batch": "real(1)"}
+FEW = Chance(share=0.3)
+AGREEING: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "starved, then judged again": (
+        FAMILIES["gaussian"],
+        curated("replace", {"name": "verifier", "score": X, "threshold": 1e9}, AcceptAll(applies_to="training_rows")),
+    ),
+    "more rows asked for than kept": (
+        FAMILIES["gaussian"],
+        curated(custom({**NEWEST, "rows": "n - 5", "weight": 3}, {**FIRST, "rows": "n - 3"}), FEW,
+                AcceptAll(applies_to="training_rows"), max_rounds=1),
+    ),
+    "an interval without a row": (
+        FAMILIES["kde"], curated(custom({**NEWEST, "start": 20, "rows": 5}), FEW, max_rounds=1)
+    ),
+    "no new rows": (FAMILIES["gaussian"], curated(custom(FIRST, synthetic_rows="n if t == 1 else 0"), FEW)),
+    "columns that samples lack": (
+        {"source": {"name": "linear", "dim": 3}, "family": "gaussian", "metrics": ("nll",)},
+        curated("accumulate", Chance(applies_to="training_rows")),
+    ),
+    "columns in another order": (
+        FAMILIES["linear"], curated(custom({"batch": "real(t)"}, NEWEST, real_rows="n"), "detector")
+    ),
+    "small weights": (FAMILIES["gaussian"], curated("accumulate", Scaled(scale=1e-4), Scaled(applies_to="training_rows"))),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", AGREEING)
+def test_both_worlds_agree_on_rows_that_do_not_exist_and_on_columns(case: str, tmp_path: Path) -> None:
+    components, policy = AGREEING[case]
+    spec = Spec(**components, n=30, generations=4, seeds=3, policies=[policy])
+    (label,) = spec.policy_labels()
+    together, one_by_one = selfloop.run(spec, tmp_path / "a").curves()[label], stored_curves(spec, tmp_path / "b")[label]
+    for name, values in one_by_one.items():
+        if not name.endswith("_trivial"):
+            np.testing.assert_allclose(together[name], values, rtol=1e-9, atol=1e-12, err_msg=name)
+
+
+@pytest.mark.parametrize("family", [{"ddof": 1}, {"ddof": 0}])
+@pytest.mark.parametrize("applies_to", ["new_rows", "training_rows"])
+def test_the_scale_of_all_weights_does_not_matter_if_it_is_small(family: Any, applies_to: Any, tmp_path: Path) -> None:
+    policies = [curated("replace", Scaled(scale=scale, applies_to=applies_to)) for scale in (1e-3, 1e-9)]
+    curves = selfloop.run(make_spec(family={"name": "gaussian", **family}, policies=policies), tmp_path).curves()
+    first, second = curves.values()
+    for metric in ("mean_error", "variance_ratio"):
+        np.testing.assert_allclose(first[metric], second[metric], rtol=1e-9)
 
 
 def test_curators_of_new_and_of_training_rows_work_together_in_both_worlds(tmp_path: Path) -> None:

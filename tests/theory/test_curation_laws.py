@@ -134,6 +134,16 @@ def test_no_law_of_the_best_of_k_holds_without_its_conditions(changes: dict[str,
     assert law_curves(Scenario(**{**settings, **changes})) == []
 
 
+@pytest.mark.parametrize("family", [Gaussian(pooled=False), Gaussian()])
+def test_verified_moments_need_pooled_rows(family: Gaussian) -> None:
+    curator = Verifier(score=X, threshold=0.5, keep_bad=0.2)
+    scenario = Scenario(
+        policy=Accumulate(), source=GaussianSource(), family=family, sampler=GaussianSampler(), n=5000, generations=3,
+        curators=(curator,),
+    )  # fmt: skip
+    assert len(law_curves(scenario)) == (2 if family.pooled else 0)
+
+
 def judge(curator: Curator, rows: Any, **view: Any) -> Any:
     n = len(next(iter(rows.values())))
     fields = {"generation": 2, "source": GaussianSource(), "family": Gaussian(), "sampler": GaussianSampler(), "params": {},

@@ -133,9 +133,9 @@ def numeric_shape(source: Source, column: str, key: str) -> tuple[int, ...]:
 
 
 def row_vectors(rows: Columns) -> Floats:
-    """A vector per row for classifiers: all numbers of a row, and hashed counts of words and character pairs of its text."""
+    """A vector per row for classifiers, columns in the order of their names: numbers, or hashed counts of words and pairs of them."""
     parts = []
-    for column in rows.values():
+    for _, column in sorted(rows.items()):
         if isinstance(column, Ragged):
             from sklearn.feature_extraction.text import HashingVectorizer
 

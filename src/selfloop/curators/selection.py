@@ -141,7 +141,8 @@ class Deduplicate(Curator):
         for name in names:
             column = rows[name]
             cells = column.to_bytes() if isinstance(column, Ragged) else [value.tobytes() for value in np.asarray(column)]
-            columns.append([b" ".join(cell.lower().split()) for cell in cells] if self.normalize else cells)
+            is_text = isinstance(column, Ragged) and column.values.dtype == np.uint8
+            columns.append([b" ".join(cell.lower().split()) for cell in cells] if self.normalize and is_text else cells)
         return list(zip(*columns, strict=True))
 
 

@@ -16,7 +16,7 @@ import numpy as np
 from selfloop.columns import Bools, Column, Columns, Ints, Params, Ragged, concat_rows, count_rows, select_rows
 from selfloop.component import Context, Family, Policy, Sampler, Source
 from selfloop.curator import Curator, CuratorView, Judged
-from selfloop.engine.steps import rows_of_interval
+from selfloop.engine.steps import STARVED, rows_of_interval
 from selfloop.errors import ChainEndedError, DataError
 from selfloop.protocols import CuratesRows, UsesEncoder
 from selfloop.store.identity import ObjectRef, stored_step
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 
 SLOT, SYNTHETIC = "@slot", "@synthetic"
 T = TypeVar("T")
-STARVED = "too_few_curated_rows"
 MAX_ROUNDS, MAX_INPUT_ROUNDS = 1000, 16  # of sampling; the second one if a row answers an input
 MAX_EMPTY_ROUNDS = 50  # without a single kept row
 
@@ -302,8 +301,8 @@ def curate_training_rows(world: StoredWorld, t: int, takes: Sequence[Take[Object
     for position, curator in world.curation.training_rows:
         newest = world.samples[t - 1] or joined  # a policy may draw no samples
         rows = _judge(world, curator, position, t, t - 1, (rows,), None, newest, "training rows")
-    sizes = [take.rows or count_rows(store.open(cast(ObjectRef, take.batch))) for take in takes]
-    ends = np.minimum(np.cumsum([0, *sizes]), count_rows(store.open(joined))).tolist()
+    sizes = [len(rows_of_interval(store.open(cast(ObjectRef, take.batch)), take.interval)) for take in takes]
+    ends = np.cumsum([0, *sizes]).tolist()
     parts = [
         Take(store.call(split_take, rows, start, end), None, take.weight)
         for take, (start, end) in zip(takes, pairwise(ends), strict=True)

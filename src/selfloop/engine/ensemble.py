@@ -32,7 +32,7 @@ from selfloop.protocols import (
 )
 from selfloop.rng import RandomStream
 from selfloop.settings import UNLESS_DEFAULT
-from selfloop.snapshots import EnsembleSnapshot, EnsembleTake
+from selfloop.snapshots import EnsembleSnapshot, EnsembleTake, scale_row_weights
 from selfloop.spec.point import Point, place_rows, row_bytes
 from selfloop.store.identity import stored_step
 from selfloop.types import Take
@@ -202,10 +202,6 @@ class EnsembleWorld:
             fitted, self.takes = self._fit(t, takes, budget, previous)
             if previous is not None and self.block.merge is not None:
                 fitted = merge_ensemble(self.block.family, previous.params, fitted, self.block.merge)
-        starved = np.logical_or.reduce([take.batch.starved for take in takes if take.batch.starved is not None])
-        if np.any(starved):
-            status = fitted.status or [None] * len(self.block.seeds)
-            fitted = EnsembleFit(fitted.params, [STARVED if lacks else s for s, lacks in zip(status, starved, strict=True)])
         model = self._keep_ended_chains(t, fitted, previous)
         self.models = [model.params, *self.models[:1]]
         return model
@@ -218,31 +214,42 @@ class EnsembleWorld:
             of_statistics = cast(SupportsSufficientStatistics, family)
             merged = of_statistics.merge([(take.batch.statistics, take.weight) for take in takes])
             return of_statistics.fit_statistics(merged), ()
-        indices: list[Any] = [None if take.rows is None else slice(take.start, take.start + take.rows) for take in takes]
+        starved = np.zeros(len(self.block.seeds), bool)
+        for take in takes:
+            starved |= False if take.batch.starved is None else take.batch.starved
+        whole = [
+            EnsembleTake(
+                take.batch.rows,
+                None if take.rows is None else slice(take.start, take.start + take.rows),
+                take.weight,
+                take.batch.cache,
+                take.batch.row_weights,
+            )
+            for take in takes
+        ]
+        used, starved = scale_row_weights(whole, starved)
         if budget is not None:
-            indices = self._draw_budget(t, takes, budget)
-        used = tuple(
-            EnsembleTake(take.batch.rows, chosen, take.weight, take.batch.cache, take.batch.row_weights)
-            for take, chosen in zip(takes, indices, strict=True)
-        )
-        return cast(SupportsEnsemble, family).fit_rows(used, previous.params if previous else None), used
+            used = self._draw_budget(t, used, budget)
+        fitted = cast(SupportsEnsemble, family).fit_rows(used, previous.params if previous else None)
+        if starved.any():
+            status = fitted.status or [None] * len(starved)
+            fitted = EnsembleFit(fitted.params, [STARVED if lacks else s for s, lacks in zip(status, starved, strict=True)])
+        return fitted, tuple(used)
 
-    def _draw_budget(self, t: int, takes: list[Take[EnsembleBatch]], budget: int) -> list[Array]:
-        """Per take a mask (seeds, rows), with `budget` rows per seed drawn uniformly without replacement."""
-        sizes = [np.asarray(next(iter(take.batch.rows.values()))).shape[1] for take in takes]
-        offered = np.concatenate(
-            [start + take.start + np.arange(size if take.rows is None else take.rows)
-             for start, size, take in zip(np.cumsum([0, *sizes[:-1]]), sizes, takes, strict=True)]
-        )  # fmt: skip
-        mask = np.zeros((len(self.block.seeds), sum(sizes)), bool)
-        exists = np.ones_like(mask)
-        for start, take in zip(np.cumsum([0, *sizes]), takes, strict=False):
-            if take.batch.row_weights is not None:
-                exists[:, start : start + take.batch.row_weights.shape[1]] = take.batch.row_weights > 0
+    def _draw_budget(self, t: int, takes: Sequence[EnsembleTake], budget: int) -> list[EnsembleTake]:
+        """The takes with a mask (seeds, rows) each: `budget` of their rows per seed, drawn uniformly without replacement."""
+        weights = [take.weights() for take in takes]
+        masks = [np.zeros(of_take.shape, bool) for of_take in weights]
+        for mask, of_take, take in zip(masks, weights, takes, strict=True):
+            chosen = take.indices or slice(None)
+            mask[:, chosen] = of_take[:, chosen] > 0
+        offered = np.concatenate(masks, axis=1)
+        drawn = np.zeros_like(offered)
         for s, stream in enumerate(self.block.streams("subsample", t)):
-            own = offered[exists[s, offered]]
-            mask[s, own[stream.generator().choice(len(own), min(budget, len(own)), replace=False, shuffle=False)]] = True
-        return cast(list[Array], np.split(mask, np.cumsum(sizes)[:-1], axis=1))
+            own = np.flatnonzero(offered[s])
+            drawn[s, own[stream.generator().choice(len(own), min(budget, len(own)), replace=False, shuffle=False)]] = True
+        ends = np.cumsum([mask.shape[1] for mask in masks])[:-1]
+        return [replace(take, indices=m) for take, m in zip(takes, np.split(drawn, ends, axis=1), strict=True)]
 
     def _keep_ended_chains(self, t: int, fitted: EnsembleFit, previous: EnsembleModel | None) -> EnsembleModel:
         """The model, in which ended chains keep finite params so that they do not disturb the others."""
@@ -254,8 +261,10 @@ class EnsembleWorld:
             return EnsembleModel(NamedArrays(fitted.params), ended)
         positions = np.array(sorted(ended))
         params = NamedArrays((name, np.array(array)) for name, array in fitted.params.items())
+        older: Params = previous.params if previous else {}
+        is_like_it = [(k, a.shape) for k, a in older.items()] == [(k, a.shape) for k, a in params.items()]  # rows may be fewer
         for name, array in params.items():
-            array[positions] = previous.params[name][positions] if previous else np.zeros_like(array[positions])
+            array[positions] = older[name][positions] if is_like_it else np.nan_to_num(array[positions])
         return EnsembleModel(params, ended)
 
     def sample(self, t: int, model: EnsembleModel, n: int) -> EnsembleBatch:
@@ -263,6 +272,7 @@ class EnsembleWorld:
             return self.sample_round(t, model, n, 0)
 
         batch = self.block.once(("first sample", n), draw) if t == 1 else draw()  # all policies share the first model
+        self.curation_values = {}
         if n and self.curation.new_rows:
             batch = curate_samples(self, t, model, n, batch)
         if not self.measures:

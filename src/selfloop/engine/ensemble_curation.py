@@ -58,10 +58,7 @@ def curate_samples(world: EnsembleWorld, t: int, model: EnsembleModel, n: int, f
         for name, value in counts.values(n, by_slot).items():
             values[name][s] = value
     world.curation_values = values
-    batch = replace(_stack(tables, first, n), starved=starved)
-    if batch.row_weights is not None:
-        batch.row_weights[starved] = 1  # their chains end; any fit will do
-    return batch
+    return replace(_stack(tables, first, n), starved=starved)
 
 
 def curate_training_rows(world: EnsembleWorld, t: int, takes: Sequence[Take[EnsembleBatch]]) -> list[Take[EnsembleBatch]]:
@@ -79,16 +76,10 @@ def curate_training_rows(world: EnsembleWorld, t: int, takes: Sequence[Take[Ense
             rows = _judge(world, curator, position, (t, t - 1), s, (rows,), {}, newest, "training rows")
         for i, (start, end) in enumerate(pairwise(ends)):
             parts[i][s] = split_take(rows, start, end)
-    curated = [
-        Take(_stack(of_take, take.batch, size), None, take.weight)
+    return [
+        Take(replace(_stack(of_take, take.batch, size), starved=take.batch.starved), None, take.weight)
         for take, of_take, size in zip(takes, parts, sizes, strict=True)
     ]
-    empty = np.all([[count_rows(rows) == 0 for rows in of_take.values()] for of_take in parts], axis=0)
-    for take in curated:
-        take.batch.starved = empty
-        if take.batch.row_weights is not None:
-            take.batch.row_weights[empty] = 1  # their chains end; any fit will do
-    return curated
 
 
 def _existing_rows(batch: EnsembleBatch, s: int) -> dict[str, Column]:
@@ -99,7 +90,8 @@ def _existing_rows(batch: EnsembleBatch, s: int) -> dict[str, Column]:
 
 def _stack(rows: dict[int, Columns], example: EnsembleBatch, n: int) -> EnsembleBatch:
     """The rows of each seed as one batch, filled up to n rows of weight 0 with rows of `example`."""
-    columns = {name: np.array(np.asarray(column)[:, :n]) for name, column in example.rows.items()}
+    shared = next(iter(rows.values()), example.rows)  # training rows have the columns that all batches have
+    columns = {name: np.array(np.asarray(column)[:, :n]) for name, column in example.rows.items() if name in shared}
     weights = np.zeros((len(next(iter(columns.values()))), n))
     for s, table in rows.items():
         size = count_rows(table)
@@ -112,7 +104,7 @@ def _stack(rows: dict[int, Columns], example: EnsembleBatch, n: int) -> Ensemble
         same = np.array_equal(column, np.asarray(example.rows[name]))
         columns[name] = np.asarray(example.rows[name]) if same else column
     row_weights = None if (weights == 1).all() else weights
-    is_example = row_weights is None and all(columns[name] is column for name, column in example.rows.items())
+    is_example = row_weights is None and all(columns.get(name) is column for name, column in example.rows.items())
     cache = example.cache if is_example else {}
     return EnsembleBatch(columns, cache=cache, row_weights=row_weights, synthetic=example.synthetic)
 

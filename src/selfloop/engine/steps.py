@@ -33,6 +33,7 @@ from selfloop.snapshots import Snapshot
 from selfloop.store.identity import stored_step
 from selfloop.types import WEIGHT, RowInterval, RowTake, TrainingRows, Unit
 
+STARVED = "too_few_curated_rows"  # status of a chain whose training set has no rows
 MIN_FEATURE_ROWS = 4  # two to learn features from, and two others to compare with
 
 
@@ -189,6 +190,8 @@ def fit(  # noqa: PLR0913  # they are the identity of a fit
         for (rows, _, weight), chosen in zip(takes, indices, strict=True)
         if chosen is None or len(chosen)
     ]
+    if not used:
+        raise ChainEndedError(STARVED)
     # samples may lack labels
     shared = [name for name in used[0].rows if name != WEIGHT and all(name in take.rows for take in used)]
     if not shared:

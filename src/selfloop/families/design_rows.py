@@ -9,7 +9,7 @@ import numpy as np
 
 from selfloop.columns import Array, Floats
 from selfloop.errors import DataError
-from selfloop.families.ensemble import budget_rows, has_budget, row_counts, taken_rows, taken_weights
+from selfloop.families.ensemble import budget_rows, has_budget, row_counts, taken_rows
 from selfloop.snapshots import EnsembleTake
 
 
@@ -39,7 +39,7 @@ def _concat_rows(takes: Sequence[EnsembleTake]) -> DesignRows:
         columns, mass = budget_rows(takes, "x", "y")
     else:
         columns = [np.concatenate([taken_rows(take, name) for take in takes], axis=1) for name in ("x", "y")]
-        mass = np.concatenate([take.weight * taken_weights(take) for take in takes], axis=1)
+        mass = np.concatenate([take.weight * take.taken_weights() for take in takes], axis=1)
     x, y = (np.asarray(column, np.float64) for column in columns)
     return DesignRows(x, mass, mass * y)
 

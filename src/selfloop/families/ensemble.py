@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from functools import reduce
 from typing import TypeVar, cast
 
@@ -18,7 +17,7 @@ from selfloop.component import Context, Family, Sampler
 from selfloop.errors import ChainEndedError
 from selfloop.protocols import EnsembleFit
 from selfloop.rng import RandomStream
-from selfloop.snapshots import EnsembleTake
+from selfloop.snapshots import EnsembleTake, scale_row_weights
 from selfloop.types import TrainingRows
 
 T = TypeVar("T")
@@ -48,7 +47,7 @@ class EnsembleFamily(Family):
             )
             for take in rows.takes
         ]
-        fitted = self.fit_rows(takes, previous)
+        fitted = self.fit_rows(scale_row_weights(takes)[0], previous)
         if fitted.status is not None and fitted.status[0] is not None:
             raise ChainEndedError(fitted.status[0])
         return {name: array[0] for name, array in fitted.params.items()}
@@ -108,17 +107,6 @@ def taken_rows(take: EnsembleTake, name: str) -> Array:
     return np.asarray(column[np.arange(len(column))[:, None], indices])
 
 
-def weights_of_rows(take: EnsembleTake) -> Floats:
-    """Weight of every row of the batch beside that of the take, (seeds, rows)."""
-    shape = np.asarray(next(iter(take.rows.values()))).shape[:2]
-    return np.ones(shape) if take.row_weights is None else take.row_weights
-
-
-def taken_weights(take: EnsembleTake) -> Floats:
-    """Weight of every row of a take beside that of the take, (seeds, rows)."""
-    return np.asarray(taken_rows(replace(take, rows={"weight": weights_of_rows(take)}), "weight"), np.float64)
-
-
 def has_budget(takes: Sequence[EnsembleTake]) -> bool:
     """True if the training rows were drawn from all takes under one budget."""
     return any(isinstance(take.indices, np.ndarray) and take.indices.dtype == bool for take in takes)
@@ -133,7 +121,7 @@ def budget_rows(takes: Sequence[EnsembleTake], *names: str) -> tuple[list[Array]
     ends = np.cumsum([mask.shape[1] for mask in masks])
     weights = np.array([take.weight for take in takes])[np.searchsorted(ends, positions, side="right")]
     if any(take.row_weights is not None for take in takes):
-        weights = weights * gather_across_takes([weights_of_rows(take) for take in takes], positions)
+        weights = weights * gather_across_takes([take.weights() for take in takes], positions)
         weights = np.where(np.arange(positions.shape[1]) < drawn, weights, 0)
     return [gather_across_takes([np.asarray(take.rows[name]) for take in takes], positions) for name in names], weights
 

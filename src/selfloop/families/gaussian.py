@@ -77,17 +77,18 @@ class Gaussian(EnsembleFamily):
             if self.pooled:
                 offset = np.sqrt(total * share)[:, None] * (center - mean)
                 merged += offset[:, :, None] * offset[:, None, :]
-                factor = total * share / np.maximum(count, 1)
+                factor = total * share / np.where(count > 0, count, 1)
             else:  # NaN for a batch with too few rows for a variance of its own
                 divisor = count - self.ddof
-                own = (total - self.ddof) * share / np.maximum(divisor, 1)
+                own = (total - self.ddof) * share / np.where(divisor > 0, divisor, 1)
                 factor = np.where(divisor > 0, own, np.where(count > 0, np.nan, 0))
             merged += factor[:, None, None] * scatter
         return {"count": total, "mean": mean, "scatter": merged}
 
     def fit_statistics(self, statistics: SufficientStatistics) -> EnsembleFit:
         count = cast(Floats, statistics["count"])
-        covariance = cast(Floats, statistics["scatter"]) / np.maximum(count - self.ddof, 1)[:, None, None]
+        divisor = np.where(count > self.ddof, count - self.ddof, 1)
+        covariance = cast(Floats, statistics["scatter"]) / divisor[:, None, None]
         has_model = (count > self.ddof) & np.isfinite(covariance[:, 0, 0])
         covariance[~has_model] = 0
         status = None if has_model.all() else [None if fitted else "too_few_rows" for fitted in has_model]
@@ -137,6 +138,6 @@ def _statistics(take: EnsembleTake) -> SufficientStatistics:
 
 def _weighted_statistics(x: Floats, weights: Floats) -> SufficientStatistics:
     count = weights.sum(1)
-    mean = (weights[:, None] @ x)[:, 0] / np.maximum(count, 1)[:, None]
+    mean = (weights[:, None] @ x)[:, 0] / np.where(count > 0, count, 1)[:, None]
     offsets = (x - mean[:, None]) * np.sqrt(weights)[..., None]
     return {"count": count, "mean": mean, "scatter": offsets.mT @ offsets}

@@ -17,7 +17,6 @@ from selfloop.families.ensemble import (
     gather_across_takes,
     has_budget,
     taken_rows,
-    taken_weights,
 )
 from selfloop.families.trivial import normal_nll
 from selfloop.protocols import EnsembleFit
@@ -64,7 +63,7 @@ class Kde(EnsembleFamily):
             length = np.ones(weight.shape[1], np.int64)
         elif any(take.row_weights is not None for take in takes):
             arrays = [taken_rows(take, "x") for take in takes]
-            weight = np.concatenate([take.weight * taken_weights(take) for take in takes], axis=1)
+            weight = np.concatenate([take.weight * take.taken_weights() for take in takes], axis=1)
             length = np.ones(weight.shape[1], np.int64)
         else:
             arrays = [taken_rows(take, "x") for take in takes]

@@ -130,6 +130,8 @@ def _verified_normal(scenario: Scenario) -> Floats | None:
     settings = _column_settings(scenario, "verifier")
     if settings is None or scenario.source.settings()["dim"] != 1 or scenario.n < MIN_ROWS:
         return None
+    if not scenario.family.settings()["pooled"]:
+        return None
     edge = (settings["threshold"] or 0.0) / settings["score_factor"]
     above, below = keep_chances(settings, np.array([edge + 1, edge - 1]))
     factor = scenario.sampler.settings()["variance_factor"]
