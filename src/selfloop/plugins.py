@@ -56,6 +56,7 @@ BUILT_IN: dict[str, dict[str, str]] = {
         "linear": "selfloop.sources.distributions:LinearSource",
         "logistic": "selfloop.sources.distributions:LogisticSource",
         "imbalanced": "selfloop.sources.imbalanced:ImbalancedSource",
+        "stored_model": "selfloop.sources.stored_model:StoredModel",
         "blobs": "selfloop.sources.shapes:Blobs",
         "circles": "selfloop.sources.shapes:Circles",
         "moons": "selfloop.sources.shapes:Moons",
