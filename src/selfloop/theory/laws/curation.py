@@ -9,9 +9,7 @@ from __future__ import annotations
 from typing import Any, cast
 
 import numpy as np
-from scipy.integrate import quad
-from scipy.special import expit, ndtr
-from scipy.stats import chi2, norm
+from scipy.special import expit, gammainc, gammaincinv, ndtr
 
 from selfloop.columns import Floats
 from selfloop.curator import Curator
@@ -21,6 +19,7 @@ from selfloop.theory.law import Law, population_models, true_params
 from selfloop.theory.laws.discrete import MAX_CHAIN_ROWS, AdjustsProbabilities, count_chances
 
 MIN_ROWS = 1000  # n from which laws of endless rows are shown
+MIN_KEPT = 0.002  # share of rows; with less, chains end before n rows are kept
 
 
 def _settings(curator: Curator) -> dict[str, Any]:
@@ -72,7 +71,8 @@ def _symbol_settings(scenario: Scenario) -> dict[str, Any] | None:
     if settings is None or scenario.family.settings()["smoothing"]:
         return None
     other_choice = settings.get("temperature") and settings["candidates"] != 2
-    return None if other_choice or settings.get("keep_bad") == 0 else settings  # a chain without good symbols would end
+    kept = min(settings.get("keep_good", 1.0), settings.get("keep_bad", 1.0))  # a chain may lose all good symbols
+    return None if other_choice or kept < MIN_KEPT else settings
 
 
 def _adjusted(scenario: Scenario, p: Floats) -> Floats:
@@ -107,11 +107,14 @@ def _many_symbols(scenario: Scenario) -> Floats | None:
 def best_of_moments(candidates: int) -> tuple[float, float]:
     """Mean and variance of the largest of K standard normal numbers."""
 
-    def moment(power: int) -> float:
-        return float(quad(lambda x: x**power * candidates * norm.pdf(x) * ndtr(x) ** (candidates - 1), -12, 12)[0])
+    x = np.linspace(-12, 12, 4001)  # equal steps are accurate to rounding for a function that vanishes at both ends
+    chance = candidates * _normal_density(x) * ndtr(x) ** (candidates - 1) * (x[1] - x[0])
+    mean = float(chance @ x)
+    return mean, float(chance @ x**2) - mean**2
 
-    mean = moment(1)
-    return mean, moment(2) - mean**2
+
+def _normal_density(x: Floats) -> Floats:
+    return np.exp(-0.5 * x**2) / np.sqrt(2 * np.pi)
 
 
 def _best_of_variance(scenario: Scenario) -> Floats | None:
@@ -139,14 +142,15 @@ def _verified_normal(scenario: Scenario) -> Floats | None:
     def sample(model: Floats) -> Floats:
         mean, second = model
         sd = max(factor * (second - mean**2), 1e-300) ** 0.5
-        tail, density = ndtr((mean - edge) / sd), norm.pdf((edge - mean) / sd)
+        tail, density = ndtr((mean - edge) / sd), _normal_density((edge - mean) / sd)
         whole = np.array([1.0, mean, mean**2 + sd**2])
         upper = np.array([tail, mean * tail + sd * density, whole[2] * tail + sd * (mean + edge) * density])
         mass, *moments = above * upper + below * (whole - upper)
-        return np.asarray(moments, np.float64) / mass
+        return np.asarray(moments, np.float64) / (mass if mass > MIN_KEPT else np.nan)
 
     truth = true_params(scenario)
-    return population_models(scenario, np.array([0.0, float(cast(Floats, truth["covariance"])[0, 0])]), sample)
+    models = population_models(scenario, np.array([0.0, float(cast(Floats, truth["covariance"])[0, 0])]), sample)
+    return models if np.isfinite(models).all() else None
 
 
 def _verified_mean_error(scenario: Scenario) -> Floats | None:
@@ -166,7 +170,7 @@ def _top_share_variance(scenario: Scenario) -> Floats | None:
     dim, share = scenario.source.settings()["dim"], settings["share"]
     if n < MIN_ROWS or share == 1 or not scenario.family.settings()["pooled"]:
         return None
-    factor = chi2.cdf(chi2.ppf(share, dim), dim + 2) / share * scenario.sampler.settings()["variance_factor"]
+    factor = gammainc(dim / 2 + 1, gammaincinv(dim / 2, share)) / share * scenario.sampler.settings()["variance_factor"]
     models = population_models(scenario, np.ones(1), lambda variance: factor * variance)
     return models[:, 0]
 
