@@ -198,7 +198,7 @@ def test_a_statistical_run_loads_no_torch_and_no_plots(tmp_path: Path) -> None:
         'n = 10\ngenerations = 2\nseeds = 2\nsource.name = "gaussian"\nfamily.name = "gaussian"\n'
     )
     code = COMMAND.format(f"'run', {str(tmp_path / 'spec.toml')!r}, '--store', {str(tmp_path / 'store')!r}, '-q'")
-    assert modules_after(code) & {"torch", "altair", "vl_convert", "pandas", "transformers"} == set()
+    assert modules_after(code) & {"torch", "altair", "vl_convert", "pandas", "transformers", "scipy.stats"} == set()
 
 
 @pytest.mark.parametrize(("kind", "name"), COMPONENTS)
