@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
 
-from selfloop.columns import Columns, Ragged
+from selfloop.columns import Columns, Floats, Ragged
 from selfloop.component import Context
-from selfloop.curator import Curator, CuratorView, Judged
+from selfloop.curator import Curator, CuratorView, Judged, Score
 from selfloop.curators.classifiers import ClassProbability, Detector
 from selfloop.curators.corrector import Corrector
 from selfloop.curators.scores import Closeness, ColumnValue, LikelihoodScore, MetricValue
@@ -57,6 +58,32 @@ def test_a_verifier_learns_its_threshold_from_the_best_initial_rows() -> None:
     initial = column(*range(100))
     keep = judge(Verifier(score=X, share=0.25), column(70.0, 74.0, 75.0, 1000.0), initial).keep
     assert keep.tolist() == [False, False, True, True]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Noise(Score):
+    """A random number per row."""
+
+    name: ClassVar[str] = "noise"
+
+    def score(self, rows: Columns, view: CuratorView, ctx: Context) -> Floats:
+        return ctx.stream.generator().random(len(rows["x"]))
+
+
+def test_a_score_and_its_curator_have_random_numbers_of_their_own() -> None:
+    rows, n = column(*range(10_000)), 10_000
+    keep = judge(Verifier(score=Noise(), threshold=0.5, keep_good=0.5, keep_bad=0.5), rows).keep
+    scores = Noise().score(rows, view(rows), Context(CTX.stream.child("score")))
+    assert abs(scores[keep].mean() - 0.5) < 4 / np.sqrt(12 * n / 2)
+
+
+def test_a_threshold_of_initial_rows_needs_no_prompts() -> None:
+    rows = {"tokens": Ragged(np.arange(6), np.array([0, 2, 3, 6]))}
+    score = MetricValue(metric=TextLength())
+    params = {"tokenizer/end": np.array(99), "tokenizer/start": np.array(99)}
+    seen = view(rows, inputs={"prompt": Ragged(np.zeros(0, np.int64), np.zeros(1, np.int64))}, params=params)
+    prepared = Verifier(score=score, share=0.5).prepare(rows, rows, seen, CTX)
+    assert prepared["threshold"] == 2
 
 
 def test_the_top_share_of_a_round_is_kept_and_at_least_one_row() -> None:

@@ -51,6 +51,15 @@ def test_a_control_of_text_has_the_tokens_and_steps_of_its_policy(tmp_path: Path
     assert not any("control trains on" in note for note in notes(result))
 
 
+def test_the_control_of_a_policy_whose_curators_keep_fewer_rows_has_their_tokens(tmp_path: Path) -> None:
+    curator = {"name": "top_share", "score": "likelihood", "share": 0.5}
+    curated = {"name": "replace", "curators": [curator], "max_rounds": 1}
+    spec = text_spec(tmp_path, policies=(curated, {"name": "control", "of": curated}), generations=2, sampler={"max_tokens": 9})
+    (of, control) = selfloop.run(spec, tmp_path / "store").curves().values()
+    assert (of["kept_share"][:, 0] < 1).all()
+    assert np.array_equal(of["training_tokens"], control["training_tokens"])
+
+
 def test_a_control_never_lengthens_real_texts_and_says_so(tmp_path: Path) -> None:
     result = selfloop.run(text_spec(tmp_path), tmp_path / "store")
     tokens = {label: curves["training_tokens"] for label, curves in result.curves().items()}

@@ -256,6 +256,7 @@ def test_a_curator_that_breaks_its_contract_is_named(way: str, message: str, tmp
         (curated("replace", {"name": "best_of", "score": X, "applies_to": "training_rows"}), "chooses among candidates"),
         (curated("replace", {"name": "corrector", "column": "y"}), "curators.column: got 'y'"),
         (curated("replace"), "curators"),
+        (curated("control", AcceptAll()), "Give them to the policy it controls"),
         (curated("replace", AcceptAll(), max_rounds=0), "max_rounds"),
     ],
 )
@@ -285,6 +286,16 @@ def test_settings_of_policies_and_curators_can_be_swept(tmp_path: Path) -> None:
     assert result.curves(at)[label]["kept_share"].tolist() == [[1.0, 1.0]] * 2
     other = {**at, "policies.mix.real_share": 0.9}
     assert (result.curves(at)["mix"]["mean_error"][:, 1] != result.curves(other)["mix"]["mean_error"][:, 1]).all()
+
+
+def test_a_sweep_changes_both_policies_of_a_switch() -> None:
+    verifier = {"name": "verifier", "score": X}
+    switch = {"name": "switch", "of": "window", "to": {"name": "window", "length": 7}, "at": 3}
+    spec = make_spec(policies=["window", curated(switch, verifier)], sweep={"policies.window.length": [2, 3]})
+    for length, point in zip((2, 3), spec.points(), strict=True):
+        plain, outer = (policy for policy in point.spec.policies)
+        windows: Any = (plain, outer.of.of, outer.of.to)  # type: ignore[attr-defined]
+        assert [window.length for window in windows] == [length] * 3
 
 
 @pytest.mark.parametrize("key", ["curators.detector.threshold", "policies.window.length", "curators.verifier.nonsense"])

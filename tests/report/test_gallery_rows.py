@@ -55,6 +55,16 @@ def test_rows_of_an_ensemble_are_drawn_again_from_the_first_seed(tmp_path: Path)
             np.testing.assert_array_equal(first[0].samples[policy][t]["x"], second[0].samples[policy][t]["x"])
 
 
+def test_curated_rows_are_those_that_were_kept(tmp_path: Path) -> None:
+    verifier = {"name": "verifier", "score": {"name": "column", "column": "x"}}
+    policy = {"name": "replace", "curators": [verifier], "max_rounds": 1}
+    spec = selfloop.Spec(source="gaussian", family="kde", n=40, generations=3, seeds=2, policies=[policy])  # type: ignore[arg-type]
+    (rows,) = build_report(selfloop.run(spec, tmp_path)).galleries[0].samples.values()
+    for kept in (np.asarray(rows[1]["x"]), np.asarray(rows[2]["x"])):
+        assert 0 < len(kept) < 40
+        assert (kept > 0).all()
+
+
 def test_a_store_without_the_rows_of_a_run_gives_no_gallery(tmp_path: Path) -> None:
     from selfloop.report.gallery_rows import read_galleries
 

@@ -144,6 +144,20 @@ def test_verified_moments_need_pooled_rows(family: Gaussian) -> None:
     assert len(law_curves(scenario)) == (2 if family.pooled else 0)
 
 
+@pytest.mark.parametrize(
+    ("curator", "source", "family"),
+    [
+        (Verifier(score=X, threshold=4.0), GaussianSource(), Gaussian()),
+        (Verifier(score=SYMBOL, threshold=0.0, keep_bad=1e-4), ZipfSource(n_symbols=2), Discrete()),
+    ],
+)
+def test_no_law_is_shown_for_chains_that_end_without_kept_rows(curator: Curator, source: Source, family: Family) -> None:
+    settings: dict[str, Any] = {
+        "policy": Replace(), "source": source, "family": family, "sampler": family.sampler_class(), "n": 2000, "generations": 3,
+    }  # fmt: skip
+    assert law_curves(Scenario(**settings, curators=(curator,))) == []
+
+
 def judge(curator: Curator, rows: Any, **view: Any) -> Any:
     n = len(next(iter(rows.values())))
     fields = {"generation": 2, "source": GaussianSource(), "family": Gaussian(), "sampler": GaussianSampler(), "params": {},

@@ -133,7 +133,7 @@ def numeric_shape(source: Source, column: str, key: str) -> tuple[int, ...]:
 
 
 def row_vectors(rows: Columns) -> Floats:
-    """A vector per row for classifiers, columns in the order of their names: numbers, or hashed counts of words and pairs of them."""
+    """A vector per row for classifiers, by names of columns: all numbers, and hashed counts of words and pairs of words."""
     parts = []
     for _, column in sorted(rows.items()):
         if isinstance(column, Ragged):

@@ -30,7 +30,11 @@ class ScoreCurator(Curator):
         self.score.check(source, family, sampler)
 
     def prepare(self, initial: Columns, samples: Columns, view: CuratorView, ctx: Context) -> Params:
-        return self.score.prepare(initial, view, ctx)
+        return self.score.prepare(initial, view, ctx.child("score"))
+
+    def scores(self, rows: Columns, view: CuratorView, ctx: Context) -> Floats:
+        """Scores with random numbers of their own."""
+        return self.score.score(rows, view, ctx.child("score"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,12 +60,12 @@ class Verifier(ScoreCurator):
     def prepare(self, initial: Columns, samples: Columns, view: CuratorView, ctx: Context) -> Params:
         params = dict(super().prepare(initial, samples, view, ctx))
         if self.share is not None:
-            scores = self.score.score(initial, _seeing(view, params, count_rows(initial)), ctx)
+            scores = self.scores(initial, _seeing(view, params, count_rows(initial)), ctx)
             params["threshold"] = np.array(np.quantile(scores, 1 - self.share))
         return params
 
     def judge(self, rows: Columns, view: CuratorView, ctx: Context) -> Judged:
-        scores = self.score.score(rows, view, ctx)
+        scores = self.scores(rows, view, ctx)
         threshold = self.threshold if self.share is None else float(view.prepared["threshold"])
         good = scores > 0 if threshold is None else scores >= threshold
         chance = np.where(good, self.keep_good, self.keep_bad)
@@ -69,7 +73,7 @@ class Verifier(ScoreCurator):
 
 
 def _seeing(view: CuratorView, params: Params, n: int) -> CuratorView:
-    return replace(view, prepared=params, slots=np.arange(n), synthetic=np.zeros(n, bool))
+    return replace(view, prepared=params, inputs={}, slots=np.arange(n), synthetic=np.zeros(n, bool))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,7 +85,7 @@ class TopShare(ScoreCurator):
     share: Annotated[float, Interval(gt=0, le=1), "share of rows kept; at least one row is"]
 
     def judge(self, rows: Columns, view: CuratorView, ctx: Context) -> Judged:
-        scores = self.score.score(rows, view, ctx)
+        scores = self.scores(rows, view, ctx)
         keep = np.zeros(len(scores), bool)
         keep[np.argsort(-scores, kind="stable")[: math.ceil(self.share * len(scores) - 1e-9)]] = True
         return Judged(rows, keep)
@@ -104,7 +108,7 @@ class BestOf(ScoreCurator):
         return self.candidates
 
     def judge(self, rows: Columns, view: CuratorView, ctx: Context) -> Judged:
-        scores = self.score.score(rows, view, ctx)
+        scores = self.scores(rows, view, ctx)
         if self.temperature:
             scores = scores / self.temperature + ctx.stream.generator().gumbel(size=len(scores))
         order = np.lexsort((np.arange(len(scores)), -scores, view.slots))

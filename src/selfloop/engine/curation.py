@@ -113,6 +113,7 @@ def prepare_curator(
     """The curator's arrays, learned from initial rows and rows of a model."""
     model, tables = CuratedModel(*model), CuratedTables(*tables)
     view = _view(curator, model, generation, tables, np.zeros(0, np.int64))
+    samples = {name: column for name, column in samples.items() if name not in (SLOT, SYNTHETIC, WEIGHT)}
     return curator.prepare(view.initial, _decode(curator, model, samples), view, ctx)
 
 

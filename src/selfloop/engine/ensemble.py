@@ -15,7 +15,7 @@ from selfloop.columns import Array, Columns, Floats, Params
 from selfloop.component import Context, Family, Metric, Policy, Sampler, Source
 from selfloop.engine.curation import STARVED, Curation
 from selfloop.engine.curves import Curves, SeedMeasurements
-from selfloop.engine.ensemble_curation import curate_samples, curate_training_rows
+from selfloop.engine.ensemble_curation import curate_samples, curate_training_rows, existing_rows
 from selfloop.engine.ensemble_values import EnsembleBatch, EnsembleModel
 from selfloop.engine.loop import loop
 from selfloop.engine.merging import merge_ensemble
@@ -354,7 +354,7 @@ def ensemble_trivial(block: SeedBlock, metric: str) -> dict[str, Array]:
 
 
 def sample_again(block: SeedBlock, policy: Policy, generations: int) -> tuple[Columns, dict[int, Columns]]:
-    """Initial rows and samples by generation of a block on rows, with a leading seeds axis, drawn again: none are stored."""
+    """Initial rows and samples by generation of the first seed of a block on rows, drawn again: none are stored."""
     world = EnsembleWorld(policy.name, block, Curation.of_policy(policy), measures=False)
     list(loop(world, policy, block.n, generations))
-    return world.initial.rows, {t: batch.rows for t, batch in world.samples.items()}
+    return existing_rows(world.initial, 0), {t: existing_rows(batch, 0) for t, batch in world.samples.items()}

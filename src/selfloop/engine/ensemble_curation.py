@@ -71,7 +71,7 @@ def curate_training_rows(world: EnsembleWorld, t: int, takes: Sequence[Take[Ense
         tables = [{**of_seed(take.batch.rows, s), **w} for take, w in zip(takes, weights, strict=True)]
         kinds = [(take.interval, take.batch.synthetic) for take in takes]
         rows = joined = join_takes(tuple((table, *kind) for table, kind in zip(tables, kinds, strict=True)))
-        newest = _existing_rows(world.newest, s) or joined  # a policy may draw no samples
+        newest = existing_rows(world.newest, s) or joined  # a policy may draw no samples
         for position, curator in world.curation.training_rows:
             rows = _judge(world, curator, position, (t, t - 1), s, (rows,), {}, newest, "training rows")
         for i, (start, end) in enumerate(pairwise(ends)):
@@ -82,7 +82,7 @@ def curate_training_rows(world: EnsembleWorld, t: int, takes: Sequence[Take[Ense
     ]
 
 
-def _existing_rows(batch: EnsembleBatch, s: int) -> dict[str, Column]:
+def existing_rows(batch: EnsembleBatch, s: int) -> dict[str, Column]:
     """The rows of one seed that have a weight."""
     rows = of_seed(batch.rows, s)
     return rows if batch.row_weights is None else select_rows(rows, np.flatnonzero(batch.row_weights[s]))

@@ -230,10 +230,14 @@ def sample(family: Family, params: Params, n: int, sampler: Sampler, inputs: Col
 
 
 @stored_step("match_tokens", version=1)
-def match_tokens(real_rows: Columns, synthetic: Columns) -> Columns:
-    """Real rows, those in place of the synthetic ones cut at one length, so that they have at most as many tokens in all."""
+def match_tokens(real_rows: Columns, synthetic: Columns, n_cut: int | None = None) -> Columns:
+    """Real rows, those in place of the synthetic ones cut at one length, so that they have at most as many tokens in all.
+
+    `n_cut`: how many these are, if curators kept fewer rows than were asked for.
+    """
     tokens = cast(Ragged, real_rows["tokens"])
-    lengths, n_cut, target = np.diff(tokens.offsets), count_rows(synthetic), len(cast(Ragged, synthetic["tokens"]).values)
+    lengths, target = np.diff(tokens.offsets), len(cast(Ragged, synthetic["tokens"]).values)
+    n_cut = count_rows(synthetic) if n_cut is None else n_cut
     cut = lengths[:n_cut]
     all_lengths = range(int(cut.max(initial=0)) + 1)
     longest = bisect_right(all_lengths, target, key=lambda length: int(np.minimum(cut, length).sum())) - 1

@@ -41,7 +41,8 @@ class StoredWorld:
     store: Store
     threads: int = 1
     measures: bool = True  # False: fit and sample only
-    matched: Callable[[int], ObjectRef | None] | None = None  # of a control: synthetic rows k, whose tokens real(k + 1) match
+    # of a control: synthetic rows k, whose tokens real(k + 1) match, and how many were asked for
+    matched: Callable[[int], tuple[ObjectRef | None, int]] | None = None
     n_drawn: int = 0  # real rows drawn so far, after the holdout
     n_external: int = 0  # external rows drawn so far
     initial: ObjectRef | None = None
@@ -80,8 +81,9 @@ class StoredWorld:
         if t == 1:
             self.initial = batch
             self.draw_prompts()  # rows without a response template are refused before the first fit
-        elif self.matched and (synthetic := self.matched(t - 1)):
-            return self._call(steps.match_tokens, batch, synthetic)
+        elif self.matched and (matched := self.matched(t - 1))[0]:
+            has_fewer = count_rows(self.store.open(matched[0])) < matched[1]  # of a curated policy
+            return self._call(steps.match_tokens, batch, *(matched if has_fewer else matched[:1]))
         return batch
 
     def draw_external(self, t: int, n: int) -> ObjectRef:

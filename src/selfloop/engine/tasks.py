@@ -206,8 +206,8 @@ def _generations(task: Task, world: StoredWorld) -> Iterator[list[Measurement]]:
         other = StoredWorld("", task.point, task.seeds[0], store, task.threads, measures=False, curation=curation)
         others = iter_generations(other, policy.of, n, task.generations)
 
-        def matched(k: int) -> ObjectRef | None:
-            """The rows of model k of the policy itself; None after its chain's end."""
+        def matched(k: int) -> tuple[ObjectRef | None, int]:
+            """The rows of model k of the policy itself (None after its chain's end), and how many it asks for."""
             usage, store.usage = store.usage, Usage()
             try:
                 while k not in other.samples and next(others, None) is not None:
@@ -217,7 +217,7 @@ def _generations(task: Task, world: StoredWorld) -> Iterator[list[Measurement]]:
                     store.usage = Usage(keys=store.usage.keys, warnings=store.usage.warnings)
                 usage.add(store.usage)
                 store.usage = usage
-            return other.samples.get(k)
+            return other.samples.get(k), policy.n_synthetic(k, n)
 
         world.matched = matched
     return iter_generations(world, policy, n, task.generations)

@@ -11,6 +11,7 @@ from selfloop.component import Policy
 from selfloop.curator import Curator
 from selfloop.errors import SettingError
 from selfloop.policies.builtin import Replace
+from selfloop.policies.control import Control
 from selfloop.types import Plan
 
 
@@ -30,8 +31,9 @@ class Curated(Policy):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if isinstance(self.of, Curated):
-            raise SettingError("of", "got a curated policy; expected one without curators. Put all curators in one list.")
+        if isinstance(self.of, Curated | Control):
+            advice = "Put all curators in one list" if isinstance(self.of, Curated) else "Give them to the policy it controls"
+            raise SettingError("of", f"got a {self.of.name} policy; expected one without curators. {advice}.")
         for curator in self.curators:
             if curator.applies_to == "training_rows" and curator.n_candidates() > 1:
                 problem = f"{curator.name} chooses among candidates for a new row; expected applies_to = 'new_rows'."

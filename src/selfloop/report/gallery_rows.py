@@ -17,6 +17,7 @@ from selfloop.report.text_rows import MAX_TEXT_ROWS
 from selfloop.report.values import Gallery
 from selfloop.spec.point import Point
 from selfloop.store.identity import ObjectRef
+from selfloop.types import WEIGHT
 
 MAX_ROWS = 300  # per batch: scatter plots need many, image grids show the first few
 PolicySamples = dict[str, dict[int, Columns]]  # policy -> generation -> rows
@@ -44,6 +45,7 @@ def _read_stored_rows(point: Point, path: Path) -> tuple[Columns, PolicySamples]
 
 
 def _first_rows(rows: Columns, most: int = MAX_ROWS) -> dict[str, Any]:
+    rows = {name: column for name, column in rows.items() if name != WEIGHT}
     return select_rows(rows, np.arange(min(most, count_rows(rows))))
 
 
@@ -69,9 +71,5 @@ def _draw_ensemble_rows(point: Point) -> tuple[Columns, PolicySamples]:
     for label, policy, kind in zip(spec.policy_labels(), spec.policies, point.worlds, strict=True):
         if kind == "rows":
             initial, batches = sample_again(block, policy, spec.generations)
-            real, samples[label] = _first_seed(initial), {t: _first_seed(rows) for t, rows in batches.items()}
+            real, samples[label] = _first_rows(initial), {t: _first_rows(rows) for t, rows in batches.items()}
     return real, samples
-
-
-def _first_seed(rows: Columns) -> Columns:
-    return {name: np.asarray(column)[0, :MAX_ROWS] for name, column in rows.items()}

@@ -82,7 +82,8 @@ def _read_settings(cls: type[Any], table: Mapping[str, Any], key: str, base: Any
         elif kinds and isinstance(value, str) and str not in allowed_classes(hint):
             values[name] = make_component(kinds[0], value, f"{key}.{name}")
         elif isinstance(value, Mapping) and "name" in value and kinds:
-            if getattr(default, "name", None) == value["name"]:  # single settings of the default are changed
+            # single settings of the default are changed; a policy with curators is another one
+            if getattr(default, "name", None) == value["name"] and not CURATION_KEYS & set(value):
                 inner = {key: setting for key, setting in value.items() if key != "name"}
                 values[name] = change_settings(default, inner, f"{key}.{name}")
             else:

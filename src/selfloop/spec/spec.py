@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from itertools import product
@@ -265,7 +265,7 @@ def with_value(spec: Spec, key: str, value: Any) -> Spec:
         for setting in reversed(settings):
             value = {setting: value}
         policies = tuple(_change_named(policy, head, name, value, f"sweep.{head}.{name}") for policy in spec.policies)
-        if policies == spec.policies and not _has_named(spec.policies, head, name):
+        if name not in {inside for policy in spec.policies for inside in _names(policy, head)}:
             raise SpecError(f"sweep.{key}: got {name!r}; the spec has none of that name among its {head}. Name one of them.")
         return replace(spec, policies=policies)
     keys = ("n", "holdout", "generations", "init_from", "merge")
@@ -275,26 +275,27 @@ def with_value(spec: Spec, key: str, value: Any) -> Spec:
     return replace(spec, **{head: value})
 
 
-def _parts(policy: Policy) -> tuple[Policy | None, tuple[Curator, ...]]:
-    """The policy inside another one, and its curators."""
-    return getattr(policy, "of", None), policy.curators if isinstance(policy, CuratesRows) else ()
+def _parts(policy: Policy) -> dict[str, Policy | tuple[Curator, ...]]:
+    """The policies inside another one and its curators, by setting."""
+    values = {name: getattr(policy, name, None) for name in ("of", "to", "curators")}
+    return {name: value for name, value in values.items() if isinstance(value, Policy | tuple)}
 
 
-def _has_named(policies: Iterable[Policy], kind: str, name: str) -> bool:
-    for policy in policies:
-        inner, curators = _parts(policy)
-        named: Iterable[Any] = (policy,) if kind == "policies" else curators
-        if any(part.name == name for part in named) or (inner and _has_named([inner], kind, name)):
-            return True
-    return False
+def _names(policy: Policy, kind: str) -> Iterator[str]:
+    """Names of a policy and those inside it, or of all their curators."""
+    if kind == "policies":
+        yield policy.name
+    for part in _parts(policy).values():
+        if isinstance(part, Policy):
+            yield from _names(part, kind)
+        elif kind == "curators":
+            yield from (curator.name for curator in part)
 
 
-def _change_named(policy: Policy, kind: str, name: str, table: Mapping[str, Any], key: str) -> Policy:
-    """The policy with a setting changed in it, in the policy inside it, or in its curators, wherever they have that name."""
-    inner, curators = _parts(policy)
-    changes: dict[str, Any] = {} if inner is None else {"of": _change_named(inner, kind, name, table, key)}
-    if curators and kind == "curators":
-        changes["curators"] = tuple(change_settings(c, table, key) if c.name == name else c for c in curators)
-    if kind == "policies" and policy.name == name:
-        policy = change_settings(policy, table, key)
-    return replace(policy, **changes)  # type: ignore[type-var]  # a dataclass
+def _change_named(part: Any, kind: str, name: str, table: Mapping[str, Any], key: str) -> Any:
+    """The policy or curators with a setting changed in all policies or curators of that name."""
+    if isinstance(part, tuple):
+        return tuple(change_settings(c, table, key) if kind == "curators" and c.name == name else c for c in part)
+    changes = {inside: _change_named(value, kind, name, table, key) for inside, value in _parts(part).items()}
+    part = replace(part, **changes)
+    return change_settings(part, table, key) if kind == "policies" and part.name == name else part
