@@ -24,6 +24,7 @@ policies = [
     "accumulate",             # train on the real rows and all synthetic rows
     "accumulate_subsample",   # draw a fixed number of rows from the same pool
     # {{ name = "fresh", ratio = 1.0 }},
+    # {{ name = "replace", curators = ["deduplicate"] }},  # rows are curated before anyone trains on them
 ]
 # metrics = [{metrics}]  # a list replaces these
 # criteria = ["any_increase"] # default: all installed definitions of collapse
