@@ -188,6 +188,8 @@ def test_ridge_on_fresh_designs_follows_the_asymptotic_law(n: int) -> None:
     assert np.abs(mean / law.values - 1).max() < 0.04
     for wrong in (replace(scenario, family=Linear(ridge=(0.0, 0.0, 3.0))), replace(scenario, n=n + 12)):
         assert np.abs(mean / law_curves(wrong)[0].values - 1).max() > 0.1
+    few = replace(scenario, source=replace(source, dim=4), family=Linear(ridge=0.1), n=8)
+    assert law_curves(few) == []  # a seventh too low with four inputs
 
 
 def test_ridge_after_rounds_of_least_squares_has_the_published_form() -> None:

@@ -31,10 +31,7 @@ from selfloop.types import real
 MAX_NUMBERS = 20_000_000  # coefficients of all generations and seeds, 160 MB
 MAX_OPERATIONS = 4_000_000_000  # of all decompositions: a few seconds
 METRICS = ("excess_risk", "squared_error")
-SOURCE = (
-    "Fits are linear in outcomes, so mean and variance follow per eigenvector of the Gram matrix; for replace and accumulate "
-    "Gerstgrasser et al. 2024 (2404.01413), theorem 2, given X; noiseless: Mobahi et al. 2020 (2002.05715)"
-)
+SOURCE = "Fits are linear in outcomes; Gerstgrasser et al. 2024 (2404.01413), theorem 2, X given; Mobahi 2020 (2002.05715)"
 CONDITIONS = (
     "Mean over the seeds of the run, given their inputs and held-out rows (and their initial outcomes, if the truth of the "
     "source is unknown); fixed design, whole batches of whole copies of it, no budget, outcomes of known noise (or that of the "
@@ -110,10 +107,8 @@ def design_moments(scenario: Scenario, values: Floats, start: Floats, noise: Flo
     batches = sorted({take.batch for entry in entries for take in entry.plan.takes}, key=str)
     signals = np.empty((len(entries), *values.shape))
     coefficients = np.zeros((len(entries), len(batches), *values.shape))  # of the mean noise of each batch
-    variances = np.empty((len(batches), len(start), 1))
-    for i, batch in enumerate(batches):
-        copies = entries[0].available[batch] // scenario.n
-        variances[i, :, 0] = noise[0 if batch.kind == "real" else batch.born] / copies
+    copies = np.array([entries[0].available[batch] // scenario.n for batch in batches])
+    variances = noise[[0 if batch.kind == "real" else batch.born for batch in batches]] / copies[:, None]
     for t, entry in enumerate(entries):
         ridge = float(scenario.family.for_generation(t + 1).settings()["ridge"])
         gain = np.divide(values, values + ridge, out=np.zeros_like(values), where=values > 0)
@@ -127,7 +122,7 @@ def design_moments(scenario: Scenario, values: Floats, start: Floats, noise: Flo
             coefficients[t, batches.index(take.batch)] += share
         signals[t] *= gain
         coefficients[t] *= gain
-    return DesignMoments(signals * start, np.einsum("tbsr,bsq->tsr", coefficients**2, variances))
+    return DesignMoments(signals * start, np.einsum("tbsr,bs->tsr", coefficients**2, variances))
 
 
 def _applies(scenario: Scenario) -> bool:

@@ -128,6 +128,7 @@ def _tempered_heterozygosity(scenario: Scenario) -> Floats | None:
 
 
 def _support_bound(scenario: Scenario) -> Floats | None:
+    """Symbols alive if counts were Poisson: at least as many as of n rows, since (1 - x)^n <= exp(-nx)."""
     if _smoothing(scenario) or scenario.policy.name != "replace" or not has_default_settings(scenario.sampler):
         return None
     if scenario.n <= MAX_CHAIN_ROWS:
@@ -150,10 +151,7 @@ LAWS = (
         name="moments of the frequencies",
         metric="heterozygosity",
         kind="exact",
-        source=(
-            "Symbols as unit vectors have variance 1 - sum p^2, so theory/moments.py applies; Seddik et al. 2024 (2404.05090) "
-            "for replace, the Polya urn for accumulate"
-        ),
+        source="Symbols as unit vectors have variance 1 - sum p^2: theory/moments.py; replace: Seddik et al. 2024 (2404.05090)",
         conditions="no smoothing, default sampler; budgets with one or two weights.",
         values=_heterozygosity,
         limit=lambda scenario: "zero" if scenario.policy.name == "replace" else None,  # (1 - 1/n)^t
@@ -171,10 +169,7 @@ LAWS = (
         name="forgetting, at least",
         metric="support_size",
         kind="bound",
-        source=(
-            "Suresh, Thangaraj, Khandavally 2024 (2412.17646): alive at t with probability 1 - exp(-n p g_t), "
-            "g_1 = 1, g_(t+1) = 1 - exp(-g_t); exact for Poisson counts, a lower bound for n rows since (1-x)^n <= exp(-nx)"
-        ),
+        source="Suresh, Thangaraj, Khandavally 2024 (2412.17646): 1 - exp(-n p g_t) a symbol, g_1 = 1, g_(t+1) = 1 - exp(-g_t)",
         conditions=f"no smoothing, default sampler, policy replace, more than {MAX_CHAIN_ROWS} rows.",
         values=_support_bound,
     ),
@@ -207,10 +202,7 @@ LAWS = (
         name="temperature, endless rows",
         metric="heterozygosity",
         kind="asymptotic",
-        source=(
-            "Mixtures by training mass of the truth and of earlier models to the power 1/temperature; p^(temperature^-(t-1)) "
-            "for replace (Marchi et al. 2024, 2404.02325)"
-        ),
+        source="Mixtures of p and p_k^(1/temperature); replace: p^(temperature^-(t-1)), Marchi et al. 2024 (2404.02325)",
         conditions=(
             f"no smoothing, top-k or top-p, {MIN_RAREST_COUNT:g} expected rows of the rarest symbol or more, no ties below "
             "temperature 1."

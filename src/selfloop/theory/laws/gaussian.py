@@ -177,10 +177,7 @@ LAWS = (
         name="log variance under replacement",
         metric="log_variance_ratio",
         kind="exact",
-        source=(
-            "E log det of Wishart matrices (Bartlett 1933): per fit sum_j digamma((n_t - j)/2) + d log(2/(n_t - ddof)), "
-            "j = 1 .. d; its sign is the collapse of Shumailov et al. 2023 (2305.17493)"
-        ),
+        source="E log det of Wishart matrices (Bartlett 1933): sum_j digamma((n_t - j)/2) + d log(2/(n_t - ddof)) per fit",
         conditions=_NEWEST_CONDITIONS,
         values=_log_variance_ratio,
         limit=_vanishing,
@@ -189,10 +186,7 @@ LAWS = (
         name="standard deviation under replacement",
         metric="sd_ratio",
         kind="exact",
-        source=(
-            "Chi variables: per fit (2/(n_t - ddof))^1/2 prod_j G((n_t - j)/2 + 1/2d)/G((n_t - j)/2), G the gamma function; "
-            "for d = 1 E sd_t = a^t sd_0 of Bertrand et al. 2024 (2310.00429)"
-        ),
+        source="Chi: (2/(n_t - ddof))^1/2 prod_j G((n_t - j)/2 + 1/2d)/G((n_t - j)/2); Bertrand et al. 2024 (2310.00429)",
         conditions=_NEWEST_CONDITIONS,
         values=_sd_ratio,
         limit=_vanishing,
@@ -201,10 +195,7 @@ LAWS = (
         name="Wasserstein distance under replacement",
         metric="wasserstein",
         kind="exact",
-        source=(
-            "Squared error of the mean + E (sd_t - sd)^2: t/n + 2 - 2 c^t for unbiased fits, 2 - 2 c^t for maximum likelihood "
-            "(c: factor of sd_ratio); exact form of the risk of Shumailov et al. 2023 (2305.17493)"
-        ),
+        source="E |m_t - m|^2 + E (sd_t - sd)^2, of Shumailov et al. 2023 (2305.17493): t/n + 2 - 2 c^t if unbiased, c: E sd_1",
         conditions=f"one dimension, {_NEWEST_CONDITIONS}",
         values=_wasserstein,
         limit=_mean_error_limit,
@@ -213,10 +204,7 @@ LAWS = (
         name="divergence under replacement",
         metric="kl_divergence",
         kind="exact",
-        source=(
-            "E S_t^-1 = (n_t - ddof)/(n_t - d - 2) E S_(t-1)^-1 (inverse Wishart) and E log det S_t; for d = 1 and maximum "
-            "likelihood (t (digamma((n-1)/2) + log(2/n)) + 4/3 ((n/(n-3))^t - 1))/2"
-        ),
+        source="E S_t^-1 = (n_t - ddof)/(n_t - d - 2) E S_(t-1)^-1 (inverse Wishart), and E log det S_t",
         conditions=f"more than d + 2 rows in every fit, {_NEWEST_CONDITIONS}",
         values=_kl_divergence,
         # the trace grows by a factor above 1, or, with a large variance factor, log det by the same amount, at every generation
@@ -229,10 +217,7 @@ MERGE_LAWS = (
         name="variance of merged models",
         metric="variance_ratio",
         kind="exact",
-        source=(
-            "S_t = (1 - m) S_(t-1) + m fit, and E fit = factor (n_t - 1)/(n_t - ddof) E S_(t-1); of m = -w, the merge of Neon "
-            "(2510.03597), v (1 + w (1 - factor)) for unbiased fits"
-        ),
+        source="S_t = (1 - m) S_(t-1) + m fit, E fit = factor (n_t - 1)/(n_t - ddof) E S_(t-1); m = -w: Neon (2510.03597)",
         conditions=f"merged models that are covariances, but for a chance below 4e-6 per fit; {_NEWEST_CONDITIONS}",
         values=_merged_variance,
     ),

@@ -33,6 +33,7 @@ from selfloop.types import Limit
 KNOWN_NOISE = MomentEstimator(known_variances=(1.0,))
 MIN_ROWS_PER_GLM_COEFFICIENT = 50  # with fewer rows the curvature of the likelihood adds more than about a tenth
 MAX_SQUARED_ERROR = 0.2  # larger: models are far from the truth, where the information is evaluated
+MIN_SPECTRAL_WIDTH = 6.0  # of the law of ridge in numbers of eigenvalues: it is up to 10 % off there, more with fewer inputs
 MIN_ROWS_PER_COEFFICIENT = 8  # of the asymptotic law, which is 3 to 8 % off there (accumulate_subsample)
 
 
@@ -56,13 +57,9 @@ def _noise_levels(scenario: Scenario) -> Floats:
     return np.array([_real_noise(scenario)]) if levels is None else levels
 
 
-def _noise_ratios(scenario: Scenario) -> Floats:
-    """Noise variance of outcomes of model 1, 2, ... over that of real outcomes; the last one stays."""
-    return (_noise_levels(scenario) / _real_noise(scenario)) ** 2
-
-
 def _estimator(scenario: Scenario) -> MomentEstimator:
-    return MomentEstimator(known_variances=tuple(_noise_ratios(scenario).tolist()))
+    ratios = (_noise_levels(scenario) / _real_noise(scenario)) ** 2
+    return MomentEstimator(known_variances=tuple(ratios.tolist()))
 
 
 def _first_risk(scenario: Scenario) -> float:
@@ -85,7 +82,7 @@ def _limit(scenario: Scenario) -> Limit | None:
     if scenario.policy.name == "accumulate":
         return "finite"  # Gerstgrasser et al. 2024 (2404.01413), theorem 2
     power = newest_growth(scenario)
-    if power is None or not _noise_ratios(scenario)[-1]:
+    if power is None or not _estimator(scenario).known_variances[-1]:
         return None
     return "infinite" if power <= 1 else "finite"
 
@@ -153,7 +150,10 @@ def _equal_variance_risk(scenario: Scenario, *, has_ridge: bool) -> Floats | Non
     for n, ridge, noise in zip(rows, ridges, _noise_variances(scenario), strict=True):
         if not ridge and abs(n - d) <= 1:
             return None  # infinite expectations
-        of_overlap, of_square, added = _shrinkage(d, n, ridge / float(variances[0]))
+        penalty = ridge / float(variances[0])
+        if ridge and d * np.sqrt((1 - d / n + penalty) ** 2 + 4 * penalty * d / n) < MIN_SPECTRAL_WIDTH:
+            return None
+        of_overlap, of_square, added = _shrinkage(d, n, penalty)
         overlap, square = of_overlap * overlap, of_square * square + noise * added
         risks.append(start + square - 2 * overlap)
     return np.array(risks)
@@ -175,7 +175,8 @@ def _least_norm_risk(scenario: Scenario) -> Floats | None:
 
 
 def _accumulate_bound(scenario: Scenario) -> Floats | None:
-    if not _is_least_squares(scenario) or scenario.policy.name != "accumulate" or not (_noise_ratios(scenario) == 1).all():
+    has_one_noise = set(_noise_levels(scenario)) == {_real_noise(scenario)}
+    if not _is_least_squares(scenario) or scenario.policy.name != "accumulate" or not has_one_noise:
         return None
     return np.full(scenario.generations, _first_risk(scenario) * np.pi**2 / 6)
 
@@ -191,13 +192,11 @@ def _information(link: str, norm: float) -> tuple[float, float]:
 
 def _parameter_error(scenario: Scenario) -> Floats | None:
     source = scenario.source.settings()
-    has_many_rows = (
-        min(entry.trained_rows for entry in schedule_entries(scenario)) >= MIN_ROWS_PER_GLM_COEFFICIENT * source["dim"]
-    )
+    fewest = min(entry.trained_rows for entry in schedule_entries(scenario))
+    has_many_rows = fewest >= MIN_ROWS_PER_GLM_COEFFICIENT * source["dim"]
     has_one_link = source["link"] == scenario.family.settings()["link"]
-    if not has_many_rows or not has_one_link or not takes_whole_batches(scenario):
-        return None
-    if scenario.sampler.settings()["labels"] != "sampled":
+    is_sampled = scenario.sampler.settings()["labels"] == "sampled"
+    if not has_many_rows or not has_one_link or not is_sampled or not takes_whole_batches(scenario):
         return None
     along, across = _information(source["link"], source["coefficient_norm"])
     trace: float = 1 / along + (source["dim"] - 1) / across
@@ -213,10 +212,7 @@ LAWS = (
         name="fixed design",
         metric="excess_risk",
         kind="exact",
-        source=(
-            "Gerstgrasser et al. 2024 (2404.01413), theorem 2, for accumulate; Dohmatob, Feng, Kempe 2024 (2402.07712) for "
-            "replace; any other policy by the moments of a mean with known noise"
-        ),
+        source="Moments of a mean; Gerstgrasser et al. 2024 (2404.01413), theorem 2; Dohmatob, Feng, Kempe 2024 (2402.07712)",
         conditions=f"{_SHARED}; fixed design, takes of whole copies of it, no budget.",
         values=_fixed_design_risk,
         limit=_limit,
@@ -235,10 +231,7 @@ LAWS = (
         name="least norm on fresh designs",
         metric="excess_risk",
         kind="exact",
-        source=(
-            "E |w*|^2 (1 - prod n_i/d) without noise, as projections on random n_i of d dimensions keep n_i/d of a square; "
-            "noise adds s^2 n/(d - n - 1) per fit (inverse Wishart)"
-        ),
+        source="E |w*|^2 (1 - prod n_i/d), as projections keep n_i/d of squares, + s^2 n/(d - n - 1) per fit (inverse Wishart)",
         conditions=f"{_EQUAL_VARIANCE}; no ridge, some fit with n < d - 1, no n from d - 1 to d + 1.",
         values=_least_norm_risk,
     ),
@@ -246,21 +239,18 @@ LAWS = (
         name="ridge on fresh designs",
         metric="excess_risk",
         kind="asymptotic",
-        source=(
-            "Dohmatob, Feng, Kempe 2024 (2402.07712): ridge after rounds of least squares, and any other order of ridges by "
-            "the same moments of the Marchenko-Pastur distribution; exact as d and n grow at one ratio"
+        source="Dohmatob, Feng, Kempe 2024 (2402.07712), for any order of ridges; exact as d and n grow at one ratio",
+        conditions=(
+            f"{_EQUAL_VARIANCE}; a ridge l (over that variance) at some generation, there "
+            f"d ((1 - d/n + l)^2 + 4 l d/n)^1/2 >= {MIN_SPECTRAL_WIDTH:g}."
         ),
-        conditions=f"{_EQUAL_VARIANCE}; a ridge at some generation.",
         values=partial(_equal_variance_risk, has_ridge=True),
     ),
     Law(
         name="fresh designs, every batch so far",
         metric="excess_risk",
         kind="exact",
-        source=(
-            "sigma^2 d sum_i (n_i/N_i)/(N_i - d - 1), N_i the rows so far: w_i = w_(i-1) + G_i^-1 X_i'E_i with G_i Wishart, "
-            "as in the proof of Gerstgrasser et al. 2024 (2404.01413), theorem 2"
-        ),
+        source="s^2 d sum (n_i/N_i)/(N_i - d - 1), N_i rows so far: Gerstgrasser et al. 2024 (2404.01413), proof of theorem 2",
         conditions=f"{_SHARED}; fresh inputs, all real(1) and synthetic rows so far with equal weights.",
         values=_all_rows_risk,
         limit=_limit,
@@ -269,10 +259,7 @@ LAWS = (
         name="large-n limit",
         metric="excess_risk",
         kind="asymptotic",
-        source=(
-            "First risk times the multiplier of a mean; for accumulate_subsample V' = V + (2 - 1/t)/(t+1)^2, V + 1 - 1/t, "
-            "limit pi^2/2 - 2 (derived from Kazdan et al. 2025, 2410.16713)"
-        ),
+        source="First risk times the multiplier of a mean; accumulate_subsample: to pi^2/2 - 2, Kazdan et al. 2025, 2410.16713",
         conditions=(
             f"{_SHARED}; every fit on {MIN_ROWS_PER_COEFFICIENT} d rows or more, of whole batches or under a budget with "
             "one or two weights."
@@ -295,10 +282,7 @@ GLM_LAWS = (
         name="large-n limit",
         metric="parameter_error",
         kind="asymptotic",
-        source=(
-            "Dey, Donoho 2024 (2410.22812): the multiplier of a mean holds for every asymptotically linear estimator; "
-            "first error tr(information^-1)/n"
-        ),
+        source="First error tr(information^-1)/n times the multiplier of a mean: Dey, Donoho 2024 (2410.22812)",
         conditions=(
             f"one link for both, sampled labels, {MIN_ROWS_PER_GLM_COEFFICIENT} rows per coefficient or more in every fit, "
             f"squared error up to {MAX_SQUARED_ERROR:g}, whole batches or budgets with one or two weights."

@@ -38,10 +38,7 @@ LAWS = (
         name="feedback, at least",
         metric="predicted_share",
         kind="bound",
-        source=(
-            "Share minus bias of the first model times c_t, c_t = 1 + sum of synthetic mass times c_k: Taori and Hashimoto "
-            "2022 (2209.03942), theorem 1; first bias: normal tails beyond the Bayes border"
-        ),
+        source="Share minus first bias (normal tails) times c_t: Taori and Hashimoto 2022 (2209.03942), theorem 1",
         conditions=f"rare outcome 1, link logit, labels by argmax, {MIN_ROWS_PER_COEFFICIENT} rows per coefficient or more.",
         values=_predicted_share,
     ),
