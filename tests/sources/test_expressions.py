@@ -43,6 +43,8 @@ def test_truth_is_that_of_the_expression():
         "( T = T",
         "T or F = T = T",
         "1 = 1",
+        "T or F ( T ) = T",  # Python would not call F
+        "not ( ) = T",
     ]
     assert are_correct(logic, *right) == [True] * len(right)
     assert are_correct(logic, *wrong) == [False] * len(wrong)

@@ -21,8 +21,9 @@ from selfloop.sources.text_files import DocumentSource
 Kind = Literal["logic", "arithmetic"]
 WORDS: dict[Kind, tuple[str, ...]] = {"logic": ("and", "or", "not"), "arithmetic": ("+", "-", "*")}
 LEAVES: dict[Kind, tuple[str, ...]] = {"logic": ("T", "F"), "arithmetic": tuple("0123456789")}
-TOKENS: dict[Kind, str] = {"logic": r"(?:[TF() ]|and|or|not)+", "arithmetic": r"(?:[-+()\d ]|\*(?!\*))+"}
-VALUES: dict[Kind, str] = {"logic": "[TF]", "arithmetic": r"-?\d{1,100}"}
+CALL = r"[TF0-9)] *\(|\( *\)"  # what Python would take for a call or an empty tuple
+TOKENS: dict[Kind, str] = {"logic": r"(?:[TF() ]|and|or|not)+", "arithmetic": r"(?:[-+()0-9 ]|\*(?!\*))+"}
+VALUES: dict[Kind, str] = {"logic": "[TF]", "arithmetic": "-?[0-9]{1,100}"}
 MAX_LENGTH = 4000  # characters of a text that can be right
 MAX_ATTEMPTS = 50  # per row, after which there are too few different expressions
 MAX_OFFSET = 9  # of a wrong sum
@@ -63,10 +64,8 @@ def _documents(kind: Kind, depth: int, rows: int, noise: float) -> tuple[str, ..
         if len(texts) == rows:
             break
     else:
-        problem = (
-            f"got {rows}; only {len(texts)} different expressions with depth = {depth} were drawn. Lower it or raise depth."
-        )
-        raise SettingError("source.rows", problem)
+        drawn = f"only {len(texts)} different expressions with depth = {depth} were drawn"
+        raise SettingError("source.rows", f"got {rows}; {drawn}. Lower it or raise depth.")
     is_wrong = rng.permutation(rows) < round(noise * rows)
     offsets = rng.integers(1, MAX_OFFSET, rows, endpoint=True) * rng.choice((-1, 1), rows)
     values = [cast(int, _evaluate(text, kind)) for text in texts]
@@ -99,7 +98,7 @@ def _is_true(text: str, kind: Kind) -> bool:
 
 def _evaluate(text: str, kind: Kind) -> object:
     """Value of an expression; SyntaxError for other tokens than those of its kind, which can only compute a value."""
-    if not re.fullmatch(TOKENS[kind], text):
+    if not re.fullmatch(TOKENS[kind], text) or re.search(CALL, text):
         raise SyntaxError
     with warnings.catch_warnings(action="ignore"):  # about the syntax of sampled text
         return eval(text.strip(), {"__builtins__": {}, "T": True, "F": False})
