@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import cast
 
 import numpy as np
 
-from selfloop.columns import Array, Bools, Columns, Floats, Params
+from selfloop.columns import Array, Bools, Columns, Floats, Ints, Params
 from selfloop.component import Family, Policy, Sampler, Source
 from selfloop.curator import Curator
 
@@ -68,7 +69,7 @@ class EnsembleTake:
     def taken_weights(self) -> Floats:
         """Factor of `weight` of every row that is taken by a slice or by integers, (seeds, k)."""
         if isinstance(self.indices, np.ndarray):
-            return np.take_along_axis(self.weights(), self.indices, axis=1)
+            return np.take_along_axis(self.weights(), cast(Ints, self.indices), axis=1)
         return self.weights()[:, self.indices or slice(None)]
 
 

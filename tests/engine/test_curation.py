@@ -335,6 +335,17 @@ AGREEING: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 }  # fmt: skip
 
 
+def test_a_table_without_a_target_has_no_inputs_to_answer(tmp_path: Path) -> None:
+    table = np.random.default_rng(0).standard_normal((120, 2))
+    np.savetxt(tmp_path / "table.csv", table, delimiter=",", header="a,b", comments="")
+    policies = [curated("replace", FEW)]
+    spec = Spec(source={"name": "table", "path": tmp_path / "table.csv"}, family="kde", n=40, seeds=2, policies=policies)
+    (together,), (one_by_one,) = (c.values() for c in (selfloop.run(spec, tmp_path).curves(), stored_curves(spec, tmp_path)))
+    assert "answered_share" not in one_by_one
+    for name in ("kept_share", "sampling_rounds", "nll"):
+        np.testing.assert_allclose(one_by_one[name], together[name], rtol=1e-9)
+
+
 @pytest.mark.parametrize("case", AGREEING)
 def test_both_worlds_agree_on_rows_that_do_not_exist_and_on_columns(case: str, tmp_path: Path) -> None:
     components, policy = AGREEING[case]

@@ -1,4 +1,4 @@
-"""Curation in the stored world: rows are judged in steps of their own, between plain sampling steps and fits.
+"""Curation of one seed's rows: they are judged in steps of their own, between plain sampling steps and fits.
 
 A judged table has the kept rows and reserved columns: the slot of each row (its position in the round, or in the training
 rows) and, if a curator gave any, its weight.
@@ -6,27 +6,23 @@ rows) and, if a curator gave any, its weight.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import TYPE_CHECKING, NamedTuple, TypeVar, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 
-from selfloop.columns import Bools, Column, Columns, Ints, Params, Ragged, concat_rows, count_rows, select_rows
+from selfloop.columns import Bools, Column, Columns, Floats, Ints, Params, Ragged, concat_rows, count_rows, select_rows
 from selfloop.component import Context, Family, Policy, Sampler, Source
 from selfloop.curator import Curator, CuratorView, Judged
-from selfloop.engine.steps import STARVED, rows_of_interval
-from selfloop.errors import ChainEndedError, DataError
+from selfloop.engine.steps import rows_of_interval
+from selfloop.errors import DataError
 from selfloop.protocols import CuratesRows, UsesEncoder
-from selfloop.store.identity import ObjectRef, stored_step
-from selfloop.types import WEIGHT, RowInterval, Take
-
-if TYPE_CHECKING:
-    from selfloop.engine.stored import StoredWorld
+from selfloop.store.identity import stored_step
+from selfloop.types import WEIGHT, RowInterval
 
 SLOT, SYNTHETIC = "@slot", "@synthetic"
-T = TypeVar("T")
 MAX_ROUNDS, MAX_INPUT_ROUNDS = 1000, 16  # of sampling; the second one if a row answers an input
 MAX_EMPTY_ROUNDS = 50  # without a single kept row
 
@@ -48,10 +44,6 @@ class Curation:
         new_rows = tuple((i, curator) for i, curator in numbered if curator.applies_to == "new_rows")
         return Curation(new_rows, tuple(item for item in numbered if item not in new_rows), policy.max_rounds)
 
-    def n_candidates(self) -> int:
-        """Rounds that are judged together."""
-        return max(curator.n_candidates() for _, curator in self.new_rows)
-
 
 class CuratedModel(NamedTuple):
     """The model whose rows are judged, the one before, and where its rows come from."""
@@ -69,41 +61,6 @@ class CuratedTables(NamedTuple):
     initial: Columns
     inputs: Columns | None
     prepared: Params | None = None
-
-
-class RoundCounts(NamedTuple):
-    """Rounds that were sampled, rows that were judged and kept in them, and slots with a row of their own."""
-
-    rounds: int = 0
-    judged: int = 0
-    accepted: int = 0
-    slots: int = 0
-
-    def values(self, n: int, by_slot: bool) -> dict[str, float]:
-        """Measurements of a generation. `by_slot`: rows answer inputs."""
-        answered = {"answered_share": self.slots / n} if by_slot else {}
-        return {"kept_share": self.accepted / self.judged, "sampling_rounds": float(self.rounds), **answered}
-
-    def lack_rows(self, n: int, by_slot: bool, max_rounds: int | None) -> bool:
-        """True if a chain cannot go on with these rows."""
-        return self.accepted == 0 or (self.accepted < n and not by_slot and max_rounds is None)
-
-
-def run_rounds(
-    curation: Curation, n: int, by_slot: bool, judge_round: Callable[[int], tuple[T, Columns]]
-) -> tuple[list[T], RoundCounts]:
-    """Judged tables of as many rounds as n rows need. `judge_round(r)` gives that of rounds r, ..., and its columns."""
-    together, counts, tables, slots = curation.n_candidates(), RoundCounts(), list[T](), set[int]()
-    limit = curation.max_rounds or (MAX_INPUT_ROUNDS if by_slot else MAX_ROUNDS)
-    while (counts.slots if by_slot else counts.accepted) < n and counts.rounds < limit:
-        if counts.accepted == 0 and counts.rounds >= MAX_EMPTY_ROUNDS:
-            break
-        table, rows = judge_round(counts.rounds)
-        tables.append(table)
-        slots.update(np.asarray(rows[SLOT]).tolist())
-        judged, accepted = counts.judged + n * together, counts.accepted + count_rows(rows)
-        counts = RoundCounts(counts.rounds + together, judged, accepted, len(slots))
-    return tables, counts
 
 
 @stored_step("prepare_curator", version=1)
@@ -129,8 +86,8 @@ def judge(
     """The rows of one or several rounds that a curator keeps, with their slots and weights."""
     model, tables = CuratedModel(*model), CuratedTables(*tables)  # the store passes plain tuples
     rows = dict(concat_rows(rounds) if len(rounds) > 1 else rounds[0])
-    if WEIGHT in rows and not np.all(rows[WEIGHT]):  # rows of weight 0 do not exist
-        rows = select_rows(rows, np.flatnonzero(rows[WEIGHT]))
+    if WEIGHT in rows:  # rows of weight 0 do not exist
+        rows = select_rows(rows, np.flatnonzero(cast(Floats, rows[WEIGHT])))
     weight = rows.pop(WEIGHT, None)
     slots = cast(Ints, rows.pop(SLOT, np.tile(np.arange(count_rows(rounds[0])), len(rounds))))
     origins = {SYNTHETIC: rows.pop(SYNTHETIC)} if SYNTHETIC in rows else {}
@@ -234,7 +191,10 @@ def _view(
 
 def _check_judged(curator: Curator, judged: Judged, n: int) -> Bools:
     """Which rows are kept; DataError if a curator breaks its contract."""
-    keep, weight, key = np.asarray(judged.keep), judged.weight, f"curator {curator.name}"
+    key = f"curator {curator.name}"
+    if not isinstance(judged, Judged):
+        raise DataError(f"{key}: returned {type(judged).__name__}; expected selfloop.Judged(rows, keep). Correct its `judge`.")
+    keep, weight = np.asarray(judged.keep), judged.weight
     if keep.dtype != np.bool_ or keep.shape != (n,):
         raise DataError(f"{key}: `keep` is {keep.dtype} {keep.shape}; expected {n} values true or false. Correct its `judge`.")
     if weight is not None and (weight.shape != (n,) or not np.isfinite(weight).all() or (weight < 0).any()):
@@ -274,65 +234,55 @@ def _differs(curator: Curator, name: str, old: Column, new: Column | None) -> Bo
     raise DataError(f"curator {curator.name}: column {name!r} changed its type or shape. Correct its `judge`.")
 
 
-def curate_samples(world: StoredWorld, t: int, model: ObjectRef, n: int) -> ObjectRef:
-    """The rows of model t that curators keep, and a note in the world if they are too few for the chain to go on."""
-    curation, store = world.curation, world.store
-    first, inputs = world.sample_round(t, model, n, 0)
-    by_slot = inputs is not None
+@dataclass(frozen=True, slots=True)
+class SeedCuration:
+    """The curation of one seed at generation t. Tables are columns in memory or references to stored ones."""
 
-    def judge_round(r: int) -> tuple[ObjectRef, Columns]:
-        rounds = tuple(world.sample_round(t, model, n, r + i)[0] for i in range(curation.n_candidates()))
-        for position, curator in curation.new_rows:
-            rounds = (_judge(world, curator, position, t, t, rounds, inputs, first, r),)
-        return rounds[0], store.open(rounds[0])
+    curation: Curation
+    call: Callable[..., Any]  # runs a step with these arguments
+    open_table: Callable[[Any], Columns]
+    model: tuple[Any, ...]  # of a `CuratedModel`: the newest one
+    t: int
+    initial: Any
+    inputs: Any  # that rows answer; nothing without
+    ctx: Context  # of all curators of the seed
+    prepared: dict[int, tuple[int, Any]]  # generation and arrays of each curator's newest `prepare`
 
-    tables, counts = run_rounds(curation, n, by_slot, judge_round)
-    rows: ObjectRef = store.call(collect_rows, tuple(tables), n, by_slot)
-    world.curation_values[t] = counts.values(n, by_slot)
-    if counts.lack_rows(n, by_slot, curation.max_rounds):
-        world.starved.add(rows)
-    return rows
+    def judge_new_rows(self, n: int, sample: Callable[[int], Any], first: Any) -> tuple[Any, dict[str, float], bool]:
+        """Kept rows of as many rounds as n rows need, measurements, and whether they are too few for the chain to go on.
 
+        `sample(r)` gives n rows of round r, `first` are those of round 0.
+        """
+        together = max(curator.n_candidates() for _, curator in self.curation.new_rows)
+        most, by_slot = self.curation.max_rounds, bool(self.inputs)
+        limit, tables, slots, n_rounds, accepted = most or (MAX_INPUT_ROUNDS if by_slot else MAX_ROUNDS), [], set[int](), 0, 0
+        while (len(slots) if by_slot else accepted) < n and n_rounds < (limit if accepted else min(limit, MAX_EMPTY_ROUNDS)):
+            rounds: tuple[Any, ...] = tuple(sample(n_rounds + i) for i in range(together))
+            for position, curator in self.curation.new_rows:
+                rounds = (self._judge(curator, position, rounds, first, n_rounds),)
+            tables.append(rounds[0])
+            judged = np.asarray(self.open_table(rounds[0])[SLOT]).tolist()
+            slots.update(judged)
+            n_rounds, accepted = n_rounds + together, accepted + len(judged)
+        values = {"kept_share": accepted / (n * n_rounds), "sampling_rounds": float(n_rounds)}
+        values |= {"answered_share": len(slots) / n} if by_slot else {}
+        lacks_rows = accepted == 0 or (accepted < n and not by_slot and most is None)
+        return self.call(collect_rows, tuple(tables), n, by_slot), values, lacks_rows
 
-def curate_training_rows(world: StoredWorld, t: int, takes: Sequence[Take[ObjectRef | None]]) -> list[Take[ObjectRef | None]]:
-    """The training rows of generation t >= 2 that curators keep, take by take."""
-    store = world.store
-    sampled = {ref for ref in world.samples.values() if ref}
-    rows = joined = store.call(join_takes, tuple((take.batch, take.interval, take.batch in sampled) for take in takes))
-    for position, curator in world.curation.training_rows:
-        newest = world.samples[t - 1] or joined  # a policy may draw no samples
-        rows = _judge(world, curator, position, t, t - 1, (rows,), None, newest, "training rows")
-    sizes = [len(rows_of_interval(store.open(cast(ObjectRef, take.batch)), take.interval)) for take in takes]
-    ends = np.cumsum([0, *sizes]).tolist()
-    parts = [
-        Take(store.call(split_take, rows, start, end), None, take.weight)
-        for take, (start, end) in zip(takes, pairwise(ends), strict=True)
-    ]
-    used = [take for take in parts if count_rows(store.open(take.batch))]
-    if not used:
-        raise ChainEndedError(STARVED)
-    return used
+    def judge_training_rows(self, takes: Sequence[tuple[Any, RowInterval, bool]], newest: Any) -> Iterable[Any]:
+        """The kept rows of each take, as `join_takes` gets it; `newest` are rows of the newest model, if there are any."""
+        rows = joined = self.call(join_takes, tuple(takes))
+        for position, curator in self.curation.training_rows:
+            rows = self._judge(curator, position, (rows,), newest or joined, "training rows")  # a policy may draw no samples
+        sizes = [len(rows_of_interval(self.open_table(table), interval)) for table, interval, _ in takes]
+        return [self.call(split_take, rows, start, end) for start, end in pairwise(np.cumsum([0, *sizes]).tolist())]
 
-
-def _judge(  # noqa: PLR0913  # what the steps receive
-    world: StoredWorld,
-    curator: Curator,
-    position: int,
-    t: int,
-    born: int,
-    rounds: tuple[ObjectRef, ...],
-    inputs: ObjectRef | None,
-    samples: ObjectRef,
-    round_: int | str,
-) -> ObjectRef:
-    """The judged table of rounds or of training rows at generation t; `born` is the generation of the newest model."""
-    spec, store = world.point.spec, world.store
-    sampler = spec.sampler.for_generation(born, world.truth())
-    model = (spec.source, spec.family.for_generation(born), sampler, world.models[born], world.models.get(born - 1))
-    prepared, ctx = None, world.context("curator", position)
-    if type(curator).prepare is not Curator.prepare:
-        name = ("curator", position, t if curator.renews else 0)
-        tables = (world.initial, inputs)
-        prepared = world.call_once(name, prepare_curator, curator, model, t, samples, tables, ctx.child("prepare"))
-    known = (world.initial, inputs, prepared)
-    return cast(ObjectRef, store.call(judge, curator, model, t, rounds, known, ctx.child(t, round_)))
+    def _judge(self, curator: Curator, position: int, rounds: tuple[Any, ...], samples: Any, round_: int | str) -> Any:
+        ctx = self.ctx.child(position)
+        made_at, prepared = self.prepared.get(position, (0, None))
+        if type(curator).prepare is not Curator.prepare and (made_at == 0 or (curator.renews and made_at != self.t)):
+            known = (self.initial, self.inputs)
+            prepared = self.call(prepare_curator, curator, self.model, self.t, samples, known, ctx.child("prepare"))
+            self.prepared[position] = self.t, prepared
+        tables = (self.initial, self.inputs, prepared)
+        return self.call(judge, curator, self.model, self.t, rounds, tables, ctx.child(self.t, round_))

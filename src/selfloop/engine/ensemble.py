@@ -13,13 +13,13 @@ from threadpoolctl import threadpool_limits
 
 from selfloop.columns import Array, Columns, Floats, Params
 from selfloop.component import Context, Family, Metric, Policy, Sampler, Source
-from selfloop.engine.curation import STARVED, Curation
+from selfloop.engine.curation import Curation
 from selfloop.engine.curves import Curves, SeedMeasurements
 from selfloop.engine.ensemble_curation import curate_samples, curate_training_rows, existing_rows
 from selfloop.engine.ensemble_values import EnsembleBatch, EnsembleModel
 from selfloop.engine.loop import loop
 from selfloop.engine.merging import merge_ensemble
-from selfloop.engine.steps import check_rows, measure_trivial, warn_of_copies
+from selfloop.engine.steps import STARVED, check_rows, measure_trivial, warn_of_copies
 from selfloop.errors import ChainEndedError
 from selfloop.formats.safetensors import NamedArrays
 from selfloop.protocols import (
@@ -137,7 +137,7 @@ class EnsembleWorld:
     samples: dict[int, EnsembleBatch] = field(default_factory=dict)  # by generation, if it does not measure
     newest: EnsembleBatch = field(default_factory=EnsembleBatch)  # samples of the newest model
     curation_values: dict[str, Floats] = field(default_factory=dict)  # measurements of the newest curated batch
-    prepared: dict[tuple[int, int], tuple[int, Params]] = field(default_factory=dict)  # (generation, arrays) of a curator, seed
+    prepared: dict[int, dict[int, tuple[int, Any]]] = field(default_factory=dict)  # by seed, as in `SeedCuration`
     models: list[Params] = field(default_factory=list)  # the newest one and the one before, if there are curators
 
     def draw_real(self, t: int, n: int) -> EnsembleBatch:
@@ -241,7 +241,7 @@ class EnsembleWorld:
         weights = [take.weights() for take in takes]
         masks = [np.zeros(of_take.shape, bool) for of_take in weights]
         for mask, of_take, take in zip(masks, weights, takes, strict=True):
-            chosen = take.indices or slice(None)
+            chosen = take.indices if isinstance(take.indices, slice) else slice(None)
             mask[:, chosen] = of_take[:, chosen] > 0
         offered = np.concatenate(masks, axis=1)
         drawn = np.zeros_like(offered)
