@@ -38,6 +38,7 @@ def test_means_carry_their_interval_and_stop_where_the_first_chain_ends() -> Non
     assert [row["generation"] for row in means] == [1, 2]
     assert means[0]["low"] < means[0]["mean"] < means[0]["high"]
     assert [row["value"] for row in spec["datasets"]["survivors"]] == [4, 4, 3, 3]
+    assert spec["vconcat"][1]["encoding"]["y"]["axis"]["values"] == [0, 2, 4]  # whole chains: no label occurs twice
     assert [row["generation"] for row in spec["datasets"]["medians"]] == [1, 2, 3, 4]
 
 

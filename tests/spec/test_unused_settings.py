@@ -188,10 +188,13 @@ def test_a_setting_of_a_family_changes_its_key_and_its_numbers_or_is_refused(
 
 POLICY_SETTINGS: dict[str, dict[str, Any]] = {
     "fixed_counts": {"real_rows": 7, "synthetic_rows": 9},
+    "switch": {"to": "accumulate", "at": 4},
+    "curated": {"curators": ["deduplicate"]},
     "custom": {"takes": [{"batch": "synthetic(1..t-1)"}, {"batch": "real(1)"}], "real_rows": "n", "synthetic_rows": "n"},
 }
 POLICY_VALUES = {
     "of": AccumulateSubsample(),
+    "to": AccumulateSubsample(),
     "rows": "initial",
     "budget": 17,
     "real_mass": 0.2,
@@ -203,7 +206,7 @@ POLICY_CASES = [
     (name, setting.name)
     for name in component_names("policy")
     for setting in describe_fields(type(make_component("policy", {"name": name, **POLICY_SETTINGS.get(name, {})}, "policy")))
-    if setting.name not in ("takes", "generations")
+    if setting.name not in ("takes", "generations", "curators", "max_rounds")  # curators leave a schedule as it is
 ]
 
 
@@ -235,6 +238,10 @@ def test_a_setting_of_a_policy_changes_its_schedule(name: str, setting: str) -> 
             "metrics precision.features.epochs",
         ),
         ({"sweep": {"family.training.steps": [3], "family.training.epochs": [2, 3]}}, "family.training.epochs: got 2"),
+        (
+            {"policies": [{"name": "replace", "curators": ["deduplicate"], "max_rounds": 3}]},
+            "policies curated.max_rounds: got 3, which changes nothing: no curator judges new rows",
+        ),
         (
             {"source": "moons", "family": "kde", "init_from": "previous"},
             "init_from: got 'previous', which changes nothing: kde",

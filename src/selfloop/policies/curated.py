@@ -39,6 +39,10 @@ class Curated(Policy):
                 problem = f"{curator.name} chooses among candidates for a new row; expected applies_to = 'new_rows'."
                 raise SettingError("curators", f"{problem} Remove the setting.")
 
+    def unused_settings(self) -> dict[str, str]:
+        judges_new = any(curator.applies_to == "new_rows" for curator in self.curators)
+        return {} if judges_new else {"max_rounds": "no curator judges new rows"}
+
     def n_real(self, t: int, n: int) -> int:
         return self.of.n_real(t, n)
 

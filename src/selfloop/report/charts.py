@@ -205,7 +205,7 @@ def _published_layer(base: Callable[[str], Any], panel: Panel, styles: Mapping[s
 
 def _survivors(panel: Panel, styles: Mapping[str, Style]) -> Any:
     most = max(len(curve.values) for curve in panel.curves)
-    axis = alt.Axis(tickCount=3, format="d", tickMinStep=1)
+    axis = alt.Axis(values=sorted({0, most // 2, most}), format="d")
     return (
         alt.Chart(alt.NamedData(name="survivors"))
         .mark_line(interpolate="step-after", strokeWidth=1.8)
