@@ -30,9 +30,7 @@ class Rephrase(Curator):
     name: ClassVar[str] = "rephrase"
     model: Annotated[Family, "family whose pretrained model rewrites, as it is: finetune"]
     template: Annotated[str, "the model's prompt, with {text} in it"] = f"{TEXT}\n\nThe same in other words:"
-    max_tokens: Annotated[int, Ge(1), "tokens of the longest answer; the prompt and it are at most `context` of the model"] = (
-        128
-    )
+    max_tokens: Annotated[int, Ge(1), "tokens of the longest answer; with the prompt at most `context` of the model"] = 128
     temperature: Annotated[float, Ge(0), "of sampling; 0: always the most probable token"] = 1.0
 
     def __post_init__(self) -> None:

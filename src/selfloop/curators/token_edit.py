@@ -51,9 +51,7 @@ class TokenEdit(Curator):
         if not len(tokens.values):
             return Judged(rows, keep)
         top = cast(SupportsTopTokens, view.family).top_tokens(view.params, rows, self.top_k, ctx)
-        prompts = (
-            np.diff(cast(Ragged, view.inputs["prompt"]).offsets) if "prompt" in view.inputs else np.zeros(len(tokens), int)
-        )
+        prompts = np.diff(cast(Ragged, view.inputs["prompt"]).offsets) if "prompt" in view.inputs else np.zeros_like(lengths)
         positions = np.arange(len(tokens.values)) - np.repeat(tokens.offsets[:-1], lengths)
         special = _special_tokens(view)
         editable = (positions >= np.repeat(np.maximum(prompts, 1), lengths)) & ~np.isin(tokens.values, special)

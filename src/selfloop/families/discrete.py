@@ -68,9 +68,7 @@ class Discrete(EnsembleFamily):
     sampler_class: ClassVar[type[Sampler]] = DiscreteSampler
     trivial_model: ClassVar[str] = "equal probabilities of all symbols"
     smoothing: Annotated[float, Ge(0), "rows added to the count of every symbol"] = 0.0
-    n_symbols: Annotated[
-        int | None, Ge(1), "number of symbols; by default that of the source's truth, or the largest symbol plus 1"
-    ] = None
+    n_symbols: Annotated[int | None, Ge(1), "number of symbols; unset: that of the source, or the largest plus 1"] = None
 
     def fit_rows(self, takes: Sequence[EnsembleTake], previous: Params | None) -> EnsembleFit:
         size = self._size([cast(Ints, take.rows["symbol"]) for take in takes], previous)

@@ -37,9 +37,7 @@ class GlmSampler(Sampler):
 
     name: ClassVar[str] = "glm"
     default_identity: ClassVar[type[Component] | None] = Sampler  # results from before it had settings
-    labels: Annotated[
-        Literal["sampled", "argmax"], "outcomes of new rows: `sampled` from the model, or `argmax`, the most probable outcome"
-    ] = "sampled"
+    labels: Annotated[Literal["sampled", "argmax"], "outcomes of new rows: drawn from the model, or the likeliest"] = "sampled"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,10 +120,9 @@ class Glm(EnsembleFamily):
 
     def predict(self, params: Params, rows: Columns) -> Floats:
         """The most probable outcome of each row; one chain or with a leading seeds axis."""
-        linear = _linear_predictor(params, rows)
         if self.link == "logit":
-            return np.asarray(linear > 0, np.float64)
-        return np.asarray(np.floor(np.exp(np.minimum(linear, MAX_EXPONENT))), np.float64)
+            return np.asarray(_linear_predictor(params, rows) > 0, np.float64)
+        return np.floor(self.predict_mean(params, rows))
 
     def _check_outcomes(self, take: EnsembleTake) -> None:
         y = np.asarray(take.rows["y"])

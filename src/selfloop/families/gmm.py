@@ -37,18 +37,14 @@ class Gmm(EnsembleFamily):
     default_metrics: ClassVar[tuple[str, ...]] = ("nll",)
     trivial_model: ClassVar[str] = "a normal distribution of each column"
     components: Annotated[int, Ge(1), "number of normal distributions"] = 3
-    covariance: Annotated[
-        Literal["full", "diag", "spherical"], "covariances: any, diagonal, or one variance for all columns"
-    ] = "full"
+    covariance: Annotated[Literal["full", "diag", "spherical"], "any, diagonal, or one variance for all columns"] = "full"
     iterations: Annotated[int, Ge(1), "largest number of steps"] = 100
     tolerance: Annotated[float, Ge(0), "gain in log density per row, in nats, at which a fit stops"] = 1e-3
     regularization: Annotated[float, Gt(0), "added to all variances, in mean variances of a column"] = 1e-6
 
     def fit_rows(self, takes: Sequence[EnsembleTake], previous: Params | None) -> EnsembleFit:
         columns = [np.asarray(take.rows["x"], np.float64) for take in takes]
-        counts = [
-            np.ones(x.shape[:2]) if (c := row_counts(take)) is None else c for x, take in zip(columns, takes, strict=True)
-        ]
+        counts = [take.weights() if take.indices is None else row_counts(take) for take in takes]
         x, mass = np.concatenate(columns, 1), np.concatenate([t.weight * c for t, c in zip(takes, counts, strict=True)], 1)
         mass = mass / mass.sum(1, keepdims=True)
         size = max(1, CHUNK_NUMBERS // (x.shape[1] * N_CANDIDATES))

@@ -65,7 +65,8 @@ class KernelRidge(NormalRegression):
         target = np.divide(total, scale, out=np.zeros_like(total), where=scale > 0)
         solution = (inverse @ target[..., None])[..., 0]
         residuals = target - (gram @ solution[..., None])[..., 0]
-        (squares, rows), trace = _sum_outcomes(takes), (gram * inverse).sum(axis=(1, 2))
+        squares, rows = _sum_outcomes(takes)
+        trace = (gram * inverse).sum(axis=(1, 2))
         within = squares - np.vecdot(target, target)  # the spread of the outcomes of equal design rows
         residual = np.vecdot(residuals, residuals) + within
         variance = np.maximum(residual, 0) / total_mass * rows / np.maximum(rows - trace, 1)
@@ -128,10 +129,7 @@ class RandomFeatures(NormalRegression):
 
 def _sum_outcomes(takes: Sequence[EnsembleTake]) -> tuple[Floats, Floats]:
     """Weighted sum of the squared outcomes of each seed, and its number of training rows."""
-    squares, rows = [], []
-    for take in takes:
-        y, counts = np.asarray(take.rows["y"], np.float64), row_counts(take)
-        counts = np.ones_like(y) if counts is None else counts
-        squares.append(take.weight * np.vecdot(counts * y, y))
-        rows.append(counts.sum(axis=1))
-    return sum_in_order(squares), sum_in_order(rows)
+    outcomes = [np.asarray(take.rows["y"], np.float64) for take in takes]
+    counts = [take.weights() if take.indices is None else cast(Floats, row_counts(take)) for take in takes]
+    squares = [take.weight * np.vecdot(c * y, y) for take, c, y in zip(takes, counts, outcomes, strict=True)]
+    return sum_in_order(squares), sum_in_order([c.sum(axis=1) for c in counts])
