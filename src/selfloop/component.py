@@ -176,6 +176,7 @@ class Family(Component):
     metric_units: ClassVar[Mapping[str, str]] = {}  # units of metrics that depend on the family
     sampler_class: ClassVar[type[Sampler]] = Sampler  # configured by [family.sampler]
     uses_init: ClassVar[bool] = True  # False if a fit does not depend on the model that it starts from
+    reads_positions: ClassVar[bool] = False  # True if rows differ by their position in a batch, which curators change
     reference_model: ClassVar[str] = ""  # published model with the default settings; reports list deviations from it
     # arrays that `merge` may average: pattern of their names -> True for variances, which are not negative
     mergeable: ClassVar[Mapping[str, bool]] = {}
@@ -242,6 +243,7 @@ class Metric(Component):
     true_params: ClassVar[tuple[str, ...]] = ()  # true parameters that the source must know
     uses_holdout: ClassVar[bool] = False  # True if it is measured on held-out real rows
     uses_samples: ClassVar[bool] = True  # False if it reads no sampled rows; others get as many for every policy
+    compares_samples: ClassVar[bool] = False  # True if it compares sampled rows with each other: one row has no value
     uses_source: ClassVar[bool] = False  # True if it asks the source, as `Snapshot.source`
 
     def directions(self) -> dict[str, Better]:

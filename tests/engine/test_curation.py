@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -12,11 +13,11 @@ import pytest
 import selfloop
 import tiny_components
 from selfloop.columns import Columns, Floats, Params, count_rows
-from selfloop.component import Context
+from selfloop.component import Context, Metric
 from selfloop.curator import Curator, CuratorView, Judged
 from selfloop.engine.tasks import Task, run_task
 from selfloop.errors import DataError, SpecError
-from selfloop.snapshots import EnsembleTake
+from selfloop.snapshots import EnsembleSnapshot, EnsembleTake, Snapshot
 from selfloop.spec.spec import Spec
 from selfloop.store.store import Store
 
@@ -64,6 +65,20 @@ class Scaled(Curator):
     def judge(self, rows: Columns, view: CuratorView, ctx: Context) -> Judged:
         weight = self.scale * (1 + ctx.stream.generator().random(count_rows(rows)))
         return Judged(rows, np.ones(len(weight), bool), weight)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleMean(Metric):
+    """Mean of the sampled rows."""
+
+    name: ClassVar[str] = "sample_mean"
+    uses_rows: ClassVar[bool] = True
+
+    def measure_ensemble(self, snap: EnsembleSnapshot) -> Mapping[str, Floats]:
+        return {self.name: np.asarray(snap.samples["x"], np.float64).mean(axis=(1, 2))}
+
+    def measure(self, snap: Snapshot, ctx: Context) -> Mapping[str, float]:
+        return {self.name: float(np.asarray(snap.samples["x"]).mean())}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,7 +157,10 @@ SLOW = {"geodiff", "image_diffusion"}
 
 @pytest.mark.parametrize(
     "family",
-    [pytest.param(f, marks=pytest.mark.slow if f in SLOW else ()) for f in sorted({*tiny_components.FAMILIES} - {*FAMILIES})],
+    [
+        pytest.param(f, marks=pytest.mark.slow if f in SLOW else ())
+        for f in sorted({*tiny_components.FAMILIES} - {*FAMILIES, "agents"})
+    ],
 )
 @pytest.mark.filterwarnings("ignore")
 def test_every_family_has_the_same_numbers_with_a_curator_that_accepts_all_rows(family: str, tmp_path: Path) -> None:
@@ -191,6 +209,14 @@ def test_rows_of_a_conditional_source_answer_their_inputs(tmp_path: Path) -> Non
     assert 0 < good.sum() < 30
     for name in ("x", "y"):
         np.testing.assert_array_equal(np.asarray(rows[name]), np.asarray(before[name])[good])
+
+
+def test_agents_find_their_rows_by_position_and_curators_of_controls_are_checked() -> None:
+    with pytest.raises(SpecError, match="curators: got accept_all, but family agents finds the owner"):
+        make_spec(family="agents", policies=[curated("replace", AcceptAll())]).points()
+    control = {"name": "control", "of": curated("replace", {"name": "corrector", "column": "y"})}
+    with pytest.raises(SpecError, match=r"curators.column: got 'y'"):
+        make_spec(policies=[control]).points()
 
 
 @pytest.mark.parametrize("stored", [True, False])
@@ -333,6 +359,21 @@ AGREEING: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     ),
     "small weights": (FAMILIES["gaussian"], curated("accumulate", Scaled(scale=1e-4), Scaled(applies_to="training_rows"))),
 }  # fmt: skip
+
+
+def test_metrics_of_samples_are_measured_before_curation_in_both_worlds(tmp_path: Path) -> None:
+    verifier = {"name": "verifier", "score": X}
+    spec = make_spec(policies=["replace", curated("replace", verifier)], metrics=[SampleMean()], generations=2)
+    for curves in (selfloop.run(spec, tmp_path).curves(), stored_curves(spec, tmp_path)):
+        plain, kept = (curves[label]["sample_mean"][:, 0] for label in spec.policy_labels())
+        np.testing.assert_array_equal(plain, kept)
+
+
+def test_candidates_fit_into_the_rounds(tmp_path: Path) -> None:
+    curators = [{"name": "best_of", "score": X, "candidates": 2}, {"name": "verifier", "score": X, "threshold": 1.5}]
+    spec = make_spec(policies=[curated("replace", *curators, max_rounds=rounds) for rounds in (1, 3, 4)], generations=1)
+    rounds = [curves["sampling_rounds"][0, 0] for curves in selfloop.run(spec, tmp_path).curves().values()]
+    assert rounds == [2, 2, 4]  # one choice is always made
 
 
 def test_a_table_without_a_target_has_no_inputs_to_answer(tmp_path: Path) -> None:

@@ -65,6 +65,14 @@ def test_curated_rows_are_those_that_were_kept(tmp_path: Path) -> None:
         assert (kept > 0).all()
 
 
+def test_a_chain_of_an_ensemble_that_ended_has_no_more_rows(tmp_path: Path) -> None:
+    never = {"name": "verifier", "score": {"name": "column", "column": "x"}, "threshold": 1e9}
+    policies = [{"name": "replace", "curators": [never]}]
+    spec = selfloop.Spec(source="gaussian", family="kde", n=40, generations=3, seeds=2, policies=policies)  # type: ignore[arg-type]
+    (rows,) = build_report(selfloop.run(spec, tmp_path)).galleries[0].samples.values()
+    assert list(rows) == [1]
+
+
 def test_a_store_without_the_rows_of_a_run_gives_no_gallery(tmp_path: Path) -> None:
     from selfloop.report.gallery_rows import read_galleries
 

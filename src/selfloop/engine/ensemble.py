@@ -134,8 +134,9 @@ class EnsembleWorld:
     n_external: int = 0  # external rows drawn so far
     initial: EnsembleBatch = field(default_factory=EnsembleBatch)
     takes: tuple[EnsembleTake, ...] = ()  # of the newest fit
-    samples: dict[int, EnsembleBatch] = field(default_factory=dict)  # by generation, if it does not measure
+    samples: dict[int, EnsembleBatch] = field(default_factory=dict)  # by generation of the first seed, if it does not measure
     newest: EnsembleBatch = field(default_factory=EnsembleBatch)  # samples of the newest model
+    measured: EnsembleBatch = field(default_factory=EnsembleBatch)  # the same before curation
     curation_values: dict[str, Floats] = field(default_factory=dict)  # measurements of the newest curated batch
     prepared: dict[int, dict[int, tuple[int, Any]]] = field(default_factory=dict)  # by seed, as in `SeedCuration`
     models: list[Params] = field(default_factory=list)  # the newest one and the one before, if there are curators
@@ -272,10 +273,10 @@ class EnsembleWorld:
             return self.sample_round(t, model, n, 0)
 
         batch = self.block.once(("first sample", n), draw) if t == 1 else draw()  # all policies share the first model
-        self.curation_values = {}
+        self.measured, self.curation_values = batch, {}
         if n and self.curation.new_rows:
             batch = curate_samples(self, t, model, n, batch)
-        if not self.measures:
+        if not self.measures and 0 not in model.ended:
             self.samples[t] = batch
         self.newest = batch
         return batch
@@ -298,7 +299,8 @@ class EnsembleWorld:
         block, seeds = self.block, self.block.seeds
         if not self.measures:
             return
-        snap = EnsembleSnapshot(t, block.family, model.params, samples.rows, block.held_out(), block.truth(), self.takes)
+        rows = self.measured.rows
+        snap = EnsembleSnapshot(t, block.family, model.params, rows, block.held_out(), block.truth(), self.takes)
         ended = {s: status if generation == t else None for s, (generation, status) in model.ended.items()}
         ended_before = dict.fromkeys(ended)
         for metric in block.metrics:

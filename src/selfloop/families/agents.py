@@ -31,6 +31,7 @@ class Agents(EnsembleFamily):
 
     name: ClassVar[str] = "agents"
     default_metrics: ClassVar[tuple[str, ...]] = ("nll",)
+    reads_positions: ClassVar[bool] = True
     trivial_model: ClassVar[str] = "the trivial model of the family of the agents"
     of: Annotated[Family, "family of every agent"] = field(default_factory=Gaussian)
     agents: Annotated[int, Ge(2), "number of agents"] = 3

@@ -235,7 +235,11 @@ def _check_used(spec: Spec) -> None:
     """Raise SpecError for a setting that cannot change a result of this spec."""
     components: list[tuple[str, Settings]]
     components = [("source", spec.source), ("family", spec.family), ("family.sampler", spec.sampler)]
-    curators = [curator for policy in spec.policies if isinstance(policy, CuratesRows) for curator in policy.curators]
+    curated = [policy.of if isinstance(policy, ControlsPolicy) else policy for policy in spec.policies]
+    curators = [curator for policy in curated if isinstance(policy, CuratesRows) for curator in policy.curators]
+    if curators and spec.family.reads_positions:
+        problem = f"{spec.family.name} finds the owner of a row by its position, which curators change"
+        raise SpecError(f"curators: got {curators[0].name}, but family {problem}. Remove the curators.")
     kinds = {"policies": spec.policies, "metrics": spec.metrics, "criteria": spec.criteria, "curators": curators}
     components += [(f"{kind} {component.name}", component) for kind, named in kinds.items() for component in named]
     for curator in curators:
