@@ -21,6 +21,7 @@ from selfloop.types import real
 
 MAX_CHAIN_ROWS = 1000  # the chain of a count has a table of rows^2 numbers
 MIN_RAREST_COUNT = 1000.0  # expected rows of the rarest symbol, for laws of endless rows
+MIN_GAP = 20.0  # between the two most probable symbols, which low temperatures drive apart
 MAX_GROUPS = 4096  # of symbols, of different mass
 MIN_LOG_CHANCE = -230.0  # chances below 1e-100 are 0: their products would be denormal numbers, which are 30 times slower
 
@@ -120,7 +121,9 @@ def _complete_support(scenario: Scenario) -> Floats | None:
 def _tempered_heterozygosity(scenario: Scenario) -> Floats | None:
     p, sampler = _probabilities(scenario), scenario.sampler.settings()
     only_temperature = (sampler.get("top_k"), sampler.get("top_p")) == (None, 1.0) and sampler["temperature"] != 1
-    has_ties = sampler.get("temperature", 1.0) < 1 and np.ptp(p) == 0  # which endless rows keep, and any number of rows breaks
+    top = np.sort(p)[-2:]
+    gap = np.log(top[-1] / top[0]) / np.sqrt((1 / (scenario.n * top)).sum())  # in standard errors of one generation
+    has_ties = sampler.get("temperature", 1.0) < 1 and gap < MIN_GAP  # endless rows keep them, the noise of a fit breaks them
     if _smoothing(scenario) or not only_temperature or has_ties or scenario.n * p.min() < MIN_RAREST_COUNT:
         return None
     models = population_models(scenario, p, cast(AdjustsProbabilities, scenario.sampler).adjust)
@@ -204,8 +207,8 @@ LAWS = (
         kind="asymptotic",
         source="Mixtures of p and p_k^(1/temperature); replace: p^(temperature^-(t-1)), Marchi et al. 2024 (2404.02325)",
         conditions=(
-            f"no smoothing, top-k or top-p, {MIN_RAREST_COUNT:g} expected rows of the rarest symbol or more, no ties below "
-            "temperature 1."
+            f"no smoothing, top-k or top-p, {MIN_RAREST_COUNT:g} expected rows of the rarest symbol or more; below temperature "
+            f"1 {MIN_GAP:g} standard errors or more between the two most probable symbols."
         ),
         values=_tempered_heterozygosity,
     ),
