@@ -17,8 +17,10 @@ from selfloop.curators.scores import Closeness, ColumnValue, LikelihoodScore, Me
 from selfloop.curators.selection import BestOf, Deduplicate, EntropyChoice, TopShare, Verifier
 from selfloop.errors import SettingError, SpecError
 from selfloop.families.gaussian import Gaussian, GaussianSampler
+from selfloop.metrics.correctness import CorrectRate
+from selfloop.metrics.image_distances import PixelStd
 from selfloop.metrics.text import TextLength
-from selfloop.metrics.true_parameters import MeanError
+from selfloop.metrics.true_parameters import MeanError, SecondMoment
 from selfloop.rng import RandomStream
 from selfloop.sources.distributions import GaussianSource, ZipfSource
 
@@ -169,7 +171,11 @@ def test_the_probability_of_a_row_s_own_class_is_high_where_its_class_is() -> No
         (ColumnValue(column="y"), "score.column: got 'y'"),
         (ColumnValue(column="x", element=3), "score.element: got 3"),
         (Closeness(target=(1.0, 2.0)), "score.target: got 2 numbers"),
-        (MetricValue(metric=MeanError()), "score.metric: got mean_error"),
+        (MetricValue(metric=MeanError()), "score.metric: got mean_error, which has no value of a single row"),
+        (MetricValue(metric=PixelStd()), "score.metric: got pixel_std, which has no value of a single row"),
+        (MetricValue(metric=SecondMoment()), "score.metric: got second_moment, which has no value of a single row"),
+        (MetricValue(metric=TextLength()), "score.metric: got text_length, which cannot be measured of gaussian"),
+        (MetricValue(metric=CorrectRate()), "'correct_rate' needs a source that can check"),
         (ClassProbability(), "score.label: got 'label'"),
     ],
 )

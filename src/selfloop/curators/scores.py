@@ -13,7 +13,7 @@ from selfloop.columns import Columns, Floats, Ragged, count_rows, select_rows
 from selfloop.component import Context, Family, Metric, Sampler, Source
 from selfloop.curator import CuratorView, Score
 from selfloop.errors import SpecError
-from selfloop.protocols import SupportsLogProb, SupportsTokenLogProb, SupportsTruth, UsesFeatures
+from selfloop.protocols import SupportsCheck, SupportsLogProb, SupportsTokenLogProb, SupportsTruth, UsesFeatures
 from selfloop.snapshots import Snapshot
 
 
@@ -102,14 +102,21 @@ class MetricValue(Score):
 
     name: ClassVar[str] = "metric"
     sees_tokens: ClassVar[bool] = True
-    metric: Annotated[Metric, "metric of samples, such as text_length"]
+    metric: Annotated[Metric, "metric of samples that one row has, such as text_length"]
     factor: Annotated[float, "a negative one prefers low values"] = 1.0
 
     def check(self, source: Source, family: Family, sampler: Sampler) -> None:
         metric = self.metric
-        if isinstance(metric, UsesFeatures) or metric.uses_holdout or metric.true_params:
-            problem = "compares samples with real rows or with the truth"
-            raise SpecError(f"curators.score.metric: got {metric.name}, which {problem}. Name a metric of single rows.")
+        is_single = metric.uses_samples and not (metric.uses_holdout or metric.true_params or metric.compares_samples)
+        problem = ""
+        if isinstance(metric, UsesFeatures) or not is_single:
+            problem = "has no value of a single row"
+        elif not all(isinstance(family, protocol) for protocol in metric.family_protocols):
+            problem = f"cannot be measured of {family.name}"
+        if problem:
+            raise SpecError(f"curators.score.metric: got {metric.name}, which {problem}. Name another metric.")
+        if isinstance(metric, SupportsCheck):
+            metric.check(source, sampler)
 
     def score(self, rows: Columns, view: CuratorView, ctx: Context) -> Floats:
         values = np.empty(count_rows(rows))

@@ -100,6 +100,7 @@ class ConformerDiversity(SampleMetric):
     """
 
     name: ClassVar[str] = "conformer_diversity"
+    compares_samples: ClassVar[bool] = True
     takes_over_interrupts: ClassVar[bool] = True
     title: ClassVar[str] = "distance between sampled conformers of a molecule"
     secondary_titles: ClassVar[Mapping[str, str]] = {

@@ -119,6 +119,7 @@ class PixelStd(SampleMetric):
     """
 
     name: ClassVar[str] = "pixel_std"
+    compares_samples: ClassVar[bool] = True
     has_zero: ClassVar[bool] = True
     version: ClassVar[int] = 2
     title: ClassVar[str] = "standard deviation of sampled pixels"

@@ -71,6 +71,7 @@ class SelfBleu(TextMetric):
     """
 
     name: ClassVar[str] = "self_bleu"
+    compares_samples: ClassVar[bool] = True
     title: ClassVar[str] = "self-BLEU of sampled rows"
     better: ClassVar[Better] = ""  # that of real text: random tokens have less
     max_rows: Annotated[int, Ge(2), "number of sampled rows, at most; half the initial rows if that is less"] = 500
@@ -147,6 +148,7 @@ class DuplicateRate(TextMetric):
     """Share of sampled rows with an exact copy among the sampled rows: 0 if all rows differ, 1 if no row is unique."""
 
     name: ClassVar[str] = "duplicate_rate"
+    compares_samples: ClassVar[bool] = True
     title: ClassVar[str] = "duplicates among sampled rows"
     better: ClassVar[Better] = ""  # that of real text: random tokens have fewer
     unit: ClassVar[str] = "share of rows"
