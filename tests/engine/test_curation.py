@@ -138,10 +138,12 @@ def test_a_curator_that_accepts_all_rows_changes_no_number(
 
 @pytest.mark.parametrize("case", FAMILIES)
 @pytest.mark.parametrize(
-    "curator",
-    [Chance(), Chance(weighted=True), Chance(applies_to="training_rows"), Chance(applies_to="training_rows", weighted=True)],
+    ("curator", "max_rounds"),
+    [
+        *((Chance(weighted=weighted), max_rounds) for weighted in (False, True) for max_rounds in (None, 1)),
+        *((Chance(applies_to="training_rows", weighted=weighted), None) for weighted in (False, True)),
+    ],
 )
-@pytest.mark.parametrize("max_rounds", [None, 1])
 def test_both_worlds_give_the_same_curated_chains(case: str, curator: Curator, max_rounds: int | None, tmp_path: Path) -> None:
     policies = [curated(name, curator, max_rounds=max_rounds) for name in ("replace", "accumulate")]
     spec = make_spec(case, policies=policies, n=40)
