@@ -44,7 +44,7 @@ class Gmm(EnsembleFamily):
 
     def fit_rows(self, takes: Sequence[EnsembleTake], previous: Params | None) -> EnsembleFit:
         columns = [np.asarray(take.rows["x"], np.float64) for take in takes]
-        counts = [take.weights() if take.indices is None else row_counts(take) for take in takes]
+        counts = [take.weights() if take.indices is None else cast(Floats, row_counts(take)) for take in takes]
         x, mass = np.concatenate(columns, 1), np.concatenate([t.weight * c for t, c in zip(takes, counts, strict=True)], 1)
         mass = mass / mass.sum(1, keepdims=True)
         size = max(1, CHUNK_NUMBERS // (x.shape[1] * N_CANDIDATES))

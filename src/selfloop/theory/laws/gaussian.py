@@ -56,7 +56,7 @@ def _log_determinants(scenario: Scenario, power: float, of_chi: Callable[[Floats
         return None
     halves = (rows[:, None] - np.arange(1, d + 1)) / 2
     fits = of_chi(halves).sum(axis=1) + power * d * np.log(2 / (rows - estimator.ddof))
-    return np.cumsum(fits) + power * d * np.log(estimator.variance_factor) * np.arange(len(rows))
+    return np.asarray(np.cumsum(fits) + power * d * np.log(estimator.variance_factor) * np.arange(len(rows)), np.float64)
 
 
 def _log_variance_ratio(scenario: Scenario) -> Floats | None:

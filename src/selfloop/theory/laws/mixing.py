@@ -30,7 +30,7 @@ def _predicted_share(scenario: Scenario) -> Floats | None:
     share, distance = source["share"], source["distance"]
     border = np.log(1 / share - 1) / distance  # on the first coordinate, where both outcomes are equally probable
     predicted = share * ndtr(distance / 2 - border) + (1 - share) * ndtr(-distance / 2 - border)
-    return np.asarray(share - (share - predicted) * feedback_multipliers(scenario), np.float64)
+    return np.asarray(np.maximum(share - (share - predicted) * feedback_multipliers(scenario), 0), np.float64)
 
 
 LAWS = (
