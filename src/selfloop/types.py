@@ -134,9 +134,7 @@ class TrainingRows:
 
     def weights(self) -> Floats:
         """Weight of every training row, scaled to mean 1."""
-        raw = np.repeat([take.weight for take in self.takes], [take.n_rows for take in self.takes]).astype(np.float64)
-        if any(take.row_weights is not None for take in self.takes):
-            raw *= np.concatenate([take.weights_of_rows() for take in self.takes])
+        raw = np.concatenate([take.weight * take.weights_of_rows() for take in self.takes])
         return np.asarray(raw / raw.mean(), np.float64)
 
     def gather(self, indices: Ints) -> dict[str, Column]:

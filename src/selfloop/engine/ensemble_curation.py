@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
-from selfloop.columns import Column, Columns, Params, count_rows, select_rows
+from selfloop.columns import Array, Column, Columns, Params, count_rows, select_rows
 from selfloop.component import Context
 from selfloop.engine.curation import SeedCuration
 from selfloop.engine.ensemble_values import EnsembleBatch, EnsembleModel
@@ -70,18 +70,17 @@ def existing_rows(batch: EnsembleBatch, s: int) -> dict[str, Column]:
 def _stack(rows: dict[int, Columns], example: EnsembleBatch, n: int) -> EnsembleBatch:
     """The rows of each seed as one batch, filled up to n rows of weight 0 with rows of `example`."""
     shared = next(iter(rows.values()), example.rows)  # training rows have the columns that all batches have
-    columns = {name: np.array(np.asarray(column)[:, :n]) for name, column in example.rows.items() if name in shared}
-    weights = np.zeros((len(next(iter(columns.values()))), n))
+    columns, weights = dict[str, Column](), np.ones((len(next(iter(example.rows.values()))), n))  # 1 in chains without rows
     for s, table in rows.items():
-        size = count_rows(table)
-        weights[s, :size] = np.asarray(table.get(WEIGHT, np.ones(size)))
-        for name in columns:
-            columns[name][s, :size] = table[name]
-    missing = [s for s in range(len(weights)) if s not in rows]
-    weights[missing] = 1  # of ended chains, which have no rows
-    for name, column in columns.items():  # equal columns are one array: families see that inputs are shared
-        same = np.array_equal(column, np.asarray(example.rows[name]))
-        columns[name] = np.asarray(example.rows[name]) if same else column
+        weights[s, count_rows(table) :] = 0
+        weights[s, : count_rows(table)] = table.get(WEIGHT, 1.0)
+    for name, column in example.rows.items():
+        if name not in shared:
+            continue
+        filled = np.array(np.asarray(column)[:, :n])
+        for s, table in rows.items():
+            filled[s, : count_rows(table)] = table[name]
+        columns[name] = column if np.array_equal(filled, cast(Array, column)) else filled  # families see that inputs are shared
     row_weights = None if (weights == 1).all() else weights
     is_example = row_weights is None and all(columns.get(name) is column for name, column in example.rows.items())
     cache = example.cache if is_example else {}

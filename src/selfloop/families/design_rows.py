@@ -9,7 +9,7 @@ import numpy as np
 
 from selfloop.columns import Array, Floats
 from selfloop.errors import DataError
-from selfloop.families.ensemble import budget_rows, has_budget, row_counts, taken_rows
+from selfloop.families.ensemble import row_counts, weighted_rows
 from selfloop.snapshots import EnsembleTake
 
 
@@ -35,11 +35,7 @@ def sum_design_rows(takes: Sequence[EnsembleTake]) -> DesignRows:
 
 
 def _concat_rows(takes: Sequence[EnsembleTake]) -> DesignRows:
-    if has_budget(takes):
-        columns, mass = budget_rows(takes, "x", "y")
-    else:
-        columns = [np.concatenate([taken_rows(take, name) for take in takes], axis=1) for name in ("x", "y")]
-        mass = np.concatenate([take.weight * take.taken_weights() for take in takes], axis=1)
+    columns, mass = weighted_rows(takes, "x", "y")
     x, y = (np.asarray(column, np.float64) for column in columns)
     return DesignRows(x, mass, mass * y)
 

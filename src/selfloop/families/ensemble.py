@@ -112,6 +112,14 @@ def has_budget(takes: Sequence[EnsembleTake]) -> bool:
     return any(isinstance(take.indices, np.ndarray) and take.indices.dtype == bool for take in takes)
 
 
+def weighted_rows(takes: Sequence[EnsembleTake], *names: str) -> tuple[list[Array], Floats]:
+    """The named columns of the training rows, (seeds, rows, ...) each, and the weight of every row."""
+    if has_budget(takes):
+        return budget_rows(takes, *names)
+    columns = [np.concatenate([taken_rows(take, name) for take in takes], axis=1) for name in names]
+    return columns, np.concatenate([take.weight * take.taken_weights() for take in takes], axis=1)
+
+
 def budget_rows(takes: Sequence[EnsembleTake], *names: str) -> tuple[list[Array], Floats]:
     """The named columns of the rows drawn under a budget, (seeds, budget, ...) each, and the weight of every row."""
     masks = [np.asarray(take.indices) for take in takes]

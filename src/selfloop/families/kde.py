@@ -11,13 +11,7 @@ import numpy as np
 from selfloop.columns import Array, Columns, Floats, Ints, Params
 from selfloop.component import Context, Sampler
 from selfloop.errors import DataError
-from selfloop.families.ensemble import (
-    EnsembleFamily,
-    budget_rows,
-    gather_across_takes,
-    has_budget,
-    taken_rows,
-)
+from selfloop.families.ensemble import EnsembleFamily, gather_across_takes, has_budget, taken_rows, weighted_rows
 from selfloop.families.trivial import normal_nll
 from selfloop.protocols import EnsembleFit
 from selfloop.rng import RandomStream
@@ -58,12 +52,8 @@ class Kde(EnsembleFamily):
                 raise DataError(
                     f"kde: got columns {columns}; expected one column 'x' of vectors and no target. Drop the target."
                 )
-        if has_budget(takes):
-            arrays, weight = budget_rows(takes, "x")
-            length = np.ones(weight.shape[1], np.int64)
-        elif any(take.row_weights is not None for take in takes):
-            arrays = [taken_rows(take, "x") for take in takes]
-            weight = np.concatenate([take.weight * take.taken_weights() for take in takes], axis=1)
+        if has_budget(takes) or any(take.row_weights is not None for take in takes):
+            arrays, weight = weighted_rows(takes, "x")
             length = np.ones(weight.shape[1], np.int64)
         else:
             arrays = [taken_rows(take, "x") for take in takes]
