@@ -23,6 +23,7 @@ MAX_CHAIN_ROWS = 1000  # the chain of a count has a table of rows^2 numbers
 MIN_RAREST_COUNT = 1000.0  # expected rows of the rarest symbol, for laws of endless rows
 MIN_GAP = 20.0  # between the two most probable symbols, which low temperatures drive apart
 MAX_GROUPS = 4096  # of symbols, of different mass
+MAX_TERMS = 1e6  # sum of the absolute terms of inclusion and exclusion, whose rounding is below 1e-12 of it
 MIN_LOG_CHANCE = -230.0  # chances below 1e-100 are 0: their products would be denormal numbers, which are 30 times slower
 
 
@@ -115,7 +116,9 @@ def _complete_support(scenario: Scenario) -> Floats | None:
         if len(masses) > MAX_GROUPS:
             return None
     lost = _lost(scenario, np.minimum(masses, 1.0))
-    return None if lost is None else lost @ signs
+    if lost is None or (lost @ np.abs(signs)).max() > MAX_TERMS:
+        return None
+    return np.clip(lost @ signs, 0.0, 1.0)
 
 
 def _tempered_heterozygosity(scenario: Scenario) -> Floats | None:
@@ -198,7 +201,10 @@ LAWS = (
         metric="complete_support",
         kind="exact",
         source=f"Inclusion and exclusion over groups of symbols. {_CHAIN_SOURCE}, or of a group",
-        conditions=f"12 symbols, more if groups of them have equal mass: {MAX_GROUPS} masses at most; {_CHAIN_CONDITIONS}",
+        conditions=(
+            f"12 symbols, more if groups of them have equal mass: {MAX_GROUPS} masses, alternating terms up to {MAX_TERMS:g}; "
+            f"{_CHAIN_CONDITIONS}"
+        ),
         values=_complete_support,
     ),
     Law(
