@@ -371,6 +371,21 @@ def test_metrics_of_samples_are_measured_before_curation_in_both_worlds(tmp_path
         np.testing.assert_array_equal(plain, kept)
 
 
+@pytest.mark.parametrize("run_chains", [lambda spec, store: selfloop.run(spec, store), stored_curves])
+def test_a_curator_cannot_change_the_rows_of_other_policies(run_chains: Any, tmp_path: Path) -> None:
+    @dataclass(frozen=True, kw_only=True)
+    class Doubling(AcceptAll):
+        name: ClassVar[str] = "doubling"
+
+        def judge(self, rows: Columns, view: CuratorView, ctx: Context) -> Judged:
+            x: Any = rows["x"]
+            x *= 2
+            return super().judge(rows, view, ctx)
+
+    with pytest.raises(ValueError, match="read-only"):
+        run_chains(make_spec(policies=[curated("replace", Doubling())]), tmp_path)
+
+
 def test_candidates_fit_into_the_rounds(tmp_path: Path) -> None:
     curators = [{"name": "best_of", "score": X, "candidates": 2}, {"name": "verifier", "score": X, "threshold": 1.5}]
     spec = make_spec(policies=[curated("replace", *curators, max_rounds=rounds) for rounds in (1, 3, 4)], generations=1)

@@ -120,7 +120,7 @@ class BestOf(ScoreCurator):
 
 @dataclass(frozen=True, kw_only=True)
 class Deduplicate(Curator):
-    """Keeps the first of equal rows."""
+    """Keeps the first of equal rows: of all training rows, or of one round of new rows."""
 
     name: ClassVar[str] = "deduplicate"
     applies_to: Annotated[Literal["new_rows", "training_rows"], "rows among which copies are looked for"] = "training_rows"

@@ -20,8 +20,11 @@ if TYPE_CHECKING:
 
 
 def of_seed(columns: Columns, s: int) -> dict[str, Column]:
-    """The columns of one seed."""
-    return {name: np.asarray(column)[s] for name, column in columns.items()}
+    """The columns of one seed, which a curator cannot change."""
+    views = {name: np.asarray(column).view() for name, column in columns.items()}
+    for view in views.values():
+        view.flags.writeable = False
+    return {name: view[s] for name, view in views.items()}
 
 
 def curate_samples(world: EnsembleWorld, t: int, model: EnsembleModel, n: int, first: EnsembleBatch) -> EnsembleBatch:
