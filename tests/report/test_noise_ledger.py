@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
+
+import numpy as np
 import pytest
 
 from selfloop.report.build import point_ledgers
 from selfloop.report.figures import ledger_figure
+from selfloop.report.page import render_page
 from selfloop.report.theme import policy_styles
+from selfloop.report.values import CurveData, Panel, Report
 from selfloop.spec.parse import spec_from_table
 from selfloop.theory.moments import MomentEstimator, noise_ledger
 
@@ -44,3 +49,22 @@ def test_policies_have_a_ledger_where_their_laws_follow_from_moments(family, exp
         }
     )
     assert set(point_ledgers(next(iter(spec.points())))) == expected
+
+
+def test_the_page_shows_the_ledger():
+    panel = Panel(
+        metric="mean_error", title="M", curves=[CurveData(policy="replace", values=np.array([[1.0, 2.0], [1.1, 2.0]]))]
+    )
+    ledgers = {"replace": noise_ledger("replace", 10, 2, KNOWN)}
+    with_ledger, without = (
+        render_page(
+            [
+                Report(
+                    title="r", spec_text="", versions={}, generated=datetime(2026, 1, 1, tzinfo=UTC), panels=[panel], ledgers=x
+                )
+            ]
+        )
+        for x in (ledgers, {})
+    )
+    assert with_ledger.count("Where the error of the mean comes from") > without.count("Where the error of the mean comes from")
+    assert "A layer is what the noise of one generation" in with_ledger

@@ -120,6 +120,7 @@ def _experiment(report: Report, key: str) -> dict[str, object]:
         ],
         "verdicts": verdict_tables(report),
         "shares": figures[n_drawn : n_drawn + len(report.shares)],
+        "ledgers": [(name, figure) for name, figure in figures if figure.name == "noise-ledger"],
         "heat_maps": [(panel, heat_map(panel)) for panel in report.data_values],
         "schedules": figures[-1] if report.schedules else None,
         "galleries": [(gallery.coordinates, view) for gallery, view in zip(report.galleries, views, strict=True)],
