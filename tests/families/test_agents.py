@@ -91,6 +91,8 @@ def test_other_families_can_be_agents_with_their_own_sampler(tmp_path):
 def test_impossible_agents_are_refused():
     with pytest.raises(SettingError, match="of: got transformer; expected a family of ensembles with a density"):
         Agents(of=Transformer())
+    with pytest.raises(SettingError, match="of: got agents; expected"):
+        Agents(of=Agents())
     few = training_rows(({"x": np.zeros((2, 1))}, None, 1.0))
     with pytest.raises(DataError, match="an agent has no training rows"):
         Agents(shared=0.0).fit(few, CONTEXT, None)
