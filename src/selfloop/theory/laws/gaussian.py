@@ -6,6 +6,7 @@ Kernels widen the distribution: the variance of a row grows every generation.
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import accumulate
 
 import numpy as np
 from scipy.special import digamma, gammaln
@@ -83,9 +84,11 @@ def _kl_divergence(scenario: Scenario) -> Floats | None:
     if log_det is None or rows is None or rows.min() <= d + 2:
         return None
     changes = (rows - _estimator(scenario).ddof) / (rows - d - 2)  # E of an inverse Wishart matrix
-    scales = np.cumprod(changes / np.r_[1.0, np.full(len(rows) - 1, _estimator(scenario).variance_factor)])
-    distances = scales * np.cumsum(changes * d / rows / scales)  # (m_t - m*)' S_t^-1 (m_t - m*); d scales: tr S_t^-1 S*
-    return np.asarray(0.5 * (log_det + d * scales + distances - d), np.float64)
+    ratios = changes / np.r_[1.0, np.full(len(rows) - 1, _estimator(scenario).variance_factor)]
+    steps = zip(ratios, changes * d / rows, strict=True)
+    _, *distances = accumulate(steps, lambda before, step: before * step[0] + step[1], initial=0.0)
+    traces = d * np.cumprod(ratios)  # of S_t^-1 S*; distances are (m_t - m*)' S_t^-1 (m_t - m*)
+    return np.asarray(0.5 * (log_det + traces + distances - d), np.float64)
 
 
 def _merged_variance(scenario: Scenario) -> Floats | None:
