@@ -1,7 +1,7 @@
-"""Curation of one seed's rows: they are judged in steps of their own, between plain sampling steps and fits.
+"""Curation of the rows of one seed, in the stored world and in an ensemble.
 
-A judged table has the kept rows and reserved columns: the slot of each row (its position in the round, or in the training
-rows) and, if a curator gave any, its weight.
+Rows are judged in steps of their own, between plain sampling steps and fits. A judged table has the kept rows and reserved
+columns: the slot of each row (its position in the round, or in the training rows) and, if a curator gave any, its weight.
 """
 
 from __future__ import annotations
@@ -9,18 +9,21 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import numpy as np
 
 from selfloop.columns import Bools, Column, Columns, Floats, Ints, Params, Ragged, concat_rows, count_rows, select_rows
 from selfloop.component import Context, Family, Policy, Sampler, Source
 from selfloop.curator import Curator, CuratorView, Judged
-from selfloop.engine.steps import rows_of_interval
-from selfloop.errors import DataError
+from selfloop.engine.steps import STARVED, rows_of_interval
+from selfloop.errors import ChainEndedError, DataError
 from selfloop.protocols import CuratesRows, UsesEncoder
-from selfloop.store.identity import stored_step
-from selfloop.types import WEIGHT, RowInterval
+from selfloop.store.identity import ObjectRef, stored_step
+from selfloop.types import WEIGHT, RowInterval, Take
+
+if TYPE_CHECKING:
+    from selfloop.engine.stored import StoredWorld
 
 SLOT, SYNTHETIC = "@slot", "@synthetic"
 MAX_ROUNDS, MAX_INPUT_ROUNDS = 1000, 16  # of sampling; the second one if a row answers an input
@@ -288,3 +291,36 @@ class SeedCuration:
             self.prepared[position] = self.t, prepared
         tables = (self.initial, self.inputs, prepared)
         return self.call(judge, curator, self.model, self.t, rounds, tables, ctx.child(self.t, round_))
+
+
+def curate_samples(world: StoredWorld, t: int, model: ObjectRef, n: int) -> ObjectRef:
+    """The rows of model t that curators keep, and a note in the world if they are too few for the chain to go on."""
+    first, inputs = world.sample_round(t, model, n, 0)
+
+    def sample(r: int) -> ObjectRef:
+        return world.sample_round(t, model, n, r)[0] if r else first
+
+    rows, world.curation_values[t], lacks_rows = _of_chain(world, t, t, inputs).judge_new_rows(n, sample, first)
+    if lacks_rows:
+        world.starved.add(rows)
+    return cast(ObjectRef, rows)
+
+
+def curate_training_rows(world: StoredWorld, t: int, takes: Sequence[Take[ObjectRef | None]]) -> list[Take[ObjectRef | None]]:
+    """The training rows of generation t >= 2 that curators keep, take by take."""
+    sampled = set(world.samples.values())
+    offered = [(take.batch, take.interval, take.batch in sampled) for take in takes]
+    tables = _of_chain(world, t, t - 1, None).judge_training_rows(offered, world.samples[t - 1])
+    parts = [Take(rows, None, take.weight) for rows, take in zip(tables, takes, strict=True)]
+    if not (used := [take for take in parts if count_rows(world.store.open(take.batch))]):
+        raise ChainEndedError(STARVED)
+    return used
+
+
+def _of_chain(world: StoredWorld, t: int, born: int, inputs: ObjectRef | None) -> SeedCuration:
+    """Curation of a stored chain at generation t, whose newest model is that of generation `born`."""
+    spec = world.point.spec
+    sampler = spec.sampler.for_generation(born, world.truth())
+    model = (spec.source, spec.family.for_generation(born), sampler, world.models[born], world.models.get(born - 1))
+    known = world.initial, inputs, world.context("curator"), world.prepared
+    return SeedCuration(world.curation, world.store.call, world.store.open, model, t, *known)

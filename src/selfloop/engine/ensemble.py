@@ -242,8 +242,8 @@ class EnsembleWorld:
         weights = [take.weights() for take in takes]
         masks = [np.zeros(of_take.shape, bool) for of_take in weights]
         for mask, of_take, take in zip(masks, weights, takes, strict=True):
-            chosen = take.indices if isinstance(take.indices, slice) else slice(None)
-            mask[:, chosen] = of_take[:, chosen] > 0
+            indices = take.indices if isinstance(take.indices, slice) else slice(None)
+            mask[:, indices] = of_take[:, indices] > 0
         offered = np.concatenate(masks, axis=1)
         drawn = np.zeros_like(offered)
         for s, stream in enumerate(self.block.streams("subsample", t)):

@@ -54,8 +54,8 @@ def curate_training_rows(world: EnsembleWorld, t: int, takes: Sequence[Take[Ense
             ({**of_seed(take.batch.rows, s), **weight}, take.interval, take.batch.synthetic)
             for take, weight in zip(takes, weights, strict=True)
         ]
-        kept = _of_seed(world, t, t - 1, s, {}).judge_training_rows(offered, existing_rows(world.newest, s))
-        for part, rows in zip(parts, kept, strict=True):
+        judged = _of_seed(world, t, t - 1, s, {}).judge_training_rows(offered, existing_rows(world.newest, s))
+        for part, rows in zip(parts, judged, strict=True):
             part[s] = rows
     sizes = [take.rows or np.asarray(next(iter(take.batch.rows.values()))).shape[1] for take in takes]
     return [

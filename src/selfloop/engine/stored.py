@@ -13,7 +13,7 @@ from typing import Any, cast
 from selfloop.columns import Params, count_rows
 from selfloop.component import Context, Sampler, Source
 from selfloop.engine import steps
-from selfloop.engine.curation import Curation, SeedCuration
+from selfloop.engine.curation import Curation, curate_samples, curate_training_rows
 from selfloop.engine.curves import NOT_FINITE
 from selfloop.engine.measuring import measured_values
 from selfloop.engine.merging import merge_models
@@ -138,7 +138,7 @@ class StoredWorld:
         if any(take.batch in self.starved for take in takes):
             raise ChainEndedError(STARVED)
         if self.curation.training_rows and t > 1:
-            takes = self._curate_training_rows(t, takes)
+            takes = curate_training_rows(self, t, takes)
         parts = tuple((take.batch, take.interval, take.weight) for take in takes)
         family, init_from = self.point.spec.family.for_generation(t), self.point.spec.init_from
         init = previous if init_from == "previous" else None
@@ -151,37 +151,12 @@ class StoredWorld:
         return self.models[t]
 
     def sample(self, t: int, model: ObjectRef, n: int) -> ObjectRef | None:
-        rows, inputs = self.sample_round(t, model, n, 0) if n else (None, None)
-        if rows and self.curation.new_rows:  # curated rows are not in the order of their inputs: none to show beside them
-            curation, first = self._curate(t, t, inputs), rows
-            rows, values, lacks_rows = curation.judge_new_rows(
-                n, lambda r: self.sample_round(t, model, n, r)[0] if r else first, first
-            )
-            self.curation_values[t] = values
-            self.starved |= {rows} if lacks_rows else set()
+        if n and self.curation.new_rows:  # curated rows are not in the order of their inputs: none to show beside them
+            self.samples[t] = curate_samples(self, t, model, n)
         else:
-            self.inputs[t] = inputs
-        self.samples[t] = rows
+            self.samples[t], self.inputs[t] = self.sample_round(t, model, n, 0) if n else (None, None)
         self.measured = self._rows_to_measure(t, model, n) if self.measures else None
         return self.samples[t]
-
-    def _curate(self, t: int, born: int, inputs: ObjectRef | None) -> SeedCuration:
-        """Curation at generation t, whose newest model is that of generation `born`."""
-        spec = self.point.spec
-        sampler = spec.sampler.for_generation(born, self.truth())
-        model = (spec.source, spec.family.for_generation(born), sampler, self.models[born], self.models.get(born - 1))
-        known = self.initial, inputs, self.context("curator"), self.prepared
-        return SeedCuration(self.curation, self._call, self.store.open, model, t, *known)
-
-    def _curate_training_rows(self, t: int, takes: list[Take[ObjectRef | None]]) -> list[Take[ObjectRef | None]]:
-        """The training rows that curators keep, take by take."""
-        sampled = set(self.samples.values())
-        offered = [(take.batch, take.interval, take.batch in sampled) for take in takes]
-        kept = self._curate(t, t - 1, None).judge_training_rows(offered, self.samples[t - 1])
-        parts = [Take(rows, None, take.weight) for rows, take in zip(kept, takes, strict=True)]
-        if not (used := [take for take in parts if count_rows(self.store.open(take.batch))]):
-            raise ChainEndedError(STARVED)
-        return used
 
     def _rows_to_measure(self, t: int, model: ObjectRef, n: int) -> ObjectRef | None:
         """Rows of the model before curation, as many for every policy. They are sampled here, where a chain may end."""

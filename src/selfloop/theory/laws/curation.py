@@ -71,8 +71,8 @@ def _symbol_settings(scenario: Scenario) -> dict[str, Any] | None:
     if settings is None or scenario.family.settings()["smoothing"]:
         return None
     other_choice = settings.get("temperature") and settings["candidates"] != 2
-    kept = min(settings.get("keep_good", 1.0), settings.get("keep_bad", 1.0))  # a chain may lose all good symbols
-    return None if other_choice or kept < MIN_KEPT else settings
+    lowest = min(settings.get("keep_good", 1.0), settings.get("keep_bad", 1.0))  # a chain may lose all good symbols
+    return None if other_choice or lowest < MIN_KEPT else settings
 
 
 def _adjusted(scenario: Scenario, p: Floats) -> Floats:
