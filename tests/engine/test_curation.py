@@ -98,7 +98,8 @@ class Broken(Curator):
             rows = {name: np.asarray(column).astype(np.float32) for name, column in rows.items()}
         if self.way == "nan":
             rows = {name: np.asarray(column) * np.nan for name, column in rows.items()}
-        return Judged(rows, keep, -np.ones(len(keep)) if self.way == "weight" else None)
+        judged: Any = Judged(rows, keep, -np.ones(len(keep)) if self.way == "weight" else None)
+        return (rows, keep) if self.way == "tuple" else judged
 
 
 def curated(policy: str | dict[str, Any], *curators: object, **settings: object) -> dict[str, Any]:
@@ -267,7 +268,7 @@ def _stream() -> Any:
 @pytest.mark.parametrize(
     ("way", "message"),
     [("keep", "`keep` is float64"), ("rows", "returned 3 rows"), ("type", "changed its type"), ("nan", "NaN"),
-     ("weight", "finite numbers of 0 or more")],
+     ("weight", "finite numbers of 0 or more"), ("tuple", r"returned tuple; expected selfloop.Judged\(rows, keep\)")],
 )  # fmt: skip
 def test_a_curator_that_breaks_its_contract_is_named(way: str, message: str, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=f"curator broken: .*{message}"):
@@ -314,6 +315,14 @@ def test_settings_of_policies_and_curators_can_be_swept(tmp_path: Path) -> None:
     assert result.curves(at)[label]["kept_share"].tolist() == [[1.0, 1.0]] * 2
     other = {**at, "policies.mix.real_share": 0.9}
     assert (result.curves(at)["mix"]["mean_error"][:, 1] != result.curves(other)["mix"]["mean_error"][:, 1]).all()
+
+
+def test_a_sweep_names_the_curators_and_policies_that_the_spec_has() -> None:
+    spec = make_spec(policies=["mix"], sweep={"curators.verifier.keep_bad": [0.1]})
+    with pytest.raises(SpecError, match="got 'verifier'; expected a name among the spec's curators: there are none"):
+        spec.points()
+    with pytest.raises(SpecError, match="got 'window'; expected a name among the spec's policies: mix"):
+        replace(spec, sweep={"policies.window.length": [3]}).points()
 
 
 def test_a_sweep_changes_both_policies_of_a_switch() -> None:

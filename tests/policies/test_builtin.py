@@ -174,6 +174,11 @@ def test_a_switch_is_one_policy_before_and_the_other_one_if_it_is_at_once(policy
     assert [(entry.new_rows, entry.plan) for entry in entries(at_once, n, 6)] == same
 
 
+def test_a_take_from_behind_the_end_of_a_batch_asks_for_no_negative_number_of_rows() -> None:
+    with pytest.raises(SpecError, match=r"takes all rows of synthetic\(1\) from row 40 on; expected at most the 20 rows"):
+        entries(Custom(takes=({"batch": "synthetic(t-1)", "start": "2 * n"},)), 20, 3)
+
+
 def test_a_switch_refuses_what_its_second_policy_could_not_take_alone_and_policies_of_other_rows() -> None:
     for take in ({"batch": "synthetic(t)"}, {"batch": "real(1)", "rows": "n + 1"}, {"batch": "real(2)"}):
         with pytest.raises(SpecError, match=r"which does not exist|expected at most the 20 rows"):

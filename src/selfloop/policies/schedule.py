@@ -122,7 +122,7 @@ def _resolve_takes(key: str, asked: tuple[Take[Batch], ...], rows: Mapping[Batch
         if count is None:
             count = available - start
         if not (isinstance(count, int) and isinstance(start, int) and 0 <= start <= start + count <= available):
-            asked_for = f"{count} rows of {take.batch}" + (f" from row {start} on" if start else "")
+            asked_for = f"{take.rows or 'all'} rows of {take.batch}" + (f" from row {start} on" if start else "")
             raise SpecError(f"{key}: takes {asked_for}; expected at most the {available} rows that it has. Take fewer.")
         if not 0 <= take.weight < math.inf:
             raise SpecError(f"{key}: takes {take.batch} with weight {take.weight:g}; expected 0 or more. Change the weight.")
