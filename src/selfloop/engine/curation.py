@@ -258,7 +258,8 @@ class SeedCuration:
         """
         together = max(curator.n_candidates() for _, curator in self.curation.new_rows)
         most, by_slot = self.curation.max_rounds, bool(self.inputs)
-        limit, tables, slots, n_rounds, accepted = most or (MAX_INPUT_ROUNDS if by_slot else MAX_ROUNDS), [], set[int](), 0, 0
+        limit, n_rounds, accepted = most or (MAX_INPUT_ROUNDS if by_slot else MAX_ROUNDS), 0, 0
+        tables, slots = list[Any](), set[int]()
         while (len(slots) if by_slot else accepted) < n and (n_rounds + together <= limit or not tables):
             if accepted == 0 and n_rounds >= MAX_EMPTY_ROUNDS:
                 break

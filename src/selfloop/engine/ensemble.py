@@ -239,11 +239,10 @@ class EnsembleWorld:
 
     def _draw_budget(self, t: int, takes: Sequence[EnsembleTake], budget: int) -> list[EnsembleTake]:
         """The takes with a mask (seeds, rows) each: `budget` of their rows per seed, drawn uniformly without replacement."""
-        weights = [take.weights() for take in takes]
-        masks = [np.zeros(of_take.shape, bool) for of_take in weights]
-        for mask, of_take, take in zip(masks, weights, takes, strict=True):
-            indices = take.indices if isinstance(take.indices, slice) else slice(None)
-            mask[:, indices] = of_take[:, indices] > 0
+        masks = [take.weights() > 0 for take in takes]
+        for mask, take in zip(masks, takes, strict=True):
+            if isinstance(take.indices, slice):
+                mask[:, : take.indices.start] = mask[:, take.indices.stop :] = False
         offered = np.concatenate(masks, axis=1)
         drawn = np.zeros_like(offered)
         for s, stream in enumerate(self.block.streams("subsample", t)):

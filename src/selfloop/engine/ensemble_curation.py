@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
-from selfloop.columns import Array, Column, Columns, Params, count_rows, select_rows
+from selfloop.columns import Array, Column, Columns, Floats, Params, count_rows, select_rows
 from selfloop.component import Context
 from selfloop.engine.curation import SeedCuration
 from selfloop.engine.ensemble_values import EnsembleBatch, EnsembleModel
@@ -76,7 +76,7 @@ def _stack(rows: dict[int, Columns], example: EnsembleBatch, n: int) -> Ensemble
     columns, weights = dict[str, Column](), np.ones((len(next(iter(example.rows.values()))), n))  # 1 in chains without rows
     for s, table in rows.items():
         weights[s, count_rows(table) :] = 0
-        weights[s, : count_rows(table)] = table.get(WEIGHT, 1.0)
+        weights[s, : count_rows(table)] = cast(Floats, table.get(WEIGHT, 1.0))
     for name, column in example.rows.items():
         if name not in shared:
             continue
