@@ -114,7 +114,7 @@ def best_of_moments(candidates: int) -> tuple[float, float]:
 
 
 def _normal_density(x: Floats) -> Floats:
-    return np.exp(-0.5 * x**2) / np.sqrt(2 * np.pi)
+    return np.asarray(np.exp(-0.5 * x**2) / np.sqrt(2 * np.pi), np.float64)
 
 
 def _best_of_variance(scenario: Scenario) -> Floats | None:
@@ -177,7 +177,7 @@ def _top_share_variance(scenario: Scenario) -> Floats | None:
 
 _KEPT = "one curator of new rows without max_rounds, fitted from scratch"
 _VERIFIED = "Moments of a truncated normal distribution: a verifier keeps rows above a threshold with another probability"
-_VERIFIED_CONDITIONS = f"Gaussian source of one dimension, verifier of column x, n >= {MIN_ROWS}; {_KEPT}."
+_VERIFIED_CONDITIONS = f"Gaussian source of one dimension, pooled rows, verifier of column x, n >= {MIN_ROWS}; {_KEPT}."
 _BRADLEY_TERRY = "best of K by F^K, or the choice of Bradley and Terry between two (Ferbach et al. 2024, 2407.09499)"
 
 LAWS: dict[tuple[str, str], tuple[Law, ...]] = {
