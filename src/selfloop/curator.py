@@ -23,7 +23,7 @@ class CuratorView:
     initial: Columns
     inputs: Columns  # conditioning input of each judged row; empty without inputs
     slots: Ints  # position of each judged row in its round: rows of one slot answer the same input
-    synthetic: Bools  # True for rows that were sampled from a model; for curators that stand for a detector of known errors
+    synthetic: Bools  # True for rows of models of the chain, not for external ones; for detectors of known errors
     prepared: Params
 
 
@@ -40,8 +40,8 @@ class Judged:
 class Curator(Component):
     """Keeps, edits or weights rows after they are sampled, or the training rows before a fit.
 
-    New rows are judged in rounds. A round has a row for every slot, that is for every conditioning input if there are any. Round
-    0 is what a policy without curators gets; more rounds follow until n rows are kept. Rows are in the source's columns.
+    New rows are judged in rounds. A round has a row for every slot, that is for every conditioning input if there are any.
+    Round 0 is what a policy without curators gets; more rounds follow until n rows are kept. Rows are in the source's columns.
     """
 
     component_kind: ClassVar[str] = "curator"

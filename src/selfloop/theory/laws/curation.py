@@ -223,8 +223,8 @@ LAWS: dict[tuple[str, str], tuple[Law, ...]] = {
             kind="exact",
             source=f"Wright-Fisher chain with selection: counts are binomial with the curated last share; {_BRADLEY_TERRY}",
             conditions=(
-                f"Zipf source of two symbols, n up to {MAX_CHAIN_ROWS}, policy replace, verifier with keep_bad above 0 or "
-                f"best_of by column symbol; {_KEPT}."
+                f"Zipf source of two symbols, n up to {MAX_CHAIN_ROWS}, policy replace, verifier with keep_bad >= {MIN_KEPT} "
+                f"or best_of by column symbol; {_KEPT}."
             ),
             values=_two_symbols,
             limit=lambda scenario: "zero",
