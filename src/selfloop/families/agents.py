@@ -39,7 +39,8 @@ class Agents(EnsembleFamily):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not isinstance(self.of, EnsembleFamily) or not isinstance(self.of, SupportsLogProb) or isinstance(self.of, Agents):
+        is_nested = self.of.name == self.name
+        if is_nested or not isinstance(self.of, EnsembleFamily) or not isinstance(self.of, SupportsLogProb):
             raise SettingError("of", f"got {self.of.name}; expected a family of ensembles with a density, such as gaussian.")
         for name in ("required_columns", "sampler_class"):  # those of the agents
             object.__setattr__(self, name, getattr(self.of, name))

@@ -266,8 +266,8 @@ def with_value(spec: Spec, key: str, value: Any) -> Spec:
             value = {setting: value}
         policies = tuple(_change_named(policy, head, name, value, f"sweep.{head}.{name}") for policy in spec.policies)
         if name not in (names := {inside for policy in spec.policies for inside in _names(policy, head)}):
-            allowed = ", ".join(sorted(names)) or "there are none"
-            raise SpecError(f"sweep.{key}: got {name!r}; expected a name among the spec's {head}: {allowed}. Correct it.")
+            all_names = ", ".join(sorted(names)) or "there are none"
+            raise SpecError(f"sweep.{key}: got {name!r}; expected a name among the spec's {head}: {all_names}. Correct it.")
         return replace(spec, policies=policies)
     keys = ("n", "holdout", "generations", "init_from", "merge")
     if rest or head not in keys:
