@@ -28,7 +28,9 @@ from selfloop.types import TrainingRows
 from tiny_components import FAMILIES, METRICS
 
 PICTURES, MOLECULES = {"idx", "cifar", "image_folder", "celeba", "hub_images"}, {"sdf", "geom", "qm9"}
-FILES = PICTURES | MOLECULES | {"text", "tinystories", "jsonl", "hub_text", "stored_model"}  # sources of files; with the tests of sources
+FILES = (
+    PICTURES | MOLECULES | {"text", "tinystories", "jsonl", "hub_text", "stored_model"}
+)  # sources of files; with the tests of sources
 BASES = {"finetune"}  # families of given models; with their own tests
 
 

@@ -116,7 +116,9 @@ def test_plan_and_verify_name_the_backends_that_stored_results_mix(tmp_path: Pat
     assert not list(describe_mixed_backends({("training", "torch cpu float32"): 1, ("sampling", "c decoder"): 2}))
 
 
-THREE_POLICIES = tiny_components.tiny_spec(policies=("replace", "accumulate", "accumulate_subsample"), seeds=(3, 4), generations=3)
+THREE_POLICIES = tiny_components.tiny_spec(
+    policies=("replace", "accumulate", "accumulate_subsample"), seeds=(3, 4), generations=3
+)
 
 
 def damage(store: Path, step: str, position: int, kind: str) -> Path:

@@ -42,7 +42,12 @@ CONTEXT = Context(RandomStream(("golden",)))
 
 def declared_names() -> list[str]:
     """Identity of every stored step and of every built-in component, encoders and samplers included."""
-    functions = [value for module in (steps, ensemble, curation, merging) for value in vars(module).values() if hasattr(value, "stored_step")]
+    functions = [
+        value
+        for module in (steps, ensemble, curation, merging)
+        for value in vars(module).values()
+        if hasattr(value, "stored_step")
+    ]
     classes = {component_class(kind, name, "test") for kind, names in BUILT_IN.items() for name in names}
     classes |= {cls.sampler_class for cls in classes if issubclass(cls, Family)}
     classes |= set(subclasses(Component)) - {cls for cls in subclasses(Component) if not hasattr(cls, "name")}

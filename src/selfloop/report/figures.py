@@ -74,8 +74,8 @@ def schedule_figure(
     return Figure(
         name="training-data",
         alt=f"{unit.capitalize()} trained on, real mass and mean data age by generation. At the last generation, {last}.",
-        caption=f"{unit.capitalize()} of one epoch of each generation's fit, before curation. Real mass: share of {unit} × weight that is real. "
-        "Age: generations since a batch was drawn, counted from 1.",
+        caption=f"{unit.capitalize()} of one epoch of each generation's fit, before curation. Real mass: share of {unit} × "
+        "weight that is real. Age: generations since a batch was drawn, counted from 1.",
         spec=_schedule_chart(schedules, styles, unit),
     )
 
