@@ -218,7 +218,7 @@ def test_agents_find_their_rows_by_position_and_curators_of_controls_are_checked
     with pytest.raises(SpecError, match="curators: got accept_all, but family agents finds the owner"):
         make_spec(family="agents", policies=[curated("replace", AcceptAll())]).points()
     control = {"name": "control", "of": curated("replace", {"name": "corrector", "column": "y"})}
-    with pytest.raises(SpecError, match=r"curators.column: got 'y'"):
+    with pytest.raises(SpecError, match=rr"policies\[0\].curators\[0\].column: got 'y'"):
         make_spec(policies=[control]).points()
 
 
@@ -283,7 +283,7 @@ def test_a_curator_that_breaks_its_contract_is_named(way: str, message: str, tmp
         (curated("replace", {"name": "verifier", "score": X, "keep_good": 0.0}), r"curators\[0\].keep_good: got 0.0"),
         (curated("replace", {"name": "verifier", "score": "nonsense"}), "nonsense"),
         (curated("replace", {"name": "best_of", "score": X, "applies_to": "training_rows"}), "chooses among candidates"),
-        (curated("replace", {"name": "corrector", "column": "y"}), "curators.column: got 'y'"),
+        (curated("replace", {"name": "corrector", "column": "y"}), r"policies\[0\].curators\[0\].column: got 'y'"),
         (curated("replace"), "curators"),
         (curated("control", AcceptAll()), "Give them to the policy it controls"),
         (curated("replace", AcceptAll(), max_rounds=0), "max_rounds"),

@@ -242,8 +242,12 @@ def _check_used(spec: Spec) -> None:
         raise SpecError(f"curators: got {curators[0].name}, but family {problem}. Remove the curators.")
     kinds = {"policies": spec.policies, "metrics": spec.metrics, "criteria": spec.criteria, "curators": curators}
     components += [(f"{kind} {component.name}", component) for kind, named in kinds.items() for component in named]
-    for curator in curators:
-        curator.check(spec.source, spec.family, spec.sampler)
+    for i, policy in enumerate(curated):
+        for j, curator in enumerate(policy.curators if isinstance(policy, CuratesRows) else ()):
+            try:
+                curator.check(spec.source, spec.family, spec.sampler)
+            except SpecError as problem:
+                raise SpecError(str(problem).replace("curators.", f"policies[{i}].curators[{j}].", 1)) from None
     for key, component in components:
         for name, value, why in find_unused(component):
             raise SpecError(f"{key}.{name}: got {shown(value)}, which changes nothing: {why}. Remove the key.")
