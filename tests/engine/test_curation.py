@@ -218,7 +218,7 @@ def test_agents_find_their_rows_by_position_and_curators_of_controls_are_checked
     with pytest.raises(SpecError, match="curators: got accept_all, but family agents finds the owner"):
         make_spec(family="agents", policies=[curated("replace", AcceptAll())]).points()
     control = {"name": "control", "of": curated("replace", {"name": "corrector", "column": "y"})}
-    with pytest.raises(SpecError, match=rr"policies\[0\].curators\[0\].column: got 'y'"):
+    with pytest.raises(SpecError, match=r"policies\[0\].curators\[0\].column: got 'y'"):
         make_spec(policies=[control]).points()
 
 
