@@ -88,7 +88,7 @@ def quickstart(
     workers: WorkersOption = None,
     quiet: QuietOption = False,
 ) -> None:
-    """Run 2,000 linear chains, a VAE on digits and a language model under replace and accumulate. Takes less than two minutes.
+    """Run 2,000 linear chains, a VAE on digits and a language model under replace and accumulate. Takes two to three minutes.
 
     Example: selfloop quickstart
     """
