@@ -284,7 +284,7 @@ def _references(point: Point, policy: Policy) -> dict[str, Reference]:
     references = {metric.name: Reference(has_zero=metric.has_zero) for metric in point.spec.metrics}
     for law in law_curves(point.spec.scenario(policy, point.n)):  # those given the rows of the run hold for its seeds only
         name = law.metric.removeprefix("log_")  # the log of a variance is that of typical chains, and no expectation of it
-        known, cited = references.get(name, Reference()), repr(law.law)
+        known, cited = references.get(name, Reference()), f"{law.law!r} ({law.source})"
         if name == law.metric and law.kind == "exact":
             known = replace(known, expected=law.values, expected_by=cited)
         if law.limit and not known.limit:
