@@ -259,3 +259,9 @@ def test_a_setting_that_cannot_change_a_result_is_refused(changes: dict[str, Any
 def test_default_values_of_unused_settings_are_accepted() -> None:
     training = {"steps": 3, "epochs": 30, "batch_size": 8}
     assert Spec(source="digits", family={"name": "vae", "training": training, "sigma": 0.2}, n=40).points()
+
+
+def test_a_switch_after_the_last_generation_is_refused() -> None:
+    spec = Spec(source="gaussian", family="gaussian", n=10, generations=3, policies=[{"name": "switch", "at": 4, "to": "mix"}])  # type: ignore[arg-type]
+    with pytest.raises(SpecError, match="at: got 4, which changes nothing in 3 generations"):
+        spec.points()

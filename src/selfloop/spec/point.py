@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Literal, cast
 import numpy as np
 
 from selfloop.component import Context, Family, Policy, Source
+from selfloop.curator import Curator
 from selfloop.errors import SpecError, shown
 from selfloop.policies.schedule import ScheduleEntry, schedule
 from selfloop.protocols import (
@@ -231,23 +232,35 @@ def _check_abilities(spec: Spec) -> None:
             )
 
 
-def _check_used(spec: Spec) -> None:
-    """Raise SpecError for a setting that cannot change a result of this spec."""
-    components: list[tuple[str, Settings]]
-    components = [("source", spec.source), ("family", spec.family), ("family.sampler", spec.sampler)]
-    curated = [policy.of if isinstance(policy, ControlsPolicy) else policy for policy in spec.policies]
-    curators = [curator for policy in curated if isinstance(policy, CuratesRows) for curator in policy.curators]
-    if curators and spec.family.reads_positions:
-        problem = f"{spec.family.name} finds the owner of a row by its position, which curators change"
-        raise SpecError(f"curators: got {curators[0].name}, but family {problem}. Remove the curators.")
-    kinds = {"policies": spec.policies, "metrics": spec.metrics, "criteria": spec.criteria, "curators": curators}
-    components += [(f"{kind} {component.name}", component) for kind, named in kinds.items() for component in named]
-    for i, policy in enumerate(curated):
+def _checked_curators(spec: Spec) -> list[Curator]:
+    """The curators of all policies; SpecError for one that cannot judge the rows of this spec."""
+    policies = [policy.of if isinstance(policy, ControlsPolicy) else policy for policy in spec.policies]
+    curators = []
+    for i, policy in enumerate(policies):
         for j, curator in enumerate(policy.curators if isinstance(policy, CuratesRows) else ()):
+            curators.append(curator)
             try:
                 curator.check(spec.source, spec.family, spec.sampler)
             except SpecError as problem:
                 raise SpecError(str(problem).replace("curators.", f"policies[{i}].curators[{j}].", 1)) from None
+    if curators and spec.family.reads_positions:
+        problem = f"{spec.family.name} finds the owner of a row by its position, which curators change"
+        raise SpecError(f"curators: got {curators[0].name}, but family {problem}. Remove the curators.")
+    return curators
+
+
+def _check_used(spec: Spec) -> None:
+    """Raise SpecError for a setting that cannot change a result of this spec."""
+    components: list[tuple[str, Settings]]
+    components = [("source", spec.source), ("family", spec.family), ("family.sampler", spec.sampler)]
+    for policy in spec.policies:
+        if policy.name == "switch" and (at := policy.settings()["at"]) > spec.generations:
+            problem = f"got {at}, which changes nothing in {spec.generations} generations"
+            raise SpecError(f"policies {policy.name}.at: {problem}. Lower it, or raise generations.")
+    kinds = {
+        "policies": spec.policies, "metrics": spec.metrics, "criteria": spec.criteria, "curators": _checked_curators(spec),
+    }  # fmt: skip
+    components += [(f"{kind} {component.name}", component) for kind, named in kinds.items() for component in named]
     for key, component in components:
         for name, value, why in find_unused(component):
             raise SpecError(f"{key}.{name}: got {shown(value)}, which changes nothing: {why}. Remove the key.")
