@@ -39,7 +39,7 @@ def test_the_python_of_a_page_runs(
 def test_the_specs_and_the_policy_table_of_the_guide_can_be_run(tmp_path: Path) -> None:
     whole, controls, policy, switches, tables, language, *_, features = blocks(ROOT / "docs" / "guide.md", "toml")
     assert len(parse_spec(whole, "guide").points()) == 2
-    small = 'n = 100\ngenerations = 4\nsource = "gaussian"\nfamily = "gaussian"\n'
+    small = 'n = 100\ngenerations = 8\nsource = "gaussian"\nfamily = "gaussian"\n'
     for policies in (controls, policy, switches):
         assert parse_spec(small + policies, "guide").points()
     (tmp_path / "customers.csv").write_text("age,income,churn\n" + "".join(f"{i},{i % 7},{i % 2}\n" for i in range(300)))

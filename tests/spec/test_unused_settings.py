@@ -13,7 +13,7 @@ import pytest
 
 from selfloop.columns import Columns, Ragged
 from selfloop.component import Component, Context
-from selfloop.errors import ChainEndedError, SelfloopError
+from selfloop.errors import ChainEndedError, SelfloopError, SpecError
 from selfloop.plugins import component_names
 from selfloop.policies.builtin import AccumulateSubsample
 from selfloop.policies.schedule import schedule
