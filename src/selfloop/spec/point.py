@@ -244,8 +244,8 @@ def _checked_curators(spec: Spec) -> list[Curator]:
             except SpecError as problem:
                 raise SpecError(str(problem).replace("curators.", f"policies[{i}].curators[{j}].", 1)) from None
     if curators and spec.family.reads_positions:
-        problem = f"{spec.family.name} finds the owner of a row by its position, which curators change"
-        raise SpecError(f"curators: got {curators[0].name}, but family {problem}. Remove the curators.")
+        why = f"{spec.family.name} finds the owner of a row by its position, which curators change"
+        raise SpecError(f"curators: got {curators[0].name}, but family {why}. Remove the curators.")
     return curators
 
 
