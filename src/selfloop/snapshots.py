@@ -66,6 +66,11 @@ class EnsembleTake:
         shape = np.asarray(next(iter(self.rows.values()))).shape[:2]
         return np.ones(shape) if self.row_weights is None else self.row_weights
 
+    def exist(self) -> Bools:
+        """Which rows of the batch exist, (seeds, n)."""
+        shape = np.asarray(next(iter(self.rows.values()))).shape[:2]
+        return np.ones(shape, bool) if self.row_weights is None else self.row_weights > 0
+
     def taken_weights(self) -> Floats:
         """Factor of `weight` of every row that is taken by a slice or by integers, (seeds, k)."""
         if isinstance(self.indices, np.ndarray):

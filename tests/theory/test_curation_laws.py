@@ -64,7 +64,7 @@ def test_symbols_are_curated_after_the_sampler_has_changed_their_probabilities()
 
 @pytest.mark.parametrize("policy", [Replace(), Accumulate()])
 def test_endless_rows_of_many_symbols(policy: Policy) -> None:
-    source, family, n = ZipfSource(n_symbols=5), Discrete(), 8_000
+    source, family, n = ZipfSource(n_symbols=5), Discrete(), 12_000
     for curator, wrong in (
         (Verifier(score=SYMBOL, threshold=-2.0, keep_bad=0.5), Verifier(score=SYMBOL, threshold=-1.0, keep_bad=0.5)),
         (BestOf(score=SYMBOL, temperature=10.0), BestOf(score=SYMBOL, temperature=5.0)),
@@ -180,3 +180,20 @@ def test_a_detector_of_known_errors_leaves_the_share_of_its_weights() -> None:
         error = np.sqrt(expected * (1 - expected) / n) * 2
         assert abs(share - expected) < 4 * error
         assert abs(share - s * (1 - sensitivity)) > 4 * error  # without the real rows' share
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"n": 3000},  # 260 rows of the rarest symbol
+        {"sampler": DiscreteSampler(temperature=0.5)},
+        {"source": ZipfSource(n_symbols=2), "n": 30, "curators": (Verifier(score=SYMBOL, threshold=0.0, keep_bad=0.01),)},
+    ],
+)  # fmt: skip
+def test_no_law_of_symbols_where_noise_decides_or_chains_may_end(changes: dict[str, Any]) -> None:
+    settings: dict[str, Any] = {
+        "policy": Replace(), "source": ZipfSource(n_symbols=5), "family": Discrete(), "sampler": DiscreteSampler(), "n": 12_000,
+        "generations": 3, "curators": (Verifier(score=SYMBOL, threshold=-2.0, keep_bad=0.5),),
+    }  # fmt: skip
+    assert law_curves(Scenario(**settings))
+    assert law_curves(Scenario(**{**settings, **changes})) == []

@@ -45,7 +45,8 @@ class Curation:
             return Curation()
         numbered = tuple(enumerate(policy.curators))
         new_rows = tuple((i, curator) for i, curator in numbered if curator.applies_to == "new_rows")
-        return Curation(new_rows, tuple(item for item in numbered if item not in new_rows), policy.max_rounds)
+        training_rows = tuple((i, curator) for i, curator in numbered if curator.applies_to == "training_rows")
+        return Curation(new_rows, training_rows, policy.max_rounds)
 
 
 class CuratedModel(NamedTuple):

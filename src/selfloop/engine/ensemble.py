@@ -204,7 +204,8 @@ class EnsembleWorld:
             if previous is not None and self.block.merge is not None:
                 fitted = merge_ensemble(self.block.family, previous.params, fitted, self.block.merge)
         model = self._keep_ended_chains(t, fitted, previous)
-        self.models = [model.params, *self.models[:1]]
+        if self.curation.new_rows or self.curation.training_rows:
+            self.models = [model.params, *self.models[:1]]
         return model
 
     def _fit(
@@ -239,7 +240,7 @@ class EnsembleWorld:
 
     def _draw_budget(self, t: int, takes: Sequence[EnsembleTake], budget: int) -> list[EnsembleTake]:
         """The takes with a mask (seeds, rows) each: `budget` of their rows per seed, drawn uniformly without replacement."""
-        masks = [take.weights() > 0 for take in takes]
+        masks = [take.exist() for take in takes]
         for mask, take in zip(masks, takes, strict=True):
             if isinstance(take.indices, slice):
                 mask[:, : take.indices.start] = mask[:, take.indices.stop :] = False

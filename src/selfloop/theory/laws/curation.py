@@ -16,10 +16,11 @@ from selfloop.curator import Curator
 from selfloop.settings import has_default_settings
 from selfloop.snapshots import Scenario
 from selfloop.theory.law import Law, population_models, true_params
-from selfloop.theory.laws.discrete import MAX_CHAIN_ROWS, AdjustsProbabilities, count_chances
+from selfloop.theory.laws.discrete import MAX_CHAIN_ROWS, MIN_RAREST_COUNT, AdjustsProbabilities, count_chances
 
 MIN_ROWS = 1000  # n from which laws of endless rows are shown
 MIN_KEPT = 0.002  # share of rows; with less, chains end before n rows are kept
+MIN_KEPT_ROWS = 0.4  # of a round, in expectation: with less, chains may end after 50 rounds without one (e^-20 is no chance)
 
 
 def _settings(curator: Curator) -> dict[str, Any]:
@@ -72,7 +73,7 @@ def _symbol_settings(scenario: Scenario) -> dict[str, Any] | None:
         return None
     other_choice = settings.get("temperature") and settings["candidates"] != 2
     lowest = min(settings.get("keep_good", 1.0), settings.get("keep_bad", 1.0))  # a chain may lose all good symbols
-    return None if other_choice or lowest < MIN_KEPT else settings
+    return None if other_choice or lowest < max(MIN_KEPT, MIN_KEPT_ROWS / scenario.n) else settings
 
 
 def _adjusted(scenario: Scenario, p: Floats) -> Floats:
@@ -97,10 +98,12 @@ def _two_symbols(scenario: Scenario) -> Floats | None:
 
 def _many_symbols(scenario: Scenario) -> Floats | None:
     settings, p = _symbol_settings(scenario), cast(Floats, true_params(scenario)["probabilities"])
-    if settings is None or scenario.n < MIN_ROWS * len(p) or _two_symbols(scenario) is not None:
+    is_exact = _two_symbols(scenario) is not None
+    # noise decides on symbols with few rows, which a curator may prefer, and on near ties at a low temperature
+    if settings is None or is_exact or scenario.n * p.min() < MIN_RAREST_COUNT or not has_default_settings(scenario.sampler):
         return None
     name = scenario.curators[0].name
-    models = population_models(scenario, p, lambda model: curate_symbols(name, settings, _adjusted(scenario, model)))
+    models = population_models(scenario, p, lambda model: curate_symbols(name, settings, model))
     return np.asarray(1 - (models**2).sum(axis=1), np.float64)
 
 
@@ -175,7 +178,7 @@ def _top_share_variance(scenario: Scenario) -> Floats | None:
     return models[:, 0]
 
 
-_KEPT = "one curator of new rows without max_rounds, fitted from scratch"
+_KEPT = "one curator of new rows without max_rounds"
 _VERIFIED = "Moments of a truncated normal distribution: a verifier keeps rows above a threshold with another probability"
 _VERIFIED_CONDITIONS = f"Gaussian source of one dimension, pooled rows, verifier of column x, n >= {MIN_ROWS}; {_KEPT}."
 _BRADLEY_TERRY = "best of K by F^K, or the choice of Bradley and Terry between two (Ferbach et al. 2024, 2407.09499)"
@@ -212,7 +215,7 @@ LAWS: dict[tuple[str, str], tuple[Law, ...]] = {
             metric="variance_ratio",
             kind="asymptotic",
             source="Normal rows in an ellipsoid of probability q = P(chi2_d <= c) have P(chi2_(d+2) <= c)/q of the variance",
-            conditions=f"Gaussian source, top_share by likelihood, n >= {MIN_ROWS}; {_KEPT}.",
+            conditions=f"Gaussian source, pooled rows, top_share by likelihood, n >= {MIN_ROWS}; {_KEPT}.",
             values=_top_share_variance,
         ),
     ),
@@ -234,7 +237,10 @@ LAWS: dict[tuple[str, str], tuple[Law, ...]] = {
             metric="heterozygosity",
             kind="asymptotic",
             source=f"Models of endless rows: p' proportional to p times the chance to be kept; {_BRADLEY_TERRY}",
-            conditions=f"Zipf source, n >= {MIN_ROWS} per symbol, verifier or best_of by column symbol; {_KEPT}.",
+            conditions=(
+                f"Zipf source, {MIN_RAREST_COUNT:g} expected rows of the rarest symbol, default sampler, verifier or best_of "
+                f"by column symbol; {_KEPT}."
+            ),
             values=_many_symbols,
         ),
     ),
