@@ -109,7 +109,6 @@ def _many_symbols(scenario: Scenario) -> Floats | None:
 
 def best_of_moments(candidates: int) -> tuple[float, float]:
     """Mean and variance of the largest of K standard normal numbers."""
-
     x = np.linspace(-12, 12, 4001)  # equal steps are accurate to rounding for a function that vanishes at both ends
     chance = candidates * _normal_density(x) * ndtr(x) ** (candidates - 1) * (x[1] - x[0])
     mean = float(chance @ x)
@@ -122,9 +121,8 @@ def _normal_density(x: Floats) -> Floats:
 
 def _best_of_variance(scenario: Scenario) -> Floats | None:
     settings, family = _column_settings(scenario, "best_of"), scenario.family.settings()
-    if settings is None or settings["temperature"] or scenario.source.settings()["dim"] != 1:
-        return None
-    if scenario.policy.name != "replace":
+    is_plain = scenario.policy.name == "replace" and scenario.source.settings()["dim"] == 1
+    if settings is None or settings["temperature"] or not is_plain:
         return None
     n, factor = scenario.n, scenario.sampler.settings()["variance_factor"] * best_of_moments(settings["candidates"])[1]
     fit = (n - 1) / (n - family["ddof"])  # expected variance of a fit over that of its rows
@@ -134,9 +132,8 @@ def _best_of_variance(scenario: Scenario) -> Floats | None:
 def _verified_normal(scenario: Scenario) -> Floats | None:
     """Mean and second moment of the models of endless rows, (generations, 2), under a verifier with a threshold on x."""
     settings = _column_settings(scenario, "verifier")
-    if settings is None or scenario.source.settings()["dim"] != 1 or scenario.n < MIN_ROWS:
-        return None
-    if not scenario.family.settings()["pooled"]:
+    is_plain = scenario.family.settings()["pooled"] and scenario.source.settings()["dim"] == 1
+    if settings is None or scenario.n < MIN_ROWS or not is_plain:
         return None
     edge = (settings["threshold"] or 0.0) / settings["score_factor"]
     above, below = keep_chances(settings, np.array([edge + 1, edge - 1]))
