@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from selfloop.errors import SettingError
-from selfloop.policies.custom import Custom, evaluate
+from selfloop.formulas import evaluate
+from selfloop.policies.custom import Custom
 from selfloop.types import Batch
 
 WRONG = {

@@ -12,7 +12,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from selfloop.errors import SelfloopError
-from selfloop.policies.custom import evaluate
+from selfloop.formulas import evaluate
 from selfloop.spec.parse import parse_spec, read_spec, spec_from_table
 from selfloop.spec.spec import Spec
 
