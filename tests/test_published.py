@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from selfloop.columns import Floats
-from selfloop.commands.reproduce import reproduce, reproducible_groups, simulate
+from selfloop.commands.published_values import reproducible_groups, simulate
+from selfloop.commands.published_values import reproduce_values as reproduce
 from selfloop.curators.selection import Deduplicate
 from selfloop.errors import SpecError
 from selfloop.families.gaussian import Gaussian

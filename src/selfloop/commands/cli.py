@@ -11,6 +11,16 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from selfloop.commands.cli_reproduce import reproduce
+from selfloop.commands.options import (
+    QuietOption,
+    SetOption,
+    SpecArgument,
+    StoreOption,
+    ThreadsOption,
+    WorkersOption,
+    store_folder,
+)
 from selfloop.commands.progress import show_activity, show_progress
 from selfloop.commands.terminal import plain_problems, show
 from selfloop.errors import SpecError, unknown_name
@@ -28,12 +38,6 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     help="A laboratory for generative models that train on their own output.\n\nStart with: selfloop quickstart",
 )
-SpecArgument = Annotated[str, typer.Argument(metavar="SPEC", help="A TOML file or a preset (see `selfloop list`).")]
-SetOption = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a key; repeatable.")]
-StoreOption = Annotated[Path | None, typer.Option(help="Folder of the store. Default: $SELFLOOP_STORE, else .selfloop.")]
-WorkersOption = Annotated[int | None, typer.Option(min=1, help="Worker processes. Default: as many as the cores allow.")]
-ThreadsOption = Annotated[int | None, typer.Option(min=1, help="Threads per chain. Default: cores / chains, at least 1.")]
-QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Print no progress.")]
 
 
 def main() -> None:
@@ -46,12 +50,6 @@ def _spec(name: str, overrides: list[str] | None) -> Spec:
     from selfloop.spec.parse import read_spec
 
     return read_spec(name, overrides or ())
-
-
-def _store(store: Path | None) -> Path:
-    from selfloop.engine.run import store_path
-
-    return store_path(store)
 
 
 def _run(
@@ -147,7 +145,7 @@ def plan(
     from selfloop.commands.plan import plan as plan_spec
 
     parsed = _spec(spec, set_)
-    print_plan(parsed, plan_spec(parsed, _store(store), measure=measure))
+    print_plan(parsed, plan_spec(parsed, store_folder(store), measure=measure))
 
 
 @app.command()
@@ -221,31 +219,7 @@ def compare(
     print_comparison(compared, better, compare_curves(results, compared), first)
 
 
-@app.command()
-def reproduce(
-    paper: Annotated[str | None, typer.Argument(help="A paper, such as kazdan2025.")] = None,
-    list_: Annotated[bool, typer.Option("--list", help="Show the papers, their groups of values and their claims.")] = False,
-    only: Annotated[str | None, typer.Option(help="Groups of values, comma-separated, such as gaussian,linear,kde.")] = None,
-    scale: Annotated[str, typer.Option(help="paper (its number of seeds), small (20), or a number of seeds.")] = "paper",
-    store: StoreOption = None,
-    quiet: QuietOption = False,
-) -> None:
-    """Measure the published values of a paper again, and show each beside its published value with interval and z.
-
-    Example: selfloop reproduce kazdan2025 --only gaussian,linear,kde
-    """
-    from selfloop.commands.console import print_papers, print_reproduction
-    from selfloop.commands.reproduce import reproduce as reproduce_paper
-
-    if list_:
-        print_papers()
-        return
-    if paper is None:
-        raise SpecError("reproduce: no paper given. Name a paper of `selfloop reproduce --list`.")
-    with show_progress(quiet) as progress:
-        groups = only.split(",") if only else None
-        values = reproduce_paper(paper, groups, scale=scale, store=_store(store), progress=progress)
-    print_reproduction(values)
+app.command()(reproduce)
 
 
 @app.command("list")
@@ -307,7 +281,7 @@ def verify(
     from selfloop.commands.verify import verify as verify_spec
 
     with show_progress(quiet, "records") as progress:
-        verification = verify_spec(_spec(spec, set_), _store(store), records, progress)
+        verification = verify_spec(_spec(spec, set_), store_folder(store), records, progress)
     print_verification(verification)
     if verification.wrong or verification.damaged:
         raise typer.Exit(1)
@@ -338,7 +312,7 @@ def export(
         raise SpecError(unknown_name("--what", what, ("model", "samples")))
     if what == "model" and format_ is not None:
         raise SpecError(f"--format {format_}: is for samples. Add --what samples.")
-    stored = find_generation(_spec(spec, set_), _store(store), policy, seed, generation)
+    stored = find_generation(_spec(spec, set_), store_folder(store), policy, seed, generation)
     if what == "model":
         export_model(stored, output, dtype)
     else:
@@ -354,7 +328,7 @@ def runs(store: StoreOption = None) -> None:
     """
     from selfloop.commands.console import print_runs
 
-    print_runs(_store(store))
+    print_runs(store_folder(store))
 
 
 @app.command()
@@ -376,9 +350,9 @@ def gc(
     from selfloop.spec.write import spec_text
     from selfloop.store.runs import read_runs, run_name
 
-    listed = {run.name for run in read_runs(_store(store))}
+    listed = {run.name for run in read_runs(store_folder(store))}
     runs = [name if name in listed else run_name(spec_text(_spec(name, set_))) for name in delete or ()]
-    garbage = find_garbage(_store(store), runs)
+    garbage = find_garbage(store_folder(store), runs)
     print_garbage(garbage)
     if dry_run or not garbage:
         return

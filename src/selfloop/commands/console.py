@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from selfloop.commands.compare import CurveDifference
     from selfloop.commands.gc import Garbage
     from selfloop.commands.plan import PolicyCost
-    from selfloop.commands.reproduce import ReproducedValue
     from selfloop.commands.verify import Verification
     from selfloop.result import Result
     from selfloop.settings import SettingInfo
@@ -42,7 +41,8 @@ MAX_LEDGER_ROWS, MAX_LEDGER_COLUMNS = 12, 8  # of one kind of noise; older and n
 MAX_SCHEDULE_COLUMNS = 4  # generations whose training rows `plan` prints
 
 
-def _table(*columns: str, title: str | None = None, right: Sequence[str] = ()) -> Table:
+def format_table(*columns: str, title: str | None = None, right: Sequence[str] = ()) -> Table:
+    """A table that cuts nothing off; columns named in `right` hold numbers."""
     table = Table(title=title, title_justify="left", box=None, pad_edge=False)
     for column in columns:
         is_right = column in right
@@ -61,7 +61,7 @@ def print_summary(result: Result) -> None:
         title = f"{spec.family.name} on {spec.source.name}, n = {point.n}, {format_count(len(spec.seeds), 'seed')}"
         title += f"; {describe_coordinates(point.coordinates)}" if point.coordinates else ""
         columns = ("policy", "metric", "t = 1", last, "change (95 %)", "curve")
-        table = _table(*columns, title=title, right=("t = 1", last, "change (95 %)"))
+        table = format_table(*columns, title=title, right=("t = 1", last, "change (95 %)"))
         for policy, measured in result.curves(point.coordinates).items():
             for metric in [metric.name for metric in spec.metrics if metric.name in measured]:  # without secondary values
                 table.add_row(policy, metric, *_summary_cells(measured[metric], positive=metric in spec.positive_metrics()))
@@ -81,11 +81,11 @@ def _summary_cells(curves: Floats, *, positive: bool) -> tuple[str, str, str, st
     from selfloop.stats.intervals import mean_interval
 
     survivors = int((curves[:, -1] == curves[:, -1]).sum())  # NaN is not equal to itself
-    last = _number(mean_interval(curves[:, -1]).estimate)
+    last = format_number(mean_interval(curves[:, -1]).estimate)
     if survivors < len(curves):
         last = f"{survivors} of {len(curves)} chains left"
     change = " ".join(describe_change(curves, positive=positive)).strip() or "-"
-    return _number(mean_interval(curves[:, 0]).estimate), last, change, _sparkline(curves.mean(axis=0))
+    return format_number(mean_interval(curves[:, 0]).estimate), last, change, _sparkline(curves.mean(axis=0))
 
 
 def _sparkline(values: Floats) -> str:
@@ -105,13 +105,13 @@ def _print_verdicts(result: Result) -> None:
     criteria = list(dict.fromkeys(v.criterion for v in verdicts))
     title = "verdicts: is it collapse?"
     if len(keys) > MAX_VERDICT_COLUMNS:
-        table = _table("criterion", *get_args(Answer), title=title)
+        table = format_table("criterion", *get_args(Answer), title=title)
         for criterion in criteria:
             counts = Counter(v.answer for v in verdicts if v.criterion == criterion)
             table.add_row(criterion, *(str(counts[answer]) for answer in get_args(Answer)))
     else:
         labels = [policy + "".join(f" {key}={value}" for key, value in coordinates) for coordinates, policy in keys]
-        table = _table("criterion", *labels, title=title)
+        table = format_table("criterion", *labels, title=title)
         answers = {(v.criterion, v.coordinates, v.policy): v.answer for v in verdicts}
         for criterion in criteria:
             table.add_row(criterion, *(answers.get((criterion, *key), "") for key in keys))
@@ -124,7 +124,7 @@ def print_plan(spec: Spec, costs: Sequence[PolicyCost]) -> None:
 
     columns = ["point", "policy", "chains", "generations", "stored", "estimated time left"]
     columns += [f"training {spec.unit}, t = 1, 2, ...", *["training steps"] * isinstance(spec.family, SupportsStepCount)]
-    table = _table(*columns, right=columns[2:])
+    table = format_table(*columns, right=columns[2:])
     points = {point.coordinates: point for point in spec.points()}
     for cost in costs:
         point = points[cost.coordinates]
@@ -172,7 +172,7 @@ def print_verification(verification: Verification) -> None:
 
 def print_runs(store: Path) -> None:
     """The runs of a store, the last one first, with their date and size."""
-    table, runs = _table("run", "last", "records", "MB", "", right=("records", "MB")), read_runs(store)
+    table, runs = format_table("run", "last", "records", "MB", "", right=("records", "MB")), read_runs(store)
     for run in runs:
         date = datetime.fromtimestamp(run.time).astimezone().strftime("%Y-%m-%d %H:%M")
         records, size = run.size(store)
@@ -193,7 +193,7 @@ def print_predictions(predictions: Mapping[str, PolicyPrediction], n: int, figur
     show(f"Mean and variance of n = {n} rows by maximum likelihood; exact expectations.")
     columns = ("generation", "rows", "real mass", "data age", "error multiplier", "variance ratio")
     for name, prediction in predictions.items():
-        table = _table(*columns, title=name, right=columns)
+        table = format_table(*columns, title=name, right=columns)
         for i, rows in enumerate(prediction.trained_rows):
             table.add_row(
                 str(i + 1), f"{rows:,}", f"{prediction.real_mass[i]:.3f}", f"{prediction.data_age[i]:.2f}",
@@ -210,7 +210,7 @@ def print_ledgers(ledgers: Mapping[str, NoiseLedger], figure: Path | None) -> No
     for name, ledger in ledgers.items():
         values = ledger.n * ledger.squared_error
         models = select_generations(range(1, len(values) + 1), MAX_LEDGER_COLUMNS)
-        table = _table("noise of", *(f"t = {t}" for t in models), title=name, right=[f"t = {t}" for t in models])
+        table = format_table("noise of", *(f"t = {t}" for t in models), title=name, right=[f"t = {t}" for t in models])
         for kind in dict.fromkeys(source.kind for source in ledger.sources):
             columns = [i for i, source in enumerate(ledger.sources) if source.kind == kind]
             for group in filter(len, np.array_split(columns, min(len(columns), MAX_LEDGER_ROWS))):
@@ -275,51 +275,20 @@ def print_comparison(metric: str, better: Better, differences: Sequence[CurveDif
     for sentence in first:
         show(sentence)
     columns = ("first minus second", "generation", "difference", "interval", "first is")
-    table = _table(
+    table = format_table(
         *columns, title="; ".join(filter(None, (f"{metric}: differences seed by seed, 95 %", describe_better(better))))
     )
     for difference in differences:
         title = f"{difference.first} - {difference.second}{'' if difference.paired else ' (independent draws)'}"
         for t, (interval, direction) in enumerate(zip(difference.intervals, difference.directions, strict=True), 1):
-            table.add_row(title if t == 1 else "", str(t), _number(interval.estimate), _limits(interval), direction)
+            table.add_row(title if t == 1 else "", str(t), format_number(interval.estimate), format_limits(interval), direction)
     show(table)
     show("Directions are corrected: over all differences and generations, any of them is false with at most 5 %.")
 
 
-def _limits(interval: Interval) -> str:
-    return "undefined" if interval.low is None else f"[{_number(interval.low)}, {_number(interval.high)}]"
-
-
-def print_reproduction(values: Sequence[ReproducedValue]) -> None:
-    """One line per published value, and the number of values within 2 and beyond 4 standard errors."""
-    from selfloop.commands.reproduce import MIN_SEEDS
-
-    columns = ("group", "scenario", "policy", "t", "published", "measured", "interval", "z", "note")
-    table = _table(*columns, right=("t", "published", "measured", "z"))
-    for value in values:
-        z = "" if value.z is None else f"{value.z:+.1f}"
-        numbers = _number(value.published), _number(value.measured.estimate), _limits(value.measured), z
-        table.add_row(value.group, value.scenario, value.policy, str(value.generation), *numbers, value.note)
-    show(table)
-    scores = [abs(value.z) for value in values if value.z is not None]
-    if scores:
-        within = sum(z < 2 for z in scores)
-        show(f"{within} of {len(scores)} published values within |z| < 2, {sum(z >= 4 for z in scores)} at |z| >= 4.")
-        if any(value.measured.n < MIN_SEEDS for value in values):
-            show(f"Standard errors from fewer than {MIN_SEEDS} seeds are uncertain: every |z| is rough.")
-        show("Values of one table come from the same seeds, so their errors are correlated. Each z refers to one value.")
-
-
-def print_papers() -> None:
-    """Every paper with its groups of values that `reproduce` can run, and its claims."""
-    from selfloop.commands.reproduce import reproducible_groups
-    from selfloop.published.papers import papers
-
-    table = _table("paper", "title", "groups", "claims (highest risk first)")
-    for name, paper in papers().items():
-        claims = "; ".join(f"{' > '.join(claim.order)} ({claim.cite})" for claim in paper.claims)
-        table.add_row(name, f"{paper.title}, arXiv {paper.arxiv}", ", ".join(reproducible_groups(paper)) or "none", claims)
-    show(table)
+def format_limits(interval: Interval) -> str:
+    """The limits of an interval in brackets."""
+    return "undefined" if interval.low is None else f"[{format_number(interval.low)}, {format_number(interval.high)}]"
 
 
 def print_list(summaries: Mapping[str, Mapping[str, str]]) -> None:
@@ -335,11 +304,12 @@ def print_component(title: str, text: str, settings: Sequence[SettingInfo]) -> N
     """A component's documentation and settings."""
     show(f"{title}\n\n{text}\n")
     if settings:
-        table = _table("setting", "type", "default", "description")
+        table = format_table("setting", "type", "default", "description")
         for setting in settings:
             table.add_row(*setting)
         show(table)
 
 
-def _number(value: float | None) -> str:
+def format_number(value: float | None) -> str:
+    """Four significant digits, or a dash."""
     return "-" if value is None else f"{value:.4g}"

@@ -1,4 +1,4 @@
-"""Values, curves and claims that papers printed, with their sources: one TOML file per paper."""
+"""Values, curves, orders and claims of papers, with their sources: one TOML file per paper."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ import numpy as np
 
 from selfloop.component import Component
 from selfloop.errors import SpecError, unknown_name
+from selfloop.published.claims import Claim
 from selfloop.settings import has_default_settings
 from selfloop.snapshots import Scenario
 from selfloop.spec.spec import Spec
@@ -72,23 +73,19 @@ class PublishedGrid:
 
 
 @dataclass(frozen=True, slots=True)
-class OrderClaim:
-    """A paper's claim that the risk of policies with default settings has this order, the highest first."""
-
-    order: tuple[str, ...]
-    cite: str
-
-
-@dataclass(frozen=True, slots=True)
 class Paper:
-    """A paper: its name, short title, tables, grids of real and synthetic rows, and claims."""
+    """A paper: its name, short title, tables, grids of real and synthetic rows, and claims.
+
+    `orders`: policies with default settings by their risk, the highest first, in any run.
+    """
 
     name: str
     title: str
     arxiv: str
     tables: tuple[PublishedTable, ...]
     grids: tuple[PublishedGrid, ...]
-    claims: tuple[OrderClaim, ...]
+    orders: tuple[tuple[str, ...], ...]
+    claims: tuple[Claim, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +122,7 @@ def unmodified_policies(spec: Spec) -> list[str]:
 
 def claimed_orders(labels: Collection[str]) -> list[tuple[str, ...]]:
     """The claimed orders of these policies, the highest risk first, without those that are part of a longer one."""
-    claims = [claim.order for paper in papers().values() for claim in paper.claims]
+    claims = [order for paper in papers().values() for order in paper.orders]
     orders = sorted({tuple(label for label in order if label in labels) for order in claims})
     return [order for order in orders if len(order) > 1 and not any(set(order) < set(other) for other in orders)]
 
@@ -166,10 +163,11 @@ def _matches(settings: Mapping[str, Any], component: Component) -> bool:
 def _read_paper(file_name: str) -> Paper:
     content = tomllib.loads((files(__package__) / file_name).read_text(encoding="utf-8"))
     name, title, arxiv = file_name.removesuffix(".toml"), content["title"], content["arxiv"]
-    tables = tuple(_parse_table(**table) for table in content["table"])
+    tables = tuple(_parse_table(**table) for table in content.get("table", ()))
     grids = tuple(_parse_grid(**grid) for grid in content.get("grid", ()))
-    claims = tuple(OrderClaim(tuple(claim["order"]), claim["cite"]) for claim in content["claim"])
-    return Paper(name, title, arxiv, tables, grids, claims)
+    orders = tuple(tuple(order) for order in content.get("orders", ()))
+    claims = tuple(Claim(paper=name, **claim) for claim in content.get("claim", ()))
+    return Paper(name, title, arxiv, tables, grids, orders, claims)
 
 
 def _parse_table(*, generations: Sequence[int], curves: Mapping[str, str], **settings: Any) -> PublishedTable:

@@ -11,7 +11,7 @@ from typing import Any
 
 from selfloop.errors import SpecError, os_error_reason, shown, unknown_name
 from selfloop.plugins import component_names, presets
-from selfloop.spec.spec import Spec, check_keys
+from selfloop.spec.spec import Spec, check_keys, with_value
 
 MAX_BYTES = 10_000_000  # of a spec; larger files are something else
 
@@ -37,6 +37,20 @@ def read_spec(path: str | Path, overrides: Iterable[str] = ()) -> Spec:
     return parse_spec(text, str(path), overrides)
 
 
+def read_preset(name: str, changes: Mapping[str, Any]) -> Spec:
+    """The spec of a preset with other values of dotted keys; settings of a policy or curator by its name, as in a sweep."""
+    if name not in presets():
+        raise SpecError(unknown_name("preset", name, presets()))
+    table = tomllib.loads(presets()[name].read_text(encoding="utf-8"))
+    named = {key: value for key, value in changes.items() if key.startswith(("policies.", "curators."))}
+    for key in changes.keys() - named.keys():
+        _set_key(table, key, changes[key], key)
+    spec = spec_from_table(table)
+    for key, value in named.items():
+        spec = with_value(spec, key, value)
+    return spec
+
+
 def fresh_spec(spec: Spec | str | Path) -> Spec:
     """A spec whose points are resolved now, because data files may have changed; read from a file or preset if it is a name."""
     if isinstance(spec, Spec):
@@ -53,7 +67,7 @@ def parse_spec(text: str, name: str, overrides: Iterable[str] = ()) -> Spec:
     except (ValueError, RecursionError) as problem:  # TOMLDecodeError, and other errors that the parser lets through
         raise SpecError(f"{name}: not valid TOML ({problem}). Fix that line.") from problem
     for override in overrides:
-        _apply_override(table, override)
+        _set_key(table, *parse_override(override), f"--set {shown(override)}")
     return spec_from_table(table)
 
 
@@ -81,8 +95,8 @@ def parse_override(override: str) -> tuple[str, Any]:
         return key.strip(), text
 
 
-def _apply_override(table: dict[str, Any], override: str) -> None:
-    key, value = parse_override(override)
+def _set_key(table: dict[str, Any], key: str, value: object, origin: str) -> None:
+    """Set a dotted key of nested tables; errors start with `origin`."""
     *parents, last = key.split(".")
     for parent in parents:
         inner = table.setdefault(parent, {})
@@ -90,6 +104,6 @@ def _apply_override(table: dict[str, Any], override: str) -> None:
             inner = {"name": inner}
             table[parent] = inner
         if not isinstance(inner, dict):
-            raise SpecError(f"--set {shown(override)}: {parent} is not a table, so it has no keys.")
+            raise SpecError(f"{origin}: {parent} is not a table, so it has no keys.")
         table = inner
     table[last] = value

@@ -1,0 +1,22 @@
+"""Options that several commands have."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+SpecArgument = Annotated[str, typer.Argument(metavar="SPEC", help="A TOML file or a preset (see `selfloop list`).")]
+SetOption = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a key; repeatable.")]
+StoreOption = Annotated[Path | None, typer.Option(help="Folder of the store. Default: $SELFLOOP_STORE, else .selfloop.")]
+WorkersOption = Annotated[int | None, typer.Option(min=1, help="Worker processes. Default: as many as the cores allow.")]
+ThreadsOption = Annotated[int | None, typer.Option(min=1, help="Threads per chain. Default: cores / chains, at least 1.")]
+QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Print no progress.")]
+
+
+def store_folder(store: Path | None) -> Path:
+    """The folder of the store: that of the option, else of the variable, else the default."""
+    from selfloop.engine.run import store_path
+
+    return store_path(store)
