@@ -10,6 +10,7 @@ import hashlib
 import json
 import math
 import operator
+import tomllib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal
@@ -19,6 +20,7 @@ import numpy as np
 from selfloop.columns import Floats
 from selfloop.errors import SpecError
 from selfloop.formulas import evaluate
+from selfloop.plugins import presets
 from selfloop.stats.intervals import Interval, difference, mean_interval, paired_difference, ratio_interval
 
 LEVEL = 0.99  # of a claim: among a hundred right claims, about one interval misses its true value
@@ -70,8 +72,9 @@ class Claim:
         return f"{self.paper}/{self.name}"
 
     def digest(self) -> str:
-        """A digest of everything that the answer depends on beside the preset: an answer is of one definition."""
+        """A digest of the claim without its words and of the content of its preset: an answer is of one definition."""
         definition = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in NOTES}
+        definition["preset"] = tomllib.loads(presets()[self.preset].read_text(encoding="utf-8"))
         return hashlib.sha256(json.dumps(definition, sort_keys=True).encode()).hexdigest()[:16]
 
 
