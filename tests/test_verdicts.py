@@ -135,3 +135,29 @@ def test_a_chain_that_ends_is_the_worst_if_it_diverged_and_cannot_be_judged_else
     curves.codes["nll"][0, 0] = curves.codes["nll"][0, 3]
     curves.values["nll"][0, 0] = np.nan
     assert answers(result, "any_increase")["replace"].answer == "yes"  # without a first value, the chain is left out
+
+
+def test_diversity_is_judged_against_the_control(tmp_path: Path) -> None:
+    policies = ["replace", "accumulate", "control", {"name": "control", "of": "accumulate", "rows": "initial"}]
+    spec = selfloop.Spec(source="gaussian", family="gaussian", n=10, generations=30, seeds=30, policies=policies)
+    result = selfloop.run(spec, tmp_path)
+    verdicts, variance = answers(result, "collapsing_variance"), result.curves()
+    of = {other: label for label, other in spec.controls().items()}
+    for label in ("replace", "accumulate"):
+        assert f"{of[label]} in place of the first: geometric mean of last over first" in verdicts[label].reason
+    last = [variance[label]["variance_ratio"][:, -1] for label in ("replace", of["replace"])]
+    assert verdicts["replace"].estimate == pytest.approx(np.exp(np.log(last[0] / last[1]).mean()))
+    assert not any("in place" in verdicts[label].reason for label in variance if label.startswith("control"))
+    assert not any("control" in verdict.reason for verdict in answers(result, "any_increase").values())
+
+
+def test_the_diversity_of_a_network_without_a_control_is_named(tmp_path: Path) -> None:
+    spec = selfloop.Spec(source="gaussian", family="gaussian", n=10, generations=3, seeds=4, policies=["replace"])
+    network = selfloop.Spec(source="digits", family="vae", n=10, generations=3, seeds=4, policies=["replace"])
+    result = selfloop.run(spec, tmp_path)
+    for judged, is_network in ((result, False), (replace(result, spec=network), True)):
+        reasons = {
+            criterion: answers(judged, criterion)["replace"].reason for criterion in ("collapsing_variance", "divergence")
+        }
+        assert reasons["collapsing_variance"].endswith("; without a control") == is_network
+        assert "control" not in reasons["divergence"]

@@ -20,6 +20,7 @@ from selfloop.engine.executors import Notify
 from selfloop.engine.run import Progress, run_tasks, store_path
 from selfloop.errors import SpecError, shown, unknown_name
 from selfloop.policies.schedule import ScheduleEntry, schedule_metrics
+from selfloop.protocols import ControlsPolicy, SupportsStepCount
 from selfloop.published.papers import claimed_pairs, unmodified_policies
 from selfloop.spec.parse import fresh_spec
 from selfloop.spec.point import Point
@@ -159,8 +160,12 @@ class Result:
         }
         for point in self.points:
             spec, measured = point.spec, self.curves(point.coordinates)
-            for label in spec.policy_labels():
+            for label, policy in zip(spec.policy_labels(), spec.policies, strict=True):
                 curves, references = {**measured[label], **self._risks(label, point)}, {**known_of[point.coordinates, label]}
+                control = next((name for name, of in spec.controls().items() if of == label), "")
+                for name, curve in measured[control].items() if control else ():
+                    references[name] = replace(references.get(name, Reference()), control=curve, control_by=control)
+                is_bare = isinstance(spec.family, SupportsStepCount) and not control and not isinstance(policy, ControlsPolicy)
                 for other in self.points:
                     if f"risk@n={other.n}" in curves and _without_n(other) == _without_n(point):
                         risk = other.spec.risk_metric() or ""
@@ -169,6 +174,8 @@ class Result:
                     known = (references,) if isinstance(criterion, CurveCriterion) else ()
                     with at_look(self.look):
                         verdict = criterion.judge(curves, spec.directions(), *known)
+                    if is_bare and isinstance(criterion, CurveCriterion) and criterion.uses_control and verdict.metric:
+                        verdict = replace(verdict, reason=f"{verdict.reason}; without a control")
                     verdict = replace(verdict, policy=label, coordinates=point.coordinates)
                     verdicts.append(self._judge_ended(verdict, spec.risk_metric()) if verdict.metric else verdict)
         return verdicts

@@ -283,3 +283,47 @@ def test_a_variance_that_vanishes_by_a_law_has_not_stopped():
 def test_chains_without_a_first_model_are_left_out_and_counted() -> None:
     curves = np.vstack([np.full((2, 5), np.nan), np.random.default_rng(0).normal(1, 0.1, (6, 5))])
     assert AnyIncrease().judge({"risk": curves}).reason.endswith("; 2 chains without a first model are left out")
+
+
+@pytest.mark.parametrize(
+    "criterion", [CollapsingVariance(), TailLoss(), Hallucination(), ModeEntanglement()], ids=lambda c: c.name
+)
+def test_a_change_that_the_control_shares_is_no_collapse(criterion):
+    stays, is_amount = noisy(np.ones(10)), criterion.judges_amounts
+    change = np.linspace(1, 0.3, 10) if is_amount else np.linspace(0, 0.4, 10)
+    falls, rises = (stays * change, stays / change) if is_amount else (stays + change, stays - change)
+    metric = "outside_support" if criterion.name == "hallucination" else criterion.metrics[0]
+
+    def judge(policy, control):
+        noise = 0.002 * np.random.default_rng(6).normal(size=policy.shape)
+        other = np.hstack([policy[:, :1], (control + noise)[:, 1:]])  # generation 1 is shared
+        return criterion.judge({metric: policy}, {}, {metric: Reference(control=other, control_by="fresh rows")})
+
+    shared, alone, risen = judge(falls, falls), judge(falls, stays), judge(stays, rises)
+    assert [v.answer for v in (shared, alone, risen, judge(rises, stays))] == ["no", "yes", "yes", "no"]
+    assert all(verdict.reason.startswith("fresh rows in place of the first: ") for verdict in (shared, alone, risen))
+    assert alone.estimate == pytest.approx(0.3 if is_amount else 0.4, abs=0.02)
+    bare = criterion.judge({metric: falls})
+    assert bare.answer == "yes" and bare.estimate == pytest.approx(alone.estimate, abs=0.02)
+
+
+def test_what_policy_and_control_lose_entirely_is_no_collapse_of_the_policy():
+    gone = noisy(np.ones(8)) * (np.arange(8) < 6)
+    stays = np.hstack([gone[:, :1], noisy(np.ones(7))])
+    verdicts = [
+        CollapsingVariance().judge({"pixel_std": gone}, {}, {"pixel_std": Reference(control=control, control_by="control")})
+        for control in (gone, stays)
+    ]
+    assert [verdict.answer for verdict in verdicts] == ["undecided", "yes"]  # equal in all seeds: no spread
+
+
+def test_a_chain_whose_control_has_ended_is_left_out():
+    falls, ended = noisy(np.linspace(1, 0.3, 10)), noisy(np.ones(10))
+    ended[:3, 4:] = np.nan
+    verdict = TailLoss().judge({"coverage": falls}, {}, {"coverage": Reference(control=ended, control_by="control")})
+    assert verdict.answer == "yes" and verdict.reason.endswith("; 3 chains without a first model or a control are left out")
+
+
+def test_criteria_of_risk_do_not_read_the_control():
+    rising = {"risk": noisy(np.linspace(1, 2, 10))}
+    assert AnyIncrease().judge(rising, {}, {"risk": Reference(control=rising["risk"], control_by="control")}).answer == "yes"

@@ -1,4 +1,7 @@
-"""Four criteria of diversity: collapsing variance, mode entanglement, tail loss and hallucination."""
+"""Four criteria of diversity: collapsing variance, mode entanglement, tail loss and hallucination.
+
+Where the spec has a control of the policy, its last value takes the place of the first one.
+"""
 
 from __future__ import annotations
 
@@ -39,6 +42,7 @@ class CollapsingVariance(CurveCriterion):
 
     name: ClassVar[str] = "collapsing_variance"
     metrics: ClassVar[tuple[str, ...]] = ("variance_ratio", "pixel_std", "heterozygosity")
+    uses_control: ClassVar[bool] = True
     judges_amounts: ClassVar[bool] = True
     transforms: ClassVar[Mapping[str, Callable[[Floats], Floats]]] = {"pixel_std": np.square}
     threshold: Annotated[PositiveFloat, "share of the first variance below which it has collapsed"] = 0.5
@@ -76,6 +80,7 @@ class CollapsingVariance(CurveCriterion):
 class RiseCriterion(CurveCriterion):
     """A criterion of the rise of a share from the first to the last generation."""
 
+    uses_control: ClassVar[bool] = True
     threshold: Annotated[PositiveFloat, "rise of the share that counts as none"] = 0.1
 
     def judge_values(self, values: Floats, reference: Reference) -> Verdict:
@@ -96,6 +101,7 @@ class TailLoss(CurveCriterion):
 
     name: ClassVar[str] = "tail_loss"
     metrics: ClassVar[tuple[str, ...]] = ("support_size", "recall", "coverage", "tail_mass")
+    uses_control: ClassVar[bool] = True
     judges_amounts: ClassVar[bool] = True
     threshold: Annotated[PositiveFloat, "share of the first coverage below which tails are lost"] = 0.9
 

@@ -47,6 +47,8 @@ class Reference:
     expected_by: str = ""  # that law
     limit: Limit | None = None  # by a law; "zero": of typical chains
     limit_by: str = ""  # that law
+    control: Floats | None = None  # (seeds, generations) of the policy's control
+    control_by: str = ""  # the control's label
 
     def scale(self, risks: Floats) -> float:
         """The size that shares refer to: the first risk if it has a natural zero, else its distance from the trivial one.
@@ -65,9 +67,11 @@ class CurveCriterion(Criterion):
     A criterion of risk judges how far a metric is from its best value. A criterion of amounts ("less than a share of the
     first") answers "yes" only if the last amount is also less than that share of the right amount, if that is known: a share of
     rare words that falls from twice to once the real share is a recovery. A metric of unknown direction is taken as it is.
+    A criterion that `uses_control` compares with the policy's control: what that loses too, synthetic rows did not cause.
     """
 
     judges_amounts: ClassVar[bool] = False
+    uses_control: ClassVar[bool] = False
     transforms: ClassVar[Mapping[str, Callable[[Floats], Floats]]] = {}  # by metric: the judged quantity as a function of it
     metric: Annotated[str | None, "metric to judge; by default the first measured metric that the criterion is defined for"] = (
         None
@@ -85,23 +89,28 @@ class CurveCriterion(Criterion):
         metric = next(aliases, name) if name == "risk" else name
         better, transform = directions.get(name, ""), self.transforms.get(name, np.asarray)
         right, reference = right_values(curves, better), references.get(metric, Reference())
+        is_value, control = self.judges_amounts or name in self.transforms, reference.control if self.uses_control else None
+        values = compared = transform(curves[name]) if is_value else as_risk(curves, name, better)
+        if control is not None and values.shape[1] > 1:
+            control = transform(control) if is_value else as_risk({**curves, name: control}, name, better)
+            compared = relative_to(control, values, is_amount=self.judges_amounts)
+        else:
+            reference = replace(reference, control_by="")
         if not self.judges_amounts:
-            risks = transform(curves[name]) if name in self.transforms else as_risk(curves, name, better)
             if right is not None or better == "higher":
-                reference = Reference(has_zero=right is not None)
+                reference = Reference(has_zero=right is not None, control_by=reference.control_by)
             if right is None and f"{metric}_trivial" in curves:
                 reference = replace(reference, trivial=as_risk(curves, f"{metric}_trivial", better))
-            verdict = judge_curve(self.name, metric, risks, reference, self.judge_values)
+            verdict = judge_curve(self.name, metric, compared, reference, self.judge_values)
             reason = verdict.reason if right is None else f"distance from the right value: {verdict.reason}"
             return self._decide_by_law(replace(verdict, reason=reason), reference)
         if better == "lower":
             return Verdict(self.name, "", "not measured", metric, reason=f"of {name}, lower is better: it is no amount to keep")
-        values = transform(curves[name])
-        verdict = judge_curve(self.name, metric, values, reference, self.judge_values)
+        verdict = judge_curve(self.name, metric, compared, reference, self.judge_values)
         if right is not None and verdict.answer not in ("no", "not measured"):
             first = np.where(np.isnan(values[:, :1]), np.nan, transform(right)[:, :1])
             from_right = np.hstack([first, values[:, 1:]])
-            against_right = judge_curve(self.name, metric, from_right, reference, self.judge_values)
+            against_right = judge_curve(self.name, metric, from_right, replace(reference, control_by=""), self.judge_values)
             if against_right.answer not in (verdict.answer, "yes"):
                 verdict = replace(against_right, reason=f"right value in place of the first: {against_right.reason}")
         return self._decide_by_law(verdict, reference)
@@ -137,8 +146,20 @@ def judge_curve(
     verdict = replace(judge_values(values, reference), criterion=criterion, metric=metric)
     if len(values) < 2 or values.shape[1] < 2:
         return replace(verdict, answer="undecided", reason="needs two seeds and two generations")
-    n_out = int((~started).sum())
-    return replace(verdict, reason=f"{verdict.reason}; {n_out} chains without a first model are left out") if n_out else verdict
+    n_out, by = int((~started).sum()), reference.control_by
+    left_out = f"; {n_out} chains without a first model{by and ' or a control'} are left out" if n_out else ""
+    return replace(verdict, reason=f"{by and f'{by} in place of the first: '}{verdict.reason}{left_out}")
+
+
+def relative_to(control: Floats, values: Floats, *, is_amount: bool) -> Floats:
+    """The curve without the control's changes (in ratio if `is_amount`): from the control's last value to the curve's own."""
+    last, end = control[:, -1:], values[:, -1:]
+    if not is_amount:
+        return np.hstack([last, values[:, 1:] - control[:, 1:] + last])
+    both_lost = (last == 0) & (end == 0)  # as much as the control has, though no share of it
+    last, end = (np.where(both_lost, np.finfo(float).tiny, x) for x in (last, end))
+    shares = np.divide(values, control, out=np.ones_like(values), where=control > 0)
+    return np.hstack([last, shares[:, 1:-1] * last, end])
 
 
 def make_verdict(answer: Answer, threshold: float, interval: Interval, reason: str) -> Verdict:

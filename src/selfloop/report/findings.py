@@ -10,7 +10,6 @@ import numpy as np
 
 from selfloop.columns import Floats
 from selfloop.criteria.judging import Reference
-from selfloop.policies.control import Control
 from selfloop.published.papers import claimed_orders, unmodified_policies
 from selfloop.report.first_models import first_model_sentence
 from selfloop.report.theme import format_interval, format_number
@@ -130,12 +129,7 @@ def order_sentence(order: Sequence[str], comparisons: Sequence[Comparison], risk
 
 def control_sentences(spec: Spec, comparisons: Sequence[Comparison], risk: str) -> Iterator[str]:
     """The difference of every policy from its control at the last generation: the effect of synthetic rows alone."""
-    labels, policies = spec.policy_labels(), spec.policies
-    controlled = {
-        (labels[policies.index(control.of)], label)
-        for control, label in zip(policies, labels, strict=True)
-        if isinstance(control, Control) and control.of in policies
-    }
+    controlled = spec.controls().items()
     for pair in (each for each in comparisons if not each.declared):
         if controlled & {(pair.higher, pair.lower), (pair.lower, pair.higher)}:
             difference = f"{pair.higher} − {pair.lower} in {risk} is {format_interval(pair.differences[-1])}"

@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from selfloop.criteria.judging import COLLAPSES, NO_COLLAPSES
-from selfloop.policies.control import Control
-from selfloop.protocols import SupportsStepCount
+from selfloop.protocols import ControlsPolicy, SupportsStepCount
 from selfloop.report.theme import format_count
 from selfloop.spec.point import Point
 from selfloop.spec.spec import Spec
@@ -44,20 +43,18 @@ def notes(result: Result) -> Iterator[str]:
 
 def _controls(result: Result, point: Point) -> Iterator[str]:
     """That a run of a network has no control, or which controls have other numbers of tokens than their policies."""
-    if isinstance(point.spec.family, SupportsStepCount) and not any(isinstance(p, Control) for p in point.spec.policies):
+    if isinstance(point.spec.family, SupportsStepCount) and not any(isinstance(p, ControlsPolicy) for p in point.spec.policies):
         yield (
             "No control: what part of a change is due to synthetic rows, and what to numbers of rows, tokens and steps, shows "
             'beside a policy `control` or { name = "control", of = "accumulate" }.'
         )
-    labels, curves = point.spec.policy_labels(), result.curves(point.coordinates)
-    for label, policy in zip(labels, point.spec.policies, strict=True):
-        if isinstance(policy, Control) and policy.of in point.spec.policies:
-            other = labels[point.spec.policies.index(policy.of)]
-            tokens = [curves[name].get("training_tokens", np.ones((1, 1))) for name in (label, other)]
-            shares = (tokens[0] / tokens[1])[np.isfinite(tokens[0] * tokens[1])]
-            low, high = shares.min(initial=1), shares.max(initial=1)
-            if low < 0.99 or high > 1.01:
-                yield f"{label} trains on {low:.0%} to {high:.0%} of the tokens of {other}, by seed and generation."
+    curves = result.curves(point.coordinates)
+    for label, other in point.spec.controls().items():
+        tokens = [curves[name].get("training_tokens", np.ones((1, 1))) for name in (label, other)]
+        shares = (tokens[0] / tokens[1])[np.isfinite(tokens[0] * tokens[1])]
+        low, high = shares.min(initial=1), shares.max(initial=1)
+        if low < 0.99 or high > 1.01:
+            yield f"{label} trains on {low:.0%} to {high:.0%} of the tokens of {other}, by seed and generation."
 
 
 def data_notes(result: Result) -> Iterator[str]:

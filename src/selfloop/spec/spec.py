@@ -165,6 +165,12 @@ class Spec:
         names = [policy_label(policy, with_settings=False) for policy in self.policies]
         return tuple(policy_label(p, names.count(name) > 1) for p, name in zip(self.policies, names, strict=True))
 
+    def controls(self) -> dict[str, str]:
+        """The label of every control, with that of its policy; without controls of policies that the spec lacks."""
+        by_label = zip(self.policy_labels(), self.policies, strict=True)
+        controls = ((label, policy.of) for label, policy in by_label if isinstance(policy, ControlsPolicy))
+        return {label: self.policy_labels()[self.policies.index(of)] for label, of in controls if of in self.policies}
+
     def risk_metric(self) -> str | None:
         """The metric that stands for risk: the first of which lower is better."""
         return next((metric.name for metric in self.metrics if metric.better == "lower"), None)
