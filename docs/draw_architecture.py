@@ -15,6 +15,7 @@ BANDS = {
         "columns",
         "types",
         "errors",
+        "formulas",
         "rng",
         "source_code",
         "settings",

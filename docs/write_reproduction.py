@@ -75,7 +75,7 @@ def _section(paper: Paper, answers: dict[str, dict[str, Any]]) -> Iterator[str]:
         place = f"{claim.cite}, derived" if claim.derived and "derived" not in claim.cite else claim.cite
         statement = f"`{claim.name}`: {claim.sentence} ({place}; `{claim.preset}`)".replace("|", "\\|")
         if answer.get("measured") is None:
-            yield f"| {statement} | {claim.published or ''} | | | | {answer.get('answer', 'not run')} | {answer.get('seconds', '')} |"
+            yield f"| {statement} | {answer.get('published', '')} | | | | **{answer.get('answer', 'not run')}** | |"
             continue
         limits = "undefined" if answer["low"] is None else f"{answer['low']:.4g} to {answer['high']:.4g}"
         numbers = f"{answer['published']} | {answer['measured']:.4g} | {limits} | {answer['generation']}"

@@ -84,16 +84,16 @@ def print_claims(judged: Sequence[JudgedClaim]) -> None:
     """One line per claim, and how many have which answer."""
     columns = ("claim", "answer", "measured", "99 % interval", "expected", "t", "s", "the paper claims")
     table = format_table(*columns, right=("measured", "t", "s"))
-    for each in judged:
-        if each.judgment is None:
-            table.add_row(each.claim.key(), each.answer, "", "", "", "", "", each.reason)
+    for item in judged:
+        if item.judgment is None:
+            table.add_row(item.claim.key(), item.answer, "", "", "", "", "", item.reason)
             continue
-        measured, t = each.judgment.measured, str(each.judgment.generation)
-        numbers = format_number(measured.estimate), format_limits(measured), each.expected, t, f"{each.seconds:.1f}"
-        sentence = each.claim.sentence + (f" ({each.reason})" if each.reason else "")
-        table.add_row(each.claim.key(), each.answer, *numbers, sentence)
+        measured, t = item.judgment.measured, str(item.judgment.generation)
+        numbers = format_number(measured.estimate), format_limits(measured), item.expected, t, f"{item.seconds:.1f}"
+        sentence = item.claim.sentence + (f" ({item.reason})" if item.reason else "")
+        table.add_row(item.claim.key(), item.answer, *numbers, sentence)
     show(table)
-    counts = Counter(each.answer for each in judged)
+    counts = Counter(item.answer for item in judged)
     show(f"{len(judged)} claims: {', '.join(f'{count} {answer}' for answer, count in counts.most_common())}.")
 
 

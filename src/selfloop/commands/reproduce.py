@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from selfloop.engine.executors import Notify
-from selfloop.errors import MissingExtraError, SpecError, unknown_name
+from selfloop.errors import DataError, MissingExtraError, SpecError, unknown_name
 from selfloop.published.claims import Claim, ClaimPoint, Judgment, judge
 from selfloop.published.papers import find_paper, papers
 from selfloop.result import run
@@ -61,15 +61,15 @@ def select_claims(paper: str | None, only: Sequence[str] = (), budget: str | Non
     for name in only:
         if name not in (names := [claim.name for claim in claims]):
             raise SpecError(unknown_name("only", name, names, "claim"))
-    chosen = [claim for claim in claims if not only or claim.name in only]
+    selected = [claim for claim in claims if not only or claim.name in only]
     if budget is None:
-        return chosen
+        return selected
     minutes, fits = _parse_budget(budget), set()
-    for claim in sorted(chosen, key=lambda claim: claim.minutes):
+    for claim in sorted(selected, key=lambda claim: claim.minutes):
         minutes -= claim.minutes
         if minutes >= -1e-9:
             fits.add(claim.key())
-    return [claim for claim in chosen if claim.key() in fits]
+    return [claim for claim in selected if claim.key() in fits]
 
 
 def _parse_budget(text: str) -> float:
@@ -126,7 +126,7 @@ def judge_claim(claim: Claim, store: Path | None = None, data: Path = Path(), *,
     try:
         spec = claim_spec(claim, data, wrong=wrong)
         result = run(spec, store, workers=None if trains_network(spec) else 1)
-    except MissingExtraError as problem:
+    except (MissingExtraError, DataError, SpecError) as problem:
         return JudgedClaim(claim, None, 0.0, str(problem))
     # A planted wrong run may change a policy, and with it the label: policies keep their positions.
     labels = dict(zip(result.spec.policy_labels(), claim_spec(claim, data).policy_labels(), strict=False))
