@@ -168,6 +168,38 @@ def test_the_command_prints_answers_writes_json_and_continues(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({}, "expected one of near, between, above or below"),
+        ({"near": 1}, "goes with a tolerance"),
+        ({"above": 1, "within": 0.1}, "goes with a tolerance"),
+        ({"statistic": "share", "event": "about 1", "above": 1}, "expected a comparison with a number"),
+        ({"above": 1, "generations": "all"}, "expected a list, or a first generation"),
+        ({"statistic": "mean", "above": 1}, "statistic: got 'mean'"),
+    ],
+)
+def test_a_claim_that_cannot_be_judged_is_refused(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(SpecError, match=message):
+        make_claim(**settings)
+
+
+def test_a_claim_file_of_your_own_is_judged_on_a_spec_of_your_own(tmp_path: Path) -> None:
+    (tmp_path / "mine.toml").write_text(
+        'n = 20\ngenerations = 3\nseeds = 500\npolicies = ["replace"]\nsource = "gaussian"\nfamily = "gaussian"\n'
+    )
+    claim = (
+        'name = "falls"\nsentence = "It falls."\ncite = "mine"\nstatistic = "value"\npolicy = "replace"\nwrong = { n = 500 }\n'
+    )
+    claim += f'metric = "variance_ratio"\ngenerations = [3]\nbelow = 0.97\nminutes = 0.1\npreset = "{tmp_path / "mine.toml"}"\n'
+    (tmp_path / "claims.toml").write_text(f"[[claim]]\n{claim}")
+    command = "reproduce", tmp_path / "claims.toml", "-q", "--store", tmp_path / "store"
+    assert "does not hold" in tiny_components.selfloop(*command, "--wrong").out
+    assert "claims 1 holds" in tiny_components.selfloop(*command).out.replace(": ", " ")
+    (tmp_path / "claims.toml").write_text(f"[[claim]]\n{claim.replace('below', 'beneath')}")
+    assert "Did you mean 'below'" in tiny_components.selfloop(*command).err
+
+
+@pytest.mark.parametrize(
     ("arguments", "message"),
     [
         ((), "name a paper"),

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 def reproduce(
-    paper: Annotated[str | None, typer.Argument(help="A paper, such as kazdan2025.")] = None,
+    paper: Annotated[str | None, typer.Argument(help="A paper, such as kazdan2025, or a TOML file of claims.")] = None,
     list_: Annotated[bool, typer.Option("--list", help="Show papers, claims and recorded answers.")] = False,
     all_: Annotated[bool, typer.Option("--all", help="Judge the claims of all papers.")] = False,
     budget: Annotated[str | None, typer.Option(help="Run the shortest claims that fit into this time, such as 15m.")] = None,

@@ -15,7 +15,7 @@ from selfloop.errors import DataError, MissingExtraError, SpecError, unknown_nam
 from selfloop.published.claims import Claim, ClaimPoint, Judgment, judge
 from selfloop.published.papers import find_paper, papers
 from selfloop.result import run
-from selfloop.spec.parse import read_preset
+from selfloop.spec.parse import read_changed_spec
 from selfloop.spec.spec import Spec
 
 RECORDED = "answers.jsonl"  # in the folder of the papers: one line per claim, as `reproduce --json` writes it
@@ -86,7 +86,7 @@ def _parse_budget(text: str) -> float:
 def claim_spec(claim: Claim, data: Path = Path(), *, wrong: bool = False) -> Spec:
     """The spec of a claim, or that of its planted wrong run. `data` is the folder of data sets that a claim may need."""
     paths = {key: str(data / path) for key, path in claim.data.items()}
-    return read_preset(claim.preset, {**claim.changes, **paths, **(claim.wrong if wrong else {})})
+    return read_changed_spec(claim.preset, {**claim.changes, **paths, **(claim.wrong if wrong else {})})
 
 
 def trains_network(spec: Spec) -> bool:

@@ -10,7 +10,7 @@ import hashlib
 import json
 import math
 import operator
-import tomllib
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal
@@ -18,9 +18,10 @@ from typing import Any, Literal
 import numpy as np
 
 from selfloop.columns import Floats
-from selfloop.errors import SpecError
+from selfloop.errors import SettingError, SpecError
 from selfloop.formulas import evaluate
-from selfloop.plugins import presets
+from selfloop.settings import PositiveFloat, Settings
+from selfloop.spec.parse import parse_toml, read_spec_text
 from selfloop.stats.intervals import Interval, difference, mean_interval, paired_difference, ratio_interval
 
 LEVEL = 0.99  # of a claim: among a hundred right claims, about one interval misses its true value
@@ -29,12 +30,13 @@ ClaimAnswer = Literal["holds", "does not hold", "undecided"]
 EVENTS: dict[str, Callable[[Floats, float], Any]] = {
     ">=": operator.ge, "<=": operator.le, ">": operator.gt, "<": operator.lt
 }  # fmt: skip
+EVENT_PATTERN = re.compile(r"(>=|<=|>|<)\s*(-?[\d.]+(?:e-?\d+)?)")
 NOTES = ("explanation", "minutes", "sentence", "cite", "published", "derived")  # words, which change no answer
 Number = float | str  # a number, or a formula of t and n
 
 
 @dataclass(frozen=True, kw_only=True)
-class Claim:
+class Claim(Settings):
     """One claim of a paper: the scenario, the statistic, the expected region, and changes with which it must not hold."""
 
     paper: str
@@ -44,28 +46,41 @@ class Claim:
     preset: str
     statistic: Statistic
     metric: str
-    generations: Sequence[int] | str  # "3..": every generation from 3 to the last
-    wrong: Mapping[str, Any]  # changes of the planted wrong run, after `changes`
-    minutes: float  # on two cores, rounded up
-    changes: Mapping[str, Any] = field(default_factory=dict)  # dotted keys of the spec
-    data: Mapping[str, str] = field(default_factory=dict)  # dotted key -> path in the folder of data sets
+    generations: tuple[int, ...] | str  # "3..": every generation from 3 to the last
+    wrong: dict[str, Any]  # changes of the planted wrong run, after `changes`
+    minutes: PositiveFloat  # on two cores, rounded up
+    changes: dict[str, Any] = field(default_factory=dict)  # dotted keys of the spec
+    data: dict[str, str] = field(default_factory=dict)  # dotted key -> path in the folder of data sets
     policy: str = ""
-    policies: Sequence[str] = ()  # of an order, the highest first
+    policies: tuple[str, ...] = ()  # of an order, the highest first
     against: str = ""  # the other policy of a difference or ratio
-    at: Mapping[str, Any] = field(default_factory=dict)  # the point of a sweep
-    against_at: Mapping[str, Any] | None = None  # another point
+    at: dict[str, Any] = field(default_factory=dict)  # the point of a sweep
+    against_at: dict[str, Any] | None = None  # another point
     over: str = "t"  # of a slope or an argmin: "t", "log t", or a key of the sweep
     log: bool = False  # of a slope: that of the log of the metric
     event: str = ""  # of a share of seeds: "> 0.5"
-    near: Number | Sequence[Number] | None = None
+    near: Number | tuple[Number, ...] | None = None
     within: float | None = None  # tolerance, as a share of `near`
     margin: float | None = None  # tolerance, in the unit of the metric
     below: Number | None = None
     above: Number | None = None
-    between: Sequence[Number] | None = None
+    between: tuple[Number, ...] | None = None
     derived: bool = False  # the statement was derived, not read at its source
     published: float | str | None = None  # what the paper printed, if it is not the region
     explanation: str = ""  # why it does not hold, with numbers
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        bounds = self.above is not None or self.below is not None
+        expectations = [self.near is not None, self.between is not None, bounds, self.statistic == "order"]
+        if sum(expectations) != 1:
+            raise SettingError("statistic", "expected one of near, between, above or below, and none for an order. Keep one.")
+        if (self.near is None) != (self.within is None and self.margin is None):
+            raise SettingError("near", "goes with a tolerance, within (a share) or margin. Set both or none.")
+        if self.statistic == "share" and not EVENT_PATTERN.fullmatch(self.event):
+            raise SettingError("event", f'got {self.event!r}; expected a comparison with a number, such as "> 0.5".')
+        if isinstance(self.generations, str) and not re.fullmatch(r"\d+\.\.", self.generations):
+            raise SettingError("generations", f'got {self.generations!r}; expected a list, or a first generation as in "3..".')
 
     def key(self) -> str:
         """`paper/name`."""
@@ -74,7 +89,7 @@ class Claim:
     def digest(self) -> str:
         """A digest of the claim without its words and of the content of its preset: an answer is of one definition."""
         definition = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in NOTES}
-        definition["preset"] = tomllib.loads(presets()[self.preset].read_text(encoding="utf-8"))
+        definition["preset"] = parse_toml(read_spec_text(self.preset), self.preset)
         return hashlib.sha256(json.dumps(definition, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -151,7 +166,7 @@ def _share_interval(event: str, values: Floats, level: float) -> Interval:
     """The share of seeds with an event, with limits of Clopper and Pearson (1934); a chain that has ended has none."""
     from scipy.special import betaincinv
 
-    sign, number = next((sign, event.removeprefix(sign)) for sign in EVENTS if event.startswith(sign))
+    sign, number = EVENT_PATTERN.fullmatch(event).groups()  # type: ignore[union-attr]  # checked by the claim
     n, tail = len(values), (1 - level) / 2
     k = int(np.sum(EVENTS[sign](values, float(number)) & np.isfinite(values)))
     low = float(betaincinv(k, n - k + 1, tail)) if k else 0.0
@@ -194,8 +209,7 @@ def region_at(claim: Claim, i: int, t: int, n: int) -> tuple[float, float]:
         return evaluate(claim.key(), value, t=t, n=n, pi=math.pi)
 
     if claim.near is not None:
-        several = isinstance(claim.near, Sequence) and not isinstance(claim.near, str)
-        center = number(claim.near[i] if several else claim.near)  # type: ignore[index, arg-type]
+        center = number(claim.near[i] if isinstance(claim.near, tuple) else claim.near)
         tolerance = abs(center) * claim.within if claim.within is not None else claim.margin or 0.0
         return center - tolerance, center + tolerance
     if claim.between is not None:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import tomllib
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, cached_property
 from importlib.resources import files
 from itertools import combinations
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,8 @@ from selfloop.errors import SpecError, unknown_name
 from selfloop.published.claims import Claim
 from selfloop.settings import has_default_settings
 from selfloop.snapshots import Scenario
+from selfloop.spec.components import make_settings
+from selfloop.spec.parse import parse_toml, read_spec_text
 from selfloop.spec.spec import Spec
 from selfloop.stats.data_value import GridCell
 
@@ -72,7 +75,7 @@ class PublishedGrid:
     r_squared: Mapping[str, float]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Paper:
     """A paper: its name, short title, tables, grids of real and synthetic rows, and claims.
 
@@ -85,7 +88,13 @@ class Paper:
     tables: tuple[PublishedTable, ...]
     grids: tuple[PublishedGrid, ...]
     orders: tuple[tuple[str, ...], ...]
-    claims: tuple[Claim, ...]
+    claim_tables: tuple[Mapping[str, Any], ...]
+
+    @cached_property
+    def claims(self) -> tuple[Claim, ...]:
+        """The claims, which are checked when they are asked for. SpecError for one that cannot be judged."""
+        tables = enumerate(self.claim_tables, 1)
+        return tuple(make_settings(Claim, {"paper": self.name, **table}, f"{self.name}: claim {i}") for i, table in tables)
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +117,9 @@ def papers() -> dict[str, Paper]:
 
 
 def find_paper(name: str) -> Paper:
-    """The paper of that name. Raises SpecError if there is none."""
+    """The paper of that name, or in a TOML file of the same form. Raises SpecError if there is none."""
+    if name.endswith(".toml"):
+        return _parse_paper(parse_toml(read_spec_text(name), name), Path(name).stem)
     if name not in papers():
         raise SpecError(unknown_name("paper", name, papers()))
     return papers()[name]
@@ -161,13 +172,16 @@ def _matches(settings: Mapping[str, Any], component: Component) -> bool:
 
 
 def _read_paper(file_name: str) -> Paper:
-    content = tomllib.loads((files(__package__) / file_name).read_text(encoding="utf-8"))
-    name, title, arxiv = file_name.removesuffix(".toml"), content["title"], content["arxiv"]
+    text = (files(__package__) / file_name).read_text(encoding="utf-8")
+    return _parse_paper(tomllib.loads(text), file_name.removesuffix(".toml"))
+
+
+def _parse_paper(content: Mapping[str, Any], name: str) -> Paper:
     tables = tuple(_parse_table(**table) for table in content.get("table", ()))
     grids = tuple(_parse_grid(**grid) for grid in content.get("grid", ()))
     orders = tuple(tuple(order) for order in content.get("orders", ()))
-    claims = tuple(Claim(paper=name, **claim) for claim in content.get("claim", ()))
-    return Paper(name, title, arxiv, tables, grids, orders, claims)
+    title, arxiv = content.get("title", name), content.get("arxiv", "")
+    return Paper(name, title, arxiv, tables, grids, orders, tuple(content.get("claim", ())))
 
 
 def _parse_table(*, generations: Sequence[int], curves: Mapping[str, str], **settings: Any) -> PublishedTable:

@@ -18,9 +18,14 @@ MAX_BYTES = 10_000_000  # of a spec; larger files are something else
 
 def read_spec(path: str | Path, overrides: Iterable[str] = ()) -> Spec:
     """The spec in a TOML file or a preset, with `key=value` overrides (values as in TOML)."""
+    return parse_spec(read_spec_text(path), str(path), overrides)
+
+
+def read_spec_text(path: str | Path) -> str:
+    """The text of a TOML file or of a preset."""
     shipped = presets()
     if str(path) in shipped:
-        return parse_spec(shipped[str(path)].read_text(encoding="utf-8"), str(path), overrides)
+        return shipped[str(path)].read_text(encoding="utf-8")
     file = Path(os.path.expanduser(path))
     try:
         if file.is_dir():
@@ -30,18 +35,15 @@ def read_spec(path: str | Path, overrides: Iterable[str] = ()) -> Spec:
             raise SpecError(f"{path}: no such file or preset.{near} Give the path of a TOML file, or see `selfloop list`.")
         if file.stat().st_size > MAX_BYTES:
             raise SpecError(f"{file}: has {file.stat().st_size:,} bytes; expected at most {MAX_BYTES:,}. Give a TOML file.")
-        text = file.read_text(encoding="utf-8")
+        return file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as problem:
         reason = os_error_reason(problem) if isinstance(problem, OSError) else f"byte {problem.start} is not UTF-8"
         raise SpecError(f"{path}: cannot be read ({reason}). Give a TOML file, which is UTF-8 text.") from problem
-    return parse_spec(text, str(path), overrides)
 
 
-def read_preset(name: str, changes: Mapping[str, Any]) -> Spec:
-    """The spec of a preset with other values of dotted keys; settings of a policy or curator by its name, as in a sweep."""
-    if name not in presets():
-        raise SpecError(unknown_name("preset", name, presets()))
-    table = tomllib.loads(presets()[name].read_text(encoding="utf-8"))
+def read_changed_spec(path: str | Path, changes: Mapping[str, Any]) -> Spec:
+    """A spec with other values of dotted keys; settings of a policy or curator by its name, as in a sweep."""
+    table = parse_toml(read_spec_text(path), str(path))
     named = {key: value for key, value in changes.items() if key.startswith(("policies.", "curators."))}
     for key in changes.keys() - named.keys():
         _set_key(table, key, changes[key], key)
@@ -62,13 +64,18 @@ def fresh_spec(spec: Spec | str | Path) -> Spec:
 
 def parse_spec(text: str, name: str, overrides: Iterable[str] = ()) -> Spec:
     """The spec in a TOML text, with `key=value` overrides; errors of the text start with `name`."""
-    try:
-        table = tomllib.loads(text.removeprefix("\ufeff"))  # the mark that editors of Windows write first
-    except (ValueError, RecursionError) as problem:  # TOMLDecodeError, and other errors that the parser lets through
-        raise SpecError(f"{name}: not valid TOML ({problem}). Fix that line.") from problem
+    table = parse_toml(text, name)
     for override in overrides:
         _set_key(table, *parse_override(override), f"--set {shown(override)}")
     return spec_from_table(table)
+
+
+def parse_toml(text: str, name: str) -> dict[str, Any]:
+    """The table in a TOML text; errors start with `name`."""
+    try:
+        return tomllib.loads(text.removeprefix("\ufeff"))  # the mark that editors of Windows write first
+    except (ValueError, RecursionError) as problem:  # TOMLDecodeError, and other errors that the parser lets through
+        raise SpecError(f"{name}: not valid TOML ({problem}). Fix that line.") from problem
 
 
 def spec_from_table(table: Mapping[str, Any]) -> Spec:
