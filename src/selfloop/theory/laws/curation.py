@@ -183,34 +183,22 @@ _BRADLEY_TERRY = "best of K by F^K, or the choice of Bradley and Terry between t
 LAWS: dict[tuple[str, str], tuple[Law, ...]] = {
     ("gaussian", "gaussian"): (
         Law(
-            name="variance of the best of K",
-            metric="variance_ratio",
-            kind="exact",
+            name="variance of the best of K", metric="variance_ratio", kind="exact",
             source="The largest of K normal numbers has a fixed share of the model's variance; a fit has (n-1)/(n-ddof) of it",
             conditions=f"Gaussian source of one dimension, best_of by column x with temperature 0, policy replace; {_KEPT}.",
             values=_best_of_variance,
             limit=lambda scenario: "zero" if scenario.sampler.settings()["variance_factor"] <= 1 else None,
         ),
         Law(
-            name="mean of verified rows",
-            metric="mean_error",
-            kind="asymptotic",
-            source=_VERIFIED,
-            conditions=_VERIFIED_CONDITIONS,
-            values=_verified_mean_error,
+            name="mean of verified rows", metric="mean_error", kind="asymptotic", source=_VERIFIED,
+            conditions=_VERIFIED_CONDITIONS, values=_verified_mean_error,
         ),
         Law(
-            name="variance of verified rows",
-            metric="variance_ratio",
-            kind="asymptotic",
-            source=_VERIFIED,
-            conditions=_VERIFIED_CONDITIONS,
-            values=_verified_variance,
+            name="variance of verified rows", metric="variance_ratio", kind="asymptotic", source=_VERIFIED,
+            conditions=_VERIFIED_CONDITIONS, values=_verified_variance,
         ),
         Law(
-            name="variance of the most likely rows",
-            metric="variance_ratio",
-            kind="asymptotic",
+            name="variance of the most likely rows", metric="variance_ratio", kind="asymptotic",
             source="Normal rows in an ellipsoid of probability q = P(chi2_d <= c) have P(chi2_(d+2) <= c)/q of the variance",
             conditions=f"Gaussian source, pooled rows, top_share by likelihood, n >= {MIN_ROWS}; {_KEPT}.",
             values=_top_share_variance,
@@ -218,27 +206,18 @@ LAWS: dict[tuple[str, str], tuple[Law, ...]] = {
     ),
     ("discrete", "zipf"): (
         Law(
-            name="two curated symbols",
-            metric="heterozygosity",
-            kind="exact",
+            name="two curated symbols", metric="heterozygosity", kind="exact",
             source=f"Wright-Fisher chain with selection: counts are binomial with the curated last share; {_BRADLEY_TERRY}",
-            conditions=(
-                f"Zipf source of two symbols, n up to {MAX_CHAIN_ROWS}, policy replace, verifier with keep_bad >= {MIN_KEPT} "
-                f"or best_of by column symbol; {_KEPT}."
-            ),
-            values=_two_symbols,
-            limit=lambda scenario: "zero",
+            conditions=f"Zipf source of two symbols, n up to {MAX_CHAIN_ROWS}, policy replace, verifier with keep_bad >= "
+                f"{MIN_KEPT} or best_of by column symbol; {_KEPT}.",
+            values=_two_symbols, limit=lambda scenario: "zero",
         ),
         Law(
-            name="curated symbols",
-            metric="heterozygosity",
-            kind="asymptotic",
+            name="curated symbols", metric="heterozygosity", kind="asymptotic",
             source=f"Models of endless rows: p' proportional to p times the chance to be kept; {_BRADLEY_TERRY}",
-            conditions=(
-                f"Zipf source, {MIN_RAREST_COUNT:g} expected rows of the rarest symbol, default sampler, verifier or best_of "
-                f"by column symbol; {_KEPT}."
-            ),
+            conditions=f"Zipf source, {MIN_RAREST_COUNT:g} expected rows of the rarest symbol, default sampler, verifier or "
+                f"best_of by column symbol; {_KEPT}.",
             values=_many_symbols,
         ),
     ),
-}  # by family and source
+}  # by family and source  # fmt: skip

@@ -154,68 +154,45 @@ _CHAIN_CONDITIONS = (
 
 LAWS = (
     Law(
-        name="moments of the frequencies",
-        metric="heterozygosity",
-        kind="exact",
+        name="moments of the frequencies", metric="heterozygosity", kind="exact",
         source="Symbols as unit vectors have variance 1 - sum p^2: theory/moments.py; replace: Seddik et al. 2024 (2404.05090)",
-        conditions="no smoothing, default sampler; budgets with one or two weights.",
-        values=_heterozygosity,
+        conditions="no smoothing, default sampler; budgets with one or two weights.", values=_heterozygosity,
         limit=lambda scenario: "zero" if scenario.policy.name == "replace" else None,  # (1 - 1/n)^t
         estimator=lambda scenario: MomentEstimator(),
     ),
     Law(
-        name="smoothed frequencies",
-        metric="heterozygosity",
-        kind="exact",
+        name="smoothed frequencies", metric="heterozygosity", kind="exact",
         source="F' = (1-u)^2 (1/n + (1-1/n) F) + (1 - (1-u)^2)/K, u = aK/(n + aK): the share u of a fit is uniform",
         conditions="smoothing a over the K symbols of the source, default sampler, policy replace.",
         values=_smoothed_heterozygosity,
     ),
     Law(
-        name="forgetting, at least",
-        metric="support_size",
-        kind="bound",
+        name="forgetting, at least", metric="support_size", kind="bound",
         source="Suresh, Thangaraj, Khandavally 2024 (2412.17646): 1 - exp(-n p g_t) a symbol, g_1 = 1, g_(t+1) = 1 - exp(-g_t)",
-        conditions=f"no smoothing, default sampler, policy replace, more than {MAX_CHAIN_ROWS} rows.",
-        values=_support_bound,
+        conditions=f"no smoothing, default sampler, policy replace, more than {MAX_CHAIN_ROWS} rows.", values=_support_bound,
     ),
     Law(
-        name="symbols alive",
-        metric="support_size",
-        kind="exact",
+        name="symbols alive", metric="support_size", kind="exact",
         source=f"{_CHAIN_SOURCE}; its bounds are those of Suresh, Thangaraj, Khandavally 2024 (2412.17646)",
-        conditions=_CHAIN_CONDITIONS,
-        values=_support_size,
+        conditions=_CHAIN_CONDITIONS, values=_support_size,
     ),
     Law(
-        name="memorizer",
-        metric="unseen_mass",
-        kind="exact",
+        name="memorizer", metric="unseen_mass", kind="exact",
         source=f"sum p (1 - p)^n at generation 1: Dohmatob et al. 2024 (2402.07043). {_CHAIN_SOURCE}",
-        conditions=_CHAIN_CONDITIONS,
-        values=_unseen_mass,
-        limit=lambda scenario: "finite",  # a probability
+        conditions=_CHAIN_CONDITIONS, values=_unseen_mass, limit=lambda scenario: "finite",  # a probability
     ),
     Law(
-        name="nothing lost",
-        metric="complete_support",
-        kind="exact",
+        name="nothing lost", metric="complete_support", kind="exact",
         source=f"Inclusion and exclusion over groups of symbols. {_CHAIN_SOURCE}, or of a group",
-        conditions=(
-            f"12 symbols, more if groups of them have equal mass: {MAX_GROUPS} masses, alternating terms up to {MAX_TERMS:g}; "
-            f"{_CHAIN_CONDITIONS}"
-        ),
+        conditions=f"12 symbols, more if groups of them have equal mass: {MAX_GROUPS} masses, alternating terms up to "
+            f"{MAX_TERMS:g}; {_CHAIN_CONDITIONS}",
         values=_complete_support,
     ),
     Law(
-        name="temperature, endless rows",
-        metric="heterozygosity",
-        kind="asymptotic",
+        name="temperature, endless rows", metric="heterozygosity", kind="asymptotic",
         source="Mixtures of p and p_k^(1/temperature); replace: p^(temperature^-(t-1)), Marchi et al. 2024 (2404.02325)",
-        conditions=(
-            f"no smoothing, top-k or top-p, {MIN_RAREST_COUNT:g} expected rows of the rarest symbol or more; below temperature "
-            f"1 {MIN_GAP:g} standard errors or more between the two most probable symbols."
-        ),
+        conditions=f"no smoothing, top-k or top-p, {MIN_RAREST_COUNT:g} expected rows of the rarest symbol or more; below "
+            f"temperature 1 {MIN_GAP:g} standard errors or more between the two most probable symbols.",
         values=_tempered_heterozygosity,
     ),
-)
+)  # fmt: skip

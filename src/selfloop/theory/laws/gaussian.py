@@ -159,97 +159,59 @@ _KERNEL_CONDITIONS = "kernels of one given bandwidth, not standardized"
 
 LAWS = (
     Law(
-        name="moments of the mean",
-        metric="mean_error",
-        kind="exact",
-        source=_MOMENTS_SOURCE,
-        conditions=_MOMENTS_CONDITIONS,
-        values=_mean_error,
-        limit=_mean_error_limit,
-        estimator=_estimator,
+        name="moments of the mean", metric="mean_error", kind="exact", source=_MOMENTS_SOURCE, conditions=_MOMENTS_CONDITIONS,
+        values=_mean_error, limit=_mean_error_limit, estimator=_estimator,
     ),
     Law(
-        name="moments of the variance",
-        metric="variance_ratio",
-        kind="exact",
-        source=_MOMENTS_SOURCE,
-        conditions=_MOMENTS_CONDITIONS,
-        values=lambda scenario: moment_curve(scenario, "variance_ratio", _estimator(scenario)),
+        name="moments of the variance", metric="variance_ratio", kind="exact", source=_MOMENTS_SOURCE,
+        conditions=_MOMENTS_CONDITIONS, values=lambda scenario: moment_curve(scenario, "variance_ratio", _estimator(scenario)),
     ),
     Law(
-        name="log variance under replacement",
-        metric="log_variance_ratio",
-        kind="exact",
+        name="log variance under replacement", metric="log_variance_ratio", kind="exact",
         source="E log det of Wishart matrices (Bartlett 1933): sum_j digamma((n_t - j)/2) + d log(2/(n_t - ddof)) per fit",
-        conditions=_NEWEST_CONDITIONS,
-        values=_log_variance_ratio,
-        limit=_vanishing,
+        conditions=_NEWEST_CONDITIONS, values=_log_variance_ratio, limit=_vanishing,
     ),
     Law(
-        name="standard deviation under replacement",
-        metric="sd_ratio",
-        kind="exact",
+        name="standard deviation under replacement", metric="sd_ratio", kind="exact",
         source="Chi: (2/(n_t - ddof))^1/2 prod_j G((n_t - j)/2 + 1/2d)/G((n_t - j)/2); Bertrand et al. 2024 (2310.00429)",
-        conditions=_NEWEST_CONDITIONS,
-        values=_sd_ratio,
-        limit=_vanishing,
+        conditions=_NEWEST_CONDITIONS, values=_sd_ratio, limit=_vanishing,
     ),
     Law(
-        name="Wasserstein distance under replacement",
-        metric="wasserstein",
-        kind="exact",
+        name="Wasserstein distance under replacement", metric="wasserstein", kind="exact",
         source="E |m_t - m|^2 + E (sd_t - sd)^2, of Shumailov et al. 2023 (2305.17493): t/n + 2 - 2 c^t if unbiased, c: E sd_1",
-        conditions=f"one dimension, {_NEWEST_CONDITIONS}",
-        values=_wasserstein,
-        limit=_mean_error_limit,
+        conditions=f"one dimension, {_NEWEST_CONDITIONS}", values=_wasserstein, limit=_mean_error_limit,
     ),
     Law(
-        name="divergence under replacement",
-        metric="kl_divergence",
-        kind="exact",
+        name="divergence under replacement", metric="kl_divergence", kind="exact",
         source="E S_t^-1 = (n_t - ddof)/(n_t - d - 2) E S_(t-1)^-1 (inverse Wishart), and E log det S_t",
-        conditions=f"more than d + 2 rows in every fit, {_NEWEST_CONDITIONS}",
-        values=_kl_divergence,
+        conditions=f"more than d + 2 rows in every fit, {_NEWEST_CONDITIONS}", values=_kl_divergence,
         # the trace grows by a factor above 1, or, with a large variance factor, log det by the same amount, at every generation
         limit=lambda scenario: "infinite" if scenario.policy.name == "replace" else None,
     ),
-)
+)  # fmt: skip
 
 MERGE_LAWS = (
     Law(
-        name="variance of merged models",
-        metric="variance_ratio",
-        kind="exact",
+        name="variance of merged models", metric="variance_ratio", kind="exact",
         source="S_t = (1 - m) S_(t-1) + m fit, E fit = factor (n_t - 1)/(n_t - ddof) E S_(t-1); m = -w: Neon (2510.03597)",
         conditions=f"merged models that are covariances, but for a chance below 4e-6 per fit; {_NEWEST_CONDITIONS}",
         values=_merged_variance,
     ),
-)
+)  # fmt: skip
 
 KERNEL_LAWS = (
     Law(
-        name="moments of the rows",
-        metric="second_moment",
-        kind="exact",
-        source=(
-            "Second moments of any policy with kernel noise, derived in theory/moments.py; special cases of Kazdan et al. 2025 "
-            "(2410.16713) and Borji 2024 (2410.12954): 1 + (t - 1) h^2 for replace, 1 + h^2 (H_t - 1) for accumulate"
-        ),
-        conditions=f"{_KERNEL_CONDITIONS}; budgets with one or two weights.",
-        values=_second_moment,
-        limit=_second_moment_limit,
+        name="moments of the rows", metric="second_moment", kind="exact",
+        source="Second moments of any policy with kernel noise, derived in theory/moments.py; special cases of Kazdan et al. "
+            "2025 (2410.16713) and Borji 2024 (2410.12954): 1 + (t - 1) h^2 for replace, 1 + h^2 (H_t - 1) for accumulate",
+        conditions=f"{_KERNEL_CONDITIONS}; budgets with one or two weights.", values=_second_moment, limit=_second_moment_limit,
     ),
     Law(
-        name="smoothed mixture, at most",
-        metric="second_moment",
-        kind="bound",
-        source=(
-            "With a share a of real rows, rows tend to the mixture sum a (1-a)^k P * N(0, k h^2), geometrically and for any "
+        name="smoothed mixture, at most", metric="second_moment", kind="bound",
+        source="With a share a of real rows, rows tend to the mixture sum a (1-a)^k P * N(0, k h^2), geometrically and for any "
             "number of rows, as an expected kernel density is linear in its rows; Khelifa, Turner, Venkataramanan 2026 "
-            "(2606.13796) for diffusion with early stopping"
-        ),
+            "(2606.13796) for diffusion with early stopping",
         conditions=f"{_KERNEL_CONDITIONS}; the same real share at every generation, other rows from the newest model.",
-        values=_limiting_second_moment,
-        limit=_second_moment_limit,
+        values=_limiting_second_moment, limit=_second_moment_limit,
     ),
-)
+)  # fmt: skip

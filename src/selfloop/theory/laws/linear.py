@@ -209,84 +209,54 @@ _EQUAL_VARIANCE = "inputs of one variance, fresh at every generation, outcomes o
 
 LAWS = (
     Law(
-        name="fixed design",
-        metric="excess_risk",
-        kind="exact",
+        name="fixed design", metric="excess_risk", kind="exact",
         source="Moments of a mean; Gerstgrasser et al. 2024 (2404.01413), theorem 2; Dohmatob, Feng, Kempe 2024 (2402.07712)",
-        conditions=f"{_SHARED}; fixed design, takes of whole copies of it, no budget.",
-        values=_fixed_design_risk,
-        limit=_limit,
+        conditions=f"{_SHARED}; fixed design, takes of whole copies of it, no budget.", values=_fixed_design_risk, limit=_limit,
         estimator=_estimator,
     ),
     Law(
-        name="fresh designs, newest batch only",
-        metric="excess_risk",
-        kind="exact",
+        name="fresh designs, newest batch only", metric="excess_risk", kind="exact",
         source="sigma^2 d sum_i 1/(n_i - d - 1) with n_i rows at fit i: Dohmatob, Feng, Kempe 2024 (2402.07712), sizes unequal",
-        conditions=f"{_SHARED}; fresh inputs, all rows of the newest model only.",
-        values=_newest_risk,
-        limit=_limit,
+        conditions=f"{_SHARED}; fresh inputs, all rows of the newest model only.", values=_newest_risk, limit=_limit,
     ),
     Law(
-        name="least norm on fresh designs",
-        metric="excess_risk",
-        kind="exact",
+        name="least norm on fresh designs", metric="excess_risk", kind="exact",
         source="E |w*|^2 (1 - prod n_i/d), as projections keep n_i/d of squares, + s^2 n/(d - n - 1) per fit (inverse Wishart)",
-        conditions=f"{_EQUAL_VARIANCE}; no ridge, some fit with n < d - 1, no n from d - 1 to d + 1.",
-        values=_least_norm_risk,
+        conditions=f"{_EQUAL_VARIANCE}; no ridge, some fit with n < d - 1, no n from d - 1 to d + 1.", values=_least_norm_risk,
     ),
     Law(
-        name="ridge on fresh designs",
-        metric="excess_risk",
-        kind="asymptotic",
+        name="ridge on fresh designs", metric="excess_risk", kind="asymptotic",
         source="Dohmatob, Feng, Kempe 2024 (2402.07712), for any order of ridges; exact as d and n grow at one ratio",
-        conditions=(
-            f"{_EQUAL_VARIANCE}; a ridge l (over that variance) at some generation, there "
-            f"d ((1 - d/n + l)^2 + 4 l d/n)^1/2 >= {MIN_SPECTRAL_WIDTH:g}."
-        ),
+        conditions=f"{_EQUAL_VARIANCE}; a ridge l (over that variance) at some generation, there "
+            f"d ((1 - d/n + l)^2 + 4 l d/n)^1/2 >= {MIN_SPECTRAL_WIDTH:g}.",
         values=partial(_equal_variance_risk, has_ridge=True),
     ),
     Law(
-        name="fresh designs, every batch so far",
-        metric="excess_risk",
-        kind="exact",
+        name="fresh designs, every batch so far", metric="excess_risk", kind="exact",
         source="s^2 d sum (n_i/N_i)/(N_i - d - 1), N_i rows so far: Gerstgrasser et al. 2024 (2404.01413), proof of theorem 2",
-        conditions=f"{_SHARED}; fresh inputs, all real(1) and synthetic rows so far with equal weights.",
-        values=_all_rows_risk,
+        conditions=f"{_SHARED}; fresh inputs, all real(1) and synthetic rows so far with equal weights.", values=_all_rows_risk,
         limit=_limit,
     ),
     Law(
-        name="large-n limit",
-        metric="excess_risk",
-        kind="asymptotic",
+        name="large-n limit", metric="excess_risk", kind="asymptotic",
         source="First risk times the multiplier of a mean; accumulate_subsample: to pi^2/2 - 2, Kazdan et al. 2025, 2410.16713",
-        conditions=(
-            f"{_SHARED}; every fit on {MIN_ROWS_PER_COEFFICIENT} d rows or more, of whole batches or under a budget with "
-            "one or two weights."
-        ),
+        conditions=f"{_SHARED}; every fit on {MIN_ROWS_PER_COEFFICIENT} d rows or more, of whole batches or under a budget "
+            "with one or two weights.",
         values=_asymptotic_risk,
     ),
     Law(
-        name="pi^2/6 of the first error",
-        metric="excess_risk",
-        kind="bound",
+        name="pi^2/6 of the first error", metric="excess_risk", kind="bound",
         source="sigma^2 d/(n - d - 1) pi^2/6: Gerstgrasser et al. 2024 (2404.01413), theorem 2",
-        conditions=f"{_SHARED}; policy accumulate, the same noise at every generation.",
-        values=_accumulate_bound,
-        limit=_limit,
+        conditions=f"{_SHARED}; policy accumulate, the same noise at every generation.", values=_accumulate_bound, limit=_limit,
     ),
-)
+)  # fmt: skip
 
 GLM_LAWS = (
     Law(
-        name="large-n limit",
-        metric="parameter_error",
-        kind="asymptotic",
+        name="large-n limit", metric="parameter_error", kind="asymptotic",
         source="First error tr(information^-1)/n times the multiplier of a mean: Dey, Donoho 2024 (2410.22812)",
-        conditions=(
-            f"one link for both, sampled labels, {MIN_ROWS_PER_GLM_COEFFICIENT} rows per coefficient or more in every fit, "
-            f"squared error up to {MAX_SQUARED_ERROR:g}, whole batches or budgets with one or two weights."
-        ),
+        conditions=f"one link for both, sampled labels, {MIN_ROWS_PER_GLM_COEFFICIENT} rows per coefficient or more in every "
+            f"fit, squared error up to {MAX_SQUARED_ERROR:g}, whole batches or budgets with one or two weights.",
         values=_parameter_error,
     ),
-)
+)  # fmt: skip

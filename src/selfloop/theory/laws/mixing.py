@@ -35,11 +35,9 @@ def _predicted_share(scenario: Scenario) -> Floats | None:
 
 LAWS = (
     Law(
-        name="feedback, at least",
-        metric="predicted_share",
-        kind="bound",
+        name="feedback, at least", metric="predicted_share", kind="bound",
         source="Share minus first bias (normal tails) times c_t: Taori and Hashimoto 2022 (2209.03942), theorem 1",
         conditions=f"rare outcome 1, link logit, labels by argmax, {MIN_ROWS_PER_COEFFICIENT} rows per coefficient or more.",
         values=_predicted_share,
     ),
-)
+)  # fmt: skip
