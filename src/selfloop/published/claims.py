@@ -71,6 +71,8 @@ class Claim(Settings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        for words in ("sentence", "cite", "explanation"):  # in one line, however a file breaks them
+            object.__setattr__(self, words, " ".join(getattr(self, words).split()))
         bounds = self.above is not None or self.below is not None
         expectations = [self.near is not None, self.between is not None, bounds, self.statistic == "order"]
         if sum(expectations) != 1:
