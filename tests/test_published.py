@@ -12,15 +12,15 @@ import numpy as np
 import pytest
 
 from selfloop.columns import Floats
-from selfloop.commands.published_values import reproducible_groups, simulate
 from selfloop.commands.published_values import reproduce_values as reproduce
+from selfloop.commands.published_values import reproducible_groups, simulate
 from selfloop.curators.selection import Deduplicate
 from selfloop.errors import SpecError
 from selfloop.families.gaussian import Gaussian
 from selfloop.families.kde import Kde
 from selfloop.families.linear import Linear
 from selfloop.policies.builtin import Accumulate, AccumulateSubsample, Mix, Replace, Window
-from selfloop.policies.growing import ReplaceMultiple
+from selfloop.policies.cycles import ReplaceMultiple
 from selfloop.published.papers import (
     PublishedTable,
     claimed_orders,
