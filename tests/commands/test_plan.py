@@ -9,8 +9,7 @@ import pytest
 
 import selfloop
 import tiny_components
-from selfloop.commands.plan import count_training_steps, describe_total, plan
-from selfloop.commands.trial import Trial, estimate_seconds
+from selfloop.commands.plan import Trial, count_training_steps, describe_total, estimate_seconds, plan
 from selfloop.engine.tasks import plan_tasks
 from selfloop.spec.spec import Spec
 

@@ -29,7 +29,7 @@ from selfloop.families.geodiff import diffusion, graphs
 from selfloop.families.geodiff.family import GeoDiff, GeoDiffSampler
 from selfloop.families.nn import trainer
 from selfloop.families.nn.settings import TrainingSettings
-from selfloop.metrics.conformers import ConformerCoverage
+from selfloop.metrics.molecules import ConformerCoverage
 from selfloop.plugins import presets
 from selfloop.protocols import SupportsDenoisingLoss
 from selfloop.rng import RandomStream

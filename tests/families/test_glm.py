@@ -21,8 +21,7 @@ from selfloop.families.glm import Glm, GlmSampler, Link
 from selfloop.metrics.likelihood import Accuracy, LogLoss
 from selfloop.metrics.true_parameters import ParameterError
 from selfloop.policies.builtin import Accumulate, AccumulateSubsample, Augment, Replace
-from selfloop.policies.cycles import Balanced
-from selfloop.policies.growing import ReplaceMultiple
+from selfloop.policies.cycles import Balanced, ReplaceMultiple
 from selfloop.rng import RandomStream
 from selfloop.snapshots import EnsembleTake, Snapshot
 from selfloop.sources.distributions import Design, LogisticSource

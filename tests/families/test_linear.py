@@ -12,7 +12,7 @@ from selfloop.errors import SettingError, SpecError
 from selfloop.families.linear import Linear, LinearSampler
 from selfloop.metrics.true_parameters import ExcessRisk
 from selfloop.policies.builtin import Accumulate, AccumulateSubsample, Fresh, Mix, Replace
-from selfloop.policies.growing import ReplaceMultiple
+from selfloop.policies.cycles import ReplaceMultiple
 from selfloop.rng import RandomStream
 from selfloop.snapshots import EnsembleTake, Scenario
 from selfloop.sources.distributions import LinearSource

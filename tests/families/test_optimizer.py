@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from selfloop.families.nn.optimizer import ADAM_UNDERFLOW, AdamW
 from selfloop.families.nn.settings import TrainingSettings
+from selfloop.families.nn.trainer import ADAM_UNDERFLOW, AdamW
 
 PLAIN = TrainingSettings(steps=1, learning_rate=0.1, lr_schedule="constant")
 

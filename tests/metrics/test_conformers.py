@@ -13,7 +13,7 @@ from selfloop.columns import Columns, Params, Ragged, count_rows, select_rows
 from selfloop.component import Context, Family, Sampler
 from selfloop.errors import ChainEndedError
 from selfloop.formats.molecules import build_molecule, ragged_row
-from selfloop.metrics.conformers import ConformerCoverage, ConformerDiversity, coverage_values, pairwise_rmsd
+from selfloop.metrics.molecules import ConformerCoverage, ConformerDiversity, coverage_values, pairwise_rmsd
 from selfloop.snapshots import Snapshot
 from selfloop.types import TrainingRows
 

@@ -10,10 +10,10 @@ import pytest
 from selfloop.columns import Columns, count_rows, select_rows
 from selfloop.component import Metric
 from selfloop.formats.molecules import MAX_BOND_TYPE, add_conformers, build_molecule, ragged_row
-from selfloop.metrics.conformers import ConformerDiversity
 from selfloop.metrics.molecules import (
     BondLengthDistance,
     ClashRate,
+    ConformerDiversity,
     KindValues,
     RetryRate,
     StrainEnergy,

@@ -15,8 +15,7 @@ from selfloop.component import Metric
 from selfloop.families.transformer.text_sampler import TextSampler
 from selfloop.metrics import ngrams
 from selfloop.metrics.ngrams import contained, cut_length, longest_runs, prompt_lengths, texts
-from selfloop.metrics.text import TailMass, TextLength
-from selfloop.metrics.text_diversity import DuplicateRate, Memorization
+from selfloop.metrics.text import DuplicateRate, Memorization, TailMass, TextLength
 from selfloop.snapshots import Snapshot
 
 

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from token_rows import END, Rows, draw_rows, few_rows, measure, ragged, zipf_probabilities
 
-from selfloop.metrics.text_diversity import Distinct, DuplicateRate, Memorization, Repetition, SelfBleu, bleu_scores
+from selfloop.metrics.text import Distinct, DuplicateRate, Memorization, Repetition, SelfBleu, bleu_scores
 
 
 def test_distinct_counts_ngrams_inside_rows() -> None:

@@ -12,13 +12,17 @@ from token_rows import END, PARAMS, Unigram, draw_rows, measure, zipf_probabilit
 from selfloop.component import Metric
 from selfloop.metrics.text import (
     CrossEntropy,
+    Distinct,
+    DuplicateRate,
     LongDocuments,
+    Memorization,
+    Repetition,
+    SelfBleu,
     SelfCrossEntropy,
     TailMass,
     TextLength,
     Vocabulary,
 )
-from selfloop.metrics.text_diversity import Distinct, DuplicateRate, Memorization, Repetition, SelfBleu
 from selfloop.protocols import SupportsTokenLogProb
 
 

@@ -20,8 +20,7 @@ from selfloop.policies.builtin import Accumulate, AccumulateReal, AccumulateSubs
 from selfloop.policies.control import Control
 from selfloop.policies.curated import Curated
 from selfloop.policies.custom import Custom, FixedCounts
-from selfloop.policies.cycles import Balanced, Expanding, Incremental
-from selfloop.policies.growing import Growing, ReplaceMultiple
+from selfloop.policies.cycles import Balanced, Expanding, Growing, Incremental, ReplaceMultiple
 from selfloop.policies.schedule import ScheduleEntry, schedule
 from selfloop.policies.switch import Switch
 from selfloop.spec.spec import Spec

@@ -10,7 +10,7 @@ import pytest
 
 import selfloop
 from selfloop.report.build import build_report
-from selfloop.report.first_models import first_model_sentence, trivial_model
+from selfloop.report.findings import first_model_sentence, trivial_model
 
 
 def result(store: Path, **settings: Any) -> selfloop.Result:

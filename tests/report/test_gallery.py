@@ -12,9 +12,8 @@ from example_galleries import HOSTILE, example_faces, ragged, story_gallery
 from example_reports import faces_report, gallery_report
 
 from selfloop.columns import Column, ColumnType, Ragged
-from selfloop.report.gallery import view_gallery
+from selfloop.report.gallery import MAX_HIDDEN_CHARACTERS, VISIBLE_CHARACTERS, TextExcerpt, view_gallery
 from selfloop.report.picture_grid import CELL, select_generations
-from selfloop.report.text_rows import MAX_HIDDEN_CHARACTERS, VISIBLE_CHARACTERS, TextExcerpt
 from selfloop.report.theme import PAPER, policy_styles
 from selfloop.report.values import Gallery
 

@@ -28,9 +28,9 @@ from example_reports import (
 )
 
 from selfloop.errors import printable
+from selfloop.report.gallery import read_texts
 from selfloop.report.page import _mark_code, render_page, write_figures
 from selfloop.report.tables import describe_change, headlines
-from selfloop.report.text_rows import read_texts
 from selfloop.report.values import CurveData, Panel, Report
 
 

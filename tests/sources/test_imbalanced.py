@@ -12,7 +12,7 @@ from selfloop.errors import SettingError
 from selfloop.families.glm import Glm, GlmSampler
 from selfloop.metrics.likelihood import PredictedShare
 from selfloop.policies.builtin import Accumulate
-from selfloop.sources.imbalanced import ImbalancedSource
+from selfloop.sources.distributions import ImbalancedSource
 
 SOURCE = ImbalancedSource(design="fresh")
 

@@ -20,7 +20,7 @@ from selfloop.families.linear import Linear, LinearSampler
 from selfloop.metrics.likelihood import SquaredError
 from selfloop.metrics.true_parameters import ExcessRisk
 from selfloop.policies.builtin import Accumulate, AccumulateSubsample, Augment, Fresh, Replace, Window
-from selfloop.policies.growing import ReplaceMultiple
+from selfloop.policies.cycles import ReplaceMultiple
 from selfloop.rng import RandomStream
 from selfloop.snapshots import EnsembleTake, Scenario
 from selfloop.sources.distributions import LinearSource, LogisticSource

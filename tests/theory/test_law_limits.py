@@ -13,7 +13,7 @@ from selfloop.families.gaussian import Gaussian, GaussianSampler
 from selfloop.families.linear import Linear, LinearSampler
 from selfloop.policies.builtin import Accumulate, AccumulateSubsample, Augment, Fresh, Replace
 from selfloop.policies.control import Control
-from selfloop.policies.growing import Growing, ReplaceMultiple
+from selfloop.policies.cycles import Growing, ReplaceMultiple
 from selfloop.snapshots import Scenario
 from selfloop.sources.distributions import GaussianSource, LinearSource, ZipfSource
 from selfloop.theory.laws import LawCurve, law_curves

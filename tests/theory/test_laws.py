@@ -32,8 +32,7 @@ from selfloop.metrics.true_parameters import (
 )
 from selfloop.policies.builtin import Accumulate, AccumulateReal, AccumulateSubsample, Augment, Fresh, Mix, Replace, Window
 from selfloop.policies.custom import Custom
-from selfloop.policies.cycles import Balanced, Expanding, Incremental
-from selfloop.policies.growing import Growing, ReplaceMultiple
+from selfloop.policies.cycles import Balanced, Expanding, Growing, Incremental, ReplaceMultiple
 from selfloop.snapshots import EnsembleSnapshot, Scenario, Snapshot
 from selfloop.sources.distributions import Design, GaussianSource, LinearSource, LogisticSource, ZipfSource
 from selfloop.theory.laws import LAWS, law_curves

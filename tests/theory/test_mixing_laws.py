@@ -18,11 +18,10 @@ from selfloop.metrics.true_parameters import Heterozygosity
 from selfloop.policies.builtin import Accumulate, AccumulateReal, Fresh, Replace
 from selfloop.policies.custom import Custom
 from selfloop.snapshots import Scenario
-from selfloop.sources.distributions import ZipfSource
-from selfloop.sources.imbalanced import ImbalancedSource
+from selfloop.sources.distributions import ImbalancedSource, ZipfSource
 from selfloop.theory.law import population_models
 from selfloop.theory.laws import law_curves
-from selfloop.theory.laws.mixing import feedback_multipliers
+from selfloop.theory.laws.linear import feedback_multipliers
 
 COOL = Scenario(Replace(), ZipfSource(n_symbols=6), Discrete(), DiscreteSampler(temperature=0.8), n=20_000, generations=5)
 LABELS = Scenario(

@@ -16,8 +16,7 @@ from selfloop.metrics.true_parameters import MeanError
 from selfloop.policies.builtin import Accumulate, AccumulateReal, AccumulateSubsample, Augment, Fresh, Replace, Window
 from selfloop.policies.control import Control
 from selfloop.policies.custom import Custom
-from selfloop.policies.cycles import Expanding
-from selfloop.policies.growing import Growing, ReplaceMultiple
+from selfloop.policies.cycles import Expanding, Growing, ReplaceMultiple
 from selfloop.policies.schedule import schedule
 from selfloop.policies.switch import Switch
 from selfloop.sources.distributions import GaussianSource

@@ -15,7 +15,7 @@ from selfloop.component import Metric, Policy
 from selfloop.families.gaussian import Gaussian, GaussianSampler
 from selfloop.metrics.true_parameters import KlDivergence, SdRatio, Wasserstein
 from selfloop.policies.builtin import Accumulate, AccumulateReal, Replace
-from selfloop.policies.growing import Growing, ReplaceMultiple
+from selfloop.policies.cycles import Growing, ReplaceMultiple
 from selfloop.snapshots import Scenario
 from selfloop.sources.distributions import GaussianSource
 from selfloop.theory.laws import LawCurve, law_curves

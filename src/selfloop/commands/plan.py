@@ -1,22 +1,149 @@
-"""Cost of a run: its stored generations, and the estimated time of the remaining generations."""
+"""Cost of a run: its stored generations, and the time of the others, estimated from ten training steps and a few samples."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TypeVar, cast
 
-from selfloop.commands.trial import Trial, estimate_seconds
-from selfloop.component import Policy
+from selfloop.columns import Columns, Params, Ragged
+from selfloop.component import Family, Policy
+from selfloop.engine import steps
+from selfloop.engine.ensemble import SeedBlock, ensemble_curves
 from selfloop.engine.executors import count_cores
-from selfloop.engine.tasks import Task, plan_tasks, run_task
+from selfloop.engine.stored import StoredWorld
+from selfloop.engine.tasks import Task, cost_in_rows, count_sampled, plan_tasks, run_task
+from selfloop.errors import ChainEndedError
+from selfloop.families.nn.settings import NetworkFamily, TrainingSettings
 from selfloop.protocols import SupportsStepCount
 from selfloop.spec.point import Point
 from selfloop.spec.spec import Spec
 from selfloop.store.calls import NotStoredError, Usage
 from selfloop.store.store import Store
-from selfloop.types import Coordinates
+from selfloop.types import Coordinates, Take
+
+T = TypeVar("T")
+TRIAL_STEPS = 10  # of training
+TRIAL_ROWS = 32  # sampled
+TRIAL_SEEDS = 8  # of an ensemble
+TRIAL_GENERATIONS = 3  # of an ensemble
+
+
+class _EnoughError(Exception):
+    """A trial fit has done its steps."""
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """Seconds of the parts of generation 1, from which those of later generations follow."""
+
+    fit_start: float  # before the first training step
+    fit: float  # all training steps
+    sample_row: float
+    measure: float  # all metrics
+    tokens_per_row: float = math.nan  # of real text
+
+    def chain_seconds(self, point: Point, position: int) -> float:
+        """Seconds of one chain of a policy. Generation 1 counts for the first policy: all policies share it."""
+        family = point.spec.family
+        first_rows = point.schedule(point.spec.policies[position])[0].trained_rows
+        return sum(
+            self.fit_start + self.fit * _work(family, entry.t, entry.trained_rows) / _work(family, 1, first_rows)
+            + self.sample_row * count_sampled(point, entry) + self.measure
+            for entry in point.schedule(point.spec.policies[position])
+            if entry.t > 1 or position == 0
+        )  # fmt: skip
+
+
+def _work(family: Family, t: int, rows: float) -> float:
+    """Work of the fit of generation t, up to a factor: rows in all training steps, or training rows where steps are unknown."""
+    family = family.for_generation(t)
+    if not isinstance(family, NetworkFamily) or math.isnan(n_steps := family.count_steps(rows)):
+        return rows
+    return n_steps * family.training.batch_size_for(rows)
+
+
+def estimate_seconds(task: Task, trials: dict[object, Trial | None]) -> float | None:
+    """Seconds of a task of one policy; None if its trial ended. `trials` keeps those of each point for its other tasks."""
+    if task.point.runs_as_ensemble:
+        return _ensemble_seconds(task)
+    key = task.point.coordinates
+    if key not in trials:
+        trials[key] = _try(task)
+    trial = trials[key]
+    return None if trial is None else trial.chain_seconds(task.point, task.policies[0])
+
+
+def _try(task: Task) -> Trial | None:
+    """A trial of generation 1 in a store that is deleted; None if it ends the chain."""
+    point, spec = task.point, task.point.spec
+    family = spec.family.for_generation(1)
+    one_step = family
+    if isinstance(family, NetworkFamily):
+        training = replace(family.training, epochs=TrainingSettings.epochs, steps=1, scale_batch=False)
+        one_step = replace(family, training=training)  # type: ignore[type-var]  # families are dataclasses
+    with TemporaryDirectory() as folder:
+        store = Store(Path(folder))
+        world = StoredWorld("trial", replace(point, spec=replace(spec, family=one_step)), task.seeds[0], store, task.threads)
+        batch = world.draw_real(1, point.n)
+        tokens = store.open(batch).get("tokens")
+        per_row = len(tokens.values) / len(tokens) if isinstance(tokens, Ragged) else math.nan
+        try:
+            model = world.fit(1, [Take(batch)], None, None)  # loads libraries, too, which is not counted below
+            start, fit = _time_fit(world, family, store.open(batch))
+            n = min(point.n, TRIAL_ROWS if spec.unit == "rows" else round(TRIAL_ROWS * per_row))  # also if policies sample none
+            world.point = replace(world.point, n=n)  # as many rows are measured
+            sampled, samples = _timed(lambda: world.sample(1, model, n))
+            measured, _ = _timed(lambda: list(world.measure(1, model, samples)))
+        except ChainEndedError:
+            return None
+    return Trial(start, fit, sampled / n, measured, per_row)
+
+
+def _time_fit(world: StoredWorld, family: Family, rows: Columns) -> tuple[float, float]:
+    """Seconds before the first training step, and of all training steps; all of a fit without steps."""
+    times, totals = [time.perf_counter()], [0]
+
+    def note(done: int, total: int) -> None:
+        times.append(time.perf_counter())
+        totals.append(total)
+        if len(times) > TRIAL_STEPS:
+            raise _EnoughError
+
+    init, prepared = (cast(Params, world.store.open(ref)) if ref else None for ref in map(world.refs.get, ("init", "prepared")))
+    with suppress(_EnoughError):
+        steps.fit(family, ((rows, None, 1.0),), None, init, prepared, replace(world.context("fit", 1), progress=note))
+    if len(times) < 3:
+        return 0.0, time.perf_counter() - times[0]
+    step = (times[-1] - times[1]) / (len(times) - 2)
+    return max(0.0, times[1] - times[0] - step), step * totals[-1]
+
+
+def _ensemble_seconds(task: Task) -> float:
+    """Seconds of some seeds and generations of an ensemble, times their share of its rows."""
+    position, point = task.policies[0], task.point
+    policy, draws_rows = point.spec.policies[position], point.worlds[position] == "rows"
+    seeds = task.seeds[:TRIAL_SEEDS] if draws_rows else task.seeds  # statistics of all seeds take as long as those of a few
+    few = replace(point, spec=replace(point.spec, generations=min(TRIAL_GENERATIONS, point.spec.generations)))
+
+    def run() -> object:
+        block = SeedBlock.of_point(point, seeds, draws_rows=draws_rows, threads=task.threads)
+        return ensemble_curves(block, policy, few.spec.generations)
+
+    run()  # loads libraries
+    share = (1 + cost_in_rows(point, policy)) / (1 + cost_in_rows(few, policy))
+    return _timed(run)[0] * share * len(task.seeds) / len(seeds)
+
+
+def _timed(make: Callable[[], T]) -> tuple[float, T]:
+    started = time.perf_counter()
+    value = make()
+    return time.perf_counter() - started, value
 
 
 @dataclass(slots=True)

@@ -15,8 +15,7 @@ from selfloop.columns import Array, Columns, Floats, Params
 from selfloop.component import Context, Family, Metric, Policy, Sampler, Source
 from selfloop.engine.curation import Curation
 from selfloop.engine.curves import Curves, SeedMeasurements
-from selfloop.engine.ensemble_curation import curate_samples, curate_training_rows, existing_rows
-from selfloop.engine.ensemble_values import EnsembleBatch, EnsembleModel
+from selfloop.engine.ensemble_curation import EnsembleBatch, EnsembleModel, curate_samples, curate_training_rows, existing_rows
 from selfloop.engine.loop import loop
 from selfloop.engine.merging import merge_ensemble
 from selfloop.engine.steps import STARVED, check_rows, measure_trivial, warn_of_copies

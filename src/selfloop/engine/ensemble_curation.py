@@ -1,22 +1,43 @@
-"""Curation in the ensemble world: the steps of the stored world, called for every seed, and their rows stacked again."""
+"""Models and batches of many chains, and their curation: the steps of the stored world for every seed, stacked again."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
-from selfloop.columns import Array, Column, Columns, Floats, Params, count_rows, select_rows
+from selfloop.columns import Array, Bools, Column, Columns, Floats, Params, count_rows, select_rows
 from selfloop.component import Context
 from selfloop.engine.curation import SeedCuration
-from selfloop.engine.ensemble_values import EnsembleBatch, EnsembleModel
+from selfloop.formats.safetensors import NamedArrays
+from selfloop.protocols import SufficientStatistics
 from selfloop.rng import RandomStream
 from selfloop.types import WEIGHT, Take
 
 if TYPE_CHECKING:
     from selfloop.engine.ensemble import EnsembleWorld
+
+
+@dataclass(slots=True)
+class EnsembleModel:
+    """The models of one generation of many chains."""
+
+    params: Params
+    ended: dict[int, tuple[int, str]]  # position in the block -> (generation, status)
+
+
+@dataclass(slots=True)
+class EnsembleBatch:
+    """One batch of many chains: its rows or its statistics, and results that the family keeps about it."""
+
+    rows: Columns = field(default_factory=NamedArrays)
+    statistics: SufficientStatistics = field(default_factory=dict)
+    cache: dict[str, object] = field(default_factory=dict)
+    row_weights: Floats | None = None  # as in EnsembleTake
+    starved: Bools | None = None  # seeds with too few curated rows
+    synthetic: bool = False
 
 
 def of_seed(columns: Columns, s: int) -> dict[str, Column]:

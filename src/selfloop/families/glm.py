@@ -11,8 +11,7 @@ import numpy as np
 from selfloop.columns import Array, Columns, Floats, Params
 from selfloop.component import Component, Context, Sampler
 from selfloop.errors import DataError
-from selfloop.families.design_rows import DesignRows, check_columns, sum_design_rows
-from selfloop.families.ensemble import EnsembleFamily
+from selfloop.families.ensemble import DesignRows, EnsembleFamily, check_columns, sum_design_rows
 from selfloop.families.trivial import risk_without_inputs, squared_error_of_mean
 from selfloop.protocols import EnsembleFit
 from selfloop.rng import RandomStream

@@ -10,8 +10,7 @@ import numpy as np
 from annotated_types import Ge
 
 from selfloop.columns import Columns, Floats, Params
-from selfloop.families.design_rows import check_columns, sum_design_rows
-from selfloop.families.ensemble import row_counts, sum_in_order
+from selfloop.families.ensemble import check_columns, row_counts, sum_design_rows, sum_in_order
 from selfloop.families.linear import Linear, NormalRegression, single_ridge
 from selfloop.protocols import EnsembleFit
 from selfloop.rng import RandomStream

@@ -20,8 +20,7 @@ from selfloop.errors import SpecError
 from selfloop.formats.replacing import write_text
 from selfloop.published.papers import papers, published_curves
 from selfloop.report.figures import Figure, ledger_figure, panel_figure, save_svg
-from selfloop.report.findings import findings
-from selfloop.report.first_models import trivial_model
+from selfloop.report.findings import findings, trivial_model
 from selfloop.report.gallery_rows import read_galleries
 from selfloop.report.notes import missing_values, notes
 from selfloop.report.page import render_page, write_figures

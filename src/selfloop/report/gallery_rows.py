@@ -13,7 +13,7 @@ from selfloop.engine.ensemble import SeedBlock, sample_again
 from selfloop.engine.stored import StoredWorld
 from selfloop.engine.tasks import Task, replay_chain
 from selfloop.protocols import UsesEncoder
-from selfloop.report.text_rows import MAX_TEXT_ROWS
+from selfloop.report.gallery import MAX_TEXT_ROWS
 from selfloop.report.values import Gallery
 from selfloop.spec.point import Point
 from selfloop.store.identity import ObjectRef

@@ -9,7 +9,7 @@ from selfloop.protocols import ControlsPolicy
 from selfloop.snapshots import Scenario
 from selfloop.store.identity import package_of
 from selfloop.theory.law import Kind, Law, schedule_entries
-from selfloop.theory.laws import curation, discrete, gaussian, linear, mixing
+from selfloop.theory.laws import curation, discrete, gaussian, linear
 from selfloop.theory.moments import NoiseLedger, noise_ledger
 from selfloop.types import Limit
 
@@ -20,7 +20,7 @@ LAWS: dict[tuple[str, str], tuple[Law, ...]] = {
     ("linear", "linear"): linear.LAWS,
     ("kde", "gaussian"): gaussian.KERNEL_LAWS,
     ("glm", "logistic"): linear.GLM_LAWS,
-    ("glm", "imbalanced"): mixing.LAWS,
+    ("glm", "imbalanced"): linear.FEEDBACK_LAWS,
 }  # by family and source
 
 
