@@ -241,7 +241,8 @@ def _slack(check: Judgment) -> float:
 
 
 def _point(points: Sequence[ClaimPoint], at: Mapping[str, Any]) -> ClaimPoint:
-    return next(p for p in points if all(p.coordinates.get(key) == value for key, value in at.items()))
+    values = {key: tuple(value) if isinstance(value, list) else value for key, value in at.items()}
+    return next(p for p in points if values.items() <= dict(p.coordinates).items())
 
 
 def _curve(claim: Claim, point: ClaimPoint, policy: str) -> Floats:
