@@ -19,7 +19,7 @@ from selfloop.engine.ensemble import SeedBlock, ensemble_curves
 from selfloop.families.gaussian import Gaussian
 from selfloop.metrics.true_parameters import VarianceRatio
 from selfloop.policies.builtin import Accumulate, AccumulateReal, AccumulateSubsample, Fresh, Mix, Replace, Window
-from selfloop.policies.curated import Curated
+from selfloop.policies.combined import Curated
 from selfloop.policies.cycles import Balanced, Expanding, Incremental
 from selfloop.rng import RandomStream
 from selfloop.sources.distributions import GaussianSource

@@ -20,9 +20,15 @@ from itertools import combinations, product
 import numpy as np
 
 from selfloop.columns import Floats
-from selfloop.criteria.diversity import CollapsingVariance, Hallucination, TailLoss
+from selfloop.criteria.definitions import (
+    AnyIncrease,
+    CatastrophicIncrease,
+    CollapsingVariance,
+    Divergence,
+    Hallucination,
+    TailLoss,
+)
 from selfloop.criteria.judging import CurveCriterion, Reference
-from selfloop.criteria.risk import AnyIncrease, CatastrophicIncrease, Divergence
 from selfloop.stats.comparison import compare_all, compare_declared
 from selfloop.stats.intervals import Interval, at_look, mean_interval, ratio_interval
 from selfloop.stats.trend import inflection_point, rise_after_minimum

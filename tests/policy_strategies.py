@@ -8,11 +8,9 @@ from hypothesis import strategies as st
 
 from selfloop.curators.selection import Deduplicate
 from selfloop.policies.builtin import Accumulate, AccumulateReal, AccumulateSubsample, Augment, Fresh, Mix, Replace, Window
-from selfloop.policies.control import Control
-from selfloop.policies.curated import Curated
+from selfloop.policies.combined import Control, Curated, Switch
 from selfloop.policies.custom import Custom, FixedCounts
 from selfloop.policies.cycles import Balanced, Expanding, Growing, Incremental, ReplaceMultiple
-from selfloop.policies.switch import Switch
 
 shares = st.one_of(st.sampled_from([0.0, 1.0]), st.floats(0.11, 0.89))  # of 5 rows, each is a row or none by intention
 ratios = st.floats(0.2, 3)

@@ -103,7 +103,7 @@ def test_the_arrows_exclude_imports_downward_to_the_right_and_of_concrete_compon
     assert not is_allowed("selfloop.spec.parse", "selfloop.engine.run")
     assert not is_allowed("selfloop.types", "selfloop.store.store")
     assert not is_allowed("selfloop.engine.run", "selfloop.families.gaussian")
-    assert not is_allowed("selfloop.spec.point", "selfloop.policies.control")
+    assert not is_allowed("selfloop.spec.point", "selfloop.policies.combined")
     assert not is_allowed("selfloop.report.page", "selfloop.commands.cli")
 
 

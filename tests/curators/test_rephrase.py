@@ -10,7 +10,7 @@ import pytest
 from selfloop.columns import Ragged, select_rows
 from selfloop.component import Context
 from selfloop.curator import CuratorView
-from selfloop.curators.rephrase import Rephrase
+from selfloop.curators.edits import Rephrase
 from selfloop.errors import SettingError, SpecError
 from selfloop.families.finetune.family import Finetune
 from selfloop.families.gaussian import Gaussian

@@ -12,7 +12,7 @@ from selfloop.columns import Columns, Floats, Ragged
 from selfloop.component import Context
 from selfloop.curator import Curator, CuratorView, Judged, Score
 from selfloop.curators.classifiers import ClassProbability, Detector
-from selfloop.curators.corrector import Corrector
+from selfloop.curators.edits import Corrector
 from selfloop.curators.scores import Closeness, ColumnValue, LikelihoodScore, MetricValue
 from selfloop.curators.selection import BestOf, Deduplicate, EntropyChoice, TopShare, Verifier
 from selfloop.errors import SettingError, SpecError

@@ -11,7 +11,7 @@ import torch
 from selfloop.columns import Ragged, select_rows
 from selfloop.component import Context
 from selfloop.curator import CuratorView
-from selfloop.curators.token_edit import TokenEdit
+from selfloop.curators.edits import TokenEdit
 from selfloop.errors import SpecError
 from selfloop.families.gaussian import Gaussian
 from selfloop.families.ngram import Ngram

@@ -21,8 +21,9 @@ from geodiff_formulas import (
 )
 
 from selfloop.columns import Ragged, select_rows
-from selfloop.families.geodiff import diffusion, graphs, piecewise_linear
+from selfloop.families.geodiff import diffusion, graphs
 from selfloop.families.geodiff.family import GeoDiff
+from selfloop.families.geodiff.network import PairSegments, perceptron_pieces
 
 
 def formula_loss(p, row, noise, sigma, smooth=True, both=True, scale=None):
@@ -130,8 +131,8 @@ def test_the_pieces_of_a_perceptron_give_its_output():
     with torch.no_grad():
         first.weight[3] = 0.0  # a unit without a breakpoint
     length = torch.cat([torch.linspace(0, 20, 200), torch.tensor([0.0, 1e4])]).double()
-    pieces, breakpoints = piecewise_linear.perceptron_pieces(first, second)
-    segments = piecewise_linear.PairSegments.of(torch.bucketize(length, breakpoints), length, pieces.shape[1])
+    pieces, breakpoints = perceptron_pieces(first, second)
+    segments = PairSegments.of(torch.bucketize(length, breakpoints), length, pieces.shape[1])
     torch.testing.assert_close(segments.evaluate(pieces), second(first(length[:, None]).relu()))
 
 

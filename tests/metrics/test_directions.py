@@ -10,8 +10,7 @@ import pytest
 
 import selfloop
 from selfloop.component import Metric
-from selfloop.criteria.diversity import CollapsingVariance, TailLoss
-from selfloop.criteria.risk import AnyIncrease, Divergence
+from selfloop.criteria.definitions import AnyIncrease, CollapsingVariance, Divergence, TailLoss
 from selfloop.plugins import BUILT_IN, component_class
 from selfloop.stats.comparison import as_risk
 from selfloop.stats.intervals import summarize_seeds

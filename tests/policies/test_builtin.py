@@ -17,12 +17,10 @@ from selfloop.curators.selection import Deduplicate
 from selfloop.errors import SettingError, SpecError
 from selfloop.plugins import BUILT_IN
 from selfloop.policies.builtin import Accumulate, AccumulateReal, AccumulateSubsample, Augment, Fresh, Mix, Replace, Window
-from selfloop.policies.control import Control
-from selfloop.policies.curated import Curated
+from selfloop.policies.combined import Control, Curated, Switch
 from selfloop.policies.custom import Custom, FixedCounts
 from selfloop.policies.cycles import Balanced, Expanding, Growing, Incremental, ReplaceMultiple
 from selfloop.policies.schedule import ScheduleEntry, schedule
-from selfloop.policies.switch import Switch
 from selfloop.spec.spec import Spec
 from selfloop.types import Batch, Plan, Take, real, synthetic
 

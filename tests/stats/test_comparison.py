@@ -10,7 +10,7 @@ import pytest
 from scipy import stats
 
 from selfloop.columns import Floats
-from selfloop.criteria.risk import AnyIncrease
+from selfloop.criteria.definitions import AnyIncrease
 from selfloop.stats.comparison import (
     Comparison,
     _adjust,

@@ -18,7 +18,7 @@ from selfloop.families.discrete import Discrete, DiscreteSampler
 from selfloop.families.gaussian import Gaussian, GaussianSampler
 from selfloop.metrics.true_parameters import Heterozygosity, MeanError, VarianceRatio
 from selfloop.policies.builtin import Accumulate, Replace
-from selfloop.policies.curated import Curated
+from selfloop.policies.combined import Curated
 from selfloop.rng import RandomStream
 from selfloop.snapshots import Scenario
 from selfloop.sources.distributions import GaussianSource, ZipfSource

@@ -12,7 +12,7 @@ from selfloop.families.discrete import Discrete, DiscreteSampler
 from selfloop.families.gaussian import Gaussian, GaussianSampler
 from selfloop.families.linear import Linear, LinearSampler
 from selfloop.policies.builtin import Accumulate, AccumulateSubsample, Augment, Fresh, Replace
-from selfloop.policies.control import Control
+from selfloop.policies.combined import Control
 from selfloop.policies.cycles import Growing, ReplaceMultiple
 from selfloop.snapshots import Scenario
 from selfloop.sources.distributions import GaussianSource, LinearSource, ZipfSource

@@ -14,11 +14,10 @@ from selfloop.errors import SpecError
 from selfloop.families.gaussian import Gaussian
 from selfloop.metrics.true_parameters import MeanError
 from selfloop.policies.builtin import Accumulate, AccumulateReal, AccumulateSubsample, Augment, Fresh, Replace, Window
-from selfloop.policies.control import Control
+from selfloop.policies.combined import Control, Switch
 from selfloop.policies.custom import Custom
 from selfloop.policies.cycles import Expanding, Growing, ReplaceMultiple
 from selfloop.policies.schedule import schedule
-from selfloop.policies.switch import Switch
 from selfloop.sources.distributions import GaussianSource
 from selfloop.theory.moments import MomentEstimator, MomentsWorld, moment_curves, noise_ledger, predict
 from selfloop.types import real, synthetic

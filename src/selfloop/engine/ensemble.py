@@ -11,6 +11,7 @@ from typing import Any, TypeVar, cast
 import numpy as np
 from threadpoolctl import threadpool_limits
 
+from selfloop import protocols
 from selfloop.columns import Array, Columns, Floats, Params
 from selfloop.component import Context, Family, Metric, Policy, Sampler, Source
 from selfloop.engine.curation import Curation
@@ -21,14 +22,6 @@ from selfloop.engine.merging import merge_ensemble
 from selfloop.engine.steps import STARVED, check_rows, measure_trivial, warn_of_copies
 from selfloop.errors import ChainEndedError
 from selfloop.formats.safetensors import NamedArrays
-from selfloop.protocols import (
-    EnsembleFit,
-    SupportsEnsemble,
-    SupportsEnsembleMeasure,
-    SupportsRelabel,
-    SupportsSufficientStatistics,
-    SupportsTrivialModel,
-)
 from selfloop.rng import RandomStream
 from selfloop.settings import UNLESS_DEFAULT
 from selfloop.snapshots import EnsembleSnapshot, EnsembleTake, scale_row_weights
@@ -161,11 +154,11 @@ class EnsembleWorld:
     def _draw_real(self, t: int, first: int, n: int) -> EnsembleBatch:
         block, source = self.block, self.block.source
         if not block.draws_rows:
-            family, truth = cast(SupportsSufficientStatistics, block.family), block.truth()
+            family, truth = cast(protocols.SupportsSufficientStatistics, block.family), block.truth()
             design = self.initial.statistics if source.has_fixed_design() and t > 1 else None
             sampler, rng = block.family.sampler_class(), block.generator("real", first)
             return EnsembleBatch(statistics=family.draw_statistics(truth, n, sampler, truth, design, rng))
-        if t > 1 and source.has_fixed_design() and isinstance(source, SupportsRelabel):
+        if t > 1 and source.has_fixed_design() and isinstance(source, protocols.SupportsRelabel):
             inputs = self.draw_inputs(t, n)
             outcomes = block.stack(
                 lambda ctx, s: source.relabel({name: np.asarray(column)[s] for name, column in inputs.items()}, first, ctx)
@@ -209,10 +202,10 @@ class EnsembleWorld:
 
     def _fit(
         self, t: int, takes: list[Take[EnsembleBatch]], budget: int | None, previous: EnsembleModel | None
-    ) -> tuple[EnsembleFit, tuple[EnsembleTake, ...]]:
+    ) -> tuple[protocols.EnsembleFit, tuple[EnsembleTake, ...]]:
         family = self.block.family.for_generation(t)
         if not self.block.draws_rows:
-            of_statistics = cast(SupportsSufficientStatistics, family)
+            of_statistics = cast(protocols.SupportsSufficientStatistics, family)
             merged = of_statistics.merge([(take.batch.statistics, take.weight) for take in takes])
             return of_statistics.fit_statistics(merged), ()
         starved = np.zeros(len(self.block.seeds), bool)
@@ -231,10 +224,12 @@ class EnsembleWorld:
         used, starved = scale_row_weights(whole, starved)
         if budget is not None:
             used = self._draw_budget(t, used, budget)
-        fitted = cast(SupportsEnsemble, family).fit_rows(used, previous.params if previous else None)
+        fitted = cast(protocols.SupportsEnsemble, family).fit_rows(used, previous.params if previous else None)
         if starved.any():
             status = fitted.status or [None] * len(starved)
-            fitted = EnsembleFit(fitted.params, [STARVED if lacks else s for s, lacks in zip(status, starved, strict=True)])
+            fitted = protocols.EnsembleFit(
+                fitted.params, [STARVED if lacks else s for s, lacks in zip(status, starved, strict=True)]
+            )
         return fitted, tuple(used)
 
     def _draw_budget(self, t: int, takes: Sequence[EnsembleTake], budget: int) -> list[EnsembleTake]:
@@ -251,7 +246,7 @@ class EnsembleWorld:
         ends = np.cumsum([mask.shape[1] for mask in masks])[:-1]
         return [replace(take, indices=m) for take, m in zip(takes, np.split(drawn, ends, axis=1), strict=True)]
 
-    def _keep_ended_chains(self, t: int, fitted: EnsembleFit, previous: EnsembleModel | None) -> EnsembleModel:
+    def _keep_ended_chains(self, t: int, fitted: protocols.EnsembleFit, previous: EnsembleModel | None) -> EnsembleModel:
         """The model, in which ended chains keep finite params so that they do not disturb the others."""
         ended = dict(previous.ended) if previous else {}
         for s, status in enumerate(fitted.status or ()):
@@ -288,10 +283,10 @@ class EnsembleWorld:
         sampler = block.sampler.for_generation(t, block.truth())
         if not block.draws_rows:
             design = self.initial.statistics if block.source.has_fixed_design() else None
-            family, rng = cast(SupportsSufficientStatistics, block.family), block.generator("synthetic", t)
+            family, rng = cast(protocols.SupportsSufficientStatistics, block.family), block.generator("synthetic", t)
             return EnsembleBatch(statistics=family.draw_statistics(model.params, n, sampler, block.truth(), design, rng))
         inputs, streams = self.draw_inputs(t, n), block.streams("sample", t, *(("round", round_) if round_ else ()))
-        rows = cast(SupportsEnsemble, block.family).sample_rows(model.params, n, sampler, inputs, streams)
+        rows = cast(protocols.SupportsEnsemble, block.family).sample_rows(model.params, n, sampler, inputs, streams)
         return EnsembleBatch(rows, synthetic=True)
 
     def measure(self, t: int, model: EnsembleModel, samples: EnsembleBatch) -> Iterator[SeedMeasurements]:
@@ -305,7 +300,7 @@ class EnsembleWorld:
         for metric in block.metrics:
             measured = {metric.name: np.full(len(seeds), np.nan)}
             if len(ended) < len(seeds):
-                measured = dict(cast(SupportsEnsembleMeasure, metric).measure_ensemble(snap))
+                measured = dict(cast(protocols.SupportsEnsembleMeasure, metric).measure_ensemble(snap))
             for name, values in measured.items():
                 # Report the end of a chain once, on the metric's main value.
                 yield SeedMeasurements(self.policy, seeds, t, name, values, ended if name == metric.name else ended_before)
@@ -347,7 +342,7 @@ def ensemble_trivial(block: SeedBlock, metric: str) -> dict[str, Array]:
     """The trivial model's value of a metric for every seed of a block, NaN without one; without rows, from the truth alone."""
     initial = block.draw(block.holdout, block.n) if block.draws_rows else NamedArrays()
     tables, values, family = (initial, block.held_out(), block.truth()), list[float | None](), block.family
-    assert isinstance(family, SupportsTrivialModel)
+    assert isinstance(family, protocols.SupportsTrivialModel)
     for s, stream in enumerate(block.streams("measure", metric)):
         rows, held_out, truth = ({name: np.asarray(column)[s] for name, column in table.items()} for table in tables)
         values.append(measure_trivial(family, metric, rows, held_out, truth, Context(stream)))

@@ -10,17 +10,9 @@ from typing import Annotated, ClassVar, cast
 import numpy as np
 from annotated_types import Ge
 
+from selfloop import protocols
 from selfloop.columns import Array, Floats
 from selfloop.component import Better, Context, Metric
-from selfloop.protocols import (
-    SupportsDenoisingLoss,
-    SupportsElbo,
-    SupportsEnsembleLogProb,
-    SupportsLogLikelihood,
-    SupportsLogProb,
-    SupportsPredict,
-    SupportsPredictMean,
-)
 from selfloop.snapshots import EnsembleSnapshot, Snapshot
 
 
@@ -38,16 +30,16 @@ class Nll(HoldoutMetric):
     name: ClassVar[str] = "nll"
     title: ClassVar[str] = "negative log-likelihood of held-out real rows"
     unit: ClassVar[str] = "nats per row"
-    family_protocols: ClassVar[tuple[type, ...]] = (SupportsLogProb,)
+    family_protocols: ClassVar[tuple[type, ...]] = (protocols.SupportsLogProb,)
     uses_rows: ClassVar[bool] = True
 
     def measure(self, snap: Snapshot, ctx: Context) -> Mapping[str, float]:
-        return {"nll": -float(np.mean(cast(SupportsLogProb, snap.family).log_prob(snap.params, snap.holdout)))}
+        return {"nll": -float(np.mean(cast(protocols.SupportsLogProb, snap.family).log_prob(snap.params, snap.holdout)))}
 
     def measure_ensemble(self, snap: EnsembleSnapshot) -> Mapping[str, Floats]:
-        if isinstance(snap.family, SupportsEnsembleLogProb):
+        if isinstance(snap.family, protocols.SupportsEnsembleLogProb):
             return {"nll": -snap.family.log_prob_rows(snap.params, snap.takes, snap.holdout).mean(axis=1)}
-        family, values = cast(SupportsLogProb, snap.family), []
+        family, values = cast(protocols.SupportsLogProb, snap.family), []
         for s in range(len(next(iter(snap.params.values())))):
             params = {name: array[s] for name, array in snap.params.items()}
             rows = {name: np.asarray(column)[s] for name, column in snap.holdout.items()}
@@ -79,10 +71,10 @@ class LogLoss(OutcomeMetric):
     has_zero: ClassVar[bool] = True
     title: ClassVar[str] = "log loss on held-out real rows"
     unit: ClassVar[str] = "nats per row"
-    family_protocols: ClassVar[tuple[type, ...]] = (SupportsLogProb, SupportsPredict)
+    family_protocols: ClassVar[tuple[type, ...]] = (protocols.SupportsLogProb, protocols.SupportsPredict)
 
     def of_rows(self, snap: Snapshot | EnsembleSnapshot) -> Mapping[str, Array]:
-        return {"log_loss": -cast(SupportsLogProb, snap.family).log_prob(snap.params, snap.holdout)}
+        return {"log_loss": -cast(protocols.SupportsLogProb, snap.family).log_prob(snap.params, snap.holdout)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,10 +84,10 @@ class Accuracy(OutcomeMetric):
     name: ClassVar[str] = "accuracy"
     title: ClassVar[str] = "accuracy on held-out real rows"
     better: ClassVar[Better] = "higher"
-    family_protocols: ClassVar[tuple[type, ...]] = (SupportsPredict,)
+    family_protocols: ClassVar[tuple[type, ...]] = (protocols.SupportsPredict,)
 
     def of_rows(self, snap: Snapshot | EnsembleSnapshot) -> Mapping[str, Array]:
-        predicted = cast(SupportsPredict, snap.family).predict(snap.params, snap.holdout)
+        predicted = cast(protocols.SupportsPredict, snap.family).predict(snap.params, snap.holdout)
         return {"accuracy": predicted == np.asarray(snap.holdout["y"])}
 
 
@@ -107,10 +99,10 @@ class SquaredError(OutcomeMetric):
     has_zero: ClassVar[bool] = True
     title: ClassVar[str] = "squared error on held-out real rows"
     unit: ClassVar[str] = "squared units of y"
-    family_protocols: ClassVar[tuple[type, ...]] = (SupportsPredictMean,)
+    family_protocols: ClassVar[tuple[type, ...]] = (protocols.SupportsPredictMean,)
 
     def of_rows(self, snap: Snapshot | EnsembleSnapshot) -> Mapping[str, Array]:
-        predicted = cast(SupportsPredictMean, snap.family).predict_mean(snap.params, snap.holdout)
+        predicted = cast(protocols.SupportsPredictMean, snap.family).predict_mean(snap.params, snap.holdout)
         return {"squared_error": (np.asarray(snap.holdout["y"]) - predicted) ** 2}
 
 
@@ -129,12 +121,12 @@ class PredictedShare(OutcomeMetric):
     }
     better: ClassVar[Better] = "predicted_share_real"
     secondary_better: ClassVar[Mapping[str, Better]] = {"expected_share": "predicted_share_real"}
-    family_protocols: ClassVar[tuple[type, ...]] = (SupportsPredict, SupportsPredictMean)
+    family_protocols: ClassVar[tuple[type, ...]] = (protocols.SupportsPredict, protocols.SupportsPredictMean)
 
     def of_rows(self, snap: Snapshot | EnsembleSnapshot) -> Mapping[str, Array]:
         return {
-            "predicted_share": cast(SupportsPredict, snap.family).predict(snap.params, snap.holdout) == 1,
-            "expected_share": cast(SupportsPredictMean, snap.family).predict_mean(snap.params, snap.holdout),
+            "predicted_share": cast(protocols.SupportsPredict, snap.family).predict(snap.params, snap.holdout) == 1,
+            "expected_share": cast(protocols.SupportsPredictMean, snap.family).predict_mean(snap.params, snap.holdout),
             "predicted_share_real": np.asarray(snap.holdout["y"]) == 1,
         }
 
@@ -155,10 +147,10 @@ class NegativeElbo(HoldoutMetric):
     unit: ClassVar[str] = "nats per image"
     secondary_units: ClassVar[Mapping[str, str]] = dict.fromkeys(secondary_titles, unit)
     secondary_better: ClassVar[Mapping[str, Better]] = {"elbo_reconstruction": "lower"}
-    family_protocols: ClassVar[tuple[type, ...]] = (SupportsElbo,)
+    family_protocols: ClassVar[tuple[type, ...]] = (protocols.SupportsElbo,)
 
     def measure(self, snap: Snapshot, ctx: Context) -> Mapping[str, float]:
-        terms = cast(SupportsElbo, snap.family).elbo(snap.params, snap.holdout, ctx)
+        terms = cast(protocols.SupportsElbo, snap.family).elbo(snap.params, snap.holdout, ctx)
         reconstruction, kl = (float(term.mean()) for term in terms)
         return {"negative_elbo": reconstruction + kl, "elbo_reconstruction": reconstruction, "kl": kl}
 
@@ -175,11 +167,11 @@ class LogLikelihood(HoldoutMetric):
     title: ClassVar[str] = "log-likelihood of held-out real images"
     unit: ClassVar[str] = "nats per image"
     better: ClassVar[Better] = "higher"
-    family_protocols: ClassVar[tuple[type, ...]] = (SupportsLogLikelihood,)
+    family_protocols: ClassVar[tuple[type, ...]] = (protocols.SupportsLogLikelihood,)
     importance_samples: Annotated[int, Ge(1), "samples of the latent variables per image"] = 100
 
     def measure(self, snap: Snapshot, ctx: Context) -> Mapping[str, float]:
-        family = cast(SupportsLogLikelihood, snap.family)
+        family = cast(protocols.SupportsLogLikelihood, snap.family)
         estimates = family.log_likelihood(snap.params, snap.holdout, self.importance_samples, ctx)
         return {"log_likelihood": float(estimates.mean())}
 
@@ -203,11 +195,11 @@ class DenoisingLoss(HoldoutMetric):
     }
     unit: ClassVar[str] = "squared error per value"
     secondary_better: ClassVar[Mapping[str, Better]] = dict.fromkeys(secondary_titles, "lower")
-    family_protocols: ClassVar[tuple[type, ...]] = (SupportsDenoisingLoss,)
+    family_protocols: ClassVar[tuple[type, ...]] = (protocols.SupportsDenoisingLoss,)
     noise_draws: Annotated[int, Ge(1), "noise draws per row in each third of the noise scale"] = 3
 
     def measure(self, snap: Snapshot, ctx: Context) -> Mapping[str, float]:
-        family = cast(SupportsDenoisingLoss, snap.family)
+        family = cast(protocols.SupportsDenoisingLoss, snap.family)
         losses = family.denoising_loss(snap.params, snap.holdout, 3 * self.noise_draws, ctx).mean(axis=0)
         thirds = losses.reshape(3, -1).mean(axis=1)
         return {self.name: float(thirds.mean())} | dict(zip(self.secondary_titles, thirds.tolist(), strict=True))

@@ -15,22 +15,8 @@ import vl_convert
 from selfloop.errors import printable
 from selfloop.formats.replacing import write_bytes
 from selfloop.policies.schedule import ScheduleEntry
+from selfloop.report import charts
 from selfloop.report.category_shares import describe_shares, shares_caption, shares_chart
-from selfloop.report.charts import (
-    LOG_AXIS_RATIO,
-    MIN_BAND_SEEDS,
-    Records,
-    ValueAxis,
-    draws_band,
-    draws_chains,
-    finish_chart,
-    fit_value_axis,
-    generation_axis,
-    mark_tooltip,
-    marked_generations,
-    panel_chart,
-    policy_channels,
-)
 from selfloop.report.noise_ledger import describe_ledgers, ledger_caption, ledger_chart
 from selfloop.report.theme import PAPER, Style, describe_better, describe_coordinates, format_number, policy_styles
 from selfloop.report.values import CategoryShares, Panel, Report
@@ -54,12 +40,12 @@ class Figure:
 
 def panel_figure(panel: Panel, styles: Mapping[str, Style]) -> Figure:
     """The curves of one metric at one point of the sweep."""
-    axis, point = fit_value_axis(panel), describe_coordinates(panel.coordinates)
+    axis, point = charts.fit_value_axis(panel), describe_coordinates(panel.coordinates)
     return Figure(
         name=to_file_name(f"{panel.metric} {point}"),
         alt=_describe_panel(panel, point),
         caption=_panel_caption(panel, axis),
-        spec=panel_chart(panel, styles, axis, point or panel.title),
+        spec=charts.panel_chart(panel, styles, axis, point or panel.title),
     )
 
 
@@ -84,16 +70,16 @@ def _schedule_chart(
     schedules: Mapping[str, Sequence[ScheduleEntry]], styles: Mapping[str, Style], unit: Unit
 ) -> dict[str, Any]:
     """Rows or tokens trained on, real mass and mean data age. Later policies are thinner, so that none hides another."""
-    rows: Records = [
+    rows: charts.Records = [
         {
             "policy": policy, "generation": entry.t, "rows": entry.trained_rows, "real_mass": entry.real_mass,
             "data_age": entry.data_age, "marked": marked,
         }
         for policy, entries in schedules.items()
-        for entry, marked in zip(entries, marked_generations(len(entries), 9), strict=True)
+        for entry, marked in zip(entries, charts.marked_generations(len(entries), 9), strict=True)
     ]  # fmt: skip
     counts = [entry.trained_rows for entries in schedules.values() for entry in entries]
-    log = min(counts) > 0 and max(counts) / min(counts) >= LOG_AXIS_RATIO
+    log = min(counts) > 0 and max(counts) / min(counts) >= charts.LOG_AXIS_RATIO
     columns = (
         ("rows", f"{unit} trained on{', log scale' if log else ''}", alt.Scale(type="log") if log else alt.Scale(zero=True)),
         ("real_mass", "real share of training mass", alt.Scale(domain=[0, 1])),
@@ -102,21 +88,21 @@ def _schedule_chart(
     policies = list(schedules)
     widths = alt.Scale(domain=policies, range=np.linspace(4, 1.4, len(policies)).tolist())
     sizes = alt.Scale(domain=policies, range=np.linspace(80, 24, len(policies)).tolist())
-    color, shape = policy_channels(styles, policies)
-    charts = []
+    color, shape = charts.policy_channels(styles, policies)
+    views = []
     for name, axis_title, scale in columns:
         base = alt.Chart(alt.NamedData(name="schedules")).encode(
-            x=generation_axis(max(map(len, schedules.values())), ticks=5),
+            x=charts.generation_axis(max(map(len, schedules.values())), ticks=5),
             y=alt.Y(f"{name}:Q", title=axis_title, scale=scale, axis=alt.Axis(tickCount=5)),
             color=color,
         )
         line = base.mark_line().encode(strokeWidth=alt.StrokeWidth("policy:N", scale=widths, legend=None))
         size = alt.Size("policy:N", scale=sizes, legend=None)
         points = base.transform_filter("datum.marked").mark_point(filled=True, opacity=1)
-        points = points.encode(shape=shape, size=size, tooltip=mark_tooltip(name))
-        charts.append(alt.layer(line, points).properties(width=216, height=160))
-    chart = alt.hconcat(*charts, spacing=26).resolve_scale(color="shared", shape="shared", size="shared", strokeWidth="shared")
-    return finish_chart(chart, "Training data of each generation", {"schedules": rows})
+        points = points.encode(shape=shape, size=size, tooltip=charts.mark_tooltip(name))
+        views.append(alt.layer(line, points).properties(width=216, height=160))
+    chart = alt.hconcat(*views, spacing=26).resolve_scale(color="shared", shape="shared", size="shared", strokeWidth="shared")
+    return charts.finish_chart(chart, "Training data of each generation", {"schedules": rows})
 
 
 def shares_figure(shares: CategoryShares, styles: Mapping[str, Style]) -> Figure:
@@ -172,15 +158,15 @@ def _describe_panel(panel: Panel, point: str) -> str:
     return f"{panel.title}{f' at {point}' if point else ''} by generation: {'; '.join(ends) or 'no values'}."
 
 
-def _panel_caption(panel: Panel, axis: ValueAxis) -> str:
+def _panel_caption(panel: Panel, axis: charts.ValueAxis) -> str:
     seeds = sorted({len(curve.values) for curve in panel.curves})
     counts = " to ".join(dict.fromkeys(f"{n:,}" for n in (seeds[0], seeds[-1]))) if seeds else "0"
     parts = [f"Lines and markers: mean over {counts} {'seed' if counts == '1' else 'seeds'}"]
-    if any(map(draws_band, panel.curves)):
+    if any(map(charts.draws_band, panel.curves)):
         parts.append("bands: its 95 % interval")
-    elif seeds and seeds[-1] == MIN_BAND_SEEDS - 1:
+    elif seeds and seeds[-1] == charts.MIN_BAND_SEEDS - 1:
         parts.append("its 95 % interval is too wide to draw for two seeds")
-    parts += ["thin lines: single chains"] * any(map(draws_chains, panel.curves))
+    parts += ["thin lines: single chains"] * any(map(charts.draws_chains, panel.curves))
     ended = any(curve.has_ended_chains and curve.ends_are_worst for curve in panel.curves)
     parts += ["dotted: median, ended chains counted as worst"] * ended
     if panel.trivial is not None:

@@ -16,22 +16,11 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from selfloop.errors import printable
+from selfloop.report import theme
 from selfloop.report.figures import report_figures, save_svg, to_file_name
 from selfloop.report.gallery import view_gallery
 from selfloop.report.picture_grid import select_generations
 from selfloop.report.tables import format_seconds, headlines, heat_map, unmeasured, verdict_tables
-from selfloop.report.theme import (
-    DARK,
-    MARKERS,
-    css_variable,
-    describe_coordinates,
-    format_count,
-    format_interval,
-    format_interval_parts,
-    format_number,
-    policy_styles,
-    theme_svg,
-)
 from selfloop.report.values import Report
 
 MAX_OPEN_POLICIES = 10  # with more policies, as in a grid, parts of the page that list all policies are folded
@@ -45,7 +34,7 @@ def write_figures(reports: Sequence[Report], folder: Path) -> list[Path]:
     counts: Counter[str] = Counter()
     for report in reports:
         prefix = f"{to_file_name(report.title)}-" if len(reports) > 1 else ""
-        views = [view_gallery(gallery, policy_styles(report.policies())) for gallery in report.galleries]
+        views = [view_gallery(gallery, theme.policy_styles(report.policies())) for gallery in report.galleries]
         pictures = [(figure.name, figure.svg()) for figure in report_figures(report)]
         pictures += [(f"samples-{i}", view.svg) for i, view in enumerate(views, 1) if view.svg]
         pictures += [(f"molecule-{i}", molecule.svg) for view in views for i, molecule in enumerate(view.molecules, 1)]
@@ -62,24 +51,24 @@ def render_page(reports: Sequence[Report], title: str = "") -> str:
     environment = Environment(autoescape=True, loader=loader, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters |= {
         "code": _mark_code,
-        "coordinates": describe_coordinates,
-        "counted": format_count,
+        "coordinates": theme.describe_coordinates,
+        "counted": theme.format_count,
         "generations": select_generations,
-        "interval": format_interval,
-        "interval_parts": format_interval_parts,
-        "number": format_number,
+        "interval": theme.format_interval,
+        "interval_parts": theme.format_interval_parts,
+        "number": theme.format_number,
         "seconds": format_seconds,
-        "theme": theme_svg,
+        "theme": theme.theme_svg,
         "unmeasured": unmeasured,
-        "variable": css_variable,
+        "variable": theme.css_variable,
     }
     newest = max(report.generated for report in reports)
     page = environment.get_template("page.html").render(
         title=title or " · ".join(report.title for report in reports),
         generated=f"{newest.day} {newest:%B %Y, %H:%M %Z}",
         experiments=[_experiment(report, f"e{i}") for i, report in enumerate(reports)],
-        dark_colors=DARK,
-        markers=MARKERS,
+        dark_colors=theme.DARK,
+        markers=theme.MARKERS,
         zip=zip,
         bundle=_vega_bundle(),
     )
@@ -88,7 +77,7 @@ def render_page(reports: Sequence[Report], title: str = "") -> str:
 
 def _experiment(report: Report, key: str) -> dict[str, object]:
     """The values of one experiment for the template; all ids begin with `key`."""
-    styles = policy_styles(report.policies())
+    styles = theme.policy_styles(report.policies())
     figures = [(f"{key}f{i}", figure) for i, figure in enumerate(report_figures(report))]
     n_drawn = len(report.drawn_panels)  # their figures come first
     views = [view_gallery(gallery, styles) for gallery in report.galleries]

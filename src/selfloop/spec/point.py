@@ -10,21 +10,11 @@ from typing import TYPE_CHECKING, Literal, cast
 
 import numpy as np
 
+from selfloop import protocols
 from selfloop.component import Context, Family, Policy, Source
 from selfloop.curator import Curator
 from selfloop.errors import SpecError, shown
 from selfloop.policies.schedule import ScheduleEntry, schedule
-from selfloop.protocols import (
-    ControlsPolicy,
-    CorpusSource,
-    CuratesRows,
-    SupportsCheck,
-    SupportsEnsemble,
-    SupportsEnsembleMeasure,
-    SupportsRelabel,
-    SupportsSufficientStatistics,
-    UsesEncoder,
-)
 from selfloop.rng import RandomStream
 from selfloop.settings import Settings, find_unused
 from selfloop.types import Coordinates
@@ -65,7 +55,7 @@ class Point:
 
     def row_bytes(self) -> int:
         """Bytes of one row in memory; 0 for a corpus, whose rows stay in files."""
-        if isinstance(self.spec.source, CorpusSource):
+        if isinstance(self.spec.source, protocols.CorpusSource):
             return 0
         return row_bytes(self.spec.source)
 
@@ -86,7 +76,9 @@ def resolve_point(spec: Spec, coordinates: Coordinates) -> Point:
     spec = replace(spec, n=n, holdout=holdout)
     _check_abilities(spec)
     worlds = tuple(_world(spec, policy, n) for policy in spec.policies)
-    if any(isinstance(policy, CuratesRows) for policy in spec.policies):  # all on rows, so that they share random numbers
+    if any(
+        isinstance(policy, protocols.CuratesRows) for policy in spec.policies
+    ):  # all on rows, so that they share random numbers
         worlds = tuple("rows" if world == "statistics" else world for world in worlds)
     point = Point(coordinates, spec, n, holdout, worlds, n_real if spec.subsets == "disjoint" else 0)
     _check_memory(point)
@@ -123,7 +115,7 @@ def _resolve_sizes(spec: Spec) -> tuple[int, int, int]:
     needed = [holdout + _count_real_rows(spec, policy, n) for policy in spec.policies]
     for policy, real_rows in zip(spec.policies, needed, strict=True):
         if size is not None and real_rows > size:
-            others = ', or set rows = "initial" in the control' if isinstance(policy, ControlsPolicy) else ""
+            others = ', or set rows = "initial" in the control' if isinstance(policy, protocols.ControlsPolicy) else ""
             raise SpecError(
                 f"n: policy {policy.name} with n = {n} and holdout = {holdout} needs {real_rows} real rows; "
                 f"source {name} has {size}{share}. Lower n, holdout or generations{others}."
@@ -144,11 +136,11 @@ def _resolve_holdout(spec: Spec, size: int | None) -> int:
 
 def _resolve_tokens(spec: Spec) -> tuple[int, int, int]:
     """n in tokens and holdout in rows. How many rows a seed needs is known when they are drawn."""
-    if not isinstance(spec.family, UsesEncoder):
+    if not isinstance(spec.family, protocols.UsesEncoder):
         raise SpecError(f"unit: got 'tokens'; family {spec.family.name} models no text. Remove the key.")
     if spec.n is None:
         raise SpecError("n: missing; with unit = 'tokens', set n to the number of initial real tokens.")
-    has_curators = any(isinstance(policy, CuratesRows) for policy in spec.policies)
+    has_curators = any(isinstance(policy, protocols.CuratesRows) for policy in spec.policies)
     if spec.subsets == "disjoint" or has_curators:
         key = "curators" if has_curators else "subsets"
         raise SpecError(
@@ -161,7 +153,7 @@ def _count_real_rows(spec: Spec, policy: Policy, n: int) -> int:
     """Real rows that a policy uses; on a fixed design later ones are new outcomes of the initial inputs."""
     entries = list(schedule(policy, n, spec.generations))
     fresh = any(entry.new_rows.real for entry in entries[1:])
-    if fresh and spec.source.has_fixed_design() and not isinstance(spec.source, SupportsRelabel):
+    if fresh and spec.source.has_fixed_design() and not isinstance(spec.source, protocols.SupportsRelabel):
         raise SpecError(
             f"policies: {policy.name} draws fresh real rows; source {spec.source.title()} has none for its fixed inputs. "
             "Choose another policy."
@@ -176,7 +168,7 @@ def check_pair(family: Family, source: Source) -> None:
             f"source: family {family.name} models the columns {', '.join(family.required_columns)}; {source.title()} has "
             f"{', '.join(source.schema())} and lacks {', '.join(sorted(missing))}. Choose another source or family."
         )
-    if isinstance(family, UsesEncoder) and not isinstance(source, CorpusSource):
+    if isinstance(family, protocols.UsesEncoder) and not isinstance(source, protocols.CorpusSource):
         raise SpecError(
             f"source: family {family.name} reads a corpus from files; {source.title()} draws its rows. Choose a text source."
         )
@@ -211,7 +203,7 @@ def _check_abilities(spec: Spec) -> None:
     _check_external(spec)
     _check_used(spec)
     for component in (family, *spec.metrics):
-        if isinstance(component, SupportsCheck):
+        if isinstance(component, protocols.SupportsCheck):
             component.check(source, spec.sampler)
     truth = source.truth(Context(RandomStream(("probe",))))
     for metric in spec.metrics:
@@ -234,10 +226,10 @@ def _check_abilities(spec: Spec) -> None:
 
 def _checked_curators(spec: Spec) -> list[Curator]:
     """The curators of all policies; SpecError for one that cannot judge the rows of this spec."""
-    policies = [policy.of if isinstance(policy, ControlsPolicy) else policy for policy in spec.policies]
+    policies = [policy.of if isinstance(policy, protocols.ControlsPolicy) else policy for policy in spec.policies]
     curators = []
     for i, policy in enumerate(policies):
-        for j, curator in enumerate(policy.curators if isinstance(policy, CuratesRows) else ()):
+        for j, curator in enumerate(policy.curators if isinstance(policy, protocols.CuratesRows) else ()):
             curators.append(curator)
             try:
                 curator.check(spec.source, spec.family, spec.sampler)
@@ -264,7 +256,7 @@ def _check_used(spec: Spec) -> None:
     for key, component in components:
         for name, value, why in find_unused(component):
             raise SpecError(f"{key}.{name}: got {shown(value)}, which changes nothing: {why}. Remove the key.")
-    if spec.init_from != "scratch" and (isinstance(spec.family, SupportsEnsemble) or not spec.family.uses_init):
+    if spec.init_from != "scratch" and (isinstance(spec.family, protocols.SupportsEnsemble) or not spec.family.uses_init):
         start, name = shown(spec.init_from), spec.family.name
         raise SpecError(f"init_from: got {start}, which changes nothing: {name} is fitted on its rows alone. Remove the key.")
     if spec.merge is not None and (spec.generations == 1 or not spec.family.mergeable):
@@ -276,15 +268,17 @@ def _check_used(spec: Spec) -> None:
 def _world(spec: Spec, policy: Policy, n: int) -> World:
     """The world in which a policy runs."""
     family, source = spec.family, spec.source
-    if spec.init_from != "scratch" or not isinstance(family, SupportsEnsemble | SupportsSufficientStatistics):
+    if spec.init_from != "scratch" or not isinstance(
+        family, protocols.SupportsEnsemble | protocols.SupportsSufficientStatistics
+    ):
         return "stored"
-    if not all(isinstance(metric, SupportsEnsembleMeasure) for metric in spec.metrics):
+    if not all(isinstance(metric, protocols.SupportsEnsembleMeasure) for metric in spec.metrics):
         return "stored"
-    if not isinstance(family, SupportsSufficientStatistics) or source.exact_family != family.name:
+    if not isinstance(family, protocols.SupportsSufficientStatistics) or source.exact_family != family.name:
         return "rows"
-    if isinstance(policy, CuratesRows):
+    if isinstance(policy, protocols.CuratesRows):
         return "rows"
-    if any(isinstance(metric, SupportsEnsembleMeasure) and metric.uses_rows for metric in spec.metrics):
+    if any(isinstance(metric, protocols.SupportsEnsembleMeasure) and metric.uses_rows for metric in spec.metrics):
         return "rows"
     for entry in schedule(policy, n, spec.generations):
         if entry.new_rows.external:

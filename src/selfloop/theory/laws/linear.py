@@ -18,17 +18,8 @@ from scipy.special import ndtr
 
 from selfloop.columns import Floats, Ints
 from selfloop.snapshots import Scenario
-from selfloop.theory.law import (
-    Law,
-    all_rows,
-    moment_curve,
-    newest_growth,
-    newest_rows,
-    population_models,
-    schedule_entries,
-    takes_whole_batches,
-    true_params,
-)
+from selfloop.theory import law
+from selfloop.theory.law import Law
 from selfloop.theory.moments import MomentEstimator
 from selfloop.types import Limit
 
@@ -75,7 +66,7 @@ def _is_least_squares(scenario: Scenario) -> bool:
 
 
 def _multiplied_risk(scenario: Scenario) -> Floats | None:
-    curve = moment_curve(scenario, "mean_error_multiplier", _estimator(scenario))
+    curve = law.moment_curve(scenario, "mean_error_multiplier", _estimator(scenario))
     return None if curve is None else _first_risk(scenario) * curve
 
 
@@ -83,7 +74,7 @@ def _limit(scenario: Scenario) -> Limit | None:
     """The limit of the risk: a sum over t of 1/rows with the newest rows only, of 1/t^2 for accumulate."""
     if scenario.policy.name == "accumulate":
         return "finite"  # Gerstgrasser et al. 2024 (2404.01413), theorem 2
-    power = newest_growth(scenario)
+    power = law.newest_growth(scenario)
     if power is None or not _estimator(scenario).known_variances[-1]:
         return None
     return "infinite" if power <= 1 else "finite"
@@ -94,7 +85,7 @@ def repeats_one_design(scenario: Scenario) -> bool:
     return scenario.source.has_fixed_design() and all(
         entry.plan.budget is None
         and not any((take.rows or 0) % scenario.n or take.start % scenario.n for take in entry.plan.takes)
-        for entry in schedule_entries(scenario)
+        for entry in law.schedule_entries(scenario)
     )
 
 
@@ -115,12 +106,12 @@ def _noise_variances(scenario: Scenario) -> Floats:
 
 
 def _newest_risk(scenario: Scenario) -> Floats | None:
-    d, rows = _dim(scenario), _fresh_design_rows(scenario, newest_rows(scenario))
+    d, rows = _dim(scenario), _fresh_design_rows(scenario, law.newest_rows(scenario))
     return None if rows is None else np.cumsum(_noise_variances(scenario) * d / (rows - d - 1))
 
 
 def _all_rows_risk(scenario: Scenario) -> Floats | None:
-    d, total = _dim(scenario), _fresh_design_rows(scenario, all_rows(scenario))
+    d, total = _dim(scenario), _fresh_design_rows(scenario, law.all_rows(scenario))
     if total is None or len(total) == 1:
         return None
     added = np.diff(total, prepend=0)
@@ -129,11 +120,11 @@ def _all_rows_risk(scenario: Scenario) -> Floats | None:
 
 def _asymptotic_risk(scenario: Scenario) -> Floats | None:
     # A fixed design repeats its inputs: the first rows of several batches have fewer distinct inputs than rows.
-    if not _is_least_squares(scenario) or not takes_whole_batches(scenario):
+    if not _is_least_squares(scenario) or not law.takes_whole_batches(scenario):
         return None
     if repeats_one_design(scenario) or _newest_risk(scenario) is not None or _all_rows_risk(scenario) is not None:
         return None  # an exact law applies
-    fewest = min(entry.trained_rows for entry in schedule_entries(scenario))
+    fewest = min(entry.trained_rows for entry in law.schedule_entries(scenario))
     return _multiplied_risk(scenario) if fewest >= MIN_ROWS_PER_COEFFICIENT * _dim(scenario) else None
 
 
@@ -143,7 +134,11 @@ def _equal_variance_risk(scenario: Scenario, *, has_ridge: bool) -> Floats | Non
     In inputs of variance 1, fit t is B w_(t-1) plus noise. B has no preferred direction, so the products E w_t'w* and E |w_t|^2
     follow from E tr B / d, E tr B^2 / d and the noise that one fit adds.
     """
-    d, rows, variances = _dim(scenario), newest_rows(scenario), np.unique(cast(Floats, true_params(scenario)["variances"]))
+    d, rows, variances = (
+        _dim(scenario),
+        law.newest_rows(scenario),
+        np.unique(cast(Floats, law.true_params(scenario)["variances"])),
+    )
     ridges = [float(scenario.family.for_generation(t).settings()["ridge"]) for t in range(1, scenario.generations + 1)]
     if scenario.source.has_fixed_design() or rows is None or len(variances) > 1 or any(ridges) != has_ridge:
         return None
@@ -194,15 +189,15 @@ def _information(link: str, norm: float) -> tuple[float, float]:
 
 def _parameter_error(scenario: Scenario) -> Floats | None:
     source = scenario.source.settings()
-    fewest = min(entry.trained_rows for entry in schedule_entries(scenario))
+    fewest = min(entry.trained_rows for entry in law.schedule_entries(scenario))
     has_many_rows = fewest >= MIN_ROWS_PER_GLM_COEFFICIENT * source["dim"]
     has_one_link = source["link"] == scenario.family.settings()["link"]
     is_sampled = scenario.sampler.settings()["labels"] == "sampled"
-    if not has_many_rows or not has_one_link or not is_sampled or not takes_whole_batches(scenario):
+    if not has_many_rows or not has_one_link or not is_sampled or not law.takes_whole_batches(scenario):
         return None
     along, across = _information(source["link"], source["coefficient_norm"])
     trace: float = 1 / along + (source["dim"] - 1) / across
-    curve = moment_curve(scenario, "mean_error", KNOWN_NOISE)
+    curve = law.moment_curve(scenario, "mean_error", KNOWN_NOISE)
     return trace * curve if curve is not None and (trace * curve).max() <= MAX_SQUARED_ERROR else None
 
 
@@ -270,12 +265,12 @@ def feedback_multipliers(scenario: Scenario) -> Floats:
     c_t = 1 + sum of the training mass of synthetic(k) times c_k: theorem 1 of Taori and Hashimoto 2022 (2209.03942) for
     `accumulate_real`, here for any policy. With m real and k synthetic rows per generation the limit is (m + k)/m.
     """
-    return 1 + population_models(scenario, np.zeros(1), lambda bias: bias + 1)[:, 0]
+    return 1 + law.population_models(scenario, np.zeros(1), lambda bias: bias + 1)[:, 0]
 
 
 def _predicted_share(scenario: Scenario) -> Floats | None:
     source, sampler = scenario.source.settings(), scenario.sampler.settings()
-    fewest = min(entry.trained_rows for entry in schedule_entries(scenario))
+    fewest = min(entry.trained_rows for entry in law.schedule_entries(scenario))
     is_argmax = sampler["labels"] == "argmax" and scenario.family.settings()["link"] == "logit"
     if not is_argmax or source["share"] >= 0.5 or fewest < MIN_ROWS_PER_GLM_COEFFICIENT * (source["dim"] + 1):
         return None
