@@ -22,7 +22,7 @@ from selfloop.rng import RandomStream
 from selfloop.sources.distributions import GaussianSource
 from selfloop.sources.image_arrays import Digits
 from selfloop.sources.python_docs import PythonDocs
-from selfloop.sources.smiles import Smiles
+from selfloop.sources.sdf import Smiles
 from selfloop.store.identity import identity
 
 CTX = Context(RandomStream(("command",)))

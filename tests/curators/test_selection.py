@@ -11,10 +11,9 @@ import pytest
 from selfloop.columns import Columns, Floats, Ragged
 from selfloop.component import Context
 from selfloop.curator import Curator, CuratorView, Judged, Score
-from selfloop.curators.classifiers import ClassProbability, Detector
 from selfloop.curators.edits import Corrector
 from selfloop.curators.scores import Closeness, ColumnValue, LikelihoodScore, MetricValue
-from selfloop.curators.selection import BestOf, Deduplicate, EntropyChoice, TopShare, Verifier
+from selfloop.curators.selection import BestOf, ClassProbability, Deduplicate, Detector, EntropyChoice, TopShare, Verifier
 from selfloop.errors import SettingError, SpecError
 from selfloop.families.gaussian import Gaussian, GaussianSampler
 from selfloop.metrics.correctness import CorrectRate

@@ -24,7 +24,7 @@ SMILES = ("CCCCO", "CC(=O)Nc1ccc(O)cc1", "C[N+](=O)[O-]", "c1cc[nH]c1", "OC1CC1"
 @cache
 def conformers(*smiles: str, n: int = 4) -> Columns:
     """n conformers of each molecule, embedded by RDKit."""
-    from selfloop.sources.smiles import Smiles
+    from selfloop.sources.sdf import Smiles
 
     with TemporaryDirectory() as folder:
         path = Path(folder) / "list.txt"

@@ -34,8 +34,7 @@ from selfloop.sources import molecule_base
 from selfloop.sources.geom import Geom
 from selfloop.sources.molecule_base import build_graph
 from selfloop.sources.qm9 import Qm9
-from selfloop.sources.sdf import Sdf
-from selfloop.sources.smiles import Smiles
+from selfloop.sources.sdf import Sdf, Smiles
 from selfloop.testing import check_source
 
 

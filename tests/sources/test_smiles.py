@@ -10,8 +10,8 @@ from example_molecules import DRUGS, Chem, are_equal, read_all, to_texts, withou
 
 from selfloop.columns import count_rows, select_rows
 from selfloop.errors import DataError, SpecError
-from selfloop.sources import smiles
-from selfloop.sources.smiles import Smiles, embed
+from selfloop.sources import sdf as smiles
+from selfloop.sources.sdf import Smiles, embed
 
 
 def test_the_conformers_of_a_molecule_do_not_depend_on_the_list(tmp_path):

@@ -11,9 +11,8 @@ from law_checks import curves, largest_z
 from selfloop.columns import Floats
 from selfloop.component import Context, Family, Metric, Policy, Source
 from selfloop.curator import Curator, CuratorView
-from selfloop.curators.classifiers import Detector
 from selfloop.curators.scores import ColumnValue, LikelihoodScore
-from selfloop.curators.selection import BestOf, Deduplicate, TopShare, Verifier
+from selfloop.curators.selection import BestOf, Deduplicate, Detector, TopShare, Verifier
 from selfloop.families.discrete import Discrete, DiscreteSampler
 from selfloop.families.gaussian import Gaussian, GaussianSampler
 from selfloop.metrics.true_parameters import Heterozygosity, MeanError, VarianceRatio

@@ -13,11 +13,10 @@ from selfloop.columns import Columns, Params, Ragged, Schema, count_rows
 from selfloop.engine.stored import StoredWorld
 from selfloop.engine.tasks import Task, replay_chain
 from selfloop.errors import SpecError, missing_extra, unknown_name
-from selfloop.formats.images import find_images, write_pngs
 from selfloop.formats.molecules import MOLECULE_COLUMNS, require_rdkit, write_sdf
 from selfloop.formats.replacing import replace_file
 from selfloop.formats.safetensors import to_safetensors
-from selfloop.formats.tables import write_csv, write_jsonl, write_parquet
+from selfloop.formats.tables import find_images, write_csv, write_jsonl, write_parquet, write_pngs
 from selfloop.protocols import SupportsExport, UsesEncoder
 from selfloop.spec.spec import Spec
 from selfloop.spec.write import spec_text

@@ -28,7 +28,7 @@ from selfloop.rng import RandomStream
 from selfloop.spec.spec import Spec
 from selfloop.store.calls import NotStoredError, StepCall
 from selfloop.store.identity import ObjectRef, step_name
-from selfloop.store.interrupts import refuse_interrupted
+from selfloop.store.inputs import refuse_interrupted
 from selfloop.store.store import Store, as_result
 
 TOLERANCE = 1e-3  # between backends: of the largest absolute value of an array, and of a single value

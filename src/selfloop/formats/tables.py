@@ -1,4 +1,4 @@
-"""Columns as JSON lines, CSV and Parquet files."""
+"""Columns as JSON lines, CSV and Parquet files, and columns of images as PNG files."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from selfloop.columns import Columns, Ragged, Schema, element_labels
+import numpy as np
+
+from selfloop.columns import Array, Columns, Ragged, Schema, element_labels
 
 
 def to_python_values(rows: Columns, schema: Schema) -> dict[str, list[Any]]:
@@ -61,3 +63,17 @@ def write_csv(rows: Columns, path: Path, schema: Schema) -> None:
 def _as_text(cell: str) -> str:
     """The text, after an apostrophe if a spreadsheet would compute it as a formula."""
     return f"'{cell}" if cell.startswith(("=", "+", "-", "@", "\t", "\r")) else cell
+
+
+def find_images(rows: Columns) -> Array | None:
+    """The first uint8 column of shape (rows, height, width) or (rows, height, width, 1 or 3); None without one."""
+    dense = [column for column in rows.values() if not isinstance(column, Ragged)]
+    return next((c for c in dense if c.dtype == np.uint8 and (c.ndim == 3 or (c.ndim == 4 and c.shape[3] in (1, 3)))), None)
+
+
+def write_pngs(images: Array, folder: Path) -> None:
+    """Write image i as `folder/00000i.png`."""
+    from PIL import Image
+
+    for i, image in enumerate(images):
+        Image.fromarray(image[..., 0] if image.shape[2:] == (1,) else image).save(folder / f"{i:06d}.png")

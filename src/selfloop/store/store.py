@@ -24,8 +24,7 @@ from selfloop.store import records
 from selfloop.store.calls import NotStoredError, StepCall, Usage
 from selfloop.store.folder import StoreFolder
 from selfloop.store.identity import CodeDigest, ObjectRef, code_digest, digest, identity, step_identity, step_name
-from selfloop.store.inputs import unchanged_inputs
-from selfloop.store.interrupts import refuse_interrupted
+from selfloop.store.inputs import refuse_interrupted, unchanged_inputs
 
 
 @dataclass
