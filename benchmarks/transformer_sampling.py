@@ -90,7 +90,7 @@ def build_samplers(config, options):
 def compare(context, options):
     import numpy as np
 
-    from selfloop.families.transformer.config import TransformerConfig
+    from selfloop.families.transformer.decoder import TransformerConfig
 
     config = TransformerConfig(arch="gpt2", layers=4, hidden=128, heads=4, mlp_hidden=512, context=context, vocab=1024)
     compiling, ours, theirs = build_samplers(config, options)

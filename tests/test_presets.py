@@ -12,7 +12,7 @@ from selfloop.families.transformer.family import Transformer
 from selfloop.families.transformer.network import TransformerNetwork
 from selfloop.plugins import presets
 from selfloop.sources.hub import HubText
-from selfloop.sources.tinystories import TinyStories
+from selfloop.sources.text_corpora import TinyStories
 from selfloop.spec.parse import read_spec
 
 ROOT = Path(__file__).parents[1]

@@ -21,8 +21,8 @@ from selfloop.families.gaussian import Gaussian
 from selfloop.rng import RandomStream
 from selfloop.sources.distributions import GaussianSource
 from selfloop.sources.image_arrays import Digits
-from selfloop.sources.python_docs import PythonDocs
 from selfloop.sources.sdf import Smiles
+from selfloop.sources.text_corpora import PythonDocs
 from selfloop.store.identity import identity
 
 CTX = Context(RandomStream(("command",)))

@@ -17,7 +17,7 @@ from selfloop.families.gaussian import Gaussian
 from selfloop.families.transformer.text_sampler import TextSampler
 from selfloop.rng import RandomStream
 from selfloop.sources.distributions import GaussianSource
-from selfloop.sources.python_docs import PythonDocs
+from selfloop.sources.text_corpora import PythonDocs
 from selfloop.store.identity import identity
 from tiny_language_models import POSITIONS, TEXTS, prepare_encoder, save_base
 

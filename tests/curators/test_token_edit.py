@@ -20,7 +20,7 @@ from selfloop.families.transformer.family import Transformer
 from selfloop.families.transformer.text_sampler import TextSampler
 from selfloop.rng import RandomStream
 from selfloop.sources.distributions import GaussianSource
-from selfloop.sources.python_docs import PythonDocs
+from selfloop.sources.text_corpora import PythonDocs
 from selfloop.types import RowTake, TrainingRows
 from tiny_language_models import TEXTS
 

@@ -8,8 +8,7 @@ import torch
 
 from selfloop.component import Context
 from selfloop.families.transformer import decoder_c
-from selfloop.families.transformer.config import TransformerConfig
-from selfloop.families.transformer.decoder import build_decoder_weights, token_uniforms
+from selfloop.families.transformer.decoder import TransformerConfig, build_decoder_weights, token_uniforms
 from selfloop.families.transformer.hf_network import build_hf_model, to_hf_config
 from selfloop.families.transformer.network import TransformerNetwork
 from selfloop.families.transformer.sample_tokens import sample_tokens

@@ -11,8 +11,7 @@ import numpy as np
 
 from selfloop.columns import Ragged
 from selfloop.families.transformer import decoder_c
-from selfloop.families.transformer.config import TransformerConfig
-from selfloop.families.transformer.decoder import DecodeRequest, build_decoder_weights
+from selfloop.families.transformer.decoder import DecodeRequest, TransformerConfig, build_decoder_weights
 from selfloop.families.transformer.decoder_c import try_c_decoder
 from selfloop.families.transformer.text_sampler import TextSampler
 

@@ -15,7 +15,7 @@ from selfloop.component import Context
 from selfloop.families.finetune.family import Finetune, Lora
 from selfloop.families.nn import trainer
 from selfloop.families.nn.settings import TrainingSettings
-from selfloop.families.transformer.config import TransformerConfig
+from selfloop.families.transformer.decoder import TransformerConfig
 from selfloop.families.transformer.family import Transformer
 from selfloop.families.transformer.hf_network import export_model, from_hf_config, to_hf_config
 from selfloop.families.transformer.network import TransformerNetwork

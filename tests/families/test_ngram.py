@@ -11,7 +11,7 @@ from selfloop.errors import SettingError, SpecError
 from selfloop.families.ngram import Ngram
 from selfloop.families.transformer.text_sampler import TextSampler
 from selfloop.families.transformer.tokenizer import BytePair
-from selfloop.sources.python_docs import PythonDocs
+from selfloop.sources.text_corpora import PythonDocs
 from selfloop.spec.spec import Spec
 
 TEXTS = [b"abcab", b"abab", b"cab", b"ba"]

@@ -13,7 +13,7 @@ from selfloop.errors import SpecError
 from selfloop.families.nn import trainer
 from selfloop.families.nn.settings import TrainingSettings
 from selfloop.families.transformer import network, torch_compile
-from selfloop.families.transformer.config import TransformerConfig
+from selfloop.families.transformer.decoder import TransformerConfig
 from selfloop.families.transformer.hf_network import build_hf_model, to_hf_config
 from selfloop.families.transformer.network import TransformerNetwork, cross_entropy
 from selfloop.rng import RandomStream

@@ -74,6 +74,6 @@ def test_a_chain_of_an_ensemble_that_ended_has_no_more_rows(tmp_path: Path) -> N
 
 
 def test_a_store_without_the_rows_of_a_run_gives_no_gallery(tmp_path: Path) -> None:
-    from selfloop.report.gallery_rows import read_galleries
+    from selfloop.report.gallery import read_galleries
 
     assert list(read_galleries(corpus_spec().points(), tmp_path)) == []

@@ -13,7 +13,7 @@ from selfloop.metrics.correctness import CorrectRate
 from selfloop.protocols import CorpusSource, SupportsTruth
 from selfloop.snapshots import Snapshot
 from selfloop.sources.expressions import Expressions
-from selfloop.sources.python_docs import PythonDocs
+from selfloop.sources.text_corpora import PythonDocs
 from selfloop.spec.spec import Spec
 from selfloop.testing import check_source
 

@@ -20,8 +20,8 @@ from selfloop.sources import files
 from selfloop.sources.files import list_files_in, open_file, read_files
 from selfloop.sources.images import ImageFolder
 from selfloop.sources.tables import TableSource
+from selfloop.sources.text_corpora import TinyStories
 from selfloop.sources.text_files import JsonlSource, TextSource
-from selfloop.sources.tinystories import TinyStories
 from selfloop.store.identity import file_digest, identity
 
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a214614ab\nsize 12345\n"

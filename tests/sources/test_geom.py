@@ -13,7 +13,7 @@ from real_data import DATA, needs
 import tiny_components
 from selfloop.columns import count_rows, select_rows
 from selfloop.errors import DataError
-from selfloop.sources.geom import Geom, unpickle_conformers
+from selfloop.sources.published_molecules import Geom, unpickle_conformers
 from selfloop.sources.sdf import Sdf
 
 
@@ -101,7 +101,7 @@ def test_a_pickle_cannot_create_an_array_of_pointers(tmp_path):
     for kind in ("ndarray", "flags"):
         (tmp_path / f"{kind}.pickle").write_bytes(pickle.dumps({"conformers": make_pointers(kind)}, 4))
     code = (
-        "from selfloop.sources.geom import unpickle_conformers as f; from pathlib import Path\n"
+        "from selfloop.sources.published_molecules import unpickle_conformers as f; from pathlib import Path\n"
         f"print([f(path.read_bytes(), '') for path in sorted(Path({str(tmp_path)!r}).glob('*.pickle'))])"
     )  # in another process, because following the pointer would end it
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=tiny_components.environment())
@@ -118,7 +118,7 @@ HOSTILE = {
 
 def test_a_pickle_that_would_end_the_process_cannot_be_unpickled():
     cases = ", ".join(HOSTILE.values())
-    code = f"from selfloop.sources.geom import unpickle_conformers as f\nfor data in [{cases}]: print(f(data, ''))"
+    code = f"from selfloop.sources.published_molecules import unpickle_conformers as f\nfor data in [{cases}]: print(f(data, ''))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=tiny_components.environment())
     assert (done.returncode, done.stdout) == (0, f"{['that cannot be unpickled']}\n" * 3), done.stderr[-300:]
 

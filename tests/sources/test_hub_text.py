@@ -13,7 +13,7 @@ from example_texts import CTX, read_corpus, to_texts
 
 from selfloop.errors import DataError, MissingExtraError, SpecError
 from selfloop.sources.hub import HubText
-from selfloop.sources.tinystories import TinyStories
+from selfloop.sources.text_corpora import TinyStories
 from selfloop.store.identity import identity
 from selfloop.testing import check_source
 

@@ -31,9 +31,8 @@ from selfloop.errors import DataError
 from selfloop.protocols import CorpusSource
 from selfloop.rng import RandomStream
 from selfloop.sources import molecule_base
-from selfloop.sources.geom import Geom
 from selfloop.sources.molecule_base import build_graph
-from selfloop.sources.qm9 import Qm9
+from selfloop.sources.published_molecules import Geom, Qm9
 from selfloop.sources.sdf import Sdf, Smiles
 from selfloop.testing import check_source
 

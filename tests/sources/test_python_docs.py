@@ -12,7 +12,7 @@ import pytest
 from example_texts import read_corpus
 
 from selfloop.errors import DataError, SpecError
-from selfloop.sources.python_docs import MAX_JOINED_LENGTH, MIN_DOCUMENT_LENGTH, PythonDocs, join_paragraphs, read_library
+from selfloop.sources.text_corpora import MAX_JOINED_LENGTH, MIN_DOCUMENT_LENGTH, PythonDocs, join_paragraphs, read_library
 
 
 def test_the_documents_are_a_megabyte_of_prose() -> None:

@@ -9,8 +9,8 @@ from real_data import DATA, needs
 
 from selfloop.columns import count_rows
 from selfloop.errors import DataError
-from selfloop.sources import qm9 as qm9_source
-from selfloop.sources.qm9 import Qm9
+from selfloop.sources import published_molecules as qm9_source
+from selfloop.sources.published_molecules import Qm9
 
 
 def test_both_forms_give_equal_rows(tmp_path):

@@ -14,8 +14,8 @@ from selfloop.component import Context
 from selfloop.errors import DataError, SpecError
 from selfloop.rng import RandomStream
 from selfloop.sources.hub import HubText
+from selfloop.sources.text_corpora import TinyStories
 from selfloop.sources.text_files import TextSource
-from selfloop.sources.tinystories import TinyStories
 from selfloop.testing import check_source
 
 

@@ -12,9 +12,19 @@ from numpy.random import Generator
 
 from selfloop.columns import Columns, Floats, Params
 from selfloop.component import Context, Sampler
-from selfloop.families.ensemble import EnsembleFamily, budget_rows, has_budget, mass_shares, memoize, row_counts, sum_in_order
+from selfloop.families.ensemble import (
+    EnsembleFamily,
+    bartlett,
+    budget_rows,
+    has_budget,
+    mass_shares,
+    matrix_root,
+    memoize,
+    row_counts,
+    split_generator,
+    sum_in_order,
+)
 from selfloop.families.trivial import normal_nll
-from selfloop.families.wishart import bartlett, matrix_root, split_generator
 from selfloop.protocols import EnsembleFit, SufficientStatistics
 from selfloop.rng import RandomStream
 from selfloop.snapshots import EnsembleTake

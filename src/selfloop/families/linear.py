@@ -14,9 +14,8 @@ from numpy.random import Generator
 from selfloop.columns import Columns, Floats, Params
 from selfloop.component import Context, Sampler
 from selfloop.errors import SpecError
-from selfloop.families.ensemble import EnsembleFamily, mass_shares, memoize, row_counts, sum_in_order
+from selfloop.families.ensemble import EnsembleFamily, bartlett, mass_shares, memoize, row_counts, split_generator, sum_in_order
 from selfloop.families.trivial import normal_nll, risk_without_inputs, squared_error_of_mean
-from selfloop.families.wishart import bartlett, split_generator
 from selfloop.protocols import EnsembleFit, SufficientStatistics
 from selfloop.rng import RandomStream
 from selfloop.settings import UNLESS_DEFAULT

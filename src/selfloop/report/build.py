@@ -21,7 +21,7 @@ from selfloop.formats.replacing import write_text
 from selfloop.published.papers import papers, published_curves
 from selfloop.report.figures import Figure, ledger_figure, panel_figure, save_svg
 from selfloop.report.findings import findings, trivial_model
-from selfloop.report.gallery_rows import read_galleries
+from selfloop.report.gallery import read_galleries
 from selfloop.report.notes import missing_values, notes
 from selfloop.report.page import render_page, write_figures
 from selfloop.report.theme import format_count, policy_styles
@@ -207,14 +207,9 @@ def _data_values(result: Result) -> Iterator[DataValuePanel]:
             metric = next(m for m in result.spec.metrics if m.name == result.spec.risk_metric())
             title, unit = _title_and_unit(result.points[0], metric, metric.name)
             yield DataValuePanel(
-                title=title,
-                unit=unit,
-                cells=cells,
-                value=value,
-                positive=metric.has_zero,
-                published=list(_published_data_values(metric.name)),
-                coordinates=coordinates,
-            )
+                title=title, unit=unit, cells=cells, value=value, positive=metric.has_zero,
+                published=list(_published_data_values(metric.name)), coordinates=coordinates,
+            )  # fmt: skip
 
 
 def _published_data_values(metric: str) -> Iterator[tuple[str, float, float]]:

@@ -64,14 +64,10 @@ def render_page(reports: Sequence[Report], title: str = "") -> str:
     }
     newest = max(report.generated for report in reports)
     page = environment.get_template("page.html").render(
-        title=title or " · ".join(report.title for report in reports),
-        generated=f"{newest.day} {newest:%B %Y, %H:%M %Z}",
-        experiments=[_experiment(report, f"e{i}") for i, report in enumerate(reports)],
-        dark_colors=theme.DARK,
-        markers=theme.MARKERS,
-        zip=zip,
-        bundle=_vega_bundle(),
-    )
+        title=title or " · ".join(report.title for report in reports), generated=f"{newest.day} {newest:%B %Y, %H:%M %Z}",
+        experiments=[_experiment(report, f"e{i}") for i, report in enumerate(reports)], dark_colors=theme.DARK,
+        markers=theme.MARKERS, zip=zip, bundle=_vega_bundle(),
+    )  # fmt: skip
     return printable(page)
 
 

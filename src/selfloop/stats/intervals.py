@@ -79,12 +79,9 @@ def summarize_seeds(curves: Floats, better: Better = "lower", *, positive: bool 
     worst = np.inf if better == "lower" else -np.inf if better == "higher" else np.nan
     median = np.median(np.where(np.isnan(curves), worst, curves), axis=0)
     return SeedSummary(
-        mean=mean,
-        low=low,
-        high=high,
-        median=np.where(np.isfinite(median), median, np.nan),
+        mean=mean, low=low, high=high, median=np.where(np.isfinite(median), median, np.nan),
         surviving=np.sum(~np.isnan(curves), axis=0),
-    )
+    )  # fmt: skip
 
 
 def mean_interval(values: Floats, level: float | None = None, *, positive: bool = False) -> Interval:

@@ -254,14 +254,11 @@ def predict(
     world = MomentsWorld(component, n, generations, estimator)
     curves = _follow(world)
     return PolicyPrediction(
-        policy=component.name,
-        n=n,
-        trained_rows=np.array([entry.trained_rows for entry in world.entries]),
+        policy=component.name, n=n, trained_rows=np.array([entry.trained_rows for entry in world.entries]),
         real_mass=np.array([entry.real_mass for entry in world.entries]),
-        data_age=np.array([entry.data_age for entry in world.entries]),
-        mean_error_multiplier=curves["mean_error_multiplier"],
+        data_age=np.array([entry.data_age for entry in world.entries]), mean_error_multiplier=curves["mean_error_multiplier"],
         variance_ratio=curves["variance_ratio"],
-    )
+    )  # fmt: skip
 
 
 def moment_curves(policy: Policy, n: int, generations: int, estimator: MomentEstimator | None = None) -> dict[str, Floats]:

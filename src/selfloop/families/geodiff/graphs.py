@@ -70,15 +70,10 @@ def build_graphs(rows: Mapping[str, Ragged], device: torch.device) -> Graphs:
         return torch.from_numpy(array).to(device)
 
     return Graphs(
-        z=to_device(z.values.astype(np.int64)),
-        row=to_device(np.repeat(np.arange(len(sizes)), sizes)),
-        sizes=to_device(sizes),
-        pairs=to_device(pairs),
-        extended=to_device(extended),
-        kind=to_device(kind[:-1]),
-        kinds=to_device(kinds.astype(np.int64)),
-        directions=DirectedPairs.of(to_device(pairs[:, extended]), len(z.values)),
-    )
+        z=to_device(z.values.astype(np.int64)), row=to_device(np.repeat(np.arange(len(sizes)), sizes)), sizes=to_device(sizes),
+        pairs=to_device(pairs), extended=to_device(extended), kind=to_device(kind[:-1]),
+        kinds=to_device(kinds.astype(np.int64)), directions=DirectedPairs.of(to_device(pairs[:, extended]), len(z.values)),
+    )  # fmt: skip
 
 
 def pair_lengths(position: Tensor, pairs: Tensor) -> Tensor:

@@ -65,21 +65,11 @@ class AdamW:
         for decay in set(self.decays):
             indices = [i for i, of_parameter in enumerate(self.decays) if of_parameter == decay]
             torch._fused_adamw_(  # as torch.optim calls it; torch.optim would keep a step count for every parameter
-                [self.views[0][i] for i in indices],
-                [gradients[i] for i in indices],
-                [self.views[1][i] for i in indices],
-                [self.views[2][i] for i in indices],
-                [],
-                [self.n_steps] * len(indices),
-                lr=learning_rate,
-                beta1=self.settings.beta1,
-                beta2=self.settings.beta2,
-                weight_decay=decay,
-                eps=1e-8,
-                amsgrad=False,
-                maximize=False,
-                grad_scale=scale,
-            )
+                [self.views[0][i] for i in indices], [gradients[i] for i in indices], [self.views[1][i] for i in indices],
+                [self.views[2][i] for i in indices], [], [self.n_steps] * len(indices), lr=learning_rate,
+                beta1=self.settings.beta1, beta2=self.settings.beta2, weight_decay=decay, eps=1e-8, amsgrad=False,
+                maximize=False, grad_scale=scale,
+            )  # fmt: skip
         if self.average is not None and self.settings.ema_decay is not None:
             self.average.lerp_(self.vector, 1 - self.settings.ema_decay)
 

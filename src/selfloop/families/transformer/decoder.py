@@ -1,16 +1,15 @@
-"""Inputs of both decoders: a network as a few plain linear maps, and the rows to decode."""
+"""Size and form of a decoder-only transformer, and the inputs of both decoders: a network as linear maps, rows to decode."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import cast
+from typing import Literal, cast
 
 import numpy as np
 import numpy.typing as npt
 
 from selfloop.columns import Floats, Ints, Params, Ragged
-from selfloop.families.transformer.config import Arch, TransformerConfig
 from selfloop.families.transformer.text_sampler import TextSampler
 from selfloop.rng import SPLITMIX_STEP, splitmix64
 
@@ -26,6 +25,29 @@ MAPS: dict[Arch, list[tuple[list[str], str | None]]] = {  # of a layer: names of
         (["mlp.down_proj"], None),
     ],
 }
+Arch = Literal["gpt2", "llama"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TransformerConfig:
+    """GPT-2 (learned positions, LayerNorm, GELU) or Llama (rotary positions, RMSNorm, SwiGLU), as transformers builds them."""
+
+    arch: Arch
+    layers: int
+    hidden: int  # width of the residual stream
+    heads: int
+    mlp_hidden: int  # width of the hidden layer between attentions
+    context: int  # positions
+    vocab: int  # tokens
+    kv_heads: int | None = None  # llama: heads of keys and values; None = `heads`
+    tie_embeddings: bool = True  # True: the output matrix is the embedding, as in GPT-2; Llama-2 has two matrices
+    rope_theta: float = 10_000.0  # llama: base of the rotary frequencies
+    epsilon: float = 1e-5  # of the norms
+
+    @property
+    def head_size(self) -> int:
+        """Width of one head."""
+        return self.hidden // self.heads
 
 
 @dataclass(frozen=True)

@@ -27,13 +27,13 @@ import numpy as np
 
 from selfloop.columns import Array, Ints, Ragged
 from selfloop.errors import ChainEndedError
-from selfloop.families.transformer.config import TransformerConfig
 from selfloop.families.transformer.decoder import (
     DecodeRequest,
     DecoderWeights,
     DenseLayer,
     Float32s,
     Tokens,
+    TransformerConfig,
     rotary_table,
     token_uniforms,
 )

@@ -11,8 +11,14 @@ from torch.nn import functional
 
 from selfloop.columns import Floats, Ints
 from selfloop.errors import ChainEndedError
-from selfloop.families.transformer.config import TransformerConfig
-from selfloop.families.transformer.decoder import DecodeRequest, DecoderWeights, Float32s, Tokens, token_uniforms
+from selfloop.families.transformer.decoder import (
+    DecodeRequest,
+    DecoderWeights,
+    Float32s,
+    Tokens,
+    TransformerConfig,
+    token_uniforms,
+)
 from selfloop.families.transformer.text_sampler import TextSampler
 
 

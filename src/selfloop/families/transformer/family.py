@@ -16,7 +16,7 @@ from selfloop.columns import Columns, Ints, Params, Ragged
 from selfloop.component import Context, Sampler
 from selfloop.errors import DataError, SettingError
 from selfloop.families.nn.settings import Count, NetworkFamily, TrainingSettings
-from selfloop.families.transformer.config import Arch, TransformerConfig
+from selfloop.families.transformer.decoder import Arch, TransformerConfig
 from selfloop.families.transformer.text_sampler import TextSampler, read_prompts
 from selfloop.families.transformer.tokenizer import BytePair
 from selfloop.families.trivial import unigram_cross_entropy
@@ -92,16 +92,10 @@ class Transformer(NetworkFamily):
     def config(self) -> TransformerConfig:
         """Size and form of the network."""
         return TransformerConfig(
-            arch=self.arch,
-            layers=self.layers,
-            hidden=self.hidden,
-            heads=self.heads,
-            kv_heads=self.kv_heads,
-            mlp_hidden=self.mlp_hidden or 4 * self.hidden,
-            context=self.context,
-            vocab=self.vocab,
+            arch=self.arch, layers=self.layers, hidden=self.hidden, heads=self.heads, kv_heads=self.kv_heads,
+            mlp_hidden=self.mlp_hidden or 4 * self.hidden, context=self.context, vocab=self.vocab,
             tie_embeddings=self.arch == "gpt2" if self.tie_embeddings is None else self.tie_embeddings,
-        )
+        )  # fmt: skip
 
     def encoder(self) -> BytePair:
         """The tokenizer."""

@@ -15,8 +15,7 @@ from selfloop.component import Context
 from selfloop.errors import SpecError
 from selfloop.families.nn import trainer
 from selfloop.families.nn.hf_folder import load_hf_model, quiet
-from selfloop.families.transformer.config import Arch, TransformerConfig
-from selfloop.families.transformer.decoder import DecodeRequest
+from selfloop.families.transformer.decoder import Arch, DecodeRequest, TransformerConfig
 from selfloop.families.transformer.text_sampler import TextSampler
 
 HF_NAMES: dict[Arch, dict[str, str]] = {  # settings of transformers' configurations

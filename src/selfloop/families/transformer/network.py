@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from selfloop.families.transformer.config import TransformerConfig
+from selfloop.families.transformer.decoder import TransformerConfig
 
 INITIAL_STD = 0.02  # of initial weights, transformers' value for both
 CHUNK_BYTES = 1 << 20  # of logits that exist at a time on a processor: they stay in its cache

@@ -11,8 +11,7 @@ import numpy as np
 from selfloop.columns import Ints, Params, Ragged, take_spans
 from selfloop.component import Context
 from selfloop.errors import DataError
-from selfloop.families.transformer.config import TransformerConfig
-from selfloop.families.transformer.decoder import DecodeRequest, Tokens, build_decoder_weights
+from selfloop.families.transformer.decoder import DecodeRequest, Tokens, TransformerConfig, build_decoder_weights
 from selfloop.families.transformer.text_sampler import TextSampler
 
 ROWS_PER_SLOT = 32  # of a chunk, after which finished rows are stored: slots are idle 2 % of the time, at its end
