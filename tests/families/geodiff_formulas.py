@@ -9,7 +9,8 @@ import numpy as np
 import torch
 
 from selfloop.columns import Ragged, concat_rows
-from selfloop.families.geodiff import diffusion, graphs
+from selfloop.families.geodiff import diffusion
+from selfloop.families.geodiff import network as graphs
 from selfloop.families.geodiff.network import GeoDiffNetwork
 
 CPU = torch.device("cpu")

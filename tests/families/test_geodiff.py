@@ -25,7 +25,8 @@ from selfloop import Spec, read_spec, run
 from selfloop.columns import Ragged, select_rows
 from selfloop.component import Context
 from selfloop.errors import ChainEndedError, DataError, SettingError, SpecError
-from selfloop.families.geodiff import diffusion, graphs
+from selfloop.families.geodiff import diffusion
+from selfloop.families.geodiff import network as graphs
 from selfloop.families.geodiff.family import GeoDiff, GeoDiffSampler
 from selfloop.families.nn import trainer
 from selfloop.families.nn.settings import TrainingSettings

@@ -21,7 +21,8 @@ from geodiff_formulas import (
 )
 
 from selfloop.columns import Ragged, select_rows
-from selfloop.families.geodiff import diffusion, graphs
+from selfloop.families.geodiff import diffusion
+from selfloop.families.geodiff import network as graphs
 from selfloop.families.geodiff.family import GeoDiff
 from selfloop.families.geodiff.network import PairSegments, perceptron_pieces
 

@@ -15,19 +15,7 @@ from annotated_types import Ge, Interval
 
 from selfloop.columns import Columns, Floats, Ints, Params, Ragged, count_rows, take_spans
 from selfloop.component import Better, Context, Metric, SampleMetric
-from selfloop.metrics.ngrams import (
-    contained,
-    cut_length,
-    equal_texts,
-    hash_in_row,
-    longest_runs,
-    ngrams,
-    prompt_lengths,
-    row_chunks,
-    row_hashes,
-    row_indices,
-    texts,
-)
+from selfloop.metrics import ngrams as token_ngrams
 from selfloop.protocols import SupportsTokenLogProb, UsesEncoder
 from selfloop.snapshots import Snapshot
 
@@ -80,7 +68,7 @@ class SelfCrossEntropy(SampleMetric):
     max_rows: Annotated[int, Ge(1), "number of sampled rows, at most"] = 500
 
     def measure_samples(self, snap: Snapshot, ctx: Context) -> Mapping[str, float]:
-        n_prompt = prompt_lengths(snap, snap.samples, ctx)[: self.max_rows]
+        n_prompt = token_ngrams.prompt_lengths(snap, snap.samples, ctx)[: self.max_rows]
         rows = {"tokens": snap.samples["tokens"][np.arange(len(n_prompt))]}
         return {self.name: _nats_per_token(snap, rows, ctx, n_prompt)}
 
@@ -127,7 +115,7 @@ class TextLength(TextMetric):
         tokens = cast(Ragged, snap.samples["tokens"])
         last = tokens.offsets[1:][np.diff(tokens.offsets) > 0] - 1
         finished = int(np.count_nonzero(tokens.values[last] == snap.params["tokenizer/end"]))
-        n_tokens, n_prompt = len(tokens.values) - finished, int(prompt_lengths(snap, snap.samples, ctx).sum())
+        n_tokens, n_prompt = len(tokens.values) - finished, int(token_ngrams.prompt_lengths(snap, snap.samples, ctx).sum())
         prompts = {"text_length_prompt_share": n_prompt / n_tokens} if n_prompt else {}
         return {"text_length": n_tokens / len(tokens), "text_length_finished_rate": finished / len(tokens), **prompts}
 
@@ -153,7 +141,7 @@ class Vocabulary(TextMetric):
     max_tokens: Annotated[int, Ge(1), "number of sampled and of real tokens, at most"] = 50_000
 
     def measure_samples(self, snap: Snapshot, ctx: Context) -> Mapping[str, float]:
-        if (pair := equal_texts(snap, self.max_tokens, ctx)) is None:
+        if (pair := token_ngrams.equal_texts(snap, self.max_tokens, ctx)) is None:
             return {"vocabulary": NO_VALUE, "vocabulary_kept": NO_VALUE}
         sampled, real = (np.unique(text.values) for text in pair)
         return {"vocabulary": float(len(sampled)), "vocabulary_kept": float(np.isin(real, sampled).mean())}
@@ -178,9 +166,10 @@ class TailMass(TextMetric):
     tail: Annotated[float, Interval(gt=0, lt=1), "share of real tokens that counts as the tail"] = 0.1
 
     def measure_samples(self, snap: Snapshot, ctx: Context) -> Mapping[str, float]:
-        length = cut_length(snap.samples, snap.params)
+        length = token_ngrams.cut_length(snap.samples, snap.params)
         sampled, (selection, real) = (
-            _token_counts(rows, snap.params, length, prompt_lengths(snap, rows, ctx)) for rows in (snap.samples, snap.initial)
+            _token_counts(rows, snap.params, length, token_ngrams.prompt_lengths(snap, rows, ctx))
+            for rows in (snap.samples, snap.initial)
         )
         order = np.argsort(-selection, kind="stable")
         mass = np.cumsum(selection[order])
@@ -192,11 +181,11 @@ class TailMass(TextMetric):
 def _token_counts(rows: Columns, params: Params, max_length: int | None = None, n_prompt: Ints | None = None) -> Ints:
     """Count of every token in rows 0, 2, ... and in rows 1, 3, ..., without prompts and end tokens: (2, tokens)."""
     counts, first = np.zeros((2, 1), np.int64), 0
-    for chunk in row_chunks(cast(Ragged, rows["tokens"])):
+    for chunk in token_ngrams.row_chunks(cast(Ragged, rows["tokens"])):
         skipped = None if n_prompt is None else n_prompt[first : first + len(chunk)]
-        text = texts({"tokens": chunk}, params, n_prompt=skipped, max_length=max_length)
+        text = token_ngrams.texts({"tokens": chunk}, params, n_prompt=skipped, max_length=max_length)
         size = max(counts.shape[1], int(text.values.max(initial=0)) + 1)
-        halves = (row_indices(text) + first) % 2
+        halves = (token_ngrams.row_indices(text) + first) % 2
         total = np.bincount(text.values.astype(np.int64) + halves * size, minlength=2 * size).reshape(2, size)
         total[:, : counts.shape[1]] += counts
         counts, first = total, first + len(chunk)
@@ -240,13 +229,13 @@ class Distinct(TextMetric):
     max_tokens: Annotated[int, Ge(1), "number of sampled tokens, at most"] = 50_000
 
     def measure_samples(self, snap: Snapshot, ctx: Context) -> Mapping[str, float]:
-        pair = equal_texts(snap, self.max_tokens, ctx)
+        pair = token_ngrams.equal_texts(snap, self.max_tokens, ctx)
         shares = [_distinct_share(pair[0], n) if pair else NO_VALUE for n in range(1, MAX_NGRAM + 1)]
         return {"distinct": float(np.mean(shares)), **dict(zip(self.secondary_titles, shares, strict=True))}
 
 
 def _distinct_share(tokens: Ragged, n: int) -> float:
-    grams, _ = ngrams(tokens, n)
+    grams, _ = token_ngrams.ngrams(tokens, n)
     return len(np.unique(grams)) / len(grams) if len(grams) else NO_VALUE
 
 
@@ -269,7 +258,7 @@ class SelfBleu(TextMetric):
         n_rows = min(self.max_rows, count_rows(snap.initial) // 2)
         if not 2 <= n_rows <= count_rows(snap.samples):
             return {self.name: NO_VALUE}
-        return {self.name: float(bleu_scores(texts(snap.samples, snap.params, max_rows=n_rows)).mean())}
+        return {self.name: float(bleu_scores(token_ngrams.texts(snap.samples, snap.params, max_rows=n_rows)).mean())}
 
 
 def bleu_scores(tokens: Ragged) -> Floats:
@@ -286,8 +275,8 @@ def bleu_scores(tokens: Ragged) -> Floats:
 
 def _clipped_matches(tokens: Ragged, n: int) -> Ints:
     """Number of n-grams of each row, where a gram counts at most as often as in the other row that contains it most often."""
-    grams, rows = ngrams(tokens, n)
-    _, first, counts = np.unique(hash_in_row(grams, rows), return_index=True, return_counts=True)
+    grams, rows = token_ngrams.ngrams(tokens, n)
+    _, first, counts = np.unique(token_ngrams.hash_in_row(grams, rows), return_index=True, return_counts=True)
     order = np.lexsort((-counts, grams[first]))
     grams, rows, counts = grams[first][order], rows[first][order], counts[order]
     is_largest = np.diff(grams, prepend=~grams[:1]) != 0  # of the counts of a gram, the first of the largest
@@ -325,8 +314,8 @@ class Repetition(TextMetric):
     max_rows: Annotated[int, Ge(1), "number of sampled rows, at most"] = 5000
 
     def measure_samples(self, snap: Snapshot, ctx: Context) -> Mapping[str, float]:
-        grams, rows = ngrams(texts(snap.samples, snap.params, max_rows=self.max_rows), self.ngram)
-        _, first = np.unique(hash_in_row(grams, rows), return_index=True)
+        grams, rows = token_ngrams.ngrams(token_ngrams.texts(snap.samples, snap.params, max_rows=self.max_rows), self.ngram)
+        _, first = np.unique(token_ngrams.hash_in_row(grams, rows), return_index=True)
         total, distinct = (np.bincount(index, minlength=self.max_rows) for index in (rows, rows[first]))
         repeated = 1 - distinct[total > 0] / total[total > 0]
         return {self.name: float(repeated.mean()) if len(repeated) else NO_VALUE}
@@ -343,7 +332,9 @@ class DuplicateRate(TextMetric):
     unit: ClassVar[str] = "share of rows"
 
     def measure_samples(self, snap: Snapshot, ctx: Context) -> Mapping[str, float]:
-        hashes = np.concatenate([row_hashes(chunk) for chunk in row_chunks(cast(Ragged, snap.samples["tokens"]))])
+        hashes = np.concatenate(
+            [token_ngrams.row_hashes(chunk) for chunk in token_ngrams.row_chunks(cast(Ragged, snap.samples["tokens"]))]
+        )
         _, copies = np.unique(hashes, return_counts=True)
         return {self.name: 1 - float(np.count_nonzero(copies == 1)) / len(hashes)}
 
@@ -367,13 +358,16 @@ class Memorization(TextMetric):
     max_tokens: Annotated[int, Ge(1), "number of sampled tokens, at most"] = 200_000
 
     def measure_samples(self, snap: Snapshot, ctx: Context) -> Mapping[str, float]:
-        sampled = texts(snap.samples, snap.params, max_tokens=self.max_tokens)
-        starts, ends = sampled.offsets[:-1] + prompt_lengths(snap, snap.samples, ctx)[: len(sampled)], sampled.offsets[1:]
+        sampled = token_ngrams.texts(snap.samples, snap.params, max_tokens=self.max_tokens)
+        starts, ends = (
+            sampled.offsets[:-1] + token_ngrams.prompt_lengths(snap, snap.samples, ctx)[: len(sampled)],
+            sampled.offsets[1:],
+        )
         sampled = take_spans(sampled.values, np.minimum(starts, ends), ends)
-        grams, rows = ngrams(sampled, self.ngram)
+        grams, rows = token_ngrams.ngrams(sampled, self.ngram)
         if not len(grams):
             return {"memorization": NO_VALUE, "copied_run": NO_VALUE}
-        copied = contained(grams, cast(Ragged, snap.initial["tokens"]), self.ngram)
-        runs = longest_runs(copied, rows, len(sampled))
+        copied = token_ngrams.contained(grams, cast(Ragged, snap.initial["tokens"]), self.ngram)
+        runs = token_ngrams.longest_runs(copied, rows, len(sampled))
         copied_run = np.where(runs > 0, runs + self.ngram - 1, 0).mean()
         return {"memorization": float(copied.mean()), "copied_run": float(copied_run)}

@@ -16,8 +16,14 @@ from selfloop.errors import printable
 from selfloop.formats.replacing import write_bytes
 from selfloop.policies.schedule import ScheduleEntry
 from selfloop.report import charts
-from selfloop.report.category_shares import describe_shares, shares_caption, shares_chart
-from selfloop.report.noise_ledger import describe_ledgers, ledger_caption, ledger_chart
+from selfloop.report.category_shares import (
+    describe_ledgers,
+    describe_shares,
+    ledger_caption,
+    ledger_chart,
+    shares_caption,
+    shares_chart,
+)
 from selfloop.report.theme import PAPER, Style, describe_better, describe_coordinates, format_number, policy_styles
 from selfloop.report.values import CategoryShares, Panel, Report
 from selfloop.theory.moments import NoiseLedger

@@ -14,15 +14,8 @@ import numpy as np
 from selfloop.columns import Array, Columns, ColumnType
 from selfloop.component import Context, Source
 from selfloop.errors import DataError
-from selfloop.sources.files import (
-    CHUNK_BYTES,
-    FileSource,
-    cached_until_change,
-    check_range,
-    list_files_in,
-    open_file,
-    read_files,
-)  # fmt: skip
+from selfloop.sources import files as source_files
+from selfloop.sources.files import CHUNK_BYTES, FileSource, cached_until_change
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +36,7 @@ class Digits(Source):
         return 1797
 
     def draw(self, first: int, n: int, ctx: Context) -> Columns:
-        check_range(self, first, n, self.n_rows())
+        source_files.check_range(self, first, n, self.n_rows())
         indices = ctx.stream.child("order").generator().permutation(self.n_rows())[first : first + n]
         return {name: _load_digits()[name][indices] for name in self.schema()}
 
@@ -95,7 +88,7 @@ class Idx(FileSource):
 @cached_until_change()
 def _read_idx(path: Path) -> Array:
     """The rows of an idx file."""
-    with open_file(path) as file:
+    with source_files.open_file(path) as file:
         data = file.read()
     begin = 4 + 4 * data[3] if len(data) > 3 else 0  # of the rows, after a number of 4 bytes for each dimension
     if not data.startswith(IDX_BYTES) or not 4 < begin <= min(20, len(data)):
@@ -138,7 +131,7 @@ class Cifar(FileSource):
         row_bytes = len(labels) + CIFAR_PIXELS
         chunk_rows = CHUNK_BYTES // row_bytes
         for name in files:  # one at a time, as a tar file has them in any order
-            ((_, content),) = read_files(self.path, name.__eq__)
+            ((_, content),) = source_files.read_files(self.path, name.__eq__)
             rows = np.frombuffer(content, np.uint8).reshape(-1, row_bytes)
             for chunk in np.split(rows, range(chunk_rows, len(rows), chunk_rows)):
                 pixels = chunk[:, len(labels) :].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
@@ -146,7 +139,7 @@ class Cifar(FileSource):
 
     def _files(self) -> tuple[dict[str, int], list[str]]:
         """Rows of each file, and the columns before the pixels."""
-        sizes = list_files_in(self.path).sizes
+        sizes = source_files.list_files_in(self.path).sizes
         paths = {Path(name).name: name for name in sizes}
         for splits, labels in CIFAR_VERSIONS:
             names, row_bytes = splits[self.split], len(labels) + CIFAR_PIXELS

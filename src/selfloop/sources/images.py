@@ -23,17 +23,8 @@ from annotated_types import Interval
 from selfloop.columns import Array, Columns, ColumnType, count_rows, select_rows
 from selfloop.errors import DataError, first_line, os_error_reason
 from selfloop.formats.folders import Listing, PointerError, list_folder, refuse_pointer
-from selfloop.sources.files import (
-    CHUNK_BYTES,
-    PARSE_ERRORS,
-    FileSource,
-    cached_until_change,
-    count_unlisted,
-    describe_counts,
-    list_zip,
-    open_zip,
-    warn_of_unread,
-)  # fmt: skip
+from selfloop.sources import files as source_files
+from selfloop.sources.files import CHUNK_BYTES, FileSource, cached_until_change
 
 MAX_PIXELS = 1 << 26  # of an image that is decoded: 8,192 x 8,192
 MAX_FILE_BYTES = 4 * MAX_PIXELS  # of an encoded image: the size of its pixels without compression
@@ -165,7 +156,9 @@ class EncodedImageSource(FileSource):
                 good = indices[[pixels is not None for _, pixels in results]]
                 yield {"image": np.array(images, np.uint8).reshape(-1, *shape), **select_rows(labels, good)}
         examples = f": {' '.join(skipped[:3])}" if skipped else ""
-        warn_of_unread(self, {**self.unread_files(), f"unusable ones of {n_images} images": len(skipped)}, examples)
+        source_files.warn_of_unread(
+            self, {**self.unread_files(), f"unusable ones of {n_images} images": len(skipped)}, examples
+        )
 
     def _read_pixels(self, read: ImageReader, lock: Lock, index: int, shape: tuple[int, ...] = ()) -> tuple[str, Array | None]:
         """Pixels of an image, of that shape; the reason and None if it is skipped."""
@@ -212,7 +205,7 @@ class ImageListing(NamedTuple):
     @classmethod
     def of(cls, files: Listing) -> ImageListing:
         """The listing of files."""
-        images, unread = list[str](), Counter[str](count_unlisted(files))
+        images, unread = list[str](), Counter[str](source_files.count_unlisted(files))
         for name in files.sizes:
             if name.lower().endswith(IMAGE_SUFFIXES):
                 images.append(name)
@@ -223,7 +216,7 @@ class ImageListing(NamedTuple):
 
 @cached_until_change()  # the index of a ZIP file is long
 def _list_zip_images(path: Path) -> ImageListing:
-    return ImageListing.of(list_zip(path))
+    return ImageListing.of(source_files.list_zip(path))
 
 
 def list_images(path: Path) -> ImageListing:
@@ -231,7 +224,7 @@ def list_images(path: Path) -> ImageListing:
     listing = ImageListing.of(list_folder(path)) if path.is_dir() else _list_zip_images(path)
     if not listing.images:
         advice = "Unpack its archives and give the folder" if "files ending in .zip" in listing.unread else "Check the path"
-        others = f"; it has {counts}" if (counts := describe_counts(listing.unread)) else ""
+        others = f"; it has {counts}" if (counts := source_files.describe_counts(listing.unread)) else ""
         raise DataError(f"source.path: {path} has no images{others}. {advice}.")
     return listing
 
@@ -265,7 +258,7 @@ class ImageFileSource(EncodedImageSource):
         if path.is_dir():
             yield lambda index: (str(path / names[index]), read_image(path / names[index]))
             return
-        with open_zip(path) as (archive, members):
+        with source_files.open_zip(path) as (archive, members):
 
             def read(index: int) -> tuple[str, bytes]:
                 file, member = path / names[index], members[names[index]]
@@ -273,7 +266,7 @@ class ImageFileSource(EncodedImageSource):
                     raise DataError(f"{file}: has {member.file_size} bytes when unpacked; expected at most {MAX_FILE_BYTES}.")
                 try:
                     return str(file), archive.read(member)
-                except PARSE_ERRORS as problem:
+                except source_files.PARSE_ERRORS as problem:
                     raise DataError(f"{file}: is damaged in the ZIP file ({first_line(problem)}).") from problem
 
             yield read

@@ -20,16 +20,8 @@ import numpy as np
 from selfloop.columns import Array, Floats, Ints
 from selfloop.errors import DataError, first_line
 from selfloop.formats.molecules import add_conformers
-from selfloop.sources.files import (
-    MAX_READ_BYTES,
-    PARSE_ERRORS,
-    ZIP,
-    cached_until_change,
-    count_unlisted,
-    list_files_in,
-    open_file,
-    read_files,
-)  # fmt: skip
+from selfloop.sources import files as source_files
+from selfloop.sources.files import MAX_READ_BYTES, cached_until_change
 from selfloop.sources.molecule_base import Candidate, NamedMoleculeSource, NConformers, reason_to_exclude_elements
 
 # atoms closer than this times the sum of their covalent radii are bonded: includes QM9's longest bonds and no contacts
@@ -56,7 +48,7 @@ class Geom(NamedMoleculeSource):
 
     def read_molecules(self, names: list[str]) -> Iterator[Candidate]:
         summary, missing = _read_summary(self.path, self.subset), dict.fromkeys(names)
-        for name, data in read_files(self.path, missing.__contains__):
+        for name, data in source_files.read_files(self.path, missing.__contains__):
             del missing[name]
             yield Candidate(summary[name][0], unpickle_conformers(data, f"{name} in {self.path}"))
         for name in missing:
@@ -102,14 +94,14 @@ def _read_summary(path: Path, subset: str) -> dict[str, tuple[str, int]]:
     Raises DataError if there is no summary.
     """
     file = f"summary_{subset}.json"
-    name, data = next(read_files(path, lambda name: name.rpartition("/")[2] == file), ("", b""))
+    name, data = next(source_files.read_files(path, lambda name: name.rpartition("/")[2] == file), ("", b""))
     if not name:
         raise DataError(f"source.path: {path} has no {file}. Give GEOM's rdkit_folder, or a tar file of it.")
     try:
         entries = [(smiles, entry) for smiles, entry in json.loads(data).items() if "pickle_path" in entry]
         folder = name.removesuffix(file)
         return {folder + entry["pickle_path"]: (smiles, int(entry["uniqueconfs"])) for smiles, entry in entries}
-    except PARSE_ERRORS as problem:
+    except source_files.PARSE_ERRORS as problem:
         raise DataError(f"source.path: {name} in {path} is not a summary of GEOM ({problem!r}).") from problem
 
 
@@ -147,7 +139,7 @@ def unpickle_conformers(data: bytes, file: str) -> list[Any]:
         conformers = _RestrictedUnpickler(data, file).load()["conformers"]
         ordered = sorted(conformers, key=lambda conformer: -float(conformer["boltzmannweight"]))
         return [_to_molecule(conformer["rd_mol"]) for conformer in ordered]
-    except PARSE_ERRORS:
+    except source_files.PARSE_ERRORS:
         return ["that cannot be unpickled"]
 
 
@@ -192,7 +184,7 @@ class Qm9(NamedMoleculeSource):
             structures = _read_arrays(self.path)
             yield from (Candidate(name, [assign_bonds(structures[name])]) for name in names)
         else:
-            for name, data in read_files(self.path, set(names).__contains__):
+            for name, data in source_files.read_files(self.path, set(names).__contains__):
                 structure = _parse_xyz(data)
                 yield Candidate(name, [assign_bonds(structure) if structure else "that cannot be read"])
 
@@ -200,21 +192,21 @@ class Qm9(NamedMoleculeSource):
 @cached_until_change()  # a folder of QM9 has 130,000 files
 def _list_xyz(path: Path) -> tuple[Sequence[str], Mapping[str, int]]:
     """Names of the molecules' files, and the number of other files by reason."""
-    files = list_files_in(path)
+    files = source_files.list_files_in(path)
     names = [name for name in files.sizes if name.lower().endswith(".xyz")]
-    return names, {"files that do not end in .xyz": len(files.sizes) - len(names), **count_unlisted(files)}
+    return names, {"files that do not end in .xyz": len(files.sizes) - len(names), **source_files.count_unlisted(files)}
 
 
 @cached_until_change(maxsize=1)
 def _read_arrays(path: Path) -> dict[str, Structure]:
     """The molecules of an npz file: `n_atoms` and `smiles` of each molecule, `Z` and `R` of all their atoms."""
     try:
-        with open_file(path, allowed=ZIP) as file, np.load(file) as arrays:
+        with source_files.open_file(path, allowed=source_files.ZIP) as file, np.load(file) as arrays:
             if sum(member.file_size for member in arrays.zip.infolist()) > MAX_READ_BYTES:
                 raise DataError(f"source.path: {path} has more than {MAX_READ_BYTES} bytes when unpacked. Divide it.")
             n_atoms, z, positions, smiles = (arrays[name] for name in ("n_atoms", "Z", "R", "smiles"))
         smiles = np.char.decode(smiles, "utf-8", "replace") if smiles.dtype.kind == "S" else smiles
-    except PARSE_ERRORS as problem:
+    except source_files.PARSE_ERRORS as problem:
         raise DataError(
             f"source.path: {path} is not an npz file with n_atoms, Z, R and smiles ({first_line(problem)})."
         ) from problem

@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 
 from selfloop.columns import Floats
-from selfloop.families.geodiff.graphs import Edges, Graphs, cutoff_edges, extended_edges, pair_lengths
-from selfloop.families.geodiff.network import GeoDiffNetwork
+from selfloop.families.geodiff.network import Edges, GeoDiffNetwork, Graphs, cutoff_edges, extended_edges, pair_lengths
 
 if TYPE_CHECKING:
     from selfloop.families.geodiff.family import GeoDiffSampler

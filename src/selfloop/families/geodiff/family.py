@@ -113,7 +113,8 @@ class GeoDiff(NetworkFamily):
         """
         import torch
 
-        from selfloop.families.geodiff import diffusion, graphs
+        from selfloop.families.geodiff import diffusion
+        from selfloop.families.geodiff.network import build_graphs
         from selfloop.families.nn import trainer
 
         checked = TrainingRows(
@@ -130,7 +131,7 @@ class GeoDiff(NetworkFamily):
             minibatch = schema.ragged_columns(checked.gather(indices.cpu().numpy()))
             position = torch.from_numpy(minibatch["position"].values).to(device)
             levels = diffusion.antithetic_levels(len(indices), self.noise_levels, device)
-            noise, graph = torch.randn_like(position), graphs.build_graphs(minibatch, device)
+            noise, graph = torch.randn_like(position), build_graphs(minibatch, device)
             return diffusion.row_losses(network, graph, position, noise, sigmas[levels]) / mean_atoms
 
         micro_batch = max(MICRO_BATCH_FEATURES // self.hidden, 1) if device.type == "cpu" else None
@@ -163,7 +164,8 @@ class GeoDiff(NetworkFamily):
         """Coordinates of the rows' atoms, 1 for rows with a second attempt, and indices of rows that are still not finite."""
         import torch
 
-        from selfloop.families.geodiff import diffusion, graphs
+        from selfloop.families.geodiff import diffusion
+        from selfloop.families.geodiff.network import build_graphs
         from selfloop.families.nn import trainer
 
         device, sizes = trainer.device(), np.diff(rows["z"].offsets)
@@ -173,7 +175,7 @@ class GeoDiff(NetworkFamily):
                 noise = stream.child(name, k).generator().standard_normal((len(rows["z"].values), 3), np.float32)
                 return torch.from_numpy(noise[atoms]).to(device)
 
-            graph = graphs.build_graphs(schema.ragged_columns(select_rows(rows, indices)), device)
+            graph = build_graphs(schema.ragged_columns(select_rows(rows, indices)), device)
             with torch.inference_mode():
                 x = diffusion.sample_positions(network, graph, self._alphas(), sampler, draw_noise, clip_local)
                 return x.cpu().numpy(), indices[torch.unique(graph.row[~x.isfinite().all(1)]).cpu().numpy()]
@@ -192,14 +194,15 @@ class GeoDiff(NetworkFamily):
         """
         import torch
 
-        from selfloop.families.geodiff import diffusion, graphs
+        from selfloop.families.geodiff import diffusion
+        from selfloop.families.geodiff.network import build_graphs
         from selfloop.families.nn import trainer
 
         molecules, device = schema.check_columns(rows, schema.COLUMNS), trainer.device()
         network = trainer.load_network(self._network, params, ctx, "measuring")
         sigmas, losses = diffusion.sigmas(self._alphas()), np.empty((len(molecules["z"]), parts))
         for block, batch in enumerate(schema.split_blocks(molecules)):
-            graph, position = graphs.build_graphs(batch, device), torch.from_numpy(batch["position"].values).to(device)
+            graph, position = build_graphs(batch, device), torch.from_numpy(batch["position"].values).to(device)
             in_block = slice(block * schema.ROWS_PER_BLOCK, block * schema.ROWS_PER_BLOCK + len(batch["z"]))
             for part in range(parts):
                 rng = ctx.stream.child("rows", block, part).generator()

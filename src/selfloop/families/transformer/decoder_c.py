@@ -27,16 +27,7 @@ import numpy as np
 
 from selfloop.columns import Array, Ints, Ragged
 from selfloop.errors import ChainEndedError
-from selfloop.families.transformer.decoder import (
-    DecodeRequest,
-    DecoderWeights,
-    DenseLayer,
-    Float32s,
-    Tokens,
-    TransformerConfig,
-    rotary_table,
-    token_uniforms,
-)
+from selfloop.families.transformer import decoder
 from selfloop.families.transformer.text_sampler import TextSampler
 
 FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fopenmp-simd", "-shared", "-fPIC", "-std=gnu11")
@@ -72,10 +63,10 @@ class CDecoder:
     """A network that is ready to decode. The bits of a row depend on that row alone, not on slots, threads or other rows."""
 
     library: ctypes.CDLL
-    config: TransformerConfig
-    arrays: tuple[Float32s, Float32s, Float32s]  # embedding, positions, packed layers
+    config: decoder.TransformerConfig
+    arrays: tuple[decoder.Float32s, decoder.Float32s, decoder.Float32s]  # embedding, positions, packed layers
 
-    def decode(self, request: DecodeRequest, threads: int) -> tuple[Tokens, Ints]:
+    def decode(self, request: decoder.DecodeRequest, threads: int) -> tuple[decoder.Tokens, Ints]:
         """Tokens (rows, max_tokens) and lengths of the rows; ChainEndedError("diverged") if logits are not finite."""
         tokens, lengths = np.zeros((len(request), request.max_tokens), np.uint32), np.zeros(len(request), np.int64)
         next_row = np.zeros(1, np.int64)
@@ -102,14 +93,14 @@ class CDecoder:
         return tokens, lengths
 
 
-def try_c_decoder(config: TransformerConfig, weights: DecoderWeights) -> CDecoder | None:
+def try_c_decoder(config: decoder.TransformerConfig, weights: decoder.DecoderWeights) -> CDecoder | None:
     """The decoder compiled for a network; None if there is no compiler, or with a warning if it does not work."""
     library = load_decoder(config)
     return None if library is None else _decoder(library, config, weights)
 
 
 @lru_cache(maxsize=64)
-def load_decoder(config: TransformerConfig) -> ctypes.CDLL | None:
+def load_decoder(config: decoder.TransformerConfig) -> ctypes.CDLL | None:
     """decoder.c with a network's shape as macros, compiled in about a second and tested, or found in the cache.
 
     None without a compiler (cc, gcc or clang). None, with a warning, if the compiler fails or if its library fails the test.
@@ -157,7 +148,7 @@ def _find(folder: Path, name: str) -> ctypes.CDLL | None:
     return None
 
 
-def _compile(folder: Path, name: str, command: list[str], config: TransformerConfig) -> ctypes.CDLL:
+def _compile(folder: Path, name: str, command: list[str], config: decoder.TransformerConfig) -> ctypes.CDLL:
     part = folder / f"{name}.{os.getpid()}-{threading.get_ident()}.part"
     try:
         if run_for([*command, "-o", str(part)], COMPILE_SECONDS) != 0 or not part.is_file():
@@ -206,13 +197,13 @@ def _describe_processor() -> str:
     return "\n".join([platform.machine(), platform.processor(), *properties])
 
 
-def _decoder(library: ctypes.CDLL, config: TransformerConfig, weights: DecoderWeights) -> CDecoder:
+def _decoder(library: ctypes.CDLL, config: decoder.TransformerConfig, weights: decoder.DecoderWeights) -> CDecoder:
     layers = [*(dense for layer in weights.layers for dense in layer), weights.head]
     packed = _align(np.concatenate([_pack_dense(dense) for dense in layers]))
     return CDecoder(library, config, (_align(weights.embedding), _align(weights.positions), packed))
 
 
-def _passes_test(config: TransformerConfig, path: Path) -> bool:
+def _passes_test(config: decoder.TransformerConfig, path: Path) -> bool:
     """True if a library draws tokens from torch's probabilities. It runs in another process, which it may crash or stop."""
     import torch
 
@@ -227,12 +218,12 @@ def _passes_test(config: TransformerConfig, path: Path) -> bool:
     weights, request = _test_case(config)
     if rows.size != len(request) * request.max_tokens or rows.max() >= config.vocab:
         return False
-    rows, decoder = rows.reshape(len(request), -1), TorchDecoder(config, weights, len(request), torch.device("cpu"))
+    rows, network = rows.reshape(len(request), -1), TorchDecoder(config, weights, len(request), torch.device("cpu"))
     inputs, indices = np.column_stack([request.starts, rows]), request.numbers
     for position in range(request.max_tokens):
         positions = np.full(len(request), position)
-        p = decoder.step(torch.from_numpy(inputs[:, position]), torch.from_numpy(positions)).double().softmax(-1).numpy()
-        ends, u = p.cumsum(-1)[indices, rows[:, position]], token_uniforms(request.random_key, indices, positions)
+        p = network.step(torch.from_numpy(inputs[:, position]), torch.from_numpy(positions)).double().softmax(-1).numpy()
+        ends, u = p.cumsum(-1)[indices, rows[:, position]], decoder.token_uniforms(request.random_key, indices, positions)
         if np.maximum(ends - p[indices, rows[:, position]] - u, u - ends).max() > TEST_TOLERANCE:
             return False
     return True
@@ -240,46 +231,46 @@ def _passes_test(config: TransformerConfig, path: Path) -> bool:
 
 def decode_test_rows(config: dict[str, Any], path: str) -> None:
     """Write the tokens that a library draws for the test to standard output."""
-    shape = TransformerConfig(**config)
+    shape = decoder.TransformerConfig(**config)
     weights, request = _test_case(shape)
     tokens, _ = _decoder(ctypes.CDLL(path), shape, weights).decode(request, 1)
     sys.stdout.buffer.write(tokens.tobytes())
 
 
-def _test_case(config: TransformerConfig) -> tuple[DecoderWeights, DecodeRequest]:
+def _test_case(config: decoder.TransformerConfig) -> tuple[decoder.DecoderWeights, decoder.DecodeRequest]:
     """A random network, and a few rows without an end token."""
     rng, c = np.random.default_rng(0), config
 
-    def dense(inputs: int, outputs: int) -> DenseLayer:
+    def dense(inputs: int, outputs: int) -> decoder.DenseLayer:
         return rng.standard_normal((inputs, outputs), np.float32) / np.float32(inputs**0.5), np.zeros(outputs, np.float32)
 
     qkv, up = (c.heads + 2 * (c.kv_heads or c.heads)) * c.head_size, c.mlp_hidden * (2 if c.arch == "llama" else 1)
     shapes = [(c.hidden, qkv), (c.hidden, c.hidden), (c.hidden, up), (c.mlp_hidden, c.hidden)]
     layers = [[dense(*shape) for shape in shapes] for _ in range(c.layers)]
-    positions = rotary_table(c) if c.arch == "llama" else dense(c.context, c.hidden)[0]
-    weights = DecoderWeights(
+    positions = decoder.rotary_table(c) if c.arch == "llama" else dense(c.context, c.hidden)[0]
+    weights = decoder.DecoderWeights(
         dense(c.vocab, c.hidden)[0] * np.float32(c.vocab**0.5), positions, layers, dense(c.hidden, c.vocab)
     )
     prompts = Ragged(np.zeros(0, np.uint32), np.zeros(TEST_ROWS + 1, np.int64))
     rows = np.arange(TEST_ROWS)
-    return weights, DecodeRequest(rows, rows * 0, prompts, 1, c.vocab, min(c.context, TEST_TOKENS), TextSampler())
+    return weights, decoder.DecodeRequest(rows, rows * 0, prompts, 1, c.vocab, min(c.context, TEST_TOKENS), TextSampler())
 
 
-def _pack_dense(dense: DenseLayer) -> Float32s:
+def _pack_dense(dense: decoder.DenseLayer) -> decoder.Float32s:
     """(columns / 32, 1 + inputs, 32): the bias first, columns padded with zeros."""
     both = np.concatenate([dense[1][None], dense[0]])
     both = np.pad(both, ((0, 0), (0, -both.shape[1] % PANEL_COLS)))
     return np.ascontiguousarray(both.reshape(len(both), -1, PANEL_COLS).swapaxes(0, 1)).reshape(-1)
 
 
-def _align(array: Array) -> Float32s:
+def _align(array: Array) -> decoder.Float32s:
     buffer = np.empty(array.size + ALIGNMENT_BYTES // 4, np.float32)
     first = -buffer.ctypes.data % ALIGNMENT_BYTES // 4
     buffer[first : first + array.size] = array.reshape(-1)
     return buffer[first : first + array.size]
 
 
-def compile_constants(config: TransformerConfig) -> dict[str, float]:
+def compile_constants(config: decoder.TransformerConfig) -> dict[str, float]:
     """Macros that decoder.c is compiled with."""
     return {
         "LAYERS": config.layers, "HIDDEN_DIM": config.hidden, "HEADS": config.heads,
