@@ -14,7 +14,7 @@ from selfloop.engine.stored import StoredWorld
 from selfloop.engine.tasks import Task, replay_chain
 from selfloop.errors import SpecError, missing_extra, unknown_name
 from selfloop.formats.molecules import MOLECULE_COLUMNS, require_rdkit, write_sdf
-from selfloop.formats.replacing import replace_file
+from selfloop.formats.replacing import replace_file, write_bytes
 from selfloop.formats.safetensors import to_safetensors
 from selfloop.formats.tables import find_images, write_csv, write_jsonl, write_parquet, write_pngs
 from selfloop.protocols import SupportsExport, UsesEncoder
@@ -99,7 +99,7 @@ def export_model(stored: StoredGeneration, folder: Path, dtype: str = "float32")
         if isinstance(family, SupportsExport):
             family.export(params, part, dtype)
         else:
-            _write_arrays(params, part / "model.safetensors")
+            write_bytes(part / "model.safetensors", *to_safetensors(params))
         library = "transformers" if isinstance(family, SupportsExport) else "selfloop"
         tags = f"---\nlibrary_name: {library}\ntags:\n- selfloop\n- synthetic-data\n---\n\n"
         _write_card(part, tags, f"Model of {stored.title()}", stored.spec)
@@ -165,16 +165,11 @@ def _write_sdf(rows: Columns, path: Path, schema: Schema) -> None:
     write_sdf(rows, path)
 
 
-def _write_arrays(columns: Columns, path: Path) -> None:
-    with path.open("wb") as file:
-        file.writelines(to_safetensors(columns))
-
-
 FORMATS: dict[str, Callable[[Columns, Path, Schema], None]] = {
     "jsonl": write_jsonl,
     "csv": write_csv,
     "parquet": _write_parquet,
     "png": _write_png,
     "sdf": _write_sdf,
-    "safetensors": lambda rows, path, schema: _write_arrays(rows, path),
+    "safetensors": lambda rows, path, schema: write_bytes(path, *to_safetensors(rows)),
 }
