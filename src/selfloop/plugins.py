@@ -129,7 +129,7 @@ BUILT_IN: dict[str, dict[str, str]] = {
         "repetition": "selfloop.metrics.text:Repetition",
         "duplicate_rate": "selfloop.metrics.text:DuplicateRate",
         "memorization": "selfloop.metrics.text:Memorization",
-        "correct_rate": "selfloop.metrics.correctness:CorrectRate",
+        "correct_rate": "selfloop.metrics.text_features:CorrectRate",
         "mauve": "selfloop.metrics.text_features:Mauve",
         "text_frechet": "selfloop.metrics.text_features:TextFrechet",
     },

@@ -16,9 +16,9 @@ from selfloop.curators.scores import Closeness, ColumnValue, LikelihoodScore, Me
 from selfloop.curators.selection import BestOf, ClassProbability, Deduplicate, Detector, EntropyChoice, TopShare, Verifier
 from selfloop.errors import SettingError, SpecError
 from selfloop.families.gaussian import Gaussian, GaussianSampler
-from selfloop.metrics.correctness import CorrectRate
 from selfloop.metrics.image_distances import PixelStd
 from selfloop.metrics.text import TextLength
+from selfloop.metrics.text_features import CorrectRate
 from selfloop.metrics.true_parameters import MeanError, SecondMoment
 from selfloop.rng import RandomStream
 from selfloop.sources.distributions import GaussianSource, ZipfSource

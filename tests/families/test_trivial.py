@@ -19,8 +19,7 @@ from selfloop.families.discrete import Discrete
 from selfloop.families.finetune.family import Finetune
 from selfloop.families.gaussian import Gaussian
 from selfloop.families.geodiff import diffusion
-from selfloop.families.geodiff.family import TRIVIAL_PARTS, GeoDiff
-from selfloop.families.geodiff.schema import ROWS_PER_BLOCK
+from selfloop.families.geodiff.family import ROWS_PER_BLOCK, TRIVIAL_PARTS, GeoDiff
 from selfloop.families.glm import Glm
 from selfloop.families.image_diffusion.family import ImageDiffusion
 from selfloop.families.kde import Kde

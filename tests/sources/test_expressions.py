@@ -9,7 +9,7 @@ from selfloop.columns import Ragged
 from selfloop.errors import SettingError, SpecError
 from selfloop.families.ngram import Ngram
 from selfloop.families.transformer.text_sampler import TextSampler
-from selfloop.metrics.correctness import CorrectRate
+from selfloop.metrics.text_features import CorrectRate
 from selfloop.protocols import CorpusSource, SupportsTruth
 from selfloop.snapshots import Snapshot
 from selfloop.sources.expressions import Expressions

@@ -118,7 +118,8 @@ HOSTILE = {
 
 def test_a_pickle_that_would_end_the_process_cannot_be_unpickled():
     cases = ", ".join(HOSTILE.values())
-    code = f"from selfloop.sources.published_molecules import unpickle_conformers as f\nfor data in [{cases}]: print(f(data, ''))"
+    code = "from selfloop.sources.published_molecules import unpickle_conformers as f\n"
+    code += f"for data in [{cases}]: print(f(data, ''))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=tiny_components.environment())
     assert (done.returncode, done.stdout) == (0, f"{['that cannot be unpickled']}\n" * 3), done.stderr[-300:]
 

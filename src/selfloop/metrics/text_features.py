@@ -1,4 +1,4 @@
-"""Distances of sampled text to held-out real text, on the features of a pretrained model."""
+"""Metrics of sampled text beyond its tokens: distances to real text on features of a pretrained model, and right rows."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ import numpy as np
 from annotated_types import Ge, Gt
 
 from selfloop.columns import Floats, Ragged, count_rows
-from selfloop.component import Better, Context
-from selfloop.errors import resolve_local_or_hub
+from selfloop.component import Better, Context, SampleMetric, Sampler, Source
+from selfloop.errors import SpecError, resolve_local_or_hub
 from selfloop.families.nn.hf_folder import FEATURES, HfFolder
 from selfloop.metrics.ngrams import cut_length, texts
 from selfloop.metrics.text import NO_VALUE, TextMetric
 from selfloop.metrics.vector_distances import fit_clusters, frechet_distance, frontier_area
-from selfloop.protocols import UsesEncoder
+from selfloop.protocols import SupportsTruth, UsesEncoder
 from selfloop.snapshots import Snapshot
 
 MAX_TOKENS = 256  # of a row, in tokens of the feature model
@@ -142,3 +142,26 @@ def embed_texts(rows: Sequence[str], folder: HfFolder, ctx: Context) -> Floats:
             hidden = network(input_ids=padded.to(device), attention_mask=mask.to(device)).last_hidden_state.double().cpu()
         features[chunk] = ((hidden * mask[:, :, None]).sum(dim=1) / mask.sum(dim=1, keepdim=True)).numpy()
     return features
+
+
+@dataclass(frozen=True, kw_only=True)
+class CorrectRate(SampleMetric):
+    """Share of sampled rows that the source finds right, such as true expressions. Rows that were cut short are wrong."""
+
+    name: ClassVar[str] = "correct_rate"
+    title: ClassVar[str] = "sampled rows that are right"
+    unit: ClassVar[str] = "share of rows"
+    better: ClassVar[Better] = "higher"
+    uses_source: ClassVar[bool] = True
+
+    def check(self, source: Source, sampler: Sampler) -> None:
+        if not isinstance(source, SupportsTruth):
+            raise SpecError(
+                f"metrics: 'correct_rate' needs a source that can check whether a row is right, such as expressions; "
+                f"{source.title()} cannot. Drop the metric."
+            )
+
+    def measure_samples(self, snap: Snapshot, ctx: Context) -> Mapping[str, float]:
+        rows, family = snap.samples, snap.family
+        rows = family.encoder().decode(rows, snap.params) if isinstance(family, UsesEncoder) else rows
+        return {self.name: float(cast(SupportsTruth, snap.source).is_correct(rows).mean())}

@@ -12,8 +12,7 @@ from annotated_types import Ge, Interval
 
 from selfloop.columns import Array, Columns, Floats, Ints, Params, Ragged, select_rows
 from selfloop.component import Context, Sampler, Source
-from selfloop.errors import ChainEndedError, SettingError, SpecError
-from selfloop.families.geodiff import schema
+from selfloop.errors import ChainEndedError, DataError, SettingError, SpecError
 from selfloop.families.nn.settings import NetworkFamily, TrainingSettings
 from selfloop.rng import RandomStream
 from selfloop.settings import PositiveFloat, Share
@@ -27,6 +26,40 @@ if TYPE_CHECKING:
 MICRO_BATCH_FEATURES = 2048  # CPU micro-batch size in rows x pair features. Larger micro-batches no longer fit in cache.
 TRIVIAL_PARTS = 9  # of the noise levels for the trivial model: as many draws as the metric's by default
 RETRY_CLIP_LOCAL = 20.0  # longest local vector of an atom at a second attempt, as in the published code
+COLUMN_TYPES = {"z": "uint8", "edges": "uint16[2]", "edge_type": "uint8", "position": "float32[3]"}
+COLUMNS, GRAPH_COLUMNS = tuple(COLUMN_TYPES), ("z", "edges", "edge_type")
+KINDS = 100  # rows of the network's tables of atomic numbers and of edge types
+ROWS_PER_BLOCK = 64  # rows that are sampled, or measured, together
+MoleculeRows = dict[str, Ragged]
+
+
+def check_columns(rows: Columns, names: tuple[str, ...]) -> MoleculeRows:
+    """The named columns; DataError if their types or values do not fit the family."""
+    for name in names:
+        column = rows.get(name)
+        type_name = "missing" if column is None else "not ragged"
+        if isinstance(column, Ragged):
+            type_name = f"{column.values.dtype}{list(column.values.shape[1:]) or ''}"
+        if type_name != COLUMN_TYPES[name]:
+            raise DataError(
+                f"geodiff: column {name!r} is {type_name}; expected {COLUMN_TYPES[name]} per row. Use a source of molecules."
+            )
+    columns = {name: column for name, column in ragged_columns(rows).items() if name in names}
+    for name in ("z", "edge_type"):
+        if (highest := int(columns[name].values.max(initial=0))) >= KINDS:
+            raise DataError(f"geodiff: column {name!r} contains {highest}; expected numbers below {KINDS}.")
+    return columns
+
+
+def ragged_columns(rows: Columns) -> MoleculeRows:
+    """The columns whose rows differ in length."""
+    return {name: column for name, column in rows.items() if isinstance(column, Ragged)}
+
+
+def split_blocks(rows: MoleculeRows) -> list[MoleculeRows]:
+    """The rows in blocks of `ROWS_PER_BLOCK`."""
+    blocks = np.split(np.arange(len(rows["z"])), range(ROWS_PER_BLOCK, len(rows["z"]), ROWS_PER_BLOCK))
+    return [ragged_columns(select_rows(rows, block)) for block in blocks]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +99,7 @@ class GeoDiff(NetworkFamily):
 
     name: ClassVar[str] = "geodiff"
     version: ClassVar[int] = 4
-    required_columns: ClassVar[tuple[str, ...]] = schema.COLUMNS
+    required_columns: ClassVar[tuple[str, ...]] = COLUMNS
     default_metrics: ClassVar[tuple[str, ...]] = ("denoising_loss", "bond_length_distance", "clash_rate", "retry_rate")
     sampler_class: ClassVar[type[Sampler]] = GeoDiffSampler
     trivial_model: ClassVar[str] = "a model that finds no noise"
@@ -117,18 +150,16 @@ class GeoDiff(NetworkFamily):
         from selfloop.families.geodiff.network import build_graphs
         from selfloop.families.nn import trainer
 
-        checked = TrainingRows(
-            tuple(take._replace(rows=schema.check_columns(take.rows, schema.COLUMNS)) for take in rows.takes)
-        )
+        checked = TrainingRows(tuple(take._replace(rows=check_columns(take.rows, COLUMNS)) for take in rows.takes))
         device, weights = trainer.device(), rows.weights()
-        sizes = np.diff(schema.ragged_columns(checked.select_columns("z").all())["z"].offsets)
+        sizes = np.diff(ragged_columns(checked.select_columns("z").all())["z"].offsets)
         mean_atoms = float(np.average(sizes, weights=weights))
         sigmas = torch.from_numpy(diffusion.sigmas(self._alphas())).float().to(device)
         with trainer.seed_torch(ctx.stream.child("init")):
             network = self._network()
 
         def loss(indices: Tensor) -> Tensor:
-            minibatch = schema.ragged_columns(checked.gather(indices.cpu().numpy()))
+            minibatch = ragged_columns(checked.gather(indices.cpu().numpy()))
             position = torch.from_numpy(minibatch["position"].values).to(device)
             levels = diffusion.antithetic_levels(len(indices), self.noise_levels, device)
             noise, graph = torch.randn_like(position), build_graphs(minibatch, device)
@@ -146,11 +177,11 @@ class GeoDiff(NetworkFamily):
         from selfloop.families.nn import trainer
 
         assert isinstance(sampler, GeoDiffSampler)
-        graph = schema.check_columns(inputs, schema.GRAPH_COLUMNS)
+        graph = check_columns(inputs, GRAPH_COLUMNS)
         network = trainer.load_network(self._network, params, ctx, "sampling")
         blocks = [
             self._sample_block(network, rows, sampler, ctx.stream.child("rows", block))
-            for block, rows in enumerate(schema.split_blocks(graph))
+            for block, rows in enumerate(split_blocks(graph))
         ]
         position, retried, failed = (np.concatenate(arrays) for arrays in zip(*blocks, strict=True))
         if len(failed):
@@ -159,7 +190,7 @@ class GeoDiff(NetworkFamily):
         return {**inputs, "position": Ragged(position, graph["z"].offsets), "retried": retried}
 
     def _sample_block(
-        self, network: GeoDiffNetwork, rows: schema.MoleculeRows, sampler: GeoDiffSampler, stream: RandomStream
+        self, network: GeoDiffNetwork, rows: MoleculeRows, sampler: GeoDiffSampler, stream: RandomStream
     ) -> tuple[Array, Array, Ints]:
         """Coordinates of the rows' atoms, 1 for rows with a second attempt, and indices of rows that are still not finite."""
         import torch
@@ -175,7 +206,7 @@ class GeoDiff(NetworkFamily):
                 noise = stream.child(name, k).generator().standard_normal((len(rows["z"].values), 3), np.float32)
                 return torch.from_numpy(noise[atoms]).to(device)
 
-            graph = build_graphs(schema.ragged_columns(select_rows(rows, indices)), device)
+            graph = build_graphs(ragged_columns(select_rows(rows, indices)), device)
             with torch.inference_mode():
                 x = diffusion.sample_positions(network, graph, self._alphas(), sampler, draw_noise, clip_local)
                 return x.cpu().numpy(), indices[torch.unique(graph.row[~x.isfinite().all(1)]).cpu().numpy()]
@@ -198,15 +229,15 @@ class GeoDiff(NetworkFamily):
         from selfloop.families.geodiff.network import build_graphs
         from selfloop.families.nn import trainer
 
-        molecules, device = schema.check_columns(rows, schema.COLUMNS), trainer.device()
+        molecules, device = check_columns(rows, COLUMNS), trainer.device()
         network = trainer.load_network(self._network, params, ctx, "measuring")
         sigmas, losses = diffusion.sigmas(self._alphas()), np.empty((len(molecules["z"]), parts))
-        for block, batch in enumerate(schema.split_blocks(molecules)):
+        for block, batch in enumerate(split_blocks(molecules)):
             graph, position = build_graphs(batch, device), torch.from_numpy(batch["position"].values).to(device)
-            in_block = slice(block * schema.ROWS_PER_BLOCK, block * schema.ROWS_PER_BLOCK + len(batch["z"]))
+            in_block = slice(block * ROWS_PER_BLOCK, block * ROWS_PER_BLOCK + len(batch["z"]))
             for part in range(parts):
                 rng = ctx.stream.child("rows", block, part).generator()
-                levels = (part + rng.random(schema.ROWS_PER_BLOCK)) / parts * self.noise_levels
+                levels = (part + rng.random(ROWS_PER_BLOCK)) / parts * self.noise_levels
                 sigma = torch.from_numpy(sigmas[levels[: len(batch["z"])].astype(np.int64)]).float().to(device)
                 noise = torch.from_numpy(rng.standard_normal(tuple(position.shape), np.float32)).to(device)
                 with torch.inference_mode():

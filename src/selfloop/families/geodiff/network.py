@@ -24,7 +24,7 @@ from torch.nn.functional import embedding_bag
 from torch.nn.functional import linear as linear_layer
 
 from selfloop.columns import Array, Ragged
-from selfloop.families.geodiff.schema import KINDS
+from selfloop.families.geodiff.family import KINDS
 
 MAX_NEIGHBORS = 32  # of an atom in the cutoff graph, the nearest atoms; the published code's number
 
