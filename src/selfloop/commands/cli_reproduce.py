@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from selfloop.commands.console import format_limits, format_number, format_table
 from selfloop.commands.options import QuietOption, StoreOption, store_folder
 from selfloop.commands.progress import show_progress
 from selfloop.commands.terminal import show
@@ -82,6 +81,8 @@ def reproduce(
 
 def print_claims(judged: Sequence[JudgedClaim]) -> None:
     """One line per claim, and how many have which answer."""
+    from selfloop.commands.console import format_limits, format_number, format_table
+
     columns = ("claim", "answer", "measured", "99 % interval", "expected", "t", "s", "the paper claims")
     table = format_table(*columns, right=("measured", "t", "s"))
     for item in judged:
@@ -99,6 +100,7 @@ def print_claims(judged: Sequence[JudgedClaim]) -> None:
 
 def print_values(values: Sequence[ReproducedValue]) -> None:
     """One line per published value, and the number of values within 2 and beyond 4 standard errors."""
+    from selfloop.commands.console import format_limits, format_number, format_table
     from selfloop.commands.published_values import MIN_SEEDS
 
     columns = ("group", "scenario", "policy", "t", "published", "measured", "interval", "z", "note")
@@ -119,20 +121,18 @@ def print_values(values: Sequence[ReproducedValue]) -> None:
 
 def print_papers() -> None:
     """Every paper with its claims, their recorded answers and minutes, and the groups of values that `--values` can run."""
+    from selfloop.commands.console import format_table
     from selfloop.commands.published_values import reproducible_groups
     from selfloop.commands.reproduce import recorded_answers
     from selfloop.published.papers import papers
 
-    table, recorded = (
-        format_table("paper", "claim", "recorded", "minutes", "the paper claims", right=("minutes",)),
-        recorded_answers(),
-    )
+    table = format_table("paper", "claim", "recorded", "minutes", "the paper claims", right=("minutes",))
     for name, paper in papers().items():
         title = f"{paper.title}, arXiv {paper.arxiv}" if paper.arxiv else paper.title
         groups = f"; values: {', '.join(groups)}" if (groups := reproducible_groups(paper)) else ""
         table.add_row(name, "", "", "", title + groups)
         for claim in paper.claims:
-            answer = recorded.get(claim.key(), {}).get("answer", "not run")
+            answer = recorded_answers().get(claim.key(), {}).get("answer", "not run")
             table.add_row("", claim.name, str(answer), f"{claim.minutes:g}", claim.sentence)
     show(table)
     claims = [claim for paper in papers().values() for claim in paper.claims]
