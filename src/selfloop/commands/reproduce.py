@@ -14,9 +14,10 @@ from selfloop.engine.executors import Notify
 from selfloop.errors import DataError, MissingExtraError, SpecError, unknown_name
 from selfloop.published.claims import Claim, ClaimPoint, Judgment, judge
 from selfloop.published.papers import find_paper, papers
-from selfloop.result import run
+from selfloop.result import Result, run
 from selfloop.spec.parse import read_changed_spec
 from selfloop.spec.spec import Spec
+from selfloop.store.store import Store
 
 RECORDED = "answers.jsonl"  # in the folder of the papers: one line per claim, as `reproduce --json` writes it
 UNITS = {"s": 1 / 60, "m": 1.0, "h": 60.0}  # of a budget, in minutes
@@ -138,9 +139,14 @@ def judge_claim(claim: Claim, store: Path | None = None, data: Path = Path(), *,
         )
         for point in result.points
     ]
-    judgment, usages = judge(claim, points), [result.shared, *result.usage.values()]
-    seconds = sum(usage.seconds + usage.seconds_saved for usage in usages)
-    return JudgedClaim(claim, judgment, seconds, judgment.reason, describe_region(claim, judgment.region))
+    judgment = judge(claim, points)
+    return JudgedClaim(claim, judgment, _count_seconds(result), judgment.reason, describe_region(claim, judgment.region))
+
+
+def _count_seconds(result: Result) -> float:
+    """Seconds that the stored steps of a run took when they were computed, each counted once."""
+    keys, files = result.shared.keys.union(*(usage.keys for usage in result.usage.values())), Store(result.store).files
+    return sum(body["provenance"]["seconds"] for key in keys if (body := files.read_record(key)))
 
 
 def describe_region(claim: Claim, region: tuple[float, float]) -> str:
