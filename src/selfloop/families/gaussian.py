@@ -12,18 +12,8 @@ from numpy.random import Generator
 
 from selfloop.columns import Columns, Floats, Params
 from selfloop.component import Context, Sampler
-from selfloop.families.ensemble import (
-    EnsembleFamily,
-    bartlett,
-    budget_rows,
-    has_budget,
-    mass_shares,
-    matrix_root,
-    memoize,
-    row_counts,
-    split_generator,
-    sum_in_order,
-)
+from selfloop.families import ensemble
+from selfloop.families.ensemble import EnsembleFamily
 from selfloop.families.trivial import normal_nll
 from selfloop.protocols import EnsembleFit, SufficientStatistics
 from selfloop.rng import RandomStream
@@ -60,8 +50,8 @@ class Gaussian(EnsembleFamily):
     pooled: Annotated[bool, "false: mean of the variances within batches, weighted by mass (2502.18049)"] = True
 
     def fit_rows(self, takes: Sequence[EnsembleTake], previous: Params | None) -> EnsembleFit:
-        if self.pooled and has_budget(takes):
-            (x,), weights = budget_rows(takes, "x")  # reads the drawn rows only
+        if self.pooled and ensemble.has_budget(takes):
+            (x,), weights = ensemble.budget_rows(takes, "x")  # reads the drawn rows only
             n = np.count_nonzero(weights, axis=1)[:, None]  # rows of weight 0 do not exist
             return self.fit_statistics(_weighted_statistics(cast(Floats, x), weights / (weights.sum(1, keepdims=True) / n)))
         return self.fit_statistics(self.merge([(_statistics(take), take.weight) for take in takes]))
@@ -79,9 +69,9 @@ class Gaussian(EnsembleFamily):
         counts, means, scatters = (
             [cast(Floats, statistics[name]) for statistics, _ in takes] for name in ("count", "mean", "scatter")
         )
-        shares = mass_shares(counts, [weight for _, weight in takes])
-        total = sum_in_order(counts)
-        mean = sum_in_order([share[:, None] * center for share, center in zip(shares, means, strict=True)])
+        shares = ensemble.mass_shares(counts, [weight for _, weight in takes])
+        total = ensemble.sum_in_order(counts)
+        mean = ensemble.sum_in_order([share[:, None] * center for share, center in zip(shares, means, strict=True)])
         merged = np.zeros_like(scatters[0])
         for share, count, center, scatter in zip(shares, counts, means, scatters, strict=True):
             if self.pooled:
@@ -109,9 +99,9 @@ class Gaussian(EnsembleFamily):
     ) -> SufficientStatistics:
         mean, root = _mean_and_root(params, sampler)
         seeds, d = mean.shape
-        for_mean, for_scatter = split_generator(rng)
+        for_mean, for_scatter = ensemble.split_generator(rng)
         shift = root @ for_mean.standard_normal((seeds, d, 1)) / np.sqrt(n)
-        factor = root @ bartlett(n - 1, d, seeds, for_scatter)
+        factor = root @ ensemble.bartlett(n - 1, d, seeds, for_scatter)
         return {"count": np.full(seeds, float(n)), "mean": mean + shift[..., 0], "scatter": factor @ factor.mT}
 
     def trivial_risk(self, metric: str, initial: Columns, holdout: Columns, truth: Params, ctx: Context) -> float | None:
@@ -134,15 +124,15 @@ class Gaussian(EnsembleFamily):
 def _mean_and_root(params: Params, sampler: Sampler) -> tuple[Floats, Floats]:
     """The mean, and a root of the covariance of sampled rows."""
     factor = cast(GaussianSampler, sampler).variance_factor
-    return cast(Floats, params["mean"]), np.sqrt(factor) * matrix_root(cast(Floats, params["covariance"]))
+    return cast(Floats, params["mean"]), np.sqrt(factor) * ensemble.matrix_root(cast(Floats, params["covariance"]))
 
 
 def _statistics(take: EnsembleTake) -> SufficientStatistics:
     """Statistics of the rows of a take; those of a whole batch are computed once."""
-    x, counts = cast(Floats, take.rows["x"]), row_counts(take)
+    x, counts = cast(Floats, take.rows["x"]), ensemble.row_counts(take)
     if take.indices is None:
         counts = np.ones(x.shape[:2]) if counts is None else counts
-        return memoize(take, "statistics", lambda: _weighted_statistics(x, counts))
+        return ensemble.memoize(take, "statistics", lambda: _weighted_statistics(x, counts))
     return _weighted_statistics(x, cast(Floats, counts))
 
 

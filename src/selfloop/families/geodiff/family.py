@@ -28,13 +28,14 @@ TRIVIAL_PARTS = 9  # of the noise levels for the trivial model: as many draws as
 RETRY_CLIP_LOCAL = 20.0  # longest local vector of an atom at a second attempt, as in the published code
 COLUMN_TYPES = {"z": "uint8", "edges": "uint16[2]", "edge_type": "uint8", "position": "float32[3]"}
 COLUMNS, GRAPH_COLUMNS = tuple(COLUMN_TYPES), ("z", "edges", "edge_type")
-KINDS = 100  # rows of the network's tables of atomic numbers and of edge types
 ROWS_PER_BLOCK = 64  # rows that are sampled, or measured, together
 MoleculeRows = dict[str, Ragged]
 
 
 def check_columns(rows: Columns, names: tuple[str, ...]) -> MoleculeRows:
     """The named columns; DataError if their types or values do not fit the family."""
+    from selfloop.families.geodiff.network import KINDS
+
     for name in names:
         column = rows.get(name)
         type_name = "missing" if column is None else "not ragged"

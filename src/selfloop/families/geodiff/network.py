@@ -24,8 +24,8 @@ from torch.nn.functional import embedding_bag
 from torch.nn.functional import linear as linear_layer
 
 from selfloop.columns import Array, Ragged
-from selfloop.families.geodiff.family import KINDS
 
+KINDS = 100  # rows of the tables of atomic numbers and of edge types
 MAX_NEIGHBORS = 32  # of an atom in the cutoff graph, the nearest atoms; the published code's number
 
 
