@@ -36,8 +36,8 @@ COMPONENTS = [(kind, name) for kind, names in BUILT_IN.items() for name in names
 # A file may import from its own folder, from the bands above, and from the left in its own band.
 BANDS = (
     (
-        "columns", "types", "errors", "formulas", "rng", "source_code", "settings", "component", "curator", "snapshots", "protocols",
-        "formats",
+        "columns", "types", "errors", "formulas", "rng", "source_code", "settings", "component", "curator", "snapshots",
+        "protocols", "formats",
     ),
     ("policies", "sources", "families", "curators", "metrics", "stats", "criteria"),
     ("plugins", "spec", "store", "engine", "theory", "published", "presets"),
@@ -167,7 +167,7 @@ def test_files_and_functions_are_short(path: Path) -> None:
 
 def test_the_package_and_its_spine_are_small() -> None:
     assert sum(count_lines(ROOT / f"{name}.py") for name in SPINE) <= 1_200
-    assert sum(map(count_lines, [*FILES, *ROOT.rglob("*.[ch]")])) <= 29_549  # it may only fall; the aim is 20,500
+    assert sum(map(count_lines, [*FILES, *ROOT.rglob("*.[ch]")])) <= 29_400  # it may only fall; the aim is 20,500
 
 
 def modules_after(code: str) -> set[str]:

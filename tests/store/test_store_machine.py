@@ -3,13 +3,25 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import HealthCheck, Phase, settings
+from hypothesis.stateful import run_state_machine_as_test
+from store_machine import StoreMachine
 
 import tiny_components
+from selfloop.spec.spec import Spec
 from selfloop.store.folder import StoreFolder
-from selfloop.testing import check_store
-from selfloop.testing.store_machine import StoreMachine
 
 SPEC = tiny_components.tiny_spec(policies=("replace", "accumulate"), generations=3, n=5)
+
+
+def check_store(spec: Spec, examples: int, actions: int) -> None:
+    """Runs of a spec have the same rows whatever happens to the files: `actions` at a time, in `examples` orders."""
+    machine = type("Store", (StoreMachine,), {"spec": spec, "expected": {}})
+    budget = settings(
+        max_examples=examples, stateful_step_count=actions, deadline=None, derandomize=True, database=None,
+        suppress_health_check=list(HealthCheck), phases=[Phase.generate],
+    )  # fmt: skip
+    run_state_machine_as_test(machine, settings=budget)
 
 
 def test_a_store_gives_the_same_rows_whatever_happens_to_it() -> None:

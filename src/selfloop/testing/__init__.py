@@ -18,13 +18,12 @@ from selfloop.component import Component, Context, Family, Policy, Source
 from selfloop.curator import Curator
 from selfloop.engine.curation import SLOT, CuratedModel, CuratedTables, judge, prepare_curator
 from selfloop.engine.steps import check_rows
-from selfloop.errors import SelfloopError, missing_extra
+from selfloop.errors import SelfloopError
 from selfloop.formats.safetensors import to_safetensors
 from selfloop.policies.schedule import schedule
 from selfloop.protocols import SupportsEnsemble, UsesEncoder
 from selfloop.rng import RandomStream
 from selfloop.snapshots import EnsembleTake
-from selfloop.spec.spec import Spec
 from selfloop.store.identity import identity
 from selfloop.types import RowTake, TrainingRows
 
@@ -115,27 +114,6 @@ def check_curator(curator: Curator, source: Source, family: Family, n: int = 30,
         first = select_rows(judged, np.flatnonzero(np.asarray(judged[SLOT]) < k))
         same = np.array_equal(few[SLOT], first[SLOT]) and all(_close(column, few[name]) for name, column in first.items())  # type: ignore[arg-type]  # no ragged column
         _require(same, f"the answers for the first {k} of {n} rows depend on the others; set by_row=False if they should")
-
-
-def check_store(spec: Spec, examples: int = 20, actions: int = 10) -> None:
-    """Runs of a spec have the same rows whatever happens to the files of their store.
-
-    Runs of 1 to all generations, kills, damages, deletions and several writers follow each other, `actions` at a time, in
-    `examples` orders. The spec is sent to other processes, so its classes are in modules. Needs hypothesis.
-    """
-    try:
-        from hypothesis import HealthCheck, Phase, settings
-        from hypothesis.stateful import run_state_machine_as_test
-    except ImportError as problem:
-        raise missing_extra("selfloop.testing", "hypothesis") from problem
-    from selfloop.testing.store_machine import StoreMachine
-
-    machine = type("Store", (StoreMachine,), {"spec": spec, "expected": {}})
-    budget = settings(
-        max_examples=examples, stateful_step_count=actions, deadline=None, derandomize=True, database=None,
-        suppress_health_check=list(HealthCheck), phases=[Phase.generate],
-    )  # fmt: skip
-    run_state_machine_as_test(machine, settings=budget)
 
 
 def _check_ensemble(family: SupportsEnsemble, source: Source, n: int) -> None:
