@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from selfloop.engine.executors import Notify
 from selfloop.errors import DataError, MissingExtraError, SpecError, unknown_name
 from selfloop.published.claims import Claim, ClaimPoint, Judgment, judge
 from selfloop.published.papers import find_paper, papers
-from selfloop.result import Result, run
+from selfloop.result import PolicyCurves, Result, run
 from selfloop.spec.parse import read_changed_spec
 from selfloop.spec.spec import Spec
 from selfloop.store.store import Store
+from selfloop.types import Coordinates
 
 RECORDED = "answers.jsonl"  # in the folder of the papers: one line per claim, as `reproduce --json` writes it
 UNITS = {"s": 1 / 60, "m": 1.0, "h": 60.0}  # of a budget, in minutes
@@ -109,6 +113,9 @@ def judge_claims(
     Runs are stored, so that a second call continues. `wrong`: the planted wrong runs, in which every claim must fail.
     """
     claims = list(claims)
+    for claim in claims:
+        if claim.paper not in papers() or claim not in papers()[claim.paper].claims:  # those of papers have tests
+            check_claim(claim, data, wrong=wrong)
     for i, claim in enumerate(claims):
         if progress:
             progress(i, len(claims))
@@ -121,26 +128,38 @@ def judge_claims(
 
 def judge_claim(claim: Claim, store: Path | None = None, data: Path = Path(), *, wrong: bool = False) -> JudgedClaim:
     """Run and judge one claim."""
-    missing = [path for path in claim.data.values() if not (data / path).exists()]
-    if missing:
+    if missing := _missing_data(claim, data):
         return JudgedClaim(claim, None, 0.0, f"{missing[0]} is not in the folder of data sets (--data)")
     try:
         spec = claim_spec(claim, data, wrong=wrong)
         result = run(spec, store, workers=None if trains_network(spec) else 1)
     except (MissingExtraError, DataError, SpecError) as problem:
         return JudgedClaim(claim, None, 0.0, str(problem))
-    # A planted wrong run may change a policy, and with it the label: policies keep their positions.
-    labels = dict(zip(result.spec.policy_labels(), claim_spec(claim, data).policy_labels(), strict=False))
-    points = [
-        ClaimPoint(
-            dict(point.coordinates),
-            point.n,
-            {labels[label]: curves for label, curves in result.curves(point.coordinates).items() if label in labels},
-        )
-        for point in result.points
-    ]
-    judgment = judge(claim, points)
+    judgment = judge(claim, _claim_points(claim, data, result.spec, result.curves))
     return JudgedClaim(claim, judgment, _count_seconds(result), judgment.reason, describe_region(claim, judgment.region))
+
+
+def check_claim(claim: Claim, data: Path = Path(), *, wrong: bool = False) -> None:
+    """Raise SpecError, before any work, for a claim that no run of its scenario can answer."""
+    if _missing_data(claim, data):
+        return
+    with suppress(MissingExtraError, DataError):
+        spec = claim_spec(claim, data, wrong=wrong)
+        names = {name for m in spec.metrics for name in (*m.directions(), *m.secondary_titles, *m.secondary_units)}
+        is_measured = claim.metric in names or claim.metric.startswith(tuple(f"{metric.name}_" for metric in spec.metrics))
+        curves = {claim.metric: np.ones((len(spec.seeds), spec.generations))} if is_measured else {}
+        judge(claim, _claim_points(claim, data, spec, lambda at: dict.fromkeys(spec.policy_labels(), curves)))
+
+
+def _missing_data(claim: Claim, data: Path) -> list[str]:
+    return [path for path in claim.data.values() if not (data / path).exists()]
+
+
+def _claim_points(claim: Claim, data: Path, spec: Spec, curves_at: Callable[[Coordinates], PolicyCurves]) -> list[ClaimPoint]:
+    """The points of a run. A planted wrong run may change a policy, and so its label: policies keep their positions."""
+    labels = list(zip(spec.policy_labels(), claim_spec(claim, data).policy_labels(), strict=False))
+    points = [(point, curves_at(point.coordinates)) for point in spec.points()]
+    return [ClaimPoint(dict(p.coordinates), p.n, {label: curves[own] for own, label in labels}) for p, curves in points]
 
 
 def _count_seconds(result: Result) -> float:

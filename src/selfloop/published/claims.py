@@ -9,16 +9,16 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import operator
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
+from itertools import pairwise
 from typing import Any, Literal
 
 import numpy as np
 
 from selfloop.columns import Floats
-from selfloop.errors import SettingError, SpecError
+from selfloop.errors import SettingError, SpecError, shown
 from selfloop.formulas import evaluate
 from selfloop.settings import PositiveFloat, Settings
 from selfloop.spec.parse import parse_toml, read_spec_text
@@ -27,12 +27,14 @@ from selfloop.stats.intervals import Interval, difference, mean_interval, paired
 LEVEL = 0.99  # of a claim: among a hundred right claims, about one interval misses its true value
 Statistic = Literal["value", "multiplier", "difference", "ratio", "order", "slope", "share", "argmin", "argmax"]
 ClaimAnswer = Literal["holds", "does not hold", "undecided"]
-EVENTS: dict[str, Callable[[Floats, float], Any]] = {
-    ">=": operator.ge, "<=": operator.le, ">": operator.gt, "<": operator.lt
-}  # fmt: skip
-EVENT_PATTERN = re.compile(r"(>=|<=|>|<)\s*(-?[\d.]+(?:e-?\d+)?)")
+EVENTS = {">=": np.greater_equal, "<=": np.less_equal, ">": np.greater, "<": np.less}
+EVENT_PATTERN = re.compile(r"(>=|<=|>|<)\s*(-?\d+(?:\.\d+)?(?:e-?\d+)?)")
 NOTES = ("explanation", "minutes", "sentence", "cite", "published", "derived")  # words, which change no answer
 Number = float | str  # a number, or a formula of t and n
+PAIRED, OF_SEVERAL, TIMES = ("difference", "ratio"), ("slope", "argmin", "argmax"), ("t", "log t")
+USED_BY = {
+    "against": PAIRED, "against_at": PAIRED, "over": OF_SEVERAL, "log": ("slope",), "event": ("share",), "policies": ("order",)
+}  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +66,7 @@ class Claim(Settings):
     margin: float | None = None  # tolerance, in the unit of the metric
     below: Number | None = None
     above: Number | None = None
-    between: tuple[Number, ...] | None = None
+    between: tuple[Number, Number] | None = None
     derived: bool = False  # the statement was derived, not read at its source
     published: float | str | None = None  # what the paper printed, if it is not the region
     explanation: str = ""  # why it does not hold, with numbers
@@ -73,16 +75,27 @@ class Claim(Settings):
         super().__post_init__()
         for words in ("sentence", "cite", "explanation"):  # in one line, however a file breaks them
             object.__setattr__(self, words, " ".join(getattr(self, words).split()))
-        bounds = self.above is not None or self.below is not None
-        expectations = [self.near is not None, self.between is not None, bounds, self.statistic == "order"]
-        if sum(expectations) != 1:
-            raise SettingError("statistic", "expected one of near, between, above or below, and none for an order. Keep one.")
-        if (self.near is None) != (self.within is None and self.margin is None):
-            raise SettingError("near", "goes with a tolerance, within (a share) or margin. Set both or none.")
-        if self.statistic == "share" and not EVENT_PATTERN.fullmatch(self.event):
-            raise SettingError("event", f'got {self.event!r}; expected a comparison with a number, such as "> 0.5".')
-        if isinstance(self.generations, str) and not re.fullmatch(r"\d+\.\.", self.generations):
-            raise SettingError("generations", f'got {self.generations!r}; expected a list, or a first generation as in "3..".')
+        n_regions = 4 - [self.near, self.between, self.above, self.below].count(None)
+        n_tolerances, is_order = 2 - [self.within, self.margin].count(None), self.statistic == "order"
+        listed = () if isinstance(self.generations, str) else self.generations
+        is_span = self.statistic in OF_SEVERAL and self.over in TIMES
+        n_near = len(listed) if listed and self.statistic not in OF_SEVERAL else 1
+        is_from, is_event = re.fullmatch(r"\d+\.\.", str(self.generations)), EVENT_PATTERN.fullmatch(self.event)
+        changed = {f.name for f in fields(self) if f.default != getattr(self, f.name)}
+        is_alone = self.statistic in PAIRED and changed.isdisjoint({"against", "against_at"})
+        unused = [name for name in USED_BY.keys() & changed if self.statistic not in USED_BY[name]]
+        for setting, is_wrong, problem in (
+            ("statistic", n_regions + is_order != 1, "expected one of near, between, above or below, and none for an order"),
+            ("near", n_tolerances != (self.near is not None), "goes with a tolerance, within (a share) or margin"),
+            ("near", isinstance(self.near, tuple) and len(self.near) != n_near, "expected a value for each listed generation"),
+            ("event", not (is_event or self.statistic != "share"), 'expected a comparison with a number, such as "> 0.5"'),
+            ("generations", not (is_from or len({*listed}) > is_span), 'expected a list, or a first generation as in "3.."'),
+            ("against", is_alone, "missing, as is against_at: a difference or ratio needs another policy or point"),
+            ("policies", is_order and len(self.policies) < 2, "expected two or more, the highest first"),
+            *((name, True, f"is of {' and '.join(USED_BY[name])} only") for name in unused),
+        ):
+            if is_wrong:
+                raise SettingError(setting, f"{problem}. Correct the claim.")
 
     def key(self) -> str:
         """`paper/name`."""
@@ -117,7 +130,7 @@ class Judgment:
 
 def judge(claim: Claim, points: Sequence[ClaimPoint]) -> Judgment:
     """The answer to a claim by the measurements of its scenario."""
-    checks = [_judge_region(interval, region, t) for t, interval, region in _intervals(claim, points)]
+    checks = [_judge_region(claim, *check) for check in _intervals(claim, points)]
     answers = [check.answer for check in checks]
     answer: ClaimAnswer = "does not hold" if "does not hold" in answers else "undecided" if "undecided" in answers else "holds"
     return min((check for check in checks if check.answer == answer), key=_slack)
@@ -125,25 +138,20 @@ def judge(claim: Claim, points: Sequence[ClaimPoint]) -> Judgment:
 
 def _intervals(claim: Claim, points: Sequence[ClaimPoint]) -> Iterator[tuple[int, Interval, tuple[float, float]]]:
     """Generation, interval and expected region of every check of a claim."""
-    point = _point(points, claim.at)
-    generations = _generations(claim, point)
-    if claim.statistic in ("slope", "argmin", "argmax"):
+    along = _points_at(claim, points, claim.at)
+    point, generations = along[0], _generations(claim, along[0])
+    if claim.statistic in OF_SEVERAL:
         t = generations[-1]
-        yield t, _of_several_values(claim, points, generations), region_at(claim, 0, t, point.n)
+        yield t, _of_several_values(claim, along, generations), region_at(claim, 0, t, point.n)
         return
-    pairs = list(zip(claim.policies, claim.policies[1:], strict=False)) if claim.statistic == "order" else [(claim.policy, "")]
+    pairs = list(pairwise(claim.policies)) or [(claim.policy, claim.against or claim.policy)]
+    other = point if claim.against_at is None else _points_at(claim, points, claim.against_at)[0]
     level = 1 - (1 - LEVEL) / (len(generations) * len(pairs))
     for i, t in enumerate(generations):
-        for higher, lower in pairs:
+        for policy, against in pairs:
             region = (0.0, math.inf) if claim.statistic == "order" else region_at(claim, i, t, point.n)
-            values = _curve(claim, point, higher)[:, [t - 1]]
-            against = values[:, :0] if lower == "" else _curve(claim, point, lower)[:, [t - 1]]
-            if claim.statistic in ("difference", "ratio"):
-                other = point if claim.against_at is None else _point(points, claim.against_at)
-                against = _curve(claim, other, claim.against or claim.policy)[:, [t - 1]]
-            elif claim.statistic == "multiplier":
-                against = _curve(claim, point, higher)[:, [0]]
-            yield t, _interval(claim, values, against, level), region
+            base = _values(claim, other, against, [1 if claim.statistic == "multiplier" else t])
+            yield t, _interval(claim, _values(claim, point, policy, [t]), base, level), region
 
 
 def _interval(claim: Claim, values: Floats, against: Floats, level: float) -> Interval:
@@ -151,15 +159,16 @@ def _interval(claim: Claim, values: Floats, against: Floats, level: float) -> In
     if claim.statistic == "share":
         return _share_interval(claim.event, values[:, 0], level)
     if claim.statistic in ("multiplier", "ratio"):
-        return _of_equal_seeds(ratio_interval(values[:, 0], against[:, 0], level), values, against)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return _of_equal_seeds(ratio_interval(values[:, 0], against[:, 0], level), values / against)
     if claim.statistic == "value":
         return _of_equal_seeds(mean_interval(values[:, 0], level), values)
     return _of_equal_seeds(paired_difference(values, against, level)[0], difference(values, against))
 
 
-def _of_equal_seeds(interval: Interval, *values: Floats) -> Interval:
+def _of_equal_seeds(interval: Interval, values: Floats) -> Interval:
     """The interval; where all seeds have one value, that value has no spread and is both limits."""
-    if interval.low is None and interval.n > 1 and all(np.ptp(each) <= 1e-12 * np.abs(each).max() for each in values):
+    if interval.low is None and interval.n > 1 and np.ptp(values) <= 1e-12 * np.abs(values).max():
         return replace(interval, low=interval.estimate, high=interval.estimate)
     return interval
 
@@ -176,16 +185,15 @@ def _share_interval(event: str, values: Floats, level: float) -> Interval:
     return Interval(k / n, low, high, n)
 
 
-def _of_several_values(claim: Claim, points: Sequence[ClaimPoint], generations: Sequence[int]) -> Interval:
+def _of_several_values(claim: Claim, along: Sequence[ClaimPoint], generations: Sequence[int]) -> Interval:
     """The slope over generations or coordinates, or the one with the lowest or highest mean."""
-    if claim.over in ("t", "log t"):
+    if claim.over in TIMES:
         x = np.array(generations, np.float64)
-        y = _curve(claim, _point(points, claim.at), claim.policy)[:, [t - 1 for t in generations]]
+        y = _values(claim, along[0], claim.policy, generations)
         x = np.log(x) if claim.over == "log t" else x
     else:
-        along = [p for p in points if all(p.coordinates.get(key) == value for key, value in claim.at.items())]
         x = np.array([float(p.coordinates[claim.over]) for p in along])
-        y = np.column_stack([_curve(claim, p, claim.policy)[:, generations[-1] - 1] for p in along])
+        y = np.hstack([_values(claim, p, claim.policy, generations[-1:]) for p in along])
     if claim.statistic == "slope":
         centered = (x - x.mean()) / np.sum((x - x.mean()) ** 2)
         with np.errstate(divide="ignore", invalid="ignore"):
@@ -200,7 +208,8 @@ def _best(x: Floats, y: Floats) -> Interval:
     if np.isnan(y).any():
         return Interval(None, None, None, len(y))
     above = paired_difference(y, np.broadcast_to(y[:, [best]], y.shape), 1 - (1 - LEVEL) / max(len(x) - 1, 1))
-    possible = [value for value, d in zip(x, above, strict=True) if not (d.low or 0) > 0]
+    lows = [_of_equal_seeds(d, column - y[:, best]).low for d, column in zip(above, y.T, strict=True)]
+    possible = [value for value, low in zip(x, lows, strict=True) if not (low or 0) > 0]
     return Interval(float(x[best]), float(min(possible)), float(max(possible)), len(y))
 
 
@@ -213,22 +222,25 @@ def region_at(claim: Claim, i: int, t: int, n: int) -> tuple[float, float]:
     if claim.near is not None:
         center = number(claim.near[i] if isinstance(claim.near, tuple) else claim.near)
         tolerance = abs(center) * claim.within if claim.within is not None else claim.margin or 0.0
-        return center - tolerance, center + tolerance
-    if claim.between is not None:
-        return number(claim.between[0]), number(claim.between[1])
-    low = -math.inf if claim.above is None else number(claim.above)
-    return low, math.inf if claim.below is None else number(claim.below)
+        low, high = center - tolerance, center + tolerance
+    elif claim.between is not None:
+        low, high = number(claim.between[0]), number(claim.between[1])
+    else:
+        low = -math.inf if claim.above is None else number(claim.above)
+        high = math.inf if claim.below is None else number(claim.below)
+    if low > high:
+        raise SpecError(f"claim {claim.key()}: nothing lies from {low:g} to {high:g}. Correct the region.")
+    return low, high
 
 
-def _judge_region(interval: Interval, region: tuple[float, float], t: int) -> Judgment:
+def _judge_region(claim: Claim, t: int, interval: Interval, region: tuple[float, float]) -> Judgment:
     low, high = region
     if interval.low is None or interval.high is None:
-        reason = "some chains have no value" if interval.estimate is None else "the seeds give no interval"
-        return Judgment("undecided", interval, region, t, reason)
+        none = "some chains have no value" + ", or a mean is not above 0" * (claim.statistic in ("multiplier", "ratio"))
+        return Judgment("undecided", interval, region, t, none if interval.estimate is None else "the seeds give no interval")
     inside, outside = low <= interval.low and interval.high <= high, interval.high < low or interval.low > high
     if math.isinf(high) or math.isinf(low):  # a bound itself is no side of it
-        inside = (interval.low > low) and (interval.high < high)
-        outside = interval.high <= low or interval.low >= high
+        inside, outside = low < interval.low and interval.high < high, interval.high <= low or interval.low >= high
     return Judgment("holds" if inside else "does not hold" if outside else "undecided", interval, region, t)
 
 
@@ -240,21 +252,31 @@ def _slack(check: Judgment) -> float:
     return min(measured.low - low, high - measured.high) / max(measured.high - measured.low, 1e-300)
 
 
-def _point(points: Sequence[ClaimPoint], at: Mapping[str, Any]) -> ClaimPoint:
+def _points_at(claim: Claim, points: Sequence[ClaimPoint], at: Mapping[str, Any]) -> list[ClaimPoint]:
+    """The points with these coordinates: one, or those along the key that a claim is over."""
     values = {key: tuple(value) if isinstance(value, list) else value for key, value in at.items()}
-    return next(p for p in points if values.items() <= dict(p.coordinates).items())
+    found = [p for p in points if values.items() <= dict(p.coordinates).items()]
+    along = {x for p in found if isinstance(x := p.coordinates.get(claim.over), int | float)}
+    if len(found) != 1 if claim.over in TIMES else not 1 < len(found) == len(along):
+        expected = "one" if claim.over in TIMES else f"some that differ in {claim.over}, a number"
+        raise SpecError(
+            f"claim {claim.key()}: {len(found)} points of {claim.preset} are at {shown(dict(at))}; expected {expected}."
+        )
+    return found
 
 
-def _curve(claim: Claim, point: ClaimPoint, policy: str) -> Floats:
+def _values(claim: Claim, point: ClaimPoint, policy: str, generations: Sequence[int]) -> Floats:
     """The (seeds, generations) values of the claim's metric under a policy."""
-    if policy not in point.curves or claim.metric not in point.curves[policy]:
-        raise SpecError(f"claim {claim.key()}: {claim.metric} of policy {policy!r} is not measured by preset {claim.preset}.")
-    return point.curves[policy][claim.metric]
+    curve = point.curves.get(policy, {}).get(claim.metric, np.empty((0, 0)))
+    if not 1 <= min(generations) <= max(generations) <= curve.shape[1]:
+        at = f" at generation {max(generations)}" if curve.size else ""
+        raise SpecError(f"claim {claim.key()}: {claim.metric} of policy {policy!r}{at} is not measured by {claim.preset}.")
+    return curve[:, [t - 1 for t in generations]]
 
 
 def _generations(claim: Claim, point: ClaimPoint) -> list[int]:
-    last = next(iter(next(iter(point.curves.values())).values())).shape[1]
     if isinstance(claim.generations, str):
-        return list(range(int(claim.generations.removesuffix("..")), last + 1))
-    spans = claim.statistic in ("slope", "argmin", "argmax") and claim.over in ("t", "log t")
-    return list(range(claim.generations[0], claim.generations[-1] + 1)) if spans else list(claim.generations)
+        first, curves = int(claim.generations.removesuffix("..")), next(iter(point.curves.values()))
+        return list(range(first, max([first, *(curve.shape[1] for curve in curves.values())]) + 1))
+    spans = claim.statistic in OF_SEVERAL and claim.over in TIMES
+    return list(range(min(claim.generations), max(claim.generations) + 1)) if spans else list(claim.generations)

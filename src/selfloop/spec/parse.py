@@ -45,7 +45,7 @@ def read_changed_spec(path: str | Path, changes: Mapping[str, Any]) -> Spec:
     """A spec with other values of dotted keys; settings of a policy or curator by its name, as in a sweep."""
     table = parse_toml(read_spec_text(path), str(path))
     named = {key: value for key, value in changes.items() if key.startswith(("policies.", "curators."))}
-    for key in changes.keys() - named.keys():
+    for key in (key for key in changes if key not in named):
         _set_key(table, key, changes[key], key)
     spec = spec_from_table(table)
     for key, value in named.items():
@@ -106,11 +106,9 @@ def _set_key(table: dict[str, Any], key: str, value: object, origin: str) -> Non
     """Set a dotted key of nested tables; errors start with `origin`."""
     *parents, last = key.split(".")
     for parent in parents:
-        inner = table.setdefault(parent, {})
-        if isinstance(inner, str):
-            inner = {"name": inner}
-            table[parent] = inner
-        if not isinstance(inner, dict):
+        inner = table.get(parent, {})
+        if not isinstance(inner, str | dict):
             raise SpecError(f"{origin}: {parent} is not a table, so it has no keys.")
-        table = inner
+        table[parent] = {"name": inner} if isinstance(inner, str) else {**inner}  # a copy: a change may hold the table
+        table = table[parent]
     table[last] = value
