@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tomllib
+from dataclasses import replace
 from functools import cache
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
@@ -48,8 +49,11 @@ def test_a_claim_is_complete_and_its_scenario_can_be_run(key: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("key", STATISTICAL)
 def test_a_planted_wrong_run_does_not_hold(key: str, tmp_path: Path) -> None:
-    judged = judge_claim(CLAIMS[key], tmp_path, wrong=True)
-    assert judged.answer == "does not hold", f"{judged.judgment} {judged.expected}"
+    """With a quarter of the seeds, which is faster, or if these do not decide with all."""
+    claim, seeds = CLAIMS[key], claim_spec(CLAIMS[key], wrong=True).seeds
+    few = replace(claim, wrong={**claim.wrong, "seeds": list(seeds[: max(len(seeds) // 4, 10)])})
+    answers = (judge_claim(each, tmp_path, wrong=True) for each in (few, claim))
+    assert "does not hold" in (judged.answer for judged in answers)
 
 
 def test_the_page_of_claims_is_that_of_the_claim_files_and_recorded_answers() -> None:
