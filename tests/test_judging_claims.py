@@ -16,6 +16,7 @@ from selfloop.commands import reproduce
 from selfloop.errors import SpecError
 from selfloop.published.claims import Claim, ClaimPoint, judge
 from selfloop.published.papers import find_paper, papers
+from selfloop.spec.parse import read_changed_spec
 
 SEEDS, T = 40, 10
 TIMES = np.arange(1, T + 1)
@@ -135,6 +136,61 @@ def test_a_metric_that_is_not_measured_is_an_error() -> None:
         answer(make_claim(policy="c", near=1, margin=1), CURVES)
 
 
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"generations": [T + 1]}, "at generation 11 is not measured"),
+        ({"generations": f"{T + 1}.."}, "at generation 11 is not measured"),
+        ({"generations": [0]}, "is not measured"),
+        ({"statistic": "slope", "generations": [1, T + 1]}, "at generation 11 is not measured"),
+        ({"at": {"x": 3}}, "0 points of quickstart_linear are at {'x': 3}; expected one"),
+        ({"at": {}}, "3 points of quickstart_linear are at {}; expected one"),
+        ({"statistic": "argmin", "over": "y", "at": {}}, "expected some that differ in y, a number"),
+        ({"statistic": "argmin", "over": "kind", "at": {}}, "expected some that differ in kind, a number"),
+        ({"statistic": "difference", "against_at": {"x": 3}}, "0 points of quickstart_linear"),
+        ({"above": None, "near": 1, "margin": -0.1}, "nothing lies from 1.1 to 0.9"),
+        ({"above": None, "between": ["t", 2]}, "nothing lies from 10 to 2"),
+        ({"above": "s + 1"}, "got 's \\+ 1', which has no value at t = 10"),
+    ],
+)
+def test_a_claim_that_its_run_cannot_answer_is_an_error(settings: dict[str, Any], message: str) -> None:
+    points = [ClaimPoint({"x": x, "kind": "ab"[x > 0]}, 100, {"a": {"risk": RISING}}) for x in (0, 1, 2)]
+    with pytest.raises(SpecError, match=message):
+        judge(make_claim(**{"at": {"x": 0}, "above": 1, **settings}), points)
+
+
+def test_points_of_a_sweep_over_lists_are_found_by_lists() -> None:
+    points = [
+        ClaimPoint({"ridge": (0, r), "x": x}, 100, {"a": {"risk": chains(np.full(T, x + r), seed=10 * r + x)}})
+        for r in (1, 5)
+        for x in (0, 1, 2)
+    ]
+    slope = make_claim(statistic="slope", over="x", at={"ridge": [0, 5]}, near=1, margin=0.1)
+    assert judge(slope, points).answer == "holds"
+    assert judge(make_claim(at={"ridge": [0, 5], "x": 2}, near=7, margin=0.1), points).answer == "holds"
+
+
+def test_a_ratio_that_is_equal_in_all_seeds_is_its_own_interval_and_one_of_negative_means_is_none() -> None:
+    gone = RISING.copy()
+    gone[:, -1] = 0
+    assert answer(make_claim(statistic="multiplier", below=0.1), {"a": gone}) == "holds"
+    assert answer(make_claim(statistic="ratio", against="b", near=2, margin=0), {"a": 2 * RISING, "b": RISING}) == "holds"
+    judgment = judge(make_claim(statistic="multiplier", below=9), [ClaimPoint({}, 100, {"a": {"risk": -RISING}})])
+    assert (judgment.answer, judgment.reason) == ("undecided", "some chains have no value, or a mean is not above 0")
+
+
+def test_a_coordinate_that_is_worse_by_as_much_in_all_seeds_is_not_the_best() -> None:
+    noise = chains(np.zeros(T))
+    points = [ClaimPoint({"x": x}, 100, {"a": {"risk": noise + x}}) for x in (0, 1)]
+    assert judge(make_claim(statistic="argmin", over="x", below=0.5), points).answer == "holds"
+
+
+def test_changes_are_set_in_their_order_and_stay_as_they_are() -> None:
+    changes = {"family": {"name": "gaussian"}, "family.ddof": 1, "source": "gaussian", "generations": 3, "seeds": 2, "n": 9}
+    assert read_changed_spec("suresh2024_gaussian", changes).family.settings()["ddof"] == 1
+    assert changes["family"] == {"name": "gaussian"}
+
+
 def test_a_budget_takes_the_shortest_claims_that_fit() -> None:
     everything = reproduce.select_claims(None)
     assert len(everything) == sum(len(paper.claims) for paper in papers().values())
@@ -176,6 +232,18 @@ def test_the_command_prints_answers_writes_json_and_continues(tmp_path: Path) ->
         ({"statistic": "share", "event": "about 1", "above": 1}, "expected a comparison with a number"),
         ({"above": 1, "generations": "all"}, "expected a list, or a first generation"),
         ({"statistic": "mean", "above": 1}, "statistic: got 'mean'"),
+        ({"statistic": "share", "event": "> 1.2.3", "above": 1}, "expected a comparison with a number"),
+        ({"near": 1, "within": 0.1, "margin": 1}, "goes with a tolerance"),
+        ({"above": 1, "below": 2}, "expected one of near, between, above or below"),
+        ({"above": 1, "generations": []}, "expected a list, or a first generation"),
+        ({"near": [1, 2, 3], "margin": 1, "generations": [4, 5]}, "near: expected a value for each"),
+        ({"near": [1, 2], "margin": 1, "generations": "3.."}, "near: expected a value for each"),
+        ({"between": [1]}, "between: got"),
+        ({"statistic": "slope", "above": 1, "generations": [5]}, "expected a list, or a first generation"),
+        ({"statistic": "ratio", "above": 1}, "against: missing"),
+        ({"statistic": "order", "policies": ["a"]}, "policies: expected two or more"),
+        ({"above": 1, "log": True}, "log: is of slope only"),
+        ({"above": 1, "against": "b"}, "against: is of difference and ratio only"),
     ],
 )
 def test_a_claim_that_cannot_be_judged_is_refused(settings: dict[str, Any], message: str) -> None:
@@ -197,6 +265,44 @@ def test_a_claim_file_of_your_own_is_judged_on_a_spec_of_your_own(tmp_path: Path
     assert "claims 1 holds" in tiny_components.selfloop(*command).out.replace(": ", " ")
     (tmp_path / "claims.toml").write_text(f"[[claim]]\n{claim.replace('below', 'beneath')}")
     assert "unknown key 'beneath'" in tiny_components.selfloop(*command).err
+    (tmp_path / "claims.toml").write_text(f"[claim]\n{claim}")
+    assert "[[claim]]" in tiny_components.selfloop(*command).err
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ('"replace"', '"accumulate"', "sd_ratio of policy 'accumulate' is not measured"),
+        ('"sd_ratio"', '"fid"', "fid of policy 'replace' is not measured"),
+        ("[3]", "[3, 201]", "at generation 201 is not measured"),
+        ("0.97", '"s"', "has no value at t = 3"),
+        ("wrong", "changes = { x = 1 }\nwrong", "x: unknown key 'x'"),
+        ('"suresh2024_gaussian"', '"suresh2024_gausian"', "no such file or preset"),
+    ],
+)
+def test_a_mistake_in_a_claim_of_your_own_is_one_sentence_before_any_run(
+    tmp_path: Path, old: str, new: str, message: str
+) -> None:
+    claim = """[[claim]]
+    name = "falls"
+    sentence = "It falls."
+    cite = "mine"
+    statistic = "value"
+    policy = "replace"
+    wrong = { n = 500 }
+    metric = "sd_ratio"
+    generations = [3]
+    below = 0.97
+    minutes = 0.1
+    preset = "suresh2024_gaussian"
+    """
+    first = claim.replace('"falls"', '"first"')
+    assert old in claim
+    (tmp_path / "claims.toml").write_text(first + claim.replace(old, new))
+    done = tiny_components.selfloop("reproduce", tmp_path / "claims.toml", "--store", tmp_path / "store")
+    assert (done.code, done.out) == (2, "")
+    assert message in done.err
+    assert not (tmp_path / "store").exists()
 
 
 @pytest.mark.parametrize(
@@ -207,7 +313,8 @@ def test_a_claim_file_of_your_own_is_judged_on_a_spec_of_your_own(tmp_path: Path
         (("gerstgraser2024",), "Did you mean 'gerstgrasser2024'"),
         (("gerstgrasser2024", "--only", "nothing"), "unknown claim 'nothing'"),
         (("--all", "--budget", "0m"), "expected a time"),
-        (("--all", "--values"), "no paper given"),
+        (("--all", "--values"), "is of one paper"),
+        (("kazdan2025", "--values", "--json", "-"), "without --json"),
     ],
 )
 def test_mistakes_are_one_sentence(arguments: tuple[str, ...], message: str) -> None:

@@ -44,15 +44,15 @@ def reproduce(
     from selfloop.commands.published_values import reproduce_values
     from selfloop.commands.reproduce import judge_claims, lost_claims, select_claims
 
-    names = only.split(",") if only else ()
+    names = [name.strip() for name in only.split(",")] if only else ()
     if list_:
         print_papers()
         return
     if (paper is None) == (not all_):
         raise SpecError("reproduce: name a paper of `selfloop reproduce --list`, or give --all.")
     if values:
-        if paper is None:
-            raise SpecError("reproduce --values: no paper given. Name a paper of `selfloop reproduce --list`.")
+        if paper is None or json or budget or strict or wrong:
+            raise SpecError("reproduce --values: is of one paper, without --json, --budget, --strict and --wrong.")
         with show_progress(quiet) as progress:
             measured = reproduce_values(paper, names or None, scale=scale, store=store_folder(store), progress=progress)
         print_values(measured)

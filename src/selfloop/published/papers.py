@@ -119,7 +119,11 @@ def papers() -> dict[str, Paper]:
 def find_paper(name: str) -> Paper:
     """The paper of that name, or in a TOML file of the same form. Raises SpecError if there is none."""
     if name.endswith(".toml"):
-        return _parse_paper(parse_toml(read_spec_text(name), name), Path(name).stem)
+        content = parse_toml(read_spec_text(name), name)
+        try:
+            return _parse_paper(content, Path(name).stem)
+        except (AttributeError, TypeError, ValueError) as problem:
+            raise SpecError(f"{name}: not in the form of a paper, with tables [[claim]] ({problem}). Correct it.") from problem
     if name not in papers():
         raise SpecError(unknown_name("paper", name, papers()))
     return papers()[name]
@@ -181,7 +185,7 @@ def _parse_paper(content: Mapping[str, Any], name: str) -> Paper:
     grids = tuple(_parse_grid(**grid) for grid in content.get("grid", ()))
     orders = tuple(tuple(order) for order in content.get("orders", ()))
     title, arxiv = content.get("title", name), content.get("arxiv", "")
-    return Paper(name, title, arxiv, tables, grids, orders, tuple(content.get("claim", ())))
+    return Paper(name, title, arxiv, tables, grids, orders, tuple(map(dict, content.get("claim", ()))))
 
 
 def _parse_table(*, generations: Sequence[int], curves: Mapping[str, str], **settings: Any) -> PublishedTable:
