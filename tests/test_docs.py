@@ -9,8 +9,10 @@ from pathlib import Path
 import pytest
 
 import selfloop
+from selfloop.commands.reproduce import judge_claim
 from selfloop.errors import SpecError
 from selfloop.plugins import BUILT_IN
+from selfloop.published.papers import find_paper
 from selfloop.spec.parse import parse_spec
 
 ROOT = Path(__file__).parents[1]
@@ -90,3 +92,9 @@ def test_the_hops_of_the_architecture_page_exist_and_are_at_most_20() -> None:
     for file, name in named:
         text = (ROOT / "src" / "selfloop" / file).read_text(encoding="utf-8")
         assert re.search(rf"^ *(?:def|class) {name.rpartition('.')[2]}\b", text, re.M), f"{file}: {name}"
+
+
+def test_the_claim_of_the_guide_holds_and_its_wrong_run_does_not(tmp_path: Path) -> None:
+    (tmp_path / "mine.toml").write_text(blocks(ROOT / "docs" / "inference.md", "toml")[0])
+    (claim,) = find_paper(str(tmp_path / "mine.toml")).claims
+    assert [judge_claim(claim, tmp_path, wrong=wrong).answer for wrong in (False, True)] == ["holds", "does not hold"]
