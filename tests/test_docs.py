@@ -95,6 +95,6 @@ def test_the_hops_of_the_architecture_page_exist_and_are_at_most_20() -> None:
 
 
 def test_the_claim_of_the_guide_holds_and_its_wrong_run_does_not(tmp_path: Path) -> None:
-    (tmp_path / "mine.toml").write_text(blocks(ROOT / "docs" / "inference.md", "toml")[0])
+    (tmp_path / "mine.toml").write_text(blocks(ROOT / "docs" / "inference.md", "toml")[-1])
     (claim,) = find_paper(str(tmp_path / "mine.toml")).claims
     assert [judge_claim(claim, tmp_path, wrong=wrong).answer for wrong in (False, True)] == ["holds", "does not hold"]
