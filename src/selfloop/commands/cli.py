@@ -12,15 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from selfloop.commands.cli_reproduce import reproduce
-from selfloop.commands.options import (
-    QuietOption,
-    SetOption,
-    SpecArgument,
-    StoreOption,
-    ThreadsOption,
-    WorkersOption,
-    store_folder,
-)
+from selfloop.commands.options import QuietOption, SetOption, SpecArgument, StoreOption, ThreadsOption, WorkersOption, store_at
 from selfloop.commands.progress import show_activity, show_progress
 from selfloop.commands.terminal import plain_problems, show
 from selfloop.errors import SpecError, unknown_name
@@ -145,7 +137,7 @@ def plan(
     from selfloop.commands.plan import plan as plan_spec
 
     parsed = _spec(spec, set_)
-    print_plan(parsed, plan_spec(parsed, store_folder(store), measure=measure))
+    print_plan(parsed, plan_spec(parsed, store_at(store), measure=measure))
 
 
 @app.command()
@@ -281,7 +273,7 @@ def verify(
     from selfloop.commands.verify import verify as verify_spec
 
     with show_progress(quiet, "records") as progress:
-        verification = verify_spec(_spec(spec, set_), store_folder(store), records, progress)
+        verification = verify_spec(_spec(spec, set_), store_at(store), records, progress)
     print_verification(verification)
     if verification.wrong or verification.damaged:
         raise typer.Exit(1)
@@ -312,7 +304,7 @@ def export(
         raise SpecError(unknown_name("--what", what, ("model", "samples")))
     if what == "model" and format_ is not None:
         raise SpecError(f"--format {format_}: is for samples. Add --what samples.")
-    stored = find_generation(_spec(spec, set_), store_folder(store), policy, seed, generation)
+    stored = find_generation(_spec(spec, set_), store_at(store), policy, seed, generation)
     if what == "model":
         export_model(stored, output, dtype)
     else:
@@ -328,7 +320,7 @@ def runs(store: StoreOption = None) -> None:
     """
     from selfloop.commands.console import print_runs
 
-    print_runs(store_folder(store))
+    print_runs(store_at(store))
 
 
 @app.command()
@@ -350,9 +342,9 @@ def gc(
     from selfloop.spec.write import spec_text
     from selfloop.store.runs import read_runs, run_name
 
-    listed = {run.name for run in read_runs(store_folder(store))}
+    listed = {run.name for run in read_runs(store_at(store))}
     runs = [name if name in listed else run_name(spec_text(_spec(name, set_))) for name in delete or ()]
-    garbage = find_garbage(store_folder(store), runs)
+    garbage = find_garbage(store_at(store), runs)
     print_garbage(garbage)
     if dry_run or not garbage:
         return

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from selfloop.commands.options import QuietOption, StoreOption, store_folder
+from selfloop.commands.options import QuietOption, StoreOption, store_at
 from selfloop.commands.progress import show_progress
 from selfloop.commands.terminal import show
 from selfloop.errors import SpecError
@@ -54,19 +54,16 @@ def reproduce(
         if paper is None or json or budget or strict or wrong:
             raise SpecError("reproduce --values: is of one paper, without --json, --budget, --strict and --wrong.")
         with show_progress(quiet) as progress:
-            measured = reproduce_values(paper, names or None, scale=scale, store=store_folder(store), progress=progress)
+            measured = reproduce_values(paper, names or None, scale=scale, store=store_at(store), progress=progress)
         print_values(measured)
         return
     claims = select_claims(paper, names, budget)
     if not claims:
-        raise SpecError(
-            "reproduce: no claim fits. Raise --budget, or name a paper that has claims (selfloop reproduce --list)."
-        )
+        raise SpecError("reproduce: no claim fits. Raise --budget, or name a paper with claims (selfloop reproduce --list).")
     check_outputs({"--json": json}, [])
     with show_progress(quiet, "claims") as progress:
         notify = None if progress is None else progress.note
-        run = judge_claims(claims, store=store_folder(store), data=data, wrong=wrong, progress=progress, notify=notify)
-        judged = list(run)
+        judged = [*judge_claims(claims, store=store_at(store), data=data, wrong=wrong, progress=progress, notify=notify)]
     lines = "".join(json_lines.dumps(each.to_json()) + "\n" for each in judged)
     if json == "-":
         sys.stdout.write(lines)

@@ -15,7 +15,7 @@ ThreadsOption = Annotated[int | None, typer.Option(min=1, help="Threads per chai
 QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Print no progress.")]
 
 
-def store_folder(store: Path | None) -> Path:
+def store_at(store: Path | None) -> Path:
     """The folder of the store: that of the option, else of the variable, else the default."""
     from selfloop.engine.run import store_path
 

@@ -8,6 +8,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -69,11 +70,9 @@ def select_claims(paper: str | None, only: Sequence[str] = (), budget: str | Non
     selected = [claim for claim in claims if not only or claim.name in only]
     if budget is None:
         return selected
-    minutes, fits = _parse_budget(budget), set()
-    for claim in sorted(selected, key=lambda claim: claim.minutes):
-        minutes -= claim.minutes
-        if minutes >= -1e-9:
-            fits.add(claim.key())
+    shortest = sorted(selected, key=lambda claim: claim.minutes)
+    totals, minutes = accumulate(claim.minutes for claim in shortest), _parse_budget(budget)
+    fits = {claim.key() for claim, total in zip(shortest, totals, strict=True) if total <= minutes + 1e-9}
     return [claim for claim in selected if claim.key() in fits]
 
 
@@ -116,14 +115,12 @@ def judge_claims(
     for claim in claims:
         if claim.paper not in papers() or claim not in papers()[claim.paper].claims:  # those of papers have tests
             check_claim(claim, data, wrong=wrong)
+    progress, notify = progress or (lambda done, total: None), notify or (lambda note: None)
     for i, claim in enumerate(claims):
-        if progress:
-            progress(i, len(claims))
-        if notify:
-            notify(claim.key())
+        progress(i, len(claims))
+        notify(claim.key())
         yield judge_claim(claim, store, data, wrong=wrong)
-    if progress:
-        progress(len(claims), len(claims))
+    progress(len(claims), len(claims))
 
 
 def judge_claim(claim: Claim, store: Path | None = None, data: Path = Path(), *, wrong: bool = False) -> JudgedClaim:
@@ -165,7 +162,7 @@ def _claim_points(claim: Claim, data: Path, spec: Spec, curves_at: Callable[[Coo
 def _count_seconds(result: Result) -> float:
     """Seconds that the stored steps of a run took when they were computed, each counted once."""
     keys, files = result.shared.keys.union(*(usage.keys for usage in result.usage.values())), Store(result.store).files
-    return sum(body["provenance"]["seconds"] for key in keys if (body := files.read_record(key)))
+    return float(sum(body["provenance"]["seconds"] for key in keys if (body := files.read_record(key))))
 
 
 def describe_region(claim: Claim, region: tuple[float, float]) -> str:
@@ -191,9 +188,5 @@ def recorded_answers() -> Mapping[str, Mapping[str, Any]]:
 
 def lost_claims(judged: Iterable[JudgedClaim]) -> list[str]:
     """The claims that hold in the recorded answers and were run and do not hold now."""
-    recorded = recorded_answers()
-    return [
-        each.claim.key()
-        for each in judged
-        if recorded.get(each.claim.key(), {}).get("answer") == "holds" and each.answer not in ("holds", NOT_RUN)
-    ]
+    holding = {key for key, recorded in recorded_answers().items() if recorded["answer"] == "holds"}
+    return [key for each in judged if (key := each.claim.key()) in holding and each.answer not in ("holds", NOT_RUN)]

@@ -255,14 +255,14 @@ def _slack(check: Judgment) -> float:
 def _points_at(claim: Claim, points: Sequence[ClaimPoint], at: Mapping[str, Any]) -> list[ClaimPoint]:
     """The points with these coordinates: one, or those along the key that a claim is over."""
     values = {key: tuple(value) if isinstance(value, list) else value for key, value in at.items()}
-    found = [p for p in points if values.items() <= dict(p.coordinates).items()]
-    along = {x for p in found if isinstance(x := p.coordinates.get(claim.over), int | float)}
-    if len(found) != 1 if claim.over in TIMES else not 1 < len(found) == len(along):
+    matching = [p for p in points if values.items() <= dict(p.coordinates).items()]
+    along = {x for p in matching if isinstance(x := p.coordinates.get(claim.over), int | float)}
+    if len(matching) != 1 if claim.over in TIMES else not 1 < len(matching) == len(along):
         expected = "one" if claim.over in TIMES else f"some that differ in {claim.over}, a number"
         raise SpecError(
-            f"claim {claim.key()}: {len(found)} points of {claim.preset} are at {shown(dict(at))}; expected {expected}."
+            f"claim {claim.key()}: {len(matching)} points of {claim.preset} are at {shown(dict(at))}; expected {expected}."
         )
-    return found
+    return matching
 
 
 def _values(claim: Claim, point: ClaimPoint, policy: str, generations: Sequence[int]) -> Floats:

@@ -76,10 +76,8 @@ def resolve_point(spec: Spec, coordinates: Coordinates) -> Point:
     spec = replace(spec, n=n, holdout=holdout)
     _check_abilities(spec)
     worlds = tuple(_world(spec, policy, n) for policy in spec.policies)
-    if any(
-        isinstance(policy, protocols.CuratesRows) for policy in spec.policies
-    ):  # all on rows, so that they share random numbers
-        worlds = tuple("rows" if world == "statistics" else world for world in worlds)
+    if any(isinstance(policy, protocols.CuratesRows) for policy in spec.policies):
+        worlds = tuple("rows" if world == "statistics" else world for world in worlds)  # they share random numbers
     point = Point(coordinates, spec, n, holdout, worlds, n_real if spec.subsets == "disjoint" else 0)
     _check_memory(point)
     return point
