@@ -77,7 +77,7 @@ def _section(paper: Paper, answers: dict[str, dict[str, Any]]) -> Iterator[str]:
         if answer.get("measured") is None:
             yield f"| {statement} | {answer.get('published', '')} | | | | **{answer.get('answer', 'not run')}** | |"
             continue
-        limits = "undefined" if answer["low"] is None else f"{answer['low']:.4g} to {answer['high']:.4g}"
+        limits = "undefined" if None in (answer["low"], answer["high"]) else f"{answer['low']:.4g} to {answer['high']:.4g}"
         numbers = f"{answer['published']} | {answer['measured']:.4g} | {limits} | {answer['generation']}"
         yield f"| {statement} | {numbers} | **{answer['answer']}** | {answer['seconds']} |"
     notes = [

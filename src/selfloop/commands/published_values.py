@@ -78,11 +78,8 @@ def reproduce_values(
         table_seeds = table.seeds if scale == "paper" and table.seeds else seeds
         report = partial(_report, progress, sum(steps[:i]), steps[i], sum(steps))
         curves = (measure or partial(simulate, store=store))(table, table_seeds, report)
-        values += [
-            _reproduced_value(table, policy, value, curves[policy])
-            for policy, published in table.curves.items()
-            for value in published
-        ]
+        for policy, published in table.curves.items():
+            values += [_reproduced_value(table, policy, value, curves[policy]) for value in published]
     return values
 
 

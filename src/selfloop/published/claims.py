@@ -188,9 +188,8 @@ def _share_interval(event: str, values: Floats, level: float) -> Interval:
 def _of_several_values(claim: Claim, along: Sequence[ClaimPoint], generations: Sequence[int]) -> Interval:
     """The slope over generations or coordinates, or the one with the lowest or highest mean."""
     if claim.over in TIMES:
-        x = np.array(generations, np.float64)
+        x = np.log(generations) if claim.over == "log t" else np.array(generations, np.float64)
         y = _values(claim, along[0], claim.policy, generations)
-        x = np.log(x) if claim.over == "log t" else x
     else:
         x = np.array([float(p.coordinates[claim.over]) for p in along])
         y = np.hstack([_values(claim, p, claim.policy, generations[-1:]) for p in along])
@@ -259,9 +258,8 @@ def _points_at(claim: Claim, points: Sequence[ClaimPoint], at: Mapping[str, Any]
     along = {x for p in matching if isinstance(x := p.coordinates.get(claim.over), int | float)}
     if len(matching) != 1 if claim.over in TIMES else not 1 < len(matching) == len(along):
         expected = "one" if claim.over in TIMES else f"some that differ in {claim.over}, a number"
-        raise SpecError(
-            f"claim {claim.key()}: {len(matching)} points of {claim.preset} are at {shown(dict(at))}; expected {expected}."
-        )
+        count = f"{len(matching)} points of {claim.preset} are at {shown(dict(at))}"
+        raise SpecError(f"claim {claim.key()}: {count}; expected {expected}.")
     return matching
 
 

@@ -112,8 +112,8 @@ class PublishedCurve:
 @cache
 def papers() -> dict[str, Paper]:
     """Every paper by name, in the order of names."""
-    names = sorted(entry.name for entry in files(__package__).iterdir() if entry.name.endswith(".toml"))
-    return {name.removesuffix(".toml"): _read_paper(name) for name in names}
+    texts = {e.name[:-5]: e.read_text(encoding="utf-8") for e in files(__package__).iterdir() if e.name.endswith(".toml")}
+    return {name: _parse_paper(tomllib.loads(texts[name]), name) for name in sorted(texts)}
 
 
 def find_paper(name: str) -> Paper:
@@ -175,11 +175,6 @@ def _matches(settings: Mapping[str, Any], component: Component) -> bool:
     return settings.get("name") == component.name and component == type(component)(**rest)
 
 
-def _read_paper(file_name: str) -> Paper:
-    text = (files(__package__) / file_name).read_text(encoding="utf-8")
-    return _parse_paper(tomllib.loads(text), file_name.removesuffix(".toml"))
-
-
 def _parse_paper(content: Mapping[str, Any], name: str) -> Paper:
     tables = tuple(_parse_table(**table) for table in content.get("table", ()))
     grids = tuple(_parse_grid(**grid) for grid in content.get("grid", ()))
@@ -197,10 +192,6 @@ def _parse_table(*, generations: Sequence[int], curves: Mapping[str, str], **set
 
 
 def _parse_grid(*, real: Sequence[int], synthetic: Mapping[str, str], **settings: Any) -> PublishedGrid:
-    cells = tuple(
-        GridCell(n_real, int(n_synthetic), np.array([float(text)]))
-        for n_synthetic, line in synthetic.items()
-        for n_real, text in zip(real, line.split(), strict=True)
-        if text != "-"
-    )
-    return PublishedGrid(cells=cells, **settings)
+    lines = [(int(m), zip(real, line.split(), strict=True)) for m, line in synthetic.items()]
+    cells = (GridCell(n, m, np.array([float(text)])) for m, line in lines for n, text in line if text != "-")
+    return PublishedGrid(cells=tuple(cells), **settings)
