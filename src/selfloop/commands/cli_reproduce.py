@@ -83,12 +83,11 @@ def print_claims(judged: Sequence[JudgedClaim]) -> None:
     columns = ("claim", "answer", "measured", "99 % interval", "expected", "t", "s", "the paper claims")
     table = format_table(*columns, right=("measured", "t", "s"))
     for item in judged:
-        if item.judgment is None:
-            table.add_row(item.claim.key(), item.answer, "", "", "", "", "", item.reason)
-            continue
-        measured, t = item.judgment.measured, str(item.judgment.generation)
-        numbers = format_number(measured.estimate), format_limits(measured), item.expected, t, f"{item.seconds:.1f}"
-        sentence = item.claim.sentence + (f" ({item.reason})" if item.reason else "")
+        numbers, sentence = [""] * 5, item.reason
+        if item.judgment:
+            measured, t = item.judgment.measured, str(item.judgment.generation)
+            numbers = [format_number(measured.estimate), format_limits(measured), item.expected, t, f"{item.seconds:.1f}"]
+            sentence = item.claim.sentence + (f" ({item.reason})" if item.reason else "")
         table.add_row(item.claim.key(), item.answer, *numbers, sentence)
     show(table)
     counts = Counter(item.answer for item in judged)

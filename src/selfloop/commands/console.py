@@ -275,9 +275,8 @@ def print_comparison(metric: str, better: Better, differences: Sequence[CurveDif
     for sentence in first:
         show(sentence)
     columns = ("first minus second", "generation", "difference", "interval", "first is")
-    table = format_table(
-        *columns, title="; ".join(filter(None, (f"{metric}: differences seed by seed, 95 %", describe_better(better))))
-    )
+    title = "; ".join(filter(None, (f"{metric}: differences seed by seed, 95 %", describe_better(better))))
+    table = format_table(*columns, title=title)
     for difference in differences:
         title = f"{difference.first} - {difference.second}{'' if difference.paired else ' (independent draws)'}"
         for t, (interval, direction) in enumerate(zip(difference.intervals, difference.directions, strict=True), 1):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -78,11 +79,8 @@ def select_claims(paper: str | None, only: Sequence[str] = (), budget: str | Non
 
 def _parse_budget(text: str) -> float:
     """Minutes of a text such as "15m"."""
-    try:
-        minutes = float(text.rstrip("smh")) * UNITS[text[-1:]]
-    except (ValueError, KeyError):
-        minutes = float("nan")
-    if not minutes > 0:
+    parts = re.fullmatch(r"(\d+(?:\.\d+)?)([smh])", text)
+    if not parts or not (minutes := float(parts[1]) * UNITS[parts[2]]):
         raise SpecError(f"--budget: got {text!r}; expected a time such as 15m, 90s or 2h.")
     return minutes
 
@@ -143,8 +141,8 @@ def check_claim(claim: Claim, data: Path = Path(), *, wrong: bool = False) -> No
     with suppress(MissingExtraError, DataError):
         spec = claim_spec(claim, data, wrong=wrong)
         names = {name for m in spec.metrics for name in (*m.directions(), *m.secondary_titles, *m.secondary_units)}
-        is_measured = claim.metric in names or claim.metric.startswith(tuple(f"{metric.name}_" for metric in spec.metrics))
-        curves = {claim.metric: np.ones((len(spec.seeds), spec.generations))} if is_measured else {}
+        names |= {claim.metric for metric in spec.metrics if claim.metric.startswith(f"{metric.name}_")}
+        curves = dict.fromkeys(names, np.ones((len(spec.seeds), spec.generations)))
         judge(claim, _claim_points(claim, data, spec, lambda at: dict.fromkeys(spec.policy_labels(), curves)))
 
 
