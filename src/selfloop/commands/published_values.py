@@ -16,6 +16,8 @@ from selfloop.component import Metric
 from selfloop.errors import SpecError, unknown_name
 from selfloop.plugins import component_class
 from selfloop.published.papers import Paper, PublishedTable, PublishedValue, find_paper
+from selfloop.result import run
+from selfloop.spec.parse import spec_from_table
 from selfloop.stats.intervals import Interval, mean_interval, tail_variance
 
 SEEDS = {"paper": 100, "small": 20}  # by scale; for "paper" only if the paper does not print its number of seeds
@@ -85,9 +87,6 @@ def reproduce_values(
 
 def simulate(table: PublishedTable, seeds: int, progress: Progress, *, store: Path | None = None) -> dict[str, Floats]:
     """Policy -> (seeds, generations) curves of the scenario of a table."""
-    from selfloop.result import run
-    from selfloop.spec.parse import spec_from_table
-
     spec = spec_from_table({
         "source": table.source, "family": table.family, "n": table.n, "generations": table.generations, "seeds": seeds,
         "policies": list(table.curves), "metrics": [table.metric],

@@ -25,7 +25,7 @@ def read_spec_text(path: str | Path) -> str:
     """The text of a TOML file or of a preset."""
     shipped = presets()
     if str(path) in shipped:
-        return shipped[str(path)].read_text(encoding="utf-8")
+        return str(shipped[str(path)].read_text(encoding="utf-8"))
     file = Path(os.path.expanduser(path))
     try:
         if file.is_dir():
