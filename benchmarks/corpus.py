@@ -24,8 +24,8 @@ from selfloop.component import Context
 from selfloop.engine import steps
 from selfloop.families.transformer.tokenizer import END, BytePair, _chunks, _parse
 from selfloop.rng import RandomStream
-from selfloop.sources.text_files import TextSource
 from selfloop.sources.text_corpora import PythonDocs
+from selfloop.sources.text_files import TextSource
 from selfloop.store.store import Store
 from selfloop.types import RowTake, TrainingRows
 
