@@ -68,22 +68,25 @@ def _section(paper: Paper, answers: dict[str, dict[str, Any]]) -> Iterator[str]:
     arxiv = f" ([{paper.arxiv}](https://arxiv.org/abs/{paper.arxiv}))" if paper.arxiv else ""
     yield f"## {paper.title}{arxiv}"
     yield ""
-    yield "| claim | published | measured | 99 % interval | t | answer | seconds |"
+    yield "| claim | expected | measured | 99 % interval | t | answer | seconds |"
     yield "|---|---|---|---|---|---|---|"
     for claim in paper.claims:
         answer = answers.get(claim.key(), {})
         place = f"{claim.cite}, derived" if claim.derived and "derived" not in claim.cite else claim.cite
-        statement = f"`{claim.name}`: {claim.sentence} ({place}; `{claim.preset}`)".replace("|", "\\|")
+        statement = f"`{claim.name}`: {claim.sentence} ({place}; {claim.describe_statistic()}; `{claim.preset}`)".replace(
+            "|", "\\|"
+        )
+        expected = f"{answer.get('expected', '')}{f'; printed: {claim.published}' if claim.published else ''}"
         if answer.get("measured") is None:
-            yield f"| {statement} | {answer.get('published', '')} | | | | **{answer.get('answer', 'not run')}** | |"
+            yield f"| {statement} | {expected} | | | | **{answer.get('answer', 'not run')}** | |"
             continue
         limits = "undefined" if None in (answer["low"], answer["high"]) else f"{answer['low']:.4g} to {answer['high']:.4g}"
-        numbers = f"{answer['published']} | {answer['measured']:.4g} | {limits} | {answer['generation']}"
+        numbers = f"{expected} | {answer['measured']:.4g} | {limits} | {answer['generation']}"
         yield f"| {statement} | {numbers} | **{answer['answer']}** | {answer['seconds']} |"
     notes = [
         f"- `{claim.name}`: {note}"
         for claim in paper.claims
-        if (note := claim.explanation or answers.get(claim.key(), {}).get("reason"))
+        if (note := claim.explanation or answers.get(claim.key(), {}).get("reason", ""))
     ]
     yield ""
     yield from [*notes, ""] if notes else []

@@ -29,7 +29,7 @@ def reproduce(
     budget: Annotated[str | None, typer.Option(help="Run the shortest claims that fit into this time, such as 15m.")] = None,
     only: Annotated[str | None, typer.Option(help="Claims (with --values: groups of values), comma-separated.")] = None,
     json: Annotated[str | None, typer.Option(metavar="FILE", help="Write one JSON object per claim; - is stdout.")] = None,
-    strict: Annotated[bool, typer.Option("--strict", help="Exit with 1 if a claim recorded as holding does not.")] = False,
+    strict: Annotated[bool, typer.Option("--strict", help="Exit with 1 if a claim that is recorded as holding fails.")] = False,
     wrong: Annotated[bool, typer.Option("--wrong", help="Run the planted wrong runs, in which no claim may hold.")] = False,
     data: Annotated[Path, typer.Option(help="Folder of data sets that some claims need.")] = Path(),
     values: Annotated[bool, typer.Option("--values", help="Measure the values that a paper printed.")] = False,
@@ -41,57 +41,74 @@ def reproduce(
 
     Example: selfloop reproduce gerstgrasser2024
     """
-    from selfloop.commands.published_values import reproduce_values
     from selfloop.commands.reproduce import judge_claims, lost_claims, select_claims
 
-    names = [name.strip() for name in only.split(",")] if only else ()
     if list_:
-        print_papers()
+        print_papers(paper)
         return
-    if (paper is None) == (not all_):
-        raise SpecError("reproduce: name a paper of `selfloop reproduce --list`, or give --all.")
+    if bool(paper) == all_:
+        raise SpecError("reproduce: name a paper of `selfloop reproduce --list`, or give --all, and not both.")
+    names = [part.strip() for part in only.split(",")] if only is not None else []
     if values:
-        if paper is None or json or budget or strict or wrong:
+        if not paper or json or budget or strict or wrong:
             raise SpecError("reproduce --values: is of one paper, without --json, --budget, --strict and --wrong.")
-        with show_progress(quiet) as progress:
-            measured = reproduce_values(paper, names or None, scale=scale, store=store_at(store), progress=progress)
-        print_values(measured)
+        _reproduce_values(paper, names, scale, store, quiet)
         return
     claims = select_claims(paper, names, budget)
-    if not claims:
-        raise SpecError("reproduce: no claim fits. Raise --budget, or name a paper with claims (selfloop reproduce --list).")
     check_outputs({"--json": json}, [])
-    with show_progress(quiet, "claims") as progress:
-        notify = None if progress is None else progress.note
-        judged = [*judge_claims(claims, store=store_at(store), data=data, wrong=wrong, progress=progress, notify=notify)]
-    lines = "".join(json_lines.dumps(each.to_json()) + "\n" for each in judged)
+    judged: list[JudgedClaim] = []
+    try:
+        with show_progress(quiet, "claims") as progress:
+            notify = None if progress is None else progress.note
+            for item in judge_claims(claims, store=store_at(store), data=data, wrong=wrong, progress=progress, notify=notify):
+                judged.append(item)
+    finally:  # an interrupted run shows the answers that it has
+        _write_answers(judged, json)
+    if strict and (lost := lost_claims(judged, wrong=wrong)):
+        reason = "the planted wrong run does not fail" if wrong else "recorded as holding, and does not hold now"
+        sys.stderr.write(f"selfloop: {reason}: {', '.join(lost)}.\n")
+        raise typer.Exit(1)
+
+
+def _reproduce_values(paper: str, groups: list[str], scale: str, store: Path | None, quiet: bool) -> None:
+    from selfloop.commands.published_values import reproduce_values
+
+    with show_progress(quiet) as progress:
+        measured = reproduce_values(paper, groups or None, scale=scale, store=store_at(store), progress=progress)
+    if not measured:
+        raise SpecError(f"reproduce {paper} --values: this paper has no values that can be measured here. Leave --values out.")
+    print_values(measured)
+
+
+def _write_answers(judged: Sequence[JudgedClaim], json: str | None) -> None:
+    lines = "".join(json_lines.dumps(item.to_json()) + "\n" for item in judged)
     if json == "-":
         sys.stdout.write(lines)
-    else:
+    elif judged:
         print_claims(judged)
         if json:
             write_text(Path(json), lines)
-    if strict and (lost := lost_claims(judged)):
-        sys.stderr.write(f"selfloop: recorded as holding, and does not hold now: {', '.join(lost)}.\n")
-        raise typer.Exit(1)
 
 
 def print_claims(judged: Sequence[JudgedClaim]) -> None:
     """One line per claim, and how many have which answer."""
     from selfloop.commands.console import format_limits, format_number, format_table
+    from selfloop.report.theme import format_count
 
-    columns = ("claim", "answer", "measured", "99 % interval", "expected", "t", "s", "the paper claims")
+    columns = ("claim", "answer", "measured", "99 % interval", "expected", "t", "s", "of", "the paper claims")
     table = format_table(*columns, right=("measured", "t", "s"))
     for item in judged:
         numbers, sentence = [""] * 5, item.reason
+        note = item.reason or (item.claim.explanation if item.answer != "holds" else "")
         if item.judgment:
             measured, t = item.judgment.measured, str(item.judgment.generation)
             numbers = [format_number(measured.estimate), format_limits(measured), item.expected, t, f"{item.seconds:.1f}"]
-            sentence = item.claim.sentence + (f" ({item.reason})" if item.reason else "")
-        table.add_row(item.claim.key(), item.answer, *numbers, sentence)
+            sentence = item.claim.sentence + (f" ({note})" if note else "")
+        table.add_row(item.claim.key(), item.answer, *numbers, item.claim.describe_statistic(), sentence)
     show(table)
     counts = Counter(item.answer for item in judged)
-    show(f"{len(judged)} claims: {', '.join(f'{count} {answer}' for answer, count in counts.most_common())}.")
+    show("Of several generations, the one nearest to another answer is shown.")
+    show(f"{format_count(len(judged), 'claim')}: {', '.join(f'{count} {answer}' for answer, count in counts.most_common())}.")
 
 
 def print_values(values: Sequence[ReproducedValue]) -> None:
@@ -115,21 +132,20 @@ def print_values(values: Sequence[ReproducedValue]) -> None:
         show("Values of one table come from the same seeds, so their errors are correlated. Each z refers to one value.")
 
 
-def print_papers() -> None:
-    """Every paper with its claims, their recorded answers and minutes, and the groups of values that `--values` can run."""
-    from selfloop.commands.console import format_table
+def print_papers(name: str | None = None) -> None:
+    """A paper, or every one: its claims with recorded answer and minutes, and the groups that `--values` can run."""
     from selfloop.commands.published_values import reproducible_groups
     from selfloop.commands.reproduce import recorded_answers
-    from selfloop.published.papers import papers
+    from selfloop.published.papers import find_paper, papers
 
-    table = format_table("paper", "claim", "recorded", "minutes", "the paper claims", right=("minutes",))
-    for name, paper in papers().items():
+    listed = [find_paper(name)] if name else list(papers().values())
+    for paper in listed:
         title = f"{paper.title}, arXiv {paper.arxiv}" if paper.arxiv else paper.title
         groups = f"; values: {', '.join(groups)}" if (groups := reproducible_groups(paper)) else ""
-        table.add_row(name, "", "", "", title + groups)
+        show(f"{paper.name}: {title}{groups}")
         for claim in paper.claims:
             answer = recorded_answers().get(claim.key(), {}).get("answer", "not run")
-            table.add_row("", claim.name, str(answer), f"{claim.minutes:g}", claim.sentence)
-    show(table)
-    claims = [claim for paper in papers().values() for claim in paper.claims]
-    show(f"{len(papers())} papers, {len(claims)} claims, {sum(claim.minutes for claim in claims):.0f} minutes on two cores.")
+            show(f"  {claim.name} ({answer}, {claim.minutes:g} min): {claim.sentence}")
+    claims = [claim for paper in listed for claim in paper.claims]
+    minutes = sum(claim.minutes for claim in claims)
+    show(f"{len(listed)} papers, {len(claims)} claims, {minutes:.0f} minutes on two cores.")

@@ -51,9 +51,9 @@ class JudgedClaim:
         measured = self.judgment and self.judgment.measured
         return {
             "paper": self.claim.paper, "claim": self.claim.name, "answer": self.answer,
-            "published": self.expected if self.claim.published is None else self.claim.published,
+            "published": self.claim.published or (None if self.claim.derived else self.expected),
             "measured": measured and measured.estimate, "low": measured and measured.low, "high": measured and measured.high,
-            "seconds": round(self.seconds, 1), "preset": self.claim.preset, "statistic": self.claim.statistic,
+            "seconds": round(self.seconds, 1), "preset": self.claim.preset, "statistic": self.claim.describe_statistic(),
             "expected": self.expected, "generation": self.judgment and self.judgment.generation,
             "seeds": measured and measured.n, "reason": self.reason, "digest": self.claim.digest(),
         }  # fmt: skip
@@ -64,7 +64,12 @@ def select_claims(paper: str | None, only: Sequence[str] = (), budget: str | Non
 
     The minutes that claims state are added up, so that the choice is the same on every machine. SpecError for an unknown name.
     """
+    if paper and not paper.endswith(".toml") and "/" in paper:  # as answers name a claim
+        paper, _, name = paper.partition("/")
+        only = [*only, name]
     claims = [claim for each in ([find_paper(paper)] if paper else papers().values()) for claim in each.claims]
+    if not claims:
+        raise SpecError(f"reproduce: {paper} has no [[claim]]. Add one, or name a paper of `selfloop reproduce --list`.")
     for name in only:
         if name not in (names := [claim.name for claim in claims]):
             raise SpecError(unknown_name("only", name, names, "claim"))
@@ -74,6 +79,8 @@ def select_claims(paper: str | None, only: Sequence[str] = (), budget: str | Non
     shortest = sorted(selected, key=lambda claim: claim.minutes)
     totals, minutes = accumulate(claim.minutes for claim in shortest), _parse_budget(budget)
     fits = {claim.key() for claim, total in zip(shortest, totals, strict=True) if total <= minutes + 1e-9}
+    if not fits:
+        raise SpecError(f"--budget: no claim fits into {budget}; the shortest takes {shortest[0].minutes:g} minutes. Raise it.")
     return [claim for claim in selected if claim.key() in fits]
 
 
@@ -81,7 +88,7 @@ def _parse_budget(text: str) -> float:
     """Minutes of a text such as "15m"."""
     parts = re.fullmatch(r"(\d+(?:\.\d+)?)([smh])", text)
     if not parts or not (minutes := float(parts[1]) * UNITS[parts[2]]):
-        raise SpecError(f"--budget: got {text!r}; expected a time such as 15m, 90s or 2h.")
+        raise SpecError(f"--budget: got {text!r}; expected a time above 0, such as 15m, 90s or 2h.")
     return minutes
 
 
@@ -184,7 +191,9 @@ def recorded_answers() -> Mapping[str, Mapping[str, Any]]:
     return {f"{answer['paper']}/{answer['claim']}": answer for answer in map(json.loads, lines)}
 
 
-def lost_claims(judged: Iterable[JudgedClaim]) -> list[str]:
-    """The claims that hold in the recorded answers and were run and do not hold now."""
+def lost_claims(judged: Iterable[JudgedClaim], *, wrong: bool = False) -> list[str]:
+    """The claims that hold in the recorded answers, were run and do not hold now; of wrong runs, those that do not fail."""
+    if wrong:
+        return [each.claim.key() for each in judged if each.answer not in ("does not hold", NOT_RUN)]
     holding = {key for key, recorded in recorded_answers().items() if recorded["answer"] == "holds"}
     return [key for each in judged if (key := each.claim.key()) in holding and each.answer not in ("holds", NOT_RUN)]

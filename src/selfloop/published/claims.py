@@ -101,6 +101,13 @@ class Claim(Settings):
         """`paper/name`."""
         return f"{self.paper}/{self.name}"
 
+    def describe_statistic(self) -> str:
+        """The measured quantity: "multiplier of excess_risk, replace"."""
+        compared = self.against or (str(self.against_at) if self.against_at else "")
+        policies = " > ".join(self.policies) or self.policy + (f" against {compared}" if compared else "")
+        over = f" over {self.over}" if self.statistic in ("slope", "argmin", "argmax") else ""
+        return f"{self.statistic} of {'log ' * self.log}{self.metric}{over}, {policies}"
+
     def digest(self) -> str:
         """A digest of the claim without its words and of the content of its preset: an answer is of one definition."""
         definition = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in NOTES}

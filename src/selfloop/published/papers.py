@@ -23,6 +23,8 @@ from selfloop.spec.parse import parse_toml, read_spec_text
 from selfloop.spec.spec import Spec
 from selfloop.stats.data_value import GridCell
 
+KEYS = ("title", "arxiv", "orders", "table", "grid", "claim")  # of a paper's file
+
 
 @dataclass(frozen=True, slots=True)
 class PublishedValue:
@@ -176,6 +178,9 @@ def _matches(settings: Mapping[str, Any], component: Component) -> bool:
 
 
 def _parse_paper(content: Mapping[str, Any], name: str) -> Paper:
+    for key in content:
+        if key not in KEYS:
+            raise SpecError(unknown_name(name, key, KEYS, "key"))
     tables = tuple(_parse_table(**table) for table in content.get("table", ()))
     grids = tuple(_parse_grid(**grid) for grid in content.get("grid", ()))
     orders = tuple(tuple(order) for order in content.get("orders", ()))
