@@ -61,7 +61,7 @@ def page(answers: dict[str, dict[str, Any]]) -> str:
     summary = ", ".join(f"{count} {answer}" for answer, count in counts.most_common())
     lines = [
         INTRODUCTION,
-        f"**{len(with_claims)} works, {len(all_claims())} claims: {summary}.** {total:.0f} minutes of computing.",
+        f"**{len(with_claims)} works, {len(all_claims())} claims: {summary}.**",
         "",
     ]
     for paper in with_claims:
