@@ -137,6 +137,7 @@ def print_papers(name: str | None = None) -> None:
     from selfloop.commands.published_values import reproducible_groups
     from selfloop.commands.reproduce import recorded_answers
     from selfloop.published.papers import find_paper, papers
+    from selfloop.report.theme import format_count
 
     listed = [find_paper(name)] if name else list(papers().values())
     for paper in listed:
@@ -148,4 +149,6 @@ def print_papers(name: str | None = None) -> None:
             show(f"  {claim.name} ({answer}, {claim.minutes:g} min): {claim.sentence}")
     claims = [claim for paper in listed for claim in paper.claims]
     minutes = sum(claim.minutes for claim in claims)
-    show(f"{len(listed)} papers, {len(claims)} claims, {minutes:.0f} minutes on two cores.")
+    show(
+        f"{format_count(len(listed), 'paper')}, {format_count(len(claims), 'claim')}, at most {minutes:.0f} minutes on two cores."
+    )
