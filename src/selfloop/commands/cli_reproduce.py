@@ -148,7 +148,5 @@ def print_papers(name: str | None = None) -> None:
             answer = recorded_answers().get(claim.key(), {}).get("answer", "not run")
             show(f"  {claim.name} ({answer}, {claim.minutes:g} min): {claim.sentence}")
     claims = [claim for paper in listed for claim in paper.claims]
-    minutes = sum(claim.minutes for claim in claims)
-    show(
-        f"{format_count(len(listed), 'paper')}, {format_count(len(claims), 'claim')}, at most {minutes:.0f} minutes on two cores."
-    )
+    papers_and_claims = f"{format_count(len(listed), 'paper')}, {format_count(len(claims), 'claim')}"
+    show(f"{papers_and_claims}, at most {sum(claim.minutes for claim in claims):.0f} minutes on two cores.")
