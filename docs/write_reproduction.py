@@ -58,10 +58,10 @@ def page(answers: dict[str, dict[str, Any]]) -> str:
     """The page, as Markdown."""
     with_claims = [paper for paper in papers().values() if paper.claims]
     counts = Counter(answers.get(claim.key(), {}).get("answer", "not run") for claim in all_claims())
-    summary = ", ".join(f"{count} {answer}" for answer, count in counts.most_common())
+    summary = ", ".join(f"{answer}: {count}" for answer, count in counts.most_common())
     lines = [
         INTRODUCTION,
-        f"**{len(with_claims)} works, {len(all_claims())} claims: {summary}.**",
+        f"**{len(with_claims)} works, {len(all_claims())} claims; {summary}.**",
         "",
     ]
     for paper in with_claims:

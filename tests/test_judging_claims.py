@@ -262,7 +262,7 @@ def test_a_claim_file_of_your_own_is_judged_on_a_spec_of_your_own(tmp_path: Path
     (tmp_path / "claims.toml").write_text(f"[[claim]]\n{claim}")
     command = "reproduce", tmp_path / "claims.toml", "-q", "--store", tmp_path / "store"
     assert "does not hold" in tiny_components.selfloop(*command, "--wrong").out
-    assert "1 claim 1 holds" in tiny_components.selfloop(*command).out.replace(": ", " ")
+    assert "1 claim holds 1" in tiny_components.selfloop(*command).out.replace(": ", " ")
     (tmp_path / "claims.toml").write_text(f"[[claim]]\n{claim.replace('below', 'beneath')}")
     assert "unknown key 'beneath'" in tiny_components.selfloop(*command).err
     (tmp_path / "claims.toml").write_text(f"[claim]\n{claim}")

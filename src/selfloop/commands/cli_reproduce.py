@@ -31,7 +31,7 @@ def reproduce(
     json: Annotated[str | None, typer.Option(metavar="FILE", help="Write one JSON object per claim; - is stdout.")] = None,
     strict: Annotated[bool, typer.Option("--strict", help="Exit with 1 if a claim that is recorded as holding fails.")] = False,
     wrong: Annotated[bool, typer.Option("--wrong", help="Run the planted wrong runs, in which no claim may hold.")] = False,
-    data: Annotated[Path, typer.Option(help="Folder of data sets that some claims need.")] = Path(),
+    data: Annotated[Path, typer.Option(help="Folder of the data sets that a claim may name.")] = Path(),
     values: Annotated[bool, typer.Option("--values", help="Measure the values that a paper printed.")] = False,
     scale: Annotated[str, typer.Option(help="Of values: paper (its number of seeds), small (20), or a number.")] = "paper",
     store: StoreOption = None,
@@ -108,7 +108,7 @@ def print_claims(judged: Sequence[JudgedClaim]) -> None:
     show(table)
     counts = Counter(item.answer for item in judged)
     show("Of several generations, the one nearest to another answer is shown.")
-    show(f"{format_count(len(judged), 'claim')}: {', '.join(f'{count} {answer}' for answer, count in counts.most_common())}.")
+    show(f"{format_count(len(judged), 'claim')}: {', '.join(f'{answer} {count}' for answer, count in counts.most_common())}.")
 
 
 def print_values(values: Sequence[ReproducedValue]) -> None:
