@@ -51,7 +51,7 @@ def test_a_claim_is_complete_and_its_scenario_can_be_run(key: str) -> None:
 def test_a_planted_wrong_run_does_not_hold(key: str, tmp_path: Path) -> None:
     """With a quarter of the seeds, which is faster, or if these do not decide with all."""
     claim, seeds = CLAIMS[key], claim_spec(CLAIMS[key], wrong=True).seeds
-    few = replace(claim, wrong={**claim.wrong, "seeds": list(seeds[: max(len(seeds) // 4, 10)])})
+    few = replace(claim, wrong={**claim.wrong, "seeds": list(seeds[: max(len(seeds) // 4, 6)])})
     answers = (judge_claim(each, tmp_path, wrong=True) for each in (few, claim))
     assert "does not hold" in (judged.answer for judged in answers)
 
