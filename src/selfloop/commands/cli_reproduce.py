@@ -92,23 +92,21 @@ def _write_answers(judged: Sequence[JudgedClaim], json: str | None) -> None:
 
 def print_claims(judged: Sequence[JudgedClaim]) -> None:
     """One line per claim, and how many have which answer."""
-    from selfloop.commands.console import format_limits, format_number, format_table
+    from selfloop.commands.console import format_limits, format_number
     from selfloop.report.theme import format_count
 
-    columns = ("claim", "answer", "measured", "99 % interval", "expected", "t", "s", "of", "the paper claims")
-    table = format_table(*columns, right=("measured", "t", "s"))
     for item in judged:
-        numbers, sentence = [""] * 5, item.reason
-        note = item.reason or (item.claim.explanation if item.answer != "holds" else "")
+        numbers, note = "", item.reason or (item.claim.explanation if item.answer != "holds" else "")
         if item.judgment:
-            measured, t = item.judgment.measured, str(item.judgment.generation)
-            numbers = [format_number(measured.estimate), format_limits(measured), item.expected, t, f"{item.seconds:.1f}"]
-            sentence = item.claim.sentence + (f" ({note})" if note else "")
-        table.add_row(item.claim.key(), item.answer, *numbers, item.claim.describe_statistic(), sentence)
-    show(table)
-    counts = Counter(item.answer for item in judged)
-    show("Of several generations, the one nearest to another answer is shown.")
-    show(f"{format_count(len(judged), 'claim')}: {', '.join(f'{answer} {count}' for answer, count in counts.most_common())}.")
+            measured, t = item.judgment.measured, item.judgment.generation
+            numbers = f" {format_number(measured.estimate)} {format_limits(measured)}, expected {item.expected}"
+            numbers += f" ({item.claim.describe_statistic()}, t = {t}; {item.seconds:.1f} s)"
+        show(f"{item.answer}: {item.claim.key()}{numbers}. {item.claim.sentence}{f' ({note})' if note else ''}")
+    counts = Counter(item.answer for item in judged).most_common()
+    answers = ", ".join(f"{answer} {count}" for answer, count in counts)
+    show(
+        f"{format_count(len(judged), 'claim')}: {answers}. Intervals have 99 %; t is the generation nearest to another answer."
+    )
 
 
 def print_values(values: Sequence[ReproducedValue]) -> None:
