@@ -12,8 +12,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from selfloop.commands.reproduce import RECORDED
-from selfloop.published.claims import Claim
+from selfloop.commands.reproduce import RECORDED, select_claims
 from selfloop.published.papers import Paper, papers
 
 DOCS = Path(__file__).parent
@@ -49,19 +48,14 @@ def read_answers(paths: Iterable[Path]) -> dict[str, dict[str, Any]]:
     return {f"{answer['paper']}/{answer['claim']}": answer for answer in map(json.loads, lines)}
 
 
-def all_claims() -> list[Claim]:
-    """Every claim, by paper."""
-    return [claim for paper in papers().values() for claim in paper.claims]
-
-
 def page(answers: dict[str, dict[str, Any]]) -> str:
     """The page, as Markdown."""
     with_claims = [paper for paper in papers().values() if paper.claims]
-    counts = Counter(answers.get(claim.key(), {}).get("answer", "not run") for claim in all_claims())
+    counts = Counter(answers.get(claim.key(), {}).get("answer", "not run") for claim in select_claims(None))
     summary = ", ".join(f"{answer}: {count}" for answer, count in counts.most_common())
     lines = [
         INTRODUCTION,
-        f"**{len(with_claims)} works, {len(all_claims())} claims; {summary}.**",
+        f"**{len(with_claims)} works, {len(select_claims(None))} claims; {summary}.**",
         "",
     ]
     for paper in with_claims:
@@ -81,7 +75,7 @@ def _section(paper: Paper, answers: dict[str, dict[str, Any]]) -> Iterator[str]:
         statement = f"`{claim.name}`: {claim.sentence} ({place}; {claim.describe_statistic()}; `{claim.preset}`)".replace(
             "|", "\\|"
         )
-        expected = f"{answer.get('expected', '')}{f'; printed: {claim.published}' if claim.published else ''}"
+        expected = f"{answer.get('expected', '')}{f'; printed: {claim.published}' if claim.published is not None else ''}"
         if answer.get("measured") is None:
             yield f"| {statement} | {expected} | | | | **{answer.get('answer', 'not run')}** | |"
             continue
@@ -100,7 +94,7 @@ def _section(paper: Paper, answers: dict[str, dict[str, Any]]) -> Iterator[str]:
 def main() -> None:
     """Record the answers of the given files and write the page."""
     answers = read_answers(map(Path, sys.argv[1:]))
-    recorded = [answers[claim.key()] for claim in all_claims() if claim.key() in answers]
+    recorded = [answers[claim.key()] for claim in select_claims(None) if claim.key() in answers]
     ANSWERS.write_text("".join(json.dumps(answer) + "\n" for answer in recorded), encoding="utf-8")
     (DOCS / "reproduction.md").write_text(page({f"{a['paper']}/{a['claim']}": a for a in recorded}), encoding="utf-8")
 

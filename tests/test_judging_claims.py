@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,7 +13,7 @@ import pytest
 
 import tiny_components
 from selfloop.columns import Floats
-from selfloop.commands import reproduce
+from selfloop.commands import cli_reproduce, reproduce
 from selfloop.errors import SpecError
 from selfloop.published.claims import Claim, ClaimPoint, Judgment, judge
 from selfloop.published.papers import find_paper, papers
@@ -222,6 +223,21 @@ def test_the_command_prints_answers_writes_json_and_continues(tmp_path: Path) ->
     assert json.loads(again.out) == json.loads(line)
     wrong = tiny_components.selfloop(*command, "--wrong", "--strict")
     assert (wrong.code, wrong.out.startswith("does not hold")) == (0, True)
+
+
+def test_an_interrupted_run_shows_its_answers_and_replaces_no_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(claims: list[Claim], **settings: object) -> Iterator[reproduce.JudgedClaim]:
+        yield reproduce.JudgedClaim(claims[0], None, 0.0, "first")
+        raise KeyboardInterrupt
+
+    (tmp_path / "all.jsonl").write_text("the answers of a whole run\n")
+    monkeypatch.setattr(reproduce, "judge_claims", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        cli_reproduce.reproduce("xu2025", json=str(tmp_path / "all.jsonl"), store=tmp_path / "store", quiet=True)
+    assert "not run: xu2025/" in capsys.readouterr().out
+    assert (tmp_path / "all.jsonl").read_text() == "the answers of a whole run\n"
 
 
 def test_claims_that_are_recorded_as_holding_and_fail_now_are_named() -> None:

@@ -62,8 +62,11 @@ def reproduce(
             notify = None if progress is None else progress.note
             for item in judge_claims(claims, store=store_at(store), data=data, wrong=wrong, progress=progress, notify=notify):
                 judged.append(item)
-    finally:  # an interrupted run shows the answers that it has
-        _write_answers(judged, json)
+    except BaseException:  # an interrupted run shows the answers that it has, and replaces no file of all of them
+        if judged and json != "-":
+            print_claims(judged)
+        raise
+    _write_answers(judged, json)
     if strict and (lost := lost_claims(judged, wrong=wrong)):
         reason = "the planted wrong run does not fail" if wrong else "recorded as holding, and does not hold now"
         sys.stderr.write(f"selfloop: {reason}: {', '.join(lost)}.\n")
@@ -84,10 +87,10 @@ def _write_answers(judged: Sequence[JudgedClaim], json: str | None) -> None:
     lines = "".join(json_lines.dumps(item.to_json()) + "\n" for item in judged)
     if json == "-":
         sys.stdout.write(lines)
-    elif judged:
-        print_claims(judged)
-        if json:
-            write_text(Path(json), lines)
+        return
+    print_claims(judged)
+    if json:
+        write_text(Path(json), lines)
 
 
 def print_claims(judged: Sequence[JudgedClaim]) -> None:

@@ -17,6 +17,7 @@ import numpy as np
 
 from selfloop.engine.executors import Notify
 from selfloop.errors import DataError, MissingExtraError, SpecError, unknown_name
+from selfloop.protocols import SupportsStepCount
 from selfloop.published.claims import Claim, ClaimPoint, Judgment, judge
 from selfloop.published.papers import find_paper, papers
 from selfloop.result import PolicyCurves, Result, run
@@ -51,7 +52,7 @@ class JudgedClaim:
         measured = self.judgment and self.judgment.measured
         return {
             "paper": self.claim.paper, "claim": self.claim.name, "answer": self.answer,
-            "published": self.claim.published or (None if self.claim.derived else self.expected),
+            "published": self.expected if self.claim.published is None and not self.claim.derived else self.claim.published,
             "measured": measured and measured.estimate, "low": measured and measured.low, "high": measured and measured.high,
             "seconds": round(self.seconds, 1), "preset": self.claim.preset, "statistic": self.claim.describe_statistic(),
             "expected": self.expected, "generation": self.judgment and self.judgment.generation,
@@ -100,7 +101,7 @@ def claim_spec(claim: Claim, data: Path = Path(), *, wrong: bool = False) -> Spe
 
 def trains_network(spec: Spec) -> bool:
     """True if the family trains a network: such a claim takes minutes."""
-    return hasattr(spec.family, "training")
+    return isinstance(spec.family, SupportsStepCount)
 
 
 def judge_claims(

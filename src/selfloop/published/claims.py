@@ -105,7 +105,7 @@ class Claim(Settings):
         """The measured quantity: "multiplier of excess_risk, replace"."""
         compared = self.against or (str(self.against_at) if self.against_at else "")
         policies = " > ".join(self.policies) or self.policy + (f" against {compared}" if compared else "")
-        over = f" over {self.over}" if self.statistic in ("slope", "argmin", "argmax") else ""
+        over = f" over {self.over}" if self.statistic in OF_SEVERAL else ""
         return f"{self.statistic} of {'log ' * self.log}{self.metric}{over}, {policies}"
 
     def digest(self) -> str:
