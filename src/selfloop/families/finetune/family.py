@@ -140,7 +140,7 @@ class Finetune(NetworkFamily):
             raise SettingError("family.response_template", problem)
 
     @property
-    def mergeable(self) -> Mapping[str, bool]:  # type: ignore[override]  # here a setting decides what is one constant elsewhere
+    def mergeable(self) -> Mapping[str, bool]:  # type: ignore[override]  # here a setting decides; elsewhere it is one constant
         return {} if self.lora else NetworkFamily.mergeable  # a mean of factors is not that of their products
 
     def encoder(self) -> PretrainedTokenizer:
