@@ -117,7 +117,7 @@ FAMILIES: dict[str, tuple[Any, Any]] = {  # every built-in family that needs no 
 }
 METRICS: dict[str, tuple[str, ...]] = {  # metrics that a family of FAMILIES can be measured with
     "gaussian": ("mean_error", "variance_ratio", "log_variance_ratio", "sd_ratio", "wasserstein", "kl_divergence", "nll"),
-    "discrete": ("heterozygosity", "support_size", "unseen_mass", "complete_support"),
+    "discrete": ("heterozygosity", "support_size", "unseen_mass", "complete_support", "symbol_survival"),
     "linear": ("excess_risk",),
     "glm": ("parameter_error", "log_loss", "accuracy", "predicted_share"),
     "kernel_ridge": ("squared_error", "nll"),
@@ -136,7 +136,7 @@ METRICS: dict[str, tuple[str, ...]] = {  # metrics that a family of FAMILIES can
         "retry_rate",
     ),
     "transformer": (
-        "cross_entropy", "self_cross_entropy", "text_length", "vocabulary", "tail_mass", "distinct",
+        "cross_entropy", "self_cross_entropy", "text_length", "vocabulary", "tail_mass", "token_survival", "distinct",
         "self_bleu", "repetition", "duplicate_rate", "memorization",
     ),
 }  # fmt: skip

@@ -24,7 +24,8 @@ LOWER = {
     "bond_angle_distance", "clash_rate", "retry_rate", "cross_entropy", "perplexity", "text_frechet",
 }  # fmt: skip
 HIGHER = {
-    "support_size", "complete_support", "accuracy", "correct_rate", "log_likelihood", "precision", "recall", "coverage",
+    "support_size", "complete_support", "symbol_survival", "token_survival", "accuracy", "correct_rate",
+    "log_likelihood", "precision", "recall", "coverage",
     "modes", "attributes", "conformer_coverage", "cov_p", "vocabulary_kept", "mauve",
 }  # fmt: skip
 RIGHT = {

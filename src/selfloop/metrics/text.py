@@ -168,7 +168,7 @@ class TailMass(TextMetric):
     def measure_samples(self, snap: Snapshot, ctx: Context) -> Mapping[str, float]:
         length = token_ngrams.cut_length(snap.samples, snap.params)
         sampled, (selection, real) = (
-            _token_counts(rows, snap.params, length, token_ngrams.prompt_lengths(snap, rows, ctx))
+            token_counts(rows, snap.params, length, token_ngrams.prompt_lengths(snap, rows, ctx))
             for rows in (snap.samples, snap.initial)
         )
         order = np.argsort(-selection, kind="stable")
@@ -178,7 +178,7 @@ class TailMass(TextMetric):
         return {self.name: sampled_share / real_share if real_share else NO_VALUE}
 
 
-def _token_counts(rows: Columns, params: Params, max_length: int | None = None, n_prompt: Ints | None = None) -> Ints:
+def token_counts(rows: Columns, params: Params, max_length: int | None = None, n_prompt: Ints | None = None) -> Ints:
     """Count of every token in rows 0, 2, ... and in rows 1, 3, ..., without prompts and end tokens: (2, tokens)."""
     counts, first = np.zeros((2, 1), np.int64), 0
     for chunk in token_ngrams.row_chunks(cast(Ragged, rows["tokens"])):

@@ -27,11 +27,18 @@ class ParameterMetric(Metric):
         """The value of each seed. Every array has a leading seeds axis."""
 
     def measure_ensemble(self, snap: EnsembleSnapshot) -> Mapping[str, Floats]:
-        return {self.name: self.compare(cast(Mapping[str, Floats], snap.params), cast(Mapping[str, Floats], snap.truth))}
+        return self._values(cast(Mapping[str, Floats], snap.params), cast(Mapping[str, Floats], snap.truth))
 
     def measure(self, snap: Snapshot, ctx: Context) -> Mapping[str, float]:
-        fitted, true = (_add_seeds_axis(params) for params in (snap.params, snap.truth))
-        return {self.name: float(self.compare(fitted, true)[0])}
+        values = self._values(_add_seeds_axis(snap.params), _add_seeds_axis(snap.truth))
+        return {name: float(value[0]) for name, value in values.items()}
+
+    def secondary_values(self, fitted: Mapping[str, Floats], true: Mapping[str, Floats]) -> Mapping[str, Floats]:
+        """Secondary values by name, arrays as in `compare`."""
+        return {}
+
+    def _values(self, fitted: Mapping[str, Floats], true: Mapping[str, Floats]) -> Mapping[str, Floats]:
+        return {self.name: self.compare(fitted, true), **self.secondary_values(fitted, true)}
 
 
 def _add_seeds_axis(params: Params) -> Mapping[str, Floats]:
@@ -194,7 +201,7 @@ class UnseenMass(ParameterMetric):
     true_params: ClassVar[tuple[str, ...]] = ("probabilities",)
 
     def compare(self, fitted: Mapping[str, Floats], true: Mapping[str, Floats]) -> Floats:
-        return np.asarray((_mark_lost(fitted, true) * true["probabilities"]).sum(axis=1), np.float64)
+        return np.asarray((mark_lost(fitted, true) * true["probabilities"]).sum(axis=1), np.float64)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -208,10 +215,10 @@ class CompleteSupport(ParameterMetric):
     true_params: ClassVar[tuple[str, ...]] = ("probabilities",)
 
     def compare(self, fitted: Mapping[str, Floats], true: Mapping[str, Floats]) -> Floats:
-        return np.asarray(1 - _mark_lost(fitted, true).max(axis=1), np.float64)
+        return np.asarray(1 - mark_lost(fitted, true).max(axis=1), np.float64)
 
 
-def _mark_lost(fitted: Mapping[str, Floats], true: Mapping[str, Floats]) -> Floats:
+def mark_lost(fitted: Mapping[str, Floats], true: Mapping[str, Floats]) -> Floats:
     """1 for every true symbol to which the model gives no probability, else 0: (seeds, symbols). Models may be shorter."""
     lost = true["probabilities"] > 0
     model = fitted["probabilities"][:, : lost.shape[1]]

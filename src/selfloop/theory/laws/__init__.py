@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import cast
 
 from selfloop.columns import Floats
 from selfloop.protocols import ControlsPolicy
 from selfloop.snapshots import Scenario
 from selfloop.store.identity import package_of
-from selfloop.theory.law import Kind, Law, schedule_entries
+from selfloop.theory.law import Kind, Law, schedule_entries, true_params
 from selfloop.theory.laws import curation, discrete, gaussian, linear
 from selfloop.theory.moments import NoiseLedger, noise_ledger
 from selfloop.types import Limit
@@ -35,6 +36,15 @@ class LawCurve:
     conditions: str
     values: Floats  # index 0 is generation 1
     limit: Limit | None = None  # as generations go on; None if it is not known
+
+
+@dataclass(frozen=True)
+class SurvivalLaw:
+    """The chance of every true symbol to be in the model, by its true probability."""
+
+    kind: Kind  # a bound is a lower one
+    shares: Floats  # (symbols,)
+    alive: Floats  # (generations, symbols)
 
 
 def law_curves(scenario: Scenario) -> list[LawCurve]:
@@ -71,6 +81,15 @@ def _laws(scenario: Scenario) -> tuple[Law, ...]:
         return LAWS.get(pair, ())
     is_one = len(scenario.curators) == 1 and scenario.curators[0].applies_to == "new_rows" and scenario.max_rounds is None
     return curation.LAWS.get(pair, ()) if is_one else ()
+
+
+def law_of_survival(scenario: Scenario) -> SurvivalLaw | None:
+    """The chances behind the laws of the number of symbols; None if no such law applies."""
+    kinds = {curve.kind for curve in law_curves(scenario) if curve.metric == "support_size"}
+    for kind, chances in (("exact", discrete.alive), ("bound", discrete.alive_at_least)):
+        if kind in kinds and (alive := chances(scenario)) is not None:
+            return SurvivalLaw(cast(Kind, kind), cast(Floats, true_params(scenario)["probabilities"]), alive)
+    return None
 
 
 def law_ledger(scenario: Scenario) -> NoiseLedger | None:

@@ -97,9 +97,20 @@ def _only_repeats_initial_rows(entry: ScheduleEntry, n: int) -> bool:
     return has_initial and entry.plan.budget is None and all(t.batch == real(1) or t.batch.kind == "synthetic" for t in takes)
 
 
-def _support_size(scenario: Scenario) -> Floats | None:
+def alive(scenario: Scenario) -> Floats | None:
+    """Probability that model t has each symbol, (generations, symbols); None if unknown."""
     lost = _lost(scenario, _probabilities(scenario))
-    return None if lost is None else np.asarray((1 - lost).sum(axis=1), np.float64)
+    return None if lost is None else 1 - lost
+
+
+def _support_size(scenario: Scenario) -> Floats | None:
+    chances = alive(scenario)
+    return None if chances is None else np.asarray(chances.sum(axis=1), np.float64)
+
+
+def _survival(scenario: Scenario) -> Floats | None:
+    chances = alive(scenario)
+    return None if chances is None else np.asarray(chances.mean(axis=1), np.float64)
 
 
 def _unseen_mass(scenario: Scenario) -> Floats | None:
@@ -133,17 +144,22 @@ def _tempered_heterozygosity(scenario: Scenario) -> Floats | None:
     return np.asarray(1 - (models**2).sum(axis=1), np.float64)
 
 
-def _support_bound(scenario: Scenario) -> Floats | None:
-    """Symbols alive if counts were Poisson: at least as many as of n rows, since (1 - x)^n <= exp(-nx)."""
+def alive_at_least(scenario: Scenario) -> Floats | None:
+    """Probability that model t has each symbol if counts are Poisson: no more than of n rows, since (1 - x)^n <= exp(-nx)."""
     if _smoothing(scenario) or scenario.policy.name != "replace" or not has_default_settings(scenario.sampler):
         return None
     if scenario.n <= MAX_CHAIN_ROWS:
         return None  # the exact law applies
     p, g, values = _probabilities(scenario), 1.0, []
     for _ in range(scenario.generations):
-        values.append(float((-np.expm1(-scenario.n * p * g)).sum()))
+        values.append(-np.expm1(-scenario.n * p * g))
         g = -np.expm1(-g)
     return np.array(values)
+
+
+def _support_bound(scenario: Scenario) -> Floats | None:
+    chances = alive_at_least(scenario)
+    return None if chances is None else np.asarray(chances.sum(axis=1), np.float64)
 
 
 _CHAIN_SOURCE = "Wright-Fisher chain of the count of each symbol: binomial with n rows and its last share"
@@ -175,6 +191,10 @@ LAWS = (
         name="symbols alive", metric="support_size", kind="exact",
         source=f"{_CHAIN_SOURCE}; its bounds are those of Suresh, Thangaraj, Khandavally 2024 (2412.17646)",
         conditions=_CHAIN_CONDITIONS, values=_support_size,
+    ),
+    Law(
+        name="share of symbols alive", metric="symbol_survival", kind="exact",
+        source=_CHAIN_SOURCE, conditions=_CHAIN_CONDITIONS, values=_survival,
     ),
     Law(
         name="memorizer", metric="unseen_mass", kind="exact",
