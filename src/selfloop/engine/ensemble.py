@@ -25,7 +25,7 @@ from selfloop.formats.safetensors import NamedArrays
 from selfloop.rng import RandomStream
 from selfloop.settings import UNLESS_DEFAULT
 from selfloop.snapshots import EnsembleSnapshot, EnsembleTake, scale_row_weights
-from selfloop.spec.point import Point, place_rows, row_bytes
+from selfloop.spec.point import SECOND_HOLDOUT, Point, place_rows, reads_second_holdout, row_bytes
 from selfloop.store.identity import stored_step
 from selfloop.types import Take
 
@@ -49,6 +49,7 @@ class SeedBlock:
     rows_per_seed: int = 0  # as in Point
     merge: float | None = field(default=None, metadata=UNLESS_DEFAULT)  # as in Spec
     external: Source | None = field(default=None, metadata=UNLESS_DEFAULT)  # as in Spec
+    second_holdout: Source | None = field(default=None, metadata=UNLESS_DEFAULT)  # as in Spec
     threads: int = field(default=1, compare=False, metadata={"identity": False})
     shared: dict[object, Any] = field(default_factory=dict, compare=False, repr=False, metadata={"identity": False})
 
@@ -59,7 +60,7 @@ class SeedBlock:
         return SeedBlock(
             source=spec.source, family=spec.family, sampler=spec.sampler, metrics=spec.metrics, seeds=tuple(seeds),
             n=point.n, holdout=point.holdout, draws_rows=draws_rows, rows_per_seed=point.rows_per_seed, threads=threads,
-            merge=spec.merge, external=spec.external,
+            merge=spec.merge, external=spec.external, second_holdout=spec.second_holdout,
         )  # fmt: skip
 
     def once(self, key: object, make: Callable[[], T]) -> T:
@@ -112,6 +113,14 @@ class SeedBlock:
         if not self.draws_rows or not self.holdout:
             return NamedArrays()
         return self.once("holdout", lambda: self.draw(0, self.holdout))
+
+    def second_held_out(self, source: Source) -> Columns:
+        """As many rows of the second source, at the same places in the order of its rows, of every seed."""
+
+        def draw(ctx: Context, _: int) -> Columns:
+            return check_rows(source, source.draw(0, self.holdout, ctx))
+
+        return self.once("second holdout", lambda: self.stack(draw))
 
 
 @dataclass(slots=True)
@@ -300,7 +309,12 @@ class EnsembleWorld:
         for metric in block.metrics:
             measured = {metric.name: np.full(len(seeds), np.nan)}
             if len(ended) < len(seeds):
-                measured = dict(cast(protocols.SupportsEnsembleMeasure, metric).measure_ensemble(snap))
+                assert isinstance(metric, protocols.SupportsEnsembleMeasure)
+                measured = dict(metric.measure_ensemble(snap))
+                if (second := block.second_holdout) and reads_second_holdout(metric):
+                    takes = [replace(take, cache={}) for take in self.takes]  # caches are of the first holdout
+                    on_second = metric.measure_ensemble(replace(snap, holdout=block.second_held_out(second), takes=takes))
+                    measured |= {f"{name}{SECOND_HOLDOUT}": values for name, values in on_second.items()}
             for name, values in measured.items():
                 # Report the end of a chain once, on the metric's main value.
                 yield SeedMeasurements(self.policy, seeds, t, name, values, ended if name == metric.name else ended_before)

@@ -9,6 +9,7 @@ from selfloop.component import Metric
 from selfloop.engine import steps
 from selfloop.engine.curves import TRIVIAL
 from selfloop.protocols import SupportsStepCount, SupportsTrivialModel, UsesFeatures
+from selfloop.spec.point import SECOND_HOLDOUT
 from selfloop.store.identity import ObjectRef
 
 if TYPE_CHECKING:
@@ -23,8 +24,12 @@ def measured_values(
     for metric in spec.metrics:
         known = (world.truth(), *_features(world, metric, rows))
         ctx = world.context("measure", metric.name)  # the same draws at every generation, so that curves are comparable
-        arguments = metric, (spec.family, model, spec.sampler), t, (*rows, *world.draw_prompts()), known, ctx
-        yield from world.store.call(steps.measure, *arguments, *([spec.source] if metric.uses_source else [])).items()
+        for end in ("", SECOND_HOLDOUT) if metric in spec.second_metrics() else ("",):
+            holdout = world.holdout(spec.second_holdout if end else None)
+            tables = (samples, holdout, world.initial, *world.draw_prompts())
+            arguments = metric, (spec.family, model, spec.sampler), t, tables, known, ctx
+            values = world.store.call(steps.measure, *arguments, *([spec.source] if metric.uses_source else []))
+            yield from ((f"{name}{end}", value) for name, value in values.items())
     if t == 1 and isinstance(spec.family, SupportsTrivialModel) and (risk := spec.risk_metric()):
         ctx = world.context("measure", risk)
         trivial = world.store.call(steps.measure_trivial, spec.family, risk, world.initial, rows[1], world.truth(), ctx)

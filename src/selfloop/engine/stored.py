@@ -93,28 +93,28 @@ class StoredWorld:
         assert source is not None
         first = (source.n_holdout() or 0) + self.n_external
         self.n_external += n
+        return self._draw_rows(source, first, n, ctx)
+
+    def _draw(self, first: int, n: int, other: Source | None = None) -> ObjectRef:
+        """Real rows of this seed, in the columns that the family models."""
+        first += place_rows(self.seed, self.point.rows_per_seed)[1]
+        return self._draw_rows(other or self.point.spec.source, first, n, self.source_context())
+
+    def _draw_rows(self, source: Source, first: int, n: int, ctx: Context) -> ObjectRef:
         if not isinstance(source, CorpusSource):
             return self._call(steps.draw_real, source, first, n, ctx)
         return self._call(steps.take_corpus_rows, source, self.read_corpus(source), first, n, ctx)
 
-    def _draw(self, first: int, n: int) -> ObjectRef:
-        """Real rows of this seed, in the columns that the family models."""
-        source, ctx = self.point.spec.source, self.source_context()
-        first += place_rows(self.seed, self.point.rows_per_seed)[1]
-        if not isinstance(source, CorpusSource):
-            return self._call(steps.draw_real, source, first, n, ctx)
-        return self._call(steps.take_corpus_rows, source, self.read_corpus(), first, n, ctx)
-
-    def read_corpus(self, external: Source | None = None) -> ObjectRef:
+    def read_corpus(self, other: Source | None = None) -> ObjectRef:
         """The whole corpus, encoded as the first source is if the family has an encoder; the same for all seeds."""
         family, source = self.point.spec.family, self.point.spec.source
-        other, name = external or source, "external corpus" if external else "corpus"
+        other = other or source
         ctx = Context(RandomStream(("corpus",)), threads=self.threads)
         if not isinstance(family, UsesEncoder):
-            return self.call_once(name, steps.read_corpus, other, ctx.child("read"))
+            return self.call_once(("corpus", other), steps.read_corpus, other, ctx.child("read"))
         encoder = family.encoder()
         prepared = self.call_once("prepared", steps.prepare_encoder, encoder, source, ctx.child("learn"))
-        return self.call_once(name, steps.encode_corpus, encoder, other, prepared, ctx.child("read"))
+        return self.call_once(("corpus", other), steps.encode_corpus, encoder, other, prepared, ctx.child("read"))
 
     def _call(self, step: Callable[..., Any], *arguments: Any) -> ObjectRef:
         return cast(ObjectRef, self.store.call(step, *arguments))
@@ -196,13 +196,13 @@ class StoredWorld:
         for name, share in self.curation_values.get(t, {}).items() if self.measures else ():
             yield Measurement(self.policy, self.seed, t, name, share, None, self.point.coordinates)
 
-    def holdout(self) -> ObjectRef | None:
-        """The held-out real rows of this seed, if there are any."""
-        if self.point.holdout and "holdout" not in self.refs:
-            rows = self.refs["holdout"] = self._draw(0, self.point.holdout)
+    def holdout(self, other: Source | None = None) -> ObjectRef | None:
+        """The held-out rows of this seed, if any; as many of another source, from the same places in its order."""
+        if self.point.holdout and ("holdout", other) not in self.refs:
+            rows = self.refs["holdout", other] = self._draw(0, self.point.holdout, other)
             if self.point.counts_copies(self.seed):
-                self._call(steps.warn_of_copies, self.point.spec.source, self.seed, rows, self.initial)
-        return self.refs.get("holdout")
+                self._call(steps.warn_of_copies, other or self.point.spec.source, self.seed, rows, self.initial)
+        return self.refs.get(("holdout", other))
 
     def end_chain(self, t: int, status: str) -> Iterable[Measurement]:
         self.ended = (t, status)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import platform
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -24,9 +23,10 @@ from selfloop.report.findings import findings, trivial_model
 from selfloop.report.gallery import read_galleries
 from selfloop.report.notes import missing_values, notes
 from selfloop.report.page import render_page, write_figures
+from selfloop.report.shares import CATEGORY_SHARE, category_shares, extinction_orders
 from selfloop.report.theme import format_count, policy_styles
-from selfloop.report.values import CategoryShares, Cost, CurveData, DataValuePanel, Panel, PolicyDifferences, Report
-from selfloop.spec.point import Point
+from selfloop.report.values import GROUPED, Cost, CurveData, DataValuePanel, Panel, PolicyDifferences, Report
+from selfloop.spec.point import SECOND_HOLDOUT, Point
 from selfloop.spec.write import spec_text
 from selfloop.stats.data_value import fit_data_value
 from selfloop.stats.intervals import level_of_look
@@ -36,8 +36,6 @@ from selfloop.theory.moments import NoiseLedger
 
 if TYPE_CHECKING:
     from selfloop.result import Result
-
-_CATEGORY_SHARE = re.compile("(?P<kind>class|attribute)_share_(?P<name>.+?)(?P<real>_real)?")
 
 
 def write_report(results: Sequence[Result], path: Path, *, title: str = "", figures: Path | None = None) -> Path:
@@ -90,7 +88,8 @@ def build_report(result: Result) -> Report:
         findings=list(dict.fromkeys(findings(result))),
         differences=list(_differences(result)),
         data_values=list(_data_values(result)),
-        shares=list(_category_shares(result)),
+        shares=[shares for shares in category_shares(result) if shares.kind not in GROUPED],
+        extinctions=list(extinction_orders(result)),
         schedules=result.schedules(first.coordinates),
         ledgers=point_ledgers(first),
         unit=spec.unit,
@@ -115,11 +114,11 @@ def point_ledgers(point: Point) -> dict[str, NoiseLedger]:
 
 def _panels(result: Result) -> Iterator[Panel]:
     owner: Metric | None = None
-    for metric in filterfalse(_CATEGORY_SHARE.fullmatch, result.metrics()):
+    for metric in filterfalse(CATEGORY_SHARE.fullmatch, result.metrics()):
         for point in result.points:
             owner = next((m for m in point.spec.metrics if m.name == metric), owner)  # secondary values follow their metric
             measured = result.curves(point.coordinates).items()
-            better = owner.directions().get(metric, "") if owner else ""
+            better = point.spec.directions().get(metric, "")
             positive = metric in point.spec.positive_metrics()
             curves = [
                 CurveData(
@@ -161,6 +160,9 @@ def _title_and_unit(point: Point, owner: Metric | None, metric: str) -> tuple[st
     if owner:  # secondary values have their own units
         title, unit = (owner.title, owner.unit) if owner.name == metric else ("", "")
         title, unit = owner.secondary_titles.get(metric, title), owner.secondary_units.get(metric, unit)
+        if metric.endswith(SECOND_HOLDOUT):
+            title, unit = _title_and_unit(point, owner, metric.removesuffix(SECOND_HOLDOUT))
+            return f"{title} (second holdout)", unit
     title = title or metric.replace("_", " ")
     return title[:1].upper() + title[1:], point.spec.family.metric_units.get(metric) or unit
 
@@ -170,34 +172,6 @@ def _differences(result: Result) -> Iterator[PolicyDifferences]:
         if comparisons := [pair for pair in result.compare(point.coordinates) if not pair.declared]:  # a finding names that
             risk = point.spec.risk_metric() or ""
             yield PolicyDifferences(metric=risk, comparisons=comparisons, coordinates=point.coordinates)
-
-
-def _category_shares(result: Result) -> Iterator[CategoryShares]:
-    """The values named `class_share_3`, `attribute_share_Smiling` or, of real rows, `attribute_share_Smiling_real`."""
-    matches = [match for match in map(_CATEGORY_SHARE.fullmatch, result.metrics()) if match]
-    for kind in ("class", "attribute"):
-        names = [match["name"] for match in matches if match["kind"] == kind and not match["real"]]
-        if all(name.isdecimal() for name in names):
-            names.sort(key=int)  # they are out of order if the first seed's classifier lacks a class
-        sampled, real = ([f"{kind}_share_{name}{end}" for name in names] for end in ("", "_real"))
-        for point in result.points:
-            curves = result.curves(point.coordinates)
-            measured = {label: curve for label, curve in curves.items() if curve.keys() >= {*sampled}}
-            if names and measured:
-                first = next(iter(measured.values()))
-                yield CategoryShares(
-                    kind=kind,
-                    names=names,
-                    coordinates=point.coordinates,
-                    samples={label: _stack_shares(curve, sampled) for label, curve in measured.items()},
-                    real=_stack_shares(first, real)[:, 0] if first.keys() >= {*real} else None,
-                )
-
-
-def _stack_shares(curves: Mapping[str, Floats], names: Sequence[str]) -> Floats:
-    """(seeds, generations, names); 0 for a name that a seed lacks if the seed has others."""
-    shares = np.stack([curves[name] for name in names], axis=-1)
-    return np.where(np.isfinite(shares).any(axis=-1, keepdims=True), np.nan_to_num(shares), shares)
 
 
 def _data_values(result: Result) -> Iterator[DataValuePanel]:

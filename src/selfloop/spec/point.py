@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal, cast
 import numpy as np
 
 from selfloop import protocols
-from selfloop.component import Context, Family, Policy, Source
+from selfloop.component import Context, Family, Metric, Policy, Source
 from selfloop.curator import Curator
 from selfloop.errors import SpecError, shown
 from selfloop.policies.schedule import ScheduleEntry, schedule
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from selfloop.spec.spec import Spec
 
 World = Literal["stored", "rows", "statistics"]  # where a policy runs; the last two are ensembles
+SECOND_HOLDOUT = "_second_holdout"  # end of the name of a value that is measured on the spec's second holdout
 
 
 @dataclass(frozen=True)
@@ -172,6 +173,34 @@ def check_pair(family: Family, source: Source) -> None:
         )
 
 
+def reads_second_holdout(metric: Metric) -> bool:
+    """True for a metric of held-out rows without a feature extractor, which is prepared for one kind of rows."""
+    return metric.uses_holdout and not isinstance(metric, protocols.UsesFeatures)
+
+
+def _check_second_holdout(spec: Spec) -> None:
+    """Raise SpecError if the source of a second holdout is unused, too small, or of another kind of rows."""
+    if (other := spec.second_holdout) is None:
+        return
+    _check_other_rows(spec, other, "second_holdout")
+    if not spec.holdout or not any(map(reads_second_holdout, spec.metrics)):
+        raise SpecError("second_holdout: unused; no metric measures held-out rows. Add one, such as nll, or remove the table.")
+    if (size := other.n_rows()) is not None and size < spec.holdout:
+        raise SpecError(f"second_holdout: {spec.holdout} rows are held out; {other.title()} has {size}. Lower holdout.")
+
+
+def _check_other_rows(spec: Spec, other: Source, key: str) -> None:
+    """Raise SpecError if another source has other rows than the first one, or cannot stand beside it."""
+    check_pair(spec.family, other)
+    types = [{name: (c.dtype, c.shape) for name, c in source.schema().items()} for source in (spec.source, other)]
+    for column in types[0].keys() & types[1].keys():
+        expected, got = (of_source[column] for of_source in types)
+        if expected != got:
+            raise SpecError(f"{key}: column {column!r} has rows {got}; expected {expected}, as in the source.")
+    if spec.unit == "tokens" or spec.subsets == "disjoint":
+        raise SpecError(f"{key}: cannot be combined with unit = 'tokens' or subsets = 'disjoint'. Remove one of the two.")
+
+
 def _check_external(spec: Spec) -> None:
     """Raise SpecError if the source of external rows is missing, unused, too small, or of another kind of rows."""
     other, times = spec.external, range(1, spec.generations + 1)
@@ -181,14 +210,7 @@ def _check_external(spec: Spec) -> None:
             problem, advice = ("missing", "Add a table [external] with a source") if needed else ("unused", "Remove the table")
             raise SpecError(f"external: {problem}; {'a' if needed else 'no'} policy has external rows. {advice}.")
         return
-    check_pair(spec.family, other)
-    types = [{name: (c.dtype, c.shape) for name, c in source.schema().items()} for source in (spec.source, other)]
-    for column in types[0].keys() & types[1].keys():
-        expected, got = (of_source[column] for of_source in types)
-        if expected != got:
-            raise SpecError(f"external: column {column!r} has rows {got}; expected {expected}, as in the source.")
-    if spec.unit == "tokens" or spec.subsets == "disjoint":
-        raise SpecError("external: cannot be combined with unit = 'tokens' or subsets = 'disjoint'. Remove one of the two.")
+    _check_other_rows(spec, other, "external")
     size = other.n_rows()
     if size is not None and needed > size - (other.n_holdout() or 0):
         raise SpecError(f"external: policies need {needed} rows; {other.title()} has {size}. Lower external_rows.")
@@ -199,6 +221,7 @@ def _check_abilities(spec: Spec) -> None:
     family, source = spec.family, spec.source
     check_pair(family, source)
     _check_external(spec)
+    _check_second_holdout(spec)
     _check_used(spec)
     for component in (family, *spec.metrics):
         if isinstance(component, protocols.SupportsCheck):

@@ -23,7 +23,7 @@ from selfloop.rng import RandomStream
 from selfloop.settings import UNLESS_DEFAULT, PositiveFloat, Settings, check_setting, check_size, setting_types
 from selfloop.snapshots import Scenario
 from selfloop.spec.components import change_settings, make_component, make_components, make_settings, policy_label
-from selfloop.spec.point import Point, resolve_point
+from selfloop.spec.point import SECOND_HOLDOUT, Point, reads_second_holdout, resolve_point
 from selfloop.types import Unit
 
 MAX_SEEDS, MAX_GENERATIONS, MAX_POINTS = 1_000_000, 10_000, 10_000  # larger values are typos that would only fill the memory
@@ -61,6 +61,8 @@ class Spec:
     # after the fit of generation t >= 2 the model is (1 - merge) * model t-1 + merge * fit; None or 1: the fit
     merge: float | None = field(default=None, metadata=UNLESS_DEFAULT)
     external: Source | None = field(default=None, metadata=UNLESS_DEFAULT)  # of the external rows of policies
+    # as many held-out rows of another source, on which metrics of held-out rows are measured, too
+    second_holdout: Source | None = field(default=None, metadata=UNLESS_DEFAULT)
     sweep: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
     primary: PrimaryComparison | None = None
     # of a finite source: every seed divides all rows anew, or seed s has rows s m .. (s + 1) m - 1 for itself, m as needed
@@ -82,7 +84,8 @@ class Spec:
         set_("family", family)
         set_("sampler", sampler)
         set_("source", make_component("source", self.source, "source"))
-        set_("external", self.external and make_component("source", self.external, "external"))
+        for key in ("external", "second_holdout"):
+            set_(key, getattr(self, key) and make_component("source", getattr(self, key), key))
         set_("policies", make_components("policy", self.policies, "policies"))
         set_("metrics", self._chosen_metrics())
         set_("criteria", make_components("criterion", self.criteria or usable_names("criterion"), "criteria"))
@@ -177,11 +180,21 @@ class Spec:
 
     def directions(self) -> dict[str, Better]:
         """Which value is best, for every value of the metrics for which it is known."""
-        return {name: better for metric in self.metrics for name, better in metric.directions().items()}
+        known = {name: better for metric in self.metrics for name, better in metric.directions().items()}
+        for metric in self.second_metrics():
+            for name, better in metric.directions().items():
+                beside = better in metric.secondary_titles
+                known[f"{name}{SECOND_HOLDOUT}"] = f"{better}{SECOND_HOLDOUT}" if beside else better
+        return known
 
     def positive_metrics(self) -> set[str]:
         """The metrics whose lowest possible value is 0."""
-        return {metric.name for metric in self.metrics if metric.has_zero}
+        second = {f"{metric.name}{SECOND_HOLDOUT}" for metric in self.second_metrics() if metric.has_zero}
+        return second | {metric.name for metric in self.metrics if metric.has_zero}
+
+    def second_metrics(self) -> tuple[Metric, ...]:
+        """The metrics that are measured on the second holdout, too."""
+        return tuple(filter(reads_second_holdout, self.metrics)) if self.second_holdout else ()
 
     def scenario(self, policy: Policy, n: int) -> Scenario:
         """The scenario that laws and published curves are matched to."""

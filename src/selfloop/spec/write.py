@@ -30,7 +30,7 @@ def spec_text(spec: Spec) -> str:
             lines += [f"{key} = [", *(f"    {_inline_component(component)}," for component in components), "]"]
     if spec.primary:
         lines.append(f"primary = {toml_value(spec.primary)}")
-    for key in ("source", "external", "family"):
+    for key in ("source", "external", "second_holdout", "family"):
         if component := getattr(spec, key):
             lines += ["", f"[{key}]", *_component_lines(component, key)]
     if fields(spec.sampler):
