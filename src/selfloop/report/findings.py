@@ -13,6 +13,7 @@ from selfloop.criteria.judging import Reference
 from selfloop.engine.curves import TRIVIAL
 from selfloop.protocols import SupportsTrivialModel
 from selfloop.published.papers import claimed_orders, unmodified_policies
+from selfloop.report.shares import extinction_sentences
 from selfloop.report.theme import describe_coordinates, format_interval, format_number
 from selfloop.spec.point import Point
 from selfloop.stats.comparison import FIRST_COMPARED, Comparison
@@ -62,7 +63,7 @@ def findings(result: Result) -> Iterator[str]:
     """One sentence for each finding: primary comparisons, the first models, the risk and the modes at every point."""
     yield from first_sentences(result)
     with at_look(result.look):
-        yield from [*_findings(result)]
+        yield from [*_findings(result), *extinction_sentences(result)]
 
 
 def first_sentences(result: Result) -> Iterator[str]:

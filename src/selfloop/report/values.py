@@ -13,16 +13,19 @@ from datetime import datetime
 from functools import cached_property
 from typing import Literal
 
-from selfloop.columns import Columns, ColumnType, Floats
+from selfloop.columns import Bools, Columns, ColumnType, Floats
 from selfloop.component import Better
 from selfloop.policies.schedule import ScheduleEntry
 from selfloop.published.papers import PublishedCurve
 from selfloop.stats.comparison import Comparison
 from selfloop.stats.data_value import DataValue, GridCell
 from selfloop.stats.intervals import LEVEL, SeedSummary, summarize_seeds
-from selfloop.theory.laws import LawCurve
+from selfloop.theory.laws import Kind, LawCurve
 from selfloop.theory.moments import NoiseLedger
 from selfloop.types import Coordinates, Unit, Verdict
+
+CategoryKind = Literal["class", "attribute", "symbol", "token"]
+GROUPED = ("symbol", "token")  # kinds whose names are rarity groups
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,9 +71,9 @@ class Panel:
 
 @dataclass(frozen=True, kw_only=True)
 class CategoryShares:
-    """Shares of sampled rows by class, or with each attribute, at one point of the sweep."""
+    """Shares of sampled rows by class or with each attribute, or of rarity groups that are alive, at one point of the sweep."""
 
-    kind: Literal["class", "attribute"]  # the shares of classes add up to one
+    kind: CategoryKind  # the shares of classes add up to one
     names: Sequence[str]
     samples: Mapping[str, Floats]  # policy -> (seeds, generations, names), NaN where a chain has ended
     real: Floats | None = None  # (seeds, names), of real rows, where measured
@@ -80,6 +83,27 @@ class CategoryShares:
     def n_generations(self) -> int:
         """Number of generations."""
         return max(int(values.shape[1]) for values in self.samples.values())
+
+
+@dataclass(frozen=True, slots=True)
+class Extinction:
+    """When categories vanished under one policy, (seeds, names)."""
+
+    generation: Floats  # the first one of those without it; the last generation + 1 if it is still there; NaN if unknown
+    remains: Bools  # at the last generation; of a rarity group, at least half of its members
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExtinctionOrder:
+    """When classes, attributes or rarity groups vanished, against how rare they are, at one point of the sweep."""
+
+    noun: str  # of one category
+    names: Sequence[str]
+    real: Floats  # share among real rows (seeds, names); of a rarity group, the mean of its members
+    generations: int
+    policies: Mapping[str, Extinction]
+    laws: Mapping[str, tuple[Kind, Floats]] = field(default_factory=dict)  # policy -> expected generation of each name
+    coordinates: Coordinates = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,6 +168,7 @@ class Report:
     differences: Sequence[PolicyDifferences] = ()
     data_values: Sequence[DataValuePanel] = ()
     shares: Sequence[CategoryShares] = ()
+    extinctions: Sequence[ExtinctionOrder] = ()
     schedules: Mapping[str, Sequence[ScheduleEntry]] = field(default_factory=dict)  # of one point, by policy
     ledgers: Mapping[str, NoiseLedger] = field(default_factory=dict)  # of the same point, by policy, where laws are moments
     unit: Unit = "rows"  # of the schedules' counts

@@ -1,0 +1,125 @@
+"""The chart of extinction order: the generation from which a category is extinct, against how rare it is."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import altair as alt
+import numpy as np
+
+from selfloop.report.charts import HEIGHT, WIDTH, Records, finish_chart, json_number, policy_channels
+from selfloop.report.picture_grid import select_generations
+from selfloop.report.theme import FONT, INK, PAPER, Style, format_count, format_number
+from selfloop.report.values import GROUPED, ExtinctionOrder
+from selfloop.stats.intervals import mean_interval
+
+HALF = 0.5
+MAX_NAMES = 12  # of extinct attributes or modes that are written beside their markers, the rarest first
+DASHES = {"exact": [6, 3], "bound": [2, 2]}
+
+
+def extinction_chart(order: ExtinctionOrder, styles: Mapping[str, Style], title: str) -> dict[str, Any]:
+    """Means over seeds with intervals, a marker per category and policy, and laws; open markers for what remains."""
+    color, shape = policy_channels(styles, list(order.policies))
+    last, x = order.generations + 1, _share_axis(order)
+    ticks = [*(t for t in select_generations(range(1, last), 6) if t < last - last / 12), last]
+    axis = alt.Axis(values=ticks, labelExpr=f"datum.value == {last} ? 'still there' : datum.label", format="d")
+    y = {"title": "extinct from generation t", "scale": alt.Scale(domain=[1, last], nice=False, padding=10), "axis": axis}
+
+    def base(name: str, column: str = "mean") -> Any:
+        return alt.Chart(alt.NamedData(name=name)).encode(x=x, y=alt.Y(f"{column}:Q", **y))
+
+    numbers = (alt.Tooltip(f"{column}:Q", format=".3g") for column in ("share", "mean", "low", "high"))
+    points = base("extinctions").encode(color=color, shape=shape, tooltip=["policy:N", "name:N", *numbers])
+    dashes = alt.StrokeDash("kind:N", scale=alt.Scale(domain=list(DASHES), range=list(DASHES.values())), legend=None)
+    layers = [
+        base("extinctions", "low").transform_filter("isValid(datum.low)").mark_rule().encode(y2="high:Q", color=color),
+        *[base("laws").mark_line(strokeWidth=1.5).encode(color=color, strokeDash=dashes)] * bool(order.laws),
+        points.transform_filter("!datum.remains").mark_point(filled=True, size=48, opacity=1),
+        points.transform_filter("datum.remains").mark_point(fill=PAPER, size=48, strokeWidth=1.6, opacity=1),
+        base("names").mark_text(font=FONT, fontSize=10, color=INK, align="left", dx=7).encode(text="name:N"),
+    ]
+    rows = _records(order)
+    sets = {"extinctions": rows, "names": _named(order, rows), "laws": _law_records(order)}
+    return finish_chart(alt.layer(*layers).properties(width=WIDTH, height=HEIGHT), title, sets)
+
+
+def _share_axis(order: ExtinctionOrder) -> Any:
+    title = f"share of real rows{', mean of a rarity group' * (order.noun in GROUPED)}, log scale"
+    scale = alt.Scale(type="log", nice=False, padding=16)
+    return alt.X("share:Q", title=title, scale=scale, axis=alt.Axis(format="~g", tickCount=6, grid=False))
+
+
+def _mean_shares(order: ExtinctionOrder) -> list[float]:
+    """Mean real share of every name over the seeds that have it."""
+    columns = [column[column > 0] for column in order.real.T]
+    return [float(column.mean()) if len(column) else 0.0 for column in columns]
+
+
+def _records(order: ExtinctionOrder) -> Records:
+    """One record per policy and name with a generation, from the rarest name on."""
+    rows = Records()
+    for policy, extinction in order.policies.items():
+        for i, (name, share) in enumerate(zip(order.names, _mean_shares(order), strict=True)):
+            known = ~np.isnan(extinction.generation[:, i])
+            if not known.any():
+                continue
+            interval = mean_interval(extinction.generation[known, i])
+            limits = (("mean", interval.estimate), ("low", interval.low), ("high", interval.high))
+            rows.append(
+                {
+                    "policy": policy,
+                    "name": name.replace("_", " "),
+                    "share": json_number(share),
+                    "remains": bool(extinction.remains[known, i].mean() >= HALF),
+                    **{end: None if t is None else json_number(min(max(t, 1.0), order.generations + 1.0)) for end, t in limits},
+                }
+            )
+    return sorted(rows, key=lambda row: float(str(row["share"])))
+
+
+def _named(order: ExtinctionOrder, rows: Records) -> Records:
+    """The rarest extinct categories of the policy that loses most, unless they are rarity groups."""
+    if order.noun in GROUPED:
+        return []
+    n_extinct = {policy: sum(not row["remains"] for row in rows if row["policy"] == policy) for policy in order.policies}
+    most = max(n_extinct, key=lambda policy: n_extinct[policy])
+    return [row for row in rows if row["policy"] == most and not row["remains"]][:MAX_NAMES]
+
+
+def _law_records(order: ExtinctionOrder) -> Records:
+    return [
+        {"policy": policy, "kind": kind, "share": json_number(share), "mean": json_number(expected)}
+        for policy, (kind, generations) in order.laws.items()
+        for share, expected in zip(_mean_shares(order), generations.tolist(), strict=True)
+    ]
+
+
+def describe_extinctions(order: ExtinctionOrder) -> str:
+    """The alternative text of the figure."""
+    rows, parts = _records(order), list[str]()
+    for policy in order.policies:
+        own = [row for row in rows if row["policy"] == policy]
+        ends = [(row["share"], row["mean"]) for row in (own[:1] + own[-1:])]
+        values = ", ".join(f"share {format_number(float(str(share)))}: {format_number(float(str(t)))}" for share, t in ends)
+        parts.append(f"{policy}: {sum(not row['remains'] for row in own)} of {len(own)} extinct; {values}")
+    return f"Generation from which {order.noun}s are extinct against their share of real rows. {'; '.join(parts)}."
+
+
+def extinction_caption(order: ExtinctionOrder) -> str:
+    """The caption of the figure: how to read it."""
+    seeds, last = format_count(len(order.real), "seed"), order.generations
+    kinds = {kind for kind, _ in order.laws.values()}
+    laws = {"exact": "Dashed lines: exact law.", "bound": "Dotted lines: Poisson law of rare symbols."}
+    what = f"Each marker is one {order.noun}: the generation from which samples have less than a tenth of its real share"
+    if order.noun in GROUPED:
+        what = f"Each marker is a rarity group of {order.noun}s, whose real shares are within a factor of 2: the mean first"
+        what += " generation without a member that generation 1 has"
+    return " ".join(
+        [
+            f"{what}; mean over {seeds} with its 95 % interval. Those still there at generation {last} count as {last + 1}.",
+            "Open: most of it is still there, so the height is a lower bound.",
+            *(laws[kind] for kind in sorted(kinds, reverse=True)),
+        ]
+    )
