@@ -24,8 +24,9 @@ from selfloop.report.category_shares import (
     shares_caption,
     shares_chart,
 )
+from selfloop.report.extinction import describe_extinctions, extinction_caption, extinction_chart
 from selfloop.report.theme import PAPER, Style, describe_better, describe_coordinates, format_number, policy_styles
-from selfloop.report.values import CategoryShares, Panel, Report
+from selfloop.report.values import CategoryShares, ExtinctionOrder, Panel, Report
 from selfloop.theory.moments import NoiseLedger
 from selfloop.types import Unit
 
@@ -114,12 +115,23 @@ def _schedule_chart(
 def shares_figure(shares: CategoryShares, styles: Mapping[str, Style]) -> Figure:
     """Shares of sampled rows by class, or with each attribute."""
     point = describe_coordinates(shares.coordinates)
-    title = {"class": "Samples by mode", "attribute": "Samples with each attribute"}[shares.kind]
+    title = "Samples by mode" if shares.kind == "class" else "Samples with each attribute"
     return Figure(
         name=to_file_name(f"{shares.kind}-shares {point}"),
         alt=f"{point}: {describe_shares(shares)}" if point else describe_shares(shares),
         caption=shares_caption(shares),
         spec=shares_chart(shares, styles, point or title),
+    )
+
+
+def extinction_figure(order: ExtinctionOrder, styles: Mapping[str, Style]) -> Figure:
+    """When classes, attributes, symbols or tokens vanish, against how rare they are."""
+    point = describe_coordinates(order.coordinates)
+    return Figure(
+        name=to_file_name(f"extinction-{order.noun} {point}"),
+        alt=f"{point}: {describe_extinctions(order)}" if point else describe_extinctions(order),
+        caption=extinction_caption(order),
+        spec=extinction_chart(order, styles, f"Extinction order of {order.noun}s" + f", {point}" * bool(point)),
     )
 
 
@@ -135,6 +147,7 @@ def report_figures(report: Report) -> list[Figure]:
     styles = policy_styles(report.policies())
     figures = [panel_figure(panel, styles) for panel in report.drawn_panels]
     figures += [shares_figure(shares, styles) for shares in report.shares]
+    figures += [extinction_figure(order, styles) for order in report.extinctions]
     figures += [ledger_figure(report.ledgers, styles)] if report.ledgers else []
     return [*figures, schedule_figure(report.schedules, styles, report.unit)] if report.schedules else figures
 

@@ -24,7 +24,7 @@ from selfloop.report.tables import format_seconds, headlines, heat_map, unmeasur
 from selfloop.report.values import Report
 
 MAX_OPEN_POLICIES = 10  # with more policies, as in a grid, parts of the page that list all policies are folded
-_SHARE_TITLES = {"class": "modes", "attribute": "attributes"}
+_SHARE_TITLES = {"mode": "modes", "attribute": "attributes", "symbol": "symbols", "token": "tokens"}
 
 
 def write_figures(reports: Sequence[Report], folder: Path) -> list[Path]:
@@ -78,11 +78,13 @@ def _experiment(report: Report, key: str) -> dict[str, object]:
     n_drawn = len(report.drawn_panels)  # their figures come first
     views = [view_gallery(gallery, styles) for gallery in report.galleries]
     samples_first = any(view.has_images or view.molecules for view in views)
-    share_kinds = [title for kind, title in _SHARE_TITLES.items() if kind in {shares.kind for shares in report.shares}]
+    nouns = {"mode" if shares.kind == "class" else shares.kind for shares in report.shares}
+    nouns |= {order.noun for order in report.extinctions}
+    share_titles = [title for noun, title in _SHARE_TITLES.items() if noun in nouns]
     sections = {
         "values": ("Value of real and synthetic rows", report.data_values),
         "samples": ("Samples", samples_first),
-        "shares": (" and ".join(share_kinds).capitalize(), report.shares),
+        "shares": (" and ".join(share_titles).capitalize(), nouns),
         "curves": ("Curves", report.drawn_panels),
         "differences": ("Policies compared", report.differences),
         "verdicts": ("Verdicts", report.verdicts),
@@ -104,7 +106,7 @@ def _experiment(report: Report, key: str) -> dict[str, object]:
             for _, group in groupby(zip(report.drawn_panels, figures, strict=False), key=lambda pair: pair[0].metric)
         ],
         "verdicts": verdict_tables(report),
-        "shares": figures[n_drawn : n_drawn + len(report.shares)],
+        "shares": figures[n_drawn : n_drawn + len(report.shares) + len(report.extinctions)],
         "ledgers": [(name, figure) for name, figure in figures if figure.name == "noise-ledger"],
         "heat_maps": [(panel, heat_map(panel)) for panel in report.data_values],
         "schedules": figures[-1] if report.schedules else None,
