@@ -197,6 +197,23 @@ def test_gc_deletes_the_records_of_given_specs_and_needs_a_store(spec: Path) -> 
     assert tiny_components.selfloop("gc", spec).code == 2
 
 
+def test_a_report_of_several_specs_is_one_page_and_settings_may_name_a_spec(spec: Path) -> None:
+    other = spec.with_name("other.toml")
+    other.write_text(tiny_components.KDE)
+    settings = ["--set", "generations=3", "--set", f"{other}:n=30", "--set", f"{other}:seeds=3"]
+    done = tiny_components.selfloop("report", spec, other, *settings, "-q", "-o", "both.html", "--figures", "figures")
+    assert (done.code, done.err) == (0, "")
+    page = Path("both.html").read_text(encoding="utf-8")
+    assert page.count('<figure id="side') == 2
+    assert "30 real rows, 3 generations, 3 seeds" in page
+    assert len(re.findall("real rows, 3 generations, 2 seeds", page)) >= 1
+    assert Path("figures/side-by-side.png").is_file()
+    assert "unknown key 'elsewhere:n'" in tiny_components.selfloop("report", spec, other, "--set", "elsewhere:n=3").err
+    other.write_text("policies = 3")
+    assert tiny_components.selfloop("report", spec, other, "-q", "--store", "untouched").code == 2
+    assert not Path("untouched").exists()  # a wrong spec is found before any runs
+
+
 def test_compare_shows_paired_differences(spec: Path) -> None:
     done = tiny_components.selfloop("compare", spec, "-q")
     assert (done.code, done.err) == (0, "")

@@ -7,10 +7,12 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from html import unescape
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 import numpy as np
@@ -28,6 +30,7 @@ from example_reports import (
 )
 
 from selfloop.errors import printable
+from selfloop.report.figures import join_pictures, report_styles, side_by_side
 from selfloop.report.gallery import read_texts
 from selfloop.report.page import _mark_code, render_page, write_figures
 from selfloop.report.tables import describe_change, headlines
@@ -248,11 +251,47 @@ def test_a_report_without_values_is_a_page() -> None:
     assert "no chain has a value" in render_page([bare, empty])
 
 
+def test_several_reports_begin_side_by_side_with_one_color_per_policy() -> None:
+    reports = [linear_report(200), language_report(), replace(gallery_report(), title="scatter_plots")]
+    styles = report_styles(reports)
+    panels = side_by_side(reports, styles)
+    assert [panel.spec["title"]["text"] for panel in panels] == [
+        reports[0].title,
+        "transformer on tinystories",
+        "scatter plots",
+    ]
+    domains = [next(iter_scales(panel.spec)) for panel in panels]
+    assert [*domains[2].items()] == [("replace", styles["replace"].color)]
+    for domain in domains:
+        assert all(styles[label].color == color for label, color in domain.items())
+    assert len({json.dumps(panel.spec["layer"][0]["encoding"]["y"]["scale"]["domain"]) for panel in panels}) == 3  # own axes
+    page = render_page(reports)
+    assert page.index('id="side-by-side"') < page.index('<article id="e0"')
+    assert page.count('<figure id="side') == 3
+    assert 'id="side-by-side"' not in render_page(reports[:1])
+
+
+def iter_scales(spec: Mapping[str, Any]) -> Iterator[dict[str, str]]:
+    """Label -> color of every color scale of a layered chart."""
+    for layer in spec["layer"]:
+        if scale := layer["encoding"].get("color", {}).get("scale"):
+            yield dict(zip(scale["domain"], scale["range"], strict=True))
+
+
+def test_joined_pictures_are_rows_of_equal_cells_with_ids_of_their_own() -> None:
+    picture = '<svg width="{}" height="{}"><clipPath id="c"/><g clip-path="url(#c)"/></svg>'
+    joined = ElementTree.fromstring(join_pictures([picture.format(*size) for size in ((30, 20), (40, 10), (20, 25), (10, 10))]))
+    assert (joined.get("width"), joined.get("height")) == ("120", "50")
+    assert [(cell.get("x"), cell.get("y")) for cell in joined] == [("0", "0"), ("40", "0"), ("80", "0"), ("0", "25")]
+    assert [cell[0].get("id") for cell in joined] == ["p0-c", "p1-c", "p2-c", "p3-c"]
+    assert joined[3][1].get("clip-path") == "url(#p3-c)"
+
+
 def test_figures_are_saved_in_three_formats_under_different_names(tmp_path: Path) -> None:
     report = replace(digits_report(seeds=1, generations=2), schedules={})
     twice = [replace(report, panels=report.panels[:1])] * 2
     written = write_figures(twice, tmp_path / "figures")
-    assert len(written) == len(set(written)) == 2 * 2 * 3
+    assert len(written) == len(set(written)) == (2 * 2 + 1) * 3  # and the one with both, side by side
     assert {path.suffix for path in written} == {".svg", ".png", ".pdf"}
     for path in written:
         start = {".svg": b"<svg", ".png": b"\x89PNG", ".pdf": b"%PDF"}[path.suffix]

@@ -12,7 +12,16 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from selfloop.commands.cli_reproduce import reproduce
-from selfloop.commands.options import QuietOption, SetOption, SpecArgument, StoreOption, ThreadsOption, WorkersOption, store_at
+from selfloop.commands.options import (
+    QuietOption,
+    SetOption,
+    SpecArgument,
+    StoreOption,
+    ThreadsOption,
+    WorkersOption,
+    own_settings,
+    store_at,
+)
 from selfloop.commands.progress import show_activity, show_progress
 from selfloop.commands.terminal import plain_problems, show
 from selfloop.errors import SpecError, unknown_name
@@ -172,7 +181,7 @@ def predict(
 
 @app.command()
 def report(
-    spec: SpecArgument,
+    specs: Annotated[list[str], typer.Argument(metavar="SPEC...", help="TOML files or presets; several share one page.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="File of the report.")] = Path("report.html"),
     figures: Annotated[Path | None, typer.Option(file_okay=False, help="Save every figure here as SVG, PNG and PDF.")] = None,
     set_: SetOption = None,
@@ -180,11 +189,18 @@ def report(
     workers: WorkersOption = None,
     quiet: QuietOption = False,
 ) -> None:
-    """Write the report of a spec: one HTML file that works offline. Computes results that are not stored.
+    """Write the report of one or more specs: one HTML file that works offline. Computes results that are not stored.
 
-    Example: selfloop report digits.toml --output digits.html --figures figures/
+    Several specs begin with one figure: the main metric of each, side by side. Of several, --set KEY=VALUE is for all and
+    --set SPEC:KEY=VALUE for one of them.
+
+    Example: selfloop report quickstart_digits quickstart_text --output both.html --figures figures/
     """
-    _write_report([_run(spec, set_, store, workers, quiet, outputs={"--output": output})], output, quiet, figures=figures)
+    settings = own_settings(specs, set_ or [])
+    for name, changes in settings.items():
+        _spec(name, changes)  # raises for a wrong spec before any is run
+    results = [_run(*pair, store, workers, quiet, outputs={"--output": output}) for pair in settings.items()]
+    _write_report(results, output, quiet, figures=figures)
 
 
 @app.command()
@@ -204,8 +220,9 @@ def compare(
     from selfloop.commands.console import print_comparison
     from selfloop.report.findings import first_sentences
 
-    compared = choose_metric({name: _spec(name, set_) for name in specs}, metric)
-    results = {name: _run(name, set_, store, workers, quiet) for name in specs}
+    settings = own_settings(specs, set_ or [])
+    compared = choose_metric({name: _spec(name, changes) for name, changes in settings.items()}, metric)
+    results = {name: _run(name, changes, store, workers, quiet) for name, changes in settings.items()}
     better = next(iter(results.values())).spec.directions().get(compared, "")
     first = [sentence for result in results.values() for sentence in first_sentences(result)]
     print_comparison(compared, better, compare_curves(results, compared), first)

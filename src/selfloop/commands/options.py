@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -20,3 +21,14 @@ def store_at(store: Path | None) -> Path:
     from selfloop.engine.run import store_path
 
     return store_path(store)
+
+
+def own_settings(specs: Sequence[str], settings: Sequence[str]) -> dict[str, list[str]]:
+    """The `--set` options of each of several specs: those that name it, as `SPEC:KEY=VALUE`, and those that name none."""
+    prefixes = tuple(f"{spec}:" for spec in specs)
+    return {
+        spec: [
+            text.removeprefix(f"{spec}:") for text in settings if text.startswith(f"{spec}:") or not text.startswith(prefixes)
+        ]
+        for spec in specs
+    }

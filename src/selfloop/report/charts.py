@@ -56,13 +56,16 @@ class ValueAxis:
         return self.low < value < self.high
 
 
-def panel_chart(panel: Panel, styles: Mapping[str, Style], axis: ValueAxis, title: str) -> dict[str, Any]:
+def panel_chart(
+    panel: Panel, styles: Mapping[str, Style], axis: ValueAxis, title: str, width: int = WIDTH, height: int = HEIGHT
+) -> dict[str, Any]:
     """The curves of one metric with laws and published values, and the number of chains left if chains end."""
     sets = _panel_sets(panel, axis.low)
-    chart = _curves(panel, styles, axis, sets)
+    chart = _curves(panel, axis, sets, styles, width, height)
     if sets["survivors"]:
-        chart = alt.vconcat(chart, _survivors(panel, styles), spacing=12).resolve_scale(color="shared", shape="shared")
-    return finish_chart(chart, title, sets)
+        survivors = _survivors(panel, styles, width)
+        chart = alt.vconcat(chart, survivors, spacing=12).resolve_scale(color="shared", shape="shared")
+    return finish_chart(chart, title, sets, width)
 
 
 def fit_value_axis(panel: Panel) -> ValueAxis:
@@ -123,12 +126,19 @@ def _n_generations(panel: Panel) -> int:
     return max((curve.values.shape[1] for curve in panel.curves), default=1)
 
 
-def _curves(panel: Panel, styles: Mapping[str, Style], axis: ValueAxis, sets: Mapping[str, Records]) -> Any:
-    selection = alt.selection_point(fields=["policy"], bind="legend")
+def _value_channel(panel: Panel, axis: ValueAxis, height: int) -> dict[str, Any]:
+    """The title, scale and ticks of the y axis."""
     ticks = alt.Axis(tickCount=6, values=_decades(axis), format="~g") if axis.log else alt.Axis(tickCount=6)
     scale = alt.Scale(domain=[axis.low, axis.high], type="log" if axis.log else "linear", nice=False, zero=False)
-    title = f"{panel.title} ({panel.unit})" if panel.unit else panel.title
-    y = {"title": wrap(f"{title}, log scale" if axis.log else title, 42), "scale": scale, "axis": ticks, "stack": None}
+    title = (f"{panel.title} ({panel.unit})" if panel.unit else panel.title) + ", log scale" * axis.log
+    return {"title": wrap(title, 42 * height // HEIGHT), "scale": scale, "axis": ticks, "stack": None}
+
+
+def _curves(
+    panel: Panel, axis: ValueAxis, sets: Mapping[str, Records], styles: Mapping[str, Style], width: int, height: int
+) -> Any:
+    selection = alt.selection_point(fields=["policy"], bind="legend")
+    y = _value_channel(panel, axis, height)
     x = generation_axis(_n_generations(panel), title="" if sets["survivors"] else "generation t")
 
     def base(name: str, column: str = "value") -> Any:
@@ -137,7 +147,7 @@ def _curves(panel: Panel, styles: Mapping[str, Style], axis: ValueAxis, sets: Ma
     def opacity(value: float) -> Any:
         return alt.condition(selection, alt.value(value), alt.value(value * 0.12))
 
-    color, shape = policy_channels(styles, [curve.policy for curve in panel.curves])
+    color, shape = policy_channels(styles, [curve.policy for curve in panel.curves], width)
     tooltip = [*mark_tooltip("mean", "low", "high"), alt.Tooltip("chains:N")]
     band = base("means", "bottom").transform_filter("isValid(datum.top)")
     points = base("means", "mean").transform_filter("datum.marked").mark_point(filled=True, size=42)
@@ -159,7 +169,7 @@ def _curves(panel: Panel, styles: Mapping[str, Style], axis: ValueAxis, sets: Ma
         points.encode(color=color, shape=shape, tooltip=tooltip, opacity=opacity(1)).add_params(selection),
         *_published_layer(base, panel, styles),
     ]
-    return alt.layer(*layers).properties(width=WIDTH, height=HEIGHT)
+    return alt.layer(*layers).properties(width=width, height=height)
 
 
 def _trivial_layers(panel: Panel, axis: ValueAxis, y: Any) -> list[Any]:
@@ -203,7 +213,7 @@ def _published_layer(base: Callable[[str], Any], panel: Panel, styles: Mapping[s
     return [diamonds.encode(fill=alt.Fill("label:N", scale=shades, legend=legend), tooltip=tooltip)]
 
 
-def _survivors(panel: Panel, styles: Mapping[str, Style]) -> Any:
+def _survivors(panel: Panel, styles: Mapping[str, Style], width: int) -> Any:
     most = max(len(curve.values) for curve in panel.curves)
     axis = alt.Axis(values=sorted({0, most // 2, most}), format="d")
     return (
@@ -212,10 +222,10 @@ def _survivors(panel: Panel, styles: Mapping[str, Style]) -> Any:
         .encode(
             x=generation_axis(_n_generations(panel)),
             y=alt.Y("value:Q", title="chains left", scale=alt.Scale(domain=[0, most], nice=False), axis=axis),
-            color=policy_channels(styles, [curve.policy for curve in panel.curves])[0],
+            color=policy_channels(styles, [curve.policy for curve in panel.curves], width)[0],
             tooltip=["policy:N", "generation:Q", alt.Tooltip("value:Q", title="chains left")],
         )
-        .properties(width=WIDTH, height=60)
+        .properties(width=width, height=60)
     )
 
 
@@ -297,10 +307,10 @@ def generation_axis(last: int, ticks: int = 10, title: str = "generation t") -> 
     return alt.X("generation:Q", title=title, scale=scale, axis=axis)
 
 
-def policy_channels(styles: Mapping[str, Style], policies: Sequence[str]) -> tuple[Any, Any]:
+def policy_channels(styles: Mapping[str, Style], policies: Sequence[str], width: int = WIDTH) -> tuple[Any, Any]:
     """Color and marker of each policy, with one legend: a row if the labels fit, else as many columns as the longest allows."""
     lengths = [7 * len(policy) + 32 for policy in policies]
-    columns = len(policies) if sum(lengths) <= WIDTH else int(max(1, WIDTH // max(lengths)))
+    columns = len(policies) if sum(lengths) <= width else int(max(1, width // max(lengths)))
     legend = alt.Legend(title=None, symbolSize=70, symbolOpacity=1, columns=columns)
     colors = alt.Scale(domain=list(policies), range=[styles[policy].color for policy in policies])
     markers = alt.Scale(domain=list(policies), range=[styles[policy].marker for policy in policies])
@@ -315,9 +325,9 @@ def mark_tooltip(*names: str) -> list[Any]:
     return [alt.Tooltip("policy:N"), alt.Tooltip("generation:Q"), *map(_number, names)]
 
 
-def finish_chart(chart: Any, title: str, sets: Mapping[str, Records]) -> dict[str, Any]:
+def finish_chart(chart: Any, title: str, sets: Mapping[str, Records], width: int = WIDTH) -> dict[str, Any]:
     """The description of a chart with its title, the common style and its data."""
-    described = chart.properties(title=alt.Title(title, fontSize=14, offset=8, limit=WIDTH + 60)).to_dict()
+    described = chart.properties(title=alt.Title(title, fontSize=14, offset=8, limit=width + 60)).to_dict()
     datasets = {name: records for name, records in sets.items() if records}
     return dict(_printable({**described, "config": _CONFIG, "datasets": datasets}))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,8 @@ from selfloop.report.values import CategoryShares, ExtinctionOrder, Panel, Repor
 from selfloop.theory.moments import NoiseLedger
 from selfloop.types import Unit
 
+SMALL_PANEL = (232, 160)  # width and height of a panel of which three stand in a row
+
 
 @dataclass(frozen=True, kw_only=True)
 class Figure:
@@ -54,6 +56,34 @@ def panel_figure(panel: Panel, styles: Mapping[str, Style]) -> Figure:
         caption=_panel_caption(panel, axis),
         spec=charts.panel_chart(panel, styles, axis, point or panel.title),
     )
+
+
+def side_by_side(reports: Sequence[Report], styles: Mapping[str, Style]) -> list[Figure]:
+    """One small figure per report with values: its main metric at its first point."""
+    figures = []
+    for report in reports:
+        for panel in report.drawn_panels[:1]:
+            panel = replace(panel, laws=(), published=(), trivial=None)
+            axis, point, summary = charts.fit_value_axis(panel), describe_coordinates(panel.coordinates), report.summary
+            spec = charts.panel_chart(panel, styles, axis, report.title.replace("_", " "), *SMALL_PANEL)
+            caption = " ".join(filter(None, (summary, point and f"{point}.", _panel_caption(panel, axis))))
+            alt = f"{report.title}. {_describe_panel(panel, point)}"
+            figures.append(Figure(name=f"side-by-side-{len(figures) + 1}", alt=alt, caption=caption, spec=spec))
+    return figures
+
+
+def join_pictures(svgs: Sequence[str], columns: int = 3) -> str:
+    """SVG pictures as one, row by row, in cells of the largest width and height."""
+    sizes = [[float(x) for x in re.findall(r'(?:width|height)="([\d.]+)"', svg)[:2]] for svg in svgs]
+    (width, height), across = np.max(sizes, axis=0).tolist(), min(columns, len(svgs))
+    cells = [
+        re.sub(r'(\bid="|url\(#|href="#)', rf"\1p{i}-", svg).replace(
+            "<svg ", f'<svg x="{i % across * width:g}" y="{i // across * height:g}" ', 1
+        )
+        for i, svg in enumerate(svgs)
+    ]
+    size = f'width="{across * width:g}" height="{-(-len(svgs) // across) * height:g}"'
+    return f'<svg xmlns="http://www.w3.org/2000/svg" {size}>{"".join(cells)}</svg>'
 
 
 def schedule_figure(
@@ -142,9 +172,14 @@ def ledger_figure(ledgers: Mapping[str, NoiseLedger], styles: Mapping[str, Style
     )
 
 
-def report_figures(report: Report) -> list[Figure]:
+def report_styles(reports: Sequence[Report]) -> dict[str, Style]:
+    """The style of every policy of a page: policies with the same name have the same color in all reports."""
+    return policy_styles(list(dict.fromkeys(label for report in reports for label in report.policies())))
+
+
+def report_figures(report: Report, styles: Mapping[str, Style] | None = None) -> list[Figure]:
     """Every figure with a Vega-Lite description: the panels, shares of samples, the noise ledger, then the training data."""
-    styles = policy_styles(report.policies())
+    styles = styles or report_styles([report])
     figures = [panel_figure(panel, styles) for panel in report.drawn_panels]
     figures += [shares_figure(shares, styles) for shares in report.shares]
     figures += [extinction_figure(order, styles) for order in report.extinctions]

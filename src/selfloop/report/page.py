@@ -6,7 +6,7 @@ import base64
 import gzip
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from itertools import groupby
 from pathlib import Path
@@ -17,7 +17,7 @@ from markupsafe import Markup, escape
 
 from selfloop.errors import printable
 from selfloop.report import theme
-from selfloop.report.figures import report_figures, save_svg, to_file_name
+from selfloop.report.figures import join_pictures, report_figures, report_styles, save_svg, side_by_side, to_file_name
 from selfloop.report.gallery import view_gallery
 from selfloop.report.picture_grid import select_generations
 from selfloop.report.tables import format_seconds, headlines, heat_map, unmeasured, verdict_tables
@@ -32,10 +32,13 @@ def write_figures(reports: Sequence[Report], folder: Path) -> list[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     written: list[Path] = []
     counts: Counter[str] = Counter()
+    styles = report_styles(reports)
+    if len(reports) > 1 and (panels := side_by_side(reports, styles)):
+        written += save_svg(join_pictures([panel.svg() for panel in panels]), folder / "side-by-side")
     for report in reports:
         prefix = f"{to_file_name(report.title)}-" if len(reports) > 1 else ""
-        views = [view_gallery(gallery, theme.policy_styles(report.policies())) for gallery in report.galleries]
-        pictures = [(figure.name, figure.svg()) for figure in report_figures(report)]
+        views = [view_gallery(gallery, styles) for gallery in report.galleries]
+        pictures = [(figure.name, figure.svg()) for figure in report_figures(report, styles)]
         pictures += [(f"samples-{i}", view.svg) for i, view in enumerate(views, 1) if view.svg]
         pictures += [(f"molecule-{i}", molecule.svg) for view in views for i, molecule in enumerate(view.molecules, 1)]
         for picture, svg in pictures:
@@ -62,19 +65,19 @@ def render_page(reports: Sequence[Report], title: str = "") -> str:
         "unmeasured": unmeasured,
         "variable": theme.css_variable,
     }
-    newest = max(report.generated for report in reports)
+    styles, newest = report_styles(reports), max(report.generated for report in reports)
     page = environment.get_template("page.html").render(
         title=title or " · ".join(report.title for report in reports), generated=f"{newest.day} {newest:%B %Y, %H:%M %Z}",
-        experiments=[_experiment(report, f"e{i}") for i, report in enumerate(reports)], dark_colors=theme.DARK,
+        experiments=[_experiment(report, f"e{i}", styles) for i, report in enumerate(reports)], dark_colors=theme.DARK,
+        side_by_side=side_by_side(reports, styles) if len(reports) > 1 else [],
         markers=theme.MARKERS, zip=zip, bundle=_vega_bundle(),
     )  # fmt: skip
     return printable(page)
 
 
-def _experiment(report: Report, key: str) -> dict[str, object]:
+def _experiment(report: Report, key: str, styles: Mapping[str, theme.Style]) -> dict[str, object]:
     """The values of one experiment for the template; all ids begin with `key`."""
-    styles = theme.policy_styles(report.policies())
-    figures = [(f"{key}f{i}", figure) for i, figure in enumerate(report_figures(report))]
+    figures = [(f"{key}f{i}", figure) for i, figure in enumerate(report_figures(report, styles))]
     n_drawn = len(report.drawn_panels)  # their figures come first
     views = [view_gallery(gallery, styles) for gallery in report.galleries]
     samples_first = any(view.has_images or view.molecules for view in views)
@@ -96,9 +99,9 @@ def _experiment(report: Report, key: str) -> dict[str, object]:
     return {
         "key": key,
         "report": report,
-        "styles": styles,
+        "styles": {label: styles[label] for label in report.policies()},
         "sections": {name: title for name, (title, exists) in sections.items() if exists},
-        "folded": len(styles) > MAX_OPEN_POLICIES,
+        "folded": len(report.policies()) > MAX_OPEN_POLICIES,
         "headlines": headlines(report),
         "notes": [*report.findings, *report.notes],
         "metrics": [
