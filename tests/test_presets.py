@@ -11,9 +11,11 @@ import torch
 from selfloop.families.transformer.family import Transformer
 from selfloop.families.transformer.network import TransformerNetwork
 from selfloop.plugins import presets
+from selfloop.protocols import SupportsStepCount
 from selfloop.sources.hub import HubText
 from selfloop.sources.text_corpora import TinyStories
 from selfloop.spec.parse import read_spec
+from selfloop.types import synthetic
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]
@@ -68,3 +70,14 @@ def test_data_from_the_hub_are_of_one_commit(preset: str) -> None:
     source = read_spec(preset).source
     assert isinstance(source, TinyStories | HubText)
     assert len(source.revision or "") == 40
+
+
+@pytest.mark.parametrize("preset", [name for name in presets() if name.startswith("bias_")])
+def test_presets_of_bias_differ_in_sampled_rows_only(preset: str) -> None:
+    (point,) = read_spec(preset, ["sweep={}"]).points()
+    (_, few), (_, many) = (point.schedule(policy) for policy in point.spec.policies)
+    assert many.trained_rows == 10 * few.trained_rows
+    assert [take.batch for take in (*few.plan.takes, *many.plan.takes)] == [synthetic(1)] * 2
+    if isinstance(point.spec.family, SupportsStepCount):
+        assert point.spec.family.training.steps  # type: ignore[attr-defined]
+        assert len(point.spec.seeds) >= 5
