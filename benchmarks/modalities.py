@@ -1,6 +1,6 @@
 """Why modalities differ: how much of a model's loss under `replace` is bias, and how much is noise of its sampled rows.
 
-    python benchmarks/modalities.py [--only linear kde] [--store FOLDER] [--set PRESET:KEY=VALUE]
+    python benchmarks/modalities.py [--only linear kde] [--store FOLDER] --set bias_molecules:source.path=qm9.npz
 
 Every preset refits a model once on n and once on 10 n of its own rows, with the same number of optimizer steps. A part of the
 rise of the held-out loss that is proportional to 1 / rows is noise, 10/9 of the difference between both rises; the rest, the
@@ -22,6 +22,7 @@ from scipy.special import stdtrit
 
 from selfloop.columns import Floats
 from selfloop.commands.options import own_settings
+from selfloop.errors import DataError, MissingExtraError, SpecError
 from selfloop.report.theme import describe_coordinates, format_interval, format_number
 from selfloop.result import Result, run
 from selfloop.spec.parse import read_spec
@@ -88,19 +89,18 @@ def main() -> None:
     parser.add_argument("--set", action="append", default=[], metavar="PRESET:KEY=VALUE")
     options = parser.parse_args()
     print("\t".join(COLUMNS))
-    for preset, settings in own_settings([f"bias_{name}" for name in options.only], options.set).items():
-        name, wider = preset.removeprefix("bias_"), None
-        result = run(read_spec(preset, settings), options.store, threads=1)
+    settings = own_settings([f"bias_{name}" for name in PRESETS], options.set)
+    for name in options.only:
+        preset, changes, wider = f"bias_{name}", settings[f"bias_{name}"], None
+        try:
+            result = run(read_spec(preset, changes), options.store, threads=1)
+        except (DataError, SpecError, MissingExtraError) as problem:
+            print(f"{name}\tnot run: {problem}", flush=True)
+            continue
         if name == "kde":
             widths = [math.sqrt(2) * dict(point.coordinates)["family.bandwidth"] for point in result.points]
-            wide = [
-                *settings,
-                "generations=1",
-                "policies=['replace']",
-                "metrics=['nll']",
-                f"sweep={{'family.bandwidth'={widths}}}",
-            ]
-            wider = run(read_spec(preset, wide), options.store, threads=1)
+            wide = ["generations=1", "policies=['replace']", "metrics=['nll']", f"sweep={{'family.bandwidth'={widths}}}"]
+            wider = run(read_spec(preset, [*changes, *wide]), options.store, threads=1)
         for row in table_rows(name, result, wider):
             print("\t".join(row), flush=True)
 

@@ -11,6 +11,7 @@ import torch
 from selfloop.families.transformer.family import Transformer
 from selfloop.families.transformer.network import TransformerNetwork
 from selfloop.plugins import presets
+from selfloop.policies.schedule import schedule
 from selfloop.protocols import SupportsStepCount
 from selfloop.sources.hub import HubText
 from selfloop.sources.text_corpora import TinyStories
@@ -74,10 +75,10 @@ def test_data_from_the_hub_are_of_one_commit(preset: str) -> None:
 
 @pytest.mark.parametrize("preset", [name for name in presets() if name.startswith("bias_")])
 def test_presets_of_bias_differ_in_sampled_rows_only(preset: str) -> None:
-    (point,) = read_spec(preset, ["sweep={}"]).points()
-    (_, few), (_, many) = (point.schedule(policy) for policy in point.spec.policies)
+    spec = read_spec(preset)
+    (_, few), (_, many) = (schedule(policy, spec.n or 0, spec.generations) for policy in spec.policies)
     assert many.trained_rows == 10 * few.trained_rows
     assert [take.batch for take in (*few.plan.takes, *many.plan.takes)] == [synthetic(1)] * 2
-    if isinstance(point.spec.family, SupportsStepCount):
-        assert point.spec.family.training.steps  # type: ignore[attr-defined]
-        assert len(point.spec.seeds) >= 5
+    if isinstance(spec.family, SupportsStepCount):
+        assert spec.family.training.steps  # type: ignore[attr-defined]
+        assert len(spec.seeds) >= 5
