@@ -102,6 +102,7 @@ BUILT_IN: dict[str, dict[str, str]] = {
         "negative_elbo": "selfloop.metrics.likelihood:NegativeElbo",
         "log_likelihood": "selfloop.metrics.likelihood:LogLikelihood",
         "denoising_loss": "selfloop.metrics.likelihood:DenoisingLoss",
+        "downstream": "selfloop.metrics.downstream:Downstream",
         "pixel_std": "selfloop.metrics.image_distances:PixelStd",
         "pixel_frechet": "selfloop.metrics.image_distances:PixelFrechet",
         "feature_frechet": "selfloop.metrics.image_distances:FeatureFrechet",
