@@ -60,15 +60,15 @@ def panel_figure(panel: Panel, styles: Mapping[str, Style]) -> Figure:
 
 def side_by_side(reports: Sequence[Report], styles: Mapping[str, Style]) -> list[Figure]:
     """One small figure per report with values: its main metric at its first point."""
-    figures = []
+    figures: list[Figure] = []
     for report in reports:
         for panel in report.drawn_panels[:1]:
             panel = replace(panel, laws=(), published=(), trivial=None)
             axis, point, summary = charts.fit_value_axis(panel), describe_coordinates(panel.coordinates), report.summary
             spec = charts.panel_chart(panel, styles, axis, report.title.replace("_", " "), *SMALL_PANEL)
             caption = " ".join(filter(None, (summary, point and f"{point}.", _panel_caption(panel, axis))))
-            alt = f"{report.title}. {_describe_panel(panel, point)}"
-            figures.append(Figure(name=f"side-by-side-{len(figures) + 1}", alt=alt, caption=caption, spec=spec))
+            words, name = f"{report.title}. {_describe_panel(panel, point)}", f"side-by-side-{len(figures) + 1}"
+            figures.append(Figure(name=name, alt=words, caption=caption, spec=spec))
     return figures
 
 
