@@ -46,7 +46,8 @@ class SymbolSurvival(ParameterMetric):
     true_params: ClassVar[tuple[str, ...]] = ("probabilities",)
 
     def compare(self, fitted: Mapping[str, Floats], true: Mapping[str, Floats]) -> Floats:
-        return 1 - mark_lost(fitted, true).sum(axis=1) / (true["probabilities"] > 0).sum(axis=1)
+        n_lost, n_symbols = mark_lost(fitted, true).sum(axis=1), (true["probabilities"] > 0).sum(axis=1)
+        return np.asarray(1 - n_lost / n_symbols, np.float64)
 
     def secondary_values(self, fitted: Mapping[str, Floats], true: Mapping[str, Floats]) -> Mapping[str, Floats]:
         return alive_by_rarity("symbols", true["probabilities"], 1 - mark_lost(fitted, true))

@@ -15,7 +15,8 @@ from selfloop.report.theme import describe_coordinates, format_count, format_int
 from selfloop.report.values import GROUPED, CategoryKind, CategoryShares, Extinction, ExtinctionOrder
 from selfloop.spec.point import Point
 from selfloop.stats.intervals import mean_interval
-from selfloop.theory.laws import Kind, law_of_survival
+from selfloop.theory.law import Kind
+from selfloop.theory.laws import law_of_survival
 
 if TYPE_CHECKING:
     from selfloop.result import Result
@@ -89,7 +90,8 @@ def _group_generation(alive: Floats) -> Floats:
     One more than the number of generations with it, if it never returns. NaN if generation 1 has no member.
     """
     first = alive[..., :1, :]
-    return 1 + np.divide(alive, first, out=np.full_like(alive, np.nan), where=first > 0).sum(axis=-2)
+    kept = np.divide(alive, first, out=np.full_like(alive, np.nan), where=first > 0)
+    return np.asarray(1 + kept.sum(axis=-2), np.float64)
 
 
 def _laws(point: Point, names: Sequence[str]) -> dict[str, tuple[Kind, Floats]]:

@@ -20,7 +20,8 @@ from selfloop.published.papers import PublishedCurve
 from selfloop.stats.comparison import Comparison
 from selfloop.stats.data_value import DataValue, GridCell
 from selfloop.stats.intervals import LEVEL, SeedSummary, summarize_seeds
-from selfloop.theory.laws import Kind, LawCurve
+from selfloop.theory.law import Kind
+from selfloop.theory.laws import LawCurve
 from selfloop.theory.moments import NoiseLedger
 from selfloop.types import Coordinates, Unit, Verdict
 

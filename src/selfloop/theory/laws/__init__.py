@@ -88,7 +88,7 @@ def law_of_survival(scenario: Scenario) -> SurvivalLaw | None:
     kinds = {curve.kind for curve in law_curves(scenario) if curve.metric == "support_size"}
     for kind, chances in (("exact", discrete.alive), ("bound", discrete.alive_at_least)):
         if kind in kinds and (alive := chances(scenario)) is not None:
-            return SurvivalLaw(cast(Kind, kind), cast(Floats, true_params(scenario)["probabilities"]), alive)
+            return SurvivalLaw(kind, cast(Floats, true_params(scenario)["probabilities"]), alive)
     return None
 
 
