@@ -431,11 +431,17 @@ const wait = setInterval(() => {
 @pytest.mark.skipif(shutil.which("chromium") is None, reason="needs chromium")
 @pytest.mark.parametrize("width", [1280, 500])
 @pytest.mark.parametrize(
-    ("report", "last"), [(digits_report(generations=10), 10), (language_report(), 10), (gallery_report(), 3)]
+    ("reports", "last"),
+    [
+        ([digits_report(generations=10)], 10),
+        ([language_report()], 10),
+        ([gallery_report()], 3),
+        ([digits_report(generations=10), language_report()], 10),
+    ],
 )
-def test_the_last_generation_is_visible_at_every_width(tmp_path: Path, report: Report, last: int, width: int) -> None:
+def test_the_last_generation_is_visible_at_every_width(tmp_path: Path, reports: list[Report], last: int, width: int) -> None:
     page = tmp_path / "report.html"
-    page.write_text(render_page([report]).replace("</body>", WATCH.replace("LAST", f"t = {last}")))
+    page.write_text(render_page(reports).replace("</body>", WATCH.replace("LAST", f"t = {last}")))
     options = [
         f"--user-data-dir={tmp_path / 'profile'}",
         f"--window-size={width},900",
