@@ -232,3 +232,18 @@ def test_an_atom_receives_messages_from_its_32_nearest_neighbors_and_its_extende
         receives[edges.pairs[a, mask], edges.pairs[b, mask]] = True
     assert torch.equal(receives, expected)
     assert 32 <= expected.sum(1).max() < 39
+
+
+def test_a_least_squares_step_solves_the_damped_normal_equations_of_each_row():
+    rows = chains(6, 9, 4)
+    graph = graphs.build_graphs(rows, CPU)
+    x = positions(rows).double()
+    edges = graphs.extended_edges(graph, x), graphs.cutoff_edges(graph, x, 10.0)
+    count = edges[1].n_outside
+    vectors = torch.from_numpy(np.random.default_rng(0).standard_normal((19, 3)))
+    moves = diffusion.least_squares(graph, vectors, [(edges[0], len(edges[0].length), 1.0), (edges[1], count, 0.3)])
+    pairs = torch.cat([edges[0].pairs, edges[1].pairs[:, :count]], 1)
+    weights = torch.cat([torch.full((len(edges[0].length),), 2.0), torch.full((count,), 0.6)]).double()
+    jacobian = torch.autograd.functional.jacobian(lambda y: graphs.pair_lengths(y, pairs), x).reshape(len(weights), 57)
+    matrix = jacobian.T @ (weights[:, None] * jacobian) + torch.eye(57, dtype=torch.float64)
+    torch.testing.assert_close(moves, torch.linalg.solve(matrix, vectors.flatten()).view(19, 3))

@@ -1,6 +1,7 @@
 """QM9: both forms of its files, bonds, and errors for unreadable files."""
 
 import warnings
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ from example_molecules import DRUGS, Chem, are_equal, read_all, row, to_texts, w
 from real_data import DATA, needs
 
 from selfloop.columns import count_rows
-from selfloop.errors import DataError
+from selfloop.errors import DataError, SettingError
 from selfloop.sources import published_molecules as qm9_source
 from selfloop.sources.published_molecules import Qm9
 
@@ -22,6 +23,17 @@ def test_both_forms_give_equal_rows(tmp_path):
         np.testing.assert_allclose(rows["position"].values, tar["position"].values, atol=1e-4)
     assert [Chem.CanonSmiles(text) for text in DRUGS] == to_texts(npz)
     assert are_equal(without(npz, "position"), without(xyz, "position"))
+
+
+def test_larger_molecules_are_left_out_before_any_is_drawn(tmp_path):
+    write_qm9(tmp_path, ["CCO", "CCCCO", "CCN", "CCCCN"])
+    small = Qm9(path=tmp_path / "qm9.npz", max_heavy_atoms=3)
+    assert to_texts(read_all(small)) == to_texts(read_all(Qm9(path=tmp_path / "qm9.npz")))[::2]
+    assert small.n_rows() == 2
+    with pytest.raises(DataError, match=r"source\.max_heavy_atoms: got 2; .*qm9\.npz has larger molecules only"):
+        read_all(replace(small, max_heavy_atoms=2))
+    with pytest.raises(SettingError, match=r"max_heavy_atoms: got 3; .*xyz is no npz file"):
+        Qm9(path=tmp_path / "xyz", max_heavy_atoms=3)
 
 
 def test_bonds_are_those_of_the_smiles_if_the_coordinates_agree(tmp_path):

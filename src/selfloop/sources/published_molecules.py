@@ -7,19 +7,22 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import pickle
 import pickletools
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple, cast
 
 import numpy as np
+from annotated_types import Ge
 
 from selfloop.columns import Array, Floats, Ints
-from selfloop.errors import DataError, first_line
+from selfloop.errors import DataError, SettingError, first_line
 from selfloop.formats.molecules import add_conformers
+from selfloop.settings import UNLESS_DEFAULT
 from selfloop.sources import files as source_files
 from selfloop.sources.files import MAX_READ_BYTES, cached_until_change
 from selfloop.sources.molecule_base import Candidate, NamedMoleculeSource, NConformers, reason_to_exclude_elements
@@ -169,9 +172,17 @@ class Qm9(NamedMoleculeSource):
 
     name: ClassVar[str] = "qm9"
     path: Annotated[Path, "folder or tar file of the dsgdb9nsd xyz files, or npz file with arrays n_atoms, Z, R and smiles"]
+    max_heavy_atoms: Annotated[Annotated[int, Ge(1)] | None, "of a molecule (npz files only); unset: any number"] = field(
+        default=None, metadata=UNLESS_DEFAULT
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.max_heavy_atoms is not None and not self._has_arrays():
+            raise SettingError("max_heavy_atoms", f"got {self.max_heavy_atoms}; {self.path} is no npz file. Remove the key.")
 
     def names(self) -> Sequence[str]:
-        return list(_read_arrays(self.path)) if self._has_arrays() else _list_xyz(self.path)[0]
+        return _list_molecules(self.path, self.max_heavy_atoms) if self._has_arrays() else _list_xyz(self.path)[0]
 
     def unread_files(self) -> Mapping[str, int]:
         return {} if self._has_arrays() else _list_xyz(self.path)[1]
@@ -195,6 +206,16 @@ def _list_xyz(path: Path) -> tuple[Sequence[str], Mapping[str, int]]:
     files = source_files.list_files_in(path)
     names = [name for name in files.sizes if name.lower().endswith(".xyz")]
     return names, {"files that do not end in .xyz": len(files.sizes) - len(names), **source_files.count_unlisted(files)}
+
+
+@cached_until_change()
+def _list_molecules(path: Path, max_heavy_atoms: int | None) -> Sequence[str]:
+    """Names of the molecules of an npz file. Raises DataError if none is small enough."""
+    limit = math.inf if max_heavy_atoms is None else max_heavy_atoms
+    names = [name for name, structure in _read_arrays(path).items() if np.count_nonzero(structure.z > 1) <= limit]
+    if not names:
+        raise DataError(f"source.max_heavy_atoms: got {max_heavy_atoms}; {path} has larger molecules only. Raise it.")
+    return names
 
 
 @cached_until_change(maxsize=1)

@@ -16,6 +16,9 @@ from selfloop.families.geodiff.network import Edges, GeoDiffNetwork, Graphs, cut
 if TYPE_CHECKING:
     from selfloop.families.geodiff.family import GeoDiffSampler
 
+GAUSS_NEWTON_STEP = 0.5  # share of the whole step
+DAMPING = 1.0  # of least squares; a pair along an axis adds 2. Without it, rotations would have no stiffness
+
 
 def alphas(noise_levels: int, beta_start: float, beta_end: float) -> Floats:
     """alpha-bar at each noise level: betas rise from `beta_start` to `beta_end` along a sigmoid from -6 to 6."""
@@ -74,9 +77,13 @@ def sample_positions(
         local_edges, global_edges = extended_edges(graphs, x), cutoff_edges(graphs, x, network.cutoff) if uses_global else None
         local_coefficients, global_coefficients = network(graphs, local_edges, global_edges)
         vectors = _clip(atom_vectors(graphs, local_edges, local_coefficients), clip_local)
+        stiffness = [(local_edges, len(local_coefficients), 1.0)]
         if global_edges is not None:
             clipped = _clip(atom_vectors(graphs, global_edges, global_coefficients), sampler.clip_global)
             vectors += sampler.global_weight * clipped
+            stiffness.append((global_edges, len(global_coefficients), sampler.global_weight))
+        if sampler.method == "least_squares":
+            vectors = least_squares(graphs, vectors, stiffness)
         x = x + move * vectors + noise_level * draw_noise(k + 1)
         means = x.new_zeros(len(graphs.sizes), 3).index_add(0, graphs.row, x) / graphs.sizes[:, None]
         x = x - means[graphs.row]
@@ -96,7 +103,31 @@ def _sampling_steps(alphas: Floats, sampler: GeoDiffSampler) -> Iterator[tuple[f
             predicted = math.sqrt(max(1 - next_alpha - fresh**2, 0.0))
             move = min(move, 5 * (sigma - predicted / math.sqrt(next_alpha)))
             noise_level = min(noise_level, 3 * fresh / math.sqrt(next_alpha))
+        if sampler.method == "least_squares":
+            move, noise_level = GAUSS_NEWTON_STEP * sigma, 0.0
         yield sigma, move, noise_level
+
+
+def least_squares(graphs: Graphs, vectors: Tensor, stiffness: list[tuple[Edges, int, float]]) -> Tensor:
+    """The moves of atoms that change the lengths of pairs by the predicted amounts, to first order: damped least squares.
+
+    With J the derivatives of lengths by positions, `vectors` are J^T times the predicted changes, and the moves solve
+    (J^T J + damping) moves = vectors, a Gauss-Newton step. `stiffness`: edges, the number of first ones, their weight.
+    """
+    rows, largest = len(graphs.sizes), int(graphs.sizes.max())
+    local = torch.arange(len(vectors), device=vectors.device) - (graphs.sizes.cumsum(0) - graphs.sizes)[graphs.row]
+    products = vectors.new_zeros(rows * largest * largest, 9)
+    for edges, k, weight in stiffness:
+        pairs, unit = edges.pairs[:, :k], edges.unit[:k]
+        outer = (unit[:, :, None] * unit[:, None]).flatten(1) * (weight * edges.receives[:, :k].sum(0))[:, None]
+        (i, j), start = local[pairs], graphs.row[pairs[0]] * largest
+        for a, b, sign in ((i, i, 1), (j, j, 1), (i, j, -1), (j, i, -1)):
+            products.index_add_(0, (start + a) * largest + b, outer, alpha=sign)
+    matrices = products.view(rows, largest, largest, 3, 3).transpose(2, 3).reshape(rows, 3 * largest, 3 * largest)
+    matrices.diagonal(dim1=1, dim2=2).add_(DAMPING)
+    padded = vectors.new_zeros(rows, largest, 3)
+    padded[graphs.row, local] = vectors
+    return torch.linalg.solve_ex(matrices, padded.view(rows, -1, 1))[0].view(rows, largest, 3)[graphs.row, local]
 
 
 def _clip(vectors: Tensor, max_length: float | None) -> Tensor:

@@ -71,9 +71,10 @@ class GeoDiffSampler(Sampler):
     """
 
     name: ClassVar[str] = "geodiff"
-    method: Annotated[Literal["langevin", "ddim"], "sampling step: Langevin dynamics, or the faster generalized step"] = (
-        "langevin"
-    )
+    method: Annotated[
+        Literal["langevin", "ddim", "least_squares"],
+        "sampling step: Langevin dynamics, the faster generalized step, or damped least squares without noise, for few levels",
+    ] = "langevin"
     steps: Annotated[int | None, Ge(1), "number of noise levels, from the highest; fewer than all leave noise; unset: all"] = (
         None
     )
@@ -85,6 +86,8 @@ class GeoDiffSampler(Sampler):
 
     def unused_settings(self) -> Mapping[str, str]:
         unused = {} if self.method == "ddim" else {"eta": "it belongs to method 'ddim'"}
+        if self.method == "least_squares":
+            unused["step_size"] = "`method` is 'least_squares'"
         if not self.global_weight:
             unused |= dict.fromkeys(("global_start_sigma", "clip_global"), "`global_weight` is 0")
         return unused
