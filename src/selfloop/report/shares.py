@@ -90,8 +90,8 @@ def _group_generation(alive: Floats) -> Floats:
     One more than the number of generations with it, if it never returns. NaN if generation 1 has no member.
     """
     first = alive[..., :1, :]
-    kept = np.divide(alive, first, out=np.full_like(alive, np.nan), where=first > 0)
-    return np.asarray(1 + kept.sum(axis=-2), np.float64)
+    survival = np.divide(alive, first, out=np.full_like(alive, np.nan), where=first > 0)
+    return np.asarray(1 + survival.sum(axis=-2), np.float64)
 
 
 def _laws(point: Point, names: Sequence[str]) -> dict[str, tuple[Kind, Floats]]:
