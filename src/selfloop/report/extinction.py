@@ -15,7 +15,8 @@ from selfloop.report.values import GROUPED, ExtinctionOrder
 from selfloop.stats.intervals import mean_interval
 
 HALF = 0.5
-MAX_NAMES = 12  # of extinct attributes or modes that are written beside their markers, the rarest first
+MAX_LISTED = 8  # attributes or modes that a caption names
+LETTER, LINE = 6, 12  # pixels of a letter and of a line of text
 DASHES = {"exact": [6, 3], "bound": [2, 2]}
 
 
@@ -41,7 +42,7 @@ def extinction_chart(order: ExtinctionOrder, styles: Mapping[str, Style], title:
         base("names").mark_text(font=FONT, fontSize=10, color=INK, align="left", dx=7).encode(text="name:N"),
     ]
     rows = _records(order)
-    sets = {"extinctions": rows, "names": _named(order, rows), "laws": _law_records(order)}
+    sets = {"extinctions": rows, "names": _free_names(order, rows), "laws": _law_records(order)}
     return finish_chart(alt.layer(*layers).properties(width=WIDTH, height=HEIGHT), title, sets)
 
 
@@ -76,16 +77,30 @@ def _records(order: ExtinctionOrder) -> Records:
                     **{end: None if t is None else json_number(min(max(t, 1.0), order.generations + 1.0)) for end, t in limits},
                 }
             )
-    return sorted(rows, key=lambda row: float(str(row["share"])))
+    return sorted(rows, key=lambda row: _number(row["share"]))
 
 
-def _named(order: ExtinctionOrder, rows: Records) -> Records:
-    """The rarest extinct categories of the policy that loses most, unless they are rarity groups."""
-    if order.noun in GROUPED:
-        return []
-    n_extinct = {policy: sum(not row["remains"] for row in rows if row["policy"] == policy) for policy in order.policies}
-    most = max(n_extinct, key=lambda policy: n_extinct[policy])
-    return [row for row in rows if row["policy"] == most and not row["remains"]][:MAX_NAMES]
+def _first_extinct(order: ExtinctionOrder, rows: Records) -> Records:
+    """The extinct categories of the policy that loses most, the first one first; none of rarity groups, which have no names."""
+    extinct = [[row for row in rows if row["policy"] == policy and not row["remains"]] for policy in order.policies]
+    return [] if order.noun in GROUPED else sorted(max(extinct, key=len), key=lambda row: _number(row["mean"]))
+
+
+def _free_names(order: ExtinctionOrder, rows: Records) -> Records:
+    """Those of the first extinct categories whose names do not cover those of earlier ones."""
+    logs = np.log([_number(row["share"]) for row in rows])
+    places, free = list[tuple[float, float, int]](), Records()
+    for row in _first_extinct(order, rows):
+        x = WIDTH * float(np.log(_number(row["share"])) - logs.min()) / max(float(np.ptp(logs)), 1e-9)
+        y, length = HEIGHT * _number(row["mean"]) / order.generations, LETTER * len(str(row["name"]))
+        if all(abs(y - other_y) >= LINE or x + length < other_x or other_x + n < x for other_x, other_y, n in places):
+            places.append((x, y, length))
+            free.append(row)
+    return free
+
+
+def _number(value: object) -> float:
+    return float(str(value))
 
 
 def _law_records(order: ExtinctionOrder) -> Records:
@@ -102,9 +117,15 @@ def describe_extinctions(order: ExtinctionOrder) -> str:
     for policy in order.policies:
         own = [row for row in rows if row["policy"] == policy]
         ends = [(row["share"], row["mean"]) for row in (own[:1] + own[-1:])]
-        values = ", ".join(f"share {format_number(float(str(share)))}: {format_number(float(str(t)))}" for share, t in ends)
+        values = ", ".join(f"share {format_number(_number(share))}: {format_number(_number(t))}" for share, t in ends)
         parts.append(f"{policy}: {sum(not row['remains'] for row in own)} of {len(own)} extinct; {values}")
     return f"Generation from which {order.noun}s are extinct against their share of real rows. {'; '.join(parts)}."
+
+
+def _first_sentence(order: ExtinctionOrder) -> list[str]:
+    rows = _first_extinct(order, _records(order))[:MAX_LISTED]
+    names = ", ".join(f"{row['name']} {format_number(_number(row['mean']), 1)}" for row in rows)
+    return [f"First under {rows[0]['policy']}: {names}."] if rows else []
 
 
 def extinction_caption(order: ExtinctionOrder) -> str:
@@ -112,13 +133,16 @@ def extinction_caption(order: ExtinctionOrder) -> str:
     seeds, last = format_count(len(order.real), "seed"), order.generations
     kinds = {kind for kind, _ in order.laws.values()}
     laws = {"exact": "Dashed lines: exact law.", "bound": "Dotted lines: Poisson law of rare symbols."}
-    what = f"Each marker is one {order.noun}: the generation from which samples have less than a tenth of its real share"
+    what = f"Each marker is one {order.noun}: the generation from which samples have under a tenth of its real share; mean over"
     if order.noun in GROUPED:
-        what = f"Each marker is a rarity group of {order.noun}s, whose real shares are within a factor of 2: the mean first"
-        what += " generation without a member that generation 1 has"
+        what = (
+            f"Each marker is a rarity group of {order.noun}s, whose real shares are within a factor of 2: the number of "
+            "generations with a member that generation 1 has, plus 1; mean over members and"
+        )
     return " ".join(
         [
-            f"{what}; mean over {seeds} with its 95 % interval. Those still there at generation {last} count as {last + 1}.",
+            f"{what} {seeds} with its 95 % interval. Those still there at generation {last} count as {last + 1}.",
+            *_first_sentence(order),
             "Open: most of it is still there, so the height is a lower bound.",
             *(laws[kind] for kind in sorted(kinds, reverse=True)),
         ]
