@@ -119,7 +119,7 @@ METRICS: dict[str, tuple[str, ...]] = {  # metrics that a family of FAMILIES can
     "gaussian": ("mean_error", "variance_ratio", "log_variance_ratio", "sd_ratio", "wasserstein", "kl_divergence", "nll"),
     "discrete": ("heterozygosity", "support_size", "unseen_mass", "complete_support", "symbol_survival"),
     "linear": ("excess_risk",),
-    "glm": ("parameter_error", "log_loss", "accuracy", "predicted_share"),
+    "glm": ("parameter_error", "log_loss", "accuracy", "predicted_share", "downstream"),
     "kernel_ridge": ("squared_error", "nll"),
     "random_features": ("squared_error", "nll"),
     "kde": ("nll", "second_moment"),
