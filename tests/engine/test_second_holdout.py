@@ -15,6 +15,7 @@ from selfloop.component import Context
 from selfloop.errors import SpecError
 from selfloop.families.kde import Kde
 from selfloop.families.ngram import Ngram
+from selfloop.report.build import build_report
 from selfloop.rng import RandomStream
 from selfloop.sources.distributions import GaussianSource
 from selfloop.sources.expressions import Expressions
@@ -88,6 +89,13 @@ def test_both_worlds_measure_it_as_by_hand_although_families_keep_densities_of_t
     expected = [-float(Kde().log_prob(model, source.draw(0, 30, ctx)).mean()) for source in (spec.source, Shifted(mean=2.0))]
     assert [together[name][1, 0] for name in ("nll", "nll_second_holdout")] == pytest.approx(expected, rel=1e-9)
     assert expected[1] > expected[0] + 0.5
+
+
+def test_reports_name_the_second_holdout(tmp_path: Path) -> None:
+    panels = build_report(selfloop.run(make_spec(second_holdout=CLEAN), tmp_path)).panels
+    titles = {panel.metric: (panel.title, panel.unit, panel.curves[0].better) for panel in panels}
+    first, second = (titles[f"perplexity{end}"] for end in ("", "_second_holdout"))
+    assert second == (f"{first[0]} (second holdout)", *first[1:]) == (second[0], "tokens", "lower")
 
 
 def test_directions_follow_the_metric_and_a_spec_reads_as_itself() -> None:
