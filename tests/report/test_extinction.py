@@ -93,3 +93,14 @@ def test_symbols_have_an_order_with_exact_laws_under_replace_and_accumulate_and_
     assert len(figure.spec["datasets"]["laws"]) == 2 * len(order.names)
     assert "Dashed lines: exact law." in figure.caption
     assert "names" not in figure.spec["datasets"]
+
+
+def test_the_interval_of_a_rank_correlation_ends_at_one() -> None:
+    generation = np.array([[3.0, 2.0, 1.0], [1.0, 2.0, 3.0], [3.0, 1.0, 2.0]])
+    found = {"x": Extinction(generation, np.zeros((3, 3), bool))}
+    order = ExtinctionOrder(
+        noun="mode", names=["0", "1", "2"], real=np.array([[0.5, 0.3, 0.2]] * 3), generations=5, policies=found
+    )
+    (sentence,) = order_sentences(order)
+    assert sentence.startswith("x: whether rarer modes vanish first is undecided")
+    assert "[−1.0, 1.0]" in sentence

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -121,6 +122,8 @@ def order_sentences(order: ExtinctionOrder) -> Iterator[str]:
             yield f"{label}{at}: {few} by generation {order.generations}: there is no extinction order."
             continue
         interval = mean_interval(defined)
+        if interval.low is not None and interval.high is not None:
+            interval = replace(interval, low=max(interval.low, -1.0), high=min(interval.high, 1.0))
         finding = f"whether rarer {order.noun}s vanish first is undecided"
         if (interval.low or 0) > 0 or (interval.high or 0) < 0:
             finding = f"{'rarer' if (interval.low or 0) > 0 else 'more frequent'} {order.noun}s vanish first"
