@@ -82,8 +82,13 @@ def _records(order: ExtinctionOrder) -> Records:
 
 def _first_extinct(order: ExtinctionOrder, rows: Records) -> Records:
     """The extinct categories of the policy that loses most, the first one first; none of rarity groups, which have no names."""
-    extinct = [[row for row in rows if row["policy"] == policy and not row["remains"]] for policy in order.policies]
-    return [] if order.noun in GROUPED else sorted(max(extinct, key=len), key=lambda row: _number(row["mean"]))
+    if order.noun in GROUPED:
+        return []
+    extinct: list[Records] = [
+        [row for row in rows if row["policy"] == policy and not row["remains"]] for policy in order.policies
+    ]
+    n_extinct = [len(each) for each in extinct]
+    return sorted(extinct[n_extinct.index(max(n_extinct))], key=lambda row: _number(row["mean"]))
 
 
 def _free_names(order: ExtinctionOrder, rows: Records) -> Records:
