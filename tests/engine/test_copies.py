@@ -6,6 +6,7 @@ import json
 import warnings
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -76,6 +77,18 @@ def test_copies_in_a_table_are_said_once_in_the_report_and_kept_in_the_store(tmp
         said = [*{message: 0 for usage in result.usage.values() for message in usage.warnings}]
         assert len(said) == 1
         assert said[0] in list(notes(result))
+
+
+def test_copies_in_the_second_holdout_of_a_table_are_found(tmp_path: Path) -> None:
+    rows = "a\n" + "".join(f"{i}.5\n" for i in range(40))
+    for name in ("first.csv", "second.csv"):
+        (tmp_path / name).write_text(rows)
+    first, second = ({"name": "table", "path": tmp_path / name} for name in ("first.csv", "second.csv"))
+    spec: Any = {"source": first, "family": "kde", "generations": 1, "seeds": 2, "n": 20, "holdout": 20}
+    selfloop.run(Spec(**spec, second_holdout=second), tmp_path / "store")  # the same order; warnings are errors
+    (tmp_path / "second.csv").write_text(rows + "0.25\n")
+    with pytest.warns(UserWarning, match=r"of 20 held-out rows of table second.csv are exact copies of initial rows"):
+        selfloop.run(Spec(**spec, second_holdout=second), tmp_path / "store")
 
 
 def test_random_numbers_and_rows_without_copies_are_not_mentioned(tmp_path: Path) -> None:

@@ -39,6 +39,12 @@ def test_the_accuracy_is_that_of_a_classifier_of_the_samples_and_not_of_the_init
     assert measure(Downstream(), initial, flipped, holdout)["downstream"] == values["downstream_real"]
 
 
+def test_real_rows_predict_from_the_columns_that_samples_have() -> None:
+    initial, holdout = halves((X[:, 0] > 0).astype(np.float64))
+    answers = [{**table, "answer": np.asarray(table["y"])} for table in (initial, holdout)]
+    assert measure(Downstream(), initial, *answers) == measure(Downstream(), initial, initial, holdout)
+
+
 def test_samples_of_one_class_predict_that_class() -> None:
     initial, holdout = halves((X[:, 0] > 0).astype(np.float64))
     values = measure(Downstream(), {"x": initial["x"], "y": np.ones(200)}, initial, holdout)
@@ -72,6 +78,9 @@ def test_numbers_that_are_no_classes_and_samples_without_the_outcome_are_refused
     initial, holdout = halves(X[:, 0])
     with pytest.raises(DataError, match=r"metrics.task: got 'classes'; column y has .* Set 'numbers'"):
         measure(Downstream(), initial, initial, holdout)
+    initial, holdout = halves((X[:, 0] > 0).astype(np.float64))
+    with pytest.raises(DataError, match=r"column y has 0\.75"):  # not cut to a class
+        measure(Downstream(), {"x": initial["x"], "y": np.asarray(initial["y"]) * 0.75}, initial, holdout)
     with pytest.raises(DataError, match=r"rows sampled from mean have x\. Make the family model it"):
         measure(Downstream(), {"x": initial["x"]}, initial, holdout)
 

@@ -57,7 +57,9 @@ def test_an_attribute_is_extinct_from_the_generation_after_its_last_one_above_a_
 def test_an_extinct_attribute_that_returns_is_not_extinct() -> None:
     sentences = list(order_sentences(ExtinctionOrder(noun="attribute", names=["a", "b"], real=np.array([[0.1, 0.2]] * 3),
         generations=5, policies={"x": Extinction(np.full((3, 2), 6.0), np.ones((3, 2), bool))})))  # fmt: skip
-    assert sentences == ["x: none of 3 seeds lost an attribute by generation 5: there is no extinction order."]
+    assert sentences == [
+        "x: none of 3 seeds lost an attribute before or after a rarer one by generation 5: there is no extinction order."
+    ]
 
 
 def test_the_rank_correlation_ties_what_remains_and_leaves_out_what_a_seed_lacks() -> None:
@@ -67,6 +69,16 @@ def test_the_rank_correlation_ties_what_remains_and_leaves_out_what_a_seed_lacks
     taus = rank_correlations(real, Extinction(generation, remains), 5)
     assert taus == pytest.approx([kendalltau([4, 3, 2, 1], [6, 6, 3, 2]).statistic, kendalltau([3, 2, 1], [6, 6, 1]).statistic])
     assert np.isnan(rank_correlations(real, Extinction(np.full((2, 4), 6.0), np.ones((2, 4), bool)), 5)).all()
+
+
+def test_categories_that_vanish_at_once_and_a_single_one_have_no_order() -> None:
+    real = np.array([[0.2, 0.1, 0.0], [0.3, 0.0, 0.0]])
+    together = Extinction(np.where(real > 0, 3.0, np.nan), np.zeros((2, 3), bool))
+    assert np.isnan(rank_correlations(real, together, 5)).all()  # warnings are errors
+    order = ExtinctionOrder(noun="mode", names=["0", "1", "2"], real=real, generations=5, policies={"x": together})
+    assert list(order_sentences(order)) == [
+        "x: none of 2 seeds lost a mode before or after a rarer one by generation 5: there is no extinction order."
+    ]
 
 
 def test_symbols_have_an_order_with_exact_laws_under_replace_and_accumulate_and_none_under_the_control(tmp_path: Path) -> None:
@@ -87,7 +99,9 @@ def test_symbols_have_an_order_with_exact_laws_under_replace_and_accumulate_and_
     assert (np.diff(expected) < 0).all()  # from the most frequent group to the rarest
     replaced, kept, fresh = order_sentences(order)
     assert replaced.startswith("replace: rarer symbols vanish first: rank correlation of real share and")
-    assert kept.startswith("accumulate: none of 300 seeds lost half of a rarity group of symbols by generation 12: there is")
+    assert kept.startswith(
+        "accumulate: none of 300 seeds lost half of a rarity group of symbols before or after a rarer one by"
+    )
     assert fresh.endswith("there is no extinction order.")
     figure = extinction_figure(order, policy_styles(list(order.policies)))
     assert len(figure.spec["datasets"]["laws"]) == 2 * len(order.names)

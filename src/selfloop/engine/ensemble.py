@@ -346,9 +346,14 @@ def ensemble_curves(block: SeedBlock, policy: Policy, generations: int) -> dict[
 @stored_step("ensemble_copies", version=1)
 def ensemble_copies(block: SeedBlock) -> int:
     """As `warn_of_copies`, of the first seed of a block."""
-    tables = block.held_out(), block.draw(block.holdout, block.n)
-    of_seed = [{name: np.asarray(column)[0] for name, column in table.items()} for table in tables]
-    return warn_of_copies(block.source, block.seeds[0], *of_seed)
+
+    def count(source: Source, holdout: Columns) -> int:
+        tables = holdout, block.draw(block.holdout, block.n)
+        of_seed = [{name: np.asarray(column)[0] for name, column in table.items()} for table in tables]
+        return warn_of_copies(source, block.seeds[0], *of_seed)
+
+    second = block.second_holdout
+    return count(block.source, block.held_out()) + (count(second, block.second_held_out(second)) if second else 0)
 
 
 @stored_step("ensemble_trivial", version=1)

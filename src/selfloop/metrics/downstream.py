@@ -53,21 +53,22 @@ class Downstream(SampleMetric):
                 f"{', '.join(snap.samples)}. Make the family model it (image_diffusion: n_classes), or drop the metric."
             )
         tables = {"downstream": snap.samples, "downstream_real": snap.initial}
-        return {name: self._success(rows, snap.holdout, outcome) for name, rows in tables.items()}
+        return {name: self._success(rows, snap, outcome) for name, rows in tables.items()}
 
     def _outcome(self, columns: Mapping[str, object]) -> str:
         return self.outcome or next((name for name in OUTCOMES if name in columns), OUTCOMES[0])
 
-    def _success(self, rows: Columns, holdout: Columns, outcome: str) -> float:
+    def _success(self, rows: Columns, snap: Snapshot, outcome: str) -> float:
         """Of a model trained on rows, on held-out rows; NaN if the rows have numbers that are not finite."""
         from sklearn.linear_model import LogisticRegression, Ridge
         from sklearn.pipeline import make_pipeline
         from sklearn.preprocessing import StandardScaler
 
-        names = [name for name in rows if name in holdout and name != outcome and not isinstance(rows[name], Ragged)]
+        both = snap.holdout.keys() & snap.samples.keys() - {outcome}
+        names = [name for name in rows if name in both and not isinstance(rows[name], Ragged)]
         (x, y), (x_real, y_real) = (
             (np.concatenate([_vectors(table, name) for name in names], axis=1), _vectors(table, outcome)[:, 0])
-            for table in (rows, holdout)
+            for table in (rows, snap.holdout)
         )
         if not (np.isfinite(x).all() and np.isfinite(y).all()):
             return float("nan")
@@ -75,10 +76,8 @@ class Downstream(SampleMetric):
             spread = ((y_real - y_real.mean()) ** 2).mean()
             predicted = make_pipeline(StandardScaler(), Ridge()).fit(x, y).predict(x_real)
             return float(1 - ((y_real - predicted) ** 2).mean() / spread) if spread else float("nan")
-        if (y_real % 1).any():
-            raise DataError(
-                f"metrics.task: got 'classes'; column {outcome} has {y_real[y_real % 1 > 0][0]:.4g}. Set 'numbers'."
-            )
+        if numbers := [number for number in (*y_real, *y) if number % 1]:
+            raise DataError(f"metrics.task: got 'classes'; column {outcome} has {numbers[0]:.4g}. Set 'numbers'.")
         if len(classes := np.unique(y)) == 1:
             return float((y_real == classes[0]).mean())
         return float(

@@ -119,7 +119,8 @@ def order_sentences(order: ExtinctionOrder) -> Iterator[str]:
         defined = (correlations := rank_correlations(order.real, extinction, order.generations))[~np.isnan(correlations)]
         if len(defined) < max(1, HALF * len(correlations)):
             few = f"{len(defined) or 'none'} of {format_count(len(correlations), 'seed')} lost {whole}"
-            yield f"{label}{at}: {few} by generation {order.generations}: there is no extinction order."
+            when = f"before or after a rarer one by generation {order.generations}"
+            yield f"{label}{at}: {few} {when}: there is no extinction order."
             continue
         interval = mean_interval(defined)
         if interval.low is not None and interval.high is not None:
@@ -133,10 +134,10 @@ def order_sentences(order: ExtinctionOrder) -> Iterator[str]:
 
 
 def rank_correlations(real: Floats, extinction: Extinction, generations: int) -> Floats:
-    """Kendall's tau-b of every seed, NaN if nothing vanished. What remains is tied."""
+    """Kendall's tau-b of every seed, NaN if nothing vanished or all at once. What remains is tied."""
     from scipy.stats import kendalltau
 
     vanished = np.where(extinction.remains, generations + 1.0, extinction.generation)
-    known = ~np.isnan(vanished)
-    taus = [kendalltau(real[s, known[s]], vanished[s, known[s]]).statistic for s in range(len(real))]
+    pairs = ((shares[known], when[known]) for shares, when, known in zip(real, vanished, ~np.isnan(vanished), strict=True))
+    taus = [kendalltau(*pair).statistic if len(pair[0]) > 1 else np.nan for pair in pairs]
     return np.array(taus, np.float64)

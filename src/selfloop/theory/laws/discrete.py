@@ -6,6 +6,7 @@ last share (Wright and Fisher). So the probability that it is lost by a generati
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol, cast
 
 import numpy as np
@@ -103,14 +104,8 @@ def alive(scenario: Scenario) -> Floats | None:
     return None if lost is None else 1 - lost
 
 
-def _support_size(scenario: Scenario) -> Floats | None:
-    chances = alive(scenario)
-    return None if chances is None else np.asarray(chances.sum(axis=1), np.float64)
-
-
-def _survival(scenario: Scenario) -> Floats | None:
-    chances = alive(scenario)
-    return None if chances is None else np.asarray(chances.mean(axis=1), np.float64)
+def _number_alive(scenario: Scenario, chances: Callable[[Scenario], Floats | None] = alive) -> Floats | None:
+    return None if (each := chances(scenario)) is None else np.asarray(each.sum(axis=1), np.float64)
 
 
 def _unseen_mass(scenario: Scenario) -> Floats | None:
@@ -157,11 +152,6 @@ def alive_at_least(scenario: Scenario) -> Floats | None:
     return np.array(values)
 
 
-def _support_bound(scenario: Scenario) -> Floats | None:
-    chances = alive_at_least(scenario)
-    return None if chances is None else np.asarray(chances.sum(axis=1), np.float64)
-
-
 _CHAIN_SOURCE = "Wright-Fisher chain of the count of each symbol: binomial with n rows and its last share"
 _CHAIN_CONDITIONS = (
     f"no smoothing; policy replace, n up to {MAX_CHAIN_ROWS} and the default sampler (or two symbols), or all initial rows in "
@@ -185,16 +175,18 @@ LAWS = (
     Law(
         name="forgetting, at least", metric="support_size", kind="bound",
         source="Suresh, Thangaraj, Khandavally 2024 (2412.17646): 1 - exp(-n p g_t) a symbol, g_1 = 1, g_(t+1) = 1 - exp(-g_t)",
-        conditions=f"no smoothing, default sampler, policy replace, more than {MAX_CHAIN_ROWS} rows.", values=_support_bound,
+        conditions=f"no smoothing, default sampler, policy replace, more than {MAX_CHAIN_ROWS} rows.",
+        values=lambda scenario: _number_alive(scenario, alive_at_least),
     ),
     Law(
         name="symbols alive", metric="support_size", kind="exact",
         source=f"{_CHAIN_SOURCE}; its bounds are those of Suresh, Thangaraj, Khandavally 2024 (2412.17646)",
-        conditions=_CHAIN_CONDITIONS, values=_support_size,
+        conditions=_CHAIN_CONDITIONS, values=_number_alive,
     ),
     Law(
         name="share of symbols alive", metric="symbol_survival", kind="exact",
-        source=_CHAIN_SOURCE, conditions=_CHAIN_CONDITIONS, values=_survival,
+        source=_CHAIN_SOURCE, conditions=_CHAIN_CONDITIONS,
+        values=lambda s: None if (number := _number_alive(s)) is None else number / len(_probabilities(s)),
     ),
     Law(
         name="memorizer", metric="unseen_mass", kind="exact",
