@@ -347,7 +347,6 @@ PRESETS = {  # file of its source, real rows of it, highest noise in ångström,
     "gerstgrasser2024_geodiff": ("geom", 45000, 12.168, 128, 5000, 1.25),
     "gerstgrasser2024_geodiff_1000": ("geom", 45000, 9.52, 128, 1000, 1.25),
     "gerstgrasser2024_geodiff_qm9": ("qm9.npz", 45000, 12.168, 128, 5000, 0.5),
-    "gerstgrasser2024_geodiff_small": ("some.sdf", 2670, 12.168, 32, 100, 1.25),
     "gerstgrasser2024_geodiff_qm9_small": ("qm9.npz", 1752, 12.173, 32, 40, 0.5),
 }
 
@@ -361,7 +360,6 @@ def molecule_files(tmp_path_factory):
     (folder / "geom" / "summary_drugs.json").write_text(json.dumps(summary))
     smiles = np.full(45000, b"O")
     np.savez(folder / "qm9.npz", n_atoms=np.full(45000, 3), Z=np.full(135000, 1), R=np.zeros((135000, 3)), smiles=smiles)
-    (folder / "some.sdf").write_text("".join(f">  <MOL_ID>\n{i // 5}\n$$$$\n" for i in range(2670)))
     return folder
 
 
