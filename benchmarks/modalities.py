@@ -45,6 +45,8 @@ def split_rise(first: Floats, few: Floats, many: Floats) -> tuple[Floats, Floats
 def share_interval(part: Floats, whole: Floats) -> Interval:
     """Mean of `part` over mean of `whole`, of any sign, with Fieller's limits; None if the mean of `whole` may be 0."""
     n, top, bottom = len(part), float(part.mean()), float(whole.mean())
+    if n < 2:
+        return Interval(top / bottom, None, None, n)
     (xx, xy), (_, yy) = np.cov(part, whole) * float(stdtrit(n - 1, (1 + LEVEL) / 2)) ** 2 / n
     a, b, c = bottom**2 - yy, bottom * top - xy, top**2 - xx  # limits r solve a r^2 - 2 b r + c = 0
     if a <= 0:
@@ -88,8 +90,11 @@ def main() -> None:
     parser.add_argument("--store", type=Path)
     parser.add_argument("--set", action="append", default=[], metavar="PRESET:KEY=VALUE")
     options = parser.parse_args()
+    try:
+        settings = own_settings([f"bias_{name}" for name in PRESETS], options.set)
+    except SpecError as problem:
+        parser.error(str(problem))
     print("\t".join(COLUMNS))
-    settings = own_settings([f"bias_{name}" for name in PRESETS], options.set)
     for name in options.only:
         preset, changes, wider = f"bias_{name}", settings[f"bias_{name}"], None
         try:

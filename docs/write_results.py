@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from selfloop.report.findings import findings
@@ -37,7 +37,7 @@ def metric_table(result: Result, point: Point, metric: str) -> Iterator[str]:
     yield ""
 
 
-def section(result: Result, preset: str) -> list[str]:
+def section(result: Result, preset: str, changes: Sequence[str] = ()) -> list[str]:
     """The tables of a preset with its findings, seeds and cost."""
     usages = [result.shared, *result.usage.values()]
     minutes = sum(usage.seconds + usage.seconds_saved for usage in usages) / 60
@@ -47,14 +47,15 @@ def section(result: Result, preset: str) -> list[str]:
             lines += metric_table(result, point, metric)
     lines += [f"- {sentence}" for sentence in dict.fromkeys(findings(result))]
     seeds = len(result.spec.seeds)
-    return [*lines, f"- {seeds} seeds, {minutes:.0f} minutes of one core together: `selfloop run {preset}`."]
+    command = " ".join([preset, *(f"--set {change}" for change in changes if ".path=" not in change)])
+    return [*lines, f"- {seeds} seeds, {minutes:.0f} minutes of one core together: `selfloop run {command}`."]
 
 
 def main(store: str, preset: str, *changes: str) -> None:
     text = PAGE.read_text(encoding="utf-8")
     result = run(read_spec(preset, changes), store)
     pattern = re.compile(rf"(<!-- {re.escape(preset)} -->\n).*?(<!-- end -->)", re.DOTALL)
-    new = "\n".join(section(result, preset))
+    new = "\n".join(section(result, preset, changes))
     if not pattern.search(text):
         raise SystemExit(f"write_results: {PAGE} has no <!-- {preset} -->")
     PAGE.write_text(pattern.sub(lambda match: f"{match[1]}\n{new}\n\n{match[2]}", text), encoding="utf-8")

@@ -109,6 +109,17 @@ def test_symbols_have_an_order_with_exact_laws_under_replace_and_accumulate_and_
     assert "names" not in figure.spec["datasets"]
 
 
+def test_every_point_of_a_sweep_has_its_own_rarity_groups(tmp_path: Path) -> None:
+    spec = selfloop.Spec(
+        source="zipf", family="discrete", policies=["replace"], n=50, generations=3, seeds=2, metrics=["symbol_survival"],
+        sweep={"source.n_symbols": (3, 40)},
+    )  # fmt: skip
+    few, many = extinction_orders(selfloop.run(spec, tmp_path))
+    assert few.names == ["0", "1", "2"]
+    assert many.names == ["2", "3", "4", "5", "6", "7"]
+    assert few.laws.keys() == many.laws.keys() == {"replace"}
+
+
 def test_the_interval_of_a_rank_correlation_ends_at_one() -> None:
     generation = np.array([[3.0, 2.0, 1.0], [1.0, 2.0, 3.0], [3.0, 1.0, 2.0]])
     found = {"x": Extinction(generation, np.zeros((3, 3), bool))}

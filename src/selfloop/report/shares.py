@@ -31,14 +31,14 @@ HALF = 0.5  # of the members of a rarity group
 
 def category_shares(result: Result) -> Iterator[CategoryShares]:
     """The values named `class_share_3`, `symbols_alive_5` or, of real rows, `attribute_share_Smiling_real`."""
-    matches = [match for match in map(CATEGORY_SHARE.fullmatch, result.metrics()) if match]
     for kind, prefix in PREFIXES.items():
-        names = [match["name"] for match in matches if match["kind"] == prefix and not match["real"]]
-        if all(name.isdecimal() for name in names):
-            names.sort(key=int)  # they are out of order if the first seed's classifier lacks a class
-        sampled, real = ([f"{prefix}_{name}{end}" for name in names] for end in ("", "_real"))
         for point in result.points:
             curves = result.curves(point.coordinates)
+            matches = map(CATEGORY_SHARE.fullmatch, dict.fromkeys(metric for curve in curves.values() for metric in curve))
+            names = [match["name"] for match in matches if match and match["kind"] == prefix and not match["real"]]
+            if all(name.isdecimal() for name in names):
+                names.sort(key=int)  # they are out of order if the first seed's classifier lacks a class
+            sampled, real = ([f"{prefix}_{name}{end}" for name in names] for end in ("", "_real"))
             measured = {label: curve for label, curve in curves.items() if curve.keys() >= {*sampled}}
             if names and measured:
                 first = next(iter(measured.values()))

@@ -105,7 +105,7 @@ def alive(scenario: Scenario) -> Floats | None:
 
 
 def _number_alive(scenario: Scenario, chances: Callable[[Scenario], Floats | None] = alive) -> Floats | None:
-    return None if (each := chances(scenario)) is None else np.asarray(each.sum(axis=1), np.float64)
+    return None if (probability := chances(scenario)) is None else np.asarray(probability.sum(axis=1), np.float64)
 
 
 def _unseen_mass(scenario: Scenario) -> Floats | None:
