@@ -98,6 +98,14 @@ def test_a_source_without_an_outcome_is_refused(source: Any, family: str, messag
         Spec(source=source, family=family, n=20, holdout=20, seeds=1, metrics=["downstream"]).points()
 
 
+def test_a_second_holdout_without_an_outcome_is_refused() -> None:
+    source, family = {"name": "digits", "labels": True}, {"name": "image_diffusion", "n_classes": 10}
+    spec: dict[str, Any] = {"source": source, "family": family, "n": 20, "holdout": 20, "seeds": 1, "metrics": ["downstream"]}
+    Spec(**spec, second_holdout=source).points()
+    with pytest.raises(SpecError, match="digits"):
+        Spec(**spec, second_holdout="digits").points()
+
+
 @pytest.mark.parametrize(
     ("source", "family", "metric"),
     [

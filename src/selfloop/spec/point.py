@@ -223,9 +223,10 @@ def _check_abilities(spec: Spec) -> None:
     _check_external(spec)
     _check_second_holdout(spec)
     _check_used(spec)
-    for component in (family, *spec.metrics):
-        if isinstance(component, protocols.SupportsCheck):
-            component.check(source, spec.sampler)
+    for other, metrics in ((source, spec.metrics), (spec.external, ()), (spec.second_holdout, spec.second_metrics())):
+        for component in (family, *metrics):
+            if other and isinstance(component, protocols.SupportsCheck):
+                component.check(other, spec.sampler)
     truth = source.truth(Context(RandomStream(("probe",))))
     for metric in spec.metrics:
         for protocol in metric.family_protocols:
