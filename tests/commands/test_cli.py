@@ -208,7 +208,7 @@ def test_a_report_of_several_specs_is_one_page_and_settings_may_name_a_spec(spec
     assert "30 real rows, 3 generations, 3 seeds" in page
     assert len(re.findall("real rows, 3 generations, 2 seeds", page)) >= 1
     assert Path("figures/side-by-side.png").is_file()
-    assert "unknown key 'elsewhere:n'" in tiny_components.selfloop("report", spec, other, "--set", "elsewhere:n=3").err
+    assert "no spec elsewhere here. Allowed: " in tiny_components.selfloop("report", spec, other, "--set", "elsewhere:n=3").err
     other.write_text("policies = 3")
     assert tiny_components.selfloop("report", spec, other, "-q", "--store", "untouched").code == 2
     assert not Path("untouched").exists()  # a wrong spec is found before any runs

@@ -12,7 +12,7 @@ from test_parents import Shifted, stored_curves
 import selfloop
 from selfloop.columns import Columns, Floats, Ragged
 from selfloop.component import Context
-from selfloop.errors import SpecError
+from selfloop.errors import DataError, SpecError
 from selfloop.families.kde import Kde
 from selfloop.families.ngram import Ngram
 from selfloop.report.build import build_report
@@ -120,3 +120,14 @@ def test_directions_follow_the_metric_and_a_spec_reads_as_itself() -> None:
 def test_a_second_holdout_that_cannot_be_measured_is_refused(changes: Any, message: str) -> None:
     with pytest.raises(SpecError, match=message):
         make_spec(**{"second_holdout": CLEAN, **changes}).points()
+
+
+@pytest.mark.parametrize("key", ["second_holdout", "external"])
+def test_errors_name_the_table_of_the_source(key: str, tmp_path: Path) -> None:
+    takes = {"takes": [{"batch": "external(1)"}], "external_rows": "9", "synthetic_rows": "n"}
+    policies = [{"name": "custom", **takes}] if key == "external" else ["replace"]
+    absent = {"name": "text", "path": str(tmp_path / "absent.txt")}
+    with pytest.raises(DataError, match=rf"^{key}\.path: .* Set it: --set {key}\.path="):
+        make_spec(policies=policies, **{key: absent}).points()
+    with pytest.raises(SpecError, match=f"^{key}: family ngram models the columns text; digits has image"):
+        make_spec(policies=policies, **{key: "digits"}).points()

@@ -45,6 +45,10 @@ def test_what_the_spec_does_not_have_is_refused(change: dict[str, Any], sentence
     assert str(refusal.value).startswith(sentence)
 
 
+def test_an_empty_table_is_none() -> None:
+    assert make_spec(primary={}) == make_spec(primary=None)
+
+
 def test_an_incomplete_or_odd_declaration_is_refused() -> None:
     with pytest.raises(SpecError, match=r"primary\.generation: missing"):
         make_spec(primary={"higher": "replace", "lower": "accumulate"})

@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from selfloop.errors import SpecError, shown
+
 SpecArgument = Annotated[str, typer.Argument(metavar="SPEC", help="A TOML file or a preset (see `selfloop list`).")]
 SetOption = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a key; repeatable.")]
 StoreOption = Annotated[Path | None, typer.Option(help="Folder of the store. Default: $SELFLOOP_STORE, else .selfloop.")]
@@ -26,6 +28,10 @@ def store_at(store: Path | None) -> Path:
 def own_settings(specs: Sequence[str], settings: Sequence[str]) -> dict[str, list[str]]:
     """The `--set` options of each of several specs: those that name it, as `SPEC:KEY=VALUE`, and those that name none."""
     prefixes = tuple(f"{spec}:" for spec in specs)
+    for text in settings:
+        name, colon, _ = text.partition("=")[0].rpartition(":")
+        if colon and not text.startswith(prefixes):
+            raise SpecError(f"--set {shown(text)}: no spec {name} here. Allowed: {', '.join(specs)}.")
     return {
         spec: [
             text.removeprefix(f"{spec}:") for text in settings if text.startswith(f"{spec}:") or not text.startswith(prefixes)

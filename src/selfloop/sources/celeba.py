@@ -97,7 +97,7 @@ def _find_list(folders: list[Path], setting: str, name: str) -> Path:
     for file in (folder / f"{name}{suffix}" for folder in folders for suffix in (".txt", ".csv")):
         if file.is_file():
             return file
-    raise DataError(f"source.{setting}: needs {name}.txt near the faces. Get it from {HOMEPAGE}.")
+    raise DataError(f"source.{setting}: needs {name}.txt near the faces. Get it from {HOMEPAGE}, or remove the key.")
 
 
 def _read_columns(path: Path, columns: tuple[str, ...], names: tuple[str, ...]) -> list[tuple[str, ...]]:

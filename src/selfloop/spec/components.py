@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import MISSING, fields, replace
 from typing import Any, TypeVar
 
 from selfloop.component import Component
-from selfloop.errors import SettingError, SpecError, shown, unknown_name
+from selfloop.errors import DataError, SettingError, SpecError, shown, unknown_name
 from selfloop.plugins import component_class, component_names
 from selfloop.protocols import CuratesRows
 from selfloop.settings import (
@@ -100,11 +101,13 @@ def _read_settings(cls: type[Any], table: Mapping[str, Any], key: str, base: Any
 
 @contextmanager
 def errors_under(key: str) -> Iterator[None]:
-    """Errors of settings inside name the setting with `key` in front."""
+    """Errors of settings inside name the setting with `key` in front; those of a source name its table."""
     try:
         yield
     except SettingError as problem:
         raise problem.under(key) from None
+    except DataError as problem:
+        raise DataError(re.sub(r"(^|--set )source(?=[.:])", rf"\g<1>{key}", str(problem))) from problem
 
 
 def policy_label(policy: Component, with_settings: bool) -> str:

@@ -17,6 +17,7 @@ from selfloop.errors import SpecError, shown
 from selfloop.policies.schedule import ScheduleEntry, schedule
 from selfloop.rng import RandomStream
 from selfloop.settings import Settings, find_unused
+from selfloop.spec.components import errors_under
 from selfloop.types import Coordinates
 
 if TYPE_CHECKING:
@@ -160,16 +161,16 @@ def _count_real_rows(spec: Spec, policy: Policy, n: int) -> int:
     return n if spec.source.has_fixed_design() else sum(entry.new_rows.real for entry in entries)
 
 
-def check_pair(family: Family, source: Source) -> None:
+def check_pair(family: Family, source: Source, key: str = "source") -> None:
     """Raise SpecError if the family cannot model the rows of the source."""
     if missing := set(family.required_columns) - set(source.schema()):
         raise SpecError(
-            f"source: family {family.name} models the columns {', '.join(family.required_columns)}; {source.title()} has "
+            f"{key}: family {family.name} models the columns {', '.join(family.required_columns)}; {source.title()} has "
             f"{', '.join(source.schema())} and lacks {', '.join(sorted(missing))}. Choose another source or family."
         )
     if isinstance(family, protocols.UsesEncoder) and not isinstance(source, protocols.CorpusSource):
         raise SpecError(
-            f"source: family {family.name} reads a corpus from files; {source.title()} draws its rows. Choose a text source."
+            f"{key}: family {family.name} reads a corpus from files; {source.title()} draws its rows. Choose a text source."
         )
 
 
@@ -191,7 +192,7 @@ def _check_second_holdout(spec: Spec) -> None:
 
 def _check_other_rows(spec: Spec, other: Source, key: str) -> None:
     """Raise SpecError if another source has other rows than the first one, or cannot stand beside it."""
-    check_pair(spec.family, other)
+    check_pair(spec.family, other, key)
     types = [{name: (c.dtype, c.shape) for name, c in source.schema().items()} for source in (spec.source, other)]
     for column in types[0].keys() & types[1].keys():
         expected, got = (of_source[column] for of_source in types)
@@ -220,8 +221,9 @@ def _check_abilities(spec: Spec) -> None:
     """Raise SpecError if source, family and metrics do not fit together."""
     family, source = spec.family, spec.source
     check_pair(family, source)
-    _check_external(spec)
-    _check_second_holdout(spec)
+    for key, check in (("external", _check_external), ("second_holdout", _check_second_holdout)):
+        with errors_under(key):
+            check(spec)
     _check_used(spec)
     for other, metrics in ((source, spec.metrics), (spec.external, ()), (spec.second_holdout, spec.second_metrics())):
         for component in (family, *metrics):

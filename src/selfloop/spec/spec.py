@@ -94,7 +94,7 @@ class Spec:
         set_("curators", ())  # they are the policies' now
         primary: Any = self.primary
         if isinstance(primary, Mapping):
-            set_("primary", make_settings(PrimaryComparison, primary, "primary"))
+            set_("primary", make_settings(PrimaryComparison, primary, "primary") if primary else None)
         set_("seeds", _parse_seeds(self.seeds))
         set_("init_from", _parse_init_from(self.init_from))
         if not isinstance(self.sweep, Mapping):
@@ -141,7 +141,8 @@ class Spec:
         if primary.higher == primary.lower:
             raise SpecError(f"primary.lower: got {primary.lower} for both policies. Name two different ones.")
         if primary.generation > self.generations:
-            raise SpecError(f"primary.generation: got {primary.generation}; expected 2 to {self.generations}, the generations.")
+            allowed = f"expected 2 to {self.generations}, the generations" if self.generations > 1 else "one generation is run"
+            raise SpecError(f"primary.generation: got {primary.generation}; {allowed}. Change it, too, or set primary={{}}.")
         metric = primary.metric or self.risk_metric()
         if metric not in self.directions():
             raise SpecError(unknown_name("primary.metric", metric or "", self.directions(), "metric"))
