@@ -127,15 +127,11 @@ def describe_extinctions(order: ExtinctionOrder) -> str:
     return f"Generation from which {order.noun}s are extinct against their share of real rows. {'; '.join(parts)}."
 
 
-def _first_sentence(order: ExtinctionOrder) -> list[str]:
-    rows = _first_extinct(order, _records(order))[:MAX_LISTED]
-    names = ", ".join(f"{row['name']} {format_number(_number(row['mean']), 1)}" for row in rows)
-    return [f"First under {rows[0]['policy']}: {names}."] if rows else []
-
-
 def extinction_caption(order: ExtinctionOrder) -> str:
     """The caption of the figure: how to read it."""
     seeds, last = format_count(len(order.real), "seed"), order.generations
+    first = _first_extinct(order, _records(order))[:MAX_LISTED]
+    names = ", ".join(f"{row['name']} {format_number(_number(row['mean']), 1)}" for row in first)
     kinds = {kind for kind, _ in order.laws.values()}
     laws = {"exact": "Dashed lines: exact law.", "bound": "Dotted lines: Poisson law of rare symbols."}
     what = f"Each marker is one {order.noun}: the generation from which samples have under a tenth of its real share; mean over"
@@ -147,7 +143,7 @@ def extinction_caption(order: ExtinctionOrder) -> str:
     return " ".join(
         [
             f"{what} {seeds} with its 95 % interval. Those still there at generation {last} count as {last + 1}.",
-            *_first_sentence(order),
+            *[f"First under {row['policy']}: {names}." for row in first[:1]],
             "Open: most of it is still there, so the height is a lower bound.",
             *(laws[kind] for kind in sorted(kinds, reverse=True)),
         ]

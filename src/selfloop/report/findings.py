@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import pairwise
+from itertools import chain, pairwise
 from typing import TYPE_CHECKING, cast
 
 import numpy as np
@@ -13,7 +13,7 @@ from selfloop.criteria.judging import Reference
 from selfloop.engine.curves import TRIVIAL
 from selfloop.protocols import SupportsTrivialModel
 from selfloop.published.papers import claimed_orders, unmodified_policies
-from selfloop.report.shares import extinction_sentences
+from selfloop.report.shares import extinction_orders, order_sentences
 from selfloop.report.theme import describe_coordinates, format_interval, format_number
 from selfloop.spec.point import Point
 from selfloop.stats.comparison import FIRST_COMPARED, Comparison
@@ -63,7 +63,7 @@ def findings(result: Result) -> Iterator[str]:
     """One sentence for each finding: primary comparisons, the first models, the risk and the modes at every point."""
     yield from first_sentences(result)
     with at_look(result.look):
-        yield from [*_findings(result), *extinction_sentences(result)]
+        yield from [*_findings(result), *chain.from_iterable(map(order_sentences, extinction_orders(result)))]
 
 
 def first_sentences(result: Result) -> Iterator[str]:

@@ -105,12 +105,6 @@ def _laws(point: Point, names: Sequence[str]) -> dict[str, tuple[Kind, Floats]]:
     return laws
 
 
-def extinction_sentences(result: Result) -> Iterator[str]:
-    """For each policy, whether rarer categories vanish first."""
-    for order in extinction_orders(result):
-        yield from order_sentences(order)
-
-
 def order_sentences(order: ExtinctionOrder) -> Iterator[str]:
     """For each policy, whether rarer categories vanish first, at one point."""
     at = f" at {describe_coordinates(order.coordinates)}" if order.coordinates else ""
