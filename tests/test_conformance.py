@@ -181,7 +181,8 @@ def test_the_checks_notice(check: Callable[[], None], sentence: str, tmp_path: P
 def test_every_secondary_value_of_a_metric_has_a_title_and_every_title_a_value(name: str) -> None:
     goldens = json.loads((Path(__file__).parent / "store" / "goldens.json").read_text())  # of the same metrics, measured there
     metrics = [make_component("metric", metric, "metrics") for metric in METRICS[name]]
-    by_no_metric = re.compile("^(class|attribute)_share_|^(symbols|tokens)_alive_|_trivial$|^training_(steps|tokens)$")  # shares are drawn together
+    drawn_together = "^(class|attribute)_share_|^(symbols|tokens)_alive_"
+    by_no_metric = re.compile(f"{drawn_together}|_trivial$|^training_(steps|tokens)$")
     measured = {value for value in goldens["metrics"][name] if not by_no_metric.search(value)}
     expected = {*METRICS[name], *(title for metric in metrics for title in metric.secondary_titles)}
     assert measured == expected - {"text_length_prompt_share"}  # has a value with prompts only

@@ -24,7 +24,7 @@ LOWER = {
     "bond_angle_distance", "clash_rate", "retry_rate", "cross_entropy", "perplexity", "text_frechet",
 }  # fmt: skip
 HIGHER = {
-    "support_size", "complete_support", "symbol_survival", "token_survival", "accuracy", "correct_rate",
+    "support_size", "complete_support", "symbol_survival", "token_survival", "downstream", "accuracy", "correct_rate",
     "log_likelihood", "precision", "recall", "coverage",
     "modes", "attributes", "conformer_coverage", "cov_p", "vocabulary_kept", "mauve",
 }  # fmt: skip
@@ -37,7 +37,7 @@ RIGHT = {
 }  # fmt: skip
 UNKNOWN = {  # values of real rows themselves, and values that are right if they are those of real rows, which are not measured
     "second_moment", "heterozygosity", "kl", "pixel_frechet_real", "feature_frechet_real", "pixel_std_real",
-    "predicted_share_real",
+    "predicted_share_real", "downstream_real",
     "near_copies_real", "feature_entropy_real", "mode_entropy", "conformer_diversity_real", "unparametrized_rate",
     "long_documents", "self_cross_entropy", "text_length", "text_length_finished_rate", "text_length_prompt_share",
     "vocabulary",
