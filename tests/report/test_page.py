@@ -401,7 +401,9 @@ def test_a_browser_draws_interactive_figures_offline_and_runs_no_other_script(tm
     page.write_text(html)
     profile = [f"--user-data-dir={tmp_path / 'profile'}", "--virtual-time-budget=15000", "--dump-dom"]
     seen = subprocess.run([*CHROMIUM, *profile, page.as_uri()], capture_output=True, text=True, timeout=100, check=True)
-    assert len(re.findall(r'class="picture has-actions vega-embed"|class="picture vega-embed', seen.stdout)) == 2 + 4 + 3  # side by side, and each report's
+    assert (
+        len(re.findall(r'class="picture has-actions vega-embed"|class="picture vega-embed', seen.stdout)) == 2 + 4 + 3
+    )  # side by side, and each report's
     assert "data-alarm" not in re.sub(r"<script>.*?</script>", "", seen.stdout, flags=re.S)
 
 

@@ -127,7 +127,8 @@ def least_squares(graphs: Graphs, vectors: Tensor, stiffness: list[tuple[Edges, 
     matrices.diagonal(dim1=1, dim2=2).add_(DAMPING)
     padded = vectors.new_zeros(rows, largest, 3)
     padded[graphs.row, local] = vectors
-    return torch.linalg.solve_ex(matrices, padded.view(rows, -1, 1))[0].view(rows, largest, 3)[graphs.row, local]
+    moves: Tensor = torch.linalg.solve_ex(matrices, padded.view(rows, -1, 1))[0]
+    return moves.view(rows, largest, 3)[graphs.row, local]
 
 
 def _clip(vectors: Tensor, max_length: float | None) -> Tensor:
