@@ -45,7 +45,7 @@ def section(result: Result, preset: str, changes: Sequence[str] = ()) -> list[st
     for point in result.points:
         for metric in (metric.name for metric in point.spec.metrics):
             lines += metric_table(result, point, metric)
-    lines += [f"- {sentence}" for sentence in dict.fromkeys(findings(result))]
+    lines += [f"- {sentence}" for sentence in dict.fromkeys(findings(result)) if "may or may not" not in sentence]
     seeds = len(result.spec.seeds)
     command = " ".join([preset, *(f"--set {change}" for change in changes if ".path=" not in change)])
     return [*lines, f"- {seeds} seeds, {minutes:.0f} minutes of one core together: `selfloop run {command}`."]
