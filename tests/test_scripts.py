@@ -13,7 +13,15 @@ from selfloop.result import run
 from selfloop.spec.parse import read_spec
 
 ROOT = Path(__file__).parents[1]
-SPEC = 'source = "gaussian"\nfamily = "gaussian"\nn = 20\ngenerations = 3\nseeds = 4\npolicies = ["replace"]\nmetrics = ["mean_error"]\n'
+SPEC = """
+source = "gaussian"
+family = "gaussian"
+n = 20
+generations = 3
+seeds = 4
+policies = ["replace"]
+metrics = ["mean_error"]
+"""
 
 
 @pytest.fixture
@@ -53,7 +61,7 @@ def test_a_preset_without_a_place_on_the_page_is_refused(page: Path, tmp_path: P
     assert page.read_text() == "nothing\n"
 
 
-def test_bias_and_noise_are_told_apart_by_ten_times_as_many_rows() -> None:
+def test_bias_and_noise_are_separated_by_ten_times_as_many_rows() -> None:
     script = runpy.run_path(str(ROOT / "benchmarks" / "modalities.py"))
     first, bias, noise = np.array([10.0, 11, 12]), np.array([2.0, 1, 3]), np.array([1.0, 4, 2])
     split = script["split_rise"](first, first + bias + noise, first + bias + noise / 10)
