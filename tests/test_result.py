@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,8 @@ from selfloop.commands.verify import verify
 from selfloop.component import Context, Source
 from selfloop.errors import SpecError
 from selfloop.report.build import build_report
+from selfloop.result import verdict_to_json
+from selfloop.types import Verdict
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -246,3 +249,58 @@ def test_a_spec_is_run_by_its_path(tmp_path: Path) -> None:
 def test_the_package_offers_the_names_of_users_only() -> None:
     assert {"run", "Spec", "testing", "__version__"} <= set(dir(selfloop))
     assert not {"Any", "annotations", "import_module", "TYPE_CHECKING"} & set(dir(selfloop))
+
+
+def mixes(tmp_path: Path, **changes: Any) -> selfloop.Result:
+    policies = [{"name": "mix", "real_share": 0.25}, {"name": "control", "of": {"name": "mix", "real_share": 0.25}}]
+    settings = {
+        "policies": policies,
+        "source": "gaussian",
+        "family": "gaussian",
+        "n": 8,
+        "generations": 3,
+        "seeds": 3,
+        **changes,
+    }
+    return selfloop.run(selfloop.Spec(metrics=["mean_error"], **settings), tmp_path)  # type: ignore[arg-type]
+
+
+def test_frames_carry_the_settings_of_policies_at_every_point(tmp_path: Path) -> None:
+    result = mixes(tmp_path, sweep={"policies.mix.real_share": [0.25, 0.75]})
+    frame = result.to_pandas()
+    mix, control = frame[frame["policy"] == "mix"], frame[frame["policy"] == "control"]
+    assert list(frame.columns[:5]) == ["policy", "seed", "generation", "metric", "value"]
+    assert (mix["policy.name"] == "mix").all()
+    assert (mix["policy.real_share"] == mix["policies.mix.real_share"]).all()  # the label is one, the setting is not
+    assert set(mix["policy.real_share"]) == {0.25, 0.75}
+    assert (control["policy.of.real_share"] == control["policies.mix.real_share"]).all()
+    assert set(control["policy.of.name"]) == {"mix"}
+    curve = result.curve("mean_error", {"policies.mix.real_share": 0.75})
+    assert list(curve.columns[:6]) == ["policy", "generation", "mean", "low", "high", "seeds"]
+    assert set(curve[curve["policy"] == "mix"]["policy.real_share"]) == {0.75}
+
+
+def test_the_settings_of_a_curated_policy_are_those_of_the_policy_and_its_curators(tmp_path: Path) -> None:
+    policy = {"name": "mix", "real_share": 0.25, "curators": [{"name": "best_of", "score": "likelihood"}], "max_rounds": 2}
+    frame = mixes(tmp_path, policies=[policy]).to_pandas()
+    settings = frame[[name for name in frame if name.startswith("policy.")]].iloc[0]
+    assert settings.to_dict() == {
+        "policy.name": "mix", "policy.real_share": 0.25, "policy.curators": "best_of(score=likelihood)", "policy.max_rounds": 2,
+    }  # fmt: skip
+
+
+def test_the_frame_of_verdicts_has_one_line_per_verdict_with_settings(tmp_path: Path) -> None:
+    result = mixes(tmp_path, sweep={"policies.mix.real_share": [0.25, 0.75]})
+    frame, verdicts = result.verdict_frame(), result.verdicts()
+    assert frame[["criterion", "policy", "answer"]].apply(tuple, axis=1).tolist() == [
+        (v.criterion, v.policy, v.answer) for v in verdicts
+    ]
+    assert set(frame["policies.mix.real_share"]) == {0.25, 0.75}
+    assert (frame["policy.real_share"].dropna() == frame.loc[frame["policy"] == "mix", "policies.mix.real_share"]).all()
+    assert "coordinates" not in frame
+
+
+def test_a_verdict_as_json_has_no_value_that_json_lacks() -> None:
+    verdict = Verdict("a", "replace", "undecided", low=-np.inf, high=np.nan, estimate=1.5, coordinates=(("n", 5),))
+    line = json.loads(json.dumps(verdict_to_json(verdict), allow_nan=False))
+    assert (line["low"], line["high"], line["estimate"], line["n"]) == (None, None, 1.5, 5)

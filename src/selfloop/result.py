@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +23,7 @@ from selfloop.errors import SpecError, shown, unknown_name
 from selfloop.policies.schedule import ScheduleEntry, schedule_metrics
 from selfloop.protocols import ControlsPolicy, SupportsStepCount
 from selfloop.published.papers import claimed_pairs, unmodified_policies
+from selfloop.spec.components import policy_settings
 from selfloop.spec.parse import fresh_spec
 from selfloop.spec.point import Point
 from selfloop.spec.spec import Spec
@@ -129,23 +131,45 @@ class Result:
         return [name for name in names if not name.endswith(TRIVIAL)]
 
     def to_pandas(self) -> pd.DataFrame:
-        """One line per measurement: policy, seed, generation, metric, value, status and the point's coordinates."""
+        """One line per measurement: policy, seed, generation, metric, value, status, the point's coordinates, and settings.
+
+        The settings of its policy are columns such as `policy.name` and `policy.real_share`.
+        """
         import pandas as pd
 
-        return pd.DataFrame([measurement_to_json(measurement) for measurement in self.measurements])
+        settings = self._policy_settings()
+        lines = ((m, settings[m.coordinates, m.policy]) for m in self.measurements)
+        return pd.DataFrame([{**measurement_to_json(measurement), **columns} for measurement, columns in lines])
+
+    def verdict_frame(self) -> pd.DataFrame:
+        """One line per verdict: the keys of its JSON object, and the settings of its policy as in `to_pandas`."""
+        import pandas as pd
+
+        settings = self._policy_settings()
+        return pd.DataFrame([{**verdict_to_json(v), **settings[v.coordinates, v.policy]} for v in self.verdicts()])
+
+    def _policy_settings(self) -> dict[tuple[Coordinates, str], dict[str, object]]:
+        """The settings of every policy at every point, as columns: a sweep may change them under one label."""
+        return {
+            (point.coordinates, label): policy_settings(policy)
+            for point in self.points
+            for label, policy in zip(point.spec.policy_labels(), point.spec.policies, strict=True)
+        }
 
     def curve(self, metric: str, at: At = ()) -> pd.DataFrame:
-        """Mean over seeds with its 95 % interval: policy, generation, mean, low, high, seeds."""
+        """Mean over seeds with its 95 % interval: policy, generation, mean, low, high, seeds, settings as in `to_pandas`."""
         import pandas as pd
 
         self._check_metric(metric)
-        lines, positive = [], metric in self.spec.positive_metrics()
+        lines, positive = list[dict[str, object]](), metric in self.spec.positive_metrics()
+        coordinates, settings = self.point(at).coordinates, self._policy_settings()
         for policy, measured in self.curves(at).items():
             for t, values in enumerate(measured[metric].T, 1):
                 interval = mean_interval(values, positive=positive)
                 survivors = int(np.sum(~np.isnan(values)))
-                lines.append((policy, t, interval.estimate, interval.low, interval.high, survivors))
-        return pd.DataFrame(lines, columns=["policy", "generation", "mean", "low", "high", "seeds"])
+                mean = {"mean": interval.estimate, "low": interval.low, "high": interval.high, "seeds": survivors}
+                lines.append({"policy": policy, "generation": t, **mean, **settings[coordinates, policy]})
+        return pd.DataFrame(lines)
 
     def verdicts(self) -> list[Verdict]:
         """Every criterion on every policy of every point. "risk" is the spec's risk metric.
@@ -346,7 +370,18 @@ def measurement_to_json(measurement: Measurement) -> dict[str, Any]:
     return {**line, **dict(coordinates)}
 
 
-def write_measurements(measurements: Iterable[Measurement], write: Callable[[str], object]) -> None:
-    """One JSON object per line."""
+def verdict_to_json(verdict: Verdict) -> dict[str, Any]:
+    """A verdict as a JSON object, with coordinates as further keys; a value that is not finite is None."""
+    line = asdict(verdict)
+    coordinates = dict(line.pop("coordinates"))
+    return {**{name: None if isinstance(v, float) and not math.isfinite(v) else v for name, v in line.items()}, **coordinates}
+
+
+def write_measurements(
+    measurements: Iterable[Measurement], write: Callable[[str], object], verdicts: Iterable[Verdict] = ()
+) -> None:
+    """One JSON object per line: every measurement, then every verdict as `{"verdict": {...}}`."""
     for measurement in measurements:
         write(json.dumps(measurement_to_json(measurement)) + "\n")
+    for verdict in verdicts:
+        write(json.dumps({"verdict": verdict_to_json(verdict)}) + "\n")

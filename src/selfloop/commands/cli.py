@@ -3,33 +3,29 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
-from contextlib import redirect_stdout
 from pathlib import Path
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from selfloop.commands.cli_reproduce import reproduce
+from selfloop.commands.cli_run import open_spec, run, run_with_progress, write_report_file
 from selfloop.commands.options import (
     QuietOption,
     SetOption,
     SpecArgument,
     StoreOption,
-    ThreadsOption,
     WorkersOption,
     own_settings,
     store_at,
 )
-from selfloop.commands.progress import show_activity, show_progress
+from selfloop.commands.progress import show_progress
 from selfloop.commands.terminal import plain_problems, show
 from selfloop.errors import SpecError, unknown_name
-from selfloop.formats.replacing import check_outputs, replace_file, write_text
+from selfloop.formats.replacing import check_outputs, write_text
 
 if TYPE_CHECKING:
     from selfloop.result import Result
-    from selfloop.spec.spec import Spec
 
 app = typer.Typer(
     name="selfloop",
@@ -47,39 +43,6 @@ def main() -> None:
         app()
 
 
-def _spec(name: str, overrides: list[str] | None) -> Spec:
-    from selfloop.spec.parse import read_spec
-
-    return read_spec(name, overrides or ())
-
-
-def _run(
-    name: str,
-    set_: list[str] | None,
-    store: Path | None,
-    workers: int | None,
-    quiet: bool,
-    threads: int | None = None,
-    outputs: Mapping[str, Path | str | None] = MappingProxyType({}),
-) -> Result:
-    with show_progress(quiet) as progress:
-        from selfloop.result import run as run_spec  # inside, as imports can take seconds
-        from selfloop.store.inputs import inputs_of
-
-        spec = _spec(name, set_)
-        check_outputs(outputs, [Path(name), *(file for file in inputs_of(spec) if isinstance(file, Path))])
-        notify = None if progress is None else progress.note
-        return run_spec(spec, store, workers=workers, threads=threads, progress=progress, notify=notify)
-
-
-def _write_report(results: list[Result], path: Path, quiet: bool, title: str = "", figures: Path | None = None) -> None:
-    with show_activity(quiet, "writing the report"):
-        from selfloop.report.build import write_report
-
-        file = write_report(results, path, title=title, figures=figures)
-    show(f"report: {file.resolve()}")
-
-
 @app.command()
 def quickstart(
     report: Annotated[Path, typer.Option(help="File of the report.")] = Path("report.html"),
@@ -95,40 +58,12 @@ def quickstart(
 
     results: list[Result] = []
     for preset in ("quickstart_linear", "quickstart_digits", "quickstart_text"):
-        results.append(_run(preset, None, store, workers, quiet, outputs={"--report": report}))
+        results.append(run_with_progress(preset, None, store, workers, quiet, outputs={"--report": report}))
         print_summary(results[-1])
-        _write_report(results, report, quiet, title="selfloop quickstart")  # each part is in the report once it has run
+        write_report_file(results, report, quiet, title="selfloop quickstart")  # each part is in the report once it has run
 
 
-@app.command()
-def run(
-    spec: SpecArgument,
-    set_: SetOption = None,
-    json: Annotated[str | None, typer.Option(metavar="FILE", help="Write measurements as JSON lines; - is stdout.")] = None,
-    report: Annotated[Path | None, typer.Option(help="Write the report to this file.")] = None,
-    store: StoreOption = None,
-    workers: WorkersOption = None,
-    threads: ThreadsOption = None,
-    quiet: QuietOption = False,
-) -> None:
-    """Run a spec. Stored results are reused.
-
-    Example: selfloop run digits.toml --set generations=3 --json measurements.jsonl
-    """
-    from selfloop.commands.console import print_summary
-    from selfloop.result import write_measurements
-
-    result = _run(spec, set_, store, workers, quiet, threads, outputs={"--json": json, "--report": report})
-    if json == "-":
-        write_measurements(result.measurements, sys.stdout.write)
-    elif json:
-        with replace_file(json) as beside, beside.open("w", encoding="utf-8") as file:
-            write_measurements(result.measurements, file.write)
-    if json != "-":
-        print_summary(result)
-    if report:
-        with redirect_stdout(sys.stderr if json == "-" else sys.stdout):
-            _write_report([result], report, quiet)
+app.command()(run)
 
 
 @app.command()
@@ -145,7 +80,7 @@ def plan(
     from selfloop.commands.console import print_plan
     from selfloop.commands.plan import plan as plan_spec
 
-    parsed = _spec(spec, set_)
+    parsed = open_spec(spec, set_)
     print_plan(parsed, plan_spec(parsed, store_at(store), measure=measure))
 
 
@@ -170,7 +105,7 @@ def predict(
 
     check_outputs({"--figure": figure})
     if len(policy) == 1 and (policy[0].endswith(".toml") or policy[0] in presets()):
-        (print_ledgers_of_spec if ledger else print_laws)(_spec(policy[0], set_), figure)
+        (print_ledgers_of_spec if ledger else print_laws)(open_spec(policy[0], set_), figure)
     elif ledger:
         settings = {key.removeprefix("policy."): value for key, value in map(parse_override, set_ or ())}
         print_ledgers({name: noise_ledger({"name": name, **settings}, n, generations) for name in policy}, figure)
@@ -198,9 +133,9 @@ def report(
     """
     settings = own_settings(specs, set_ or [])
     for name, changes in settings.items():
-        _spec(name, changes)  # raises for a wrong spec before any is run
-    results = [_run(*pair, store, workers, quiet, outputs={"--output": output}) for pair in settings.items()]
-    _write_report(results, output, quiet, figures=figures)
+        open_spec(name, changes)  # raises for a wrong spec before any is run
+    results = [run_with_progress(*pair, store, workers, quiet, outputs={"--output": output}) for pair in settings.items()]
+    write_report_file(results, output, quiet, figures=figures)
 
 
 @app.command()
@@ -221,8 +156,8 @@ def compare(
     from selfloop.report.findings import first_sentences
 
     settings = own_settings(specs, set_ or [])
-    compared = choose_metric({name: _spec(name, changes) for name, changes in settings.items()}, metric)
-    results = {name: _run(name, changes, store, workers, quiet) for name, changes in settings.items()}
+    compared = choose_metric({name: open_spec(name, changes) for name, changes in settings.items()}, metric)
+    results = {name: run_with_progress(name, changes, store, workers, quiet) for name, changes in settings.items()}
     better = next(iter(results.values())).spec.directions().get(compared, "")
     first = [sentence for result in results.values() for sentence in first_sentences(result)]
     print_comparison(compared, better, compare_curves(results, compared), first)
@@ -290,7 +225,7 @@ def verify(
     from selfloop.commands.verify import verify as verify_spec
 
     with show_progress(quiet, "records") as progress:
-        verification = verify_spec(_spec(spec, set_), store_at(store), records, progress)
+        verification = verify_spec(open_spec(spec, set_), store_at(store), records, progress)
     print_verification(verification)
     if verification.wrong or verification.damaged:
         raise typer.Exit(1)
@@ -321,7 +256,7 @@ def export(
         raise SpecError(unknown_name("--what", what, ("model", "samples")))
     if what == "model" and format_ is not None:
         raise SpecError(f"--format {format_}: is for samples. Add --what samples.")
-    stored = find_generation(_spec(spec, set_), store_at(store), policy, seed, generation)
+    stored = find_generation(open_spec(spec, set_), store_at(store), policy, seed, generation)
     if what == "model":
         export_model(stored, output, dtype)
     else:
@@ -360,7 +295,7 @@ def gc(
     from selfloop.store.runs import read_runs, run_name
 
     listed = {run.name for run in read_runs(store_at(store))}
-    runs = [name if name in listed else run_name(spec_text(_spec(name, set_))) for name in delete or ()]
+    runs = [name if name in listed else run_name(spec_text(open_spec(name, set_))) for name in delete or ()]
     garbage = find_garbage(store_at(store), runs)
     print_garbage(garbage)
     if dry_run or not garbage:

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import MISSING, fields, replace
 from typing import Any, TypeVar
 
-from selfloop.component import Component
+from selfloop.component import Component, Policy
 from selfloop.errors import DataError, SettingError, SpecError, shown, unknown_name
 from selfloop.plugins import component_class, component_names
 from selfloop.protocols import CuratesRows
@@ -124,6 +124,22 @@ def policy_label(policy: Component, with_settings: bool) -> str:
         if getattr(policy, setting.name) != (None if setting.default is MISSING else setting.default)
     ]
     return f"{policy.name}({', '.join(changed)})" if changed and with_settings else policy.name
+
+
+def policy_settings(policy: Component, key: str = "policy") -> dict[str, object]:
+    """The settings of a policy as columns of a frame: `policy.name`, `policy.real_share`, `policy.of.name`, ...
+
+    Of a policy with curators the name and settings are those of the policy inside, and `policy.curators` is text.
+    """
+    if isinstance(policy, CuratesRows):
+        rounds = {} if policy.max_rounds is None else {f"{key}.max_rounds": policy.max_rounds}
+        labels = " + ".join(policy_label(curator, with_settings=True) for curator in policy.curators)
+        return {**policy_settings(policy.of, key), f"{key}.curators": labels, **rounds}
+    columns: dict[str, object] = {f"{key}.name": policy.name}
+    for name, value in policy.settings().items():
+        inner = policy_settings(value, f"{key}.{name}") if isinstance(value, Policy) else {f"{key}.{name}": value}
+        columns |= inner if isinstance(value, Policy | bool | int | float | str | None) else {f"{key}.{name}": _short(value)}
+    return columns
 
 
 def _short(value: Any) -> str:
