@@ -20,12 +20,16 @@ Params = Mapping[str, Array]  # the arrays of one model, by name
 
 @dataclass(frozen=True, slots=True)
 class ColumnType:
-    """Type of one column: dtype name, shape of one row, unit (empty if none), labels of the elements of a row (or none)."""
+    """Type of one column: dtype name, shape of one row, unit (empty if none), labels of the elements of a row (or none).
+
+    `content`: "whole" of a column of whole numbers, "category" of texts that repeat; empty for all others.
+    """
 
     dtype: str
     shape: tuple[int, ...] = ()
     unit: str = ""
     labels: tuple[str, ...] = ()
+    content: str = ""
 
 
 Schema = Mapping[str, ColumnType]

@@ -62,6 +62,7 @@ BUILT_IN: dict[str, dict[str, str]] = {
         "moons": "selfloop.sources.shapes:Moons",
         "swiss_roll": "selfloop.sources.shapes:SwissRoll",
         "table": "selfloop.sources.tables:TableSource",
+        "records": "selfloop.sources.records:Records",
         "digits": "selfloop.sources.image_arrays:Digits",
         "idx": "selfloop.sources.image_arrays:Idx",
         "cifar": "selfloop.sources.image_arrays:Cifar",

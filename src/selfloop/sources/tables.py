@@ -10,7 +10,7 @@ import io
 import math
 import re
 import warnings
-from collections.abc import Hashable, Iterator, Mapping
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NamedTuple
@@ -90,11 +90,7 @@ class TableSource(Source):
             raise SettingError("positive", f"got {self.positive!r} without a target of a file. Set 'target' too.")
         if self.columns is not None and len({*self.columns, self.target}) <= len(self.columns):
             raise SettingError("columns", f"got {', '.join(self.columns)}; expected each feature once and without the target.")
-        for name, default in CSV_SETTINGS.items():
-            if (value := getattr(self, name)) != default and not self.is_csv():
-                raise SettingError(name, f"got {value!r}; it applies to CSV files only. Remove the key.")
-        if self.separator == self.decimal:
-            raise SettingError("separator", f"got {self.separator!r}, which is the decimal mark. Change one of them.")
+        check_csv_settings(self, CSV_SETTINGS, self.is_csv())
 
     def schema(self) -> Mapping[str, ColumnType]:
         columns, labels, _ = _read_table(self)
@@ -140,6 +136,31 @@ class TableSource(Source):
         return self.target if self.path else TARGET
 
 
+def check_csv_settings(source: Source, defaults: Mapping[str, object], is_csv: bool) -> None:
+    """Raise SettingError for a setting of CSV files of a source without one, and for equal separator and decimal mark."""
+    settings = source.settings()
+    for name, default in defaults.items():
+        if (value := settings[name]) != default and not is_csv:
+            raise SettingError(name, f"got {value!r}; it applies to CSV files only. Remove the key.")
+    if settings["separator"] == settings["decimal"]:
+        raise SettingError("separator", f"got {settings['separator']!r}, which is the decimal mark. Change one of them.")
+
+
+def check_names(place: str, names: Sequence[str], used: Sequence[str], advice: str) -> None:
+    """Raise DataError for a used column that does not exist, has no name, or has the name of another column."""
+    for name in used:
+        if name not in names:
+            raise DataError(unknown_name(place, name, filter(None, names), "column"))
+        if not name or names.count(name) > 1:
+            problem = f"two columns are called {name!r}" if name else f"column {names.index(name) + 1} has no name"
+            raise DataError(f"{place}: {problem}. {advice}, or name the columns of the file.")
+
+
+def numbers_rows(name: str, numbers: Floats) -> bool:
+    """True for a column that numbers the rows of its table."""
+    return bool(re.fullmatch(ROW_NUMBERS, name) and (np.diff(np.sort(numbers)) == 1).all())
+
+
 @cached_until_change()
 def _read_table(source: TableSource) -> NumberTable:
     """The table of a source, as numbers."""
@@ -148,17 +169,12 @@ def _read_table(source: TableSource) -> NumberTable:
     frame.columns = names = [str(name) for name in frame.columns]
     features = [name for name in names if name != target] if source.columns is None else list(source.columns)
     used = features if target is None else [*features, target]
-    for name in used:
-        if name not in names:
-            raise DataError(unknown_name(place, name, filter(None, names), "column"))
-        if not name or names.count(name) > 1:
-            problem = f"two columns are called {name!r}" if name else f"column {names.index(name) + 1} has no name"
-            raise DataError(f"{place}: {problem}. List the features in 'columns', or name the columns of the file.")
+    check_names(place, names, used, "List the features in 'columns'")
     if len(frame) < 2 or not features:
         raise DataError(f"{place}: got {len(frame)} rows and {len(features)} features; expected at least 2 and 1.")
-    columns = [_to_numbers(f"{place}: column {name[:40]!r}", frame[name], source.decimal) for name in features]
+    columns = [to_numbers(f"{place}: column {name[:40]!r}", frame[name], source.decimal) for name in features]
     for name, column in zip(features, columns, strict=True):
-        if source.columns is None and re.fullmatch(ROW_NUMBERS, name) and (np.diff(np.sort(column)) == 1).all():
+        if source.columns is None and numbers_rows(name, column):
             raise DataError(f"{place}: column {name!r} numbers the rows. List the features in 'columns', with or without it.")
     if target is None:
         return NumberTable({"x": np.column_stack(columns)}, {"x": tuple(features)})
@@ -168,7 +184,6 @@ def _read_table(source: TableSource) -> NumberTable:
 
 
 def _read_frame(source: TableSource) -> pd.DataFrame:
-    import pandas as pd
     from sklearn.datasets import load_breast_cancer, load_diabetes
 
     if source.dataset == "breast_cancer":
@@ -177,16 +192,23 @@ def _read_frame(source: TableSource) -> pd.DataFrame:
         frame = load_diabetes(as_frame=True, scaled=False).frame
         return frame.assign(**{TARGET: frame[TARGET] > 100})
     if source.is_csv():
-        return _read_csv(source, source.path)
+        return read_csv(source.path, source.separator, source.decimal, source.header)
+    return read_parquet(source.path)
+
+
+def read_parquet(path: Path, **settings: Any) -> pd.DataFrame:
+    """All columns of a Parquet file. `settings` of `pandas.read_parquet`."""
+    import pandas as pd
+
     try:
-        return pd.read_parquet(source.path)
+        return pd.read_parquet(path, **settings)
     except ImportError as problem:
-        raise missing_extra(f"source.path: {source.path}", "pyarrow") from problem
+        raise missing_extra(f"source.path: {path}", "pyarrow") from problem
     except (OSError, ValueError) as problem:
-        raise read_error(source.path, problem) from problem
+        raise read_error(path, problem) from problem
 
 
-def _read_csv(source: TableSource, path: Path) -> pd.DataFrame:
+def read_csv(path: Path, separator: str | None, decimal: str, header: bool | None) -> pd.DataFrame:
     """All columns of a CSV file, as text. Every line must be divided into as many values as the first one."""
     import pandas as pd
 
@@ -198,22 +220,22 @@ def _read_csv(source: TableSource, path: Path) -> pd.DataFrame:
         raise DataError(f"source.path: {path} is not UTF-8 at byte {problem.start:,}. Convert it.") from problem
     if re.match(r"(?i)sep=.\r?\n", text):
         raise DataError(f"source.path: line 1 of {path} is Excel's {text[:5]!r}. Remove it, and set separator = {text[4]!r}.")
-    head, usual = text.partition("\n")[0], SEPARATORS.replace(source.decimal, "")
+    head, usual = text.partition("\n")[0], SEPARATORS.replace(decimal, "")
     candidates = [separator for separator in usual if separator in head]
-    if source.separator is None and (len(candidates) > 1 or (not candidates and "," in head)):
+    if separator is None and (len(candidates) > 1 or (not candidates and "," in head)):
         marks = " or ".join(map(repr, candidates or ","))
         raise DataError(f"source.path: the values of {path} may be separated by {marks}. Set 'separator' and 'decimal'.")
-    separator = source.separator or (*candidates, usual[0])[0]
+    separator = separator or (*candidates, usual[0])[0]
     try:
         first, *rows = list(_divide_lines(text, separator)) or [[]]
     except csv.Error as problem:
         raise DataError(f"source.path: {path}: {problem}. Correct it, or set 'separator'.") from problem
     names = [name.strip() for name in first]
-    numbers = _parse_numbers(pd.Series(names), source.decimal).notna()
-    if source.header is None and numbers.any():
+    numbers = parse_numbers(pd.Series(names), decimal).notna()
+    if header is None and numbers.any():
         doubt = f"the first line of {path} has the number {names[numbers.argmax()]!r}"
         raise DataError(f"source.header: {doubt}. Set it to false if the line is a row, else to true.")
-    if source.header is False:
+    if header is False:
         return pd.DataFrame([first, *rows], columns=range(1, len(first) + 1))
     return pd.DataFrame(rows, columns=names)
 
@@ -235,7 +257,7 @@ def _divide_lines(text: str, separator: str) -> Iterator[list[str]]:
         yield values
 
 
-def _parse_numbers(column: pd.Series[Any], decimal: str) -> pd.Series[Any]:
+def parse_numbers(column: pd.Series[Any], decimal: str) -> pd.Series[Any]:
     """The numbers of a column, and NaN in place of everything else. True and false are 1 and 0."""
     import pandas as pd
 
@@ -245,9 +267,9 @@ def _parse_numbers(column: pd.Series[Any], decimal: str) -> pd.Series[Any]:
     return pd.to_numeric(words if decimal == "." else words.str.translate(str.maketrans(",.", ".,")), errors="coerce")
 
 
-def _to_numbers(place: str, column: pd.Series[Any], decimal: str) -> Floats:
+def to_numbers(place: str, column: pd.Series[Any], decimal: str) -> Floats:
     """A column as float64. Raises DataError for words, missing values, and whole numbers that float64 would round."""
-    numbers = np.array(_parse_numbers(column, decimal).to_numpy(np.float64, na_value=np.nan), np.float64)
+    numbers = np.array(parse_numbers(column, decimal).to_numpy(np.float64, na_value=np.nan), np.float64)
     bad, large = ~np.isfinite(numbers), np.flatnonzero(np.abs(numbers) >= MAX_INTEGER)
     bad[large] |= column.iloc[large].astype(str).str.fullmatch(r"\s*[-+]?\d+\s*").to_numpy(bool)
     if bad.any():
@@ -261,10 +283,10 @@ def _to_numbers(place: str, column: pd.Series[Any], decimal: str) -> Floats:
 
 def _to_outcomes(place: str, column: pd.Series[Any], source: TableSource) -> tuple[Floats, str]:
     """Outcomes as float64, and what words became, if there were any."""
-    numbers, words = _parse_numbers(column, source.decimal), column.astype(str).fillna("").str.strip()
+    numbers, words = parse_numbers(column, source.decimal), column.astype(str).fillna("").str.strip()
     if numbers.notna().all():
         if source.positive is None:
-            return _to_numbers(place, column, source.decimal), ""
+            return to_numbers(place, column, source.decimal), ""
         words = numbers.map("{:.15g}".format)
     values = sorted(set(words))
     is_clear = len(values) == 2 if source.positive is None else source.positive in values

@@ -93,7 +93,7 @@ def fill_template(template: str, record: Any) -> str:
     return (str(record[template]) if names == [template] else template.format_map(record)).strip()
 
 
-def _to_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def to_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """A JSON object. ValueError if it has two values for one name."""
     if len(table := dict(pairs)) < len(pairs):
         repeated = next(name for name, count in Counter(name for name, _ in pairs).items() if count > 1)
@@ -168,7 +168,7 @@ class JsonlSource(DocumentSource):
 
     def _parse_line(self, path: Path, number: int, line: bytes) -> str:
         try:
-            document = fill_template(self.template, json.loads(line.decode("utf-8-sig"), object_pairs_hook=_to_object))
+            document = fill_template(self.template, json.loads(line.decode("utf-8-sig"), object_pairs_hook=to_object))
             document.encode()
         except (ValueError, RecursionError) as problem:
             raise DataError(f"source.path: {path} line {number}: {first_line(problem)}. Fix or remove the line.") from problem
