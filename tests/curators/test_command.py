@@ -101,7 +101,7 @@ def test_the_identity_has_the_content_of_the_files_and_the_version_but_no_time_l
 @pytest.mark.parametrize(
     ("body", "sentence"),
     [
-        ("sys.exit('no\\nwords: left')", r"judge\.py ended with exit code 1 \(words: left\)\. Correct the program\."),
+        ("sys.exit('no\\nwords: left')", r"judge\.py ended with exit code 1 \(words: left\)\. Correct the program; its log is \S+/curator\.log\."),
         ("pass", "wrote 0 lines for 3 rows; expected one per row"),
         ("print('{}'); print('{}')", "wrote 6 lines for 3 rows"),
         ("print('keep')", "wrote line 1, which is no JSON"),
@@ -139,7 +139,7 @@ def test_whole_numbers_have_to_fit_their_column(tmp_path):
 def test_a_slow_program_is_ended_with_its_children(tmp_path):
     pid = tmp_path / "pid"
     body = f"import subprocess, time; open({str(pid)!r}, 'w').write(str(subprocess.Popen(['sleep', '60']).pid)); time.sleep(60)"
-    with pytest.raises(DataError, match=r"took more than 1\.5 s and was ended\. Raise time_limit\."):
+    with pytest.raises(DataError, match=r"took more than 1\.5 s and was ended\. Raise time_limit; its log is "):
         judge(curator(tmp_path, body, time_limit=1.5))
     assert not is_running(int(pid.read_text()))
 

@@ -2,35 +2,29 @@
 
 from __future__ import annotations
 
-import ctypes
 import json
 import math
-import os
-import shutil
-import signal
-import subprocess
 import tempfile
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, NoReturn
 
 import numpy as np
 from annotated_types import Ge, MinLen
 
-from selfloop.columns import Array, Column, Columns, Ragged, Schema, count_rows
+from selfloop.columns import Column, Columns, Ragged, Schema, count_rows
 from selfloop.component import Context, Family, Sampler, Source
 from selfloop.curator import Curator, CuratorView, Judged
-from selfloop.errors import DataError, SettingError, SpecError, first_line, os_error_reason, printable, shown
+from selfloop.errors import DataError, SettingError, SpecError, first_line, shown
+from selfloop.formats import programs
 from selfloop.formats.molecules import MOLECULE_COLUMNS
-from selfloop.formats.tables import write_jsonl
-from selfloop.settings import PositiveFloat, check_setting
+from selfloop.formats.tables import to_cell, write_jsonl
+from selfloop.settings import UNLESS_DEFAULT, PositiveFloat, check_setting
 
 MAX_ROW_VALUES = 10_000  # numbers of one row that are written as text
 SEED = "{seed}"
 ANSWER: dict[str, Any] = {"keep": bool, "weight": Annotated[float, Ge(0)], "row": dict[str, Any]}
-PR_SET_PDEATHSIG = 1  # of Linux's prctl: the signal that a process gets when its parent ends
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,30 +40,26 @@ class Command(Curator):
     command: Annotated[tuple[str, ...], MinLen(1), f"program and its arguments; {SEED} becomes a number that the seed decides"]
     files: Annotated[tuple[Path, ...], "files and folders that the program finds by their names; their content counts"] = ()
     program_version: Annotated[str, "a change runs the program again; for programs that are not in `files`"] = ""
+    environment: Annotated[
+        Mapping[str, str], "variables for the program, beside PATH, HOME, language and number of threads"
+    ] = field(default_factory=dict, metadata=UNLESS_DEFAULT)
     time_limit: Annotated[PositiveFloat, "seconds of one call; it changes no result"] = field(
         default=3600.0, metadata={"identity": False}
     )
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        names = [path.name for path in self.files]
-        if len(set(names)) < len(names):
-            raise SettingError("files", f"got two files of the same name ({', '.join(sorted(names))}). Rename one.")
-        object.__setattr__(self, "files", tuple(sorted(self.files, key=lambda path: path.name)))  # names are in the order
+        object.__setattr__(self, "files", programs.sorted_files(self.files))
 
     def check(self, source: Source, family: Family, sampler: Sampler) -> None:
-        schema, names = source.schema(), [(path.name,) for path in self.files]
+        schema = source.schema()
         if schema.keys() >= MOLECULE_COLUMNS or any(math.prod(column.shape) > MAX_ROW_VALUES for column in schema.values()):
             raise SpecError(
                 f"curators: command judges texts and lists of up to {MAX_ROW_VALUES:,} numbers; rows of {source.title()} are "
                 "neither. Choose another curator."
             )
-        if missing := [path for path in self.files if not path.exists()]:
-            raise SpecError(f"curators.files: got {missing[0]}, which does not exist. Correct the path.")
-        program = Path(self.command[0])
-        is_name = program.is_absolute() or len(program.parts) == 1
-        if program.parts[:1] not in names and not (is_name and shutil.which(program)):
-            raise SpecError(f"curators.command: there is no program {str(program)!r}. Install it, or add its file to `files`.")
+        if problem := self._program(self.command).find_problem():
+            raise SpecError(f"curators.{problem[0]}: {problem[1]}")
 
     def judge(self, rows: Columns, view: CuratorView, ctx: Context) -> Judged:
         lines = self._run(rows, view.source.schema(), ctx).removesuffix(b"\n").split(b"\n")
@@ -82,38 +72,23 @@ class Command(Curator):
         keep = np.array([answer["keep"] for answer in answers], bool)
         return Judged(edited, keep, weights if any("weight" in answer for answer in answers) else None)
 
+    def _program(self, arguments: tuple[str, ...], threads: int = 1) -> programs.Program:
+        return programs.Program(
+            arguments=arguments, files=self.files, variables=self.environment, time_limit=self.time_limit, threads=threads
+        )
+
     def _run(self, rows: Columns, schema: Schema, ctx: Context) -> bytes:
-        """The output of the program. If this call ends early, so does it, with the processes of its group."""
-        arguments = [argument.replace(SEED, str(ctx.stream.integer() >> 32)) for argument in self.command]
+        """The output of the program. Its log, of what it wrote to its standard error, is kept if it fails."""
+        arguments = tuple(argument.replace(SEED, str(ctx.stream.integer() >> 32)) for argument in self.command)
+        log = programs.log_path(ctx.scratch, "curator")
         with tempfile.TemporaryDirectory(prefix="selfloop-") as name:
-            folder = Path(name)
-            for path in self.files:
-                if path.is_dir():
-                    shutil.copytree(path, folder / path.name, ignore=shutil.ignore_patterns(".*"))
-                else:
-                    shutil.copy(path, folder / path.name)
-            if Path(arguments[0]).parts[0] in {path.name for path in self.files}:
-                arguments[0] = str(folder / arguments[0])
-            write_jsonl(rows, folder / ".rows.jsonl", schema)
-            with (folder / ".rows.jsonl").open("rb") as table:
+            write_jsonl(rows, path := Path(name, ".rows.jsonl"), schema)
+            with path.open("rb") as table:
                 try:
-                    process = subprocess.Popen(
-                        arguments, cwd=folder, stdin=table, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                        start_new_session=True, preexec_fn=partial(_end_with_parent, getattr(ctypes.CDLL(None), "prctl", None)),
-                    )  # fmt: skip
-                except OSError as problem:
-                    self._refuse(f"cannot be started ({os_error_reason(problem)})")
-            with process:
-                try:
-                    output, errors = process.communicate(timeout=self.time_limit)
-                except subprocess.TimeoutExpired:
-                    self._refuse(f"took more than {self.time_limit:g} s and was ended", "Raise time_limit")
-                finally:
-                    if process.returncode is None:
-                        os.killpg(process.pid, signal.SIGKILL)
-        if process.returncode:
-            last = errors.decode(errors="replace").strip().rpartition("\n")[2][:200] or "it wrote no error"
-            self._refuse(f"ended with exit code {process.returncode} ({printable(last)})")
+                    output = self._program(arguments, ctx.threads).run(Path(name), log, input_file=table, answers=True)
+                except programs.ProgramError as problem:
+                    self._refuse(problem.problem, f"{problem.advice}; its log is {log}")
+        log.unlink()
         return output
 
     def _parse(self, i: int, line: bytes, rows: Columns) -> dict[str, Any]:
@@ -138,7 +113,7 @@ class Command(Curator):
         cells: Any = column.to_bytes() if isinstance(column, Ragged) else column.copy()
         for i, row in edits:
             if name in row:
-                if (cell := _to_cell(row[name], column)) is None:
+                if (cell := to_cell(row[name], column)) is None:
                     kind = "text" if isinstance(column, Ragged) else f"{column.dtype}{list(column.shape[1:])}"
                     self._refuse(f"wrote {name} = {shown(row[name])} in line {i + 1}; expected {kind}")
                 cells[i] = cell
@@ -146,26 +121,3 @@ class Command(Curator):
 
     def _refuse(self, problem: str, advice: str = "Correct the program") -> NoReturn:
         raise DataError(f"curator command: {' '.join(self.command)[:200]} {problem}. {advice}.")
-
-
-def _to_cell(value: Any, column: Column) -> Array | bytes | None:
-    """The value as a row of a column; None if it does not fit."""
-    if isinstance(column, Ragged):
-        return value.encode(errors="replace") if isinstance(value, str) else None
-    try:
-        cell = np.array(value)
-    except (ValueError, OverflowError):  # lists of several lengths
-        return None
-    if cell.shape != column.shape[1:] or cell.dtype.kind not in ("iu" if column.dtype.kind in "iu" else "iuf"):
-        return None
-    with np.errstate(over="ignore", invalid="ignore"):
-        new: Array = cell.astype(column.dtype)
-    exact = column.dtype.kind not in "iu" or np.array_equal(new, cell)
-    return new if exact and np.isfinite(new).all() else None
-
-
-def _end_with_parent(prctl: Callable[..., int] | None) -> None:
-    """In a new process: on Linux it ends with its parent, even if that is killed. It gets the signals that workers block."""
-    signal.pthread_sigmask(signal.SIG_SETMASK, ())
-    if prctl is not None:  # a function of Linux, loaded by the parent: loading takes locks, which other threads may hold
-        prctl(PR_SET_PDEATHSIG, signal.SIGKILL)

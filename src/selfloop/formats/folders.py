@@ -12,7 +12,7 @@ from selfloop.errors import DataError, os_error_reason
 
 POINTER_PROBLEM = "is a Git LFS pointer: its data were not downloaded. Run: git lfs pull"
 HUB_CONTENT = "blobs"  # the folder of a hub's cache that holds the content of its files
-HIDDEN = (".", "__MACOSX")  # begins of names that are not read: caches, version control, thumbnails, notes of a Mac
+HIDDEN = (".", "__MACOSX", "__pycache__")  # begins of names that are not read: caches, version control, notes of a Mac
 
 
 class Listing(NamedTuple):
