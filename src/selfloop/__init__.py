@@ -43,6 +43,8 @@ if TYPE_CHECKING:
     from selfloop.snapshots import Snapshot as Snapshot
     from selfloop.spec.parse import read_spec as read_spec
     from selfloop.spec.spec import Spec as Spec
+    from selfloop.theory.advice import Advice as Advice
+    from selfloop.theory.advice import advise as advise
     from selfloop.theory.moments import predict as predict
     from selfloop.types import Batch as Batch
     from selfloop.types import Measurement as Measurement

@@ -1,4 +1,4 @@
-"""Advice without training: how much real data a policy needs so that exact theory stays within a bound.
+"""Advice without training: how much real data each policy needs so that exact theory stays within a bound.
 
 Everything here is an expectation over seeds, from `moments.py` and `survival.py`. The *multiplier* is the loss at the last
 generation over the loss at generation 1. A quantity that shrinks (variance, surviving symbols) has the loss 1 / value.
@@ -7,19 +7,256 @@ generation over the loss at generation 1. A quantity that shrinks (variance, sur
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, Literal
+from dataclasses import asdict, dataclass, replace
+from typing import Annotated, Any, Literal
 
 import numpy as np
+from annotated_types import Gt, Interval
 
 from selfloop.columns import Floats
-from selfloop.errors import SpecError, unknown_name
+from selfloop.component import Policy
+from selfloop.errors import SettingError, SpecError, unknown_name
+from selfloop.policies.schedule import schedule
+from selfloop.settings import Settings
 from selfloop.spec.components import make_component
 from selfloop.theory.moments import moment_curves
 from selfloop.theory.survival import chance_alive
 
 Protected = Literal["error", "variance", "symbols", "class"]
-GRID_POINTS = 17  # of a curve over the number of synthetic rows; it is taken for monotone between two of them
+Answer = Literal["at least", "none needed", "not enough", "within", "beyond"]
+MAX_ADVICE_ROWS, MAX_ADVICE_GENERATIONS = 10**9, 300  # the time of moments is quadratic in batches
+FRESH_POLICIES = ("fresh", "accumulate_real")  # need fresh real rows
+WINDOW = 5  # generations of the policy `window`
+STEP = 100  # initial rows of one step of the price of real data
+# Settings that change how much of the training rows is real, by policy. Without one, all synthetic rows are used.
+VARIED = {
+    "mix": "real_share", "augment": "ratio", "accumulate": "ratio", "fresh": "ratio", "accumulate_real": "real_share",
+    "replace": "", "accumulate_subsample": "", "window": "",
+}  # fmt: skip
+GRID_POINTS = 9  # of a curve over the number of synthetic rows; it is taken for monotone between two of them
 ROUNDING = 1e-9  # relative, of a multiplier
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdviceRequest(Settings):
+    """The data of a loop, and the quantity to protect. Row counts are per generation where they are not initial rows."""
+
+    rows: Annotated[int, Interval(ge=2, le=MAX_ADVICE_ROWS), "real rows at the start"]
+    generations: Annotated[int, Interval(ge=2, le=MAX_ADVICE_GENERATIONS), "generations, with the first, on real rows only"]
+    bound: Annotated[float, Gt(1), "largest allowed multiplier"]
+    fresh_rows: Annotated[int, Interval(ge=0, le=MAX_ADVICE_ROWS), "fresh real rows of each later generation"] = 0
+    synthetic_rows: Annotated[int | None, Interval(ge=1, le=MAX_ADVICE_ROWS), "rows sampled from each model; default rows"] = (
+        None
+    )
+    protect: Annotated[Protected, "quantity to protect"] = "error"
+    class_share: Annotated[float | None, Interval(gt=0, lt=1), "true share of the class that must not be lost"] = None
+    symbols: Annotated[int | None, Interval(ge=2, le=10**6), "number of symbols, with probabilities 1 / rank"] = None
+    vary: Annotated[str | None, "one policy, or one setting of a policy, such as mix.real_share"] = None
+    removes_synthetic: Annotated[float, Interval(ge=0, lt=1), "share of synthetic rows that a detector removes"] = 0.0
+    removes_real: Annotated[float, Interval(ge=0, lt=1), "share of real rows that the detector removes wrongly"] = 0.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for setting, quantity in (("class_share", "class"), ("symbols", "symbols")):
+            value = getattr(self, setting)
+            if (value is not None) != (self.protect == quantity):
+                problem = f"got {value!r} with protect = {self.protect!r}; {quantity!r} needs it, other quantities have none"
+                raise SettingError(setting, f"{problem}. Set both or neither.")
+        policy, _, setting = (self.vary or "").partition(".")
+        names = [f"{name}.{key}" for name, key in VARIED.items() if key]
+        if self.vary and (not VARIED.get(policy) or setting not in ("", VARIED[policy])):
+            raise SettingError("vary", unknown_name("vary", self.vary, names, "setting").partition(": ")[2])
+        if policy in FRESH_POLICIES and not self.fresh_rows:
+            raise SettingError("vary", f"got {self.vary!r} without fresh real rows. Set fresh_rows, or vary another policy.")
+
+    @property
+    def sampled(self) -> int:
+        """Rows sampled from each model."""
+        return self.rows if self.synthetic_rows is None else self.synthetic_rows
+
+    @property
+    def shares(self) -> Floats | None:
+        """True probabilities of the protected symbols; None for error and variance."""
+        if self.class_share is not None:
+            return np.array([self.class_share])
+        ranks = np.arange(1, self.symbols + 1, dtype=np.float64) if self.symbols else None
+        return None if ranks is None else 1 / ranks / (1 / ranks).sum()
+
+
+@dataclass(frozen=True, kw_only=True)
+class PolicyAdvice:
+    """One policy with the most synthetic rows, up to those requested, that keep the multiplier within the bound.
+
+    `answer`: with a share that varies "at least" that real share, "none needed" (all requested synthetic rows), "not enough"
+    (even real rows only); otherwise "within" or "beyond" the bound. Shares are of the last training rows, before a detector.
+    """
+
+    policy: str
+    table: Mapping[str, Any]  # the policy as a spec has it, with n = rows
+    answer: Answer
+    real_share: float
+    largest_share: float  # shares up to it are within the bound; 1 unless too few synthetic rows are harmful too
+    share_after_detector: float
+    share_without_detector: float | None  # the smallest one if rows came without a detector; None if it does not exist
+    synthetic_rows: int  # used per generation, before a detector
+    multiplier: float
+    control: float  # multiplier with fresh real rows in place of synthetic ones
+    trained_rows: int  # of all generations, as the next two
+    sampled_rows: int
+    real_rows: int  # initial and fresh ones
+    per_100_rows: float  # change of the multiplier with 100 more initial rows, over the present loss at generation 1
+    per_fresh_row: float  # the same with one more fresh real row in every later generation
+
+    @property
+    def is_within(self) -> bool:
+        """True if the bound is kept."""
+        return self.answer not in ("not enough", "beyond")
+
+
+@dataclass(frozen=True)
+class Advice:
+    """The policies that the data allow: those within the bound first, by rows trained; then by multiplier."""
+
+    request: AdviceRequest
+    policies: tuple[PolicyAdvice, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values: the request, and one table per policy."""
+        return {"request": asdict(self.request), "policies": [asdict(policy) for policy in self.policies]}
+
+
+def advise(  # noqa: PLR0913  # the settings of the request
+    *,
+    rows: int,
+    generations: int,
+    bound: float,
+    fresh_rows: int = 0,
+    synthetic_rows: int | None = None,
+    protect: Protected = "error",
+    class_share: float | None = None,
+    symbols: int | None = None,
+    vary: str | None = None,
+    removes_synthetic: float = 0.0,
+    removes_real: float = 0.0,
+) -> Advice:
+    """The policies that the data allow, ranked by exact theory, with the real share that keeps the multiplier within the bound.
+
+    Arguments are the settings of `AdviceRequest`. Raises SettingError for a value that is not allowed.
+    """
+    request = AdviceRequest(
+        rows=rows, generations=generations, bound=bound, fresh_rows=fresh_rows, synthetic_rows=synthetic_rows, protect=protect,
+        class_share=class_share, symbols=symbols, vary=vary, removes_synthetic=removes_synthetic, removes_real=removes_real,
+    )  # fmt: skip
+    names = [request.vary.partition(".")[0]] if request.vary else VARIED
+    policies = [_advise_policy(request, name) for name in names if request.fresh_rows or name not in FRESH_POLICIES]
+    return Advice(request, tuple(sorted(policies, key=_rank)))
+
+
+def _rank(policy: PolicyAdvice) -> tuple[bool, float, float]:
+    return not policy.is_within, policy.trained_rows if policy.is_within else policy.multiplier, policy.multiplier
+
+
+@dataclass(frozen=True)
+class _Loop:
+    """A policy of a request as a function of the rows that it gets."""
+
+    request: AdviceRequest
+    policy: str
+
+    def table(self, synthetic: int, rows: int | None = None, fresh: int | None = None) -> dict[str, Any]:
+        """The policy with so many synthetic rows per generation, initial rows and fresh rows; by default those requested.
+
+        A detector leaves the first rows of every batch: which rows it removes is taken for independent of their values.
+        """
+        request, policy = self.request, self.policy
+        rows = request.rows if rows is None else rows
+        fresh = (request.fresh_rows if policy in FRESH_POLICIES else 0) if fresh is None else fresh
+        if (built_in := self._built_in(synthetic, rows, fresh)) is not None:
+            return built_in
+        passed = round(synthetic * (1 - request.removes_synthetic))
+        real = [round(count * (1 - request.removes_real)) for count in (rows - synthetic * (policy == "mix"), fresh)]
+        is_growing = policy in ("accumulate", "accumulate_subsample", "accumulate_real")
+        initial, newest = {"batch": "real(1)", "rows": real[0]}, {"batch": "synthetic(t-1)", "rows": passed}
+        arrived = [{"batch": "real(2..t)" if is_growing else "real(t)", "rows": real[1]}] if real[1] else []
+        table: dict[str, Any] = {"name": "custom", "real_rows": fresh, "synthetic_rows": synthetic}
+        if policy == "window":
+            first = [[initial, {**newest, "batch": "synthetic(1..t-1)"}, *arrived]] * (WINDOW - 1)
+            return {**table, "generations": [*first, [{**newest, "batch": f"synthetic(t-{WINDOW}..t-1)"}, *arrived]]}
+        batches = [] if policy in ("replace", "fresh") else [initial]
+        used = {**newest, "batch": "synthetic(1..t-1)"} if is_growing else newest
+        budget = {"budget": request.rows} if policy == "accumulate_subsample" else {}
+        return {**table, "takes": [*batches, *arrived, used], **budget}
+
+    def _built_in(self, synthetic: int, rows: int, fresh: int) -> dict[str, Any] | None:
+        """The built-in policy with the same takes; None if there is none."""
+        if self.request.removes_real or self.request.removes_synthetic:
+            return None
+        used = {"fresh": rows, "accumulate_real": rows - synthetic}.get(self.policy, 0)
+        is_whole = synthetic == rows or self.policy in ("mix", "augment", "accumulate", "fresh", "accumulate_real")
+        if fresh != used or not is_whole or (self.policy == "accumulate_subsample" and rows != self.request.rows):
+            return None
+        if self.policy in ("mix", "accumulate_real"):
+            return {"name": self.policy, "real_share": (rows - synthetic) / rows}
+        if self.policy == "accumulate" and synthetic != rows:
+            return {"name": "expanding", "ratio": synthetic / rows} if synthetic else None
+        if self.policy in ("augment", "fresh"):
+            return {"name": self.policy, "ratio": synthetic / rows} if synthetic else None
+        return {"name": self.policy, **({"length": WINDOW} if self.policy == "window" else {})}
+
+    def losses(self, table: Mapping[str, Any], rows: int | None = None) -> tuple[float, float]:
+        """The loss at generation 1 and at the last one."""
+        request = self.request
+        return losses(table, rows or request.rows, request.generations, request.protect, request.shares)
+
+    def multiplier(self, synthetic: int) -> float:
+        """The multiplier with so many synthetic rows; infinite if a detector removes all rows."""
+        table = self.table(synthetic)
+        if not any(take["rows"] for take in table.get("takes", [{"rows": 1}])):
+            return np.inf
+        first, last = self.losses(table)
+        return last / first
+
+    def stretch(self) -> tuple[int, int] | None:
+        """The numbers of synthetic rows that keep the bound: from, to; None if there are none."""
+        limit = min(self.request.sampled, self.request.rows) if self.policy == "mix" else self.request.sampled
+        if VARIED[self.policy]:
+            return find_stretch(self.multiplier, limit, self.request.bound)
+        return (limit, limit) if self.multiplier(limit) <= self.request.bound * (1 + ROUNDING) else None
+
+    def real_share(self, synthetic: int) -> float:
+        """Share of real rows among the rows of the last fit (with a budget, among those that it is drawn from)."""
+        policy: Policy = make_component("policy", self.table(synthetic), "policy")
+        *_, last = schedule(policy, self.request.rows, self.request.generations)
+        return last.real_mass
+
+
+def _advise_policy(request: AdviceRequest, name: str) -> PolicyAdvice:
+    loop = _Loop(request, name)
+    plain = _Loop(replace(request, removes_synthetic=0.0, removes_real=0.0), name)
+    stretch = loop.stretch()
+    stretch_without = plain.stretch() if loop.request != plain.request else stretch
+    limit = min(request.sampled, request.rows) if name == "mix" else request.sampled
+    low, high = stretch or ((0, 0) if VARIED[name] else (limit, limit))
+    answer: Answer = "not enough" if stretch is None else "none needed" if high == limit else "at least"
+    if not VARIED[name]:
+        answer = "beyond" if stretch is None else "within"
+    table, own = loop.table(high), request.fresh_rows if name in FRESH_POLICIES else 0
+    first, last = loop.losses(table)
+    first_of_control, last_of_control = loop.losses({"name": "control", "of": table})
+    n = request.rows + STEP
+    policy: Policy = make_component("policy", table, "policy")
+    entries = list(schedule(policy, request.rows, request.generations))
+    return PolicyAdvice(
+        policy=name, table=table, answer=answer, real_share=plain.real_share(high),
+        largest_share=plain.real_share(low), share_after_detector=entries[-1].real_mass,
+        share_without_detector=None if stretch_without is None else plain.real_share(stretch_without[1]),
+        synthetic_rows=high, multiplier=last / first, control=last_of_control / first_of_control,
+        trained_rows=sum(entry.trained_rows for entry in entries),
+        sampled_rows=sum(entry.new_rows.synthetic for entry in entries[:-1]),
+        real_rows=sum(entry.new_rows.real for entry in entries),
+        per_100_rows=(loop.losses(loop.table(high, n), n)[1] - last) / first,
+        per_fresh_row=(loop.losses(loop.table(high, None, own + 1))[1] - last) / first,
+    )  # fmt: skip
 
 
 def losses(
@@ -51,7 +288,7 @@ def smallest_share(
     def multiplier(synthetic: int) -> float:
         table: Mapping[str, Any] = {"name": policy, "ratio": synthetic / rows}
         if setting == "real_share":
-            table = {"name": policy, "real_share": 1 - synthetic / rows}
+            table = {"name": policy, "real_share": (rows - synthetic) / rows}
         elif not synthetic:
             table = {"name": "mix", "real_share": 1.0}  # n real rows in every fit, as n fresh ones
         first, last = losses(table, rows, generations, what)
@@ -60,7 +297,7 @@ def smallest_share(
     stretch = find_stretch(multiplier, rows, bound)
     if stretch is None:
         return None
-    return 1 - stretch[1] / rows if setting == "real_share" else rows / (rows + stretch[1])
+    return (rows - stretch[1]) / rows if setting == "real_share" else rows / (rows + stretch[1])
 
 
 def find_stretch(multiplier: Callable[[int], float], limit: int, bound: float) -> tuple[int, int] | None:

@@ -1,0 +1,135 @@
+"""The command `advise` and what it prints."""
+
+from __future__ import annotations
+
+import json as json_text
+import math
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, cast
+
+import typer
+
+from selfloop.commands.terminal import show
+from selfloop.errors import SettingError, SpecError, shown
+from selfloop.formats.replacing import check_outputs, write_text
+
+if TYPE_CHECKING:
+    from selfloop.theory.advice import Advice, AdviceRequest, PolicyAdvice, Protected
+
+QUANTITIES = {
+    "error": "expected squared error of a mean, over that of generation 1",
+    "variance": "expected variance at generation 1, over the present one",
+    "symbols": "expected number of symbols in the model of generation 1, over the present one (upper bound)",
+    "class": "chance of the class to be in the model of generation 1, over the present one (upper bound)",
+}
+
+
+def advise(
+    rows: Annotated[int, typer.Option(help="Real rows at the start.")],
+    generations: Annotated[int, typer.Option(help="Generations, the first on real rows only.")],
+    bound: Annotated[str, typer.Option(help="Largest allowed multiplier, such as 1.1 or 10%.")],
+    fresh_rows: Annotated[int, typer.Option(help="Fresh real rows of each later generation.")] = 0,
+    synthetic_rows: Annotated[int | None, typer.Option(help="Rows sampled from each model. Default: as --rows.")] = None,
+    protect: Annotated[str, typer.Option(help="error, variance, symbols or class.")] = "error",
+    class_share: Annotated[float | None, typer.Option(help="With --protect class: true share of the class.")] = None,
+    symbols: Annotated[int | None, typer.Option(help="With --protect symbols: how many, with probabilities 1 / rank.")] = None,
+    vary: Annotated[str | None, typer.Option(metavar="POLICY.KEY", help="One policy only, such as mix.real_share.")] = None,
+    removes_synthetic: Annotated[float, typer.Option(help="Share of synthetic rows that a detector removes.")] = 0.0,
+    removes_real: Annotated[float, typer.Option(help="Share of real rows that the detector removes wrongly.")] = 0.0,
+    json: Annotated[str | None, typer.Option(metavar="FILE", help="Write one JSON object; - is stdout.")] = None,
+) -> None:
+    """Rank policies by exact theory: the smallest real share that keeps the error within a bound, and its cost. Trains nothing.
+
+    The multiplier is the value at the last generation over that at generation 1. If the origin of rows is unknown,
+    --removes-synthetic and --removes-real are the rates of a detector that all rows pass before training.
+
+    Example: selfloop advise --rows 1000 --generations 20 --bound 1.1 --fresh-rows 100
+    """
+    from selfloop.theory.advice import advise as rank_policies
+
+    check_outputs({"--json": json}, [])
+    try:
+        advice = rank_policies(
+            rows=rows, generations=generations, bound=parse_bound(bound), fresh_rows=fresh_rows, synthetic_rows=synthetic_rows,
+            protect=cast("Protected", protect), class_share=class_share, symbols=symbols, vary=vary,
+            removes_synthetic=removes_synthetic, removes_real=removes_real,
+        )  # fmt: skip
+    except SettingError as problem:
+        raise SpecError(f"--{problem.setting.replace('_', '-')}: {problem.problem}") from None
+    text = json_text.dumps(advice.to_json()) + "\n"
+    if json == "-":
+        sys.stdout.write(text)
+        return
+    print_advice(advice)
+    if json:
+        write_text(Path(json), text)
+
+
+def parse_bound(text: str) -> float:
+    """A multiplier above 1: "1.1", or "10%" above 1. Raises SpecError."""
+    try:
+        value = 1 + float(text.strip()[:-1]) / 100 if text.strip().endswith("%") else float(text)
+    except ValueError:
+        value = math.nan
+    if not 1 < value < math.inf:
+        raise SpecError(f"--bound: got {shown(text)}; expected a multiplier above 1, such as 1.1, or 10%. Raise it.")
+    return value
+
+
+def print_advice(advice: Advice) -> None:
+    """The answer in one sentence, one row per policy, and the limits of the answer."""
+    from selfloop.commands.console import format_table
+
+    request = advice.request
+    show(answer_sentence(advice))
+    right = ("real rows", "synthetic", "multiplier", "real only", "trained", "sampled", "+100 rows", "+1 fresh row")
+    table = format_table("policy", "answer", *right, right=right)
+    for policy in advice.policies:
+        counts = (f"{number:,}" for number in (policy.trained_rows, policy.sampled_rows))
+        multipliers = f"{policy.multiplier:.3g}", f"{policy.control:.3g}"
+        prices = (f"{price:+.2g}" for price in (policy.per_100_rows, policy.per_fresh_row))
+        share = format_share(policy.real_share)
+        table.add_row(policy.policy, policy.answer, share, f"{policy.synthetic_rows:,}", *multipliers, *counts, *prices)
+    show(table)
+    for sentence in explanations(request):
+        show(sentence)
+
+
+def format_share(share: float) -> str:
+    """A share in percent, rounded up: more real rows are never too few."""
+    return f"{math.ceil(share * 1000 - 1e-6) / 10:g} %"
+
+
+def answer_sentence(advice: Advice) -> str:
+    """The first line: how much real data, with the cheapest policy within the bound."""
+    request, best = advice.request, advice.policies[0]
+    effect = f"x{best.multiplier:.3g} at generation {request.generations}, bound {request.bound:g}"
+    cost = f"{best.trained_rows:,} rows trained, {best.sampled_rows:,} sampled, {best.real_rows:,} real"
+    if not best.is_within:
+        return f"NONE: no policy keeps the {request.protect} within the bound; the nearest is {best.policy} ({effect})."
+    answers = {
+        "at least": f"KEEP: at least {format_share(best.real_share)} real rows in every training set",
+        "none needed": f"KEEP: {format_share(best.real_share)} real rows, with all {best.synthetic_rows:,} synthetic rows",
+        "within": "KEEP: the real rows that the policy has",
+    }
+    return f"{answers[best.answer]}, under {best.policy}: {request.protect} {effect}; {cost}.{describe_detector(best, request)}"
+
+
+def describe_detector(policy: PolicyAdvice, request: AdviceRequest) -> str:
+    """The effect of a detector on the smallest share; empty without one."""
+    if not (request.removes_synthetic or request.removes_real):
+        return ""
+    before = policy.share_without_detector
+    without = "no share is enough" if before is None else f"{format_share(before)} are needed"
+    return f" After the detector {format_share(policy.share_after_detector)} of the rows are real; without it {without}."
+
+
+def explanations(request: AdviceRequest) -> list[str]:
+    """The meaning of the columns, and the limits of the answer."""
+    return [
+        f"multiplier: {QUANTITIES[request.protect]}. real only: the same with fresh real rows in place of synthetic ones.",
+        "real rows: share of the last training rows. trained, sampled: rows of all generations. +100 rows, +1 fresh row: "
+        "change of the multiplier with 100 more real rows at the start, or 1 more in every later generation.",
+        "Exact for models of a mean, a variance or symbol counts, whatever the data. Measure other models with selfloop audit.",
+    ]
