@@ -15,6 +15,7 @@ from selfloop.stats.intervals import Interval
 
 AuditVerdict = Literal["within", "degrades", "undecided", "not auditable"]
 Aspect = Literal["loss", "diversity", "tails", "duplicates", "classes", "other"]
+ShareAnswer = Literal["keep", "none needed", "all real rows do not suffice", "undecided"]
 EXIT_CODES: Mapping[AuditVerdict, int] = {"within": 0, "degrades": 3, "undecided": 4, "not auditable": 4}
 
 
@@ -47,7 +48,7 @@ class Keep:
     """How much real data keeps the excess within the bound: every value of a setting whose interval contains the bound."""
 
     setting: str  # such as "mix.real_share"
-    answer: Literal["keep", "none needed", "all real rows do not suffice", "undecided"]
+    answer: ShareAnswer
     text: str  # one sentence
     estimate: float | None  # share of real rows, from 0 to 1, as are the next three
     low: float | None

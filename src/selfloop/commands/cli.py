@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from selfloop.commands.cli_advise import advise
+from selfloop.commands.cli_audit import audit
 from selfloop.commands.cli_reproduce import reproduce
 from selfloop.commands.cli_run import open_spec, run, run_with_progress, write_report_file
 from selfloop.commands.options import (
@@ -164,6 +165,7 @@ def compare(
     print_comparison(compared, better, compare_curves(results, compared), first)
 
 
+app.command()(audit)
 app.command()(reproduce)
 app.command()(advise)
 

@@ -46,7 +46,7 @@ def read_changed_spec(path: str | Path, changes: Mapping[str, Any]) -> Spec:
     table = parse_toml(read_spec_text(path), str(path))
     named = {key: value for key, value in changes.items() if key.startswith(("policies.", "curators."))}
     for key in (key for key in changes if key not in named):
-        _set_key(table, key, changes[key], key)
+        set_key(table, key, changes[key], key)
     spec = spec_from_table(table)
     for key, value in named.items():
         spec = with_value(spec, key, value)
@@ -66,7 +66,7 @@ def parse_spec(text: str, name: str, overrides: Iterable[str] = ()) -> Spec:
     """The spec in a TOML text, with `key=value` overrides; errors of the text start with `name`."""
     table = parse_toml(text, name)
     for override in overrides:
-        _set_key(table, *parse_override(override), f"--set {shown(override)}")
+        set_key(table, *parse_override(override), f"--set {shown(override)}")
     return spec_from_table(table)
 
 
@@ -102,7 +102,7 @@ def parse_override(override: str) -> tuple[str, Any]:
         return key.strip(), text
 
 
-def _set_key(table: dict[str, Any], key: str, value: object, origin: str) -> None:
+def set_key(table: dict[str, Any], key: str, value: object, origin: str) -> None:
     """Set a dotted key of nested tables; errors start with `origin`."""
     *parents, last = key.split(".")
     for parent in parents:

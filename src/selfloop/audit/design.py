@@ -1,0 +1,160 @@
+"""What an audit runs: policies with their controls, sizes, looks and limits, all checked before any work."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from selfloop.audit.excess import Bound, check_metric, is_log_density, parse_bound
+from selfloop.component import Metric, Policy
+from selfloop.errors import SpecError, shown
+from selfloop.policies.schedule import schedule
+from selfloop.protocols import ControlsPolicy, SupportsRelabel, SupportsTrivialModel
+from selfloop.spec.components import make_component
+from selfloop.spec.spec import Spec
+from selfloop.stats.sequential import check_looks
+
+DEFAULT_POLICIES = ("replace", "accumulate_subsample")  # of a spec that names none
+DEFAULT_LOOKS, DEFAULT_GENERATIONS, DEFAULT_BOUND = (5, 8, 12), 4, "5%"
+_UNITS = {"s": 1, "sec": 1, "m": 60, "min": 60, "h": 3600, "d": 86_400}
+
+
+@dataclass(frozen=True)
+class AuditPair:
+    """A policy and its control: their labels in the spec, and what the control's rows are."""
+
+    policy: str
+    control: str
+    note: str
+
+
+@dataclass(frozen=True)
+class AuditDesign:
+    """An audit that can run. `spec` has the seeds of the last look."""
+
+    spec: Spec
+    pairs: tuple[AuditPair, ...]
+    metric: Metric
+    bound: Bound
+    bound_text: str
+    looks: tuple[int, ...]
+
+    def spec_at(self, seeds: int) -> Spec:
+        """The spec of a look."""
+        return replace(self.spec, seeds=self.spec.seeds[:seeds])
+
+
+def design_audit(
+    spec: Spec,
+    policies: Sequence[Any] = (),
+    *,
+    bound: str = DEFAULT_BOUND,
+    looks: Sequence[int] = DEFAULT_LOOKS,
+    metric: str | None = None,
+) -> AuditDesign:
+    """The audit of a spec under policies (default: its own, but for controls). SpecError for all that cannot be audited."""
+    looks = check_looks(looks, "--looks")
+    if spec.sweep:
+        raise SpecError("sweep: an audit is of one point. Remove the table, and set its values with --set.")
+    if spec.generations < 2:
+        raise SpecError(f"generations: got {spec.generations}; an audit needs 2 or more. Raise it.")
+    audited = tuple(make_component("policy", policy, "--policy") for policy in policies) or spec.policies
+    own = [(policy.of, policy.rows) for policy in audited if isinstance(policy, ControlsPolicy)]
+    audited = tuple(policy for policy in audited if not isinstance(policy, ControlsPolicy))
+    if not audited:
+        raise SpecError("policies: got controls only; expected a policy to audit. Name one with --policy.")
+    if spec.seeds == tuple(range(len(spec.seeds))):
+        spec = replace(spec, seeds=tuple(range(looks[-1])))
+    elif len(spec.seeds) < looks[-1]:
+        raise SpecError(f"seeds: got {len(spec.seeds)}; the last look has {looks[-1]}. Name as many, or lower --looks.")
+    spec = replace(spec, policies=audited, primary=None, seeds=spec.seeds[: looks[-1]])
+    (point,) = spec.points()
+    spec = replace(spec, n=point.n, holdout=None if spec.source.n_holdout() is not None else point.holdout)
+    declared = [[rows for of, rows in own if of == policy] for policy in audited]
+    rows = [
+        given[0] if given else _rows_of_control(spec, policy, point.n, point.holdout)
+        for policy, given in zip(spec.policies, declared, strict=True)
+    ]
+    return _with_controls(spec, rows, check_metric(metric, spec.metrics), bound, looks)
+
+
+def _with_controls(spec: Spec, rows: Sequence[str], metric: Metric, bound: str, looks: tuple[int, ...]) -> AuditDesign:
+    controls = [
+        make_component("policy", {"name": "control", "of": policy, "rows": kind}, "policies")
+        for policy, kind in zip(spec.policies, rows, strict=True)
+    ]
+    spec = replace(spec, policies=(*spec.policies, *controls))
+    spec.points()  # every check, before any work
+    labels, n = spec.policy_labels(), len(rows)
+    pairs = (AuditPair(labels[i], labels[n + i], _describe_control(kind)) for i, kind in enumerate(rows))
+    return AuditDesign(spec, tuple(pairs), metric, _checked_bound(spec, metric, bound), bound, looks)
+
+
+def _checked_bound(spec: Spec, metric: Metric, text: str) -> Bound:
+    bound = parse_bound(text, metric)
+    has_scale = metric.has_zero or is_log_density(metric) or isinstance(spec.family, SupportsTrivialModel)
+    if not bound.is_absolute and not has_scale:
+        unit = (metric.unit or "abs").split()[0]
+        raise SpecError(
+            f"--bound: got {text}, but {metric.name} has no natural zero, so shares of it have no meaning. Give an increase in "
+            f"its unit, such as 0.05{unit}."
+        )
+    return bound
+
+
+def _rows_of_control(spec: Spec, policy: Policy, n: int, holdout: int) -> str:
+    """ "fresh" if the source has enough real rows in place of all synthetic ones, else "initial"."""
+    source, size = spec.source, spec.source.n_rows()
+    if source.has_fixed_design():
+        return "fresh" if isinstance(source, SupportsRelabel) else "initial"
+    if size is None:
+        return "fresh"
+    if spec.unit == "tokens" or spec.subsets == "disjoint":
+        return "initial"
+    return "fresh" if holdout + rows_of_fresh_control(policy, n, spec.generations) <= size else "initial"
+
+
+def rows_of_fresh_control(policy: Policy, n: int, generations: int) -> int:
+    """Real rows of a control whose rows are fresh, over all generations."""
+    control = make_component("policy", {"name": "control", "of": policy}, "policies")
+    return sum(entry.new_rows.real for entry in schedule(control, n, generations))
+
+
+def _describe_control(rows: str) -> str:
+    if rows == "fresh":
+        return "fresh real rows in place of synthetic ones, same number and steps"
+    reason = "as the data do not suffice for fresh ones"
+    return f"the initial real rows again in place of synthetic ones, same number and steps, {reason}"
+
+
+def parse_policy(text: str) -> Any:
+    """The policy in a text such as "mix(real_share=0.3)"; SpecError for another form."""
+    match = re.fullmatch(r"\s*([\w-]+)\s*(?:\((.*)\))?\s*", text, re.DOTALL)
+    try:
+        table: Mapping[str, Any] = tomllib.loads(f"v = {{ {match[2]} }}")["v"] if match and match[2] else {}
+    except ValueError:
+        match = None
+    if match is None:
+        raise SpecError(
+            f'--policy: got {shown(text)}; expected a name and settings, such as "mix(real_share=0.3)". Correct it.'
+        )
+    return make_component("policy", {"name": match[1], **table}, "--policy")
+
+
+def parse_looks(text: str) -> tuple[int, ...]:
+    """The looks in a text such as "5,8,12"."""
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isdecimal() for part in parts):
+        raise SpecError(f"--looks: got {shown(text)}; expected numbers of seeds, such as 5,8,12. Correct it.")
+    return check_looks([int(part[:9]) for part in parts], "--looks")
+
+
+def parse_seconds(text: str) -> float:
+    """The seconds in a text such as "2h", "30m" or "90s"."""
+    match = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*([a-z]+)\s*", text)
+    if match is None or match[2] not in _UNITS or float(match[1]) <= 0:
+        raise SpecError(f"--budget: got {shown(text)}; expected a time such as 2h, 30m or 90s. Correct it.")
+    return float(match[1]) * _UNITS[match[2]]

@@ -1,0 +1,143 @@
+"""How much higher the risk of a policy is than its control's, in the scale of the bound, and which bounds have a meaning.
+
+Of a risk whose lowest value is 0 the scale is the log of the ratio. A log density has no zero, and its value depends on the
+unit of the rows: its excess is a share of the control's distance from the family's trivial model, but of at least 1 nat per
+row, and of 1 nat without a trivial model. 5 % of 1 nat: the model finds held-out rows 5 % less probable, whatever their unit.
+A bound can also be absolute, in the metric's unit.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from selfloop.columns import Floats
+from selfloop.component import Family, Metric
+from selfloop.criteria.judging import COLLAPSES
+from selfloop.engine.curves import TRIVIAL
+from selfloop.errors import SpecError, shown
+from selfloop.protocols import SupportsTrivialModel
+from selfloop.result import Result
+from selfloop.stats.intervals import Interval
+
+MAX_RELATIVE_BOUND = 10.0  # ten times the control's risk
+_BOUND = re.compile(r"\s*([0-9]*\.?[0-9]+(?:e[-+]?[0-9]+)?)\s*([A-Za-z%]*)\s*")
+ABSOLUTE = "abs"  # unit of an absolute bound of a metric without a unit
+Scale = Literal["ratio", "share", "absolute"]
+MIN_DISTANCE = 1.0  # nats per row
+
+
+class NotAuditableError(Exception):
+    """Chains of which no answer can be given, with the reason in a sentence."""
+
+
+@dataclass(frozen=True, slots=True)
+class Bound:
+    """A bound of the excess: relative (0.05 for 5 %), or absolute in the metric's unit."""
+
+    value: float
+    is_absolute: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.value:g}" if self.is_absolute else f"{100 * self.value:g} %"
+
+
+def parse_bound(text: str, metric: Metric) -> Bound:
+    """The bound in a text such as "5%" or "0.05nats" (the first word of the metric's unit, or "abs"); SpecError otherwise."""
+    match, unit = _BOUND.fullmatch(text), metric.unit.split()[0] if metric.unit else ABSOLUTE
+    number, suffix = (float(match[1]), match[2]) if match else (0.0, "")
+    if suffix == "%" and 0 < number <= 100 * MAX_RELATIVE_BOUND:
+        return Bound(number / 100)
+    if suffix in (unit, ABSOLUTE) and 0 < number < math.inf:
+        return Bound(number, is_absolute=True)
+    allowed = f"a share of {metric.name} such as 5%, or an absolute increase such as 0.05{unit}"
+    raise SpecError(f"--bound: got {shown(text)}; expected {allowed}. Correct it.")
+
+
+@dataclass(frozen=True, slots=True)
+class ExcessCurves:
+    """The excess of each seed and generation, (seeds, generations), in a scale in which means over seeds are taken.
+
+    inf: the policy's chain has collapsed and the control's has not; -inf: the other way round.
+    """
+
+    values: Floats
+    scale: Scale
+    of: str  # what the excess is a share of
+
+    def threshold(self, bound: Bound) -> float:
+        """The bound in the scale of the values."""
+        return math.log1p(bound.value) if self.scale == "ratio" else bound.value
+
+    def to_fractions(self, interval: Interval, generations: int = 1) -> Interval:
+        """An interval of the values as the bound is written (0.05 for 5 %), per generation of a number of them."""
+        estimate, low, high = (self._fraction(x, generations) for x in (interval.estimate, interval.low, interval.high))
+        return Interval(estimate, low, high, interval.n)
+
+    def _fraction(self, value: float | None, generations: int) -> float | None:
+        if value is None:
+            return None
+        return math.expm1(min(value / generations, 700.0)) if self.scale == "ratio" else value / generations
+
+
+def read_excess(result: Result, policy: str, control: str, metric: Metric, bound: Bound) -> ExcessCurves:
+    """The excess of a policy over its control; NotAuditableError if chains, or their risks, cannot be compared."""
+    name, curves = metric.name, result.curves()
+    for label in (policy, control):
+        if others := result.ends(label, name, began=False) - COLLAPSES.keys():
+            raise NotAuditableError(f"chains of {label} ended for another reason than collapse ({', '.join(sorted(others))})")
+    risks, controls = (curves[label].get(name, np.array([[np.nan]])) for label in (policy, control))
+    scale, of, sizes = _scale(result.spec.family, metric, bound, controls, curves[policy].get(name + TRIVIAL))
+    if scale == "ratio":
+        if (risks <= 0).any() or (controls <= 0).any():
+            raise NotAuditableError(f"{name} is 0 for some seeds, so that ratios have no meaning; use an absolute bound")
+        values = np.log(risks / controls)
+    else:
+        values = (risks - controls) / sizes
+    values[np.isnan(risks) & ~np.isnan(controls)] = np.inf
+    values[~np.isnan(risks) & np.isnan(controls)] = -np.inf
+    comparable = ~np.isnan(values[:, -1])
+    if not comparable.any():
+        raise NotAuditableError("every chain of the policy and of its control ended")
+    return ExcessCurves(values[comparable], scale, of)
+
+
+def _scale(
+    family: Family, metric: Metric, bound: Bound, controls: Floats, trivial: Floats | None
+) -> tuple[Scale, str, Floats | float]:
+    """The scale, what the excess is a share of, and the sizes that differences of risks are divided by."""
+    if bound.is_absolute:
+        return "absolute", metric.unit or ABSOLUTE, 1.0
+    if metric.has_zero:
+        return "ratio", metric.title or metric.name, 1.0
+    if trivial is None or not isinstance(family, SupportsTrivialModel):
+        if is_log_density(metric):
+            return "absolute", metric.unit, MIN_DISTANCE
+        raise NotAuditableError(f"{metric.name} has no natural zero, so shares of it have no meaning; use an absolute bound")
+    distance = trivial - controls
+    least = f", at least {MIN_DISTANCE:g} {metric.unit}" if is_log_density(metric) else ""
+    if not least and (distance <= 0).any():
+        raise NotAuditableError(f"the control is no better than {family.trivial_model}; use an absolute bound")
+    sizes = np.maximum(distance, MIN_DISTANCE) if least else distance
+    return "share", f"distance of {metric.name} from {family.trivial_model}{least}", sizes
+
+
+def is_log_density(metric: Metric) -> bool:
+    """True for a metric in nats, which is minus the log of a density or probability."""
+    return metric.unit.split(" ")[0] == "nats"
+
+
+def check_metric(name: str | None, metrics: Collection[Metric]) -> Metric:
+    """The metric of that name, or the first of which lower is better; SpecError if there is none."""
+    lower = {metric.name: metric for metric in metrics if metric.better == "lower"}
+    if name is None and lower:
+        return next(iter(lower.values()))
+    if name not in lower:
+        got = "no metric of which lower is better" if name is None else f"{name!r}"
+        raise SpecError(f"metrics: got {got}; expected a risk to audit: {', '.join(lower) or 'such as nll'}. Add one.")
+    return lower[name]

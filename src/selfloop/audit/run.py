@@ -1,0 +1,171 @@
+"""Runs an audit: seeds in looks on one store, until every policy has an answer or the budget is spent."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from selfloop.audit.answer import Audit, AuditCost, AuditVerdict
+from selfloop.audit.design import AuditDesign, AuditPair
+from selfloop.audit.details import read_details
+from selfloop.audit.excess import ExcessCurves, NotAuditableError, read_excess
+from selfloop.engine.executors import Notify
+from selfloop.engine.run import Progress
+from selfloop.result import Result
+from selfloop.result import run as run_spec
+from selfloop.spec.spec import Spec
+from selfloop.stats.intervals import Interval
+from selfloop.stats.sequential import LookLimits, judge_look, limits_of_looks, seeds_to_decide
+
+NO_INTERVAL = Interval(None, None, None, 0)
+VERDICTS: dict[str, AuditVerdict] = {"above": "degrades", "below": "within", "undecided": "undecided"}
+
+
+class BudgetSpentError(KeyboardInterrupt):
+    """The budget ended inside a run; as after Ctrl-C, what is stored stays and is reused."""
+
+
+@dataclass
+class AuditRunner:
+    """Runs specs on one store within a budget of seconds and of fits (generations of chains), and counts the cost."""
+
+    store: Path | str | None = None
+    workers: int | None = 1
+    threads: int | None = None
+    budget: float | None = None  # seconds
+    max_fits: int | None = None
+    progress: Progress | None = None
+    notify: Notify | None = None
+    started: float = field(default_factory=time.monotonic)
+    fits: int = 0
+    seconds_saved: float = 0.0
+    computed_before: float = 0.0  # seconds of steps that a later look of the same audit reuses
+
+    def elapsed(self) -> float:
+        """Seconds since the start."""
+        return time.monotonic() - self.started
+
+    def remaining(self) -> float:
+        """Seconds of the budget that are left; infinite without one."""
+        return float("inf") if self.budget is None else self.budget - self.elapsed()
+
+    def allows(self, spec: Spec, seconds: float = 0.0) -> bool:
+        """True if a run of the spec fits into the budget, as far as that is known before."""
+        fits = len(spec.policies) * len(spec.seeds) * spec.generations
+        return self.remaining() > seconds and (self.max_fits is None or self.fits + fits <= self.max_fits)
+
+    def run(self, spec: Spec) -> Result:
+        """The result of a spec; BudgetSpentError if the budget ends before it."""
+
+        def within_budget(call: Callable[..., None] | None) -> Callable[..., None]:
+            def check(*arguments: object) -> None:
+                if self.remaining() <= 0:
+                    raise BudgetSpentError
+                if call:
+                    call(*arguments)
+
+            return check
+
+        check = within_budget(self.progress), within_budget(self.notify)
+        result = run_spec(spec, self.store, workers=self.workers, threads=self.threads, progress=check[0], notify=check[1])
+        usages = [*result.usage.values(), result.shared]
+        computed = sum(usage.seconds for usage in usages)
+        fits = sum(usage.by_step.get("fit", (0, 0.0))[0] for usage in usages)
+        if result.points[0].runs_as_ensemble and any(usage.computed for usage in usages):
+            fits = len(spec.policies) * len(spec.seeds) * spec.generations
+        self.fits += fits
+        self.seconds_saved += max(sum(usage.seconds_saved for usage in usages) - self.computed_before, 0.0)
+        self.computed_before += computed
+        return result
+
+    def cost(self) -> AuditCost:
+        """The cost so far."""
+        return AuditCost(fits=self.fits, seconds=self.elapsed(), seconds_saved=self.seconds_saved)
+
+
+def run_audit(design: AuditDesign, runner: AuditRunner) -> Audit:
+    """The audit of a design; its first policy with the others in `audits`."""
+    answers: dict[str, Audit] = {}
+    result: Result | None = None
+    spent = ""
+    for look, limits in enumerate(limits_of_looks(design.looks), 1):
+        spec = design.spec_at(limits.seeds)
+        seconds = 0.0 if result is None else runner.elapsed() / len(result.spec.seeds) * (limits.seeds - len(result.spec.seeds))
+        if not runner.allows(spec, seconds):
+            spent = _describe_spent(runner, result)
+            break
+        try:
+            result = runner.run(spec)
+        except BudgetSpentError:
+            spent = _describe_spent(runner, result)
+            break
+        for pair in design.pairs:
+            if answers.get(pair.policy) is None or answers[pair.policy].verdict == "undecided":
+                answers[pair.policy] = _judge_pair(design, pair, result, look, limits)
+        if all(answer.verdict != "undecided" for answer in answers.values()):
+            break
+    audits = [answers.get(pair.policy) or _without_result(design, pair, spent) for pair in design.pairs]
+    audits = [
+        replace(a, reason=f"{a.reason}; {spent}") if spent and a.verdict == "undecided" and a.result else a for a in audits
+    ]
+    audits = [replace(audit, cost=runner.cost()) for audit in audits]
+    return replace(audits[0], audits=tuple(audits[1:]))
+
+
+def _describe_spent(runner: AuditRunner, result: Result | None) -> str:
+    budget = f"the budget of {runner.max_fits} fits" if runner.remaining() > 0 and runner.max_fits else "the budget"
+    done = f"after {len(result.spec.seeds)} seeds" if result else "before the first look"
+    return f"{budget} does not suffice for more {done}; what was computed is stored, so a larger one goes on from it"
+
+
+def _judge_pair(design: AuditDesign, pair: AuditPair, result: Result, look: int, limits: LookLimits) -> Audit:
+    """The answer of one policy at one look."""
+    try:
+        excess = read_excess(result, pair.policy, pair.control, design.metric, design.bound)
+    except NotAuditableError as problem:
+        return replace(_without_result(design, pair, str(problem)), verdict="not auditable", result=result, seeds=limits.seeds)
+    last, threshold = excess.values[:, -1], excess.threshold(design.bound)
+    answer, interval = judge_look(last, threshold, limits)
+    curve = tuple(excess.to_fractions(judge_look(values, threshold, limits)[1]) for values in excess.values.T)
+    bound = design.bound.value
+    return replace(
+        _without_result(design, pair, _describe_answer(answer, excess, threshold, limits, look == len(design.looks))),
+        verdict=VERDICTS[answer],
+        of=excess.of,
+        is_absolute=excess.scale == "absolute",
+        excess=excess.to_fractions(interval),
+        growth=excess.to_fractions(interval, design.spec.generations - 1),
+        by_generation=curve,
+        seeds=limits.seeds,
+        details=read_details(result, pair.policy, pair.control, bound if not design.bound.is_absolute else 0.0, look),
+        result=result,
+    )
+
+
+def _describe_answer(answer: str, excess: ExcessCurves, threshold: float, limits: LookLimits, is_last: bool) -> str:
+    last = excess.values[:, -1]
+    ended = [name for name, sign in (("policy", 1), ("control", -1)) if (last == sign * float("inf")).any()]
+    reason = f"decided after {limits.seeds} seeds" if answer != "undecided" else f"undecided after {limits.seeds} seeds"
+    for name in ended:
+        n = int((last == (float("inf") if name == "policy" else -float("inf"))).sum())
+        reason += f"; {n} of {len(last)} chains of the {name} collapsed while the other did not, so a sign test decides"
+    if answer == "undecided" and is_last and (needed := seeds_to_decide(last, threshold, limits)):
+        reason += f"; about {max(needed, limits.seeds + 1):,} seeds would decide with 80 % power if the estimate is right"
+    return reason
+
+
+def _without_result(design: AuditDesign, pair: AuditPair, reason: str) -> Audit:
+    spec, metric = design.spec, design.metric
+    not_said = (
+        "other sampling settings", f"more than {spec.generations} generations", f"other data, or other than {spec.n:,} rows"
+    )  # fmt: skip
+    return Audit(
+        verdict="undecided", reason=reason, policy=pair.policy, control=pair.control, metric=metric.name,
+        title=metric.title or metric.name, bound=design.bound.value, of=metric.title or metric.name,
+        is_absolute=design.bound.is_absolute, generations=spec.generations, excess=NO_INTERVAL, growth=NO_INTERVAL,
+        by_generation=(), seeds=0, looks=design.looks, max_seeds=design.looks[-1], details=(), keep=None,
+        control_note=pair.note, cost=AuditCost(fits=0, seconds=0.0, seconds_saved=0.0), not_said=not_said, result=None,
+        spec=spec,
+    )  # fmt: skip

@@ -1,0 +1,93 @@
+"""The first screen of an audit as text."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from selfloop.audit.answer import Audit
+from selfloop.stats.intervals import Interval
+from selfloop.stats.sequential import FALSE_ABOVE, FALSE_BELOW
+
+MAX_DETAILS = 6  # metrics in a line
+INDENT = 10
+
+
+def first_screen(audit: Audit) -> str:
+    """The answers, the share to keep, the control, the cost and what is not said: a few lines of plain text."""
+    lines = [line for each in audit.all() for line in _answer_lines(each)]
+    for each in audit.all():
+        if changed := [detail for detail in each.details if detail.answer in ("worse", "better")]:
+            words = ", ".join(f"{d.metric} {d.answer}" for d in changed[:MAX_DETAILS])
+            lines.append(_labeled("IN WHAT", f"{each.policy}: {words}."))
+        if each.keep:
+            lines.append(_labeled("KEEP", each.keep.text))
+    notes = dict.fromkeys(f"{each.control_note}." for each in audit.all())
+    lines += [_labeled("CONTROL", note[0].upper() + note[1:]) for note in notes]
+    lines.append(_labeled("COST", describe_cost(audit)))
+    lines.append(_labeled("NOT SAID", ", ".join(audit.not_said) + "."))
+    return "\n".join(lines)
+
+
+def _answer_lines(audit: Audit) -> Iterator[str]:
+    yield _labeled(audit.verdict.upper(), describe_answer(audit))
+    yield " " * INDENT + describe_certainty(audit)
+
+
+def describe_answer(audit: Audit) -> str:
+    """The answer of one policy in a sentence, with its interval and the bound."""
+    bound = format_excess(audit.bound, audit)
+    if audit.verdict == "not auditable":
+        return f"{audit.policy}: {audit.reason}."
+    if audit.excess.estimate is None:
+        return f"{audit.policy}: {audit.reason}; bound {bound}."
+    side = "above" if audit.excess.estimate >= 0 else "below"
+    size, of = format_excess(abs(audit.excess.estimate), audit), "" if audit.is_absolute else f" ({audit.of})"
+    name = audit.metric + (of if audit.of != audit.title else "")
+    limits = _format_limits(audit.excess, audit)
+    return f"{audit.policy}: {name} {size} {side} the matched control at generation {audit.generations}{limits}; bound {bound}."
+
+
+def describe_certainty(audit: Audit) -> str:
+    """How sure the answer of one policy is."""
+    if audit.verdict in ("undecided", "not auditable"):
+        return "" if audit.excess.estimate is None else f"{audit.reason[0].upper()}{audit.reason[1:]}."
+    error, wrong = (FALSE_ABOVE, "within the bound") if audit.verdict == "degrades" else (FALSE_BELOW, "over the bound")
+    seeds = f"Decided after {audit.seeds} of at most {audit.max_seeds} seeds"
+    signs = audit.reason.partition("; ")[2]
+    return f"{seeds}{f' ({signs})' if signs else ''}; a loop {wrong} is called so at most {100 * error:g} % of the time."
+
+
+def describe_cost(audit: Audit) -> str:
+    """Time and fits of an audit."""
+    cost = audit.cost
+    saved = f"; the store saved {format_seconds(cost.seconds_saved)}" if cost.seconds_saved >= 1 else ""
+    return f"{format_seconds(cost.seconds)}, {cost.fits:,} fits{saved}."
+
+
+def format_seconds(seconds: float) -> str:
+    """A time such as "40 s", "12 min" or "1 h 12 min"."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def format_excess(value: float, audit: Audit) -> str:
+    """An excess with its unit."""
+    return f"{value:.3g} {audit.of}" if audit.is_absolute else f"{_percent(value)} %"
+
+
+def _format_limits(interval: Interval, audit: Audit) -> str:
+    if interval.low is None or interval.high is None:
+        return ""
+    low, high = ((f"{x:.3g}" if audit.is_absolute else _percent(x)) for x in (interval.low, interval.high))
+    return f" [{low}, {high}]"
+
+
+def _percent(value: float) -> str:
+    number = 100 * value
+    return f"{number:.1f}" if abs(number) < 100 else f"{number:,.0f}"
+
+
+def _labeled(label: str, text: str) -> str:
+    return f"{label:<{INDENT - 1}} {text}"
