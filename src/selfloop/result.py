@@ -41,6 +41,7 @@ from selfloop.stats.data_value import GridCell
 from selfloop.stats.intervals import at_look, mean_interval
 from selfloop.store.calls import Usage
 from selfloop.store.runs import count_looks
+from selfloop.theory.forecasts import forecast_policies
 from selfloop.theory.laws import LawCurve, law_curves
 from selfloop.theory.laws.design import point_laws
 from selfloop.types import Coordinates, Measurement, Verdict, real, synthetic
@@ -170,6 +171,17 @@ class Result:
                 mean = {"mean": interval.estimate, "low": interval.low, "high": interval.high, "seeds": survivors}
                 lines.append({"policy": policy, "generation": t, **mean, **settings[coordinates, policy]})
         return pd.DataFrame(lines)
+
+    def forecast(self, generations: int, metric: str | None = None, at: At = ()) -> pd.DataFrame:
+        """The next generations by extrapolation: policy, generation, mean over seeds, its 90 % limits, exact law, reason.
+
+        NaN with a reason if the run supports no forecast. `metric`: the risk unless named. Raises SpecError.
+        """
+        import pandas as pd
+
+        self._check_metric(name := metric or self.spec.risk_metric() or "")
+        forecasts = forecast_policies(self.point(at), self.curves(at), name, generations)
+        return pd.DataFrame([line for forecast in forecasts for line in forecast.lines(self.spec.generations)])
 
     def verdicts(self) -> list[Verdict]:
         """Every criterion on every policy of every point. "risk" is the spec's risk metric.

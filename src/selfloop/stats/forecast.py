@@ -1,0 +1,158 @@
+"""Curves of the generations after a run, extrapolated by several trends, with an interval for their mean over seeds.
+
+The target is the expectation over seeds, as of every other interval. Each trend a + b g(t) is fitted to the curve of every
+seed by generalized least squares: deviations of a chain are a random walk plus noise of the measurement, whose variances come
+from the differences between seeds. A forecast is then linear in a curve, so the forecasts of the seeds are independent values
+and their interval has no model of the noise. The limits enclose the intervals of all trends that the run does not exclude and,
+if none fits, of the neighbors of the best trend: the true shape may lie between two trends. The mean curve may deviate from a
+trend by more than the seeds explain; that deviation goes on as a random walk. Nothing here foresees a break of the trend.
+
+The settings were chosen on half of the presets' papers. On the other half, `benchmarks/forecast.py` measures the coverage of
+the limits, which are nominal for 90 %.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from selfloop.columns import Floats
+from selfloop.stats.intervals import summarize_seeds
+
+LEVEL_OF_FORECAST = 0.9
+MIN_GENERATIONS, MIN_FORECAST_SEEDS = 4, 2
+MAX_EXCESS_CRITERION = 4.0  # of Akaike's criterion over that of the best trend: worse trends are excluded
+DEVIATION_WIDTH = 2.0  # standard deviations of the random walk of the mean curve around a trend
+
+
+@dataclass(frozen=True, slots=True)
+class Forecast:
+    """Mean and limits of each generation after the run, (generations,); NaN with a reason if the run supports none."""
+
+    mean: Floats
+    low: Floats
+    high: Floats
+    reason: str = ""
+
+    def reason_at(self, index: int) -> str:
+        """The reason why a generation has no forecast; empty if it has one."""
+        return self.reason if np.isnan(self.mean[index]) else ""
+
+
+@dataclass(frozen=True, slots=True)
+class _Noise:
+    """Deviations of one chain: variance of a step of its random walk, and of a measurement."""
+
+    step: float
+    measurement: float
+
+    def covariance(self, s: Floats, t: Floats) -> Floats:
+        """Covariance between generations, (s, t), without the measurement."""
+        return self.step * np.minimum.outer(s, t)
+
+
+@dataclass(frozen=True, slots=True)
+class _Trend:
+    """One trend's forecasts (seeds, generations ahead), its fit to the mean curve, and the variance of the unexplained part."""
+
+    forecasts: Floats
+    chi_squared: float
+    n_parameters: int
+    deviation: float  # variance per generation of the mean curve around the trend, beyond the noise
+
+    def criterion(self, scale: float) -> float:
+        return self.chi_squared / scale + 2 * self.n_parameters
+
+
+def forecast(curves: Floats, generations: int, *, positive: bool = False) -> Forecast:
+    """The mean over seeds of the next generations with 90 % limits, from (seeds, generations) curves.
+
+    `positive`: 0 is the lowest possible value. No numbers, but a reason, for fewer than 4 generations or 2 seeds, ended chains,
+    seeds that do not differ, and more than as many generations again as the run has, for which no coverage was measured.
+    """
+    reason = _reason_for_none(curves)
+    n_ahead = 0 if reason else min(generations, curves.shape[1])
+    numbers = np.full((3, generations), np.nan)
+    if n_ahead:
+        numbers[:, :n_ahead] = _combine(list(_fit_trends(curves, n_ahead)), curves, positive)
+    if not reason and n_ahead < generations:
+        reason = f"no forecast beyond generation {2 * n_ahead}, twice the generations of the run"
+    return Forecast(numbers[0], numbers[1], numbers[2], reason)
+
+
+def _reason_for_none(curves: Floats) -> str:
+    seeds, generations = curves.shape
+    if generations < MIN_GENERATIONS:
+        return f"{generations} generations; a forecast needs {MIN_GENERATIONS}"
+    if np.isnan(curves).any():
+        return "a chain has ended"
+    if seeds < MIN_FORECAST_SEEDS:
+        return "one seed; a forecast needs two"
+    spread = np.ptp(np.diff(curves, axis=1), axis=0)
+    if not (spread > 1e-9 * np.abs(curves).max()).any():
+        return "the curves of the seeds do not differ"
+    return ""
+
+
+def _fit_trends(curves: Floats, n_ahead: int) -> Iterator[_Trend]:
+    """Every trend, fitted and continued by the best linear prediction of each chain."""
+    seeds, last = curves.shape
+    noise, t = _estimate_noise(curves), np.arange(1.0, last + n_ahead + 1)
+    past, ahead = t[:last], t[last:]
+    inverse = np.linalg.inv(noise.covariance(past, past) + noise.measurement * np.eye(last))
+    carried = noise.covariance(ahead, past) @ inverse  # the part of a chain's deviations that lasts
+    mean, constant = curves.mean(axis=0), np.ones((len(t), 1))
+    for shape in (None, *_shapes(t)):
+        design = constant if shape is None else np.column_stack([constant, shape / np.ptp(shape)])
+        solve = np.linalg.solve(design[:last].T @ inverse @ design[:last], design[:last].T @ inverse)
+        weights = design[last:] @ solve + carried @ (np.eye(last) - design[:last] @ solve)
+        residual = mean - design[:last] @ solve @ mean
+        free = max(last - design.shape[1], 1)
+        explained = (noise.step + 2 * noise.measurement) / seeds
+        yield _Trend(
+            forecasts=curves @ weights.T,
+            chi_squared=float(seeds * residual @ inverse @ residual),
+            n_parameters=design.shape[1],
+            deviation=max(float(np.sum(np.diff(residual) ** 2)) / free - explained, 0.0),
+        )
+
+
+def _shapes(t: Floats) -> tuple[Floats, ...]:
+    """g(t) of the trends that are not constant, from those that level off to the one that accelerates."""
+    return 1 - 0.5**t, 1 / t, np.log(t), np.sqrt(t), t, t**2
+
+
+def _estimate_noise(curves: Floats) -> _Noise:
+    """Variances by moments: successive increments of a chain have variance step + 2 measurement and covariance -measurement."""
+    seeds, last = curves.shape
+    increments = np.diff(curves, axis=1)
+    increments = increments - increments.mean(axis=0)
+    variance = float(np.sum(increments**2)) / ((seeds - 1) * (last - 1))
+    covariance = float(np.sum(increments[:, 1:] * increments[:, :-1])) / ((seeds - 1) * (last - 2))
+    measurement = min(max(-covariance, 1e-3 * variance), variance / 2)
+    return _Noise(max(variance - 2 * measurement, 1e-9 * variance), measurement)
+
+
+def _combine(trends: list[_Trend], curves: Floats, positive: bool) -> Floats:
+    """Mean weighted by Akaike's criterion, and the limits of all trends that are not excluded: (3, generations ahead)."""
+    best = min(trends, key=lambda trend: trend.criterion(1.0))
+    # A curve that no trend fits has larger errors than its seeds explain (Birge 1932).
+    scale = max(1.0, best.chi_squared / (curves.shape[1] - best.n_parameters))
+    criteria = np.array([trend.criterion(scale) for trend in trends]) - min(trend.criterion(scale) for trend in trends)
+    steps, means, lows, highs = np.arange(1.0, trends[0].forecasts.shape[1] + 1), [], [], []
+    for trend in trends:
+        summary = summarize_seeds(trend.forecasts, positive=positive and bool((trend.forecasts > 0).all()))
+        mean, low, high = summary.mean, *(np.where(np.isnan(x), summary.mean, x) for x in (summary.low, summary.high))
+        walk = DEVIATION_WIDTH * np.sqrt(trend.deviation * steps)
+        means.append(mean)
+        lows.append(mean - np.hypot(mean - low, walk))
+        highs.append(mean + np.hypot(high - mean, walk))
+    plausible = criteria <= MAX_EXCESS_CRITERION
+    mean = np.average(means, axis=0, weights=np.exp(-criteria / 2) * plausible)
+    if scale > 1:
+        nearest = 1 + int(criteria[1:].argmin())
+        plausible[max(nearest - 1, 1) : nearest + 2] = True  # the first trend, the constant, has no neighbor
+    low, high = np.min(np.array(lows)[plausible], axis=0), np.max(np.array(highs)[plausible], axis=0)
+    return np.maximum([mean, low, high], 0.0 if positive else -np.inf)
