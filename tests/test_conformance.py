@@ -31,7 +31,7 @@ PICTURES, MOLECULES = {"idx", "cifar", "image_folder", "celeba", "hub_images"}, 
 FILES = (
     PICTURES | MOLECULES | {"text", "tinystories", "jsonl", "hub_text", "stored_model", "records"}
 )  # sources of files; with the tests of sources
-BASES = {"finetune"}  # families of given models; with their own tests
+BASES = {"finetune", "copula", "command"}  # families of given models, and of files; with their own tests
 
 
 @given(policies)

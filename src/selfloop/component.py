@@ -55,6 +55,10 @@ class Component(Settings, ABC):
     default_identity: ClassVar[type[Component] | None] = None  # class whose identity it has with its default settings
     takes_over_interrupts: ClassVar[bool] = False  # True if a library that it calls (RDKit) replaces the handler of Ctrl-C
 
+    def program_versions(self) -> Mapping[str, str]:
+        """What belongs to its identity beside its settings: versions of programs that it runs, by name."""
+        return {}
+
 
 class Source(Component):
     """Where real rows come from."""
@@ -180,6 +184,10 @@ class Family(Component):
     reference_model: ClassVar[str] = ""  # published model with the default settings; reports list deviations from it
     # arrays that `merge` may average: pattern of their names -> True for variances, which are not negative
     mergeable: ClassVar[Mapping[str, bool]] = {}
+
+    def supports(self, ability: type) -> bool:
+        """True if it has an ability of `protocols.py` with these settings."""
+        return isinstance(self, ability)
 
     def for_generation(self, t: int) -> Family:
         """The settings for the fit of generation t, if they depend on t."""

@@ -50,6 +50,7 @@ BUILT_IN: dict[str, dict[str, str]] = {
         "transformer": "selfloop.families.transformer.family:Transformer",
         "finetune": "selfloop.families.finetune.family:Finetune",
     },
+        "command": "selfloop.families.command.family:CommandFamily",
     "source": {
         "gaussian": "selfloop.sources.distributions:GaussianSource",
         "zipf": "selfloop.sources.distributions:ZipfSource",
@@ -105,6 +106,7 @@ BUILT_IN: dict[str, dict[str, str]] = {
         "denoising_loss": "selfloop.metrics.likelihood:DenoisingLoss",
         "downstream": "selfloop.metrics.downstream:Downstream",
         "pixel_std": "selfloop.metrics.image_distances:PixelStd",
+        "evaluation": "selfloop.metrics.evaluation:Evaluation",
         "pixel_frechet": "selfloop.metrics.image_distances:PixelFrechet",
         "feature_frechet": "selfloop.metrics.image_distances:FeatureFrechet",
         "kernel_distance": "selfloop.metrics.image_distances:KernelDistance",

@@ -123,6 +123,16 @@ class SupportsLogProb(Protocol):
 
 
 @runtime_checkable
+
+
+@runtime_checkable
+class SupportsEvaluate(Protocol):
+    """A family with a program of its own that evaluates models: values by name, of which `loss` is the risk.
+
+    They are finite, or NaN for a value that does not exist.
+    """
+
+    def evaluate(self, params: Params, holdout: Columns, samples: Columns, ctx: Context) -> Mapping[str, float]: ...
 class SupportsTokenLogProb(Protocol):
     """A family with log p of every token given the preceding tokens of its row, in nats.
 

@@ -21,7 +21,7 @@ LOWER = {
     "elbo_reconstruction", "denoising_loss", "unseen_mass", "squared_error",
     "denoising_loss_low_noise", "denoising_loss_middle_noise", "denoising_loss_high_noise", "pixel_frechet", "feature_frechet",
     "kernel_distance", "mode_distance", "mode_confusion", "attribute_distance", "mat_r", "mat_p", "bond_length_distance",
-    "bond_angle_distance", "clash_rate", "retry_rate", "cross_entropy", "perplexity", "text_frechet",
+    "bond_angle_distance", "clash_rate", "retry_rate", "cross_entropy", "perplexity", "text_frechet", "evaluation",
 }  # fmt: skip
 HIGHER = {
     "support_size", "complete_support", "symbol_survival", "token_survival", "downstream", "accuracy", "correct_rate",
@@ -63,7 +63,7 @@ def test_the_best_value_of_every_measured_value_is_decided() -> None:
 
 def test_risks_have_a_natural_zero_except_log_densities_and_unbiased_estimates() -> None:
     without = {name for name, cls in CLASSES.items() if cls.better == "lower" and not cls.has_zero}
-    assert without == {"nll", "negative_elbo", "kernel_distance"}
+    assert without == {"nll", "negative_elbo", "kernel_distance", "evaluation"}
     assert not any(cls.has_zero for cls in CLASSES.values() if cls.name in ("log_likelihood", "log_variance_ratio"))
 
 

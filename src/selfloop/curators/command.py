@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -18,11 +17,9 @@ from selfloop.component import Context, Family, Sampler, Source
 from selfloop.curator import Curator, CuratorView, Judged
 from selfloop.errors import DataError, SettingError, SpecError, first_line, shown
 from selfloop.formats import programs
-from selfloop.formats.molecules import MOLECULE_COLUMNS
-from selfloop.formats.tables import to_cell, write_jsonl
+from selfloop.formats.tables import MAX_ROW_VALUES, is_tabular, to_cell, write_jsonl
 from selfloop.settings import UNLESS_DEFAULT, PositiveFloat, check_setting
 
-MAX_ROW_VALUES = 10_000  # numbers of one row that are written as text
 SEED = "{seed}"
 ANSWER: dict[str, Any] = {"keep": bool, "weight": Annotated[float, Ge(0)], "row": dict[str, Any]}
 
@@ -52,8 +49,7 @@ class Command(Curator):
         object.__setattr__(self, "files", programs.sorted_files(self.files))
 
     def check(self, source: Source, family: Family, sampler: Sampler) -> None:
-        schema = source.schema()
-        if schema.keys() >= MOLECULE_COLUMNS or any(math.prod(column.shape) > MAX_ROW_VALUES for column in schema.values()):
+        if not is_tabular(source.schema()):
             raise SpecError(
                 f"curators: command judges texts and lists of up to {MAX_ROW_VALUES:,} numbers; rows of {source.title()} are "
                 "neither. Choose another curator."

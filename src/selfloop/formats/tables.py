@@ -14,11 +14,13 @@ import numpy as np
 
 from selfloop.columns import Array, Column, Columns, ColumnType, Ragged, Schema, element_labels
 from selfloop.errors import first_line, os_error_reason, shown
+from selfloop.formats.molecules import MOLECULE_COLUMNS
 from selfloop.formats.programs import ProgramError
 
 MASK = "@missing"  # end of the name of the column of booleans that is true where another column has no value
 WORDS = {"true": True, "1": True, "false": False, "0": False}  # of booleans in a CSV file, in lower case
 ABSENT = ("", "NA", "NaN", "nan")  # cells without a value, in a CSV file's column of numbers that has a mask
+MAX_ROW_VALUES = 10_000  # numbers of one row that are written as text
 MAX_FIELD = 2**31 - 1  # characters of a text in a CSV file; Python's own limit is 131,072
 
 
@@ -42,6 +44,12 @@ def to_python_values(rows: Columns, schema: Schema) -> dict[str, list[Any]]:
 def is_mask(name: str, columns: Mapping[str, object]) -> bool:
     """True for the column of booleans beside a column with missing values."""
     return name.endswith(MASK) and name.removesuffix(MASK) in columns
+
+
+def is_tabular(schema: Schema) -> bool:
+    """True for rows of texts and of lists of at most `MAX_ROW_VALUES` numbers, which programs read as text."""
+    sizes = [math.prod(column.shape) for column in schema.values()]
+    return not schema.keys() >= MOLECULE_COLUMNS and max(sizes, default=0) <= MAX_ROW_VALUES
 
 
 def write_jsonl(rows: Columns, path: Path, schema: Schema) -> None:

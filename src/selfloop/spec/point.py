@@ -232,7 +232,7 @@ def _check_abilities(spec: Spec) -> None:
     truth = source.truth(Context(RandomStream(("probe",))))
     for metric in spec.metrics:
         for protocol in metric.family_protocols:
-            if not isinstance(family, protocol):
+            if not family.supports(protocol):
                 ability = (protocol.__doc__ or "").replace(":", "\n").split("\n")[0].rstrip(".")
                 raise SpecError(
                     f"metrics: {metric.name!r} needs {ability[:1].lower()}{ability[1:]}; {family.name} is none. Drop the "

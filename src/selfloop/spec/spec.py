@@ -110,7 +110,10 @@ class Spec:
             return make_components("metric", self.metrics, "metrics")
         truth = set(self.source.truth(Context(RandomStream(("probe",)))))
         usual = make_components("metric", self.family.default_metrics, "metrics")
-        supported = tuple(metric for metric in usual if set(metric.true_params) <= truth)
+        supported = tuple(
+            metric for metric in usual
+            if set(metric.true_params) <= truth and all(map(self.family.supports, metric.family_protocols))
+        )  # fmt: skip
         if not supported and isinstance(self.family, SupportsLogProb):
             return make_components("metric", ["nll"], "metrics")  # the truth is unknown: held-out rows
         return supported or usual
