@@ -29,7 +29,7 @@ from tiny_components import FAMILIES, METRICS
 
 PICTURES, MOLECULES = {"idx", "cifar", "image_folder", "celeba", "hub_images"}, {"sdf", "geom", "qm9"}
 FILES = (
-    PICTURES | MOLECULES | {"text", "tinystories", "jsonl", "hub_text", "stored_model", "records"}
+    PICTURES | MOLECULES | {"text", "tinystories", "jsonl", "hub_text", "stored_model", "records", "arrivals"}
 )  # sources of files; with the tests of sources
 BASES = {"finetune", "copula", "command"}  # families of given models, and of files; with their own tests
 

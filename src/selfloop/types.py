@@ -18,6 +18,7 @@ B = TypeVar("B")
 Answer = Literal["yes", "no", "undecided", "not measured"]
 Limit = Literal["infinite", "finite", "zero"]  # of a law as the generations go on
 WEIGHT = "@weight"  # reserved column: a weight per row from a curator
+MASK = "@missing"  # end of the name of a column of booleans, true where the column of that name has no value
 Unit = Literal["rows", "tokens"]  # what the counts of policies count
 RowInterval = int | tuple[int, int] | None  # of the rows of a batch: how many first ones, (start, how many), or all
 Coordinates = tuple[tuple[str, object], ...]  # (key, value) of a sweep's point, in the spec's order; empty without a sweep

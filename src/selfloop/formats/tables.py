@@ -78,7 +78,8 @@ def write_csv(rows: Columns, path: Path, schema: Schema, *, for_spreadsheets: bo
         column = rows[name]
         n = 1 if isinstance(column, Ragged) else math.prod(column.shape[1:])
         labels = [name] if isinstance(column, Ragged) else element_labels(name, n, schema)
-        elements = np.asarray(cells).reshape(len(cells), n).T.tolist() if np.ndim(column) > 1 else [cells]  # type: ignore[arg-type]  # no ragged column
+        is_array = not isinstance(column, Ragged) and column.ndim > 1
+        elements = np.asarray(cells).reshape(len(cells), n).T.tolist() if is_array else [cells]
         for label, values in zip(labels, elements, strict=True):
             flat[escape(label)] = [escape(value) if isinstance(value, str) else value for value in values]
     with path.open("w", encoding="utf-8", newline="") as file:

@@ -17,11 +17,11 @@ from selfloop.errors import DataError, SettingError, first_line
 from selfloop.sources import tables
 from selfloop.sources.files import FileSource, cached_until_change, file_stamp, open_file
 from selfloop.sources.text_files import to_object
+from selfloop.types import MASK
 
 if TYPE_CHECKING:
     import pandas as pd
 
-MASK = "@missing"  # end of the name of the column that is true where another column has no value
 MISSING_WORDS = tuple(sorted(tables.MISSING))
 CSV_SETTINGS = {**tables.CSV_SETTINGS, "missing": MISSING_WORDS}
 MIN_TEXTS = 20  # different values, up to which texts are categories
