@@ -157,14 +157,14 @@ def _rank(policy: PolicyAdvice) -> tuple[bool, float, float]:
 
 
 @dataclass(frozen=True)
-class _Loop:
+class AdvisedLoop:
     """A policy of a request as a function of the rows that it gets."""
 
     request: AdviceRequest
     policy: str
 
     def table(self, synthetic: int, rows: int | None = None, fresh: int | None = None) -> dict[str, Any]:
-        """The policy with so many synthetic rows per generation, initial rows and fresh rows; by default those requested.
+        """The policy with these rows per generation, initial rows and fresh rows; by default those requested.
 
         A detector leaves the first rows of every batch: which rows it removes is taken for independent of their values.
         """
@@ -209,7 +209,7 @@ class _Loop:
         return losses(table, rows or request.rows, request.generations, request.protect, request.shares)
 
     def multiplier(self, synthetic: int) -> float:
-        """The multiplier with so many synthetic rows; infinite if a detector removes all rows."""
+        """The multiplier with these synthetic rows; infinite if a detector removes all rows."""
         table = self.table(synthetic)
         if not any(take["rows"] for take in table.get("takes", [{"rows": 1}])):
             return np.inf
@@ -231,8 +231,8 @@ class _Loop:
 
 
 def _advise_policy(request: AdviceRequest, name: str) -> PolicyAdvice:
-    loop = _Loop(request, name)
-    plain = _Loop(replace(request, removes_synthetic=0.0, removes_real=0.0), name)
+    loop = AdvisedLoop(request, name)
+    plain = AdvisedLoop(replace(request, removes_synthetic=0.0, removes_real=0.0), name)
     stretch = loop.stretch()
     stretch_without = plain.stretch() if loop.request != plain.request else stretch
     limit = min(request.sampled, request.rows) if name == "mix" else request.sampled
