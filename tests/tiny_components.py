@@ -140,7 +140,9 @@ METRICS: dict[str, tuple[str, ...]] = {  # metrics that a family of FAMILIES can
         "self_bleu", "repetition", "duplicate_rate", "memorization",
     ),
 }  # fmt: skip
-METRICS_WITH_FILES = {"evaluation", "mauve", "text_frechet", "attributes", "long_documents"}  # metrics that need a model or data of their own
+METRICS_WITH_FILES = {  # metrics that need a model or data of their own
+    "contamination", "evaluation", "mauve", "text_frechet", "attributes", "long_documents",
+}  # fmt: skip
 
 
 def small_source(family: str) -> Source:

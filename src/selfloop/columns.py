@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from itertools import pairwise
@@ -107,6 +107,28 @@ def count_copies(rows: Columns, others: Columns) -> int:
     """Number of rows that are equal to one of the other rows in every column."""
     counts = Counter(_row_digests(rows))
     return sum(counts.pop(digest, 0) for digest in _row_digests(others))
+
+
+def flag_copies(rows: Columns, tables: Iterable[Columns]) -> Bools:
+    """Which rows are equal to a row of one of the tables in every column that both have; white space of texts does not count.
+
+    Reserved columns, whose names begin with @, are no part of a row.
+    """
+    flags, digests = np.zeros(count_rows(rows), bool), dict[tuple[str, ...], list[bytes]]()
+    for table in tables:
+        if names := tuple(name for name in rows if name in table and not name.startswith("@")):
+            if names not in digests:
+                digests[names] = list(_row_digests(_join_words(rows, names)))
+            others = set(_row_digests(_join_words(table, names)))
+            flags |= np.array([digest in others for digest in digests[names]], bool)
+    return flags
+
+
+def _join_words(rows: Columns, names: Iterable[str]) -> Columns:
+    """The named columns, with one blank between the words of texts."""
+    columns = {name: rows[name] for name in names}
+    texts = {name: c.to_bytes() for name, c in columns.items() if isinstance(c, Ragged) and c.values.dtype == np.uint8}
+    return {**columns, **{name: Ragged.of_bytes([b" ".join(text.split()) for text in rows]) for name, rows in texts.items()}}
 
 
 def _row_digests(rows: Columns) -> Iterator[bytes]:

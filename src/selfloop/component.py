@@ -253,6 +253,7 @@ class Metric(Component):
     uses_samples: ClassVar[bool] = True  # False if it reads no sampled rows; others get as many for every policy
     compares_samples: ClassVar[bool] = False  # True if it compares sampled rows with each other: one row has no value
     uses_source: ClassVar[bool] = False  # True if it asks the source, as `Snapshot.source`
+    uses_arrivals: ClassVar[bool] = False  # True if it reads fresh real rows and all earlier rows, as `Snapshot.arrived`
 
     def directions(self) -> dict[str, Better]:
         """Which value is best, for the main value and the secondary values for which it is known."""

@@ -66,6 +66,23 @@ class SupportsTruth(Protocol):
 
 
 @runtime_checkable
+class SupportsArrivals(Protocol):
+    """A source whose rows arrive over time: `real(t)` are rows of the t-th of its `arrivals`, which are sources themselves.
+
+    The first one stands for the source wherever another generation than t >= 2 is meant: its holdout, its encoder.
+    """
+
+    def arrivals(self) -> Sequence[Source]: ...
+
+
+@runtime_checkable
+class NamesTarget(Protocol):
+    """A source that may name the column of the outcomes of its rows."""
+
+    def target_column(self) -> str | None: ...
+
+
+@runtime_checkable
 class CorpusSource(Protocol):
     """A source whose rows are in files and are read once for all seeds, in chunks, so that they need not fit in memory."""
 
@@ -116,16 +133,6 @@ class SupportsCheck(Protocol):
 
 
 @runtime_checkable
-class SupportsLogProb(Protocol):
-    """A family whose models have a density or probability: log p of each row, in nats."""
-
-    def log_prob(self, params: Params, rows: Columns) -> Floats: ...
-
-
-@runtime_checkable
-
-
-@runtime_checkable
 class SupportsEvaluate(Protocol):
     """A family with a program of its own that evaluates models: values by name, of which `loss` is the risk.
 
@@ -133,6 +140,16 @@ class SupportsEvaluate(Protocol):
     """
 
     def evaluate(self, params: Params, holdout: Columns, samples: Columns, ctx: Context) -> Mapping[str, float]: ...
+
+
+@runtime_checkable
+class SupportsLogProb(Protocol):
+    """A family whose models have a density or probability: log p of each row, in nats."""
+
+    def log_prob(self, params: Params, rows: Columns) -> Floats: ...
+
+
+@runtime_checkable
 class SupportsTokenLogProb(Protocol):
     """A family with log p of every token given the preceding tokens of its row, in nats.
 

@@ -4,13 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import cast
+from typing import NamedTuple, cast
 
 import numpy as np
 
-from selfloop.columns import Array, Bools, Columns, Floats, Ints, Params
+from selfloop.columns import Array, Bools, Columns, Floats, Ints, Params, flag_copies
 from selfloop.component import Family, Policy, Sampler, Source
 from selfloop.curator import Curator
+
+
+class ArrivedRows(NamedTuple):
+    """The fresh real rows of a generation, and the rows of the chain that existed before; rows of text as texts."""
+
+    rows: Columns  # real(t)
+    real: tuple[Columns, ...]  # real(1), ..., real(t - 1), as far as there are any
+    samples: tuple[Columns, ...]  # synthetic(1), ..., synthetic(t - 1), after curation
+    holdout: tuple[Columns, ...] = ()  # one table, if there is any
+
+    def find_copies(self) -> tuple[Bools, Bools, Bools]:
+        """Which rows equal a sample of an earlier model and no earlier real row; an earlier real row; a held-out row."""
+        of_real, of_holdout = flag_copies(self.rows, self.real), flag_copies(self.rows, self.holdout)
+        return flag_copies(self.rows, self.samples) & ~of_real & ~of_holdout, of_real, of_holdout
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +43,7 @@ class Snapshot:
     features: Mapping[str, Columns] = field(default_factory=dict)  # of "samples", "holdout" and "initial", as far as they exist
     prompts: Columns = field(default_factory=dict)  # of as many rows as `initial`, if the sampler reads texts to draw them
     source: Source | None = None  # for a metric with `uses_source`
+    arrived: ArrivedRows | None = None  # for a metric with `uses_arrivals`, if the generation has fresh real rows
 
 
 @dataclass(frozen=True, slots=True)

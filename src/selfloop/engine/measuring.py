@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from selfloop.component import Metric
 from selfloop.engine import steps
+from selfloop.engine.arrivals import arrived_refs
 from selfloop.engine.curves import TRIVIAL
 from selfloop.protocols import SupportsStepCount, SupportsTrivialModel, UsesFeatures
 from selfloop.spec.point import SECOND_HOLDOUT
@@ -28,7 +29,10 @@ def measured_values(
             holdout = world.holdout(spec.second_holdout if end else None)
             tables = (samples, holdout, world.initial, *world.draw_prompts())
             arguments = metric, (spec.family, model, spec.sampler), t, tables, known, ctx
-            values = world.store.call(steps.measure, *arguments, *([spec.source] if metric.uses_source else []))
+            asked = [spec.source if metric.uses_source else None, arrived_refs(world, t) if metric.uses_arrivals else None]
+            while asked and asked[-1] is None:  # keys lack arguments that were added later
+                asked.pop()
+            values = world.store.call(steps.measure, *arguments, *asked)
             yield from ((f"{name}{end}", value) for name, value in values.items())
     if t == 1 and isinstance(spec.family, SupportsTrivialModel) and (risk := spec.risk_metric()):
         ctx = world.context("measure", risk)

@@ -25,6 +25,7 @@ from selfloop.columns import (
     take_spans,
 )
 from selfloop.component import Context, Encoder, Family, FeatureExtractor, Metric, Sampler, Source
+from selfloop.engine.arrivals import Arrived, read_arrived
 from selfloop.engine.token_counts import first_tokens, row_lengths
 from selfloop.errors import ChainEndedError, DataError
 from selfloop.formats.safetensors import ColumnWriter, NamedArrays, gather_rows, read_safetensors
@@ -279,19 +280,21 @@ def measure(  # noqa: PLR0913  # they are the identity of a measurement
     known: tuple[Params, Params | None, tuple[Columns | None, ...]],
     ctx: Context,
     source: Source | None = None,
+    arrived: Arrived | None = None,
 ) -> dict[str, float | None]:
     """Values of one metric by name, None for a value that is not finite.
 
     `rows` are (samples, holdout, initial) and the prompts of a sampler that reads texts; `known` are the source's truth, the
-    arrays of the metric's feature extractor, and the features of `rows`, if it uses any. `source` is there for a metric that
-    asks it.
+    arrays of the metric's feature extractor, and the features of `rows`, if it uses any. `source` and `arrived` are there for a
+    metric that asks for them.
     """
     (family, params, sampler), (samples, holdout, initial, *prompts), (truth, prepared, features) = model, rows, known
     empty, origins = NamedArrays(), ("samples", "holdout", "initial")
     by_origin = {origin: columns for origin, columns in zip(origins, features, strict=False) if columns is not None}
     tables = (samples or empty, holdout or empty, initial or empty)
     beginnings = prompts[0] or empty if prompts else empty
-    snap = Snapshot(generation, family, sampler, params, *tables, truth, prepared or {}, by_origin, beginnings, source)
+    earlier = read_arrived(arrived, family, params) if arrived else None
+    snap = Snapshot(generation, family, sampler, params, *tables, truth, prepared or {}, by_origin, beginnings, source, earlier)
     return {name: float(v) if math.isfinite(v) else None for name, v in metric.measure(snap, ctx).items()}
 
 

@@ -13,6 +13,7 @@ from typing import Any, cast
 from selfloop.columns import Params, count_rows
 from selfloop.component import Context, Sampler, Source
 from selfloop.engine import steps
+from selfloop.engine.arrivals import add_masks, note_contamination
 from selfloop.engine.curation import Curation, curate_samples, curate_training_rows
 from selfloop.engine.curves import NOT_FINITE
 from selfloop.engine.measuring import measured_values
@@ -47,8 +48,9 @@ class StoredWorld:
     n_drawn: int = 0  # real rows drawn so far, after the holdout
     n_external: int = 0  # external rows drawn so far
     initial: ObjectRef | None = None
-    models: dict[int, ObjectRef] = field(default_factory=dict)  # by generation, like the next two
+    models: dict[int, ObjectRef] = field(default_factory=dict)  # by generation, like the next three
     samples: dict[int, ObjectRef | None] = field(default_factory=dict)
+    real_rows: dict[int, ObjectRef] = field(default_factory=dict)
     inputs: dict[int, ObjectRef | None] = field(default_factory=dict)
     measured: ObjectRef | None = None  # rows of the newest model that metrics read
     ended: tuple[int, str] | None = None  # generation and status
@@ -74,12 +76,15 @@ class StoredWorld:
         source, ctx = self.point.spec.source, self.source_context()
         skipped, first = self.point.holdout, self.n_drawn  # the holdout comes first, so batches never overlap
         self.n_drawn += n
-        if t > 1 and source.has_fixed_design():
+        if t > 1 and self.point.arrivals:
+            batch = self._draw_arrived(t, n)
+        elif t > 1 and source.has_fixed_design():
             return self._call(steps.redraw_outcomes, source, skipped + first, self._draw_inputs(t, n), ctx)
-        if self.point.spec.unit == "tokens":
+        elif self.point.spec.unit == "tokens":
             batch = self._call(take_corpus_tokens, source, self.read_corpus(), skipped, first, n, ctx)
         else:
             batch = self._draw(skipped + first, n)
+        self.real_rows[t] = batch
         if t == 1:
             self.initial = batch
             self.draw_prompts()  # rows without a response template are refused before the first fit
@@ -87,6 +92,15 @@ class StoredWorld:
             has_fewer = count_rows(self.store.open(matched[0])) < matched[1]  # of a curated policy
             return self._call(steps.match_tokens, batch, *(matched if has_fewer else matched[:1]))
         return batch
+
+    def _draw_arrived(self, t: int, n: int) -> ObjectRef:
+        """The first n rows of arrival t in this seed's order of them, with the columns and the encoding of the first one."""
+        source, ctx = self.point.arrivals[t - 1], self.source_context().child("arrival", t)
+        if self.point.spec.unit == "tokens":
+            return self._call(take_corpus_tokens, source, self.read_corpus(source), 0, 0, n, ctx)
+        batch = self._draw_rows(source, 0, n, ctx)
+        masks = tuple(sorted(set(self.point.spec.source.schema()) - set(source.schema())))
+        return self._call(add_masks, batch, masks) if masks else batch
 
     def draw_external(self, t: int, n: int) -> ObjectRef:
         source, ctx = self.point.spec.external, self.context("external")
@@ -190,6 +204,8 @@ class StoredWorld:
         return prompts if isinstance(prompts, ObjectRef) else None  # no columns are stored as a value
 
     def measure(self, t: int, model: ObjectRef, samples: ObjectRef | None) -> Iterator[Measurement]:
+        if self.measures:
+            note_contamination(self, t, model)
         for name, value in measured_values(self, t, model, self.measured) if self.measures else ():
             status = NOT_FINITE if value is None else None
             yield Measurement(self.policy, self.seed, t, name, value, status, self.point.coordinates)

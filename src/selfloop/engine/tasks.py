@@ -95,7 +95,7 @@ def plan_tasks(spec: Spec, store: Path, threads: int | None = None) -> list[list
             continue
         if isinstance(source, CorpusSource):
             encoder = point.spec.family.encoder() if isinstance(point.spec.family, UsesEncoder) else None
-            corpora.setdefault((source, encoder), Task(point, (0,), spec.seeds[:1], 0, store, count_cores()))
+            corpora.setdefault((point.used_sources(), encoder), Task(point, (0,), spec.seeds[:1], 0, store, count_cores()))
         for seed in spec.seeds:
             shared.append(Task(point, (0,), (seed,), 1, store, first_threads))
             for group in _control_groups(spec.policies):
@@ -226,7 +226,8 @@ def _generations(task: Task, world: StoredWorld) -> Iterator[list[Measurement]]:
 def _run_chain(task: Task, store: Store) -> Iterator[tuple[int, Curves]]:
     world = _chain_world(task, store)
     if task.generations == 0:
-        world.read_corpus()
+        for source in task.point.used_sources():
+            world.read_corpus(source)
         yield task.policies[0], Curves(task.seeds, 0)
     for measurements in _generations(task, world):
         curves = Curves(task.seeds, task.generations)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal, cast
 
@@ -17,6 +18,7 @@ from selfloop.errors import SpecError, shown
 from selfloop.policies.schedule import ScheduleEntry, schedule
 from selfloop.rng import RandomStream
 from selfloop.settings import Settings, find_unused
+from selfloop.spec.arrivals import check_arrivals, list_arrivals
 from selfloop.spec.components import errors_under
 from selfloop.types import Coordinates
 
@@ -37,6 +39,7 @@ class Point:
     holdout: int
     worlds: tuple[World, ...]  # of each policy
     rows_per_seed: int = 0  # real rows that each seed has for itself; 0: every seed orders all rows of the source anew
+    arrivals: tuple[Source, ...] = ()  # of generation 1, which is then the spec's source, 2, ...; empty: it has all real rows
 
     @property
     def runs_as_ensemble(self) -> bool:
@@ -50,6 +53,12 @@ class Point:
     def n_measured(self, n_sampled: int) -> int:
         """Rows of a model that metrics read if its policy samples that many: equal models are to have equal values."""
         return self.n if any(metric.uses_samples for metric in self.spec.metrics) else n_sampled
+
+    def used_sources(self) -> tuple[Source, ...]:
+        """The source and, if its rows arrive over time, those of later generations that a policy has fresh real rows of."""
+        entries = (entry for policy in self.spec.policies for entry in self.schedule(policy)) if self.arrivals else ()
+        times = sorted({entry.t for entry in entries if entry.new_rows.real})
+        return tuple(self.arrivals[t - 1] for t in times) or (self.spec.source,)
 
     def schedule(self, policy: Policy) -> list[ScheduleEntry]:
         """The schedule of one policy."""
@@ -74,13 +83,16 @@ def memory_bytes() -> int:
 
 def resolve_point(spec: Spec, coordinates: Coordinates) -> Point:
     """The point of a spec without sweep. Raises SpecError if it cannot run."""
-    n, holdout, n_real = _resolve_sizes(spec) if spec.unit == "rows" else _resolve_tokens(spec)
+    arrivals = list_arrivals(spec)
+    spec = replace(spec, source=arrivals[0]) if arrivals else spec
+    n, holdout, n_real = _resolve_sizes(spec, arrivals) if spec.unit == "rows" else _resolve_tokens(spec)
     spec = replace(spec, n=n, holdout=holdout)
     _check_abilities(spec)
-    worlds = tuple(_world(spec, policy, n) for policy in spec.policies)
+    check_arrivals(spec, arrivals, n)
+    worlds = tuple("stored" if arrivals else _world(spec, policy, n) for policy in spec.policies)
     if any(isinstance(policy, protocols.CuratesRows) for policy in spec.policies):
         worlds = tuple("rows" if world == "statistics" else world for world in worlds)  # they share random numbers
-    point = Point(coordinates, spec, n, holdout, worlds, n_real if spec.subsets == "disjoint" else 0)
+    point = Point(coordinates, spec, n, holdout, worlds, n_real if spec.subsets == "disjoint" else 0, arrivals)
     _check_memory(point)
     return point
 
@@ -92,7 +104,7 @@ def place_rows(seed: int, rows_per_seed: int) -> tuple[RandomStream, int]:
     return RandomStream(("seed", seed, "source")), 0
 
 
-def _resolve_sizes(spec: Spec) -> tuple[int, int, int]:
+def _resolve_sizes(spec: Spec, arrivals: Sequence[Source]) -> tuple[int, int, int]:
     """n, holdout, and all real rows that a seed needs; SpecError if the source has too few rows."""
     name, size, split = spec.source.title(), spec.source.n_rows(), spec.source.n_holdout()
     seeds, share = 1, ""
@@ -112,7 +124,7 @@ def _resolve_sizes(spec: Spec) -> tuple[int, int, int]:
     if n < 1:
         problem = f"source {name} has {size} rows{share}, so none is left to train on"
         raise SpecError(f"holdout: got {holdout}; {problem}. Lower holdout.")
-    needed = [holdout + _count_real_rows(spec, policy, n) for policy in spec.policies]
+    needed = [holdout + (n if arrivals else _count_real_rows(spec, policy, n)) for policy in spec.policies]
     for policy, real_rows in zip(spec.policies, needed, strict=True):
         if size is not None and real_rows > size:
             others = ', or set rows = "initial" in the control' if isinstance(policy, protocols.ControlsPolicy) else ""
@@ -167,6 +179,11 @@ def check_pair(family: Family, source: Source, key: str = "source") -> None:
         raise SpecError(
             f"{key}: family {family.name} models the columns {', '.join(family.required_columns)}; {source.title()} has "
             f"{', '.join(source.schema())} and lacks {', '.join(sorted(missing))}. Choose another source or family."
+        )
+    if "x" in family.required_columns and not source.schema()["x"].shape:
+        raise SpecError(
+            f"{key}: family {family.name} models vectors 'x'; column 'x' of {source.title()} has one number per row. "
+            "Choose source table, or family copula."
         )
     if isinstance(family, protocols.UsesEncoder) and not isinstance(source, protocols.CorpusSource):
         raise SpecError(
