@@ -20,6 +20,7 @@ from selfloop.formats.replacing import write_text
 from selfloop.published.papers import papers, published_curves
 from selfloop.report.figures import Figure, ledger_figure, panel_figure, save_svg
 from selfloop.report.findings import findings, trivial_model
+from selfloop.report.forecasts import risk_forecasts
 from selfloop.report.gallery import read_galleries
 from selfloop.report.notes import missing_values, notes
 from selfloop.report.page import render_page, write_figures
@@ -151,6 +152,7 @@ def _panels(result: Result) -> Iterator[Panel]:
                         if curve.metric == metric
                     ],
                     trivial=trivial_model(result, point, metric),
+                    forecasts=risk_forecasts(result, point) if metric == point.spec.risk_metric() else (),
                 )
 
 

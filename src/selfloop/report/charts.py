@@ -80,13 +80,15 @@ def fit_value_axis(panel: Panel) -> ValueAxis:
             *(_median(curve) for curve in panel.curves),
             *(curve.values.ravel() for curve in panel.curves if draws_chains(curve)),
             *(law.values for _, law in panel.laws),
+            *(each.forecast.mean for each in panel.forecasts),
             *(curve.values for _, curve in panel.published),
         )
     )
     if not len(values):
         return ValueAxis(0.0, 1.0, log=False, cut=False)
-    bands = (limit for curve in panel.curves if draws_band(curve) for limit in (curve.summary.low, curve.summary.high))
-    limits = _finite(chain(*bands))
+    bands = [limit for curve in panel.curves if draws_band(curve) for limit in (curve.summary.low, curve.summary.high)]
+    ahead = [limit for each in panel.forecasts for limit in (each.forecast.low, each.forecast.high)]
+    limits = _finite(chain(*bands, *ahead))
     log = bool(values.min() > 0 and values.max() / values.min() >= LOG_AXIS_RATIO)
     to: Callable[[Any], Any] = np.log10 if log else np.asarray
     low, high = float(to(values.min())), float(to(values.max()))
@@ -123,7 +125,8 @@ def _median(curve: CurveData) -> Floats:
 
 
 def _n_generations(panel: Panel) -> int:
-    return max((curve.values.shape[1] for curve in panel.curves), default=1)
+    ahead = max((np.isfinite(each.forecast.mean).sum() for each in panel.forecasts), default=0)
+    return max((curve.values.shape[1] for curve in panel.curves), default=1) + int(ahead)
 
 
 def _value_channel(panel: Panel, axis: ValueAxis, height: int) -> dict[str, Any]:
@@ -164,12 +167,20 @@ def _curves(
         layers.append(dotted.encode(color=color, opacity=opacity(1)))
     layers += [
         base("means", "mean").mark_line(strokeWidth=2.2, clip=True).encode(color=color, opacity=opacity(1)),
+        *(_forecast_layers(base, color, opacity) if sets["forecasts"] else ()),
         *_trivial_layers(panel, axis, alt.Y("value:Q", **y)),
         *_law_layer(base, panel, styles),
         points.encode(color=color, shape=shape, tooltip=tooltip, opacity=opacity(1)).add_params(selection),
         *_published_layer(base, panel, styles),
     ]
     return alt.layer(*layers).properties(width=width, height=height)
+
+
+def _forecast_layers(base: Callable[..., Any], color: Any, opacity: Callable[[float], Any]) -> list[Any]:
+    """The continuation of every curve after the run, dashed, with its limits."""
+    band = base("forecasts", "bottom").mark_area(clip=True).encode(y2="high:Q", color=color, opacity=opacity(0.1))
+    line = base("forecasts").mark_line(strokeWidth=2.2, strokeDash=[4, 4], clip=True)
+    return [band, line.encode(color=color, opacity=opacity(1), tooltip=mark_tooltip("value", "low", "high"))]
 
 
 def _trivial_layers(panel: Panel, axis: ValueAxis, y: Any) -> list[Any]:
@@ -237,6 +248,7 @@ def _panel_sets(panel: Panel, floor: float) -> dict[str, Records]:
         "means": [_mean_records(curve, floor) for curve in curves],
         "chains": [_records(row, policy=policy, seed=s) for policy, s, row in chains],
         "medians": [_records(_median(curve), policy=curve.policy) for curve in curves],
+        "forecasts": [_forecast_records(curve, panel, floor) for curve in curves],
         "survivors": [_records(curve.summary.surviving, policy=curve.policy) for curve in curves if ends],
         "laws": [
             _records(law.values, label=label, source=law.source)
@@ -259,6 +271,20 @@ def _mean_records(curve: CurveData, floor: float) -> Records:
         chains = f"{summary.surviving[i]} of {len(curve.values)}"
         records.append({**record, "mean": record.pop("value"), **limits, "chains": chains, "marked": marked[i]})
     return records
+
+
+def _forecast_records(curve: CurveData, panel: Panel, floor: float) -> Records:
+    """The forecast of a curve, from its last measured mean on; nothing without one."""
+    for each in panel.forecasts:
+        if each.policy == curve.policy and np.isfinite(each.forecast.mean).any():
+            names, last = ("mean", "low", "high"), curve.values.shape[1]
+            columns = (np.append(getattr(curve.summary, name)[-1:], getattr(each.forecast, name)) for name in names)
+            return [
+                {**record, "low": json_number(low), "high": json_number(high), "bottom": json_number(max(low, floor))}
+                for mean, low, high, t in zip(*columns, count(last), strict=False)
+                for record in _records([mean], [t], policy=curve.policy)
+            ]
+    return []
 
 
 def marked_generations(n: int, most: int) -> list[bool]:

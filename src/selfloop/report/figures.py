@@ -63,7 +63,7 @@ def side_by_side(reports: Sequence[Report], styles: Mapping[str, Style]) -> list
     figures: list[Figure] = []
     for report in reports:
         for panel in report.drawn_panels[:1]:
-            panel = replace(panel, laws=(), published=(), trivial=None)
+            panel = replace(panel, laws=(), published=(), trivial=None, forecasts=())
             axis, point, summary = charts.fit_value_axis(panel), describe_coordinates(panel.coordinates), report.summary
             spec = charts.panel_chart(panel, styles, axis, report.title.replace("_", " "), *SMALL_PANEL)
             caption = " ".join(filter(None, (summary, point and f"{point}.", _panel_caption(panel, axis))))
@@ -221,6 +221,9 @@ def _panel_caption(panel: Panel, axis: charts.ValueAxis) -> str:
     elif seeds and seeds[-1] == charts.MIN_BAND_SEEDS - 1:
         parts.append("its 95 % interval is too wide to draw for two seeds")
     parts += ["thin lines: single chains"] * any(map(charts.draws_chains, panel.curves))
+    parts += ["dashed beyond the run: forecast with 90 % limits"] * any(
+        bool(np.isfinite(each.forecast.mean).any()) for each in panel.forecasts
+    )
     ended = any(curve.has_ended_chains and curve.ends_are_worst for curve in panel.curves)
     parts += ["dotted: median, ended chains counted as worst"] * ended
     if panel.trivial is not None:

@@ -13,6 +13,7 @@ from selfloop.criteria.judging import Reference
 from selfloop.engine.curves import TRIVIAL
 from selfloop.protocols import SupportsTrivialModel
 from selfloop.published.papers import claimed_orders, unmodified_policies
+from selfloop.report.forecasts import forecast_sentences
 from selfloop.report.shares import extinction_orders, order_sentences
 from selfloop.report.theme import describe_coordinates, format_interval, format_number
 from selfloop.spec.point import Point
@@ -64,6 +65,7 @@ def findings(result: Result) -> Iterator[str]:
     yield from first_sentences(result)
     with at_look(result.look):
         yield from [*_findings(result), *chain.from_iterable(map(order_sentences, extinction_orders(result)))]
+        yield from forecast_sentences(result)
 
 
 def first_sentences(result: Result) -> Iterator[str]:

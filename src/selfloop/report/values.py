@@ -20,6 +20,7 @@ from selfloop.published.papers import PublishedCurve
 from selfloop.stats.comparison import Comparison
 from selfloop.stats.data_value import DataValue, GridCell
 from selfloop.stats.intervals import LEVEL, SeedSummary, summarize_seeds
+from selfloop.theory.forecasts import PolicyForecast
 from selfloop.theory.law import Kind
 from selfloop.theory.laws import LawCurve
 from selfloop.theory.moments import NoiseLedger
@@ -68,6 +69,7 @@ class Panel:
     laws: Sequence[tuple[str, LawCurve]] = ()  # (policy, law)
     published: Sequence[tuple[str, PublishedCurve]] = ()  # (policy, curve)
     trivial: tuple[str, float] | None = None  # the trivial model in words, and its value
+    forecasts: Sequence[PolicyForecast] = ()  # of the generations after the run
 
 
 @dataclass(frozen=True, kw_only=True)

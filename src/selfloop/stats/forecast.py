@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -27,8 +28,7 @@ MAX_EXCESS_CRITERION = 4.0  # of Akaike's criterion over that of the best trend:
 DEVIATION_WIDTH = 2.0  # standard deviations of the random walk of the mean curve around a trend
 
 
-@dataclass(frozen=True, slots=True)
-class Forecast:
+class Forecast(NamedTuple):
     """Mean and limits of each generation after the run, (generations,); NaN with a reason if the run supports none."""
 
     mean: Floats
