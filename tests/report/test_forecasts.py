@@ -50,7 +50,7 @@ def test_a_report_and_the_command_line_have_one_sentence_per_forecast_or_its_rea
     result = selfloop.run(parse_spec(SPEC.format(8, 5), "test"), tmp_path)
     (sentence,) = forecast_sentences(result)
     assert sentence.startswith("Forecast: replace has mean_error ")
-    assert "at generation 12 (90 % limits, exact law 0.12" in sentence
+    assert "at generation 12 (90 % limits, exact law 0.11" in sentence
     assert sentence in list(findings(result))
     one = selfloop.run(parse_spec(SPEC.format(8, 1), "test"), tmp_path)
     assert list(forecast_sentences(one)) == ["Forecast: none of mean_error for replace: one seed; a forecast needs two."]
