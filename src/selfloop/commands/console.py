@@ -164,6 +164,8 @@ def print_verification(verification: Verification) -> None:
         show(f"wrong: {sentence}")
     for sentence in (*verification.not_compared, *describe_mixed_backends(verification.backends)):
         show(sentence)
+    if verification.skipped:
+        show(f"{verification.skipped} records of programs that are not reproducible are not recomputed.")
     compared = verification.checked - len(verification.not_compared)
     close = f"; {verification.close} of them within the tolerance between backends" if verification.close else ""
     agreeing = compared - len(verification.wrong)

@@ -56,6 +56,7 @@ class Verification:
 
     records: int  # of the spec in the store
     checked: int = 0
+    skipped: int = 0  # of programs that are not reproducible
     close: int = 0  # made by another backend, and equal within the tolerance
     wrong: list[str] = field(default_factory=list)  # one sentence per record that differs, with the chains that use it
     not_compared: list[str] = field(default_factory=list)  # one sentence per record that cannot be compared
@@ -83,7 +84,9 @@ def verify(spec: Spec, path: Path, records: int, progress: Callable[[int, int], 
                 uses.setdefault(file, _Use(call.step)).places.update(uses[key].places)
     verification.damaged = [f"{uses[file]} ({file})" if file in uses else file for file in sorted(set(store.files.damaged))]
     rng = RandomStream(("verify", time.time_ns())).generator()
-    picks = [(calls[key], str(uses[key])) for key in rng.permutation(sorted(calls))[:records]]
+    keys = sorted(key for key, call in calls.items() if _is_reproducible(call.arguments))
+    verification.skipped = len(calls) - len(keys)
+    picks = [(calls[key], str(uses[key])) for key in rng.permutation(keys)[:records]] if keys else []
     isolated = any(task.takes_over_interrupts for task in tasks)
     for outcome, sentence in execute(_compare_calls, [(path, picks)], 1, count_cores(), isolated=isolated):
         verification.checked += 1
@@ -151,6 +154,11 @@ def _compare(store: Store, call: StepCall) -> tuple[str, str]:
     if _is_close(store, recorded, fresh, value):
         return "close", ""
     return "wrong", f"{backends}; they differ by more than {TOLERANCE:g} of the largest value."
+
+
+def _is_reproducible(argument: object) -> bool:
+    """False for an argument, or one inside it, that is a family with the setting `reproducible = false`."""
+    return all(map(_is_reproducible, argument)) if isinstance(argument, tuple) else getattr(argument, "reproducible", True)
 
 
 def _recompute(store: Store, call: StepCall, threads: int, backend: dict[str, str]) -> tuple[Mapping[str, Any], Any]:

@@ -114,7 +114,8 @@ def read_rows(path: Path, format_: str, columns: Schema, n: int, optional: Seque
     a value of another type or that is not finite, with its row.
     """
     if not path.is_file() or path.is_symlink():
-        raise ProgramError(f"wrote {'a link or folder' if path.exists() else 'no file'} {path.name}; expected a file")
+        kind = "a link" if path.is_symlink() else "a folder" if path.is_dir() else "no file"
+        raise ProgramError(f"wrote {kind} {path.name}; expected a file")
     wanted = {name: column for name, column in columns.items() if not is_mask(name, columns)}
     values = READERS[format_](path, wanted, {name for name in wanted if name + MASK in columns})
     lacking, unknown = wanted.keys() - values.keys() - set(optional), values.keys() - wanted.keys()
@@ -165,12 +166,19 @@ def _to_array(values: list[Any], dtype: np.dtype[Any], shape: tuple[int, ...]) -
         array = np.array(values)
     except (ValueError, OverflowError):  # lists of several lengths
         return None
-    if array.shape != (len(values), *shape) or array.dtype.kind not in ("b" if dtype.kind == "b" else "iuf"):
+    is_bool = dtype.kind == "b"
+    if array.shape != (len(values), *shape) or array.dtype.kind not in ("b" if is_bool else "iuf"):
+        return None
+    if not is_bool and _has_booleans(values):  # which numpy takes for 0 and 1 among numbers
         return None
     with np.errstate(over="ignore", invalid="ignore"):
         typed: Array = array.astype(dtype)
     exact = dtype.kind not in "iu" or np.array_equal(typed, array)
     return typed if exact and np.isfinite(typed).all() else None
+
+
+def _has_booleans(value: Any) -> bool:
+    return any(map(_has_booleans, value)) if isinstance(value, list) else isinstance(value, bool)
 
 
 def _read_csv(path: Path, columns: Schema, masked: set[str]) -> dict[str, list[Any]]:

@@ -94,6 +94,8 @@ def _read_settings(cls: type[Any], table: Mapping[str, Any], key: str, base: Any
         elif isinstance(value, Mapping) and (tables := settings_tables(hint)):
             values[name] = make_settings(tables[0], value, f"{key}.{name}")
         else:
+            if base is not None and isinstance(value, Mapping) and isinstance(default, Mapping):
+                value = {**default, **value}  # single entries of a table are changed
             with errors_under(key):
                 values[name] = check_setting(hint, value, name)
     return values

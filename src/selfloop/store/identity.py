@@ -222,8 +222,10 @@ def _compound_identity(value: Any, code: CodeDigest) -> Any:
             return identity(default(), code)
         name = component_identity(cls, code) if isinstance(value, Component) else f"{cls.__name__}{code(cls)}"
         settings = [f.name for f in fields(value) if _identifies(f, getattr(value, f.name))]
-        versions = value.program_versions() if isinstance(value, Component) else {}
-        return {name: {**{setting: identity(getattr(value, setting), code) for setting in settings}, **versions}}
+        result = {setting: identity(getattr(value, setting), code) for setting in settings}
+        if isinstance(value, Component) and (versions := value.program_versions()):
+            result["@programs"] = {**versions}
+        return {name: result}
     raise SelfloopError(f"store: an argument of type {type(value).__name__} has no stable identity. Pass its settings instead.")
 
 
