@@ -122,7 +122,7 @@ def describe_detector(policy: PolicyAdvice, request: AdviceRequest) -> str:
         return ""
     before = policy.share_without_detector
     without = "no share is enough" if before is None else f"{format_share(before)} are needed"
-    return f" After the detector {format_share(policy.share_after_detector)} of the rows are real; without it {without}."
+    return f" After the detector {100 * policy.share_after_detector:.1f} % of the rows are real; without it {without}."
 
 
 def explanations(request: AdviceRequest) -> list[str]:

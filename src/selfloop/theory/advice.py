@@ -27,6 +27,7 @@ Answer = Literal["at least", "none needed", "not enough", "within", "beyond"]
 MAX_ADVICE_ROWS, MAX_ADVICE_GENERATIONS = 10**9, 300  # the time of moments is quadratic in batches
 FRESH_POLICIES = ("fresh", "accumulate_real")  # need fresh real rows
 WINDOW = 5  # generations of the policy `window`
+MAX_RATIO = 20  # synthetic rows per real row that are searched
 STEP = 100  # initial rows of one step of the price of real data
 # Settings that change how much of the training rows is real, by policy. Without one, all synthetic rows are used.
 VARIED = {
@@ -280,7 +281,7 @@ def smallest_share(
     """Smallest real share with which a policy keeps the multiplier within `bound`; None if even the largest does not.
 
     `setting`: `real_share` (of mix, accumulate_real), in steps of one row of `rows`, or `ratio` (of augment, fresh, expanding),
-    whose real share at generation 2 is 1 / (1 + ratio), with up to `rows` synthetic rows.
+    whose real share at generation 2 is 1 / (1 + ratio), with up to 20 synthetic rows per real row.
     """
     if setting not in ("real_share", "ratio"):
         raise SpecError(unknown_name("setting", setting, ("real_share", "ratio")))
@@ -294,7 +295,7 @@ def smallest_share(
         first, last = losses(table, rows, generations, what)
         return last / first
 
-    stretch = find_stretch(multiplier, rows, bound)
+    stretch = find_stretch(multiplier, rows * (1 if setting == "real_share" else MAX_RATIO), bound)
     if stretch is None:
         return None
     return (rows - stretch[1]) / rows if setting == "real_share" else rows / (rows + stretch[1])
