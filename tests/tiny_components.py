@@ -141,7 +141,8 @@ METRICS: dict[str, tuple[str, ...]] = {  # metrics that a family of FAMILIES can
     ),
 }  # fmt: skip
 METRICS_WITH_FILES = {  # metrics that need a model or data of their own
-    "contamination", "evaluation", "mauve", "text_frechet", "attributes", "long_documents",
+    "contamination", "evaluation", "mauve", "text_frechet", "attributes", "long_documents", "marginal_distance",
+    "correlation_distance", "detectability", "lost_categories", "record_distance",
 }  # fmt: skip
 
 

@@ -17,7 +17,7 @@ from selfloop.stats.intervals import summarize_seeds
 
 CLASSES = {name: cast(type[Metric], component_class("metric", name, "test")) for name in BUILT_IN["metric"]}
 LOWER = {
-    "mean_error", "wasserstein", "kl_divergence", "excess_risk", "parameter_error", "log_loss", "nll", "negative_elbo",
+    "mean_error", "marginal_distance", "correlation_distance", "lost_categories", "wasserstein", "kl_divergence", "excess_risk", "parameter_error", "log_loss", "nll", "negative_elbo",
     "elbo_reconstruction", "denoising_loss", "unseen_mass", "squared_error",
     "denoising_loss_low_noise", "denoising_loss_middle_noise", "denoising_loss_high_noise", "pixel_frechet", "feature_frechet",
     "kernel_distance", "mode_distance", "mode_confusion", "attribute_distance", "mat_r", "mat_p", "bond_length_distance",
@@ -29,7 +29,7 @@ HIGHER = {
     "modes", "attributes", "conformer_coverage", "cov_p", "vocabulary_kept", "mauve",
 }  # fmt: skip
 RIGHT = {
-    "variance_ratio": 1.0, "log_variance_ratio": 0.0, "feature_diversity": 1.0, "density": 1.0, "training_distance": 1.0,
+    "variance_ratio": 1.0, "detectability": 0.5, "record_distance": 1.0, "copied_records": "copied_records_real", "log_variance_ratio": 0.0, "feature_diversity": 1.0, "density": 1.0, "training_distance": 1.0,
     "sd_ratio": 1.0,
     "tail_mass": 1.0, "strain_energy": 0.0, "pixel_std": "pixel_std_real", "near_copies": "near_copies_real",
     "predicted_share": "predicted_share_real", "expected_share": "predicted_share_real",
@@ -37,12 +37,15 @@ RIGHT = {
 }  # fmt: skip
 UNKNOWN = {  # values of real rows themselves, and values that are right if they are those of real rows, which are not measured
     "second_moment", "heterozygosity", "kl", "pixel_frechet_real", "feature_frechet_real", "pixel_std_real",
-    "predicted_share_real", "downstream_real",
+    "predicted_share_real", "downstream_real", "downstream_ratio",
+    "marginal_distance_real", "correlation_distance_real", "detectability_real", "lost_categories_expected",
+    "copied_records_real",
     "near_copies_real", "feature_entropy_real", "mode_entropy", "conformer_diversity_real", "unparametrized_rate",
     "long_documents", "self_cross_entropy", "text_length", "text_length_finished_rate", "text_length_prompt_share",
     "vocabulary",
     "distinct", "distinct_1", "distinct_2", "distinct_3", "distinct_4", "self_bleu", "repetition", "duplicate_rate",
     "memorization", "copied_run",
+    "contamination", "contamination_rows", "contamination_repeat_rate", "contamination_holdout_rate", "contamination_near_rate",
 }  # fmt: skip
 
 

@@ -88,7 +88,7 @@ def test_numbers_that_are_no_classes_and_samples_without_the_outcome_are_refused
 @pytest.mark.parametrize(
     ("source", "family", "message"),
     [
-        ("digits", "vae", "'downstream' predicts a column of numbers, label, from others; digits has image"),
+        ("digits", "vae", "'downstream' predicts a column of numbers or categories, label, from others; digits has image"),
         ("moons", "kde", "label, from others; moons has x. Set metrics.outcome"),
         ({"name": "expressions", "rows": 99}, "ngram", "expressions has text"),
     ],

@@ -41,7 +41,9 @@ class Copula(Family):
     """
 
     name: ClassVar[str] = "copula"
-    default_metrics: ClassVar[tuple[str, ...]] = ("nll",)
+    default_metrics: ClassVar[tuple[str, ...]] = (
+        "nll", "marginal_distance", "correlation_distance", "detectability", "lost_categories", "record_distance",
+    )  # fmt: skip
     uses_init: ClassVar[bool] = False
     trivial_model: ClassVar[str] = "independent columns"
 
