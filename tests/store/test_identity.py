@@ -22,7 +22,7 @@ import selfloop
 import tiny_components
 from selfloop.columns import Columns, Ragged
 from selfloop.component import Component, Context, Family
-from selfloop.engine import curation, ensemble, merging, steps
+from selfloop.engine import arrivals, curation, ensemble, merging, steps
 from selfloop.errors import SelfloopError
 from selfloop.plugins import BUILT_IN, component_class
 from selfloop.policies.schedule import schedule
@@ -44,7 +44,7 @@ def declared_names() -> list[str]:
     """Identity of every stored step and of every built-in component, encoders and samplers included."""
     functions = [
         value
-        for module in (steps, ensemble, curation, merging)
+        for module in (arrivals, steps, ensemble, curation, merging)
         for value in vars(module).values()
         if hasattr(value, "stored_step")
     ]

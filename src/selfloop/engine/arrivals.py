@@ -31,8 +31,9 @@ def arrived_refs(world: StoredWorld, t: int) -> tuple[object, ...] | None:
     """References to the fresh real rows of generation t and to all earlier rows of a chain; None without fresh ones."""
     if t == 1 or t not in world.real_rows:
         return None
-    samples = [batch for k, batch in sorted(world.samples.items()) if k < t and batch is not None]
-    return world.real_rows[t], tuple(ref for k, ref in sorted(world.real_rows.items()) if k < t), tuple(samples), world.holdout()
+    real = tuple(batch for k, batch in sorted(world.real_rows.items()) if k < t)
+    samples = tuple(batch for k, batch in sorted(world.samples.items()) if k < t and batch is not None)
+    return world.real_rows[t], real, samples, world.holdout()
 
 
 def read_arrived(arrived: Arrived, family: Family, prepared: Params) -> ArrivedRows:

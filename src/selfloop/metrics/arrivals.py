@@ -22,7 +22,7 @@ RUN_CHARACTERS = 24  # bytes of the runs whose share makes a text a near copy: a
 class Contamination(Metric):
     """Share of a generation's fresh real rows that equal a sample of an earlier model of the chain and no earlier real row.
 
-    0 at generation 1, and no value at one without fresh real rows. Rows are equal if all columns are that both have; white
+    0 at generations without fresh real rows, the first one among them. Rows are equal if all columns are that both have; white
     space of texts does not count. Rows with few possible values are equal by chance. `contamination_rows` is their number,
     `contamination_repeat_rate` the share of rows that equal an earlier real row, `contamination_holdout_rate` a held-out row.
     `contamination_near_rate` also counts texts whose runs of 24 bytes occur in earlier samples, if they equal no real row.
@@ -54,7 +54,7 @@ class Contamination(Metric):
 
     def measure(self, snap: Snapshot, ctx: Context) -> Mapping[str, float]:
         if snap.arrived is None:
-            return {self.name: 0.0, "contamination_rows": 0.0} if snap.generation == 1 else {}
+            return {self.name: 0.0, "contamination_rows": 0.0}
         copies, of_real, of_holdout = snap.arrived.find_copies()
         values = {self.name: float(copies.mean()), "contamination_rows": float(copies.sum())}
         values["contamination_repeat_rate"] = float(of_real.mean())

@@ -87,6 +87,7 @@ def _population(point: Point) -> str:
         )
     how = 'every seed divides them anew. With subsets = "disjoint", intervals are for the population'
     how = how if source.n_holdout() is None else "all seeds share them and their holdout"
+    how = "every seed divides them, and orders the rows that arrive later, anew" if point.arrivals else how
     return f"Intervals over seeds are for this data set, the {size:,} rows of {title}, and not for its population: {how}."
 
 

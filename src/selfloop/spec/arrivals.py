@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from selfloop import protocols
+from selfloop.columns import ColumnType
 from selfloop.component import Source
 from selfloop.errors import SpecError
-from selfloop.formats.tables import MASK
 from selfloop.policies.schedule import schedule
+from selfloop.types import MASK
 
 if TYPE_CHECKING:
     from selfloop.spec.spec import Spec
@@ -54,13 +55,19 @@ def check_arrivals(spec: Spec, arrivals: Sequence[Source], n: int) -> None:
 
 def _check_columns(first: Source, other: Source) -> None:
     """Raise SpecError if an arrival has columns that the first one lacks, or other ones of that name."""
-    columns, expected = ({name: (c.dtype, c.shape, c.labels) for name, c in s.schema().items()} for s in (other, first))
+    columns, expected = ({name: _describe(column) for name, column in s.schema().items()} for s in (other, first))
     for name in sorted(columns.keys() | expected.keys()):
         got, wanted = columns.get(name), expected.get(name)
-        if got == wanted or (got is None and name.endswith(MASK)):  # nothing is missing: see `draw_arrived`
+        if got == wanted or (got is None and name.endswith(MASK)):  # nothing is missing: see `add_masks`
             continue
         if wanted is None and name.endswith(MASK):
             problem = f"{name.removesuffix(MASK)!r} lacks values, which are all there in {first.title()}. Fill them"
         else:
             problem = f"{name!r} is {got or 'missing'}; expected {wanted or 'none'}, as in {first.title()}. Correct it"
-        raise SpecError(f"source: {other.title()}: column {problem}.")
+        raise SpecError(f"source: {other.title()}: column {problem}, or leave the file out.")
+
+
+def _describe(column: ColumnType) -> str:
+    """Type, shape and labels of a column."""
+    labels = f" with {', '.join(column.labels)}" if column.labels else ""
+    return f"{column.dtype}{list(column.shape) if column.shape else ''}{labels}"
