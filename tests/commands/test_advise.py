@@ -70,6 +70,32 @@ def test_a_mistake_is_one_sentence_and_exit_code_2(options: tuple[str, ...], mes
     assert not done.out
 
 
+SPEC = 'n = 40\ngenerations = 4\nholdout = 0\nsource.name = "gaussian"\nfamily.name = "gaussian"\nmetrics = ["mean_error"]\n'
+
+
+def test_with_a_spec_the_share_is_measured_beside_that_of_theory(tmp_path: Path) -> None:
+    (tmp_path / "spec.toml").write_text(SPEC)
+    options = ("--bound", "50%", "--seeds", "300", "--store", tmp_path / "store", "--workers", "1", "-q", "--json", "-")
+    done = tiny_components.selfloop("advise", tmp_path / "spec.toml", "--between", "0.2..1", *options)
+    keep = json.loads(done.out)
+    assert keep["setting"] == "mix.real_share"
+    assert 0.2 <= keep["low"] <= keep["estimate"] <= keep["high"] <= 1
+    assert keep["theory"] == pytest.approx(32 / 40)
+
+
+def test_options_of_the_other_form_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "spec.toml").write_text(SPEC)
+    for options, message in (
+        ((tmp_path / "spec.toml", "--rows", "10"), "are those of the spec"),
+        ((tmp_path / "spec.toml", "--between", "0-1"), "--between: got '0-1'; expected two values, such as 0..1"),
+        (("--rows", "10"), "--generations: missing"),
+        ((*REQUEST[1:], "1.1", "--between", "0..1"), "--between and --set change runs of a spec"),
+    ):
+        done = tiny_components.selfloop("advise", *options)
+        assert done.code == 2
+        assert message in done.err
+
+
 def test_shares_are_rounded_up_and_bounds_are_multipliers() -> None:
     assert format_share(0.9511) == "95.2 %"
     assert format_share(0.952) == "95.2 %"

@@ -5,17 +5,21 @@ from __future__ import annotations
 import json as json_text
 import math
 import sys
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, cast
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from selfloop.commands.options import QuietOption, SetOption, StoreOption, WorkersOption
+from selfloop.commands.progress import show_progress
 from selfloop.commands.terminal import show
 from selfloop.errors import SettingError, SpecError, shown
 from selfloop.formats.replacing import check_outputs, write_text
 
 if TYPE_CHECKING:
-    from selfloop.theory.advice import Advice, AdviceRequest, PolicyAdvice, Protected
+    from selfloop.theory.advice import Advice, AdviceRequest, PolicyAdvice
 
 QUANTITIES = {
     "error": "expected squared error of a mean, over that of generation 1",
@@ -26,44 +30,90 @@ QUANTITIES = {
 
 
 def advise(
-    rows: Annotated[int, typer.Option(help="Real rows at the start.")],
-    generations: Annotated[int, typer.Option(help="Generations, the first on real rows only.")],
-    bound: Annotated[str, typer.Option(help="Largest allowed multiplier, such as 1.1 or 10%.")],
+    spec: Annotated[str | None, typer.Argument(metavar="SPEC", help="Measure the share for this spec, by runs.")] = None,
+    bound: Annotated[
+        str, typer.Option(help="Largest multiplier, 1.1 or 10%; of a SPEC: largest excess over real rows.")
+    ] = "5%",
+    rows: Annotated[int | None, typer.Option(help="Real rows at the start. Required without SPEC.")] = None,
+    generations: Annotated[int | None, typer.Option(help="Generations, the first on real rows only. Required too.")] = None,
     fresh_rows: Annotated[int, typer.Option(help="Fresh real rows of each later generation.")] = 0,
     synthetic_rows: Annotated[int | None, typer.Option(help="Rows sampled from each model. Default: as --rows.")] = None,
     protect: Annotated[str, typer.Option(help="error, variance, symbols or class.")] = "error",
     class_share: Annotated[float | None, typer.Option(help="With --protect class: true share of the class.")] = None,
     symbols: Annotated[int | None, typer.Option(help="With --protect symbols: how many, with probabilities 1 / rank.")] = None,
-    vary: Annotated[str | None, typer.Option(metavar="POLICY.KEY", help="One policy only, such as mix.real_share.")] = None,
     removes_synthetic: Annotated[float, typer.Option(help="Share of synthetic rows that a detector removes.")] = 0.0,
     removes_real: Annotated[float, typer.Option(help="Share of real rows that the detector removes wrongly.")] = 0.0,
+    vary: Annotated[str | None, typer.Option(metavar="POLICY.KEY", help="One policy only, such as mix.real_share.")] = None,
+    between: Annotated[str | None, typer.Option(metavar="LOW..HIGH", help="Of a SPEC: values of --vary to search.")] = None,
+    seeds: Annotated[int, typer.Option(min=3, help="Of a SPEC: seeds per share.")] = 12,
     json: Annotated[str | None, typer.Option(metavar="FILE", help="Write one JSON object; - is stdout.")] = None,
+    set_: SetOption = None,
+    store: StoreOption = None,
+    workers: WorkersOption = None,
+    quiet: QuietOption = False,
 ) -> None:
     """Rank policies by exact theory: the smallest real share that keeps the error within a bound, and its cost. Trains nothing.
 
     The multiplier is the value at the last generation over that at generation 1. If the origin of rows is unknown,
     --removes-synthetic and --removes-real are the rates of a detector that all rows pass before training.
+    With a SPEC, shares near that of theory are run beside their controls (see `selfloop audit`) and bisected.
 
     Example: selfloop advise --rows 1000 --generations 20 --bound 1.1 --fresh-rows 100
     """
+    check_outputs({"--json": json}, [] if spec is None else [Path(spec)])
+    request = {
+        "rows": rows, "generations": generations, "fresh_rows": fresh_rows, "synthetic_rows": synthetic_rows,
+        "protect": protect, "class_share": class_share, "symbols": symbols, "removes_synthetic": removes_synthetic,
+        "removes_real": removes_real,
+    }  # fmt: skip
+    if spec is None:
+        if between is not None or set_:
+            raise SpecError("advise: --between and --set change runs of a spec. Name a spec, or leave them out.")
+        advice = _rank_policies({**request, "bound": parse_bound(bound), "vary": vary})
+        _write_answer(advice.to_json(), json, lambda: print_advice(advice))
+        return
+    if any(value not in (None, 0, "error") for value in request.values()):
+        raise SpecError("advise SPEC: rows, generations and the quantity are those of the spec. Change them with --set.")
+    with show_progress(quiet) as progress:
+        from selfloop.audit.run import AuditRunner
+        from selfloop.audit.share import ShareSearch, measure_share
+        from selfloop.spec.parse import read_spec
+
+        runner = AuditRunner(store, workers, progress=progress, notify=None if progress is None else progress.note)
+        search = ShareSearch(read_spec(spec, set_ or ()), runner, vary or "mix.real_share", bound, seeds)
+        keep = measure_share(search, None if between is None else parse_range(between))
+    _write_answer(asdict(keep), json, lambda: show(f"KEEP: {keep.text}"))
+
+
+def _rank_policies(request: Mapping[str, Any]) -> Advice:
     from selfloop.theory.advice import advise as rank_policies
 
-    check_outputs({"--json": json}, [])
+    for name in ("rows", "generations"):
+        if request[name] is None:
+            raise SpecError(f"--{name}: missing. Give it, or name a spec whose share is to be measured.")
     try:
-        advice = rank_policies(
-            rows=rows, generations=generations, bound=parse_bound(bound), fresh_rows=fresh_rows, synthetic_rows=synthetic_rows,
-            protect=cast("Protected", protect), class_share=class_share, symbols=symbols, vary=vary,
-            removes_synthetic=removes_synthetic, removes_real=removes_real,
-        )  # fmt: skip
+        return rank_policies(**request)
     except SettingError as problem:
         raise SpecError(f"--{problem.setting.replace('_', '-')}: {problem.problem}") from None
-    text = json_text.dumps(advice.to_json()) + "\n"
+
+
+def _write_answer(answer: Mapping[str, Any], json: str | None, print_answer: Callable[[], None]) -> None:
+    text = json_text.dumps(answer) + "\n"
     if json == "-":
         sys.stdout.write(text)
         return
-    print_advice(advice)
+    print_answer()
     if json:
         write_text(Path(json), text)
+
+
+def parse_range(text: str) -> tuple[float, float]:
+    """The two values of a text such as "0.2..0.8"."""
+    low, dots, high = text.partition("..")
+    try:
+        return float(low), float(high if dots else "")
+    except ValueError:
+        raise SpecError(f"--between: got {shown(text)}; expected two values, such as 0..1. Correct it.") from None
 
 
 def parse_bound(text: str) -> float:
