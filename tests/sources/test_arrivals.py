@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 import selfloop
+import tiny_components
 from selfloop.columns import Columns, Params, Ragged, flag_copies
 from selfloop.commands.export import export_samples, find_generation
 from selfloop.component import Context, Family, Sampler
@@ -402,3 +403,26 @@ def test_the_spec_of_the_guide_runs(tmp_path: Path) -> None:
         (logs / f"{week}.jsonl").write_text("".join(lines))
     one = parse_spec(block.replace('"logs/"', f'"{logs}"'), "guide")
     assert [source.title() for source in one.points()[0].used_sources()] == [f"jsonl {week}.jsonl" for week in (1, 2, 3)]
+
+
+def test_weeks_of_a_regression_have_inputs_of_their_own(tmp_path: Path) -> None:
+    source = {"name": "arrivals", "of": {"name": "table", "path": tmp_path / "week-*.csv", "target": "b"}}
+    one = tables(tmp_path, source=source, family="linear", policies=["fresh"], metrics=["squared_error"], generations=2)
+    result = selfloop.run(one, tmp_path / "store")
+    assert np.isfinite(result.curves()["fresh"]["squared_error"]).all()
+    world = find_generation(one, tmp_path / "store").world
+    rows, inputs = world.store.open(world.real_rows[2]), world.inputs[1]
+    assert inputs is not None
+    assert np.allclose(np.asarray(rows["x"])[:, 1].mean(), 20, atol=0.5)
+    assert np.allclose(
+        np.asarray(world.store.open(inputs)["x"])[:, 1].mean(), 10, atol=0.5
+    )  # sampled rows keep the first design
+
+
+def test_an_output_never_replaces_a_week(logs: Path) -> None:
+    (logs.parent / "a.toml").write_text(spec_text(spec(logs / "week-*.jsonl")))
+    before = (logs / "week-2.jsonl").read_text()
+    done = tiny_components.selfloop("run", logs.parent / "a.toml", "-q", "--json", logs / "week-2.jsonl")
+    assert done.code == 2
+    assert "belongs to its data" in done.err
+    assert (logs / "week-2.jsonl").read_text() == before

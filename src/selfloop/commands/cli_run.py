@@ -48,7 +48,8 @@ def run_with_progress(
         from selfloop.store.inputs import inputs_of
 
         spec = open_spec(name, set_)
-        check_outputs(outputs, [Path(name), *(file for file in inputs_of(spec) if isinstance(file, Path))])
+        files = inputs_of([spec, *(point.arrivals for point in spec.points())])
+        check_outputs(outputs, [Path(name), *(file for file in files if isinstance(file, Path))])
         select_verdicts(spec, fail_on)
         notify = None if progress is None else progress.note
         return run_spec(spec, store, workers=workers, threads=threads, progress=progress, notify=notify)
