@@ -50,6 +50,19 @@ def write_figures(reports: Sequence[Report], folder: Path) -> list[Path]:
 
 def render_page(reports: Sequence[Report], title: str = "") -> str:
     """The page as text. The template escapes everything that comes from specs, models or data."""
+    environment = template_environment()
+    styles, newest = report_styles(reports), max(report.generated for report in reports)
+    page = environment.get_template("page.html").render(
+        title=title or " · ".join(report.title for report in reports), generated=f"{newest.day} {newest:%B %Y, %H:%M %Z}",
+        experiments=[_experiment(report, f"e{i}", styles) for i, report in enumerate(reports)],
+        side_by_side=side_by_side(reports, styles) if len(reports) > 1 else [],
+        bundle=_vega_bundle(),
+    )  # fmt: skip
+    return printable(page)
+
+
+def template_environment() -> Environment:
+    """The environment of the templates, which escapes everything by itself, with their filters and globals."""
     loader = PackageLoader("selfloop.report", "")
     environment = Environment(autoescape=True, loader=loader, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters |= {
@@ -65,14 +78,8 @@ def render_page(reports: Sequence[Report], title: str = "") -> str:
         "unmeasured": unmeasured,
         "variable": theme.css_variable,
     }
-    styles, newest = report_styles(reports), max(report.generated for report in reports)
-    page = environment.get_template("page.html").render(
-        title=title or " · ".join(report.title for report in reports), generated=f"{newest.day} {newest:%B %Y, %H:%M %Z}",
-        experiments=[_experiment(report, f"e{i}", styles) for i, report in enumerate(reports)], dark_colors=theme.DARK,
-        side_by_side=side_by_side(reports, styles) if len(reports) > 1 else [],
-        markers=theme.MARKERS, zip=zip, bundle=_vega_bundle(),
-    )  # fmt: skip
-    return printable(page)
+    environment.globals |= {"dark_colors": theme.DARK, "markers": theme.MARKERS, "zip": zip}
+    return environment
 
 
 def _experiment(report: Report, key: str, styles: Mapping[str, theme.Style]) -> dict[str, object]:
