@@ -270,6 +270,54 @@ def test_other_sources_and_families_are_refused_with_one_sentence(tmp_path: Path
             Spec(source=rows, family=family, n=20, holdout=10, generations=2, seeds=1, policies=("replace",)).points()
 
 
+def curved_rows(n: int, seed: int) -> Columns:
+    """A number and a category that depend on another number in the middle of its range, which no correlation shows."""
+    rng = np.random.default_rng(seed)
+    x = rng.standard_normal(n)
+    inside = np.abs(x) < 0.7
+    return {
+        "x": x,
+        "y": np.round(np.where(inside, 5.0, 0.0) + rng.standard_normal(n), 2),
+        "kind": category(inside.astype(int), "no"),
+    }
+
+
+@pytest.mark.parametrize("target", ["y", "kind"])
+def test_a_tree_models_a_target_that_depends_on_the_middle_of_another_column(target: str) -> None:
+    train, held_out = ({name: rows[name] for name in ("x", target)} for rows in (curved_rows(3000, 1), curved_rows(2000, 2)))
+    scores, shares = {}, {}
+    for name, family in {"tree": Copula(tree_target=target), "copula": Copula()}.items():
+        params = family.fit(TrainingRows((RowTake(train),)), CTX, None)
+        scores[name] = -family.log_prob(params, held_out).mean()
+        samples = family.sample(params, 4000, Sampler(), {}, CTX.child("sample"))
+        column = samples[target]
+        high = np.array(column.to_bytes()) == b"o" if isinstance(column, Ragged) else column > 2.5
+        inside = np.abs(np.asarray(samples["x"])) < 0.6
+        shares[name] = high[inside].mean(), high[np.abs(np.asarray(samples["x"])) > 0.8].mean()
+    assert scores["tree"] < scores["copula"] - 0.4
+    assert shares["tree"] == pytest.approx((0.99, 0.01), abs=0.03)
+    assert abs(shares["copula"][0] - shares["copula"][1]) < 0.1  # the copula alone misses it
+
+
+def test_probabilities_with_a_tree_add_up_to_1() -> None:
+    rng = np.random.default_rng(3)
+    a = np.floor(2 * rng.standard_normal(300))
+    rows = {"a": a, "b": np.where(np.abs(a) < 2, np.floor(3 * rng.random(300)), 9.0)}
+    family = Copula(tree_target="b")
+    params = family.fit(TrainingRows((RowTake(rows),)), CTX, None)
+    grid = np.array(list(product(range(-60, 61), range(-60, 61))), float)
+    total = np.exp(family.log_prob(params, {"a": grid[:, 0], "b": grid[:, 1]})).sum()
+    assert total == pytest.approx(1, abs=0.02)
+
+
+def test_a_tree_of_few_rows_or_of_missing_values_keeps_the_contract(tmp_path: Path) -> None:
+    check_family(Copula(tree_target="kind"), source(tmp_path), n=60)
+    check_family(Copula(tree_target="price"), source(tmp_path), n=4)
+    for target, message in (("cost", "unknown column 'cost'"), ("gap", "which has missing values")):
+        with pytest.raises(SpecError, match=message):
+            Copula(tree_target=target).check(source(tmp_path), Sampler())
+
+
 @pytest.mark.parametrize("family", ["gaussian", "gmm", "kde", "glm", "linear"])
 def test_a_column_called_x_is_no_vector(family: str, tmp_path: Path) -> None:
     (tmp_path / "xy.csv").write_text("x,y\n" + "".join(f"{i}.5,{i % 2}\n" for i in range(60)))

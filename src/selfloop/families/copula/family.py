@@ -5,16 +5,17 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple, cast
+from typing import Annotated, Any, ClassVar, NamedTuple, cast
 
 import numpy as np
 from scipy.special import ndtr
 
 from selfloop.columns import Array, Bools, Column, Columns, Floats, Ints, Params, Ragged, count_rows
 from selfloop.component import Context, Family, Sampler, Source
-from selfloop.errors import SpecError
+from selfloop.errors import SpecError, unknown_name
 from selfloop.families.copula import latent
 from selfloop.families.copula.marginals import CategoryMarginal, NumberMarginal, cells_of, leading_component
+from selfloop.families.copula.tree import N_BINS, LevelTree
 from selfloop.types import MASK, RowTake, TrainingRows
 
 
@@ -46,6 +47,9 @@ class Copula(Family):
     )  # fmt: skip
     uses_init: ClassVar[bool] = False
     trivial_model: ClassVar[str] = "independent columns"
+    tree_target: Annotated[
+        str | None, "column that is sampled from a decision tree of all others: an outcome that depends on several at once"
+    ] = None
 
     def check(self, source: Source, sampler: Sampler) -> None:
         for name, column in source.schema().items():
@@ -56,6 +60,12 @@ class Copula(Family):
                     f"source: family copula models numbers and categories; column {name!r} of {source.title()} has {kind}. "
                     "List the other columns in source.columns, or name it in source.categories."
                 )
+        if self.tree_target is not None and (self.tree_target not in source.schema() or len(source.schema()) < 2):
+            raise SpecError(unknown_name("family.tree_target", self.tree_target, source.schema(), "column"))
+        if self.tree_target is not None and f"{self.tree_target}{MASK}" in source.schema():
+            raise SpecError(
+                f"family.tree_target: got {self.tree_target!r}, which has missing values. Fill or remove those rows."
+            )
 
     def fit(self, rows: TrainingRows, ctx: Context, init: Params | None) -> Params:
         weights = rows.weights()
@@ -80,24 +90,27 @@ class Copula(Family):
         scores = np.stack([_scores(cell) for cell in cells], axis=1)
         coefficients = [latent.hermite_coefficients(cell.edges, latent.interval_means(cell.edges)) for cell in cells]
         observed = np.stack([cell.observed for cell in cells], axis=1)
-        params["correlation"] = latent.latent_correlation(scores, observed, np.stack(coefficients, axis=1), weights)
+        correlation = latent.latent_correlation(scores, observed, np.stack(coefficients, axis=1), weights)
+        params["correlation"] = correlation
+        if self.tree_target is not None:
+            j = list(columns).index(self.tree_target)
+            correlation[j], correlation[:, j], correlation[j, j] = 0, 0, 1
+            is_category = isinstance(columns[self.tree_target], Ragged)
+            edges = np.unique(cells[j].edges) if is_category else np.linspace(0, 1, N_BINS + 1)
+            middle = (cells[j].edges[cells[j].codes] + cells[j].edges[cells[j].codes + 1]) / 2
+            tree = LevelTree.fit(_tree_inputs(params, columns, j), middle, edges, weights, ctx)
+            params |= {f"tree/{name}": array for name, array in tree._asdict().items()}
         return params
 
     def sample(self, params: Params, n: int, sampler: Sampler, inputs: Columns, ctx: Context) -> Columns:
         root = np.linalg.cholesky(cast(Floats, params["correlation"]))
         noise = ctx.stream.generator().standard_normal((n, len(root)))
-        levels, columns = ndtr(noise @ root.T), dict[str, Column]()
-        marginals = dict(_marginals(params))
-        for i, (name, marginal) in enumerate(marginals.items()):
-            if isinstance(marginal, NumberMarginal):
-                columns[name] = marginal.quantile(levels[:, i])
-            elif name.endswith(MASK):
-                columns[name] = marginal.quantile(levels[:, i]) == 1
-            else:
-                columns[name] = Ragged.of_bytes([marginal.names[code] for code in marginal.quantile(levels[:, i])])
-        for name in marginals:
-            if name.endswith(MASK):
-                columns[name[: -len(MASK)]] = _blank(columns[name[: -len(MASK)]], cast(Bools, columns[name]))
+        levels = ndtr(noise @ root.T)
+        columns = _read_levels(params, levels)
+        if self.tree_target is not None:
+            j = list(columns).index(self.tree_target)
+            levels[:, j] = LevelTree.of_arrays(params).quantile(_tree_inputs(params, columns, j), levels[:, j])
+            columns = _read_levels(params, levels)
         return columns
 
     def log_prob(self, params: Params, rows: Columns) -> Floats:
@@ -122,6 +135,11 @@ class Copula(Family):
             low[observed, i], high[observed, i] = ends[codes[observed]], ends[codes[observed] + 1]
         independent = np.log(np.maximum(high - low, latent.MIN_PROBABILITY)).sum(axis=1)
         joint = latent.log_box_probability(low, high, cast(Floats, params["correlation"]))
+        if self.tree_target is not None:  # its variable is independent of the others
+            j = [name for name, _ in _marginals(params)].index(self.tree_target)
+            inputs, edges = _tree_inputs(params, rows, j), (low[:, j], high[:, j])
+            others += np.log(np.maximum(edges[1] - edges[0], latent.MIN_PROBABILITY))
+            others -= LevelTree.of_arrays(params).log_probability(inputs, *edges)
         return np.asarray(np.logaddexp(np.log1p(-unseen) + joint, np.log(unseen) + independent) - others)
 
     def trivial_risk(self, metric: str, initial: Columns, holdout: Columns, truth: Params, ctx: Context) -> float | None:
@@ -129,6 +147,33 @@ class Copula(Family):
             return None
         params = self.fit(TrainingRows((RowTake(initial),)), ctx, None)
         return -float(self.log_prob({**params, "correlation": np.eye(len(params["correlation"]))}, holdout).mean())
+
+
+def _read_levels(params: Params, levels: Floats) -> dict[str, Column]:
+    """The rows at these levels of each column, (n, d)."""
+    columns, marginals = dict[str, Column](), dict(_marginals(params))
+    for i, (name, marginal) in enumerate(marginals.items()):
+        if isinstance(marginal, NumberMarginal):
+            columns[name] = marginal.quantile(levels[:, i])
+        elif name.endswith(MASK):
+            columns[name] = marginal.quantile(levels[:, i]) == 1
+        else:
+            columns[name] = Ragged.of_bytes([marginal.names[code] for code in marginal.quantile(levels[:, i])])
+    for name in marginals:
+        if name.endswith(MASK):
+            columns[name[: -len(MASK)]] = _blank(columns[name[: -len(MASK)]], cast(Bools, columns[name]))
+    return columns
+
+
+def _tree_inputs(params: Params, columns: Columns, target: int) -> Floats:
+    """All columns but the target as numbers, (n, d - 1): categories by the order of their intervals, NaN where missing."""
+    inputs = []
+    for i, (name, marginal) in enumerate(_marginals(params)):
+        if i != target:
+            column = columns[name]
+            values = np.asarray(marginal.codes(column) if isinstance(column, Ragged) else column, np.float64)
+            inputs.append(np.where(_observed(name, columns), values, np.nan))
+    return np.column_stack(inputs)
 
 
 def _observed(name: str, columns: Columns) -> Bools:
