@@ -41,7 +41,7 @@ BANDS = (
     ),
     ("policies", "sources", "families", "curators", "metrics", "stats", "criteria"),
     ("plugins", "spec", "store", "engine", "theory", "published", "presets"),
-    ("result", "audit", "report", "commands", "testing", "__init__", "__main__"),
+    ("result", "audit", "report", "testing", "commands", "__init__", "__main__"),
 )  # fmt: skip
 COMPONENT_ARROWS = {("metrics", "families.nn"), ("criteria", "stats")}  # the only arrows inside the second band
 CONCRETE = ("policies", "sources", "families", "curators", "metrics", "criteria")  # not in the third band, but for the schedule

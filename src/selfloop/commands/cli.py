@@ -10,6 +10,7 @@ import typer
 
 from selfloop.commands.cli_advise import advise
 from selfloop.commands.cli_audit import audit
+from selfloop.commands.cli_check import check
 from selfloop.commands.cli_reproduce import reproduce
 from selfloop.commands.cli_run import open_spec, run, run_with_progress, write_report_file
 from selfloop.commands.options import (
@@ -166,6 +167,7 @@ def compare(
 
 
 app.command()(audit)
+app.command()(check)
 app.command()(reproduce)
 app.command()(advise)
 

@@ -83,10 +83,7 @@ def _try(task: Task) -> Trial | None:
     """A trial of generation 1 in a store that is deleted; None if it ends the chain."""
     point, spec = task.point, task.point.spec
     family = spec.family.for_generation(1)
-    one_step = family
-    if isinstance(family, NetworkFamily):
-        training = replace(family.training, epochs=TrainingSettings.epochs, steps=1, scale_batch=False)
-        one_step = replace(family, training=training)  # type: ignore[type-var]  # families are dataclasses
+    one_step = with_steps(family, 1)
     with TemporaryDirectory() as folder:
         store = Store(Path(folder))
         world = StoredWorld("trial", replace(point, spec=replace(spec, family=one_step)), task.seeds[0], store, task.threads)
@@ -103,6 +100,14 @@ def _try(task: Task) -> Trial | None:
         except ChainEndedError:
             return None
     return Trial(start, fit, sampled / n, measured, per_row)
+
+
+def with_steps(family: Family, steps: int) -> Family:
+    """The family with so few training steps, if it trains a network."""
+    if not isinstance(family, NetworkFamily):
+        return family
+    training = replace(family.training, epochs=TrainingSettings.epochs, steps=steps, scale_batch=False)
+    return replace(family, training=training)  # type: ignore[type-var]  # families are dataclasses
 
 
 def _time_fit(world: StoredWorld, family: Family, rows: Columns) -> tuple[float, float]:
