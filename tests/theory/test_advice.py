@@ -147,7 +147,7 @@ def test_the_multiplier_of_replace_is_the_random_walk_and_that_of_accumulate_the
     assert policies["replace"].answer == "beyond"
     generous = {policy.policy: policy for policy in advise(rows=100, generations=12, bound=2).policies}["accumulate"]
     product = 1 - np.prod(1 - 1 / (100 * np.arange(1, 13) ** 2))
-    assert (generous.answer, generous.synthetic_rows) == ("none needed", 100)
+    assert (generous.answer, generous.synthetic_rows) == ("within", 100)
     assert generous.multiplier == pytest.approx(product * 100)
     assert generous.control == pytest.approx(1 / 12)
     assert (generous.trained_rows, generous.sampled_rows, generous.real_rows) == (100 * 78, 1100, 100)
@@ -198,6 +198,12 @@ def test_prices_are_changes_over_the_present_generation_1():
     assert advice.per_fresh_row == pytest.approx(predict(one, 1000, 10).mean_error_multiplier[-1] - advice.multiplier)
 
 
+def test_no_real_rows_are_needed_if_replace_is_within_the_bound():
+    policies = {policy.policy: policy for policy in advise(rows=1000, generations=5, bound=6).policies}
+    assert [policies[name].answer for name in ("replace", "mix", "augment")] == ["none needed", "none needed", "within"]
+    assert (policies["mix"].real_share, policies["mix"].synthetic_rows) == (0, 1000)
+
+
 def test_policies_within_the_bound_come_first_the_cheapest_before_others():
     policies = advise(rows=1000, generations=20, bound=1.7).policies
     within = [policy.is_within for policy in policies]
@@ -228,6 +234,15 @@ def test_a_detector_that_removes_too_many_real_rows_leaves_no_share():
     (advice,) = advise(rows=1000, generations=5, bound=1.1, vary="mix", removes_real=0.5, removes_synthetic=0.9).policies
     assert (advice.answer, advice.synthetic_rows, advice.multiplier) == ("not enough", 0, pytest.approx(2))
     assert not advice.is_within
+
+
+def test_policies_that_a_detector_leaves_without_rows_are_no_answer():
+    settings = {"rows": 50, "generations": 5, "bound": 2, "fresh_rows": 1, "removes_synthetic": 0.999, "removes_real": 0.6}
+    assert {policy.policy for policy in advise(**settings).policies} == {
+        "mix", "augment", "accumulate", "accumulate_subsample", "accumulate_real"
+    }  # fmt: skip
+    with pytest.raises(SettingError, match="removes_synthetic: this detector leaves no rows to train on"):
+        advise(**settings, vary="fresh")
 
 
 # simulation

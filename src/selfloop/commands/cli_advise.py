@@ -160,8 +160,8 @@ def answer_sentence(advice: Advice) -> str:
         return f"NONE: no policy keeps the {request.protect} within the bound; the nearest is {best.policy} ({effect})."
     answers = {
         "at least": f"KEEP: at least {format_share(best.real_share)} real rows in every training set",
-        "none needed": f"KEEP: {format_share(best.real_share)} real rows, with all {best.synthetic_rows:,} synthetic rows",
-        "within": "KEEP: the real rows that the policy has",
+        "within": f"KEEP: {format_share(best.real_share)} real rows, beside all {best.synthetic_rows:,} synthetic rows",
+        "none needed": "KEEP: no real rows after generation 1",
     }
     return f"{answers[best.answer]}, under {best.policy}: {request.protect} {effect}; {cost}.{describe_detector(best, request)}"
 

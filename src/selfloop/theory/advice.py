@@ -88,8 +88,9 @@ class AdviceRequest(Settings):
 class PolicyAdvice:
     """One policy with the most synthetic rows, up to those requested, that keep the multiplier within the bound.
 
-    `answer`: with a share that varies "at least" that real share, "none needed" (all requested synthetic rows), "not enough"
-    (even real rows only); otherwise "within" or "beyond" the bound. Shares are of the last training rows, before a detector.
+    `answer`: with all requested synthetic rows it is "within" the bound ("none needed" without real rows); with fewer, it needs
+    "at least" that real share; even with real rows only it is "not enough"; without a share that varies, "beyond" the bound.
+    Shares are of the last training rows, before a detector.
     """
 
     policy: str
@@ -150,7 +151,9 @@ def advise(  # noqa: PLR0913  # the settings of the request
     )  # fmt: skip
     names = [request.vary.partition(".")[0]] if request.vary else VARIED
     policies = [_advise_policy(request, name) for name in names if request.fresh_rows or name not in FRESH_POLICIES]
-    return Advice(request, tuple(sorted(policies, key=_rank)))
+    if not (ranked := sorted((policy for policy in policies if policy), key=_rank)):
+        raise SettingError("removes_synthetic", "this detector leaves no rows to train on. Lower its rates, or raise rows.")
+    return Advice(request, tuple(ranked))
 
 
 def _rank(policy: PolicyAdvice) -> tuple[bool, float, float]:
@@ -212,7 +215,8 @@ class AdvisedLoop:
     def multiplier(self, synthetic: int) -> float:
         """The multiplier with these synthetic rows; infinite if a detector removes all rows."""
         table = self.table(synthetic)
-        if not any(take["rows"] for take in table.get("takes", [{"rows": 1}])):
+        takes = [*table.get("takes", ()), *(table["generations"][-1] if "generations" in table else ())]
+        if takes and not any(take["rows"] for take in takes):
             return np.inf
         first, last = self.losses(table)
         return last / first
@@ -231,16 +235,21 @@ class AdvisedLoop:
         return last.real_mass
 
 
-def _advise_policy(request: AdviceRequest, name: str) -> PolicyAdvice:
+def _advise_policy(request: AdviceRequest, name: str) -> PolicyAdvice | None:
+    """The advice for one policy; None if a detector leaves no row to train on."""
     loop = AdvisedLoop(request, name)
     plain = AdvisedLoop(replace(request, removes_synthetic=0.0, removes_real=0.0), name)
     stretch = loop.stretch()
     stretch_without = plain.stretch() if loop.request != plain.request else stretch
     limit = min(request.sampled, request.rows) if name == "mix" else request.sampled
     low, high = stretch or ((0, 0) if VARIED[name] else (limit, limit))
-    answer: Answer = "not enough" if stretch is None else "none needed" if high == limit else "at least"
-    if not VARIED[name]:
-        answer = "beyond" if stretch is None else "within"
+    if loop.multiplier(high) == np.inf:
+        return None
+    answer: Answer = "within" if plain.real_share(high) else "none needed"
+    if stretch is None:
+        answer = "not enough" if VARIED[name] else "beyond"
+    elif high < limit:
+        answer = "at least"
     table, own = loop.table(high), request.fresh_rows if name in FRESH_POLICIES else 0
     first, last = loop.losses(table)
     first_of_control, last_of_control = loop.losses({"name": "control", "of": table})
