@@ -1,0 +1,169 @@
+"""The page of an audit: one self-contained HTML file whose first screen answers it in sentences for any reader."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import get_args
+
+from selfloop.audit.answer import Aspect, Audit, AuditVerdict, Detail, Keep
+from selfloop.audit.text import describe_certainty, describe_cost
+from selfloop.errors import printable
+from selfloop.formats.replacing import write_text
+from selfloop.report.audit_charts import ExcessForecast, describe_bound, excess_chart, forecast_excess, keep_chart
+from selfloop.report.gallery import GalleryView, read_galleries, view_gallery
+from selfloop.report.page import template_environment
+from selfloop.report.theme import Style, format_interval_parts, policy_styles
+from selfloop.spec.write import spec_text
+from selfloop.stats.intervals import Interval
+from selfloop.types import Coordinates
+
+TITLES: Mapping[AuditVerdict, str] = {
+    "degrades": "Degrades", "within": "Within the bound", "undecided": "Undecided", "not auditable": "Not auditable",
+}  # fmt: skip
+UNITS_OF_RANK: Sequence[AuditVerdict] = ("degrades", "undecided", "not auditable", "within")  # the first one is the page's
+
+
+@dataclass(frozen=True, kw_only=True)
+class AuditView:
+    """One policy's answer as texts of the page."""
+
+    audit: Audit
+    chip: str
+    answer: str  # the sentence of the first screen
+    growth: str
+    last: str  # the excess at the last generation
+    forecast: str
+    aspects: Sequence[tuple[str, str]]  # loss, diversity, ...: worse, better, same, undecided, not measured
+    details: Sequence[tuple[Detail, str]]  # with the answer
+    keep: str
+    certainty: str
+
+
+def write_audit_page(audit: Audit, path: Path) -> Path:
+    """Write the page of an audit and return its file."""
+    write_text(path, render_audit_page(audit))
+    return path
+
+
+def render_audit_page(audit: Audit, generated: datetime | None = None) -> str:
+    """The page as text. The template escapes everything that comes from specs, models or data."""
+    audits = sorted(audit.all(), key=lambda each: UNITS_OF_RANK.index(each.verdict))
+    styles = policy_styles(list(dict.fromkeys(label for each in audits for label in (each.policy, each.control))))
+    forecasts = {each.policy: forecast for each in audits if (forecast := forecast_excess(each))}
+    views = [view_audit(each, forecasts.get(each.policy)) for each in audits]
+    when, spec = generated or datetime.now(UTC), audit.spec
+    keep = next((each.keep for each in audits if each.keep), None)
+    x = {"key": "a", "styles": styles, "galleries": list(_galleries(audits, styles))}
+    page = template_environment().get_template("audit_page.html").render(
+        title=f"Audit: {spec.family.name} on {spec.source.title()}", generated=f"{when.day} {when:%B %Y}", x=x, views=views,
+        size=f"{spec.n:,} rows per training set, {spec.generations} generations" if spec.n else "",
+        excess=excess_chart(audits, forecasts, styles) if any(each.by_generation for each in audits) else None,
+        keep=keep and _tight(_keep_sentence(keep, audit.verdict)), keep_chart=keep_chart(keep, next(each for each in audits if each.keep)) if keep and keep.points else None,
+        notes=list(dict.fromkeys(each.control_note for each in audits)), cost=describe_cost(audit), spec=spec_text(spec),
+        command=repeat_command(audit), versions=_versions(),
+    )  # fmt: skip
+    return printable(page)
+
+
+def view_audit(audit: Audit, forecast: ExcessForecast | None = None) -> AuditView:
+    """The texts of one policy."""
+    ahead = "" if forecast is None else describe_amount(forecast.intervals[-1], audit)
+    last = audit.generations + (len(forecast.intervals) if forecast else 0)
+    return AuditView(
+        audit=audit,
+        chip=TITLES[audit.verdict],
+        answer=answer_sentence(audit),
+        growth=describe_amount(audit.growth, audit),
+        last=describe_amount(audit.excess, audit),
+        forecast=f"{ahead} at generation {last}, with 90\u00a0% limits" if ahead else "",
+        aspects=list(_aspects(audit)),
+        details=list(_detail_answers(audit)),
+        keep=_tight(_keep_sentence(audit.keep, audit.verdict)),
+        certainty=_tight(describe_certainty(audit)),
+    )
+
+
+def answer_sentence(audit: Audit) -> str:
+    """Whether the loop degrades, in one or two sentences without words of statistics."""
+    estimate = audit.excess.estimate
+    if audit.verdict == "not auditable" or estimate is None:
+        return f"This loop cannot be judged: {audit.reason}."
+    title = audit.title[:1].lower() + audit.title[1:]
+    side = "above" if estimate >= 0 else "below"
+    share = "" if audit.is_absolute or audit.of == audit.title else f" of the {audit.of}"
+    amount = describe_amount(audit.excess, audit).split(" [")[0].lstrip("+−")
+    size = f"{amount}{share} {side} that of the same model on real rows"
+    start = {
+        "degrades": "Yes, it gets worse on its own output",
+        "within": "No, it does not get worse on its own output by more than the bound",
+        "undecided": "Not decided",
+    }[audit.verdict]
+    bound = describe_bound(audit)
+    return _tight(f"{start}: after {audit.generations} generations the {title} is {size}. The bound is {bound}.")
+
+
+def describe_amount(interval: Interval, audit: Audit) -> str:
+    """An excess with sign, unit and limits; empty without an estimate."""
+    if interval.estimate is None:
+        return ""
+    factor, unit = (1, f" {audit.of}") if audit.is_absolute else (100, " %")
+    low, high = (None if x is None else factor * x for x in (interval.low, interval.high))
+    scaled = Interval(factor * interval.estimate, low, high, interval.n)
+    number, limits = format_interval_parts(scaled)
+    sign = "+" if not number.startswith("−") and number.strip("0.") else ""
+    return _tight(f"{sign}{number}{unit}" + (f" {limits}" if limits else ""))
+
+
+def _tight(text: str) -> str:
+    """The text without line breaks before percent signs."""
+    return text.replace(" %", "\u00a0%")
+
+
+def repeat_command(audit: Audit) -> str:
+    """The command that repeats the audit from its spec."""
+    bound = f"{audit.bound:g}abs" if audit.is_absolute else f"{100 * audit.bound:g}%"
+    looks = ",".join(map(str, audit.looks))
+    return f"selfloop audit audit.toml --metric {audit.metric} --bound {bound} --looks {looks} --report audit.html"
+
+
+def _detail_answers(audit: Audit) -> Iterator[tuple[Detail, str]]:
+    """Every metric with its answer; that of the risk is the verdict, whose test is more powerful."""
+    main = {"degrades": "worse", "within": "same"}.get(audit.verdict, "undecided")
+    for detail in audit.details:
+        yield detail, main if detail.metric == audit.metric else detail.answer
+
+
+def _aspects(audit: Audit) -> Iterator[tuple[str, str]]:
+    """The answer of each aspect, the worst one of its metrics; then the aspects that were not measured."""
+    unmeasured = []
+    for aspect in get_args(Aspect):
+        answers = [answer for detail, answer in _detail_answers(audit) if detail.aspect == aspect]
+        if answers:
+            yield aspect, next(answer for answer in ("worse", "better", "undecided", "same") if answer in answers)
+        elif aspect != "other":
+            unmeasured.append(aspect)
+    if unmeasured:
+        yield ", ".join(unmeasured), "not measured"
+
+
+def _keep_sentence(keep: Keep | None, verdict: AuditVerdict) -> str:
+    if keep is not None:
+        return keep.text[0].upper() + keep.text[1:]
+    return "None is needed under this policy." if verdict == "within" else "Not measured."
+
+
+def _galleries(audits: Sequence[Audit], styles: Mapping[str, Style]) -> Iterator[tuple[Coordinates, GalleryView]]:
+    """Sampled rows of the policies and their controls, where the store has any."""
+    result = next((each.result for each in audits if each.result), None)
+    if result is not None:
+        for gallery in read_galleries(result.points, result.store):
+            yield gallery.coordinates, view_gallery(gallery, styles)
+
+
+def _versions() -> dict[str, str]:
+    from importlib.metadata import version
+
+    return {name: version(name) for name in ("selfloop", "numpy", "scipy")}
