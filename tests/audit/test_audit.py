@@ -1,0 +1,234 @@
+"""Audits of loops whose excess is known: what degrades, what is within, and what cannot be judged."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from drifting import Centered, drifting_spec
+
+from selfloop.audit.answer import Audit, audit_to_json
+from selfloop.audit.design import design_audit, parse_policy, parse_seconds
+from selfloop.audit.run import AuditRunner, run_audit
+from selfloop.audit.share import ShareSearch, add_share, measure_share
+from selfloop.audit.text import first_screen
+from selfloop.errors import SpecError
+from selfloop.spec.parse import parse_spec
+from selfloop.spec.spec import Spec
+
+
+def audit(spec: Spec, store: Path, bound: str = "5%", **options: object) -> Audit:
+    return run_audit(design_audit(spec, bound=bound), AuditRunner(store, **options))  # type: ignore[arg-type]
+
+
+def test_a_loop_that_shifts_its_samples_degrades_by_the_excess_that_follows(tmp_path: Path) -> None:
+    answer = audit(drifting_spec(shift=0.2), tmp_path)
+    # Means of generations 1 to 4: 0, 0.2, 0.4, 0.6, so the loss is 1.36 in place of 1.
+    assert answer.verdict == "degrades"
+    assert answer.exit_code == 3
+    assert answer.excess.estimate == pytest.approx(0.36, abs=0.06)
+    assert answer.growth.estimate == pytest.approx(1.36 ** (1 / 3) - 1, abs=0.02)
+    assert answer.excess.low is not None
+    assert answer.excess.low > 0.05
+    assert [interval.estimate for interval in answer.by_generation][:1] == [0]
+    assert answer.seeds in answer.looks
+    assert answer.cost.fits == answer.seeds * (1 + 2 * 3)  # generation 1 is shared by the policy and its control
+
+
+def test_a_loop_without_shift_is_within(tmp_path: Path) -> None:
+    answer = audit(drifting_spec(), tmp_path)
+    assert (answer.verdict, answer.exit_code) == ("within", 0)
+    assert answer.excess.high is not None
+    assert answer.excess.high < 0.05
+
+
+def test_what_fine_tuning_alone_damages_is_not_blamed_on_synthetic_rows(tmp_path: Path) -> None:
+    spec = drifting_spec(damage=0.3, init_from="previous", policies=("replace", "accumulate"))
+    answer = audit(spec, tmp_path)
+    assert [each.verdict for each in answer.all()] == ["within", "within"]
+    # The wrong comparison, with generation 1, would blame it: the loss nearly doubles.
+    assert answer.result is not None
+    losses = answer.result.curves()["replace"]["drift_loss"]
+    assert np.log(losses[:, -1] / losses[:, 0]).min() > np.log(1.5)
+
+
+def test_damage_beside_a_shift_is_blamed_for_the_shift_alone(tmp_path: Path) -> None:
+    answer = audit(drifting_spec(damage=0.3, shift=0.3, init_from="previous"), tmp_path)
+    assert answer.verdict == "degrades"
+    assert answer.excess.estimate == pytest.approx(0.81 / 1.9, abs=0.12)
+
+
+def test_collapsed_chains_are_evidence_and_others_cannot_be_judged(tmp_path: Path) -> None:
+    collapsed = audit(drifting_spec(shift=0.5, limit=0.8), tmp_path / "a")
+    assert collapsed.verdict == "degrades"
+    assert collapsed.seeds == 8  # 5 chains of 5 are no proof
+    assert "8 of 8 chains of the policy collapsed" in collapsed.reason
+    assert "generation" not in json.loads(audit_to_json(collapsed))["excess"]
+    other = audit(drifting_spec(shift=0.5, limit=0.8, status="too_few_rows"), tmp_path / "b")
+    assert (other.verdict, other.exit_code) == ("not auditable", 4)
+    assert "too_few_rows" in other.reason
+    assert "NOT AUDITABLE" in first_screen(other)
+
+
+def test_the_control_repeats_initial_rows_where_there_are_too_few(tmp_path: Path) -> None:
+    few, many = (design_audit(drifting_spec(rows=rows)) for rows in (700, 1600))
+    assert "initial" in few.pairs[0].note
+    assert "fresh" in many.pairs[0].note
+    answer = run_audit(few, AuditRunner(tmp_path))
+    assert "do not suffice" in answer.control_note
+    assert "Initial" in first_screen(answer) or "initial" in first_screen(answer)
+
+
+def test_a_control_of_the_spec_keeps_its_rows() -> None:
+    spec = drifting_spec(policies=("replace", {"name": "control", "rows": "initial"}))
+    assert "initial" in design_audit(spec).pairs[0].note
+
+
+def test_an_audit_again_costs_no_fit_and_more_policies_reuse_the_first_model(tmp_path: Path) -> None:
+    first = audit(drifting_spec(shift=0.2), tmp_path)
+    again = audit(drifting_spec(shift=0.2), tmp_path)
+    assert again.cost.fits == 0
+    assert again.excess == first.excess
+    more = audit(drifting_spec(shift=0.2, policies=("replace", "accumulate_subsample")), tmp_path)
+    seeds = more.audits[0].seeds
+    assert more.cost.fits == seeds * (1 + 4 * 3) - first.seeds * (1 + 2 * 3)
+
+
+def test_the_answer_of_a_policy_stays_while_others_are_looked_at(tmp_path: Path) -> None:
+    answer = audit(drifting_spec(shift=0.3, policies=("replace", "mix")), tmp_path, bound="12%")
+    degrades, mix = answer.all()
+    assert degrades.verdict == "degrades"
+    assert degrades.seeds <= mix.seeds
+    assert degrades.result is not None
+    assert len(degrades.result.spec.seeds) == degrades.seeds
+
+
+def test_a_budget_that_is_spent_leaves_it_undecided_with_what_is_stored(tmp_path: Path) -> None:
+    design = design_audit(drifting_spec(shift=0.2))
+    none = run_audit(design, AuditRunner(tmp_path, budget=1e-9))
+    assert (none.verdict, none.result, none.exit_code) == ("undecided", None, 4)
+    assert "budget" in first_screen(none)
+    fits = run_audit(design, AuditRunner(tmp_path, max_fits=10))
+    assert "10 fits" in fits.reason
+
+
+def test_an_undecided_audit_tells_how_many_seeds_would_decide(tmp_path: Path) -> None:
+    spec = drifting_spec(shift=0.08, n=30, generations=3)
+    answer = run_audit(design_audit(spec, bound="3%", looks=(3, 4)), AuditRunner(tmp_path))
+    assert answer.verdict == "undecided"
+    assert "seeds would decide" in answer.reason
+
+
+def test_a_risk_without_a_zero_needs_an_absolute_bound(tmp_path: Path) -> None:
+    spec = drifting_spec(shift=0.3, metric=Centered())
+    with pytest.raises(SpecError, match=r"--bound: got 5%.*0\.05points"):
+        design_audit(spec)
+    answer = audit(spec, tmp_path, bound="0.2points")
+    assert answer.verdict == "degrades"
+    assert answer.is_absolute
+    assert answer.excess.estimate == pytest.approx(0.81, abs=0.15)
+    assert "points" in first_screen(answer)
+
+
+def test_a_log_density_has_a_bound_in_nats_or_a_share_of_what_the_model_gains(tmp_path: Path) -> None:
+    gaussian = 'n = 20\nholdout = 200\nmetrics = ["nll"]\npolicies = ["replace"]\nfamily.name = "{}"\nsource.name = "{}"\n'
+    simple = audit(parse_spec(gaussian.format("gaussian", "gaussian"), "x"), tmp_path)
+    assert (simple.is_absolute, simple.of) == (True, "nats per row")
+    kde = audit(parse_spec(gaussian.format("kde", "moons"), "x"), tmp_path)
+    assert not kde.is_absolute
+    assert "normal distribution" in kde.of
+
+
+@pytest.mark.parametrize("text", ["5", "0%", "-3%", "5000%", "nan%", "1 2%", "0.1nats", "%", "infpoints", ""])
+def test_bounds_without_a_meaning_are_refused(text: str) -> None:
+    with pytest.raises(SpecError, match="--bound: got"):
+        design_audit(drifting_spec(), bound=text)
+
+
+def test_specs_that_cannot_be_audited_are_refused() -> None:
+    with pytest.raises(SpecError, match="generations"):
+        design_audit(drifting_spec(generations=1))
+    with pytest.raises(SpecError, match="controls only"):
+        design_audit(drifting_spec(policies=("control",)))
+    with pytest.raises(SpecError, match="sweep"):
+        design_audit(drifting_spec(sweep={"n": [10, 20]}))
+    with pytest.raises(SpecError, match="metrics"):
+        design_audit(drifting_spec(), metric="nll")
+    with pytest.raises(SpecError, match="last look"):
+        design_audit(drifting_spec(seeds=(3, 7)))
+
+
+def test_policies_and_times_are_read_from_text() -> None:
+    assert parse_policy("mix(real_share=0.3)").real_share == 0.3
+    assert parse_policy("replace").name == "replace"
+    assert [parse_seconds(text) for text in ("2h", "30m", "90s", "1.5 h")] == [7200, 1800, 90, 5400]
+    for text in ("mix(", "mix(real_share)", "2 words", ""):
+        with pytest.raises(SpecError, match="--policy"):
+            parse_policy(text)
+    for text in ("2", "h", "-1h", "0s"):
+        with pytest.raises(SpecError, match="--budget"):
+            parse_seconds(text)
+
+
+# The share to keep. Under mix, the mean of generation t is (1 - share) (mean of t - 1 + shift), so the loss is known.
+
+
+def excess_of_share(share: float, shift: float, generations: int = 4) -> float:
+    mean = 0.0
+    for _ in range(generations - 1):
+        mean = (1 - share) * (mean + shift)
+    return mean**2
+
+
+def search(spec: Spec, store: Path, **settings: object) -> ShareSearch:
+    return ShareSearch(spec, AuditRunner(store), **{"seeds": 8, "bound": "10%", **settings})  # type: ignore[arg-type]
+
+
+def test_the_share_to_keep_is_the_one_that_the_recursion_gives(tmp_path: Path) -> None:
+    keep = measure_share(search(drifting_spec(shift=0.4, n=2000), tmp_path))
+    grid = np.arange(0, 1, 0.001)
+    right = grid[np.argmax([excess_of_share(share, 0.4) < 0.1 for share in grid])]
+    assert keep.answer == "keep"
+    assert keep.low is not None
+    assert keep.high is not None
+    assert keep.estimate is not None
+    assert keep.low - 0.01 <= right <= keep.high + 0.01
+    assert abs(keep.estimate - right) < 0.05
+    assert keep.high - keep.low < 0.2
+    assert f"{100 * keep.estimate:.0f} %" in keep.text
+    assert not keep.low - 0.01 <= right + 0.25 <= keep.high + 0.01, "an interval of everything would pass too"
+
+
+def test_no_share_is_needed_by_a_loop_within_the_bound_and_some_bounds_are_out_of_reach(tmp_path: Path) -> None:
+    assert measure_share(search(drifting_spec(shift=0.01, n=2000), tmp_path)).answer == "none needed"
+    keep = measure_share(search(drifting_spec(shift=0.8, n=2000), tmp_path), between=(0.0, 0.3))
+    assert keep.answer == "all real rows do not suffice"
+    assert keep.estimate is None
+
+
+def test_a_ratio_is_searched_as_a_share(tmp_path: Path) -> None:
+    keep = measure_share(search(drifting_spec(shift=0.4, n=1000), tmp_path, setting="augment.ratio"))
+    assert keep.answer == "keep"
+    assert keep.estimate is not None
+    right = next(share for share in np.arange(0, 1, 0.001) if excess_of_share(share, 0.4) < 0.1)
+    assert abs(keep.estimate - right) < 0.08
+    assert all(point.real_share == pytest.approx(1 / (1 + point.value)) for point in keep.points)
+
+
+def test_an_audit_that_degrades_gets_its_share_and_one_within_gets_none(tmp_path: Path) -> None:
+    for shift, has_share in ((0.4, True), (0.0, False)):
+        design = design_audit(drifting_spec(shift=shift), bound="10%")
+        runner = AuditRunner(tmp_path)
+        answer = add_share(run_audit(design, runner), design, runner)
+        assert (answer.keep is not None) == has_share
+        assert ("KEEP" in first_screen(answer)) == has_share
+        assert json.loads(audit_to_json(answer))["exit_code"] == answer.exit_code
+
+
+def test_wrong_searches_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(SpecError, match="--vary"):
+        measure_share(search(drifting_spec(), tmp_path, setting="mix.ratio"))
+    with pytest.raises(SpecError, match="--between"):
+        measure_share(search(drifting_spec(), tmp_path), between=(0.5, 0.2))
