@@ -55,13 +55,15 @@ def render_audit_page(audit: Audit, generated: datetime | None = None) -> str:
     forecasts = {each.policy: forecast for each in audits if (forecast := forecast_excess(each))}
     views = [view_audit(each, forecasts.get(each.policy)) for each in audits]
     when, spec = generated or datetime.now(UTC), audit.spec
-    keep = next((each.keep for each in audits if each.keep), None)
+    searched = next((each for each in audits if each.keep), None)
+    keep = searched.keep if searched else None
     x = {"key": "a", "styles": styles, "galleries": list(_galleries(audits, styles))}
     page = template_environment().get_template("audit_page.html").render(
         title=f"Audit: {spec.family.name} on {spec.source.title()}", generated=f"{when.day} {when:%B %Y}", x=x, views=views,
         size=f"{spec.n:,} rows per training set, {spec.generations} generations" if spec.n else "",
         excess=excess_chart(audits, forecasts, styles) if any(each.by_generation for each in audits) else None,
-        keep=keep and _tight(_keep_sentence(keep, audit.verdict)), keep_chart=keep_chart(keep, next(each for each in audits if each.keep)) if keep and keep.points else None,
+        keep=keep and _tight(_keep_sentence(keep, audit.verdict)),
+        keep_chart=keep_chart(keep, searched) if searched and keep and keep.points else None,
         notes=list(dict.fromkeys(each.control_note for each in audits)), cost=describe_cost(audit), spec=spec_text(spec),
         command=repeat_command(audit), versions=_versions(),
     )  # fmt: skip
