@@ -38,7 +38,7 @@ RIGHT = {
 UNKNOWN = {  # values of real rows themselves, and values that are right if they are those of real rows, which are not measured
     "second_moment", "heterozygosity", "kl", "pixel_frechet_real", "feature_frechet_real", "pixel_std_real",
     "predicted_share_real", "downstream_real", "downstream_ratio",
-    "marginal_distance_real", "correlation_distance_real", "detectability_real", "lost_categories_expected",
+    "marginal_distance_real", "correlation_distance_real", "lost_categories_expected",
     "copied_records_real",
     "near_copies_real", "feature_entropy_real", "mode_entropy", "conformer_diversity_real", "unparametrized_rate",
     "long_documents", "self_cross_entropy", "text_length", "text_length_finished_rate", "text_length_prompt_share",

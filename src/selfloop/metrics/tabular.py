@@ -1,6 +1,6 @@
 """Metrics of tables with numbers, categories and missing values: columns, pairs of columns, whole rows, copies.
 
-All compare sampled rows with held-out real rows; `..._real` is the same value of the initial real rows, as a measure of noise.
+They compare sampled rows with held-out real rows; `..._real` is the same value of the initial real rows, as a measure of noise.
 """
 
 from __future__ import annotations
@@ -212,13 +212,11 @@ class Detectability(RecordMetric):
     title: ClassVar[str] = "how well a classifier separates sampled from held-out rows"
     unit: ClassVar[str] = "area under the ROC curve"
     better: ClassVar[Better] = 0.5
-    secondary_titles: ClassVar[Mapping[str, str]] = {"detectability_real": "the same, of initial real rows"}
-    secondary_units: ClassVar[Mapping[str, str]] = {"detectability_real": unit}
     max_rows: Annotated[int, Ge(10), "rows of each table that are read at most"] = 10_000
 
     def measure_samples(self, snap: Snapshot, ctx: Context) -> Mapping[str, float]:
-        _, samples, holdout, initial = self.tables(snap, ctx)
-        return {self.name: _separation(samples, holdout, ctx), f"{self.name}_real": _separation(initial, holdout, ctx)}
+        _, samples, holdout, _ = self.tables(snap, ctx)
+        return {self.name: _separation(samples, holdout, ctx)}
 
 
 def _separation(a: Table, b: Table, ctx: Context) -> float:
