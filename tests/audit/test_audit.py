@@ -138,7 +138,7 @@ def test_a_log_density_has_a_bound_in_nats_or_a_share_of_what_the_model_gains(tm
     assert (simple.is_absolute, simple.of) == (True, "nats per row")
     kde = audit(parse_spec(gaussian.format("kde", "moons"), "x"), tmp_path)
     assert not kde.is_absolute
-    assert "normal distribution" in kde.of
+    assert "gain over a normal distribution" in kde.of
 
 
 @pytest.mark.parametrize("text", ["5", "0%", "-3%", "5000%", "nan%", "1 2%", "0.1nats", "%", "infpoints", ""])

@@ -79,6 +79,7 @@ class Audit:
     reason: str  # one sentence
     policy: str  # label
     control: str  # label
+    policy_title: str = ""  # the policy with its settings
     metric: str
     title: str  # of the metric
     bound: float

@@ -13,7 +13,7 @@ from selfloop.component import Metric, Policy
 from selfloop.errors import SpecError, shown
 from selfloop.policies.schedule import schedule
 from selfloop.protocols import ControlsPolicy, SupportsRelabel, SupportsTrivialModel
-from selfloop.spec.components import make_component
+from selfloop.spec.components import make_component, policy_label
 from selfloop.spec.spec import Spec
 from selfloop.stats.sequential import check_looks
 
@@ -24,11 +24,12 @@ _UNITS = {"s": 1, "sec": 1, "m": 60, "min": 60, "h": 3600, "d": 86_400}
 
 @dataclass(frozen=True)
 class AuditPair:
-    """A policy and its control: their labels in the spec, and what the control's rows are."""
+    """A policy and its control: their labels in the spec, what the control's rows are, and the policy with its settings."""
 
     policy: str
     control: str
     note: str
+    title: str
 
 
 @dataclass(frozen=True)
@@ -89,7 +90,8 @@ def _with_controls(spec: Spec, rows: Sequence[str], metric: Metric, bound: str, 
     spec = replace(spec, policies=(*spec.policies, *controls))
     spec.points()  # every check, before any work
     labels, n = spec.policy_labels(), len(rows)
-    pairs = (AuditPair(labels[i], labels[n + i], _describe_control(kind)) for i, kind in enumerate(rows))
+    titles = [policy_label(policy, with_settings=True) for policy in spec.policies]
+    pairs = (AuditPair(labels[i], labels[n + i], _describe_control(kind), titles[i]) for i, kind in enumerate(rows))
     return AuditDesign(spec, tuple(pairs), metric, _checked_bound(spec, metric, bound), bound, looks)
 
 

@@ -22,7 +22,7 @@ ASPECTS: Mapping[Aspect, tuple[str, ...]] = {
         "tail_mass", "support_size", "unseen_mass", "complete_support", "symbol_survival", "token_survival", "lost_categories",
         "second_moment",
     ),
-    "duplicates": ("duplicate_rate", "memorization", "repetition", "training_distance", "record_distance"),
+    "duplicates": ("duplicate_rate", "memorization", "repetition", "training_distance", "record_distance", "contamination"),
     "classes": ("predicted_share", "attributes", "modes", "accuracy"),
     "loss": (
         "nll", "log_loss", "cross_entropy", "negative_elbo", "denoising_loss", "log_likelihood", "squared_error", "excess_risk",

@@ -120,11 +120,12 @@ def _scale(
             return "absolute", metric.unit, MIN_DISTANCE
         raise NotAuditableError(f"{metric.name} has no natural zero, so shares of it have no meaning; use an absolute bound")
     distance = trivial - controls
-    least = f", at least {MIN_DISTANCE:g} {metric.unit}" if is_log_density(metric) else ""
-    if not least and (distance <= 0).any():
+    of, floor = f"gain over {family.trivial_model}", MIN_DISTANCE if is_log_density(metric) else 0.0
+    if not floor and (distance <= 0).any():
         raise NotAuditableError(f"the control is no better than {family.trivial_model}; use an absolute bound")
-    sizes = np.maximum(distance, MIN_DISTANCE) if least else distance
-    return "share", f"distance of {metric.name} from {family.trivial_model}{least}", sizes
+    if (distance < floor).any():
+        of += f", which counts as {floor:g} nat per row at least"
+    return "share", of, np.maximum(distance, floor)
 
 
 def is_log_density(metric: Metric) -> bool:

@@ -162,7 +162,8 @@ def _without_result(design: AuditDesign, pair: AuditPair, reason: str) -> Audit:
         "other sampling settings", f"more than {spec.generations} generations", f"other data, or other than {spec.n:,} rows"
     )  # fmt: skip
     return Audit(
-        verdict="undecided", reason=reason, policy=pair.policy, control=pair.control, metric=metric.name,
+        verdict="undecided", reason=reason, policy=pair.policy, control=pair.control,
+        policy_title=pair.title, metric=metric.name,
         title=metric.title or metric.name, bound=design.bound.value, of=metric.title or metric.name,
         is_absolute=design.bound.is_absolute, generations=spec.generations, excess=NO_INTERVAL, growth=NO_INTERVAL,
         by_generation=(), seeds=0, looks=design.looks, max_seeds=design.looks[-1], details=(), keep=None,

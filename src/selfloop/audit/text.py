@@ -18,7 +18,7 @@ def first_screen(audit: Audit) -> str:
     for each in audit.all():
         if changed := [detail for detail in each.details if detail.answer in ("worse", "better")]:
             words = ", ".join(f"{d.metric} {d.answer}" for d in changed[:MAX_DETAILS])
-            lines.append(_labeled("IN WHAT", f"{each.policy}: {words}."))
+            lines.append(_labeled("IN WHAT", f"{each.policy_title}: {words}."))
         if each.keep:
             lines.append(_labeled("KEEP", each.keep.text))
     notes = dict.fromkeys(f"{each.control_note}." for each in audit.all())
@@ -37,14 +37,15 @@ def describe_answer(audit: Audit) -> str:
     """The answer of one policy in a sentence, with its interval and the bound."""
     bound = format_excess(audit.bound, audit)
     if audit.verdict == "not auditable":
-        return f"{audit.policy}: {audit.reason}."
+        return f"{audit.policy_title}: {audit.reason}."
     if audit.excess.estimate is None:
-        return f"{audit.policy}: {audit.reason}; bound {bound}."
+        return f"{audit.policy_title}: {audit.reason}; bound {bound}."
     side = "above" if audit.excess.estimate >= 0 else "below"
-    size, of = format_excess(abs(audit.excess.estimate), audit), "" if audit.is_absolute else f" ({audit.of})"
-    name = audit.metric + (of if audit.of != audit.title else "")
-    limits = _format_limits(audit.excess, audit)
-    return f"{audit.policy}: {name} {size} {side} the matched control at generation {audit.generations}{limits}; bound {bound}."
+    size = format_excess(abs(audit.excess.estimate), audit)
+    where = f"at generation {audit.generations}{_format_limits(audit.excess, audit)}; bound {bound}."
+    if audit.is_absolute or audit.of == audit.title:
+        return f"{audit.policy_title}: {audit.metric} {size} {side} the matched control {where}"
+    return f"{audit.policy_title}: {audit.metric} {side} the matched control, by {size} of its {audit.of}, {where}"
 
 
 def describe_certainty(audit: Audit) -> str:
