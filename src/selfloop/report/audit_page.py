@@ -33,6 +33,7 @@ class AuditView:
     audit: Audit
     chip: str
     answer: str  # the sentence of the first screen
+    scale: str
     growth: str
     last: str  # the excess at the last generation
     forecast: str
@@ -78,6 +79,7 @@ def view_audit(audit: Audit, forecast: ExcessForecast | None = None) -> AuditVie
         audit=audit,
         chip=TITLES[audit.verdict],
         answer=answer_sentence(audit),
+        scale=describe_scale(audit),
         growth=describe_amount(audit.growth, audit),
         last=describe_amount(audit.excess, audit),
         forecast=f"{ahead} at generation {last}, with 90\u00a0% limits" if ahead else "",
@@ -95,7 +97,7 @@ def answer_sentence(audit: Audit) -> str:
         return f"This loop cannot be judged: {audit.reason}."
     title = audit.title[:1].lower() + audit.title[1:]
     side = "above" if estimate >= 0 else "below"
-    share = "" if audit.is_absolute or audit.of == audit.title else f" of the {audit.of}"
+    share = " of its scale" if describe_scale(audit) else ""
     amount = describe_amount(audit.excess, audit).split(" [")[0].lstrip("+−")
     size = f"{amount}{share} {side} that of the same model on real rows"
     start = {
@@ -105,6 +107,11 @@ def answer_sentence(audit: Audit) -> str:
     }[audit.verdict]
     bound = describe_bound(audit)
     return _tight(f"{start}: after {audit.generations} generations the {title} is {size}. The bound is {bound}.")
+
+
+def describe_scale(audit: Audit) -> str:
+    """What 100 % is, if it is not the risk of the control; empty otherwise."""
+    return "" if audit.is_absolute or audit.of == audit.title else f"100\u00a0% is the {audit.of}."
 
 
 def describe_amount(interval: Interval, audit: Audit) -> str:
