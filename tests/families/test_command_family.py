@@ -1,4 +1,4 @@
-"""Programs as a family: rows to files and back, models as their files, what is refused, and everything that can go wrong."""
+"""Programs as a family: rows to files and back, models as their files, refusals, and everything that can go wrong."""
 
 from __future__ import annotations
 
@@ -552,7 +552,7 @@ open(model + "/m", "w").write(open(data).read() + "steps 6")
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, *([signal.SIGKILL] if sys.platform == "linux" else [])])
-def test_an_interrupted_fit_finds_its_scratch_folder_again_and_gives_the_same_model(tmp_path, number):
+def test_an_interrupted_fit_finds_its_scratch_folder_again_and_continues(tmp_path, number):
     mark, script = tmp_path / "mark", tmp_path / "run.py"
     (tmp_path / "p.py").write_text(SLOW)
     spec = f"""

@@ -10,7 +10,7 @@ import typer
 from selfloop.commands.options import QuietOption, SetOption, SpecArgument
 from selfloop.commands.progress import show_activity
 from selfloop.commands.terminal import show
-from selfloop.errors import first_line
+from selfloop.errors import SelfloopError, first_line
 
 TRIAL_STEPS = 3  # of training in a check
 CHECKED_ROWS = 30
@@ -31,8 +31,9 @@ def check(spec: SpecArgument, set_: SetOption = None, quiet: QuietOption = False
                 note = run()
         except Exception as problem:  # of any kind, as in the code of others
             failed += 1
-            kind = "" if isinstance(problem, AssertionError) else f"{type(problem).__name__}: "
-            show(f"fails  {name}: {kind}{first_line(problem)}.")
+            is_known = isinstance(problem, AssertionError | SelfloopError)
+            sentence = " ".join(str(problem).split()) if is_known else f"{type(problem).__name__}: {first_line(problem)}"
+            show(f"fails  {name}: {sentence.removesuffix('.')}.")
         else:
             show(f"ok     {name}{note if isinstance(note, str) else ''}")
     if failed:

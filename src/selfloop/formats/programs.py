@@ -33,7 +33,7 @@ TAIL_BYTES = 1 << 16  # from its end, if it is longer
 MAX_ANSWER_BYTES = 1 << 30  # that a program writes to its standard output, where that is its answer
 READ_BYTES = 1 << 16
 POLL_SECONDS = 0.05  # between looks at a program that writes nothing
-DRAIN_SECONDS = 1.0  # for what is left in a pipe when all processes have ended
+DRAIN_SECONDS = 1.0  # for the rest of a pipe when all processes have ended
 MARK = "SELFLOOP_PROGRAM"  # variable by which Linux finds processes of a program that left its process group
 # it waits until this process ends, and then ends the program: the kernel ends only the program itself, not its children
 WATCH = 'read _; kill -9 -- "-$1"; cd /proc && for p in [0-9]*; do grep -qs "$2" "$p/environ" && kill -9 "$p"; done'
@@ -52,8 +52,8 @@ def sorted_files(files: Sequence[Path], reserved: Sequence[str] = ()) -> tuple[P
     names = sorted(path.name for path in files)
     if len(set(names)) < len(names):
         raise SettingError("files", f"got two files of the same name ({', '.join(names)}). Rename one.")
-    if taken := set(names) & set(reserved):
-        raise SettingError("files", f"got the name {taken.pop()!r}, which selfloop itself uses. Rename it.")
+    if clashes := set(names) & set(reserved):
+        raise SettingError("files", f"got the name {min(clashes)!r}, which selfloop itself uses. Rename it.")
     return tuple(sorted(files, key=lambda path: path.name))
 
 
@@ -70,7 +70,7 @@ def copy_files(files: Sequence[Path], folder: Path) -> None:
 def log_path(scratch: Path | None, name: str) -> Path:
     """The log of a program: in the folder `logs` of the store, beside the folder of scratch folders."""
     if scratch is not None and scratch.parent.name == "scratch":
-        return scratch.parent.with_name("logs") / f"{scratch.name[:16]}-{name}.log"
+        return scratch.parent.absolute().with_name("logs") / f"{scratch.name[:16]}-{name}.log"
     return Path(gettempdir()) / f"selfloop-logs-{os.getpid()}" / f"{name}.log"
 
 
@@ -91,7 +91,7 @@ class Program:
         return {**inherited, "PYTHONHASHSEED": "0", **threads, **self.variables}
 
     def find_problem(self) -> tuple[str, str] | None:
-        """What is missing to run it: "files" or "command", and a sentence; None if it can be run."""
+        """Why it cannot be run: "files" or "command", and a sentence; None if it can be."""
         if missing := [path for path in self.files if not path.exists()]:
             return "files", f"got {missing[0]}, which does not exist. Correct the path."
         program = Path(self.arguments[0])

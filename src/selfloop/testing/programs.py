@@ -26,7 +26,7 @@ HOSTILE_TEXTS = 'a "quoted", text', "two\nlines\r\n", "😀 Ünï", "=1+1", "'",
 
 
 def check_command(family: CommandFamily, source: Source, sampler: Sampler | None = None) -> Mapping[str, float]:
-    """Programs are functions of their arguments, return what is asked for, survive hostile texts and a sudden end.
+    """Programs are functions of their arguments, write as many rows as they should, and survive hostile texts and a sudden end.
 
     Returns the mean seconds of a call of each command. Raises AssertionError or DataError with one sentence.
     """

@@ -260,7 +260,7 @@ class CommandFamily(Family):
 def _new_folder(scratch: Path | None) -> Iterator[Path]:
     """A new folder to run in, beside the folder `../scratch` that stays."""
     with ExitStack() as stack:
-        base = scratch or Path(stack.enter_context(TemporaryDirectory(prefix="selfloop-")))
+        base = scratch.absolute() if scratch else Path(stack.enter_context(TemporaryDirectory(prefix="selfloop-")))
         (base / "scratch").mkdir(parents=True, exist_ok=True)
         folder = Path(stack.enter_context(TemporaryDirectory(prefix="work-", dir=base, ignore_cleanup_errors=True)))
         (folder / EXCHANGE).mkdir()
