@@ -131,3 +131,12 @@ def test_weights_of_rows_act_as_numbers_of_rows(family) -> None:
     np.testing.assert_allclose(predicted, expected, rtol=1e-8)
     np.testing.assert_allclose(fits[0]["noise"], fits[1]["noise"], rtol=1e-8)
     assert np.abs(unweighted - expected).max() > 0.01
+
+
+@pytest.mark.parametrize("family", [KernelRidge(), Linear(), RandomFeatures()])
+def test_a_model_that_interpolates_its_rows_has_no_density(family: KernelRidge | Linear | RandomFeatures) -> None:
+    few = {"x": RNG.standard_normal((2, 3)), "y": np.array([1.0, -2.0])}
+    params = family.fit(training_rows((few, None, 1.0)), CONTEXT, None)
+    held_out = {"x": Z, "y": np.ones(len(Z))}
+    assert (family.log_prob(params, held_out) == -np.inf).all()  # and not that of a noise of rounding errors, 1e22 nats
+    assert np.isfinite(family.log_prob({**params, "noise": np.float64(1e-6)}, held_out)).all()

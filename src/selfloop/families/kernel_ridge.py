@@ -30,6 +30,7 @@ class KernelRidge(NormalRegression):
     """
 
     name: ClassVar[str] = "kernel_ridge"
+    version: ClassVar[int] = 2
     default_metrics: ClassVar[tuple[str, ...]] = ("squared_error",)
     kernel: Annotated[
         Literal["rbf", "laplace", "linear"],

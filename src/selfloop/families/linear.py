@@ -23,6 +23,7 @@ from selfloop.snapshots import EnsembleTake
 
 MIN_UNEXPLAINED_SHARE = 1e-12  # of the square of a column, by the columns before it; less is rounding
 MIN_SINGULAR_VALUE = 1e-11  # over the largest one
+ROUNDING = 1e-9  # residuals of this share of the predictions are rounding errors
 NoiseLevel = Annotated[float, Ge(0)]
 RidgeLevel = Annotated[float, Ge(0)]
 Ridge = Annotated[
@@ -112,9 +113,11 @@ class NormalRegression(EnsembleFamily):
         return normal_nll(initial["y"], holdout["y"], {}) if metric == "nll" else risk_without_inputs(metric, truth)
 
     def log_prob(self, params: Params, rows: Columns) -> Floats:
-        """Log density of each row's y given its x, in nats."""
-        y, noise = np.asarray(rows["y"]), float(params["noise"])
-        deviation = (y - self.predict_mean(params, rows)) / noise
+        """Log density of each row's y given its x, in nats; -inf for a model that interpolates its rows, up to rounding."""
+        y, noise, mean = np.asarray(rows["y"]), float(params["noise"]), self.predict_mean(params, rows)
+        if noise <= ROUNDING * float(np.sqrt(np.mean(mean**2))):
+            return np.full(len(y), -np.inf)
+        deviation = (y - mean) / noise
         return np.asarray(-0.5 * deviation**2 - np.log(noise * np.sqrt(2 * np.pi)))
 
 
