@@ -62,7 +62,7 @@ def example_audit(**changes: object) -> Audit:
     audit = Audit(
         verdict="degrades", reason="decided after 8 seeds", policy="mix", control="control", metric="mean_error",
         title="Squared error of the mean", bound=0.02, of="Squared error of the mean", is_absolute=False, generations=6,
-        excess=excess[-1], growth=Interval(0.012, 0.008, 0.016, 8), by_generation=tuple(excess), seeds=8, looks=(5, 8, 12),
+        excess=excess[-1], growth=Interval(0.012, 0.008, 0.016, 8), excess_curve=tuple(excess), seeds=8, looks=(5, 8, 12),
         max_seeds=12, details=DETAILS, keep=KEEP, control_note="real rows in place of synthetic ones, same number and steps",
         cost=AuditCost(fits=80, seconds=4320.0, seconds_saved=0.0),
         not_said=("other sampling settings", "more than 6 generations"), result=None, spec=SPEC,
@@ -108,7 +108,7 @@ def test_the_first_screen_answers_every_question() -> None:
         "loss ▲ worse diversity ▲ worse classes ＝ same tails, duplicates – not measured",
         "At least 63 % real rows in every training set [51, 74].",
         "Decided after 8 of at most 12 seeds",
-        "1 h 12 min, 80 fits",
+        "72 min, 80 fits",
         "Other sampling settings, more than 6 generations.",
         "accumulate Within the bound",
     ):
@@ -170,7 +170,7 @@ def test_limits_keep_their_sign_and_undefined_ones_are_left_out() -> None:
 
 
 def test_the_chart_has_the_bound_every_generation_and_a_gap_without_limits() -> None:
-    audit = example_audit(by_generation=(*example_audit().by_generation[:5], Interval(0.06, None, None, 1)))
+    audit = example_audit(excess_curve=(*example_audit().excess_curve[:5], Interval(0.06, None, None, 1)))
     figure = excess_chart([audit], {}, policy_styles(["mix"]))
     records = figure.spec["datasets"]["excess"]
     assert [record["generation"] for record in records] == [1, 2, 3, 4, 5, 6]
