@@ -76,7 +76,7 @@ GONE_CLASSES = {
     "Sufficient": "SupportsSufficientStatistics", "Encodes": "UsesEncoder", "Corpus": "CorpusSource",
     "Arranges": "GroupedCorpusSource", "Axes": "Coordinates", "Ref": "ObjectRef", "Call": "StepCall", "Named": "NamedArrays",
     "Chain": "ChainSettings", "Chains": "EnsembleModel", "Held": "EnsembleBatch", "Block": "SeedBlock", "Done": "TaskOutput",
-    "Mapper": "Executor", "Found": "StoredGeneration", "Planned": "PolicyCost", "Audit": "Verification",
+    "Mapper": "Executor", "Found": "StoredGeneration", "Planned": "PolicyCost",
     "Prediction": "LawCurve", "PublishedPoints": "PanelPublished", "Learner": "MomentEstimator",
     "Summary": "SeedSummary", "Value": "DataValue", "Cell": "GridCell", "Work": "Paper", "Table": "PublishedTable",
     "Grid": "PublishedGrid", "Overlay": "PublishedCurve", "Line": "ReproducedValue", "Ledger": "ScheduleTable",

@@ -71,7 +71,7 @@ class AuditCost:
 class Audit:
     """The answer for one policy. The excess is that of its risk over the control's, in the scale of the bound.
 
-    `excess`, `growth` and `by_generation` are fractions of the risk (0.06: 6 %), or of what `of` names, or in nats if
+    `excess`, `growth` and `excess_curve` are fractions of the risk (0.06: 6 %), or of what `of` names, or in nats if
     `is_absolute`. The limits of `excess` agree with the verdict: above the bound it degrades, below it is within.
     """
 
@@ -88,7 +88,7 @@ class Audit:
     generations: int
     excess: Interval  # at the last generation
     growth: Interval  # mean per generation
-    by_generation: tuple[Interval, ...]  # of the excess, from generation 1 on
+    excess_curve: tuple[Interval, ...]  # of the excess, from generation 1 on
     seeds: int  # looked at
     looks: tuple[int, ...]
     max_seeds: int

@@ -19,7 +19,7 @@ from selfloop.spec.spec import Spec
 
 TABLE_ENDINGS = (".csv", ".tsv", ".csv.gz", ".tsv.gz", ".parquet")
 HOLDOUT_SHARE = 0.2
-# (rows to train on at least and at most, held-out rows at least and at most), unless --set says otherwise
+# (rows to train on at least and at most, held-out rows at least and at most), unless --set changes them
 TABLE_SIZES, TEXT_SIZES = (100, 5000, 50, 5000), (40, 200, 20, 100)
 ENOUGH_FRESH = 0.2  # of the most rows: with as many, a control of fresh rows is better than more rows
 

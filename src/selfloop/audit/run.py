@@ -24,7 +24,7 @@ VERDICTS: dict[str, AuditVerdict] = {"above": "degrades", "below": "within", "un
 
 
 class BudgetSpentError(KeyboardInterrupt):
-    """The budget ended inside a run; as after Ctrl-C, what is stored stays and is reused."""
+    """The budget ended inside a run; as after Ctrl-C, stored steps stay and are reused."""
 
 
 @dataclass
@@ -117,7 +117,7 @@ def run_audit(design: AuditDesign, runner: AuditRunner) -> Audit:
 def _describe_spent(runner: AuditRunner, result: Result | None) -> str:
     budget = f"the budget of {runner.max_fits} fits" if runner.remaining() > 0 and runner.max_fits else "the budget"
     done = f"after {len(result.spec.seeds)} seeds" if result else "before the first look"
-    return f"{budget} does not suffice for more {done}; what was computed is stored, so a larger one goes on from it"
+    return f"{budget} does not suffice for more {done}; finished steps are stored, so a larger one continues from them"
 
 
 def _judge_pair(design: AuditDesign, pair: AuditPair, result: Result, look: int, limits: LookLimits) -> Audit:
@@ -137,7 +137,7 @@ def _judge_pair(design: AuditDesign, pair: AuditPair, result: Result, look: int,
         is_absolute=excess.scale == "absolute",
         excess=excess.to_fractions(interval),
         growth=excess.to_fractions(interval, design.spec.generations - 1),
-        by_generation=curve,
+        excess_curve=curve,
         seeds=limits.seeds,
         details=read_details(result, pair.policy, pair.control, bound if not design.bound.is_absolute else 0.0, look),
         result=result,
@@ -166,7 +166,7 @@ def _without_result(design: AuditDesign, pair: AuditPair, reason: str) -> Audit:
         policy_title=pair.title, metric=metric.name,
         title=metric.title or metric.name, bound=design.bound.value, of=metric.title or metric.name,
         is_absolute=design.bound.is_absolute, generations=spec.generations, excess=NO_INTERVAL, growth=NO_INTERVAL,
-        by_generation=(), seeds=0, looks=design.looks, max_seeds=design.looks[-1], details=(), keep=None,
+        excess_curve=(), seeds=0, looks=design.looks, max_seeds=design.looks[-1], details=(), keep=None,
         control_note=pair.note, cost=AuditCost(fits=0, seconds=0.0, seconds_saved=0.0), not_said=not_said, result=None,
         spec=spec,
     )  # fmt: skip

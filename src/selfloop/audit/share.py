@@ -17,7 +17,10 @@ from selfloop.audit.design import DEFAULT_BOUND, AuditDesign, design_audit
 from selfloop.audit.excess import ExcessCurves, NotAuditableError, read_excess
 from selfloop.audit.run import AuditRunner, BudgetSpentError
 from selfloop.columns import Floats
+from selfloop.component import Policy
 from selfloop.errors import SpecError, unknown_name
+from selfloop.protocols import CuratesRows
+from selfloop.spec.components import change_settings, make_component
 from selfloop.spec.spec import Spec
 from selfloop.stats.intervals import Interval, mean_interval
 from selfloop.theory.advice import smallest_share
@@ -30,7 +33,7 @@ SCALED_WIDTHS = (0.1, 0.2, 0.3)  # of the answer's interval, for which the numbe
 
 @dataclass
 class ShareSearch:
-    """What is searched, and the shares measured so far with the excess of each seed, in the scale of the bound."""
+    """The settings of a search, and the shares measured so far with the excess of each seed, in the scale of the bound."""
 
     spec: Spec
     runner: AuditRunner
@@ -52,11 +55,19 @@ class ShareSearch:
         """The setting's value with that share of real rows."""
         return share if self.setting.endswith("real_share") else 1 / share - 1
 
+    def policy(self, share: float) -> Policy:
+        """The policy with that share of real rows, with the other settings and the curators of the spec's first policy."""
+        name, _, key = self.setting.partition(".")
+        first = self.spec.policies[0]
+        if _counted(first).name == name:
+            counted = change_settings(_counted(first), {key: self.value(share)}, self.setting)
+        else:
+            counted = make_component("policy", {"name": name, key: self.value(share)}, self.setting)
+        return replace(first, of=counted) if isinstance(first, CuratesRows) else counted  # type: ignore[type-var]
+
     def measure(self, share: float) -> bool:
         """Measure one share; False, with the problem, if the budget is spent or its chains cannot be judged."""
-        name, _, key = self.setting.partition(".")
-        policy = {"name": name, key: self.value(share)}
-        self.design = design_audit(self.spec, [policy], bound=self.bound, looks=(self.seeds,), metric=self.metric)
+        self.design = design_audit(self.spec, [self.policy(share)], bound=self.bound, looks=(self.seeds,), metric=self.metric)
         (pair,) = self.design.pairs
         if not self.runner.allows(self.design.spec):
             self.problem = "the budget is spent"
@@ -114,17 +125,21 @@ def add_share(audit: Audit, design: AuditDesign, runner: AuditRunner, setting: s
     `setting`: None for that of the policy itself if it is one of `VARIED_SETTINGS`, else mix.real_share.
     """
     audits = list(audit.all())
-    for i, each in enumerate(audits):
-        if each.verdict == "degrades":
-            own = next((varied for varied in VARIED_SETTINGS if each.policy.startswith(varied.partition(".")[0])), None)
-            policy = design.spec.policies[design.spec.policy_labels().index(each.policy)]
-            base = replace(design.spec, policies=(policy,))
-            chosen = setting or own or VARIED_SETTINGS[0]
-            search = ShareSearch(base, runner, chosen, design.bound_text, each.seeds, design.metric.name)
-            audits[i] = replace(each, keep=measure_share(search))
-            break
-    audits = [replace(each, cost=runner.cost()) for each in audits]
+    i = next((i for i, answer in enumerate(audits) if answer.verdict == "degrades"), None)
+    if i is not None:
+        policy = design.spec.policies[design.spec.policy_labels().index(audits[i].policy)]
+        name = _counted(policy).name
+        own = next((varied for varied in VARIED_SETTINGS if varied.startswith(f"{name}.")), VARIED_SETTINGS[0])
+        base = replace(design.spec, policies=(policy,))
+        search = ShareSearch(base, runner, setting or own, design.bound_text, audits[i].seeds, design.metric.name)
+        audits[i] = replace(audits[i], keep=measure_share(search))
+    audits = [replace(answer, cost=runner.cost()) for answer in audits]
     return replace(audits[0], audits=tuple(audits[1:]))
+
+
+def _counted(policy: Policy) -> Policy:
+    """The policy that counts rows: that inside a curated one."""
+    return policy.of if isinstance(policy, CuratesRows) else policy
 
 
 def _range_of_shares(setting: str, between: tuple[float, float] | None) -> tuple[float, float]:

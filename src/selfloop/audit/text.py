@@ -6,21 +6,21 @@ from collections.abc import Iterator
 
 from selfloop.audit.answer import Audit
 from selfloop.stats.intervals import Interval
-from selfloop.stats.sequential import FALSE_ABOVE, FALSE_BELOW
+from selfloop.stats.sequential import PROMISED
 
 MAX_DETAILS = 6  # metrics in a line
 INDENT = 10
 
 
 def first_screen(audit: Audit) -> str:
-    """The answers, the share to keep, the control, the cost and what is not said: a few lines of plain text."""
+    """The answers, the share to keep, the control, the cost and the limits of the answer: a few lines of plain text."""
     lines = [line for each in audit.all() for line in _answer_lines(each)]
-    for each in audit.all():
-        if changed := [detail for detail in each.details if detail.answer in ("worse", "better")]:
+    for answer in audit.all():
+        if changed := [detail for detail in answer.details if detail.answer in ("worse", "better")]:
             words = ", ".join(f"{d.metric} {d.answer}" for d in changed[:MAX_DETAILS])
-            lines.append(_labeled("IN WHAT", f"{each.policy_title}: {words}."))
-        if each.keep:
-            lines.append(_labeled("KEEP", each.keep.text))
+            lines.append(_labeled("IN WHAT", f"{answer.policy_title}: {words}."))
+        if answer.keep:
+            lines.append(_labeled("KEEP", answer.keep.text[0].upper() + answer.keep.text[1:]))
     notes = dict.fromkeys(f"{each.control_note}." for each in audit.all())
     lines += [_labeled("CONTROL", note[0].upper() + note[1:]) for note in notes]
     lines.append(_labeled("COST", describe_cost(audit)))
@@ -42,20 +42,20 @@ def describe_answer(audit: Audit) -> str:
         return f"{audit.policy_title}: {audit.reason}; bound {bound}."
     side = "above" if audit.excess.estimate >= 0 else "below"
     size = format_excess(abs(audit.excess.estimate), audit)
-    where = f"at generation {audit.generations}{_format_limits(audit.excess, audit)}; bound {bound}."
+    end = f"at generation {audit.generations}{_format_limits(audit.excess, audit)}; bound {bound}."
     if audit.is_absolute or audit.of == audit.title:
-        return f"{audit.policy_title}: {audit.metric} {size} {side} the matched control {where}"
-    return f"{audit.policy_title}: {audit.metric} {side} the matched control, by {size} of its {audit.of}, {where}"
+        return f"{audit.policy_title}: {audit.metric} {size} {side} the matched control {end}"
+    return f"{audit.policy_title}: {audit.metric} {side} the matched control, by {size} of its {audit.of}, {end}"
 
 
 def describe_certainty(audit: Audit) -> str:
     """How sure the answer of one policy is."""
     if audit.verdict in ("undecided", "not auditable"):
         return "" if audit.excess.estimate is None else f"{audit.reason[0].upper()}{audit.reason[1:]}."
-    error, wrong = (FALSE_ABOVE, "within the bound") if audit.verdict == "degrades" else (FALSE_BELOW, "over the bound")
+    wrong = "within the bound" if audit.verdict == "degrades" else "over the bound"
     seeds = f"Decided after {audit.seeds} of at most {audit.max_seeds} seeds"
     signs = audit.reason.partition("; ")[2]
-    return f"{seeds}{f' ({signs})' if signs else ''}; a loop {wrong} is called so at most {100 * error:g} % of the time."
+    return f"{seeds}{f' ({signs})' if signs else ''}; a loop {wrong} is called so at most {100 * PROMISED:g} % of the time."
 
 
 def describe_cost(audit: Audit) -> str:

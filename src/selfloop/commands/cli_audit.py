@@ -56,7 +56,7 @@ def audit(
     """Answer whether a loop gets worse on its own output than on real rows, by how much, in what, and how much real data helps.
 
     Exit code 0: within the bound; 3: degrades; 4: undecided or not auditable; 2: a mistake to correct. Running again, or with
-    more seeds or policies, reuses what is stored.
+    more seeds or policies, reuses stored steps.
 
     Example: selfloop audit table.csv --bound 2% --report audit.html
     """

@@ -49,13 +49,13 @@ def forecast_excess(audit: Audit) -> ExcessForecast | None:
 
 def excess_chart(audits: Sequence[Audit], forecasts: Mapping[str, ExcessForecast], styles: Mapping[str, Style]) -> Figure:
     """The excess over the control by generation, its interval, the bound, and the forecast."""
-    drawn = [audit for audit in audits if audit.by_generation]
-    measured = [record for audit in drawn for record in _records(audit, audit.by_generation, 1)]
+    drawn = [audit for audit in audits if audit.excess_curve]
+    measured = [record for audit in drawn for record in _records(audit, audit.excess_curve, 1)]
     ahead = [
         record
         for audit in drawn
         if audit.policy in forecasts
-        for record in _records(audit, [audit.by_generation[-1], *forecasts[audit.policy].intervals], audit.generations)
+        for record in _records(audit, [audit.excess_curve[-1], *forecasts[audit.policy].intervals], audit.generations)
     ]
     first, sets = drawn[0], {"excess": measured, "forecast": ahead}
     axis = _fit_axis([*measured, *ahead], _scaled(first.bound, first))
@@ -76,7 +76,7 @@ def excess_chart(audits: Sequence[Audit], forecasts: Mapping[str, ExcessForecast
     layers.append(base("excess", "value").mark_point(filled=True, size=50, opacity=1, clip=True).encode(shape=shape))
     layers += _rules(first, y)
     chart = alt.layer(*layers).properties(width=charts.WIDTH, height=HEIGHT)
-    ends = "; ".join(f"{a.policy} {_percent(a.by_generation[-1], a)} at generation {a.generations}" for a in drawn)
+    ends = "; ".join(f"{a.policy} {_percent(a.excess_curve[-1], a)} at generation {a.generations}" for a in drawn)
     dashed = " Dashed: forecast with 90\u00a0% limits." if ahead else ""
     return Figure(
         name="excess",

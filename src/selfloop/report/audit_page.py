@@ -62,7 +62,7 @@ def render_audit_page(audit: Audit, generated: datetime | None = None) -> str:
     page = template_environment().get_template("audit_page.html").render(
         title=f"Audit: {spec.family.name} on {spec.source.title()}", generated=f"{when.day} {when:%B %Y}", x=x, views=views,
         size=f"{spec.n:,} rows per training set, {spec.generations} generations" if spec.n else "",
-        excess=excess_chart(audits, forecasts, styles) if any(each.by_generation for each in audits) else None,
+        excess=excess_chart(audits, forecasts, styles) if any(each.excess_curve for each in audits) else None,
         keep=keep and _tight(_keep_sentence(keep, audit.verdict)),
         keep_chart=keep_chart(keep, searched) if searched and keep and keep.points else None,
         notes=list(dict.fromkeys(each.control_note for each in audits)), cost=describe_cost(audit), spec=spec_text(spec),

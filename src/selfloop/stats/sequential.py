@@ -21,7 +21,8 @@ from selfloop.errors import SpecError
 from selfloop.stats.comparison import seeds_for_power
 from selfloop.stats.intervals import Interval, mean_and_error
 
-FALSE_ABOVE, FALSE_BELOW = 0.025, 0.0125  # over all looks
+PROMISED = 0.025  # highest chance of a false answer of one kind, over all looks
+FALSE_ABOVE, FALSE_BELOW = PROMISED, PROMISED / 2  # of normal seeds; half is left for the skew of the others
 MIN_LOOK_SEEDS, MAX_LOOKS, MAX_LOOK_SEEDS = 3, 20, 10_000
 N_DRAWS = 400_000  # of the overlap of looks; the error of a limit is below 0.005
 SequentialAnswer = Literal["above", "below", "undecided"]

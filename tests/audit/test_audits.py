@@ -1,4 +1,4 @@
-"""Audits of loops whose excess is known: what degrades, what is within, and what cannot be judged."""
+"""Audits of loops with a known excess: some degrade, some are within the bound, some cannot be judged."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_a_loop_that_shifts_its_samples_degrades_by_the_excess_that_follows(tmp_
     assert answer.growth.estimate == pytest.approx(1.36 ** (1 / 3) - 1, abs=0.02)
     assert answer.excess.low is not None
     assert answer.excess.low > 0.05
-    assert [interval.estimate for interval in answer.by_generation][:1] == [0]
+    assert [interval.estimate for interval in answer.excess_curve][:1] == [0]
     assert answer.seeds in answer.looks
     assert answer.cost.fits == answer.seeds * (1 + 2 * 3)  # generation 1 is shared by the policy and its control
 
