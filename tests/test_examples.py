@@ -20,9 +20,9 @@ SMALL = ["generations=2", "seeds=1", 'policies=["replace"]']
 
 @pytest.fixture
 def example(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A copy of the folder of an example, in which the test runs with this Python as `python`."""
-    folder = tmp_path / request.param
-    shutil.copytree(EXAMPLES / request.param, folder)
+    """The folder of an example in a copy of all, in which the test runs with this Python as `python`."""
+    shutil.copytree(EXAMPLES, tmp_path / "examples")
+    folder: Path = tmp_path / "examples" / request.param
     (tmp_path / "bin").mkdir()
     (tmp_path / "bin" / "python").write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
     (tmp_path / "bin" / "python").chmod(0o755)

@@ -55,7 +55,7 @@ def _flat_settings(cls: type[Any], prefix: str, defaults: Any = None) -> Iterato
         else:
             default = "required" if setting.default is MISSING else toml_value(setting.default)
         yield setting._replace(name=prefix + setting.name, default=default)
-        if setting.default is None:
+        if setting.default in (None, MISSING):
             for table in settings_tables(setting_types(cls)[setting.name]):
                 yield from _flat_settings(table, f"{prefix}{setting.name}.")
 

@@ -9,7 +9,7 @@ from typing import Any
 from selfloop.component import Family, Source
 from selfloop.errors import SpecError
 from selfloop.plugins import component_class
-from selfloop.settings import SettingInfo, Settings, default_of, describe_fields
+from selfloop.settings import SettingInfo, Settings, default_of, describe_fields, setting_types, settings_tables
 from selfloop.spec.point import check_pair
 from selfloop.spec.write import toml_value
 
@@ -76,6 +76,8 @@ def _settings_table(key: str, cls: type[Any], named: bool = True, defaults: Any 
         if isinstance(setting.default, Settings):
             name = f"{key}.{setting.name}"
             tables += f"\n# {_settings_table(name, type(setting.default), named=False, defaults=setting.default)}"
+        elif setting.default is MISSING and (required := settings_tables(setting_types(cls)[setting.name])):
+            tables += f"\n{_settings_table(f'{key}.{setting.name}', required[0], named=False)}"
         else:
             lines.append(_setting_line(setting))
     return "\n".join(lines) + "\n" + tables
@@ -83,7 +85,7 @@ def _settings_table(key: str, cls: type[Any], named: bool = True, defaults: Any 
 
 def _setting_line(setting: SettingInfo) -> str:
     if setting.default is MISSING:
-        text = f'{setting.name} = "..."'
+        text = f'{setting.name} = ' + ('["..."]' if setting.type.startswith("a list") else '"..."')
     else:
         text = f"# {setting.name}" + ("" if setting.default is None else f" = {toml_value(setting.default)}")
     words = re.findall(r'"[^"]+"', setting.type)

@@ -16,8 +16,8 @@ from selfloop.columns import Array, Column, Columns, ColumnType, Ragged, Schema,
 from selfloop.errors import first_line, os_error_reason, shown
 from selfloop.formats.molecules import MOLECULE_COLUMNS
 from selfloop.formats.programs import ProgramError
+from selfloop.types import MASK
 
-MASK = "@missing"  # end of the name of the column of booleans that is true where another column has no value
 WORDS = {"true": True, "1": True, "false": False, "0": False}  # of booleans in a CSV file, in lower case
 ABSENT = ("", "NA", "NaN", "nan")  # cells without a value, in a CSV file's column of numbers that has a mask
 MAX_ROW_VALUES = 10_000  # numbers of one row that are written as text

@@ -18,7 +18,7 @@ from selfloop.curator import Curator
 from selfloop.errors import SpecError, shown, unknown_name
 from selfloop.plugins import component_names, usable_names
 from selfloop.policies.schedule import MAX_BATCH_ROWS
-from selfloop.protocols import ControlsPolicy, CuratesRows, SupportsLogProb
+from selfloop.protocols import ControlsPolicy, CuratesRows, SupportsCheck, SupportsLogProb
 from selfloop.rng import RandomStream
 from selfloop.settings import UNLESS_DEFAULT, PositiveFloat, Settings, check_setting, check_size, setting_types
 from selfloop.snapshots import Scenario
@@ -110,13 +110,21 @@ class Spec:
             return make_components("metric", self.metrics, "metrics")
         truth = set(self.source.truth(Context(RandomStream(("probe",)))))
         usual = make_components("metric", self.family.default_metrics, "metrics")
-        supported = tuple(
-            metric for metric in usual
-            if set(metric.true_params) <= truth and all(map(self.family.supports, metric.family_protocols))
-        )  # fmt: skip
+        supported = tuple(metric for metric in usual if set(metric.true_params) <= truth and self._fits(metric))
         if not supported and isinstance(self.family, SupportsLogProb):
             return make_components("metric", ["nll"], "metrics")  # the truth is unknown: held-out rows
         return supported or usual
+
+    def _fits(self, metric: Metric) -> bool:
+        """True if a metric that nobody named can measure this family and source."""
+        if not all(map(self.family.supports, metric.family_protocols)):
+            return False
+        try:
+            if isinstance(metric, SupportsCheck):
+                metric.check(self.source, self.sampler)
+        except SpecError:
+            return False
+        return True
 
     def _check(self) -> None:
         for name in ("n", "holdout", "generations", "subsets", "unit", "merge"):

@@ -16,9 +16,8 @@ from selfloop.columns import Columns, Params, Ragged, count_rows
 from selfloop.component import Context, Sampler, Source
 from selfloop.errors import DataError
 from selfloop.families.command.family import CommandFamily
-from selfloop.formats.tables import MASK
 from selfloop.testing.comparing import CONTEXT, equal_columns, require
-from selfloop.types import RowTake, TrainingRows
+from selfloop.types import MASK, RowTake, TrainingRows
 
 T = TypeVar("T")
 ROW_COUNTS = 1, 7, 50

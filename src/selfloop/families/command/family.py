@@ -24,7 +24,7 @@ from selfloop.formats import tables
 from selfloop.formats.programs import Program, ProgramError, log_path, sorted_files
 from selfloop.protocols import SupportsEvaluate
 from selfloop.settings import PositiveFloat
-from selfloop.types import TrainingRows
+from selfloop.types import MASK, TrainingRows
 
 T = TypeVar("T")
 EXCHANGE = "exchange"  # folder of the files that programs read and write
@@ -45,7 +45,9 @@ class CommandFamily(Family):
     """
 
     name: ClassVar[str] = "command"
-    default_metrics: ClassVar[tuple[str, ...]] = ("evaluation",)
+    default_metrics: ClassVar[tuple[str, ...]] = (
+        "evaluation", "marginal_distance", "detectability", "lost_categories", "record_distance"
+    )  # fmt: skip
     sampler_class: ClassVar[type[Sampler]] = CommandSampler
     commands: Annotated[CommandLines, "a table of the commands train, sample and evaluate"]
     files: Annotated[tuple[Path, ...], "files and folders that programs find by their names; their content counts"] = ()
@@ -295,7 +297,7 @@ def _find_image(schema: Schema) -> str | None:
 def _refuse_empty_texts(rows: Columns) -> None:
     """Raise DataError for a column that has missing values and empty texts, which are the same cells in a CSV file."""
     for name, column in rows.items():
-        mask = rows.get(name + tables.MASK)
+        mask = rows.get(name + MASK)
         if isinstance(column, Ragged) and mask is not None and (np.diff(column.offsets)[~np.asarray(mask, bool)] == 0).any():
             raise DataError(
                 f"family.format: got 'csv'; column {name!r} has empty texts and missing values, which are equal in a CSV file. "
