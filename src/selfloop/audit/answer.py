@@ -62,9 +62,10 @@ class Keep:
 class AuditCost:
     """What an audit took now, and what the store saved."""
 
-    fits: int  # computed now
+    fits: int  # computed now; without those of a run that the budget ended
     seconds: float  # of wall time
     seconds_saved: float  # that reused steps took when they were computed
+    is_complete: bool = True  # False if the budget ended a run
 
 
 @dataclass(frozen=True, kw_only=True)

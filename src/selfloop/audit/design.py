@@ -100,9 +100,10 @@ def _checked_bound(spec: Spec, metric: Metric, text: str) -> Bound:
     has_scale = metric.has_zero or is_log_density(metric) or isinstance(spec.family, SupportsTrivialModel)
     if not bound.is_absolute and not has_scale:
         unit = (metric.unit or "abs").split()[0]
+        own = ", or set zero = true in the metric if 0 is the lowest loss" if "zero" in metric.settings() else ""
         raise SpecError(
             f"--bound: got {text}, but {metric.name} has no natural zero, so shares of it have no meaning. Give an increase in "
-            f"its unit, such as 0.05{unit}."
+            f"its unit, such as 0.05{unit}{own}."
         )
     return bound
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from selfloop.audit.answer import Audit, AuditCost, AuditVerdict
 from selfloop.audit.design import AuditDesign, AuditPair
 from selfloop.audit.details import read_details
-from selfloop.audit.excess import ExcessCurves, NotAuditableError, read_excess
+from selfloop.audit.excess import ABSOLUTE, ExcessCurves, NotAuditableError, read_excess
 from selfloop.engine.executors import Notify
 from selfloop.engine.run import Progress
 from selfloop.result import Result
@@ -41,6 +41,7 @@ class AuditRunner:
     started: float = field(default_factory=time.monotonic)
     fits: int = 0
     seconds_saved: float = 0.0
+    is_complete: bool = True  # False if the budget ended a run, whose fits are not counted
     computed_before: float = 0.0  # seconds of steps that a later look of the same audit reuses
 
     def elapsed(self) -> float:
@@ -68,6 +69,7 @@ class AuditRunner:
 
             return check
 
+        self.is_complete = False
         check = within_budget(self.progress), within_budget(self.notify)
         result = run_spec(spec, self.store, workers=self.workers, threads=self.threads, progress=check[0], notify=check[1])
         usages = [*result.usage.values(), result.shared]
@@ -78,11 +80,12 @@ class AuditRunner:
         self.fits += fits
         self.seconds_saved += max(sum(usage.seconds_saved for usage in usages) - self.computed_before, 0.0)
         self.computed_before += computed
+        self.is_complete = True
         return result
 
     def cost(self) -> AuditCost:
         """The cost so far."""
-        return AuditCost(fits=self.fits, seconds=self.elapsed(), seconds_saved=self.seconds_saved)
+        return AuditCost(fits=self.fits, seconds=self.elapsed(), seconds_saved=self.seconds_saved, is_complete=self.is_complete)
 
 
 def run_audit(design: AuditDesign, runner: AuditRunner) -> Audit:
@@ -116,8 +119,8 @@ def run_audit(design: AuditDesign, runner: AuditRunner) -> Audit:
 
 def _describe_spent(runner: AuditRunner, result: Result | None) -> str:
     budget = f"the budget of {runner.max_fits} fits" if runner.remaining() > 0 and runner.max_fits else "the budget"
-    done = f"after {len(result.spec.seeds)} seeds" if result else "before the first look"
-    return f"{budget} does not suffice for more {done}; finished steps are stored, so a larger one continues from them"
+    reach = f"more than {len(result.spec.seeds)} seeds" if result else "the first look"
+    return f"{budget} does not suffice for {reach}; finished steps are stored, so a larger one continues from them"
 
 
 def _judge_pair(design: AuditDesign, pair: AuditPair, result: Result, look: int, limits: LookLimits) -> Audit:
@@ -164,7 +167,8 @@ def _without_result(design: AuditDesign, pair: AuditPair, reason: str) -> Audit:
     return Audit(
         verdict="undecided", reason=reason, policy=pair.policy, control=pair.control,
         policy_title=pair.title, metric=metric.name,
-        title=metric.title or metric.name, bound=design.bound.value, of=metric.title or metric.name,
+        title=metric.title or metric.name, bound=design.bound.value,
+        of=(metric.unit or ABSOLUTE) if design.bound.is_absolute else metric.title or metric.name,
         is_absolute=design.bound.is_absolute, generations=spec.generations, excess=NO_INTERVAL, growth=NO_INTERVAL,
         excess_curve=(), seeds=0, looks=design.looks, max_seeds=design.looks[-1], details=(), keep=None,
         control_note=pair.note, cost=AuditCost(fits=0, seconds=0.0, seconds_saved=0.0), not_said=not_said, result=None,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from selfloop.audit.answer import Audit
+from selfloop.audit.excess import ABSOLUTE
 from selfloop.stats.intervals import Interval
 from selfloop.stats.sequential import PROMISED
 
@@ -30,7 +31,8 @@ def first_screen(audit: Audit) -> str:
 
 def _answer_lines(audit: Audit) -> Iterator[str]:
     yield _labeled(audit.verdict.upper(), describe_answer(audit))
-    yield " " * INDENT + describe_certainty(audit)
+    if certainty := describe_certainty(audit):
+        yield " " * INDENT + certainty
 
 
 def describe_answer(audit: Audit) -> str:
@@ -62,7 +64,8 @@ def describe_cost(audit: Audit) -> str:
     """Time and fits of an audit."""
     cost = audit.cost
     saved = f"; the store saved {format_seconds(cost.seconds_saved)}" if cost.seconds_saved >= 1 else ""
-    return f"{format_seconds(cost.seconds)}, {cost.fits:,} fits{saved}."
+    fits = f"{cost.fits:,} fits" if cost.is_complete else f"at least {cost.fits:,} fits, as the budget ended a run"
+    return f"{format_seconds(cost.seconds)}, {fits}{saved}."
 
 
 def format_seconds(seconds: float) -> str:
@@ -75,7 +78,7 @@ def format_seconds(seconds: float) -> str:
 
 def format_excess(value: float, audit: Audit) -> str:
     """An excess with its unit."""
-    return f"{value:.3g} {audit.of}" if audit.is_absolute else f"{_percent(value)} %"
+    return f"{value:.3g} {audit.of}".removesuffix(f" {ABSOLUTE}") if audit.is_absolute else f"{_percent(value)} %"
 
 
 def _format_limits(interval: Interval, audit: Audit) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 from selfloop.component import Context, Metric
 from selfloop.protocols import SupportsEvaluate
@@ -22,6 +22,11 @@ class Evaluation(Metric):
     title: ClassVar[str] = "loss, as the family's own program computes it"
     family_protocols: ClassVar[tuple[type, ...]] = (SupportsEvaluate,)
     uses_holdout: ClassVar[bool] = True
+    zero: Annotated[bool, "true if 0 is the lowest possible loss, so that shares of it have a meaning"] = False
+
+    @property
+    def has_zero(self) -> bool:  # type: ignore[override]  # here a setting decides; elsewhere it is one constant
+        return self.zero
 
     def measure(self, snap: Snapshot, ctx: Context) -> Mapping[str, float]:
         assert isinstance(snap.family, SupportsEvaluate)
