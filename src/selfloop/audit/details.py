@@ -26,7 +26,7 @@ ASPECTS: Mapping[Aspect, tuple[str, ...]] = {
     "classes": ("predicted_share", "attributes", "modes", "accuracy"),
     "loss": (
         "nll", "log_loss", "cross_entropy", "negative_elbo", "denoising_loss", "log_likelihood", "squared_error", "excess_risk",
-        "mean_error", "parameter_error", "evaluation",
+        "mean_error", "parameter_error", "evaluation", "kl_divergence", "wasserstein",
     ),
 }  # fmt: skip
 
