@@ -129,7 +129,7 @@ def sample(family: CommandFamily, params: Any, n: int, ctx: Context = CTX, **val
 
 
 def assert_equal(a: Columns, b: Columns) -> None:
-    assert list(a) == list(b)
+    assert a.keys() == b.keys()
     for name, column in a.items():
         other = b[name]
         if isinstance(column, Ragged):
@@ -164,6 +164,13 @@ def test_rows_come_back_from_every_format_bit_for_bit(tmp_path, rows, format_):
     assert_equal(sample(family, params, n), rows)
     twice = sample(family, params, 2 * n)
     assert_equal(select_rows(twice, np.arange(n, 2 * n)), rows)
+
+
+def test_columns_are_in_the_order_of_their_names():
+    family, rows = shell("head -1 $1 > $2/head"), {"b": np.zeros(2), "c": texts(["u", "v"]), "a": np.zeros((2, 11))}
+    for names in ("abc", "cab"):
+        head = bytes(fit(family, {name: rows[name] for name in names})["files"]).decode()
+        assert head == ",".join(f'"{name}"' for name in (*(f"a[{i}]" for i in range(11)), "b", "c")) + "\n"
 
 
 def test_images_come_back_as_images_with_the_other_columns_beside_them(tmp_path):

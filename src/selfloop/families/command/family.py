@@ -39,9 +39,10 @@ class CommandFamily(Family):
     """A model that programs train and sample, whose files are its parameters.
 
     Every command runs without a shell, in a new folder with copies of `files`, with few variables in its environment, and with
-    all of its child processes for at most `time_limit` seconds. Numbers, texts and images are exchanged as files with a column
-    per element of a row: `x[0]`, `x[1]`, ... A missing value is an empty cell or null. A chain ends if `train` writes one word
-    to `{model}/ended`. DataError, with the path of the log, if a program fails or writes other rows than were asked for.
+    all of its child processes for at most `time_limit` seconds. Numbers, texts and images are exchanged as files, with columns
+    in the order of their names, and in CSV files a column per element: `x[0]`, `x[1]`, ... A missing value is an empty cell or
+    null. A chain ends if `train` writes one word to `{model}/ended`. DataError, with the path of the log, if a program fails or
+    writes other rows than it should.
     """
 
     name: ClassVar[str] = "command"
@@ -125,7 +126,7 @@ class CommandFamily(Family):
                 "and are not paired",
                 stacklevel=2,
             )
-        schema = _find_types(columns)
+        schema = dict(sorted(_find_types(columns).items()))
 
         def write(folder: Path) -> None:
             (folder / "model").mkdir()
@@ -227,6 +228,7 @@ class CommandFamily(Family):
         return name if self.format == "images" else f"{name}.{self.format}"
 
     def _write_rows(self, path: Path, rows: Columns) -> None:
+        rows = {name: rows[name] for name in sorted(rows)}  # whatever order a store or a source gives them
         schema = {name: ColumnType(dtype, shape) for name, (dtype, shape) in _find_types(rows).items()}
         if self.format == "images":
             path.mkdir()
