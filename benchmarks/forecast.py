@@ -49,7 +49,7 @@ class Case(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Outcome:
+class ForecastCheck:
     """One forecast of one generation; NaN for what a case has not."""
 
     name: str
@@ -64,11 +64,11 @@ class Outcome:
 
 def read_cases(name: str, result: Result) -> Iterator[Case]:
     """Every metric, without secondary values, of every policy of a result but controls and chains that end."""
-    main, positive, controls = {m.name for m in result.spec.metrics}, result.spec.positive_metrics(), result.spec.controls()
+    main, positive, controls = [m.name for m in result.spec.metrics], result.spec.positive_metrics(), result.spec.controls()
     for point in result.points:
         for label, measured in result.curves(point.coordinates).items():
-            for metric in main & measured.keys() if label not in controls else ():
-                if measured[metric].shape[1] >= MIN_RUN and np.isfinite(measured[metric]).all():
+            for metric in main if label not in controls else ():
+                if metric in measured and measured[metric].shape[1] >= MIN_RUN and np.isfinite(measured[metric]).all():
                     yield Case(name, measured[metric], metric in positive)
 
 
@@ -96,7 +96,7 @@ def read_stores(stores: Sequence[Path]) -> Iterator[Case]:
                 print(f"skipped: {run.title}: {problem}")
 
 
-def outcomes(case: Case, seeds: int, n_cases: int, rng: np.random.Generator) -> Iterator[Outcome]:
+def check_forecasts(case: Case, seeds: int, n_cases: int, rng: np.random.Generator) -> Iterator[ForecastCheck]:
     """The forecasts of random groups of seeds and lengths."""
     n, last = case.curves.shape
     lengths = [length for length in LENGTHS if length <= last] or [last]
@@ -117,7 +117,7 @@ def outcomes(case: Case, seeds: int, n_cases: int, rng: np.random.Generator) -> 
             low, high = result.low[i], result.high[i]
             middle = later[i] if np.isnan(truth) else truth
             slack, band, move = 1e-9 * abs(later[i]), float((start.high - start.low)[-1]), abs(middle - now[0])
-            yield Outcome(
+            yield ForecastCheck(
                 name=case.name, ahead=(i + 1) / run,
                 expectation=np.nan if np.isnan(truth) else float(low - error <= truth <= high + error),
                 same_seeds=float(low - slack <= later[i] <= high + slack), above=float(middle > high),
@@ -125,7 +125,7 @@ def outcomes(case: Case, seeds: int, n_cases: int, rng: np.random.Generator) -> 
             )  # fmt: skip
 
 
-def weighted(rows: Sequence[Outcome], name: str) -> float:
+def weighted(rows: Sequence[ForecastCheck], name: str) -> float:
     """The mean of a field with the same weight for every preset, without undefined values."""
     groups: dict[str, list[float]] = {}
     for row in rows:
@@ -134,7 +134,7 @@ def weighted(rows: Sequence[Outcome], name: str) -> float:
     return float(np.mean([np.mean(values) for values in groups.values()])) if groups else np.nan
 
 
-def print_table(title: str, rows: Sequence[Outcome]) -> None:
+def print_table(title: str, rows: Sequence[ForecastCheck]) -> None:
     """Coverage and width by horizon."""
     print(f"\n{title}: {len({row.name for row in rows})} presets or runs, {len(rows):,} forecasts")
     print(
@@ -172,10 +172,13 @@ def main() -> None:
         rng = np.random.default_rng(17)
         for half in ("chosen on", "tested on"):
             part = [case for case in cases if halves[case.name.split("_")[0]] == half]
-            print_table(f"{seeds} seeds, {half}", [o for case in part for o in outcomes(case, seeds, arguments.cases, rng)])
+            print_table(
+                f"{seeds} seeds, {half}", [o for case in part for o in check_forecasts(case, seeds, arguments.cases, rng)]
+            )
         if stored:
             print_table(
-                f"{seeds} seeds, stored runs", [o for case in stored for o in outcomes(case, seeds, arguments.cases, rng)]
+                f"{seeds} seeds, stored runs",
+                [o for case in stored for o in check_forecasts(case, seeds, arguments.cases, rng)],
             )
 
 

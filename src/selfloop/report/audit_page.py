@@ -23,7 +23,7 @@ from selfloop.types import Coordinates
 TITLES: Mapping[AuditVerdict, str] = {
     "degrades": "Degrades", "within": "Within the bound", "undecided": "Undecided", "not auditable": "Not auditable",
 }  # fmt: skip
-UNITS_OF_RANK: Sequence[AuditVerdict] = ("degrades", "undecided", "not auditable", "within")  # the first one is the page's
+VERDICT_ORDER: Sequence[AuditVerdict] = ("degrades", "undecided", "not auditable", "within")  # the first one is the page's
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +51,7 @@ def write_audit_page(audit: Audit, path: Path) -> Path:
 
 def render_audit_page(audit: Audit, generated: datetime | None = None) -> str:
     """The page as text. The template escapes everything that comes from specs, models or data."""
-    audits = sorted(audit.all(), key=lambda each: UNITS_OF_RANK.index(each.verdict))
+    audits = sorted(audit.all(), key=lambda answer: VERDICT_ORDER.index(answer.verdict))
     styles = policy_styles(list(dict.fromkeys(label for each in audits for label in (each.policy, each.control))))
     forecasts = {each.policy: forecast for each in audits if (forecast := forecast_excess(each))}
     views = [view_audit(each, forecasts.get(each.policy)) for each in audits]

@@ -275,10 +275,10 @@ def _mean_records(curve: CurveData, floor: float) -> Records:
 
 def _forecast_records(curve: CurveData, panel: Panel, floor: float) -> Records:
     """The forecast of a curve, from its last measured mean on; nothing without one."""
-    for each in panel.forecasts:
-        if each.policy == curve.policy and np.isfinite(each.forecast.mean).any():
+    for policy, ahead, _ in panel.forecasts:
+        if policy == curve.policy and np.isfinite(ahead.mean).any():
             names, last = ("mean", "low", "high"), curve.values.shape[1]
-            columns = (np.append(getattr(curve.summary, name)[-1:], getattr(each.forecast, name)) for name in names)
+            columns = (np.append(getattr(curve.summary, name)[-1:], getattr(ahead, name)) for name in names)
             return [
                 {**record, "low": json_number(low), "high": json_number(high), "bottom": json_number(max(low, floor))}
                 for mean, low, high, t in zip(*columns, count(last), strict=False)

@@ -30,9 +30,9 @@ def forecast_sentences(result: Result) -> Iterator[str]:
     forecasts = [(point, each) for point in result.points for each in risk_forecasts(result, point)]
     if len(forecasts) > MAX_FORECAST_SENTENCES:
         return
-    for point, each in forecasts:
+    for point, forecast in forecasts:
         at = "".join(f", {key} = {value}" for key, value in point.coordinates)
-        yield f"Forecast{at}: {forecast_sentence(each, point.spec.risk_metric() or '', point.spec.generations)}."
+        yield f"Forecast{at}: {forecast_sentence(forecast, point.spec.risk_metric() or '', point.spec.generations)}."
 
 
 def forecast_sentence(forecast: PolicyForecast, metric: str, last: int) -> str:
