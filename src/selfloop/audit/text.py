@@ -42,8 +42,8 @@ def describe_answer(audit: Audit) -> str:
         return f"{audit.policy_title}: {audit.reason}."
     if audit.excess.estimate is None:
         return f"{audit.policy_title}: {audit.reason}; bound {bound}."
-    side = "above" if audit.excess.estimate >= 0 else "below"
-    size = format_excess(abs(audit.excess.estimate), audit)
+    side = "above" if audit.excess.estimate >= 0 else "against"  # the sign is that of the limits
+    size = format_excess(audit.excess.estimate, audit)
     end = f"at generation {audit.generations}{_format_limits(audit.excess, audit)}; bound {bound}."
     if audit.is_absolute or audit.of == audit.title:
         return f"{audit.policy_title}: {audit.metric} {size} {side} the matched control {end}"
