@@ -105,7 +105,7 @@ def test_the_first_screen_answers_every_question() -> None:
         "Yes, it gets worse on its own output: after 6 generations the squared error of the mean is 6.0 % above that of the "
         "same model on real rows. The bound is 2 %.",
         "+1.20 % [0.80, 1.60] per generation; +6.0 % [4.0, 8.0] at generation 6",
-        "loss ▲ worse diversity ▲ worse classes ＝ same tails, duplicates – not measured",
+        "loss ▲ worse diversity ▲ worse classes = same tails, duplicates – not measured",
         "At least 63 % real rows in every training set [51, 74].",
         "Decided after 8 of at most 12 seeds",
         "72 min, 80 fits",
