@@ -26,7 +26,7 @@ BANDS = {
     ),
     "2  components": ("policies", "sources", "families", "metrics", "stats", "criteria"),
     "3  engine": ("plugins", "spec", "store", "engine", "theory", "published"),
-    "4  surface": ("result", "report", "commands", "testing"),
+    "4  surface": ("result", "audit", "report", "testing", "commands"),
 }
 WIDTH, BAND_HEIGHT, BOX_HEIGHT, LEFT, TOP = 1000, 120, 34, 120, 16
 

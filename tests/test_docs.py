@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import runpy
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -40,7 +41,7 @@ def test_the_python_of_a_page_runs(
 
 
 def test_the_specs_and_the_policy_table_of_the_guide_can_be_run(tmp_path: Path) -> None:
-    whole, controls, policy, switches, tables, records, language, *_, features = blocks(ROOT / "docs" / "guide.md", "toml")
+    whole, controls, policy, switches, tables, records, language, *_, features, programs = blocks(ROOT / "docs" / "guide.md", "toml")
     assert len(parse_spec(whole, "guide").points()) == 2
     small = 'n = 100\ngenerations = 8\nsource = "gaussian"\nfamily = "gaussian"\n'
     for policies in (controls, policy, switches):
@@ -56,6 +57,9 @@ def test_the_specs_and_the_policy_table_of_the_guide_can_be_run(tmp_path: Path) 
     (tmp_path / "tiny-valid.txt").write_text(stories)
     assert parse_spec(language.replace('"TinyStories"', f'"{tmp_path}"'), "guide").points()
     images = 'source = "digits"\nfamily = "vae"\n' + features.replace("network.onnx", f"{tmp_path}/network.onnx")
+    (tmp_path / "model.py").write_text("")
+    own = programs.replace('"python"', f'"{sys.executable}"').replace('"model.py"]', f'"{tmp_path}/model.py"]')
+    assert parse_spec(own.replace("customers.csv", f"{tmp_path}/customers.csv"), "guide").points()
     with pytest.raises(SpecError, match=r"features\.path: got .*network\.onnx; expected an ONNX file"):
         parse_spec(images, "guide").points()
 

@@ -57,7 +57,8 @@ def _flat_settings(cls: type[Any], prefix: str, defaults: Any = None) -> Iterato
         yield setting._replace(name=prefix + setting.name, default=default)
         if setting.default in (None, MISSING):
             for table in settings_tables(setting_types(cls)[setting.name]):
-                yield from _flat_settings(table, f"{prefix}{setting.name}.")
+                if setting.default is None or not issubclass(table, Component):  # a component is listed by itself
+                    yield from _flat_settings(table, f"{prefix}{setting.name}.")
 
 
 def _component_summaries(kind: str) -> dict[str, str]:

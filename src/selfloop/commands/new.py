@@ -6,7 +6,7 @@ import re
 from dataclasses import MISSING, fields
 from typing import Any
 
-from selfloop.component import Family, Source
+from selfloop.component import Component, Family, Source
 from selfloop.errors import SpecError
 from selfloop.plugins import component_class
 from selfloop.settings import SettingInfo, Settings, default_of, describe_fields, setting_types, settings_tables
@@ -76,11 +76,15 @@ def _settings_table(key: str, cls: type[Any], named: bool = True, defaults: Any 
         if isinstance(setting.default, Settings):
             name = f"{key}.{setting.name}"
             tables += f"\n# {_settings_table(name, type(setting.default), named=False, defaults=setting.default)}"
-        elif setting.default is MISSING and (required := settings_tables(setting_types(cls)[setting.name])):
+        elif setting.default is MISSING and (required := _plain_tables(setting_types(cls)[setting.name])):
             tables += f"\n{_settings_table(f'{key}.{setting.name}', required[0], named=False)}"
         else:
             lines.append(_setting_line(setting))
     return "\n".join(lines) + "\n" + tables
+
+
+def _plain_tables(hint: Any) -> list[type]:
+    return [table for table in settings_tables(hint) if not issubclass(table, Component)]
 
 
 def _setting_line(setting: SettingInfo) -> str:
