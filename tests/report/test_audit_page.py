@@ -136,7 +136,14 @@ def test_the_page_is_one_short_file_without_scripts_for_both_color_schemes(tmp_p
         ),
         ({"verdict": "undecided"}, "^Not decided: after 6 generations"),
         ({"verdict": "not auditable", "reason": "chains ended"}, "^This loop cannot be judged: chains ended.$"),
-        ({"excess": Interval(None, None, None, 0)}, "^This loop cannot be judged"),
+        (
+            {"excess": Interval(None, None, None, 0), "reason": "decided after 8 seeds; 6 of 8 chains of the policy collapsed"},
+            "^Yes, it gets worse on its own output: decided after 8 seeds; 6 of 8 chains of the policy collapsed. The bound",
+        ),
+        (
+            {"verdict": "undecided", "excess": Interval(None, None, None, 0), "excess_curve": ()},
+            "^Not decided: decided after 8",
+        ),
         (
             {"is_absolute": True, "of": "nats per row", "bound": 0.05},
             "0.060 nats per row above .* The bound is 0.05 nats per row.$",
@@ -176,7 +183,17 @@ def test_the_chart_has_the_bound_every_generation_and_a_gap_without_limits() -> 
     assert [record["generation"] for record in records] == [1, 2, 3, 4, 5, 6]
     assert (records[-1]["low"], records[-1]["high"]) == (6.0, 6.0)
     assert "bound 2 %" in figure.svg()
-    assert "mix 6.0 % at generation 6" in figure.alt
+    assert "at the last one: mix 6.0 %. The bound is 2 %." in figure.alt
+
+
+def test_a_policy_whose_chains_all_collapse_has_a_page_without_numbers() -> None:
+    none = Interval(None, None, None, 8)
+    collapsed = example_audit(excess=none, growth=none, excess_curve=(Interval(0.0, None, None, 8), *[none] * 5))
+    text = read_page(collapsed).first
+    assert text.startswith("Audit: gaussian on gaussian")
+    assert "Degrades mix Yes, it gets worse" in text
+    assert "By how much" not in text
+    assert "<svg" in render_audit_page(example_audit(audits=(collapsed,)), WHEN)
 
 
 def test_the_share_to_keep_is_drawn_with_its_interval_and_theory() -> None:
@@ -187,15 +204,14 @@ def test_the_share_to_keep_is_drawn_with_its_interval_and_theory() -> None:
 
 
 def test_the_forecast_of_an_audit_continues_its_excess_and_needs_a_result(tmp_path: Path) -> None:
-    assert forecast_excess(example_audit()) is None
+    assert forecast_excess(example_audit()) == []
     result = selfloop.run(SPEC, tmp_path)
     audit = example_audit(result=result)
     forecast = forecast_excess(audit)
-    assert forecast is not None
-    assert len(forecast.intervals) == 3
+    assert len(forecast) == 3
     measured = result.curves()
     ratio = np.log(measured["mix(0.3)" if "mix(0.3)" in measured else "mix"]["mean_error"] / measured["control"]["mean_error"])
-    assert abs(np.log1p(forecast.intervals[0].estimate) - ratio[:, -1].mean()) < 3 * ratio[:, -1].std()
+    assert abs(np.log1p(forecast[0].estimate) - ratio[:, -1].mean()) < 3 * ratio[:, -1].std()
     text = read_page(audit).first
     assert "Forecast: " in text
     assert "at generation 9, with 90 % limits" in text

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import altair as alt
@@ -22,40 +21,36 @@ HEIGHT = 200
 SHARE_TITLE = "real rows in every training set (%)"
 
 
-@dataclass(frozen=True, slots=True)
-class ExcessForecast:
-    """The excess of the generations after an audit, with 90 % limits."""
-
-    intervals: Sequence[Interval]
-
-
-def forecast_excess(audit: Audit) -> ExcessForecast | None:
-    """The excess for half as many generations again; None if the seeds support no forecast."""
+def forecast_excess(audit: Audit) -> list[Interval]:
+    """The excess of half as many generations again, with 90 % limits; empty if the seeds support no forecast."""
     metric = next((m for m in audit.spec.metrics if m.name == audit.metric), None)
     if audit.result is None or metric is None:
-        return None
+        return []
     try:
         curves = read_excess(audit.result, audit.policy, audit.control, metric, Bound(audit.bound, audit.is_absolute))
     except NotAuditableError:
-        return None
+        return []
     if not np.isfinite(curves.values).all():
-        return None
+        return []
     ahead = forecast(curves.values, max(audit.generations // 2, 1))
-    if not np.isfinite(ahead.mean).all():
-        return None
     limits = zip(ahead.mean.tolist(), ahead.low.tolist(), ahead.high.tolist(), strict=True)
-    return ExcessForecast([curves.to_fractions(Interval(*each, len(curves.values))) for each in limits])
+    return [curves.to_fractions(Interval(*each, len(curves.values))) for each in limits] if not ahead.reason else []
 
 
-def excess_chart(audits: Sequence[Audit], forecasts: Mapping[str, ExcessForecast], styles: Mapping[str, Style]) -> Figure:
+def has_curve(audit: Audit) -> bool:
+    """True if the excess is defined at a generation after the first, which policy and control share."""
+    return any(interval.estimate is not None for interval in audit.excess_curve[1:])
+
+
+def excess_chart(audits: Sequence[Audit], forecasts: Mapping[str, Sequence[Interval]], styles: Mapping[str, Style]) -> Figure:
     """The excess over the control by generation, its interval, the bound, and the forecast."""
-    drawn = [audit for audit in audits if audit.excess_curve]
+    drawn = [audit for audit in audits if has_curve(audit)]
     measured = [record for audit in drawn for record in _records(audit, audit.excess_curve, 1)]
     ahead = [
         record
         for audit in drawn
         if audit.policy in forecasts
-        for record in _records(audit, [audit.excess_curve[-1], *forecasts[audit.policy].intervals], audit.generations)
+        for record in _records(audit, [audit.excess_curve[-1], *forecasts[audit.policy]], audit.generations)
     ]
     first, sets = drawn[0], {"excess": measured, "forecast": ahead}
     axis = _fit_axis([*measured, *ahead], _scaled(first.bound, first))
@@ -76,11 +71,14 @@ def excess_chart(audits: Sequence[Audit], forecasts: Mapping[str, ExcessForecast
     layers.append(base("excess", "value").mark_point(filled=True, size=50, opacity=1, clip=True).encode(shape=shape))
     layers += _rules(first, y)
     chart = alt.layer(*layers).properties(width=charts.WIDTH, height=HEIGHT)
-    ends = "; ".join(f"{a.policy} {_percent(a.excess_curve[-1], a)} at generation {a.generations}" for a in drawn)
+    lasts = [(a, a.excess_curve[-1].estimate) for a in drawn]
+    ends = "; ".join(
+        f"{a.policy} {'undefined' if x is None else format_excess(x, a)} at generation {a.generations}" for a, x in lasts
+    )
     dashed = " Dashed: forecast with 90\u00a0% limits." if ahead else ""
     return Figure(
         name="excess",
-        alt=f"Excess over the control by generation: {ends}. The bound is {describe_bound(first)}.",
+        alt=f"Excess over the control by generation, at the last one: {ends}. The bound is {describe_bound(first)}.",
         caption="Excess over the matched control, which trains on real rows in place of the model's own. Bands: intervals at "
         f"the confidence of the audit, cut at the edge of the figure.{dashed}",
         spec=charts.finish_chart(chart, "Excess over the control by generation", sets),
@@ -154,10 +152,6 @@ def _limits(interval: Interval, audit: Audit) -> dict[str, object]:
 
 def _scaled(value: float, audit: Audit) -> float:
     return value if audit.is_absolute else 100 * value
-
-
-def _percent(interval: Interval, audit: Audit) -> str:
-    return "undefined" if interval.estimate is None else format_excess(interval.estimate, audit)
 
 
 def _fit_axis(records: charts.Records, bound: float) -> charts.ValueAxis:

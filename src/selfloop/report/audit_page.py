@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from importlib.metadata import version
 from pathlib import Path
 from typing import get_args
 
@@ -12,7 +13,7 @@ from selfloop.audit.answer import Aspect, Audit, AuditVerdict, Detail, Keep
 from selfloop.audit.text import describe_certainty, describe_cost
 from selfloop.errors import printable
 from selfloop.formats.replacing import write_text
-from selfloop.report.audit_charts import ExcessForecast, describe_bound, excess_chart, forecast_excess, keep_chart
+from selfloop.report.audit_charts import describe_bound, excess_chart, forecast_excess, has_curve, keep_chart
 from selfloop.report.gallery import GalleryView, read_galleries, view_gallery
 from selfloop.report.page import template_environment
 from selfloop.report.theme import Style, format_interval_parts, policy_styles
@@ -23,6 +24,11 @@ from selfloop.types import Coordinates
 TITLES: Mapping[AuditVerdict, str] = {
     "degrades": "Degrades", "within": "Within the bound", "undecided": "Undecided", "not auditable": "Not auditable",
 }  # fmt: skip
+STARTS: Mapping[AuditVerdict, str] = {
+    "degrades": "Yes, it gets worse on its own output",
+    "within": "No, it does not get worse on its own output by more than the bound",
+    "undecided": "Not decided",
+}
 VERDICT_ORDER: Sequence[AuditVerdict] = ("degrades", "undecided", "not auditable", "within")  # the first one is the page's
 
 
@@ -54,7 +60,7 @@ def render_audit_page(audit: Audit, generated: datetime | None = None) -> str:
     audits = sorted(audit.all(), key=lambda answer: VERDICT_ORDER.index(answer.verdict))
     styles = policy_styles(list(dict.fromkeys(label for each in audits for label in (each.policy, each.control))))
     forecasts = {each.policy: forecast for each in audits if (forecast := forecast_excess(each))}
-    views = [view_audit(each, forecasts.get(each.policy)) for each in audits]
+    views = [view_audit(each, forecasts.get(each.policy, ())) for each in audits]
     when, spec = generated or datetime.now(UTC), audit.spec
     searched = next((each for each in audits if each.keep), None)
     keep = searched.keep if searched else None
@@ -62,19 +68,18 @@ def render_audit_page(audit: Audit, generated: datetime | None = None) -> str:
     page = template_environment().get_template("audit_page.html").render(
         title=f"Audit: {spec.family.name} on {spec.source.title()}", generated=f"{when.day} {when:%B %Y}", x=x, views=views,
         size=f"{spec.n:,} rows per training set, {spec.generations} generations" if spec.n else "",
-        excess=excess_chart(audits, forecasts, styles) if any(each.excess_curve for each in audits) else None,
+        excess=excess_chart(audits, forecasts, styles) if any(has_curve(each) for each in audits) else None,
         keep=keep and _tight(_keep_sentence(keep, audit.verdict)),
         keep_chart=keep_chart(keep, searched) if searched and keep and keep.points else None,
         notes=list(dict.fromkeys(each.control_note for each in audits)), cost=describe_cost(audit), spec=spec_text(spec),
-        command=repeat_command(audit), versions=_versions(),
+        command=repeat_command(audit), versions={name: version(name) for name in ("selfloop", "numpy", "scipy")},
     )  # fmt: skip
     return printable(page)
 
 
-def view_audit(audit: Audit, forecast: ExcessForecast | None = None) -> AuditView:
+def view_audit(audit: Audit, forecast: Sequence[Interval] = ()) -> AuditView:
     """The texts of one policy."""
-    ahead = "" if forecast is None else describe_amount(forecast.intervals[-1], audit)
-    last = audit.generations + (len(forecast.intervals) if forecast else 0)
+    ahead, last = describe_amount(forecast[-1], audit) if forecast else "", audit.generations + len(forecast)
     return AuditView(
         audit=audit,
         chip=TITLES[audit.verdict],
@@ -92,21 +97,16 @@ def view_audit(audit: Audit, forecast: ExcessForecast | None = None) -> AuditVie
 
 def answer_sentence(audit: Audit) -> str:
     """Whether the loop degrades, in one or two sentences without words of statistics."""
-    estimate = audit.excess.estimate
-    if audit.verdict == "not auditable" or estimate is None:
+    if audit.verdict == "not auditable":
         return f"This loop cannot be judged: {audit.reason}."
-    title = audit.title[:1].lower() + audit.title[1:]
-    side = "above" if estimate >= 0 else "below"
-    share = " of its scale" if describe_scale(audit) else ""
+    start, estimate = STARTS[audit.verdict], audit.excess.estimate
+    bound = f"The bound is {describe_bound(audit)}."
+    if estimate is None:  # chains collapsed, or no look was possible
+        return _tight(f"{start}: {audit.reason}. {bound}")
+    title, side = audit.title[:1].lower() + audit.title[1:], "above" if estimate >= 0 else "below"
     amount = describe_amount(audit.excess, audit).split(" [")[0].lstrip("+−")
-    size = f"{amount}{share} {side} that of the same model on real rows"
-    start = {
-        "degrades": "Yes, it gets worse on its own output",
-        "within": "No, it does not get worse on its own output by more than the bound",
-        "undecided": "Not decided",
-    }[audit.verdict]
-    bound = describe_bound(audit)
-    return _tight(f"{start}: after {audit.generations} generations the {title} is {size}. The bound is {bound}.")
+    size = f"{amount}{' of its scale' if describe_scale(audit) else ''} {side} that of the same model on real rows"
+    return _tight(f"{start}: after {audit.generations} generations the {title} is {size}. {bound}")
 
 
 def describe_scale(audit: Audit) -> str:
@@ -170,9 +170,3 @@ def _galleries(audits: Sequence[Audit], styles: Mapping[str, Style]) -> Iterator
     if result is not None:
         for gallery in read_galleries(result.points, result.store):
             yield gallery.coordinates, view_gallery(gallery, styles)
-
-
-def _versions() -> dict[str, str]:
-    from importlib.metadata import version
-
-    return {name: version(name) for name in ("selfloop", "numpy", "scipy")}
