@@ -72,9 +72,7 @@ def excess_chart(audits: Sequence[Audit], forecasts: Mapping[str, Sequence[Inter
     layers += _rules(first, y)
     chart = alt.layer(*layers).properties(width=charts.WIDTH, height=HEIGHT)
     lasts = [(a, a.excess_curve[-1].estimate) for a in drawn]
-    ends = "; ".join(
-        f"{a.policy} {'undefined' if x is None else format_excess(x, a)} at generation {a.generations}" for a, x in lasts
-    )
+    ends = "; ".join(f"{a.policy} {'undefined' if x is None else format_excess(x, a)}" for a, x in lasts)
     dashed = " Dashed: forecast with 90\u00a0% limits." if ahead else ""
     return Figure(
         name="excess",
