@@ -41,7 +41,9 @@ def test_the_python_of_a_page_runs(
 
 
 def test_the_specs_and_the_policy_table_of_the_guide_can_be_run(tmp_path: Path) -> None:
-    whole, controls, policy, switches, tables, records, language, *_, features, programs = blocks(ROOT / "docs" / "guide.md", "toml")
+    whole, controls, policy, switches, tables, records, language, *_, features, programs = blocks(
+        ROOT / "docs" / "guide.md", "toml"
+    )
     assert len(parse_spec(whole, "guide").points()) == 2
     small = 'n = 100\ngenerations = 8\nsource = "gaussian"\nfamily = "gaussian"\n'
     for policies in (controls, policy, switches):

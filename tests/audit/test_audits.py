@@ -15,6 +15,7 @@ from selfloop.audit.run import AuditRunner, run_audit
 from selfloop.audit.share import ShareSearch, add_share, measure_share
 from selfloop.audit.text import first_screen
 from selfloop.errors import SpecError
+from selfloop.result import Result
 from selfloop.spec.parse import parse_spec
 from selfloop.spec.spec import Spec
 
@@ -65,7 +66,7 @@ def test_collapsed_chains_are_evidence_and_others_cannot_be_judged(tmp_path: Pat
     assert collapsed.verdict == "degrades"
     assert collapsed.seeds == 8  # 5 chains of 5 are no proof
     assert "8 of 8 chains of the policy collapsed" in collapsed.reason
-    assert "generation" not in json.loads(audit_to_json(collapsed))["excess"]
+    assert json.loads(audit_to_json(collapsed))["excess"] == {"estimate": None, "low": None, "high": None, "n": 8}
     other = audit(drifting_spec(shift=0.5, limit=0.8, status="too_few_rows"), tmp_path / "b")
     assert (other.verdict, other.exit_code) == ("not auditable", 4)
     assert "too_few_rows" in other.reason
@@ -112,6 +113,12 @@ def test_a_budget_that_is_spent_leaves_it_undecided_with_what_is_stored(tmp_path
     assert "budget" in first_screen(none)
     fits = run_audit(design, AuditRunner(tmp_path, max_fits=10))
     assert "10 fits" in fits.reason
+
+
+def test_seeds_of_an_earlier_look_are_not_counted_in_the_budget_again(tmp_path: Path) -> None:
+    spec = drifting_spec(shift=0.08, n=30, generations=3)
+    answer = run_audit(design_audit(spec, bound="3%", looks=(3, 4)), AuditRunner(tmp_path, max_fits=24))
+    assert (answer.seeds, answer.cost.fits) == (4, 4 * (1 + 2 * 2))
 
 
 def test_an_undecided_audit_tells_how_many_seeds_would_decide(tmp_path: Path) -> None:
@@ -217,6 +224,21 @@ def test_a_ratio_is_searched_as_a_share(tmp_path: Path) -> None:
     assert all(point.real_share == pytest.approx(1 / (1 + point.value)) for point in keep.points)
 
 
+def test_all_shares_have_the_control_that_the_lowest_one_can_have(tmp_path: Path) -> None:
+    asked, specs = search(drifting_spec(shift=0.4, rows=1000), tmp_path), list[Spec]()
+
+    class Recorder(AuditRunner):
+        def run(self, spec: Spec) -> Result:
+            specs.append(spec)
+            return super().run(spec)
+
+    asked.runner = Recorder(tmp_path)
+    keep = measure_share(asked)  # from a share of 0.5 on, there are enough rows for a control of fresh ones
+    assert max(point.real_share for point in keep.points) > 0.5
+    assert {spec.policies[1].settings()["rows"] for spec in specs} == {"initial"}
+    assert "initial rows again" in keep.text
+
+
 def test_an_audit_that_degrades_gets_its_share_and_one_within_gets_none(tmp_path: Path) -> None:
     for shift, has_share in ((0.4, True), (0.0, False)):
         design = design_audit(drifting_spec(shift=shift), bound="10%")
@@ -232,3 +254,5 @@ def test_wrong_searches_are_refused(tmp_path: Path) -> None:
         measure_share(search(drifting_spec(), tmp_path, setting="mix.ratio"))
     with pytest.raises(SpecError, match="--between"):
         measure_share(search(drifting_spec(), tmp_path), between=(0.5, 0.2))
+    with pytest.raises(SpecError, match="--between"):
+        measure_share(search(drifting_spec(), tmp_path, setting="augment.ratio"), between=(0.5, np.inf))

@@ -101,7 +101,10 @@ def test_the_identity_has_the_content_of_the_files_and_the_version_but_no_time_l
 @pytest.mark.parametrize(
     ("body", "sentence"),
     [
-        ("sys.exit('no\\nwords: left')", r"judge\.py ended with exit code 1 \(words: left\)\. Correct the program; its log is \S+/curator\.log\."),
+        (
+            "sys.exit('no\\nwords: left')",
+            r"judge\.py ended with exit code 1 \(words: left\)\. Correct the program; its log is \S+/curator\.log\.",
+        ),
         ("pass", "wrote 0 lines for 3 rows; expected one per row"),
         ("print('{}'); print('{}')", "wrote 6 lines for 3 rows"),
         ("print('keep')", "wrote line 1, which is no JSON"),

@@ -229,6 +229,8 @@ def test_a_model_with_links_or_without_files_is_refused_and_none_is_written_outs
         params = {"index": np.frombuffer(json.dumps([[name, 0]]).encode(), np.uint8)}
         with pytest.raises(DataError, match="outside of its folder"):
             unpack_folder(params, tmp_path / "copy")
+    with pytest.raises(DataError, match="of another family"):
+        unpack_folder({"mean": np.zeros(1)}, tmp_path / "copy")
 
 
 def test_the_seed_decides_and_settings_of_sampling_are_arguments():
@@ -481,6 +483,14 @@ def test_a_loop_of_programs_runs_resumes_and_verifies(tmp_path):
     verification = verify(result.spec, tmp_path / "store", 100)
     assert (verification.wrong, verification.damaged, verification.skipped) == ([], [], 0)
     assert verification.checked == verification.records
+
+
+def test_another_way_to_evaluate_trains_nothing_again(tmp_path):
+    selfloop.run(loop(tmp_path), tmp_path / "store", workers=1)
+    family = shell("cp $1 $2/d.csv", "head -n $(($2 + 1)) $1/d.csv > $3", EVALUATE.replace('"score": 2', '"score": 3'))
+    result = selfloop.run(loop(tmp_path, family=family), tmp_path / "store", workers=1)
+    assert result.curves()["replace"]["evaluation_score"].tolist() == [[3, 3, 3]] * 2
+    assert all("fit" not in usage.by_step for usage in [*result.usage.values(), result.shared])
 
 
 def test_a_run_that_failed_loses_nothing_that_was_stored(tmp_path):

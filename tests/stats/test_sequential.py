@@ -86,6 +86,16 @@ def test_collapsed_chains_are_counted_and_have_no_mean() -> None:
     assert judge_look(np.array([np.inf] * 4 + [0.0] * 4), 0.05, LIMITS[1])[0] == "undecided"
 
 
+def test_seeds_without_a_value_cost_evidence() -> None:
+    rng = np.random.default_rng(5)
+    answers = [judge_look(values, 0.0, LIMITS[2])[0] for values in rng.standard_normal((4000, 3))]  # 3 of 12 have a value
+    assert answers.count("above") / 4000 < LIMITS[2].p_above + 0.005  # by the limits of 12 seeds 6 %
+    assert answers.count("below") / 4000 < LIMITS[2].p_below + 0.004
+    interval = judge_look(np.array([0.1, 0.2, 0.4]), 0.0, LIMITS[2])[1]
+    error = np.std([0.1, 0.2, 0.4], ddof=1) / np.sqrt(3)
+    assert interval.low == pytest.approx(0.7 / 3 + stdtrit(2, LIMITS[2].p_above) * error)
+
+
 def test_the_number_of_seeds_that_would_decide_has_the_power_it_promises() -> None:
     rng = np.random.default_rng(4)
     values = np.sqrt(12 / 11) * np.array([-1.0, 1.0] * 6) + 0.4  # spread 1.1, mean 0.4

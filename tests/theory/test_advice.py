@@ -129,6 +129,16 @@ def test_the_smallest_share_is_the_last_row_that_keeps_the_bound():
     assert smallest_share("fresh", "ratio", 200, 10, 0.05) is None
 
 
+@pytest.mark.parametrize("name", ["fresh", "augment"])
+def test_the_smallest_share_of_a_ratio_is_relative_to_the_control_which_has_more_rows_than_generation_1(name):
+    share = smallest_share(name, "ratio", 200, 5, 1.1)
+    assert share is not None
+    for synthetic, is_within in ((round(200 / share - 200), True), (round(200 / share - 200) + 1, False)):
+        table = {"name": name, "ratio": synthetic / 200}
+        excess = losses(table, 200, 5)[1] / losses({"name": "control", "of": table}, 200, 5)[1]
+        assert (excess <= 1.1) == is_within
+
+
 def test_with_fresh_rows_too_few_synthetic_rows_are_harmful_too():
     (advice,) = advise(rows=1000, generations=30, bound=1.25, fresh_rows=500, vary="fresh").policies
     assert advice.real_share < advice.largest_share < 1

@@ -24,12 +24,20 @@ _UNITS = {"s": 1, "sec": 1, "m": 60, "min": 60, "h": 3600, "d": 86_400}
 
 @dataclass(frozen=True)
 class AuditPair:
-    """A policy and its control: their labels in the spec, what the control's rows are, and the policy with its settings."""
+    """A policy and its control: their labels in the spec, the control's setting `rows`, and the policy with its settings."""
 
     policy: str
     control: str
-    note: str
+    rows: str
     title: str
+
+    @property
+    def note(self) -> str:
+        """What the rows of the control are."""
+        if self.rows == "fresh":
+            return "fresh real rows in place of synthetic ones, same number and steps"
+        reason = "as the data do not suffice for fresh ones"
+        return f"the initial real rows again in place of synthetic ones, same number and steps, {reason}"
 
 
 @dataclass(frozen=True)
@@ -91,7 +99,7 @@ def _with_controls(spec: Spec, rows: Sequence[str], metric: Metric, bound: str, 
     spec.points()  # every check, before any work
     labels, n = spec.policy_labels(), len(rows)
     titles = [policy_label(policy, with_settings=True) for policy in spec.policies]
-    pairs = (AuditPair(labels[i], labels[n + i], _describe_control(kind), titles[i]) for i, kind in enumerate(rows))
+    pairs = (AuditPair(labels[i], labels[n + i], kind, titles[i]) for i, kind in enumerate(rows))
     return AuditDesign(spec, tuple(pairs), metric, _checked_bound(spec, metric, bound), bound, looks)
 
 
@@ -124,13 +132,6 @@ def rows_of_fresh_control(policy: Policy, n: int, generations: int) -> int:
     """Real rows of a control whose rows are fresh, over all generations."""
     control = make_component("policy", {"name": "control", "of": policy}, "policies")
     return sum(entry.new_rows.real for entry in schedule(control, n, generations))
-
-
-def _describe_control(rows: str) -> str:
-    if rows == "fresh":
-        return "fresh real rows in place of synthetic ones, same number and steps"
-    reason = "as the data do not suffice for fresh ones"
-    return f"the initial real rows again in place of synthetic ones, same number and steps, {reason}"
 
 
 def parse_policy(text: str) -> Any:

@@ -52,9 +52,9 @@ class AuditRunner:
         """Seconds of the budget that are left; infinite without one."""
         return float("inf") if self.budget is None else self.budget - self.elapsed()
 
-    def allows(self, spec: Spec, seconds: float = 0.0) -> bool:
-        """True if a run of the spec fits into the budget, as far as that is known before."""
-        fits = len(spec.policies) * len(spec.seeds) * spec.generations
+    def allows(self, spec: Spec, seconds: float = 0.0, seeds_done: int = 0) -> bool:
+        """True if a run of the spec fits into the budget, as far as that is known before. Seeds that are done cost no fit."""
+        fits = len(spec.policies) * (len(spec.seeds) - seeds_done) * spec.generations
         return self.remaining() > seconds and (self.max_fits is None or self.fits + fits <= self.max_fits)
 
     def run(self, spec: Spec) -> Result:
@@ -95,8 +95,9 @@ def run_audit(design: AuditDesign, runner: AuditRunner) -> Audit:
     spent = ""
     for look, limits in enumerate(limits_of_looks(design.looks), 1):
         spec = design.spec_at(limits.seeds)
-        seconds = 0.0 if result is None else runner.elapsed() / len(result.spec.seeds) * (limits.seeds - len(result.spec.seeds))
-        if not runner.allows(spec, seconds):
+        done = len(result.spec.seeds) if result else 0
+        seconds = runner.elapsed() / done * (limits.seeds - done) if done else 0.0
+        if not runner.allows(spec, seconds, done):
             spent = _describe_spent(runner, result)
             break
         try:
@@ -154,6 +155,8 @@ def _describe_answer(answer: str, excess: ExcessCurves, threshold: float, limits
     for name in ended:
         n = int((last == (float("inf") if name == "policy" else -float("inf"))).sum())
         reason += f"; {n} of {len(last)} chains of the {name} collapsed while the other did not, so a sign test decides"
+    if left_out := limits.seeds - len(last):
+        reason += f"; {left_out} of {limits.seeds} seeds are left out, as both chains collapsed"
     if answer == "undecided" and is_last and (needed := seeds_to_decide(last, threshold, limits)):
         reason += f"; about {max(needed, limits.seeds + 1):,} seeds would decide with 80 % power if the estimate is right"
     return reason

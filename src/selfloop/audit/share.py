@@ -43,6 +43,7 @@ class ShareSearch:
     metric: str | None = None  # the risk; None: the first of which lower is better
     excess: dict[float, ExcessCurves] = field(default_factory=dict)  # by share of real rows
     design: AuditDesign | None = None  # of the last share
+    rows: str | None = None  # of the controls, as their setting; None: those of the first share, which needs the most rows
     problem: str = ""
 
     @property
@@ -67,8 +68,12 @@ class ShareSearch:
 
     def measure(self, share: float) -> bool:
         """Measure one share; False, with the problem, if the budget is spent or its chains cannot be judged."""
-        self.design = design_audit(self.spec, [self.policy(share)], bound=self.bound, looks=(self.seeds,), metric=self.metric)
+        policies = [self.policy(share)]
+        if self.rows is not None:  # all shares have the same kind of control, between which the excess is interpolated
+            policies.append(make_component("policy", {"name": "control", "of": policies[0], "rows": self.rows}, self.setting))
+        self.design = design_audit(self.spec, policies, bound=self.bound, looks=(self.seeds,), metric=self.metric)
         (pair,) = self.design.pairs
+        self.rows = pair.rows
         if not self.runner.allows(self.design.spec):
             self.problem = "the budget is spent"
             return False
@@ -132,6 +137,8 @@ def add_share(audit: Audit, design: AuditDesign, runner: AuditRunner, setting: s
         own = next((varied for varied in VARIED_SETTINGS if varied.startswith(f"{name}.")), VARIED_SETTINGS[0])
         base = replace(design.spec, policies=(policy,))
         search = ShareSearch(base, runner, setting or own, design.bound_text, audits[i].seeds, design.metric.name)
+        if design.pairs[i].rows == "initial":  # else fresh ones, unless the lowest share needs too many
+            search.rows = "initial"
         audits[i] = replace(audits[i], keep=measure_share(search))
     audits = [replace(answer, cost=runner.cost()) for answer in audits]
     return replace(audits[0], audits=tuple(audits[1:]))
@@ -145,7 +152,7 @@ def _counted(policy: Policy) -> Policy:
 def _range_of_shares(setting: str, between: tuple[float, float] | None) -> tuple[float, float]:
     is_ratio = setting.endswith("ratio")
     low, high = between or ((0.0, MAX_RATIO) if is_ratio else (0.0, 1.0))
-    if not 0 <= low < high <= (math.inf if is_ratio else 1):
+    if not 0 <= low < high or not (math.isfinite(high) if is_ratio else high <= 1):
         raise SpecError(
             f"--between: got {low:g}..{high:g}; expected two ascending values of {setting}, such as 0..1. Correct it."
         )
@@ -217,7 +224,7 @@ def _answer(
         scaled = {width: math.ceil(search.seeds * ((high - low) / width) ** 2) for width in SCALED_WIDTHS}
         widths = {width: seeds for width, seeds in scaled.items() if seeds > search.seeds}
     wider = f"; about {max(widths.values()):,} seeds would give an interval of 10 points" if widths else ""
-    name, _, _ = search.setting.partition(".")
+    name = search.setting.partition(".")[0] + " against the initial rows again" * (search.rows == "initial")
     points = tuple(
         MeasuredShare(value=search.value(share), real_share=share, excess=_interval(curves), seeds=search.seeds)
         for share, curves in sorted(search.excess.items())

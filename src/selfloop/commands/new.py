@@ -89,7 +89,7 @@ def _plain_tables(hint: Any) -> list[type]:
 
 def _setting_line(setting: SettingInfo) -> str:
     if setting.default is MISSING:
-        text = f'{setting.name} = ' + ('["..."]' if setting.type.startswith("a list") else '"..."')
+        text = f"{setting.name} = " + ('["..."]' if setting.type.startswith("a list") else '"..."')
     else:
         text = f"# {setting.name}" + ("" if setting.default is None else f" = {toml_value(setting.default)}")
     words = re.findall(r'"[^"]+"', setting.type)

@@ -10,7 +10,7 @@ is stricter because log ratios of risks are skewed to the right: few seeds often
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Literal
 
@@ -38,6 +38,13 @@ class LookLimits:
     p_above: float
     p_below: float
 
+    def of_seeds(self, n: int) -> LookLimits:
+        """The limits with the same p values of a look at n seeds: fewer have a t with wider tails."""
+        from scipy.special import stdtrit
+
+        above, below = (-float(stdtrit(n - 1, p)) for p in (self.p_above, self.p_below))
+        return replace(self, seeds=n, above=above, below=below)
+
 
 def check_looks(looks: Sequence[int], key: str = "looks") -> tuple[int, ...]:
     """Numbers of seeds in ascending order. SpecError for fewer than 3 seeds, a repeated number, or more than 20 looks."""
@@ -58,12 +65,9 @@ def limits_of_looks(looks: Sequence[int]) -> tuple[LookLimits, ...]:
 
 @cache
 def _limits_of_looks(looks: tuple[int, ...]) -> tuple[LookLimits, ...]:
-    from scipy.special import stdtrit
-
     drawn = _joint_p_values(looks)
     p_above, p_below = (_nominal_level(drawn, len(looks), total) for total in (FALSE_ABOVE, FALSE_BELOW))
-    above, below = (-stdtrit(np.subtract(looks, 1), p) for p in (p_above, p_below))
-    return tuple(LookLimits(n, float(above[i]), float(below[i]), p_above, p_below) for i, n in enumerate(looks))
+    return tuple(LookLimits(n, 0.0, 0.0, p_above, p_below).of_seeds(n) for n in looks)
 
 
 def _joint_p_values(looks: tuple[int, ...]) -> Floats:
@@ -104,14 +108,16 @@ def _nominal_level(p_values: Floats, n_looks: int, total: float) -> float:
 def judge_look(values: Floats, bound: float, limits: LookLimits) -> tuple[SequentialAnswer, Interval]:
     """The answer of one look about the mean of `values` (seeds,), and the interval that agrees with it.
 
-    Infinite values are chains that ended worse than any value (inf) or better (-inf). With one of them a sign test of the
-    median at this look's p values takes the place of t, and the interval is undefined. Undecided without a spread.
+    There may be fewer values than the look has seeds, if some have none: its p values then hold for their number. Infinite
+    values are chains that ended worse than any value (inf) or better (-inf). With one of them a sign test of the median at this
+    look's p values takes the place of t, and the interval is undefined. Undecided without a spread.
     """
     if not np.isfinite(values).all():
         return _judge_signs(values, bound, limits), Interval(None, None, None, len(values))
     mean, error = (float(x) for x in mean_and_error(values))
     if not np.isfinite(error):
         return _judge_equal(values, bound), Interval(mean, None, None, len(values))
+    limits = limits if len(values) == limits.seeds else limits.of_seeds(len(values))
     interval = Interval(mean, mean - limits.above * error, mean + limits.below * error, len(values))
     t = (mean - bound) / error
     return "above" if t >= limits.above else "below" if t <= -limits.below else "undecided", interval

@@ -287,7 +287,9 @@ def losses(
 def smallest_share(
     policy: str, setting: str, rows: int, generations: int, bound: float, what: Literal["error", "variance"] = "error"
 ) -> float | None:
-    """Smallest real share with which a policy keeps the multiplier within `bound`; None if even the largest does not.
+    """Smallest real share with which the loss is at most `bound` times that of the control; None if even the largest is not.
+
+    Under mix and accumulate_real, the control has the loss of generation 1. Under the others it has more rows, and a lower one.
 
     `setting`: `real_share` (of mix, accumulate_real), in steps of one row of `rows`, or `ratio` (of augment, fresh, expanding),
     whose real share at generation 2 is 1 / (1 + ratio), with up to 20 synthetic rows per real row.
@@ -301,8 +303,9 @@ def smallest_share(
             table = {"name": policy, "real_share": (rows - synthetic) / rows}
         elif not synthetic:
             table = {"name": "mix", "real_share": 1.0}  # n real rows in every fit, as n fresh ones
-        first, last = losses(table, rows, generations, what)
-        return last / first
+        policies: tuple[Mapping[str, Any], ...] = (table, {"name": "control", "of": table})
+        last, last_of_control = (losses(each, rows, generations, what)[1] for each in policies)
+        return last / last_of_control
 
     stretch = find_stretch(multiplier, rows * (1 if setting == "real_share" else MAX_RATIO), bound)
     if stretch is None:

@@ -7,7 +7,7 @@ import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -70,6 +70,9 @@ class CommandFamily(Family):
     def uses_init(self) -> bool:  # type: ignore[override]  # of one family: that of its command
         """True if `train` continues from another model."""
         return "init" in self.commands.placeholders("train")
+
+    def for_generation(self, t: int) -> CommandFamily:
+        return replace(self, commands=replace(self.commands, evaluate=()))  # a fit does not depend on how it is evaluated
 
     def supports(self, ability: type) -> bool:
         return super().supports(ability) and (ability is not SupportsEvaluate or bool(self.commands.evaluate))

@@ -43,6 +43,8 @@ def pack_folder(folder: Path) -> dict[str, Array]:
 
 def unpack_folder(params: Params, folder: Path) -> None:
     """Create a folder with the files of a model. DataError for a model of another family, and for names outside of it."""
+    if INDEX not in params:
+        raise DataError("family.command: the model has no list of files, so it is one of another family. Give another model.")
     start = 0
     folder.mkdir(exist_ok=True)
     for name, size in json.loads(from_bytes(params[INDEX])):
