@@ -16,7 +16,7 @@ from selfloop.audit.share import ShareSearch, add_share, measure_share
 from selfloop.audit.text import first_screen
 from selfloop.errors import SpecError
 from selfloop.result import Result
-from selfloop.spec.parse import parse_spec
+from selfloop.spec.parse import parse_spec, spec_from_table
 from selfloop.spec.spec import Spec
 
 
@@ -79,7 +79,17 @@ def test_the_control_repeats_initial_rows_where_there_are_too_few(tmp_path: Path
     assert "fresh" in many.pairs[0].note
     answer = run_audit(few, AuditRunner(tmp_path))
     assert "do not suffice" in answer.control_note
-    assert "Initial" in first_screen(answer) or "initial" in first_screen(answer)
+    assert "The initial real rows again" in first_screen(answer)
+
+
+def test_rows_that_arrive_later_are_those_of_the_control_if_there_are_enough(tmp_path: Path) -> None:
+    for t, rows in ((1, 900), (2, 60), (3, 60)):
+        lines = (f"{x:.6f},{y:.6f}" for x, y in np.random.default_rng(t).standard_normal((rows, 2)))
+        (tmp_path / f"week-{t}.csv").write_text("\n".join(["a,b", *lines]))
+    source = {"name": "arrivals", "of": {"name": "records", "path": str(tmp_path)}}
+    table = {"source": source, "family": "copula", "holdout": 100, "policies": ["replace"], "metrics": ["nll"]}
+    designs = [design_audit(spec_from_table({**table, "generations": 3, "n": n})) for n in (50, 100)]
+    assert [design.pairs[0].rows for design in designs] == ["fresh", "initial"]  # the first file alone has enough for both
 
 
 def test_a_control_of_the_spec_keeps_its_rows() -> None:

@@ -17,7 +17,8 @@ from selfloop.stats.intervals import summarize_seeds
 
 CLASSES = {name: cast(type[Metric], component_class("metric", name, "test")) for name in BUILT_IN["metric"]}
 LOWER = {
-    "mean_error", "marginal_distance", "correlation_distance", "lost_categories", "wasserstein", "kl_divergence", "excess_risk", "parameter_error", "log_loss", "nll", "negative_elbo",
+    "mean_error", "marginal_distance", "correlation_distance", "lost_categories", "wasserstein", "kl_divergence", "excess_risk",
+    "parameter_error", "log_loss", "nll", "negative_elbo",
     "elbo_reconstruction", "denoising_loss", "unseen_mass", "squared_error",
     "denoising_loss_low_noise", "denoising_loss_middle_noise", "denoising_loss_high_noise", "pixel_frechet", "feature_frechet",
     "kernel_distance", "mode_distance", "mode_confusion", "attribute_distance", "mat_r", "mat_p", "bond_length_distance",
@@ -29,7 +30,8 @@ HIGHER = {
     "modes", "attributes", "conformer_coverage", "cov_p", "vocabulary_kept", "mauve",
 }  # fmt: skip
 RIGHT = {
-    "variance_ratio": 1.0, "detectability": 0.5, "record_distance": 1.0, "copied_records": "copied_records_real", "log_variance_ratio": 0.0, "feature_diversity": 1.0, "density": 1.0, "training_distance": 1.0,
+    "variance_ratio": 1.0, "detectability": 0.5, "record_distance": 1.0, "copied_records": "copied_records_real",
+    "log_variance_ratio": 0.0, "feature_diversity": 1.0, "density": 1.0, "training_distance": 1.0,
     "sd_ratio": 1.0,
     "tail_mass": 1.0, "strain_energy": 0.0, "pixel_std": "pixel_std_real", "near_copies": "near_copies_real",
     "predicted_share": "predicted_share_real", "expected_share": "predicted_share_real",

@@ -12,7 +12,8 @@ from selfloop.audit.excess import Bound, check_metric, is_log_density, parse_bou
 from selfloop.component import Metric, Policy
 from selfloop.errors import SpecError, shown
 from selfloop.policies.schedule import schedule
-from selfloop.protocols import ControlsPolicy, SupportsRelabel, SupportsTrivialModel
+from selfloop.protocols import ControlsPolicy, SupportsArrivals, SupportsRelabel, SupportsTrivialModel
+from selfloop.spec.arrivals import check_arrivals
 from selfloop.spec.components import make_component, policy_label
 from selfloop.spec.spec import Spec
 from selfloop.stats.sequential import check_looks
@@ -123,6 +124,12 @@ def _rows_of_control(spec: Spec, policy: Policy, n: int, holdout: int) -> str:
         return "fresh" if isinstance(source, SupportsRelabel) else "initial"
     if size is None:
         return "fresh"
+    if isinstance(source, SupportsArrivals):
+        try:
+            check_arrivals(replace(spec, policies=(_fresh_control(policy),)), source.arrivals(), n)
+        except SpecError:
+            return "initial"
+        return "fresh"
     if spec.unit == "tokens" or spec.subsets == "disjoint":
         return "initial"
     return "fresh" if holdout + rows_of_fresh_control(policy, n, spec.generations) <= size else "initial"
@@ -130,8 +137,12 @@ def _rows_of_control(spec: Spec, policy: Policy, n: int, holdout: int) -> str:
 
 def rows_of_fresh_control(policy: Policy, n: int, generations: int) -> int:
     """Real rows of a control whose rows are fresh, over all generations."""
-    control = make_component("policy", {"name": "control", "of": policy}, "policies")
-    return sum(entry.new_rows.real for entry in schedule(control, n, generations))
+    return sum(entry.new_rows.real for entry in schedule(_fresh_control(policy), n, generations))
+
+
+def _fresh_control(policy: Policy) -> Policy:
+    control: Policy = make_component("policy", {"name": "control", "of": policy}, "policies")
+    return control
 
 
 def parse_policy(text: str) -> Any:

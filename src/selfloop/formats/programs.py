@@ -1,7 +1,8 @@
 """The one way to run a program of the user: without a shell, in a folder of its own, for a limited time, with its children.
 
 A program gets a short, known environment, and its output goes to a log of limited size. Whatever ends the call (the program
-itself, the time limit, Ctrl-C, or the end of this process, however it ends), no process of the program is left.
+itself, the time limit, Ctrl-C, or the end of this process, however it ends), no process of the program is left, but for one
+that leaves both its process group and its environment (`env -i setsid`).
 """
 
 from __future__ import annotations
