@@ -21,6 +21,7 @@ from selfloop.columns import Columns, ColumnType, Ragged, select_rows
 from selfloop.commands.export import export_model, find_generation
 from selfloop.commands.verify import verify
 from selfloop.component import Context, Source
+from selfloop.criteria.judging import COLLAPSES
 from selfloop.errors import ChainEndedError, DataError, SelfloopError, SettingError, SpecError
 from selfloop.families.command.family import CommandFamily, CommandSampler
 from selfloop.families.command.model_files import MAX_PACKED_BYTES, pack_folder, unpack_folder
@@ -457,6 +458,15 @@ def test_what_identifies_a_model(tmp_path):
     assert identity(replace(family, versions=("sh", "-c", "echo  1"))) != identity(versions[0])  # the command counts, too
 
 
+def test_a_loss_that_does_not_exist_is_no_collapse(tmp_path):
+    spec = loop(tmp_path)
+    evaluate = """printf '{"loss": null, "score": 2}' > $2; test -s $1/d.csv -a -s $3"""
+    family = shell("cp $1 $2/d.csv", "head -n $(($2 + 1)) $1/d.csv > $3", evaluate)
+    result = selfloop.run(replace(spec, family=family), tmp_path / "store", workers=1)
+    assert result.ends("replace", "evaluation", began=False).isdisjoint(COLLAPSES)
+    assert all(verdict.answer in ("undecided", "not measured") for verdict in result.verdicts())
+
+
 EVALUATE = """printf '{"loss": %s, "score": 2, "none": null}' "$(wc -l < $1/d.csv)" > $2; test $(wc -l < $3) = 3"""
 
 
@@ -473,7 +483,7 @@ def test_a_loop_of_programs_runs_resumes_and_verifies(tmp_path):
     assert curves["replace"]["evaluation"].tolist() == [[5, 5, 5]] * 2
     assert curves["accumulate"]["evaluation"].tolist() == [[5, 9, 13]] * 2
     assert curves["replace"]["evaluation_score"].tolist() == [[2, 2, 2]] * 2
-    assert np.isnan(curves["replace"]["evaluation_none"]).all()
+    assert "evaluation_none" not in curves["replace"]
     assert result.spec.risk_metric() == "evaluation"
     before = {path: path.stat().st_mtime_ns for path in files_of(tmp_path / "store")}
     selfloop.run(loop(tmp_path), tmp_path / "store", workers=1)

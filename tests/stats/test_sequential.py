@@ -62,6 +62,13 @@ def test_more_looks_have_higher_limits() -> None:
     assert limits_of_looks(LOOKS)[1].above > twice[0].above
 
 
+def test_of_many_policies_each_has_a_smaller_chance_of_a_false_alarm() -> None:
+    above = [limits_of_looks((9,), policies)[0].above for policies in (1, 2, 5)]
+    assert above[0] == above[1]
+    assert above[2] == pytest.approx(-stdtrit(8, 0.01))  # 5 % / 5
+    assert limits_of_looks((9,), 5)[0].below == limits_of_looks((9,))[0].below
+
+
 def test_the_interval_agrees_with_the_answer() -> None:
     rng = np.random.default_rng(3)
     for mean in np.linspace(-3, 3, 40):

@@ -93,7 +93,7 @@ def run_audit(design: AuditDesign, runner: AuditRunner) -> Audit:
     answers: dict[str, Audit] = {}
     result: Result | None = None
     spent = ""
-    for look, limits in enumerate(limits_of_looks(design.looks), 1):
+    for look, limits in enumerate(limits_of_looks(design.looks, len(design.pairs)), 1):
         spec = design.spec_at(limits.seeds)
         done = len(result.spec.seeds) if result else 0
         seconds = runner.elapsed() / done * (limits.seeds - done) if done else 0.0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
@@ -31,4 +32,5 @@ class Evaluation(Metric):
     def measure(self, snap: Snapshot, ctx: Context) -> Mapping[str, float]:
         assert isinstance(snap.family, SupportsEvaluate)
         values = snap.family.evaluate(snap.params, snap.holdout, snap.samples, ctx)
-        return {self.name if name == "loss" else f"{self.name}_{name}": value for name, value in values.items()}
+        known = {name: value for name, value in values.items() if not math.isnan(value)}  # null: it does not exist, no collapse
+        return {self.name if name == "loss" else f"{self.name}_{name}": value for name, value in known.items()}
