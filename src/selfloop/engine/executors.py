@@ -23,13 +23,14 @@ from types import ModuleType
 from typing import Any
 
 from selfloop.errors import SelfloopError, first_line, os_error_reason, show_warnings_plainly
-from selfloop.formats.programs import PR_SET_PDEATHSIG, THREAD_VARIABLES
+from selfloop.formats.programs import THREAD_VARIABLES
 
 Notify = Callable[[str], None]  # of what a task does now
 RunTask = Callable[[Any, Notify], Iterator[Any]]
 INTERRUPTS = {signal.SIGINT, signal.SIGTERM}
 UNGUARDED = 77  # exit code of a worker whose main module starts a run when it is imported
 SECONDS_BETWEEN_NOTES = 0.5
+PR_SET_PDEATHSIG = 1  # of Linux's prctl: the signal that a process gets when its parent ends
 
 # Torch's random generators, the number of threads of libraries, and the environment belong to the whole process.
 _THIS_PROCESS = threading.RLock()

@@ -7,7 +7,6 @@ that leaves both its process group and its environment (`env -i setsid`).
 
 from __future__ import annotations
 
-import ctypes
 import os
 import shutil
 import signal
@@ -15,18 +14,18 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from selectors import EVENT_READ, DefaultSelector
 from tempfile import gettempdir
-from typing import IO
+from typing import IO, Any
 
 from selfloop.errors import SettingError, os_error_reason, printable
 from selfloop.formats.folders import HIDDEN
 
-PR_SET_PDEATHSIG = 1  # of Linux's prctl: the signal that a process gets when its parent ends
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 INHERITED = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "LD_LIBRARY_PATH", "CUDA_VISIBLE_DEVICES")  # by every program
 MAX_LOG_BYTES = 8 << 20  # from the begin of a program's output
@@ -36,8 +35,11 @@ READ_BYTES = 1 << 16
 POLL_SECONDS = 0.05  # between looks at a program that writes nothing
 DRAIN_SECONDS = 1.0  # for the rest of a pipe when all processes have ended
 MARK = "SELFLOOP_PROGRAM"  # variable by which Linux finds processes of a program that left its process group
-# it waits until this process ends, and then ends the program: the kernel ends only the program itself, not its children
-WATCH = 'read _; kill -9 -- "-$1"; cd /proc && for p in [0-9]*; do grep -qs "$2" "$p/environ" && kill -9 "$p"; done'
+# it reads the process group of the program, waits until this process ends, and then ends all processes of the program
+WATCH = (
+    'read group; read _; [ -n "$group" ] && kill -9 -- "-$group"; '
+    'cd /proc && for p in [0-9]*; do grep -qs "$1" "$p/environ" && kill -9 "$p"; done'
+)
 
 
 class ProgramError(Exception):
@@ -113,20 +115,22 @@ class Program:
         copy_files(self.files, folder)
         first = str(folder / self.arguments[0]) if self._is_in_files() else self.arguments[0]
         mark, answer, deadline = os.urandom(8).hex(), bytearray(), time.monotonic() + self.time_limit
-        with _Log(log) as output:
+        with _Log(log) as output, _watcher(mark) as watcher:
             try:
-                process = subprocess.Popen(
+                process = _start_unblocked(
                     [first, *self.arguments[1:]], cwd=folder, env={**self.environment(), MARK: mark}, start_new_session=True,
                     stdin=input_file or subprocess.DEVNULL, stdout=subprocess.PIPE,
                     stderr=subprocess.PIPE if answers else subprocess.STDOUT,
-                    preexec_fn=partial(_end_with_parent, getattr(ctypes.CDLL(None), "prctl", None)),
                 )  # fmt: skip
             except OSError as problem:
                 raise ProgramError(f"cannot be started ({os_error_reason(problem)})") from problem
             sinks = {process.stdout: answer.extend, process.stderr: output.write} if answers else {process.stdout: output.write}
             with process:
-                with _ended_with_us(process, mark):
+                try:
+                    watcher.write(f"{process.pid}\n".encode())
                     in_time = _pump(process, sinks, lambda: time.monotonic() < deadline and len(answer) <= MAX_ANSWER_BYTES)
+                finally:
+                    _end_processes(process, mark)
                 end = time.monotonic() + DRAIN_SECONDS
                 _pump(None, sinks, lambda: time.monotonic() < end)
         if len(answer) > MAX_ANSWER_BYTES:
@@ -171,6 +175,10 @@ def _end_processes(process: subprocess.Popen[bytes], mark: str) -> None:
     with suppress(ProcessLookupError, PermissionError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
+    _end_marked_processes(mark)
+
+
+def _end_marked_processes(mark: str) -> None:
     for _ in range(10):  # one that is found may just have started another
         if not (pids := list(_marked_processes(f"{MARK}={mark}".encode()))):
             break
@@ -187,28 +195,37 @@ def _marked_processes(entry: bytes) -> Iterator[int]:
 
 
 @contextmanager
-def _ended_with_us(process: subprocess.Popen[bytes], mark: str) -> Iterator[None]:
-    """No process of the program is left after the block, nor if this process ends inside of it."""
-    watcher = None
+def _watcher(mark: str) -> Iterator[IO[bytes]]:
+    """The input of a process that ends a program's processes if this process ends inside of the block, however it ends."""
+    arguments, silent = ("/bin/sh", "-c", WATCH, "sh", f"{MARK}={mark}"), subprocess.DEVNULL
+    watcher = subprocess.Popen(
+        arguments, cwd="/", stdin=subprocess.PIPE, stdout=silent, stderr=silent, start_new_session=True, bufsize=0
+    )  # fmt: skip
+    assert watcher.stdin is not None
     try:
-        arguments = "/bin/sh", "-c", WATCH, "sh", str(process.pid), f"{MARK}={mark}"
-        silent = subprocess.DEVNULL
-        watcher = subprocess.Popen(
-            arguments, cwd="/", stdin=subprocess.PIPE, stdout=silent, stderr=silent, start_new_session=True
-        )  # fmt: skip
-        yield
+        yield watcher.stdin
+    except BaseException:  # an interrupt while the program was started
+        _end_marked_processes(mark)
+        raise
     finally:
-        _end_processes(process, mark)
-        if watcher:
-            watcher.kill()
-            watcher.communicate()
+        watcher.kill()
+        watcher.communicate()
 
 
-def _end_with_parent(prctl: Callable[..., int] | None) -> None:
-    """In a new process: on Linux it ends with its parent, even if that is killed. It gets the signals that workers block."""
-    signal.pthread_sigmask(signal.SIG_SETMASK, ())
-    if prctl is not None:  # a function of Linux, loaded by the parent: loading takes locks, which other threads may hold
-        prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+def _start_unblocked(arguments: Sequence[str], **options: Any) -> subprocess.Popen[bytes]:
+    """A new process in which no signal is blocked. Worker processes block interrupts, and children inherit that of a thread.
+
+    A function that runs in the new process could do the same (`preexec_fn`), and hang if another thread held a lock.
+    """
+
+    def start() -> subprocess.Popen[bytes]:
+        return subprocess.Popen(arguments, text=False, **options)
+
+    if not signal.pthread_sigmask(signal.SIG_BLOCK, ()):
+        return start()
+    unblock = partial(signal.pthread_sigmask, signal.SIG_SETMASK, ())
+    with ThreadPoolExecutor(1, initializer=unblock) as threads:
+        return threads.submit(start).result()
 
 
 class _Log:

@@ -15,13 +15,14 @@ from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 import numpy as np
 
-from selfloop.columns import Array, Column, Columns, ColumnType, Floats, Params, Ragged, Schema
+from selfloop.columns import Array, Column, Columns, ColumnType, Params, Ragged, Schema
 from selfloop.component import Context, Family, Sampler, Source
 from selfloop.errors import ChainEndedError, DataError, SettingError, SpecError, first_line, missing_extra, shown
 from selfloop.families.command.model_files import from_bytes, pack_folder, to_bytes, unpack_folder
 from selfloop.families.command.settings import PLACEHOLDER, CommandLines, CommandSampler
 from selfloop.formats import tables
 from selfloop.formats.programs import Program, ProgramError, log_path, sorted_files
+from selfloop.formats.safetensors import to_safetensors
 from selfloop.protocols import SupportsEvaluate
 from selfloop.settings import PositiveFloat
 from selfloop.types import MASK, TrainingRows
@@ -137,7 +138,7 @@ class CommandFamily(Family):
             if init is not None:
                 unpack_folder(init, folder / "init")
             if weighted:
-                _write_numbers(folder / "weights.txt", weights)
+                (folder / "weights.txt").write_text("".join(f"{weight!r}\n" for weight in weights.tolist()))
 
         names = {
             "data": self._file("data"),
@@ -258,7 +259,7 @@ class CommandFamily(Family):
             rows = {image: tables.read_pngs(path, n, types[image].shape)}
             rows |= tables.read_rows(path / "rows.csv", "csv", others, n, [*inputs]) if others.keys() - inputs.keys() else {}
         for name in inputs.keys() & rows.keys():
-            if _find_types({name: rows[name]}) != _find_types({name: inputs[name]}) or not _are_equal(rows[name], inputs[name]):
+            if to_safetensors({name: rows[name]}) != to_safetensors({name: inputs[name]}):
                 raise ProgramError(f"wrote other values of the input {name!r} than it got; expected the same rows in order")
         return {name: inputs[name] if name in inputs else rows[name] for name in types}
 
@@ -308,16 +309,6 @@ def _refuse_empty_texts(rows: Columns) -> None:
                 f"family.format: got 'csv'; column {name!r} has empty texts and missing values, which are equal in a CSV file. "
                 "Set it to 'jsonl'."
             )
-
-
-def _write_numbers(path: Path, numbers: Floats) -> None:
-    path.write_text("".join(f"{number!r}\n" for number in numbers.tolist()), encoding="utf-8")
-
-
-def _are_equal(a: Column, b: Column) -> bool:
-    if isinstance(a, Ragged) or isinstance(b, Ragged):
-        return isinstance(a, Ragged) and isinstance(b, Ragged) and a.to_bytes() == b.to_bytes()
-    return np.array_equal(a, b)
 
 
 def _read_model(folder: Path) -> tuple[dict[str, Array], str]:
