@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import threading
+import time
 import tracemalloc
 import warnings
 from collections.abc import Iterator
@@ -435,6 +436,35 @@ def test_two_processes_on_one_store_give_the_same_and_leave_nothing_behind(tmp_p
     assert tiny_components.objects_of(tmp_path / "both") == tiny_components.objects_of(tmp_path / "alone")
     assert tiny_components.results_of(tmp_path / "both") == tiny_components.results_of(tmp_path / "alone")
     assert not list((tmp_path / "both" / "scratch").iterdir())
+
+
+@stored_step("meet", version=1)
+def meet(place: str, ctx: Context) -> Columns:
+    """Each of two callers works in its scratch folder while the other one does, and one of them ends first."""
+    assert ctx.scratch is not None
+    meeting = Path(place)
+    (meeting / f"{threading.get_ident()}").touch()
+    (ctx.scratch / "exchange").mkdir(parents=True)  # fails in a folder that both have
+    while len(list(meeting.iterdir())) < 2:
+        time.sleep(0.001)
+    time.sleep(0.2 * (f"{threading.get_ident()}" == max(path.name for path in meeting.iterdir())))
+    (ctx.scratch / "exchange" / "rows").write_text("1")
+    return {"x": np.array([1])}
+
+
+def test_two_at_the_same_step_have_a_scratch_folder_each(tmp_path: Path) -> None:
+    (meeting := tmp_path / "meeting").mkdir()
+    results: list[object] = []
+    threads = [
+        threading.Thread(target=lambda: results.append(Store(tmp_path / "store").call(meet, str(meeting), CTX))) for _ in "ab"
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    assert len(results) == 2
+    assert results[0] == results[1]
+    assert not list((tmp_path / "store" / "scratch").iterdir())
 
 
 def test_many_threads_that_write_the_same_file_leave_one(tmp_path: Path) -> None:

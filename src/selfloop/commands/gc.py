@@ -21,7 +21,7 @@ FORMS = {  # of the names of a store's own files
     "objects": r"objects/[0-9a-f]{2}/[0-9a-f]{40}\.safetensors",
     "damaged files": r"((records|objects)/([0-9a-f]{2}/)?|scratch/)?[^/]+\.\d+\.damaged",
     "unfinished files": r"((records|objects)/([0-9a-f]{2}/)?)?\.\d+-\d+\.tmp|runs/\.selfloop-[^/]+",
-    "unfinished steps": r"scratch/([0-9a-f]{40}(\.\d+\.removed)?|verify-[^/]+)|logs/[0-9a-f]{16}-[a-z]+\.log",
+    "unfinished steps": r"scratch/([0-9a-f]{40}(\.\d+\.removed|\.\w{8})?|verify-[^/]+)|logs/[0-9a-f]{16}-[a-z]+\.log",
 }
 Garbage = dict[str, dict[Path, int]]  # files and folders that can be deleted, with their bytes, by reason
 

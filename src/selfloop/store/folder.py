@@ -7,7 +7,7 @@ import os
 import time
 import warnings
 from collections.abc import Hashable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from hashlib import blake2b, file_digest
 from pathlib import Path
@@ -91,14 +91,19 @@ class StoreFolder:
         self._write(path, *chunks, mode=0o444)
         self._checked[content] = records.stamp(path)
 
-    def make_ready(self, scratch: Path) -> None:
-        """Raise StoreError if the store cannot be written, before any work; clear the place of the scratch folder."""
-        if not self._is_writable:
+    @contextmanager
+    def own_scratch(self, key: str) -> Iterator[Path]:
+        """The scratch folder of a step, for this process alone. StoreError if the store cannot be written, before any work."""
+        scratch = self.path / "scratch" / key
+        with ExitStack() as stack:
             with self._errors("write"):
-                records.create_folders(self.path)
-            self._is_writable = True
-        if records.obstacle(self.path, scratch / "file"):
-            self.set_aside(str(scratch))
+                if not self._is_writable:
+                    records.create_folders(self.path)
+                    self._is_writable = True
+                if records.obstacle(self.path, scratch / "file"):
+                    self.set_aside(str(scratch))
+                own = stack.enter_context(records.own_scratch(scratch))
+            yield own
 
     def set_aside(self, path: str) -> None:
         """Warn of a damaged or missing file, and rename it, or the obstacle on the way to it: it can be computed again."""

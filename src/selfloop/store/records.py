@@ -1,21 +1,24 @@
 """Files of a store: immutable objects and records, written whole or not at all, each with a checksum.
 
 `objects/ab/....safetensors` are arrays named by their content; `records/cd/....json` map a key to an object, a value or the
-status that ended a chain, with provenance. The first writer of a file wins. No locks, no pickle, nothing is overwritten. What
-cannot be read is renamed to `....damaged`, by `StoreFolder.set_aside` alone.
+status that ended a chain, with provenance. The first writer of a file wins. No locks but those of scratch folders, no pickle,
+nothing is overwritten. What cannot be read is renamed to `....damaged`, by `StoreFolder.set_aside` alone.
 """
 
 from __future__ import annotations
 
 import errno
+import fcntl
 import json
 import os
 import platform
 import shutil
 import stat
 import sys
+import tempfile
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -155,10 +158,51 @@ def write_new(path: str, *chunks: bytes | memoryview, mode: int = 0o666) -> None
         Path(temporary).unlink(missing_ok=True)
 
 
+@contextmanager
+def own_scratch(scratch: Path) -> Iterator[Path]:
+    """A step's folder for this process alone. If another one has it, at the same step, a new folder, which does not stay.
+
+    The lock of the folder ends with its process. OSError if no folder can be created.
+    """
+    while True:
+        scratch.mkdir(parents=True, exist_ok=True)
+        with suppress(FileNotFoundError):  # another process has just removed it
+            descriptor = os.open(scratch, os.O_RDONLY)
+            break
+    try:
+        has_it = _is_locked(descriptor, scratch)
+        own = scratch if has_it else Path(tempfile.mkdtemp(prefix=f"{scratch.name}.", dir=scratch.parent))
+        try:
+            yield own
+        finally:
+            if not has_it:
+                shutil.rmtree(own, ignore_errors=True)
+            with suppress(OSError):  # it is not empty, for the next try
+                own.rmdir()
+    finally:
+        os.close(descriptor)
+
+
+def _is_locked(descriptor: int, folder: Path) -> bool:
+    """True if this process has the lock of an open folder now, or if its file system has no locks; False if it was removed."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as problem:
+        if problem.errno in (errno.EWOULDBLOCK, errno.EACCES):
+            return False
+    try:
+        return os.path.samestat(os.fstat(descriptor), os.stat(folder))
+    except FileNotFoundError:
+        return False
+
+
 def remove_scratch(scratch: Path) -> None:
     """Remove a step's folder at once: another process at the same step finds it complete, or absent and creates it."""
     doomed = scratch.with_name(f"{scratch.name}.{os.getpid()}.removed")
     with suppress(OSError):
+        if not any(scratch.iterdir()):
+            scratch.rmdir()
+            return
         os.rename(scratch, doomed)
         for _ in range(3):  # another process may still write into it
             shutil.rmtree(doomed, ignore_errors=True)

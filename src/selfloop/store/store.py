@@ -2,7 +2,7 @@
 
 A damaged file is set aside and counts as absent: its result is computed again, unless the store is read-only. A finished store
 is only read, so it may be of another user, or on a medium that cannot be written.
-Processes share a store without locks: equal keys give equal files, and the first writer of a file wins.
+Processes share a store without waiting: equal keys give equal files, and the first writer of a file wins.
 """
 
 from __future__ import annotations
@@ -101,12 +101,14 @@ class Store:
 
     def _compute(self, call: StepCall) -> Mapping[str, Any]:
         """Compute and record a call. If interrupted, nothing is recorded and its scratch folder stays for the next try."""
-        scratch, name = self.path / "scratch" / call.key, step_name(call.step)
-        backends: dict[str, str] = {}
-        started = time.perf_counter()
-        self._step = name.replace("_", " ")
+        self._step = step_name(call.step).replace("_", " ")
         self.note(self._step)
-        self.files.make_ready(scratch)
+        with self.files.own_scratch(call.key) as scratch:
+            return self._compute_in(scratch, call)
+
+    def _compute_in(self, scratch: Path, call: StepCall) -> Mapping[str, Any]:
+        name, backends = step_name(call.step), dict[str, str]()
+        started = time.perf_counter()
         try:
             arguments = [self.open_argument(argument, scratch, backends) for argument in call.arguments]
             with warnings.catch_warnings(record=True) as caught, refuse_interrupted(name), unchanged_inputs(self, call):
