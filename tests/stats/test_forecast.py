@@ -46,13 +46,13 @@ def test_ninety_percent_limits_cover_the_expectation_at_every_withheld_generatio
 
 
 def test_limits_of_the_linear_or_of_the_best_trend_alone_cover_too_little(monkeypatch):
-    monkeypatch.setattr(module, "_shapes", lambda t: (t,))
+    monkeypatch.setattr(module, "_shapes", lambda t: (t, t))
     assert coverage(np.random.default_rng(1)).min() < 0.85
     monkeypatch.undo()
     combine = module._combine
 
-    def of_the_best_alone(trends, curves, positive):
-        return combine([min(trends, key=lambda trend: trend.criterion(1.0))] * 2, curves, positive)
+    def of_the_best_alone(trends, *rest):
+        return combine([min(trends, key=lambda trend: trend.criterion(1.0))] * 2, *rest)
 
     monkeypatch.setattr(module, "_combine", of_the_best_alone)
     assert coverage(np.random.default_rng(1)).min() < 0.85
@@ -92,6 +92,45 @@ def test_a_curve_that_no_trend_fits_gets_wider_limits_than_its_seeds_explain():
     assert (bent_width > 20 * line_width).all()
 
 
+def doubling(rng, generations, seeds=5):
+    """An excess that doubles: 0 at first, with seeds that differ by 10 %."""
+    factors = np.exp(0.1 * rng.normal(size=(seeds, 1)))
+    return 1.2 * (2 ** np.arange(generations) - 1) * factors + 0.02 * rng.normal(size=(seeds, generations))
+
+
+def exponential_coverage(rng, seeds, runs=60):
+    truth, inside = doubling(rng, 15, 5000).mean(axis=0)[10:], []
+    for _ in range(runs):
+        limits = forecast(doubling(rng, 10, seeds), 5)
+        inside.append((limits.low <= truth) & (truth <= limits.high))
+    return np.mean(inside, axis=0)
+
+
+@pytest.mark.parametrize("seeds", [3, 10])
+def test_limits_cover_a_loss_that_doubles_each_generation(seeds):
+    assert exponential_coverage(np.random.default_rng(11), seeds).min() >= 0.9
+
+
+def test_without_logs_of_increments_a_loss_that_doubles_is_far_above_the_limits(monkeypatch):
+    monkeypatch.setattr(module, "_log_increments", lambda curves: None)
+    assert exponential_coverage(np.random.default_rng(11), 10, 20)[-1] == 0
+
+
+def test_an_exponential_is_continued_from_the_last_value_whatever_its_zero():
+    curves = doubling(np.random.default_rng(12), 10)
+    result, moved = forecast(curves, 5), forecast(curves - 1000, 5)
+    assert result.mean == pytest.approx(moved.mean + 1000, rel=1e-6)
+    assert result.mean[-1] == pytest.approx(1.2 * 2**14, rel=0.2)
+    assert (result.low > curves[:, -1].mean()).all()
+    exact = forecast(2.0 ** np.arange(5) * np.array([[0.9], [1.0], [1.1]]), 2)  # seeds that differ by a factor
+    assert exact.mean == pytest.approx([32, 64], rel=0.01)
+
+
+@pytest.mark.parametrize("shape", ["log", "linear", "decaying", "flat"])
+def test_curves_that_do_not_accelerate_are_not_continued_by_logs(shape):
+    assert module._log_increments(chains(shape, np.random.default_rng(13), generations=12)) is None
+
+
 def test_the_scale_and_the_zero_of_a_metric_do_not_matter():
     curves = chains("log", np.random.default_rng(7))
     plain, moved = forecast(curves, 3), forecast(1000 * curves - 5, 3)
@@ -111,6 +150,7 @@ def test_a_positive_metric_has_no_limit_below_zero():
         (np.random.default_rng(9).normal(size=(5, 3)), "3 generations; a forecast needs 4"),
         (np.random.default_rng(9).normal(size=(1, 8)), "one seed; a forecast needs two"),
         (np.where(np.arange(8) > 5, np.nan, np.random.default_rng(9).normal(size=(5, 8))), "a chain has ended"),
+        (1e60 * np.random.default_rng(9).normal(size=(5, 8)), "values above 1e+50"),
         (np.tile(np.arange(8.0), (5, 1)), "the curves of the seeds do not differ"),
         (np.arange(8.0) + np.arange(5.0)[:, None], "the curves of the seeds do not differ"),
     ],
