@@ -80,5 +80,5 @@ def count_steps(store: Path, step: str) -> int:
 def test_only_metrics_of_samples_read_samples() -> None:
     classes = [component_class("metric", name, "metric") for name in BUILT_IN["metric"]]
     reading = {cls.name for cls in classes if cls.uses_samples}  # type: ignore[attr-defined]
-    assert {cls.name for cls in classes if issubclass(cls, SampleMetric)} | {"conformer_coverage"} == reading
+    assert {cls.name for cls in classes if issubclass(cls, SampleMetric)} | {"conformer_coverage", "evaluation"} == reading
     assert not any(cls.uses_samples and hasattr(cls, "measure_ensemble") for cls in classes)  # an ensemble has no others
