@@ -11,7 +11,7 @@ import pytest
 
 import tiny_components
 from selfloop import advise
-from selfloop.commands.cli_advise import format_share, parse_bound
+from selfloop.commands.cli_advise import format_multiplier, format_share, parse_bound
 from selfloop.errors import SpecError
 
 REQUEST = ("advise", "--rows", "1000", "--generations", "20", "--bound")
@@ -21,8 +21,8 @@ def test_the_first_line_is_the_answer_and_the_table_ranks_the_policies() -> None
     done = tiny_components.selfloop(*REQUEST, "1.1")
     assert done.code == 0
     first, header, *rows = done.out.splitlines()
-    assert first.startswith("KEEP: at least 95.2 % real rows in every training set, under mix: error x1.1 at generation 20")
-    assert "20,000 rows trained, 912 sampled, 1,000 real." in first
+    assert first.startswith("KEEP: at least 88.9 % real rows in every training set, under augment: error x1.1 at generation 20")
+    assert "22,375 rows trained, 2,375 sampled, 1,000 real." in first
     assert header.split()[:4] == ["policy", "answer", "real", "rows"]
     policies = [policy.policy for policy in advise(rows=1000, generations=20, bound=1.1).policies]
     assert [row.split()[0] for row in rows[: len(policies)]] == policies
@@ -32,7 +32,7 @@ def test_json_has_the_request_and_every_policy(tmp_path: Path) -> None:
     done = tiny_components.selfloop(*REQUEST, "10%", "--json", "-")
     answer = json.loads(done.out)
     assert answer == json.loads(json.dumps(advise(rows=1000, generations=20, bound=1.1).to_json()))
-    assert answer["policies"][0]["table"] == {"name": "mix", "real_share": 0.952}
+    assert answer["policies"][0]["table"] == {"name": "augment", "ratio": 0.125}
     file = tmp_path / "advice.json"
     shown = tiny_components.selfloop(*REQUEST, "10%", "--json", file)
     assert json.loads(file.read_text()) == answer
@@ -57,7 +57,10 @@ def test_a_detector_and_rare_rows_are_part_of_the_sentence() -> None:
         (("-5%",), "--bound: got '-5%'"),
         (("nan",), "--bound: got 'nan'"),
         (("1.1", "--fresh-rows", "-1"), "--fresh-rows: got -1"),
-        (("1.1", "--protect", "class"), "--class-share: got None"),
+        (
+            ("1.1", "--protect", "class"),
+            "--class-share: missing; protect = 'class' needs it. Set the true share of the class, above 0 and below 1.",
+        ),
         (("1.1", "--vary", "replace.n"), "--vary: unknown setting 'replace.n'"),
         (("1.1", "--json", "missing/advice.json"), "missing"),
     ],
@@ -102,6 +105,12 @@ def test_shares_are_rounded_up_and_bounds_are_multipliers() -> None:
     assert parse_bound(" 5 %") == pytest.approx(1.05)
     with pytest.raises(SpecError):
         parse_bound("inf")
+
+
+def test_a_multiplier_has_the_digits_that_show_its_side_of_the_bound() -> None:
+    assert format_multiplier(1.0526, 1.05) == "1.053"  # 1.05 would not be beyond the bound
+    assert format_multiplier(1.04999, 1.05) == "1.05"
+    assert format_multiplier(2.786, 1.1) == "2.79"
 
 
 def test_no_heavy_library_is_loaded() -> None:

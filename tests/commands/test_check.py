@@ -19,7 +19,7 @@ from selfloop.snapshots import Snapshot
 from selfloop.sources.shapes import Moons
 from selfloop.sources.text_corpora import PythonDocs
 from selfloop.spec.components import make_component
-from selfloop.testing import check_command, check_criterion, check_metric
+from selfloop.testing import NothingMeasuredError, check_command, check_criterion, check_metric
 from selfloop.types import Verdict
 from tiny_components import FAMILIES, METRICS, Level, Mean, Ticks, selfloop, small_source
 
@@ -133,6 +133,20 @@ def test_other_families_are_checked_with_few_training_steps(tmp_path: Path) -> N
     assert "ok     family vae\n" in done.out
 
 
+def test_a_default_metric_without_anything_to_measure_is_skipped_and_a_wrong_one_fails(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    (tmp_path / "rows.csv").write_text("a,b\n" + "".join(f"{a:.3f},{b:.3f}\n" for a, b in rng.normal(size=(80, 2))))
+    (tmp_path / "spec.toml").write_text(
+        f'n = 40\nholdout = 20\nfamily.name = "copula"\nsource.name = "records"\nsource.path = "{tmp_path}/rows.csv"\n'
+    )
+    done = selfloop("check", tmp_path / "spec.toml", "-q")
+    assert done.code == 0, done.out
+    assert "skips  metric lost_categories: it has no value for these rows.\n" in done.out
+    assert "ok     metric correlation_distance" in done.out
+    with pytest.raises(NothingMeasuredError):
+        check_metric(SampleMean(mistake="nothing"), Ticks(), Mean())
+
+
 @pytest.mark.parametrize("family", ["gaussian", "discrete", "linear", "glm", "kde", "gmm", "agents", "ngram"])
 def test_metrics_of_statistical_families_pass(family: str) -> None:
     for metric in METRICS[family]:
@@ -152,6 +166,8 @@ class SampleMean(Metric):
 
     def measure(self, snap: Snapshot, ctx: Context) -> Mapping[str, Any]:
         samples = np.asarray(snap.samples["x"])
+        if self.mistake == "nothing":
+            return {}
         if self.mistake == "writes":
             samples[:] = 0
         values = {

@@ -214,12 +214,16 @@ def test_no_real_rows_are_needed_if_replace_is_within_the_bound():
     assert (policies["mix"].real_share, policies["mix"].synthetic_rows) == (0, 1000)
 
 
-def test_policies_within_the_bound_come_first_the_cheapest_before_others():
+def test_policies_within_the_bound_come_first_the_smallest_real_share_before_others():
     policies = advise(rows=1000, generations=20, bound=1.7).policies
     within = [policy.is_within for policy in policies]
     assert within == sorted(within, reverse=True)
+    shares = [policy.real_share for policy in policies if policy.is_within]
+    assert shares == sorted(shares)
     costs = [policy.trained_rows for policy in policies if policy.is_within]
-    assert costs == sorted(costs)
+    assert costs != sorted(costs), "the cheapest first would be another order"
+    with_fresh = advise(rows=1000, generations=20, bound=1.5, fresh_rows=100).policies
+    assert with_fresh[0].policy == "accumulate_real"  # uses the fresh rows; mix, the cheapest, ignores them
     beyond = [policy.multiplier for policy in policies if not policy.is_within]
     assert beyond == sorted(beyond)
     assert {policy.policy for policy in policies} == set(VARIED) - {"fresh", "accumulate_real"}  # need fresh rows
@@ -285,8 +289,8 @@ def test_chains_confirm_the_share_and_break_the_bound_with_fewer_real_rows():
         ({"generations": 1}, "generations: got 1; expected a whole number from 2 to 300"),
         ({"fresh_rows": -1}, "fresh_rows: got -1"),
         ({"protect": "mean"}, "protect: got 'mean'"),
-        ({"protect": "class"}, "class_share: got None with protect = 'class'"),
-        ({"class_share": 0.1}, "class_share: got 0.1 with protect = 'error'"),
+        ({"protect": "class"}, "class_share: missing; protect = 'class' needs it. Set the true share"),
+        ({"class_share": 0.1}, "class_share: got 0.1 with protect = 'error', which has none. Remove it"),
         ({"protect": "class", "class_share": 1.5}, "class_share: got 1.5; expected a number above 0 and below 1"),
         ({"removes_real": 1.0}, "removes_real: got 1.0"),
         ({"vary": "mix.ratio"}, "vary: unknown setting 'mix.ratio'. .* Allowed: .*mix.real_share"),

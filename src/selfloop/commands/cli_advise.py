@@ -137,7 +137,7 @@ def print_advice(advice: Advice) -> None:
     table = format_table("policy", "answer", *right, right=right)
     for policy in advice.policies:
         counts = (f"{number:,}" for number in (policy.trained_rows, policy.sampled_rows))
-        multipliers = f"{policy.multiplier:.3g}", f"{policy.control:.3g}"
+        multipliers = format_multiplier(policy.multiplier, request.bound), f"{policy.control:.3g}"
         prices = (f"{price:+.2g}" for price in (policy.per_100_rows, policy.per_fresh_row))
         share = format_share(policy.real_share)
         table.add_row(policy.policy, policy.answer, share, f"{policy.synthetic_rows:,}", *multipliers, *counts, *prices)
@@ -151,10 +151,18 @@ def format_share(share: float) -> str:
     return f"{math.ceil(share * 1000 - 1e-6) / 10:g} %"
 
 
+def format_multiplier(value: float, bound: float) -> str:
+    """A multiplier with three digits, or as many as it takes to be on its side of the bound."""
+    texts = (f"{value:.{digits}g}" for digits in range(3, 12))
+    return next((text for text in texts if (float(text) > bound) == (value > bound * (1 + 1e-9))), f"{value:.12g}")
+
+
 def answer_sentence(advice: Advice) -> str:
-    """The first line: how much real data, with the cheapest policy within the bound."""
+    """The first line: the smallest real share within the bound, of all policies."""
     request, best = advice.request, advice.policies[0]
-    effect = f"x{best.multiplier:.3g} at generation {request.generations}, bound {request.bound:g}"
+    effect = (
+        f"x{format_multiplier(best.multiplier, request.bound)} at generation {request.generations}, bound {request.bound:g}"
+    )
     cost = f"{best.trained_rows:,} rows trained, {best.sampled_rows:,} sampled, {best.real_rows:,} real"
     if not best.is_within:
         return f"NONE: no policy keeps the {request.protect} within the bound; the nearest is {best.policy} ({effect})."
@@ -178,6 +186,7 @@ def describe_detector(policy: PolicyAdvice, request: AdviceRequest) -> str:
 def explanations(request: AdviceRequest) -> list[str]:
     """The meaning of the columns, and the limits of the answer."""
     return [
+        "Ranked by the real share if within the bound, then by rows trained; the others by multiplier.",
         f"multiplier: {QUANTITIES[request.protect]}. real only: the same with fresh real rows in place of synthetic ones.",
         "real rows: share of the last training rows. trained, sampled: rows of all generations. +100 rows, +1 fresh row: "
         "change of the multiplier with 100 more real rows at the start, or 1 more in every later generation.",

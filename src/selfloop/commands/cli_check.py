@@ -22,6 +22,8 @@ def check(spec: SpecArgument, set_: SetOption = None, quiet: QuietOption = False
 
     Example: selfloop check mine.toml
     """
+    from selfloop.testing import NothingMeasuredError
+
     failed = 0
     with show_activity(quiet, "reading the spec"):
         checks = _spec_checks(spec, set_)
@@ -29,6 +31,8 @@ def check(spec: SpecArgument, set_: SetOption = None, quiet: QuietOption = False
         try:
             with show_activity(quiet, name):
                 note = run()
+        except NothingMeasuredError as problem:
+            show(f"skips  {name}: {problem}.")
         except Exception as problem:  # of any kind, as in the code of others
             failed += 1
             is_known = isinstance(problem, AssertionError | SelfloopError)

@@ -124,7 +124,7 @@ def _log_increments(curves: Floats) -> Floats | None:
 def _misfit(trends: list[_Trend], curves: Floats) -> float:
     """Chi-squared per degree of freedom of the best trend."""
     best = min(trends, key=lambda trend: trend.criterion(1.0))
-    return best.chi_squared / max(curves.shape[1] - best.n_parameters, 1)
+    return float(best.chi_squared / max(curves.shape[1] - best.n_parameters, 1))
 
 
 def _fit_trends(curves: Floats, n_ahead: int) -> Iterator[_Trend]:

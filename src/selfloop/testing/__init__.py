@@ -39,6 +39,10 @@ __all__ = [
 ]  # fmt: skip
 
 
+class NothingMeasuredError(AssertionError):
+    """A metric returned no value, which is right if the rows lack what it measures, such as categories."""
+
+
 def check_policy(policy: Policy, n: int = 40, generations: int = 8) -> None:
     """A policy is a function of t and n, takes only existing rows, and gives every generation training rows."""
     _check_settings(policy)
@@ -149,7 +153,9 @@ def check_metric(metric: Metric, source: Source, family: Family, n: int = 30, sa
 
     values = dict(without_side_effects("measure", lambda: measure(snap)))
     require(identity(metric) == before, "measure changed the metric's settings")
-    require(metric.name in values, f"measure returned {', '.join(values) or 'no value'}; expected one named {metric.name}")
+    if not values:
+        raise NothingMeasuredError("it has no value for these rows")
+    require(metric.name in values, f"measure returned {', '.join(values)}; expected one named {metric.name}")
     for name, value in values.items():
         require(not np.asarray(value).shape and np.asarray(value).dtype.kind in "iuf", f"value {name!r} is not a number")
     for name, better in metric.directions().items():

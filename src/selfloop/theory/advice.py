@@ -58,11 +58,16 @@ class AdviceRequest(Settings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for setting, quantity in (("class_share", "class"), ("symbols", "symbols")):
+        for setting, quantity, wanted in (
+            ("class_share", "class", "the true share of the class, above 0 and below 1"),
+            ("symbols", "symbols", "their number, 2 to 1,000,000"),
+        ):
             value = getattr(self, setting)
-            if (value is not None) != (self.protect == quantity):
-                problem = f"got {value!r} with protect = {self.protect!r}; {quantity!r} needs it, other quantities have none"
-                raise SettingError(setting, f"{problem}. Set both or neither.")
+            if value is None and self.protect == quantity:
+                raise SettingError(setting, f"missing; protect = {quantity!r} needs it. Set {wanted}.")
+            if value is not None and self.protect != quantity:
+                problem = f"got {value!r} with protect = {self.protect!r}, which has none"
+                raise SettingError(setting, f"{problem}. Remove it, or set protect = {quantity!r}.")
         policy, _, setting = (self.vary or "").partition(".")
         names = [f"{name}.{key}" for name, key in VARIED.items() if key]
         if self.vary and (not VARIED.get(policy) or setting not in ("", VARIED[policy])):
@@ -117,7 +122,7 @@ class PolicyAdvice:
 
 @dataclass(frozen=True)
 class Advice:
-    """The policies that the data allow: those within the bound first, by rows trained; then by multiplier."""
+    """The policies that the data allow: those within the bound first, by real share, then rows; the others by multiplier."""
 
     request: AdviceRequest
     policies: tuple[PolicyAdvice, ...]
@@ -157,7 +162,7 @@ def advise(  # noqa: PLR0913  # the settings of the request
 
 
 def _rank(policy: PolicyAdvice) -> tuple[bool, float, float]:
-    return not policy.is_within, policy.trained_rows if policy.is_within else policy.multiplier, policy.multiplier
+    return not policy.is_within, policy.real_share if policy.is_within else policy.multiplier, policy.trained_rows
 
 
 @dataclass(frozen=True)
