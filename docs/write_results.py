@@ -47,7 +47,7 @@ def section(result: Result, preset: str, changes: Sequence[str] = ()) -> list[st
             lines += metric_table(result, point, metric)
     lines += [f"- {sentence}" for sentence in dict.fromkeys(findings(result)) if "may or may not" not in sentence]
     seeds = len(result.spec.seeds)
-    command = " ".join([preset, *(f"--set {change}" for change in changes if ".path=" not in change)])
+    command = " ".join([preset, *(f"--set {change}" for change in changes if "/" not in change)])  # without places of files
     return [*lines, f"- {seeds} seeds, {minutes:.0f} minutes of one core together: `selfloop run {command}`."]
 
 
