@@ -124,7 +124,7 @@ def check_setting(hint: Any, value: Any, name: str) -> Any:
             return value
     elif (plain := _without_tables(hint)) is not None and (checked := _validated(plain, value)) is not MISSING:
         return Path(os.path.expanduser(checked)) if isinstance(checked, Path) else checked
-    raise SettingError(name, f"got {shown(value)}; expected {describe_type(hint)}.")
+    raise SettingError(name, f"got {shown(value)}; expected {describe_type(hint)}. Change it.")
 
 
 def check_size(value: Any, name: str, depth: int = 0) -> None:

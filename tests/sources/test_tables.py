@@ -133,7 +133,7 @@ def test_numeric_columns_of_a_compressed_file_with_words_are_used() -> None:
         ("a,b\n1,2\n3\n", {}, "line 3 is divided into 1 values, the first line into 2"),
         ("a,b,c\n1,2,3\n4,6\n", {"columns": ("a", "b")}, "line 3 is divided into 2 values, the first line into 3"),
         ("a\n1\n\n3\n", {}, "line 3 is divided into 0 values, the first line into 1"),
-        ("a,a\n1,2\n3,4\n", {}, "two columns are called 'a'"),
+        ("a,a\n1,2\n3,4\n", {}, "two columns are called 'a'. Rename one"),
         (",a\n0,2\n1,4\n", {}, "column 1 has no name. List the features in 'columns'"),
         ("id,a\n7,2\n8,4\n", {}, "column 'id' numbers the rows. List the features in 'columns', with or without it"),
         ("a,Id\n2,8\n4,9\n6,7\n", {}, "column 'Id' numbers the rows"),

@@ -212,8 +212,10 @@ def test_a_wrong_override_is_one_sentence(folder: Path, override: str, fragments
 def test_an_unreadable_file_is_one_sentence(folder: Path) -> None:
     (folder / "latin.toml").write_bytes(GAUSSIAN.replace("n = 10", "n = 10 # Zürich").encode("latin-1"))
     (folder / "binary.toml").write_bytes(bytes(range(256)))
+    (folder / "t.csv").write_text("a,b\n1,2\n")
     for spec, fragment in {
-        folder: "is a folder", folder / "latin.toml": "is not UTF-8", folder / "binary.toml": "is not UTF-8",
+        folder: "is a folder", folder / "t.csv": "is a table, not a spec. Run `selfloop audit",
+        folder / "latin.toml": "is not UTF-8", folder / "binary.toml": "is not UTF-8",
         folder / "none.toml": "no such file or preset", "quickstart_digit": "Did you mean 'quickstart_digits'?",
         "x" * 5000: "selfloop: xxx", "": "is a folder",
     }.items():  # fmt: skip

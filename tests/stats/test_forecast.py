@@ -187,5 +187,7 @@ def test_a_result_has_forecasts_beside_the_exact_law_of_the_same_generations(tmp
     assert ((frame["low"] < continued) & (continued < frame["high"])).all()
     with pytest.raises(SpecError, match=r"forecast: got 0 generations; expected 1 to 10,000"):
         short.forecast(0)
+    with pytest.raises(SpecError, match="forecast: got 'a' generations"):
+        short.forecast("a")
     with pytest.raises(SpecError, match="metric"):
         short.forecast(1, "loss")

@@ -109,7 +109,7 @@ def _read_records(source: Records) -> RecordTable:
     tables.check_names(place, names, used, "List the columns in 'columns'")
     tables.check_names(place, names, [*source.categories, *source.texts, *filter(None, [source.target])], "Correct it")
     if len(frame) < 2 or not used:
-        raise DataError(f"{place}: got {len(frame)} rows and {len(used)} columns; expected at least 2 and 1.")
+        raise DataError(f"{place}: got {len(frame)} rows and {len(used)} columns; expected at least 2 and 1. Add rows.")
     columns, schema = dict[str, Column](), dict[str, ColumnType]()
     for name in used:
         if "@" in name and (name.endswith(MASK) or name.startswith("@")):
@@ -182,6 +182,12 @@ def _are_numbers(source: Records, place: str, values: pd.Series[Any]) -> bool:
         if words.str.match(r"[-+]?0\d").any():
             return False
         is_number = np.asarray(tables.parse_numbers(values, source.decimal).notna() & ~words.isin(["true", "false"]), bool)
+        has_comma = tables.parse_numbers(values, ",").notna() & words.str.contains(",")
+        if source.decimal == "." and has_comma.all():
+            raise DataError(
+                f"{place} has {str(values.iloc[0])[:40]!r}, a number if the comma is its decimal mark. Set decimal = ',' "
+                "(--set source.decimal=,), or list the column in 'categories' or 'texts'."
+            )
     else:
         if nested := [value for value in values if isinstance(value, list | tuple | dict | bytes | np.ndarray)]:
             kind = type(nested[0]).__name__

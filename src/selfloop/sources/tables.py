@@ -33,6 +33,7 @@ TARGET = "target"  # name of the outcome in scikit-learn's tables
 
 DEFAULT_DATASET = "diabetes"
 SEPARATORS = ",;\t|"  # of the values in a line, as far as they are recognized
+MAX_NUMBER = 1e75  # whose fourth power float64 can hold, as metrics and families need
 MAX_INTEGER = 2**53  # from here on, neighboring whole numbers are the same float64
 MISSING = {"", "na", "n/a", "nan", "<na>", "nat", "null", "none", "?"}  # in lower case
 ROW_NUMBERS = r"(?i)unnamed: \d+|index|id|rownames?|row"  # names of a column of row numbers
@@ -152,8 +153,10 @@ def check_names(place: str, names: Sequence[str], used: Sequence[str], advice: s
         if name not in names:
             raise DataError(unknown_name(place, name, filter(None, names), "column"))
         if not name or names.count(name) > 1:
-            problem = f"two columns are called {name!r}" if name else f"column {names.index(name) + 1} has no name"
-            raise DataError(f"{place}: {problem}. {advice}, or name the columns of the file.")
+            if name:
+                advice = "Rename one of them in the file, or list the others in 'columns'"
+                raise DataError(f"{place}: two columns are called {name!r}. {advice}.")
+            raise DataError(f"{place}: column {names.index(name) + 1} has no name. {advice}, or name the columns of the file.")
 
 
 def numbers_rows(name: str, numbers: Floats) -> bool:
@@ -171,7 +174,7 @@ def _read_table(source: TableSource) -> NumberTable:
     used = features if target is None else [*features, target]
     check_names(place, names, used, "List the features in 'columns'")
     if len(frame) < 2 or not features:
-        raise DataError(f"{place}: got {len(frame)} rows and {len(features)} features; expected at least 2 and 1.")
+        raise DataError(f"{place}: got {len(frame)} rows and {len(features)} features; expected at least 2 and 1. Add rows.")
     columns = [to_numbers(f"{place}: column {name[:40]!r}", frame[name], source.decimal) for name in features]
     for name, column in zip(features, columns, strict=True):
         if source.columns is None and numbers_rows(name, column):
@@ -270,13 +273,14 @@ def parse_numbers(column: pd.Series[Any], decimal: str) -> pd.Series[Any]:
 def to_numbers(place: str, column: pd.Series[Any], decimal: str) -> Floats:
     """A column as float64. Raises DataError for words, missing values, and whole numbers that float64 would round."""
     numbers = np.array(parse_numbers(column, decimal).to_numpy(np.float64, na_value=np.nan), np.float64)
-    bad, large = ~np.isfinite(numbers), np.flatnonzero(np.abs(numbers) >= MAX_INTEGER)
+    bad, large = ~(np.abs(numbers) <= MAX_NUMBER), np.flatnonzero(np.abs(numbers) >= MAX_INTEGER)
     bad[large] |= column.iloc[large].astype(str).str.fullmatch(r"\s*[-+]?\d+\s*").to_numpy(bool)
     if bad.any():
         row = int(bad.argmax())
         raise DataError(
             f"{place} has {str(column.iloc[row])[:40]!r} in row {row + 1:,}; expected numbers that float64 can hold (rows "
-            f"without: {bad.sum():,}). Fill or remove them, set 'decimal' or 'separator', or list other features in 'columns'."
+            f"without: {bad.sum():,}), up to {MAX_NUMBER:g}. Fill or remove them, set 'decimal' or 'separator', or list other "
+            "features in 'columns'."
         )
     return numbers
 

@@ -35,6 +35,8 @@ def read_spec_text(path: str | Path) -> str:
             raise SpecError(f"{path}: no such file or preset.{near} Give the path of a TOML file, or see `selfloop list`.")
         if file.stat().st_size > MAX_BYTES:
             raise SpecError(f"{file}: has {file.stat().st_size:,} bytes; expected at most {MAX_BYTES:,}. Give a TOML file.")
+        if {".csv", ".tsv", ".parquet", ".pq", ".jsonl", ".ndjson"} & {end.lower() for end in file.suffixes[-2:]}:
+            raise SpecError(f"{path}: is a table, not a spec. Run `selfloop audit {path}`, or name it in a spec (source.path).")
         return file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as problem:
         reason = os_error_reason(problem) if isinstance(problem, OSError) else f"byte {problem.start} is not UTF-8"

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from selfloop.columns import Floats
 from selfloop.component import Policy
-from selfloop.errors import SelfloopError, SpecError
+from selfloop.errors import SelfloopError, SpecError, shown
 from selfloop.spec.point import Point
 from selfloop.stats.forecast import Forecast, forecast
 from selfloop.theory.laws import law_curves
@@ -37,9 +37,10 @@ def forecast_policies(
     point: Point, curves: Mapping[str, Mapping[str, Floats]], metric: str, generations: int
 ) -> Iterator[PolicyForecast]:
     """The generations after the run for every policy that has the metric; curves by policy and metric. Raises SpecError."""
-    if not 1 <= generations <= MAX_FORECAST:
+    if not (isinstance(generations, int) and 1 <= generations <= MAX_FORECAST):
         raise SpecError(
-            f"forecast: got {generations} generations; expected 1 to {MAX_FORECAST:,}, the number after the run's last one."
+            f"forecast: got {shown(generations)} generations; expected 1 to {MAX_FORECAST:,}, "
+            "the number after the run's last one. Change it."
         )
     spec, positive = point.spec, metric in point.spec.positive_metrics()
     for label, policy in zip(spec.policy_labels(), spec.policies, strict=True):
