@@ -94,7 +94,7 @@ class Command(Curator):
             answer = {name: check_setting(ANSWER[name], value, name) for name, value in table.items()}
             columns = answer.get("row", {}).keys() - rows.keys()
         except SettingError as problem:
-            self._refuse(f"wrote in line {i}: {str(problem).removesuffix('.')}")
+            self._refuse(f"wrote in line {i}: {str(problem).removesuffix('. Change it.')}")
         except (ValueError, RecursionError) as problem:
             self._refuse(f"wrote line {i}, which is no JSON ({first_line(problem)})")
         except (AttributeError, KeyError):

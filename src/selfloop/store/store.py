@@ -107,8 +107,7 @@ class Store:
             return self._compute_in(scratch, call)
 
     def _compute_in(self, scratch: Path, call: StepCall) -> Mapping[str, Any]:
-        name, backends = step_name(call.step), dict[str, str]()
-        started = time.perf_counter()
+        name, backends, started = step_name(call.step), dict[str, str](), time.perf_counter()
         try:
             arguments = [self.open_argument(argument, scratch, backends) for argument in call.arguments]
             with warnings.catch_warnings(record=True) as caught, refuse_interrupted(name), unchanged_inputs(self, call):
