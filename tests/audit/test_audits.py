@@ -140,8 +140,10 @@ def test_an_undecided_audit_tells_how_many_seeds_would_decide(tmp_path: Path) ->
 
 def test_a_risk_without_a_zero_needs_an_absolute_bound(tmp_path: Path) -> None:
     spec = drifting_spec(shift=0.3, metric=Centered())
-    with pytest.raises(SpecError, match=r"--bound: got 5%.*0\.05points"):
+    with pytest.raises(SpecError, match=r"--bound: is needed, as centered has no natural zero.*--bound 0\.05points"):
         design_audit(spec)
+    with pytest.raises(SpecError, match=r"--bound: got 5%, but centered has no natural zero"):
+        design_audit(spec, bound="5%")
     answer = audit(spec, tmp_path, bound="0.2points")
     assert answer.verdict == "degrades"
     assert answer.is_absolute
@@ -266,3 +268,54 @@ def test_wrong_searches_are_refused(tmp_path: Path) -> None:
         measure_share(search(drifting_spec(), tmp_path), between=(0.5, 0.2))
     with pytest.raises(SpecError, match="--between"):
         measure_share(search(drifting_spec(), tmp_path, setting="augment.ratio"), between=(0.5, np.inf))
+
+
+def test_the_store_saved_only_what_it_had_before_the_audit(tmp_path: Path) -> None:
+    fresh = audit(drifting_spec(shift=0.2, policies=("replace", "accumulate")), tmp_path)
+    assert fresh.cost.seconds_saved == pytest.approx(0, abs=1e-3)
+    assert fresh.result is not None
+    naive = sum(usage.seconds_saved for usage in fresh.result.usage.values())
+    assert naive > 0, "both policies use the first model, which would count as saved"
+    again = audit(drifting_spec(shift=0.2, policies=("replace", "accumulate")), tmp_path)
+    assert again.cost.seconds_saved > 0
+
+
+def test_seeds_that_are_all_the_same_prove_nothing_unless_the_policy_is_its_control(tmp_path: Path) -> None:
+    class Rounded(Centered):
+        name = "rounded"  # a metric that cannot change
+        has_zero = True
+
+        def measure(self, snap: object, ctx: object) -> dict[str, float]:
+            return {"rounded": 1.0}
+
+    answer = audit(drifting_spec(shift=0.2, metric=Rounded()), tmp_path)
+    assert answer.verdict == "not auditable"
+    assert "the same in every seed" in answer.reason
+    real = audit(drifting_spec(shift=0.2, policies=({"name": "mix", "real_share": 1.0},)), tmp_path)
+    assert real.verdict == "within", "all of its rows are real"
+
+
+def test_a_bound_above_all_that_the_model_gained_is_pointed_out(tmp_path: Path) -> None:
+    spec = parse_spec(NGRAM.format(path=write_words(tmp_path)), "x")
+    loose, strict = (audit(spec, tmp_path, bound=bound) for bound in ("900%", "1%"))
+    assert "generation 1 gains over the unigram distribution" in loose.reason
+    assert "gains over" not in strict.reason
+    assert "nats per token)" in first_screen(loose)
+
+
+NGRAM = """
+n = 60
+holdout = 20
+generations = 2
+policies = ["replace"]
+metrics = ["cross_entropy"]
+source = {{ name = "text", path = "{path}", separator = "\\n" }}
+family = {{ name = "ngram", order = 2 }}
+"""
+
+
+def write_words(folder: Path) -> Path:
+    rng = np.random.default_rng(0)
+    path = folder / "words.txt"
+    path.write_text("\n".join(" ".join(rng.choice(["red cat", "blue dog", "sun", "rain", "a tree"], 9)) for _ in range(120)))
+    return path

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import tiny_components
+from selfloop.audit.design import design_audit
 from selfloop.audit.entries import AuditEntry
 from selfloop.errors import DataError, SpecError
 from selfloop.plugins import component_class
@@ -104,6 +105,9 @@ def test_policies_of_the_command_take_the_place_of_those_of_the_spec(spec: Path)
         (("nowhere.csv",), "nowhere.csv"),
         (("empty.csv",), "empty.csv"),
         (("few.csv",), "150"),
+        (("nonsense",), "no file or preset 'nonsense'; expected a TOML spec, a preset, or a table (.csv, .parquet, .jsonl)"),
+        ((".",), ". is a folder; expected a TOML spec, a preset, or a table"),
+        (("--model", "x", "--data", "kde.toml", "--lora", "0"), "--lora: got 0; expected a rank of 1 or more"),
     ],
 )
 def test_mistakes_are_one_sentence_before_any_work(
@@ -129,6 +133,50 @@ def test_a_table_gets_sizes_a_family_and_an_answer(spec: Path, tmp_path: Path) -
     assert "n = 320" in answer["spec"]
     assert "holdout = 80" in answer["spec"]
     assert "initial" in answer["control_note"]
+
+
+def test_json_lines_are_a_table(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    path = tmp_path / "own.jsonl"
+    path.write_text("".join(json.dumps({"x": x, "y": x + 1.0}) + "\n" for x in rng.standard_normal(200)))
+    spec = AuditEntry(spec=str(path)).open(2, [Replace()], [])
+    assert (spec.source.name, spec.family.name, spec.n) == ("records", "copula", 150)
+
+
+def test_a_spec_without_generations_has_four(spec: Path) -> None:
+    entry = AuditEntry(spec=str(spec))
+    assert entry.open(None, [], []).generations == 3
+    spec.write_text(KDE.format(n=60).replace("generations = 3\n", ""))
+    assert entry.open(None, [], []).generations == 4
+    assert entry.open(None, [], ["generations=6"]).generations == 6
+    assert entry.open(5, [], []).generations == 5
+
+
+def test_a_command_with_a_loss_of_its_own_needs_a_bound_and_is_told_the_line(spec: Path, tmp_path: Path) -> None:
+    own = """
+n = 20
+holdout = 10
+source.name = "moons"
+metrics = [{metric}]
+[family]
+name = "command"
+files = ["kde.toml"]
+[family.commands]
+train = ["/bin/sh", "{{data}}", "{{model}}", "{{seed}}"]
+sample = ["/bin/sh", "{{model}}", "{{n}}", "{{out}}", "{{seed}}"]
+evaluate = ["/bin/sh", "{{model}}", "{{out}}"]
+"""
+    (tmp_path / "own.toml").write_text(own.format(metric='"evaluation"'))
+    done = tiny_components.selfloop("audit", "--command", "own.toml", "-q")
+    assert done.code == 2
+    assert "--bound: is needed, as evaluation has no natural zero" in done.err
+    assert "--bound 0.05abs" in done.err
+    line = 'metrics = [{ name = "evaluation", zero = true }]'
+    assert line in done.err
+    for metric, bound in (('{ name = "evaluation", zero = true }', None), ('"evaluation"', "0.05abs")):
+        (tmp_path / "own.toml").write_text(own.format(metric=metric))
+        opened = AuditEntry(command=str(tmp_path / "own.toml")).open(None, [], [])
+        assert design_audit(opened, bound=bound).bound.is_absolute == (bound is not None)
 
 
 def test_a_large_table_has_fresh_rows_for_its_control(tmp_path: Path) -> None:
@@ -163,6 +211,16 @@ def test_a_model_is_fine_tuned_as_it_is_used(tmp_path: Path) -> None:
         )  # fmt: skip
         assert done.code in (0, 3, 4), done.err
         assert "cross_entropy" in done.out
+        lines = chats.read_text().splitlines(keepends=True)
+        chats.write_text(
+            "".join(json.dumps({"q": "who? " * 60, "a": "a"}) + "\n" if i % 5 == 0 else line for i, line in enumerate(lines))
+        )
+        long = tiny_components.selfloop(
+            "audit", "--model", base, "--data", chats, "--template", "user: {q} assistant: {a}", "--looks", "3",
+            "--generations", "2", "--policy", "replace", "--set", "n=20", "--set", "holdout=4", "-q", "--no-keep",
+            "--set", 'metrics=["cross_entropy"]', "--set", "family.training.epochs=1", "--store", tmp_path / "s",
+        )  # fmt: skip
+        assert long.code in (0, 3, 4), long.err
 
 
 def test_a_broken_model_and_too_few_documents_are_refused(tmp_path: Path) -> None:
@@ -173,5 +231,9 @@ def test_a_broken_model_and_too_few_documents_are_refused(tmp_path: Path) -> Non
         AuditEntry(model=str(tmp_path / "base"), data=str(chats)).open(2, [], [])
     with pytest.raises(DataError, match=r"12 usable rows.*60 at least, 40 to train on and 20 to hold out"):
         AuditEntry(model="name@" + "a" * 40, data=str(chats)).open(2, [], [])
+    chats.write_text('{"q": "a", "a": "b"}\n' * 80)
+    for template, field in ((None, "text"), ("{q} {wrong}", "wrong")):
+        with pytest.raises(DataError, match=rf"^--template: .*line 1: field '{field}' is missing; the record has q, a\. Name"):
+            AuditEntry(model="name@" + "a" * 40, data=str(chats), template=template).open(2, [], [])
     with pytest.raises(SpecError, match="JSON lines"):
         AuditEntry(model="name@" + "a" * 40, data="x.txt", template="{q}{a}").open(2, [], [])

@@ -375,6 +375,29 @@ def test_prompts_before_the_response_end_where_the_tokens_that_count_begin(base,
         TextSampler(prompt="before").complete(family(base()))
 
 
+def test_documents_that_are_not_trained_on_begin_no_text(base):
+    chats = [text for text in TEXTS if "assistant:" in text][:3]
+    long = "user: " + "the cat sat " * 40 + "\nassistant: the cat"
+    texts = [chats[0], long, chats[1], chats[2]]
+    tuned, prepared = family(base(), response_template="assistant:"), prepare_encoder(family(base()))
+    rows = encode(tuned, texts)
+    for long_documents in ("drop", "truncate"):
+        sampler = TextSampler(prompt="before").complete(replace(tuned, long_documents=long_documents))
+        prompts = token_lists(sampler.draw_prompts(6, {**rows, **prepared}, CTX)["prompt"])
+        assert prompts == [prompts[0], prompts[2], prompts[2], prompts[3], prompts[0], prompts[2]]
+        assert max(map(len, prompts)) < tuned.context
+        with pytest.raises(DataError, match=r"^family\.sampler\.prompt: 1 of 1 initial rows are too long"):
+            sampler.draw_prompts(1, {**encode(tuned, [long]), **prepared}, CTX)
+    ends_late = [chats[0] + " the cat sat" * 40, chats[1]]  # its prompt fits, and truncated documents are trained on
+    for long_documents, is_drawn in (("drop", False), ("truncate", True)):
+        sampler = TextSampler(prompt="before").complete(replace(tuned, long_documents=long_documents))
+        first, second = token_lists(sampler.draw_prompts(2, {**encode(tuned, ends_late), **prepared}, CTX)["prompt"])
+        assert (first != second or chats[0] == chats[1]) == is_drawn
+    tight = TextSampler(prompt="before", max_tokens=3).complete(tuned)
+    with pytest.raises(DataError, match=r"^family\.sampler\.prompt: 3 of 3 initial rows are too long to begin a text of 3"):
+        tight.draw_prompts(3, {**encode(tuned, chats), **prepared}, CTX)
+
+
 def test_rows_begin_with_their_prompts_and_end_with_the_end_token_or_at_the_limit(base, fitted):
     tuned, params = family(base("gpt_neox")), fitted("gpt_neox")
     end, prompts = int(params["tokenizer/end"]), ragged([list(range(20, 20 + k)) for k in [3, 0, 5, 3, 11, 1] * 4])

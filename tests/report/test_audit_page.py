@@ -105,7 +105,8 @@ def test_the_first_screen_answers_every_question() -> None:
         "Yes, it gets worse on its own output: after 6 generations the squared error of the mean is 6.0 % above that of the "
         "same model on real rows. The bound is 2 %.",
         "+1.20 % [0.80, 1.60] per generation; +6.0 % [4.0, 8.0] at generation 6",
-        "loss ▲ worse diversity ▲ worse classes = same tails, duplicates – not measured",
+        "loss ▲ worse squared error of the mean 0.012, control 0.0113 diversity ▲ worse entropy 1, control 1.1",
+        "classes = same modes 10, control 10 tails, duplicates – not measured",
         "At least 63 % real rows in every training set [51, 74].",
         "Decided after 8 of at most 12 seeds",
         "72 min, 80 fits",
@@ -148,7 +149,14 @@ def test_the_page_is_one_short_file_without_scripts_for_both_color_schemes(tmp_p
             {"is_absolute": True, "of": "nats per row", "bound": 0.05},
             "0.060 nats per row above .* The bound is 0.05 nats per row.$",
         ),
-        ({"of": "distance of nll from the mean"}, "is 6.0 % of its scale above"),
+        (
+            {"of": "distance of nll from the mean"},
+            "is above that of the same model on real rows, by 6.0 % of its distance of nll",
+        ),
+        (
+            {"is_absolute": True, "of": "", "bound": 0.05, "title": "loss, as computed"},
+            "the loss, as computed, is 0.060 above .* The bound is 0.05.$",
+        ),
     ],
 )
 def test_every_verdict_has_its_sentence(changes: dict[str, object], words: str) -> None:
@@ -158,9 +166,17 @@ def test_every_verdict_has_its_sentence(changes: dict[str, object], words: str) 
 
 
 def test_the_answer_of_the_risk_is_the_verdict_and_not_the_weaker_test_of_the_table() -> None:
-    assert dict(view_audit(example_audit()).aspects)["loss"] == "worse"
-    assert dict(view_audit(example_audit(verdict="within")).aspects)["loss"] == "same"
-    assert dict(view_audit(example_audit(verdict="undecided")).aspects)["loss"] == "undecided"
+    for verdict, answer in (("degrades", "worse"), ("within", "same"), ("undecided", "undecided")):
+        assert view_audit(example_audit(verdict=verdict)).aspects[0][:2] == ("loss", answer)
+
+
+def test_a_bound_in_percent_is_named_in_the_unit_of_the_loss_and_within_claims_these_settings_only() -> None:
+    loss = replace(DETAILS[0], unit="nats per token", control=4.66)
+    text = read_page(example_audit(details=(loss,), verdict="within", bound=0.05, keep=None)).first
+    assert "The bound is 5 % (0.23 nats per token)." in text
+    assert "Within the bound without more of it, over 6 generations at these settings." in text
+    gained = example_audit(details=(loss,), of="gain over independent columns")
+    assert "nats per token)" not in answer_sentence(gained), "5 % of a gain is no 5 % of the loss"
 
 
 def test_the_worst_policy_comes_first() -> None:

@@ -61,7 +61,7 @@ def design_audit(
     spec: Spec,
     policies: Sequence[Any] = (),
     *,
-    bound: str = DEFAULT_BOUND,
+    bound: str | None = None,
     looks: Sequence[int] = DEFAULT_LOOKS,
     metric: str | None = None,
 ) -> AuditDesign:
@@ -91,7 +91,7 @@ def design_audit(
     return _with_controls(spec, rows, check_metric(metric, spec.metrics), bound, looks)
 
 
-def _with_controls(spec: Spec, rows: Sequence[str], metric: Metric, bound: str, looks: tuple[int, ...]) -> AuditDesign:
+def _with_controls(spec: Spec, rows: Sequence[str], metric: Metric, bound: str | None, looks: tuple[int, ...]) -> AuditDesign:
     controls = [
         make_component("policy", {"name": "control", "of": policy, "rows": kind}, "policies")
         for policy, kind in zip(spec.policies, rows, strict=True)
@@ -101,18 +101,20 @@ def _with_controls(spec: Spec, rows: Sequence[str], metric: Metric, bound: str, 
     labels, n = spec.policy_labels(), len(rows)
     titles = [policy_label(policy, with_settings=True) for policy in spec.policies]
     pairs = (AuditPair(labels[i], labels[n + i], kind, titles[i]) for i, kind in enumerate(rows))
-    return AuditDesign(spec, tuple(pairs), metric, _checked_bound(spec, metric, bound), bound, looks)
+    return AuditDesign(spec, tuple(pairs), metric, _checked_bound(spec, metric, bound), bound or DEFAULT_BOUND, looks)
 
 
-def _checked_bound(spec: Spec, metric: Metric, text: str) -> Bound:
-    bound = parse_bound(text, metric)
+def _checked_bound(spec: Spec, metric: Metric, text: str | None) -> Bound:
+    bound = parse_bound(DEFAULT_BOUND if text is None else text, metric)
     has_scale = metric.has_zero or is_log_density(metric) or isinstance(spec.family, SupportsTrivialModel)
     if not bound.is_absolute and not has_scale:
         unit = (metric.unit or "abs").split()[0]
-        own = ", or set zero = true in the metric if 0 is the lowest loss" if "zero" in metric.settings() else ""
+        line = f'metrics = [{{ name = "{metric.name}", zero = true }}]'
+        own = f", or, if 0 is its lowest value, write {line} in the spec" if "zero" in metric.settings() else ""
+        got = f"got {text}, but" if text else "is needed, as"
         raise SpecError(
-            f"--bound: got {text}, but {metric.name} has no natural zero, so shares of it have no meaning. Give an increase in "
-            f"its unit, such as 0.05{unit}{own}."
+            f"--bound: {got} {metric.name} has no natural zero, so that shares of it have no meaning. Give the largest "
+            f"increase that does not matter in its own unit, such as --bound 0.05{unit}{own}."
         )
     return bound
 

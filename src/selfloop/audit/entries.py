@@ -11,13 +11,14 @@ from typing import Any
 
 from selfloop.audit.design import DEFAULT_GENERATIONS, DEFAULT_POLICIES, rows_of_fresh_control
 from selfloop.component import Policy, Source
-from selfloop.errors import DataError, SpecError
+from selfloop.errors import DataError, SpecError, shown
 from selfloop.families.nn.hf_folder import HfFolder
+from selfloop.plugins import presets
 from selfloop.spec.components import make_component
 from selfloop.spec.parse import parse_override, parse_toml, read_spec_text, set_key, spec_from_table
 from selfloop.spec.spec import Spec
 
-TABLE_ENDINGS = (".csv", ".tsv", ".csv.gz", ".tsv.gz", ".parquet")
+TABLE_ENDINGS = (".csv", ".tsv", ".csv.gz", ".tsv.gz", ".parquet", ".jsonl", ".jsonl.gz", ".ndjson")
 HOLDOUT_SHARE = 0.2
 # (rows to train on at least and at most, held-out rows at least and at most), unless --set changes them
 TABLE_SIZES, TEXT_SIZES = (100, 5000, 50, 5000), (40, 200, 20, 100)
@@ -50,6 +51,8 @@ class AuditEntry:
                 raise SpecError(f"--{option.replace('_', '-')}: belongs to --model. Leave it out, or name a model.")
         if self.model is not None and self.data is None:
             raise SpecError("--model: needs --data FILE, the JSON lines or text to fine-tune it on. Add it.")
+        if self.lora is not None and self.lora < 1:
+            raise SpecError(f"--lora: got {self.lora}; expected a rank of 1 or more. Correct it.")
         return names[0]
 
     def open(self, generations: int | None, policies: Sequence[Policy], overrides: Sequence[str]) -> Spec:
@@ -57,10 +60,22 @@ class AuditEntry:
         name = self.name()
         usual = policies or [make_component("policy", policy, "policies") for policy in DEFAULT_POLICIES]
         if self.model is not None:
-            return self._spec_of_model(self.model, generations or DEFAULT_GENERATIONS, usual, overrides)
+            try:
+                return self._spec_of_model(self.model, generations or DEFAULT_GENERATIONS, usual, overrides)
+            except DataError as error:
+                text = str(error).removeprefix("source.path: ").removesuffix("Fix or remove the line.")
+                if "is missing; the record has" not in text:
+                    raise
+                advice = 'Name fields that every line has, such as --template "user: {q}\\nassistant: {a}".'
+                raise DataError(f"--template: {text}{advice}") from error
         if self.spec is not None and name.lower().endswith(TABLE_ENDINGS):
             table: dict[str, Any] = {"source": {"name": "records", "path": name}, "family": {"name": "copula"}}
             return _sized_spec(table, generations or DEFAULT_GENERATIONS, usual, overrides, TABLE_SIZES)
+        if name not in presets() and not Path(name).expanduser().is_file():
+            problem = f"{name} is a folder" if Path(name).expanduser().is_dir() else f"there is no file or preset {shown(name)}"
+            raise SpecError(
+                f"audit: {problem}; expected a TOML spec, a preset, or a table (.csv, .parquet, .jsonl). Correct it."
+            )
         spec = spec_of_file(name, generations, overrides)
         if self.command is not None and spec.family.name != "command":
             raise SpecError(f"--command: {name} has the family {spec.family.name}; expected command. Leave --command out.")
@@ -111,9 +126,9 @@ def _response_template(template: str) -> str:
 
 
 def spec_of_file(path: str, generations: int | None, overrides: Sequence[str] = ()) -> Spec:
-    """The spec in a file or preset; without policies of its own with those that an audit has by default."""
+    """The spec in a file or preset; without policies or generations of its own with those that an audit has by default."""
     table = parse_toml(read_spec_text(path), path)
-    table.setdefault("policies", list(DEFAULT_POLICIES))
+    table = {"policies": list(DEFAULT_POLICIES), "generations": DEFAULT_GENERATIONS} | table
     _override(table, overrides, generations)
     return spec_from_table(table)
 

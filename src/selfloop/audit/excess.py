@@ -112,7 +112,7 @@ def _scale(
 ) -> tuple[Scale, str, Floats | float]:
     """The scale, what the excess is a share of, and the sizes that differences of risks are divided by."""
     if bound.is_absolute:
-        return "absolute", metric.unit or ABSOLUTE, 1.0
+        return "absolute", metric.unit, 1.0
     if metric.has_zero:
         return "ratio", metric.title or metric.name, 1.0
     if trivial is None or not isinstance(family, SupportsTrivialModel):

@@ -7,17 +7,23 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import numpy as np
+
 from selfloop.audit.answer import Audit, AuditCost, AuditVerdict
 from selfloop.audit.design import AuditDesign, AuditPair
 from selfloop.audit.details import read_details
-from selfloop.audit.excess import ABSOLUTE, ExcessCurves, NotAuditableError, read_excess
+from selfloop.audit.excess import ExcessCurves, NotAuditableError, read_excess
+from selfloop.engine.curves import TRIVIAL
 from selfloop.engine.executors import Notify
 from selfloop.engine.run import Progress
+from selfloop.policies.schedule import schedule
+from selfloop.protocols import SupportsTrivialModel
 from selfloop.result import Result
 from selfloop.result import run as run_spec
 from selfloop.spec.spec import Spec
 from selfloop.stats.intervals import Interval
 from selfloop.stats.sequential import LookLimits, judge_look, limits_of_looks, seeds_to_decide
+from selfloop.store.folder import StoreFolder
 
 NO_INTERVAL = Interval(None, None, None, 0)
 VERDICTS: dict[str, AuditVerdict] = {"above": "degrades", "below": "within", "undecided": "undecided"}
@@ -40,9 +46,10 @@ class AuditRunner:
     notify: Notify | None = None
     started: float = field(default_factory=time.monotonic)
     fits: int = 0
-    seconds_saved: float = 0.0
+    keys: set[str] = field(default_factory=set)  # of the records of all runs
+    seconds_computed: float = 0.0  # of the steps of all runs that were not stored
     is_complete: bool = True  # False if the budget ended a run, whose fits are not counted
-    computed_before: float = 0.0  # seconds of steps that a later look of the same audit reuses
+    store_path: Path | None = None  # of the runs
 
     def elapsed(self) -> float:
         """Seconds since the start."""
@@ -73,19 +80,22 @@ class AuditRunner:
         check = within_budget(self.progress), within_budget(self.notify)
         result = run_spec(spec, self.store, workers=self.workers, threads=self.threads, progress=check[0], notify=check[1])
         usages = [*result.usage.values(), result.shared]
-        computed = sum(usage.seconds for usage in usages)
+        self.seconds_computed += sum(usage.seconds for usage in usages)
         fits = sum(usage.by_step.get("fit", (0, 0.0))[0] for usage in usages)
         if result.points[0].runs_as_ensemble and any(usage.computed for usage in usages):
             fits = len(spec.policies) * len(spec.seeds) * spec.generations
         self.fits += fits
-        self.seconds_saved += max(sum(usage.seconds_saved for usage in usages) - self.computed_before, 0.0)
-        self.computed_before += computed
+        self.keys, self.store_path = self.keys.union(*(usage.keys for usage in usages)), result.store
         self.is_complete = True
         return result
 
     def cost(self) -> AuditCost:
-        """The cost so far."""
-        return AuditCost(fits=self.fits, seconds=self.elapsed(), seconds_saved=self.seconds_saved, is_complete=self.is_complete)
+        """The cost so far. What policies and looks share was not saved by the store: each record counts once."""
+        saved = -self.seconds_computed
+        if self.store_path is not None:
+            files = StoreFolder(self.store_path, read_only=True)
+            saved += sum(body["provenance"]["seconds"] for key in self.keys if (body := files.read_record(key)))
+        return AuditCost(fits=self.fits, seconds=self.elapsed(), seconds_saved=max(saved, 0.0), is_complete=self.is_complete)
 
 
 def run_audit(design: AuditDesign, runner: AuditRunner) -> Audit:
@@ -128,14 +138,16 @@ def _judge_pair(design: AuditDesign, pair: AuditPair, result: Result, look: int,
     """The answer of one policy at one look."""
     try:
         excess = read_excess(result, pair.policy, pair.control, design.metric, design.bound)
+        _refuse_constant(design, pair, excess)
     except NotAuditableError as problem:
         return replace(_without_result(design, pair, str(problem)), verdict="not auditable", result=result, seeds=limits.seeds)
     last, threshold = excess.values[:, -1], excess.threshold(design.bound)
     answer, interval = judge_look(last, threshold, limits)
     curve = tuple(excess.to_fractions(judge_look(values, threshold, limits)[1]) for values in excess.values.T)
     bound = design.bound.value
+    reason = _describe_answer(answer, excess, threshold, limits, look == len(design.looks))
     return replace(
-        _without_result(design, pair, _describe_answer(answer, excess, threshold, limits, look == len(design.looks))),
+        _without_result(design, pair, reason + _describe_gain(design, pair, result, excess)),
         verdict=VERDICTS[answer],
         of=excess.of,
         is_absolute=excess.scale == "absolute",
@@ -146,6 +158,33 @@ def _judge_pair(design: AuditDesign, pair: AuditPair, result: Result, look: int,
         details=read_details(result, pair.policy, pair.control, bound if not design.bound.is_absolute else 0.0, look),
         result=result,
     )
+
+
+def _refuse_constant(design: AuditDesign, pair: AuditPair, excess: ExcessCurves) -> None:
+    """NotAuditableError if all seeds have the same excess although the policy trains on rows of its models.
+
+    Without such rows a policy is its control by construction. With them, a metric or data that cannot change prove nothing.
+    """
+    policy = design.spec.policies[design.spec.policy_labels().index(pair.policy)]
+    entries = schedule(policy, design.spec.n or 0, design.spec.generations)
+    last = excess.values[:, -1]
+    if len(last) > 1 and np.isfinite(last).all() and not np.ptp(last) and any(entry.real_mass < 1 for entry in entries):
+        raise NotAuditableError(
+            f"the excess of {design.metric.name} is the same in every seed, so that nothing varies; check data and metric"
+        )
+
+
+def _describe_gain(design: AuditDesign, pair: AuditPair, result: Result, excess: ExcessCurves) -> str:
+    """A warning, if a relative bound is larger than all that the first model gains over the trivial one; else nothing."""
+    curves, name, family = result.curves(), design.metric.name, result.spec.family
+    trivial = curves[pair.policy].get(name + TRIVIAL)
+    if trivial is None or excess.scale != "ratio" or not isinstance(family, SupportsTrivialModel):
+        return ""
+    bound = design.bound.value * float(np.mean(curves[pair.control][name][:, -1]))
+    gain = float(np.nanmean(trivial) - np.mean(curves[pair.policy][name][:, 0]))
+    if not bound > gain:
+        return ""
+    return f"; a bound of {bound:.2g} is more than the {gain:.2g} that generation 1 gains over {family.trivial_model}"
 
 
 def _describe_answer(answer: str, excess: ExcessCurves, threshold: float, limits: LookLimits, is_last: bool) -> str:
@@ -171,7 +210,7 @@ def _without_result(design: AuditDesign, pair: AuditPair, reason: str) -> Audit:
         verdict="undecided", reason=reason, policy=pair.policy, control=pair.control,
         policy_title=pair.title, metric=metric.name,
         title=metric.title or metric.name, bound=design.bound.value,
-        of=(metric.unit or ABSOLUTE) if design.bound.is_absolute else metric.title or metric.name,
+        of=metric.unit if design.bound.is_absolute else metric.title or metric.name,
         is_absolute=design.bound.is_absolute, generations=spec.generations, excess=NO_INTERVAL, growth=NO_INTERVAL,
         excess_curve=(), seeds=0, looks=design.looks, max_seeds=design.looks[-1], details=(), keep=None,
         control_note=pair.note, cost=AuditCost(fits=0, seconds=0.0, seconds_saved=0.0), not_said=not_said, result=None,

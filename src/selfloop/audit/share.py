@@ -202,7 +202,7 @@ def _read_answer(search: ShareSearch, shares: list[float], threshold: float, the
         return _answer(search, "undecided", "the share to keep is unknown: these seeds give no interval", None, theory)
     low, high = min(*contains, estimate), max(*contains, estimate)
     limits = f"[{100 * low:.0f}, {100 * high:.0f}]"
-    text = f"at least {100 * estimate:.0f} % real rows in every training set {limits}"
+    text = f"at least {100 * estimate:.0f} % real rows in every training set {limits}, or {100 * high:.0f} % to be safe"
     return _answer(search, "keep", text, (estimate, low, high), theory)
 
 
@@ -218,7 +218,9 @@ def _answer(
     search: ShareSearch, answer: ShareAnswer, text: str, shares: tuple[float, float, float] | None, theory: float | None
 ) -> Keep:
     estimate, low, high = shares or (None, None, None)
-    beside = "" if theory is None else f" (exact theory for means: {100 * theory:.0f} %)"
+    beside = (
+        "" if theory is None else f" (theory: {100 * theory:.0f} %, but for the error of a mean, not for your model's loss)"
+    )
     widths = {}
     if answer == "keep" and low is not None and high is not None and high > low:
         scaled = {width: math.ceil(search.seeds * ((high - low) / width) ** 2) for width in SCALED_WIDTHS}

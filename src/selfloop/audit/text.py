@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from selfloop.audit.answer import Audit
-from selfloop.audit.excess import ABSOLUTE
+from selfloop.audit.answer import Audit, Detail
 from selfloop.stats.intervals import Interval
 from selfloop.stats.sequential import PROMISED
 
@@ -18,7 +17,7 @@ def first_screen(audit: Audit) -> str:
     lines = [line for each in audit.all() for line in _answer_lines(each)]
     for answer in audit.all():
         if changed := [detail for detail in answer.details if detail.answer in ("worse", "better")]:
-            words = ", ".join(f"{d.metric} {d.answer}" for d in changed[:MAX_DETAILS])
+            words = ", ".join(f"{d.metric} {d.answer} ({format_pair(d)})" for d in changed[:MAX_DETAILS])
             lines.append(_labeled("IN WHAT", f"{answer.policy_title}: {words}."))
         if answer.keep:
             lines.append(_labeled("KEEP", answer.keep.text[0].upper() + answer.keep.text[1:]))
@@ -37,7 +36,7 @@ def _answer_lines(audit: Audit) -> Iterator[str]:
 
 def describe_answer(audit: Audit) -> str:
     """The answer of one policy in a sentence, with its interval and the bound."""
-    bound = format_excess(audit.bound, audit)
+    bound = format_excess(audit.bound, audit) + bound_in_unit(audit)
     if audit.verdict == "not auditable":
         return f"{audit.policy_title}: {audit.reason}."
     if audit.excess.estimate is None:
@@ -78,7 +77,20 @@ def format_seconds(seconds: float) -> str:
 
 def format_excess(value: float, audit: Audit) -> str:
     """An excess with its unit."""
-    return f"{value:.3g} {audit.of}".removesuffix(f" {ABSOLUTE}") if audit.is_absolute else f"{_percent(value)} %"
+    return f"{value:.3g} {audit.of}".rstrip() if audit.is_absolute else f"{_percent(value)} %"
+
+
+def bound_in_unit(audit: Audit) -> str:
+    """In parentheses what a bound in percent of a risk is in the risk's unit; empty for others."""
+    own = next((detail for detail in audit.details if detail.metric == audit.metric and detail.unit), None)
+    if audit.is_absolute or own is None or audit.of != audit.title:
+        return ""
+    return f" ({audit.bound * own.control:.2g} {own.unit})"
+
+
+def format_pair(detail: Detail) -> str:
+    """The means of policy and control."""
+    return f"{detail.policy:.4g}, control {detail.control:.4g}"
 
 
 def _format_limits(interval: Interval, audit: Audit) -> str:

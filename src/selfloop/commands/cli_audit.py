@@ -21,17 +21,17 @@ if TYPE_CHECKING:
 
 def audit(
     spec: Annotated[
-        str | None, typer.Argument(metavar="SPEC|TABLE", help="A TOML file, a preset, or a CSV or Parquet.")
+        str | None, typer.Argument(metavar="SPEC|TABLE", help="A TOML file, a preset, or a CSV, Parquet or JSONL.")
     ] = None,
     command: Annotated[str | None, typer.Option(metavar="SPEC", help="A TOML file with the family `command`.")] = None,
     model: Annotated[str | None, typer.Option(help="A Hugging Face causal LM: a folder, or name@commit.")] = None,
     data: Annotated[str | None, typer.Option(help="Of --model: JSON lines or text to fine-tune it on.")] = None,
     template: Annotated[str | None, typer.Option(help='Of --data: such as "user: {q}\\nassistant: {a}".')] = None,
-    lora: Annotated[int | None, typer.Option(min=1, metavar="RANK", help="Of --model: train adapters of this rank.")] = None,
+    lora: Annotated[int | None, typer.Option(metavar="RANK", help="Of --model: train adapters of this rank.")] = None,
     temperature: Annotated[float | None, typer.Option(min=0, help="Of --model: temperature of its samples.")] = None,
     top_p: Annotated[float | None, typer.Option(help="Of --model: probability of the tokens that may be drawn.")] = None,
     policy: Annotated[list[str] | None, typer.Option(help='A policy, such as "mix(real_share=0.3)"; repeatable.')] = None,
-    bound: Annotated[str, typer.Option(help="Largest excess that does not matter: 2%, or 0.05nats in the risk's unit.")] = "5%",
+    bound: Annotated[str | None, typer.Option(help="Largest harmless excess: 2%, 0.05nats or 0.05abs. Default: 5%.")] = None,
     metric: Annotated[str | None, typer.Option(help="The risk to audit. Default: the first of which lower is better.")] = None,
     generations: Annotated[int | None, typer.Option(min=2, help="Generations. Default: those of the spec, else 4.")] = None,
     looks: Annotated[str, typer.Option(help="Numbers of seeds after which to look at the answer.")] = "5,8,12",

@@ -119,7 +119,7 @@ def keep_chart(keep: Keep, audit: Audit) -> Figure:
 
 def describe_bound(audit: Audit) -> str:
     """The bound with its unit."""
-    return f"{audit.bound:g} {audit.of}" if audit.is_absolute else f"{100 * audit.bound:g} %"
+    return f"{audit.bound:g} {audit.of}".rstrip() if audit.is_absolute else f"{100 * audit.bound:g} %"
 
 
 def _rules(audit: Audit, y: Mapping[str, Any]) -> Iterator[Any]:
@@ -166,7 +166,7 @@ def _fit_axis(records: charts.Records, bound: float) -> charts.ValueAxis:
 
 def _excess_channel(audit: Audit, axis: charts.ValueAxis) -> dict[str, Any]:
     """The title, scale and ticks of the y axis."""
-    unit = f"excess ({audit.of})" if audit.is_absolute else "excess over the control (%)"
+    unit = f"excess ({audit.of or 'absolute'})" if audit.is_absolute else "excess over the control (%)"
     return {
         "title": unit,
         "scale": alt.Scale(domain=[axis.low, axis.high], nice=False, zero=False),

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import get_args
 
 from selfloop.audit.answer import Aspect, Audit, AuditVerdict, Detail, Keep
-from selfloop.audit.text import describe_certainty, describe_cost
+from selfloop.audit.text import bound_in_unit, describe_certainty, describe_cost, format_pair
 from selfloop.errors import printable
 from selfloop.formats.replacing import write_text
 from selfloop.report.audit_charts import describe_bound, excess_chart, forecast_excess, has_curve, keep_chart
@@ -43,7 +43,7 @@ class AuditView:
     growth: str
     last: str  # the excess at the last generation
     forecast: str
-    aspects: Sequence[tuple[str, str]]  # loss, diversity, ...: worse, better, same, undecided, not measured
+    aspects: Sequence[tuple[str, str, str]]  # loss, diversity, ...; worse, better, same, undecided, not measured; numbers
     details: Sequence[tuple[Detail, str]]  # with the answer
     keep: str
     certainty: str
@@ -69,7 +69,7 @@ def render_audit_page(audit: Audit, generated: datetime | None = None) -> str:
         title=f"Audit: {spec.family.name} on {spec.source.title()}", generated=f"{when.day} {when:%B %Y}", x=x, views=views,
         size=f"{spec.n:,} rows per training set, {spec.generations} generations" if spec.n else "",
         excess=excess_chart(audits, forecasts, styles) if any(has_curve(each) for each in audits) else None,
-        keep=keep and _tight(_keep_sentence(keep, audit.verdict)),
+        keep=keep and _tight(_keep_sentence(keep, audit)),
         keep_chart=keep_chart(keep, searched) if searched and keep and keep.points else None,
         notes=list(dict.fromkeys(each.control_note for each in audits)), cost=describe_cost(audit), spec=spec_text(spec),
         command=repeat_command(audit), versions={name: version(name) for name in ("selfloop", "numpy", "scipy")},
@@ -90,7 +90,7 @@ def view_audit(audit: Audit, forecast: Sequence[Interval] = ()) -> AuditView:
         forecast=f"{ahead} at generation {last}, with 90\u00a0% limits" if ahead else "",
         aspects=list(_aspects(audit)),
         details=list(_detail_answers(audit)),
-        keep=_tight(_keep_sentence(audit.keep, audit.verdict)),
+        keep=_tight(_keep_sentence(audit.keep, audit)),
         certainty=_tight(describe_certainty(audit)),
     )
 
@@ -100,12 +100,14 @@ def answer_sentence(audit: Audit) -> str:
     if audit.verdict == "not auditable":
         return f"This loop cannot be judged: {audit.reason}."
     start, estimate = STARTS[audit.verdict], audit.excess.estimate
-    bound = f"The bound is {describe_bound(audit)}."
+    bound = f"The bound is {describe_bound(audit)}{bound_in_unit(audit)}."
     if estimate is None:  # chains collapsed, or no look was possible
         return _tight(f"{start}: {audit.reason}. {bound}")
     title, side = audit.title[:1].lower() + audit.title[1:], "above" if estimate >= 0 else "below"
+    title += "," * ("," in title)  # ends the clause inside it
     amount = describe_amount(audit.excess, audit).split(" [")[0].lstrip("+−")
-    size = f"{amount}{' of its scale' if describe_scale(audit) else ''} {side} that of the same model on real rows"
+    control = f"{side} that of the same model on real rows"
+    size = f"{control}, by {amount} of its {audit.of}" if describe_scale(audit) else f"{amount} {control}"
     return _tight(f"{start}: after {audit.generations} generations the {title} is {size}. {bound}")
 
 
@@ -118,7 +120,7 @@ def describe_amount(interval: Interval, audit: Audit) -> str:
     """An excess with sign, unit and limits; empty without an estimate."""
     if interval.estimate is None:
         return ""
-    factor, unit = (1, f" {audit.of}") if audit.is_absolute else (100, " %")
+    factor, unit = (1, f" {audit.of}".rstrip()) if audit.is_absolute else (100, " %")
     low, high = (None if x is None else factor * x for x in (interval.low, interval.high))
     scaled = Interval(factor * interval.estimate, low, high, interval.n)
     number, limits = format_interval_parts(scaled)
@@ -145,23 +147,25 @@ def _detail_answers(audit: Audit) -> Iterator[tuple[Detail, str]]:
         yield detail, main if detail.metric == audit.metric else detail.answer
 
 
-def _aspects(audit: Audit) -> Iterator[tuple[str, str]]:
-    """The answer of each aspect, the worst one of its metrics; then the aspects that were not measured."""
+def _aspects(audit: Audit) -> Iterator[tuple[str, str, str]]:
+    """The answer of each aspect, that of its worst metric, with its numbers; then the aspects that were not measured."""
     unmeasured = []
     for aspect in get_args(Aspect):
-        answers = [answer for detail, answer in _detail_answers(audit) if detail.aspect == aspect]
+        answers = {answer: detail for detail, answer in reversed(list(_detail_answers(audit))) if detail.aspect == aspect}
         if answers:
-            yield aspect, next(answer for answer in ("worse", "better", "undecided", "same") if answer in answers)
+            answer = next(answer for answer in ("worse", "better", "undecided", "same") if answer in answers)
+            yield aspect, answer, f"{answers[answer].title} {format_pair(answers[answer])}"
         elif aspect != "other":
             unmeasured.append(aspect)
     if unmeasured:
-        yield ", ".join(unmeasured), "not measured"
+        yield ", ".join(unmeasured), "not measured", ""
 
 
-def _keep_sentence(keep: Keep | None, verdict: AuditVerdict) -> str:
+def _keep_sentence(keep: Keep | None, audit: Audit) -> str:
     if keep is not None:
         return keep.text[0].upper() + keep.text[1:]
-    return "None is needed under this policy." if verdict == "within" else "Not measured."
+    within = f"Within the bound without more of it, over {audit.generations} generations at these settings."
+    return within if audit.verdict == "within" else "Not measured."
 
 
 def _galleries(audits: Sequence[Audit], styles: Mapping[str, Style]) -> Iterator[tuple[Coordinates, GalleryView]]:

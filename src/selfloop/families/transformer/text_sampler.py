@@ -47,6 +47,10 @@ class TextSampler(Sampler):
     response_template: Annotated[str, "text that ends a prompt, for prompt = 'before'; empty: that of the family"] = field(
         default="", metadata=UNLESS_DEFAULT
     )
+    longest_row: Annotated[int, "tokens of rows that may begin texts; set by a family that drops longer ones"] = field(
+        default=0, metadata=UNLESS_DEFAULT
+    )
+    longest_prompt: Annotated[int, "the same of prompts"] = field(default=0, metadata=UNLESS_DEFAULT)
     max_tokens: Annotated[
         Annotated[int, Ge(1)] | None,
         "tokens of the longest row, prompt included; unset: those of the longest training row, at most 8 contexts",
@@ -71,7 +75,8 @@ class TextSampler(Sampler):
         return unused
 
     def complete(self, family: Family) -> TextSampler:
-        template = str(family.settings().get("response_template", ""))
+        settings = family.settings()
+        template = str(settings.get("response_template", ""))
         if self.prompt != "before":  # in a sweep of prompts, it may have the family's template
             return replace(self, response_template="") if template and template == self.response_template else self
         template = template or self.response_template
@@ -81,7 +86,11 @@ class TextSampler(Sampler):
             )
             problem = f"got {self.response_template!r}; prompt = 'before' needs the text that ends a prompt, {advice}."
             raise SettingError("family.sampler.response_template", problem)
-        return replace(self, response_template=template)
+        long, context = settings.get("long_documents"), int(settings.get("context", 0))  # rows that it does not train on
+        return replace(
+            self, response_template=template, longest_row=context if long == "drop" else 0,
+            longest_prompt=(self.max_tokens or context) - 1 if long == "truncate" else 0,
+        )  # fmt: skip
 
     def reads_text(self) -> bool:
         return self.prompt == "before"
@@ -89,7 +98,8 @@ class TextSampler(Sampler):
     def draw_prompts(self, n: int, initial: Columns, ctx: Context) -> Columns:
         """Row i begins like initial row i mod n_initial. The last token of a row, its end token, is never part of a prompt.
 
-        DataError if initial rows lack the response template of prompt "before".
+        With prompt "before" the next row takes the place of one that the family drops, or whose prompt it cuts. DataError if
+        initial rows lack the response template, or prompts leave no room for a text.
         """
         if self.prompt == "start":
             return {}
@@ -99,7 +109,23 @@ class TextSampler(Sampler):
         lengths = {"first_token": 1, "prefix": self.prefix_tokens}.get(self.prompt) or self._find_responses(rows, initial)
         starts, ends = rows.offsets[:-1], rows.offsets[1:] - 1
         ends = np.maximum(starts, np.minimum(starts + lengths, ends))
+        if self.prompt == "before":
+            indices = self._rows_that_fit(np.diff(rows.offsets), ends - starts)[indices]
         return {"prompt": take_spans(rows.values, starts[indices], ends[indices])}
+
+    def _rows_that_fit(self, n_tokens: Ints, n_prompt: Ints) -> Ints:
+        """For each row itself, or the next one that may begin texts: metrics take the prompts for those of the same rows."""
+        fits = n_tokens <= (self.longest_row or n_tokens.max())
+        fits &= n_prompt <= (self.longest_prompt or n_prompt.max())
+        n_long = int(np.count_nonzero(n_prompt[fits] >= (self.max_tokens or np.inf))) if fits.any() else len(fits)
+        if n_long:
+            limit = self.max_tokens if fits.any() else self.longest_row or self.longest_prompt + 1
+            raise DataError(
+                f"family.sampler.prompt: {n_long:,} of {len(fits):,} initial rows are too long to begin a text of {limit} "
+                f"tokens. Raise {'max_tokens' if fits.any() else 'context'}, or leave those rows out of the source."
+            )
+        usable = np.flatnonzero(fits)
+        return usable[np.searchsorted(usable, np.arange(len(fits))) % len(usable)]
 
     def _find_responses(self, rows: Ragged, initial: Columns) -> Ints:
         """Number of tokens before the response of each row."""
