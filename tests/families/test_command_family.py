@@ -467,6 +467,17 @@ def test_a_loss_that_does_not_exist_is_no_collapse(tmp_path):
     assert all(verdict.answer in ("undecided", "not measured") for verdict in result.verdicts())
 
 
+def test_versions_that_change_between_two_runs_of_one_process_are_noticed(tmp_path):
+    (tmp_path / "versions").write_text("1")
+    family = replace(shell("cp $1 $2/d.csv", "cp $1/d.csv $3"), versions=("cat", str(tmp_path / "versions")))
+    spec = replace(loop(tmp_path), family=family, metrics=("marginal_distance",), policies=("accumulate",))
+    family.check(spec.source, spec.sampler)
+    before = identity(family)
+    (tmp_path / "versions").write_text("2")
+    family.check(spec.source, spec.sampler)
+    assert identity(family) != before
+
+
 EVALUATE = """printf '{"loss": %s, "score": 2, "none": null}' "$(wc -l < $1/d.csv)" > $2; test $(wc -l < $3) = 3"""
 
 

@@ -15,8 +15,7 @@ from selfloop.stats.intervals import at_look, mean_interval
 ASPECTS: Mapping[Aspect, tuple[str, ...]] = {
     "diversity": (
         "pixel_std", "feature_entropy", "feature_diversity", "distinct", "self_bleu", "variance_ratio", "log_variance_ratio",
-        "sd_ratio", "heterozygosity", "coverage", "conformer_diversity", "vocabulary", "marginal_distance",
-        "correlation_distance",
+        "sd_ratio", "heterozygosity", "coverage", "conformer_diversity", "vocabulary",
     ),
     "tails": (
         "tail_mass", "support_size", "unseen_mass", "complete_support", "symbol_survival", "token_survival", "lost_categories",

@@ -124,7 +124,8 @@ def run_audit(design: AuditDesign, runner: AuditRunner) -> Audit:
     audits = [
         replace(a, reason=f"{a.reason}; {spent}") if spent and a.verdict == "undecided" and a.result else a for a in audits
     ]
-    audits = [replace(audit, cost=runner.cost()) for audit in audits]
+    cost = runner.cost()
+    audits = [replace(audit, cost=cost) for audit in audits]
     return replace(audits[0], audits=tuple(audits[1:]))
 
 
@@ -182,9 +183,8 @@ def _describe_gain(design: AuditDesign, pair: AuditPair, result: Result, excess:
         return ""
     bound = design.bound.value * float(np.mean(curves[pair.control][name][:, -1]))
     gain = float(np.nanmean(trivial) - np.mean(curves[pair.policy][name][:, 0]))
-    if not bound > gain:
-        return ""
-    return f"; a bound of {bound:.2g} is more than the {gain:.2g} that generation 1 gains over {family.trivial_model}"
+    larger = f"; a bound of {bound:.2g} is more than the {gain:.2g} that generation 1 gains over {family.trivial_model}"
+    return larger if bound > gain else ""
 
 
 def _describe_answer(answer: str, excess: ExcessCurves, threshold: float, limits: LookLimits, is_last: bool) -> str:

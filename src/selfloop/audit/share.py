@@ -140,7 +140,8 @@ def add_share(audit: Audit, design: AuditDesign, runner: AuditRunner, setting: s
         if design.pairs[i].rows == "initial":  # else fresh ones, unless the lowest share needs too many
             search.rows = "initial"
         audits[i] = replace(audits[i], keep=measure_share(search))
-    audits = [replace(answer, cost=runner.cost()) for answer in audits]
+    cost = runner.cost()
+    audits = [replace(answer, cost=cost) for answer in audits]
     return replace(audits[0], audits=tuple(audits[1:]))
 
 

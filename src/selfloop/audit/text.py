@@ -56,7 +56,7 @@ def describe_certainty(audit: Audit) -> str:
     wrong = "within the bound" if audit.verdict == "degrades" else "over the bound"
     seeds = f"Decided after {audit.seeds} of at most {audit.max_seeds} seeds"
     signs = audit.reason.partition("; ")[2]
-    return f"{seeds}{f' ({signs})' if signs else ''}; a loop {wrong} is called so at most {100 * PROMISED:g} % of the time."
+    return f"{seeds}{f' ({signs})' if signs else ''}; nominally, at most {100 * PROMISED:g} % of loops {wrong} are called so."
 
 
 def describe_cost(audit: Audit) -> str:

@@ -7,10 +7,9 @@ from collections.abc import Hashable, Iterator, Mapping
 from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, NamedTuple
 
 import numpy as np
-from annotated_types import MaxLen, MinLen
 
 from selfloop.columns import Bools, Column, Columns, ColumnType, Ragged, count_rows
 from selfloop.errors import DataError, SettingError, first_line
@@ -56,14 +55,9 @@ class Records(FileSource):
     categories: Annotated[tuple[str, ...], "columns that are categories whatever their values are, such as codes"] = ()
     texts: Annotated[tuple[str, ...], "columns that are texts whatever their values are"] = ()
     missing: Annotated[tuple[str, ...], "cells of a CSV file without a value, in lower case"] = MISSING_WORDS
-    header: Annotated[
-        bool | None, "the first line of a CSV file has the names of the columns; false: they are called 1, 2, ...; unset: yes, "
-        "if it has no numbers"
-    ] = None  # fmt: skip
-    separator: Annotated[
-        Annotated[str, MinLen(1), MaxLen(1)] | None, "character between the values of a line; unset: one of , ; | or a tab"
-    ] = None
-    decimal: Annotated[Literal[".", ","], "decimal mark of the numbers in a CSV file"] = "."
+    header: tables.HasHeader = None
+    separator: tables.Separator = None
+    decimal: tables.DecimalMark = "."
 
     def __post_init__(self) -> None:
         super().__post_init__()

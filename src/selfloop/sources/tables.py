@@ -37,6 +37,16 @@ MAX_NUMBER = 1e75  # whose fourth power float64 can hold, as metrics and familie
 MAX_INTEGER = 2**53  # from here on, neighboring whole numbers are the same float64
 MISSING = {"", "na", "n/a", "nan", "<na>", "nat", "null", "none", "?"}  # in lower case
 ROW_NUMBERS = r"(?i)unnamed: \d+|index|id|rownames?|row"  # names of a column of row numbers
+# settings of sources of CSV files
+HasHeader = Annotated[
+    bool | None,
+    "the first line of a CSV file has the names of the columns; false: they are called 1, 2, ...; unset: yes, if it has no "
+    "numbers",
+]
+Separator = Annotated[
+    Annotated[str, MinLen(1), MaxLen(1)] | None, "character between the values of a line; unset: one of , ; | or a tab"
+]
+DecimalMark = Annotated[Literal[".", ","], "decimal mark of the numbers in a CSV file"]
 CSV_SETTINGS = {"separator": None, "decimal": ".", "header": None}  # with their defaults
 
 
@@ -67,14 +77,9 @@ class TableSource(Source):
     target: Annotated[str | None, "column of the file that holds the outcomes; the tables of `dataset` have their own"] = None
     columns: Annotated[tuple[str, ...] | None, "columns used as features; unset: all columns except the target"] = None
     positive: Annotated[str | None, "value of the target that counts as outcome 1; all others count as 0"] = None
-    header: Annotated[
-        bool | None, "the first line of a CSV file has the names of the columns; false: they are called 1, 2, ...; unset: yes, "
-        "if it has no numbers"
-    ] = None  # fmt: skip
-    separator: Annotated[
-        Annotated[str, MinLen(1), MaxLen(1)] | None, "character between the values of a line; unset: one of , ; | or a tab"
-    ] = None
-    decimal: Annotated[Literal[".", ","], "decimal mark of the numbers in a CSV file"] = "."
+    header: HasHeader = None
+    separator: Separator = None
+    decimal: DecimalMark = "."
     split_seed: Annotated[
         Annotated[int, Interval(ge=0, lt=2**32)] | None,
         "random_state of scikit-learn's split, which all seeds then share; unset: every seed has a split of its own",

@@ -100,6 +100,7 @@ class CommandFamily(Family):
                 "it, or remove the source's target."
             )
         self._check_format(source)
+        _read_versions.cache_clear()  # a run begins: programs may have changed since the last one of this process
         self.program_versions()
 
     def _check_format(self, source: Source) -> None:
