@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 from annotated_types import Ge, Interval
@@ -69,7 +69,8 @@ class TextSampler(Sampler):
 
     def unused_settings(self) -> Mapping[str, str]:
         unused = {} if self.prompt == "prefix" else {"prefix_tokens": "it belongs to prompt 'prefix'"}
-        unused |= {} if self.prompt == "before" else {"response_template": "it belongs to prompt 'before'"}
+        if self.prompt != "before":
+            unused |= dict.fromkeys(("response_template", "longest_row", "longest_prompt"), "it belongs to prompt 'before'")
         if self.temperature == 0:
             unused |= dict.fromkeys(("top_k", "top_p"), "at temperature 0 nothing is drawn")
         return unused
@@ -87,10 +88,14 @@ class TextSampler(Sampler):
             problem = f"got {self.response_template!r}; prompt = 'before' needs the text that ends a prompt, {advice}."
             raise SettingError("family.sampler.response_template", problem)
         long, context = settings.get("long_documents"), int(settings.get("context", 0))  # rows that it does not train on
-        return replace(
-            self, response_template=template, longest_row=context if long == "drop" else 0,
-            longest_prompt=(self.max_tokens or context) - 1 if long == "truncate" else 0,
-        )  # fmt: skip
+        limits: dict[str, Any] = {
+            "longest_row": context if long == "drop" else 0,
+            "longest_prompt": (self.max_tokens or context) - 1 if long == "truncate" else 0,
+        }
+        for name, limit in limits.items():
+            if (got := getattr(self, name)) not in (0, limit):
+                raise SettingError(f"family.sampler.{name}", f"got {got}; the family sets it, to {limit}. Remove the key.")
+        return replace(self, response_template=template, **limits)
 
     def reads_text(self) -> bool:
         return self.prompt == "before"
