@@ -118,6 +118,8 @@ def test_predict_needs_no_spec_and_is_exact(spec: Path) -> None:
         "1.0000", "1.9900", "2.9701",
     ]  # fmt: skip
     assert tiny_components.selfloop("predict", "replase").code == 2
+    mixes = tiny_components.selfloop("predict", "mix(real_share=0.5)", "--n", "100", "--generations", "2").out.splitlines()
+    assert mixes[-1].split()[2:5] == ["0.500", "1.50", "1.7450"]  # real mass, age, error multiplier
     ledger = tiny_components.selfloop("predict", "replace", "--n", "100", "--generations", "3", "--ledger")
     assert (ledger.code, ledger.err) == (0, "")
     lines = {line.split()[0]: line.split()[1:] for line in ledger.out.splitlines() if line}

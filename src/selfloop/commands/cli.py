@@ -35,6 +35,7 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     add_completion=False,
+    rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
     help="A laboratory for generative models that train on their own output.\n\nStart with: selfloop quickstart",
 )
@@ -89,7 +90,7 @@ def plan(
 
 @app.command()
 def predict(
-    policy: Annotated[list[str], typer.Argument(metavar="POLICY...|SPEC", help="Names of policies, or one spec or preset.")],
+    policy: Annotated[list[str], typer.Argument(metavar="POLICY...|SPEC", help='Such as "mix(real_share=0.3)"; or one spec.')],
     n: Annotated[int, typer.Option(min=1, help="Initial real rows.")] = 1000,
     generations: Annotated[int, typer.Option(min=1, max=1000, help="Generations.")] = 10,
     set_: SetOption = None,
@@ -100,6 +101,7 @@ def predict(
 
     Example: selfloop predict replace accumulate accumulate_subsample --n 100 --generations 20
     """
+    from selfloop.audit.design import parse_policy
     from selfloop.commands.console import print_laws, print_ledgers, print_ledgers_of_spec, print_predictions
     from selfloop.plugins import presets
     from selfloop.spec.parse import parse_override
@@ -109,12 +111,13 @@ def predict(
     check_outputs({"--figure": figure})
     if len(policy) == 1 and (policy[0].endswith(".toml") or policy[0] in presets()):
         (print_ledgers_of_spec if ledger else print_laws)(open_spec(policy[0], set_), figure)
-    elif ledger:
-        settings = {key.removeprefix("policy."): value for key, value in map(parse_override, set_ or ())}
-        print_ledgers({name: noise_ledger({"name": name, **settings}, n, generations) for name in policy}, figure)
+        return
+    settings = {key.removeprefix("policy."): value for key, value in map(parse_override, set_ or ())}
+    named = {text: parse_policy(text, "policy", settings) for text in policy}
+    if ledger:
+        print_ledgers({text: noise_ledger(parsed, n, generations) for text, parsed in named.items()}, figure)
     else:
-        settings = {key.removeprefix("policy."): value for key, value in map(parse_override, set_ or ())}
-        print_predictions({name: predict_policy({"name": name, **settings}, n, generations) for name in policy}, n, figure)
+        print_predictions({text: predict_policy(parsed, n, generations) for text, parsed in named.items()}, n, figure)
 
 
 @app.command()
@@ -122,6 +125,7 @@ def report(
     specs: Annotated[list[str], typer.Argument(metavar="SPEC...", help="TOML files or presets; several share one page.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="File of the report.")] = Path("report.html"),
     figures: Annotated[Path | None, typer.Option(file_okay=False, help="Save every figure here as SVG, PNG and PDF.")] = None,
+    partial: Annotated[bool, typer.Option("--partial", help="Show what the runs have so far; compute nothing.")] = False,
     set_: SetOption = None,
     store: StoreOption = None,
     workers: WorkersOption = None,
@@ -137,7 +141,13 @@ def report(
     settings = own_settings(specs, set_ or [])
     for name, changes in settings.items():
         open_spec(name, changes)  # raises for a wrong spec before any is run
-    results = [run_with_progress(*pair, store, workers, quiet, outputs={"--output": output}) for pair in settings.items()]
+    if partial:
+        from selfloop.partial import partial_result
+
+        check_outputs({"--output": output})
+        results = [partial_result(open_spec(name, changes), store) for name, changes in settings.items()]
+    else:
+        results = [run_with_progress(*pair, store, workers, quiet, outputs={"--output": output}) for pair in settings.items()]
     write_report_file(results, output, quiet, figures=figures)
 
 
