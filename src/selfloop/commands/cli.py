@@ -34,9 +34,8 @@ app = typer.Typer(
     name="selfloop",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    add_completion=False,
-    rich_markup_mode=None,
-    context_settings={"help_option_names": ["-h", "--help"]},
+    rich_markup_mode=None,  # rich's help takes twice as long to appear
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
     help="A laboratory for generative models that train on their own output.\n\nStart with: selfloop quickstart",
 )
 

@@ -16,9 +16,6 @@ from selfloop.columns import Floats
 from selfloop.commands.terminal import show
 from selfloop.component import Better
 from selfloop.protocols import SupportsStepCount
-from selfloop.report.notes import data_notes, describe_mixed_backends, missing_values
-from selfloop.report.picture_grid import select_generations
-from selfloop.report.tables import describe_change, format_seconds
 from selfloop.report.theme import describe_better, describe_coordinates, format_count
 from selfloop.store.runs import read_runs
 from selfloop.types import Answer
@@ -53,6 +50,8 @@ def format_table(*columns: str, title: str | None = None, right: Sequence[str] =
 def print_summary(result: Result) -> None:
     """First and last value of each metric per policy with intervals, the findings in words, and the verdicts."""
     from selfloop.report.findings import findings
+    from selfloop.report.notes import data_notes, missing_values
+    from selfloop.report.tables import format_seconds
 
     for sentence in missing_values(result):
         show(sentence)
@@ -78,6 +77,7 @@ def print_summary(result: Result) -> None:
 
 
 def _summary_cells(curves: Floats, *, positive: bool) -> tuple[str, str, str, str]:
+    from selfloop.report.tables import describe_change
     from selfloop.stats.intervals import mean_interval
 
     survivors = int((curves[:, -1] == curves[:, -1]).sum())  # NaN is not equal to itself
@@ -121,6 +121,7 @@ def _print_verdicts(result: Result) -> None:
 def print_plan(spec: Spec, costs: Sequence[PolicyCost]) -> None:
     """Chains, stored generations, estimated time and training rows of every policy."""
     from selfloop.commands.plan import count_training_steps, describe_total
+    from selfloop.report.notes import describe_mixed_backends
 
     columns = ["point", "policy", "chains", "generations", "stored", "estimated time left"]
     columns += [f"training {spec.unit}, t = 1, 2, ...", *["training steps"] * isinstance(spec.family, SupportsStepCount)]
@@ -158,6 +159,8 @@ def _first_numbers(numbers: Sequence[float]) -> str:
 
 def print_verification(verification: Verification) -> None:
     """Records that differ or cannot be compared, and the number of records that agree."""
+    from selfloop.report.notes import describe_mixed_backends
+
     for file in verification.damaged:
         show(f"damaged: {file}")
     for sentence in verification.wrong:
@@ -208,6 +211,8 @@ def print_predictions(predictions: Mapping[str, PolicyPrediction], n: int, figur
 
 def print_ledgers(ledgers: Mapping[str, NoiseLedger], figure: Path | None) -> None:
     """What each source of noise adds to the error multiplier of models, as tables: a row per source, a column per model."""
+    from selfloop.report.picture_grid import select_generations
+
     show("n x expected squared error of the mean over the true variance, by the noise that it comes from; exact expectations.")
     for name, ledger in ledgers.items():
         values = ledger.n * ledger.squared_error

@@ -12,14 +12,14 @@ from io import BufferedWriter, FileIO, TextIOWrapper
 from pathlib import Path
 from shutil import get_terminal_size
 from types import FrameType
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 from unicodedata import combining, normalize
 
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
-
 from selfloop.errors import SelfloopError, os_error_reason, printable, show_warnings_plainly
+
+if TYPE_CHECKING:
+    from rich.table import Table
+    from rich.text import Text
 
 MIN_COLUMNS = 80  # below, the terminal breaks lines: narrower tables would break numbers
 PIPE_COLUMNS = 240  # line width where standard output is no terminal, so that lines do not wrap
@@ -125,17 +125,16 @@ def _similar(problem: UnicodeError) -> tuple[str, int]:
     return without_accents.encode("ascii", "backslashreplace").decode(), problem.end
 
 
-class _PlainConsole(Console):
-    """Prints all text as it is: without markup and emoji codes, control characters in names as escapes."""
-
-    def __init__(self) -> None:
-        width = max(get_terminal_size().columns, MIN_COLUMNS) if sys.stdout.isatty() else PIPE_COLUMNS
-        super().__init__(highlight=False, markup=False, emoji=False, width=width)
-
-    def render_str(self, text: str, **settings: Any) -> Text:  # also cells, headers and titles of tables
-        return super().render_str(printable(text), **settings)
-
-
 def show(output: str | Table) -> None:
     """Print a table, or lines of text, which a terminal may break anywhere."""
-    _PlainConsole().print(output, soft_wrap=isinstance(output, str))
+    from rich.console import Console
+
+    class PlainConsole(Console):
+        """Prints all text as it is: without markup and emoji codes, control characters in names as escapes."""
+
+        def render_str(self, text: str, **settings: Any) -> Text:  # also cells, headers and titles of tables
+            return super().render_str(printable(text), **settings)
+
+    width = max(get_terminal_size().columns, MIN_COLUMNS) if sys.stdout.isatty() else PIPE_COLUMNS
+    console = PlainConsole(highlight=False, markup=False, emoji=False, width=width)
+    console.print(output, soft_wrap=isinstance(output, str))

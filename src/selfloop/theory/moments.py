@@ -17,7 +17,6 @@ from typing import Annotated, Any, Literal, NamedTuple, cast
 
 import numpy as np
 from annotated_types import Ge
-from scipy.special import gammaln
 
 from selfloop.columns import Floats, Ints
 from selfloop.component import Policy
@@ -210,6 +209,8 @@ def _draw(pools: Sequence[tuple[float, float, PooledRows]], budget: int, noise: 
 
 def _drawn_counts(sizes: Floats, budget: int) -> tuple[Floats, Floats]:
     """Possible numbers of drawn rows of each of one or two groups, with their (hypergeometric) probabilities."""
+    from scipy.special import gammaln  # inside, as it takes longer to load than most predictions to compute
+
     if len(sizes) == 1:
         return np.array([[float(budget)]]), np.ones(1)
     k = np.arange(max(0, budget - sizes[1]), min(budget, sizes[0]) + 1, dtype=np.float64)
