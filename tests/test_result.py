@@ -16,8 +16,8 @@ from selfloop.columns import Columns, ColumnType, Params
 from selfloop.commands.verify import verify
 from selfloop.component import Context, Source
 from selfloop.errors import SpecError
+from selfloop.formats.json_lines import verdict_to_json
 from selfloop.report.build import build_report
-from selfloop.result import verdict_to_json
 from selfloop.types import Verdict
 
 

@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-import json
-import math
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
+from collections.abc import Hashable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from selfloop.columns import Floats
 from selfloop.component import Policy
 from selfloop.criteria.judging import COLLAPSES, CurveCriterion, Reference
-from selfloop.engine.curves import NO_MEASUREMENT, TRIVIAL, VALUE, Curves
+from selfloop.engine.curves import NO_MEASUREMENT, NOT_COMPUTED, TRIVIAL, VALUE, Curves
 from selfloop.engine.executors import Notify
 from selfloop.engine.run import Progress, run_tasks, store_path
 from selfloop.errors import SpecError, shown, unknown_name
+from selfloop.formats.json_lines import measurement_to_json, verdict_to_json
 from selfloop.policies.schedule import ScheduleEntry, schedule_metrics
 from selfloop.protocols import ControlsPolicy, SupportsStepCount
 from selfloop.published.papers import claimed_pairs, unmodified_policies
@@ -63,6 +62,7 @@ class Result:
     usage: Mapping[str, Usage] = field(default_factory=dict)  # by policy label
     shared: Usage = field(default_factory=Usage)  # of steps that all policies share
     look: int = 1  # 1, or more if the store lists runs of this spec with fewer seeds
+    progress: tuple[int, int] | None = None  # of a run that is not finished: generations so far, and in all
 
     def __repr__(self) -> str:
         spec, points = self.spec, len(self.points)
@@ -212,19 +212,25 @@ class Result:
                         verdict = criterion.judge(curves, spec.directions(), *known)
                     if is_bare and isinstance(criterion, CurveCriterion) and criterion.uses_control and verdict.metric:
                         verdict = replace(verdict, reason=f"{verdict.reason}; without a control")
+                    if self.progress and verdict.answer != "not measured":
+                        verdict = Verdict(verdict.criterion, label, "undecided", verdict.metric, reason=self.unfinished())
                     verdict = replace(verdict, policy=label, coordinates=point.coordinates)
                     verdicts.append(self._judge_ended(verdict, spec.risk_metric()) if verdict.metric else verdict)
         return verdicts
+
+    def unfinished(self) -> str:
+        """How far a run is that is not finished, in words; empty for a finished run."""
+        return "not finished: {:,} of {:,} generations so far".format(*self.progress) if self.progress else ""
 
     def _judge_ended(self, verdict: Verdict, risk: str | None) -> Verdict:
         """The verdict with the reasons why values are missing; undecided if one of them, after generation 1, is no collapse."""
         curves = self.table[verdict.coordinates, verdict.policy]
         metric = verdict.metric if verdict.metric in curves.codes else risk or ""
         ends = self.ends(verdict.policy, metric, verdict.coordinates)
-        if verdict.answer != "not measured" and not ends <= COLLAPSES.keys():
+        if verdict.answer != "not measured" and not self.progress and not ends <= COLLAPSES.keys():
             reason = "cannot be judged, because chains ended for another reason than collapse"
             verdict = replace(verdict, answer="undecided", reason=reason)
-        statuses = ", ".join(sorted(self.statuses(verdict.policy, verdict.coordinates) | ends))
+        statuses = ", ".join(sorted((self.statuses(verdict.policy, verdict.coordinates) | ends) - {NOT_COMPUTED}))
         return replace(verdict, reason=f"{verdict.reason} ({statuses})") if statuses else verdict
 
     def ends(self, label: str, metric: str, at: At = (), *, began: bool = True) -> set[str]:
@@ -270,7 +276,7 @@ class Result:
                 if {primary.higher, primary.lower} <= curves.keys():
                     first = compare_declared(curves, primary.higher, primary.lower, primary.generation, margin)
                     comparisons.insert(0, replace(first, metric=declared))
-        return comparisons
+        return [replace(each, answer="undecided", reason=self.unfinished()) if self.progress else each for each in comparisons]
 
     def _comparable(self, metric: str, at: At) -> tuple[dict[str, Floats], float]:
         """The curves of a metric as policies are compared on it, and the margin of equivalence, 0 if there is none.
@@ -371,29 +377,3 @@ def run(
         (shared if output.shared else usage[label]).add(output.usage)
         table[output.coordinates, label].merge(output.curves)
     return Result(spec, table, store_path(store), usage, shared, count_looks(store_path(store), spec_text(spec)))
-
-
-def measurement_to_json(measurement: Measurement) -> dict[str, Any]:
-    """A measurement as the object of a JSON line; `status` only if there is one, coordinates as further keys."""
-    line = measurement._asdict()
-    coordinates = line.pop("coordinates")
-    if measurement.status is None:
-        del line["status"]
-    return {**line, **dict(coordinates)}
-
-
-def verdict_to_json(verdict: Verdict) -> dict[str, Any]:
-    """A verdict as a JSON object, with coordinates as further keys; a value that is not finite is None."""
-    line = asdict(verdict)
-    coordinates = dict(line.pop("coordinates"))
-    return {**{name: None if isinstance(v, float) and not math.isfinite(v) else v for name, v in line.items()}, **coordinates}
-
-
-def write_measurements(
-    measurements: Iterable[Measurement], write: Callable[[str], object], verdicts: Iterable[Verdict] = ()
-) -> None:
-    """One JSON object per line: every measurement, then every verdict as `{"verdict": {...}}`."""
-    for measurement in measurements:
-        write(json.dumps(measurement_to_json(measurement)) + "\n")
-    for verdict in verdicts:
-        write(json.dumps({"verdict": verdict_to_json(verdict)}) + "\n")

@@ -15,7 +15,8 @@ import tiny_components
 from selfloop.engine import executors, tasks
 from selfloop.engine.run import iter_measurements, run_tasks
 from selfloop.engine.tasks import plan_tasks
-from selfloop.result import Result, write_measurements
+from selfloop.formats.json_lines import write_measurements
+from selfloop.result import Result
 from selfloop.spec.spec import Spec
 
 Key = tuple[object, ...]

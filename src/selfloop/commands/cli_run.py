@@ -93,7 +93,7 @@ def run(
     """
     from selfloop.commands.console import print_summary
     from selfloop.commands.fail_on import EXIT_CODES, describe_answers, joint_answer, selected_verdicts
-    from selfloop.result import write_measurements
+    from selfloop.formats.json_lines import write_measurements
 
     if allow_undecided and not fail_on:
         raise SpecError("--allow-undecided: changes nothing without --fail-on. Add --fail-on CRITERION, or leave it out.")
