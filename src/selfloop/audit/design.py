@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import re
-import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -145,18 +144,6 @@ def rows_of_fresh_control(policy: Policy, n: int, generations: int) -> int:
 def _fresh_control(policy: Policy) -> Policy:
     control: Policy = make_component("policy", {"name": "control", "of": policy}, "policies")
     return control
-
-
-def parse_policy(text: str, key: str = "--policy", settings: Mapping[str, Any] | None = None) -> Any:
-    """The policy in a text such as "mix(real_share=0.3)", with further settings; SpecError for another form."""
-    match = re.fullmatch(r"\s*([\w-]+)\s*(?:\((.*)\))?\s*", text, re.DOTALL)
-    try:
-        table: Mapping[str, Any] = tomllib.loads(f"v = {{ {match[2]} }}")["v"] if match and match[2] else {}
-    except ValueError:
-        match = None
-    if match is None:
-        raise SpecError(f'{key}: got {shown(text)}; expected a name and settings, such as "mix(real_share=0.3)". Correct it.')
-    return make_component("policy", {"name": match[1], **table, **(settings or {})}, key)
 
 
 def parse_looks(text: str) -> tuple[int, ...]:

@@ -100,10 +100,9 @@ def predict(
 
     Example: selfloop predict replace accumulate accumulate_subsample --n 100 --generations 20
     """
-    from selfloop.audit.design import parse_policy
     from selfloop.commands.console import print_laws, print_ledgers, print_ledgers_of_spec, print_predictions
     from selfloop.plugins import presets
-    from selfloop.spec.parse import parse_override
+    from selfloop.spec.parse import parse_override, parse_policy
     from selfloop.theory.moments import noise_ledger
     from selfloop.theory.moments import predict as predict_policy
 

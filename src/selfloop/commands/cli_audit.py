@@ -60,11 +60,12 @@ def audit(
 
     Example: selfloop audit table.csv --bound 2% --report audit.html
     """
-    from selfloop.audit.design import design_audit, parse_looks, parse_policy, parse_seconds
+    from selfloop.audit.design import design_audit, parse_looks, parse_seconds
     from selfloop.audit.entries import AuditEntry
     from selfloop.audit.run import AuditRunner, run_audit
     from selfloop.audit.share import VARIED_SETTINGS, add_share
     from selfloop.errors import unknown_name
+    from selfloop.spec.parse import parse_policy
     from selfloop.spec.write import spec_text
     from selfloop.store.inputs import inputs_of
 
