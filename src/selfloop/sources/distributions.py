@@ -9,7 +9,6 @@ from typing import Annotated, ClassVar, Literal
 
 import numpy as np
 from annotated_types import Ge, Interval
-from scipy.special import softmax
 
 from selfloop.columns import Columns, ColumnType, Floats, Params
 from selfloop.component import Context, Source
@@ -92,6 +91,8 @@ class ZipfSource(Source):
         return {"probabilities": self._probabilities()}
 
     def _probabilities(self) -> Floats:
+        from scipy.special import softmax  # inside: sources without it need not wait for it
+
         return np.asarray(softmax(-self.exponent * np.log(np.arange(1, self.n_symbols + 1))), np.float64)
 
 
