@@ -244,6 +244,7 @@ class Metric(Component):
     title: ClassVar[str] = ""
     secondary_units: ClassVar[Mapping[str, str]] = {}  # of secondary values by name, where they differ
     secondary_titles: ClassVar[Mapping[str, str]] = {}
+    aspect: ClassVar[str] = ""  # of the model that it is about; "": that of the built-in metric with this name, else "other"
     better: ClassVar[Better] = "lower"
     secondary_better: ClassVar[Mapping[str, Better]] = {}  # of secondary values by name; unknown for all others
     has_zero: ClassVar[bool] = False  # True if 0 is the lowest possible main value, so that multiples of it have a meaning
@@ -280,6 +281,7 @@ class Criterion(Component):
 
     component_kind: ClassVar[str] = "criterion"
     metrics: ClassVar[tuple[str, ...]] = ()  # if one of them is missing, the verdict is "not measured"
+    question: ClassVar[str] = ""  # that it answers, in plain words
 
     @abstractmethod
     def judge(self, curves: Mapping[str, Floats], directions: Mapping[str, Better] = {}) -> Verdict:

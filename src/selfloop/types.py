@@ -176,3 +176,4 @@ class Verdict:
     high: float | None = None
     reason: str = ""
     coordinates: Coordinates = ()
+    needed_seeds: int | None = None  # that would decide with 80 % power, if it is undecided and the estimate is right

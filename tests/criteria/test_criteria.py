@@ -15,7 +15,7 @@ from selfloop.criteria.definitions import (
     ScalingLawChange,
     TailLoss,
 )
-from selfloop.criteria.judging import Reference, describe_needed_seeds
+from selfloop.criteria.judging import Reference, needed_seeds
 from selfloop.errors import SettingError
 from selfloop.stats.intervals import mean_interval
 
@@ -172,11 +172,12 @@ def test_a_slope_that_is_not_significant_is_not_a_variance_that_has_stopped():
 def test_the_named_number_of_seeds_decides_with_the_named_power_if_the_estimate_is_right():
     rng = np.random.default_rng(7)
     few = rng.normal(0.05, 0.1, 10)
-    sentence = describe_needed_seeds(mean_interval(few), 0.0)
-    needed = int(re.fullmatch(r"; ([\d,]+) seeds would decide with 80 % power if the estimate is right", sentence)[1])
+    needed = needed_seeds(mean_interval(few), 0.0)
     repeats = rng.normal(few.mean(), few.std(ddof=1), (400, needed))
     assert np.mean([mean_interval(each).low > 0 for each in repeats]) == pytest.approx(0.8, abs=0.06)
-    assert describe_needed_seeds(mean_interval(repeats.ravel()), 0.0) == ""  # these decide
+    assert needed_seeds(mean_interval(repeats.ravel()), 0.0) is None  # these decide
+    verdict = AnyIncrease().judge({"risk": np.column_stack([np.zeros(10), few])})
+    assert verdict.reason.endswith(f"; {verdict.needed_seeds:,} seeds would decide with 80 % power if the estimate is right")
 
 
 def test_a_variance_of_zero_counts_as_collapsed():

@@ -37,6 +37,7 @@ class CollapsingVariance(CurveCriterion):
     """
 
     name: ClassVar[str] = "collapsing_variance"
+    question: ClassVar[str] = "Does the model lose most of its variance?"
     metrics: ClassVar[tuple[str, ...]] = ("variance_ratio", "pixel_std", "heterozygosity")
     uses_control: ClassVar[bool] = True
     judges_amounts: ClassVar[bool] = True
@@ -62,11 +63,12 @@ class CollapsingVariance(CurveCriterion):
         answer = judging.answer_below(interval, limit)
         if answer == "no" and judging.answer_below(extrapolated, limit) != "no":
             answer = "undecided"
+        verdict = Verdict("", "", answer, None, self.threshold, estimate, low, high, reason)
         if answer == "undecided" and (interval.estimate or 0.0) < limit:
-            reason += judging.describe_needed_seeds(interval, limit)
-        elif answer == "undecided" and (extrapolated.estimate or 0.0) > limit:
-            reason += judging.describe_needed_seeds(extrapolated, limit)
-        return Verdict("", "", answer, None, self.threshold, estimate, low, high, reason)
+            return judging.add_needed_seeds(verdict, interval, limit)
+        if answer == "undecided" and (extrapolated.estimate or 0.0) > limit:
+            return judging.add_needed_seeds(verdict, extrapolated, limit)
+        return verdict
 
     def answer_by_law(self, reference: Reference, measured: Answer) -> tuple[Answer, str] | None:
         return ("undecided", reference.limit_by) if measured == "no" and reference.limit == "zero" else None
@@ -88,6 +90,7 @@ class ModeEntanglement(RiseCriterion):
     """The share of rows between the real modes has risen by more than `threshold`."""
 
     name: ClassVar[str] = "mode_entanglement"
+    question: ClassVar[str] = "Are more rows between the real modes?"
     metrics: ClassVar[tuple[str, ...]] = ("mode_confusion",)
 
 
@@ -96,6 +99,7 @@ class TailLoss(CurveCriterion):
     """The model covers less than the share `threshold` of the real data that the first model covered."""
 
     name: ClassVar[str] = "tail_loss"
+    question: ClassVar[str] = "Does the model cover less of the real data?"
     metrics: ClassVar[tuple[str, ...]] = ("support_size", "recall", "coverage", "tail_mass")
     uses_control: ClassVar[bool] = True
     judges_amounts: ClassVar[bool] = True
@@ -110,6 +114,7 @@ class Hallucination(RiseCriterion):
     """The share of rows outside the support of the real data (1 - precision) has risen by more than `threshold`."""
 
     name: ClassVar[str] = "hallucination"
+    question: ClassVar[str] = "Are more rows unlike any real one?"
     metrics: ClassVar[tuple[str, ...]] = ("precision", "outside_support")
     transforms: ClassVar[Mapping[str, Callable[[Floats], Floats]]] = {"precision": lambda precision: 1 - precision}
 
@@ -127,6 +132,7 @@ class CatastrophicIncrease(CurveCriterion):
     """
 
     name: ClassVar[str] = "catastrophic_increase"
+    question: ClassVar[str] = "Has the error become many times larger, or worse than a trivial model's?"
     metrics: ClassVar[tuple[str, ...]] = ("risk",)
     factor: Annotated[float, Gt(1), "multiplier of the risk above which the increase is catastrophic"] = 10.0
 
@@ -156,6 +162,7 @@ class AnyIncrease(CurveCriterion):
     """The risk at the last generation is above the risk at the first."""
 
     name: ClassVar[str] = "any_increase"
+    question: ClassVar[str] = "Is the error higher at the end than at the start?"
     metrics: ClassVar[tuple[str, ...]] = ("risk",)
 
     def judge_values(self, values: Floats, reference: Reference) -> Verdict:
@@ -178,6 +185,7 @@ class Divergence(CurveCriterion):
     """
 
     name: ClassVar[str] = "divergence"
+    question: ClassVar[str] = "Does the error grow without bound?"
     metrics: ClassVar[tuple[str, ...]] = ("risk",)
     flat_tolerance: Annotated[float, Gt(0), "rise over the last half of the generations that counts as none, as a share"] = (
         FLAT_TOLERANCE
@@ -193,8 +201,8 @@ class Divergence(CurveCriterion):
         verdict = judging.make_verdict("no", margin, interval, describe_late_change(interval, margin, values.shape[1]))
         if judging.answer_above(interval, margin) == "no":
             return verdict
-        needed = judging.describe_needed_seeds(interval, margin) if (interval.estimate or 0.0) < margin else ""
-        return replace(verdict, answer="undecided", reason=f"{verdict.reason}{needed}")
+        verdict = replace(verdict, answer="undecided")
+        return judging.add_needed_seeds(verdict, interval, margin) if (interval.estimate or 0.0) < margin else verdict
 
     def answer_by_law(self, reference: Reference, measured: Answer) -> tuple[Answer, str] | None:
         if reference.limit is None:
@@ -210,6 +218,7 @@ class ScalingLawChange(CurveCriterion):
     """
 
     name: ClassVar[str] = "scaling_law_change"
+    question: ClassVar[str] = "Do more rows help less than at the start?"
     metrics: ClassVar[tuple[str, ...]] = ("risk",)
     exponent_change: Annotated[PositiveFloat, "change of the exponent c in risk ~ n^-c that counts as none"] = 0.05
 

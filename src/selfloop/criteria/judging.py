@@ -34,7 +34,9 @@ NO_COLLAPSES: Mapping[str, str] = {
     "separated": "the inputs tell the outcomes apart without an error, so the likelihood has no maximum",
     "not_identified": "the inputs do not determine the coefficients",
     "not_converged": "the search for the maximum of the likelihood did not end",
+    "not_computed": "the run is not finished",
 }
+MAX_NEEDED_SEEDS = 10_000_000  # an estimate that would need more is as good as at the threshold
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,20 +166,27 @@ def relative_to(control: Floats, values: Floats, *, is_amount: bool) -> Floats:
 
 def make_verdict(answer: Answer, threshold: float, interval: Interval, reason: str) -> Verdict:
     """A verdict without the names of criterion, policy and metric."""
-    if answer == "undecided":
-        reason += describe_needed_seeds(interval, threshold)
-    return Verdict("", "", answer, None, threshold, interval.estimate, interval.low, interval.high, reason)
+    verdict = Verdict("", "", answer, None, threshold, interval.estimate, interval.low, interval.high, reason)
+    return add_needed_seeds(verdict, interval, threshold) if answer == "undecided" else verdict
 
 
-def describe_needed_seeds(interval: Interval, threshold: float) -> str:
-    """The number of seeds that would decide if the estimate is right; empty if those at hand do."""
+def add_needed_seeds(verdict: Verdict, interval: Interval, threshold: float) -> Verdict:
+    """The verdict with the number of seeds that would decide, also in its reason; without one if no number is known to."""
+    if (seeds := needed_seeds(interval, threshold)) is None:
+        return verdict
+    reason = f"{verdict.reason}; {seeds:,} seeds would decide with 80 % power if the estimate is right"
+    return replace(verdict, reason=reason, needed_seeds=seeds)
+
+
+def needed_seeds(interval: Interval, threshold: float) -> int | None:
+    """The number of seeds that would decide with 80 % power if the estimate is right; None if those at hand do."""
     from scipy.special import stdtrit
 
     if interval.low is None or interval.high is None or interval.estimate in (None, threshold):
-        return ""
+        return None
     spread = (interval.high - interval.low) / 2 / stdtrit(interval.n - 1, (1 + answer_level()) / 2) * interval.n**0.5
     seeds = seeds_for_power(abs((interval.estimate or 0.0) - threshold), float(spread), answer_level(later=1))
-    return f"; {seeds:,.0f} seeds would decide with 80 % power if the estimate is right" if seeds > interval.n else ""
+    return int(seeds) if interval.n < seeds <= MAX_NEEDED_SEEDS else None
 
 
 def judge_mean(values: Floats, threshold: float, quantity: str, *, is_amount: bool = False) -> Verdict:
