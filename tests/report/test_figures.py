@@ -10,7 +10,7 @@ from selfloop.errors import printable
 from selfloop.policies.builtin import Accumulate, Replace
 from selfloop.policies.schedule import schedule
 from selfloop.published.papers import PublishedCurve
-from selfloop.report.charts import fit_value_axis
+from selfloop.report.curve_records import fit_value_axis
 from selfloop.report.figures import panel_figure, report_figures, schedule_figure
 from selfloop.report.theme import DARK, describe_better, format_interval, format_number, policy_styles, theme_svg
 from selfloop.report.values import CurveData, Panel

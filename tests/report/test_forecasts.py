@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 import selfloop
-from selfloop.report.charts import fit_value_axis
+from selfloop.report.curve_records import fit_value_axis
 from selfloop.report.figures import panel_figure
 from selfloop.report.findings import findings
 from selfloop.report.forecasts import forecast_sentences

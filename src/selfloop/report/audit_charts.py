@@ -11,7 +11,7 @@ import numpy as np
 from selfloop.audit.answer import Audit, Keep
 from selfloop.audit.excess import Bound, NotAuditableError, read_excess
 from selfloop.audit.text import format_excess
-from selfloop.report import charts
+from selfloop.report import charts, curve_records
 from selfloop.report.figures import Figure
 from selfloop.report.theme import FONT, INK, MUTED, Style
 from selfloop.stats.forecast import forecast
@@ -85,7 +85,7 @@ def excess_chart(audits: Sequence[Audit], forecasts: Mapping[str, Sequence[Inter
 
 def keep_chart(keep: Keep, audit: Audit) -> Figure:
     """The measured excess by share of real rows, the bound, and the shares that may just meet it."""
-    points: charts.Records = [
+    points: curve_records.Records = [
         {"share": 100 * point.real_share, **_limits(point.excess, audit)}
         for point in keep.points
         if point.excess.estimate is not None
@@ -145,14 +145,14 @@ def _limits(interval: Interval, audit: Audit) -> dict[str, object]:
     estimate = interval.estimate
     low, high = (estimate if x is None else x for x in (interval.low, interval.high))
     numbers = {"value": estimate, "low": low, "high": high}
-    return {name: charts.json_number(_scaled(x, audit)) for name, x in numbers.items() if x is not None}
+    return {name: curve_records.json_number(_scaled(x, audit)) for name, x in numbers.items() if x is not None}
 
 
 def _scaled(value: float, audit: Audit) -> float:
     return value if audit.is_absolute else 100 * value
 
 
-def _fit_axis(records: charts.Records, bound: float) -> charts.ValueAxis:
+def _fit_axis(records: curve_records.Records, bound: float) -> curve_records.ValueAxis:
     """The axis with all estimates, 0 and the bound; limits may lengthen it by half at either end."""
     numbers = {
         name: [float(str(record[name])) for record in records if record[name] is not None] for name in ("value", "low", "high")
@@ -161,10 +161,10 @@ def _fit_axis(records: charts.Records, bound: float) -> charts.ValueAxis:
     margin = (high - low) / 2
     low, high = max(min([low, *numbers["low"]]), low - margin), min(max([high, *numbers["high"]]), high + margin)
     room = 0.06 * (high - low)
-    return charts.ValueAxis(low - room, high + room, log=False, cut=False)
+    return curve_records.ValueAxis(low - room, high + room, log=False, cut=False)
 
 
-def _excess_channel(audit: Audit, axis: charts.ValueAxis) -> dict[str, Any]:
+def _excess_channel(audit: Audit, axis: curve_records.ValueAxis) -> dict[str, Any]:
     """The title, scale and ticks of the y axis."""
     unit = f"excess ({audit.of or 'absolute'})" if audit.is_absolute else "excess over the control (%)"
     return {

@@ -10,7 +10,8 @@ import altair as alt
 import numpy as np
 
 from selfloop.columns import Floats
-from selfloop.report.charts import Records, finish_chart, generation_axis, json_number, policy_channels
+from selfloop.report.charts import finish_chart, generation_axis, policy_channels
+from selfloop.report.curve_records import Records, json_number
 from selfloop.report.picture_grid import select_generations
 from selfloop.report.theme import FONT, INK, MUTED, PAPER, Style, format_count, format_number
 from selfloop.report.values import CategoryShares

@@ -8,7 +8,8 @@ from typing import Any
 import altair as alt
 import numpy as np
 
-from selfloop.report.charts import HEIGHT, WIDTH, Records, finish_chart, json_number, policy_channels
+from selfloop.report.charts import HEIGHT, WIDTH, finish_chart, policy_channels
+from selfloop.report.curve_records import Records, json_number
 from selfloop.report.picture_grid import select_generations
 from selfloop.report.theme import FONT, INK, PAPER, Style, format_count, format_number
 from selfloop.report.values import GROUPED, ExtinctionOrder

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import vl_convert
 from selfloop.errors import printable
 from selfloop.formats.replacing import write_bytes
 from selfloop.policies.schedule import ScheduleEntry
-from selfloop.report import charts
+from selfloop.report import charts, curve_records
 from selfloop.report.category_shares import (
     describe_ledgers,
     describe_shares,
@@ -25,12 +26,14 @@ from selfloop.report.category_shares import (
     shares_chart,
 )
 from selfloop.report.extinction import describe_extinctions, extinction_caption, extinction_chart
+from selfloop.report.sweep_charts import describe_sweep, sweep_caption, sweep_chart
+from selfloop.report.tables import describe_change
 from selfloop.report.theme import PAPER, Style, describe_better, describe_coordinates, format_number, policy_styles
 from selfloop.report.values import CategoryShares, ExtinctionOrder, Panel, Report
 from selfloop.theory.moments import NoiseLedger
 from selfloop.types import Unit
 
-SMALL_PANEL = (232, 160)  # width and height of a panel of which three stand in a row
+MAIN_SIZE = (470.0, 260.0)  # pixels of the main figure's plot with the names beside it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,12 +47,17 @@ class Figure:
 
     def svg(self) -> str:
         """The figure on a transparent background."""
-        return vl_convert.vegalite_to_svg(dict(self.spec))
+        datasets = {**self.spec["datasets"], curve_records.HOVER: []}
+        return vl_convert.vegalite_to_svg({**self.spec, "datasets": datasets})
+
+    def _repr_mimebundle_(self, include: object = None, exclude: object = None) -> dict[str, object]:
+        svg = on_paper(self.svg())  # its own background: legible in a dark notebook, too
+        return {"text/plain": self.alt, "image/svg+xml": svg, "image/png": to_png(svg)}
 
 
-def panel_figure(panel: Panel, styles: Mapping[str, Style]) -> Figure:
-    """The curves of one metric at one point of the sweep."""
-    axis, point = charts.fit_value_axis(panel), describe_coordinates(panel.coordinates)
+def panel_figure(panel: Panel, styles: Mapping[str, Style], axis: curve_records.ValueAxis | None = None) -> Figure:
+    """The curves of one metric at one point of the sweep, on their own value axis unless one is given."""
+    axis, point = axis or curve_records.fit_value_axis(panel), describe_coordinates(panel.coordinates)
     return Figure(
         name=to_file_name(f"{panel.metric} {point}"),
         alt=_describe_panel(panel, point),
@@ -58,14 +66,41 @@ def panel_figure(panel: Panel, styles: Mapping[str, Style]) -> Figure:
     )
 
 
+def panel_figures(panels: Sequence[Panel], styles: Mapping[str, Style]) -> Iterator[Figure]:
+    """A figure per panel; those of one metric, at several points of a sweep, have the same value axis."""
+    for _, group in groupby(panels, key=lambda panel: panel.metric):
+        members = list(group)
+        axis = curve_records.fit_value_axis(*members)
+        yield from (panel_figure(panel, styles, axis) for panel in members)
+
+
+def main_figure(report: Report, styles: Mapping[str, Style]) -> Figure | None:
+    """The main metric at the first point, larger, with the change of each policy beside its curve; None without values."""
+    if not report.drawn_panels:
+        return None
+    panel = replace(report.drawn_panels[0], laws=(), published=(), forecasts=())
+    changes = {curve.policy: describe_change(curve.values, positive=curve.positive)[0] for curve in panel.curves}
+    axis, point = curve_records.fit_value_axis(panel), describe_coordinates(panel.coordinates)
+    spec = charts.panel_chart(panel, styles, axis, f"{panel.title}, {point}" if point else panel.title, MAIN_SIZE, changes)
+    caption = f"{_panel_caption(panel, axis)} Beside the names: the change from the first to the last generation."
+    return Figure(name="main", alt=_describe_panel(panel, point), caption=caption, spec=spec)
+
+
+def sweep_figure(report: Report, styles: Mapping[str, Style]) -> Figure | None:
+    """The last value of the main metric over one or two axes of the sweep; None for other numbers of axes."""
+    panels = [panel for panel in report.drawn_panels if panel.metric == report.drawn_panels[0].metric]
+    spec = sweep_chart(panels, styles)
+    return Figure(name="sweep", alt=describe_sweep(panels), caption=sweep_caption(panels), spec=spec) if spec else None
+
+
 def side_by_side(reports: Sequence[Report], styles: Mapping[str, Style]) -> list[Figure]:
-    """One small figure per report with values: its main metric at its first point."""
+    """One figure per report with values: its main metric at its first point."""
     figures: list[Figure] = []
     for report in reports:
         for panel in report.drawn_panels[:1]:
             panel = replace(panel, laws=(), published=(), trivial=None, forecasts=())
-            axis, point, summary = charts.fit_value_axis(panel), describe_coordinates(panel.coordinates), report.summary
-            spec = charts.panel_chart(panel, styles, axis, report.title.replace("_", " "), *SMALL_PANEL)
+            axis, point, summary = curve_records.fit_value_axis(panel), describe_coordinates(panel.coordinates), report.summary
+            spec = charts.panel_chart(panel, styles, axis, report.title.replace("_", " "))
             caption = " ".join(filter(None, (summary, point and f"{point}.", _panel_caption(panel, axis))))
             words, name = f"{report.title}. {_describe_panel(panel, point)}", f"side-by-side-{len(figures) + 1}"
             figures.append(Figure(name=name, alt=words, caption=caption, spec=spec))
@@ -107,16 +142,16 @@ def _schedule_chart(
     schedules: Mapping[str, Sequence[ScheduleEntry]], styles: Mapping[str, Style], unit: Unit
 ) -> dict[str, Any]:
     """Rows or tokens trained on, real mass and mean data age. Later policies are thinner, so that none hides another."""
-    rows: charts.Records = [
+    rows: curve_records.Records = [
         {
             "policy": policy, "generation": entry.t, "rows": entry.trained_rows, "real_mass": entry.real_mass,
             "data_age": entry.data_age, "marked": marked,
         }
         for policy, entries in schedules.items()
-        for entry, marked in zip(entries, charts.marked_generations(len(entries), 9), strict=True)
+        for entry, marked in zip(entries, curve_records.marked_generations(len(entries), 9), strict=True)
     ]  # fmt: skip
     counts = [entry.trained_rows for entries in schedules.values() for entry in entries]
-    log = min(counts) > 0 and max(counts) / min(counts) >= charts.LOG_AXIS_RATIO
+    log = min(counts) > 0 and max(counts) / min(counts) >= curve_records.LOG_AXIS_RATIO
     columns = (
         ("rows", f"{unit} trained on{', log scale' if log else ''}", alt.Scale(type="log") if log else alt.Scale(zero=True)),
         ("real_mass", "real share of training mass", alt.Scale(domain=[0, 1])),
@@ -180,7 +215,7 @@ def report_styles(reports: Sequence[Report]) -> dict[str, Style]:
 def report_figures(report: Report, styles: Mapping[str, Style] | None = None) -> list[Figure]:
     """Every figure with a Vega-Lite description: the panels, shares of samples, the noise ledger, then the training data."""
     styles = styles or report_styles([report])
-    figures = [panel_figure(panel, styles) for panel in report.drawn_panels]
+    figures = list(panel_figures(report.drawn_panels, styles))
     figures += [shares_figure(shares, styles) for shares in report.shares]
     figures += [extinction_figure(order, styles) for order in report.extinctions]
     figures += [ledger_figure(report.ledgers, styles)] if report.ledgers else []
@@ -189,13 +224,24 @@ def report_figures(report: Report, styles: Mapping[str, Style] | None = None) ->
 
 def save_svg(svg: str, stem: Path, formats: Collection[str] = ("svg", "png", "pdf")) -> list[Path]:
     """Save an SVG on a light background in these formats, PNG at twice the size; returns the files."""
-    background = f'<rect width="100%" height="100%" fill="{PAPER}"/>'
-    svg = printable(re.sub(r"<svg [^>]*>", lambda match: match.group() + background, svg, count=1))
-    converters = {"svg": str.encode, "png": lambda text: vl_convert.svg_to_png(text, scale=2), "pdf": vl_convert.svg_to_pdf}
+    svg = on_paper(svg)
+    converters = {"svg": str.encode, "png": to_png, "pdf": vl_convert.svg_to_pdf}
     paths = [stem.with_name(f"{stem.name}.{name}") for name in formats]
     for path, name in zip(paths, formats, strict=True):
         write_bytes(path, converters[name](svg))
     return paths
+
+
+def on_paper(svg: str) -> str:
+    """The SVG on a light background."""
+    background = f'<rect width="100%" height="100%" fill="{PAPER}"/>'
+    return printable(re.sub(r"<svg [^>]*>", lambda match: match.group() + background, svg, count=1))
+
+
+def to_png(svg: str) -> bytes:
+    """The SVG as PNG at twice the size."""
+    png: bytes = vl_convert.svg_to_png(svg, scale=2)
+    return png
 
 
 def to_file_name(text: str) -> str:
@@ -212,15 +258,15 @@ def _describe_panel(panel: Panel, point: str) -> str:
     return f"{panel.title}{f' at {point}' if point else ''} by generation: {'; '.join(ends) or 'no values'}."
 
 
-def _panel_caption(panel: Panel, axis: charts.ValueAxis) -> str:
+def _panel_caption(panel: Panel, axis: curve_records.ValueAxis) -> str:
     seeds = sorted({len(curve.values) for curve in panel.curves})
     counts = " to ".join(dict.fromkeys(f"{n:,}" for n in (seeds[0], seeds[-1]))) if seeds else "0"
     parts = [f"Lines and markers: mean over {counts} {'seed' if counts == '1' else 'seeds'}"]
-    if any(map(charts.draws_band, panel.curves)):
+    if any(map(curve_records.draws_band, panel.curves)):
         parts.append("bands: its 95 % interval")
-    elif seeds and seeds[-1] == charts.MIN_BAND_SEEDS - 1:
+    elif seeds and seeds[-1] == curve_records.MIN_BAND_SEEDS - 1:
         parts.append("its 95 % interval is too wide to draw for two seeds")
-    parts += ["thin lines: single chains"] * any(map(charts.draws_chains, panel.curves))
+    parts += ["thin lines: single chains"] * any(map(curve_records.draws_chains, panel.curves))
     parts += ["dashed beyond the run: forecast with 90 % limits"] * any(
         bool(np.isfinite(each.forecast.mean).any()) for each in panel.forecasts
     )

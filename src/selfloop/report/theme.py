@@ -51,7 +51,12 @@ MARKERS = {  # Vega's name of each marker -> its outline, 10 pixels wide, around
     "cross": "M-2 -5h4v3h3v4h-3v3h-4v-3h-3v-4h3z",
     "triangle-right": "M-4.5 -5.5v11L5 0z",
 }
-_FIXED = {"accumulate": "blue", "replace": "vermillion", "accumulate_subsample": "green"}  # the same in every report
+_FIXED = {
+    "accumulate": "blue",
+    "replace": "vermillion",
+    "accumulate_subsample": "green",
+    "control": "gray",
+}  # the same in every report
 
 DARK = {
     INK: "#e6e9ec",
