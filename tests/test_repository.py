@@ -36,12 +36,12 @@ COMPONENTS = [(kind, name) for kind, names in BUILT_IN.items() for name in names
 # A file may import from its own folder, from the bands above, and from the left in its own band.
 BANDS = (
     (
-        "columns", "types", "errors", "formulas", "rng", "source_code", "settings", "component", "curator", "snapshots",
-        "protocols", "formats",
+        "columns", "notebook", "types", "errors", "formulas", "rng", "source_code", "settings", "component", "curator",
+        "snapshots", "protocols", "formats",
     ),
     ("policies", "sources", "families", "curators", "metrics", "stats", "criteria"),
     ("plugins", "spec", "store", "engine", "theory", "published", "presets"),
-    ("result", "audit", "report", "testing", "commands", "__init__", "__main__"),
+    ("summary", "result", "partial", "audit", "report", "testing", "watch", "commands", "__init__", "__main__"),
 )  # fmt: skip
 COMPONENT_ARROWS = {("metrics", "families.nn"), ("criteria", "stats")}  # the only arrows inside the second band
 CONCRETE = ("policies", "sources", "families", "curators", "metrics", "criteria")  # not in the third band, but for the schedule

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from selfloop.columns import Columns, ColumnType, Floats, Params
+from selfloop.notebook import policy_html
 from selfloop.rng import RandomStream
 from selfloop.settings import Settings
 from selfloop.types import NewRows, Plan, TrainingRows, Verdict
@@ -229,6 +230,9 @@ class Policy(Component):
     @abstractmethod
     def plan(self, t: int, n: int) -> Plan:
         """The takes of generation t >= 2. Takes of 0 rows are dropped."""
+
+    def _repr_html_(self) -> str:
+        return policy_html(self)
 
 
 # Which value of a metric is best: "lower", "higher", a number, the name of a value that is measured with it

@@ -19,6 +19,7 @@ from selfloop.engine.executors import Notify
 from selfloop.engine.run import Progress, run_tasks, store_path
 from selfloop.errors import SpecError, shown, unknown_name
 from selfloop.formats.json_lines import measurement_to_json, verdict_to_json
+from selfloop.notebook import KernelProgress, Verdicts, in_kernel
 from selfloop.policies.schedule import ScheduleEntry, schedule_metrics
 from selfloop.protocols import ControlsPolicy, SupportsStepCount
 from selfloop.published.papers import claimed_pairs, unmodified_policies
@@ -40,6 +41,7 @@ from selfloop.stats.data_value import GridCell
 from selfloop.stats.intervals import at_look, mean_interval
 from selfloop.store.calls import Usage
 from selfloop.store.runs import count_looks
+from selfloop.summary import result_html
 from selfloop.theory.forecasts import forecast_policies
 from selfloop.theory.laws import LawCurve, law_curves
 from selfloop.theory.laws.design import point_laws
@@ -47,6 +49,8 @@ from selfloop.types import Coordinates, Measurement, Verdict, real, synthetic
 
 if TYPE_CHECKING:
     import pandas as pd
+
+    from selfloop.report.figures import Figure
 
 At = Mapping[str, object] | Coordinates  # a point of the sweep, as `{"n": 100}`
 PolicyCurves = dict[str, dict[str, Floats]]  # policy -> metric -> (seeds, generations), NaN without a value
@@ -183,12 +187,12 @@ class Result:
         forecasts = forecast_policies(self.point(at), self.curves(at), name, generations)
         return pd.DataFrame([line for forecast in forecasts for line in forecast.lines(self.spec.generations)])
 
-    def verdicts(self) -> list[Verdict]:
+    def verdicts(self) -> Verdicts:
         """Every criterion on every policy of every point. "risk" is the spec's risk metric.
 
         In a sweep over n, a criterion also receives the risk at every n with the other coordinates equal, as "risk@n=100".
         """
-        verdicts = []
+        verdicts = Verdicts()
         known_of = {
             (point.coordinates, label): _references(point, policy)
             for point in self.points
@@ -322,6 +326,16 @@ class Result:
 
         return write_report([self], Path(path))
 
+    def plot(self, metric: str | None = None, at: At = ()) -> Figure:
+        """The report's figure of a metric (None: the risk) at one point, which a notebook shows as SVG or PNG."""
+        from selfloop.report.build import metric_figure
+
+        self._check_metric(name := metric or self.spec.risk_metric() or self.metrics()[0])
+        return metric_figure(self, name, self.point(at).coordinates)
+
+    def _repr_html_(self) -> str:
+        return result_html(self)
+
 
 def _extend_trivial(curves: Mapping[str, Floats]) -> dict[str, Floats]:
     """The curves, with the value of a trivial model, which is measured once, at every generation."""
@@ -367,8 +381,12 @@ def run(
     `workers=None` starts as many processes as the cores allow (in a script with components of its own, guard the call with
     `if __name__ == "__main__":`). The numbers do not depend on it. `progress` is called with the generations done and all
     generations, `notify` with texts such as "replace, seed 0, generation 2: fit, step 40 of 300", many times a second.
+    Without both, the kernel of a notebook shows a line with the progress.
     """
     spec = fresh_spec(spec)
+    if progress is None and notify is None and in_kernel():
+        progress = line = KernelProgress()
+        notify = line.note
     labels, shared = spec.policy_labels(), Usage()
     usage = {label: Usage() for label in labels}
     table = {(p.coordinates, label): Curves(spec.seeds, p.spec.generations) for p in spec.points() for label in labels}

@@ -13,6 +13,7 @@ from typing import Generic, Literal, NamedTuple, TypeVar
 import numpy as np
 
 from selfloop.columns import Column, Columns, Floats, Ints, Params, concat_rows, count_rows, select_rows
+from selfloop.notebook import verdict_html
 
 B = TypeVar("B")
 Answer = Literal["yes", "no", "undecided", "not measured"]
@@ -177,3 +178,6 @@ class Verdict:
     reason: str = ""
     coordinates: Coordinates = ()
     needed_seeds: int | None = None  # that would decide with 80 % power, if it is undecided and the estimate is right
+
+    def _repr_html_(self) -> str:
+        return verdict_html(self)

@@ -16,6 +16,7 @@ from annotated_types import Gt, Interval
 from selfloop.columns import Floats
 from selfloop.component import Policy
 from selfloop.errors import SettingError, SpecError, unknown_name
+from selfloop.notebook import table_html
 from selfloop.policies.schedule import schedule
 from selfloop.settings import Settings
 from selfloop.spec.components import make_component
@@ -130,6 +131,15 @@ class Advice:
     def to_json(self) -> dict[str, Any]:
         """Plain values: the request, and one table per policy."""
         return {"request": asdict(self.request), "policies": [asdict(policy) for policy in self.policies]}
+
+    def _repr_html_(self) -> str:
+        names = ("policy", "answer", "real_share", "synthetic_rows", "multiplier", "control", "trained_rows")
+        rows = [{name: getattr(policy, name) for name in names} for policy in self.policies]
+        asked = self.request
+        title = (
+            f"{asked.rows:,} real rows, {asked.generations} generations, multiplier of {asked.protect} at most {asked.bound:g}"
+        )
+        return table_html(title, rows)
 
 
 def advise(  # noqa: PLR0913  # the settings of the request

@@ -22,6 +22,7 @@ from selfloop.columns import Floats, Ints
 from selfloop.component import Policy
 from selfloop.engine.loop import follow_schedule
 from selfloop.errors import SpecError
+from selfloop.notebook import table_html
 from selfloop.policies.schedule import ScheduleEntry, schedule
 from selfloop.settings import check_setting
 from selfloop.spec.components import make_component
@@ -235,6 +236,12 @@ class PolicyPrediction:
     @property
     def generation(self) -> Ints:
         return np.arange(1, len(self.trained_rows) + 1)
+
+    def _repr_html_(self) -> str:
+        names = ("generation", "trained_rows", "real_mass", "data_age", "mean_error_multiplier", "variance_ratio")
+        columns = [getattr(self, name).tolist() for name in names]
+        rows = [dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)]
+        return table_html(f"{self.policy}, n = {self.n:,}: exact expectations", rows)
 
 
 def _check_arguments(policy: Policy | str | Mapping[str, Any], n: int, generations: int) -> Policy:

@@ -1,0 +1,127 @@
+"""What a notebook shows: values as short tables, and the progress of a run. IPython is used only where it runs already."""
+
+from __future__ import annotations
+
+import math
+import sys
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from html import escape
+from typing import TYPE_CHECKING, Any, cast
+
+if TYPE_CHECKING:
+    from selfloop.component import Policy
+    from selfloop.types import Verdict
+
+MAX_SHOWN_ROWS = 40
+SECONDS_BETWEEN_UPDATES = 0.25
+
+
+def table_html(title: str, rows: Sequence[Mapping[str, object]], note: str = "") -> str:
+    """A table of rows with equal keys as HTML without colors of its own, so that it follows a light or a dark notebook."""
+    visible, n_hidden = rows[:MAX_SHOWN_ROWS], len(rows) - MAX_SHOWN_ROWS
+    header = "".join(f"<th>{escape(str(name))}</th>" for name in (rows[0] if rows else ()))
+    body = "".join(f"<tr>{''.join(f'<td>{_format_cell(value)}</td>' for value in row.values())}</tr>" for row in visible)
+    notes = [note, f"{n_hidden:,} more rows are not shown." if n_hidden > 0 else ""]
+    after = "".join(f"<p>{escape(text)}</p>" for text in filter(None, notes))
+    table = f"<table><thead><tr>{header}</tr></thead><tbody>{body}</tbody></table>" if rows else ""
+    return f'<div class="selfloop"><p><b>{escape(title)}</b></p>{table}{after}</div>'
+
+
+def _format_cell(value: object) -> str:
+    """Four significant digits of a float; a dash for None and for a float without a finite value."""
+    if value is None or (isinstance(value, float) and not math.isfinite(value)):
+        return "–"
+    return escape(f"{value:,.4g}" if isinstance(value, float) else str(value))
+
+
+class Verdicts(list["Verdict"]):
+    """Verdicts that a notebook shows as answers: definitions in rows, policies in columns, a block of rows per point."""
+
+    def _repr_html_(self) -> str:
+        rows = dict[object, dict[str, object]]()
+        measured = {verdict.criterion for verdict in self if verdict.answer != "not measured"}
+        policies = dict.fromkeys((verdict.policy for verdict in self), "–")
+        for verdict in self:
+            if verdict.criterion in measured:
+                point = {"definition": verdict.criterion, **dict(verdict.coordinates)}
+                rows.setdefault((verdict.coordinates, verdict.criterion), {**point, **policies})[verdict.policy] = (
+                    verdict.answer
+                )
+        others = ", ".join(dict.fromkeys(verdict.criterion for verdict in self if verdict.criterion not in measured))
+        note = f"Not measured: {others}. " * bool(others) + "Estimates and reasons: Result.verdict_frame()."
+        return table_html("Definitions of collapse", [*rows.values()], note)
+
+
+def verdict_html(verdict: Verdict) -> str:
+    """One verdict with the values that it rests on."""
+    row = {"policy": verdict.policy, **dict(verdict.coordinates), "answer": verdict.answer, "metric": verdict.metric}
+    values = {name: getattr(verdict, name) for name in ("estimate", "low", "high", "threshold")}
+    return table_html(verdict.criterion, [{**row, **values}], verdict.reason)
+
+
+def policy_html(policy: Policy, n: int = 100, generations: Iterable[int] = (2, 3, 4)) -> str:
+    """The first generations that a policy plans for n initial rows."""
+    rows = list[dict[str, object]]()
+    for t in generations:
+        plan, new_rows = policy.plan(t, n), policy.new_rows(t, n)
+        takes = [
+            f"{'all' if take.rows is None else take.rows} of {take.batch}{f' × {take.weight:.4g}' * (take.weight != 1)}"
+            for take in plan.takes
+            if take.rows != 0
+        ]
+        training_rows = f"{plan.budget} drawn from " * (plan.budget is not None) + ", ".join(takes)
+        columns = {"fresh real rows": new_rows.real, "trains on rows": training_rows, "then samples": new_rows.synthetic}
+        rows.append({"generation": t, **columns})
+    return table_html(repr(policy), rows, f"With {n} initial real rows, on which generation 1 trains.")
+
+
+def in_kernel() -> bool:
+    """True in the kernel of a notebook, which shows HTML; False in a terminal, in that of IPython too."""
+    ipython = sys.modules.get("IPython")
+    return ipython is not None and getattr(ipython.get_ipython(), "kernel", None) is not None
+
+
+class KernelProgress:
+    """One line below the cell that runs: a bar, generations, times and the present step. Called with done and total."""
+
+    def __init__(self) -> None:
+        self.done = self.total = 0
+        self.doing, self.display = "", cast(Any, None)
+        self.started = time.monotonic()
+        self.due = 0.0
+
+    def __call__(self, done: int, total: int) -> None:
+        self.done, self.total = done, total
+        self.show(now=done == total)
+
+    def note(self, doing: str) -> None:
+        """Show which chain computes which step now."""
+        self.doing = doing
+        self.show()
+
+    def text(self) -> str:
+        """Generations, times and the present step."""
+        elapsed = time.monotonic() - self.started
+        words = f"{self.done:,} of {self.total:,} generations, {elapsed:.0f} s elapsed"
+        if self.done == self.total:
+            return words
+        remaining = f", about {elapsed / self.done * (self.total - self.done):.0f} s remaining" if self.done else ""
+        return f"{words}{remaining}{'; ' * bool(self.doing)}{self.doing}"
+
+    def show(self, *, now: bool = False) -> None:
+        """Update the line, at most four times a second unless `now`."""
+        if not now and time.monotonic() < self.due:
+            return
+        from IPython.display import display
+
+        self.due = time.monotonic() + SECONDS_BETWEEN_UPDATES
+        text = self.text()
+        bundle = {
+            "text/plain": text,
+            "text/html": f'<progress max="{self.total}" value="{self.done}"></progress> {escape(text)}',
+        }
+        if self.display is None:
+            self.display = display(bundle, raw=True, display_id=True)
+        else:
+            self.display.update(bundle, raw=True)
