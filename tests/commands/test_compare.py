@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import csv
 from pathlib import Path
 
 import pytest
 
 import selfloop
-from selfloop.commands.compare import compare_curves
+from selfloop.commands.compare import compare_curves, difference_rows, rows_to_csv, rows_to_markdown
 from selfloop.commands.console import print_comparison
 
 
 def test_directions_are_corrected_over_pairs_and_generations(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     policies = ["replace", "accumulate", "accumulate_subsample"]
     spec = selfloop.Spec(source="linear", family="linear", n=60, generations=6, seeds=8, policies=policies)  # type: ignore[arg-type]
-    differences = compare_curves({"spec": selfloop.run(spec, tmp_path)}, "excess_risk")
+    differences, left_out = compare_curves({"spec": selfloop.run(spec, tmp_path)}, "excess_risk")
+    assert left_out == []
     first = differences[0]
     assert (first.first, first.second) == ("replace", "accumulate")
     assert first.directions == ["undecided", *["undecided"] * 3, "higher", "higher"]
@@ -27,5 +29,48 @@ def test_directions_are_corrected_over_pairs_and_generations(tmp_path: Path, cap
 
 def test_policies_without_a_difference_are_compared_as_undecided(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     spec = selfloop.Spec(source="logistic", family="glm", n=8, generations=3, seeds=4)  # separated
-    differences = compare_curves({"": selfloop.run(spec, tmp_path)}, "log_loss")
+    differences, _ = compare_curves({"": selfloop.run(spec, tmp_path)}, "log_loss")
     assert {direction for each in differences for direction in each.directions} == {"undecided"}
+
+
+def curves_of(store: Path, **changes: object) -> selfloop.Result:
+    settings = {"source": "gaussian", "family": "gaussian", "n": 10, "generations": 3, "seeds": 4, "policies": ["replace"]}
+    return selfloop.run(selfloop.Spec(**{**settings, **changes}), store)  # type: ignore[arg-type]
+
+
+def test_runs_are_paired_by_the_seeds_and_generations_that_both_have(tmp_path: Path) -> None:
+    short, long = curves_of(tmp_path), curves_of(tmp_path, seeds=[5, 3, 2, 1], generations=4)  # in another order
+    (each,), left_out = compare_curves({"short": short, "long": long}, "mean_error")
+    assert (each.paired, each.seeds, len(each.intervals)) == (True, (3, 3), 3)
+    assert [interval.estimate for interval in each.intervals] == [0, 0, 0]  # the same seeds: the same numbers
+    assert left_out == [
+        "short: 1 of 4 seeds have no partner and are left out.",
+        "long: the last 1 of 4 generations are left out.",
+        "long: 1 of 4 seeds have no partner and are left out.",
+    ]
+
+
+def test_runs_with_seeds_of_their_own_are_compared_by_welchs_test(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from scipy.stats import ttest_ind
+
+    first, second = curves_of(tmp_path), curves_of(tmp_path, seeds=list(range(10, 17)), n=40)
+    differences, _ = compare_curves({"a": first, "b": second}, "mean_error")
+    a, b = (result.curves()["replace"]["mean_error"] for result in (first, second))
+    limits = ttest_ind(a, b, equal_var=False).confidence_interval(0.96)  # the level of the first look
+    assert differences[0].seeds == (4, 7)
+    assert [interval.low for interval in differences[0].intervals] == pytest.approx(limits.low)
+    assert [interval.high for interval in differences[0].intervals] == pytest.approx(limits.high)
+    print_comparison("mean_error", "lower", differences)
+    assert "a: replace - b: replace (unpaired, 4 and 7 seeds)" in capsys.readouterr().out
+
+
+def test_tables_of_differences_have_full_numbers_as_csv_and_empty_cells_for_none(tmp_path: Path) -> None:
+    one = curves_of(tmp_path, seeds=1, policies=["replace", "accumulate"])
+    rows = difference_rows(compare_curves({"": one}, "mean_error")[0])
+    lines = list(csv.DictReader(rows_to_csv(rows).splitlines()))
+    assert [float(line["difference"]) for line in lines] == [row["difference"] for row in rows]
+    assert {line["low"] for line in lines} == {""}  # one seed has no interval
+    table = rows_to_markdown(rows).splitlines()
+    assert len(table) == 2 + len(rows)
+    assert {line.count("|") for line in table} == {len(rows[0]) + 1}
+    assert " - |" in table[2]

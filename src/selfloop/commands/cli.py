@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from selfloop.commands.answers import give_answer, json_line
 from selfloop.commands.cli_advise import advise
 from selfloop.commands.cli_audit import audit
 from selfloop.commands.cli_check import check
 from selfloop.commands.cli_reproduce import reproduce
 from selfloop.commands.cli_run import open_spec, run, run_with_progress, write_report_file
 from selfloop.commands.options import (
+    JsonOption,
     QuietOption,
     SetOption,
     SpecArgument,
@@ -73,6 +75,7 @@ app.command()(run)
 def plan(
     spec: SpecArgument,
     measure: Annotated[bool, typer.Option("--measure", help="Time ten training steps; store nothing.")] = False,
+    json: JsonOption = None,
     set_: SetOption = None,
     store: StoreOption = None,
 ) -> None:
@@ -82,9 +85,12 @@ def plan(
     """
     from selfloop.commands.console import print_plan
     from selfloop.commands.plan import plan as plan_spec
+    from selfloop.commands.plan import plan_to_json
 
+    check_outputs({"--json": json}, [Path(spec)])
     parsed = open_spec(spec, set_)
-    print_plan(parsed, plan_spec(parsed, store_at(store), measure=measure))
+    costs = plan_spec(parsed, store_at(store), measure=measure)
+    give_answer(lambda: print_plan(parsed, costs), (json, json_line(plan_to_json(parsed, costs))))
 
 
 @app.command()
@@ -95,27 +101,37 @@ def predict(
     set_: SetOption = None,
     figure: Annotated[Path | None, typer.Option(help="Draw the curves to this file (.svg, .png or .pdf).")] = None,
     ledger: Annotated[bool, typer.Option("--ledger", help="Show which rows' noise the error comes from.")] = False,
+    json: JsonOption = None,
 ) -> None:
     """Compute exact theory in milliseconds: expected error and variance of policies, or every law that applies to a spec.
 
     Example: selfloop predict replace accumulate accumulate_subsample --n 100 --generations 20
     """
-    from selfloop.commands.console import print_laws, print_ledgers, print_ledgers_of_spec, print_predictions
+    from selfloop.commands.console import print_laws, print_ledgers, print_predictions
     from selfloop.plugins import presets
     from selfloop.spec.parse import parse_override, parse_policy
     from selfloop.theory.moments import noise_ledger
     from selfloop.theory.moments import predict as predict_policy
 
-    check_outputs({"--figure": figure})
-    if len(policy) == 1 and (policy[0].endswith(".toml") or policy[0] in presets()):
-        (print_ledgers_of_spec if ledger else print_laws)(open_spec(policy[0], set_), figure)
-        return
+    check_outputs({"--figure": figure, "--json": json}, map(Path, policy))
     settings = {key.removeprefix("policy."): value for key, value in map(parse_override, set_ or ())}
-    named = {text: parse_policy(text, "policy", settings) for text in policy}
-    if ledger:
-        print_ledgers({text: noise_ledger(parsed, n, generations) for text, parsed in named.items()}, figure)
+    if len(policy) == 1 and (policy[0].endswith(".toml") or policy[0] in presets()):
+        from selfloop.commands.predict import spec_laws, spec_ledgers
+
+        spec = open_spec(policy[0], set_)
+        if not ledger:
+            laws = spec_laws(spec)
+            give_answer(lambda: print_laws(spec, laws, figure), (json, json_line({"laws": laws})))
+            return
+        ledgers = spec_ledgers(spec)
     else:
-        print_predictions({text: predict_policy(parsed, n, generations) for text, parsed in named.items()}, n, figure)
+        named = {text: parse_policy(text, "policy", settings) for text in policy}
+        if not ledger:
+            predictions = {text: predict_policy(parsed, n, generations) for text, parsed in named.items()}
+            give_answer(lambda: print_predictions(predictions, n, figure), (json, json_line({"policies": predictions})))
+            return
+        ledgers = {text: noise_ledger(parsed, n, generations) for text, parsed in named.items()}
+    give_answer(lambda: print_ledgers(ledgers, figure), (json, json_line({"ledgers": ledgers})))
 
 
 @app.command()
@@ -153,25 +169,35 @@ def report(
 def compare(
     specs: Annotated[list[str], typer.Argument(metavar="SPEC...", help="One spec to compare its policies, or several specs.")],
     metric: Annotated[str | None, typer.Option(help="The metric. Default: the first that all specs measure.")] = None,
+    json: JsonOption = None,
+    csv: Annotated[str | None, typer.Option(metavar="FILE", help="Write the differences in full; - is stdout.")] = None,
+    markdown: Annotated[str | None, typer.Option(metavar="FILE", help="Write them as a table; - is stdout.")] = None,
     set_: SetOption = None,
     store: StoreOption = None,
     workers: WorkersOption = None,
     quiet: QuietOption = False,
 ) -> None:
-    """Show differences between policies or specs, paired by seed, with intervals.
+    """Show differences between policies or specs, with intervals: paired by the seeds that both have, else unpaired (Welch).
 
-    Example: selfloop compare digits.toml --metric pixel_std
+    Specs may differ in seeds and generations: common ones are compared.
+
+    Example: selfloop compare digits.toml longer.toml --metric pixel_std --csv differences.csv
     """
-    from selfloop.commands.compare import choose_metric, compare_curves
+    from selfloop.commands.compare import choose_metric, compare_curves, difference_rows, rows_to_csv, rows_to_markdown
     from selfloop.commands.console import print_comparison
     from selfloop.report.findings import first_sentences
 
+    check_outputs({"--json": json, "--csv": csv, "--markdown": markdown}, map(Path, specs))
     settings = own_settings(specs, set_ or [])
     compared = choose_metric({name: open_spec(name, changes) for name, changes in settings.items()}, metric)
     results = {name: run_with_progress(name, changes, store, workers, quiet) for name, changes in settings.items()}
     better = next(iter(results.values())).spec.directions().get(compared, "")
-    first = [sentence for result in results.values() for sentence in first_sentences(result)]
-    print_comparison(compared, better, compare_curves(results, compared), first)
+    differences, left_out = compare_curves(results, compared)
+    notes = [*(sentence for result in results.values() for sentence in first_sentences(result)), *left_out]
+    rows = difference_rows(differences)
+    answer = json_line({"metric": compared, "better": better, "notes": notes, "differences": rows})
+    outputs = (json, answer), (csv, rows_to_csv(rows)), (markdown, rows_to_markdown(rows))
+    give_answer(lambda: print_comparison(compared, better, differences, notes), *outputs)
 
 
 app.command()(audit)
@@ -184,6 +210,7 @@ app.command()(advise)
 def list_(
     kind: Annotated[str | None, typer.Argument(help="policy, family, source, metric, criterion, curator or preset.")] = None,
     name: Annotated[str | None, typer.Argument(help="A component or preset of that kind.")] = None,
+    json: JsonOption = None,
 ) -> None:
     """List components and presets; with a kind and a name, show the settings of one.
 
@@ -193,14 +220,19 @@ def list_(
     from selfloop.commands.list import component_settings, summaries
     from selfloop.plugins import presets
 
+    check_outputs({"--json": json})
     if not kind or not name:
-        print_list(summaries(kind))
+        lines = summaries(kind)
+        give_answer(lambda: print_list(lines), (json, json_line(lines)))
     elif kind == "preset":
         if name not in presets():
             raise SpecError(unknown_name("preset", name, presets()))
-        show(presets()[name].read_text(encoding="utf-8"))
+        text = presets()[name].read_text(encoding="utf-8")
+        give_answer(lambda: show(text), (json, json_line({"kind": kind, "name": name, "spec": text})))
     else:
-        print_component(f"{kind} {name}", *component_settings(kind, name))
+        description, settings = component_settings(kind, name)
+        answer = {"kind": kind, "name": name, "description": description, "settings": [s._asdict() for s in settings]}
+        give_answer(lambda: print_component(f"{kind} {name}", description, settings), (json, json_line(answer)))
 
 
 @app.command()
@@ -225,6 +257,7 @@ def new(
 def verify(
     spec: SpecArgument,
     records: Annotated[int, typer.Option(min=1, help="Number of records to recompute.")] = 20,
+    json: JsonOption = None,
     set_: SetOption = None,
     store: StoreOption = None,
     quiet: QuietOption = False,
@@ -236,11 +269,13 @@ def verify(
     Example: selfloop verify digits.toml --records 50
     """
     from selfloop.commands.console import print_verification
+    from selfloop.commands.verify import verification_to_json
     from selfloop.commands.verify import verify as verify_spec
 
+    check_outputs({"--json": json}, [Path(spec)])
     with show_progress(quiet, "records") as progress:
         verification = verify_spec(open_spec(spec, set_), store_at(store), records, progress)
-    print_verification(verification)
+    give_answer(lambda: print_verification(verification), (json, json_line(verification_to_json(verification))))
     if verification.wrong or verification.damaged:
         raise typer.Exit(1)
 
@@ -279,14 +314,17 @@ def export(
 
 
 @app.command()
-def runs(store: StoreOption = None) -> None:
+def runs(json: JsonOption = None, store: StoreOption = None) -> None:
     """List the runs of the store: name, date, stored steps, size. Runs share steps.
 
     Example: selfloop runs --store results
     """
     from selfloop.commands.console import print_runs
+    from selfloop.commands.list import list_runs
 
-    print_runs(store_at(store))
+    check_outputs({"--json": json})
+    listed = list_runs(store_at(store))
+    give_answer(lambda: print_runs(listed), (json, json_line({"runs": listed})))
 
 
 @app.command()

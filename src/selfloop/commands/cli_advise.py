@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import json as json_text
 import math
-import sys
-from collections.abc import Callable, Mapping
-from dataclasses import asdict
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from selfloop.commands.options import QuietOption, SetOption, StoreOption, WorkersOption
+from selfloop.commands.answers import give_answer, json_line
+from selfloop.commands.options import JsonOption, QuietOption, SetOption, StoreOption, WorkersOption
 from selfloop.commands.progress import show_progress
 from selfloop.commands.terminal import show
 from selfloop.errors import SettingError, SpecError, shown
-from selfloop.formats.replacing import check_outputs, write_text
+from selfloop.formats.replacing import check_outputs
 
 if TYPE_CHECKING:
     from selfloop.theory.advice import Advice, AdviceRequest, PolicyAdvice
@@ -46,7 +44,7 @@ def advise(
     vary: Annotated[str | None, typer.Option(metavar="POLICY.KEY", help="One policy only, such as mix.real_share.")] = None,
     between: Annotated[str | None, typer.Option(metavar="LOW..HIGH", help="Of a SPEC: values of --vary to search.")] = None,
     seeds: Annotated[int, typer.Option(min=3, help="Of a SPEC: seeds per share.")] = 12,
-    json: Annotated[str | None, typer.Option(metavar="FILE", help="Write one JSON object; - is stdout.")] = None,
+    json: JsonOption = None,
     set_: SetOption = None,
     store: StoreOption = None,
     workers: WorkersOption = None,
@@ -70,7 +68,7 @@ def advise(
         if between is not None or set_:
             raise SpecError("advise: --between and --set change runs of a spec. Name a spec, or leave them out.")
         advice = _rank_policies({**request, "bound": parse_bound(bound), "vary": vary})
-        _write_answer(advice.to_json(), json, lambda: print_advice(advice))
+        give_answer(lambda: print_advice(advice), (json, json_line(advice)))
         return
     if any(value not in (None, 0, "error") for value in request.values()):
         raise SpecError("advise SPEC: rows, generations and the quantity are those of the spec. Change them with --set.")
@@ -82,7 +80,7 @@ def advise(
         runner = AuditRunner(store, workers, progress=progress, notify=None if progress is None else progress.note)
         search = ShareSearch(read_spec(spec, set_ or ()), runner, vary or "mix.real_share", bound, seeds)
         keep = measure_share(search, None if between is None else parse_range(between))
-    _write_answer(asdict(keep), json, lambda: show(f"KEEP: {keep.text}"))
+    give_answer(lambda: show(f"KEEP: {keep.text}"), (json, json_line(keep)))
 
 
 def _rank_policies(request: Mapping[str, Any]) -> Advice:
@@ -95,16 +93,6 @@ def _rank_policies(request: Mapping[str, Any]) -> Advice:
         return rank_policies(**request)
     except SettingError as problem:
         raise SpecError(f"--{problem.setting.replace('_', '-')}: {problem.problem}") from None
-
-
-def _write_answer(answer: Mapping[str, Any], json: str | None, print_answer: Callable[[], None]) -> None:
-    text = json_text.dumps(answer) + "\n"
-    if json == "-":
-        sys.stdout.write(text)
-        return
-    print_answer()
-    if json:
-        write_text(Path(json), text)
 
 
 def parse_range(text: str) -> tuple[float, float]:

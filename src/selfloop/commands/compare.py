@@ -1,29 +1,57 @@
-"""Differences between policies or specs, seed by seed."""
+"""Differences between policies or specs: paired by the seeds that both have, else unpaired."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import csv
+import io
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
+from typing import Any
 
 from selfloop.columns import Floats
 from selfloop.errors import SpecError, unknown_name
 from selfloop.plugins import component_names
 from selfloop.result import Result
 from selfloop.spec.spec import Spec
-from selfloop.stats.comparison import signs
-from selfloop.stats.intervals import Interval, at_look, difference, paired_difference
+from selfloop.stats.comparison import signs_of_moments
+from selfloop.stats.intervals import (
+    Interval,
+    Moments,
+    at_look,
+    difference,
+    independent_moments,
+    seed_moments,
+    student_intervals,
+)
+
+WORDS = {0: "undecided", 1: "higher", -1: "lower"}
 
 
 @dataclass(frozen=True, slots=True)
 class CurveDifference:
-    """The first curve minus the second, generation by generation."""
+    """The first curve minus the second, at every generation that both have."""
 
     first: str
     second: str
-    paired: bool  # True if both have the same random numbers
+    paired: bool  # by seed; False: Welch's test of seeds of their own
+    seeds: tuple[int, int]  # of the first and the second that are compared; equal if paired
     intervals: list[Interval]
     directions: list[str]  # "higher", "lower" or "undecided", corrected over all differences and generations
+
+
+@dataclass(frozen=True, slots=True)
+class _Curve:
+    """A metric of one policy at one point."""
+
+    spec: str
+    label: str
+    values: Floats  # (seeds, generations)
+    seeds: tuple[int, ...]
+    world: str  # curves of equal worlds and seeds have the same random numbers
+
+    def select(self, seeds: Sequence[int], generations: int) -> Floats:
+        return self.values[[self.seeds.index(seed) for seed in seeds], :generations]
 
 
 def choose_metric(specs: Mapping[str, Spec], metric: str | None) -> str:
@@ -38,30 +66,82 @@ def choose_metric(specs: Mapping[str, Spec], metric: str | None) -> str:
     return metric
 
 
-def compare_curves(results: Mapping[str, Result], metric: str) -> list[CurveDifference]:
-    """Differences between all pairs of curves with equal seeds and generations. SpecError without such a pair.
+def compare_curves(results: Mapping[str, Result], metric: str) -> tuple[list[CurveDifference], list[str]]:
+    """Differences between all pairs of curves, and sentences on what is left out of them. SpecError without a pair.
 
-    The probability of any false direction is at most 5 %.
+    Over the generations that both have. Paired by the seeds that both have; if these are less than two, or the random numbers
+    differ, by Welch's test. The probability of any false direction is at most 5 %.
     """
     curves = [curve for name, result in results.items() for curve in _curves(name if len(results) > 1 else "", result, metric)]
-    pairs = [(a, b) for a, b in combinations(curves, 2) if a[1].shape == b[1].shape]
+    pairs, notes = list(combinations(curves, 2)), dict[str, None]()
     if not pairs:
-        raise SpecError("compare: no two curves to compare. Give two policies, or two specs with equal seeds and generations.")
-    words = {0: "undecided", 1: "higher", -1: "lower"}
+        raise SpecError("compare: no two curves to compare. Give two policies, or two specs.")
+    prepared = [_difference_moments(a, b, notes) for a, b in pairs]
     with at_look(max(result.look for result in results.values())):
-        directions = signs([difference(curve, other) for (_, curve, _), (_, other, _) in pairs])
+        directions = signs_of_moments([moments for _, _, moments in prepared])
+        differences = [
+            CurveDifference(
+                a.label, b.label, paired, seeds, student_intervals(moments, min(seeds)), [WORDS[int(sign)] for sign in row]
+            )
+            for (a, b), (paired, seeds, moments), row in zip(pairs, prepared, directions, strict=True)
+        ]
+    return differences, list(notes)
+
+
+def _difference_moments(a: _Curve, b: _Curve, notes: dict[str, None]) -> tuple[bool, tuple[int, int], Moments]:
+    """Whether two curves are paired, the numbers of their seeds that are compared, and the moments of their difference."""
+    common, generations = sorted({*a.seeds} & {*b.seeds}), min(a.values.shape[1], b.values.shape[1])
+    paired = a.world == b.world and (len(common) > 1 or {*a.seeds} <= {*b.seeds} or {*b.seeds} <= {*a.seeds})
+    for curve in (a, b):
+        if later := curve.values.shape[1] - generations:
+            notes[f"{curve.spec or curve.label}: the last {later} of {later + generations} generations are left out."] = None
+        if paired and (alone := len(curve.seeds) - len(common)):
+            notes[f"{curve.spec or curve.label}: {alone} of {len(curve.seeds)} seeds have no partner and are left out."] = None
+    if paired:
+        values = difference(a.select(common, generations), b.select(common, generations))
+        return True, (len(common), len(common)), seed_moments(values)
+    first, second = a.select(a.seeds, generations), b.select(b.seeds, generations)
+    return False, (len(first), len(second)), independent_moments(first, second)
+
+
+def difference_rows(differences: Sequence[CurveDifference]) -> list[dict[str, Any]]:
+    """One line per difference and generation, as `--json`, `--csv` and `--markdown` have them."""
     return [
-        CurveDifference(first, second, draws == other_draws, paired_difference(curve, other), [words[int(s)] for s in row])
-        for ((first, curve, draws), (second, other, other_draws)), row in zip(pairs, directions, strict=True)
-    ]
+        {
+            "first": each.first, "second": each.second, "paired": each.paired, "first_seeds": each.seeds[0],
+            "second_seeds": each.seeds[1], "generation": t, "difference": interval.estimate, "low": interval.low,
+            "high": interval.high, "first_is": direction,
+        }
+        for each in differences
+        for t, (interval, direction) in enumerate(zip(each.intervals, each.directions, strict=True), 1)
+    ]  # fmt: skip
 
 
-def _curves(spec_name: str, result: Result, metric: str) -> Iterator[tuple[str, Floats, object]]:
-    """(Label, curve, draws) of every policy at every point. Two curves with equal draws have the same random numbers."""
+def rows_to_csv(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Lines as CSV with a header; numbers in full, undefined ones empty."""
+    writer = csv.DictWriter(text := io.StringIO(), [*rows[0]], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def rows_to_markdown(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Lines as a table of Markdown; numbers with four significant digits, undefined ones as dashes."""
+
+    def line(cells: Sequence[Any]) -> str:
+        texts = (f"{c:.4g}" if isinstance(c, float) else "-" if c is None else str(c).replace("|", "\\|") for c in cells)
+        return f"| {' | '.join(texts)} |\n"
+
+    return line([*rows[0]]) + "|" + "---|" * len(rows[0]) + "\n" + "".join(line([*row.values()]) for row in rows)
+
+
+def _curves(spec_name: str, result: Result, metric: str) -> Iterator[_Curve]:
+    """The curve of every policy at every point."""
     for point in result.points:
         measured = result.curves(point.coordinates)
         at = "".join(f" {key}={value}" for key, value in point.coordinates)
         for label, world in zip(point.spec.policy_labels(), point.worlds, strict=True):
             if metric not in measured[label]:
                 raise SpecError(unknown_name("--metric", metric, measured[label]))
-            yield f"{spec_name}: {label}{at}".removeprefix(": "), measured[label][metric], (point.spec.seeds, world)
+            title = f"{spec_name}: {label}{at}".removeprefix(": ")
+            yield _Curve(spec_name, title, measured[label][metric], point.spec.seeds, world)

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 from rich.table import Table
@@ -17,13 +17,13 @@ from selfloop.commands.terminal import show
 from selfloop.component import Better
 from selfloop.protocols import SupportsStepCount
 from selfloop.report.theme import describe_better, describe_coordinates, format_count
-from selfloop.store.runs import read_runs
 from selfloop.types import Answer
 
 if TYPE_CHECKING:
     from selfloop.commands.compare import CurveDifference
     from selfloop.commands.gc import Garbage
     from selfloop.commands.plan import PolicyCost
+    from selfloop.commands.predict import PolicyLaws
     from selfloop.commands.verify import Verification
     from selfloop.result import Result
     from selfloop.settings import SettingInfo
@@ -120,23 +120,18 @@ def _print_verdicts(result: Result) -> None:
 
 def print_plan(spec: Spec, costs: Sequence[PolicyCost]) -> None:
     """Chains, stored generations, estimated time and training rows of every policy."""
-    from selfloop.commands.plan import count_training_steps, describe_total
+    from selfloop.commands.plan import describe_total
     from selfloop.report.notes import describe_mixed_backends
 
     columns = ["point", "policy", "chains", "generations", "stored", "estimated time left"]
     columns += [f"training {spec.unit}, t = 1, 2, ...", *["training steps"] * isinstance(spec.family, SupportsStepCount)]
     table = format_table(*columns, right=columns[2:])
-    points = {point.coordinates: point for point in spec.points()}
     for cost in costs:
-        point = points[cost.coordinates]
-        policy = point.spec.policies[point.spec.policy_labels().index(cost.policy)]
-        visible = [_first_numbers([entry.trained_rows for entry in point.schedule(policy)])]
-        if isinstance(spec.family, SupportsStepCount):
-            visible.append(_first_numbers(count_training_steps(point, policy, cost.tokens_per_row)))
+        visible = [_first_numbers(numbers) for numbers in (cost.trained_rows, cost.training_steps) if numbers]
         seconds = "unknown" if cost.seconds is None else f"{cost.seconds:.1f} s"
         counts = str(cost.chains), str(cost.generations), str(cost.stored)
         table.add_row(describe_coordinates(cost.coordinates), cost.policy, *counts, seconds, *visible)
-    first = next(iter(points.values()))
+    first = spec.points()[0]
     seeds = f"seeds {list(spec.seeds)}" if len(spec.seeds) <= MAX_SEEDS_SHOWN else f"{len(spec.seeds)} seeds"
     sizes = f"n = {first.n}, holdout = {first.holdout}, {seeds}"
     show(f"{first.spec.family.name} on {first.spec.source.name}: {sizes}")
@@ -175,13 +170,12 @@ def print_verification(verification: Verification) -> None:
     show(f"{agreeing} of {compared} recomputed records agree ({verification.records} stored){close}.")
 
 
-def print_runs(store: Path) -> None:
+def print_runs(runs: Sequence[Mapping[str, Any]]) -> None:
     """The runs of a store, the last one first, with their date and size."""
-    table, runs = format_table("run", "last", "records", "MB", "", right=("records", "MB")), read_runs(store)
+    table = format_table("run", "last", "records", "MB", "", right=("records", "MB"))
     for run in runs:
-        date = datetime.fromtimestamp(run.time).astimezone().strftime("%Y-%m-%d %H:%M")
-        records, size = run.size(store)
-        table.add_row(run.name, date, f"{records:,}", f"{size / 1e6:,.1f}", run.title)
+        date = datetime.fromisoformat(run["last"]).strftime("%Y-%m-%d %H:%M")
+        table.add_row(run["name"], date, f"{run['records']:,}", f"{run['bytes'] / 1e6:,.1f}", run["title"])
     show(table if runs else "no run is listed.")
 
 
@@ -213,6 +207,9 @@ def print_ledgers(ledgers: Mapping[str, NoiseLedger], figure: Path | None) -> No
     """What each source of noise adds to the error multiplier of models, as tables: a row per source, a column per model."""
     from selfloop.report.picture_grid import select_generations
 
+    if not ledgers:
+        show("no law follows from moments: there is no noise ledger.")
+        return
     show("n x expected squared error of the mean over the true variance, by the noise that it comes from; exact expectations.")
     for name, ledger in ledgers.items():
         values = ledger.n * ledger.squared_error
@@ -234,37 +231,18 @@ def print_ledgers(ledgers: Mapping[str, NoiseLedger], figure: Path | None) -> No
         show(f"figure: {figure}")
 
 
-def print_ledgers_of_spec(spec: Spec, figure: Path | None) -> None:
-    """The noise ledgers of all policies whose laws follow from moments."""
-    from selfloop.report.build import point_ledgers
-
-    ledgers = {
-        f"{label}; {describe_coordinates(point.coordinates)}" if point.coordinates else label: ledger
-        for point in spec.points()
-        for label, ledger in point_ledgers(point).items()
-    }
-    if ledgers:
-        print_ledgers(ledgers, figure)
-    else:
-        show(f"no law of {spec.family.name} on {spec.source.name} follows from moments: there is no noise ledger.")
-
-
-def print_laws(spec: Spec, figure: Path | None) -> None:
+def print_laws(spec: Spec, point_laws: Sequence[PolicyLaws], figure: Path | None) -> None:
     """Every law that applies to a spec, with its conditions and values."""
-    from selfloop.theory.laws.design import point_laws
-
     plotted: dict[str, dict[str, Floats]] = {}
-    for point in spec.points():
-        for label, policy in zip(point.spec.policy_labels(), point.spec.policies, strict=True):
-            title = f"{label}; {describe_coordinates(point.coordinates)}" if point.coordinates else label
-            laws = point_laws(point, policy)
-            if not laws:
-                show(f"{title}: no law applies to {point.spec.family.name} on {point.spec.source.name}.")
-            for law in laws:
-                show(f"{title}: {law.metric}, {law.kind}: {law.law} ({law.source}). {law.conditions}")
-                show("  " + "  ".join(f"{value:.5g}" for value in law.values))
-                if law.kind != "bound":
-                    plotted.setdefault(law.metric, {})[title] = law.values
+    for each in point_laws:
+        title = f"{each.policy}; {describe_coordinates(each.coordinates)}" if each.coordinates else each.policy
+        if not each.laws:
+            show(f"{title}: no law applies to {spec.family.name} on {spec.source.name}.")
+        for law in each.laws:
+            show(f"{title}: {law.metric}, {law.kind}: {law.law} ({law.source}). {law.conditions}")
+            show("  " + "  ".join(f"{value:.5g}" for value in law.values))
+            if law.kind != "bound":
+                plotted.setdefault(law.metric, {})[title] = law.values
     for metric, curves in plotted.items():
         _draw(metric, curves, figure and (figure.with_stem(f"{figure.stem}-{metric}") if len(plotted) > 1 else figure))
 
@@ -277,17 +255,18 @@ def _draw(title: str, curves: Mapping[str, Floats], figure: Path | None) -> None
         show(f"figure: {figure}")
 
 
-def print_comparison(metric: str, better: Better, differences: Sequence[CurveDifference], first: Sequence[str] = ()) -> None:
-    """Sentences, and differences seed by seed with intervals, generation by generation."""
-    for sentence in first:
-        show(sentence)
+def print_comparison(metric: str, better: Better, differences: Sequence[CurveDifference], notes: Sequence[str] = ()) -> None:
+    """Sentences, and differences with intervals, generation by generation."""
     columns = ("first minus second", "generation", "difference", "interval", "first is")
     title = "; ".join(filter(None, (f"{metric}: differences seed by seed, 95 %", describe_better(better))))
     table = format_table(*columns, title=title)
     for difference in differences:
-        title = f"{difference.first} - {difference.second}{'' if difference.paired else ' (independent draws)'}"
+        title = f"{difference.first} - {difference.second}"
+        title += "" if difference.paired else " (unpaired, {} and {} seeds)".format(*difference.seeds)
         for t, (interval, direction) in enumerate(zip(difference.intervals, difference.directions, strict=True), 1):
             table.add_row(title if t == 1 else "", str(t), format_number(interval.estimate), format_limits(interval), direction)
+    for sentence in notes:
+        show(sentence)
     show(table)
     show("Directions are corrected: over all differences and generations, any of them is false with at most 5 %.")
 

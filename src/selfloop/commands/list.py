@@ -1,4 +1,4 @@
-"""Names, summaries and settings of components and presets, for `selfloop list`."""
+"""Names, summaries and settings of components and presets, and the runs of a store: for `selfloop list` and `runs`."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import ast
 import inspect
 from collections.abc import Iterator
 from dataclasses import MISSING, fields
+from datetime import datetime
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from selfloop.errors import SpecError, unknown_name
 from selfloop.plugins import BUILT_IN, component_class, component_names, presets
 from selfloop.settings import SettingInfo, Settings, describe_fields, setting_types, settings_tables
 from selfloop.spec.write import toml_value
+from selfloop.store.runs import read_runs
 
 KINDS = (*BUILT_IN, "preset")
 PLURALS = {"policies": "policy", "families": "family", "criteria": "criterion"}
@@ -40,6 +42,16 @@ def component_settings(kind: str, name: str) -> tuple[str, list[SettingInfo]]:
         text += f"\n\n[family.sampler] {inspect.getdoc(cls.sampler_class)}"
         settings += _flat_settings(cls.sampler_class, "sampler.")
     return text, settings
+
+
+def list_runs(store: Path) -> list[dict[str, Any]]:
+    """The runs of a store, the last one first: name, title, date, number of records, bytes. Runs share records."""
+    runs = [(run, *run.size(store)) for run in read_runs(store)]
+    return [
+        {"name": run.name, "title": run.title, "last": datetime.fromtimestamp(run.time).astimezone().isoformat(),
+         "records": records, "bytes": size}
+        for run, records, size in runs
+    ]  # fmt: skip
 
 
 def _flat_settings(cls: type[Any], prefix: str, defaults: Any = None) -> Iterator[SettingInfo]:

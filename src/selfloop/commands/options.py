@@ -15,6 +15,7 @@ SetOption = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE
 StoreOption = Annotated[Path | None, typer.Option(help="Folder of the store. Default: $SELFLOOP_STORE, else .selfloop.")]
 WorkersOption = Annotated[int | None, typer.Option(min=1, help="Worker processes. Default: as many as the cores allow.")]
 ThreadsOption = Annotated[int | None, typer.Option(min=1, help="Threads per chain. Default: cores / chains, at least 1.")]
+JsonOption = Annotated[str | None, typer.Option("--json", metavar="FILE", help="Write one JSON object; - is stdout.")]
 QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Print no progress.")]
 
 

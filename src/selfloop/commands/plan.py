@@ -6,10 +6,10 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TypeVar, cast
+from typing import Any, TypeVar, cast
 
 from selfloop.columns import Columns, Params, Ragged
 from selfloop.component import Family, Policy
@@ -17,13 +17,13 @@ from selfloop.engine import steps
 from selfloop.engine.ensemble import SeedBlock, ensemble_curves
 from selfloop.engine.executors import count_cores
 from selfloop.engine.stored import StoredWorld
-from selfloop.engine.tasks import Task, cost_in_rows, count_sampled, plan_tasks, run_task
+from selfloop.engine.tasks import Task, cost_in_rows, count_sampled, plan_tasks, replay_outputs
 from selfloop.errors import ChainEndedError
 from selfloop.families.nn.settings import NetworkFamily, TrainingSettings
 from selfloop.protocols import SupportsStepCount
 from selfloop.spec.point import Point
 from selfloop.spec.spec import Spec
-from selfloop.store.calls import NotStoredError, Usage
+from selfloop.store.calls import Usage
 from selfloop.store.store import Store
 from selfloop.types import Coordinates, Take
 
@@ -165,6 +165,8 @@ class PolicyCost:
     parallel: int = 1  # tasks that run at the same time
     tokens_per_row: float = math.nan  # of real text, from a trial
     backends: frozenset[tuple[str, str]] = frozenset()  # (purpose, backend) of the stored results
+    trained_rows: Sequence[float] = ()  # of every generation
+    training_steps: Sequence[float] = ()  # of every fit, if the family counts them; NaN where they depend on unknown lengths
 
     @property
     def seconds(self) -> float | None:
@@ -175,15 +177,20 @@ class PolicyCost:
         return self.seconds_stored / self.stored * left if self.stored else None
 
 
+def total_seconds(costs: Sequence[PolicyCost]) -> float | None:
+    """The time until the run ends, in seconds; None if it is not known."""
+    seconds = [cost.seconds for cost in costs if cost.generations > cost.stored]
+    return None if None in seconds else sum(filter(None, seconds)) / min(cost.parallel for cost in costs)
+
+
 def describe_total(costs: Sequence[PolicyCost]) -> str:
     """The time until the run ends, in minutes, or how to learn it."""
-    seconds = [cost.seconds for cost in costs if cost.generations > cost.stored]
-    if not seconds:
+    if all(cost.generations == cost.stored for cost in costs):
         return "Everything is stored."
-    if None in seconds:
+    if (seconds := total_seconds(costs)) is None:
         return "Total time: unknown. `--measure` times ten training steps and a few samples of each family."
     workers = min(cost.parallel for cost in costs)
-    minutes, shared = sum(filter(None, seconds)) / 60 / workers, f" with {workers} workers" if workers > 1 else ""
+    minutes, shared = seconds / 60, f" with {workers} workers" if workers > 1 else ""
     return f"Total time: about {minutes:.{1 if minutes < 10 else 0}f} minutes{shared}, on this machine when it is idle."
 
 
@@ -209,7 +216,21 @@ def plan(spec: Spec, path: Path, *, measure: bool = False) -> list[PolicyCost]:
                 cost.seconds_tried = (cost.seconds_tried or 0.0) + tried
             if trial := trials.get(task.point.coordinates):
                 cost.tokens_per_row = trial.tokens_per_row
+    for point in spec.points():
+        for label, policy in zip(spec.policy_labels(), point.spec.policies, strict=True):
+            cost = costs[point.coordinates, label]
+            cost.trained_rows = [entry.trained_rows for entry in point.schedule(policy)]
+            if isinstance(spec.family, SupportsStepCount):
+                cost.training_steps = count_training_steps(point, policy, cost.tokens_per_row)
     return list(costs.values())
+
+
+def plan_to_json(spec: Spec, costs: Sequence[PolicyCost]) -> dict[str, Any]:
+    """A plan as `--json` has it."""
+    point = spec.points()[0]
+    sizes = {"source": spec.source.name, "family": spec.family.name, "n": point.n, "holdout": point.holdout}
+    policies = [{**asdict(cost), "seconds": cost.seconds} for cost in costs]
+    return {**sizes, "seeds": spec.seeds, "unit": spec.unit, "seconds": total_seconds(costs), "policies": policies}
 
 
 def count_training_steps(point: Point, policy: Policy, tokens_per_row: float) -> list[float]:
@@ -225,12 +246,8 @@ def count_training_steps(point: Point, policy: Policy, tokens_per_row: float) ->
 
 def _replay_generations(task: Task, store: Store) -> tuple[int, Usage]:
     """Generations of a task that a read-only store has, and its usage. A chain that ended has all its generations."""
-    generations, usage = 0, Usage()
-    try:
-        for output in run_task(task, store):
-            generations += output.generations
-            usage.add(output.usage)
-        generations = task.generations
-    except NotStoredError:
-        usage.add(store.usage)
-    return generations, usage
+    outputs, is_complete = replay_outputs(task, store)
+    usage = store.usage
+    for output in outputs:
+        usage.add(output.usage)
+    return task.generations if is_complete else sum(output.generations for output in outputs), usage

@@ -6,7 +6,7 @@ import os
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -95,6 +95,12 @@ def verify(spec: Spec, path: Path, records: int, progress: Callable[[int, int], 
         if progress:
             progress(verification.checked, len(picks))
     return verification
+
+
+def verification_to_json(verification: Verification) -> dict[str, Any]:
+    """A verification as `--json` has it."""
+    backends = [{"purpose": purpose, "backend": name, "records": n} for (purpose, name), n in verification.backends.items()]
+    return {**asdict(verification), "backends": backends}
 
 
 def _find_uses(tasks: Iterable[Task], store: Store) -> dict[str, _Use]:

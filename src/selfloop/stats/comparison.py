@@ -15,9 +15,18 @@ from typing import Literal
 
 import numpy as np
 
-from selfloop.columns import Floats
+from selfloop.columns import Floats, Ints
 from selfloop.component import Better
-from selfloop.stats.intervals import LEVEL, Interval, answer_level, difference, mean_and_error, paired_difference
+from selfloop.stats.intervals import (
+    LEVEL,
+    Interval,
+    Moments,
+    answer_level,
+    difference,
+    mean_and_error,
+    paired_difference,
+    seed_moments,
+)
 
 FIRST_COMPARED = 3  # at generation 1 all policies have the same model, at generation 2 nearly the same
 MAX_ALL_PAIRS = 6  # number of policies up to which every pair is compared; beyond, each policy with the first one
@@ -134,17 +143,21 @@ def signs(differences: Sequence[Floats]) -> list[Floats]:
 
     The probability of any wrong sign is at most 5 % over all differences and generations.
     """
-    moments = [(len(d), *mean_and_error(d)) for d in differences]
-    p = _adjust(np.concatenate([_p_values(np.abs(mean), error, n) for n, mean, error in moments]))
-    each_p = np.split(p, np.cumsum([len(mean) for _, mean, _ in moments])[:-1])
-    return [np.where(own < 1 - answer_level(), np.sign(mean), 0.0) for (_, mean, _), own in zip(moments, each_p, strict=True)]
+    return signs_of_moments([seed_moments(each) for each in differences])
 
 
-def _p_values(mean: Floats, error: Floats, n: int) -> Floats:
+def signs_of_moments(moments: Sequence[Moments]) -> list[Floats]:
+    """The same from the mean, standard error and degrees of freedom of each difference."""
+    p = _adjust(np.concatenate([_p_values(np.abs(mean), error, freedom + 1) for mean, error, freedom in moments]))
+    each_p = np.split(p, np.cumsum([len(mean) for mean, _, _ in moments])[:-1])
+    return [np.where(own < 1 - answer_level(), np.sign(mean), 0.0) for (mean, _, _), own in zip(moments, each_p, strict=True)]
+
+
+def _p_values(mean: Floats, error: Floats, n: Floats | Ints | int) -> Floats:
     """Twice Student's p value of "the mean of n seeds is not above 0", NaN where it is undefined."""
     from scipy.special import stdtr
 
-    return np.asarray(np.minimum(2 * stdtr(max(n - 1, 1), -mean / error), 1.0), np.float64)
+    return np.asarray(np.minimum(2 * stdtr(np.maximum(n - 1, 1), -mean / error), 1.0), np.float64)
 
 
 def _largest(p_values: Floats) -> Floats:

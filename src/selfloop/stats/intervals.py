@@ -21,6 +21,7 @@ from selfloop.component import Better
 LEVEL = 0.95  # default coverage of every interval
 FIRST_LOOK_SHARE = 0.8  # of the false answers; each later look has half of those that are left
 MAX_LOG_VARIANCE = 50.0  # beyond it, means over seeds have no meaning
+Moments = tuple[Floats, Floats, Floats | Ints]  # mean, its standard error, degrees of freedom; one per generation
 _LOOK: ContextVar[int] = ContextVar("look", default=0)  # 0: outside a run
 
 
@@ -106,8 +107,28 @@ def paired_difference(curves_a: Floats, curves_b: Floats, level: float | None = 
     """Mean of a - b at every generation; row s of both curves (seeds, generations) is the same seed."""
     if curves_a.shape != curves_b.shape:
         raise ValueError(f"paired_difference: curves of shapes {curves_a.shape} and {curves_b.shape}; expected equal shapes.")
-    limits = zip(*_mean_and_limits(difference(curves_a, curves_b), level), strict=True)
-    return [_interval(*each, len(curves_a)) for each in limits]
+    return student_intervals(seed_moments(difference(curves_a, curves_b)), len(curves_a), level)
+
+
+def seed_moments(values: Floats) -> Moments:
+    """Mean over seeds (the first axis), its standard error, and the degrees of freedom of Student's t."""
+    return *mean_and_error(values), np.array(max(len(values) - 1, 1))
+
+
+def independent_moments(a: Floats, b: Floats) -> Moments:
+    """Mean of a minus mean of b over seeds of their own, its standard error, and Welch's degrees of freedom (1947)."""
+    (mean, error, freedom), (other, other_error, other_freedom) = seed_moments(a), seed_moments(b)
+    variance = error**2 + other_error**2
+    return mean - other, np.sqrt(variance), variance**2 / (error**4 / freedom + other_error**4 / other_freedom)
+
+
+def student_intervals(moments: Moments, n: int, level: float | None = None) -> list[Interval]:
+    """Intervals of n seeds with Student-t limits, one per generation, from what the functions above return."""
+    from scipy.special import stdtrit
+
+    mean, error, freedom = moments
+    half = stdtrit(freedom, (1 + (level or answer_level())) / 2) * error
+    return [_interval(*each, n) for each in zip(mean, mean - half, mean + half, strict=True)]
 
 
 def ratio_interval(values: Floats, base: Floats, level: float | None = None) -> Interval:
