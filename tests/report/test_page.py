@@ -33,7 +33,7 @@ from selfloop.errors import printable
 from selfloop.report.figures import join_pictures, report_styles, side_by_side
 from selfloop.report.gallery import read_texts
 from selfloop.report.page import _mark_code, render_page, write_figures
-from selfloop.report.tables import describe_change, headlines
+from selfloop.report.tables import describe_change
 from selfloop.report.values import CurveData, Panel, Report
 
 
@@ -141,10 +141,13 @@ def test_texts_are_complete_without_scripts(language: str) -> None:
 
 
 def test_pictures_come_first_and_shares_before_the_curves(faces: str, language: str) -> None:
-    positions = [faces.index(f'id="e0-{part}"') for part in ("samples", "shares", "curves", "verdicts")]
+    parts = ("answer", "samples", "shares", "curves", "verdicts", "data", "spec", "provenance")
+    positions = [faces.index(f'id="e0-{part}"') for part in parts]
     assert positions == sorted(positions)
+    links = re.findall(r'<li><a href="#e0-([a-z]+)">', faces)
+    assert links == list(parts)  # in the order of the page
     assert "<h3>Modes and attributes</h3>" in faces
-    assert language.index('id="e0-differences"') < language.index('id="e0-texts"')  # texts come after the numbers
+    assert language.index('id="e0-samples"') < language.index('id="e0-differences"')  # of texts, too
 
 
 def test_a_page_of_photographs_stays_small(faces: str) -> None:
@@ -188,7 +191,6 @@ def test_lists_of_many_policies_are_folded() -> None:
     page = render_page([many])
     assert '<details class="folded"><summary>Show all 11 policies' in page
     assert ".folded::details-content { content-visibility: visible" in page  # on paper nothing can be opened
-    assert 'class="cards"' not in page
     assert "Show all" not in render_page([few])
 
 
@@ -199,33 +201,20 @@ def test_the_page_is_self_contained(quickstart: str) -> None:
     assert len(quickstart.encode()) < 1_000_000
 
 
-def test_the_headline_has_the_first_and_last_value_and_the_multiplier() -> None:
-    replace, accumulate, _ = headlines(linear_report())
-    assert replace.change == "×10.02"
-    assert replace.interval == "[9.86, 10.18]"
-    assert replace.sentence == "excess risk 0.0308 → 0.309 y², generation 1 to 10"
-    assert accumulate.policy == "accumulate"
-
-
-def test_the_headline_of_a_metric_without_a_zero_is_a_difference() -> None:
+def test_the_change_of_a_metric_without_a_zero_is_a_difference() -> None:
     values = np.array([[-2.0, 1.0], [-1.0, 3.0], [-3.0, 2.0]])
     assert describe_change(values, positive=False) == ("+4.0", "[1.5, 6.5]")
     assert describe_change(-values, positive=False)[0] == "−4.0"
     assert describe_change(values, positive=True) == ("", "")  # a multiple needs positive means
 
 
-def test_the_headline_of_ended_chains_has_no_multiplier() -> None:
-    replace = headlines(ending_report())[0]
-    assert replace.interval == ""
-    assert "→" in replace.change
-    assert re.search(r"\d+ of 10 chains left at generation 50", replace.sentence)
-
-
 def test_verdicts_have_estimate_interval_and_threshold(quickstart: str) -> None:
     text = " ".join(Page(quickstart).text.split())
     assert "catastrophic_increase The population risk at the last generation is at least twice that of the first." in text
-    assert "● yes negative_elbo 1.110 [1.080, 1.150] threshold 1" in text
-    assert "◐ undecided negative_elbo 1.010 [0.990, 1.030] threshold 1 the interval contains the threshold" in text
+    assert "Measured by negative_elbo; threshold 1." in text
+    assert "● yes 1.110 [1.080, 1.150]" in text
+    assert "accumulate: the interval contains the threshold" in text
+    assert "◐ undecided 1.010 [0.990, 1.030] no number of seeds is known to decide: the interval contains" in text
     assert "Not measured: variance_collapse" in text
     assert "needs the metric variance_ratio" in text
 
@@ -248,7 +237,7 @@ def test_a_report_without_values_is_a_page() -> None:
         title="bare", spec_text="", versions={}, generated=WHEN, panels=[Panel(metric="m", title="m", curves=[curve])]
     )
     empty = Report(title="empty", spec_text="", versions={}, generated=WHEN, panels=[])
-    assert "no chain has a value" in render_page([bare, empty])
+    assert "Under replace, no chain has a value of m." in render_page([bare, empty])
 
 
 def test_several_reports_begin_side_by_side_with_one_color_per_policy() -> None:
@@ -328,7 +317,7 @@ def test_metrics_without_a_value_are_said_first_and_draw_no_empty_axes() -> None
     panels = [Panel(metric="log_loss", title="Log loss", curves=curves), digits_report().panels[0]]
     sentence = "No result for log_loss: no chain has a value (separated)."
     page = render_page([replace(digits_report(), panels=panels, missing=[sentence])])
-    assert page.index(sentence) < page.index('class="cards"')
+    assert page.index(sentence) < page.index('class="sentences') < page.index("<figure")
     section = re.search(r'id="e0-curves".*?</section>', page, flags=re.S)
     assert section
     assert section[0].count("<figure") == 1

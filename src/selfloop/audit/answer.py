@@ -14,7 +14,7 @@ from selfloop.spec.write import spec_text
 from selfloop.stats.intervals import Interval
 
 AuditVerdict = Literal["within", "degrades", "undecided", "not auditable"]
-Aspect = Literal["loss", "diversity", "tails", "duplicates", "classes", "other"]
+Aspect = Literal["loss", "quality", "diversity", "tails", "duplicates", "classes", "length", "other"]
 ShareAnswer = Literal["keep", "none needed", "all real rows do not suffice", "undecided"]
 EXIT_CODES: Mapping[AuditVerdict, int] = {"within": 0, "degrades": 3, "undecided": 4, "not auditable": 4}
 

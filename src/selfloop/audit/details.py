@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import get_args
 
 import numpy as np
 
@@ -27,6 +28,12 @@ ASPECTS: Mapping[Aspect, tuple[str, ...]] = {
         "nll", "log_loss", "cross_entropy", "negative_elbo", "denoising_loss", "log_likelihood", "squared_error", "excess_risk",
         "mean_error", "parameter_error", "evaluation", "kl_divergence", "wasserstein",
     ),
+    "quality": (
+        "pixel_frechet", "feature_frechet", "kernel_distance", "precision", "conformer_coverage", "bond_length_distance",
+        "clash_rate", "strain_energy", "correct_rate", "mauve", "text_frechet", "downstream", "marginal_distance",
+        "correlation_distance", "detectability", "self_cross_entropy", "perplexity",
+    ),
+    "length": ("text_length", "long_documents"),
 }  # fmt: skip
 
 
@@ -69,8 +76,7 @@ def read_details(result: Result, policy: str, control: str, bound: float, look: 
                 answer="worse" if sign > 0 else "better" if sign < 0 else "same" if is_same or _is_equal(pair) else "undecided",
             )
         )  # fmt: skip
-    order: tuple[Aspect, ...] = ("loss", "diversity", "tails", "duplicates", "classes", "other")
-    return tuple(sorted(details, key=lambda detail: order.index(detail.aspect)))
+    return tuple(sorted(details, key=lambda detail: get_args(Aspect).index(detail.aspect)))
 
 
 def _is_equal(pair: list[Floats]) -> bool:

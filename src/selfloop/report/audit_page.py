@@ -155,7 +155,7 @@ def _aspects(audit: Audit) -> Iterator[tuple[str, str, str]]:
         if answers:
             answer = next(answer for answer in ("worse", "better", "undecided", "same") if answer in answers)
             yield aspect, answer, f"{answers[answer].title} {format_pair(answers[answer])}"
-        elif aspect != "other":
+        elif aspect not in ("quality", "length", "other"):  # of some kinds of rows only
             unmeasured.append(aspect)
     if unmeasured:
         yield ", ".join(unmeasured), "not measured", ""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Iterator, Mapping, Sequence
+import shlex
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
 from itertools import filterfalse
@@ -12,14 +13,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from selfloop.audit.details import aspect_of
 from selfloop.columns import Floats
-from selfloop.component import Metric
+from selfloop.component import Better, Metric
 from selfloop.criteria.judging import COLLAPSES
 from selfloop.errors import SpecError
 from selfloop.formats.replacing import write_text
 from selfloop.published.papers import papers, published_curves
 from selfloop.report.figures import Figure, ledger_figure, panel_figure, save_svg
-from selfloop.report.findings import findings, trivial_model
+from selfloop.report.findings import findings, first_model_sentence, first_sentences, trivial_model
 from selfloop.report.forecasts import risk_forecasts
 from selfloop.report.gallery import read_galleries
 from selfloop.report.notes import missing_values, notes
@@ -30,10 +32,10 @@ from selfloop.report.values import GROUPED, Cost, CurveData, DataValuePanel, Pan
 from selfloop.spec.point import SECOND_HOLDOUT, Point
 from selfloop.spec.write import spec_text
 from selfloop.stats.data_value import fit_data_value
-from selfloop.stats.intervals import level_of_look
 from selfloop.store.calls import Usage
 from selfloop.theory.laws import law_ledger
 from selfloop.theory.moments import NoiseLedger
+from selfloop.types import Coordinates
 
 if TYPE_CHECKING:
     from selfloop.result import Result
@@ -78,14 +80,26 @@ def build_report(result: Result) -> Report:
     return Report(
         title=title,
         summary=f"{title}: {sizes} real rows, {counts}.",
+        facts=[f"{sizes} real rows", *counts.split(", ")],
+        unfinished=result.unfinished(),
         spec_text=spec_text(spec),
         versions={"python": platform.python_version(), **versions},
         generated=datetime.now(UTC),
         panels=list(_panels(result)),
         verdicts=result.verdicts(),
-        answer_level=level_of_look(result.look),
+        look=result.look,
+        primary=(spec.primary.higher, spec.primary.lower) if spec.primary else (),
+        controls=first.spec.controls(),
+        real_shares={
+            (point.coordinates, label): entries[-1].real_mass
+            for point in result.points
+            for label, entries in result.schedules(point.coordinates).items()
+        },
         definitions={c.name: (type(c).__doc__ or "").split("\n")[0] for c in spec.criteria},
+        questions={c.name: c.question for c in spec.criteria},
+        commands=_commands(result),
         missing=list(missing_values(result)),
+        leads=[*first_sentences(result), *filter(None, (first_model_sentence(result, point) for point in result.points))],
         findings=list(dict.fromkeys(findings(result))),
         differences=list(_differences(result)),
         data_values=list(_data_values(result)),
@@ -106,6 +120,14 @@ def build_report(result: Result) -> Report:
     )
 
 
+def metric_figure(result: Result, metric: str, coordinates: Coordinates) -> Figure:
+    """The report's figure of one metric at one point."""
+    named = (panel for panel in _panels(result) if panel.metric == metric and panel.coordinates == coordinates)
+    if (panel := next(named, None)) is None:
+        raise SpecError(f"metric: got {metric!r}, a share that the report draws beside others. Write the report.")
+    return panel_figure(panel, policy_styles(result.spec.policy_labels()))
+
+
 def point_ledgers(point: Point) -> dict[str, NoiseLedger]:
     """The noise ledger of each policy of a point whose laws follow from moments, by label."""
     policies = zip(point.spec.policy_labels(), point.spec.policies, strict=True)
@@ -115,10 +137,11 @@ def point_ledgers(point: Point) -> dict[str, NoiseLedger]:
 
 def _panels(result: Result) -> Iterator[Panel]:
     owner: Metric | None = None
-    for metric in filterfalse(CATEGORY_SHARE.fullmatch, result.metrics()):
+    references = {f"{metric}_real" for metric in result.metrics()}  # each is a line of the panel of its metric
+    for metric in filterfalse(CATEGORY_SHARE.fullmatch, (name for name in result.metrics() if name not in references)):
         for point in result.points:
             owner = next((m for m in point.spec.metrics if m.name == metric), owner)  # secondary values follow their metric
-            measured = result.curves(point.coordinates).items()
+            measured = result.curves(point.coordinates)
             better = point.spec.directions().get(metric, "")
             positive = metric in point.spec.positive_metrics()
             curves = [
@@ -129,7 +152,7 @@ def _panels(result: Result) -> Iterator[Panel]:
                     positive=positive,
                     ends_are_worst=result.ends(label, metric, point.coordinates, began=False) <= COLLAPSES.keys(),
                 )
-                for label, c in measured
+                for label, c in measured.items()
                 if metric in c
             ]
             if curves:
@@ -153,7 +176,30 @@ def _panels(result: Result) -> Iterator[Panel]:
                     ],
                     trivial=trivial_model(result, point, metric),
                     forecasts=risk_forecasts(result, point) if metric == point.spec.risk_metric() else (),
+                    aspect=_aspect(metric, owner),
+                    real=_real_value(measured.values(), metric, better),
                 )
+
+
+def _aspect(metric: str, owner: Metric | None) -> str:
+    """What a value is about: as the metric that it belongs to declares, else by its name or that of the metric."""
+    is_own = owner is not None and metric in {*owner.directions(), *owner.secondary_titles}
+    declared = (owner.aspect, aspect_of(metric), aspect_of(owner.name)) if owner and is_own else (aspect_of(metric),)
+    return next((aspect for aspect in declared if aspect not in ("", "other")), "other")
+
+
+def _real_value(measured: Iterable[Mapping[str, Floats]], metric: str, better: Better) -> float | None:
+    """The value of real rows that is measured with a metric, as the mean of all chains; None if there is none."""
+    names = (f"{metric}_real", *([better] if isinstance(better, str) else []))
+    values = [curves[name] for curves in measured for name in names if name in curves]
+    return float(np.nanmean(values)) if values and not np.isnan(values).all() else None
+
+
+def _commands(result: Result) -> list[str]:
+    """The commands that repeat a run from its spec, saved as run.toml."""
+    store = shlex.quote(str(result.store))
+    commands = (f"selfloop {name} run.toml --store {store}" for name in ("run", "report", "verify"))
+    return [f"pip install selfloop=={version('selfloop')}", *commands]
 
 
 def _title_and_unit(point: Point, owner: Metric | None, metric: str) -> tuple[str, str]:

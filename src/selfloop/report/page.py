@@ -8,8 +8,8 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import cache
-from itertools import groupby
 from pathlib import Path
+from typing import Any
 
 import vl_convert
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -17,13 +17,28 @@ from markupsafe import Markup, escape
 
 from selfloop.errors import printable
 from selfloop.report import theme
-from selfloop.report.figures import join_pictures, report_figures, report_styles, save_svg, side_by_side, to_file_name
+from selfloop.report.answers import first_screen, undecided_verdict
+from selfloop.report.figures import (
+    Figure,
+    join_pictures,
+    main_figure,
+    report_figures,
+    report_styles,
+    save_svg,
+    side_by_side,
+    sweep_figure,
+    to_file_name,
+)
 from selfloop.report.gallery import view_gallery
 from selfloop.report.picture_grid import select_generations
-from selfloop.report.tables import format_seconds, headlines, heat_map, unmeasured, verdict_tables
+from selfloop.report.tables import format_seconds, heat_map, unmeasured, verdict_tables
 from selfloop.report.values import Report
 
 MAX_OPEN_POLICIES = 10  # with more policies, as in a grid, parts of the page that list all policies are folded
+_ASPECT_TITLES = {
+    "loss": "Loss", "quality": "Quality of samples", "diversity": "Diversity", "tails": "Rare values", "duplicates": "Copying",
+    "classes": "Modes and classes", "length": "Length", "other": "Other values",
+}  # fmt: skip
 _SHARE_TITLES = {"mode": "modes", "attribute": "attributes", "symbol": "symbols", "token": "tokens"}
 
 
@@ -53,7 +68,8 @@ def render_page(reports: Sequence[Report], title: str = "") -> str:
     environment = template_environment()
     styles, newest = report_styles(reports), max(report.generated for report in reports)
     page = environment.get_template("page.html").render(
-        title=title or " · ".join(report.title for report in reports), generated=f"{newest.day} {newest:%B %Y, %H:%M %Z}",
+        title=title or " · ".join(report.title for report in reports), generated=f"{newest.day} {newest:%B %Y}",
+        costs=[cost for report in reports for cost in report.costs],
         experiments=[_experiment(report, f"e{i}", styles) for i, report in enumerate(reports)],
         side_by_side=side_by_side(reports, styles) if len(reports) > 1 else [],
         bundle=_vega_bundle(),
@@ -75,6 +91,7 @@ def template_environment() -> Environment:
         "number": theme.format_number,
         "seconds": format_seconds,
         "theme": theme.theme_svg,
+        "undecided": undecided_verdict,
         "unmeasured": unmeasured,
         "variable": theme.css_variable,
     }
@@ -87,21 +104,23 @@ def _experiment(report: Report, key: str, styles: Mapping[str, theme.Style]) -> 
     figures = [(f"{key}f{i}", figure) for i, figure in enumerate(report_figures(report, styles))]
     n_drawn = len(report.drawn_panels)  # their figures come first
     views = [view_gallery(gallery, styles) for gallery in report.galleries]
-    samples_first = any(view.has_images or view.molecules for view in views)
     nouns = {"mode" if shares.kind == "class" else shares.kind for shares in report.shares}
     nouns |= {order.noun for order in report.extinctions}
     share_titles = [title for noun, title in _SHARE_TITLES.items() if noun in nouns]
+    points = _points(report, figures)
+    is_sweep, has = len(points) > 1, {name for point in points for name in ("curves", "verdicts", "differences") if point[name]}
     sections = {
-        "values": ("Value of real and synthetic rows", report.data_values),
-        "samples": ("Samples", samples_first),
+        "samples": ("Samples", views),
         "shares": (" and ".join(share_titles).capitalize(), nouns),
-        "curves": ("Curves", report.drawn_panels),
-        "differences": ("Policies compared", report.differences),
-        "verdicts": ("Verdicts", report.verdicts),
-        "texts": ("Samples", views and not samples_first),
-        "data": ("Training data", report.schedules),
-        "cost": ("Cost", report.costs),
-        "spec": ("Spec and versions", True),
+        "points": ("Points of the sweep", is_sweep),
+        "curves": ("Curves", "curves" in has and not is_sweep),
+        "verdicts": ("Definitions of collapse", "verdicts" in has and not is_sweep),
+        "differences": ("Differences", "differences" in has and not is_sweep),
+        "values": ("Value of real and synthetic rows", report.data_values),
+        "data": ("Data and cost", report.schedules or report.costs),
+        "spec": ("Spec", True),
+        "repeat": ("How to reproduce", report.commands),
+        "provenance": ("Provenance", True),
     }
     return {
         "key": key,
@@ -109,19 +128,32 @@ def _experiment(report: Report, key: str, styles: Mapping[str, theme.Style]) -> 
         "styles": {label: styles[label] for label in report.policies()},
         "sections": {name: title for name, (title, exists) in sections.items() if exists},
         "folded": len(report.policies()) > MAX_OPEN_POLICIES,
-        "headlines": headlines(report),
-        "notes": [*report.findings, *report.notes],
-        "metrics": [
-            list(group)
-            for _, group in groupby(zip(report.drawn_panels, figures, strict=False), key=lambda pair: pair[0].metric)
-        ],
-        "verdicts": verdict_tables(report),
+        "main": (f"{key}main", (sweep_figure if is_sweep else main_figure)(report, styles)),
+        "screen": first_screen(report),
+        "points": points,
         "shares": figures[n_drawn : n_drawn + len(report.shares) + len(report.extinctions)],
         "ledgers": [(name, figure) for name, figure in figures if figure.name == "noise-ledger"],
         "heat_maps": [(panel, heat_map(panel)) for panel in report.data_values],
         "schedules": figures[-1] if report.schedules else None,
         "galleries": [(gallery.coordinates, view) for gallery, view in zip(report.galleries, views, strict=True)],
     }
+
+
+def _points(report: Report, figures: Sequence[tuple[str, Figure]]) -> list[dict[str, Any]]:
+    """Of each point of the sweep, one without a sweep: figures by what their metrics are about, verdicts, differences."""
+    drawn, verdicts = list(zip(report.drawn_panels, figures, strict=False)), verdict_tables(report)
+    differences = {table.coordinates: table for table in report.differences}
+    points = dict.fromkeys([*(panel.coordinates for panel in report.panels), *verdicts, *differences])
+    shown = []
+    for coordinates in points:
+        here = [(panel.aspect, figure) for panel, figure in drawn if panel.coordinates == coordinates]
+        curves = {
+            _ASPECT_TITLES.get(aspect, aspect.capitalize()): [figure for other, figure in here if other == aspect]
+            for aspect in sorted(dict(here), key=[*_ASPECT_TITLES, *dict(here)].index)
+        }
+        table = {"verdicts": verdicts.get(coordinates, {}), "differences": differences.get(coordinates)}
+        shown.append({"coordinates": coordinates, "curves": curves, **table})
+    return shown
 
 
 def _mark_code(text: str) -> Markup:

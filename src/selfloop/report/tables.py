@@ -1,4 +1,4 @@
-"""The words and tables of a page: headlines, verdicts, data values and times as text."""
+"""The words and tables of a page: changes, verdicts, data values and times as text."""
 
 from __future__ import annotations
 
@@ -8,20 +8,9 @@ from dataclasses import dataclass
 
 from selfloop.columns import Floats
 from selfloop.report.theme import format_interval, format_interval_parts, format_number
-from selfloop.report.values import CurveData, DataValuePanel, Panel, Report
+from selfloop.report.values import DataValuePanel, Report
 from selfloop.stats.intervals import mean_interval, ratio_interval
 from selfloop.types import Coordinates, Verdict
-
-
-@dataclass(frozen=True, slots=True)
-class Headline:
-    """The change of the main metric under one policy."""
-
-    policy: str
-    coordinates: Coordinates
-    change: str  # as `describe_change`, or both values if it is undefined
-    interval: str  # 95 % interval of the change; empty if undefined
-    sentence: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,25 +20,6 @@ class HeatMapCell:
     text: str
     level: float
     is_lowest: bool  # among the cells with the same number of real rows
-
-
-def headlines(report: Report) -> list[Headline]:
-    """The main metric's first and last value under every policy, at every point of the sweep."""
-    panels = [panel for panel in report.panels if panel.metric == report.panels[0].metric]
-    return [_headline(panel, curve) for panel in panels for curve in panel.curves]
-
-
-def _headline(panel: Panel, curve: CurveData) -> Headline:
-    if curve.ends is None:
-        return Headline(curve.policy, panel.coordinates, "–", "", f"no {panel.title}: no chain has a value")
-    (first, a), (last, b) = curve.ends
-    values = f"{format_number(a)} → {format_number(b)}"
-    change, interval = describe_change(curve.values, positive=curve.positive)
-    sentence = f"{panel.title} {values}{f' {panel.unit}' if panel.unit else ''}, generation {first} to {last}"
-    n_left, n_chains = int(curve.summary.surviving[-1]), len(curve.values)
-    if n_left < n_chains:
-        sentence += f"; {n_left} of {n_chains} chains left at generation {curve.values.shape[1]}"
-    return Headline(curve.policy, panel.coordinates, change or values, interval, sentence)
 
 
 def describe_change(curves: Floats, *, positive: bool) -> tuple[str, str]:

@@ -19,7 +19,7 @@ from selfloop.policies.schedule import ScheduleEntry
 from selfloop.published.papers import PublishedCurve
 from selfloop.stats.comparison import Comparison
 from selfloop.stats.data_value import DataValue, GridCell
-from selfloop.stats.intervals import LEVEL, SeedSummary, summarize_seeds
+from selfloop.stats.intervals import SeedSummary, level_of_look, summarize_seeds
 from selfloop.theory.forecasts import PolicyForecast
 from selfloop.theory.law import Kind
 from selfloop.theory.laws import LawCurve
@@ -70,6 +70,8 @@ class Panel:
     published: Sequence[tuple[str, PublishedCurve]] = ()  # (policy, curve)
     trivial: tuple[str, float] | None = None  # the trivial model in words, and its value
     forecasts: Sequence[PolicyForecast] = ()  # of the generations after the run
+    aspect: str = "other"  # what the metric is about
+    real: float | None = None  # its value for real rows, where it is measured with it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,11 +165,19 @@ class Report:
     generated: datetime  # with a time zone
     panels: Sequence[Panel]
     summary: str = ""  # one sentence: family, source, n, generations, seeds
+    facts: Sequence[str] = ()  # beside the title: rows, generations, seeds
+    unfinished: str = ""  # how far the run is, if it is not finished
     verdicts: Sequence[Verdict] = ()
-    answer_level: float = LEVEL  # of the intervals of verdicts
+    look: int = 1  # how often the question was asked, with more seeds each time
+    primary: Sequence[str] = ()  # the two policies of the primary comparison, if there is one
+    controls: Mapping[str, str] = field(default_factory=dict)  # label of a control -> that of its policy
+    real_shares: Mapping[tuple[Coordinates, str], float] = field(default_factory=dict)  # of the last training mass, by policy
     definitions: Mapping[str, str] = field(default_factory=dict)  # criterion -> its definition in one line
+    questions: Mapping[str, str] = field(default_factory=dict)  # criterion -> the question that it answers, in plain words
+    commands: Sequence[str] = ()  # that repeat the run
     missing: Sequence[str] = ()  # metrics without any value, with the reason: one sentence each
-    findings: Sequence[str] = ()  # orders of policies, late changes, inflection points: one sentence each
+    leads: Sequence[str] = ()  # the findings that the first screen shows: the look, primary comparisons, poor first models
+    findings: Sequence[str] = ()  # these, orders of policies, late changes, inflection points: one sentence each
     differences: Sequence[PolicyDifferences] = ()
     data_values: Sequence[DataValuePanel] = ()
     shares: Sequence[CategoryShares] = ()
@@ -179,6 +189,16 @@ class Report:
     galleries: Sequence[Gallery] = ()
     costs: Sequence[Cost] = ()
     notes: Sequence[str] = ()  # which comparisons are paired, how many chains ended, ...
+
+    @property
+    def n_seeds(self) -> int:
+        """Number of seeds of the main metric."""
+        return len(self.panels[0].curves[0].values) if self.panels else 0
+
+    @property
+    def answer_level(self) -> float:
+        """Coverage of the intervals that answers rest on, 0 to 1."""
+        return level_of_look(self.look)
 
     @property
     def drawn_panels(self) -> list[Panel]:

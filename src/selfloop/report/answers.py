@@ -1,0 +1,287 @@
+"""The answer of a report: what happened to the main metric under each policy, in one sentence that its seeds support."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from selfloop.criteria.judging import Reference, judge_ended, needed_seeds
+from selfloop.report.theme import describe_better, describe_coordinates, format_count, format_interval, format_number
+from selfloop.report.values import CurveData, Panel, Report
+from selfloop.stats.comparison import MARGIN_SHARE
+from selfloop.stats.intervals import Interval, at_look, mean_interval, paired_difference, ratio_interval
+from selfloop.stats.trend import FLAT_TOLERANCE, late_change
+from selfloop.types import Coordinates, Verdict
+
+Change = Literal["rose", "fell", "unchanged", "undecided", "ended", "missing"]
+LOSSES = ("nll", "log_loss", "cross_entropy", "negative_elbo", "denoising_loss", "evaluation")  # "loss" in a sentence
+_SWEEP_WORDS: Mapping[Change, str] = {
+    "rose": "rose", "fell": "fell", "unchanged": "did not change", "undecided": "is undecided", "ended": "has ended chains",
+    "missing": "has no value",
+}  # fmt: skip
+MAX_SENTENCES = 5  # with more policies, the best, the worst and those of the primary comparison have one
+
+
+@dataclass(frozen=True, kw_only=True)
+class PolicyAnswer:
+    """What the main metric did under one policy at one point of the sweep, from the first to the last generation."""
+
+    policy: str
+    coordinates: Coordinates
+    answer: Change
+    sentence: str
+    change: Interval  # of a ratio to the first value if `is_ratio`, else of a difference; at the level of the look
+    is_ratio: bool
+    values: tuple[float, float]  # means at the first and the last generation, NaN if undefined
+    badness: float  # policies are sorted by it, the worst first
+    needed: str = ""  # how many more seeds would decide, or why none; empty unless undecided
+    real_share: float | None = None  # of the training mass at the last generation, where known
+    n_left: int = 0  # chains with a value at the last generation
+    n_collapsed: int = 0  # verdicts with a yes
+    n_undecided: int = 0
+    n_measured: int = 0  # verdicts with an answer
+
+
+@dataclass(frozen=True, kw_only=True)
+class FirstScreen:
+    """The answer as the page shows it first."""
+
+    alarms: list[str]  # said before all else: not finished, no values, every chain ended
+    sentences: list[tuple[str, str]]  # (policy, sentence)
+    about: str  # the main metric in words, its unit and direction
+    rows: list[PolicyAnswer]  # of the table, the worst first
+    generations: int
+    certainty: list[str]  # how sure, one sentence each
+
+
+def first_screen(report: Report) -> FirstScreen:
+    """The sentences and the table of the first screen."""
+    if not report.panels:
+        return FirstScreen(alarms=[*report.missing], sentences=[], about="", rows=[], generations=0, certainty=[])
+    answers, main = policy_answers(report), report.panels[0]
+    rows = [row for point in answers.values() for row in point]
+    if len(answers) == 1:
+        sentences = [(row.policy, row.sentence) for row in leading_answers(report, rows)]
+    else:
+        sentences = list(sweep_sentences(rows, len(answers), metric_noun(main)))
+    return FirstScreen(
+        alarms=list(_alarms(report, answers)), sentences=sentences, about=_describe_metric(main),
+        rows=sorted(rows, key=lambda row: -row.badness), generations=main.curves[0].values.shape[1],
+        certainty=list(_certainty(report, rows)),
+    )  # fmt: skip
+
+
+def _alarms(report: Report, answers: dict[Coordinates, list[PolicyAnswer]]) -> Iterator[str]:
+    if report.unfinished:
+        yield f"{report.unfinished[0].upper()}{report.unfinished[1:]}."
+    yield from report.missing
+    rows = [row for point in answers.values() for row in point]
+    if all(row.answer == "ended" and np.isnan(row.values[1]) and row.n_left == 0 for row in rows):
+        yield "Every chain of every policy ended before the last generation."
+
+
+def _describe_metric(panel: Panel) -> str:
+    parts = [panel.title, panel.unit, describe_better(panel.curves[0].better)]
+    return f"{metric_noun(panel).capitalize()}: {', '.join(filter(None, parts))}."
+
+
+def _certainty(report: Report, rows: list[PolicyAnswer]) -> Iterator[str]:
+    """How many seeds and looks the answers rest on, what a control adds, and what is undecided with the seeds it needs."""
+    look = f", at look {report.look}" if report.look > 1 else ""
+    yield f"{format_count(report.n_seeds, 'seed')}; intervals of {100 * report.answer_level:.4g} %{look}."
+    if not report.controls:
+        yield "No control: what part of a change is due to synthetic rows is not known."
+    yield from control_sentences(report)
+    for row in rows:
+        if row.needed:
+            at = f" at {describe_coordinates(row.coordinates)}" if row.coordinates else ""
+            yield f"Undecided: {row.policy}{at}. {row.needed[0].upper()}{row.needed[1:]}."
+    n_verdicts = sum(verdict.answer == "undecided" for verdict in report.verdicts)
+    n_pairs = sum(pair.answer == "undecided" for table in report.differences for pair in table.comparisons)
+    open_ = [format_count(n, noun) for n, noun in ((n_verdicts, "verdict"), (n_pairs, "difference")) if n]
+    if open_:
+        yield f"Undecided below: {' and '.join(open_)}, with the seeds that would decide beside each."
+
+
+def policy_answers(report: Report) -> dict[Coordinates, list[PolicyAnswer]]:
+    """The answers at every point of the sweep, the worst policy first."""
+    answers = {}
+    with at_look(report.look):
+        for panel in (panel for panel in report.panels if panel.metric == report.panels[0].metric):
+            rows = [_answer(report, panel, curve) for curve in panel.curves]
+            answers[panel.coordinates] = sorted(rows, key=lambda row: -row.badness)
+    return answers
+
+
+def metric_noun(panel: Panel) -> str:
+    """The metric in a sentence."""
+    return "loss" if panel.metric in LOSSES else panel.metric.replace("_", " ")
+
+
+def _answer(report: Report, panel: Panel, curve: CurveData) -> PolicyAnswer:
+    values, noun = curve.values, metric_noun(panel)
+    first, last = float(values[:, 0].mean()), float(values[:, -1].mean())
+    difference = mean_interval(values[:, -1] - values[:, 0])
+    ratio = ratio_interval(values[:, -1], values[:, 0]) if curve.positive else difference
+    is_ratio = curve.positive and ratio.estimate is not None and (ratio.high is not None or difference.high is None)
+    margin = MARGIN_SHARE * _scale(panel, curve)
+    answer, statement, needed = _without_change(report, panel, curve) or _judge_change(panel, curve, difference, margin)
+    if answer in ("rose", "fell"):
+        by = f"to {format_interval(ratio)} times its first value" if is_ratio else f"by {_in_unit(difference, panel)}"
+        small = f", less than the margin of {format_number(margin)}" if max(map(abs, _limits(difference))) < margin else ""
+        statement = f"{noun} {answer} {by} in {_generations(curve)}{small}{_trend(panel, curve, answer)}"
+    verdicts = [v for v in report.verdicts if (v.policy, v.coordinates) == (curve.policy, panel.coordinates)]
+    return PolicyAnswer(
+        policy=curve.policy, coordinates=panel.coordinates, answer=answer, needed=needed,
+        sentence=f"Under {curve.policy}, {statement}.",
+        change=ratio if is_ratio else difference, is_ratio=is_ratio, values=(first, last),
+        badness=_badness(curve, answer, first, last),
+        real_share=report.real_shares.get((panel.coordinates, curve.policy)),
+        n_left=int((~np.isnan(values[:, -1])).sum()),
+        n_undecided=sum(verdict.answer == "undecided" for verdict in verdicts),
+        n_collapsed=sum(verdict.answer == "yes" for verdict in verdicts),
+        n_measured=sum(verdict.answer != "not measured" for verdict in verdicts),
+    )  # fmt: skip
+
+
+def _without_change(report: Report, panel: Panel, curve: CurveData) -> tuple[Change, str, str] | None:
+    """The answer of a curve that has no change to judge, its statement, and what would decide; None for others."""
+    noun, n_ended = metric_noun(panel), int(np.isnan(curve.values[:, -1]).sum())
+    if report.unfinished:
+        return "undecided", f"{noun} is undecided: the run is not finished", "the other generations will tell"
+    if curve.ends is None:
+        return "missing", f"no chain has a value of {noun}", ""
+    if n_ended:
+        return "ended", _describe_ended(curve, noun, n_ended), ""
+    if curve.values.shape[1] < 2:
+        value = _in_unit(mean_interval(curve.values[:, 0]), panel)
+        return "undecided", f"{noun} is {value} at the only generation", "no seeds, but a second generation would tell"
+    return None
+
+
+def _judge_change(panel: Panel, curve: CurveData, difference: Interval, margin: float) -> tuple[Change, str, str]:
+    """The answer of a curve without ended chains, its statement unless it rose or fell, and what would decide."""
+    noun, (low, high) = metric_noun(panel), _limits(difference)
+    if low > 0 or high < 0:
+        return "rose" if low > 0 else "fell", "", ""
+    if len(curve.values) > 1 and not (curve.values[:, -1] - curve.values[:, 0]).any():
+        return "unchanged", f"{noun} is the same at the first and the last generation in all {len(curve.values):,} seeds", ""
+    change = f"{_in_unit(difference, panel)} in {_generations(curve)}"
+    if -margin < low and high < margin:
+        return "unchanged", f"{noun} did not change: {change}, within the margin of {format_number(margin)}", ""
+    law = next((law for label, law in panel.laws if label == curve.policy and law.kind == "exact"), None)
+    theory = "" if law is None else f"; the exact law says {format_number(float(law.values[-1] - law.values[0]))}"
+    return "undecided", f"whether {noun} changed is undecided: {change}{theory}", _describe_need(difference, margin)
+
+
+def _generations(curve: CurveData) -> str:
+    return format_count(curve.values.shape[1], "generation")
+
+
+def _describe_need(difference: Interval, margin: float) -> str:
+    """How many more seeds would find a change, or show that it is within the margin; or why no number is known."""
+    if difference.n < 2:
+        return "one seed gives no interval: add two or more"
+    if difference.low is None or difference.estimate is None:
+        return "the seeds do not differ, so that no number is known"
+    bounds = [0.0, *([np.copysign(margin, difference.estimate)] if abs(difference.estimate) < margin else [])]
+    numbers = [seeds for bound in bounds if (seeds := needed_seeds(difference, float(bound))) is not None]
+    if not numbers:
+        return "no number of seeds is known to decide"
+    return f"about {format_count(min(numbers) - difference.n, 'more seed')} would decide"
+
+
+def _describe_ended(curve: CurveData, noun: str, n_ended: int) -> str:
+    """Which chains ended, from which generation on, and what the median over all chains says of the change."""
+    n, first = len(curve.values), int(np.isnan(curve.values).any(axis=0).argmax()) + 1
+    statement = f"{'every chain' if n_ended == n else f'{n_ended:,} of {n:,} chains'} ended, the first at generation {first:,}"
+    if not curve.ends_are_worst:
+        return f"{statement}, for a reason that is no collapse: {noun} cannot be judged"
+    started = curve.values[~np.isnan(curve.values[:, 0])]
+    is_amount = curve.better == "higher"
+    answer = judge_ended(started[:, -1] - started[:, 0], 0.0, noun, is_amount=is_amount).answer if len(started) else "undecided"
+    median = {"yes": f"the median {noun} {'fell' if is_amount else 'rose'}", "no": f"the median {noun} is no worse"}
+    return f"{statement}; with these as the worst values, {median.get(answer, f'a change of the median {noun} is undecided')}"
+
+
+def _trend(panel: Panel, curve: CurveData, answer: Change) -> str:
+    """Whether a curve that rose or fell goes on at its end, as far as the last half of its generations tells."""
+    if curve.values.shape[1] < 3:
+        return ""
+    margin, (low, high) = FLAT_TOLERANCE * _scale(panel, curve), _limits(mean_interval(late_change(curve.values)))
+    if -margin <= low and high <= margin:
+        return " and has levelled off"
+    ups, downs = low > margin, high < -margin
+    if ups or downs:
+        still, again = ("rising", "rises") if ups else ("falling", "falls")
+        return f" and is still {still}" if ups == (answer == "rose") else f", but {again} at the end"
+    return f"; whether it still {'rises' if answer == 'rose' else 'falls'} is undecided"
+
+
+def _badness(curve: CurveData, answer: Change, first: float, last: float) -> float:
+    """The rank of a policy: how far the last mean is on the worse side; of unknown directions, how far it moved."""
+    if answer == "missing" or np.isnan(last):
+        return np.inf if answer == "ended" and curve.ends_are_worst else -np.inf
+    if isinstance(curve.better, float | int):
+        return abs(last - curve.better)
+    return {"lower": last, "higher": -last}.get(curve.better, abs(last - first))
+
+
+def _scale(panel: Panel, curve: CurveData) -> float:
+    """The size that margins refer to, as in comparisons."""
+    trivial = None if panel.trivial is None else np.full((1, 1), panel.trivial[1])
+    return Reference(curve.positive, trivial).scale(curve.values)
+
+
+def _limits(interval: Interval) -> tuple[float, float]:
+    """The limits, infinite where they are undefined."""
+    return (-np.inf if interval.low is None else interval.low), (np.inf if interval.high is None else interval.high)
+
+
+def _in_unit(interval: Interval, panel: Panel) -> str:
+    return " ".join(filter(None, (format_interval(interval), panel.unit)))
+
+
+def leading_answers(report: Report, answers: list[PolicyAnswer]) -> list[PolicyAnswer]:
+    """The answers with a sentence on the first screen, the worst first."""
+    if len(answers) <= MAX_SENTENCES:
+        return answers
+    known = [each for each in answers if each.answer != "missing"] or answers
+    chosen = {known[0].policy, known[-1].policy, *report.primary}
+    return [each for each in answers if each.policy in chosen]
+
+
+def sweep_sentences(answers: list[PolicyAnswer], n_points: int, noun: str) -> Iterator[tuple[str, str]]:
+    """Per policy, one sentence on all points of a sweep: where its main metric rose, fell, or did neither."""
+    for policy in dict.fromkeys(each.policy for each in answers):
+        parts = []
+        for answer, words in _SWEEP_WORDS.items():
+            if found := [each for each in answers if (each.policy, each.answer) == (policy, answer)]:
+                where = f" ({describe_coordinates(found[0].coordinates)})" if len(found) == 1 < n_points else ""
+                parts.append(f"{words} at {f'all {n_points}' if len(found) == n_points else len(found)}{where}")
+        yield policy, f"Under {policy}, {noun} {', '.join(parts)} of {format_count(n_points, 'point')}."
+
+
+def control_sentences(report: Report) -> Iterator[str]:
+    """How each policy ends beside its control, which trains on real rows only, where the main metric has both."""
+    with at_look(report.look):
+        for panel in report.drawn_panels[:1]:
+            curves = {curve.policy: curve.values for curve in panel.curves}
+            for control, of in report.controls.items():
+                if control in curves and of in curves and not report.unfinished:
+                    gap = paired_difference(curves[of], curves[control])[-1]
+                    low, high = _limits(gap)
+                    where = "above" if low > 0 else "below" if high < 0 else "undecidedly above or below"
+                    yield f"{of} ends {where} {control}, its control on real rows: {_in_unit(gap, panel)}."
+
+
+def undecided_verdict(verdict: Verdict, n_seeds: int) -> str:
+    """How many more seeds would decide a verdict, or why more seeds would not."""
+    if verdict.needed_seeds is not None:
+        return f"about {format_count(max(verdict.needed_seeds - n_seeds, 1), 'more seed')} would decide"
+    if verdict.threshold is not None and verdict.low is not None and verdict.low > verdict.threshold:
+        return f"more seeds would not decide: {verdict.reason}"
+    return f"no number of seeds is known to decide: {verdict.reason}"
