@@ -14,6 +14,7 @@ from selfloop.types import Coordinates, Measurement
 VALUE, NO_MEASUREMENT = 0, 1  # codes: a value; the chain had ended before. Other codes are positions in `statuses`
 STATUSES = ("", "no measurement")
 NOT_FINITE = "not_finite"
+NOT_COMPUTED = "not_computed"  # status of generations that a run which is not finished lacks
 TRIVIAL = "_trivial"  # end of the name of a risk of the trivial model, which has one value per chain, at generation 1
 
 

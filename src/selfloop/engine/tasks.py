@@ -183,6 +183,16 @@ def run_task(task: Task, store: Store) -> Iterator[TaskOutput]:
         yield TaskOutput(task.point.coordinates, position, curves, generations, usage)
 
 
+def replay_outputs(task: Task, store: Store) -> tuple[list[TaskOutput], bool]:
+    """Outputs of a task that a read-only store has, and True if they are all. Computes nothing."""
+    outputs: list[TaskOutput] = []
+    with suppress(NotStoredError):
+        for output in run_task(task, store):
+            outputs.append(output)
+        return outputs, True
+    return outputs, False
+
+
 def replay_chain(task: Task) -> StoredWorld:
     """The world of a chain, with references to all of its generations that are stored. Computes nothing."""
     world = _chain_world(task, Store(task.store, read_only=True), measures=False)

@@ -36,7 +36,7 @@ def notes(result: Result) -> Iterator[str]:
         for label, measured in result.curves(point.coordinates).items():
             main = measured.get(point.spec.metrics[0].name)
             n_left = 0 if main is None else int((~np.isnan(main[:, -1])).sum())
-            if n_left < n_chains:
+            if n_left < n_chains and not result.progress:
                 reasons = ", ".join(sorted(result.statuses(label, point.coordinates)))
                 yield f"{label}{suffix}: {n_left} of {n_chains} chains are left at the end ({reasons})."
 
