@@ -10,7 +10,7 @@ import altair as alt
 import numpy as np
 
 from selfloop.columns import Floats
-from selfloop.report.charts import finish_chart, generation_axis, policy_channels
+from selfloop.report.charts import finish_chart, generation_axis, opacity, policy_channels
 from selfloop.report.curve_records import Records, json_number
 from selfloop.report.picture_grid import select_generations
 from selfloop.report.theme import FONT, INK, MUTED, PAPER, Style, format_count, format_number
@@ -95,11 +95,11 @@ def _attribute_chart(shares: CategoryShares, styles: Mapping[str, Style], title:
 
     color, shape = policy_channels(styles, list(shares.samples))
     limits = (alt.Tooltip(f"{name}:Q", format=".1%") for name in ("mean", "low", "high", "real"))
-    points = base("mean").mark_point(filled=True, size=34, opacity=1)
+    points = base("mean").mark_point(filled=True, size=34).encode(opacity=opacity(1))
     layers = [
-        base("bottom").mark_area(opacity=0.17, clip=True).encode(y2="top:Q", color=color),
+        base("bottom").mark_area(clip=True).encode(y2="top:Q", color=color, opacity=opacity(0.17)),
         base("mean(real)").mark_line(color=INK, strokeWidth=1.4, strokeDash=[5, 3]),
-        base("mean").mark_line(strokeWidth=2).encode(color=color),
+        base("mean").mark_line(strokeWidth=2).encode(color=color, opacity=opacity(1)),
         points.encode(color=color, shape=shape, tooltip=["policy:N", "generation:Q", *limits]),
     ]
     panels = (
@@ -115,7 +115,8 @@ def _attribute_chart(shares: CategoryShares, styles: Mapping[str, Style], title:
         .resolve_scale(y="independent")
         .resolve_axis(x="independent")
     )
-    return finish_chart(panels, title, {"attributes": rows})
+    meta = {"generations": shares.n_generations, "prominent": list(shares.samples)}
+    return finish_chart(panels, title, {"attributes": rows}, meta=meta)
 
 
 def _attribute_records(shares: CategoryShares, name: str) -> Records:

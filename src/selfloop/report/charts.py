@@ -78,7 +78,8 @@ def panel_chart(
 def _value_channel(panel: Panel, axis: ValueAxis, height: float) -> dict[str, Any]:
     """The title, scale and ticks of the y axis."""
     ticks = {"tickCount": 6, "values": _decades(axis), "format": "~g"} if axis.log else {"tickCount": 6}
-    scale = {"domain": [axis.low, axis.high], "type": "log" if axis.log else "linear", "nice": False, "zero": False}
+    kind = {"type": "log"} if axis.log else {"type": "linear", "zero": False}
+    scale = {"domain": [axis.low, axis.high], "nice": False, **kind}
     title = (f"{panel.title} ({panel.unit})" if panel.unit else panel.title) + ", log scale" * axis.log
     return {"title": wrap(title, int(42 * height // 240)), "scale": scale, "axis": ticks, "stack": None}
 
@@ -131,7 +132,7 @@ def _name_layers(color: Any, shape: Any) -> list[Any]:
     y = alt.Y("at:Q", scale=None, axis=None)
     names = alt.Chart(alt.NamedData(name="names")).encode(y=y, x=alt.value("width"))
     text = names.mark_text(align="left", baseline="middle", dx=20, font=FONT, fontSize=12, lineHeight=LINE_HEIGHT)
-    text = text.encode(text="lines:N", color=alt.Color("ink:N", scale=None), opacity=opacity(1, 0.75))
+    text = text.encode(text="lines:N", color=alt.Color("ink:N", scale=None, legend=None), opacity=opacity(1, 0.75))
     markers = names.mark_point(filled=True, size=42, xOffset=12).encode(color=color, shape=shape, opacity=opacity(1))
     return [markers, text]
 

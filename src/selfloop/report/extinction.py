@@ -8,7 +8,7 @@ from typing import Any
 import altair as alt
 import numpy as np
 
-from selfloop.report.charts import HEIGHT, WIDTH, finish_chart, policy_channels
+from selfloop.report.charts import HEIGHT, WIDTH, finish_chart, opacity, policy_channels
 from selfloop.report.curve_records import Records, json_number
 from selfloop.report.picture_grid import select_generations
 from selfloop.report.theme import FONT, INK, PAPER, Style, format_count, format_number
@@ -33,18 +33,23 @@ def extinction_chart(order: ExtinctionOrder, styles: Mapping[str, Style], title:
         return alt.Chart(alt.NamedData(name=name)).encode(x=x, y=alt.Y(f"{column}:Q", **y))
 
     numbers = (alt.Tooltip(f"{column}:Q", format=".3g") for column in ("share", "mean", "low", "high"))
-    points = base("extinctions").encode(color=color, shape=shape, tooltip=["policy:N", "name:N", *numbers])
+    points = base("extinctions").encode(color=color, shape=shape, opacity=opacity(1), tooltip=["policy:N", "name:N", *numbers])
     dashes = alt.StrokeDash("kind:N", scale=alt.Scale(domain=list(DASHES), range=list(DASHES.values())), legend=None)
     layers = [
-        base("extinctions", "low").transform_filter("isValid(datum.low)").mark_rule().encode(y2="high:Q", color=color),
-        *[base("laws").mark_line(strokeWidth=1.5).encode(color=color, strokeDash=dashes)] * bool(order.laws),
-        points.transform_filter("!datum.remains").mark_point(filled=True, size=48, opacity=1),
-        points.transform_filter("datum.remains").mark_point(fill=PAPER, size=48, strokeWidth=1.6, opacity=1),
+        base("extinctions", "low")
+        .transform_filter("isValid(datum.low)")
+        .mark_rule()
+        .encode(y2="high:Q", color=color, opacity=opacity(1)),
+        *[base("laws").mark_line(strokeWidth=1.5).encode(color=color, strokeDash=dashes, opacity=opacity(1))]
+        * bool(order.laws),
+        points.transform_filter("!datum.remains").mark_point(filled=True, size=48),
+        points.transform_filter("datum.remains").mark_point(fill=PAPER, size=48, strokeWidth=1.6),
         base("names").mark_text(font=FONT, fontSize=10, color=INK, align="left", dx=7).encode(text="name:N"),
     ]
     rows = _records(order)
     sets = {"extinctions": rows, "names": _free_names(order, rows), "laws": _law_records(order)}
-    return finish_chart(alt.layer(*layers).properties(width=WIDTH, height=HEIGHT), title, sets)
+    meta = {"prominent": list(order.policies)}
+    return finish_chart(alt.layer(*layers).properties(width=WIDTH, height=HEIGHT), title, sets, meta=meta)
 
 
 def _share_axis(order: ExtinctionOrder) -> Any:

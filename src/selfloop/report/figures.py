@@ -27,9 +27,8 @@ from selfloop.report.category_shares import (
 )
 from selfloop.report.extinction import describe_extinctions, extinction_caption, extinction_chart
 from selfloop.report.sweep_charts import describe_sweep, sweep_caption, sweep_chart
-from selfloop.report.tables import describe_change
 from selfloop.report.theme import PAPER, Style, describe_better, describe_coordinates, format_number, policy_styles
-from selfloop.report.values import CategoryShares, ExtinctionOrder, Panel, Report
+from selfloop.report.values import CategoryShares, CurveData, ExtinctionOrder, Panel, Report
 from selfloop.theory.moments import NoiseLedger
 from selfloop.types import Unit
 
@@ -79,11 +78,21 @@ def main_figure(report: Report, styles: Mapping[str, Style]) -> Figure | None:
     if not report.drawn_panels:
         return None
     panel = replace(report.drawn_panels[0], laws=(), published=(), forecasts=())
-    changes = {curve.policy: describe_change(curve.values, positive=curve.positive)[0] for curve in panel.curves}
+    changes = {curve.policy: _change(curve) for curve in panel.curves}
     axis, point = curve_records.fit_value_axis(panel), describe_coordinates(panel.coordinates)
     spec = charts.panel_chart(panel, styles, axis, f"{panel.title}, {point}" if point else panel.title, MAIN_SIZE, changes)
     caption = f"{_panel_caption(panel, axis)} Beside the names: the change from the first to the last generation."
     return Figure(name="main", alt=_describe_panel(panel, point), caption=caption, spec=spec)
+
+
+def _change(curve: CurveData) -> str:
+    """The last mean over the first, or minus it if 0 is not the lowest possible value; empty if it is undefined."""
+    if curve.ends is None or curve.ends[1][0] < curve.values.shape[1]:
+        return ""
+    first, last = (mean for _, mean in curve.ends)
+    if curve.positive:
+        return f"×{format_number(last / first)}" if first > 0 else ""
+    return "+" * (last > first) + format_number(last - first)
 
 
 def sweep_figure(report: Report, styles: Mapping[str, Style]) -> Figure | None:
@@ -145,9 +154,9 @@ def _schedule_chart(
     rows: curve_records.Records = [
         {
             "policy": policy, "generation": entry.t, "rows": entry.trained_rows, "real_mass": entry.real_mass,
-            "data_age": entry.data_age, "marked": marked,
+            "data_age": entry.data_age, "marked": marked, "line": round(4 - 2.6 * i, 2), "dot": round(80 - 56 * i, 1),
         }
-        for policy, entries in schedules.items()
+        for i, (policy, entries) in zip(np.linspace(0, 1, len(schedules)), schedules.items(), strict=True)
         for entry, marked in zip(entries, curve_records.marked_generations(len(entries), 9), strict=True)
     ]  # fmt: skip
     counts = [entry.trained_rows for entries in schedules.values() for entry in entries]
@@ -158,8 +167,6 @@ def _schedule_chart(
         ("data_age", "mean data age (generations)", alt.Scale(zero=True)),
     )
     policies = list(schedules)
-    widths = alt.Scale(domain=policies, range=np.linspace(4, 1.4, len(policies)).tolist())
-    sizes = alt.Scale(domain=policies, range=np.linspace(80, 24, len(policies)).tolist())
     color, shape = charts.policy_channels(styles, policies)
     views = []
     for name, axis_title, scale in columns:
@@ -168,13 +175,16 @@ def _schedule_chart(
             y=alt.Y(f"{name}:Q", title=axis_title, scale=scale, axis=alt.Axis(tickCount=5)),
             color=color,
         )
-        line = base.mark_line().encode(strokeWidth=alt.StrokeWidth("policy:N", scale=widths, legend=None))
-        size = alt.Size("policy:N", scale=sizes, legend=None)
-        points = base.transform_filter("datum.marked").mark_point(filled=True, opacity=1)
-        points = points.encode(shape=shape, size=size, tooltip=charts.mark_tooltip(name))
+        line = base.mark_line().encode(
+            opacity=charts.opacity(1), strokeWidth=alt.StrokeWidth("line:Q", scale=None, legend=None)
+        )
+        size = alt.Size("dot:Q", scale=None, legend=None)
+        points = base.transform_filter("datum.marked").mark_point(filled=True)
+        points = points.encode(opacity=charts.opacity(1), shape=shape, size=size, tooltip=charts.mark_tooltip(name))
         views.append(alt.layer(line, points).properties(width=216, height=160))
-    chart = alt.hconcat(*views, spacing=26).resolve_scale(color="shared", shape="shared", size="shared", strokeWidth="shared")
-    return charts.finish_chart(chart, "Training data of each generation", {"schedules": rows})
+    chart = alt.hconcat(*views, spacing=26).resolve_scale(color="shared", shape="shared")
+    meta = {"generations": max(map(len, schedules.values())), "prominent": policies}
+    return charts.finish_chart(chart, "Training data of each generation", {"schedules": rows}, meta=meta)
 
 
 def shares_figure(shares: CategoryShares, styles: Mapping[str, Style]) -> Figure:

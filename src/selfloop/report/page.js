@@ -1,40 +1,214 @@
 "use strict";
-// Figures are still pictures until a reader clicks; only then is the bundled Vega unpacked and run.
-let vega;
+// Without this script figures are still pictures. Those that come into view are drawn again by the bundled Vega, in their place.
+{% include "exports.js" %}
+
+const pick = (selector, from = document) => [...from.querySelectorAll(selector)];
+const make = (tag, properties) => Object.assign(document.createElement(tag), properties);
+const chosen = new Set(); // policies that the reader highlights; without any, each figure highlights its own
+const drawings = new Map(); // figure -> drawing
+const MIN_PLOT = 120; // pixels
+let vega, now; // the unpacked Vega; the generation of the slider
 
 async function unpackVega() {
   const packed = Uint8Array.from(atob(document.getElementById("vega").textContent), (c) => c.charCodeAt(0));
   const plain = new Blob([packed]).stream().pipeThrough(new DecompressionStream("gzip"));
-  const script = document.createElement("script");
-  script.textContent = await new Response(plain).text();
-  document.head.append(script);
+  document.head.append(make("script", { textContent: await new Response(plain).text() }));
 }
 
-// Replaces the light colors of a Vega-Lite description by those of the current color scheme.
-function applyTheme(text) {
-  const colors = getComputedStyle(document.documentElement);
-  return text.replace(/"#([0-9a-f]{6})"/g, (match, hex) => {
-    const value = colors.getPropertyValue("--c" + hex).trim();
-    return value ? JSON.stringify(value) : match;
-  });
+class Drawing {
+  constructor(figure) {
+    this.picture = figure.querySelector(".picture");
+    this.still = this.picture.querySelector("svg");
+    // Light colors become the variables of the page, which follow its color scheme.
+    this.spec = JSON.parse(figure.querySelector("script").textContent.replace(/"#([0-9a-f]{6})"/g, '"var(--c$1)"'));
+    this.meta = this.spec.usermeta ?? {};
+    this.policies = new Set(Object.values(this.spec.datasets ?? {}).flatMap((rows) => rows.map((row) => row.policy)));
+    this.isOther = false;
+    const excess = this.still.getAttribute("width") - this.picture.clientWidth, plots = this.plots(this.spec);
+    const isNarrow = this.picture.clientWidth && excess > 0 && plots.length && plots.every((plot) => plot.width - excess >= MIN_PLOT);
+    this.excess = isNarrow ? excess : 0;
+    if (this.excess) this.picture.style.minHeight = `${this.still.getAttribute("height")}px`; // that of the narrower plot
+  }
+
+  plots(spec) {
+    return [spec, ...(spec.vconcat ?? [])].filter((part) => part.layer || (part.mark && part.width));
+  }
+
+  async draw() {
+    await (vega ??= unpackVega());
+    const spec = structuredClone(this.spec), live = make("div", { className: "live chart-wrapper", hidden: true });
+    if (this.isOther) this.useOtherScale(spec, spec.datasets);
+    for (const plot of this.plots(spec)) plot.width -= this.excess; // text keeps its size on a narrow screen
+    this.picture.append(live);
+    const options = { mode: "vega-lite", renderer: "svg", actions: false, defaultStyle: false, tooltip: { disableDefaultStyle: true } };
+    const { view } = await window.vegaEmbed(live, spec, options);
+    view.addEventListener("click", (_, item) => item?.datum?.policy && this.meta.prominent && highlight(item.datum.policy));
+    const svg = live.querySelector("svg");
+    for (const name of ["role", "aria-label", ...(this.excess ? [] : ["width", "height"])]) svg.setAttribute(name, this.still.getAttribute(name)); // no jump
+    for (const part of [svg, live]) part.removeAttribute("aria-roledescription");
+    for (const name of ["role", "aria-label"]) live.removeAttribute(name);
+    this.view?.finalize();
+    this.live?.remove();
+    [this.view, this.live, live.hidden] = [view, live, false];
+    this.picture.classList.add("is-live");
+    this.update();
+  }
+
+  // The logarithmic y axis in place of the linear one, or the reverse.
+  useOtherScale(part, sets) {
+    if (JSON.stringify(part?.y?.scale?.domain) === JSON.stringify(this.meta.y.scale.domain)) {
+      const { title, scale, axis } = this.meta.other_y;
+      part.y = { ...part.y, title, scale, axis };
+    }
+    if (sets) {
+      for (const row of sets.names ?? []) row.at = row.other;
+      for (const row of [...(sets.means ?? []), ...(sets.forecasts ?? [])]) {
+        if ("bottom" in row) row.bottom = Math.max(row.low, this.meta.other_y.scale.domain[0]);
+      }
+    }
+    for (const [key, value] of Object.entries(part ?? {})) if (typeof value === "object" && key !== "datasets") this.useOtherScale(value);
+  }
+
+  update() {
+    for (const svg of [this.still, this.live?.querySelector("svg")]) if (svg) markGeneration(svg, this.meta.generations);
+    const own = [...chosen].filter((policy) => this.policies.has(policy));
+    if (this.meta.prominent) this.view?.signal("shown", own.length ? own : this.meta.prominent).runAsync();
+  }
 }
 
-for (const button of document.querySelectorAll("button.interactive")) {
-  button.hidden = !("DecompressionStream" in window);
-  button.addEventListener("click", async () => {
-    const figure = button.closest("figure");
-    const spec = JSON.parse(applyTheme(figure.querySelector("script").textContent));
-    button.disabled = true;
-    vega ??= unpackVega();
-    await vega;
-    const actions = { export: { svg: true, png: true }, source: false, compiled: false, editor: false };
-    const options = { mode: "vega-lite", renderer: "svg", actions, defaultStyle: false, tooltip: { disableDefaultStyle: true } };
-    await window.vegaEmbed(figure.querySelector(".picture"), spec, options);
-    const hint = JSON.stringify(spec).includes('"bind":"legend"') ? "; click a policy in the legend to highlight it" : "";
-    const note = Object.assign(document.createElement("span"), { tabIndex: -1, textContent: `Point at a mark for its values${hint}.` });
-    button.replaceWith(note);
-    note.focus({ preventScroll: true }); // otherwise the focus would go back to the start of the page
+// A vertical line at the slider's generation in every plot of a figure whose x axes are generations 1 to `last`.
+function markGeneration(svg, last) {
+  for (const line of pick(".now", svg)) line.remove();
+  if (!now || !(last > 1) || now > last) return;
+  for (const frame of pick(".role-frame > g > .background, .role-scope > g > .background", svg)) {
+    const [, width, height] = /h([\d.]+)v([\d.]+)/.exec(frame.getAttribute("d")) ?? [];
+    if (!(width > 0 && height > 0)) continue;
+    const line = document.createElementNS("http://www.w3.org/2000/svg", "path"), x = 8 + ((now - 1) / (last - 1)) * (width - 16);
+    line.setAttribute("class", "now");
+    line.setAttribute("d", `M${x} 0V${height}`);
+    frame.parentNode.append(line);
+  }
+}
+
+function highlight(policy) {
+  if (!chosen.delete(policy)) chosen.add(policy);
+  for (const button of pick("[data-highlight]")) button.setAttribute("aria-pressed", chosen.has(button.dataset.highlight));
+  for (const drawing of drawings.values()) drawing.update();
+}
+
+// One generation of every policy side by side, or several in rows of policies, in a picture of samples.
+function arrange(svg, times, isWrapped) {
+  const [cell, high, left] = svg.dataset.grid.split(" ").map(Number), strips = pick(".strip", svg);
+  const headings = strips.map((strip) => strip.querySelector(".heading"));
+  const column = Math.max(cell, ...(isWrapped ? headings.map((heading) => heading.getBBox().width + 8) : [])) + 16;
+  const n = isWrapped ? Math.min(1 + strips.length, Math.max(1, Math.floor(svg.parentNode.clientWidth / column))) : 1 + times.length;
+  const put = (part, i, y = 0) => {
+    part.setAttribute("transform", `translate(${left + (i % n) * column} ${Math.floor(i / n) * high + y})`);
+    part.removeAttribute("display");
+  };
+  for (const part of pick(".cell, .again", svg)) part.setAttribute("display", "none");
+  strips.forEach((strip, row) => {
+    const cells = pick(".cell", strip), wanted = cells.filter(({ dataset }) => times.includes(+dataset.t));
+    const shown = isWrapped && row ? wanted : [cells[0], ...wanted];
+    shown.forEach((part, i) => put(part, isWrapped ? (row ? row + 1 : i) : row * n + i, 42));
+    put(headings[row], isWrapped ? row + 1 : row * n);
   });
+  const size = [left + n * column, (isWrapped ? Math.ceil((1 + strips.length) / n) : strips.length) * high];
+  svg.setAttribute("width", size[0]), svg.setAttribute("height", size[1]), svg.setAttribute("viewBox", `0 0 ${size.join(" ")}`);
+}
+
+// The slider shows one generation of all samples and marks it in all curves; a gallery without it shows the one before.
+const slider = make("input", { type: "range", min: 0, value: 0, ariaLabel: "Generation of all samples" });
+const shown = make("output"), everything = make("input", { type: "checkbox" });
+const timesOf = (gallery) => [...new Set(pick("[data-t]", gallery).map((part) => +part.dataset.t).filter((t) => t))].sort((a, b) => a - b);
+const galleries = new Map(pick("figure.gallery").map((gallery) => [gallery, timesOf(gallery)]));
+const steps = [...new Set([...galleries.values()].flat())].sort((a, b) => a - b);
+const onPaper = matchMedia("print");
+
+function showGeneration() {
+  now = steps[slider.value];
+  slider.setAttribute("aria-valuetext", `generation ${now} of ${steps.at(-1)}`);
+  shown.textContent = `t = ${now}`;
+  for (const [gallery, times] of galleries) {
+    const nearest = times.findLast((t) => t <= now) ?? times[0], middle = times[Math.floor((times.length - 1) / 2)];
+    const isOne = !everything.checked && !onPaper.matches;
+    const visible = onPaper.matches ? [...new Set([times[0], middle, times.at(-1)])] : isOne ? [nearest] : times;
+    gallery.classList.toggle("one", isOne);
+    for (const svg of pick("svg[data-grid]", gallery)) arrange(svg, visible, isOne);
+    for (const part of pick("td[data-t], th[data-t], .table[data-t]", gallery)) part.hidden = +part.dataset.t > 0 && !visible.includes(+part.dataset.t);
+  }
+  for (const drawing of drawings.values()) drawing.update();
+}
+
+function addTools(figure, name, svg, drawing) {
+  const tools = make("p", { className: "tools" });
+  const add = (textContent, label, onclick) => tools.append(make("button", { type: "button", textContent, ariaLabel: `${label}: ${name}`, onclick }));
+  if (drawing?.meta.other_y) {
+    add(drawing.meta.y.scale.type === "log" ? "linear scale" : "log scale", "Change the scale", async ({ currentTarget }) => {
+      drawing.isOther = !drawing.isOther;
+      currentTarget.ariaPressed = drawing.isOther;
+      await drawing.draw();
+    });
+    tools.firstChild.ariaPressed = false;
+  }
+  add("SVG", "Save as SVG", () => download(`${name}.svg`, "image/svg+xml", svgText(svg())));
+  add("PNG", "Save as PNG", async () => download(`${name}.png`, "image/png", await toPng(svgText(svg()))));
+  add("PDF", "Save as PDF", async () => download(`${name}.pdf`, "application/pdf", await toPdf(svgText(svg()))));
+  figure.append(tools);
+}
+
+for (const figure of pick("figure[data-name]")) {
+  const drawing = new Drawing(figure);
+  drawings.set(figure, drawing);
+  addTools(figure, figure.dataset.name, () => drawing.live?.querySelector("svg") ?? drawing.still, drawing);
+}
+pick("figure.gallery svg[data-grid]").forEach((svg, i) => addTools(svg.closest(".scroll-x").parentNode, `samples-${i + 1}`, () => svg));
+for (const table of pick("table[data-csv]")) {
+  const button = make("button", { type: "button", textContent: "CSV", ariaLabel: `Save as CSV: ${table.dataset.csv}`, className: "csv" });
+  button.addEventListener("click", () => download(`${table.dataset.csv}.csv`, "text/csv", "\ufeff" + tableToCsv(table)));
+  (table.closest(".scroll-x") ?? table).after(button);
+}
+// The controls of the whole page, at its lower edge: buttons that highlight policies, and the slider.
+function addControls() {
+  const labels = new Map(pick(".policy-label").map((label) => [label.querySelector(".name").textContent, label]));
+  const bar = make("div", { className: "controls", role: "group", ariaLabel: "Policies and generation" });
+  if (labels.size > 1) {
+    const list = make("div", { className: "list" }), details = make("details");
+    for (const [name, label] of labels) {
+      const button = make("button", { type: "button", ariaPressed: false, onclick: () => highlight(name) });
+      button.dataset.highlight = name;
+      button.append(label.cloneNode(true));
+      list.append(button);
+    }
+    details.append(make("summary", { textContent: "Policies" }), list);
+    bar.append(details);
+  }
+  if (steps.length > 1) {
+    const all = make("label", { textContent: "all" });
+    all.prepend(everything);
+    bar.append(slider, shown, all);
+    slider.max = slider.value = steps.length - 1;
+    for (const part of [slider, everything]) part.addEventListener("input", showGeneration);
+    onPaper.addEventListener("change", showGeneration);
+    addEventListener("resize", showGeneration);
+    for (const details of pick("details:has(svg[data-grid])")) details.addEventListener("toggle", showGeneration);
+    showGeneration();
+  }
+  if (bar.childElementCount) document.body.append(bar);
+}
+addControls();
+if ("DecompressionStream" in window) {
+  let queue = Promise.resolve();
+  const watcher = new IntersectionObserver(
+    (entries) => {
+      for (const { target } of entries.filter((entry) => entry.isIntersecting)) {
+        watcher.unobserve(target);
+        queue = queue.then(() => drawings.get(target).draw());
+      }
+    },
+    { rootMargin: "200px" },
+  );
+  for (const figure of drawings.keys()) watcher.observe(figure);
 }
 
 // Molecules: a picture contains the positions of its atoms in drawing order; all pictures of one molecule rotate together.

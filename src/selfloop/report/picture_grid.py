@@ -47,26 +47,30 @@ def draw_grid(
     generations, (width, height) = gallery_generations(gallery), size
     left = GAP if frame else 0
     right = left + (1 + len(generations)) * (width + GAP)
-    parts, top = [f'<defs><g id="real">{frame}{draw(gallery.real, MUTED)}</g></defs>'], 0.0
-    for policy, samples in gallery.samples.items():
-        color, outline = styles[policy].color, MARKERS[styles[policy].marker]
-        mark = f'<path transform="translate({left + 5},{top + 10:.1f})" d="{outline}" fill="{color}"/>'
-        parts += [mark, svg_text(left + 16, top + 14, policy, INK, size=13)]
+    parts, high = [f'<defs><g id="real">{frame}{draw(gallery.real, MUTED)}</g></defs>'], 42 + height + (34 if frame else 18)
+    for row, (policy, samples) in enumerate(gallery.samples.items()):
+        top, color, outline = row * high, styles[policy].color, MARKERS[styles[policy].marker]
+        heading = f'<path transform="translate(5,10)" d="{outline}" fill="{color}"/>{svg_text(16, 14, policy, INK, size=13)}'
+        parts.append(f'<g class="strip">{_group("heading", left, top, heading)}')
         if right > 20 * len(policy) + 100:  # the right end, where a narrow screen begins, names the policy, too
-            parts.append(svg_text(right - GAP, top + 14, policy, INK, size=13, anchor="end"))
+            parts.append(_group("again", right - GAP, top, svg_text(0, 14, policy, INK, size=13, anchor="end")))
         for i, t in enumerate([None, *generations]):
-            x = left + i * (width + GAP)
-            parts.append(svg_text(x, top + 36, "real" if t is None else f"t = {t}", MUTED))
+            content = svg_text(0, -6, "real" if t is None else f"t = {t}", MUTED)
             if t is None:
-                parts.append(f'<use href="#real" x="{x:.1f}" y="{top + 42:.1f}"/>')
+                content += '<use href="#real"/>'
             elif count_rows(samples.get(t, {})):
-                content = draw(samples[t], color)
-                parts.append(f'<g transform="translate({x:.1f},{top + 42:.1f})">{frame}{content}</g>')
+                content += frame + draw(samples[t], color)
             else:
-                parts.append(svg_text(x, top + 42 + height / 2, "no samples", MUTED))
-        top += 42 + height + (34 if frame else 18)
-    box = f'width="{right:.0f}" height="{top:.0f}" viewBox="0 0 {right:.0f} {top:.0f}"'
+                content += svg_text(0, height / 2, "no samples", MUTED)
+            parts.append(_group(f'cell" data-t="{t or 0}', left + i * (width + GAP), top + 42, content))
+        parts.append("</g>")
+    bottom, layout = high * len(gallery.samples), f"{width:g} {high:g} {left}"
+    box = f'width="{right:.0f}" height="{bottom:.0f}" viewBox="0 0 {right:.0f} {bottom:.0f}" data-grid="{layout}"'
     return f'<svg xmlns="http://www.w3.org/2000/svg" {box} font-family="{FONT}">{"".join(parts)}</svg>'
+
+
+def _group(kind: str, x: float, y: float, content: str) -> str:
+    return f'<g class="{kind}" transform="translate({x:.1f},{y:.1f})">{content}</g>'
 
 
 def svg_text(x: float, y: float, text: str, color: str, size: int = 11, anchor: str = "start") -> str:

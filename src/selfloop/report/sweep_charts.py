@@ -17,7 +17,8 @@ from selfloop.report.theme import FONT, INK, Style, format_interval, format_numb
 from selfloop.report.values import CurveData, Panel
 from selfloop.stats.intervals import mean_interval
 
-CELL_SIZE, COLUMNS = (76, 38), 2  # pixels of a cell of a heat map, and heat maps in a row
+CELL_SIZE, COLUMNS = (60, 34), 2  # pixels of a cell of a heat map, and heat maps in a row
+SIZE = (470.0, 250.0)  # pixels of the plot over one axis with the names beside it
 TONES = (0.06, 0.66)  # opacities of the lowest and the highest mean, on which text is readable
 
 
@@ -49,7 +50,7 @@ def _axis_chart(panels: Sequence[Panel], styles: Mapping[str, Style], key: str, 
     joined = replace(
         ordered[0], coordinates=(), curves=_join_curves(ordered), laws=(), published=(), trivial=None, forecasts=()
     )
-    spec = panel_chart(joined, styles, fit_value_axis(joined), f"{joined.title} at the last generation")
+    spec = panel_chart(joined, styles, fit_value_axis(joined), f"{joined.title} at the last generation", SIZE)
     field, numeric = key if re.fullmatch(r"\w+", key) else "value", all(isinstance(x, int | float) for x in values)
     numbers = [float(str(x)) for x in values] if numeric else []
     log = numeric and min(numbers) > 0 and max(numbers) / min(numbers) >= LOG_AXIS_RATIO
@@ -63,7 +64,8 @@ def _axis_chart(panels: Sequence[Panel], styles: Mapping[str, Style], key: str, 
     if numeric:
         axis |= {"values": numbers, "labelExpr": "datum.value"}
         x |= {"type": "quantitative"}
-        x |= {"scale": {"type": "log" if log else "linear", "zero": False, "nice": False, "padding": 12}}
+        kind = {"type": "log"} if log else {"type": "linear", "zero": False}
+        x |= {"scale": {"domain": [numbers[0], numbers[-1]], "nice": False, "padding": 12, **kind}}
     _replace_axis(spec, x)
     first = spec["vconcat"][0] if "vconcat" in spec else spec
     interval = first["layer"][0]
@@ -155,5 +157,7 @@ def sweep_caption(panels: Sequence[Panel]) -> str:
     """The caption: how to read the figure."""
     last = max(curve.values.shape[1] for panel in panels for curve in panel.curves)
     if len(sweep_axes(panels)) == 2:
-        return f"Each cell: mean over seeds at generation {last}. The darker, the higher; all policies have one color scale."
+        return (
+            f"Each cell: mean over seeds at generation {last}. The stronger the color, the higher; one scale for all policies."
+        )
     return f"Markers: mean over seeds at generation {last}; bars: its 95 % interval."
