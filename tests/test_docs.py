@@ -1,75 +1,104 @@
-"""The code of the README and the guide runs without changes."""
+"""The examples of the README and of all pages run without changes, and the pages have what the code has."""
 
 from __future__ import annotations
 
+import json
+import os
 import re
 import runpy
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 import selfloop
+import selfloop.testing
+import tiny_components
+from doc_examples import PAGES, ROOT, blocks, run_page, shell_lines, unknown_parts
 from selfloop.commands.reproduce import judge_claim
-from selfloop.errors import SpecError
 from selfloop.plugins import BUILT_IN
 from selfloop.published.papers import find_paper
 from selfloop.spec.parse import parse_spec
 
-ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", ROOT / "docs" / "guide.md"]
+DOCS = ROOT / "docs"
+WITH_CODE = [page for page in PAGES if blocks(page.read_text(encoding="utf-8"))]
 
 
-def blocks(page: Path, language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", page.read_text(encoding="utf-8"), re.S)
+def page_id(page: Path) -> str:
+    return str(page.relative_to(ROOT))
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_the_python_of_a_page_runs(
-    page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.fixture(scope="session")
+def shared_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One store for the examples of all pages, in this session's processes."""
+    base = tmp_path_factory.getbasetemp()
+    return (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "examples-store"
+
+
+def slow_if_tutorial(page: Path) -> object:
+    marks = [pytest.mark.slow] if page.parent.name == "tutorials" else []
+    return pytest.param(page, id=page_id(page), marks=marks)
+
+
+@pytest.mark.parametrize("page", [slow_if_tutorial(page) for page in WITH_CODE])
+def test_the_examples_of_a_page_run(
+    page: Path, tmp_path: Path, shared_store: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    code = blocks(page, "python")
-    assert code
-    for block in code:
-        (tmp_path / "example.py").write_text(block)  # a class without source code has no identity
-        runpy.run_path(str(tmp_path / "example.py"), run_name="__main__")
-        printed = capsys.readouterr()
-        assert printed.err == ""
-        assert printed.out
+    monkeypatch.setenv("SELFLOOP_STORE", str(shared_store))
+    monkeypatch.setenv("COLUMNS", "120")
+    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}:{os.environ['PATH']}")
+    run_page(page.read_text(encoding="utf-8"), tmp_path, capsys.readouterr)
 
 
-def test_the_specs_and_the_policy_table_of_the_guide_can_be_run(tmp_path: Path) -> None:
-    whole, controls, policy, switches, tables, records, language, *_, features, programs = blocks(
-        ROOT / "docs" / "guide.md", "toml"
-    )
-    assert len(parse_spec(whole, "guide").points()) == 2
-    small = 'n = 100\ngenerations = 8\nsource = "gaussian"\nfamily = "gaussian"\n'
-    for policies in (controls, policy, switches):
-        assert parse_spec(small + policies, "guide").points()
-    (tmp_path / "customers.csv").write_text("age,income,churn\n" + "".join(f"{i},{i % 7},{i % 2}\n" for i in range(300)))
-    assert parse_spec(tables.replace("customers.csv", f"{tmp_path}/customers.csv"), "guide").points()
-    lines = "".join(f"{20 + i / 10},{'xyz'[i % 3]},{'' if i % 7 else i},{i % 2 == 0}\n" for i in range(300))
-    (tmp_path / "people.csv").write_text(f"age,job,gain,income\n{lines}")
-    spec = parse_spec(records.replace("people.csv", f"{tmp_path}/people.csv"), "guide")
-    assert np.isfinite(selfloop.run(spec, tmp_path).curves()["replace"]["nll"]).all()
-    stories = "".join(f"Story number {i}.\n<|endoftext|>\n" for i in range(1200))
-    (tmp_path / "tiny-train.txt").write_text(stories)
-    (tmp_path / "tiny-valid.txt").write_text(stories)
-    assert parse_spec(language.replace('"TinyStories"', f'"{tmp_path}"'), "guide").points()
-    images = 'source = "digits"\nfamily = "vae"\n' + features.replace("network.onnx", f"{tmp_path}/network.onnx")
-    (tmp_path / "model.py").write_text("")
-    own = programs.replace('"python"', f'"{sys.executable}"').replace('"model.py"]', f'"{tmp_path}/model.py"]')
-    assert parse_spec(own.replace("customers.csv", f"{tmp_path}/customers.csv"), "guide").points()
-    with pytest.raises(SpecError, match=r"features\.path: got .*network\.onnx; expected an ONNX file"):
-        parse_spec(images, "guide").points()
+@pytest.mark.parametrize(
+    "text",
+    [
+        "```sh\nselfloop run tiny.toml --colour\n```",
+        "```sh\nselfloop quikstart\n```",
+        "<!-- test: not run, it takes hours -->\n```sh\nselfloop plan tiny.toml --forever\n```",
+        "<!-- test: not run -->\n```sh\nselfloop list\n```",
+        "```sh\nselfloop list  # exit code 3\n```",
+        "```sh\nselfloop list policy\n```\n```text\npolicy     replacement\n```",
+        "```sh\nfalse\n```",
+        "```toml\npolicies = ['replase']\n```",
+        "```python\nimport selfloop\n```",
+    ],
+)
+def test_a_wrong_example_fails(
+    text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises((AssertionError, selfloop.SpecError)):
+        run_page(text, tmp_path, capsys.readouterr)
 
 
-def test_the_curated_specs_of_the_guide_run_and_give_what_it_states(tmp_path: Path) -> None:
-    verified, chosen = (
-        selfloop.run(parse_spec(block, "guide"), tmp_path) for block in blocks(ROOT / "docs" / "guide.md", "toml")[7:9]
-    )
+def test_titles_are_files_and_changes_reach_commands(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    spec = f'```toml title="a.toml"\n{tiny_components.KDE}```\n'
+    text = spec + "<!-- test: --set seeds=3 -->\n```sh\nselfloop run a.toml --json a.jsonl  # three\n```\n"
+    assert run_page(text, tmp_path, capsys.readouterr) == 2
+    lines = [json.loads(line) for line in Path("a.jsonl").read_text().splitlines()]
+    assert {line["seed"] for line in lines if "seed" in line} == {0, 1, 2}
+
+
+def test_commands_in_sentences_have_existing_options() -> None:
+    wrong = [
+        f"{page_id(page)}: {code}: no {', '.join(unknown)}"
+        for page in PAGES
+        for code in re.findall(r"`(selfloop [a-z][^`]*)`", page.read_text(encoding="utf-8").replace("\n", " "))
+        if (unknown := unknown_parts(code))
+    ]
+    assert wrong == []
+    assert unknown_parts("selfloop run SPEC --fast, ...") == ["--fast"]
+    assert shell_lines("a \\\n  b  # exit code 2\n\n# c\nd  # e\n") == [("a    b", 2), ("d", 0)]
+
+
+def test_the_curated_specs_run_and_give_what_their_page_states(tmp_path: Path) -> None:
+    specs = [parse_spec(block.code, "page") for block in blocks((DOCS / "how-to" / "curators.md").read_text("utf-8"), "toml")]
+    verified, chosen = (selfloop.run(spec, tmp_path) for spec in specs)
     plain, strict, lenient = (curves["correct_rate"].mean(axis=0) for curves in verified.curves().values())
     assert plain[0] == strict[0] == lenient[0]
     assert [round(100 * rates[-1]) for rates in (plain, plain[:1], strict, lenient)] == [22, 25, 53, 33]
@@ -79,9 +108,66 @@ def test_the_curated_specs_of_the_guide_run_and_give_what_it_states(tmp_path: Pa
     assert chosen.curves()["replace + best_of"]["variance_ratio"].mean(axis=0)[-1] < 0.1
 
 
-def test_the_table_of_the_readme_has_every_policy() -> None:
-    rows = re.findall(r"^\| `(\w+)", PAGES[0].read_text(encoding="utf-8"), re.M)
-    assert rows == list(BUILT_IN["policy"])
+def test_the_table_of_policies_has_every_policy() -> None:
+    page = (DOCS / "how-to" / "policies.md").read_text(encoding="utf-8")
+    assert re.findall(r"^\| `(\w+)", page, re.M) == list(BUILT_IN["policy"])
+
+
+def test_the_reference_of_python_has_every_public_name_once() -> None:
+    page, testing = ((DOCS / "reference" / f"{name}.md").read_text(encoding="utf-8") for name in ("python", "testing"))
+    assert sorted(re.findall(r"^::: selfloop\.(\w+)$", page, re.M)) == sorted(selfloop.__all__)
+    assert sorted(re.findall(r"^::: selfloop\.testing\.(\w+)$", testing, re.M)) == sorted(selfloop.testing.__all__)
+
+
+def schema(heading: str) -> list[str]:
+    """The first column of the table below a heading of the schema of results."""
+    page = (DOCS / "reference" / "schema.md").read_text(encoding="utf-8")
+    section = page.partition(f"# {heading}\n")[2].partition("\n#")[0]
+    return re.findall(r"^\| `(\w+)`", section, re.M)
+
+
+def test_the_schema_has_exactly_the_keys_and_columns_of_a_run(tmp_path: Path) -> None:
+    spec = 'n=20\ngenerations=5\nseeds=4\nsource="gaussian"\nfamily="gaussian"\npolicies=["replace"]\n'
+    (tmp_path / "a.toml").write_text(spec + '[sweep]\n"family.ddof" = [0, 1]\n')
+    done = tiny_components.selfloop("run", tmp_path / "a.toml", "--json", "-", "--store", tmp_path / "s")
+    lines = [json.loads(line) for line in done.out.splitlines()]
+    point = ["family.ddof"]
+    status = schema("A measurement").index("status")
+    keys = schema("A measurement")
+    assert {tuple(line) for line in lines if "verdict" not in line} == {(*keys[:status], *point)}
+    assert {tuple(sorted(line["verdict"])) for line in lines if "verdict" in line} == {
+        tuple(sorted([*schema("A verdict"), *point]))
+    }
+    result = selfloop.run(selfloop.read_spec(tmp_path / "a.toml"), tmp_path / "s")
+    assert [*result.to_pandas()] == [*schema("`to_pandas()`"), *point, "policy.name"]
+    at = {"family.ddof": 1}
+    metric = result.metrics()[0]
+    assert [*result.curve(metric, at)] == [*schema("`curve(metric)`"), "policy.name"]
+    assert sorted(result.verdict_frame()) == sorted([*schema("A verdict"), *point, "policy.name"])
+    assert [*result.forecast(2, metric, at)] == schema("`forecast(generations)`")
+    record = json.loads(next((tmp_path / "s").glob("records/*/*.json")).read_text())
+    assert [*record] == ["body", "checksum"]
+    assert sorted(record["body"]) == sorted(schema("A record's body"))
+    assert [*record["body"]["provenance"]] == schema("Its provenance")
+
+
+def test_a_measurement_without_a_value_has_a_status() -> None:
+    missing = selfloop.Measurement("replace", 0, 2, "nll", None, "diverged", ())
+    from selfloop.formats.json_lines import measurement_to_json
+
+    assert [*measurement_to_json(missing)] == schema("A measurement")
+
+
+def test_every_page_is_two_clicks_from_the_first_one() -> None:
+    """Links in the text alone, without the menus."""
+
+    def links(page: Path) -> set[Path]:
+        targets = re.findall(r"\]\(([\w./-]+\.md)", page.read_text(encoding="utf-8"))
+        return {path for target in targets if (path := (page.parent / target).resolve()).exists()}
+
+    first = links(DOCS / "index.md")
+    reached = {DOCS / "index.md"} | first | {page for one in first for page in links(one)}
+    assert {page_id(page) for page in PAGES if page not in reached} == {"README.md"}
 
 
 def test_the_drawing_of_the_architecture_has_the_imports_of_the_code() -> None:
@@ -105,7 +191,8 @@ def test_the_hops_of_the_architecture_page_exist_and_are_at_most_20() -> None:
         assert re.search(rf"^ *(?:def|class) {name.rpartition('.')[2]}\b", text, re.M), f"{file}: {name}"
 
 
-def test_the_claim_of_the_guide_holds_and_its_wrong_run_does_not(tmp_path: Path) -> None:
-    (tmp_path / "mine.toml").write_text(blocks(ROOT / "docs" / "inference.md", "toml")[-1])
+def test_the_claim_of_the_page_holds_and_its_wrong_run_does_not(tmp_path: Path) -> None:
+    (block,) = blocks((DOCS / "how-to" / "reproduce.md").read_text(encoding="utf-8"), "toml")
+    (tmp_path / "mine.toml").write_text(block.code)
     (claim,) = find_paper(str(tmp_path / "mine.toml")).claims
     assert [judge_claim(claim, tmp_path, wrong=wrong).answer for wrong in (False, True)] == ["holds", "does not hold"]

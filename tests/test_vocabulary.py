@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[1]
 SOURCE, HERE = ROOT / "src" / "selfloop", Path(__file__)
 PYTHON = sorted(path for folder in ("src", "tests", "benchmarks") for path in (ROOT / folder).rglob("*.py") if path != HERE)
 OTHER_CODE = sorted(path for ending in ("c", "css", "js", "html", "toml") for path in (ROOT / "src").rglob(f"*.{ending}"))
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 # Old words that mean nothing else: they are in no file.
 GONE = {

@@ -392,16 +392,15 @@ def test_the_spec_is_written_and_read_again(logs: Path) -> None:
     assert parse_spec(spec_text(one), "again").source == one.source
 
 
-def test_the_spec_of_the_guide_runs(tmp_path: Path) -> None:
-    guide = (Path(__file__).parents[2] / "docs" / "guide.md").read_text(encoding="utf-8")
-    section = guide.partition("## Real data that keep arriving\n")[2].partition("\n## ")[0]
-    (block,) = re.findall(r"```toml\n(.*?)```", section, re.S)
+def test_the_spec_of_the_page_runs(tmp_path: Path) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "how-to" / "arriving_data.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"```toml\n(.*?)```", page, re.S)
     logs = tmp_path / "logs"
     logs.mkdir()
     for week in (1, 2, 3):
         lines = (json.dumps({"question": f"{week}?", "answer": text}) + "\n" for text in sentences(week, 1000))
         (logs / f"{week}.jsonl").write_text("".join(lines))
-    one = parse_spec(block.replace('"logs/"', f'"{logs}"'), "guide")
+    one = parse_spec(block.replace('"logs/"', f'"{logs}"'), "page")
     assert [source.title() for source in one.points()[0].used_sources()] == [f"jsonl {week}.jsonl" for week in (1, 2, 3)]
 
 
