@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -43,6 +43,10 @@ class PolicyAnswer:
     n_collapsed: int = 0  # verdicts with a yes
     n_undecided: int = 0
     n_measured: int = 0  # verdicts with an answer
+
+    def change_text(self) -> str:
+        """The change without its limits: `×1.95` or `+0.57`."""
+        return f"{'×' if self.is_ratio else '+' * ((self.change.estimate or 0.0) > 0)}{format_number(self.change.estimate)}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,8 +88,9 @@ def _alarms(report: Report, answers: dict[Coordinates, list[PolicyAnswer]]) -> I
 
 
 def _describe_metric(panel: Panel) -> str:
+    noun = metric_noun(panel).capitalize()
     parts = [panel.title, panel.unit, describe_better(panel.curves[0].better)]
-    return f"{metric_noun(panel).capitalize()}: {', '.join(filter(None, parts))}."
+    return f"{noun}: {', '.join(part for part in parts if part and part != noun)}."
 
 
 def _certainty(report: Report, rows: list[PolicyAnswer]) -> Iterator[str]:
@@ -95,15 +100,12 @@ def _certainty(report: Report, rows: list[PolicyAnswer]) -> Iterator[str]:
     if not report.controls:
         yield "No control: what part of a change is due to synthetic rows is not known."
     yield from control_sentences(report)
-    for row in rows:
-        if row.needed:
-            at = f" at {describe_coordinates(row.coordinates)}" if row.coordinates else ""
-            yield f"Undecided: {row.policy}{at}. {row.needed[0].upper()}{row.needed[1:]}."
+    n_policies = sum(row.answer == "undecided" for row in rows)
     n_verdicts = sum(verdict.answer == "undecided" for verdict in report.verdicts)
     n_pairs = sum(pair.answer == "undecided" for table in report.differences for pair in table.comparisons)
-    open_ = [format_count(n, noun) for n, noun in ((n_verdicts, "verdict"), (n_pairs, "difference")) if n]
-    if open_:
-        yield f"Undecided below: {' and '.join(open_)}, with the seeds that would decide beside each."
+    counts = ((n_policies, "change"), (n_verdicts, "verdict"), (n_pairs, "difference"))
+    if undecided := ", ".join(format_count(n, noun) for n, noun in counts if n):
+        yield f"Undecided: {undecided}; beside each stands how many more seeds would decide."
 
 
 def policy_answers(report: Report) -> dict[Coordinates, list[PolicyAnswer]]:
@@ -130,13 +132,16 @@ def _answer(report: Report, panel: Panel, curve: CurveData) -> PolicyAnswer:
     margin = MARGIN_SHARE * _scale(panel, curve)
     answer, statement, needed = _without_change(report, panel, curve) or _judge_change(panel, curve, difference, margin)
     if answer in ("rose", "fell"):
-        by = f"to {format_interval(ratio)} times its first value" if is_ratio else f"by {_in_unit(difference, panel)}"
+        by = f"by {_in_unit(difference if answer == 'rose' else _negative(difference), panel)}"
+        if is_ratio:
+            times = f"to {format_interval(ratio)} times its first value"
+            by = f"{by} (×{format_number(ratio.estimate)})" if panel.metric in LOSSES else times
         small = f", less than the margin of {format_number(margin)}" if max(map(abs, _limits(difference))) < margin else ""
         statement = f"{noun} {answer} {by} in {_generations(curve)}{small}{_trend(panel, curve, answer)}"
     verdicts = [v for v in report.verdicts if (v.policy, v.coordinates) == (curve.policy, panel.coordinates)]
     return PolicyAnswer(
         policy=curve.policy, coordinates=panel.coordinates, answer=answer, needed=needed,
-        sentence=f"Under {curve.policy}, {statement}.",
+        sentence=f"Under {curve.policy}, {statement}{': ' * bool(needed)}{needed}.",
         change=ratio if is_ratio else difference, is_ratio=is_ratio, values=(first, last),
         badness=_badness(curve, answer, first, last),
         real_share=report.real_shares.get((panel.coordinates, curve.policy)),
@@ -151,7 +156,7 @@ def _without_change(report: Report, panel: Panel, curve: CurveData) -> tuple[Cha
     """The answer of a curve that has no change to judge, its statement, and what would decide; None for others."""
     noun, n_ended = metric_noun(panel), int(np.isnan(curve.values[:, -1]).sum())
     if report.unfinished:
-        return "undecided", f"{noun} is undecided: the run is not finished", "the other generations will tell"
+        return "undecided", f"{noun} is undecided, as the run is not finished", "the other generations will tell"
     if curve.ends is None:
         return "missing", f"no chain has a value of {noun}", ""
     if n_ended:
@@ -174,7 +179,7 @@ def _judge_change(panel: Panel, curve: CurveData, difference: Interval, margin: 
         return "unchanged", f"{noun} did not change: {change}, within the margin of {format_number(margin)}", ""
     law = next((law for label, law in panel.laws if label == curve.policy and law.kind == "exact"), None)
     theory = "" if law is None else f"; the exact law says {format_number(float(law.values[-1] - law.values[0]))}"
-    return "undecided", f"whether {noun} changed is undecided: {change}{theory}", _describe_need(difference, margin)
+    return "undecided", f"whether {noun} changed is undecided ({change}{theory})", _describe_need(difference, margin)
 
 
 def _generations(curve: CurveData) -> str:
@@ -241,6 +246,12 @@ def _limits(interval: Interval) -> tuple[float, float]:
     return (-np.inf if interval.low is None else interval.low), (np.inf if interval.high is None else interval.high)
 
 
+def _negative(interval: Interval) -> Interval:
+    """The interval of a fall."""
+    estimate, low, high = (None if x is None else -x for x in (interval.estimate, interval.high, interval.low))
+    return replace(interval, estimate=estimate, low=low, high=high)
+
+
 def _in_unit(interval: Interval, panel: Panel) -> str:
     return " ".join(filter(None, (format_interval(interval), panel.unit)))
 
@@ -255,14 +266,20 @@ def leading_answers(report: Report, answers: list[PolicyAnswer]) -> list[PolicyA
 
 
 def sweep_sentences(answers: list[PolicyAnswer], n_points: int, noun: str) -> Iterator[tuple[str, str]]:
-    """Per policy, one sentence on all points of a sweep: where its main metric rose, fell, or did neither."""
+    """Per policy, one sentence on all points of a sweep: where its main metric rose, fell, or did neither, and how far."""
     for policy in dict.fromkeys(each.policy for each in answers):
         parts = []
         for answer, words in _SWEEP_WORDS.items():
             if found := [each for each in answers if (each.policy, each.answer) == (policy, answer)]:
-                where = f" ({describe_coordinates(found[0].coordinates)})" if len(found) == 1 < n_points else ""
-                parts.append(f"{words} at {f'all {n_points}' if len(found) == n_points else len(found)}{where}")
-        yield policy, f"Under {policy}, {noun} {', '.join(parts)} of {format_count(n_points, 'point')}."
+                where = f"all {n_points} points" if len(found) == n_points else f"{len(found)} of {n_points} points"
+                ends = sorted(
+                    (each for each in found if answer in ("rose", "fell")), key=lambda each: each.change.estimate or 0.0
+                )
+                limits = [
+                    f"{each.change_text()} ({describe_coordinates(each.coordinates)})" for each in (*ends[:1], *ends[1:][-1:])
+                ]
+                parts.append(f"{words} at {where}{', ' * bool(limits)}{' to '.join(limits)}")
+        yield policy, f"Under {policy}, {noun} {'; '.join(parts)}."
 
 
 def control_sentences(report: Report) -> Iterator[str]:

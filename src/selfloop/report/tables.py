@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from selfloop.columns import Floats
 from selfloop.report.theme import format_interval, format_interval_parts, format_number
 from selfloop.report.values import DataValuePanel, Report
-from selfloop.stats.intervals import mean_interval, ratio_interval
+from selfloop.stats.intervals import Interval, mean_interval, ratio_interval
 from selfloop.types import Coordinates, Verdict
 
 
@@ -18,6 +18,7 @@ class HeatMapCell:
     """One mean. `level` is its position between the lowest and the highest mean, 0 to 1."""
 
     text: str
+    mean: Interval
     level: float
     is_lowest: bool  # among the cells with the same number of real rows
 
@@ -55,9 +56,20 @@ def heat_map(panel: DataValuePanel) -> dict[tuple[float, float], HeatMapCell]:
         mean = means[cell.real, cell.synthetic]
         column = [other for (real, _), other in means.items() if real == cell.real]
         level = (mean - low) / ((high - low) or 1.0) if math.isfinite(mean) else 0.0
-        text = format_interval(mean_interval(cell.values, positive=panel.positive))
-        cells[cell.real, cell.synthetic] = HeatMapCell(text, level, len(column) > 1 and mean == min(column))
+        interval = mean_interval(cell.values, positive=panel.positive)
+        is_lowest = len(column) > 1 and mean == min(column)
+        cells[cell.real, cell.synthetic] = HeatMapCell(format_interval(interval), interval, level, is_lowest)
     return cells
+
+
+def describe_cost(report: Report) -> list[tuple[float, str]]:
+    """Training steps, sampled rows and bytes of all policies, each with its words."""
+    steps, rows, size = (sum(getattr(cost, name) for cost in report.costs) for name in ("steps", "rows", "bytes"))
+    return [
+        (steps, f"{steps:,.0f} training steps"),
+        (rows, f"{rows:,} {report.unit} sampled"),
+        (size, f"{size / 1e6:,.1f} MB written"),
+    ]
 
 
 def format_seconds(seconds: float) -> str:
