@@ -16,7 +16,7 @@ from selfloop.component import Policy
 from selfloop.criteria.judging import COLLAPSES, CurveCriterion, Reference
 from selfloop.engine.curves import NO_MEASUREMENT, NOT_COMPUTED, TRIVIAL, VALUE, Curves
 from selfloop.engine.executors import Notify
-from selfloop.engine.run import Progress, run_tasks, store_path
+from selfloop.engine.run import OnMeasured, Progress, run_tasks, store_path
 from selfloop.errors import SpecError, shown, unknown_name
 from selfloop.formats.json_lines import measurement_to_json, verdict_to_json
 from selfloop.notebook import KernelProgress, Verdicts, in_kernel
@@ -367,7 +367,7 @@ def _count_rows(entry: ScheduleEntry) -> tuple[float, float]:
     return rows["real"] * share, rows["synthetic"] * share
 
 
-def run(
+def run(  # noqa: PLR0913  # three are callbacks
     spec: Spec | str | Path,
     store: str | Path | None = None,
     *,
@@ -375,13 +375,14 @@ def run(
     threads: int | None = None,
     progress: Progress | None = None,
     notify: Notify | None = None,
+    on_measured: OnMeasured | None = None,
 ) -> Result:
     """Run a spec, or the spec in a file or preset of that name, to the end; stored results are not computed again.
 
     `workers=None` starts as many processes as the cores allow (in a script with components of its own, guard the call with
     `if __name__ == "__main__":`). The numbers do not depend on it. `progress` is called with the generations done and all
-    generations, `notify` with texts such as "replace, seed 0, generation 2: fit, step 40 of 300", many times a second.
-    Without both, the kernel of a notebook shows a line with the progress.
+    generations, `notify` with texts such as "replace, seed 0, generation 2: fit, step 40 of 300", many times a second, and
+    `on_measured` with each list of measurements as it arrives. The kernel of a notebook shows a line of progress instead.
     """
     spec = fresh_spec(spec)
     if progress is None and notify is None and in_kernel():
@@ -390,7 +391,9 @@ def run(
     labels, shared = spec.policy_labels(), Usage()
     usage = {label: Usage() for label in labels}
     table = {(p.coordinates, label): Curves(spec.seeds, p.spec.generations) for p in spec.points() for label in labels}
-    for output in run_tasks(spec, store, workers=workers, threads=threads, progress=progress, notify=notify):
+    for output in run_tasks(
+        spec, store, workers=workers, threads=threads, progress=progress, notify=notify, on_measured=on_measured
+    ):
         label = labels[output.policy]
         (shared if output.shared else usage[label]).add(output.usage)
         table[output.coordinates, label].merge(output.curves)

@@ -16,8 +16,9 @@ from selfloop.engine import executors, tasks
 from selfloop.engine.run import iter_measurements, run_tasks
 from selfloop.engine.tasks import plan_tasks
 from selfloop.formats.json_lines import write_measurements
-from selfloop.result import Result
+from selfloop.result import Result, run
 from selfloop.spec.spec import Spec
+from selfloop.types import Measurement
 
 Key = tuple[object, ...]
 
@@ -291,3 +292,20 @@ def test_values_equal_those_of_a_plain_loop(tmp_path: Path) -> None:
         pool.append(new)
         assert found[((), "accumulate", 7, t, "level")] == (mean, None)
         assert found[((), "accumulate", 7, t, "last")] == (new[-1], None)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_every_measurement_is_passed_on_once_as_it_arrives(tmp_path: Path, workers: int) -> None:
+    arrived = list[Measurement]()
+    spec = tiny_components.tiny_spec(generations=2)
+    for _ in range(2):  # computed, then stored
+        arrived.clear()
+        result = run(spec, tmp_path, workers=workers, on_measured=arrived.extend)
+        measured = [m for m in result.measurements if m.metric not in ("real_mass", "data_age")]
+        assert sorted(arrived) == sorted(measured)
+
+
+def test_measurements_arrive_generation_by_generation(tmp_path: Path) -> None:
+    counts = list[int]()
+    run(tiny_components.tiny_spec(generations=3), tmp_path, on_measured=lambda new: counts.append(len(new)))
+    assert counts == [2] * 18  # a metric and its secondary value, of 3 policies, 2 seeds and 3 generations

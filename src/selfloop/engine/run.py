@@ -24,6 +24,7 @@ from selfloop.types import Measurement
 
 MAX_WORKERS = 10_000  # also threads; larger values are typos
 Progress = Callable[[int, int], None]  # generations finished, generations in all
+OnMeasured = Callable[[list[Measurement]], None]  # a chain's new measurements of one generation, or an ensemble's of all
 
 
 def store_path(path: str | Path | None) -> Path:
@@ -32,7 +33,7 @@ def store_path(path: str | Path | None) -> Path:
     return Path(os.path.expanduser(path or os.environ.get("SELFLOOP_STORE") or ".selfloop"))  # unlike Path's, it never fails
 
 
-def run_tasks(
+def run_tasks(  # noqa: PLR0913  # three are callbacks
     spec: Spec,
     store: str | Path | None,
     *,
@@ -40,8 +41,12 @@ def run_tasks(
     threads: int | None,
     progress: Progress | None,
     notify: Notify | None = None,
+    on_measured: OnMeasured | None = None,
 ) -> Iterator[TaskOutput]:
-    """Run a spec; yields the outputs of its tasks in any order. `notify` gets notes on the present step, often."""
+    """Run a spec; yields the outputs of its tasks in any order. `notify` gets notes on the present step, often.
+
+    `on_measured` gets every measurement once, stored ones too, in this process and before its output is yielded.
+    """
     path = store_path(store)
     for name, count in (("workers", workers), ("threads", threads)):
         check_setting(Annotated[int, Interval(ge=1, le=MAX_WORKERS)] | None, count, name)
@@ -52,7 +57,8 @@ def run_tasks(
     finished = 0
     progress, notify = progress or (lambda done, total: None), notify or (lambda note: None)
     progress(0, total)
-    title = f"{spec.family.name} on {spec.source.name}: {', '.join(spec.policy_labels())}"
+    labels = spec.policy_labels()
+    title = f"{spec.family.name} on {spec.source.name}: {', '.join(labels)}"
     with note_run(path, title, spec_text(spec)) as keys:
         for phase in phases:
             per_chain = phase[0].threads
@@ -63,6 +69,8 @@ def run_tasks(
                 keys |= output.usage.keys
                 finished += output.generations if phase is chains else 0
                 progress(finished, total)
+                if phase is chains and on_measured:
+                    on_measured([*output.curves.measurements(labels[output.policy], output.coordinates, {})])
                 # the chains replay what they share
                 yield output if phase is chains else replace(output, curves=Curves((), 0), shared=True)
 
