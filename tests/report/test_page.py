@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
@@ -17,11 +16,10 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
-from example_galleries import HOSTILE, molecule_gallery
+from example_galleries import HOSTILE
 from example_reports import (
     WHEN,
     digits_report,
-    ending_report,
     faces_report,
     gallery_report,
     hostile_report,
@@ -335,116 +333,3 @@ def test_every_wide_part_can_be_scrolled_with_the_keyboard_and_has_a_name(quicks
         wide = re.findall(r'<div class="scroll-x[^>]*>', html)
         assert wide
         assert all('tabindex="0"' in tag and re.search('aria-label="[^"]+"', tag) for tag in wide)
-
-
-CHROMIUM = [
-    "chromium",
-    "--headless",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-sync",
-]
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(shutil.which("chromium") is None, reason="needs chromium")
-def test_an_arrow_key_rotates_every_picture_of_one_molecule(tmp_path: Path) -> None:
-    page, before_key = tmp_path / "report.html", render_page([replace(gallery_report(), galleries=[molecule_gallery()])])
-    press = """<script>
-    const views = document.querySelectorAll(".rotatable");
-    for (const key of ["ArrowRight", "ArrowDown"]) views[0].dispatchEvent(new KeyboardEvent("keydown", { key }));
-    </script></body>"""
-    page.write_text(before_key.replace("</body>", press))
-    profile = [f"--user-data-dir={tmp_path / 'profile'}", "--virtual-time-budget=5000", "--dump-dom"]
-    seen = subprocess.run([*CHROMIUM, *profile, page.as_uri()], capture_output=True, text=True, timeout=100, check=True).stdout
-    c, s = np.cos(0.2), np.sin(0.2)
-    rotation = np.array([[1, 0, 0], [0, c, s], [0, -s, c]]) @ np.array([[c, 0, s], [0, 1, 0], [-s, 0, c]])
-    before, after = (
-        re.findall(r'<g [^>]*data-positions="([^"]*)".*?</g></g>', text, flags=re.S) for text in (before_key, seen)
-    )
-    assert before == after
-    assert len(before) == 2 * (1 + 2 * 3)
-    for i, at in enumerate(before):
-        expected = np.array(at.split(), float).reshape(-1, 3) @ (rotation.T if i < 7 else np.eye(3))
-        balls = np.array(re.findall(r'cx="([^"]*)" cy="([^"]*)"', groups_of(seen)[i]), float)
-        np.testing.assert_allclose(balls, expected[np.argsort(expected[:, 2], kind="stable"), :2], atol=0.06)
-
-
-def groups_of(html: str) -> list[str]:
-    return re.findall(r'<g [^>]*data-positions="[^"]*"[^>]*>(.*?</g>)</g>', html, flags=re.S)
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(shutil.which("chromium") is None, reason="needs chromium")
-def test_a_browser_draws_interactive_figures_offline_and_runs_no_other_script(tmp_path: Path) -> None:
-    page = tmp_path / "report.html"
-    watch = "<script>window.alert = () => document.documentElement.setAttribute('data-alarm', 'yes');</script>"
-    click = "<script>for (const b of document.querySelectorAll('button.interactive')) b.click();</script>"
-    html = (
-        render_page([hostile_report(), digits_report()])
-        .replace("<title>", watch + "<title>", 1)
-        .replace("</body>", click + "</body>")
-    )
-    page.write_text(html)
-    profile = [f"--user-data-dir={tmp_path / 'profile'}", "--virtual-time-budget=15000", "--dump-dom"]
-    seen = subprocess.run([*CHROMIUM, *profile, page.as_uri()], capture_output=True, text=True, timeout=100, check=True)
-    assert (
-        len(re.findall(r'class="picture has-actions vega-embed"|class="picture vega-embed', seen.stdout)) == 2 + 4 + 3
-    )  # side by side, and each report's
-    assert "data-alarm" not in re.sub(r"<script>.*?</script>", "", seen.stdout, flags=re.S)
-
-
-WATCH = """<script>
-const seen = [], right = (e) => e.getBoundingClientRect().right, left = (e) => e.getBoundingClientRect().left;
-for (const details of document.querySelectorAll("details.text-row")) details.open = true;
-for (const view of document.querySelectorAll(".from-end")) {
-  const cells = view.querySelector("svg") ? [...view.querySelectorAll("svg text")].filter((e) => e.textContent === "LAST")
-    : [...view.querySelectorAll("tr")].map((row) => row.lastElementChild).filter((e) => !e.matches("[scope=rowgroup]"));
-  for (const cell of cells) {
-    if (!cell.closest(".table:not(:last-child)")) seen.push(right(cell) <= right(view) + 1 && left(cell) >= left(view) - 1);
-  }
-}
-for (const button of document.querySelectorAll("button.interactive")) button.click();
-const wait = setInterval(() => {
-  if (document.querySelector("button.interactive")) return;
-  clearInterval(wait);
-  const pictures = [...document.querySelectorAll(".picture:not([tabindex])")];
-  const fit = pictures.map((e) => e.scrollWidth <= e.clientWidth);
-  const facts = [innerWidth, document.documentElement.scrollWidth, seen, fit, document.activeElement.localName];
-  document.documentElement.setAttribute("data-facts", JSON.stringify(facts));
-}, 100);
-</script></body>"""
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(shutil.which("chromium") is None, reason="needs chromium")
-@pytest.mark.parametrize("width", [1280, 500])
-@pytest.mark.parametrize(
-    ("reports", "last"),
-    [
-        ([digits_report(generations=10)], 10),
-        ([language_report()], 10),
-        ([gallery_report()], 3),
-        ([digits_report(generations=10), language_report()], 10),
-    ],
-)
-def test_the_last_generation_is_visible_at_every_width(tmp_path: Path, reports: list[Report], last: int, width: int) -> None:
-    page = tmp_path / "report.html"
-    page.write_text(render_page(reports).replace("</body>", WATCH.replace("LAST", f"t = {last}")))
-    options = [
-        f"--user-data-dir={tmp_path / 'profile'}",
-        f"--window-size={width},900",
-        "--virtual-time-budget=15000",
-        "--dump-dom",
-    ]
-    dom = subprocess.run([*CHROMIUM, *options, page.as_uri()], capture_output=True, text=True, timeout=100, check=True).stdout
-    facts = re.search('data-facts="([^"]*)"', dom)
-    assert facts
-    inner, page_width, seen, fit, focused = json.loads(unescape(facts[1]))
-    assert page_width <= inner <= width  # the page itself does not scroll
-    assert seen
-    assert all(seen)
-    assert all(fit)  # interactive figures are not cut off
-    assert focused == "span"  # and the focus stays beside the figure

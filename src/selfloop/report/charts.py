@@ -132,7 +132,9 @@ def _name_layers(color: Any, shape: Any) -> list[Any]:
     y = alt.Y("at:Q", scale=None, axis=None)
     names = alt.Chart(alt.NamedData(name="names")).encode(y=y, x=alt.value("width"))
     text = names.mark_text(align="left", baseline="middle", dx=20, font=FONT, fontSize=12, lineHeight=LINE_HEIGHT)
-    text = text.encode(text="lines:N", color=alt.Color("ink:N", scale=None, legend=None), opacity=opacity(1, 0.75))
+    text = text.encode(  # without a tooltip names would not react to a pointer
+        text="lines:N", color=alt.Color("ink:N", scale=None, legend=None), opacity=opacity(1, 0.75), tooltip="policy:N"
+    )
     markers = names.mark_point(filled=True, size=42, xOffset=12).encode(color=color, shape=shape, opacity=opacity(1))
     return [markers, text]
 

@@ -24,10 +24,15 @@ class Drawing {
     this.meta = this.spec.usermeta ?? {};
     this.policies = new Set(Object.values(this.spec.datasets ?? {}).flatMap((rows) => rows.map((row) => row.policy)));
     this.isOther = false;
+    this.fit();
+  }
+
+  // The pixels by which plots get narrower, so that text keeps its size on a narrow screen; their height is reserved.
+  fit() {
     const excess = this.still.getAttribute("width") - this.picture.clientWidth, plots = this.plots(this.spec);
     const isNarrow = this.picture.clientWidth && excess > 0 && plots.length && plots.every((plot) => plot.width - excess >= MIN_PLOT);
-    this.excess = isNarrow ? excess : 0;
-    if (this.excess) this.picture.style.minHeight = `${this.still.getAttribute("height")}px`; // that of the narrower plot
+    this.picture.style.minHeight = isNarrow ? `${this.still.getAttribute("height")}px` : "";
+    return isNarrow ? excess : 0;
   }
 
   plots(spec) {
@@ -36,17 +41,16 @@ class Drawing {
 
   async draw() {
     await (vega ??= unpackVega());
-    const spec = structuredClone(this.spec), live = make("div", { className: "live chart-wrapper", hidden: true });
+    const spec = structuredClone(this.spec), excess = this.fit(), live = make("div", { className: "live chart-wrapper", hidden: true });
     if (this.isOther) this.useOtherScale(spec, spec.datasets);
-    for (const plot of this.plots(spec)) plot.width -= this.excess; // text keeps its size on a narrow screen
+    for (const plot of this.plots(spec)) plot.width -= excess;
     this.picture.append(live);
     const options = { mode: "vega-lite", renderer: "svg", actions: false, defaultStyle: false, tooltip: { disableDefaultStyle: true } };
     const { view } = await window.vegaEmbed(live, spec, options);
     view.addEventListener("click", (_, item) => item?.datum?.policy && this.meta.prominent && highlight(item.datum.policy));
     const svg = live.querySelector("svg");
-    for (const name of ["role", "aria-label", ...(this.excess ? [] : ["width", "height"])]) svg.setAttribute(name, this.still.getAttribute(name)); // no jump
-    for (const part of [svg, live]) part.removeAttribute("aria-roledescription");
-    for (const name of ["role", "aria-label"]) live.removeAttribute(name);
+    for (const name of ["role", "aria-label", ...(excess ? [] : ["width", "height"])]) svg.setAttribute(name, this.still.getAttribute(name)); // no jump
+    for (const name of ["role", "aria-label", "aria-roledescription"]) for (const part of [live, ...pick(`svg [${name}]`, live)]) part.removeAttribute(name);
     this.view?.finalize();
     this.live?.remove();
     [this.view, this.live, live.hidden] = [view, live, false];
@@ -80,7 +84,7 @@ class Drawing {
 function markGeneration(svg, last) {
   for (const line of pick(".now", svg)) line.remove();
   if (!now || !(last > 1) || now > last) return;
-  for (const frame of pick(".role-frame > g > .background, .role-scope > g > .background", svg)) {
+  for (const frame of pick(".role-frame > g > .background, .role-scope:not([class*=pathgroup]) > g > .background", svg)) {
     const [, width, height] = /h([\d.]+)v([\d.]+)/.exec(frame.getAttribute("d")) ?? [];
     if (!(width > 0 && height > 0)) continue;
     const line = document.createElementNS("http://www.w3.org/2000/svg", "path"), x = 8 + ((now - 1) / (last - 1)) * (width - 16);
@@ -113,7 +117,7 @@ function arrange(svg, times, isWrapped) {
     shown.forEach((part, i) => put(part, isWrapped ? (row ? row + 1 : i) : row * n + i, 42));
     put(headings[row], isWrapped ? row + 1 : row * n);
   });
-  const size = [left + n * column, (isWrapped ? Math.ceil((1 + strips.length) / n) : strips.length) * high];
+  const size = [Math.ceil(left + n * column), (isWrapped ? Math.ceil((1 + strips.length) / n) : strips.length) * high];
   svg.setAttribute("width", size[0]), svg.setAttribute("height", size[1]), svg.setAttribute("viewBox", `0 0 ${size.join(" ")}`);
 }
 

@@ -96,6 +96,7 @@ def template_environment() -> Environment:
         "variable": theme.css_variable,
     }
     environment.globals |= {"dark_colors": theme.DARK, "markers": theme.MARKERS, "zip": zip}
+    environment.policies["json.dumps_kwargs"] = {}  # unsorted: a tooltip has the order of its record
     return environment
 
 
