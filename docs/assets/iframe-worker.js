@@ -4,13 +4,14 @@ if (location.protocol === "file:") {
   window.Worker = class extends EventTarget {
     constructor(url) {
       super();
+      const address = new URL(url, location);
       this.frame = document.createElement("iframe");
       this.frame.hidden = true;
       this.frame.title = "Search";
       document.body.append(this.frame);
       const inside = this.frame.contentWindow, load = (src) => {
         const script = inside.document.createElement("script");
-        script.src = new URL(src, url);
+        script.src = new URL(src, address);
         inside.document.body.append(script);
         return new Promise((resolve) => { script.onload = resolve; });
       };
@@ -20,7 +21,7 @@ if (location.protocol === "file:") {
         this.dispatchEvent(event);
         if (this.onmessage) this.onmessage(event);
       };
-      this.ready = load(url);
+      this.ready = load(address);
     }
 
     postMessage(data) {
