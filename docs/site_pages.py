@@ -20,7 +20,7 @@ from typer.main import get_command
 import selfloop
 from selfloop.commands.cli import app
 from selfloop.commands.list import component_settings, summaries
-from selfloop.plugins import BUILT_IN
+from selfloop.plugins import BUILT_IN, component_class
 from selfloop.report.build import build_report
 from selfloop.report.figures import report_figures
 from selfloop.report.page import render_page
@@ -98,16 +98,41 @@ def made_files() -> dict[str, str]:
 def component_page(kind: str) -> str:
     """Every component of a kind with its documentation and its settings."""
     _, title, introduction = TITLES[kind]
-    lines = [f"# {title}", "", introduction, "", f"`selfloop list {kind} NAME` prints the same.", ""]
+    lines = [f"# {title}", "", introduction, "", f"`selfloop list {kind} NAME` prints one.", ""]
     for name in BUILT_IN[kind]:
         text, settings = component_settings(kind, name)
-        lines += [f"## `{name}` {{: #{name} }}", "", prose(text), ""]
+        lines += [f"## `{name}` {{: #{name} }}", "", prose(text), "", *facts(kind, name)]
         if settings:
             rows = (
                 (f"`{s.name}`", s.type, "" if s.default == "required" else f"`{s.default}`", s.description) for s in settings
             )
             lines += [*table(("setting", "type", "default", "meaning"), rows), ""]
     return "\n".join(lines)
+
+
+def facts(kind: str, name: str) -> Iterator[str]:
+    """Facts about a component that are not among its settings."""
+    cls: Any = component_class(kind, name, kind)
+    if kind == "metric":
+        values = dict.fromkeys((name, *cls.secondary_titles, *cls.secondary_better, *cls.secondary_units))
+        titles = {**cls.secondary_titles, name: cls.title}
+        units = {**cls.secondary_units, name: cls.unit}
+        best = {**cls.secondary_better, name: cls.better}
+        shown = [value for value in values if not re.search(r"_share_[1-9]", value)]  # one row for all classes
+        rows = (
+            (f"`{value}`", titles.get(value, ""), units.get(value, ""), describe_best(best.get(value, ""))) for value in shown
+        )
+        yield from (*table(("value", "title", "unit", "best"), rows), "")
+    elif kind == "family" and cls.default_metrics:
+        yield f"Metrics of a spec that names none: {', '.join(f'`{metric}`' for metric in cls.default_metrics)}.\n"
+    elif kind == "criterion":
+        yield f"{prose(cls.question)} Needs {', '.join(f'`{metric}`' for metric in cls.metrics) or 'no certain metric'}.\n"
+
+
+def describe_best(better: str | float) -> str:
+    """Which value of a metric is best: a direction, a number, or that of another value."""
+    is_value = isinstance(better, str) and better not in ("", "lower", "higher")
+    return f"that of `{better}`" if is_value else str(better) or "unknown"
 
 
 def command_page() -> str:
