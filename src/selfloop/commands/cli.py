@@ -14,11 +14,13 @@ from selfloop.commands.cli_audit import audit
 from selfloop.commands.cli_check import check
 from selfloop.commands.cli_reproduce import reproduce
 from selfloop.commands.cli_run import open_spec, run, run_with_progress, write_report_file
+from selfloop.commands.completion import complete_component, complete_kind
 from selfloop.commands.options import (
     JsonOption,
     QuietOption,
     SetOption,
     SpecArgument,
+    SpecsArgument,
     StoreOption,
     WorkersOption,
     own_settings,
@@ -136,7 +138,7 @@ def predict(
 
 @app.command()
 def report(
-    specs: Annotated[list[str], typer.Argument(metavar="SPEC...", help="TOML files or presets; several share one page.")],
+    specs: SpecsArgument,
     output: Annotated[Path, typer.Option("--output", "-o", help="File of the report.")] = Path("report.html"),
     figures: Annotated[Path | None, typer.Option(file_okay=False, help="Save every figure here as SVG, PNG and PDF.")] = None,
     partial: Annotated[bool, typer.Option("--partial", help="Show what the runs have so far; compute nothing.")] = False,
@@ -167,7 +169,7 @@ def report(
 
 @app.command()
 def compare(
-    specs: Annotated[list[str], typer.Argument(metavar="SPEC...", help="One spec to compare its policies, or several specs.")],
+    specs: SpecsArgument,
     metric: Annotated[str | None, typer.Option(help="The metric. Default: the first that all specs measure.")] = None,
     json: JsonOption = None,
     csv: Annotated[str | None, typer.Option(metavar="FILE", help="Write the differences in full; - is stdout.")] = None,
@@ -208,8 +210,8 @@ app.command()(advise)
 
 @app.command("list")
 def list_(
-    kind: Annotated[str | None, typer.Argument(help="policy, family, source, metric, criterion, curator or preset.")] = None,
-    name: Annotated[str | None, typer.Argument(help="A component or preset of that kind.")] = None,
+    kind: Annotated[str | None, typer.Argument(help="A kind, such as policy or preset.", autocompletion=complete_kind)] = None,
+    name: Annotated[str | None, typer.Argument(help="A name of that kind.", autocompletion=complete_component)] = None,
     json: JsonOption = None,
 ) -> None:
     """List components and presets; with a kind and a name, show the settings of one.

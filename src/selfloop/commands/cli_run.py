@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from selfloop.commands.completion import complete_criterion
 from selfloop.commands.options import QuietOption, SetOption, SpecArgument, StoreOption, ThreadsOption, WorkersOption
 from selfloop.commands.progress import show_activity, show_progress
 from selfloop.commands.terminal import show
@@ -52,6 +53,8 @@ def run_with_progress(
         check_outputs(outputs, [Path(name), *(file for file in files if isinstance(file, Path))])
         select_verdicts(spec, fail_on)
         notify = None if progress is None else progress.note
+        if progress:
+            progress.begin(spec)
         return run_spec(spec, store, workers=workers, threads=threads, progress=progress, notify=notify)
 
 
@@ -74,7 +77,10 @@ def run(
     fail_on: Annotated[
         list[str] | None,
         typer.Option(
-            "--fail-on", metavar="CRITERION[:POLICY]", help="Exit with 3 if its verdict is yes, 4 if undecided; repeatable."
+            "--fail-on",
+            metavar="CRITERION[:POLICY]",
+            help="Exit with 3 if its verdict is yes, 4 if undecided; repeatable.",
+            autocompletion=complete_criterion,
         ),
     ] = None,
     allow_undecided: Annotated[bool, typer.Option("--allow-undecided", help="With --fail-on: 0 in place of 4.")] = False,

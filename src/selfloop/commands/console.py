@@ -85,12 +85,12 @@ def _summary_cells(curves: Floats, *, positive: bool) -> tuple[str, str, str, st
     if survivors < len(curves):
         last = f"{survivors} of {len(curves)} chains left"
     change = " ".join(describe_change(curves, positive=positive)).strip() or "-"
-    return format_number(mean_interval(curves[:, 0]).estimate), last, change, _sparkline(curves.mean(axis=0))
+    return format_number(mean_interval(curves[:, 0]).estimate), last, change, sparkline(curves.mean(axis=0))
 
 
-def _sparkline(values: Floats) -> str:
-    """One character per generation, at most 40; × where a value is missing, empty if all values are missing."""
-    positions = np.linspace(0, len(values) - 1, min(len(values), MAX_BARS))
+def sparkline(values: Floats, width: int = MAX_BARS) -> str:
+    """One character per generation, at most `width`; × where a value is missing, empty if all values are missing."""
+    positions = np.linspace(0, len(values) - 1, min(len(values), width))
     visible = [float(values[round(position)]) for position in positions]
     finite = [value for value in visible if np.isfinite(value)]
     if not finite:

@@ -8,10 +8,17 @@ from typing import Annotated
 
 import typer
 
+from selfloop.commands.completion import complete_key, complete_spec
 from selfloop.errors import SpecError, shown
 
-SpecArgument = Annotated[str, typer.Argument(metavar="SPEC", help="A TOML file or a preset (see `selfloop list`).")]
-SetOption = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a key; repeatable.")]
+SpecArgument = Annotated[str, typer.Argument(metavar="SPEC", help="A TOML file or a preset.", autocompletion=complete_spec)]
+SpecsArgument = Annotated[
+    list[str], typer.Argument(metavar="SPEC...", help="TOML files or presets.", autocompletion=complete_spec)
+]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Override a key; repeatable.", autocompletion=complete_key),
+]
 StoreOption = Annotated[Path | None, typer.Option(help="Folder of the store. Default: $SELFLOOP_STORE, else .selfloop.")]
 WorkersOption = Annotated[int | None, typer.Option(min=1, help="Worker processes. Default: as many as the cores allow.")]
 ThreadsOption = Annotated[int | None, typer.Option(min=1, help="Threads per chain. Default: cores / chains, at least 1.")]

@@ -53,14 +53,14 @@ class Trial:
         family = point.spec.family
         first_rows = point.schedule(point.spec.policies[position])[0].trained_rows
         return sum(
-            self.fit_start + self.fit * _work(family, entry.t, entry.trained_rows) / _work(family, 1, first_rows)
+            self.fit_start + self.fit * fit_work(family, entry.t, entry.trained_rows) / fit_work(family, 1, first_rows)
             + self.sample_row * count_sampled(point, entry) + self.measure
             for entry in point.schedule(point.spec.policies[position])
             if entry.t > 1 or position == 0
         )  # fmt: skip
 
 
-def _work(family: Family, t: int, rows: float) -> float:
+def fit_work(family: Family, t: int, rows: float) -> float:
     """Work of the fit of generation t, up to a factor: rows in all training steps, or training rows where steps are unknown."""
     family = family.for_generation(t)
     if not isinstance(family, NetworkFamily) or math.isnan(n_steps := family.count_steps(rows)):

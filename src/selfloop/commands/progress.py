@@ -1,14 +1,21 @@
-"""Progress on standard error: a line at least every 5 seconds while a command works."""
+"""Progress on standard error: a table in a terminal, else a line at least every 5 seconds while a command works."""
 
 from __future__ import annotations
 
+import os
 import sys
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from typing import TYPE_CHECKING
 
 from selfloop.errors import printable
+
+if TYPE_CHECKING:
+    from selfloop.commands.live import RunState
+    from selfloop.engine.tasks import TaskOutput
+    from selfloop.spec.spec import Spec
 
 FIRST_SECONDS = 2.0  # without a line: an error of the spec comes sooner
 PRINT_SECONDS, POLL_SECONDS = 4.0, 0.5  # together below the 5 seconds that a command may print nothing
@@ -16,12 +23,12 @@ PRINT_SECONDS, POLL_SECONDS = 4.0, 0.5  # together below the 5 seconds that a co
 
 @contextmanager
 def show_progress(quiet: bool, unit: str = "generations") -> Iterator[Progress | None]:
-    """Shows progress: a bar in a terminal, plain lines elsewhere; None if `quiet`."""
+    """Shows progress: a live table in a terminal, plain lines elsewhere; None if `quiet`."""
     if quiet:
         yield None
-    elif sys.stderr.isatty():
-        with _progress_bar(unit) as bar:
-            yield bar
+    elif sys.stderr.isatty() and os.environ.get("TERM") not in ("dumb", "unknown"):
+        with _live_display(unit) as display:
+            yield display
     else:
         with _plain_lines("starting", unit) as lines:
             yield lines
@@ -43,6 +50,18 @@ class Progress:
         self.activity, self.unit, self.doing, self.done, self.total = activity, unit, "", 0, 0
         self.printed_done, self.started = 0, time.monotonic()
         self.due = self.started + FIRST_SECONDS
+        self.run: RunState | None = None
+
+    def begin(self, spec: Spec) -> None:
+        """Tell which spec runs."""
+        from selfloop.commands.live import RunState
+
+        self.run = RunState(spec)
+
+    def add_output(self, output: TaskOutput) -> None:
+        """Tell the output of a task of it."""
+        if self.run:
+            self.run.add(output)
 
     def __call__(self, done: int, total: int) -> None:
         self.done, self.total = done, total
@@ -57,6 +76,14 @@ class Progress:
         """The numbers as text; the activity while they are unknown."""
         return f"{self.done}/{self.total} {self.unit}" if self.total else f"{self.activity} ..."
 
+    def line(self) -> str:
+        """The work done, the time, and the present step."""
+        elapsed = time.monotonic() - self.started
+        left = self.run.seconds_left() if self.run else elapsed / self.done * (self.total - self.done) if self.done else None
+        remaining = f", about {left:.0f} s remaining" if left is not None and self.done < self.total else ""
+        doing = f"; {self.doing}" if self.doing and (self.done < self.total or not self.total) else ""
+        return f"{self.counts()}, {elapsed:.0f} s elapsed{remaining}{doing}\n"
+
     def show(self) -> None:
         """Print a line, if it is time to."""
         if time.monotonic() >= self.due:
@@ -65,29 +92,38 @@ class Progress:
     def print(self) -> None:
         """Print a line."""
         self.due, self.printed_done = time.monotonic() + PRINT_SECONDS, self.done
-        elapsed = time.monotonic() - self.started
-        remaining = f", {elapsed / self.done * (self.total - self.done):.0f} s remaining" if self.done else ""
-        doing = f"; {self.doing}" if self.doing and (self.done < self.total or not self.total) else ""
-        sys.stderr.write(f"{self.counts()}, {elapsed:.0f} s elapsed{remaining}{doing}\n")
+        sys.stderr.write(self.line())
+
+
+class _Silent(Progress):
+    """Progress that something else displays."""
+
+    def show(self) -> None:
+        pass
 
 
 @contextmanager
-def _progress_bar(unit: str) -> Iterator[Progress]:
-    from rich.console import Console
-    from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-    from rich.progress import Progress as ProgressBar
+def _live_display(unit: str) -> Iterator[Progress]:
+    """A line with the progress, under a table of the policies of a run; at the end, also after Ctrl-C, the line stays."""
+    from rich.console import Console, Group
+    from rich.live import Live
+    from rich.text import Text
 
-    counts, doing = (TextColumn(f"{{task.fields[{name}]}}", markup=False) for name in ("counts", "doing"))
-    columns = (BarColumn(20), counts, TimeElapsedColumn(), TextColumn("elapsed,"), TimeRemainingColumn(),
-               TextColumn("remaining;"), doing)  # fmt: skip
-    with ProgressBar(*columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task("run", total=None, counts="starting ...", doing="")
+    progress, console = _Silent("starting", unit), Console(stderr=True)
 
-        class Bar(Progress):
-            def show(self) -> None:
-                bar.update(task, completed=self.done, total=self.total or None, counts=self.counts(), doing=self.doing)
+    def render() -> Group:
+        table = progress.run.table(console.width) if progress.run else ()
+        line = Text(progress.line().rstrip())
+        line.truncate(console.width - 3, overflow="ellipsis")  # a terminal adds ^C, which is not to begin another line
+        return Group(*table, line)
 
-        yield Bar("starting", unit)
+    try:
+        with Live(console=console, get_renderable=render, transient=True):
+            yield progress
+    finally:
+        if progress.total:
+            progress.doing = ""
+            progress.print()
 
 
 @contextmanager

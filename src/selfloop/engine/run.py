@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Protocol, runtime_checkable
 
 from annotated_types import Interval
 
@@ -25,6 +25,13 @@ from selfloop.types import Measurement
 MAX_WORKERS = 10_000  # also threads; larger values are typos
 Progress = Callable[[int, int], None]  # generations finished, generations in all
 OnMeasured = Callable[[list[Measurement]], None]  # a chain's new measurements of one generation, or an ensemble's of all
+
+
+@runtime_checkable
+class SeesOutputs(Protocol):
+    """Progress that gets the output of every task, too, with its usage."""
+
+    def add_output(self, output: TaskOutput) -> None: ...
 
 
 def store_path(path: str | Path | None) -> Path:
@@ -56,6 +63,7 @@ def run_tasks(  # noqa: PLR0913  # three are callbacks
     total = sum(task.generations * len(task.policies) for task in chains)
     finished = 0
     progress, notify = progress or (lambda done, total: None), notify or (lambda note: None)
+    observer: object = progress
     progress(0, total)
     labels = spec.policy_labels()
     title = f"{spec.family.name} on {spec.source.name}: {', '.join(labels)}"
@@ -72,7 +80,10 @@ def run_tasks(  # noqa: PLR0913  # three are callbacks
                 if phase is chains and on_measured:
                     on_measured([*output.curves.measurements(labels[output.policy], output.coordinates, {})])
                 # the chains replay what they share
-                yield output if phase is chains else replace(output, curves=Curves((), 0), shared=True)
+                seen = output if phase is chains else replace(output, curves=Curves((), 0), shared=True)
+                if isinstance(observer, SeesOutputs):
+                    observer.add_output(seen)
+                yield seen
 
 
 def iter_measurements(
