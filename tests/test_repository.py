@@ -41,11 +41,12 @@ BANDS = (
     ),
     ("policies", "sources", "families", "curators", "metrics", "stats", "criteria"),
     ("plugins", "spec", "store", "engine", "theory", "published", "presets"),
-    ("summary", "result", "partial", "audit", "report", "testing", "watch", "commands", "__init__", "__main__"),
+    ("summary", "result", "partial", "audit", "report", "trackers", "testing", "watch", "commands", "__init__", "__main__"),
 )  # fmt: skip
 COMPONENT_ARROWS = {("metrics", "families.nn"), ("criteria", "stats")}  # the only arrows inside the second band
 CONCRETE = ("policies", "sources", "families", "curators", "metrics", "criteria")  # not in the third band, but for the schedule
-UPWARD = {("selfloop.result", "selfloop.report.build")}  # `Result.report` imports the report when it is called
+# `Result.report` and `Result.plot` import the report when they are called, `run(track=...)` imports trackers
+UPWARD = {("selfloop.result", "selfloop.report.build"), ("selfloop.result", "selfloop.trackers.tracking")}
 SPINE = ("types", "component", "engine/loop", "engine/stored", "policies/builtin", "families/gaussian", "store/store")
 HEAVY = {"torch", "pandas", "altair", "pydantic", "sklearn", "transformers", "vl_convert", "matplotlib", "ray",
          "rdkit", "torch_geometric", "diffusers", "PIL"}  # fmt: skip

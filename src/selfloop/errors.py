@@ -66,7 +66,8 @@ class ChainEndedError(Exception):
 
 # library -> the extra of selfloop that installs it
 EXTRAS = {
-    "datasets": "hub", "pyarrow": "hub", "peft": "lora", "diffusers": "images", "onnxruntime": "images", "rdkit": "molecules"
+    "datasets": "hub", "pyarrow": "hub", "peft": "lora", "diffusers": "images", "onnxruntime": "images", "rdkit": "molecules",
+    **{name: name for name in ("wandb", "mlflow", "tensorboard", "trackio")},
 }  # fmt: skip
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import sys
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from html import escape
 from typing import TYPE_CHECKING, Any, cast
 
@@ -125,3 +125,13 @@ class KernelProgress:
             self.display = display(bundle, raw=True, display_id=True)
         else:
             self.display.update(bundle, raw=True)
+
+
+def choose_callbacks(
+    progress: Callable[[int, int], None] | None, notify: Callable[[str], None] | None
+) -> tuple[Callable[[int, int], None], Callable[[str], None]]:
+    """Both functions of a run; without any, they show a line in a kernel and do nothing elsewhere."""
+    if progress is None and notify is None and in_kernel():
+        line = KernelProgress()
+        return line, line.note
+    return progress or (lambda done, total: None), notify or (lambda note: None)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator, Mapping
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,7 +19,7 @@ from selfloop.engine.executors import Notify
 from selfloop.engine.run import OnMeasured, Progress, run_tasks, store_path
 from selfloop.errors import SpecError, shown, unknown_name
 from selfloop.formats.json_lines import measurement_to_json, verdict_to_json
-from selfloop.notebook import KernelProgress, Verdicts, in_kernel
+from selfloop.notebook import Verdicts
 from selfloop.policies.schedule import ScheduleEntry, schedule_metrics
 from selfloop.protocols import ControlsPolicy, SupportsStepCount
 from selfloop.published.papers import claimed_pairs, unmodified_policies
@@ -314,7 +314,7 @@ class Result:
                 batches = [take.batch for take in entry.plan.takes]
                 if risk is not None and {*batches} <= {real(entry.t), real(1), synthetic(1)}:
                     trained_on = coordinates, entry.t, entry.plan, *(entry.available[batch] for batch in batches)
-                    cells.setdefault(_count_rows(entry), {})[trained_on] = risk[:, entry.t - 1]
+                    cells.setdefault(entry.rows_by_kind(), {})[trained_on] = risk[:, entry.t - 1]
         return {
             coordinates: [GridCell(*rows, np.mean([*risks.values()], axis=0)) for rows, risks in sorted(cells.items())]
             for coordinates, cells in grids.items()
@@ -360,13 +360,6 @@ def _without_n(point: Point) -> Coordinates:
     return tuple(coordinate for coordinate in point.coordinates if coordinate[0] != "n")
 
 
-def _count_rows(entry: ScheduleEntry) -> tuple[float, float]:
-    """Real and synthetic training rows of a generation; expected numbers for a budget."""
-    rows = {kind: sum(take.rows or 0 for take in entry.plan.takes if take.batch.kind == kind) for kind in ("real", "synthetic")}
-    share = entry.trained_rows / sum(rows.values())
-    return rows["real"] * share, rows["synthetic"] * share
-
-
 def run(  # noqa: PLR0913  # three are callbacks
     spec: Spec | str | Path,
     store: str | Path | None = None,
@@ -376,6 +369,7 @@ def run(  # noqa: PLR0913  # three are callbacks
     progress: Progress | None = None,
     notify: Notify | None = None,
     on_measured: OnMeasured | None = None,
+    track: Sequence[str] = (),
 ) -> Result:
     """Run a spec, or the spec in a file or preset of that name, to the end; stored results are not computed again.
 
@@ -383,11 +377,14 @@ def run(  # noqa: PLR0913  # three are callbacks
     `if __name__ == "__main__":`). The numbers do not depend on it. `progress` is called with the generations done and all
     generations, `notify` with texts such as "replace, seed 0, generation 2: fit, step 40 of 300", many times a second, and
     `on_measured` with each list of measurements as it arrives. The kernel of a notebook shows a line of progress instead.
+    `track`: trackers that receive them, too, such as "wandb" or "tensorboard=FOLDER".
     """
     spec = fresh_spec(spec)
-    if progress is None and notify is None and in_kernel():
-        progress = line = KernelProgress()
-        notify = line.note
+    if track:
+        from selfloop.trackers.tracking import run_tracked
+
+        again = partial(run, store=store, workers=workers, threads=threads, progress=progress, notify=notify)
+        return run_tracked(track, spec, on_measured, lambda spec, observe: again(spec, on_measured=observe))
     labels, shared = spec.policy_labels(), Usage()
     usage = {label: Usage() for label in labels}
     table = {(p.coordinates, label): Curves(spec.seeds, p.spec.generations) for p in spec.points() for label in labels}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import redirect_stdout
 from pathlib import Path
 from types import MappingProxyType
@@ -41,6 +41,7 @@ def run_with_progress(
     threads: int | None = None,
     outputs: Mapping[str, Path | str | None] = NO_OUTPUTS,
     fail_on: tuple[str, ...] = (),
+    track: Sequence[str] = (),
 ) -> Result:
     """The result of a named spec. Outputs that replace a file it reads, and unknown criteria, are refused before any work."""
     with show_progress(quiet) as progress:
@@ -55,7 +56,7 @@ def run_with_progress(
         notify = None if progress is None else progress.note
         if progress:
             progress.begin(spec)
-        return run_spec(spec, store, workers=workers, threads=threads, progress=progress, notify=notify)
+        return run_spec(spec, store, workers=workers, threads=threads, progress=progress, notify=notify, track=track)
 
 
 def write_report_file(results: list[Result], path: Path, quiet: bool, title: str = "", figures: Path | None = None) -> None:
@@ -83,6 +84,12 @@ def run(
             autocompletion=complete_criterion,
         ),
     ] = None,
+    track: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="TRACKER", help="Log to wandb[=PROJECT], mlflow[=URI], tensorboard=FOLDER, trackio[=PROJECT]; repeatable."
+        ),
+    ] = None,
     allow_undecided: Annotated[bool, typer.Option("--allow-undecided", help="With --fail-on: 0 in place of 4.")] = False,
     store: StoreOption = None,
     workers: WorkersOption = None,
@@ -104,7 +111,7 @@ def run(
     if allow_undecided and not fail_on:
         raise SpecError("--allow-undecided: changes nothing without --fail-on. Add --fail-on CRITERION, or leave it out.")
     outputs, criteria = {"--json": json, "--report": report}, tuple(fail_on or ())
-    result = run_with_progress(spec, set_, store, workers, quiet, threads, outputs, criteria)
+    result = run_with_progress(spec, set_, store, workers, quiet, threads, outputs, criteria, track or ())
     if json == "-":
         write_measurements(result.measurements, sys.stdout.write, result.verdicts())
     elif json:

@@ -13,12 +13,14 @@ from annotated_types import Interval
 from selfloop.engine.curves import Curves
 from selfloop.engine.executors import Notify, count_cores, execute
 from selfloop.engine.tasks import TaskOutput, plan_tasks, run_task_in_worker
+from selfloop.notebook import choose_callbacks
 from selfloop.policies.schedule import schedule_metrics
 from selfloop.settings import check_setting, check_size
 from selfloop.spec.parse import fresh_spec
 from selfloop.spec.spec import Spec
 from selfloop.spec.write import spec_text
-from selfloop.store.runs import note_run
+from selfloop.store.live import LiveRun
+from selfloop.store.runs import note_run, run_name
 from selfloop.store.store import Store
 from selfloop.types import Measurement
 
@@ -62,21 +64,26 @@ def run_tasks(  # noqa: PLR0913  # three are callbacks
     chains = phases[-1]  # shared steps count with the chains that reuse them: as many generations as `plan` shows
     total = sum(task.generations * len(task.policies) for task in chains)
     finished = 0
-    progress, notify = progress or (lambda done, total: None), notify or (lambda note: None)
+    progress, notify = choose_callbacks(progress, notify)
     observer: object = progress
     progress(0, total)
-    labels = spec.policy_labels()
+    labels, risk, text = spec.policy_labels(), spec.risk_metric() or "", spec_text(spec)
     title = f"{spec.family.name} on {spec.source.name}: {', '.join(labels)}"
-    with note_run(path, title, spec_text(spec)) as keys:
+    live = LiveRun(path, run_name(text), total, notify, risk)
+    with note_run(path, title, text) as keys, live:
         for phase in phases:
             per_chain = phase[0].threads
             most = max(1, count_cores() // per_chain) if workers is None else workers
-            longest_first = sorted(phase, key=lambda task: -task.cost)
+            longest_first = sorted((replace(task, control=live.control) for task in phase), key=lambda task: -task.cost)
             isolated = any(task.takes_over_interrupts for task in phase)
-            for output in execute(run_task_in_worker, longest_first, most, per_chain, notify=notify, isolated=isolated):
+            for output in execute(run_task_in_worker, longest_first, most, per_chain, notify=live.note, isolated=isolated):
                 keys |= output.usage.keys
                 finished += output.generations if phase is chains else 0
                 progress(finished, total)
+                if phase is chains:
+                    live.progress.add(
+                        labels[output.policy], output.curves.values.get(risk), output.generations, output.usage.computed
+                    )
                 if phase is chains and on_measured:
                     on_measured([*output.curves.measurements(labels[output.policy], output.coordinates, {})])
                 # the chains replay what they share

@@ -29,6 +29,12 @@ class ScheduleEntry:
         """Number of training rows of one epoch of this generation's fit."""
         return self.plan.budget or sum(take.rows or 0 for take in self.plan.takes)
 
+    def rows_by_kind(self) -> tuple[float, float]:
+        """Real and synthetic training rows; expected numbers for a budget."""
+        kinds = ("real", "synthetic")
+        rows = [sum(take.rows or 0 for take in self.plan.takes if take.batch.kind == kind) for kind in kinds]
+        return rows[0] * self.trained_rows / sum(rows), rows[1] * self.trained_rows / sum(rows)
+
     def masses(self) -> list[float]:
         """Share of the training mass (rows × weight) of each take."""
         raw = [(take.rows or 0) * take.weight for take in self.plan.takes]

@@ -1,0 +1,56 @@
+"""MLflow: `mlflow=URI`, such as `mlflow=sqlite:///runs.db`, or `mlflow` for the address in MLFLOW_TRACKING_URI."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Mapping
+
+from mlflow import MlflowClient
+from mlflow.entities import Metric as LoggedMetric
+from mlflow.entities import Param, Run
+from PIL import Image
+
+from selfloop.trackers.tracker import PROJECT, RunEnd, TrackedRun, Tracker
+
+MAX_PARAMS, MAX_PARAM_LENGTH = 100, 6000  # of one call, and of one value, in characters
+
+
+class MlflowTracker(Tracker):
+    """One run each, found again by its tag. A value with an equal step and time is one row, so times count steps."""
+
+    def __init__(self, target: str) -> None:
+        super().__init__(target)
+        self.client = MlflowClient(tracking_uri=target or None)
+        experiment = self.client.get_experiment_by_name(PROJECT)
+        self.experiment = experiment.experiment_id if experiment else self.client.create_experiment(PROJECT)
+        self.runs: dict[str, Run] = {}
+
+    def start(self, run: TrackedRun) -> None:
+        earlier = self.client.search_runs([self.experiment], f"tags.`selfloop.id` = '{run.id}'", max_results=1)
+        tags = {"selfloop.id": run.id, "selfloop.group": run.group}
+        self.runs[run.id] = earlier[0] if earlier else self.client.create_run(self.experiment, run_name=run.name, tags=tags)
+        params = [Param(_name(key), str(value)[:MAX_PARAM_LENGTH]) for key, value in run.config.items()]
+        for i in range(0, len(params), MAX_PARAMS):
+            self.client.log_batch(self.runs[run.id].info.run_id, params=params[i : i + MAX_PARAMS])
+
+    def log(self, run: TrackedRun, generation: int, values: Mapping[str, float]) -> None:
+        info = self.runs[run.id].info
+        metrics = [LoggedMetric(_name(key), value, info.start_time + generation, generation) for key, value in values.items()]
+        self.client.log_batch(info.run_id, metrics=metrics)
+
+    def finish(self, run: TrackedRun, end: RunEnd | None) -> None:
+        run_id = self.runs.pop(run.id).info.run_id
+        if end is not None:
+            for key, value in end.summary.items():
+                self.client.set_tag(run_id, key, value)
+            for name, png in end.pictures.items():
+                self.client.log_image(run_id, Image.open(io.BytesIO(png)), artifact_file=f"{name}.png")
+            for name, text in end.texts.items():
+                self.client.log_text(run_id, text, f"{name}.txt")
+        self.client.set_terminated(run_id, "KILLED" if end is None else "FINISHED")
+
+
+def _name(key: str) -> str:
+    """The key with the characters that MLflow allows."""
+    return re.sub(r"[^\w\-./ :]", "_", key)

@@ -1,0 +1,153 @@
+"""Feeds trackers from a run in this process. They change no key and no number, and a tracker that fails ends no run."""
+
+from __future__ import annotations
+
+import math
+import sys
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import redirect_stdout
+from dataclasses import replace
+from functools import partial
+from importlib import import_module
+from pathlib import Path
+
+from selfloop.engine.run import OnMeasured
+from selfloop.errors import SelfloopError, SettingError, first_line, missing_extra, unknown_name
+from selfloop.result import Result
+from selfloop.spec.parse import fresh_spec
+from selfloop.spec.spec import Spec
+from selfloop.stats.intervals import Interval, mean_interval
+from selfloop.trackers.describe import describe_ends, describe_run
+from selfloop.trackers.tracker import RunEnd, TrackedRun, Tracker
+from selfloop.types import Coordinates, Measurement
+
+MAX_SINGLE_SEEDS = 20  # with more seeds, a policy is one run with means and intervals
+TRACKERS = {
+    "wandb": "WandbTracker", "mlflow": "MlflowTracker", "tensorboard": "TensorboardTracker", "trackio": "TrackioTracker"
+}  # fmt: skip
+RunKey = tuple[Coordinates, str, int | None]  # point, policy, and seed or None for all seeds
+
+
+def open_tracker(text: str) -> Tracker:
+    """The tracker of a text such as `mlflow=sqlite:///runs.db`. Raises SelfloopError if it cannot be opened."""
+    name, _, target = str(text).partition("=")
+    if name not in TRACKERS:
+        raise SettingError("track", unknown_name("track", name, TRACKERS, "tracker").removeprefix("track: "))
+    try:
+        tracker: Tracker = getattr(import_module(f"selfloop.trackers.{name}"), TRACKERS[name])(target)
+    except ModuleNotFoundError:
+        raise missing_extra(f"track: {name!r}", name) from None
+    except SelfloopError:
+        raise
+    except Exception as problem:  # of any kind: the tool's own
+        raise SettingError("track", f"{text} cannot be opened ({first_line(problem)}). Correct its target.") from problem
+    return tracker
+
+
+def run_tracked(
+    track: Sequence[str], spec: Spec | str | Path, on_measured: OnMeasured | None, run: Callable[[Spec, OnMeasured], Result]
+) -> Result:
+    """The result of `run`, which receives the spec and a function for measurements, with its runs tracked."""
+    spec = fresh_spec(spec)
+    with redirect_stdout(sys.stderr):  # some print: stdout may be JSON
+        tracking = Tracking([open_tracker(text) for text in ([track] if isinstance(track, str) else track)], spec)
+
+    def observe(measurements: list[Measurement]) -> None:
+        tracking.log(measurements)
+        if on_measured:
+            on_measured(measurements)
+
+    try:
+        result = run(spec, observe)
+        tracking.finish(result)
+    finally:
+        tracking.stop()
+    return result
+
+
+class Tracking:
+    """The trackers of one run of a spec, and their open runs."""
+
+    def __init__(self, trackers: list[Tracker], spec: Spec) -> None:
+        self.trackers, self.spec = trackers, spec
+        self.by_seed = len(spec.seeds) <= MAX_SINGLE_SEEDS
+        self.policies = dict(zip(spec.policy_labels(), range(len(spec.policies)), strict=True))
+        self.points = {point.coordinates: point for point in spec.points()}
+        self.runs: dict[RunKey, TrackedRun] = {}  # those that are open
+        self.statuses: dict[RunKey, str] = {}
+
+    def apply(self, action: Callable[[Tracker], None]) -> None:
+        """Do something with every tracker. One that fails gets nothing more, and a warning says so once."""
+        for tracker in list(self.trackers):
+            try:
+                with redirect_stdout(sys.stderr):
+                    action(tracker)
+            except Exception as problem:  # of any kind: the tool's own
+                self.trackers.remove(tracker)
+                name = type(tracker).__module__.rpartition(".")[2]
+                text = f"track: {name} failed ({type(problem).__name__}: {first_line(problem)}); the run goes on without it."
+                warnings.warn(text, stacklevel=2)
+
+    def open(self, key: RunKey) -> TrackedRun:
+        """The run of a key, started at its first use."""
+        if key not in self.runs:
+            run = self.runs[key] = describe_run(self.points[key[0]], self.policies[key[1]], key[2])
+            self.apply(lambda tracker: tracker.start(run))
+        return self.runs[key]
+
+    def log(self, measurements: list[Measurement]) -> None:
+        """Write new measurements, unless seeds are tracked together."""
+        if not self.by_seed:
+            return
+        values: dict[tuple[RunKey, int], dict[str, float]] = {}
+        for m in measurements:
+            key = (m.coordinates, m.policy, m.seed)
+            values.setdefault((key, m.generation), {})
+            if m.value is not None and math.isfinite(m.value):
+                values[key, m.generation][m.metric] = m.value
+            elif m.status:
+                self.statuses[key] = m.status
+        for (run_key, t), numbers in values.items():
+            self.write(run_key, t, numbers)
+
+    def write(self, key: RunKey, t: int, values: Mapping[str, float]) -> None:
+        """Write the values of one generation of a run."""
+        run = self.open(key)
+        if values:
+            self.apply(lambda tracker: tracker.log(run, t, values))
+
+    def finish(self, result: Result) -> None:
+        """Write means and intervals of seeds that are tracked together, then the ends of all runs."""
+        if not self.by_seed:
+            for (coordinates, label), curves in result.table.items():
+                for t in range(curves.generations):
+                    means = {name: mean_interval(values[:, t]) for name, values in curves.values.items()}
+                    self.write((coordinates, label, None), t + 1, _mean_values(means))
+        ends = describe_ends(result) if self.trackers else {}
+        for key, run in list(self.runs.items()) if ends else ():
+            coordinates, label, seed = key
+            status = self.statuses.get(key, "") if self.by_seed else ", ".join(sorted(result.statuses(label, coordinates)))
+            end = ends[coordinates, label]
+            end = replace(end, summary={**end.summary, **({"status": status} if status else {})})
+            if seed not in (None, self.spec.seeds[0]):  # galleries are of the first seed
+                end = replace(end, pictures={}, texts={})
+            self.apply(partial(_finish, run=run, end=end))
+            del self.runs[key]
+
+    def stop(self) -> None:
+        """Close the runs that are open because the run was interrupted."""
+        for run in self.runs.values():
+            self.apply(partial(_finish, run=run, end=None))
+        self.runs.clear()
+
+
+def _finish(tracker: Tracker, run: TrackedRun, end: RunEnd | None) -> None:
+    tracker.finish(run, end)
+
+
+def _mean_values(means: Mapping[str, Interval]) -> dict[str, float]:
+    """Means and limits by name, such as `nll/low`, as far as they exist."""
+    values = {f"{name}/mean": mean.estimate for name, mean in means.items()}
+    values |= {f"{name}/{limit}": getattr(mean, limit) for name, mean in means.items() for limit in ("low", "high")}
+    return {name: value for name, value in values.items() if value is not None and math.isfinite(value)}
