@@ -291,8 +291,10 @@ def control_sentences(report: Report) -> Iterator[str]:
                 if control in curves and of in curves and not report.unfinished:
                     gap = paired_difference(curves[of], curves[control])[-1]
                     low, high = _limits(gap)
-                    where = "above" if low > 0 else "below" if high < 0 else "undecidedly above or below"
-                    yield f"{of} ends {where} {control}, its control on real rows: {_in_unit(gap, panel)}."
+                    name = "its control" + f" ({control})" * (control != "control")
+                    ends = f"{of} ends {'above' if low > 0 else 'below'} {name} on real rows"
+                    undecided = f"Whether {of} ends above or below {name} on real rows is undecided"
+                    yield f"{ends if low > 0 or high < 0 else undecided}: {_in_unit(gap, panel)}."
 
 
 def undecided_verdict(verdict: Verdict, n_seeds: int) -> str:
