@@ -1,0 +1,69 @@
+"""The command `web` and what it prints."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from selfloop.commands.answers import give_answer, json_line
+from selfloop.commands.cli_advise import format_share, parse_bound
+from selfloop.commands.options import JsonOption, SetOption
+from selfloop.commands.terminal import show
+from selfloop.formats.replacing import check_outputs
+
+if TYPE_CHECKING:
+    from selfloop.theory.web import WebPrediction
+
+MAX_WEB_LINES = 11  # generations printed
+
+
+def web(
+    scenario: Annotated[Path, typer.Argument(metavar="FILE", help="A TOML file of sources, model families and their pool.")],
+    bound: Annotated[str | None, typer.Option(help="Search the real rows for this largest multiplier, 1.1 or 10%.")] = None,
+    set_: SetOption = None,
+    figure: Annotated[Path | None, typer.Option(help="Draw errors over generations to a file (.svg, .png or .pdf).")] = None,
+    json: JsonOption = None,
+) -> None:
+    """Simulate a web: families of models that publish rows into one pool and train on it. Exact moments, or simulated webs.
+
+    Example: selfloop web flood.toml --bound 2 --set families.large.removes_synthetic=0.9
+    """
+    from selfloop.theory.web import needed_real_rows, predict_web, read_web
+
+    check_outputs({"--figure": figure, "--json": json}, [scenario])
+    limit, parsed = None if bound is None else parse_bound(bound), read_web(scenario, set_ or ())
+    prediction, need, sentence = predict_web(parsed), None, ""
+    if limit is not None:
+        share, factor = needed_real_rows(parsed, limit)
+        need = {"bound": limit, "real_share": share, "fresh_factor": factor}
+        of_share = "no share is enough" if share is None else f"{format_share(share)} in every training set"
+        of_factor = "no factor up to 100 is enough" if factor is None else f"{factor:.3g} times those of later generations"
+        sentence = f"REAL ROWS within {limit:g}: with known origin, {of_share}; with {parsed.origin} origin, {of_factor}."
+    answer = json_line({"prediction": prediction, "need": need})
+    give_answer(lambda: print_web(prediction, sentence, figure), (json, answer))
+
+
+def print_web(prediction: WebPrediction, sentence: str, figure: Path | None) -> None:
+    """One table per reader, the largest multiplier, and the real rows that are needed."""
+    from selfloop.commands.console import format_table
+    from selfloop.report.build import save_curves
+    from selfloop.report.picture_grid import select_generations
+
+    kind = f"means of {prediction.seeds} simulated webs" if prediction.seeds else "exact expectations"
+    show(f"Squared errors of a mean over the true variance, biases in true standard deviations; {kind}.")
+    columns = ("generation", "real share", "bias", "error", "shared error", "variance")
+    values = [prediction.real_share, prediction.bias, prediction.error, prediction.shared_error, prediction.variance]
+    for g, name in enumerate(prediction.readers):
+        table = format_table(*columns, title=name, right=columns)
+        for t in select_generations(range(len(prediction.error)), MAX_WEB_LINES):
+            table.add_row(str(t + 1), *(f"{of_value[t, g]:.4g}" for of_value in values))
+        show(table)
+    t, g = divmod(int(prediction.multiplier.argmax()), prediction.multiplier.shape[1])
+    show(f"largest error: {prediction.multiplier[t, g]:.4g} times that of generation 1 ({prediction.readers[g]}, {t + 1}).")
+    if sentence:
+        show(sentence)
+    if figure is not None:
+        save_curves(figure, "error", dict(zip(prediction.readers, prediction.error.T, strict=True)))
+        show(f"figure: {figure}")
