@@ -121,21 +121,24 @@ def shown_times(page: Page) -> set[int]:
     return set(cells.evaluate_all(script)) - {0}
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.slow
 @pytest.mark.parametrize("width", [390, 768, 1280])
 def test_a_page_fits_every_screen_and_serves_readers_with_disabilities(
-    browser: Browser, file_of: Callable[[str], Path], width: int, scheme: str
+    browser: Browser, file_of: Callable[[str], Path], width: int
 ) -> None:
-    with opened(browser, file_of("several"), width, color_scheme=scheme) as page:
+    with opened(browser, file_of("several"), width) as page:
         assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
         assert shown_times(page) == {10}
         for view in page.locator("figure.gallery .scroll-x").all():
             assert view.evaluate("e => e.scrollWidth <= e.clientWidth + 1")  # one generation needs no scrolling
         pictures = page.locator(".picture:not([tabindex]):visible")
         assert pictures.evaluate_all("parts => parts.every(e => e.scrollWidth <= e.clientWidth)")  # no name is cut
-        assert not severe_findings(page)
+        for scheme in ("light", "dark"):
+            page.emulate_media(color_scheme=scheme)
+            assert not severe_findings(page)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["galleries", "molecules", "many", "sweep", "hostile"])
 def test_every_kind_of_page_is_free_of_errors_and_severe_barriers(
     browser: Browser, file_of: Callable[[str], Path], name: str

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
+import re
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from example_reports import digits_report, ending_report, linear_report
@@ -11,9 +15,10 @@ from selfloop.policies.builtin import Accumulate, Replace
 from selfloop.policies.schedule import schedule
 from selfloop.published.papers import PublishedCurve
 from selfloop.report.curve_records import fit_value_axis
-from selfloop.report.figures import panel_figure, report_figures, schedule_figure
+from selfloop.report.figures import main_figure, panel_figure, panel_figures, report_figures, schedule_figure, sweep_figure
+from selfloop.report.line_ends import MAX_EQUAL_POLICIES, move_apart, prominent_policies, wrap_name
 from selfloop.report.theme import DARK, describe_better, format_interval, format_number, policy_styles, theme_svg
-from selfloop.report.values import CurveData, Panel
+from selfloop.report.values import CurveData, Panel, Report
 from selfloop.stats.intervals import Interval
 from selfloop.theory.laws import LawCurve
 
@@ -244,3 +249,95 @@ def test_intervals_have_enough_digits_to_distinguish_their_limits() -> None:
 
 def test_characters_that_svg_does_not_allow_have_visible_substitutes() -> None:
     assert printable("a\x00b\x1bc\ud800d\x85\n") == r"a\x00b\x1bc\ud800d\x85" + "\n"
+
+
+def test_boxes_that_overlap_move_apart_as_little_as_possible() -> None:
+    moved = move_apart(np.array([50.0, 10.0, 52.0, 100.0]), np.full(4, 10.0), 0.0, 200.0)
+    np.testing.assert_allclose(moved, [46.0, 10.0, 56.0, 100.0])  # each of the two moves by 4
+    high = move_apart(np.array([98.0, 99.0, 100.0]), np.full(3, 10.0), 0.0, 100.0)
+    np.testing.assert_allclose(high, [75.0, 85.0, 95.0])  # inside, in their order
+    assert len(move_apart(np.empty(0), np.empty(0), 0.0, 10.0)) == 0
+
+
+def test_names_beside_curves_never_overlap_and_are_in_the_order_of_the_curves() -> None:
+    curves = [CurveData(policy=f"fresh(ratio={i})", values=np.array([[1.0, 2 + 0.001 * i]])) for i in range(5)]
+    panel = Panel(metric="m", title="m", curves=curves)
+    names = panel_figure(panel, policy_styles([curve.policy for curve in curves])).spec["datasets"]["names"]
+    for scale in ("at", "other"):  # the linear axis and the logarithmic one
+        heights = [row[scale] for row in sorted(names, key=lambda row: row[scale])]
+        assert np.diff(heights).min() >= 13
+    assert sorted(names, key=lambda row: -row["at"])[0]["policy"] == "fresh(ratio=0)"
+
+
+def test_with_many_policies_only_the_best_the_worst_and_controls_are_drawn_in_full() -> None:
+    def curves(n: int, better: str) -> list[CurveData]:
+        return [CurveData(policy=f"p{i}", values=np.array([[1.0, i]]), better=better) for i in range(n)]  # type: ignore[arg-type]
+
+    assert len(prominent_policies(curves(MAX_EQUAL_POLICIES, "lower"))) == MAX_EQUAL_POLICIES
+    assert set(prominent_policies(curves(12, "lower"))) == {"p0", "p11"}
+    control = CurveData(policy="control(of=mix)", values=np.array([[1.0, 5.0]]))
+    assert set(prominent_policies([*curves(12, "lower"), control])) == {"p0", "p11", "control(of=mix)"}
+    assert wrap_name("incremental(replaced_share=0.05)") == ["incremental", "(replaced_share=0.05)"]
+
+
+def test_panels_of_one_metric_share_their_value_axis() -> None:
+    panels = [panel_of(spread(ends), coordinates=(("n", n),)) for n, ends in ((10, [1.0, 5.0]), (20, [1.0, 2.0]))]
+    domains = [figure.spec["usermeta"]["y"]["scale"]["domain"] for figure in panel_figures(panels, STYLES)]
+    assert domains[0] == domains[1]
+    assert domains[0] != panel_figure(panels[1], STYLES).spec["usermeta"]["y"]["scale"]["domain"]
+
+
+def test_another_scale_is_offered_only_if_all_values_are_above_zero() -> None:
+    other = panel_figure(panel_of(spread([1.0, 2.0])), STYLES).spec["usermeta"]["other_y"]
+    assert other["scale"]["type"] == "log"
+    assert panel_figure(panel_of(spread([1.0, 90.0])), STYLES).spec["usermeta"]["other_y"]["scale"]["type"] == "linear"
+    assert "other_y" not in panel_figure(panel_of(spread([-1.0, 2.0])), STYLES).spec["usermeta"]
+
+
+def test_the_main_figure_names_each_change_and_draws_controls_as_thin_dashed_lines() -> None:
+    curves = [
+        CurveData(policy="replace", values=spread([2.0, 3.9]), positive=True),
+        CurveData(policy="mix", values=spread([2.0, 1.5])),
+        CurveData(policy="control", values=spread([2.0, 2.0]), positive=True),
+    ]
+    report = replace(digits_report(), panels=[Panel(metric="m", title="m", curves=curves)])
+    figure = main_figure(report, policy_styles(report.policies()))
+    assert figure
+    svg = figure.svg()
+    for text in (">replace<", "×1.95", "−0.500", "×1.00"):
+        assert text in svg
+    assert len(re.findall(r'stroke-dasharray="4,3"', svg)) == 1
+    assert main_figure(replace(report, panels=[]), {}) is None
+
+
+def test_a_sweep_of_one_axis_has_its_last_values_at_true_distances_with_intervals() -> None:
+    panels = [
+        panel_of(spread([1.0, last], width), coordinates=(("n", n),)) for n, last, width in ((1000, 2.0, 0.1), (10, 5.0, 0.2))
+    ]
+    figure = sweep_figure(replace(digits_report(), panels=panels), STYLES)
+    assert figure
+    rows = figure.spec["datasets"]["means"]
+    assert [(row["n"], row["mean"]) for row in rows] == [(10, 5.0), (1000, 2.0)]
+    assert all(row["low"] < row["mean"] < row["high"] for row in rows)
+    assert "n, log scale" in figure.svg()
+    assert "from 2.00 at n = 1000 to 5.00 at n = 10" in figure.alt
+
+
+def test_a_sweep_of_two_axes_is_a_heat_map_and_one_of_three_has_no_figure() -> None:
+    def report(*axes: str) -> Report:
+        points = itertools.product((1, 2), repeat=len(axes))
+        panels = [panel_of(spread([1.0, sum(at)]), coordinates=tuple(zip(axes, at, strict=True))) for at in points]
+        return replace(digits_report(), panels=panels)
+
+    figure = sweep_figure(report("n", "d"), STYLES)
+    assert figure
+    levels = {(row["across"], row["down"]): row["level"] for row in figure.spec["datasets"]["points"]}
+    assert levels["1", "1"] < levels["1", "2"] == levels["2", "1"] < levels["2", "2"]
+    assert "NaN" not in figure.svg()
+    assert sweep_figure(report("n", "d", "k"), STYLES) is None
+
+
+def test_only_a_browser_gets_the_values_for_pointers() -> None:
+    figure = panel_figure(panel_of(spread([1.0, 2.0])), STYLES)
+    assert figure.spec["datasets"]["hover"][1] == {"generation": 2, "replace": "2.000 [1.986, 2.014]"}
+    assert "1.986" not in figure.svg()

@@ -86,7 +86,7 @@ def _value_channel(panel: Panel, axis: ValueAxis, height: float) -> dict[str, An
 
 def opacity(value: float, muted: float = 0.25) -> Any:
     """The opacity of marks of a policy, lower while other policies are highlighted."""
-    return alt.condition(IS_SHOWN, alt.value(value), alt.value(value * muted))
+    return alt.OpacityValue(value * muted, condition={"test": IS_SHOWN, "value": value})  # no dict: that is slow to encode
 
 
 def _curves(
@@ -98,15 +98,14 @@ def _curves(
         return alt.Chart(alt.NamedData(name=name)).encode(x=x, y=alt.Y(f"{column}:Q", **y))
 
     color, shape = _bare_channels(panel, styles)
-    thin = alt.condition("datum.reference", alt.value(1.4), alt.value(2.2))
-    dashes = alt.condition("datum.reference", alt.value([4, 3]), alt.value([1, 0]))
+    thin = alt.StrokeWidthValue(2.2, condition={"test": "datum.reference", "value": 1.4})
+    dashes = alt.StrokeDashValue([1, 0], condition={"test": "datum.reference", "value": [4, 3]})
     band = base("means", "bottom").transform_filter("isValid(datum.top) && !datum.reference")
     points = base("means", "mean").transform_filter("datum.marked && !datum.reference").mark_point(filled=True, size=42)
-    layers = [
-        (band.mark_area if n_generations(panel) > 1 else band.mark_rule)(clip=True).encode(
-            y2="top:Q", color=color, opacity=opacity(0.17)
-        )
-    ]
+    layers = []
+    if any("top" in record for record in sets["means"]):
+        band = (band.mark_area if n_generations(panel) > 1 else band.mark_rule)(clip=True)
+        layers.append(band.encode(y2="top:Q", color=color, opacity=opacity(0.17)))
     if sets["chains"]:
         chains = base("chains").mark_line(strokeWidth=0.8, clip=True)
         layers.append(chains.encode(color=color, detail="seed:N", opacity=opacity(0.4)))
@@ -257,7 +256,7 @@ def finish_chart(
     `meta`, for the script of the page: `generations` of all x axes, `prominent` policies (by default all, which the chart's
     `opacity` reads), and the `y` channel and its alternative `other_y`.
     """
-    described = chart.properties(title=alt.Title(title, fontSize=14, offset=8, limit=width + 60)).to_dict()
+    described = chart.properties(title=alt.Title(title, fontSize=14, offset=8, limit=width + 60)).to_dict(validate=False)
     datasets = {name: records for name, records in sets.items() if records}
     meta = meta or {}
     if "prominent" in meta:

@@ -78,6 +78,8 @@ def main_figure(report: Report, styles: Mapping[str, Style]) -> Figure | None:
     if not report.drawn_panels:
         return None
     panel = replace(report.drawn_panels[0], laws=(), published=(), forecasts=())
+    if panel.trivial is None and panel.real is not None:
+        panel = replace(panel, trivial=("real rows", panel.real))
     changes = {curve.policy: _change(curve) for curve in panel.curves}
     axis, point = curve_records.fit_value_axis(panel), describe_coordinates(panel.coordinates)
     spec = charts.panel_chart(panel, styles, axis, f"{panel.title}, {point}" if point else panel.title, MAIN_SIZE, changes)

@@ -144,7 +144,7 @@ function showGeneration() {
   for (const drawing of drawings.values()) drawing.update();
 }
 
-function addTools(figure, name, svg, drawing) {
+function makeTools(name, svg, drawing) {
   const tools = make("p", { className: "tools" });
   const add = (textContent, label, onclick) => tools.append(make("button", { type: "button", textContent, ariaLabel: `${label}: ${name}`, onclick }));
   if (drawing?.meta.other_y) {
@@ -158,15 +158,15 @@ function addTools(figure, name, svg, drawing) {
   add("SVG", "Save as SVG", () => download(`${name}.svg`, "image/svg+xml", svgText(svg())));
   add("PNG", "Save as PNG", async () => download(`${name}.png`, "image/png", await toPng(svgText(svg()))));
   add("PDF", "Save as PDF", async () => download(`${name}.pdf`, "application/pdf", await toPdf(svgText(svg()))));
-  figure.append(tools);
+  return tools;
 }
 
 for (const figure of pick("figure[data-name]")) {
   const drawing = new Drawing(figure);
   drawings.set(figure, drawing);
-  addTools(figure, figure.dataset.name, () => drawing.live?.querySelector("svg") ?? drawing.still, drawing);
+  figure.append(makeTools(figure.dataset.name, () => drawing.live?.querySelector("svg") ?? drawing.still, drawing));
 }
-pick("figure.gallery svg[data-grid]").forEach((svg, i) => addTools(svg.closest(".scroll-x").parentNode, `samples-${i + 1}`, () => svg));
+pick("figure.gallery svg[data-grid]").forEach((svg, i) => svg.closest(".scroll-x").after(makeTools(`samples-${i + 1}`, () => svg)));
 for (const table of pick("table[data-csv]")) {
   const button = make("button", { type: "button", textContent: "CSV", ariaLabel: `Save as CSV: ${table.dataset.csv}`, className: "csv" });
   button.addEventListener("click", () => download(`${table.dataset.csv}.csv`, "text/csv", "\ufeff" + tableToCsv(table)));

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import vl_convert
+from altair.utils.schemapi import debug_mode
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
@@ -67,10 +68,12 @@ def render_page(reports: Sequence[Report], title: str = "") -> str:
     """The page as text. The template escapes everything that comes from specs, models or data."""
     environment = template_environment()
     styles, newest = report_styles(reports), max(report.generated for report in reports)
+    with debug_mode(False):  # charts are not checked against their schema: that takes half of the time
+        experiments = [_experiment(report, f"e{i}", styles) for i, report in enumerate(reports)]
     page = environment.get_template("page.html").render(
         title=title or " · ".join(report.title for report in reports), generated=f"{newest.day} {newest:%B %Y}",
         costs=[cost for report in reports for cost in report.costs],
-        experiments=[_experiment(report, f"e{i}", styles) for i, report in enumerate(reports)],
+        experiments=experiments,
         side_by_side=side_by_side(reports, styles) if len(reports) > 1 else [],
         bundle=_vega_bundle(),
     )  # fmt: skip
@@ -118,7 +121,7 @@ def _experiment(report: Report, key: str, styles: Mapping[str, theme.Style]) -> 
         "verdicts": ("Definitions of collapse", "verdicts" in has and not is_sweep),
         "differences": ("Differences", "differences" in has and not is_sweep),
         "values": ("Value of real and synthetic rows", report.data_values),
-        "data": ("Data and cost", report.schedules or report.costs),
+        "data": ("Data and cost", report.schedules or report.ledgers or report.costs),
         "spec": ("Spec", True),
         "repeat": ("How to reproduce", report.commands),
         "provenance": ("Provenance", True),

@@ -68,9 +68,9 @@ def _axis_chart(panels: Sequence[Panel], styles: Mapping[str, Style], key: str, 
         x |= {"scale": {"domain": [numbers[0], numbers[-1]], "nice": False, "padding": 12, **kind}}
     _replace_axis(spec, x)
     first = spec["vconcat"][0] if "vconcat" in spec else spec
-    interval = first["layer"][0]
-    interval["mark"] = {"type": "rule", "clip": True, "strokeWidth": 1.8}
-    interval["encoding"]["opacity"] = {"condition": {"test": IS_SHOWN, "value": 0.9}, "value": 0.25}
+    for band in (layer for layer in first["layer"] if layer["encoding"].get("y2", {}).get("field") == "top"):
+        band["mark"] = {"type": "rule", "clip": True, "strokeWidth": 1.8}
+        band["encoding"]["opacity"] = {"condition": {"test": IS_SHOWN, "value": 0.9}, "value": 0.25}
     spec["datasets"]["chains"] = []  # a line from point to point has no meaning for one seed
     del spec["usermeta"]["generations"]
     return spec
