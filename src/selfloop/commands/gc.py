@@ -54,7 +54,8 @@ def find_garbage(path: Path, runs: Collection[str] = ()) -> Garbage:
         if kind != "records" and file.stem not in needed and (is_freed or _is_old(file)):
             add(kind, file)
     for name in runs:
-        add(f"run {name} ({listed[name].title})", path / "runs" / f"{name}.json")
+        for file in (path / "runs").glob(f"{name}.*"):
+            add(f"run {name} ({listed[name].title})", file)
     return garbage
 
 

@@ -27,6 +27,7 @@ from selfloop.spec.point import Point
 from selfloop.spec.spec import Spec
 from selfloop.store.calls import NotStoredError, Usage
 from selfloop.store.identity import ObjectRef
+from selfloop.store.live import pause_between_steps
 from selfloop.store.store import Store
 from selfloop.types import Coordinates, Measurement
 
@@ -45,6 +46,7 @@ class Task:
     store: Path
     threads: int
     cost: int = 0  # of a chain, in rows; longer chains start first
+    control: Path | None = None  # the file with which the run is paused
 
     @property
     def takes_over_interrupts(self) -> bool:
@@ -159,7 +161,7 @@ def run_task_in_worker(task: Task, notify: Notify) -> Iterator[TaskOutput]:
     """Outputs of a task with a store of its own. `notify` gets notes on the present step."""
     store = Store(task.store, threads=task.threads)
     if task.generations == 0 or task.point.runs_as_ensemble:
-        store.note = lambda step: notify(f"{task}: {step}")
+        store.note = pause_between_steps(task.control, lambda step: notify(f"{task}: {step}"))
         yield from run_task(task, store)
         return
     for position in task.policies:
@@ -168,7 +170,7 @@ def run_task_in_worker(task: Task, notify: Notify) -> Iterator[TaskOutput]:
 
 def _run_noted_chain(task: Task, store: Store, notify: Notify) -> Iterator[TaskOutput]:
     generation = 1
-    store.note = lambda step: notify(f"{task}, generation {generation}: {step}")
+    store.note = pause_between_steps(task.control, lambda step: notify(f"{task}, generation {generation}: {step}"))
     for output in run_task(task, store):
         yield output
         generation += 1

@@ -38,13 +38,14 @@ class Store:
     read_only: bool = False
     record_calls: bool = False
     threads: int = 1  # in the provenance of steps that get no Context
-    note: Callable[[str], None] = field(default=lambda step: None, repr=False)  # gets the name of the present step
+    note: Callable[[str], float] = field(default=lambda step: 0.0, repr=False)  # of the present step; seconds that it waited
     usage: Usage = field(default_factory=Usage)
     calls: list[StepCall] = field(default_factory=list)
     files: StoreFolder = field(init=False, repr=False)
     _makers: dict[str, StepCall] = field(default_factory=dict)  # object digest -> a call with that result, to rebuild it
     _code: CodeDigest = field(default_factory=lambda: cache(code_digest), repr=False)
     _step: str = ""  # that is computed now
+    _waited: float = 0.0  # seconds inside it
 
     def __post_init__(self) -> None:
         self.files = StoreFolder(self.path, self.read_only)
@@ -108,17 +109,18 @@ class Store:
 
     def _compute_in(self, scratch: Path, call: StepCall) -> Mapping[str, Any]:
         name, backends, started = step_name(call.step), dict[str, str](), time.perf_counter()
+        self._waited = 0.0
         try:
             arguments = [self.open_argument(argument, scratch, backends) for argument in call.arguments]
             with warnings.catch_warnings(record=True) as caught, refuse_interrupted(name), unchanged_inputs(self, call):
                 value = call.step(*arguments)
-            seconds = time.perf_counter() - started
+            seconds = time.perf_counter() - started - self._waited
             result, chunks = as_result(value)
             if "object" in result:
                 self.files.write_object(result["object"], *chunks)
                 self.usage.bytes += sum(map(len, chunks))
         except ChainEndedError as end:
-            seconds, result = time.perf_counter() - started, {"ended": end.status}
+            seconds, result = time.perf_counter() - started - self._waited, {"ended": end.status}
         except OSError as problem:
             raise records.step_error(self.path, name, problem) from problem
         except MemoryError as problem:
@@ -147,7 +149,7 @@ class Store:
         return argument
 
     def _note_progress(self, done: int, total: int) -> None:
-        self.note(f"{self._step}, step {done:,} of {total:,}")
+        self._waited += self.note(f"{self._step}, step {done:,} of {total:,}")
 
     def _rebuild_object(self, ref: ObjectRef, path: str) -> None:
         self.files.set_aside(path)

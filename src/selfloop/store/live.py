@@ -1,0 +1,197 @@
+"""A run's progress in a file beside that of the run, twice a second, and a control file with which others pause or cancel it.
+
+A thread of the run writes and reads them, so that stored steps cost no file access. Workers look at the control file between
+steps. A store that cannot be written has neither.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import signal
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Literal
+
+import numpy as np
+
+from selfloop.columns import Floats
+from selfloop.errors import SelfloopError, first_line
+from selfloop.formats.replacing import write_text
+
+POLL_SECONDS = 0.5  # between two looks at the control file
+MAX_SILENCE, MAX_SILENCE_HERE = 30.0, 600.0  # seconds after which a process is gone, on another machine and on this one
+Action = Literal["pause", "cancel"]
+State = Literal["running", "paused", "finished", "interrupted", "failed"]
+
+
+@dataclass(slots=True)
+class RunProgress:
+    """How far a run is, as its file has it."""
+
+    pid: int
+    host: str
+    total: int  # generations of all chains, as a run counts them
+    done: int = 0  # those that are finished
+    computed: int = 0  # those of them that were not in the store
+    elapsed: float = 0.0  # seconds without pauses
+    doing: str = ""  # the present step
+    state: State = "running"
+    problem: str = ""  # why it failed
+    risk: str = ""  # the metric of `losses`
+    losses: dict[str, tuple[int, float, int]] = field(default_factory=dict)  # policy -> newest generation, mean risk, seeds
+
+    @property
+    def remaining(self) -> float | None:
+        """Seconds until the end at the speed so far; None before the first computed generation."""
+        return self.elapsed / self.computed * (self.total - self.done) if self.computed else None
+
+    def add(self, policy: str, risks: Floats | None, generations: int, steps: int) -> None:
+        """Count new generations, with so many computed steps, and note their risks (seeds, generations), NaN where absent."""
+        self.done, self.computed = self.done + generations, self.computed + (generations if steps else 0)
+        measured = np.flatnonzero(~np.isnan(risks).all(axis=0)) if risks is not None else ()
+        if risks is None or not len(measured):
+            return
+        column, (newest, mean, seeds) = risks[:, measured[-1]], self.losses.get(policy, (0, 0.0, 0))
+        new, t = column[~np.isnan(column)], int(measured[-1]) + 1
+        if t >= newest:
+            before = seeds if t == newest else 0
+            value = float(new.sum() + before * mean) / (len(new) + before)
+            self.losses = {**self.losses, policy: (t, value, len(new) + before)}  # a new table: a thread reads it
+
+
+def progress_file(store: Path, run: str) -> Path:
+    """The file with the progress of a run."""
+    return store / "runs" / f"{run}.progress"
+
+
+def control_file(store: Path, run: str) -> Path:
+    """The file with which a run is paused or cancelled."""
+    return store / "runs" / f"{run}.control"
+
+
+def read_progress(store: Path, run: str) -> RunProgress | None:
+    """The progress of a run with its state now: interrupted if its process is gone. None without a readable file."""
+    file = progress_file(store, run)
+    try:
+        silence = time.time() - file.stat().st_mtime
+        progress = RunProgress(**json.loads(file.read_bytes()))
+    except (OSError, ValueError, TypeError):
+        return None
+    if progress.state == "running":
+        if not _is_alive(progress, silence):
+            progress.state = "interrupted"
+        elif _read_action(control_file(store, run)) == "pause":
+            progress.state = "paused"
+    return progress
+
+
+def _is_alive(progress: RunProgress, silence: float) -> bool:
+    if progress.host != platform.node():
+        return silence < MAX_SILENCE
+    try:
+        os.kill(progress.pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # a process of another user
+        pass
+    return silence < MAX_SILENCE_HERE  # a library may hold the interpreter, but after a restart the pid is that of another
+
+
+def control_run(store: Path, run: str, action: Action | None) -> None:
+    """Ask a run to pause or to end, or with None to continue. SelfloopError if the store cannot be written."""
+    if action is None:
+        control_file(store, run).unlink(missing_ok=True)
+    else:
+        write_text(control_file(store, run), action)
+
+
+def _read_action(file: Path) -> str:
+    with suppress(OSError):
+        return file.read_text(encoding="ascii", errors="replace")
+    return ""
+
+
+def pause_between_steps(file: Path | None, notify: Callable[[str], None]) -> Callable[[str], float]:
+    """`notify` that returns only after a pause, with the seconds that it took. It looks at the file twice a second."""
+    due = 0.0
+
+    def note(text: str) -> float:
+        nonlocal due
+        notify(text)
+        started = time.monotonic()
+        if file is None or started < due:
+            return 0.0
+        while _read_action(file) == "pause":
+            time.sleep(POLL_SECONDS)
+        due = time.monotonic() + POLL_SECONDS
+        return time.monotonic() - started
+
+    return note
+
+
+class LiveRun:
+    """A run that writes its progress and obeys its control file while the block lasts.
+
+    "cancel" does what Ctrl-C does: it interrupts the main thread, or raises KeyboardInterrupt at the next note of a run in
+    another thread, or where Ctrl-C is ignored.
+    """
+
+    def __init__(self, store: Path, run: str, total: int, notify: Callable[[str], None], risk: str) -> None:
+        self.progress = RunProgress(os.getpid(), platform.node(), total, risk=risk)
+        self.file, self.control = progress_file(store, run), control_file(store, run)
+        self.notify, self.cancelled, self.stop = notify, False, threading.Event()
+        self.thread = threading.Thread(target=self._follow, daemon=True)
+        self.in_main_thread = threading.current_thread() is threading.main_thread()
+
+    def note(self, text: str) -> None:
+        """Take and pass on a note on the present step."""
+        self.progress.doing = text
+        if self.cancelled:
+            raise KeyboardInterrupt
+        self.notify(text)
+
+    def __enter__(self) -> LiveRun:
+        with suppress(OSError):
+            self.control.unlink(missing_ok=True)
+        if self._write():
+            self.thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, problem: BaseException | None, trace: TracebackType | None) -> None:
+        self.stop.set()
+        if self.thread.ident:
+            self.thread.join()
+            failed = isinstance(problem, Exception)
+            self.progress.state = "finished" if problem is None else "failed" if failed else "interrupted"
+            self.progress.problem = first_line(problem) if problem and failed else ""
+            self._write()
+
+    def _follow(self) -> None:
+        before = time.monotonic()
+        while not self.stop.wait(POLL_SECONDS):
+            action, now = _read_action(self.control), time.monotonic()
+            self.progress.elapsed += (now - before) * (action != "pause")
+            before = now
+            self._write()
+            if action == "cancel" and not self.cancelled:
+                self.cancelled = True
+                self._interrupt()
+
+    def _interrupt(self) -> None:
+        numbers = [number for number in (signal.SIGINT, signal.SIGTERM) if callable(signal.getsignal(number))]
+        if self.in_main_thread and numbers:  # without a handler, the next note raises
+            signal.pthread_kill(threading.main_thread().ident or 0, numbers[0])
+
+    def _write(self) -> bool:
+        try:
+            write_text(self.file, json.dumps(asdict(self.progress)))
+        except (OSError, SelfloopError):
+            return False
+        return True

@@ -1,0 +1,215 @@
+"""A run writes its progress, pauses, and ends on request, alone or with workers; nothing else of it changes."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import tiny_components
+from selfloop.component import Context
+from selfloop.engine.run import iter_measurements
+from selfloop.result import run
+from selfloop.rng import RandomStream
+from selfloop.spec.write import spec_text
+from selfloop.store import live
+from selfloop.store.identity import stored_step
+from selfloop.store.live import RunProgress, control_run, pause_between_steps, read_progress
+from selfloop.store.runs import run_name
+from selfloop.store.store import Store
+
+INTERRUPTED = "selfloop: interrupted. Finished steps are stored; run the same command to continue.\n"
+SLOW = """
+n = 60
+holdout = 10
+generations = 40
+seeds = 2
+policies = ["replace", "accumulate"]
+metrics = ["pixel_std"]
+criteria = ["any_increase"]
+[source]
+name = "digits"
+[family]
+name = "vae"
+latent = 2
+hidden = 8
+[family.training]
+steps = 400
+batch_size = 8
+checkpoint_seconds = 0.5
+"""
+
+
+def wait_for(condition: Callable[[], object], seconds: float = 60.0) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "this never happened"
+        time.sleep(0.05)
+
+
+def start(spec: Path, store: Path, *options: str) -> subprocess.Popen[str]:
+    """The command `run` in another process, with Ctrl-C as in a terminal."""
+    code = (
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "from selfloop.commands.cli import main; main()"
+    )
+    command = [sys.executable, "-c", code, "run", str(spec), "--store", str(store), "--threads", "1", *options]
+    environment = tiny_components.environment()
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+
+
+def only_run(store: Path) -> str:
+    return next(path.stem for path in (store / "runs").glob("*.json"))
+
+
+def progress(store: Path) -> RunProgress:
+    found = read_progress(store, only_run(store))
+    assert found is not None
+    return found
+
+
+def records(store: Path) -> int:
+    return len(list(store.glob("records/*/*.json")))
+
+
+@stored_step("three_training_steps", version=1)
+def train(ctx: Context) -> int:
+    for step in range(3):
+        ctx.progress(step + 1, 3)
+    return 3
+
+
+def test_a_finished_run_has_its_progress_and_the_mean_of_its_last_losses(tmp_path: Path) -> None:
+    spec = tiny_components.tiny_spec(generations=3)
+    result = run(spec, tmp_path)
+    found = progress(tmp_path)
+    assert (found.state, found.done, found.total, found.computed) == ("finished", 18, 18, 12)  # all share generation 1
+    assert found.losses.keys() == {*spec.policy_labels()} if found.risk else not found.losses
+    for label, (generation, value, seeds) in found.losses.items():
+        assert (generation, seeds) == (3, 2)
+        assert value == pytest.approx(result.curves()[label][found.risk][:, -1].mean())
+
+
+def test_losses_are_means_over_the_seeds_of_the_newest_generation() -> None:
+    found = RunProgress(1, "host", 10)
+    nan = np.nan
+    found.add("a", np.array([[1.0, nan]]), 1, 5)
+    found.add("a", np.array([[nan, 2.0]]), 1, 5)
+    found.add("a", np.array([[9.0, nan]]), 1, 0)  # of a slower seed
+    found.add("a", np.array([[nan, 5.0]]), 1, 5)
+    assert found.losses == {"a": (2, 3.5, 2)}
+    assert (found.done, found.computed) == (4, 3)
+
+
+def test_the_run_of_a_process_that_is_gone_is_interrupted(tmp_path: Path) -> None:
+    spec = tiny_components.tiny_spec(generations=2)
+    run(spec, tmp_path)
+    file = live.progress_file(tmp_path, only_run(tmp_path))
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    body = json.loads(file.read_text()) | {"state": "running", "pid": gone.pid}
+    file.write_text(json.dumps(body))
+    assert progress(tmp_path).state == "interrupted"
+    file.write_text(json.dumps(body | {"pid": os.getpid()}))
+    assert progress(tmp_path).state == "running"
+    file.write_text(json.dumps(body | {"host": "elsewhere"}))
+    assert progress(tmp_path).state == "running"
+    os.utime(file, (1, time.time() - live.MAX_SILENCE - 1))
+    assert progress(tmp_path).state == "interrupted"
+    file.write_text("{")
+    assert read_progress(tmp_path, only_run(tmp_path)) is None
+
+
+def test_a_run_that_fails_says_why(tmp_path: Path) -> None:
+    def refuse(done: int, total: int) -> None:
+        if done == 2:
+            raise ValueError("two is enough")
+
+    with pytest.raises(ValueError, match="two"):
+        run(tiny_components.tiny_spec(generations=2), tmp_path, progress=refuse)
+    assert (progress(tmp_path).state, progress(tmp_path).problem) == ("failed", "two is enough")
+
+
+def test_a_run_that_its_reader_leaves_is_interrupted(tmp_path: Path) -> None:
+    arriving = iter_measurements(tiny_components.tiny_spec(), tmp_path)
+    next(arriving)
+    assert progress(tmp_path).state == "running"
+    arriving.close()  # type: ignore[attr-defined]  # a generator
+    assert progress(tmp_path).state == "interrupted"
+
+
+def test_a_store_that_cannot_be_written_still_gives_its_results(tmp_path: Path) -> None:
+    spec = tiny_components.tiny_spec(generations=2)
+    whole = run(spec, tmp_path)
+    live.progress_file(tmp_path, only_run(tmp_path)).unlink()
+    (tmp_path / "runs").rename(tmp_path / "before")
+    (tmp_path / "runs").write_text("no folder")
+    assert list(run(spec, tmp_path).measurements) == list(whole.measurements)
+
+
+def test_a_pause_between_training_steps_counts_for_no_step(tmp_path: Path) -> None:
+    notes, store = list[str](), Store(tmp_path)
+    control_run(tmp_path, "x", None)  # nothing to continue
+    (tmp_path / "runs").mkdir()
+
+    def note(text: str) -> None:
+        notes.append(text)
+        if "step 1 of" in text:
+            control_run(tmp_path, "x", "pause")
+            signal.setitimer(signal.ITIMER_REAL, 0.7)
+
+    before = signal.signal(signal.SIGALRM, lambda number, frame: control_run(tmp_path, "x", None))
+    store.note = pause_between_steps(live.control_file(tmp_path, "x"), note)
+    store.note("now")
+    try:
+        time.sleep(live.POLL_SECONDS)  # it looks twice a second
+        started = time.monotonic()
+        store.call(train, Context(RandomStream(("x",))))
+        assert time.monotonic() - started > 0.6
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    assert store.usage.seconds < 0.3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_a_run_pauses_continues_and_is_cancelled_as_by_an_interrupt(tmp_path: Path, workers: str) -> None:
+    spec, store = tmp_path / "spec.toml", tmp_path / "store"
+    spec.write_text(SLOW)
+    child = start(spec, store, "--workers", workers)
+    try:
+        wait_for(lambda: store.is_dir() and records(store) > 12)
+        control_run(store, only_run(store), "pause")
+        time.sleep(4 * live.POLL_SECONDS)  # steps that have begun pause between two training steps
+        before, done = records(store), progress(store).done
+        time.sleep(2)
+        assert (records(store), progress(store).done, progress(store).state) == (before, done, "paused")
+        control_run(store, only_run(store), None)
+        wait_for(lambda: records(store) > before)
+        assert progress(store).state == "running"
+        control_run(store, only_run(store), "cancel")
+        _, errors = child.communicate(timeout=60)
+    finally:
+        child.kill()
+    assert child.returncode == 130
+    assert errors.endswith(INTERRUPTED)
+    assert progress(store).state == "interrupted"
+    again = start(spec, store, "--workers", workers, "--set", "generations=1", "-q")  # a request to cancel is for one run
+    assert again.communicate(timeout=120)[1] == ""
+    assert again.returncode == 0
+
+
+def test_the_name_of_a_run_is_that_of_its_files(tmp_path: Path) -> None:
+    spec = tiny_components.tiny_spec(generations=1)
+    run(spec, tmp_path)
+    assert {path.name for path in (tmp_path / "runs").iterdir()} == {
+        f"{run_name(spec_text(spec))}.{end}" for end in ("json", "progress")
+    }
