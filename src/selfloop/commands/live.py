@@ -32,7 +32,7 @@ class PolicyRun:
     """One policy at one point. Work: [generations, fits in units of that of generation 1]."""
 
     title: str
-    risk: str
+    risk: str  # or the first metric, if none is a risk
     curves: Curves
     fits: Floats  # work of the fit of each generation
     left: Floats  # work
@@ -79,13 +79,14 @@ class RunState:
         self.products, self.times, self.busy = np.zeros((2, 2)), np.zeros(2), 0.0  # of the least squares of seconds on work
         self.started = self.last = time.monotonic()
         self.steps = 0  # that were computed
+        metrics = [*(metric.name for metric in spec.metrics), "risk"]
         for point in spec.points():
             for position, (label, policy) in enumerate(zip(spec.policy_labels(), point.spec.policies, strict=True)):
                 fits = np.array([fit_work(point.spec.family, e.t, e.trained_rows) for e in point.schedule(policy)])
                 own = (fits := fits / fits[0])[0 if point.runs_as_ensemble else 1 :]
                 title = f"{label}; {describe_coordinates(point.coordinates)}" if point.coordinates else label
                 self.policies[point.coordinates, position] = PolicyRun(
-                    printable(title), point.spec.risk_metric() or "", Curves(spec.seeds, len(fits)), fits,
+                    printable(title), point.spec.risk_metric() or metrics[0], Curves(spec.seeds, len(fits)), fits,
                     len(spec.seeds) * np.array([len(own), own.sum()]),
                 )  # fmt: skip
 
@@ -123,7 +124,7 @@ class RunState:
         runs = list(self.policies.values())
         newest = sorted(runs, key=lambda run: -run.changed)[:MAX_POLICIES]
         table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-        names = ["generation", "seeds", runs[0].risk or "risk", "trend", "computing", "about left"]
+        names = ["generation", "seeds", runs[0].risk, "trend", "computing", "about left"]
         if width < WIDE:
             names = ["t", "seeds", names[2], "trend", "time", "left"]
         visible = range(6) if width >= NARROW else (0, 2, 3)
