@@ -18,6 +18,7 @@ import json
 import re
 import runpy
 import shlex
+import shutil
 import subprocess
 import textwrap
 import tomllib
@@ -158,6 +159,9 @@ def read_toml(block: Example) -> None:
     table = tomllib.loads(block.code)
     if "claim" in table or block.reason:
         return
+    if "families" in table:  # a web
+        assert block.title, "a web without a title is not run"
+        return
     small = [f'{key}="gaussian"' for key in ("source", "family") if key not in table]
     small += [f"{key}={value}" for key, value in (("n", 100), ("generations", 8)) if key not in table and "source" not in table]
     assert parse_spec(block.code, "page", [*small, *block.changes[1::2]]).points()
@@ -216,6 +220,7 @@ STAND_INS: Mapping[str, Callable[[Path], None]] = {
     "people.csv": _write_people,
     '"TinyStories"': _write_stories,
     "week-*.jsonl": _write_logs,
+    "examples/web": lambda folder: shutil.copytree(ROOT / "examples" / "web", folder / "examples" / "web") and None,
     'files = ["model.py"]': lambda folder: (folder / "model.py").write_text("") and None,
     **{name: _write_spec(name) for name in ("mine.toml", "other.toml", "spec.toml")},
 }
