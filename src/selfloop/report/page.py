@@ -1,4 +1,4 @@
-"""The page: one self-contained HTML file whose figures are still pictures until a reader makes them interactive."""
+"""The page: one self-contained HTML file whose figures are still pictures until they come into view."""
 
 from __future__ import annotations
 
