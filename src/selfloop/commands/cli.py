@@ -14,6 +14,7 @@ from selfloop.commands.cli_audit import audit
 from selfloop.commands.cli_check import check
 from selfloop.commands.cli_reproduce import reproduce
 from selfloop.commands.cli_run import open_spec, run, run_with_progress, write_report_file
+from selfloop.commands.cli_watch import watch
 from selfloop.commands.cli_web import web
 from selfloop.commands.completion import complete_component, complete_kind
 from selfloop.commands.options import (
@@ -207,6 +208,7 @@ app.command()(audit)
 app.command()(check)
 app.command()(reproduce)
 app.command()(advise)
+app.command()(watch)
 app.command()(web)
 
 

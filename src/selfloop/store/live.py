@@ -55,11 +55,11 @@ class RunProgress:
     def add(self, policy: str, risks: Floats | None, generations: int, steps: int) -> None:
         """Count new generations, with so many computed steps, and note their risks (seeds, generations), NaN where absent."""
         self.done, self.computed = self.done + generations, self.computed + (generations if steps else 0)
-        measured = np.flatnonzero(~np.isnan(risks).all(axis=0)) if risks is not None else ()
-        if risks is None or not len(measured):
+        measured = [] if risks is None else np.flatnonzero(~np.isnan(risks).all(axis=0)).tolist()
+        if risks is None or not measured:
             return
-        column, (newest, mean, seeds) = risks[:, measured[-1]], self.losses.get(policy, (0, 0.0, 0))
-        new, t = column[~np.isnan(column)], int(measured[-1]) + 1
+        t, column, (newest, mean, seeds) = measured[-1] + 1, risks[:, measured[-1]], self.losses.get(policy, (0, 0.0, 0))
+        new = column[~np.isnan(column)]
         if t >= newest:
             before = seeds if t == newest else 0
             value = float(new.sum() + before * mean) / (len(new) + before)
@@ -82,7 +82,9 @@ def read_progress(store: Path, run: str) -> RunProgress | None:
     try:
         silence = time.time() - file.stat().st_mtime
         progress = RunProgress(**json.loads(file.read_bytes()))
-    except (OSError, ValueError, TypeError):
+        if not _has_right_types(progress):
+            return None
+    except (OSError, ValueError, TypeError, RecursionError):
         return None
     if progress.state == "running":
         if not _is_alive(progress, silence):
@@ -92,12 +94,23 @@ def read_progress(store: Path, run: str) -> RunProgress | None:
     return progress
 
 
+def _has_right_types(progress: RunProgress) -> bool:
+    whole, texts = ("pid", "total", "done", "computed"), ("host", "doing", "state", "problem", "risk")
+    return (
+        all(type(getattr(progress, name)) is int for name in whole)
+        and all(type(getattr(progress, name)) is str for name in texts)
+        and isinstance(progress.elapsed, int | float)
+        and isinstance(progress.losses, dict)
+        and all([*map(type, loss)] == [int, float, int] for loss in progress.losses.values())
+    )
+
+
 def _is_alive(progress: RunProgress, silence: float) -> bool:
     if progress.host != platform.node():
         return silence < MAX_SILENCE
     try:
         os.kill(progress.pid, 0)
-    except ProcessLookupError:
+    except (ProcessLookupError, OverflowError):
         return False
     except PermissionError:  # a process of another user
         pass

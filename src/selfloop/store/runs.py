@@ -49,10 +49,10 @@ def count_looks(store: Path, spec: str) -> int:
     The same: equal but for policies (of which it has some), metrics, criteria and comparison. One seed gives no answers. The
     number is that of the first start of the run, so that it stays what it was.
     """
-    if before := _read(store / "runs" / f"{run_name(spec)}.json"):
+    if before := read_run(store / "runs" / f"{run_name(spec)}.json"):
         return before.look
     question, policies, seeds = _parse_question(spec)
-    earlier = [_parse_question(run.spec) for file in (store / "runs").glob("[0-9a-f]*.json") if (run := _read(file))]
+    earlier = [_parse_question(run.spec) for file in (store / "runs").glob("[0-9a-f]*.json") if (run := read_run(file))]
     looks = {fewer for asked, had, fewer in earlier if asked == question and any(policy in policies for policy in had)}
     return 1 + sum(len(fewer) >= 2 and fewer < seeds for fewer in looks)
 
@@ -76,7 +76,7 @@ def note_run(store: Path, title: str, spec: str) -> Iterator[set[str]]:
     file, keys, look = store / "runs" / f"{run_name(spec)}.json", set[str](), count_looks(store, spec)
 
     def write() -> None:
-        before = _read(file)
+        before = read_run(file)
         body = {"title": title, "spec": spec, "look": look, "keys": sorted(keys | (before.keys if before else set()))}
         with suppress(OSError, SelfloopError):
             if os.path.lexists(file) and file_stat(file) is None:  # writing to a pipe would wait for a reader
@@ -97,14 +97,14 @@ def read_runs(store: Path) -> list[StoredRun]:
         raise SelfloopError(f"store {store}: is not a store. Name its folder with --store.")
     runs = []
     for file in (store / "runs").glob("[0-9a-f]*.json"):
-        if run := _read(file):
+        if run := read_run(file):
             runs.append(run)
         else:
             warnings.warn(f"damaged file {file}: this run is not listed until it is run again", stacklevel=2)
     return sorted(runs, key=lambda run: -run.time)
 
 
-def _read(file: Path) -> StoredRun | None:
+def read_run(file: Path) -> StoredRun | None:
     """The run that a file lists; None if there is no such file, or another form in it."""
     with suppress(OSError, ValueError, RecursionError):
         if file_stat(file) is not None:

@@ -1,0 +1,132 @@
+"""The pages of `selfloop watch`: the runs of a store, and the report of what one has so far."""
+
+from __future__ import annotations
+
+import secrets
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from jinja2 import ChoiceLoader, PackageLoader
+
+from selfloop.errors import SelfloopError, first_line
+from selfloop.partial import partial_result
+from selfloop.report.build import build_report
+from selfloop.report.page import render_page, template_environment
+from selfloop.spec.parse import parse_spec
+from selfloop.store.live import RunProgress, read_progress
+from selfloop.store.runs import StoredRun, read_run
+
+MAX_DRAWN = 8  # reports in memory; one has some megabytes
+IDLE_SHARE = 9  # times as long as a report takes to draw passes before it is drawn again: runs need the processor
+
+
+@dataclass(slots=True)
+class DrawnReport:
+    """The newest report of a run."""
+
+    page: str = ""
+    problem: str = ""  # why there is none
+    version: int = 0  # how often it was drawn
+    shows: tuple[object, ...] = ()  # done generations and state
+    seconds: float = 0.0  # to draw it
+    ended: float = 0.0  # then, of the monotonic clock
+    is_busy: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class WatchedRun:
+    """A run of the store and how far it is."""
+
+    run: StoredRun
+    progress: RunProgress | None
+
+    @property
+    def actions(self) -> Sequence[str]:
+        """The actions that it obeys now."""
+        state = self.progress.state if self.progress else ""
+        return {"running": ("pause", "cancel"), "paused": ("continue", "cancel")}.get(state, ())
+
+
+class WatchPages:
+    """Pages whose addresses begin with `root`."""
+
+    def __init__(self, store: Path, root: str) -> None:
+        self.store, self.root = store, root
+        self.drawn: dict[str, DrawnReport] = {}
+        self.lock, self.drawing = threading.Lock(), threading.Lock()  # of the table, and of drawing: one report at a time
+        self._read: dict[Path, tuple[int, StoredRun | None]] = {}
+        self.templates = template_environment()
+        self.templates.loader = ChoiceLoader([PackageLoader("selfloop.watch", ""), PackageLoader("selfloop.report", "")])
+
+    def runs(self) -> dict[str, StoredRun]:
+        """The runs of the store by name, the newest first. Files that have not changed are not read again."""
+        for file in (self.store / "runs").glob("[0-9a-f]*.json"):
+            stamp = file.stat().st_mtime_ns
+            if self._read.get(file, (0, None))[0] != stamp:
+                self._read[file] = stamp, read_run(file)
+        found = [run for file, (_, run) in list(self._read.items()) if run and file.exists()]
+        return {run.name: run for run in sorted(found, key=lambda run: -run.time)}
+
+    def list_page(self) -> str:
+        """The page of all runs."""
+        watched = [WatchedRun(run, read_progress(self.store, run.name)) for run in self.runs().values()]
+        return _connected(self._render("list.html", watched=watched, nonce=secrets.token_urlsafe(16)))
+
+    def run_page(self, name: str) -> str | None:
+        """The report of a run so far, below its status; None if there is no such run."""
+        status = self.run_status(name)
+        if status is None:
+            return None
+        drawn, script = self.drawn.get(name, DrawnReport()), self._render("watch.js")
+        if not drawn.page:
+            return _connected(self._render("empty.html", status=status, script=script, problem=drawn.problem))
+        before, _, _ = drawn.page.replace("<main>", f"{status}\n<main>", 1).rpartition("</body>")  # names in a page are escaped
+        return _connected(f"{before}<script>{script}</script>\n</body>\n</html>\n")
+
+    def run_status(self, name: str) -> str | None:
+        """The part of its page that changes often; None if there is no such run. The report is drawn again if it is due."""
+        run = self.runs().get(name)
+        if run is None:
+            return None
+        watched = WatchedRun(run, read_progress(self.store, name))
+        return self._render("status.html", watched=watched, drawn=self._draw_if_due(watched))
+
+    def _render(self, template: str, **values: object) -> str:
+        return self.templates.get_template(template).render(root=self.root, **values)
+
+    def _draw_if_due(self, watched: WatchedRun) -> DrawnReport:
+        progress, name = watched.progress, watched.run.name
+        shows = (progress.done, progress.state not in ("running", "paused")) if progress else ("no progress",)
+        with self.lock:
+            drawn = self.drawn.setdefault(name, DrawnReport())
+            is_early = time.monotonic() < drawn.ended + IDLE_SHARE * drawn.seconds and not shows[-1]
+            if not drawn.is_busy and drawn.shows != shows and not is_early:
+                others = [key for key, other in self.drawn.items() if key != name and not other.is_busy]
+                for key in others[: max(0, len(self.drawn) - MAX_DRAWN)]:
+                    del self.drawn[key]
+                drawn.is_busy, drawn.shows = True, shows
+                threading.Thread(target=self._draw, args=(watched.run, drawn), daemon=True).start()
+        return drawn
+
+    def _draw(self, run: StoredRun, drawn: DrawnReport) -> None:
+        started = time.monotonic()
+        try:
+            with self.drawing:
+                result = partial_result(parse_spec(run.spec, f"run {run.name}"), self.store)
+                drawn.page, drawn.problem = render_page([build_report(result)], run.title), ""
+        except SelfloopError as problem:
+            drawn.problem = str(problem)
+        except Exception as problem:  # of any kind: the page shows it, and the thread's hook prints it
+            drawn.problem = f"{type(problem).__name__}: {first_line(problem)}"
+            raise
+        finally:
+            drawn.ended, drawn.seconds = time.monotonic(), time.monotonic() - started
+            drawn.version, drawn.is_busy = drawn.version + 1, False
+
+
+def _connected(page: str) -> str:
+    """A page that may fetch from its server, which a report alone may not."""
+    return page.replace("default-src 'none';", "default-src 'none'; connect-src 'self';", 1)

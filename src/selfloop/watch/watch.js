@@ -1,0 +1,58 @@
+"use strict";
+{
+  // The status is fetched again and again. A page with a new report is loaded again, as it was left: a reader who works waits.
+  const POLL = 1000, QUIET = 3000; // milliseconds
+  const live = document.getElementById("live"), follow = document.getElementById("follow"), store = `watch ${location.pathname}`;
+  let touched = 0;
+  for (const kind of ["pointerdown", "keydown", "wheel", "touchmove"]) addEventListener(kind, () => (touched = Date.now()), { passive: true });
+
+  const named = (elements) => elements.map((element, i) => {
+    const place = element.closest("[id]")?.id, text = element.querySelector?.("summary")?.textContent;
+    return [text ? `${place} ${text}` : `${place} ${element.id || i}`, element];
+  });
+  const details = () => named([...document.querySelectorAll("details")]);
+  const inputs = () => named([...document.querySelectorAll("input, select")]);
+  const value = (input) => (input.type === "checkbox" ? "checked" : "value");
+
+  function leave() {
+    const open = Object.fromEntries(details().map(([name, element]) => [name, element.open]));
+    const values = Object.fromEntries(inputs().map(([name, input]) => [name, input[value(input)]]));
+    sessionStorage.setItem(store, JSON.stringify({ open, values, x: scrollX, y: scrollY, focus: document.activeElement?.id }));
+    location.reload();
+  }
+
+  function comeBack() {
+    const left = JSON.parse(sessionStorage.getItem(store) ?? "null");
+    sessionStorage.removeItem(store);
+    if (!left) return;
+    for (const [name, element] of details()) element.open = left.open[name] ?? element.open;
+    for (const [name, input] of inputs()) {
+      if (!(name in left.values) || input[value(input)] === left.values[name]) continue;
+      input[value(input)] = left.values[name];
+      for (const kind of ["input", "change"]) input.dispatchEvent(new Event(kind, { bubbles: true }));
+    }
+    document.getElementById(left.focus)?.focus({ preventScroll: true });
+    history.scrollRestoration = "manual";
+    scrollTo({ left: left.x, top: left.y, behavior: "instant" });
+  }
+
+  async function update() {
+    try {
+      const response = await fetch(live.dataset.source, { cache: "no-store" });
+      const next = new DOMParser().parseFromString(await response.text(), "text/html").getElementById("live");
+      if (next && next.innerHTML !== live.innerHTML) {
+        const focused = live.contains(document.activeElement) ? document.activeElement.id : "";
+        live.innerHTML = next.innerHTML;
+        if (focused) document.getElementById(focused)?.focus({ preventScroll: true });
+      }
+      const isQuiet = !document.hidden && Date.now() - touched > QUIET;
+      if (next && next.dataset.version !== live.dataset.version && follow?.checked && isQuiet) return leave();
+      document.title = document.title.replace(/ \(no answer\)$/, "");
+    } catch {
+      document.title = document.title.replace(/( \(no answer\))?$/, " (no answer)"); // the server has ended
+    }
+    setTimeout(update, POLL);
+  }
+  comeBack();
+  setTimeout(update, POLL);
+}
