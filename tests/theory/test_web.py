@@ -14,6 +14,7 @@ import pytest
 import tiny_components
 from selfloop.columns import Floats
 from selfloop.errors import SpecError
+from selfloop.theory.laws.curation import best_of_moments
 from selfloop.theory.moments import predict
 from selfloop.theory.web import (
     Web,
@@ -21,7 +22,6 @@ from selfloop.theory.web import (
     WebPrediction,
     WebSource,
     follow_web,
-    largest_of,
     needed_real_rows,
     predict_web,
     read_web,
@@ -268,15 +268,11 @@ def test_simulated_models_with_a_choice_agree_with_drawn_rows() -> None:
     values, simulated = drawn(web, 500), follow_web(web, range(500))
     error = np.hypot(values[..., 1].std(axis=0, ddof=1) / np.sqrt(500), simulated.standard_error)
     assert (np.abs(values[..., 1].mean(axis=0) - simulated.error) < 4 * error).all()
-    assert simulated.bias[1, 0] == pytest.approx(largest_of(3)[0] / 2 * (1 - 0.75 / 50), rel=0.01)  # mean deviation of 50 rows
+    assert simulated.bias[1, 0] == pytest.approx(
+        best_of_moments(3)[0] / 2 * (1 - 0.75 / 50), rel=0.01
+    )  # mean deviation of 50 rows
     other = follow_web(changed(web, "all", candidates=2), range(500))
     assert (np.abs(values[..., 1].mean(axis=0) - other.error) > 4 * error)[1:].all()
-
-
-def test_the_largest_of_normal_values_has_its_known_moments() -> None:
-    assert largest_of(1) == pytest.approx((0.0, 1.0), abs=1e-9)
-    assert largest_of(2) == pytest.approx((np.pi**-0.5, 1 - 1 / np.pi))
-    assert largest_of(100)[0] == pytest.approx(2.507594, abs=1e-5)
 
 
 def biased(**settings: Any) -> Web:

@@ -16,8 +16,6 @@ from selfloop.formats.replacing import check_outputs
 if TYPE_CHECKING:
     from selfloop.theory.web import WebPrediction
 
-MAX_WEB_LINES = 11  # generations printed
-
 
 def web(
     scenario: Annotated[Path, typer.Argument(metavar="FILE", help="A TOML file of sources, model families and their pool.")],
@@ -57,7 +55,7 @@ def print_web(prediction: WebPrediction, sentence: str, figure: Path | None) -> 
     values = [prediction.real_share, prediction.bias, prediction.error, prediction.shared_error, prediction.variance]
     for g, name in enumerate(prediction.readers):
         table = format_table(*columns, title=name, right=columns)
-        for t in select_generations(range(len(prediction.error)), MAX_WEB_LINES):
+        for t in select_generations(range(len(prediction.error))):
             table.add_row(str(t + 1), *(f"{of_value[t, g]:.4g}" for of_value in values))
         show(table)
     t, g = divmod(int(prediction.multiplier.argmax()), prediction.multiplier.shape[1])

@@ -4,17 +4,14 @@ At every generation the sources publish real rows, then every model of every fam
 its own. As in `moments.py`, one coordinate with true mean 0 and variance 1 stands for all, and the error of a mean is a sum of
 uncorrelated noises: one for the mean of the rows of a batch (one source or family at one generation), one for the choice of
 its rows that pass a detector. Coefficient 0 is a constant, the bias. Models of a family share the coefficients of what they
-read and differ by their own draws from it: two second moments per family, whatever the number of its models.
-
-Where published rows are chosen by their values, every model is simulated. Batches are drawn by mean and scatter, not by row,
-and the rows of a pool are taken as normal; without a choice, expectations are the exact ones.
+read and differ by their own draws from it: two second moments per family, whatever the number of its models. Where published
+rows are chosen by their values, every model is simulated: batches by mean and scatter, the rows of a pool taken as normal.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -105,8 +102,7 @@ def read_web(path: str | Path, overrides: Iterable[str] = ()) -> Web:
     table = parse_toml(read_spec_text(path), str(path))
     for override in overrides:
         set_key(table, *parse_override(override), f"--set {shown(override)}")
-    kinds: Mapping[str, type[Any]] = {"sources": WebSource, "families": WebFamily}
-    for key, cls in kinds.items():
+    for key, cls in (("sources", WebSource), ("families", WebFamily)):
         members = table.get(key)
         if not isinstance(members, Mapping) or not all(isinstance(member, Mapping) for member in members.values()):
             raise SpecError(f"{key}: got {shown(members)}; expected tables. Add one per member, such as [{key}.NAME].")
@@ -121,8 +117,8 @@ class WebBatches:
         self.web, n, t = web, len(web.members), np.arange(1, web.generations + 1)
         self.readers = dict(enumerate((*web.families, POOL), len(web.sources)))
         self.models = {m: np.maximum(np.rint(r.models * r.growth ** (t - 1.0)), 1) for m, r in self.readers.items()}
-        fresh = np.where(t > 1, web.fresh_factor, 1.0)
-        real = [np.rint(fresh * s.rows * s.growth ** (t - 1.0)) * (t <= (s.until or t[-1])) for s in web.sources]
+        real = [s.rows * s.growth ** (t - 1.0) * (t <= (s.until or t[-1])) for s in web.sources]
+        real = [np.rint(rows * np.where(t > 1, web.fresh_factor, 1.0)) for rows in real]
         published = [self.models[m] * reader.rows_published for m, reader in self.readers.items() if reader is not POOL]
         self.rows, self.member = np.transpose([*real, *published]).ravel(), np.tile(np.arange(n), web.generations)
         if self.rows.max() > MAX_WEB_ROWS:
@@ -133,11 +129,8 @@ class WebBatches:
             m: np.rint(self.rows * (1 - np.where(self.is_synthetic, reader.removes_synthetic, reader.removes_real)))
             for m, reader in self.readers.items()
         }
-        self.views = [n, *(m for m, reader in self.readers.items() if reader.removes_synthetic or reader.removes_real)]
-
-    def view(self, m: int) -> int:
-        """The index in `views` of the rows that a reader reads: 0 for all rows, others for those that pass its detector."""
-        return self.views.index(m) if m in self.views else 0
+        readers = (m for m, reader in self.readers.items() if reader.removes_synthetic or reader.removes_real)
+        self.views = {m: i for i, m in enumerate(readers, 1)}  # of batches: 0 is all of their rows, others what detectors pass
 
     def masses(self, t: int, m: int) -> Floats:
         """The share of every batch in the rows that a reader reads at generation t. Raises SpecError if there are none."""
@@ -156,40 +149,26 @@ class WebBatches:
         return np.asarray(weighted / (real + made))
 
 
-@cache
-def largest_of(candidates: int) -> tuple[float, float]:
-    """Mean and variance of the largest of several standard normal values."""
-    from scipy.special import log_ndtr
-
-    x = np.linspace(-12, 12, 48_001)
-    density = candidates * np.exp((candidates - 1) * log_ndtr(x) - x**2 / 2) / np.sqrt(2 * np.pi)
-    mean, square = (float((density * x**k).sum() * (x[1] - x[0])) for k in (1, 2))
-    return mean, square - mean**2
-
-
 class WebWorld:
     """One simulated web, or (seed None) the expectations of all: a mean is a vector of its value, or of its coefficients."""
 
     def __init__(self, batches: WebBatches, seed: int | None) -> None:
-        self.batches, n, views = batches, len(batches.rows), len(batches.views)
+        self.batches, n, views = batches, len(batches.rows), 1 + len(batches.views)
         self.rng = None if seed is None else RandomStream(("web", seed)).generator()
         length = 1 + n * views if self.rng is None else 1
         if n * views * length > MAX_COEFFICIENTS:
             raise SpecError("generations: too many for exact moments of so large a web. Lower them, or use fewer detectors.")
-        self.n_noises, zero = 1, np.zeros(length)
-        self.means, self.scatters = np.zeros((views, n, length)), np.zeros((views, n))
+        self.n_noises, self.means, self.scatters = 1, np.zeros((views, n, length)), np.zeros((views, n))
         # The newest rows of a member have a variance around means of a variance, whose mean is a center with a noise:
-        self.published = dict[int, tuple[Floats, float, float, float]]()  # center, variances of noise, means, rows
-        for m, source in enumerate(batches.web.sources):
-            self.published[m] = zero + (np.arange(length) == 0) * source.bias, 0.0, 0.0, source.variance
+        self.published: dict[int, tuple[Floats, float, float, float]] = {  # center, variances of noise, means, rows
+            m: (source.bias * np.eye(1, length)[0], 0.0, 0.0, source.variance) for m, source in enumerate(batches.web.sources)
+        }
 
     def _add_noise(self, mean: Floats, variance: float) -> None:
-        """Add an uncorrelated noise to a mean."""
-        if self.rng is not None:
-            mean += variance**0.5 * self.rng.standard_normal()
-        else:
-            mean[self.n_noises] = variance**0.5
-            self.n_noises += 1
+        """Add an uncorrelated noise to a mean: as a further coefficient, or its value."""
+        i, factor = (self.n_noises, 1.0) if self.rng is None else (0, self.rng.standard_normal())
+        mean[i] += factor * variance**0.5
+        self.n_noises += 1
 
     def publish(self, batch: int, m: int) -> None:
         """The rows of a batch, and those that pass each detector."""
@@ -201,7 +180,7 @@ class WebWorld:
         squares = rows - 1 if self.rng is None else 2 * self.rng.standard_gamma((rows - 1) / 2)
         self.scatters[:, batch] = between + within * squares / rows
         per_row = self.scatters[0, batch] / max(rows - 1, 1)
-        for i, reader in enumerate(self.batches.views[1:], 1):
+        for reader, i in self.batches.views.items():
             if passed := self.batches.passed[reader][batch]:
                 self.means[i, batch] = self.means[0, batch]
                 self._add_noise(self.means[i, batch], per_row * (rows / passed - 1))
@@ -209,10 +188,10 @@ class WebWorld:
 
     def fit(self, t: int, m: int, masses: Floats) -> tuple[float, float, float, float]:
         """Bias, squared error, product of the errors of two models and variance, if they read batches with these masses."""
-        reader, view, n = self.batches.readers[m], self.batches.view(m), len(masses)
+        reader, view, n = self.batches.readers[m], self.batches.views.get(m, 0), len(masses)
         means, models = self.means[view, :n], self.batches.models[m][t - 1]
         center = masses @ means
-        scatter = float(masses @ (self.scatters[view, :n] + (means**2).sum(axis=1)) - center @ center)
+        scatter = max(float(masses @ (self.scatters[view, :n] + (means**2).sum(axis=1)) - center @ center), 0.0)
         drawn = 1 / reader.rows_read if reader.rows_read else 0.0
         center[0] += reader.bias
         own, shared, variance = scatter * drawn + reader.spread**2, float(center @ center), scatter * (1 - drawn)
@@ -220,12 +199,14 @@ class WebWorld:
             rows = center, own / models, own * (1 - 1 / models), variance * reader.variance_factor
             error = shared + own
         else:
-            count, (lift, factor) = int(models) if reader.rows_read or reader.spread else 1, largest_of(reader.candidates)
+            from selfloop.theory.laws.curation import best_of_moments  # inside, as the laws take long to load
+
+            lift, factor = best_of_moments(reader.candidates)
+            count = int(models) if reader.rows_read or reader.spread else 1
             of_models = center + own**0.5 * self.rng.standard_normal(count)
             error = float(of_models @ of_models) / count
-            variances = np.full(count, variance)
-            if reader.rows_read:
-                variances = self.rng.standard_gamma((reader.rows_read - 1) / 2, count) * (2 * scatter * drawn)
+            half = (reader.rows_read - 1) / 2 if reader.rows_read else 0.0  # of the degrees of freedom
+            variances = self.rng.standard_gamma(half, count) * (2 * scatter * drawn) if half else np.full(count, variance)
             variance = float(variances.mean())
             of_models += lift * np.sqrt(variances * reader.variance_factor)
             within = factor * variance * reader.variance_factor
@@ -236,15 +217,12 @@ class WebWorld:
 
 @dataclass(frozen=True)
 class WebPrediction:
-    """A scenario generation by generation, as arrays (generations, readers); the last reader is the pool itself.
+    """A scenario as arrays (generations, readers). Errors are squared, of a mean, and over the true variance as variances are."""
 
-    Errors are squared errors of a mean over the true variance, biases in true standard deviations, variances over the true one.
-    """
-
-    readers: tuple[str, ...]
+    readers: tuple[str, ...]  # the families, and last the pool itself
     seeds: int  # simulated webs; 0: exact expectations
     real_share: Floats  # of the rows read
-    bias: Floats
+    bias: Floats  # in true standard deviations
     error: Floats  # of one model
     shared_error: Floats  # of the average of endless models of the family: what they have in common
     variance: Floats
@@ -258,23 +236,20 @@ class WebPrediction:
 
 def predict_web(web: Web) -> WebPrediction:
     """Exact expectations of a scenario; the mean of simulated webs if a family has several candidates. Raises SpecError."""
-    is_exact = all(family.candidates == 1 for family in web.families)
-    return follow_web(web, [None] if is_exact else range(web.seeds))
+    return follow_web(web, [None] if all(family.candidates == 1 for family in web.families) else range(web.seeds))
 
 
 def follow_web(web: Web, seeds: Sequence[int | None]) -> WebPrediction:
     """The mean over simulated webs; exact expectations for the seed None."""
-    batches, n_sources = WebBatches(web), len(web.sources)
+    batches = WebBatches(web)
     plans = [[batches.masses(t, m) for m in batches.readers] for t in range(1, web.generations + 1)]
     values = np.zeros((len(seeds), web.generations, len(batches.readers), 4))
     for seed, of_seed in zip(seeds, values, strict=True):
-        world = WebWorld(batches, seed)
+        world, published = WebWorld(batches, seed), 0
         for t, masses in enumerate(plans, 1):
-            for batch in range(len(masses[0]) - n_sources, len(masses[0])):
+            for batch in range(published, published := len(masses[0])):  # of the last models, then real rows
                 world.publish(batch, int(batches.member[batch]))
             of_seed[t - 1] = [world.fit(t, m, read) for m, read in zip(batches.readers, masses, strict=True)]
-            for batch in range(len(masses[0]), len(masses[0]) + len(web.families)):
-                world.publish(batch, int(batches.member[batch]))
     bias, error, shared, variance = np.moveaxis(values.mean(0), -1, 0)
     is_exact = seeds[0] is None
     return WebPrediction(
@@ -288,8 +263,8 @@ def follow_web(web: Web, seeds: Sequence[int | None]) -> WebPrediction:
 def needed_real_rows(web: Web, bound: float) -> tuple[float | None, float | None]:
     """The real rows that keep all errors within `bound` times those of generation 1, bisected as in `advise`; None: none do.
 
-    The smallest real share of all training sets, if the origin of rows is known; the smallest factor on the real rows of later
-    generations, with the origin as it is, from 0.01 (which may be more than enough) to 100.
+    First the smallest real share of all training sets, with known origin. Then the smallest factor on the real rows of later
+    generations, with the origin as it is: from 0.01, which may be more than enough, to 100.
     """
 
     def multiplier(**changes: Any) -> float:
