@@ -56,7 +56,7 @@ def test_runs_with_seeds_of_their_own_are_compared_by_welchs_test(tmp_path: Path
     first, second = curves_of(tmp_path), curves_of(tmp_path, seeds=list(range(10, 17)), n=40)
     differences, _ = compare_curves({"a": first, "b": second}, "mean_error")
     a, b = (result.curves()["replace"]["mean_error"] for result in (first, second))
-    limits = ttest_ind(a, b, equal_var=False).confidence_interval(0.96)  # the level of the first look
+    limits = ttest_ind(a, b, equal_var=False).confidence_interval(0.95)  # the level that the title of the table states
     assert differences[0].seeds == (4, 7)
     assert [interval.low for interval in differences[0].intervals] == pytest.approx(limits.low)
     assert [interval.high for interval in differences[0].intervals] == pytest.approx(limits.high)

@@ -16,6 +16,7 @@ from selfloop.result import Result
 from selfloop.spec.spec import Spec
 from selfloop.stats.comparison import signs_of_moments
 from selfloop.stats.intervals import (
+    LEVEL,
     Interval,
     Moments,
     at_look,
@@ -79,12 +80,12 @@ def compare_curves(results: Mapping[str, Result], metric: str) -> tuple[list[Cur
     prepared = [_difference_moments(a, b, notes) for a, b in pairs]
     with at_look(max(result.look for result in results.values())):
         directions = signs_of_moments([moments for _, _, moments in prepared])
-        differences = [
-            CurveDifference(
-                a.label, b.label, paired, seeds, student_intervals(moments, min(seeds)), [WORDS[int(sign)] for sign in row]
-            )
-            for (a, b), (paired, seeds, moments), row in zip(pairs, prepared, directions, strict=True)
-        ]
+    differences = [
+        CurveDifference(
+            a.label, b.label, paired, seeds, student_intervals(moments, min(seeds), LEVEL), [WORDS[int(sign)] for sign in row]
+        )
+        for (a, b), (paired, seeds, moments), row in zip(pairs, prepared, directions, strict=True)
+    ]
     return differences, list(notes)
 
 
