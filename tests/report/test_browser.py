@@ -38,7 +38,7 @@ REPORTS: dict[str, Callable[[], list[Report]]] = {
     "sweep": lambda: [ending_report()],
 }
 FIGURES = "figure[data-name]:visible"
-LIVE = ".live svg >> visible=true"
+REDRAWN = ".redrawn svg >> visible=true"
 
 
 def many_policies() -> Report:
@@ -73,7 +73,7 @@ def file_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
 
 
 @contextmanager
-def opened(browser: Browser, path: Path, width: int = 1280, *, is_live: bool = True, **options: object) -> Iterator[Page]:
+def opened(browser: Browser, path: Path, width: int = 1280, *, is_redrawn: bool = True, **options: object) -> Iterator[Page]:
     """The page, without a network; fails for any message in the console and any request."""
     context = browser.new_context(viewport={"width": width, "height": 800}, offline=True, **options)  # type: ignore[arg-type]
     page, troubles = context.new_page(), list[str]()
@@ -84,24 +84,24 @@ def opened(browser: Browser, path: Path, width: int = 1280, *, is_live: bool = T
         "request", lambda request: None if request.url.startswith(("file:", "data:", "blob:")) else troubles.append(request.url)
     )
     page.goto(path.as_uri())
-    if is_live:
-        make_live(page)
+    if is_redrawn:
+        redraw_all(page)
     yield page
     context.close()
     assert not troubles
 
 
-def make_live(page: Page) -> None:
+def redraw_all(page: Page) -> None:
     """Brings every visible figure into view, which makes it interactive."""
     for figure in page.locator(FIGURES).all():
         figure.scroll_into_view_if_needed()
-        figure.locator(".is-live").wait_for()
+        figure.locator(".is-redrawn").wait_for()
     page.evaluate("scrollTo(0, 0)")
 
 
 def open_details(page: Page) -> None:
     page.evaluate("for (const details of document.querySelectorAll('main details')) details.open = true")
-    make_live(page)
+    redraw_all(page)
 
 
 def figure_of(page: Page, name: str) -> Locator:
@@ -150,7 +150,7 @@ def test_every_kind_of_page_is_free_of_errors_and_severe_barriers(
             assert summary.evaluate("e => e.parentNode.open") is not was_open
             if was_open:
                 summary.click()
-        make_live(page)
+        redraw_all(page)
         assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
         assert not severe_findings(page)
 
@@ -170,12 +170,12 @@ def test_figures_become_interactive_in_place_and_show_values_to_a_pointer(
             "fire([...document.querySelectorAll('figure[data-name]')].map(target => ({ target, isIntersecting: true })))"
         )
         page.wait_for_function(
-            "document.querySelectorAll('.is-live').length === document.querySelectorAll('figure[data-name]').length"
+            "document.querySelectorAll('.is-redrawn').length === document.querySelectorAll('figure[data-name]').length"
         )
         assert page.evaluate(boxes) == before  # nothing jumps
-        live = figure_of(page, "negative-elbo").locator("svg >> visible=true")
-        live.scroll_into_view_if_needed()
-        box = live.bounding_box()
+        redrawn = figure_of(page, "negative-elbo").locator("svg >> visible=true")
+        redrawn.scroll_into_view_if_needed()
+        box = redrawn.bounding_box()
         assert box
         page.mouse.move(box["x"] + 0.5 * box["width"], box["y"] + 0.5 * box["height"])
         tip = page.locator("#vg-tooltip-element")
@@ -212,7 +212,7 @@ def test_policies_are_highlighted_by_buttons_and_by_their_names(browser: Browser
         figure = figure_of(page, "main")
 
         def full() -> list[str]:
-            texts = figure.locator(".live text[cursor=pointer], .live .role-mark text").evaluate_all(
+            texts = figure.locator(".redrawn text[cursor=pointer], .redrawn .role-mark text").evaluate_all(
                 "parts => parts.filter(e => e.getAttribute('opacity') == 1).map(e => e.textContent)"
             )
             return [text for text in texts if text.startswith("fresh")]
@@ -225,7 +225,7 @@ def test_policies_are_highlighted_by_buttons_and_by_their_names(browser: Browser
         page.wait_for_timeout(100)
         assert full() == ["fresh(ratio=3)"]
         page.get_by_text("Policies", exact=True).click()
-        figure.locator(".live").get_by_text("fresh(ratio=3)").click()
+        figure.locator(".redrawn").get_by_text("fresh(ratio=3)").click()
         assert button.get_attribute("aria-pressed") == "false"
 
 
@@ -235,12 +235,12 @@ def test_the_scale_changes_only_where_all_values_are_above_zero(browser: Browser
         assert figure_of(page, "bias").get_by_role("button", name="Change the scale").count() == 0
         risk = figure_of(page, "risk")
         button = risk.get_by_role("button", name="Change the scale")
-        title = risk.locator(".live").get_by_text("log scale")
+        title = risk.locator(".redrawn").get_by_text("log scale")
         assert title.count() == 1  # the values span a factor of 4,096
         button.click()
         title.wait_for(state="detached")
         assert button.get_attribute("aria-pressed") == "true"
-        assert "NaN" not in risk.locator(".live").inner_html()
+        assert "NaN" not in risk.locator(".redrawn").inner_html()
         button.click()
         title.wait_for()
 
@@ -268,7 +268,7 @@ def test_figures_are_saved_as_svg_png_and_pdf(browser: Browser, file_of: Callabl
 
 
 def pdf_content(file: bytes) -> bytes:
-    """The operators of the page. Checks that every object is where the table of the file says."""
+    """The operators of the page. Checks that every object stands at the position in the table of the file."""
     table = int(re.findall(rb"startxref\n(\d+)", file)[0])
     starts = [int(start) for start in re.findall(rb"(\d{10}) 00000 n", file[table:])]
     assert all(file[start:].startswith(f"{i} 0 obj".encode()) for i, start in enumerate(starts, 1))
@@ -293,7 +293,7 @@ def test_tables_are_saved_as_csv_with_full_precision(browser: Browser, file_of: 
 def test_without_scripts_all_generations_are_pictures_and_texts(
     browser: Browser, file_of: Callable[[str], Path], name: str
 ) -> None:
-    with opened(browser, file_of(name), 390, is_live=False, java_script_enabled=False) as page:
+    with opened(browser, file_of(name), 390, is_redrawn=False, java_script_enabled=False) as page:
         assert page.locator(".picture > svg >> visible=true").count() > 0
         assert page.locator("button:visible").count() == 0
         assert {1, 10} < shown_times(page)
@@ -310,7 +310,7 @@ def test_paper_shows_still_pictures_in_light_colors_and_three_generations(
 ) -> None:
     with opened(browser, file_of("several"), color_scheme="dark") as page:
         page.emulate_media(media="print")
-        assert page.locator(LIVE).count() == 0
+        assert page.locator(REDRAWN).count() == 0
         assert page.locator(".picture > svg >> visible=true").count() > 3
         assert page.locator(".controls:visible, .tools:visible, .csv:visible").count() == 0
         assert len(shown_times(page)) == 3
@@ -325,7 +325,7 @@ def test_an_arrow_key_rotates_every_picture_of_one_molecule(browser: Browser, fi
     drawn = (
         "parts => parts.map(e => [...e.querySelectorAll('circle')].map(c => [+c.getAttribute('cx'), +c.getAttribute('cy')]))"
     )
-    with opened(browser, file_of("molecules"), is_live=False) as page:
+    with opened(browser, file_of("molecules"), is_redrawn=False) as page:
         groups = page.locator("[data-positions]")
         at = groups.evaluate_all(positions)
         page.locator(".rotatable").first.focus()

@@ -96,8 +96,9 @@ def _attribute_chart(shares: CategoryShares, styles: Mapping[str, Style], title:
     color, shape = policy_channels(styles, list(shares.samples))
     limits = (alt.Tooltip(f"{name}:Q", format=".1%") for name in ("mean", "low", "high", "real"))
     points = base("mean").mark_point(filled=True, size=34).encode(opacity=opacity(1))
+    band = base("bottom").mark_area(clip=True).encode(y2="top:Q", color=color, opacity=opacity(0.17))
     layers = [
-        base("bottom").mark_area(clip=True).encode(y2="top:Q", color=color, opacity=opacity(0.17)),
+        *[band] * any(row["top"] is not None for row in rows),
         base("mean(real)").mark_line(color=INK, strokeWidth=1.4, strokeDash=[5, 3]),
         base("mean").mark_line(strokeWidth=2).encode(color=color, opacity=opacity(1)),
         points.encode(color=color, shape=shape, tooltip=["policy:N", "generation:Q", *limits]),

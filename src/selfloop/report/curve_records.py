@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain, count
 from typing import Any
@@ -15,7 +15,8 @@ from selfloop.published.papers import PublishedCurve
 from selfloop.report.line_ends import drawn_median, is_reference, pixel_scale, place_names
 from selfloop.report.theme import format_interval, format_number
 from selfloop.report.values import CurveData, Panel
-from selfloop.stats.intervals import Interval
+from selfloop.stats.forecast import Forecast
+from selfloop.stats.intervals import Interval, SeedSummary
 
 MIN_BAND_SEEDS = 3  # the interval of two seeds, 13 standard errors to each side, would hide the means
 MAX_CHAIN_LINES = 12  # with more chains only their mean and its band are drawn
@@ -128,9 +129,9 @@ def panel_sets(panel: Panel, axis: ValueAxis, height: float, notes: Mapping[str,
 
 
 def _name_records(curves: Sequence[CurveData], axis: ValueAxis, height: float, notes: Mapping[str, str]) -> Records:
-    places = []
-    for each in filter(None, (axis, axis.other)):
-        places.append(place_names(curves, pixel_scale(each.low, each.high, height, log=each.log), height, notes))
+    axes = [axis, axis.other] if axis.other else [axis]
+    scales = [pixel_scale(one.low, one.high, height, log=one.log) for one in axes]
+    places = [place_names(curves, scale, height, notes) for scale in scales]
     return [
         {"policy": policy, "lines": lines, "at": round(at, 1), "other": round(places[-1][policy][1], 1)}
         for policy, (lines, at) in places[0].items()
@@ -140,23 +141,30 @@ def _name_records(curves: Sequence[CurveData], axis: ValueAxis, height: float, n
 def _hover_records(panel: Panel) -> Records:
     """Per generation the values of all policies, forecasts, laws and papers as texts, by name."""
     rows = {t: dict[str, object](generation=t) for t in range(1, n_generations(panel) + 1)}
-    for curve in panel.curves:
-        summary, n = curve.summary, len(curve.values)
-        for i, (mean, low, high) in enumerate(zip(summary.mean, summary.low, summary.high, strict=True)):
-            if math.isfinite(mean):
-                left = f", {summary.surviving[i]} of {n} chains" * bool(summary.surviving[i] < n)
-                rows[i + 1][curve.policy] = format_interval(Interval(mean, low, high, n)) + left
-    for label, (_, law) in zip(law_labels(panel), panel.laws, strict=True):
-        for t, value in zip(rows, law.values, strict=False):
-            rows[t][label] = format_number(value)
-    for policy, paper in panel.published:
-        for t, value in zip(paper.generations, paper.values, strict=True):
-            rows.setdefault(t, {"generation": t})[paper_label(policy, paper)] = format_number(value)
-    for each in panel.forecasts:
-        ahead = zip(*(getattr(each.forecast, name) for name in ("mean", "low", "high")), strict=True)
-        for t, (mean, low, high) in zip(sorted(rows)[-len(each.forecast.mean) :], ahead, strict=False):
-            rows[t][f"{each.policy}, forecast"] = format_interval(Interval(mean, low, high, 0))
+    for name, t, words in _hover_texts(panel):
+        if t in rows:
+            rows[t][name] = words
     return list(rows.values())
+
+
+def _hover_texts(panel: Panel) -> Iterator[tuple[str, int, str]]:
+    """Name, generation and value of everything that is drawn."""
+    for curve in panel.curves:
+        yield from _interval_texts(curve.policy, 1, curve.summary)
+    for label, (_, law) in zip(law_labels(panel), panel.laws, strict=True):
+        yield from ((label, t, format_number(value)) for t, value in enumerate(law.values, 1))
+    for policy, paper in panel.published:
+        pairs = zip(paper.generations, paper.values, strict=True)
+        yield from ((paper_label(policy, paper), t, format_number(value)) for t, value in pairs)
+    ends = {curve.policy: curve.values.shape[1] for curve in panel.curves}
+    for policy, ahead, _ in panel.forecasts:
+        yield from _interval_texts(f"{policy}, forecast", ends.get(policy, 0) + 1, ahead)
+
+
+def _interval_texts(name: str, first: int, summary: SeedSummary | Forecast) -> Iterator[tuple[str, int, str]]:
+    for t, (mean, low, high) in enumerate(zip(summary.mean, summary.low, summary.high, strict=True), first):
+        if math.isfinite(mean):
+            yield name, t, format_interval(Interval(mean, low, high, 0))
 
 
 def _mean_records(curve: CurveData, floor: float) -> Records:

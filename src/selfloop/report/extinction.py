@@ -55,7 +55,7 @@ def extinction_chart(order: ExtinctionOrder, styles: Mapping[str, Style], title:
 def _share_axis(order: ExtinctionOrder) -> Any:
     title = f"share of real rows{', mean of a rarity group' * (order.noun in GROUPED)}, log scale"
     scale = alt.Scale(type="log", nice=False, padding=16)
-    return alt.X("share:Q", title=title, scale=scale, axis=alt.Axis(format="~g", tickCount=6, grid=False))
+    return alt.X("share:Q", title=title, scale=scale, axis=alt.Axis(format="~g", tickCount=6, grid=False, labelOverlap=True))
 
 
 def _mean_shares(order: ExtinctionOrder) -> list[float]:

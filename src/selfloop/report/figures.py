@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
@@ -237,7 +237,7 @@ def report_figures(report: Report, styles: Mapping[str, Style] | None = None) ->
 def save_svg(svg: str, stem: Path, formats: Collection[str] = ("svg", "png", "pdf")) -> list[Path]:
     """Save an SVG on a light background in these formats, PNG at twice the size; returns the files."""
     svg = on_paper(svg)
-    converters = {"svg": str.encode, "png": to_png, "pdf": vl_convert.svg_to_pdf}
+    converters: dict[str, Callable[[str], bytes]] = {"svg": str.encode, "png": to_png, "pdf": vl_convert.svg_to_pdf}
     paths = [stem.with_name(f"{stem.name}.{name}") for name in formats]
     for path, name in zip(paths, formats, strict=True):
         write_bytes(path, converters[name](svg))

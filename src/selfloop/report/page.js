@@ -41,20 +41,20 @@ class Drawing {
 
   async draw() {
     await (vega ??= unpackVega());
-    const spec = structuredClone(this.spec), excess = this.fit(), live = make("div", { className: "live chart-wrapper", hidden: true });
+    const spec = structuredClone(this.spec), excess = this.fit(), redrawn = make("div", { className: "redrawn chart-wrapper", hidden: true });
     if (this.isOther) this.useOtherScale(spec, spec.datasets);
     for (const plot of this.plots(spec)) plot.width -= excess;
-    this.picture.append(live);
+    this.picture.append(redrawn);
     const options = { mode: "vega-lite", renderer: "svg", actions: false, defaultStyle: false, tooltip: { disableDefaultStyle: true } };
-    const { view } = await window.vegaEmbed(live, spec, options);
+    const { view } = await window.vegaEmbed(redrawn, spec, options);
     view.addEventListener("click", (_, item) => item?.datum?.policy && this.meta.prominent && highlight(item.datum.policy));
-    const svg = live.querySelector("svg");
+    const svg = redrawn.querySelector("svg");
     for (const name of ["role", "aria-label", ...(excess ? [] : ["width", "height"])]) svg.setAttribute(name, this.still.getAttribute(name)); // no jump
-    for (const name of ["role", "aria-label", "aria-roledescription"]) for (const part of [live, ...pick(`svg [${name}]`, live)]) part.removeAttribute(name);
+    for (const name of ["role", "aria-label", "aria-roledescription"]) for (const part of [redrawn, ...pick(`svg [${name}]`, redrawn)]) part.removeAttribute(name);
     this.view?.finalize();
-    this.live?.remove();
-    [this.view, this.live, live.hidden] = [view, live, false];
-    this.picture.classList.add("is-live");
+    this.redrawn?.remove();
+    [this.view, this.redrawn, redrawn.hidden] = [view, redrawn, false];
+    this.picture.classList.add("is-redrawn");
     this.update();
   }
 
@@ -74,7 +74,7 @@ class Drawing {
   }
 
   update() {
-    for (const svg of [this.still, this.live?.querySelector("svg")]) if (svg) markGeneration(svg, this.meta.generations);
+    for (const svg of [this.still, this.redrawn?.querySelector("svg")]) if (svg) markGeneration(svg, this.meta.generations);
     const own = [...chosen].filter((policy) => this.policies.has(policy));
     if (this.meta.prominent) this.view?.signal("shown", own.length ? own : this.meta.prominent).runAsync();
   }
@@ -164,7 +164,7 @@ function makeTools(name, svg, drawing) {
 for (const figure of pick("figure[data-name]")) {
   const drawing = new Drawing(figure);
   drawings.set(figure, drawing);
-  figure.append(makeTools(figure.dataset.name, () => drawing.live?.querySelector("svg") ?? drawing.still, drawing));
+  figure.append(makeTools(figure.dataset.name, () => drawing.redrawn?.querySelector("svg") ?? drawing.still, drawing));
 }
 pick("figure.gallery svg[data-grid]").forEach((svg, i) => svg.closest(".scroll-x").after(makeTools(`samples-${i + 1}`, () => svg)));
 for (const table of pick("table[data-csv]")) {

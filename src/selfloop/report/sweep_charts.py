@@ -59,12 +59,12 @@ def _axis_chart(panels: Sequence[Panel], styles: Mapping[str, Style], key: str, 
         record[field] = place if numeric else str(place)
         if field != "generation":
             del record["generation"]
-    axis = {"grid": False, "labelAngle": 0, "labelOverlap": True}
-    x = {"field": field, "type": "nominal", "sort": None, "title": key + ", log scale" * log, "axis": axis}
+    axis: dict[str, Any] = {"grid": False, "labelAngle": 0, "labelOverlap": True}
+    x: dict[str, Any] = {"field": field, "type": "nominal", "sort": None, "title": key + ", log scale" * log, "axis": axis}
     if numeric:
         axis |= {"values": numbers, "labelExpr": "datum.value"}
         x |= {"type": "quantitative"}
-        kind = {"type": "log"} if log else {"type": "linear", "zero": False}
+        kind: dict[str, Any] = {"type": "log"} if log else {"type": "linear", "zero": False}
         x |= {"scale": {"domain": [numbers[0], numbers[-1]], "nice": False, "padding": 12, **kind}}
     _replace_axis(spec, x)
     first = spec["vconcat"][0] if "vconcat" in spec else spec
