@@ -13,7 +13,7 @@ from selfloop.component import Policy
 from selfloop.errors import SpecError
 from selfloop.families.gaussian import Gaussian
 from selfloop.metrics.true_parameters import MeanError
-from selfloop.policies.builtin import Accumulate, AccumulateReal, AccumulateSubsample, Augment, Fresh, Replace, Window
+from selfloop.policies.builtin import Accumulate, AccumulateReal, AccumulateSubsample, Augment, Fresh, Mix, Replace, Window
 from selfloop.policies.combined import Control, Switch
 from selfloop.policies.custom import Custom
 from selfloop.policies.cycles import Expanding, Growing, ReplaceMultiple
@@ -119,6 +119,14 @@ def test_initial_rows_in_every_generation_lead_to_the_stationary_error(ratio):
     a = (1 - w) ** 2 / (m * (1 - (1 - w) ** 2))
     close(curves(Augment(ratio=ratio), n, 200)[0][-1], (1 / n + a) / (1 + a))
     close(1e7 * curves(Augment(ratio=ratio), 10**7, 200)[0][-1], 1 + ratio / (1 + 2 * ratio), 1e-5)
+
+
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.9])
+def test_a_share_of_the_initial_rows_leads_to_the_error_of_these_rows_and_more(share):
+    expected = (3 - 2 * share) / (share * (2 - share))
+    close(1e7 * curves(Mix(real_share=share), 10**7, 200)[0][-1], expected, 1e-4)
+    ratio = (1 - share) / share  # augment with the same real mass has the error of all initial rows
+    assert expected > 1 / share > 1 + ratio / (1 + 2 * ratio)
 
 
 @pytest.mark.parametrize("ratio", [0.5, 1.0, 3.0])
