@@ -39,8 +39,7 @@ def web(
         of_share = "no share is enough" if share is None else f"{format_share(share)} in every training set"
         of_factor = "no factor up to 100 is enough" if factor is None else f"{factor:.3g} times those of later generations"
         sentence = f"REAL ROWS within {limit:g}: with known origin, {of_share}; with {parsed.origin} origin, {of_factor}."
-    answer = json_line({"prediction": prediction, "need": need})
-    give_answer(lambda: print_web(prediction, sentence, figure), (json, answer))
+    give_answer(lambda: print_web(prediction, sentence, figure), (json, json_line({"prediction": prediction, "need": need})))
 
 
 def print_web(prediction: WebPrediction, sentence: str, figure: Path | None) -> None:

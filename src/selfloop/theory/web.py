@@ -140,13 +140,13 @@ class WebBatches:
         weighted = self.passed[m][:end] * web.decay**age * (age < (web.window or np.inf))
         weighted *= np.array([not reader.reads or m.name in reader.reads for m in web.members])[self.member[:end]]
         weighted[synthetic] *= reader.synthetic_weight
-        real, made, cap = float(weighted[~synthetic].sum()), float(weighted[synthetic].sum()), reader.max_synthetic_share
-        if not (real or (made and cap == 1)):
+        n_real, n_synthetic, cap = float(weighted[~synthetic].sum()), float(weighted[synthetic].sum()), reader.max_synthetic_share
+        if not (n_real or (n_synthetic and cap == 1)):
             problem = f"no {'row' if cap == 1 else 'real row'} is left to read at generation {t}"
             raise SpecError(f"families.{reader.name}: {problem}. Raise the rows of sources, or window.")
-        if made > cap * (real + made):
-            return np.asarray(weighted * np.where(synthetic, cap / made, (1 - cap) / real))
-        return np.asarray(weighted / (real + made))
+        if n_synthetic > cap * (n_real + n_synthetic):
+            return np.asarray(weighted * np.where(synthetic, cap / n_synthetic, (1 - cap) / n_real))
+        return np.asarray(weighted / (n_real + n_synthetic))
 
 
 class WebWorld:
@@ -209,15 +209,14 @@ class WebWorld:
             variances = self.rng.standard_gamma(half, count) * (2 * scatter * drawn) if half else np.full(count, variance)
             variance = float(variances.mean())
             of_models += lift * np.sqrt(variances * reader.variance_factor)
-            within = factor * variance * reader.variance_factor
-            rows = of_models.mean(keepdims=True), 0.0, float(of_models.var()), within
+            rows = of_models.mean(keepdims=True), 0.0, float(of_models.var()), factor * variance * reader.variance_factor
         self.published[m] = rows
         return float(center[0]), error, shared, variance
 
 
 @dataclass(frozen=True)
 class WebPrediction:
-    """A scenario as arrays (generations, readers). Errors are squared, of a mean, and over the true variance as variances are."""
+    """A scenario as arrays (generations, readers). Errors are squared, of a mean, over the true variance as variances are."""
 
     readers: tuple[str, ...]  # the families, and last the pool itself
     seeds: int  # simulated webs; 0: exact expectations
@@ -277,9 +276,7 @@ def needed_real_rows(web: Web, bound: float) -> tuple[float | None, float | None
         capped = [replace(f, max_synthetic_share=min(m / SEARCH_STEPS, f.max_synthetic_share)) for f in web.families]
         return multiplier(origin="known", families=tuple(capped))
 
-    def factor(m: int) -> float:
-        return float(MAX_FRESH_FACTOR ** (1 - 2 * m / SEARCH_STEPS))
-
+    factors = MAX_FRESH_FACTOR ** np.linspace(1, -1, SEARCH_STEPS + 1)
     share = find_stretch(cap, SEARCH_STEPS, bound)
-    fresh = find_stretch(lambda m: multiplier(fresh_factor=web.fresh_factor * factor(m)), SEARCH_STEPS, bound)
-    return None if share is None else 1 - share[1] / SEARCH_STEPS, None if fresh is None else factor(fresh[1])
+    fresh = find_stretch(lambda m: multiplier(fresh_factor=float(web.fresh_factor * factors[m])), SEARCH_STEPS, bound)
+    return None if share is None else 1 - share[1] / SEARCH_STEPS, None if fresh is None else float(factors[fresh[1]])
