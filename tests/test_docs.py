@@ -62,7 +62,7 @@ def test_the_examples_of_a_page_run(
         "```sh\nselfloop list policy\n```\n```text\npolicy     replacement\n```",
         "```sh\nfalse\n```",
         "```toml\npolicies = ['replase']\n```",
-        "```python\nimport warnings\n\nwarnings.warn('old', stacklevel=2)\n```",
+        "```python\nimport sys\n\nsys.stderr.write('old')\n```",
     ],
 )
 def test_a_wrong_example_fails(
