@@ -36,9 +36,9 @@ def web(
     if limit is not None:
         share, factor = needed_real_rows(parsed, limit)
         need = {"bound": limit, "real_share": share, "fresh_factor": factor}
-        of_share = "no share is enough" if share is None else f"{format_share(share)} in every training set"
+        of_share = "no share is enough" if share is None else f"at least {format_share(share)} of every training set"
         of_factor = "no factor up to 100 is enough" if factor is None else f"{factor:.3g} times those of later generations"
-        sentence = f"REAL ROWS within {limit:g}: with known origin, {of_share}; with {parsed.origin} origin, {of_factor}."
+        sentence = f"REAL ROWS within {limit:g}: with known origin, {of_share}; as it is ({parsed.origin} origin), {of_factor}."
     give_answer(lambda: print_web(prediction, sentence, figure), (json, json_line({"prediction": prediction, "need": need})))
 
 

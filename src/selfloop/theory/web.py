@@ -134,13 +134,13 @@ class WebBatches:
 
     def masses(self, t: int, m: int) -> Floats:
         """The share of every batch in the rows that a reader reads at generation t. Raises SpecError if there are none."""
-        reader, web = self.readers[m], self.web
+        reader, web, cap = self.readers[m], self.web, self.readers[m].max_synthetic_share
         end = (t - 1) * len(web.members) + len(web.sources)
         synthetic, age = self.is_synthetic[:end], t - self.arrival[:end]
         weighted = self.passed[m][:end] * web.decay**age * (age < (web.window or np.inf))
         weighted *= np.array([not reader.reads or m.name in reader.reads for m in web.members])[self.member[:end]]
         weighted[synthetic] *= reader.synthetic_weight
-        n_real, n_synthetic, cap = float(weighted[~synthetic].sum()), float(weighted[synthetic].sum()), reader.max_synthetic_share
+        n_real, n_synthetic = (float(weighted[kind].sum()) for kind in (~synthetic, synthetic))
         if not (n_real or (n_synthetic and cap == 1)):
             problem = f"no {'row' if cap == 1 else 'real row'} is left to read at generation {t}"
             raise SpecError(f"families.{reader.name}: {problem}. Raise the rows of sources, or window.")
