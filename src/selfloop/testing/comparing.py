@@ -20,7 +20,7 @@ def same_twice(name: str, make: Callable[[], Any]) -> Any:
     """The result, if it is the same twice."""
     first, second = make(), make()
     same = equal_columns(first, second) if isinstance(first, Mapping) else first == second
-    require(same, f"{name} returned another result the second time")
+    require(same, f"{name} returned another result the second time. Its arguments and ctx.stream must decide it")
     return first
 
 
