@@ -68,7 +68,7 @@ def choose_metric(specs: Mapping[str, Spec], metric: str | None) -> str:
 
 
 def compare_curves(results: Mapping[str, Result], metric: str) -> tuple[list[CurveDifference], list[str]]:
-    """Differences between all pairs of curves, and sentences on what is left out of them. SpecError without a pair.
+    """Differences between all pairs of curves, and sentences on the rest, which is left out. SpecError without a pair.
 
     Over the generations that both have. Paired by the seeds that both have; if these are less than two, or the random numbers
     differ, by Welch's test. The probability of any false direction is at most 5 %.

@@ -234,11 +234,11 @@ def print_ledgers(ledgers: Mapping[str, NoiseLedger], figure: Path | None) -> No
 def print_laws(spec: Spec, point_laws: Sequence[PolicyLaws], figure: Path | None) -> None:
     """Every law that applies to a spec, with its conditions and values."""
     plotted: dict[str, dict[str, Floats]] = {}
-    for each in point_laws:
-        title = f"{each.policy}; {describe_coordinates(each.coordinates)}" if each.coordinates else each.policy
-        if not each.laws:
+    for of_policy in point_laws:
+        title = "; ".join(filter(None, (of_policy.policy, describe_coordinates(of_policy.coordinates))))
+        if not of_policy.laws:
             show(f"{title}: no law applies to {spec.family.name} on {spec.source.name}.")
-        for law in each.laws:
+        for law in of_policy.laws:
             show(f"{title}: {law.metric}, {law.kind}: {law.law} ({law.source}). {law.conditions}")
             show("  " + "  ".join(f"{value:.5g}" for value in law.values))
             if law.kind != "bound":

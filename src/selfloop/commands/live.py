@@ -110,7 +110,7 @@ class RunState:
     def seconds_left(self, *runs: PolicyRun) -> float | None:
         """About how many seconds these policies, or all work, still take at the pace so far; None before the first step ends.
 
-        Seconds of a step: a + b x work of its fit, by least squares. While all fits are alike, a = b.
+        Seconds of a step: a + b x work of its fit, by least squares. While all fits are equal, a = b.
         """
         if not self.busy:
             return None
