@@ -55,12 +55,9 @@ def wait_for(condition: Callable[[], object], seconds: float = 60.0) -> None:
         time.sleep(0.05)
 
 
-def start(spec: Path, store: Path, *options: str) -> subprocess.Popen[str]:
+def start(spec: Path, store: Path, *options: str, ctrl_c: str = "signal.default_int_handler") -> subprocess.Popen[str]:
     """The command `run` in another process, with Ctrl-C as in a terminal."""
-    code = (
-        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
-        "from selfloop.commands.cli import main; main()"
-    )
+    code = f"import signal; signal.signal(signal.SIGINT, {ctrl_c})\nfrom selfloop.commands.cli import main; main()"
     command = [sys.executable, "-c", code, "run", str(spec), "--store", str(store), "--threads", "1", *options]
     environment = tiny_components.environment()
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
@@ -92,7 +89,7 @@ def test_a_finished_run_has_its_progress_and_the_mean_of_its_last_losses(tmp_pat
     spec = tiny_components.tiny_spec(generations=3)
     result = run(spec, tmp_path)
     found = progress(tmp_path)
-    assert (found.state, found.done, found.total, found.computed) == ("finished", 18, 18, 12)  # all share generation 1
+    assert (found.state, found.done, found.total, found.computed) == ("finished", 18, 18, 14)  # policies share generation 1
     assert found.losses.keys() == {*spec.policy_labels()} if found.risk else not found.losses
     for label, (generation, value, seeds) in found.losses.items():
         assert (generation, seeds) == (3, 2)
@@ -204,6 +201,44 @@ def test_a_run_pauses_continues_and_is_cancelled_as_by_an_interrupt(tmp_path: Pa
     again = start(spec, store, "--workers", workers, "--set", "generations=1", "-q")  # a request to cancel is for one run
     assert again.communicate(timeout=120)[1] == ""
     assert again.returncode == 0
+
+
+@pytest.mark.slow
+def test_of_two_runs_at_once_the_named_one_ends(tmp_path: Path) -> None:
+    spec, store = tmp_path / "spec.toml", tmp_path / "store"
+    spec.write_text(SLOW)
+    children = [start(spec, store, "--workers", "1", "--set", f"generations={generations}") for generations in (40, 41)]
+    try:
+        wait_for(lambda: len(list(store.glob("runs/*.progress"))) == 2 and records(store) > 12)
+        totals = {found.total: path.stem for path in store.glob("runs/*.json") if (found := read_progress(store, path.stem))}
+        assert totals.keys() == {160, 164}
+        control_run(store, totals[160], "cancel")
+        assert children[0].wait(60) == 130
+        before = records(store)
+        wait_for(lambda: records(store) > before)
+        assert children[1].poll() is None
+        other = read_progress(store, totals[164])
+        assert other is not None
+        assert other.state == "running"
+    finally:
+        for child in children:
+            child.kill()
+            child.communicate()
+
+
+@pytest.mark.slow
+def test_a_run_in_the_background_that_ignores_interrupts_is_cancelled_by_the_signal_of_schedulers(tmp_path: Path) -> None:
+    spec, store = tmp_path / "spec.toml", tmp_path / "store"
+    spec.write_text(SLOW)
+    child = start(spec, store, "--workers", "1", ctrl_c="signal.SIG_IGN")
+    try:
+        wait_for(lambda: store.is_dir() and records(store) > 2)
+        control_run(store, only_run(store), "cancel")
+        assert child.communicate(timeout=60)[1].endswith(INTERRUPTED)
+    finally:
+        child.kill()
+    assert child.returncode == 143
+    assert progress(store).state == "interrupted"
 
 
 def test_the_name_of_a_run_is_that_of_its_files(tmp_path: Path) -> None:

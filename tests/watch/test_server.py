@@ -21,7 +21,7 @@ from selfloop.result import run
 from selfloop.spec.parse import parse_spec
 from selfloop.store import live
 from selfloop.store.runs import note_run
-from selfloop.watch.pages import IDLE_SHARE
+from selfloop.watch.pages import MAX_IDLE
 from selfloop.watch.server import WatchServer
 
 HOSTILE = '</title><script>alert("x")</script>'
@@ -171,7 +171,7 @@ def test_a_report_is_drawn_again_when_the_run_has_more_and_the_processor_had_tim
     file.write_text(json.dumps(body))
     drawn_page(server, name)
     assert drawn.version == 1, "it was drawn a moment ago"
-    drawn.ended -= IDLE_SHARE * drawn.seconds
+    drawn.ended -= MAX_IDLE
     drawn_page(server, name)
     drawn_page(server, name)
     assert drawn.version == 2
@@ -184,7 +184,7 @@ def test_a_spec_that_cannot_be_opened_here_is_explained(tmp_path: Path) -> None:
     run(tiny_components.tiny_spec(generations=1), tmp_path)  # of components that no other process knows
     with serve(tmp_path) as server:
         page = drawn_page(server, only_run(server))
-        assert "source: unknown source &#39;ticks&#39;" in page
+        assert "family.name: unknown name &#39;mean&#39;" in page, server.pages.drawn[only_run(server)].problem
 
 
 def test_a_store_that_cannot_be_written_can_be_watched(tmp_path: Path) -> None:

@@ -84,6 +84,8 @@ def run_tasks(  # noqa: PLR0913  # three are callbacks
                     live.progress.add(
                         labels[output.policy], output.curves.values.get(risk), output.generations, output.usage.computed
                     )
+                else:
+                    live.progress.computed += output.generations if output.usage.computed else 0
                 if phase is chains and on_measured:
                     on_measured([*output.curves.measurements(labels[output.policy], output.coordinates, {})])
                 # the chains replay what they share

@@ -39,7 +39,7 @@ class RunProgress:
     host: str
     total: int  # generations of all chains, as a run counts them
     done: int = 0  # those that are finished
-    computed: int = 0  # those of them that were not in the store
+    computed: int = 0  # those that were not in the store; a generation that chains share counts once
     elapsed: float = 0.0  # seconds without pauses
     doing: str = ""  # the present step
     state: State = "running"

@@ -20,7 +20,7 @@ from selfloop.store.live import RunProgress, read_progress
 from selfloop.store.runs import StoredRun, read_run
 
 MAX_DRAWN = 8  # reports in memory; one has some megabytes
-IDLE_SHARE = 9  # times as long as a report takes to draw passes before it is drawn again: runs need the processor
+IDLE_SHARE, MAX_IDLE = 3, 60.0  # times as long as a report took to draw, at most these seconds, pass before the next drawing
 
 
 @dataclass(slots=True)
@@ -102,7 +102,7 @@ class WatchPages:
         shows = (progress.done, progress.state not in ("running", "paused")) if progress else ("no progress",)
         with self.lock:
             drawn = self.drawn.setdefault(name, DrawnReport())
-            is_early = time.monotonic() < drawn.ended + IDLE_SHARE * drawn.seconds and not shows[-1]
+            is_early = time.monotonic() < drawn.ended + min(IDLE_SHARE * drawn.seconds, MAX_IDLE) and not shows[-1]
             if not drawn.is_busy and drawn.shows != shows and not is_early:
                 others = [key for key, other in self.drawn.items() if key != name and not other.is_busy]
                 for key in others[: max(0, len(self.drawn) - MAX_DRAWN)]:

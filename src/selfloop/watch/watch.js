@@ -14,10 +14,14 @@
   const inputs = () => named([...document.querySelectorAll("input, select")]);
   const value = (input) => (input.type === "checkbox" ? "checked" : "value");
 
+  // The element that the reader sees at the top: what is above it may get longer.
+  const anchor = () => [...document.querySelectorAll("main [id]")].filter((each) => each.getClientRects().length && each.getBoundingClientRect().top < 100).pop();
+
   function leave() {
     const open = Object.fromEntries(details().map(([name, element]) => [name, element.open]));
     const values = Object.fromEntries(inputs().map(([name, input]) => [name, input[value(input)]]));
-    sessionStorage.setItem(store, JSON.stringify({ open, values, x: scrollX, y: scrollY, focus: document.activeElement?.id }));
+    const top = scrollY > 0 && anchor(), place = top && { id: top.id, at: top.getBoundingClientRect().top };
+    sessionStorage.setItem(store, JSON.stringify({ open, values, place, y: scrollY, focus: document.activeElement?.id }));
     location.reload();
   }
 
@@ -33,7 +37,8 @@
     }
     document.getElementById(left.focus)?.focus({ preventScroll: true });
     history.scrollRestoration = "manual";
-    scrollTo({ left: left.x, top: left.y, behavior: "instant" });
+    const top = document.getElementById(left.place?.id);
+    scrollTo({ top: top ? scrollY + top.getBoundingClientRect().top - left.place.at : left.y, behavior: "instant" });
   }
 
   async function update() {
