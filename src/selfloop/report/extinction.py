@@ -44,10 +44,12 @@ def extinction_chart(order: ExtinctionOrder, styles: Mapping[str, Style], title:
         * bool(order.laws),
         points.transform_filter("!datum.remains").mark_point(filled=True, size=48),
         points.transform_filter("datum.remains").mark_point(fill=PAPER, size=48, strokeWidth=1.6),
-        base("names").mark_text(font=FONT, fontSize=10, color=INK, align="left", dx=7).encode(text="name:N"),
     ]
     rows = _records(order)
     sets = {"extinctions": rows, "names": _free_names(order, rows), "laws": _law_records(order)}
+    if sets["names"]:
+        names = base("names").mark_text(font=FONT, fontSize=10, color=INK, align="left", dx=7)
+        layers.append(names.encode(text="name:N"))
     meta = {"prominent": list(order.policies)}
     return finish_chart(alt.layer(*layers).properties(width=WIDTH, height=HEIGHT), title, sets, meta=meta)
 

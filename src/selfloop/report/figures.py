@@ -26,6 +26,7 @@ from selfloop.report.category_shares import (
     shares_chart,
 )
 from selfloop.report.extinction import describe_extinctions, extinction_caption, extinction_chart
+from selfloop.report.line_ends import is_reference
 from selfloop.report.sweep_charts import describe_sweep, sweep_caption, sweep_chart
 from selfloop.report.theme import PAPER, Style, describe_better, describe_coordinates, format_number, policy_styles
 from selfloop.report.values import CategoryShares, CurveData, ExtinctionOrder, Panel, Report
@@ -278,6 +279,7 @@ def _panel_caption(panel: Panel, axis: curve_records.ValueAxis) -> str:
         parts.append("bands: its 95 % interval")
     elif seeds and seeds[-1] == curve_records.MIN_BAND_SEEDS - 1:
         parts.append("its 95 % interval is too wide to draw for two seeds")
+    parts += ["thin dashed line: control"] * any(is_reference(curve.policy) for curve in panel.curves)
     parts += ["thin lines: single chains"] * any(map(curve_records.draws_chains, panel.curves))
     parts += ["dashed beyond the run: forecast with 90 % limits"] * any(
         bool(np.isfinite(each.forecast.mean).any()) for each in panel.forecasts
@@ -287,6 +289,7 @@ def _panel_caption(panel: Panel, axis: curve_records.ValueAxis) -> str:
     if panel.trivial is not None:
         place = "gray line" if axis.contains(panel.trivial[1]) else "outside of the figure"
         parts.append(f"{place}: {panel.trivial[0]}, {format_number(panel.trivial[1])}")
+    parts += [f"real rows: {format_number(panel.real)}"] * (panel.real is not None)
     sources = dict.fromkeys(f"{law.law} ({law.source})" for _, law in panel.laws if law.source)
     laws = f" Laws: {'; '.join(sources)}." if sources else ""
     parts += dict.fromkeys(filter(None, (describe_better(curve.better) for curve in panel.curves)))
