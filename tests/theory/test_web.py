@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,8 @@ from selfloop.theory.web import (
     read_web,
 )
 
-SCENARIOS = sorted((Path(__file__).parents[2] / "examples" / "web").glob("*.toml"))
+ROOT = Path(__file__).parents[2]
+SCENARIOS, PAGE = sorted((ROOT / "examples" / "web").glob("*.toml")), (ROOT / "docs" / "scale.md").read_text(encoding="utf-8")
 WEB = Web(
     generations=5, origin="known", decay=0.8, window=4,
     sources=(
@@ -182,7 +184,7 @@ def independent_errors(web: Web) -> Floats:
 
 
 def test_models_that_share_a_pool_have_errors_in_common_and_counting_them_as_independent_is_wrong() -> None:
-    exact, values = predict_web(CLUB), drawn(CLUB, 1000)
+    exact, values = predict_web(CLUB), drawn(CLUB, 500)
     assert largest_z(values, exact) < 4
     last = values[:, -1, 0, 1]
     z = (last.mean() - independent_errors(CLUB)[-1]) / (last.std(ddof=1) / np.sqrt(len(last)))
@@ -255,23 +257,23 @@ def test_without_bias_error_and_variance_add_up_to_the_true_variance() -> None:
 
 
 def test_simulated_models_have_the_exact_moments_without_a_choice_and_others_with_one() -> None:
-    exact, simulated = predict_web(WEB), follow_web(WEB, range(400))
+    exact, simulated = predict_web(WEB), follow_web(WEB, range(200))
     assert (np.abs(simulated.error - exact.error) < 4 * simulated.standard_error)[:, :-1].all()
     np.testing.assert_allclose(simulated.variance, exact.variance, rtol=0.03)
     np.testing.assert_allclose(simulated.shared_error[-1], exact.shared_error[-1], rtol=0.25)
-    chosen = follow_web(changed(WEB, "large", candidates=2), range(400))
+    chosen = follow_web(changed(WEB, "large", candidates=2), range(200))
     assert (np.abs(chosen.error - exact.error) > 4 * chosen.standard_error)[2:, 0].all()
 
 
 def test_simulated_models_with_a_choice_agree_with_drawn_rows() -> None:
     web = changed(replace(CLUB, generations=4, window=None), "all", candidates=3)
-    values, simulated = drawn(web, 500), follow_web(web, range(500))
-    error = np.hypot(values[..., 1].std(axis=0, ddof=1) / np.sqrt(500), simulated.standard_error)
+    values, simulated = drawn(web, 250), follow_web(web, range(250))
+    error = np.hypot(values[..., 1].std(axis=0, ddof=1) / np.sqrt(250), simulated.standard_error)
     assert (np.abs(values[..., 1].mean(axis=0) - simulated.error) < 4 * error).all()
     assert simulated.bias[1, 0] == pytest.approx(
         best_of_moments(3)[0] / 2 * (1 - 0.75 / 50), rel=0.01
     )  # mean deviation of 50 rows
-    other = follow_web(changed(web, "all", candidates=2), range(500))
+    other = follow_web(changed(web, "all", candidates=2), range(250))
     assert (np.abs(values[..., 1].mean(axis=0) - other.error) > 4 * error)[1:].all()
 
 
@@ -302,6 +304,23 @@ def test_no_real_rows_are_enough_where_the_bound_is_out_of_reach_and_none_are_ne
     share, factor = needed_real_rows(changed(replace(biased(seeds=2), generations=4), "large", candidates=2, models=20), 1.001)
     assert share == 1.0
     assert factor is None
+
+
+@pytest.mark.parametrize("path", SCENARIOS, ids=lambda path: path.stem)
+def test_the_table_of_the_page_has_the_numbers_of_the_scenarios(path: Path) -> None:
+    web = read_web(path)
+    prediction = predict_web(web)
+    shares = [f"{100 * prediction.real_share[-1, i]:.1f} %" for i in (-1, 0)]
+    row = [*shares, f"{prediction.bias[-1, -1]:.3g}", f"{prediction.multiplier.max():.3g}"]
+    if prediction.seeds == 0:
+        share, factor = needed_real_rows(web, 2.0)
+        row += [f"{100 * (share or 0):.1f} %", "more than 100 times" if factor is None else f"{factor:.3g} times"]
+    assert any(line.startswith(f"| `{path.stem}` | {' | '.join(row)} |") for line in PAGE.splitlines())
+
+
+def test_the_page_has_every_setting() -> None:
+    settings = {field.name for cls in (Web, WebSource, WebFamily) for field in fields(cls)} - {"name", "sources", "families"}
+    assert settings == set(re.findall("`(\\w+)`", "".join(re.findall(r"^\| (`.*?) \|", PAGE, re.M)))) & settings
 
 
 @pytest.mark.parametrize("path", SCENARIOS, ids=lambda path: path.stem)
