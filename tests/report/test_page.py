@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import gzip
 import json
 import re
 import subprocess
@@ -105,9 +107,14 @@ def test_the_check_would_notice_text_that_is_not_escaped(hostile: str) -> None:
 
 
 def test_descriptions_inside_scripts_cannot_close_them(hostile: str) -> None:
-    described = [json.loads(text) for kind, text in Page(hostile).scripts if kind == "application/json"]
+    scripts = Page(hostile).scripts
+    packed = [text for kind, text in scripts if kind == "text/plain"][:-1]  # the last one is Vega
+    described = [json.loads(gzip.decompress(base64.b64decode(text))) for text in packed]
     assert len(described) == 4
     assert described[2]["datasets"]["means"][0]["policy"] == printable(HOSTILE)
+    assert [json.loads(text) for kind, text in scripts if kind == "application/json"] == [
+        each["usermeta"] for each in described
+    ]
     assert "\\u003cscript" in hostile
 
 

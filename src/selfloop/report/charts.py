@@ -254,14 +254,15 @@ def finish_chart(
     """The description of a chart with its title, the common style and its data.
 
     `meta`, for the script of the page: `generations` of all x axes, `prominent` policies (by default all, which the chart's
-    `opacity` reads), and the `y` channel and its alternative `other_y`.
+    `opacity` reads), and the `y` channel and its alternative `other_y`. Added are the `widths` of plots in pixels.
     """
     described = chart.properties(title=alt.Title(title, fontSize=14, offset=8, limit=width + 60)).to_dict(validate=False)
     datasets = {name: records for name, records in sets.items() if records}
-    meta = meta or {}
+    plots = [part for part in (described, *described.get("vconcat", ())) if "layer" in part or "mark" in part]
+    meta = {**(meta or {}), "widths": [part["width"] for part in plots if "width" in part]}
     if "prominent" in meta:
         described["params"] = [*described.get("params", ()), {"name": "shown", "value": meta["prominent"]}]
-    return dict(_printable({**described, "config": _CONFIG, "datasets": datasets, "usermeta": dict(meta)}))
+    return dict(_printable({**described, "config": _CONFIG, "datasets": datasets, "usermeta": meta}))
 
 
 def _printable(part: Any) -> Any:

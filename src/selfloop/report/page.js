@@ -9,28 +9,28 @@ const drawings = new Map(); // figure -> drawing
 const MIN_PLOT = 120; // pixels
 let vega, now; // the unpacked Vega; the generation of the slider
 
+function unpack(script) {
+  const packed = Uint8Array.from(atob(script.textContent), (c) => c.charCodeAt(0));
+  return new Response(new Blob([packed]).stream().pipeThrough(new DecompressionStream("gzip"))).text();
+}
+
 async function unpackVega() {
-  const packed = Uint8Array.from(atob(document.getElementById("vega").textContent), (c) => c.charCodeAt(0));
-  const plain = new Blob([packed]).stream().pipeThrough(new DecompressionStream("gzip"));
-  document.head.append(make("script", { textContent: await new Response(plain).text() }));
+  document.head.append(make("script", { textContent: await unpack(document.getElementById("vega")) }));
 }
 
 class Drawing {
   constructor(figure) {
     this.picture = figure.querySelector(".picture");
     this.still = this.picture.querySelector("svg");
-    // Light colors become the variables of the page, which follow its color scheme.
-    this.spec = JSON.parse(figure.querySelector("script").textContent.replace(/"#([0-9a-f]{6})"/g, '"var(--c$1)"'));
-    this.meta = this.spec.usermeta ?? {};
-    this.policies = new Set(Object.values(this.spec.datasets ?? {}).flatMap((rows) => rows.map((row) => row.policy)));
+    [this.meta, this.packed] = [JSON.parse(figure.querySelector("script").textContent), figure.querySelector("script + script")];
     this.isOther = false;
     this.fit();
   }
 
   // The pixels by which plots get narrower, so that text keeps its size on a narrow screen; their height is reserved.
   fit() {
-    const excess = this.still.getAttribute("width") - this.picture.clientWidth, plots = this.plots(this.spec);
-    const isNarrow = this.picture.clientWidth && excess > 0 && plots.length && plots.every((plot) => plot.width - excess >= MIN_PLOT);
+    const excess = this.still.getAttribute("width") - this.picture.clientWidth, { widths } = this.meta;
+    const isNarrow = this.picture.clientWidth && excess > 0 && widths.length && widths.every((width) => width - excess >= MIN_PLOT);
     this.picture.style.minHeight = isNarrow ? `${this.still.getAttribute("height")}px` : "";
     return isNarrow ? excess : 0;
   }
@@ -41,6 +41,9 @@ class Drawing {
 
   async draw() {
     await (vega ??= unpackVega());
+    // Light colors become the variables of the page, which follow its color scheme.
+    this.spec ??= JSON.parse((await unpack(this.packed)).replace(/"#([0-9a-f]{6})"/g, '"var(--c$1)"'));
+    this.policies ??= new Set(Object.values(this.spec.datasets).flatMap((rows) => rows.map((row) => row.policy)));
     const spec = structuredClone(this.spec), excess = this.fit(), redrawn = make("div", { className: "redrawn chart-wrapper", hidden: true });
     if (this.isOther) this.useOtherScale(spec, spec.datasets);
     for (const plot of this.plots(spec)) plot.width -= excess;
@@ -75,8 +78,9 @@ class Drawing {
 
   update() {
     for (const svg of [this.still, this.redrawn?.querySelector("svg")]) if (svg) markGeneration(svg, this.meta.generations);
+    if (!this.view || !this.meta.prominent) return;
     const own = [...chosen].filter((policy) => this.policies.has(policy));
-    if (this.meta.prominent) this.view?.signal("shown", own.length ? own : this.meta.prominent).runAsync();
+    this.view.signal("shown", own.length ? own : this.meta.prominent).runAsync();
   }
 }
 
@@ -270,3 +274,4 @@ function makeRotatable(view) {
 }
 document.querySelectorAll(".rotatable").forEach(makeRotatable);
 document.querySelectorAll(".script-only").forEach((hint) => (hint.hidden = false));
+document.querySelectorAll("[data-print]").forEach((button) => button.addEventListener("click", () => print()));
