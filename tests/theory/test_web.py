@@ -354,6 +354,7 @@ def test_the_command_prints_tables_and_writes_the_same_as_json(tmp_path: Path) -
         ("sources.large.rows=3", "expected each once. Rename one."),
         ('families.large.reads=["large"]', "families.large: no row is left to read at generation 1."),
         ("sources.people.rows=0", "sources.people.rows: got 0; expected a whole number from 1"),
+        ("families.large.bias=1e300", "families.large.bias: got 1e+300; expected a number from -1000 to 1000."),
         ("generations=301", "web.generations: got 301; expected a whole number from 1 to 300"),
     ],
 )
@@ -362,6 +363,13 @@ def test_a_wrong_scenario_is_one_sentence(change: str, message: str) -> None:
     assert done.code == 2
     assert message in done.err
     assert done.err.count("\n") == 1
+
+
+def test_the_largest_settings_give_finite_numbers() -> None:
+    one = WebFamily(name="one", models=2, rows_read=1, rows_published=2, bias=1000.0, spread=1000.0, variance_factor=2.0)
+    web = Web(generations=300, window=1, sources=(WebSource(name="people", rows=1, until=1, variance=1000.0),), families=(one,))
+    assert np.isfinite(predict_web(web).error).all()
+    assert np.isfinite(predict_web(changed(replace(web, seeds=2), "one", candidates=1000)).error).all()
 
 
 def test_a_cap_without_real_rows_and_too_large_a_web_are_refused() -> None:

@@ -39,8 +39,8 @@ class WebSource(Settings):
     rows: Annotated[Count, "rows at generation 1"]
     growth: Annotated[PositiveFloat, "factor of the rows per generation"] = 1.0
     until: Annotated[int | None, Ge(1), "last generation with rows; default: no last one"] = None
-    bias: Annotated[float, "mean of the rows, in true standard deviations"] = 0.0
-    variance: Annotated[float, Ge(0), "variance of the rows over the true one"] = 1.0
+    bias: Annotated[float, Interval(ge=-1000, le=1000), "mean of the rows, in true standard deviations"] = 0.0
+    variance: Annotated[float, Interval(ge=0, le=1000), "variance of the rows over the true one"] = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,10 +52,10 @@ class WebFamily(Settings):
     rows_published: Annotated[Count, "rows that each model publishes per generation"]
     rows_read: Annotated[Count | None, "rows that each model draws from the pool, with replacement; default: all"] = None
     growth: Annotated[PositiveFloat, "factor of the number of models per generation"] = 1.0
-    bias: Annotated[float, "added to the mean by every fit, in true standard deviations"] = 0.0
-    spread: Annotated[float, Ge(0), "standard deviation of such a bias between models, anew at every fit"] = 0.0
-    variance_factor: Annotated[PositiveFloat, "variance of a sampled row over that of its model"] = 1.0
-    candidates: Annotated[int, Ge(1), "rows sampled per published row, which is the largest of them"] = 1
+    bias: Annotated[float, Interval(ge=-1000, le=1000), "added to the mean by every fit, in true standard deviations"] = 0.0
+    spread: Annotated[float, Interval(ge=0, le=1000), "standard deviation of such a bias between models"] = 0.0
+    variance_factor: Annotated[float, Interval(gt=0, le=2), "variance of a sampled row over that of its model"] = 1.0
+    candidates: Annotated[int, Interval(ge=1, le=1000), "rows sampled per published row, which is the largest of them"] = 1
     reads: Annotated[tuple[str, ...], "sources and families whose rows it reads; default: all"] = ()
     removes_synthetic: Annotated[Share, "share of synthetic rows that its detector removes"] = 0.0
     removes_real: Annotated[Share, "share of real rows that its detector removes wrongly"] = 0.0
@@ -142,8 +142,8 @@ class WebBatches:
         weighted[synthetic] *= reader.synthetic_weight
         n_real, n_synthetic = (float(weighted[kind].sum()) for kind in (~synthetic, synthetic))
         if not (n_real or (n_synthetic and cap == 1)):
-            problem = f"no {'row' if cap == 1 else 'real row'} is left to read at generation {t}"
-            raise SpecError(f"families.{reader.name}: {problem}. Raise the rows of sources, or window.")
+            row = "row" if cap == 1 else "real row"
+            raise SpecError(f"families.{reader.name}: no {row} is left to read at generation {t}. Raise rows, or window.")
         if n_synthetic > cap * (n_real + n_synthetic):
             return np.asarray(weighted * np.where(synthetic, cap / n_synthetic, (1 - cap) / n_real))
         return np.asarray(weighted / (n_real + n_synthetic))
@@ -159,8 +159,8 @@ class WebWorld:
         if n * views * length > MAX_COEFFICIENTS:
             raise SpecError("generations: too many for exact moments of so large a web. Lower them, or use fewer detectors.")
         self.n_noises, self.means, self.scatters = 1, np.zeros((views, n, length)), np.zeros((views, n))
-        # The newest rows of a member have a variance around means of a variance, whose mean is a center with a noise:
-        self.published: dict[int, tuple[Floats, float, float, float]] = {  # center, variances of noise, means, rows
+        # By member, its newest rows: the center of their means, and variances: of its noise, of means, of rows around them.
+        self.published: dict[int, tuple[Floats, float, float, float]] = {
             m: (source.bias * np.eye(1, length)[0], 0.0, 0.0, source.variance) for m, source in enumerate(batches.web.sources)
         }
 
