@@ -1,4 +1,4 @@
-"""The runs of a spec as trackers receive them: ids, settings, and what is known at their ends."""
+"""The runs of a spec as trackers receive them: ids, settings, and their ends."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What every tracker receives: runs, their values by generation, and what is known at their ends."""
+"""The interface of trackers: runs, their values by generation, and their ends."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class TrackedRun:
 
 @dataclass(frozen=True, kw_only=True)
 class RunEnd:
-    """What is known of a run after its last generation: answers of criteria and the status, pictures as PNG, texts."""
+    """The end of a run, after its last generation: answers of criteria and the status, pictures as PNG, texts."""
 
     generation: int
     summary: Mapping[str, str] = field(default_factory=dict)

@@ -78,7 +78,7 @@ class Tracking:
         self.statuses: dict[RunKey, str] = {}
 
     def apply(self, action: Callable[[Tracker], None]) -> None:
-        """Do something with every tracker. One that fails gets nothing more, and a warning says so once."""
+        """Do something with every tracker. One that fails gets nothing more, with one warning."""
         for tracker in list(self.trackers):
             try:
                 with redirect_stdout(sys.stderr):
