@@ -1,20 +1,28 @@
-"""The first screen: sentences that the seeds support, what is undecided and what would decide it, and the sorted table."""
+"""The first screen: sentences that the seeds support, undecided answers with the seeds that would decide, the sorted table."""
 
 from __future__ import annotations
 
 import re
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
 from example_galleries import HOSTILE
 from example_reports import WHEN, digits_report, ending_report, hostile_report
 
-from selfloop.component import Better
+import selfloop
+from selfloop.component import Better, Context, Metric
 from selfloop.criteria.judging import needed_seeds
 from selfloop.report.answers import PolicyAnswer, first_screen, policy_answers, undecided_verdict
+from selfloop.report.build import _aspect, _real_value, build_report
+from selfloop.report.figures import panel_figure
 from selfloop.report.page import render_page
+from selfloop.report.theme import policy_styles
 from selfloop.report.values import CurveData, Panel, PolicyDifferences, Report
+from selfloop.snapshots import Snapshot
 from selfloop.stats.comparison import compare_all
 from selfloop.stats.intervals import at_look, mean_interval
 from selfloop.theory.laws import LawCurve
@@ -156,7 +164,7 @@ def test_an_undecided_change_names_the_exact_law() -> None:
     report = report_of({"replace": curves_of(3 + 0 * T, noise=0.5)})
     law = LawCurve("3 t", "nll", "exact", "", "", 3 * T)
     panels = [replace(report.panels[0], laws=[("replace", law)])]
-    assert "; the exact law says 21.0)" in policy_answers(replace(report, panels=panels))[()][0].sentence
+    assert "; by the exact law 21.0)" in policy_answers(replace(report, panels=panels))[()][0].sentence
 
 
 def test_a_missing_control_is_said_and_a_control_is_compared() -> None:
@@ -234,6 +242,50 @@ def test_names_of_policies_are_escaped_in_sentences_and_tables() -> None:
     page = render_page([report_of(curves, controls={f"{HOSTILE}2": HOSTILE}), hostile_report()])
     assert "<script>alert(1)" not in page
     assert len(re.findall(r"<p>.{0,400}Under &lt;|<p>.{0,600}Under [^<]*&lt;script", page, flags=re.S)) > 0
+
+
+def test_a_run_fills_the_first_screen(tmp_path: Path) -> None:
+    policies = ["replace", "accumulate", "control"]
+    spec = selfloop.Spec(
+        source={"name": "gaussian", "dim": 1}, family={"name": "gaussian"}, n=20, generations=4, seeds=4, policies=policies,
+        metrics=["nll", "variance_ratio"],
+    )  # fmt: skip
+    report = build_report(selfloop.run(spec, tmp_path / "a b"))
+    assert report.facts == ["20 real rows", "4 generations", "4 seeds"]
+    assert report.controls == {"control": "replace"}
+    assert {label: share for (_, label), share in report.real_shares.items()} == {
+        "replace": 0.0, "accumulate": pytest.approx(0.25), "control": 1.0,
+    }  # fmt: skip
+    assert {panel.metric: panel.aspect for panel in report.panels}["variance_ratio"] == "diversity"
+    assert report.commands[1] == f"selfloop run run.toml --store '{tmp_path / 'a b'}'"
+    page = render_page([report])
+    assert "Is the error higher at the end than at the start?" in page
+    summaries = re.findall(r'<details class="folded aspect"( open)?><summary><h4>([^<]+?) <small>', page)
+    assert [title for _, title in summaries][:2] == ["Loss", "Diversity"]
+    assert "The model" not in re.sub(r"<details.*?</details>", "", page, flags=re.S)  # definitions are shown on demand
+
+
+def test_a_metric_of_a_package_is_about_what_it_declares() -> None:
+    @dataclass(frozen=True, kw_only=True)
+    class Sharpness(Metric):
+        name: ClassVar[str] = "sharpness"
+        aspect: ClassVar[str] = "quality"
+        secondary_titles: ClassVar[Mapping[str, str]] = {"edges": "edges"}
+
+        def measure(self, snap: Snapshot, ctx: Context) -> Mapping[str, float]:
+            return {}
+
+    assert _aspect("edges", Sharpness()) == "quality"
+    assert _aspect("training_steps", Sharpness()) == "other"  # not its own value
+    assert _aspect("distinct_2", None) == "diversity"
+
+
+def test_values_of_real_rows_are_a_part_of_the_figure_of_their_metric() -> None:
+    measured = [{"entropy": np.ones((2, 3)), "entropy_real": np.array([[0.5], [0.7]])}]
+    assert _real_value(measured, "entropy", "entropy_real") == pytest.approx(0.6)
+    assert _real_value(measured, "other", "lower") is None
+    panel = replace(report_of({"replace": curves_of(3 + 0 * T)}).panels[0], real=0.6)
+    assert "real rows: 0.600" in panel_figure(panel, policy_styles(["replace"])).caption
 
 
 def test_ended_chains_of_a_sweep_are_counted_by_point() -> None:

@@ -94,7 +94,7 @@ def _describe_metric(panel: Panel) -> str:
 
 
 def _certainty(report: Report, rows: list[PolicyAnswer]) -> Iterator[str]:
-    """How many seeds and looks the answers rest on, what a control adds, and what is undecided with the seeds it needs."""
+    """How many seeds and looks the answers rest on, the gap to a control, and the number of undecided answers."""
     look = f", at look {report.look}" if report.look > 1 else ""
     yield f"{format_count(report.n_seeds, 'seed')}; intervals of {100 * report.answer_level:.4g} %{look}."
     if not report.controls:
@@ -178,7 +178,7 @@ def _judge_change(panel: Panel, curve: CurveData, difference: Interval, margin: 
     if -margin < low and high < margin:
         return "unchanged", f"{noun} did not change: {change}, within the margin of {format_number(margin)}", ""
     law = next((law for label, law in panel.laws if label == curve.policy and law.kind == "exact"), None)
-    theory = "" if law is None else f"; the exact law says {format_number(float(law.values[-1] - law.values[0]))}"
+    theory = "" if law is None else f"; by the exact law {format_number(float(law.values[-1] - law.values[0]))}"
     return "undecided", f"whether {noun} changed is undecided ({change}{theory})", _describe_need(difference, margin)
 
 
@@ -200,7 +200,7 @@ def _describe_need(difference: Interval, margin: float) -> str:
 
 
 def _describe_ended(curve: CurveData, noun: str, n_ended: int) -> str:
-    """Which chains ended, from which generation on, and what the median over all chains says of the change."""
+    """Which chains ended, from which generation on, and how the median over all chains changed."""
     n, first = len(curve.values), int(np.isnan(curve.values).any(axis=0).argmax()) + 1
     statement = f"{'every chain' if n_ended == n else f'{n_ended:,} of {n:,} chains'} ended, the first at generation {first:,}"
     if not curve.ends_are_worst:
@@ -213,7 +213,7 @@ def _describe_ended(curve: CurveData, noun: str, n_ended: int) -> str:
 
 
 def _trend(panel: Panel, curve: CurveData, answer: Change) -> str:
-    """Whether a curve that rose or fell goes on at its end, as far as the last half of its generations tells."""
+    """Whether a curve that rose or fell goes on at its end, by the last half of its generations."""
     if curve.values.shape[1] < 3:
         return ""
     margin, (low, high) = FLAT_TOLERANCE * _scale(panel, curve), _limits(mean_interval(late_change(curve.values)))
@@ -260,25 +260,24 @@ def leading_answers(report: Report, answers: list[PolicyAnswer]) -> list[PolicyA
     """The answers with a sentence on the first screen, the worst first."""
     if len(answers) <= MAX_SENTENCES:
         return answers
-    known = [each for each in answers if each.answer != "missing"] or answers
-    chosen = {known[0].policy, known[-1].policy, *report.primary}
-    return [each for each in answers if each.policy in chosen]
+    judged = [row for row in answers if row.answer != "missing"] or answers
+    policies = {judged[0].policy, judged[-1].policy, *report.primary}
+    return [row for row in answers if row.policy in policies]
 
 
 def sweep_sentences(answers: list[PolicyAnswer], n_points: int, noun: str) -> Iterator[tuple[str, str]]:
-    """Per policy, one sentence on all points of a sweep: where its main metric rose, fell, or did neither, and how far."""
-    for policy in dict.fromkeys(each.policy for each in answers):
+    """Per policy, one sentence on all points of a sweep: at how many its main metric rose, fell, or did neither."""
+    for policy in dict.fromkeys(row.policy for row in answers):
         parts = []
         for answer, words in _SWEEP_WORDS.items():
-            if found := [each for each in answers if (each.policy, each.answer) == (policy, answer)]:
-                where = f"all {n_points} points" if len(found) == n_points else f"{len(found)} of {n_points} points"
-                ends = sorted(
-                    (each for each in found if answer in ("rose", "fell")), key=lambda each: each.change.estimate or 0.0
+            if rows := [row for row in answers if (row.policy, row.answer) == (policy, answer)]:
+                count = f"all {n_points} points" if len(rows) == n_points else f"{len(rows)} of {n_points} points"
+                changes = sorted(
+                    (row for row in rows if answer in ("rose", "fell")), key=lambda row: row.change.estimate or 0.0
                 )
-                limits = [
-                    f"{each.change_text()} ({describe_coordinates(each.coordinates)})" for each in (*ends[:1], *ends[1:][-1:])
-                ]
-                parts.append(f"{words} at {where}{', ' * bool(limits)}{' to '.join(limits)}")
+                ends = (*changes[:1], *changes[1:][-1:])
+                limits = " to ".join(f"{row.change_text()} ({describe_coordinates(row.coordinates)})" for row in ends)
+                parts.append(f"{words} at {count}{', ' * bool(limits)}{limits}")
         yield policy, f"Under {policy}, {noun} {'; '.join(parts)}."
 
 

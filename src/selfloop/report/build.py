@@ -19,7 +19,7 @@ from selfloop.component import Better, Metric
 from selfloop.criteria.judging import COLLAPSES
 from selfloop.errors import SpecError
 from selfloop.formats.replacing import write_text
-from selfloop.published.papers import papers, published_curves
+from selfloop.published.papers import PublishedCurve, papers, published_curves
 from selfloop.report.figures import Figure, ledger_figure, panel_figure, save_svg
 from selfloop.report.findings import findings, first_model_sentence, first_sentences, trivial_model
 from selfloop.report.forecasts import risk_forecasts
@@ -33,7 +33,7 @@ from selfloop.spec.point import SECOND_HOLDOUT, Point
 from selfloop.spec.write import spec_text
 from selfloop.stats.data_value import fit_data_value
 from selfloop.store.calls import Usage
-from selfloop.theory.laws import law_ledger
+from selfloop.theory.laws import LawCurve, law_ledger
 from selfloop.theory.moments import NoiseLedger
 from selfloop.types import Coordinates
 
@@ -76,7 +76,7 @@ def build_report(result: Result) -> Report:
     sizes = ", ".join(dict.fromkeys(f"{point.n:,}" for point in result.points))
     counts = f"{format_count(first.spec.generations, 'generation')}, {format_count(len(spec.seeds), 'seed')}"
     title = f"{spec.family.name} on {spec.source.name}"
-    versions = {name: version(name) for name in ("selfloop", "numpy", "scipy", "torch")}
+    versions, metrics = {name: version(name) for name in ("selfloop", "numpy", "scipy", "torch")}, {*result.metrics()}
     return Report(
         title=title,
         summary=f"{title}: {sizes} real rows, {counts}.",
@@ -85,16 +85,12 @@ def build_report(result: Result) -> Report:
         spec_text=spec_text(spec),
         versions={"python": platform.python_version(), **versions},
         generated=datetime.now(UTC),
-        panels=list(_panels(result)),
+        panels=[panel for panel in _panels(result) if panel.metric.removesuffix("_real") not in metrics - {panel.metric}],
         verdicts=result.verdicts(),
         look=result.look,
         primary=(spec.primary.higher, spec.primary.lower) if spec.primary else (),
         controls=first.spec.controls(),
-        real_shares={
-            (point.coordinates, label): entries[-1].real_mass
-            for point in result.points
-            for label, entries in result.schedules(point.coordinates).items()
-        },
+        real_shares=_real_shares(result),
         definitions={c.name: (type(c).__doc__ or "").split("\n")[0] for c in spec.criteria},
         questions={c.name: c.question for c in spec.criteria},
         commands=_commands(result),
@@ -108,12 +104,7 @@ def build_report(result: Result) -> Report:
         schedules=result.schedules(first.coordinates),
         ledgers=point_ledgers(first),
         unit=spec.unit,
-        training={
-            label: {
-                name: curves[f"training_{name}"].mean(axis=0) for name in ("tokens", "steps") if f"training_{name}" in curves
-            }
-            for label, curves in result.curves(first.coordinates).items()
-        },
+        training=_training(result),
         galleries=list(read_galleries(result.points, result.store)),
         costs=list(_costs(result)),
         notes=list(dict.fromkeys(notes(result))),
@@ -128,6 +119,22 @@ def metric_figure(result: Result, metric: str, coordinates: Coordinates) -> Figu
     return panel_figure(panel, policy_styles(result.spec.policy_labels()))
 
 
+def _real_shares(result: Result) -> dict[tuple[Coordinates, str], float]:
+    """The real share of the last training mass, by point and policy label."""
+    schedules = {point.coordinates: result.schedules(point.coordinates) for point in result.points}
+    return {(at, label): entries[-1].real_mass for at, each in schedules.items() for label, entries in each.items()}
+
+
+def _training(result: Result) -> dict[str, dict[str, list[float]]]:
+    """Mean tokens and steps of each fit at the first point, by policy label, where they were counted."""
+    names = {"tokens": "training_tokens", "steps": "training_steps"}
+    measured = result.curves(result.points[0].coordinates)
+    return {
+        label: {name: curves[metric].mean(axis=0).tolist() for name, metric in names.items() if metric in curves}
+        for label, curves in measured.items()
+    }
+
+
 def point_ledgers(point: Point) -> dict[str, NoiseLedger]:
     """The noise ledger of each policy of a point whose laws follow from moments, by label."""
     policies = zip(point.spec.policy_labels(), point.spec.policies, strict=True)
@@ -137,19 +144,16 @@ def point_ledgers(point: Point) -> dict[str, NoiseLedger]:
 
 def _panels(result: Result) -> Iterator[Panel]:
     owner: Metric | None = None
-    references = {f"{metric}_real" for metric in result.metrics()}  # each is a line of the panel of its metric
-    for metric in filterfalse(CATEGORY_SHARE.fullmatch, (name for name in result.metrics() if name not in references)):
+    for metric in filterfalse(CATEGORY_SHARE.fullmatch, result.metrics()):
         for point in result.points:
             owner = next((m for m in point.spec.metrics if m.name == metric), owner)  # secondary values follow their metric
-            measured = result.curves(point.coordinates)
-            better = point.spec.directions().get(metric, "")
-            positive = metric in point.spec.positive_metrics()
+            better, measured = point.spec.directions().get(metric, ""), result.curves(point.coordinates)
             curves = [
                 CurveData(
                     policy=label,
                     values=c[metric],
                     better=better,
-                    positive=positive,
+                    positive=metric in point.spec.positive_metrics(),
                     ends_are_worst=result.ends(label, metric, point.coordinates, began=False) <= COLLAPSES.keys(),
                 )
                 for label, c in measured.items()
@@ -157,28 +161,25 @@ def _panels(result: Result) -> Iterator[Panel]:
             ]
             if curves:
                 title, unit = _title_and_unit(point, owner, metric)
-                labels = {curve.policy for curve in curves}
-                policies = zip(point.spec.policy_labels(), point.spec.policies, strict=True)
-                scenarios = [(label, point.spec.scenario(policy, point.n)) for label, policy in policies if label in labels]
-                laws = [(label, law) for label, _ in scenarios for law in result.laws[point.coordinates, label]]
+                laws, published = _references(result, point, metric, {curve.policy for curve in curves})
                 yield Panel(
-                    metric=metric,
-                    title=title,
-                    unit=unit,
-                    coordinates=point.coordinates,
-                    curves=curves,
-                    laws=[pair for pair in laws if pair[1].metric == metric],
-                    published=[
-                        (label, curve)
-                        for label, scenario in scenarios
-                        for curve in published_curves(scenario)
-                        if curve.metric == metric
-                    ],
+                    metric=metric, title=title, unit=unit, coordinates=point.coordinates, curves=curves, laws=laws,
+                    published=published,
                     trivial=trivial_model(result, point, metric),
                     forecasts=risk_forecasts(result, point) if metric == point.spec.risk_metric() else (),
-                    aspect=_aspect(metric, owner),
-                    real=_real_value(measured.values(), metric, better),
-                )
+                    aspect=_aspect(metric, owner), real=_real_value(measured.values(), metric, better),
+                )  # fmt: skip
+
+
+def _references(
+    result: Result, point: Point, metric: str, labels: set[str]
+) -> tuple[list[tuple[str, LawCurve]], list[tuple[str, PublishedCurve]]]:
+    """The laws and the published curves of a metric, each with its policy's label."""
+    policies = zip(point.spec.policy_labels(), point.spec.policies, strict=True)
+    scenarios = [(label, point.spec.scenario(policy, point.n)) for label, policy in policies if label in labels]
+    laws = [(label, law) for label, _ in scenarios for law in result.laws[point.coordinates, label] if law.metric == metric]
+    pairs = [(label, curve) for label, scenario in scenarios for curve in published_curves(scenario)]
+    return laws, [pair for pair in pairs if pair[1].metric == metric]
 
 
 def _aspect(metric: str, owner: Metric | None) -> str:

@@ -148,17 +148,16 @@ def _points(report: Report, figures: Sequence[tuple[str, Figure]]) -> list[dict[
     """Of each point of the sweep, one without a sweep: figures by what their metrics are about, verdicts, differences."""
     drawn, verdicts = list(zip(report.drawn_panels, figures, strict=False)), verdict_tables(report)
     differences = {table.coordinates: table for table in report.differences}
-    points = dict.fromkeys([*(panel.coordinates for panel in report.panels), *verdicts, *differences])
-    shown = []
-    for coordinates in points:
-        here = [(panel.aspect, figure) for panel, figure in drawn if panel.coordinates == coordinates]
+    points = []
+    for coordinates in dict.fromkeys([*(panel.coordinates for panel in report.panels), *verdicts, *differences]):
+        pairs = [(panel.aspect, figure) for panel, figure in drawn if panel.coordinates == coordinates]
         curves = {
-            _ASPECT_TITLES.get(aspect, aspect.capitalize()): [figure for other, figure in here if other == aspect]
-            for aspect in sorted(dict(here), key=[*_ASPECT_TITLES, *dict(here)].index)
+            _ASPECT_TITLES.get(aspect, aspect.capitalize()): [figure for other, figure in pairs if other == aspect]
+            for aspect in sorted(dict(pairs), key=[*_ASPECT_TITLES, *dict(pairs)].index)
         }
-        table = {"verdicts": verdicts.get(coordinates, {}), "differences": differences.get(coordinates)}
-        shown.append({"coordinates": coordinates, "curves": curves, **table})
-    return shown
+        tables = {"verdicts": verdicts.get(coordinates, {}), "differences": differences.get(coordinates)}
+        points.append({"coordinates": coordinates, "curves": curves, **tables})
+    return points
 
 
 def _mark_code(text: str) -> Markup:
