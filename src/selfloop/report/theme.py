@@ -95,7 +95,9 @@ def theme_svg(svg: str, ids: str, label: str) -> Markup:
         return f'{attribute}="var({css_variable(color)})"' if color in DARK else match.group()
 
     svg = re.sub(r'\b(fill|stroke)="(#[0-9a-f]{6})"', recolor, svg)
-    svg = re.sub(r' (?:role="graphics-[^"]*"|aria-[a-z]+="[^"]*")', "", svg).replace(f' font-family="{FONT}"', "")
+    svg = re.sub(
+        r' (?:role="graphics-[^"]*"|aria-[a-z]+="[^"]*"|opacity="1"|pointer-events="none"|xmlns:xlink="[^"]*")', "", svg
+    ).replace(f' font-family="{FONT}"', "")
     svg = re.sub(r'\b(?:d|transform)="[^"]*"', lambda match: re.sub(r"(\.\d\d)\d+", r"\1", match.group()), svg)
     svg = re.sub(r'(\bid="|url\(#|href="#)', rf"\1{ids}-", svg)
     return Markup(svg.replace("<svg ", f'<svg role="img" aria-label="{escape(label)}" font-family="{FONT}" ', 1))
