@@ -350,7 +350,7 @@ def test_the_command_prints_tables_and_writes_the_same_as_json(tmp_path: Path) -
         ("origin=hiden", "web.origin: got 'hiden'"),
         ("families.large.max_synthetic_share=0.5", "Set origin = 'known', or a detector"),
         ('families.large.reads=["peple"]', "families.large.reads: unknown name 'peple'. Did you mean 'people'?"),
-        ("sources.people.growth=20", "expected at most 1e15. Lower growth."),
+        ("sources.people.growth=8", "growth: got 1.44e+25 rows of one batch; expected at most 1e15. Lower growth."),
         ("sources.large.rows=3", "expected each once. Rename one."),
         ('families.large.reads=["large"]', "families.large: no row is left to read at generation 1."),
         ("sources.people.rows=0", "sources.people.rows: got 0; expected a whole number from 1"),

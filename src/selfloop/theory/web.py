@@ -21,7 +21,7 @@ from annotated_types import Ge, Interval, MinLen
 from selfloop.columns import Floats
 from selfloop.errors import SettingError, SpecError, shown, unknown_name
 from selfloop.rng import RandomStream
-from selfloop.settings import PositiveFloat, Settings, Share
+from selfloop.settings import Settings, Share
 from selfloop.spec.components import make_settings
 from selfloop.spec.parse import parse_override, parse_toml, read_spec_text, set_key
 from selfloop.theory.advice import find_stretch
@@ -29,6 +29,7 @@ from selfloop.theory.advice import find_stretch
 MAX_WEB_ROWS, MAX_COEFFICIENTS = 10**15, 50_000_000
 SEARCH_STEPS, MAX_FRESH_FACTOR = 1000, 100.0  # of the search for a share or a factor; the smallest factor is 1 / the largest
 Count = Annotated[int, Interval(ge=1, le=MAX_WEB_ROWS)]
+Growth = Annotated[float, Interval(gt=0, le=8)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +38,7 @@ class WebSource(Settings):
 
     name: str
     rows: Annotated[Count, "rows at generation 1"]
-    growth: Annotated[PositiveFloat, "factor of the rows per generation"] = 1.0
+    growth: Annotated[Growth, "factor of the rows per generation"] = 1.0
     until: Annotated[int | None, Ge(1), "last generation with rows; default: no last one"] = None
     bias: Annotated[float, Interval(ge=-1000, le=1000), "mean of the rows, in true standard deviations"] = 0.0
     variance: Annotated[float, Interval(ge=0, le=1000), "variance of the rows over the true one"] = 1.0
@@ -51,7 +52,7 @@ class WebFamily(Settings):
     models: Annotated[Count, "models at generation 1"]
     rows_published: Annotated[Count, "rows that each model publishes per generation"]
     rows_read: Annotated[Count | None, "rows that each model draws from the pool, with replacement; default: all"] = None
-    growth: Annotated[PositiveFloat, "factor of the number of models per generation"] = 1.0
+    growth: Annotated[Growth, "factor of the number of models per generation"] = 1.0
     bias: Annotated[float, Interval(ge=-1000, le=1000), "added to the mean by every fit, in true standard deviations"] = 0.0
     spread: Annotated[float, Interval(ge=0, le=1000), "standard deviation of such a bias between models"] = 0.0
     variance_factor: Annotated[float, Interval(gt=0, le=2), "variance of a sampled row over that of its model"] = 1.0
