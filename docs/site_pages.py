@@ -22,7 +22,7 @@ from selfloop.commands.cli import app
 from selfloop.commands.list import component_settings, summaries
 from selfloop.plugins import BUILT_IN, component_class
 from selfloop.report.build import build_report
-from selfloop.report.figures import report_figures
+from selfloop.report.figures import main_figure, report_figures, report_styles, sweep_figure
 from selfloop.report.page import render_page
 from selfloop.spec.parse import read_spec
 
@@ -172,7 +172,9 @@ def gallery_files() -> dict[str, str]:
     for name, sentence, preset, changes in GALLERY:
         start = time.perf_counter()
         report = build_report(selfloop.run(read_spec(preset, changes)))  # in the usual store: the next build computes nothing
-        page, picture = render_page([report]), report_figures(report)[0].svg()
+        styles = report_styles([report])
+        figure = sweep_figure(report, styles) or main_figure(report, styles) or report_figures(report)[0]
+        page, picture = render_page([report]), figure.svg()
         files |= {f"gallery/{name}.html": page, f"gallery/{name}.svg": picture}
         command = " ".join(["selfloop run", preset, *(f"--set '{change}'" for change in changes)])
         size = f"{len(page.encode()) / 1e6:.1f} MB"
