@@ -29,7 +29,7 @@ def values(result: Result) -> set[tuple[object, ...]]:
 
 
 def interrupted(spec: Spec, store: Path, measurements: int) -> Result:
-    """The partial result of a run that ended after so many measurements."""
+    """The partial result of a run that ended after that number of measurements."""
     arriving = iter_measurements(spec, store)
     for _ in range(measurements):
         next(arriving)

@@ -99,10 +99,10 @@ def test_a_finished_run_has_its_progress_and_the_mean_of_its_last_losses(tmp_pat
 def test_losses_are_means_over_the_seeds_of_the_newest_generation() -> None:
     found = RunProgress(1, "host", 10)
     nan = np.nan
-    found.add("a", np.array([[1.0, nan]]), 1, 5)
-    found.add("a", np.array([[nan, 2.0]]), 1, 5)
+    found.add("a", np.array([[1.0, nan]]), 1, 1)
+    found.add("a", np.array([[nan, 2.0]]), 1, 1)
     found.add("a", np.array([[9.0, nan]]), 1, 0)  # of a slower seed
-    found.add("a", np.array([[nan, 5.0]]), 1, 5)
+    found.add("a", np.array([[nan, 5.0]]), 1, 1)
     assert found.losses == {"a": (2, 3.5, 2)}
     assert (found.done, found.computed) == (4, 3)
 
@@ -177,7 +177,7 @@ def test_a_pause_between_training_steps_counts_for_no_step(tmp_path: Path) -> No
 
 @pytest.mark.slow
 @pytest.mark.parametrize("workers", ["1", "2"])
-def test_a_run_pauses_continues_and_is_cancelled_as_by_an_interrupt(tmp_path: Path, workers: str) -> None:
+def test_a_run_pauses_continues_and_is_canceled_as_by_an_interrupt(tmp_path: Path, workers: str) -> None:
     spec, store = tmp_path / "spec.toml", tmp_path / "store"
     spec.write_text(SLOW)
     child = start(spec, store, "--workers", workers)
@@ -227,7 +227,7 @@ def test_of_two_runs_at_once_the_named_one_ends(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_run_in_the_background_that_ignores_interrupts_is_cancelled_by_the_signal_of_schedulers(tmp_path: Path) -> None:
+def test_a_run_in_the_background_that_ignores_interrupts_is_canceled_by_the_signal_of_schedulers(tmp_path: Path) -> None:
     spec, store = tmp_path / "spec.toml", tmp_path / "store"
     spec.write_text(SLOW)
     child = start(spec, store, "--workers", "1", ctrl_c="signal.SIG_IGN")

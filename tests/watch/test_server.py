@@ -181,7 +181,7 @@ def test_a_report_is_drawn_again_when_the_run_has_more_and_the_processor_had_tim
 
 
 def test_a_spec_that_cannot_be_opened_here_is_explained(tmp_path: Path) -> None:
-    run(tiny_components.tiny_spec(generations=1), tmp_path)  # of components that no other process knows
+    run(tiny_components.tiny_spec(generations=1), tmp_path)  # its components are in no table
     with serve(tmp_path) as server:
         page = drawn_page(server, only_run(server))
         assert "family.name: unknown name &#39;mean&#39;" in page, server.pages.drawn[only_run(server)].problem

@@ -63,7 +63,6 @@ def run_tasks(  # noqa: PLR0913  # three are callbacks
     Store(path)  # an unwritable store is found before any work
     chains = phases[-1]  # shared steps count with the chains that reuse them: as many generations as `plan` shows
     total = sum(task.generations * len(task.policies) for task in chains)
-    finished = 0
     progress, notify = choose_callbacks(progress, notify)
     observer: object = progress
     progress(0, total)
@@ -77,19 +76,14 @@ def run_tasks(  # noqa: PLR0913  # three are callbacks
             longest_first = sorted((replace(task, control=live.control) for task in phase), key=lambda task: -task.cost)
             isolated = any(task.takes_over_interrupts for task in phase)
             for output in execute(run_task_in_worker, longest_first, most, per_chain, notify=live.note, isolated=isolated):
-                keys |= output.usage.keys
-                finished += output.generations if phase is chains else 0
-                progress(finished, total)
-                if phase is chains:
-                    live.progress.add(
-                        labels[output.policy], output.curves.values.get(risk), output.generations, output.usage.computed
-                    )
-                else:
-                    live.progress.computed += output.generations if output.usage.computed else 0
-                if phase is chains and on_measured:
-                    on_measured([*output.curves.measurements(labels[output.policy], output.coordinates, {})])
                 # the chains replay what they share
                 seen = output if phase is chains else replace(output, curves=Curves((), 0), shared=True)
+                keys |= output.usage.keys
+                counts = (0 if seen.shared else output.generations, output.generations if output.usage.computed else 0)
+                live.progress.add(labels[output.policy], seen.curves.values.get(risk), *counts)
+                progress(live.progress.done, total)
+                if on_measured and not seen.shared:
+                    on_measured([*output.curves.measurements(labels[output.policy], output.coordinates, {})])
                 if isinstance(observer, SeesOutputs):
                     observer.add_output(seen)
                 yield seen

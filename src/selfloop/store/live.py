@@ -52,9 +52,9 @@ class RunProgress:
         """Seconds until the end at the speed so far; None before the first computed generation."""
         return self.elapsed / self.computed * (self.total - self.done) if self.computed else None
 
-    def add(self, policy: str, risks: Floats | None, generations: int, steps: int) -> None:
-        """Count new generations, with so many computed steps, and note their risks (seeds, generations), NaN where absent."""
-        self.done, self.computed = self.done + generations, self.computed + (generations if steps else 0)
+    def add(self, policy: str, risks: Floats | None, done: int, computed: int) -> None:
+        """Count new generations, and note their risks (seeds, generations), NaN where there is none."""
+        self.done, self.computed = self.done + done, self.computed + computed
         measured = [] if risks is None else np.flatnonzero(~np.isnan(risks).all(axis=0)).tolist()
         if risks is None or not measured:
             return
@@ -72,7 +72,7 @@ def progress_file(store: Path, run: str) -> Path:
 
 
 def control_file(store: Path, run: str) -> Path:
-    """The file with which a run is paused or cancelled."""
+    """The file with which a run is paused or canceled."""
     return store / "runs" / f"{run}.control"
 
 
@@ -159,14 +159,14 @@ class LiveRun:
     def __init__(self, store: Path, run: str, total: int, notify: Callable[[str], None], risk: str) -> None:
         self.progress = RunProgress(os.getpid(), platform.node(), total, risk=risk)
         self.file, self.control = progress_file(store, run), control_file(store, run)
-        self.notify, self.cancelled, self.stop = notify, False, threading.Event()
+        self.notify, self.canceled, self.stop = notify, False, threading.Event()
         self.thread = threading.Thread(target=self._follow, daemon=True)
         self.in_main_thread = threading.current_thread() is threading.main_thread()
 
     def note(self, text: str) -> None:
         """Take and pass on a note on the present step."""
         self.progress.doing = text
-        if self.cancelled:
+        if self.canceled:
             raise KeyboardInterrupt
         self.notify(text)
 
@@ -193,8 +193,8 @@ class LiveRun:
             self.progress.elapsed += (now - before) * (action != "pause")
             before = now
             self._write()
-            if action == "cancel" and not self.cancelled:
-                self.cancelled = True
+            if action == "cancel" and not self.canceled:
+                self.canceled = True
                 self._interrupt()
 
     def _interrupt(self) -> None:

@@ -67,8 +67,8 @@ class WatchPages:
             stamp = file.stat().st_mtime_ns
             if self._read.get(file, (0, None))[0] != stamp:
                 self._read[file] = stamp, read_run(file)
-        found = [run for file, (_, run) in list(self._read.items()) if run and file.exists()]
-        return {run.name: run for run in sorted(found, key=lambda run: -run.time)}
+        listed = [run for file, (_, run) in list(self._read.items()) if run and file.exists()]
+        return {run.name: run for run in sorted(listed, key=lambda run: -run.time)}
 
     def list_page(self) -> str:
         """The page of all runs."""

@@ -83,7 +83,7 @@ class WatchRequest(BaseHTTPRequestHandler):
                 )
 
     def _route(self) -> tuple[str, str] | None:
-        """Name of a run (empty: the list) and what is asked of it; None for other addresses, hosts and tokens."""
+        """Name of a run (empty: the list) and the action or part; None for other addresses, hosts and tokens."""
         server = cast(WatchServer, self.server)
         path = re.fullmatch(r"/([\w-]+)/(?:runs/([0-9a-f]{12})(?:/(status|pause|continue|cancel))?)?", self.path, re.ASCII)
         if self.headers.get("Host") not in server.hosts or path is None:

@@ -14,7 +14,7 @@
   const inputs = () => named([...document.querySelectorAll("input, select")]);
   const value = (input) => (input.type === "checkbox" ? "checked" : "value");
 
-  // The element that the reader sees at the top: what is above it may get longer.
+  // The element at the top of the window: the parts above it may get longer.
   const anchor = () => [...document.querySelectorAll("main [id]")].filter((each) => each.getClientRects().length && each.getBoundingClientRect().top < 100).pop();
 
   function leave() {
