@@ -105,7 +105,7 @@ def _certainty(report: Report, rows: list[PolicyAnswer]) -> Iterator[str]:
     n_pairs = sum(pair.answer == "undecided" for table in report.differences for pair in table.comparisons)
     counts = ((n_policies, "change"), (n_verdicts, "verdict"), (n_pairs, "difference"))
     if undecided := ", ".join(format_count(n, noun) for n, noun in counts if n):
-        yield f"Undecided: {undecided}; beside each stands how many more seeds would decide."
+        yield f"Undecided: {undecided}; beside each stands how many more seeds would decide, or why none would."
 
 
 def policy_answers(report: Report) -> dict[Coordinates, list[PolicyAnswer]]:
