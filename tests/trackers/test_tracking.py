@@ -69,7 +69,7 @@ def test_every_chain_is_a_run_with_its_values_once_and_its_end(tmp_path: Path, t
         f"verdict/{v.criterion}": v.answer for v in result.verdicts() if v.policy == "replace" and v.answer != "not measured"
     }
     assert first.summary == second.summary == answers
-    assert first.pictures["samples"].startswith(b"\x89PNG")
+    assert first.pictures["samples"].format == "PNG"
     assert second.pictures == {}, "galleries are of the first seed"
 
 

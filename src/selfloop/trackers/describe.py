@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Iterator
 from dataclasses import fields, replace
+
+from PIL import Image
 
 from selfloop.report.figures import on_paper, to_png
 from selfloop.report.gallery import GalleryView, read_galleries, view_gallery
@@ -40,22 +43,20 @@ def describe_run(point: Point, position: int, seed: int | None) -> TrackedRun:
 
 def describe_ends(result: Result) -> dict[tuple[Coordinates, str], RunEnd]:
     """By point and policy: the answers of the criteria that are measured, and the gallery of the first seed."""
-    generations = result.spec.generations
-    views = dict(_policy_views(result))
-    ends = {}
+    views, ends = dict(_policy_views(result)), {}
+    answers = {key: dict[str, str]() for key in result.table}
+    for verdict in result.verdicts():
+        if verdict.answer != "not measured":
+            answers[verdict.coordinates, verdict.policy][f"verdict/{verdict.criterion}"] = verdict.answer
     for key in result.table:
-        verdicts = [verdict for verdict in result.verdicts() if (verdict.coordinates, verdict.policy) == key]
-        summary = {
-            f"verdict/{verdict.criterion}": str(verdict.answer) for verdict in verdicts if verdict.answer != "not measured"
-        }
         view = views.get(key)
         svgs = {"samples": view.svg} if view and view.svg else {}
         svgs |= {f"molecule {i}": molecule.svg for i, molecule in enumerate(view.molecules, 1)} if view else {}
         text = "\n".join(_text_lines(view, key[1])) if view else ""
         ends[key] = RunEnd(
-            generation=generations,
-            summary=summary,
-            pictures={name: to_png(on_paper(svg)) for name, svg in svgs.items()},
+            generation=result.spec.generations,
+            summary=answers[key],
+            pictures={name: Image.open(io.BytesIO(to_png(on_paper(svg)))) for name, svg in svgs.items()},
             texts={"samples": text} if text else {},
         )
     return ends

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import io
 import re
 from collections.abc import Mapping
 
 from mlflow import MlflowClient
 from mlflow.entities import Metric as LoggedMetric
-from mlflow.entities import Param, Run
-from PIL import Image
+from mlflow.entities import Param
 
 from selfloop.trackers.tracker import PROJECT, RunEnd, TrackedRun, Tracker
 
@@ -24,7 +22,6 @@ class MlflowTracker(Tracker):
         self.client = MlflowClient(tracking_uri=target or None)
         experiment = self.client.get_experiment_by_name(PROJECT)
         self.experiment = experiment.experiment_id if experiment else self.client.create_experiment(PROJECT)
-        self.runs: dict[str, Run] = {}
 
     def start(self, run: TrackedRun) -> None:
         earlier = self.client.search_runs([self.experiment], f"tags.`selfloop.id` = '{run.id}'", max_results=1)
@@ -44,8 +41,8 @@ class MlflowTracker(Tracker):
         if end is not None:
             for key, value in end.summary.items():
                 self.client.set_tag(run_id, key, value)
-            for name, png in end.pictures.items():
-                self.client.log_image(run_id, Image.open(io.BytesIO(png)), artifact_file=f"{name}.png")
+            for name, picture in end.pictures.items():
+                self.client.log_image(run_id, picture, artifact_file=f"{name}.png")
             for name, text in end.texts.items():
                 self.client.log_text(run_id, text, f"{name}.txt")
         self.client.set_terminated(run_id, "KILLED" if end is None else "FINISHED")

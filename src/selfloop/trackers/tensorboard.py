@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 from torch.utils.tensorboard import SummaryWriter
 
 from selfloop.errors import SettingError
@@ -21,26 +19,24 @@ class TensorboardTracker(Tracker):
         if not target:
             raise SettingError("track", "got 'tensorboard'; expected its folder, such as tensorboard=runs.")
         super().__init__(target)
-        self.writers: dict[str, SummaryWriter] = {}
 
     def start(self, run: TrackedRun) -> None:
         folder = Path(self.target) / run.group.replace("/", "_") / run.name.replace("/", "_")
         for events in folder.glob("events.out.tfevents.*"):
             events.unlink()
-        self.writers[run.id] = SummaryWriter(folder)
-        self.writers[run.id].add_text("config", _as_table(run.config))
+        self.runs[run.id] = SummaryWriter(folder)
+        self.runs[run.id].add_text("config", _as_table(run.config))
 
     def log(self, run: TrackedRun, generation: int, values: Mapping[str, float]) -> None:
         for name, value in values.items():
-            self.writers[run.id].add_scalar(name, value, generation)
+            self.runs[run.id].add_scalar(name, value, generation)
 
     def finish(self, run: TrackedRun, end: RunEnd | None) -> None:
-        writer = self.writers.pop(run.id)
+        writer = self.runs.pop(run.id)
         if end is not None:
             writer.add_text("summary", _as_table(end.summary), end.generation)
-            for name, png in end.pictures.items():
-                pixels = np.asarray(Image.open(io.BytesIO(png)).convert("RGB"))
-                writer.add_image(name, pixels, end.generation, dataformats="HWC")
+            for name, picture in end.pictures.items():
+                writer.add_image(name, np.asarray(picture.convert("RGB")), end.generation, dataformats="HWC")
             for name, text in end.texts.items():
                 writer.add_text(name, "\n".join(f"    {line}" for line in text.splitlines()), end.generation)
         writer.close()

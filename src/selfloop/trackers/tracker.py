@@ -5,6 +5,9 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
+
+from PIL.Image import Image
 
 PROJECT = "selfloop"  # default name of the project or experiment that runs are listed in
 FIRST_CHARACTERS = 8  # of an id, in the name of a run
@@ -27,11 +30,11 @@ class TrackedRun:
 
 @dataclass(frozen=True, kw_only=True)
 class RunEnd:
-    """The end of a run, after its last generation: answers of criteria and the status, pictures as PNG, texts."""
+    """The end of a run, after its last generation: answers of criteria and the status, pictures, texts."""
 
     generation: int
     summary: Mapping[str, str] = field(default_factory=dict)
-    pictures: Mapping[str, bytes] = field(default_factory=dict)
+    pictures: Mapping[str, Image] = field(default_factory=dict)
     texts: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -40,6 +43,7 @@ class Tracker(ABC):
 
     def __init__(self, target: str) -> None:
         self.target = target
+        self.runs: dict[str, Any] = {}  # the tool's own, while they are open
 
     @abstractmethod
     def start(self, run: TrackedRun) -> None:

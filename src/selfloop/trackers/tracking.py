@@ -8,8 +8,8 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import redirect_stdout
 from dataclasses import replace
-from functools import partial
 from importlib import import_module
+from operator import methodcaller
 from pathlib import Path
 
 from selfloop.engine.run import OnMeasured
@@ -19,13 +19,11 @@ from selfloop.spec.parse import fresh_spec
 from selfloop.spec.spec import Spec
 from selfloop.stats.intervals import Interval, mean_interval
 from selfloop.trackers.describe import describe_ends, describe_run
-from selfloop.trackers.tracker import RunEnd, TrackedRun, Tracker
+from selfloop.trackers.tracker import TrackedRun, Tracker
 from selfloop.types import Coordinates, Measurement
 
 MAX_SINGLE_SEEDS = 20  # with more seeds, a policy is one run with means and intervals
-TRACKERS = {
-    "wandb": "WandbTracker", "mlflow": "MlflowTracker", "tensorboard": "TensorboardTracker", "trackio": "TrackioTracker"
-}  # fmt: skip
+TRACKERS = ("wandb", "mlflow", "tensorboard", "trackio")
 RunKey = tuple[Coordinates, str, int | None]  # point, policy, and seed or None for all seeds
 
 
@@ -35,7 +33,7 @@ def open_tracker(text: str) -> Tracker:
     if name not in TRACKERS:
         raise SettingError("track", unknown_name("track", name, TRACKERS, "tracker").removeprefix("track: "))
     try:
-        tracker: Tracker = getattr(import_module(f"selfloop.trackers.{name}"), TRACKERS[name])(target)
+        tracker: Tracker = getattr(import_module(f"selfloop.trackers.{name}"), f"{name.title()}Tracker")(target)
     except ModuleNotFoundError:
         raise missing_extra(f"track: {name!r}", name) from None
     except SelfloopError:
@@ -93,7 +91,7 @@ class Tracking:
         """The run of a key, started at its first use."""
         if key not in self.runs:
             run = self.runs[key] = describe_run(self.points[key[0]], self.policies[key[1]], key[2])
-            self.apply(lambda tracker: tracker.start(run))
+            self.apply(methodcaller("start", run))
         return self.runs[key]
 
     def log(self, measurements: list[Measurement]) -> None:
@@ -115,7 +113,7 @@ class Tracking:
         """Write the values of one generation of a run."""
         run = self.open(key)
         if values:
-            self.apply(lambda tracker: tracker.log(run, t, values))
+            self.apply(methodcaller("log", run, t, values))
 
     def finish(self, result: Result) -> None:
         """Write means and intervals of seeds that are tracked together, then the ends of all runs."""
@@ -132,18 +130,14 @@ class Tracking:
             end = replace(end, summary={**end.summary, **({"status": status} if status else {})})
             if seed not in (None, self.spec.seeds[0]):  # galleries are of the first seed
                 end = replace(end, pictures={}, texts={})
-            self.apply(partial(_finish, run=run, end=end))
+            self.apply(methodcaller("finish", run, end))
             del self.runs[key]
 
     def stop(self) -> None:
         """Close the runs that are open because the run was interrupted."""
         for run in self.runs.values():
-            self.apply(partial(_finish, run=run, end=None))
+            self.apply(methodcaller("finish", run, None))
         self.runs.clear()
-
-
-def _finish(tracker: Tracker, run: TrackedRun, end: RunEnd | None) -> None:
-    tracker.finish(run, end)
 
 
 def _mean_values(means: Mapping[str, Interval]) -> dict[str, float]:

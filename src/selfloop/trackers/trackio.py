@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping
 from typing import Any
 
 import trackio
-from PIL import Image
 from trackio.sqlite_storage import SQLiteStorage
 
 from selfloop.trackers.tracker import PROJECT, RunEnd, TrackedRun, Tracker
@@ -41,7 +39,7 @@ class TrackioTracker(Tracker):
 
     def finish(self, run: TrackedRun, end: RunEnd | None) -> None:
         if end is not None:
-            pictures = {name: trackio.Image(Image.open(io.BytesIO(png))) for name, png in end.pictures.items()}
+            pictures = {name: trackio.Image(picture) for name, picture in end.pictures.items()}
             texts = {name: trackio.Markdown(f"```\n{text}\n```") for name, text in end.texts.items()}
             self.log(run, end.generation, {**end.summary, **pictures, **texts})
         if self.open_id == run.id:

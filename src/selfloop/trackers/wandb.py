@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import io
 import os
 import shutil
 from collections.abc import Mapping
 from html import escape
 from pathlib import Path
-from typing import Any
 
 import wandb
-from PIL import Image
 
 from selfloop.trackers.tracker import PROJECT, RunEnd, TrackedRun, Tracker
 
@@ -19,18 +16,14 @@ from selfloop.trackers.tracker import PROJECT, RunEnd, TrackedRun, Tracker
 class WandbTracker(Tracker):
     """One run each. Offline, the folder of an earlier run with this id is replaced; online, the run is resumed."""
 
-    def __init__(self, target: str) -> None:
-        super().__init__(target or PROJECT)
-        self.runs: dict[str, Any] = {}
-
     def start(self, run: TrackedRun) -> None:
         settings = wandb.Settings(console="off", silent=True, x_disable_stats=True)
         folder = Path(os.environ.get("WANDB_DIR") or ".") / "wandb"
         for earlier in folder.glob(f"offline-run-*-{run.id}"):
             shutil.rmtree(earlier)
         self.runs[run.id] = wandb.init(
-            project=self.target, id=run.id, name=run.name, group=run.group, config=dict(run.config), settings=settings,
-            reinit="create_new", resume="allow",
+            project=self.target or PROJECT, id=run.id, name=run.name, group=run.group, config=dict(run.config),
+            settings=settings, reinit="create_new", resume="allow",
         )  # fmt: skip
 
     def log(self, run: TrackedRun, generation: int, values: Mapping[str, float]) -> None:
@@ -40,7 +33,7 @@ class WandbTracker(Tracker):
     def finish(self, run: TrackedRun, end: RunEnd | None) -> None:
         opened = self.runs.pop(run.id)
         if end is not None:
-            pictures = {name: wandb.Image(Image.open(io.BytesIO(png))) for name, png in end.pictures.items()}
+            pictures = {name: wandb.Image(picture) for name, picture in end.pictures.items()}
             texts = {name: wandb.Html(f"<pre>{escape(text)}</pre>") for name, text in end.texts.items()}
             if (media := {**pictures, **texts}) and end.generation >= opened.step - 1:
                 opened.log(media, step=end.generation)
