@@ -142,9 +142,9 @@ def test_the_progress_line_counts_and_estimates() -> None:
     line = KernelProgress()
     line.started -= 10
     line.done, line.total, line.doing = 5, 20, "<b>replace</b>, seed 0"
-    assert line.text() == "5 of 20 generations, 10 s elapsed, about 30 s remaining; <b>replace</b>, seed 0"
+    assert line.text() == "5/20 generations, 10 s elapsed, about 30 s remaining; <b>replace</b>, seed 0"
     line.done = 20
-    assert line.text() == "20 of 20 generations, 10 s elapsed"
+    assert line.text() == "20/20 generations, 10 s elapsed"
 
 
 def execute(source: list[str] | Path, folder: Path) -> Any:
@@ -176,7 +176,7 @@ def test_workers_and_progress_work_in_a_kernel(tmp_path: Path) -> None:
     quiet = "selfloop.run(spec, 'workers', progress=lambda done, total: None)"
     notebook = execute([run, quiet], tmp_path)
     lines = [output.data for i, output in outputs(notebook) if i == 0]
-    assert [data["text/plain"].split(",")[0] for data in lines] == ["4 of 4 generations"] * 2, "one updated line per run"
+    assert [data["text/plain"].split(",")[0] for data in lines] == ["4/4 generations"] * 2, "one updated line per run"
     assert all(data["text/html"].startswith('<progress max="4" value="4">') for data in lines)
     assert [output.output_type for i, output in outputs(notebook) if i == 1] == ["execute_result"]
 

@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from html import escape
 from typing import TYPE_CHECKING, Any, cast
 
+from selfloop.errors import printable
+
 if TYPE_CHECKING:
     from selfloop.component import Policy
     from selfloop.types import Verdict
@@ -82,45 +84,65 @@ def in_kernel() -> bool:
     return ipython is not None and getattr(ipython.get_ipython(), "kernel", None) is not None
 
 
-class KernelProgress:
-    """One line below the cell that runs: a bar, generations, times and the present step. Called with done and total."""
+class ProgressLine:
+    """The work done, the time, and the present step as one line. Called with the work done and all work."""
 
-    def __init__(self) -> None:
-        self.done = self.total = 0
-        self.doing, self.display = "", cast(Any, None)
-        self.started = time.monotonic()
-        self.due = 0.0
+    def __init__(self, seconds: float, activity: str = "starting", unit: str = "generations") -> None:
+        self.activity, self.unit, self.doing = activity, unit, ""
+        self.done = self.total = self.printed = 0
+        self.seconds = seconds  # between two lines
+        self.started = self.due = time.monotonic()
 
     def __call__(self, done: int, total: int) -> None:
         self.done, self.total = done, total
-        self.show(now=done == total)
-
-    def note(self, doing: str) -> None:
-        """Show which chain computes which step now."""
-        self.doing = doing
         self.show()
 
-    def text(self) -> str:
-        """Generations, times and the present step."""
-        elapsed = time.monotonic() - self.started
-        words = f"{self.done:,} of {self.total:,} generations, {elapsed:.0f} s elapsed"
-        if self.done == self.total:
-            return words
-        remaining = f", about {elapsed / self.done * (self.total - self.done):.0f} s remaining" if self.done else ""
-        return f"{words}{remaining}{'; ' * bool(self.doing)}{self.doing}"
+    def note(self, doing: str) -> None:
+        """Tell which chain computes which step now."""
+        self.doing = printable(doing)
+        self.show()
 
-    def show(self, *, now: bool = False) -> None:
-        """Update the line, at most four times a second unless `now`."""
-        if not now and time.monotonic() < self.due:
-            return
+    def seconds_left(self, elapsed: float) -> float | None:
+        """Seconds until the end at the speed so far; None before anything is done."""
+        return elapsed / self.done * (self.total - self.done) if self.done else None
+
+    def text(self) -> str:
+        """The work done or, while it is unknown, the activity; the times; and the present step."""
+        elapsed, is_done = time.monotonic() - self.started, 0 < self.total == self.done
+        counts = f"{self.done}/{self.total} {self.unit}" if self.total else f"{self.activity} ..."
+        left = None if is_done else self.seconds_left(elapsed)
+        remaining = "" if left is None else f", about {left:.0f} s remaining"
+        return f"{counts}, {elapsed:.0f} s elapsed{remaining}{f'; {self.doing}' if self.doing and not is_done else ''}"
+
+    def show(self) -> None:
+        """Print the line, if it is time to."""
+        if time.monotonic() >= self.due:
+            self.print()
+
+    def print(self) -> None:
+        """Print the line."""
+        self.due, self.printed = time.monotonic() + self.seconds, self.done
+        sys.stderr.write(f"{self.text()}\n")
+
+
+class KernelProgress(ProgressLine):
+    """One line below the cell that runs, with a bar."""
+
+    def __init__(self) -> None:
+        super().__init__(SECONDS_BETWEEN_UPDATES)
+        self.display = cast(Any, None)
+
+    def __call__(self, done: int, total: int) -> None:
+        self.due = 0.0 if done == total else self.due  # the last line is always shown
+        super().__call__(done, total)
+
+    def print(self) -> None:
+        """Show the line, or update it."""
         from IPython.display import display
 
-        self.due = time.monotonic() + SECONDS_BETWEEN_UPDATES
-        text = self.text()
-        bundle = {
-            "text/plain": text,
-            "text/html": f'<progress max="{self.total}" value="{self.done}"></progress> {escape(text)}',
-        }
+        self.due, text = time.monotonic() + self.seconds, self.text()
+        bar = f'<progress max="{self.total}" value="{self.done}"></progress>'
+        bundle = {"text/plain": text, "text/html": f"{bar} {escape(text)}"}
         if self.display is None:
             self.display = display(bundle, raw=True, display_id=True)
         else:

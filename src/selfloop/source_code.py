@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from functools import cache
 from hashlib import blake2b
+from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
 from weakref import WeakKeyDictionary
@@ -26,6 +27,22 @@ def is_installed(module: str) -> bool:
     """True if a module belongs to selfloop, the standard library, or a package that was installed, but not as editable."""
     file = getattr(sys.modules.get(module), "__file__", None)
     return module.partition(".")[0] in {"selfloop", *sys.builtin_module_names} or (file is not None and is_installed_file(file))
+
+
+@cache
+def _class_nodes(module: str) -> dict[str, ast.ClassDef]:
+    try:
+        spec = find_spec(module)
+        source = Path(spec.origin).read_text(encoding="utf-8") if spec and spec.origin else ""
+        return {node.name: node for node in ast.parse(source).body if isinstance(node, ast.ClassDef)}
+    except Exception:  # whatever happens in the code of a plugin
+        return {}
+
+
+def class_node(target: str) -> ast.ClassDef | None:
+    """The source code of the class "module:Class", which is not imported; None if it cannot be read."""
+    module, _, name = target.partition(":")
+    return _class_nodes(module).get(name)
 
 
 @cache

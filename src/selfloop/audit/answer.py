@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from selfloop.component import Component
+from selfloop.formats.json_lines import to_json
 from selfloop.result import Result
 from selfloop.spec.spec import Spec
 from selfloop.spec.write import spec_text
@@ -115,22 +115,11 @@ class Audit:
 
 def audit_to_json(audit: Audit) -> str:
     """The audit as one JSON object, without the measurements; undefined numbers are null."""
-    return json.dumps(_to_plain(audit), ensure_ascii=False, indent=1, allow_nan=False)
+    return json.dumps(to_json(audit, _plain_part), ensure_ascii=False, indent=1, allow_nan=False)
 
 
-def _to_plain(value: Any) -> Any:
-    if isinstance(value, Spec):
-        return spec_text(value)
-    if isinstance(value, Result | Component):
-        return None
-    if is_dataclass(value):
-        names = (f.name for f in fields(value) if f.name != "result")
-        code = {"exit_code": value.exit_code} if isinstance(value, Audit) else {}
-        return {**{name: _to_plain(getattr(value, name)) for name in names}, **code}
-    if isinstance(value, Mapping):
-        return {f"{key}": _to_plain(item) for key, item in value.items()}
-    if isinstance(value, tuple | list):
-        return [_to_plain(item) for item in value]
-    if isinstance(value, float) and value - value != 0:  # infinite or undefined
-        return None
-    return value
+def _plain_part(value: Any) -> Any:
+    if not isinstance(value, Audit):
+        return value
+    parts = {name: part for name, part in vars(value).items() if name != "result"}
+    return {**parts, "spec": spec_text(value.spec), "exit_code": value.exit_code}

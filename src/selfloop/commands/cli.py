@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from selfloop.commands.answers import give_answer, json_line
+from selfloop.commands.answers import give_answer
 from selfloop.commands.cli_advise import advise
 from selfloop.commands.cli_audit import audit
 from selfloop.commands.cli_check import check
@@ -31,6 +31,7 @@ from selfloop.commands.options import (
 from selfloop.commands.progress import show_progress
 from selfloop.commands.terminal import plain_problems, show
 from selfloop.errors import SpecError, unknown_name
+from selfloop.formats.json_lines import json_line
 from selfloop.formats.replacing import check_outputs, write_text
 
 if TYPE_CHECKING:

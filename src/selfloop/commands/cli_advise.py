@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from selfloop.commands.answers import give_answer, json_line
+from selfloop.commands.answers import give_answer
 from selfloop.commands.options import JsonOption, QuietOption, SetOption, StoreOption, WorkersOption
 from selfloop.commands.progress import show_progress
 from selfloop.commands.terminal import show
 from selfloop.errors import SettingError, SpecError, shown
+from selfloop.formats.json_lines import json_line
 from selfloop.formats.replacing import check_outputs
 
 if TYPE_CHECKING:
@@ -117,19 +118,19 @@ def parse_bound(text: str) -> float:
 
 def print_advice(advice: Advice) -> None:
     """The answer in one sentence, one row per policy, and the limits of the answer."""
-    from selfloop.commands.console import format_table
+    from selfloop.commands.console import show_table
 
     request = advice.request
     show(answer_sentence(advice))
     right = ("real rows", "synthetic", "multiplier", "real only", "trained", "sampled", "+100 rows", "+1 fresh row")
-    table = format_table("policy", "answer", *right, right=right)
+    rows = []
     for policy in advice.policies:
         counts = (f"{number:,}" for number in (policy.trained_rows, policy.sampled_rows))
         multipliers = format_multiplier(policy.multiplier, request.bound), f"{policy.control:.3g}"
         prices = (f"{price:+.2g}" for price in (policy.per_100_rows, policy.per_fresh_row))
         share = format_share(policy.real_share)
-        table.add_row(policy.policy, policy.answer, share, f"{policy.synthetic_rows:,}", *multipliers, *counts, *prices)
-    show(table)
+        rows.append((policy.policy, policy.answer, share, f"{policy.synthetic_rows:,}", *multipliers, *counts, *prices))
+    show_table(("policy", "answer", *right), rows, right=right)
     for sentence in explanations(request):
         show(sentence)
 

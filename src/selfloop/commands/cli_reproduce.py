@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json as json_lines
 import sys
 from collections import Counter
 from collections.abc import Sequence
@@ -11,11 +10,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from selfloop.commands.answers import give_answer
 from selfloop.commands.options import QuietOption, StoreOption, store_at
 from selfloop.commands.progress import show_progress
 from selfloop.commands.terminal import show
 from selfloop.errors import SpecError
-from selfloop.formats.replacing import check_outputs, write_text
+from selfloop.formats.json_lines import json_line
+from selfloop.formats.replacing import check_outputs
 
 if TYPE_CHECKING:
     from selfloop.commands.published_values import ReproducedValue
@@ -66,7 +67,7 @@ def reproduce(
         if judged and json != "-":
             print_claims(judged)
         raise
-    _write_answers(judged, json)
+    give_answer(lambda: print_claims(judged), (json, "".join(json_line(item.to_json()) for item in judged)))
     if strict and (lost := lost_claims(judged, wrong=wrong)):
         reason = "the planted wrong run does not fail" if wrong else "recorded as holding, and does not hold now"
         sys.stderr.write(f"selfloop: {reason}: {', '.join(lost)}.\n")
@@ -81,16 +82,6 @@ def _reproduce_values(paper: str, groups: list[str], scale: str, store: Path | N
     if not measured:
         raise SpecError(f"reproduce {paper} --values: this paper has no values that can be measured here. Leave --values out.")
     print_values(measured)
-
-
-def _write_answers(judged: Sequence[JudgedClaim], json: str | None) -> None:
-    lines = "".join(json_lines.dumps(item.to_json()) + "\n" for item in judged)
-    if json == "-":
-        sys.stdout.write(lines)
-        return
-    print_claims(judged)
-    if json:
-        write_text(Path(json), lines)
 
 
 def print_claims(judged: Sequence[JudgedClaim]) -> None:
@@ -114,16 +105,16 @@ def print_claims(judged: Sequence[JudgedClaim]) -> None:
 
 def print_values(values: Sequence[ReproducedValue]) -> None:
     """One line per published value, and the number of values within 2 and beyond 4 standard errors."""
-    from selfloop.commands.console import format_limits, format_number, format_table
+    from selfloop.commands.console import format_limits, format_number, show_table
     from selfloop.commands.published_values import MIN_SEEDS
 
     columns = ("group", "scenario", "policy", "t", "published", "measured", "interval", "z", "note")
-    table = format_table(*columns, right=("t", "published", "measured", "z"))
+    rows = []
     for value in values:
         z = "" if value.z is None else f"{value.z:+.1f}"
         numbers = format_number(value.published), format_number(value.measured.estimate), format_limits(value.measured), z
-        table.add_row(value.group, value.scenario, value.policy, str(value.generation), *numbers, value.note)
-    show(table)
+        rows.append((value.group, value.scenario, value.policy, str(value.generation), *numbers, value.note))
+    show_table(columns, rows, right=("t", "published", "measured", "z"))
     scores = [abs(value.z) for value in values if value.z is not None]
     if scores:
         within = sum(z < 2 for z in scores)

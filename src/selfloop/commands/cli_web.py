@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from selfloop.commands.answers import give_answer, json_line
+from selfloop.commands.answers import give_answer
 from selfloop.commands.cli_advise import format_share, parse_bound
 from selfloop.commands.options import JsonOption, SetOption
 from selfloop.commands.terminal import show
+from selfloop.formats.json_lines import json_line
 from selfloop.formats.replacing import check_outputs
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ def web(
 
 def print_web(prediction: WebPrediction, sentence: str, figure: Path | None) -> None:
     """One table per reader, the largest multiplier, and the real rows that are needed."""
-    from selfloop.commands.console import format_table
+    from selfloop.commands.console import show_table
     from selfloop.report.build import save_curves
     from selfloop.report.picture_grid import select_generations
 
@@ -53,10 +54,9 @@ def print_web(prediction: WebPrediction, sentence: str, figure: Path | None) -> 
     columns = ("generation", "real share", "bias", "error", "shared error", "variance")
     values = [prediction.real_share, prediction.bias, prediction.error, prediction.shared_error, prediction.variance]
     for g, name in enumerate(prediction.readers):
-        table = format_table(*columns, title=name, right=columns)
-        for t in select_generations(range(len(prediction.error))):
-            table.add_row(str(t + 1), *(f"{of_value[t, g]:.4g}" for of_value in values))
-        show(table)
+        generations = select_generations(range(len(prediction.error)))
+        rows = ([str(t + 1), *(f"{of_value[t, g]:.4g}" for of_value in values)] for t in generations)
+        show_table(columns, rows, name, columns)
     t, g = divmod(int(prediction.multiplier.argmax()), prediction.multiplier.shape[1])
     show(f"largest error: {prediction.multiplier[t, g]:.4g} times that of generation 1 ({prediction.readers[g]}, {t + 1}).")
     if sentence:

@@ -7,10 +7,11 @@ import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from glob import escape, glob
-from pathlib import Path
 from typing import Any
 
 import typer
+
+from selfloop.source_code import class_node
 
 
 def complete_spec(incomplete: str) -> list[str]:
@@ -48,7 +49,7 @@ def complete_key(ctx: typer.Context, incomplete: str) -> list[str]:
     from selfloop.errors import SelfloopError
     from selfloop.spec.parse import parse_toml, read_spec_text
 
-    keys = [*_fields("selfloop.spec.spec", "Spec")]
+    keys = [*_fields("selfloop.spec.spec:Spec")]
     named = ctx.params.get("spec") or ctx.params.get("specs") or ""
     spec = next(iter(ctx.args or ([named] if isinstance(named, str) else named)))  # args: while the value of --set is missing
     with suppress(SelfloopError, OSError):
@@ -73,13 +74,11 @@ def _component_keys(table: Mapping[str, Any]) -> Iterator[str]:
     for kind in ("source", "family"):
         name = table[kind].get("name", "") if isinstance(table.get(kind), dict) else table.get(kind, "")
         if target := BUILT_IN[kind].get(name):
-            yield from (f"{kind}.{key}" for key in _fields(*target.split(":")))
+            yield from (f"{kind}.{key}" for key in _fields(target))
 
 
-def _fields(module: str, name: str) -> Iterator[str]:
-    """The fields that a class of selfloop declares itself."""
-    file = Path(__file__).parents[2].joinpath(*module.split("."))
-    tree = ast.parse((file / "__init__.py" if file.is_dir() else file.with_suffix(".py")).read_text(encoding="utf-8"))
-    body = next(node.body for node in tree.body if isinstance(node, ast.ClassDef) and node.name == name)
-    fields = (node for node in body if isinstance(node, ast.AnnAssign) and "ClassVar" not in ast.unparse(node.annotation))
-    return (ast.unparse(node.target) for node in fields)
+def _fields(target: str) -> list[str]:
+    """The fields that a class declares itself."""
+    node = class_node(target)
+    fields = [each for each in (node.body if node else ()) if isinstance(each, ast.AnnAssign)]
+    return [ast.unparse(each.target) for each in fields if "ClassVar" not in ast.unparse(each.annotation)]

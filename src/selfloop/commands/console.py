@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from datetime import datetime
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -23,7 +22,6 @@ if TYPE_CHECKING:
     from selfloop.commands.compare import CurveDifference
     from selfloop.commands.gc import Garbage
     from selfloop.commands.plan import PolicyCost
-    from selfloop.commands.predict import PolicyLaws
     from selfloop.commands.verify import Verification
     from selfloop.result import Result
     from selfloop.settings import SettingInfo
@@ -38,13 +36,17 @@ MAX_LEDGER_ROWS, MAX_LEDGER_COLUMNS = 12, 8  # of one kind of noise; older and n
 MAX_SCHEDULE_COLUMNS = 4  # generations whose training rows `plan` prints
 
 
-def format_table(*columns: str, title: str | None = None, right: Sequence[str] = ()) -> Table:
-    """A table that cuts nothing off; columns named in `right` hold numbers."""
+def show_table(
+    columns: Sequence[str], rows: Iterable[Sequence[str]], title: str | None = None, right: Sequence[str] = ()
+) -> None:
+    """Print a table that cuts nothing off; columns named in `right` hold numbers."""
     table = Table(title=title, title_justify="left", box=None, pad_edge=False)
     for column in columns:
         is_right = column in right
         table.add_column(column, justify="right" if is_right else "left", no_wrap=is_right, overflow="fold")  # cuts nothing off
-    return table
+    for row in rows:
+        table.add_row(*row)
+    show(table)
 
 
 def print_summary(result: Result) -> None:
@@ -60,11 +62,12 @@ def print_summary(result: Result) -> None:
         title = f"{spec.family.name} on {spec.source.name}, n = {point.n}, {format_count(len(spec.seeds), 'seed')}"
         title += f"; {describe_coordinates(point.coordinates)}" if point.coordinates else ""
         columns = ("policy", "metric", "t = 1", last, "change (95 %)", "curve")
-        table = format_table(*columns, title=title, right=("t = 1", last, "change (95 %)"))
-        for policy, measured in result.curves(point.coordinates).items():
-            for metric in [metric.name for metric in spec.metrics if metric.name in measured]:  # without secondary values
-                table.add_row(policy, metric, *_summary_cells(measured[metric], positive=metric in spec.positive_metrics()))
-        show(table)
+        rows = [
+            (policy, metric, *_summary_cells(measured[metric], positive=metric in spec.positive_metrics()))
+            for policy, measured in result.curves(point.coordinates).items()
+            for metric in (metric.name for metric in spec.metrics if metric.name in measured)  # without secondary values
+        ]
+        show_table(columns, rows, title, columns[2:5])
     for sentence in dict.fromkeys(findings(result)):
         show(f"- {sentence}")
     _print_verdicts(result)
@@ -103,19 +106,14 @@ def _print_verdicts(result: Result) -> None:
     verdicts = result.verdicts()
     keys = list(dict.fromkeys((v.coordinates, v.policy) for v in verdicts))
     criteria = list(dict.fromkeys(v.criterion for v in verdicts))
-    title = "verdicts: is it collapse?"
     if len(keys) > MAX_VERDICT_COLUMNS:
-        table = format_table("criterion", *get_args(Answer), title=title)
-        for criterion in criteria:
-            counts = Counter(v.answer for v in verdicts if v.criterion == criterion)
-            table.add_row(criterion, *(str(counts[answer]) for answer in get_args(Answer)))
+        labels, counts = list(get_args(Answer)), Counter((v.criterion, v.answer) for v in verdicts)
+        rows = [[criterion, *(str(counts[criterion, answer]) for answer in labels)] for criterion in criteria]
     else:
         labels = [policy + "".join(f" {key}={value}" for key, value in coordinates) for coordinates, policy in keys]
-        table = format_table("criterion", *labels, title=title)
         answers = {(v.criterion, v.coordinates, v.policy): v.answer for v in verdicts}
-        for criterion in criteria:
-            table.add_row(criterion, *(answers.get((criterion, *key), "") for key in keys))
-    show(table)
+        rows = [[criterion, *(answers.get((criterion, *key), "") for key in keys)] for criterion in criteria]
+    show_table(["criterion", *labels], rows, "verdicts: is it collapse?")
 
 
 def print_plan(spec: Spec, costs: Sequence[PolicyCost]) -> None:
@@ -125,17 +123,17 @@ def print_plan(spec: Spec, costs: Sequence[PolicyCost]) -> None:
 
     columns = ["point", "policy", "chains", "generations", "stored", "estimated time left"]
     columns += [f"training {spec.unit}, t = 1, 2, ...", *["training steps"] * isinstance(spec.family, SupportsStepCount)]
-    table = format_table(*columns, right=columns[2:])
+    rows = []
     for cost in costs:
         visible = [_first_numbers(numbers) for numbers in (cost.trained_rows, cost.training_steps) if numbers]
         seconds = "unknown" if cost.seconds is None else f"{cost.seconds:.1f} s"
         counts = str(cost.chains), str(cost.generations), str(cost.stored)
-        table.add_row(describe_coordinates(cost.coordinates), cost.policy, *counts, seconds, *visible)
+        rows.append((describe_coordinates(cost.coordinates), cost.policy, *counts, seconds, *visible))
     first = spec.points()[0]
     seeds = f"seeds {list(spec.seeds)}" if len(spec.seeds) <= MAX_SEEDS_SHOWN else f"{len(spec.seeds)} seeds"
     sizes = f"n = {first.n}, holdout = {first.holdout}, {seeds}"
     show(f"{first.spec.family.name} on {first.spec.source.name}: {sizes}")
-    show(table)
+    show_table(columns, rows, right=columns[2:])
     lengths = [cost.tokens_per_row for cost in costs if math.isfinite(cost.tokens_per_row)]
     if lengths and spec.unit == "rows":
         show(f"Training steps hold if sampled rows have as many tokens as real ones, {lengths[0]:.0f} on average.")
@@ -172,11 +170,13 @@ def print_verification(verification: Verification) -> None:
 
 def print_runs(runs: Sequence[Mapping[str, Any]]) -> None:
     """The runs of a store, the last one first, with their date and size."""
-    table = format_table("run", "last", "records", "MB", "", right=("records", "MB"))
-    for run in runs:
-        date = datetime.fromisoformat(run["last"]).strftime("%Y-%m-%d %H:%M")
-        table.add_row(run["name"], date, f"{run['records']:,}", f"{run['bytes'] / 1e6:,.1f}", run["title"])
-    show(table if runs else "no run is listed.")
+    rows = [
+        (r["name"], r["last"][:16].replace("T", " "), f"{r['records']:,}", f"{r['bytes'] / 1e6:,.1f}", r["title"]) for r in runs
+    ]
+    if rows:
+        show_table(("run", "last", "records", "MB", ""), rows, right=("records", "MB"))
+    else:
+        show("no run is listed.")
 
 
 def print_garbage(garbage: Garbage) -> None:
@@ -191,14 +191,11 @@ def print_predictions(predictions: Mapping[str, PolicyPrediction], n: int, figur
     """Expected error multiplier and variance ratio of policies, generation by generation, as tables."""
     show(f"Mean and variance of n = {n} rows by maximum likelihood; exact expectations.")
     columns = ("generation", "rows", "real mass", "data age", "error multiplier", "variance ratio")
+    forms = {"generation": "", "trained_rows": ",", "real_mass": ".3f", "data_age": ".2f", "mean_error_multiplier": ".4f"}
+    forms["variance_ratio"] = ".4f"
     for name, prediction in predictions.items():
-        table = format_table(*columns, title=name, right=columns)
-        for i, rows in enumerate(prediction.trained_rows):
-            table.add_row(
-                str(i + 1), f"{rows:,}", f"{prediction.real_mass[i]:.3f}", f"{prediction.data_age[i]:.2f}",
-                f"{prediction.mean_error_multiplier[i]:.4f}", f"{prediction.variance_ratio[i]:.4f}",
-            )  # fmt: skip
-        show(table)
+        values = zip(*(getattr(prediction, field) for field in forms), strict=True)
+        show_table(columns, ([*map(format, row, forms.values())] for row in values), name, columns)
     curves = {name: prediction.mean_error_multiplier for name, prediction in predictions.items()}
     _draw("error multiplier (times 1 / n)", curves, figure)
 
@@ -214,16 +211,16 @@ def print_ledgers(ledgers: Mapping[str, NoiseLedger], figure: Path | None) -> No
     for name, ledger in ledgers.items():
         values = ledger.n * ledger.squared_error
         models = select_generations(range(1, len(values) + 1), MAX_LEDGER_COLUMNS)
-        table = format_table("noise of", *(f"t = {t}" for t in models), title=name, right=[f"t = {t}" for t in models])
+        columns, rows = [f"t = {t}" for t in models], []
         for kind in dict.fromkeys(source.kind for source in ledger.sources):
-            columns = [i for i, source in enumerate(ledger.sources) if source.kind == kind]
-            for group in filter(len, np.array_split(columns, min(len(columns), MAX_LEDGER_ROWS))):
+            own = [i for i, source in enumerate(ledger.sources) if source.kind == kind]
+            for group in filter(len, np.array_split(own, min(len(own), MAX_LEDGER_ROWS))):
                 first, last = (ledger.sources[i].born for i in (group[0], group[-1]))
                 label = f"{kind}({first})" if first == last else f"{kind}({first}..{last})"
                 used_from = first + (kind == "synthetic")
-                table.add_row(label, *(f"{values[t - 1, group].sum():.4f}" if t >= used_from else "" for t in models))
-        table.add_row("all", *(f"{values[t - 1].sum():.4f}" for t in models))
-        show(table)
+                rows.append([label, *(f"{values[t - 1, group].sum():.4f}" if t >= used_from else "" for t in models)])
+        rows.append(["all", *(f"{values[t - 1].sum():.4f}" for t in models)])
+        show_table(["noise of", *columns], rows, name, columns)
     if figure is not None:
         from selfloop.report.build import save_ledgers
 
@@ -231,14 +228,14 @@ def print_ledgers(ledgers: Mapping[str, NoiseLedger], figure: Path | None) -> No
         show(f"figure: {figure}")
 
 
-def print_laws(spec: Spec, point_laws: Sequence[PolicyLaws], figure: Path | None) -> None:
+def print_laws(spec: Spec, point_laws: Sequence[Mapping[str, Any]], figure: Path | None) -> None:
     """Every law that applies to a spec, with its conditions and values."""
     plotted: dict[str, dict[str, Floats]] = {}
-    for of_policy in point_laws:
-        title = "; ".join(filter(None, (of_policy.policy, describe_coordinates(of_policy.coordinates))))
-        if not of_policy.laws:
+    for each in point_laws:
+        title = "; ".join(filter(None, (each["policy"], describe_coordinates(each["coordinates"]))))
+        if not each["laws"]:
             show(f"{title}: no law applies to {spec.family.name} on {spec.source.name}.")
-        for law in of_policy.laws:
+        for law in each["laws"]:
             show(f"{title}: {law.metric}, {law.kind}: {law.law} ({law.source}). {law.conditions}")
             show("  " + "  ".join(f"{value:.5g}" for value in law.values))
             if law.kind != "bound":
@@ -259,15 +256,15 @@ def print_comparison(metric: str, better: Better, differences: Sequence[CurveDif
     """Sentences, and differences with intervals, generation by generation."""
     columns = ("first minus second", "generation", "difference", "interval", "first is")
     title = "; ".join(filter(None, (f"{metric}: differences seed by seed, 95 %", describe_better(better))))
-    table = format_table(*columns, title=title)
+    rows = []
     for difference in differences:
-        title = f"{difference.first} - {difference.second}"
-        title += "" if difference.paired else " (unpaired, {} and {} seeds)".format(*difference.seeds)
+        pair = f"{difference.first} - {difference.second}"
+        pair += "" if difference.paired else " (unpaired, {} and {} seeds)".format(*difference.seeds)
         for t, (interval, direction) in enumerate(zip(difference.intervals, difference.directions, strict=True), 1):
-            table.add_row(title if t == 1 else "", str(t), format_number(interval.estimate), format_limits(interval), direction)
+            rows.append((pair * (t == 1), str(t), format_number(interval.estimate), format_limits(interval), direction))
     for sentence in notes:
         show(sentence)
-    show(table)
+    show_table(columns, rows, title)
     show("Directions are corrected: over all differences and generations, any of them is false with at most 5 %.")
 
 
@@ -289,10 +286,7 @@ def print_component(title: str, text: str, settings: Sequence[SettingInfo]) -> N
     """A component's documentation and settings."""
     show(f"{title}\n\n{text}\n")
     if settings:
-        table = format_table("setting", "type", "default", "description")
-        for setting in settings:
-            table.add_row(*setting)
-        show(table)
+        show_table(("setting", "type", "default", "description"), settings)
 
 
 def format_number(value: float | None) -> str:

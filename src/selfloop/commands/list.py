@@ -7,7 +7,6 @@ import inspect
 from collections.abc import Iterator
 from dataclasses import MISSING, fields
 from datetime import datetime
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from selfloop.component import Component, Family
 from selfloop.errors import SpecError, unknown_name
 from selfloop.plugins import BUILT_IN, component_class, component_names, presets
 from selfloop.settings import SettingInfo, Settings, describe_fields, setting_types, settings_tables
+from selfloop.source_code import class_node
 from selfloop.spec.write import toml_value
 from selfloop.store.runs import read_runs
 
@@ -75,16 +75,8 @@ def _flat_settings(cls: type[Any], prefix: str, defaults: Any = None) -> Iterato
 
 def _component_summaries(kind: str) -> dict[str, str]:
     """First docstring line of every component, from source files: importing every component would load torch and RDKit."""
-    lines, classes = {}, dict[str, dict[str, ast.ClassDef]]()
+    lines = {}
     for name, target in component_names(kind).items():
-        module, _, attribute = target.partition(":")
-        if module not in classes:
-            try:
-                spec = find_spec(module)
-                source = Path(spec.origin).read_text(encoding="utf-8") if spec and spec.origin else ""
-                classes[module] = {node.name: node for node in ast.parse(source).body if isinstance(node, ast.ClassDef)}
-            except Exception:  # whatever happens in the code of a plugin
-                classes[module] = {}
-        node = classes[module].get(attribute)
+        node = class_node(target)
         lines[name] = (ast.get_docstring(node) or "").split("\n")[0] if node else "(cannot be loaded)"
     return lines

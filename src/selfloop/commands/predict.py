@@ -3,30 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from typing import Any
 
 from selfloop.report.theme import describe_coordinates
 from selfloop.spec.spec import Spec
-from selfloop.theory.laws import LawCurve
 from selfloop.theory.moments import NoiseLedger
-from selfloop.types import Coordinates
 
 
-@dataclass(frozen=True)
-class PolicyLaws:
-    """The laws that apply to a policy at a point."""
-
-    policy: str
-    coordinates: Coordinates
-    laws: list[LawCurve]
-
-
-def spec_laws(spec: Spec) -> list[PolicyLaws]:
-    """The laws that apply to every policy at every point, given the rows of the run if they need them."""
+def spec_laws(spec: Spec) -> list[dict[str, Any]]:
+    """Policy, coordinates and laws that apply of every policy at every point, given the rows of the run if they need them."""
     from selfloop.theory.laws.design import point_laws
 
     return [
-        PolicyLaws(label, point.coordinates, point_laws(point, policy))
+        {"policy": label, "coordinates": point.coordinates, "laws": point_laws(point, policy)}
         for point in spec.points()
         for label, policy in zip(point.spec.policy_labels(), point.spec.policies, strict=True)
     ]

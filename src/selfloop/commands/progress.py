@@ -5,12 +5,11 @@ from __future__ import annotations
 import os
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING
 
-from selfloop.errors import printable
+from selfloop.notebook import ProgressLine
 
 if TYPE_CHECKING:
     from selfloop.commands.live import RunState
@@ -32,7 +31,7 @@ def show_progress(quiet: bool, unit: str = "generations") -> Iterator[Progress |
     else:
         with _plain_lines("starting", unit) as lines:
             yield lines
-            if lines.printed_done < lines.total:
+            if lines.printed < lines.total:
                 lines.print()
 
 
@@ -43,12 +42,11 @@ def show_activity(quiet: bool, activity: str) -> Iterator[None]:
         yield
 
 
-class Progress:
-    """Work done and all work, and a note on the present step, as plain lines. Called with both numbers."""
+class Progress(ProgressLine):
+    """Lines on standard error, and the state of the run that they are about."""
 
     def __init__(self, activity: str, unit: str) -> None:
-        self.activity, self.unit, self.doing, self.done, self.total = activity, unit, "", 0, 0
-        self.printed_done, self.started = 0, time.monotonic()
+        super().__init__(PRINT_SECONDS, activity, unit)
         self.due = self.started + FIRST_SECONDS
         self.run: RunState | None = None
 
@@ -63,36 +61,9 @@ class Progress:
         if self.run:
             self.run.add(output)
 
-    def __call__(self, done: int, total: int) -> None:
-        self.done, self.total = done, total
-        self.show()
-
-    def note(self, doing: str) -> None:
-        """Tell which chain computes which step now."""
-        self.doing = printable(doing)
-        self.show()
-
-    def counts(self) -> str:
-        """The numbers as text; the activity while they are unknown."""
-        return f"{self.done}/{self.total} {self.unit}" if self.total else f"{self.activity} ..."
-
-    def line(self) -> str:
-        """The work done, the time, and the present step."""
-        elapsed = time.monotonic() - self.started
-        left = self.run.seconds_left() if self.run else elapsed / self.done * (self.total - self.done) if self.done else None
-        remaining = f", about {left:.0f} s remaining" if left is not None and self.done < self.total else ""
-        doing = f"; {self.doing}" if self.doing and (self.done < self.total or not self.total) else ""
-        return f"{self.counts()}, {elapsed:.0f} s elapsed{remaining}{doing}\n"
-
-    def show(self) -> None:
-        """Print a line, if it is time to."""
-        if time.monotonic() >= self.due:
-            self.print()
-
-    def print(self) -> None:
-        """Print a line."""
-        self.due, self.printed_done = time.monotonic() + PRINT_SECONDS, self.done
-        sys.stderr.write(self.line())
+    def seconds_left(self, elapsed: float) -> float | None:
+        """As the work of the steps that are left tells, if it is known."""
+        return self.run.seconds_left() if self.run else super().seconds_left(elapsed)
 
 
 class _Silent(Progress):
@@ -113,7 +84,7 @@ def _live_display(unit: str) -> Iterator[Progress]:
 
     def render() -> Group:
         table = progress.run.table(console.width) if progress.run else ()
-        line = Text(progress.line().rstrip())
+        line = Text(progress.text())
         line.truncate(console.width - 3, overflow="ellipsis")  # a terminal adds ^C, which is not to begin another line
         return Group(*table, line)
 

@@ -1,14 +1,15 @@
-"""Measurements and verdicts as JSON lines."""
+"""Values as JSON, and measurements and verdicts as JSON lines."""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterable
-from dataclasses import asdict
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import fields, is_dataclass
+from typing import TYPE_CHECKING, Any
 
-from selfloop.types import Measurement, Verdict
+if TYPE_CHECKING:
+    from selfloop.types import Measurement, Verdict
 
 
 def measurement_to_json(measurement: Measurement) -> dict[str, Any]:
@@ -20,11 +21,35 @@ def measurement_to_json(measurement: Measurement) -> dict[str, Any]:
     return {**line, **dict(coordinates)}
 
 
+def to_json(value: Any, part: Callable[[Any], Any] = lambda value: value) -> Any:
+    """A value as JSON has it: dataclasses and coordinates as objects, arrays and sets as lists, numbers not finite as null.
+
+    `part` replaces values inside it before they are converted.
+    """
+    import numpy as np
+
+    value = part(value)
+    if is_dataclass(value):
+        value = {f.name: getattr(value, f.name) for f in fields(value)}
+    if isinstance(value, np.ndarray | np.generic):
+        value = value.tolist()
+    if isinstance(value, Mapping):
+        return {str(key): to_json(dict(item) if key == "coordinates" else item, part) for key, item in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [to_json(item, part) for item in (sorted(value) if isinstance(value, set | frozenset) else value)]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def json_line(value: Any) -> str:
+    """A value as one line of JSON."""
+    return json.dumps(to_json(value), allow_nan=False) + "\n"
+
+
 def verdict_to_json(verdict: Verdict) -> dict[str, Any]:
     """A verdict as a JSON object, with coordinates as further keys; a value that is not finite is None."""
-    line = asdict(verdict)
-    coordinates = dict(line.pop("coordinates"))
-    return {**{name: None if isinstance(v, float) and not math.isfinite(v) else v for name, v in line.items()}, **coordinates}
+    line = to_json(verdict)
+    coordinates = line.pop("coordinates")
+    return {**line, **coordinates}
 
 
 def write_measurements(

@@ -22,8 +22,9 @@ from typing import Literal
 import numpy as np
 
 from selfloop.columns import Floats
-from selfloop.errors import SelfloopError, first_line
+from selfloop.errors import SelfloopError, SettingError, first_line
 from selfloop.formats.replacing import write_text
+from selfloop.settings import check_setting, setting_types
 
 POLL_SECONDS = 0.5  # between two looks at the control file
 MAX_SILENCE, MAX_SILENCE_HERE = 30.0, 600.0  # seconds after which a process is gone, on another machine and on this one
@@ -81,10 +82,11 @@ def read_progress(store: Path, run: str) -> RunProgress | None:
     file = progress_file(store, run)
     try:
         silence = time.time() - file.stat().st_mtime
-        progress = RunProgress(**json.loads(file.read_bytes()))
-        if not _has_right_types(progress):
-            return None
-    except (OSError, ValueError, TypeError, RecursionError):
+        body = json.loads(file.read_bytes())
+        progress = RunProgress(
+            **{name: check_setting(hint, body[name], name) for name, hint in setting_types(RunProgress).items()}
+        )
+    except (OSError, SettingError, LookupError, ValueError, TypeError, RecursionError):
         return None
     if progress.state == "running":
         if not _is_alive(progress, silence):
@@ -92,17 +94,6 @@ def read_progress(store: Path, run: str) -> RunProgress | None:
         elif _read_action(control_file(store, run)) == "pause":
             progress.state = "paused"
     return progress
-
-
-def _has_right_types(progress: RunProgress) -> bool:
-    whole, texts = ("pid", "total", "done", "computed"), ("host", "doing", "state", "problem", "risk")
-    return (
-        all(type(getattr(progress, name)) is int for name in whole)
-        and all(type(getattr(progress, name)) is str for name in texts)
-        and isinstance(progress.elapsed, int | float)
-        and isinstance(progress.losses, dict)
-        and all([*map(type, loss)] == [int, float, int] for loss in progress.losses.values())
-    )
 
 
 def _is_alive(progress: RunProgress, silence: float) -> bool:

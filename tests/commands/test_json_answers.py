@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import tiny_components
-from selfloop.commands.answers import to_json
+from selfloop.formats.json_lines import to_json
 from selfloop.types import Coordinates
 
 
