@@ -50,6 +50,27 @@ def test_runs_are_paired_by_the_seeds_and_generations_that_both_have(tmp_path: P
     ]
 
 
+@pytest.mark.parametrize(
+    ("seeds", "paired", "compared"),
+    [([3, 4, 5, 6], False, (4, 4)), ([2, 3, 4, 5], True, (2, 2)), ([3], True, (1, 1)), (range(2, 22), True, (2, 2))],
+)
+def test_runs_are_paired_if_they_share_half_of_the_seeds_of_the_smaller_one(
+    tmp_path: Path, seeds: list[int], paired: bool, compared: tuple[int, int]
+) -> None:
+    results = {"a": curves_of(tmp_path), "b": curves_of(tmp_path, seeds=[*seeds])}
+    (each,), notes = compare_curves(results, "mean_error")
+    assert (each.paired, each.seeds) == (paired, compared)
+    assert bool(notes) == paired
+    (turned,), _ = compare_curves(dict(reversed(results.items())), "mean_error")
+    assert (turned.paired, turned.seeds) == (paired, compared)
+
+
+def test_runs_that_share_two_of_twenty_seeds_keep_the_others(tmp_path: Path) -> None:
+    results = {"a": curves_of(tmp_path, seeds=20), "b": curves_of(tmp_path, seeds=range(18, 38))}
+    (each,), notes = compare_curves(results, "mean_error")
+    assert (each.paired, each.seeds, notes) == (False, (20, 20), [])
+
+
 def test_runs_with_seeds_of_their_own_are_compared_by_welchs_test(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from scipy.stats import ttest_ind
 

@@ -70,8 +70,8 @@ def choose_metric(specs: Mapping[str, Spec], metric: str | None) -> str:
 def compare_curves(results: Mapping[str, Result], metric: str) -> tuple[list[CurveDifference], list[str]]:
     """Differences between all pairs of curves, and sentences on the rest, which is left out. SpecError without a pair.
 
-    Over the generations that both have. Paired by the seeds that both have; if these are less than two, or the random numbers
-    differ, by Welch's test. The probability of any false direction is at most 5 %.
+    Over the generations that both have. Paired by the seeds that both have; if these are less than two, or than half of the
+    fewer seeds, or the random numbers differ, by Welch's test. The probability of any false direction is at most 5 %.
     """
     curves = [curve for name, result in results.items() for curve in _curves(name if len(results) > 1 else "", result, metric)]
     pairs, notes = list(combinations(curves, 2)), dict[str, None]()
@@ -92,7 +92,8 @@ def compare_curves(results: Mapping[str, Result], metric: str) -> tuple[list[Cur
 def _difference_moments(a: _Curve, b: _Curve, notes: dict[str, None]) -> tuple[bool, tuple[int, int], Moments]:
     """Whether two curves are paired, the numbers of their seeds that are compared, and the moments of their difference."""
     common, generations = sorted({*a.seeds} & {*b.seeds}), min(a.values.shape[1], b.values.shape[1])
-    paired = a.world == b.world and (len(common) > 1 or {*a.seeds} <= {*b.seeds} or {*b.seeds} <= {*a.seeds})
+    fewer = min(len(a.seeds), len(b.seeds))
+    paired = a.world == b.world and len(common) >= max(min(fewer, 2), fewer / 2)
     for curve in (a, b):
         if later := curve.values.shape[1] - generations:
             notes[f"{curve.spec or curve.label}: the last {later} of {later + generations} generations are left out."] = None
