@@ -19,13 +19,12 @@ from selfloop.stats.intervals import mean_interval, summarize_seeds
 from selfloop.theory.moments import NoiseLedger
 
 MAX_BARS, BAR_WIDTH = 12, 36  # bars of one policy, and pixels of each if there are few
-MAX_BARS_WIDTH = 250  # pixels of all bars of one policy
+MAX_BARS_WIDTH, BARS_HEIGHT = 250, 220  # pixels of all bars of one policy
 MAX_ATTRIBUTES = 12
 MIN_LABELED_SHARE = 0.07  # share from which a class carries its name
 TONES = (0.62, 0.3, 0.46)  # opacities of adjacent classes; the text is readable on each, on a light and a dark background
 REAL = "real"
 MAX_LEDGER_BARS, MAX_LAYERS = 20, 20  # models of one policy, and layers of one bar, that are drawn
-BARS_WIDTH, BARS_HEIGHT = 250, 200  # pixels of all bars of one policy
 LAYER_TONES = (0.75, 0.4)  # opacities of adjacent layers
 
 
@@ -44,41 +43,54 @@ def _class_chart(shares: CategoryShares, styles: Mapping[str, Style], title: str
     for policy, values in shares.samples.items():
         bars = {REAL: shares.real[0]} if shares.real is not None else {}
         bars |= {str(t): values[0, t - 1] for t in _bar_generations(shares)}
-        rows += [{"policy": policy, **record} for bar, heights in bars.items() for record in _stack(shares.names, bar, heights)]
-    groups = [_class_bars(policy, styles[policy], list(bars)) for policy in shares.samples]
-    return finish_chart(alt.concat(*groups, columns=3, spacing=24), title, {"classes": rows})
+        for bar, heights in bars.items():
+            rows += _stack({"policy": policy, "bar": bar, "gray": bar == REAL}, "class", shares.names, heights, "share", TONES)
+    axis = alt.Axis(format="%", tickCount=5, grid=False)
+    y = alt.Y("low:Q", scale=alt.Scale(domain=[0, 1]), title="share of samples", axis=axis)
+    tooltip = ["policy:N", alt.Tooltip("bar:N", title="generation"), "class:N", alt.Tooltip("share:Q", format=".1%")]
+    return finish_chart(_bars("classes", rows, styles, y, tooltip), title, {"classes": rows})
 
 
-def _class_bars(policy: str, style: Style, bars: Sequence[str]) -> Any:
-    width = min(BAR_WIDTH * len(bars), MAX_BARS_WIDTH)
-    axis = alt.Axis(labelAngle=0, grid=False, ticks=False, domain=False, labelOverlap=True)
-    base = (
-        alt.Chart(alt.NamedData(name="classes"))
-        .transform_filter(alt.FieldEqualPredicate(field="policy", equal=policy))
-        .encode(x=alt.X("bar:N", sort=list(bars), scale=alt.Scale(domain=list(bars)), title="generation t", axis=axis))
-    )
-    share = alt.Axis(format="%", tickCount=5, grid=False)
-    stacks = base.mark_bar(stroke=PAPER, strokeWidth=1).encode(
-        y=alt.Y("low:Q", scale=alt.Scale(domain=[0, 1]), title="share of samples", axis=share),
-        y2="high:Q",
-        color=alt.condition(alt.FieldEqualPredicate(field="bar", equal=REAL), alt.value(MUTED), alt.value(style.color)),
-        fillOpacity=alt.FillOpacity("tone:Q", scale=None, legend=None),
-        tooltip=["policy:N", alt.Tooltip("bar:N", title="generation"), "class:N", alt.Tooltip("share:Q", format=".1%")],
-    )
-    large = base.transform_filter(alt.FieldGTEPredicate(field="share", gte=MIN_LABELED_SHARE))
-    labels = large.mark_text(font=FONT, fontSize=11, color=INK, limit=width // len(bars)).encode(y="middle:Q", text="class:N")
-    return alt.layer(stacks, labels).properties(width=width, height=230, title=alt.Title(policy, fontSize=12, limit=260))
+def _bars(data: str, rows: Records, styles: Mapping[str, Style], y: Any, tooltip: list[Any]) -> Any:
+    """Bars of layers from `_stack`, a group per policy. Layers with a large `share` carry the name of their `class`."""
+    groups = []
+    for policy in dict.fromkeys(str(row["policy"]) for row in rows):
+        bars = list(dict.fromkeys(row["bar"] for row in rows if row["policy"] == policy))
+        width, axis = (
+            min(BAR_WIDTH * len(bars), MAX_BARS_WIDTH),
+            alt.Axis(labelAngle=0, grid=False, ticks=False, domain=False, labelOverlap=True),
+        )
+        base = alt.Chart(alt.NamedData(name=data)).transform_filter(alt.FieldEqualPredicate(field="policy", equal=policy))
+        base = base.encode(x=alt.X("bar:N", sort=bars, scale=alt.Scale(domain=bars), title="generation t", axis=axis))
+        layers = base.mark_bar(stroke=PAPER, strokeWidth=1).encode(
+            y=y,
+            y2="high:Q",
+            color=alt.condition("datum.gray", alt.value(MUTED), alt.value(styles[policy].color)),
+            fillOpacity=alt.FillOpacity("tone:Q", scale=None, legend=None),
+            tooltip=tooltip,
+        )
+        large = base.transform_filter(alt.FieldGTEPredicate(field="share", gte=MIN_LABELED_SHARE))
+        names = large.mark_text(font=FONT, fontSize=11, color=INK, limit=width // len(bars)).encode(
+            y="middle:Q", text="class:N"
+        )
+        chart = alt.layer(layers, names)
+        groups.append(
+            chart.properties(width=width, height=BARS_HEIGHT, title=alt.Title(policy, fontSize=12, limit=MAX_BARS_WIDTH))
+        )
+    return alt.concat(*groups, columns=3, spacing=24)
 
 
-def _stack(names: Sequence[str], bar: str, shares: Floats) -> Records:
-    """One record per class with a share, from the bottom up."""
-    edges = [0.0, *accumulate(shares.tolist())]
+def _stack(
+    bar: Mapping[str, object], name: str, names: Sequence[str], heights: Floats, amount: str, tones: Sequence[float]
+) -> Records:
+    """One record per layer with a height, from the bottom up: its name in `name`, its height in `amount`, its ends."""
+    edges = [0.0, *accumulate(heights.tolist())]
     return [
         {
-            "bar": bar, "class": name, "tone": TONES[i % len(TONES)], "share": json_number(high - low),
+            **bar, name: layer, amount: json_number(high - low), "tone": tones[i % len(tones)],
             "low": json_number(low), "high": json_number(high), "middle": json_number((low + high) / 2),
         }
-        for i, (name, (low, high)) in enumerate(zip(names, pairwise(edges), strict=True))
+        for i, (layer, (low, high)) in enumerate(zip(names, pairwise(edges), strict=True))
         if high > low
     ]  # fmt: skip
 
@@ -195,47 +207,23 @@ def _in_words(name: str) -> str:
 
 
 def ledger_chart(ledgers: Mapping[str, NoiseLedger], styles: Mapping[str, Style]) -> dict[str, Any]:
-    """Bars of layers: a bar per model, a layer per generation whose noise it has, the oldest at the bottom."""
-    rows = [record for policy, ledger in ledgers.items() for record in _records(policy, ledger)]
+    """Bars of layers: a bar per model, a layer per generation whose noise it has, the oldest at the bottom, in gray."""
+    rows = [record for policy, ledger in ledgers.items() for record in _ledger_records(policy, ledger)]
     top = max(ledger.n * ledger.squared_error.sum(axis=1).max() for ledger in ledgers.values())
     y = alt.Y("low:Q", title="n × squared error of the mean", scale=alt.Scale(domain=[0, json_number(top)], nice=True))
-    groups = []
-    for policy, ledger in ledgers.items():
-        own = alt.Chart(alt.NamedData(name="ledgers")).transform_filter(alt.FieldEqualPredicate(field="policy", equal=policy))
-        models = _drawn_models(ledger)
-        axis = alt.Axis(labelAngle=0, grid=False, ticks=False, domain=False, labelOverlap=True)
-        chart = own.mark_bar(stroke=PAPER, strokeWidth=0.5).encode(
-            x=alt.X("model:O", sort=models, title="generation t", axis=axis),
-            y=y,
-            y2="high:Q",
-            color=alt.condition("datum.first", alt.value(MUTED), alt.value(styles[policy].color)),
-            fillOpacity=alt.FillOpacity("tone:Q", scale=None, legend=None),
-            tooltip=["policy:N", "model:O", "noise of:N", alt.Tooltip("added:Q", format=".3g")],
-        )
-        width, title = min(24 * len(models), BARS_WIDTH), alt.Title(policy, fontSize=12, limit=BARS_WIDTH)
-        groups.append(chart.properties(width=width, height=BARS_HEIGHT, title=title))
-    return finish_chart(alt.concat(*groups, columns=3, spacing=24), "Where the error of the mean comes from", {"ledgers": rows})
+    tooltip = ["policy:N", "model:O", "noise of:N", alt.Tooltip("added:Q", format=".3g")]
+    chart = _bars("ledgers", rows, styles, y, tooltip)
+    return finish_chart(chart, "Where the error of the mean comes from", {"ledgers": rows})
 
 
-def _drawn_models(ledger: NoiseLedger) -> list[int]:
-    return select_generations(range(1, len(ledger.squared_error) + 1), MAX_LEDGER_BARS)
-
-
-def _records(policy: str, ledger: NoiseLedger) -> Records:
+def _ledger_records(policy: str, ledger: NoiseLedger) -> Records:
     table, records = ledger.n * ledger.by_birth(), Records()
     layers = [np.arange(1), *filter(len, np.array_split(np.arange(1, len(table)), MAX_LAYERS - 1))]
     names = [f"generation {a[0] + 1}" if len(a) == 1 else f"generations {a[0] + 1} to {a[-1] + 1}" for a in layers]
-    for t in _drawn_models(ledger):
-        added = [table[t - 1, layer].sum() for layer in layers]
-        ends = np.cumsum([0.0, *added])
-        records += [
-            {
-                "policy": policy, "model": t, "noise of": name, "added": json_number(value), "low": json_number(ends[i]),
-                "high": json_number(ends[i + 1]), "first": not i, "tone": LAYER_TONES[i % len(LAYER_TONES)],
-            }
-            for i, (name, value) in enumerate(zip(names, added, strict=True))
-            if value
-        ]  # fmt: skip
+    for t in select_generations(range(1, len(table) + 1), MAX_LEDGER_BARS):
+        added = np.array([table[t - 1, layer].sum() for layer in layers])
+        stack = _stack({"policy": policy, "bar": str(t), "model": t}, "noise of", names, added, "added", LAYER_TONES)
+        records += [{**layer, "gray": not i} for i, layer in enumerate(stack)]
     return records
 
 

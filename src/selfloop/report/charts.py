@@ -27,7 +27,7 @@ from selfloop.report.theme import FONT, GRID, INK, MUTED, PAPER, Style
 from selfloop.report.values import Panel
 
 WIDTH, HEIGHT = 400, 240
-PANEL_WIDTH, PANEL_HEIGHT, MIN_PLOT_WIDTH = 400.0, 200.0, 210.0  # pixels; the width is that of a plot with the names beside it
+PANEL_SIZE, MIN_PLOT_WIDTH = (400.0, 200.0), 210.0  # pixels; the width is that of a plot with the names beside it
 _FONTS = {"labelFont": FONT, "titleFont": FONT, "labelFontSize": 12, "titleFontSize": 12, "titleFontWeight": "normal"}
 _LINES = {"gridColor": GRID, "domainColor": MUTED, "tickColor": MUTED, "tickSize": 4}
 _TOP = {"direction": "vertical", "anchor": "start", "margin": 2}
@@ -43,8 +43,6 @@ _CONFIG = {
     "header": {"labelFont": FONT, "labelFontSize": 12, "labelFontWeight": "bold", "labelColor": INK, "labelAnchor": "start"},
     "legend": {**_FONTS, "labelColor": INK, "labelLimit": WIDTH, "orient": "top", "offset": 8, "layout": {"top": _TOP}},
 }
-_TOOLTIP_TITLES = {"low": "95 % interval from", "high": "to", "real_mass": "real mass", "data_age": "mean data age"}
-
 IS_SHOWN = "indexof(shown, datum.policy) >= 0"  # the parameter `shown` of `finish_chart`
 
 
@@ -53,7 +51,7 @@ def panel_chart(
     styles: Mapping[str, Style],
     axis: ValueAxis,
     title: str,
-    size: tuple[float, float] = (PANEL_WIDTH, PANEL_HEIGHT),
+    size: tuple[float, float] = PANEL_SIZE,
     notes: Mapping[str, str] = MappingProxyType({}),
 ) -> dict[str, Any]:
     """The curves of one metric with laws and published values, and the number of chains left if chains end.
@@ -142,7 +140,7 @@ def _hover_layer(x: Any, last: int) -> Any:
     """A column per generation, which shows the values of all policies there to a reader who points at it."""
     over = alt.selection_point(name="over", on="pointerover", clear="pointerout", fields=["generation"], empty=False)
     columns = alt.Chart(alt.NamedData(name=HOVER)).mark_rule(
-        strokeWidth=max(4, int(PANEL_WIDTH) // max(last, 1)), color=INK, tooltip=alt.TooltipContent("data")
+        strokeWidth=max(4, int(PANEL_SIZE[0]) // max(last, 1)), color=INK, tooltip=alt.TooltipContent("data")
     )
     return columns.encode(x=x, opacity=alt.condition(over, alt.value(0.08), alt.value(0))).add_params(over)
 
@@ -238,14 +236,6 @@ def policy_channels(styles: Mapping[str, Style], policies: Sequence[str], width:
     colors = alt.Scale(domain=list(policies), range=[styles[policy].color for policy in policies])
     markers = alt.Scale(domain=list(policies), range=[styles[policy].marker for policy in policies])
     return alt.Color("policy:N", scale=colors, legend=legend), alt.Shape("policy:N", scale=markers, legend=legend)
-
-
-def _number(name: str) -> Any:
-    return alt.Tooltip(f"{name}:Q", format=".4~g", title=_TOOLTIP_TITLES.get(name, name))
-
-
-def mark_tooltip(*names: str) -> list[Any]:
-    return [alt.Tooltip("policy:N"), alt.Tooltip("generation:Q"), *map(_number, names)]
 
 
 def finish_chart(

@@ -10,6 +10,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import altair as alt
@@ -31,8 +32,9 @@ from selfloop.report.category_shares import (
 from selfloop.report.extinction import describe_extinctions, extinction_caption, extinction_chart
 from selfloop.report.line_ends import is_reference
 from selfloop.report.sweep_charts import describe_sweep, sweep_caption, sweep_chart
+from selfloop.report.tables import describe_change
 from selfloop.report.theme import PAPER, Style, describe_better, describe_coordinates, format_number, policy_styles
-from selfloop.report.values import CategoryShares, CurveData, ExtinctionOrder, Panel, Report
+from selfloop.report.values import CategoryShares, ExtinctionOrder, Panel, Report
 from selfloop.theory.moments import NoiseLedger
 from selfloop.types import Unit
 
@@ -62,14 +64,21 @@ class Figure:
         return {"text/plain": self.alt, "image/svg+xml": svg, "image/png": to_png(svg)}
 
 
-def panel_figure(panel: Panel, styles: Mapping[str, Style], axis: curve_records.ValueAxis | None = None) -> Figure:
-    """The curves of one metric at one point of the sweep, on their own value axis unless one is given."""
+def panel_figure(
+    panel: Panel,
+    styles: Mapping[str, Style],
+    axis: curve_records.ValueAxis | None = None,
+    title: str = "",
+    size: tuple[float, float] = charts.PANEL_SIZE,
+    notes: Mapping[str, str] = MappingProxyType({}),
+) -> Figure:
+    """The curves of one metric at one point of the sweep, on their own value axis unless one is given; see `panel_chart`."""
     axis, point = axis or curve_records.fit_value_axis(panel), describe_coordinates(panel.coordinates)
     return Figure(
         name=to_file_name(f"{panel.metric} {point}"),
         alt=_describe_panel(panel, point),
         caption=_panel_caption(panel, axis),
-        spec=charts.panel_chart(panel, styles, axis, point or panel.title),
+        spec=charts.panel_chart(panel, styles, axis, title or point or panel.title, size, notes),
     )
 
 
@@ -88,21 +97,12 @@ def main_figure(report: Report, styles: Mapping[str, Style]) -> Figure | None:
     panel = replace(report.drawn_panels[0], laws=(), published=(), forecasts=())
     if panel.trivial is None and panel.real is not None:
         panel = replace(panel, trivial=("real rows", panel.real))
-    changes = {curve.policy: _change(curve) for curve in panel.curves}
-    axis, point = curve_records.fit_value_axis(panel), describe_coordinates(panel.coordinates)
-    spec = charts.panel_chart(panel, styles, axis, f"{panel.title}, {point}" if point else panel.title, MAIN_SIZE, changes)
-    caption = f"{_panel_caption(panel, axis)} Beside the names: the change from the first to the last generation."
-    return Figure(name="main", alt=_describe_panel(panel, point), caption=caption, spec=spec)
-
-
-def _change(curve: CurveData) -> str:
-    """The last mean over the first, or minus it if 0 is not the lowest possible value; empty if it is undefined."""
-    if curve.ends is None or curve.ends[1][0] < curve.values.shape[1]:
-        return ""
-    first, last = (mean for _, mean in curve.ends)
-    if curve.positive:
-        return f"×{format_number(last / first)}" if first > 0 else ""
-    return "+" * (last > first) + format_number(last - first)
+    changes = {curve.policy: describe_change(curve.values, positive=curve.positive)[0] for curve in panel.curves}
+    title = ", ".join(filter(None, (panel.title, describe_coordinates(panel.coordinates))))
+    figure = panel_figure(panel, styles, title=title, size=MAIN_SIZE, notes=changes)
+    return replace(
+        figure, name="main", caption=f"{figure.caption} Beside the names: the change from the first to the last generation."
+    )
 
 
 def sweep_figure(report: Report, styles: Mapping[str, Style]) -> Figure | None:
@@ -118,11 +118,13 @@ def side_by_side(reports: Sequence[Report], styles: Mapping[str, Style]) -> list
     for report in reports:
         for panel in report.drawn_panels[:1]:
             panel = replace(panel, laws=(), published=(), trivial=None, forecasts=())
-            axis, point, summary = curve_records.fit_value_axis(panel), describe_coordinates(panel.coordinates), report.summary
-            spec = charts.panel_chart(panel, styles, axis, report.title.replace("_", " "))
-            caption = " ".join(filter(None, (summary, point and f"{point}.", _panel_caption(panel, axis))))
-            words, name = f"{report.title}. {_describe_panel(panel, point)}", f"side-by-side-{len(figures) + 1}"
-            figures.append(Figure(name=name, alt=words, caption=caption, spec=spec))
+            figure, point = (
+                panel_figure(panel, styles, title=report.title.replace("_", " ")),
+                describe_coordinates(panel.coordinates),
+            )
+            caption = " ".join(filter(None, (report.summary, point and f"{point}.", figure.caption)))
+            name, words = f"side-by-side-{len(figures) + 1}", f"{report.title}. {figure.alt}"
+            figures.append(replace(figure, name=name, alt=words, caption=caption))
     return figures
 
 
@@ -190,7 +192,8 @@ def _schedule_chart(
         )
         size = alt.Size("dot:Q", scale=None, legend=None)
         points = base.transform_filter("datum.marked").mark_point(filled=True)
-        points = points.encode(opacity=charts.opacity(1), shape=shape, size=size, tooltip=charts.mark_tooltip(name))
+        tooltip = ["policy:N", "generation:Q", alt.Tooltip(f"{name}:Q", format=".4~g", title=name.replace("_", " "))]
+        points = points.encode(opacity=charts.opacity(1), shape=shape, size=size, tooltip=tooltip)
         views.append(alt.layer(line, points).properties(width=216, height=160))
     chart = alt.hconcat(*views, spacing=26).resolve_scale(color="shared", shape="shared")
     meta = {"generations": max(map(len, schedules.values())), "prominent": policies}
