@@ -317,10 +317,34 @@ def test_a_sweep_of_one_axis_has_its_last_values_at_true_distances_with_interval
     figure = sweep_figure(replace(digits_report(), panels=panels), STYLES)
     assert figure
     rows = figure.spec["datasets"]["means"]
-    assert [(row["n"], row["mean"]) for row in rows] == [(10, 5.0), (1000, 2.0)]
+    assert [(row["at"], row["mean"]) for row in rows] == [(10, 5.0), (1000, 2.0)]
     assert all(row["low"] < row["mean"] < row["high"] for row in rows)
     assert "n, log scale" in figure.svg()
     assert "from 2.00 at n = 1000 to 5.00 at n = 10" in figure.alt
+
+
+@pytest.mark.parametrize("key", ["policies.mix.real_share", "mean", "policy", "value"])
+def test_a_sweep_with_ended_chains_keeps_its_values_whatever_its_axis_is_called(key: str) -> None:
+    panels = [panel_of(spread([1.0, last]), coordinates=((key, at),)) for at, last in ((0.25, 4.0), (0.5, 3.0))]
+    panels[1].curves[0].values[0, 1] = np.nan
+    figure = sweep_figure(replace(digits_report(), panels=panels), STYLES)
+    assert figure
+    assert [(row["at"], row["mean"], row["policy"]) for row in figure.spec["datasets"]["means"]] == [(0.25, 4.0, "replace")]
+    medians = [(row["at"], row["value"]) for row in figure.spec["datasets"]["medians"]]
+    assert medians == [(0.25, 4.0), (0.5, pytest.approx(3.0067, abs=1e-4))]
+    assert key in figure.svg()
+
+
+def test_a_sweep_of_switches_has_two_places_and_one_of_lengths_no_single_last_generation() -> None:
+    panels = [panel_of(spread([1.0, 2.0]), coordinates=(("family.pooled", at),)) for at in (True, False)]
+    figure = sweep_figure(replace(digits_report(), panels=panels), STYLES)
+    assert figure
+    assert [row["at"] for row in figure.spec["datasets"]["means"]] == ["True", "False"]
+    assert "at generation 2;" in figure.caption
+    panels = [panel_of(spread([1.0] * t), coordinates=(("generations", t),)) for t in (2, 3)]
+    figure = sweep_figure(replace(digits_report(), panels=panels), STYLES)
+    assert figure
+    assert "over seeds at the last generation;" in figure.caption
 
 
 def test_a_sweep_of_two_axes_is_a_heat_map_and_one_of_three_has_no_figure() -> None:

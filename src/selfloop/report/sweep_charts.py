@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -32,8 +31,11 @@ def sweep_axes(panels: Sequence[Panel]) -> dict[str, list[object]]:
 
 
 def _in_order(values: Sequence[object]) -> list[object]:
-    numbers = [x for x in values if isinstance(x, int | float)]
-    return list(sorted(numbers) if len(numbers) == len(values) else values)
+    return sorted(values, key=lambda x: float(str(x))) if _are_numbers(values) else list(values)
+
+
+def _are_numbers(values: Sequence[object]) -> bool:
+    return all(isinstance(x, int | float) and not isinstance(x, bool) for x in values)
 
 
 def sweep_chart(panels: Sequence[Panel], styles: Mapping[str, Style]) -> dict[str, Any] | None:
@@ -51,16 +53,14 @@ def _axis_chart(panels: Sequence[Panel], styles: Mapping[str, Style], key: str, 
         ordered[0], coordinates=(), curves=_join_curves(ordered), laws=(), published=(), trivial=None, forecasts=()
     )
     spec = panel_chart(joined, styles, fit_value_axis(joined), f"{joined.title} at the last generation", SIZE)
-    field, numeric = key if re.fullmatch(r"\w+", key) else "value", all(isinstance(x, int | float) for x in values)
+    numeric = _are_numbers(values)
     numbers = [float(str(x)) for x in values] if numeric else []
     log = numeric and min(numbers) > 0 and max(numbers) / min(numbers) >= LOG_AXIS_RATIO
     for record in (record for records in spec["datasets"].values() for record in records if "generation" in record):
-        place = values[record["generation"] - 1]
-        record[field] = place if numeric else str(place)
-        if field != "generation":
-            del record["generation"]
+        place = values[record.pop("generation") - 1]
+        record["at"] = place if numeric else str(place)
     axis: dict[str, Any] = {"grid": False, "labelAngle": 0, "labelOverlap": True}
-    x: dict[str, Any] = {"field": field, "type": "nominal", "sort": None, "title": key + ", log scale" * log, "axis": axis}
+    x: dict[str, Any] = {"field": "at", "type": "nominal", "sort": None, "title": key + ", log scale" * log, "axis": axis}
     if numeric:
         axis |= {"values": numbers, "labelExpr": "datum.value"}
         x |= {"type": "quantitative"}
@@ -155,9 +155,8 @@ def describe_sweep(panels: Sequence[Panel]) -> str:
 
 def sweep_caption(panels: Sequence[Panel]) -> str:
     """The caption: how to read the figure."""
-    last = max(curve.values.shape[1] for panel in panels for curve in panel.curves)
+    lengths = {curve.values.shape[1] for panel in panels for curve in panel.curves}
+    last = f"generation {max(lengths)}" if len(lengths) == 1 else "the last generation"
     if len(sweep_axes(panels)) == 2:
-        return (
-            f"Each cell: mean over seeds at generation {last}. The stronger the color, the higher; one scale for all policies."
-        )
-    return f"Markers: mean over seeds at generation {last}; bars: its 95 % interval."
+        return f"Each cell: mean over seeds at {last}. The stronger the color, the higher; one scale for all policies."
+    return f"Markers: mean over seeds at {last}; bars: its 95 % interval."
