@@ -17,10 +17,10 @@ from selfloop.audit.answer import Audit, AuditCost, Detail, Keep, MeasuredShare
 from selfloop.report.audit_charts import excess_chart, forecast_excess, keep_chart
 from selfloop.report.audit_page import (
     answer_sentence,
+    audit_aspects,
     describe_amount,
     render_audit_page,
     repeat_command,
-    view_audit,
     write_audit_page,
 )
 from selfloop.report.theme import DARK, policy_styles
@@ -167,7 +167,7 @@ def test_every_verdict_has_its_sentence(changes: dict[str, object], words: str) 
 
 def test_the_answer_of_the_risk_is_the_verdict_and_not_the_weaker_test_of_the_table() -> None:
     for verdict, answer in (("degrades", "worse"), ("within", "same"), ("undecided", "undecided")):
-        assert view_audit(example_audit(verdict=verdict)).aspects[0][:2] == ("loss", answer)
+        assert next(audit_aspects(example_audit(verdict=verdict)))[:2] == ("loss", answer)
 
 
 def test_a_bound_in_percent_is_named_in_the_unit_of_the_loss_and_within_claims_these_settings_only() -> None:

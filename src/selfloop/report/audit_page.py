@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import get_args
 
-from selfloop.audit.answer import Aspect, Audit, AuditVerdict, Detail, Keep
+from selfloop.audit.answer import Aspect, Audit, AuditVerdict, Detail
 from selfloop.audit.text import bound_in_unit, describe_certainty, describe_cost, format_pair
 from selfloop.errors import printable
 from selfloop.formats.replacing import write_text
@@ -32,23 +31,6 @@ STARTS: Mapping[AuditVerdict, str] = {
 VERDICT_ORDER: Sequence[AuditVerdict] = ("degrades", "undecided", "not auditable", "within")  # the first one is the page's
 
 
-@dataclass(frozen=True, kw_only=True)
-class AuditView:
-    """One policy's answer as texts of the page."""
-
-    audit: Audit
-    chip: str
-    answer: str  # the sentence of the first screen
-    scale: str
-    growth: str
-    last: str  # the excess at the last generation
-    forecast: str
-    aspects: Sequence[tuple[str, str, str]]  # loss, diversity, ...; worse, better, same, undecided, not measured; numbers
-    details: Sequence[tuple[Detail, str]]  # with the answer
-    keep: str
-    certainty: str
-
-
 def write_audit_page(audit: Audit, path: Path) -> Path:
     """Write the page of an audit and return its file."""
     write_text(path, render_audit_page(audit))
@@ -60,39 +42,21 @@ def render_audit_page(audit: Audit, generated: datetime | None = None) -> str:
     audits = sorted(audit.all(), key=lambda answer: VERDICT_ORDER.index(answer.verdict))
     styles = policy_styles(list(dict.fromkeys(label for each in audits for label in (each.policy, each.control))))
     forecasts = {each.policy: forecast for each in audits if (forecast := forecast_excess(each))}
-    views = [view_audit(each, forecasts.get(each.policy, ())) for each in audits]
     when, spec = generated or datetime.now(UTC), audit.spec
     searched = next((each for each in audits if each.keep), None)
-    keep = searched.keep if searched else None
     x = {"key": "a", "styles": styles, "galleries": list(_galleries(audits, styles))}
     page = template_environment().get_template("audit_page.html").render(
-        title=f"Audit: {spec.family.name} on {spec.source.title()}", generated=f"{when.day} {when:%B %Y}", x=x, views=views,
+        answer_sentence=answer_sentence, audit_aspects=audit_aspects, describe_amount=describe_amount,
+        describe_certainty=describe_certainty, describe_scale=describe_scale, detail_answers=detail_answers,
+        keep_sentence=keep_sentence, titles=TITLES, audits=audits, forecasts=forecasts, searched=searched,
+        title=f"Audit: {spec.family.name} on {spec.source.title()}", generated=f"{when.day} {when:%B %Y}", x=x,
         size=f"{spec.n:,} rows per training set, {spec.generations} generations" if spec.n else "",
         excess=excess_chart(audits, forecasts, styles) if any(has_curve(each) for each in audits) else None,
-        keep=keep and _tight(_keep_sentence(keep, audit)),
-        keep_chart=keep_chart(keep, searched) if searched and keep and keep.points else None,
+        keep_chart=keep_chart(searched.keep, searched) if searched and searched.keep and searched.keep.points else None,
         notes=list(dict.fromkeys(each.control_note for each in audits)), cost=describe_cost(audit), spec=spec_text(spec),
         command=repeat_command(audit), versions={name: version(name) for name in ("selfloop", "numpy", "scipy")},
     )  # fmt: skip
     return printable(page)
-
-
-def view_audit(audit: Audit, forecast: Sequence[Interval] = ()) -> AuditView:
-    """The texts of one policy."""
-    ahead, last = describe_amount(forecast[-1], audit) if forecast else "", audit.generations + len(forecast)
-    return AuditView(
-        audit=audit,
-        chip=TITLES[audit.verdict],
-        answer=answer_sentence(audit),
-        scale=describe_scale(audit),
-        growth=describe_amount(audit.growth, audit),
-        last=describe_amount(audit.excess, audit),
-        forecast=f"{ahead} at generation {last}, with 90\u00a0% limits" if ahead else "",
-        aspects=list(_aspects(audit)),
-        details=list(_detail_answers(audit)),
-        keep=_tight(_keep_sentence(audit.keep, audit)),
-        certainty=_tight(describe_certainty(audit)),
-    )
 
 
 def answer_sentence(audit: Audit) -> str:
@@ -140,18 +104,18 @@ def repeat_command(audit: Audit) -> str:
     return f"selfloop audit audit.toml --metric {audit.metric} --bound {bound} --looks {looks} --report audit.html"
 
 
-def _detail_answers(audit: Audit) -> Iterator[tuple[Detail, str]]:
+def detail_answers(audit: Audit) -> Iterator[tuple[Detail, str]]:
     """Every metric with its answer; that of the risk is the verdict, whose test is more powerful."""
     main = {"degrades": "worse", "within": "same"}.get(audit.verdict, "undecided")
     for detail in audit.details:
         yield detail, main if detail.metric == audit.metric else detail.answer
 
 
-def _aspects(audit: Audit) -> Iterator[tuple[str, str, str]]:
+def audit_aspects(audit: Audit) -> Iterator[tuple[str, str, str]]:
     """The answer of each aspect, that of its worst metric, with its numbers; then the aspects that were not measured."""
     unmeasured = []
     for aspect in get_args(Aspect):
-        answers = {answer: detail for detail, answer in reversed(list(_detail_answers(audit))) if detail.aspect == aspect}
+        answers = {answer: detail for detail, answer in reversed(list(detail_answers(audit))) if detail.aspect == aspect}
         if answers:
             answer = next(answer for answer in ("worse", "better", "undecided", "same") if answer in answers)
             yield aspect, answer, f"{answers[answer].title} {format_pair(answers[answer])}"
@@ -161,9 +125,10 @@ def _aspects(audit: Audit) -> Iterator[tuple[str, str, str]]:
         yield ", ".join(unmeasured), "not measured", ""
 
 
-def _keep_sentence(keep: Keep | None, audit: Audit) -> str:
-    if keep is not None:
-        return keep.text[0].upper() + keep.text[1:]
+def keep_sentence(audit: Audit) -> str:
+    """How much real data is needed."""
+    if audit.keep is not None:
+        return _tight(audit.keep.text[0].upper() + audit.keep.text[1:])
     within = f"Within the bound without more of it, over {audit.generations} generations at these settings."
     return within if audit.verdict == "within" else "Not measured."
 
