@@ -372,6 +372,28 @@ def test_the_largest_settings_give_finite_numbers() -> None:
     assert np.isfinite(predict_web(changed(replace(web, seeds=2), "one", candidates=1000)).error).all()
 
 
+def test_simulated_webs_print_their_errors_and_no_digits_that_they_do_not_have() -> None:
+    options = ("web", SCENARIOS[0].parent / "chosen.toml", "--set", "generations=3", "--set", "seeds=3")
+    simulated = tiny_components.selfloop(*options, "--bound", "5", "--json", "-")
+    answer = json.loads(simulated.out[simulated.out.index("{") :])["prediction"]
+    done = tiny_components.selfloop(*options, "--bound", "5")
+    assert f"{answer['error'][2][0]:.4g} ± {answer['standard_error'][2][0]:.1g}" in done.out
+    assert re.search(r"largest error: [\d.]+ ± [\d.]+ times", done.out)
+    assert re.search(r"known origin, about \d+ % of every training set", done.out)
+    exact = tiny_components.selfloop("web", SCENARIOS[0].parent / "steady.toml", "--set", "generations=3", "--bound", "2")
+    assert "±" not in exact.out
+    assert "at least" in exact.out
+
+
+@pytest.mark.parametrize("settings", [{"rows_read": 5}, {"spread": 0.1}])
+def test_more_models_than_can_be_simulated_are_refused_and_equal_ones_are_not_drawn(settings: dict[str, Any]) -> None:
+    one = WebFamily(name="one", models=10**13, rows_published=9, candidates=2)
+    web = Web(generations=2, sources=(WebSource(name="people", rows=9),), families=(one,))
+    with pytest.raises(SpecError, match="families: 1e\\+13 models of one family are too many to simulate"):
+        predict_web(changed(web, "one", **settings))
+    assert np.isfinite(predict_web(web).error).all()
+
+
 def test_a_cap_without_real_rows_and_too_large_a_web_are_refused() -> None:
     one = WebFamily(name="one", models=1, rows_published=9, max_synthetic_share=0.5)
     people = WebSource(name="people", rows=9, until=1)

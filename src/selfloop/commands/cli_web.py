@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -37,8 +38,12 @@ def web(
     if limit is not None:
         share, factor = needed_real_rows(parsed, limit)
         need = {"bound": limit, "real_share": share, "fresh_factor": factor}
-        of_share = "no share is enough" if share is None else f"at least {format_share(share)} of every training set"
-        of_factor = "no factor up to 100 is enough" if factor is None else f"{factor:.3g} times those of later generations"
+        of_share, of_factor = "no share is enough", "no factor up to 100 is enough"
+        if share is not None:
+            least = f"about {100 * share:.0f} %" if prediction.seeds else f"at least {format_share(share)}"
+            of_share = f"{least} of every training set"
+        if factor is not None:
+            of_factor = f"{f'about {factor:.2g}' if prediction.seeds else f'{factor:.3g}'} times those of later generations"
         sentence = f"REAL ROWS within {limit:g}: with known origin, {of_share}; as it is ({parsed.origin} origin), {of_factor}."
     give_answer(lambda: print_web(prediction, sentence, figure), (json, json_line({"prediction": prediction, "need": need})))
 
@@ -49,16 +54,22 @@ def print_web(prediction: WebPrediction, sentence: str, figure: Path | None) -> 
     from selfloop.report.build import save_curves
     from selfloop.report.picture_grid import select_generations
 
-    kind = f"means of {prediction.seeds} simulated webs" if prediction.seeds else "exact expectations"
+    seeds, webs, error = prediction.seeds, prediction.standard_error, prediction.error
+    kind = f"means of {seeds} simulated webs ± their standard errors" if seeds else "exact expectations"
     show(f"Squared errors of a mean over the true variance, biases in true standard deviations; {kind}.")
     columns = ("generation", "real share", "bias", "error", "shared error", "variance")
-    values = [prediction.real_share, prediction.bias, prediction.error, prediction.shared_error, prediction.variance]
+    values = [prediction.real_share, prediction.bias, error, prediction.shared_error, prediction.variance]
     for g, name in enumerate(prediction.readers):
-        generations = select_generations(range(len(prediction.error)))
-        rows = ([str(t + 1), *(f"{of_value[t, g]:.4g}" for of_value in values)] for t in generations)
+        rows = [[str(t + 1), *(f"{of_value[t, g]:.4g}" for of_value in values)] for t in select_generations(range(len(error)))]
+        for row in rows if seeds else ():
+            row[3] += f" ± {webs[int(row[0]) - 1, g]:.1g}"
         show_table(columns, rows, name, columns)
     t, g = divmod(int(prediction.multiplier.argmax()), prediction.multiplier.shape[1])
-    show(f"largest error: {prediction.multiplier[t, g]:.4g} times that of generation 1 ({prediction.readers[g]}, {t + 1}).")
+    largest = f"{prediction.multiplier[t, g]:.4g}"
+    if seeds:  # the relative errors of both, as if they were independent
+        spread = math.hypot(webs[t, g] / error[t, g], webs[0, g] / error[0, g])
+        largest += f" ± {prediction.multiplier[t, g] * spread:.1g}"
+    show(f"largest error: {largest} times that of generation 1 ({prediction.readers[g]}, {t + 1}).")
     if sentence:
         show(sentence)
     if figure is not None:

@@ -159,6 +159,9 @@ class WebWorld:
         length = 1 + n * views if self.rng is None else 1
         if n * views * length > MAX_COEFFICIENTS:
             raise SpecError("generations: too many for exact moments of so large a web. Lower them, or use fewer detectors.")
+        drawn = [batches.models[m].max() for m, reader in batches.readers.items() if reader.rows_read or reader.spread]
+        if self.rng is not None and max(drawn, default=0) > MAX_COEFFICIENTS:
+            raise SpecError(f"families: {max(drawn):.3g} models of one family are too many to simulate. Set candidates = 1.")
         self.n_noises, self.means, self.scatters = 1, np.zeros((views, n, length)), np.zeros((views, n))
         # By member, its newest rows: the center of their means, and variances: of its noise, of means, of rows around them.
         self.published: dict[int, tuple[Floats, float, float, float]] = {
