@@ -116,6 +116,21 @@ def test_a_tracker_that_fails_warns_once_and_the_run_and_other_trackers_go_on(tm
     assert len(tracker.ends) == 4
 
 
+@pytest.mark.parametrize(("name", "end"), [("describe_run", 0), ("describe_ends", 4)])
+def test_what_fails_in_describing_a_run_costs_no_result(
+    tmp_path: Path, tracker: ListTracker, monkeypatch: pytest.MonkeyPatch, name: str, end: int
+) -> None:
+    def fail(*arguments: object) -> None:
+        raise RuntimeError("no picture")
+
+    monkeypatch.setattr(tracking, name, fail)
+    with pytest.warns(UserWarning, match="describing the run failed .RuntimeError: no picture.; the run goes on") as caught:
+        result = selfloop.run(SPEC, tmp_path, track=["list"])
+    assert len(caught) == 1
+    assert np.isfinite(result.curves()["replace"]["nll"]).all()
+    assert [*tracker.ends.values()] == [None] * end
+
+
 def test_an_interrupted_run_closes_its_runs(tmp_path: Path, tracker: ListTracker) -> None:
     def interrupt(measurements: list[selfloop.Measurement]) -> None:
         raise KeyboardInterrupt

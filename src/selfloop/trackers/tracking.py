@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 import sys
 import warnings
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import redirect_stdout
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import replace
 from importlib import import_module
 from operator import methodcaller
@@ -52,13 +52,15 @@ def run_tracked(
         tracking = Tracking([open_tracker(text) for text in ([track] if isinstance(track, str) else track)], spec)
 
     def observe(measurements: list[Measurement]) -> None:
-        tracking.log(measurements)
+        with tracking.guard():
+            tracking.log(measurements)
         if on_measured:
             on_measured(measurements)
 
     try:
         result = run(spec, observe)
-        tracking.finish(result)
+        with tracking.guard():
+            tracking.finish(result)
     finally:
         tracking.stop()
     return result
@@ -75,17 +77,26 @@ class Tracking:
         self.runs: dict[RunKey, TrackedRun] = {}  # those that are open
         self.statuses: dict[RunKey, str] = {}
 
+    @contextmanager
+    def guard(self, tracker: Tracker | None = None) -> Iterator[None]:
+        """What fails inside ends no run: the tracker, or without one all of them, gets nothing more, with one warning."""
+        try:
+            with redirect_stdout(sys.stderr):
+                yield
+        except Exception as problem:  # of any kind: the tool's own
+            failed = [tracker] if tracker else [*self.trackers]
+            if tracker is None:
+                self.stop()
+            self.trackers = [each for each in self.trackers if each not in failed]
+            name = type(tracker).__module__.rpartition(".")[2] if tracker else "describing the run"
+            text = f"track: {name} failed ({type(problem).__name__}: {first_line(problem)}); the run goes on without it."
+            warnings.warn(text, stacklevel=2)
+
     def apply(self, action: Callable[[Tracker], None]) -> None:
-        """Do something with every tracker. One that fails gets nothing more, with one warning."""
+        """Do something with every tracker."""
         for tracker in list(self.trackers):
-            try:
-                with redirect_stdout(sys.stderr):
-                    action(tracker)
-            except Exception as problem:  # of any kind: the tool's own
-                self.trackers.remove(tracker)
-                name = type(tracker).__module__.rpartition(".")[2]
-                text = f"track: {name} failed ({type(problem).__name__}: {first_line(problem)}); the run goes on without it."
-                warnings.warn(text, stacklevel=2)
+            with self.guard(tracker):
+                action(tracker)
 
     def open(self, key: RunKey) -> TrackedRun:
         """The run of a key, started at its first use."""
@@ -96,7 +107,7 @@ class Tracking:
 
     def log(self, measurements: list[Measurement]) -> None:
         """Write new measurements, unless seeds are tracked together."""
-        if not self.by_seed:
+        if not (self.by_seed and self.trackers):
             return
         values: dict[tuple[RunKey, int], dict[str, float]] = {}
         for m in measurements:
