@@ -50,7 +50,7 @@ from selfloop.types import Coordinates, Measurement, Verdict, real, synthetic
 if TYPE_CHECKING:
     import pandas as pd
 
-    from selfloop.report.figures import Figure
+    from selfloop.report.charts import Figure
 
 At = Mapping[str, object] | Coordinates  # a point of the sweep, as `{"n": 100}`
 PolicyCurves = dict[str, dict[str, Floats]]  # policy -> metric -> (seeds, generations), NaN without a value

@@ -16,8 +16,7 @@ from example_reports import attribute_shares, mode_shares
 import selfloop
 from selfloop.component import Context, Metric
 from selfloop.report.build import build_report
-from selfloop.report.category_shares import MAX_ATTRIBUTES, MAX_BARS, MIN_LABELED_SHARE, select_attributes
-from selfloop.report.figures import shares_figure
+from selfloop.report.category_shares import MAX_ATTRIBUTES, MAX_BARS, MIN_LABELED_SHARE, select_attributes, shares_figure
 from selfloop.report.theme import policy_styles
 from selfloop.report.values import CategoryShares
 from selfloop.snapshots import Snapshot

@@ -15,7 +15,8 @@ from scipy.stats import kendalltau
 import selfloop
 from selfloop.component import Context, Metric
 from selfloop.report.build import build_report
-from selfloop.report.figures import extinction_figure, report_figures
+from selfloop.report.extinction import extinction_figure
+from selfloop.report.figures import report_figures
 from selfloop.report.shares import extinction_orders, order_sentences, rank_correlations
 from selfloop.report.theme import policy_styles
 from selfloop.report.values import Extinction, ExtinctionOrder

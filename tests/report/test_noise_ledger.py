@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from selfloop.report.build import point_ledgers
-from selfloop.report.figures import ledger_figure
+from selfloop.report.category_shares import ledger_figure
 from selfloop.report.page import render_page
 from selfloop.report.theme import policy_styles
 from selfloop.report.values import CurveData, Panel, Report

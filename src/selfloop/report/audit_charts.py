@@ -12,7 +12,7 @@ from selfloop.audit.answer import Audit, Keep
 from selfloop.audit.excess import Bound, NotAuditableError, read_excess
 from selfloop.audit.text import format_excess
 from selfloop.report import charts, curve_records
-from selfloop.report.figures import Figure
+from selfloop.report.charts import Figure
 from selfloop.report.theme import FONT, INK, MUTED, Style
 from selfloop.stats.forecast import forecast
 from selfloop.stats.intervals import Interval

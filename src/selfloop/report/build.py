@@ -20,7 +20,9 @@ from selfloop.criteria.judging import COLLAPSES
 from selfloop.errors import SpecError
 from selfloop.formats.replacing import write_text
 from selfloop.published.papers import PublishedCurve, papers, published_curves
-from selfloop.report.figures import Figure, ledger_figure, panel_figure, save_svg
+from selfloop.report.category_shares import ledger_figure
+from selfloop.report.charts import Figure, save_svg
+from selfloop.report.figures import panel_figure
 from selfloop.report.findings import findings, first_model_sentence, first_sentences, trivial_model
 from selfloop.report.forecasts import risk_forecasts
 from selfloop.report.gallery import read_galleries

@@ -10,10 +10,10 @@ import altair as alt
 import numpy as np
 
 from selfloop.columns import Floats
-from selfloop.report.charts import finish_chart, generation_axis, opacity, policy_channels
+from selfloop.report.charts import Figure, finish_chart, generation_axis, opacity, policy_channels, to_file_name
 from selfloop.report.curve_records import Records, json_number
 from selfloop.report.picture_grid import select_generations
-from selfloop.report.theme import FONT, INK, MUTED, PAPER, Style, format_count, format_number
+from selfloop.report.theme import FONT, INK, MUTED, PAPER, Style, describe_coordinates, format_count, format_number
 from selfloop.report.values import CategoryShares
 from selfloop.stats.intervals import mean_interval, summarize_seeds
 from selfloop.theory.moments import NoiseLedger
@@ -28,9 +28,16 @@ MAX_LEDGER_BARS, MAX_LAYERS = 20, 20  # models of one policy, and layers of one 
 LAYER_TONES = (0.75, 0.4)  # opacities of adjacent layers
 
 
-def shares_chart(shares: CategoryShares, styles: Mapping[str, Style], title: str) -> dict[str, Any]:
+def shares_figure(shares: CategoryShares, styles: Mapping[str, Style]) -> Figure:
     """Bars of classes, a group per policy, or curves of attributes, a panel per attribute."""
-    return _class_chart(shares, styles, title) if shares.kind == "class" else _attribute_chart(shares, styles, title)
+    point, is_class = describe_coordinates(shares.coordinates), shares.kind == "class"
+    title = point or ("Samples by mode" if is_class else "Samples with each attribute")
+    return Figure(
+        name=to_file_name(f"{shares.kind}-shares {point}"),
+        alt=f"{point}: " * bool(point) + _describe_shares(shares),
+        caption=_shares_caption(shares),
+        spec=(_class_chart if is_class else _attribute_chart)(shares, styles, title),
+    )
 
 
 def _bar_generations(shares: CategoryShares) -> list[int]:
@@ -155,8 +162,7 @@ def select_attributes(shares: CategoryShares) -> list[str]:
     return [shares.names[i] for i in np.sort(np.argsort(-changes, kind="stable")[:MAX_ATTRIBUTES])]
 
 
-def describe_shares(shares: CategoryShares) -> str:
-    """The alternative text of the figure."""
+def _describe_shares(shares: CategoryShares) -> str:
     last = shares.n_generations
     if shares.kind == "class":
         ends = [
@@ -175,8 +181,7 @@ def describe_shares(shares: CategoryShares) -> str:
     return f"Shares of samples with each attribute, generation 1 to {last}. {'; '.join(parts)}."
 
 
-def shares_caption(shares: CategoryShares) -> str:
-    """The caption of the figure: how to read it."""
+def _shares_caption(shares: CategoryShares) -> str:
     if shares.kind == "class":
         n_bars = len(_bar_generations(shares))
         parts = [
@@ -206,14 +211,26 @@ def _in_words(name: str) -> str:
     return name.replace("_", " ")
 
 
-def ledger_chart(ledgers: Mapping[str, NoiseLedger], styles: Mapping[str, Style]) -> dict[str, Any]:
-    """Bars of layers: a bar per model, a layer per generation whose noise it has, the oldest at the bottom, in gray."""
+def ledger_figure(ledgers: Mapping[str, NoiseLedger], styles: Mapping[str, Style]) -> Figure:
+    """How much of each model's error comes from the noise of which generation: a bar per model, a layer per generation."""
     rows = [record for policy, ledger in ledgers.items() for record in _ledger_records(policy, ledger)]
     top = max(ledger.n * ledger.squared_error.sum(axis=1).max() for ledger in ledgers.values())
     y = alt.Y("low:Q", title="n × squared error of the mean", scale=alt.Scale(domain=[0, json_number(top)], nice=True))
     tooltip = ["policy:N", "model:O", "noise of:N", alt.Tooltip("added:Q", format=".3g")]
     chart = _bars("ledgers", rows, styles, y, tooltip)
-    return finish_chart(chart, "Where the error of the mean comes from", {"ledgers": rows})
+    ends = [
+        f"{policy} {format_number(ledger.n * float(ledger.squared_error[-1].sum()))}, of which "
+        f"{format_number(ledger.n * float(ledger.by_birth()[-1, -1]))} from the newest noise"
+        for policy, ledger in ledgers.items()
+    ]
+    return Figure(
+        name="noise-ledger",
+        alt=f"Squared error of the mean of the last model, times n, by the generation of the noise: {'; '.join(ends)}.",
+        caption="Exact expectations. A layer is what the noise of one generation (its real rows, its budget, the rows sampled "
+        "for it) adds to the squared error of a mean, in units of the true variance over n; the oldest is gray, at the bottom. "
+        "A layer that keeps its height is never averaged away.",
+        spec=finish_chart(chart, "Where the error of the mean comes from", {"ledgers": rows}),
+    )
 
 
 def _ledger_records(policy: str, ledger: NoiseLedger) -> Records:
@@ -225,22 +242,3 @@ def _ledger_records(policy: str, ledger: NoiseLedger) -> Records:
         stack = _stack({"policy": policy, "bar": str(t), "model": t}, "noise of", names, added, "added", LAYER_TONES)
         records += [{**layer, "gray": not i} for i, layer in enumerate(stack)]
     return records
-
-
-def describe_ledgers(ledgers: Mapping[str, NoiseLedger]) -> str:
-    """The alternative text of the figure."""
-    ends = [
-        f"{policy} {format_number(ledger.n * float(ledger.squared_error[-1].sum()))}, of which "
-        f"{format_number(ledger.n * float(ledger.by_birth()[-1, -1]))} from the newest noise"
-        for policy, ledger in ledgers.items()
-    ]
-    return f"Squared error of the mean of the last model, times n, by the generation of the noise: {'; '.join(ends)}."
-
-
-def ledger_caption() -> str:
-    """The caption of the figure: how to read it."""
-    return (
-        "Exact expectations. A layer is what the noise of one generation (its real rows, its budget, the rows sampled for it) "
-        "adds to the squared error of a mean, in units of the true variance over n; the oldest is gray, at the bottom. A layer "
-        "that keeps its height is never averaged away."
-    )

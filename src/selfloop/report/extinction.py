@@ -8,10 +8,10 @@ from typing import Any
 import altair as alt
 import numpy as np
 
-from selfloop.report.charts import HEIGHT, WIDTH, finish_chart, opacity, policy_channels
+from selfloop.report.charts import HEIGHT, WIDTH, Figure, finish_chart, opacity, policy_channels, to_file_name
 from selfloop.report.curve_records import Records, json_number
 from selfloop.report.picture_grid import select_generations
-from selfloop.report.theme import FONT, INK, PAPER, Style, format_count, format_number
+from selfloop.report.theme import FONT, INK, PAPER, Style, describe_coordinates, format_count, format_number
 from selfloop.report.values import GROUPED, ExtinctionOrder
 from selfloop.stats.intervals import mean_interval
 
@@ -21,8 +21,11 @@ LETTER, LINE = 6, 12  # pixels of a letter and of a line of text
 DASHES = {"exact": [6, 3], "bound": [2, 2]}
 
 
-def extinction_chart(order: ExtinctionOrder, styles: Mapping[str, Style], title: str) -> dict[str, Any]:
-    """Means over seeds with intervals, a marker per category and policy, and laws; open markers for what remains."""
+def extinction_figure(order: ExtinctionOrder, styles: Mapping[str, Style]) -> Figure:
+    """When classes, attributes, symbols or tokens vanish, against how rare they are.
+
+    Means over seeds with intervals, a marker per category and policy, and laws; open markers for what remains.
+    """
     color, shape = policy_channels(styles, list(order.policies))
     last, x = order.generations + 1, _share_axis(order)
     ticks = [*(t for t in select_generations(range(1, last), 6) if t < last - last / 12), last]
@@ -50,8 +53,14 @@ def extinction_chart(order: ExtinctionOrder, styles: Mapping[str, Style], title:
     if sets["names"]:
         names = base("names").mark_text(font=FONT, fontSize=10, color=INK, align="left", dx=7)
         layers.append(names.encode(text="name:N"))
-    meta = {"prominent": list(order.policies)}
-    return finish_chart(alt.layer(*layers).properties(width=WIDTH, height=HEIGHT), title, sets, meta=meta)
+    chart, meta = alt.layer(*layers).properties(width=WIDTH, height=HEIGHT), {"prominent": list(order.policies)}
+    point = describe_coordinates(order.coordinates)
+    return Figure(
+        name=to_file_name(f"extinction-{order.noun} {point}"),
+        alt=f"{point}: " * bool(point) + _describe_extinctions(order, rows),
+        caption=_extinction_caption(order, rows),
+        spec=finish_chart(chart, f"Extinction order of {order.noun}s" + f", {point}" * bool(point), sets, meta=meta),
+    )
 
 
 def _share_axis(order: ExtinctionOrder) -> Any:
@@ -124,9 +133,8 @@ def _law_records(order: ExtinctionOrder) -> Records:
     ]
 
 
-def describe_extinctions(order: ExtinctionOrder) -> str:
-    """The alternative text of the figure."""
-    rows, parts = _records(order), list[str]()
+def _describe_extinctions(order: ExtinctionOrder, rows: Records) -> str:
+    parts = list[str]()
     for policy in order.policies:
         own = [row for row in rows if row["policy"] == policy]
         ends = [(row["share"], row["mean"]) for row in (own[:1] + own[-1:])]
@@ -135,10 +143,9 @@ def describe_extinctions(order: ExtinctionOrder) -> str:
     return f"Generation from which {order.noun}s are extinct against their share of real rows. {'; '.join(parts)}."
 
 
-def extinction_caption(order: ExtinctionOrder) -> str:
-    """The caption of the figure: how to read it."""
+def _extinction_caption(order: ExtinctionOrder, rows: Records) -> str:
     seeds, last = format_count(len(order.real), "seed"), order.generations
-    first = _first_extinct(order, _records(order))[:MAX_LISTED]
+    first = _first_extinct(order, rows)[:MAX_LISTED]
     names = ", ".join(f"{row['name']} {format_number(_number(row['mean']), 1)}" for row in first)
     kinds = {kind for kind, _ in order.laws.values()}
     laws = {"exact": "Dashed lines: exact law.", "bound": "Dotted lines: Poisson law of rare symbols."}

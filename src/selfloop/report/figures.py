@@ -2,66 +2,29 @@
 
 from __future__ import annotations
 
-import base64
-import gzip
-import json
 import re
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import groupby
-from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 import altair as alt
 import numpy as np
-import vl_convert
 
-from selfloop.errors import printable
-from selfloop.formats.replacing import write_bytes
 from selfloop.policies.schedule import ScheduleEntry
 from selfloop.report import charts, curve_records
-from selfloop.report.category_shares import (
-    describe_ledgers,
-    describe_shares,
-    ledger_caption,
-    ledger_chart,
-    shares_caption,
-    shares_chart,
-)
-from selfloop.report.extinction import describe_extinctions, extinction_caption, extinction_chart
+from selfloop.report.category_shares import ledger_figure, shares_figure
+from selfloop.report.charts import Figure, to_file_name
+from selfloop.report.extinction import extinction_figure
 from selfloop.report.line_ends import is_reference
 from selfloop.report.sweep_charts import describe_sweep, sweep_caption, sweep_chart
 from selfloop.report.tables import describe_change
-from selfloop.report.theme import PAPER, Style, describe_better, describe_coordinates, format_number, policy_styles
-from selfloop.report.values import CategoryShares, ExtinctionOrder, Panel, Report
-from selfloop.theory.moments import NoiseLedger
+from selfloop.report.theme import Style, describe_better, describe_coordinates, format_number, policy_styles
+from selfloop.report.values import Panel, Report
 from selfloop.types import Unit
 
 MAIN_SIZE = (470.0, 260.0)  # pixels of the main figure's plot with the names beside it
-
-
-@dataclass(frozen=True, kw_only=True)
-class Figure:
-    """A figure: file name, alternative text, caption and Vega-Lite description."""
-
-    name: str
-    alt: str
-    caption: str
-    spec: Mapping[str, Any]
-
-    def packed(self) -> str:
-        """The description as compressed JSON in base64: 3 kB in place of 24."""
-        return base64.b64encode(gzip.compress(json.dumps(self.spec).encode(), mtime=0)).decode()
-
-    def svg(self) -> str:
-        """The figure on a transparent background."""
-        datasets = {**self.spec["datasets"], curve_records.HOVER: []}
-        return vl_convert.vegalite_to_svg({**self.spec, "datasets": datasets})
-
-    def _repr_mimebundle_(self, include: object = None, exclude: object = None) -> dict[str, object]:
-        svg = on_paper(self.svg())  # its own background: legible in a dark notebook, too
-        return {"text/plain": self.alt, "image/svg+xml": svg, "image/png": to_png(svg)}
 
 
 def panel_figure(
@@ -200,36 +163,6 @@ def _schedule_chart(
     return charts.finish_chart(chart, "Training data of each generation", {"schedules": rows}, meta=meta)
 
 
-def shares_figure(shares: CategoryShares, styles: Mapping[str, Style]) -> Figure:
-    """Shares of sampled rows by class, or with each attribute."""
-    point = describe_coordinates(shares.coordinates)
-    title = "Samples by mode" if shares.kind == "class" else "Samples with each attribute"
-    return Figure(
-        name=to_file_name(f"{shares.kind}-shares {point}"),
-        alt=f"{point}: {describe_shares(shares)}" if point else describe_shares(shares),
-        caption=shares_caption(shares),
-        spec=shares_chart(shares, styles, point or title),
-    )
-
-
-def extinction_figure(order: ExtinctionOrder, styles: Mapping[str, Style]) -> Figure:
-    """When classes, attributes, symbols or tokens vanish, against how rare they are."""
-    point = describe_coordinates(order.coordinates)
-    return Figure(
-        name=to_file_name(f"extinction-{order.noun} {point}"),
-        alt=f"{point}: {describe_extinctions(order)}" if point else describe_extinctions(order),
-        caption=extinction_caption(order),
-        spec=extinction_chart(order, styles, f"Extinction order of {order.noun}s" + f", {point}" * bool(point)),
-    )
-
-
-def ledger_figure(ledgers: Mapping[str, NoiseLedger], styles: Mapping[str, Style]) -> Figure:
-    """How much of each model's error comes from the noise of which generation, per policy."""
-    return Figure(
-        name="noise-ledger", alt=describe_ledgers(ledgers), caption=ledger_caption(), spec=ledger_chart(ledgers, styles)
-    )
-
-
 def report_styles(reports: Sequence[Report]) -> dict[str, Style]:
     """The style of every policy of a page: policies with the same name have the same color in all reports."""
     return policy_styles(list(dict.fromkeys(label for report in reports for label in report.policies())))
@@ -243,33 +176,6 @@ def report_figures(report: Report, styles: Mapping[str, Style] | None = None) ->
     figures += [extinction_figure(order, styles) for order in report.extinctions]
     figures += [ledger_figure(report.ledgers, styles)] if report.ledgers else []
     return [*figures, schedule_figure(report.schedules, styles, report.unit)] if report.schedules else figures
-
-
-def save_svg(svg: str, stem: Path, formats: Collection[str] = ("svg", "png", "pdf")) -> list[Path]:
-    """Save an SVG on a light background in these formats, PNG at twice the size; returns the files."""
-    svg = on_paper(svg)
-    converters: dict[str, Callable[[str], bytes]] = {"svg": str.encode, "png": to_png, "pdf": vl_convert.svg_to_pdf}
-    paths = [stem.with_name(f"{stem.name}.{name}") for name in formats]
-    for path, name in zip(paths, formats, strict=True):
-        write_bytes(path, converters[name](svg))
-    return paths
-
-
-def on_paper(svg: str) -> str:
-    """The SVG on a light background."""
-    background = f'<rect width="100%" height="100%" fill="{PAPER}"/>'
-    return printable(re.sub(r"<svg [^>]*>", lambda match: match.group() + background, svg, count=1))
-
-
-def to_png(svg: str) -> bytes:
-    """The SVG as PNG at twice the size."""
-    png: bytes = vl_convert.svg_to_png(svg, scale=2)
-    return png
-
-
-def to_file_name(text: str) -> str:
-    """The text as a file name without extension."""
-    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:80] or "figure"
 
 
 def _describe_panel(panel: Panel, point: str) -> str:

@@ -19,17 +19,8 @@ from markupsafe import Markup, escape
 from selfloop.errors import printable
 from selfloop.report import theme
 from selfloop.report.answers import first_screen, undecided_verdict
-from selfloop.report.figures import (
-    Figure,
-    join_pictures,
-    main_figure,
-    report_figures,
-    report_styles,
-    save_svg,
-    side_by_side,
-    sweep_figure,
-    to_file_name,
-)
+from selfloop.report.charts import Figure, save_svg, to_file_name
+from selfloop.report.figures import join_pictures, main_figure, report_figures, report_styles, side_by_side, sweep_figure
 from selfloop.report.gallery import view_gallery
 from selfloop.report.picture_grid import select_generations
 from selfloop.report.tables import describe_cost, format_seconds, heat_map, unmeasured, verdict_tables

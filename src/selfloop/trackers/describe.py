@@ -9,7 +9,7 @@ from dataclasses import fields, replace
 
 from PIL import Image
 
-from selfloop.report.figures import on_paper, to_png
+from selfloop.report.charts import on_paper, to_png
 from selfloop.report.gallery import GalleryView, read_galleries, view_gallery
 from selfloop.report.theme import policy_styles
 from selfloop.result import Result
