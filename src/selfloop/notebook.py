@@ -13,6 +13,7 @@ from selfloop.errors import printable
 
 if TYPE_CHECKING:
     from selfloop.component import Policy
+    from selfloop.engine.tasks import TaskOutput
     from selfloop.types import Verdict
 
 MAX_SHOWN_ROWS = 40
@@ -101,6 +102,9 @@ class ProgressLine:
         """Tell which chain computes which step now."""
         self.doing = printable(doing)
         self.show()
+
+    def add_output(self, output: TaskOutput) -> None:
+        """Receive what a task of a run has computed, with its usage."""
 
     def seconds_left(self, elapsed: float) -> float | None:
         """Seconds until the end at the speed so far; None before anything is done."""

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import selfloop
-from selfloop.commands.compare import compare_curves, difference_rows, rows_to_csv, rows_to_markdown
+from selfloop.commands.compare import compare_curves, rows_to_csv, rows_to_markdown
 from selfloop.commands.console import print_comparison
 
 
@@ -17,10 +17,11 @@ def test_directions_are_corrected_over_pairs_and_generations(tmp_path: Path, cap
     spec = selfloop.Spec(source="linear", family="linear", n=60, generations=6, seeds=8, policies=policies)  # type: ignore[arg-type]
     differences, left_out = compare_curves({"spec": selfloop.run(spec, tmp_path)}, "excess_risk")
     assert left_out == []
-    first = differences[0]
-    assert (first.first, first.second) == ("replace", "accumulate")
-    assert first.directions == ["undecided", *["undecided"] * 3, "higher", "higher"]
-    assert all(interval.low is not None and interval.low > 0 for interval in first.intervals[1:])  # each on its own
+    first = differences[:6]  # of one pair
+    assert {(each["first"], each["second"]) for each in first} == {("replace", "accumulate")}
+    assert [each["generation"] for each in first] == [1, 2, 3, 4, 5, 6]
+    assert [each["first_is"] for each in first] == ["undecided", *["undecided"] * 3, "higher", "higher"]
+    assert all(each["low"] is not None and each["low"] > 0 for each in first[1:])  # each on its own
     print_comparison("excess_risk", "lower", differences, ["Primary comparison: first."])
     out = capsys.readouterr().out
     assert out.startswith("Primary comparison: first.")
@@ -30,7 +31,7 @@ def test_directions_are_corrected_over_pairs_and_generations(tmp_path: Path, cap
 def test_policies_without_a_difference_are_compared_as_undecided(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     spec = selfloop.Spec(source="logistic", family="glm", n=8, generations=3, seeds=4)  # separated
     differences, _ = compare_curves({"": selfloop.run(spec, tmp_path)}, "log_loss")
-    assert {direction for each in differences for direction in each.directions} == {"undecided"}
+    assert {each["first_is"] for each in differences} == {"undecided"}
 
 
 def curves_of(store: Path, **changes: object) -> selfloop.Result:
@@ -40,9 +41,9 @@ def curves_of(store: Path, **changes: object) -> selfloop.Result:
 
 def test_runs_are_paired_by_the_seeds_and_generations_that_both_have(tmp_path: Path) -> None:
     short, long = curves_of(tmp_path), curves_of(tmp_path, seeds=[5, 3, 2, 1], generations=4)  # in another order
-    (each,), left_out = compare_curves({"short": short, "long": long}, "mean_error")
-    assert (each.paired, each.seeds, len(each.intervals)) == (True, (3, 3), 3)
-    assert [interval.estimate for interval in each.intervals] == [0, 0, 0]  # the same seeds: the same numbers
+    rows, left_out = compare_curves({"short": short, "long": long}, "mean_error")
+    assert [(each["paired"], each["first_seeds"], each["second_seeds"]) for each in rows] == [(True, 3, 3)] * 3
+    assert [each["difference"] for each in rows] == [0, 0, 0]  # the same seeds: the same numbers
     assert left_out == [
         "short: 1 of 4 seeds have no partner and are left out.",
         "long: the last 1 of 4 generations are left out.",
@@ -58,17 +59,17 @@ def test_runs_are_paired_if_they_share_half_of_the_seeds_of_the_smaller_one(
     tmp_path: Path, seeds: list[int], paired: bool, compared: tuple[int, int]
 ) -> None:
     results = {"a": curves_of(tmp_path), "b": curves_of(tmp_path, seeds=[*seeds])}
-    (each,), notes = compare_curves(results, "mean_error")
-    assert (each.paired, each.seeds) == (paired, compared)
+    (each, *_), notes = compare_curves(results, "mean_error")
+    assert (each["paired"], each["first_seeds"], each["second_seeds"]) == (paired, *compared)
     assert bool(notes) == paired
-    (turned,), _ = compare_curves(dict(reversed(results.items())), "mean_error")
-    assert (turned.paired, turned.seeds) == (paired, compared)
+    (turned, *_), _ = compare_curves(dict(reversed(results.items())), "mean_error")
+    assert (turned["paired"], turned["first_seeds"], turned["second_seeds"]) == (paired, *compared)
 
 
 def test_runs_that_share_two_of_twenty_seeds_keep_the_others(tmp_path: Path) -> None:
     results = {"a": curves_of(tmp_path, seeds=20), "b": curves_of(tmp_path, seeds=range(18, 38))}
-    (each,), notes = compare_curves(results, "mean_error")
-    assert (each.paired, each.seeds, notes) == (False, (20, 20), [])
+    (each, *_), notes = compare_curves(results, "mean_error")
+    assert (each["paired"], each["first_seeds"], each["second_seeds"], notes) == (False, 20, 20, [])
 
 
 def test_runs_with_seeds_of_their_own_are_compared_by_welchs_test(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -78,16 +79,16 @@ def test_runs_with_seeds_of_their_own_are_compared_by_welchs_test(tmp_path: Path
     differences, _ = compare_curves({"a": first, "b": second}, "mean_error")
     a, b = (result.curves()["replace"]["mean_error"] for result in (first, second))
     limits = ttest_ind(a, b, equal_var=False).confidence_interval(0.95)  # the level that the title of the table states
-    assert differences[0].seeds == (4, 7)
-    assert [interval.low for interval in differences[0].intervals] == pytest.approx(limits.low)
-    assert [interval.high for interval in differences[0].intervals] == pytest.approx(limits.high)
+    assert {(each["first_seeds"], each["second_seeds"]) for each in differences} == {(4, 7)}
+    assert [each["low"] for each in differences] == pytest.approx(limits.low)
+    assert [each["high"] for each in differences] == pytest.approx(limits.high)
     print_comparison("mean_error", "lower", differences)
     assert "a: replace - b: replace (unpaired, 4 and 7 seeds)" in capsys.readouterr().out
 
 
 def test_tables_of_differences_have_full_numbers_as_csv_and_empty_cells_for_none(tmp_path: Path) -> None:
     one = curves_of(tmp_path, seeds=1, policies=["replace", "accumulate"])
-    rows = difference_rows(compare_curves({"": one}, "mean_error")[0])
+    rows = compare_curves({"": one}, "mean_error")[0]
     lines = list(csv.DictReader(rows_to_csv(rows).splitlines()))
     assert [float(line["difference"]) for line in lines] == [row["difference"] for row in rows]
     assert {line["low"] for line in lines} == {""}  # one seed has no interval

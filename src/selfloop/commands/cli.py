@@ -188,7 +188,7 @@ def compare(
 
     Example: selfloop compare digits.toml longer.toml --metric pixel_std --csv differences.csv
     """
-    from selfloop.commands.compare import choose_metric, compare_curves, difference_rows, rows_to_csv, rows_to_markdown
+    from selfloop.commands.compare import choose_metric, compare_curves, rows_to_csv, rows_to_markdown
     from selfloop.commands.console import print_comparison
     from selfloop.report.findings import first_sentences
 
@@ -197,12 +197,11 @@ def compare(
     compared = choose_metric({name: open_spec(name, changes) for name, changes in settings.items()}, metric)
     results = {name: run_with_progress(name, changes, store, workers, quiet) for name, changes in settings.items()}
     better = next(iter(results.values())).spec.directions().get(compared, "")
-    differences, left_out = compare_curves(results, compared)
+    rows, left_out = compare_curves(results, compared)
     notes = [*(sentence for result in results.values() for sentence in first_sentences(result)), *left_out]
-    rows = difference_rows(differences)
     answer = json_line({"metric": compared, "better": better, "notes": notes, "differences": rows})
     outputs = (json, answer), (csv, rows_to_csv(rows)), (markdown, rows_to_markdown(rows))
-    give_answer(lambda: print_comparison(compared, better, differences, notes), *outputs)
+    give_answer(lambda: print_comparison(compared, better, rows, notes), *outputs)
 
 
 app.command()(audit)

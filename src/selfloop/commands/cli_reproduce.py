@@ -93,7 +93,8 @@ def print_claims(judged: Sequence[JudgedClaim]) -> None:
         numbers, note = "", item.reason or (item.claim.explanation if item.answer != "holds" else "")
         if item.judgment:
             measured, t = item.judgment.measured, item.judgment.generation
-            numbers = f" {format_number(measured.estimate)} {format_limits(measured)}, expected {item.expected}"
+            limits = format_limits(measured.low, measured.high)
+            numbers = f" {format_number(measured.estimate)} {limits}, expected {item.expected}"
             numbers += f" ({item.claim.describe_statistic()}, t = {t}; {item.seconds:.1f} s)"
         show(f"{item.answer}: {item.claim.key()}{numbers}. {item.claim.sentence}{f' ({note})' if note else ''}")
     counts = Counter(item.answer for item in judged).most_common()
@@ -112,7 +113,8 @@ def print_values(values: Sequence[ReproducedValue]) -> None:
     rows = []
     for value in values:
         z = "" if value.z is None else f"{value.z:+.1f}"
-        numbers = format_number(value.published), format_number(value.measured.estimate), format_limits(value.measured), z
+        limits = format_limits(value.measured.low, value.measured.high)
+        numbers = format_number(value.published), format_number(value.measured.estimate), limits, z
         rows.append((value.group, value.scenario, value.policy, str(value.generation), *numbers, value.note))
     show_table(columns, rows, right=("t", "published", "measured", "z"))
     scores = [abs(value.z) for value in values if value.z is not None]

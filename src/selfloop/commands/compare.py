@@ -17,7 +17,6 @@ from selfloop.spec.spec import Spec
 from selfloop.stats.comparison import signs_of_moments
 from selfloop.stats.intervals import (
     LEVEL,
-    Interval,
     Moments,
     at_look,
     difference,
@@ -27,18 +26,6 @@ from selfloop.stats.intervals import (
 )
 
 WORDS = {0: "undecided", 1: "higher", -1: "lower"}
-
-
-@dataclass(frozen=True, slots=True)
-class CurveDifference:
-    """The first curve minus the second, at every generation that both have."""
-
-    first: str
-    second: str
-    paired: bool  # by seed; False: Welch's test of seeds of their own
-    seeds: tuple[int, int]  # of the first and the second that are compared; equal if paired
-    intervals: list[Interval]
-    directions: list[str]  # "higher", "lower" or "undecided", corrected over all differences and generations
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,11 +54,12 @@ def choose_metric(specs: Mapping[str, Spec], metric: str | None) -> str:
     return metric
 
 
-def compare_curves(results: Mapping[str, Result], metric: str) -> tuple[list[CurveDifference], list[str]]:
-    """Differences between all pairs of curves, and sentences on the rest, which is left out. SpecError without a pair.
+def compare_curves(results: Mapping[str, Result], metric: str) -> tuple[list[dict[str, Any]], list[str]]:
+    """The first minus the second of all pairs of curves, in rows as `--json` has them, and what is left out, in words.
 
-    Over the generations that both have. Paired by the seeds that both have; if these are less than two, or than half of the
+    One row per generation that both have. Paired by the seeds that both have; if these are less than two, or than half of the
     fewer seeds, or the random numbers differ, by Welch's test. The probability of any false direction is at most 5 %.
+    SpecError without a pair.
     """
     curves = [curve for name, result in results.items() for curve in _curves(name if len(results) > 1 else "", result, metric)]
     pairs, notes = list(combinations(curves, 2)), dict[str, None]()
@@ -80,13 +68,13 @@ def compare_curves(results: Mapping[str, Result], metric: str) -> tuple[list[Cur
     prepared = [_difference_moments(a, b, notes) for a, b in pairs]
     with at_look(max(result.look for result in results.values())):
         directions = signs_of_moments([moments for _, _, moments in prepared])
-    differences = [
-        CurveDifference(
-            a.label, b.label, paired, seeds, student_intervals(moments, min(seeds), LEVEL), [WORDS[int(sign)] for sign in row]
-        )
-        for (a, b), (paired, seeds, moments), row in zip(pairs, prepared, directions, strict=True)
-    ]
-    return differences, list(notes)
+    rows = list[dict[str, Any]]()
+    for (a, b), (paired, seeds, moments), signs in zip(pairs, prepared, directions, strict=True):
+        pair = {"first": a.label, "second": b.label, "paired": paired, "first_seeds": seeds[0], "second_seeds": seeds[1]}
+        for t, (each, sign) in enumerate(zip(student_intervals(moments, min(seeds), LEVEL), signs, strict=True), 1):
+            limits = {"difference": each.estimate, "low": each.low, "high": each.high}
+            rows.append({**pair, "generation": t, **limits, "first_is": WORDS[int(sign)]})
+    return rows, list(notes)
 
 
 def _difference_moments(a: _Curve, b: _Curve, notes: dict[str, None]) -> tuple[bool, tuple[int, int], Moments]:
@@ -104,19 +92,6 @@ def _difference_moments(a: _Curve, b: _Curve, notes: dict[str, None]) -> tuple[b
         return True, (len(common), len(common)), seed_moments(values)
     first, second = a.select(a.seeds, generations), b.select(b.seeds, generations)
     return False, (len(first), len(second)), independent_moments(first, second)
-
-
-def difference_rows(differences: Sequence[CurveDifference]) -> list[dict[str, Any]]:
-    """One line per difference and generation, as `--json`, `--csv` and `--markdown` have them."""
-    return [
-        {
-            "first": each.first, "second": each.second, "paired": each.paired, "first_seeds": each.seeds[0],
-            "second_seeds": each.seeds[1], "generation": t, "difference": interval.estimate, "low": interval.low,
-            "high": interval.high, "first_is": direction,
-        }
-        for each in differences
-        for t, (interval, direction) in enumerate(zip(each.intervals, each.directions, strict=True), 1)
-    ]  # fmt: skip
 
 
 def rows_to_csv(rows: Sequence[Mapping[str, Any]]) -> str:

@@ -19,14 +19,12 @@ from selfloop.report.theme import describe_better, describe_coordinates, format_
 from selfloop.types import Answer
 
 if TYPE_CHECKING:
-    from selfloop.commands.compare import CurveDifference
     from selfloop.commands.gc import Garbage
     from selfloop.commands.plan import PolicyCost
     from selfloop.commands.verify import Verification
     from selfloop.result import Result
     from selfloop.settings import SettingInfo
     from selfloop.spec.spec import Spec
-    from selfloop.stats.intervals import Interval
     from selfloop.theory.moments import NoiseLedger, PolicyPrediction
 
 MAX_VERDICT_COLUMNS = 8  # policies side by side; for more policies, verdicts are counted
@@ -252,25 +250,25 @@ def _draw(title: str, curves: Mapping[str, Floats], figure: Path | None) -> None
         show(f"figure: {figure}")
 
 
-def print_comparison(metric: str, better: Better, differences: Sequence[CurveDifference], notes: Sequence[str] = ()) -> None:
+def print_comparison(metric: str, better: Better, differences: Sequence[Mapping[str, Any]], notes: Sequence[str] = ()) -> None:
     """Sentences, and differences with intervals, generation by generation."""
     columns = ("first minus second", "generation", "difference", "interval", "first is")
     title = "; ".join(filter(None, (f"{metric}: differences seed by seed, 95 %", describe_better(better))))
     rows = []
-    for difference in differences:
-        pair = f"{difference.first} - {difference.second}"
-        pair += "" if difference.paired else " (unpaired, {} and {} seeds)".format(*difference.seeds)
-        for t, (interval, direction) in enumerate(zip(difference.intervals, difference.directions, strict=True), 1):
-            rows.append((pair * (t == 1), str(t), format_number(interval.estimate), format_limits(interval), direction))
+    for each in differences:
+        pair = f"{each['first']} - {each['second']}"
+        pair += "" if each["paired"] else f" (unpaired, {each['first_seeds']} and {each['second_seeds']} seeds)"
+        t, numbers = each["generation"], (format_number(each["difference"]), format_limits(each["low"], each["high"]))
+        rows.append((pair * (t == 1), str(t), *numbers, each["first_is"]))
     for sentence in notes:
         show(sentence)
     show_table(columns, rows, title)
     show("Directions are corrected: over all differences and generations, any of them is false with at most 5 %.")
 
 
-def format_limits(interval: Interval) -> str:
+def format_limits(low: float | None, high: float | None) -> str:
     """The limits of an interval in brackets."""
-    return "undefined" if interval.low is None else f"[{format_number(interval.low)}, {format_number(interval.high)}]"
+    return "undefined" if low is None else f"[{format_number(low)}, {format_number(high)}]"
 
 
 def print_list(summaries: Mapping[str, Mapping[str, str]]) -> None:

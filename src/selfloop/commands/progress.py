@@ -57,7 +57,6 @@ class Progress(ProgressLine):
         self.run = RunState(spec)
 
     def add_output(self, output: TaskOutput) -> None:
-        """Tell the output of a task of it."""
         if self.run:
             self.run.add(output)
 

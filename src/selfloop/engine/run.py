@@ -6,14 +6,14 @@ import os
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Protocol, runtime_checkable
+from typing import Annotated
 
 from annotated_types import Interval
 
 from selfloop.engine.curves import Curves
 from selfloop.engine.executors import Notify, count_cores, execute
 from selfloop.engine.tasks import TaskOutput, plan_tasks, run_task_in_worker
-from selfloop.notebook import choose_callbacks
+from selfloop.notebook import ProgressLine, choose_callbacks
 from selfloop.policies.schedule import schedule_metrics
 from selfloop.settings import check_setting, check_size
 from selfloop.spec.parse import fresh_spec
@@ -27,13 +27,6 @@ from selfloop.types import Measurement
 MAX_WORKERS = 10_000  # also threads; larger values are typos
 Progress = Callable[[int, int], None]  # generations finished, generations in all
 OnMeasured = Callable[[list[Measurement]], None]  # a chain's new measurements of one generation, or an ensemble's of all
-
-
-@runtime_checkable
-class SeesOutputs(Protocol):
-    """Progress that gets the output of every task, too, with its usage."""
-
-    def add_output(self, output: TaskOutput) -> None: ...
 
 
 def store_path(path: str | Path | None) -> Path:
@@ -64,7 +57,6 @@ def run_tasks(  # noqa: PLR0913  # three are callbacks
     chains = phases[-1]  # shared steps count with the chains that reuse them: as many generations as `plan` shows
     total = sum(task.generations * len(task.policies) for task in chains)
     progress, notify = choose_callbacks(progress, notify)
-    observer: object = progress
     progress(0, total)
     labels, risk, text = spec.policy_labels(), spec.risk_metric() or "", spec_text(spec)
     title = f"{spec.family.name} on {spec.source.name}: {', '.join(labels)}"
@@ -84,8 +76,8 @@ def run_tasks(  # noqa: PLR0913  # three are callbacks
                 progress(live.progress.done, total)
                 if on_measured and not seen.shared:
                     on_measured([*output.curves.measurements(labels[output.policy], output.coordinates, {})])
-                if isinstance(observer, SeesOutputs):
-                    observer.add_output(seen)
+                if isinstance(progress, ProgressLine):
+                    progress.add_output(seen)
                 yield seen
 
 

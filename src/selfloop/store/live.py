@@ -53,6 +53,11 @@ class RunProgress:
         """Seconds until the end at the speed so far; None before the first computed generation."""
         return self.elapsed / self.computed * (self.total - self.done) if self.computed else None
 
+    @property
+    def actions(self) -> tuple[str, ...]:
+        """The actions that the run obeys now, as `watch` names them."""
+        return {"running": ("pause", "cancel"), "paused": ("continue", "cancel")}.get(self.state, ())
+
     def add(self, policy: str, risks: Floats | None, done: int, computed: int) -> None:
         """Count new generations, and note their risks (seeds, generations), NaN where there is none."""
         self.done, self.computed = self.done + done, self.computed + computed

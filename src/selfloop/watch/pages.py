@@ -5,7 +5,6 @@ from __future__ import annotations
 import secrets
 import threading
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,20 +35,6 @@ class DrawnReport:
     is_busy: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class WatchedRun:
-    """A run of the store and how far it is."""
-
-    run: StoredRun
-    progress: RunProgress | None
-
-    @property
-    def actions(self) -> Sequence[str]:
-        """The actions that it obeys now."""
-        state = self.progress.state if self.progress else ""
-        return {"running": ("pause", "cancel"), "paused": ("continue", "cancel")}.get(state, ())
-
-
 class WatchPages:
     """Pages whose addresses begin with `root`."""
 
@@ -72,7 +57,7 @@ class WatchPages:
 
     def list_page(self) -> str:
         """The page of all runs."""
-        watched = [WatchedRun(run, read_progress(self.store, run.name)) for run in self.runs().values()]
+        watched = [(run, read_progress(self.store, run.name)) for run in self.runs().values()]
         return _connected(self._render("list.html", watched=watched, nonce=secrets.token_urlsafe(16)))
 
     def run_page(self, name: str) -> str | None:
@@ -91,24 +76,23 @@ class WatchPages:
         run = self.runs().get(name)
         if run is None:
             return None
-        watched = WatchedRun(run, read_progress(self.store, name))
-        return self._render("status.html", watched=watched, drawn=self._draw_if_due(watched))
+        progress = read_progress(self.store, name)
+        return self._render("status.html", run=run, now=progress, drawn=self._draw_if_due(run, progress))
 
     def _render(self, template: str, **values: object) -> str:
         return self.templates.get_template(template).render(root=self.root, **values)
 
-    def _draw_if_due(self, watched: WatchedRun) -> DrawnReport:
-        progress, name = watched.progress, watched.run.name
+    def _draw_if_due(self, run: StoredRun, progress: RunProgress | None) -> DrawnReport:
         shows = (progress.done, progress.state not in ("running", "paused")) if progress else ("no progress",)
         with self.lock:
-            drawn = self.drawn.setdefault(name, DrawnReport())
+            drawn = self.drawn.setdefault(run.name, DrawnReport())
             is_early = time.monotonic() < drawn.ended + min(IDLE_SHARE * drawn.seconds, MAX_IDLE) and not shows[-1]
             if not drawn.is_busy and drawn.shows != shows and not is_early:
-                others = [key for key, other in self.drawn.items() if key != name and not other.is_busy]
+                others = [key for key, other in self.drawn.items() if key != run.name and not other.is_busy]
                 for key in others[: max(0, len(self.drawn) - MAX_DRAWN)]:
                     del self.drawn[key]
                 drawn.is_busy, drawn.shows = True, shows
-                threading.Thread(target=self._draw, args=(watched.run, drawn), daemon=True).start()
+                threading.Thread(target=self._draw, args=(run, drawn), daemon=True).start()
         return drawn
 
     def _draw(self, run: StoredRun, drawn: DrawnReport) -> None:
