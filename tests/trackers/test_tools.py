@@ -12,6 +12,8 @@ import pytest
 
 import selfloop
 from selfloop.trackers.describe import describe_run
+from selfloop.trackers.tracker import RunEnd, TrackedRun
+from selfloop.trackers.tracking import open_tracker
 
 SPEC = selfloop.Spec(source="moons", family="kde", n=10, holdout=5, generations=3, seeds=2, policies=("replace",))
 pytestmark = pytest.mark.slow  # importing a tool takes seconds
@@ -27,12 +29,13 @@ class LoggedRun:
     n_pictures: int = 0
 
 
+def interrupt(measurements: list[selfloop.Measurement]) -> None:
+    raise KeyboardInterrupt
+
+
 def check_runs(track: str, folder: Path, read: Callable[[], dict[str, LoggedRun]]) -> None:
     """Run a spec twice, the first time interrupted, and compare what the tool has with the result."""
     store = folder / "store"
-
-    def interrupt(measurements: list[selfloop.Measurement]) -> None:
-        raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         selfloop.run(SPEC, store, track=[track], on_measured=interrupt)
@@ -51,6 +54,30 @@ def check_runs(track: str, folder: Path, read: Callable[[], dict[str, LoggedRun]
             assert "moons" in run.config
             assert "any_increase" in run.summary
             assert run.n_pictures == (1 if seed == 0 else 0)
+
+
+def finish_twice(track: str, *answers: str) -> TrackedRun:
+    """Track a run once per answer to a criterion, as seeds that are added later may change it."""
+    run = TrackedRun(id="0123456789abcdef", label="replace " * 40, group="kde on " + "moons/" * 50, config={"policy": "a|b"})
+    for answer in answers:
+        tracker = open_tracker(track)
+        tracker.start(run)
+        tracker.log(run, 1, {"nll": 0.1})
+        tracker.finish(run, RunEnd(generation=1, summary={"verdict/any_increase": answer}))
+    return run
+
+
+def test_tensorboard_shortens_names_and_keeps_tables(tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard", reason="the extra tensorboard is not installed")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    run = finish_twice(f"tensorboard={tmp_path}", "yes")
+    (folder,) = {path.parent for path in tmp_path.rglob("events.out.tfevents.*")}
+    assert folder.name.endswith(run.id[:8])
+    events = EventAccumulator(str(folder))
+    events.Reload()
+    (config,) = events.Tensors("config/text_summary")[-1].tensor_proto.string_val
+    assert config.decode().splitlines() == ["| name | value |", "| --- | --- |", "| policy | a\\|b |"]
 
 
 def test_tensorboard(tmp_path: Path) -> None:
@@ -110,6 +137,10 @@ def test_wandb_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         return runs
 
     check_runs("wandb", tmp_path, read)
+    before = set(tmp_path.rglob("run-*.wandb"))
+    with pytest.raises(KeyboardInterrupt):
+        selfloop.run(SPEC, tmp_path / "store", track=["wandb"], on_measured=interrupt)
+    assert before <= set(tmp_path.rglob("run-*.wandb")), "an interrupted run has less than the one before"
 
 
 def test_mlflow_with_sqlite(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -148,3 +179,7 @@ def test_trackio(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         return runs
 
     check_runs("trackio", tmp_path, read)
+    run = finish_twice("trackio", "undecided", "yes", "yes")
+    rows = SQLiteStorage.get_logs("selfloop", run=run.name)
+    assert [row[key] for row in rows for key in row if key.startswith("verdict/")] == ["undecided", "yes"]
+    assert [row["nll"] for row in rows if "nll" in row] == [0.1]

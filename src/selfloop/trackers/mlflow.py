@@ -11,7 +11,7 @@ from mlflow.entities import Param
 
 from selfloop.trackers.tracker import PROJECT, RunEnd, TrackedRun, Tracker
 
-MAX_PARAMS, MAX_PARAM_LENGTH = 100, 6000  # of one call, and of one value, in characters
+MAX_PARAM_LENGTH = 6000  # of a value, in characters
 
 
 class MlflowTracker(Tracker):
@@ -28,8 +28,7 @@ class MlflowTracker(Tracker):
         tags = {"selfloop.id": run.id, "selfloop.group": run.group}
         self.runs[run.id] = earlier[0] if earlier else self.client.create_run(self.experiment, run_name=run.name, tags=tags)
         params = [Param(_name(key), str(value)[:MAX_PARAM_LENGTH]) for key, value in run.config.items()]
-        for i in range(0, len(params), MAX_PARAMS):
-            self.client.log_batch(self.runs[run.id].info.run_id, params=params[i : i + MAX_PARAMS])
+        self.client.log_batch(self.runs[run.id].info.run_id, params=params)
 
     def log(self, run: TrackedRun, generation: int, values: Mapping[str, float]) -> None:
         info = self.runs[run.id].info

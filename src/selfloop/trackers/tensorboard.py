@@ -11,6 +11,8 @@ from torch.utils.tensorboard import SummaryWriter
 from selfloop.errors import SettingError
 from selfloop.trackers.tracker import RunEnd, TrackedRun, Tracker
 
+MAX_NAME = 255  # bytes of a folder's name, whose end has the id
+
 
 class TensorboardTracker(Tracker):
     """One folder per run."""
@@ -21,7 +23,8 @@ class TensorboardTracker(Tracker):
         super().__init__(target)
 
     def start(self, run: TrackedRun) -> None:
-        folder = Path(self.target) / run.group.replace("/", "_") / run.name.replace("/", "_")
+        group, name = (text.replace("/", "_").encode()[-MAX_NAME:].decode(errors="ignore") for text in (run.group, run.name))
+        folder = Path(self.target) / group / name
         for events in folder.glob("events.out.tfevents.*"):
             events.unlink()
         self.runs[run.id] = SummaryWriter(folder)
@@ -44,4 +47,5 @@ class TensorboardTracker(Tracker):
 
 def _as_table(values: Mapping[str, object]) -> str:
     """The values as a table of Markdown."""
-    return "\n".join(["| name | value |", "|---|---|", *(f"| {key} | {value} |" for key, value in values.items())])
+    cells = ((str(cell).replace("|", "\\|") for cell in pair) for pair in (("name", "value"), ("---", "---"), *values.items()))
+    return "\n".join(f"| {' | '.join(row)} |" for row in cells)

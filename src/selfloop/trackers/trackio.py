@@ -12,20 +12,25 @@ from selfloop.trackers.tracker import PROJECT, RunEnd, TrackedRun, Tracker
 
 
 class TrackioTracker(Tracker):
-    """One run at a time is open, as trackio has it. It would store equal steps again, so logged steps are left out."""
+    """One run at a time is open, as trackio has it. It would store equal steps again, so equal ones are left out."""
 
     def __init__(self, target: str) -> None:
         super().__init__(target or PROJECT)
         self.open_id = ""
         self.opened: Any = None
-        self.logged: dict[str, set[tuple[int, str]]] = {}  # (step, key) of each run
+        self.logged: dict[str, dict[tuple[int, str], Any]] = {}  # by run: (step, key) -> value
 
     def start(self, run: TrackedRun) -> None:
         rows = SQLiteStorage.get_logs(self.target, run=run.name)
-        self.logged[run.id] = {(row["step"], key) for row in rows for key in row}
+        self.logged[run.id] = {(row["step"], key): value for row in rows for key, value in row.items()}
 
     def log(self, run: TrackedRun, generation: int, values: Mapping[str, Any]) -> None:
-        new = {key: value for key, value in values.items() if (generation, key) not in self.logged[run.id]}
+        logged = {key: value for (t, key), value in self.logged[run.id].items() if t == generation}
+        new = {
+            key: value
+            for key, value in values.items()
+            if key not in logged or (isinstance(value, str | float) and value != logged[key])
+        }
         if not new:
             return
         if self.open_id != run.id:  # `init` finishes the run before
@@ -35,7 +40,7 @@ class TrackioTracker(Tracker):
                 auto_log_cpu=False,
             )  # fmt: skip
         self.opened.log(new, step=generation)
-        self.logged[run.id] |= {(generation, key) for key in new}
+        self.logged[run.id] |= {(generation, key): value for key, value in new.items()}
 
     def finish(self, run: TrackedRun, end: RunEnd | None) -> None:
         if end is not None:

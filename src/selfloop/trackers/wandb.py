@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Mapping
 from html import escape
@@ -14,13 +13,10 @@ from selfloop.trackers.tracker import PROJECT, RunEnd, TrackedRun, Tracker
 
 
 class WandbTracker(Tracker):
-    """One run each. Offline, the folder of an earlier run with this id is replaced; online, the run is resumed."""
+    """One run each. Offline, the folders of earlier runs with this id are deleted at the end; online, the run is resumed."""
 
     def start(self, run: TrackedRun) -> None:
         settings = wandb.Settings(console="off", silent=True, x_disable_stats=True)
-        folder = Path(os.environ.get("WANDB_DIR") or ".") / "wandb"
-        for earlier in folder.glob(f"offline-run-*-{run.id}"):
-            shutil.rmtree(earlier)
         self.runs[run.id] = wandb.init(
             project=self.target or PROJECT, id=run.id, name=run.name, group=run.group, config=dict(run.config),
             settings=settings, reinit="create_new", resume="allow",
@@ -39,3 +35,7 @@ class WandbTracker(Tracker):
                 opened.log(media, step=end.generation)
             opened.summary.update(dict(end.summary))
         opened.finish(exit_code=int(end is None))
+        own = Path(opened.dir).parent  # it has now what an earlier one had
+        for earlier in own.parent.glob(f"offline-run-*-{run.id}") if end is not None else ():
+            if earlier != own:
+                shutil.rmtree(earlier)
