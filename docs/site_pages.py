@@ -1,6 +1,7 @@
 """Pages of the site that are made when it is built, from the code itself: components, commands, presets, changes, the gallery.
 
-A hook of mkdocs (`mkdocs.yml`). Nothing that it makes is committed, so nothing that it makes can be out of date.
+A hook of mkdocs (`mkdocs.yml`). Nothing that it makes is committed, so nothing that it makes can be out of date: each page is
+a stub in the checkout, so that links there lead somewhere, and is replaced here.
 """
 
 from __future__ import annotations
@@ -79,8 +80,10 @@ GALLERY = (
 
 
 def on_files(files: Any, config: Any) -> Any:
-    """Hook of mkdocs: the site's files with those made here."""
+    """Hook of mkdocs: the site's files with those made here, in place of their stubs."""
     for path, content in made_files().items():
+        if stub := files.get_file_from_path(path):
+            files.remove(stub)
         files.append(File.generated(config, path, content=content))
     return files
 

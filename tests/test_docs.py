@@ -84,6 +84,18 @@ def test_titles_are_files_and_changes_reach_commands(
     assert {line["seed"] for line in lines if "seed" in line} == {0, 1, 2}
 
 
+def test_relative_links_lead_to_files_of_the_checkout() -> None:
+    dead = [
+        f"{page_id(page)}: {link}"
+        for page in PAGES
+        for link in re.findall(
+            r"\]\(([^)\s#:]+)(?:#[^)\s]*)?\)", re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.S)
+        )
+        if not (page.parent / link).exists()
+    ]
+    assert dead == []
+
+
 def test_commands_in_sentences_have_existing_options() -> None:
     wrong = [
         f"{page_id(page)}: {code}: no {', '.join(unknown)}"
