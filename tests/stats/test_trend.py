@@ -8,6 +8,7 @@ from selfloop.stats.intervals import mean_interval
 from selfloop.stats.trend import (
     describe_late_change,
     inflection_point,
+    last_step,
     late_change,
     late_slopes,
     rise_after_minimum,
@@ -39,13 +40,21 @@ def test_the_statement_about_a_rise_is_about_the_generations_of_the_run(mean, st
     curves = mean(np.arange(1.0, 21)) + 0.003 * np.random.default_rng(26).normal(size=(8, 20))
 
     def describe(curves):
-        return describe_late_change(mean_interval(late_change(curves)), 0.02, 20)
+        return describe_late_change(mean_interval(late_change(curves)), 0.02, 20, last_step(curves))
 
     assert describe(curves).startswith(statement)
     assert describe(curves).endswith("margin 0.02")
     noisy = mean(np.arange(1.0, 21)) + 300 * np.random.default_rng(27).normal(size=(8, 20))
     assert describe(noisy).startswith("may or may not still rise at generation 20: change")
     assert describe(curves[:1]) == "may or may not still rise at generation 20: the seeds give no interval"
+
+
+def test_a_curve_on_a_plateau_rises_no_more_though_it_rose_within_its_last_half():
+    curves = np.minimum(np.arange(1.0, 21), 16) + 0.003 * np.random.default_rng(28).normal(size=(8, 20))
+    described = describe_late_change(mean_interval(late_change(curves)), 0.02, 20, last_step(curves))
+    assert described.startswith(
+        "rose, though its last step alone does not show it, by generation 20: change over the last half"
+    )
 
 
 def test_the_late_change_is_the_slope_over_the_last_half():

@@ -20,7 +20,7 @@ from selfloop.criteria import judging
 from selfloop.criteria.judging import CurveCriterion, Reference
 from selfloop.settings import PositiveFloat
 from selfloop.stats.intervals import Interval, difference, mean_interval
-from selfloop.stats.trend import FLAT_TOLERANCE, describe_late_change, late_change, late_slopes
+from selfloop.stats.trend import FLAT_TOLERANCE, describe_late_change, last_step, late_change, late_slopes
 from selfloop.types import Answer, Verdict
 
 MAX_LOG = 700.0  # beyond it, exp overflows; a variance that is 0 at generation 1 can reach it
@@ -198,7 +198,8 @@ class Divergence(CurveCriterion):
             diverges = judging.judge_ended(change, np.finfo(float).max, "").answer == "yes"  # of most chains
             return replace(verdict, answer="yes" if diverges else "no" if verdict.answer == "no" else "undecided")
         interval = mean_interval(change)
-        verdict = judging.make_verdict("no", margin, interval, describe_late_change(interval, margin, values.shape[1]))
+        reason = describe_late_change(interval, margin, values.shape[1], last_step(values))
+        verdict = judging.make_verdict("no", margin, interval, reason)
         if judging.answer_above(interval, margin) == "no":
             return verdict
         verdict = replace(verdict, answer="undecided")

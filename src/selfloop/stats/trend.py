@@ -22,13 +22,23 @@ def late_change(curves: Floats) -> Floats:
     return np.asarray(late_slopes(curves) * curves.shape[1] / 2, np.float64)
 
 
-def describe_late_change(change: Interval, margin: float, generations: int) -> str:
-    """The statement on the rise of a risk that `generations` generations allow without a model of it, with its numbers."""
+def last_step(curves: Floats) -> Interval:
+    """Change of the mean from the last generation but one to the last, paired by seed."""
+    return mean_interval(curves[:, -1] - curves[:, -2:][:, 0])
+
+
+def describe_late_change(change: Interval, margin: float, generations: int, last: Interval) -> str:
+    """The statement on the rise of a risk that `generations` generations allow without a model of it, with its numbers.
+
+    A curve that reached a plateau within its last half rose there, and rises no more: "still rises" needs the last step, too.
+    """
     if change.low is None or change.high is None or change.estimate is None:
         return f"may or may not still rise at generation {generations}: the seeds give no interval"
     statement = "has levelled off by" if change.low >= -margin else "no longer rises at"
     if change.high > margin:
         statement = "still rises at" if change.low > margin else "may or may not still rise at"
+        if change.low > margin and not (last.low is not None and last.low > 0):
+            statement = "rose, though its last step alone does not show it, by"
     limits = f"{change.estimate:.3g} [{change.low:.3g}, {change.high:.3g}]"
     return f"{statement} generation {generations}: change over the last half {limits}, margin {margin:.3g}"
 
