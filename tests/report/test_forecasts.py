@@ -9,8 +9,7 @@ import numpy as np
 import selfloop
 from selfloop.report.curve_records import fit_value_axis
 from selfloop.report.figures import panel_figure
-from selfloop.report.findings import findings
-from selfloop.report.forecasts import forecast_sentences
+from selfloop.report.findings import findings, forecast_sentences
 from selfloop.report.theme import policy_styles
 from selfloop.report.values import CurveData, Panel
 from selfloop.spec.parse import parse_spec

@@ -23,8 +23,7 @@ from selfloop.published.papers import PublishedCurve, papers, published_curves
 from selfloop.report.category_shares import ledger_figure
 from selfloop.report.charts import Figure, save_svg
 from selfloop.report.figures import panel_figure
-from selfloop.report.findings import findings, first_model_sentence, first_sentences, trivial_model
-from selfloop.report.forecasts import risk_forecasts
+from selfloop.report.findings import findings, first_model_sentence, first_sentences, risk_forecasts, trivial_model
 from selfloop.report.gallery import read_galleries
 from selfloop.report.notes import missing_values, notes
 from selfloop.report.page import render_page, write_figures

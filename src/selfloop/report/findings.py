@@ -1,4 +1,4 @@
-"""Findings of a report as sentences with numbers: first models, orders of policies, late changes, changes of modes."""
+"""Findings of a report as sentences with numbers: first models, orders of policies, changes, modes, forecasts."""
 
 from __future__ import annotations
 
@@ -13,13 +13,14 @@ from selfloop.criteria.judging import Reference
 from selfloop.engine.curves import TRIVIAL
 from selfloop.protocols import SupportsTrivialModel
 from selfloop.published.papers import claimed_orders, unmodified_policies
-from selfloop.report.forecasts import forecast_sentences
 from selfloop.report.shares import extinction_orders, order_sentences
 from selfloop.report.theme import describe_coordinates, format_interval, format_number
 from selfloop.spec.point import Point
 from selfloop.stats.comparison import FIRST_COMPARED, Comparison
-from selfloop.stats.intervals import at_look, level_of_look, mean_interval
-from selfloop.stats.trend import FLAT_TOLERANCE, describe_late_change, inflection_point, late_change, rise_after_minimum
+from selfloop.stats.forecast import LEVEL_OF_FORECAST, MIN_GENERATIONS
+from selfloop.stats.intervals import Interval, at_look, level_of_look, mean_interval
+from selfloop.stats.trend import FLAT_TOLERANCE, describe_late_change, inflection_point, last_step, late_change, rise_after_minimum
+from selfloop.theory.forecasts import PolicyForecast, forecast_policies
 
 if TYPE_CHECKING:
     from selfloop.result import Result
@@ -29,6 +30,7 @@ MIN_SEEDS, MAX_SPREAD = 10, 0.5  # intervals of skewed values have their level f
 # A gain that hardly counts: as a share of the trivial risk (of log losses: McFadden's R^2) or, of log densities, whose zero
 # depends on the unit of the rows, in nats per row (Cox and Snell's R^2, 1 - exp(-2 gain), of a tenth).
 HARDLY_BETTER = 0.05
+MAX_FORECAST_SENTENCES = 8  # of all points and policies; figures and `Result.forecast` have more
 
 
 def trivial_model(result: Result, point: Point, metric: str) -> tuple[str, float] | None:
@@ -103,7 +105,7 @@ def _findings(result: Result) -> Iterator[str]:
         for label, values in risks.items():
             reference = Reference(risk in spec.positive_metrics(), curves[label].get(f"{risk}_trivial"))
             change, margin = mean_interval(late_change(values)), FLAT_TOLERANCE * reference.scale(values)
-            yield f"{label}{suffix}: {risk} {describe_late_change(change, margin, values.shape[1])}."
+            yield f"{label}{suffix}: {risk} {describe_late_change(change, margin, values.shape[1], last_step(values))}."
             if minimum := minimum_sentence(values, risk):
                 yield f"{label}{suffix}: {minimum}"
         for label, measured in curves.items():
@@ -178,3 +180,31 @@ def _smallest_difference(pair: Comparison) -> str:
     names, tightest = f"{pair.higher} − {pair.lower}", pair.tightest()
     reason = f" ({pair.reason})" if pair.reason and tightest else ""
     return f"{names} has none" if tightest is None else f"{names} {format_interval(tightest[1])} at t = {tightest[0]}{reason}"
+
+
+def risk_forecasts(result: Result, point: Point) -> list[PolicyForecast]:
+    """The forecast of the risk for every policy of a point; empty for runs without a risk or of too few generations."""
+    risk, generations = point.spec.risk_metric(), point.spec.generations
+    if risk is None or generations < MIN_GENERATIONS:
+        return []
+    return list(forecast_policies(point, result.curves(point.coordinates), risk, generations // 2))
+
+
+def forecast_sentences(result: Result) -> Iterator[str]:
+    """One sentence per policy at every point, or per reason why there is no forecast; none for very many policies."""
+    forecasts = [(point, each) for point in result.points for each in risk_forecasts(result, point)]
+    if len(forecasts) > MAX_FORECAST_SENTENCES:
+        return
+    for point, forecast in forecasts:
+        at = "".join(f", {key} = {value}" for key, value in point.coordinates)
+        yield f"Forecast{at}: {forecast_sentence(forecast, point.spec.risk_metric() or '', point.spec.generations)}."
+
+
+def forecast_sentence(forecast: PolicyForecast, metric: str, last: int) -> str:
+    """The forecast of a policy at its last generation, with its limits, and the exact law; or the reason for none."""
+    policy, (mean, low, high, reason), law = forecast.policy, forecast.forecast, forecast.law
+    if reason:
+        return f"none of {metric} for {policy}: {reason}"
+    value = format_interval(Interval(float(mean[-1]), float(low[-1]), float(high[-1]), 0))
+    exact = "" if law is None else f", exact law {format_number(float(law[-1]))}"
+    return f"{policy} has {metric} {value} at generation {last + len(mean)} ({100 * LEVEL_OF_FORECAST:g} % limits{exact})"

@@ -23,7 +23,7 @@ from selfloop.report.charts import Figure, save_svg, to_file_name
 from selfloop.report.figures import join_pictures, main_figure, report_figures, report_styles, side_by_side, sweep_figure
 from selfloop.report.gallery import view_gallery
 from selfloop.report.picture_grid import select_generations
-from selfloop.report.tables import describe_cost, format_seconds, heat_map, unmeasured, verdict_tables
+from selfloop.report.tables import format_seconds, heat_map, unmeasured, verdict_tables
 from selfloop.report.values import Report
 
 MAX_OPEN_POLICIES = 10  # with more policies, as in a grid, parts of the page that list all policies are folded
@@ -125,7 +125,6 @@ def _experiment(report: Report, key: str, styles: Mapping[str, theme.Style]) -> 
         "folded": len(report.policies()) > MAX_OPEN_POLICIES,
         "main": (f"{key}main", (sweep_figure if is_sweep else main_figure)(report, styles)),
         "screen": first_screen(report),
-        "cost": describe_cost(report),
         "points": points,
         "shares": figures[n_drawn : n_drawn + len(report.shares) + len(report.extinctions)],
         "ledgers": [(name, figure) for name, figure in figures if figure.name == "noise-ledger"],

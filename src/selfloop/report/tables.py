@@ -62,16 +62,6 @@ def heat_map(panel: DataValuePanel) -> dict[tuple[float, float], HeatMapCell]:
     return cells
 
 
-def describe_cost(report: Report) -> list[tuple[float, str]]:
-    """Training steps, sampled rows and bytes of all policies, each with its words."""
-    steps, rows, size = (sum(getattr(cost, name) for cost in report.costs) for name in ("steps", "rows", "bytes"))
-    return [
-        (steps, f"{steps:,.0f} training steps"),
-        (rows, f"{rows:,} {report.unit} sampled"),
-        (size, f"{size / 1e6:,.1f} MB written"),
-    ]
-
-
 def format_seconds(seconds: float) -> str:
     """A time in seconds, or in minutes or hours with the next smaller unit."""
     if seconds < 60:
