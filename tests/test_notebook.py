@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -77,6 +78,17 @@ def test_a_result_shows_its_policies_with_the_change_of_the_risk(result: selfloo
     assert rows[0][header.index("change")] == f"{change:,.4g}"
     n_yes = sum(v.answer == "yes" for v in result.verdicts() if v.policy == "replace")
     assert rows[0][-1].startswith(f"{n_yes} of ")
+
+
+def test_a_result_counts_what_is_undecided_names_its_level_and_whether_it_is_finished(result: selfloop.Result) -> None:
+    for look, level in ((1, "96 %"), (2, "99.5 %")):
+        again = replace(result, look=look)
+        undecided = sum(v.answer == "undecided" for v in again.verdicts() if v.policy == "replace")
+        assert undecided
+        assert cells(again)[1][-1].endswith(f", {undecided} undecided")
+        assert f"with its {level} interval" in again._repr_html_()
+    assert "Not finished: 3 of 18 generations so far." in replace(result, progress=(3, 18))._repr_html_()
+    assert "finished" not in result._repr_html_()
 
 
 def test_verdicts_are_a_list_that_shows_measured_definitions_by_policy(result: selfloop.Result) -> None:

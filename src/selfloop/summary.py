@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from selfloop.notebook import table_html
-from selfloop.stats.intervals import at_look, mean_interval
+from selfloop.stats.intervals import at_look, level_of_look, mean_interval
 
 if TYPE_CHECKING:
     from selfloop.result import Result
@@ -25,5 +25,7 @@ def result_html(result: Result) -> str:
             change = mean_interval(values[:, -1] - values[:, 0])
         row = {**dict(coordinates), "policy": label, f"{risk} at 1": first, f"{risk} at {values.shape[1]}": last}
         row |= {"change": change.estimate, "low": change.low, "high": change.high}
-        rows.append({**row, "definitions of collapse met": f"{answers.count('yes')} of {len(answers)}"})
-    return table_html(repr(result).strip("<>"), rows, "Change: mean over seeds, with its 95 % interval from low to high.")
+        open_answers = f", {n} undecided" if (n := answers.count("undecided")) else ""
+        rows.append({**row, "definitions of collapse met": f"{answers.count('yes')} of {len(answers)}{open_answers}"})
+    note = f"Change: mean over seeds, with its {100 * level_of_look(result.look):.4g} % interval from low to high."
+    return table_html(repr(result).strip("<>"), rows, f"{result.unfinished().capitalize()}. " * bool(result.progress) + note)
