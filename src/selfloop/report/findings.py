@@ -19,7 +19,14 @@ from selfloop.spec.point import Point
 from selfloop.stats.comparison import FIRST_COMPARED, Comparison
 from selfloop.stats.forecast import LEVEL_OF_FORECAST, MIN_GENERATIONS
 from selfloop.stats.intervals import Interval, at_look, level_of_look, mean_interval
-from selfloop.stats.trend import FLAT_TOLERANCE, describe_late_change, inflection_point, last_step, late_change, rise_after_minimum
+from selfloop.stats.trend import (
+    FLAT_TOLERANCE,
+    describe_late_change,
+    inflection_point,
+    last_step,
+    late_change,
+    rise_after_minimum,
+)
 from selfloop.theory.forecasts import PolicyForecast, forecast_policies
 
 if TYPE_CHECKING:
