@@ -6,8 +6,10 @@ import ast
 import dataclasses
 import inspect
 import json
+import re
 import subprocess
 import sys
+import tomllib
 from collections import Counter
 from collections.abc import Iterator
 from functools import cache
@@ -230,3 +232,11 @@ def test_every_default_metric_of_a_family_is_a_metric() -> None:
         family = component_class("family", name, "test")
         assert issubclass(family, Family)
         assert set(family.default_metrics) <= set(BUILT_IN["metric"])
+
+
+def test_the_version_is_the_same_everywhere() -> None:
+    root = Path(__file__).parents[1]
+    project = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    newest = re.search(r"^## (\S+) \(\d{4}-\d\d-\d\d\)$", (root / "CHANGELOG.md").read_text(encoding="utf-8"), re.M)
+    assert newest is not None
+    assert project["version"] == selfloop.__version__ == newest[1]

@@ -199,7 +199,7 @@ def _commands(result: Result) -> list[str]:
     """The commands that repeat a run from its spec, saved as run.toml."""
     store = shlex.quote(str(result.store))
     commands = (f"selfloop {name} run.toml --store {store}" for name in ("run", "report", "verify"))
-    return [f"pip install selfloop=={version('selfloop')}", *commands]
+    return [f"# with selfloop {version('selfloop')} (see Provenance)", *commands]
 
 
 def _title_and_unit(point: Point, owner: Metric | None, metric: str) -> tuple[str, str]:
