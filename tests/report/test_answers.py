@@ -257,6 +257,7 @@ def test_a_run_fills_the_first_screen(tmp_path: Path) -> None:
         "replace": 0.0, "accumulate": pytest.approx(0.25), "control": 1.0,
     }  # fmt: skip
     assert {panel.metric: panel.aspect for panel in report.panels}["variance_ratio"] == "diversity"
+    assert report.commands[0] == f"# with selfloop {selfloop.__version__} (see Provenance)"
     assert report.commands[1] == f"selfloop run run.toml --store '{tmp_path / 'a b'}'"
     page = render_page([report])
     assert "Is the error higher at the end than at the start?" in page
