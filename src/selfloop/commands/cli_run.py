@@ -17,6 +17,7 @@ from selfloop.commands.progress import show_activity, show_progress
 from selfloop.commands.terminal import show
 from selfloop.errors import SpecError
 from selfloop.formats.replacing import check_outputs, replace_file
+from selfloop.trackers.tracker import split_tracker
 
 if TYPE_CHECKING:
     from selfloop.result import Result
@@ -110,6 +111,8 @@ def run(
 
     if allow_undecided and not fail_on:
         raise SpecError("--allow-undecided: changes nothing without --fail-on. Add --fail-on CRITERION, or leave it out.")
+    for tracker in track or ():
+        split_tracker(tracker)
     outputs, criteria = {"--json": json, "--report": report}, tuple(fail_on or ())
     result = run_with_progress(spec, set_, store, workers, quiet, threads, outputs, criteria, track or ())
     if json == "-":

@@ -55,7 +55,7 @@ def choose_metric(specs: Mapping[str, Spec], metric: str | None) -> str:
 
 
 def compare_curves(results: Mapping[str, Result], metric: str) -> tuple[list[dict[str, Any]], list[str]]:
-    """The first minus the second of all pairs of curves, in rows as `--json` has them, and what is left out, in words.
+    """The first minus the second of all pairs of curves, in rows as `--json` has them, and sentences on the rest, which is left out.
 
     One row per generation that both have. Paired by the seeds that both have; if these are less than two, or than half of the
     fewer seeds, or the random numbers differ, by Welch's test. The probability of any false direction is at most 5 %.
@@ -71,8 +71,8 @@ def compare_curves(results: Mapping[str, Result], metric: str) -> tuple[list[dic
     rows = list[dict[str, Any]]()
     for (a, b), (paired, seeds, moments), signs in zip(pairs, prepared, directions, strict=True):
         pair = {"first": a.label, "second": b.label, "paired": paired, "first_seeds": seeds[0], "second_seeds": seeds[1]}
-        for t, (each, sign) in enumerate(zip(student_intervals(moments, min(seeds), LEVEL), signs, strict=True), 1):
-            limits = {"difference": each.estimate, "low": each.low, "high": each.high}
+        for t, (interval, sign) in enumerate(zip(student_intervals(moments, min(seeds), LEVEL), signs, strict=True), 1):
+            limits = {"difference": interval.estimate, "low": interval.low, "high": interval.high}
             rows.append({**pair, "generation": t, **limits, "first_is": WORDS[int(sign)]})
     return rows, list(notes)
 

@@ -229,11 +229,11 @@ def print_ledgers(ledgers: Mapping[str, NoiseLedger], figure: Path | None) -> No
 def print_laws(spec: Spec, point_laws: Sequence[Mapping[str, Any]], figure: Path | None) -> None:
     """Every law that applies to a spec, with its conditions and values."""
     plotted: dict[str, dict[str, Floats]] = {}
-    for each in point_laws:
-        title = "; ".join(filter(None, (each["policy"], describe_coordinates(each["coordinates"]))))
-        if not each["laws"]:
+    for of_policy in point_laws:
+        title = "; ".join(filter(None, (of_policy["policy"], describe_coordinates(of_policy["coordinates"]))))
+        if not of_policy["laws"]:
             show(f"{title}: no law applies to {spec.family.name} on {spec.source.name}.")
-        for law in each["laws"]:
+        for law in of_policy["laws"]:
             show(f"{title}: {law.metric}, {law.kind}: {law.law} ({law.source}). {law.conditions}")
             show("  " + "  ".join(f"{value:.5g}" for value in law.values))
             if law.kind != "bound":
@@ -255,11 +255,16 @@ def print_comparison(metric: str, better: Better, differences: Sequence[Mapping[
     columns = ("first minus second", "generation", "difference", "interval", "first is")
     title = "; ".join(filter(None, (f"{metric}: differences seed by seed, 95 %", describe_better(better))))
     rows = []
-    for each in differences:
-        pair = f"{each['first']} - {each['second']}"
-        pair += "" if each["paired"] else f" (unpaired, {each['first_seeds']} and {each['second_seeds']} seeds)"
-        t, numbers = each["generation"], (format_number(each["difference"]), format_limits(each["low"], each["high"]))
-        rows.append((pair * (t == 1), str(t), *numbers, each["first_is"]))
+    for difference in differences:
+        pair = f"{difference['first']} - {difference['second']}"
+        pair += (
+            "" if difference["paired"] else f" (unpaired, {difference['first_seeds']} and {difference['second_seeds']} seeds)"
+        )
+        t, numbers = (
+            difference["generation"],
+            (format_number(difference["difference"]), format_limits(difference["low"], difference["high"])),
+        )
+        rows.append((pair * (t == 1), str(t), *numbers, difference["first_is"]))
     for sentence in notes:
         show(sentence)
     show_table(columns, rows, title)

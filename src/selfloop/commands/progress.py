@@ -61,7 +61,7 @@ class Progress(ProgressLine):
             self.run.add(output)
 
     def seconds_left(self, elapsed: float) -> float | None:
-        """As the work of the steps that are left tells, if it is known."""
+        """Follows from the work of the steps that are left, if it is known."""
         return self.run.seconds_left() if self.run else super().seconds_left(elapsed)
 
 
