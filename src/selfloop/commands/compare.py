@@ -55,7 +55,7 @@ def choose_metric(specs: Mapping[str, Spec], metric: str | None) -> str:
 
 
 def compare_curves(results: Mapping[str, Result], metric: str) -> tuple[list[dict[str, Any]], list[str]]:
-    """The first minus the second of all pairs of curves, in rows as `--json` has them, and sentences on the rest, which is left out.
+    """The first minus the second of all pairs of curves, in rows as `--json` has them, and sentences on what they leave out.
 
     One row per generation that both have. Paired by the seeds that both have; if these are less than two, or than half of the
     fewer seeds, or the random numbers differ, by Welch's test. The probability of any false direction is at most 5 %.
