@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from collections.abc import Mapping
 from dataclasses import replace
@@ -163,12 +164,12 @@ def test_tracking_changes_nothing_in_the_store(tmp_path: Path, tracker: ListTrac
     ("text", "said"),
     [
         ("wanbd", r"^track: unknown tracker 'wanbd'\. Did you mean 'wandb'\?"),
-        ("tensorboard", r"^track: got 'tensorboard'; expected its folder, such as tensorboard=runs\.$"),
+        ("tensorboard", r"^track: got 'tensorboard', whose target is empty; .* tensorboard=runs\.$"),
+        ("tensorboard=", r"^track: got 'tensorboard=', whose target is empty; .* tensorboard=runs\.$"),
+        ("wandb=", r"^track: got 'wandb=', whose target is empty; .* wandb alone\.$"),
     ],
 )
 def test_a_mistake_is_one_sentence_before_any_work(tmp_path: Path, text: str, said: str) -> None:
-    if text == "tensorboard":
-        pytest.importorskip("tensorboard", reason="the extra tensorboard is not installed")
     with pytest.raises(SelfloopError, match=said):
         selfloop.run(SPEC, tmp_path / "store", track=[text])
     assert not (tmp_path / "store").exists()
@@ -180,6 +181,18 @@ def test_a_missing_extra_is_one_sentence_with_the_command(tmp_path: Path, monkey
     with pytest.raises(MissingExtraError, match=r"^track: 'trackio': needs trackio, .* pip install 'selfloop\[trackio\]'$"):
         selfloop.run(SPEC, tmp_path / "store", track=["trackio"])
     assert not (tmp_path / "store").exists()
+
+
+def test_the_command_line_finds_a_missing_extra_before_it_loads_anything_heavy(tmp_path: Path) -> None:
+    code = (
+        "import sys\nsys.modules['tensorboard'] = None\n"
+        "sys.argv[1:] = ['run', 'quickstart_linear', '--track', 'tensorboard=runs']\n"
+        "from selfloop.commands.cli import main\n"
+        "try:\n    main()\nfinally:\n    print({'torch', 'pandas', 'sklearn'} & {*sys.modules})"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout.strip()) == (2, "set()"), done.stderr
+    assert "needs tensorboard, which is not installed. Run: pip install" in done.stderr
 
 
 def test_the_command_line_names_the_option(tmp_path: Path) -> None:

@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 from torch.utils.tensorboard import SummaryWriter
 
-from selfloop.errors import SettingError
 from selfloop.trackers.tracker import RunEnd, TrackedRun, Tracker
 
 MAX_NAME = 255  # bytes of a folder's name, whose end has the id
@@ -16,11 +15,6 @@ MAX_NAME = 255  # bytes of a folder's name, whose end has the id
 
 class TensorboardTracker(Tracker):
     """One folder per run."""
-
-    def __init__(self, target: str) -> None:
-        if not target:
-            raise SettingError("track", "got 'tensorboard'; expected its folder, such as tensorboard=runs.")
-        super().__init__(target)
 
     def start(self, run: TrackedRun) -> None:
         group, name = (text.replace("/", "_").encode()[-MAX_NAME:].decode(errors="ignore") for text in (run.group, run.name))

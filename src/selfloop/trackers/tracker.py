@@ -5,12 +5,30 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
 
-from PIL.Image import Image
+from selfloop.errors import SettingError, missing_extra, unknown_name
 
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+TRACKERS = ("wandb", "mlflow", "tensorboard", "trackio")
 PROJECT = "selfloop"  # default name of the project or experiment that runs are listed in
 FIRST_CHARACTERS = 8  # of an id, in the name of a run
+
+
+def split_tracker(text: str) -> tuple[str, str]:
+    """Name and target of a text such as `mlflow=sqlite:///runs.db`. Loads no tool; raises SelfloopError if it has none."""
+    name, equals, target = str(text).partition("=")
+    if name not in TRACKERS:
+        raise SettingError("track", unknown_name("track", name, TRACKERS, "tracker").removeprefix("track: "))
+    if not target and (equals or name == "tensorboard"):
+        example = "tensorboard=runs" if name == "tensorboard" else f"{name}=..., or {name} alone"
+        raise SettingError("track", f"got {text!r}, whose target is empty; expected one, such as {example}.")
+    if find_spec(name) is None:
+        raise missing_extra(f"track: {name!r}", name)
+    return name, target
 
 
 @dataclass(frozen=True, kw_only=True)

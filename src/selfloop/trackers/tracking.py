@@ -13,25 +13,22 @@ from operator import methodcaller
 from pathlib import Path
 
 from selfloop.engine.run import OnMeasured
-from selfloop.errors import SelfloopError, SettingError, first_line, missing_extra, unknown_name
+from selfloop.errors import SelfloopError, SettingError, first_line, missing_extra
 from selfloop.result import Result
 from selfloop.spec.parse import fresh_spec
 from selfloop.spec.spec import Spec
 from selfloop.stats.intervals import Interval, mean_interval
 from selfloop.trackers.describe import describe_ends, describe_run
-from selfloop.trackers.tracker import TrackedRun, Tracker
+from selfloop.trackers.tracker import TrackedRun, Tracker, split_tracker
 from selfloop.types import Coordinates, Measurement
 
 MAX_SINGLE_SEEDS = 20  # with more seeds, a policy is one run with means and intervals
-TRACKERS = ("wandb", "mlflow", "tensorboard", "trackio")
 RunKey = tuple[Coordinates, str, int | None]  # point, policy, and seed or None for all seeds
 
 
 def open_tracker(text: str) -> Tracker:
     """The tracker of a text such as `mlflow=sqlite:///runs.db`. Raises SelfloopError if it cannot be opened."""
-    name, _, target = str(text).partition("=")
-    if name not in TRACKERS:
-        raise SettingError("track", unknown_name("track", name, TRACKERS, "tracker").removeprefix("track: "))
+    name, target = split_tracker(text)
     try:
         tracker: Tracker = getattr(import_module(f"selfloop.trackers.{name}"), f"{name.title()}Tracker")(target)
     except ModuleNotFoundError:
