@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +21,7 @@ from selfloop.component import Context
 from selfloop.engine.run import iter_measurements
 from selfloop.result import run
 from selfloop.rng import RandomStream
+from selfloop.spec.spec import Spec
 from selfloop.spec.write import spec_text
 from selfloop.store import live
 from selfloop.store.identity import stored_step
@@ -91,20 +94,91 @@ def test_a_finished_run_has_its_progress_and_the_mean_of_its_last_losses(tmp_pat
     found = progress(tmp_path)
     assert (found.state, found.done, found.total, found.computed) == ("finished", 18, 18, 14)  # policies share generation 1
     assert found.losses.keys() == {*spec.policy_labels()} if found.risk else not found.losses
-    for label, (generation, value, seeds) in found.losses.items():
-        assert (generation, seeds) == (3, 2)
+    for label, (generation, value, seeds, ended) in found.losses.items():
+        assert (generation, seeds, ended) == (3, 2, 0)
         assert value == pytest.approx(result.curves()[label][found.risk][:, -1].mean())
 
 
 def test_losses_are_means_over_the_seeds_of_the_newest_generation() -> None:
     found = RunProgress(1, "host", 10)
     nan = np.nan
-    found.add("a", np.array([[1.0, nan]]), 1, 1)
-    found.add("a", np.array([[nan, 2.0]]), 1, 1)
-    found.add("a", np.array([[9.0, nan]]), 1, 0)  # of a slower seed
-    found.add("a", np.array([[nan, 5.0]]), 1, 1)
-    assert found.losses == {"a": (2, 3.5, 2)}
-    assert (found.done, found.computed) == (4, 3)
+    found.add("a", np.array([[1.0, nan]]), 0, 1, 1)
+    found.add("a", np.array([[nan, 2.0]]), 0, 1, 1)
+    found.add("a", np.array([[9.0, nan]]), 0, 1, 0)  # of a slower seed
+    found.add("a", np.array([[nan, 5.0]]), 0, 1, 1)
+    found.add("a", np.array([[nan, nan]]), 1, 1, 1)
+    found.add("a", None, 0, 0, 1)
+    assert found.losses == {"a": (2, 3.5, 2, 1)}
+    assert (found.done, found.computed) == (5, 5)
+
+
+def test_points_of_a_sweep_have_losses_of_their_own(tmp_path: Path) -> None:
+    settings = {"source": "gaussian", "family": "gaussian", "generations": 2, "seeds": 3, "policies": ["replace"]}
+    spec = Spec(**settings, sweep={"n": (10, 10_000)})  # type: ignore[arg-type]
+    result = run(spec, tmp_path)
+    found = progress(tmp_path)
+    expected = {n: result.curves({"n": n})["replace"][found.risk][:, -1].mean() for n in (10, 10_000)}
+    assert found.losses.keys() == {f"replace; n = {n}" for n in expected}
+    for loss, mean in zip(found.losses.values(), expected.values(), strict=True):
+        assert loss == (2, pytest.approx(mean), 3, 0)
+
+
+def test_chains_that_ended_are_counted(tmp_path: Path) -> None:
+    family, metrics = tiny_components.Mean(limit=0.45), (tiny_components.Energy(),)
+    result = run(tiny_components.tiny_spec(family=family, metrics=metrics, seeds=8, criteria=()), tmp_path)
+    found = progress(tmp_path)
+    for label, (t, mean, seeds, ended) in found.losses.items():
+        last = result.curves()[label]["energy"]
+        assert (seeds, ended) == (np.isfinite(last[:, t - 1]).sum(), np.isnan(last[:, -1]).sum())
+        assert mean == pytest.approx(np.nanmean(last[:, t - 1]))
+    assert max(ended for *_, ended in found.losses.values()) > 0
+
+
+def test_a_second_process_on_a_run_leaves_its_pause_and_its_progress(tmp_path: Path) -> None:
+    first = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    try:
+        (tmp_path / "runs").mkdir()
+        before = json.dumps(asdict(RunProgress(first.pid, platform.node(), 10)))
+        live.progress_file(tmp_path, "x").write_text(before)
+        control_run(tmp_path, "x", "pause")
+        with live.LiveRun(tmp_path, "x", 10, lambda note: None, "") as second:
+            time.sleep(3 * live.POLL_SECONDS)
+            assert live.control_file(tmp_path, "x").read_text() == "pause"
+            assert live.progress_file(tmp_path, "x").read_text() == before
+            first.kill()
+            first.wait()
+            wait_for(lambda: (found := read_progress(tmp_path, "x")) and found.pid == second.progress.pid, 10)
+    finally:
+        first.kill()
+        first.wait()
+    found = read_progress(tmp_path, "x")
+    assert found is not None
+    assert found.state == "finished"
+
+
+def test_an_interrupt_at_the_end_of_a_run_leaves_its_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    (tmp_path / "runs").mkdir()
+    with pytest.raises(KeyboardInterrupt), live.LiveRun(tmp_path, "x", 1, lambda note: None, "") as run:
+        monkeypatch.setattr(run.thread, "join", interrupt)
+    found = read_progress(tmp_path, "x")
+    assert found is not None
+    assert found.state == "finished"
+
+
+def test_on_windows_no_signal_is_sent_to_look_at_a_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "platform", "win32")
+    monkeypatch.setattr(os, "kill", lambda pid, number: pytest.fail("Ctrl-C"))
+    (tmp_path / "runs").mkdir()
+    with live.LiveRun(tmp_path, "x", 1, lambda note: None, "") as run:
+        monkeypatch.delattr(signal, "pthread_kill")
+        found = read_progress(tmp_path, "x")
+        assert found is not None
+        assert found.state == "running"
+        with pytest.raises(KeyboardInterrupt):
+            run._interrupt()
 
 
 def test_the_run_of_a_process_that_is_gone_is_interrupted(tmp_path: Path) -> None:

@@ -6,11 +6,13 @@ import html
 import http.client
 import json
 import os
+import platform
 import re
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -20,6 +22,7 @@ from selfloop.errors import SelfloopError
 from selfloop.result import run
 from selfloop.spec.parse import parse_spec
 from selfloop.store import live
+from selfloop.store.live import RunProgress
 from selfloop.store.runs import note_run
 from selfloop.watch.pages import MAX_IDLE
 from selfloop.watch.server import WatchServer
@@ -132,16 +135,15 @@ def test_names_of_runs_are_shown_as_text(tmp_path: Path) -> None:
     run(parse_spec(tiny_components.KDE, "kde"), tmp_path)
     with note_run(tmp_path, HOSTILE, tiny_components.KDE):
         pass
-    body = {
-        "pid": os.getpid(), "host": live.platform.node(), "total": 2, "doing": HOSTILE, "problem": HOSTILE, "risk": HOSTILE,
-        "losses": {HOSTILE: [1, 2.0, 3]},
-    }  # fmt: skip
+    losses = {HOSTILE: (1, 2.0, 3, 1)}
+    body = asdict(RunProgress(os.getpid(), platform.node(), 2, doing=HOSTILE, problem=HOSTILE, risk=HOSTILE, losses=losses))
     with serve(tmp_path) as server:
         name = next(name for name, each in server.pages.runs().items() if each.title == HOSTILE)
         live.progress_file(tmp_path, name).write_text(json.dumps(body))
         pages = [ask(server, f"/{server.token}/").read().decode(), drawn_page(server, name)]
     for page in pages:
-        assert "&lt;script&gt;alert(" in page
+        assert page.count("&lt;script&gt;alert(") > 4, "title, present step, problem, metric and policy"
+        assert "</b> (t = 1, 3 seeds) 1 ended" in page
         assert "<script>alert(" not in page
     assert "Not finished" not in pages[1]
 

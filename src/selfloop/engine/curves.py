@@ -56,6 +56,11 @@ class Curves:
             self.statuses.append(status)
         return self.statuses.index(status)
 
+    def count_ended(self, metric: str) -> int:
+        """How many chains end with a status instead of a value of this metric."""
+        ends = [code for code, status in enumerate(self.statuses) if status not in (*STATUSES, NOT_FINITE, NOT_COMPUTED)]
+        return int(np.isin(self.codes[metric], ends).any(axis=1).sum()) if metric in self.codes else 0
+
     def add(self, measurement: Measurement, position: int) -> None:
         """Add one measurement; `position` is that of its seed."""
         values, codes = self.arrays(measurement.metric)

@@ -72,7 +72,8 @@ def run_tasks(  # noqa: PLR0913  # three are callbacks
                 seen = output if phase is chains else replace(output, curves=Curves((), 0), shared=True)
                 keys |= output.usage.keys
                 counts = (0 if seen.shared else output.generations, output.generations if output.usage.computed else 0)
-                live.progress.add(labels[output.policy], seen.curves.values.get(risk), *counts)
+                name = labels[output.policy] + "".join(f"; {key} = {value}" for key, value in output.coordinates)
+                live.progress.add(name, seen.curves.values.get(risk), seen.curves.count_ended(risk), *counts)
                 progress(live.progress.done, total)
                 if on_measured and not seen.shared:
                     on_measured([*output.curves.measurements(labels[output.policy], output.coordinates, {})])

@@ -10,8 +10,10 @@ import json
 import os
 import platform
 import signal
+import sys
 import threading
 import time
+from _thread import interrupt_main
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
@@ -45,8 +47,10 @@ class RunProgress:
     doing: str = ""  # the present step
     state: State = "running"
     problem: str = ""  # why it failed
+    folder: str = ""  # in which it runs: relative paths of its spec begin there
     risk: str = ""  # the metric of `losses`
-    losses: dict[str, tuple[int, float, int]] = field(default_factory=dict)  # policy -> newest generation, mean risk, seeds
+    # By policy and point: newest generation with a risk, its mean, its seeds, and chains that ended so far
+    losses: dict[str, tuple[int, float, int, int]] = field(default_factory=dict)
 
     @property
     def remaining(self) -> float | None:
@@ -58,18 +62,17 @@ class RunProgress:
         """The actions that the run obeys now, as `watch` names them."""
         return {"running": ("pause", "cancel"), "paused": ("continue", "cancel")}.get(self.state, ())
 
-    def add(self, policy: str, risks: Floats | None, done: int, computed: int) -> None:
-        """Count new generations, and note their risks (seeds, generations), NaN where there is none."""
+    def add(self, title: str, risks: Floats | None, ended: int, done: int, computed: int) -> None:
+        """Count new generations and chains that ended, and note risks (seeds, generations), NaN where there is none."""
         self.done, self.computed = self.done + done, self.computed + computed
-        measured = [] if risks is None else np.flatnonzero(~np.isnan(risks).all(axis=0)).tolist()
-        if risks is None or not measured:
+        if risks is None or not (ended or np.isfinite(risks).any()):
             return
-        t, column, (newest, mean, seeds) = measured[-1] + 1, risks[:, measured[-1]], self.losses.get(policy, (0, 0.0, 0))
-        new = column[~np.isnan(column)]
-        if t >= newest:
-            before = seeds if t == newest else 0
-            value = float(new.sum() + before * mean) / (len(new) + before)
-            self.losses = {**self.losses, policy: (t, value, len(new) + before)}  # a new table: a thread reads it
+        newest, mean, seeds, before = self.losses.get(title, (0, 0.0, 0, 0))
+        t = int(np.max(~np.isnan(risks) * np.arange(1, risks.shape[1] + 1)))
+        if 0 < t >= newest:
+            new, old = risks[~np.isnan(risks[:, t - 1]), t - 1], seeds * (t == newest)
+            newest, mean, seeds = t, float(new.sum() + old * mean) / (len(new) + old), len(new) + old
+        self.losses = {**self.losses, title: (newest, mean, seeds, before + ended)}  # a new table: a thread reads it
 
 
 def progress_file(store: Path, run: str) -> Path:
@@ -102,7 +105,7 @@ def read_progress(store: Path, run: str) -> RunProgress | None:
 
 
 def _is_alive(progress: RunProgress, silence: float) -> bool:
-    if progress.host != platform.node():
+    if progress.host != platform.node() or sys.platform == "win32":  # there, the signal 0 is Ctrl-C
         return silence < MAX_SILENCE
     try:
         os.kill(progress.pid, 0)
@@ -149,12 +152,12 @@ class LiveRun:
     """A run that writes its progress and obeys its control file while the block lasts.
 
     "cancel" does what Ctrl-C does: it interrupts the main thread, or raises KeyboardInterrupt at the next note of a run in
-    another thread, or where Ctrl-C is ignored.
+    another thread, or where Ctrl-C is ignored. Of several processes that compute one run, all obey and one writes.
     """
 
     def __init__(self, store: Path, run: str, total: int, notify: Callable[[str], None], risk: str) -> None:
         self.progress = RunProgress(os.getpid(), platform.node(), total, risk=risk)
-        self.file, self.control = progress_file(store, run), control_file(store, run)
+        self.store, self.run, self.control = store, run, control_file(store, run)
         self.notify, self.canceled, self.stop = notify, False, threading.Event()
         self.thread = threading.Thread(target=self._follow, daemon=True)
         self.in_main_thread = threading.current_thread() is threading.main_thread()
@@ -168,7 +171,9 @@ class LiveRun:
 
     def __enter__(self) -> LiveRun:
         with suppress(OSError):
-            self.control.unlink(missing_ok=True)
+            self.progress.folder = os.getcwd()
+            if self._is_mine():  # a request to another process is not over
+                self.control.unlink(missing_ok=True)
         if self._write():
             self.thread.start()
         return self
@@ -176,11 +181,13 @@ class LiveRun:
     def __exit__(self, kind: type[BaseException] | None, problem: BaseException | None, trace: TracebackType | None) -> None:
         self.stop.set()
         if self.thread.ident:
-            self.thread.join()
             failed = isinstance(problem, Exception)
-            self.progress.state = "finished" if problem is None else "failed" if failed else "interrupted"
-            self.progress.problem = first_line(problem) if problem and failed else ""
-            self._write()
+            state: State = "finished" if problem is None else "failed" if failed else "interrupted"
+            try:
+                self.thread.join()
+            finally:  # it may interrupt even now
+                self.progress.state, self.progress.problem = state, first_line(problem) if problem and failed else ""
+                self._write()
 
     def _follow(self) -> None:
         before = time.monotonic()
@@ -195,12 +202,22 @@ class LiveRun:
 
     def _interrupt(self) -> None:
         numbers = [number for number in (signal.SIGINT, signal.SIGTERM) if callable(signal.getsignal(number))]
-        if self.in_main_thread and numbers:  # without a handler, the next note raises
+        if not self.in_main_thread or not numbers:  # the next note raises
+            return
+        if sys.platform == "win32":
+            interrupt_main(numbers[0])
+        else:
             signal.pthread_kill(threading.main_thread().ident or 0, numbers[0])
+
+    def _is_mine(self) -> bool:
+        """True unless another process computes this run now, which writes the progress."""
+        other = read_progress(self.store, self.run)
+        return not other or not other.actions or (other.pid, other.host) == (self.progress.pid, self.progress.host)
 
     def _write(self) -> bool:
         try:
-            write_text(self.file, json.dumps(asdict(self.progress)))
+            if self._is_mine():
+                write_text(progress_file(self.store, self.run), json.dumps(asdict(self.progress)))
         except (OSError, SelfloopError):
             return False
         return True
