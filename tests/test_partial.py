@@ -116,11 +116,11 @@ def test_an_ensemble_has_the_policies_that_are_finished(tmp_path: Path) -> None:
     one = Spec(n=10, generations=3, seeds=5, source="gaussian", family="gaussian", policies=("replace",))
     run(one, tmp_path)
     part = partial_result(spec, tmp_path)
-    assert part.progress == (3, 6)
+    assert part.progress == (15, 30)  # of chains, as `plan` counts
     risk = spec.risk_metric() or ""
     np.testing.assert_array_equal(part.curves()["replace"][risk], run(spec, tmp_path).curves()["replace"][risk])
     assert np.isnan(part.curves()["accumulate"][risk]).all()
-    assert "Not finished: 3 of 6" in render_page([build_report(part)])
+    assert "Not finished: 15 of 30" in render_page([build_report(part)])
 
 
 def test_a_folder_that_is_no_store_is_refused(tmp_path: Path) -> None:

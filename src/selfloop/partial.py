@@ -46,8 +46,8 @@ def partial_result(spec: Spec | str | Path, store: str | Path | None = None) -> 
         for output in outputs:
             usage[labels[output.policy]].add(output.usage)
             table[output.coordinates, labels[output.policy]].merge(output.curves)
-        stored = sum(output.generations for output in outputs)
-        done, total = done + (task.generations if is_complete else stored), total + task.generations
+        stored, seeds = sum(output.generations for output in outputs), len(task.seeds)
+        done, total = done + seeds * (task.generations if is_complete else stored), total + seeds * task.generations
         missing += [] if is_complete else [(task, stored)]
     _note_missing(table, labels, missing)
     look = count_looks(path, spec_text(spec))

@@ -59,7 +59,7 @@ def test_json_on_standard_output_is_pure_and_progress_is_on_standard_error(spec:
     # Policies, seeds, generations; nll and the schedule's two metrics. The trivial model has one value per chain.
     assert len(lines) == 2 * 2 * 2 * 3 + 2 * 2
     assert {tuple(line) for line in lines} == {("policy", "seed", "generation", "metric", "value")}
-    assert re.fullmatch(r"4/4 generations, \d+ s elapsed", done.stderr.splitlines()[-1])
+    assert re.fullmatch(r"8/8 generations, \d+ s elapsed", done.stderr.splitlines()[-1])
     assert tiny_components.selfloop("run", spec, "--json", "-", "-q") == (0, done.stdout, "")
 
 

@@ -92,3 +92,13 @@ def test_sampling_is_measured_although_the_first_policy_samples_nothing(tmp_path
     for task in plan_tasks(spec, tmp_path)[-1]:
         estimate_seconds(task, trials)
     assert all(trial and trial.sample_row > 0 for trial in trials.values())
+
+
+@pytest.mark.parametrize("spec", [tiny_components.tiny_spec(), Spec(source="gaussian", family="gaussian", n=10, seeds=5)])
+def test_a_plan_and_the_progress_of_its_run_count_the_same_generations(spec: Spec, tmp_path: Path) -> None:
+    counted = list[tuple[int, int]]()
+    selfloop.run(spec, tmp_path, progress=lambda done, total: counted.append((done, total)))
+    total = sum(cost.generations for cost in plan(spec, tmp_path))
+    assert total == len(spec.seeds) * len(spec.policies) * spec.generations
+    assert counted[0] == (0, total)
+    assert counted[-1] == (total, total)

@@ -55,7 +55,7 @@ def run_tasks(  # noqa: PLR0913  # three are callbacks
     phases = plan_tasks(spec, path, threads)
     Store(path)  # an unwritable store is found before any work
     chains = phases[-1]  # shared steps count with the chains that reuse them: as many generations as `plan` shows
-    total = sum(task.generations * len(task.policies) for task in chains)
+    total = sum(task.generations * len(task.policies) * len(task.seeds) for task in chains)
     progress, notify = choose_callbacks(progress, notify)
     progress(0, total)
     labels, risk, text = spec.policy_labels(), spec.risk_metric() or "", spec_text(spec)
@@ -71,7 +71,8 @@ def run_tasks(  # noqa: PLR0913  # three are callbacks
                 # the chains replay what they share
                 seen = output if phase is chains else replace(output, curves=Curves((), 0), shared=True)
                 keys |= output.usage.keys
-                counts = (0 if seen.shared else output.generations, output.generations if output.usage.computed else 0)
+                new = output.generations * len(output.curves.seeds)
+                counts = (0 if seen.shared else new, new if output.usage.computed else 0)
                 name = labels[output.policy] + "".join(f"; {key} = {value}" for key, value in output.coordinates)
                 live.progress.add(name, seen.curves.values.get(risk), seen.curves.count_ended(risk), *counts)
                 progress(live.progress.done, total)
