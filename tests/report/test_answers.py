@@ -145,6 +145,46 @@ def test_ended_chains_are_said_and_judged_by_their_median_only_if_they_collapsed
     assert not first_screen(report).alarms
 
 
+def test_chains_without_a_first_value_are_ended_ones_and_not_a_metric_without_any_value() -> None:
+    values = curves_of(3 + 0.5 * (T - 1), seeds=12)
+    values[:2], values[2:4, 5:] = np.nan, np.nan
+    report = report_of({"accumulate": curves_of(3 + 0 * T), "replace": values})
+    assert [panel.metric for panel in report.drawn_panels] == ["nll"]
+    worst = policy_answers(report)[()][0]
+    assert (worst.policy, worst.answer, worst.n_left) == ("replace", "ended", 8)
+    assert worst.sentence == (
+        "Under replace, 4 of 12 chains ended, the first at generation 1; of the 10 with a first value, with these "
+        "as the worst values, the median loss rose."
+    )
+    assert "every chain" not in " ".join(first_screen(report).alarms)
+
+
+def test_ended_chains_of_a_metric_whose_best_value_is_inside_are_judged_by_their_distance_or_not_at_all() -> None:
+    values = curves_of(1 - 0.13 * (T - 1), noise=0.001, seeds=20) * 0 + np.geomspace(1, 0.08, 8) + np.zeros((20, 1))
+    values[:2, 6:] = np.nan
+    for better, end in (
+        (1.0, "with these as the worst values, the median distance of variance ratio from 1 rose."),
+        ("", "variance ratio has no worst value to judge these by."),
+        ("feature_entropy_real", "variance ratio has no worst value to judge these by."),
+    ):
+        answer = answer_to(values, better=better, metric="variance_ratio")
+        assert answer.sentence.endswith(end), answer.sentence
+
+
+def test_what_would_decide_names_its_reason() -> None:
+    late = curves_of(3 + 0.1 * T)
+    late[0, 0] = np.nan
+    assert answer_to(late).needed == "a chain without a value at generation 1 has no change"
+    tiny = np.full((4, 2), 3.0) + np.array([[0, 1], [0, -1], [0, 1], [0, -1.0000001]])
+    assert answer_to(tiny, positive=False).needed == "more than 10,000,000 seeds would be needed"
+
+
+def test_the_interval_of_the_only_generation_of_an_amount_is_not_below_zero() -> None:
+    answer = answer_to(np.exp(np.linspace(-2, 2, 8))[:, None] ** 1.2, metric="squared_error")
+    assert "[" in answer.sentence
+    assert "[−" not in answer.sentence
+
+
 def test_a_run_whose_chains_all_ended_says_so_first() -> None:
     values = curves_of(3 + 0.1 * T)
     values[:, 4:] = np.nan

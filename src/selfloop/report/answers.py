@@ -8,7 +8,7 @@ from typing import Literal
 
 import numpy as np
 
-from selfloop.criteria.judging import Reference, judge_ended, needed_seeds
+from selfloop.criteria.judging import MAX_NEEDED_SEEDS, Reference, judge_ended, needed_seeds
 from selfloop.report.theme import describe_better, describe_coordinates, format_count, format_interval, format_number
 from selfloop.report.values import CurveData, Panel, Report
 from selfloop.stats.comparison import MARGIN_SHARE
@@ -157,12 +157,12 @@ def _without_change(report: Report, panel: Panel, curve: CurveData) -> tuple[Cha
     noun, n_ended = metric_noun(panel), int(np.isnan(curve.values[:, -1]).sum())
     if report.unfinished:
         return "undecided", f"{noun} is undecided, as the run is not finished", "the other generations will tell"
-    if curve.ends is None:
+    if not np.isfinite(curve.values).any():
         return "missing", f"no chain has a value of {noun}", ""
     if n_ended:
         return "ended", _describe_ended(curve, noun, n_ended), ""
     if curve.values.shape[1] < 2:
-        value = _in_unit(mean_interval(curve.values[:, 0]), panel)
+        value = _in_unit(mean_interval(curve.values[:, 0], positive=curve.positive), panel)
         return "undecided", f"{noun} is {value} at the only generation", "no seeds, but a second generation would tell"
     return None
 
@@ -190,12 +190,14 @@ def _describe_need(difference: Interval, margin: float) -> str:
     """How many more seeds would find a change, or show that it is within the margin; or why no number is known."""
     if difference.n < 2:
         return "one seed gives no interval: add two or more"
-    if difference.low is None or difference.estimate is None:
+    if difference.estimate is None:
+        return "a chain without a value at generation 1 has no change"
+    if difference.low is None:
         return "the seeds do not differ, so that no number is known"
     bounds = [0.0, *([np.copysign(margin, difference.estimate)] if abs(difference.estimate) < margin else [])]
     numbers = [seeds for bound in bounds if (seeds := needed_seeds(difference, float(bound))) is not None]
     if not numbers:
-        return "no number of seeds is known to decide"
+        return f"more than {MAX_NEEDED_SEEDS:,} seeds would be needed"
     return f"about {format_count(min(numbers) - difference.n, 'more seed')} would decide"
 
 
@@ -205,11 +207,16 @@ def _describe_ended(curve: CurveData, noun: str, n_ended: int) -> str:
     statement = f"{'every chain' if n_ended == n else f'{n_ended:,} of {n:,} chains'} ended, the first at generation {first:,}"
     if not curve.ends_are_worst:
         return f"{statement}, for a reason that is no collapse: {noun} cannot be judged"
-    started = curve.values[~np.isnan(curve.values[:, 0])]
-    is_amount = curve.better == "higher"
+    values, is_amount = curve.values, curve.better == "higher"
+    if isinstance(curve.better, float | int):
+        values, noun = np.abs(values - curve.better), f"distance of {noun} from {curve.better:g}"
+    elif curve.better not in ("lower", "higher"):
+        return f"{statement}: {noun} has no worst value to judge these by"
+    started = values[~np.isnan(values[:, 0])]
     answer = judge_ended(started[:, -1] - started[:, 0], 0.0, noun, is_amount=is_amount).answer if len(started) else "undecided"
     median = {"yes": f"the median {noun} {'fell' if is_amount else 'rose'}", "no": f"the median {noun} is no worse"}
-    return f"{statement}; with these as the worst values, {median.get(answer, f'a change of the median {noun} is undecided')}"
+    those = f"of the {len(started):,} with a first value, " * (len(started) < n) + "with these as the worst values"
+    return f"{statement}; {those}, {median.get(answer, f'a change of the median {noun} is undecided')}"
 
 
 def _trend(panel: Panel, curve: CurveData, answer: Change) -> str:

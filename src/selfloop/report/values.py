@@ -13,6 +13,8 @@ from datetime import datetime
 from functools import cached_property
 from typing import Literal
 
+import numpy as np
+
 from selfloop.columns import Bools, Columns, ColumnType, Floats
 from selfloop.component import Better
 from selfloop.policies.schedule import ScheduleEntry
@@ -203,7 +205,7 @@ class Report:
     @property
     def drawn_panels(self) -> list[Panel]:
         """The panels with a value; the others would be empty axes."""
-        return [panel for panel in self.panels if any(curve.ends for curve in panel.curves)]
+        return [panel for panel in self.panels if any(np.isfinite(curve.values).any() for curve in panel.curves)]
 
     def policies(self) -> list[str]:
         """Labels of all policies, in order of appearance."""
