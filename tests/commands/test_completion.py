@@ -40,6 +40,8 @@ def test_specs_and_the_keys_of_a_spec_are_completed(tmp_path: Path, monkeypatch:
     keys = complete("selfloop compare quick.toml other.toml --set family.")
     assert "family.bandwidth=" in keys
     assert "family.fit=" not in keys
+    Path("wrong.toml").write_text("family = ['kde']\nsource = { name = ['moons'] }\n")
+    assert complete("selfloop run wrong.toml --set ge") == ["generations="]
 
 
 def test_components_and_criteria_are_completed() -> None:

@@ -8,6 +8,7 @@ import json
 import os
 import platform
 import re
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -31,8 +32,8 @@ HOSTILE = '</title><script>alert("x")</script>'
 
 
 @contextmanager
-def serve(store: Path) -> Iterator[WatchServer]:
-    with WatchServer(store) as server:
+def serve(store: Path, port: int = 0) -> Iterator[WatchServer]:
+    with WatchServer(store, port) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield server
         server.shutdown()
@@ -101,6 +102,8 @@ def test_no_other_method_is_answered(server: WatchServer, method: str) -> None:
 
 def test_actions_are_posts_from_its_own_pages(server: WatchServer) -> None:
     name, own = only_run(server), f"http://127.0.0.1:{server.server_port}"
+    going = live.progress_file(server.pages.store, name)
+    going.write_text(json.dumps(json.loads(going.read_text()) | {"state": "running", "pid": os.getpid()}))
     path, file = f"/{server.token}/runs/{name}/pause", live.control_file(server.pages.store, name)
     assert status(server, path) == 404  # by GET
     assert status(server, path, "POST") == 403
@@ -115,6 +118,24 @@ def test_actions_are_posts_from_its_own_pages(server: WatchServer) -> None:
     assert file.read_text() == "pause"
     assert status(server, path.replace("pause", "continue"), "POST", Origin=own) == 303
     assert not file.exists()
+
+
+def test_a_run_that_is_over_obeys_nothing(server: WatchServer) -> None:
+    name, own = only_run(server), f"http://127.0.0.1:{server.server_port}"
+    for action in ("pause", "cancel"):
+        assert status(server, f"/{server.token}/runs/{name}/{action}", "POST", Origin=own) == 303
+    assert not live.control_file(server.pages.store, name).exists()
+
+
+def test_at_the_port_of_http_browsers_name_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run(parse_spec(tiny_components.KDE, "kde"), tmp_path)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    monkeypatch.setattr("selfloop.watch.server.HTTP_PORT", port)  # as 80 needs rights
+    with serve(tmp_path, port) as server:
+        assert status(server, f"/{server.token}/", Host="localhost") == 200
+        assert status(server, f"/{server.token}/", Host="evil.example") == 404
 
 
 def test_answers_forbid_frames_caches_and_foreign_scripts(server: WatchServer) -> None:
@@ -187,6 +208,20 @@ def test_a_spec_that_cannot_be_opened_here_is_explained(tmp_path: Path) -> None:
     with serve(tmp_path) as server:
         page = drawn_page(server, only_run(server))
         assert "family.name: unknown name &#39;mean&#39;" in page, server.pages.drawn[only_run(server)].problem
+
+
+def test_relative_paths_of_another_folder_are_explained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "there").mkdir()
+    monkeypatch.chdir(tmp_path / "there")
+    Path("rows.csv").write_text("x\n" + "\n".join(map(str, range(40))))
+    spec = (
+        "n = 10\nholdout = 5\ngenerations = 1\nseeds = 1\n[source]\nname = 'table'\npath = 'rows.csv'\n[family]\nname = 'kde'"
+    )
+    run(parse_spec(spec, "spec"), tmp_path / "store")
+    monkeypatch.chdir(tmp_path)
+    with serve(tmp_path / "store") as server:
+        page = drawn_page(server, only_run(server))
+    assert f"It ran in {tmp_path / 'there'}: for relative paths, start selfloop watch there." in page
 
 
 def test_a_store_that_cannot_be_written_can_be_watched(tmp_path: Path) -> None:

@@ -73,7 +73,7 @@ def _component_keys(table: Mapping[str, Any]) -> Iterator[str]:
 
     for kind in ("source", "family"):
         name = table[kind].get("name", "") if isinstance(table.get(kind), dict) else table.get(kind, "")
-        if target := BUILT_IN[kind].get(name):
+        if target := BUILT_IN[kind].get(str(name)):
             yield from (f"{kind}.{key}" for key in _fields(target))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import secrets
 import threading
 import time
@@ -92,17 +93,19 @@ class WatchPages:
                 for key in others[: max(0, len(self.drawn) - MAX_DRAWN)]:
                     del self.drawn[key]
                 drawn.is_busy, drawn.shows = True, shows
-                threading.Thread(target=self._draw, args=(run, drawn), daemon=True).start()
+                threading.Thread(target=self._draw, args=(run, progress, drawn), daemon=True).start()
         return drawn
 
-    def _draw(self, run: StoredRun, drawn: DrawnReport) -> None:
+    def _draw(self, run: StoredRun, progress: RunProgress | None, drawn: DrawnReport) -> None:
         started = time.monotonic()
         try:
             with self.drawing:
                 result = partial_result(parse_spec(run.spec, f"run {run.name}"), self.store)
                 drawn.page, drawn.problem = render_page([build_report(result)], run.title), ""
         except SelfloopError as problem:
-            drawn.problem = str(problem)
+            folder = progress.folder if progress else ""
+            elsewhere = f" It ran in {folder}: for relative paths, start selfloop watch there."
+            drawn.problem = f"{problem}{elsewhere * (folder not in ('', os.getcwd()))}"
         except Exception as problem:  # of any kind: the page shows it, and the thread's hook prints it
             drawn.problem = f"{type(problem).__name__}: {first_line(problem)}"
             raise

@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import cast
 
 from selfloop.errors import SelfloopError, os_error_reason
-from selfloop.store.live import Action, control_run
+from selfloop.store.live import Action, control_run, read_progress
 from selfloop.watch.pages import WatchPages
 
-HOST = "127.0.0.1"
+HOST, HTTP_PORT = "127.0.0.1", 80
 ACTIONS: dict[str, Action | None] = {"pause": "pause", "continue": None, "cancel": "cancel"}
 HEADERS = {
     "Cache-Control": "no-store",
@@ -42,7 +42,8 @@ class WatchServer(ThreadingHTTPServer):
             raise SelfloopError(f"--port {port}: cannot be used ({reason}). Choose another one, or none.") from problem
         self.token = secrets.token_urlsafe(24)
         self.pages = WatchPages(store, f"/{self.token}/")
-        self.hosts = {f"{name}:{self.server_port}" for name in (HOST, "localhost")}
+        end = "" if self.server_port == HTTP_PORT else f":{self.server_port}"  # browsers leave this port out
+        self.hosts = {f"{name}{end}" for name in (HOST, "localhost")}
 
     @property
     def url(self) -> str:
@@ -73,7 +74,8 @@ class WatchRequest(BaseHTTPRequestHandler):
             self._answer(403, "Actions come from pages of this server alone.")
         else:
             try:
-                control_run(server.pages.store, name, ACTIONS[what])
+                if (progress := read_progress(server.pages.store, name)) and what in progress.actions:
+                    control_run(server.pages.store, name, ACTIONS[what])
             except (OSError, SelfloopError) as problem:
                 self._answer(500, f"The store cannot be written: {problem}")
             else:

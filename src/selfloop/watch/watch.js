@@ -44,6 +44,7 @@
   async function update() {
     try {
       const response = await fetch(live.dataset.source, { cache: "no-store" });
+      if (!response.ok) throw new Error(response.statusText);
       const next = new DOMParser().parseFromString(await response.text(), "text/html").getElementById("live");
       if (next && next.innerHTML !== live.innerHTML) {
         const focused = live.contains(document.activeElement) ? document.activeElement.id : "";
@@ -54,7 +55,7 @@
       if (next && next.dataset.version !== live.dataset.version && follow?.checked && isQuiet) return leave();
       document.title = document.title.replace(/ \(no answer\)$/, "");
     } catch {
-      document.title = document.title.replace(/( \(no answer\))?$/, " (no answer)"); // the server has ended
+      document.title = document.title.replace(/( \(no answer\))?$/, " (no answer)"); // the server has ended, or is another one
     }
     setTimeout(update, POLL);
   }
