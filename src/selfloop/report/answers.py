@@ -12,7 +12,7 @@ from selfloop.criteria.judging import MAX_NEEDED_SEEDS, Reference, judge_ended, 
 from selfloop.report.theme import describe_better, describe_coordinates, format_count, format_interval, format_number
 from selfloop.report.values import CurveData, Panel, Report
 from selfloop.stats.comparison import MARGIN_SHARE
-from selfloop.stats.intervals import Interval, at_look, mean_interval, paired_difference, ratio_interval
+from selfloop.stats.intervals import Interval, at_look, mean_interval, ratio_interval
 from selfloop.stats.trend import FLAT_TOLERANCE, late_change
 from selfloop.types import Coordinates, Verdict
 
@@ -94,12 +94,14 @@ def _describe_metric(panel: Panel) -> str:
 
 
 def _certainty(report: Report, rows: list[PolicyAnswer]) -> Iterator[str]:
-    """How many seeds and looks the answers rest on, the gap to a control, and the number of undecided answers."""
+    """How many seeds and looks the answers rest on, whether there is a control, and the number of undecided answers."""
+    own = ", each on its own: some of many changes are due to chance" * (len(rows) > 1)
     look = f", at look {report.look}" if report.look > 1 else ""
-    yield f"{format_count(report.n_seeds, 'seed')}; intervals of {100 * report.answer_level:.4g} %{look}."
+    yield f"{format_count(report.n_seeds, 'seed')}; intervals of {100 * report.answer_level:.4g} %{own}{look}."
     if not report.controls:
         yield "No control: what part of a change is due to synthetic rows is not known."
-    yield from control_sentences(report)
+    if report.unfinished:
+        return
     n_policies = sum(row.answer == "undecided" for row in rows)
     n_verdicts = sum(verdict.answer == "undecided" for verdict in report.verdicts)
     n_pairs = sum(pair.answer == "undecided" for table in report.differences for pair in table.comparisons)
@@ -286,21 +288,6 @@ def sweep_sentences(answers: list[PolicyAnswer], n_points: int, noun: str) -> It
                 limits = " to ".join(f"{row.change_text()} ({describe_coordinates(row.coordinates)})" for row in ends)
                 parts.append(f"{words} at {count}{', ' * bool(limits)}{limits}")
         yield policy, f"Under {policy}, {noun} {'; '.join(parts)}."
-
-
-def control_sentences(report: Report) -> Iterator[str]:
-    """How each policy ends beside its control, which trains on real rows only, where the main metric has both."""
-    with at_look(report.look):
-        for panel in report.drawn_panels[:1]:
-            curves = {curve.policy: curve.values for curve in panel.curves}
-            for control, of in report.controls.items():
-                if control in curves and of in curves and not report.unfinished:
-                    gap = paired_difference(curves[of], curves[control])[-1]
-                    low, high = _limits(gap)
-                    name = "its control" + f" ({control})" * (control != "control")
-                    ends = f"{of} ends {'above' if low > 0 else 'below'} {name} on real rows"
-                    undecided = f"Whether {of} ends above or below {name} on real rows is undecided"
-                    yield f"{ends if low > 0 or high < 0 else undecided}: {_in_unit(gap, panel)}."
 
 
 def undecided_verdict(verdict: Verdict, n_seeds: int) -> str:

@@ -23,7 +23,7 @@ from selfloop.published.papers import PublishedCurve, papers, published_curves
 from selfloop.report.category_shares import ledger_figure
 from selfloop.report.charts import Figure, save_svg
 from selfloop.report.figures import panel_figure
-from selfloop.report.findings import findings, first_model_sentence, first_sentences, risk_forecasts, trivial_model
+from selfloop.report.findings import findings, leading_sentences, risk_forecasts, trivial_model
 from selfloop.report.gallery import read_galleries
 from selfloop.report.notes import missing_values, notes
 from selfloop.report.page import render_page, write_figures
@@ -94,7 +94,7 @@ def build_report(result: Result) -> Report:
         questions={c.name: c.question for c in spec.criteria},
         commands=_commands(result),
         missing=list(missing_values(result)),
-        leads=[*first_sentences(result), *filter(None, (first_model_sentence(result, point) for point in result.points))],
+        leads=list(leading_sentences(result)),
         findings=list(dict.fromkeys(findings(result))),
         differences=list(_differences(result)),
         data_values=list(_data_values(result)),
@@ -153,6 +153,7 @@ def _panels(result: Result) -> Iterator[Panel]:
                     values=c[metric],
                     better=better,
                     positive=metric in point.spec.positive_metrics(),
+                    is_partial=bool(result.progress),
                     ends_are_worst=result.ends(label, metric, point.coordinates, began=False) <= COLLAPSES.keys(),
                 )
                 for label, c in measured.items()

@@ -18,7 +18,7 @@ from selfloop.report.theme import describe_coordinates, format_interval, format_
 from selfloop.spec.point import Point
 from selfloop.stats.comparison import FIRST_COMPARED, Comparison
 from selfloop.stats.forecast import LEVEL_OF_FORECAST, MIN_GENERATIONS
-from selfloop.stats.intervals import Interval, at_look, level_of_look, mean_interval
+from selfloop.stats.intervals import Interval, at_look, level_of_look, mean_interval, paired_difference
 from selfloop.stats.trend import (
     FLAT_TOLERANCE,
     describe_late_change,
@@ -31,7 +31,6 @@ from selfloop.theory.forecasts import PolicyForecast, forecast_policies
 
 if TYPE_CHECKING:
     from selfloop.result import Result
-    from selfloop.spec.spec import Spec
 
 MIN_SEEDS, MAX_SPREAD = 10, 0.5  # intervals of skewed values have their level from ten seeds on, or if the spread is small
 # A gain that hardly counts: as a share of the trivial risk (of log losses: McFadden's R^2) or, of log densities, whose zero
@@ -72,9 +71,20 @@ def first_model_sentence(result: Result, point: Point) -> str | None:
 def findings(result: Result) -> Iterator[str]:
     """One sentence for each finding: primary comparisons, the first models, the risk and the modes at every point."""
     yield from first_sentences(result)
+    if result.progress:
+        return  # chains that are not computed yet look like ended ones
     with at_look(result.look):
-        yield from [*_findings(result), *chain.from_iterable(map(order_sentences, extinction_orders(result)))]
+        yield from chain(_findings(result), control_sentences(result), *map(order_sentences, extinction_orders(result)))
         yield from forecast_sentences(result)
+
+
+def leading_sentences(result: Result) -> Iterator[str]:
+    """The findings that a page shows first: primary comparisons, poor first models and, without a sweep, controls."""
+    yield from first_sentences(result)
+    yield from filter(None, (first_model_sentence(result, point) for point in result.points))
+    if len(result.points) == 1 and not result.progress:
+        with at_look(result.look):
+            yield from control_sentences(result)
 
 
 def first_sentences(result: Result) -> Iterator[str]:
@@ -108,7 +118,6 @@ def _findings(result: Result) -> Iterator[str]:
         for order in claimed_orders(unmodified_policies(spec)):
             if set(order) <= set(risks):
                 yield order_sentence(order, comparisons, f"{risk}{suffix}")
-        yield from control_sentences(spec, comparisons, f"{risk}{suffix}")
         for label, values in risks.items():
             reference = Reference(risk in spec.positive_metrics(), curves[label].get(f"{risk}_trivial"))
             change, margin = mean_interval(late_change(values)), FLAT_TOLERANCE * reference.scale(values)
@@ -173,14 +182,19 @@ def order_sentence(order: Sequence[str], comparisons: Sequence[Comparison], risk
     )
 
 
-def control_sentences(spec: Spec, comparisons: Sequence[Comparison], risk: str) -> Iterator[str]:
-    """The difference of every policy from its control at the last generation: the effect of synthetic rows alone."""
-    controlled = spec.controls().items()
-    for pair in (each for each in comparisons if not each.declared):
-        if controlled & {(pair.higher, pair.lower), (pair.lower, pair.higher)}:
-            difference = f"{pair.higher} − {pair.lower} in {risk} is {format_interval(pair.differences[-1])}"
-            order = f"{pair.higher} > {pair.lower} at every t ≥ {FIRST_COMPARED}: {pair.answer}"
-            yield f"Effect of synthetic rows: {difference} at the last generation; {order}."
+def control_sentences(result: Result) -> Iterator[str]:
+    """The difference of every policy from its control in the main metric: the effect of synthetic rows alone."""
+    metric = result.spec.metrics[0].name
+    for point in result.points:
+        curves = {label: measured.get(metric) for label, measured in result.curves(point.coordinates).items()}
+        suffix = "".join(f", {key} = {value}" for key, value in point.coordinates)
+        for control, of in point.spec.controls().items():
+            policy, real = curves[of], curves[control]
+            if policy is not None and real is not None:
+                gap = paired_difference(policy, real)[-1]
+                undecided = " (undecided)" * (gap.low is None or gap.high is None or gap.low <= 0 <= gap.high)
+                difference = f"{of} − {control} in {metric}{suffix} is {format_interval(gap)}"
+                yield f"Effect of synthetic rows: {difference} at the last generation{undecided}."
 
 
 def _smallest_difference(pair: Comparison) -> str:
@@ -190,9 +204,9 @@ def _smallest_difference(pair: Comparison) -> str:
 
 
 def risk_forecasts(result: Result, point: Point) -> list[PolicyForecast]:
-    """The forecast of the risk for every policy of a point; empty for runs without a risk or of too few generations."""
+    """The forecast of the risk for every policy of a point; empty for partial runs and those without a risk or too short."""
     risk, generations = point.spec.risk_metric(), point.spec.generations
-    if risk is None or generations < MIN_GENERATIONS:
+    if risk is None or result.progress or generations < MIN_GENERATIONS:
         return []
     return list(forecast_policies(point, result.curves(point.coordinates), risk, generations // 2))
 

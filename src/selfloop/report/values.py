@@ -40,6 +40,7 @@ class CurveData:
     values: Floats  # (seeds, generations), NaN where a chain has ended
     better: Better = "lower"  # as of the metric
     positive: bool = False  # True if 0 is the lowest possible value
+    is_partial: bool = False  # True if the run is not finished: no missing value is an ended chain
     ends_are_worst: bool = True  # False if a chain ended for another reason than collapse: medians are undefined from there on
 
     @cached_property
@@ -56,7 +57,7 @@ class CurveData:
     @property
     def has_ended_chains(self) -> bool:
         """True if a chain has no value at some generation."""
-        return bool((self.summary.surviving < len(self.values)).any())
+        return not self.is_partial and bool((self.summary.surviving < len(self.values)).any())
 
 
 @dataclass(frozen=True, kw_only=True)
