@@ -42,7 +42,8 @@ class Sample(Settings):
     ("changes", "sentence"),
     [
         ({"count": 0}, "count: got 0; expected a whole number, 1 or more."),
-        ({"count": 1.0}, "count: got 1.0; expected a whole number, 1 or more."),
+        ({"count": 1.0}, "count: got 1.0; expected a whole number, 1 or more. Write 1."),
+        ({"count": 0.0}, "count: got 0.0; expected a whole number, 1 or more. Change it."),
         ({"count": True}, "count: got True; expected a whole number, 1 or more."),
         ({"count": "3"}, "count: got '3'; expected a whole number, 1 or more."),
         ({"share": 1.5}, "share: got 1.5; expected a number from 0 to 1."),

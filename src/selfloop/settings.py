@@ -124,7 +124,11 @@ def check_setting(hint: Any, value: Any, name: str) -> Any:
             return value
     elif (plain := _without_tables(hint)) is not None and (checked := _validated(plain, value)) is not MISSING:
         return Path(os.path.expanduser(checked)) if isinstance(checked, Path) else checked
-    raise SettingError(name, f"got {shown(value)}; expected {describe_type(hint)}. Change it.")
+    whole = (
+        isinstance(value, float) and value.is_integer() and plain is not None and _validated(plain, int(value)) is not MISSING
+    )
+    advice = f"Write {int(value)}." if whole else "Change it."
+    raise SettingError(name, f"got {shown(value)}; expected {describe_type(hint)}. {advice}")
 
 
 def check_size(value: Any, name: str, depth: int = 0) -> None:

@@ -20,7 +20,12 @@ def test_directions_are_corrected_over_pairs_and_generations(tmp_path: Path, cap
     first = differences[:6]  # of one pair
     assert {(each["first"], each["second"]) for each in first} == {("replace", "accumulate")}
     assert [each["generation"] for each in first] == [1, 2, 3, 4, 5, 6]
-    assert [each["first_is"] for each in first] == ["undecided", *["undecided"] * 3, "higher", "higher"]
+    assert [each["first_is"] for each in first] == [
+        "equal",
+        *["undecided"] * 3,
+        "higher",
+        "higher",
+    ]  # both begin with one model
     assert all(each["low"] is not None and each["low"] > 0 for each in first[1:])  # each on its own
     print_comparison("excess_risk", "lower", differences, ["Primary comparison: first."])
     out = capsys.readouterr().out
@@ -39,11 +44,18 @@ def curves_of(store: Path, **changes: object) -> selfloop.Result:
     return selfloop.run(selfloop.Spec(**{**settings, **changes}), store)  # type: ignore[arg-type]
 
 
-def test_runs_are_paired_by_the_seeds_and_generations_that_both_have(tmp_path: Path) -> None:
+def test_runs_are_paired_by_the_seeds_and_generations_that_both_have(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     short, long = curves_of(tmp_path), curves_of(tmp_path, seeds=[5, 3, 2, 1], generations=4)  # in another order
     rows, left_out = compare_curves({"short": short, "long": long}, "mean_error")
     assert [(each["paired"], each["first_seeds"], each["second_seeds"]) for each in rows] == [(True, 3, 3)] * 3
     assert [each["difference"] for each in rows] == [0, 0, 0]  # the same seeds: the same numbers
+    assert {(each["first_is"], each["low"]) for each in rows} == {("equal", None)}
+    print_comparison("mean_error", "lower", rows)
+    out = capsys.readouterr().out
+    assert "undefined" not in out
+    assert "equal" in out
     assert left_out == [
         "short: 1 of 4 seeds have no partner and are left out.",
         "long: the last 1 of 4 generations are left out.",

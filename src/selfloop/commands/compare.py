@@ -73,7 +73,8 @@ def compare_curves(results: Mapping[str, Result], metric: str) -> tuple[list[dic
         pair = {"first": a.label, "second": b.label, "paired": paired, "first_seeds": seeds[0], "second_seeds": seeds[1]}
         for t, (interval, sign) in enumerate(zip(student_intervals(moments, min(seeds), LEVEL), signs, strict=True), 1):
             limits = {"difference": interval.estimate, "low": interval.low, "high": interval.high}
-            rows.append({**pair, "generation": t, **limits, "first_is": WORDS[int(sign)]})
+            same = paired and interval.estimate == 0 and interval.low is None  # no seed differs: there is no interval around 0
+            rows.append({**pair, "generation": t, **limits, "first_is": "equal" if same else WORDS[int(sign)]})
     return rows, list(notes)
 
 

@@ -260,11 +260,9 @@ def print_comparison(metric: str, better: Better, differences: Sequence[Mapping[
         pair += (
             "" if difference["paired"] else f" (unpaired, {difference['first_seeds']} and {difference['second_seeds']} seeds)"
         )
-        t, numbers = (
-            difference["generation"],
-            (format_number(difference["difference"]), format_limits(difference["low"], difference["high"])),
-        )
-        rows.append((pair * (t == 1), str(t), *numbers, difference["first_is"]))
+        t, first_is = difference["generation"], difference["first_is"]
+        limits = "-" if first_is == "equal" else format_limits(difference["low"], difference["high"])
+        rows.append((pair * (t == 1), str(t), format_number(difference["difference"]), limits, first_is))
     for sentence in notes:
         show(sentence)
     show_table(columns, rows, title)
