@@ -133,9 +133,9 @@ class Tracking:
         ends = describe_ends(result) if self.trackers else {}
         for key, run in list(self.runs.items()) if ends else ():
             coordinates, label, seed = key
-            status = self.statuses.get(key, "") if self.by_seed else ", ".join(sorted(result.statuses(label, coordinates)))
+            ended = self.statuses.get(key, "") if self.by_seed else ", ".join(sorted(result.statuses(label, coordinates)))
             end = ends[coordinates, label]
-            end = replace(end, summary={**end.summary, **({"status": status} if status else {})})
+            end = replace(end, summary={**end.summary, **({"status": ended} if ended else {})})
             if seed not in (None, self.spec.seeds[0]):  # galleries are of the first seed
                 end = replace(end, pictures={}, texts={})
             self.apply(methodcaller("finish", run, end))

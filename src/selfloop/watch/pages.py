@@ -63,16 +63,16 @@ class WatchPages:
 
     def run_page(self, name: str) -> str | None:
         """The report of a run so far, below its status; None if there is no such run."""
-        status = self.run_status(name)
-        if status is None:
+        live = self.live_part(name)
+        if live is None:
             return None
         drawn, script = self.drawn.get(name, DrawnReport()), self._render("watch.js")
         if not drawn.page:
-            return _connected(self._render("empty.html", status=status, script=script, problem=drawn.problem))
-        before, _, _ = drawn.page.replace("<main>", f"{status}\n<main>", 1).rpartition("</body>")  # names in a page are escaped
+            return _connected(self._render("empty.html", status=live, script=script, problem=drawn.problem))
+        before, _, _ = page.replace("<main>", f"{live}\n<main>", 1).rpartition("</body>")  # names in a page are escaped
         return _connected(f"{before}<script>{script}</script>\n</body>\n</html>\n")
 
-    def run_status(self, name: str) -> str | None:
+    def live_part(self, name: str) -> str | None:
         """The part of its page that changes often; None if there is no such run. The report is drawn again if it is due."""
         run = self.runs().get(name)
         if run is None:
@@ -103,9 +103,9 @@ class WatchPages:
                 result = partial_result(parse_spec(run.spec, f"run {run.name}"), self.store)
                 drawn.page, drawn.problem = render_page([build_report(result)], run.title), ""
         except SelfloopError as problem:
-            folder = progress.folder if progress else ""
+            folder = progress.folder if progress else os.getcwd()
             elsewhere = f" It ran in {folder}: for relative paths, start selfloop watch there."
-            drawn.problem = f"{problem}{elsewhere * (folder not in ('', os.getcwd()))}"
+            drawn.problem = f"{problem}{elsewhere * (folder != os.getcwd())}"
         except Exception as problem:  # of any kind: the page shows it, and the thread's hook prints it
             drawn.problem = f"{type(problem).__name__}: {first_line(problem)}"
             raise

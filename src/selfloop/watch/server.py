@@ -62,7 +62,7 @@ class WatchRequest(BaseHTTPRequestHandler):
         if route is not None:
             name, what = route
             page = pages.list_page() if not name else pages.run_page(name) if not what else None
-            page = pages.run_status(name) if what == "status" else page
+            page = pages.live_part(name) if what == "status" else page
         self._answer(404 if page is None else 200, page or "There is no such page.")
 
     def do_POST(self) -> None:
