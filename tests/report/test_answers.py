@@ -19,6 +19,7 @@ from selfloop.criteria.judging import needed_seeds
 from selfloop.report.answers import PolicyAnswer, first_screen, policy_answers, undecided_verdict
 from selfloop.report.build import _aspect, _real_value, build_report
 from selfloop.report.figures import panel_figure
+from selfloop.report.line_ends import prominent_policies
 from selfloop.report.page import render_page
 from selfloop.report.theme import policy_styles
 from selfloop.report.values import CurveData, Panel, PolicyDifferences, Report
@@ -222,6 +223,38 @@ def test_policies_are_sorted_from_worst_to_best(better: Better, order: str) -> N
     curves = {name: values - values.mean(axis=0) + np.linspace(2.0, last[name], 4) for name, values in curves.items()}
     page = render_page([report_of(curves, better=better, metric="m")])
     assert re.findall(r'<th scope="row" data-value="(\w)">', page)[:3] == list(order)
+
+
+def test_policies_that_cannot_be_ranked_are_last_and_none_of_them_is_the_best() -> None:
+    curves = {f"p{i}": curves_of(3 + 0.05 * i * (T - 1)) for i in range(7)}
+    curves["p6"][0, 5:] = np.nan
+    report = report_of(curves)
+    (panel,) = report.panels
+    panel = replace(panel, curves=[replace(curve, ends_are_worst=curve.policy != "p6") for curve in panel.curves])
+    screen = first_screen(replace(report, panels=[panel]))
+    assert [row.policy for row in screen.rows] == ["p5", "p4", "p3", "p2", "p1", "p0", "p6"]
+    assert [policy for policy, _ in screen.sentences] == ["p5", "p0"]
+    assert prominent_policies(panel.curves) == ["p5", "p0"]
+    assert screen.about.endswith("Sorted from worst to best, then those that cannot be ranked.")
+
+
+def test_policies_are_ranked_by_their_distance_from_real_rows_and_without_these_by_change() -> None:
+    values = {"a": curves_of(np.linspace(2.0, 4.0, 4)), "b": curves_of(np.linspace(2.0, 3.0, 4))}
+    report = report_of(values, better="m_real", metric="m")
+    assert first_screen(report).about.endswith("Sorted by change, the largest first.")
+    assert first_screen(report).rows[0].policy == "a"
+    panel = replace(report.panels[0], curves=[replace(curve, real=4.0) for curve in report.panels[0].curves])
+    screen = first_screen(replace(report, panels=[panel]))
+    assert screen.about.endswith("Sorted from worst to best.")
+    assert screen.rows[0].policy == "b"
+
+
+def test_a_sweep_over_generations_has_no_single_last_one() -> None:
+    short, long = report_of({"replace": curves_of([3.0, 4.0])}), report_of({"replace": curves_of([3.0, 4.0, 5.0])})
+    panels = [replace(r.panels[0], coordinates=(("generations", t),)) for r, t in ((short, 2), (long, 3))]
+    page = render_page([replace(short, panels=panels)])
+    assert ">last t</th>" in page
+    assert ">t = 2</th>" not in page
 
 
 def test_above_five_policies_only_the_best_the_worst_and_the_primary_ones_have_a_sentence() -> None:

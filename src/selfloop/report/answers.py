@@ -9,6 +9,7 @@ from typing import Literal
 import numpy as np
 
 from selfloop.criteria.judging import MAX_NEEDED_SEEDS, Reference, judge_ended, needed_seeds
+from selfloop.report.line_ends import prominent_policies
 from selfloop.report.theme import describe_better, describe_coordinates, format_count, format_interval, format_number
 from selfloop.report.values import CurveData, Panel, Report
 from selfloop.stats.comparison import MARGIN_SHARE
@@ -22,7 +23,6 @@ _SWEEP_WORDS: Mapping[Change, str] = {
     "rose": "rose", "fell": "fell", "unchanged": "did not change", "undecided": "is undecided", "ended": "has ended chains",
     "missing": "has no value",
 }  # fmt: skip
-MAX_SENTENCES = 5  # with more policies, the best, the worst and those of the primary comparison have one
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +57,7 @@ class FirstScreen:
     sentences: list[tuple[str, str]]  # (policy, sentence)
     about: str  # the main metric in words, its unit and direction
     rows: list[PolicyAnswer]  # of the table, the worst first
-    generations: int
+    generations: int  # 0 if points of the sweep have different numbers of them
     certainty: list[str]  # how sure, one sentence each
 
 
@@ -67,13 +67,14 @@ def first_screen(report: Report) -> FirstScreen:
         return FirstScreen(alarms=[*report.missing], sentences=[], about="", rows=[], generations=0, certainty=[])
     answers, main = policy_answers(report), report.panels[0]
     rows = [row for point in answers.values() for row in point]
+    lengths = {curve.values.shape[1] for panel in report.panels if panel.metric == main.metric for curve in panel.curves}
     if len(answers) == 1:
         sentences = [(row.policy, row.sentence) for row in leading_answers(report, rows)]
     else:
         sentences = list(sweep_sentences(rows, len(answers), metric_noun(main)))
     return FirstScreen(
-        alarms=list(_alarms(report, answers)), sentences=sentences, about=_describe_metric(main),
-        rows=sorted(rows, key=lambda row: -row.badness), generations=main.curves[0].values.shape[1],
+        alarms=list(_alarms(report, answers)), sentences=sentences, about=_describe_metric(main, rows),
+        rows=sorted(rows, key=lambda row: -row.badness), generations=lengths.pop() if len(lengths) == 1 else 0,
         certainty=list(_certainty(report, rows)),
     )  # fmt: skip
 
@@ -87,10 +88,14 @@ def _alarms(report: Report, answers: dict[Coordinates, list[PolicyAnswer]]) -> I
         yield "Every chain of every policy ended before the last generation."
 
 
-def _describe_metric(panel: Panel) -> str:
+def _describe_metric(panel: Panel, rows: list[PolicyAnswer]) -> str:
+    """The metric, and how the rows of the table are sorted."""
     noun = metric_noun(panel).capitalize()
     parts = [panel.title, panel.unit, describe_better(panel.curves[0].better)]
-    return f"{noun}: {', '.join(part for part in parts if part and part != noun)}."
+    is_known = panel.curves[0].better in ("lower", "higher") or panel.curves[0].right is not None
+    order = "from worst to best" if is_known else "by change, the largest first"
+    last = ", then those that cannot be ranked" * any(row.badness == -np.inf for row in rows)
+    return f"{noun}: {', '.join(part for part in parts if part and part != noun)}. Sorted {order}{last}."
 
 
 def _certainty(report: Report, rows: list[PolicyAnswer]) -> Iterator[str]:
@@ -145,7 +150,7 @@ def _answer(report: Report, panel: Panel, curve: CurveData) -> PolicyAnswer:
         policy=curve.policy, coordinates=panel.coordinates, answer=answer, needed=needed,
         sentence=f"Under {curve.policy}, {statement}{': ' * bool(needed)}{needed}.",
         change=ratio if is_ratio else difference, is_ratio=is_ratio, values=(first, last),
-        badness=_badness(curve, answer, first, last),
+        badness=curve.badness,
         real_share=report.real_shares.get((panel.coordinates, curve.policy)),
         n_left=int((~np.isnan(values[:, -1])).sum()),
         n_undecided=sum(verdict.answer == "undecided" for verdict in verdicts),
@@ -235,15 +240,6 @@ def _trend(panel: Panel, curve: CurveData, answer: Change) -> str:
     return f"; whether it still {'rises' if answer == 'rose' else 'falls'} is undecided"
 
 
-def _badness(curve: CurveData, answer: Change, first: float, last: float) -> float:
-    """The rank of a policy: how far the last mean is on the worse side; of unknown directions, how far it moved."""
-    if answer == "missing" or np.isnan(last):
-        return np.inf if answer == "ended" and curve.ends_are_worst else -np.inf
-    if isinstance(curve.better, float | int):
-        return abs(last - curve.better)
-    return {"lower": last, "higher": -last}.get(curve.better, abs(last - first))
-
-
 def _scale(panel: Panel, curve: CurveData) -> float:
     """The size that margins refer to, as in comparisons."""
     trivial = None if panel.trivial is None else np.full((1, 1), panel.trivial[1])
@@ -266,11 +262,8 @@ def _in_unit(interval: Interval, panel: Panel) -> str:
 
 
 def leading_answers(report: Report, answers: list[PolicyAnswer]) -> list[PolicyAnswer]:
-    """The answers with a sentence on the first screen, the worst first."""
-    if len(answers) <= MAX_SENTENCES:
-        return answers
-    judged = [row for row in answers if row.answer != "missing"] or answers
-    policies = {judged[0].policy, judged[-1].policy, *report.primary}
+    """The answers with a sentence on the first screen, the worst first: of prominent policies and of the primary comparison."""
+    policies = {*prominent_policies(report.panels[0].curves), *report.primary}
     return [row for row in answers if row.policy in policies]
 
 

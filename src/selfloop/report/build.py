@@ -147,12 +147,14 @@ def _panels(result: Result) -> Iterator[Panel]:
         for point in result.points:
             owner = next((m for m in point.spec.metrics if m.name == metric), owner)  # secondary values follow their metric
             better, measured = point.spec.directions().get(metric, ""), result.curves(point.coordinates)
+            real = _real_value(measured.values(), metric, better)
             curves = [
                 CurveData(
                     policy=label,
                     values=c[metric],
                     better=better,
                     positive=metric in point.spec.positive_metrics(),
+                    real=real,
                     is_partial=bool(result.progress),
                     ends_are_worst=result.ends(label, metric, point.coordinates, began=False) <= COLLAPSES.keys(),
                 )
@@ -167,7 +169,7 @@ def _panels(result: Result) -> Iterator[Panel]:
                     published=published,
                     trivial=trivial_model(result, point, metric),
                     forecasts=risk_forecasts(result, point) if metric == point.spec.risk_metric() else (),
-                    aspect=_aspect(metric, owner), real=_real_value(measured.values(), metric, better),
+                    aspect=_aspect(metric, owner), real=real,
                 )  # fmt: skip
 
 

@@ -28,14 +28,12 @@ def drawn_median(curve: CurveData) -> Floats:
 
 
 def prominent_policies(curves: Sequence[CurveData]) -> list[str]:
-    """The policies that are drawn in full: all if they are few, else those with the best and the worst last mean."""
-    ends = {curve.policy: curve.ends[1][1] for curve in curves if curve.ends and not is_reference(curve.policy)}
-    if len(curves) <= MAX_EQUAL_POLICIES or not ends:
+    """The policies that are drawn in full: all if they are few, else the best, the worst and controls."""
+    ranked = [curve for curve in curves if curve.badness > -math.inf and not is_reference(curve.policy)] or curves
+    if len(curves) <= MAX_EQUAL_POLICIES:
         return [curve.policy for curve in curves]
-    better = curves[0].better
-    distances = {policy: abs(x - better) if isinstance(better, int | float) else x for policy, x in ends.items()}
-    ordered = sorted(distances, key=lambda policy: distances[policy])
-    return list(dict.fromkeys([ordered[-1], ordered[0], *(x.policy for x in curves if is_reference(x.policy))]))
+    ends = [choose(ranked, key=lambda curve: curve.badness).policy for choose in (max, min)]
+    return list(dict.fromkeys([*ends, *(curve.policy for curve in curves if is_reference(curve.policy))]))
 
 
 def place_names(

@@ -40,6 +40,7 @@ class CurveData:
     values: Floats  # (seeds, generations), NaN where a chain has ended
     better: Better = "lower"  # as of the metric
     positive: bool = False  # True if 0 is the lowest possible value
+    real: float | None = None  # its value for real rows, where it is measured with it
     is_partial: bool = False  # True if the run is not finished: no missing value is an ended chain
     ends_are_worst: bool = True  # False if a chain ended for another reason than collapse: medians are undefined from there on
 
@@ -53,6 +54,23 @@ class CurveData:
         """(generation, mean) of the first and the last defined mean; None without any."""
         means = [(t, mean) for t, mean in enumerate(self.summary.mean.tolist(), 1) if math.isfinite(mean)]
         return (means[0], means[-1]) if means else None
+
+    @property
+    def right(self) -> float | None:
+        """The best value, if it is known and at neither end."""
+        if isinstance(self.better, str):
+            return None if self.better in ("lower", "higher") else self.real
+        return self.better
+
+    @property
+    def badness(self) -> float:
+        """How far the last mean is on the worse side; without a known one, how far it moved; -inf if it cannot be ranked."""
+        first, last = map(float, self.values[:, [0, -1]].mean(axis=0))
+        if math.isnan(last):
+            collapsed = self.ends_are_worst and self.has_ended_chains and np.isfinite(self.values).any()
+            return math.inf if collapsed else -math.inf
+        distance = abs(last - (first if self.right is None else self.right))
+        return {"lower": last, "higher": -last}.get(str(self.better), -math.inf if math.isnan(distance) else distance)
 
     @property
     def has_ended_chains(self) -> bool:
