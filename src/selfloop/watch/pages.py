@@ -67,8 +67,7 @@ class WatchPages:
         if live is None:
             return None
         drawn, script = self.drawn.get(name, DrawnReport()), self._render("watch.js")
-        if not drawn.page:
-            return _connected(self._render("empty.html", status=live, script=script, problem=drawn.problem))
+        page = drawn.page or self._render("empty.html", problem=drawn.problem)
         before, _, _ = page.replace("<main>", f"{live}\n<main>", 1).rpartition("</body>")  # names in a page are escaped
         return _connected(f"{before}<script>{script}</script>\n</body>\n</html>\n")
 
