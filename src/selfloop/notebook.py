@@ -90,12 +90,13 @@ class ProgressLine:
 
     def __init__(self, seconds: float, activity: str = "starting", unit: str = "generations") -> None:
         self.activity, self.unit, self.doing = activity, unit, ""
-        self.done = self.total = self.printed = 0
+        self.done = self.total = 0
         self.seconds = seconds  # between two lines
         self.started = self.due = time.monotonic()
 
     def __call__(self, done: int, total: int) -> None:
         self.done, self.total = done, total
+        self.due = 0.0 if 0 < total == done else self.due  # the last line is always shown
         self.show()
 
     def note(self, doing: str) -> None:
@@ -125,7 +126,7 @@ class ProgressLine:
 
     def print(self) -> None:
         """Print the line."""
-        self.due, self.printed = time.monotonic() + self.seconds, self.done
+        self.due = time.monotonic() + self.seconds
         sys.stderr.write(f"{self.text()}\n")
 
 
@@ -135,10 +136,6 @@ class KernelProgress(ProgressLine):
     def __init__(self) -> None:
         super().__init__(SECONDS_BETWEEN_UPDATES)
         self.display = cast(Any, None)
-
-    def __call__(self, done: int, total: int) -> None:
-        self.due = 0.0 if done == total else self.due  # the last line is always shown
-        super().__call__(done, total)
 
     def print(self) -> None:
         """Show the line, or update it."""

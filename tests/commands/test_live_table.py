@@ -135,4 +135,4 @@ def test_a_terminal_without_cursor_movements_gets_plain_lines(tmp_path: Path) ->
     code, seen = watch_run(spec, TERM="dumb", SELFLOOP_STORE=str(tmp_path / "store"))
     assert code == 0
     assert "\x1b" not in seen
-    assert seen.splitlines()[-1].startswith("4/4 generations, ")
+    assert seen.splitlines()[-1].startswith("8/8 generations, ")

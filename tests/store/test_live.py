@@ -256,7 +256,7 @@ def test_a_run_pauses_continues_and_is_canceled_as_by_an_interrupt(tmp_path: Pat
     spec.write_text(SLOW)
     child = start(spec, store, "--workers", workers)
     try:
-        wait_for(lambda: store.is_dir() and records(store) > 12)
+        wait_for(lambda: store.is_dir() and records(store) > 12 and progress(store).done > 2)
         control_run(store, only_run(store), "pause")
         time.sleep(4 * live.POLL_SECONDS)  # steps that have begun pause between two training steps
         before, done = records(store), progress(store).done

@@ -50,8 +50,7 @@ def web(
 
 def print_web(prediction: WebPrediction, sentence: str, figure: Path | None) -> None:
     """One table per reader, the largest multiplier, and the real rows that are needed."""
-    from selfloop.commands.console import show_table
-    from selfloop.report.build import save_curves
+    from selfloop.commands.console import draw, show_table
     from selfloop.report.picture_grid import select_generations
 
     seeds, webs, error = prediction.seeds, prediction.standard_error, prediction.error
@@ -72,6 +71,4 @@ def print_web(prediction: WebPrediction, sentence: str, figure: Path | None) -> 
     show(f"largest error: {largest} times that of generation 1 ({prediction.readers[g]}, {t + 1}).")
     if sentence:
         show(sentence)
-    if figure is not None:
-        save_curves(figure, "error", dict(zip(prediction.readers, prediction.error.T, strict=True)))
-        show(f"figure: {figure}")
+    draw("error", dict(zip(prediction.readers, error.T, strict=True)), figure)

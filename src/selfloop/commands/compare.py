@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
@@ -97,10 +95,9 @@ def _difference_moments(a: _Curve, b: _Curve, notes: dict[str, None]) -> tuple[b
 
 def rows_to_csv(rows: Sequence[Mapping[str, Any]]) -> str:
     """Lines as CSV with a header; numbers in full, undefined ones empty."""
-    writer = csv.DictWriter(text := io.StringIO(), [*rows[0]], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()
+    from pandas import DataFrame
+
+    return str(DataFrame(rows).to_csv(index=False))
 
 
 def rows_to_markdown(rows: Sequence[Mapping[str, Any]]) -> str:

@@ -195,7 +195,7 @@ def print_predictions(predictions: Mapping[str, PolicyPrediction], n: int, figur
         values = zip(*(getattr(prediction, field) for field in forms), strict=True)
         show_table(columns, ([*map(format, row, forms.values())] for row in values), name, columns)
     curves = {name: prediction.mean_error_multiplier for name, prediction in predictions.items()}
-    _draw("error multiplier (times 1 / n)", curves, figure)
+    draw("error multiplier (times 1 / n)", curves, figure)
 
 
 def print_ledgers(ledgers: Mapping[str, NoiseLedger], figure: Path | None) -> None:
@@ -239,10 +239,11 @@ def print_laws(spec: Spec, point_laws: Sequence[Mapping[str, Any]], figure: Path
             if law.kind != "bound":
                 plotted.setdefault(law.metric, {})[title] = law.values
     for metric, curves in plotted.items():
-        _draw(metric, curves, figure and (figure.with_stem(f"{figure.stem}-{metric}") if len(plotted) > 1 else figure))
+        draw(metric, curves, figure and (figure.with_stem(f"{figure.stem}-{metric}") if len(plotted) > 1 else figure))
 
 
-def _draw(title: str, curves: Mapping[str, Floats], figure: Path | None) -> None:
+def draw(title: str, curves: Mapping[str, Floats], figure: Path | None) -> None:
+    """Draw curves to a file, if one is named."""
     if figure is not None:
         from selfloop.report.build import save_curves
 

@@ -133,14 +133,9 @@ class RunState:
         for i in visible:
             table.add_column(names[i], no_wrap=True, min_width=least[i], justify="left" if i == 3 else "right")
         for run in (run for run in runs if run in newest):
-            left = self.seconds_left(run)
-            cells = (*run.cells(least[3]), *("" if each is None else format_duration(each) for each in (run.seconds, left)))
+            times = ("" if each is None else format_seconds(round(each)) for each in (run.seconds, self.seconds_left(run)))
+            cells = (*run.cells(least[3]), *times)
             table.add_row(Text(run.title), *(Text(cells[i]) for i in visible))
         yield table
         if len(runs) > MAX_POLICIES:
             yield Text(f"… {len(runs) - MAX_POLICIES} more")
-
-
-def format_duration(seconds: float) -> str:
-    """Whole seconds or, from one minute on, minutes or hours with the next smaller unit."""
-    return f"{seconds:.0f} s" if round(seconds) < 60 else format_seconds(seconds)

@@ -31,8 +31,6 @@ def show_progress(quiet: bool, unit: str = "generations") -> Iterator[Progress |
     else:
         with _plain_lines("starting", unit) as lines:
             yield lines
-            if lines.printed < lines.total:
-                lines.print()
 
 
 @contextmanager
