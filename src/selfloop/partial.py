@@ -16,8 +16,9 @@ from selfloop.spec.parse import fresh_spec
 from selfloop.spec.spec import Spec
 from selfloop.spec.write import spec_text
 from selfloop.store.calls import Usage
+from selfloop.store.live import read_progress
 from selfloop.store.records import check_format
-from selfloop.store.runs import count_looks
+from selfloop.store.runs import count_looks, run_name
 from selfloop.store.store import Store
 from selfloop.types import Coordinates
 
@@ -52,6 +53,17 @@ def partial_result(spec: Spec | str | Path, store: str | Path | None = None) -> 
     _note_missing(table, labels, missing)
     look = count_looks(path, spec_text(spec))
     return Result(spec, table, path, usage, shared, look, (done, total) if missing else None)
+
+
+def count_missing(spec: Spec, store: str | Path | None) -> int:
+    """Generations of all chains that are not in the store; 0 for a run that was finished once, whose records are not read."""
+    path, before = store_path(store), read_progress(store_path(store), run_name(spec_text(spec)))
+    if before and before.state == "finished":
+        return 0
+    if not check_format(path):
+        return len(spec.seeds) * len(spec.policies) * sum(point.spec.generations for point in spec.points())
+    done, total = partial_result(spec, store).progress or (0, 0)
+    return total - done
 
 
 def _note_missing(table: Table, labels: Sequence[str], missing: list[tuple[Task, int]]) -> None:

@@ -13,11 +13,12 @@ import pytest
 from typer.main import get_command
 
 import tiny_components
-from selfloop.commands import progress
+from selfloop.commands import cli, cli_run, progress
 from selfloop.commands.cli import app
 from selfloop.commands.new import spec_template
 from selfloop.errors import SpecError
 from selfloop.plugins import BUILT_IN
+from selfloop.result import Result, run
 from selfloop.spec.parse import parse_spec
 from selfloop.store.records import with_checksum
 
@@ -331,3 +332,44 @@ def test_a_skipped_image_is_one_line_without_the_line_of_code(spec: Path, tmp_pa
     done = subprocess.run([*SELFLOOP, "run", spec, "-q"], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert re.fullmatch(r"selfloop: source: image_folder skipped unusable ones of 12 images \(1\).*05\.png: .*\n", done.stderr)
+
+
+def test_a_report_and_a_comparison_say_what_they_compute_and_a_second_one_says_nothing(spec: Path) -> None:
+    said = "8 generations are not in the store: computing them"
+    assert said in tiny_components.selfloop("report", "tiny.toml", "--report", "a.html").err
+    assert Path("a.html").exists()
+    assert "not in the store" not in tiny_components.selfloop("report", "tiny.toml").err
+    done = tiny_components.selfloop("compare", "tiny.toml", "--set", "generations=3")
+    assert "tiny.toml: 12 generations are not in the store" in done.err
+    assert "not in the store" not in done.out
+    more = tiny_components.selfloop("compare", "tiny.toml", "--set", 'policies=["replace", "mix"]')
+    assert "tiny.toml: 4 generations are not in the store" in more.err
+    assert "not in the store" not in tiny_components.selfloop("report", "tiny.toml", "--set", "seeds=3", "--quiet").err
+
+
+def test_an_interrupted_run_says_which_files_it_did_not_write(spec: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli_run, "run_with_progress", interrupt)
+    done = tiny_components.selfloop("run", spec, "--json", "m.jsonl", "--report", "r.html")
+    assert done.code == 130
+    assert done.err.splitlines()[:2] == [
+        "selfloop: m.jsonl and r.html are not written.",
+        "selfloop: interrupted. Finished steps are stored; run the same command to continue.",
+    ]
+    assert "not written" not in tiny_components.selfloop("run", spec, "--json", "-").err
+
+
+def test_the_quickstart_says_how_long_it_takes_and_which_parts_its_report_has(
+    spec: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    titles = list[str]()
+    monkeypatch.setattr(cli, "run_with_progress", lambda *arguments, **named: tiny_result(spec))
+    monkeypatch.setattr(cli, "write_report_file", lambda *arguments, title: titles.append(title))
+    assert tiny_components.selfloop("quickstart").err.startswith("Three parts, two to three minutes on two cores in all.")
+    assert titles == [*(f"selfloop quickstart, {i} of 3 parts so far" for i in (1, 2)), "selfloop quickstart"]
+
+
+def tiny_result(spec: Path) -> Result:
+    return run(spec, spec.parent / "store")

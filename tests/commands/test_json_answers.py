@@ -43,6 +43,18 @@ def read_object(*arguments: str | Path) -> dict[str, Any]:
     return answer
 
 
+@pytest.mark.parametrize(
+    "words", [("list", "--json", "policy"), ("list", "policy", "--json", "mix"), ("plan", "--json", "quickstart_digits"),
+              ("compare", "--json", "tiny.toml", "tiny.toml")],
+)  # fmt: skip
+def test_json_does_not_take_a_word_of_the_command_for_its_file(words: tuple[str, ...], spec: Path) -> None:
+    done = tiny_components.selfloop(*words)
+    assert (done.code, done.out) == (2, "")
+    assert f"--json {words[words.index('--json') + 1]}: is no file for JSON (" in done.err
+    assert [*spec.parent.iterdir()] == [spec]
+    assert spec.read_text() == tiny_components.KDE
+
+
 @dataclass
 class Example:
     coordinates: Coordinates

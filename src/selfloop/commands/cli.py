@@ -67,10 +67,14 @@ def quickstart(
     from selfloop.commands.console import print_summary
 
     results: list[Result] = []
-    for preset in ("quickstart_linear", "quickstart_digits", "quickstart_text"):
+    presets = "quickstart_linear", "quickstart_digits", "quickstart_text"
+    if not quiet:
+        sys.stderr.write(f"Three parts, two to three minutes on two cores in all. {report} grows with each part.\n")
+    for preset in presets:
         results.append(run_with_progress(preset, None, store, workers, quiet, outputs={"--report": report}))
         print_summary(results[-1])
-        write_report_file(results, report, quiet, title="selfloop quickstart")  # each part is in the report once it has run
+        missing = f", {len(results)} of {len(presets)} parts so far" * (len(results) < len(presets))
+        write_report_file(results, report, quiet, title=f"selfloop quickstart{missing}")  # with each part once it has run
 
 
 app.command()(run)
@@ -142,7 +146,7 @@ def predict(
 @app.command()
 def report(
     specs: SpecsArgument,
-    output: Annotated[Path, typer.Option("--output", "-o", help="File of the report.")] = Path("report.html"),
+    output: Annotated[Path, typer.Option("--output", "-o", "--report", help="File of the report.")] = Path("report.html"),
     figures: Annotated[Path | None, typer.Option(file_okay=False, help="Save every figure here as SVG, PNG and PDF.")] = None,
     partial: Annotated[bool, typer.Option("--partial", help="Show what the runs have so far; compute nothing.")] = False,
     set_: SetOption = None,
@@ -166,7 +170,8 @@ def report(
         check_outputs({"--output": output})
         results = [partial_result(open_spec(name, changes), store) for name, changes in settings.items()]
     else:
-        results = [run_with_progress(*pair, store, workers, quiet, outputs={"--output": output}) for pair in settings.items()]
+        outputs = {"--output": output}
+        results = [run_with_progress(*pair, store, workers, quiet, outputs=outputs, announce=True) for pair in settings.items()]
     write_report_file(results, output, quiet, figures=figures)
 
 
@@ -195,7 +200,9 @@ def compare(
     check_outputs({"--json": json, "--csv": csv, "--markdown": markdown}, map(Path, specs))
     settings = own_settings(specs, set_ or [])
     compared = choose_metric({name: open_spec(name, changes) for name, changes in settings.items()}, metric)
-    results = {name: run_with_progress(name, changes, store, workers, quiet) for name, changes in settings.items()}
+    results = {
+        name: run_with_progress(name, changes, store, workers, quiet, announce=True) for name, changes in settings.items()
+    }
     better = next(iter(results.values())).spec.directions().get(compared, "")
     rows, left_out = compare_curves(results, compared)
     notes = [*(sentence for result in results.values() for sentence in first_sentences(result)), *left_out]

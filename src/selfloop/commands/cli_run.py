@@ -43,10 +43,16 @@ def run_with_progress(
     outputs: Mapping[str, Path | str | None] = NO_OUTPUTS,
     fail_on: tuple[str, ...] = (),
     track: Sequence[str] = (),
+    *,
+    announce: bool = False,
 ) -> Result:
-    """The result of a named spec. Outputs that replace a file it reads, and unknown criteria, are refused before any work."""
+    """The result of a named spec. Outputs that replace a file it reads, and unknown criteria, are refused before any work.
+
+    `announce`: print first how much is not stored, unless `quiet`.
+    """
     with show_progress(quiet) as progress:
         from selfloop.commands.fail_on import select_verdicts
+        from selfloop.partial import count_missing
         from selfloop.result import run as run_spec  # inside, as imports can take seconds
         from selfloop.store.inputs import inputs_of
 
@@ -56,6 +62,9 @@ def run_with_progress(
         select_verdicts(spec, fail_on)
         notify = None if progress is None else progress.note
         if progress:
+            if announce and (missing := count_missing(spec, store)):
+                say = f"{missing:,} generations are not in the store: computing them (Ctrl-C ends it"
+                sys.stderr.write(f"{name}: {say}; `selfloop report --partial {name}` shows those that are).\n")
             progress.begin(spec)
         return run_spec(spec, store, workers=workers, threads=threads, progress=progress, notify=notify, track=track)
 
@@ -114,7 +123,12 @@ def run(
     for tracker in track or ():
         split_tracker(tracker)
     outputs, criteria = {"--json": json, "--report": report}, tuple(fail_on or ())
-    result = run_with_progress(spec, set_, store, workers, quiet, threads, outputs, criteria, track or ())
+    try:
+        result = run_with_progress(spec, set_, store, workers, quiet, threads, outputs, criteria, track or ())
+    except KeyboardInterrupt:
+        if files := [str(file) for file in (json, report) if file and file != "-"]:
+            sys.stderr.write(f"selfloop: {' and '.join(files)} {'are' if len(files) > 1 else 'is'} not written.\n")
+        raise
     if json == "-":
         write_measurements(result.measurements, sys.stdout.write, result.verdicts())
     elif json:

@@ -11,6 +11,17 @@ import typer
 from selfloop.commands.completion import complete_key, complete_spec
 from selfloop.errors import SpecError, shown
 
+
+def json_file(value: str | None) -> str | None:
+    """The file of `--json`; SpecError for a word that belongs to the command, as in `list --json policy`."""
+    from selfloop.plugins import BUILT_IN, presets
+
+    names = {"preset", *BUILT_IN, *presets(), *(name for names in BUILT_IN.values() for name in names)}
+    if value in names or (value or "").endswith(".toml"):
+        raise SpecError(f"--json {value}: is no file for JSON (it takes one, or - for standard output). Choose another file.")
+    return value
+
+
 SpecArgument = Annotated[str, typer.Argument(metavar="SPEC", help="A TOML file or a preset.", autocompletion=complete_spec)]
 SpecsArgument = Annotated[
     list[str], typer.Argument(metavar="SPEC...", help="TOML files or presets.", autocompletion=complete_spec)
@@ -22,7 +33,9 @@ SetOption = Annotated[
 StoreOption = Annotated[Path | None, typer.Option(help="Folder of the store. Default: $SELFLOOP_STORE, else .selfloop.")]
 WorkersOption = Annotated[int | None, typer.Option(min=1, help="Worker processes. Default: as many as the cores allow.")]
 ThreadsOption = Annotated[int | None, typer.Option(min=1, help="Threads per chain. Default: cores / chains, at least 1.")]
-JsonOption = Annotated[str | None, typer.Option("--json", metavar="FILE", help="Write one JSON object; - is stdout.")]
+JsonOption = Annotated[
+    str | None, typer.Option("--json", metavar="FILE", help="Write one JSON object; - is stdout.", callback=json_file)
+]
 QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Print no progress.")]
 
 
