@@ -56,10 +56,12 @@ def answer_to(values: np.ndarray, **more: object) -> PolicyAnswer:
 def test_a_rise_is_named_with_its_interval_its_unit_and_what_it_does_at_the_end() -> None:
     rising = answer_to(curves_of(3 + 0.1 * (T - 1)))
     assert rising.answer == "rose"
-    pattern = r"Under replace, loss rose by 0\.\d+ \[0\.\d+, 0\.\d+\] nats \(×1\.\d+\) in 8 generations and is still rising\."
+    pattern = (
+        r"Under replace, loss rose by 0\.\d+ \[0\.\d+, 0\.\d+\] nats \(×1\.\d+\) from generation 1 to 8 and is still rising\."
+    )
     assert re.fullmatch(pattern, rising.sentence)
     levelled = answer_to(curves_of(3 + np.minimum(T - 1, 1), noise=0.002))
-    assert levelled.sentence.endswith(" in 8 generations and has levelled off.")
+    assert levelled.sentence.endswith(" from generation 1 to 8 and has levelled off.")
     back = answer_to(curves_of(3 + 0.5 - 0.04 * (T - 5) ** 2 + 0.3 * (T > 1), noise=0.002))
     assert back.answer == "rose"
     assert back.sentence.endswith(", but falls at the end.")
@@ -68,13 +70,13 @@ def test_a_rise_is_named_with_its_interval_its_unit_and_what_it_does_at_the_end(
 def test_a_fall_is_named_without_a_sign() -> None:
     answer = answer_to(curves_of(3 - 0.1 * (T - 1)), positive=False)
     assert answer.answer == "fell"
-    assert re.fullmatch(r"Under replace, loss fell by 0\.\d+ \[0\.\d+, 0\.\d+\] nats in 8 generations and is still falling\.",
-                        answer.sentence)  # fmt: skip
+    pattern = r"Under replace, loss fell by 0\.\d+ \[0\.\d+, 0\.\d+\] nats from generation 1 to 8 and is still falling."
+    assert re.fullmatch(pattern, answer.sentence)
 
 
 def test_a_metric_with_a_zero_that_is_no_loss_is_a_multiple_of_its_first_value() -> None:
     answer = answer_to(curves_of(3 * T), metric="excess_risk")
-    assert re.match(r"Under replace, excess risk rose to 7\.9 \[7\.4, 8\.4\] times its first value in 8 gen", answer.sentence)
+    assert re.match(r"Under replace, excess risk rose to 7\.9 \[7\.4, 8\.4\] times its first value from gen", answer.sentence)
 
 
 def test_a_change_within_the_margin_is_none() -> None:
@@ -284,6 +286,21 @@ def test_a_sweep_begins_with_its_figure_and_folds_every_point() -> None:
     assert "<figure" not in outside
     assert 'id="e0-curves"' not in page
     assert first_screen(sweep_report()).sentences[0][1].startswith("Under replace, loss rose at all 16 points, ×1.")
+
+
+def test_the_ends_of_a_sweep_are_all_ratios_or_all_differences() -> None:
+    report = report_of({"replace": curves_of(3 + 0.1 * T)})
+    near_zero = report_of({"replace": curves_of([0.05, 8.0]) - 0.3})
+    panels = [replace(r.panels[0], coordinates=(("n", n),)) for r, n in ((report, 2), (near_zero, 4))]
+    (sentence,) = (words for _, words in first_screen(replace(report, panels=panels)).sentences)
+    assert [row.is_ratio for point in policy_answers(replace(report, panels=panels)).values() for row in point] == [True, False]
+    assert re.search(r"rose at all 2 points, \+0\.\d+ \(n = 2\) to \+\d\.\d+ \(n = 4\)\.", sentence)
+
+
+def test_a_policy_that_a_sweep_does_not_change_is_said_so_and_one_generation_has_no_change() -> None:
+    assert first_screen(sweep_report()).sentences[0][1].endswith("; the sweep does not change it.")
+    answer = answer_to(np.linspace(1, 2, 6)[:, None])
+    assert (answer.answer, answer.change_text()) == ("undecided", ("", ""))
 
 
 def test_undecided_verdicts_and_differences_have_their_number_of_seeds_or_the_reason_why_none_helps() -> None:

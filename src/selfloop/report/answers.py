@@ -10,6 +10,7 @@ import numpy as np
 
 from selfloop.criteria.judging import MAX_NEEDED_SEEDS, Reference, judge_ended, needed_seeds
 from selfloop.report.line_ends import prominent_policies
+from selfloop.report.tables import format_change
 from selfloop.report.theme import describe_better, describe_coordinates, format_count, format_interval, format_number
 from selfloop.report.values import CurveData, Panel, Report
 from selfloop.stats.comparison import MARGIN_SHARE
@@ -34,6 +35,7 @@ class PolicyAnswer:
     answer: Change
     sentence: str
     change: Interval  # of a ratio to the first value if `is_ratio`, else of a difference; at the level of the look
+    difference: Interval
     is_ratio: bool
     values: tuple[float, float]  # means at the first and the last generation, NaN if undefined
     badness: float  # policies are sorted by it, the worst first
@@ -44,9 +46,9 @@ class PolicyAnswer:
     n_undecided: int = 0
     n_measured: int = 0  # verdicts with an answer
 
-    def change_text(self) -> str:
-        """The change without its limits: `×1.95` or `+0.57`."""
-        return f"{'×' if self.is_ratio else '+' * ((self.change.estimate or 0.0) > 0)}{format_number(self.change.estimate)}"
+    def change_text(self) -> tuple[str, str]:
+        """The change and its limits; see `format_change`."""
+        return format_change(self.change, is_ratio=self.is_ratio)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,8 +135,9 @@ def metric_noun(panel: Panel) -> str:
 def _answer(report: Report, panel: Panel, curve: CurveData) -> PolicyAnswer:
     values, noun = curve.values, metric_noun(panel)
     first, last = float(values[:, 0].mean()), float(values[:, -1].mean())
-    difference = mean_interval(values[:, -1] - values[:, 0])
-    ratio = ratio_interval(values[:, -1], values[:, 0]) if curve.positive else difference
+    has_change = values.shape[1] > 1
+    difference = mean_interval(values[:, -1] - values[:, 0]) if has_change else Interval(None, None, None, len(values))
+    ratio = ratio_interval(values[:, -1], values[:, 0]) if curve.positive and has_change else difference
     is_ratio = curve.positive and ratio.estimate is not None and (ratio.high is not None or difference.high is None)
     margin = MARGIN_SHARE * _scale(panel, curve)
     answer, statement, needed = _without_change(report, panel, curve) or _judge_change(panel, curve, difference, margin)
@@ -144,12 +147,12 @@ def _answer(report: Report, panel: Panel, curve: CurveData) -> PolicyAnswer:
             times = f"to {format_interval(ratio)} times its first value"
             by = f"{by} (×{format_number(ratio.estimate)})" if panel.metric in LOSSES else times
         small = f", less than the margin of {format_number(margin)}" if max(map(abs, _limits(difference))) < margin else ""
-        statement = f"{noun} {answer} {by} in {_generations(curve)}{small}{_trend(panel, curve, answer)}"
+        statement = f"{noun} {answer} {by} {_generations(curve)}{small}{_trend(panel, curve, answer)}"
     verdicts = [v for v in report.verdicts if (v.policy, v.coordinates) == (curve.policy, panel.coordinates)]
     return PolicyAnswer(
         policy=curve.policy, coordinates=panel.coordinates, answer=answer, needed=needed,
         sentence=f"Under {curve.policy}, {statement}{': ' * bool(needed)}{needed}.",
-        change=ratio if is_ratio else difference, is_ratio=is_ratio, values=(first, last),
+        change=ratio if is_ratio else difference, difference=difference, is_ratio=is_ratio, values=(first, last),
         badness=curve.badness,
         real_share=report.real_shares.get((panel.coordinates, curve.policy)),
         n_left=int((~np.isnan(values[:, -1])).sum()),
@@ -181,7 +184,7 @@ def _judge_change(panel: Panel, curve: CurveData, difference: Interval, margin: 
         return "rose" if low > 0 else "fell", "", ""
     if len(curve.values) > 1 and not (curve.values[:, -1] - curve.values[:, 0]).any():
         return "unchanged", f"{noun} is the same at the first and the last generation in all {len(curve.values):,} seeds", ""
-    change = f"{_in_unit(difference, panel)} in {_generations(curve)}"
+    change = f"{_in_unit(difference, panel)} {_generations(curve)}"
     if -margin < low and high < margin:
         return "unchanged", f"{noun} did not change: {change}, within the margin of {format_number(margin)}", ""
     law = next((law for label, law in panel.laws if label == curve.policy and law.kind == "exact"), None)
@@ -190,7 +193,7 @@ def _judge_change(panel: Panel, curve: CurveData, difference: Interval, margin: 
 
 
 def _generations(curve: CurveData) -> str:
-    return format_count(curve.values.shape[1], "generation")
+    return f"from generation 1 to {curve.values.shape[1]:,}"
 
 
 def _describe_need(difference: Interval, margin: float) -> str:
@@ -274,12 +277,14 @@ def sweep_sentences(answers: list[PolicyAnswer], n_points: int, noun: str) -> It
         for answer, words in _SWEEP_WORDS.items():
             if rows := [row for row in answers if (row.policy, row.answer) == (policy, answer)]:
                 count = f"all {n_points} points" if len(rows) == n_points else f"{len(rows)} of {n_points} points"
-                changes = sorted(
-                    (row for row in rows if answer in ("rose", "fell")), key=lambda row: row.change.estimate or 0.0
-                )
+                changes = [row for row in rows if answer in ("rose", "fell")]
+                if not all(row.is_ratio for row in changes):
+                    changes = [replace(row, change=row.difference, is_ratio=False) for row in changes]
+                changes.sort(key=lambda row: row.change.estimate or 0.0)
                 ends = (*changes[:1], *changes[1:][-1:])
-                limits = " to ".join(f"{row.change_text()} ({describe_coordinates(row.coordinates)})" for row in ends)
+                limits = " to ".join(f"{row.change_text()[0]} ({describe_coordinates(row.coordinates)})" for row in ends)
                 parts.append(f"{words} at {count}{', ' * bool(limits)}{limits}")
+        parts += ["the sweep does not change it"] * (len({row.values for row in answers if row.policy == policy}) == 1)
         yield policy, f"Under {policy}, {noun} {'; '.join(parts)}."
 
 

@@ -27,10 +27,15 @@ def describe_change(curves: Floats, *, positive: bool) -> tuple[str, str]:
     """Last over first mean if 0 is the lowest possible value, else last minus first, and its limits; empty if undefined."""
     first, last = curves[:, 0], curves[:, -1]
     change = ratio_interval(last, first) if positive else mean_interval(last - first)
+    return format_change(change, is_ratio=positive) if curves.shape[1] > 1 else ("", "")
+
+
+def format_change(change: Interval, *, is_ratio: bool) -> tuple[str, str]:
+    """A change, such as `×1.95` or `+0.57`, and its limits; empty if undefined."""
     text, limits = format_interval_parts(change)
     if change.estimate is None:
         return "", ""
-    return (f"×{text}" if positive else f"{'+' * (change.estimate > 0)}{text}"), limits
+    return (f"×{text}" if is_ratio else f"{'+' * (change.estimate > 0)}{text}"), limits
 
 
 def verdict_tables(report: Report) -> dict[Coordinates, dict[str, dict[str, Verdict]]]:
