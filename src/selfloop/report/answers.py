@@ -142,7 +142,7 @@ def _answer(report: Report, panel: Panel, curve: CurveData) -> PolicyAnswer:
     margin = MARGIN_SHARE * _scale(panel, curve)
     answer, statement, needed = _without_change(report, panel, curve) or _judge_change(panel, curve, difference, margin)
     if answer in ("rose", "fell"):
-        by = f"by {_in_unit(difference if answer == 'rose' else _negative(difference), panel)}"
+        by = f"by {_in_unit(difference if answer == 'rose' else mean_interval(values[:, 0] - values[:, -1]), panel)}"
         if is_ratio:
             times = f"to {format_interval(ratio)} times its first value"
             by = f"{by} (×{format_number(ratio.estimate)})" if panel.metric in LOSSES else times
@@ -252,12 +252,6 @@ def _scale(panel: Panel, curve: CurveData) -> float:
 def _limits(interval: Interval) -> tuple[float, float]:
     """The limits, infinite where they are undefined."""
     return (-np.inf if interval.low is None else interval.low), (np.inf if interval.high is None else interval.high)
-
-
-def _negative(interval: Interval) -> Interval:
-    """The interval of a fall."""
-    estimate, low, high = (None if x is None else -x for x in (interval.estimate, interval.high, interval.low))
-    return replace(interval, estimate=estimate, low=low, high=high)
 
 
 def _in_unit(interval: Interval, panel: Panel) -> str:
