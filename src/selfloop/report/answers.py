@@ -15,7 +15,7 @@ from selfloop.report.theme import describe_better, describe_coordinates, format_
 from selfloop.report.values import CurveData, Panel, Report
 from selfloop.stats.comparison import MARGIN_SHARE
 from selfloop.stats.intervals import Interval, at_look, mean_interval, ratio_interval
-from selfloop.stats.trend import FLAT_TOLERANCE, late_change
+from selfloop.stats.trend import FLAT_TOLERANCE, last_step, late_change
 from selfloop.types import Coordinates, Verdict
 
 Change = Literal["rose", "fell", "unchanged", "undecided", "ended", "missing"]
@@ -134,6 +134,7 @@ def metric_noun(panel: Panel) -> str:
 
 def _answer(report: Report, panel: Panel, curve: CurveData) -> PolicyAnswer:
     values, noun = curve.values, metric_noun(panel)
+    verdicts = [v for v in report.verdicts if (v.policy, v.coordinates) == (curve.policy, panel.coordinates)]
     first, last = float(values[:, 0].mean()), float(values[:, -1].mean())
     has_change = values.shape[1] > 1
     difference = mean_interval(values[:, -1] - values[:, 0]) if has_change else Interval(None, None, None, len(values))
@@ -147,8 +148,8 @@ def _answer(report: Report, panel: Panel, curve: CurveData) -> PolicyAnswer:
             times = f"to {format_interval(ratio)} times its first value"
             by = f"{by} (×{format_number(ratio.estimate)})" if panel.metric in LOSSES else times
         small = f", less than the margin of {format_number(margin)}" if max(map(abs, _limits(difference))) < margin else ""
-        statement = f"{noun} {answer} {by} {_generations(curve)}{small}{_trend(panel, curve, answer)}"
-    verdicts = [v for v in report.verdicts if (v.policy, v.coordinates) == (curve.policy, panel.coordinates)]
+        is_bounded = any((v.criterion, v.answer) == ("divergence", "no") for v in verdicts)
+        statement = f"{noun} {answer} {by} {_generations(curve)}{small}{_trend(panel, curve, answer, is_bounded)}"
     return PolicyAnswer(
         policy=curve.policy, coordinates=panel.coordinates, answer=answer, needed=needed,
         sentence=f"Under {curve.policy}, {statement}{': ' * bool(needed)}{needed}.",
@@ -229,8 +230,8 @@ def _describe_ended(curve: CurveData, noun: str, n_ended: int) -> str:
     return f"{statement}; {those}, {median.get(answer, f'a change of the median {noun} is undecided')}"
 
 
-def _trend(panel: Panel, curve: CurveData, answer: Change) -> str:
-    """Whether a curve that rose or fell goes on at its end, by the last half of its generations."""
+def _trend(panel: Panel, curve: CurveData, answer: Change, is_bounded: bool) -> str:
+    """Whether a curve that rose or fell goes on at its end, by the last half of its generations and the last step alone."""
     if curve.values.shape[1] < 3:
         return ""
     margin, (low, high) = FLAT_TOLERANCE * _scale(panel, curve), _limits(mean_interval(late_change(curve.values)))
@@ -239,7 +240,12 @@ def _trend(panel: Panel, curve: CurveData, answer: Change) -> str:
     ups, downs = low > margin, high < -margin
     if ups or downs:
         still, again = ("rising", "rises") if ups else ("falling", "falls")
-        return f" and is still {still}" if ups == (answer == "rose") else f", but {again} at the end"
+        low, high = _limits(last_step(curve.values))
+        if ups != (answer == "rose"):
+            return f", but {again} at the end"
+        if not (low > 0 if ups else high < 0):
+            return ", though its last step alone does not show it"
+        return f" and is still {still}{', to a bound' * (ups and is_bounded)}"
     return f"; whether it still {'rises' if answer == 'rose' else 'falls'} is undecided"
 
 
