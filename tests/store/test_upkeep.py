@@ -132,7 +132,7 @@ def test_a_run_is_listed_from_its_start_with_the_records_it_used(tmp_path: Path)
 @pytest.mark.parametrize("text", ["", "[]", '{"title": 1}', "[" * 100_000])
 def test_a_damaged_list_entry_is_named_and_written_again(tmp_path: Path, text: str) -> None:
     run_all(tmp_path, "short")
-    (file,) = (tmp_path / "runs").iterdir()
+    (file,) = (tmp_path / "runs").glob("*.json")
     before = file.read_bytes()
     file.write_text(text)
     with pytest.warns(UserWarning, match=file.name):
