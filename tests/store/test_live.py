@@ -321,3 +321,12 @@ def test_the_name_of_a_run_is_that_of_its_files(tmp_path: Path) -> None:
     assert {path.name for path in (tmp_path / "runs").iterdir()} == {
         f"{run_name(spec_text(spec))}.{end}" for end in ("json", "progress")
     }
+
+
+def test_pipes_in_place_of_the_files_of_a_live_run_are_not_waited_for(tmp_path: Path) -> None:
+    (tmp_path / "runs").mkdir()
+    for file in (live.progress_file(tmp_path, "r"), live.control_file(tmp_path, "r")):
+        os.mkfifo(file)
+    assert read_progress(tmp_path, "r") is None
+    with live.LiveRun(tmp_path, "r", 3, lambda note: None, "loss"):
+        pause_between_steps(live.control_file(tmp_path, "r"), lambda note: None)("step")

@@ -27,6 +27,7 @@ from selfloop.columns import Floats
 from selfloop.errors import SelfloopError, SettingError, first_line
 from selfloop.formats.replacing import write_text
 from selfloop.settings import check_setting, setting_types
+from selfloop.store.records import file_stat
 
 POLL_SECONDS = 0.5  # between two looks at the control file
 MAX_SILENCE, MAX_SILENCE_HERE = 30.0, 600.0  # seconds after which a process is gone, on another machine and on this one
@@ -90,7 +91,7 @@ def read_progress(store: Path, run: str) -> RunProgress | None:
     file = progress_file(store, run)
     try:
         silence = time.time() - file.stat().st_mtime
-        body = json.loads(file.read_bytes())
+        body = json.loads(_read_text(file))
         progress = RunProgress(
             **{name: check_setting(hint, body[name], name) for name, hint in setting_types(RunProgress).items()}
         )
@@ -126,8 +127,12 @@ def control_run(store: Path, run: str, action: Action | None) -> None:
 
 def _read_action(file: Path) -> str:
     with suppress(OSError):
-        return file.read_text(encoding="ascii", errors="replace")
+        return _read_text(file)
     return ""
+
+
+def _read_text(file: Path) -> str:
+    return file.read_text(encoding="utf-8", errors="replace") if file_stat(file) else ""  # a pipe would wait for a writer
 
 
 def pause_between_steps(file: Path | None, notify: Callable[[str], None]) -> Callable[[str], float]:
@@ -215,9 +220,12 @@ class LiveRun:
         return not other or not other.actions or (other.pid, other.host) == (self.progress.pid, self.progress.host)
 
     def _write(self) -> bool:
+        file = progress_file(self.store, self.run)
+        if os.path.lexists(file) and file_stat(file) is None:  # writing to a pipe would wait for a reader
+            return False
         try:
             if self._is_mine():
-                write_text(progress_file(self.store, self.run), json.dumps(asdict(self.progress)))
+                write_text(file, json.dumps(asdict(self.progress)))
         except (OSError, SelfloopError):
             return False
         return True
