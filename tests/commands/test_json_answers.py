@@ -15,16 +15,6 @@ from selfloop.formats.json_lines import to_json
 from selfloop.types import Coordinates
 
 
-@pytest.fixture
-def spec(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A tiny spec in the working folder of the test, which also holds its store."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("SELFLOOP_STORE", raising=False)
-    path = tmp_path / "tiny.toml"
-    path.write_text(tiny_components.KDE)
-    return path
-
-
 def refuse(constant: str) -> None:
     raise AssertionError(f"{constant} is no JSON")
 

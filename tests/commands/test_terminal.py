@@ -30,16 +30,6 @@ COMMANDS = (
 )  # fmt: skip
 
 
-@pytest.fixture
-def spec(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A tiny spec in the working folder of the test, which also holds its store."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("SELFLOOP_STORE", raising=False)
-    path = tmp_path / "tiny.toml"
-    path.write_text(tiny_components.KDE)
-    return path
-
-
 def run_with_encoding(encoding: str, arguments: str, spec: Path) -> tuple[int, bytes]:
     """The exit code and all bytes of a command whose streams have this encoding."""
     out, before = io.TextIOWrapper(io.BytesIO(), encoding=encoding), sys.argv

@@ -19,6 +19,7 @@ import pytest
 import tiny_components
 from selfloop.component import Context
 from selfloop.engine.run import iter_measurements
+from selfloop.errors import SelfloopError
 from selfloop.result import run
 from selfloop.rng import RandomStream
 from selfloop.spec.spec import Spec
@@ -328,5 +329,7 @@ def test_pipes_in_place_of_the_files_of_a_live_run_are_not_waited_for(tmp_path: 
     for file in (live.progress_file(tmp_path, "r"), live.control_file(tmp_path, "r")):
         os.mkfifo(file)
     assert read_progress(tmp_path, "r") is None
+    with pytest.raises(SelfloopError, match=r"r\.control: is no file"):
+        control_run(tmp_path, "r", "pause")
     with live.LiveRun(tmp_path, "r", 3, lambda note: None, "loss"):
         pause_between_steps(live.control_file(tmp_path, "r"), lambda note: None)("step")

@@ -121,8 +121,15 @@ def control_run(store: Path, run: str, action: Action | None) -> None:
     """Ask a run to pause or to end, or with None to continue. SelfloopError if the store cannot be written."""
     if action is None:
         control_file(store, run).unlink(missing_ok=True)
+    elif _is_obstructed(file := control_file(store, run)):
+        raise SelfloopError(f"{file}: is no file. Delete it, then ask again.")
     else:
-        write_text(control_file(store, run), action)
+        write_text(file, action)
+
+
+def _is_obstructed(file: Path) -> bool:
+    """True if something else is in the place of a file, such as a pipe, whose reader or writer would be waited for."""
+    return os.path.lexists(file) and file_stat(file) is None
 
 
 def _read_action(file: Path) -> str:
@@ -132,7 +139,7 @@ def _read_action(file: Path) -> str:
 
 
 def _read_text(file: Path) -> str:
-    return file.read_text(encoding="utf-8", errors="replace") if file_stat(file) else ""  # a pipe would wait for a writer
+    return file.read_text(encoding="utf-8", errors="replace") if not _is_obstructed(file) else ""
 
 
 def pause_between_steps(file: Path | None, notify: Callable[[str], None]) -> Callable[[str], float]:
@@ -221,7 +228,7 @@ class LiveRun:
 
     def _write(self) -> bool:
         file = progress_file(self.store, self.run)
-        if os.path.lexists(file) and file_stat(file) is None:  # writing to a pipe would wait for a reader
+        if _is_obstructed(file):
             return False
         try:
             if self._is_mine():
