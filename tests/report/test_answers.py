@@ -64,8 +64,11 @@ def test_a_rise_is_named_with_its_interval_its_unit_and_what_it_does_at_the_end(
     assert levelled.sentence.endswith(" from generation 1 to 8 and has levelled off.")
     plateau = answer_to(curves_of(3 + np.minimum(T - 1, 6), noise=0.002))
     assert plateau.sentence.endswith(" from generation 1 to 8, though its last step alone does not show it.")
-    bounded = answer_to(curves_of(3 + 0.1 * (T - 1)), verdicts=[Verdict("divergence", "replace", "no")])
-    assert bounded.sentence.endswith(" and is still rising, to a bound.")
+    for limit, end in (("finite", "rising, to a bound."), ("infinite", "rising."), (None, "rising.")):
+        report = report_of({"replace": curves_of(3 + 0.1 * (T - 1))})
+        law = LawCurve("a", "nll", "exact", "", "", 3 + 0.1 * T, limit)
+        report = replace(report, panels=[replace(report.panels[0], laws=[("replace", law)])])
+        assert policy_answers(report)[()][0].sentence.endswith(f" and is still {end}")
     back = answer_to(curves_of(3 + 0.5 - 0.04 * (T - 5) ** 2 + 0.3 * (T > 1), noise=0.002))
     assert back.answer == "rose"
     assert back.sentence.endswith(", but falls at the end.")

@@ -148,7 +148,7 @@ def _answer(report: Report, panel: Panel, curve: CurveData) -> PolicyAnswer:
             times = f"to {format_interval(ratio)} times its first value"
             by = f"{by} (×{format_number(ratio.estimate)})" if panel.metric in LOSSES else times
         small = f", less than the margin of {format_number(margin)}" if max(map(abs, _limits(difference))) < margin else ""
-        is_bounded = any((v.criterion, v.answer) == ("divergence", "no") for v in verdicts)
+        is_bounded = any(label == curve.policy and law.limit in ("finite", "zero") for label, law in panel.laws)
         statement = f"{noun} {answer} {by} {_generations(curve)}{small}{_trend(panel, curve, answer, is_bounded)}"
     return PolicyAnswer(
         policy=curve.policy, coordinates=panel.coordinates, answer=answer, needed=needed,
