@@ -57,25 +57,7 @@ for line in sys.stdin:
     else:
         run(job)
 """
-VAE = """
-n = 30
-holdout = 10
-generations = 3
-seeds = 2
-policies = ["replace", "accumulate"]
-metrics = ["pixel_std"]
-criteria = ["any_increase"]
-[source]
-name = "digits"
-[family]
-name = "vae"
-latent = 2
-hidden = 8
-[family.training]
-steps = 30
-batch_size = 8
-checkpoint_seconds = 0.0
-"""
+VAE = tiny_components.vae_spec(30, 3, 30, "checkpoint_seconds = 0.0")
 LANGUAGE = """
 n = 30
 holdout = 10

@@ -223,3 +223,26 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
+
+
+def vae_spec(n: int, generations: int, steps: int, more: str = "") -> str:
+    """The TOML of a tiny VAE on digits, two policies and two seeds; `more`: further lines of its training."""
+    return f"""
+n = {n}
+holdout = 10
+generations = {generations}
+seeds = 2
+policies = ["replace", "accumulate"]
+metrics = ["pixel_std"]
+criteria = ["any_increase"]
+[source]
+name = "digits"
+[family]
+name = "vae"
+latent = 2
+hidden = 8
+[family.training]
+steps = {steps}
+batch_size = 8
+{more}
+"""

@@ -31,25 +31,7 @@ from selfloop.store.runs import run_name
 from selfloop.store.store import Store
 
 INTERRUPTED = "selfloop: interrupted. Finished steps are stored; run the same command to continue.\n"
-SLOW = """
-n = 60
-holdout = 10
-generations = 40
-seeds = 2
-policies = ["replace", "accumulate"]
-metrics = ["pixel_std"]
-criteria = ["any_increase"]
-[source]
-name = "digits"
-[family]
-name = "vae"
-latent = 2
-hidden = 8
-[family.training]
-steps = 400
-batch_size = 8
-checkpoint_seconds = 0.5
-"""
+SLOW = tiny_components.vae_spec(60, 40, 400, "checkpoint_seconds = 0.5")
 
 
 def wait_for(condition: Callable[[], object], seconds: float = 60.0) -> None:

@@ -19,24 +19,7 @@ from selfloop.watch.server import WatchServer
 
 CHROMIUM = shutil.which("chromium")
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(CHROMIUM is None, reason="needs the system's chromium")]
-SPEC = """
-n = 30
-holdout = 10
-generations = 200
-seeds = 2
-policies = ["replace", "accumulate"]
-metrics = ["pixel_std"]
-criteria = ["any_increase"]
-[source]
-name = "digits"
-[family]
-name = "vae"
-latent = 2
-hidden = 8
-[family.training]
-steps = 100
-batch_size = 8
-"""
+SPEC = tiny_components.vae_spec(30, 200, 100)
 COMMAND = (
     "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
     "from selfloop.commands.cli import main; main()"
