@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
+from typing import Literal
 from xml.etree import ElementTree
 
 import numpy as np
@@ -97,6 +98,12 @@ def redraw_all(page: Page) -> None:
         figure.scroll_into_view_if_needed()
         figure.locator(".is-redrawn").wait_for()
     page.evaluate("scrollTo(0, 0)")
+
+
+def show_on(page: Page, media: Literal["print", "screen"]) -> None:
+    """The page on that medium; a page learns of it when it draws its next frame."""
+    page.emulate_media(media=media)
+    page.evaluate("new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))")
 
 
 def open_details(page: Page) -> None:
@@ -309,14 +316,14 @@ def test_paper_shows_still_pictures_in_light_colors_and_three_generations(
     browser: Browser, file_of: Callable[[str], Path]
 ) -> None:
     with opened(browser, file_of("several"), color_scheme="dark") as page:
-        page.emulate_media(media="print")
+        show_on(page, "print")
         assert page.locator(REDRAWN).count() == 0
         assert page.locator(".picture > svg >> visible=true").count() > 3
         assert page.locator(".controls:visible, .tools:visible, .csv:visible").count() == 0
         assert len(shown_times(page)) == 3
         assert {1, 10} < shown_times(page)
         assert page.evaluate("getComputedStyle(document.body).color") == "rgb(29, 34, 40)"
-        page.emulate_media(media="screen")
+        show_on(page, "screen")
         assert shown_times(page) == {10}
 
 
