@@ -81,7 +81,7 @@ def build_report(result: Result) -> Report:
         summary=f"{title}: {sizes} real rows, {counts}.",
         facts=[f"{sizes} real rows", *counts.split(", ")],
         unfinished=result.unfinished(),
-        spec_text=spec_text(spec),
+        spec_text=spec_text(spec, brief=True),
         versions={"python": platform.python_version(), **versions},
         generated=datetime.now(UTC),
         panels=[panel for panel in _panels(result) if panel.metric.removesuffix("_real") not in metrics - {panel.metric}],
