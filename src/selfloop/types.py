@@ -163,6 +163,9 @@ class TrainingRows:
         return self.gather(np.arange(len(self)))
 
 
+BY_LAW = "by the law "  # the beginning of such a verdict's reason
+
+
 @dataclass(frozen=True, slots=True)
 class Verdict:
     """Answer of one published definition of collapse for one policy, and the values that it rests on."""
@@ -178,6 +181,11 @@ class Verdict:
     reason: str = ""
     coordinates: Coordinates = ()
     needed_seeds: int | None = None  # that would decide with 80 % power, if it is undecided and the estimate is right
+
+    @property
+    def is_by_law(self) -> bool:
+        """True if a law gives the answer, not the measured values."""
+        return self.reason.startswith(BY_LAW)
 
     def _repr_html_(self) -> str:
         return verdict_html(self)

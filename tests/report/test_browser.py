@@ -296,6 +296,22 @@ def test_tables_are_saved_as_csv_with_full_precision(browser: Browser, file_of: 
         assert float(rows[0][change]) < float(rows[0][change - 1]) < float(rows[0][change + 1])
 
 
+@pytest.mark.parametrize("width", [390, 1280])
+def test_answers_on_differences_stay_in_view_and_names_break_only_at_underscores(
+    browser: Browser, file_of: Callable[[str], Path], width: int
+) -> None:
+    with opened(browser, file_of("language"), width, is_redrawn=False) as page:
+        answers = page.locator(".differences .answer")
+        assert answers.count() == 6
+        assert answers.evaluate_all("all => all.every(e => (b => b.left >= 0 && b.right <= innerWidth)(e.getBoundingClientRect()))")
+        lines = """names => names.flatMap(e => [...e.childNodes].filter(part => part.nodeType === 3).map(part => {
+            const range = document.createRange();
+            range.selectNodeContents(part);
+            return range.getClientRects().length;
+        }))"""
+        assert set(page.locator(":is(.answers, .differences) tbody .name").evaluate_all(lines)) == {1}
+
+
 @pytest.mark.parametrize("name", ["digits", "language"])
 def test_without_scripts_all_generations_are_pictures_and_texts(
     browser: Browser, file_of: Callable[[str], Path], name: str

@@ -53,7 +53,7 @@ class Page(HTMLParser):
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append(tag)
-        self.text += " "
+        self.text += " " * (tag != "wbr")
         attributes = {name: value or "" for name, value in attrs}
         self.ids += [attributes["id"]] if "id" in attributes else []
         self.handlers += [name for name in attributes if name.startswith("on")]
@@ -166,8 +166,7 @@ def test_pairs_of_policies_have_an_answer_and_intervals(language: str) -> None:
     rows = re.findall(r'<tr><th scope="row".*?</tr>', table[0], flags=re.S)
     assert len(rows) == 6
     text = Page(rows[0]).text
-    assert re.search(r"replace >\s+accumulate \*", text)
-    assert "holds" in text
+    assert re.search(r"^\s*replace >\s+accumulate \*\s+● holds\s+0\s", text)  # the answer is in the column that stays in view
     assert len(re.findall(r"\[[\d.−]+, [\d.−]+\]", text)) == 6  # all but generation 1, where the policies are equal
 
 
@@ -218,6 +217,7 @@ def test_verdicts_have_estimate_interval_and_threshold(quickstart: str) -> None:
     assert "catastrophic_increase The population risk at the last generation is at least twice that of the first." in text
     assert "Measured by negative_elbo; threshold 1." in text
     assert "● yes 1.110 [1.080, 1.150]" in text
+    assert "○ no by a law; measured 2.07 [1.93, 2.21]" in text  # a value above the threshold beside a no
     assert "accumulate: the interval contains the threshold" in text
     assert "◐ undecided 1.010 [0.990, 1.030] no number of seeds is known to decide: the interval contains" in text
     assert "Not measured: variance_collapse" in text

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -256,6 +257,14 @@ def test_a_spec_written_out_reads_as_the_same_spec(many: list[Any], n: int, seed
 def test_a_preset_written_out_reads_as_the_same_spec(name: str) -> None:
     spec = read_spec(name)
     assert parse_spec(spec_text(spec), "written") == spec
+    assert parse_spec(spec_text(spec, brief=True), "written") == spec
+
+
+def test_a_brief_spec_has_what_was_given_and_nothing_that_the_family_sets() -> None:
+    text = spec_text(read_spec("quickstart_text"), brief=True)
+    assert 'prompt = "first_token"\nmax_tokens = 128\n' in text
+    assert "longest_row = " in spec_text(read_spec("quickstart_text"))
+    assert not re.search("^(longest_row|longest_prompt|init_from|top_k|temperature) = ", text, flags=re.M)
 
 
 def test_a_sweep_and_nested_settings_survive_being_written_out() -> None:

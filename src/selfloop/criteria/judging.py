@@ -19,7 +19,7 @@ from selfloop.columns import Floats
 from selfloop.component import Better, Criterion
 from selfloop.stats.comparison import as_risk, right_values, seeds_for_power
 from selfloop.stats.intervals import Interval, answer_level, mean_interval, median_interval, ratio_interval
-from selfloop.types import Answer, Limit, Verdict
+from selfloop.types import BY_LAW, Answer, Limit, Verdict
 
 # Why a value is missing, by status. Only the first ones are evidence of collapse, and count as the worst value. After any other
 # one, those of other packages included, a chain cannot be judged: too few rows are no property of a model.
@@ -124,7 +124,7 @@ class CurveCriterion(Criterion):
         answer, law = proven
         contradiction = ", against the law" if {answer, verdict.answer} == {"yes", "no"} else ""
         measured = f"measured: {verdict.answer}{contradiction} ({verdict.reason})"
-        return replace(verdict, answer=answer, reason=f"by the law {law}; {measured}")
+        return replace(verdict, answer=answer, reason=f"{BY_LAW}{law}; {measured}")
 
     def answer_by_law(self, reference: Reference, measured: Answer) -> tuple[Answer, str] | None:
         """The answer that a law of the judged metric proves in place of the measured one, and the law; None without one."""

@@ -4,37 +4,40 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import fields
+from contextlib import suppress
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
-from selfloop.component import Component
-from selfloop.settings import Settings, describe_fields
+from selfloop.component import Component, Family, Sampler
+from selfloop.errors import SelfloopError
+from selfloop.settings import Settings, default_of, describe_fields
 from selfloop.spec.spec import Spec
 
 
-def spec_text(spec: Spec) -> str:
-    """The spec as TOML with every setting written out; components that are not built in are written by name."""
+def spec_text(spec: Spec, *, brief: bool = False) -> str:
+    """The spec as TOML with every setting, or if `brief` without those that are the same if they are left out.
+
+    Components that are not built in are written by name.
+    """
     lines = [f"{key} = {getattr(spec, key)}" for key in ("n", "holdout", "generations") if getattr(spec, key) is not None]
     seeds = len(spec.seeds) if spec.seeds == tuple(range(len(spec.seeds))) else list(spec.seeds)
-    lines += [
-        f"seeds = {seeds}",
-        f"init_from = {toml_value(spec.init_from)}",
-        f"subsets = {toml_value(spec.subsets)}",
-        f"unit = {toml_value(spec.unit)}",
-    ]
+    lines.append(f"seeds = {seeds}")
+    usual, values = _defaults(spec, brief), {key: getattr(spec, key) for key in ("init_from", "subsets", "unit")}
+    lines += [f"{key} = {toml_value(value)}" for key, value in values.items() if value != usual.get(key)]
     if spec.merge is not None:
         lines.append(f"merge = {spec.merge}")
     for key in ("policies", "metrics", "criteria", "curators"):
         if components := getattr(spec, key):
-            lines += [f"{key} = [", *(f"    {_inline_component(component)}," for component in components), "]"]
+            lines += [f"{key} = [", *(f"    {_inline_component(component, brief)}," for component in components), "]"]
     if spec.primary:
         lines.append(f"primary = {toml_value(spec.primary)}")
     for key in ("source", "external", "second_holdout", "family"):
         if component := getattr(spec, key):
-            lines += ["", f"[{key}]", *_component_lines(component, key)]
-    if fields(spec.sampler):
-        lines += ["", "[family.sampler]", *_component_lines(spec.sampler, "family.sampler")[1:]]
+            lines += ["", f"[{key}]", *_component_lines(component, key, brief)]
+    sampler = _given_settings(spec.sampler, spec.family) if brief else spec.sampler
+    if settings := _component_lines(sampler, "family.sampler", brief)[1:]:
+        lines += ["", "[family.sampler]", *settings]
     if spec.sweep:
         lines += ["", "[sweep]", *(f'"{key}" = {toml_value(values)}' for key, values in spec.sweep.items())]
     return "\n".join(lines) + "\n"
@@ -64,23 +67,42 @@ def changed_settings(settings: Any, prefix: str = "", defaults: Any = None) -> I
             yield name, value, setting.default
 
 
-def _set_values(table: Any) -> dict[str, Any]:
-    """The name of a component inside another, and the settings of a table that are not None, which TOML cannot write."""
+def _given_settings(sampler: Sampler, family: Family) -> Sampler:
+    """The sampler without the settings that the family sets."""
+    given = sampler
+    for f in fields(sampler):
+        with suppress(SelfloopError):  # this one must be given
+            fewer = replace(given, **{f.name: default_of(f)})
+            given = fewer if fewer.complete(family) == sampler else given
+    return given
+
+
+def _set_values(table: Any, defaults: Mapping[str, Any] = {}) -> dict[str, Any]:
+    """The name of a component, and the settings of a table that are neither default nor None, which TOML cannot write."""
     named = {"name": table.name} if isinstance(table, Component) else {}
-    return {**named, **{f.name: getattr(table, f.name) for f in fields(table) if getattr(table, f.name) is not None}}
+    values = {f.name: getattr(table, f.name) for f in fields(table)}
+    return named | {key: value for key, value in values.items() if value is not None and value != defaults.get(key)}
 
 
-def _component_lines(component: Component, key: str) -> list[str]:
+def _component_lines(component: Component, key: str, brief: bool) -> list[str]:
     """The settings of a component, with its nested tables after them."""
-    lines, tables = list[str](), list[str]()
-    for name, value in _set_values(component).items():
+    lines, tables, defaults = list[str](), list[str](), _defaults(component, brief)
+    for name, value in _set_values(component, defaults).items():
         if isinstance(value, Settings):
-            tables += ["", f"[{key}.{name}]", *(f"{inner} = {toml_value(v)}" for inner, v in _set_values(value).items())]
+            usual = defaults.get(name) if not isinstance(value, Component) else None
+            inner = _set_values(value, vars(usual) if type(usual) is type(value) else {})
+            tables += ["", f"[{key}.{name}]", *(f"{setting} = {toml_value(v)}" for setting, v in inner.items())]
         else:
             lines.append(f"{name} = {toml_value(value)}")
     return lines + tables
 
 
-def _inline_component(component: Component) -> str:
-    settings = [f"{name} = {toml_value(value)}" for name, value in _set_values(component).items() if value != ()]
+def _defaults(settings: Any, brief: bool) -> dict[str, Any]:
+    """What is left out."""
+    return {f.name: default_of(f) for f in fields(settings)} if brief else {}
+
+
+def _inline_component(component: Component, brief: bool) -> str:
+    values = _set_values(component, _defaults(component, brief))
+    settings = [f"{name} = {toml_value(value)}" for name, value in values.items() if value != ()]
     return f"{{ {', '.join(settings)} }}" if len(settings) > 1 else toml_value(component.name)
