@@ -303,7 +303,9 @@ def test_answers_on_differences_stay_in_view_and_names_break_only_at_underscores
     with opened(browser, file_of("language"), width, is_redrawn=False) as page:
         answers = page.locator(".differences .answer")
         assert answers.count() == 6
-        assert answers.evaluate_all("all => all.every(e => (b => b.left >= 0 && b.right <= innerWidth)(e.getBoundingClientRect()))")
+        assert answers.evaluate_all(
+            "all => all.every(e => (b => b.left >= 0 && b.right <= innerWidth)(e.getBoundingClientRect()))"
+        )
         lines = """names => names.flatMap(e => [...e.childNodes].filter(part => part.nodeType === 3).map(part => {
             const range = document.createRange();
             range.selectNodeContents(part);

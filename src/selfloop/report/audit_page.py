@@ -53,7 +53,8 @@ def render_audit_page(audit: Audit, generated: datetime | None = None) -> str:
         size=f"{spec.n:,} rows per training set, {spec.generations} generations" if spec.n else "",
         excess=excess_chart(audits, forecasts, styles) if any(has_curve(each) for each in audits) else None,
         keep_chart=keep_chart(searched.keep, searched) if searched and searched.keep and searched.keep.points else None,
-        notes=list(dict.fromkeys(each.control_note for each in audits)), cost=describe_cost(audit), spec=spec_text(spec, brief=True),
+        notes=list(dict.fromkeys(each.control_note for each in audits)), cost=describe_cost(audit),
+        spec=spec_text(spec, brief=True),
         command=repeat_command(audit), versions={name: version(name) for name in ("selfloop", "numpy", "scipy")},
     )  # fmt: skip
     return printable(page)
