@@ -51,6 +51,9 @@ class TrainingSettings(Settings):
     compile: Annotated[
         Compile, "run transformers on a GPU through torch.compile; auto: in long fits; last bits depend on it"
     ] = "auto"
+    cuda_graph: Annotated[bool, "run a whole training step of transformers on a GPU as one CUDA graph"] = field(
+        default=True, metadata={"identity": False}
+    )
     checkpoint_seconds: Annotated[NonNegative, "seconds between checkpoints of an unfinished fit; 0: every step"] = field(
         default=20.0, metadata={"identity": False}
     )
@@ -99,7 +102,7 @@ class NetworkFamily(Family):
     training: TrainingSettings
 
     def unused_settings(self) -> Mapping[str, str]:
-        return {"training.compile": "transformers alone are compiled"}
+        return dict.fromkeys(("training.compile", "training.cuda_graph"), "only transformers use it")
 
     def for_generation(self, t: int) -> Family:
         return replace(self, training=self.training.for_generation(t))  # type: ignore[type-var]  # families are dataclasses

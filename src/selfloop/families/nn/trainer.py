@@ -20,10 +20,12 @@ from selfloop.component import Context
 from selfloop.errors import ChainEndedError, SpecError
 from selfloop.families.nn import checkpoint
 from selfloop.families.nn.settings import TrainingSettings
+from selfloop.families.nn.static_call import StaticCall
 from selfloop.rng import RandomStream
 
 STEPS_PER_CHECK = 50  # a loss stays not finite once it is, and checking each step would stall a GPU
 CURVE_POINTS = 100
+MAX_CAPTURED_PASSES = 8  # micro-batches of a step that is captured as one CUDA graph
 MAX_CHECKPOINT_SHARE = 0.02  # of a fit's time
 FIT_INFO = "training/"  # prefix of params that describe the fit
 Network = TypeVar("Network", bound=nn.Module)
@@ -52,8 +54,11 @@ class AdamW:
         for p, view in zip(parameters, self.views[0], strict=True):
             p.data = view
 
-    def step(self, gradients: Sequence[Tensor], learning_rate: float) -> None:
-        """One training step. The gradients are in the order of the parameters."""
+    def step(self, gradients: Sequence[Tensor], learning_rate: float | Tensor) -> None:
+        """One training step. The gradients are in the order of the parameters.
+
+        A learning rate in a tensor is float64 on a processor and float32 on a GPU: the numbers that fused AdamW reads.
+        """
         gradients = [gradient.contiguous() for gradient in gradients]  # AdamW reads memory in the parameters' order
         if len({gradient.data_ptr() for gradient in gradients}) < len(gradients):  # a + b has one gradient tensor for both
             gradients = [gradient.clone() for gradient in gradients]  # AdamW scales each in place
@@ -100,14 +105,18 @@ class TrainingProblem:
     All randomness of the loss comes from torch's default generator, which the trainer seeds at every step, so that dropout
     of library networks is reproducible too. With more than one thread, randomness comes from `noise` alone, which is drawn
     for the whole minibatch before threads share it.
+
+    With `inputs`, which reads the rows of a minibatch on the host, the loss gets those tensors on the device in place of row
+    indices. On a GPU a whole training step is then one CUDA graph: the loss may not wait for the device.
     """
 
     network: nn.Module
-    loss: Callable[..., Tensor]  # (row indices) or (row indices, noise) -> loss of each row
+    loss: Callable[..., Tensor]  # (row indices), (row indices, noise) or (*inputs) -> loss of each row
     weights: Floats
     micro_batch: int | None = None  # rows per pass through the network; None = the whole minibatch
     threads: int = 1  # threads that compute chunks of a minibatch in parallel; 1 = torch's own threads
     noise: Callable[[int], Tensor] | None = None  # random numbers for n rows
+    inputs: Callable[[Tensor], tuple[Tensor, ...]] | None = None  # row indices -> tensors whose first axis is the row
 
 
 def device() -> torch.device:
@@ -140,12 +149,14 @@ def fit(problem: TrainingProblem, settings: TrainingSettings, ctx: Context, init
     problem.network.to(device()).train()
     if init is not None:
         load_params(problem.network, init)
-    ctx.backends["training"] = _backend("bfloat16" if uses_bfloat16(settings, problem.network) else "float32")
+    precision = "bfloat16" if uses_bfloat16(settings, problem.network) else "float32"
+    is_captured = _is_captured(problem, settings, batch_size)
+    ctx.backends["training"] = _backend(f"{precision}, cuda graph" if is_captured else precision)
     minibatch = _minibatches(ctx.stream.child("order"), n, batch_size)
     cudnn = torch.backends.cudnn
     deterministic = cudnn.flags(cudnn.enabled, deterministic=True, benchmark=False, allow_tf32=cudnn.allow_tf32)
     with seed_torch(ctx.stream), deterministic, ThreadPoolExecutor(problem.threads) as pool:
-        state = _TrainingState(problem, settings, ctx, pool)
+        state = _TrainingState(problem, settings, ctx, pool, is_captured)
         for step in range(state.restore(), steps):
             _seed(ctx.stream.child("noise", step))
             state.advance(step, minibatch(step), settings.learning_rate_at(step, steps))
@@ -215,9 +226,14 @@ def _minibatches(stream: RandomStream, n: int, size: int) -> Callable[[int], Ten
 class _TrainingState:
     """A network in training. With a scratch folder its state is saved there."""
 
-    def __init__(self, problem: TrainingProblem, settings: TrainingSettings, ctx: Context, pool: ThreadPoolExecutor) -> None:
+    def __init__(
+        self, problem: TrainingProblem, settings: TrainingSettings, ctx: Context, pool: ThreadPoolExecutor, is_captured: bool
+    ) -> None:
         self.problem, self.settings, self.pool = problem, settings, pool
-        self.weights = torch.from_numpy(problem.weights).float().to(device())
+        self.weights = torch.from_numpy(problem.weights).float()
+        self.update: Callable[..., Tensor] = self._update
+        if problem.inputs is not None:
+            self.update = StaticCall(self._update, device(), capture=is_captured)
         self.trainable = [p for p in problem.network.parameters() if p.requires_grad]
         self.optimizer = AdamW(self.trainable, settings)
         self.losses = torch.zeros(settings.count_steps(len(problem.weights)), device=device())
@@ -228,23 +244,29 @@ class _TrainingState:
         self.due = time.monotonic() + settings.checkpoint_seconds
 
     def advance(self, step: int, indices: Tensor, learning_rate: float) -> None:
+        rate = torch.tensor(learning_rate, dtype=torch.float64 if device().type == "cpu" else torch.float32)
         noise = () if self.problem.noise is None else (self.problem.noise(len(indices)),)
-        first, *others = zip(*(tensor.chunk(self.problem.threads) for tensor in (indices, *noise)), strict=True)
-        calls = [self.pool.submit(self._gradients, chunk, len(indices)) for chunk in others]
-        loss, gradients = self._gradients(first, len(indices))
+        inputs = (indices,) if self.problem.inputs is None else self.problem.inputs(indices)
+        self.losses[step] = self.update(rate, self.weights[indices], *inputs, *noise)
+
+    def _update(self, learning_rate: Tensor, *minibatch: Tensor) -> Tensor:
+        """The loss before one training step on a minibatch, the weights of its rows and the arguments of their loss."""
+        first, *others = zip(*(tensor.chunk(self.problem.threads) for tensor in minibatch), strict=True)
+        calls = [self.pool.submit(self._gradients, chunk, len(minibatch[0])) for chunk in others]
+        loss, gradients = self._gradients(first, len(minibatch[0]))
         for chunk_loss, chunk_gradients in (call.result() for call in calls):  # a fixed order, for the same last bits
             loss, gradients = loss + chunk_loss, torch._foreach_add(gradients, chunk_gradients)
-        self.optimizer.step(gradients, learning_rate)
-        self.losses[step] = loss
+        self.optimizer.step(gradients, learning_rate.to(device()))
+        return loss
 
     def _gradients(self, chunk: tuple[Tensor, ...], batch_size: int) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Loss and gradients of a chunk of a minibatch, as it adds to the mean over the `batch_size` rows."""
         total = torch.zeros((), device=device())
         gradients: tuple[Tensor, ...] = ()
-        for micro_batch in zip(*(torch.split(x, self.problem.micro_batch or len(x)) for x in chunk), strict=True):
+        for weights, *inputs in zip(*(torch.split(x, self.problem.micro_batch or len(x)) for x in chunk), strict=True):
             with autocast(self.settings, self.problem.network):
-                losses = self.problem.loss(*micro_batch)
-            loss = torch.dot(losses.float(), self.weights[micro_batch[0]]) / batch_size
+                losses = self.problem.loss(*inputs)
+            loss = torch.dot(losses.float(), weights.to(device())) / batch_size
             added = torch.autograd.grad(loss, self.trainable, materialize_grads=True)
             gradients = torch._foreach_add(gradients, added) if gradients else added
             total += loss.detach()
@@ -279,6 +301,12 @@ class _TrainingState:
             spent = time.monotonic() - now
             pause = self.settings.checkpoint_seconds
             self.due = now + spent + (max(pause, spent / MAX_CHECKPOINT_SHARE) if pause else 0.0)
+
+
+def _is_captured(problem: TrainingProblem, settings: TrainingSettings, batch_size: int) -> bool:
+    """True if training steps are CUDA graphs. Large minibatches are not: the GPU is busy for longer than launches take."""
+    n_passes = -(-batch_size // (problem.micro_batch or batch_size))
+    return device().type == "cuda" and settings.cuda_graph and problem.inputs is not None and n_passes <= MAX_CAPTURED_PASSES
 
 
 def autocast(settings: TrainingSettings, network: nn.Module) -> torch.autocast:

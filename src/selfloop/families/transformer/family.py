@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, cast
 import numpy as np
 from annotated_types import Ge, Interval
 
-from selfloop.columns import Columns, Ints, Params, Ragged
+from selfloop.columns import Columns, Params, Ragged
 from selfloop.component import Context, Sampler
 from selfloop.errors import DataError, SettingError
 from selfloop.families.nn.settings import Count, NetworkFamily, TrainingSettings
@@ -112,16 +112,19 @@ class Transformer(NetworkFamily):
             network = TransformerNetwork(self.config(), self.dropout)
         scale = len(stream) / stream.mass()  # the losses of windows then average to the mean loss of a token
 
-        def loss(indices: torch.Tensor) -> torch.Tensor:
-            tokens, targets, weights, documents = self._windows(stream, indices.numpy())
+        def loss(
+            tokens: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor, documents: torch.Tensor | None = None
+        ) -> torch.Tensor:
             total = cross_entropy(network(tokens, documents), network.head(), targets, weights, self.loss_truncation)
-            return (scale * total / len(indices)).expand(len(indices))  # the trainer averages the windows of a step
+            return (scale * total / len(tokens)).expand(len(tokens))  # the trainer averages the windows of a step
 
         micro_batch = self._micro_batch()
         torch_compile.compile_if_useful(network, self.training, len(stream), micro_batch, ctx)
         # dropout draws from one generator, which threads cannot share
         threads = ctx.threads if trainer.device().type == "cpu" and not self.dropout else 1
-        problem = trainer.TrainingProblem(network, loss, np.ones(len(stream)), micro_batch, threads)
+        problem = trainer.TrainingProblem(
+            network, loss, np.ones(len(stream)), micro_batch, threads, inputs=lambda indices: self._windows(stream, indices)
+        )
         return {**trainer.fit(problem, self.training, ctx, init), **rows.prepared, **packing.describe_lengths(stream.lengths)}
 
     def sample(self, params: Params, n: int, sampler: Sampler, inputs: Columns, ctx: Context) -> Columns:
@@ -152,9 +155,11 @@ class Transformer(NetworkFamily):
 
         def fill(first: int) -> None:
             indices = np.arange(first, min(first + micro_batch, len(stream)))
-            tokens, targets, _, documents = self._windows(stream, indices)
+            tokens, targets, _, *documents = (
+                tensor.to(trainer.device()) for tensor in self._windows(stream, torch.from_numpy(indices))
+            )
             with torch.inference_mode():
-                values[indices] = log_prob(network(tokens, documents), network.head(), targets).cpu().numpy()
+                values[indices] = log_prob(network(tokens, *documents), network.head(), targets).cpu().numpy()
 
         torch.set_num_threads(1)  # parallel micro-batches are faster than threads inside each operation
         with ThreadPoolExecutor(ctx.threads if trainer.device().type == "cpu" else 1) as pool:
@@ -190,17 +195,12 @@ class Transformer(NetworkFamily):
         start, end = int(prepared["tokenizer/start"]), int(prepared["tokenizer/end"])
         return packing.pack(rows, self.context, start, end, ctx)
 
-    def _windows(
-        self, stream: TokenStream, indices: Ints
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    def _windows(self, stream: TokenStream, indices: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Tokens, targets and weights of some windows and, if attention stays inside documents, the document numbers."""
         import torch
 
-        from selfloop.families.nn import trainer
-
-        arrays = (torch.from_numpy(array).to(trainer.device()) for array in stream.windows(indices))
-        tokens, targets, weights, documents = arrays
-        return tokens, targets, weights.float(), None if self.cross_document_attention else documents
+        tokens, targets, weights, documents = map(torch.from_numpy, stream.windows(indices.numpy()))
+        return tokens, targets, weights.float(), *([] if self.cross_document_attention else [documents])
 
     def _micro_batch(self) -> int:
         """Windows per pass through the network."""
