@@ -181,6 +181,7 @@ class Family(Component):
     metric_units: ClassVar[Mapping[str, str]] = {}  # units of metrics that depend on the family
     sampler_class: ClassVar[type[Sampler]] = Sampler  # configured by [family.sampler]
     uses_init: ClassVar[bool] = True  # False if a fit does not depend on the model that it starts from
+    resources: ClassVar[Mapping[str, float]] = {}  # of one chain by key of [resources], where a spec has none
     reads_positions: ClassVar[bool] = False  # True if rows differ by their position in a batch, which curators change
     reference_model: ClassVar[str] = ""  # published model with the default settings; reports list deviations from it
     # arrays that `merge` may average: pattern of their names -> True for variances, which are not negative

@@ -1,4 +1,4 @@
-"""Runs tasks in this process, or in worker processes with their share of the cores."""
+"""Runs tasks in this process, or in worker processes with their share of the cores and GPUs."""
 
 from __future__ import annotations
 
@@ -29,6 +29,10 @@ Notify = Callable[[str], None]  # of what a task does now
 RunTask = Callable[[Any, Notify], Iterator[Any]]
 INTERRUPTS = {signal.SIGINT, signal.SIGTERM}
 UNGUARDED = 77  # exit code of a worker whose main module starts a run when it is imported
+UNGUARDED_ADVICE = (
+    "workers: the script starts a run when a worker imports it for its components. Put the call under "
+    '`if __name__ == "__main__":`.'
+)
 SECONDS_BETWEEN_NOTES = 0.5
 PR_SET_PDEATHSIG = 1  # of Linux's prctl: the signal that a process gets when its parent ends
 
@@ -41,7 +45,7 @@ def count_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def execute(
+def execute(  # noqa: PLR0913  # what a worker process gets
     run_task: RunTask,
     tasks: Sequence[Any],
     workers: int,
@@ -49,22 +53,48 @@ def execute(
     *,
     notify: Notify = lambda note: None,
     isolated: bool = False,
+    devices: Sequence[str] = (),
 ) -> Iterator[Any]:
     """Outputs of `run_task` for each of the tasks, in any order, from worker processes if both are more than one.
 
     `isolated`: from a worker process in any case, where no interrupt arrives. Workers start with their thread variables set
-    before any library is loaded. A task whose worker was killed is run again, once.
+    before any library is loaded. A task whose worker was killed is run again, once. `devices`: of each worker, as the variable
+    CUDA_VISIBLE_DEVICES has them; without any, all workers see the same.
     """
-    if getattr(multiprocessing.current_process(), "_inheriting", False):  # a worker imports its main module
-        raise SystemExit(UNGUARDED)
+    refuse_import()
     if not tasks or (not isolated and min(workers, len(tasks)) <= 1):
         yield from _execute_here(run_task, tasks, threads, notify)
         return
-    pool = _Pool(run_task, tasks, threads)
+    pool = _Pool(run_task, tasks, threads, devices)
     try:
         yield from pool.outputs(max(1, min(workers, len(tasks))), notify)
     finally:
         pool.close()
+
+
+def refuse_import() -> None:
+    """Raise SystemExit in a worker that imports its main module, which starts a run: it lacks a guard."""
+    if getattr(multiprocessing.current_process(), "_inheriting", False):
+        raise SystemExit(UNGUARDED)
+
+
+def dump_task(part: Any) -> bytes:
+    """A task as a worker process gets it; SelfloopError if it cannot be sent, or needs a main module that is in no file."""
+    try:
+        pickled = bytes(ForkingPickler.dumps(part))
+    except Exception as problem:  # of any kind, from a component's own pickling too
+        raise SelfloopError(
+            f"workers: a component cannot be sent to a worker process ({first_line(problem)}). Define it in a file, at the "
+            "top level."
+        ) from problem
+    main = sys.modules["__main__"]
+    file = getattr(main, "__file__", None)
+    if b"__main__" in pickled and not (getattr(main, "__spec__", None) or (file and os.path.exists(file))):
+        raise SelfloopError(
+            "workers: a component is defined in a notebook or on standard input, which worker processes cannot import. "
+            "Define it in a file and import it from there; without molecules, workers=1 helps too."
+        )
+    return pickled
 
 
 def _execute_here(run_task: RunTask, tasks: Sequence[Any], threads: int, notify: Notify) -> Iterator[Any]:
@@ -91,6 +121,7 @@ def _thread_pools(n_modules: int) -> Any:
 @dataclass(slots=True)
 class _Worker:
     process: BaseProcess
+    device: str | None  # its GPUs
     position: int | None = None  # of its task; None until it has started
     n_outputs: int = 0  # of its task so far
 
@@ -98,38 +129,27 @@ class _Worker:
 class _Pool:
     """Worker processes, and the tasks that they work on."""
 
-    def __init__(self, run_task: RunTask, tasks: Sequence[Any], threads: int) -> None:
+    def __init__(self, run_task: RunTask, tasks: Sequence[Any], threads: int, devices: Sequence[str]) -> None:
         self.run_task, self.tasks, self.threads = run_task, tasks, threads
-        try:
-            self.pickled = [bytes(ForkingPickler.dumps(part)) for part in (*tasks, run_task)]
-        except Exception as problem:  # of any kind, from a component's own pickling too
-            raise SelfloopError(
-                f"workers: a component cannot be sent to a worker process ({first_line(problem)}). Define it in a file, at the "
-                "top level."
-            ) from problem
+        self.pickled, self.devices = [dump_task(part) for part in (*tasks, run_task)], [*devices]
         self.waiting = deque(range(len(tasks)))
         self.n_yielded, self.n_deaths = Counter[int](), Counter[int | None]()
         self.workers: dict[Connection, _Worker] = {}
 
     def start(self) -> None:
         """Start one more worker. It imports the main module only if a task has a class of it."""
-        main, spawn = sys.modules["__main__"], get_context("spawn")
-        needs_main, file = any(b"__main__" in part for part in self.pickled), getattr(main, "__file__", None)
-        if needs_main and not (getattr(main, "__spec__", None) or (file and os.path.exists(file))):
-            raise SelfloopError(
-                "workers: a component is defined in a notebook or on standard input, which worker processes cannot import. "
-                "Define it in a file and import it from there; without molecules, workers=1 helps too."
-            )
+        spawn, needs_main = get_context("spawn"), any(b"__main__" in part for part in self.pickled)
         if multiprocessing.current_process().daemon:
             raise SelfloopError(
                 "workers: this process belongs to multiprocessing.Pool, whose processes cannot start others. Use "
                 "concurrent.futures.ProcessPoolExecutor."
             )
         parent_end, worker_end = spawn.Pipe()
+        device = self.devices.pop(0) if self.devices else None
         arguments = (self.run_task, worker_end, self.threads, threading.current_thread() is threading.main_thread())
         process = spawn.Process(target=_worker_main, args=arguments, daemon=True)
         try:
-            with _THIS_PROCESS, _inherited(self.threads, needs_main), _start_with_interrupts_blocked():
+            with _THIS_PROCESS, _inherited(self.threads, device, needs_main), _start_with_interrupts_blocked():
                 process.start()
         except OSError as problem:
             if not self.workers:  # else the others do the work
@@ -138,7 +158,7 @@ class _Pool:
                     "files (ulimit -u, ulimit -n), or use --workers 1."
                 ) from problem
         else:
-            self.workers[parent_end] = _Worker(process)
+            self.workers[parent_end] = _Worker(process, device)
         worker_end.close()
 
     def outputs(self, workers: int, notify: Notify) -> Iterator[Any]:
@@ -179,10 +199,8 @@ class _Pool:
         worker.process.join()
         code = worker.process.exitcode or 0
         if code == UNGUARDED:
-            raise SelfloopError(
-                "workers: the script starts a run when a worker imports it for its components. Put the call under "
-                '`if __name__ == "__main__":`.'
-            )
+            raise SelfloopError(UNGUARDED_ADVICE)
+        self.devices += [worker.device] if worker.device is not None else []
         self.n_deaths[worker.position] += 1
         if self.n_deaths[worker.position] > 1:
             task = "its start" if worker.position is None else str(self.tasks[worker.position])
@@ -233,34 +251,39 @@ def _start_with_interrupts_blocked() -> Iterator[None]:
 def _worker_main(run_task: RunTask, connection: Connection, threads: int, from_main_thread: bool) -> None:
     _end_with_parent(from_main_thread)
     show_warnings_plainly()
+    connection.send(("ready", None))
+    with suppress(EOFError, ConnectionError):  # the parent has no more tasks, or has ended
+        while run_and_send(run_task, connection.recv(), threads, connection.send):
+            pass
+
+
+def run_and_send(run_task: RunTask, task: Any, threads: int, send: Callable[[tuple[str, Any]], None]) -> bool:
+    """Run a task and send its notes, outputs and end; True without an error, which is sent, too."""
     last_note = 0.0
 
     def notify(note: str) -> None:
         nonlocal last_note
         if time.monotonic() > last_note + SECONDS_BETWEEN_NOTES:
             last_note = time.monotonic()
-            connection.send(("note", note))
+            send(("note", note))
 
-    connection.send(("ready", None))
-    while True:
+    try:
+        for value in _execute_here(run_task, [task], threads, notify):
+            send(("output", value))
+        send(("done", None))
+        return True
+    except (EOFError, ConnectionError):
+        raise
+    except Exception as problem:  # of any kind: the parent raises it
+        text = "".join(traceback.format_exception(problem))
         try:
-            task = connection.recv()
-            for value in _execute_here(run_task, [task], threads, notify):
-                connection.send(("output", value))
-            connection.send(("done", None))
-        except (EOFError, ConnectionError):
-            return
-        except Exception as problem:  # of any kind: the parent raises it
-            text = "".join(traceback.format_exception(problem))
-            try:
-                ForkingPickler.loads(ForkingPickler.dumps(problem))
-            except Exception:  # some exceptions of libraries cannot be sent
-                problem = RuntimeError(f"{type(problem).__name__}: {first_line(problem)}")
-            if not isinstance(problem, SelfloopError):
-                problem.add_note(f"In a worker process:\n{text}")
-            with suppress(ConnectionError):  # the parent ended because of another error
-                connection.send(("error", problem))
-            return
+            ForkingPickler.loads(ForkingPickler.dumps(problem))
+        except Exception:  # some exceptions of libraries cannot be sent
+            problem = RuntimeError(f"{type(problem).__name__}: {first_line(problem)}")
+        if not isinstance(problem, SelfloopError):
+            problem.add_note(f"In a worker process:\n{text}")
+        send(("error", problem))
+        return False
 
 
 def _end_with_parent(from_main_thread: bool) -> None:
@@ -281,15 +304,16 @@ def _end_with_parent(from_main_thread: bool) -> None:
 
 
 @contextmanager
-def _inherited(threads: int, needs_main: bool) -> Iterator[None]:
-    """Processes that start inside have these thread variables, and import the main module only if they need it."""
-    main, before = sys.modules["__main__"], {name: os.environ[name] for name in THREAD_VARIABLES if name in os.environ}
-    os.environ.update(dict.fromkeys(THREAD_VARIABLES, str(threads)))
+def _inherited(threads: int, device: str | None, needs_main: bool) -> Iterator[None]:
+    """Processes that start inside have these threads and GPUs in variables, and import the main module only if they need it."""
+    variables = dict.fromkeys(THREAD_VARIABLES, str(threads)) | ({} if device is None else {"CUDA_VISIBLE_DEVICES": device})
+    main, before = sys.modules["__main__"], {name: os.environ[name] for name in variables if name in os.environ}
+    os.environ.update(variables)
     sys.modules["__main__"] = main if needs_main else ModuleType("__main__")
     try:
         yield
     finally:
         sys.modules["__main__"] = main
-        for name in THREAD_VARIABLES:
+        for name in variables:
             del os.environ[name]
         os.environ.update(before)

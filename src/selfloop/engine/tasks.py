@@ -47,6 +47,7 @@ class Task:
     threads: int
     cost: int = 0  # of a chain, in rows; longer chains start first
     control: Path | None = None  # the file with which the run is paused
+    shared: bool = False  # its steps are shared by chains, which reuse them
 
     @property
     def takes_over_interrupts(self) -> bool:
@@ -74,11 +75,15 @@ class TaskOutput:
     curves: Curves
     generations: int
     usage: Usage
-    shared: bool = False  # from a step that chains share and reuse
+    shared: bool = False  # from a task whose steps chains share and reuse
 
 
-def plan_tasks(spec: Spec, store: Path, threads: int | None = None) -> list[list[Task]]:
-    """Phases of tasks: reading corpora for all seeds, generation 1 for all policies of a seed, then the chains."""
+def plan_tasks(spec: Spec, store: Path, threads: int | None = None, cores: Sequence[int] = ()) -> list[list[Task]]:
+    """Phases of tasks: reading corpora for all seeds, generation 1 for all policies of a seed, then the chains.
+
+    `cores`: of each machine that runs them; default: those of this one.
+    """
+    cores, threads = cores or (count_cores(),), threads or spec.needs().cpus
     corpora, shared, chains = dict[object, Task](), list[Task](), list[Task]()
     points = spec.points()
     costs = {
@@ -87,19 +92,21 @@ def plan_tasks(spec: Spec, store: Path, threads: int | None = None) -> list[list
         if not point.runs_as_ensemble
     }
     seeds = len(spec.seeds)
-    first_threads = threads or choose_threads([1] * seeds * len(costs))
-    chain_threads = threads or choose_threads([cost for point_costs in costs.values() for cost in point_costs * seeds])
+    first_threads = threads or choose_threads([1] * seeds * len(costs), cores)
+    all_costs = [cost for point_costs in costs.values() for cost in point_costs * seeds]
+    chain_threads = threads or choose_threads(all_costs, cores)
     for point in points:
         policies, generations, source = tuple(range(len(point.spec.policies))), point.spec.generations, point.spec.source
         if point.runs_as_ensemble:
             for group in _seed_groups(point):
-                chains.append(Task(point, policies, group, generations, store, threads or count_cores()))
+                chains.append(Task(point, policies, group, generations, store, threads or max(cores)))
             continue
         if isinstance(source, CorpusSource):
             encoder = point.spec.family.encoder() if isinstance(point.spec.family, UsesEncoder) else None
-            corpora.setdefault((point.used_sources(), encoder), Task(point, (0,), spec.seeds[:1], 0, store, count_cores()))
+            corpus = Task(point, (0,), spec.seeds[:1], 0, store, max(cores), shared=True)
+            corpora.setdefault((point.used_sources(), encoder), corpus)
         for seed in spec.seeds:
-            shared.append(Task(point, (0,), (seed,), 1, store, first_threads))
+            shared.append(Task(point, (0,), (seed,), 1, store, first_threads, shared=True))
             for group in _control_groups(spec.policies):
                 cost = sum(costs[point.coordinates][position] for position in group)
                 chains.append(Task(point, group, (seed,), generations, store, chain_threads, cost))
@@ -129,19 +136,27 @@ def count_sampled(point: Point, entry: ScheduleEntry) -> int:
     return n + point.n_measured(n) * (point.n_measured(n) != n)
 
 
-def choose_threads(costs: Sequence[int]) -> int:
+def find_blockers(tasks: Sequence[Task]) -> list[set[int]]:
+    """For each task, the positions of those that must end before it: reading corpora, and generation 1 of its seed."""
+    corpora = {i for i, task in enumerate(tasks) if task.generations == 0}
+    firsts = {(task.point.coordinates, task.seeds): i for i, task in enumerate(tasks) if task.shared}
+    firsts_of_chains = [{firsts.get((task.point.coordinates, task.seeds), i)} - {i} for i, task in enumerate(tasks)]
+    return [set() if i in corpora else corpora | first for i, first in enumerate(firsts_of_chains)]
+
+
+def choose_threads(costs: Sequence[int], cores: Sequence[int]) -> int:
     """Number of threads per chain that minimizes the time until the last chain ends.
 
-    `costs`: of each chain, in rows. Chains start in order of decreasing cost.
+    `costs`: of each chain, in rows. Chains start in order of decreasing cost. `cores`: of each machine.
     """
 
     def last_end(threads: int) -> float:
-        loads = [0] * (count_cores() // threads)
+        loads = [0] * sum(each // threads for each in cores)
         for cost in sorted(costs, reverse=True):
             heapreplace(loads, loads[0] + cost)
         return max(loads) / math.pow(threads, math.log2(SPEEDUP_PER_DOUBLING))
 
-    return min(range(1, count_cores() + 1), key=last_end)
+    return min(range(1, max(cores) + 1), key=last_end)
 
 
 def _seed_groups(point: Point) -> list[tuple[int, ...]]:
@@ -182,7 +197,7 @@ def run_task(task: Task, store: Store) -> Iterator[TaskOutput]:
     for position, curves in _run_ensemble(task, store) if ensemble else _run_chain(task, store):
         usage, store.usage = store.usage, Usage()
         generations = task.generations if ensemble else min(1, task.generations)
-        yield TaskOutput(task.point.coordinates, position, curves, generations, usage)
+        yield TaskOutput(task.point.coordinates, position, curves, generations, usage, task.shared)
 
 
 def replay_outputs(task: Task, store: Store) -> tuple[list[TaskOutput], bool]:

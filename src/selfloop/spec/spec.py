@@ -24,6 +24,7 @@ from selfloop.settings import UNLESS_DEFAULT, PositiveFloat, Settings, check_set
 from selfloop.snapshots import Scenario
 from selfloop.spec.components import change_settings, make_component, make_components, make_settings, policy_label
 from selfloop.spec.point import SECOND_HOLDOUT, Point, reads_second_holdout, resolve_point
+from selfloop.spec.resources import Resources
 from selfloop.types import Unit
 
 MAX_SEEDS, MAX_GENERATIONS, MAX_POINTS = 1_000_000, 10_000, 10_000  # larger values are typos that would only fill the memory
@@ -68,6 +69,7 @@ class Spec:
     # of a finite source: every seed divides all rows anew, or seed s has rows s m .. (s + 1) m - 1 for itself, m as needed
     subsets: Literal["overlapping", "disjoint"] = "overlapping"
     unit: Unit = "rows"  # what n and all counts of policies count; tokens: whole documents until there are that many
+    resources: Resources = field(default=Resources(), compare=False)  # of one chain; they change no result
 
     def __new__(cls, *components: Any, **settings: Any) -> Spec:
         check_keys(settings, [f.name for f in fields(cls)])
@@ -95,6 +97,10 @@ class Spec:
         primary: Any = self.primary
         if isinstance(primary, Mapping):
             set_("primary", make_settings(PrimaryComparison, primary, "primary") if primary else None)
+        if not isinstance(resources := cast(Any, self.resources), Resources):
+            if not isinstance(resources, Mapping):
+                raise SpecError(f"resources: got {shown(resources)}; expected a table, such as {{ cpus = 2, memory_gb = 8 }}.")
+            set_("resources", make_settings(Resources, resources, "resources"))
         set_("seeds", _parse_seeds(self.seeds))
         set_("init_from", _parse_init_from(self.init_from))
         if not isinstance(self.sweep, Mapping):
@@ -207,6 +213,12 @@ class Spec:
     def second_metrics(self) -> tuple[Metric, ...]:
         """The metrics that are measured on the second holdout, too."""
         return tuple(filter(reads_second_holdout, self.metrics)) if self.second_holdout else ()
+
+    def needs(self, gpus: float = 0.0) -> Resources:
+        """What one chain gets of a machine of so many GPUs: the spec's resources, else the family's, if it has them."""
+        usual: dict[str, Any] = {"gpus": 0.0, **self.family.resources}
+        usual["gpus"] *= usual["gpus"] <= gpus
+        return replace(self.resources, **{key: value for key, value in usual.items() if getattr(self.resources, key) is None})
 
     def scenario(self, policy: Policy, n: int) -> Scenario:
         """The scenario that laws and published curves are matched to."""
