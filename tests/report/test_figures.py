@@ -320,6 +320,11 @@ def test_a_sweep_of_one_axis_has_its_last_values_at_true_distances_with_interval
     assert [(row["at"], row["mean"]) for row in rows] == [(10, 5.0), (1000, 2.0)]
     assert all(row["low"] < row["mean"] < row["high"] for row in rows)
     assert "n, log scale" in figure.svg()
+    low, high = figure.spec["usermeta"]["y"]["scale"]["domain"]
+    panels[0].curves[0].values[:2, 1] = -90, 94  # single chains, which this figure does not draw, with the same mean
+    again = sweep_figure(replace(digits_report(), panels=panels), STYLES)
+    assert again
+    assert again.spec["usermeta"]["y"]["scale"]["domain"][1] < 20 > high > low
     assert "from 2.00 at n = 1000 to 5.00 at n = 10" in figure.alt
 
 

@@ -13,9 +13,10 @@ import pytest
 import selfloop
 from selfloop.report.answers import first_screen
 from selfloop.report.build import build_report
-from selfloop.report.findings import findings, minimum_sentence, mode_sentence, order_sentence
+from selfloop.report.figures import sweep_figure
+from selfloop.report.findings import findings, leading_sentences, minimum_sentence, mode_sentence, order_sentence
 from selfloop.report.page import render_page
-from selfloop.report.theme import format_interval
+from selfloop.report.theme import format_interval, policy_styles
 from selfloop.spec.spec import Spec
 from selfloop.stats.comparison import compare_all
 from selfloop.stats.intervals import at_look, paired_difference
@@ -135,6 +136,26 @@ def test_the_effect_of_synthetic_rows_is_the_difference_from_the_control(tmp_pat
     assert f"in mean_error is {format_interval(difference[-1])} at the last generation" in sentence
     report = build_report(result)
     assert sentence in report.leads
+
+
+def test_the_first_screen_of_a_sweep_has_the_effects_at_both_ends_and_a_line_for_the_control(tmp_path: Path) -> None:
+    policies = ("replace", "control")
+    spec = Spec(source="gaussian", family="gaussian", generations=8, seeds=50, policies=policies, sweep={"n": (10, 20, 400)})
+    result = selfloop.run(spec, tmp_path)
+    effects = [each for each in findings(result) if each.startswith("Effect of synthetic rows")]
+    assert len(effects) == 3
+    largest, _, smallest = [re.search(r"is (.*) at the", each)[1] for each in effects]  # type: ignore[index]
+    n = sum("(undecided)" in each for each in effects)
+    (lead,) = leading_sentences(result)
+    assert lead == (
+        f"Effect of synthetic rows: replace − control in mean_error is {smallest} (n = 400) to {largest} (n = 10) at the last "
+        f"generation{f'; undecided at {n} of 3 points' * bool(n)}."
+    )
+    report = build_report(result)
+    figure = sweep_figure(report, policy_styles(report.policies()))
+    assert figure
+    assert figure.svg().count('stroke-dasharray="4,3"') == 1
+    assert "dashed line: control" in figure.caption
 
 
 def test_a_partial_run_has_no_findings_forecasts_or_ended_chains(tmp_path: Path) -> None:

@@ -42,8 +42,8 @@ class ValueAxis:
         return self.low < value < self.high
 
 
-def fit_value_axis(*panels: Panel) -> ValueAxis:
-    """The axis that contains all means, drawn chains, laws and published values of these panels.
+def fit_value_axis(*panels: Panel, chains: bool = True) -> ValueAxis:
+    """The axis that contains all means, drawn chains (if there are any), laws and published values of these panels.
 
     Intervals may lengthen the axis by half at either end; beyond it they are cut. The trivial model may double it; beyond that
     it is not drawn.
@@ -54,7 +54,7 @@ def fit_value_axis(*panels: Panel) -> ValueAxis:
         chain(
             *(curve.summary.mean for curve in curves),
             *(drawn_median(curve) for curve in curves),
-            *(curve.values.ravel() for curve in curves if draws_chains(curve)),
+            *(curve.values.ravel() for curve in curves if chains and draws_chains(curve)),
             *(law.values for panel in panels for _, law in panel.laws),
             *(forecast.mean for forecast in forecasts),
             *(curve.values for panel in panels for _, curve in panel.published),

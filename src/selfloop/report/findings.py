@@ -79,12 +79,12 @@ def findings(result: Result) -> Iterator[str]:
 
 
 def leading_sentences(result: Result) -> Iterator[str]:
-    """The findings that a page shows first: primary comparisons, poor first models and, without a sweep, controls."""
+    """The findings that a page shows first: primary comparisons, poor first models, and controls."""
     yield from first_sentences(result)
     yield from filter(None, (first_model_sentence(result, point) for point in result.points))
-    if len(result.points) == 1 and not result.progress:
+    if not result.progress:
         with at_look(result.look):
-            yield from control_sentences(result)
+            yield from control_sentences(result, brief=True)
 
 
 def first_sentences(result: Result) -> Iterator[str]:
@@ -182,19 +182,33 @@ def order_sentence(order: Sequence[str], comparisons: Sequence[Comparison], risk
     )
 
 
-def control_sentences(result: Result) -> Iterator[str]:
-    """The difference of every policy from its control in the main metric: the effect of synthetic rows alone."""
-    metric = result.spec.metrics[0].name
+def control_sentences(result: Result, *, brief: bool = False) -> Iterator[str]:
+    """The difference of every policy from its control in the main metric: the effect of synthetic rows alone.
+
+    `brief`: of a sweep the smallest and the largest one.
+    """
+    metric, gaps = result.spec.metrics[0].name, dict[str, list[tuple[str, Interval]]]()
     for point in result.points:
         curves = {label: measured.get(metric) for label, measured in result.curves(point.coordinates).items()}
-        suffix = "".join(f", {key} = {value}" for key, value in point.coordinates)
         for control, of in point.spec.controls().items():
             policy, real = curves[of], curves[control]
             if policy is not None and real is not None:
-                gap = paired_difference(policy, real)[-1]
-                undecided = " (undecided)" * (gap.low is None or gap.high is None or gap.low <= 0 <= gap.high)
-                difference = f"{of} − {control} in {metric}{suffix} is {format_interval(gap)}"
-                yield f"Effect of synthetic rows: {difference} at the last generation{undecided}."
+                place = describe_coordinates(point.coordinates)
+                gaps.setdefault(f"{of} − {control}", []).append((place, paired_difference(policy, real)[-1]))
+    for pair, known in gaps.items():
+        begin, n = f"Effect of synthetic rows: {pair} in {metric}", sum(_is_undecided(gap) for _, gap in known)
+        if brief and len(known) > 1:
+            known.sort(key=lambda each: each[1].estimate or 0.0)
+            ends = " to ".join(f"{format_interval(gap)} ({at})" for at, gap in (known[0], known[-1]))
+            yield f"{begin} is {ends} at the last generation{f'; undecided at {n} of {len(known)} points' * bool(n)}."
+            continue
+        for at, gap in known:
+            undecided = " (undecided)" * _is_undecided(gap)
+            yield f"{begin}{at and f', {at}'} is {format_interval(gap)} at the last generation{undecided}."
+
+
+def _is_undecided(gap: Interval) -> bool:
+    return gap.low is None or gap.high is None or gap.low <= 0 <= gap.high
 
 
 def _smallest_difference(pair: Comparison) -> str:

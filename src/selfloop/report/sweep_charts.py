@@ -12,6 +12,7 @@ import numpy as np
 
 from selfloop.report.charts import IS_SHOWN, finish_chart, panel_chart
 from selfloop.report.curve_records import LOG_AXIS_RATIO, Records, fit_value_axis
+from selfloop.report.line_ends import is_reference
 from selfloop.report.theme import FONT, INK, Style, format_interval, format_number
 from selfloop.report.values import CurveData, Panel
 from selfloop.stats.intervals import mean_interval
@@ -52,7 +53,7 @@ def _axis_chart(panels: Sequence[Panel], styles: Mapping[str, Style], key: str, 
     joined = replace(
         ordered[0], coordinates=(), curves=_join_curves(ordered), laws=(), published=(), trivial=None, forecasts=()
     )
-    spec = panel_chart(joined, styles, fit_value_axis(joined), f"{joined.title} at the last generation", SIZE)
+    spec = panel_chart(joined, styles, fit_value_axis(joined, chains=False), f"{joined.title} at the last generation", SIZE)
     numeric = _are_numbers(values)
     numbers = [float(str(x)) for x in values] if numeric else []
     log = numeric and min(numbers) > 0 and max(numbers) / min(numbers) >= LOG_AXIS_RATIO
@@ -159,4 +160,5 @@ def sweep_caption(panels: Sequence[Panel]) -> str:
     last = f"generation {max(lengths)}" if len(lengths) == 1 else "the last generation"
     if len(sweep_axes(panels)) == 2:
         return f"Each cell: mean over seeds at {last}. The stronger the color, the higher; one scale for all policies."
-    return f"Markers: mean over seeds at {last}; bars: its 95 % interval."
+    control = "; thin dashed line: control" * any(is_reference(curve.policy) for panel in panels for curve in panel.curves)
+    return f"Markers: mean over seeds at {last}; bars: its 95 % interval{control}."
