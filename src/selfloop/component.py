@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from selfloop.columns import Columns, ColumnType, Floats, Params
 from selfloop.notebook import policy_html
+from selfloop.ranks import ALONE, Ranks
 from selfloop.rng import RandomStream
 from selfloop.settings import Settings
 from selfloop.types import NewRows, Plan, TrainingRows, Verdict
@@ -41,6 +42,7 @@ class Context:
     threads: int = 1
     backends: dict[str, str] = field(default_factory=dict, compare=False)
     progress: Callable[[int, int], None] = field(default=_ignore, compare=False)
+    ranks: Ranks = field(default=ALONE, compare=False)  # processes that run this step, too
 
     def child(self, *names: str | int) -> Context:
         """The same resources with a sub-stream."""

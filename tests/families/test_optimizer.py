@@ -65,7 +65,7 @@ def test_averages_of_a_gradient_that_stays_zero_become_zero_and_not_denormal() -
         optimizer.step([torch.full((3,), 1.0 if step == 0 else 0.0)], 0.1)
         if step % 50 == 0:
             optimizer.clear_underflow()
-            averages.append(optimizer.tensors()["first"].clone())
+            averages.append(optimizer.first.clone())
     smallest = torch.finfo(torch.float32).tiny
     assert averages[1].min() > ADAM_UNDERFLOW > smallest
     assert all(((average == 0) | (average.abs() >= smallest)).all() for average in averages)

@@ -13,8 +13,10 @@ from annotated_types import Interval
 from selfloop.engine.curves import Curves
 from selfloop.engine.executors import Notify, count_cores, execute
 from selfloop.engine.tasks import TaskOutput, plan_tasks, run_task_in_worker
+from selfloop.engine.together import check_ranks
 from selfloop.notebook import ProgressLine, choose_callbacks
 from selfloop.policies.schedule import schedule_metrics
+from selfloop.ranks import LED
 from selfloop.settings import check_setting, check_size
 from selfloop.spec.parse import fresh_spec
 from selfloop.spec.spec import Spec
@@ -52,6 +54,9 @@ def run_tasks(  # noqa: PLR0913  # three are callbacks
     path = store_path(store)
     for name, count in (("workers", workers), ("threads", threads)):
         check_setting(Annotated[int, Interval(ge=1, le=MAX_WORKERS)] | None, count, name)
+    if (ranks := LED.get()).count > 1:
+        check_ranks(spec, ranks, workers)
+        workers, threads = 1, threads or max(1, count_cores() // ranks.local)
     phases = plan_tasks(spec, path, threads)
     Store(path)  # an unwritable store is found before any work
     chains = phases[-1]  # shared steps count with the chains that reuse them: as many generations as `plan` shows

@@ -23,6 +23,7 @@ from selfloop.engine.loop import iter_generations
 from selfloop.engine.stored import StoredWorld
 from selfloop.policies.schedule import ScheduleEntry
 from selfloop.protocols import ControlsPolicy, CorpusSource, CuratesRows, SupportsTrivialModel, UsesEncoder
+from selfloop.ranks import LED
 from selfloop.spec.point import Point
 from selfloop.spec.spec import Spec
 from selfloop.store.calls import NotStoredError, Usage
@@ -174,7 +175,7 @@ def _seed_groups(point: Point) -> list[tuple[int, ...]]:
 
 def run_task_in_worker(task: Task, notify: Notify) -> Iterator[TaskOutput]:
     """Outputs of a task with a store of its own. `notify` gets notes on the present step."""
-    store = Store(task.store, threads=task.threads)
+    store = Store(task.store, threads=task.threads, ranks=LED.get())
     if task.generations == 0 or task.point.runs_as_ensemble:
         store.note = pause_between_steps(task.control, lambda step: notify(f"{task}: {step}"))
         yield from run_task(task, store)

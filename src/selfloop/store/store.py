@@ -20,11 +20,14 @@ from selfloop.columns import Column
 from selfloop.component import Context
 from selfloop.errors import ChainEndedError, DataError, StoreError, is_selfloop_warning
 from selfloop.formats.safetensors import is_columns, read_safetensors, to_safetensors
+from selfloop.ranks import ALONE, Ranks
 from selfloop.store import records
 from selfloop.store.calls import NotStoredError, StepCall, Usage
 from selfloop.store.folder import StoreFolder
 from selfloop.store.identity import CodeDigest, ObjectRef, code_digest, digest, identity, step_identity, step_name
 from selfloop.store.inputs import refuse_interrupted, unchanged_inputs
+
+ON_ALL_RANKS = ("fit", "sample", "sample_tokens")  # steps; only rank 0 computes the others
 
 
 @dataclass
@@ -39,6 +42,7 @@ class Store:
     record_calls: bool = False
     threads: int = 1  # in the provenance of steps that get no Context
     note: Callable[[str], float] = field(default=lambda step: 0.0, repr=False)  # of the present step; seconds that it waited
+    ranks: Ranks = ALONE  # processes that compute the steps in ON_ALL_RANKS together
     usage: Usage = field(default_factory=Usage)
     calls: list[StepCall] = field(default_factory=list)
     files: StoreFolder = field(init=False, repr=False)
@@ -111,8 +115,15 @@ class Store:
         name, backends, started = step_name(call.step), dict[str, str](), time.perf_counter()
         self._waited = 0.0
         try:
-            arguments = [self.open_argument(argument, scratch, backends) for argument in call.arguments]
-            with warnings.catch_warnings(record=True) as caught, refuse_interrupted(name), unchanged_inputs(self, call):
+            ranks = self.ranks if name in ON_ALL_RANKS else ALONE
+            arguments = [self.open_argument(argument, scratch, backends, ranks=ranks) for argument in call.arguments]
+            together = ranks.compute_together((self.path, call, scratch))
+            with (
+                warnings.catch_warnings(record=True) as caught,
+                refuse_interrupted(name),
+                unchanged_inputs(self, call),
+                together,
+            ):
                 value = call.step(*arguments)
             seconds = time.perf_counter() - started - self._waited
             result, chunks = as_result(value)
@@ -136,16 +147,19 @@ class Store:
         records.remove_scratch(scratch)
         return result
 
-    def open_argument(self, argument: Any, scratch: Path, backends: dict[str, str], threads: int | None = None) -> Any:
+    def open_argument(
+        self, argument: Any, scratch: Path, backends: dict[str, str], threads: int | None = None, ranks: Ranks = ALONE
+    ) -> Any:
         """The argument as the step receives it: objects opened, contexts with a scratch folder."""
         if isinstance(argument, ObjectRef):
             return self.open(argument)
         if isinstance(argument, Context):
             return replace(
-                argument, scratch=scratch, threads=threads or argument.threads, backends=backends, progress=self._note_progress
-            )
+                argument, scratch=scratch, threads=threads or argument.threads, backends=backends, progress=self._note_progress,
+                ranks=ranks,
+            )  # fmt: skip
         if type(argument) is tuple:
-            return tuple(self.open_argument(item, scratch, backends, threads) for item in argument)
+            return tuple(self.open_argument(item, scratch, backends, threads, ranks) for item in argument)
         return argument
 
     def _note_progress(self, done: int, total: int) -> None:

@@ -143,10 +143,9 @@ class ImageDiffusion(NetworkFamily):
         network = self._load(params, ctx, "sampling")
         device, shape = trainer.device(), params[SHAPE].tolist()
         times = sampling_times(network.process, sampler.steps, sampler.time_power).to(device)
-        rows = {"image": np.empty((n, *shape), np.uint8)}
-        if self.n_classes:
-            rows["label"] = np.empty(n, params[CLASSES].dtype)
-        for block, first in enumerate(range(0, n, ROWS_PER_BLOCK)):
+        none = {"image": np.empty((0, *shape), np.uint8)} | ({"label": params[CLASSES][:0]} if self.n_classes else {})
+
+        def sample_block(block: int) -> dict[str, Array]:
             rng = ctx.stream.child("rows", block).generator()
             frequencies = cast(Floats, params[FREQUENCIES]) if self.n_classes else None
             labels = rng.choice(params[CLASSES], ROWS_PER_BLOCK, p=frequencies) if self.n_classes else None
@@ -158,10 +157,10 @@ class ImageDiffusion(NetworkFamily):
             predict = partial(network.predict_guided, _as_classes(labels, device), sampler.guidance)
             with torch.inference_mode():
                 images = sample_images(predict, network.process, times, draw_noise, sampler.method)
-            rows["image"][first : first + ROWS_PER_BLOCK] = _to_bytes(images).reshape(ROWS_PER_BLOCK, *shape)[: n - first]
-            if labels is not None:
-                rows["label"][first : first + ROWS_PER_BLOCK] = labels[: n - first]
-        return rows
+            return {"image": _to_bytes(images).reshape(ROWS_PER_BLOCK, *shape)} | ({} if labels is None else {"label": labels})
+
+        blocks = [none, *ctx.ranks.map(sample_block, -(-n // ROWS_PER_BLOCK))]
+        return {name: np.concatenate([block[name] for block in blocks])[:n] for name in none}
 
     def denoising_loss(self, params: Params, rows: Columns, parts: int, ctx: Context) -> Floats:
         """Squared error of the predicted noise (or velocity) of each row, mean over pixels: (rows, parts).

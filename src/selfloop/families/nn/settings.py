@@ -11,7 +11,7 @@ from annotated_types import Ge, Interval
 
 from selfloop.component import Family
 from selfloop.errors import SettingError
-from selfloop.settings import PositiveFloat, Settings
+from selfloop.settings import UNLESS_DEFAULT, PositiveFloat, Settings
 
 LrSchedule = Literal["constant", "linear", "cosine"]
 Precision = Literal["float32", "bfloat16", "auto"]
@@ -37,6 +37,9 @@ class TrainingSettings(Settings):
         False
     )
     batch_size: Annotated[Count, "rows per step; all rows if there are fewer"] = 128
+    shares: Annotated[
+        Count, "equal parts of a minibatch, each with random numbers of its own; processes of torchrun share them"
+    ] = field(default=1, metadata=UNLESS_DEFAULT)
     learning_rate: Annotated[PositiveFloat, "highest learning rate"] = 1e-3
     weight_decay: Annotated[NonNegative, "AdamW's decay of matrices and kernels; biases and norms have none"] = 0.0
     lr_schedule: Annotated[LrSchedule, "how the learning rate falls to 0 at the last step, or `constant`"] = "cosine"
@@ -62,6 +65,8 @@ class TrainingSettings(Settings):
         super().__post_init__()
         if self.scale_batch and self.steps is None:
             raise SettingError("scale_batch", "got true; expected false without `steps`. Set steps, the number to keep.")
+        if self.shares > self.batch_size and not self.scale_batch:
+            raise SettingError("shares", f"got {self.shares}; expected at most batch_size = {self.batch_size}. Change one.")
 
     def unused_settings(self) -> Mapping[str, str]:
         if self.steps is None:
@@ -106,6 +111,10 @@ class NetworkFamily(Family):
 
     def for_generation(self, t: int) -> Family:
         return replace(self, training=self.training.for_generation(t))  # type: ignore[type-var]  # families are dataclasses
+
+    def count_shares(self) -> int:
+        """Parts of a minibatch, which several processes share."""
+        return self.training.shares
 
     def count_steps(self, n: float, tokens: float = math.nan) -> float:
         """Training steps of a fit of n rows."""

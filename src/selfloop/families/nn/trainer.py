@@ -17,10 +17,12 @@ from torch.nn import functional
 
 from selfloop.columns import Array, Floats, Params
 from selfloop.component import Context
-from selfloop.errors import ChainEndedError, SpecError
+from selfloop.errors import ChainEndedError, SettingError, SpecError
 from selfloop.families.nn import checkpoint
+from selfloop.families.nn.partition import Partition, Tensors
 from selfloop.families.nn.settings import TrainingSettings
 from selfloop.families.nn.static_call import StaticCall
+from selfloop.ranks import ALONE, Ranks
 from selfloop.rng import RandomStream
 
 STEPS_PER_CHECK = 50  # a loss stays not finite once it is, and checking each step would stall a GPU
@@ -38,24 +40,26 @@ class AdamW:
     """The optimizer of a network's trainable parameters. Matrices and kernels decay, biases and norms do not.
 
     The parameters and AdamW's averages are views of long vectors, so one operation checks, averages or stores all of them.
+    Of several ranks, each has all parameters, and the averages of its own ones, which it updates for all.
     """
 
-    def __init__(self, parameters: Sequence[nn.Parameter], settings: TrainingSettings) -> None:
-        self.settings, self.decays = settings, [settings.weight_decay if p.ndim >= 2 else 0.0 for p in parameters]
+    def __init__(self, parameters: Sequence[nn.Parameter], settings: TrainingSettings, ranks: Ranks = ALONE) -> None:
+        self.settings, self.partition = settings, Partition(parameters, ranks)
         self.vector = torch.cat([p.detach().reshape(-1) for p in parameters])
-        self.first, self.second = torch.zeros_like(self.vector), torch.zeros_like(self.vector)
-        self.average = None if settings.ema_decay is None else torch.zeros_like(self.vector)
+        for p, view in zip(parameters, torch.split(self.vector, self.partition.counts), strict=True):
+            p.data = view.view(p.shape)
+        own, values = parameters[self.partition.own], self.vector[self.partition.span]
+        self.decays = [settings.weight_decay if p.ndim >= 2 else 0.0 for p in own]
+        self.first, self.second = torch.zeros_like(values), torch.zeros_like(values)
+        self.average = None if settings.ema_decay is None else torch.zeros_like(values)
         self.n_steps = torch.zeros((), device=self.vector.device)
-        counts = [p.numel() for p in parameters]
         self.views = [
-            [view.view(p.shape) for view, p in zip(torch.split(vector, counts), parameters, strict=True)]
-            for vector in (self.vector, self.first, self.second)
+            [view.view(p.shape) for view, p in zip(torch.split(vector, [p.numel() for p in own]), own, strict=True)]
+            for vector in (values, self.first, self.second)
         ]
-        for p, view in zip(parameters, self.views[0], strict=True):
-            p.data = view
 
     def step(self, gradients: Sequence[Tensor], learning_rate: float | Tensor) -> None:
-        """One training step. The gradients are in the order of the parameters.
+        """One training step. The gradients are those of this rank's parameters, in their order.
 
         A learning rate in a tensor is float64 on a processor and float32 on a GPU: the numbers that fused AdamW reads.
         """
@@ -64,7 +68,7 @@ class AdamW:
             gradients = [gradient.clone() for gradient in gradients]  # AdamW scales each in place
         scale = None
         if self.settings.max_grad_norm is not None:
-            norm = torch.stack(torch._foreach_norm(gradients)).norm()
+            norm = self.partition.norms(gradients).norm()
             scale = (norm / self.settings.max_grad_norm).clamp_(min=1.0)
         self.n_steps += 1
         for decay in set(self.decays):
@@ -76,7 +80,8 @@ class AdamW:
                 maximize=False, grad_scale=scale,
             )  # fmt: skip
         if self.average is not None and self.settings.ema_decay is not None:
-            self.average.lerp_(self.vector, 1 - self.settings.ema_decay)
+            self.average.lerp_(self.vector[self.partition.span], 1 - self.settings.ema_decay)
+        self.partition.share(self.vector)
 
     def is_finite(self) -> bool:
         """True if every parameter is finite."""
@@ -90,12 +95,12 @@ class AdamW:
     def apply_average(self) -> None:
         """Replace the parameters by their average over the training steps, without the initial parameters, if there is one."""
         if self.average is not None and self.settings.ema_decay is not None:
-            self.vector.copy_(self.average / (1 - self.settings.ema_decay**self.n_steps))
+            self.vector[self.partition.span] = self.average / (1 - self.settings.ema_decay**self.n_steps)
+            self.partition.share(self.vector)
 
-    def tensors(self) -> dict[str, Tensor]:
-        """Everything that a step changes, parameters included."""
-        average = {} if self.average is None else {"average": self.average}
-        return {"vector": self.vector, "first": self.first, "second": self.second, "step": self.n_steps} | average
+    def averages(self) -> dict[str, Tensor]:
+        """What each rank has of its own parameters alone."""
+        return {"first": self.first, "second": self.second} | ({} if self.average is None else {"average": self.average})
 
 
 @dataclass(frozen=True)
@@ -149,6 +154,10 @@ def fit(problem: TrainingProblem, settings: TrainingSettings, ctx: Context, init
     problem.network.to(device()).train()
     if init is not None:
         load_params(problem.network, init)
+    if settings.shares > batch_size:
+        raise SettingError(
+            "family.training.shares", f"got {settings.shares}; a minibatch has {batch_size} rows here. Lower it."
+        )
     precision = "bfloat16" if uses_bfloat16(settings, problem.network) else "float32"
     is_captured = _is_captured(problem, settings, batch_size)
     ctx.backends["training"] = _backend(f"{precision}, cuda graph" if is_captured else precision)
@@ -158,7 +167,6 @@ def fit(problem: TrainingProblem, settings: TrainingSettings, ctx: Context, init
     with seed_torch(ctx.stream), deterministic, ThreadPoolExecutor(problem.threads) as pool:
         state = _TrainingState(problem, settings, ctx, pool, is_captured)
         for step in range(state.restore(), steps):
-            _seed(ctx.stream.child("noise", step))
             state.advance(step, minibatch(step), settings.learning_rate_at(step, steps))
             if step % STEPS_PER_CHECK == 0:
                 state.check(step)
@@ -235,29 +243,55 @@ class _TrainingState:
         if problem.inputs is not None:
             self.update = StaticCall(self._update, device(), capture=is_captured)
         self.trainable = [p for p in problem.network.parameters() if p.requires_grad]
-        self.optimizer = AdamW(self.trainable, settings)
+        self.ranks, self.noise = ctx.ranks, ctx.stream.child("noise")
+        self.optimizer = AdamW(self.trainable, settings, ctx.ranks)
         self.losses = torch.zeros(settings.count_steps(len(problem.weights)), device=device())
         self.path = ctx.scratch / "fit.safetensors" if ctx.scratch else None
-        shapes = [(name, tensor.dtype, tensor.shape) for name, tensor in sorted(self.tensors().items())]
+        vectors = dict.fromkeys(self.optimizer.averages(), self.optimizer.vector)  # of all ranks together
+        shapes = [(name, tensor.dtype, tensor.shape) for name, tensor in sorted((self.tensors() | vectors).items())]
         same = replace(settings, checkpoint_seconds=0.0), len(problem.weights), ctx.backends["training"], torch.__version__
         self.identity = repr((ctx.stream, *same, shapes))
         self.due = time.monotonic() + settings.checkpoint_seconds
 
     def advance(self, step: int, indices: Tensor, learning_rate: float) -> None:
         rate = torch.tensor(learning_rate, dtype=torch.float64 if device().type == "cpu" else torch.float32)
+        if self.settings.shares == 1:
+            self.losses[step] = self.update(rate, *self._arguments(indices, self.noise.child(step)))
+            return
+        parts, loss = indices.tensor_split(self.settings.shares), torch.zeros((), device=device())
+        gradients: Tensors = ()
+        for first in range(0, self.settings.shares, self.ranks.count):
+            share = first + self.ranks.rank
+            arguments = self._arguments(parts[share], self.noise.child(step, share))
+            if self.problem.inputs is not None:
+                arguments = tuple(tensor.to(device()) for tensor in arguments)
+            own = self._share_gradients(arguments, len(indices))
+            for share_loss, added in self.optimizer.partition.exchange(*own):  # in the order of shares
+                loss, gradients = loss + share_loss, torch._foreach_add(gradients, added) if gradients else added
+        self.optimizer.step(gradients, rate.to(device()))
+        self.losses[step] = loss
+
+    def _arguments(self, indices: Tensor, stream: RandomStream) -> tuple[Tensor, ...]:
+        """The weights of rows and the arguments of their loss. From here on torch draws the random numbers of the stream."""
+        _seed(stream)
         noise = () if self.problem.noise is None else (self.problem.noise(len(indices)),)
         inputs = (indices,) if self.problem.inputs is None else self.problem.inputs(indices)
-        self.losses[step] = self.update(rate, self.weights[indices], *inputs, *noise)
+        return self.weights[indices], *inputs, *noise
 
     def _update(self, learning_rate: Tensor, *minibatch: Tensor) -> Tensor:
         """The loss before one training step on a minibatch, the weights of its rows and the arguments of their loss."""
-        first, *others = zip(*(tensor.chunk(self.problem.threads) for tensor in minibatch), strict=True)
-        calls = [self.pool.submit(self._gradients, chunk, len(minibatch[0])) for chunk in others]
-        loss, gradients = self._gradients(first, len(minibatch[0]))
-        for chunk_loss, chunk_gradients in (call.result() for call in calls):  # a fixed order, for the same last bits
-            loss, gradients = loss + chunk_loss, torch._foreach_add(gradients, chunk_gradients)
+        loss, gradients = self._share_gradients(minibatch, len(minibatch[0]))
         self.optimizer.step(gradients, learning_rate.to(device()))
         return loss
+
+    def _share_gradients(self, share: tuple[Tensor, ...], batch_size: int) -> tuple[Tensor, Tensors]:
+        """Loss and gradients of a share of a minibatch, from all threads."""
+        first, *others = zip(*(tensor.chunk(self.problem.threads) for tensor in share), strict=True)
+        calls = [self.pool.submit(self._gradients, chunk, batch_size) for chunk in others]
+        loss, gradients = self._gradients(first, batch_size)
+        for chunk_loss, chunk_gradients in (call.result() for call in calls):  # a fixed order, for the same last bits
+            loss, gradients = loss + chunk_loss, torch._foreach_add(gradients, chunk_gradients)
+        return loss, gradients
 
     def _gradients(self, chunk: tuple[Tensor, ...], batch_size: int) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Loss and gradients of a chunk of a minibatch, as it adds to the mean over the `batch_size` rows."""
@@ -282,22 +316,33 @@ class _TrainingState:
         return np.array([segment.mean() for segment in segments])
 
     def tensors(self) -> dict[str, Tensor]:
-        """Everything that a step changes."""
+        """Everything that a step changes on all ranks."""
         buffers = {f"buffer/{name}": buffer for name, buffer in self.problem.network.named_buffers()}
-        return self.optimizer.tensors() | buffers | {"losses": self.losses}
+        return {"vector": self.optimizer.vector, "step": self.optimizer.n_steps, "losses": self.losses} | buffers
 
     def restore(self) -> int:
-        """Load the last checkpoint, if there is one, and return its number of steps."""
-        if self.path is None or (saved := checkpoint.load(self.path, self.identity)) is None:
+        """Load the last checkpoint, if there is one, and return its number of steps. It may be of another number of ranks."""
+        saved = checkpoint.load(self.path, self.identity) if self.path and self.ranks.rank == 0 else None
+        step: int = self.ranks.tell(saved[0] if saved else 0)
+        if step == 0:
             return 0
-        for name, tensor in self.tensors().items():
-            tensor.copy_(saved[1][name])  # copied, not replaced: last bits of a product may depend on the array's alignment
-        return saved[0]
+        averages = self.optimizer.averages()
+        for name, tensor in (self.tensors() | averages).items():
+            whole = torch.empty_like(self.optimizer.vector if name in averages else tensor)
+            if saved:
+                whole.copy_(saved[1][name])
+            self.ranks.broadcast(whole)
+            # copied, not replaced: last bits of a product may depend on the array's alignment
+            tensor.copy_(whole[self.optimizer.partition.span] if name in averages else whole)
+        return step
 
     def save_if_due(self, step: int) -> None:
         now = time.monotonic()
-        if self.path is not None and now >= self.due:
-            checkpoint.save(self.path, self.tensors(), self.identity, step)
+        if self.path is not None and self.ranks.agree(now >= self.due):
+            parts = self.optimizer.averages().items()
+            averages = {name: self.optimizer.partition.join(part).cpu() for name, part in parts}
+            if self.ranks.rank == 0:
+                checkpoint.save(self.path, self.tensors() | averages, self.identity, step)
             spent = time.monotonic() - now
             pause = self.settings.checkpoint_seconds
             self.due = now + spent + (max(pause, spent / MAX_CHECKPOINT_SHARE) if pause else 0.0)
@@ -306,7 +351,8 @@ class _TrainingState:
 def _is_captured(problem: TrainingProblem, settings: TrainingSettings, batch_size: int) -> bool:
     """True if training steps are CUDA graphs. Large minibatches are not: the GPU is busy for longer than launches take."""
     n_passes = -(-batch_size // (problem.micro_batch or batch_size))
-    return device().type == "cuda" and settings.cuda_graph and problem.inputs is not None and n_passes <= MAX_CAPTURED_PASSES
+    is_short = settings.shares == 1 and n_passes <= MAX_CAPTURED_PASSES
+    return device().type == "cuda" and settings.cuda_graph and problem.inputs is not None and is_short
 
 
 def autocast(settings: TrainingSettings, network: nn.Module) -> torch.autocast:

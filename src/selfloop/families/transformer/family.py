@@ -21,6 +21,7 @@ from selfloop.families.transformer.text_sampler import TextSampler, read_prompts
 from selfloop.families.transformer.tokenizer import BytePair
 from selfloop.families.trivial import unigram_cross_entropy
 from selfloop.protocols import TopTokens
+from selfloop.ranks import ALONE
 from selfloop.settings import UNLESS_DEFAULT
 from selfloop.types import RowTake, TrainingRows
 
@@ -214,6 +215,7 @@ class Transformer(NetworkFamily):
         from selfloop.families.transformer import hf_network
 
         torch.set_num_threads(ctx.threads)
+        ctx = replace(ctx, ranks=ALONE)  # each has other rows
         start, end = int(params["tokenizer/start"]), int(params["tokenizer/end"])
         model = hf_network.build_hf_model(hf_network.to_hf_config(self.config(), start, end), params)
         return lambda request: hf_network.generate(

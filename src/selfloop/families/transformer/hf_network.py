@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from selfloop.columns import Params, Ragged
+from selfloop.columns import Ints, Params, Ragged
 from selfloop.component import Context
 from selfloop.errors import SpecError
 from selfloop.families.nn import trainer
@@ -78,22 +78,35 @@ def generate(model: Any, request: DecodeRequest, ctx: Context) -> Ragged:
     Rows with prompts of the same length are sampled together, so that no prompt is padded.
     """
     sampler, prompts, end, limit = request.sampler, request.prompts, request.end, request.max_tokens
-    lengths, rows = np.diff(prompts.offsets), [np.zeros(0, np.int64)] * len(request)
+    lengths, size = np.diff(prompts.offsets), sampler.batch_size
     if (longest := int(lengths.max(initial=0))) >= limit:
         raise sampler.too_long(longest, limit)
     ctx.backends["sampling"] = f"transformers generate {trainer.device().type}"
     model.to(trainer.device()).eval()
-    for length in np.unique(lengths).tolist():
-        same_length = np.flatnonzero(lengths == length)
-        for b, group in enumerate(np.split(same_length, range(sampler.batch_size, len(same_length), sampler.batch_size))):
-            prompt = np.array(prompts[group].values, np.int64).reshape(len(group), length)
-            inputs = torch.from_numpy(np.column_stack([request.starts[group], prompt])).to(trainer.device())
-            with quiet(), torch.inference_mode(), trainer.seed_torch(ctx.stream.child("generate", length, b)):
-                config = _generation_config(model, sampler, end, limit - length)
-                samples = model.generate(inputs, generation_config=config, attention_mask=torch.ones_like(inputs))
-            for i, row in zip(group, samples[:, 1:].cpu().numpy(), strict=True):
-                ends = np.flatnonzero(row[length:] == end)
-                rows[i] = row[: length + ends[0] + 1] if len(ends) else row
+    by_length = {length: np.flatnonzero(lengths == length) for length in np.unique(lengths).tolist()}
+    groups = [
+        (length, b, group)
+        for length, same in by_length.items()
+        for b, group in enumerate(np.split(same, range(size, len(same), size)))
+    ]
+
+    def sample_group(i: int) -> list[Ints]:
+        length, b, group = groups[i]
+        prompt = np.array(prompts[group].values, np.int64).reshape(len(group), length)
+        inputs = torch.from_numpy(np.column_stack([request.starts[group], prompt])).to(trainer.device())
+        with quiet(), torch.inference_mode(), trainer.seed_torch(ctx.stream.child("generate", length, b)):
+            config = _generation_config(model, sampler, end, limit - length)
+            samples = model.generate(inputs, generation_config=config, attention_mask=torch.ones_like(inputs))
+        found = list[Ints]()
+        for row in samples[:, 1:].cpu().numpy():
+            ends = np.flatnonzero(row[length:] == end)
+            found.append(row[: length + ends[0] + 1] if len(ends) else row)
+        return found
+
+    rows = [np.zeros(0, np.int64)] * len(request)
+    for (_, _, group), found in zip(groups, ctx.ranks.map(sample_group, len(groups)), strict=True):
+        for i, row in zip(group, found, strict=True):
+            rows[i] = row
     values = np.concatenate([np.zeros(0, np.int64), *rows])
     dtype = np.uint16 if model.config.get_text_config().vocab_size <= 1 << 16 else np.uint32
     return Ragged(values.astype(dtype), np.cumsum([0, *map(len, rows)]))

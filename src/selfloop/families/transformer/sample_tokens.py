@@ -48,9 +48,11 @@ def sample_tokens(
     if (longest := int(np.diff(prompts.offsets).max(initial=0))) >= window:
         raise sampler.too_long(longest, window)
     decode = beam_search or _choose_decoder(replace(config, context=window), params, sampler, ctx)
-    dtype, pieces = np.uint16 if config.vocab <= 1 << 16 else np.uint32, list[tuple[Ints, Ragged]]()
-    for first in range(0, n, ROWS_PER_SLOT * sampler.batch_size):
-        numbers = np.arange(first, min(first + ROWS_PER_SLOT * sampler.batch_size, n))
+    dtype, size = np.uint16 if config.vocab <= 1 << 16 else np.uint32, ROWS_PER_SLOT * sampler.batch_size
+
+    def decode_chunk(chunk: int) -> list[tuple[Ints, Ragged]]:
+        first, pieces = chunk * size, list[tuple[Ints, Ragged]]()
+        numbers = np.arange(first, min(first + size, n))
         starts, length = np.full(len(numbers), start), 0
         request: DecodeRequest | None
         request = DecodeRequest(numbers, starts, prompts[numbers], ctx.stream.integer(), end, window, sampler)
@@ -61,7 +63,9 @@ def sample_tokens(
             pieces.append((request.numbers, take_spans(rows.values, rows.offsets[:-1] + n_known, rows.offsets[1:])))
             length += request.max_tokens - n_known
             request = _continue_rows(request, rows, limit - length, ctx.stream.child("window", length).integer())
-    return _join_pieces(pieces, n, dtype)
+        return pieces
+
+    return _join_pieces([piece for pieces in ctx.ranks.map(decode_chunk, -(-n // size)) for piece in pieces], n, dtype)
 
 
 def _continue_rows(request: DecodeRequest, rows: Ragged, n_left: int, random_key: int) -> DecodeRequest | None:

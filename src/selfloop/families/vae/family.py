@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from annotated_types import Ge
 
-from selfloop.columns import Columns, Floats, Params
+from selfloop.columns import Array, Columns, Floats, Params
 from selfloop.component import Context, Sampler
 from selfloop.errors import SettingError
 from selfloop.families.nn.settings import NetworkFamily, TrainingSettings
@@ -104,8 +104,8 @@ class Vae(NetworkFamily):
 
         network = self._load(params, ctx, "sampling")
         shape = tuple(int(side) for side in params[SHAPE])
-        images = np.empty((n, *shape), np.uint8)
-        for block, first in enumerate(range(0, n, ROWS_PER_BLOCK)):
+
+        def sample_block(block: int) -> Array:
             rng = ctx.stream.child("rows", block).generator()
             latents = sampler.temperature * rng.standard_normal((ROWS_PER_BLOCK, self.latent), np.float32)
             with torch.inference_mode():
@@ -113,8 +113,10 @@ class Vae(NetworkFamily):
             pixels = means.permute(0, 2, 3, 1).reshape(ROWS_PER_BLOCK, *shape).cpu().numpy()
             if sampler.sample_pixels:
                 pixels = self._sample_pixels(pixels, rng)
-            images[first : first + ROWS_PER_BLOCK] = np.rint(255 * np.clip(pixels, 0, 1))[: n - first]
-        return {"image": images}
+            return np.rint(255 * np.clip(pixels, 0, 1)).astype(np.uint8)  # type: ignore[no-any-return]  # pixels are torch's
+
+        blocks = ctx.ranks.map(sample_block, -(-n // ROWS_PER_BLOCK))
+        return {"image": np.concatenate([np.empty((0, *shape), np.uint8), *blocks])[:n]}
 
     def elbo(self, params: Params, rows: Columns, ctx: Context) -> tuple[Floats, Floats]:
         """Reconstruction loss and KL of each row, nats per image. With beta = 1 their sum is the negative ELBO."""

@@ -1,0 +1,63 @@
+"""A network's parameters divided among ranks: each has the optimizer's state of its own ones alone (Rajbhandari et al. 2019,
+1910.02054, stage 1), adds up their gradients in a fixed order, and sends their new values to all."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Sequence
+from itertools import accumulate, pairwise
+
+import torch
+from torch import Tensor, nn
+
+from selfloop.ranks import Ranks
+
+Tensors = list[Tensor] | tuple[Tensor, ...]
+
+
+class Partition:
+    """Groups of parameters of similar size, one for each rank: whole ones, as last bits depend on where tensors are cut."""
+
+    def __init__(self, parameters: Sequence[nn.Parameter], ranks: Ranks) -> None:
+        self.ranks, self.shapes, self.counts = ranks, [p.shape for p in parameters], [p.numel() for p in parameters]
+        ends = [*accumulate(self.counts)]
+        bounds = [bisect_right(ends, ends[-1] * rank // ranks.count) for rank in range(ranks.count + 1)]
+        self.indices = [slice(*pair) for pair in pairwise(bounds)]  # of each rank's parameters
+        firsts = [0, *ends]
+        self.spans = [slice(firsts[part.start], firsts[part.stop]) for part in self.indices]  # in the vector of all values
+        self.own, self.span = self.indices[ranks.rank], self.spans[ranks.rank]
+
+    def exchange(self, loss: Tensor, gradients: Tensors) -> list[tuple[Tensor, Tensors]]:
+        """The loss of every rank and its gradients of this rank's parameters, in the order of ranks."""
+        if self.ranks.count == 1:
+            return [(loss, gradients)]
+        sent = torch.cat([x.reshape(-1) for part in self.indices for x in (loss, *gradients[part])])
+        messages = self.ranks.exchange(sent, [1 + span.stop - span.start for span in self.spans])
+        found: list[tuple[Tensor, Tensors]] = []
+        for first, *others in (torch.split(message, [1, *self.counts[self.own]]) for message in messages):
+            found.append((first[0], [x.view(shape) for x, shape in zip(others, self.shapes[self.own], strict=True)]))
+        return found
+
+    def norms(self, gradients: Tensors) -> Tensor:
+        """The norm of the gradient of every parameter, from this rank's gradients."""
+        if self.ranks.count == 1:
+            return torch.stack(torch._foreach_norm(gradients))
+        norms = torch.zeros(len(self.counts), device=gradients[0].device if gradients else None)
+        for i, norm in enumerate(torch._foreach_norm(gradients) if gradients else (), self.own.start):
+            norms[i] = norm
+        self.ranks.add(norms)  # zeros but for one rank: exact
+        return norms
+
+    def share(self, vector: Tensor) -> None:
+        """Replace the values of each rank's parameters, in the vector of all values, by those of that rank."""
+        for rank, span in enumerate(self.spans):
+            self.ranks.broadcast(vector[span], rank)
+
+    def join(self, part: Tensor) -> Tensor:
+        """The vector of all values from those of this rank's parameters."""
+        if self.ranks.count == 1:
+            return part
+        vector = part.new_empty(sum(self.counts))
+        vector[self.span] = part
+        self.share(vector)
+        return vector
