@@ -67,6 +67,7 @@ class ChainEndedError(Exception):
 # library -> the extra of selfloop that installs it
 EXTRAS = {
     "datasets": "hub", "pyarrow": "hub", "peft": "lora", "diffusers": "images", "onnxruntime": "images", "rdkit": "molecules",
+    "obstore": "cloud",
     **{name: name for name in ("wandb", "mlflow", "tensorboard", "trackio")},
 }  # fmt: skip
 

@@ -17,7 +17,7 @@ from selfloop.spec.spec import Spec
 from selfloop.spec.write import spec_text
 from selfloop.store.calls import Usage
 from selfloop.store.live import read_progress
-from selfloop.store.records import check_format
+from selfloop.store.records import check_format, place_of
 from selfloop.store.runs import count_looks, run_name
 from selfloop.store.store import Store
 from selfloop.types import Coordinates
@@ -33,7 +33,7 @@ def partial_result(spec: Spec | str | Path, store: str | Path | None = None) -> 
     """
     spec, path = fresh_spec(spec), store_path(store)
     if not check_format(path):
-        raise SelfloopError(f"store {path}: is not a store. Name its folder with --store.")
+        raise SelfloopError(f"store {place_of(path)}: is not a store. Name its folder with --store.")
     labels, shared, done, total = spec.policy_labels(), Usage(), 0, 0
     usage = {label: Usage() for label in labels}
     table = {(p.coordinates, label): Curves(spec.seeds, p.spec.generations) for p in spec.points() for label in labels}
@@ -57,12 +57,13 @@ def partial_result(spec: Spec | str | Path, store: str | Path | None = None) -> 
 
 def count_missing(spec: Spec, store: str | Path | None) -> int:
     """Generations of all chains that are not in the store; 0 for a run that was finished once, whose records are not read."""
-    path, before = store_path(store), read_progress(store_path(store), run_name(spec_text(spec)))
+    path = store_path(store)
+    before = read_progress(path, run_name(spec_text(spec)))
     if before and before.state == "finished":
         return 0
     if not check_format(path):
         return len(spec.seeds) * len(spec.policies) * sum(point.spec.generations for point in spec.points())
-    done, total = partial_result(spec, store).progress or (0, 0)
+    done, total = partial_result(spec, path).progress or (0, 0)
     return total - done
 
 

@@ -379,7 +379,7 @@ def run(  # noqa: PLR0913  # three are callbacks
     `on_measured` with each list of measurements as it arrives. The kernel of a notebook shows a line of progress instead.
     `track`: trackers that receive them, too, such as "wandb" or "tensorboard=FOLDER".
     """
-    spec = fresh_spec(spec)
+    spec, store = fresh_spec(spec), store_path(store)
     if track:
         from selfloop.trackers.tracking import run_tracked
 
@@ -394,4 +394,4 @@ def run(  # noqa: PLR0913  # three are callbacks
         label = labels[output.policy]
         (shared if output.shared else usage[label]).add(output.usage)
         table[output.coordinates, label].merge(output.curves)
-    return Result(spec, table, store_path(store), usage, shared, count_looks(store_path(store), spec_text(spec)))
+    return Result(spec, table, store, usage, shared, count_looks(store, spec_text(spec)))

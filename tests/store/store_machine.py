@@ -127,7 +127,7 @@ class StoreMachine(RuleBasedStateMachine):
                 os.utime(path, (time.time() - 2 * MIN_AGE,) * 2)
         if self.store.exists():
             with warnings.catch_warnings(action="ignore"):
-                delete_garbage(find_garbage(self.store))
+                delete_garbage(find_garbage(self.store), self.store)
 
     @rule(generations=GENERATIONS)
     def run_and_verify(self, generations: int) -> None:

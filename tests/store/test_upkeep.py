@@ -68,7 +68,7 @@ def test_gc_finds_exactly_what_no_record_names_and_no_run_can_need(tmp_path: Pat
     expected = [path for path in own if path != "records/zz/.3-4.tmp"]
     assert found == {tuple(Path(path).parts[:2]) for path in expected} | {damaged.relative_to(tmp_path).parts[:2]}
     assert [size for files in garbage.values() for size in files.values()] == [5] * (len(expected) + 1)
-    delete_garbage(garbage)
+    delete_garbage(garbage, tmp_path)
     assert tiny_components.files_of(tmp_path) == sorted(
         [*files, *(tmp_path / name for name in users if name[:7] in ("objects", "records")), tmp_path / "records/zz/.3-4.tmp"]
     )
@@ -90,12 +90,12 @@ def test_gc_never_goes_through_links(tmp_path: Path) -> None:
 def test_gc_deletes_only_what_no_other_run_uses(tmp_path: Path) -> None:
     run_all(tmp_path / "alone", "short", "wide")
     run_all(tmp_path / "both", "short", "long", "wide")
-    delete_garbage(find_garbage(tmp_path / "both", [run_name(spec_text(SPECS["long"]))]))
+    delete_garbage(find_garbage(tmp_path / "both", [run_name(spec_text(SPECS["long"]))]), tmp_path / "both")
     assert contents(tmp_path / "both") == contents(tmp_path / "alone")
     assert {run.name for run in read_runs(tmp_path / "both")} == {
         run_name(spec_text(SPECS[name])) for name in ("short", "wide")
     }
-    delete_garbage(find_garbage(tmp_path / "both", [run.name for run in read_runs(tmp_path / "both")]))
+    delete_garbage(find_garbage(tmp_path / "both", [run.name for run in read_runs(tmp_path / "both")]), tmp_path / "both")
     assert (contents(tmp_path / "both"), read_runs(tmp_path / "both")) == (({}, {}), [])
 
 
@@ -104,7 +104,7 @@ def test_gc_deletes_a_damaged_record_and_nothing_else(tmp_path: Path) -> None:
     before = tiny_components.files_of(tmp_path)
     record = next(path for path in before if path.suffix == ".json")
     record.write_bytes(b"x")
-    delete_garbage(find_garbage(tmp_path))
+    delete_garbage(find_garbage(tmp_path), tmp_path)
     assert tiny_components.files_of(tmp_path) == [path for path in before if path != record]
 
 

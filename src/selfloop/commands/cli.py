@@ -14,6 +14,7 @@ from selfloop.commands.cli_audit import audit
 from selfloop.commands.cli_check import check
 from selfloop.commands.cli_reproduce import reproduce
 from selfloop.commands.cli_run import open_spec, run, run_with_progress, write_report_file
+from selfloop.commands.cli_store import store_app
 from selfloop.commands.cli_watch import watch
 from selfloop.commands.cli_web import web
 from selfloop.commands.completion import complete_component, complete_kind
@@ -217,6 +218,7 @@ app.command()(reproduce)
 app.command()(advise)
 app.command()(watch)
 app.command()(web)
+app.add_typer(store_app, name="store")
 
 
 @app.command("list")
@@ -359,16 +361,17 @@ def gc(
     from selfloop.spec.write import spec_text
     from selfloop.store.runs import read_runs, run_name
 
-    listed = {run.name for run in read_runs(store_at(store))}
+    path = store_at(store)
+    listed = {run.name for run in read_runs(path)}
     runs = [name if name in listed else run_name(spec_text(open_spec(name, set_))) for name in delete or ()]
-    garbage = find_garbage(store_at(store), runs)
+    garbage = find_garbage(path, runs)
     print_garbage(garbage)
     if dry_run or not garbage:
         return
     if not yes and not sys.stdin.isatty():
         raise SpecError("gc: nothing was deleted, as nobody can be asked here. Add --yes to delete these files.")
     if yes or typer.confirm("Delete them?"):
-        delete_garbage(garbage)
+        delete_garbage(garbage, path)
         show("deleted.")
 
 

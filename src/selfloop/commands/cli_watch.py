@@ -9,14 +9,12 @@ from typing import Annotated
 
 import typer
 
-from selfloop.commands.options import store_at
+from selfloop.commands.options import STORE_HELP, store_at
 from selfloop.commands.terminal import show
 
 
 def watch(
-    store: Annotated[
-        Path | None, typer.Argument(metavar="[STORE]", help="Folder of the store. Default: $SELFLOOP_STORE, else .selfloop.")
-    ] = None,
+    store: Annotated[Path | None, typer.Argument(metavar="[STORE]", help=STORE_HELP)] = None,
     port: Annotated[int, typer.Option(min=0, max=65_535, help="Port on this machine. Default: a free one.")] = 0,
 ) -> None:
     """Show the runs of a store in a browser while they run: progress, losses, the report so far; pause or cancel them.

@@ -21,6 +21,7 @@ from selfloop.protocols import SupportsExport, UsesEncoder
 from selfloop.spec.spec import Spec
 from selfloop.spec.write import spec_text
 from selfloop.store.identity import ObjectRef
+from selfloop.store.records import place_of
 
 DTYPES = ("float32", "bfloat16")
 
@@ -56,7 +57,8 @@ class StoredGeneration:
         if world.ended is not None:
             t, status = world.ended
             raise SpecError(f"export: {world.policy}, seed {world.seed}, ended at generation {t} ({status}).")
-        raise SpecError(f"export: {self.title()} is not in store {world.store.path}, or has no rows. Run the spec first.")
+        place = place_of(world.store.path)
+        raise SpecError(f"export: {self.title()} is not in store {place}, or has no rows. Run the spec first.")
 
 
 def find_generation(

@@ -7,11 +7,14 @@ import re
 import shutil
 import stat
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from selfloop.errors import SelfloopError, os_error_reason, unknown_name
+from selfloop.store.bucket import DamagedError, bucket_of
+from selfloop.store.folder import StoreFolder
 from selfloop.store.records import read_record
 from selfloop.store.runs import read_runs
 
@@ -20,7 +23,9 @@ FORMS = {  # of the names of a store's own files
     "records": r"records/[0-9a-f]{2}/[0-9a-f]{40}\.json",
     "objects": r"objects/[0-9a-f]{2}/[0-9a-f]{40}\.safetensors",
     "damaged files": r"((records|objects)/([0-9a-f]{2}/)?|scratch/)?[^/]+\.\d+\.damaged",
-    "unfinished files": r"((records|objects)/([0-9a-f]{2}/)?)?\.\d+-\d+\.tmp|runs/\.selfloop-[^/]+",
+    "unfinished files": r"((records|objects)/([0-9a-f]{2}/)?)?\.(\d+-\d+\.tmp|[\w.]+\.claim)|runs/\.selfloop-[^/]+|"
+    r"objects/[0-9a-f]{2}/[0-9a-f]{40}\.safetensors\.\d+-\d+",
+    "run files": r"runs/(received/)?[0-9a-f]{12}[.-][^/]+",
     "unfinished steps": r"scratch/([0-9a-f]{40}(\.\d+\.removed|\.\w{8})?|verify-[^/]+)|logs/[0-9a-f]{16}-[a-z]+\.log",
 }
 Garbage = dict[str, dict[Path, int]]  # files and folders that can be deleted, with their bytes, by reason
@@ -38,31 +43,34 @@ def find_garbage(path: Path, runs: Collection[str] = ()) -> Garbage:
     unwanted = set[str]().union(*(listed[name].keys for name in runs))
     unwanted -= set[str]().union(*(run.keys for run in listed.values() if run.name not in runs))
     garbage: Garbage = {}
+    own, needed, freed = _own_files(path), set[str](), set[str]()
 
     def add(reason: str, file: Path) -> None:
-        garbage.setdefault(reason, {})[file] = sum(s.st_size for s in _status_below(file) if stat.S_ISREG(s.st_mode))
+        garbage.setdefault(reason, {})[file] = own[file][1]
 
-    own, needed, freed = list(_own_files(path)), set[str](), set[str]()
-    for file in (file for kind, file in own if kind == "records"):
-        body = read_record(file, file.stem)
+    for file in (file for file, (kind, *_) in own.items() if kind == "records"):
+        body = _read_record(path, file)
         if body is None or file.stem in unwanted:
             add("damaged files" if body is None else "records", file)
         if body is not None:
             (freed if file.stem in unwanted else needed).add(body["result"].get("object", ""))
-    for kind, file in own:
+    for file, (kind, _, changed) in own.items():
         is_freed = kind == "damaged files" or (kind == "objects" and file.stem in freed)
-        if kind != "records" and file.stem not in needed and (is_freed or _is_old(file)):
+        if kind == "run files":
+            if (name := file.stem[:12]) in runs:
+                add(f"run {name} ({listed[name].title})", file)
+        elif kind != "records" and file.stem not in needed and (is_freed or changed < time.time() - MIN_AGE):
             add(kind, file)
-    for name in runs:
-        for file in (path / "runs").glob(f"{name}.*"):
-            add(f"run {name} ({listed[name].title})", file)
     return garbage
 
 
-def delete_garbage(garbage: Garbage) -> None:
-    """Delete everything; SelfloopError for the first file that cannot be deleted."""
+def delete_garbage(garbage: Garbage, store: Path) -> None:
+    """Delete everything from a store; SelfloopError for the first file that cannot be deleted."""
+    bucket = bucket_of(store)
     for path in (path for files in garbage.values() for path in files):
         try:
+            if bucket:
+                bucket.delete(path.relative_to(store).as_posix())
             if path.is_dir():
                 shutil.rmtree(path)
             else:
@@ -71,16 +79,37 @@ def delete_garbage(garbage: Garbage) -> None:
             raise SelfloopError(f"gc: {path} cannot be deleted ({os_error_reason(problem)}).") from problem
 
 
-def _own_files(store: Path) -> Iterator[tuple[str, Path]]:
-    """What lies in a store under a name of its own form, with the kind of the form. Links are not followed and not found."""
+def _own_files(store: Path) -> dict[Path, tuple[str, int, float]]:
+    """What lies in a store under a name of its own form: the kind of the form, bytes, and the time of its last change.
+
+    Links are not followed and not found. Files in a bucket have the path that they would have on this machine.
+    """
+    own, bucket = dict[Path, tuple[str, int, float]](), bucket_of(store)
     for folder, folders, files in os.walk(store):
         for path in (Path(folder, name) for name in sorted((*folders, *files))):
-            name = path.relative_to(store).as_posix()
-            yield from ((kind, path) for kind, form in FORMS.items() if re.fullmatch(form, name) and not path.is_symlink())
+            kind = _kind(path.relative_to(store).as_posix())
+            if kind and not path.is_symlink():
+                below = list(_status_below(path))
+                size = sum(status.st_size for status in below if stat.S_ISREG(status.st_mode))
+                own[path] = kind, size, max((status.st_mtime for status in below), default=0.0)
+    for name, size, changed in bucket.list("") if bucket else ():
+        if kind := _kind(name):
+            own[store / name] = kind, size, changed
+    return own
 
 
-def _is_old(path: Path) -> bool:
-    return max((status.st_mtime for status in _status_below(path)), default=0.0) < time.time() - MIN_AGE
+def _kind(name: str) -> str:
+    return next((kind for kind, form in FORMS.items() if re.fullmatch(form, name)), "")
+
+
+def _read_record(store: Path, file: Path) -> Mapping[str, Any] | None:
+    """A record's body, if need be from the bucket; None if it is damaged there."""
+    if (body := read_record(file, file.stem)) or not bucket_of(store):
+        return body
+    try:
+        return StoreFolder(store, read_only=True).read_record(file.stem)
+    except DamagedError:
+        return None
 
 
 def _status_below(path: Path) -> Iterator[os.stat_result]:

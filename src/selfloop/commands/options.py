@@ -30,7 +30,8 @@ SetOption = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Override a key; repeatable.", autocompletion=complete_key),
 ]
-StoreOption = Annotated[Path | None, typer.Option(help="Folder of the store. Default: $SELFLOOP_STORE, else .selfloop.")]
+STORE_HELP = "Folder of the store, or s3://BUCKET/PREFIX (gs, az). Default: $SELFLOOP_STORE, else .selfloop."
+StoreOption = Annotated[Path | None, typer.Option(help=STORE_HELP)]
 WorkersOption = Annotated[int | None, typer.Option(min=1, help="Worker processes. Default: as many as the cores allow.")]
 ThreadsOption = Annotated[int | None, typer.Option(min=1, help="Threads per chain. Default: cores / chains, at least 1.")]
 JsonOption = Annotated[

@@ -26,9 +26,11 @@ from selfloop.formats.safetensors import flatten_columns
 from selfloop.report.theme import format_count
 from selfloop.rng import RandomStream
 from selfloop.spec.spec import Spec
+from selfloop.store.bucket import DamagedError
 from selfloop.store.calls import NotStoredError, StepCall
 from selfloop.store.identity import ObjectRef, step_name
 from selfloop.store.inputs import refuse_interrupted
+from selfloop.store.records import place_of
 from selfloop.store.store import Store, as_result
 
 TOLERANCE = 1e-3  # between backends: of the largest absolute value of an array, and of a single value
@@ -74,12 +76,12 @@ def verify(spec: Spec, path: Path, records: int, progress: Callable[[int, int], 
     uses = _find_uses(tasks, store)
     calls = {call.key: call for call in store.calls}
     if not calls and not store.files.damaged:
-        raise SpecError(f"verify: store {path} has no record of this spec. Run the spec first.")
+        raise SpecError(f"verify: store {place_of(path)} has no record of this spec. Run the spec first.")
     verification = Verification(len(calls))
     for key, call in calls.items():
         if body := store.files.read_record(key):
             verification.backends.update(body["provenance"]["backend"].items())
-            if "object" in body["result"] and not store.files.is_intact(body["result"]["object"]):
+            if "object" in body["result"] and not _obtain(store, body["result"]["object"]):
                 store.files.damaged.append(file := store.files.object_path(body["result"]["object"]))
                 uses.setdefault(file, _Use(call.step)).places.update(uses[key].places)
     verification.damaged = [f"{uses[file]} ({file})" if file in uses else file for file in sorted(set(store.files.damaged))]
@@ -95,6 +97,13 @@ def verify(spec: Spec, path: Path, records: int, progress: Callable[[int, int], 
         if progress:
             progress(verification.checked, len(picks))
     return verification
+
+
+def _obtain(store: Store, content: str) -> bool:
+    try:
+        return store.files.obtain(content)
+    except DamagedError:
+        return False
 
 
 def verification_to_json(verification: Verification) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from selfloop.spec.parse import fresh_spec
 from selfloop.spec.spec import Spec
 from selfloop.spec.write import spec_text
 from selfloop.store.live import LiveRun
-from selfloop.store.runs import note_run, run_name
+from selfloop.store.runs import note_run, open_place, run_name
 from selfloop.store.store import Store
 from selfloop.types import Measurement
 
@@ -32,9 +32,13 @@ OnMeasured = Callable[[list[Measurement]], None]  # a chain's new measurements o
 
 
 def store_path(path: str | Path | None) -> Path:
-    """The store's folder: the given path, else $SELFLOOP_STORE, else .selfloop in the working folder."""
+    """The store's folder: the given path, else $SELFLOOP_STORE, else .selfloop in the working folder.
+
+    Of the address of a bucket, it is a folder in the cache, after the bucket has answered.
+    """
     check_size(check_setting(str | Path | None, path, "store"), "store")
-    return Path(os.path.expanduser(path or os.environ.get("SELFLOOP_STORE") or ".selfloop"))  # unlike Path's, it never fails
+    place = os.path.expanduser(path or os.environ.get("SELFLOOP_STORE") or ".selfloop")  # unlike Path's, it never fails
+    return open_place(place)
 
 
 def run_tasks(  # noqa: PLR0913  # three are callbacks

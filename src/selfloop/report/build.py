@@ -34,6 +34,7 @@ from selfloop.spec.point import SECOND_HOLDOUT, Point
 from selfloop.spec.write import spec_text
 from selfloop.stats.data_value import fit_data_value
 from selfloop.store.calls import Usage
+from selfloop.store.records import place_of
 from selfloop.theory.laws import LawCurve, law_ledger
 from selfloop.theory.moments import NoiseLedger
 from selfloop.types import Coordinates
@@ -200,7 +201,7 @@ def _real_value(measured: Iterable[Mapping[str, Floats]], metric: str, better: B
 
 def _commands(result: Result) -> list[str]:
     """The commands that repeat a run from its spec, saved as run.toml."""
-    store = shlex.quote(str(result.store))
+    store = shlex.quote(place_of(result.store))
     commands = (f"selfloop {name} run.toml --store {store}" for name in ("run", "report", "verify"))
     return [f"# with selfloop {version('selfloop')} (see Provenance)", *commands]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import mmap
 import os
 import time
 import warnings
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from selfloop.store import records
+from selfloop.store.bucket import Bucket, DamagedError, bucket_of
 
 
 @dataclass(slots=True)
@@ -21,6 +23,7 @@ class StoreFolder:
     """Files of a store by key and digest. StoreError for a folder of another format, and if it cannot be read or written.
 
     A folder that is a store already is only read until something is written. `read_only`: damaged files stay where they are.
+    Of a store in a bucket, the folder holds what was received or put: records at once, objects when they are opened.
     """
 
     path: Path
@@ -28,11 +31,21 @@ class StoreFolder:
     damaged: list[str] = field(default_factory=list)  # files that were found damaged or missing
     _checked: dict[str, Hashable] = field(default_factory=dict)  # verified digests -> stamps of the files then
     _is_writable: bool = False
+    bucket: Bucket | None = field(init=False)
 
     def __post_init__(self) -> None:
+        self.bucket = bucket_of(self.path)
         with self._errors("read" if self.read_only else "write"):
             if not records.check_format(self.path) and not self.read_only:
-                records.create_folders(self.path)
+                records.create_folders(self.path, self.bucket.create_marker() if self.bucket else b"")
+
+    def keys(self) -> set[str]:
+        """The keys of all records."""
+        return {name.split("/")[-1].removesuffix(".json") for name in self._names("records", ".json")}
+
+    def contents(self) -> set[str]:
+        """The digests of all objects; those in the bucket, if there is one."""
+        return {name.split("/")[-1].removesuffix(".safetensors") for name in self._names("objects", ".safetensors")}
 
     def object_path(self, content: str) -> str:  # text, not Path: creating paths would be a third of the cost of a replay
         """The file of an object."""
@@ -50,24 +63,71 @@ class StoreFolder:
             body = records.read_record(path, key)
         if body is None and exists:
             self.set_aside(path)
-        return body
+        return self._receive_record(key) if body is None and self.bucket else body
 
-    def write_record(self, body: Mapping[str, Any]) -> None:
-        """Add a record. It has the key and the result of a call, and what they were made with."""
-        file_stat = records.file_stat(self.object_path(body["result"]["object"])) if "object" in body["result"] else None
-        self._write(self.record_path(body["key"]), records.with_checksum(json.dumps({**body, "file_stat": file_stat}).encode()))
+    def write_record(self, body: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Add a record: the key and the result of a call, and what they were made with. If there is one, that is returned."""
+        key, result = body["key"], body["result"]
+        file_stat = records.file_stat(self.object_path(result["object"])) if "object" in result else None
+        content = records.with_checksum(json.dumps({**body, "file_stat": file_stat}).encode())
+        if self.bucket and not self.bucket.put_new(self._name(self.record_path(key)), content):
+            return self._receive_record(key) or body
+        return body if self._write(self.record_path(key), content) else self.read_record(key) or body
+
+    def drop_record(self, key: str) -> None:
+        """Delete a record whose object is damaged or missing: an irreproducible step gives an object of another name."""
+        Path(self.record_path(key)).unlink(missing_ok=True)
+        if self.bucket:
+            self.bucket.delete(self._name(self.record_path(key)))
+
+    def _receive_record(self, key: str) -> dict[str, Any] | None:
+        assert self.bucket
+        name = self._name(path := self.record_path(key))
+        for _ in range(2):
+            if (content := self.bucket.get(name)) is None:
+                return None
+            if body := records.parse_record(content, key):
+                self._write(path, content)
+                return body
+        raise self._damaged(name)
 
     def has_object(self, body: Mapping[str, Any]) -> bool:
-        """True if a record has no object, or an intact one; a damaged or missing object is set aside, as is the record."""
+        """True if a record has no object, or an intact one; a damaged or missing object is set aside, as is the record.
+
+        An object in a bucket is received when it is opened, and counts as intact until then.
+        """
         content = body["result"].get("object")
-        if content is None or (records.file_stat(self.object_path(content)) or ()) == body["file_stat"]:
+        if content is None or self.bucket or (records.file_stat(self.object_path(content)) or ()) == body["file_stat"]:
             return True
         if self.is_intact(content):
             return True
         self.set_aside(self.object_path(content))
-        if not self.read_only:  # a step that is not reproducible gives an object of another name
-            Path(self.record_path(body["key"])).unlink(missing_ok=True)
+        if not self.read_only:
+            self.drop_record(body["key"])
         return False
+
+    def obtain(self, content: str) -> bool:
+        """True if an object is intact here, if need be after it was received from the bucket."""
+        if self.is_intact(content) or not self.bucket:
+            return self.is_intact(content)
+        path = self.object_path(content)
+        received, name = f"{path}.{os.getpid()}-{time.monotonic_ns()}", self._name(path)
+        with self._errors("write"):
+            os.makedirs(os.path.dirname(path), exist_ok=True)
+            for _ in range(2):
+                try:
+                    if not self.bucket.download(name, received):
+                        return False
+                    with open(received, "rb") as file:
+                        is_whole = _file_digest(file) == content
+                    if is_whole:
+                        os.chmod(received, 0o444)
+                        os.replace(received, path)
+                        self._checked[content] = records.stamp(path)
+                        return True
+                finally:
+                    Path(received).unlink(missing_ok=True)
+        raise self._damaged(name)
 
     def is_intact(self, content: str) -> bool:
         """True if an object has its digest, which is computed again only if its file has changed."""
@@ -76,7 +136,7 @@ class StoreFolder:
         if stamp and self._checked.get(content) != stamp:
             try:
                 with open(path, "rb") as file:
-                    if file_digest(file, lambda: blake2b(digest_size=20)).hexdigest() == content:
+                    if _file_digest(file) == content:
                         self._checked[content] = stamp
             except OSError as problem:
                 if problem.errno not in records.UNREADABLE:
@@ -90,6 +150,16 @@ class StoreFolder:
             self.set_aside(path)
         self._write(path, *chunks, mode=0o444)
         self._checked[content] = records.stamp(path)
+        if self.bucket:
+            self.bucket.put_new(self._name(path), Path(path))
+
+    def copy_object(self, content: str, file: Path) -> None:
+        """Add an object from an intact file. One in a bucket is put there alone."""
+        if self.bucket:
+            self.bucket.put_new(self._name(self.object_path(content)), file)
+            return
+        with open(file, "rb") as source, mmap.mmap(source.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
+            self.write_object(content, memoryview(mapped))
 
     @contextmanager
     def own_scratch(self, key: str) -> Iterator[Path]:
@@ -99,6 +169,8 @@ class StoreFolder:
             with self._errors("write"):
                 if not self._is_writable:
                     records.create_folders(self.path)
+                    if self.bucket:
+                        self.bucket.put_new("FORMAT", records.MARKER)  # there is one: it fails if nothing can be put
                     self._is_writable = True
                 if records.obstacle(self.path, scratch / "file"):
                     self.set_aside(str(scratch))
@@ -116,11 +188,26 @@ class StoreFolder:
             with self._errors("write"), suppress(FileNotFoundError):  # another process was faster
                 os.rename(damaged, f"{damaged}.{time.time_ns()}.damaged")
 
-    def _write(self, path: str, *chunks: bytes | memoryview, mode: int = 0o666) -> None:
+    def _write(self, path: str, *chunks: bytes | memoryview, mode: int = 0o666) -> bool:
         with self._errors("write"):
             if records.obstacle(self.path, path):
                 self.set_aside(path)
-            records.write_new(path, *chunks, mode=mode)
+            return records.write_new(path, *chunks, mode=mode)
+
+    def _name(self, path: str) -> str:
+        """The name in the bucket of a file."""
+        return os.path.relpath(path, self.path).replace(os.sep, "/")
+
+    def _names(self, folder: str, suffix: str) -> Iterator[str]:
+        if self.bucket:
+            return (name for name, *_ in self.bucket.list(folder) if name.endswith(suffix))
+        return map(str, (self.path / folder).glob(f"*/*{suffix}"))
+
+    def _damaged(self, name: str) -> DamagedError:
+        assert self.bucket
+        return DamagedError(
+            f"store {self.bucket.url}: {name} arrived damaged twice. Delete it from the bucket: then it is computed again."
+        )
 
     @contextmanager
     def _errors(self, action: str) -> Iterator[None]:
@@ -128,3 +215,7 @@ class StoreFolder:
             yield
         except OSError as problem:
             raise records.store_error(self.path, action, problem) from problem
+
+
+def _file_digest(file: Any) -> str:
+    return file_digest(file, lambda: blake2b(digest_size=20)).hexdigest()

@@ -29,16 +29,18 @@ from selfloop.store.identity import digest
 UNREADABLE = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.EACCES, errno.EPERM, errno.EIO)  # of one file
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)  # only writing raises them
 FORMAT = 2  # of a store's folder
+CLAIM_SECONDS = 2.0  # after which a process that claimed a name is gone
+MARKER = f"{FORMAT}\nA store of selfloop. Delete the whole folder, or use `selfloop gc`.\n".encode()  # of the file FORMAT
 
 
-def create_folders(path: Path) -> None:
-    """Create the folders of a store and its FORMAT file. OSError if that is impossible."""
+def create_folders(path: Path, marker_content: bytes = b"") -> None:
+    """Create the folders of a store and its FORMAT file, of that content if it is given. OSError if that is impossible."""
     for name in ("objects", "records", "scratch"):
         if not os.path.lexists(path / name):
             (path / name).mkdir(parents=True, exist_ok=True)
     if (marker := path / "FORMAT").is_file() and not _read_format(marker).isdecimal():
         marker.unlink(missing_ok=True)
-    write_new(f"{path}/FORMAT", f"{FORMAT}\nA store of selfloop. Delete the whole folder, or use `selfloop gc`.\n".encode())
+    write_new(f"{path}/FORMAT", marker_content or MARKER)
 
 
 def _read_format(marker: Path) -> str:
@@ -64,16 +66,23 @@ def check_format(path: Path) -> bool:
         raise StoreError(f"store {path}: its file FORMAT is damaged, and it has no readable records. Choose another folder.")
     if number != str(FORMAT):
         raise StoreError(
-            f"store {path}: has format {number}; this version of selfloop uses format {FORMAT}. Choose another "
+            f"store {place_of(path)}: has format {number}; this version of selfloop uses format {FORMAT}. Choose another "
             "folder with --store, or delete this one."
         )
     return True
 
 
+def place_of(path: Path) -> str:
+    """What users call a store: the address of its bucket, if the folder holds files of one, else the folder."""
+    if (file := path / "BUCKET").is_file():
+        return file.read_text(encoding="utf-8", errors="replace")
+    return str(path)
+
+
 def store_error(path: Path, action: str, problem: OSError) -> StoreError:
     """The error for a store that cannot be read or written."""
     advice = "Free some space, then run again." if problem.errno in DISK_ERRORS else "Choose another folder with --store."
-    return StoreError(f"store {path}: cannot {action} ({os_error_reason(problem)}). {advice}")
+    return StoreError(f"store {place_of(path)}: cannot {action} ({os_error_reason(problem)}). {advice}")
 
 
 def step_error(path: Path, step: str, problem: OSError) -> SelfloopError:
@@ -103,13 +112,18 @@ def read_record(path: str | Path, key: str) -> dict[str, Any] | None:
     if file_stat(path) is None:
         return None
     try:
-        data = Path(path).read_bytes()
-        body = data.removeprefix(b'{"body": ').rpartition(b', "checksum": "')[0]
-        parsed = json.loads(body) if with_checksum(body) == data else None
+        return parse_record(Path(path).read_bytes(), key)
     except OSError as problem:
         if problem.errno not in UNREADABLE:
             raise
         return None
+
+
+def parse_record(data: bytes, key: str) -> dict[str, Any] | None:
+    """The body in the content of a record file; None if any byte was changed, or if it is of another key."""
+    body = data.removeprefix(b'{"body": ').rpartition(b', "checksum": "')[0]
+    try:
+        parsed = json.loads(body) if with_checksum(body) == data else None
     except (ValueError, RecursionError):
         return None
     return parsed if isinstance(parsed, dict) and parsed.get("key") == key else None
@@ -136,8 +150,8 @@ def obstacle(root: Path, path: str | Path) -> Path | None:
     return next((folder for folder in folders if os.path.lexists(folder) and not folder.is_dir()), None)
 
 
-def write_new(path: str, *chunks: bytes | memoryview, mode: int = 0o666) -> None:
-    """Create the file whole or not at all. An existing file is kept: another process wrote the same content first."""
+def write_new(path: str, *chunks: bytes | memoryview, mode: int = 0o666) -> bool:
+    """Create the file whole or not at all. False if there is one, which is kept: another process wrote it first."""
     folder = os.path.dirname(path)
     temporary = f"{folder}/.{os.getpid()}-{time.monotonic_ns()}.tmp"
     os.makedirs(folder, exist_ok=True)
@@ -150,19 +164,38 @@ def write_new(path: str, *chunks: bytes | memoryview, mode: int = 0o666) -> None
         try:
             os.link(temporary, path)
         except FileExistsError:
-            pass
+            return False
         except OSError:  # a file system without hard links, as of memory sticks and of clouds
-            if not os.path.exists(path):
-                os.replace(temporary, path)
+            return _move_new(temporary, path)
+        return True
     finally:
         Path(temporary).unlink(missing_ok=True)
+
+
+def _move_new(temporary: str, path: str) -> bool:
+    """Move a file to a path where there is none; False if there is one. Of several processes, that which creates a claim moves.
+
+    A claim that a killed process left is waited for, and then moving replaces: by a file of the same key.
+    """
+    claim, deadline = f"{os.path.dirname(path)}/.{os.path.basename(path)}.claim", time.monotonic() + CLAIM_SECONDS
+    while not os.path.exists(path) and time.monotonic() < deadline:
+        with suppress(FileExistsError):
+            os.close(os.open(claim, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
+            break
+        time.sleep(0.01)
+    is_new = not os.path.exists(path)
+    if is_new:
+        os.replace(temporary, path)
+    Path(claim).unlink(missing_ok=True)
+    return is_new
 
 
 @contextmanager
 def own_scratch(scratch: Path) -> Iterator[Path]:
     """A step's folder for this process alone. If another one has it, at the same step, a new folder, which does not stay.
 
-    The lock of the folder ends with its process. OSError if no folder can be created.
+    The lock of the folder ends with its process. On a file system without locks the folder is always new, so that an
+    interrupted step begins again. OSError if no folder can be created.
     """
     while True:
         scratch.mkdir(parents=True, exist_ok=True)
@@ -184,15 +217,11 @@ def own_scratch(scratch: Path) -> Iterator[Path]:
 
 
 def _is_locked(descriptor: int, folder: Path) -> bool:
-    """True if this process has the lock of an open folder now, or if its file system has no locks; False if it was removed."""
+    """True if this process has the lock of an open folder now; False if it was removed, or if its file system has no locks."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as problem:
-        if problem.errno in (errno.EWOULDBLOCK, errno.EACCES):
-            return False
-    try:
         return os.path.samestat(os.fstat(descriptor), os.stat(folder))
-    except FileNotFoundError:
+    except OSError:
         return False
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import time
 import tomllib
 import warnings
 from collections.abc import Iterator
@@ -12,11 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from selfloop.errors import SelfloopError
+from selfloop.errors import SelfloopError, StoreError
 from selfloop.formats.replacing import write_text
+from selfloop.store.bucket import connect
 from selfloop.store.folder import StoreFolder
 from selfloop.store.identity import digest
-from selfloop.store.records import check_format, file_stat, read_record
+from selfloop.store.records import check_format, file_stat, place_of, read_record, write_new
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,15 @@ class StoredRun:
         bodies = {file: body for key in self.keys if (body := read_record(file := files.record_path(key), key))}
         objects = {files.object_path(body["result"]["object"]) for body in bodies.values() if "object" in body["result"]}
         return len(bodies), sum(os.path.getsize(file) for file in (*bodies, *objects) if os.path.exists(file))
+
+
+def open_place(place: str) -> Path:
+    """The folder of a store, given that folder or the address of a bucket, also as `Path` writes it (s3:/bucket)."""
+    if not re.match(r"[a-z][a-z0-9+]+:(/|$)", place):
+        return Path(place)
+    if check_format(path := connect(place)):
+        _receive_runs(StoreFolder(path, read_only=True))
+    return path
 
 
 def run_name(spec: str) -> str:
@@ -73,16 +85,11 @@ def note_run(store: Path, title: str, spec: str) -> Iterator[set[str]]:
 
     A store that cannot be written stays as it is.
     """
-    file, keys, look = store / "runs" / f"{run_name(spec)}.json", set[str](), count_looks(store, spec)
+    files, keys, look = StoreFolder(store), set[str](), count_looks(store, spec)
 
     def write() -> None:
-        before = read_run(file)
-        body = {"title": title, "spec": spec, "look": look, "keys": sorted(keys | (before.keys if before else set()))}
-        with suppress(OSError, SelfloopError):
-            if os.path.lexists(file) and file_stat(file) is None:  # writing to a pipe would wait for a reader
-                StoreFolder(store).set_aside(str(file))
-            file.parent.mkdir(exist_ok=True)
-            write_text(file, json.dumps(body))
+        with suppress(OSError, SelfloopError), _warns_of_bucket(files):
+            add_run(files, StoredRun(run_name(spec), title, frozenset(keys), time.time(), spec, look))
 
     write()
     try:
@@ -91,10 +98,48 @@ def note_run(store: Path, title: str, spec: str) -> Iterator[set[str]]:
         write()
 
 
+@contextmanager
+def _warns_of_bucket(files: StoreFolder) -> Iterator[None]:
+    try:
+        yield
+    except StoreError as problem:
+        if files.bucket:
+            warnings.warn(f"{problem} Other machines do not see this run in the list.", stacklevel=4)
+
+
+def add_run(files: StoreFolder, run: StoredRun, *, received: bool = False) -> None:
+    """List a run, with the keys and at the look that it had. OSError, or StoreError, if the store cannot be written.
+
+    A bucket has a file for each set of keys, named by its content, so that machines need not wait for each other.
+    """
+    file = files.path / "runs" / f"{run.name}.json"
+    if os.path.lexists(file) and file_stat(file) is None:  # writing to a pipe would wait for a reader
+        files.set_aside(str(file))
+    before = read_run(file) or run
+    file.parent.mkdir(exist_ok=True)
+    body = {"title": run.title, "spec": run.spec, "look": before.look, "keys": sorted(run.keys | before.keys)}
+    write_text(file, text := json.dumps(body))
+    os.utime(file, (max(before.time, run.time),) * 2)
+    seen = file.with_name("received") / f"{run.name}-{digest(text.encode())[:12]}.json"
+    if files.bucket and not received and not seen.exists():
+        files.bucket.put_new(f"runs/{seen.name}", text.encode())
+        write_new(str(seen), text.encode())
+
+
+def _receive_runs(files: StoreFolder) -> None:
+    """List the runs of a bucket that were added since this was last called."""
+    for name, _, changed in files.bucket.list("runs") if files.bucket else ():
+        file = files.path / "runs" / "received" / os.path.basename(name)
+        if not file.exists() and files.bucket and (content := files.bucket.get(name)):
+            if run := _parse_run(content, file.stem.partition("-")[0], changed):
+                add_run(files, run, received=True)
+            write_new(str(file), content)
+
+
 def read_runs(store: Path) -> list[StoredRun]:
     """The runs of a store that are listed, the last one first. Warns of damaged files; SelfloopError if there is no store."""
     if not check_format(store):
-        raise SelfloopError(f"store {store}: is not a store. Name its folder with --store.")
+        raise SelfloopError(f"store {place_of(store)}: is not a store. Name its folder with --store.")
     runs = []
     for file in (store / "runs").glob("[0-9a-f]*.json"):
         if run := read_run(file):
@@ -106,10 +151,16 @@ def read_runs(store: Path) -> list[StoredRun]:
 
 def read_run(file: Path) -> StoredRun | None:
     """The run that a file lists; None if there is no such file, or another form in it."""
-    with suppress(OSError, ValueError, RecursionError):
+    with suppress(OSError):
         if file_stat(file) is not None:
-            match body := json.loads(file.read_bytes()):
-                case {"title": str(title), "spec": str(spec), "keys": list(keys)} if file.stem == run_name(spec):
-                    look = body["look"] if isinstance(body.get("look"), int) else 1
-                    return StoredRun(file.stem, title, frozenset(map(str, keys)), file.stat().st_mtime, spec, look)
+            return _parse_run(file.read_bytes(), file.stem, file.stat().st_mtime)
+    return None
+
+
+def _parse_run(content: bytes, name: str, changed: float) -> StoredRun | None:
+    with suppress(ValueError, RecursionError):
+        match body := json.loads(content):
+            case {"title": str(title), "spec": str(spec), "keys": list(keys)} if name == run_name(spec):
+                look = body["look"] if isinstance(body.get("look"), int) else 1
+                return StoredRun(name, title, frozenset(map(str, keys)), changed, spec, look)
     return None

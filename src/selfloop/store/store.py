@@ -86,7 +86,7 @@ class Store:
     def open(self, ref: ObjectRef) -> dict[str, Column]:
         """The arrays of an object, memory-mapped. Its digest is verified if its file has changed; if damaged, it is rebuilt."""
         path = self.files.object_path(ref.digest)
-        if not self.files.is_intact(ref.digest):
+        if not self.files.obtain(ref.digest):
             self._rebuild_object(ref, path)
         try:
             return read_safetensors(path)
@@ -143,9 +143,10 @@ class Store:
         self.usage.backends.update(backends.items())
         threads = next((a.threads for a in call.arguments if isinstance(a, Context)), self.threads)
         provenance = records.provenance(step_identity(call.step, self._code), seconds, threads, backends)
-        self.files.write_record({"key": call.key, "result": result, "provenance": provenance, "warnings": messages})
+        body = {"key": call.key, "result": result, "provenance": provenance, "warnings": messages}
+        stands = self.files.write_record(body)  # that of another process if it was faster, whose result may differ
         records.remove_scratch(scratch)
-        return result
+        return cast(Mapping[str, Any], stands["result"])
 
     def open_argument(
         self, argument: Any, scratch: Path, backends: dict[str, str], threads: int | None = None, ranks: Ranks = ALONE
@@ -167,14 +168,13 @@ class Store:
 
     def _rebuild_object(self, ref: ObjectRef, path: str) -> None:
         self.files.set_aside(path)
-        maker = self._makers.get(ref.digest)
+        maker, place = self._makers.get(ref.digest), records.place_of(self.path)
         if maker is None or self.read_only:
-            raise StoreError(
-                f"store {self.path}: object {ref.digest} is missing or damaged. Run the spec again to recompute it."
-            )
+            raise StoreError(f"store {place}: object {ref.digest} is missing or damaged. Run the spec again to recompute it.")
+        self.files.drop_record(maker.key)
         if self._compute(maker).get("object") != ref.digest:
             raise StoreError(
-                f"store {self.path}: recomputing object {ref.digest} gave other bytes, as other machines or libraries may. "
+                f"store {place}: recomputing object {ref.digest} gave other bytes, as other machines or libraries may. "
                 "Run the spec again: what depends on the object is computed again, too."
             )
 

@@ -1,0 +1,174 @@
+"""A store in a bucket of S3, Google Cloud or Azure: the few operations that it needs, and its folder on this machine.
+
+The names in a bucket are those in a folder, and every file is put only if it is absent. The folder on this machine, in the
+cache, holds what was received or put, the progress of runs here, and the scratch folders; it may be deleted at any time.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import secrets
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import timedelta
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, TypeVar
+
+from selfloop.errors import SpecError, StoreError, missing_extra, os_error_reason, shown
+from selfloop.formats.replacing import write_bytes
+from selfloop.store.identity import digest
+from selfloop.store.records import MARKER, place_of
+
+T = TypeVar("T")
+CREDENTIALS = {
+    "s3": "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
+    "gs": "GOOGLE_APPLICATION_CREDENTIALS",
+    "az": "AZURE_STORAGE_ACCOUNT_NAME and AZURE_STORAGE_ACCOUNT_KEY",
+}  # the variables of each scheme
+NO_BUCKET = ("NoSuchBucket", "ContainerNotFound", "specified bucket does not exist")  # in answers of the three services
+REFUSED = ("401 Unauthorized", "403 Forbidden", "169.254.169.254", "Missing", "must be specified")  # no, or wrong, credentials
+ATTEMPTS, RETRY_SECONDS = 3, 1.0  # of an operation, besides the library's own; seconds before the second one
+MAX_SINGLE_PUT = 32 << 20  # bytes; more are put in parts, which no service does only if the name is free
+STALLED_SECONDS = 60  # without a byte, after which a request is repeated
+FIRST_SECONDS = 4  # for each of two tries of the first request to a bucket
+
+
+class DamagedError(StoreError):
+    """A file in a bucket that arrives twice with other bytes than its digest names."""
+
+
+@dataclass(frozen=True, slots=True)
+class Bucket:
+    """Files below a URL by name. StoreError if it cannot be reached, read or written after several attempts."""
+
+    url: str
+
+    def get(self, name: str, *, first: bool = False) -> bytes | None:
+        """The content of a file; None if there is none. `first`: with an answer in ten seconds, as the first request."""
+        return self._try("read", lambda obstore, client: bytes(obstore.get(client, name).bytes()), first=first)
+
+    def download(self, name: str, path: str) -> bool:
+        """Write a file's content to a new file, chunk by chunk; False if there is none."""
+
+        def write(obstore: Any, client: Any) -> bool:
+            chunks = obstore.get(client, name).stream(8 << 20)
+            with open(path, "wb") as file:
+                file.writelines(chunks)
+            return True
+
+        return bool(self._try("read", write))
+
+    def put_new(self, name: str, content: bytes | Path) -> bool:
+        """Put a whole file; False if there is one of that name, which is kept. Content of more than 32 MiB is a path."""
+        if isinstance(content, Path) and content.stat().st_size > MAX_SINGLE_PUT:
+            if self._try("read", lambda obstore, client: obstore.head(client, name)):
+                return False
+            return bool(self._try("write", lambda obstore, client: obstore.put(client, name, content, chunk_size=8 << 20)))
+        data = content.read_bytes() if isinstance(content, Path) else content
+        return bool(self._try("write", lambda obstore, client: obstore.put(client, name, data, mode="create")))
+
+    def create_marker(self) -> bytes:
+        """The content of the file FORMAT, which is put with a number of this store's own if there is none.
+
+        StoreError if nothing can be put.
+        """
+        self.put_new("FORMAT", MARKER + f"{secrets.token_hex(8)}\n".encode())
+        return self.get("FORMAT") or b""
+
+    def list(self, folder: str) -> Iterator[tuple[str, int, float]]:
+        """Name, bytes and time of the files in a folder and below it."""
+        found = self._try("read", lambda obstore, client: obstore.list(client, folder, chunk_size=1000).collect())
+        return ((file["path"], file["size"], file["last_modified"].timestamp()) for file in found or ())
+
+    def delete(self, name: str) -> None:
+        """Delete a file, if there is one."""
+        self._try("write", lambda obstore, client: obstore.delete(client, name))
+
+    def _try(self, action: str, operation: Callable[[Any, Any], T], *, first: bool = False) -> T | None:
+        """The operation's result; None if its file is absent, or is to be new and exists."""
+        import obstore
+        from obstore import exceptions
+
+        problem: Exception = StoreError("")
+        for attempt in range(1 if first else ATTEMPTS):
+            time.sleep(attempt * RETRY_SECONDS)
+            try:
+                return operation(obstore, _client(self.url, _variables(), first=first))
+            except (FileNotFoundError, exceptions.AlreadyExistsError, exceptions.BaseError) as error:
+                if any(words in str(error) for words in NO_BUCKET):
+                    raise StoreError(f"store {self.url}: no such bucket. Create it, or correct the address.") from error
+                if isinstance(error, FileNotFoundError | exceptions.AlreadyExistsError):
+                    return None
+                problem = error
+            if any(words in str(problem) for words in REFUSED):
+                break
+        code, text = re.search(r"<Code>(\w+)</Code>", str(problem)), str(problem).split("\n")[0].split(" - ")[-1]
+        advice = "Check the address and the network, then run again: what was put is kept."
+        if any(words in str(problem) for words in REFUSED):
+            advice = f"Check the credentials, such as {CREDENTIALS[self.url[:2]]}."
+        raise StoreError(f"store {self.url}: cannot {action} ({(code[1] if code else text)[:200]}). {advice}") from problem
+
+
+def bucket_of(path: Path) -> Bucket | None:
+    """The bucket whose store has this folder on this machine; None for another folder."""
+    place = place_of(path)
+    return Bucket(place) if place != str(path) else None
+
+
+def connect(address: str) -> Path:
+    """The folder on this machine of a store in a bucket, without records of another store that was there before.
+
+    Raises SpecError for another address than that of a bucket, MissingExtraError, and StoreError within ten seconds if the
+    bucket is absent or cannot be reached.
+    """
+    parts = re.fullmatch(r"(s3|gs|az):/+([^/]+)/*(.*?)/*", address)
+    if parts is None:
+        raise SpecError(f"store {shown(address)}: expected s3://BUCKET/PREFIX, gs://BUCKET/PREFIX or az://CONTAINER/PREFIX.")
+    if find_spec("obstore") is None:
+        raise missing_extra(f"store {address}", "obstore")
+    bucket = Bucket(f"{parts[1]}://{parts[2]}" + f"/{parts[3]}" * bool(parts[3]))
+    marker = bucket.get("FORMAT", first=True)
+    endpoints = [variable for variable in _variables() if "ENDPOINT" in variable[0]]
+    folder = cache_folder() / "stores" / digest(repr((bucket.url, endpoints)).encode())[:16]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_bytes(folder / "BUCKET", bucket.url.encode())
+        if (local := folder / "FORMAT").is_file() and local.read_bytes() != marker:  # another store was here
+            for name in ("records", "runs"):
+                shutil.rmtree(folder / name, ignore_errors=True)
+            local.unlink()
+        if marker is not None:
+            write_bytes(local, marker)
+    except OSError as problem:
+        reason, advice = os_error_reason(problem), "Set SELFLOOP_CACHE to another folder."
+        raise StoreError(f"store {address}: cannot write {folder} ({reason}). {advice}") from problem
+    return folder
+
+
+def cache_folder() -> Path:
+    """The folder for files that can be received or computed again: $SELFLOOP_CACHE, else `selfloop` in the user's cache."""
+    usual = {"darwin": "~/Library/Caches", "win32": os.environ.get("LOCALAPPDATA", "~")}.get(sys.platform, "~/.cache")
+    own = os.path.join(os.environ.get("XDG_CACHE_HOME") or usual, "selfloop")
+    return Path(os.path.expanduser(os.environ.get("SELFLOOP_CACHE") or own)).absolute()
+
+
+def _variables() -> tuple[tuple[str, str], ...]:
+    """The variables from which the library takes credentials, addresses and options."""
+    return tuple(sorted(pair for pair in os.environ.items() if pair[0].startswith(("AWS_", "GOOGLE_", "AZURE_"))))
+
+
+@cache
+def _client(url: str, variables: tuple[tuple[str, str], ...], *, first: bool) -> Any:
+    from obstore.store import from_url
+
+    short, long = timedelta(seconds=FIRST_SECONDS), timedelta(seconds=STALLED_SECONDS)
+    limits = {"timeout": short} if first else {"timeout": timedelta(days=1), "read_timeout": long}
+    options: dict[str, Any] = {"allow_http": True, "connect_timeout": short, **limits}
+    retries: dict[str, Any] = {"max_retries": 1 if first else 5, "retry_timeout": short if first else long}
+    return from_url(url, client_options=options, retry_config=retries)

@@ -1,0 +1,419 @@
+"""Machines share a store in a bucket, whatever fails on the way: an S3 server on this machine gives the faults."""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from bucket_server import BucketServer, Request
+
+import tiny_components
+from selfloop.columns import Columns
+from selfloop.commands.copy_store import copy_store
+from selfloop.commands.gc import delete_garbage, find_garbage
+from selfloop.commands.verify import verify
+from selfloop.component import Context
+from selfloop.engine.run import iter_measurements, store_path
+from selfloop.errors import MissingExtraError, SelfloopError, StoreError
+from selfloop.rng import RandomStream
+from selfloop.spec.write import spec_text
+from selfloop.store import bucket as bucket_module
+from selfloop.store.identity import stored_step
+from selfloop.store.runs import read_runs, run_name
+from selfloop.store.store import Store
+from selfloop.types import Measurement
+
+CTX = Context(RandomStream(("test",)))
+SPEC = tiny_components.tiny_spec(generations=3, seeds=1, policies=("replace",))
+
+
+@stored_step("draw_rows", version=1)
+def draw_rows(n: int, ctx: Context) -> Columns:
+    """The numbers below n."""
+    return {"x": np.arange(n)}
+
+
+@stored_step("draw_noise", version=1)
+def draw_noise(ctx: Context) -> Columns:
+    """Other numbers on every machine: what a step must not be."""
+    BOTH_COMPUTE.wait(60)
+    return {"x": np.frombuffer(os.urandom(8), np.int64)}
+
+
+BOTH_COMPUTE = threading.Barrier(2)
+
+
+@pytest.fixture(scope="module")
+def running() -> Iterator[BucketServer]:
+    with BucketServer().running() as server:
+        yield server
+
+
+@dataclass
+class Team:
+    """A bucket, and machines with caches of their own."""
+
+    server: BucketServer
+    folder: Path
+    patch: pytest.MonkeyPatch
+    address: str
+
+    def at(self, machine: str) -> Path:
+        """Become a machine; the folder there of the store."""
+        self.patch.setenv("SELFLOOP_CACHE", str(self.folder / machine))
+        return store_path(self.address)
+
+    def names(self, start: str = "") -> set[str]:
+        """What is in the bucket."""
+        return {name for name, *_ in bucket_module.Bucket(self.address).list("") if name.startswith(start)}
+
+    def rows(self, machine: str, **changes: Any) -> list[Measurement]:
+        self.patch.setenv("SELFLOOP_CACHE", str(self.folder / machine))
+        return list(iter_measurements(tiny_components.tiny_spec(**{**BASE, **changes}), self.address))
+
+
+BASE = {"generations": 3, "seeds": 1, "policies": ("replace",)}
+
+
+@pytest.fixture
+def team(running: BucketServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Team:
+    for name, value in {"ACCESS_KEY_ID": "id", "SECRET_ACCESS_KEY": "secret", "REGION": "us-east-1"}.items():
+        monkeypatch.setenv(f"AWS_{name}", value)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", running.address)
+    monkeypatch.setattr(bucket_module, "RETRY_SECONDS", 0.01)
+    monkeypatch.setattr(bucket_module, "STALLED_SECONDS", 1)
+    running.fault = running.no_fault
+    bucket = f"b{time.time_ns()}"
+    urllib.request.urlopen(urllib.request.Request(f"{running.address}/{bucket}", method="PUT")).close()
+    return Team(running, tmp_path, monkeypatch, f"s3://{bucket}/results/a")
+
+
+def test_a_second_machine_computes_nothing_and_a_folder_holds_the_same(team: Team) -> None:
+    rows = team.rows("one")
+    assert list(iter_measurements(SPEC, team.folder / "folder")) == rows
+    before = team.names()
+    assert {Path(name).name for name in team.names("objects")} == set(tiny_components.objects_of(team.folder / "folder"))
+    team.server.requests.clear()
+    assert team.rows("two") == rows
+    assert not [r for r in team.server.requests if r.method == "PUT" and "/runs/" not in r.name]
+    assert not [r for r in team.server.requests if "/objects/" in r.name], "no object was opened"
+    assert team.names() == before
+    team.server.requests.clear()
+    assert team.rows("two") == rows
+    assert len(team.server.requests) == 2  # FORMAT, and the list of runs
+
+
+def test_a_computed_generation_costs_three_requests_per_step(team: Team) -> None:
+    team.rows("one", generations=2)
+    team.server.requests.clear()
+    team.rows("one", generations=3)
+    counts = Counter((r.method, r.name.split("/")[3]) for r in team.server.requests if r.name.count("/") > 3)
+    new = len(team.names("records"))
+    team.server.requests.clear()
+    team.rows("one", generations=4)
+    again = Counter((r.method, r.name.split("/")[3]) for r in team.server.requests if r.name.count("/") > 3)
+    assert counts == again
+    assert len(team.names("records")) - new == again["PUT", "records"] == again["GET", "records"] == STEPS_PER_GENERATION
+    assert again["PUT", "objects"] == OBJECTS_PER_GENERATION
+    assert again["GET", "objects"] == 0
+
+
+STEPS_PER_GENERATION, OBJECTS_PER_GENERATION = 4, 3
+
+
+def test_of_two_writers_at_the_same_time_the_first_wins_and_both_continue_with_its_result(team: Team) -> None:
+    refs = dict[str, Any]()
+    stores = {machine: Store(team.at(machine)) for machine in ("one", "two")}
+
+    def work(machine: str) -> None:
+        refs[machine] = stores[machine].call(draw_noise, CTX)
+
+    threads = [threading.Thread(target=work, args=(machine,)) for machine in stores]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert refs["one"] == refs["two"]
+    values = [int(np.asarray(store.open(refs["one"])["x"])[0]) for store in stores.values()]
+    assert values[0] == values[1]
+    assert len(team.names("records")) == 1
+    assert len(team.names("objects")) == 2, "that of the second is unused"
+
+
+@pytest.mark.parametrize("kind", ["objects", "records"])
+def test_a_damaged_answer_is_asked_for_again_and_then_refused(team: Team, kind: str) -> None:
+    ref = Store(team.at("one")).call(draw_rows, 5, CTX)
+    damages = [1]
+
+    def damage(request: Request) -> str:
+        if request.method == "GET" and f"/{kind}/" in request.name and damages[0]:
+            damages[0] -= 1
+            return "damage"
+        return ""
+
+    team.server.fault = damage
+    store = Store(team.at("two"))
+    assert store.call(draw_rows, 5, CTX) == ref
+    assert np.asarray(store.open(ref)["x"]).tolist() == [0, 1, 2, 3, 4]
+    assert store.usage.computed == 0
+    damages[0] = 2
+    store = Store(team.at("three"))
+    with pytest.raises(StoreError, match=rf"{kind}/.* arrived damaged twice\. Delete it from the bucket"):
+        store.open(store.call(draw_rows, 5, CTX))
+    assert not [path for path in store.path.rglob("*") if path.suffix in (".tmp", ".damaged")]
+
+
+def test_what_is_damaged_in_the_bucket_is_found_by_verify(team: Team) -> None:
+    team.rows("one")
+    bucket, (name, *_) = bucket_module.Bucket(team.address), sorted(team.names("objects"))
+    bucket.delete(name)
+    bucket.put_new(name, b"x" * 50)
+    found = verify(SPEC, team.at("two"), 3)
+    assert [name in sentence for sentence in found.damaged] == [True]
+    assert not found.wrong
+
+
+def test_a_lost_object_is_computed_again_and_put_again(team: Team) -> None:
+    ref = Store(team.at("one")).call(draw_rows, 5, CTX)
+    bucket, (name,) = bucket_module.Bucket(team.address), team.names("objects")
+    bucket.delete(name)
+    store = Store(team.at("two"))
+    assert store.call(draw_rows, 5, CTX) == ref
+    with pytest.warns(UserWarning, match="missing file"):
+        assert len(store.open(ref)["x"]) == 5
+    assert team.names("objects") == {name}
+    assert len(team.names("records")) == 1
+
+
+def test_after_the_bucket_was_emptied_everything_is_put_again(team: Team) -> None:
+    rows, before = team.rows("one"), team.names("records")
+    for name in team.names():
+        bucket_module.Bucket(team.address).delete(name)
+    assert team.rows("one") == rows
+    assert team.names("records") == before
+    assert len(read_runs(team.at("two"))) == 1
+
+
+def test_gc_deletes_from_the_bucket_what_no_record_names_and_what_only_a_run_uses(
+    team: Team, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    team.rows("one")
+    team.rows("two", n=30)
+    path, kept = team.at("three"), team.names()
+    assert find_garbage(path) == {}
+    bucket = bucket_module.Bucket(team.address)
+    orphan = f"objects/aa/{'a' * 40}.safetensors"
+    bucket.put_new(orphan, b"x")
+    bucket.put_new("thesis.tex", b"x")
+    assert find_garbage(path) == {}, "a live run may need a file that is younger than a day"
+    monkeypatch.setattr("selfloop.commands.gc.MIN_AGE", -60)
+    garbage = find_garbage(path)
+    assert [(kind, [*files]) for kind, files in garbage.items() if kind == "objects"] == [("objects", [path / orphan])]
+    delete_garbage(garbage, path)
+    assert team.names() == kept | {"thesis.tex"}
+    delete_garbage(find_garbage(path, [run_name(spec_text(SPEC))]), path)
+    assert len(read_runs(team.at("four"))) == 1
+    delete_garbage(find_garbage(path, [run.name for run in read_runs(path)]), path)
+    assert team.names() == {"FORMAT", "thesis.tex"}
+
+
+def test_a_copy_to_a_bucket_and_back_is_the_store_also_after_an_interrupt(team: Team) -> None:
+    origin, back = team.folder / "origin", team.folder / "back"
+    rows = list(iter_measurements(SPEC, origin))
+    puts = [8]
+
+    def fail_later(request: Request) -> str:
+        puts[0] -= request.method == "PUT"
+        return "error" if puts[0] < 0 else ""
+
+    path = team.at("one")
+    team.server.fault = fail_later
+    with pytest.raises(StoreError, match="what was put is kept"):
+        copy_store(origin, path)
+    team.server.fault = team.server.no_fault
+    assert 0 < len(team.names("records")) < len(tiny_components.results_of(origin))
+    copied = copy_store(origin, path)
+    assert copied.present > 0
+    assert copied.records + copied.present == len(tiny_components.results_of(origin))
+    assert copy_store(origin, path).objects == 0
+    assert copy_store(team.at("two"), back).records == copied.records + copied.present
+    assert tiny_components.results_of(back) == tiny_components.results_of(origin)
+    assert tiny_components.objects_of(back) == tiny_components.objects_of(origin)
+    assert [run.keys for run in read_runs(back)] == [run.keys for run in read_runs(origin)]
+    assert list(iter_measurements(SPEC, back)) == rows
+    assert team.rows("three") == rows
+
+
+def test_a_copy_leaves_damaged_files_out(tmp_path: Path) -> None:
+    origin, target = tmp_path / "origin", tmp_path / "target"
+    list(iter_measurements(SPEC, origin))
+    object_file = next(path for path in tiny_components.files_of(origin) if path.suffix == ".safetensors")
+    object_file.chmod(0o644)
+    object_file.write_bytes(b"x")
+    with pytest.warns(UserWarning, match=object_file.name):
+        copied = copy_store(origin, target)
+    assert copied.damaged >= 1
+    assert object_file.name not in tiny_components.objects_of(target)
+    assert set(tiny_components.results_of(target)) < set(tiny_components.results_of(origin))
+    with pytest.raises(SelfloopError, match="is the source and the target"):
+        copy_store(target, target)
+
+
+def test_every_command_takes_the_address_of_a_bucket(team: Team, tmp_path: Path) -> None:
+    spec = tmp_path / "kde.toml"
+    spec.write_text(tiny_components.KDE)
+    team.patch.setenv("SELFLOOP_CACHE", str(tmp_path / "one"))
+    report = tmp_path / "report.html"
+    missing = tiny_components.selfloop("report", "--partial", spec, "--store", team.address)
+    assert (missing.code, "is not a store" in missing.err, team.address in missing.err) == (2, True, True)
+    assert team.names() == set(), "a command that reads creates nothing"
+    assert tiny_components.selfloop("run", spec, "--store", team.address, "-q").code == 0
+    team.patch.setenv("SELFLOOP_CACHE", str(tmp_path / "two"))
+    assert "kde on moons" in tiny_components.selfloop("runs", "--store", team.address).out
+    for command in (
+        ["report", spec, "--report", report, "-q"], ["plan", spec], ["verify", spec, "-q"], ["gc", "--dry-run"],
+    ):  # fmt: skip
+        done = tiny_components.selfloop(*command, "--store", team.address)
+        assert done.code == 0, done.err
+    assert f"--store {team.address}" in report.read_text()
+    done = tiny_components.selfloop("store", "push", team.address, tmp_path / "folder", "-q")
+    assert (done.code, done.out.split(";")[0]) == (0, "copied: 4 records, 2 objects (0.0 MB)")
+    assert tiny_components.selfloop("store", "pull", tmp_path / "folder", team.address, "-q").out.startswith(
+        "copied: 0 records"
+    )
+    assert tiny_components.selfloop("run", spec, "--store", tmp_path / "folder", "-q").code == 0
+
+
+# mistakes
+
+
+@pytest.mark.parametrize(
+    ("address", "sentence"),
+    [
+        ("s3://", r"expected s3://BUCKET/PREFIX"),
+        ("https://host/bucket", r"expected s3://BUCKET/PREFIX"),
+        ("s3://absent-bucket/x", r"store s3://absent-bucket/x: no such bucket\. Create it"),
+    ],
+)
+def test_a_wrong_address_is_one_sentence_before_work(team: Team, address: str, sentence: str) -> None:
+    spec = team.folder / "spec.toml"
+    spec.write_text(tiny_components.KDE)
+    for command in ("run", "plan"):
+        done = tiny_components.selfloop(command, spec, "--store", address)
+        assert (done.code, len(re.findall(sentence, done.err))) == (2, 1)
+
+
+def test_missing_credentials_and_a_missing_library_are_one_sentence(team: Team) -> None:
+    team.patch.delenv("AWS_SECRET_ACCESS_KEY")
+    with pytest.raises(StoreError, match="Check the credentials, such as AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"):
+        store_path(team.address)
+    team.patch.setattr(bucket_module, "find_spec", lambda name: None)
+    with pytest.raises(MissingExtraError, match=r"pip install 'selfloop\[cloud\]'"):
+        store_path(team.address)
+
+
+def test_an_endpoint_that_refuses_or_is_silent_is_one_sentence_within_ten_seconds(team: Team) -> None:
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        for port in (9, silent.getsockname()[1]):
+            team.patch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{port}")
+            started = time.monotonic()
+            with pytest.raises(StoreError, match=r"cannot read \(.*\)\. Check the address and the network"):
+                store_path(team.address)
+            assert time.monotonic() - started < 10
+
+
+# faults
+
+
+FAULTS = ("error", "silence", "broken upload", "lost answer", "broken download", "damage")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(5))
+def test_random_faults_lose_nothing_change_nothing_and_leave_no_orphan(
+    team: Team, seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each fault six times in a seed's run, on either of two machines, which run the same spec together."""
+    expected = sorted(map(str, iter_measurements(tiny_components.tiny_spec(), team.folder / "folder")))
+    rng, due = np.random.default_rng(seed), list(FAULTS)
+    met = list[str]()
+
+    def fault(request: Request) -> str:
+        possible = [name for name in due if (name != "damage" and "download" not in name) or request.method == "GET"]
+        if possible and request.name.count("/") > 3 and rng.random() < 0.15:
+            due.remove(name := possible[rng.integers(len(possible))])
+            met.append(name)
+            return name
+        return ""
+
+    stores = {machine: team.at(machine) for machine in ("one", "two")}
+    team.server.fault = fault
+    rows, problems = dict[str, list[str]](), list[str]()
+
+    def work(machine: str) -> None:
+        for _ in range(5):
+            try:
+                found = iter_measurements(tiny_components.tiny_spec(), stores[machine])
+                rows[machine] = sorted(map(str, found))
+                return
+            except StoreError as problem:  # what a user does: run again
+                problems.append(str(problem))
+
+    threads = [threading.Thread(target=work, args=(machine,)) for machine in stores]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    team.server.fault = team.server.no_fault
+    assert len(met) == len(FAULTS)
+    assert rows["one"] == rows["two"] == expected, problems
+    assert {Path(name).name for name in team.names("objects")} == set(tiny_components.objects_of(team.folder / "folder"))
+    assert {Path(name).stem for name in team.names("records")} == set(tiny_components.results_of(team.folder / "folder"))
+    found = verify(tiny_components.tiny_spec(), team.at("three"), 10)
+    assert (found.wrong, found.damaged) == ([], [])
+    monkeypatch.setattr("selfloop.commands.gc.MIN_AGE", -60)
+    delete_garbage(find_garbage(team.at("three")), team.at("three"))
+    assert verify(tiny_components.tiny_spec(), team.at("four"), 1).damaged == []
+
+
+@pytest.mark.slow
+def test_a_killed_writer_loses_nothing_that_was_put_and_leaves_no_orphan_that_gc_keeps(
+    team: Team, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected, rng = team.folder / "folder", np.random.default_rng(0)
+    list(iter_measurements(tiny_components.tiny_spec(generations=25, seeds=4), expected))
+    script = [sys.executable, tiny_components.__file__, team.address]
+    for _ in range(6):
+        before, started = team.names("records"), len(team.server.requests)
+        environment = tiny_components.environment(SELFLOOP_CACHE=str(team.folder / "one"))
+        process = subprocess.Popen(script, env=environment, stdout=subprocess.DEVNULL)
+        last = started + int(rng.integers(20, 150))
+        while process.poll() is None and len(team.server.requests) < last:
+            time.sleep(0.001)
+        process.kill()
+        process.wait()
+        assert len(team.server.requests) >= last
+        assert before < team.names("records")
+    monkeypatch.setattr("selfloop.commands.gc.MIN_AGE", -60)
+    delete_garbage(find_garbage(team.at("two")), team.at("two"))
+    copied = copy_store(team.at("two"), team.folder / "copy")
+    assert copied.damaged == 0
+    known = tiny_components.results_of(expected)
+    assert all(known[key] == result for key, result in tiny_components.results_of(team.folder / "copy").items())
+    used = {result["object"] for result in tiny_components.results_of(team.folder / "copy").values() if "object" in result}
+    assert {Path(name).stem for name in team.names("objects")} == used
