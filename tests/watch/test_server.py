@@ -169,6 +169,25 @@ def test_names_of_runs_are_shown_as_text(tmp_path: Path) -> None:
     assert "Not finished" not in pages[1]
 
 
+def test_runs_of_one_title_are_told_apart_by_what_differs(tmp_path: Path) -> None:
+    specs = [
+        "n = 20\nseeds = 2\n",
+        "n = 30\nseeds = 2\n",
+        'n = 30\nseeds = 2\nmetrics = [\n    "nll",\n]\n\n[sweep]\n"b" = [1, 2]\n',
+    ]
+    for spec in specs:
+        with note_run(tmp_path, "kde on moons", spec):
+            pass
+    with note_run(tmp_path, "another", specs[0] + "holdout = 3\n"):
+        pass
+    with serve(tmp_path) as server:
+        page = ask(server, f"/{server.token}/").read().decode()
+    titles = [html.unescape(title) for title in re.findall(r'<a id="run-[^>]*>([^<]*)<', page)]
+    assert sorted(titles) == [
+        "another", "kde on moons; n = 20", "kde on moons; n = 30", 'kde on moons; n = 30, "nll", "b" = [1, 2]',
+    ]  # fmt: skip
+
+
 @pytest.mark.parametrize("body", ["[]", "{", '{"pid": "1"}', '{"pid": 1, "host": 2, "total": 3}', "[" * 100_000])
 def test_a_damaged_progress_file_counts_as_none(server: WatchServer, body: str) -> None:
     name = only_run(server)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
+import os
+import platform
 import re
 import shutil
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -15,6 +19,8 @@ from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Page, expect, sync_playwright
 
 import tiny_components
+from selfloop.store.live import RunProgress, progress_file
+from selfloop.store.runs import note_run
 from selfloop.watch.server import WatchServer
 
 CHROMIUM = shutil.which("chromium")
@@ -54,6 +60,33 @@ def generations_of(text: str) -> int:
     match = re.search(r"(\d+) of 800 generations", text)
     assert match, text
     return int(match[1])
+
+
+def test_a_button_keeps_its_focus_and_its_click_while_the_page_updates(tmp_path: Path, page: Page) -> None:
+    with note_run(tmp_path, "kde on moons", "n = 20\n"):
+        pass
+    (run,) = tmp_path.glob("runs/*.json")
+
+    def write(done: int) -> None:
+        progress = RunProgress(os.getpid(), platform.node(), 800, done, elapsed=done * 10.0, doing="fit")
+        progress_file(tmp_path, run.stem).write_text(json.dumps(asdict(progress)))
+
+    write(2)
+    with WatchServer(tmp_path) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        page.goto(server.url)
+        pause = page.get_by_role("button", name=re.compile("^pause"))
+        pause.focus()
+        pause.hover()
+        page.mouse.down()
+        element = pause.element_handle()
+        assert element
+        write(3)
+        expect(page.locator("article")).to_contain_text("3 of 800 generations")
+        assert element.evaluate("button => button.isConnected && button === document.activeElement")
+        page.mouse.up()
+        expect(page.locator(".state")).to_have_text("paused")
+        server.shutdown()
 
 
 def test_a_reader_sees_measurements_arrive_and_cancels_the_run(tmp_path: Path, page: Page) -> None:

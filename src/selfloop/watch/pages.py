@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import re
 import secrets
 import threading
 import time
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from jinja2 import ChoiceLoader, PackageLoader
@@ -19,6 +21,7 @@ from selfloop.spec.parse import parse_spec
 from selfloop.store.live import RunProgress, read_progress
 from selfloop.store.runs import StoredRun, read_run
 
+MAX_SETTINGS = 3  # of a run that tell it from others of the same title
 MAX_DRAWN = 8  # reports in memory; one has some megabytes
 IDLE_SHARE, MAX_IDLE = 3, 60.0  # times as long as a report took to draw, at most these seconds, pass before the next drawing
 
@@ -58,7 +61,7 @@ class WatchPages:
 
     def list_page(self) -> str:
         """The page of all runs."""
-        watched = [(run, read_progress(self.store, run.name)) for run in self.runs().values()]
+        watched = [(run, read_progress(self.store, run.name)) for run in distinct_titles([*self.runs().values()])]
         return _connected(self._render("list.html", watched=watched, nonce=secrets.token_urlsafe(16)))
 
     def run_page(self, name: str) -> str | None:
@@ -111,6 +114,18 @@ class WatchPages:
         finally:
             drawn.ended, drawn.seconds = time.monotonic(), time.monotonic() - started
             drawn.version, drawn.is_busy = drawn.version + 1, False
+
+
+def distinct_titles(runs: Sequence[StoredRun]) -> Iterator[StoredRun]:
+    """The runs; a title that several have is followed by the lines of the run's spec that not all of these have."""
+    lines = {
+        run.name: re.findall(r"(?m)^ *([^\[\]\s].*[^\[\n,]),?$", run.spec) for run in runs
+    }  # without headings and brackets
+    for run in runs:
+        shared = set.intersection(*(set(lines[each.name]) for each in runs if each.title == run.title))
+        own = [line for line in lines[run.name] if line not in shared]
+        words = ", ".join([*own[:MAX_SETTINGS], *["..."] * (len(own) > MAX_SETTINGS)])
+        yield replace(run, title="; ".join(filter(None, (run.title, words))))
 
 
 def _connected(page: str) -> str:

@@ -41,16 +41,28 @@
     scrollTo({ top: top ? scrollY + top.getBoundingClientRect().top - left.place.at : left.y, behavior: "instant" });
   }
 
+  // Takes over the contents in place: what stays keeps its focus, and a click that has begun meets the same button at its end.
+  function merge(old, next) {
+    const left = [...old.childNodes];
+    const parts = [...next.childNodes].map((part) => {
+      const i = left.findIndex((each) => each.nodeName === part.nodeName && each.id === part.id);
+      if (i < 0) return part;
+      const [same] = left.splice(i, 1);
+      if (same.nodeValue !== part.nodeValue) same.nodeValue = part.nodeValue;
+      for (const { name, value } of part.attributes ?? []) if (same.getAttribute(name) !== value) same.setAttribute(name, value);
+      merge(same, part);
+      return same;
+    });
+    for (const part of left) part.remove();
+    parts.forEach((part, i) => old.childNodes[i] === part || old.insertBefore(part, old.childNodes[i] ?? null));
+  }
+
   async function update() {
     try {
       const response = await fetch(live.dataset.source, { cache: "no-store" });
       if (!response.ok) throw new Error(response.statusText);
       const next = new DOMParser().parseFromString(await response.text(), "text/html").getElementById("live");
-      if (next && next.innerHTML !== live.innerHTML) {
-        const focused = live.contains(document.activeElement) ? document.activeElement.id : "";
-        live.innerHTML = next.innerHTML;
-        if (focused) document.getElementById(focused)?.focus({ preventScroll: true });
-      }
+      if (next) merge(live, next);
       const isQuiet = !document.hidden && Date.now() - touched > QUIET;
       if (next && next.dataset.version !== live.dataset.version && follow?.checked && isQuiet) return leave();
       document.title = document.title.replace(/ \(no answer\)$/, "");
