@@ -6,6 +6,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
+from torch._dynamo.testing import CompileCounter
 from torch.nn import functional
 
 from selfloop.component import Context
@@ -119,6 +120,35 @@ def test_documents_of_one_window_have_the_logits_of_separate_windows(config):
         separate = torch.cat([model.logits(part) for part in tokens.split([7, 3, 10], 1)], 1)
         torch.testing.assert_close(together, separate, rtol=1e-4, atol=1e-5)
         assert (model.logits(tokens) - separate)[0, 7:].abs().max() > 0.01
+
+
+@pytest.mark.parametrize("config", [CONFIGS[0], CONFIGS[3]], ids=lambda c: c.arch)
+@pytest.mark.filterwarnings("ignore:flex_attention called without")
+def test_attention_that_skips_blocks_is_that_with_a_mask(monkeypatch, config):
+    """Several blocks of 128 positions, documents across their borders; its gradient needs a GPU."""
+    config = replace(config, context=300)
+    model, tokens = random_network(config), random_tokens(config, 2)
+    documents = torch.repeat_interleave(torch.arange(6), torch.tensor([100, 30, 1, 169, 140, 160])).view(2, 300)
+    with torch.inference_mode():
+        expected = model(tokens, documents)
+        model.skips_blocks = True
+        torch.testing.assert_close(model(tokens, documents), expected, rtol=1e-4, atol=1e-5)
+        block_mask = network.block_mask
+        monkeypatch.setattr(network, "block_mask", lambda first: block_mask(torch.zeros_like(first)))
+        assert (model(tokens, documents) - expected).abs().max() > 0.01, "the test would notice attention across documents"
+    apart, together = (block_mask(torch.full((1, 1024), first)) for first in (512, 0))
+    assert apart.sparsity() > together.sparsity(), "blocks before a document are skipped"
+
+
+def test_documents_that_change_compile_nothing_again():
+    counter, config = CompileCounter(), replace(CONFIGS[3], layers=1, context=256)
+    model = random_network(config)
+    layer, tokens = torch.compile(network.apply_layer, dynamic=False, backend=counter), random_tokens(config, 1)
+    model.apply_layer, model.skips_blocks = layer, True
+    with torch.no_grad():
+        for first in (20, 150, 255):
+            model(tokens, (torch.arange(256) >= first).long()[None])
+    assert counter.frame_count == 1
 
 
 def test_layers_that_torch_cannot_compile_stay_as_they_are(monkeypatch):

@@ -110,7 +110,7 @@ class Transformer(NetworkFamily):
         stream = self._pack(rows, rows.prepared, ctx)
         _check_tokenizer(init, rows.prepared, self.tokenizer is not None)
         with trainer.seed_torch(ctx.stream.child("init")):
-            network = TransformerNetwork(self.config(), self.dropout)
+            network = TransformerNetwork(self.config(), self.dropout, not self.cross_document_attention)
         scale = len(stream) / stream.mass()  # the losses of windows then average to the mean loss of a token
 
         def loss(

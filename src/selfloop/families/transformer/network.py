@@ -9,6 +9,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 
 from selfloop.families.transformer.decoder import TransformerConfig
 
@@ -79,10 +80,11 @@ class TransformerNetwork(nn.Module):
     Dropout is that of transformers' classes: GPT-2 on embeddings, attention and both branches, Llama on attention.
     """
 
-    def __init__(self, config: TransformerConfig, dropout: float = 0.0) -> None:
+    def __init__(self, config: TransformerConfig, dropout: float = 0.0, in_documents: bool = False) -> None:
         super().__init__()
-        self.config, self.dropout = config, dropout
+        self.config, self.dropout, self.in_documents = config, dropout, in_documents
         self.apply_layer: Callable[..., Tensor] = apply_layer  # or a compiled one
+        self.skips_blocks = False  # True: flex attention, which is fast if it is compiled, and has no dropout
         embedding = nn.Embedding(config.vocab, config.hidden)
         if config.arch == "gpt2":
             layers: list[nn.Module] = [Gpt2Layer(config, dropout) for _ in range(config.layers)]
@@ -112,7 +114,7 @@ class TransformerNetwork(nn.Module):
 
     def forward(self, tokens: Tensor, documents: Tensor | None = None) -> Tensor:
         """`documents` (batch, tokens) numbers the document of each token: attention and positions then stay inside it."""
-        context = AttentionContext(self.config, tokens, documents)
+        context = AttentionContext(self.config, tokens, documents, self.skips_blocks)
         if self.config.arch == "gpt2":
             body, layers, norm = self.transformer, self.transformer["h"], self.transformer["ln_f"]
             x = functional.dropout(body["wte"](tokens) + body["wpe"](context.positions), self.dropout, self.training)
@@ -136,14 +138,18 @@ def apply_layer(layer: nn.Module, x: Tensor, context: AttentionContext) -> Tenso
 class AttentionContext:
     """Position of each token in its document, and the attention that depends on it."""
 
-    def __init__(self, config: TransformerConfig, tokens: Tensor, documents: Tensor | None) -> None:
+    def __init__(self, config: TransformerConfig, tokens: Tensor, documents: Tensor | None, skips_blocks: bool = False) -> None:
         positions = torch.arange(tokens.shape[1], device=tokens.device)
         self.positions, self.mask, self.rotary = positions, None, None
+        self.blocks: BlockMask | None = None
         self.heads, self.kv_heads = config.heads, config.kv_heads or config.heads
         if documents is not None:
             begins = functional.pad(documents[:, 1:] != documents[:, :-1], (1, 0))
             first = torch.where(begins, positions, 0).cummax(1).values  # position that a token's attention begins at
-            self.mask = ((positions >= first[:, :, None]) & (positions <= positions[:, None]))[:, None]
+            if skips_blocks:
+                self.blocks = block_mask(first)
+            else:
+                self.mask = ((positions >= first[:, :, None]) & (positions <= positions[:, None]))[:, None]
             self.positions = positions - first
         if config.arch == "llama":
             self.rotary = rotary_tables(config, self.positions)
@@ -155,10 +161,24 @@ class AttentionContext:
             qkv = apply_rope(qkv, *self.rotary, n_heads)
         parts = qkv.view(*qkv.shape[:2], n_heads, -1).transpose(1, 2)
         q, k, v = torch.split(parts, [self.heads, self.kv_heads, self.kv_heads], dim=1)
-        out = functional.scaled_dot_product_attention(
-            q, k, v, self.mask, dropout, is_causal=self.mask is None, enable_gqa=self.heads != self.kv_heads
-        )
+        is_grouped = self.heads != self.kv_heads
+        if self.blocks is not None:
+            out = flex_attention(q, k, v, block_mask=self.blocks, enable_gqa=is_grouped)
+        else:
+            out = functional.scaled_dot_product_attention(
+                q, k, v, self.mask, dropout, is_causal=self.mask is None, enable_gqa=is_grouped
+            )
         return out.transpose(1, 2).flatten(2)
+
+
+def block_mask(first: Tensor) -> BlockMask:
+    """Causal attention that begins at the position `first` (batch, tokens) of each token, with the blocks that it needs."""
+    batch, n_tokens = first.shape
+
+    def is_seen(b: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        return (key <= query) & (key >= first[b, query])
+
+    return create_block_mask(is_seen, batch, None, n_tokens, n_tokens, device=first.device)
 
 
 def rotary_tables(config: TransformerConfig, positions: Tensor) -> tuple[Tensor, Tensor]:

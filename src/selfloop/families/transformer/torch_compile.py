@@ -29,7 +29,7 @@ def compile_if_useful(
     """Compile the layers of a network on a GPU for training on micro-batches of `micro_batch` windows.
 
     The decision is a function of settings, rows and machine, never of time. If torch cannot compile, "auto" keeps torch's
-    usual operations and `true` raises SpecError.
+    usual operations and `true` raises SpecError. Compiled attention inside documents skips the blocks of other documents.
     """
     if trainer.device().type == "cpu" or training.compile is False:
         return
@@ -45,19 +45,19 @@ def _count_flops(network: TransformerNetwork, training: TrainingSettings, n_wind
 def _compile_layers(network: TransformerNetwork, training: TrainingSettings, n_windows: int, ctx: Context) -> None:
     """Use compiled layers, and run them once, so that an error appears before the fit."""
     network.to(trainer.device()).train()
-    network.apply_layer = _apply_compiled
+    network.apply_layer, network.skips_blocks = _apply_compiled, network.in_documents and not network.dropout
     with suppress(RuntimeError):  # torch's own folder has a name in /tmp, which another user could create first
         os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(Path.home() / ".cache" / "selfloop" / "inductor"))
     tokens = torch.zeros((n_windows, network.config.context), dtype=torch.int64, device=trainer.device())
     error: Exception | None = None
     try:
         with trainer.seed_torch(ctx.stream), trainer.autocast(training, network):
-            network(tokens).sum().backward()
+            network(tokens, tokens if network.in_documents else None).sum().backward()
     except (RuntimeError, OSError) as problem:  # all errors of torch's and the system's compiler
-        error, network.apply_layer = problem, apply_layer
+        error, network.apply_layer, network.skips_blocks = problem, apply_layer, False
     network.zero_grad()
     if error is None:
-        ctx.backends["layers"] = "torch.compile"
+        ctx.backends["layers"] = "torch.compile, block mask" if network.skips_blocks else "torch.compile"
     elif training.compile is True:
         raise SpecError(
             f"family.training.compile: got true; torch cannot compile here ({first_line(error)}). Set it to 'auto' or false."
