@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from html import unescape
 from html.parser import HTMLParser
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -32,7 +33,7 @@ from example_reports import (
 from selfloop.errors import printable
 from selfloop.report.figures import join_pictures, report_styles, side_by_side
 from selfloop.report.gallery import read_texts
-from selfloop.report.page import _mark_code, render_page, write_figures
+from selfloop.report.page import _mark_code, render_page, vega_bundle, write_figures
 from selfloop.report.tables import describe_change
 from selfloop.report.values import CurveData, Panel, Report
 
@@ -203,6 +204,20 @@ def test_the_page_is_self_contained(quickstart: str) -> None:
     assert "link" not in page.tags
     assert all(address.startswith(("#", "data:")) for address in page.addresses)
     assert len(quickstart.encode()) < 1_000_000
+
+
+def test_the_bundle_of_vega_is_kept_and_made_again_if_it_is_damaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SELFLOOP_CACHE", str(tmp_path))
+    file, kept = tmp_path / f"vega-{version('vl-convert-python')}.js.gz", gzip.compress(b"kept")
+    try:
+        for content, expected in ((kept, b"kept"), (kept[:-5], b"vegaEmbed")):
+            file.write_bytes(content)
+            vega_bundle.cache_clear()
+            bundle = base64.b64decode(vega_bundle())
+            assert expected in gzip.decompress(bundle)
+            assert file.read_bytes() == bundle
+    finally:
+        vega_bundle.cache_clear()
 
 
 def test_the_change_of_a_metric_without_a_zero_is_a_difference() -> None:

@@ -5,9 +5,12 @@ from __future__ import annotations
 import base64
 import gzip
 import re
+import zlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from functools import cache
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +19,8 @@ from altair.utils.schemapi import debug_mode
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
-from selfloop.errors import printable
+from selfloop.errors import SelfloopError, printable
+from selfloop.formats.replacing import write_bytes
 from selfloop.report import theme
 from selfloop.report.answers import first_screen, undecided_verdict
 from selfloop.report.charts import Figure, save_svg, to_file_name
@@ -25,6 +29,7 @@ from selfloop.report.gallery import view_gallery
 from selfloop.report.picture_grid import select_generations
 from selfloop.report.tables import format_seconds, heat_map, unmeasured, verdict_tables
 from selfloop.report.values import Report
+from selfloop.store.bucket import cache_folder
 
 MAX_OPEN_POLICIES = 10  # with more policies, as in a grid, parts of the page that list all policies are folded
 _ASPECT_TITLES = {
@@ -66,7 +71,7 @@ def render_page(reports: Sequence[Report], title: str = "") -> str:
         costs=[cost for report in reports for cost in report.costs],
         experiments=experiments,
         side_by_side=side_by_side(reports, styles) if len(reports) > 1 else [],
-        bundle=_vega_bundle(),
+        bundle=vega_bundle(),
     )  # fmt: skip
     return printable(page)
 
@@ -155,8 +160,15 @@ def _mark_code(text: str) -> Markup:
     return Markup(re.sub("`([^`]+)`", r"<code>\1</code>", str(escape(text))))
 
 
-@cache  # building it takes 1.6 s
-def _vega_bundle() -> str:
-    """Vega, Vega-Lite and Vega-Embed as compressed JavaScript in base64."""
-    bundle = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;")
-    return base64.b64encode(gzip.compress(bundle.encode(), mtime=0)).decode()
+@cache
+def vega_bundle() -> str:
+    """Vega, Vega-Lite and Vega-Embed as compressed JavaScript in base64. Bundling takes 1.5 s, so that a file keeps it."""
+    file = cache_folder() / f"vega-{version('vl-convert-python')}.js.gz"
+    try:
+        gzip.decompress(packed := file.read_bytes())  # to check it
+    except (OSError, EOFError, zlib.error):  # absent or damaged
+        packed = gzip.compress(vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;").encode(), mtime=0)
+        with suppress(OSError, SelfloopError):  # a folder that cannot be written
+            file.parent.mkdir(parents=True, exist_ok=True)
+            write_bytes(file, packed)
+    return base64.b64encode(packed).decode()
