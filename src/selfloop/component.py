@@ -197,6 +197,10 @@ class Family(Component):
         """The settings for the fit of generation t, if they depend on t."""
         return self
 
+    def count_shares(self) -> int:
+        """Shares of a minibatch, which several processes may divide among them; 0: one process fits a model."""
+        return 0
+
     @abstractmethod
     def fit(self, rows: TrainingRows, ctx: Context, init: Params | None) -> Params:
         """A model of the rows, which have the columns that all batches have. `init`: model to continue from; None = scratch."""

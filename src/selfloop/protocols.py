@@ -48,16 +48,6 @@ class CuratesRows(Protocol):
     def max_rounds(self) -> int | None: ...
 
 
-# Families that several processes train
-
-
-@runtime_checkable
-class UsesRanks(Protocol):
-    """A family that several processes fit together: each computes some of the shares of every minibatch."""
-
-    def count_shares(self) -> int: ...
-
-
 # Sources
 
 

@@ -17,7 +17,7 @@ from selfloop.ranks import LED, Ranks
 
 
 def main_of_rank() -> None:
-    """Entry point of every rank. All end when rank 0 ends: the connection to it closes."""
+    """Entry point of every process. All end when rank 0 ends: their connections to it close."""
     if os.environ["RANK"] != "0":
         sys.stdout = sys.stderr = Path(os.devnull).open("w")  # noqa: SIM115  # until the end
         warnings.simplefilter("ignore")
@@ -26,12 +26,11 @@ def main_of_rank() -> None:
     with plain_problems():
         ranks = Ranks.join()
     if ranks.rank:
-        _follow(ranks)
-    else:
-        _lead(ranks)
-
-
-def _lead(ranks: Ranks) -> None:
+        try:
+            follow(ranks)
+        except Exception as problem:  # of any kind: this process ends
+            ranks.leave_words(problem)
+        return
     LED.set(ranks)
     try:
         main()
@@ -39,10 +38,3 @@ def _lead(ranks: Ranks) -> None:
         if not ranks.in_step:
             with suppress(SelfloopError):
                 ranks.tell(None)
-
-
-def _follow(ranks: Ranks) -> None:
-    try:
-        follow(ranks)
-    except BaseException as problem:  # of any kind: this process ends
-        ranks.leave_words(problem)

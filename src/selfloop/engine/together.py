@@ -8,7 +8,6 @@ from pathlib import Path
 from selfloop.component import Context
 from selfloop.engine.executors import Notify, execute
 from selfloop.errors import ChainEndedError, SettingError, SpecError
-from selfloop.protocols import UsesRanks
 from selfloop.ranks import Ranks
 from selfloop.spec.spec import Spec
 from selfloop.store.calls import StepCall
@@ -22,13 +21,11 @@ def check_ranks(spec: Spec, ranks: Ranks, workers: int | None) -> None:
     if (workers or 1) > 1:
         raise SpecError(f"workers: got {workers}; the {ranks.count} ranks of torchrun work on one task. Leave it out.")
     for family in (point.spec.family for point in spec.points()):
-        if not isinstance(family, UsesRanks) or family.takes_over_interrupts:
+        if (shares := family.count_shares()) == 0 or family.takes_over_interrupts:
             raise SpecError(f"family.{family.name}: one process fits it, and torchrun started {ranks.count}. Use selfloop run.")
-        if (shares := family.count_shares()) % ranks.count:
-            raise SettingError(
-                "family.training.shares",
-                f"got {shares}; expected a multiple of {ranks.count}, the ranks of torchrun. Change one.",
-            )
+        if shares % ranks.count:
+            problem = f"got {shares}; expected a multiple of {ranks.count}, the ranks of torchrun. Change one."
+            raise SettingError("family.training.shares", problem)
 
 
 def follow(ranks: Ranks) -> None:

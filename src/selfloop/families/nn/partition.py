@@ -32,9 +32,11 @@ class Partition:
         if self.ranks.count == 1:
             return [(loss, gradients)]
         sent = torch.cat([x.reshape(-1) for part in self.indices for x in (loss, *gradients[part])])
-        messages = self.ranks.exchange(sent, [1 + span.stop - span.start for span in self.spans])
+        sizes = [1 + span.stop - span.start for span in self.spans]
+        received = sent.new_empty(self.ranks.count, sizes[self.ranks.rank])
+        self.ranks.run("all_to_all_single", received.view(-1), sent, [received.shape[1]] * self.ranks.count, sizes)
         found: list[tuple[Tensor, Tensors]] = []
-        for first, *others in (torch.split(message, [1, *self.counts[self.own]]) for message in messages):
+        for first, *others in (torch.split(message, [1, *self.counts[self.own]]) for message in received):
             found.append((first[0], [x.view(shape) for x, shape in zip(others, self.shapes[self.own], strict=True)]))
         return found
 
@@ -45,13 +47,14 @@ class Partition:
         norms = torch.zeros(len(self.counts), device=gradients[0].device if gradients else None)
         for i, norm in enumerate(torch._foreach_norm(gradients) if gradients else (), self.own.start):
             norms[i] = norm
-        self.ranks.add(norms)  # zeros but for one rank: exact
+        self.ranks.run("all_reduce", norms)  # zeros but for one rank: exact
         return norms
 
     def share(self, vector: Tensor) -> None:
         """Replace the values of each rank's parameters, in the vector of all values, by those of that rank."""
         for rank, span in enumerate(self.spans):
-            self.ranks.broadcast(vector[span], rank)
+            if self.ranks.count > 1 and span.stop > span.start:
+                self.ranks.run("broadcast", vector[span], rank)
 
     def join(self, part: Tensor) -> Tensor:
         """The vector of all values from those of this rank's parameters."""

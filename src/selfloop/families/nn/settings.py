@@ -113,7 +113,6 @@ class NetworkFamily(Family):
         return replace(self, training=self.training.for_generation(t))  # type: ignore[type-var]  # families are dataclasses
 
     def count_shares(self) -> int:
-        """Parts of a minibatch, which several processes share."""
         return self.training.shares
 
     def count_steps(self, n: float, tokens: float = math.nan) -> float:

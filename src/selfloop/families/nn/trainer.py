@@ -331,14 +331,15 @@ class _TrainingState:
             whole = torch.empty_like(self.optimizer.vector if name in averages else tensor)
             if saved:
                 whole.copy_(saved[1][name])
-            self.ranks.broadcast(whole)
+            if self.ranks.count > 1:
+                self.ranks.run("broadcast", whole, 0)
             # copied, not replaced: last bits of a product may depend on the array's alignment
             tensor.copy_(whole[self.optimizer.partition.span] if name in averages else whole)
         return step
 
     def save_if_due(self, step: int) -> None:
         now = time.monotonic()
-        if self.path is not None and self.ranks.agree(now >= self.due):
+        if self.path is not None and self.ranks.tell(now >= self.due):
             parts = self.optimizer.averages().items()
             averages = {name: self.optimizer.partition.join(part).cpu() for name, part in parts}
             if self.ranks.rank == 0:
