@@ -9,6 +9,7 @@ import resource
 import shutil
 import subprocess
 import sys
+import threading
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -26,7 +27,7 @@ from selfloop.errors import ChainEndedError, DataError, SelfloopError, StoreErro
 from selfloop.formats.safetensors import to_safetensors
 from selfloop.rng import RandomStream
 from selfloop.store.identity import digest, stored_step
-from selfloop.store.records import with_checksum
+from selfloop.store.records import own_scratch, with_checksum, write_new
 from selfloop.store.store import Store
 from selfloop.types import Measurement
 from tiny_components import selfloop, tiny_spec
@@ -140,6 +141,53 @@ def test_a_store_without_hard_links_holds_the_same_files(
     assert tiny_components.results_of(tmp_path) == tiny_components.results_of(finished[0])
     assert not list(tmp_path.rglob("*.tmp"))
     assert rows_of(tmp_path) == finished[1]
+
+
+def refuse_links(source: str, target: str) -> None:
+    raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+
+
+def test_without_hard_links_the_first_of_several_writers_of_a_name_wins(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "link", refuse_links)
+    for i in range(20):
+        path, start, won = f"{tmp_path}/{i}", threading.Barrier(4), list[bytes]()
+
+        def write(content: bytes, path: str = path, start: threading.Barrier = start, won: list[bytes] = won) -> None:
+            start.wait()
+            if write_new(path, content):
+                won.append(content)
+
+        threads = [threading.Thread(target=write, args=(bytes([j]) * 1000,)) for j in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert won == [Path(path).read_bytes()]
+    assert len(list(tmp_path.iterdir())) == 20
+
+
+def test_a_claim_that_a_killed_writer_left_is_taken_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "link", refuse_links)
+    monkeypatch.setattr("selfloop.store.records.CLAIM_SECONDS", 0.05)
+    (tmp_path / ".name.claim").touch()
+    assert write_new(f"{tmp_path}/name", b"1")
+    assert [file.name for file in tmp_path.iterdir()] == ["name"]
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.EOPNOTSUPP])
+def test_without_locks_two_processes_at_a_step_have_folders_of_their_own(
+    finished: tuple[Path, list[Measurement]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    def refuse(descriptor: int, operation: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+    with own_scratch(tmp_path / "scratch" / "key") as one, own_scratch(tmp_path / "scratch" / "key") as two:
+        assert one != two
+    assert rows_of(tmp_path) == finished[1]
+    assert list((tmp_path / "scratch").iterdir()) == []
 
 
 def mount(place: Path, options: str) -> None:

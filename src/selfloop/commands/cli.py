@@ -14,7 +14,7 @@ from selfloop.commands.cli_audit import audit
 from selfloop.commands.cli_check import check
 from selfloop.commands.cli_reproduce import reproduce
 from selfloop.commands.cli_run import open_spec, run, run_with_progress, write_report_file
-from selfloop.commands.cli_store import store_app
+from selfloop.commands.cli_store import store as store_command
 from selfloop.commands.cli_watch import watch
 from selfloop.commands.cli_web import web
 from selfloop.commands.completion import complete_component, complete_kind
@@ -218,7 +218,7 @@ app.command()(reproduce)
 app.command()(advise)
 app.command()(watch)
 app.command()(web)
-app.add_typer(store_app, name="store")
+app.command()(store_command)
 
 
 @app.command("list")

@@ -1,9 +1,9 @@
-"""The commands `store push` and `store pull`."""
+"""The command `store`."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -11,37 +11,24 @@ from selfloop.commands.options import QuietOption, store_at
 from selfloop.commands.progress import show_progress
 from selfloop.commands.terminal import show
 
-PLACE = "A folder, or s3://BUCKET/PREFIX, gs://... or az://..."
-store_app = typer.Typer(no_args_is_help=True, help="Copy results between stores.")
-PlaceArgument = Annotated[Path, typer.Argument(help=PLACE)]
+PlaceArgument = Annotated[Path, typer.Argument(help="A folder, or s3://BUCKET/PREFIX (gs, az).")]
 
 
-@store_app.command()
-def push(store: PlaceArgument, other: PlaceArgument, quiet: QuietOption = False) -> None:
-    """Copy to another store what it lacks: records, objects, the list of runs. May be interrupted and repeated.
+def store(action: Literal["push", "pull"], mine: PlaceArgument, other: PlaceArgument, quiet: QuietOption = False) -> None:
+    """Copy from one store to another what it lacks: push from the first to the second, pull from the second to the first.
+
+    Each file is checked by its digest. A copy may be interrupted and repeated. Exits with 1 if a file is damaged.
 
     Example: selfloop store push .selfloop s3://team-bucket/results
     """
-    _copy(store, other, quiet)
-
-
-@store_app.command()
-def pull(store: PlaceArgument, other: PlaceArgument, quiet: QuietOption = False) -> None:
-    """Copy from another store what this one lacks: records, objects, the list of runs. May be interrupted and repeated.
-
-    Example: selfloop store pull .selfloop s3://team-bucket/results
-    """
-    _copy(other, store, quiet)
-
-
-def _copy(source: Path, target: Path, quiet: bool) -> None:
     from selfloop.commands.copy_store import copy_store
 
+    source, target = map(store_at, (mine, other) if action == "push" else (other, mine))
     with show_progress(quiet, "records") as progress:
-        copied = copy_store(store_at(source), store_at(target), progress)
+        counts = copy_store(source, target, progress)
     show(
-        f"copied: {copied.records:,} records, {copied.objects:,} objects ({copied.bytes / 1e6:,.1f} MB); "
-        f"{copied.present:,} records were there; {copied.damaged:,} are damaged and were not copied."
+        f"copied: {counts['records']:,} records, {counts['objects']:,} objects ({counts['bytes'] / 1e6:,.1f} MB); "
+        f"{counts['present']:,} records were there; {counts['damaged']:,} are damaged and were not copied."
     )
-    if copied.damaged:
+    if counts["damaged"]:
         raise typer.Exit(1)

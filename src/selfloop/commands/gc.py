@@ -43,13 +43,13 @@ def find_garbage(path: Path, runs: Collection[str] = ()) -> Garbage:
     unwanted = set[str]().union(*(listed[name].keys for name in runs))
     unwanted -= set[str]().union(*(run.keys for run in listed.values() if run.name not in runs))
     garbage: Garbage = {}
-    own, needed, freed = _own_files(path), set[str](), set[str]()
+    files, own, needed, freed = StoreFolder(path, read_only=True), _own_files(path), set[str](), set[str]()
 
     def add(reason: str, file: Path) -> None:
         garbage.setdefault(reason, {})[file] = own[file][1]
 
     for file in (file for file, (kind, *_) in own.items() if kind == "records"):
-        body = _read_record(path, file)
+        body = _read_record(files, file)
         if body is None or file.stem in unwanted:
             add("damaged files" if body is None else "records", file)
         if body is not None:
@@ -102,14 +102,11 @@ def _kind(name: str) -> str:
     return next((kind for kind, form in FORMS.items() if re.fullmatch(form, name)), "")
 
 
-def _read_record(store: Path, file: Path) -> Mapping[str, Any] | None:
-    """A record's body, if need be from the bucket; None if it is damaged there."""
-    if (body := read_record(file, file.stem)) or not bucket_of(store):
-        return body
-    try:
-        return StoreFolder(store, read_only=True).read_record(file.stem)
-    except DamagedError:
-        return None
+def _read_record(files: StoreFolder, file: Path) -> Mapping[str, Any] | None:
+    body = read_record(file, file.stem)
+    with suppress(DamagedError):
+        return body if body or not files.bucket else files.read_record(file.stem)
+    return None
 
 
 def _status_below(path: Path) -> Iterator[os.stat_result]:

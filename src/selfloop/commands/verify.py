@@ -26,7 +26,6 @@ from selfloop.formats.safetensors import flatten_columns
 from selfloop.report.theme import format_count
 from selfloop.rng import RandomStream
 from selfloop.spec.spec import Spec
-from selfloop.store.bucket import DamagedError
 from selfloop.store.calls import NotStoredError, StepCall
 from selfloop.store.identity import ObjectRef, step_name
 from selfloop.store.inputs import refuse_interrupted
@@ -81,9 +80,8 @@ def verify(spec: Spec, path: Path, records: int, progress: Callable[[int, int], 
     for key, call in calls.items():
         if body := store.files.read_record(key):
             verification.backends.update(body["provenance"]["backend"].items())
-            if "object" in body["result"] and not _obtain(store, body["result"]["object"]):
-                store.files.damaged.append(file := store.files.object_path(body["result"]["object"]))
-                uses.setdefault(file, _Use(call.step)).places.update(uses[key].places)
+            if "object" in body["result"] and not store.files.is_sound(body["result"]["object"]):
+                uses.setdefault(store.files.damaged[-1], _Use(call.step)).places.update(uses[key].places)
     verification.damaged = [f"{uses[file]} ({file})" if file in uses else file for file in sorted(set(store.files.damaged))]
     rng = RandomStream(("verify", time.time_ns())).generator()
     keys = sorted(key for key, call in calls.items() if _is_reproducible(call.arguments))
@@ -97,13 +95,6 @@ def verify(spec: Spec, path: Path, records: int, progress: Callable[[int, int], 
         if progress:
             progress(verification.checked, len(picks))
     return verification
-
-
-def _obtain(store: Store, content: str) -> bool:
-    try:
-        return store.files.obtain(content)
-    except DamagedError:
-        return False
 
 
 def verification_to_json(verification: Verification) -> dict[str, Any]:

@@ -17,6 +17,8 @@ from typing import Any
 from selfloop.store import records
 from selfloop.store.bucket import Bucket, DamagedError, bucket_of
 
+KEY_LENGTH = 40  # of a key, and of the digest of an object
+
 
 @dataclass(slots=True)
 class StoreFolder:
@@ -39,13 +41,10 @@ class StoreFolder:
             if not records.check_format(self.path) and not self.read_only:
                 records.create_folders(self.path, self.bucket.create_marker() if self.bucket else b"")
 
-    def keys(self) -> set[str]:
-        """The keys of all records."""
-        return {name.split("/")[-1].removesuffix(".json") for name in self._names("records", ".json")}
-
-    def contents(self) -> set[str]:
-        """The digests of all objects; those in the bucket, if there is one."""
-        return {name.split("/")[-1].removesuffix(".safetensors") for name in self._names("objects", ".safetensors")}
+    def stems(self, folder: str) -> set[str]:
+        """Keys of all `records`, or digests of all `objects`: of those in the bucket, if there is one."""
+        names = [name for name, *_ in self.bucket.list(folder)] if self.bucket else (self.path / folder).glob("*/*.*")
+        return {stem for name in names if len(stem := Path(name).stem) == KEY_LENGTH}
 
     def object_path(self, content: str) -> str:  # text, not Path: creating paths would be a third of the cost of a replay
         """The file of an object."""
@@ -70,8 +69,9 @@ class StoreFolder:
         key, result = body["key"], body["result"]
         file_stat = records.file_stat(self.object_path(result["object"])) if "object" in result else None
         content = records.with_checksum(json.dumps({**body, "file_stat": file_stat}).encode())
-        if self.bucket and not self.bucket.put_new(self._name(self.record_path(key)), content):
-            return self._receive_record(key) or body
+        while self.bucket and not self.bucket.put_new(self._name(self.record_path(key)), content):
+            if stands := self._receive_record(key):  # else it is put at this moment
+                return stands
         return body if self._write(self.record_path(key), content) else self.read_record(key) or body
 
     def drop_record(self, key: str) -> None:
@@ -153,10 +153,18 @@ class StoreFolder:
         if self.bucket:
             self.bucket.put_new(self._name(path), Path(path))
 
-    def copy_object(self, content: str, file: Path) -> None:
-        """Add an object from an intact file. One in a bucket is put there alone."""
+    def is_sound(self, content: str) -> bool:
+        """True if an object is intact, here or in the bucket; else it is noted as damaged."""
+        with suppress(DamagedError):
+            if self.obtain(content):
+                return True
+        self.damaged.append(self.object_path(content))
+        return False
+
+    def copy_object(self, content: str, file: str) -> None:
+        """Add an object from an intact file. In a bucket it is only put there."""
         if self.bucket:
-            self.bucket.put_new(self._name(self.object_path(content)), file)
+            self.bucket.put_new(self._name(self.object_path(content)), Path(file))
             return
         with open(file, "rb") as source, mmap.mmap(source.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
             self.write_object(content, memoryview(mapped))
@@ -197,11 +205,6 @@ class StoreFolder:
     def _name(self, path: str) -> str:
         """The name in the bucket of a file."""
         return os.path.relpath(path, self.path).replace(os.sep, "/")
-
-    def _names(self, folder: str, suffix: str) -> Iterator[str]:
-        if self.bucket:
-            return (name for name, *_ in self.bucket.list(folder) if name.endswith(suffix))
-        return map(str, (self.path / folder).glob(f"*/*{suffix}"))
 
     def _damaged(self, name: str) -> DamagedError:
         assert self.bucket

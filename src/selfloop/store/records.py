@@ -211,18 +211,18 @@ def own_scratch(scratch: Path) -> Iterator[Path]:
             if not has_it:
                 shutil.rmtree(own, ignore_errors=True)
             with suppress(OSError):  # it is not empty, for the next try
-                own.rmdir()
+                (scratch if has_it is None else own).rmdir()
     finally:
         os.close(descriptor)
 
 
-def _is_locked(descriptor: int, folder: Path) -> bool:
-    """True if this process has the lock of an open folder now; False if it was removed, or if its file system has no locks."""
+def _is_locked(descriptor: int, folder: Path) -> bool | None:
+    """True if this process has the lock of an open folder now; False if it was removed; None if there are no locks here."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         return os.path.samestat(os.fstat(descriptor), os.stat(folder))
-    except OSError:
-        return False
+    except OSError as problem:
+        return False if problem.errno in (errno.EWOULDBLOCK, errno.EACCES, errno.ENOENT) else None
 
 
 def remove_scratch(scratch: Path) -> None:

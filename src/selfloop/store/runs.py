@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from selfloop.errors import SelfloopError, StoreError
+from selfloop.errors import SelfloopError
 from selfloop.formats.replacing import write_text
 from selfloop.store.bucket import connect
 from selfloop.store.folder import StoreFolder
@@ -88,23 +88,17 @@ def note_run(store: Path, title: str, spec: str) -> Iterator[set[str]]:
     files, keys, look = StoreFolder(store), set[str](), count_looks(store, spec)
 
     def write() -> None:
-        with suppress(OSError, SelfloopError), _warns_of_bucket(files):
+        try:
             add_run(files, StoredRun(run_name(spec), title, frozenset(keys), time.time(), spec, look))
+        except (OSError, SelfloopError) as problem:
+            if files.bucket:
+                warnings.warn(f"{problem} Other machines do not list this run.", stacklevel=4)
 
     write()
     try:
         yield keys
     finally:
         write()
-
-
-@contextmanager
-def _warns_of_bucket(files: StoreFolder) -> Iterator[None]:
-    try:
-        yield
-    except StoreError as problem:
-        if files.bucket:
-            warnings.warn(f"{problem} Other machines do not see this run in the list.", stacklevel=4)
 
 
 def add_run(files: StoreFolder, run: StoredRun, *, received: bool = False) -> None:
