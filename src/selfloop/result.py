@@ -370,6 +370,7 @@ def run(  # noqa: PLR0913  # three are callbacks
     notify: Notify | None = None,
     on_measured: OnMeasured | None = None,
     track: Sequence[str] = (),
+    on: str | None = None,
 ) -> Result:
     """Run a spec, or the spec in a file or preset of that name, to the end; stored results are not computed again.
 
@@ -377,19 +378,19 @@ def run(  # noqa: PLR0913  # three are callbacks
     `if __name__ == "__main__":`). The numbers do not depend on it. `progress` is called with the generations done and all
     generations, `notify` with texts such as "replace, seed 0, generation 2: fit, step 40 of 300", many times a second, and
     `on_measured` with each list of measurements as it arrives. The kernel of a notebook shows a line of progress instead.
-    `track`: trackers that receive them, too, such as "wandb" or "tensorboard=FOLDER".
+    `track`: trackers that receive them, too, such as "wandb" or "tensorboard=FOLDER". `on`: a Ray cluster, as `--on` has it.
     """
     spec, store = fresh_spec(spec), store_path(store)
     if track:
         from selfloop.trackers.tracking import run_tracked
 
-        again = partial(run, store=store, workers=workers, threads=threads, progress=progress, notify=notify)
+        again = partial(run, store=store, workers=workers, threads=threads, progress=progress, notify=notify, on=on)
         return run_tracked(track, spec, on_measured, lambda spec, observe: again(spec, on_measured=observe))
     labels, shared = spec.policy_labels(), Usage()
     usage = {label: Usage() for label in labels}
     table = {(p.coordinates, label): Curves(spec.seeds, p.spec.generations) for p in spec.points() for label in labels}
     for output in run_tasks(
-        spec, store, workers=workers, threads=threads, progress=progress, notify=notify, on_measured=on_measured
+        spec, store, workers=workers, threads=threads, progress=progress, notify=notify, on_measured=on_measured, on=on
     ):
         label = labels[output.policy]
         (shared if output.shared else usage[label]).add(output.usage)

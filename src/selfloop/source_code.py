@@ -67,30 +67,17 @@ def cell_digests(text: str) -> set[str]:
     return {blake2b(text.encode(), digest_size=20).hexdigest(), *_file_digests(_imported_files(text.encode(), ""))}
 
 
-def source_roots(module: str) -> set[Path]:
-    """Files, and folders of packages, with the source of a module that is not installed and of those that it imports."""
-    loaded = sys.modules[module]
-    files = _find_files([(str(loaded.__file__), getattr(loaded, "__package__", None) or "")])
-    depths = {path: len(package.split(".")) for path, (package, _) in files.items() if package}
-    return {Path(path).absolute().parents[depths[path] - 1] if path in depths else Path(path).absolute() for path in files}
-
-
 def _file_digests(waiting: list[tuple[str, str]]) -> set[str]:
     """Digests of files, each given with its package, and of the files that they import."""
-    return {content for _, content in _find_files(waiting).values()}
-
-
-def _find_files(waiting: list[tuple[str, str]]) -> dict[str, tuple[str, str]]:
-    """Files, each given with its package, and those that they import: path -> package, digest."""
-    found: dict[str, tuple[str, str]] = {}
+    digests: dict[str, str] = {}
     while waiting:
         path, package = waiting.pop()
         with suppress(OSError):  # deleted since it was imported, or inside of a ZIP file
-            if path not in found:
+            if path not in digests:
                 content = Path(path).read_bytes()
-                found[path] = package, blake2b(content, digest_size=20).hexdigest()
+                digests[path] = blake2b(content, digest_size=20).hexdigest()
                 waiting += _imported_files(content, package)
-    return found
+    return set(digests.values())
 
 
 @cache

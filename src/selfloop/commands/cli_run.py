@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from selfloop.commands.completion import complete_criterion
-from selfloop.commands.options import QuietOption, SetOption, SpecArgument, StoreOption, ThreadsOption, WorkersOption
+from selfloop.commands.options import OnOption, QuietOption, SetOption, SpecArgument, StoreOption, ThreadsOption, WorkersOption
 from selfloop.commands.progress import show_activity, show_progress
 from selfloop.commands.terminal import show
 from selfloop.errors import SpecError
@@ -43,6 +43,7 @@ def run_with_progress(
     outputs: Mapping[str, Path | str | None] = NO_OUTPUTS,
     fail_on: tuple[str, ...] = (),
     track: Sequence[str] = (),
+    on: str | None = None,
     *,
     announce: bool = False,
 ) -> Result:
@@ -66,7 +67,7 @@ def run_with_progress(
                 say = f"{missing:,} generations are not in the store: computing them (Ctrl-C ends it"
                 sys.stderr.write(f"{name}: {say}; `selfloop report --partial {name}` shows those that are).\n")
             progress.begin(spec)
-        return run_spec(spec, store, workers=workers, threads=threads, progress=progress, notify=notify, track=track)
+        return run_spec(spec, store, workers=workers, threads=threads, progress=progress, notify=notify, track=track, on=on)
 
 
 def write_report_file(results: list[Result], path: Path, quiet: bool, title: str = "", figures: Path | None = None) -> None:
@@ -104,6 +105,7 @@ def run(
     store: StoreOption = None,
     workers: WorkersOption = None,
     threads: ThreadsOption = None,
+    on: OnOption = None,
     quiet: QuietOption = False,
 ) -> None:
     """Run a spec. Stored results are reused.
@@ -124,7 +126,7 @@ def run(
         split_tracker(tracker)
     outputs, criteria = {"--json": json, "--report": report}, tuple(fail_on or ())
     try:
-        result = run_with_progress(spec, set_, store, workers, quiet, threads, outputs, criteria, track or ())
+        result = run_with_progress(spec, set_, store, workers, quiet, threads, outputs, criteria, track or (), on)
     except KeyboardInterrupt:
         if files := [str(file) for file in (json, report) if file and file != "-"]:
             sys.stderr.write(f"selfloop: {' and '.join(files)} {'are' if len(files) > 1 else 'is'} not written.\n")

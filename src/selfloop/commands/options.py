@@ -34,6 +34,9 @@ STORE_HELP = "Folder of the store, or s3://BUCKET/PREFIX (gs, az). Default: $SEL
 StoreOption = Annotated[Path | None, typer.Option(help=STORE_HELP)]
 WorkersOption = Annotated[int | None, typer.Option(min=1, help="Worker processes. Default: as many as the cores allow.")]
 ThreadsOption = Annotated[int | None, typer.Option(min=1, help="Threads per chain. Default: cores / chains, at least 1.")]
+OnOption = Annotated[
+    str | None, typer.Option(metavar="CLUSTER", help="Run on Ray: ray (started here), auto or ray://HOST:PORT (running).")
+]
 JsonOption = Annotated[
     str | None, typer.Option("--json", metavar="FILE", help="Write one JSON object; - is stdout.", callback=json_file)
 ]

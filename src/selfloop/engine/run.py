@@ -3,28 +3,35 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from annotated_types import Interval
 
 from selfloop.engine.curves import Curves
 from selfloop.engine.executors import Notify, count_cores, execute
-from selfloop.engine.tasks import TaskOutput, plan_tasks, run_task_in_worker
+from selfloop.engine.tasks import Task, TaskOutput, plan_tasks, run_task_in_worker
 from selfloop.engine.together import check_ranks
+from selfloop.errors import missing_extra
 from selfloop.notebook import ProgressLine, choose_callbacks
 from selfloop.policies.schedule import schedule_metrics
 from selfloop.ranks import LED
 from selfloop.settings import check_setting, check_size
 from selfloop.spec.parse import fresh_spec
+from selfloop.spec.resources import count_workers, share_gpus, visible_gpus
 from selfloop.spec.spec import Spec
 from selfloop.spec.write import spec_text
 from selfloop.store.live import LiveRun
 from selfloop.store.runs import note_run, open_place, run_name
 from selfloop.store.store import Store
 from selfloop.types import Measurement
+
+if TYPE_CHECKING:
+    from selfloop.engine.ray_executor import RayExecutor
 
 MAX_WORKERS = 10_000  # also threads; larger values are typos
 Progress = Callable[[int, int], None]  # generations finished, generations in all
@@ -50,10 +57,12 @@ def run_tasks(  # noqa: PLR0913  # three are callbacks
     progress: Progress | None,
     notify: Notify | None = None,
     on_measured: OnMeasured | None = None,
+    on: str | None = None,
 ) -> Iterator[TaskOutput]:
     """Run a spec; yields the outputs of its tasks in any order. `notify` gets notes on the present step, often.
 
-    `on_measured` gets every measurement once, stored ones too, in this process and before its output is yielded.
+    `on_measured` gets every measurement once, stored ones too, in this process and before its output is yielded. `on`: a Ray
+    cluster, as `open_cluster` names it.
     """
     path = store_path(store)
     for name, count in (("workers", workers), ("threads", threads)):
@@ -61,35 +70,58 @@ def run_tasks(  # noqa: PLR0913  # three are callbacks
     if (ranks := LED.get()).count > 1:
         check_ranks(spec, ranks, workers)
         workers, threads = 1, threads or max(1, count_cores() // ranks.local)
-    phases = plan_tasks(spec, path, threads)
+    # shared steps count with the chains that reuse them: as many generations as `plan` shows
+    total = sum(point.spec.generations for point in spec.points()) * len(spec.policies) * len(spec.seeds)
     Store(path)  # an unwritable store is found before any work
-    chains = phases[-1]  # shared steps count with the chains that reuse them: as many generations as `plan` shows
-    total = sum(task.generations * len(task.policies) * len(task.seeds) for task in chains)
     progress, notify = choose_callbacks(progress, notify)
     progress(0, total)
     labels, risk, text = spec.policy_labels(), spec.risk_metric() or "", spec_text(spec)
     title = f"{spec.family.name} on {spec.source.name}: {', '.join(labels)}"
     live = LiveRun(path, run_name(text), total, notify, risk)
-    with note_run(path, title, text) as keys, live:
-        for phase in phases:
-            per_chain = phase[0].threads
-            most = max(1, count_cores() // per_chain) if workers is None else workers
-            longest_first = sorted((replace(task, control=live.control) for task in phase), key=lambda task: -task.cost)
-            isolated = any(task.takes_over_interrupts for task in phase)
-            for output in execute(run_task_in_worker, longest_first, most, per_chain, notify=live.note, isolated=isolated):
-                # the chains replay what they share
-                seen = output if phase is chains else replace(output, curves=Curves((), 0), shared=True)
-                keys |= output.usage.keys
-                new = output.generations * len(output.curves.seeds)
-                counts = (0 if seen.shared else new, new if output.usage.computed else 0)
-                name = labels[output.policy] + "".join(f"; {key} = {value}" for key, value in output.coordinates)
-                live.progress.add(name, seen.curves.values.get(risk), seen.curves.count_ended(risk), *counts)
-                progress(live.progress.done, total)
-                if on_measured and not seen.shared:
-                    on_measured([*output.curves.measurements(labels[output.policy], output.coordinates, {})])
-                if isinstance(progress, ProgressLine):
-                    progress.add_output(seen)
-                yield seen
+    with _open_cluster(on, spec, path) as cluster, note_run(path, title, text) as keys, live:
+        phases = plan_tasks(spec, path, threads, cluster.cores() if cluster else ())
+        phases = [[replace(task, control=live.control) for task in phase] for phase in phases]
+        for output in _execute(spec, phases, workers, live.note, cluster):
+            seen = replace(output, curves=Curves((), 0)) if output.shared else output  # the chains replay what they share
+            keys |= output.usage.keys
+            new = output.generations * len(output.curves.seeds)
+            counts = (0 if seen.shared else new, new if output.usage.computed else 0)
+            name = labels[output.policy] + "".join(f"; {key} = {value}" for key, value in output.coordinates)
+            live.progress.add(name, seen.curves.values.get(risk), seen.curves.count_ended(risk), *counts)
+            progress(live.progress.done, total)
+            if on_measured and not seen.shared:
+                on_measured([*output.curves.measurements(labels[output.policy], output.coordinates, {})])
+            if isinstance(progress, ProgressLine):
+                progress.add_output(seen)
+            yield seen
+
+
+def _open_cluster(on: str | None, spec: Spec, store: Path) -> AbstractContextManager[RayExecutor | None]:
+    if on is None:
+        return nullcontext()
+    if find_spec("ray") is None:
+        raise missing_extra("on", "ray")
+    from selfloop.engine.ray_executor import open_cluster
+
+    return open_cluster(on, spec, store)
+
+
+def _execute(
+    spec: Spec, phases: Sequence[Sequence[Task]], workers: int | None, notify: Notify, cluster: RayExecutor | None
+) -> Iterator[TaskOutput]:
+    """Outputs of the tasks, from a cluster or from this machine."""
+    if cluster:
+        yield from cluster.execute(phases, workers, notify)
+        return
+    gpus = visible_gpus()
+    needs = spec.needs(len(gpus))
+    devices = share_gpus(gpus, needs.gpus or 0.0)
+    for phase in phases:
+        threads = phase[0].threads
+        most = count_workers(needs, workers or count_cores() // threads, devices)
+        longest_first = sorted(phase, key=lambda task: -task.cost)
+        isolated = any(task.takes_over_interrupts for task in phase)
+        yield from execute(run_task_in_worker, longest_first, most, threads, notify=notify, isolated=isolated, devices=devices)
 
 
 def iter_measurements(

@@ -1,0 +1,209 @@
+"""Runs on a Ray cluster of two nodes on this machine: the rows of a run in one process, whatever dies meanwhile."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+
+import selfloop
+import tiny_components
+from selfloop.columns import Params
+from selfloop.component import Context
+from selfloop.errors import SelfloopError
+from selfloop.types import Measurement, TrainingRows
+from tiny_components import Mean, tiny_spec
+
+ray = pytest.importorskip("ray", reason="the extra `ray` is not installed")
+pytestmark = pytest.mark.slow  # a cluster takes ten seconds to start
+NODE = {"num_cpus": 1, "object_store_memory": 80 << 20, "include_dashboard": False}
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Any]:
+    """A cluster of two nodes of one core each, to which this process is connected."""
+    from ray.cluster_utils import Cluster
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        patch.setenv("RAY_worker_niceness", "0")
+        nodes = Cluster(initialize_head=True, head_node_args=NODE)
+        nodes.add_node(num_cpus=1, object_store_memory=80 << 20)
+        patch.setenv("RAY_ADDRESS", nodes.address)
+        ray.init("auto", log_to_driver=False)
+        yield nodes
+        ray.shutdown()
+        nodes.shutdown()
+
+
+def rows_of(spec: selfloop.Spec, store: Path, **settings: Any) -> list[Measurement]:
+    """Measurements of a run in one order."""
+    return in_order(selfloop.run(spec, store, threads=1, **settings).measurements)
+
+
+def in_order(rows: Iterable[Measurement]) -> list[Measurement]:
+    return sorted(rows, key=lambda row: row[:4])
+
+
+def check_equal(store: Path, other: Path) -> None:
+    assert tiny_components.objects_of(store) == tiny_components.objects_of(other)
+    assert tiny_components.results_of(store) == tiny_components.results_of(other)
+
+
+def test_rows_and_keys_are_those_of_one_process_and_of_worker_processes(cluster: Any, tmp_path: Path) -> None:
+    alone = rows_of(tiny_spec(), tmp_path / "alone")
+    assert rows_of(tiny_spec(), tmp_path / "pool", workers=2) == alone
+    assert rows_of(tiny_spec(), tmp_path / "ray", on="auto") == alone
+    check_equal(tmp_path / "pool", tmp_path / "alone")
+    check_equal(tmp_path / "ray", tmp_path / "alone")
+
+
+def test_many_small_tasks_are_batched(cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from selfloop.engine import ray_executor
+
+    batches: list[int] = []
+    batch = ray_executor._Batch
+    monkeypatch.setattr(ray_executor, "_Batch", lambda positions: batches.append(len(positions)) or batch(positions))
+    spec = tiny_spec(seeds=60, generations=2, policies=("replace",))
+    assert len(rows_of(spec, tmp_path, on="auto")) == 480
+    assert sum(batches) == 120
+    assert len(batches) < 70
+    assert max(batches) > 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mortal(Mean):
+    """A model whose fit ends its process once, at the first fit that finds the flag."""
+
+    name: ClassVar[str] = "mortal"
+    flag: str = ""
+
+    def fit(self, rows: TrainingRows, ctx: Context, init: Params | None) -> Params:
+        if os.path.exists(self.flag):
+            os.unlink(self.flag)
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().fit(rows, ctx, init)
+
+
+def test_a_task_whose_worker_was_killed_is_run_again_and_gives_each_row_once(cluster: Any, tmp_path: Path) -> None:
+    flag = tmp_path / "flag"
+    spec = tiny_spec(family=Mortal(flag=str(flag)))
+    alone = rows_of(spec, tmp_path / "alone")
+    seen = list[list[Measurement]]()
+    flag.touch()
+    assert rows_of(spec, tmp_path / "ray", on="auto", on_measured=seen.append) == alone
+    assert not flag.exists()
+    assert in_order(row for rows in seen for row in rows) == [row for row in alone if row.metric in ("level", "last")]
+    check_equal(tmp_path / "ray", tmp_path / "alone")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Slow(Mean):
+    """A model whose fit takes a tenth of a second."""
+
+    name: ClassVar[str] = "slow"
+
+    def fit(self, rows: TrainingRows, ctx: Context, init: Params | None) -> Params:
+        time.sleep(0.1)
+        return super().fit(rows, ctx, init)
+
+
+def test_a_run_that_loses_a_node_ends_with_all_rows(cluster: Any, tmp_path: Path) -> None:
+    spec, seen = tiny_spec(family=Slow(), generations=6), list[list[Measurement]]()
+    alone, node = rows_of(spec, tmp_path / "alone"), cluster.add_node(num_cpus=1, object_store_memory=80 << 20)
+
+    def observe(rows: list[Measurement]) -> None:
+        seen.append(rows)
+        if len(seen) == 4:
+            cluster.remove_node(node, allow_graceful=False)
+
+    assert rows_of(spec, tmp_path / "ray", on="auto", on_measured=observe) == alone
+    check_equal(tmp_path / "ray", tmp_path / "alone")
+
+
+SCRIPT = """
+import sys, time, selfloop
+from dataclasses import dataclass
+from tiny_components import Mean, tiny_spec
+@dataclass(frozen=True, kw_only=True)
+class Own(Mean):
+    name = "own"
+    def fit(self, rows, ctx, init):
+        time.sleep(0.1)
+        return super().fit(rows, ctx, init)
+if __name__ == "__main__":
+    result = selfloop.run(tiny_spec(family=Own(), generations=4), sys.argv[1], threads=1, on=sys.argv[2] or None)
+    print(len([*result.measurements]))
+"""
+
+
+def start(script: Path, store: Path, on: str) -> subprocess.Popen[str]:
+    """The script in a process of its own."""
+    script.write_text(SCRIPT)
+    environment = tiny_components.environment(PYTHONPATH=str(Path(tiny_components.__file__).parent))
+    return subprocess.Popen([sys.executable, script, store, on], stdout=subprocess.PIPE, text=True, env=environment)
+
+
+@pytest.fixture(scope="module")
+def own_alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The store of the script in one process."""
+    folder = tmp_path_factory.mktemp("own")
+    assert start(folder / "script.py", folder / "store", "").communicate(timeout=60)[0] == "96\n"
+    return folder / "store"
+
+
+@pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGINT])
+def test_a_script_with_its_own_class_that_was_ended_continues_to_the_rows_of_one_process(
+    cluster: Any, own_alone: Path, tmp_path: Path, end: signal.Signals
+) -> None:
+    store, script = tmp_path / "ray", tmp_path / "script.py"
+    child = start(script, store, "auto")
+    deadline = time.monotonic() + 60
+    while len(tiny_components.files_of(store)) < 20 and time.monotonic() < deadline and child.poll() is None:
+        time.sleep(0.05)
+    child.send_signal(end)
+    assert child.wait(30) != 0
+    stored = tiny_components.results_of(store)
+    assert start(script, store, "").communicate(timeout=60)[0] == "96\n"
+    assert stored.keys() <= tiny_components.results_of(own_alone).keys()
+    check_equal(store, own_alone)
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({"cpus": 2}, r"^resources: a chain needs 2 CPU; no node has that \(at most 1 CPU\)\."),
+        ({"gpus": 1}, r"^resources: a chain needs 1 CPU, 1 GPU; no node has that \(at most 1 CPU, 0 GPU\)\."),
+        ({"memory_gb": 1e6}, r"^resources: a chain needs 1 CPU, 1e\+15 memory; no node has that"),
+    ],
+)
+def test_resources_that_no_node_has_are_one_sentence_before_work(
+    cluster: Any, tmp_path: Path, settings: dict[str, float], sentence: str
+) -> None:
+    with pytest.raises(SelfloopError, match=sentence):
+        selfloop.run(tiny_spec(resources=settings), tmp_path, on="auto")
+    assert tiny_components.results_of(tmp_path) == {}
+
+
+def test_nodes_that_do_not_see_the_store_are_one_sentence(
+    cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Path, "touch", lambda self: None)  # so that nobody sees the file that the driver writes
+    with pytest.raises(SelfloopError, match=r"^on: auto: node \w{8} does not see the store .*\. Put it into a folder that all"):
+        selfloop.run(tiny_spec(), tmp_path, on="auto")
+
+
+def test_nodes_with_another_version_are_one_sentence(cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from selfloop.engine import ray_executor
+
+    monkeypatch.setattr(ray_executor, "_versions", lambda: {"selfloop": "0.1"})
+    with pytest.raises(SelfloopError, match=r"^on: auto: node \w{8} has selfloop .*; here it is 0\.1\. Install the same"):
+        selfloop.run(tiny_spec(), tmp_path, on="auto")
