@@ -11,13 +11,13 @@ from rich.table import Table
 from rich.text import Text
 
 from selfloop.columns import Floats
-from selfloop.commands.console import format_number, sparkline
+from selfloop.commands.console import sparkline
 from selfloop.commands.plan import fit_work
 from selfloop.engine.curves import NO_MEASUREMENT, Curves
 from selfloop.engine.tasks import TaskOutput
 from selfloop.errors import printable
 from selfloop.report.tables import format_seconds
-from selfloop.report.theme import describe_coordinates
+from selfloop.report.theme import describe_coordinates, format_number
 from selfloop.spec.spec import Spec
 from selfloop.types import Coordinates
 
