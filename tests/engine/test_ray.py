@@ -197,13 +197,13 @@ def test_nodes_that_do_not_see_the_store_are_one_sentence(
     cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Path, "touch", lambda self: None)  # so that nobody sees the file that the driver writes
-    with pytest.raises(SelfloopError, match=r"^on: auto: node \w{8} does not see the store .*\. Put it into a folder that all"):
+    with pytest.raises(SelfloopError, match=r"^on: node \S+ does not see .*seen-by-all.*\. Share its"):
         selfloop.run(tiny_spec(), tmp_path, on="auto")
 
 
 def test_nodes_with_another_version_are_one_sentence(cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from selfloop.engine import ray_executor
 
-    monkeypatch.setattr(ray_executor, "_versions", lambda: {"selfloop": "0.1"})
-    with pytest.raises(SelfloopError, match=r"^on: auto: node \w{8} has selfloop .*; here it is 0\.1\. Install the same"):
+    monkeypatch.setattr(ray_executor, "_versions", lambda: {"Python": "2.7", "selfloop": "0.1"})
+    with pytest.raises(SelfloopError, match=r"^on: node \S+ has Python 3\..*; the driver has 2\.7\. Install the same"):
         selfloop.run(tiny_spec(), tmp_path, on="auto")

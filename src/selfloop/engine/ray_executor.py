@@ -26,15 +26,7 @@ import ray
 from ray import exceptions
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy as OnNode
 
-from selfloop.engine.executors import (
-    INTERRUPTS,
-    UNGUARDED_ADVICE,
-    Notify,
-    count_cores,
-    dump_task,
-    refuse_import,
-    run_and_send,
-)
+from selfloop.engine.executors import INTERRUPTS, UNGUARDED_ADVICE, Notify, count_cores, dump_task, refuse_import, run_and_send
 from selfloop.engine.tasks import Task, TaskOutput, find_blockers, run_task_in_worker
 from selfloop.errors import SelfloopError, SpecError, first_line, show_warnings_plainly
 from selfloop.formats.programs import THREAD_VARIABLES
@@ -72,43 +64,50 @@ class Mailbox:
 
 
 def _enter(place: Mapping[str, Any]) -> None:
-    """Make this process import what the driver can, in the driver's folder if it exists here."""
+    """Make this process import what the driver can, in the driver's folder if it exists here.
+
+    Raises SelfloopError on a node with other versions, and for a file that it does not see.
+    """
     sys.path += [path for path in place["sys_path"] if path not in sys.path]
     with suppress(OSError):
         os.chdir(place["folder"])
+    for name, own in _versions().items():
+        if place["versions"][name] != own:
+            here = f"on: node {platform.node()} has {name} {own}"
+            raise SelfloopError(f"{here}; the driver has {place['versions'][name]}. Install the same version there.")
+    for file in place["files"]:
+        if not os.path.exists(file):
+            raise SelfloopError(f"on: node {platform.node()} does not see {file}. Share its folder, under the same path.")
     main = {**place["main"]}
     if (path := main.get("init_main_from_path")) and not os.path.exists(path) and (found := find_spec(Path(path).stem)):
         main["init_main_from_path"] = found.origin  # it traveled
     current_process()._inheriting = True  # type: ignore[attr-defined]  # a run that starts now is refused
-    spawn.prepare(main)
-    del current_process()._inheriting  # type: ignore[attr-defined]
+    try:
+        spawn.prepare(main)
+    except SystemExit:
+        raise SelfloopError(UNGUARDED_ADVICE) from None
+    finally:
+        del current_process()._inheriting  # type: ignore[attr-defined]
+
+
+def _versions() -> dict[str, str]:
+    return {"Python": ".".join(platform.python_version_tuple()[:2]), "selfloop": version("selfloop")}
 
 
 def _run_batch(number: int, pickled: Sequence[bytes], place: Mapping[str, Any], threads: int, mailbox: Any) -> None:
     """Run tasks one after another in a worker of the cluster, and send their messages."""
     signal.pthread_sigmask(signal.SIG_BLOCK, INTERRUPTS)
     show_warnings_plainly()
+    _enter(place)
+    sent = list[Any]()
 
     def send(message: tuple[str, Any]) -> None:
-        ray.get(mailbox.put.remote(number, message))  # waited for, as calls of an asynchronous actor overtake each other
+        ray.get(sent)  # the message before, as calls of an asynchronous actor may overtake each other
+        sent[:] = [mailbox.put.remote(number, message)]
 
-    try:
-        _enter(place)
-        tasks = [replace(ForkingPickler.loads(task), store=open_place(place["store"])) for task in pickled]
-    except SystemExit:
-        tasks = []
-        send(("error", SelfloopError(UNGUARDED_ADVICE)))
+    tasks = [replace(ForkingPickler.loads(task), store=open_place(place["store"])) for task in pickled]
     all(run_and_send(run_task_in_worker, task, threads, send) for task in tasks)
-
-
-def _probe(place: Mapping[str, Any], files: Sequence[str]) -> tuple[dict[str, str], list[str]]:
-    """Versions on a node, and the files that it does not see."""
-    _enter({**place, "main": {}})
-    return _versions(), [file for file in files if not os.path.exists(file)]
-
-
-def _versions() -> dict[str, str]:
-    return {"Python": ".".join(platform.python_version_tuple()[:2]), "selfloop": version("selfloop")}
+    ray.get(sent)
 
 
 @contextmanager
@@ -120,14 +119,15 @@ def open_cluster(on: str, spec: Spec, store: Path) -> Iterator[RayExecutor]:
     refuse_import()
     if on not in ("ray", "auto") and not (on.startswith("ray://") and on.rpartition(":")[2].isdecimal()):
         raise SpecError(f'on: got {on!r}; expected "ray", "auto" or "ray://HOST:PORT". Correct it.')
-    executor, connects = RayExecutor(on, spec, store), not ray.is_initialized()
+    token = store.absolute() / f"seen-by-all-nodes-{os.urandom(4).hex()}"
+    executor, connects = RayExecutor(spec, token), not ray.is_initialized()
     try:
+        token.touch()
         if connects:
             _connect(on)
-        if not executor.nodes():
-            raise SelfloopError(f"on: {on}: the cluster has no node with a CPU. Start one (ray start).")
         yield executor
     finally:
+        token.unlink(missing_ok=True)
         if connects:
             ray.shutdown()
 
@@ -170,15 +170,16 @@ class _Batch:
 class RayExecutor:
     """A cluster, the tasks of a run that wait for others, those that are ready, and batches of those that run."""
 
-    def __init__(self, on: str, spec: Spec, store: Path) -> None:
-        self.on, self.spec, self.store = on, spec, store
+    def __init__(self, spec: Spec, token: Path) -> None:
         main = spawn.get_preparation_data("") if b"__main__" in dump_task(spec) else {}
-        self.place = {
-            "folder": os.getcwd(),
-            "sys_path": [*map(os.path.abspath, sys.path)],
-            "main": {key: value for key, value in main.items() if key.startswith("init_main")},
-            "store": place_of(store.absolute()),
-        }
+        files = [path for path in inputs_of([spec, *(point.arrivals for point in spec.points())]) if isinstance(path, Path)]
+        store = place_of(token.parent)
+        if store == str(token.parent):  # else it is a bucket, and its folder here is for this machine
+            files.append(token)
+        self.spec, self.place = spec, {
+            "folder": os.getcwd(), "sys_path": [*map(os.path.abspath, sys.path)], "store": store, "versions": _versions(),
+            "files": [*map(str, files)], "main": {key: main[key] for key in main if key.startswith("init_main")},
+        }  # fmt: skip
         self.n_yielded, self.n_tries = Counter[int](), Counter[int]()
         self.batches, self.running, self.n_batches = dict[int, _Batch](), dict[Any, int](), 0
 
@@ -190,45 +191,9 @@ class RayExecutor:
         """Cores of every node."""
         return [int(node["CPU"]) for node in self.nodes().values()]
 
-    def check_nodes(self, runtime_env: Mapping[str, Any]) -> None:
-        """Raise SelfloopError for a node with other versions, without the store, or without a file that the spec reads."""
-        points = self.spec.points()
-        files = [str(path) for path in inputs_of([self.spec, *(p.arrivals for p in points)]) if isinstance(path, Path)]
-        token = self.store.absolute() / f"probe-{os.urandom(8).hex()}"
-        if self.place["store"] == str(self.store.absolute()):  # else it is in a bucket
-            files.append(str(token))
-        probe = ray.remote(num_cpus=0, max_retries=0, runtime_env=runtime_env)(_probe)
-        try:
-            token.touch()
-            answers = {
-                node: probe.options(scheduling_strategy=OnNode(node, soft=False)).remote(self.place, files)
-                for node in self.nodes()
-            }
-            for node, answer in answers.items():
-                with suppress(exceptions.TaskUnschedulableError):  # it is gone
-                    self._check_answer(f"on: {self.on}: node {node[:8]}", answer, token)
-        finally:
-            token.unlink(missing_ok=True)
-
-    def _check_answer(self, node: str, answer: Any, token: Path) -> None:
-        try:
-            versions, missing = ray.get(answer, timeout=ANSWER_SECONDS)
-        except exceptions.TaskUnschedulableError:
-            raise
-        except exceptions.RayError as problem:
-            advice = f"Install selfloop {version('selfloop')} there, with the same Python"
-            raise SelfloopError(f"{node} cannot run selfloop ({_reason(problem)}). {advice}.") from problem
-        for name, own in _versions().items():
-            if versions[name] != own:
-                raise SelfloopError(f"{node} has {name} {versions[name]}; here it is {own}. Install the same version there.")
-        if missing:
-            what = f"the store {self.store}" if missing[0] == str(token) else missing[0]
-            raise SelfloopError(f"{node} does not see {what}. Put it into a folder that all nodes share, under the same path.")
-
     def count_slots(self, threads: int) -> int:
         """How many tasks of so many threads can run at a time; SpecError if no node has what one task needs."""
-        nodes = [*self.nodes().values()]
-        asked = {name: amount for name, amount in self.needs(threads).items() if amount}
+        nodes, asked = [*self.nodes().values()], {name: amount for name, amount in self.needs(threads).items() if amount}
         if slots := sum(min(int(node.get(name, 0) // amount) for name, amount in asked.items()) for node in nodes):
             return slots
         words = ", ".join(f"{amount:g} {name}" for name, amount in asked.items())
@@ -240,15 +205,26 @@ class RayExecutor:
         needs = self.spec.needs(max((node.get("GPU", 0.0) for node in self.nodes().values()), default=0.0))
         return {"CPU": threads, "GPU": needs.gpus or 0.0, "memory": int((needs.memory_gb or 0.0) * GIGABYTE)}
 
+    def prepare(self, threads: int) -> Any:
+        """The Ray function that runs batches of tasks of so many threads. SelfloopError for a node that cannot run them."""
+        self.count_slots(threads)
+        environment = {"env_vars": dict.fromkeys(THREAD_VARIABLES, str(threads))}
+        probe = ray.remote(num_cpus=0, max_retries=0, runtime_env=environment)(_enter)
+        places = [OnNode(node, soft=False) for node in self.nodes()]
+        for answer in [probe.options(scheduling_strategy=place).remote(self.place) for place in places]:
+            with suppress(*DIED, exceptions.TaskUnschedulableError):  # the node is gone
+                _get(answer, ANSWER_SECONDS)
+        needs = self.needs(threads)
+        resources = {"num_cpus": threads, "num_gpus": needs["GPU"], "memory": needs["memory"] or None}
+        return ray.remote(**resources, max_retries=0, runtime_env=environment)(_run_batch)
+
     def execute(self, phases: Sequence[Sequence[Task]], workers: int | None, notify: Notify) -> Iterator[TaskOutput]:
         """Outputs of the tasks of all phases, in any order. A task starts as soon as all that it reuses is stored.
 
         Raises SelfloopError before any work if no node has what a task needs, or a node has other versions or files.
         """
         self.tasks = [task for phase in phases for task in phase]
-        for threads in {task.threads for task in self.tasks}:
-            self.count_slots(threads)
-        self.check_nodes(_thread_variables(self.tasks[0].threads))
+        self.functions = {threads: self.prepare(threads) for threads in {task.threads for task in self.tasks}}
         self.pickled, self.blockers = [*map(dump_task, self.tasks)], find_blockers(self.tasks)
         self.followers = defaultdict[int, list[int]](list)
         for i, others in enumerate(self.blockers):
@@ -270,7 +246,7 @@ class RayExecutor:
         messages, checked = self.mailbox.take.remote(), -CHECK_SECONDS
         while self.ready or self.batches:
             if time.monotonic() > checked + CHECK_SECONDS:  # nodes come and go
-                slots = {threads: self.count_slots(threads) for threads in {task.threads for task in self.tasks}}
+                slots = {threads: self.count_slots(threads) for threads in self.functions}
                 checked = time.monotonic()
             self.submit(slots, workers)
             for ended in ray.wait([*self.running, messages], num_returns=1, timeout=CHECK_SECONDS)[0]:
@@ -295,13 +271,8 @@ class RayExecutor:
             self.ready = [i for i in self.ready if i not in taken]
             self.n_batches += 1
             self.batches[self.n_batches] = _Batch(positions)
-            needs = self.needs(threads)
-            batch = ray.remote(
-                num_cpus=needs["CPU"], num_gpus=needs["GPU"], memory=needs["memory"] or None, max_retries=0,
-                runtime_env=_thread_variables(threads),
-            )(_run_batch)  # fmt: skip
             arguments = [self.pickled[i] for i in positions], self.place, threads, self.mailbox
-            self.running[batch.remote(self.n_batches, *arguments)] = self.n_batches
+            self.running[self.functions[threads].remote(self.n_batches, *arguments)] = self.n_batches
 
     def treat(self, number: int, kind: str, value: Any, notify: Notify) -> Iterator[TaskOutput]:
         """Yield an output that is new; raise the error of a task; release the tasks that waited for one that is done."""
@@ -341,20 +312,14 @@ class RayExecutor:
                 self.ready += batch.positions
 
 
-def _thread_variables(threads: int) -> dict[str, Any]:
-    return {"env_vars": dict.fromkeys(THREAD_VARIABLES, str(threads))}
-
-
-def _get(reference: Any) -> Any:
-    """The value of a reference. The death of a worker is passed on, and other problems of Ray are one sentence."""
+def _get(reference: Any, timeout: float | None = None) -> Any:
+    """The value of a reference. What ends workers is passed on; other problems, and those of tasks, are one sentence."""
     try:
-        return ray.get(reference)
-    except DIED:
+        return ray.get(reference, timeout=timeout)
+    except (*DIED, exceptions.TaskUnschedulableError):
         raise
     except exceptions.RayError as problem:
-        raise SelfloopError(f"on: the cluster failed ({_reason(problem)}). Run the same command to continue.") from problem
-
-
-def _reason(problem: BaseException) -> str:
-    cause = getattr(problem, "cause", None)
-    return first_line(cause if isinstance(cause, BaseException) else problem)
+        cause = getattr(problem, "cause", None) or problem
+        if isinstance(cause, SelfloopError):
+            raise cause from None
+        raise SelfloopError(f"on: the cluster failed ({first_line(cause)}). Correct that; run again to continue.") from problem
