@@ -197,6 +197,10 @@ class Family(Component):
         """The settings for the fit of generation t, if they depend on t."""
         return self
 
+    def count_work(self, n: float) -> float:
+        """Work of a fit of n rows, up to a factor."""
+        return n
+
     def count_shares(self) -> int:
         """Shares of a minibatch, which several processes may divide among them; 0: one process fits a model."""
         return 0

@@ -14,6 +14,8 @@ from selfloop.errors import printable
 if TYPE_CHECKING:
     from selfloop.component import Policy
     from selfloop.engine.tasks import TaskOutput
+    from selfloop.engine.time_left import TimeLeft
+    from selfloop.spec.spec import Spec
     from selfloop.types import Verdict
 
 MAX_SHOWN_ROWS = 40
@@ -91,6 +93,7 @@ class ProgressLine:
     def __init__(self, seconds: float, activity: str = "starting", unit: str = "generations") -> None:
         self.activity, self.unit, self.doing = activity, unit, ""
         self.done = self.total = 0
+        self.left: TimeLeft | None = None
         self.seconds = seconds  # between two lines
         self.started = self.due = time.monotonic()
 
@@ -104,12 +107,17 @@ class ProgressLine:
         self.doing = printable(doing)
         self.show()
 
+    def begin(self, spec: Spec, left: TimeLeft) -> None:
+        """Tell which spec runs, and how long it still takes."""
+        self.left = left
+
     def add_output(self, output: TaskOutput) -> None:
         """Receive what a task of a run has computed, with its usage."""
 
     def seconds_left(self, elapsed: float) -> float | None:
-        """Seconds until the end at the speed so far; None before anything is done."""
-        return elapsed / self.done * (self.total - self.done) if self.done else None
+        """Seconds until the end of a run, or of other work at the speed so far; None if unknown."""
+        pace = elapsed / self.done * (self.total - self.done) if self.done else None
+        return self.left.seconds() if self.left else pace
 
     def text(self) -> str:
         """The work done or, while it is unknown, the activity; the times; and the present step."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import pty
 import re
@@ -19,13 +20,26 @@ from rich.console import Console
 
 import tiny_components
 from selfloop.commands.live import MAX_POLICIES, RunState
+from selfloop.commands.progress import Progress
 from selfloop.engine.run import run_tasks
 from selfloop.engine.tasks import TaskOutput
+from selfloop.engine.time_left import TimeLeft
 from selfloop.report.theme import format_number
 from selfloop.spec.spec import Spec
 from selfloop.store.calls import Usage
 
 SPEC = {"criteria": (), "policies": ("replace", "accumulate")}
+
+
+class Shown(RunState):
+    """A table that gets every output as a run gives it."""
+
+    def __init__(self, spec: Spec) -> None:
+        super().__init__(spec, TimeLeft(spec))
+
+    def add(self, output: TaskOutput) -> None:
+        self.left.add(output)
+        super().add(output)
 
 
 def outputs_of(spec: Spec, store: Path) -> list[TaskOutput]:
@@ -43,7 +57,7 @@ def screen(state: RunState, width: int) -> list[str]:
 
 def test_the_risk_is_the_mean_of_the_seeds_that_reached_the_newest_generation(tmp_path: Path) -> None:
     spec = tiny_components.tiny_spec(metrics=(tiny_components.Energy(),), seeds=3, **SPEC)
-    state, outputs = RunState(spec), outputs_of(spec, tmp_path)
+    state, outputs = Shown(spec), outputs_of(spec, tmp_path)
     own = [output for output in outputs if not output.shared and output.policy == 0]
     by_seed = {seed: [output for output in own if output.curves.seeds == (seed,)] for seed in spec.seeds}
     for output in (*by_seed[0], *by_seed[1], *by_seed[2][:2]):
@@ -58,7 +72,7 @@ def test_a_chain_that_ended_is_no_part_of_a_mean(tmp_path: Path) -> None:
     spec = tiny_components.tiny_spec(
         family=tiny_components.Mean(limit=0.45), metrics=(tiny_components.Energy(),), seeds=8, **SPEC
     )
-    state = RunState(spec)
+    state = Shown(spec)
     for output in outputs_of(spec, tmp_path):
         state.add(output)
     assert re.search(r"[1-8] ended +▁?[▁-█]*×", screen(state, 120)[1])
@@ -69,20 +83,36 @@ def test_the_time_left_follows_the_work_and_not_the_number_of_generations(tmp_pa
     outputs = outputs_of(spec, tmp_path)
     shared, chains = ([each for each in outputs if each.shared is is_shared] for is_shared in (True, False))
     seconds = [3.0, 3.0, *[0.0, *(2.0 + t for t in range(2, 9))] * 2]  # generation t trains on t batches; the first is shared
-    state = RunState(spec)
-    assert state.seconds_left() is None
+    left = TimeLeft(spec)
+    assert left.seconds() is None
     for i, (output, each) in enumerate(zip((*shared, *chains), seconds, strict=True)):
-        state.add(replace(output, usage=Usage(computed=int(each > 0), seconds=each)))
-        state.last = time.monotonic()
-        state.started = state.last - state.busy  # one step at a time
+        left.add(replace(output, usage=Usage(computed=int(each > 0), seconds=each)))
+        left.last = time.monotonic()
+        left.started = left.last - left.busy  # one step at a time
         if i >= 3:  # generations 1 and 2 tell how the time grows
-            assert state.seconds_left() == pytest.approx(sum(seconds[i + 1 :]), rel=0.01, abs=0.01)
+            assert left.seconds() == pytest.approx(sum(seconds[i + 1 :]), rel=0.01, abs=0.01)
+
+
+def test_a_run_gives_one_estimate_to_the_line_the_table_and_the_file_that_watch_reads(tmp_path: Path) -> None:
+    line = Progress("starting", "generations")
+    outputs = run_tasks(
+        tiny_components.tiny_spec(generations=4, seeds=2, **SPEC), tmp_path, workers=1, threads=1, progress=line
+    )
+    for _ in range(6):
+        next(outputs)
+    assert line.run
+    assert line.left
+    assert line.run.left is line.left
+    assert line.seconds_left(1e9) == pytest.approx(line.left.seconds(), abs=0.1) != 0  # not by the share of generations
+    outputs.close()
+    (file,) = tmp_path.glob("runs/*.progress")
+    assert json.loads(file.read_text())["remaining"] == pytest.approx(line.left.seconds(), abs=0.5)
 
 
 @pytest.mark.parametrize("width", [120, 80, 40])
 def test_the_table_fits_the_terminal_and_names_how_many_policies_it_leaves_out(tmp_path: Path, width: int) -> None:
     policies = [{"name": "mix", "real_share": share / 20} for share in range(1, 17)]
-    state = RunState(tiny_components.tiny_spec(generations=2, seeds=1, **{**SPEC, "policies": policies}))
+    state = Shown(tiny_components.tiny_spec(generations=2, seeds=1, **{**SPEC, "policies": policies}))
     lines = screen(state, width)
     assert max(map(len, lines)) <= width
     assert lines[-1] == f"… {len(policies) - MAX_POLICIES} more"

@@ -75,7 +75,7 @@ def test_a_finished_run_has_its_progress_and_the_mean_of_its_last_losses(tmp_pat
     spec = tiny_components.tiny_spec(generations=3)
     result = run(spec, tmp_path)
     found = progress(tmp_path)
-    assert (found.state, found.done, found.total, found.computed) == ("finished", 18, 18, 14)  # policies share generation 1
+    assert (found.state, found.done, found.total, found.remaining) == ("finished", 18, 18, pytest.approx(0, abs=0.1))
     assert found.losses.keys() == {*spec.policy_labels()} if found.risk else not found.losses
     for label, (generation, value, seeds, ended) in found.losses.items():
         assert (generation, seeds, ended) == (3, 2, 0)
@@ -85,14 +85,14 @@ def test_a_finished_run_has_its_progress_and_the_mean_of_its_last_losses(tmp_pat
 def test_losses_are_means_over_the_seeds_of_the_newest_generation() -> None:
     found = RunProgress(1, "host", 10)
     nan = np.nan
-    found.add("a", np.array([[1.0, nan]]), 0, 1, 1)
-    found.add("a", np.array([[nan, 2.0]]), 0, 1, 1)
-    found.add("a", np.array([[9.0, nan]]), 0, 1, 0)  # of a slower seed
-    found.add("a", np.array([[nan, 5.0]]), 0, 1, 1)
-    found.add("a", np.array([[nan, nan]]), 1, 1, 1)
-    found.add("a", None, 0, 0, 1)
+    found.add("a", np.array([[1.0, nan]]), 0, 1)
+    found.add("a", np.array([[nan, 2.0]]), 0, 1)
+    found.add("a", np.array([[9.0, nan]]), 0, 1)  # of a slower seed
+    found.add("a", np.array([[nan, 5.0]]), 0, 1)
+    found.add("a", np.array([[nan, nan]]), 1, 1)
+    found.add("a", None, 0, 0)
     assert found.losses == {"a": (2, 3.5, 2, 1)}
-    assert (found.done, found.computed) == (5, 5)
+    assert found.done == 5
 
 
 def test_points_of_a_sweep_have_losses_of_their_own(tmp_path: Path) -> None:
@@ -124,7 +124,7 @@ def test_a_second_process_on_a_run_leaves_its_pause_and_its_progress(tmp_path: P
         before = json.dumps(asdict(RunProgress(first.pid, platform.node(), 10)))
         live.progress_file(tmp_path, "x").write_text(before)
         control_run(tmp_path, "x", "pause")
-        with live.LiveRun(tmp_path, "x", 10, lambda note: None, "") as second:
+        with live.LiveRun(tmp_path, "x", 10, lambda note: None, "", lambda: None) as second:
             time.sleep(3 * live.POLL_SECONDS)
             assert live.control_file(tmp_path, "x").read_text() == "pause"
             assert live.progress_file(tmp_path, "x").read_text() == before
@@ -144,7 +144,7 @@ def test_an_interrupt_at_the_end_of_a_run_leaves_its_state(tmp_path: Path, monke
         raise KeyboardInterrupt
 
     (tmp_path / "runs").mkdir()
-    with pytest.raises(KeyboardInterrupt), live.LiveRun(tmp_path, "x", 1, lambda note: None, "") as run:
+    with pytest.raises(KeyboardInterrupt), live.LiveRun(tmp_path, "x", 1, lambda note: None, "", lambda: None) as run:
         monkeypatch.setattr(run.thread, "join", interrupt)
     found = read_progress(tmp_path, "x")
     assert found is not None
@@ -155,7 +155,7 @@ def test_on_windows_no_signal_is_sent_to_look_at_a_process(tmp_path: Path, monke
     monkeypatch.setattr(sys, "platform", "win32")
     monkeypatch.setattr(os, "kill", lambda pid, number: pytest.fail("Ctrl-C"))
     (tmp_path / "runs").mkdir()
-    with live.LiveRun(tmp_path, "x", 1, lambda note: None, "") as run:
+    with live.LiveRun(tmp_path, "x", 1, lambda note: None, "", lambda: None) as run:
         monkeypatch.delattr(signal, "pthread_kill")
         found = read_progress(tmp_path, "x")
         assert found is not None
@@ -313,5 +313,5 @@ def test_pipes_in_place_of_the_files_of_a_live_run_are_not_waited_for(tmp_path: 
     assert read_progress(tmp_path, "r") is None
     with pytest.raises(SelfloopError, match=r"r\.control: is no file"):
         control_run(tmp_path, "r", "pause")
-    with live.LiveRun(tmp_path, "r", 3, lambda note: None, "loss"):
+    with live.LiveRun(tmp_path, "r", 3, lambda note: None, "loss", lambda: None):
         pause_between_steps(live.control_file(tmp_path, "r"), lambda note: None)("step")

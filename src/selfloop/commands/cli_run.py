@@ -62,11 +62,9 @@ def run_with_progress(
         check_outputs(outputs, [Path(name), *(file for file in files if isinstance(file, Path))])
         select_verdicts(spec, fail_on)
         notify = None if progress is None else progress.note
-        if progress:
-            if announce and (missing := count_missing(spec, store)):
-                say = f"{missing:,} generations are not in the store: computing them (Ctrl-C ends it"
-                sys.stderr.write(f"{name}: {say}; `selfloop report --partial {name}` shows those that are).\n")
-            progress.begin(spec)
+        if progress and announce and (missing := count_missing(spec, store)):
+            say = f"{missing:,} generations are not in the store: computing them (Ctrl-C ends it"
+            sys.stderr.write(f"{name}: {say}; `selfloop report --partial {name}` shows those that are).\n")
         return run_spec(spec, store, workers=workers, threads=threads, progress=progress, notify=notify, track=track, on=on)
 
 

@@ -51,21 +51,13 @@ class Trial:
     def chain_seconds(self, point: Point, position: int) -> float:
         """Seconds of one chain of a policy. Generation 1 counts for the first policy: all policies share it."""
         family = point.spec.family
-        first_rows = point.schedule(point.spec.policies[position])[0].trained_rows
+        first = family.for_generation(1).count_work(point.schedule(point.spec.policies[position])[0].trained_rows)
         return sum(
-            self.fit_start + self.fit * fit_work(family, entry.t, entry.trained_rows) / fit_work(family, 1, first_rows)
+            self.fit_start + self.fit * family.for_generation(entry.t).count_work(entry.trained_rows) / first
             + self.sample_row * count_sampled(point, entry) + self.measure
             for entry in point.schedule(point.spec.policies[position])
             if entry.t > 1 or position == 0
         )  # fmt: skip
-
-
-def fit_work(family: Family, t: int, rows: float) -> float:
-    """Work of the fit of generation t, up to a factor: rows in all training steps, or training rows where steps are unknown."""
-    family = family.for_generation(t)
-    if not isinstance(family, NetworkFamily) or math.isnan(n_steps := family.count_steps(rows)):
-        return rows
-    return n_steps * family.training.batch_size_for(rows)
 
 
 def estimate_seconds(task: Task, trials: dict[object, Trial | None]) -> float | None:

@@ -14,6 +14,7 @@ from selfloop.notebook import ProgressLine
 if TYPE_CHECKING:
     from selfloop.commands.live import RunState
     from selfloop.engine.tasks import TaskOutput
+    from selfloop.engine.time_left import TimeLeft
     from selfloop.spec.spec import Spec
 
 FIRST_SECONDS = 2.0  # without a line: an error of the spec comes sooner
@@ -48,19 +49,15 @@ class Progress(ProgressLine):
         self.due = self.started + FIRST_SECONDS
         self.run: RunState | None = None
 
-    def begin(self, spec: Spec) -> None:
-        """Tell which spec runs."""
+    def begin(self, spec: Spec, left: TimeLeft) -> None:
         from selfloop.commands.live import RunState
 
-        self.run = RunState(spec)
+        super().begin(spec, left)
+        self.run = RunState(spec, left)
 
     def add_output(self, output: TaskOutput) -> None:
         if self.run:
             self.run.add(output)
-
-    def seconds_left(self, elapsed: float) -> float | None:
-        """Follows from the work of the steps that are left, if it is known."""
-        return self.run.seconds_left() if self.run else super().seconds_left(elapsed)
 
 
 class _Silent(Progress):

@@ -15,6 +15,7 @@ from annotated_types import Interval
 from selfloop.engine.curves import Curves
 from selfloop.engine.executors import Notify, count_cores, execute
 from selfloop.engine.tasks import Task, TaskOutput, plan_tasks, run_task_in_worker
+from selfloop.engine.time_left import TimeLeft
 from selfloop.engine.together import check_ranks
 from selfloop.errors import missing_extra
 from selfloop.notebook import ProgressLine, choose_callbacks
@@ -77,7 +78,10 @@ def run_tasks(  # noqa: PLR0913  # three are callbacks
     progress(0, total)
     labels, risk, text = spec.policy_labels(), spec.risk_metric() or "", spec_text(spec)
     title = f"{spec.family.name} on {spec.source.name}: {', '.join(labels)}"
-    live = LiveRun(path, run_name(text), total, notify, risk)
+    left = TimeLeft(spec)
+    live = LiveRun(path, run_name(text), total, notify, risk, left.seconds)
+    if isinstance(progress, ProgressLine):
+        progress.begin(spec, left)
     with _open_cluster(on, spec, path) as cluster, note_run(path, title, text) as keys, live:
         phases = plan_tasks(spec, path, threads, cluster.cores() if cluster else ())
         phases = [[replace(task, control=live.control) for task in phase] for phase in phases]
@@ -85,9 +89,9 @@ def run_tasks(  # noqa: PLR0913  # three are callbacks
             seen = replace(output, curves=Curves((), 0)) if output.shared else output  # the chains replay what they share
             keys |= output.usage.keys
             new = output.generations * len(output.curves.seeds)
-            counts = (0 if seen.shared else new, new if output.usage.computed else 0)
+            left.add(output)
             name = labels[output.policy] + "".join(f"; {key} = {value}" for key, value in output.coordinates)
-            live.progress.add(name, seen.curves.values.get(risk), seen.curves.count_ended(risk), *counts)
+            live.progress.add(name, seen.curves.values.get(risk), seen.curves.count_ended(risk), 0 if seen.shared else new)
             progress(live.progress.done, total)
             if on_measured and not seen.shared:
                 on_measured([*output.curves.measurements(labels[output.policy], output.coordinates, {})])

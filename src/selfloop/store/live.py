@@ -43,8 +43,8 @@ class RunProgress:
     host: str
     total: int  # generations of all chains, as a run counts them
     done: int = 0  # those that are finished
-    computed: int = 0  # those that were not in the store; a generation that chains share counts once
     elapsed: float = 0.0  # seconds without pauses
+    remaining: float | None = None  # about so many seconds until the end
     doing: str = ""  # the present step
     state: State = "running"
     problem: str = ""  # why it failed
@@ -54,18 +54,13 @@ class RunProgress:
     losses: dict[str, tuple[int, float, int, int]] = field(default_factory=dict)
 
     @property
-    def remaining(self) -> float | None:
-        """Seconds until the end at the speed so far; None before the first computed generation."""
-        return self.elapsed / self.computed * (self.total - self.done) if self.computed else None
-
-    @property
     def actions(self) -> tuple[str, ...]:
         """The actions that the run obeys now, as `watch` names them."""
         return {"running": ("pause", "cancel"), "paused": ("continue", "cancel")}.get(self.state, ())
 
-    def add(self, title: str, risks: Floats | None, ended: int, done: int, computed: int) -> None:
+    def add(self, title: str, risks: Floats | None, ended: int, done: int) -> None:
         """Count new generations and chains that ended, and note risks (seeds, generations), NaN where there is none."""
-        self.done, self.computed = self.done + done, self.computed + computed
+        self.done += done
         if risks is None or not (ended or np.isfinite(risks).any()):
             return
         newest, mean, seeds, before = self.losses.get(title, (0, 0.0, 0, 0))
@@ -167,10 +162,12 @@ class LiveRun:
     another thread, or where Ctrl-C is ignored. Of several processes that compute one run, all obey and one writes.
     """
 
-    def __init__(self, store: Path, run: str, total: int, notify: Callable[[str], None], risk: str) -> None:
+    def __init__(
+        self, store: Path, run: str, total: int, notify: Callable[[str], None], risk: str, time_left: Callable[[], float | None]
+    ) -> None:
         self.progress = RunProgress(os.getpid(), platform.node(), total, risk=risk)
         self.store, self.run, self.control = store, run, control_file(store, run)
-        self.notify, self.canceled, self.stop = notify, False, threading.Event()
+        self.notify, self.canceled, self.stop, self.time_left = notify, False, threading.Event(), time_left
         self.thread = threading.Thread(target=self._follow, daemon=True)
         self.in_main_thread = threading.current_thread() is threading.main_thread()
 
@@ -232,6 +229,7 @@ class LiveRun:
             return False
         try:
             if self._is_mine():
+                self.progress.remaining = self.time_left()
                 write_text(file, json.dumps(asdict(self.progress)))
         except (OSError, SelfloopError):
             return False

@@ -118,3 +118,6 @@ class NetworkFamily(Family):
     def count_steps(self, n: float, tokens: float = math.nan) -> float:
         """Training steps of a fit of n rows."""
         return self.training.count_steps(n)
+
+    def count_work(self, n: float) -> float:  # the rows of all training steps, if they are known
+        return n if math.isnan(steps := self.count_steps(n)) else steps * self.training.batch_size_for(n)
