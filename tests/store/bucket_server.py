@@ -48,7 +48,7 @@ class BucketServer:
         kept: list[Any] = []
         with self.lock:
             body = b"".join(self.app(environ, lambda status, headers, *rest: kept.extend((status, headers))))
-        if fault == "lost answer":  # what was put stays, and the client is not told
+        if fault == "lost answer":  # a put stays, and its client gets an error
             start("500 Internal Server Error", [])
             return [b""]
         if fault == "broken download":

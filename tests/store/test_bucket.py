@@ -77,7 +77,7 @@ class Team:
         return store_path(self.address)
 
     def names(self, start: str = "") -> set[str]:
-        """What is in the bucket."""
+        """The names in the bucket."""
         return {name for name, *_ in bucket_module.Bucket(self.address).list("") if name.startswith(start)}
 
     def rows(self, machine: str, **changes: Any) -> list[Measurement]:
@@ -241,7 +241,7 @@ def test_a_copy_to_a_bucket_and_back_is_the_store_also_after_an_interrupt(team: 
 
     path = team.at("one")
     team.server.fault = fail_later
-    with pytest.raises(StoreError, match="what was put is kept"):
+    with pytest.raises(StoreError, match="finished puts are kept"):
         copy_store(origin, path)
     team.server.fault = team.server.no_fault
     assert 0 < len(team.names("records")) < len(tiny_components.results_of(origin))

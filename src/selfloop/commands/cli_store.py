@@ -14,7 +14,7 @@ from selfloop.commands.terminal import show
 PlaceArgument = Annotated[Path, typer.Argument(help="A folder, or s3://BUCKET/PREFIX (gs, az).")]
 
 
-def store(action: Literal["push", "pull"], mine: PlaceArgument, other: PlaceArgument, quiet: QuietOption = False) -> None:
+def store(action: Literal["push", "pull"], place: PlaceArgument, other: PlaceArgument, quiet: QuietOption = False) -> None:
     """Copy from one store to another what it lacks: push from the first to the second, pull from the second to the first.
 
     Each file is checked by its digest. A copy may be interrupted and repeated. Exits with 1 if a file is damaged.
@@ -23,7 +23,7 @@ def store(action: Literal["push", "pull"], mine: PlaceArgument, other: PlaceArgu
     """
     from selfloop.commands.copy_store import copy_store
 
-    source, target = map(store_at, (mine, other) if action == "push" else (other, mine))
+    source, target = map(store_at, (place, other) if action == "push" else (other, place))
     with show_progress(quiet, "records") as progress:
         counts = copy_store(source, target, progress)
     show(

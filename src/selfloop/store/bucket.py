@@ -1,7 +1,7 @@
 """A store in a bucket of S3, Google Cloud or Azure: the few operations that it needs, and its folder on this machine.
 
 The names in a bucket are those in a folder, and every file is put only if it is absent. The folder on this machine, in the
-cache, holds what was received or put, the progress of runs here, and the scratch folders; it may be deleted at any time.
+cache, holds received and put files, the progress of runs here, and the scratch folders; it may be deleted at any time.
 """
 
 from __future__ import annotations
@@ -83,8 +83,8 @@ class Bucket:
 
     def list(self, folder: str) -> Iterator[tuple[str, int, float]]:
         """Name, bytes and time of the files in a folder and below it."""
-        found = self._try("read", lambda obstore, client: obstore.list(client, folder, chunk_size=1000).collect())
-        return ((file["path"], file["size"], file["last_modified"].timestamp()) for file in found or ())
+        files = self._try("read", lambda obstore, client: obstore.list(client, folder, chunk_size=1000).collect())
+        return ((file["path"], file["size"], file["last_modified"].timestamp()) for file in files or ())
 
     def delete(self, name: str) -> None:
         """Delete a file, if there is one."""
@@ -109,7 +109,7 @@ class Bucket:
             if any(words in str(problem) for words in REFUSED):
                 break
         code, text = re.search(r"<Code>(\w+)</Code>", str(problem)), str(problem).split("\n")[0].split(" - ")[-1]
-        advice = "Check the address and the network, then run again: what was put is kept."
+        advice = "Check the address and the network, then run again: finished puts are kept."
         if any(words in str(problem) for words in REFUSED):
             advice = f"Check the credentials, such as {CREDENTIALS[self.url[:2]]}."
         raise StoreError(f"store {self.url}: cannot {action} ({(code[1] if code else text)[:200]}). {advice}") from problem

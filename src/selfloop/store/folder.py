@@ -25,7 +25,7 @@ class StoreFolder:
     """Files of a store by key and digest. StoreError for a folder of another format, and if it cannot be read or written.
 
     A folder that is a store already is only read until something is written. `read_only`: damaged files stay where they are.
-    Of a store in a bucket, the folder holds what was received or put: records at once, objects when they are opened.
+    Of a store in a bucket, the folder holds received and put files: records at once, objects when they are opened.
     """
 
     path: Path
