@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 from selfloop.errors import ChainEndedError, SelfloopError, first_line
 
 T = TypeVar("T")
-LONGEST_PAUSE = timedelta(days=1)  # of rank 0 in a step, which `watch` may pause; the end of a rank is noticed at once
+MAX_PAUSE = timedelta(days=1)  # of rank 0 in a step, which `watch` may pause; the end of a rank is noticed at once
 PROBLEM = "selfloop/problem"  # key under which a rank leaves its last words
 
 
@@ -42,7 +42,7 @@ class Ranks:
         try:
             store, rank, count = next(rendezvous("env://"))
             backend = "cpu:gloo,cuda:nccl" if n_gpus else "gloo"
-            init_process_group(backend, store=store, rank=rank, world_size=count, timeout=LONGEST_PAUSE)
+            init_process_group(backend, store=store, rank=rank, world_size=count, timeout=MAX_PAUSE)
         except (RuntimeError, ValueError) as problem:
             raise SelfloopError(f"torchrun: the processes do not meet ({first_line(problem)}). Check its options.") from problem
         return cls(rank, count, local, store)

@@ -186,7 +186,7 @@ def is_alive(pid: int) -> bool:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 @pytest.mark.parametrize(
-    ("kill", "says"),
+    ("kill", "sentence"),
     [
         (lambda process, ranks: os.kill(ranks[1], signal.SIGKILL), "torchrun: another one of its processes ended"),
         pytest.param(lambda process, ranks: os.kill(ranks[0], signal.SIGKILL), "", marks=pytest.mark.slow),
@@ -194,7 +194,7 @@ def is_alive(pid: int) -> bool:
     ],
 )
 def test_all_ranks_end_together_and_one_process_continues_to_the_same_bits(
-    tmp_path: Path, kill: Callable[[subprocess.Popen[str], list[int]], None], says: str
+    tmp_path: Path, kill: Callable[[subprocess.Popen[str], list[int]], None], sentence: str
 ) -> None:
     process = start_long_fit(tmp_path, "killed")
     ranks = pids_of_ranks(process)
@@ -204,7 +204,7 @@ def test_all_ranks_end_together_and_one_process_continues_to_the_same_bits(
     assert process.returncode == 1
     assert [pid for pid in ranks if is_alive(pid)] == []
     sentences = [line.removeprefix("selfloop: ") for line in err.splitlines() if line.startswith("selfloop: ")]
-    assert [sentence[: len(says)] for sentence in sentences] == [says] * bool(says)
+    assert [line[: len(sentence)] for line in sentences] == [sentence] * bool(sentence)
     assert out == ""
     notes: list[str] = []
     (tmp_path / "long.toml").write_text(LONG)

@@ -35,10 +35,10 @@ class Partition:
         sizes = [1 + span.stop - span.start for span in self.spans]
         received = sent.new_empty(self.ranks.count, sizes[self.ranks.rank])
         self.ranks.run("all_to_all_single", received.view(-1), sent, [received.shape[1]] * self.ranks.count, sizes)
-        found: list[tuple[Tensor, Tensors]] = []
+        results: list[tuple[Tensor, Tensors]] = []
         for first, *others in (torch.split(message, [1, *self.counts[self.own]]) for message in received):
-            found.append((first[0], [x.view(shape) for x, shape in zip(others, self.shapes[self.own], strict=True)]))
-        return found
+            results.append((first[0], [x.view(shape) for x, shape in zip(others, self.shapes[self.own], strict=True)]))
+        return results
 
     def norms(self, gradients: Tensors) -> Tensor:
         """The norm of the gradient of every parameter, from this rank's gradients."""

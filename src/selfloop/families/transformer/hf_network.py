@@ -97,15 +97,15 @@ def generate(model: Any, request: DecodeRequest, ctx: Context) -> Ragged:
         with quiet(), torch.inference_mode(), trainer.seed_torch(ctx.stream.child("generate", length, b)):
             config = _generation_config(model, sampler, end, limit - length)
             samples = model.generate(inputs, generation_config=config, attention_mask=torch.ones_like(inputs))
-        found = list[Ints]()
+        sampled = list[Ints]()
         for row in samples[:, 1:].cpu().numpy():
             ends = np.flatnonzero(row[length:] == end)
-            found.append(row[: length + ends[0] + 1] if len(ends) else row)
-        return found
+            sampled.append(row[: length + ends[0] + 1] if len(ends) else row)
+        return sampled
 
     rows = [np.zeros(0, np.int64)] * len(request)
-    for (_, _, group), found in zip(groups, ctx.ranks.map(sample_group, len(groups)), strict=True):
-        for i, row in zip(group, found, strict=True):
+    for (_, _, group), sampled in zip(groups, ctx.ranks.map(sample_group, len(groups)), strict=True):
+        for i, row in zip(group, sampled, strict=True):
             rows[i] = row
     values = np.concatenate([np.zeros(0, np.int64), *rows])
     dtype = np.uint16 if model.config.get_text_config().vocab_size <= 1 << 16 else np.uint32
