@@ -145,15 +145,18 @@ def _connect(on: str) -> None:
         own = [module for name, module in sys.modules.items() if "." not in name and not is_installed(name)]
         files = [Path(file).absolute() for module in own if (file := getattr(module, "__file__", None))]
         roots = [file.parent if file.name == "__init__.py" else file for file in files if file.suffix == ".py"]
-        options["runtime_env"] = {"py_modules": sorted(map(str, roots))}
+        options["runtime_env"] = {"py_modules": sorted(map(str, roots))} if roots else {}
     try:
-        if on.startswith("ray://"):  # Ray itself tries for half a minute
-            host, _, port = on.removeprefix("ray://").rpartition(":")
+        named = on if on.startswith("ray://") else os.environ.get("RAY_ADDRESS", "") * (on == "auto")
+        host, _, port = named.removeprefix("ray://").rpartition(":")
+        if port.isdecimal():  # Ray itself tries for minutes
             socket.create_connection((host, int(port)), CONNECT_SECONDS).close()
         ray.init(**options, log_to_driver=False, logging_level=logging.ERROR)
     except (OSError, RuntimeError, ValueError, exceptions.RayError) as problem:
-        reason = " ".join(str(problem).split())[:300].rstrip(".")
+        reason = " ".join(str(problem).split())[-300:].rstrip(".")
         raise SelfloopError(f"on: {on}: cannot be used ({reason}). Check the address, and the versions there.") from problem
+    except SystemExit:  # of Ray's own handler of SIGTERM
+        raise KeyboardInterrupt from None
     finally:
         for number, handler in handlers.items():  # Ray replaces them
             signal.signal(number, handler)
