@@ -26,11 +26,7 @@ from selfloop.store.identity import digest
 from selfloop.store.records import MARKER, place_of
 
 T = TypeVar("T")
-CREDENTIALS = {
-    "s3": "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
-    "gs": "GOOGLE_APPLICATION_CREDENTIALS",
-    "az": "AZURE_STORAGE_ACCOUNT_NAME and AZURE_STORAGE_ACCOUNT_KEY",
-}  # the variables of each scheme
+VARIABLES = {"s3": "AWS_", "gs": "GOOGLE_", "az": "AZURE_"}  # first letters of those with credentials, addresses and options
 NO_BUCKET = ("NoSuchBucket", "ContainerNotFound", "specified bucket does not exist")  # in answers of the three services
 REFUSED = ("401 Unauthorized", "403 Forbidden", "169.254.169.254", "Missing", "must be specified")  # no, or wrong, credentials
 ATTEMPTS, RETRY_SECONDS = 3, 1.0  # of an operation, besides the library's own; seconds before the second one
@@ -111,7 +107,7 @@ class Bucket:
         code, text = re.search(r"<Code>(\w+)</Code>", str(problem)), str(problem).split("\n")[0].split(" - ")[-1]
         advice = "Check the address and the network, then run again: finished puts are kept."
         if any(words in str(problem) for words in REFUSED):
-            advice = f"Check the credentials, such as {CREDENTIALS[self.url[:2]]}."
+            advice = f"Check the credentials in the variables {VARIABLES[self.url[:2]]}..., or the role of this machine."
         raise StoreError(f"store {self.url}: cannot {action} ({(code[1] if code else text)[:200]}). {advice}") from problem
 
 
@@ -159,8 +155,8 @@ def cache_folder() -> Path:
 
 
 def _variables() -> tuple[tuple[str, str], ...]:
-    """The variables from which the library takes credentials, addresses and options."""
-    return tuple(sorted(pair for pair in os.environ.items() if pair[0].startswith(("AWS_", "GOOGLE_", "AZURE_"))))
+    """The variables that the library reads."""
+    return tuple(sorted(pair for pair in os.environ.items() if pair[0].startswith(tuple(VARIABLES.values()))))
 
 
 @cache

@@ -124,9 +124,12 @@ def _receive_runs(files: StoreFolder) -> None:
     """List the runs of a bucket that were added since this was last called."""
     for name, _, changed in files.bucket.list("runs") if files.bucket else ():
         file = files.path / "runs" / "received" / os.path.basename(name)
+        run, _, mark = file.stem.partition("-")
         if not file.exists() and files.bucket and (content := files.bucket.get(name)):
-            if run := _parse_run(content, file.stem.partition("-")[0], changed):
-                add_run(files, run, received=True)
+            if mark not in ("", digest(content)[:12]):  # damaged on the way: the next time again
+                continue
+            if listed := _parse_run(content, run, changed):
+                add_run(files, listed, received=True)
             write_new(str(file), content)
 
 
