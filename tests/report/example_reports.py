@@ -71,7 +71,7 @@ def digits_report(seeds: int = 5, generations: int = 5) -> Report:
         panels.append(Panel(metric=metric, title=title, unit=unit, curves=curves))
     return Report(
         title="A VAE on handwritten digits",
-        summary=f"vae on digits, n = 1,257, {generations} generations, {seeds} seeds",
+        facts=["n = 1,257", f"{generations} generations", f"{seeds} seeds"],
         spec_text='generations = 5\n\n[source]\nname = "digits"\n\n[family]\nname = "vae"\n',
         versions=VERSIONS,
         generated=WHEN,
@@ -158,7 +158,7 @@ def linear_report(seeds: int = 2000, generations: int = 10) -> Report:
     )
     return Report(
         title="Linear regression, 2,000 chains",
-        summary=f"linear on linear(dim=30, noise=1), n = 1,000, {generations} generations, 2,000 seeds",
+        facts=["n = 1,000", f"{generations} generations", "2,000 seeds"],
         spec_text='n = 1000\nseeds = 2000\n[source]\nname = "linear"\ndim = 30\n',
         versions=VERSIONS,
         generated=WHEN,
@@ -284,7 +284,7 @@ def hostile_report() -> Report:
     values = np.array([[1.0, 2.0, 3.0], [1.1, 2.1, 3.2]])
     return Report(
         title=HOSTILE,
-        summary=HOSTILE,
+        facts=[HOSTILE],
         spec_text=HOSTILE,
         versions={HOSTILE: HOSTILE},
         generated=WHEN,

@@ -359,10 +359,8 @@ class Memorization(TextMetric):
 
     def measure_samples(self, snap: Snapshot, ctx: Context) -> Mapping[str, float]:
         sampled = token_ngrams.texts(snap.samples, snap.params, max_tokens=self.max_tokens)
-        starts, ends = (
-            sampled.offsets[:-1] + token_ngrams.prompt_lengths(snap, snap.samples, ctx)[: len(sampled)],
-            sampled.offsets[1:],
-        )
+        starts = sampled.offsets[:-1] + token_ngrams.prompt_lengths(snap, snap.samples, ctx)[: len(sampled)]
+        ends = sampled.offsets[1:]
         sampled = take_spans(sampled.values, np.minimum(starts, ends), ends)
         grams, rows = token_ngrams.ngrams(sampled, self.ngram)
         if not len(grams):

@@ -74,13 +74,11 @@ def build_report(result: Result) -> Report:
     """Everything that the page shows of a result."""
     spec, first = result.spec, result.points[0]
     sizes = ", ".join(dict.fromkeys(f"{point.n:,}" for point in result.points))
-    counts = f"{format_count(first.spec.generations, 'generation')}, {format_count(len(spec.seeds), 'seed')}"
-    title = f"{spec.family.name} on {spec.source.name}"
+    counts = format_count(first.spec.generations, "generation"), format_count(len(spec.seeds), "seed")
     versions, metrics = {name: version(name) for name in ("selfloop", "numpy", "scipy", "torch")}, {*result.metrics()}
     return Report(
-        title=title,
-        summary=f"{title}: {sizes} real rows, {counts}.",
-        facts=[f"{sizes} real rows", *counts.split(", ")],
+        title=f"{spec.family.name} on {spec.source.name}",
+        facts=[f"{sizes} real rows", *counts],
         unfinished=result.unfinished(),
         spec_text=spec_text(spec, brief=True),
         versions={"python": platform.python_version(), **versions},

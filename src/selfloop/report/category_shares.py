@@ -63,10 +63,8 @@ def _bars(data: str, rows: Records, styles: Mapping[str, Style], y: Any, tooltip
     groups = []
     for policy in dict.fromkeys(str(row["policy"]) for row in rows):
         bars = list(dict.fromkeys(row["bar"] for row in rows if row["policy"] == policy))
-        width, axis = (
-            min(BAR_WIDTH * len(bars), MAX_BARS_WIDTH),
-            alt.Axis(labelAngle=0, grid=False, ticks=False, domain=False, labelOverlap=True),
-        )
+        width = min(BAR_WIDTH * len(bars), MAX_BARS_WIDTH)
+        axis = alt.Axis(labelAngle=0, grid=False, ticks=False, domain=False, labelOverlap=True)
         base = alt.Chart(alt.NamedData(name=data)).transform_filter(alt.FieldEqualPredicate(field="policy", equal=policy))
         base = base.encode(x=alt.X("bar:N", sort=bars, scale=alt.Scale(domain=bars), title="generation t", axis=axis))
         layers = base.mark_bar(stroke=PAPER, strokeWidth=1).encode(

@@ -81,11 +81,9 @@ def side_by_side(reports: Sequence[Report], styles: Mapping[str, Style]) -> list
     for report in reports:
         for panel in report.drawn_panels[:1]:
             panel = replace(panel, laws=(), published=(), trivial=None, forecasts=())
-            figure, point = (
-                panel_figure(panel, styles, title=report.title.replace("_", " ")),
-                describe_coordinates(panel.coordinates),
-            )
-            caption = " ".join(filter(None, (report.summary, point and f"{point}.", figure.caption)))
+            figure = panel_figure(panel, styles, title=report.title.replace("_", " "))
+            point = describe_coordinates(panel.coordinates)
+            caption = ". ".join(filter(None, (", ".join(report.facts), point, figure.caption)))
             name, words = f"side-by-side-{len(figures) + 1}", f"{report.title}. {figure.alt}"
             figures.append(replace(figure, name=name, alt=words, caption=caption))
     return figures

@@ -108,7 +108,6 @@ class GalleryView:
     alt: str
     caption: str
     svg: str = ""
-    has_images: bool = False  # True if the picture consists of images
     molecules: Sequence[MoleculeView] = ()
     text_rows: Sequence[TextRow] = ()
     generations: Sequence[int] = ()  # columns of the text rows
@@ -161,7 +160,7 @@ def _view_images(gallery: Gallery, name: str, styles: Mapping[str, Style], alt: 
         "First seed. Every generation samples anew: images at the same position are unrelated."
     )
     svg = draw_grid(gallery, styles, lambda rows, _: grid.draw(np.asarray(rows[name])), size=grid.size)
-    return GalleryView(alt=alt, caption=caption, svg=svg, has_images=True)
+    return GalleryView(alt=alt, caption=caption, svg=svg)
 
 
 def _view_texts(gallery: Gallery, name: str, alt: str) -> GalleryView:

@@ -36,7 +36,6 @@ _ASPECT_TITLES = {
     "loss": "Loss", "quality": "Quality of samples", "diversity": "Diversity", "tails": "Rare values", "duplicates": "Copying",
     "classes": "Modes and classes", "length": "Length", "other": "Other values",
 }  # fmt: skip
-_SHARE_TITLES = {"mode": "modes", "attribute": "attributes", "symbol": "symbols", "token": "tokens"}
 
 
 def write_figures(reports: Sequence[Report], folder: Path) -> list[Path]:
@@ -106,7 +105,7 @@ def _experiment(report: Report, key: str, styles: Mapping[str, theme.Style]) -> 
     views = [view_gallery(gallery, styles) for gallery in report.galleries]
     nouns = {"mode" if shares.kind == "class" else shares.kind for shares in report.shares}
     nouns |= {order.noun for order in report.extinctions}
-    share_titles = [title for noun, title in _SHARE_TITLES.items() if noun in nouns]
+    share_titles = [f"{noun}s" for noun in ("mode", "attribute", "symbol", "token") if noun in nouns]
     points = _points(report, figures)
     is_sweep, has = len(points) > 1, {name for point in points for name in ("curves", "verdicts", "differences") if point[name]}
     sections = {

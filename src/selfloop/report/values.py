@@ -185,7 +185,6 @@ class Report:
     versions: Mapping[str, str]
     generated: datetime  # with a time zone
     panels: Sequence[Panel]
-    summary: str = ""  # one sentence: family, source, n, generations, seeds
     facts: Sequence[str] = ()  # beside the title: rows, generations, seeds
     unfinished: str = ""  # how far the run is, if it is not finished
     verdicts: Sequence[Verdict] = ()

@@ -123,10 +123,8 @@ def _compare_family(
     later = [difference(curves[a], curves[b])[:, first_generation - 1 :] for a, b in pairs]
     mean, error = (np.array(each) for each in zip(*map(mean_and_error, later), strict=True))  # (pairs, generations)
     alpha, comparisons = 1 - answer_level(), []
-    holds, violated = (
-        _adjust(_largest(_p_values(mean, error, n))),
-        _adjust([_p_value_of_any(-d, alpha / len(pairs)) for d in later]),
-    )
+    holds = _adjust(_largest(_p_values(mean, error, n)))
+    violated = _adjust([_p_value_of_any(-d, alpha / len(pairs)) for d in later])
     outside = np.maximum(_p_values(margin - mean, error, n), _p_values(margin + mean, error, n))
     equivalent, powers = _adjust(_largest(outside)), _describe_powers(error, n, margin)
     for i, (a, b) in enumerate(pairs):

@@ -137,11 +137,8 @@ def check_metric(metric: Metric, source: Source, family: Family, n: int = 30, sa
         metric.check(source, sampler)
     initial, holdout, inputs, params = _fit_example(source, family, n)
     samples = read_only(family.sample(params, n, sampler, inputs, CONTEXT.child("sample")))
-    rows, features, prepared = (
-        {"samples": samples, "holdout": holdout, "initial": initial},
-        dict[str, Columns](),
-        dict[str, Any](),
-    )
+    rows = {"samples": samples, "holdout": holdout, "initial": initial}
+    features, prepared = dict[str, Columns](), dict[str, Any]()
     if isinstance(metric, UsesFeatures):
         prepared = dict(prepare_features(metric.features, initial, CONTEXT))
         features = {name: extract_features(metric.features, table, prepared, CONTEXT) for name, table in rows.items()}

@@ -134,11 +134,8 @@ def _equal_variance_risk(scenario: Scenario, *, has_ridge: bool) -> Floats | Non
     In inputs of variance 1, fit t is B w_(t-1) plus noise. B has no preferred direction, so the products E w_t'w* and E |w_t|^2
     follow from E tr B / d, E tr B^2 / d and the noise that one fit adds.
     """
-    d, rows, variances = (
-        _dim(scenario),
-        law.newest_rows(scenario),
-        np.unique(cast(Floats, law.true_params(scenario)["variances"])),
-    )
+    d, rows = _dim(scenario), law.newest_rows(scenario)
+    variances = np.unique(cast(Floats, law.true_params(scenario)["variances"]))
     ridges = [float(scenario.family.for_generation(t).settings()["ridge"]) for t in range(1, scenario.generations + 1)]
     if scenario.source.has_fixed_design() or rows is None or len(variances) > 1 or any(ridges) != has_ridge:
         return None
