@@ -38,6 +38,9 @@ def component_settings(kind: str, name: str) -> tuple[str, list[SettingInfo]]:
         raise SpecError(unknown_name("list", kind, KINDS))
     cls = component_class(kind, name, kind)
     text, settings = inspect.getdoc(cls) or "", list(_flat_settings(cls, ""))
+    if issubclass(cls, Family) and cls.resources:
+        usual = ", ".join(f"{key} = {value:g}" for key, value in cls.resources.items())
+        text += f"\n\n[resources] of one chain, where a machine has them and the spec has none: {usual}."
     if issubclass(cls, Family) and fields(cls.sampler_class):
         text += f"\n\n[family.sampler] {inspect.getdoc(cls.sampler_class)}"
         settings += _flat_settings(cls.sampler_class, "sampler.")

@@ -31,7 +31,12 @@ policies = [
 # subsets = "overlapping"     # or "disjoint": seeds of a finite source share no rows
 # init_from = "scratch"       # or "previous", or the safetensors file of a model
 """
-SWEEP = '# [sweep]                      # one run for every combination of values\n# "n" = [100, 1000]\n'
+SWEEP = """# [sweep]                      # one run for every combination of values
+# "n" = [100, 1000]
+
+# [resources]                  # of one chain; no result depends on them
+# cpus = 2                     # threads; also gpus and memory_gb, which limit how many chains run at a time
+"""
 
 
 def spec_template(family: str, source: str) -> str:

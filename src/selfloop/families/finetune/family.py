@@ -101,6 +101,7 @@ class Finetune(NetworkFamily):
     required_columns: ClassVar[tuple[str, ...]] = ("text",)
     default_metrics: ClassVar[tuple[str, ...]] = (*Transformer.default_metrics, "long_documents")
     sampler_class: ClassVar[type[Sampler]] = TextSampler
+    resources: ClassVar[Mapping[str, float]] = {"gpus": 1}
     trivial_model: ClassVar[str] = "the unigram distribution"
 
     base_model: Base

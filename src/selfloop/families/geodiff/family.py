@@ -106,6 +106,7 @@ class GeoDiff(NetworkFamily):
     required_columns: ClassVar[tuple[str, ...]] = COLUMNS
     default_metrics: ClassVar[tuple[str, ...]] = ("denoising_loss", "bond_length_distance", "clash_rate", "retry_rate")
     sampler_class: ClassVar[type[Sampler]] = GeoDiffSampler
+    resources: ClassVar[Mapping[str, float]] = {"gpus": 1}
     trivial_model: ClassVar[str] = "a model that finds no noise"
     metric_units: ClassVar[Mapping[str, str]] = {"denoising_loss": "weighted squared error per atom"}
     reference_model: ClassVar[str] = "GeoDiff's Drugs model (Xu et al. 2022)"

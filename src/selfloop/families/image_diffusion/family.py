@@ -62,6 +62,7 @@ class ImageDiffusion(NetworkFamily):
     required_columns: ClassVar[tuple[str, ...]] = ("image",)
     default_metrics: ClassVar[tuple[str, ...]] = ("denoising_loss", "pixel_std", "pixel_frechet")
     sampler_class: ClassVar[type[Sampler]] = DiffusionSampler
+    resources: ClassVar[Mapping[str, float]] = {"gpus": 1}
     trivial_model: ClassVar[str] = "a normal distribution of each pixel"
 
     objective: Annotated[Literal["ddpm", "flow"], "predict DDPM's noise or the velocity of flow matching"] = "ddpm"

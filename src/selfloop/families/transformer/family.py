@@ -56,6 +56,7 @@ class Transformer(NetworkFamily):
         "duplicate_rate", "memorization",
     )  # fmt: skip
     sampler_class: ClassVar[type[Sampler]] = TextSampler
+    resources: ClassVar[Mapping[str, float]] = {"gpus": 1}
     trivial_model: ClassVar[str] = "the unigram distribution"
 
     arch: Annotated[Arch, "architecture: GPT-2 or Llama"] = "gpt2"

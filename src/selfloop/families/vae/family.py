@@ -50,6 +50,7 @@ class Vae(NetworkFamily):
     required_columns: ClassVar[tuple[str, ...]] = ("image",)
     default_metrics: ClassVar[tuple[str, ...]] = ("negative_elbo", "pixel_std", "pixel_frechet")
     sampler_class: ClassVar[type[Sampler]] = VaeSampler
+    resources: ClassVar[Mapping[str, float]] = {"gpus": 1}
     trivial_model: ClassVar[str] = "the mean image"
 
     latent: Annotated[int, Ge(1), "dimensions of the latent Gaussian"] = 8
