@@ -28,7 +28,7 @@ import tiny_components
 from selfloop.errors import ChainEndedError, DataError, SpecError
 from selfloop.families.transformer import decoder_c, sample_tokens
 from selfloop.families.transformer.decoder import token_uniforms
-from selfloop.families.transformer.decoder_torch import _sample_tokens
+from selfloop.families.transformer.decoder_torch import draw_tokens
 from selfloop.families.transformer.family import Transformer
 from selfloop.families.transformer.hf_network import build_hf_model, to_hf_config
 from selfloop.families.transformer.text_sampler import TextSampler
@@ -101,8 +101,8 @@ def test_tokens_of_the_c_decoder_follow_the_models_distribution(settings, wrong)
 @pytest.mark.parametrize(("settings", "wrong"), SETTINGS, ids=str)
 def test_tokens_of_the_torch_decoder_follow_the_models_distribution(settings, wrong):
     logits = torch.randn(40, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * 1.5
-    u = token_uniforms(7, np.arange(DRAWS), np.zeros(DRAWS, np.int64))
-    tokens = _sample_tokens(logits.float().expand(DRAWS, -1), TextSampler(**settings), u)
+    u = torch.from_numpy(token_uniforms(7, np.arange(DRAWS), np.zeros(DRAWS, np.int64)))
+    tokens = draw_tokens(logits.float().expand(DRAWS, -1), TextSampler(**settings), u)
     counts = np.bincount(tokens, minlength=40)
     assert chi_square_z(counts, next_token_probabilities(logits.numpy(), **settings)) < 4
     assert chi_square_z(counts, next_token_probabilities(logits.numpy(), **wrong)) > 6

@@ -33,10 +33,10 @@ def sample_tokens(
 
     The random numbers of a row are a function of (stream, row, position), so it does not depend on others. On a processor
     with a C compiler a row has the same bits with any number of threads and slots. Its keys and values have 16 bits: about
-    2e-4 of a trained model's probability moves to other tokens (50 times as much in bfloat16). On GPUs and without a
-    compiler torch computes in float32, so that a row may continue with a different token now and then. `beam_search`, if it
-    is there, replaces the decoder, and its rows share random numbers. With a scratch folder finished rows are stored chunk
-    by chunk, and a killed call continues to the same bits.
+    2e-4 of a trained model's probability moves to other tokens (50 times as much in bfloat16). Without a compiler torch
+    computes in float32, on GPUs in TF32 with a float16 cache, so that a row may continue with a different token now and then.
+    `beam_search`, if it is there, replaces the decoder, and its rows share random numbers. With a scratch folder finished rows
+    are stored chunk by chunk, and a killed call continues to the same bits.
 
     Raises ChainEndedError("diverged") if logits are not finite, SpecError if prompts are too long.
     """
@@ -103,6 +103,7 @@ def _choose_decoder(
     import torch
 
     from selfloop.families.nn import trainer
+    from selfloop.families.transformer import torch_compile
     from selfloop.families.transformer.decoder_c import try_c_decoder
     from selfloop.families.transformer.decoder_torch import TorchDecoder
 
@@ -111,9 +112,14 @@ def _choose_decoder(
     if device.type == "cpu" and (c_decoder := try_c_decoder(config, weights)):
         ctx.backends["sampling"] = "c decoder"
         return lambda request: _cut_rows(*c_decoder.decode(request, ctx.threads))
-    ctx.backends["sampling"] = f"torch decoder {device.type}"
-    torch_decoder = TorchDecoder(config, weights, sampler.batch_size, device)
-    return lambda request: _cut_rows(*torch_decoder.decode(request))
+    if device.type == "cpu":
+        decoder = TorchDecoder(config, weights, sampler.batch_size, device)
+        ctx.backends["sampling"] = "torch decoder cpu"
+    else:
+        decoder = TorchDecoder(config, weights, sampler.batch_size, device, torch.float16, torch_compile.attend_compiled)
+        torch_compile.compile_attention(decoder)
+        ctx.backends["sampling"] = f"torch decoder {device.type} tf32, float16 cache, cuda graph"
+    return lambda request: _cut_rows(*decoder.decode(request))
 
 
 def _cut_rows(tokens: Tokens, lengths: Ints) -> Ragged:

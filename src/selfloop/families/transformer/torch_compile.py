@@ -7,10 +7,11 @@ import warnings
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention.flex_attention import flex_attention
 
 from selfloop.component import Context
 from selfloop.errors import SpecError, first_line
@@ -19,6 +20,7 @@ from selfloop.families.transformer.network import AttentionContext, TransformerN
 
 if TYPE_CHECKING:
     from selfloop.families.nn.settings import TrainingSettings
+    from selfloop.families.transformer.decoder_torch import TorchDecoder
 
 MIN_COMPILE_FLOPS = 1e15  # of a fit from which `compile = "auto"` compiles, which takes half a minute
 
@@ -46,8 +48,7 @@ def _compile_layers(network: TransformerNetwork, training: TrainingSettings, n_w
     """Use compiled layers, and run them once, so that an error appears before the fit."""
     network.to(trainer.device()).train()
     network.apply_layer, network.skips_blocks = _apply_compiled, network.in_documents and not network.dropout
-    with suppress(RuntimeError):  # torch's own folder has a name in /tmp, which another user could create first
-        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(Path.home() / ".cache" / "selfloop" / "inductor"))
+    _choose_cache_folder()
     tokens = torch.zeros((n_windows, network.config.context), dtype=torch.int64, device=trainer.device())
     error: Exception | None = None
     try:
@@ -66,12 +67,43 @@ def _compile_layers(network: TransformerNetwork, training: TrainingSettings, n_w
         warnings.warn(f"training is slower: torch cannot compile here ({first_line(error)})", stacklevel=2)
 
 
+def _choose_cache_folder() -> None:
+    with suppress(RuntimeError):  # torch's own folder has a name in /tmp, which another user could create first
+        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(Path.home() / ".cache" / "selfloop" / "inductor"))
+
+
+def compile_attention(decoder: TorchDecoder) -> None:
+    """Let a decoder on a GPU read only the filled blocks of its cache; with a warning it reads all if torch cannot compile."""
+    _choose_cache_folder()
+    zeros = torch.zeros(decoder.slots, dtype=torch.int64, device=decoder.device)
+    try:
+        decoder.step(zeros, zeros)
+    except (RuntimeError, OSError) as problem:
+        decoder.attend = None
+        warnings.warn(f"sampling is slower: torch cannot compile here ({first_line(problem)})", stacklevel=2)
+
+
 @cache
 def _compiled_layer() -> object:
     return torch.compile(apply_layer, dynamic=False)
 
 
+@cache
+def _compiled_attention() -> object:
+    return torch.compile(flex_attention, dynamic=False)
+
+
 def _apply_compiled(layer: nn.Module, x: Tensor, context: AttentionContext) -> Tensor:
-    # No recompile limit: beyond it the last bits of a fit would depend on earlier fits of the same process.
-    with torch._dynamo.config.patch(recompile_limit=1 << 30, accumulated_recompile_limit=1 << 30):
+    with _for_any_number_of_shapes():
         return _compiled_layer()(layer, x, context)  # type: ignore[operator,no-any-return]  # torch.compile returns Any
+
+
+def attend_compiled(q: Tensor, k: Tensor, v: Tensor, **settings: Any) -> Tensor:
+    """Flex attention, compiled at the first call with new shapes."""
+    with _for_any_number_of_shapes():
+        return _compiled_attention()(q, k, v, **settings)  # type: ignore[operator,no-any-return]
+
+
+def _for_any_number_of_shapes() -> Any:
+    """No recompile limit: beyond it the last bits of a fit would depend on earlier fits of the same process."""
+    return torch._dynamo.config.patch(recompile_limit=1 << 30, accumulated_recompile_limit=1 << 30)
