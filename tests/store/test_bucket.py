@@ -53,6 +53,12 @@ def draw_noise(ctx: Context) -> Columns:
     return {"x": np.frombuffer(os.urandom(8), np.int64)}
 
 
+@stored_step("draw_bytes", version=1)
+def draw_bytes(ctx: Context) -> Columns:
+    """Other numbers each time."""
+    return {"x": np.frombuffer(os.urandom(8), np.int64)}
+
+
 BOTH_COMPUTE = threading.Barrier(2)
 
 
@@ -196,6 +202,18 @@ def test_a_lost_object_is_computed_again_and_put_again(team: Team) -> None:
         assert len(store.open(ref)["x"]) == 5
     assert team.names("objects") == {name}
     assert len(team.names("records")) == 1
+
+
+def test_a_record_that_another_machine_computed_again_with_other_bytes_stays(team: Team) -> None:
+    one, two = Store(team.at("one")), Store(team.at("two"))
+    lost = one.call(draw_bytes, CTX)
+    assert two.call(draw_bytes, CTX) == lost
+    for name in team.names("objects") | team.names("records"):
+        bucket_module.Bucket(team.address).delete(name)
+    new = Store(team.at("three")).call(draw_bytes, CTX)
+    with pytest.warns(UserWarning, match="missing file"), pytest.raises(StoreError, match=r"other bytes.*Run the spec again"):
+        two.open(lost)
+    assert Store(team.at("two")).call(draw_bytes, CTX) == Store(team.at("four")).call(draw_bytes, CTX) == new
 
 
 def test_after_the_bucket_was_emptied_everything_is_put_again(team: Team) -> None:

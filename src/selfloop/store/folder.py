@@ -74,11 +74,16 @@ class StoreFolder:
                 return stands
         return body if self._write(self.record_path(key), content) else self.read_record(key) or body
 
-    def drop_record(self, key: str) -> None:
-        """Delete a record whose object is damaged or missing: an irreproducible step gives an object of another name."""
-        Path(self.record_path(key)).unlink(missing_ok=True)
-        if self.bucket:
-            self.bucket.delete(self._name(self.record_path(key)))
+    def drop_record(self, key: str, content: str) -> None:
+        """Delete a record whose object is damaged or missing: an irreproducible step gives an object of another name.
+
+        The record in the bucket stays if it names another object, as another machine has computed it again.
+        """
+        path = Path(self.record_path(key))
+        path.unlink(missing_ok=True)
+        if self.bucket and (body := self._receive_record(key)) and body["result"].get("object") == content:
+            self.bucket.delete(self._name(str(path)))
+            path.unlink(missing_ok=True)
 
     def _receive_record(self, key: str) -> dict[str, Any] | None:
         assert self.bucket
@@ -103,7 +108,7 @@ class StoreFolder:
             return True
         self.set_aside(self.object_path(content))
         if not self.read_only:
-            self.drop_record(body["key"])
+            self.drop_record(body["key"], content)
         return False
 
     def obtain(self, content: str) -> bool:

@@ -171,7 +171,7 @@ class Store:
         maker, place = self._makers.get(ref.digest), records.place_of(self.path)
         if maker is None or self.read_only:
             raise StoreError(f"store {place}: object {ref.digest} is missing or damaged. Run the spec again to recompute it.")
-        self.files.drop_record(maker.key)
+        self.files.drop_record(maker.key, ref.digest)
         if self._compute(maker).get("object") != ref.digest:
             raise StoreError(
                 f"store {place}: recomputing object {ref.digest} gave other bytes, as other machines or libraries may. "
