@@ -81,6 +81,14 @@ def policy_html(policy: Policy, n: int = 100, generations: Iterable[int] = (2, 3
     return table_html(repr(policy), rows, f"With {n} initial real rows, on which generation 1 trains.")
 
 
+def format_seconds(seconds: float) -> str:
+    """A time in seconds, or in minutes or hours with the next smaller unit."""
+    if seconds < 60:
+        return f"{seconds:.3g} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+
+
 def in_kernel() -> bool:
     """True in the kernel of a notebook, which shows HTML; False in a terminal, in that of IPython too."""
     ipython = sys.modules.get("IPython")
@@ -124,8 +132,9 @@ class ProgressLine:
         elapsed, is_done = time.monotonic() - self.started, 0 < self.total == self.done
         counts = f"{self.done}/{self.total} {self.unit}" if self.total else f"{self.activity} ..."
         left = None if is_done else self.seconds_left(elapsed)
-        remaining = "" if left is None else f", about {left:.0f} s remaining"
-        return f"{counts}, {elapsed:.0f} s elapsed{remaining}{f'; {self.doing}' if self.doing and not is_done else ''}"
+        remaining = "" if left is None else f", about {format_seconds(round(left))} remaining"
+        doing = f"; {self.doing}" if self.doing and not is_done else ""
+        return f"{counts}, {format_seconds(round(elapsed))} elapsed{remaining}{doing}"
 
     def show(self) -> None:
         """Print the line, if it is time to."""

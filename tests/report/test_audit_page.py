@@ -109,7 +109,7 @@ def test_the_first_screen_answers_every_question() -> None:
         "classes = same modes 10, control 10 tails, duplicates – not measured",
         "At least 63 % real rows in every training set [51, 74].",
         "Decided after 8 of at most 12 seeds",
-        "72 min, 80 fits",
+        "1 h 12 min, 80 fits",
         "Other sampling settings, more than 6 generations.",
         "accumulate Within the bound",
     ):

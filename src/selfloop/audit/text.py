@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from selfloop.audit.answer import Audit, Detail
+from selfloop.notebook import format_seconds
 from selfloop.stats.intervals import Interval
 from selfloop.stats.sequential import PROMISED
 
@@ -62,17 +63,9 @@ def describe_certainty(audit: Audit) -> str:
 def describe_cost(audit: Audit) -> str:
     """Time and fits of an audit."""
     cost = audit.cost
-    saved = f"; the store saved {format_seconds(cost.seconds_saved)}" if cost.seconds_saved >= 1 else ""
+    saved = f"; the store saved {format_seconds(round(cost.seconds_saved))}" if cost.seconds_saved >= 1 else ""
     fits = f"{cost.fits:,} fits" if cost.is_complete else f"at least {cost.fits:,} fits, as the budget ended a run"
-    return f"{format_seconds(cost.seconds)}, {fits}{saved}."
-
-
-def format_seconds(seconds: float) -> str:
-    """A time such as "40 s", "12 min" or "1 h 12 min"."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"
+    return f"{format_seconds(round(cost.seconds))}, {fits}{saved}."
 
 
 def format_excess(value: float, audit: Audit) -> str:

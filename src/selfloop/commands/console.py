@@ -14,6 +14,7 @@ from rich.table import Table
 from selfloop.columns import Floats
 from selfloop.commands.terminal import show
 from selfloop.component import Better
+from selfloop.notebook import format_seconds
 from selfloop.protocols import SupportsStepCount
 from selfloop.report.theme import describe_better, describe_coordinates, format_count, format_interval_parts, format_number
 from selfloop.stats.intervals import Interval
@@ -52,7 +53,6 @@ def print_summary(result: Result) -> None:
     """First and last value of each metric per policy with intervals, the findings in words, and the verdicts."""
     from selfloop.report.findings import findings
     from selfloop.report.notes import data_notes, missing_values
-    from selfloop.report.tables import format_seconds
 
     for sentence in missing_values(result):
         show(sentence)

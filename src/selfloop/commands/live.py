@@ -15,7 +15,7 @@ from selfloop.engine.curves import NO_MEASUREMENT, Curves
 from selfloop.engine.tasks import TaskOutput
 from selfloop.engine.time_left import TimeLeft
 from selfloop.errors import printable
-from selfloop.report.tables import format_seconds
+from selfloop.notebook import format_seconds
 from selfloop.report.theme import describe_coordinates, format_number
 from selfloop.spec.spec import Spec
 from selfloop.types import Coordinates

@@ -21,13 +21,14 @@ from markupsafe import Markup, escape
 
 from selfloop.errors import SelfloopError, printable
 from selfloop.formats.replacing import write_bytes
+from selfloop.notebook import format_seconds
 from selfloop.report import theme
 from selfloop.report.answers import first_screen, undecided_verdict
 from selfloop.report.charts import Figure, save_svg, to_file_name
 from selfloop.report.figures import join_pictures, main_figure, report_figures, report_styles, side_by_side, sweep_figure
 from selfloop.report.gallery import view_gallery
 from selfloop.report.picture_grid import select_generations
-from selfloop.report.tables import format_seconds, heat_map, unmeasured, verdict_tables
+from selfloop.report.tables import heat_map, unmeasured, verdict_tables
 from selfloop.report.values import Report
 from selfloop.store.bucket import cache_folder
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from selfloop.columns import Floats
-from selfloop.report.theme import format_interval, format_interval_parts, format_number
+from selfloop.report.theme import format_interval, format_interval_parts
 from selfloop.report.values import DataValuePanel, Report
 from selfloop.stats.intervals import Interval, mean_interval, ratio_interval
 from selfloop.types import Coordinates, Verdict
@@ -65,11 +65,3 @@ def heat_map(panel: DataValuePanel) -> dict[tuple[float, float], HeatMapCell]:
         is_lowest = len(column) > 1 and mean == min(column)
         cells[cell.real, cell.synthetic] = HeatMapCell(format_interval(interval), interval, level, is_lowest)
     return cells
-
-
-def format_seconds(seconds: float) -> str:
-    """A time in seconds, or in minutes or hours with the next smaller unit."""
-    if seconds < 60:
-        return f"{format_number(seconds)} s"
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
