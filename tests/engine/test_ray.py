@@ -193,6 +193,22 @@ def test_resources_that_no_node_has_are_one_sentence_before_work(
     assert tiny_components.results_of(tmp_path) == {}
 
 
+@pytest.mark.parametrize(
+    ("on", "sentence"),
+    [
+        ("slurm", r'got .slurm.; expected "ray", "auto" or "ray://HOST:PORT"'),
+        ("ray://127.0.0.1:1", r"ray://127\.0\.0\.1:1: cannot be used \(.*refused\)\. Check the address"),
+    ],
+)
+def test_a_cluster_that_cannot_be_reached_is_one_sentence(
+    tmp_path: Path, on: str, sentence: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "shutdown", lambda: None)
+    with pytest.raises(SelfloopError, match=f"^on: {sentence}"):
+        selfloop.run(tiny_spec(), tmp_path, on=on)
+
+
 def test_nodes_that_do_not_see_the_store_are_one_sentence(
     cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

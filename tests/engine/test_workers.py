@@ -130,6 +130,12 @@ def test_runs_in_two_threads_give_the_rows_of_runs_one_after_the_other(tmp_path:
         assert tiny_components.objects_of(tmp_path / str(number)) == tiny_components.objects_of(tmp_path / "alone")
 
 
+def test_a_cluster_without_the_extra_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("selfloop.engine.run.find_spec", lambda name: None)
+    with pytest.raises(SelfloopError, match=r"^on: needs ray, which is not installed\. Run: pip install 'selfloop\[ray\]'"):
+        selfloop.run(tiny_components.tiny_spec(), tmp_path, on="ray")
+
+
 def start_workers(folder: str) -> str:
     """What a process of a pool answers when it should start workers."""
     try:

@@ -73,14 +73,14 @@ def _enter(place: Mapping[str, Any]) -> None:
         os.chdir(place["folder"])
     for name, own in _versions().items():
         if place["versions"][name] != own:
-            here = f"on: node {platform.node()} has {name} {own}"
-            raise SelfloopError(f"{here}; the driver has {place['versions'][name]}. Install the same version there.")
+            problem = f"on: node {platform.node()} has {name} {own}"
+            raise SelfloopError(f"{problem}; the driver has {place['versions'][name]}. Install the same version there.")
     for file in place["files"]:
         if not os.path.exists(file):
             raise SelfloopError(f"on: node {platform.node()} does not see {file}. Share its folder, under the same path.")
     main = {**place["main"]}
-    if (path := main.get("init_main_from_path")) and not os.path.exists(path) and (found := find_spec(Path(path).stem)):
-        main["init_main_from_path"] = found.origin  # it traveled
+    if (path := main.get("init_main_from_path")) and not os.path.exists(path) and (module := find_spec(Path(path).stem)):
+        main["init_main_from_path"] = module.origin  # it traveled
     current_process()._inheriting = True  # type: ignore[attr-defined]  # a run that starts now is refused
     try:
         spawn.prepare(main)
@@ -195,7 +195,7 @@ class RayExecutor:
         return [int(node["CPU"]) for node in self.nodes().values()]
 
     def count_slots(self, threads: int) -> int:
-        """How many tasks of so many threads can run at a time; SpecError if no node has what one task needs."""
+        """How many tasks with that number of threads can run at a time; SpecError if no node has what one task needs."""
         nodes, asked = [*self.nodes().values()], {name: amount for name, amount in self.needs(threads).items() if amount}
         if slots := sum(min(int(node.get(name, 0) // amount) for name, amount in asked.items()) for node in nodes):
             return slots
@@ -208,8 +208,8 @@ class RayExecutor:
         needs = self.spec.needs(max((node.get("GPU", 0.0) for node in self.nodes().values()), default=0.0))
         return {"CPU": threads, "GPU": needs.gpus or 0.0, "memory": int((needs.memory_gb or 0.0) * GIGABYTE)}
 
-    def prepare(self, threads: int) -> Any:
-        """The Ray function that runs batches of tasks of so many threads. SelfloopError for a node that cannot run them."""
+    def check_and_declare(self, threads: int) -> Any:
+        """The Ray function that runs batches of tasks with that number of threads. SelfloopError if a node cannot."""
         self.count_slots(threads)
         environment = {"env_vars": dict.fromkeys(THREAD_VARIABLES, str(threads))}
         probe = ray.remote(num_cpus=0, max_retries=0, runtime_env=environment)(_enter)
@@ -227,15 +227,15 @@ class RayExecutor:
         Raises SelfloopError before any work if no node has what a task needs, or a node has other versions or files.
         """
         self.tasks = [task for phase in phases for task in phase]
-        self.functions = {threads: self.prepare(threads) for threads in {task.threads for task in self.tasks}}
+        self.functions = {threads: self.check_and_declare(threads) for threads in {task.threads for task in self.tasks}}
         self.pickled, self.blockers = [*map(dump_task, self.tasks)], find_blockers(self.tasks)
         self.followers = defaultdict[int, list[int]](list)
         for i, others in enumerate(self.blockers):
             for other in others:
                 self.followers[other].append(i)
         self.ready = [i for i, others in enumerate(self.blockers) if not others]
-        here = OnNode(ray.get_runtime_context().get_node_id(), soft=True)
-        self.mailbox = ray.remote(num_cpus=0)(Mailbox).options(scheduling_strategy=here).remote()
+        driver_node = OnNode(ray.get_runtime_context().get_node_id(), soft=True)
+        self.mailbox = ray.remote(num_cpus=0)(Mailbox).options(scheduling_strategy=driver_node).remote()
         try:
             yield from self.outputs(workers, notify)
         finally:
@@ -270,8 +270,8 @@ class RayExecutor:
                 return
             size = 1 + len(self.ready) // (BATCHES_PER_SLOT * slots[threads])
             positions = deque(i for i in self.ready[: -size - 1 : -1] if self.tasks[i].threads == threads)
-            taken = {*positions}
-            self.ready = [i for i in self.ready if i not in taken]
+            batch = {*positions}
+            self.ready = [i for i in self.ready if i not in batch]
             self.n_batches += 1
             self.batches[self.n_batches] = _Batch(positions)
             arguments = [self.pickled[i] for i in positions], self.place, threads, self.mailbox

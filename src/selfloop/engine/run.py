@@ -17,7 +17,7 @@ from selfloop.engine.executors import Notify, count_cores, execute
 from selfloop.engine.tasks import Task, TaskOutput, plan_tasks, run_task_in_worker
 from selfloop.engine.time_left import TimeLeft
 from selfloop.engine.together import check_ranks
-from selfloop.errors import missing_extra
+from selfloop.errors import SpecError, missing_extra
 from selfloop.notebook import ProgressLine, choose_callbacks
 from selfloop.policies.schedule import schedule_metrics
 from selfloop.ranks import LED
@@ -103,6 +103,8 @@ def run_tasks(  # noqa: PLR0913  # three are callbacks
 def _open_cluster(on: str | None, spec: Spec, store: Path) -> AbstractContextManager[RayExecutor | None]:
     if on is None:
         return nullcontext()
+    if LED.get().count > 1:
+        raise SpecError("on: torchrun has started the processes of this run. Leave out --on, or torchrun.")
     if find_spec("ray") is None:
         raise missing_extra("on", "ray")
     from selfloop.engine.ray_executor import open_cluster

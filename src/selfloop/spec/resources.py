@@ -39,18 +39,19 @@ def visible_gpus() -> list[str]:
     return numbers if visible is None else [name for name in visible.split(",") if name not in ("", "-1")]
 
 
-def share_gpus(found: Sequence[str], each: float) -> list[str]:
+def share_gpus(gpus: Sequence[str], per_chain: float) -> list[str]:
     """What CUDA_VISIBLE_DEVICES is for each chain that fits on these GPUs; empty for chains that need none.
 
     Raises SpecError if one chain needs more GPUs than there are.
     """
-    if each > len(found):
+    if per_chain > len(gpus):
         raise SpecError(
-            f"resources.gpus: got {each:g}; this machine has {len(found)} GPUs. Lower it, or choose another machine."
+            f"resources.gpus: got {per_chain:g}; this machine has {len(gpus)} GPUs. Lower it, or choose another machine."
         )
-    if each < 1:
-        return [name for name in found for _ in range(int(1 / each))] if each else []
-    return [",".join(found[i : i + int(each)]) for i in range(0, len(found) - int(each) + 1, int(each))]
+    if per_chain < 1:
+        return [name for name in gpus for _ in range(int(1 / per_chain))] if per_chain else []
+    size = int(per_chain)
+    return [",".join(gpus[i : i + size]) for i in range(0, len(gpus) - size + 1, size)]
 
 
 def memory_bytes(groups: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs/cgroup")) -> int:
@@ -68,7 +69,7 @@ def memory_bytes(groups: Path = Path("/proc/self/cgroup"), root: Path = Path("/s
 
 
 def count_workers(resources: Resources, most: int, devices: Sequence[str]) -> int:
-    """How many chains run here at a time, at most so many, by their share of GPUs and by memory; 1 or more."""
+    """How many chains run here at a time, `most` at most, by their share of GPUs and by memory; 1 or more."""
     counts = [most, *([len(devices)] if devices else [])]
     if resources.memory_gb:
         counts.append(int(memory_bytes() / (resources.memory_gb * GIGABYTE)))

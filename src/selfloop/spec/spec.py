@@ -215,7 +215,7 @@ class Spec:
         return tuple(filter(reads_second_holdout, self.metrics)) if self.second_holdout else ()
 
     def needs(self, gpus: float = 0.0) -> Resources:
-        """What one chain gets of a machine of so many GPUs: the spec's resources, else the family's, if it has them."""
+        """What one chain gets of a machine with `gpus`: the spec's resources, else the family's, if it has them."""
         usual: dict[str, Any] = {"gpus": 0.0, **self.family.resources}
         usual["gpus"] *= usual["gpus"] <= gpus
         return replace(self.resources, **{key: value for key, value in usual.items() if getattr(self.resources, key) is None})
