@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
 from werkzeug.serving import WSGIRequestHandler, make_server
 
-SILENCE = 3.0  # seconds, longer than clients of tests wait
+SILENCE = 5.0  # seconds, longer than clients of tests wait
 
 
 class Request(NamedTuple):

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from bucket_server import BucketServer, Request
+from bucket_server import SILENCE, BucketServer, Request
 
 import tiny_components
 from selfloop.columns import Columns
@@ -100,7 +100,6 @@ def team(running: BucketServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         monkeypatch.setenv(f"AWS_{name}", value)
     monkeypatch.setenv("AWS_ENDPOINT_URL", running.address)
     monkeypatch.setattr(bucket_module, "RETRY_SECONDS", 0.01)
-    monkeypatch.setattr(bucket_module, "STALLED_SECONDS", 1)
     running.fault = running.no_fault
     bucket = f"b{time.time_ns()}"
     urllib.request.urlopen(urllib.request.Request(f"{running.address}/{bucket}", method="PUT")).close()
@@ -308,7 +307,7 @@ def test_every_command_takes_the_address_of_a_bucket(team: Team, tmp_path: Path)
     missing = tiny_components.selfloop("report", "--partial", spec, "--store", team.address)
     assert (missing.code, "is not a store" in missing.err, team.address in missing.err) == (2, True, True)
     assert team.names() == set(), "a command that reads creates nothing"
-    assert tiny_components.selfloop("run", spec, "--store", team.address, "-q").code == 0
+    assert tiny_components.selfloop("run", spec, "--store", team.address, "-q", "--workers", "1").code == 0
     team.patch.setenv("SELFLOOP_CACHE", str(tmp_path / "two"))
     assert "kde on moons" in tiny_components.selfloop("runs", "--store", team.address).out
     for command in (
@@ -322,7 +321,7 @@ def test_every_command_takes_the_address_of_a_bucket(team: Team, tmp_path: Path)
     assert tiny_components.selfloop("store", "pull", tmp_path / "folder", team.address, "-q").out.startswith(
         "copied: 0 records"
     )
-    assert tiny_components.selfloop("run", spec, "--store", tmp_path / "folder", "-q").code == 0
+    assert tiny_components.selfloop("run", spec, "--store", tmp_path / "folder", "-q", "--workers", "1").code == 0
 
 
 # mistakes
@@ -390,6 +389,7 @@ def test_random_faults_lose_nothing_change_nothing_and_leave_no_orphan(
             return name
         return ""
 
+    monkeypatch.setattr(bucket_module, "STALLED_SECONDS", SILENCE - 2)
     stores = {machine: team.at(machine) for machine in ("one", "two")}
     team.server.fault = fault
     rows, problems = dict[str, list[str]](), list[str]()

@@ -20,11 +20,13 @@ import pytest
 
 import tiny_components
 from selfloop.columns import Columns
+from selfloop.commands.plan import plan
 from selfloop.commands.verify import verify
 from selfloop.component import Context
 from selfloop.engine.run import iter_measurements, store_path
 from selfloop.errors import ChainEndedError, DataError, SelfloopError, StoreError
 from selfloop.formats.safetensors import to_safetensors
+from selfloop.partial import partial_result
 from selfloop.rng import RandomStream
 from selfloop.store.identity import digest, stored_step
 from selfloop.store.records import own_scratch, with_checksum, write_new
@@ -206,6 +208,8 @@ def test_a_finished_store_that_cannot_be_written_is_read(finished: tuple[Path, l
         subprocess.run(["mount", "-o", "remount,ro", place], check=True)
         assert rows_of(store) == rows
         assert verify(SPEC, store, 3).wrong == []
+        assert all(cost.stored == cost.generations for cost in plan(SPEC, store))
+        assert partial_result(SPEC, store).progress is None
         with pytest.raises(StoreError, match=r"cannot write \(read-only file system\)"):
             Store(store).call(record_call, CTX)
         with pytest.raises(StoreError, match=r"cannot write \(read-only file system\)"):
