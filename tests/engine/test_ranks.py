@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from selfloop.component import Context
 from selfloop.errors import SettingError, SpecError
 from selfloop.families.nn import trainer
 from selfloop.families.nn.settings import TrainingSettings
+from selfloop.formats.safetensors import read_safetensors
 from selfloop.ranks import LED, Ranks
 from selfloop.result import run
 from selfloop.rng import RandomStream
@@ -77,6 +79,9 @@ training = {{ steps = 3, batch_size = 6, shares = 2, learning_rate = 1e-3 }}
 }
 
 
+DIVIDED = SPECS["finetune"].replace("shares = 2", 'shares = 2, sharding = "model"')
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A working folder with the specs, and with a store of each that two ranks filled."""
@@ -85,10 +90,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     os.chdir(folder)
     save_base(Path("base"), arch="gpt_neox")  # transformers' own `generate` samples from it
     Path("texts.jsonl").write_text("".join(json.dumps({"text": f"{i} {text}"}) + "\n" for i, text in enumerate(TEXTS * 2)))
-    for name, spec in SPECS.items():
+    for name, spec in (*SPECS.items(), ("divided", DIVIDED)):
         Path(f"{name}.toml").write_text(spec)
     script = str(Path(__file__).parent / "rank_script.py")
-    runs = [f"{name}={name}.toml" for name in SPECS] + ["wrong=vae.toml"]
+    runs = [f"{name}={name}.toml" for name in (*SPECS, "divided")] + ["wrong=vae.toml"]
     done = subprocess.run([*LAUNCH, script, *runs], env=environment(), capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     yield folder
@@ -103,6 +108,26 @@ def test_two_ranks_give_the_bits_of_one_process(folder: Path, family: str) -> No
     )
     assert results_of(folder / family) == results_of(folder / f"alone-{family}")
     assert [*together.measurements] == [*alone.measurements]
+
+
+def fits_of(store: Path) -> dict[str, dict[str, Any]]:
+    """The arrays of every model by its key, with the backend of its training."""
+    bodies = [json.loads(path.read_bytes())["body"] for path in (store / "records").rglob("*.json")]
+    models = {body["key"]: body for body in bodies if "training" in body["provenance"]["backend"]}
+    files = {path.stem: path for path in (store / "objects").rglob("*.safetensors")}
+    return {
+        key: {**read_safetensors(files[body["result"]["object"]]), "backend": body["provenance"]["backend"]["training"]}
+        for key, body in models.items()
+    }
+
+
+def test_a_network_that_ranks_divide_has_the_same_key_another_backend_and_nearly_the_same_arrays(folder: Path) -> None:
+    whole, divided = (fits_of(folder / name) for name in ("finetune", "divided"))
+    key = next(iter(whole.keys() & divided.keys()))
+    assert divided[key].pop("backend") == "torch cpu float32, fsdp"
+    assert whole[key].pop("backend") == "torch cpu float32"
+    for name, array in whole[key].items():
+        np.testing.assert_allclose(divided[key][name], array, atol=2e-4, err_msg=name)  # a step is up to 1e-3
 
 
 def test_gradients_that_are_added_in_another_order_give_other_bits(folder: Path) -> None:

@@ -18,7 +18,7 @@ from selfloop.columns import Columns, Ints, Params, Ragged, take_spans
 from selfloop.component import Context, Encoder, Sampler, Source
 from selfloop.errors import DataError, SettingError, missing_extra, resolve_local_or_hub
 from selfloop.families.nn.hf_folder import HfFolder
-from selfloop.families.nn.settings import Count, NetworkFamily, TrainingSettings
+from selfloop.families.nn.settings import UNDIVIDED, Count, NetworkFamily, TrainingSettings
 from selfloop.families.transformer.family import TRUNCATION_TEXT, Transformer, Truncation
 from selfloop.families.transformer.packing import describe_lengths, row_lengths
 from selfloop.families.transformer.text_sampler import TextSampler, read_prompts
@@ -128,6 +128,10 @@ class Finetune(NetworkFamily):
             _check_positions("context", self.context, config.get("n_positions") or config.get("max_position_embeddings"))
         if self.lora is not None and find_spec("peft") is None:
             raise missing_extra("family.lora", "peft")
+
+    def unused_settings(self) -> Mapping[str, str]:
+        unused = super().unused_settings()
+        return unused if self.lora else {name: unused[name] for name in unused if name not in UNDIVIDED}
 
     def check(self, source: Source, sampler: Sampler) -> None:
         wanted = _plain(self.response_template)

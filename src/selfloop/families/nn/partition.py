@@ -25,7 +25,7 @@ class Partition:
         self.indices = [slice(*pair) for pair in pairwise(bounds)]  # of each rank's parameters
         firsts = [0, *ends]
         self.spans = [slice(firsts[part.start], firsts[part.stop]) for part in self.indices]  # in the vector of all values
-        self.own, self.span = self.indices[ranks.rank], self.spans[ranks.rank]
+        self.own, self.span, self.n_values = self.indices[ranks.rank], self.spans[ranks.rank], firsts[-1]
 
     def exchange(self, loss: Tensor, gradients: Tensors) -> list[tuple[Tensor, Tensors]]:
         """The loss of every rank and its gradients of this rank's parameters, in the order of ranks."""
@@ -60,7 +60,11 @@ class Partition:
         """The vector of all values from those of this rank's parameters."""
         if self.ranks.count == 1:
             return part
-        vector = part.new_empty(sum(self.counts))
+        vector = part.new_empty(self.n_values)
         vector[self.span] = part
         self.share(vector)
         return vector
+
+    def cut(self, vector: Tensor) -> Tensor:
+        """This rank's part of the vector of all values."""
+        return vector[self.span]

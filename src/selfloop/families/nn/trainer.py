@@ -18,7 +18,7 @@ from torch.nn import functional
 from selfloop.columns import Array, Floats, Params
 from selfloop.component import Context
 from selfloop.errors import ChainEndedError, SettingError, SpecError
-from selfloop.families.nn import checkpoint
+from selfloop.families.nn import checkpoint, sharded
 from selfloop.families.nn.partition import Partition, Tensors
 from selfloop.families.nn.settings import TrainingSettings
 from selfloop.families.nn.static_call import StaticCall
@@ -43,8 +43,10 @@ class AdamW:
     Of several ranks, each has all parameters, and the averages of its own ones, which it updates for all.
     """
 
-    def __init__(self, parameters: Sequence[nn.Parameter], settings: TrainingSettings, ranks: Ranks = ALONE) -> None:
-        self.settings, self.partition = settings, Partition(parameters, ranks)
+    def __init__(
+        self, parameters: Sequence[nn.Parameter], settings: TrainingSettings, divided: Partition | None = None
+    ) -> None:
+        self.settings, self.partition = settings, divided or Partition(parameters, ALONE)
         self.vector = torch.cat([p.detach().reshape(-1) for p in parameters])
         for p, view in zip(parameters, torch.split(self.vector, self.partition.counts), strict=True):
             p.data = view.view(p.shape)
@@ -98,9 +100,10 @@ class AdamW:
             self.vector[self.partition.span] = self.average / (1 - self.settings.ema_decay**self.n_steps)
             self.partition.share(self.vector)
 
-    def averages(self) -> dict[str, Tensor]:
-        """What each rank has of its own parameters alone."""
-        return {"first": self.first, "second": self.second} | ({} if self.average is None else {"average": self.average})
+    def parts(self) -> dict[str, Tensor]:
+        """What a step changes for the parameters of this rank."""
+        vectors = {"vector": self.vector[self.partition.span], "first": self.first, "second": self.second}
+        return vectors | ({} if self.average is None else {"average": self.average})
 
 
 @dataclass(frozen=True)
@@ -122,6 +125,7 @@ class TrainingProblem:
     threads: int = 1  # threads that compute chunks of a minibatch in parallel; 1 = torch's own threads
     noise: Callable[[int], Tensor] | None = None  # random numbers for n rows
     inputs: Callable[[Tensor], tuple[Tensor, ...]] | None = None  # row indices -> tensors whose first axis is the row
+    is_divisible: bool = False  # True if the loss reads parameters inside `network(...)` alone: ranks may divide them
 
 
 def device() -> torch.device:
@@ -160,7 +164,9 @@ def fit(problem: TrainingProblem, settings: TrainingSettings, ctx: Context, init
         )
     precision = "bfloat16" if uses_bfloat16(settings, problem.network) else "float32"
     is_captured = _is_captured(problem, settings, batch_size)
-    ctx.backends["training"] = _backend(f"{precision}, cuda graph" if is_captured else precision)
+    if is_sharded := _is_sharded(problem, settings, ctx.ranks):
+        sharded.shard(problem.network)
+    ctx.backends["training"] = _backend(precision + ", cuda graph" * is_captured + ", fsdp" * is_sharded)
     minibatch = _minibatches(ctx.stream.child("order"), n, batch_size)
     cudnn = torch.backends.cudnn
     deterministic = cudnn.flags(cudnn.enabled, deterministic=True, benchmark=False, allow_tf32=cudnn.allow_tf32)
@@ -176,6 +182,8 @@ def fit(problem: TrainingProblem, settings: TrainingSettings, ctx: Context, init
     torch.set_num_threads(ctx.threads)
     state.check(steps - 1)
     state.optimizer.apply_average()
+    if is_sharded:
+        sharded.unshard(problem.network)
     arrays = {name: tensor.cpu().numpy().copy() for name, tensor in problem.network.state_dict().items()}
     info = {"steps": np.int64(steps), "rows": np.int64(steps * batch_size), "loss": state.loss_curve()}
     return arrays | {FIT_INFO + name: np.asarray(value) for name, value in info.items()}
@@ -244,11 +252,16 @@ class _TrainingState:
             self.update = StaticCall(self._update, device(), capture=is_captured)
         self.trainable = [p for p in problem.network.parameters() if p.requires_grad]
         self.ranks, self.noise = ctx.ranks, ctx.stream.child("noise")
-        self.optimizer = AdamW(self.trainable, settings, ctx.ranks)
+        self.is_sharded, values = _is_sharded(problem, settings, ctx.ranks), self.trainable
+        partition = Partition(self.trainable, ctx.ranks)
+        if self.is_sharded:
+            partition = sharded.ShardedPartition(self.trainable, ctx.ranks)
+            values = [nn.Parameter(rows) for rows in partition.rows]
+        self.optimizer = AdamW(values, settings, partition)
         self.losses = torch.zeros(settings.count_steps(len(problem.weights)), device=device())
         self.path = ctx.scratch / "fit.safetensors" if ctx.scratch else None
-        vectors = dict.fromkeys(self.optimizer.averages(), self.optimizer.vector)  # of all ranks together
-        shapes = [(name, tensor.dtype, tensor.shape) for name, tensor in sorted((self.tensors() | vectors).items())]
+        whole = {name: part.new_empty(partition.n_values, device="meta") for name, part in self.optimizer.parts().items()}
+        shapes = [(name, tensor.dtype, tensor.shape) for name, tensor in sorted((self.tensors() | whole).items())]
         same = replace(settings, checkpoint_seconds=0.0), len(problem.weights), ctx.backends["training"], torch.__version__
         self.identity = repr((ctx.stream, *same, shapes))
         self.due = time.monotonic() + settings.checkpoint_seconds
@@ -293,21 +306,25 @@ class _TrainingState:
             loss, gradients = loss + chunk_loss, torch._foreach_add(gradients, chunk_gradients)
         return loss, gradients
 
-    def _gradients(self, chunk: tuple[Tensor, ...], batch_size: int) -> tuple[Tensor, tuple[Tensor, ...]]:
+    def _gradients(self, chunk: tuple[Tensor, ...], batch_size: int) -> tuple[Tensor, Tensors]:
         """Loss and gradients of a chunk of a minibatch, as it adds to the mean over the `batch_size` rows."""
         total = torch.zeros((), device=device())
-        gradients: tuple[Tensor, ...] = ()
+        gradients: Tensors = ()
         for weights, *inputs in zip(*(torch.split(x, self.problem.micro_batch or len(x)) for x in chunk), strict=True):
             with autocast(self.settings, self.problem.network):
                 losses = self.problem.loss(*inputs)
             loss = torch.dot(losses.float(), weights.to(device())) / batch_size
+            total += loss.detach()
+            if self.is_sharded:
+                torch.autograd.backward(loss * self.ranks.count)  # torch averages over ranks
+                continue
             added = torch.autograd.grad(loss, self.trainable, materialize_grads=True)
             gradients = torch._foreach_add(gradients, added) if gradients else added
-            total += loss.detach()
-        return total, gradients
+        return total, sharded.take_gradients(self.trainable) if self.is_sharded else gradients
 
     def check(self, step: int) -> None:
-        if not (torch.isfinite(self.losses[step]) and self.optimizer.is_finite()):
+        is_right = torch.isfinite(self.losses[step]) & self.optimizer.is_finite()
+        if not sharded.holds_everywhere(is_right, self.ranks) if self.is_sharded else not is_right:
             raise ChainEndedError("diverged")
 
     def loss_curve(self) -> Floats:
@@ -318,7 +335,7 @@ class _TrainingState:
     def tensors(self) -> dict[str, Tensor]:
         """Everything that a step changes on all ranks."""
         buffers = {f"buffer/{name}": buffer for name, buffer in self.problem.network.named_buffers()}
-        return {"vector": self.optimizer.vector, "step": self.optimizer.n_steps, "losses": self.losses} | buffers
+        return {"step": self.optimizer.n_steps, "losses": self.losses} | buffers
 
     def restore(self) -> int:
         """Load the last checkpoint, if there is one, and return its number of steps. It may be of another number of ranks."""
@@ -326,27 +343,32 @@ class _TrainingState:
         step: int = self.ranks.tell(saved[0] if saved else 0)
         if step == 0:
             return 0
-        averages = self.optimizer.averages()
-        for name, tensor in (self.tensors() | averages).items():
-            whole = torch.empty_like(self.optimizer.vector if name in averages else tensor)
+        parts, partition = self.optimizer.parts(), self.optimizer.partition
+        for name, tensor in (self.tensors() | parts).items():
+            whole = tensor.new_empty(partition.n_values) if name in parts else torch.empty_like(tensor)
             if saved:
                 whole.copy_(saved[1][name])
             if self.ranks.count > 1:
                 self.ranks.run("broadcast", whole, 0)
             # copied, not replaced: last bits of a product may depend on the array's alignment
-            tensor.copy_(whole[self.optimizer.partition.span] if name in averages else whole)
+            tensor.copy_(partition.cut(whole) if name in parts else whole)
+        partition.share(self.optimizer.vector)
         return step
 
     def save_if_due(self, step: int) -> None:
         now = time.monotonic()
         if self.path is not None and self.ranks.tell(now >= self.due):
-            parts = self.optimizer.averages().items()
-            averages = {name: self.optimizer.partition.join(part).cpu() for name, part in parts}
+            parts = self.optimizer.parts().items()
+            whole = {name: self.optimizer.partition.join(part).cpu() for name, part in parts}
             if self.ranks.rank == 0:
-                checkpoint.save(self.path, self.tensors() | averages, self.identity, step)
+                checkpoint.save(self.path, self.tensors() | whole, self.identity, step)
             spent = time.monotonic() - now
             pause = self.settings.checkpoint_seconds
             self.due = now + spent + (max(pause, spent / MAX_CHECKPOINT_SHARE) if pause else 0.0)
+
+
+def _is_sharded(problem: TrainingProblem, settings: TrainingSettings, ranks: Ranks) -> bool:
+    return settings.sharding == "model" and problem.is_divisible and ranks.count > 1
 
 
 def _is_captured(problem: TrainingProblem, settings: TrainingSettings, batch_size: int) -> bool:
