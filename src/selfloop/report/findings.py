@@ -198,7 +198,7 @@ def control_sentences(result: Result, *, brief: bool = False) -> Iterator[str]:
     for pair, known in gaps.items():
         begin, n = f"Effect of synthetic rows: {pair} in {metric}", sum(_is_undecided(gap) for _, gap in known)
         if brief and len(known) > 1:
-            known.sort(key=lambda each: each[1].estimate or 0.0)
+            known.sort(key=lambda gap_at: gap_at[1].estimate or 0.0)
             ends = " to ".join(f"{format_interval(gap)} ({at})" for at, gap in (known[0], known[-1]))
             yield f"{begin} is {ends} at the last generation{f'; undecided at {n} of {len(known)} points' * bool(n)}."
             continue

@@ -69,12 +69,12 @@ def changed_settings(settings: Any, prefix: str = "", defaults: Any = None) -> I
 
 def _given_settings(sampler: Sampler, family: Family) -> Sampler:
     """The sampler without the settings that the family sets."""
-    given = sampler
+    reduced = sampler
     for f in fields(sampler):
-        with suppress(SelfloopError):  # this one must be given
-            fewer = replace(given, **{f.name: default_of(f)})
-            given = fewer if fewer.complete(family) == sampler else given
-    return given
+        with suppress(SelfloopError):  # this one has no default here
+            without = replace(reduced, **{f.name: default_of(f)})
+            reduced = without if without.complete(family) == sampler else reduced
+    return reduced
 
 
 def _set_values(table: Any, defaults: Mapping[str, Any] = {}) -> dict[str, Any]:
@@ -98,7 +98,7 @@ def _component_lines(component: Component, key: str, brief: bool) -> list[str]:
 
 
 def _defaults(settings: Any, brief: bool) -> dict[str, Any]:
-    """What is left out."""
+    """The values that are left out, by setting."""
     return {f.name: default_of(f) for f in fields(settings)} if brief else {}
 
 

@@ -44,7 +44,7 @@ class RunProgress:
     total: int  # generations of all chains, as a run counts them
     done: int = 0  # those that are finished
     elapsed: float = 0.0  # seconds without pauses
-    remaining: float | None = None  # about so many seconds until the end
+    remaining: float | None = None  # estimate of the seconds until the end
     doing: str = ""  # the present step
     state: State = "running"
     problem: str = ""  # why it failed
