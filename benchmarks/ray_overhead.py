@@ -102,9 +102,7 @@ def main() -> None:
 
     try:
         alone, both = (measure(options.seconds, options.fits // 2, 2, on) for on in (None, "auto"))
-        print(
-            f"{options.fits} fits, {options.seconds:g} s each: one core {alone:.1f} s, two nodes {both:.1f} s, x {alone / both:.2f}"
-        )
+        print(f"{options.fits} fits of {options.seconds:g} s: one core {alone:.1f} s, nodes {both:.1f} s, x {alone / both:.2f}")
         alone, both, own = measure(0.0, options.chains, 2, None), measure(0.0, options.chains, 2, "auto"), measure_ray(1000)
         tasks = 2 * options.chains  # generation 1 is a task of its own
         added = (2 * both - alone) / tasks  # on two cores
