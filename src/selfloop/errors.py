@@ -68,7 +68,7 @@ class ChainEndedError(Exception):
 EXTRAS = {
     "datasets": "hub", "pyarrow": "hub", "peft": "lora", "diffusers": "images", "onnxruntime": "images", "rdkit": "molecules",
     "obstore": "cloud",
-    **{name: name for name in ("wandb", "mlflow", "tensorboard", "trackio", "ray")},
+    **{name: name for name in ("wandb", "mlflow", "tensorboard", "trackio", "ray", "vllm")},
 }  # fmt: skip
 
 

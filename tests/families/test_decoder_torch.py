@@ -10,7 +10,6 @@ from decoders import c_decoder as build_c_decoder
 from torch._dynamo.testing import CompileCounter
 from torch.nn.attention.flex_attention import flex_attention
 
-from selfloop.families.transformer import decoder_torch
 from selfloop.families.transformer.decoder import DecodeRequest, build_decoder_weights, token_uniforms
 from selfloop.families.transformer.decoder_torch import TorchDecoder, uniforms_on_device
 from selfloop.families.transformer.text_sampler import TextSampler

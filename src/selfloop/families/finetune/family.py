@@ -6,6 +6,7 @@ import math
 import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
@@ -214,18 +215,23 @@ class Finetune(NetworkFamily):
         """Rows of a network of transformers, each after its prompt; `params` have the tokenizer."""
         from selfloop.families.finetune import hf_model
         from selfloop.families.transformer.decoder import DecodeRequest
-        from selfloop.families.transformer.hf_network import from_hf_config, generate
+        from selfloop.families.transformer.hf_network import from_hf_config, generate, save_folder
         from selfloop.families.transformer.sample_tokens import sample_tokens
 
         n, limit = len(prompts), sampler.max_tokens or self.context
         _check_positions("family.sampler.max_tokens", limit, hf_model.max_positions(model.config))
         config = from_hf_config(model.config)
-        if config is not None and sampler.num_beams == 1:
+        if config is not None and sampler.num_beams == 1 and sampler.decoder == "auto":
             arrays = {**params, **hf_model.network_arrays(model)}
             return sample_tokens(config, arrays, prompts, replace(sampler, max_tokens=limit), ctx)
         rows, starts = np.arange(n), np.full(n, params["tokenizer/start"])
-        request = DecodeRequest(rows, starts, prompts, 0, int(params["tokenizer/end"]), limit, sampler)
-        return generate(model, request, ctx)
+        request = DecodeRequest(rows, starts, prompts, ctx.stream.integer(), int(params["tokenizer/end"]), limit, sampler)
+        if sampler.decoder == "auto":
+            return generate(model, request, ctx)
+        from selfloop.families.transformer.decoder_vllm import VllmDecoder
+
+        _check_positions("family.sampler.max_tokens", limit + 1, hf_model.max_positions(model.config))  # with the start token
+        return VllmDecoder(partial(save_folder, model, params), "bfloat16", limit + 1, ctx)(request)
 
     def export(self, params: Params, folder: Path, dtype: str) -> None:
         """A Hugging Face folder: the model with its adapters merged, and the base's tokenizer."""

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, ClassVar, cast
 
@@ -134,10 +135,15 @@ class Transformer(NetworkFamily):
         from selfloop.families.transformer.sample_tokens import sample_tokens
 
         assert isinstance(sampler, TextSampler)
-        beam_search = self._beam_search(params, ctx) if sampler.num_beams > 1 else None
+        decode, config = self._beam_search(params, ctx) if sampler.num_beams > 1 else None, self.config()
+        if sampler.decoder == "vllm":
+            from selfloop.families.transformer.decoder_vllm import VllmDecoder
+
+            decode = VllmDecoder(partial(self.export, params), "float16", self.context, ctx)
+            config = replace(config, context=self.context - 1)  # vLLM counts the start token, and the last drawn one
         longest = min(int(params.get(MAX_ROW_TOKENS, 0)), MAX_WINDOWS * self.context)
         limited = replace(sampler, max_tokens=sampler.max_tokens or max(longest, self.context))
-        return {"tokens": sample_tokens(self.config(), params, read_prompts(inputs, n), limited, ctx, beam_search)}
+        return {"tokens": sample_tokens(config, params, read_prompts(inputs, n), limited, ctx, decode)}
 
     def trivial_risk(self, metric: str, initial: Columns, holdout: Columns, truth: Params, ctx: Context) -> float | None:
         return unigram_cross_entropy(initial, holdout, self.vocab) if metric == "cross_entropy" else None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from importlib.util import find_spec
 from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
@@ -11,7 +12,7 @@ from annotated_types import Ge, Interval
 
 from selfloop.columns import Columns, Ints, Ragged, take_spans
 from selfloop.component import Context, Family, Sampler
-from selfloop.errors import DataError, SettingError, SpecError
+from selfloop.errors import DataError, SettingError, SpecError, missing_extra
 from selfloop.families.nn.settings import Count
 from selfloop.settings import UNLESS_DEFAULT
 
@@ -56,9 +57,16 @@ class TextSampler(Sampler):
         "tokens of the longest row, prompt included; unset: those of the longest training row, at most 8 contexts",
     ] = None
     batch_size: Annotated[Count, "rows that are sampled at the same time"] = 256
+    decoder: Annotated[Literal["auto", "vllm"], "what draws rows: the fastest decoder of the machine, or vLLM on a GPU"] = (
+        field(default="auto", metadata=UNLESS_DEFAULT)
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.decoder == "vllm" and self.num_beams > 1:
+            raise SettingError("num_beams", f"got {self.num_beams}; expected 1 with decoder = 'vllm'. Change one of them.")
+        if self.decoder == "vllm" and find_spec("vllm") is None:
+            raise missing_extra("family.sampler.decoder", "vllm")
         if 0 < self.temperature < MIN_TEMPERATURE:
             raise SettingError("temperature", f"got {self.temperature}; expected 0, or {MIN_TEMPERATURE} or more.")
         if self.prompt == "prefix" and self.max_tokens is not None and self.prefix_tokens >= self.max_tokens:
