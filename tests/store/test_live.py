@@ -19,6 +19,7 @@ import pytest
 import tiny_components
 from selfloop.component import Context
 from selfloop.engine.run import iter_measurements
+from selfloop.engine.time_left import TimeLeft
 from selfloop.errors import SelfloopError
 from selfloop.result import run
 from selfloop.rng import RandomStream
@@ -61,6 +62,10 @@ def progress(store: Path) -> RunProgress:
 
 def records(store: Path) -> int:
     return len(list(store.glob("records/*/*.json")))
+
+
+def time_left() -> TimeLeft:
+    return TimeLeft(tiny_components.tiny_spec())
 
 
 @stored_step("three_training_steps", version=1)
@@ -124,7 +129,7 @@ def test_a_second_process_on_a_run_leaves_its_pause_and_its_progress(tmp_path: P
         before = json.dumps(asdict(RunProgress(first.pid, platform.node(), 10)))
         live.progress_file(tmp_path, "x").write_text(before)
         control_run(tmp_path, "x", "pause")
-        with live.LiveRun(tmp_path, "x", 10, lambda note: None, "", lambda: None) as second:
+        with live.LiveRun(tmp_path, "x", 10, lambda note: None, "", time_left()) as second:
             time.sleep(3 * live.POLL_SECONDS)
             assert live.control_file(tmp_path, "x").read_text() == "pause"
             assert live.progress_file(tmp_path, "x").read_text() == before
@@ -139,12 +144,26 @@ def test_a_second_process_on_a_run_leaves_its_pause_and_its_progress(tmp_path: P
     assert found.state == "finished"
 
 
+def test_a_pause_does_not_change_the_estimate_of_the_time_left(tmp_path: Path) -> None:
+    (tmp_path / "runs").mkdir()
+    left = time_left()
+    left.busy, left.started, left.products, left.times = 1.0, left.last - 1.0, np.eye(2), np.array([10.0, 0.0])
+    before = left.seconds()
+    assert before
+    with live.LiveRun(tmp_path, "x", 10, lambda note: None, "", left):
+        control_run(tmp_path, "x", "pause")
+        time.sleep(5 * live.POLL_SECONDS)
+        during = left.seconds()
+        assert during
+    assert before - during < 3 * live.POLL_SECONDS
+
+
 def test_an_interrupt_at_the_end_of_a_run_leaves_its_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupt() -> None:
         raise KeyboardInterrupt
 
     (tmp_path / "runs").mkdir()
-    with pytest.raises(KeyboardInterrupt), live.LiveRun(tmp_path, "x", 1, lambda note: None, "", lambda: None) as run:
+    with pytest.raises(KeyboardInterrupt), live.LiveRun(tmp_path, "x", 1, lambda note: None, "", time_left()) as run:
         monkeypatch.setattr(run.thread, "join", interrupt)
     found = read_progress(tmp_path, "x")
     assert found is not None
@@ -155,7 +174,7 @@ def test_on_windows_no_signal_is_sent_to_look_at_a_process(tmp_path: Path, monke
     monkeypatch.setattr(sys, "platform", "win32")
     monkeypatch.setattr(os, "kill", lambda pid, number: pytest.fail("Ctrl-C"))
     (tmp_path / "runs").mkdir()
-    with live.LiveRun(tmp_path, "x", 1, lambda note: None, "", lambda: None) as run:
+    with live.LiveRun(tmp_path, "x", 1, lambda note: None, "", time_left()) as run:
         monkeypatch.delattr(signal, "pthread_kill")
         found = read_progress(tmp_path, "x")
         assert found is not None
@@ -313,5 +332,5 @@ def test_pipes_in_place_of_the_files_of_a_live_run_are_not_waited_for(tmp_path: 
     assert read_progress(tmp_path, "r") is None
     with pytest.raises(SelfloopError, match=r"r\.control: is no file"):
         control_run(tmp_path, "r", "pause")
-    with live.LiveRun(tmp_path, "r", 3, lambda note: None, "loss", lambda: None):
+    with live.LiveRun(tmp_path, "r", 3, lambda note: None, "loss", time_left()):
         pause_between_steps(live.control_file(tmp_path, "r"), lambda note: None)("step")

@@ -79,7 +79,7 @@ def run_tasks(  # noqa: PLR0913  # three are callbacks
     labels, risk, text = spec.policy_labels(), spec.risk_metric() or "", spec_text(spec)
     title = f"{spec.family.name} on {spec.source.name}: {', '.join(labels)}"
     left = TimeLeft(spec)
-    live = LiveRun(path, run_name(text), total, notify, risk, left.seconds)
+    live = LiveRun(path, run_name(text), total, notify, risk, left)
     if isinstance(progress, ProgressLine):
         progress.begin(spec, left)
     with _open_cluster(on, spec, path) as cluster, note_run(path, title, text) as keys, live:

@@ -25,7 +25,8 @@ class TimeLeft:
         self.ensembles = {point.coordinates: point.runs_as_ensemble for point in spec.points()}
         self.shared_left = len(spec.seeds) * (len(self.ensembles) - sum(self.ensembles.values()))  # first generations
         self.products, self.times, self.busy = np.zeros((2, 2)), np.zeros(2), 0.0  # of the least squares of seconds on work
-        self.started = self.last = time.monotonic()
+        self.paused = 0.0  # seconds that do not count
+        self.started = self.last = self._now()
         self.steps = 0  # that were computed
         self.fits, self.left = dict[tuple[Coordinates, int], Floats](), dict[tuple[Coordinates, int], Floats]()
         self.done = dict[tuple[Coordinates, int], Counter[int]]()
@@ -47,11 +48,14 @@ class TimeLeft:
         if output.usage.computed and work.any():
             if self.steps < 2:  # the first step loads libraries, too
                 self.products, self.times, self.busy = np.zeros((2, 2)), np.zeros(2), 0.0
-                self.started = time.monotonic() - output.usage.seconds
+                self.started = self._now() - output.usage.seconds
             self.steps += 1
             self.products = MEMORY * self.products + np.outer(work, work)
             self.times = MEMORY * self.times + work * output.usage.seconds
-            self.busy, self.last = self.busy + output.usage.seconds, time.monotonic()
+            self.busy, self.last = self.busy + output.usage.seconds, self._now()
+
+    def _now(self) -> float:
+        return time.monotonic() - self.paused
 
     def _take_work(self, output: TaskOutput) -> Floats:
         """The work of an output, which is no longer left. Generation 1 of a chain is shared, and no work of its own."""
@@ -73,4 +77,4 @@ class TimeLeft:
         left = sum((self.left[key] for key in policies or self.left), np.zeros(2)) + (0 if policies else self.shared_left)
         seconds = float(left @ np.linalg.pinv(self.products, rcond=1e-6, hermitian=True) @ self.times)
         pace = self.busy / max(self.last - self.started, 1e-3)  # steps that run at the same time
-        return max(seconds / pace - (0 if policies else time.monotonic() - self.last), 0.0)
+        return max(seconds / pace - (0 if policies else self._now() - self.last), 0.0)

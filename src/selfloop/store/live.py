@@ -19,7 +19,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Literal
+from typing import Literal, Protocol
 
 import numpy as np
 
@@ -155,6 +155,14 @@ def pause_between_steps(file: Path | None, notify: Callable[[str], None]) -> Cal
     return note
 
 
+class SecondsLeft(Protocol):
+    """The estimate of the time that a run still takes; `paused` seconds do not count."""
+
+    paused: float
+
+    def seconds(self) -> float | None: ...
+
+
 class LiveRun:
     """A run that writes its progress and obeys its control file while the block lasts.
 
@@ -162,12 +170,10 @@ class LiveRun:
     another thread, or where Ctrl-C is ignored. Of several processes that compute one run, all obey and one writes.
     """
 
-    def __init__(
-        self, store: Path, run: str, total: int, notify: Callable[[str], None], risk: str, time_left: Callable[[], float | None]
-    ) -> None:
+    def __init__(self, store: Path, run: str, total: int, notify: Callable[[str], None], risk: str, left: SecondsLeft) -> None:
         self.progress = RunProgress(os.getpid(), platform.node(), total, risk=risk)
         self.store, self.run, self.control = store, run, control_file(store, run)
-        self.notify, self.canceled, self.stop, self.time_left = notify, False, threading.Event(), time_left
+        self.notify, self.canceled, self.stop, self.left = notify, False, threading.Event(), left
         self.thread = threading.Thread(target=self._follow, daemon=True)
         self.in_main_thread = threading.current_thread() is threading.main_thread()
 
@@ -203,6 +209,7 @@ class LiveRun:
         while not self.stop.wait(POLL_SECONDS):
             action, now = _read_action(self.control), time.monotonic()
             self.progress.elapsed += (now - before) * (action != "pause")
+            self.left.paused += (now - before) * (action == "pause")
             before = now
             self._write()
             if action == "cancel" and not self.canceled:
@@ -229,7 +236,7 @@ class LiveRun:
             return False
         try:
             if self._is_mine():
-                self.progress.remaining = self.time_left()
+                self.progress.remaining = self.left.seconds()
                 write_text(file, json.dumps(asdict(self.progress)))
         except (OSError, SelfloopError):
             return False
