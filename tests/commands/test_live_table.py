@@ -24,7 +24,6 @@ from selfloop.commands.progress import Progress
 from selfloop.engine.run import run_tasks
 from selfloop.engine.tasks import TaskOutput
 from selfloop.engine.time_left import TimeLeft
-from selfloop.report.theme import format_number
 from selfloop.spec.spec import Spec
 from selfloop.store.calls import Usage
 
@@ -64,7 +63,7 @@ def test_the_risk_is_the_mean_of_the_seeds_that_reached_the_newest_generation(tm
         state.add(output)
     energies = [by_seed[seed][3].curves.values["energy"][0, 3] for seed in (0, 1)]
     replace, accumulate = screen(state, 120)[1:]
-    assert replace.split()[:4] == ["replace", "4/4", "2/3", format_number(float(np.mean(energies)))]
+    assert replace.split()[:4] == ["replace", "4/4", "2/3", f"{np.mean(energies):.4g}"]
     assert accumulate.split()[:2] == ["accumulate", "0/4"]
 
 

@@ -86,13 +86,15 @@ def _reproduce_values(paper: str, groups: list[str], scale: str, store: Path | N
 
 def print_claims(judged: Sequence[JudgedClaim]) -> None:
     """One line per claim, and how many have which answer."""
-    from selfloop.report.theme import format_count, format_interval
+    from selfloop.commands.console import format_limits, format_number
+    from selfloop.report.theme import format_count
 
     for item in judged:
         numbers, note = "", item.reason or (item.claim.explanation if item.answer != "holds" else "")
         if item.judgment:
             measured, t = item.judgment.measured, item.judgment.generation
-            numbers = f" {format_interval(measured)}, expected {item.expected}"
+            limits = format_limits(measured.low, measured.high)
+            numbers = f" {format_number(measured.estimate)} {limits}, expected {item.expected}"
             numbers += f" ({item.claim.describe_statistic()}, t = {t}; {item.seconds:.1f} s)"
         show(f"{item.answer}: {item.claim.key()}{numbers}. {item.claim.sentence}{f' ({note})' if note else ''}")
     counts = Counter(item.answer for item in judged).most_common()
@@ -104,15 +106,15 @@ def print_claims(judged: Sequence[JudgedClaim]) -> None:
 
 def print_values(values: Sequence[ReproducedValue]) -> None:
     """One line per published value, and the number of values within 2 and beyond 4 standard errors."""
-    from selfloop.commands.console import show_table
+    from selfloop.commands.console import format_limits, format_number, show_table
     from selfloop.commands.published_values import MIN_SEEDS
-    from selfloop.report.theme import format_interval_parts, format_number
 
     columns = ("group", "scenario", "policy", "t", "published", "measured", "interval", "z", "note")
     rows = []
     for value in values:
         z = "" if value.z is None else f"{value.z:+.1f}"
-        numbers = format_number(value.published), *format_interval_parts(value.measured), z
+        limits = format_limits(value.measured.low, value.measured.high)
+        numbers = format_number(value.published), format_number(value.measured.estimate), limits, z
         rows.append((value.group, value.scenario, value.policy, str(value.generation), *numbers, value.note))
     show_table(columns, rows, right=("t", "published", "measured", "z"))
     scores = [abs(value.z) for value in values if value.z is not None]

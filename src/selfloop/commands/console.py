@@ -16,8 +16,7 @@ from selfloop.commands.terminal import show
 from selfloop.component import Better
 from selfloop.notebook import format_seconds
 from selfloop.protocols import SupportsStepCount
-from selfloop.report.theme import describe_better, describe_coordinates, format_count, format_interval_parts, format_number
-from selfloop.stats.intervals import Interval
+from selfloop.report.theme import describe_better, describe_coordinates, format_count
 from selfloop.types import Answer
 
 if TYPE_CHECKING:
@@ -86,7 +85,7 @@ def _summary_cells(curves: Floats, *, positive: bool) -> tuple[str, str, str, st
     last = format_number(mean_interval(curves[:, -1]).estimate)
     if survivors < len(curves):
         last = f"{survivors} of {len(curves)} chains left"
-    change = " ".join(describe_change(curves, positive=positive)).strip() or "–"
+    change = " ".join(describe_change(curves, positive=positive)).strip() or "-"
     return format_number(mean_interval(curves[:, 0]).estimate), last, change, sparkline(curves.mean(axis=0))
 
 
@@ -263,12 +262,22 @@ def print_comparison(metric: str, better: Better, differences: Sequence[Mapping[
             "" if difference["paired"] else f" (unpaired, {difference['first_seeds']} and {difference['second_seeds']} seeds)"
         )
         t, first_is = difference["generation"], difference["first_is"]
-        number, limits = format_interval_parts(Interval(difference["difference"], difference["low"], difference["high"], 0))
-        rows.append((pair * (t == 1), str(t), number, limits or "–", first_is))
+        limits = "-" if first_is == "equal" else format_limits(difference["low"], difference["high"])
+        rows.append((pair * (t == 1), str(t), format_number(difference["difference"]), limits, first_is))
     for sentence in notes:
         show(sentence)
     show_table(columns, rows, title)
     show("Directions are corrected: over all differences and generations, any of them is false with at most 5 %.")
+
+
+def format_number(value: float | None) -> str:
+    """Four significant digits, or a dash."""
+    return "-" if value is None else f"{value:.4g}"
+
+
+def format_limits(low: float | None, high: float | None) -> str:
+    """The limits of an interval in brackets."""
+    return "undefined" if low is None else f"[{format_number(low)}, {format_number(high)}]"
 
 
 def print_list(summaries: Mapping[str, Mapping[str, str]]) -> None:

@@ -10,13 +10,13 @@ import numpy as np
 from rich.table import Table
 from rich.text import Text
 
-from selfloop.commands.console import sparkline
+from selfloop.commands.console import format_number, sparkline
 from selfloop.engine.curves import NO_MEASUREMENT, Curves
 from selfloop.engine.tasks import TaskOutput
 from selfloop.engine.time_left import TimeLeft
 from selfloop.errors import printable
 from selfloop.notebook import format_seconds
-from selfloop.report.theme import describe_coordinates, format_number
+from selfloop.report.theme import describe_coordinates
 from selfloop.spec.spec import Spec
 from selfloop.types import Coordinates
 
