@@ -54,10 +54,13 @@ class Ranks:
         try:
             getattr(torch.distributed, operation)(*arguments)
         except RuntimeError as problem:
-            words = "another one of its processes ended, perhaps for lack of memory: its message may stand above."
-            with suppress(RuntimeError):
-                words = self.store.get(PROBLEM).decode() if self.store.check([PROBLEM]) else words
-            raise SelfloopError(f"torchrun: {words} Run the same command again to continue.") from problem
+            raise self._lost() from problem
+
+    def _lost(self) -> SelfloopError:
+        words = "another one of its processes ended, perhaps for lack of memory: its message may stand above."
+        with suppress(RuntimeError):
+            words = self.store.get(PROBLEM).decode() if self.store.check([PROBLEM]) else words
+        return SelfloopError(f"torchrun: {words} Run the same command again to continue.")
 
     def tell(self, message: Any) -> Any:
         """The message of rank 0."""
@@ -90,6 +93,10 @@ class Ranks:
             yield
         except ChainEndedError:  # on all ranks
             self.in_step = False
+            raise
+        except RuntimeError as problem:  # of an operation that torch started
+            if self.in_step and "peer" in str(problem):
+                raise self._lost() from problem
             raise
         self.in_step = False
 

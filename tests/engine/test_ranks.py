@@ -18,7 +18,7 @@ import pytest
 import torch
 
 from selfloop.component import Context
-from selfloop.errors import SettingError, SpecError
+from selfloop.errors import SelfloopError, SettingError, SpecError
 from selfloop.families.nn import trainer
 from selfloop.families.nn.settings import TrainingSettings
 from selfloop.formats.safetensors import read_safetensors
@@ -184,6 +184,25 @@ def test_more_shares_than_rows_are_refused() -> None:
     problem = trainer.TrainingProblem(torch.nn.Linear(1, 1), lambda indices: indices, np.ones(3))
     with pytest.raises(SettingError, match=r"^family.training.shares: got 4; a minibatch has 3 rows here. Lower it.$"):
         trainer.fit(problem, TrainingSettings(shares=4), Context(RandomStream()), None)
+
+
+class Deaf(Ranks):
+    """A rank that hears nothing of others."""
+
+    def tell(self, message: object) -> object:
+        return message
+
+
+def test_the_last_words_of_a_rank_are_the_sentence_of_rank_0() -> None:
+    store = torch.distributed.HashStore()
+    Ranks(1, 2, store=store).leave_words(MemoryError("no memory for 8 GB.\nmore"))
+    with (
+        pytest.raises(
+            SelfloopError, match=r"^torchrun: rank 1: no memory for 8 GB\. Run the same command again to continue\.$"
+        ),
+        Deaf(0, 2, store=store).compute_together("fit"),
+    ):
+        raise RuntimeError("Connection closed by peer")
 
 
 def start_long_fit(folder: Path, store: str) -> subprocess.Popen[str]:

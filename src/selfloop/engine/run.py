@@ -69,7 +69,7 @@ def run_tasks(  # noqa: PLR0913  # three are callbacks
     for name, count in (("workers", workers), ("threads", threads)):
         check_setting(Annotated[int, Interval(ge=1, le=MAX_WORKERS)] | None, count, name)
     if (ranks := LED.get()).count > 1:
-        check_ranks(spec, ranks, workers)
+        check_ranks(spec, ranks, workers, on)
         workers, threads = 1, threads or max(1, count_cores() // ranks.local)
     # shared steps count with the chains that reuse them: as many generations as `plan` shows
     total = sum(point.spec.generations for point in spec.points()) * len(spec.policies) * len(spec.seeds)

@@ -16,10 +16,11 @@ from selfloop.store.store import Store
 Message = tuple[Path, StepCall, Path]  # the store's folder, a call, and its scratch folder
 
 
-def check_ranks(spec: Spec, ranks: Ranks, workers: int | None) -> None:
+def check_ranks(spec: Spec, ranks: Ranks, workers: int | None, on: str | None = None) -> None:
     """SpecError if several ranks cannot compute a spec."""
-    if (workers or 1) > 1:
-        raise SpecError(f"workers: got {workers}; the {ranks.count} ranks of torchrun work on one task. Leave it out.")
+    if on or (workers or 1) > 1:
+        option = f"on: got {on}" if on else f"workers: got {workers}"
+        raise SpecError(f"{option}; the {ranks.count} ranks of torchrun work on one task. Leave it out.")
     for family in (point.spec.family for point in spec.points()):
         if (shares := family.count_shares()) == 0 or family.takes_over_interrupts:
             raise SpecError(f"family.{family.name}: one process fits it, and torchrun started {ranks.count}. Use selfloop run.")
