@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 import selfloop
-from selfloop.notebook import MAX_SHOWN_ROWS, KernelProgress, Verdicts, in_kernel, table_html
+from selfloop.notebook import MAX_SHOWN_ROWS, KernelProgress, Verdicts, format_seconds, in_kernel, table_html
 from selfloop.types import Verdict
 
 NOTEBOOKS = sorted((Path(__file__).parents[1] / "examples" / "notebooks").glob("*.ipynb"))
@@ -148,6 +148,11 @@ def test_there_is_no_kernel_here_and_no_line_without_one(result: selfloop.Result
     assert not in_kernel()
     selfloop.run(result.spec, result.store)
     assert capsys.readouterr() == ("", "")
+
+
+def test_times_have_three_digits_or_two_units() -> None:
+    times = {0.00005: "0 s", 0.1462: "0.146 s", 12.34: "12.3 s", 41: "41 s", 125.6: "2 min 6 s", 4320: "1 h 12 min"}
+    assert [format_seconds(seconds) for seconds in times] == [*times.values()]
 
 
 def test_the_progress_line_counts_and_estimates() -> None:

@@ -82,9 +82,9 @@ def policy_html(policy: Policy, n: int = 100, generations: Iterable[int] = (2, 3
 
 
 def format_seconds(seconds: float) -> str:
-    """A time in seconds, or in minutes or hours with the next smaller unit."""
+    """A time in seconds (to a millisecond), or in minutes or hours with the next smaller unit."""
     if seconds < 60:
-        return f"{seconds:.3g} s"
+        return f"{round(seconds, 3):.3g} s"
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
 
