@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -84,13 +84,12 @@ class Ranks:
             raise problem
         return [of_ranks[i % self.count][i // self.count] for i in range(n)]
 
-    @contextmanager
-    def compute_together(self, message: object) -> Iterator[None]:
-        """Rank 0 inside a step that the others compute, too, after this message."""
+    def compute(self, message: object, step: Callable[..., T], arguments: Sequence[Any]) -> T:
+        """The result of a step on rank 0, after the message with which the others compute it, too."""
         self.in_step = self.count > 1
         self.tell(message)
         try:
-            yield
+            result = step(*arguments)
         except ChainEndedError:  # on all ranks
             self.in_step = False
             raise
@@ -99,6 +98,7 @@ class Ranks:
                 raise self._lost() from problem
             raise
         self.in_step = False
+        return result
 
     def leave_words(self, problem: BaseException) -> None:
         """Tell rank 0, which raises them when this process has ended."""

@@ -187,7 +187,7 @@ def test_more_shares_than_rows_are_refused() -> None:
 
 
 class Deaf(Ranks):
-    """A rank that hears nothing of others."""
+    """A rank without others."""
 
     def tell(self, message: object) -> object:
         return message

@@ -117,14 +117,8 @@ class Store:
         try:
             ranks = self.ranks if name in ON_ALL_RANKS else ALONE
             arguments = [self.open_argument(argument, scratch, backends, ranks=ranks) for argument in call.arguments]
-            together = ranks.compute_together((self.path, call, scratch))
-            with (
-                warnings.catch_warnings(record=True) as caught,
-                refuse_interrupted(name),
-                unchanged_inputs(self, call),
-                together,
-            ):
-                value = call.step(*arguments)
+            with warnings.catch_warnings(record=True) as caught, refuse_interrupted(name), unchanged_inputs(self, call):
+                value = ranks.compute((self.path, call, scratch), call.step, arguments)
             seconds = time.perf_counter() - started - self._waited
             result, chunks = as_result(value)
             if "object" in result:
