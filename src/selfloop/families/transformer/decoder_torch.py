@@ -18,7 +18,7 @@ from selfloop.families.transformer.decoder import DecodeRequest, DecoderWeights,
 from selfloop.families.transformer.text_sampler import TextSampler
 from selfloop.rng import SPLITMIX_STEP
 
-BLOCK = 128  # positions of the cache that flex attention reads or skips together
+BLOCK_POSITIONS = 128  # of the cache, which flex attention reads or skips together
 STEPS_PER_CHECK = 32  # on a GPU, between two looks at the number of finished rows, each of which waits for the GPU
 SPLITMIX_FACTORS = (0xBF58476D1CE4E5B9 - (1 << 64), 0x94D049BB133111EB - (1 << 64))  # as int64
 
@@ -42,7 +42,7 @@ class TorchDecoder:
         self.embedding, self.positions = to_device(weights.embedding), to_device(weights.positions)
         self.layers = [[(to_device(weight), to_device(bias)) for weight, bias in layer] for layer in weights.layers]
         self.head = to_device(weights.head[0]), to_device(weights.head[1])
-        length = config.context if attend is None else -(-config.context // BLOCK) * BLOCK
+        length = config.context if attend is None else -(-config.context // BLOCK_POSITIONS) * BLOCK_POSITIONS
         size = (config.layers, 2, slots, config.kv_heads or config.heads, length, config.head_size)
         self.cache = torch.zeros(size, dtype=cache_dtype, device=device)  # keys and values
         self.slot_ids, self.all_positions = torch.arange(slots, device=device), torch.arange(length, device=device)
@@ -84,10 +84,11 @@ class TorchDecoder:
             mask = (self.all_positions <= positions[:, None])[:, None, None]
             attend = functional.scaled_dot_product_attention
             return lambda q, keys, values: attend(q, keys, values, mask, scale=1.0, enable_gqa=is_grouped)
-        n_blocks, attend = (positions // BLOCK + 1).to(torch.int32)[:, None, None], self.attend
-        indices = (self.all_positions[::BLOCK] // BLOCK).to(torch.int32).repeat(self.slots, 1, 1, 1)
+        n_blocks, attend = (positions // BLOCK_POSITIONS + 1).to(torch.int32)[:, None, None], self.attend
+        indices = (self.all_positions[::BLOCK_POSITIONS] // BLOCK_POSITIONS).to(torch.int32).repeat(self.slots, 1, 1, 1)
         blocks = BlockMask.from_kv_blocks(
-            n_blocks, indices, BLOCK_SIZE=(BLOCK, BLOCK), mask_mod=lambda slot, head, query, key: key <= positions[slot],
+            n_blocks, indices, BLOCK_SIZE=(BLOCK_POSITIONS, BLOCK_POSITIONS),
+            mask_mod=lambda slot, head, query, key: key <= positions[slot],
             seq_lengths=(1, len(self.all_positions)),
         )  # fmt: skip
         return lambda q, keys, values: attend(q, keys, values, block_mask=blocks, scale=1.0, enable_gqa=is_grouped)
