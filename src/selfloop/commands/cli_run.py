@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
-from contextlib import redirect_stdout
+from contextlib import nullcontext, redirect_stdout
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Annotated
@@ -65,7 +65,8 @@ def run_with_progress(
         if progress and announce and (missing := count_missing(spec, store)):
             say = f"{missing:,} generations are not in the store: computing them (Ctrl-C ends it"
             sys.stderr.write(f"{name}: {say}; `selfloop report --partial {name}` shows those that are).\n")
-        return run_spec(spec, store, workers=workers, threads=threads, progress=progress, notify=notify, track=track, on=on)
+        with redirect_stdout(sys.stderr) if on else nullcontext():  # Ray prints what dies
+            return run_spec(spec, store, workers=workers, threads=threads, progress=progress, notify=notify, track=track, on=on)
 
 
 def write_report_file(results: list[Result], path: Path, quiet: bool, title: str = "", figures: Path | None = None) -> None:
