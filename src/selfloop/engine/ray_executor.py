@@ -1,4 +1,8 @@
-"""Runs tasks on a Ray cluster, in batches. Their messages come back through an actor: Ray's client has no streaming tasks."""
+"""Runs tasks on a Ray cluster, in batches.
+
+What a batch returns are its messages. Those of a batch that runs come through an actor (Ray's client has no streaming tasks),
+several at a time; if the actor dies, Ray starts it again.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +19,7 @@ from collections import Counter, defaultdict, deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from importlib.metadata import version
 from importlib.util import find_spec
 from multiprocessing import current_process, spawn
@@ -37,37 +42,40 @@ from selfloop.store.inputs import inputs_of
 from selfloop.store.records import place_of
 from selfloop.store.runs import open_place
 
-MAX_TRIES = 4  # of a task whose worker or node dies
+MAX_TRIES = 4  # of a task whose worker or node dies before it gave anything new
 BATCHES_PER_SLOT = 8  # into which the tasks that wait are divided, so that all slots end at about the same time
 CONNECT_SECONDS, ANSWER_SECONDS, CHECK_SECONDS = 5.0, 60.0, 5.0
 OBJECT_STORE_BYTES = 100 << 20  # of a cluster started here: only messages pass through it
-DIED = exceptions.WorkerCrashedError, exceptions.OutOfMemoryError, exceptions.NodeDiedError
+SECONDS_BETWEEN_POSTS = 0.3
+DIED = exceptions.WorkerCrashedError, exceptions.OutOfMemoryError, exceptions.NodeDiedError, exceptions.ObjectLostError
 
 
 class Mailbox:
-    """The actor that keeps messages of tasks until they are taken."""
+    """The actor that keeps posts of batches until they are taken."""
 
     def __init__(self) -> None:
-        self.messages, self.arrived = list[Any](), asyncio.Event()
+        self.posts, self.arrived = list[Any](), asyncio.Event()
 
-    async def put(self, *message: Any) -> None:
-        """Add a message."""
-        self.messages.append(message)
+    async def put(self, *post: Any) -> None:
+        """Add a post."""
+        self.posts.append(post)
         self.arrived.set()
 
     async def take(self) -> list[Any]:
-        """All messages since the last time, at least one."""
+        """All posts since the last time, at least one."""
         await self.arrived.wait()
         self.arrived.clear()
-        messages, self.messages = self.messages, []
-        return messages
+        posts, self.posts = self.posts, []
+        return posts
 
 
-def _enter(place: Mapping[str, Any]) -> None:
-    """Make this process import what the driver can, in the driver's folder if it exists here.
+@lru_cache(maxsize=1)
+def _enter(pickled: bytes) -> Path:
+    """The store. Makes this process import what the driver can, in the driver's folder if it exists here.
 
     Raises SelfloopError on a node with other versions, and for a file that it does not see.
     """
+    place = ForkingPickler.loads(pickled)
     sys.path += [path for path in place["sys_path"] if path not in sys.path]
     with suppress(OSError):
         os.chdir(place["folder"])
@@ -88,26 +96,35 @@ def _enter(place: Mapping[str, Any]) -> None:
         raise SelfloopError(UNGUARDED_ADVICE) from None
     finally:
         del current_process()._inheriting  # type: ignore[attr-defined]
+    return open_place(place["store"])
 
 
 def _versions() -> dict[str, str]:
     return {"Python": ".".join(platform.python_version_tuple()[:2]), "selfloop": version("selfloop")}
 
 
-def _run_batch(number: int, pickled: Sequence[bytes], place: Mapping[str, Any], threads: int, mailbox: Any) -> None:
-    """Run tasks one after another in a worker of the cluster, and send their messages."""
+def _run_batch(number: int, pickled: Sequence[bytes], place: bytes, threads: int, mailbox: Any) -> list[Any]:
+    """Messages of tasks that run one after another in a worker of the cluster. While they run, they are posted, too."""
     signal.pthread_sigmask(signal.SIG_BLOCK, INTERRUPTS)
     show_warnings_plainly()
-    _enter(place)
-    sent = list[Any]()
+    store = _enter(place)
+    messages, notes, ended = list[tuple[str, Any]](), deque[str](maxlen=1), threading.Event()
 
     def send(message: tuple[str, Any]) -> None:
-        ray.get(sent)  # the message before, as calls of an asynchronous actor may overtake each other
-        sent[:] = [mailbox.put.remote(number, message)]
+        notes.append(message[1]) if message[0] == "note" else messages.append(message)
 
-    tasks = [replace(ForkingPickler.loads(task), store=open_place(place["store"])) for task in pickled]
+    def post() -> None:
+        n_posted = 0
+        while not ended.wait(SECONDS_BETWEEN_POSTS):
+            if (new := messages[n_posted:]) or notes:  # the one before has arrived: they may overtake each other
+                ray.get(mailbox.put.remote(number, n_posted, new, [notes.popleft() for _ in [*notes]]))
+                n_posted += len(new)
+
+    threading.Thread(target=post, daemon=True).start()
+    tasks = [replace(ForkingPickler.loads(task), store=store) for task in pickled]
     all(run_and_send(run_task_in_worker, task, threads, send) for task in tasks)
-    ray.get(sent)
+    ended.set()
+    return messages
 
 
 @contextmanager
@@ -167,7 +184,8 @@ class _Batch:
     """Tasks that one Ray task runs."""
 
     positions: deque[int]  # of those that have not ended
-    n_outputs: int = 0  # of the first of them
+    n_messages: int = 0  # of the batch
+    n_outputs: int = 0  # of the first of the positions
 
 
 class RayExecutor:
@@ -179,10 +197,11 @@ class RayExecutor:
         store = place_of(token.parent)
         if store == str(token.parent):  # else it is a bucket, and its folder here is for this machine
             files.append(token)
-        self.spec, self.place = spec, {
+        place = {
             "folder": os.getcwd(), "sys_path": [*map(os.path.abspath, sys.path)], "store": store, "versions": _versions(),
             "files": [*map(str, files)], "main": {key: main[key] for key in main if key.startswith("init_main")},
         }  # fmt: skip
+        self.spec, self.place = spec, bytes(ForkingPickler.dumps(place))
         self.n_yielded, self.n_tries = Counter[int](), Counter[int]()
         self.batches, self.running, self.n_batches = dict[int, _Batch](), dict[Any, int](), 0
 
@@ -212,14 +231,13 @@ class RayExecutor:
         """The Ray function that runs batches of tasks with that number of threads. SelfloopError if a node cannot."""
         self.count_slots(threads)
         environment = {"env_vars": dict.fromkeys(THREAD_VARIABLES, str(threads))}
-        probe = ray.remote(num_cpus=0, max_retries=0, runtime_env=environment)(_enter)
-        places = [OnNode(node, soft=False) for node in self.nodes()]
-        for answer in [probe.options(scheduling_strategy=place).remote(self.place) for place in places]:
+        function = ray.remote(num_cpus=0, max_retries=0, runtime_env=environment)(_run_batch)
+        nodes = [function.options(scheduling_strategy=OnNode(node, soft=False)) for node in self.nodes()]
+        for answer in [node.remote(0, [], self.place, threads, None) for node in nodes]:
             with suppress(*DIED, exceptions.TaskUnschedulableError):  # the node is gone
                 _get(answer, ANSWER_SECONDS)
         needs = self.needs(threads)
-        resources = {"num_cpus": threads, "num_gpus": needs["GPU"], "memory": needs["memory"] or None}
-        return ray.remote(**resources, max_retries=0, runtime_env=environment)(_run_batch)
+        return function.options(num_cpus=threads, num_gpus=needs["GPU"], memory=needs["memory"] or None)
 
     def execute(self, phases: Sequence[Sequence[Task]], workers: int | None, notify: Notify) -> Iterator[TaskOutput]:
         """Outputs of the tasks of all phases, in any order. A task starts as soon as all that it reuses is stored.
@@ -235,31 +253,35 @@ class RayExecutor:
                 self.followers[other].append(i)
         self.ready = [i for i, others in enumerate(self.blockers) if not others]
         driver_node = OnNode(ray.get_runtime_context().get_node_id(), soft=True)
-        self.mailbox = ray.remote(num_cpus=0)(Mailbox).options(scheduling_strategy=driver_node).remote()
+        actor = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(Mailbox)
+        self.mailbox = actor.options(scheduling_strategy=driver_node).remote()
+        self.posts = self.mailbox.take.remote()
         try:
             yield from self.outputs(workers, notify)
         finally:
             with suppress(exceptions.RayError, ConnectionError):
                 for reference in self.running:
                     ray.cancel(reference, force=True)
+                self.mailbox.put.remote(0, 0, [], [])  # so that nothing waits for it: Ray would print that
+                ray.wait([self.posts], timeout=CHECK_SECONDS)
                 ray.kill(self.mailbox)
 
     def outputs(self, workers: int | None, notify: Notify) -> Iterator[TaskOutput]:
         """Submit batches, and yield outputs as they arrive."""
-        messages, checked = self.mailbox.take.remote(), -CHECK_SECONDS
+        checked = -CHECK_SECONDS
         while self.ready or self.batches:
             if time.monotonic() > checked + CHECK_SECONDS:  # nodes come and go
                 slots = {threads: self.count_slots(threads) for threads in self.functions}
                 checked = time.monotonic()
             self.submit(slots, workers)
-            for ended in ray.wait([*self.running, messages], num_returns=1, timeout=CHECK_SECONDS)[0]:
+            for ended in ray.wait([*self.running, self.posts], num_returns=1, timeout=CHECK_SECONDS)[0]:
                 if ended in self.running:
-                    self.end(ended)
+                    yield from self.end(ended)
                     continue
-                for number, (kind, value) in _get(messages):
-                    if number in self.batches:  # else from a worker that died
-                        yield from self.treat(number, kind, value, notify)
-                messages = self.mailbox.take.remote()
+                for number, first, messages, notes in _get(self.posts):
+                    yield from self.treat(number, first, messages)
+                    any(map(notify, notes))
+                self.posts = self.mailbox.take.remote()
 
     def submit(self, slots: Mapping[int, int], workers: int | None) -> None:
         """Submit batches until twice as many as slots wait or run, so that no slot waits for this process."""
@@ -277,33 +299,39 @@ class RayExecutor:
             arguments = [self.pickled[i] for i in positions], self.place, threads, self.mailbox
             self.running[self.functions[threads].remote(self.n_batches, *arguments)] = self.n_batches
 
-    def treat(self, number: int, kind: str, value: Any, notify: Notify) -> Iterator[TaskOutput]:
-        """Yield an output that is new; raise the error of a task; release the tasks that waited for one that is done."""
-        batch = self.batches[number]
-        position = batch.positions[0]
-        if kind == "output":
-            batch.n_outputs += 1
-            if batch.n_outputs > self.n_yielded[position]:  # else from the try before
-                self.n_yielded[position] += 1
-                yield value
-        elif kind == "note":
-            notify(value)
-        elif kind == "error":
-            raise value
-        else:
+    def treat(self, number: int, first: int, messages: Sequence[tuple[str, Any]]) -> Iterator[TaskOutput]:
+        """Yield outputs that are new; raise the error of a task; release the tasks that waited for one that is done.
+
+        `first`: the number of messages of the batch before these. Some may have come before; others may never have.
+        """
+        batch = self.batches.get(number)
+        if batch is None or first > batch.n_messages:  # from a worker that died, or lost with an actor: the batch returns them
+            return
+        for kind, value in messages[batch.n_messages - first :]:
+            position = batch.positions[0]
+            batch.n_messages += 1
+            if kind == "error":
+                raise value
+            if kind == "output":
+                batch.n_outputs += 1
+                if batch.n_outputs > self.n_yielded[position]:  # else from the try before
+                    self.n_yielded[position] += 1
+                    self.n_tries[position] = 0
+                    yield value
+                continue
             batch.positions.popleft()
             batch.n_outputs = 0
             for i in self.followers[position]:
                 self.blockers[i].remove(position)
                 self.ready += [] if self.blockers[i] else [i]
-            if not batch.positions:
-                del self.batches[number]
+        if not batch.positions:
+            del self.batches[number]
 
-    def end(self, reference: Any) -> None:
-        """Forget a Ray task that ended; if its worker died, what it had left is run again."""
+    def end(self, reference: Any) -> Iterator[TaskOutput]:
+        """Yield what a Ray task that ended has left to yield; if its worker died, what it had left is run again."""
         number = self.running.pop(reference)
         try:
-            _get(reference)
+            yield from self.treat(number, 0, _get(reference))
         except DIED as problem:
             if batch := self.batches.pop(number, None):
                 position = batch.positions[0]
