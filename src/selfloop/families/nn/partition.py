@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-from bisect import bisect_right
 from collections.abc import Sequence
 from itertools import accumulate, pairwise
 
@@ -16,14 +15,17 @@ Tensors = list[Tensor] | tuple[Tensor, ...]
 
 
 class Partition:
-    """Groups of parameters of similar size, one for each rank: whole ones, as last bits depend on where tensors are cut."""
+    """Groups of whole parameters of similar size, one for each rank: last bits depend on where tensors are cut.
+
+    A tensor that is larger than one part makes the groups unequal, and may leave a rank without parameters.
+    """
 
     def __init__(self, parameters: Sequence[nn.Parameter], ranks: Ranks) -> None:
         self.ranks, self.shapes, self.counts = ranks, [p.shape for p in parameters], [p.numel() for p in parameters]
-        ends = [*accumulate(self.counts)]
-        bounds = [bisect_right(ends, ends[-1] * rank // ranks.count) for rank in range(ranks.count + 1)]
+        self.device, firsts = parameters[0].device, [0, *accumulate(self.counts)]
+        targets = [firsts[-1] * rank / ranks.count for rank in range(ranks.count + 1)]
+        bounds = [min(range(len(firsts)), key=lambda i: abs(firsts[i] - target)) for target in targets]
         self.indices = [slice(*pair) for pair in pairwise(bounds)]  # of each rank's parameters
-        firsts = [0, *ends]
         self.spans = [slice(firsts[part.start], firsts[part.stop]) for part in self.indices]  # in the vector of all values
         self.own, self.span, self.n_values = self.indices[ranks.rank], self.spans[ranks.rank], firsts[-1]
 
@@ -44,7 +46,7 @@ class Partition:
         """The norm of the gradient of every parameter, from this rank's gradients."""
         if self.ranks.count == 1:
             return torch.stack(torch._foreach_norm(gradients))
-        norms = torch.zeros(len(self.counts), device=gradients[0].device if gradients else None)
+        norms = torch.zeros(len(self.counts), device=self.device)
         for i, norm in enumerate(torch._foreach_norm(gradients) if gradients else (), self.own.start):
             norms[i] = norm
         self.ranks.run("all_reduce", norms)  # zeros but for one rank: exact

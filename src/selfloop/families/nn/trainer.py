@@ -310,7 +310,11 @@ class _TrainingState:
         """Loss and gradients of a chunk of a minibatch, as it adds to the mean over the `batch_size` rows."""
         total = torch.zeros((), device=device())
         gradients: Tensors = ()
-        for weights, *inputs in zip(*(torch.split(x, self.problem.micro_batch or len(x)) for x in chunk), strict=True):
+        passes = [*zip(*(torch.split(x, self.problem.micro_batch or len(x)) for x in chunk), strict=True)]
+        if self.is_sharded and len(passes) * (self.problem.micro_batch or batch_size) * self.settings.shares < batch_size:
+            weights, *inputs = chunk  # this share has a row less than others, whose last pass waits for one of this rank
+            passes.append((torch.zeros(1), *(x[:1] for x in inputs)))
+        for weights, *inputs in passes:
             with autocast(self.settings, self.problem.network):
                 losses = self.problem.loss(*inputs)
             loss = torch.dot(losses.float(), weights.to(device())) / batch_size
