@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -64,11 +65,26 @@ def test_gpus_are_divided_into_whole_chains(each: float, devices: list[str], mon
     assert share_gpus(visible_gpus(), each) == devices
 
 
-def test_more_gpus_than_the_machine_has_are_refused_before_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("resources", "sentence"),
+    [
+        ({"gpus": 2}, r"^resources\.gpus: got 2; this machine has 1 GPUs\. Lower it"),
+        ({"cpus": 9_000}, r"^resources\.cpus: got 9000; this machine has \d+ cores\. Lower it"),
+        ({"memory_gb": 1e6}, r"^resources\.memory_gb: got 1e\+06; this machine has [\d.]+ GB of memory\. Lower it"),
+    ],
+)
+def test_more_than_the_machine_has_is_refused_before_work_but_not_if_all_is_stored(
+    resources: dict[str, float], sentence: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
-    with pytest.raises(SpecError, match=r"^resources\.gpus: got 2; this machine has 1 GPUs\. Lower it"):
-        selfloop.run(tiny_components.tiny_spec(resources={"gpus": 2}), tmp_path)
+    spec = tiny_components.tiny_spec(resources=resources, seeds=2, generations=2)
+    with pytest.raises(SpecError, match=sentence):
+        selfloop.run(spec, tmp_path)
     assert tiny_components.results_of(tmp_path) == {}
+    first = selfloop.run(replace(spec, seeds=1, resources=Resources()), tmp_path)
+    with pytest.raises(SpecError, match=sentence):
+        selfloop.run(spec, tmp_path)
+    assert [*first.measurements] == [*selfloop.run(replace(spec, seeds=1), tmp_path).measurements]
 
 
 def test_the_gpus_of_a_family_are_asked_for_where_there_are_any() -> None:

@@ -14,7 +14,7 @@ from annotated_types import Interval
 
 from selfloop.engine.curves import Curves
 from selfloop.engine.executors import Notify, count_cores, execute
-from selfloop.engine.tasks import Task, TaskOutput, plan_tasks, run_task_in_worker
+from selfloop.engine.tasks import Task, TaskOutput, plan_tasks, replay_outputs, run_task_in_worker
 from selfloop.engine.time_left import TimeLeft
 from selfloop.engine.together import check_ranks
 from selfloop.errors import SpecError, missing_extra
@@ -23,7 +23,7 @@ from selfloop.policies.schedule import schedule_metrics
 from selfloop.ranks import LED
 from selfloop.settings import check_setting, check_size
 from selfloop.spec.parse import fresh_spec
-from selfloop.spec.resources import count_workers, share_gpus, visible_gpus
+from selfloop.spec.resources import Resources, check_machine, count_workers, share_gpus, visible_gpus
 from selfloop.spec.spec import Spec
 from selfloop.spec.write import spec_text
 from selfloop.store.live import LiveRun
@@ -121,6 +121,12 @@ def _execute(
         return
     gpus = visible_gpus()
     needs = spec.needs(len(gpus))
+    try:
+        check_machine(needs, count_cores(), gpus)
+    except SpecError:  # a report is also written where nothing of the run could be computed
+        if not all(replay_outputs(task, Store(task.store, read_only=True))[1] for phase in phases for task in phase):
+            raise
+        needs = Resources()
     devices = share_gpus(gpus, needs.gpus or 0.0)
     for phase in phases:
         threads = phase[0].threads

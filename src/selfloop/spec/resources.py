@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -40,18 +41,21 @@ def visible_gpus() -> list[str]:
 
 
 def share_gpus(gpus: Sequence[str], per_chain: float) -> list[str]:
-    """What CUDA_VISIBLE_DEVICES is for each chain that fits on these GPUs; empty for chains that need none.
-
-    Raises SpecError if one chain needs more GPUs than there are.
-    """
-    if per_chain > len(gpus):
-        raise SpecError(
-            f"resources.gpus: got {per_chain:g}; this machine has {len(gpus)} GPUs. Lower it, or choose another machine."
-        )
+    """What CUDA_VISIBLE_DEVICES is for each chain that fits on these GPUs; empty for chains that need none."""
     if per_chain < 1:
         return [name for name in gpus for _ in range(int(1 / per_chain))] if per_chain else []
     size = int(per_chain)
     return [",".join(gpus[i : i + size]) for i in range(0, len(gpus) - size + 1, size)]
+
+
+def check_machine(resources: Resources, cores: int, gpus: Sequence[str]) -> None:
+    """Raise SpecError if this machine has less than one chain needs."""
+    memory = math.floor(memory_bytes() / GIGABYTE * 10) / 10
+    for name, has, unit in (("cpus", cores, "cores"), ("gpus", len(gpus), "GPUs"), ("memory_gb", memory, "GB of memory")):
+        if (asked := getattr(resources, name) or 0) > has:
+            raise SpecError(
+                f"resources.{name}: got {asked:g}; this machine has {has:g} {unit}. Lower it, or choose another machine."
+            )
 
 
 def memory_bytes(groups: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs/cgroup")) -> int:
