@@ -1,12 +1,7 @@
-"""Runs tasks on a Ray cluster, in batches.
-
-What a batch returns are its messages. Those of a batch that runs come through an actor (Ray's client has no streaming tasks),
-several at a time; if the actor dies, Ray starts it again.
-"""
+"""Runs tasks on a Ray cluster, in batches that return their messages, which come before by a queue, an actor that may die."""
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import os
 import platform
@@ -17,7 +12,8 @@ import threading
 import time
 from collections import Counter, defaultdict, deque
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from importlib.metadata import version
@@ -29,6 +25,7 @@ from typing import Any
 
 import ray
 from ray import exceptions
+from ray.util.queue import Queue
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy as OnNode
 
 from selfloop.engine.executors import INTERRUPTS, UNGUARDED_ADVICE, Notify, count_cores, dump_task, refuse_import, run_and_send
@@ -46,27 +43,8 @@ MAX_TRIES = 4  # of a task whose worker or node dies before it gave anything new
 BATCHES_PER_SLOT = 8  # into which the tasks that wait are divided, so that all slots end at about the same time
 CONNECT_SECONDS, ANSWER_SECONDS, CHECK_SECONDS = 5.0, 60.0, 5.0
 OBJECT_STORE_BYTES = 100 << 20  # of a cluster started here: only messages pass through it
-SECONDS_BETWEEN_POSTS = 0.3
+SECONDS_BETWEEN_POSTS = 0.5  # of a batch that runs
 DIED = exceptions.WorkerCrashedError, exceptions.OutOfMemoryError, exceptions.NodeDiedError, exceptions.ObjectLostError
-
-
-class Mailbox:
-    """The actor that keeps posts of batches until they are taken."""
-
-    def __init__(self) -> None:
-        self.posts, self.arrived = list[Any](), asyncio.Event()
-
-    async def put(self, *post: Any) -> None:
-        """Add a post."""
-        self.posts.append(post)
-        self.arrived.set()
-
-    async def take(self) -> list[Any]:
-        """All posts since the last time, at least one."""
-        await self.arrived.wait()
-        self.arrived.clear()
-        posts, self.posts = self.posts, []
-        return posts
 
 
 @lru_cache(maxsize=1)
@@ -83,9 +61,8 @@ def _enter(pickled: bytes) -> Path:
         if place["versions"][name] != own:
             problem = f"on: node {platform.node()} has {name} {own}"
             raise SelfloopError(f"{problem}; the driver has {place['versions'][name]}. Install the same version there.")
-    for file in place["files"]:
-        if not os.path.exists(file):
-            raise SelfloopError(f"on: node {platform.node()} does not see {file}. Share its folder, under the same path.")
+    if missing := [file for file in place["files"] if not os.path.exists(file)]:
+        raise SelfloopError(f"on: node {platform.node()} does not see {missing[0]}. Share its folder, under the same path.")
     main = {**place["main"]}
     if (path := main.get("init_main_from_path")) and not os.path.exists(path) and (module := find_spec(Path(path).stem)):
         main["init_main_from_path"] = module.origin  # it traveled
@@ -103,7 +80,7 @@ def _versions() -> dict[str, str]:
     return {"Python": ".".join(platform.python_version_tuple()[:2]), "selfloop": version("selfloop")}
 
 
-def _run_batch(number: int, pickled: Sequence[bytes], place: bytes, threads: int, mailbox: Any) -> list[Any]:
+def _run_batch(number: int, pickled: Sequence[bytes], place: bytes, threads: int, queue: Any) -> list[Any]:
     """Messages of tasks that run one after another in a worker of the cluster. While they run, they are posted, too."""
     signal.pthread_sigmask(signal.SIG_BLOCK, INTERRUPTS)
     show_warnings_plainly()
@@ -117,13 +94,14 @@ def _run_batch(number: int, pickled: Sequence[bytes], place: bytes, threads: int
         n_posted = 0
         while not ended.wait(SECONDS_BETWEEN_POSTS):
             if (new := messages[n_posted:]) or notes:  # the one before has arrived: they may overtake each other
-                ray.get(mailbox.put.remote(number, n_posted, new, [notes.popleft() for _ in [*notes]]))
+                ray.get(queue.put.remote((number, n_posted, new, [notes.popleft() for _ in [*notes]])))
                 n_posted += len(new)
 
-    threading.Thread(target=post, daemon=True).start()
-    tasks = [replace(ForkingPickler.loads(task), store=store) for task in pickled]
-    all(run_and_send(run_task_in_worker, task, threads, send) for task in tasks)
-    ended.set()
+    with ThreadPoolExecutor(1) as pool, ExitStack() as stack:
+        stack.callback(ended.set)
+        pool.submit(post)
+        tasks = (replace(ForkingPickler.loads(task), store=store) for task in pickled)
+        all(run_and_send(run_task_in_worker, task, threads, send) for task in tasks)
     return messages
 
 
@@ -152,12 +130,11 @@ def open_cluster(on: str, spec: Spec, store: Path) -> Iterator[RayExecutor]:
 def _connect(on: str) -> None:
     in_main_thread = threading.current_thread() is threading.main_thread()
     handlers = {number: signal.getsignal(number) for number in INTERRUPTS if in_main_thread}
-    options: dict[str, Any] = {"address": on}
+    options: dict[str, Any] = {"address": "local" if on == "ray" else on}
     if on == "ray":
         for name in ("RAY_USAGE_STATS_ENABLED", "RAY_worker_niceness"):  # reports to the network; last to get a core
             os.environ.setdefault(name, "0")
-        options = {"address": "local", "num_cpus": count_cores(), "include_dashboard": False}
-        options["object_store_memory"] = OBJECT_STORE_BYTES
+        options |= {"num_cpus": count_cores(), "include_dashboard": False, "object_store_memory": OBJECT_STORE_BYTES}
     else:  # the modules of the user that are loaded travel
         own = [module for name, module in sys.modules.items() if "." not in name and not is_installed(name)]
         files = [Path(file).absolute() for module in own if (file := getattr(module, "__file__", None))]
@@ -202,16 +179,12 @@ class RayExecutor:
             "files": [*map(str, files)], "main": {key: main[key] for key in main if key.startswith("init_main")},
         }  # fmt: skip
         self.spec, self.place = spec, bytes(ForkingPickler.dumps(place))
-        self.n_yielded, self.n_tries = Counter[int](), Counter[int]()
+        self.n_yielded, self.n_tries = Counter[int](), Counter[tuple[int, int]]()
         self.batches, self.running, self.n_batches = dict[int, _Batch](), dict[Any, int](), 0
 
     def nodes(self) -> dict[str, Mapping[str, float]]:
         """The resources of every node on which tasks can run, as Ray names them, by the node's id."""
         return {node["NodeID"]: node["Resources"] for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU")}
-
-    def cores(self) -> list[int]:
-        """Cores of every node."""
-        return [int(node["CPU"]) for node in self.nodes().values()]
 
     def count_slots(self, threads: int) -> int:
         """How many tasks with that number of threads can run at a time; SpecError if no node has what one task needs."""
@@ -253,18 +226,18 @@ class RayExecutor:
                 self.followers[other].append(i)
         self.ready = [i for i, others in enumerate(self.blockers) if not others]
         driver_node = OnNode(ray.get_runtime_context().get_node_id(), soft=True)
-        actor = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(Mailbox)
-        self.mailbox = actor.options(scheduling_strategy=driver_node).remote()
-        self.posts = self.mailbox.take.remote()
+        options = {"num_cpus": 0, "max_restarts": -1, "max_task_retries": -1, "scheduling_strategy": driver_node}
+        self.queue = Queue(actor_options=options).actor
+        self.post = self.queue.get.remote()
         try:
             yield from self.outputs(workers, notify)
         finally:
             with suppress(exceptions.RayError, ConnectionError):
                 for reference in self.running:
                     ray.cancel(reference, force=True)
-                self.mailbox.put.remote(0, 0, [], [])  # so that nothing waits for it: Ray would print that
-                ray.wait([self.posts], timeout=CHECK_SECONDS)
-                ray.kill(self.mailbox)
+                self.queue.put.remote((0, 0, [], []))  # so that nothing waits for it: Ray would print that
+                ray.wait([self.post], timeout=CHECK_SECONDS)
+                ray.kill(self.queue)
 
     def outputs(self, workers: int | None, notify: Notify) -> Iterator[TaskOutput]:
         """Submit batches, and yield outputs as they arrive."""
@@ -274,14 +247,15 @@ class RayExecutor:
                 slots = {threads: self.count_slots(threads) for threads in self.functions}
                 checked = time.monotonic()
             self.submit(slots, workers)
-            for ended in ray.wait([*self.running, self.posts], num_returns=1, timeout=CHECK_SECONDS)[0]:
+            for ended in ray.wait([*self.running, self.post], num_returns=1, timeout=CHECK_SECONDS)[0]:
                 if ended in self.running:
                     yield from self.end(ended)
                     continue
-                for number, first, messages, notes in _get(self.posts):
-                    yield from self.treat(number, first, messages)
-                    any(map(notify, notes))
-                self.posts = self.mailbox.take.remote()
+                number, first, messages, notes = _get(self.post)
+                self.post = self.queue.get.remote()
+                for note in notes:
+                    notify(note)
+                yield from self.treat(number, first, messages)
 
     def submit(self, slots: Mapping[int, int], workers: int | None) -> None:
         """Submit batches until twice as many as slots wait or run, so that no slot waits for this process."""
@@ -296,7 +270,7 @@ class RayExecutor:
             self.ready = [i for i in self.ready if i not in batch]
             self.n_batches += 1
             self.batches[self.n_batches] = _Batch(positions)
-            arguments = [self.pickled[i] for i in positions], self.place, threads, self.mailbox
+            arguments = [self.pickled[i] for i in positions], self.place, threads, self.queue
             self.running[self.functions[threads].remote(self.n_batches, *arguments)] = self.n_batches
 
     def treat(self, number: int, first: int, messages: Sequence[tuple[str, Any]]) -> Iterator[TaskOutput]:
@@ -305,7 +279,7 @@ class RayExecutor:
         `first`: the number of messages of the batch before these. Some may have come before; others may never have.
         """
         batch = self.batches.get(number)
-        if batch is None or first > batch.n_messages:  # from a worker that died, or lost with an actor: the batch returns them
+        if batch is None or first > batch.n_messages:  # from a worker that died, or lost with a queue: the batch returns them
             return
         for kind, value in messages[batch.n_messages - first :]:
             position = batch.positions[0]
@@ -316,7 +290,6 @@ class RayExecutor:
                 batch.n_outputs += 1
                 if batch.n_outputs > self.n_yielded[position]:  # else from the try before
                     self.n_yielded[position] += 1
-                    self.n_tries[position] = 0
                     yield value
                 continue
             batch.positions.popleft()
@@ -335,11 +308,10 @@ class RayExecutor:
         except DIED as problem:
             if batch := self.batches.pop(number, None):
                 position = batch.positions[0]
-                self.n_tries[position] += 1
-                if self.n_tries[position] >= MAX_TRIES:
-                    advice = "If it needs more memory than it gets, set resources.memory_gb."
-                    how = f"{MAX_TRIES} times at {self.tasks[position]} ({type(problem).__name__})"
-                    raise SelfloopError(f"a worker ended {how}. {advice}") from problem
+                self.n_tries[at := (position, self.n_yielded[position])] += 1
+                if self.n_tries[at] >= MAX_TRIES:
+                    how = f"a worker ended {MAX_TRIES} times at {self.tasks[position]} ({type(problem).__name__})"
+                    raise SelfloopError(f"{how}. If it needs more memory than it gets, set resources.memory_gb.") from problem
                 self.ready += batch.positions
 
 

@@ -83,7 +83,7 @@ def run_tasks(  # noqa: PLR0913  # three are callbacks
     if isinstance(progress, ProgressLine):
         progress.begin(spec, left)
     with _open_cluster(on, spec, path) as cluster, note_run(path, title, text) as keys, live:
-        phases = plan_tasks(spec, path, threads, cluster.cores() if cluster else ())
+        phases = plan_tasks(spec, path, threads, [int(node["CPU"]) for node in cluster.nodes().values()] if cluster else ())
         phases = [[replace(task, control=live.control) for task in phase] for phase in phases]
         for output in _execute(spec, phases, workers, live.note, cluster):
             seen = replace(output, curves=Curves((), 0)) if output.shared else output  # the chains replay what they share
