@@ -20,6 +20,7 @@ import pytest
 
 import tiny_components
 from selfloop.columns import Columns
+from selfloop.commands.copy_store import copy_store
 from selfloop.commands.plan import plan
 from selfloop.commands.verify import verify
 from selfloop.component import Context
@@ -384,6 +385,30 @@ def test_a_disk_that_is_full_at_any_size_is_a_sentence_and_then_the_rows_are_the
         assert tiny_components.results_of(place / "store") == tiny_components.results_of(finished[0])
     finally:
         subprocess.run(["umount", place], check=True)
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ("remount,ro", r"store .*: cannot write \(read-only file system\)\. Choose another folder for the store\."),
+        ("remount,size=32k", r"store .*: cannot write \(no space left on device\)\. Free some space, then run again\."),
+    ],
+)
+def test_a_copy_to_a_place_that_is_full_or_read_only_is_a_sentence(
+    finished: tuple[Path, list[Measurement]], tmp_path: Path, options: str, sentence: str
+) -> None:
+    place = tmp_path / "disk"
+    place.mkdir()
+    mount(place, "size=64k")
+    try:
+        Store(place / "store")
+        subprocess.run(["mount", "-o", options, place], check=True)
+        with pytest.raises(StoreError, match=sentence):
+            copy_store(finished[0], place / "store")
+    finally:
+        subprocess.run(["umount", place], check=True)
+    with pytest.raises(StoreError, match=r"none: is not a store, so nothing can be copied from it"):
+        copy_store(tmp_path / "none", tmp_path / "target")
 
 
 @stored_step("need_much", version=1)

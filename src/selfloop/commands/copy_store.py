@@ -10,6 +10,7 @@ from pathlib import Path
 
 from selfloop.errors import StoreError
 from selfloop.store.folder import StoreFolder
+from selfloop.store.records import check_format, place_of
 from selfloop.store.runs import add_run, read_runs
 
 
@@ -21,6 +22,8 @@ def copy_store(source: Path, target: Path, progress: Callable[[int, int], None] 
     """
     if source.resolve() == target.resolve():
         raise StoreError(f"store {source}: is the source and the target. Name two stores.")
+    if not check_format(source):
+        raise StoreError(f"store {place_of(source)}: is not a store, so nothing can be copied from it. Check its name.")
     runs, have, into, counts = read_runs(source), StoreFolder(source, read_only=True), StoreFolder(target), Counter[str]()
     keys, known, objects = sorted(have.stems("records")), into.stems("records"), into.stems("objects")
     for done, key in enumerate(keys, 1):

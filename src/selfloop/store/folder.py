@@ -171,8 +171,8 @@ class StoreFolder:
         if self.bucket:
             self.bucket.put_new(self._name(self.object_path(content)), Path(file))
             return
-        with open(file, "rb") as source, mmap.mmap(source.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
-            self.write_object(content, memoryview(mapped))
+        with open(file, "rb") as source, memoryview(mmap.mmap(source.fileno(), 0, access=mmap.ACCESS_READ)) as mapped:
+            self.write_object(content, mapped)
 
     @contextmanager
     def own_scratch(self, key: str) -> Iterator[Path]:

@@ -27,7 +27,7 @@ from selfloop.errors import DataError, SelfloopError, StoreError, os_error_reaso
 from selfloop.store.identity import digest
 
 UNREADABLE = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.EACCES, errno.EPERM, errno.EIO)  # of one file
-DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)  # only writing raises them
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # only writing raises them
 FORMAT = 2  # of a store's folder
 CLAIM_SECONDS = 2.0  # after which a process that claimed a name is gone
 MARKER = f"{FORMAT}\nA store of selfloop. Delete the whole folder, or use `selfloop gc`.\n".encode()  # of the file FORMAT
@@ -81,7 +81,7 @@ def place_of(path: Path) -> str:
 
 def store_error(path: Path, action: str, problem: OSError) -> StoreError:
     """The error for a store that cannot be read or written."""
-    advice = "Free some space, then run again." if problem.errno in DISK_ERRORS else "Choose another folder with --store."
+    advice = "Free some space, then run again." if problem.errno in DISK_ERRORS else "Choose another folder for the store."
     return StoreError(f"store {place_of(path)}: cannot {action} ({os_error_reason(problem)}). {advice}")
 
 
@@ -90,7 +90,7 @@ def step_error(path: Path, step: str, problem: OSError) -> SelfloopError:
     file, reason = problem.filename, os_error_reason(problem)
     if problem.errno == errno.ENOMEM:
         return memory_error(step, problem)
-    if str(path) in str(problem) or (file is None and problem.errno in DISK_ERRORS):
+    if str(path) in str(problem) or (file is None and problem.errno in (*DISK_ERRORS, errno.EROFS)):
         return store_error(path, "write", problem)
     if file is None:
         return DataError(f"{step}: {reason}." + " Set TMPDIR to a folder that can be written." * ("temporary" in reason))
