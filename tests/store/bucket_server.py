@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
-from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
+from s3_server import S3Application
 from werkzeug.serving import WSGIRequestHandler, make_server
 
 SILENCE = 5.0  # seconds, longer than clients of tests wait
@@ -22,11 +22,11 @@ class Request(NamedTuple):
 
 
 class BucketServer:
-    """Answers by moto, one at a time, so that a put of a new name is atomic. `fault` may name a fault for a request."""
+    """Answers of an application, one at a time, so that a put of a new name is atomic. `fault` may name one for a request."""
 
-    def __init__(self) -> None:
+    def __init__(self, app: Callable[..., Iterable[bytes]] | None = None) -> None:
         self.requests, self.fault = list[Request](), self.no_fault
-        self.app, self.lock = DomainDispatcherApplication(create_backend_app), threading.Lock()
+        self.app, self.lock = app or S3Application(), threading.Lock()
         self.server = make_server("127.0.0.1", 0, self.answer, threaded=True, request_handler=_QuietHandler)
         self.address = f"http://127.0.0.1:{self.server.server_port}"
 

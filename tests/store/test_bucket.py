@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import pytest
 from bucket_server import SILENCE, BucketServer, Request
+from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
 
 import tiny_components
 from selfloop.columns import Columns
@@ -98,12 +99,34 @@ BASE = {"generations": 3, "seeds": 1, "policies": ("replace",)}
 def team(running: BucketServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Team:
     for name, value in {"ACCESS_KEY_ID": "id", "SECRET_ACCESS_KEY": "secret", "REGION": "us-east-1"}.items():
         monkeypatch.setenv(f"AWS_{name}", value)
-    monkeypatch.setenv("AWS_ENDPOINT_URL", running.address)
     monkeypatch.setattr(bucket_module, "RETRY_SECONDS", 0.01)
     running.fault = running.no_fault
+    return use(running, tmp_path, monkeypatch)
+
+
+def use(server: BucketServer, folder: Path, patch: pytest.MonkeyPatch) -> Team:
+    """A new bucket."""
+    patch.setenv("AWS_ENDPOINT_URL", server.address)
     bucket = f"b{time.time_ns()}"
-    urllib.request.urlopen(urllib.request.Request(f"{running.address}/{bucket}", method="PUT")).close()
-    return Team(running, tmp_path, monkeypatch, f"s3://{bucket}/results/a")
+    urllib.request.urlopen(urllib.request.Request(f"{server.address}/{bucket}", method="PUT")).close()
+    return Team(server, folder, patch, f"s3://{bucket}/results/a")
+
+
+def test_moto_gives_the_answers_of_the_server_of_these_tests(team: Team) -> None:
+    def work(team: Team) -> list[object]:
+        rows, bucket, file = team.rows("one"), bucket_module.Bucket(team.address), team.folder / "file"
+        first, *others = sorted(team.names("objects"))
+        file.write_bytes(bytes(9 << 20))
+        put = [bucket.put_new(first, b"x"), bucket.put_new("parts", file), bucket.put_new("parts", file)]
+        received = (bucket.download("parts", str(file)), file.read_bytes(), bucket.get("absent"))
+        for name in (first, "parts", "absent"):
+            bucket.delete(name)
+        assert put == [False, True, False]
+        return [rows, others, received, team.names("objects"), team.names("records"), team.rows("two")]
+
+    team.patch.setattr(bucket_module, "MAX_SINGLE_PUT", 1 << 20)
+    with BucketServer(DomainDispatcherApplication(create_backend_app)).running() as server:
+        assert work(use(server, team.folder / "moto", team.patch)) == work(use(team.server, team.folder, team.patch))
 
 
 def test_a_second_machine_computes_nothing_and_a_folder_holds_the_same(team: Team) -> None:
