@@ -10,6 +10,7 @@ from __future__ import annotations
 import ast
 import os
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import suppress
 from functools import cache
@@ -80,11 +81,15 @@ def _file_digests(waiting: list[tuple[str, str]]) -> set[str]:
     return set(digests.values())
 
 
+_PARSING = threading.Lock()  # in Python 3.11, threads that parse at the same time get a SystemError
+
+
 @cache
 def _imported_files(source: bytes, package: str) -> list[tuple[str, str]]:
     """Files, with their packages, of the modules that are not installed and that Python source imports."""
     try:
-        tree = ast.parse(source)
+        with _PARSING:
+            tree = ast.parse(source)
     except (SyntaxError, ValueError):  # a compiled module
         return []
     names = {name for node in ast.walk(tree) for name in _imported_names(node, package)}

@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 import threading
+import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -174,8 +175,41 @@ def test_without_hard_links_the_first_of_several_writers_of_a_name_wins(
 def test_a_claim_that_a_killed_writer_left_is_taken_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "link", refuse_links)
     monkeypatch.setattr("selfloop.store.records.CLAIM_SECONDS", 0.05)
-    (tmp_path / ".name.claim").touch()
+    (tmp_path / ".name.claim").mkdir()
+    (tmp_path / ".name.claim" / ".1-1.tmp").touch()
     assert write_new(f"{tmp_path}/name", b"1")
+    assert sorted(file.name for file in tmp_path.iterdir()) == [".1-1.tmp.claim", "name"]
+
+
+def test_a_writer_that_stalls_while_it_has_the_claim_does_not_replace_the_file_of_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "link", refuse_links)
+    monkeypatch.setattr("selfloop.store.records.CLAIM_SECONDS", 0.05)
+    path, written, rename, stalls = f"{tmp_path}/name", threading.Event(), os.rename, threading.local()
+
+    def slow_rename(source: str, target: str) -> None:
+        if target == path and getattr(stalls, "here", False):
+            assert written.wait(60)
+        rename(source, target)
+
+    monkeypatch.setattr(os, "rename", slow_rename)
+    monkeypatch.setattr(os, "replace", slow_rename)
+    won = dict[str, bool]()
+
+    def stall() -> None:
+        stalls.here = True
+        won["slow"] = write_new(path, b"slow")
+
+    thread = threading.Thread(target=stall)
+    thread.start()
+    while not (tmp_path / ".name.claim").exists():
+        time.sleep(0.001)
+    won["quick"] = write_new(path, b"quick")
+    written.set()
+    thread.join()
+    assert won == {"quick": True, "slow": False}
+    assert Path(path).read_bytes() == b"quick"
     assert [file.name for file in tmp_path.iterdir()] == ["name"]
 
 

@@ -32,12 +32,13 @@ def copy_store(source: Path, target: Path, progress: Callable[[int, int], None] 
         new = None if content in objects else content  # the object to copy
         if body is None or (new is not None and not have.is_sound(new)):
             counts["damaged"] += 1
-            warnings.warn(f"{have.damaged[-1]} is damaged or missing, and is not copied", stacklevel=2)
+            file = have.object_path(new) if body and new else have.record_path(key)
+            warnings.warn(f"{file} is damaged or missing, and is not copied", stacklevel=2)
             continue
         if new is not None:
-            into.copy_object(new, file := have.object_path(new))
+            into.copy_object(new, have.object_path(new))
             objects.add(new)
-            counts.update(objects=1, bytes=os.path.getsize(file))
+            counts.update(objects=1, bytes=os.path.getsize(have.object_path(new)))
         if key not in known:
             into.write_record(body)
         counts["present" if key in known else "records"] += 1

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from selfloop.errors import SelfloopError, os_error_reason, unknown_name
-from selfloop.store.bucket import DamagedError, bucket_of
+from selfloop.store.bucket import bucket_of
 from selfloop.store.folder import StoreFolder
 from selfloop.store.records import read_record
 from selfloop.store.runs import read_runs
@@ -23,9 +23,10 @@ FORMS = {  # of the names of a store's own files
     "records": r"records/[0-9a-f]{2}/[0-9a-f]{40}\.json",
     "objects": r"objects/[0-9a-f]{2}/[0-9a-f]{40}\.safetensors",
     "damaged files": r"((records|objects)/([0-9a-f]{2}/)?|scratch/)?[^/]+\.\d+\.damaged",
-    "unfinished files": r"((records|objects)/([0-9a-f]{2}/)?)?\.(\d+-\d+\.tmp|[\w.]+\.claim)|runs/\.selfloop-[^/]+|"
+    "unfinished files": r"((records|objects)/([0-9a-f]{2}/)?)?\.(\d+-\d+\.tmp|[\w.-]+\.claim)|runs/\.selfloop-[^/]+|"
     r"objects/[0-9a-f]{2}/[0-9a-f]{40}\.safetensors\.\d+-\d+",
     "run files": r"runs/(received/)?[0-9a-f]{12}[.-][^/]+",
+    "files of Ray clusters": r"seen-by-all-nodes-[0-9a-f]{8}",
     "unfinished steps": r"scratch/([0-9a-f]{40}(\.\d+\.removed|\.\w{8})?|verify-[^/]+)|logs/[0-9a-f]{16}-[a-z]+\.log",
 }
 Garbage = dict[str, dict[Path, int]]  # files and folders that can be deleted, with their bytes, by reason
@@ -104,9 +105,7 @@ def _kind(name: str) -> str:
 
 def _read_record(files: StoreFolder, file: Path) -> Mapping[str, Any] | None:
     body = read_record(file, file.stem)
-    with suppress(DamagedError):
-        return body if body or not files.bucket else files.read_record(file.stem)
-    return None
+    return body if body or not files.bucket else files.read_record(file.stem)
 
 
 def _status_below(path: Path) -> Iterator[os.stat_result]:

@@ -11,14 +11,16 @@ import re
 import secrets
 import shutil
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 from selfloop.errors import SpecError, StoreError, missing_extra, os_error_reason, shown
 from selfloop.formats.replacing import write_bytes
@@ -30,13 +32,12 @@ VARIABLES = {"s3": "AWS_", "gs": "GOOGLE_", "az": "AZURE_"}  # first letters of 
 NO_BUCKET = ("NoSuchBucket", "ContainerNotFound", "specified bucket does not exist")  # in answers of the three services
 REFUSED = ("401 Unauthorized", "403 Forbidden", "169.254.169.254", "Missing", "must be specified")  # no, or wrong, credentials
 ATTEMPTS, RETRY_SECONDS = 3, 1.0  # of an operation, besides the library's own; seconds before the second one
-MAX_SINGLE_PUT = 32 << 20  # bytes; more are put in parts, which no service does only if the name is free
-STALLED_SECONDS = 60  # without a byte, after which a request is repeated
+GIVE_UP_SECONDS = 60  # of an operation, after which no attempt begins
+MAX_SINGLE_PUT = 16 << 20  # bytes; more are put in parts, for which obstore does not offer the condition that the name is free
+STALLED_SECONDS = 30  # without a byte, or for sending all that is put at a time, after which a request is repeated
+SECRETS = ("KEY", "TOKEN", "SECRET", "CREDENTIAL", "PASSWORD")  # in variables that may change while the store is the same
+URL = re.compile(r"https?://([^/@\s]+@)?(\[[\da-fA-F:]+\]|[\w.-]+)(:[1-5]?\d{1,4})?(/\S*)?")
 FIRST_SECONDS = 4  # for each of two tries of the first request to a bucket
-
-
-class DamagedError(StoreError):
-    """A file in a bucket that arrives twice with other bytes than its digest names."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,13 +62,14 @@ class Bucket:
         return bool(self._try("read", write))
 
     def put_new(self, name: str, content: bytes | Path) -> bool:
-        """Put a whole file; False if there is one of that name, which is kept. Content of more than 32 MiB is a path."""
+        """Put a whole file; False if there is one of that name, which is kept. Content of more than 16 MiB is a path."""
         if isinstance(content, Path) and content.stat().st_size > MAX_SINGLE_PUT:
             if self._try("read", lambda obstore, client: obstore.head(client, name)):
                 return False
-            return bool(self._try("write", lambda obstore, client: obstore.put(client, name, content, chunk_size=8 << 20)))
-        data = content.read_bytes() if isinstance(content, Path) else content
-        return bool(self._try("write", lambda obstore, client: obstore.put(client, name, data, mode="create")))
+            how: dict[str, Any] = {"chunk_size": 8 << 20, "max_concurrency": 2}
+        else:
+            how, content = {"mode": "create"}, content.read_bytes() if isinstance(content, Path) else content
+        return bool(self._try("write", lambda obstore, client: obstore.put(client, name, content, **how)))
 
     def create_marker(self) -> bytes:
         """The content of the file FORMAT, which is put with a number of this store's own if there is none.
@@ -75,40 +77,52 @@ class Bucket:
         StoreError if nothing can be put.
         """
         self.put_new("FORMAT", MARKER + f"{secrets.token_hex(8)}\n".encode())
-        return self.get("FORMAT") or b""
+        return self.get("FORMAT") or self.fail("write", "what is put is not kept")
 
     def list(self, folder: str) -> Iterator[tuple[str, int, float]]:
         """Name, bytes and time of the files in a folder and below it."""
-        files = self._try("read", lambda obstore, client: obstore.list(client, folder, chunk_size=1000).collect())
+        files = self._try("list", lambda obstore, client: obstore.list(client, folder, chunk_size=1000).collect())
         return ((file["path"], file["size"], file["last_modified"].timestamp()) for file in files or ())
 
     def delete(self, name: str) -> None:
         """Delete a file, if there is one."""
-        self._try("write", lambda obstore, client: obstore.delete(client, name))
+        self._try("delete", lambda obstore, client: obstore.delete(client, name))
+
+    def rename(self, name: str, new: str) -> None:
+        """Give a file another name, if there is one of this name."""
+        self._try("rename", lambda obstore, client: obstore.rename(client, name, new))
 
     def _try(self, action: str, operation: Callable[[Any, Any], T], *, first: bool = False) -> T | None:
-        """The operation's result; None if its file is absent, or is to be new and exists."""
+        """The operation's result; None if its file is absent, or is to be written and exists. An interrupt ends it at once."""
         import obstore
         from obstore import exceptions
 
-        problem: Exception = StoreError("")
+        problem, started = Exception(), time.monotonic()
+        expected: Any = {"write": exceptions.AlreadyExistsError, "list": ()}.get(action, FileNotFoundError)
         for attempt in range(1 if first else ATTEMPTS):
             time.sleep(attempt * RETRY_SECONDS)
             try:
-                return operation(obstore, _client(self.url, _variables(), first=first))
-            except (FileNotFoundError, exceptions.AlreadyExistsError, exceptions.BaseError) as error:
+                return _in_thread(operation, obstore, _client(self.url, _variables(self.url), first=first))
+            except (FileNotFoundError, exceptions.BaseError) as error:
                 if any(words in str(error) for words in NO_BUCKET):
                     raise StoreError(f"store {self.url}: no such bucket. Create it, or correct the address.") from error
-                if isinstance(error, FileNotFoundError | exceptions.AlreadyExistsError):
+                if isinstance(error, expected):
                     return None
                 problem = error
-            if any(words in str(problem) for words in REFUSED):
+            if any(words in str(problem) for words in REFUSED) or time.monotonic() > started + GIVE_UP_SECONDS:
                 break
-        code, text = re.search(r"<Code>(\w+)</Code>", str(problem)), str(problem).split("\n")[0].split(" - ")[-1]
+        return self.fail(action, str(problem), problem)
+
+    def fail(self, action: str, reason: str, cause: Exception | None = None) -> NoReturn:
+        """Raise a StoreError."""
+        code, text = re.search(r"<Code>(\w+)</Code>", reason), reason.split("\n")[0].split(" - ")[-1]
+        if system := re.search(r'(?:message|error): "(.*?)"', reason):  # below the library's own words
+            host = re.search(r"://(?:[^/@\s]*@)?([^/\s]+)", reason)
+            text = f"{host[1]}: {system[1].lower()}" if host else system[1]
         advice = "Check the address and the network, then run again: finished puts are kept."
-        if any(words in str(problem) for words in REFUSED):
+        if any(words in reason for words in REFUSED):
             advice = f"Check the credentials in the variables {VARIABLES[self.url[:2]]}..., or the role of this machine."
-        raise StoreError(f"store {self.url}: cannot {action} ({(code[1] if code else text)[:200]}). {advice}") from problem
+        raise StoreError(f"store {self.url}: cannot {action} ({(code[1] if code else text)[:200]}). {advice}") from cause
 
 
 def bucket_of(path: Path) -> Bucket | None:
@@ -123,15 +137,23 @@ def connect(address: str) -> Path:
     Raises SpecError for another address than that of a bucket, MissingExtraError, and StoreError within ten seconds if the
     bucket is absent or cannot be reached.
     """
-    parts = re.fullmatch(r"(s3|gs|az):/+([^/]+)/*(.*?)/*", address)
-    if parts is None:
-        raise SpecError(f"store {shown(address)}: expected s3://BUCKET/PREFIX, gs://BUCKET/PREFIX or az://CONTAINER/PREFIX.")
+    parts = re.fullmatch(r"(s3|gs|az)://?([^/%?#]+)/?([^%?#]*?)/?", address)
+    if parts is None or (parts[3] and not {"", ".", ".."}.isdisjoint(parts[3].split("/"))):
+        expected = (
+            "expected s3://BUCKET/PREFIX, gs://BUCKET/PREFIX or az://CONTAINER/PREFIX, without empty parts, .., %, ? and #"
+        )
+        raise SpecError(f"store {shown(address)}: {expected}. Correct it.")
+    for name, value in _variables(address):
+        if re.search(r"(?<!FIPS)(?<!STACK)(?<!FABRIC)_ENDPOINT(_URL|_URL_S3)?$", name) and not URL.fullmatch(value):
+            raise SpecError(
+                f"{name}: got {shown(value)}; expected an address as https://host:9000. Correct or unset this variable."
+            )
     if find_spec("obstore") is None:
         raise missing_extra(f"store {address}", "obstore")
     bucket = Bucket(f"{parts[1]}://{parts[2]}" + f"/{parts[3]}" * bool(parts[3]))
     marker = bucket.get("FORMAT", first=True)
-    endpoints = [variable for variable in _variables() if "ENDPOINT" in variable[0]]
-    folder = cache_folder() / "stores" / digest(repr((bucket.url, endpoints)).encode())[:16]
+    service = [pair for pair in _variables(address) if not any(word in pair[0] for word in SECRETS)]
+    folder = cache_folder() / "stores" / digest(repr((bucket.url, service)).encode())[:16]
     try:
         folder.mkdir(parents=True, exist_ok=True)
         write_bytes(folder / "BUCKET", bucket.url.encode())
@@ -141,10 +163,18 @@ def connect(address: str) -> Path:
             local.unlink()
         if marker is not None:
             write_bytes(local, marker)
+            _forget_deleted(bucket, folder)
     except OSError as problem:
         reason, advice = os_error_reason(problem), "Set SELFLOOP_CACHE to another folder."
         raise StoreError(f"store {address}: cannot write {folder} ({reason}). {advice}") from problem
     return folder
+
+
+def _forget_deleted(bucket: Bucket, folder: Path) -> None:
+    """Delete received records that are no longer in the bucket."""
+    received = {path.relative_to(folder).as_posix(): path for path in folder.glob("records/*/*.json")}
+    for name in received.keys() - {name for name, *_ in bucket.list("records")} if received else ():
+        received[name].unlink(missing_ok=True)
 
 
 def cache_folder() -> Path:
@@ -154,9 +184,23 @@ def cache_folder() -> Path:
     return Path(os.path.expanduser(os.environ.get("SELFLOOP_CACHE") or own)).absolute()
 
 
-def _variables() -> tuple[tuple[str, str], ...]:
+def _variables(url: str) -> tuple[tuple[str, str], ...]:
     """The variables that the library reads."""
-    return tuple(sorted(pair for pair in os.environ.items() if pair[0].startswith(tuple(VARIABLES.values()))))
+    return tuple(sorted(pair for pair in os.environ.items() if pair[0].startswith(VARIABLES[url[:2]])))
+
+
+def _in_thread(operation: Callable[..., T], *arguments: Any) -> T:
+    """The operation's result, computed while this thread waits: an interrupt does not arrive inside the library."""
+    future = Future[T]()
+
+    def work() -> None:
+        try:
+            future.set_result(operation(*arguments))
+        except BaseException as problem:  # of any kind: the thread that waits raises it
+            future.set_exception(problem)
+
+    threading.Thread(target=work, daemon=True).start()
+    return future.result()
 
 
 @cache

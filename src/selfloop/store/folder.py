@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from selfloop.store import records
-from selfloop.store.bucket import Bucket, DamagedError, bucket_of
+from selfloop.store.bucket import ATTEMPTS, Bucket, bucket_of
 
 KEY_LENGTH = 40  # of a key, and of the digest of an object
 
@@ -39,7 +39,12 @@ class StoreFolder:
         self.bucket = bucket_of(self.path)
         with self._errors("read" if self.read_only else "write"):
             if not records.check_format(self.path) and not self.read_only:
-                records.create_folders(self.path, self.bucket.create_marker() if self.bucket else b"")
+                self._create()
+
+    def _create(self) -> None:
+        """Create what is missing of the store's own folders and files; fails if nothing can be written."""
+        records.create_folders(self.path, self.bucket.create_marker() if self.bucket else b"")
+        self._is_writable = True
 
     def stems(self, folder: str) -> set[str]:
         """Keys of all `records`, or digests of all `objects`: of those in the bucket, if there is one."""
@@ -69,9 +74,12 @@ class StoreFolder:
         key, result = body["key"], body["result"]
         file_stat = records.file_stat(self.object_path(result["object"])) if "object" in result else None
         content = records.with_checksum(json.dumps({**body, "file_stat": file_stat}).encode())
-        while self.bucket and not self.bucket.put_new(self._name(self.record_path(key)), content):
-            if stands := self._receive_record(key):  # else it is put at this moment
+        attempt = 0
+        while self.bucket and not self.bucket.put_new(name := self._name(self.record_path(key)), content):
+            if stands := self._receive_record(key):  # else it was damaged or is deleted at this moment
                 return stands
+            if (attempt := attempt + 1) == ATTEMPTS:
+                self.bucket.fail("write", f"{name} exists, but cannot be read")
         return body if self._write(self.record_path(key), content) else self.read_record(key) or body
 
     def drop_record(self, key: str, content: str) -> None:
@@ -94,7 +102,8 @@ class StoreFolder:
             if body := records.parse_record(content, key):
                 self._write(path, content)
                 return body
-        raise self._damaged(name)
+        self._set_aside_in_bucket(path)
+        return None
 
     def has_object(self, body: Mapping[str, Any]) -> bool:
         """True if a record has no object, or an intact one; a damaged or missing object is set aside, as is the record.
@@ -132,7 +141,8 @@ class StoreFolder:
                         return True
                 finally:
                     Path(received).unlink(missing_ok=True)
-        raise self._damaged(name)
+        self._set_aside_in_bucket(path)
+        return False
 
     def is_intact(self, content: str) -> bool:
         """True if an object has its digest, which is computed again only if its file has changed."""
@@ -160,9 +170,8 @@ class StoreFolder:
 
     def is_sound(self, content: str) -> bool:
         """True if an object is intact, here or in the bucket; else it is noted as damaged."""
-        with suppress(DamagedError):
-            if self.obtain(content):
-                return True
+        if self.obtain(content):
+            return True
         self.damaged.append(self.object_path(content))
         return False
 
@@ -181,10 +190,7 @@ class StoreFolder:
         with ExitStack() as stack:
             with self._errors("write"):
                 if not self._is_writable:
-                    records.create_folders(self.path)
-                    if self.bucket:
-                        self.bucket.put_new("FORMAT", records.MARKER)  # there is one: it fails if nothing can be put
-                    self._is_writable = True
+                    self._create()
                 if records.obstacle(self.path, scratch / "file"):
                     self.set_aside(str(scratch))
                 own = stack.enter_context(records.own_scratch(scratch))
@@ -211,11 +217,14 @@ class StoreFolder:
         """The name in the bucket of a file."""
         return os.path.relpath(path, self.path).replace(os.sep, "/")
 
-    def _damaged(self, name: str) -> DamagedError:
+    def _set_aside_in_bucket(self, path: str) -> None:
+        """Warn of a file that arrived damaged twice, and rename it in the bucket."""
         assert self.bucket
-        return DamagedError(
-            f"store {self.bucket.url}: {name} arrived damaged twice. Delete it from the bucket: then it is computed again."
-        )
+        self.damaged.append(path)
+        name, remedy = self._name(path), "" if self.read_only else ": set aside and computed again"
+        warnings.warn(f"damaged file {self.bucket.url}/{name}{remedy}", stacklevel=2)
+        if not self.read_only:
+            self.bucket.rename(name, f"{name}.{time.time_ns()}.damaged")
 
     @contextmanager
     def _errors(self, action: str) -> Iterator[None]:

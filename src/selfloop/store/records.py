@@ -29,7 +29,7 @@ from selfloop.store.identity import digest
 UNREADABLE = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.EACCES, errno.EPERM, errno.EIO)  # of one file
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # only writing raises them
 FORMAT = 2  # of a store's folder
-CLAIM_SECONDS = 2.0  # after which a process that claimed a name is gone
+CLAIM_SECONDS = 2.0  # after which the claim of a name is taken from a process
 MARKER = f"{FORMAT}\nA store of selfloop. Delete the whole folder, or use `selfloop gc`.\n".encode()  # of the file FORMAT
 
 
@@ -173,21 +173,43 @@ def write_new(path: str, *chunks: bytes | memoryview, mode: int = 0o666) -> bool
 
 
 def _move_new(temporary: str, path: str) -> bool:
-    """Move a file to a path where there is none; False if there is one. Of several processes, that which creates a claim moves.
+    """Move a file to a path where there is none; False if there is one. Of several processes, that which has the claim moves.
 
-    A claim that a killed process left is waited for, and then moving replaces: by a file of the same key.
+    The claim is the folder with the file to move, under a name that only one folder can have. From a process that was killed
+    or is slow it is taken by renaming that folder back: then moving fails there, so that nothing is ever replaced.
     """
-    claim, deadline = f"{os.path.dirname(path)}/.{os.path.basename(path)}.claim", time.monotonic() + CLAIM_SECONDS
-    while not os.path.exists(path) and time.monotonic() < deadline:
-        with suppress(FileExistsError):
-            os.close(os.open(claim, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
-            break
-        time.sleep(0.01)
-    is_new = not os.path.exists(path)
-    if is_new:
-        os.replace(temporary, path)
-    Path(claim).unlink(missing_ok=True)
-    return is_new
+    (folder, name), deadline = os.path.split(temporary), time.monotonic() + CLAIM_SECONDS
+    claim, own = f"{folder}/.{os.path.basename(path)}.claim", f"{temporary}.claim"
+    os.mkdir(own)
+    try:
+        os.rename(temporary, f"{own}/{name}")
+        while not os.path.exists(path):
+            if not _has_claimed(own, claim):
+                if time.monotonic() > deadline:
+                    deadline += CLAIM_SECONDS
+                    with suppress(OSError, IndexError):  # it ended at this moment
+                        os.rename(claim, f"{folder}/{os.listdir(claim)[0]}.claim")
+                time.sleep(0.01)
+            elif not os.path.exists(path):
+                with suppress(FileNotFoundError):  # the claim was taken
+                    os.rename(f"{claim}/{name}", path)
+                    return True
+        return False
+    finally:
+        for place in (claim, own):
+            Path(place, name).unlink(missing_ok=True)
+            with suppress(OSError):  # absent, or of another process
+                os.rmdir(place)
+
+
+def _has_claimed(own: str, claim: str) -> bool:
+    try:
+        os.rename(own, claim)
+    except OSError as problem:
+        if problem.errno in (errno.ENOTEMPTY, errno.EEXIST):
+            return False
+        raise
+    return True
 
 
 @contextmanager

@@ -42,8 +42,11 @@ class StoredRun:
 
 
 def open_place(place: str) -> Path:
-    """The folder of a store, given that folder or the address of a bucket, also as `Path` writes it (s3:/bucket)."""
-    if not re.match(r"[a-z][a-z0-9+]+:(/|$)", place):
+    """The folder of a store, given that folder or the address of a bucket, also as `Path` writes it (s3:/bucket).
+
+    Raises SpecError for another address.
+    """
+    if not re.match(r"[a-zA-Z][\w+.-]+:(/|$)", place):
         return Path(place)
     if check_format(path := connect(place)):
         _receive_runs(StoreFolder(path, read_only=True))
