@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from datetime import timedelta
+from pathlib import Path
 from typing import Any, TypeVar
 
 from selfloop.errors import ChainEndedError, SelfloopError, first_line
@@ -15,6 +17,11 @@ from selfloop.errors import ChainEndedError, SelfloopError, first_line
 T = TypeVar("T")
 MAX_PAUSE = timedelta(days=1)  # of rank 0 in a step, which `watch` may pause; the end of a rank is noticed at once
 PROBLEM = "selfloop/problem"  # key under which a rank leaves its last words
+LOSS = re.compile(r"\bpeer\b|closed|reset|broken pipe|remote process|NCCL", re.IGNORECASE)  # in torch's errors
+
+
+class LostRankError(SelfloopError):
+    """Another rank ended."""
 
 
 @dataclass(slots=True, eq=False)
@@ -48,19 +55,34 @@ class Ranks:
         return cls(rank, count, local, store)
 
     def run(self, operation: str, *arguments: Any) -> None:
-        """A function of torch.distributed. If another rank ended, SelfloopError with its last words."""
+        """A function of torch.distributed. If another rank ended, LostRankError with its last words."""
         import torch.distributed
 
-        try:
+        with self._noticing_loss():
             getattr(torch.distributed, operation)(*arguments)
-        except RuntimeError as problem:
-            raise self._lost() from problem
 
-    def _lost(self) -> SelfloopError:
+    @contextmanager
+    def _noticing_loss(self) -> Iterator[None]:
+        try:
+            yield
+        except (RuntimeError, KeyboardInterrupt) as problem:
+            # torchrun interrupts rank 0 when another one has ended
+            error = problem.__context__ if isinstance(problem, KeyboardInterrupt) else problem
+            is_loss = isinstance(error, RuntimeError) and LOSS.search(str(error)) and "out of memory" not in str(error)
+            if self.count > 1 and (is_loss or isinstance(error, LostRankError)):
+                raise self.lost() from error
+            raise
+
+    def problem(self) -> str:
+        """The last words of a rank that ended, if there are any."""
+        with suppress(RuntimeError):  # of a table that ended with its process
+            return str(self.store.get(PROBLEM).decode()) if self.store.check([PROBLEM]) else ""
+        return ""
+
+    def lost(self) -> LostRankError:
+        """The error of a rank when another one ended."""
         words = "another one of its processes ended, perhaps for lack of memory: its message may stand above."
-        with suppress(RuntimeError):
-            words = self.store.get(PROBLEM).decode() if self.store.check([PROBLEM]) else words
-        return SelfloopError(f"torchrun: {words} Run the same command again to continue.")
+        return LostRankError(f"torchrun: {self.problem() or words} Run the same command again to continue.")
 
     def tell(self, message: Any) -> Any:
         """The message of rank 0."""
@@ -89,16 +111,17 @@ class Ranks:
         self.in_step = self.count > 1
         self.tell(message)
         try:
-            result = step(*arguments)
+            with self._noticing_loss():  # in an operation that torch started
+                result = step(*arguments)
         except ChainEndedError:  # on all ranks
             self.in_step = False
             raise
-        except RuntimeError as problem:  # of an operation that torch started
-            if self.in_step and "peer" in str(problem):
-                raise self._lost() from problem
-            raise
         self.in_step = False
         return result
+
+    def all_see(self, folder: Path) -> bool:
+        """True if all ranks see a folder under its path."""
+        return all(self.map(lambda rank: folder.is_dir(), self.count))
 
     def leave_words(self, problem: BaseException) -> None:
         """Tell rank 0, which raises them when this process has ended."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-from selfloop.engine.together import follow
+from selfloop.commands.launch import follow
 from selfloop.ranks import LED, Ranks
 from selfloop.result import run
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -49,7 +50,12 @@ app = typer.Typer(
 
 
 def main() -> None:
-    """Entry point of the `selfloop` command."""
+    """Entry point of the `selfloop` command, also of every process that torchrun starts."""
+    if "RANK" in os.environ and os.environ.get("WORLD_SIZE", "1") != "1":
+        from selfloop.commands.launch import main_of_rank
+
+        main_of_rank()
+        return
     with plain_problems():
         app()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
@@ -16,11 +17,10 @@ from selfloop.engine.curves import Curves
 from selfloop.engine.executors import Notify, count_cores, execute
 from selfloop.engine.tasks import Task, TaskOutput, plan_tasks, replay_outputs, run_task_in_worker
 from selfloop.engine.time_left import TimeLeft
-from selfloop.engine.together import check_ranks
-from selfloop.errors import SpecError, missing_extra
+from selfloop.errors import SettingError, SpecError, StoreError, missing_extra
 from selfloop.notebook import ProgressLine, choose_callbacks
 from selfloop.policies.schedule import schedule_metrics
-from selfloop.ranks import LED
+from selfloop.ranks import LED, Ranks
 from selfloop.settings import check_setting, check_size
 from selfloop.spec.parse import fresh_spec
 from selfloop.spec.resources import Resources, check_machine, count_workers, share_gpus, visible_gpus
@@ -69,11 +69,11 @@ def run_tasks(  # noqa: PLR0913  # three are callbacks
     for name, count in (("workers", workers), ("threads", threads)):
         check_setting(Annotated[int, Interval(ge=1, le=MAX_WORKERS)] | None, count, name)
     if (ranks := LED.get()).count > 1:
-        check_ranks(spec, ranks, workers, on)
-        workers, threads = 1, threads or max(1, count_cores() // ranks.local)
+        _check_ranks(spec, ranks, workers, on)
+        workers, threads = 1, threads or spec.needs().cpus or max(1, count_cores() // ranks.local)
     # shared steps count with the chains that reuse them: as many generations as `plan` shows
     total = sum(point.spec.generations for point in spec.points()) * len(spec.policies) * len(spec.seeds)
-    Store(path)  # an unwritable store is found before any work
+    _check_store(path, ranks)
     progress, notify = choose_callbacks(progress, notify)
     progress(0, total)
     labels, risk, text = spec.policy_labels(), spec.risk_metric() or "", spec_text(spec)
@@ -102,9 +102,31 @@ def run_tasks(  # noqa: PLR0913  # three are callbacks
 
 def _open_cluster(on: str | None, spec: Spec, store: Path) -> AbstractContextManager[RayExecutor | None]:
     if on is None:
+def _check_ranks(spec: Spec, ranks: Ranks, workers: int | None, on: str | None) -> None:
+    """SpecError if several ranks cannot compute a spec."""
+    if on or (workers or 1) > 1:
+        option = f"on: got {on}" if on else f"workers: got {workers}"
+        raise SpecError(f"{option}; the {ranks.count} ranks of torchrun work on one task. Leave it out.")
+    for family in (point.spec.family for point in spec.points()):
+        if (shares := family.count_shares()) == 0 or family.takes_over_interrupts:
+            raise SpecError(f"family.{family.name}: one process fits it, and torchrun started {ranks.count}. Use selfloop run.")
+        if shares % ranks.count:
+            problem = f"got {shares}; expected a multiple of {ranks.count}, the ranks of torchrun. Change one."
+            raise SettingError("family.training.shares", problem)
+
+
+def _check_store(path: Path, ranks: Ranks) -> None:
+    """StoreError before any work if the store cannot be written, or is another one for another rank."""
+    files = Store(path).files
+    if ranks.count > 1:
+        with files.own_scratch(secrets.token_hex(20)) as folder:
+            ranks.tell(folder)
+            if not ranks.all_see(folder):
+                problem = f"not all {ranks.count} ranks of torchrun see {path}"
+                raise StoreError(f"store: {problem}. Choose a folder that their machines share, under one path.")
+
+
         return nullcontext()
-    if LED.get().count > 1:
-        raise SpecError("on: torchrun has started the processes of this run. Leave out --on, or torchrun.")
     if find_spec("ray") is None:
         raise missing_extra("on", "ray")
     from selfloop.engine.ray_executor import open_cluster
