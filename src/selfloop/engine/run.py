@@ -100,8 +100,6 @@ def run_tasks(  # noqa: PLR0913  # three are callbacks
             yield seen
 
 
-def _open_cluster(on: str | None, spec: Spec, store: Path) -> AbstractContextManager[RayExecutor | None]:
-    if on is None:
 def _check_ranks(spec: Spec, ranks: Ranks, workers: int | None, on: str | None) -> None:
     """SpecError if several ranks cannot compute a spec."""
     if on or (workers or 1) > 1:
@@ -126,6 +124,8 @@ def _check_store(path: Path, ranks: Ranks) -> None:
                 raise StoreError(f"store: {problem}. Choose a folder that their machines share, under one path.")
 
 
+def _open_cluster(on: str | None, spec: Spec, store: Path) -> AbstractContextManager[RayExecutor | None]:
+    if on is None:
         return nullcontext()
     if find_spec("ray") is None:
         raise missing_extra("on", "ray")
