@@ -43,6 +43,10 @@ class BucketServer:
             time.sleep(SILENCE if fault == "silence" else 0)
             start("500 Internal Server Error", [])
             return [b""]
+        if fault == "missing":  # as servers answer that are no S3 servers
+            environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
+            start("404 Not Found", [("Content-Length", "0")])
+            return [b""]
         if fault == "broken upload":  # the connection ends before the content was read
             raise ConnectionAbortedError
         kept: list[Any] = []

@@ -1,4 +1,4 @@
-"""An S3 server in memory, of the requests that a store makes: moto needs ten times as long for one."""
+"""An S3 server in memory, of the requests that a store makes; moto takes 3 ms of the processor for each."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from email.utils import format_datetime
 from typing import Any, NamedTuple
-from urllib.parse import parse_qs
+from urllib.parse import parse_qs, unquote
 from xml.sax.saxutils import escape, unescape
 
 
@@ -34,6 +34,8 @@ class S3Application:
         if not key and environ["REQUEST_METHOD"] == "PUT":
             self.buckets.setdefault(bucket, {})
         objects = self.buckets.get(bucket)
+        if objects and (source := environ.get("HTTP_X_AMZ_COPY_SOURCE")):
+            content = objects[unquote(source).lstrip("/").partition("/")[2]].content
         if objects is None:
             status, headers, body = "404 Not Found", {}, b"<Error><Code>NoSuchBucket</Code></Error>"
         elif key:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -28,7 +29,7 @@ from selfloop.commands.gc import delete_garbage, find_garbage
 from selfloop.commands.verify import verify
 from selfloop.component import Context
 from selfloop.engine.run import iter_measurements, store_path
-from selfloop.errors import MissingExtraError, SelfloopError, StoreError
+from selfloop.errors import MissingExtraError, SelfloopError, SpecError, StoreError
 from selfloop.rng import RandomStream
 from selfloop.spec.write import spec_text
 from selfloop.store import bucket as bucket_module
@@ -141,7 +142,7 @@ def test_a_second_machine_computes_nothing_and_a_folder_holds_the_same(team: Tea
     assert team.names() == before
     team.server.requests.clear()
     assert team.rows("two") == rows
-    assert len(team.server.requests) == 2  # FORMAT, and the list of runs
+    assert len(team.server.requests) == 3  # FORMAT, the list of records that is compared with the received ones, that of runs
 
 
 def test_a_computed_generation_costs_eight_requests(team: Team) -> None:
@@ -182,7 +183,7 @@ def test_of_two_writers_at_the_same_time_the_first_wins_and_both_continue_with_i
 
 
 @pytest.mark.parametrize("kind", ["objects", "records"])
-def test_a_damaged_answer_is_asked_for_again_and_then_refused(team: Team, kind: str) -> None:
+def test_a_damaged_answer_is_asked_for_again_and_then_set_aside_and_computed_again(team: Team, kind: str) -> None:
     ref = Store(team.at("one")).call(draw_rows, 5, CTX)
     damages = [1]
 
@@ -197,11 +198,17 @@ def test_a_damaged_answer_is_asked_for_again_and_then_refused(team: Team, kind: 
     assert store.call(draw_rows, 5, CTX) == ref
     assert np.asarray(store.open(ref)["x"]).tolist() == [0, 1, 2, 3, 4]
     assert store.usage.computed == 0
-    damages[0] = 2
+    damages[0], before = 2, team.names()
     store = Store(team.at("three"))
-    with pytest.raises(StoreError, match=rf"{kind}/.* arrived damaged twice\. Delete it from the bucket"):
-        store.open(store.call(draw_rows, 5, CTX))
+    with pytest.warns(UserWarning, match="(damaged|missing) file") as warned:
+        assert store.open(store.call(draw_rows, 5, CTX))["x"].tolist() == [0, 1, 2, 3, 4]
+    assert re.match(rf"damaged file {team.address}/{kind}/.*: set aside and computed again", str(warned[0].message))
+    assert store.usage.computed == 1
     assert not [path for path in store.path.rglob("*") if path.suffix in (".tmp", ".damaged")]
+    (aside,) = team.names() - before
+    assert (aside.startswith(kind), aside.endswith(".damaged")) == (True, True)
+    assert bucket_module.Bucket(team.address).get(aside), "with its content"
+    assert [*find_garbage(team.at("one"))] == ["damaged files"]
 
 
 def test_what_is_damaged_in_the_bucket_is_found_by_verify(team: Team) -> None:
@@ -209,9 +216,12 @@ def test_what_is_damaged_in_the_bucket_is_found_by_verify(team: Team) -> None:
     bucket, (name, *_) = bucket_module.Bucket(team.address), sorted(team.names("objects"))
     bucket.delete(name)
     bucket.put_new(name, b"x" * 50)
-    found = verify(SPEC, team.at("two"), 3)
+    with pytest.warns(UserWarning, match=f"(damaged|missing) file .*{name}") as warned:
+        found = verify(SPEC, team.at("two"), 3)
+    assert f"damaged file {team.address}/{name}" in map(str, (warning.message for warning in warned))
     assert [name in sentence for sentence in found.damaged] == [True]
     assert not found.wrong
+    assert team.names("objects") >= {name}, "a command that reads leaves it there"
 
 
 def test_a_lost_object_is_computed_again_and_put_again(team: Team) -> None:
@@ -236,6 +246,13 @@ def test_a_record_that_another_machine_computed_again_with_other_bytes_stays(tea
     with pytest.warns(UserWarning, match="missing file"), pytest.raises(StoreError, match=r"other bytes.*Run the spec again"):
         two.open(lost)
     assert Store(team.at("two")).call(draw_bytes, CTX) == Store(team.at("four")).call(draw_bytes, CTX) == new
+
+
+def test_a_record_that_was_deleted_from_the_bucket_is_computed_and_put_again(team: Team) -> None:
+    rows, (name, *_) = team.rows("one"), sorted(before := team.names("records"))
+    bucket_module.Bucket(team.address).delete(name)
+    assert team.rows("one") == rows
+    assert team.names("records") == before
 
 
 def test_after_the_bucket_was_emptied_everything_is_put_again(team: Team) -> None:
@@ -321,6 +338,25 @@ def test_a_copy_leaves_damaged_files_out(tmp_path: Path) -> None:
         copy_store(target, target)
 
 
+def test_a_copy_from_a_bucket_leaves_out_a_damaged_record_and_one_that_is_deleted_meanwhile(team: Team) -> None:
+    team.rows("one")
+    (damaged, deleted, *_), bucket = sorted(team.names("records")), bucket_module.Bucket(team.address)
+    bucket.delete(damaged)
+    bucket.put_new(damaged, b"x" * 50)
+
+    def delete(request: Request) -> str:
+        if request.method == "GET" and f"/{damaged}" in request.name and deleted in team.names("records"):
+            bucket.delete(deleted)
+        return ""
+
+    path, team.server.fault = team.at("two"), delete
+    with pytest.warns(UserWarning, match="is not copied|damaged file") as warned:
+        copied = copy_store(path, team.folder / "folder")
+    for name in (damaged, deleted):
+        assert any(f"{path / name} is damaged or missing" in str(warning.message) for warning in warned)
+    assert (copied["damaged"], copied["records"]) == (2, len(team.names("records")) - 1)
+
+
 @pytest.mark.slow
 def test_every_command_takes_the_address_of_a_bucket(team: Team, tmp_path: Path) -> None:
     spec = tmp_path / "kde.toml"
@@ -354,7 +390,13 @@ def test_every_command_takes_the_address_of_a_bucket(team: Team, tmp_path: Path)
     ("address", "sentence"),
     [
         ("s3://", r"expected s3://BUCKET/PREFIX"),
-        ("https://host/bucket", r"expected s3://BUCKET/PREFIX"),
+        ("https://host/bucket", r"store 'https://host/bucket': expected s3://BUCKET/PREFIX"),
+        ("S3://team/x", r"store 'S3://team/x': expected s3://BUCKET/PREFIX"),
+        ("s3:///team", r"store 's3:///team': expected s3://BUCKET/PREFIX"),
+        ("s3://team/x/../y", r"store 's3://team/x/\.\./y': expected s3://BUCKET/PREFIX"),
+        ("s3://team//y", r"expected s3://BUCKET/PREFIX, .*, without empty parts"),
+        ("s3://team/a%20b", r"store 's3://team/a%20b': expected s3://BUCKET/PREFIX"),
+        ("", r"store: got ''; expected a folder or an address"),
         ("s3://absent-bucket/x", r"store s3://absent-bucket/x: no such bucket\. Create it"),
     ],
 )
@@ -366,6 +408,22 @@ def test_a_wrong_address_is_one_sentence_before_work(team: Team, address: str, s
         assert (done.code, len(re.findall(sentence, done.err))) == (2, 1)
 
 
+@pytest.mark.parametrize("url", ["nonsense", "http://", "", "http://host:99999", "http://a b"])
+def test_an_endpoint_that_is_no_address_is_one_sentence_with_its_variable(team: Team, url: str) -> None:
+    team.patch.setenv("AWS_ENDPOINT_URL", url)
+    team.patch.setenv("AWS_USE_FIPS_ENDPOINT", "false")
+    with pytest.raises(
+        SpecError, match=rf"^AWS_ENDPOINT_URL: got '{url}'; expected an address such as https://host:9000\. Correct"
+    ):
+        store_path(team.address)
+
+
+def test_a_refused_connection_names_the_host_and_the_reason(team: Team) -> None:
+    team.patch.setenv("AWS_ENDPOINT_URL", "http://me:secret@127.0.0.1:1")
+    with pytest.raises(StoreError, match=r"cannot read \(127\.0\.0\.1:1: connection refused\)\. Check the address"):
+        store_path(team.address)
+
+
 def test_missing_credentials_and_a_missing_library_are_one_sentence(team: Team) -> None:
     team.patch.delenv("AWS_SECRET_ACCESS_KEY")
     with pytest.raises(StoreError, match=r"Check the credentials in the variables AWS_\.\.\."):
@@ -373,6 +431,57 @@ def test_missing_credentials_and_a_missing_library_are_one_sentence(team: Team) 
     team.patch.setattr(bucket_module, "find_spec", lambda name: None)
     with pytest.raises(MissingExtraError, match=r"pip install 'selfloop\[cloud\]'"):
         store_path(team.address)
+
+
+def test_a_put_that_is_answered_by_not_found_is_one_sentence(team: Team) -> None:
+    store = Store(team.at("one"))
+    team.server.fault = lambda request: "missing"
+    with pytest.raises(StoreError, match="cannot write"):
+        store.call(draw_rows, 5, CTX)
+    with pytest.raises(StoreError, match="cannot write"):
+        Store(team.at("two"))
+
+
+def test_a_put_that_is_refused_although_nothing_is_there_ends(team: Team) -> None:
+    store = Store(team.at("one"))
+    team.patch.setattr(bucket_module.Bucket, "put_new", lambda bucket, name, content: False)
+    with pytest.raises(StoreError, match=r"cannot write \(records/.* exists, but cannot be read\)"):
+        store.call(draw_rows, 5, CTX)
+
+
+def test_stores_of_two_accounts_or_servers_have_folders_of_their_own_whatever_the_password(team: Team) -> None:
+    team.patch.setattr(bucket_module.Bucket, "get", lambda *arguments, **options: None)
+    folders = list[Path]()
+    for name, value in (
+        ("ACCOUNT_NAME", "a"),
+        ("ACCOUNT_NAME", "b"),
+        ("ACCOUNT_KEY", "x"),
+        ("ACCOUNT_KEY", "y"),
+        ("ENDPOINT", "https://c"),
+    ):
+        team.patch.setenv(f"AZURE_STORAGE_{name}", value)
+        folders.append(bucket_module.connect("az://container/prefix"))
+    assert folders[1] == folders[2] == folders[3]
+    assert len({*folders}) == 3
+
+
+def test_a_silent_server_is_given_up_and_left_at_once_by_an_interrupt(team: Team) -> None:
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        team.patch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{silent.getsockname()[1]}")
+        bucket, started = bucket_module.Bucket(team.address), time.monotonic()
+        timer = threading.Timer(0.5, os.kill, [os.getpid(), signal.SIGINT])
+        timer.start()
+        with pytest.raises(KeyboardInterrupt):
+            bucket.get("FORMAT")
+        assert time.monotonic() - started < 5
+        team.patch.setattr(bucket_module, "STALLED_SECONDS", 0.2)
+        team.patch.setattr(bucket_module, "GIVE_UP_SECONDS", 0.3)
+        team.patch.setattr(bucket_module, "ATTEMPTS", 1000)
+        with pytest.raises(StoreError, match="cannot read"):
+            bucket_module.Bucket(f"{team.address}/b").get("FORMAT")
+        assert time.monotonic() - started < 10
 
 
 def test_an_endpoint_that_refuses_or_is_silent_is_one_sentence_within_ten_seconds(team: Team) -> None:
