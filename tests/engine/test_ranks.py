@@ -40,7 +40,7 @@ latent = 2
 hidden = 8
 training = {{ steps = 5, batch_size = 9, shares = 4, ema_decay = 0.9 }}
 """  # shares of 3, 2, 2 and 2 rows
-LONG = VAE.replace("steps = 5", "steps = 300").replace("generations = 2", "generations = 1")
+LONG = VAE.replace("steps = 5", "steps = 500").replace("generations = 2", "generations = 1")
 SPECS = {
     "vae": VAE,
     "image_diffusion": f"""
@@ -205,13 +205,16 @@ def test_the_last_words_of_a_rank_are_the_sentence_of_rank_0() -> None:
 
 
 def start_long_fit(folder: Path, store: str) -> subprocess.Popen[str]:
-    """The command line on two ranks, after its first checkpoint."""
-    (folder / "long.toml").write_text(LONG.replace("steps = 300", "steps = 300, checkpoint_seconds = 0"))
+    """The command line on two ranks, after a checkpoint of its own."""
+    (folder / "long.toml").write_text(LONG.replace("steps = 500", "steps = 500, checkpoint_seconds = 0"))
     command = [*LAUNCH, "-m", "selfloop", "run", "long.toml", "--store", store, "--threads", "1", "--quiet"]
-    process = subprocess.Popen(
-        command, cwd=folder, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    process, started = (
+        subprocess.Popen(command, cwd=folder, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True),
+        time.time_ns(),
     )
-    while process.poll() is None and not list((folder / store).glob("scratch/*/fit.safetensors")):
+    while process.poll() is None and not any(
+        file.stat().st_mtime_ns > started for file in (folder / store).glob("scratch/*/fit.safetensors")
+    ):
         time.sleep(0.01)
     return process
 
@@ -227,28 +230,27 @@ def is_alive(pid: int) -> bool:
     return status.exists() and status.read_text().rpartition(")")[2].split()[0] != "Z"
 
 
+ENDS: dict[str, Callable[[subprocess.Popen[str], list[int]], None]] = {  # by the sentence that a user then sees
+    "torchrun: another one of its processes ended": lambda process, ranks: os.kill(ranks[1], signal.SIGKILL),
+    "": lambda process, ranks: os.kill(ranks[0], signal.SIGKILL),
+    "interrupted.": lambda process, ranks: process.send_signal(signal.SIGINT),
+}
+
+
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-@pytest.mark.parametrize(
-    ("kill", "sentence"),
-    [
-        (lambda process, ranks: os.kill(ranks[1], signal.SIGKILL), "torchrun: another one of its processes ended"),
-        pytest.param(lambda process, ranks: os.kill(ranks[0], signal.SIGKILL), "", marks=pytest.mark.slow),
-        pytest.param(lambda process, ranks: process.send_signal(signal.SIGINT), "interrupted.", marks=pytest.mark.slow),
-    ],
-)
-def test_all_ranks_end_together_and_one_process_continues_to_the_same_bits(
-    tmp_path: Path, kill: Callable[[subprocess.Popen[str], list[int]], None], sentence: str
-) -> None:
-    process = start_long_fit(tmp_path, "killed")
-    ranks = pids_of_ranks(process)
-    kill(process, ranks)
-    out, err = process.communicate(timeout=60)
-    assert len(ranks) == 2
-    assert process.returncode == 1
-    assert [pid for pid in ranks if is_alive(pid)] == []
-    sentences = [line.removeprefix("selfloop: ") for line in err.splitlines() if line.startswith("selfloop: ")]
-    assert [line[: len(sentence)] for line in sentences] == [sentence] * bool(sentence)
-    assert out == ""
+def test_all_ranks_end_together_and_one_process_continues_to_the_same_bits(tmp_path: Path) -> None:
+    for sentence, end in ENDS.items():
+        process = start_long_fit(tmp_path, "killed")
+        ranks = pids_of_ranks(process)
+        end(process, ranks)
+        out, err = process.communicate(timeout=60)
+        assert len(ranks) == 2
+        assert process.returncode == 1
+        assert [pid for pid in ranks if is_alive(pid)] == []
+        sentences = [line.removeprefix("selfloop: ") for line in err.splitlines() if line.startswith("selfloop: ")]
+        assert [line[: len(sentence)] for line in sentences] == [sentence] * bool(sentence)
+        assert out == ""
     notes: list[str] = []
     (tmp_path / "long.toml").write_text(LONG)
     run(tmp_path / "long.toml", tmp_path / "killed", threads=1, notify=notes.append)
