@@ -77,7 +77,7 @@ class Bucket:
         StoreError if nothing can be put.
         """
         self.put_new("FORMAT", MARKER + f"{secrets.token_hex(8)}\n".encode())
-        return self.get("FORMAT") or self.fail("write", "what is put is not kept")
+        return self.get("FORMAT") or self.fail("write", "a put file is not kept")
 
     def list(self, folder: str) -> Iterator[tuple[str, int, float]]:
         """Name, bytes and time of the files in a folder and below it."""
