@@ -40,7 +40,7 @@ def main_of_rank() -> None:
     try:
         follow(ranks)
     except LostRankError:
-        return  # the other one says why
+        return  # the other one gives the reason
     except Exception as problem:  # of any kind
         ranks.leave_words(problem)
         os._exit(1)  # torchrun ends the others; NCCL would wait for them while Python ends

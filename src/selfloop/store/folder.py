@@ -42,7 +42,7 @@ class StoreFolder:
                 self._create()
 
     def _create(self) -> None:
-        """Create what is missing of the store's own folders and files; fails if nothing can be written."""
+        """Create the missing ones of the store's own folders and files; fails if nothing can be written."""
         records.create_folders(self.path, self.bucket.create_marker() if self.bucket else b"")
         self._is_writable = True
 
