@@ -74,7 +74,7 @@ def reproduce(
         raise typer.Exit(1)
 
 
-def _reproduce_values(paper: str, groups: list[str], scale: str, store: Path | None, quiet: bool) -> None:
+def _reproduce_values(paper: str, groups: list[str], scale: str, store: str | None, quiet: bool) -> None:
     from selfloop.commands.published_values import reproduce_values
 
     with show_progress(quiet) as progress:

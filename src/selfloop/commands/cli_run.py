@@ -36,7 +36,7 @@ def open_spec(name: str, overrides: list[str] | None) -> Spec:
 def run_with_progress(
     name: str,
     set_: list[str] | None,
-    store: Path | None,
+    store: str | None,
     workers: int | None,
     quiet: bool,
     threads: int | None = None,

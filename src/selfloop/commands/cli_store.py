@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
 from selfloop.commands.options import QuietOption, store_at
 from selfloop.commands.progress import show_progress
 from selfloop.commands.terminal import show
+from selfloop.errors import SpecError, unknown_name
 
-PlaceArgument = Annotated[Path, typer.Argument(help="A folder, or s3://BUCKET/PREFIX (gs, az).")]
+ActionArgument = Annotated[str, typer.Argument(metavar="push|pull", help="The direction.")]
+StoreArgument = Annotated[str, typer.Argument(metavar="STORE", help="A folder, or s3://BUCKET/PREFIX (gs, az).")]
+OtherArgument = Annotated[str, typer.Argument(metavar="OTHER", help="Another one.")]
 
 
-def store(action: Literal["push", "pull"], place: PlaceArgument, other: PlaceArgument, quiet: QuietOption = False) -> None:
+def store(action: ActionArgument, place: StoreArgument, other: OtherArgument, quiet: QuietOption = False) -> None:
     """Copy from one store to another what it lacks: push from the first to the second, pull from the second to the first.
 
     Each file is checked by its digest. A copy may be interrupted and repeated. Exits with 1 if a file is damaged.
@@ -23,6 +25,8 @@ def store(action: Literal["push", "pull"], place: PlaceArgument, other: PlaceArg
     """
     from selfloop.commands.copy_store import copy_store
 
+    if action not in ("push", "pull"):
+        raise SpecError(unknown_name("store", action, ("push", "pull"), "action"))
     source, target = map(store_at, (place, other) if action == "push" else (other, place))
     with show_progress(quiet, "records") as progress:
         counts = copy_store(source, target, progress)

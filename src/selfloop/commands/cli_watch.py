@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -14,7 +13,7 @@ from selfloop.commands.terminal import show
 
 
 def watch(
-    store: Annotated[Path | None, typer.Argument(metavar="[STORE]", help=STORE_HELP)] = None,
+    store: Annotated[str | None, typer.Argument(metavar="[STORE]", help=STORE_HELP)] = None,
     port: Annotated[int, typer.Option(min=0, max=65_535, help="Port on this machine. Default: a free one.")] = 0,
 ) -> None:
     """Show the runs of a store in a browser while they run: progress, losses, the report so far; pause or cancel them.

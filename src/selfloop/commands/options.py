@@ -31,7 +31,7 @@ SetOption = Annotated[
     typer.Option("--set", metavar="KEY=VALUE", help="Override a key; repeatable.", autocompletion=complete_key),
 ]
 STORE_HELP = "Folder of the store, or s3://BUCKET/PREFIX (gs, az). Default: $SELFLOOP_STORE, else .selfloop."
-StoreOption = Annotated[Path | None, typer.Option(help=STORE_HELP)]
+StoreOption = Annotated[str | None, typer.Option(metavar="STORE", help=STORE_HELP)]  # no Path, which changes s3://
 WorkersOption = Annotated[int | None, typer.Option(min=1, help="Worker processes. Default: as many as the cores allow.")]
 ThreadsOption = Annotated[int | None, typer.Option(min=1, help="Threads per chain. Default: cores / chains, at least 1.")]
 OnOption = Annotated[
@@ -43,7 +43,7 @@ JsonOption = Annotated[
 QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Print no progress.")]
 
 
-def store_at(store: Path | None) -> Path:
+def store_at(store: str | None) -> Path:
     """The folder of the store: that of the option, else of the variable, else the default."""
     from selfloop.engine.run import store_path
 

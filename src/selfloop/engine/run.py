@@ -45,6 +45,8 @@ def store_path(path: str | Path | None) -> Path:
     Of the address of a bucket, it is a folder in the cache, after the bucket has answered.
     """
     check_size(check_setting(str | Path | None, path, "store"), "store")
+    if path == "":
+        raise SettingError("store", "got ''; expected a folder or an address. Name one, or leave it out.")
     place = os.path.expanduser(path or os.environ.get("SELFLOOP_STORE") or ".selfloop")  # unlike Path's, it never fails
     return open_place(place)
 

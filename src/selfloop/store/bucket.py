@@ -21,6 +21,7 @@ from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
+from urllib.parse import urlsplit
 
 from selfloop.errors import SpecError, StoreError, missing_extra, os_error_reason, shown
 from selfloop.formats.replacing import write_bytes
@@ -36,7 +37,6 @@ GIVE_UP_SECONDS = 60  # of an operation, after which no attempt begins
 MAX_SINGLE_PUT = 16 << 20  # bytes; more are put in parts, for which obstore does not offer the condition that the name is free
 STALLED_SECONDS = 30  # without a byte, or for sending all that is put at a time, after which a request is repeated
 SECRETS = ("KEY", "TOKEN", "SECRET", "CREDENTIAL", "PASSWORD")  # in variables that may change while the store is the same
-URL = re.compile(r"https?://([^/@\s]+@)?(\[[\da-fA-F:]+\]|[\w.-]+)(:[1-5]?\d{1,4})?(/\S*)?")
 FIRST_SECONDS = 4  # for each of two tries of the first request to a bucket
 
 
@@ -144,10 +144,8 @@ def connect(address: str) -> Path:
         )
         raise SpecError(f"store {shown(address)}: {expected}. Correct it.")
     for name, value in _variables(address):
-        if re.search(r"(?<!FIPS)(?<!STACK)(?<!FABRIC)_ENDPOINT(_URL|_URL_S3)?$", name) and not URL.fullmatch(value):
-            raise SpecError(
-                f"{name}: got {shown(value)}; expected an address as https://host:9000. Correct or unset this variable."
-            )
+        if name.endswith(("_ENDPOINT", "_ENDPOINT_URL", "_ENDPOINT_URL_S3")) and "_USE_" not in name and not _is_url(value):
+            raise SpecError(f"{name}: got {shown(value)}; expected an address such as https://host:9000. Correct or unset it.")
     if find_spec("obstore") is None:
         raise missing_extra(f"store {address}", "obstore")
     bucket = Bucket(f"{parts[1]}://{parts[2]}" + f"/{parts[3]}" * bool(parts[3]))
@@ -187,6 +185,14 @@ def cache_folder() -> Path:
 def _variables(url: str) -> tuple[tuple[str, str], ...]:
     """The variables that the library reads."""
     return tuple(sorted(pair for pair in os.environ.items() if pair[0].startswith(VARIABLES[url[:2]])))
+
+
+def _is_url(text: str) -> bool:
+    try:
+        parts = urlsplit(text)
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0 and not re.search(r"\s", text)
+    except ValueError:  # of the port
+        return False
 
 
 def _in_thread(operation: Callable[..., T], *arguments: Any) -> T:
