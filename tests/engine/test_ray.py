@@ -72,11 +72,12 @@ def test_rows_and_keys_are_those_of_one_process(cluster: Any, tmp_path: Path) ->
 
 
 def test_many_small_tasks_come_and_go_in_batches(cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    sizes, arrivals = list[int](), list[int]()
+    sizes, arrivals, at_a_time = list[int](), list[int](), list[int]()
     batch, treat = ray_executor._Batch, RayExecutor.treat
 
     def observe(self: RayExecutor, number: int, first: int, messages: Sequence[Any]) -> Iterator[TaskOutput]:
         arrivals.append(len(messages))
+        at_a_time.append(len(self.batches))
         return treat(self, number, first, messages)
 
     monkeypatch.setattr(ray_executor, "_Batch", lambda positions: sizes.append(len(positions)) or batch(positions))
@@ -86,6 +87,7 @@ def test_many_small_tasks_come_and_go_in_batches(cluster: Any, tmp_path: Path, m
     assert sum(sizes) == 120
     assert len(sizes) < 70
     assert max(sizes) > 2
+    assert max(at_a_time) == 4  # two of each node
     assert sum(arrivals) >= 60 * 2 + 60 * 3  # at generation 1 an output and the end of the task, at chains two outputs
     assert len(arrivals) < 120
 

@@ -262,7 +262,7 @@ class RayExecutor:
         self.ready.sort(key=lambda i: (self.tasks[i].shared, self.tasks[i].cost))  # the last one starts first
         while self.ready:
             threads = self.tasks[self.ready[-1]].threads
-            if len(self.batches) >= (workers or 2 * slots[threads]):
+            if len(self.batches) >= (workers if workers and workers > 1 else 2 * slots[threads]):  # 1 is Python's default
                 return
             size = 1 + len(self.ready) // (BATCHES_PER_SLOT * slots[threads])
             positions = deque(i for i in self.ready[: -size - 1 : -1] if self.tasks[i].threads == threads)
