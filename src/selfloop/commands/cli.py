@@ -54,7 +54,7 @@ def main() -> None:
     if "RANK" in os.environ and os.environ.get("WORLD_SIZE", "1") != "1":
         from selfloop.commands.launch import main_of_rank
 
-        main_of_rank()
+        main_of_rank(app)
         return
     with plain_problems():
         app()

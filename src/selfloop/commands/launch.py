@@ -9,11 +9,10 @@ import threading
 import time
 import warnings
 from _thread import interrupt_main
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
-from selfloop.commands.cli import app
 from selfloop.commands.terminal import INTERRUPTED, plain_problems
 from selfloop.component import Context
 from selfloop.engine.executors import Notify, execute
@@ -25,8 +24,8 @@ from selfloop.store.store import Store
 Message = Path | tuple[Path, StepCall, Path]  # a folder that all must see; the store's folder, a call, and its scratch folder
 
 
-def main_of_rank() -> None:
-    """Entry point of every process. All end when one ends."""
+def main_of_rank(command: Callable[[], object]) -> None:
+    """Entry point of every process; `command` is that of rank 0. All end when one ends."""
     if os.environ["RANK"] != "0":
         sys.stdout = sys.stderr = Path(os.devnull).open("w")  # noqa: SIM115  # until the end
         warnings.simplefilter("ignore")
@@ -35,7 +34,7 @@ def main_of_rank() -> None:
     with plain_problems():
         ranks = Ranks.join()
     if ranks.rank == 0:
-        _command(ranks)
+        _lead(ranks, command)
         return
     try:
         follow(ranks)
@@ -46,12 +45,12 @@ def main_of_rank() -> None:
         os._exit(1)  # torchrun ends the others; NCCL would wait for them while Python ends
 
 
-def _command(ranks: Ranks) -> None:
+def _lead(ranks: Ranks, command: Callable[[], object]) -> None:
     LED.set(ranks)
     threading.Thread(target=end_after_another, args=(ranks,), daemon=True).start()
     with plain_problems():
         try:
-            app()
+            command()
         except SystemExit as end:
             if end.code == INTERRUPTED and ranks.problem():  # by torchrun, as another rank has ended
                 raise ranks.lost() from None
