@@ -79,7 +79,7 @@ training = {{ steps = 3, batch_size = 6, shares = 2, learning_rate = 1e-3 }}
 }
 
 
-DIVIDED = SPECS["finetune"].replace("shares = 2", 'shares = 2, sharding = "model"')
+DIVIDED = SPECS["finetune"].replace("[family]", '[family]\nsharding = "model"')
 
 
 @pytest.fixture(scope="module")
@@ -162,7 +162,7 @@ def test_one_share_is_no_part_of_the_identity_and_several_are() -> None:
         (VAE, None, 3, "family.training.shares: got 4; expected a multiple of 3, the ranks of torchrun. Change one."),
         (VAE.replace(", shares = 4", ""), 1, 2, "family.training.shares: got 1; expected a multiple of 2"),
         (VAE, 2, 2, "workers: got 2; the 2 ranks of torchrun work on one task. Leave it out."),
-        (KDE, None, 2, "family.kde: one process fits it, and torchrun started 2. Use selfloop run."),
+        (KDE, None, 2, "family.name: got kde, which one process fits; torchrun started 2. Use selfloop run."),
     ],
 )
 def test_what_ranks_cannot_share_is_one_sentence_before_any_work(

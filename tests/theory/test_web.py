@@ -349,6 +349,8 @@ def test_the_command_prints_tables_and_writes_the_same_as_json(tmp_path: Path) -
         ("families=3", "families: got 3; expected tables"),
         ("origin=hiden", "web.origin: got 'hiden'"),
         ("families.large.max_synthetic_share=0.5", "Set origin = 'known', or a detector"),
+        ("families.nope.bias=1", "--set families: unknown name 'nope'. Allowed: large, small."),
+        ("families.nope={ models = 1 }", "families.nope.rows_published: missing. Set rows_published."),
         ('families.large.reads=["peple"]', "families.large.reads: unknown name 'peple'. Did you mean 'people'?"),
         ("sources.people.growth=8", "growth: got 1.44e+25 rows of one batch; expected at most 1e15. Lower growth."),
         ("sources.large.rows=3", "expected each once. Rename one."),

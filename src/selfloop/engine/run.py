@@ -109,7 +109,8 @@ def _check_ranks(spec: Spec, ranks: Ranks, workers: int | None, on: str | None) 
         raise SpecError(f"{option}; the {ranks.count} ranks of torchrun work on one task. Leave it out.")
     for family in (point.spec.family for point in spec.points()):
         if (shares := family.count_shares()) == 0 or family.takes_over_interrupts:
-            raise SpecError(f"family.{family.name}: one process fits it, and torchrun started {ranks.count}. Use selfloop run.")
+            problem = f"got {family.name}, which one process fits; torchrun started {ranks.count}. Use selfloop run."
+            raise SettingError("family.name", problem)
         if shares % ranks.count:
             problem = f"got {shares}; expected a multiple of {ranks.count}, the ranks of torchrun. Change one."
             raise SettingError("family.training.shares", problem)

@@ -53,10 +53,9 @@ def make_components(kind: str, values: Any, key: str) -> tuple[Any, ...]:
 def make_settings(cls: type[S], table: Mapping[str, Any], key: str) -> S:
     """A dataclass of settings from a table. Raises SpecError for unknown, missing and rejected settings."""
     values = _read_settings(cls, table, key)
-    required = [f.name for f in fields(cls) if default_of(f) is MISSING]  # type: ignore[arg-type]  # a dataclass
-    for name in required:
-        if name not in values:
-            raise SpecError(f"{key}.{name}: missing. {cls.__name__} needs {', '.join(required)}.")
+    missing = [f.name for f in fields(cls) if default_of(f) is MISSING and f.name not in values]  # type: ignore[arg-type]
+    if missing:
+        raise SpecError(f"{key}.{missing[0]}: missing. Set {' and '.join(missing)}.")
     with errors_under(key):
         return cls(**values)
 

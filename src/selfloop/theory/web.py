@@ -101,12 +101,16 @@ class Web(Settings):
 def read_web(path: str | Path, overrides: Iterable[str] = ()) -> Web:
     """The scenario in a TOML file, with `key=value` overrides. Raises SpecError."""
     table = parse_toml(read_spec_text(path), str(path))
+    in_file = {key: [*value] for key, value in table.items() if isinstance(value, Mapping)}
     for override in overrides:
         set_key(table, *parse_override(override), f"--set {shown(override)}")
-    for key, cls in (("sources", WebSource), ("families", WebFamily)):
+    for key, cls, needed in (("sources", WebSource, "rows"), ("families", WebFamily, "models")):
         members = table.get(key)
         if not isinstance(members, Mapping) or not all(isinstance(member, Mapping) for member in members.values()):
             raise SpecError(f"{key}: got {shown(members)}; expected tables. Add one per member, such as [{key}.NAME].")
+        for name in members.keys() - in_file.get(key, ()):
+            if needed not in members[name]:
+                raise SpecError(unknown_name(f"--set {key}", name, in_file.get(key, ())))
         table[key] = tuple(make_settings(cls, {"name": name, **member}, f"{key}.{name}") for name, member in members.items())
     return make_settings(Web, table, "web")
 
