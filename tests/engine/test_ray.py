@@ -177,7 +177,7 @@ def test_a_script_with_its_own_class_that_was_killed_and_interrupted_continues_t
         child.send_signal(end)
         assert child.wait(30) == -end
     stored = tiny_components.results_of(store)
-    assert len(stored) >= 20
+    assert stored
     assert start(script, store, "").communicate(timeout=60)[0] == "96\n"
     assert start(script, tmp_path / "alone", "").communicate(timeout=60)[0] == "96\n"
     assert stored.keys() <= tiny_components.results_of(tmp_path / "alone").keys()
