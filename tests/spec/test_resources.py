@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator
-from dataclasses import replace
+import tomllib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 
 import selfloop
 import tiny_components
+from selfloop.component import Context, Metric
 from selfloop.engine import executors
 from selfloop.engine.tasks import plan_tasks
 from selfloop.errors import SpecError
+from selfloop.snapshots import Snapshot
 from selfloop.spec.parse import parse_spec
 from selfloop.spec.resources import Resources, count_workers, memory_bytes, share_gpus, visible_gpus
 from selfloop.spec.write import spec_text
+from selfloop.store.runs import count_looks, read_runs, run_name
 
 
 def test_resources_change_no_key_and_no_name_of_a_run(tmp_path: Path) -> None:
@@ -26,7 +31,15 @@ def test_resources_change_no_key_and_no_name_of_a_run(tmp_path: Path) -> None:
     for name, spec in (("plain", plain), ("other", other)):
         selfloop.run(spec, tmp_path / name)
     assert tiny_components.results_of(tmp_path / "plain") == tiny_components.results_of(tmp_path / "other")
-    assert spec_text(plain) == spec_text(other)
+    assert run_name(spec_text(plain)) == run_name(spec_text(other))
+    (run,) = read_runs(tmp_path / "other")
+    assert tomllib.loads(run.spec)["resources"] == {"cpus": 1, "gpus": 0, "memory_gb": 0.001}
+    spec = parse_spec(tiny_components.KDE, "spec", ["resources.gpus=0.5"])
+    assert parse_spec(spec_text(spec, brief=True), "written").resources == spec.resources
+    more = tiny_components.tiny_spec(seeds=3, resources={"cpus": 2})
+    assert count_looks(tmp_path, spec_text(more)) == 1
+    selfloop.run(tiny_components.tiny_spec(seeds=2), tmp_path)
+    assert count_looks(tmp_path, spec_text(more)) == 2
 
 
 def test_cpus_are_the_threads_of_every_chain_unless_a_command_says_otherwise(tmp_path: Path) -> None:
@@ -109,6 +122,27 @@ def test_each_worker_sees_its_own_gpus(tmp_path: Path, monkeypatch: pytest.Monke
     tasks = [(tmp_path / "a", tmp_path / "b"), (tmp_path / "b", tmp_path / "a")]
     assert sorted(executors.execute(devices_of, tasks, 2, 1, devices=["0", "1"])) == ["0", "1"]
     assert os.environ["CUDA_VISIBLE_DEVICES"] == "0,1"
+
+
+@dataclass(frozen=True, kw_only=True)
+class VisibleGpus(Metric):
+    """How many GPUs a chain sees."""
+
+    name: ClassVar[str] = "visible_gpus"
+
+    def measure(self, snap: Snapshot, ctx: Context) -> Mapping[str, float]:
+        return {"visible_gpus": float(len(visible_gpus()))}
+
+
+@pytest.mark.parametrize(("gpus", "workers", "expected"), [(None, 1, 2), (0, 1, 0), (0, 2, 0)])
+def test_a_chain_sees_no_gpu_if_its_spec_says_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gpus: int | None, workers: int, expected: int
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    resources = {} if gpus is None else {"gpus": gpus}
+    spec = tiny_components.tiny_spec(metrics=(VisibleGpus(),), generations=1, criteria=(), resources=resources)
+    result = selfloop.run(spec, tmp_path, workers=workers)
+    assert {measurement.value for measurement in result.measurements if measurement.metric == "visible_gpus"} == {expected}
 
 
 def test_workers_fit_into_gpus_and_memory() -> None:

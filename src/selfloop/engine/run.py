@@ -152,12 +152,13 @@ def _execute(
         if not all(replay_outputs(task, Store(task.store, read_only=True))[1] for phase in phases for task in phase):
             raise
         needs = Resources()
-    devices = share_gpus(gpus, needs.gpus or 0.0)
+    is_blind = bool(gpus) and spec.resources.gpus == 0  # then no process of a chain sees a GPU
+    devices = [""] * MAX_WORKERS if is_blind else share_gpus(gpus, needs.gpus or 0.0)
     for phase in phases:
         threads = phase[0].threads
         most = count_workers(needs, workers or count_cores() // threads, devices)
         longest_first = sorted(phase, key=lambda task: -task.cost)
-        isolated = any(task.takes_over_interrupts for task in phase)
+        isolated = any(task.takes_over_interrupts for task in phase) or (is_blind and LED.get().count == 1)
         yield from execute(run_task_in_worker, longest_first, most, threads, notify=notify, isolated=isolated, devices=devices)
 
 

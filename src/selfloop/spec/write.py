@@ -40,6 +40,8 @@ def spec_text(spec: Spec, *, brief: bool = False) -> str:
         lines += ["", "[family.sampler]", *settings]
     if spec.sweep:
         lines += ["", "[sweep]", *(f'"{key}" = {toml_value(values)}' for key, values in spec.sweep.items())]
+    if resources := _set_values(spec.resources):  # the last table: a run's name leaves it out
+        lines += ["", "[resources]", *(f"{key} = {toml_value(value)}" for key, value in resources.items())]
     return "\n".join(lines) + "\n"
 
 

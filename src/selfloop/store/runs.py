@@ -54,8 +54,8 @@ def open_place(place: str) -> Path:
 
 
 def run_name(spec: str) -> str:
-    """The name of the run of a spec, written as TOML."""
-    return digest(spec.encode())[:12]
+    """The name of the run of a spec, written as TOML. Its resources, the last table, change no result."""
+    return digest(spec.partition("\n[resources]\n")[0].encode())[:12]
 
 
 def count_looks(store: Path, spec: str) -> int:
@@ -78,7 +78,7 @@ def _parse_question(spec: str) -> tuple[dict[str, Any], list[Any], frozenset[int
     with suppress(ValueError):
         table = tomllib.loads(spec)
     seeds, policies = table.pop("seeds", []), table.pop("policies", [])
-    question = {key: value for key, value in table.items() if key not in ("metrics", "criteria", "primary")}
+    question = {key: value for key, value in table.items() if key not in ("metrics", "criteria", "primary", "resources")}
     return question, policies, frozenset(range(seeds) if isinstance(seeds, int) else seeds)
 
 
