@@ -10,6 +10,7 @@ seconds: its numbers mean nothing. Hours are extrapolated from steps of full siz
 import argparse
 import faulthandler
 import json
+import os
 import signal
 import sys
 import tempfile
@@ -64,6 +65,9 @@ class Setup:
         training = TrainingSettings(epochs=1, batch_size=4, learning_rate=5e-4, precision="auto")
         cuda_graph, compiled = changes.pop("cuda_graph", True), changes.pop("compile", "auto")
         return Transformer(**sizes, **changes, training=replace(training, cuda_graph=cuda_graph, compile=compiled))
+
+    def label(self, name):
+        return f"tiny {name}" if self.tiny else name
 
     def wait(self):
         if self.device == "cuda":
@@ -160,8 +164,8 @@ def measure_training(setup, name, **changes):
         setup.trained[name] = speed
     unit = "launches" if setup.device == "cuda" else "operations"
     print(
-        f"  {name} {changes or ''} {speed:,.0f} tokens/s, {n_launches} {unit} per step, {rate / setup.flops:.1%} of the "
-        f"measured peak, {rate / NOMINAL_FLOPS:.1%} of the nominal one ({'; '.join(backends.values())})"
+        f"  {setup.label(name)} {changes or ''} {speed:,.0f} tokens/s, {n_launches} {unit} per step, {rate / setup.flops:.1%} of "
+        f"the measured peak, {rate / NOMINAL_FLOPS:.1%} of the nominal one ({'; '.join(backends.values())})"
     )
 
 
@@ -184,8 +188,8 @@ def measure_sampling(setup, name):
     caches = 2 * 2 * c.layers * c.hidden * longest / 2  # bytes of keys and values in float16, on average
     setup.sampled[name] = speed
     print(
-        f"  {name} {speed:,.0f} tokens/s in {slots} slots, {(weights / slots + caches) * speed / setup.bandwidth:.1%} of the "
-        f"measured memory bandwidth ({ctx.backends['sampling']}, rows of {longest} tokens)"
+        f"  {setup.label(name)} {speed:,.0f} tokens/s in {slots} slots, "
+        f"{(weights / slots + caches) * speed / setup.bandwidth:.1%} of the measured memory bandwidth ({ctx.backends['sampling']}, rows of {longest} tokens)"
     )
 
 
@@ -219,6 +223,9 @@ def compare_policies(setup):
 
 def extrapolate(setup):
     """Hours of replace and accumulate over 5 generations of the paper's corpus at the measured speeds."""
+    if setup.tiny:
+        print("  none: the models are tiny")
+        return
     for name, target in HOURS.items():
         hours = [CORPUS_TOKENS * passes / speed[name] / 3600
                  for passes, speed in ((TRAINED_PASSES, setup.trained), (SAMPLED_PASSES, setup.sampled))]  # fmt: skip
@@ -232,15 +239,20 @@ def main(arguments=None):
     options = parser.parse_args(arguments)
     if (options.device == "cuda") != torch.cuda.is_available():
         parser.error(f"--device {options.device}: got a machine {'with' if torch.cuda.is_available() else 'without'} a GPU")
+    if options.device == "cpu" and not options.tiny:
+        parser.error("--device cpu: the models are too large for a processor. Add --tiny")
+    if options.tiny:
+        print("--tiny: models of a few thousand parameters run the code of the benchmark; their numbers mean nothing")
+    os.environ["KINETO_LOG_LEVEL"] = "6"  # torch's profiler reports each start and stop at level 5
     setup, deadline, failed = Setup(options.device, options.tiny, trained={}, sampled={}), time.monotonic() + LIMIT_S, 0
     faulthandler.dump_traceback_later(LIMIT_S, exit=True, file=sys.__stderr__)  # even if a call of torch never returns
     parts = [
         ("peaks", 20, measure_peaks, {}),
         ("training, operation by operation", 40, measure_training, {"name": "9M", "cuda_graph": False, "compile": False}),
-        *((f"training {name}", 60, measure_training, {"name": name}) for name in MODELS),
+        *((f"training {setup.label(name)}", 60, measure_training, {"name": name}) for name in MODELS),
         ("training inside documents", 60, measure_training,
          {"name": "12M", "cross_document_attention": False, "compile": "auto" if options.tiny else True}),
-        *((f"sampling {name}", 45, measure_sampling, {"name": name}) for name in ("12M", "126M")),
+        *((f"sampling {setup.label(name)}", 45, measure_sampling, {"name": name}) for name in ("12M", "126M")),
         ("hours", 5, extrapolate, {}),
         ("policies", 60, compare_policies, {}),
     ]  # fmt: skip
