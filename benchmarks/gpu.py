@@ -25,6 +25,7 @@ import torch
 import selfloop
 from selfloop.columns import Ragged
 from selfloop.component import Context
+from selfloop.families.nn import trainer
 from selfloop.families.nn.settings import TrainingSettings
 from selfloop.families.transformer.family import Transformer
 from selfloop.families.transformer.text_sampler import TextSampler
@@ -62,9 +63,10 @@ class Setup:
         sizes = {"context": 2048, "vocab": 8000, **MODELS[name]}
         if self.tiny:
             sizes |= {"context": 32, "vocab": 64, "layers": 1, "hidden": 32, "heads": 2}
+        trainer.MAX_CAPTURED_PASSES = 8 if changes.pop("cuda_graph", True) else 0
+        compiled = changes.pop("compile", "auto")
         training = TrainingSettings(epochs=1, batch_size=4, learning_rate=5e-4, precision="auto")
-        cuda_graph, compiled = changes.pop("cuda_graph", True), changes.pop("compile", "auto")
-        return Transformer(**sizes, **changes, training=replace(training, cuda_graph=cuda_graph, compile=compiled))
+        return Transformer(**sizes, **changes, training=replace(training, compile=compiled))
 
     def label(self, name):
         return f"tiny {name}" if self.tiny else name
@@ -164,8 +166,8 @@ def measure_training(setup, name, **changes):
         setup.trained[name] = speed
     unit = "launches" if setup.device == "cuda" else "operations"
     print(
-        f"  {setup.label(name)} {changes or ''} {speed:,.0f} tokens/s, {n_launches} {unit} per step, {rate / setup.flops:.1%} of "
-        f"the measured peak, {rate / NOMINAL_FLOPS:.1%} of the nominal one ({'; '.join(backends.values())})"
+        f"  {setup.label(name)} {changes or ''} {speed:,.0f} tokens/s, {n_launches} {unit} per step, {rate / setup.flops:.1%} "
+        f"of the measured peak, {rate / NOMINAL_FLOPS:.1%} of the nominal one ({'; '.join(backends.values())})"
     )
 
 
@@ -189,12 +191,12 @@ def measure_sampling(setup, name):
     setup.sampled[name] = speed
     print(
         f"  {setup.label(name)} {speed:,.0f} tokens/s in {slots} slots, "
-        f"{(weights / slots + caches) * speed / setup.bandwidth:.1%} of the measured memory bandwidth ({ctx.backends['sampling']}, rows of {longest} tokens)"
+        f"{(weights / slots + caches) * speed / setup.bandwidth:.1%} of the measured memory bandwidth "
+        f"({ctx.backends['sampling']}, rows of {longest} tokens)"
     )
 
 
 def random_params(family):
-    from selfloop.families.nn import trainer
     from selfloop.families.transformer.network import TransformerNetwork
 
     with trainer.seed_torch(RandomStream(("init",))):

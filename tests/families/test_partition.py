@@ -64,8 +64,8 @@ def test_ranks_that_divide_a_network_compute_equally_often(fake_group: int) -> N
         passes.append(len(indices))
         return network(torch.ones(len(indices), 4)).square().sum(1)
 
-    settings = TrainingSettings(steps=1, batch_size=5, shares=2, sharding="model")
-    problem = trainer.TrainingProblem(network, loss, np.ones(5), micro_batch=2, is_divisible=True)
+    settings = TrainingSettings(steps=1, batch_size=5, shares=2)
+    problem = trainer.TrainingProblem(network, loss, np.ones(5), micro_batch=2, is_divided=True)
     with suppress(ChainEndedError):  # what the other rank sends is never set
         trainer.fit(problem, settings, Context(RandomStream(), ranks=Alone(fake_group, 2, store=[])), None)
     assert passes == [2, 1]

@@ -19,7 +19,7 @@ from selfloop.columns import Columns, Ints, Params, Ragged, take_spans
 from selfloop.component import Context, Encoder, Sampler, Source
 from selfloop.errors import DataError, SettingError, missing_extra, resolve_local_or_hub
 from selfloop.families.nn.hf_folder import HfFolder
-from selfloop.families.nn.settings import UNDIVIDED, Count, NetworkFamily, TrainingSettings
+from selfloop.families.nn.settings import Count, NetworkFamily, TrainingSettings
 from selfloop.families.transformer.family import TRUNCATION_TEXT, Transformer, Truncation
 from selfloop.families.transformer.packing import describe_lengths, row_lengths
 from selfloop.families.transformer.text_sampler import TextSampler, read_prompts
@@ -114,6 +114,9 @@ class Finetune(NetworkFamily):
         str, "only tokens after the first occurrence of this text count, such as 'assistant:'; empty: all tokens"
     ] = ""
     loss_truncation: Annotated[Truncation, TRUNCATION_TEXT] = field(default=1.0, metadata=UNLESS_DEFAULT)
+    sharding: Annotated[
+        Literal["optimizer", "model"], "what ranks of torchrun divide; model: parameters and gradients, too, without `lora`"
+    ] = field(default="optimizer", metadata={"identity": False})
     training: TrainingSettings = field(  # of Kazdan et al. 2025 for Gemma 2 on HelpSteer2
         default_factory=lambda: TrainingSettings(
             epochs=1, batch_size=128, learning_rate=8e-6, lr_schedule="constant", warmup=0.05, max_grad_norm=1.0
@@ -131,8 +134,7 @@ class Finetune(NetworkFamily):
             raise missing_extra("family.lora", "peft")
 
     def unused_settings(self) -> Mapping[str, str]:
-        unused = super().unused_settings()
-        return unused if self.lora else {name: unused[name] for name in unused if name not in UNDIVIDED}
+        return {**super().unused_settings(), **({"sharding": "`lora` is set"} if self.lora else {})}
 
     def check(self, source: Source, sampler: Sampler) -> None:
         wanted = _plain(self.response_template)
@@ -173,6 +175,7 @@ class Finetune(NetworkFamily):
         problem = hf_model.training_problem(
             model, rows, indices, self.context, self.response_template, self.lora is not None, self.loss_truncation
         )
+        problem = replace(problem, is_divided=self.sharding == "model" and self.lora is None)
         fitted = trainer.fit(problem, self.training, ctx, None)
         info = {name: array for name, array in fitted.items() if name.startswith(trainer.FIT_INFO)}
         arrays = hf_model.network_arrays(model) if self.lora is None else hf_model.adapter_arrays(model)

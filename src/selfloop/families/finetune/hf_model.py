@@ -148,9 +148,8 @@ def training_problem(  # noqa: PLR0913  # settings of the family
     weights = rows.weights()[indices]
     n_bytes = GPU_TRAINING_BYTES if trainer.device().type == "cuda" else TRAINING_BYTES
     return trainer.TrainingProblem(
-        trained, loss, weights / weights.mean(), max(max_tokens(model.config, n_bytes) // context, 1),
-        is_divisible=not adapters_only,
-    )  # fmt: skip
+        trained, loss, weights / weights.mean(), max(max_tokens(model.config, n_bytes) // context, 1)
+    )
 
 
 def token_losses(model: Any, inputs: Ints, targets: Ints) -> Tensor:

@@ -15,7 +15,6 @@ from selfloop.settings import UNLESS_DEFAULT, PositiveFloat, Settings
 
 LrSchedule = Literal["constant", "linear", "cosine"]
 Precision = Literal["float32", "bfloat16", "auto"]
-UNDIVIDED = {"training.sharding": "only finetune without lora divides its parameters"}
 Compile = Literal["auto"] | bool
 Decay = Annotated[float, Interval(gt=0, lt=1)]
 Count = Annotated[int, Ge(1)]
@@ -55,12 +54,6 @@ class TrainingSettings(Settings):
     compile: Annotated[
         Compile, "run transformers on a GPU through torch.compile; auto: in long fits; last bits depend on it"
     ] = "auto"
-    sharding: Annotated[
-        Literal["optimizer", "model"], "what each rank of several has of its own part alone; model: finetune's parameters, too"
-    ] = field(default="optimizer", metadata={"identity": False})
-    cuda_graph: Annotated[bool, "run a whole training step of transformers on a GPU as one CUDA graph"] = field(
-        default=True, metadata={"identity": False}
-    )
     checkpoint_seconds: Annotated[NonNegative, "seconds between checkpoints of an unfinished fit; 0: every step"] = field(
         default=20.0, metadata={"identity": False}
     )
@@ -111,7 +104,7 @@ class NetworkFamily(Family):
     training: TrainingSettings
 
     def unused_settings(self) -> Mapping[str, str]:
-        return {**dict.fromkeys(("training.compile", "training.cuda_graph"), "only transformers use it"), **UNDIVIDED}
+        return {"training.compile": "only transformers use it"}
 
     def for_generation(self, t: int) -> Family:
         return replace(self, training=self.training.for_generation(t))  # type: ignore[type-var]  # families are dataclasses

@@ -125,7 +125,7 @@ class TrainingProblem:
     threads: int = 1  # threads that compute chunks of a minibatch in parallel; 1 = torch's own threads
     noise: Callable[[int], Tensor] | None = None  # random numbers for n rows
     inputs: Callable[[Tensor], tuple[Tensor, ...]] | None = None  # row indices -> tensors whose first axis is the row
-    is_divisible: bool = False  # True if the loss reads parameters inside `network(...)` alone: ranks may divide them
+    is_divided: bool = False  # ranks divide the parameters, which the loss reads inside `network(...)` alone
 
 
 def device() -> torch.device:
@@ -164,7 +164,7 @@ def fit(problem: TrainingProblem, settings: TrainingSettings, ctx: Context, init
         )
     precision = "bfloat16" if uses_bfloat16(settings, problem.network) else "float32"
     is_captured = _is_captured(problem, settings, batch_size)
-    if is_sharded := _is_sharded(problem, settings, ctx.ranks):
+    if is_sharded := _is_sharded(problem, ctx.ranks):
         sharded.shard(problem.network)
     ctx.backends["training"] = _backend(precision + ", cuda graph" * is_captured + ", fsdp" * is_sharded)
     minibatch = _minibatches(ctx.stream.child("order"), n, batch_size)
@@ -252,7 +252,7 @@ class _TrainingState:
             self.update = StaticCall(self._update, device(), capture=is_captured)
         self.trainable = [p for p in problem.network.parameters() if p.requires_grad]
         self.ranks, self.noise = ctx.ranks, ctx.stream.child("noise")
-        self.is_sharded, values = _is_sharded(problem, settings, ctx.ranks), self.trainable
+        self.is_sharded, values = _is_sharded(problem, ctx.ranks), self.trainable
         partition = Partition(self.trainable, ctx.ranks)
         if self.is_sharded:
             partition = sharded.ShardedPartition(self.trainable, ctx.ranks)
@@ -371,15 +371,15 @@ class _TrainingState:
             self.due = now + spent + (max(pause, spent / MAX_CHECKPOINT_SHARE) if pause else 0.0)
 
 
-def _is_sharded(problem: TrainingProblem, settings: TrainingSettings, ranks: Ranks) -> bool:
-    return settings.sharding == "model" and problem.is_divisible and ranks.count > 1
+def _is_sharded(problem: TrainingProblem, ranks: Ranks) -> bool:
+    return problem.is_divided and ranks.count > 1
 
 
 def _is_captured(problem: TrainingProblem, settings: TrainingSettings, batch_size: int) -> bool:
     """True if training steps are CUDA graphs. Large minibatches are not: the GPU is busy for longer than launches take."""
     n_passes = -(-batch_size // (problem.micro_batch or batch_size))
     is_short = settings.shares == 1 and n_passes <= MAX_CAPTURED_PASSES
-    return device().type == "cuda" and settings.cuda_graph and problem.inputs is not None and is_short
+    return device().type == "cuda" and problem.inputs is not None and is_short
 
 
 def autocast(settings: TrainingSettings, network: nn.Module) -> torch.autocast:

@@ -16,7 +16,7 @@ from annotated_types import Ge, Interval
 from selfloop.columns import Columns, Params, Ragged
 from selfloop.component import Context, Sampler
 from selfloop.errors import DataError, SettingError
-from selfloop.families.nn.settings import UNDIVIDED, Count, NetworkFamily, TrainingSettings
+from selfloop.families.nn.settings import Count, NetworkFamily, TrainingSettings
 from selfloop.families.transformer.decoder import Arch, TransformerConfig
 from selfloop.families.transformer.text_sampler import TextSampler, read_prompts
 from selfloop.families.transformer.tokenizer import BytePair
@@ -90,7 +90,7 @@ class Transformer(NetworkFamily):
             raise SettingError("kv_heads", problem)
 
     def unused_settings(self) -> Mapping[str, str]:
-        return UNDIVIDED  # the only family that compiles its network
+        return {}  # the only family that compiles its network
 
     def config(self) -> TransformerConfig:
         """Size and form of the network."""
