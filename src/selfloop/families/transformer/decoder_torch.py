@@ -101,7 +101,7 @@ class TorchDecoder:
             self.rows = _Rows(len(request), self.config.context, self.slots, self.device, request.sampler)
             self.advance = StaticCall(self._advance, self.device, capture=is_gpu)
         self.rows.load(request)
-        with _tensor_cores(self.device):
+        with tensor_cores(self.device):
             while n_finished < len(request):
                 for _ in range(STEPS_PER_CHECK if is_gpu else 1):
                     self.advance()
@@ -165,7 +165,7 @@ class _Rows:
 
 
 @contextmanager
-def _tensor_cores(device: torch.device) -> Iterator[None]:
+def tensor_cores(device: torch.device) -> Iterator[None]:
     """Inside, a GPU rounds the factors of float32 products to 10 bits (TF32), which is ten times as fast."""
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("high" if device.type == "cuda" else before)

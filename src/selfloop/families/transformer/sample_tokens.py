@@ -105,7 +105,7 @@ def _choose_decoder(
     from selfloop.families.nn import trainer
     from selfloop.families.transformer import torch_compile
     from selfloop.families.transformer.decoder_c import try_c_decoder
-    from selfloop.families.transformer.decoder_torch import TorchDecoder
+    from selfloop.families.transformer.decoder_torch import TorchDecoder, tensor_cores
 
     torch.set_num_threads(ctx.threads)
     weights, device = build_decoder_weights(config, params), trainer.device()
@@ -117,7 +117,8 @@ def _choose_decoder(
         ctx.backends["sampling"] = "torch decoder cpu"
     else:
         decoder = TorchDecoder(config, weights, sampler.batch_size, device, torch.float16, torch_compile.attend_compiled)
-        torch_compile.compile_attention(decoder)
+        with tensor_cores(device):  # as in sampling: another precision would compile again
+            torch_compile.compile_attention(decoder)
         ctx.backends["sampling"] = f"torch decoder {device.type} tf32, float16 cache, cuda graph"
     return lambda request: _cut_rows(*decoder.decode(request))
 
