@@ -49,7 +49,7 @@ def test_gc_finds_exactly_what_no_record_names_and_no_run_can_need(tmp_path: Pat
     key, hexadecimal = files[-1].stem, "a" * 40
     own = [f"objects/aa/{hexadecimal}.safetensors", "objects/00/.1-2.tmp", "records/zz/.3-4.tmp", ".5-6.tmp",
            f"scratch/{key}/fit.safetensors", f"scratch/{key}.7.removed/a",
-           f"scratch/{key}.ab_c1234/a", "scratch/verify-1/b"]  # fmt: skip
+           f"scratch/{key}.ab_c1234/a", "scratch/verify-1/b", "seen-by-all-nodes-00ff00ff"]  # fmt: skip
     users = ["objects/notes.txt", "objects/aa/mine.safetensors", "scratch/thesis/draft.tex", "records/data.json", "a.tmp",
              f"objects/{hexadecimal}.safetensors", "scratch/fit.safetensors"]  # fmt: skip
     for name in users:
