@@ -30,6 +30,7 @@ from selfloop.theory.laws import LawCurve
 from selfloop.types import Coordinates, Verdict
 
 T = np.arange(1.0, 9.0)
+SHARED = "(a terminal has 95 %; here all looks at more and more seeds share the 5 % of errors)"
 
 
 def curves_of(mean: np.ndarray | list[float], noise: float = 0.02, seeds: int = 6, seed: int = 1) -> np.ndarray:
@@ -138,7 +139,7 @@ def test_a_later_look_needs_more_to_say_that_a_loss_rose() -> None:
     first, later = (answer_to(values, look=look) for look in (1, 3))
     assert (first.answer, later.answer) == ("rose", "undecided")
     certainty = first_screen(report_of({"replace": values}, look=3)).certainty
-    assert certainty[0] == "8 seeds; intervals of 99.75 %, at look 3."
+    assert certainty[0] == f"8 seeds; intervals of 99.75 % {SHARED}, at look 3."
 
 
 def test_ended_chains_are_said_and_judged_by_their_median_only_if_they_collapsed() -> None:
@@ -222,7 +223,7 @@ def test_a_missing_control_is_said() -> None:
     assert any(line.startswith("No control: ") for line in first_screen(report_of(curves)).certainty)
     certainty = first_screen(report_of(curves, controls={"control": "replace"})).certainty
     assert not any("No control" in line for line in certainty)
-    assert certainty[0] == "6 seeds; intervals of 96 %, each on its own: some of many changes are due to chance."
+    assert certainty[0] == f"6 seeds; intervals of 96 % {SHARED}, each on its own: some of many changes are due to chance."
 
 
 @pytest.mark.parametrize(("better", "order"), [("lower", "abc"), ("higher", "cba"), (2.0, "acb"), ("", "acb")])

@@ -231,6 +231,12 @@ def test_curves_that_differ_by_rounding_are_equal() -> None:
     assert AnyIncrease().judge({"risk": np.hstack([first[:, :1], measured["p1"][:, :1]])}).answer == "undecided"
 
 
+def test_two_generations_have_no_later_one_to_compare_and_say_so() -> None:
+    rng = np.random.default_rng(3)
+    (pair,) = compare_all({"a": rng.uniform(size=(6, 2)), "b": 5 + rng.uniform(size=(6, 2))}, margin=1.0)
+    assert (pair.answer, pair.reason[:25]) == ("undecided", "no generation is compared")
+
+
 def test_signs_of_equal_curves_are_undecided_and_planted_ones_are_found() -> None:
     rng = np.random.default_rng(12)
     rates = [np.any([s.any() for s in signs([rng.normal(size=(5, 4)) for _ in range(6)])]) for _ in range(200)]

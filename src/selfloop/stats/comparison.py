@@ -219,6 +219,8 @@ def _describe_powers(errors: Floats, n: int, margin: float) -> list[str]:
 
     level, later = (1 - (1 - answer_level(later)) / len(errors) for later in (0, 1))
     factor = float(nctdtrinc(max(n - 1, 1), 1 - POWER, stdtrit(max(n - 1, 1), (1 + level) / 2)))
+    if not errors.size:
+        return ["no generation is compared: the first ones have nearly the same models"] * len(errors)
     reasons = []
     for largest in np.where(np.isfinite(errors), errors, 0.0).max(axis=1, initial=0.0):
         reason = f"{n} seeds would detect a difference of {largest * factor:.3g} at one generation with 80 % power"
