@@ -187,9 +187,9 @@ def test_a_script_with_its_own_class_that_was_killed_and_interrupted_continues_t
 @pytest.mark.parametrize(
     ("settings", "sentence"),
     [
-        ({"cpus": 2}, r"^resources: a chain needs 2 CPU; no node has that \(at most 1 CPU\)\."),
-        ({"gpus": 1}, r"^resources: a chain needs 1 CPU, 1 GPU; no node has that \(at most 1 CPU, 0 GPU\)\."),
-        ({"memory_gb": 1e6}, r"^resources: a chain needs 1 CPU, 1e\+15 memory; no node has that"),
+        ({"cpus": 2}, r"^resources: a chain needs cpus = 2; no node has that \(at most cpus = 1\)\."),
+        ({"gpus": 1}, r"^resources: a chain needs cpus = 1, gpus = 1; no node has that \(at most cpus = 1, gpus = 0\)\."),
+        ({"memory_gb": 1e6}, r"^resources: a chain needs cpus = 1, memory_gb = 1e\+06; no node has that"),
     ],
 )
 def test_resources_that_no_node_has_are_one_sentence_before_work(

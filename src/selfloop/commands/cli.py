@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import atexit
 import os
+import signal
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -56,8 +58,11 @@ def main() -> None:
 
         main_of_rank(app)
         return
-    with plain_problems():
-        app()
+    try:
+        with plain_problems():
+            app()
+    finally:
+        atexit.register(signal.signal, signal.SIGINT, signal.SIG_IGN)  # all is said; Ray takes a second to close
 
 
 @app.command()

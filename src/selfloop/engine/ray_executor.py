@@ -10,8 +10,9 @@ import socket
 import sys
 import threading
 import time
+import warnings
 from collections import Counter, defaultdict, deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -33,10 +34,11 @@ from selfloop.engine.tasks import Task, TaskOutput, find_blockers, run_task_in_w
 from selfloop.errors import SelfloopError, SpecError, first_line, show_warnings_plainly
 from selfloop.formats.programs import THREAD_VARIABLES
 from selfloop.source_code import is_installed
-from selfloop.spec.resources import GIGABYTE
+from selfloop.spec.resources import GIGABYTE, memory_bytes, visible_gpus
 from selfloop.spec.spec import Spec
+from selfloop.store.folder import StoreFolder
 from selfloop.store.inputs import inputs_of
-from selfloop.store.records import place_of
+from selfloop.store.records import place_of, store_error
 from selfloop.store.runs import open_place
 
 MAX_TRIES = 4  # of a task whose worker or node dies before it gave anything new
@@ -106,30 +108,56 @@ def _run_batch(number: int, pickled: Sequence[bytes], place: bytes, threads: int
 
 
 @contextmanager
-def open_cluster(on: str, spec: Spec, store: Path) -> Iterator[RayExecutor]:
+def open_cluster(on: str, spec: Spec, store: Path, threads: int | None) -> Iterator[RayExecutor]:
     """The cluster that `on` names: "ray" starts one here, "auto" and "ray://HOST:PORT" are running ones.
 
-    A cluster to which this process is connected already is used as it is. Raises SelfloopError for one that cannot be reached.
+    A cluster to which this process is connected already is used as it is. Raises SelfloopError for one that cannot be reached,
+    or that would lack what a chain with that number of threads needs, and StoreError if the store cannot be written.
     """
     refuse_import()
-    if on not in ("ray", "auto") and not (on.startswith("ray://") and on.rpartition(":")[2].isdecimal()):
-        raise SpecError(f'on: got {on!r}; expected "ray", "auto" or "ray://HOST:PORT". Correct it.')
     token = store.absolute() / f"seen-by-all-nodes-{os.urandom(4).hex()}"
     executor, connects = RayExecutor(spec, token), not ray.is_initialized()
+    starts = connects and on == "ray"
+    if starts:  # which takes half a minute
+        here = {"CPU": count_cores(), "GPU": len(visible_gpus()), "memory": memory_bytes()}
+        executor.check(threads or spec.needs().cpus or 1, [here])
     try:
-        token.touch()
-        if connects:
+        if connects and not starts:  # first, so that a refusal leaves no empty store
+            _connect(on)
+        _create(token)
+        if starts:
             _connect(on)
         yield executor
     finally:
         token.unlink(missing_ok=True)
         if connects:
-            ray.shutdown()
+            with _own_handlers(signal.SIG_IGN):  # the run is complete, or has been interrupted
+                ray.shutdown()
+
+
+def _create(token: Path) -> None:
+    StoreFolder(token.parent)
+    try:
+        token.touch()
+    except OSError as problem:
+        raise store_error(token.parent, "write", problem) from problem
+
+
+@contextmanager
+def _own_handlers(meanwhile: signal.Handlers | None = None) -> Iterator[None]:
+    """Afterwards, interrupts do what they did before: Ray replaces their handlers."""
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    handlers = {number: signal.getsignal(number) for number in INTERRUPTS if in_main_thread}
+    try:
+        for number in handlers if meanwhile is not None else ():
+            signal.signal(number, meanwhile)
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
 
 
 def _connect(on: str) -> None:
-    in_main_thread = threading.current_thread() is threading.main_thread()
-    handlers = {number: signal.getsignal(number) for number in INTERRUPTS if in_main_thread}
     options: dict[str, Any] = {"address": "local" if on == "ray" else on}
     if on == "ray":
         for name in ("RAY_USAGE_STATS_ENABLED", "RAY_worker_niceness"):  # reports to the network; last to get a core
@@ -145,15 +173,15 @@ def _connect(on: str) -> None:
         host, _, port = named.removeprefix("ray://").rpartition(":")
         if port.isdecimal():  # Ray itself tries for minutes
             socket.create_connection((host, int(port)), CONNECT_SECONDS).close()
-        ray.init(**options, log_to_driver=False, logging_level=logging.ERROR)
+        with _own_handlers(), warnings.catch_warnings(action="ignore"):  # of Ray's client, about what becomes a sentence here
+            ray.init(**options, log_to_driver=False, logging_level=logging.ERROR)
     except (OSError, RuntimeError, ValueError, exceptions.RayError) as problem:
+        if on == "auto" and "Could not find any running Ray instance" in str(problem):
+            raise SelfloopError("on: auto: no cluster runs here. Start one on this machine: --on ray.") from problem
         reason = " ".join(str(problem).split())[-300:].rstrip(".")
         raise SelfloopError(f"on: {on}: cannot be used ({reason}). Check the address, and the versions there.") from problem
     except SystemExit:  # of Ray's own handler of SIGTERM
         raise KeyboardInterrupt from None
-    finally:
-        for number, handler in handlers.items():  # Ray replaces them
-            signal.signal(number, handler)
 
 
 @dataclass(slots=True)
@@ -163,6 +191,7 @@ class _Batch:
     positions: deque[int]  # of those that have not ended
     n_messages: int = 0  # of the batch
     n_outputs: int = 0  # of the first of the positions
+    has_started: bool = False
 
 
 class RayExecutor:
@@ -180,43 +209,56 @@ class RayExecutor:
         }  # fmt: skip
         self.spec, self.place = spec, bytes(ForkingPickler.dumps(place))
         self.n_yielded, self.n_tries = Counter[int](), Counter[tuple[int, int]]()
+        self.asked, self.slots = dict[int, dict[str, float]](), dict[int, int]()  # by threads: of a task; tasks at a time
         self.batches, self.running, self.n_batches = dict[int, _Batch](), dict[Any, int](), 0
 
     def nodes(self) -> dict[str, Mapping[str, float]]:
         """The resources of every node on which tasks can run, as Ray names them, by the node's id."""
         return {node["NodeID"]: node["Resources"] for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU")}
 
-    def count_slots(self, threads: int) -> int:
-        """How many tasks with that number of threads can run at a time; SpecError if no node has what one task needs."""
-        nodes, asked = [*self.nodes().values()], {name: amount for name, amount in self.needs(threads).items() if amount}
-        if slots := sum(min(int(node.get(name, 0) // amount) for name, amount in asked.items()) for node in nodes):
-            return slots
-        words = ", ".join(f"{amount:g} {name}" for name, amount in asked.items())
-        most = ", ".join(f"{max((node.get(name, 0) for node in nodes), default=0):g} {name}" for name in asked)
-        raise SpecError(f"resources: a chain needs {words}; no node has that (at most {most}). Ask for less, or add a node.")
+    def cores(self) -> list[int]:
+        """Of each node that has the GPUs and the memory of a chain; of all nodes if none has them."""
+        with _as_sentences():
+            nodes = [*self.nodes().values()]
+        suitable = [node for node in nodes if _count_slots(self.needs(1, nodes), [node])]
+        return [int(node["CPU"]) for node in suitable or nodes]
 
-    def needs(self, threads: int) -> dict[str, float]:
+    def needs(self, threads: int, nodes: Sequence[Mapping[str, float]]) -> dict[str, float]:
         """What one task gets of a node, as Ray names it."""
-        needs = self.spec.needs(max((node.get("GPU", 0.0) for node in self.nodes().values()), default=0.0))
-        return {"CPU": threads, "GPU": needs.gpus or 0.0, "memory": int((needs.memory_gb or 0.0) * GIGABYTE)}
+        needs = self.spec.needs(max((node.get("GPU", 0.0) for node in nodes), default=0.0))
+        all_needs = {"CPU": threads, "GPU": needs.gpus, "memory": int((needs.memory_gb or 0.0) * GIGABYTE)}
+        return {name: amount for name, amount in all_needs.items() if amount}
+
+    def check(self, threads: int, nodes: Sequence[Mapping[str, float]]) -> dict[str, float]:
+        """What one task gets of a node; SpecError if none of the nodes has it."""
+        if _count_slots(needs := self.needs(threads, nodes), nodes):
+            return needs
+        most = {name: max((node.get(name, 0.0) for node in nodes), default=0.0) for name in needs}
+        words = f"a chain needs {_describe(needs)}; no node has that (at most {_describe(most)})"
+        raise SpecError(f"resources: {words}. Ask for less, or add a node.")
 
     def check_and_declare(self, threads: int) -> Any:
         """The Ray function that runs batches of tasks with that number of threads. SelfloopError if a node cannot."""
-        self.count_slots(threads)
+        nodes = self.nodes()
+        needs = self.asked[threads] = self.check(threads, [*nodes.values()])
+        self.slots[threads] = _count_slots(needs, nodes.values())
         environment = {"env_vars": dict.fromkeys(THREAD_VARIABLES, str(threads))}
         function = ray.remote(num_cpus=0, max_retries=0, runtime_env=environment)(_run_batch)
-        nodes = [function.options(scheduling_strategy=OnNode(node, soft=False)) for node in self.nodes()]
-        for answer in [node.remote(0, [], self.place, threads, None) for node in nodes]:
+        on_nodes = [function.options(scheduling_strategy=OnNode(node, soft=False)) for node in nodes]
+        for answer in [node.remote(0, [], self.place, threads, None) for node in on_nodes]:
             with suppress(*DIED, exceptions.TaskUnschedulableError):  # the node is gone
-                _get(answer, ANSWER_SECONDS)
-        needs = self.needs(threads)
-        return function.options(num_cpus=threads, num_gpus=needs["GPU"], memory=needs["memory"] or None)
+                ray.get(answer, timeout=ANSWER_SECONDS)
+        return function.options(num_cpus=threads, num_gpus=needs.get("GPU"), memory=needs.get("memory"))
 
     def execute(self, phases: Sequence[Sequence[Task]], workers: int | None, notify: Notify) -> Iterator[TaskOutput]:
         """Outputs of the tasks of all phases, in any order. A task starts as soon as all that it reuses is stored.
 
         Raises SelfloopError before any work if no node has what a task needs, or a node has other versions or files.
         """
+        with _as_sentences():
+            yield from self._execute(phases, workers, notify)
+
+    def _execute(self, phases: Sequence[Sequence[Task]], workers: int | None, notify: Notify) -> Iterator[TaskOutput]:
         self.tasks = [task for phase in phases for task in phase]
         self.functions = {threads: self.check_and_declare(threads) for threads in {task.threads for task in self.tasks}}
         self.pickled, self.blockers = [*map(dump_task, self.tasks)], find_blockers(self.tasks)
@@ -241,30 +283,35 @@ class RayExecutor:
 
     def outputs(self, workers: int | None, notify: Notify) -> Iterator[TaskOutput]:
         """Submit batches, and yield outputs as they arrive."""
-        checked = -CHECK_SECONDS
+        checked = time.monotonic()
         while self.ready or self.batches:
             if time.monotonic() > checked + CHECK_SECONDS:  # nodes come and go
-                slots = {threads: self.count_slots(threads) for threads in self.functions}
-                checked = time.monotonic()
-            self.submit(slots, workers)
+                nodes, checked = self.nodes().values(), time.monotonic()
+                for threads, needs in self.asked.items():
+                    self.slots[threads] = _count_slots(needs, nodes) or self.slots[threads]  # lost nodes may come back
+                if not any(batch.has_started for batch in self.batches.values()):
+                    notify(f"waiting for nodes that have {' or '.join(map(_describe, self.asked.values()))} free")
+            self.submit(workers)
             for ended in ray.wait([*self.running, self.post], num_returns=1, timeout=CHECK_SECONDS)[0]:
                 if ended in self.running:
                     yield from self.end(ended)
                     continue
-                number, first, messages, notes = _get(self.post)
+                number, first, messages, notes = ray.get(self.post)
                 self.post = self.queue.get.remote()
+                if number in self.batches:
+                    self.batches[number].has_started = True
                 for note in notes:
                     notify(note)
                 yield from self.treat(number, first, messages)
 
-    def submit(self, slots: Mapping[int, int], workers: int | None) -> None:
+    def submit(self, workers: int | None) -> None:
         """Submit batches until twice as many as slots wait or run, so that no slot waits for this process."""
         self.ready.sort(key=lambda i: (self.tasks[i].shared, self.tasks[i].cost))  # the last one starts first
         while self.ready:
             threads = self.tasks[self.ready[-1]].threads
-            if len(self.batches) >= (workers if workers and workers > 1 else 2 * slots[threads]):  # 1 is Python's default
+            if len(self.batches) >= (workers if workers and workers > 1 else 2 * self.slots[threads]):  # 1 is Python's default
                 return
-            size = 1 + len(self.ready) // (BATCHES_PER_SLOT * slots[threads])
+            size = 1 + len(self.ready) // (BATCHES_PER_SLOT * self.slots[threads])
             positions = deque(i for i in self.ready[: -size - 1 : -1] if self.tasks[i].threads == threads)
             batch = {*positions}
             self.ready = [i for i in self.ready if i not in batch]
@@ -304,7 +351,7 @@ class RayExecutor:
         """Yield what a Ray task that ended has left to yield; if its worker died, what it had left is run again."""
         number = self.running.pop(reference)
         try:
-            yield from self.treat(number, 0, _get(reference))
+            yield from self.treat(number, 0, ray.get(reference))
         except DIED as problem:
             if batch := self.batches.pop(number, None):
                 position = batch.positions[0]
@@ -315,13 +362,24 @@ class RayExecutor:
                 self.ready += batch.positions
 
 
-def _get(reference: Any, timeout: float | None = None) -> Any:
-    """The value of a reference. What ends workers is passed on; other problems, and those of tasks, are one sentence."""
+def _count_slots(needs: Mapping[str, float], nodes: Iterable[Mapping[str, float]]) -> int:
+    """How many tasks can run on these nodes at a time."""
+    return sum(min(int(node.get(name, 0) / amount + 1e-9) for name, amount in needs.items()) for node in nodes)
+
+
+def _describe(resources: Mapping[str, float]) -> str:
+    """Resources with the names and in the units of a spec."""
+    gigabytes = {name: amount / GIGABYTE if name == "memory" else amount for name, amount in resources.items()}
+    names = {"CPU": "cpus", "GPU": "gpus", "memory": "memory_gb"}
+    return ", ".join(f"{names[name]} = {amount:.4g}" for name, amount in gigabytes.items())
+
+
+@contextmanager
+def _as_sentences() -> Iterator[None]:
+    """Problems of a cluster and of its tasks are one sentence."""
     try:
-        return ray.get(reference, timeout=timeout)
-    except (*DIED, exceptions.TaskUnschedulableError):
-        raise
-    except exceptions.RayError as problem:
+        yield
+    except (ConnectionError, exceptions.RayError) as problem:
         cause = getattr(problem, "cause", None) or problem
         if isinstance(cause, SelfloopError):
             raise cause from None

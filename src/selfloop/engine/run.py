@@ -75,7 +75,6 @@ def run_tasks(  # noqa: PLR0913  # three are callbacks
         workers, threads = 1, threads or spec.needs().cpus or max(1, count_cores() // ranks.local)
     # shared steps count with the chains that reuse them: as many generations as `plan` shows
     total = sum(point.spec.generations for point in spec.points()) * len(spec.policies) * len(spec.seeds)
-    _check_store(path, ranks)
     progress, notify = choose_callbacks(progress, notify)
     progress(0, total)
     labels, risk, text = spec.policy_labels(), spec.risk_metric() or "", spec_text(spec)
@@ -84,8 +83,8 @@ def run_tasks(  # noqa: PLR0913  # three are callbacks
     live = LiveRun(path, run_name(text), total, notify, risk, left)
     if isinstance(progress, ProgressLine):
         progress.begin(spec, left)
-    with _open_cluster(on, spec, path) as cluster, note_run(path, title, text) as keys, live:
-        phases = plan_tasks(spec, path, threads, [int(node["CPU"]) for node in cluster.nodes().values()] if cluster else ())
+    with _open_cluster(on, spec, path, threads) as cluster, note_run(path, title, text) as keys, live:
+        phases = plan_tasks(spec, path, threads, cluster.cores() if cluster else ())
         phases = [[replace(task, control=live.control) for task in phase] for phase in phases]
         for output in _execute(spec, phases, workers, live.note, cluster):
             seen = replace(output, curves=Curves((), 0)) if output.shared else output  # the chains replay what they share
@@ -127,14 +126,23 @@ def _check_store(path: Path, ranks: Ranks) -> None:
                 raise StoreError(f"store: {problem}. Choose a folder that their machines share, under one path.")
 
 
-def _open_cluster(on: str | None, spec: Spec, store: Path) -> AbstractContextManager[RayExecutor | None]:
-    if on is None:
+def _open_cluster(on: str | None, spec: Spec, store: Path, threads: int | None) -> AbstractContextManager[RayExecutor | None]:
+    """The cluster, if there is anything to compute, and a store that can be written."""
+    if on not in (None, "ray", "auto") and not (on.startswith("ray://") and on.rpartition(":")[2].isdecimal()):
+        raise SpecError(f'on: got {on!r}; expected "ray", "auto" or "ray://HOST:PORT". Correct it.')
+    if on is None or _is_stored(plan_tasks(spec, store, threads)):
+        _check_store(store, LED.get())
         return nullcontext()
     if find_spec("ray") is None:
         raise missing_extra("on", "ray")
     from selfloop.engine.ray_executor import open_cluster
 
-    return open_cluster(on, spec, store)
+    return open_cluster(on, spec, store, threads)
+
+
+def _is_stored(phases: Sequence[Sequence[Task]]) -> bool:
+    """True if nothing is to be computed."""
+    return all(replay_outputs(task, Store(task.store, read_only=True))[1] for phase in phases for task in phase)
 
 
 def _execute(
@@ -149,7 +157,7 @@ def _execute(
     try:
         check_machine(needs, count_cores(), gpus)
     except SpecError:  # a report is also written where nothing of the run could be computed
-        if not all(replay_outputs(task, Store(task.store, read_only=True))[1] for phase in phases for task in phase):
+        if not _is_stored(phases):
             raise
         needs = Resources()
     is_blind = bool(gpus) and spec.resources.gpus == 0  # then no process of a chain sees a GPU
