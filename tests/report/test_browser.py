@@ -203,6 +203,8 @@ def test_the_slider_moves_all_samples_and_marks_all_curves(browser: Browser, fil
 
         last = mark()
         assert len(last) == 2  # in the still picture, too
+        assert page.locator(".role-legend").count() > 0
+        assert page.locator(".role-legend .now").count() == 0
         slider.focus()
         for _ in range(5):
             page.keyboard.press("ArrowLeft")
@@ -303,6 +305,9 @@ def test_answers_on_differences_stay_in_view_and_names_break_only_at_underscores
     with opened(browser, file_of("language"), width, is_redrawn=False) as page:
         answers = page.locator(".differences .answer")
         assert answers.count() == 6
+        scrollers = page.locator(".scroll-x:has(table)")
+        shades = scrollers.evaluate_all("all => all.map(e => getComputedStyle(e).backgroundAttachment)")
+        assert set(shades) == {"local, scroll"}  # the right end is shaded until it is reached
         assert answers.evaluate_all(
             "all => all.every(e => (b => b.left >= 0 && b.right <= innerWidth)(e.getBoundingClientRect()))"
         )

@@ -90,7 +90,7 @@ function markGeneration(svg, last) {
   if (!now || !(last > 1) || now > last) return;
   for (const frame of pick(".role-frame > g > .background, .role-scope:not([class*=pathgroup]) > g > .background", svg)) {
     const [, width, height] = /h([\d.]+)v([\d.]+)/.exec(frame.getAttribute("d")) ?? [];
-    if (!(width > 0 && height > 0)) continue;
+    if (!(width > 0 && height > 0) || frame.closest(".role-legend")) continue;
     const line = document.createElementNS("http://www.w3.org/2000/svg", "path"), x = 8 + ((now - 1) / (last - 1)) * (width - 16);
     line.setAttribute("class", "now");
     line.setAttribute("d", `M${x} 0V${height}`);
