@@ -7,6 +7,8 @@ import os
 import re
 import signal
 import socket
+import subprocess
+import sys
 import warnings
 from collections import deque
 from collections.abc import Callable
@@ -30,7 +32,7 @@ GB = 10**9
 
 @pytest.fixture
 def init(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[..., Any]], None]:
-    """Sets what is called in place of `ray.init`; from the beginning, nothing may call it."""
+    """Replaces `ray.init`, which nothing may call before."""
 
     def refuse(*arguments: Any, **options: Any) -> None:
         pytest.fail("Ray was started")
@@ -152,3 +154,17 @@ def test_ctrl_c_while_ray_ends_changes_nothing_of_a_complete_run(
         pass
     assert signal.getsignal(signal.SIGINT) is before
     assert not [*tmp_path.glob("seen-by-*")]
+
+
+LATE = """
+import atexit, os, signal, sys
+atexit.register(os.kill, os.getpid(), signal.SIGINT)
+sys.argv = ["selfloop", "--version"]
+from selfloop.commands.cli import main
+main()
+"""
+
+
+def test_ctrl_c_after_all_is_said_changes_nothing() -> None:
+    child = subprocess.run([sys.executable, "-c", LATE], capture_output=True, text=True, check=False, timeout=60)
+    assert (child.returncode, child.stderr) == (0, "")

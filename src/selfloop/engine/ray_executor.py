@@ -119,8 +119,8 @@ def open_cluster(on: str, spec: Spec, store: Path, threads: int | None) -> Itera
     executor, connects = RayExecutor(spec, token), not ray.is_initialized()
     starts = connects and on == "ray"
     if starts:  # which takes half a minute
-        here = {"CPU": count_cores(), "GPU": len(visible_gpus()), "memory": memory_bytes()}
-        executor.check(threads or spec.needs().cpus or 1, [here])
+        machine = {"CPU": count_cores(), "GPU": len(visible_gpus()), "memory": memory_bytes()}
+        executor.check(threads or spec.needs().cpus or 1, [machine])
     try:
         if connects and not starts:  # first, so that a refusal leaves no empty store
             _connect(on)
