@@ -9,6 +9,7 @@ import torch
 from decoders import END, GPT2, context, draw, random_model
 
 from selfloop.errors import MissingExtraError, SettingError, SpecError
+from selfloop.families.ngram import Ngram
 from selfloop.families.transformer.decoder_vllm import VllmDecoder
 from selfloop.families.transformer.family import Transformer
 from selfloop.families.transformer.text_sampler import TextSampler
@@ -48,6 +49,11 @@ def test_without_the_extra_the_setting_is_refused_in_one_sentence():
 def test_beams_are_refused(vllm):
     with pytest.raises(SettingError, match="num_beams: got 2; expected 1 with decoder = 'vllm'"):
         TextSampler(decoder="vllm", num_beams=2)
+
+
+def test_ngram_models_refuse_it(vllm):
+    with pytest.raises(SettingError, match=r"family.sampler.decoder: got 'vllm'; n-gram models"):
+        Ngram().check(None, TextSampler(decoder="vllm"))
 
 
 def test_greedy_rows_are_those_of_our_decoder_up_to_float16_and_the_backend_is_recorded(vllm, params):

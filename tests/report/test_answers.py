@@ -30,7 +30,7 @@ from selfloop.theory.laws import LawCurve
 from selfloop.types import Coordinates, Verdict
 
 T = np.arange(1.0, 9.0)
-SHARED = "(a terminal has 95 %; here all looks at more and more seeds share the 5 % of errors)"
+SHARED = "(a terminal has 95 %; here all looks, as seeds are added, share the 5 % of errors)"
 
 
 def curves_of(mean: np.ndarray | list[float], noise: float = 0.02, seeds: int = 6, seed: int = 1) -> np.ndarray:

@@ -73,6 +73,7 @@ BY_HAND: dict[str, Any] = {  # a value that differs, where a number or a choice 
     "sampler.prefix_tokens": "refused",
     "sampler.max_tokens": 5,
     "sampler.response_template": None,  # for prompt 'before'
+    "sampler.decoder": None,  # for an extra that is absent: tests/families/test_decoder_vllm.py
     "sampler.longest_row": "refused",  # the family sets both
     "sampler.longest_prompt": "refused",
     "training.epochs": "refused",

@@ -54,8 +54,11 @@ class Ngram(Family):
     tokenizer: Annotated[Path | None, "a tokenizer.json; unset: byte-pair encoding learned from the source"] = None
 
     def check(self, source: Source, sampler: Sampler) -> None:
-        if (beams := cast(TextSampler, sampler).num_beams) > 1:
+        text_sampler = cast(TextSampler, sampler)
+        if (beams := text_sampler.num_beams) > 1:
             raise SettingError("family.sampler.num_beams", f"got {beams}; n-gram models are sampled without beams. Remove it.")
+        if (decoder := text_sampler.decoder) != "auto":
+            raise SettingError("family.sampler.decoder", f"got {decoder!r}; n-gram models draw their own rows. Remove it.")
 
     def encoder(self) -> BytePair:
         """The tokenizer."""

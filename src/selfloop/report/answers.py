@@ -104,7 +104,7 @@ def _certainty(report: Report, rows: list[PolicyAnswer]) -> Iterator[str]:
     """How many seeds and looks the answers rest on, whether there is a control, and the number of undecided answers."""
     own = ", each on its own: some of many changes are due to chance" * (len(rows) > 1)
     look = f", at look {report.look}" if report.look > 1 else ""
-    why = " (a terminal has 95 %; here all looks at more and more seeds share the 5 % of errors)"
+    why = " (a terminal has 95 %; here all looks, as seeds are added, share the 5 % of errors)"
     yield f"{format_count(report.n_seeds, 'seed')}; intervals of {100 * report.answer_level:.4g} %{why}{own}{look}."
     if not report.controls:
         yield "No control: what part of a change is due to synthetic rows is not known."

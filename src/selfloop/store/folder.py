@@ -191,8 +191,8 @@ class StoreFolder:
             with self._errors("write"):
                 if not self._is_writable:
                     self._create()
-                if records.obstacle(self.path, scratch / "file"):
-                    self.set_aside(str(scratch))
+                if obstacle := records.obstacle(self.path, scratch / "file"):
+                    self.set_aside(str(obstacle))
                 own = stack.enter_context(records.own_scratch(scratch))
             yield own
 

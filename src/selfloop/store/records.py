@@ -29,6 +29,7 @@ from selfloop.store.identity import digest
 UNREADABLE = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.EACCES, errno.EPERM, errno.EIO)  # of one file
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # only writing raises them
 FORMAT = 2  # of a store's folder
+MAX_TRIES = 100  # to open a folder that other processes remove
 CLAIM_SECONDS = 2.0  # after which the claim of a name is taken from a process
 MARKER = f"{FORMAT}\nA store of selfloop. Delete the whole folder, or use `selfloop gc`.\n".encode()  # of the file FORMAT
 
@@ -147,7 +148,15 @@ def stamp(path: str | Path) -> tuple[int, ...]:
 def obstacle(root: Path, path: str | Path) -> Path | None:
     """What stands in the place of a folder on the way to a path in a store, such as a file or a link to itself."""
     folders = [folder for folder in reversed(Path(path).parents) if root in folder.parents]
-    return next((folder for folder in folders if os.path.lexists(folder) and not folder.is_dir()), None)
+    return next((folder for folder in folders if not _is_free(folder)), None)
+
+
+def _is_free(folder: Path) -> bool:
+    """True if a folder is there or can be created. It is looked at once: other processes create and remove it."""
+    try:
+        return stat.S_ISDIR(os.lstat(folder).st_mode) or folder.is_dir()
+    except OSError:
+        return True
 
 
 def write_new(path: str, *chunks: bytes | memoryview, mode: int = 0o666) -> bool:
@@ -219,11 +228,14 @@ def own_scratch(scratch: Path) -> Iterator[Path]:
     The lock of the folder ends with its process. On a file system without locks the folder is always new, so that an
     interrupted step begins again. OSError if no folder can be created.
     """
-    while True:
-        scratch.mkdir(parents=True, exist_ok=True)
-        with suppress(FileNotFoundError):  # another process has just removed it
+    for tries_left in reversed(range(MAX_TRIES)):
+        try:
+            scratch.mkdir(parents=True, exist_ok=True)
             descriptor = os.open(scratch, os.O_RDONLY)
             break
+        except (FileNotFoundError, FileExistsError):  # another process has just removed it
+            if not tries_left:
+                raise
     try:
         has_it = _is_locked(descriptor, scratch)
         own = scratch if has_it else Path(tempfile.mkdtemp(prefix=f"{scratch.name}.", dir=scratch.parent))
