@@ -107,7 +107,7 @@ def test_a_run_of_rdkit_that_was_interrupted_at_many_moments_ends_with_the_rows_
         time.sleep(rng.uniform(0, 3))
         with suppress(ProcessLookupError):
             os.killpg(child.pid, signal.SIGINT)
-        assert child.wait() in (0, 130)
+        assert child.wait() in (0, 130, -signal.SIGINT)  # the last one while Python ended
     assert run_molecules(store, ignores=False).wait() == 0
     check_equal(store, undisturbed(tmp_path / "whole"))
 
