@@ -92,14 +92,19 @@ class PlannedError(Exception):
     """The plan would begin."""
 
 
-def test_a_store_that_not_all_ranks_see_is_one_sentence_before_any_work(tmp_path: Path) -> None:
-    (tmp_path / "spec.toml").write_text(SPEC)
-    before = LED.set(Blind(0, 2))
+def run_led_by(ranks: Ranks, folder: Path) -> None:
+    """Run the folder's spec as rank 0 of these ranks."""
+    before = LED.set(ranks)
     try:
-        with pytest.raises(StoreError, match=f"^store: not all 2 ranks of torchrun see {tmp_path / 'store'}. Choose"):
-            run(tmp_path / "spec.toml", tmp_path / "store")
+        run(folder / "spec.toml", folder / "store")
     finally:
         LED.reset(before)
+
+
+def test_a_store_that_not_all_ranks_see_is_one_sentence_before_any_work(tmp_path: Path) -> None:
+    (tmp_path / "spec.toml").write_text(SPEC)
+    with pytest.raises(StoreError, match=f"^store: not all 2 ranks of torchrun see {tmp_path / 'store'}. Choose"):
+        run_led_by(Blind(0, 2), tmp_path)
     assert [*(tmp_path / "store" / "scratch").iterdir()] == []
 
 
@@ -116,12 +121,8 @@ def test_the_cores_of_a_chain_in_the_spec_are_the_threads_of_a_rank(tmp_path: Pa
 
     (tmp_path / "spec.toml").write_text(SPEC)
     monkeypatch.setattr(engine_run, "plan_tasks", plan)
-    before = LED.set(Seeing(0, 2))
-    try:
-        with pytest.raises(PlannedError, match=r"^3$"):
-            run(tmp_path / "spec.toml", tmp_path / "store")
-    finally:
-        LED.reset(before)
+    with pytest.raises(PlannedError, match=r"^3$"):
+        run_led_by(Seeing(0, 2), tmp_path)
 
 
 def test_the_installed_command_is_a_rank_too(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
