@@ -55,7 +55,7 @@ def test_copies_of_documents_are_counted_for_the_first_seed_only(tmp_path: Path)
     for seed in spec.seeds:
         world = StoredWorld("replace", spec.points()[0], seed, store)
         with warnings.catch_warnings(record=True, action="always") as caught:
-            refs = [world.draw_real(1, 30), world.holdout()]
+            refs = [world.draw_real(1, 30), world.rows.holdout()]
         found += [str(w.message) for w in caught]
     initial, holdout = (column.to_bytes() for ref in refs if ref and isinstance(column := store.open(ref)["text"], Ragged))
     copies = sum(count for text, count in Counter(holdout).items() if text in initial)

@@ -41,8 +41,8 @@ def test_rows_begin_with_the_real_rows_up_to_the_template_and_metrics_leave_them
     result = selfloop.run(spec, tmp_path / "store")
     world = replay_chain(plan_tasks(spec, tmp_path / "store")[-1][0])
     encoder = spec.family.encoder()  # type: ignore[attr-defined]
-    prepared = world.store.open(world.refs["prepared"])
-    tables = world.store.open(world.initial), world.store.open(world.samples[2])  # type: ignore[arg-type]
+    prepared = world.store.open(world.rows.refs["prepared"])
+    tables = world.store.open(world.rows.initial), world.store.open(world.samples[2])  # type: ignore[arg-type]
     real, sampled = ([text.decode() for text in encoder.decode(rows, prepared)["text"].to_bytes()] for rows in tables)
     assert len(sampled) == 30 if unit == "rows" else len(sampled) > 5
     beginnings = [text.partition(TEMPLATE)[0] + TEMPLATE for text in real]

@@ -62,7 +62,7 @@ def stored_rows(spec: Spec, folder: Path) -> list[set[bytes]]:
     for seed in spec.seeds:
         store = Store(folder)
         world = StoredWorld("replace", spec.points()[0], seed, store)
-        columns = [store.open(ref)["text"] for ref in (world.draw_real(1, spec.points()[0].n), world.holdout()) if ref]
+        columns = [store.open(ref)["text"] for ref in (world.draw_real(1, spec.points()[0].n), world.rows.holdout()) if ref]
         rows.append({text for column in columns if isinstance(column, Ragged) for text in column.to_bytes()})
     return rows
 

@@ -112,9 +112,11 @@ def _time_fit(world: StoredWorld, family: Family, rows: Columns) -> tuple[float,
         if len(times) > TRIAL_STEPS:
             raise _EnoughError
 
-    init, prepared = (cast(Params, world.store.open(ref)) if ref else None for ref in map(world.refs.get, ("init", "prepared")))
+    init, prepared = (
+        cast(Params, world.store.open(ref)) if ref else None for ref in map(world.rows.refs.get, ("init", "prepared"))
+    )
     with suppress(_EnoughError):
-        steps.fit(family, ((rows, None, 1.0),), None, init, prepared, replace(world.context("fit", 1), progress=note))
+        steps.fit(family, ((rows, None, 1.0),), None, init, prepared, replace(world.rows.context("fit", 1), progress=note))
     if len(times) < 3:
         return 0.0, time.perf_counter() - times[0]
     step = (times[-1] - times[1]) / (len(times) - 2)

@@ -322,7 +322,7 @@ def curate_training_rows(world: StoredWorld, t: int, takes: Sequence[Take[Object
 def _of_chain(world: StoredWorld, t: int, born: int, inputs: ObjectRef | None) -> SeedCuration:
     """Curation of a stored chain at generation t, whose newest model is that of generation `born`."""
     spec = world.point.spec
-    sampler = spec.sampler.for_generation(born, world.truth())
+    sampler = spec.sampler.for_generation(born, world.rows.truth())
     model = (spec.source, spec.family.for_generation(born), sampler, world.models[born], world.models.get(born - 1))
-    known = world.initial, inputs, world.context("curator"), world.prepared
+    known = world.rows.initial, inputs, world.rows.context("curator"), world.prepared
     return SeedCuration(world.curation, world.store.call, world.store.open, model, t, *known)

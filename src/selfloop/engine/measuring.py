@@ -21,13 +21,14 @@ def measured_values(
     world: StoredWorld, t: int, model: ObjectRef, samples: ObjectRef | None
 ) -> Iterator[tuple[str, float | None]]:
     """Names and values of one generation, None for a value that is not finite."""
-    spec, rows = world.point.spec, (samples, world.holdout(), world.initial)
+    spec, known_rows = world.point.spec, world.rows
+    rows = samples, known_rows.holdout(), known_rows.initial
     for metric in spec.metrics:
-        known = (world.truth(), *_features(world, metric, rows))
-        ctx = world.context("measure", metric.name)  # the same draws at every generation, so that curves are comparable
+        known = (known_rows.truth(), *_features(world, metric, rows))
+        ctx = known_rows.context("measure", metric.name)  # the same draws at every generation, so that curves are comparable
         for end in ("", SECOND_HOLDOUT) if metric in spec.second_metrics() else ("",):
-            holdout = world.holdout(spec.second_holdout if end else None)
-            tables = (samples, holdout, world.initial, *world.draw_prompts())
+            holdout = known_rows.holdout(spec.second_holdout if end else None)
+            tables = (samples, holdout, known_rows.initial, *known_rows.draw_prompts())
             arguments = metric, (spec.family, model, spec.sampler), t, tables, known, ctx
             asked = [spec.source if metric.uses_source else None, arrived_refs(world, t) if metric.uses_arrivals else None]
             while asked and asked[-1] is None:  # keys lack arguments that were added later
@@ -35,8 +36,10 @@ def measured_values(
             values = world.store.call(steps.measure, *arguments, *asked)
             yield from ((f"{name}{end}", value) for name, value in values.items())
     if t == 1 and isinstance(spec.family, SupportsTrivialModel) and (risk := spec.risk_metric()):
-        ctx = world.context("measure", risk)
-        trivial = world.store.call(steps.measure_trivial, spec.family, risk, world.initial, rows[1], world.truth(), ctx)
+        ctx = known_rows.context("measure", risk)
+        trivial = world.store.call(
+            steps.measure_trivial, spec.family, risk, known_rows.initial, rows[1], known_rows.truth(), ctx
+        )
         if trivial is not None:
             yield f"{risk}{TRIVIAL}", trivial
     if isinstance(spec.family, SupportsStepCount):
@@ -49,10 +52,10 @@ def _features(
     """Arrays of the metric's feature extractor and features of the rows, each computed once for all metrics."""
     if not isinstance(metric, UsesFeatures):
         return None, ()
-    extractor, ctx = metric.features, world.context("features")
-    prepared = world.call_once(extractor, steps.prepare_features, extractor, world.initial, ctx.child("learn"))
+    extractor, ctx, call_once = metric.features, world.rows.context("features"), world.rows.call_once
+    prepared = call_once(extractor, steps.prepare_features, extractor, world.rows.initial, ctx.child("learn"))
 
     def extract(batch: ObjectRef) -> ObjectRef:
-        return world.call_once((extractor, batch), steps.extract_features, extractor, batch, prepared, ctx.child("describe"))
+        return call_once((extractor, batch), steps.extract_features, extractor, batch, prepared, ctx.child("describe"))
 
     return prepared, tuple(extract(batch) if batch else None for batch in rows)

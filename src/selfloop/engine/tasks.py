@@ -247,7 +247,7 @@ def _generations(task: Task, world: StoredWorld) -> Iterator[list[Measurement]]:
                 store.usage = usage
             return other.samples.get(k), policy.n_synthetic(k, n)
 
-        world.matched = matched
+        world.rows.matched = matched
     return iter_generations(world, policy, n, task.generations)
 
 
@@ -255,7 +255,7 @@ def _run_chain(task: Task, store: Store) -> Iterator[tuple[int, Curves]]:
     world = _chain_world(task, store)
     if task.generations == 0:
         for source in task.point.used_sources():
-            world.read_corpus(source)
+            world.rows.read_corpus(source)
         yield task.policies[0], Curves(task.seeds, 0)
     for measurements in _generations(task, world):
         curves = Curves(task.seeds, task.generations)

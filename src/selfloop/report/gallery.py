@@ -296,8 +296,8 @@ def _read_stored_rows(point: Point, path: Path) -> tuple[Columns, PolicySamples]
     samples: PolicySamples = {}
     for i, label in enumerate(spec.policy_labels()):
         world = replay_chain(Task(point, (i,), spec.seeds[:1], spec.generations, path, 1))
-        if world.initial:
-            real = real or _read_rows(world, world.initial)
+        if world.rows.initial:
+            real = real or _read_rows(world, world.rows.initial)
             samples[label] = {t: _read_rows(world, ref, world.inputs.get(t)) for t, ref in world.samples.items() if ref}
     return real, samples
 
@@ -312,7 +312,7 @@ def _read_rows(world: StoredWorld, ref: ObjectRef, inputs: ObjectRef | None = No
     rows, family = world.store.open(ref), world.point.spec.family
     if not isinstance(family, UsesEncoder):
         return _first_rows(rows)
-    prepared = cast(Params, world.store.open(world.refs["prepared"]))
+    prepared = cast(Params, world.store.open(world.rows.refs["prepared"]))
     decoded = family.encoder().decode(_first_rows(rows, MAX_TEXT_ROWS), prepared)
     prompts = _first_rows(world.store.open(inputs), count_rows(decoded)).get("prompt") if inputs else None
     if not isinstance(prompts, Ragged):
