@@ -8,9 +8,8 @@ from typing import Literal, cast
 
 import numpy as np
 
-from selfloop.columns import Floats, Params
+from selfloop.columns import Floats, Ints, Params
 from selfloop.component import Context
-from selfloop.errors import SpecError
 from selfloop.policies.schedule import ScheduleEntry, schedule
 from selfloop.rng import RandomStream
 from selfloop.snapshots import Scenario
@@ -18,6 +17,16 @@ from selfloop.theory.moments import MomentEstimator, moment_curves
 from selfloop.types import Batch, Limit, real, synthetic
 
 Kind = Literal["exact", "bound", "asymptotic"]
+
+
+class UnmetConditionError(Exception):
+    """A scenario does not meet a condition of a law."""
+
+
+def require(condition: object) -> None:
+    """Raise UnmetConditionError if a condition of a law is false."""
+    if not condition:
+        raise UnmetConditionError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +38,7 @@ class Law:
     kind: Kind
     source: str  # authors, year, theorem or equation, arXiv id
     conditions: str  # one sentence
-    values: Callable[[Scenario], Floats | None]  # at generations 1, 2, ... in the metric's unit; None if a condition fails
+    values: Callable[[Scenario], Floats]  # at generations 1, 2, ... in the metric's unit; UnmetConditionError, SpecError
     limit: Callable[[Scenario], Limit | None] = lambda scenario: None  # as generations go on; None if it is not known
     estimator: Callable[[Scenario], MomentEstimator] | None = None  # of the moments whose values these are
 
@@ -49,12 +58,9 @@ def true_trace(scenario: Scenario) -> float:
     return float(np.trace(cast(Floats, true_params(scenario)["covariance"])))
 
 
-def moment_curve(scenario: Scenario, metric: str, estimator: MomentEstimator | None = None) -> Floats | None:
-    """One metric of the world of expectations, at every generation; None if that world is not exact for the policy."""
-    try:
-        return moment_curves(scenario.policy, scenario.n, scenario.generations, estimator)[metric]
-    except SpecError:
-        return None
+def moment_curve(scenario: Scenario, metric: str, estimator: MomentEstimator | None = None) -> Floats:
+    """One metric of the world of expectations, at every generation; SpecError if that world is not exact for the policy."""
+    return moment_curves(scenario.policy, scenario.n, scenario.generations, estimator)[metric]
 
 
 def population_models(scenario: Scenario, truth: Floats, sample: Callable[[Floats], Floats]) -> Floats:
@@ -83,23 +89,21 @@ def takes_whole_batches(scenario: Scenario) -> bool:
     return all(take.rows == entry.available[take.batch] for entry in schedule_entries(scenario) for take in entry.plan.takes)
 
 
-def newest_rows(scenario: Scenario) -> list[int] | None:
-    """Training rows of every generation, if each uses all rows of the newest batch and no others; otherwise None."""
+def newest_rows(scenario: Scenario) -> Ints:
+    """Training rows of every generation, each of which uses all rows of the newest batch and no others."""
     return _rows_of_batches(scenario, lambda t: {synthetic(t - 1) if t > 1 else real(1)})
 
 
-def all_rows(scenario: Scenario) -> list[int] | None:
-    """Training rows of every generation, if each uses real(1) and all synthetic rows so far with equal weights; or None."""
+def all_rows(scenario: Scenario) -> Ints:
+    """Training rows of every generation, each of which uses real(1) and all synthetic rows so far with equal weights."""
     return _rows_of_batches(scenario, lambda t: {real(1), *(synthetic(k) for k in range(1, t))})
 
 
-def _rows_of_batches(scenario: Scenario, batches: Callable[[int], Set[Batch]]) -> list[int] | None:
-    """Training rows of every generation t, if each uses all rows of `batches(t)` with equal weights, and no others; or None."""
-    rows = []
-    for entry in schedule_entries(scenario):
+def _rows_of_batches(scenario: Scenario, batches: Callable[[int], Set[Batch]]) -> Ints:
+    """Training rows of every generation t, each of which uses all rows of `batches(t)` with equal weights, and no others."""
+    entries = list(schedule_entries(scenario))
+    for entry in entries:
         takes, expected = entry.plan.takes, {(batch, entry.available[batch]) for batch in batches(entry.t)}
-        has_equal_weights = len({take.weight for take in takes}) == 1 and len(takes) == len(expected)
-        if not has_equal_weights or entry.plan.budget is not None or {(take.batch, take.rows) for take in takes} != expected:
-            return None
-        rows.append(entry.trained_rows)
-    return rows
+        require(len({take.weight for take in takes}) == 1 and len(takes) == len(expected))
+        require(entry.plan.budget is None and {(take.batch, take.rows) for take in takes} == expected)
+    return np.array([entry.trained_rows for entry in entries])

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import cast
 
 from selfloop.columns import Floats
+from selfloop.errors import SpecError
 from selfloop.protocols import ControlsPolicy
 from selfloop.snapshots import Scenario
 from selfloop.store.identity import package_of
-from selfloop.theory.law import Kind, Law, schedule_entries, true_params
+from selfloop.theory.law import Kind, Law, UnmetConditionError, schedule_entries, true_params
 from selfloop.theory.laws import curation, discrete, gaussian, linear
 from selfloop.theory.moments import NoiseLedger, noise_ledger
 from selfloop.types import Limit
@@ -50,8 +52,9 @@ class SurvivalLaw:
 def law_curves(scenario: Scenario) -> list[LawCurve]:
     """The curves of all laws whose conditions a scenario meets; empty if no law applies.
 
-    No law applies to models that start from another model, to external rows or to components that are not built in; to curated
-    rows only the laws of one curator, to merged models only the law of their variance.
+    An asymptotic law is left out where an exact law of its metric, which is before it in its table, applies. No law applies to
+    models that start from another model, to external rows or to components that are not built in; to curated rows only the
+    laws of one curator, to merged models only the law of their variance.
     """
     laws = _laws(scenario)
     components = (scenario.family, scenario.source, *scenario.curators)
@@ -62,15 +65,13 @@ def law_curves(scenario: Scenario) -> list[LawCurve]:
     if len(takes) > MAX_TAKES or any(take.batch.kind == "external" for take in takes):
         return []
     is_control = isinstance(scenario.policy, ControlsPolicy) and all(take.batch.kind == "real" for take in takes)
-    return [
-        LawCurve(
-            law.name, law.metric, law.kind, law.source,
-            f"Family {scenario.family.name} on source {scenario.source.name}, fitted from scratch: {law.conditions}", values,
-            "finite" if is_control else law.limit(scenario),  # its models see real rows alone
-        )
-        for law in laws
-        if (values := law.values(scenario)) is not None
-    ]  # fmt: skip
+    prefix, curves = f"Family {scenario.family.name} on source {scenario.source.name}, fitted from scratch: ", list[LawCurve]()
+    for law in laws:
+        if law.kind != "asymptotic" or (law.metric, "exact") not in {(curve.metric, curve.kind) for curve in curves}:
+            with suppress(UnmetConditionError, SpecError):
+                values, limit = law.values(scenario), "finite" if is_control else law.limit(scenario)  # control: real rows
+                curves.append(LawCurve(law.name, law.metric, law.kind, law.source, prefix + law.conditions, values, limit))
+    return curves
 
 
 def _laws(scenario: Scenario) -> tuple[Law, ...]:
@@ -87,8 +88,8 @@ def law_of_survival(scenario: Scenario) -> SurvivalLaw | None:
     """The chances behind the laws of the number of symbols; None if no such law applies."""
     kinds = {curve.kind for curve in law_curves(scenario) if curve.metric == "support_size"}
     for kind, chances in (("exact", discrete.alive), ("bound", discrete.alive_at_least)):
-        if kind in kinds and (alive := chances(scenario)) is not None:
-            return SurvivalLaw(kind, cast(Floats, true_params(scenario)["probabilities"]), alive)
+        if kind in kinds:
+            return SurvivalLaw(kind, cast(Floats, true_params(scenario)["probabilities"]), chances(scenario))
     return None
 
 

@@ -15,7 +15,7 @@ from selfloop.columns import Floats
 from selfloop.curator import Curator
 from selfloop.settings import has_default_settings
 from selfloop.snapshots import Scenario
-from selfloop.theory.law import Law, population_models, true_params
+from selfloop.theory.law import Law, population_models, require, true_params, true_trace
 from selfloop.theory.laws.discrete import MAX_CHAIN_ROWS, MIN_RAREST_COUNT, AdjustsProbabilities, count_chances
 
 MIN_ROWS = 1000  # n from which laws of endless rows are shown
@@ -31,11 +31,12 @@ def _settings(curator: Curator) -> dict[str, Any]:
     return {**settings, **inner}
 
 
-def _column_settings(scenario: Scenario, *names: str) -> dict[str, Any] | None:
-    """Settings of the only curator, if it has one of the names and scores the rows' own column; None otherwise."""
+def _column_settings(scenario: Scenario, *names: str) -> dict[str, Any]:
+    """Settings of the only curator, if it has one of the names and scores the rows' own column."""
     (curator,), settings = scenario.curators, _settings(scenario.curators[0])
-    fits = curator.name in names and settings["score_name"] == "column" and settings["score_factor"] != 0
-    return settings if fits and settings.get("share") is None else None
+    require(curator.name in names and settings["score_name"] == "column" and settings["score_factor"] != 0)
+    require(settings.get("share") is None)
+    return settings
 
 
 def keep_chances(settings: dict[str, Any], values: Floats) -> Floats:
@@ -67,27 +68,22 @@ def curate_symbols(curator: str, settings: dict[str, Any], p: Floats) -> Floats:
     return best
 
 
-def _symbol_settings(scenario: Scenario) -> dict[str, Any] | None:
+def _symbol_settings(scenario: Scenario) -> dict[str, Any]:
     settings = _column_settings(scenario, "verifier", "best_of")
-    if settings is None or scenario.family.settings()["smoothing"]:
-        return None
-    other_choice = settings.get("temperature") and settings["candidates"] != 2
+    require(not scenario.family.settings()["smoothing"])
+    require(not settings.get("temperature") or settings["candidates"] == 2)
     lowest = min(settings.get("keep_good", 1.0), settings.get("keep_bad", 1.0))  # a chain may lose all good symbols
-    return None if other_choice or lowest < max(MIN_KEPT, MIN_KEPT_ROWS / scenario.n) else settings
+    require(lowest >= max(MIN_KEPT, MIN_KEPT_ROWS / scenario.n))
+    return settings
 
 
-def _adjusted(scenario: Scenario, p: Floats) -> Floats:
-    if has_default_settings(scenario.sampler):
-        return p
-    return cast(AdjustsProbabilities, scenario.sampler).adjust(p)
-
-
-def _two_symbols(scenario: Scenario) -> Floats | None:
+def _two_symbols(scenario: Scenario) -> Floats:
     settings, n, p = _symbol_settings(scenario), scenario.n, cast(Floats, true_params(scenario)["probabilities"])
-    if settings is None or len(p) != 2 or scenario.policy.name != "replace" or n > MAX_CHAIN_ROWS:
-        return None
+    require(len(p) == 2 and scenario.policy.name == "replace" and n <= MAX_CHAIN_ROWS)
     share = np.arange(n + 1) / n
-    models = _adjusted(scenario, np.stack([share, 1 - share], axis=1))
+    models = np.stack([share, 1 - share], axis=1)
+    if not has_default_settings(scenario.sampler):
+        models = cast(AdjustsProbabilities, scenario.sampler).adjust(models)
     step = count_chances(n, curate_symbols(scenario.curators[0].name, settings, models)[:, 0])
     chances, values = count_chances(n, p[:1])[0], []
     for _ in range(scenario.generations):
@@ -96,12 +92,10 @@ def _two_symbols(scenario: Scenario) -> Floats | None:
     return np.array(values)
 
 
-def _many_symbols(scenario: Scenario) -> Floats | None:
+def _many_symbols(scenario: Scenario) -> Floats:
     settings, p = _symbol_settings(scenario), cast(Floats, true_params(scenario)["probabilities"])
-    is_exact = _two_symbols(scenario) is not None
     # noise decides on symbols with few rows, which a curator may prefer, and on near ties at a low temperature
-    if settings is None or is_exact or scenario.n * p.min() < MIN_RAREST_COUNT or not has_default_settings(scenario.sampler):
-        return None
+    require(scenario.n * p.min() >= MIN_RAREST_COUNT and has_default_settings(scenario.sampler))
     name = scenario.curators[0].name
     models = population_models(scenario, p, lambda model: curate_symbols(name, settings, model))
     return np.asarray(1 - (models**2).sum(axis=1), np.float64)
@@ -119,22 +113,18 @@ def _normal_density(x: Floats) -> Floats:
     return np.asarray(np.exp(-0.5 * x**2) / np.sqrt(2 * np.pi), np.float64)
 
 
-def _best_of_variance(scenario: Scenario) -> Floats | None:
+def _best_of_variance(scenario: Scenario) -> Floats:
     settings, family = _column_settings(scenario, "best_of"), scenario.family.settings()
-    is_plain = scenario.policy.name == "replace" and scenario.source.settings()["dim"] == 1
-    if settings is None or settings["temperature"] or not is_plain:
-        return None
+    require(not settings["temperature"] and scenario.policy.name == "replace" and scenario.source.settings()["dim"] == 1)
     n, factor = scenario.n, scenario.sampler.settings()["variance_factor"] * best_of_moments(settings["candidates"])[1]
     fit = (n - 1) / (n - family["ddof"])  # expected variance of a fit over that of its rows
     return np.asarray(fit * (fit * factor) ** np.arange(scenario.generations), np.float64)
 
 
-def _verified_normal(scenario: Scenario) -> Floats | None:
+def _verified_normal(scenario: Scenario) -> Floats:
     """Mean and second moment of the models of endless rows, (generations, 2), under a verifier with a threshold on x."""
     settings = _column_settings(scenario, "verifier")
-    is_plain = scenario.family.settings()["pooled"] and scenario.source.settings()["dim"] == 1
-    if settings is None or scenario.n < MIN_ROWS or not is_plain:
-        return None
+    require(scenario.family.settings()["pooled"] and scenario.source.settings()["dim"] == 1 and scenario.n >= MIN_ROWS)
     edge = (settings["threshold"] or 0.0) / settings["score_factor"]
     above, below = keep_chances(settings, np.array([edge + 1, edge - 1]))
     factor = scenario.sampler.settings()["variance_factor"]
@@ -148,28 +138,25 @@ def _verified_normal(scenario: Scenario) -> Floats | None:
         mass, *moments = above * upper + below * (whole - upper)
         return np.asarray(moments, np.float64) / (mass if mass > MIN_KEPT else np.nan)
 
-    truth = true_params(scenario)
-    models = population_models(scenario, np.array([0.0, float(cast(Floats, truth["covariance"])[0, 0])]), sample)
-    return models if np.isfinite(models).all() else None
+    models = population_models(scenario, np.array([0.0, true_trace(scenario)]), sample)
+    require(np.isfinite(models).all())
+    return models
 
 
-def _verified_mean_error(scenario: Scenario) -> Floats | None:
+def _verified_mean_error(scenario: Scenario) -> Floats:
+    return np.asarray(_verified_normal(scenario)[:, 0] ** 2, np.float64)
+
+
+def _verified_variance(scenario: Scenario) -> Floats:
     models = _verified_normal(scenario)
-    return None if models is None else np.asarray(models[:, 0] ** 2, np.float64)
+    return np.asarray((models[:, 1] - models[:, 0] ** 2) / models[0, 1], np.float64)
 
 
-def _verified_variance(scenario: Scenario) -> Floats | None:
-    models = _verified_normal(scenario)
-    return None if models is None else (models[:, 1] - models[:, 0] ** 2) / models[0, 1]
-
-
-def _top_share_variance(scenario: Scenario) -> Floats | None:
-    (curator,), settings, n = scenario.curators, _settings(scenario.curators[0]), scenario.n
-    if curator.name != "top_share" or settings["score_name"] != "likelihood" or settings["score_model"] != "current":
-        return None
+def _top_share_variance(scenario: Scenario) -> Floats:
+    (curator,), settings = scenario.curators, _settings(scenario.curators[0])
+    require(curator.name == "top_share" and settings["score_name"] == "likelihood" and settings["score_model"] == "current")
     dim, share = scenario.source.settings()["dim"], settings["share"]
-    if n < MIN_ROWS or share == 1 or not scenario.family.settings()["pooled"]:
-        return None
+    require(scenario.n >= MIN_ROWS and share < 1 and scenario.family.settings()["pooled"])
     factor = gammainc(dim / 2 + 1, gammaincinv(dim / 2, share)) / share * scenario.sampler.settings()["variance_factor"]
     models = population_models(scenario, np.ones(1), lambda variance: factor * variance)
     return models[:, 0]

@@ -11,6 +11,7 @@ replace and s^2 tr((X'X)^-1 Sigma) sum 1/i^2 for accumulate (Gerstgrasser et al.
 from __future__ import annotations
 
 import warnings
+from contextlib import suppress
 from typing import NamedTuple, cast
 
 import numpy as np
@@ -23,7 +24,7 @@ from selfloop.protocols import SupportsDesignBasis
 from selfloop.snapshots import Scenario
 from selfloop.spec.point import Point
 from selfloop.store.identity import package_of
-from selfloop.theory.law import newest_rows, schedule_entries, takes_whole_batches
+from selfloop.theory.law import UnmetConditionError, newest_rows, require, schedule_entries, takes_whole_batches
 from selfloop.theory.laws import LawCurve, law_curves
 from selfloop.theory.laws.linear import repeats_one_design, set_noise_levels
 from selfloop.types import real
@@ -56,23 +57,19 @@ def point_laws(point: Point, policy: Policy) -> list[LawCurve]:
         return curves
     block = SeedBlock.of_point(point, spec.seeds, draws_rows=True)
     # Warnings of the source were given when the run drew its rows. One thread is fastest for many small matrices.
-    with warnings.catch_warnings(action="ignore"), threadpool_limits(1):
+    with warnings.catch_warnings(action="ignore"), threadpool_limits(1), suppress(UnmetConditionError):
         values = design_curves(scenario, block.draw(point.holdout, point.n), block.held_out(), block.truth())
-    return curves + [
-        LawCurve("given the design", name, "exact", SOURCE, CONDITIONS, values[name].mean(axis=0))
-        for name in metrics
-        if name in values
-    ]
+        names = [name for name in metrics if name in values]
+        curves += [LawCurve("given the design", x, "exact", SOURCE, CONDITIONS, values[x].mean(axis=0)) for x in names]
+    return curves
 
 
 def design_curves(scenario: Scenario, initial: Columns, holdout: Columns, truth: Params) -> dict[str, Floats]:
-    """Expected excess risk and squared error on the holdout given the rows, (seeds, generations); none that does not apply.
+    """Expected excess risk and squared error on the holdout given the rows, (seeds, generations).
 
     Rows and truth have a leading seeds axis. With known true coefficients and noise, the expectation is over all outcomes
-    but those of the holdout; otherwise the initial outcomes are given too.
+    but those of the holdout; otherwise the initial outcomes are given too. UnmetConditionError if the noise is unknown.
     """
-    if not _applies(scenario):
-        return {}
     family = cast(SupportsDesignBasis, scenario.family)
     x, y = np.asarray(initial["x"], np.float64), np.asarray(initial["y"], np.float64)
     knows_truth = {"coefficients", "variances", "noise"} <= set(truth)
@@ -83,8 +80,7 @@ def design_curves(scenario: Scenario, initial: Columns, holdout: Columns, truth:
     values, vectors, at = family.design_basis(x, np.concatenate([held_out, unit_vectors], axis=1))
     start = (vectors.mT @ labels[..., None])[..., 0]
     noise = _noise_variances(scenario, y, vectors, real_noise if knows_truth else None)
-    if noise is None or scenario.generations**2 * values.size > MAX_NUMBERS:
-        return {}
+    require(scenario.generations**2 * values.size <= MAX_NUMBERS)
     moments = design_moments(scenario, values, start, noise)
     curves = {}
     if knows_truth and scenario.family.name == "linear":
@@ -135,14 +131,13 @@ def _applies(scenario: Scenario) -> bool:
     return kinds <= {"real", "synthetic"} and takes_whole_batches(scenario) and repeats_one_design(scenario)
 
 
-def _noise_variances(scenario: Scenario, y: Floats, vectors: Floats, real_noise: Floats | None) -> Floats | None:
-    """Variance of the noise of outcomes of real rows and of rows of model 1, 2, ..., (generations, seeds); None if unknown.
+def _noise_variances(scenario: Scenario, y: Floats, vectors: Floats, real_noise: Floats | None) -> Floats:
+    """Variance of the noise of outcomes of real rows and of rows of model 1, 2, ..., (generations, seeds).
 
     Without known noise, least squares on the newest rows alone has the residual variance of generation 1 in expectation.
     """
     takes = [take for entry in schedule_entries(scenario) for take in entry.plan.takes]
-    if real_noise is None and any(take.batch.kind == "real" and take.batch != real(1) for take in takes):
-        return None
+    require(real_noise is not None or all(take.batch.kind != "real" or take.batch == real(1) for take in takes))
     levels, shape = set_noise_levels(scenario), (scenario.generations, len(y))
     variances = np.zeros(shape) if real_noise is None else np.tile(real_noise**2, (shape[0], 1))
     if levels is not None:
@@ -150,8 +145,8 @@ def _noise_variances(scenario: Scenario, y: Floats, vectors: Floats, real_noise:
     elif real_noise is None:
         n, r = vectors.shape[1:]
         ridges = {scenario.family.for_generation(t + 1).settings()["ridge"] for t in range(scenario.generations)}
-        if scenario.family.name != "linear" or ridges != {0.0} or n <= r or newest_rows(scenario) is None:
-            return None
+        require(scenario.family.name == "linear" and ridges == {0.0} and n > r)
+        newest_rows(scenario)
         residual = np.vecdot(y, y) - ((vectors.mT @ y[..., None]) ** 2).sum(axis=(1, 2))
         variances[1:] = residual / (n - r)
     return variances

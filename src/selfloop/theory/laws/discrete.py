@@ -6,7 +6,6 @@ last share (Wright and Fisher). So the probability that it is lost by a generati
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Protocol, cast
 
 import numpy as np
@@ -16,7 +15,7 @@ from selfloop.columns import Floats
 from selfloop.policies.schedule import ScheduleEntry
 from selfloop.settings import has_default_settings
 from selfloop.snapshots import Scenario
-from selfloop.theory.law import Law, moment_curve, population_models, schedule_entries, true_params
+from selfloop.theory.law import Law, moment_curve, population_models, require, schedule_entries, true_params
 from selfloop.theory.moments import MomentEstimator
 from selfloop.types import real
 
@@ -42,19 +41,15 @@ def _smoothing(scenario: Scenario) -> float:
     return float(scenario.family.settings()["smoothing"])
 
 
-def _heterozygosity(scenario: Scenario) -> Floats | None:
-    curve = moment_curve(scenario, "variance_ratio")
-    if _smoothing(scenario) or curve is None or not has_default_settings(scenario.sampler):
-        return None
-    true = 1 - float((_probabilities(scenario) ** 2).sum())
-    return true * curve
+def _heterozygosity(scenario: Scenario) -> Floats:
+    require(not _smoothing(scenario) and has_default_settings(scenario.sampler))
+    return (1 - float((_probabilities(scenario) ** 2).sum())) * moment_curve(scenario, "variance_ratio")
 
 
-def _smoothed_heterozygosity(scenario: Scenario) -> Floats | None:
+def _smoothed_heterozygosity(scenario: Scenario) -> Floats:
     p, n = _probabilities(scenario), scenario.n
-    fits_symbols = scenario.family.settings()["n_symbols"] in (None, len(p)) and has_default_settings(scenario.sampler)
-    if not _smoothing(scenario) or not fits_symbols or scenario.policy.name != "replace":
-        return None
+    require(scenario.family.settings()["n_symbols"] in (None, len(p)) and has_default_settings(scenario.sampler))
+    require(_smoothing(scenario) and scenario.policy.name == "replace")
     u = _smoothing(scenario) * len(p) / (n + _smoothing(scenario) * len(p))
     same = float((p**2).sum())  # F: probability that two rows have the same symbol
     values = []
@@ -72,15 +67,14 @@ def count_chances(n: int, p: Floats) -> Floats:
     return np.asarray(np.exp(np.maximum(logs, MIN_LOG_CHANCE)) * (logs > MIN_LOG_CHANCE), np.float64)
 
 
-def _lost(scenario: Scenario, p: Floats) -> Floats | None:
-    """Probability that model t gives none to groups of symbols of true mass p, (generations, len(p)); None if unknown."""
+def _lost(scenario: Scenario, p: Floats) -> Floats:
+    """Probability that model t gives none to groups of symbols of true mass p, (generations, len(p))."""
     n, plain = scenario.n, has_default_settings(scenario.sampler)
-    if not _smoothing(scenario) and all(_only_repeats_initial_rows(entry, n) for entry in schedule_entries(scenario)):
+    require(not _smoothing(scenario))
+    if all(_only_repeats_initial_rows(entry, n) for entry in schedule_entries(scenario)):
         return np.tile(np.exp(xlog1py(n, -p)), (scenario.generations, 1))
-    if scenario.policy.name != "replace" or _smoothing(scenario) or n > MAX_CHAIN_ROWS:
-        return None
-    if not plain and len(_probabilities(scenario)) != 2:
-        return None  # the adjusted probability of a symbol depends on all others
+    require(scenario.policy.name == "replace" and n <= MAX_CHAIN_ROWS)
+    require(plain or len(_probabilities(scenario)) == 2)  # else the adjusted probability of a symbol depends on all others
     lost = [np.eye(1, n + 1)[0]]  # by each generation, from each count
     drawn = np.arange(n + 1) / n  # share among the next rows, from each count
     if not plain:
@@ -98,53 +92,42 @@ def _only_repeats_initial_rows(entry: ScheduleEntry, n: int) -> bool:
     return has_initial and entry.plan.budget is None and all(t.batch == real(1) or t.batch.kind == "synthetic" for t in takes)
 
 
-def alive(scenario: Scenario) -> Floats | None:
-    """Probability that model t has each symbol, (generations, symbols); None if unknown."""
-    lost = _lost(scenario, _probabilities(scenario))
-    return None if lost is None else 1 - lost
+def alive(scenario: Scenario) -> Floats:
+    """Probability that model t has each symbol, (generations, symbols)."""
+    return 1 - _lost(scenario, _probabilities(scenario))
 
 
-def _number_alive(scenario: Scenario, chances: Callable[[Scenario], Floats | None] = alive) -> Floats | None:
-    return None if (probability := chances(scenario)) is None else np.asarray(probability.sum(axis=1), np.float64)
+def _unseen_mass(scenario: Scenario) -> Floats:
+    return _lost(scenario, _probabilities(scenario)) @ _probabilities(scenario)
 
 
-def _unseen_mass(scenario: Scenario) -> Floats | None:
-    lost = _lost(scenario, _probabilities(scenario))
-    return None if lost is None else lost @ _probabilities(scenario)
-
-
-def _complete_support(scenario: Scenario) -> Floats | None:
+def _complete_support(scenario: Scenario) -> Floats:
     """Inclusion and exclusion: the sum over groups A of (-1)^|A| times the probability that all of A is lost."""
     masses, signs = np.zeros(1), np.ones(1)
     for p in _probabilities(scenario):
         both, index = np.unique(np.round([masses, masses + p], 14), return_inverse=True)  # groups of equal mass are one
         masses, signs = both, np.bincount(index.ravel(), np.concatenate([signs, -signs])).astype(np.float64)
-        if len(masses) > MAX_GROUPS:
-            return None
+        require(len(masses) <= MAX_GROUPS)
     lost = _lost(scenario, np.minimum(masses, 1.0))
-    if lost is None or (lost @ np.abs(signs)).max() > MAX_TERMS:
-        return None
+    require((lost @ np.abs(signs)).max() <= MAX_TERMS)
     return np.clip(lost @ signs, 0.0, 1.0)
 
 
-def _tempered_heterozygosity(scenario: Scenario) -> Floats | None:
+def _tempered_heterozygosity(scenario: Scenario) -> Floats:
     p, sampler = _probabilities(scenario), scenario.sampler.settings()
-    only_temperature = (sampler.get("top_k"), sampler.get("top_p")) == (None, 1.0) and sampler["temperature"] != 1
+    require((sampler["top_k"], sampler["top_p"]) == (None, 1.0) and sampler["temperature"] != 1)
+    require(not _smoothing(scenario) and scenario.n * p.min() >= MIN_RAREST_COUNT)
     top = np.sort(p)[-2:]
     gap = np.log(top[-1] / top[0]) / np.sqrt((1 / (scenario.n * top)).sum())  # in standard errors of one generation
-    has_ties = sampler.get("temperature", 1.0) < 1 and gap < MIN_GAP  # endless rows keep them, the noise of a fit breaks them
-    if _smoothing(scenario) or not only_temperature or has_ties or scenario.n * p.min() < MIN_RAREST_COUNT:
-        return None
+    require(sampler["temperature"] > 1 or gap >= MIN_GAP)  # endless rows keep ties, which the noise of a fit breaks
     models = population_models(scenario, p, cast(AdjustsProbabilities, scenario.sampler).adjust)
     return np.asarray(1 - (models**2).sum(axis=1), np.float64)
 
 
-def alive_at_least(scenario: Scenario) -> Floats | None:
+def alive_at_least(scenario: Scenario) -> Floats:
     """Probability that model t has each symbol if counts are Poisson: no more than of n rows, since (1 - x)^n <= exp(-nx)."""
-    if _smoothing(scenario) or scenario.policy.name != "replace" or not has_default_settings(scenario.sampler):
-        return None
-    if scenario.n <= MAX_CHAIN_ROWS:
-        return None  # the exact law applies
+    require(not _smoothing(scenario) and scenario.policy.name == "replace" and has_default_settings(scenario.sampler))
+    require(scenario.n > MAX_CHAIN_ROWS)  # else the exact law applies
     p, g, values = _probabilities(scenario), 1.0, []
     for _ in range(scenario.generations):
         values.append(-np.expm1(-scenario.n * p * g))
@@ -176,17 +159,17 @@ LAWS = (
         name="forgetting, at least", metric="support_size", kind="bound",
         source="Suresh, Thangaraj, Khandavally 2024 (2412.17646): 1 - exp(-n p g_t) a symbol, g_1 = 1, g_(t+1) = 1 - exp(-g_t)",
         conditions=f"no smoothing, default sampler, policy replace, more than {MAX_CHAIN_ROWS} rows.",
-        values=lambda scenario: _number_alive(scenario, alive_at_least),
+        values=lambda scenario: alive_at_least(scenario).sum(axis=1),
     ),
     Law(
         name="symbols alive", metric="support_size", kind="exact",
         source=f"{_CHAIN_SOURCE}; its bounds are those of Suresh, Thangaraj, Khandavally 2024 (2412.17646)",
-        conditions=_CHAIN_CONDITIONS, values=_number_alive,
+        conditions=_CHAIN_CONDITIONS, values=lambda scenario: alive(scenario).sum(axis=1),
     ),
     Law(
         name="share of symbols alive", metric="symbol_survival", kind="exact",
         source=_CHAIN_SOURCE, conditions=_CHAIN_CONDITIONS,
-        values=lambda s: None if (number := _number_alive(s)) is None else number / len(_probabilities(s)),
+        values=lambda scenario: alive(scenario).mean(axis=1),
     ),
     Law(
         name="memorizer", metric="unseen_mass", kind="exact",

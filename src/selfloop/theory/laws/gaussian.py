@@ -7,13 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from itertools import accumulate
+from typing import cast
 
 import numpy as np
 from scipy.special import digamma, gammaln
 
-from selfloop.columns import Floats
+from selfloop.columns import Floats, Ints
 from selfloop.snapshots import Scenario
-from selfloop.theory.law import Law, moment_curve, newest_growth, newest_rows, schedule_entries, true_trace
+from selfloop.theory.law import Law, moment_curve, newest_growth, newest_rows, require, schedule_entries, true_trace
 from selfloop.theory.moments import MomentEstimator
 from selfloop.types import Limit, synthetic
 
@@ -23,9 +24,12 @@ def _estimator(scenario: Scenario) -> MomentEstimator:
     return MomentEstimator(ddof=family["ddof"], pooled=family["pooled"], variance_factor=sampler["variance_factor"])
 
 
-def _mean_error(scenario: Scenario) -> Floats | None:
-    curve = moment_curve(scenario, "mean_error", _estimator(scenario))
-    return None if curve is None else true_trace(scenario) * curve
+def _mean_error(scenario: Scenario) -> Floats:
+    return true_trace(scenario) * moment_curve(scenario, "mean_error", _estimator(scenario))
+
+
+def _variance_ratio(scenario: Scenario) -> Floats:
+    return moment_curve(scenario, "variance_ratio", _estimator(scenario))
 
 
 def _mean_error_limit(scenario: Scenario) -> Limit | None:
@@ -44,45 +48,39 @@ def _mean_error_limit(scenario: Scenario) -> Limit | None:
     return "infinite" if change > 1 or (change == 1 and power <= 1) else "finite"
 
 
-def _fitted_rows(scenario: Scenario) -> Floats | None:
-    """Training rows of every generation, if fitted covariances are products of independent Wishart matrices; otherwise None."""
-    rows = np.array(newest_rows(scenario) or [0], np.float64)
-    return rows if _estimator(scenario).variance_factor > 0 and rows.min() > scenario.source.settings()["dim"] else None
+def _fitted_rows(scenario: Scenario) -> Ints:
+    """Training rows of every generation; fitted covariances are products of independent Wishart matrices."""
+    rows = newest_rows(scenario)
+    require(_estimator(scenario).variance_factor > 0 and rows.min() > scenario.source.settings()["dim"])
+    return rows
 
 
-def _log_determinants(scenario: Scenario, power: float, of_chi: Callable[[Floats], Floats]) -> Floats | None:
+def _log_determinants(scenario: Scenario, power: float, of_chi: Callable[[Floats], Floats]) -> Floats:
     """Log of a moment of det S_t / det S*: a Wishart determinant is a product of chi-squared variables with halved degrees."""
     estimator, d, rows = _estimator(scenario), scenario.source.settings()["dim"], _fitted_rows(scenario)
-    if rows is None:
-        return None
     halves = (rows[:, None] - np.arange(1, d + 1)) / 2
     fits = of_chi(halves).sum(axis=1) + power * d * np.log(2 / (rows - estimator.ddof))
     return np.asarray(np.cumsum(fits) + power * d * np.log(estimator.variance_factor) * np.arange(len(rows)), np.float64)
 
 
-def _log_variance_ratio(scenario: Scenario) -> Floats | None:
+def _log_variance_ratio(scenario: Scenario) -> Floats:
     return _log_determinants(scenario, 1.0, digamma)
 
 
-def _sd_ratio(scenario: Scenario) -> Floats | None:
+def _sd_ratio(scenario: Scenario) -> Floats:
     power = 0.5 / scenario.source.settings()["dim"]
-    logs = _log_determinants(scenario, power, lambda halves: gammaln(halves + power) - gammaln(halves))
-    return None if logs is None else np.exp(logs)
+    return np.exp(_log_determinants(scenario, power, lambda halves: gammaln(halves + power) - gammaln(halves)))
 
 
-def _wasserstein(scenario: Scenario) -> Floats | None:
+def _wasserstein(scenario: Scenario) -> Floats:
     """E (m - m*)^2 + E v + 1 - 2 E sd, times the true variance."""
-    error, sd = _mean_error(scenario), _sd_ratio(scenario)
-    if error is None or sd is None or scenario.source.settings()["dim"] > 1:
-        return None
-    variance = moment_curve(scenario, "variance_ratio", _estimator(scenario))
-    return None if variance is None else error + true_trace(scenario) * (variance + 1 - 2 * sd)
+    require(scenario.source.settings()["dim"] == 1)
+    return _mean_error(scenario) + true_trace(scenario) * (_variance_ratio(scenario) + 1 - 2 * _sd_ratio(scenario))
 
 
-def _kl_divergence(scenario: Scenario) -> Floats | None:
+def _kl_divergence(scenario: Scenario) -> Floats:
     log_det, rows, d = _log_variance_ratio(scenario), _fitted_rows(scenario), scenario.source.settings()["dim"]
-    if log_det is None or rows is None or rows.min() <= d + 2:
-        return None
+    require(rows.min() > d + 2)
     changes = (rows - _estimator(scenario).ddof) / (rows - d - 2)  # E of an inverse Wishart matrix
     ratios = changes / np.r_[1.0, np.full(len(rows) - 1, _estimator(scenario).variance_factor)]
     steps = zip(ratios, changes * d / rows, strict=True)
@@ -91,20 +89,18 @@ def _kl_divergence(scenario: Scenario) -> Floats | None:
     return np.asarray(0.5 * (log_det + traces + distances - d), np.float64)
 
 
-def _merged_variance(scenario: Scenario) -> Floats | None:
-    """E tr S_t over its true value; None unless all merges are covariances, but for a chance below 4e-6 per fit.
+def _merged_variance(scenario: Scenario) -> Floats:
+    """E tr S_t over its true value, if all merges are covariances, but for a chance below 4e-6 per fit.
 
     Singular values of n - 1 standard normal rows are within (n - 1)^1/2 +- (d^1/2 + x) but for exp(-x^2/2) on either side
     (Davidson and Szarek 2001).
     """
-    estimator, d, merge = _estimator(scenario), scenario.source.settings()["dim"], scenario.merge
-    rows = np.array(newest_rows(scenario) or [0], np.float64)
-    if merge is None or rows.min() <= estimator.ddof:
-        return None
+    estimator, d, merge = _estimator(scenario), scenario.source.settings()["dim"], cast(float, scenario.merge)
+    rows = newest_rows(scenario)
+    require(rows.min() > estimator.ddof)
     roots = np.sqrt(rows[1:] - 1) + np.array([[-1], [1]]) * (d**0.5 + 5)
     extremes = estimator.variance_factor * np.maximum(roots, 0) ** 2 / (rows[1:] - estimator.ddof)
-    if (1 - merge + merge * extremes < 0).any():
-        return None
+    require((1 - merge + merge * extremes >= 0).all())
     changes = (rows - 1) / (rows - estimator.ddof)
     changes[1:] = 1 - merge + merge * estimator.variance_factor * changes[1:]
     return np.asarray(np.cumprod(changes), np.float64)
@@ -115,35 +111,36 @@ def _vanishing(scenario: Scenario) -> Limit | None:
     return "zero" if scenario.policy.name == "replace" and _estimator(scenario).variance_factor <= 1 else None
 
 
-def _kernel_variance(scenario: Scenario) -> float | None:
-    """Sum over columns of the variance of kernel noise; None if the bandwidth depends on the rows."""
+def _kernel_variance(scenario: Scenario) -> float:
+    """Sum over columns of the variance of kernel noise, if the bandwidth does not depend on the rows."""
     bandwidth, standardize = (scenario.family.settings()[name] for name in ("bandwidth", "standardize"))
-    has_rule = isinstance(bandwidth, str) or standardize
-    return None if has_rule else float(bandwidth) ** 2 * int(scenario.source.settings()["dim"])
+    require(not isinstance(bandwidth, str) and not standardize)
+    return float(bandwidth) ** 2 * int(scenario.source.settings()["dim"])
 
 
-def _second_moment(scenario: Scenario) -> Floats | None:
-    added = _kernel_variance(scenario)
-    if added is None:
-        return None
-    estimator = MomentEstimator(kernel_variance=added / true_trace(scenario))
+def _second_moment(scenario: Scenario) -> Floats:
+    estimator = MomentEstimator(kernel_variance=_kernel_variance(scenario) / true_trace(scenario))
     mean_error, variance_ratio = (moment_curve(scenario, name, estimator) for name in ("mean_error", "variance_ratio"))
-    return None if mean_error is None or variance_ratio is None else true_trace(scenario) * (mean_error + variance_ratio)
+    return true_trace(scenario) * (mean_error + variance_ratio)
 
 
-def _limiting_second_moment(scenario: Scenario) -> Floats | None:
-    """The second moment of a sum over k >= 0 of a (1 - a)^k times the truth with k kernels of noise: mean k = (1 - a)/a."""
-    added, later = _kernel_variance(scenario), list(schedule_entries(scenario))[1:]
-    masses = {round(entry.real_mass, 12) for entry in later}  # a
+def _real_share(scenario: Scenario) -> float:
+    """The share a of real rows after generation 1; 0 if it varies, or if other rows are not of the newest model."""
+    later = list(schedule_entries(scenario))[1:]
+    masses = {round(entry.real_mass, 12) for entry in later}
     is_newest = all(take.batch == synthetic(e.t - 1) or take.batch.kind == "real" for e in later for take in e.plan.takes)
-    if added is None or len(masses) != 1 or not is_newest or 0 in masses:
-        return None
-    (a,) = masses
+    return masses.pop() if len(masses) == 1 and is_newest else 0.0
+
+
+def _limiting_second_moment(scenario: Scenario) -> Floats:
+    """The second moment of a sum over k >= 0 of a (1 - a)^k times the truth with k kernels of noise: mean k = (1 - a)/a."""
+    added, a = _kernel_variance(scenario), _real_share(scenario)
+    require(a)
     return np.full(scenario.generations, true_trace(scenario) + added * (1 - a) / a)
 
 
 def _second_moment_limit(scenario: Scenario) -> Limit | None:
-    if _limiting_second_moment(scenario) is not None:
+    if _real_share(scenario):
         return "finite"
     return "infinite" if scenario.policy.name in ("replace", "accumulate") else None  # sums of 1 and of 1/t
 
@@ -164,7 +161,7 @@ LAWS = (
     ),
     Law(
         name="moments of the variance", metric="variance_ratio", kind="exact", source=_MOMENTS_SOURCE,
-        conditions=_MOMENTS_CONDITIONS, values=lambda scenario: moment_curve(scenario, "variance_ratio", _estimator(scenario)),
+        conditions=_MOMENTS_CONDITIONS, values=_variance_ratio,
     ),
     Law(
         name="log variance under replacement", metric="log_variance_ratio", kind="exact",

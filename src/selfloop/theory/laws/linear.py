@@ -19,7 +19,7 @@ from scipy.special import ndtr
 from selfloop.columns import Floats, Ints
 from selfloop.snapshots import Scenario
 from selfloop.theory import law
-from selfloop.theory.law import Law
+from selfloop.theory.law import Law, require
 from selfloop.theory.moments import MomentEstimator
 from selfloop.types import Limit
 
@@ -61,13 +61,13 @@ def _first_risk(scenario: Scenario) -> float:
     return _real_noise(scenario) ** 2 * d / (scenario.n - d - 1)
 
 
-def _is_least_squares(scenario: Scenario) -> bool:
-    return not scenario.family.settings()["ridge"] and _real_noise(scenario) > 0 and scenario.n > _dim(scenario) + 1
+def _require_least_squares(scenario: Scenario) -> None:
+    require(not scenario.family.settings()["ridge"] and _real_noise(scenario) > 0 and scenario.n > _dim(scenario) + 1)
 
 
-def _multiplied_risk(scenario: Scenario) -> Floats | None:
-    curve = law.moment_curve(scenario, "mean_error_multiplier", _estimator(scenario))
-    return None if curve is None else _first_risk(scenario) * curve
+def _multiplied_risk(scenario: Scenario) -> Floats:
+    _require_least_squares(scenario)
+    return _first_risk(scenario) * law.moment_curve(scenario, "mean_error_multiplier", _estimator(scenario))
 
 
 def _limit(scenario: Scenario) -> Limit | None:
@@ -89,14 +89,15 @@ def repeats_one_design(scenario: Scenario) -> bool:
     )
 
 
-def _fixed_design_risk(scenario: Scenario) -> Floats | None:
-    return _multiplied_risk(scenario) if _is_least_squares(scenario) and repeats_one_design(scenario) else None
+def _fixed_design_risk(scenario: Scenario) -> Floats:
+    require(repeats_one_design(scenario))
+    return _multiplied_risk(scenario)
 
 
-def _fresh_design_rows(scenario: Scenario, rows: list[int] | None) -> Ints | None:
-    """The training rows of every generation, if each fit has enough of them, with fresh inputs; otherwise None."""
-    has_fresh_designs = _is_least_squares(scenario) and not scenario.source.has_fixed_design()
-    return np.array(rows) if has_fresh_designs and rows and min(rows) > _dim(scenario) + 1 else None
+def _require_fresh_designs(scenario: Scenario, rows: Ints) -> None:
+    """Each fit has enough training rows, with fresh inputs."""
+    _require_least_squares(scenario)
+    require(not scenario.source.has_fixed_design() and rows.min() > _dim(scenario) + 1)
 
 
 def _noise_variances(scenario: Scenario) -> Floats:
@@ -105,30 +106,32 @@ def _noise_variances(scenario: Scenario) -> Floats:
     return np.asarray(levels[np.minimum(np.arange(scenario.generations), len(levels) - 1)] ** 2, np.float64)
 
 
-def _newest_risk(scenario: Scenario) -> Floats | None:
-    d, rows = _dim(scenario), _fresh_design_rows(scenario, law.newest_rows(scenario))
-    return None if rows is None else np.cumsum(_noise_variances(scenario) * d / (rows - d - 1))
+def _newest_risk(scenario: Scenario) -> Floats:
+    d, rows = _dim(scenario), law.newest_rows(scenario)
+    _require_fresh_designs(scenario, rows)
+    return np.asarray(np.cumsum(_noise_variances(scenario) * d / (rows - d - 1)), np.float64)
 
 
-def _all_rows_risk(scenario: Scenario) -> Floats | None:
-    d, total = _dim(scenario), _fresh_design_rows(scenario, law.all_rows(scenario))
-    if total is None or len(total) == 1:
-        return None
+def _all_rows_risk(scenario: Scenario) -> Floats:
+    d, total = _dim(scenario), law.all_rows(scenario)
+    _require_fresh_designs(scenario, total)
+    require(len(total) > 1)
     added = np.diff(total, prepend=0)
     return np.cumsum(_noise_variances(scenario) * d * added / total / (total - d - 1))
 
 
-def _asymptotic_risk(scenario: Scenario) -> Floats | None:
+def _asymptotic_risk(scenario: Scenario) -> Floats:
     # A fixed design repeats its inputs: the first rows of several batches have fewer distinct inputs than rows.
-    if not _is_least_squares(scenario) or not law.takes_whole_batches(scenario):
-        return None
-    if repeats_one_design(scenario) or _newest_risk(scenario) is not None or _all_rows_risk(scenario) is not None:
-        return None  # an exact law applies
-    fewest = min(entry.trained_rows for entry in law.schedule_entries(scenario))
-    return _multiplied_risk(scenario) if fewest >= MIN_ROWS_PER_COEFFICIENT * _dim(scenario) else None
+    require(law.takes_whole_batches(scenario) and _fewest_rows(scenario) >= MIN_ROWS_PER_COEFFICIENT * _dim(scenario))
+    return _multiplied_risk(scenario)
 
 
-def _equal_variance_risk(scenario: Scenario, *, has_ridge: bool) -> Floats | None:
+def _fewest_rows(scenario: Scenario) -> float:
+    """Rows of the smallest training set."""
+    return min(entry.trained_rows for entry in law.schedule_entries(scenario))
+
+
+def _equal_variance_risk(scenario: Scenario, *, has_ridge: bool) -> Floats:
     """Risk of fits with and without ridge on fresh inputs of one variance v, each on the newest rows alone.
 
     In inputs of variance 1, fit t is B w_(t-1) plus noise. B has no preferred direction, so the products E w_t'w* and E |w_t|^2
@@ -137,16 +140,13 @@ def _equal_variance_risk(scenario: Scenario, *, has_ridge: bool) -> Floats | Non
     d, rows = _dim(scenario), law.newest_rows(scenario)
     variances = np.unique(cast(Floats, law.true_params(scenario)["variances"]))
     ridges = [float(scenario.family.for_generation(t).settings()["ridge"]) for t in range(1, scenario.generations + 1)]
-    if scenario.source.has_fixed_design() or rows is None or len(variances) > 1 or any(ridges) != has_ridge:
-        return None
+    require(not scenario.source.has_fixed_design() and len(variances) == 1 and any(ridges) == has_ridge)
     start = float(variances[0]) * d  # of |w*|^2, with w* ~ N(0, I)
     overlap, square, risks = start, start, []
     for n, ridge, noise in zip(rows, ridges, _noise_variances(scenario), strict=True):
-        if not ridge and abs(n - d) <= 1:
-            return None  # infinite expectations
+        require(ridge or abs(n - d) > 1)  # else expectations are infinite
         penalty = ridge / float(variances[0])
-        if ridge and d * np.sqrt((1 - d / n + penalty) ** 2 + 4 * penalty * d / n) < MIN_SPECTRAL_WIDTH:
-            return None
+        require(not ridge or d * np.sqrt((1 - d / n + penalty) ** 2 + 4 * penalty * d / n) >= MIN_SPECTRAL_WIDTH)
         of_overlap, of_square, added = _shrinkage(d, n, penalty)
         overlap, square = of_overlap * overlap, of_square * square + noise * added
         risks.append(start + square - 2 * overlap)
@@ -163,15 +163,15 @@ def _shrinkage(d: int, n: int, ridge: float) -> tuple[float, float, float]:
     return 1 - ridge * m, 1 - 2 * ridge * m + ridge**2 * slope, phi * (m - ridge * slope)
 
 
-def _least_norm_risk(scenario: Scenario) -> Floats | None:
-    risk = _equal_variance_risk(scenario, has_ridge=False)
-    return risk if _newest_risk(scenario) is None else None
+def _least_norm_risk(scenario: Scenario) -> Floats:
+    has_short_fit, ridge = _fewest_rows(scenario) <= _dim(scenario) + 1, scenario.family.settings()["ridge"]
+    require(has_short_fit or ridge or not _real_noise(scenario))  # else the law of the newest batch applies
+    return _equal_variance_risk(scenario, has_ridge=False)
 
 
-def _accumulate_bound(scenario: Scenario) -> Floats | None:
-    has_one_noise = set(_noise_levels(scenario)) == {_real_noise(scenario)}
-    if not _is_least_squares(scenario) or scenario.policy.name != "accumulate" or not has_one_noise:
-        return None
+def _accumulate_bound(scenario: Scenario) -> Floats:
+    _require_least_squares(scenario)
+    require(scenario.policy.name == "accumulate" and set(_noise_levels(scenario)) == {_real_noise(scenario)})
     return np.full(scenario.generations, _first_risk(scenario) * np.pi**2 / 6)
 
 
@@ -184,18 +184,15 @@ def _information(link: str, norm: float) -> tuple[float, float]:
     return float(weight @ z**2), float(weight.sum())
 
 
-def _parameter_error(scenario: Scenario) -> Floats | None:
+def _parameter_error(scenario: Scenario) -> Floats:
     source = scenario.source.settings()
-    fewest = min(entry.trained_rows for entry in law.schedule_entries(scenario))
-    has_many_rows = fewest >= MIN_ROWS_PER_GLM_COEFFICIENT * source["dim"]
-    has_one_link = source["link"] == scenario.family.settings()["link"]
-    is_sampled = scenario.sampler.settings()["labels"] == "sampled"
-    if not has_many_rows or not has_one_link or not is_sampled or not law.takes_whole_batches(scenario):
-        return None
+    require(_fewest_rows(scenario) >= MIN_ROWS_PER_GLM_COEFFICIENT * source["dim"] and law.takes_whole_batches(scenario))
+    require(source["link"] == scenario.family.settings()["link"] and scenario.sampler.settings()["labels"] == "sampled")
     along, across = _information(source["link"], source["coefficient_norm"])
     trace: float = 1 / along + (source["dim"] - 1) / across
-    curve = law.moment_curve(scenario, "mean_error", KNOWN_NOISE)
-    return trace * curve if curve is not None and (trace * curve).max() <= MAX_SQUARED_ERROR else None
+    error = trace * law.moment_curve(scenario, "mean_error", KNOWN_NOISE)
+    require(error.max() <= MAX_SQUARED_ERROR)
+    return error
 
 
 _SHARED = "no ridge, n > d + 1, outcomes of known noise"
@@ -265,13 +262,11 @@ def feedback_multipliers(scenario: Scenario) -> Floats:
     return 1 + law.population_models(scenario, np.zeros(1), lambda bias: bias + 1)[:, 0]
 
 
-def _predicted_share(scenario: Scenario) -> Floats | None:
-    source, sampler = scenario.source.settings(), scenario.sampler.settings()
-    fewest = min(entry.trained_rows for entry in law.schedule_entries(scenario))
-    is_argmax = sampler["labels"] == "argmax" and scenario.family.settings()["link"] == "logit"
-    if not is_argmax or source["share"] >= 0.5 or fewest < MIN_ROWS_PER_GLM_COEFFICIENT * (source["dim"] + 1):
-        return None
+def _predicted_share(scenario: Scenario) -> Floats:
+    source = scenario.source.settings()
     share, distance = source["share"], source["distance"]
+    require(scenario.sampler.settings()["labels"] == "argmax" and scenario.family.settings()["link"] == "logit")
+    require(share < 0.5 and _fewest_rows(scenario) >= MIN_ROWS_PER_GLM_COEFFICIENT * (source["dim"] + 1))
     border = np.log(1 / share - 1) / distance  # on the first coordinate, where both outcomes are equally probable
     predicted = share * ndtr(distance / 2 - border) + (1 - share) * ndtr(-distance / 2 - border)
     return np.asarray(np.maximum(share - (share - predicted) * feedback_multipliers(scenario), 0), np.float64)
