@@ -14,7 +14,7 @@ from selfloop.errors import EXTRAS, SelfloopError, SpecError, first_line, missin
 
 
 def _targets(*modules: tuple[str, str]) -> dict[str, str]:
-    """Name -> "module:Class" of the components of modules. A class is called as its component, unless `name=Class` says so."""
+    """Name -> "module:Class" of the components of modules. A class is called as its component, or named after `=`."""
     entries = [(module, *entry.partition("=")) for module, names in modules for entry in names.split()]
     return {
         name: f"selfloop.{module}:{cls or ''.join(map(str.capitalize, name.split('_')))}" for module, name, _, cls in entries
@@ -76,8 +76,7 @@ BUILT_IN: dict[str, dict[str, str]] = {
         ("metrics.survival", "symbol_survival"),
         ("metrics.true_parameters", "excess_risk parameter_error"),
         ("metrics.likelihood", "log_loss accuracy squared_error predicted_share"),
-        ("metrics.likelihood", "nll negative_elbo log_likelihood denoising_loss"),
-        ("metrics.evaluation", "evaluation"),
+        ("metrics.likelihood", "nll negative_elbo log_likelihood denoising_loss evaluation"),
         ("metrics.downstream", "downstream"),
         ("metrics.tabular", "marginal_distance correlation_distance detectability lost_categories record_distance"),
         ("metrics.image_distances", "pixel_std pixel_frechet feature_frechet kernel_distance"),

@@ -170,19 +170,6 @@ def test_an_interrupt_at_the_end_of_a_run_leaves_its_state(tmp_path: Path, monke
     assert found.state == "finished"
 
 
-def test_on_windows_no_signal_is_sent_to_look_at_a_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "platform", "win32")
-    monkeypatch.setattr(os, "kill", lambda pid, number: pytest.fail("Ctrl-C"))
-    (tmp_path / "runs").mkdir()
-    with live.LiveRun(tmp_path, "x", 1, lambda note: None, "", time_left()) as run:
-        monkeypatch.delattr(signal, "pthread_kill")
-        found = read_progress(tmp_path, "x")
-        assert found is not None
-        assert found.state == "running"
-        with pytest.raises(KeyboardInterrupt):
-            run._interrupt()
-
-
 def test_the_run_of_a_process_that_is_gone_is_interrupted(tmp_path: Path) -> None:
     spec = tiny_components.tiny_spec(generations=2)
     run(spec, tmp_path)

@@ -28,8 +28,7 @@ def watch(
     path = store_at(store)
     read_runs(path)  # SelfloopError if it is no store
     with WatchServer(path, port) as server:
-        if sys.platform != "win32":
-            os.nice(5)  # drawing reports must not slow the runs down
+        os.nice(5)  # drawing reports must not slow the runs down
         show(f"watching {path}: {server.url}\nOpen this address in a browser of this machine. Ctrl-C ends the server.")
         sys.stdout.flush()
         try:

@@ -228,9 +228,6 @@ def _describe_end(code: int) -> str:
 @contextmanager
 def _start_with_interrupts_blocked() -> Iterator[None]:
     """Start processes that ignore Ctrl-C and SIGTERM, which may go to all of a group: the parent ends its workers."""
-    if sys.platform == "win32":
-        yield
-        return
     ensure_running()  # it starts a process, and would unblock the signals
     before = signal.pthread_sigmask(signal.SIG_BLOCK, INTERRUPTS)  # workers inherit the mask
     arrived = set[int]()  # a library's thread may receive a signal: it must not interrupt a half-started worker

@@ -8,7 +8,6 @@ import json
 import math
 import mmap
 import os
-import sys
 from collections import defaultdict
 from collections.abc import Mapping
 from contextlib import suppress
@@ -111,8 +110,6 @@ def read_safetensors(path: str | Path) -> dict[str, Column]:
 def _map_file(file: IO[bytes]) -> Array:
     """The bytes of a file that is not empty, mapped and read-only, without the open descriptor of `mmap.mmap`."""
     size = os.fstat(file.fileno()).st_size
-    if sys.platform == "win32":
-        return np.frombuffer(mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ), np.uint8)
     address = _libc().mmap(None, size, mmap.PROT_READ, mmap.MAP_SHARED, file.fileno(), 0)
     if address == ctypes.c_void_p(-1).value:
         raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), file.name)

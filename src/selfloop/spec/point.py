@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal, cast
@@ -20,6 +18,7 @@ from selfloop.rng import RandomStream
 from selfloop.settings import Settings, find_unused
 from selfloop.spec.arrivals import check_arrivals, list_arrivals
 from selfloop.spec.components import errors_under
+from selfloop.spec.resources import memory_bytes
 from selfloop.types import Coordinates
 
 if TYPE_CHECKING:
@@ -74,11 +73,6 @@ class Point:
 def row_bytes(source: Source) -> int:
     """Bytes of one row of a source."""
     return sum(np.dtype(column.dtype).itemsize * math.prod(column.shape) for column in source.schema().values())
-
-
-def memory_bytes() -> int:
-    """Bytes of memory of this machine."""
-    return 1 << 40 if sys.platform == "win32" else os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def resolve_point(spec: Spec, coordinates: Coordinates) -> Point:

@@ -177,7 +177,7 @@ def _forget_deleted(bucket: Bucket, folder: Path) -> None:
 
 def cache_folder() -> Path:
     """The folder for files that can be received or computed again: $SELFLOOP_CACHE, else `selfloop` in the user's cache."""
-    usual = {"darwin": "~/Library/Caches", "win32": os.environ.get("LOCALAPPDATA", "~")}.get(sys.platform, "~/.cache")
+    usual = "~/Library/Caches" if sys.platform == "darwin" else "~/.cache"
     own = os.path.join(os.environ.get("XDG_CACHE_HOME") or usual, "selfloop")
     return Path(os.path.expanduser(os.environ.get("SELFLOOP_CACHE") or own)).absolute()
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import ctypes
 import signal
-import sys
 import threading
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -75,7 +74,7 @@ def refuse_interrupted(step: str) -> Iterator[None]:
     handler only while they work, as RDKit does, are not noticed: `Component.takes_over_interrupts`. Python runs handlers in
     the main thread, so nothing is checked in others, nor in worker processes, which block interrupts from their start.
     """
-    blocks = sys.platform != "win32" and signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    blocks = signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, ())
     numbers = (signal.SIGINT, signal.SIGTERM)
     handlers = {number: handler for number in numbers if callable(handler := signal.getsignal(number))}
     if blocks or threading.current_thread() is not threading.main_thread() or not handlers:

@@ -10,10 +10,8 @@ import json
 import os
 import platform
 import signal
-import sys
 import threading
 import time
-from _thread import interrupt_main
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
@@ -101,7 +99,7 @@ def read_progress(store: Path, run: str) -> RunProgress | None:
 
 
 def _is_alive(progress: RunProgress, silence: float) -> bool:
-    if progress.host != platform.node() or sys.platform == "win32":  # there, the signal 0 is Ctrl-C
+    if progress.host != platform.node():
         return silence < MAX_SILENCE
     try:
         os.kill(progress.pid, 0)
@@ -220,10 +218,7 @@ class LiveRun:
         numbers = [number for number in (signal.SIGINT, signal.SIGTERM) if callable(signal.getsignal(number))]
         if not self.in_main_thread or not numbers:  # the next note raises
             return
-        if sys.platform == "win32":
-            interrupt_main(numbers[0])
-        else:
-            signal.pthread_kill(threading.main_thread().ident or 0, numbers[0])
+        signal.pthread_kill(threading.main_thread().ident or 0, numbers[0])
 
     def _is_mine(self) -> bool:
         """True unless another process computes this run now, which writes the progress."""
