@@ -12,8 +12,7 @@ from pathlib import Path
 
 from selfloop.report.findings import findings
 from selfloop.report.picture_grid import select_generations
-from selfloop.report.tables import describe_change
-from selfloop.report.theme import describe_coordinates, format_number
+from selfloop.report.theme import describe_change, describe_coordinates, format_number
 from selfloop.result import Result, run
 from selfloop.spec.parse import read_spec
 from selfloop.spec.point import Point

@@ -80,7 +80,7 @@ GONE_CLASSES = {
     "Prediction": "LawCurve", "PublishedPoints": "PanelPublished", "Learner": "MomentEstimator",
     "Summary": "SeedSummary", "Value": "DataValue", "Cell": "GridCell", "Work": "Paper", "Table": "PublishedTable",
     "Grid": "PublishedGrid", "Overlay": "PublishedCurve", "Line": "ReproducedValue", "Ledger": "ScheduleTable",
-    "Worth": "DataValuePanel", "Shares": "CategoryShares", "Differences": "PolicyDifferences", "Show": "GalleryView",
+    "Worth": "DataValuePanel", "Shares": "CategoryShares", "Differences": "Comparison", "Show": "GalleryView",
     "Scene": "MoleculeView", "Story": "TextRow", "Text": "TextExcerpt or TextSource", "Mosaic": "ImageGrid",
     "Shape": "TransformerConfig", "Place": "AttentionContext", "Looped": "TorchDecoder", "Compiled": "CDecoder",
     "Job": "DecodeRequest", "Weights": "DecoderWeights", "Windows": "TokenWindows",

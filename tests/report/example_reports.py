@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
 
@@ -17,7 +18,7 @@ from example_galleries import (
     text_gallery,
 )
 
-from selfloop.columns import ColumnType
+from selfloop.columns import ColumnType, Floats
 from selfloop.policies.builtin import Accumulate, AccumulateSubsample, Replace
 from selfloop.policies.schedule import ScheduleEntry, schedule
 from selfloop.published.papers import PublishedCurve
@@ -28,13 +29,12 @@ from selfloop.report.values import (
     DataValuePanel,
     Gallery,
     Panel,
-    PolicyDifferences,
     Report,
 )
-from selfloop.stats.comparison import compare_all
+from selfloop.stats.comparison import Comparison, compare_all
 from selfloop.stats.data_value import GridCell, fit_data_value
 from selfloop.theory.laws import LawCurve
-from selfloop.types import BY_LAW, Verdict
+from selfloop.types import BY_LAW, Coordinates, Verdict
 
 WHEN = datetime(2026, 3, 2, 14, 5, tzinfo=UTC)
 POLICIES = ("replace", "accumulate", "accumulate_subsample")
@@ -253,10 +253,17 @@ def language_report(seeds: int = 3, generations: int = 10, policies: int = 4) ->
         versions=VERSIONS,
         generated=WHEN,
         panels=[main],
-        differences=[PolicyDifferences(metric="cross_entropy", comparisons=compare_all(values, claimed_pairs(labels)))],
+        differences=example_differences("cross_entropy", values, claimed_pairs(labels)),
         data_values=[example_data_value(seeds)],
         galleries=[story_gallery(generations, labels)],
     )
+
+
+def example_differences(
+    metric: str, curves: Mapping[str, Floats], claims: Collection[tuple[str, str]] = ()
+) -> dict[Coordinates, list[Comparison]]:
+    """All pairs of policies at the only point."""
+    return {(): [replace(pair, metric=metric) for pair in compare_all(curves, claims)]}
 
 
 def example_data_value(seeds: int) -> DataValuePanel:
@@ -302,7 +309,7 @@ def hostile_report() -> Report:
         verdicts=[Verdict(HOSTILE, HOSTILE, "yes", HOSTILE, 1.0, 2.0, 1.0, 3.0, HOSTILE)],
         definitions={HOSTILE: HOSTILE},
         findings=[HOSTILE],
-        differences=[PolicyDifferences(metric=HOSTILE, comparisons=compare_all({HOSTILE: values, HOSTILE + "2": 2 * values}))],
+        differences=example_differences(HOSTILE, {HOSTILE: values, HOSTILE + "2": 2 * values}),
         shares=[
             CategoryShares(
                 kind=kind, names=[HOSTILE, "b"], samples={HOSTILE: np.full((2, 2, 2), 0.5)}, real=np.full((2, 2), 0.5)

@@ -22,7 +22,7 @@ from selfloop.report.figures import panel_figure
 from selfloop.report.line_ends import prominent_policies
 from selfloop.report.page import render_page
 from selfloop.report.theme import policy_styles
-from selfloop.report.values import CurveData, Panel, PolicyDifferences, Report
+from selfloop.report.values import CurveData, Panel, Report
 from selfloop.snapshots import Snapshot
 from selfloop.stats.comparison import compare_all
 from selfloop.stats.intervals import at_look, mean_interval
@@ -317,7 +317,7 @@ def test_undecided_verdicts_and_differences_have_their_number_of_seeds_or_the_re
     rising = replace(verdict, needed_seeds=None, low=0.05, reason="still rises at generation 8")
     assert undecided_verdict(rising, 6) == "more seeds would not decide: still rises at generation 8"
     curves = {"replace": curves_of(3 + 0 * T, noise=0.3), "accumulate": curves_of(3 + 0 * T, noise=0.3, seed=5)}
-    differences = [PolicyDifferences(metric="nll", comparisons=compare_all(curves, margin=0.1))]
+    differences = {(): compare_all(curves, margin=0.1)}
     page = render_page([replace(report_of(curves), verdicts=[verdict, rising], differences=differences)])
     for cell in re.findall(r"<td[^>]*><span class=\"answer undecided\">.*?</td>", page, flags=re.S):
         assert re.search("more seeds? would|seeds one of|no number of seeds|</a>", cell), cell

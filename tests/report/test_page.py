@@ -34,7 +34,7 @@ from selfloop.errors import printable
 from selfloop.report.figures import join_pictures, report_styles, side_by_side
 from selfloop.report.gallery import read_texts
 from selfloop.report.page import _mark_code, render_page, vega_bundle, write_figures
-from selfloop.report.tables import describe_change
+from selfloop.report.theme import describe_change
 from selfloop.report.values import CurveData, Panel, Report
 
 

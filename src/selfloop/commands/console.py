@@ -16,7 +16,7 @@ from selfloop.commands.terminal import show
 from selfloop.component import Better
 from selfloop.notebook import format_seconds
 from selfloop.protocols import SupportsStepCount
-from selfloop.report.theme import describe_better, describe_coordinates, format_count
+from selfloop.report.theme import describe_better, describe_change, describe_coordinates, format_count
 from selfloop.types import Answer
 
 if TYPE_CHECKING:
@@ -78,7 +78,6 @@ def print_summary(result: Result) -> None:
 
 
 def _summary_cells(curves: Floats, *, positive: bool) -> tuple[str, str, str, str]:
-    from selfloop.report.tables import describe_change
     from selfloop.stats.intervals import mean_interval
 
     survivors = int((curves[:, -1] == curves[:, -1]).sum())  # NaN is not equal to itself

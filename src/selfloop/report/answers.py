@@ -10,8 +10,14 @@ import numpy as np
 
 from selfloop.criteria.judging import MAX_NEEDED_SEEDS, Reference, judge_ended, needed_seeds
 from selfloop.report.line_ends import prominent_policies
-from selfloop.report.tables import format_change
-from selfloop.report.theme import describe_better, describe_coordinates, format_count, format_interval, format_number
+from selfloop.report.theme import (
+    describe_better,
+    describe_coordinates,
+    format_change,
+    format_count,
+    format_interval,
+    format_number,
+)
 from selfloop.report.values import CurveData, Panel, Report
 from selfloop.stats.comparison import MARGIN_SHARE
 from selfloop.stats.intervals import Interval, at_look, mean_interval, ratio_interval
@@ -71,7 +77,8 @@ def first_screen(report: Report) -> FirstScreen:
     rows = [row for point in answers.values() for row in point]
     lengths = {curve.values.shape[1] for panel in report.panels if panel.metric == main.metric for curve in panel.curves}
     if len(answers) == 1:
-        sentences = [(row.policy, row.sentence) for row in leading_answers(report, rows)]
+        leading = {*prominent_policies(main.curves), *report.primary}
+        sentences = [(row.policy, row.sentence) for row in rows if row.policy in leading]
     else:
         sentences = list(sweep_sentences(rows, len(answers), metric_noun(main)))
     return FirstScreen(
@@ -112,7 +119,7 @@ def _certainty(report: Report, rows: list[PolicyAnswer]) -> Iterator[str]:
         return
     n_policies = sum(row.answer == "undecided" for row in rows)
     n_verdicts = sum(verdict.answer == "undecided" for verdict in report.verdicts)
-    n_pairs = sum(pair.answer == "undecided" for table in report.differences for pair in table.comparisons)
+    n_pairs = sum(pair.answer == "undecided" for pairs in report.differences.values() for pair in pairs)
     counts = ((n_policies, "change"), (n_verdicts, "verdict"), (n_pairs, "difference"))
     if undecided := ", ".join(format_count(n, noun) for n, noun in counts if n):
         yield f"Undecided: {undecided}; beside each stands how many more seeds would decide, or why none would."
@@ -263,12 +270,6 @@ def _limits(interval: Interval) -> tuple[float, float]:
 
 def _in_unit(interval: Interval, panel: Panel) -> str:
     return " ".join(filter(None, (format_interval(interval), panel.unit)))
-
-
-def leading_answers(report: Report, answers: list[PolicyAnswer]) -> list[PolicyAnswer]:
-    """The answers with a sentence on the first screen, the worst first: of prominent policies and of the primary comparison."""
-    policies = {*prominent_policies(report.panels[0].curves), *report.primary}
-    return [row for row in answers if row.policy in policies]
 
 
 def sweep_sentences(answers: list[PolicyAnswer], n_points: int, noun: str) -> Iterator[tuple[str, str]]:

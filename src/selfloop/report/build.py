@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from selfloop.audit.details import aspect_of
+from selfloop.audit.excess import aspect_of
 from selfloop.columns import Floats
 from selfloop.component import Better, Metric
 from selfloop.criteria.judging import COLLAPSES
@@ -29,7 +29,7 @@ from selfloop.report.notes import missing_values, notes
 from selfloop.report.page import render_page, write_figures
 from selfloop.report.shares import CATEGORY_SHARE, category_shares, extinction_orders
 from selfloop.report.theme import format_count, policy_styles
-from selfloop.report.values import GROUPED, Cost, CurveData, DataValuePanel, Panel, PolicyDifferences, Report
+from selfloop.report.values import GROUPED, Cost, CurveData, DataValuePanel, Panel, Report
 from selfloop.spec.point import SECOND_HOLDOUT, Point
 from selfloop.spec.write import spec_text
 from selfloop.stats.data_value import fit_data_value
@@ -76,6 +76,8 @@ def build_report(result: Result) -> Report:
     sizes = ", ".join(dict.fromkeys(f"{point.n:,}" for point in result.points))
     counts = format_count(first.spec.generations, "generation"), format_count(len(spec.seeds), "seed")
     versions, metrics = {name: version(name) for name in ("selfloop", "numpy", "scipy", "torch")}, {*result.metrics()}
+    places = [point.coordinates for point in result.points]
+    differences = {at: [pair for pair in result.compare(at) if not pair.declared] for at in places}  # a finding has that
     return Report(
         title=f"{spec.family.name} on {spec.source.name}",
         facts=[f"{sizes} real rows", *counts],
@@ -95,7 +97,7 @@ def build_report(result: Result) -> Report:
         missing=list(missing_values(result)),
         leads=list(leading_sentences(result)),
         findings=list(dict.fromkeys(findings(result))),
-        differences=list(_differences(result)),
+        differences={at: pairs for at, pairs in differences.items() if pairs},
         data_values=list(_data_values(result)),
         shares=[shares for shares in category_shares(result) if shares.kind not in GROUPED],
         extinctions=list(extinction_orders(result)),
@@ -215,13 +217,6 @@ def _title_and_unit(point: Point, owner: Metric | None, metric: str) -> tuple[st
             return f"{title} (second holdout)", unit
     title = title or metric.replace("_", " ")
     return title[:1].upper() + title[1:], point.spec.family.metric_units.get(metric) or unit
-
-
-def _differences(result: Result) -> Iterator[PolicyDifferences]:
-    for point in result.points:
-        if comparisons := [pair for pair in result.compare(point.coordinates) if not pair.declared]:  # a finding names that
-            risk = point.spec.risk_metric() or ""
-            yield PolicyDifferences(metric=risk, comparisons=comparisons, coordinates=point.coordinates)
 
 
 def _data_values(result: Result) -> Iterator[DataValuePanel]:

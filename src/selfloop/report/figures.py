@@ -19,8 +19,7 @@ from selfloop.report.charts import Figure, to_file_name
 from selfloop.report.extinction import extinction_figure
 from selfloop.report.line_ends import is_reference
 from selfloop.report.sweep_charts import describe_sweep, sweep_caption, sweep_chart
-from selfloop.report.tables import describe_change
-from selfloop.report.theme import Style, describe_better, describe_coordinates, format_number, policy_styles
+from selfloop.report.theme import Style, describe_better, describe_change, describe_coordinates, format_number, policy_styles
 from selfloop.report.values import Panel, Report
 from selfloop.types import Unit
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import gzip
+import math
 import re
 import zlib
 from collections import Counter
@@ -28,9 +29,10 @@ from selfloop.report.charts import Figure, save_svg, to_file_name
 from selfloop.report.figures import join_pictures, main_figure, report_figures, report_styles, side_by_side, sweep_figure
 from selfloop.report.gallery import view_gallery
 from selfloop.report.picture_grid import select_generations
-from selfloop.report.tables import heat_map, unmeasured, verdict_tables
-from selfloop.report.values import Report
+from selfloop.report.values import DataValuePanel, Report
+from selfloop.stats.intervals import mean_interval
 from selfloop.store.bucket import cache_folder
+from selfloop.types import Coordinates, Verdict
 
 MAX_OPEN_POLICIES = 10  # with more policies, as in a grid, parts of the page that list all policies are folded
 _ASPECT_TITLES = {
@@ -91,7 +93,7 @@ def template_environment() -> Environment:
         "seconds": format_seconds,
         "theme": theme.theme_svg,
         "undecided": undecided_verdict,
-        "unmeasured": unmeasured,
+        "unmeasured": _unmeasured,
         "variable": theme.css_variable,
     }
     environment.globals |= {"dark_colors": theme.DARK, "markers": theme.MARKERS, "zip": zip}
@@ -133,7 +135,7 @@ def _experiment(report: Report, key: str, styles: Mapping[str, theme.Style]) -> 
         "points": points,
         "shares": figures[n_drawn : n_drawn + len(report.shares) + len(report.extinctions)],
         "ledgers": [(name, figure) for name, figure in figures if figure.name == "noise-ledger"],
-        "heat_maps": [(panel, heat_map(panel)) for panel in report.data_values],
+        "heat_maps": [(panel, _heat_map(panel)) for panel in report.data_values],
         "schedules": figures[-1] if report.schedules else None,
         "galleries": [(gallery.coordinates, view) for gallery, view in zip(report.galleries, views, strict=True)],
     }
@@ -141,18 +143,40 @@ def _experiment(report: Report, key: str, styles: Mapping[str, theme.Style]) -> 
 
 def _points(report: Report, figures: Sequence[tuple[str, Figure]]) -> list[dict[str, Any]]:
     """Of each point of the sweep, one without a sweep: figures by what their metrics are about, verdicts, differences."""
-    drawn, verdicts = list(zip(report.drawn_panels, figures, strict=False)), verdict_tables(report)
-    differences = {table.coordinates: table for table in report.differences}
+    drawn = list(zip(report.drawn_panels, figures, strict=False))
+    verdicts = dict[Coordinates, dict[str, dict[str, Verdict]]]()  # by criterion and policy
+    for verdict in report.verdicts:
+        verdicts.setdefault(verdict.coordinates, {}).setdefault(verdict.criterion, {})[verdict.policy] = verdict
     points = []
-    for coordinates in dict.fromkeys([*(panel.coordinates for panel in report.panels), *verdicts, *differences]):
+    for coordinates in dict.fromkeys([*(panel.coordinates for panel in report.panels), *verdicts, *report.differences]):
         pairs = [(panel.aspect, figure) for panel, figure in drawn if panel.coordinates == coordinates]
         curves = {
             _ASPECT_TITLES.get(aspect, aspect.capitalize()): [figure for other, figure in pairs if other == aspect]
             for aspect in sorted(dict(pairs), key=[*_ASPECT_TITLES, *dict(pairs)].index)
         }
-        tables = {"verdicts": verdicts.get(coordinates, {}), "differences": differences.get(coordinates)}
+        tables = {"verdicts": verdicts.get(coordinates, {}), "differences": report.differences.get(coordinates)}
         points.append({"coordinates": coordinates, "curves": curves, **tables})
     return points
+
+
+def _unmeasured(table: Mapping[str, Mapping[str, Verdict]]) -> list[str]:
+    """The criteria that no policy of a table has an answer to."""
+    return [name for name, verdicts in table.items() if {verdict.answer for verdict in verdicts.values()} == {"not measured"}]
+
+
+def _heat_map(panel: DataValuePanel) -> dict[tuple[float, float], dict[str, Any]]:
+    """The cells of a grid by numbers of real and synthetic rows; `level` is from 0 for the lowest to 1 for the highest mean."""
+    means = {(cell.real, cell.synthetic): float(cell.values.mean()) for cell in panel.cells}
+    finite = [mean for mean in means.values() if math.isfinite(mean)]
+    low, high = min(finite, default=0.0), max(finite, default=0.0)
+    cells = {}
+    for cell in panel.cells:
+        mean = means[cell.real, cell.synthetic]
+        column = [other for (real, _), other in means.items() if real == cell.real]
+        level = (mean - low) / ((high - low) or 1.0) if math.isfinite(mean) else 0.0
+        interval, is_lowest = mean_interval(cell.values, positive=panel.positive), len(column) > 1 and mean == min(column)
+        cells[cell.real, cell.synthetic] = {"mean": interval, "level": level, "is_lowest": is_lowest}
+    return cells
 
 
 def _mark_code(text: str) -> Markup:

@@ -14,8 +14,9 @@ from html import escape
 
 from markupsafe import Markup
 
+from selfloop.columns import Floats
 from selfloop.component import Better
-from selfloop.stats.intervals import Interval
+from selfloop.stats.intervals import Interval, mean_interval, ratio_interval
 from selfloop.types import Coordinates, Verdict
 
 INK, MUTED, GRID, PAPER = "#1d2228", "#5b6570", "#e4e7eb", "#fdfdfc"
@@ -146,3 +147,18 @@ def format_interval_parts(interval: Interval | Verdict) -> tuple[str, str]:
         return format_number(estimate), f"[{format_number(low)}, {format_number(high)}]"
     digits = min(max(1 - math.floor(math.log10(high - low)), 0), 8)
     return format_number(estimate, digits), f"[{format_number(low, digits)}, {format_number(high, digits)}]"
+
+
+def describe_change(curves: Floats, *, positive: bool) -> tuple[str, str]:
+    """Last over first mean if 0 is the lowest possible value, else last minus first, and its limits; empty if undefined."""
+    first, last = curves[:, 0], curves[:, -1]
+    change = ratio_interval(last, first) if positive else mean_interval(last - first)
+    return format_change(change, is_ratio=positive) if curves.shape[1] > 1 else ("", "")
+
+
+def format_change(change: Interval, *, is_ratio: bool) -> tuple[str, str]:
+    """A change, such as `×1.95` or `+0.57`, and its limits; empty if undefined."""
+    text, limits = format_interval_parts(change)
+    if change.estimate is None:
+        return "", ""
+    return (f"×{text}" if is_ratio else f"{'+' * (change.estimate > 0)}{text}"), limits

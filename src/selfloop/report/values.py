@@ -133,15 +133,6 @@ class ExtinctionOrder:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PolicyDifferences:
-    """Differences of the risk between policies at one point of the sweep."""
-
-    metric: str
-    comparisons: Sequence[Comparison]
-    coordinates: Coordinates = ()
-
-
-@dataclass(frozen=True, kw_only=True)
 class DataValuePanel:
     """The risk over numbers of real and synthetic rows at one point of the sweep, and the regressions on them."""
 
@@ -198,7 +189,9 @@ class Report:
     missing: Sequence[str] = ()  # metrics without any value, with the reason: one sentence each
     leads: Sequence[str] = ()  # the findings that the first screen shows: the look, primary comparisons, poor first models
     findings: Sequence[str] = ()  # these, orders of policies, late changes, inflection points: one sentence each
-    differences: Sequence[PolicyDifferences] = ()
+    differences: Mapping[Coordinates, Sequence[Comparison]] = field(
+        default_factory=dict
+    )  # of the risk, at points with two policies
     data_values: Sequence[DataValuePanel] = ()
     shares: Sequence[CategoryShares] = ()
     extinctions: Sequence[ExtinctionOrder] = ()
