@@ -9,11 +9,10 @@ import numpy as np
 import pytest
 from drifting import Centered, drifting_spec
 
-from selfloop.audit.answer import Audit, audit_to_json
+from selfloop.audit.answer import Audit, audit_to_json, first_screen
 from selfloop.audit.design import design_audit, parse_seconds
 from selfloop.audit.run import AuditRunner, run_audit
 from selfloop.audit.share import ShareSearch, add_share, measure_share
-from selfloop.audit.text import first_screen
 from selfloop.errors import SpecError
 from selfloop.result import Result
 from selfloop.spec.parse import parse_policy, parse_spec, spec_from_table

@@ -8,7 +8,7 @@ import pytest
 
 from selfloop.audit.answer import Detail
 from selfloop.audit.design import design_audit
-from selfloop.audit.details import aspect_of, read_details
+from selfloop.audit.excess import aspect_of, read_details
 from selfloop.plugins import BUILT_IN
 from selfloop.result import run
 from selfloop.spec.parse import parse_spec

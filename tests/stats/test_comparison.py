@@ -18,9 +18,9 @@ from selfloop.stats.comparison import (
     compare_all,
     compare_declared,
     seeds_for_power,
-    signs,
+    signs_of_moments,
 )
-from selfloop.stats.intervals import at_look, level_of_look
+from selfloop.stats.intervals import at_look, level_of_look, seed_moments
 
 T = np.arange(1.0, 7.0)
 
@@ -239,9 +239,10 @@ def test_two_generations_have_no_later_one_to_compare_and_say_so() -> None:
 
 def test_signs_of_equal_curves_are_undecided_and_planted_ones_are_found() -> None:
     rng = np.random.default_rng(12)
-    rates = [np.any([s.any() for s in signs([rng.normal(size=(5, 4)) for _ in range(6)])]) for _ in range(200)]
+    drawn = [[seed_moments(rng.normal(size=(5, 4))) for _ in range(6)] for _ in range(200)]
+    rates = [np.any([s.any() for s in signs_of_moments(moments)]) for moments in drawn]
     assert np.mean(rates) <= 0.05 + 2 * np.sqrt(0.05 / 200)
-    (planted,) = signs([np.array([1.0, -1.0, 0.0]) + 0.01 * rng.normal(size=(5, 3)) * [1, 1, 0]])
+    (planted,) = signs_of_moments([seed_moments(np.array([1.0, -1.0, 0.0]) + 0.01 * rng.normal(size=(5, 3)) * [1, 1, 0])])
     assert planted.tolist() == [1, -1, 0]
 
 

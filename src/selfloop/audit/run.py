@@ -11,8 +11,7 @@ import numpy as np
 
 from selfloop.audit.answer import Audit, AuditCost, AuditVerdict
 from selfloop.audit.design import AuditDesign, AuditPair
-from selfloop.audit.details import read_details
-from selfloop.audit.excess import ExcessCurves, NotAuditableError, read_excess
+from selfloop.audit.excess import ExcessCurves, NotAuditableError, read_details, read_excess
 from selfloop.engine.curves import TRIVIAL
 from selfloop.engine.executors import Notify
 from selfloop.engine.run import Progress

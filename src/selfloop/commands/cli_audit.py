@@ -95,8 +95,7 @@ def audit(
 
 
 def _write_answer(answer: Audit, report: Path | None, json: str | None, quiet: bool) -> None:
-    from selfloop.audit.answer import audit_to_json
-    from selfloop.audit.text import first_screen
+    from selfloop.audit.answer import audit_to_json, first_screen
 
     text = audit_to_json(answer) + "\n"
     if json == "-":

@@ -1,7 +1,8 @@
-"""Metrics of models on held-out real rows: likelihood, predicted outcomes and denoising loss."""
+"""Metrics of models on held-out real rows: likelihood, predicted outcomes, denoising loss, what a program of one's own says."""
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -203,3 +204,27 @@ class DenoisingLoss(HoldoutMetric):
         losses = family.denoising_loss(snap.params, snap.holdout, 3 * self.noise_draws, ctx).mean(axis=0)
         thirds = losses.reshape(3, -1).mean(axis=1)
         return {self.name: float(thirds.mean())} | dict(zip(self.secondary_titles, thirds.tolist(), strict=True))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation(Metric):
+    """The `loss` of a program that evaluates the model: the command `evaluate` of family `command`.
+
+    Its other values have names that begin with `evaluation_`. Which of their values is best is unknown.
+    """
+
+    name: ClassVar[str] = "evaluation"
+    title: ClassVar[str] = "loss, as the family's own program computes it"
+    family_protocols: ClassVar[tuple[type, ...]] = (protocols.SupportsEvaluate,)
+    uses_holdout: ClassVar[bool] = True
+    zero: Annotated[bool, "true if 0 is the lowest possible loss, so that shares of it have a meaning"] = False
+
+    @property
+    def has_zero(self) -> bool:  # type: ignore[override]  # here a setting decides; elsewhere it is one constant
+        return self.zero
+
+    def measure(self, snap: Snapshot, ctx: Context) -> Mapping[str, float]:
+        assert isinstance(snap.family, protocols.SupportsEvaluate)
+        values = snap.family.evaluate(snap.params, snap.holdout, snap.samples, ctx)
+        known = {name: value for name, value in values.items() if not math.isnan(value)}  # null: it does not exist, no collapse
+        return {self.name if name == "loss" else f"{self.name}_{name}": value for name, value in known.items()}

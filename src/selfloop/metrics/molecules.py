@@ -92,18 +92,12 @@ def mean_wasserstein(sampled: KindValues, real: KindValues) -> float:
     """1-Wasserstein distance between the values of each kind, mean over sampled values; NaN if no kind is in both."""
     from scipy.stats import wasserstein_distance
 
-    references, total, count = _split_by_kind(real), 0.0, 0
-    for kind, values in _split_by_kind(sampled).items():
-        if kind in references:
-            total += len(values) * wasserstein_distance(values, references[kind])
-            count += len(values)
+    total, count = 0.0, 0
+    for kind in np.intersect1d(sampled.kinds, real.kinds):
+        values = sampled.values[sampled.kinds == kind]
+        total += len(values) * wasserstein_distance(values, real.values[real.kinds == kind])
+        count += len(values)
     return float(total) / count if count else float("nan")
-
-
-def _split_by_kind(data: KindValues) -> dict[int, Floats]:
-    order = np.argsort(data.kinds, kind="stable")
-    distinct, first = np.unique(data.kinds[order], return_index=True)
-    return dict(zip(distinct.tolist(), np.split(data.values[order], first[1:]), strict=True)) if len(distinct) else {}
 
 
 @dataclass(frozen=True, kw_only=True)

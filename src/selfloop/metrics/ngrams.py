@@ -119,18 +119,11 @@ def ngrams(tokens: Ragged, n: int) -> tuple[Hashes, Ints]:
     """Hash of every run of n tokens inside a row, in order, and the index of its row."""
     ends = np.repeat(tokens.offsets[1:], np.diff(tokens.offsets))
     first = np.flatnonzero(np.arange(len(ends)) + n <= ends)
-    return _hash_windows(hash_values(tokens.values), n)[first], row_indices(tokens)[first]
-
-
-def _hash_windows(x: Hashes, n: int) -> Hashes:
-    """sum_j x[i + j] * BASE^(n - 1 - j) for every i, by halves."""
-    if n == 1:
-        return x
-    half, count = n // 2, max(len(x) - n + 1, 0)
-    left = _hash_windows(x, n - half)
-    right = left if n == 2 * half else _hash_windows(x, half)
-    power = np.cumprod(np.full(half, BASE))[-1:]
-    return np.asarray(left[:count] * power + right[n - half : n - half + count], np.uint64)
+    values = hash_values(tokens.values)
+    grams = values[first]
+    for j in range(1, n):
+        grams = grams * BASE + values[first + j]
+    return grams, row_indices(tokens)[first]
 
 
 def hash_values(values: Array) -> Hashes:

@@ -91,13 +91,6 @@ def observed(values: Floats) -> Floats:
     return values[~np.isnan(values)]
 
 
-def wasserstein_1(a: Floats, b: Floats) -> float:
-    """1-Wasserstein distance of two sets of numbers: the area between their distribution functions."""
-    both = np.sort(np.concatenate([a, b]))
-    shares = [np.searchsorted(np.sort(x), both[:-1], side="right") / len(x) for x in (a, b)]
-    return float((np.abs(shares[0] - shares[1]) * np.diff(both)).sum())
-
-
 def total_variation(a: Floats, b: Floats) -> float:
     """Half the sum of the absolute differences of the shares of two sets of categories, 0 to 1."""
     names = np.union1d(a, b)
@@ -135,11 +128,13 @@ class MarginalDistance(RecordMetric):
 
 def column_distance(sampled: Floats, real: Floats, categories: bool) -> float:
     """Distance between the values of one column, as in `MarginalDistance`."""
+    from scipy.stats import wasserstein_distance
+
     sampled, real = observed(sampled), observed(real)
     if not len(sampled) or not len(real):
         return 0.0 if len(sampled) == len(real) else 1.0
     scale = float(np.subtract(*np.quantile(real, [0.75, 0.25])) or real.std())
-    return total_variation(sampled, real) if categories or not scale else wasserstein_1(sampled, real) / scale
+    return total_variation(sampled, real) if categories or not scale else float(wasserstein_distance(sampled, real)) / scale
 
 
 def _mean(values: object) -> float:
@@ -153,6 +148,8 @@ def association(a: Floats, b: Floats, categories: tuple[bool, bool]) -> float:
     Of numbers Pearson's correlation, -1 to 1. Of categories Cramer's V (1946, section 21.9), of a number and a category the
     correlation ratio eta (Pearson 1905): the root of the share of its variance between the categories; both 0 to 1.
     """
+    from scipy.stats import contingency
+
     both = ~(np.isnan(a) | np.isnan(b))
     a, b = a[both], b[both]
     if len(a) < 2 or np.ptp(a) == 0 or np.ptp(b) == 0:
@@ -161,14 +158,9 @@ def association(a: Floats, b: Floats, categories: tuple[bool, bool]) -> float:
         return float(np.corrcoef(a, b)[0, 1])
     if categories == (False, True):
         a, b = b, a
-    rows, codes = np.unique(a, return_inverse=True)
     if categories == (True, True):
-        columns, others = np.unique(b, return_inverse=True)
-        counts = np.bincount(codes * len(columns) + others, minlength=len(rows) * len(columns)).reshape(len(rows), -1)
-        expected = counts.sum(1, keepdims=True) * counts.sum(0) / len(a)
-        chi_squared = ((counts - expected) ** 2 / expected).sum()
-        return float(np.sqrt(chi_squared / len(a) / (min(counts.shape) - 1)))
-    counts = np.bincount(codes)
+        return float(contingency.association(contingency.crosstab(a, b).count, method="cramer"))
+    _, codes, counts = np.unique(a, return_inverse=True, return_counts=True)
     means = np.bincount(codes, b) / counts
     return float(np.sqrt(min(1.0, (counts * (means - b.mean()) ** 2).sum() / ((b - b.mean()) ** 2).sum())))
 

@@ -8,9 +8,8 @@ from typing import Any
 import altair as alt
 import numpy as np
 
-from selfloop.audit.answer import Audit, Keep
+from selfloop.audit.answer import Audit, Keep, format_excess
 from selfloop.audit.excess import Bound, NotAuditableError, read_excess
-from selfloop.audit.text import format_excess
 from selfloop.report import charts, curve_records
 from selfloop.report.charts import Figure
 from selfloop.report.theme import FONT, INK, MUTED, Style

@@ -8,8 +8,16 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import get_args
 
-from selfloop.audit.answer import Aspect, Audit, AuditVerdict, Detail
-from selfloop.audit.text import bound_in_unit, describe_certainty, describe_cost, format_pair
+from selfloop.audit.answer import (
+    Aspect,
+    Audit,
+    AuditVerdict,
+    Detail,
+    bound_in_unit,
+    describe_certainty,
+    describe_cost,
+    format_pair,
+)
 from selfloop.errors import printable
 from selfloop.formats.replacing import write_text
 from selfloop.report.audit_charts import describe_bound, excess_chart, forecast_excess, has_curve, keep_chart

@@ -25,7 +25,6 @@ from selfloop.stats.intervals import (
     difference,
     mean_and_error,
     paired_difference,
-    seed_moments,
 )
 
 FIRST_COMPARED = 3  # at generation 1 all policies have the same model, at generation 2 nearly the same
@@ -136,16 +135,11 @@ def _compare_family(
     return comparisons
 
 
-def signs(differences: Sequence[Floats]) -> list[Floats]:
+def signs_of_moments(moments: Sequence[Moments]) -> list[Floats]:
     """The sign of the mean of each (seeds, generations) difference at every generation; 0 if it is undecided.
 
     The probability of any wrong sign is at most 5 % over all differences and generations.
     """
-    return signs_of_moments([seed_moments(each) for each in differences])
-
-
-def signs_of_moments(moments: Sequence[Moments]) -> list[Floats]:
-    """The same from the mean, standard error and degrees of freedom of each difference."""
     p = _adjust(np.concatenate([_p_values(np.abs(mean), error, freedom + 1) for mean, error, freedom in moments]))
     each_p = np.split(p, np.cumsum([len(mean) for mean, _, _ in moments])[:-1])
     return [np.where(own < 1 - answer_level(), np.sign(mean), 0.0) for (mean, _, _), own in zip(moments, each_p, strict=True)]
