@@ -66,14 +66,14 @@ CHUNKS: list[Columns] = [
 
 
 def test_rows_appended_in_chunks_are_the_concatenated_rows(tmp_path: Path) -> None:
-    writer = ColumnWriter(tmp_path / "new folder")
+    writer = ColumnWriter(tmp_path)
     for chunk in CHUNKS:
         writer.append(chunk)
     columns, expected = writer.columns(), concat_rows(CHUNKS)
     assert list(columns) == list(expected)
     assert all(same(expected[name], columns[name]) for name in expected)
     assert not np.asarray(columns["x"]).flags.writeable
-    assert list((tmp_path / "new folder").iterdir()) == []  # unnamed files: a killed process leaves none
+    assert list(tmp_path.iterdir()) == []  # unnamed files: a killed process leaves none
     (tmp_path / "a").write_bytes(b"".join(to_safetensors(columns)))
     assert all(same(expected[name], column) for name, column in read_safetensors(tmp_path / "a").items())
 

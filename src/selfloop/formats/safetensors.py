@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import ctypes
-import errno
 import json
 import math
 import mmap
 import os
 from collections import defaultdict
 from collections.abc import Mapping
-from contextlib import suppress
 from functools import cache, partial
 from pathlib import Path
 from tempfile import TemporaryFile
@@ -30,7 +28,6 @@ _CODES = {dtype: code for code, dtype in _DTYPES.items()}
 _RANKS = {dtype: rank for rank, dtype in enumerate(_CODES)}
 BFLOAT16 = "BF16"  # which numpy lacks: the first half of a float32
 CHUNK_BYTES = 1 << 22  # of rows that are gathered at a time
-MAX_ATTEMPTS = 3  # to create a file in a folder that another process may remove
 
 
 def to_safetensors(columns: Columns) -> list[bytes | memoryview]:
@@ -169,7 +166,7 @@ class _ArrayFile:
     """One array in an unnamed file, which grows by rows."""
 
     def __init__(self, folder: Path) -> None:
-        self.file: IO[bytes] = _open_unnamed(folder)  # closed by `memory_map`
+        self.file: IO[bytes] = TemporaryFile(dir=folder)  # noqa: SIM115  # closed by `memory_map`
         self.dtype: np.dtype[np.generic] | None = None
         self.row_shape: tuple[int, ...] = ()
         self.n_rows = 0
@@ -188,15 +185,6 @@ class _ArrayFile:
             file.flush()
             data = _map_file(file)
         return data.view(np.dtype(self.dtype)).reshape(self.n_rows, *self.row_shape)
-
-
-def _open_unnamed(folder: Path) -> IO[bytes]:
-    """A file without a name. Another process that ends the same stored step may remove the folder at any moment, once."""
-    for _ in range(MAX_ATTEMPTS):
-        folder.mkdir(parents=True, exist_ok=True)
-        with suppress(FileNotFoundError):
-            return TemporaryFile(dir=folder)
-    raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(folder))
 
 
 def gather_rows(columns: Columns, indices: Ints, folder: Path) -> dict[str, Column]:
