@@ -11,17 +11,16 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from selectors import EVENT_READ, DefaultSelector
 from tempfile import gettempdir
-from typing import IO, Any
+from typing import IO, Any, cast
 
 from selfloop.errors import SettingError, os_error_reason, printable
 from selfloop.formats.folders import HIDDEN
@@ -35,10 +34,11 @@ READ_BYTES = 1 << 16
 POLL_SECONDS = 0.05  # between looks at a program that writes nothing
 DRAIN_SECONDS = 1.0  # for the rest of a pipe when all processes have ended
 MARK = "SELFLOOP_PROGRAM"  # variable by which Linux finds processes of a program that left its process group
-# it reads the process group of the program, waits until this process ends, and then ends all processes of the program
+# It reads the process group of the program, waits until its input or this process ends, and then ends the group and, on Linux,
+# all processes with the mark, again and again, as one that is found may just have started another.
 WATCH = (
-    'read group; read _; [ -n "$group" ] && kill -9 -- "-$group"; '
-    'cd /proc && for p in [0-9]*; do grep -qs "$1" "$p/environ" && kill -9 "$p"; done'
+    'read group; read _; [ "$group" ] && kill -s KILL -- "-$group"; cd /proc && for _ in 1 2 3 4 5 6 7 8 9; do '
+    'found=$(grep -ls -- "$1" [0-9]*/environ); [ "$found" ] || break; for file in $found; do kill -9 "${file%/*}"; done; done'
 )
 
 
@@ -127,10 +127,10 @@ class Program:
             sinks = {process.stdout: answer.extend, process.stderr: output.write} if answers else {process.stdout: output.write}
             with process:
                 try:
-                    watcher.write(f"{process.pid}\n".encode())
+                    cast(IO[bytes], watcher.stdin).write(f"{process.pid}\n".encode())
                     in_time = _pump(process, sinks, lambda: time.monotonic() < deadline and len(answer) <= MAX_ANSWER_BYTES)
                 finally:
-                    _end_processes(process, mark)
+                    watcher.communicate()
                 end = time.monotonic() + DRAIN_SECONDS
                 _pump(None, sinks, lambda: time.monotonic() < end)
         if len(answer) > MAX_ANSWER_BYTES:
@@ -170,45 +170,16 @@ def _pump(
     return False
 
 
-def _end_processes(process: subprocess.Popen[bytes], mark: str) -> None:
-    """End a program, its process group and, on Linux, those of its children that left the group."""
-    with suppress(ProcessLookupError, PermissionError):
-        os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-    _end_marked_processes(mark)
-
-
-def _end_marked_processes(mark: str) -> None:
-    for _ in range(10):  # one that is found may just have started another
-        if not (pids := list(_marked_processes(f"{MARK}={mark}".encode()))):
-            break
-        for pid in pids:
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-
-
-def _marked_processes(entry: bytes) -> Iterator[int]:
-    for folder in Path("/proc").glob("[0-9]*") if sys.platform == "linux" else ():
-        with suppress(OSError):  # it has ended, or is of another user
-            if entry in (folder / "environ").read_bytes().split(b"\0"):
-                yield int(folder.name)
-
-
 @contextmanager
-def _watcher(mark: str) -> Iterator[IO[bytes]]:
-    """The input of a process that ends a program's processes if this process ends inside of the block, however it ends."""
+def _watcher(mark: str) -> Iterator[subprocess.Popen[bytes]]:
+    """A process that ends a program's processes when its input ends, at the end of the block or with this process."""
     arguments, silent = ("/bin/sh", "-c", WATCH, "sh", f"{MARK}={mark}"), subprocess.DEVNULL
     watcher = subprocess.Popen(
         arguments, cwd="/", stdin=subprocess.PIPE, stdout=silent, stderr=silent, start_new_session=True, bufsize=0
     )  # fmt: skip
-    assert watcher.stdin is not None
     try:
-        yield watcher.stdin
-    except BaseException:  # an interrupt while the program was started
-        _end_marked_processes(mark)
-        raise
+        yield watcher
     finally:
-        watcher.kill()
         watcher.communicate()
 
 
@@ -247,7 +218,6 @@ class _Log:
         self.file.close()
 
     def write(self, chunk: bytes) -> None:
-        """Add some output."""
         self.file.write(chunk[: max(0, MAX_LOG_BYTES - self.size)])
         self.file.flush()  # who waits for a long run reads it
         self.size += len(chunk)
