@@ -80,7 +80,6 @@ class Ranks:
         return ""
 
     def lost(self) -> LostRankError:
-        """The error of a rank when another one ended."""
         words = "another one of its processes ended, perhaps for lack of memory: its message may stand above."
         return LostRankError(f"torchrun: {self.problem() or words} Run the same command again to continue.")
 

@@ -100,7 +100,6 @@ class Curves:
 
     @staticmethod
     def unpack(arrays: Params, seeds: Sequence[int]) -> Curves:
-        """The curves that `pack` made plain arrays of."""
         metrics = _from_bytes(arrays["metrics"])
         values = {name: np.asarray(arrays[name], np.float64) for name in metrics}
         generations = next(iter(values.values())).shape[1]

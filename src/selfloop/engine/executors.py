@@ -126,8 +126,6 @@ class _Worker:
 
 
 class _Pool:
-    """Worker processes, and the tasks that they work on."""
-
     def __init__(self, run_task: RunTask, tasks: Sequence[Any], threads: int, devices: Sequence[str]) -> None:
         self.run_task, self.tasks, self.threads = run_task, tasks, threads
         self.pickled, self.devices = [dump_task(part) for part in (*tasks, run_task)], [*devices]
@@ -212,7 +210,6 @@ class _Pool:
         self.start()
 
     def close(self) -> None:
-        """End all workers at once."""
         for connection, worker in self.workers.items():
             connection.close()
             worker.process.kill()

@@ -282,7 +282,6 @@ class RayExecutor:
                 ray.kill(self.queue)
 
     def outputs(self, workers: int | None, notify: Notify) -> Iterator[TaskOutput]:
-        """Submit batches, and yield outputs as they arrive."""
         checked = time.monotonic()
         while self.ready or self.batches:
             if time.monotonic() > checked + CHECK_SECONDS:  # nodes come and go

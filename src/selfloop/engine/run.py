@@ -141,14 +141,12 @@ def _open_cluster(on: str | None, spec: Spec, store: Path, threads: int | None) 
 
 
 def _is_stored(phases: Sequence[Sequence[Task]]) -> bool:
-    """True if nothing is to be computed."""
     return all(replay_outputs(task, Store(task.store, read_only=True))[1] for phase in phases for task in phase)
 
 
 def _execute(
     spec: Spec, phases: Sequence[Sequence[Task]], workers: int | None, notify: Notify, cluster: RayExecutor | None
 ) -> Iterator[TaskOutput]:
-    """Outputs of the tasks, from a cluster or from this machine."""
     if cluster:
         yield from cluster.execute(phases, workers, notify)
         return

@@ -41,7 +41,6 @@ def to_json(value: Any, part: Callable[[Any], Any] = lambda value: value) -> Any
 
 
 def json_line(value: Any) -> str:
-    """A value as one line of JSON."""
     return json.dumps(to_json(value), allow_nan=False) + "\n"
 
 

@@ -28,7 +28,6 @@ def require_rdkit(key: str) -> Any:
 
 
 def ragged_row(rows: Columns, name: str, i: int) -> Array:
-    """Row i of a ragged column."""
     column = cast(Ragged, rows[name])
     return column.values[column.offsets[i] : column.offsets[i + 1]]
 

@@ -182,7 +182,6 @@ def _has_booleans(value: Any) -> bool:
 
 
 def _read_csv(path: Path, columns: Schema, masked: set[str]) -> dict[str, list[Any]]:
-    """Values of each column of a CSV file, None for cells without one."""
     limit = csv.field_size_limit(MAX_FIELD)
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
@@ -228,7 +227,6 @@ def _parse_cell(cell: str, dtype: str, masked: bool) -> Any:
 
 
 def _read_jsonl(path: Path, columns: Schema, masked: set[str]) -> dict[str, list[Any]]:
-    """Values of each column of a file with one JSON object per line."""
     rows = list[dict[str, Any]]()
     for i, line in enumerate(path.read_bytes().removesuffix(b"\n").split(b"\n"), 1):
         try:
@@ -242,7 +240,6 @@ def _read_jsonl(path: Path, columns: Schema, masked: set[str]) -> dict[str, list
 
 
 def _read_parquet(path: Path, columns: Schema, masked: set[str]) -> dict[str, list[Any]]:
-    """Values of each column of a Parquet file."""
     import pyarrow.parquet
 
     try:

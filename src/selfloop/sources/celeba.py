@@ -55,7 +55,6 @@ class CelebA(ImageFileSource):
         return ImageForm(self.size, "rgb", (self.crop_size or WIDTH) / WIDTH)
 
     def names(self) -> tuple[str, ...]:
-        """Sorted names of the faces of the split."""
         if not self.path.exists():
             raise DataError(f"source.path: {self.path} does not exist. Get img_align_celeba.zip from {HOMEPAGE}.")
         names = tuple(list_images(self.path).images)
@@ -87,13 +86,11 @@ def _list_folders(path: Path) -> list[Path]:
 
 
 def _find_faces(path: Path) -> Path:
-    """The ZIP file or folder of the faces."""
     candidates = [path / part / f"img_align_celeba{suffix}" for part in (".", "Img") for suffix in (".zip", "")]
     return next((candidate for candidate in candidates if candidate.exists()), path)
 
 
 def _find_list(folders: list[Path], setting: str, name: str) -> Path:
-    """The file of that name, with either suffix, in one of the folders."""
     for file in (folder / f"{name}{suffix}" for folder in folders for suffix in (".txt", ".csv")):
         if file.is_file():
             return file
@@ -101,7 +98,6 @@ def _find_list(folders: list[Path], setting: str, name: str) -> Path:
 
 
 def _read_columns(path: Path, columns: tuple[str, ...], names: tuple[str, ...]) -> list[tuple[str, ...]]:
-    """Values of these columns of a list for each face."""
     table = _read_list(path, columns)
     files = [name.rpartition("/")[2] for name in names]
     if missing := next((file for file in files if file not in table), None):

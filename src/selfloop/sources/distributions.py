@@ -149,7 +149,6 @@ class LinearSource(RegressionSource):
         return z if self.covariance == "identity" else np.asarray(z * np.sqrt(self._variances()), np.float64)
 
     def relabel(self, inputs: Columns, first: int, ctx: Context) -> Columns:
-        """Real outcomes of rows first, first + 1, ... for these inputs."""
         x = np.asarray(inputs["x"])
         noise = self.noise * normal_rows(ctx.stream.child("noise"), first, len(x))
         return {"y": x @ self._coefficients(ctx) + noise}
@@ -191,7 +190,6 @@ class LogisticSource(RegressionSource):
         return {"x": rows[:, :-1], "y": rows[:, -1]}
 
     def relabel(self, inputs: Columns, first: int, ctx: Context) -> Columns:
-        """Fresh real outcomes for these inputs, as rows first, first + 1, ... of this seed."""
         rng = ctx.stream.child("relabel", first).generator()
         return {"y": self._outcomes(np.asarray(inputs["x"], np.float64) @ self._coefficients(ctx), rng)}
 
@@ -233,7 +231,6 @@ class ImbalancedSource(RegressionSource):
         return {"x": rows[:, :-1], "y": rows[:, -1]}
 
     def relabel(self, inputs: Columns, first: int, ctx: Context) -> Columns:
-        """Fresh real outcomes for these inputs, as rows first, first + 1, ... of this seed."""
         linear = np.asarray(inputs["x"], np.float64) @ self._coefficients()
         uniform = ctx.stream.child("relabel", first).generator().random(len(linear))
         return {"y": np.asarray(uniform < 0.5 * (1 + np.tanh(linear / 2)), np.float64)}

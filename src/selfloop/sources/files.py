@@ -139,7 +139,6 @@ def cached_until_change(maxsize: int = 4) -> Callable[[Callable[P, T]], Callable
 
 @cached_until_change(maxsize=1)
 def read_corpus(source: FileSource) -> Columns:
-    """All rows of a source in memory."""
     return concat_rows(list(source.chunks()))
 
 
@@ -152,7 +151,6 @@ def list_files(path: Path) -> list[Path]:
 
 
 def read_error(path: Path, problem: Exception) -> DataError:
-    """The error for a file that cannot be read."""
     if isinstance(problem, OSError) and problem.errno:
         return DataError(f"source: {path} cannot be read ({os_error_reason(problem)}). Check the path and its permissions.")
     return DataError(f"source: {path} cannot be read ({first_line(problem)}). It is damaged: download or write it again.")
@@ -295,6 +293,5 @@ def open_zip(path: Path) -> Iterator[tuple[ZipFile, dict[str, ZipInfo]]]:
 
 
 def list_zip(path: Path) -> Listing:
-    """The visible files of a ZIP file."""
     with open_zip(path) as (_, members):
         return _visible({name: member.file_size for name, member in members.items()})

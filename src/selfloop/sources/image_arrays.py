@@ -87,7 +87,6 @@ class Idx(FileSource):
 
 @cached_until_change()
 def _read_idx(path: Path) -> Array:
-    """The rows of an idx file."""
     with source_files.open_file(path) as file:
         data = file.read()
     begin = 4 + 4 * data[3] if len(data) > 3 else 0  # of the rows, after a number of 4 bytes for each dimension

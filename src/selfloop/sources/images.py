@@ -204,7 +204,6 @@ class ImageListing(NamedTuple):
 
     @classmethod
     def of(cls, files: Listing) -> ImageListing:
-        """The listing of files."""
         images, unread = list[str](), Counter[str](source_files.count_unlisted(files))
         for name in files.sizes:
             if name.lower().endswith(IMAGE_SUFFIXES):
@@ -236,7 +235,6 @@ class ImageFileSource(EncodedImageSource):
     path: Annotated[Path, "folder or ZIP file"]
 
     def names(self) -> tuple[str, ...]:
-        """Sorted names of the images, relative to `path`."""
         return list_images(self.path).images
 
     def n_rows(self) -> int:

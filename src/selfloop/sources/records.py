@@ -81,7 +81,6 @@ class Records(FileSource):
         yield _read_records(self).columns
 
     def stamp(self) -> Hashable:
-        """A value that changes when the file changes."""
         return file_stamp(self.path)
 
     def target_column(self) -> str | None:
@@ -96,7 +95,6 @@ class Records(FileSource):
 
 @cached_until_change()
 def _read_records(source: Records) -> RecordTable:
-    """The rows and the types of a source."""
     place, frame = f"source: {source.path}", _read_frame(source)
     frame.columns = names = [str(name) for name in frame.columns]
     used = list(names if source.columns is None else source.columns)
@@ -143,7 +141,6 @@ def _read_frame(source: Records) -> pd.DataFrame:
 
 
 def _missing(source: Records, cells: pd.Series[Any]) -> Bools:
-    """True for every cell without a value."""
     if source.format() == "csv":
         return np.asarray(cells.str.strip().str.lower().isin(source.missing), bool)
     return np.asarray(cells.isna(), bool)

@@ -130,7 +130,6 @@ class TableSource(Source):
         return repeat_inputs(initial, n) if self.has_fixed_design() else {}
 
     def stamp(self) -> Hashable:
-        """A value that changes when the file changes."""
         return None if self.path is None else file_stamp(self.path)
 
     def is_csv(self) -> bool:
@@ -171,7 +170,6 @@ def numbers_rows(name: str, numbers: Floats) -> bool:
 
 @cached_until_change()
 def _read_table(source: TableSource) -> NumberTable:
-    """The table of a source, as numbers."""
     place = f"source: {source.path or source.dataset or DEFAULT_DATASET}"
     frame, target = _read_frame(source), source.target_name()
     frame.columns = names = [str(name) for name in frame.columns]

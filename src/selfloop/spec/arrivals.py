@@ -68,6 +68,5 @@ def _check_columns(first: Source, other: Source) -> None:
 
 
 def _describe(column: ColumnType) -> str:
-    """Type, shape and labels of a column."""
     labels = f" with {', '.join(column.labels)}" if column.labels else ""
     return f"{column.dtype}{list(column.shape) if column.shape else ''}{labels}"

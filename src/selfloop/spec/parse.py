@@ -24,7 +24,6 @@ def read_spec(path: str | Path, overrides: Iterable[str] = ()) -> Spec:
 
 
 def read_spec_text(path: str | Path) -> str:
-    """The text of a TOML file or of a preset."""
     shipped = presets()
     if str(path) in shipped:
         return str(shipped[str(path)].read_text(encoding="utf-8"))

@@ -60,7 +60,6 @@ class Point:
         return tuple(self.arrivals[t - 1] for t in times) or (self.spec.source,)
 
     def schedule(self, policy: Policy) -> list[ScheduleEntry]:
-        """The schedule of one policy."""
         return list(schedule(policy, self.n, self.spec.generations))
 
     def row_bytes(self) -> int:
@@ -71,7 +70,6 @@ class Point:
 
 
 def row_bytes(source: Source) -> int:
-    """Bytes of one row of a source."""
     return sum(np.dtype(column.dtype).itemsize * math.prod(column.shape) for column in source.schema().values())
 
 
@@ -301,7 +299,6 @@ def _check_used(spec: Spec) -> None:
 
 
 def _world(spec: Spec, policy: Policy, n: int) -> World:
-    """The world in which a policy runs."""
     family, source = spec.family, spec.source
     if spec.init_from != "scratch" or not isinstance(
         family, protocols.SupportsEnsemble | protocols.SupportsSufficientStatistics

@@ -114,7 +114,6 @@ class Bucket:
         return self.fail(action, str(problem), problem)
 
     def fail(self, action: str, reason: str, cause: Exception | None = None) -> NoReturn:
-        """Raise a StoreError."""
         code, text = re.search(r"<Code>(\w+)</Code>", reason), reason.split("\n")[0].split(" - ")[-1]
         if system := re.search(r'(?:message|error): "(.*?)"', reason):  # below the library's own words
             host = re.search(r"://(?:[^/@\s]*@)?([^/\s]+)", reason)

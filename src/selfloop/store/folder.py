@@ -52,11 +52,9 @@ class StoreFolder:
         return {stem for name in names if len(stem := Path(name).stem) == KEY_LENGTH}
 
     def object_path(self, content: str) -> str:  # text, not Path: creating paths would be a third of the cost of a replay
-        """The file of an object."""
         return f"{self.path}/objects/{content[:2]}/{content}.safetensors"
 
     def record_path(self, key: str) -> str:
-        """The file of a record."""
         return f"{self.path}/records/{key[:2]}/{key}.json"
 
     def read_record(self, key: str) -> dict[str, Any] | None:

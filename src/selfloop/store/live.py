@@ -176,7 +176,6 @@ class LiveRun:
         self.in_main_thread = threading.current_thread() is threading.main_thread()
 
     def note(self, text: str) -> None:
-        """Take and pass on a note on the present step."""
         self.progress.doing = text
         if self.canceled:
             raise KeyboardInterrupt
