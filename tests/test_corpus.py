@@ -14,7 +14,7 @@ import pytest
 import selfloop
 import tiny_components
 from selfloop.columns import Columns, ColumnType, Params, Ragged, count_rows
-from selfloop.component import Context, Encoder, Family, Metric, Sampler, Source
+from selfloop.component import Context, Family, Metric, Sampler, Source
 from selfloop.curator import Curator, CuratorView, Judged
 from selfloop.engine.tasks import Task, replay_chain
 from selfloop.errors import SpecError
@@ -22,6 +22,7 @@ from selfloop.result import Result
 from selfloop.snapshots import Snapshot
 from selfloop.sources.files import FileSource
 from selfloop.spec.spec import Spec
+from selfloop.transforms import Encoder
 from selfloop.types import TrainingRows
 
 pytestmark = pytest.mark.filterwarnings("ignore:source.*are exact copies")  # there are only 7 different words

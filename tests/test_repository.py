@@ -38,8 +38,8 @@ COMPONENTS = [(kind, name) for kind, names in BUILT_IN.items() for name in names
 # A file may import from its own folder, from the bands above, and from the left in its own band.
 BANDS = (
     (
-        "columns", "errors", "ranks", "notebook", "types", "formulas", "rng", "source_code", "settings", "component", "curator",
-        "snapshots", "protocols", "formats",
+        "columns", "errors", "ranks", "notebook", "types", "formulas", "rng", "source_code", "settings", "component", "transforms",
+        "curator", "snapshots", "protocols", "formats",
     ),
     ("policies", "sources", "families", "curators", "metrics", "stats", "criteria"),
     ("plugins", "spec", "store", "engine", "theory", "published", "presets"),
@@ -71,6 +71,8 @@ def imported_modules(path: Path) -> frozenset[str]:
             assert node.level == 0, f"{path}: relative import"
             inner = {f"{node.module}.{alias.name}" for alias in node.names}
             modules |= inner & NAMES.keys() or {node.module or ""}
+        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "LazyModule":
+            modules.add(ast.literal_eval(node.args[0]))
     return frozenset(name for name in modules if name.split(".")[0] == "selfloop")
 
 
@@ -169,7 +171,7 @@ def test_files_and_functions_are_short(path: Path) -> None:
 
 
 def test_the_package_and_its_spine_are_small() -> None:
-    assert sum(count_lines(ROOT / f"{name}.py") for name in SPINE) <= 1_261
+    assert sum(count_lines(ROOT / f"{name}.py") for name in SPINE) <= 1_100
     assert sum(map(count_lines, [*FILES, *ROOT.rglob("*.[ch]")])) <= 41_462  # it may only fall; the aim is 20,500
 
 

@@ -18,9 +18,7 @@ if TYPE_CHECKING:
     from selfloop.component import Component as Component
     from selfloop.component import Context as Context
     from selfloop.component import Criterion as Criterion
-    from selfloop.component import Encoder as Encoder
     from selfloop.component import Family as Family
-    from selfloop.component import FeatureExtractor as FeatureExtractor
     from selfloop.component import Metric as Metric
     from selfloop.component import Policy as Policy
     from selfloop.component import Sampler as Sampler
@@ -46,6 +44,8 @@ if TYPE_CHECKING:
     from selfloop.theory.advice import Advice as Advice
     from selfloop.theory.advice import advise as advise
     from selfloop.theory.moments import predict as predict
+    from selfloop.transforms import Encoder as Encoder
+    from selfloop.transforms import FeatureExtractor as FeatureExtractor
     from selfloop.types import Batch as Batch
     from selfloop.types import Measurement as Measurement
     from selfloop.types import NewRows as NewRows

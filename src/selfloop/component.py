@@ -1,4 +1,4 @@
-"""What users can add: sources, families, samplers, policies, metrics and criteria; curators and scores are in `curator.py`.
+"""What users can add: sources, families, samplers, policies, metrics, criteria. More kinds: `curator.py`, `transforms.py`.
 
 A component is its configuration: a frozen, keyword-only dataclass whose fields are its settings. No fitted value is stored
 on it. Optional abilities are the protocols in `protocols.py`. A spec takes a component as an object; to be found by its name,
@@ -8,7 +8,7 @@ it needs a line in `plugins.py` or an entry point.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
@@ -110,28 +110,6 @@ class Source(Component):
         return {}
 
 
-class FeatureExtractor(Component):
-    """Maps rows to feature vectors for metrics, such as activations of a small classifier or principal components.
-
-    Metrics with equal extractors share the features: prepared once per seed on every second initial row, so that the others are
-    as unseen as samples are, and extracted once per batch.
-    """
-
-    component_kind: ClassVar[str] = "features"
-
-    @abstractmethod
-    def prepare(self, real: Columns, ctx: Context) -> Params:
-        """Arrays that `extract` needs, learned from real rows."""
-
-    @abstractmethod
-    def extract(self, rows: Columns, prepared: Params, ctx: Context) -> Columns:
-        """Features of each row."""
-
-    def learns_features(self) -> bool:
-        """False if the features of a row do not depend on the rows that `prepare` got."""
-        return True
-
-
 @dataclass(frozen=True, kw_only=True)
 class Sampler(Component):
     """Settings of sampling, which are not part of a fit. The default sampler has none."""
@@ -154,24 +132,6 @@ class Sampler(Component):
     def draw_prompts(self, n: int, initial: Columns, ctx: Context) -> Columns:
         """The beginnings of n rows, taken from the initial rows; empty for rows without a prompt."""
         return {}
-
-
-class Encoder(Component):
-    """Maps source rows to the rows that a family models, and back: a tokenizer. It is prepared once for all seeds."""
-
-    component_kind: ClassVar[str] = "encoder"
-
-    @abstractmethod
-    def prepare(self, chunks: Iterable[Columns], ctx: Context) -> Params:
-        """Arrays that `encode` needs, learned from all rows of a source."""
-
-    @abstractmethod
-    def encode(self, rows: Columns, prepared: Params) -> Columns:
-        """Source rows as the family models them."""
-
-    @abstractmethod
-    def decode(self, rows: Columns, prepared: Params) -> Columns:
-        """Encoded rows in the source's columns."""
 
 
 class Family(Component):

@@ -15,11 +15,13 @@ from typing import ClassVar, Literal, NamedTuple, Protocol, runtime_checkable
 import numpy as np
 
 from selfloop.columns import Array, Bools, Columns, Floats, Ints, Params, Ragged
-from selfloop.component import Context, Encoder, FeatureExtractor, Policy, Sampler, Source
+from selfloop.component import Context, Policy, Sampler, Source
 from selfloop.curator import Curator
 from selfloop.rng import RandomStream
 from selfloop.snapshots import EnsembleSnapshot, EnsembleTake
+from selfloop.transforms import Encoder, FeatureExtractor
 
+SeedStreams = Sequence[RandomStream]  # one per seed
 SufficientStatistics = Mapping[str, Array]  # additive summary of rows, with a leading seeds axis
 
 
@@ -30,22 +32,17 @@ SufficientStatistics = Mapping[str, Array]  # additive summary of rows, with a l
 class ControlsPolicy(Protocol):
     """A policy with the training sets of another policy, `of`, with real rows in place of synthetic ones."""
 
-    @property
-    def of(self) -> Policy: ...
-    @property
-    def rows(self) -> Literal["fresh", "initial"]: ...
+    of: Policy
+    rows: Literal["fresh", "initial"]
 
 
 @runtime_checkable
 class CuratesRows(Protocol):
     """A policy, `of`, whose rows are judged by curators. `max_rounds` of sampling; None: until all rows are kept."""
 
-    @property
-    def of(self) -> Policy: ...
-    @property
-    def curators(self) -> tuple[Curator, ...]: ...
-    @property
-    def max_rounds(self) -> int | None: ...
+    of: Policy
+    curators: tuple[Curator, ...]
+    max_rounds: int | None
 
 
 # Sources
@@ -277,9 +274,7 @@ class SupportsEnsemble(Protocol):
 
     def fit_rows(self, takes: Sequence[EnsembleTake], previous: Params | None) -> EnsembleFit: ...
 
-    def sample_rows(
-        self, params: Params, n: int, sampler: Sampler, inputs: Columns, streams: Sequence[RandomStream]
-    ) -> Columns: ...
+    def sample_rows(self, params: Params, n: int, sampler: Sampler, inputs: Columns, streams: SeedStreams) -> Columns: ...
 
 
 @runtime_checkable
@@ -319,8 +314,7 @@ class SupportsEnsembleLogProb(Protocol):
 class UsesFeatures(Protocol):
     """A metric that measures features: they are in `Snapshot.features`, the extractor's arrays in `Snapshot.prepared`."""
 
-    @property
-    def features(self) -> FeatureExtractor: ...
+    features: FeatureExtractor
 
 
 @runtime_checkable

@@ -13,11 +13,12 @@ import pytest
 
 import selfloop
 from selfloop.columns import Columns, ColumnType, Ints, Params
-from selfloop.component import Context, FeatureExtractor, Metric, Source
+from selfloop.component import Context, Metric, Source
 from selfloop.errors import DataError
 from selfloop.result import Result
 from selfloop.snapshots import Snapshot
 from selfloop.spec.spec import Spec
+from selfloop.transforms import FeatureExtractor
 from tiny_components import tiny_spec
 
 

@@ -1,4 +1,5 @@
 from functools import cache
+from itertools import chain
 
 import numpy as np
 import pytest
@@ -6,13 +7,14 @@ from scipy.special import gammaln
 
 from law_checks import CONTEXT, curves, largest_z, training_rows, z_of_difference, z_scores
 from selfloop.component import Context
-from selfloop.engine.loop import loop
+from selfloop.engine.loop import iter_generations
 from selfloop.engine.stored import StoredWorld
 from selfloop.errors import SettingError, SpecError
 from selfloop.families.linear import Linear, LinearSampler
 from selfloop.metrics.true_parameters import ExcessRisk
 from selfloop.policies.builtin import Accumulate, AccumulateSubsample, Fresh, Mix, Replace
 from selfloop.policies.cycles import ReplaceMultiple
+from selfloop.policies.schedule import schedule
 from selfloop.rng import RandomStream
 from selfloop.snapshots import EnsembleTake, Scenario
 from selfloop.sources.distributions import LinearSource
@@ -292,7 +294,11 @@ def test_a_ridge_may_differ_between_generations_in_both_worlds(tmp_path):
     )  # fmt: skip
     (point,) = spec.points()
     world = StoredWorld("replace", point, 0, Store(tmp_path))
-    stored = [row.value for row in loop(world, spec.policies[0], 10, 4) if row.metric == "excess_risk"]
+    stored = [
+        row.value
+        for row in chain.from_iterable(iter_generations(world, schedule(spec.policies[0], 10, 4)))
+        if row.metric == "excess_risk"
+    ]
     np.testing.assert_allclose(stored, values[1][0])
     with pytest.raises(SpecError, match="for_generation"):
         Linear(ridge=ridges).fit(training_rows(({"x": np.ones((3, 1)), "y": np.ones(3)}, None, 1.0)), CONTEXT, None)

@@ -15,13 +15,14 @@ import pytest
 from token_rows import CTX, END, PARAMS, Rows, columns
 
 from selfloop.columns import Columns, Params, Ragged
-from selfloop.component import Context, Encoder, Family, Sampler
+from selfloop.component import Context, Family, Sampler
 from selfloop.errors import SettingError
 from selfloop.families.nn.hf_folder import HfFolder
 from selfloop.metrics.text_features import Mauve, TextFrechet, embed_texts, mauve_score
 from selfloop.metrics.vector_distances import frechet_distance
 from selfloop.snapshots import Snapshot
 from selfloop.store.identity import identity
+from selfloop.transforms import Encoder
 from selfloop.types import TrainingRows
 
 N_WORDS, MAX_POSITIONS = 40, 24

@@ -10,10 +10,11 @@ import numpy as np
 from hypothesis import strategies as st
 
 from selfloop.columns import Columns, Floats, Params, Ragged
-from selfloop.component import Context, Encoder, Family, Sampler
+from selfloop.component import Context, Family, Sampler
 from selfloop.families.transformer.text_sampler import TextSampler
 from selfloop.rng import RandomStream
 from selfloop.snapshots import Snapshot
+from selfloop.transforms import Encoder
 from selfloop.types import TrainingRows
 
 END = 0

@@ -11,10 +11,11 @@ from example_galleries import ragged
 
 import selfloop
 from selfloop.columns import Columns, ColumnType, Ints, Params, Ragged, count_rows, select_rows
-from selfloop.component import Context, Encoder, Family, Metric, Sampler, Source
+from selfloop.component import Context, Family, Metric, Sampler, Source
 from selfloop.curator import Curator, CuratorView, Judged
 from selfloop.errors import ChainEndedError
 from selfloop.snapshots import Snapshot
+from selfloop.transforms import Encoder
 from selfloop.types import TrainingRows
 
 END = 256

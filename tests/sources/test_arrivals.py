@@ -116,7 +116,7 @@ def rows_of(result: selfloop.Result, seed: int) -> dict[str, list[str]]:
     stored = find_generation(result.spec, result.store, None, seed, None)
     world = stored.world
     decoded = {}
-    refs = {"holdout": world.rows.holdout(), **{f"real {t}": ref for t, ref in world.rows.real.items()}}
+    refs = {"holdout": world.rows.holdout(), **{f"real {t}": ref for t, ref in world.rows.real_rows.items()}}
     for name, ref in refs.items():
         assert ref is not None
         rows = point.spec.family.encoder().decode(world.store.open(ref), stored.params())  # type: ignore[attr-defined]
@@ -317,7 +317,7 @@ def test_tables_arrive_in_chains_that_are_stored(tmp_path: Path) -> None:
     assert set(one.points()[0].worlds) == {"stored"}
     curves = selfloop.run(one, tmp_path / "store").curves()
     world = find_generation(one, tmp_path / "store", "fresh").world
-    means = [np.asarray(world.store.open(world.rows.real[t])["x"]).mean() for t in (1, 2, 3)]
+    means = [np.asarray(world.store.open(world.rows.real_rows[t])["x"]).mean() for t in (1, 2, 3)]
     assert np.allclose(means, [10, 20, 30], atol=0.5)
     assert np.isfinite(curves["fresh"]["nll"]).all()
     assert (curves["fresh"]["contamination"] == 0).all()
@@ -359,7 +359,7 @@ def test_a_week_in_which_nothing_is_missing_has_a_mask_too(tmp_path: Path) -> No
     with pytest.warns(UserWarning, match="equal earlier real rows"):
         result = selfloop.run(one, tmp_path / "store")
     world = find_generation(one, result.store).world
-    first, second = (world.store.open(world.rows.real[t]) for t in (1, 2))
+    first, second = (world.store.open(world.rows.real_rows[t]) for t in (1, 2))
     assert set(first) == set(second) == {"size", "size@missing", "color"}
     assert not np.asarray(second["size@missing"]).any()
 
@@ -384,7 +384,7 @@ def test_a_control_reads_more_rows_of_the_same_week(logs: Path, tmp_path: Path) 
     one = spec(logs, policies=policies, metrics=["nll"])
     selfloop.run(one, tmp_path / "store")
     world = find_generation(one, tmp_path / "store", "control").world
-    assert sorted(world.rows.real) == [1, 2, 3]
+    assert sorted(world.rows.real_rows) == [1, 2, 3]
 
 
 def test_the_spec_is_written_and_read_again(logs: Path) -> None:
@@ -410,7 +410,7 @@ def test_weeks_of_a_regression_have_inputs_of_their_own(tmp_path: Path) -> None:
     result = selfloop.run(one, tmp_path / "store")
     assert np.isfinite(result.curves()["fresh"]["squared_error"]).all()
     world = find_generation(one, tmp_path / "store").world
-    rows, inputs = world.store.open(world.rows.real[2]), world.inputs[1]
+    rows, inputs = world.store.open(world.rows.real_rows[2]), world.inputs[1]
     assert inputs is not None
     assert np.allclose(np.asarray(rows["x"])[:, 1].mean(), 20, atol=0.5)
     assert np.allclose(

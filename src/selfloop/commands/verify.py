@@ -29,8 +29,8 @@ from selfloop.spec.spec import Spec
 from selfloop.store.calls import NotStoredError, StepCall
 from selfloop.store.identity import ObjectRef, step_name
 from selfloop.store.inputs import refuse_interrupted
-from selfloop.store.records import place_of
-from selfloop.store.store import Store, as_result
+from selfloop.store.records import as_result, place_of
+from selfloop.store.store import Store
 
 TOLERANCE = 1e-3  # between backends: of the largest absolute value of an array, and of a single value
 # A rounding difference can change a sampled token and all after it. Training amplifies it: 1e-7 in the initial parameters of

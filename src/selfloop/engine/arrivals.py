@@ -29,11 +29,11 @@ def add_masks(rows: Columns, names: Sequence[str]) -> Columns:
 
 def arrived_refs(world: StoredWorld, t: int) -> tuple[object, ...] | None:
     """References to the fresh real rows of generation t and to all earlier rows of a chain; None without fresh ones."""
-    if t == 1 or t not in world.rows.real:
+    if t == 1 or t not in world.rows.real_rows:
         return None
-    real = tuple(batch for k, batch in sorted(world.rows.real.items()) if k < t)
+    real = tuple(batch for k, batch in sorted(world.rows.real_rows.items()) if k < t)
     samples = tuple(batch for k, batch in sorted(world.samples.items()) if k < t and batch is not None)
-    return world.rows.real[t], real, samples, world.rows.holdout()
+    return world.rows.real_rows[t], real, samples, world.rows.holdout()
 
 
 def read_arrived(arrived: Arrived, family: Family, prepared: Params) -> ArrivedRows:

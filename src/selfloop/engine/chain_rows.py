@@ -31,7 +31,7 @@ class ChainRows:
     n_drawn: int = 0  # real rows drawn so far, after the holdout
     n_external: int = 0  # external rows drawn so far
     initial: ObjectRef | None = None
-    real: dict[int, ObjectRef] = field(default_factory=dict)  # by generation
+    real_rows: dict[int, ObjectRef] = field(default_factory=dict)  # by generation
     refs: dict[object, ObjectRef] = field(default_factory=dict)  # results used more than once
 
     def context(self, *names: str | int) -> Context:
@@ -58,7 +58,7 @@ class ChainRows:
             batch = self.call(take_corpus_tokens, source, self.read_corpus(), skipped, first, n, ctx)
         else:
             batch = self._draw(skipped + first, n)
-        self.real[t] = batch
+        self.real_rows[t] = batch
         if t == 1:
             self.initial = batch
             self.draw_prompts()  # rows without a response template are refused before the first fit

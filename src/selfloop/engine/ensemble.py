@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from itertools import pairwise
+from itertools import chain, pairwise
 from typing import Any, TypeVar, cast
 
 import numpy as np
@@ -17,11 +17,12 @@ from selfloop.component import Context, Family, Metric, Policy, Sampler, Source
 from selfloop.engine.curation import Curation
 from selfloop.engine.curves import Curves, SeedMeasurements
 from selfloop.engine.ensemble_curation import EnsembleBatch, EnsembleModel, curate_samples, curate_training_rows, existing_rows
-from selfloop.engine.loop import loop
+from selfloop.engine.loop import iter_generations
 from selfloop.engine.merging import merge_ensemble
 from selfloop.engine.steps import STARVED, check_rows, measure_trivial, warn_of_copies
 from selfloop.errors import ChainEndedError
 from selfloop.formats.safetensors import NamedArrays
+from selfloop.policies.schedule import schedule
 from selfloop.rng import RandomStream
 from selfloop.settings import UNLESS_DEFAULT
 from selfloop.snapshots import EnsembleSnapshot, EnsembleTake, scale_row_weights
@@ -331,7 +332,8 @@ def ensemble_curves(block: SeedBlock, policy: Policy, generations: int) -> dict[
 
     def run_shard(shard: SeedBlock) -> Curves:
         curves = Curves(shard.seeds, generations)
-        for measured in loop(EnsembleWorld(policy.name, shard, Curation.of_policy(policy)), policy, shard.n, generations):
+        world = EnsembleWorld(policy.name, shard, Curation.of_policy(policy))
+        for measured in chain.from_iterable(iter_generations(world, schedule(policy, shard.n, generations))):
             curves.add_seeds(measured)
         return curves
 
@@ -371,5 +373,5 @@ def ensemble_trivial(block: SeedBlock, metric: str) -> dict[str, Array]:
 def sample_again(block: SeedBlock, policy: Policy, generations: int) -> tuple[Columns, dict[int, Columns]]:
     """Initial rows and samples by generation of the first seed of a block on rows, drawn again: none are stored."""
     world = EnsembleWorld(policy.name, block, Curation.of_policy(policy), measures=False)
-    list(loop(world, policy, block.n, generations))
+    list(iter_generations(world, schedule(policy, block.n, generations)))
     return existing_rows(world.initial, 0), {t: existing_rows(batch, 0) for t, batch in world.samples.items()}

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from typing import Protocol, TypeVar
 
-from selfloop.component import Policy
 from selfloop.errors import ChainEndedError
-from selfloop.policies.schedule import ScheduleEntry, schedule
+from selfloop.policies.schedule import ScheduleEntry
 from selfloop.types import Batch, Take, external, real, synthetic
 
 B = TypeVar("B")
@@ -27,19 +26,9 @@ class World(Protocol[B, M, R_co]):
     def end_chain(self, t: int, status: str) -> Iterable[R_co]: ...
 
 
-def loop(world: World[B, M, R], policy: Policy, n: int, generations: int) -> Iterator[R]:
-    """Run a policy in a world; yields its measurements, generation by generation."""
-    for measurements in iter_generations(world, policy, n, generations):
-        yield from measurements
-
-
-def iter_generations(world: World[B, M, R], policy: Policy, n: int, generations: int) -> Iterator[list[R]]:
-    """The measurements of each generation as a list, before the next generation begins."""
-    yield from follow_schedule(world, list(schedule(policy, n, generations)))
-
-
-def follow_schedule(world: World[B, M, R], entries: Sequence[ScheduleEntry]) -> Iterator[list[R]]:
-    """As `iter_generations`, of a schedule that is known."""
+def iter_generations(world: World[B, M, R], schedule: Iterable[ScheduleEntry]) -> Iterator[list[R]]:
+    """Run a policy's schedule in a world; yields the measurements of each generation before the next one begins."""
+    entries = list(schedule)
     last_use = {take.batch: entry.t for entry in entries for take in entry.plan.takes}
     batches: dict[Batch, B] = {}
     model: M | None = None

@@ -24,7 +24,7 @@ from selfloop.columns import (
     select_rows,
     take_spans,
 )
-from selfloop.component import Context, Encoder, Family, FeatureExtractor, Metric, Sampler, Source
+from selfloop.component import Context, Family, Metric, Sampler, Source
 from selfloop.engine.arrivals import Arrived, read_arrived
 from selfloop.engine.token_counts import first_tokens, row_lengths
 from selfloop.errors import ChainEndedError, DataError
@@ -32,6 +32,7 @@ from selfloop.formats.safetensors import ColumnWriter, NamedArrays, gather_rows,
 from selfloop.protocols import CorpusSource, SupportsRelabel, SupportsTrivialModel, UsesEncoder
 from selfloop.snapshots import Snapshot
 from selfloop.store.identity import stored_step
+from selfloop.transforms import Encoder, FeatureExtractor
 from selfloop.types import WEIGHT, RowInterval, RowTake, TrainingRows, Unit
 
 STARVED = "too_few_curated_rows"  # status of a chain whose training set has no rows

@@ -101,13 +101,12 @@ class StoredWorld:
         return self.rows.call(steps.sample, spec.family, model, n, sampler, inputs, ctx), inputs
 
     def measure(self, t: int, model: ObjectRef, samples: ObjectRef | None) -> Iterator[Measurement]:
-        if self.measures:
-            note_contamination(self, t, model)
-        for name, value in measured_values(self, t, model, self.measured) if self.measures else ():
+        if not self.measures:
+            return
+        note_contamination(self, t, model)
+        for name, value in (*measured_values(self, t, model, self.measured), *self.curation_values.get(t, {}).items()):
             status = NOT_FINITE if value is None else None
             yield Measurement(self.policy, self.seed, t, name, value, status, self.point.coordinates)
-        for name, share in self.curation_values.get(t, {}).items() if self.measures else ():
-            yield Measurement(self.policy, self.seed, t, name, share, None, self.point.coordinates)
 
     def end_chain(self, t: int, status: str) -> Iterable[Measurement]:
         self.ended = (t, status)

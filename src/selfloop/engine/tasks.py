@@ -21,7 +21,7 @@ from selfloop.engine.ensemble import SEEDS_PER_BLOCK, SeedBlock, ensemble_copies
 from selfloop.engine.executors import Notify, count_cores
 from selfloop.engine.loop import iter_generations
 from selfloop.engine.stored import StoredWorld
-from selfloop.policies.schedule import ScheduleEntry
+from selfloop.policies.schedule import ScheduleEntry, schedule
 from selfloop.protocols import ControlsPolicy, CorpusSource, CuratesRows, SupportsTrivialModel, UsesEncoder
 from selfloop.ranks import LED
 from selfloop.spec.point import Point
@@ -232,7 +232,7 @@ def _generations(task: Task, world: StoredWorld) -> Iterator[list[Measurement]]:
     if isinstance(policy, ControlsPolicy) and policy.rows == "fresh" and may_differ:
         curation = Curation.of_policy(policy.of)
         other = StoredWorld("", task.point, task.seeds[0], store, task.threads, measures=False, curation=curation)
-        others = iter_generations(other, policy.of, n, task.generations)
+        others = iter_generations(other, schedule(policy.of, n, task.generations))
 
         def matched(k: int) -> tuple[ObjectRef | None, int]:
             """The rows of model k of the policy itself (None after its chain's end), and how many it asks for."""
@@ -248,7 +248,7 @@ def _generations(task: Task, world: StoredWorld) -> Iterator[list[Measurement]]:
             return other.samples.get(k), policy.n_synthetic(k, n)
 
         world.rows.matched = matched
-    return iter_generations(world, policy, n, task.generations)
+    return iter_generations(world, schedule(policy, n, task.generations))
 
 
 def _run_chain(task: Task, store: Store) -> Iterator[tuple[int, Curves]]:

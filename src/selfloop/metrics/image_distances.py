@@ -5,16 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar
 
 import numpy as np
 from annotated_types import Ge
 
-from selfloop.columns import Array, Floats
-from selfloop.component import Better, Context, FeatureExtractor, SampleMetric
-from selfloop.metrics.image_features import ImageFeatureExtractor, ImageMetric
+from selfloop.columns import Array
+from selfloop.component import Better, Context, SampleMetric
+from selfloop.metrics.image_features import ImageFeatureExtractor, ImageMetric, feature_vectors
 from selfloop.metrics.vector_distances import frechet_distance, kernel_distance, mean_distance
 from selfloop.snapshots import Snapshot
+from selfloop.transforms import FeatureExtractor
 
 MAX_ROWS = 5000  # default limit of metrics that compare all pairs of rows, whose time grows with the square
 CHUNK_ROWS = 4096  # rows that are converted to 8-byte numbers at a time
@@ -31,7 +32,7 @@ class ImageFrechetMetric(ImageMetric):
     uses_holdout: ClassVar[bool] = True
 
     def measure_samples(self, snap: Snapshot, ctx: Context) -> Mapping[str, float]:
-        pair = feature_pair(snap, "initial", equal_rows=True, unseen=self.features.learns_features())
+        pair = self.feature_pair(snap, "initial", equal_rows=True)
         real = feature_vectors(snap, "holdout")
         return {f"{self.name}{end}": frechet_distance(rows, real) for end, rows in zip(("", "_real"), pair, strict=True)}
 
@@ -87,7 +88,7 @@ class KernelDistance(ImageMetric):
     max_rows: MaxRows = MAX_ROWS
 
     def measure_samples(self, snap: Snapshot, ctx: Context) -> Mapping[str, float]:
-        pair = feature_pair(snap, "holdout", self.max_rows)
+        pair = self.feature_pair(snap, "holdout", self.max_rows)
         return {"kernel_distance": kernel_distance(*pair) if min(map(len, pair)) > 1 else math.nan}
 
 
@@ -106,7 +107,7 @@ class FeatureDiversity(ImageMetric):
     max_rows: MaxRows = MAX_ROWS
 
     def measure_samples(self, snap: Snapshot, ctx: Context) -> Mapping[str, float]:
-        pair = feature_pair(snap, "holdout", self.max_rows)
+        pair = self.feature_pair(snap, "holdout", self.max_rows)
         sampled, real = (mean_distance(rows) if len(rows) > 1 else math.nan for rows in pair)
         return {"feature_diversity": sampled / real if real else math.nan}
 
@@ -140,27 +141,3 @@ def pixel_std(images: Array) -> float:
     total = sum(chunk.sum(axis=0, dtype=np.int64) for chunk in chunks)
     squares = sum(np.square(chunk, dtype=np.int64).sum(axis=0) for chunk in chunks)
     return float(np.sqrt(n * squares - np.square(total)).mean()) / n / 255
-
-
-def feature_pair(
-    snap: Snapshot,
-    kind: Literal["holdout", "initial"],
-    max_rows: int | None = None,
-    *,
-    equal_rows: bool = False,
-    unseen: bool = False,
-) -> tuple[Floats, Floats]:
-    """Features of the first `max_rows` sampled rows and of the first `max_rows` rows of a kind.
-
-    `equal_rows` cuts both to the same number of rows, for values that depend on it. `unseen` leaves out the initial rows that
-    the features were learned from, which fresh rows are not like.
-    """
-    sampled, real = feature_vectors(snap, "samples", max_rows), feature_vectors(snap, kind)
-    real = (real[1::2] if unseen else real)[:max_rows]
-    n_rows = min(len(sampled), len(real)) if equal_rows else None
-    return sampled[:n_rows], real[:n_rows]
-
-
-def feature_vectors(snap: Snapshot, kind: str, max_rows: int | None = None) -> Floats:
-    """Features of the first `max_rows` rows of a kind."""
-    return np.asarray(np.asarray(snap.features[kind]["features"])[:max_rows], np.float64)

@@ -13,10 +13,12 @@ import numpy as np
 from annotated_types import Ge
 
 from selfloop.columns import Array, Columns, Floats, Params, Ragged
-from selfloop.component import Context, FeatureExtractor, SampleMetric
+from selfloop.component import Context, SampleMetric
 from selfloop.errors import DataError, SettingError, first_line, missing_extra
 from selfloop.formats.folders import POINTER_PROBLEM, is_pointer
 from selfloop.metrics.vector_distances import fit_clusters
+from selfloop.snapshots import Snapshot
+from selfloop.transforms import FeatureExtractor
 
 if TYPE_CHECKING:
     from selfloop.metrics.image_networks import Float32s
@@ -125,6 +127,24 @@ class ImageMetric(SampleMetric):
     """A metric of sampled images on their features."""
 
     features: Annotated[FeatureExtractor, "features of the images"] = field(default_factory=ImageFeatureExtractor)
+
+    def feature_pair(
+        self, snap: Snapshot, kind: Literal["holdout", "initial"], max_rows: int | None = None, *, equal_rows: bool = False
+    ) -> tuple[Floats, Floats]:
+        """Features of the first `max_rows` sampled rows and of the first `max_rows` rows of a kind.
+
+        `equal_rows` cuts both to the same number of rows, for values that depend on it. Initial rows that the features were
+        learned from, which fresh rows are not like, are left out.
+        """
+        sampled, real = feature_vectors(snap, "samples"), feature_vectors(snap, kind)
+        real = real[1::2] if kind == "initial" and self.features.learns_features() else real
+        n_rows = min(len(sampled), len(real), max_rows or len(real)) if equal_rows else max_rows
+        return sampled[:n_rows], real[:n_rows]
+
+
+def feature_vectors(snap: Snapshot, kind: str) -> Floats:
+    """Features of the rows of a kind."""
+    return np.asarray(snap.features[kind]["features"], np.float64)
 
 
 def open_session(path: Path | None, threads: int = 1) -> Any:

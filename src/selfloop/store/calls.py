@@ -44,12 +44,8 @@ class Usage:
         for name in ("computed", "reused", "seconds", "seconds_saved", "bytes"):
             setattr(self, name, getattr(self, name) + getattr(other, name))
         for step, (count, seconds) in other.by_step.items():
-            self.count_step(step, count, seconds)
+            before = self.by_step.get(step, (0, 0.0))
+            self.by_step[step] = (before[0] + count, before[1] + seconds)
         self.keys |= other.keys
         self.warnings |= other.warnings
         self.backends.update(other.backends)
-
-    def count_step(self, step: str, count: int, seconds: float) -> None:
-        """Add computed calls of one step."""
-        before = self.by_step.get(step, (0, 0.0))
-        self.by_step[step] = (before[0] + count, before[1] + seconds)

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from selfloop.errors import DataError, SelfloopError, StoreError, os_error_reason
+from selfloop.formats.safetensors import is_columns, to_safetensors
 from selfloop.store.identity import digest
 
 UNREADABLE = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.EACCES, errno.EPERM, errno.EIO)  # of one file
@@ -106,6 +107,14 @@ def memory_error(step: str, problem: Exception) -> SelfloopError:
 def with_checksum(body: bytes) -> bytes:
     """Content of a record file: its body and the digest of the body's bytes."""
     return b'{"body": %b, "checksum": "%b"}' % (body, digest(body).encode())
+
+
+def as_result(value: Any) -> tuple[dict[str, Any], list[bytes | memoryview]]:
+    """What the record of a step with that value holds, and the content of its object."""
+    if not is_columns(value):
+        return {"value": json.loads(json.dumps(value, allow_nan=False))}, []
+    chunks = to_safetensors(value)
+    return {"object": digest(*chunks)}, chunks
 
 
 def read_record(path: str | Path, key: str) -> dict[str, Any] | None:

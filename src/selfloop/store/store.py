@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import time
 import warnings
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache
@@ -19,7 +20,7 @@ from typing import Any, cast
 from selfloop.columns import Column
 from selfloop.component import Context
 from selfloop.errors import ChainEndedError, DataError, StoreError, is_selfloop_warning
-from selfloop.formats.safetensors import is_columns, read_safetensors, to_safetensors
+from selfloop.formats.safetensors import read_safetensors
 from selfloop.ranks import ALONE, Ranks
 from selfloop.store import records
 from selfloop.store.calls import NotStoredError, StepCall, Usage
@@ -66,8 +67,6 @@ class Store:
             if self.read_only:
                 raise NotStoredError(call)
             result = self._compute(call)
-        else:
-            self.usage.reused += 1
         self.usage.keys.add(call.key)
         if self.record_calls:
             self.calls.append(call)
@@ -99,6 +98,7 @@ class Store:
         body = self.files.read_record(call.key)
         if body is None or not self.files.has_object(body):
             return None
+        self.usage.reused += 1
         self.usage.seconds_saved += body["provenance"]["seconds"]
         self.usage.warnings |= dict.fromkeys(body["warnings"])
         self.usage.backends.update(body["provenance"]["backend"].items())
@@ -120,7 +120,7 @@ class Store:
             with warnings.catch_warnings(record=True) as caught, refuse_interrupted(name), unchanged_inputs(self, call):
                 value = ranks.compute((self.path, call, scratch), call.step, arguments)
             seconds = time.perf_counter() - started - self._waited
-            result, chunks = as_result(value)
+            result, chunks = records.as_result(value)
             if "object" in result:
                 self.files.write_object(result["object"], *chunks)
                 self.usage.bytes += sum(map(len, chunks))
@@ -133,8 +133,8 @@ class Store:
         messages = [str(w.message) for w in caught if is_selfloop_warning(w.category, w.filename)]
         for w in caught:
             warnings.warn_explicit(w.message, w.category, w.filename, w.lineno)
-        self.usage.add(Usage(1, 0, seconds, by_step={name: (1, seconds)}, warnings=dict.fromkeys(messages)))
-        self.usage.backends.update(backends.items())
+        counts = Counter(backends.items())
+        self.usage.add(Usage(1, 0, seconds, by_step={name: (1, seconds)}, warnings=dict.fromkeys(messages), backends=counts))
         threads = next((a.threads for a in call.arguments if isinstance(a, Context)), self.threads)
         provenance = records.provenance(step_identity(call.step, self._code), seconds, threads, backends)
         body = {"key": call.key, "result": result, "provenance": provenance, "warnings": messages}
@@ -171,11 +171,3 @@ class Store:
                 f"store {place}: recomputing object {ref.digest} gave other bytes, as other machines or libraries may. "
                 "Run the spec again: what depends on the object is computed again, too."
             )
-
-
-def as_result(value: Any) -> tuple[dict[str, Any], list[bytes | memoryview]]:
-    """What the record of a step with that value holds, and the content of its object."""
-    if not is_columns(value):
-        return {"value": json.loads(json.dumps(value, allow_nan=False))}, []
-    chunks = to_safetensors(value)
-    return {"object": digest(*chunks)}, chunks

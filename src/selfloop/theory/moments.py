@@ -10,9 +10,8 @@ Only second moments enter; rows need not be Gaussian.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain
 from typing import Annotated, Any, Literal, NamedTuple, cast
 
 import numpy as np
@@ -20,13 +19,13 @@ from annotated_types import Ge
 
 from selfloop.columns import Floats, Ints
 from selfloop.component import Policy
-from selfloop.engine.loop import follow_schedule
+from selfloop.engine.loop import iter_generations
 from selfloop.errors import SpecError
 from selfloop.notebook import table_html
 from selfloop.policies.schedule import ScheduleEntry, schedule
 from selfloop.settings import check_setting
 from selfloop.spec.components import make_component
-from selfloop.types import Batch, Measurement, Take, real, synthetic
+from selfloop.types import Batch, Take, real, synthetic
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,12 +74,11 @@ class PooledRows(NamedTuple):
 
 
 class MomentsWorld:
-    """The world whose batches and models are expectations: `loop` in it yields exact predictions of a policy.
+    """The world whose batches and models are expectations: a loop in it yields the models of a policy.
 
-    Metrics: `mean_error` (over the trace of the true covariance), `mean_error_multiplier` (n times that) and
-    `variance_ratio`. They are exact for models of a mean and a variance, whatever the distribution of the rows: Gaussians,
-    symbol frequencies (variance 1 - sum p^2), kernel density estimates of fixed bandwidth. A budget is a uniform draw
-    without replacement (variance of its mean: Cochran, Sampling Techniques, 1977, theorem 2.2).
+    They are exact for models of a mean and a variance, whatever the distribution of the rows: Gaussians, symbol frequencies
+    (variance 1 - sum p^2), kernel density estimates of fixed bandwidth. A budget is a uniform draw without replacement
+    (variance of its mean: Cochran, Sampling Techniques, 1977, theorem 2.2).
     Raises SpecError for a budget over rows of three or more weights or with `pooled=False`, and without a divisor.
     """
 
@@ -179,12 +177,10 @@ class MomentsWorld:
         """What each source adds to the squared error of each model's mean, (generations, sources), after the loop."""
         return np.array([np.add.reduceat(center**2, self._offsets[:-1]) for center in self._centers[1:]])
 
-    def measure(self, t: int, model: MomentModel, samples: MomentBatch) -> Iterator[Measurement]:
-        yield Measurement(self.label, 0, t, "mean_error", model.squared_error)
-        yield Measurement(self.label, 0, t, "mean_error_multiplier", self.n * model.squared_error)
-        yield Measurement(self.label, 0, t, "variance_ratio", model.variance)
+    def measure(self, t: int, model: MomentModel, samples: MomentBatch) -> Iterable[MomentModel]:
+        return (model,)
 
-    def end_chain(self, t: int, status: str) -> Iterable[Measurement]:
+    def end_chain(self, t: int, status: str) -> Iterable[MomentModel]:
         return ()  # expectations never end
 
 
@@ -261,24 +257,23 @@ def predict(
     component = _check_arguments(policy, n, generations)
     world = MomentsWorld(component, n, generations, estimator)
     curves = _follow(world)
-    return PolicyPrediction(
-        policy=component.name, n=n, trained_rows=np.array([entry.trained_rows for entry in world.entries]),
-        real_mass=np.array([entry.real_mass for entry in world.entries]),
-        data_age=np.array([entry.data_age for entry in world.entries]), mean_error_multiplier=curves["mean_error_multiplier"],
-        variance_ratio=curves["variance_ratio"],
-    )  # fmt: skip
+    names = ("trained_rows", "real_mass", "data_age")
+    columns = {name: np.array([getattr(entry, name) for entry in world.entries]) for name in names}
+    columns |= {name: curves[name] for name in ("mean_error_multiplier", "variance_ratio")}
+    return PolicyPrediction(policy=component.name, n=n, **columns)
 
 
 def moment_curves(policy: Policy, n: int, generations: int, estimator: MomentEstimator | None = None) -> dict[str, Floats]:
-    """Values of every metric of `MomentsWorld`, by name, at generations 1 .. generations."""
+    """`mean_error` (over the trace of the true covariance), `mean_error_multiplier` (n times that) and `variance_ratio`.
+
+    At generations 1 .. generations. Errors are those of `MomentsWorld`.
+    """
     return _follow(MomentsWorld(policy, n, generations, estimator))
 
 
 def _follow(world: MomentsWorld) -> dict[str, Floats]:
-    curves: dict[str, list[float]] = {}
-    for measurement in chain.from_iterable(follow_schedule(world, world.entries)):
-        curves.setdefault(measurement.metric, []).append(float(measurement.value or 0.0))
-    return {metric: np.array(values) for metric, values in curves.items()}
+    error, variance = np.array([model for (model,) in iter_generations(world, world.entries)]).T
+    return {"mean_error": error, "mean_error_multiplier": world.n * error, "variance_ratio": variance}
 
 
 @dataclass(frozen=True)

@@ -16,19 +16,25 @@ from unicodedata import normalize
 import numpy as np
 
 from selfloop.columns import Columns, Ints, Params, Ragged, take_spans
-from selfloop.component import Context, Encoder, Sampler, Source
+from selfloop.component import Context, Sampler, Source
 from selfloop.errors import DataError, SettingError, missing_extra, resolve_local_or_hub
+from selfloop.families.lazy import hf_model, hf_network, torch, trainer
 from selfloop.families.nn.hf_folder import HfFolder
 from selfloop.families.nn.settings import Count, NetworkFamily, TrainingSettings
+from selfloop.families.transformer.decoder import DecodeRequest
+from selfloop.families.transformer.decoder_vllm import VllmDecoder
 from selfloop.families.transformer.family import TRUNCATION_TEXT, Transformer, Truncation
 from selfloop.families.transformer.packing import describe_lengths, row_lengths
+from selfloop.families.transformer.sample_tokens import sample_tokens
 from selfloop.families.transformer.text_sampler import TextSampler, read_prompts
 from selfloop.families.transformer.tokenizer import decode_tokens, encode_texts, tokenizer_arrays
 from selfloop.families.trivial import unigram_cross_entropy
 from selfloop.protocols import CorpusSource, TopTokens
 from selfloop.settings import UNLESS_DEFAULT, PositiveFloat, Settings
+from selfloop.transforms import Encoder
 from selfloop.types import TrainingRows
 
+MAX_DROPPED_SHARE = 0.05  # of the documents of a fit, without a warning
 LONG_DOCUMENTS = "training/long_documents"  # number of documents of a fit that were dropped or truncated
 CHECKED_ROWS, MAX_LOST_SHARE = 200, 0.1  # texts that are encoded and decoded before all; share that may come back changed
 Base = Annotated[str | Path, "a folder as transformers saves it, or a name on the hub"]
@@ -47,13 +53,11 @@ class PretrainedTokenizer(Encoder):
 
     def prepare(self, chunks: Iterable[Columns], ctx: Context) -> Params:
         """The tokenizer's arrays. What the base must fulfill is checked here, before the corpus is encoded."""
-        from selfloop.families.finetune.hf_model import open_base
-
         folder = base_folder(self.base_model, self.revision)
         tokenizer, start, end = folder.tokenizer()
         if end is None:
             folder.refuse("has a tokenizer without an end token; set eos_token in tokenizer_config.json")
-        open_base(folder)
+        hf_model.open_base(folder)
         prepared = tokenizer_arrays(tokenizer, end if start is None else start, end)
         for chunk in islice(chunks, 1):
             self._check_texts(folder, cast(Ragged, chunk["text"])[np.arange(min(len(chunk["text"]), CHECKED_ROWS))], prepared)
@@ -102,7 +106,6 @@ class Finetune(NetworkFamily):
     required_columns: ClassVar[tuple[str, ...]] = ("text",)
     default_metrics: ClassVar[tuple[str, ...]] = (*Transformer.default_metrics, "long_documents")
     sampler_class: ClassVar[type[Sampler]] = TextSampler
-    resources: ClassVar[Mapping[str, float]] = {"gpus": 1}
     trivial_model: ClassVar[str] = "the unigram distribution"
 
     base_model: Base
@@ -152,7 +155,6 @@ class Finetune(NetworkFamily):
         return {} if self.lora else NetworkFamily.mergeable  # a mean of factors is not that of their products
 
     def encoder(self) -> PretrainedTokenizer:
-        """The tokenizer of the base model."""
         return PretrainedTokenizer(base_model=self.base_model, revision=self.revision)
 
     def count_steps(self, n: float, tokens: float = math.nan) -> float:
@@ -162,11 +164,6 @@ class Finetune(NetworkFamily):
         return math.nan if unknown else self.training.count_steps(n)
 
     def fit(self, rows: TrainingRows, ctx: Context, init: Params | None) -> Params:
-        import torch
-
-        from selfloop.families.finetune import hf_model
-        from selfloop.families.nn import trainer
-
         indices, n_long = self._select_documents(rows)
         torch.set_num_threads(ctx.threads)
         with trainer.seed_torch(ctx.stream.child("init")):
@@ -190,6 +187,12 @@ class Finetune(NetworkFamily):
                 f"family.context: got {self.context}; all {len(is_long)} documents are longer. Raise it, or set "
                 "long_documents = 'truncate'."
             )
+        if self.long_documents == "drop" and is_long.mean() > MAX_DROPPED_SHARE:
+            warnings.warn(
+                f"family.context: {is_long.sum():,} of {len(is_long):,} documents have more than {self.context} tokens, and the "
+                "fit leaves them out; shorter samples are all used. Raise it, or set long_documents = 'truncate'.",
+                stacklevel=2,
+            )
         indices = np.flatnonzero(~is_long) if self.long_documents == "drop" else np.arange(len(is_long))
         return indices, int(is_long.sum())
 
@@ -198,9 +201,6 @@ class Finetune(NetworkFamily):
         return {"tokens": self._sample(self._open_merged(params, ctx), params, read_prompts(inputs, n), sampler, ctx)}
 
     def answer(self, prompts: Ragged, max_tokens: int, temperature: float, ctx: Context) -> Ragged:
-        """The base model's continuation of each prompt, without its end token."""
-        from selfloop.families.finetune import hf_model
-
         encoder, model = self.encoder(), hf_model.open_base(base_folder(self.base_model, self.revision))
         prepared = encoder.prepare((), ctx)
         tokens = cast(Ragged, encoder.encode({"text": prompts}, prepared)["tokens"])
@@ -216,34 +216,24 @@ class Finetune(NetworkFamily):
 
     def _sample(self, model: Any, params: Params, prompts: Ragged, sampler: TextSampler, ctx: Context) -> Ragged:
         """Rows of a network of transformers, each after its prompt; `params` have the tokenizer."""
-        from selfloop.families.finetune import hf_model
-        from selfloop.families.transformer.decoder import DecodeRequest
-        from selfloop.families.transformer.hf_network import from_hf_config, generate, save_folder
-        from selfloop.families.transformer.sample_tokens import sample_tokens
-
         n, limit = len(prompts), sampler.max_tokens or self.context
         _check_positions("family.sampler.max_tokens", limit, hf_model.max_positions(model.config))
-        config = from_hf_config(model.config)
+        config = hf_network.from_hf_config(model.config)
         if config is not None and sampler.num_beams == 1 and sampler.decoder == "auto":
             arrays = {**params, **hf_model.network_arrays(model)}
             return sample_tokens(config, arrays, prompts, replace(sampler, max_tokens=limit), ctx)
         rows, starts = np.arange(n), np.full(n, params["tokenizer/start"])
         request = DecodeRequest(rows, starts, prompts, ctx.stream.integer(), int(params["tokenizer/end"]), limit, sampler)
         if sampler.decoder == "auto":
-            return generate(model, request, ctx)
-        from selfloop.families.transformer.decoder_vllm import VllmDecoder
-
+            return hf_network.generate(model, request, ctx)
         _check_positions("family.sampler.max_tokens", limit + 1, hf_model.max_positions(model.config))  # with the start token
-        return VllmDecoder(partial(save_folder, model, params), "bfloat16", limit + 1, ctx)(request)
+        return VllmDecoder(partial(hf_network.save_folder, model, params), "bfloat16", limit + 1, ctx)(request)
 
     def export(self, params: Params, folder: Path, dtype: str) -> None:
         """A Hugging Face folder: the model with its adapters merged, and the base's tokenizer."""
-        from selfloop.families.finetune import hf_model
-        from selfloop.families.transformer.hf_network import save_folder
-
         base = base_folder(self.base_model, self.revision)
         model = hf_model.open_merged(base, self.lora, params)
-        save_folder(model, params, folder, dtype, base.tokenizer_settings().get("chat_template"))
+        hf_network.save_folder(model, params, folder, dtype, base.tokenizer_settings().get("chat_template"))
 
     def trivial_risk(self, metric: str, initial: Columns, holdout: Columns, truth: Params, ctx: Context) -> float | None:
         vocab = base_folder(self.base_model, self.revision).config().get_text_config().vocab_size
@@ -251,9 +241,6 @@ class Finetune(NetworkFamily):
 
     def token_log_prob(self, params: Params, rows: Columns, ctx: Context, *, half_stride: bool = False) -> Ragged:
         """Log p of each token of each row, in nats; rows longer than the context are in windows half a context apart anyway."""
-        from selfloop.families.finetune import hf_model
-        from selfloop.families.nn import trainer
-
         tokens = rows["tokens"]
         assert isinstance(tokens, Ragged)
         ctx.backends["measuring"] = f"torch {trainer.device().type} float32"
@@ -261,22 +248,15 @@ class Finetune(NetworkFamily):
 
     def top_tokens(self, params: Params, rows: Columns, k: int, ctx: Context) -> TopTokens:
         """The k most probable tokens at every position; rows longer than the context are in windows half a context apart."""
-        from selfloop.families.finetune import hf_model
-
         start, tokens = int(params["tokenizer/start"]), cast(Ragged, rows["tokens"])
         return hf_model.top_tokens(self._open_merged(params, ctx), tokens, start, self.context, k, ctx)
 
     def _open_merged(self, params: Params, ctx: Context) -> Any:
-        import torch
-
-        from selfloop.families.finetune import hf_model
-
         torch.set_num_threads(ctx.threads)
         return hf_model.open_merged(base_folder(self.base_model, self.revision), self.lora, params)
 
 
 def base_folder(base_model: str | Path, revision: str | None) -> HfFolder:
-    """The files of a base."""
     return HfFolder("family.base_model", base_model, revision)
 
 

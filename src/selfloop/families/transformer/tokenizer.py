@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, cast
 import numpy as np
 
 from selfloop.columns import Bools, Columns, Ints, Params, Ragged, take_spans
-from selfloop.component import Context, Encoder
+from selfloop.component import Context
 from selfloop.errors import SpecError
 from selfloop.families.nn.hf_folder import library_errors, open_tokenizer
 from selfloop.families.nn.settings import Count
+from selfloop.transforms import Encoder
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
