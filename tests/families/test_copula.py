@@ -15,9 +15,9 @@ import selfloop
 from selfloop.columns import Columns, Params, Ragged, count_rows, select_rows
 from selfloop.component import Context, Sampler
 from selfloop.errors import SpecError
-from selfloop.families.copula import latent
+from selfloop.families.copula import distributions
+from selfloop.families.copula.distributions import CategoryMarginal, NumberMarginal, cells_of
 from selfloop.families.copula.family import Copula
-from selfloop.families.copula.marginals import CategoryMarginal, NumberMarginal, cells_of
 from selfloop.families.gmm import Gmm
 from selfloop.rng import RandomStream
 from selfloop.sources.records import Records
@@ -135,7 +135,7 @@ def test_the_probability_of_a_box_is_that_of_scipy() -> None:
         multivariate_normal.cdf(ndtri(b), cov=LATENT, lower_limit=ndtri(a), abseps=1e-9, maxpts=400_000)
         for a, b in zip(low, high, strict=True)
     ]
-    errors = latent.log_box_probability(low, high, LATENT) - np.log(exact)
+    errors = distributions.log_box_probability(low, high, LATENT) - np.log(exact)
     assert np.abs(errors).max() < 0.1
     assert abs(errors.mean()) < 0.01
     independent = np.log(high - low).sum(1)  # a wrong variant
@@ -146,7 +146,7 @@ def test_boxes_in_far_tails_and_of_nearly_equal_variables_are_finite() -> None:
     correlation = np.full((3, 3), 0.9999)
     np.fill_diagonal(correlation, 1)
     low = np.array([[1e-12, 0.999999, 0.5], [0.1, 0.8, 0.3]])
-    assert np.isfinite(latent.log_box_probability(low, low + 1e-7, correlation)).all()
+    assert np.isfinite(distributions.log_box_probability(low, low + 1e-7, correlation)).all()
 
 
 @pytest.mark.parametrize("cuts", [([0.0], [0.0]), ([-1.0], [0.5]), ([-0.5, 0.5], [0.3]), (None, [0.2]), (None, None)])
@@ -166,8 +166,8 @@ def test_categories_are_ordered_by_the_other_columns() -> None:
     z = np.random.default_rng(2).standard_normal((3000, 2)) @ np.linalg.cholesky(np.array([[1, 0.8], [0.8, 1]])).T
     shuffled = np.array([2, 0, 3, 1])[np.searchsorted([-1, 0, 1], z[:, 1])]
     params = fit({"number": z[:, 0], "kind": category(shuffled)})
-    marginal = CategoryMarginal.of_arrays({name[2:]: array for name, array in params.items() if name.startswith("1/")})
-    assert marginal.names in ([b"c", b"a", b"d", b"b"], [b"b", b"d", b"a", b"c"])
+    marginal = CategoryMarginal(*(params[f"1/{name}"] for name in CategoryMarginal._fields))
+    assert marginal.names() in ([b"c", b"a", b"d", b"b"], [b"b", b"d", b"a", b"c"])
     assert abs(np.asarray(params["correlation"])[0, 1]) == pytest.approx(0.8, abs=0.03)
     both = fit({"kind": category(shuffled), "same": category(np.searchsorted([0], z[:, 0]))})  # without a number
     assert abs(np.asarray(both["correlation"])[0, 1]) == pytest.approx(0.8, abs=0.05)

@@ -13,9 +13,8 @@ from scipy.special import ndtr
 from selfloop.columns import Array, Bools, Column, Columns, Floats, Ints, Params, Ragged, count_rows
 from selfloop.component import Context, Family, Sampler, Source
 from selfloop.errors import SpecError, unknown_name
-from selfloop.families.copula import latent
-from selfloop.families.copula.marginals import CategoryMarginal, NumberMarginal, cells_of, leading_component
-from selfloop.families.copula.tree import N_BINS, LevelTree
+from selfloop.families.copula import distributions
+from selfloop.families.copula.distributions import N_BINS, CategoryMarginal, LevelTree, NumberMarginal
 from selfloop.types import MASK, RowTake, TrainingRows
 
 
@@ -74,23 +73,23 @@ class Copula(Family):
         cells = [_to_cells(name, columns, weights) for name in columns]
         pairs = zip(columns.values(), cells, strict=True)
         values = [cell.codes if isinstance(column, Ragged) else _scores(cell) for column, cell in pairs]
-        component = leading_component(values, [cell.observed for cell in cells], weights)
+        component = distributions.leading_component(values, [cell.observed for cell in cells], weights)
         for i, column in enumerate(columns.values()):
             observed = cells[i].observed
             if isinstance(column, Ragged):
                 marginal: Any
                 marginal, cells[i] = _ordered_categories(column, cells[i], component, weights)
             elif column.dtype == np.bool_:
-                marginal = CategoryMarginal([b"0", b"1"], np.diff(cells[i].edges))
+                marginal = CategoryMarginal.of([b"0", b"1"], np.diff(cells[i].edges))
             else:
                 marginal = NumberMarginal.fit(cast(Floats, column)[observed], weights[observed])
-            params |= {f"{i}/{name}": array for name, array in marginal.arrays().items()}
+            params |= {f"{i}/{name}": array for name, array in marginal._asdict().items()}
         kinds = [[name, "category" if isinstance(column, Ragged) else str(column.dtype)] for name, column in columns.items()]
         params["columns"] = np.frombuffer(json.dumps(kinds).encode(), np.uint8)
         scores = np.stack([_scores(cell) for cell in cells], axis=1)
-        coefficients = [latent.hermite_coefficients(cell.edges, latent.interval_means(cell.edges)) for cell in cells]
+        coefficients = [distributions.hermite_coefficients(cell.edges) for cell in cells]
         observed = np.stack([cell.observed for cell in cells], axis=1)
-        correlation = latent.latent_correlation(scores, observed, np.stack(coefficients, axis=1), weights)
+        correlation = distributions.latent_correlation(scores, observed, np.stack(coefficients, axis=1), weights)
         params["correlation"] = correlation
         if self.tree_target is not None:
             j = list(columns).index(self.tree_target)
@@ -109,7 +108,7 @@ class Copula(Family):
         columns = _read_levels(params, levels)
         if self.tree_target is not None:
             j = list(columns).index(self.tree_target)
-            levels[:, j] = LevelTree.of_arrays(params).quantile(_tree_inputs(params, columns, j), levels[:, j])
+            levels[:, j] = _open(LevelTree, params, "tree").quantile(_tree_inputs(params, columns, j), levels[:, j])
             columns = _read_levels(params, levels)
         return columns
 
@@ -121,7 +120,7 @@ class Copula(Family):
         for i, (name, marginal) in enumerate(_marginals(params)):
             observed = _observed(name, rows)
             if isinstance(marginal, NumberMarginal):
-                edges = cells_of(np.asarray(rows[name], np.float64)[observed])
+                edges = distributions.cells_of(np.asarray(rows[name], np.float64)[observed])
                 low[observed, i], high[observed, i] = (marginal.below(edge, unseen) for edge in edges)
                 continue
             if name.endswith(MASK):
@@ -129,17 +128,17 @@ class Copula(Family):
                 ends = np.array([0, (1 - unseen) * marginal.mass[0] + unseen / 2, 1])
             else:
                 codes, ends = marginal.codes(cast(Ragged, rows[name])), np.append((1 - unseen) * marginal.edges(), 1)
-                is_new = (codes == len(marginal.names)) & observed
+                is_new = (codes == len(marginal.mass)) & observed
                 texts = cast(Ragged, rows[name]).to_bytes()
                 others[is_new] += np.log(max(1, len({texts[row] for row in np.flatnonzero(is_new)})))
             low[observed, i], high[observed, i] = ends[codes[observed]], ends[codes[observed] + 1]
-        independent = np.log(np.maximum(high - low, latent.MIN_PROBABILITY)).sum(axis=1)
-        joint = latent.log_box_probability(low, high, cast(Floats, params["correlation"]))
+        independent = np.log(np.maximum(high - low, distributions.MIN_PROBABILITY)).sum(axis=1)
+        joint = distributions.log_box_probability(low, high, cast(Floats, params["correlation"]))
         if self.tree_target is not None:  # its variable is independent of the others
             j = [name for name, _ in _marginals(params)].index(self.tree_target)
             inputs, edges = _tree_inputs(params, rows, j), (low[:, j], high[:, j])
-            others += np.log(np.maximum(edges[1] - edges[0], latent.MIN_PROBABILITY))
-            others -= LevelTree.of_arrays(params).log_probability(inputs, *edges)
+            others += np.log(np.maximum(edges[1] - edges[0], distributions.MIN_PROBABILITY))
+            others -= _open(LevelTree, params, "tree").log_probability(inputs, *edges)
         return np.asarray(np.logaddexp(np.log1p(-unseen) + joint, np.log(unseen) + independent) - others)
 
     def trivial_risk(self, metric: str, initial: Columns, holdout: Columns, truth: Params, ctx: Context) -> float | None:
@@ -158,7 +157,7 @@ def _read_levels(params: Params, levels: Floats) -> dict[str, Column]:
         elif name.endswith(MASK):
             columns[name] = marginal.quantile(levels[:, i]) == 1
         else:
-            columns[name] = Ragged.of_bytes([marginal.names[code] for code in marginal.quantile(levels[:, i])])
+            columns[name] = Ragged(marginal.text, marginal.offsets)[marginal.quantile(levels[:, i])]
     for name in marginals:
         if name.endswith(MASK):
             columns[name[: -len(MASK)]] = _blank(columns[name[: -len(MASK)]], cast(Bools, columns[name]))
@@ -187,7 +186,7 @@ def _to_cells(name: str, columns: Columns, weights: Floats) -> CellColumn:
     column, observed = columns[name], _observed(name, columns)
     if isinstance(column, Ragged):
         names = sorted(set(column[np.flatnonzero(observed)].to_bytes()))
-        codes = CategoryMarginal(names, np.zeros(0)).codes(column)
+        codes = CategoryMarginal.of(names, np.zeros(0)).codes(column)
     elif column.dtype == np.bool_:
         codes = column.astype(np.int64)
     else:
@@ -201,7 +200,7 @@ def _to_cells(name: str, columns: Columns, weights: Floats) -> CellColumn:
 
 
 def _scores(cell: CellColumn) -> Floats:
-    return latent.interval_means(cell.edges)[cell.codes]
+    return distributions.interval_means(cell.edges)[cell.codes]
 
 
 def _ordered_categories(
@@ -213,16 +212,18 @@ def _ordered_categories(
     codes = cell.codes[cell.observed]
     sums = np.bincount(codes, w * component[cell.observed], len(names)) / np.maximum(np.bincount(codes, w, len(names)), 1e-300)
     order = np.argsort(np.round(sums, 12), kind="stable")
-    marginal = CategoryMarginal([names[k] for k in order], mass[order])
+    marginal = CategoryMarginal.of([names[k] for k in order], mass[order])
     return marginal, cell._replace(codes=np.argsort(order)[cell.codes], edges=marginal.edges())
 
 
 def _marginals(params: Params) -> Iterator[tuple[str, Any]]:
-    """Name and distribution of each column."""
     for i, (name, kind) in enumerate(json.loads(np.asarray(params["columns"]).tobytes())):
-        arrays = {key.split("/", 1)[1]: array for key, array in params.items() if key.startswith(f"{i}/")}
-        cls = NumberMarginal if kind == "float64" else CategoryMarginal
-        yield name, cls.of_arrays(arrays)
+        yield name, _open(NumberMarginal if kind == "float64" else CategoryMarginal, params, str(i))
+
+
+def _open(cls: Any, params: Params, prefix: str) -> Any:
+    """The distribution whose fields are the arrays of a model with this prefix."""
+    return cls(*(np.asarray(params[f"{prefix}/{name}"]) for name in cls._fields))
 
 
 def _blank(column: Column, missing: Bools) -> Column:
