@@ -38,7 +38,7 @@ def plain(rows, steps=STEPS):
     from diffusers import DDPMScheduler
     from torch.utils.data import DataLoader, TensorDataset
 
-    from selfloop.families.image_diffusion.noise import NoiseProcess
+    from selfloop.families.image_diffusion.network import NoiseProcess
 
     data = TensorDataset(torch.from_numpy(rows).unsqueeze(1).float() / 127.5 - 1)
     loader = DataLoader(data, batch_size=64, shuffle=True, drop_last=True)

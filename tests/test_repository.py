@@ -38,8 +38,8 @@ COMPONENTS = [(kind, name) for kind, names in BUILT_IN.items() for name in names
 # A file may import from its own folder, from the bands above, and from the left in its own band.
 BANDS = (
     (
-        "columns", "errors", "ranks", "notebook", "types", "formulas", "rng", "source_code", "settings", "component", "transforms",
-        "curator", "snapshots", "protocols", "formats",
+        "columns", "errors", "ranks", "notebook", "types", "formulas", "rng", "source_code", "settings", "component",
+        "transforms", "curator", "snapshots", "protocols", "formats",
     ),
     ("policies", "sources", "families", "curators", "metrics", "stats", "criteria"),
     ("plugins", "spec", "store", "engine", "theory", "published", "presets"),

@@ -130,7 +130,7 @@ GONE_MEMBERS: Mapping[str, Mapping[str, str]] = {
         "model_of": "build_hf_model", "compiled": "try_c_decoder", "_mixed": "rng.splitmix64",
     },
     "families/nn/*.py": {"at_once": "micro_batch", "FACTS": "FIT_INFO"},
-    "families/image_diffusion/noise.py": {
+    "families/image_diffusion/network.py": {
         "told": "network_times", "answer": "prediction", "spread": "times_at", "draw": "draw_times",
         "levels": "signal_and_noise",
     },

@@ -24,6 +24,11 @@ PHRASES = (
 TEXTS = tuple(" ".join((a, b)) for a in PHRASES for b in PHRASES)
 
 
+def logits(network: Any, tokens: Any, documents: Any = None) -> Any:
+    """Logits of the next token (batch, tokens, vocab) of a `TransformerNetwork`."""
+    return network(tokens, documents) @ network.head().T
+
+
 def save_base(folder: Path, arch: str = "gpt2", vocab: int = VOCAB, end: str | None = "<|endoftext|>", **settings: Any) -> Path:
     """A folder with a model of that architecture and its tokenizer. Only llama has a start token."""
     import torch

@@ -22,7 +22,7 @@ from selfloop.rng import RandomStream
 from selfloop.sources.distributions import GaussianSource
 from selfloop.sources.text_corpora import PythonDocs
 from selfloop.types import RowTake, TrainingRows
-from tiny_language_models import TEXTS
+from tiny_language_models import TEXTS, logits
 
 CTX = Context(RandomStream(("token edits",)))
 FAMILY = Transformer(
@@ -57,7 +57,7 @@ def test_the_top_tokens_are_those_of_the_network_after_the_row_s_own_tokens(rows
     network.load_state_dict({name: torch.tensor(view.params[name]) for name in network.state_dict()})
     row = rows["tokens"].values[rows["tokens"].offsets[2] : rows["tokens"].offsets[3]].astype(np.int64)
     inputs = torch.tensor([[int(view.params["tokenizer/start"]), *row[:-1]]])
-    expected = torch.log_softmax(network.eval().logits(inputs)[0].double(), -1).detach().numpy()
+    expected = torch.log_softmax(logits(network.eval(), inputs)[0].double(), -1).detach().numpy()
     part = slice(*rows["tokens"].offsets[2:4])
     assert np.allclose(top.log_prob[part], expected[np.arange(len(row)), row], atol=1e-5)
     assert np.allclose(top.log_probs[part], -np.sort(-expected, axis=1)[:, :5], atol=1e-5)

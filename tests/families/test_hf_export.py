@@ -22,7 +22,7 @@ from selfloop.families.transformer.network import TransformerNetwork
 from selfloop.protocols import SupportsExport
 from selfloop.rng import RandomStream
 from selfloop.types import RowTake, TrainingRows
-from tiny_language_models import POSITIONS, TEXTS, encode, prepare_encoder, save_base, training_rows
+from tiny_language_models import POSITIONS, TEXTS, encode, logits, prepare_encoder, save_base, training_rows
 
 CTX = Context(RandomStream(("test",)))
 CONFIGS = {
@@ -81,8 +81,8 @@ def test_an_exported_transformer_has_our_logits_its_tokens_and_its_settings_of_s
     assert ids[0, 0] == start
     assert tokenizer.decode(ids[0], skip_special_tokens=True) == TEXTS[0]
     with torch.inference_mode():
-        torch.testing.assert_close(theirs(ids).logits, ours.logits(ids), rtol=1e-4, atol=1e-4)
-        assert (theirs(ids.flip(1)).logits - ours.logits(ids)).abs().max() > 0.01
+        torch.testing.assert_close(theirs(ids).logits, logits(ours, ids), rtol=1e-4, atol=1e-4)
+        assert (theirs(ids.flip(1)).logits - logits(ours, ids)).abs().max() > 0.01
     assert theirs.num_parameters() == sum(p.numel() for p in ours.parameters())
     written, sampling = json.loads((tmp_path / "config.json").read_text()), GenerationConfig.from_pretrained(tmp_path)
     assert (written["vocab_size"], written["eos_token_id"], written["bos_token_id"]) == (config.vocab, end, start)

@@ -13,8 +13,7 @@ from diffusers.schedulers.scheduling_flow_match_heun_discrete import FlowMatchHe
 
 from selfloop.families.image_diffusion import family as family_module
 from selfloop.families.image_diffusion.family import DiffusionSampler
-from selfloop.families.image_diffusion.network import Denoiser
-from selfloop.families.image_diffusion.noise import NoiseProcess, sample_images, sampling_times
+from selfloop.families.image_diffusion.network import Denoiser, NoiseProcess, sample_images, sampling_times
 from selfloop.families.nn.image_tensors import scale_pixels, to_tensor
 
 LINEAR, COSINE, FLOW = NoiseProcess("linear"), NoiseProcess("cosine"), NoiseProcess(None)

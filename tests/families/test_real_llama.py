@@ -14,7 +14,7 @@ from selfloop.families.transformer import decoder_c
 from selfloop.families.transformer.family import Transformer
 from selfloop.families.transformer.network import TransformerNetwork
 from selfloop.families.transformer.text_sampler import TextSampler
-from tiny_language_models import ragged, token_lists
+from tiny_language_models import logits, ragged, token_lists
 
 STORIES = Path(__file__).parents[2].parent / "shared" / "data" / "tinystories"
 OPENING = " Once upon a time, there was a little girl named Lily. She loved to play outside in the park."
@@ -107,7 +107,7 @@ def test_the_network_tells_the_models_published_story(pieces, model):
     tokens = [1]
     with torch.inference_mode():
         for _ in range(40):
-            tokens.append(int(network.logits(torch.tensor([tokens]))[0, -1].argmax()))
+            tokens.append(int(logits(network, torch.tensor([tokens]))[0, -1].argmax()))
     assert "".join(pieces[token][0] for token in tokens[1:]).startswith(OPENING)
 
 

@@ -20,7 +20,7 @@ from selfloop.families.transformer.hf_network import build_hf_model, to_hf_confi
 from selfloop.families.transformer.network import TransformerNetwork
 from selfloop.rng import RandomStream
 from selfloop.types import RowTake, TrainingRows
-from tiny_language_models import ragged
+from tiny_language_models import logits, ragged
 
 PREPARED = {"tokenizer/start": np.array(0), "tokenizer/end": np.array(0), "tokenizer/json": np.zeros(1, np.uint8)}
 CTX = Context(RandomStream())
@@ -155,7 +155,7 @@ def test_log_probabilities_are_the_networks_and_have_the_rows_offsets(model):
     trainer.load_params(network, model)
     tokens = torch.tensor([[0, *first.values.tolist()]])
     with torch.inference_mode():
-        expected = network.eval().logits(tokens[:, :-1]).log_softmax(-1).gather(2, tokens[:, 1:, None])[0, :, 0]
+        expected = logits(network.eval(), tokens[:, :-1]).log_softmax(-1).gather(2, tokens[:, 1:, None])[0, :, 0]
     np.testing.assert_allclose(values.values, expected, atol=1e-4)
 
 
@@ -170,8 +170,8 @@ def test_half_a_stride_is_the_network_on_windows_half_a_context_apart(model, cro
         inputs, targets = tokens[first : first + 16], tokens[first + 1 : first + 17]
         documents = None if crosses else (torch.arange(first, first + len(inputs)) >= 38).long()[None]
         with torch.inference_mode():
-            logits = network.logits(inputs[None], documents).log_softmax(-1)[0, : len(targets)]
-        values = logits.gather(1, targets[:, None])[:, 0].numpy()
+            log_probs = logits(network, inputs[None], documents).log_softmax(-1)[0, : len(targets)]
+        values = log_probs.gather(1, targets[:, None])[:, 0].numpy()
         part = slice(first + 8 if first else 0, first + len(targets))
         expected[part] = values[part.start - first :]
     np.testing.assert_allclose(found.values, expected, atol=1e-4)

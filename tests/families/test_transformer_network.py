@@ -18,6 +18,7 @@ from selfloop.families.transformer.decoder import TransformerConfig
 from selfloop.families.transformer.hf_network import build_hf_model, to_hf_config
 from selfloop.families.transformer.network import TransformerNetwork, cross_entropy
 from selfloop.rng import RandomStream
+from tiny_language_models import logits
 
 Config = partial(TransformerConfig, context=20, vocab=50)
 CONFIGS = [
@@ -73,7 +74,7 @@ def test_logits_losses_and_gradients_are_those_of_transformers_own_class(config)
     theirs = library_network(ours)
     with torch.inference_mode():
         tokens = random_tokens(config)
-        torch.testing.assert_close(ours.logits(tokens), theirs(input_ids=tokens).logits, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(logits(ours, tokens), theirs(input_ids=tokens).logits, rtol=1e-4, atol=1e-4)
     loss, gradients = loss_and_gradients(ours, partial(our_loss, ours), config)
     expected_loss, expected = loss_and_gradients(theirs, partial(library_loss, theirs), config)
     torch.testing.assert_close(loss, expected_loss, rtol=1e-5, atol=0.0)
@@ -116,10 +117,10 @@ def test_documents_of_one_window_have_the_logits_of_separate_windows(config):
     model, tokens = random_network(config), random_tokens(config, 1)
     documents = torch.tensor([[4] * 7 + [5] * 3 + [6] * 10])
     with torch.inference_mode():
-        together = model.logits(tokens, documents)
-        separate = torch.cat([model.logits(part) for part in tokens.split([7, 3, 10], 1)], 1)
+        together = logits(model, tokens, documents)
+        separate = torch.cat([logits(model, part) for part in tokens.split([7, 3, 10], 1)], 1)
         torch.testing.assert_close(together, separate, rtol=1e-4, atol=1e-5)
-        assert (model.logits(tokens) - separate)[0, 7:].abs().max() > 0.01
+        assert (logits(model, tokens) - separate)[0, 7:].abs().max() > 0.01
 
 
 @pytest.mark.parametrize("config", [CONFIGS[0], CONFIGS[3]], ids=lambda c: c.arch)
@@ -155,7 +156,7 @@ def test_layers_that_torch_cannot_compile_stay_as_they_are(monkeypatch):
     def fail(*_):
         raise RuntimeError("no triton")
 
-    monkeypatch.setattr(torch_compile, "_apply_compiled", fail)
+    monkeypatch.setattr(torch_compile, "compiled", lambda function: fail)
     model, ctx = TransformerNetwork(CONFIGS[0]), Context(RandomStream())
     with pytest.warns(UserWarning, match=r"training is slower: torch cannot compile here \(no triton\)"):
         torch_compile._compile_layers(model, TrainingSettings(compile="auto"), 2, ctx)
@@ -167,11 +168,10 @@ def test_layers_that_torch_cannot_compile_stay_as_they_are(monkeypatch):
 
 @pytest.mark.slow
 def test_layers_compiled_by_torch_give_the_same_numbers(monkeypatch):
-    compiled = torch.compile(network.apply_layer, dynamic=False, backend="aot_eager")
-    monkeypatch.setattr(torch_compile, "_compiled_layer", lambda: compiled)
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
     config = replace(CONFIGS[3], layers=1)
     model = random_network(config)
     expected = loss_and_gradients(model, partial(our_loss, model), config)
-    model.apply_layer = torch_compile._apply_compiled
+    model.apply_layer = torch_compile.compiled.__wrapped__(network.apply_layer)
     found = loss_and_gradients(model, partial(our_loss, model), config)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)

@@ -10,7 +10,7 @@ from typing import Annotated, ClassVar, cast
 import numpy as np
 from annotated_types import Ge, Interval
 
-from selfloop.columns import Columns, Floats, Ints, Params, Ragged, count_rows
+from selfloop.columns import Columns, Ints, Params, Ragged, count_rows
 from selfloop.component import Context, Family, Sampler, Source
 from selfloop.curator import Curator, CuratorView, Judged
 from selfloop.curators.scores import numeric_shape
@@ -138,17 +138,15 @@ class TokenEdit(Curator):
         weights = np.exp((top.log_probs[edited] - top.log_probs[edited, :1]) / self.temperature)
         weights[np.isin(top.tokens[edited], special)] = 0
         cumulative = weights.cumsum(axis=1)
-        hit = cumulative > _uniforms(lengths, ctx)[edited, None] * cumulative[:, -1:]
+        u = np.concatenate(
+            [ctx.stream.child(i).generator().random(n) for i, n in enumerate(lengths.tolist())]
+        )  # a stream per row
+        hit = cumulative > u[edited, None] * cumulative[:, -1:]
         possible = np.flatnonzero(hit.any(axis=1))  # others have special tokens only
         values[edited[possible]] = top.tokens[edited[possible], hit[possible].argmax(axis=1)]
         stays = ~(editable & (p < self.drop_below))
         ends = np.concatenate([[0], np.cumsum(stays)])[tokens.offsets]
         return Judged({**rows, "tokens": Ragged(values[stays], ends)}, keep)
-
-
-def _uniforms(lengths: Ints, ctx: Context) -> Floats:
-    """A number in [0, 1) per token, from a stream of its row."""
-    return np.concatenate([ctx.stream.child(i).generator().random(n) for i, n in enumerate(lengths.tolist())])
 
 
 def _special_tokens(view: CuratorView) -> Ints:

@@ -62,7 +62,9 @@ class Verifier(ScoreCurator):
     def prepare(self, initial: Columns, samples: Columns, view: CuratorView, ctx: Context) -> Params:
         params = dict(super().prepare(initial, samples, view, ctx))
         if self.share is not None:
-            scores = self.scores(initial, _seeing(view, params, count_rows(initial)), ctx)
+            n = count_rows(initial)
+            of_initial = replace(view, prepared=params, inputs={}, slots=np.arange(n), synthetic=np.zeros(n, bool))
+            scores = self.scores(initial, of_initial, ctx)
             params["threshold"] = np.array(np.quantile(scores, 1 - self.share))
         return params
 
@@ -72,10 +74,6 @@ class Verifier(ScoreCurator):
         good = scores > 0 if threshold is None else scores >= threshold
         chance = np.where(good, self.keep_good, self.keep_bad)
         return Judged(rows, ctx.stream.generator().random(len(scores)) < chance)
-
-
-def _seeing(view: CuratorView, params: Params, n: int) -> CuratorView:
-    return replace(view, prepared=params, inputs={}, slots=np.arange(n), synthetic=np.zeros(n, bool))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,8 +14,7 @@ from selfloop.component import Context, Family, Sampler
 from selfloop.errors import DataError, SettingError
 from selfloop.families.ensemble import EnsembleFamily, row_counts
 from selfloop.families.gaussian import Gaussian
-from selfloop.protocols import EnsembleFit, SupportsLogProb, SupportsTrivialModel
-from selfloop.rng import RandomStream
+from selfloop.protocols import EnsembleFit, SeedStreams, SupportsLogProb, SupportsTrivialModel
 from selfloop.settings import Share
 from selfloop.snapshots import EnsembleTake
 
@@ -49,20 +48,18 @@ class Agents(EnsembleFamily):
         per_agent = [[self._weigh(take, j) for take in takes] for j in range(self.agents)]
         if any((sum(cast(Floats, row_counts(take)).sum(1) for take in of_agent) == 0).any() for of_agent in per_agent):
             raise DataError("family.agents: an agent has no training rows. Raise n, or set shared above 0.")
-        fits = [self._inner().fit_rows(of_agent, None) for of_agent in per_agent]
+        fits = [cast(EnsembleFamily, self.of).fit_rows(of_agent, None) for of_agent in per_agent]
         params = {_prefix(j) + name: array for j, fit in enumerate(fits) for name, array in fit.params.items()}
         statuses = [fit.status for fit in fits if fit.status is not None]
         ends = [next(filter(None, of_seed), None) for of_seed in zip(*statuses, strict=True)]
         return EnsembleFit(params, ends or None)
 
-    def sample_rows(
-        self, params: Params, n: int, sampler: Sampler, inputs: Columns, streams: Sequence[RandomStream]
-    ) -> Columns:
-        rows = dict[str, Array]()
+    def sample_rows(self, params: Params, n: int, sampler: Sampler, inputs: Columns, streams: SeedStreams) -> Columns:
+        rows, family = dict[str, Array](), cast(EnsembleFamily, self.of)
         for j in range(self.agents):
             count, own = len(range(j, n, self.agents)), [stream.child("agent", j) for stream in streams]
             of_agent = {name: np.asarray(column)[:, j :: self.agents] for name, column in inputs.items()}
-            for name, column in self._inner().sample_rows(_params_of(params, j), count, sampler, of_agent, own).items():
+            for name, column in family.sample_rows(_params_of(params, j), count, sampler, of_agent, own).items():
                 array = np.asarray(column)
                 rows.setdefault(name, np.empty((len(streams), n, *array.shape[2:]), array.dtype))[:, j :: self.agents] = array
         return rows
@@ -73,9 +70,6 @@ class Agents(EnsembleFamily):
 
     def trivial_risk(self, metric: str, initial: Columns, holdout: Columns, truth: Params, ctx: Context) -> float | None:
         return cast(SupportsTrivialModel, self.of).trivial_risk(metric, initial, holdout, truth, ctx)
-
-    def _inner(self) -> EnsembleFamily:
-        return cast(EnsembleFamily, self.of)
 
     def _weigh(self, take: EnsembleTake, j: int) -> EnsembleTake:
         """The take with the weights that its rows have for agent j."""

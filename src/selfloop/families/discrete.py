@@ -14,8 +14,7 @@ from selfloop.columns import Columns, Floats, Ints, Params
 from selfloop.component import Component, Context, Sampler
 from selfloop.errors import DataError, SpecError
 from selfloop.families.ensemble import EnsembleFamily, row_counts, sum_in_order
-from selfloop.protocols import EnsembleFit, SufficientStatistics
-from selfloop.rng import RandomStream
+from selfloop.protocols import EnsembleFit, SeedStreams, SufficientStatistics
 from selfloop.settings import PositiveFloat, has_default_settings
 from selfloop.snapshots import EnsembleTake
 
@@ -74,9 +73,7 @@ class Discrete(EnsembleFamily):
         size = self._size([cast(Ints, take.rows["symbol"]) for take in takes], previous)
         return self.fit_statistics(self.merge([({"counts": _count_symbols(take, size)}, take.weight) for take in takes]))
 
-    def sample_rows(
-        self, params: Params, n: int, sampler: Sampler, inputs: Columns, streams: Sequence[RandomStream]
-    ) -> Columns:
+    def sample_rows(self, params: Params, n: int, sampler: Sampler, inputs: Columns, streams: SeedStreams) -> Columns:
         cumulative = np.cumsum(cast(DiscreteSampler, sampler).adjust(cast(Floats, params["probabilities"])), axis=1)
         cumulative /= cumulative[:, -1:]
         pairs = zip(cumulative, streams, strict=True)
@@ -116,7 +113,6 @@ class Discrete(EnsembleFamily):
         return float(np.log(self.n_symbols or len(probabilities) or largest + 1))
 
     def _size(self, symbols: Sequence[Ints], previous: Params | None) -> int:
-        """Number of symbols of the model."""
         low, high = min(int(s.min()) for s in symbols), max(int(s.max()) for s in symbols)
         if self.n_symbols is None and self.smoothing and previous is None:
             raise SpecError("family.n_symbols: missing. Smoothing on rows needs the number of symbols. Set family.n_symbols.")

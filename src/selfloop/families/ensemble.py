@@ -15,8 +15,7 @@ import numpy as np
 from selfloop.columns import Array, Columns, Floats, Ints, Params
 from selfloop.component import Context, Family, Sampler
 from selfloop.errors import ChainEndedError, DataError
-from selfloop.protocols import EnsembleFit
-from selfloop.rng import RandomStream
+from selfloop.protocols import EnsembleFit, SeedStreams
 from selfloop.snapshots import EnsembleTake, scale_row_weights
 from selfloop.types import TrainingRows
 
@@ -31,9 +30,7 @@ class EnsembleFamily(Family):
         """The models of all seeds."""
 
     @abstractmethod
-    def sample_rows(
-        self, params: Params, n: int, sampler: Sampler, inputs: Columns, streams: Sequence[RandomStream]
-    ) -> Columns:
+    def sample_rows(self, params: Params, n: int, sampler: Sampler, inputs: Columns, streams: SeedStreams) -> Columns:
         """n rows of every seed's model, drawn from the stream of that seed."""
 
     def fit(self, rows: TrainingRows, ctx: Context, init: Params | None) -> Params:
@@ -124,15 +121,11 @@ def budget_rows(takes: Sequence[EnsembleTake], *names: str) -> tuple[list[Array]
     """The named columns of the rows drawn under a budget, (seeds, budget, ...) each, and the weight of every row."""
     masks = [np.asarray(take.indices) for take in takes]
     joined = np.concatenate(masks, axis=1)
-    is_curated = any(take.row_weights is not None for take in takes)
-    if is_curated:  # a seed may have drawn fewer rows than the budget; others of weight 0 fill them up
-        drawn = joined.sum(axis=1, keepdims=True)
-        positions = np.argsort(~joined, axis=1, kind="stable")[:, : drawn.max()]
-    else:
-        positions = np.nonzero(joined)[1].reshape(len(joined), -1)
+    drawn = joined.sum(axis=1, keepdims=True)
+    positions = np.argsort(~joined, axis=1, kind="stable")[:, : drawn.max()]
     ends = np.cumsum([mask.shape[1] for mask in masks])
     weights = np.array([take.weight for take in takes])[np.searchsorted(ends, positions, side="right")]
-    if is_curated:
+    if any(take.row_weights is not None for take in takes):  # a seed may have drawn fewer rows than the budget
         weights = weights * gather_across_takes([take.weights() for take in takes], positions)
         weights = np.where(np.arange(positions.shape[1]) < drawn, weights, 0)
     return [gather_across_takes([np.asarray(take.rows[name]) for take in takes], positions) for name in names], weights
@@ -167,10 +160,8 @@ def check_columns(family: str, takes: Sequence[EnsembleTake]) -> None:
 
 def sum_design_rows(takes: Sequence[EnsembleTake]) -> DesignRows:
     """The training rows of all seeds; by design row if the inputs of every take repeat those of the first one."""
-    return _sum_by_design_row(takes) or _concat_rows(takes)
-
-
-def _concat_rows(takes: Sequence[EnsembleTake]) -> DesignRows:
+    if by_design := _sum_by_design_row(takes):
+        return by_design
     columns, mass = weighted_rows(takes, "x", "y")
     x, y = (np.asarray(column, np.float64) for column in columns)
     return DesignRows(x, mass, mass * y)

@@ -13,7 +13,7 @@ from selfloop.component import Component, Context, Sampler
 from selfloop.errors import DataError
 from selfloop.families.ensemble import DesignRows, EnsembleFamily, check_columns, sum_design_rows
 from selfloop.families.trivial import risk_without_inputs, squared_error_of_mean
-from selfloop.protocols import EnsembleFit
+from selfloop.protocols import EnsembleFit, SeedStreams
 from selfloop.rng import RandomStream
 from selfloop.snapshots import EnsembleTake
 
@@ -81,9 +81,7 @@ class Glm(EnsembleFamily):
         coefficients[fitted] = np.linalg.solve(r[fitted], solution[fitted, :, None])[:, :, 0]
         return EnsembleFit({"coefficients": coefficients}, status)
 
-    def sample_rows(
-        self, params: Params, n: int, sampler: Sampler, inputs: Columns, streams: Sequence[RandomStream]
-    ) -> Columns:
+    def sample_rows(self, params: Params, n: int, sampler: Sampler, inputs: Columns, streams: SeedStreams) -> Columns:
         if cast(GlmSampler, sampler).labels == "argmax":
             return {"x": inputs["x"], "y": self.predict(params, inputs)}
         linear = _linear_predictor(params, inputs)
@@ -111,14 +109,12 @@ class Glm(EnsembleFamily):
         return -float(np.mean(xlogy(y, mean) + others))
 
     def predict_mean(self, params: Params, rows: Columns) -> Floats:
-        """Mean outcome of each row given its inputs; one chain or with a leading seeds axis."""
         linear = _linear_predictor(params, rows)
         if self.link == "logit":
             return np.asarray(0.5 * (1 + np.tanh(linear / 2)))
         return np.asarray(np.exp(np.minimum(linear, MAX_EXPONENT)))
 
     def predict(self, params: Params, rows: Columns) -> Floats:
-        """The most probable outcome of each row; one chain or with a leading seeds axis."""
         if self.link == "logit":
             return np.asarray(_linear_predictor(params, rows) > 0, np.float64)
         return np.floor(self.predict_mean(params, rows))
@@ -147,7 +143,6 @@ def _linear_predictor(params: Params, rows: Columns) -> Floats:
 
 
 def _draw_outcomes(link: Link, linear: Floats, stream: RandomStream) -> Floats:
-    """Outcomes of one chain with the given linear predictor."""
     rng = stream.generator()
     if link == "logit":
         return np.asarray(rng.random(linear.shape) < 0.5 * (1 + np.tanh(linear / 2)), np.float64)

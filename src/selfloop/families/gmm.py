@@ -13,8 +13,7 @@ from selfloop.columns import Columns, Floats, Params
 from selfloop.component import Context, Sampler
 from selfloop.families.ensemble import EnsembleFamily, row_counts
 from selfloop.families.trivial import normal_nll
-from selfloop.protocols import EnsembleFit
-from selfloop.rng import RandomStream
+from selfloop.protocols import EnsembleFit, SeedStreams
 from selfloop.snapshots import EnsembleTake
 
 N_CANDIDATES = 32  # rows of which the first centers are chosen
@@ -51,9 +50,7 @@ class Gmm(EnsembleFamily):
         chunks = [self._fit_seeds(x[i : i + size], mass[i : i + size]) for i in range(0, len(x), size)]
         return EnsembleFit({name: np.concatenate([chunk[name] for chunk in chunks]) for name in chunks[0]})
 
-    def sample_rows(
-        self, params: Params, n: int, sampler: Sampler, inputs: Columns, streams: Sequence[RandomStream]
-    ) -> Columns:
+    def sample_rows(self, params: Params, n: int, sampler: Sampler, inputs: Columns, streams: SeedStreams) -> Columns:
         weights, means, covariances = (cast(Floats, params[name]) for name in ("weights", "means", "covariances"))
         roots, x = np.linalg.cholesky(covariances), np.empty((len(streams), n, means.shape[2]))
         for s, stream in enumerate(streams):
@@ -64,7 +61,6 @@ class Gmm(EnsembleFamily):
         return {"x": x}
 
     def log_prob(self, params: Params, rows: Columns) -> Floats:
-        """Log density of each row, in nats."""
         one = {name: np.asarray(array, np.float64)[None] for name, array in params.items()}
         return cast(Floats, np.logaddexp.reduce(_log_joint(np.asarray(rows["x"], np.float64)[None], one), axis=2)[0])
 

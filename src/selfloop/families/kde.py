@@ -13,8 +13,7 @@ from selfloop.component import Context, Sampler
 from selfloop.errors import DataError
 from selfloop.families.ensemble import EnsembleFamily, gather_across_takes, has_budget, taken_rows, weighted_rows
 from selfloop.families.trivial import normal_nll
-from selfloop.protocols import EnsembleFit
-from selfloop.rng import RandomStream
+from selfloop.protocols import EnsembleFit, SeedStreams
 from selfloop.settings import PositiveFloat
 from selfloop.snapshots import EnsembleTake
 
@@ -68,9 +67,7 @@ class Kde(EnsembleFamily):
         bandwidth = self._width(n, d)[:, None] * (_column_spreads(params) if self.standardize else np.ones((seeds, d)))
         return EnsembleFit({"bandwidth": bandwidth, **params})
 
-    def sample_rows(
-        self, params: Params, n: int, sampler: Sampler, inputs: Columns, streams: Sequence[RandomStream]
-    ) -> Columns:
+    def sample_rows(self, params: Params, n: int, sampler: Sampler, inputs: Columns, streams: SeedStreams) -> Columns:
         arrays = _model_rows(params)
         weight, length = np.asarray(params["weight"], np.float64), np.asarray(params["length"], np.int64)
         positions = np.empty((len(streams), n), np.int64)
@@ -93,7 +90,6 @@ class Kde(EnsembleFamily):
         return normal_nll(initial["x"], holdout["x"], truth) if metric == "nll" else None
 
     def log_prob(self, params: Params, rows: Columns) -> Floats:
-        """Log density of one model at each row, in nats."""
         one = {name: array[None] for name, array in params.items()}
         return np.asarray(_log_density(one, np.asarray(rows["x"], np.float64)[None])[0])
 

@@ -16,8 +16,7 @@ from selfloop.component import Context, Sampler
 from selfloop.errors import SpecError
 from selfloop.families.ensemble import EnsembleFamily, bartlett, mass_shares, memoize, row_counts, split_generator, sum_in_order
 from selfloop.families.trivial import normal_nll, risk_without_inputs, squared_error_of_mean
-from selfloop.protocols import EnsembleFit, SufficientStatistics
-from selfloop.rng import RandomStream
+from selfloop.protocols import EnsembleFit, SeedStreams, SufficientStatistics
 from selfloop.settings import UNLESS_DEFAULT
 from selfloop.snapshots import EnsembleTake
 
@@ -60,7 +59,6 @@ class LinearSampler(Sampler):
         return self
 
     def noise_levels(self, fitted: Floats) -> Floats:
-        """Standard deviation of the noise of each seed."""
         if isinstance(self.noise, tuple):
             raise SpecError(
                 f"family.sampler.noise: got {self.noise}; expected one number. Call `for_generation(t, truth)` first."
@@ -98,9 +96,7 @@ class NormalRegression(EnsembleFamily):
     def predict_mean(self, params: Params, rows: Columns) -> Floats:
         """Mean outcome of each row given its inputs; one chain or with a leading seeds axis."""
 
-    def sample_rows(
-        self, params: Params, n: int, sampler: Sampler, inputs: Columns, streams: Sequence[RandomStream]
-    ) -> Columns:
+    def sample_rows(self, params: Params, n: int, sampler: Sampler, inputs: Columns, streams: SeedStreams) -> Columns:
         levels = cast(LinearSampler, sampler).noise_levels(cast(Floats, params["noise"]))
         noise = np.empty((len(levels), n))
         for of_seed, stream in zip(noise, streams, strict=True):

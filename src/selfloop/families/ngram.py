@@ -61,7 +61,6 @@ class Ngram(Family):
             raise SettingError("family.sampler.decoder", f"got {decoder!r}; n-gram models draw their own rows. Remove it.")
 
     def encoder(self) -> BytePair:
-        """The tokenizer."""
         return BytePair(vocab=self.vocab, file=self.tokenizer)
 
     def fit(self, rows: TrainingRows, ctx: Context, init: Params | None) -> Params:
@@ -191,7 +190,6 @@ class _Counts:
         return of_count, np.where(total > 0, self.smoothing * of_count, 1.0)
 
     def advance(self, state: list[Ints], tokens: Ints) -> list[Ints]:
-        """The state after another token of every row."""
         return [np.zeros_like(tokens), *(self.find(length, state[length - 1], tokens) for length in range(1, len(state)))]
 
     def draw(self, state: list[Ints], u: Floats) -> Ints:
@@ -221,7 +219,6 @@ class _Counts:
         return p
 
     def draw_adjusted(self, state: list[Ints], u: Floats, sampler: DiscreteSampler) -> Ints:
-        """A token per row, with temperature, top-k and top-p."""
         cumulative = np.cumsum(sampler.adjust(self.probabilities(state)), axis=1)
         return np.asarray((cumulative <= u[:, None] * cumulative[:, -1:]).sum(1), np.int64)
 

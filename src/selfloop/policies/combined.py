@@ -61,7 +61,6 @@ class Control(Policy):
         return Plan(tuple(Take(batch, k, masses[batch] / k) for batch, k in rows.items() if k), other.budget)
 
     def _count(self, take: Take[Batch], n: int) -> int:
-        """Rows of a take of the other policy."""
         return rows_of_batch(self.of, take.batch, n) - take.start if take.rows is None else take.rows
 
     def _move(self, take: Take[Batch], n: int) -> Take[Batch]:

@@ -100,7 +100,6 @@ def rows_of_share(setting: str, share: float, n: int, *, of_total: bool = False)
 
 
 def rows_of_batch(policy: Policy, batch: Batch, n: int) -> int:
-    """Number of rows that a policy has in a batch."""
     new_rows = policy.new_rows(batch.born, n)
     return {"real": new_rows.real, "synthetic": new_rows.synthetic, "external": new_rows.external}[batch.kind]
 

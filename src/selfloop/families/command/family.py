@@ -11,14 +11,14 @@ from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Annotated, Any, ClassVar, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 
 from selfloop.columns import Array, Column, Columns, ColumnType, Params, Ragged, Schema
 from selfloop.component import Context, Family, Sampler, Source
 from selfloop.errors import ChainEndedError, DataError, SettingError, SpecError, first_line, missing_extra, shown
-from selfloop.families.command.model_files import from_bytes, pack_folder, to_bytes, unpack_folder
+from selfloop.families.command.model_files import pack_folder, unpack_folder
 from selfloop.families.command.settings import PLACEHOLDER, CommandLines, CommandSampler
 from selfloop.formats import tables
 from selfloop.formats.programs import Program, ProgramError, log_path, sorted_files
@@ -27,7 +27,6 @@ from selfloop.protocols import SupportsEvaluate
 from selfloop.settings import PositiveFloat
 from selfloop.types import MASK, TrainingRows
 
-T = TypeVar("T")
 EXCHANGE = "exchange"  # folder of the files that programs read and write
 COLUMNS = "columns"  # array with the names and types of the rows that a model was trained on
 MAX_VERSION_SECONDS = 60.0
@@ -104,7 +103,6 @@ class CommandFamily(Family):
         self.program_versions()
 
     def _check_format(self, source: Source) -> None:
-        """Raise SpecError for rows that the format cannot hold."""
         schema = source.schema()
         image = _find_image(schema) if self.format == "images" else None
         others = {name: column for name, column in schema.items() if name != image}
@@ -132,25 +130,20 @@ class CommandFamily(Family):
                 stacklevel=2,
             )
         schema = dict(sorted(_find_types(columns).items()))
-
-        def write(folder: Path) -> None:
+        names = {"data": self._file("data"), "model": "model", "weights": "weights.txt"}
+        names["init"] = "init" if init is not None else ""
+        with self._exchange("train", ctx, names) as (folder, run):
             (folder / "model").mkdir()
-            self._write_rows(folder / self._file("data"), columns)
+            self._write_rows(folder / names["data"], columns)
             if init is not None:
                 unpack_folder(init, folder / "init")
             if weighted:
                 (folder / "weights.txt").write_text("".join(f"{weight!r}\n" for weight in weights.tolist()))
-
-        names = {
-            "data": self._file("data"),
-            "model": "model",
-            "init": "init" if init is not None else "",
-            "weights": "weights.txt",
-        }
-        params, status = self._run("train", ctx, names, {}, write, lambda folder: _read_model(folder / "model"))
+            run()
+            params, status = _read_model(folder / "model")
         if status:
             raise ChainEndedError(status)
-        return {**params, COLUMNS: to_bytes(json.dumps(schema).encode())}
+        return {**params, COLUMNS: np.frombuffer(json.dumps(schema).encode(), np.uint8)}
 
     def sample(self, params: Params, n: int, sampler: Sampler, inputs: Columns, ctx: Context) -> Columns:
         assert isinstance(sampler, CommandSampler)
@@ -158,34 +151,27 @@ class CommandFamily(Family):
             raise DataError(
                 "family.commands.sample: the source draws inputs of rows, but it lacks {inputs}. Use the placeholder."
             )
-        types = {
-            name: ColumnType(dtype, tuple(shape)) for name, (dtype, shape) in json.loads(from_bytes(params[COLUMNS])).items()
-        }
-
-        def write(folder: Path) -> None:
+        columns = json.loads(np.asarray(params[COLUMNS]).tobytes())
+        types = {name: ColumnType(dtype, tuple(shape)) for name, (dtype, shape) in columns.items()}
+        names = {"model": "model", "out": self._file("out"), "inputs": self._file("inputs") if inputs else ""}
+        with self._exchange("sample", ctx, names, {"n": str(n), **sampler.values()}) as (folder, run):
             unpack_folder(params, folder / "model")
             if inputs:
-                self._write_rows(folder / self._file("inputs"), inputs)
+                self._write_rows(folder / names["inputs"], inputs)
             if self.format == "images":
                 (folder / "out").mkdir()
-
-        names = {"model": "model", "out": self._file("out"), "inputs": self._file("inputs") if inputs else ""}
-        return self._run(
-            "sample", ctx, names, {"n": str(n), **sampler.values()}, write,
-            lambda folder: self._read_rows(folder / self._file("out"), types, n, inputs),
-        )  # fmt: skip
+            run()
+            return self._read_rows(folder / names["out"], types, n, inputs)
 
     def evaluate(self, params: Params, holdout: Columns, samples: Columns, ctx: Context) -> Mapping[str, float]:
-        """Values by name that the command `evaluate` writes; NaN for null."""
         batches = {"holdout": holdout, "samples": samples}
-
-        def write(folder: Path) -> None:
+        names = {"model": "model", "out": "out.json", **{name: self._file(name) for name in batches}}
+        with self._exchange("evaluate", ctx, names) as (folder, run):
             unpack_folder(params, folder / "model")
             for name in batches.keys() & self.commands.placeholders("evaluate"):
-                self._write_rows(folder / self._file(name), batches[name])
-
-        names = {"model": "model", "out": "out.json", **{name: self._file(name) for name in batches}}
-        return self._run("evaluate", ctx, names, {}, write, lambda folder: _read_values(folder / "out.json"))
+                self._write_rows(folder / names[name], batches[name])
+            run()
+            return _read_values(folder / "out.json")
 
     def export(self, params: Params, folder: Path, dtype: str) -> None:
         """The files of a model, as the command `train` wrote them."""
@@ -196,16 +182,11 @@ class CommandFamily(Family):
             arguments=arguments, files=self.files, variables=self.environment, time_limit=self.time_limit, threads=threads
         )
 
-    def _run(
-        self,
-        stage: str,
-        ctx: Context,
-        names: Mapping[str, str],
-        words: Mapping[str, str],
-        write: Callable[[Path], None],
-        read: Callable[[Path], T],
-    ) -> T:
-        """What `read` makes of the exchange folder after a command has run; `write` fills it before.
+    @contextmanager
+    def _exchange(
+        self, stage: str, ctx: Context, names: Mapping[str, str], words: Mapping[str, str] = {}
+    ) -> Iterator[tuple[Path, Callable[[], object]]]:
+        """A folder for the files that a command reads and writes, and a function that runs it beside the lasting `../scratch`.
 
         Placeholders: `names` of files in that folder (empty: there is none), and `words`.
         """
@@ -214,11 +195,13 @@ class CommandFamily(Family):
         command = getattr(self.commands, stage)
         arguments = tuple(PLACEHOLDER.sub(lambda match: values[match[1]], argument) for argument in command)
         log = log_path(ctx.scratch, stage)
-        with _new_folder(ctx.scratch) as folder:
-            write(folder / EXCHANGE)
+        with ExitStack() as stack:
+            base = ctx.scratch.absolute() if ctx.scratch else Path(stack.enter_context(TemporaryDirectory(prefix="selfloop-")))
+            (base / "scratch").mkdir(parents=True, exist_ok=True)
+            folder = Path(stack.enter_context(TemporaryDirectory(prefix="work-", dir=base, ignore_cleanup_errors=True)))
+            (folder / EXCHANGE).mkdir()
             try:
-                self._program(arguments, ctx.threads).run(folder, log)
-                result = read(folder / EXCHANGE)
+                yield folder / EXCHANGE, lambda: self._program(arguments, ctx.threads).run(folder, log)
             except ProgramError as problem:
                 line = " ".join(arguments)
                 line = line if len(line) <= 100 else f"{line[:100]} ..."
@@ -226,7 +209,6 @@ class CommandFamily(Family):
                     f"family.command: {stage} ({line}) {problem.problem}. {problem.advice}; its log is {log}."
                 ) from problem
         log.unlink()
-        return result
 
     def _file(self, name: str) -> str:
         """Name of the file, or folder of images, of some rows."""
@@ -265,17 +247,6 @@ class CommandFamily(Family):
         return {name: inputs[name] if name in inputs else rows[name] for name in types}
 
 
-@contextmanager
-def _new_folder(scratch: Path | None) -> Iterator[Path]:
-    """A new folder to run in, beside the folder `../scratch` that stays."""
-    with ExitStack() as stack:
-        base = scratch.absolute() if scratch else Path(stack.enter_context(TemporaryDirectory(prefix="selfloop-")))
-        (base / "scratch").mkdir(parents=True, exist_ok=True)
-        folder = Path(stack.enter_context(TemporaryDirectory(prefix="work-", dir=base, ignore_cleanup_errors=True)))
-        (folder / EXCHANGE).mkdir()
-        yield folder
-
-
 @cache
 def _read_versions(arguments: tuple[str, ...], files: tuple[Path, ...], variables: tuple[tuple[str, str], ...]) -> str:
     """Output of a command that lists versions; SpecError if it fails."""
@@ -288,7 +259,6 @@ def _read_versions(arguments: tuple[str, ...], files: tuple[Path, ...], variable
 
 
 def _find_types(rows: Columns) -> dict[str, tuple[str, tuple[int, ...]]]:
-    """Type and shape of each column, as a model keeps them."""
     return {
         name: ("utf8", ()) if isinstance(column, Ragged) else (str(column.dtype), column.shape[1:])
         for name, column in rows.items()

@@ -34,9 +34,9 @@ def pack_folder(folder: Path) -> dict[str, Array]:
             small.append(path.read_bytes())
     if not large and not small:
         raise ProgramError("wrote no file into {model}")
-    packed = {SMALL_FILES: to_bytes(b"".join(small))} if any(small) else {}
+    packed = {SMALL_FILES: np.frombuffer(b"".join(small), np.uint8)} if any(small) else {}
     try:
-        return {INDEX: to_bytes(json.dumps(names, ensure_ascii=False).encode()), **packed, **large}
+        return {INDEX: np.frombuffer(json.dumps(names, ensure_ascii=False).encode(), np.uint8), **packed, **large}
     except UnicodeEncodeError as problem:
         raise ProgramError("wrote a file into {model} whose name is not UTF-8") from problem
 
@@ -47,7 +47,7 @@ def unpack_folder(params: Params, folder: Path) -> None:
         raise DataError("family.command: the model has no list of files, so it is one of another family. Give another model.")
     start = 0
     folder.mkdir(exist_ok=True)
-    for name, size in json.loads(from_bytes(params[INDEX])):
+    for name, size in json.loads(np.asarray(params[INDEX]).tobytes()):
         path = folder / name
         if ".." in path.parts or Path(name).is_absolute():
             raise DataError(f"family.command: the model has a file {name!r} outside of its folder. Give another model.")
@@ -56,15 +56,5 @@ def unpack_folder(params: Params, folder: Path) -> None:
         elif size > MAX_PACKED_BYTES:
             np.asarray(params[f"{LARGE_FILE}{name}"]).tofile(path)
         else:
-            path.write_bytes(from_bytes(params[SMALL_FILES][start : start + size]) if size else b"")
+            path.write_bytes(np.asarray(params[SMALL_FILES][start : start + size]).tobytes() if size else b"")
             start += size
-
-
-def to_bytes(content: bytes) -> Array:
-    """Bytes as an array."""
-    return np.frombuffer(content, np.uint8)
-
-
-def from_bytes(array: Array) -> bytes:
-    """The bytes in an array."""
-    return np.asarray(array).tobytes()

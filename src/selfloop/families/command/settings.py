@@ -42,7 +42,6 @@ class CommandLines(Settings):
             self.check_placeholders(stage)
 
     def placeholders(self, stage: str) -> set[str]:
-        """Names of the placeholders of one command."""
         return {name for argument in getattr(self, stage) for name in PLACEHOLDER.findall(argument)}
 
     def check_placeholders(self, stage: str, settings: Collection[str] = ()) -> None:

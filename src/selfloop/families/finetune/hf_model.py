@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from transformers.pytorch_utils import Conv1D
 
 from selfloop.columns import Array, Ints, Params, Ragged, take_spans
 from selfloop.component import Context
@@ -62,7 +63,6 @@ def open_merged(folder: HfFolder, lora: Lora | None, params: Params) -> Any:
 def add_adapters(model: Any, lora: Lora, params: Params | None) -> Any:
     """The base with adapters: new ones, or those of `params`. SpecError if either does not fit the base."""
     from peft import LoraConfig, get_peft_model, set_peft_model_state_dict
-    from transformers.pytorch_utils import Conv1D
 
     settings = LoraConfig(
         r=lora.rank, lora_alpha=lora.alpha, task_type="CAUSAL_LM", target_modules=lora.target_modules or "all-linear",
@@ -157,12 +157,13 @@ def token_losses(model: Any, inputs: Ints, targets: Ints) -> Tensor:
 
     Rows are padded after their end, which earlier outputs of a causal network do not depend on: no mask is needed.
     """
-    device = trainer.device()
-    logits = model(input_ids=torch.from_numpy(inputs).to(device), use_cache=False).logits.float()
-    losses: Tensor = functional.cross_entropy(
-        logits.transpose(1, 2), torch.from_numpy(targets).to(device), ignore_index=IGNORED, reduction="none"
-    )
-    return losses
+    logits, wanted = _logits(model, inputs), torch.from_numpy(targets).to(trainer.device())
+    return functional.cross_entropy(logits.transpose(1, 2), wanted, ignore_index=IGNORED, reduction="none")
+
+
+def _logits(model: Any, inputs: Ints) -> Tensor:
+    logits: Tensor = model(input_ids=torch.from_numpy(inputs).to(trainer.device()), use_cache=False).logits
+    return logits.float()
 
 
 def pad(rows: Ragged, start: int | Ints) -> tuple[Ints, Ints]:
@@ -177,7 +178,6 @@ def pad(rows: Ragged, start: int | Ints) -> tuple[Ints, Ints]:
 
 
 def cut(rows: Ragged, length: int | Ints) -> Ragged:
-    """The first `length` tokens of each row."""
     starts, ends = rows.offsets[:-1], rows.offsets[1:]
     return take_spans(rows.values, starts, np.minimum(starts + length, ends))
 
@@ -205,8 +205,7 @@ def token_log_prob(model: Any, rows: Ragged, start: int, window: int) -> Ragged:
     Rows longer than the window are scored in windows that overlap by half.
     """
     values = np.empty(len(rows.values), np.float32)
-    for first, end, (scores,) in _score_rows(model, rows, start, window, lambda *batch: [-token_losses(model, *batch)]):
-        values[first:end] = scores
+    _score_rows(model, rows, start, window, lambda *batch: [-token_losses(model, *batch)], [values])
     return Ragged(values, rows.offsets)
 
 
@@ -214,27 +213,23 @@ def top_tokens(model: Any, rows: Ragged, start: int, window: int, k: int, ctx: C
     """Log p of every token and the k most probable tokens at its position, in windows as `token_log_prob` has them."""
 
     def score(inputs: Ints, targets: Ints) -> list[Tensor]:
-        device = trainer.device()
-        logits = model(input_ids=torch.from_numpy(inputs).to(device), use_cache=False).logits.float()
-        log_probs = torch.log_softmax(logits, -1)
-        own = log_probs.gather(-1, torch.from_numpy(targets).clamp_min(0).to(device)[..., None])[..., 0]
-        top = log_probs.topk(min(k, log_probs.shape[-1]))
+        log_probs = torch.log_softmax(_logits(model, inputs), -1)
+        own = log_probs.gather(-1, torch.from_numpy(targets).clamp_min(0).to(log_probs.device)[..., None])[..., 0]
+        top = log_probs.topk(k)
         return [own, top.indices, top.values]
 
     torch.set_num_threads(ctx.threads)
     ctx.backends["judging"] = f"torch {trainer.device().type} float32"
     n, k = len(rows.values), min(k, model.config.get_text_config().vocab_size)
     arrays = TopTokens(np.empty(n), np.empty((n, k), np.int64), np.empty((n, k)))
-    for first, end, outputs in _score_rows(model, rows, start, window, score):
-        for array, output in zip(arrays, outputs, strict=True):
-            array[first:end] = output
+    _score_rows(model, rows, start, window, score, arrays)
     return arrays
 
 
-def _score_rows(
-    model: Any, rows: Ragged, start: int, window: int, score: Callable[[Ints, Ints], list[Tensor]]
-) -> Iterator[tuple[int, int, list[Array]]]:
-    """First and end of a span of tokens, and their part of each output of `score`, until every token had its turn."""
+def _score_rows(  # rows in windows, and where their scores go
+    model: Any, rows: Ragged, start: int, window: int, score: Callable[[Ints, Ints], list[Tensor]], arrays: Sequence[Array]
+) -> None:
+    """Fill the arrays with the outputs of `score` for every token."""
     half, spans, firsts = max(window // 2, 1), list[tuple[int, int, int]](), list[int]()
     for begin, end in zip(rows.offsets.tolist(), rows.offsets[1:].tolist(), strict=False):
         unscored = begin
@@ -248,6 +243,7 @@ def _score_rows(
         windows = take_spans(rows.values, *np.array([spans[i][:2] for i in group]).T)
         with torch.inference_mode():
             outputs = [output.cpu().numpy() for output in score(*pad(windows, np.array(firsts)[group]))]
-        for position, i in enumerate(group):
-            first, end, unscored = spans[i]
-            yield unscored, end, [output[position, unscored - first : end - first] for output in outputs]
+        for array, output in zip(arrays, outputs, strict=True):
+            for position, i in enumerate(group):
+                first, end, unscored = spans[i]
+                array[unscored:end] = output[position, unscored - first : end - first]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal, cast
 
 import numpy as np
 from annotated_types import Ge, Interval
@@ -13,15 +13,11 @@ from annotated_types import Ge, Interval
 from selfloop.columns import Array, Columns, Floats, Ints, Params, Ragged, select_rows
 from selfloop.component import Context, Sampler, Source
 from selfloop.errors import ChainEndedError, DataError, SettingError, SpecError
+from selfloop.families.lazy import molecule_diffusion, molecule_networks, torch, trainer
 from selfloop.families.nn.settings import NetworkFamily, TrainingSettings
 from selfloop.rng import RandomStream
 from selfloop.settings import PositiveFloat, Share
 from selfloop.types import TrainingRows
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from selfloop.families.geodiff.network import GeoDiffNetwork
 
 MICRO_BATCH_FEATURES = 2048  # CPU micro-batch size in rows x pair features. Larger micro-batches no longer fit in cache.
 TRIVIAL_PARTS = 9  # of the noise levels for the trivial model: as many draws as the metric's by default
@@ -45,22 +41,16 @@ def check_columns(rows: Columns, names: tuple[str, ...]) -> MoleculeRows:
             raise DataError(
                 f"geodiff: column {name!r} is {type_name}; expected {COLUMN_TYPES[name]} per row. Use a source of molecules."
             )
-    columns = {name: column for name, column in ragged_columns(rows).items() if name in names}
+    columns = {name: cast(Ragged, rows[name]) for name in names}
     for name in ("z", "edge_type"):
         if (highest := int(columns[name].values.max(initial=0))) >= KINDS:
             raise DataError(f"geodiff: column {name!r} contains {highest}; expected numbers below {KINDS}.")
     return columns
 
 
-def ragged_columns(rows: Columns) -> MoleculeRows:
-    """The columns whose rows differ in length."""
-    return {name: column for name, column in rows.items() if isinstance(column, Ragged)}
-
-
 def split_blocks(rows: MoleculeRows) -> list[MoleculeRows]:
-    """The rows in blocks of `ROWS_PER_BLOCK`."""
     blocks = np.split(np.arange(len(rows["z"])), range(ROWS_PER_BLOCK, len(rows["z"]), ROWS_PER_BLOCK))
-    return [ragged_columns(select_rows(rows, block)) for block in blocks]
+    return [cast(MoleculeRows, select_rows(rows, block)) for block in blocks]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,7 +96,6 @@ class GeoDiff(NetworkFamily):
     required_columns: ClassVar[tuple[str, ...]] = COLUMNS
     default_metrics: ClassVar[tuple[str, ...]] = ("denoising_loss", "bond_length_distance", "clash_rate", "retry_rate")
     sampler_class: ClassVar[type[Sampler]] = GeoDiffSampler
-    resources: ClassVar[Mapping[str, float]] = {"gpus": 1}
     trivial_model: ClassVar[str] = "a model that finds no noise"
     metric_units: ClassVar[Mapping[str, str]] = {"denoising_loss": "weighted squared error per atom"}
     reference_model: ClassVar[str] = "GeoDiff's Drugs model (Xu et al. 2022)"
@@ -149,26 +138,20 @@ class GeoDiff(NetworkFamily):
         A row's loss is the sum over its atoms divided by the mean number of atoms per row, so that its mean over rows is the
         published loss, the mean over atoms.
         """
-        import torch
-
-        from selfloop.families.geodiff import diffusion
-        from selfloop.families.geodiff.network import build_graphs
-        from selfloop.families.nn import trainer
-
         checked = TrainingRows(tuple(take._replace(rows=check_columns(take.rows, COLUMNS)) for take in rows.takes))
         device, weights = trainer.device(), rows.weights()
-        sizes = np.diff(ragged_columns(checked.select_columns("z").all())["z"].offsets)
+        sizes = np.diff(cast(Ragged, checked.select_columns("z").all()["z"]).offsets)
         mean_atoms = float(np.average(sizes, weights=weights))
-        sigmas = torch.from_numpy(diffusion.sigmas(self._alphas())).float().to(device)
+        sigmas = torch.from_numpy(molecule_diffusion.sigmas(self._alphas())).float().to(device)
         with trainer.seed_torch(ctx.stream.child("init")):
             network = self._network()
 
-        def loss(indices: Tensor) -> Tensor:
-            minibatch = ragged_columns(checked.gather(indices.cpu().numpy()))
+        def loss(indices: torch.Tensor) -> torch.Tensor:
+            minibatch = cast(MoleculeRows, checked.gather(indices.cpu().numpy()))
             position = torch.from_numpy(minibatch["position"].values).to(device)
-            levels = diffusion.antithetic_levels(len(indices), self.noise_levels, device)
-            noise, graph = torch.randn_like(position), build_graphs(minibatch, device)
-            return diffusion.row_losses(network, graph, position, noise, sigmas[levels]) / mean_atoms
+            levels = molecule_diffusion.antithetic_levels(len(indices), self.noise_levels, device)
+            noise, graph = torch.randn_like(position), molecule_networks.build_graphs(minibatch, device)
+            return molecule_diffusion.row_losses(network, graph, position, noise, sigmas[levels]) / mean_atoms
 
         micro_batch = max(MICRO_BATCH_FEATURES // self.hidden, 1) if device.type == "cpu" else None
         return trainer.fit(trainer.TrainingProblem(network, loss, weights, micro_batch), self.training, ctx, init)
@@ -179,8 +162,6 @@ class GeoDiff(NetworkFamily):
         Up to rounding, a row does not depend on the rows after it: noise is drawn per block of rows, step and atom.
         Raises ChainEndedError("diverged") if a row is not finite at the second attempt either; a warning counts such rows.
         """
-        from selfloop.families.nn import trainer
-
         assert isinstance(sampler, GeoDiffSampler)
         graph = check_columns(inputs, GRAPH_COLUMNS)
         network = trainer.load_network(self._network, params, ctx, "sampling")
@@ -195,25 +176,19 @@ class GeoDiff(NetworkFamily):
         return {**inputs, "position": Ragged(position, graph["z"].offsets), "retried": retried}
 
     def _sample_block(
-        self, network: GeoDiffNetwork, rows: MoleculeRows, sampler: GeoDiffSampler, stream: RandomStream
+        self, network: molecule_networks.GeoDiffNetwork, rows: MoleculeRows, sampler: GeoDiffSampler, stream: RandomStream
     ) -> tuple[Array, Array, Ints]:
         """Coordinates of the rows' atoms, 1 for rows with a second attempt, and indices of rows that are still not finite."""
-        import torch
-
-        from selfloop.families.geodiff import diffusion
-        from selfloop.families.geodiff.network import build_graphs
-        from selfloop.families.nn import trainer
-
         device, sizes = trainer.device(), np.diff(rows["z"].offsets)
 
         def attempt(name: str, indices: Ints, atoms: Ints, clip_local: float | None) -> tuple[Array, Ints]:
-            def draw_noise(k: int) -> Tensor:  # an atom's noise does not depend on the rows in this attempt
+            def draw_noise(k: int) -> torch.Tensor:  # an atom's noise does not depend on the rows in this attempt
                 noise = stream.child(name, k).generator().standard_normal((len(rows["z"].values), 3), np.float32)
                 return torch.from_numpy(noise[atoms]).to(device)
 
-            graph = build_graphs(ragged_columns(select_rows(rows, indices)), device)
+            graph = molecule_networks.build_graphs(cast(MoleculeRows, select_rows(rows, indices)), device)
             with torch.inference_mode():
-                x = diffusion.sample_positions(network, graph, self._alphas(), sampler, draw_noise, clip_local)
+                x = molecule_diffusion.sample_positions(network, graph, self._alphas(), sampler, draw_noise, clip_local)
                 return x.cpu().numpy(), indices[torch.unique(graph.row[~x.isfinite().all(1)]).cpu().numpy()]
 
         position, failed = attempt("first", np.arange(len(sizes)), np.arange(sizes.sum()), None)
@@ -228,17 +203,14 @@ class GeoDiff(NetworkFamily):
 
         Its mean over rows is the mean over their atoms. Levels and noise are functions of the stream alone.
         """
-        import torch
-
-        from selfloop.families.geodiff import diffusion
-        from selfloop.families.geodiff.network import build_graphs
-        from selfloop.families.nn import trainer
-
         molecules, device = check_columns(rows, COLUMNS), trainer.device()
         network = trainer.load_network(self._network, params, ctx, "measuring")
-        sigmas, losses = diffusion.sigmas(self._alphas()), np.empty((len(molecules["z"]), parts))
+        sigmas, losses = molecule_diffusion.sigmas(self._alphas()), np.empty((len(molecules["z"]), parts))
         for block, batch in enumerate(split_blocks(molecules)):
-            graph, position = build_graphs(batch, device), torch.from_numpy(batch["position"].values).to(device)
+            graph, position = (
+                molecule_networks.build_graphs(batch, device),
+                torch.from_numpy(batch["position"].values).to(device),
+            )
             in_block = slice(block * ROWS_PER_BLOCK, block * ROWS_PER_BLOCK + len(batch["z"]))
             for part in range(parts):
                 rng = ctx.stream.child("rows", block, part).generator()
@@ -246,7 +218,7 @@ class GeoDiff(NetworkFamily):
                 sigma = torch.from_numpy(sigmas[levels[: len(batch["z"])].astype(np.int64)]).float().to(device)
                 noise = torch.from_numpy(rng.standard_normal(tuple(position.shape), np.float32)).to(device)
                 with torch.inference_mode():
-                    row_losses = diffusion.row_losses(network, graph, position, noise, sigma)
+                    row_losses = molecule_diffusion.row_losses(network, graph, position, noise, sigma)
                 losses[in_block, part] = row_losses.double().cpu().numpy()
         return np.asarray(losses / np.diff(molecules["z"].offsets).mean(), np.float64)
 
@@ -257,11 +229,9 @@ class GeoDiff(NetworkFamily):
         return float(self.denoising_loss(params, holdout, TRIVIAL_PARTS, ctx).mean())
 
     def _alphas(self) -> Floats:
-        from selfloop.families.geodiff import diffusion
+        return molecule_diffusion.alphas(self.noise_levels, self.beta_start, self.beta_end)
 
-        return diffusion.alphas(self.noise_levels, self.beta_start, self.beta_end)
-
-    def _network(self) -> GeoDiffNetwork:
-        from selfloop.families.geodiff.network import GeoDiffNetwork
-
-        return GeoDiffNetwork(self.hidden, self.filters, self.interactions, self.convolutions, self.cutoff, self.smooth_cutoff)
+    def _network(self) -> molecule_networks.GeoDiffNetwork:
+        return molecule_networks.GeoDiffNetwork(
+            self.hidden, self.filters, self.interactions, self.convolutions, self.cutoff, self.smooth_cutoff
+        )

@@ -69,7 +69,6 @@ class Edges(NamedTuple):
 
 
 def build_graphs(rows: Mapping[str, Ragged], device: torch.device) -> Graphs:
-    """The graphs of rows with the columns z, edges and edge_type."""
     z, edges = rows["z"], rows["edges"]
     sizes = np.diff(z.offsets)
     counts = sizes * (sizes - 1) // 2
@@ -187,7 +186,6 @@ def perceptron_pieces(first: nn.Linear, second: nn.Linear) -> tuple[Tensor, Tens
 
 
 def linear_pieces(pieces: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """Pieces of a linear layer's output."""
     return linear_layer(pieces, weight) + torch.stack([bias, torch.zeros_like(bias)])[:, None]
 
 
@@ -322,7 +320,6 @@ class GeoDiffNetwork(nn.Module):
 
 
 def _find_segments(edges: Edges, edge: Tensor, breakpoints: Tensor, pairs: int | None = None) -> PairSegments:
-    """The segments of the first `pairs` pairs."""
     length = edges.length[:pairs]
     segment = edges.kind[:pairs] * (len(breakpoints) + 1) + torch.bucketize(length, breakpoints)
     return PairSegments.of(segment, length, edge.shape[1])

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, cast
+from typing import Annotated, ClassVar, Literal, cast
 
 import numpy as np
 from annotated_types import Ge, Interval, MinLen
@@ -14,15 +14,10 @@ from annotated_types import Ge, Interval, MinLen
 from selfloop.columns import Array, Columns, Floats, Params, Ragged
 from selfloop.component import Context, Sampler, Source
 from selfloop.errors import ChainEndedError, DataError, SettingError, SpecError, missing_extra
+from selfloop.families.lazy import image_networks, image_tensors, torch, trainer
 from selfloop.families.nn.settings import NetworkFamily, TrainingSettings
 from selfloop.settings import PositiveFloat
 from selfloop.types import TrainingRows
-
-if TYPE_CHECKING:
-    import torch
-
-    from selfloop.families.image_diffusion.network import Denoiser
-    from selfloop.families.image_diffusion.noise import NoiseProcess
 
 # Rows per pass through the network: more leave a CPU's cache. A block of samples is always computed whole.
 ROWS_PER_BLOCK = 64
@@ -62,7 +57,6 @@ class ImageDiffusion(NetworkFamily):
     required_columns: ClassVar[tuple[str, ...]] = ("image",)
     default_metrics: ClassVar[tuple[str, ...]] = ("denoising_loss", "pixel_std", "pixel_frechet")
     sampler_class: ClassVar[type[Sampler]] = DiffusionSampler
-    resources: ClassVar[Mapping[str, float]] = {"gpus": 1}
     trivial_model: ClassVar[str] = "a normal distribution of each pixel"
 
     objective: Annotated[Literal["ddpm", "flow"], "predict DDPM's noise or the velocity of flow matching"] = "ddpm"
@@ -106,10 +100,6 @@ class ImageDiffusion(NetworkFamily):
             )
 
     def fit(self, rows: TrainingRows, ctx: Context, init: Params | None) -> Params:
-        import torch
-
-        from selfloop.families.nn import image_tensors, trainer
-
         first, weights = rows.gather(np.zeros(1, np.int64)), rows.weights()
         shape = image_tensors.image_shape(self.name, first)
         labels = self._labels(rows.select_columns("label").all() if "label" in first else first) if self.n_classes else None
@@ -136,14 +126,9 @@ class ImageDiffusion(NetworkFamily):
 
     def sample(self, params: Params, n: int, sampler: Sampler, inputs: Columns, ctx: Context) -> Columns:
         assert isinstance(sampler, DiffusionSampler)
-        import torch
-
-        from selfloop.families.image_diffusion.noise import sample_images, sampling_times
-        from selfloop.families.nn import image_tensors, trainer
-
         network = self._load(params, ctx, "sampling")
         device, shape = trainer.device(), params[SHAPE].tolist()
-        times = sampling_times(network.process, sampler.steps, sampler.time_power).to(device)
+        times = image_networks.sampling_times(network.process, sampler.steps, sampler.time_power).to(device)
         none = {"image": np.empty((0, *shape), np.uint8)} | ({"label": params[CLASSES][:0]} if self.n_classes else {})
 
         def sample_block(block: int) -> dict[str, Array]:
@@ -157,7 +142,7 @@ class ImageDiffusion(NetworkFamily):
 
             predict = partial(network.predict_guided, _as_classes(labels, device), sampler.guidance)
             with torch.inference_mode():
-                images = sample_images(predict, network.process, times, draw_noise, sampler.method)
+                images = image_networks.sample_images(predict, network.process, times, draw_noise, sampler.method)
             return {"image": _to_bytes(images).reshape(ROWS_PER_BLOCK, *shape)} | ({} if labels is None else {"label": labels})
 
         blocks = [none, *ctx.ranks.map(sample_block, -(-n // ROWS_PER_BLOCK))]
@@ -169,10 +154,6 @@ class ImageDiffusion(NetworkFamily):
         One time is drawn in each of `parts` equal parts of the way from image to noise. Times and noise are functions of the
         stream alone.
         """
-        import torch
-
-        from selfloop.families.nn import image_tensors, trainer
-
         network, device = self._load(params, ctx, "measuring"), trainer.device()
         labels = self._labels(rows) if self.n_classes else None
         losses = np.empty((len(rows["image"]), parts))
@@ -197,11 +178,8 @@ class ImageDiffusion(NetworkFamily):
         """
         if metric != "denoising_loss":
             return None
-        import torch
-
-        from selfloop.families.nn.image_tensors import pixel_moments
-
-        (mean, square), (real_mean, real_square) = pixel_moments(initial, gray_rows=1), pixel_moments(holdout)
+        mean, square = image_tensors.pixel_moments(initial, gray_rows=1)
+        real_mean, real_square = image_tensors.pixel_moments(holdout)
         v, deviation = 4 * (square - mean**2), 4 * (real_square - 2 * mean * real_mean + mean**2)  # pixels are in [-1, 1]
         process, b, losses = self._process(), float(self.objective == "flow"), []
         times = process.times_at((torch.arange(TRIVIAL_TIMES, dtype=torch.float64) + 0.5) / TRIVIAL_TIMES)
@@ -210,16 +188,11 @@ class ImageDiffusion(NetworkFamily):
             losses.append(np.mean((1 - c * level) ** 2 + (b + c * signal) ** 2 * deviation))
         return float(np.mean(losses))
 
-    def _process(self) -> NoiseProcess:
-        from selfloop.families.image_diffusion.noise import NoiseProcess
+    def _process(self) -> image_networks.NoiseProcess:
+        return image_networks.NoiseProcess(self.noise_schedule if self.objective == "ddpm" else None)
 
-        return NoiseProcess(self.noise_schedule if self.objective == "ddpm" else None)
-
-    def _network(self, shape: Sequence[int]) -> Denoiser:
-        from selfloop.families.image_diffusion.network import Denoiser
-        from selfloop.families.nn.image_tensors import height_width_depth
-
-        height, width, depth = height_width_depth(shape)
+    def _network(self, shape: Sequence[int]) -> image_networks.Denoiser:
+        height, width, depth = image_tensors.height_width_depth(shape)
         sides, patch_size = (height, width), self.patch_size
         if patch_size is None:
             patch_size = 2 if max(sides) > 16 and height % 2 == width % 2 == 0 else 1
@@ -235,11 +208,11 @@ class ImageDiffusion(NetworkFamily):
                 f"image_diffusion: got images of {height} x {width}; expected multiples of {multiple}, for patches of "
                 f"{patch_size} and {len(channels) - 1} halvings. Change family.patch_size, family.channels or the images' size."
             )
-        return Denoiser(depth, patch_size, channels, self.blocks_per_level, self.attention, self.n_classes, self._process())
+        return image_networks.Denoiser(
+            depth, patch_size, channels, self.blocks_per_level, self.attention, self.n_classes, self._process()
+        )
 
-    def _load(self, params: Params, ctx: Context, purpose: Literal["sampling", "measuring"]) -> Denoiser:
-        from selfloop.families.nn import trainer
-
+    def _load(self, params: Params, ctx: Context, purpose: Literal["sampling", "measuring"]) -> image_networks.Denoiser:
         return trainer.load_network(lambda: self._network(params[SHAPE].tolist()), params, ctx, purpose)
 
     def _labels(self, rows: Columns) -> Array:
@@ -259,8 +232,6 @@ class ImageDiffusion(NetworkFamily):
 
 
 def _as_classes(labels: Array | None, device: torch.device) -> torch.Tensor | None:
-    import torch
-
     return None if labels is None else torch.from_numpy(labels.astype(np.int64)).to(device)
 
 

@@ -19,27 +19,22 @@ from torch import Tensor
 
 def save(path: Path, tensors: Mapping[str, Tensor], identity: str, step: int) -> None:
     """Write the state after `step` steps. A reader gets the old file or the new file, never a mixture."""
-    partial = path.with_name(f"{path.name}.{os.getpid()}.part")
+    partial = path.with_name(f"{path.name}.part")
     contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    for is_last_attempt in (False, False, True):  # a process that finishes the same fit may remove the folder at any moment
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            save_file(contiguous, partial, metadata={"identity": f"{path.parent.name} {identity}", "step": str(step)})
-            with partial.open("r+b") as file:
-                digest = file_digest(file, blake2b).digest()
-                file.write(digest)
-            os.replace(partial, path)
-            return
-        except (SafetensorError, OSError) as problem:
-            partial.unlink(missing_ok=True)
-            if is_last_attempt:
-                raise OSError(f"{path}: {problem}") from problem
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_file(contiguous, partial, metadata={"identity": f"{path.parent.name} {identity}", "step": str(step)})
+        with partial.open("r+b") as file:
+            file.write(file_digest(file, blake2b).digest())
+        os.replace(partial, path)
+    except (SafetensorError, OSError) as problem:
+        partial.unlink(missing_ok=True)
+        raise OSError(f"{path}: {problem}") from problem
 
 
 def load(path: Path, identity: str) -> tuple[int, dict[str, Tensor]] | None:
     """Steps done and tensors of the fit with that identity; None if there is no such file or a byte of it was changed."""
     try:
-        # Read the file once: `safe_open` would open it again for the tensors, and another process may replace it.
         data = path.read_bytes()
     except OSError:
         return None

@@ -56,7 +56,6 @@ class HfFolder:
         return Path(folder)
 
     def refuse(self, problem: str, cause: BaseException | None = None) -> NoReturn:
-        """Raise the error that names the folder."""
         advice = "Give a folder as transformers saves a model with its tokenizer"
         raise SettingError(self.key, f"{self.base} {problem}. {advice}, or its name on the hub.") from cause
 
@@ -77,7 +76,6 @@ class HfFolder:
         return config
 
     def config(self) -> Any:
-        """transformers' configuration."""
         from transformers import AutoConfig
 
         self._read("config.json")
@@ -87,7 +85,6 @@ class HfFolder:
             self.refuse(f"has a config.json that transformers cannot read ({first_line(problem)})", problem)
 
     def weights(self) -> dict[str, Array]:
-        """All arrays by the names in their files."""
         arrays: dict[str, Array] = {}
         for file in self._weight_files():
             try:
@@ -99,7 +96,6 @@ class HfFolder:
         return arrays
 
     def _weight_files(self) -> list[Path]:
-        """The safetensors files, in the folder itself."""
         whole = self.path / "model.safetensors"
         if whole.is_file():
             return [whole]

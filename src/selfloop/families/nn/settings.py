@@ -13,9 +13,6 @@ from selfloop.component import Family
 from selfloop.errors import SettingError
 from selfloop.settings import UNLESS_DEFAULT, PositiveFloat, Settings
 
-LrSchedule = Literal["constant", "linear", "cosine"]
-Precision = Literal["float32", "bfloat16", "auto"]
-Compile = Literal["auto"] | bool
 Decay = Annotated[float, Interval(gt=0, lt=1)]
 Count = Annotated[int, Ge(1)]
 NonNegative = Annotated[float, Ge(0)]
@@ -42,7 +39,9 @@ class TrainingSettings(Settings):
     ] = field(default=1, metadata=UNLESS_DEFAULT)
     learning_rate: Annotated[PositiveFloat, "highest learning rate"] = 1e-3
     weight_decay: Annotated[NonNegative, "AdamW's decay of matrices and kernels; biases and norms have none"] = 0.0
-    lr_schedule: Annotated[LrSchedule, "how the learning rate falls to 0 at the last step, or `constant`"] = "cosine"
+    lr_schedule: Annotated[
+        Literal["constant", "linear", "cosine"], "how the learning rate falls to 0 at the last step, or `constant`"
+    ] = "cosine"
     warmup: Annotated[float, Ge(0), "steps of linear rise before the schedule; below 1, their share of all steps"] = 0
     beta1: Annotated[Decay, "AdamW's decay of its average of gradients"] = 0.9
     beta2: Annotated[Decay, "AdamW's decay of its average of squared gradients"] = 0.999
@@ -50,9 +49,9 @@ class TrainingSettings(Settings):
     ema_decay: Annotated[Decay | None, "decay of the parameter average that becomes the model; unset: the last parameters"] = (
         None
     )
-    precision: Annotated[Precision, "number format of the network's products"] = "float32"
+    precision: Annotated[Literal["float32", "bfloat16", "auto"], "number format of the network's products"] = "float32"
     compile: Annotated[
-        Compile, "run transformers on a GPU through torch.compile; auto: in long fits; last bits depend on it"
+        Literal["auto"] | bool, "run transformers on a GPU through torch.compile; auto: in long fits; last bits depend on it"
     ] = "auto"
     checkpoint_seconds: Annotated[NonNegative, "seconds between checkpoints of an unfinished fit; 0: every step"] = field(
         default=20.0, metadata={"identity": False}
@@ -73,7 +72,6 @@ class TrainingSettings(Settings):
         return {} if self.first_generation_steps else {"batch_size": "with `scale_batch` the rows decide"}
 
     def for_generation(self, t: int) -> TrainingSettings:
-        """The settings of generation t."""
         if t == 1 and self.first_generation_steps is not None:
             return replace(self, steps=self.first_generation_steps, first_generation_steps=None, scale_batch=False)
         return replace(self, first_generation_steps=None)
@@ -84,7 +82,6 @@ class TrainingSettings(Settings):
         return min(size, math.ceil(n))
 
     def count_steps(self, n: float) -> int:
-        """Optimizer steps of a fit of n rows."""
         return self.steps or math.ceil(self.epochs * n / self.batch_size_for(n))
 
     def learning_rate_at(self, step: int, steps: int) -> float:
@@ -100,6 +97,7 @@ class TrainingSettings(Settings):
 class NetworkFamily(Family):
     """A family that trains a network by gradient steps."""
 
+    resources: ClassVar[Mapping[str, float]] = {"gpus": 1}
     mergeable: ClassVar[Mapping[str, bool]] = {"*.*": False}  # names of other arrays than a network's have no dot
     training: TrainingSettings
 
@@ -113,7 +111,6 @@ class NetworkFamily(Family):
         return self.training.shares
 
     def count_steps(self, n: float, tokens: float = math.nan) -> float:
-        """Training steps of a fit of n rows."""
         return self.training.count_steps(n)
 
     def count_work(self, n: float) -> float:  # the rows of all training steps, if they are known

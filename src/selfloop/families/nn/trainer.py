@@ -18,7 +18,7 @@ from torch.nn import functional
 from selfloop.columns import Array, Floats, Params
 from selfloop.component import Context
 from selfloop.errors import ChainEndedError, SettingError, SpecError
-from selfloop.families.nn import checkpoint, sharded
+from selfloop.families.nn import checkpoint, partition
 from selfloop.families.nn.partition import Partition, Tensors
 from selfloop.families.nn.settings import TrainingSettings
 from selfloop.families.nn.static_call import StaticCall
@@ -86,7 +86,6 @@ class AdamW:
         self.partition.share(self.vector)
 
     def is_finite(self) -> bool:
-        """True if every parameter is finite."""
         return bool(torch.isfinite(self.vector).all())
 
     def clear_underflow(self) -> None:
@@ -129,7 +128,6 @@ class TrainingProblem:
 
 
 def device() -> torch.device:
-    """The device of networks: the GPU if there is one."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
@@ -165,7 +163,7 @@ def fit(problem: TrainingProblem, settings: TrainingSettings, ctx: Context, init
     precision = "bfloat16" if uses_bfloat16(settings, problem.network) else "float32"
     is_captured = _is_captured(problem, settings, batch_size)
     if is_sharded := _is_sharded(problem, ctx.ranks):
-        sharded.shard(problem.network)
+        partition.shard(problem.network)
     ctx.backends["training"] = _backend(precision + ", cuda graph" * is_captured + ", fsdp" * is_sharded)
     minibatch = _minibatches(ctx.stream.child("order"), n, batch_size)
     cudnn = torch.backends.cudnn
@@ -183,7 +181,7 @@ def fit(problem: TrainingProblem, settings: TrainingSettings, ctx: Context, init
     state.check(steps - 1)
     state.optimizer.apply_average()
     if is_sharded:
-        sharded.unshard(problem.network)
+        partition.unshard(problem.network)
     arrays = {name: tensor.cpu().numpy().copy() for name, tensor in problem.network.state_dict().items()}
     info = {"steps": np.int64(steps), "rows": np.int64(steps * batch_size), "loss": state.loss_curve()}
     return arrays | {FIT_INFO + name: np.asarray(value) for name, value in info.items()}
@@ -252,15 +250,12 @@ class _TrainingState:
             self.update = StaticCall(self._update, device(), capture=is_captured)
         self.trainable = [p for p in problem.network.parameters() if p.requires_grad]
         self.ranks, self.noise = ctx.ranks, ctx.stream.child("noise")
-        self.is_sharded, values = _is_sharded(problem, ctx.ranks), self.trainable
-        partition = Partition(self.trainable, ctx.ranks)
-        if self.is_sharded:
-            partition = sharded.ShardedPartition(self.trainable, ctx.ranks)
-            values = [nn.Parameter(rows) for rows in partition.rows]
-        self.optimizer = AdamW(values, settings, partition)
+        self.is_sharded = _is_sharded(problem, ctx.ranks)
+        divided = (partition.ShardedPartition if self.is_sharded else Partition)(self.trainable, ctx.ranks)
+        self.optimizer = AdamW(divided.parameters, settings, divided)
         self.losses = torch.zeros(settings.count_steps(len(problem.weights)), device=device())
         self.path = ctx.scratch / "fit.safetensors" if ctx.scratch else None
-        whole = {name: part.new_empty(partition.n_values, device="meta") for name, part in self.optimizer.parts().items()}
+        whole = {name: part.new_empty(divided.n_values, device="meta") for name, part in self.optimizer.parts().items()}
         shapes = [(name, tensor.dtype, tensor.shape) for name, tensor in sorted((self.tensors() | whole).items())]
         same = replace(settings, checkpoint_seconds=0.0), len(problem.weights), ctx.backends["training"], torch.__version__
         self.identity = repr((ctx.stream, *same, shapes))
@@ -324,11 +319,11 @@ class _TrainingState:
                 continue
             added = torch.autograd.grad(loss, self.trainable, materialize_grads=True)
             gradients = torch._foreach_add(gradients, added) if gradients else added
-        return total, sharded.take_gradients(self.trainable) if self.is_sharded else gradients
+        return total, partition.take_gradients(self.trainable) if self.is_sharded else gradients
 
     def check(self, step: int) -> None:
         is_right = torch.isfinite(self.losses[step]) & self.optimizer.is_finite()
-        if not sharded.holds_everywhere(is_right, self.ranks) if self.is_sharded else not is_right:
+        if not partition.holds_everywhere(is_right, self.ranks) if self.is_sharded else not is_right:
             raise ChainEndedError("diverged")
 
     def loss_curve(self) -> Floats:
@@ -347,16 +342,16 @@ class _TrainingState:
         step: int = self.ranks.tell(saved[0] if saved else 0)
         if step == 0:
             return 0
-        parts, partition = self.optimizer.parts(), self.optimizer.partition
+        parts, divided = self.optimizer.parts(), self.optimizer.partition
         for name, tensor in (self.tensors() | parts).items():
-            whole = tensor.new_empty(partition.n_values) if name in parts else torch.empty_like(tensor)
+            whole = tensor.new_empty(divided.n_values) if name in parts else torch.empty_like(tensor)
             if saved:
                 whole.copy_(saved[1][name])
             if self.ranks.count > 1:
                 self.ranks.run("broadcast", whole, 0)
             # copied, not replaced: last bits of a product may depend on the array's alignment
-            tensor.copy_(partition.cut(whole) if name in parts else whole)
-        partition.share(self.optimizer.vector)
+            tensor.copy_(divided.cut(whole) if name in parts else whole)
+        divided.share(self.optimizer.vector)
         return step
 
     def save_if_due(self, step: int) -> None:
@@ -388,7 +383,6 @@ def autocast(settings: TrainingSettings, network: nn.Module) -> torch.autocast:
 
 
 def uses_bfloat16(settings: TrainingSettings, network: nn.Module) -> bool:
-    """True if the network is trained in bfloat16 on this machine."""
     if settings.precision != "auto":
         return settings.precision == "bfloat16"
     if device().type == "cuda":

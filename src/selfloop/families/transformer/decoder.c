@@ -9,7 +9,6 @@
    [n_slots][LAYERS][KV_HEADS], for each of them as in transformer_ops.h. */
 
 #define _GNU_SOURCE
-#include <stdlib.h>
 #include <sys/mman.h>
 
 #include "transformer_ops.h"
@@ -37,7 +36,7 @@ typedef struct {
 
 typedef struct {
     int64_t n_rows;              /* rows to decode */
-    int64_t max_tokens, n_slots; /* tokens of the longest row, slots of each thread */
+    int64_t max_tokens, n_slots; /* tokens of the longest row, slots of each thread, whose lists are on its stack */
     uint64_t random_key;
     uint32_t end;
     double temperature, top_p; /* temperature 0: the most probable token; top_p 1: all tokens */
@@ -235,9 +234,10 @@ static int gather_inputs(
 }
 
 /* the rows that this thread claims, until no row is left; returns a status code */
-static int decode_rows(const DecoderWeights *net, const DecodeRequest *request, Workspace *w, Slot *slots,
-                       TokenInput *inputs, int32_t *logit_rows) {
-    int32_t *logit_slots = logit_rows + request->n_slots;
+static int decode_rows(const DecoderWeights *net, const DecodeRequest *request, Workspace *w) {
+    Slot slots[request->n_slots];
+    TokenInput inputs[request->n_slots];
+    int32_t logit_rows[request->n_slots], logit_slots[request->n_slots];
     for (int64_t s = 0; s < request->n_slots; s++) { slots[s].row = -1; }
     for (;;) {
         int n_logits;
@@ -289,16 +289,9 @@ int selfloop_decode(const DecoderWeights *net, const DecodeRequest *request) {
     Workspace w;
     size_t n_bytes;
     float *memory = alloc_workspace(request->n_slots, &w, &n_bytes);
-    void *lists = malloc(request->n_slots * (sizeof(Slot) + sizeof(TokenInput) + 2 * sizeof(int32_t)));
-    int status = SELFLOOP_NO_MEMORY;
-    if (memory && lists) {
-        TokenInput *inputs = (TokenInput *)((Slot *)lists + request->n_slots);
-        status = decode_rows(net, request, &w, lists, inputs, (int32_t *)(inputs + request->n_slots));
-    }
-    free(lists);
-    if (memory) {
-        ASAN_UNPOISON_MEMORY_REGION(memory, n_bytes);
-        munmap(memory, n_bytes);
-    }
+    if (!memory) { return SELFLOOP_NO_MEMORY; }
+    int status = decode_rows(net, request, &w);
+    ASAN_UNPOISON_MEMORY_REGION(memory, n_bytes);
+    munmap(memory, n_bytes);
     return status;
 }

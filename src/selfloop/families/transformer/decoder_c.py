@@ -12,8 +12,6 @@ import stat
 import subprocess
 import sys
 import tempfile
-import threading
-import time
 import warnings
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -27,6 +25,7 @@ import numpy as np
 
 from selfloop.columns import Array, Ints, Ragged
 from selfloop.errors import ChainEndedError
+from selfloop.families.lazy import decoder_torch, torch
 from selfloop.families.transformer import decoder
 from selfloop.families.transformer.text_sampler import TextSampler
 
@@ -137,10 +136,7 @@ def is_private(path: Path) -> bool:
 
 
 def _find(folder: Path, name: str) -> ctypes.CDLL | None:
-    """The library in a folder; damaged ones, and what compilers left that were killed, are deleted."""
-    for path in folder.glob("*.part"):
-        if time.time() - path.lstat().st_mtime > 2 * COMPILE_SECONDS:
-            path.unlink(missing_ok=True)
+    """The library in a folder; damaged ones are deleted."""
     for path in folder.glob(f"{name}-*.so"):
         if is_private(path) and path.name == f"{name}-{_digest(path.read_bytes())}.so":
             return ctypes.CDLL(str(path))
@@ -149,17 +145,15 @@ def _find(folder: Path, name: str) -> ctypes.CDLL | None:
 
 
 def _compile(folder: Path, name: str, command: list[str], config: decoder.TransformerConfig) -> ctypes.CDLL:
-    part = folder / f"{name}.{os.getpid()}-{threading.get_ident()}.part"
-    try:
-        if run_for([*command, "-o", str(part)], COMPILE_SECONDS) != 0 or not part.is_file():
+    with tempfile.TemporaryDirectory(dir=folder) as new_folder:
+        library = Path(new_folder, "library.so")
+        if run_for([*command, "-o", str(library)], COMPILE_SECONDS) != 0 or not library.is_file():
             raise _CompilerError("cannot compile")
-        part.chmod(0o700)  # whatever the umask
-        if not _passes_test(config, part):
+        library.chmod(0o700)  # whatever the umask
+        if not _passes_test(config, library):
             raise _CompilerError("compiles wrong code")
-        path = folder / f"{name}-{_digest(part.read_bytes())}.so"
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
+        path = folder / f"{name}-{_digest(library.read_bytes())}.so"
+        os.replace(library, path)
     return ctypes.CDLL(str(path))
 
 
@@ -205,10 +199,6 @@ def _decoder(library: ctypes.CDLL, config: decoder.TransformerConfig, weights: d
 
 def _passes_test(config: decoder.TransformerConfig, path: Path) -> bool:
     """True if a library draws tokens from torch's probabilities. It runs in another process, which it may crash or stop."""
-    import torch
-
-    from selfloop.families.transformer.decoder_torch import TorchDecoder
-
     code = f"from {__name__} import decode_test_rows; decode_test_rows({asdict(config)!r}, {str(path)!r})"
     with tempfile.TemporaryFile() as file:
         if run_for([sys.executable, "-c", code], COMPILE_SECONDS, file) != 0:
@@ -218,7 +208,10 @@ def _passes_test(config: decoder.TransformerConfig, path: Path) -> bool:
     weights, request = _test_case(config)
     if rows.size != len(request) * request.max_tokens or rows.max() >= config.vocab:
         return False
-    rows, network = rows.reshape(len(request), -1), TorchDecoder(config, weights, len(request), torch.device("cpu"))
+    rows, network = (
+        rows.reshape(len(request), -1),
+        decoder_torch.TorchDecoder(config, weights, len(request), torch.device("cpu")),
+    )
     inputs, indices = np.column_stack([request.starts, rows]), request.numbers
     for position in range(request.max_tokens):
         positions = np.full(len(request), position)

@@ -149,7 +149,6 @@ class _Rows:
         self.n_rows, self.next_row, self.random_key, self.end, self.max_tokens = (zeros() for _ in range(5))
 
     def load(self, request: DecodeRequest) -> None:
-        """Begin a request."""
         n, lengths = len(request), np.diff(request.prompts.offsets)
         prompts = np.zeros((n, self.samples.shape[1]), np.int64)
         prompts[np.arange(prompts.shape[1]) < lengths[:, None]] = request.prompts.values

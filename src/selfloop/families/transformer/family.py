@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, ClassVar, cast
+from typing import Annotated, ClassVar, cast
 
 import numpy as np
 from annotated_types import Ge, Interval
@@ -16,8 +16,12 @@ from annotated_types import Ge, Interval
 from selfloop.columns import Columns, Params, Ragged
 from selfloop.component import Context, Sampler
 from selfloop.errors import DataError, SettingError
+from selfloop.families.lazy import hf_model, hf_network, text_networks, torch, torch_compile, trainer
 from selfloop.families.nn.settings import Count, NetworkFamily, TrainingSettings
 from selfloop.families.transformer.decoder import Arch, TransformerConfig
+from selfloop.families.transformer.decoder_vllm import VllmDecoder
+from selfloop.families.transformer.packing import MAX_ROW_TOKENS, TokenStream, describe_lengths, pack
+from selfloop.families.transformer.sample_tokens import BeamSearch, sample_tokens
 from selfloop.families.transformer.text_sampler import TextSampler, read_prompts
 from selfloop.families.transformer.tokenizer import BytePair
 from selfloop.families.trivial import unigram_cross_entropy
@@ -25,12 +29,6 @@ from selfloop.protocols import TopTokens
 from selfloop.ranks import ALONE
 from selfloop.settings import UNLESS_DEFAULT
 from selfloop.types import RowTake, TrainingRows
-
-if TYPE_CHECKING:
-    import torch
-
-    from selfloop.families.transformer.packing import TokenStream
-    from selfloop.families.transformer.sample_tokens import BeamSearch
 
 Truncation = Annotated[float, Interval(gt=0, le=1)]
 TRUNCATION_TEXT = "tokens with a larger probability add nothing to the loss (ForTIFAI, 2509.08972); 1: all tokens count"
@@ -57,7 +55,6 @@ class Transformer(NetworkFamily):
         "duplicate_rate", "memorization",
     )  # fmt: skip
     sampler_class: ClassVar[type[Sampler]] = TextSampler
-    resources: ClassVar[Mapping[str, float]] = {"gpus": 1}
     trivial_model: ClassVar[str] = "the unigram distribution"
 
     arch: Annotated[Arch, "architecture: GPT-2 or Llama"] = "gpt2"
@@ -93,7 +90,6 @@ class Transformer(NetworkFamily):
         return {}  # the only family that compiles its network
 
     def config(self) -> TransformerConfig:
-        """Size and form of the network."""
         return TransformerConfig(
             arch=self.arch, layers=self.layers, hidden=self.hidden, heads=self.heads, kv_heads=self.kv_heads,
             mlp_hidden=self.mlp_hidden or 4 * self.hidden, context=self.context, vocab=self.vocab,
@@ -101,24 +97,21 @@ class Transformer(NetworkFamily):
         )  # fmt: skip
 
     def encoder(self) -> BytePair:
-        """The tokenizer."""
         return BytePair(vocab=self.vocab, file=self.tokenizer)
 
     def fit(self, rows: TrainingRows, ctx: Context, init: Params | None) -> Params:
-        from selfloop.families.nn import trainer
-        from selfloop.families.transformer import packing, torch_compile
-        from selfloop.families.transformer.network import TransformerNetwork, cross_entropy
-
         stream = self._pack(rows, rows.prepared, ctx)
         _check_tokenizer(init, rows.prepared, self.tokenizer is not None)
         with trainer.seed_torch(ctx.stream.child("init")):
-            network = TransformerNetwork(self.config(), self.dropout, not self.cross_document_attention)
+            network = text_networks.TransformerNetwork(self.config(), self.dropout, not self.cross_document_attention)
         scale = len(stream) / stream.mass()  # the losses of windows then average to the mean loss of a token
 
         def loss(
             tokens: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor, documents: torch.Tensor | None = None
         ) -> torch.Tensor:
-            total = cross_entropy(network(tokens, documents), network.head(), targets, weights, self.loss_truncation)
+            total = text_networks.cross_entropy(
+                network(tokens, documents), network.head(), targets, weights, self.loss_truncation
+            )
             return (scale * total / len(tokens)).expand(len(tokens))  # the trainer averages the windows of a step
 
         micro_batch = self._micro_batch()
@@ -128,17 +121,12 @@ class Transformer(NetworkFamily):
         problem = trainer.TrainingProblem(
             network, loss, np.ones(len(stream)), micro_batch, threads, inputs=lambda indices: self._windows(stream, indices)
         )
-        return {**trainer.fit(problem, self.training, ctx, init), **rows.prepared, **packing.describe_lengths(stream.lengths)}
+        return {**trainer.fit(problem, self.training, ctx, init), **rows.prepared, **describe_lengths(stream.lengths)}
 
     def sample(self, params: Params, n: int, sampler: Sampler, inputs: Columns, ctx: Context) -> Columns:
-        from selfloop.families.transformer.packing import MAX_ROW_TOKENS
-        from selfloop.families.transformer.sample_tokens import sample_tokens
-
         assert isinstance(sampler, TextSampler)
         decode, config = self._beam_search(params, ctx) if sampler.num_beams > 1 else None, self.config()
         if sampler.decoder == "vllm":
-            from selfloop.families.transformer.decoder_vllm import VllmDecoder
-
             decode = VllmDecoder(partial(self.export, params), "float16", self.context, ctx)
             config = replace(config, context=self.context - 1)  # vLLM counts the start token, and the last drawn one
         longest = min(int(params.get(MAX_ROW_TOKENS, 0)), MAX_WINDOWS * self.context)
@@ -150,14 +138,9 @@ class Transformer(NetworkFamily):
 
     def token_log_prob(self, params: Params, rows: Columns, ctx: Context, *, half_stride: bool = False) -> Ragged:
         """Log p of each token of each row, in nats, with the rows packed as in training, or in windows half a context apart."""
-        import torch
-
-        from selfloop.families.nn import trainer
-        from selfloop.families.transformer.network import TransformerNetwork, log_prob
-
         stream = self._pack(TrainingRows((RowTake({"tokens": rows["tokens"]}),)), params, ctx)
         stream = replace(stream, stride=self.context // 2) if half_stride else stream
-        network = trainer.load_network(lambda: TransformerNetwork(self.config()), params, ctx, "measuring")
+        network = trainer.load_network(lambda: text_networks.TransformerNetwork(self.config()), params, ctx, "measuring")
         values = np.empty((len(stream), self.context), np.float32)
         micro_batch = self._micro_batch()
 
@@ -167,7 +150,7 @@ class Transformer(NetworkFamily):
                 tensor.to(trainer.device()) for tensor in self._windows(stream, torch.from_numpy(indices))
             )
             with torch.inference_mode():
-                values[indices] = log_prob(network(tokens, *documents), network.head(), targets).cpu().numpy()
+                values[indices] = text_networks.log_prob(network(tokens, *documents), network.head(), targets).cpu().numpy()
 
         torch.set_num_threads(1)  # parallel micro-batches are faster than threads inside each operation
         with ThreadPoolExecutor(ctx.threads if trainer.device().type == "cpu" else 1) as pool:
@@ -177,18 +160,12 @@ class Transformer(NetworkFamily):
 
     def top_tokens(self, params: Params, rows: Columns, k: int, ctx: Context) -> TopTokens:
         """The k most probable tokens at every position, of a row alone; long rows are in windows that overlap by half."""
-        from selfloop.families.finetune import hf_model
-        from selfloop.families.transformer import hf_network
-
-        start, end = int(params["tokenizer/start"]), int(params["tokenizer/end"])
-        model = hf_network.build_hf_model(hf_network.to_hf_config(self.config(), start, end), params)
-        return hf_model.top_tokens(model.eval(), cast(Ragged, rows["tokens"]), start, self.context, k, ctx)
+        model, start = hf_network.open_model(self.config(), params), int(params["tokenizer/start"])
+        return hf_model.top_tokens(model, cast(Ragged, rows["tokens"]), start, self.context, k, ctx)
 
     def export(self, params: Params, folder: Path, dtype: str) -> None:
         """A Hugging Face folder of the model and its tokenizer."""
-        from selfloop.families.transformer.hf_network import export_model
-
-        export_model(self.config(), params, folder, dtype)
+        hf_network.save_folder(hf_network.open_model(self.config(), params), params, folder, dtype)
 
     def count_steps(self, n: float, tokens: float = math.nan) -> float:
         """Training steps of a fit of n rows with that number of tokens; NaN if it depends on an unknown number."""
@@ -197,34 +174,22 @@ class Transformer(NetworkFamily):
         return self.training.count_steps(n if math.isnan(tokens) else math.ceil(tokens / self.context))
 
     def _pack(self, rows: TrainingRows, prepared: Params, ctx: Context) -> TokenStream:
-        """The rows as a stream of windows."""
-        from selfloop.families.transformer import packing
-
         start, end = int(prepared["tokenizer/start"]), int(prepared["tokenizer/end"])
-        return packing.pack(rows, self.context, start, end, ctx)
+        return pack(rows, self.context, start, end, ctx)
 
     def _windows(self, stream: TokenStream, indices: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Tokens, targets and weights of some windows and, if attention stays inside documents, the document numbers."""
-        import torch
-
         tokens, targets, weights, documents = map(torch.from_numpy, stream.windows(indices.numpy()))
         return tokens, targets, weights.float(), *([] if self.cross_document_attention else [documents])
 
     def _micro_batch(self) -> int:
         """Windows per pass through the network."""
-        from selfloop.families.nn import trainer
-
         return max(1, (GPU_MICRO_BATCH_TOKENS if trainer.device().type == "cuda" else MICRO_BATCH_TOKENS) // self.context)
 
     def _beam_search(self, params: Params, ctx: Context) -> BeamSearch:
-        import torch
-
-        from selfloop.families.transformer import hf_network
-
         torch.set_num_threads(ctx.threads)
         ctx = replace(ctx, ranks=ALONE)  # each has other rows
-        start, end = int(params["tokenizer/start"]), int(params["tokenizer/end"])
-        model = hf_network.build_hf_model(hf_network.to_hf_config(self.config(), start, end), params)
+        model = hf_network.open_model(self.config(), params)
         return lambda request: hf_network.generate(
             model, request, ctx.child("beams", int(request.numbers[0]), request.random_key)
         )

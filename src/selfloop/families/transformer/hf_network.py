@@ -9,6 +9,9 @@ from typing import Any
 
 import numpy as np
 import torch
+from tokenizers import Tokenizer
+from tokenizers.processors import Sequence, TemplateProcessing
+from transformers import GenerationConfig, GPT2Config, LlamaConfig
 
 from selfloop.columns import Ints, Params, Ragged
 from selfloop.component import Context
@@ -34,8 +37,6 @@ NON_WEIGHTS = ("tokenizer/", "training/")  # prefixes of arrays that are no weig
 
 def to_hf_config(config: TransformerConfig, start: int, end: int) -> Any:
     """The configuration of transformers' GPT-2 or Llama class for a network; `start` and `end` are token ids."""
-    from transformers import GPT2Config, LlamaConfig
-
     described = replace(config, kv_heads=config.kv_heads or config.heads)
     settings = {name: getattr(described, ours) for ours, name in HF_NAMES[config.arch].items()}
     settings |= {"bos_token_id": start, "eos_token_id": end, "pad_token_id": None}
@@ -70,6 +71,12 @@ def build_hf_model(config: Any, params: Params) -> Any:
             f"init_from: the arrays do not fit this network: {wrong[0]}. Start from a model of the same family and settings."
         )
     return model
+
+
+def open_model(config: TransformerConfig, params: Params) -> Any:
+    """transformers' network of a model of the family `transformer`."""
+    start, end = (int(params[f"tokenizer/{name}"]) for name in ("start", "end"))
+    return build_hf_model(to_hf_config(config, start, end), params).eval()
 
 
 def generate(model: Any, request: DecodeRequest, ctx: Context) -> Ragged:
@@ -114,8 +121,6 @@ def generate(model: Any, request: DecodeRequest, ctx: Context) -> Ragged:
 
 def _generation_config(model: Any, sampler: TextSampler, end: int, n_tokens: int) -> Any:
     """All settings of `generate`; those of the base's generation_config.json are not used."""
-    from transformers import GenerationConfig
-
     model.generation_config = GenerationConfig()
     random = {"temperature": sampler.temperature, "top_k": sampler.top_k or 0, "top_p": sampler.top_p or 1.0}
     return GenerationConfig(
@@ -126,8 +131,6 @@ def _generation_config(model: Any, sampler: TextSampler, end: int, n_tokens: int
 
 def save_folder(model: Any, params: Params, folder: Path, dtype: str, chat_template: str | None = None) -> None:
     """Write a model with its tokenizer; `generate` then samples from the model's distribution, as we do."""
-    from transformers import GenerationConfig
-
     start, end = (int(params[f"tokenizer/{name}"]) for name in ("start", "end"))
     context = model.config.get_text_config().max_position_embeddings
     model.config.bos_token_id, model.config.eos_token_id = start, end
@@ -145,17 +148,8 @@ def save_folder(model: Any, params: Params, folder: Path, dtype: str, chat_templ
     _save_tokenizer(params, context, folder, chat_template)
 
 
-def export_model(config: TransformerConfig, params: Params, folder: Path, dtype: str) -> None:
-    """Write a model with its tokenizer."""
-    start, end = (int(params[f"tokenizer/{name}"]) for name in ("start", "end"))
-    save_folder(build_hf_model(to_hf_config(config, start, end), params), params, folder, dtype)
-
-
 def _save_tokenizer(params: Params, context: int, folder: Path, chat_template: str | None) -> None:
     """Write tokenizer.json and tokenizer_config.json: a text begins with the start token, as in training."""
-    from tokenizers import Tokenizer
-    from tokenizers.processors import Sequence, TemplateProcessing
-
     tokenizer = Tokenizer.from_str(np.asarray(params["tokenizer/json"]).tobytes().decode())
     start, end = (int(params[f"tokenizer/{name}"]) for name in ("start", "end"))
     first, last = tokenizer.id_to_token(start), tokenizer.id_to_token(end)

@@ -125,10 +125,6 @@ class TransformerNetwork(nn.Module):
             x = self.apply_layer(layer, x, context)
         return cast(Tensor, norm(x))
 
-    def logits(self, tokens: Tensor, documents: Tensor | None = None) -> Tensor:
-        """Logits of the next token (batch, tokens, vocab)."""
-        return functional.linear(self(tokens, documents), self.head())
-
 
 def apply_layer(layer: nn.Module, x: Tensor, context: AttentionContext) -> Tensor:
     """One layer of a network: the unit that torch.compile compiles, once for all layers and networks of the same shape."""

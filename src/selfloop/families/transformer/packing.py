@@ -83,7 +83,6 @@ def pack(rows: TrainingRows, context: int, start: int, end: int, ctx: Context) -
 
 
 def row_lengths(rows: TrainingRows) -> Ints:
-    """Number of tokens of each row."""
     lengths = [(np.diff(cast(Ragged, take.rows["tokens"]).offsets), take.indices) for take in rows.takes]
     return np.concatenate([of_batch if indices is None else of_batch[indices] for of_batch, indices in lengths])
 

@@ -11,6 +11,8 @@ import numpy as np
 from selfloop.columns import Ints, Params, Ragged, take_spans
 from selfloop.component import Context
 from selfloop.errors import DataError
+from selfloop.families.lazy import checkpoint, decoder_torch, torch, torch_compile, trainer
+from selfloop.families.transformer import decoder_c
 from selfloop.families.transformer.decoder import DecodeRequest, Tokens, TransformerConfig, build_decoder_weights
 from selfloop.families.transformer.text_sampler import TextSampler
 
@@ -99,27 +101,20 @@ def _join_pieces(pieces: Sequence[tuple[Ints, Ragged]], n: int, dtype: type[np.u
 def _choose_decoder(
     config: TransformerConfig, params: Params, sampler: TextSampler, ctx: Context
 ) -> Callable[[DecodeRequest], Ragged]:
-    """The fastest decoder of this machine."""
-    import torch
-
-    from selfloop.families.nn import trainer
-    from selfloop.families.transformer import torch_compile
-    from selfloop.families.transformer.decoder_c import try_c_decoder
-    from selfloop.families.transformer.decoder_torch import TorchDecoder, tensor_cores
-
     torch.set_num_threads(ctx.threads)
     weights, device = build_decoder_weights(config, params), trainer.device()
-    if device.type == "cpu" and (c_decoder := try_c_decoder(config, weights)):
+    if device.type == "cpu" and (c_decoder := decoder_c.try_c_decoder(config, weights)):
         ctx.backends["sampling"] = "c decoder"
         return lambda request: _cut_rows(*c_decoder.decode(request, ctx.threads))
+    ctx.backends["sampling"] = f"torch decoder {device.type}"
     if device.type == "cpu":
-        decoder = TorchDecoder(config, weights, sampler.batch_size, device)
-        ctx.backends["sampling"] = "torch decoder cpu"
+        decoder = decoder_torch.TorchDecoder(config, weights, sampler.batch_size, device)
     else:
-        decoder = TorchDecoder(config, weights, sampler.batch_size, device, torch.float16, torch_compile.attend_compiled)
-        with tensor_cores(device):  # as in sampling: another precision would compile again
+        attention = torch.float16, torch_compile.attend_compiled
+        decoder = decoder_torch.TorchDecoder(config, weights, sampler.batch_size, device, *attention)
+        with decoder_torch.tensor_cores(device):  # as in sampling: another precision would compile again
             torch_compile.compile_attention(decoder)
-        ctx.backends["sampling"] = f"torch decoder {device.type} tf32, float16 cache, cuda graph"
+        ctx.backends["sampling"] += " tf32, float16 cache, cuda graph"
     return lambda request: _cut_rows(*decoder.decode(request))
 
 
@@ -131,10 +126,6 @@ def _decode_or_load(
     request: DecodeRequest, decode: Callable[[DecodeRequest], Ragged], identity: str, name: str, ctx: Context
 ) -> Ragged:
     """The rows of a request from the scratch folder, or else from the decoder; then they are stored."""
-    import torch
-
-    from selfloop.families.nn import checkpoint
-
     path = ctx.scratch / f"{name}.safetensors" if ctx.scratch else None
     if path is not None and (stored := checkpoint.load(path, identity)):
         return Ragged(stored[1]["values"].numpy(), stored[1]["offsets"].numpy())

@@ -4,23 +4,22 @@ from __future__ import annotations
 
 import os
 import warnings
+from collections.abc import Callable
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.attention.flex_attention import flex_attention
 
 from selfloop.component import Context
 from selfloop.errors import SpecError, first_line
 from selfloop.families.nn import trainer
-from selfloop.families.transformer.network import AttentionContext, TransformerNetwork, apply_layer
-
-if TYPE_CHECKING:
-    from selfloop.families.nn.settings import TrainingSettings
-    from selfloop.families.transformer.decoder_torch import TorchDecoder
+from selfloop.families.nn.settings import TrainingSettings
+from selfloop.families.transformer.decoder_torch import TorchDecoder
+from selfloop.families.transformer.network import TransformerNetwork, apply_layer
 
 MIN_COMPILE_FLOPS = 1e15  # of a fit from which `compile = "auto"` compiles, which takes half a minute
 
@@ -35,23 +34,20 @@ def compile_if_useful(
     """
     if trainer.device().type == "cpu" or training.compile is False:
         return
-    if training.compile is True or _count_flops(network, training, n_windows) >= MIN_COMPILE_FLOPS:
-        _compile_layers(network, training, min(micro_batch, training.batch_size_for(n_windows)), ctx)
-
-
-def _count_flops(network: TransformerNetwork, training: TrainingSettings, n_windows: int) -> float:
     tokens = training.count_steps(n_windows) * training.batch_size_for(n_windows) * network.config.context
-    return 6.0 * tokens * sum(p.numel() for p in network.parameters())  # per parameter 2 forward, 4 backward
+    flops = 6.0 * tokens * sum(p.numel() for p in network.parameters())  # per parameter 2 forward, 4 backward
+    if training.compile is True or flops >= MIN_COMPILE_FLOPS:
+        _compile_layers(network, training, min(micro_batch, training.batch_size_for(n_windows)), ctx)
 
 
 def _compile_layers(network: TransformerNetwork, training: TrainingSettings, n_windows: int, ctx: Context) -> None:
     """Use compiled layers, and run them once, so that an error appears before the fit."""
     network.to(trainer.device()).train()
-    network.apply_layer, network.skips_blocks = _apply_compiled, network.in_documents and not network.dropout
     _choose_cache_folder()
     tokens = torch.zeros((n_windows, network.config.context), dtype=torch.int64, device=trainer.device())
     error: Exception | None = None
     try:
+        network.apply_layer, network.skips_blocks = compiled(apply_layer), network.in_documents and not network.dropout
         with trainer.seed_torch(ctx.stream), trainer.autocast(training, network):
             network(tokens, tokens if network.in_documents else None).sum().backward()
     except (RuntimeError, OSError) as problem:  # all errors of torch's and the system's compiler
@@ -84,26 +80,20 @@ def compile_attention(decoder: TorchDecoder) -> None:
 
 
 @cache
-def _compiled_layer() -> object:
-    return torch.compile(apply_layer, dynamic=False)
+def compiled(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """The function, compiled at its first call with new shapes.
+
+    It has no recompile limit: beyond it the last bits of a fit would depend on earlier fits of the same process.
+    """
+    compiled_function = torch.compile(function, dynamic=False)
+
+    def call(*arguments: Any, **settings: Any) -> Tensor:
+        with torch._dynamo.config.patch(recompile_limit=1 << 30, accumulated_recompile_limit=1 << 30):
+            return compiled_function(*arguments, **settings)
+
+    return call
 
 
-@cache
-def _compiled_attention() -> object:
-    return torch.compile(flex_attention, dynamic=False)
-
-
-def _apply_compiled(layer: nn.Module, x: Tensor, context: AttentionContext) -> Tensor:
-    with _for_any_number_of_shapes():
-        return _compiled_layer()(layer, x, context)  # type: ignore[operator,no-any-return]  # torch.compile returns Any
-
-
-def attend_compiled(q: Tensor, k: Tensor, v: Tensor, **settings: Any) -> Tensor:
-    """Flex attention, compiled at the first call with new shapes."""
-    with _for_any_number_of_shapes():
-        return _compiled_attention()(q, k, v, **settings)  # type: ignore[operator,no-any-return]
-
-
-def _for_any_number_of_shapes() -> Any:
-    """No recompile limit: beyond it the last bits of a fit would depend on earlier fits of the same process."""
-    return torch._dynamo.config.patch(recompile_limit=1 << 30, accumulated_recompile_limit=1 << 30)
+def attend_compiled(*arguments: Tensor, **settings: Any) -> Tensor:
+    """Flex attention, compiled."""
+    return compiled(flex_attention)(*arguments, **settings)

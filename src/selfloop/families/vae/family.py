@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -14,14 +14,10 @@ from annotated_types import Ge
 from selfloop.columns import Array, Columns, Floats, Params
 from selfloop.component import Context, Sampler
 from selfloop.errors import SettingError
+from selfloop.families.lazy import image_tensors, torch, trainer, vae_networks
 from selfloop.families.nn.settings import NetworkFamily, TrainingSettings
 from selfloop.settings import PositiveFloat
 from selfloop.types import TrainingRows
-
-if TYPE_CHECKING:
-    import torch
-
-    from selfloop.families.vae.network import Autoencoder, Likelihood
 
 ROWS_PER_BLOCK = 256  # a block is always sampled whole, so that row i does not depend on n
 SHAPE = "image_shape"
@@ -50,7 +46,6 @@ class Vae(NetworkFamily):
     required_columns: ClassVar[tuple[str, ...]] = ("image",)
     default_metrics: ClassVar[tuple[str, ...]] = ("negative_elbo", "pixel_std", "pixel_frechet")
     sampler_class: ClassVar[type[Sampler]] = VaeSampler
-    resources: ClassVar[Mapping[str, float]] = {"gpus": 1}
     trivial_model: ClassVar[str] = "the mean image"
 
     latent: Annotated[int, Ge(1), "dimensions of the latent Gaussian"] = 8
@@ -77,10 +72,6 @@ class Vae(NetworkFamily):
         return {**super().unused_settings(), **bernoulli}
 
     def fit(self, rows: TrainingRows, ctx: Context, init: Params | None) -> Params:
-        import torch
-
-        from selfloop.families.nn import image_tensors, trainer
-
         shape = image_tensors.image_shape(self.name, rows.gather(np.zeros(1, np.int64)))
         with trainer.seed_torch(ctx.stream.child("init")):
             network = self._network(shape)
@@ -99,10 +90,6 @@ class Vae(NetworkFamily):
 
     def sample(self, params: Params, n: int, sampler: Sampler, inputs: Columns, ctx: Context) -> Columns:
         assert isinstance(sampler, VaeSampler)
-        import torch
-
-        from selfloop.families.nn.trainer import device
-
         network = self._load(params, ctx, "sampling")
         shape = tuple(int(side) for side in params[SHAPE])
 
@@ -110,7 +97,7 @@ class Vae(NetworkFamily):
             rng = ctx.stream.child("rows", block).generator()
             latents = sampler.temperature * rng.standard_normal((ROWS_PER_BLOCK, self.latent), np.float32)
             with torch.inference_mode():
-                means = network.likelihood.mean(network.decode(torch.from_numpy(latents).to(device())))
+                means = network.likelihood.mean(network.decode(torch.from_numpy(latents).to(trainer.device())))
             pixels = means.permute(0, 2, 3, 1).reshape(ROWS_PER_BLOCK, *shape).cpu().numpy()
             if sampler.sample_pixels:
                 pixels = self._sample_pixels(pixels, rng)
@@ -121,13 +108,9 @@ class Vae(NetworkFamily):
 
     def elbo(self, params: Params, rows: Columns, ctx: Context) -> tuple[Floats, Floats]:
         """Reconstruction loss and KL of each row, nats per image. With beta = 1 their sum is the negative ELBO."""
-        import torch
-
-        from selfloop.families.nn.image_tensors import image_blocks
-
         network = self._load(params, ctx, "measuring")
         blocks = []
-        for _, images, rng in image_blocks(self.name, rows, ROWS_PER_BLOCK, ctx):
+        for _, images, rng in image_tensors.image_blocks(self.name, rows, ROWS_PER_BLOCK, ctx):
             noise = torch.from_numpy(rng.standard_normal((ROWS_PER_BLOCK, self.latent), np.float32)[: len(images)])
             with torch.inference_mode():
                 terms = network.elbo_terms(images, noise.to(images.device))
@@ -139,13 +122,10 @@ class Vae(NetworkFamily):
         """The negative ELBO of a decoder that returns the mean image for all latents, whose KL term is then 0."""
         if metric != "negative_elbo":
             return None
-        import torch
-
-        from selfloop.families.nn.image_tensors import image_blocks, pixel_moments, to_tensor
-
-        likelihood, mean = self._likelihood(), to_tensor(pixel_moments(initial, gray_rows=1)[0][None]).float()
-        decoded = torch.logit(mean) if likelihood.sigmoid else mean
-        blocks = (images for _, images, _ in image_blocks(self.name, holdout, ROWS_PER_BLOCK, ctx))
+        likelihood, (mean, _) = self._likelihood(), image_tensors.pixel_moments(initial, gray_rows=1)
+        mean_image = image_tensors.to_tensor(mean[None]).float()
+        decoded = torch.logit(mean_image) if likelihood.sigmoid else mean_image
+        blocks = (images for _, images, _ in image_tensors.image_blocks(self.name, holdout, ROWS_PER_BLOCK, ctx))
         losses = [likelihood.loss(decoded.to(images.device).expand_as(images), images) for images in blocks]
         return float(torch.cat(losses).double().mean())
 
@@ -155,13 +135,9 @@ class Vae(NetworkFamily):
         Its expectation is a lower bound that tightens with `samples`. Gaussian likelihoods give densities of gray values in
         [0, 1], discretized ones probabilities of the 256 levels. A bernoulli likelihood is one only for black and white.
         """
-        import torch
-
-        from selfloop.families.nn.image_tensors import image_blocks
-
         network = self._load(params, ctx, "measuring")
         blocks = []
-        for _, images, rng in image_blocks(self.name, rows, ROWS_PER_BLOCK, ctx):
+        for _, images, rng in image_tensors.image_blocks(self.name, rows, ROWS_PER_BLOCK, ctx):
             total, samples_per_pass = np.full(len(images), -np.inf), max(1, ROWS_PER_BLOCK // len(images))
             with torch.inference_mode():
                 posterior = network.encode(images)
@@ -174,7 +150,6 @@ class Vae(NetworkFamily):
         return np.concatenate(blocks)
 
     def _sample_pixels(self, means: GrayValues, rng: np.random.Generator) -> GrayValues:
-        """Gray values drawn from the likelihood."""
         if self.likelihood == "bernoulli":
             return (rng.random(means.shape, np.float32) < means).astype(np.float32)
         if self.likelihood == "gaussian":
@@ -186,18 +161,13 @@ class Vae(NetworkFamily):
         by_size = () if side <= 16 else (32, 64) if side <= 32 else (32, 64, 128, 256, 512)  # Gerstgrasser et al. 2024
         return by_size if self.channels is None else self.channels
 
-    def _network(self, shape: Sequence[int]) -> Autoencoder:
-        from selfloop.families.nn.image_tensors import height_width_depth
-        from selfloop.families.vae.network import Autoencoder
+    def _network(self, shape: Sequence[int]) -> vae_networks.Autoencoder:
+        return vae_networks.Autoencoder(
+            image_tensors.height_width_depth(shape), self.latent, self.hidden, self._channels(shape), self._likelihood()
+        )
 
-        return Autoencoder(height_width_depth(shape), self.latent, self.hidden, self._channels(shape), self._likelihood())
+    def _likelihood(self) -> vae_networks.Likelihood:
+        return vae_networks.Likelihood(self.likelihood, self.sigma, self.output_activation == "sigmoid")
 
-    def _likelihood(self) -> Likelihood:
-        from selfloop.families.vae.network import Likelihood
-
-        return Likelihood(self.likelihood, self.sigma, self.output_activation == "sigmoid")
-
-    def _load(self, params: Params, ctx: Context, purpose: Literal["sampling", "measuring"]) -> Autoencoder:
-        from selfloop.families.nn import trainer
-
+    def _load(self, params: Params, ctx: Context, purpose: Literal["sampling", "measuring"]) -> vae_networks.Autoencoder:
         return trainer.load_network(lambda: self._network(params[SHAPE].tolist()), params, ctx, purpose)

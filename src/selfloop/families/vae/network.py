@@ -99,7 +99,6 @@ class Likelihood:
     sigmoid: bool  # between the decoder and the mean
 
     def mean(self, decoded: Tensor) -> Tensor:
-        """Mean gray values."""
         return torch.sigmoid(decoded) if self.sigmoid else decoded
 
     def loss(self, decoded: Tensor, images: Tensor) -> Tensor:
