@@ -81,8 +81,7 @@ def random_requests(rng: np.random.Generator) -> Iterator[tuple[AdviceRequest, P
 def below(request: AdviceRequest, advice: PolicyAdvice) -> int | None:
     """The fewest synthetic rows with a real share two points below the printed one; None if that needs more than allowed."""
     plain = AdvisedLoop(AdviceRequest(**{**request.settings(), "removes_synthetic": 0.0, "removes_real": 0.0}), advice.policy)
-    limit = min(request.sampled, request.rows) if advice.policy == "mix" else request.sampled
-    more = range(advice.synthetic_rows + 1, limit + 1)
+    more = range(advice.synthetic_rows + 1, plain.limit + 1)
     return next((m for m in more if plain.real_share(m) <= advice.real_share - POINTS + 1e-12), None)
 
 

@@ -105,8 +105,8 @@ def concat_rows(tables: Sequence[Columns]) -> dict[str, Column]:
 
 def count_copies(rows: Columns, others: Columns) -> int:
     """Number of rows that are equal to one of the other rows in every column."""
-    counts = Counter(_row_digests(rows))
-    return sum(counts.pop(digest, 0) for digest in _row_digests(others))
+    counts = Counter(row_digests(rows))
+    return sum(counts.pop(digest, 0) for digest in row_digests(others))
 
 
 def flag_copies(rows: Columns, tables: Iterable[Columns]) -> Bools:
@@ -118,8 +118,8 @@ def flag_copies(rows: Columns, tables: Iterable[Columns]) -> Bools:
     for table in tables:
         if names := tuple(name for name in rows if name in table and not name.startswith("@")):
             if names not in digests:
-                digests[names] = list(_row_digests(_join_words(rows, names)))
-            others = set(_row_digests(_join_words(table, names)))
+                digests[names] = list(row_digests(_join_words(rows, names)))
+            others = set(row_digests(_join_words(table, names)))
             flags |= np.array([digest in others for digest in digests[names]], bool)
     return flags
 
@@ -131,7 +131,8 @@ def _join_words(rows: Columns, names: Iterable[str]) -> Columns:
     return {**columns, **{name: Ragged.of_bytes([b" ".join(text.split()) for text in rows]) for name, rows in texts.items()}}
 
 
-def _row_digests(rows: Columns) -> Iterator[bytes]:
+def row_digests(rows: Columns) -> Iterator[bytes]:
+    """A digest of each row; equal rows have equal digests."""
     for i in range(count_rows(rows)):
         row = blake2b(digest_size=16)
         for column in rows.values():

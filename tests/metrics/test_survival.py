@@ -11,7 +11,8 @@ from token_rows import END, measure
 from law_checks import curves, z_scores
 from selfloop.columns import Floats
 from selfloop.families.discrete import Discrete, DiscreteSampler
-from selfloop.metrics.survival import SymbolSurvival, TokenSurvival, alive_by_rarity
+from selfloop.metrics.text import TokenSurvival
+from selfloop.metrics.true_parameters import SymbolSurvival, alive_by_rarity
 from selfloop.policies.builtin import Accumulate, Replace
 from selfloop.snapshots import Scenario
 from selfloop.sources.distributions import ZipfSource

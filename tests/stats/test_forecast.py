@@ -11,6 +11,7 @@ from selfloop.spec.parse import parse_spec
 from selfloop.stats import forecast as module
 from selfloop.stats.forecast import forecast
 from selfloop.stats.intervals import summarize_seeds
+from selfloop.theory.forecasts import PolicyForecast
 
 SHAPES = {
     "flat": lambda t: np.ones_like(t),
@@ -157,17 +158,15 @@ def test_a_positive_metric_has_no_limit_below_zero():
 )
 def test_a_run_that_supports_no_forecast_gets_a_reason_and_no_number(curves, reason):
     result = forecast(curves, 2)
-    assert result.reason == reason == result.reason_at(0)
+    assert result.reason == reason
     assert np.isnan([result.mean, result.low, result.high]).all()
 
 
 def test_nothing_is_forecast_beyond_twice_the_generations_of_the_run():
     result = forecast(chains("linear", np.random.default_rng(10), generations=5), 7)
     assert np.isfinite(result.high).tolist() == [True] * 5 + [False] * 2
-    assert (result.reason_at(4), result.reason_at(5)) == (
-        "",
-        "no forecast beyond generation 10, twice the generations of the run",
-    )
+    reasons = [line["reason"] for line in PolicyForecast("replace", result, None).lines(5)]
+    assert reasons == [""] * 5 + ["no forecast beyond generation 10, twice the generations of the run"] * 2
 
 
 def test_a_result_has_forecasts_beside_the_exact_law_of_the_same_generations(tmp_path):

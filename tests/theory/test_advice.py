@@ -301,8 +301,3 @@ def test_chains_confirm_the_share_and_break_the_bound_with_fewer_real_rows():
 def test_a_wrong_request_is_one_sentence_before_any_work(change, message):
     with pytest.raises(SettingError, match=message):
         advise(**{"rows": 100, "generations": 5, "bound": 1.1, **change})
-
-
-def test_an_unknown_setting_of_a_share_is_refused():
-    with pytest.raises(SelfloopError, match="unknown name 'length'"):
-        smallest_share("window", "length", 100, 5, 1.1)

@@ -91,10 +91,7 @@ def design_audit(
 
 
 def _with_controls(spec: Spec, rows: Sequence[str], metric: Metric, bound: str | None, looks: tuple[int, ...]) -> AuditDesign:
-    controls = [
-        make_component("policy", {"name": "control", "of": policy, "rows": kind}, "policies")
-        for policy, kind in zip(spec.policies, rows, strict=True)
-    ]
+    controls = [control_of(policy, kind) for policy, kind in zip(spec.policies, rows, strict=True)]
     spec = replace(spec, policies=(*spec.policies, *controls))
     spec.points()  # every check, before any work
     labels, n = spec.policy_labels(), len(rows)
@@ -127,7 +124,7 @@ def _rows_of_control(spec: Spec, policy: Policy, n: int, holdout: int) -> str:
         return "fresh"
     if isinstance(source, SupportsArrivals):
         try:
-            check_arrivals(replace(spec, policies=(_fresh_control(policy),)), source.arrivals(), n)
+            check_arrivals(replace(spec, policies=(control_of(policy),)), source.arrivals(), n)
         except SpecError:
             return "initial"
         return "fresh"
@@ -138,11 +135,12 @@ def _rows_of_control(spec: Spec, policy: Policy, n: int, holdout: int) -> str:
 
 def rows_of_fresh_control(policy: Policy, n: int, generations: int) -> int:
     """Real rows of a control whose rows are fresh, over all generations."""
-    return sum(entry.new_rows.real for entry in schedule(_fresh_control(policy), n, generations))
+    return sum(entry.new_rows.real for entry in schedule(control_of(policy), n, generations))
 
 
-def _fresh_control(policy: Policy) -> Policy:
-    control: Policy = make_component("policy", {"name": "control", "of": policy}, "policies")
+def control_of(policy: Policy, rows: str = "fresh") -> Policy:
+    """The control of a policy."""
+    control: Policy = make_component("policy", {"name": "control", "of": policy, "rows": rows}, "policies")
     return control
 
 

@@ -106,13 +106,14 @@ def run_audit(design: AuditDesign, runner: AuditRunner) -> Audit:
         spec = design.spec_at(limits.seeds)
         done = len(result.spec.seeds) if result else 0
         seconds = runner.elapsed() / done * (limits.seeds - done) if done else 0.0
-        if not runner.allows(spec, seconds, done):
-            spent = _describe_spent(runner, result)
-            break
         try:
+            if not runner.allows(spec, seconds, done):
+                raise BudgetSpentError
             result = runner.run(spec)
         except BudgetSpentError:
-            spent = _describe_spent(runner, result)
+            budget = f"the budget of {runner.max_fits} fits" if runner.remaining() > 0 and runner.max_fits else "the budget"
+            reach = f"more than {len(result.spec.seeds)} seeds" if result else "the first look"
+            spent = f"{budget} does not suffice for {reach}; finished steps are stored, so a larger one continues from them"
             break
         for pair in design.pairs:
             if answers.get(pair.policy) is None or answers[pair.policy].verdict == "undecided":
@@ -126,12 +127,6 @@ def run_audit(design: AuditDesign, runner: AuditRunner) -> Audit:
     cost = runner.cost()
     audits = [replace(audit, cost=cost) for audit in audits]
     return replace(audits[0], audits=tuple(audits[1:]))
-
-
-def _describe_spent(runner: AuditRunner, result: Result | None) -> str:
-    budget = f"the budget of {runner.max_fits} fits" if runner.remaining() > 0 and runner.max_fits else "the budget"
-    reach = f"more than {len(result.spec.seeds)} seeds" if result else "the first look"
-    return f"{budget} does not suffice for {reach}; finished steps are stored, so a larger one continues from them"
 
 
 def _judge_pair(design: AuditDesign, pair: AuditPair, result: Result, look: int, limits: LookLimits) -> Audit:
@@ -188,11 +183,10 @@ def _describe_gain(design: AuditDesign, pair: AuditPair, result: Result, excess:
 
 def _describe_answer(answer: str, excess: ExcessCurves, threshold: float, limits: LookLimits, is_last: bool) -> str:
     last = excess.values[:, -1]
-    ended = [name for name, sign in (("policy", 1), ("control", -1)) if (last == sign * float("inf")).any()]
-    reason = f"decided after {limits.seeds} seeds" if answer != "undecided" else f"undecided after {limits.seeds} seeds"
-    for name in ended:
-        n = int((last == (float("inf") if name == "policy" else -float("inf"))).sum())
-        reason += f"; {n} of {len(last)} chains of the {name} collapsed while the other did not, so a sign test decides"
+    reason = f"{'undecided' if answer == 'undecided' else 'decided'} after {limits.seeds} seeds"
+    for name, infinity in (("policy", np.inf), ("control", -np.inf)):
+        if n := np.count_nonzero(last == infinity):
+            reason += f"; {n} of {len(last)} chains of the {name} collapsed while the other did not, so a sign test decides"
     if left_out := limits.seeds - len(last):
         reason += f"; {left_out} of {limits.seeds} seeds are left out, as both chains collapsed"
     if answer == "undecided" and is_last and (needed := seeds_to_decide(last, threshold, limits)):

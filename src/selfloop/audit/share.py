@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from selfloop.audit.answer import Audit, Keep, MeasuredShare, ShareAnswer
-from selfloop.audit.design import DEFAULT_BOUND, AuditDesign, design_audit
+from selfloop.audit.design import DEFAULT_BOUND, AuditDesign, control_of, design_audit
 from selfloop.audit.excess import ExcessCurves, NotAuditableError, read_excess
 from selfloop.audit.run import AuditRunner, BudgetSpentError
 from selfloop.columns import Floats
@@ -70,7 +70,7 @@ class ShareSearch:
         """Measure one share; False, with the problem, if the budget is spent or its chains cannot be judged."""
         policies = [self.policy(share)]
         if self.rows is not None:  # all shares have the same kind of control, between which the excess is interpolated
-            policies.append(make_component("policy", {"name": "control", "of": policies[0], "rows": self.rows}, self.setting))
+            policies.append(control_of(policies[0], self.rows))
         self.design = design_audit(self.spec, policies, bound=self.bound, looks=(self.seeds,), metric=self.metric)
         (pair,) = self.design.pairs
         self.rows = pair.rows
@@ -223,7 +223,7 @@ def _answer(
         "" if theory is None else f" (theory: {100 * theory:.0f} %, but for the error of a mean, not for your model's loss)"
     )
     widths = {}
-    if answer == "keep" and low is not None and high is not None and high > low:
+    if answer == "keep" and low is not None and high is not None:
         scaled = {width: math.ceil(search.seeds * ((high - low) / width) ** 2) for width in SCALED_WIDTHS}
         widths = {width: seeds for width, seeds in scaled.items() if seeds > search.seeds}
     wider = f"; about {max(widths.values()):,} seeds would give an interval of 10 points" if widths else ""

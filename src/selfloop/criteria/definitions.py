@@ -242,7 +242,7 @@ class ScalingLawChange(CurveCriterion):
         law = Reference()
         if len(expected) == len(laws):
             law = Reference(expected=-np.log(np.stack(expected, axis=-1)) @ coefficients, expected_by=laws[0].expected_by)
-        verdict = judging.judge_curve(self.name, "exponent", -np.log(risks) @ coefficients, law, self.judge_values)
+        verdict = self._judge_curve("exponent", -np.log(risks) @ coefficients, law)
         return self._decide_by_law(verdict, law)
 
     def judge_values(self, values: Floats, reference: Reference) -> Verdict:

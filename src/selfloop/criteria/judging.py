@@ -103,19 +103,34 @@ class CurveCriterion(Criterion):
                 reference = Reference(has_zero=right is not None, control_by=reference.control_by)
             if right is None and f"{metric}_trivial" in curves:
                 reference = replace(reference, trivial=as_risk(curves, f"{metric}_trivial", better))
-            verdict = judge_curve(self.name, metric, compared, reference, self.judge_values)
+            verdict = self._judge_curve(metric, compared, reference)
             reason = verdict.reason if right is None else f"distance from the right value: {verdict.reason}"
             return self._decide_by_law(replace(verdict, reason=reason), reference)
         if better == "lower":
             return Verdict(self.name, "", "not measured", metric, reason=f"of {name}, lower is better: it is no amount to keep")
-        verdict = judge_curve(self.name, metric, compared, reference, self.judge_values)
+        verdict = self._judge_curve(metric, compared, reference)
         if right is not None and verdict.answer not in ("no", "not measured"):
             first = np.where(np.isnan(values[:, :1]), np.nan, transform(right)[:, :1])
             from_right = np.hstack([first, values[:, 1:]])
-            against_right = judge_curve(self.name, metric, from_right, replace(reference, control_by=""), self.judge_values)
+            against_right = self._judge_curve(metric, from_right, replace(reference, control_by=""))
             if against_right.answer not in (verdict.answer, "yes"):
                 verdict = replace(against_right, reason=f"right value in place of the first: {against_right.reason}")
         return self._decide_by_law(verdict, reference)
+
+    def _judge_curve(self, metric: str, curve: Floats, reference: Reference) -> Verdict:
+        """The verdict of `judge_values` with the names; undecided with fewer than two seeds or generations."""
+        started = ~np.isnan(curve[:, 0])
+        values = curve[started]
+        if reference.trivial is not None:
+            reference = replace(reference, trivial=reference.trivial[started])
+        if not len(values):
+            return Verdict(self.name, "", "not measured", metric, reason="no chain has a value at generation 1")
+        verdict = replace(self.judge_values(values, reference), criterion=self.name, metric=metric)
+        if len(values) < 2 or values.shape[1] < 2:
+            return replace(verdict, answer="undecided", reason="needs two seeds and two generations")
+        n_out, by = int((~started).sum()), reference.control_by
+        left_out = f"; {n_out} chains without a first model{by and ' or a control'} are left out" if n_out else ""
+        return replace(verdict, reason=f"{by and f'{by} in place of the first: '}{verdict.reason}{left_out}")
 
     def _decide_by_law(self, verdict: Verdict, reference: Reference) -> Verdict:
         proven = None if verdict.answer == "not measured" else self.answer_by_law(reference, verdict.answer)
@@ -133,24 +148,6 @@ class CurveCriterion(Criterion):
     @abstractmethod
     def judge_values(self, values: Floats, reference: Reference) -> Verdict:
         """The verdict on a (seeds, generations) curve that has every value at generation 1, from `make_verdict`."""
-
-
-def judge_curve(
-    criterion: str, metric: str, curve: Floats, reference: Reference, judge_values: Callable[[Floats, Reference], Verdict]
-) -> Verdict:
-    """The verdict of `judge_values` under the criterion's name; undecided with fewer than two seeds or generations."""
-    started = ~np.isnan(curve[:, 0])
-    values = curve[started]
-    if reference.trivial is not None:
-        reference = replace(reference, trivial=reference.trivial[started])
-    if not len(values):
-        return Verdict(criterion, "", "not measured", metric, reason="no chain has a value at generation 1")
-    verdict = replace(judge_values(values, reference), criterion=criterion, metric=metric)
-    if len(values) < 2 or values.shape[1] < 2:
-        return replace(verdict, answer="undecided", reason="needs two seeds and two generations")
-    n_out, by = int((~started).sum()), reference.control_by
-    left_out = f"; {n_out} chains without a first model{by and ' or a control'} are left out" if n_out else ""
-    return replace(verdict, reason=f"{by and f'{by} in place of the first: '}{verdict.reason}{left_out}")
 
 
 def relative_to(control: Floats, values: Floats, *, is_amount: bool) -> Floats:
@@ -241,4 +238,4 @@ def answer_below(interval: Interval, threshold: float) -> Answer:
     """The answer to: the quantity lies below the threshold."""
     if interval.low is None or interval.high is None:
         return "undecided"
-    return "yes" if interval.high < threshold else "no" if interval.low >= threshold else "undecided"
+    return answer_above(Interval(None, -interval.high, -interval.low, interval.n), -threshold)

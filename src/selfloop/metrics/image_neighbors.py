@@ -17,8 +17,8 @@ from annotated_types import Ge
 
 from selfloop.columns import Floats, Ints
 from selfloop.component import Better, Context
-from selfloop.metrics.image_distances import MAX_ROWS, MaxRows, feature_pair, feature_vectors
-from selfloop.metrics.image_features import ImageMetric
+from selfloop.metrics.image_distances import MAX_ROWS, MaxRows
+from selfloop.metrics.image_features import ImageMetric, feature_vectors
 from selfloop.metrics.vector_distances import distance_chunks
 from selfloop.snapshots import Snapshot
 
@@ -82,7 +82,7 @@ class Precision(ImageMetric):
     max_rows: MaxRows = MAX_ROWS
 
     def measure_samples(self, snap: Snapshot, ctx: Context) -> Mapping[str, float]:
-        sampled, real = feature_pair(snap, "holdout", self.max_rows, equal_rows=True)
+        sampled, real = self.feature_pair(snap, "holdout", self.max_rows, equal_rows=True)
         if len(sampled) <= self.k:
             return {"precision": math.nan, "recall": math.nan}
         radii = [k_nearest(rows, rows, self.k, include_self=False)[:, -1] for rows in (sampled, real)]
@@ -110,7 +110,7 @@ class Coverage(ImageMetric):
     max_rows: MaxRows = MAX_ROWS
 
     def measure_samples(self, snap: Snapshot, ctx: Context) -> Mapping[str, float]:
-        sampled, real = feature_pair(snap, "holdout", self.max_rows, equal_rows=True)
+        sampled, real = self.feature_pair(snap, "holdout", self.max_rows, equal_rows=True)
         if len(real) <= self.k:
             return {"coverage": math.nan, "density": math.nan}
         counts = count_in_balls(sampled, real, k_nearest(real, real, self.k, include_self=False)[:, -1])
@@ -146,7 +146,7 @@ class TrainingDistance(ImageMetric):
     max_rows: Annotated[int, Ge(1), "number of sampled and of held-out rows, at most; all initial rows are used"] = MAX_ROWS
 
     def measure_samples(self, snap: Snapshot, ctx: Context) -> Mapping[str, float]:
-        pair = feature_pair(snap, "holdout", self.max_rows)
+        pair = self.feature_pair(snap, "holdout", self.max_rows)
         initial = np.unique(feature_vectors(snap, "initial"), axis=0)
         if len(initial) < 2:
             return {"training_distance": math.nan}
@@ -178,7 +178,7 @@ class FeatureEntropy(ImageMetric):
     max_rows: MaxRows = MAX_ROWS
 
     def measure_samples(self, snap: Snapshot, ctx: Context) -> Mapping[str, float]:
-        pair = feature_pair(snap, "initial", self.max_rows, equal_rows=True, unseen=self.features.learns_features())
+        pair = self.feature_pair(snap, "initial", self.max_rows, equal_rows=True)
         sampled, initial = (entropy(rows, self.k) for rows in pair)
         return {"feature_entropy": sampled, "feature_entropy_real": initial}
 

@@ -1,4 +1,4 @@
-"""Metrics of models on held-out real rows: likelihood, predicted outcomes, denoising loss, what a program of one's own says."""
+"""Metrics of models on held-out real rows: likelihood, predicted outcomes, denoising loss, loss of the user's own program."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""N-grams and rows of tokens as 64-bit hashes, and the texts that metrics compare.
+"""N-grams of tokens as 64-bit hashes, and the texts that metrics compare.
 
 A hash is a polynomial in SplitMix64 values of tokens. Among a million different n-grams, two have the same hash with a
 probability of 1e-7.
@@ -134,16 +134,6 @@ def hash_values(values: Array) -> Hashes:
 def hash_in_row(grams: Hashes, rows: Ints) -> Hashes:
     """Hash of every n-gram and its row. Row numbers are inverted, because tokens with equal numbers would cancel their hash."""
     return hash_values(~rows) ^ grams
-
-
-def row_hashes(tokens: Ragged) -> Hashes:
-    """Hash of every row; equal rows have equal hashes."""
-    lengths = np.diff(tokens.offsets)
-    powers = np.cumprod(np.full(lengths.max(initial=0) + 1, BASE))
-    positions = np.arange(len(tokens.values)) - np.repeat(tokens.offsets[:-1], lengths)
-    terms = hash_values(tokens.values) * powers[positions]
-    sums = np.concatenate([np.zeros(1, np.uint64), np.cumsum(terms, dtype=np.uint64)])
-    return np.asarray(sums[tokens.offsets[1:]] - sums[tokens.offsets[:-1]])  # modulo 2^64
 
 
 def contained(grams: Hashes, real: Ragged, n: int) -> Flags:

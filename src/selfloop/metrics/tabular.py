@@ -43,7 +43,6 @@ def encode_tables(schema: Schema, *tables: Columns) -> list[Table]:
     for name in record_columns(schema):
         if not all(name in table for table in tables):
             continue
-        codes: dict[object, int] = {}
         if is_category(schema, name):
             cells = [column.to_bytes() if isinstance(column := table[name], Ragged) else column.tolist() for table in tables]
             codes = {value: i for i, value in enumerate(sorted(set().union(*cells)))}
@@ -121,9 +120,9 @@ class MarginalDistance(RecordMetric):
             {name: column_distance(table[name], holdout[name], is_category(schema, name)) for name in holdout}
             for table in (samples, initial)
         )
+        means = [float(np.mean([*of_columns.values()])) if of_columns else math.nan for of_columns in (distances, real)]
         by_column = {f"{self.name}_{name}": distance for name, distance in distances.items()}
-        means = {self.name: _mean(distances.values()), f"{self.name}_real": _mean(real.values())}
-        return {**by_column, **means}
+        return {**by_column, self.name: means[0], f"{self.name}_real": means[1]}
 
 
 def column_distance(sampled: Floats, real: Floats, categories: bool) -> float:
@@ -135,11 +134,6 @@ def column_distance(sampled: Floats, real: Floats, categories: bool) -> float:
         return 0.0 if len(sampled) == len(real) else 1.0
     scale = float(np.subtract(*np.quantile(real, [0.75, 0.25])) or real.std())
     return total_variation(sampled, real) if categories or not scale else float(wasserstein_distance(sampled, real)) / scale
-
-
-def _mean(values: object) -> float:
-    numbers = list(cast("list[float]", values))
-    return float(np.mean(numbers)) if numbers else math.nan
 
 
 def association(a: Floats, b: Floats, categories: tuple[bool, bool]) -> float:

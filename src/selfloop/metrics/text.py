@@ -6,6 +6,7 @@ less. Its values are then comparable between generations and policies. It has no
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal, cast
@@ -13,9 +14,10 @@ from typing import Annotated, ClassVar, Literal, cast
 import numpy as np
 from annotated_types import Ge, Interval
 
-from selfloop.columns import Columns, Floats, Ints, Params, Ragged, count_rows, take_spans
+from selfloop.columns import Columns, Floats, Ints, Params, Ragged, count_rows, row_digests, take_spans
 from selfloop.component import Better, Context, Metric, SampleMetric
 from selfloop.metrics import ngrams as token_ngrams
+from selfloop.metrics.true_parameters import alive_by_rarity
 from selfloop.protocols import SupportsTokenLogProb, UsesEncoder
 from selfloop.snapshots import Snapshot
 
@@ -125,9 +127,9 @@ class Vocabulary(TextMetric):
     """Number of distinct tokens in a fixed number of sampled tokens, prompts left out.
 
     `vocabulary_kept` is the share of the distinct tokens in equally many real tokens that the sampled tokens contain; of real
-    rows, the tokens that serve as prompts are left out too. Fresh
-    real text would not contain all of them either, because rare tokens differ between texts: compare generations. The number
-    of tokens is `max_tokens`, or an eighth of the initial real tokens if that is less. No value if either rows have fewer.
+    rows, the tokens that serve as prompts are left out too. Fresh real text would not contain all of them either, because rare
+    tokens differ between texts: compare generations. The number of tokens is `max_tokens`, or an eighth of the initial real
+    tokens if that is less. No value if either rows have fewer.
     """
 
     name: ClassVar[str] = "vocabulary"
@@ -195,6 +197,36 @@ def token_counts(rows: Columns, params: Params, max_length: int | None = None, n
 def _share_outside(counts: Ints, tokens: Ints) -> float:
     total = int(counts.sum())
     return 1 - int(counts[tokens[tokens < len(counts)]].sum()) / total if total else NO_VALUE
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenSurvival(TextMetric):
+    """Share of the tokens of initial real rows that occur in as many sampled rows.
+
+    Tokens that occur less than `min_count` times do not count: fresh real rows would lack many of them too. Real rows are cut
+    at the sampler's `max_tokens`. Prompts are left out, of real rows the tokens that serve as prompts. Secondary values: for
+    each rarity group k, of tokens with real shares from 2^-(k + 1) to 2^-k, the share of it that sampled rows have
+    (`tokens_alive_k`) and the mean real share of its tokens (`tokens_alive_k_real`).
+    """
+
+    name: ClassVar[str] = "token_survival"
+    title: ClassVar[str] = "real tokens left in sampled rows"
+    unit: ClassVar[str] = "share of real tokens"
+    better: ClassVar[Better] = "higher"
+    min_count: Annotated[int, Ge(1), "times that a token occurs in initial rows, at least"] = 4
+
+    def measure_samples(self, snap: Snapshot, ctx: Context) -> Mapping[str, float]:
+        max_length = snap.sampler.settings().get("max_tokens")
+        sampled, real = (
+            token_counts(rows, snap.params, max_length, token_ngrams.prompt_lengths(snap, rows, ctx)).sum(axis=0)
+            for rows in (snap.samples, snap.initial)
+        )
+        counted = np.flatnonzero(real >= self.min_count)
+        if not len(counted):
+            return {self.name: NO_VALUE}
+        alive, shares = np.append(sampled, np.zeros(len(real)))[counted] > 0, real[counted] / real.sum()
+        groups = alive_by_rarity("tokens", shares[None], alive[None])
+        return {self.name: float(alive.mean()), **{name: float(value[0]) for name, value in groups.items()}}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -332,11 +364,8 @@ class DuplicateRate(TextMetric):
     unit: ClassVar[str] = "share of rows"
 
     def measure_samples(self, snap: Snapshot, ctx: Context) -> Mapping[str, float]:
-        hashes = np.concatenate(
-            [token_ngrams.row_hashes(chunk) for chunk in token_ngrams.row_chunks(cast(Ragged, snap.samples["tokens"]))]
-        )
-        _, copies = np.unique(hashes, return_counts=True)
-        return {self.name: 1 - float(np.count_nonzero(copies == 1)) / len(hashes)}
+        copies = Counter(row_digests({"tokens": snap.samples["tokens"]}))
+        return {self.name: 1 - sum(n == 1 for n in copies.values()) / copies.total()}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,11 +5,11 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, cast
+from typing import ClassVar, Literal, cast
 
 import numpy as np
 
-from selfloop.columns import Floats, Params
+from selfloop.columns import Bools, Floats, Params
 from selfloop.component import Better, Context, Metric
 from selfloop.formats.safetensors import NamedArrays
 from selfloop.protocols import SupportsSecondMoment
@@ -224,6 +224,42 @@ def mark_lost(fitted: Mapping[str, Floats], true: Mapping[str, Floats]) -> Float
     model = fitted["probabilities"][:, : lost.shape[1]]
     lost[:, : model.shape[1]] &= model == 0
     return lost.astype(np.float64)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SymbolSurvival(ParameterMetric):
+    """Share of the true symbols to which the model gives a probability above 0.
+
+    Secondary values: for each rarity group k, of symbols with true probabilities from 2^-(k + 1) to 2^-k, the share of it that
+    the model has (`symbols_alive_k`) and the mean true probability of its symbols (`symbols_alive_k_real`).
+    """
+
+    name: ClassVar[str] = "symbol_survival"
+    title: ClassVar[str] = "Symbols left in the model"
+    unit: ClassVar[str] = "share of the true symbols"
+    better: ClassVar[Better] = "higher"
+    true_params: ClassVar[tuple[str, ...]] = ("probabilities",)
+
+    def compare(self, fitted: Mapping[str, Floats], true: Mapping[str, Floats]) -> Floats:
+        n_lost, n_symbols = mark_lost(fitted, true).sum(axis=1), (true["probabilities"] > 0).sum(axis=1)
+        return np.asarray(1 - n_lost / n_symbols, np.float64)
+
+    def secondary_values(self, fitted: Mapping[str, Floats], true: Mapping[str, Floats]) -> Mapping[str, Floats]:
+        return alive_by_rarity("symbols", true["probabilities"], 1 - mark_lost(fitted, true))
+
+
+def alive_by_rarity(noun: Literal["symbols", "tokens"], shares: Floats, alive: Floats | Bools) -> dict[str, Floats]:
+    """Per seed, the share of each rarity group that is alive and (`_real`) the mean real share of its members.
+
+    Both arguments are (seeds, members). Group k has the real shares from 2^-(k + 1) to 2^-k. NaN: a seed lacks the group.
+    """
+    groups, values = np.where(shares > 0, np.maximum(-np.frexp(shares)[1], 0), -1), dict[str, Floats]()
+    for group in np.unique(groups[groups >= 0]).tolist():
+        inside = groups == group
+        for end, column in (("", alive), ("_real", shares)):
+            with np.errstate(invalid="ignore"):  # sums in order, whose rounding is that of one seed
+                values[f"{noun}_alive_{group}{end}"] = np.cumsum(inside * column, axis=1)[:, -1] / inside.sum(axis=1)
+    return values
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -156,15 +156,12 @@ def published_curves(scenario: Scenario) -> list[PublishedCurve]:
         return []
     curves = []
     for paper in papers().values():
-        tables = [table for table in paper.tables if scenario.policy.name in table.curves]
-        curves += [_published_curve(paper, table, scenario) for table in tables if _is_exactly(table, scenario)]
-    return [curve for curve in curves if curve.generations]
-
-
-def _published_curve(paper: Paper, table: PublishedTable, scenario: Scenario) -> PublishedCurve:
-    published = [value for value in table.curves[scenario.policy.name] if value.generation <= scenario.generations]
-    generations, values = tuple(p.generation for p in published), tuple(p.value * table.unit for p in published)
-    return PublishedCurve(paper.name, paper.title, table.metric, generations, values, table.cite)
+        for table in paper.tables:
+            published = [p for p in table.curves.get(scenario.policy.name, ()) if p.generation <= scenario.generations]
+            if published and _is_exactly(table, scenario):
+                generations, values = tuple(p.generation for p in published), tuple(p.value * table.unit for p in published)
+                curves.append(PublishedCurve(paper.name, paper.title, table.metric, generations, values, table.cite))
+    return curves
 
 
 def _is_exactly(table: PublishedTable, scenario: Scenario) -> bool:

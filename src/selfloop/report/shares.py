@@ -11,7 +11,7 @@ import numpy as np
 
 from selfloop.columns import Floats
 from selfloop.metrics.image_modes import LOST_SHARE
-from selfloop.metrics.survival import alive_by_rarity
+from selfloop.metrics.true_parameters import alive_by_rarity
 from selfloop.report.theme import describe_coordinates, format_count, format_interval
 from selfloop.report.values import GROUPED, CategoryKind, CategoryShares, Extinction, ExtinctionOrder
 from selfloop.spec.point import Point

@@ -42,22 +42,6 @@ class Forecast(NamedTuple):
     high: Floats
     reason: str = ""
 
-    def reason_at(self, index: int) -> str:
-        """The reason why a generation has no forecast; empty if it has one."""
-        return self.reason if np.isnan(self.mean[index]) else ""
-
-
-@dataclass(frozen=True, slots=True)
-class _Noise:
-    """Deviations of one chain: variance of a step of its random walk, and of a measurement."""
-
-    step: float
-    measurement: float
-
-    def covariance(self, s: Floats, t: Floats) -> Floats:
-        """Covariance between generations, (s, t), without the measurement."""
-        return self.step * np.minimum.outer(s, t)
-
 
 @dataclass(frozen=True, slots=True)
 class _Trend:
@@ -130,10 +114,10 @@ def _misfit(trends: list[_Trend], curves: Floats) -> float:
 def _fit_trends(curves: Floats, n_ahead: int) -> Iterator[_Trend]:
     """Every trend, fitted and continued by the best linear prediction of each chain."""
     seeds, last = curves.shape
-    noise, t = _estimate_noise(curves), np.arange(1.0, last + n_ahead + 1)
-    past, ahead = t[:last], t[last:]
-    inverse = np.linalg.inv(noise.covariance(past, past) + noise.measurement * np.eye(last))
-    carried = noise.covariance(ahead, past) @ inverse  # the part of a chain's deviations that lasts
+    (step, measurement), t = _estimate_noise(curves), np.arange(1.0, last + n_ahead + 1)
+    covariance = step * np.minimum.outer(t, t[:last])  # of the random walk
+    inverse = np.linalg.inv(covariance[:last] + measurement * np.eye(last))
+    carried = covariance[last:] @ inverse  # the part of a chain's deviations that lasts
     mean, constant = curves.mean(axis=0), np.ones((len(t), 1))
     for shape in (None, *_shapes(t)):
         design = constant if shape is None else np.column_stack([constant, shape / np.ptp(shape)])
@@ -141,7 +125,7 @@ def _fit_trends(curves: Floats, n_ahead: int) -> Iterator[_Trend]:
         weights = design[last:] @ solve + carried @ (np.eye(last) - design[:last] @ solve)
         residual = mean - design[:last] @ solve @ mean
         free = max(last - design.shape[1], 1)
-        explained = (noise.step + 2 * noise.measurement) / seeds
+        explained = (step + 2 * measurement) / seeds
         yield _Trend(
             forecasts=curves @ weights.T,
             chi_squared=float(seeds * residual @ inverse @ residual),
@@ -155,15 +139,18 @@ def _shapes(t: Floats) -> tuple[Floats, ...]:
     return 1 - 0.5**t, 1 / t, np.log(t), np.sqrt(t), t, t**2
 
 
-def _estimate_noise(curves: Floats) -> _Noise:
-    """Variances by moments: successive increments of a chain have variance step + 2 measurement and covariance -measurement."""
+def _estimate_noise(curves: Floats) -> tuple[float, float]:
+    """Variance of a step of a chain's random walk, and of a measurement.
+
+    By moments: successive increments of a chain have variance step + 2 measurement and covariance -measurement.
+    """
     seeds, last = curves.shape
     increments = np.diff(curves, axis=1)
     increments = increments - increments.mean(axis=0)
     variance = float(np.sum(increments**2)) / ((seeds - 1) * (last - 1)) + 1e-20 * float(np.max(curves**2))
     covariance = float(np.sum(increments[:, 1:] * increments[:, :-1])) / ((seeds - 1) * (last - 2))
     measurement = min(max(-covariance, 1e-3 * variance), variance / 2)
-    return _Noise(max(variance - 2 * measurement, 1e-9 * variance), measurement)
+    return max(variance - 2 * measurement, 1e-9 * variance), measurement
 
 
 def _combine(trends: list[_Trend], curves: Floats, positive: bool, now: Floats | None = None) -> Floats:

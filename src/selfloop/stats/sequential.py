@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cache
 from typing import Literal
 
 import numpy as np
@@ -63,17 +62,12 @@ def limits_of_looks(looks: Sequence[int], policies: int = 1) -> tuple[LookLimits
 
     Of more than two policies that are tested together, each has a smaller chance to be falsely "above": 5 % for all of them.
     """
-    return _limits_of_looks(tuple(looks), FALSE_ABOVE * min(1.0, 2 / policies))
-
-
-@cache
-def _limits_of_looks(looks: tuple[int, ...], false_above: float) -> tuple[LookLimits, ...]:
-    drawn = _joint_p_values(looks)
-    p_above, p_below = (_nominal_level(drawn, len(looks), total) for total in (false_above, FALSE_BELOW))
+    drawn, totals = _joint_p_values(looks), (FALSE_ABOVE * min(1.0, 2 / policies), FALSE_BELOW)
+    p_above, p_below = (_nominal_level(drawn, len(looks), total) for total in totals)
     return tuple(LookLimits(n, 0.0, 0.0, p_above, p_below).of_seeds(n) for n in looks)
 
 
-def _joint_p_values(looks: tuple[int, ...]) -> Floats:
+def _joint_p_values(looks: Sequence[int]) -> Floats:
     """p values of t at every look (draws, looks) of normal seeds whose mean is the bound; a fixed generator.
 
     The mean and the sum of squares of the seeds between two looks are drawn, and not the seeds: normal and chi-square.

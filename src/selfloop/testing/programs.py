@@ -59,9 +59,7 @@ class CommandContract:
 
     def checks(self) -> Iterator[tuple[str, Callable[[], None]]]:
         """The name of each check, and a function that raises if it fails."""
-        size = self.source.n_rows()
-        n = max(ROW_COUNTS) if size is None else min(max(ROW_COUNTS), size)
-        self.rows = self.source.draw(0, n, CONTEXT)
+        self.rows = self.source.draw(0, min(max(ROW_COUNTS), self.source.n_rows() or max(ROW_COUNTS)), CONTEXT)
         yield "train", self.train
         yield f"sample {', '.join(map(str, ROW_COUNTS))} rows", self.sample_counts
         if self.family.reproducible:
@@ -79,29 +77,21 @@ class CommandContract:
         return {stage: sum(seconds) / len(seconds) for stage, seconds in self.seconds.items()}
 
     def train(self) -> None:
-        """A model of the rows."""
         self.params = self._fit(self.rows)
 
     def train_again(self) -> None:
-        """Equal rows and seeds give equal files."""
-        other = self._fit(self.rows)
-        require(
-            equal_columns(other, self.params),
-            "train wrote another model the second time. Let {seed} decide, or set reproducible = false",
-        )
+        same = equal_columns(self._fit(self.rows), self.params)
+        require(same, "train wrote another model the second time. Let {seed} decide, or set reproducible = false")
 
     def sample_counts(self) -> None:
-        """As many rows as are asked for, typed as the source's rows."""
         for n in ROW_COUNTS:
-            self._sample(n)
+            self._sample(n)  # which checks their number and types
 
     def sample_again(self) -> None:
-        """Equal seeds give equal rows."""
         first, second = self._sample(max(ROW_COUNTS)), self._sample(max(ROW_COUNTS))
         require(equal_columns(first, second), "sample wrote other rows the second time. Let {seed} decide all random numbers")
 
     def sample_with_another_seed(self) -> None:
-        """The seed matters."""
         first, second = self._sample(max(ROW_COUNTS)), self._sample(max(ROW_COUNTS), CONTEXT.child("other"))
         require(not equal_columns(first, second), "sample wrote the same rows with another seed. Use {seed}")
 
@@ -126,13 +116,11 @@ class CommandContract:
         """A training that was killed when half of its time was over finds `{scratch}` again and gives the same model."""
         with TemporaryDirectory(prefix="selfloop-") as name:
             ctx = replace(CONTEXT, scratch=Path(name, "scratch", "check"))
-            limit = max(0.02, sum(self.seconds["train"]) / len(self.seconds["train"]) / 2)
+            limit = max(0.02, self.mean_seconds()["train"] / 2)
             with suppress(DataError):  # that it took too long
                 replace(self.family, time_limit=limit).fit(_training_rows(self.rows), ctx.child("fit"), None)
-            other = self._call("train", self.family.fit, _training_rows(self.rows), ctx.child("fit"), None)
-            require(
-                equal_columns(other, self.params), "train wrote another model after it was killed. Write {scratch} files whole"
-            )
+            same = equal_columns(self._fit(self.rows, ctx), self.params)
+            require(same, "train wrote another model after it was killed. Write {scratch} files whole")
 
     def evaluate(self) -> None:
         """Values of the model on its own rows, twice the same."""
@@ -143,8 +131,8 @@ class CommandContract:
         same = repr(first) == repr(second)  # NaN is not equal to itself
         require(same or not self.family.reproducible, "evaluate wrote other values the second time. Let {seed} decide")
 
-    def _fit(self, rows: Columns) -> Params:
-        return self._call("train", self.family.fit, _training_rows(rows), CONTEXT.child("fit"), None)
+    def _fit(self, rows: Columns, ctx: Context = CONTEXT) -> Params:
+        return self._call("train", self.family.fit, _training_rows(rows), ctx.child("fit"), None)
 
     def _sample(self, n: int, ctx: Context = CONTEXT) -> Columns:
         inputs = self.source.draw_inputs(n, self.rows, CONTEXT)

@@ -15,7 +15,7 @@ from annotated_types import Gt, Interval
 
 from selfloop.columns import Floats
 from selfloop.component import Policy
-from selfloop.errors import SettingError, SpecError, unknown_name
+from selfloop.errors import SettingError, unknown_name
 from selfloop.notebook import table_html
 from selfloop.policies.schedule import schedule
 from selfloop.settings import Settings
@@ -75,11 +75,6 @@ class AdviceRequest(Settings):
             raise SettingError("vary", unknown_name("vary", self.vary, names, "setting").partition(": ")[2])
         if policy in FRESH_POLICIES and not self.fresh_rows:
             raise SettingError("vary", f"got {self.vary!r} without fresh real rows. Set fresh_rows, or vary another policy.")
-
-    @property
-    def sampled(self) -> int:
-        """Rows sampled from each model."""
-        return self.rows if self.synthetic_rows is None else self.synthetic_rows
 
     @property
     def shares(self) -> Floats | None:
@@ -236,12 +231,17 @@ class AdvisedLoop:
         first, last = self.losses(table)
         return last / first
 
+    @property
+    def limit(self) -> int:
+        """The most synthetic rows that the policy can use: those sampled from each model."""
+        sampled = self.request.synthetic_rows or self.request.rows
+        return min(sampled, self.request.rows) if self.policy == "mix" else sampled
+
     def stretch(self) -> tuple[int, int] | None:
         """The numbers of synthetic rows that keep the bound: from, to; None if there are none."""
-        limit = min(self.request.sampled, self.request.rows) if self.policy == "mix" else self.request.sampled
         if VARIED[self.policy]:
-            return find_stretch(self.multiplier, limit, self.request.bound)
-        return (limit, limit) if self.multiplier(limit) <= self.request.bound * (1 + ROUNDING) else None
+            return find_stretch(self.multiplier, self.limit, self.request.bound)
+        return (self.limit,) * 2 if self.multiplier(self.limit) <= self.request.bound * (1 + ROUNDING) else None
 
     def real_share(self, synthetic: int) -> float:
         """Share of real rows among the rows of the last fit (with a budget, among those that it is drawn from)."""
@@ -256,14 +256,13 @@ def _advise_policy(request: AdviceRequest, name: str) -> PolicyAdvice | None:
     plain = AdvisedLoop(replace(request, removes_synthetic=0.0, removes_real=0.0), name)
     stretch = loop.stretch()
     stretch_without = plain.stretch() if loop.request != plain.request else stretch
-    limit = min(request.sampled, request.rows) if name == "mix" else request.sampled
-    low, high = stretch or ((0, 0) if VARIED[name] else (limit, limit))
+    low, high = stretch or (0 if VARIED[name] else loop.limit,) * 2
     if loop.multiplier(high) == np.inf:
         return None
     answer: Answer = "within" if plain.real_share(high) else "none needed"
     if stretch is None:
         answer = "not enough" if VARIED[name] else "beyond"
-    elif high < limit:
+    elif high < loop.limit:
         answer = "at least"
     table, own = loop.table(high), request.fresh_rows if name in FRESH_POLICIES else 0
     first, last = loop.losses(table)
@@ -299,28 +298,20 @@ def losses(
     return 1 / first if first else np.inf, 1 / last if last else np.inf
 
 
-def smallest_share(
-    policy: str, setting: str, rows: int, generations: int, bound: float, what: Literal["error", "variance"] = "error"
-) -> float | None:
-    """Smallest real share with which the loss is at most `bound` times that of the control; None if even the largest is not.
+def smallest_share(policy: str, setting: str, rows: int, generations: int, bound: float) -> float | None:
+    """Smallest real share with which the error is at most `bound` times that of the control; None if even the largest is not.
 
-    Under mix and accumulate_real, the control has the loss of generation 1. Under the others it has more rows, and a lower one.
+    Under mix and accumulate_real the control has the error of generation 1, under the others more rows, and a lower error.
 
     `setting`: `real_share` (of mix, accumulate_real), in steps of one row of `rows`, or `ratio` (of augment, fresh, expanding),
     whose real share at generation 2 is 1 / (1 + ratio), with up to 20 synthetic rows per real row.
     """
-    if setting not in ("real_share", "ratio"):
-        raise SpecError(unknown_name("setting", setting, ("real_share", "ratio")))
 
     def multiplier(synthetic: int) -> float:
-        table: Mapping[str, Any] = {"name": policy, "ratio": synthetic / rows}
-        if setting == "real_share":
-            table = {"name": policy, "real_share": (rows - synthetic) / rows}
-        elif not synthetic:
-            table = {"name": "mix", "real_share": 1.0}  # n real rows in every fit, as n fresh ones
-        policies: tuple[Mapping[str, Any], ...] = (table, {"name": "control", "of": table})
-        last, last_of_control = (losses(each, rows, generations, what)[1] for each in policies)
-        return last / last_of_control
+        table: dict[str, Any] = {"name": "mix", "real_share": 1.0}  # n real rows in every fit, as n fresh ones
+        if setting == "real_share" or synthetic:
+            table = {"name": policy, setting: (rows - synthetic if setting == "real_share" else synthetic) / rows}
+        return losses(table, rows, generations)[1] / losses({"name": "control", "of": table}, rows, generations)[1]
 
     stretch = find_stretch(multiplier, rows * (1 if setting == "real_share" else MAX_RATIO), bound)
     if stretch is None:

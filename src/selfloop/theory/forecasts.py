@@ -29,7 +29,8 @@ class PolicyForecast(NamedTuple):
         """One line of a frame per generation after `last`."""
         for i in range(len(self.forecast.mean)):
             numbers = {name: float(getattr(self.forecast, name)[i]) for name in ("mean", "low", "high")}
-            law = {"law": math.nan if self.law is None else float(self.law[i]), "reason": self.forecast.reason_at(i)}
+            reason = self.forecast.reason if math.isnan(numbers["mean"]) else ""
+            law = {"law": math.nan if self.law is None else float(self.law[i]), "reason": reason}
             yield {"policy": self.policy, "generation": last + 1 + i, **numbers, **law}
 
 
