@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from selfloop.columns import Floats
-from selfloop.commands.published_values import reproduce_values as reproduce
-from selfloop.commands.published_values import reproducible_groups, simulate
+from selfloop.commands.reproduce import reproduce_values as reproduce
+from selfloop.commands.reproduce import reproducible_groups, simulate
 from selfloop.curators.selection import Deduplicate
 from selfloop.errors import SpecError
 from selfloop.families.gaussian import Gaussian

@@ -59,7 +59,6 @@ class Verdicts(list["Verdict"]):
 
 
 def verdict_html(verdict: Verdict) -> str:
-    """One verdict with the values that it rests on."""
     row = {"policy": verdict.policy, **dict(verdict.coordinates), "answer": verdict.answer, "metric": verdict.metric}
     values = {name: getattr(verdict, name) for name in ("estimate", "low", "high", "threshold")}
     return table_html(verdict.criterion, [{**row, **values}], verdict.reason)
@@ -142,7 +141,6 @@ class ProgressLine:
             self.print()
 
     def print(self) -> None:
-        """Print the line."""
         self.due = time.monotonic() + self.seconds
         sys.stderr.write(f"{self.text()}\n")
 
@@ -155,7 +153,6 @@ class KernelProgress(ProgressLine):
         self.display = cast(Any, None)
 
     def print(self) -> None:
-        """Show the line, or update it."""
         from IPython.display import display
 
         self.due, text = time.monotonic() + self.seconds, self.text()

@@ -13,9 +13,9 @@ import pytest
 from typer.main import get_command
 
 import tiny_components
-from selfloop.commands import cli, cli_run, progress
+from selfloop.commands import cli, cli_run, terminal
 from selfloop.commands.cli import app
-from selfloop.commands.new import spec_template
+from selfloop.commands.list import spec_template
 from selfloop.errors import SpecError
 from selfloop.plugins import BUILT_IN
 from selfloop.result import Result, run
@@ -300,10 +300,10 @@ def test_an_error_of_the_spec_is_the_only_line(spec: Path) -> None:
 def test_progress_prints_lines_while_the_work_reports_nothing_but_none_at_once(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(progress, "FIRST_SECONDS", 0.3)
-    monkeypatch.setattr(progress, "PRINT_SECONDS", 0.05)
-    monkeypatch.setattr(progress, "POLL_SECONDS", 0.01)
-    with progress.show_progress(quiet=False) as update:
+    monkeypatch.setattr(terminal, "FIRST_SECONDS", 0.3)
+    monkeypatch.setattr(terminal, "PRINT_SECONDS", 0.05)
+    monkeypatch.setattr(terminal, "POLL_SECONDS", 0.01)
+    with terminal.show_progress(quiet=False) as update:
         time.sleep(0.1)
         assert capsys.readouterr().err == ""
         time.sleep(0.3)
@@ -312,9 +312,9 @@ def test_progress_prints_lines_while_the_work_reports_nothing_but_none_at_once(
         update(1, 4)
         time.sleep(0.2)
         assert re.match(r"1/4 generations, \d+ s elapsed, about \d+ s remaining\n", capsys.readouterr().err)
-    with progress.show_progress(quiet=True) as update:
+    with terminal.show_progress(quiet=True) as update:
         assert update is None
-    assert max(progress.PRINT_SECONDS, progress.FIRST_SECONDS) + progress.POLL_SECONDS < 5
+    assert max(terminal.PRINT_SECONDS, terminal.FIRST_SECONDS) + terminal.POLL_SECONDS < 5
 
 
 @pytest.mark.slow

@@ -20,7 +20,7 @@ from rich.console import Console
 
 import tiny_components
 from selfloop.commands.live import MAX_POLICIES, RunState
-from selfloop.commands.progress import Progress
+from selfloop.commands.terminal import LiveProgress
 from selfloop.engine.run import run_tasks
 from selfloop.engine.tasks import TaskOutput
 from selfloop.engine.time_left import TimeLeft
@@ -93,7 +93,7 @@ def test_the_time_left_follows_the_work_and_not_the_number_of_generations(tmp_pa
 
 
 def test_a_run_gives_one_estimate_to_the_line_the_table_and_the_file_that_watch_reads(tmp_path: Path) -> None:
-    line = Progress("starting", "generations")
+    line = LiveProgress(1.0)
     outputs = run_tasks(
         tiny_components.tiny_spec(generations=4, seeds=2, **SPEC), tmp_path, workers=1, threads=1, progress=line
     )

@@ -7,7 +7,7 @@ import re
 
 import pytest
 
-from selfloop.commands import progress
+from selfloop.commands import terminal
 
 
 class Terminal(io.StringIO):
@@ -20,9 +20,9 @@ class Terminal(io.StringIO):
 def test_lines_name_what_is_done_now_before_anything_is_finished(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(progress, "FIRST_SECONDS", 0.0)
-    monkeypatch.setattr(progress, "PRINT_SECONDS", 0.0)
-    with progress.show_progress(quiet=False) as shown:
+    monkeypatch.setattr(terminal, "FIRST_SECONDS", 0.0)
+    monkeypatch.setattr(terminal, "PRINT_SECONDS", 0.0)
+    with terminal.show_progress(quiet=False) as shown:
         assert shown is not None
         shown(0, 24)
         capsys.readouterr()
@@ -36,13 +36,13 @@ def test_lines_name_what_is_done_now_before_anything_is_finished(
 
 
 def test_a_terminal_shows_what_is_done_now(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sys.stderr", terminal := Terminal())
+    monkeypatch.setattr("sys.stderr", screen := Terminal())
     monkeypatch.setenv("COLUMNS", "200")
     monkeypatch.setenv("TERM", "xterm")
-    with progress.show_progress(quiet=False) as shown:
+    with terminal.show_progress(quiet=False) as shown:
         assert shown is not None
         shown(3, 24)
         shown.note("folder[/b], seed 0, generation 4: fit, step 12 of 300")
-    assert "3/24 generations" in terminal.getvalue()
-    assert "folder[/b], seed 0, generation 4: fit, step 12 of 300" in terminal.getvalue()  # no markup
-    assert "?" not in re.sub(r"\x1b\[\?", "", terminal.getvalue())  # no total that is unknown
+    assert "3/24 generations" in screen.getvalue()
+    assert "folder[/b], seed 0, generation 4: fit, step 12 of 300" in screen.getvalue()  # no markup
+    assert "?" not in re.sub(r"\x1b\[\?", "", screen.getvalue())  # no total that is unknown

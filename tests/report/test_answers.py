@@ -18,8 +18,8 @@ from selfloop.component import Better, Context, Metric
 from selfloop.criteria.judging import needed_seeds
 from selfloop.report.answers import PolicyAnswer, first_screen, policy_answers, undecided_verdict
 from selfloop.report.build import _aspect, _real_value, build_report
+from selfloop.report.curve_records import prominent_policies
 from selfloop.report.figures import panel_figure
-from selfloop.report.line_ends import prominent_policies
 from selfloop.report.page import render_page
 from selfloop.report.theme import policy_styles
 from selfloop.report.values import CurveData, Panel, Report

@@ -14,14 +14,16 @@ from example_galleries import HOSTILE
 
 import selfloop
 from selfloop.audit.answer import Audit, AuditCost, Detail, Keep, MeasuredShare
-from selfloop.report.audit_charts import excess_chart, forecast_excess, keep_chart
+from selfloop.formats.replacing import write_text
 from selfloop.report.audit_page import (
     answer_sentence,
     audit_aspects,
     describe_amount,
+    excess_chart,
+    forecast_excess,
+    keep_chart,
     render_audit_page,
     repeat_command,
-    write_audit_page,
 )
 from selfloop.report.theme import DARK, policy_styles
 from selfloop.spec.parse import parse_spec
@@ -117,7 +119,7 @@ def test_the_first_screen_answers_every_question() -> None:
 
 
 def test_the_page_is_one_short_file_without_scripts_for_both_color_schemes(tmp_path: Path) -> None:
-    file = write_audit_page(example_audit(), tmp_path / "audit.html")
+    write_text(file := tmp_path / "audit.html", render_audit_page(example_audit()))
     html = file.read_text(encoding="utf-8")
     assert read_page(example_audit()).links == []
     assert "<script" not in html

@@ -14,9 +14,8 @@ from selfloop.errors import printable
 from selfloop.policies.builtin import Accumulate, Replace
 from selfloop.policies.schedule import schedule
 from selfloop.published.papers import PublishedCurve
-from selfloop.report.curve_records import fit_value_axis
+from selfloop.report.curve_records import MAX_EQUAL_POLICIES, fit_value_axis, move_apart, prominent_policies, wrap_name
 from selfloop.report.figures import main_figure, panel_figure, panel_figures, report_figures, schedule_figure, sweep_figure
-from selfloop.report.line_ends import MAX_EQUAL_POLICIES, move_apart, prominent_policies, wrap_name
 from selfloop.report.theme import DARK, describe_better, format_interval, format_number, policy_styles, theme_svg
 from selfloop.report.values import CurveData, Panel, Report
 from selfloop.stats.intervals import Interval

@@ -10,7 +10,7 @@ import pytest
 from example_galleries import molecule_columns, molecule_gallery
 
 from selfloop.report.gallery import view_gallery
-from selfloop.report.molecules import Molecule, MoleculeView
+from selfloop.report.picture_grid import Molecule, MoleculeView
 from selfloop.report.theme import policy_styles
 from selfloop.report.values import Gallery
 

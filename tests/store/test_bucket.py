@@ -24,7 +24,7 @@ from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_ba
 
 import tiny_components
 from selfloop.columns import Columns
-from selfloop.commands.copy_store import copy_store
+from selfloop.commands.cli_store import copy_store
 from selfloop.commands.gc import delete_garbage, find_garbage
 from selfloop.commands.verify import verify
 from selfloop.component import Context

@@ -21,7 +21,7 @@ import pytest
 
 import tiny_components
 from selfloop.columns import Columns
-from selfloop.commands.copy_store import copy_store
+from selfloop.commands.cli_store import copy_store
 from selfloop.commands.plan import plan
 from selfloop.commands.verify import verify
 from selfloop.component import Context

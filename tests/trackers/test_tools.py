@@ -11,9 +11,8 @@ from typing import Any
 import pytest
 
 import selfloop
-from selfloop.trackers.describe import describe_run
 from selfloop.trackers.tracker import RunEnd, TrackedRun
-from selfloop.trackers.tracking import open_tracker
+from selfloop.trackers.tracking import describe_run, open_tracker
 
 SPEC = selfloop.Spec(source="moons", family="kde", n=10, holdout=5, generations=3, seeds=2, policies=("replace",))
 pytestmark = pytest.mark.slow  # importing a tool takes seconds

@@ -16,8 +16,8 @@ import tiny_components
 from selfloop.errors import MissingExtraError, SelfloopError
 from selfloop.stats.intervals import mean_interval
 from selfloop.trackers import tracking
-from selfloop.trackers.describe import describe_run
 from selfloop.trackers.tracker import RunEnd, TrackedRun, Tracker
+from selfloop.trackers.tracking import describe_run
 
 SPEC = selfloop.Spec(source="moons", family="kde", n=10, holdout=5, generations=3, seeds=2)
 

@@ -25,8 +25,7 @@ from selfloop.spec.parse import parse_spec
 from selfloop.store import live
 from selfloop.store.live import RunProgress
 from selfloop.store.runs import note_run
-from selfloop.watch.pages import MAX_IDLE
-from selfloop.watch.server import WatchServer
+from selfloop.watch.server import MAX_IDLE, WatchServer
 
 HOSTILE = '</title><script>alert("x")</script>'
 
@@ -213,7 +212,7 @@ def test_a_report_is_drawn_again_when_the_run_has_more_and_the_processor_had_tim
     file.write_text(json.dumps(body))
     drawn_page(server, name)
     assert drawn.version == 1, "it was drawn a moment ago"
-    drawn.ended -= MAX_IDLE
+    drawn.due -= MAX_IDLE
     drawn_page(server, name)
     drawn_page(server, name)
     assert drawn.version == 2

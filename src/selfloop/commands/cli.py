@@ -11,16 +11,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from selfloop.commands.answers import give_answer
-from selfloop.commands.cli_advise import advise
+from selfloop.commands.cli_advise import advise, web
 from selfloop.commands.cli_audit import audit
 from selfloop.commands.cli_check import check
 from selfloop.commands.cli_reproduce import reproduce
 from selfloop.commands.cli_run import open_spec, run, run_with_progress, write_report_file
 from selfloop.commands.cli_store import store as store_command
-from selfloop.commands.cli_watch import watch
-from selfloop.commands.cli_web import web
-from selfloop.commands.completion import complete_component, complete_kind
+from selfloop.commands.cli_store import watch
 from selfloop.commands.options import (
     JsonOption,
     QuietOption,
@@ -29,11 +26,12 @@ from selfloop.commands.options import (
     SpecsArgument,
     StoreOption,
     WorkersOption,
+    complete_component,
+    complete_kind,
     own_settings,
     store_at,
 )
-from selfloop.commands.progress import show_progress
-from selfloop.commands.terminal import plain_problems, show
+from selfloop.commands.terminal import give_answer, plain_problems, show, show_progress
 from selfloop.errors import SpecError, unknown_name
 from selfloop.formats.json_lines import json_line
 from selfloop.formats.replacing import check_outputs, write_text
@@ -128,7 +126,7 @@ def predict(
 
     Example: selfloop predict replace accumulate accumulate_subsample --n 100 --generations 20
     """
-    from selfloop.commands.console import print_laws, print_ledgers, print_predictions
+    from selfloop.commands.console import print_laws, print_ledgers, print_predictions, spec_laws, spec_ledgers
     from selfloop.plugins import presets
     from selfloop.spec.parse import parse_override, parse_policy
     from selfloop.theory.moments import noise_ledger
@@ -137,8 +135,6 @@ def predict(
     check_outputs({"--figure": figure, "--json": json}, map(Path, policy))
     settings = {key.removeprefix("policy."): value for key, value in map(parse_override, set_ or ())}
     if len(policy) == 1 and (policy[0].endswith(".toml") or policy[0] in presets()):
-        from selfloop.commands.predict import spec_laws, spec_ledgers
-
         spec = open_spec(policy[0], set_)
         if not ledger:
             laws = spec_laws(spec)
@@ -223,13 +219,8 @@ def compare(
     give_answer(lambda: print_comparison(compared, better, rows, notes), *outputs)
 
 
-app.command()(audit)
-app.command()(check)
-app.command()(reproduce)
-app.command()(advise)
-app.command()(watch)
-app.command()(web)
-app.command()(store_command)
+for command in (audit, check, reproduce, advise, watch, web, store_command):
+    app.command()(command)
 
 
 @app.command("list")
@@ -271,7 +262,7 @@ def new(
 
     Example: selfloop new mine.toml --family gaussian --source gaussian
     """
-    from selfloop.commands.new import spec_template
+    from selfloop.commands.list import spec_template
 
     if path.exists():
         raise SpecError(f"{path}: already exists. Choose another name; nothing was written.")

@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from selfloop.commands.options import QuietOption, SetOption, StoreOption, ThreadsOption, WorkersOption
-from selfloop.commands.progress import show_activity, show_progress
-from selfloop.commands.terminal import show
+from selfloop.commands.terminal import show, show_activity, show_progress
 from selfloop.errors import SpecError
 from selfloop.formats.replacing import check_outputs, write_text
 
@@ -106,7 +105,7 @@ def _write_answer(answer: Audit, report: Path | None, json: str | None, quiet: b
         show(first_screen(answer))
         if report:
             with show_activity(quiet, "writing the page"):
-                from selfloop.report.audit_page import write_audit_page
+                from selfloop.report.audit_page import render_audit_page
 
-                file = write_audit_page(answer, report)
-            show(f"report: {file.resolve()}")
+                write_text(report, render_audit_page(answer))
+            show(f"report: {report.resolve()}")

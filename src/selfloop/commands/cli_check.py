@@ -8,8 +8,7 @@ from functools import partial
 import typer
 
 from selfloop.commands.options import QuietOption, SetOption, SpecArgument
-from selfloop.commands.progress import show_activity
-from selfloop.commands.terminal import show
+from selfloop.commands.terminal import show, show_activity
 from selfloop.errors import SelfloopError, first_line
 
 TRIAL_STEPS = 3  # of training in a check

@@ -10,17 +10,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from selfloop.commands.answers import give_answer
 from selfloop.commands.options import QuietOption, StoreOption, store_at
-from selfloop.commands.progress import show_progress
-from selfloop.commands.terminal import show
+from selfloop.commands.terminal import give_answer, show, show_progress
 from selfloop.errors import SpecError
 from selfloop.formats.json_lines import json_line
 from selfloop.formats.replacing import check_outputs
 
 if TYPE_CHECKING:
-    from selfloop.commands.published_values import ReproducedValue
-    from selfloop.commands.reproduce import JudgedClaim
+    from selfloop.commands.reproduce import JudgedClaim, ReproducedValue
 
 
 def reproduce(
@@ -75,7 +72,7 @@ def reproduce(
 
 
 def _reproduce_values(paper: str, groups: list[str], scale: str, store: str | None, quiet: bool) -> None:
-    from selfloop.commands.published_values import reproduce_values
+    from selfloop.commands.reproduce import reproduce_values
 
     with show_progress(quiet) as progress:
         measured = reproduce_values(paper, groups or None, scale=scale, store=store_at(store), progress=progress)
@@ -85,7 +82,6 @@ def _reproduce_values(paper: str, groups: list[str], scale: str, store: str | No
 
 
 def print_claims(judged: Sequence[JudgedClaim]) -> None:
-    """One line per claim, and how many have which answer."""
     from selfloop.commands.console import format_limits, format_number
     from selfloop.report.theme import format_count
 
@@ -105,9 +101,8 @@ def print_claims(judged: Sequence[JudgedClaim]) -> None:
 
 
 def print_values(values: Sequence[ReproducedValue]) -> None:
-    """One line per published value, and the number of values within 2 and beyond 4 standard errors."""
     from selfloop.commands.console import format_limits, format_number, show_table
-    from selfloop.commands.published_values import MIN_SEEDS
+    from selfloop.commands.reproduce import MIN_SEEDS
 
     columns = ("group", "scenario", "policy", "t", "published", "measured", "interval", "z", "note")
     rows = []
@@ -128,8 +123,7 @@ def print_values(values: Sequence[ReproducedValue]) -> None:
 
 def print_papers(name: str | None = None) -> None:
     """A paper, or every one: its claims with recorded answer and minutes, and the groups that `--values` can run."""
-    from selfloop.commands.published_values import reproducible_groups
-    from selfloop.commands.reproduce import recorded_answers
+    from selfloop.commands.reproduce import recorded_answers, reproducible_groups
     from selfloop.published.papers import find_paper, papers
     from selfloop.report.theme import format_count
 

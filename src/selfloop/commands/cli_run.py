@@ -6,15 +6,21 @@ import sys
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext, redirect_stdout
 from pathlib import Path
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from selfloop.commands.completion import complete_criterion
-from selfloop.commands.options import OnOption, QuietOption, SetOption, SpecArgument, StoreOption, ThreadsOption, WorkersOption
-from selfloop.commands.progress import show_activity, show_progress
-from selfloop.commands.terminal import show
+from selfloop.commands.options import (
+    OnOption,
+    QuietOption,
+    SetOption,
+    SpecArgument,
+    StoreOption,
+    ThreadsOption,
+    WorkersOption,
+    complete_criterion,
+)
+from selfloop.commands.terminal import show, show_activity, show_progress
 from selfloop.errors import SpecError
 from selfloop.formats.replacing import check_outputs, replace_file
 from selfloop.trackers.tracker import split_tracker
@@ -22,8 +28,6 @@ from selfloop.trackers.tracker import split_tracker
 if TYPE_CHECKING:
     from selfloop.result import Result
     from selfloop.spec.spec import Spec
-
-NO_OUTPUTS: Mapping[str, Path | str | None] = MappingProxyType({})
 
 
 def open_spec(name: str, overrides: list[str] | None) -> Spec:
@@ -40,7 +44,7 @@ def run_with_progress(
     workers: int | None,
     quiet: bool,
     threads: int | None = None,
-    outputs: Mapping[str, Path | str | None] = NO_OUTPUTS,
+    outputs: Mapping[str, Path | str | None] | None = None,
     fail_on: tuple[str, ...] = (),
     track: Sequence[str] = (),
     on: str | None = None,
@@ -59,7 +63,7 @@ def run_with_progress(
 
         spec = open_spec(name, set_)
         files = inputs_of([spec, *(point.arrivals for point in spec.points())])
-        check_outputs(outputs, [Path(name), *(file for file in files if isinstance(file, Path))])
+        check_outputs(outputs or {}, [Path(name), *(file for file in files if isinstance(file, Path))])
         select_verdicts(spec, fail_on)
         notify = None if progress is None else progress.note
         if progress and announce and (missing := count_missing(spec, store)):
@@ -70,7 +74,6 @@ def run_with_progress(
 
 
 def write_report_file(results: list[Result], path: Path, quiet: bool, title: str = "", figures: Path | None = None) -> None:
-    """Write the report and show its path."""
     with show_activity(quiet, "writing the report"):
         from selfloop.report.build import write_report
 

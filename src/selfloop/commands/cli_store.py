@@ -1,15 +1,20 @@
-"""The command `store`."""
+"""The commands `store`, which copies what one store has and another one lacks, and `watch`."""
 
 from __future__ import annotations
 
+import os
+import sys
+import warnings
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from selfloop.commands.options import QuietOption, store_at
-from selfloop.commands.progress import show_progress
-from selfloop.commands.terminal import show
-from selfloop.errors import SpecError, unknown_name
+from selfloop.commands.options import STORE_HELP, QuietOption, store_at
+from selfloop.commands.terminal import show, show_progress
+from selfloop.errors import SpecError, StoreError, unknown_name
 
 ActionArgument = Annotated[str, typer.Argument(metavar="push|pull", help="The direction.")]
 StoreArgument = Annotated[str, typer.Argument(metavar="STORE", help="A folder, or s3://BUCKET/PREFIX (gs, az).")]
@@ -23,8 +28,6 @@ def store(action: ActionArgument, place: StoreArgument, other: OtherArgument, qu
 
     Example: selfloop store push .selfloop s3://team-bucket/results
     """
-    from selfloop.commands.copy_store import copy_store
-
     if action not in ("push", "pull"):
         raise SpecError(unknown_name("store", action, ("push", "pull"), "action"))
     source, target = map(store_at, (place, other) if action == "push" else (other, place))
@@ -36,3 +39,67 @@ def store(action: ActionArgument, place: StoreArgument, other: OtherArgument, qu
     )
     if counts["damaged"]:
         raise typer.Exit(1)
+
+
+def copy_store(source: Path, target: Path, progress: Callable[[int, int], None] | None = None) -> Counter[str]:
+    """Copy records and objects that the target lacks, each checked by its digest, the objects of a record before it.
+
+    Returns the numbers of copied `records` and `objects`, `bytes` of these, records that were `present`, and `damaged` ones,
+    which are not copied. Raises SelfloopError if the source is no store, StoreError if the target cannot be written.
+    """
+    from selfloop.store.folder import StoreFolder
+    from selfloop.store.records import check_format, place_of
+    from selfloop.store.runs import add_run, read_runs
+
+    if source.resolve() == target.resolve():
+        raise StoreError(f"store {source}: is the source and the target. Name two stores.")
+    if not check_format(source):
+        raise StoreError(f"store {place_of(source)}: is not a store, so nothing can be copied from it. Check its name.")
+    runs, have, into, counts = read_runs(source), StoreFolder(source, read_only=True), StoreFolder(target), Counter[str]()
+    keys, known, objects = sorted(have.stems("records")), into.stems("records"), into.stems("objects")
+    for done, key in enumerate(keys, 1):
+        body = have.read_record(key)
+        content = body["result"].get("object") if body else None
+        new = None if content in objects else content  # the object to copy
+        if body is None or (new is not None and not have.is_sound(new)):
+            counts["damaged"] += 1
+            file = have.object_path(new) if body and new else have.record_path(key)
+            warnings.warn(f"{file} is damaged or missing, and is not copied", stacklevel=2)
+            continue
+        if new is not None:
+            into.copy_object(new, have.object_path(new))
+            objects.add(new)
+            counts.update(objects=1, bytes=os.path.getsize(have.object_path(new)))
+        if key not in known:
+            into.write_record(body)
+        counts["present" if key in known else "records"] += 1
+        if progress:
+            progress(done, len(keys))
+    for run in runs:
+        add_run(into, run)
+    return counts
+
+
+def watch(
+    store: Annotated[str | None, typer.Argument(metavar="[STORE]", help=STORE_HELP)] = None,
+    port: Annotated[int, typer.Option(min=0, max=65_535, help="Port on this machine. Default: a free one.")] = 0,
+) -> None:
+    """Show the runs of a store in a browser while they run: progress, losses, the report so far; pause or cancel them.
+
+    The address is for this machine alone and has a secret token. Ctrl-C ends the server, and no run.
+
+    Example: selfloop watch results
+    """
+    from selfloop.store.runs import read_runs
+    from selfloop.watch.server import WatchServer
+
+    path = store_at(store)
+    read_runs(path)  # SelfloopError if it is no store
+    with WatchServer(path, port) as server:
+        os.nice(5)  # drawing reports must not slow the runs down
+        show(f"watching {path}: {server.url}\nOpen this address in a browser of this machine. Ctrl-C ends the server.")
+        sys.stdout.flush()
+        try:
+            server.serve_forever()
+        except KeyboardInterrupt:
+            show("ended. Runs go on.")

@@ -111,7 +111,6 @@ def rows_to_markdown(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _curves(spec_name: str, result: Result, metric: str) -> Iterator[_Curve]:
-    """The curve of every policy at every point."""
     for point in result.points:
         measured = result.curves(point.coordinates)
         at = "".join(f" {key}={value}" for key, value in point.coordinates)

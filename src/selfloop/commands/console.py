@@ -16,7 +16,7 @@ from selfloop.commands.terminal import show
 from selfloop.component import Better
 from selfloop.notebook import format_seconds
 from selfloop.protocols import SupportsStepCount
-from selfloop.report.theme import describe_better, describe_change, describe_coordinates, format_count
+from selfloop.report.theme import describe_better, describe_change, describe_coordinates, format_count, sparkline
 from selfloop.types import Answer
 
 if TYPE_CHECKING:
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
 
 MAX_VERDICT_COLUMNS = 8  # policies side by side; for more policies, verdicts are counted
 MAX_SEEDS_SHOWN = 20  # of a plan, by their numbers
-BARS, MAX_BARS = "▁▂▃▄▅▆▇█", 40  # of a curve in a table
 MAX_LEDGER_ROWS, MAX_LEDGER_COLUMNS = 12, 8  # of one kind of noise; older and newer sources are added up
 MAX_SCHEDULE_COLUMNS = 4  # generations whose training rows `plan` prints
 
@@ -88,17 +87,6 @@ def _summary_cells(curves: Floats, *, positive: bool) -> tuple[str, str, str, st
     return format_number(mean_interval(curves[:, 0]).estimate), last, change, sparkline(curves.mean(axis=0))
 
 
-def sparkline(values: Floats, width: int = MAX_BARS) -> str:
-    """One character per generation, at most `width`; × where a value is missing, empty if all values are missing."""
-    positions = np.linspace(0, len(values) - 1, min(len(values), width))
-    visible = [float(values[round(position)]) for position in positions]
-    finite = [value for value in visible if np.isfinite(value)]
-    if not finite:
-        return ""
-    low, high = min(finite), max(finite)
-    return "".join(BARS[round((v - low) / ((high - low) or 1) * 7)] if np.isfinite(v) else "×" for v in visible)
-
-
 def _print_verdicts(result: Result) -> None:
     verdicts = result.verdicts()
     keys = list(dict.fromkeys((v.coordinates, v.policy) for v in verdicts))
@@ -114,7 +102,6 @@ def _print_verdicts(result: Result) -> None:
 
 
 def print_plan(spec: Spec, costs: Sequence[PolicyCost]) -> None:
-    """Chains, stored generations, estimated time and training rows of every policy."""
     from selfloop.commands.plan import describe_total
     from selfloop.report.notes import describe_mixed_backends
 
@@ -140,7 +127,6 @@ def print_plan(spec: Spec, costs: Sequence[PolicyCost]) -> None:
 
 
 def _first_numbers(numbers: Sequence[float]) -> str:
-    """The first numbers of a schedule."""
     if any(map(math.isnan, numbers)):
         return "by tokens (--measure)"
     visible = [f"{number:,.0f}" for number in numbers[:MAX_SCHEDULE_COLUMNS]]
@@ -148,7 +134,6 @@ def _first_numbers(numbers: Sequence[float]) -> str:
 
 
 def print_verification(verification: Verification) -> None:
-    """Records that differ or cannot be compared, and the number of records that agree."""
     from selfloop.report.notes import describe_mixed_backends
 
     for file in verification.damaged:
@@ -166,7 +151,6 @@ def print_verification(verification: Verification) -> None:
 
 
 def print_runs(runs: Sequence[Mapping[str, Any]]) -> None:
-    """The runs of a store, the last one first, with their date and size."""
     rows = [
         (r["name"], r["last"][:16].replace("T", " "), f"{r['records']:,}", f"{r['bytes'] / 1e6:,.1f}", r["title"]) for r in runs
     ]
@@ -177,7 +161,6 @@ def print_runs(runs: Sequence[Mapping[str, Any]]) -> None:
 
 
 def print_garbage(garbage: Garbage) -> None:
-    """Numbers and sizes of the files that can be deleted."""
     for reason, files in garbage.items():
         show(f"{reason}: {len(files):,}, {sum(files.values()) / 1e6:,.1f} MB")
     if not garbage:
@@ -185,7 +168,6 @@ def print_garbage(garbage: Garbage) -> None:
 
 
 def print_predictions(predictions: Mapping[str, PolicyPrediction], n: int, figure: Path | None) -> None:
-    """Expected error multiplier and variance ratio of policies, generation by generation, as tables."""
     show(f"Mean and variance of n = {n} rows by maximum likelihood; exact expectations.")
     columns = ("generation", "rows", "real mass", "data age", "error multiplier", "variance ratio")
     forms = {"generation": "", "trained_rows": ",", "real_mass": ".3f", "data_age": ".2f", "mean_error_multiplier": ".4f"}
@@ -225,8 +207,29 @@ def print_ledgers(ledgers: Mapping[str, NoiseLedger], figure: Path | None) -> No
         show(f"figure: {figure}")
 
 
+def spec_laws(spec: Spec) -> list[dict[str, Any]]:
+    """Policy, coordinates and laws that apply of every policy at every point, given the rows of the run if they need them."""
+    from selfloop.theory.laws.design import point_laws
+
+    return [
+        {"policy": label, "coordinates": point.coordinates, "laws": point_laws(point, policy)}
+        for point in spec.points()
+        for label, policy in zip(point.spec.policy_labels(), point.spec.policies, strict=True)
+    ]
+
+
+def spec_ledgers(spec: Spec) -> Mapping[str, NoiseLedger]:
+    """The noise ledgers of all policies whose laws follow from moments, by policy and point."""
+    from selfloop.report.build import point_ledgers
+
+    return {
+        f"{label}; {describe_coordinates(point.coordinates)}" if point.coordinates else label: ledger
+        for point in spec.points()
+        for label, ledger in point_ledgers(point).items()
+    }
+
+
 def print_laws(spec: Spec, point_laws: Sequence[Mapping[str, Any]], figure: Path | None) -> None:
-    """Every law that applies to a spec, with its conditions and values."""
     plotted: dict[str, dict[str, Floats]] = {}
     for of_policy in point_laws:
         title = "; ".join(filter(None, (of_policy["policy"], describe_coordinates(of_policy["coordinates"]))))
@@ -242,7 +245,6 @@ def print_laws(spec: Spec, point_laws: Sequence[Mapping[str, Any]], figure: Path
 
 
 def draw(title: str, curves: Mapping[str, Floats], figure: Path | None) -> None:
-    """Draw curves to a file, if one is named."""
     if figure is not None:
         from selfloop.report.build import save_curves
 
@@ -251,7 +253,6 @@ def draw(title: str, curves: Mapping[str, Floats], figure: Path | None) -> None:
 
 
 def print_comparison(metric: str, better: Better, differences: Sequence[Mapping[str, Any]], notes: Sequence[str] = ()) -> None:
-    """Sentences, and differences with intervals, generation by generation."""
     columns = ("first minus second", "generation", "difference", "interval", "first is")
     title = "; ".join(filter(None, (f"{metric}: differences seed by seed, 95 %", describe_better(better))))
     rows = []
@@ -275,12 +276,10 @@ def format_number(value: float | None) -> str:
 
 
 def format_limits(low: float | None, high: float | None) -> str:
-    """The limits of an interval in brackets."""
     return "undefined" if low is None else f"[{format_number(low)}, {format_number(high)}]"
 
 
 def print_list(summaries: Mapping[str, Mapping[str, str]]) -> None:
-    """Every component of the given kinds with the first line of its documentation, and the presets."""
     table = Table(box=None, pad_edge=False, show_header=False)
     for kind, lines in summaries.items():
         for i, (name, line) in enumerate(lines.items()):
@@ -289,7 +288,6 @@ def print_list(summaries: Mapping[str, Mapping[str, str]]) -> None:
 
 
 def print_component(title: str, text: str, settings: Sequence[SettingInfo]) -> None:
-    """A component's documentation and settings."""
     show(f"{title}\n\n{text}\n")
     if settings:
         show_table(("setting", "type", "default", "description"), settings)

@@ -35,11 +35,9 @@ class StoredGeneration:
 
     @property
     def spec(self) -> Spec:
-        """The spec of the point."""
         return self.world.point.spec
 
     def title(self) -> str:
-        """Generation, policy and seed in words."""
         return f"generation {self.generation} of {self.world.policy}, seed {self.world.seed}"
 
     def params(self) -> Params:

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
-from typing import TYPE_CHECKING
 
 from selfloop.errors import SpecError, unknown_name
 from selfloop.report.theme import describe_coordinates
+from selfloop.result import Result
+from selfloop.spec.spec import Spec
 from selfloop.types import Answer, Verdict
-
-if TYPE_CHECKING:
-    from selfloop.result import Result
-    from selfloop.spec.spec import Spec
 
 MAX_CHAINS_SHOWN = 3  # of one criterion, by name
 ANY = "any"  # every criterion that the run measures, for at least one policy

@@ -7,10 +7,9 @@ import re
 import shutil
 import stat
 import time
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 from selfloop.errors import SelfloopError, os_error_reason, unknown_name
 from selfloop.store.bucket import bucket_of
@@ -50,7 +49,7 @@ def find_garbage(path: Path, runs: Collection[str] = ()) -> Garbage:
         garbage.setdefault(reason, {})[file] = own[file][1]
 
     for file in (file for file, (kind, *_) in own.items() if kind == "records"):
-        body = _read_record(files, file)
+        body = read_record(file, file.stem) or (files.read_record(file.stem) if files.bucket else None)
         if body is None or file.stem in unwanted:
             add("damaged files" if body is None else "records", file)
         if body is not None:
@@ -101,11 +100,6 @@ def _own_files(store: Path) -> dict[Path, tuple[str, int, float]]:
 
 def _kind(name: str) -> str:
     return next((kind for kind, form in FORMS.items() if re.fullmatch(form, name)), "")
-
-
-def _read_record(files: StoreFolder, file: Path) -> Mapping[str, Any] | None:
-    body = read_record(file, file.stem)
-    return body if body or not files.bucket else files.read_record(file.stem)
 
 
 def _status_below(path: Path) -> Iterator[os.stat_result]:

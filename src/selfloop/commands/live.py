@@ -10,13 +10,12 @@ import numpy as np
 from rich.table import Table
 from rich.text import Text
 
-from selfloop.commands.console import format_number, sparkline
 from selfloop.engine.curves import NO_MEASUREMENT, Curves
 from selfloop.engine.tasks import TaskOutput
 from selfloop.engine.time_left import TimeLeft
 from selfloop.errors import printable
 from selfloop.notebook import format_seconds
-from selfloop.report.theme import describe_coordinates
+from selfloop.report.theme import describe_coordinates, sparkline
 from selfloop.spec.spec import Spec
 from selfloop.types import Coordinates
 
@@ -32,7 +31,6 @@ class PolicyRun:
     title: str
     risk: str  # or the first metric, if none is a risk
     curves: Curves
-    generations: int
     done: Mapping[int, int]  # seed -> generations
     seconds: float = 0.0  # of computed steps
     changed: float = 0.0
@@ -43,11 +41,11 @@ class PolicyRun:
         reached = np.max((codes != NO_MEASUREMENT) * np.arange(1, codes.shape[1] + 1), axis=1)
         t = int(reached.max())
         if t == 0:
-            return f"{max(self.done.values(), default=0)}/{self.generations}", "", "", ""
+            return f"{max(self.done.values(), default=0)}/{self.curves.generations}", "", "", ""
         ended = (reached > 0) & (codes[np.arange(len(codes)), reached - 1] > NO_MEASUREMENT)
         mean = self.curves.values[self.risk][(reached == t) | ended, :t].mean(axis=0)
-        loss = f"{ended.sum()} ended" if np.isnan(mean[-1]) else format_number(float(mean[-1]))
-        return f"{t}/{self.generations}", f"{(reached == t).sum()}/{len(codes)}", loss, sparkline(mean, width)
+        loss = f"{ended.sum()} ended" if np.isnan(mean[-1]) else f"{mean[-1]:.4g}"
+        return f"{t}/{self.curves.generations}", f"{(reached == t).sum()}/{len(codes)}", loss, sparkline(mean, width)
 
 
 class RunState:
@@ -59,14 +57,11 @@ class RunState:
         for point in spec.points():
             for position, label in enumerate(spec.policy_labels()):
                 title = f"{label}; {describe_coordinates(point.coordinates)}" if point.coordinates else label
-                key = point.coordinates, position
-                self.policies[key] = PolicyRun(
-                    printable(title), point.spec.risk_metric() or metrics[0], Curves(spec.seeds, point.spec.generations),
-                    point.spec.generations, left.done[key],
-                )  # fmt: skip
+                key, curves = (point.coordinates, position), Curves(spec.seeds, point.spec.generations)
+                risk = point.spec.risk_metric() or metrics[0]
+                self.policies[key] = PolicyRun(printable(title), risk, curves, left.done[key])
 
     def add(self, output: TaskOutput) -> None:
-        """Note an output as it arrives."""
         if not output.shared:
             run = self.policies[output.coordinates, output.policy]
             run.curves.merge(output.curves)
@@ -81,7 +76,7 @@ class RunState:
         if width < WIDE:
             names = ["t", "seeds", names[2], "trend", "time", "left"]
         visible = range(6) if width >= NARROW else (0, 2, 3)
-        least = 2 * len(str(runs[0].generations)) + 1, 5, 8, TREND_COLUMNS if width >= NARROW else 8, 4, 4
+        least = 2 * len(str(runs[0].curves.generations)) + 1, 5, 8, TREND_COLUMNS if width >= NARROW else 8, 4, 4
         table.add_column("policy", no_wrap=True, overflow="ellipsis", ratio=1)
         for i in visible:
             table.add_column(names[i], no_wrap=True, min_width=least[i], justify="left" if i == 3 else "right")

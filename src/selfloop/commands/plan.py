@@ -220,7 +220,6 @@ def plan(spec: Spec, path: Path, *, measure: bool = False) -> list[PolicyCost]:
 
 
 def plan_to_json(spec: Spec, costs: Sequence[PolicyCost]) -> dict[str, Any]:
-    """A plan as `--json` has it."""
     point = spec.points()[0]
     sizes = {"source": spec.source.name, "family": spec.family.name, "n": point.n, "holdout": point.holdout}
     policies = [{**asdict(cost), "seconds": cost.seconds} for cost in costs]

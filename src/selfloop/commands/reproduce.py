@@ -1,28 +1,33 @@
-"""Claims of papers judged by runs: one answer per claim, and the answers that were recorded for this version."""
+"""Claims of papers judged by runs, with the answers recorded for this version; the values that papers print, measured again."""
 
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from importlib.resources import files
 from itertools import accumulate
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
+from selfloop.columns import Floats
+from selfloop.component import Metric
 from selfloop.engine.executors import Notify
 from selfloop.errors import DataError, MissingExtraError, SpecError, unknown_name
+from selfloop.plugins import component_class
 from selfloop.protocols import SupportsStepCount
 from selfloop.published.claims import Claim, ClaimPoint, Judgment, judge
-from selfloop.published.papers import find_paper, papers
+from selfloop.published.papers import Paper, PublishedTable, PublishedValue, find_paper, papers
 from selfloop.result import PolicyCurves, Result, run
-from selfloop.spec.parse import read_changed_spec
+from selfloop.spec.parse import read_changed_spec, spec_from_table
 from selfloop.spec.spec import Spec
+from selfloop.stats.intervals import Interval, mean_interval, tail_variance
 from selfloop.store.store import Store
 from selfloop.types import Coordinates
 
@@ -30,6 +35,10 @@ RECORDED = "answers.jsonl"  # in the folder of the papers: one line per claim, a
 UNITS = {"s": 1 / 60, "m": 1.0, "h": 60.0}  # of a budget, in minutes
 NOT_RUN = "not run"
 Progress = Callable[[int, int], None]
+SEEDS = {"paper": 100, "small": 20}  # by scale; for "paper" only if the paper does not print its number of seeds
+MAX_SPREAD_OF_ONE_CHAIN = 0.5  # share of the sum of squares; above it z is not reliable
+MIN_SEEDS = 10  # with fewer, one chain often carries that much, and the standard errors are themselves uncertain
+Measure = Callable[[PublishedTable, int, Progress], Mapping[str, Floats]]  # -> policy -> (seeds, generations)
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +139,6 @@ def judge_claims(
 
 
 def judge_claim(claim: Claim, store: Path | None = None, data: Path = Path(), *, wrong: bool = False) -> JudgedClaim:
-    """Run and judge one claim."""
     if missing := _missing_data(claim, data):
         return JudgedClaim(claim, None, 0.0, f"{missing[0]} is not in the folder of data sets (--data)")
     try:
@@ -198,3 +206,106 @@ def lost_claims(judged: Iterable[JudgedClaim], *, wrong: bool = False) -> list[s
         return [each.claim.key() for each in judged if each.answer not in ("does not hold", NOT_RUN)]
     holding = {key for key, recorded in recorded_answers().items() if recorded["answer"] == "holds"}
     return [key for each in judged if (key := each.claim.key()) in holding and each.answer not in ("holds", NOT_RUN)]
+
+
+@dataclass(frozen=True, slots=True)
+class ReproducedValue:
+    """A published value beside the measured mean over seeds; without a mean and z if chains have ended, without z of one seed.
+
+    z is their difference over its standard error: of both means (the paper's from its number of seeds and the spread
+    measured here), of rounding, and of reading the value. Of a metric whose lowest value is 0, both are on the log scale, and
+    a variance for the tail is added: a mean without the rare large values of a heavy tail has a spread that is too small.
+    """
+
+    group: str
+    scenario: str
+    policy: str
+    generation: int
+    metric: str
+    published: float
+    measured: Interval
+    z: float | None
+    note: str = ""
+
+
+def reproducible_groups(paper: Paper) -> list[str]:
+    """Groups of values of a paper that can be run here."""
+    return list(dict.fromkeys(table.group for table in paper.tables if table.source))
+
+
+def reproduce_values(
+    paper: str,
+    only: Sequence[str] | None = None,
+    *,
+    scale: str = "paper",
+    store: Path | None = None,
+    progress: Progress | None = None,
+    measure: Measure | None = None,
+) -> list[ReproducedValue]:
+    """Every value of a paper that can be run here, group by group; `only` names groups.
+
+    `scale`: "paper" for the paper's number of seeds, "small" for 20, or a number of seeds. Raises SpecError for an unknown
+    paper, group or scale.
+    """
+    groups = reproducible_groups(find_paper(paper))
+    for name in only or ():
+        if name not in groups:
+            raise SpecError(unknown_name("only", name, groups))
+    seeds = int(scale) if scale.isdecimal() and int(scale) > 0 else SEEDS.get(scale)
+    if seeds is None:
+        raise SpecError(f"scale: got {scale!r}; expected paper, small, or a number of seeds of at least 1.")
+    tables = [table for table in find_paper(paper).tables if table.source and table.group in (only or groups)]
+    steps = [table.generations * len(table.curves) for table in tables]
+    values = []
+    for i, table in enumerate(tables):
+        table_seeds = table.seeds if scale == "paper" and table.seeds else seeds
+        report = partial(_report, progress, sum(steps[:i]), steps[i], sum(steps))
+        curves = (measure or partial(simulate, store=store))(table, table_seeds, report)
+        for policy, published in table.curves.items():
+            values += [_reproduced_value(table, policy, value, curves[policy]) for value in published]
+    return values
+
+
+def simulate(table: PublishedTable, seeds: int, progress: Progress, *, store: Path | None = None) -> dict[str, Floats]:
+    """Policy -> (seeds, generations) curves of the scenario of a table."""
+    spec = spec_from_table({
+        "source": table.source, "family": table.family, "n": table.n, "generations": table.generations, "seeds": seeds,
+        "policies": list(table.curves), "metrics": [table.metric],
+    })  # fmt: skip
+    return {policy: curves[table.metric] for policy, curves in run(spec, store, progress=progress).curves().items()}
+
+
+def _report(progress: Progress | None, before: int, steps: int, all_steps: int, done: int, total: int) -> None:
+    if progress:
+        progress(before + steps * done // total, all_steps)
+
+
+def _reproduced_value(table: PublishedTable, policy: str, value: PublishedValue, curves: Floats) -> ReproducedValue:
+    measured = curves[:, value.generation - 1] / table.unit
+    positive = cast(type[Metric], component_class("metric", table.metric, "metric")).has_zero and value.value > 0
+    interval = mean_interval(measured, positive=positive)
+    z, note = None, ""
+    if len(measured) > 1 and interval.estimate is not None and (interval.estimate > 0 or not positive):
+        tail, variance = float(tail_variance(measured)) if positive else 0.0, float(np.var(measured, ddof=1))
+        error = _standard_error(table, value, len(measured), variance + tail)
+        mean = interval.estimate
+        z = math.log(mean / value.value) * mean / error if positive else (mean - value.value) / error
+        squares = (measured - mean) ** 2
+        if len(measured) >= MIN_SEEDS and squares.max() > MAX_SPREAD_OF_ONE_CHAIN * squares.sum() > 0:
+            note = f"heavy tail: one chain carries {squares.max() / squares.sum():.0%} of the spread"
+        elif len(measured) >= MIN_SEEDS and tail > variance:
+            note = f"heavy tail: z has {math.sqrt(1 + tail / variance):.1f} times the measured spread"
+    return ReproducedValue(
+        table.group, _describe_scenario(table), policy, value.generation, table.metric, value.value, interval, z, note
+    )  # fmt: skip
+
+
+def _describe_scenario(table: PublishedTable) -> str:
+    settings = {key: value for each in (table.source, table.family) for key, value in each.items() if key != "name"}
+    return ", ".join([str(table.source["name"]), *(f"{key} {value}" for key, value in settings.items()), f"n {table.n}"])
+
+
+def _standard_error(table: PublishedTable, value: PublishedValue, seeds: int, variance: float) -> float:
+    of_means = variance / seeds + (variance / table.seeds if table.seeds else 0.0)
+    of_rounding_and_reading = (value.digit**2 + (2 * table.reading_error * value.value) ** 2) / 12
+    return float(np.sqrt(of_means + of_rounding_and_reading))

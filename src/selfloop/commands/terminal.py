@@ -1,37 +1,47 @@
-"""What a terminal gets: text without control characters, in an encoding it has, and problems as one line with an exit code."""
+"""What a terminal gets: text in an encoding it has, without control characters, problems as one line, and progress.
+
+Progress, on standard error, is a table in a terminal, else a line at least every 5 seconds while a command works.
+"""
 
 from __future__ import annotations
 
-import codecs
 import os
 import signal
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from io import BufferedWriter, FileIO, TextIOWrapper
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext, redirect_stdout, suppress
+from io import BufferedWriter, FileIO, StringIO, TextIOWrapper
 from pathlib import Path
 from shutil import get_terminal_size
 from types import FrameType
 from typing import TYPE_CHECKING, Any, TextIO
-from unicodedata import combining, normalize
 
-from selfloop.errors import SelfloopError, os_error_reason, printable, show_warnings_plainly
+from selfloop.errors import SelfloopError, SpecError, os_error_reason, printable, show_warnings_plainly
+from selfloop.formats.replacing import write_text
+from selfloop.notebook import ProgressLine
 
 if TYPE_CHECKING:
     from rich.table import Table
     from rich.text import Text
 
+    from selfloop.commands.live import RunState
+    from selfloop.engine.tasks import TaskOutput
+    from selfloop.engine.time_left import TimeLeft
+    from selfloop.spec.spec import Spec
+
 MIN_COLUMNS = 80  # below, the terminal breaks lines: narrower tables would break numbers
 PIPE_COLUMNS = 240  # line width where standard output is no terminal, so that lines do not wrap
 INTERRUPTED = 130  # exit code of typer after Ctrl-C
 TERMINATED = 143  # exit code after SIGTERM, with which schedulers end a job
-_SIMILAR = str.maketrans("▁▂▃▄▅▆▇█×–−“”·", '12345678x--""-') | {ord("→"): "->", ord("≥"): ">="}
+FIRST_SECONDS = 2.0  # without a line: an error of the spec comes sooner
+PRINT_SECONDS, POLL_SECONDS = 4.0, 0.5  # together below the 5 seconds that a command may print nothing
 
 
 @contextmanager
 def plain_problems() -> Iterator[None]:
     """Show what a user can correct, and selfloop's warnings, as one line each; the exit code is then 2."""
-    _prepare_streams()
+    sys.stdout, sys.stderr = map(_tolerant, (sys.stdout, sys.stderr))
     show_warnings_plainly()
     terminated: list[int] = []
     try:
@@ -100,29 +110,17 @@ class _Output(FileIO):
             raise
 
 
-def _prepare_streams() -> None:
-    """From now on a closed stream takes everything, and characters that an encoding lacks become similar ones."""
-    codecs.register_error("similar", _similar)
-    sys.stdout, sys.stderr = map(_tolerant, (sys.stdout, sys.stderr))
-
-
 def _tolerant(stream: TextIO | None) -> TextIO:
+    """The stream, which takes everything when it is closed, and escapes for characters that its encoding lacks."""
     if stream is None:
         return Path(os.devnull).open("w")  # open until the end
     if isinstance(stream, TextIOWrapper):
-        stream.reconfigure(errors="similar")
+        stream.reconfigure(errors="backslashreplace")
         if stream in (sys.__stdout__, sys.__stderr__) and not stream.isatty():
             buffer = BufferedWriter(_Output(stream.fileno(), "w", closefd=False))
             by_line = stream.line_buffering or stream.write_through  # the latter with PYTHONUNBUFFERED
-            return TextIOWrapper(buffer, stream.encoding, "similar", line_buffering=by_line)
+            return TextIOWrapper(buffer, stream.encoding, stream.errors, line_buffering=by_line)
     return stream
-
-
-def _similar(problem: UnicodeError) -> tuple[str, int]:
-    assert isinstance(problem, UnicodeEncodeError)
-    text = normalize("NFKD", problem.object[problem.start : problem.end].translate(_SIMILAR))
-    without_accents = "".join(character for character in text if not combining(character))
-    return without_accents.encode("ascii", "backslashreplace").decode(), problem.end
 
 
 def show(output: str | Table) -> None:
@@ -138,3 +136,92 @@ def show(output: str | Table) -> None:
     width = max(get_terminal_size().columns, MIN_COLUMNS) if sys.stdout.isatty() else PIPE_COLUMNS
     console = PlainConsole(highlight=False, markup=False, emoji=False, width=width)
     console.print(output, soft_wrap=isinstance(output, str))
+
+
+def give_answer(print_answer: Callable[[], None], *outputs: tuple[str | None, str]) -> None:
+    """Print an answer, and write each (file, text); a text whose file is "-" is all that standard output gets."""
+    targets = [target for target, _ in outputs]
+    if targets.count("-") > 1:
+        raise SpecError("-: standard output takes one of --json, --csv and --markdown. Name files for the others.")
+    with redirect_stdout(StringIO() if "-" in targets else sys.stdout):  # printing may draw a figure, too
+        print_answer()
+    for target, text in outputs:
+        if target == "-":
+            sys.stdout.write(text)
+        elif target:
+            write_text(Path(target), text)
+
+
+def show_progress(quiet: bool, unit: str = "generations") -> AbstractContextManager[ProgressLine | None]:
+    """Shows progress: a live table in a terminal, plain lines elsewhere; None if `quiet`."""
+    if quiet:
+        return nullcontext()
+    is_terminal = sys.stderr.isatty() and os.environ.get("TERM") not in ("dumb", "unknown")
+    return _live_display(unit) if is_terminal else _plain_lines("starting", unit)
+
+
+def show_activity(quiet: bool, activity: str) -> AbstractContextManager[object]:
+    """Lines such as "writing the report ..." with the elapsed time while the activity lasts."""
+    return nullcontext() if quiet else _plain_lines(activity, "")
+
+
+class LiveProgress(ProgressLine):
+    """Progress that a live display shows, with the state of the run that it is about."""
+
+    run: RunState | None = None
+
+    def begin(self, spec: Spec, left: TimeLeft) -> None:
+        from selfloop.commands.live import RunState
+
+        super().begin(spec, left)
+        self.run = RunState(spec, left)
+
+    def add_output(self, output: TaskOutput) -> None:
+        if self.run:
+            self.run.add(output)
+
+    def show(self) -> None:
+        pass
+
+
+@contextmanager
+def _live_display(unit: str) -> Iterator[ProgressLine]:
+    """A line with the progress, under a table of the policies of a run; at the end, also after Ctrl-C, the line stays."""
+    from rich.console import Console, Group
+    from rich.live import Live
+    from rich.text import Text
+
+    progress, console = LiveProgress(PRINT_SECONDS, unit=unit), Console(stderr=True)
+
+    def render() -> Group:
+        table = progress.run.table(console.width) if progress.run else ()
+        line = Text(progress.text())
+        line.truncate(console.width - 3, overflow="ellipsis")  # a terminal adds ^C, which is not to begin another line
+        return Group(*table, line)
+
+    try:
+        with Live(console=console, get_renderable=render, transient=True):
+            yield progress
+    finally:
+        if progress.total:
+            progress.doing = ""
+            progress.print()
+
+
+@contextmanager
+def _plain_lines(activity: str, unit: str) -> Iterator[ProgressLine]:
+    """Progress lines with a background thread, which prints a line if the work reports nothing."""
+    lines, stop = ProgressLine(PRINT_SECONDS, activity, unit), threading.Event()
+    lines.due += FIRST_SECONDS
+
+    def watch() -> None:
+        while not stop.wait(POLL_SECONDS):
+            lines.show()
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield lines
+    finally:
+        stop.set()
+        thread.join()

@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 
 from selfloop.criteria.judging import MAX_NEEDED_SEEDS, Reference, judge_ended, needed_seeds
-from selfloop.report.line_ends import prominent_policies
+from selfloop.report.curve_records import prominent_policies
 from selfloop.report.theme import (
     describe_better,
     describe_coordinates,
@@ -53,7 +53,6 @@ class PolicyAnswer:
     n_measured: int = 0  # verdicts with an answer
 
     def change_text(self) -> tuple[str, str]:
-        """The change and its limits; see `format_change`."""
         return format_change(self.change, is_ratio=self.is_ratio)
 
 
@@ -70,7 +69,6 @@ class FirstScreen:
 
 
 def first_screen(report: Report) -> FirstScreen:
-    """The sentences and the table of the first screen."""
     if not report.panels:
         return FirstScreen(alarms=[*report.missing], sentences=[], about="", rows=[], generations=0, certainty=[])
     answers, main = policy_answers(report), report.panels[0]
@@ -136,7 +134,6 @@ def policy_answers(report: Report) -> dict[Coordinates, list[PolicyAnswer]]:
 
 
 def metric_noun(panel: Panel) -> str:
-    """The metric in a sentence."""
     return "loss" if panel.metric in LOSSES else panel.metric.replace("_", " ")
 
 

@@ -9,7 +9,6 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from itertools import filterfalse
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -30,6 +29,7 @@ from selfloop.report.page import render_page, write_figures
 from selfloop.report.shares import CATEGORY_SHARE, category_shares, extinction_orders
 from selfloop.report.theme import format_count, policy_styles
 from selfloop.report.values import GROUPED, Cost, CurveData, DataValuePanel, Panel, Report
+from selfloop.result import Result
 from selfloop.spec.point import SECOND_HOLDOUT, Point
 from selfloop.spec.write import spec_text
 from selfloop.stats.data_value import fit_data_value
@@ -38,9 +38,6 @@ from selfloop.store.records import place_of
 from selfloop.theory.laws import LawCurve, law_ledger
 from selfloop.theory.moments import NoiseLedger
 from selfloop.types import Coordinates
-
-if TYPE_CHECKING:
-    from selfloop.result import Result
 
 
 def write_report(results: Sequence[Result], path: Path, *, title: str = "", figures: Path | None = None) -> Path:
@@ -112,7 +109,6 @@ def build_report(result: Result) -> Report:
 
 
 def metric_figure(result: Result, metric: str, coordinates: Coordinates) -> Figure:
-    """The report's figure of one metric at one point."""
     named = (panel for panel in _panels(result) if panel.metric == metric and panel.coordinates == coordinates)
     if (panel := next(named, None)) is None:
         raise SpecError(f"metric: got {metric!r}, a share that the report draws beside others. Write the report.")

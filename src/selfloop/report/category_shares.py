@@ -61,7 +61,7 @@ def _class_chart(shares: CategoryShares, styles: Mapping[str, Style], title: str
 def _bars(data: str, rows: Records, styles: Mapping[str, Style], y: Any, tooltip: list[Any]) -> Any:
     """Bars of layers from `_stack`, a group per policy. Layers with a large `share` carry the name of their `class`."""
     groups = []
-    for policy in dict.fromkeys(str(row["policy"]) for row in rows):
+    for policy in dict.fromkeys(row["policy"] for row in rows):
         bars = list(dict.fromkeys(row["bar"] for row in rows if row["policy"] == policy))
         width = min(BAR_WIDTH * len(bars), MAX_BARS_WIDTH)
         axis = alt.Axis(labelAngle=0, grid=False, ticks=False, domain=False, labelOverlap=True)

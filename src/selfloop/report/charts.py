@@ -25,15 +25,17 @@ from selfloop.formats.replacing import write_bytes
 from selfloop.report.curve_records import (
     HOVER,
     LAW_KINDS,
+    LINE_HEIGHT,
     Records,
     ValueAxis,
     json_number,
     law_labels,
     n_generations,
+    names_width,
     panel_sets,
     paper_label,
+    prominent_policies,
 )
-from selfloop.report.line_ends import LINE_HEIGHT, names_width, prominent_policies
 from selfloop.report.theme import FONT, GRID, INK, MUTED, PAPER, Style
 from selfloop.report.values import Panel
 
@@ -95,7 +97,7 @@ def panel_chart(
     width, height = max(size[0] - names_width(panel.curves), MIN_PLOT_WIDTH), size[1]
     sets = panel_sets(panel, axis, height, notes)
     for record in sets["names"]:
-        record["ink"] = styles[str(record["policy"])].shade
+        record["ink"] = styles[record["policy"]].shade
     y = _value_channel(panel, axis, height)
     chart = _curves(panel, axis, sets, styles, y).properties(width=width, height=height)
     if sets["survivors"]:
@@ -108,7 +110,6 @@ def panel_chart(
 
 
 def _value_channel(panel: Panel, axis: ValueAxis, height: float) -> dict[str, Any]:
-    """The title, scale and ticks of the y axis."""
     ticks = {"tickCount": 6, "values": _decades(axis), "format": "~g"} if axis.log else {"tickCount": 6}
     kind = {"type": "log"} if axis.log else {"type": "linear", "zero": False}
     scale = {"domain": [axis.low, axis.high], "nice": False, **kind}
@@ -256,7 +257,6 @@ def _decades(axis: ValueAxis) -> list[float]:
 
 
 def generation_axis(last: int, ticks: int = 10, title: str = "generation t") -> Any:
-    """The x axis from generation 1 to `last`."""
     scale = alt.Scale(domain=[1, last] if last > 1 else [0.5, 1.5], nice=False, padding=8)
     axis = alt.Axis(format="d", tickMinStep=1, tickCount=min(max(last - 1, 1), ticks), grid=False)
     return alt.X("generation:Q", title=title, scale=scale, axis=axis)
@@ -320,5 +320,4 @@ def to_png(svg: str) -> bytes:
 
 
 def to_file_name(text: str) -> str:
-    """The text as a file name without extension."""
     return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:80] or "figure"

@@ -1,4 +1,4 @@
-"""The numbers behind the chart of one metric: its value axis, and the records of its data sets."""
+"""The numbers behind the chart of one metric: its value axis, the records of its data sets, and the names at ends of curves."""
 
 from __future__ import annotations
 
@@ -6,31 +6,118 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain, count
+from textwrap import wrap
 from typing import Any
 
 import numpy as np
 
 from selfloop.columns import Floats
 from selfloop.published.papers import PublishedCurve
-from selfloop.report.line_ends import drawn_median, is_reference, pixel_scale, place_names
 from selfloop.report.theme import format_interval, format_number
 from selfloop.report.values import CurveData, Panel
 from selfloop.stats.forecast import Forecast
 from selfloop.stats.intervals import Interval, SeedSummary
 
+MAX_EQUAL_POLICIES = 5  # with more, only the best and the worst curve are drawn in full
+LINE_HEIGHT, NAME_LENGTH, LETTER = 13.0, 22, 6.3  # pixels, letters, pixels
+NAME_GAP = 3.0  # pixels between the names of two policies
 MIN_BAND_SEEDS = 3  # the interval of two seeds, 13 standard errors to each side, would hide the means
 MAX_CHAIN_LINES = 12  # with more chains only their mean and its band are drawn
 LOG_AXIS_RATIO = 30.0  # largest over smallest value from which an axis is logarithmic
 LAW_KINDS = {"exact": ("exact law", [6, 3]), "bound": ("bound", [2, 2]), "asymptotic": ("asymptotic law", [8, 3, 2, 3])}
 HOVER = "hover"  # data that only a browser needs
 
-Records = list[dict[str, object]]
+Records = list[dict[str, Any]]
+
+
+def is_reference(policy: str) -> bool:
+    """True for a control, which is drawn as a reference line."""
+    return policy.split("(")[0] == "control"
+
+
+def drawn_median(curve: CurveData) -> Floats:
+    """The median over all chains; empty if no chain ends, or if one ends for another reason than collapse."""
+    median = curve.summary.median
+    return median if curve.has_ended_chains and curve.ends_are_worst else median[:0]
+
+
+def prominent_policies(curves: Sequence[CurveData]) -> list[str]:
+    """The policies that are drawn in full: all if they are few, else the best, the worst and controls."""
+    ranked = [curve for curve in curves if curve.badness > -math.inf and not is_reference(curve.policy)] or curves
+    if len(curves) <= MAX_EQUAL_POLICIES:
+        return [curve.policy for curve in curves]
+    ends = [choose(ranked, key=lambda curve: curve.badness).policy for choose in (max, min)]
+    return list(dict.fromkeys([*ends, *(curve.policy for curve in curves if is_reference(curve.policy))]))
+
+
+def place_names(
+    curves: Sequence[CurveData], to_pixels: Callable[[float], float], height: float, notes: Mapping[str, str]
+) -> dict[str, tuple[list[str], float]]:
+    """For each policy with a value, the lines of its name (and its note) and the height of the first one in pixels.
+
+    Names beyond the height of the figure are left out, those of prominent policies last.
+    """
+    first = prominent_policies(curves)
+    ended = sorted((curve for curve in curves if curve.ends), key=lambda curve: curve.policy not in first)
+    names, room = dict[str, list[str]](), height + 2 * LINE_HEIGHT
+    for curve in ended:
+        lines = [*wrap_name(curve.policy), *filter(None, [notes.get(curve.policy, "") if curve.policy in first else ""])]
+        room -= len(lines) * LINE_HEIGHT + NAME_GAP
+        if room >= 0:
+            names[curve.policy] = lines
+    wanted = [to_pixels(_last_drawn(curve)) for curve in ended if curve.policy in names]
+    heights = np.array([len(lines) * LINE_HEIGHT + NAME_GAP for lines in names.values()])
+    middles = move_apart(np.array(wanted), heights, -LINE_HEIGHT, height + LINE_HEIGHT)
+    tops = middles - (heights - NAME_GAP - LINE_HEIGHT) / 2
+    return {policy: (lines, y) for (policy, lines), y in zip(names.items(), tops.tolist(), strict=True)}
+
+
+def _last_drawn(curve: CurveData) -> float:
+    """The end of the median, which continues a mean that ends with the first chain; else that of the mean."""
+    median = drawn_median(curve)
+    median = median[np.isfinite(median)]
+    return float(median[-1]) if len(median) else (curve.ends or ((0, 0.0),) * 2)[1][1]
+
+
+def wrap_name(policy: str) -> list[str]:
+    """A name as lines of at most `NAME_LENGTH` letters, the settings in parentheses on lines of their own."""
+    name, parenthesis, settings = policy.partition("(")
+    lines = [policy] if len(policy) <= NAME_LENGTH else [name, *wrap(parenthesis + settings, NAME_LENGTH)]
+    lines = [line if len(line) <= NAME_LENGTH else line[: NAME_LENGTH - 1] + "…" for line in lines]
+    return lines if len(lines) <= 3 else [*lines[:2], lines[2][: NAME_LENGTH - 1] + "…"]
+
+
+def names_width(curves: Sequence[CurveData]) -> float:
+    """Pixels that the longest line of the names needs, its marker included."""
+    return 20 + LETTER * max((len(line) for curve in curves for line in wrap_name(curve.policy)), default=0)
+
+
+def move_apart(wanted: Floats, heights: Floats, low: float, high: float) -> Floats:
+    """Middles of boxes of these heights that do not overlap, with the least squared distance to the wanted ones.
+
+    The boxes are between `low` and `high` if they fit there; if not, they begin at `low`.
+    """
+    from scipy.optimize import isotonic_regression  # lazy: most commands draw nothing
+
+    if not len(wanted):
+        return wanted
+    order = np.argsort(wanted, kind="stable")
+    edges = np.cumsum([0.0, *heights[order]])
+    offsets = edges[:-1] + heights[order] / 2
+    tops = isotonic_regression(wanted[order] - offsets).x.clip(low, max(low, high - edges[-1]))
+    moved = np.empty(len(wanted))
+    moved[order] = tops + offsets
+    return moved
+
+
+def pixel_scale(low: float, high: float, height: float, *, log: bool) -> Callable[[float], float]:
+    """The height in pixels, from the top, of a value on an axis from `low` to `high`."""
+    to = math.log if log else float
+    return lambda value: height * (to(high) - to(min(max(value, low), high))) / (to(high) - to(low))
 
 
 @dataclass(frozen=True, slots=True)
 class ValueAxis:
-    """Range and kind of a value axis."""
-
     low: float
     high: float
     log: bool
@@ -38,7 +125,6 @@ class ValueAxis:
     other: ValueAxis | None = None  # logarithmic if this one is not, and the reverse; None if a value is not above 0
 
     def contains(self, value: float) -> bool:
-        """True if a value is within the figure."""
         return self.low < value < self.high
 
 
@@ -139,41 +225,37 @@ def _name_records(curves: Sequence[CurveData], axis: ValueAxis, height: float, n
 
 
 def _hover_records(panel: Panel) -> Records:
-    """Per generation the values of all policies, forecasts, laws and papers as texts, by name."""
+    """Per generation the values of all policies, laws, papers and forecasts as texts, by name."""
     rows = {t: dict[str, object](generation=t) for t in range(1, n_generations(panel) + 1)}
-    for name, t, words in _hover_texts(panel):
-        if t in rows:
-            rows[t][name] = words
+    last = {curve.policy: curve.values.shape[1] for curve in panel.curves}
+    laws = zip(law_labels(panel), (law.values for _, law in panel.laws), strict=True)
+    papers = ((paper_label(policy, curve), curve) for policy, curve in panel.published)
+    drawn: list[tuple[str, Iterable[int], Iterable[str]]] = [
+        *((curve.policy, count(1), _interval_texts(curve.summary)) for curve in panel.curves),
+        *((name, count(1), map(format_number, values)) for name, values in laws),
+        *((name, curve.generations, map(format_number, curve.values)) for name, curve in papers),
+        *((f"{policy}, forecast", count(last[policy] + 1), _interval_texts(ahead)) for policy, ahead, _ in panel.forecasts),
+    ]
+    for name, generations, texts in drawn:
+        for t, text in zip(generations, texts, strict=False):
+            if text and t in rows:
+                rows[t][name] = text
     return list(rows.values())
 
 
-def _hover_texts(panel: Panel) -> Iterator[tuple[str, int, str]]:
-    """Name, generation and value of everything that is drawn."""
-    for curve in panel.curves:
-        yield from _interval_texts(curve.policy, 1, curve.summary)
-    for label, (_, law) in zip(law_labels(panel), panel.laws, strict=True):
-        yield from ((label, t, format_number(value)) for t, value in enumerate(law.values, 1))
-    for policy, paper in panel.published:
-        pairs = zip(paper.generations, paper.values, strict=True)
-        yield from ((paper_label(policy, paper), t, format_number(value)) for t, value in pairs)
-    ends = {curve.policy: curve.values.shape[1] for curve in panel.curves}
-    for policy, ahead, _ in panel.forecasts:
-        yield from _interval_texts(f"{policy}, forecast", ends.get(policy, 0) + 1, ahead)
-
-
-def _interval_texts(name: str, first: int, summary: SeedSummary | Forecast) -> Iterator[tuple[str, int, str]]:
-    for t, (mean, low, high) in enumerate(zip(summary.mean, summary.low, summary.high, strict=True), first):
-        if math.isfinite(mean):
-            yield name, t, format_interval(Interval(mean, low, high, 0))
+def _interval_texts(summary: SeedSummary | Forecast) -> Iterator[str]:
+    """Means with their limits; empty without a mean."""
+    for mean, low, high in zip(summary.mean, summary.low, summary.high, strict=True):
+        yield format_interval(Interval(mean, low, high, 0)) if math.isfinite(mean) else ""
 
 
 def _mean_records(curve: CurveData, floor: float) -> Records:
     """One record per generation with a mean. The band begins at `floor` or above, as a logarithmic axis needs."""
     summary, marked, records = curve.summary, marked_generations(curve.values.shape[1], 21), Records()
     for record in _records(summary.mean, policy=curve.policy):
-        i = int(str(record["generation"])) - 1
+        i = record["generation"] - 1
         low, high = float(summary.low[i]), float(summary.high[i])
-        limits = {"low": json_number(low), "high": json_number(high)}
+        limits: dict[str, Any] = {"low": json_number(low), "high": json_number(high)}
         limits |= {"bottom": json_number(max(low, floor)), "top": json_number(high)} if draws_band(curve) else {}
         limits |= {"reference": True} if is_reference(curve.policy) else {}
         records.append({**record, "mean": record.pop("value"), **limits, "marked": marked[i]})
@@ -212,12 +294,10 @@ def json_number(value: float) -> float | None:
 
 
 def law_labels(panel: Panel) -> list[str]:
-    """The names of the laws in legends."""
     return [f"{policy}: {law.law} ({LAW_KINDS[law.kind][0]})" for policy, law in panel.laws]
 
 
 def paper_label(policy: str, curve: PublishedCurve) -> str:
-    """The name of published values in legends."""
     return f"{policy}: {curve.label} (published)"
 
 

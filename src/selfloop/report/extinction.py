@@ -94,7 +94,7 @@ def _records(order: ExtinctionOrder) -> Records:
                     **{end: None if t is None else json_number(min(max(t, 1.0), order.generations + 1.0)) for end, t in limits},
                 }
             )
-    return sorted(rows, key=lambda row: _number(row["share"]))
+    return sorted(rows, key=lambda row: row["share"])
 
 
 def _first_extinct(order: ExtinctionOrder, rows: Records) -> Records:
@@ -105,24 +105,20 @@ def _first_extinct(order: ExtinctionOrder, rows: Records) -> Records:
         [row for row in rows if row["policy"] == policy and not row["remains"]] for policy in order.policies
     ]
     n_extinct = [len(each) for each in extinct]
-    return sorted(extinct[n_extinct.index(max(n_extinct))], key=lambda row: _number(row["mean"]))
+    return sorted(extinct[n_extinct.index(max(n_extinct))], key=lambda row: row["mean"])
 
 
 def _free_names(order: ExtinctionOrder, rows: Records) -> Records:
     """Those of the first extinct categories whose names do not cover those of earlier ones."""
-    logs = np.log([_number(row["share"]) for row in rows])
+    logs = np.log([row["share"] for row in rows])
     places, free = list[tuple[float, float, int]](), Records()
     for row in _first_extinct(order, rows):
-        x = WIDTH * float(np.log(_number(row["share"])) - logs.min()) / max(float(np.ptp(logs)), 1e-9)
-        y, length = HEIGHT * _number(row["mean"]) / order.generations, LETTER * len(str(row["name"]))
+        x = WIDTH * float(np.log(row["share"]) - logs.min()) / max(float(np.ptp(logs)), 1e-9)
+        y, length = HEIGHT * row["mean"] / order.generations, LETTER * len(row["name"])
         if all(abs(y - other_y) >= LINE or x + length < other_x or other_x + n < x for other_x, other_y, n in places):
             places.append((x, y, length))
             free.append(row)
     return free
-
-
-def _number(value: object) -> float:
-    return float(str(value))
 
 
 def _law_records(order: ExtinctionOrder) -> Records:
@@ -138,7 +134,7 @@ def _describe_extinctions(order: ExtinctionOrder, rows: Records) -> str:
     for policy in order.policies:
         own = [row for row in rows if row["policy"] == policy]
         ends = [(row["share"], row["mean"]) for row in (own[:1] + own[-1:])]
-        values = ", ".join(f"share {format_number(_number(share))}: {format_number(_number(t))}" for share, t in ends)
+        values = ", ".join(f"share {format_number(share)}: {format_number(t)}" for share, t in ends)
         parts.append(f"{policy}: {sum(not row['remains'] for row in own)} of {len(own)} extinct; {values}")
     return f"Generation from which {order.noun}s are extinct against their share of real rows. {'; '.join(parts)}."
 
@@ -146,7 +142,7 @@ def _describe_extinctions(order: ExtinctionOrder, rows: Records) -> str:
 def _extinction_caption(order: ExtinctionOrder, rows: Records) -> str:
     seeds, last = format_count(len(order.real), "seed"), order.generations
     first = _first_extinct(order, rows)[:MAX_LISTED]
-    names = ", ".join(f"{row['name']} {format_number(_number(row['mean']), 1)}" for row in first)
+    names = ", ".join(f"{row['name']} {format_number(row['mean'], 1)}" for row in first)
     kinds = {kind for kind, _ in order.laws.values()}
     laws = {"exact": "Dashed lines: exact law.", "bound": "Dotted lines: Poisson law of rare symbols."}
     what = f"Each marker is one {order.noun}: the generation from which samples have under a tenth of its real share; mean over"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain, pairwise
-from typing import TYPE_CHECKING, cast
+from typing import cast
 
 import numpy as np
 
@@ -15,6 +15,7 @@ from selfloop.protocols import SupportsTrivialModel
 from selfloop.published.papers import claimed_orders, unmodified_policies
 from selfloop.report.shares import extinction_orders, order_sentences
 from selfloop.report.theme import describe_coordinates, format_interval, format_number
+from selfloop.result import Result
 from selfloop.spec.point import Point
 from selfloop.stats.comparison import FIRST_COMPARED, Comparison
 from selfloop.stats.forecast import LEVEL_OF_FORECAST, MIN_GENERATIONS
@@ -28,9 +29,6 @@ from selfloop.stats.trend import (
     rise_after_minimum,
 )
 from selfloop.theory.forecasts import PolicyForecast, forecast_policies
-
-if TYPE_CHECKING:
-    from selfloop.result import Result
 
 MIN_SEEDS, MAX_SPREAD = 10, 0.5  # intervals of skewed values have their level from ten seeds on, or if the spread is small
 # A gain that hardly counts: as a share of the trivial risk (of log losses: McFadden's R^2) or, of log densities, whose zero
@@ -89,15 +87,19 @@ def leading_sentences(result: Result) -> Iterator[str]:
 
 def first_sentences(result: Result) -> Iterator[str]:
     """The look, if it is a later one, and the primary comparison at every point."""
+    level = f"{100 * level_of_look(result.look):.4g} %"
     if result.look > 1:
         yield (
             f"This is look {result.look}: the spec was run before with fewer of its seeds. Its answers rest on intervals of "
-            f"{100 * level_of_look(result.look):.4g} %, so that all looks together give false answers in at most 5 % of runs."
+            f"{level}, so that all looks together give false answers in at most 5 % of runs."
         )
     for point in result.points:
         suffix = "".join(f" at {key} = {value}" for key, value in point.coordinates)
         for pair in (each for each in result.compare(point.coordinates) if each.declared):
-            yield f"Primary comparison{suffix}: {declared_sentence(pair)} ({100 * level_of_look(result.look):.4g} %)."
+            t, answer = pair.first_generation, f"{pair.answer} ({pair.reason})" if pair.reason else pair.answer
+            difference = f"{pair.higher} − {pair.lower} in {pair.metric} at t = {t}"
+            interval = format_interval(pair.differences[t - 1])
+            yield f"Primary comparison{suffix}: {pair.higher} > {pair.lower}: {answer}. {difference} is {interval} ({level})."
 
 
 def _findings(result: Result) -> Iterator[str]:
@@ -158,13 +160,6 @@ def mode_sentence(measured: Mapping[str, Floats]) -> str | None:
     if modes is not None:
         sentence += f"; modes {format_number(float(modes[:, 0].mean()))} → {format_number(float(modes[:, -1].mean()))}"
     return f"{sentence}."
-
-
-def declared_sentence(pair: Comparison) -> str:
-    """The answer to a primary comparison, with its difference."""
-    t, reason = pair.first_generation, f" ({pair.reason})" if pair.reason else ""
-    difference = f"{pair.higher} − {pair.lower} in {pair.metric} at t = {t} is {format_interval(pair.differences[t - 1])}"
-    return f"{pair.higher} > {pair.lower}: {pair.answer}{reason}. {difference}"
 
 
 def order_sentence(order: Sequence[str], comparisons: Sequence[Comparison], risk: str) -> str:

@@ -18,8 +18,17 @@ from selfloop.engine.ensemble import SeedBlock, sample_again
 from selfloop.engine.stored import StoredWorld
 from selfloop.engine.tasks import Task, replay_chain
 from selfloop.protocols import UsesEncoder
-from selfloop.report.molecules import MoleculeView, is_molecules, view_molecules
-from selfloop.report.picture_grid import CELL, draw_grid, fit_image_grid, gallery_generations, is_image, svg_text
+from selfloop.report.picture_grid import (
+    CELL,
+    MoleculeView,
+    draw_grid,
+    fit_image_grid,
+    gallery_generations,
+    is_image,
+    is_molecules,
+    svg_text,
+    view_molecules,
+)
 from selfloop.report.theme import GRID, INK, MUTED, Style, format_number
 from selfloop.report.values import Gallery
 from selfloop.spec.point import Point

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -14,13 +13,11 @@ from selfloop.metrics.image_modes import LOST_SHARE
 from selfloop.metrics.true_parameters import alive_by_rarity
 from selfloop.report.theme import describe_coordinates, format_count, format_interval
 from selfloop.report.values import GROUPED, CategoryKind, CategoryShares, Extinction, ExtinctionOrder
+from selfloop.result import Result
 from selfloop.spec.point import Point
 from selfloop.stats.intervals import mean_interval
 from selfloop.theory.law import Kind
 from selfloop.theory.laws import law_of_survival
-
-if TYPE_CHECKING:
-    from selfloop.result import Result
 
 CATEGORY_SHARE = re.compile("(?P<kind>class_share|attribute_share|symbols_alive|tokens_alive)_(?P<name>.+?)(?P<real>_real)?")
 PREFIXES: Mapping[CategoryKind, str] = {

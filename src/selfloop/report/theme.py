@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
+import numpy as np
 from markupsafe import Markup
 
 from selfloop.columns import Floats
@@ -20,6 +21,7 @@ from selfloop.stats.intervals import Interval, mean_interval, ratio_interval
 from selfloop.types import Coordinates, Verdict
 
 INK, MUTED, GRID, PAPER = "#1d2228", "#5b6570", "#e4e7eb", "#fdfdfc"
+BARS, MAX_BARS = "▁▂▃▄▅▆▇█", 40  # of a curve in a table of a terminal
 FONT = "Helvetica, Arial, Liberation Sans, sans-serif"
 
 
@@ -84,7 +86,6 @@ def policy_styles(policies: Sequence[str]) -> dict[str, Style]:
 
 
 def css_variable(color: str) -> str:
-    """Name of the CSS variable that holds a color."""
     return f"--c{color[1:]}"
 
 
@@ -162,3 +163,14 @@ def format_change(change: Interval, *, is_ratio: bool) -> tuple[str, str]:
     if change.estimate is None:
         return "", ""
     return (f"×{text}" if is_ratio else f"{'+' * (change.estimate > 0)}{text}"), limits
+
+
+def sparkline(values: Floats, width: int = MAX_BARS) -> str:
+    """One character per generation, at most `width`; × where a value is missing, empty if all values are missing."""
+    positions = np.linspace(0, len(values) - 1, min(len(values), width))
+    visible = [float(values[round(position)]) for position in positions]
+    finite = [value for value in visible if np.isfinite(value)]
+    if not finite:
+        return ""
+    low, high = min(finite), max(finite)
+    return "".join(BARS[round((v - low) / ((high - low) or 1) * 7)] if np.isfinite(v) else "×" for v in visible)

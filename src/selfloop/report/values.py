@@ -107,7 +107,6 @@ class CategoryShares:
 
     @property
     def n_generations(self) -> int:
-        """Number of generations."""
         return max(int(values.shape[1]) for values in self.samples.values())
 
 
@@ -205,7 +204,6 @@ class Report:
 
     @property
     def n_seeds(self) -> int:
-        """Number of seeds of the main metric."""
         return len(self.panels[0].curves[0].values) if self.panels else 0
 
     @property
