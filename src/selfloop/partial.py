@@ -9,16 +9,15 @@ from pathlib import Path
 
 from selfloop.engine.curves import NOT_COMPUTED, TRIVIAL, Curves
 from selfloop.engine.run import store_path
-from selfloop.engine.tasks import Task, plan_tasks, replay_outputs
+from selfloop.engine.tasks import Task, TaskOutput, plan_tasks, replay_outputs
 from selfloop.errors import SelfloopError
-from selfloop.result import Result
+from selfloop.result import Result, collect_result
 from selfloop.spec.parse import fresh_spec
 from selfloop.spec.spec import Spec
 from selfloop.spec.write import spec_text
-from selfloop.store.calls import Usage
 from selfloop.store.live import read_progress
 from selfloop.store.records import check_format, place_of
-from selfloop.store.runs import count_looks, run_name
+from selfloop.store.runs import run_name
 from selfloop.store.store import Store
 from selfloop.types import Coordinates
 
@@ -34,25 +33,20 @@ def partial_result(spec: Spec | str | Path, store: str | Path | None = None) -> 
     spec, path = fresh_spec(spec), store_path(store)
     if not check_format(path):
         raise SelfloopError(f"store {place_of(path)}: is not a store. Name its folder with --store.")
-    labels, shared, done, total = spec.policy_labels(), Usage(), 0, 0
-    usage = {label: Usage() for label in labels}
-    table = {(p.coordinates, label): Curves(spec.seeds, p.spec.generations) for p in spec.points() for label in labels}
+    done, total, outputs = 0, 0, list[TaskOutput]()
     missing = list[tuple[Task, int]]()  # tasks of one policy that are not finished, and their generations in the store
     *earlier, chains = plan_tasks(spec, path)
     for task in chain.from_iterable(earlier):
-        for output in replay_outputs(task, Store(path, read_only=True))[0]:
-            shared.add(output.usage)
+        outputs += replay_outputs(task, Store(path, read_only=True))[0]
     for task in (replace(each, policies=(position,)) for each in chains for position in each.policies):
-        outputs, is_complete = replay_outputs(task, Store(path, read_only=True))
-        for output in outputs:
-            usage[labels[output.policy]].add(output.usage)
-            table[output.coordinates, labels[output.policy]].merge(output.curves)
-        stored, seeds = sum(output.generations for output in outputs), len(task.seeds)
+        own, is_complete = replay_outputs(task, Store(path, read_only=True))
+        outputs += own
+        stored, seeds = sum(output.generations for output in own), len(task.seeds)
         done, total = done + seeds * (task.generations if is_complete else stored), total + seeds * task.generations
         missing += [] if is_complete else [(task, stored)]
-    _note_missing(table, labels, missing)
-    look = count_looks(path, spec_text(spec))
-    return Result(spec, table, path, usage, shared, look, (done, total) if missing else None)
+    result = collect_result(spec, path, outputs)
+    _note_missing(result.table, spec.policy_labels(), missing)
+    return replace(result, progress=(done, total) if missing else None)
 
 
 def count_missing(spec: Spec, store: str | Path | None) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
@@ -17,6 +17,7 @@ from selfloop.criteria.judging import COLLAPSES, CurveCriterion, Reference
 from selfloop.engine.curves import NO_MEASUREMENT, NOT_COMPUTED, TRIVIAL, VALUE, Curves
 from selfloop.engine.executors import Notify
 from selfloop.engine.run import OnMeasured, Progress, run_tasks, store_path
+from selfloop.engine.tasks import TaskOutput
 from selfloop.errors import SpecError, shown, unknown_name
 from selfloop.formats.json_lines import measurement_to_json, verdict_to_json
 from selfloop.notebook import Verdicts
@@ -93,11 +94,7 @@ class Result:
     @cached_property
     def laws(self) -> dict[tuple[Coordinates, str], list[LawCurve]]:
         """The curves of all laws, those given the rows of the run too, by point and policy label."""
-        return {
-            (point.coordinates, label): point_laws(point, policy)
-            for point in self.points
-            for label, policy in zip(point.spec.policy_labels(), point.spec.policies, strict=True)
-        }
+        return {(point.coordinates, label): point_laws(point, policy) for point, label, policy in self._policies()}
 
     def schedules(self, at: At = ()) -> dict[str, list[ScheduleEntry]]:
         """Schedule of each policy: new rows and takes of every generation."""
@@ -154,12 +151,13 @@ class Result:
         return pd.DataFrame([{**verdict_to_json(v), **settings[v.coordinates, v.policy]} for v in self.verdicts()])
 
     def _policy_settings(self) -> dict[tuple[Coordinates, str], dict[str, object]]:
-        """The settings of every policy at every point, as columns: a sweep may change them under one label."""
-        return {
-            (point.coordinates, label): policy_settings(policy)
-            for point in self.points
-            for label, policy in zip(point.spec.policy_labels(), point.spec.policies, strict=True)
-        }
+        return {(point.coordinates, label): policy_settings(policy) for point, label, policy in self._policies()}
+
+    def _policies(self) -> Iterator[tuple[Point, str, Policy]]:
+        """Every policy with its label at every point: a sweep may change its settings under one label."""
+        for point in self.points:
+            for label, policy in zip(point.spec.policy_labels(), point.spec.policies, strict=True):
+                yield point, label, policy
 
     def curve(self, metric: str, at: At = ()) -> pd.DataFrame:
         """Mean over seeds with its 95 % interval: policy, generation, mean, low, high, seeds, settings as in `to_pandas`."""
@@ -193,33 +191,28 @@ class Result:
         In a sweep over n, a criterion also receives the risk at every n with the other coordinates equal, as "risk@n=100".
         """
         verdicts = Verdicts()
-        known_of = {
-            (point.coordinates, label): _references(point, policy)
-            for point in self.points
-            for label, policy in zip(point.spec.policy_labels(), point.spec.policies, strict=True)
-        }
-        for point in self.points:
+        known_of = {(point.coordinates, label): _references(point, policy) for point, label, policy in self._policies()}
+        for point, label, policy in self._policies():
             spec, measured = point.spec, self.curves(point.coordinates)
-            for label, policy in zip(spec.policy_labels(), spec.policies, strict=True):
-                curves, references = {**measured[label], **self._risks(label, point)}, {**known_of[point.coordinates, label]}
-                control = next((name for name, of in spec.controls().items() if of == label), "")
-                for name, curve in measured[control].items() if control else ():
-                    references[name] = replace(references.get(name, Reference()), control=curve, control_by=control)
-                is_bare = isinstance(spec.family, SupportsStepCount) and not control and not isinstance(policy, ControlsPolicy)
-                for other in self.points:
-                    if f"risk@n={other.n}" in curves and _without_n(other) == _without_n(point):
-                        risk = other.spec.risk_metric() or ""
-                        references[f"risk@n={other.n}"] = known_of[other.coordinates, label].get(risk, Reference())
-                for criterion in spec.criteria:
-                    known = (references,) if isinstance(criterion, CurveCriterion) else ()
-                    with at_look(self.look):
-                        verdict = criterion.judge(curves, spec.directions(), *known)
-                    if is_bare and isinstance(criterion, CurveCriterion) and criterion.uses_control and verdict.metric:
-                        verdict = replace(verdict, reason=f"{verdict.reason}; without a control")
-                    if self.progress and verdict.answer != "not measured":
-                        verdict = Verdict(verdict.criterion, label, "undecided", verdict.metric, reason=self.unfinished())
-                    verdict = replace(verdict, policy=label, coordinates=point.coordinates)
-                    verdicts.append(self._judge_ended(verdict, spec.risk_metric()) if verdict.metric else verdict)
+            curves, references = {**measured[label], **self._risks(label, point)}, {**known_of[point.coordinates, label]}
+            control = next((name for name, of in spec.controls().items() if of == label), "")
+            for name, curve in measured[control].items() if control else ():
+                references[name] = replace(references.get(name, Reference()), control=curve, control_by=control)
+            is_bare = isinstance(spec.family, SupportsStepCount) and not control and not isinstance(policy, ControlsPolicy)
+            for other in self.points:
+                if f"risk@n={other.n}" in curves and _without_n(other) == _without_n(point):
+                    risk = other.spec.risk_metric() or ""
+                    references[f"risk@n={other.n}"] = known_of[other.coordinates, label].get(risk, Reference())
+            for criterion in spec.criteria:
+                known = (references,) if isinstance(criterion, CurveCriterion) else ()
+                with at_look(self.look):
+                    verdict = criterion.judge(curves, spec.directions(), *known)
+                if is_bare and isinstance(criterion, CurveCriterion) and criterion.uses_control and verdict.metric:
+                    verdict = replace(verdict, reason=f"{verdict.reason}; without a control")
+                if self.progress and verdict.answer != "not measured":
+                    verdict = Verdict(verdict.criterion, label, "undecided", verdict.metric, reason=self.unfinished())
+                verdict = replace(verdict, policy=label, coordinates=point.coordinates)
+                verdicts.append(self._judge_ended(verdict, spec.risk_metric()) if verdict.metric else verdict)
         return verdicts
 
     def unfinished(self) -> str:
@@ -386,13 +379,20 @@ def run(  # noqa: PLR0913  # three are callbacks
 
         again = partial(run, store=store, workers=workers, threads=threads, progress=progress, notify=notify, on=on)
         return run_tracked(track, spec, on_measured, lambda spec, observe: again(spec, on_measured=observe))
+    outputs = run_tasks(
+        spec, store, workers=workers, threads=threads, progress=progress, notify=notify, on_measured=on_measured, on=on
+    )
+    return collect_result(spec, store, outputs)
+
+
+def collect_result(spec: Spec, store: Path, outputs: Iterable[TaskOutput]) -> Result:
+    """The result of a run, from the outputs of its tasks."""
     labels, shared = spec.policy_labels(), Usage()
     usage = {label: Usage() for label in labels}
     table = {(p.coordinates, label): Curves(spec.seeds, p.spec.generations) for p in spec.points() for label in labels}
-    for output in run_tasks(
-        spec, store, workers=workers, threads=threads, progress=progress, notify=notify, on_measured=on_measured, on=on
-    ):
+    for output in outputs:
         label = labels[output.policy]
         (shared if output.shared else usage[label]).add(output.usage)
-        table[output.coordinates, label].merge(output.curves)
+        if not output.shared:  # the chains replay what they share
+            table[output.coordinates, label].merge(output.curves)
     return Result(spec, table, store, usage, shared, count_looks(store, spec_text(spec)))

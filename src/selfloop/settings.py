@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import MISSING, Field, fields
 from functools import cache, reduce
 from operator import or_
@@ -98,13 +98,8 @@ def find_unused(settings: Settings, defaults: Any = None, unused: Mapping[str, s
             yield name, value, unused[name]
 
 
-def setting_types(cls: type[Any]) -> dict[str, Any]:
-    """Annotation of every setting of a class, but those that name what only exists inside a function or for type checkers."""
-    return _setting_types(cls)  # type: ignore[arg-type]  # mypy takes classes for unhashable
-
-
-@cache
 def _setting_types(cls: type[Any]) -> dict[str, Any]:
+    """Annotation of every setting of a class, but those that name what only exists inside a function or for type checkers."""
     hints: dict[str, Any] = {}
     for base in reversed(cls.__mro__):
         for name, annotation in vars(base).get("__annotations__", {}).items():
@@ -114,6 +109,9 @@ def _setting_types(cls: type[Any]) -> dict[str, Any]:
             except NameError:
                 hints.pop(name, None)
     return {f.name: hints[f.name] for f in fields(cls) if f.name in hints}
+
+
+setting_types: Callable[[type[Any]], dict[str, Any]] = cache(_setting_types)  # type: ignore[assignment]  # unhashable for mypy
 
 
 def check_setting(hint: Any, value: Any, name: str) -> Any:

@@ -46,9 +46,6 @@ class Expressions(DocumentSource):
     def documents(self) -> Iterator[str]:
         return iter(_documents(self.kind, self.depth, self.rows, self.noise))
 
-    def n_rows(self) -> int:
-        return len(_documents(self.kind, self.depth, self.rows, self.noise))
-
     def is_correct(self, rows: Columns) -> Bools:
         """True for texts that are an expression of this kind, " = " and its value."""
         texts = cast(Ragged, rows["text"]).to_bytes()

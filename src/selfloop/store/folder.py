@@ -10,12 +10,12 @@ import warnings
 from collections.abc import Hashable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
-from hashlib import blake2b, file_digest
 from pathlib import Path
 from typing import Any
 
 from selfloop.store import records
 from selfloop.store.bucket import ATTEMPTS, Bucket, bucket_of
+from selfloop.store.identity import digest_file
 
 KEY_LENGTH = 40  # of a key, and of the digest of an object
 
@@ -131,7 +131,7 @@ class StoreFolder:
                     if not self.bucket.download(name, received):
                         return False
                     with open(received, "rb") as file:
-                        is_whole = _file_digest(file) == content
+                        is_whole = digest_file(file) == content
                     if is_whole:
                         os.chmod(received, 0o444)
                         os.replace(received, path)
@@ -149,7 +149,7 @@ class StoreFolder:
         if stamp and self._checked.get(content) != stamp:
             try:
                 with open(path, "rb") as file:
-                    if _file_digest(file) == content:
+                    if digest_file(file) == content:
                         self._checked[content] = stamp
             except OSError as problem:
                 if problem.errno not in records.UNREADABLE:
@@ -230,7 +230,3 @@ class StoreFolder:
             yield
         except OSError as problem:
             raise records.store_error(self.path, action, problem) from problem
-
-
-def _file_digest(file: Any) -> str:
-    return file_digest(file, lambda: blake2b(digest_size=20)).hexdigest()

@@ -251,7 +251,12 @@ def file_digest(path: Path) -> str:
 @cache
 def _file_digest(path: Path, inode: int, size: int, time_ns: int) -> str:
     with path.open("rb") as file:
-        return hashlib.file_digest(file, lambda: blake2b(digest_size=20)).hexdigest()
+        return digest_file(file)
+
+
+def digest_file(file: Any) -> str:
+    """As `digest`, of the bytes of an open file."""
+    return hashlib.file_digest(file, lambda: blake2b(digest_size=20)).hexdigest()
 
 
 def digest(*chunks: bytes | memoryview) -> str:

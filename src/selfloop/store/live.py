@@ -17,7 +17,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Literal, Protocol
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
@@ -26,6 +26,9 @@ from selfloop.errors import SelfloopError, SettingError, first_line
 from selfloop.formats.replacing import write_text
 from selfloop.settings import check_setting, setting_types
 from selfloop.store.records import file_stat
+
+if TYPE_CHECKING:
+    from selfloop.engine.time_left import TimeLeft
 
 POLL_SECONDS = 0.5  # between two looks at the control file
 MAX_SILENCE, MAX_SILENCE_HERE = 30.0, 600.0  # seconds after which a process is gone, on another machine and on this one
@@ -153,14 +156,6 @@ def pause_between_steps(file: Path | None, notify: Callable[[str], None]) -> Cal
     return note
 
 
-class SecondsLeft(Protocol):
-    """The estimate of the time that a run still takes; `paused` seconds do not count."""
-
-    paused: float
-
-    def seconds(self) -> float | None: ...
-
-
 class LiveRun:
     """A run that writes its progress and obeys its control file while the block lasts.
 
@@ -168,7 +163,7 @@ class LiveRun:
     another thread, or where Ctrl-C is ignored. Of several processes that compute one run, all obey and one writes.
     """
 
-    def __init__(self, store: Path, run: str, total: int, notify: Callable[[str], None], risk: str, left: SecondsLeft) -> None:
+    def __init__(self, store: Path, run: str, total: int, notify: Callable[[str], None], risk: str, left: TimeLeft) -> None:
         self.progress = RunProgress(os.getpid(), platform.node(), total, risk=risk)
         self.store, self.run, self.control = store, run, control_file(store, run)
         self.notify, self.canceled, self.stop, self.left = notify, False, threading.Event(), left
