@@ -10,8 +10,8 @@ from decoders import c_decoder as build_c_decoder
 from torch._dynamo.testing import CompileCounter
 from torch.nn.attention.flex_attention import flex_attention
 
-from selfloop.families.transformer.decoder import DecodeRequest, build_decoder_weights, token_uniforms
-from selfloop.families.transformer.decoder_torch import TorchDecoder, uniforms_on_device
+from selfloop.families.transformer.decoder import DecodeRequest, build_decoder_weights
+from selfloop.families.transformer.decoder_torch import TorchDecoder
 from selfloop.families.transformer.text_sampler import TextSampler
 from tiny_language_models import ragged
 
@@ -43,14 +43,6 @@ def build(config, slots=7, **changes):
 def rows_of(result):
     tokens, lengths = result
     return [row[:length].tolist() for row, length in zip(tokens, lengths, strict=True)]
-
-
-def test_random_numbers_on_the_device_are_those_of_the_other_decoders():
-    rows, positions = (np.random.default_rng(0).integers(2**40, size=1000) for _ in range(2))
-    for key in (0, KEY, 2**64 - 1):
-        signed = torch.tensor(key - (key >> 63 << 64))
-        found = uniforms_on_device(signed, torch.from_numpy(rows), torch.from_numpy(positions)).numpy()
-        assert np.array_equal(found, token_uniforms(key, rows, positions))
 
 
 def next_logits(config, attend):

@@ -10,8 +10,8 @@ from decoders import END, GPT2, context, draw, random_model
 
 from selfloop.errors import MissingExtraError, SettingError, SpecError
 from selfloop.families.ngram import Ngram
-from selfloop.families.transformer.decoder_vllm import VllmDecoder
 from selfloop.families.transformer.family import Transformer
+from selfloop.families.transformer.hf_network import VllmDecoder
 from selfloop.families.transformer.text_sampler import TextSampler
 from tiny_language_models import ragged, token_lists
 

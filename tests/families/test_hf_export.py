@@ -17,7 +17,7 @@ from selfloop.families.nn import trainer
 from selfloop.families.nn.settings import TrainingSettings
 from selfloop.families.transformer.decoder import TransformerConfig
 from selfloop.families.transformer.family import Transformer
-from selfloop.families.transformer.hf_network import export_model, from_hf_config, to_hf_config
+from selfloop.families.transformer.hf_network import from_hf_config, open_model, save_folder, to_hf_config
 from selfloop.families.transformer.network import TransformerNetwork
 from selfloop.protocols import SupportsExport
 from selfloop.rng import RandomStream
@@ -74,7 +74,8 @@ def test_variants_that_a_configuration_cannot_describe_are_none(name, change):
 def test_an_exported_transformer_has_our_logits_its_tokens_and_its_settings_of_sampling(tmp_path, config, prepared):
     ours = random_network(config)
     params = {name: tensor.numpy() for name, tensor in ours.state_dict().items()}
-    export_model(config, {**params, "training/loss": np.zeros(3), **prepared}, tmp_path, "float32")
+    described = {**params, "training/loss": np.zeros(3), **prepared}
+    save_folder(open_model(config, described), described, tmp_path, "float32")
     theirs, tokenizer = AutoModelForCausalLM.from_pretrained(tmp_path), AutoTokenizer.from_pretrained(tmp_path)
     ids = tokenizer(TEXTS[0], return_tensors="pt").input_ids
     start, end = int(prepared["tokenizer/start"]), int(prepared["tokenizer/end"])
@@ -115,7 +116,7 @@ def test_the_transformer_family_exports_the_model_that_it_measures(tmp_path, arc
 def test_weights_can_be_written_as_bfloat16(tmp_path, prepared):
     config = CONFIGS["llama"]
     params = {name: tensor.numpy() for name, tensor in random_network(config).state_dict().items()}
-    export_model(config, {**params, **prepared}, tmp_path, "bfloat16")
+    save_folder(open_model(config, {**params, **prepared}), prepared, tmp_path, "bfloat16")
     model = AutoModelForCausalLM.from_pretrained(tmp_path)
     assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
     name = "model.layers.0.mlp.up_proj.weight"

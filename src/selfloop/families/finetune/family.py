@@ -22,7 +22,6 @@ from selfloop.families.lazy import hf_model, hf_network, torch, trainer
 from selfloop.families.nn.hf_folder import HfFolder
 from selfloop.families.nn.settings import Count, NetworkFamily, TrainingSettings
 from selfloop.families.transformer.decoder import DecodeRequest
-from selfloop.families.transformer.decoder_vllm import VllmDecoder
 from selfloop.families.transformer.family import TRUNCATION_TEXT, Transformer, Truncation
 from selfloop.families.transformer.packing import describe_lengths, row_lengths
 from selfloop.families.transformer.sample_tokens import sample_tokens
@@ -227,7 +226,7 @@ class Finetune(NetworkFamily):
         if sampler.decoder == "auto":
             return hf_network.generate(model, request, ctx)
         _check_positions("family.sampler.max_tokens", limit + 1, hf_model.max_positions(model.config))  # with the start token
-        return VllmDecoder(partial(hf_network.save_folder, model, params), "bfloat16", limit + 1, ctx)(request)
+        return hf_network.VllmDecoder(partial(hf_network.save_folder, model, params), "bfloat16", limit + 1, ctx)(request)
 
     def export(self, params: Params, folder: Path, dtype: str) -> None:
         """A Hugging Face folder: the model with its adapters merged, and the base's tokenizer."""

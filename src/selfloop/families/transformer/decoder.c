@@ -37,11 +37,10 @@ typedef struct {
 typedef struct {
     int64_t n_rows;              /* rows to decode */
     int64_t max_tokens, n_slots; /* tokens of the longest row, slots of each thread, whose lists are on its stack */
-    uint64_t random_key;
     uint32_t end;
     double temperature, top_p; /* temperature 0: the most probable token; top_p 1: all tokens */
     int64_t top_k;             /* 0: all tokens */
-    const int64_t *numbers;    /* [n_rows] of the rows in their stream */
+    const double *uniforms;    /* [n_rows][max_tokens] numbers in [0, 1) that decide the tokens */
     const uint32_t *starts;    /* [n_rows] inputs before the rows' first tokens */
     const uint32_t *prompts;   /* tokens that the rows begin with, row after row */
     const int64_t *offsets;    /* [n_rows + 1] */
@@ -99,19 +98,6 @@ static void forward(
         apply_norm(w->x + logit_rows[i] * PAD(HIDDEN_DIM), w->normed + i * PAD(HIDDEN_DIM));
     }
     matmul_bias(w->normed, PAD(HIDDEN_DIM), n_logits, weights, HIDDEN_DIM, VOCAB, 0, w->logits);
-}
-
-/* output function of SplitMix64: Steele, Lea and Flood 2014; rng.splitmix64 */
-static uint64_t splitmix64(uint64_t z) {
-    z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
-    z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
-    return z ^ (z >> 31);
-}
-
-/* a number in [0, 1) that decides one token: every row has a sequence of its own; decoder.token_uniforms */
-static double token_uniform(uint64_t key, uint64_t row, uint64_t position) {
-    const uint64_t step = 0x9e3779b97f4a7c15u;
-    return (splitmix64(splitmix64(key + (row + 1) * step) + (position + 1) * step) >> 11) * 0x1p-53;
 }
 
 /* the largest v such that the number (or the sum, `by_mass`) of all p[VOCAB] >= v is at least `target` */
@@ -246,7 +232,7 @@ static int decode_rows(const DecoderWeights *net, const DecodeRequest *request, 
         forward(net, n, inputs, n_logits, logit_rows, w);
         for (int i = 0; i < n_logits; i++) {
             Slot *slot = slots + logit_slots[i];
-            double u = token_uniform(request->random_key, request->numbers[slot->row], slot->n_tokens);
+            double u = request->uniforms[slot->row * request->max_tokens + slot->n_tokens];
             int64_t token = sample_token(request, u, w->logits + (size_t)i * PAD(VOCAB), w->up);
             if (token < 0) { return SELFLOOP_NOT_FINITE; }
             request->tokens[slot->row * request->max_tokens + slot->n_tokens++] = (uint32_t)token;

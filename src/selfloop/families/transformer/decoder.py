@@ -78,6 +78,10 @@ class DecodeRequest:
     def __len__(self) -> int:
         return len(self.prompts)
 
+    def uniforms(self) -> Floats:
+        """Numbers in [0, 1) that decide the token at each position of each row, (rows, max_tokens)."""
+        return token_uniforms(self.random_key, self.numbers[:, None], np.arange(self.max_tokens))
+
 
 def build_decoder_weights(config: TransformerConfig, params: Params) -> DecoderWeights:
     """The weights of a model with Hugging Face's names."""
@@ -121,7 +125,7 @@ def rotary_table(config: TransformerConfig) -> Float32s:
 
 
 def token_uniforms(random_key: int, rows: Ints, positions: Ints) -> Floats:
-    """Numbers in [0, 1) that decide the token at a position of a row, `token_uniform` of decoder.c.
+    """Numbers in [0, 1) that decide the token at a position of a row.
 
     They are SplitMix64 of a state that is SplitMix64 of (key, row), so that no two rows share a sequence.
     """

@@ -46,10 +46,9 @@ def _structure(name: str, **fields: type) -> type[ctypes.Structure]:
 
 _DecoderWeights = _structure("DecoderWeights", embedding=ctypes.c_void_p, positions=ctypes.c_void_p, layers=ctypes.c_void_p)
 _DecodeRequest = _structure(
-    "DecodeRequest", n_rows=ctypes.c_int64, max_tokens=ctypes.c_int64, n_slots=ctypes.c_int64, random_key=ctypes.c_uint64,
-    end=ctypes.c_uint32, temperature=ctypes.c_double, top_p=ctypes.c_double, top_k=ctypes.c_int64, numbers=ctypes.c_void_p,
-    starts=ctypes.c_void_p, prompts=ctypes.c_void_p, offsets=ctypes.c_void_p, tokens=ctypes.c_void_p, lengths=ctypes.c_void_p,
-    next_row=ctypes.c_void_p,
+    "DecodeRequest", n_rows=ctypes.c_int64, max_tokens=ctypes.c_int64, n_slots=ctypes.c_int64, end=ctypes.c_uint32,
+    temperature=ctypes.c_double, top_p=ctypes.c_double, top_k=ctypes.c_int64, uniforms=ctypes.c_void_p, starts=ctypes.c_void_p,
+    prompts=ctypes.c_void_p, offsets=ctypes.c_void_p, tokens=ctypes.c_void_p, lengths=ctypes.c_void_p, next_row=ctypes.c_void_p,
 )  # fmt: skip
 
 
@@ -69,13 +68,13 @@ class CDecoder:
         """Tokens (rows, max_tokens) and lengths of the rows; ChainEndedError("diverged") if logits are not finite."""
         tokens, lengths = np.zeros((len(request), request.max_tokens), np.uint32), np.zeros(len(request), np.int64)
         next_row = np.zeros(1, np.int64)
-        numbers, starts = np.array(request.numbers, np.int64), np.array(request.starts, np.uint32)
+        uniforms, starts = request.uniforms(), np.array(request.starts, np.uint32)
         prompts, offsets = np.array(request.prompts.values, np.uint32), np.array(request.prompts.offsets, np.int64)
         s, slots = request.sampler, min(-(-min(request.sampler.batch_size, len(request)) // threads), MAX_SLOTS)
         c_request = _DecodeRequest(
-            len(request), request.max_tokens, slots, request.random_key, request.end, s.temperature, s.top_p or 1.0,
+            len(request), request.max_tokens, slots, request.end, s.temperature, s.top_p or 1.0,
             min(s.top_k or 0, self.config.vocab),
-            *(array.ctypes.data for array in (numbers, starts, prompts, offsets, tokens, lengths, next_row)),
+            *(array.ctypes.data for array in (uniforms, starts, prompts, offsets, tokens, lengths, next_row)),
         )  # fmt: skip
         c_weights = _DecoderWeights(*(array.ctypes.data for array in self.arrays))
         arguments = (ctypes.byref(c_weights), ctypes.byref(c_request))
@@ -216,7 +215,7 @@ def _passes_test(config: decoder.TransformerConfig, path: Path) -> bool:
     for position in range(request.max_tokens):
         positions = np.full(len(request), position)
         p = network.step(torch.from_numpy(inputs[:, position]), torch.from_numpy(positions)).double().softmax(-1).numpy()
-        ends, u = p.cumsum(-1)[indices, rows[:, position]], decoder.token_uniforms(request.random_key, indices, positions)
+        ends, u = p.cumsum(-1)[indices, rows[:, position]], request.uniforms()[:, position]
         if np.maximum(ends - p[indices, rows[:, position]] - u, u - ends).max() > TEST_TOLERANCE:
             return False
     return True

@@ -16,11 +16,9 @@ from selfloop.errors import ChainEndedError
 from selfloop.families.nn.static_call import StaticCall
 from selfloop.families.transformer.decoder import DecodeRequest, DecoderWeights, Float32s, Tokens, TransformerConfig
 from selfloop.families.transformer.text_sampler import TextSampler
-from selfloop.rng import SPLITMIX_STEP
 
 BLOCK_POSITIONS = 128  # of the cache, which flex attention reads or skips together
 STEPS_PER_CHECK = 32  # on a GPU, between two looks at the number of finished rows, each of which waits for the GPU
-SPLITMIX_FACTORS = (0xBF58476D1CE4E5B9 - (1 << 64), 0x94D049BB133111EB - (1 << 64))  # as int64
 
 
 class TorchDecoder:
@@ -121,11 +119,10 @@ class TorchDecoder:
         row, n_cached = torch.where(begins, following, r.row), r.n_cached.masked_fill(is_idle, 0)
         n_tokens = torch.where(is_idle, r.prompt_lengths[row], r.n_tokens)
         tokens = torch.where(n_cached > 0, r.samples[row, (n_cached - 1).clamp(min=0)], r.starts[row])
-        u = uniforms_on_device(r.random_key, r.numbers[row], n_tokens)
-        drawn = draw_tokens(self.step(tokens, n_cached), r.sampler, u)
+        place = row, n_tokens.clamp(max=self.config.context - 1)
+        drawn = draw_tokens(self.step(tokens, n_cached), r.sampler, r.uniforms[place])
         n_cached = n_cached + 1
         is_drawn = (row < r.capacity) & (n_cached > n_tokens)
-        place = row, n_tokens.clamp(max=self.config.context - 1)
         r.samples[place] = torch.where(is_drawn, drawn, r.samples[place])
         n_tokens = n_tokens + is_drawn
         ends = is_drawn & ((drawn == r.end) | (n_tokens == r.max_tokens))
@@ -144,21 +141,22 @@ class _Rows:
             return torch.zeros(shape, dtype=torch.int64, device=device)
 
         self.capacity, self.sampler, self.samples = capacity, sampler, zeros(capacity + 1, width)
-        self.starts, self.numbers, self.prompt_lengths, self.lengths = (zeros(capacity + 1) for _ in range(4))
+        self.uniforms = torch.zeros((capacity + 1, width), dtype=torch.float64, device=device)
+        self.starts, self.prompt_lengths, self.lengths = (zeros(capacity + 1) for _ in range(3))
         self.row, self.n_cached, self.n_tokens, self.counts = zeros(slots), zeros(slots), zeros(slots), zeros(2)
-        self.n_rows, self.next_row, self.random_key, self.end, self.max_tokens = (zeros() for _ in range(5))
+        self.n_rows, self.next_row, self.end, self.max_tokens = (zeros() for _ in range(4))
 
     def load(self, request: DecodeRequest) -> None:
         n, lengths = len(request), np.diff(request.prompts.offsets)
         prompts = np.zeros((n, self.samples.shape[1]), np.int64)
         prompts[np.arange(prompts.shape[1]) < lengths[:, None]] = request.prompts.values
-        of_rows = {"samples": prompts, "starts": request.starts, "numbers": request.numbers, "prompt_lengths": lengths}
+        self.uniforms[:n, : request.max_tokens] = torch.from_numpy(request.uniforms())
+        of_rows = {"samples": prompts, "starts": request.starts, "prompt_lengths": lengths}
         for name, values in of_rows.items():
             getattr(self, name)[:n] = torch.from_numpy(np.array(values, np.int64)).to(self.samples.device)
-        key = request.random_key - (request.random_key >> 63 << 64)  # as int64
         for tensor, value in (
-            (self.n_rows, n), (self.next_row, 0), (self.random_key, key), (self.end, request.end),
-            (self.max_tokens, request.max_tokens), (self.row, self.capacity), (self.counts, 0),
+            (self.n_rows, n), (self.next_row, 0), (self.end, request.end), (self.max_tokens, request.max_tokens),
+            (self.row, self.capacity), (self.counts, 0),
         ):  # fmt: skip
             tensor.fill_(value)
 
@@ -189,24 +187,6 @@ def _apply_rope(x: Tensor, table: Tensor) -> Tensor:
     """Heads (slots, heads, size) rotated by their position (Su et al. 2021, 2104.09864, eq. 34, halves instead of pairs)."""
     (a, b), (cosine, sine) = x.chunk(2, -1), table.unsqueeze(2).unbind(1)
     return torch.cat([a * cosine - b * sine, b * cosine + a * sine], -1)
-
-
-def uniforms_on_device(random_key: Tensor, rows: Tensor, positions: Tensor) -> Tensor:
-    """The numbers of `decoder.token_uniforms`, from int64 tensors."""
-    step = int(SPLITMIX_STEP) - (1 << 64)
-    states = _splitmix64(random_key + (rows + 1) * step)
-    return _shift(_splitmix64(states + (positions + 1) * step), 11).double() * 2.0**-53
-
-
-def _splitmix64(z: Tensor) -> Tensor:
-    for shift, factor in zip((30, 27), SPLITMIX_FACTORS, strict=True):
-        z = (z ^ _shift(z, shift)) * factor
-    return z ^ _shift(z, 31)
-
-
-def _shift(z: Tensor, n_bits: int) -> Tensor:
-    """The bits of an integer shifted to the right, zeros in their place."""
-    return (z >> n_bits) & ((1 << (64 - n_bits)) - 1)
 
 
 def draw_tokens(logits: Tensor, sampler: TextSampler, u: Tensor) -> Tensor:

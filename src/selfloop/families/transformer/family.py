@@ -19,7 +19,6 @@ from selfloop.errors import DataError, SettingError
 from selfloop.families.lazy import hf_model, hf_network, text_networks, torch, torch_compile, trainer
 from selfloop.families.nn.settings import Count, NetworkFamily, TrainingSettings
 from selfloop.families.transformer.decoder import Arch, TransformerConfig
-from selfloop.families.transformer.decoder_vllm import VllmDecoder
 from selfloop.families.transformer.packing import MAX_ROW_TOKENS, TokenStream, describe_lengths, pack
 from selfloop.families.transformer.sample_tokens import BeamSearch, sample_tokens
 from selfloop.families.transformer.text_sampler import TextSampler, read_prompts
@@ -127,7 +126,7 @@ class Transformer(NetworkFamily):
         assert isinstance(sampler, TextSampler)
         decode, config = self._beam_search(params, ctx) if sampler.num_beams > 1 else None, self.config()
         if sampler.decoder == "vllm":
-            decode = VllmDecoder(partial(self.export, params), "float16", self.context, ctx)
+            decode = hf_network.VllmDecoder(partial(self.export, params), "float16", self.context, ctx)
             config = replace(config, context=self.context - 1)  # vLLM counts the start token, and the last drawn one
         longest = min(int(params.get(MAX_ROW_TOKENS, 0)), MAX_WINDOWS * self.context)
         limited = replace(sampler, max_tokens=sampler.max_tokens or max(longest, self.context))

@@ -1,10 +1,17 @@
-"""Models in the form of Hugging Face: configurations, networks, their rows, and folders that transformers and vLLM open."""
+"""Models in the form of Hugging Face: configurations, networks, their rows, and folders that transformers and vLLM open.
+
+vLLM itself was never run with this module: its tests use a small package with the same interface.
+"""
 
 from __future__ import annotations
 
 import json
+import warnings
+from collections.abc import Callable
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -20,6 +27,7 @@ from selfloop.families.nn import trainer
 from selfloop.families.nn.hf_folder import load_hf_model, quiet
 from selfloop.families.transformer.decoder import Arch, DecodeRequest, TransformerConfig
 from selfloop.families.transformer.text_sampler import TextSampler
+from selfloop.rng import SPLITMIX_STEP, splitmix64
 
 HF_NAMES: dict[Arch, dict[str, str]] = {  # settings of transformers' configurations
     "gpt2": {
@@ -33,6 +41,10 @@ HF_NAMES: dict[Arch, dict[str, str]] = {  # settings of transformers' configurat
     },
 }  # fmt: skip
 NON_WEIGHTS = ("tokenizer/", "training/")  # prefixes of arrays that are no weights
+MIN_TOKENS = 16  # drawn tokens of rows that are compared: shorter ones are equal by chance
+MIN_ROWS = 10  # equal rows at the same places of two calls that show equal seeds
+MAX_DUPLICATES = 0.01  # share of rows without a warning
+MEMORY_SHARE = 0.8  # of the GPU's memory, the rest of which torch may hold
 
 
 def to_hf_config(config: TransformerConfig, start: int, end: int) -> Any:
@@ -127,6 +139,69 @@ def _generation_config(model: Any, sampler: TextSampler, end: int, n_tokens: int
         do_sample=sampler.temperature > 0, num_beams=sampler.num_beams, max_new_tokens=n_tokens, eos_token_id=end,
         pad_token_id=end, **(random if sampler.temperature > 0 else {}),
     )  # fmt: skip
+
+
+class VllmDecoder:
+    """An engine of vLLM (https://docs.vllm.ai) with one model, on a GPU that vLLM supports.
+
+    Every row has a seed of its own, derived from the stream and the row's number. Rows are independent draws from the model in
+    half precision. vLLM's bits depend on its version, its kernels and the rows that it computes together, so that a row may
+    differ from call to call.
+    """
+
+    def __init__(self, save: Callable[[Path, str], None], dtype: str, context: int, ctx: Context) -> None:
+        import vllm
+
+        ctx.backends["sampling"] = f"vllm {vllm.__version__} {dtype}"
+        self.new_request, self.seen, self.previous = vllm.SamplingParams, set[int](), list[tuple[int, ...]]()
+        with TemporaryDirectory() as folder:
+            save(Path(folder), dtype)
+            self.engine: Any = vllm.LLM(
+                model=folder, dtype=dtype, max_model_len=context, skip_tokenizer_init=True, generation_config="vllm",
+                gpu_memory_utilization=MEMORY_SHARE,
+            )  # fmt: skip
+
+    def __call__(self, request: DecodeRequest) -> Ragged:
+        """The rows of a request; SpecError if vLLM draws the rows of two calls with the same random numbers."""
+        s, offsets = request.sampler, request.prompts.offsets
+        known = [request.prompts.values[first:end].tolist() for first, end in pairwise(offsets.tolist())]
+        keys = splitmix64(np.uint64(request.random_key) + (request.numbers.astype(np.uint64) + np.uint64(1)) * SPLITMIX_STEP)
+        requests = [
+            self.new_request(
+                temperature=s.temperature, top_k=s.top_k or -1, top_p=s.top_p or 1.0, seed=seed, detokenize=False,
+                max_tokens=request.max_tokens - len(prompt), stop_token_ids=[request.end], ignore_eos=True,
+            )
+            for prompt, seed in zip(known, (keys >> np.uint64(1)).tolist(), strict=True)
+        ]  # fmt: skip
+        prompts = [{"prompt_token_ids": [start, *row]} for start, row in zip(request.starts.tolist(), known, strict=True)]
+        outputs = self.engine.generate(prompts, requests, use_tqdm=False)
+        drawn = [tuple(output.outputs[0].token_ids) for output in outputs]
+        if s.temperature > 0:
+            self._compare(drawn)
+        rows = [np.array([*prompt, *tokens], np.uint32) for prompt, tokens in zip(known, drawn, strict=True)]
+        return Ragged(np.concatenate(rows), np.cumsum([0, *map(len, rows)]))
+
+    def _compare(self, drawn: list[tuple[int, ...]]) -> None:
+        """Warn of rows that repeat earlier ones; raise if a whole call repeats the one before, place by place."""
+        long = [tokens for tokens in drawn if len(tokens) >= MIN_TOKENS]
+        repeats = sum(a == b for a, b in zip(self.previous, drawn, strict=False) if len(a) >= MIN_TOKENS)
+        neighbors = sum(a == b for a, b in pairwise(long))  # as often as other pairs, if rows are independent
+        self.previous = drawn
+        if repeats >= MIN_ROWS and repeats > len(long) / 2 and neighbors < len(long) / 10:
+            raise SpecError(
+                f"family.sampler.decoder: vllm drew {repeats} of {len(long)} rows with the random numbers of an earlier call. "
+                "Set decoder to 'auto', or install another version of vllm."
+            )
+        n_equal = 0
+        for tokens in map(hash, long):
+            n_equal += tokens in self.seen
+            self.seen.add(tokens)
+        if n_equal > MAX_DUPLICATES * len(long):
+            warnings.warn(
+                f"vllm: {n_equal} of {len(long)} rows of {MIN_TOKENS} or more drawn tokens equal an earlier row "
+                f"({n_equal / len(long):.1%}): the model repeats itself, or rows share random numbers",
+                stacklevel=2,
+            )
 
 
 def save_folder(model: Any, params: Params, folder: Path, dtype: str, chat_template: str | None = None) -> None:

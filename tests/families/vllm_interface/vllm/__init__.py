@@ -1,4 +1,4 @@
-"""The part of vLLM's interface that `decoder_vllm` calls, on transformers: one row after the other, on a processor."""
+"""The part of vLLM's interface that `VllmDecoder` calls, on transformers: one row after the other, on a processor."""
 
 from dataclasses import dataclass
 from types import SimpleNamespace
