@@ -98,9 +98,7 @@ class NormalRegression(EnsembleFamily):
 
     def sample_rows(self, params: Params, n: int, sampler: Sampler, inputs: Columns, streams: SeedStreams) -> Columns:
         levels = cast(LinearSampler, sampler).noise_levels(cast(Floats, params["noise"]))
-        noise = np.empty((len(levels), n))
-        for of_seed, stream in zip(noise, streams, strict=True):
-            stream.generator().standard_normal(out=of_seed)
+        noise = np.stack([stream.generator().standard_normal(n) for stream in streams])
         return {**inputs, "y": self.predict_mean(params, inputs) + levels[:, None] * noise}
 
     def trivial_risk(self, metric: str, initial: Columns, holdout: Columns, truth: Params, ctx: Context) -> float | None:
@@ -160,9 +158,7 @@ class Linear(NormalRegression):
         if all(root is roots[0] for root in roots):
             response = sum_in_order([share[:, None] * of_take for share, of_take in zip(shares, responses, strict=True)])
             return {"root": roots[0], "response": response, "count": sum_in_order(counts)}
-        gram = np.zeros((len(counts[0]), *[roots[0].shape[2]] * 2))
-        for share, root in zip(shares, roots, strict=True):
-            gram += share[:, None, None] * (root.mT @ root)
+        gram = sum_in_order([share[:, None, None] * (root.mT @ root) for share, root in zip(shares, roots, strict=True)])
         moments = [share[:, None] * (u[:, None] @ root)[:, 0] for share, u, root in zip(shares, responses, roots, strict=True)]
         return {"gram": gram, "moment": sum_in_order(moments), "count": sum_in_order(counts)}
 

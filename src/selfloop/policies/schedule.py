@@ -100,8 +100,7 @@ def rows_of_share(setting: str, share: float, n: int, *, of_total: bool = False)
 
 
 def rows_of_batch(policy: Policy, batch: Batch, n: int) -> int:
-    new_rows = policy.new_rows(batch.born, n)
-    return {"real": new_rows.real, "synthetic": new_rows.synthetic, "external": new_rows.external}[batch.kind]
+    return int(getattr(policy.new_rows(batch.born, n), batch.kind))
 
 
 def _check_new_rows(key: str, t: int, n: int, new_rows: NewRows) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cache
@@ -14,17 +14,17 @@ from tempfile import TemporaryDirectory
 from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
+from annotated_types import MinLen
 
 from selfloop.columns import Array, Column, Columns, ColumnType, Params, Ragged, Schema
 from selfloop.component import Context, Family, Sampler, Source
-from selfloop.errors import ChainEndedError, DataError, SettingError, SpecError, first_line, missing_extra, shown
+from selfloop.errors import ChainEndedError, DataError, SettingError, SpecError, first_line, missing_extra, shown, unknown_name
 from selfloop.families.command.model_files import pack_folder, unpack_folder
-from selfloop.families.command.settings import PLACEHOLDER, CommandLines, CommandSampler
 from selfloop.formats import tables
 from selfloop.formats.programs import Program, ProgramError, log_path, sorted_files
 from selfloop.formats.safetensors import to_safetensors
 from selfloop.protocols import SupportsEvaluate
-from selfloop.settings import PositiveFloat
+from selfloop.settings import PositiveFloat, Settings
 from selfloop.types import MASK, TrainingRows
 
 EXCHANGE = "exchange"  # folder of the files that programs read and write
@@ -32,6 +32,62 @@ COLUMNS = "columns"  # array with the names and types of the rows that a model w
 MAX_VERSION_SECONDS = 60.0
 NO_IDENTITY = {"identity": False}
 WRITERS = {"csv": tables.write_csv, "jsonl": tables.write_jsonl, "parquet": tables.write_parquet}
+PLACEHOLDER = re.compile(r"\{(\w+)\}")
+NEEDED = {"train": {"data", "model"}, "sample": {"model", "n", "out"}, "evaluate": {"model", "out"}}
+OPTIONAL = {"train": {"init", "weights"}, "sample": {"inputs"}, "evaluate": {"holdout", "samples"}}
+ANYWHERE = {"seed", "threads", "scratch"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class CommandLines(Settings):
+    """Programs with their arguments, without a shell. `{name}` in an argument is a placeholder.
+
+    All may use `{seed}` (31 bits), `{threads}` and `{scratch}`, a folder that an interrupted call finds again. Other braces are
+    no placeholders if a blank follows them.
+    """
+
+    train: Annotated[tuple[str, ...], MinLen(1), "reads {data}, writes files into {model}; may use {init}, {weights}"]
+    sample: Annotated[tuple[str, ...], MinLen(1), "reads {model}, writes {n} rows to {out}; may use {inputs}, sampler.set"]
+    evaluate: Annotated[tuple[str, ...], "reads {model}, writes JSON to {out}; may use {holdout}, {samples}"] = ()
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for stage, needed in NEEDED.items():
+            arguments, used = getattr(self, stage), self.placeholders(stage)
+            if arguments and (missing := needed - used):
+                names = ", ".join(f"{{{name}}}" for name in sorted(needed))
+                raise SettingError(stage, f"lacks the placeholder {{{min(missing)}}}. Use {names}.")
+        for stage in ("train", "evaluate"):
+            self.check_placeholders(stage)
+
+    def placeholders(self, stage: str) -> set[str]:
+        return {name for argument in getattr(self, stage) for name in PLACEHOLDER.findall(argument)}
+
+    def check_placeholders(self, stage: str, settings: Collection[str] = ()) -> None:
+        """Raise SettingError for a placeholder that has no value. `settings`: those of sampling."""
+        allowed = NEEDED[stage] | OPTIONAL[stage] | ANYWHERE | {*settings}
+        for name in sorted(self.placeholders(stage) - allowed):
+            raise SettingError(stage, unknown_name("", name, allowed, "placeholder").removeprefix(": "))
+
+
+@dataclass(frozen=True, kw_only=True)
+class CommandSampler(Sampler):
+    """Settings of sampling for the command `sample`."""
+
+    name: ClassVar[str] = "command"
+    set: Annotated[Mapping[str, str | bool | int | float], "values of placeholders of `sample`, by name"] = field(
+        default_factory=dict
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in self.set:
+            if not name.isidentifier() or name in NEEDED["sample"] | OPTIONAL["sample"] | ANYWHERE:
+                raise SettingError("set", f"got the name {name!r}; expected a word that is no other placeholder. Rename it.")
+
+    def values(self) -> dict[str, str]:
+        """The settings as arguments of a program: true and false in lower case."""
+        return {name: str(value).lower() if isinstance(value, bool) else str(value) for name, value in self.set.items()}
 
 
 @dataclass(frozen=True, kw_only=True)
