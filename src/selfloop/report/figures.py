@@ -84,8 +84,11 @@ def main_figure(report: Report, styles: Mapping[str, Style]) -> Figure | None:
 def sweep_figure(report: Report, styles: Mapping[str, Style]) -> Figure | None:
     """The last value of the main metric over one or two axes of the sweep; None for other numbers of axes."""
     panels = [panel for panel in report.drawn_panels if panel.metric == report.drawn_panels[0].metric]
-    spec = sweep_chart(panels, styles)
-    return Figure(name="sweep", alt=describe_sweep(panels), caption=sweep_caption(panels), spec=spec) if spec else None
+    axes = sweep_axes(panels)
+    if len(axes) not in (1, 2):
+        return None
+    spec = _axis_chart(panels, styles, *next(iter(axes.items()))) if len(axes) == 1 else _heat_chart(panels, styles, axes)
+    return Figure(name="sweep", alt=describe_sweep(panels), caption=sweep_caption(panels), spec=spec)
 
 
 def side_by_side(reports: Sequence[Report], styles: Mapping[str, Style]) -> list[Figure]:
@@ -237,14 +240,6 @@ def _in_order(values: Sequence[object]) -> list[object]:
 
 def _are_numbers(values: Sequence[object]) -> bool:
     return all(isinstance(x, int | float) and not isinstance(x, bool) for x in values)
-
-
-def sweep_chart(panels: Sequence[Panel], styles: Mapping[str, Style]) -> dict[str, Any] | None:
-    """Last values over one axis with intervals, or as a heat map over two; None for another number of axes."""
-    axes = sweep_axes(panels)
-    if len(axes) == 1:
-        return _axis_chart(panels, styles, *next(iter(axes.items())))
-    return _heat_chart(panels, styles, axes) if len(axes) == 2 else None
 
 
 def _axis_chart(panels: Sequence[Panel], styles: Mapping[str, Style], key: str, values: Sequence[object]) -> dict[str, Any]:
