@@ -273,7 +273,7 @@ def test_every_window_of_beam_sampling_has_random_numbers_of_its_own():
     family = Transformer(arch="gpt2", layers=2, hidden=24, heads=2, mlp_hidden=40, context=24, vocab=40)
     streams = []
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr("selfloop.families.transformer.hf_network.build_hf_model", lambda *_: None)
+        patched.setattr("selfloop.families.transformer.hf_network.open_model", lambda *_: None)
 
         def generate(model, request, ctx):
             streams.append(ctx.stream)

@@ -156,7 +156,7 @@ def test_layers_that_torch_cannot_compile_stay_as_they_are(monkeypatch):
     def fail(*_):
         raise RuntimeError("no triton")
 
-    monkeypatch.setattr(torch_compile, "compiled", lambda function: fail)
+    monkeypatch.setattr(torch_compile, "compile_once", lambda function: fail)
     model, ctx = TransformerNetwork(CONFIGS[0]), Context(RandomStream())
     with pytest.warns(UserWarning, match=r"training is slower: torch cannot compile here \(no triton\)"):
         torch_compile._compile_layers(model, TrainingSettings(compile="auto"), 2, ctx)
@@ -172,6 +172,6 @@ def test_layers_compiled_by_torch_give_the_same_numbers(monkeypatch):
     config = replace(CONFIGS[3], layers=1)
     model = random_network(config)
     expected = loss_and_gradients(model, partial(our_loss, model), config)
-    model.apply_layer = torch_compile.compiled.__wrapped__(network.apply_layer)
+    model.apply_layer = torch_compile.compile_once.__wrapped__(network.apply_layer)
     found = loss_and_gradients(model, partial(our_loss, model), config)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)

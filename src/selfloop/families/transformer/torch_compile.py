@@ -47,7 +47,7 @@ def _compile_layers(network: TransformerNetwork, training: TrainingSettings, n_w
     tokens = torch.zeros((n_windows, network.config.context), dtype=torch.int64, device=trainer.device())
     error: Exception | None = None
     try:
-        network.apply_layer, network.skips_blocks = compiled(apply_layer), network.in_documents and not network.dropout
+        network.apply_layer, network.skips_blocks = compile_once(apply_layer), network.in_documents and not network.dropout
         with trainer.seed_torch(ctx.stream), trainer.autocast(training, network):
             network(tokens, tokens if network.in_documents else None).sum().backward()
     except (RuntimeError, OSError) as problem:  # all errors of torch's and the system's compiler
@@ -80,7 +80,7 @@ def compile_attention(decoder: TorchDecoder) -> None:
 
 
 @cache
-def compiled(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+def compile_once(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """The function, compiled at its first call with new shapes.
 
     It has no recompile limit: beyond it the last bits of a fit would depend on earlier fits of the same process.
@@ -96,4 +96,4 @@ def compiled(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
 def attend_compiled(*arguments: Tensor, **settings: Any) -> Tensor:
     """Flex attention, compiled."""
-    return compiled(flex_attention)(*arguments, **settings)
+    return compile_once(flex_attention)(*arguments, **settings)
