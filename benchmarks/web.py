@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from dataclasses import replace
 
-from selfloop.theory.web import Web, WebFamily, WebSource, follow_web
+from selfloop.theory.web import Web, WebFamily, WebSource, predict_web
 
 WEB = Web(
     generations=100,
@@ -32,7 +32,7 @@ def main() -> None:
     chosen = replace(WEB, families=(*WEB.families[:2], replace(WEB.families[2], candidates=2)))
     for name, web, seeds in (("exact", WEB, [None]), ("simulated, two seeds", chosen, [0, 1])):
         start = time.perf_counter()
-        prediction = follow_web(web, seeds)
+        prediction = predict_web(web, seeds)
         seconds = time.perf_counter() - start
         numbers = 2 * models * web.generations * (len(seeds) - (seeds == [None]))  # a mean and a variance of every fit
         size = f"{models:,} models, {web.generations} generations, {numbers:,} numbers drawn"

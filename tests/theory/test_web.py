@@ -22,7 +22,6 @@ from selfloop.theory.web import (
     WebFamily,
     WebPrediction,
     WebSource,
-    follow_web,
     needed_real_rows,
     predict_web,
     read_web,
@@ -257,23 +256,23 @@ def test_without_bias_error_and_variance_add_up_to_the_true_variance() -> None:
 
 
 def test_simulated_models_have_the_exact_moments_without_a_choice_and_others_with_one() -> None:
-    exact, simulated = predict_web(WEB), follow_web(WEB, range(200))
+    exact, simulated = predict_web(WEB), predict_web(WEB, range(200))
     assert (np.abs(simulated.error - exact.error) < 4 * simulated.standard_error)[:, :-1].all()
     np.testing.assert_allclose(simulated.variance, exact.variance, rtol=0.03)
     np.testing.assert_allclose(simulated.shared_error[-1], exact.shared_error[-1], rtol=0.25)
-    chosen = follow_web(changed(WEB, "large", candidates=2), range(200))
+    chosen = predict_web(changed(WEB, "large", candidates=2), range(200))
     assert (np.abs(chosen.error - exact.error) > 4 * chosen.standard_error)[2:, 0].all()
 
 
 def test_simulated_models_with_a_choice_agree_with_drawn_rows() -> None:
     web = changed(replace(CLUB, generations=4, window=None), "all", candidates=3)
-    values, simulated = drawn(web, 250), follow_web(web, range(250))
+    values, simulated = drawn(web, 250), predict_web(web, range(250))
     error = np.hypot(values[..., 1].std(axis=0, ddof=1) / np.sqrt(250), simulated.standard_error)
     assert (np.abs(values[..., 1].mean(axis=0) - simulated.error) < 4 * error).all()
     assert simulated.bias[1, 0] == pytest.approx(
         best_of_moments(3)[0] / 2 * (1 - 0.75 / 50), rel=0.01
     )  # mean deviation of 50 rows
-    other = follow_web(changed(web, "all", candidates=2), range(250))
+    other = predict_web(changed(web, "all", candidates=2), range(250))
     assert (np.abs(values[..., 1].mean(axis=0) - other.error) > 4 * error)[1:].all()
 
 

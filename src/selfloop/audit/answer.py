@@ -119,14 +119,13 @@ class Audit:
 
 def audit_to_json(audit: Audit) -> str:
     """The audit as one JSON object, without the measurements; undefined numbers are null."""
-    return json.dumps(to_json(audit, _plain_part), ensure_ascii=False, indent=1, allow_nan=False)
+    return json.dumps(to_json(_as_table(audit)), ensure_ascii=False, indent=1, allow_nan=False)
 
 
-def _plain_part(value: Any) -> Any:
-    if not isinstance(value, Audit):
-        return value
-    parts = {name: part for name, part in vars(value).items() if name != "result"}
-    return {**parts, "spec": spec_text(value.spec), "exit_code": value.exit_code}
+def _as_table(audit: Audit) -> dict[str, Any]:
+    table = {name: value for name, value in vars(audit).items() if name != "result"}
+    audits = [_as_table(other) for other in audit.audits]
+    return {**table, "spec": spec_text(audit.spec), "audits": audits, "exit_code": audit.exit_code}
 
 
 def first_screen(audit: Audit) -> str:

@@ -51,10 +51,6 @@ class AuditDesign:
     bound_text: str
     looks: tuple[int, ...]
 
-    def spec_at(self, seeds: int) -> Spec:
-        """The spec of a look."""
-        return replace(self.spec, seeds=self.spec.seeds[:seeds])
-
 
 def design_audit(
     spec: Spec,

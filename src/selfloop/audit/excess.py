@@ -183,16 +183,13 @@ def read_details(result: Result, policy: str, control: str, bound: float, look: 
     spec, curves = result.spec, result.curves()
     directions = spec.directions()
     names = [name for name in directions if name in curves[policy].keys() & curves[control].keys()]
-    titles = {m.name: (m.title, m.unit) for m in spec.metrics}
-    for m in spec.metrics:
-        titles |= {name: (title, m.secondary_units.get(name, m.unit)) for name, title in m.secondary_titles.items()}
+    own = [(m, name, title) for m in spec.metrics for name, title in {**m.secondary_titles, m.name: m.title}.items()]
+    titles = {name: (title, m.secondary_units.get(name, m.unit)) for m, name, title in own}
     last = {name: [curves[label][name][:, -1:] for label in (policy, control)] for name in names}
     last = {name: pair for name, pair in last.items() if not np.isnan(np.hstack(pair)).any()}
     rises = [
-        np.subtract(*(as_risk({**curves[label], name: curves[label][name]}, name, directions[name])[:, -1:]
-                      for label in (policy, control)))
-        for name in last
-    ]  # fmt: skip
+        np.subtract(*(as_risk(curves[label], name, directions[name])[:, -1:] for label in (policy, control))) for name in last
+    ]
     with at_look(look):
         worse = [float(sign[0]) for sign in signs_of_moments([seed_moments(rise) for rise in rises])] if rises else []
     details = []

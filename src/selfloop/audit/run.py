@@ -103,7 +103,7 @@ def run_audit(design: AuditDesign, runner: AuditRunner) -> Audit:
     result: Result | None = None
     spent = ""
     for look, limits in enumerate(limits_of_looks(design.looks, len(design.pairs)), 1):
-        spec = design.spec_at(limits.seeds)
+        spec = replace(design.spec, seeds=design.spec.seeds[: limits.seeds])
         done = len(result.spec.seeds) if result else 0
         seconds = runner.elapsed() / done * (limits.seeds - done) if done else 0.0
         try:

@@ -64,11 +64,10 @@ class CollapsingVariance(CurveCriterion):
         if answer == "no" and judging.answer_below(extrapolated, limit) != "no":
             answer = "undecided"
         verdict = Verdict("", "", answer, None, self.threshold, estimate, low, high, reason)
-        if answer == "undecided" and (interval.estimate or 0.0) < limit:
-            return judging.add_needed_seeds(verdict, interval, limit)
-        if answer == "undecided" and (extrapolated.estimate or 0.0) > limit:
-            return judging.add_needed_seeds(verdict, extrapolated, limit)
-        return verdict
+        is_below, stays_above = (interval.estimate or 0.0) < limit, (extrapolated.estimate or 0.0) > limit
+        if answer != "undecided" or not (is_below or stays_above):
+            return verdict
+        return judging.add_needed_seeds(verdict, interval if is_below else extrapolated, limit)
 
     def answer_by_law(self, reference: Reference, measured: Answer) -> tuple[Answer, str] | None:
         return ("undecided", reference.limit_by) if measured == "no" and reference.limit == "zero" else None

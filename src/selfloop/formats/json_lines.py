@@ -21,22 +21,18 @@ def measurement_to_json(measurement: Measurement) -> dict[str, Any]:
     return {**line, **dict(coordinates)}
 
 
-def to_json(value: Any, part: Callable[[Any], Any] = lambda value: value) -> Any:
-    """A value as JSON has it: dataclasses and coordinates as objects, arrays and sets as lists, numbers not finite as null.
-
-    `part` replaces values inside it before they are converted.
-    """
+def to_json(value: Any) -> Any:
+    """A value as JSON has it: dataclasses and coordinates as objects, arrays and sets as lists, numbers not finite as null."""
     import numpy as np
 
-    value = part(value)
     if is_dataclass(value):
         value = {f.name: getattr(value, f.name) for f in fields(value)}
     if isinstance(value, np.ndarray | np.generic):
         value = value.tolist()
     if isinstance(value, Mapping):
-        return {str(key): to_json(dict(item) if key == "coordinates" else item, part) for key, item in value.items()}
+        return {str(key): to_json(dict(item) if key == "coordinates" else item) for key, item in value.items()}
     if isinstance(value, list | tuple | set | frozenset):
-        return [to_json(item, part) for item in (sorted(value) if isinstance(value, set | frozenset) else value)]
+        return [to_json(item) for item in (sorted(value) if isinstance(value, set | frozenset) else value)]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 

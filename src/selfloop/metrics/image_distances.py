@@ -29,6 +29,7 @@ class ImageFrechetMetric(ImageMetric):
     """
 
     version: ClassVar[int] = 3
+    has_zero: ClassVar[bool] = True
     uses_holdout: ClassVar[bool] = True
 
     def measure_samples(self, snap: Snapshot, ctx: Context) -> Mapping[str, float]:
@@ -45,7 +46,6 @@ class PixelFrechet(ImageFrechetMetric):
     """
 
     name: ClassVar[str] = "pixel_frechet"
-    has_zero: ClassVar[bool] = True
     title: ClassVar[str] = "Frechet distance of sampled images to real ones"
     secondary_titles: ClassVar[Mapping[str, str]] = {
         "pixel_frechet_real": "Frechet distance of initial to held-out real images",
@@ -66,7 +66,6 @@ class FeatureFrechet(ImageFrechetMetric):
     """
 
     name: ClassVar[str] = "feature_frechet"
-    has_zero: ClassVar[bool] = True
     title: ClassVar[str] = "Frechet distance of sampled images to real ones, on features"
     secondary_titles: ClassVar[Mapping[str, str]] = {
         "feature_frechet_real": "Frechet distance of initial to held-out real images, on features",

@@ -180,11 +180,11 @@ class TailMass(TextMetric):
         return {self.name: sampled_share / real_share if real_share else NO_VALUE}
 
 
-def token_counts(rows: Columns, params: Params, max_length: int | None = None, n_prompt: Ints | None = None) -> Ints:
+def token_counts(rows: Columns, params: Params, max_length: int | None, n_prompt: Ints) -> Ints:
     """Count of every token in rows 0, 2, ... and in rows 1, 3, ..., without prompts and end tokens: (2, tokens)."""
     counts, first = np.zeros((2, 1), np.int64), 0
     for chunk in token_ngrams.row_chunks(cast(Ragged, rows["tokens"])):
-        skipped = None if n_prompt is None else n_prompt[first : first + len(chunk)]
+        skipped = n_prompt[first : first + len(chunk)]
         text = token_ngrams.texts({"tokens": chunk}, params, n_prompt=skipped, max_length=max_length)
         size = max(counts.shape[1], int(text.values.max(initial=0)) + 1)
         halves = (token_ngrams.row_indices(text) + first) % 2

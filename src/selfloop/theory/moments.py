@@ -240,11 +240,12 @@ class PolicyPrediction:
         return table_html(f"{self.policy}, n = {self.n:,}: exact expectations", rows)
 
 
-def _check_arguments(policy: Policy | str | Mapping[str, Any], n: int, generations: int) -> Policy:
+def _checked_world(
+    policy: Policy | str | Mapping[str, Any], n: int, generations: int, estimator: MomentEstimator | None
+) -> MomentsWorld:
     for name, value in (("n", n), ("generations", generations)):
         check_setting(Annotated[int, Ge(1)], value, name)
-    component: Policy = make_component("policy", policy, "policy")
-    return component
+    return MomentsWorld(make_component("policy", policy, "policy"), n, generations, estimator)
 
 
 def predict(
@@ -254,13 +255,12 @@ def predict(
 
     They are first fitted to n real rows, by default with maximum likelihood.
     """
-    component = _check_arguments(policy, n, generations)
-    world = MomentsWorld(component, n, generations, estimator)
+    world = _checked_world(policy, n, generations, estimator)
     curves = _follow(world)
     names = ("trained_rows", "real_mass", "data_age")
     columns = {name: np.array([getattr(entry, name) for entry in world.entries]) for name in names}
     columns |= {name: curves[name] for name in ("mean_error_multiplier", "variance_ratio")}
-    return PolicyPrediction(policy=component.name, n=n, **columns)
+    return PolicyPrediction(policy=world.label, n=n, **columns)
 
 
 def moment_curves(policy: Policy, n: int, generations: int, estimator: MomentEstimator | None = None) -> dict[str, Floats]:
@@ -304,7 +304,6 @@ def noise_ledger(
 
     Arguments and errors are those of `predict`.
     """
-    component = _check_arguments(policy, n, generations)
-    world = MomentsWorld(component, n, generations, estimator)
+    world = _checked_world(policy, n, generations, estimator)
     _follow(world)
-    return NoiseLedger(component.name, n, world.sources, world.squared_coefficients())
+    return NoiseLedger(world.label, n, world.sources, world.squared_coefficients())

@@ -241,13 +241,9 @@ class WebPrediction:
         return np.asarray(self.error / np.maximum(self.error[0], 1e-300))[:, :-1]
 
 
-def predict_web(web: Web) -> WebPrediction:
-    """Exact expectations of a scenario; the mean of simulated webs if a family has several candidates. Raises SpecError."""
-    return follow_web(web, [None] if all(family.candidates == 1 for family in web.families) else range(web.seeds))
-
-
-def follow_web(web: Web, seeds: Sequence[int | None]) -> WebPrediction:
-    """The mean over simulated webs; exact expectations for the seed None."""
+def predict_web(web: Web, seeds: Sequence[int | None] = ()) -> WebPrediction:
+    """The mean over simulated webs; exact expectations for the seed None, by default if all families have one candidate."""
+    seeds = seeds or ([None] if all(family.candidates == 1 for family in web.families) else range(web.seeds))
     batches = WebBatches(web)
     plans = [[batches.masses(t, m) for m in batches.readers] for t in range(1, web.generations + 1)]
     values = np.zeros((len(seeds), web.generations, len(batches.readers), 4))
