@@ -20,7 +20,6 @@ from selfloop.engine.curves import Curves
 from selfloop.engine.ensemble import ensemble_curves
 from selfloop.engine.executors import Notify, count_cores, execute
 from selfloop.engine.tasks import Task, plan_tasks, run_task
-from selfloop.engine.token_counts import sample_tokens
 from selfloop.errors import ChainEndedError, SpecError, StoreError
 from selfloop.formats.safetensors import flatten_columns
 from selfloop.report.theme import format_count
@@ -35,7 +34,7 @@ from selfloop.store.store import Store
 TOLERANCE = 1e-3  # between backends: of the largest absolute value of an array, and of a single value
 # A rounding difference can change a sampled token and all after it. Training amplifies it: 1e-7 in the initial parameters of
 # a VAE on digits became 0.03 of the largest parameter in 300 steps, and 0.14 in 2,000.
-UNSTABLE_STEPS = (steps.fit, steps.prepare_features, steps.sample, sample_tokens)
+UNSTABLE_STEPS = (steps.fit, steps.prepare_features, steps.sample, steps.sample_tokens)
 
 
 @dataclass(slots=True)

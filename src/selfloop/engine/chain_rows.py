@@ -10,7 +10,6 @@ from selfloop.columns import Params, count_rows
 from selfloop.component import Context, Sampler, Source
 from selfloop.engine import steps
 from selfloop.engine.arrivals import add_masks
-from selfloop.engine.token_counts import take_corpus_tokens
 from selfloop.protocols import CorpusSource, UsesEncoder
 from selfloop.rng import RandomStream
 from selfloop.spec.point import Point, place_rows
@@ -55,7 +54,7 @@ class ChainRows:
         elif t > 1 and source.has_fixed_design():
             return self.call(steps.redraw_outcomes, source, skipped + first, self.draw_inputs(t, n), ctx)
         elif self.point.spec.unit == "tokens":
-            batch = self.call(take_corpus_tokens, source, self.read_corpus(), skipped, first, n, ctx)
+            batch = self.call(steps.take_corpus_tokens, source, self.read_corpus(), skipped, first, n, ctx)
         else:
             batch = self._draw(skipped + first, n)
         self.real_rows[t] = batch
@@ -71,7 +70,7 @@ class ChainRows:
         """The first n rows of arrival t in this seed's order of them, with the columns and the encoding of the first one."""
         source, ctx = self.point.arrivals[t - 1], self.source_context().child("arrival", t)
         if self.point.spec.unit == "tokens":
-            return self.call(take_corpus_tokens, source, self.read_corpus(source), 0, 0, n, ctx)
+            return self.call(steps.take_corpus_tokens, source, self.read_corpus(source), 0, 0, n, ctx)
         batch = self._draw_rows(source, 0, n, ctx)
         masks = tuple(sorted(set(self.point.spec.source.schema()) - set(source.schema())))
         return self.call(add_masks, batch, masks) if masks else batch

@@ -1,4 +1,7 @@
-"""The stored steps of one chain. Each is a function of its arguments only, and they are its identity in the store."""
+"""The stored steps of one chain. Each is a function of its arguments only, and they are its identity in the store.
+
+Where the counts of a spec are tokens (`unit = "tokens"`), a batch has whole documents until there are that many tokens.
+"""
 
 from __future__ import annotations
 
@@ -12,13 +15,13 @@ from typing import cast
 import numpy as np
 
 from selfloop.columns import (
-    Array,
     Columns,
     ColumnType,
     Floats,
     Ints,
     Params,
     Ragged,
+    concat_rows,
     count_copies,
     count_rows,
     select_rows,
@@ -26,7 +29,6 @@ from selfloop.columns import (
 )
 from selfloop.component import Context, Family, Metric, Sampler, Source
 from selfloop.engine.arrivals import Arrived, read_arrived
-from selfloop.engine.token_counts import first_tokens, row_lengths
 from selfloop.errors import ChainEndedError, DataError
 from selfloop.formats.safetensors import ColumnWriter, NamedArrays, gather_rows, read_safetensors
 from selfloop.protocols import CorpusSource, SupportsRelabel, SupportsTrivialModel, UsesEncoder
@@ -57,15 +59,9 @@ def check_rows(source: Source, rows: Columns, schema: Mapping[str, ColumnType] |
             raise DataError(
                 f"source.{source.name}: column {name!r} has rows {row_type}; expected {expected.dtype}{list(expected.shape)}."
             )
-        if np.issubdtype(values.dtype, np.floating) and not _is_finite(values):
+        if np.issubdtype(values.dtype, np.floating) and not np.isfinite(values).all():
             raise DataError(f"source.{source.name}: column {name!r} contains NaN or infinity. Remove or impute those rows.")
     return rows
-
-
-def _is_finite(values: Array) -> bool:
-    """True if all values are finite. A finite sum proves it in one pass; an infinite sum may be an overflow."""
-    with np.errstate(over="ignore", invalid="ignore"):
-        return bool(np.isfinite(np.sum(values)) or np.isfinite(values).all())
 
 
 @stored_step("redraw_outcomes", version=1)
@@ -126,6 +122,21 @@ def take_corpus_rows(source: CorpusSource, corpus: Columns, first: int, n: int, 
             f"Set n so that the holdout and all batches of real rows have at most {len(order)} rows together."
         )
     return gather_rows(corpus, order[first : first + n], ctx.scratch)
+
+
+@stored_step("take_corpus_tokens", version=1)
+def take_corpus_tokens(source: CorpusSource, corpus: Columns, skipped: int, first: int, n: int, ctx: Context) -> Columns:
+    """The rows of a seed's permutation of a corpus that begin with its tokens first .. first + n - 1, after `skipped` rows."""
+    assert ctx.scratch is not None
+    order = source.order(corpus, ctx)[skipped:]
+    lengths = row_lengths(corpus)[order]
+    if first + n > lengths.sum():
+        raise DataError(
+            f"n: {first + n:,} real tokens are needed beside the holdout; {cast(Source, source).name} has {lengths.sum():,}. "
+            "Lower n, holdout or generations."
+        )
+    start, end = np.searchsorted(first_tokens(lengths), [first, first + n])
+    return gather_rows(corpus, order[start:end], ctx.scratch)
 
 
 @stored_step("warn_of_copies", version=1)
@@ -205,6 +216,16 @@ def fit(  # noqa: PLR0913  # they are the identity of a fit
     return params
 
 
+def first_tokens(lengths: Ints) -> Ints:
+    """Number of tokens before each row."""
+    return np.asarray(np.cumsum(lengths) - lengths, np.int64)
+
+
+def row_lengths(rows: Columns) -> Ints:
+    """Number of tokens of each row."""
+    return np.diff(cast(Ragged, rows["tokens"]).offsets)
+
+
 def rows_of_interval(rows: Columns, interval: RowInterval, unit: Unit = "rows") -> range:
     """Positions of the rows of an interval."""
     start, count = interval if isinstance(interval, tuple) else (0, interval)
@@ -229,6 +250,22 @@ def sample(family: Family, params: Params, n: int, sampler: Sampler, inputs: Col
         expected = ", ".join(family.required_columns) or "those of the source"
         raise DataError(f"family.{family.name}: sample returned columns {', '.join(rows) or 'none'}; expected {expected}.")
     return rows
+
+
+@stored_step("sample_tokens", version=1)
+def sample_tokens(family: Family, params: Params, n: int, sampler: Sampler, initial: Columns, ctx: Context) -> Columns:
+    """The first rows of a model that have n tokens together, the last one whole. Rows are sampled until there are enough."""
+    parts, lengths = [], np.zeros(0, np.int64)
+    mean = float(row_lengths(initial).mean())
+    initial = {**initial, **params} if sampler.reads_text() else initial
+    while (missing := n - int(lengths.sum())) > 0:
+        done, more = len(lengths), max(1, round(missing / mean))
+        prompts = sampler.draw_prompts(done + more, initial, ctx.child("prompts"))
+        inputs = select_rows(prompts, np.arange(done, done + more)) if prompts else {}
+        parts.append(family.sample(params, more, sampler, inputs, ctx.child("rows", done)))
+        lengths = np.concatenate([lengths, row_lengths(parts[-1])])
+        mean = max(1.0, float(lengths.mean()))
+    return select_rows(concat_rows(parts), np.arange(np.searchsorted(first_tokens(lengths), n)))
 
 
 @stored_step("match_tokens", version=1)

@@ -18,7 +18,6 @@ from selfloop.engine.curves import NOT_FINITE
 from selfloop.engine.measuring import measured_values
 from selfloop.engine.merging import merge_models
 from selfloop.engine.steps import STARVED
-from selfloop.engine.token_counts import sample_tokens
 from selfloop.errors import ChainEndedError
 from selfloop.spec.point import Point
 from selfloop.store.identity import ObjectRef
@@ -96,7 +95,7 @@ class StoredWorld:
         spec, ctx = self.point.spec, self.rows.context("sample", t, *(("round", round_) if round_ else ()))
         sampler = spec.sampler.for_generation(t, self.rows.truth())
         if spec.unit == "tokens":
-            return self.rows.call(sample_tokens, spec.family, model, n, sampler, self.rows.initial, ctx), None
+            return self.rows.call(steps.sample_tokens, spec.family, model, n, sampler, self.rows.initial, ctx), None
         inputs = self.rows.prompts_of(sampler, n) or self.rows.draw_inputs(t, n)
         return self.rows.call(steps.sample, spec.family, model, n, sampler, inputs, ctx), inputs
 

@@ -268,18 +268,6 @@ def _is_locked(descriptor: int, folder: Path) -> bool | None:
         return False if problem.errno in (errno.EWOULDBLOCK, errno.EACCES, errno.ENOENT) else None
 
 
-def remove_scratch(scratch: Path) -> None:
-    """Remove a step's folder at once: another process at the same step finds it complete, or absent and creates it."""
-    doomed = scratch.with_name(f"{scratch.name}.{os.getpid()}.removed")
-    with suppress(OSError):
-        if not any(scratch.iterdir()):
-            scratch.rmdir()
-            return
-        os.rename(scratch, doomed)
-        for _ in range(3):  # another process may still write into it
-            shutil.rmtree(doomed, ignore_errors=True)
-
-
 def provenance(step: str, seconds: float, threads: int, backend: dict[str, str]) -> dict[str, Any]:
     """Where, when and with what a record was made. It is not part of the record's key."""
     torch = sys.modules.get("torch")

@@ -8,6 +8,7 @@ Processes share a store without waiting: equal keys give equal files, and the fi
 from __future__ import annotations
 
 import json
+import shutil
 import time
 import warnings
 from collections import Counter
@@ -139,7 +140,7 @@ class Store:
         provenance = records.provenance(step_identity(call.step, self._code), seconds, threads, backends)
         body = {"key": call.key, "result": result, "provenance": provenance, "warnings": messages}
         stands = self.files.write_record(body)  # that of another process if it was faster, whose result may differ
-        records.remove_scratch(scratch)
+        shutil.rmtree(scratch, ignore_errors=True)  # this process alone has it
         return cast(Mapping[str, Any], stands["result"])
 
     def open_argument(
