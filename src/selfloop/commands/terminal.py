@@ -5,6 +5,7 @@ Progress, on standard error, is a table in a terminal, else a line at least ever
 
 from __future__ import annotations
 
+import codecs
 import os
 import signal
 import sys
@@ -16,6 +17,7 @@ from pathlib import Path
 from shutil import get_terminal_size
 from types import FrameType
 from typing import TYPE_CHECKING, Any, TextIO
+from unicodedata import combining, normalize
 
 from selfloop.errors import SelfloopError, SpecError, os_error_reason, printable, show_warnings_plainly
 from selfloop.formats.replacing import write_text
@@ -34,6 +36,7 @@ MIN_COLUMNS = 80  # below, the terminal breaks lines: narrower tables would brea
 PIPE_COLUMNS = 240  # line width where standard output is no terminal, so that lines do not wrap
 INTERRUPTED = 130  # exit code of typer after Ctrl-C
 TERMINATED = 143  # exit code after SIGTERM, with which schedulers end a job
+_SIMILAR = str.maketrans("▁▂▃▄▅▆▇█×–−“”·", '12345678x--""-') | {ord("→"): "->", ord("≥"): ">="}
 FIRST_SECONDS = 2.0  # without a line: an error of the spec comes sooner
 PRINT_SECONDS, POLL_SECONDS = 4.0, 0.5  # together below the 5 seconds that a command may print nothing
 
@@ -41,6 +44,7 @@ PRINT_SECONDS, POLL_SECONDS = 4.0, 0.5  # together below the 5 seconds that a co
 @contextmanager
 def plain_problems() -> Iterator[None]:
     """Show what a user can correct, and selfloop's warnings, as one line each; the exit code is then 2."""
+    codecs.register_error("similar", _similar)
     sys.stdout, sys.stderr = map(_tolerant, (sys.stdout, sys.stderr))
     show_warnings_plainly()
     terminated: list[int] = []
@@ -111,16 +115,23 @@ class _Output(FileIO):
 
 
 def _tolerant(stream: TextIO | None) -> TextIO:
-    """The stream, which takes everything when it is closed, and escapes for characters that its encoding lacks."""
+    """The stream, which takes everything when it is closed, and similar characters for those that its encoding lacks."""
     if stream is None:
         return Path(os.devnull).open("w")  # open until the end
     if isinstance(stream, TextIOWrapper):
-        stream.reconfigure(errors="backslashreplace")
+        stream.reconfigure(errors="similar")
         if stream in (sys.__stdout__, sys.__stderr__) and not stream.isatty():
             buffer = BufferedWriter(_Output(stream.fileno(), "w", closefd=False))
             by_line = stream.line_buffering or stream.write_through  # the latter with PYTHONUNBUFFERED
-            return TextIOWrapper(buffer, stream.encoding, stream.errors, line_buffering=by_line)
+            return TextIOWrapper(buffer, stream.encoding, "similar", line_buffering=by_line)
     return stream
+
+
+def _similar(problem: UnicodeError) -> tuple[str, int]:
+    assert isinstance(problem, UnicodeEncodeError)
+    text = normalize("NFKD", problem.object[problem.start : problem.end].translate(_SIMILAR))
+    without_accents = "".join(character for character in text if not combining(character))
+    return without_accents.encode("ascii", "backslashreplace").decode(), problem.end
 
 
 def show(output: str | Table) -> None:
