@@ -209,6 +209,25 @@ def test_compiled_code_that_was_changed_is_not_loaded(change, compiled):
 
 
 @needs_compiler
+def test_what_processes_left_that_were_killed_while_compiling_is_removed_when_it_is_old(compiled, monkeypatch):
+    def leave(config, path):
+        shutil.copytree(path.parent, path.parent.with_name(f"left-{path.parent.name}"))
+        path.parent.with_name("file.part").touch()  # of an older version
+        return True
+
+    monkeypatch.setattr(decoder_c, "_passes_test", leave)
+    (file,), _ = compiled()
+    left = sorted(file.parent.glob("*.part"))
+    assert [path.is_dir() for path in left] == [False, True]
+    assert compiled() == ([file], 1)
+    assert sorted(file.parent.glob("*.part")) == left
+    for path in left:
+        os.utime(path, (0, 0))
+    assert compiled() == ([file], 1)
+    assert [*file.parent.iterdir()] == [file]
+
+
+@needs_compiler
 def test_a_folder_that_others_can_write_is_not_used(compiled):
     (file,), _ = compiled()
     file.parent.chmod(0o777)

@@ -136,6 +136,15 @@ def test_a_program_that_hangs_is_ended_with_its_children_in_their_own_session_to
         assert not is_running(int((tmp_path / "pid").read_text()))
 
 
+def test_a_program_that_hangs_is_ended_with_its_children_even_if_its_watcher_was_killed(tmp_path, monkeypatch):
+    monkeypatch.setattr(programs, "WATCH", "read group; kill -s KILL $$")
+    started = time.monotonic()
+    with pytest.raises(ProgramError, match=r"^took more than 2 s and was ended$"):
+        run(python(forks(tmp_path), time_limit=2.0), tmp_path)
+    assert time.monotonic() - started < 30  # both sleep for 60 s
+    assert not is_running(int((tmp_path / "pid").read_text()))
+
+
 def test_children_that_a_program_leaves_are_ended_and_its_end_is_not_missed(tmp_path):
     for how in ("", "os.setsid()"):
         (tmp_path / "pid").unlink(missing_ok=True)

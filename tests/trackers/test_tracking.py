@@ -183,6 +183,14 @@ def test_a_missing_extra_is_one_sentence_with_the_command(tmp_path: Path, monkey
     assert not (tmp_path / "store").exists()
 
 
+def test_a_tool_of_which_only_the_folder_is_there_is_a_missing_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tracking, "split_tracker", lambda text: (text, ""))  # it finds the folder
+    monkeypatch.setitem(sys.modules, "trackio", None)
+    monkeypatch.delitem(sys.modules, "selfloop.trackers.trackio", raising=False)
+    with pytest.raises(MissingExtraError, match=r"^track: 'trackio': needs trackio, .* pip install 'selfloop\[trackio\]'$"):
+        tracking.open_tracker("trackio")
+
+
 def test_the_command_line_finds_a_missing_extra_before_it_loads_anything_heavy(tmp_path: Path) -> None:
     code = (
         "import sys\nsys.modules['tensorboard'] = None\n"

@@ -34,6 +34,7 @@ UNGUARDED_ADVICE = (
     '`if __name__ == "__main__":`.'
 )
 SECONDS_BETWEEN_NOTES = 0.5
+PR_SET_PDEATHSIG = 1  # of Linux's prctl: the signal that a process gets when its parent ends
 
 # Torch's random generators, the number of threads of libraries, and the environment belong to the whole process.
 _THIS_PROCESS = threading.RLock()
@@ -143,7 +144,8 @@ class _Pool:
             )
         parent_end, worker_end = spawn.Pipe()
         device = self.devices.pop(0) if self.devices else None
-        process = spawn.Process(target=_worker_main, args=(self.run_task, worker_end, self.threads), daemon=True)
+        arguments = (self.run_task, worker_end, self.threads, threading.current_thread() is threading.main_thread())
+        process = spawn.Process(target=_worker_main, args=arguments, daemon=True)
         try:
             with _THIS_PROCESS, _inherited(self.threads, device, needs_main), _start_with_interrupts_blocked():
                 process.start()
@@ -240,9 +242,8 @@ def _start_with_interrupts_blocked() -> Iterator[None]:
         signal.raise_signal(arrived_number)
 
 
-def _worker_main(run_task: RunTask, connection: Connection, threads: int) -> None:
-    with suppress(RuntimeError):  # a limit of threads: then the worker ends at its next message
-        threading.Thread(target=_end_with_parent, daemon=True).start()
+def _worker_main(run_task: RunTask, connection: Connection, threads: int, from_main_thread: bool) -> None:
+    _end_with_parent(from_main_thread)
     show_warnings_plainly()
     connection.send(("ready", None))
     with suppress(EOFError, ConnectionError):  # the parent has no more tasks, or has ended
@@ -279,12 +280,21 @@ def run_and_send(run_task: RunTask, task: Any, threads: int, send: Callable[[tup
         return False
 
 
-def _end_with_parent() -> None:
-    """Wait until the parent has ended, however it ends, and end this process."""
+def _end_with_parent(from_main_thread: bool) -> None:
+    """End this process when its parent ends, however it ends."""
     parent = multiprocessing.parent_process()
     assert parent is not None
-    parent.join()
-    os._exit(1)
+
+    def end() -> None:
+        parent.join()
+        os._exit(1)
+
+    with suppress(RuntimeError):  # a limit of threads: on Linux, the signal does it alone
+        threading.Thread(target=end, daemon=True).start()
+    if sys.platform == "linux" and from_main_thread:  # at once, even if a library holds the interpreter's lock
+        import ctypes
+
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # it counts the end of the thread that started this process
 
 
 @contextmanager

@@ -14,7 +14,7 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -130,6 +130,8 @@ class Program:
                     cast(IO[bytes], watcher.stdin).write(f"{process.pid}\n".encode())
                     in_time = _pump(process, sinks, lambda: time.monotonic() < deadline and len(answer) <= MAX_ANSWER_BYTES)
                 finally:
+                    with suppress(ProcessLookupError, PermissionError):  # even if the watcher was killed
+                        os.killpg(process.pid, signal.SIGKILL)
                     watcher.communicate()
                 end = time.monotonic() + DRAIN_SECONDS
                 _pump(None, sinks, lambda: time.monotonic() < end)

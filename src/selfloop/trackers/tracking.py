@@ -17,7 +17,7 @@ from pathlib import Path
 from PIL import Image
 
 from selfloop.engine.run import OnMeasured
-from selfloop.errors import SettingError, first_line
+from selfloop.errors import SettingError, first_line, missing_extra
 from selfloop.report.charts import on_paper, to_png
 from selfloop.report.gallery import GalleryView, read_galleries, view_gallery
 from selfloop.report.theme import policy_styles
@@ -40,6 +40,8 @@ def open_tracker(text: str) -> Tracker:
     name, target = split_tracker(text)
     try:
         tracker: Tracker = getattr(import_module(f"selfloop.trackers.{name}"), f"{name.title()}Tracker")(target)
+    except ModuleNotFoundError as problem:  # although there is a folder of its name
+        raise missing_extra(f"track: {name!r}", name) from problem
     except Exception as problem:  # of any kind: the tool's own
         raise SettingError("track", f"{text} cannot be opened ({first_line(problem)}). Correct its target.") from problem
     return tracker

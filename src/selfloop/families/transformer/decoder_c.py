@@ -12,6 +12,7 @@ import stat
 import subprocess
 import sys
 import tempfile
+import time
 import warnings
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -135,7 +136,11 @@ def is_private(path: Path) -> bool:
 
 
 def _find(folder: Path, name: str) -> ctypes.CDLL | None:
-    """The library in a folder; damaged ones are deleted."""
+    """The library in a folder; damaged ones, and what processes left that were killed while compiling, are deleted."""
+    for path in folder.glob("*.part"):  # a folder, or a file of an older version
+        with suppress(OSError):  # another process has just deleted it
+            if time.time() - path.lstat().st_mtime > 2 * COMPILE_SECONDS:
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
     for path in folder.glob(f"{name}-*.so"):
         if is_private(path) and path.name == f"{name}-{_digest(path.read_bytes())}.so":
             return ctypes.CDLL(str(path))
@@ -144,7 +149,7 @@ def _find(folder: Path, name: str) -> ctypes.CDLL | None:
 
 
 def _compile(folder: Path, name: str, command: list[str], config: decoder.TransformerConfig) -> ctypes.CDLL:
-    with tempfile.TemporaryDirectory(dir=folder) as new_folder:
+    with tempfile.TemporaryDirectory(".part", f"{name}.", folder) as new_folder:
         library = Path(new_folder, "library.so")
         if run_for([*command, "-o", str(library)], COMPILE_SECONDS) != 0 or not library.is_file():
             raise _CompilerError("cannot compile")
