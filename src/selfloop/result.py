@@ -190,11 +190,12 @@ class Result:
 
         In a sweep over n, a criterion also receives the risk at every n with the other coordinates equal, as "risk@n=100".
         """
-        verdicts = Verdicts()
+        verdicts, curves_of = Verdicts(), {point.coordinates: self.curves(point.coordinates) for point in self.points}
         known_of = {(point.coordinates, label): _references(point, policy) for point, label, policy in self._policies()}
         for point, label, policy in self._policies():
-            spec, measured = point.spec, self.curves(point.coordinates)
-            curves, references = {**measured[label], **self._risks(label, point)}, {**known_of[point.coordinates, label]}
+            spec, measured = point.spec, curves_of[point.coordinates]
+            curves = {**measured[label], **self._risks(label, point, curves_of)}
+            references = {**known_of[point.coordinates, label]}
             control = next((name for name, of in spec.controls().items() if of == label), "")
             for name, curve in measured[control].items() if control else ():
                 references[name] = replace(references.get(name, Reference()), control=curve, control_by=control)
@@ -243,10 +244,10 @@ class Result:
             reasons |= {*row[: codes.shape[1]]} - plain or {*row} - plain or {NO_MEASUREMENT}
         return {curves.statuses[code] for code in reasons}
 
-    def _risks(self, policy: str, point: Point) -> dict[str, Floats]:
+    def _risks(self, policy: str, point: Point, curves_of: Mapping[Coordinates, PolicyCurves]) -> dict[str, Floats]:
         risks = {}
         for other in self.points:
-            risk = self.curves(other.coordinates).get(policy, {}).get(other.spec.risk_metric() or "")
+            risk = curves_of[other.coordinates].get(policy, {}).get(other.spec.risk_metric() or "")
             if risk is not None and _without_n(other) == _without_n(point):
                 risks[f"risk@n={other.n}"] = risk
                 if other is point:

@@ -121,11 +121,15 @@ def budget_rows(takes: Sequence[EnsembleTake], *names: str) -> tuple[list[Array]
     """The named columns of the rows drawn under a budget, (seeds, budget, ...) each, and the weight of every row."""
     masks = [np.asarray(take.indices) for take in takes]
     joined = np.concatenate(masks, axis=1)
-    drawn = joined.sum(axis=1, keepdims=True)
-    positions = np.argsort(~joined, axis=1, kind="stable")[:, : drawn.max()]
+    is_curated = any(take.row_weights is not None for take in takes)
+    if is_curated:  # a seed may have drawn fewer rows than the budget; others of weight 0 fill them up
+        drawn = joined.sum(axis=1, keepdims=True)
+        positions = np.argsort(~joined, axis=1, kind="stable")[:, : drawn.max()]
+    else:
+        positions = np.nonzero(joined)[1].reshape(len(joined), -1)
     ends = np.cumsum([mask.shape[1] for mask in masks])
     weights = np.array([take.weight for take in takes])[np.searchsorted(ends, positions, side="right")]
-    if any(take.row_weights is not None for take in takes):  # a seed may have drawn fewer rows than the budget
+    if is_curated:
         weights = weights * gather_across_takes([take.weights() for take in takes], positions)
         weights = np.where(np.arange(positions.shape[1]) < drawn, weights, 0)
     return [gather_across_takes([np.asarray(take.rows[name]) for take in takes], positions) for name in names], weights

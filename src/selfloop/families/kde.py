@@ -12,7 +12,7 @@ import numpy as np
 from selfloop.columns import Array, Columns, Floats, Ints, Params
 from selfloop.component import Context, Sampler
 from selfloop.errors import DataError
-from selfloop.families.ensemble import EnsembleFamily, gather_across_takes, has_budget, sum_in_order, taken_rows, weighted_rows
+from selfloop.families.ensemble import EnsembleFamily, gather_across_takes, has_budget, taken_rows, weighted_rows
 from selfloop.families.trivial import normal_nll
 from selfloop.protocols import EnsembleFit, SeedStreams
 from selfloop.settings import PositiveFloat
@@ -105,8 +105,10 @@ class Kde(EnsembleFamily):
         points, width = np.asarray(rows["x"], np.float64), np.asarray(params["bandwidth"], np.float64)
         sums = [_cached_log_sum(take, points, width) for take in takes]
         top = reduce(np.maximum, sums)
-        shares = [np.exp(np.maximum(of_take - top, MIN_EXPONENT)) for of_take in sums]
-        total = sum_in_order([take.weight * share for take, share in zip(takes, shares, strict=True)])
+        total, share = np.zeros_like(top), np.empty_like(top)
+        for take, of_take in zip(takes, sums, strict=True):
+            np.maximum(np.subtract(of_take, top, out=share), MIN_EXPONENT, out=share)
+            total += take.weight * np.exp(share, out=share)
         mass = sum(take.weight * taken_rows(take, "x").shape[1] for take in takes)
         return np.asarray(top + np.log(total / mass) - _log_normalizer(width)[:, None])
 

@@ -136,10 +136,11 @@ class ImageMetric(SampleMetric):
         `equal_rows` cuts both to the same number of rows, for values that depend on it. Initial rows that the features were
         learned from, which fresh rows are not like, are left out.
         """
-        sampled, real = feature_vectors(snap, "samples"), feature_vectors(snap, kind)
-        real = real[1::2] if kind == "initial" and self.features.learns_features() else real
-        n_rows = min(len(sampled), len(real), max_rows or len(real)) if equal_rows else max_rows
-        return sampled[:n_rows], real[:n_rows]
+        sampled, real = (np.asarray(snap.features[name]["features"]) for name in ("samples", kind))
+        step = 2 if kind == "initial" and self.features.learns_features() else 1
+        n_rows = min(len(sampled), len(real) // step, max_rows or len(real)) if equal_rows else max_rows
+        n_read = None if n_rows is None else n_rows * step
+        return np.asarray(sampled[:n_rows], np.float64), np.asarray(real[:n_read], np.float64)[step - 1 :: step]
 
 
 def feature_vectors(snap: Snapshot, kind: str) -> Floats:

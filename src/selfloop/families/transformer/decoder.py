@@ -26,6 +26,7 @@ MAPS: dict[Arch, list[tuple[list[str], str | None]]] = {  # of a layer: names of
     ],
 }
 Arch = Literal["gpt2", "llama"]
+BLOCK_NUMBERS = 2**18  # random numbers that are computed at a time
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,7 +81,12 @@ class DecodeRequest:
 
     def uniforms(self) -> Floats:
         """Numbers in [0, 1) that decide the token at each position of each row, (rows, max_tokens)."""
-        return token_uniforms(self.random_key, self.numbers[:, None], np.arange(self.max_tokens))
+        table, positions = np.empty((len(self.numbers), self.max_tokens)), np.arange(self.max_tokens)
+        n_rows = max(1, BLOCK_NUMBERS // max(1, self.max_tokens))
+        for first in range(0, len(table), n_rows):
+            block = slice(first, first + n_rows)
+            table[block] = token_uniforms(self.random_key, self.numbers[block, None], positions)
+        return table
 
 
 def build_decoder_weights(config: TransformerConfig, params: Params) -> DecoderWeights:
